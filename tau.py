@@ -1,0 +1,5053 @@
+"""Tau: pipelines that an agent can deploy, run and inspect, one command each.
+
+The file is laid out in the order a request travels.  Calls go down the page, or up into Part I.
+
+    Part I    the shared words    1 Words   2 Records   3 Signatures   4 Wire   5 Settings
+    Part II   the client, `tau`   6 Command line   7 Terminal   8 Client
+                 │ one JSON document a line, over a socket
+    Part III  the daemon, `taud`  9 Daemon   10 Server   11 Operations   12 Executor   13 Feed   14 Store
+                 │ one JSON document a line: jobs over a socket, the trace through a journal file
+    Part IV   the run process     15 Fork server   16 Run process   17 Pipeline API
+
+`tau run hello`, in one read:
+  main §6 builds one parser from the signature of `run` §11 and calls Client.call §8;
+  the line reaches Connection §10, which checks it and calls the operation `run` §11;
+  Store §14 makes the run durable and, in the same commit, Executor.admit §12 moves it to running;
+  ForkServer §15 creates the journal (that is the permission to start) and forks;
+  run_process §16 loads the deployed file and calls your function with a PipelineContext §17;
+  its records go to the journal; the fork server appends the end record when the process is gone;
+  Executor §12 reads the journal, `verdict` turns it into an outcome, Store §14 keeps it;
+  Feed §13 wakes the waiting `run` §11; Connection §10 answers; main §6 prints and exits 0 or 1.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextvars
+import io
+import json
+import os
+import socket
+import sys
+import time
+
+#: Type checkers take it for True; importing typing costs the client 4 ms.
+TYPE_CHECKING = False
+
+if TYPE_CHECKING:
+    import asyncio
+    import base64
+    import ctypes
+    import difflib
+    import fcntl
+    import grp
+    import hashlib
+    import linecache
+    import logging
+    import pwd
+    import queue
+    import random
+    import re
+    import reprlib
+    import resource
+    import select
+    import shutil
+    import signal
+    import sqlite3
+    import struct
+    import tempfile
+    import threading
+    import tomllib
+    from asyncio import Protocol
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+    from types import CodeType, FrameType, TracebackType
+    from typing import Any, TypeVar
+
+    Json = dict[str, Any]
+    Function = TypeVar("Function", bound=Callable[..., Any])
+    Answer = TypeVar("Answer")
+else:
+    Protocol = object  # asyncio asks for the methods of a protocol, not for its class
+
+    class Later:
+        """A module that is imported when its first attribute is read.
+
+        The client must answer in 30 ms and these modules together cost 100.
+        """
+
+        def __init__(self, name: str) -> None:
+            self.__dict__["name"] = name
+
+        def __getattr__(self, attribute: str) -> Any:
+            name = self.__dict__["name"]
+            module = globals()[name] = __import__(name)  # the global is the module from now on
+            return getattr(module, attribute)
+
+    asyncio, base64, ctypes, difflib, fcntl, grp = map(
+        Later, ("asyncio", "base64", "ctypes", "difflib", "fcntl", "grp")
+    )
+    hashlib, linecache, logging, pwd, queue = map(Later, ("hashlib", "linecache", "logging", "pwd", "queue"))
+    random, re, reprlib, resource, select = map(Later, ("random", "re", "reprlib", "resource", "select"))
+    shutil, signal, sqlite3, struct = map(Later, ("shutil", "signal", "sqlite3", "struct"))
+    tempfile, threading, tomllib = map(Later, ("tempfile", "threading", "tomllib"))
+
+__all__ = ["Client", "PipelineContext", "Step", "TauError", "pipeline"]
+__version__ = "0.1.0"
+
+# === Part I: the shared words ==============================================================
+# Read once, used everywhere.  No state, no heavy import.
+
+# --- 1. Words ------------------------------------------------------------------------------
+# Owns the vocabulary: statuses and their moves, limits, errors, ids, time, the identity of a process.
+# Calls nothing.  Promises that a word means the same in Python, SQL, JSON and on the command line.
+
+#: Version of the wire protocol, told by `hello` and `status`.
+PROTOCOL = 1
+
+#: Version of the journal's records; a newer taud reads every older one.
+JOURNAL_FORMAT = 1
+
+#: status → the statuses a run may move to next.  Any other move is somebody arriving too late.
+MOVES: dict[str, tuple[str, ...]] = {
+    "queued": ("running", "cancelled"),
+    "running": ("success", "failed", "timed_out", "cancelled", "lost", "retrying"),
+    "retrying": ("running", "cancelled", "failed"),
+    "success": (),
+    "failed": (),
+    "timed_out": (),
+    "cancelled": (),
+    "lost": (),
+}
+FINAL = tuple(status for status, moves in MOVES.items() if not moves)
+FAILURES = ("failed", "timed_out", "lost")
+TRIGGERS = ("manual", "schedule", "catchup", "retry", "chain", "backfill", "webhook", "heal")
+LEVELS = ("debug", "info", "warning", "error")
+
+#: A request line, once the peer is known, and before.
+LINE_BYTES_MAX = 8 << 20
+LINE_BYTES_STRANGER = 8 << 10
+JSON_DEPTH_MAX = 64
+INT_DIGITS_MAX = 20
+CONNECTIONS_MAX = 1024
+IN_FLIGHT_MAX = 64
+BATCH_MAX = 1000
+WRITE_BUFFER_BYTES = 1 << 20
+#: A request must be complete, and a blocked reader must read on, within this time.
+PATIENCE_S = 30.0
+HELLO_S = 5.0
+LIST_MAX = 10_000
+SOURCE_BYTES_MAX = 4 << 20
+PARAMS_BYTES_MAX = 256 << 10
+ERROR_BYTES_MAX = 64 << 10
+LOG_LINE_BYTES_MAX = 16 << 10
+LOG_TAIL = 200
+STEPS_MAX = 10_000
+DOCUMENT_BYTES = 6_000
+RESULT_SHOWN_BYTES = 2_000
+
+NAME_RULE = r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}"
+
+
+# TauError
+#   BadRequest       malformed or impossible as asked                 exit 2
+#     ParseError     not one JSON document in UTF-8                   exit 2
+#     InvalidRequest JSON, but not a request                          exit 2
+#     UnknownMethod  no such operation                                exit 2
+#   LoadFailed       the pipeline file does not load                  exit 2
+#   NotFound         no such pipeline, version or run                 exit 3
+#   Forbidden        not allowed                                      exit 4
+#   Conflict         legal, but not now                               exit 5
+#   QueueFull        too many runs are waiting                        exit 5
+#   StorageFull      no room on the disk                              exit 5
+#   Unavailable      no daemon answers                                exit 6
+#   Internal         a bug in Tau                                     exit 9
+
+
+class TauError(Exception):
+    """Anything Tau refuses or fails to do, in one shape for shell, socket and agent.
+
+    `hint` is a command or a sentence that says what to do next; `detail` is more JSON for the reader.
+    """
+
+    code, number, exit, retryable = "internal", -32603, 9, False
+
+    def __init__(self, message: str, hint: str = "", **detail: Any) -> None:
+        super().__init__(message)
+        self.hint, self.detail = hint, detail
+
+    def to_json(self) -> Json:
+        """The error as the command line prints it."""
+        face = {"code": self.code, "message": str(self), "hint": self.hint, "retryable": self.retryable}
+        return face | self.detail
+
+    def to_wire(self) -> Json:
+        """The error as a JSON-RPC 2.0 error object."""
+        data = {"code": self.code, "hint": self.hint, "retryable": self.retryable} | self.detail
+        return {"code": self.number, "message": str(self), "data": data}
+
+
+class BadRequest(TauError):
+    """The caller asked for something malformed."""
+
+    code, number, exit = "bad_request", -32602, 2
+
+
+class ParseError(BadRequest):
+    """A line that is not one JSON document in UTF-8."""
+
+    code, number = "parse_error", -32700
+
+
+class InvalidRequest(BadRequest):
+    """JSON that is not a request."""
+
+    code, number = "invalid_request", -32600
+
+
+class UnknownMethod(BadRequest):
+    """No such operation."""
+
+    code, number = "method_not_found", -32601
+
+
+class LoadFailed(TauError):
+    """The pipeline file does not load."""
+
+    code, number, exit = "load_failed", -32002, 2
+
+
+class NotFound(TauError):
+    """No such pipeline, version or run."""
+
+    code, number, exit = "not_found", -32004, 3
+
+
+class Forbidden(TauError):
+    """The caller may not do this."""
+
+    code, number, exit = "forbidden", -32005, 4
+
+
+class Conflict(TauError):
+    """Legal, but not now."""
+
+    code, number, exit = "conflict", -32006, 5
+
+
+class QueueFull(TauError):
+    """Too many runs are waiting."""
+
+    code, number, exit, retryable = "queue_full", -32007, 5, True
+
+
+class StorageFull(TauError):
+    """The disk has no room for the fact; nothing was recorded."""
+
+    code, number, exit, retryable = "storage_full", -32008, 5, True
+
+
+class Unavailable(TauError):
+    """No daemon answers at this address, or it is going away."""
+
+    code, number, exit, retryable = "unavailable", -32009, 6, True
+
+
+class Internal(TauError):
+    """A bug in Tau; the daemon's log has the traceback."""
+
+
+ERRORS: dict[str, type[TauError]] = {
+    kind.code: kind
+    for kind in (
+        *(BadRequest, ParseError, InvalidRequest, UnknownMethod, LoadFailed, NotFound, Forbidden),
+        *(Conflict, QueueFull, StorageFull, Unavailable, Internal),
+    )
+}
+
+
+def did_you_mean(word: str, words: Iterable[str], otherwise: str = "") -> str:
+    """A hint that names the nearest of *words*, or *otherwise*."""
+    near = difflib.get_close_matches(word, list_of(words), 1, 0.5)
+    return f"did you mean '{near[0]}'? {otherwise}".strip() if near else otherwise
+
+
+def check_name(name: str) -> None:
+    """BadRequest unless this can be a pipeline's name: it becomes a word of commands and a directory."""
+    if not re.fullmatch(NAME_RULE, name):
+        hint = "letters, digits, '_', '.', '-', at most 128, the first a letter or digit"
+        raise BadRequest(f"{name[:200]!r} cannot be a pipeline's name", hint)
+
+
+def list_of(words: Iterable[str]) -> list[str]:
+    """The words, each once, in order."""
+    return [*dict.fromkeys(words)]
+
+
+def rfc3339(seconds: float) -> str:
+    """An instant (seconds since the epoch) as RFC 3339 UTC text with milliseconds and `Z`."""
+    whole, millis = divmod(int(seconds * 1000), 1000)
+    return f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(whole))}.{millis:03d}Z"
+
+
+#: Crockford's base 32: sorts like the number it spells, and no letter is mistaken for a digit.
+ID_LETTERS = "0123456789abcdefghjkmnpqrstvwxyz"
+ID_LENGTH = 14
+ID_SALT_BITS = 25
+
+
+def spell_id(number: int) -> str:
+    """A run id: 45 bits of milliseconds and 25 of salt as 14 characters that sort by time."""
+    return "".join(ID_LETTERS[number >> shift & 31] for shift in range(5 * (ID_LENGTH - 1), -1, -5))
+
+
+def read_id(text: str) -> int:
+    """The number that *text* spells; the inverse of spell_id."""
+    number = 0
+    for letter in text:
+        number = number << 5 | ID_LETTERS.index(letter)
+    return number
+
+
+def boot_id() -> str:
+    """What distinguishes this boot of the machine from the others; empty where it cannot be known."""
+    try:
+        with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
+            return file.read().strip()
+    except OSError:
+        return ""
+
+
+def process_started(pid: int) -> str | None:
+    """When a process started, in the kernel's own ticks since boot; None when there is no such process.
+
+    A pid alone may by now belong to a stranger; pid and start time together name one process of one boot.
+    A zombie counts as gone: it runs nothing any more.
+    """
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            fields = file.read().rpartition(b")")[2].split()  # the name before it may hold spaces
+        return None if fields[0] in (b"Z", b"X") else fields[19].decode()
+    except OSError:
+        if os.path.exists("/proc/self/stat"):
+            return None
+    try:  # no /proc (macOS): existence is the best that can be known
+        os.kill(pid, 0)
+        return ""
+    except ProcessLookupError:
+        return None
+    except PermissionError:
+        return ""
+
+
+def is_alive(process: Json) -> bool:
+    """Whether the very process that wrote this identity (pid, started, boot) still runs."""
+    started: str | None = process["started"]
+    return process["boot"] == boot_id() and process_started(process["pid"]) == started
+
+
+def send_signal(process: Json, number: int) -> bool:
+    """Signal a run's whole process group, if its leader is still the one we mean; False when it is gone."""
+    if not is_alive(process):
+        return False
+    try:
+        os.killpg(process["pid"], number)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def make_directory(path: str) -> None:
+    """The directory exists afterwards, for its owner alone."""
+    os.makedirs(path, mode=0o700, exist_ok=True)
+
+
+# --- 2. Records ----------------------------------------------------------------------------
+# Owns the shape of what is remembered: the SQL schema and the columns that are JSON.
+# Calls Words.  Promises that a column, a JSON key and an option for the same thing share one name.
+
+#: Marks the file as Tau's for `file(1)` and for ourselves: "tau1".
+APPLICATION_ID = 0x74617531
+
+#: Migration n brings a database from user_version n to n + 1.  Never edit a released one.
+MIGRATIONS = (
+    """
+    CREATE TABLE pipelines (
+        name TEXT PRIMARY KEY, version INTEGER NOT NULL, deployed INTEGER NOT NULL,
+        created_at TEXT NOT NULL, updated_at TEXT NOT NULL
+    ) STRICT, WITHOUT ROWID;
+
+    CREATE TABLE versions (
+        pipeline TEXT NOT NULL REFERENCES pipelines (name), version INTEGER NOT NULL,
+        sha256 TEXT NOT NULL, entry TEXT NOT NULL, function TEXT NOT NULL,
+        options TEXT NOT NULL, deployed_at TEXT NOT NULL, actor TEXT NOT NULL,
+        PRIMARY KEY (pipeline, version)
+    ) STRICT, WITHOUT ROWID;
+
+    CREATE TABLE runs (
+        run_id TEXT PRIMARY KEY, pipeline TEXT NOT NULL, version INTEGER NOT NULL, status TEXT NOT NULL,
+        "trigger" TEXT NOT NULL, attempt INTEGER NOT NULL, params TEXT NOT NULL, key TEXT,
+        scheduled_for TEXT, queued_at TEXT NOT NULL, started_at TEXT, finished_at TEXT,
+        duration_ms REAL, result TEXT, error TEXT,
+        FOREIGN KEY (pipeline, version) REFERENCES versions (pipeline, version)
+    ) STRICT, WITHOUT ROWID;
+    CREATE INDEX runs_of_pipeline ON runs (pipeline, run_id);
+    CREATE INDEX runs_by_status ON runs (pipeline, status, run_id);
+    CREATE UNIQUE INDEX runs_by_key ON runs (pipeline, key) WHERE key IS NOT NULL;
+    CREATE INDEX runs_queued ON runs (run_id) WHERE status = 'queued';
+    CREATE INDEX runs_live ON runs (run_id) WHERE status IN ('running', 'retrying');
+    CREATE INDEX runs_broken ON runs (finished_at, run_id) WHERE status IN ('failed', 'timed_out', 'lost');
+
+    -- One try of a run.  `position` is how far its journal has been read: it moves in the same
+    -- transaction as the rows made from it, so nothing is read twice and nothing is missed.
+    CREATE TABLE attempts (
+        run_id TEXT NOT NULL REFERENCES runs (run_id) ON DELETE CASCADE, attempt INTEGER NOT NULL,
+        journal TEXT NOT NULL, position TEXT NOT NULL, process TEXT, outcome TEXT, ended TEXT,
+        stopping TEXT, log_lines INTEGER NOT NULL, log_dropped INTEGER NOT NULL,
+        PRIMARY KEY (run_id, attempt)
+    ) STRICT, WITHOUT ROWID;
+
+    CREATE TABLE steps (
+        run_id TEXT NOT NULL REFERENCES runs (run_id) ON DELETE CASCADE, attempt INTEGER NOT NULL,
+        step INTEGER NOT NULL, parent INTEGER, name TEXT NOT NULL, path TEXT NOT NULL, status TEXT NOT NULL,
+        started_at TEXT NOT NULL, duration_ms REAL, rows_in INTEGER, rows_out INTEGER, error TEXT,
+        n INTEGER NOT NULL, finished_n INTEGER, finished_at TEXT,
+        PRIMARY KEY (run_id, attempt, step)
+    ) STRICT, WITHOUT ROWID;
+
+    CREATE TABLE logs (
+        run_id TEXT NOT NULL REFERENCES runs (run_id) ON DELETE CASCADE, attempt INTEGER NOT NULL,
+        n INTEGER NOT NULL, at TEXT NOT NULL, level TEXT NOT NULL, step TEXT, stream TEXT,
+        message TEXT NOT NULL, fields TEXT,
+        PRIMARY KEY (run_id, attempt, n)
+    ) STRICT, WITHOUT ROWID;
+
+    CREATE TABLE events (
+        seq INTEGER PRIMARY KEY, at TEXT NOT NULL, type TEXT NOT NULL,
+        pipeline TEXT, run_id TEXT, data TEXT NOT NULL, actor TEXT NOT NULL
+    ) STRICT;
+    CREATE INDEX events_of_run ON events (run_id, seq) WHERE run_id IS NOT NULL;
+
+    -- Counting a million rows takes 50 ms; these rows are moved by the same transaction as the run.
+    CREATE TABLE totals (status TEXT PRIMARY KEY, runs INTEGER NOT NULL) STRICT, WITHOUT ROWID;
+    CREATE TRIGGER run_added AFTER INSERT ON runs BEGIN
+        UPDATE totals SET runs = runs + 1 WHERE status = new.status;
+    END;
+    CREATE TRIGGER run_moved AFTER UPDATE OF status ON runs WHEN old.status <> new.status BEGIN
+        UPDATE totals SET runs = runs - 1 WHERE status = old.status;
+        UPDATE totals SET runs = runs + 1 WHERE status = new.status;
+    END;
+    CREATE TRIGGER run_removed AFTER DELETE ON runs BEGIN
+        UPDATE totals SET runs = runs - 1 WHERE status = old.status;
+    END;
+    INSERT INTO totals VALUES ('queued', 0), ('running', 0), ('retrying', 0), ('success', 0),
+        ('failed', 0), ('timed_out', 0), ('cancelled', 0), ('lost', 0);
+    """,
+)
+
+#: Columns that hold JSON text; they become values when a row leaves the store.
+JSON_COLUMNS = frozenset(
+    ("params", "result", "error", "options", "data", "fields", "position", "process", "outcome", "ended")
+)
+
+
+def to_document(row: sqlite3.Row) -> Json:
+    """A row of the store as a JSON object with the same names."""
+    return {
+        key: json.loads(value) if value is not None and key in JSON_COLUMNS else value
+        for key, value in zip(row.keys(), row, strict=True)
+    }
+
+
+def bare_error(kind: str, type_name: str, message: str) -> Json:
+    """An error document (of a run, attempt or load) that knows no place in user code; all its keys, in order."""
+    places: Json = dict.fromkeys(("step", "file", "line", "code"))
+    document = {"kind": kind, "type": type_name, "message": message, **places, "frames": [], "cause": None}
+    return document | {"fingerprint": fingerprint(kind, type_name, message if kind == "died" else "")}
+
+
+def fingerprint(*parts: str) -> str:
+    """Twelve hex digits that are the same for failures of the same kind at the same place."""
+    return hashlib.sha256("\n".join(parts).encode("utf-8", "replace")).hexdigest()[:12]
+
+
+# --- 3. Signatures -------------------------------------------------------------------------
+# Owns OPERATIONS: from an operation's signature and docstring come dispatch, checks, argparse, JSON Schema, help.
+# Calls Words.  Promises that an operation is declared once and that its faces cannot disagree.
+
+
+class Kind:
+    """A type that an argument may have: how JSON is checked, described, and read from the shell."""
+
+    __slots__ = ("from_shell", "schema", "types")
+
+    def __init__(self, types: tuple[type, ...], schema: Json, from_shell: Callable[[str], Any]) -> None:
+        self.types, self.schema, self.from_shell = types, schema, from_shell
+
+
+def read_object(text: str) -> Any:
+    """JSON from the shell: the text itself, `@file`, or `-` for standard input."""
+    if text == "-":
+        text = sys.stdin.read()
+    elif text.startswith("@"):
+        try:
+            with open(text[1:], encoding="utf-8") as file:
+                text = file.read()
+        except (OSError, UnicodeDecodeError) as problem:
+            raise BadRequest(f"cannot read {text[1:]}: {problem}", "give the path of a JSON file") from None
+    try:
+        return json.loads(text)
+    except ValueError as problem:
+        raise BadRequest(f"not JSON: {problem}", 'an object looks like \'{"key": "value"}\'') from None
+
+
+def read_pair(text: str) -> tuple[str, Any]:
+    """`key=value` from the shell; the value is JSON if it parses as JSON, else text."""
+    key, equals, value = text.partition("=")
+    if not equals or not key:
+        raise BadRequest(f"'{text}' is not key=value", "write -p day=2026-01-01")
+    try:
+        return key, json.loads(value)
+    except ValueError:
+        return key, value
+
+
+def read_files(path: str) -> list[Json]:
+    """The file at *path* as the wire carries it: its name and its text, or base64 if it is not UTF-8."""
+    import stat
+
+    try:
+        # Never open a fifo or a device: it would hang or never end.
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            raise BadRequest(f"{path} is not a regular file", "tau deploy my_pipeline.py")
+        with open(path, "rb") as file:
+            content = file.read(SOURCE_BYTES_MAX + 1)
+    except OSError as problem:
+        raise BadRequest(f"cannot read {path}: {problem.strerror}", "give the path of a Python file") from None
+    if len(content) > SOURCE_BYTES_MAX:
+        raise LoadFailed(
+            f"{path} is larger than {SOURCE_BYTES_MAX:,} bytes", "keep data out of the source", file=path
+        )
+    try:
+        return [{"path": os.path.basename(path), "text": content.decode("utf-8")}]
+    except UnicodeDecodeError:
+        return [{"path": os.path.basename(path), "base64": base64.b64encode(content).decode("ascii")}]
+
+
+#: annotation → what it means.  `| None` makes an argument optional and adds nothing else.
+KINDS = {
+    "str": Kind((str,), {"type": "string"}, str),
+    "int": Kind((int,), {"type": "integer"}, int),
+    "float": Kind((int, float), {"type": "number"}, float),
+    "bool": Kind((bool,), {"type": "boolean"}, bool),
+    "Json": Kind((dict,), {"type": "object"}, read_object),
+    "list[str]": Kind((list,), {"type": "array", "items": {"type": "string"}}, str),
+    "list[Json]": Kind((list,), {"type": "array", "items": {"type": "object"}}, read_files),
+}
+
+
+class Argument:
+    """One argument of an operation, as its signature and docstring declare it."""
+
+    __slots__ = ("default", "flags", "kind", "meaning", "name", "optional", "positional", "required")
+
+    def __init__(self, name: str, annotation: str, default: Any, positional: bool, doc: tuple[str, str]):
+        self.name, self.positional = name, positional
+        kind, _, null = annotation.partition(" | ")
+        self.kind, self.optional = kind, bool(null)
+        self.required = default is ...
+        self.default = None if self.required else default
+        flags, self.meaning = doc
+        self.flags = flags.split() or [("--no-" if default is True else "--") + name.replace("_", "-")]
+
+    def check(self, value: Any) -> Any:
+        """The value, if JSON of this type was meant; BadRequest otherwise."""
+        kind = KINDS[self.kind]
+        if value is None and self.optional:
+            return None
+        if self.kind == "list[str]" and type(value) is str:
+            return [value]
+        wanted = kind.schema["type"]
+        if type(value) not in kind.types:
+            raise BadRequest(f"'{self.name}' must be {wanted}, not {json_type(value)}", self.meaning)
+        items = kind.schema.get("items")
+        if items is not None and any(json_type(item) != items["type"] for item in value):
+            raise BadRequest(f"'{self.name}' must be a list of {items['type']}s", self.meaning)
+        return value
+
+    def schema(self) -> Json:
+        """This argument as JSON Schema."""
+        face = dict(KINDS[self.kind].schema)
+        if self.optional:
+            face["type"] = [face["type"], "null"]
+        face["description"] = self.meaning
+        return face if self.required or self.default is None else face | {"default": self.default}
+
+
+class Operation:
+    """One thing Tau can do: its handler, its effect, and the faces derived from them."""
+
+    def __init__(self, handler: Callable[..., Awaitable[Json]], effect: str) -> None:
+        self.handler, self.effect = handler, effect
+        self.name = handler.__name__.rstrip("_")
+        self.known: dict[str, Argument] | None = None
+
+    @property
+    def summary(self) -> str:
+        """The first line of the docstring."""
+        return (self.handler.__doc__ or "").partition("\n")[0]
+
+    @property
+    def arguments(self) -> dict[str, Argument]:
+        """The arguments by name, in the order of the signature; read from it once."""
+        if self.known is None:
+            self.known = {argument.name: argument for argument in self.read_signature()}
+        return self.known
+
+    def read_signature(self) -> Iterator[Argument]:
+        """The arguments, from what a function carries anyway: no import of inspect or typing."""
+        function: Any = self.handler
+        code, defaults = function.__code__, function.__defaults__ or ()
+        names = code.co_varnames[1 : code.co_argcount + code.co_kwonlyargcount]
+        positional = names[: code.co_argcount - 1]
+        values = dict(zip(positional[len(positional) - len(defaults) :], defaults, strict=True))
+        values |= function.__kwdefaults__ or {}
+        docs = dict(self.read_docstring())
+        for name in names:
+            annotation = function.__annotations__[name]
+            doc = docs.get(name, ("", ""))
+            yield Argument(name, annotation, values.get(name, ...), name in positional, doc)
+
+    def read_docstring(self) -> Iterator[tuple[str, tuple[str, str]]]:
+        """(name, (flags, meaning)) for each `name --flag  meaning` line of the docstring's last block."""
+        name, flags, meaning = "", "", ""
+        for line in (self.handler.__doc__ or "").splitlines()[1:]:
+            if line.startswith("        ") and name:
+                meaning += " " + line.strip()
+                continue
+            if name:
+                yield name, (flags, meaning)
+            head, _, meaning = line.strip().partition("  ")
+            name, _, flags = head.partition(" ")
+            meaning = meaning.strip()
+            if not meaning:
+                name = ""
+        if name:
+            yield name, (flags, meaning)
+
+    def check(self, given: Json) -> Json:
+        """The arguments to call the handler with; BadRequest names what is unknown, missing or wrong."""
+        arguments = self.arguments
+        for name in given:
+            if name not in arguments:
+                hint = did_you_mean(name, arguments, f"`tau {self.name} --help` lists them")
+                raise BadRequest(f"'{self.name}' has no argument '{name}'", hint)
+        for argument in arguments.values():
+            if argument.required and argument.name not in given:
+                raise BadRequest(f"'{self.name}' needs '{argument.name}'", f"`tau {self.name} --help`")
+        return {name: arguments[name].check(value) for name, value in given.items()}
+
+    def schema(self) -> Json:
+        """The arguments as JSON Schema."""
+        arguments = self.arguments.values()
+        return {
+            "type": "object",
+            "properties": {argument.name: argument.schema() for argument in arguments},
+            "required": [argument.name for argument in arguments if argument.required],
+            "additionalProperties": False,
+        }
+
+
+OPERATIONS: dict[str, Operation] = {}
+
+
+def operation(effect: str) -> Callable[[Function], Function]:
+    """A decorator that enters its function into OPERATIONS with this effect."""
+
+    def register(handler: Function) -> Function:
+        entry = Operation(handler, effect)
+        OPERATIONS[entry.name] = entry
+        return handler
+
+    return register
+
+
+reads, writes, destroys = operation("reads"), operation("writes"), operation("destroys")
+
+JSON_TYPES = {str: "string", bool: "boolean", int: "integer", float: "number", dict: "object", list: "array"}
+
+
+def json_type(value: Any) -> str:
+    """What JSON calls the type of *value*."""
+    return JSON_TYPES.get(type(value), "null")
+
+
+# --- 4. Wire -------------------------------------------------------------------------------
+# Owns the line: one JSON-RPC 2.0 document in UTF-8, at most LINE_BYTES_MAX.  Addresses.
+# Calls Words.  Promises that whatever decode() returns can be stored and encoded again.
+#
+#   → {"jsonrpc": "2.0", "id": 1, "method": "run", "params": {"name": "hello"}}
+#   ← {"jsonrpc": "2.0", "method": "event", "params": {"request": 1, "seq": 7, "type": "step.finished", …}}
+#   ← {"jsonrpc": "2.0", "id": 1, "result": {…}}     or     "error": {"code", "message", "data"}
+
+encode_json = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode
+
+
+def encode(document: Any) -> bytes:
+    """A document as one line."""
+    return encode_json(document).encode("utf-8", "replace") + b"\n"
+
+
+def decode(line: bytes) -> Any:
+    """The document of a line.  ParseError if it is none; InvalidRequest if it is nested too deeply.
+
+    json.loads alone would take UTF-16, NaN, 1e999 as infinity, and lone surrogates that no one can store.
+    """
+    try:
+        document = DECODER.decode(line.decode("utf-8"))
+        if b"\\u" in line:
+            encode_json(document).encode("utf-8")
+    except RecursionError:
+        raise InvalidRequest(*TOO_DEEP) from None
+    except ValueError as problem:
+        raise ParseError(f"not JSON: {problem}", "one JSON document a line, in UTF-8") from None
+    # Depth cannot exceed the number of opening brackets, which is far cheaper to count.
+    if line.count(b"[") + line.count(b"{") > JSON_DEPTH_MAX and depth(document) > JSON_DEPTH_MAX:
+        raise InvalidRequest(*TOO_DEEP)
+    return document
+
+
+TOO_DEEP = (f"nested more than {JSON_DEPTH_MAX} deep", "send flatter JSON")
+
+
+def depth(document: Any) -> int:
+    """How deeply arrays and objects are nested; without recursion, for it may be very deep."""
+    level, here = 0, [document]
+    while here := [item for item in here if isinstance(item, (dict, list))]:
+        level += 1
+        here = [child for item in here for child in (item.values() if isinstance(item, dict) else item)]
+    return level
+
+
+def finite(text: str) -> float:
+    """A JSON number; ValueError if it is too large for a float."""
+    number = float(text)
+    if number in (float("inf"), float("-inf")):
+        raise ValueError(f"{text} is out of range")
+    return number
+
+
+def short_int(text: str) -> int:
+    """A JSON integer; ValueError if SQLite could not hold it."""
+    if len(text) > INT_DIGITS_MAX or not -(1 << 63) <= int(text) < 1 << 63:
+        raise ValueError(f"{text[:INT_DIGITS_MAX]} is out of range")
+    return int(text)
+
+
+def no_constant(text: str) -> Any:
+    """NaN and Infinity are not JSON."""
+    raise ValueError(f"{text} is not JSON")
+
+
+DECODER = json.JSONDecoder(parse_float=finite, parse_int=short_int, parse_constant=no_constant)
+
+
+def response(request: Any, result: Json) -> Json:
+    """The answer to a request."""
+    return {"jsonrpc": "2.0", "id": request, "result": result}
+
+
+def refusal(request: Any, error: TauError) -> Json:
+    """The answer to a request that is refused or has failed."""
+    return {"jsonrpc": "2.0", "id": request, "error": error.to_wire()}
+
+
+def parse_address(text: str) -> tuple[str, str, int]:
+    """(family, path or host, port) of `unix:///path`, `tcp://host:port`, `http://host:port` or `host:port`."""
+    scheme, marks, rest = text.partition("://")
+    if not marks:
+        scheme, rest = "tcp", text
+    if scheme == "unix":
+        return "unix", rest, 0
+    host, colon, port = rest.rstrip("/").rpartition(":")
+    if scheme not in ("tcp", "http") or not colon or not port.isascii() or not port.isdigit():
+        raise BadRequest(f"'{text}' is not an address", "unix:///path/tau.sock or tcp://127.0.0.1:8400")
+    return "tcp", host.strip("[]"), int(port)
+
+
+class SocketPath:
+    """A Unix socket's path that fits its 108 bytes: `with` it, use `.path`.
+
+    A longer one is reached through its directory's descriptor.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.path, self.directory = path, -1
+        if len(os.fsencode(path)) > 103 and sys.platform == "linux":
+            self.directory = os.open(os.path.dirname(path), os.O_RDONLY | os.O_DIRECTORY)
+            self.path = f"/proc/self/fd/{self.directory}/{os.path.basename(path)}"
+
+    def __enter__(self) -> SocketPath:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self.directory >= 0:
+            os.close(self.directory)
+
+
+# --- 5. Settings ---------------------------------------------------------------------------
+# Owns every setting as a row, and where a home, a configuration file and a key are found.
+# Calls Words.  Promises one precedence: flag, then environment, then file, then default.
+
+
+class Setting:
+    """One row of configuration: its default's type is its type."""
+
+    __slots__ = ("default", "environment", "flag", "meaning", "name", "section")
+
+    def __init__(self, section: str, name: str, default: Any, environment: str, flag: str, meaning: str):
+        self.section, self.name, self.default = section, name, default
+        self.environment, self.flag, self.meaning = environment, flag, meaning
+
+    def convert(self, value: Any, origin: str) -> Any:
+        """The value as this setting's type; BadRequest names the origin."""
+        wanted = type(self.default)
+        try:
+            if wanted in (int, float) and not isinstance(value, bool):
+                number = wanted(value)
+                if number >= 0:
+                    return number
+            elif isinstance(value, wanted):
+                return value
+        except ValueError:
+            pass
+        hint = f"{self.meaning}; the default is {encode_json(self.default)}"
+        raise BadRequest(f"{origin}: {self.name} must be a {NUMBER_NAMES[wanted]}", hint)
+
+
+NUMBER_NAMES = {int: "whole number of 0 or more", float: "number of 0 or more", str: "text"}
+
+SETTINGS = (
+    Setting("daemon", "host", "", "", "--host", "address to listen on besides the Unix socket"),
+    Setting("daemon", "port", 0, "TAU_PORT", "--port", "TCP port; 0 means the Unix socket only"),
+    Setting("daemon", "log_level", "info", "TAU_LOG_LEVEL", "--log-level", "debug, info, warning or error"),
+    Setting("daemon", "group", "", "", "", "group that may use the socket besides the owner"),
+    Setting("daemon", "start_method", "fork", "TAU_START_METHOD", "", "how runs start: fork or spawn"),
+    Setting("daemon", "load_timeout_s", 10.0, "", "", "time a pipeline file has to load at deploy"),
+    Setting("daemon", "stop_grace_s", 10.0, "", "", "time between asking a run to stop and killing it"),
+    Setting("database", "url", "sqlite:///tau.db", "TAU_DATABASE_URL", "", "where the store is"),
+    Setting("scheduler", "max_concurrent", 10, "", "--max-concurrent", "runs at the same time"),
+    Setting("scheduler", "max_queued", 100_000, "", "", "runs that may wait"),
+    Setting("limits", "log_lines", 10_000, "", "", "log lines kept of a run; the rest is counted"),
+    Setting("limits", "log_bytes", 8 << 20, "", "", "log bytes kept of a run; the rest is counted"),
+    Setting("limits", "result_bytes", 1 << 20, "", "", "largest result of a run"),
+)
+
+CHOICES = {"log_level": LEVELS, "start_method": ("fork", "spawn")}
+
+
+def find_home(flag: str | None) -> str:
+    """The home directory of the daemon, absolute: --home, $TAU_HOME, systemd's, XDG's, the user's."""
+    environ = os.environ
+    if path := flag or environ.get("TAU_HOME") or environ.get("STATE_DIRECTORY"):
+        return os.path.abspath(path)
+    state = environ.get("XDG_STATE_HOME") or os.path.join(os.path.expanduser("~"), ".local", "state")
+    return os.path.abspath(os.path.join(state, "tau"))
+
+
+def find_config(flag: str | None, home: str) -> str | None:
+    """The configuration file: --config, $TAU_CONFIG, <home>/tau.toml, /etc/tau/tau.toml; the first there is."""
+    if named := flag or os.environ.get("TAU_CONFIG"):
+        return os.path.abspath(named)
+    usual = (os.path.join(home, "tau.toml"), "/etc/tau/tau.toml")
+    return next((path for path in usual if os.path.exists(path)), None)
+
+
+def read_settings(flags: Mapping[str, Any], config: str | None) -> Json:
+    """Every setting by name: flag, then environment, then file, then default."""
+    file = read_config(config) if config else {}
+    settings = {}
+    for row in SETTINGS:
+        value, origin = row.default, ""
+        if flags.get(row.name) is not None:
+            value, origin = flags[row.name], row.flag
+        elif row.environment and os.environ.get(row.environment):
+            value, origin = os.environ[row.environment], f"${row.environment}"
+        elif row.name in file.get(row.section, {}):
+            value, origin = file[row.section][row.name], f"{config} [{row.section}]"
+        settings[row.name] = row.convert(value, origin) if origin else value
+        if row.name in CHOICES and settings[row.name] not in CHOICES[row.name]:
+            hint = did_you_mean(settings[row.name], CHOICES[row.name], "one of " + ", ".join(CHOICES[row.name]))
+            raise BadRequest(f"{origin}: {row.name} cannot be '{settings[row.name]}'", hint)
+    return settings
+
+
+def read_config(path: str) -> Json:
+    """The tables of a configuration file; BadRequest for anything Tau does not know."""
+    try:
+        with open(path, "rb") as file:
+            tables = tomllib.load(file)
+    except OSError as problem:
+        raise BadRequest(f"cannot read {path}: {problem.strerror}", "check --config and TAU_CONFIG") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as problem:
+        raise BadRequest(f"{path}: {problem}", "it must be TOML") from None
+    for section, table in tables.items():
+        names = [row.name for row in SETTINGS if row.section == section]
+        if not names or not isinstance(table, dict):
+            hint = did_you_mean(section, list_of(row.section for row in SETTINGS))
+            raise BadRequest(f"{path}: unknown section [{section}]", hint)
+        for name in table:
+            if name not in names:
+                raise BadRequest(f"{path}: unknown key '{name}' in [{section}]", did_you_mean(name, names))
+    return tables
+
+
+def database_path(url: str, home: str) -> str:
+    """The file of a `sqlite:///path` URL, relative to the home."""
+    scheme, marks, path = url.partition(":///")
+    if scheme not in ("sqlite", "sqlite+aiosqlite") or not marks or not path:
+        hint = "write sqlite:///tau.db (relative to the home) or sqlite:////absolute/path.db"
+        raise BadRequest(f"the store is SQLite; it cannot be '{scheme}'", hint)
+    return os.path.join(home, path)
+
+
+# === Part II: the client ===================================================================
+# Short-lived, synchronous, light.  Speaks to the daemon in lines only.
+
+# --- 6. Command line -----------------------------------------------------------------------
+# Owns argv, stdout, stderr and the exit code of `tau`.  Calls Terminal and Client.
+# Promises one JSON document (or one a line) on stdout, everything else on stderr, and never a traceback.
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The `tau` command: returns its exit code (DESIGN: 0 done, 1 run failed, 2 bad input, 3 not found, …)."""
+    words = [*(sys.argv[1:] if argv is None else argv)]
+    try:
+        return command(words)
+    except TauError as problem:
+        return complain(problem, "--json" in words)
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        # The reader of our stdout has gone; let the interpreter's last flush go nowhere.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return 0
+    except Exception as bug:
+        where = bug.__traceback__
+        while where is not None and where.tb_next is not None:
+            where = where.tb_next
+        line = where.tb_lineno if where is not None else 0
+        report = Internal(f"{type(bug).__name__}: {bug} (tau.py:{line})", "please report this")
+        return complain(report, "--json" in words)
+
+
+def complain(problem: TauError, as_json: bool) -> int:
+    """Prints an error on stderr, for a person or as JSON; returns its exit code."""
+    if sys.stderr.isatty() and not as_json and os.environ.get("TAU_OUTPUT") != "json":
+        text = f"error: {printable(str(problem))}"
+        if problem.hint:
+            text += f"\n hint: {printable(problem.hint)}"
+    else:
+        text = encode_json({"error": problem.to_json()})
+    print(text, file=sys.stderr)
+    return problem.exit
+
+
+def command(words: list[str]) -> int:
+    """Runs one command line; the exit code."""
+    name, rest = split_command(words)
+    if name is None or (name == "help" and not rest):
+        print(overview())
+        return 0
+    if name == "help":
+        name, rest = rest[0], ["--help"]
+    chosen = OPERATIONS.get(name)
+    if chosen is None:
+        raise BadRequest(f"no command '{name}'", did_you_mean(name, OPERATIONS, "`tau --help` lists them"))
+    parser = build_parser(chosen)
+    options = vars(parser.parse_args(rest))
+    view = View(options.pop("json", False))
+    with Client(options.pop("host", None), options.pop("home", None)) as client:
+        params = read_params(chosen, options)
+        return FACES.get(name, show_answer)(client, chosen, params, view)
+
+
+#: Options of every command, with whether they take a value.
+COMMON = {"--host": True, "--home": True, "--json": False}
+
+
+def split_command(words: list[str]) -> tuple[str | None, list[str]]:
+    """The command's name and all other words; common options may stand before the name."""
+    skip = False
+    for position, word in enumerate(words):
+        if skip:
+            skip = False
+        elif word in ("-h", "--help"):
+            return None, words
+        elif word == "--version":
+            return "version", words[:position] + words[position + 1 :]
+        elif word.startswith("-"):
+            option, equals, _ = word.partition("=")
+            if option not in COMMON:
+                raise BadRequest(f"unknown option {option}", did_you_mean(option, COMMON, "`tau --help`"))
+            skip = COMMON[option] and not equals
+        else:
+            return word, words[:position] + words[position + 1 :]
+    return None, words
+
+
+def overview() -> str:
+    """One screen: what Tau is and every command with its summary."""
+    lines = ["tau: deploy, run and inspect pipelines of a taud daemon.", "", "usage: tau COMMAND [...]", ""]
+    lines += [f"  {name:<10} {entry.summary}" for name, entry in OPERATIONS.items()]
+    lines += ["", "  tau COMMAND --help     the arguments of one command"]
+    lines += ["  --home DIR, --host ADDRESS, --json     which daemon, and JSON on a terminal too"]
+    return "\n".join(lines)
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse whose complaints are BadRequest."""
+
+    def error(self, message: str) -> Any:
+        """Raises instead of printing usage and exiting."""
+        raise BadRequest(message, f"`{self.prog} --help`")
+
+
+def help_format(prog: str) -> argparse.HelpFormatter:
+    """Help of one width everywhere: the README can show it, and argparse need not import shutil."""
+    return argparse.HelpFormatter(prog, max_help_position=32, width=96)
+
+
+def build_parser(chosen: Operation) -> Parser:
+    """The argparse parser of one operation, derived from its signature."""
+    parser = Parser(
+        prog=f"tau {chosen.name}", description=chosen.summary, formatter_class=help_format, allow_abbrev=False
+    )
+    for argument in chosen.arguments.values():
+        add_argument(parser, argument)
+    common = parser.add_argument_group("which daemon, and how to print")
+    common.add_argument("--home", metavar="DIR", help="home of the daemon (TAU_HOME)")
+    common.add_argument("--host", metavar="ADDRESS", help="unix:///path or tcp://host:port (TAU_HOST)")
+    common.add_argument("--json", action="store_true", help="JSON, on a terminal too")
+    return parser
+
+
+def add_argument(parser: Parser, argument: Argument) -> None:
+    """One argument of an operation becomes one of the shell's; what is not given is not sent."""
+    meaning = argument.meaning.replace("%", "%%")
+    metavar = "FILE" if argument.kind == "list[Json]" else argument.name.upper()
+    if argument.positional:
+        count = "+" if argument.kind == "list[str]" else None if argument.required else "?"
+        parser.add_argument(argument.name, nargs=count, metavar=metavar, help=meaning)
+    elif argument.kind == "bool":
+        parser.add_argument(
+            *argument.flags, dest=argument.name, action="store_const", const=not argument.default, help=meaning
+        )
+    elif argument.kind == "Json":
+        long = [flag for flag in argument.flags if flag.startswith("--")]
+        short = [flag for flag in argument.flags if flag not in long]
+        parser.add_argument(*long, dest=argument.name, metavar="JSON", help=meaning)
+        parser.add_argument(
+            *short, dest="pairs", action="append", metavar="KEY=VALUE", help="one of them; repeatable"
+        )
+    else:
+        parser.add_argument(*argument.flags, dest=argument.name, metavar=metavar, help=meaning)
+
+
+def read_params(chosen: Operation, options: Json) -> Json:
+    """What argparse found, as the params of a request; BadRequest says what does not parse."""
+    pairs = options.pop("pairs", None)
+    params: Json = {}
+    for name, value in options.items():
+        argument = chosen.arguments[name]
+        if value is not None and isinstance(value, str):
+            try:
+                params[name] = KINDS[argument.kind].from_shell(value)
+            except ValueError:
+                wanted = KINDS[argument.kind].schema["type"]
+                raise BadRequest(
+                    f"{argument.flags[0]}: '{value}' is not a {wanted}", argument.meaning
+                ) from None
+        elif value is not None:
+            params[name] = value
+    if pairs:
+        given = params.get("params", {})
+        params["params"] = {**given, **dict(map(read_pair, pairs))} if isinstance(given, dict) else given
+    return chosen.check(params)
+
+
+def show_answer(client: Client, chosen: Operation, params: Json, view: View) -> int:
+    """Calls the operation and prints its answer."""
+    view.show(chosen.name, client.call(chosen.name, params))
+    return 0
+
+
+def run_command(client: Client, chosen: Operation, params: Json, view: View) -> int:
+    """`tau run`: always with a key, so that a lost connection can be repeated; live on a terminal."""
+    own_key = "key" not in params
+    if own_key:
+        params["key"] = os.urandom(12).hex()
+    follow = params.get("follow", False)
+    live = view.people and params.get("wait", True) and not follow
+    if live:
+        params["follow"] = True
+    watch = view.event if follow else view.live if live else None
+    document = client.call("run", params, watch)
+    if own_key:
+        document.pop("deduplicated", None)
+    view.end_live()
+    view.show("run", document)
+    return exit_of(document)
+
+
+def wait_command(client: Client, chosen: Operation, params: Json, view: View) -> int:
+    """`tau wait`: the worst exit code of the runs waited for."""
+    document = client.call("wait", params)
+    view.show("wait", document)
+    return max(exit_of(run) for run in document.get("runs", [document]))
+
+
+def exit_of(document: Json) -> int:
+    """0 for success or not yet asked to wait, 1 for any other end, 7 for having given up waiting."""
+    if document.get("waited") is False:
+        return 7
+    return 1 if document["status"] in FINAL and document["status"] != "success" else 0
+
+
+def logs_command(client: Client, chosen: Operation, params: Json, view: View) -> int:
+    """`tau logs`: with --follow each line as it comes."""
+    if params.get("follow"):
+        client.call("logs", params, view.log_line)
+        return 0
+    return show_answer(client, chosen, params, view)
+
+
+def code_command(client: Client, chosen: Operation, params: Json, view: View) -> int:
+    """`tau code`: the bare source on a terminal or with --raw, else JSON."""
+    document = client.call("code", params)
+    if view.people or params.get("raw"):
+        sys.stdout.write(document["source"])
+        return 0
+    view.show("code", document)
+    return 0
+
+
+def version_command(client: Client, chosen: Operation, params: Json, view: View) -> int:
+    """`tau version`: works without a daemon too."""
+    document: Json = {"version": __version__, "python": sys.version.split()[0], "daemon": None}
+    try:
+        document["daemon"] = client.call("version", {})["version"]
+    except Unavailable:
+        pass
+    view.show("version", document)
+    return 0
+
+
+def shutdown_command(client: Client, chosen: Operation, params: Json, view: View) -> int:
+    """`tau shutdown`: returns when the daemon is gone."""
+    document = client.call("shutdown", params)
+    client.wait_for_end()
+    view.show("shutdown", document)
+    return 0
+
+
+#: Commands that do more than call and print.
+FACES = {
+    "run": run_command,
+    "wait": wait_command,
+    "logs": logs_command,
+    "code": code_command,
+    "version": version_command,
+    "shutdown": shutdown_command,
+}
+
+
+# --- 7. Terminal ---------------------------------------------------------------------------
+# Owns how answers look: compact JSON for programs, tables and a live view for people.
+# Calls Words.  Promises that text from outside cannot control the terminal.
+
+
+def printable(text: str) -> str:
+    """The text with its control characters spelled out, so that a log line cannot drive a terminal."""
+    return "".join(c if c.isprintable() or c in "\t\n" else c.encode("unicode_escape").decode() for c in text)
+
+
+def one_line(text: str, width: int) -> str:
+    """The text in one line of at most *width* characters."""
+    flat = printable(text).replace("\n", " ⏎ ").replace("\t", " ")
+    return flat if len(flat) <= width else flat[: width - 1] + "…"
+
+
+COLOURS = {"success": "32", "failed": "31", "timed_out": "31", "lost": "31", "error": "31", "running": "36"}
+COLOURS |= {"warning": "33", "cancelled": "33", "queued": "2", "debug": "2", "dim": "2", "bold": "1"}
+
+#: list answer → the key of its rows and the columns shown.
+TABLES = {
+    "list": ("pipelines", ("name", "version", "last_status", "last_run_at", "tags", "description")),
+    "runs": ("runs", ("run_id", "pipeline", "version", "status", "trigger", "queued_at", "duration_ms")),
+    "errors": ("errors", ("run_id", "pipeline", "status", "finished_at", "where", "what")),
+    "wait": ("runs", ("run_id", "pipeline", "status", "duration_ms")),
+}
+
+
+class View:
+    """stdout: text for people on a terminal, JSON for everybody else."""
+
+    def __init__(self, as_json: bool) -> None:
+        self.people = not as_json and os.environ.get("TAU_OUTPUT") != "json" and sys.stdout.isatty()
+        self.colours = self.people and not os.environ.get("NO_COLOR")
+        self.current = ""  # the live line at the cursor, not yet ended
+
+    def show(self, name: str, document: Json) -> None:
+        """Prints the one answer of a command."""
+        if not self.people:
+            text = encode_json(document)
+        elif name in TABLES and TABLES[name][0] in document:
+            text = self.table(document, *TABLES[name])
+        elif name in ("inspect", "show", "schema"):
+            text = json.dumps(document, ensure_ascii=False, indent=2)
+        elif name in ("run", "wait") and "trace" in document:
+            text = self.summary(document)
+        elif name == "logs":
+            text = "\n".join(map(self.log_text, document["lines"]))
+        else:
+            text = self.pairs(document)
+        if text:
+            print(text, flush=True)
+
+    def paint(self, text: str, style: str) -> str:
+        """The text in the colour of a status, where colours are wanted."""
+        return f"\x1b[{COLOURS[style]}m{text}\x1b[0m" if self.colours and style in COLOURS else text
+
+    def table(self, document: Json, key: str, columns: tuple[str, ...]) -> str:
+        """Rows under headings, and how to get what is not shown."""
+        rows = document[key]
+        if not rows:
+            return f"no {key}"
+        cells = [[one_line(cell(row, column), 60) for column in columns] for row in rows]
+        widths = [max(len(text) for text in column) for column in zip(columns, *cells, strict=True)]
+        lines = [self.paint("  ".join(map(str.ljust, columns, widths)).rstrip(), "bold")]
+        for row in cells:
+            padded = [self.paint(text.ljust(width), text) for text, width in zip(row, widths, strict=True)]
+            lines.append("  ".join(padded).rstrip())
+        if cut := document.get("truncated"):
+            lines.append(self.paint(f"{cut['shown']} of {cut['total']}; all: {cut['get']}", "dim"))
+        return "\n".join(lines)
+
+    def pairs(self, document: Json) -> str:
+        """A document as aligned `key  value` lines."""
+        width = max(map(len, document), default=0)
+        return "\n".join(f"{key:<{width}}  {printable(plain(value))}" for key, value in document.items())
+
+    def summary(self, run: Json) -> str:
+        """How a run ended, for a person: status, result or error with its place, and what to do next."""
+        took = "" if run["duration_ms"] is None else f" in {duration(run['duration_ms'])}"
+        head = f"{run['pipeline']} v{run['version']}  {self.paint(run['status'], run['status'])}{took}  {run['run_id']}"
+        lines = [head]
+        if run["result"] is not None:
+            lines.append(f"result  {one_line(encode_json(run['result']), 400)}")
+        if error := run["error"]:
+            what = one_line(f"{error['type']}: {error['message']}", 400)
+            lines.append(f"error   {self.paint(what, 'error')}")
+            if error.get("file"):
+                lines.append(f"        {error['file']}:{error['line']}  {one_line(error['code'] or '', 120)}")
+        lines += [f"next    {hint}" for hint in run["next"]]
+        return "\n".join(lines)
+
+    def log_text(self, line: Json) -> str:
+        """One log line for a person."""
+        fields = "".join(f" {key}={plain(value)}" for key, value in (line["fields"] or {}).items())
+        place = f" [{line['step']}]" if line["step"] else ""
+        text = f"{line['at'][11:23]} {line['level']:<7}{place} {line['message']}{fields}"
+        return self.paint(printable(text), line["level"])
+
+    def event(self, event: Json) -> None:
+        """One followed event: a line of JSON, or of text."""
+        if self.people:
+            self.live(event)
+        else:
+            print(encode_json(event), flush=True)
+
+    def log_line(self, event: Json) -> None:
+        """One followed log line."""
+        print(self.log_text(event) if self.people else encode_json(event), flush=True)
+
+    def live(self, event: Json) -> None:
+        """A followed event on a terminal: steps as they start and finish, logs between them."""
+        kind, path = event["type"], printable(event.get("step") or "")
+        indent = "  " * path.count("/")
+        if kind == "step.started":
+            self.end_live()
+            self.current = f"  {indent}… {path.rpartition('/')[2]}"
+            print(self.paint(self.current, "dim"), end="", flush=True)
+        elif kind == "step.finished":
+            mark = self.paint("✓", "success") if event["status"] == "success" else self.paint("✗", "error")
+            text = f"{path.rpartition('/')[2]}  {duration(event['duration_ms'])}{rows_text(event)}"
+            if self.current == f"  {indent}… {path.rpartition('/')[2]}":
+                print("\r\x1b[K", end="")
+                self.current = ""
+            self.end_live()
+            print(f"  {indent}{mark} {text}", flush=True)
+        elif kind == "log":
+            self.end_live()
+            print(self.paint(f"    {indent}{printable(event['message'])}", "dim"), flush=True)
+        elif kind == "run.queued":
+            print(f"{event['pipeline']}  {event['run_id']}", flush=True)
+
+    def end_live(self) -> None:
+        """The line at the cursor, if any, is ended."""
+        if self.current:
+            print(flush=True)
+        self.current = ""
+
+
+def cell(row: Json, column: str) -> str:
+    """The text of one table cell; two columns of `errors` are put together from its error."""
+    if column in ("where", "what"):
+        error = row["error"]
+        if column == "what":
+            return f"{error['type']}: {error['message']}"
+        return f"{error['file']}:{error['line']}" if error.get("file") else "-"
+    value = row.get(column)
+    return duration(value) if column == "duration_ms" and value is not None else plain(value)
+
+
+def plain(value: Any) -> str:
+    """A JSON value as text for a person."""
+    if isinstance(value, list) and all(isinstance(item, str) for item in value):
+        return ", ".join(value)
+    return value if isinstance(value, str) else "-" if value is None else encode_json(value)
+
+
+def duration(millis: float) -> str:
+    """Milliseconds as a person reads them: 42.1 ms, 3.2 s, 5 min 3 s."""
+    if millis < 1000:
+        return f"{millis:.1f} ms"
+    if millis < 60_000:
+        return f"{millis / 1000:.1f} s"
+    minutes, seconds = divmod(int(millis / 1000), 60)
+    return f"{minutes} min {seconds} s"
+
+
+def rows_text(step: Json) -> str:
+    """The row counts of a step, as far as it has any."""
+    counts = ((step["rows_in"], "in"), (step["rows_out"], "out"))
+    text = ", ".join(f"{count:,} {way}" for count, way in counts if count is not None)
+    return f"  {text}" if text else ""
+
+
+# --- 8. Client -----------------------------------------------------------------------------
+# Owns one blocking connection.  Calls Wire.
+# Promises that an error comes back as its own class and that only what may be repeated is repeated.
+
+CONNECT_S = 5.0
+RECONNECT_S = 30.0
+SERVICE_SOCKET = "/run/tau/tau.sock"
+
+
+class Client:
+    """The asking side of the wire: `with Client() as tau: tau.call("run", {"name": "hello_world"})`.
+
+    *host* is an address (default: $TAU_HOST, else the socket of the home, else a service's);
+    *home* is the daemon's directory (default: $TAU_HOME and so on).  Raises TauError subclasses.
+    """
+
+    def __init__(self, host: str | None = None, home: str | None = None) -> None:
+        self.home = find_home(home)
+        # A home that was named outright is meant, whatever TAU_HOST says.
+        self.host = host or ("" if home else os.environ.get("TAU_HOST", ""))
+        self.socket: socket.socket | None = None
+        self.buffer = b""
+        self.requests = 0
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """The connection is closed; a later call opens a new one."""
+        if self.socket is not None:
+            self.socket.close()
+        self.socket, self.buffer = None, b""
+
+    def call(self, method: str, params: Json, on_event: Callable[[Json], None] | None = None) -> Json:
+        """The result of one operation; its events go to *on_event* as they come.
+
+        A connection lost in mid-call is opened again and the request repeated for RECONNECT_S seconds,
+        if that cannot do anything twice: a reading operation, or one with a key.
+        """
+        known = OPERATIONS.get(method)
+        repeatable = (known is not None and known.effect == "reads") or "key" in params
+        patience, seen, lost_at = 0.05, 0, 0.0
+
+        def hand_on(event: Json) -> None:
+            nonlocal seen
+            if on_event is not None and event["seq"] > seen:  # a repeated request replays its events
+                seen = event["seq"]
+                on_event(event)
+
+        while True:
+            try:
+                return self.ask(method, params, hand_on)
+            except Unavailable:
+                connected = self.socket is not None
+                self.close()
+                now = time.monotonic()
+                lost_at = lost_at or now
+                if not repeatable or (not connected and lost_at == now) or now - lost_at > RECONNECT_S:
+                    raise
+                time.sleep(patience)
+                patience = min(2 * patience, 1.0)
+
+    def ask(self, method: str, params: Json, on_event: Callable[[Json], None]) -> Json:
+        """One request and its answer on the open connection."""
+        if self.socket is None:
+            self.connect()
+        self.requests += 1
+        number = self.requests
+        self.send({"jsonrpc": "2.0", "id": number, "method": method, "params": params})
+        while True:
+            message = self.receive()
+            if message.get("method") == "event" and message["params"].pop("request") == number:
+                on_event(message["params"])
+            elif message.get("id") == number or ("error" in message and message.get("id") is None):
+                if "error" in message:
+                    raise from_wire(message["error"])
+                result: Json = message["result"]
+                return result
+
+    def connect(self) -> None:
+        """Opens the connection; Unavailable says why there is none and how to start a daemon."""
+        if self.host:
+            family, place, port = parse_address(self.host)
+        else:
+            family, place, port = "unix", os.path.join(self.home, "tau.sock"), 0
+            if not os.path.lexists(place) and os.path.lexists(SERVICE_SOCKET):
+                place = SERVICE_SOCKET
+        try:
+            self.socket = self.open_unix(place) if family == "unix" else self.open_tcp(place, port)
+        except OSError as problem:
+            raise Unavailable(*no_daemon(problem, place, port)) from None
+
+    def open_unix(self, path: str) -> socket.socket:
+        """A connected Unix socket."""
+        connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            connection.settimeout(CONNECT_S)
+            with SocketPath(path) as short:
+                connection.connect(short.path)
+            connection.settimeout(None)
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+    def open_tcp(self, host: str, port: int) -> socket.socket:
+        """A connected TCP socket that has said hello with the key."""
+        self.socket = connection = socket.create_connection((host, port), CONNECT_S)
+        connection.settimeout(None)
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        hello = {"api_key": self.find_key(), "protocol": PROTOCOL}
+        self.send({"jsonrpc": "2.0", "id": 0, "method": "hello", "params": hello})
+        answer = self.receive()
+        if "error" in answer:
+            raise from_wire(answer["error"])
+        return connection
+
+    def find_key(self) -> str:
+        """$TAU_API_KEY, else the key that the daemon of this home made for loopback."""
+        if key := os.environ.get("TAU_API_KEY"):
+            return key
+        try:
+            with open(os.path.join(self.home, "key"), encoding="ascii") as file:
+                return file.read().strip()
+        except OSError:
+            return ""
+
+    def send(self, message: Json) -> None:
+        """Sends one line; Unavailable if the daemon is gone."""
+        assert self.socket is not None
+        try:
+            self.socket.sendall(encode(message))
+        except OSError:
+            pass  # what the daemon said before it closed is the better explanation: receive() finds it
+
+    def receive(self) -> Json:
+        """The next line; Unavailable at the end of the stream."""
+        assert self.socket is not None
+        pieces = [self.buffer]
+        while b"\n" not in pieces[-1]:
+            try:
+                piece = self.socket.recv(1 << 18)
+            except OSError:
+                piece = b""
+            if not piece:
+                hint = "the daemon stopped; `taud --detach` starts it, runs go on meanwhile"
+                raise Unavailable("the connection was lost before the answer", hint)
+            pieces.append(piece)
+        line, _, self.buffer = b"".join(pieces).partition(b"\n")
+        try:
+            message = json.loads(line)
+        except ValueError:
+            message = None
+        if not isinstance(message, dict):
+            raise Unavailable("what answers here is not a Tau daemon", "check --host and TAU_HOST")
+        return message
+
+    def wait_for_end(self) -> None:
+        """Returns when the daemon has closed the connection."""
+        assert self.socket is not None
+        try:
+            while self.socket.recv(1 << 16):
+                pass
+        except OSError:
+            pass
+
+
+def no_daemon(problem: OSError, place: str, port: int) -> tuple[str, str]:
+    """Why a connection could not be opened, and what to do: message and hint."""
+    where = f"{place}:{port}" if port else place
+    if isinstance(problem, PermissionError):
+        return f"not allowed to connect to {where}", "it belongs to another user; see [daemon] group"
+    if isinstance(problem, FileNotFoundError):
+        return f"no daemon: there is no socket at {where}", "taud --detach"
+    if isinstance(problem, ConnectionRefusedError):
+        return f"no daemon listens at {where}", "taud --detach"
+    return f"cannot connect to {where}: {problem}", "check --host, --home, TAU_HOST and TAU_HOME"
+
+
+def from_wire(error: Json) -> TauError:
+    """The exception that a JSON-RPC error object stands for."""
+    data = dict(error.get("data") or {})
+    kind = ERRORS.get(data.pop("code", ""), Internal)
+    hint = data.pop("hint", "")
+    data.pop("retryable", None)
+    return kind(error.get("message", ""), hint, **data)
+
+
+# === Part III: the daemon ==================================================================
+# Asynchronous, long-lived, one per home.  Never imports user code.
+
+# --- 9. Daemon -----------------------------------------------------------------------------
+# Owns the home: its lock, its socket, start, recovery and stop; holds Server, Executor, Feed and Store.
+# Calls everything below.  Promises one daemon per home, and that runs outlive it.
+
+
+def taud(argv: Sequence[str] | None = None) -> int:
+    """The `taud` command: serves until it is stopped; its exit code."""
+    keep_standard_descriptors()
+    words = [*(sys.argv[1:] if argv is None else argv)]
+    try:
+        options = vars(taud_parser().parse_args(words))
+        home = find_home(options["home"])
+        config = find_config(options["config"], home)
+        settings = read_settings(options, config)
+        view = View(options["json"])
+        if options["detach"]:
+            view.show("taud", detach(home, words))
+            return 0
+        if options["detached"]:
+            os.setsid()
+        serve(Daemon(home, config, settings), view)
+    except TauError as problem:
+        return complain(problem, "--json" in words)
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+def keep_standard_descriptors() -> None:
+    """Descriptors 0, 1 and 2 are open, so that no socket or database can become stdout."""
+    while (number := os.open(os.devnull, os.O_RDWR)) <= 2:
+        os.set_inheritable(number, True)
+    os.close(number)
+
+
+def taud_parser() -> Parser:
+    """The options of `taud`: its own and those of SETTINGS that have a flag."""
+    parser = Parser(
+        prog="taud",
+        description="The Tau daemon: serves one home directory until it is stopped.",
+        formatter_class=help_format,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--home", metavar="DIR", help="where everything is kept (TAU_HOME)")
+    parser.add_argument("--config", metavar="FILE", help="configuration (TAU_CONFIG, <home>/tau.toml)")
+    parser.add_argument(
+        "--detach", action="store_true", help="return when it is ready, printing pid and socket"
+    )
+    parser.add_argument("--detached", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--json", action="store_true", help="JSON, on a terminal too")
+    parser.add_argument("--version", action="version", version=__version__)
+    for row in SETTINGS:
+        if row.flag:
+            default = f" [{row.default}]" if row.default else ""
+            parser.add_argument(row.flag, dest=row.name, metavar=row.name.upper(), help=row.meaning + default)
+    return parser
+
+
+def start_python(
+    function: str, words: Sequence[str], files: Mapping[int, int], environ: Mapping[str, str]
+) -> int:
+    """Starts `tau.function()` of this very file in a fresh interpreter; its pid.
+
+    *files* gives its descriptors: number there → number here.
+    """
+    # Through the import system, for its compiled cache; our own imports first, for the directory may
+    # hold modules that shadow the standard library's.
+    code = (
+        "import argparse, json, os, socket, sys, time\n"
+        f"sys.path.insert(0, {os.path.dirname(os.path.abspath(__file__))!r})\n"
+        f"import tau\ndel sys.path[0]\nsys.exit(tau.{function}())"
+    )
+    actions = [(os.POSIX_SPAWN_DUP2, here, there) for there, here in files.items()]
+    argv = [sys.executable, "-P", "-c", code, *words]
+    return os.posix_spawn(sys.executable, argv, environ, file_actions=actions)
+
+
+def detach(home: str, words: list[str]) -> Json:
+    """Starts `taud` in the background and returns its pid and socket when it is ready.
+
+    On a home whose daemon is alive it answers that one's, with `"changed": false`.
+    """
+    make_home(home)
+    try:
+        os.close(take_lock(home))
+    except Conflict as owned:
+        return {"changed": False, **read_owner(home), "home": home} | owned.detail
+    log_path = os.path.join(home, "taud.log")
+    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
+    log, (answer, child_end), null = os.open(log_path, flags, 0o600), os.pipe(), os.open(os.devnull, os.O_RDWR)
+    said_before = os.fstat(log).st_size
+    words = [word for word in words if word != "--detach"] + ["--detached", "--json"]
+    pid = start_python("taud", words, {0: null, 1: child_end, 2: log}, dict(os.environ))
+    for descriptor in (null, child_end, log):
+        os.close(descriptor)
+    with open(answer, "rb") as ready:
+        line = ready.readline()
+    if line:
+        return {"changed": True} | dict(json.loads(line))
+    os.waitpid(pid, 0)
+    with open(log_path, encoding="utf-8", errors="replace") as file:
+        file.seek(said_before)
+        said = file.read().strip().splitlines() or ["it said nothing"]
+    if said[-1].startswith('{"error":'):
+        raise from_wire({"message": (error := json.loads(said[-1])["error"]).pop("message"), "data": error})
+    raise Internal(f"taud did not start: {said[-1]}", f"see {log_path}")
+
+
+def make_home(home: str) -> None:
+    """The home exists, is ours, and is closed to others; Forbidden otherwise."""
+    make_directory(home)
+    found = os.stat(home)
+    if found.st_uid != os.geteuid():
+        raise Forbidden(f"{home} belongs to another user", "choose another --home")
+    if found.st_mode & 0o077:
+        os.chmod(home, 0o700)
+
+
+def take_lock(home: str) -> int:
+    """The descriptor that holds the home's lock until it is closed, even by kill -9.
+
+    Conflict if another daemon holds it.  flock, since fcntl locks vanish when any descriptor closes.
+    """
+    lock = os.open(os.path.join(home, "tau.lock"), os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(lock)
+        owner = read_owner(home)
+        hint = "tau status; tau shutdown"
+        raise Conflict(f"taud {owner.get('pid', '')} already serves {home}", hint, **owner) from None
+    return lock
+
+
+def read_owner(home: str) -> Json:
+    """What the daemon of this home wrote into its lock file: pid and socket."""
+    try:
+        with open(os.path.join(home, "tau.lock"), encoding="utf-8") as file:
+            return dict(json.load(file))
+    except (OSError, ValueError):
+        return {}  # it is just starting
+
+
+def serve(daemon: Daemon, view: View) -> None:
+    """Runs the daemon until it is told to stop; prints one line when it is ready."""
+    os.umask(0o077)
+    logging.basicConfig(
+        level=daemon.settings["log_level"].upper(), format="%(asctime)s %(levelname)s %(message)s"
+    )
+
+    def announce(ready: Json) -> None:
+        view.show("taud", ready)
+        if not view.people:  # whoever waited for the line may go; later writes to it must not fail
+            with open(os.devnull, "wb") as null:
+                os.dup2(null.fileno(), 1)
+
+    asyncio.run(daemon.serve(announce))
+
+
+class Daemon:
+    """One home and everything that serves it; the first thing every operation is given."""
+
+    def __init__(self, home: str, config: str | None, settings: Json) -> None:
+        self.home, self.config, self.settings = home, config, settings
+        self.store = Store(home, settings)
+        self.feed = Feed(self.store)
+        self.executor = Executor(home, settings, self.store, self.feed)
+        self.addresses: list[str] = []
+        self.connections: set[Connection] = set()
+        self.started = time.time()
+        self.warnings: list[str] = []
+        self.stopping = False  # nothing new is admitted any more
+        self.ended: asyncio.Event | None = None  # set when serve() may return; None until it runs
+
+    async def serve(self, announce: Callable[[Json], None]) -> None:
+        """From the lock to the last descriptor.  Announces pid and socket when it is ready."""
+        self.ended = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        make_home(self.home)
+        lock = take_lock(self.home)
+        listeners: list[asyncio.Server] = []
+        try:
+            self.note_root()
+            for number in (signal.SIGTERM, signal.SIGINT):
+                loop.add_signal_handler(number, self.stop_soon)
+            signal.signal(signal.SIGHUP, signal.SIG_IGN)
+            raise_file_limit()
+            self.store.open(loop)
+            sweep_versions(self.home, self.store)
+            await self.executor.open()
+            listeners = await self.listen()
+            ready = {"pid": os.getpid(), "socket": self.socket_path}
+            os.truncate(lock, 0)
+            os.pwrite(lock, encode(ready), 0)
+            logging.getLogger("tau").info("taud %s serves %s, pid %s", __version__, self.home, os.getpid())
+            announce(ready | {"home": self.home, "addresses": self.addresses})
+            await self.ended.wait()
+        finally:
+            await self.close(listeners)
+            os.close(lock)
+
+    @property
+    def socket_path(self) -> str:
+        """The Unix socket of this home."""
+        return os.path.join(self.home, "tau.sock")
+
+    def note_root(self) -> None:
+        """A daemon of root is warned about, never refused."""
+        if os.geteuid() == 0:
+            self.warnings.append("taud runs as root, and so does every pipeline")
+            logging.getLogger("tau").warning(self.warnings[-1])
+
+    async def listen(self) -> list[asyncio.Server]:
+        """The Unix socket and, if asked for, the TCP port are open."""
+        loop = asyncio.get_running_loop()
+        group = find_group(self.settings["group"])
+        bound = bind_unix(self.home, self.socket_path, group)
+        self.addresses.append(f"unix://{self.socket_path}")
+
+        def on_unix() -> Connection:
+            return Connection(self, group=group)
+
+        listeners: list[asyncio.Server] = [await loop.create_unix_server(on_unix, sock=bound, backlog=1024)]
+        if self.settings["port"] or self.settings["host"]:
+            listeners.append(await self.listen_tcp())
+        return listeners
+
+    async def listen_tcp(self) -> asyncio.Server:
+        """The TCP port is open, for whoever has the key of this home."""
+        host = self.settings["host"] or "127.0.0.1"
+        port = self.settings["port"] or 8400
+        loop = asyncio.get_running_loop()
+        found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        if not all(is_loopback(address[4][0]) for address in found):
+            hint = "listen on 127.0.0.1 and reach it through an SSH tunnel"
+            raise Forbidden(f"taud does not listen on {host} without a configured key", hint)
+        key = make_key(self.home)
+        try:
+            listener = await loop.create_server(lambda: Connection(self, key=key), host, port, backlog=1024)
+        except OSError as problem:
+            raise Conflict(
+                f"cannot listen on {host}:{port}: {problem.strerror}", "choose another --port"
+            ) from None
+        self.addresses += [f"tcp://{name}:{number}" for name, number, *_ in map(socket_name, listener.sockets)]
+        return listener
+
+    def stop_soon(self) -> None:
+        """SIGTERM: stop, leaving live runs to the next daemon.  A second one: at once."""
+        if self.stopping:
+            os._exit(1)
+        self.stopping = True
+        if self.ended is not None:
+            self.ended.set()
+
+    async def close(self, listeners: list[asyncio.Server]) -> None:
+        """Nothing is open any more; live runs go on and the next daemon adopts them."""
+        self.stopping = True
+        for listener in listeners:
+            listener.close()
+        waiting = {task for connection in self.connections for task in connection.say_goodbye()}
+        if waiting:
+            await asyncio.wait(waiting, timeout=1.0)
+        await self.executor.close()
+        self.store.close()
+        for connection in tuple(self.connections):
+            connection.transport.close()
+        await asyncio.sleep(0)
+        if listeners:
+            remove_file(self.socket_path)
+
+
+def raise_file_limit() -> None:
+    """As many descriptors as the system lets us have, within reason."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = 65_536 if hard == resource.RLIM_INFINITY else min(hard, 65_536)
+    if soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
+def remove_file(path: str) -> None:
+    """The file does not exist afterwards."""
+    try:
+        os.unlink(path)
+    except FileNotFoundError:
+        pass
+
+
+def find_group(name: str) -> int | None:
+    """The number of the group that is admitted, if one is configured."""
+    try:
+        return grp.getgrnam(name).gr_gid if name else None
+    except KeyError:
+        raise BadRequest(f"[daemon] group: there is no group '{name}'", "getent group") from None
+
+
+def bind_unix(home: str, path: str, group: int | None) -> socket.socket:
+    """The bound Unix socket.  A stale one is replaced; a live one, a link or a stranger's file never.
+
+    By hand, under the home's lock: asyncio would unlink a live socket without asking (cpython issue 121252).
+    """
+    import stat
+
+    bound = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        with SocketPath(path) as short:
+            if os.path.lexists(path):
+                found = os.lstat(path)
+                if not stat.S_ISSOCK(found.st_mode) or found.st_uid != os.geteuid():
+                    raise Conflict(f"{path} is not a socket of ours", "remove it, or choose another --home")
+                if answers(short.path):
+                    raise Conflict(f"somebody listens at {path} already", "tau status")
+                os.unlink(path)
+            bound.bind(short.path)  # under umask 077, so it is born 0600
+        if group is not None:
+            os.chown(home, -1, group)
+            os.chmod(home, 0o750)
+            os.chown(path, -1, group)
+            os.chmod(path, 0o660)
+        bound.setblocking(False)
+    except BaseException:
+        bound.close()
+        raise
+    return bound
+
+
+def answers(path: str) -> bool:
+    """Whether anybody listens at a Unix socket."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.settimeout(1.0)
+        try:
+            probe.connect(path)
+        except (ConnectionRefusedError, FileNotFoundError):
+            return False
+        except OSError:
+            return True  # it exists and is busy: better to refuse than to steal it
+        return True
+
+
+def is_loopback(address: Any) -> bool:
+    """Whether only this machine can reach a listener at this address."""
+    text = str(address).removeprefix("::ffff:")
+    return text == "::1" or text.startswith("127.")
+
+
+def socket_name(bound: Any) -> tuple[Any, ...]:
+    """The address a socket is bound to."""
+    name: tuple[Any, ...] = bound.getsockname()
+    return name
+
+
+def make_key(home: str) -> bytes:
+    """The key of this home for loopback TCP: read from <home>/key (0600), or made there."""
+    path = os.path.join(home, "key")
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    except FileExistsError:
+        with open(path, "rb") as file:
+            return file.read().strip()
+    key = b"tau_sk_" + base64.urlsafe_b64encode(os.urandom(32)).rstrip(b"=")
+    with open(descriptor, "wb") as file:
+        file.write(key + b"\n")
+    return key
+
+
+def sweep_versions(home: str, store: Store) -> None:
+    """Sources that a crash left without a row are removed."""
+    folder = os.path.join(home, "versions")
+    make_directory(folder)
+    known = store.source_names()
+    for name in os.listdir(folder):
+        if name not in known:
+            shutil.rmtree(os.path.join(folder, name), ignore_errors=True)
+
+
+# --- 10. Server ----------------------------------------------------------------------------
+# Owns a connection: lines in, answers out, who may speak, and how much of it.  Calls the operation asked for.
+# Promises that nothing a peer sends costs another connection anything, and that no reader is buffered for ever.
+
+
+class Call:
+    """One request being answered, as an operation sees it."""
+
+    __slots__ = ("actor", "connection", "daemon", "request", "sent")
+
+    def __init__(self, connection: Connection, request: Any) -> None:
+        self.connection, self.request, self.sent = connection, request, 0
+        self.daemon, self.actor = connection.daemon, connection.actor
+
+    async def emit(self, event: Json) -> None:
+        """Sends one event of a followed request; waits while the reader is slow."""
+        self.sent += 1
+        params = {"request": self.request, "seq": self.sent, **event}
+        await self.connection.send_slowly({"jsonrpc": "2.0", "method": "event", "params": params})
+
+
+class Connection(Protocol):
+    """One peer, as asyncio's protocol: it splits lines itself, for speed and to bound every buffer."""
+
+    transport: asyncio.Transport
+
+    def __init__(self, daemon: Daemon, group: int | None = None, key: bytes | None = None) -> None:
+        self.daemon, self.group, self.key = daemon, group, key
+        self.buffer = bytearray()  # the unfinished line; never longer than line_max
+        self.lines: list[bytes] = []  # complete lines not yet begun, newest first
+        self.tasks: set[asyncio.Task[None]] = set()  # requests in flight; at most IN_FLIGHT_MAX
+        self.known = False  # whether the peer has shown who it is
+        self.actor = ""
+        self.closing = False  # no line is read any more; what is in flight is still answered
+        self.writable = asyncio.Event()
+        self.writable.set()
+        self.timer: asyncio.TimerHandle | None = None  # while a line or a hello is overdue
+        self.blocked: asyncio.TimerHandle | None = None  # while the peer does not read
+
+    @property
+    def line_max(self) -> int:
+        """How long a line may be: strangers get less."""
+        return LINE_BYTES_MAX if self.known else LINE_BYTES_STRANGER
+
+    # asyncio calls these.
+
+    def connection_made(self, transport: Any) -> None:
+        """Admits the peer, or tells it why not and closes."""
+        self.transport = transport
+        transport.set_write_buffer_limits(high=WRITE_BUFFER_BYTES)
+        self.daemon.connections.add(self)
+        if len(self.daemon.connections) > CONNECTIONS_MAX:
+            self.refuse(None, Unavailable("too many connections", "close some, or try again later"))
+        elif self.key is None:
+            self.actor = local_peer(transport.get_extra_info("socket"), self.group)
+            self.known = bool(self.actor)
+            if not self.known:
+                self.refuse(None, Forbidden("this socket belongs to another user", "see [daemon] group"))
+        else:
+            transport.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            self.timer = asyncio.get_running_loop().call_later(HELLO_S, transport.abort)
+
+    def data_received(self, data: bytes) -> None:
+        """Splits what came into lines and begins as many as may be in flight."""
+        if self.closing:
+            return
+        start = len(self.buffer)
+        self.buffer += data
+        end = self.buffer.rfind(b"\n", start)
+        if end >= 0:
+            whole = bytes(self.buffer[:end])
+            del self.buffer[: end + 1]
+            self.lines[:0] = whole.split(b"\n")[::-1]
+        self.expect_rest()
+        self.begin_lines()
+        if len(self.buffer) > self.line_max and not self.closing:
+            hint = f"a line may have {self.line_max:,} bytes"
+            self.refuse(None, InvalidRequest("the line is too long", hint))
+
+    def eof_received(self) -> bool:
+        """The peer has said all; it still gets its answers, and then the connection closes."""
+        self.closing = True
+        self.buffer.clear()
+        self.close_if_done()
+        return True
+
+    def connection_lost(self, problem: Exception | None) -> None:
+        """Nothing of this connection is left: no task, no timer."""
+        self.daemon.connections.discard(self)
+        self.closing = True
+        self.writable.set()
+        for handle in (self.timer, self.blocked):
+            if handle is not None:
+                handle.cancel()
+        for task in self.tasks:
+            task.cancel()
+
+    def pause_writing(self) -> None:
+        """The peer does not read: nothing more is sent, and after PATIENCE_S it is dropped."""
+        self.writable.clear()
+        self.blocked = asyncio.get_running_loop().call_later(PATIENCE_S, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        """The peer reads again."""
+        self.writable.set()
+        if self.blocked is not None:
+            self.blocked.cancel()
+        self.blocked = None
+        self.begin_lines()
+
+    # Ours.
+
+    def expect_rest(self) -> None:
+        """An unfinished line must be finished in PATIENCE_S; an idle connection may stay."""
+        if not self.known:
+            return
+        if self.timer is not None:
+            self.timer.cancel()
+        loop = asyncio.get_running_loop()
+        self.timer = loop.call_later(PATIENCE_S, self.transport.abort) if self.buffer else None
+
+    def begin_lines(self) -> None:
+        """Begins waiting lines while there is room in flight; else stops reading for a while."""
+        while self.lines and len(self.tasks) < IN_FLIGHT_MAX and self.writable.is_set():
+            self.begin(self.lines.pop())
+        if self.transport.is_closing():
+            return
+        if self.lines:
+            self.transport.pause_reading()
+        elif not self.closing:
+            self.transport.resume_reading()
+        self.close_if_done()
+
+    def begin(self, line: bytes) -> None:
+        """One line becomes a task; what is no JSON ends the connection, for its place in the stream is lost."""
+        if not line.strip():
+            return
+        try:
+            if len(line) > self.line_max:
+                raise ParseError("the line is too long", f"a line may have {self.line_max:,} bytes")
+            message = decode(line)
+            if not self.known:
+                self.greet(message)
+                return
+        except (ParseError, Forbidden) as problem:
+            self.refuse(None, problem)
+            return
+        except InvalidRequest as problem:
+            self.send(refusal(None, problem))
+            return
+        task = asyncio.get_running_loop().create_task(self.answer(message))
+        self.tasks.add(task)
+        task.add_done_callback(self.forget)
+
+    def forget(self, task: asyncio.Task[None]) -> None:
+        """A request has been answered; the next may begin."""
+        self.tasks.discard(task)
+        self.begin_lines()
+
+    def greet(self, message: Any) -> None:
+        """The first line on TCP: `hello` with the key, else Forbidden."""
+        import hmac
+
+        params = message.get("params") if isinstance(message, dict) else None
+        given = params.get("api_key") if isinstance(params, dict) else None
+        right = message.get("method") == "hello" if isinstance(message, dict) else False
+        # compare_digest on bytes: on text with non-ASCII letters it raises.
+        key = given.encode("utf-8") if isinstance(given, str) else b""
+        if not right or not hmac.compare_digest(key, self.key or b""):
+            raise Forbidden("hello with the right key first", "set TAU_API_KEY, or use the daemon's own home")
+        self.known, self.actor = True, "key:home"
+        if self.timer is not None:
+            self.timer.cancel()
+        self.send(response(message.get("id"), {"protocol": PROTOCOL, "version": __version__}))
+
+    async def answer(self, message: Any) -> None:
+        """Answers one request or one batch; notifications get nothing."""
+        if not isinstance(message, list):
+            reply = await self.reply(message)
+            if reply is not None:
+                self.send(reply)
+        elif not 0 < len(message) <= BATCH_MAX:
+            self.send(refusal(None, InvalidRequest(f"a batch has 1 to {BATCH_MAX} requests", "send fewer")))
+        else:
+            replies = [reply for reply in await asyncio.gather(*map(self.reply, message)) if reply is not None]
+            if replies:
+                self.send(replies)
+
+    async def reply(self, message: Any) -> Json | None:
+        """The response to one request; every error has become a document here."""
+        request = message.get("id") if isinstance(message, dict) else None
+        problem: TauError
+        try:
+            result = await self.perform(message)
+            return response(request, result) if "id" in message else None
+        except TauError as refused:
+            problem = refused
+        except asyncio.CancelledError:
+            if self.transport.is_closing():
+                raise
+            problem = Unavailable("taud is shutting down", "taud --detach starts it again")
+        except Exception as bug:
+            logging.getLogger("tau").exception("while answering %.1000s", message)
+            problem = Internal(f"{type(bug).__name__}: {bug}", "the daemon's log has the traceback")
+        if isinstance(message, dict) and "id" not in message and not isinstance(problem, InvalidRequest):
+            return None
+        return refusal(request if isinstance(request, (str, int, float)) else None, problem)
+
+    async def perform(self, message: Any) -> Json:
+        """Checks the shape of a request and calls its operation."""
+        if not isinstance(message, dict) or not isinstance(message.get("method"), str):
+            raise InvalidRequest("not a request", '{"id": 1, "method": "status", "params": {}}')
+        if message.get("jsonrpc", "2.0") != "2.0":
+            raise InvalidRequest('jsonrpc must be "2.0"', "leave it out, or send 2.0")
+        if json_type(message.get("id")) not in ("string", "integer", "number", "null"):
+            raise InvalidRequest("id must be a string or a number", "send an id that answers can repeat")
+        method, params = message["method"], message.get("params", {})
+        if method in ("ping", "hello"):
+            return {"protocol": PROTOCOL, "version": __version__}
+        chosen = OPERATIONS.get(method)
+        if chosen is None:
+            hint = did_you_mean(method, OPERATIONS, "`schema` lists all")
+            raise UnknownMethod(f"no method '{method}'", hint)
+        if not isinstance(params, dict):
+            raise BadRequest("params must be an object", f"`tau {method} --help`")
+        arguments = chosen.check(params)
+        if self.daemon.stopping and chosen.effect != "reads":
+            raise Unavailable("taud is shutting down", "taud --detach starts it again")
+        return await chosen.handler(Call(self, message.get("id")), **arguments)
+
+    def send(self, document: Any) -> None:
+        """Sends one line."""
+        if not self.transport.is_closing():
+            self.transport.write(encode(document))
+
+    async def send_slowly(self, document: Any) -> None:
+        """Sends one line when the peer has read what came before it."""
+        await self.writable.wait()
+        self.send(document)
+
+    def refuse(self, request: Any, problem: TauError) -> None:
+        """Sends an error and closes: nothing after it on this connection is read."""
+        self.send(refusal(request, problem))
+        self.closing = True
+        self.lines.clear()
+        self.buffer.clear()
+        self.close_if_done()
+
+    def say_goodbye(self) -> set[asyncio.Task[None]]:
+        """The daemon goes: what waits is told so, by the tasks returned."""
+        self.closing = True
+        self.lines.clear()
+        for task in self.tasks:
+            task.cancel()
+        return self.tasks
+
+    def close_if_done(self) -> None:
+        """Closes once the peer has said all and has all its answers."""
+        if self.closing and not self.tasks and not self.lines:
+            self.transport.close()
+
+
+def local_peer(peer: Any, group: int | None) -> str:
+    """The user name behind a Unix socket, if it may speak: ourselves, root, or a member of *group*."""
+    if not hasattr(socket, "SO_PEERCRED"):  # macOS: the directory's mode alone guards the socket
+        return pwd.getpwuid(os.geteuid()).pw_name
+    credentials = peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+    _, uid, gid = struct.unpack("3i", credentials)
+    try:
+        name = pwd.getpwuid(uid).pw_name
+    except KeyError:
+        name = str(uid)
+    admitted = uid in (os.geteuid(), 0) or (
+        group is not None and (gid == group or name in grp.getgrgid(group).gr_mem)
+    )
+    return name if admitted else ""
+
+
+# --- 11. Operations ------------------------------------------------------------------------
+# Owns everything Tau can do, one function each; the docstrings are the reference manual.
+# Calls Executor, Feed and Store.  Promises verbs that may be repeated, and lists that say how to get the rest.
+
+
+@writes
+async def deploy(call: Call, files: list[Json], *, entry: str | None = None, name: str | None = None) -> Json:
+    """Deploy the pipelines of a Python file.
+
+    files         the file; on the wire a list of {"path", "text" or "base64"}
+    entry         which of the files is loaded, when there are several
+    name          deploy only the pipeline of this name, or give the file's only pipeline this name
+    """
+    sources = read_sources(files)
+    entry = entry or (sorted(sources)[0] if len(sources) == 1 else None)
+    if entry is None or entry not in sources:
+        raise BadRequest("say which file is the entry", f"one of {', '.join(sorted(sources))}")
+    versions = os.path.join(call.daemon.home, "versions")
+    digest = digest_of(sources)
+    staged = await keep_sources(versions, digest, sources)
+    try:
+        found = choose(await call.daemon.executor.load(staged, entry), name, entry)
+        kept = os.path.join(versions, digest)
+        if staged != kept:
+            os.rename(staged, kept)
+    except BaseException:
+        if staged != os.path.join(versions, digest):
+            shutil.rmtree(staged, ignore_errors=True)
+        raise
+    store = call.daemon.store
+    deployed = await store.write(store.deploy, found, digest, entry, call.actor)
+    return {"changed": any(one["changed"] for one in deployed), "pipelines": deployed}
+
+
+def read_sources(files: list[Json]) -> dict[str, bytes]:
+    """The deployed files by path; BadRequest or LoadFailed for what cannot be one."""
+    sources: dict[str, bytes] = {}
+    for file in files:
+        path = file.get("path")
+        if not isinstance(path, str) or not is_inside(path) or path in sources:
+            raise BadRequest(
+                f"'{path}' is not a file's path inside the deployment", "use relative paths, each once"
+            )
+        if isinstance(file.get("text"), str):
+            content = file["text"].encode("utf-8")
+        else:
+            content = read_base64(file)
+        if b"\0" in content:
+            hint = "deploy Python source text; a compiled or binary file cannot be a pipeline"
+            raise LoadFailed(f"{path} is not a text file", hint, kind="load", file=path)
+        try:
+            content.decode("utf-8")
+        except UnicodeDecodeError as problem:
+            line = content.count(b"\n", 0, problem.start) + 1
+            hint = "save the file as UTF-8"
+            raise LoadFailed(f"{path} is not UTF-8", hint, kind="load", file=path, line=line) from None
+        sources[path] = content
+    if sum(map(len, sources.values())) > SOURCE_BYTES_MAX:
+        raise LoadFailed(f"more than {SOURCE_BYTES_MAX:,} bytes", "keep data out of the source", kind="load")
+    return sources
+
+
+def is_inside(path: str) -> bool:
+    """Whether a path names a file below the directory it is relative to."""
+    parts = path.split("/")
+    return 0 < len(path) < 512 and "\0" not in path and all(part not in ("", ".", "..") for part in parts)
+
+
+def read_base64(file: Json) -> bytes:
+    """The content of a file that is not text."""
+    try:
+        return base64.b64decode(file.get("base64", ""), validate=True)
+    except (TypeError, ValueError):
+        raise BadRequest(f"{file['path']}: neither text nor base64", "send one of them") from None
+
+
+def digest_of(sources: dict[str, bytes]) -> str:
+    """The sha256 (hex) of a set of files; lengths are part of it, so that no two sets collide by shifting."""
+    digest = hashlib.sha256()
+    for path, content in sorted(sources.items()):
+        digest.update(f"{len(path.encode())} {len(content)} {path}\n".encode() + content)
+    return digest.hexdigest()
+
+
+async def keep_sources(versions: str, digest: str, sources: dict[str, bytes]) -> str:
+    """A directory that holds the files durably: the version's own if it is there, else a staged one."""
+    kept = os.path.join(versions, digest)
+    if os.path.isdir(kept):
+        return kept
+    staged = tempfile.mkdtemp(prefix=".staged-", dir=versions)
+    for path, content in sources.items():
+        place = os.path.join(staged, path)
+        make_directory(os.path.dirname(place))
+        with open(place, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+    return staged
+
+
+def choose(outcome: Outcome, name: str | None, entry: str) -> list[Json]:
+    """Which of the loaded pipelines are deployed; LoadFailed if the file did not load or has none."""
+    if outcome.error is not None:
+        error = {key: value for key, value in outcome.error.items() if key != "message"}
+        message = f"{entry} does not load: {error['type']}: {outcome.error['message']}"
+        raise LoadFailed(message, load_hint(outcome.error), **error)
+    found: list[Json] = outcome.result
+    names = [one["name"] for one in found]
+    if not found:
+        hint = "decorate a function: from tau import pipeline; @pipeline; def hello(ctx): ..."
+        raise LoadFailed(f"{entry} has no @pipeline", hint, kind="load", file=entry)
+    if twice := next((one for one in found if names.count(one["name"]) > 1), None):
+        message = f"{entry} has two pipelines named '{twice['name']}'"
+        raise LoadFailed(message, "give each its own name", kind="load", file=entry, line=twice["line"])
+    if name is None:
+        return found
+    if name in names:
+        return [found[names.index(name)]]
+    if len(found) > 1:
+        hint = did_you_mean(name, names, f"it has {', '.join(names)}")
+        raise LoadFailed(f"{entry} has no pipeline named '{name}'", hint, kind="load", file=entry)
+    check_name(name)
+    return [found[0] | {"name": name}]
+
+
+def load_hint(error: Json) -> str:
+    """What to do about a file that does not load."""
+    if error["type"] == "ModuleNotFoundError":
+        return f"install the module for {sys.executable}, and restart taud if it still is not found"
+    if error["kind"] == "timeout":
+        return "move work out of the module's top level into the pipeline function"
+    return "mend the file and deploy again; what was live stays live"
+
+
+@destroys
+async def undeploy(call: Call, name: str) -> Json:
+    """Take a pipeline out of service; live runs end, queued ones are cancelled, its history stays.
+
+    name          which pipeline
+    """
+    store = call.daemon.store
+    cancelled = await store.write(store.undeploy, name, call.actor)
+    for run_id in cancelled or ():
+        call.daemon.feed.changed(run_id)
+    return {"name": name, "changed": cancelled is not None, "cancelled_runs": cancelled or []}
+
+
+@reads
+async def list_(call: Call, *, limit: int = 20) -> Json:
+    """List the deployed pipelines, each with its last run.
+
+    limit         how many at most
+    """
+    rows, total = call.daemon.store.pipelines(bounded(limit))
+    return listing("pipelines", rows, total, "tau list")
+
+
+@reads
+async def show(call: Call, name: str) -> Json:
+    """Show one pipeline: description, tags, params, versions, schedule, last run.
+
+    name          which pipeline
+    """
+    return call.daemon.store.pipeline(name)
+
+
+@reads
+async def code(call: Call, name: str, *, version: int | None = None, raw: bool = False) -> Json:
+    """Print the source of a pipeline, bare on a terminal.
+
+    name          which pipeline
+    version       which version; without it the live one
+    raw           the command line prints the bare source, not JSON
+    """
+    found = call.daemon.store.version(name, version)
+    path = os.path.join(call.daemon.home, "versions", found["sha256"], found["entry"])
+    with open(path, encoding="utf-8") as file:
+        source = file.read()
+    head = {key: found[key] for key in ("pipeline", "version", "sha256", "entry", "deployed_at")}
+    return head | {"source": source}
+
+
+@writes
+async def run(
+    call: Call,
+    name: str,
+    *,
+    params: Json | None = None,
+    wait: bool = True,
+    key: str | None = None,
+    timeout: float | None = None,
+    follow: bool = False,
+) -> Json:
+    """Run a pipeline now and wait for its end.
+
+    name          which pipeline
+    params --params -p  what the pipeline sees as ctx.params: a JSON object, @file, or - for stdin
+    wait --detach  do not wait: answer as soon as the run is durable
+    key           a word of your own: the same key gives the same run, never a second one
+    timeout       seconds to wait at most; the run goes on
+    follow        print its events as JSON lines while it runs
+    """
+    daemon, params = call.daemon, params or {}
+    text = encode_json(params)
+    if len(text) > PARAMS_BYTES_MAX:
+        raise BadRequest(
+            f"params are larger than {PARAMS_BYTES_MAX:,} bytes", "pass a path instead of the data"
+        )
+    queued = daemon.store.write(daemon.store.add_run, name, text, key, "manual", call.actor)
+    daemon.executor.wake()  # now: so that the run is queued and admitted in one commit
+    run_id, status, deduplicated = await queued
+    if not wait:
+        answer: Json = {"run_id": run_id, "status": status}
+        return answer | {"deduplicated": True} if deduplicated else answer
+    try:
+        await asyncio.wait_for(attend(call, run_id, follow), timeout)
+    except TimeoutError:
+        return {"run_id": run_id, "status": daemon.store.status_of(run_id), "waited": False}
+    document = describe(daemon.store, run_id)
+    return document | {"deduplicated": True} if deduplicated else document
+
+
+async def attend(call: Call, run_id: str, follow: bool) -> None:
+    """Returns when the run is final; until then its events are sent, if they are wanted."""
+    if not follow:
+        await call.daemon.feed.finished(run_id)
+        return
+    async for event in call.daemon.feed.events(run_id):
+        await call.emit(event)
+
+
+@reads
+async def wait(call: Call, run_id: list[str], *, timeout: float | None = None) -> Json:
+    """Wait for runs to end; one run's document, or a list of them.
+
+    run_id        which runs: ids, or the first characters of one
+    timeout       seconds to wait at most; the runs go on
+    """
+    daemon = call.daemon
+    wanted = [daemon.store.find_run(one) for one in run_id]
+    if not wanted:
+        raise BadRequest("which runs?", "tau wait RUN_ID")
+    late = False
+    try:
+        await asyncio.wait_for(asyncio.gather(*map(daemon.feed.finished, wanted)), timeout)
+    except TimeoutError:
+        late = True
+    ends = [
+        {"run_id": one, "status": status, "waited": False}
+        if late and (status := daemon.store.status_of(one)) not in FINAL
+        else describe(daemon.store, one)
+        for one in wanted
+    ]
+    return ends[0] if len(ends) == 1 else {"runs": ends}
+
+
+@destroys
+async def cancel(call: Call, run_id: str) -> Json:
+    """Cancel a run: SIGTERM to its processes, then SIGKILL; answers when they are gone.
+
+    run_id        which run: its id, or its first characters
+    """
+    daemon = call.daemon
+    run_id = daemon.store.find_run(run_id)
+    moved = await daemon.store.write(daemon.store.cancel_queued, run_id, call.actor)
+    if moved:
+        daemon.feed.changed(run_id)
+    elif daemon.store.status_of(run_id) not in FINAL:
+        await daemon.executor.stop(run_id, "cancelled")
+        await daemon.feed.finished(run_id)
+        moved = daemon.store.status_of(run_id) == "cancelled"
+    return {"run_id": run_id, "status": daemon.store.status_of(run_id), "changed": moved}
+
+
+@reads
+async def runs(call: Call, name: str | None = None, *, limit: int = 20, status: str | None = None) -> Json:
+    """List the runs of a pipeline, newest first.
+
+    name          which pipeline; without it, of all
+    limit --last --limit  how many at most
+    status        only those with this status
+    """
+    if status is not None and status not in MOVES:
+        hint = did_you_mean(status, MOVES, "one of " + ", ".join(MOVES))
+        raise BadRequest(f"there is no status '{status}'", hint)
+    if name is not None:
+        call.daemon.store.known(name)
+    rows, total = call.daemon.store.runs(name, status, bounded(limit))
+    words = ["tau runs", name or "", f"--status {status}" if status else ""]
+    return listing("runs", rows, total, " ".join(word for word in words if word))
+
+
+@reads
+async def inspect(
+    call: Call,
+    name: str | None = None,
+    *,
+    run_id: str | None = None,
+    last_run: bool = False,
+    full: bool = False,
+) -> Json:
+    """Inspect a run: status, result, error, steps, resources, and what to do next.
+
+    name          a pipeline, meaning its last run; or a run id
+    run_id --run  which run: its id, or its first characters
+    last_run      the last run of the pipeline
+    full          nothing is cut
+    """
+    store = call.daemon.store
+    return describe(store, store.pick_run(name, run_id), full)
+
+
+@reads
+async def logs(
+    call: Call,
+    name: str | None = None,
+    *,
+    run_id: str | None = None,
+    tail: int = LOG_TAIL,
+    level: str | None = None,
+    step: str | None = None,
+    follow: bool = False,
+) -> Json:
+    """Print the log of a run: what it logged, printed, or wrote to its descriptors.
+
+    name          a pipeline, meaning its last run; or a run id
+    run_id --run  which run: its id, or its first characters
+    tail          how many lines, the last ones
+    level         only this level and above: debug, info, warning, error
+    step          only lines of this step and the steps in it
+    follow        then print each new line until the run ends
+    """
+    store = call.daemon.store
+    if level is not None and level not in LEVELS:
+        raise BadRequest(f"there is no level '{level}'", did_you_mean(level, LEVELS, ", ".join(LEVELS)))
+    wanted = LEVELS[LEVELS.index(level) :] if level else ()
+    run_id = store.pick_run(name, run_id)
+    if not follow:
+        lines, total, dropped = store.logs(run_id, wanted, step, bounded(tail))
+        answer = listing("lines", lines, total, f"tau logs --run {run_id}", "--tail")
+        return {"run_id": run_id, **answer, "log_dropped": dropped}
+    async for event in call.daemon.feed.events(run_id, tail):
+        inside = step is None or is_within(event.get("step"), step)
+        if event["type"] == "log" and inside and (not wanted or event["level"] in wanted):
+            await call.emit(event)
+    return {"run_id": run_id, "status": store.status_of(run_id)}
+
+
+@reads
+async def errors(call: Call, *, limit: int = 20) -> Json:
+    """List the failed runs of all pipelines, latest first, each with its error.
+
+    limit         how many at most
+    """
+    rows, total = call.daemon.store.failures(bounded(limit))
+    for row in rows:
+        shown = ("kind", "type", "message", "step", "file", "line", "code", "fingerprint")
+        row["error"] = {key: row["error"].get(key) for key in shown}
+        row["next"] = [f"tau inspect {row['run_id']}"]
+    return listing("errors", rows, total, "tau errors")
+
+
+@reads
+async def status(call: Call) -> Json:
+    """Tell how the daemon is: processes, addresses, counts, queue, how fast runs start."""
+    daemon = call.daemon
+    counts = daemon.store.totals()
+    live = daemon.executor.processes()
+    return {
+        "pid": os.getpid(),
+        "version": __version__,
+        "protocol": PROTOCOL,
+        "uptime_s": round(time.time() - daemon.started, 1),
+        "home": daemon.home,
+        "config": daemon.config,
+        "addresses": daemon.addresses,
+        "start_method": daemon.settings["start_method"],
+        "processes": [{"role": "daemon", "pid": os.getpid()}, *live],
+        "pipelines": daemon.store.pipeline_count(),
+        "runs": counts,
+        "queued": counts["queued"],
+        "slots": {"total": daemon.settings["max_concurrent"], "used": daemon.executor.used()},
+        "start_latency": daemon.executor.latency(),
+        "connections": len(daemon.connections),
+        "stopping": daemon.stopping,
+        "warnings": daemon.warnings,
+    }
+
+
+@reads
+async def version(call: Call) -> Json:
+    """Tell the version of the command and of the daemon."""
+    return {"version": __version__, "protocol": PROTOCOL, "python": sys.version.split()[0]}
+
+
+@destroys
+async def shutdown(call: Call, *, drain: float = 0.0, cancel: bool = False) -> Json:
+    """Stop the daemon; live runs go on and the next daemon adopts them.
+
+    drain         seconds to wait for live runs first; nothing new is admitted meanwhile
+    cancel        cancel live runs first
+    """
+    daemon = call.daemon
+    daemon.stopping = True
+    if cancel:
+        await daemon.executor.stop_all("cancelled")
+    if drain or cancel:
+        await daemon.executor.drained(drain if drain else None)
+    answer = {"pid": os.getpid(), "stopping": True, "live_runs": daemon.executor.used()}
+    assert daemon.ended is not None
+    asyncio.get_running_loop().call_soon(daemon.ended.set)
+    return answer
+
+
+@reads
+async def schema(call: Call) -> Json:
+    """Print every operation with its arguments as JSON Schema, and the words of the interface."""
+    return {
+        "protocol": PROTOCOL,
+        "operations": [
+            {"name": name, "summary": one.summary, "effect": one.effect, "params": one.schema()}
+            for name, one in OPERATIONS.items()
+        ],
+        "errors": [
+            {"code": kind.code, "number": kind.number, "exit": kind.exit, "retryable": kind.retryable}
+            for kind in ERRORS.values()
+        ],
+        "moves": MOVES,
+        "triggers": TRIGGERS,
+    }
+
+
+def bounded(limit: int) -> int:
+    """The limit, if it is one a list may have."""
+    if not 1 <= limit <= LIST_MAX:
+        raise BadRequest(f"the limit must be from 1 to {LIST_MAX:,}, not {limit}", "ask for fewer")
+    return limit
+
+
+def is_within(path: str | None, step: str) -> bool:
+    """Whether the step at *path* is *step* or inside it."""
+    return path is not None and (path == step or path.startswith(step + "/"))
+
+
+def listing(key: str, rows: list[Json], total: int, get: str, flag: str = "--limit") -> Json:
+    """A list answer; it says what it does not show and how to get it."""
+    if len(rows) >= total:
+        return {key: rows}
+    more = {"shown": len(rows), "total": total, "get": f"{get} {flag} {min(total, LIST_MAX)}"}
+    return {key: rows, "truncated": more}
+
+
+def describe(store: Store, run_id: str, full: bool = False) -> Json:
+    """A run as `tau inspect` prints it; unless *full*, cut to about DOCUMENT_BYTES, saying what was cut."""
+    run, attempt, steps, tail = store.whole_run(run_id)
+    ended = (attempt["ended"] if attempt else None) or {}
+    spent = ("cpu_ms", "max_rss_bytes", "exit_code", "signal")
+    document = {
+        **{key: run[key] for key in ("run_id", "pipeline", "version", "status", "trigger", "attempt")},
+        **{
+            key: run[key]
+            for key in ("params", "key", "scheduled_for", "queued_at", "started_at", "finished_at")
+        },
+        **{key: run[key] for key in ("duration_ms", "result", "error")},
+        "trace": {
+            "steps": nest(steps),
+            "checks": [],
+            "log_lines": attempt["log_lines"] if attempt else 0,
+            "log_dropped": attempt["log_dropped"] if attempt else 0,
+            "log_tail": [line["message"] for line in tail],
+        },
+        "resources": {key: ended.get(key) for key in spent},
+        "next": next_commands(run),
+    }
+    return document if full else shorten(document)
+
+
+def nest(steps: list[Json]) -> list[Json]:
+    """The steps of an attempt as trees."""
+    shown = ("name", "status", "started_at", "duration_ms", "rows_in", "rows_out", "error")
+    by_number: dict[int, Json] = {}
+    roots: list[Json] = []
+    for step in steps:
+        node = by_number[step["step"]] = {**{key: step[key] for key in shown}, "steps": []}
+        parent = by_number.get(step["parent"])
+        (roots if parent is None else parent["steps"]).append(node)
+    return roots
+
+
+def next_commands(run: Json) -> list[str]:
+    """What an agent would do next, as commands to paste."""
+    name, run_id = run["pipeline"], run["run_id"]
+    see_log = f"tau logs {name} --run {run_id}"
+    if run["status"] not in FINAL:
+        return [f"tau wait {run_id}", f"{see_log} --follow", f"tau cancel {run_id}"]
+    if run["status"] == "success":
+        return [see_log, f"tau run {name}"]
+    entry = (run["error"] or {}).get("file") or "FILE.py"
+    return [see_log, f"tau code {name} --version {run['version']}", f"tau deploy {entry}", f"tau run {name}"]
+
+
+def shorten(document: Json) -> Json:
+    """The document in about DOCUMENT_BYTES: parts are cut, least telling first, until it fits."""
+    get = f"tau inspect {document['run_id']} --full"
+    cut: list[Json] = []
+    for part, shown, limit in CUTS:
+        holder, _, key = part.rpartition(".")
+        place = document[holder] if holder else document
+        if place is None or place.get(key) is None:
+            continue
+        size = len(encode_json(place[key]))
+        if size > limit and (limit or len(encode_json(document)) > DOCUMENT_BYTES):
+            place[key] = shown(place[key])
+            cut.append({"path": part, "bytes": size, "get": get})
+    return document | {"cut": cut} if cut else document
+
+
+def cut_value(value: Any) -> Any:
+    """The beginning of a large JSON value: whole items of a list or an object, the head of a text."""
+    if isinstance(value, str):
+        return value[:500] + "…"
+    items = [*value.items()] if isinstance(value, dict) else value
+    kept: list[Any] = []
+    room = RESULT_SHOWN_BYTES // 2
+    for item in items if isinstance(items, list) else ():
+        room -= len(encode_json(item))
+        if room < 0:
+            break
+        kept.append(item)
+    return dict(kept) if isinstance(value, dict) else kept
+
+
+def cut_steps(steps: list[Json]) -> list[Json]:
+    """The first and last steps of each level, and those that failed."""
+    count = len(steps)
+    kept = [
+        s for i, s in enumerate(steps) if i < 5 or i >= count - 5 or s["status"] not in ("success", "running")
+    ]
+    return [step | {"steps": cut_steps(step["steps"])} for step in kept[:20]]
+
+
+def cut_frames(frames: list[Json]) -> list[Json]:
+    """The innermost frames; only the last keeps its locals."""
+    return [*({**frame, "locals": {}} for frame in frames[-6:-1]), frames[-1]]
+
+
+def cut_tail(lines: list[str]) -> list[str]:
+    """The last lines, each in brief."""
+    return [line[:100] for line in lines[-3:]]
+
+
+#: What may be cut from an inspect document: path, what is shown instead, and the size in bytes from which
+#: it is always cut (0: only if the document is still too large when its turn comes).
+CUTS: tuple[tuple[str, Callable[[Any], Any], int], ...] = (
+    ("result", cut_value, RESULT_SHOWN_BYTES),
+    ("params", cut_value, RESULT_SHOWN_BYTES // 2),
+    ("trace.log_tail", cut_tail, 0),
+    ("trace.steps", cut_steps, 0),
+    ("error.frames", cut_frames, 0),
+    ("error.message", cut_value, 1_000),
+)
+
+
+# --- 12. Executor --------------------------------------------------------------------------
+# Owns every isolated process from its job to its outcome, and the fork server that starts them.
+# Calls Feed and Store.  Promises at most `max_concurrent` live runs, one outcome for each, and no run twice.
+
+POLL_S = 0.2
+POLL_WATCHED_S = 0.05
+READ_BYTES = 128 << 10
+#: How long a journal without its first record may stay so once its fork server is dead.
+BIRTH_S = 2.0
+#: Environment of the daemon that runs must not see: keys, and systemd's channels to the daemon itself.
+PRIVATE_ENVIRONMENT = ("TAU_API_KEY", "NOTIFY_SOCKET", "LISTEN_", "WATCHDOG_")
+
+
+class Outcome:
+    """How an attempt ended: all that the executor tells the rest of Tau."""
+
+    __slots__ = ("error", "result", "status")
+
+    def __init__(self, status: str, result: Any, error: Json | None) -> None:
+        self.status, self.result, self.error = status, result, error
+
+
+def verdict(outcome: Json | None, ended: Json | None, stopping: str | None) -> Outcome:
+    """Reads the end of a process: its last record, its end record, and why we stopped it, if we did.
+
+    The order of these lines is the precedence.  A returned-record written before any stop decides for success
+    whatever came after it; an exit code of 0 without one decides nothing.
+    """
+    if outcome is not None and outcome["t"] == "returned" and not (stopping and outcome["stopped"]):
+        return Outcome("success", outcome["result"], None)
+    raised: Json = outcome["error"] if outcome is not None and outcome["t"] == "raised" else {}
+    if stopping:
+        error = bare_error(*STOPPED[stopping])
+        kept = ("step", "file", "line", "code", "frames")
+        return Outcome(stopping, None, error | {key: raised[key] for key in kept if key in raised})
+    if raised:
+        return Outcome("failed", None, raised)
+    if ended is None:
+        message = "its process and its supervisor vanished without a verdict"
+        return Outcome("lost", None, bare_error("lost", "ProcessLost", message))
+    return Outcome("failed", None, bare_error("died", "ProcessDied", death_words(ended)))
+
+
+#: What a run was stopped for → kind, type and message of its error.
+STOPPED = {
+    "cancelled": ("cancelled", "Cancelled", "cancelled on request"),
+    "timed_out": ("timeout", "TimeoutError", "stopped at its time limit"),
+}
+
+
+def death_words(ended: Json) -> str:
+    """Why a process died without a result, from its end record."""
+    if reason := ended.get("reason"):
+        return str(reason)
+    if number := ended["signal"]:
+        try:
+            name = signal.Signals(number).name
+        except ValueError:
+            name = f"signal {number}"
+        return f"killed by {name}"
+    return f"exited with code {ended['exit_code']} without returning a result"
+
+
+class Process:
+    """One isolated process as its journal tells it: a run's attempt, or the loading of a deployed file."""
+
+    def __init__(self, folder: str, stem: str, run_id: str | None, attempt: int, server: Json) -> None:
+        self.path, self.stem, self.run_id, self.attempt = os.path.join(folder, stem), stem, run_id, attempt
+        self.server = server  # identity of the fork server it was given to
+        self.start: Json | None = None  # its first record: who it is
+        self.outcome: Json | None = None  # `returned` or `raised`
+        self.ended: Json | None = None  # the fork server's end record
+        self.stopping: str | None = None  # the status it is being stopped for
+        self.position = {"journal": 0, "stdout": 0, "stderr": 0, "n": 0}
+        self.log_lines = self.log_dropped = 0
+        self.tails: dict[str, list[str]] = {}  # last lines of an output beyond the limit, kept for its end
+        self.lock = asyncio.Lock()  # held over reading and storing what was read, so that order is kept
+        self.closed = asyncio.Event()  # its outcome is stored
+        self.verdict: Outcome | None = None
+        self.orphaned_at = 0.0
+
+    def state(self) -> Json:
+        """What the store keeps of it, to be able to go on from here."""
+        return {
+            "position": dict(self.position),
+            "process": {**(self.start or {}), "server": self.server},
+            "outcome": self.outcome,
+            "ended": self.ended,
+            "log_lines": self.log_lines,
+            "log_dropped": self.log_dropped,
+        }
+
+    def restore(self, state: Json) -> None:
+        """Goes on from a state: after a restart, or when what was read could not be stored."""
+        self.position, self.server = dict(state["position"]), state["process"]["server"]
+        self.start = state["process"] if "pid" in state["process"] else None
+        self.outcome, self.ended = state["outcome"], state["ended"]
+        self.log_lines, self.log_dropped = state["log_lines"], state["log_dropped"]
+
+    def read(self, limits: Json, final: bool) -> tuple[list[Json], bool]:
+        """The trace records that came since the last call, and whether there are more to read."""
+        records, more = self.read_journal()
+        for stream in ("stdout", "stderr"):
+            size = self.ended.get(stream + "_bytes") if self.ended is not None else None
+            if size is None or size > self.position[stream]:
+                more |= self.read_output(stream, records, limits, final)
+        return records, more
+
+    def read_journal(self) -> tuple[list[Json], bool]:
+        """The journal's new records; those about the process itself are kept here."""
+        lines, offset, more = read_lines(self.path + ".journal", self.position["journal"], 1 << 30)
+        self.position["journal"] = offset
+        records = []
+        for line in lines:
+            try:
+                record = json.loads(line)
+                kind = record["t"]
+            except (ValueError, KeyError, TypeError):
+                continue  # torn by a crash, or not ours
+            if kind == "start":
+                self.start = record
+            elif kind == "end":
+                self.ended = record
+            elif kind in ("returned", "raised"):
+                self.outcome = record
+            elif kind == "dropped":
+                self.log_lines += record["lines"]
+                self.log_dropped += record["lines"]
+            else:
+                self.position["n"] += 1
+                self.log_lines += kind == "log"
+                records.append(record | {"n": self.position["n"]})
+        return records, more
+
+    def read_output(self, stream: str, records: list[Json], limits: Json, final: bool) -> bool:
+        """New lines of descriptor 1 or 2 become log records, up to the limits; whether there are more."""
+        path = f"{self.path}.{stream}"
+        lines, offset, more = read_lines(path, self.position[stream], LOG_LINE_BYTES_MAX, final)
+        self.position[stream] = offset
+        room = limits["log_lines"] - (self.log_lines - self.log_dropped)
+        if offset > limits["log_bytes"]:
+            room = 0
+        texts = [line.decode("utf-8", "replace") for line in lines]
+        self.log_lines += len(texts)
+        kept, beyond = texts[: max(room, 0)], texts[max(room, 0) :]
+        if beyond:
+            tail = self.tails.setdefault(stream, [])
+            self.log_dropped += len(tail) + len(beyond)
+            tail += beyond
+            del tail[:-LOG_TAIL]
+            self.log_dropped -= len(tail)
+        if final and not more:
+            kept += self.tails.pop(stream, [])
+        at = time.time()
+        for text in kept:
+            self.position["n"] += 1
+            record = {"t": "log", "at": at, "level": "info", "message": text, "stream": stream}
+            records.append(record | {"n": self.position["n"]})
+        return more
+
+    def remove_files(self) -> None:
+        """Its files are gone; what they said is in the store."""
+        for suffix in (".journal", ".stdout", ".stderr"):
+            remove_file(self.path + suffix)
+
+
+def read_lines(path: str, offset: int, longest: int, final: bool = False) -> tuple[list[bytes], int, bool]:
+    """Whole lines of a growing file from *offset*: the lines, the offset after them, whether more is there.
+
+    A line longer than *longest* is cut there.  *final* takes the unfinished last line too.
+    """
+    try:
+        file = os.open(path, os.O_RDONLY)
+    except FileNotFoundError:
+        return [], offset, False
+    try:
+        want = READ_BYTES
+        while True:
+            data = os.pread(file, want, offset)
+            end = data.rfind(b"\n") + 1
+            if end or len(data) < want or want >= longest:
+                break
+            want *= 2
+        more = os.fstat(file).st_size > offset + len(data)
+    finally:
+        os.close(file)
+    if not end and data and (want >= longest or (final and not more)):
+        return [data[:longest]], offset + min(len(data), max(longest, 1)), more
+    if final and not more:
+        end = len(data)
+    lines = data[:end].split(b"\n")
+    if lines and not lines[-1]:
+        lines.pop()
+    return [line[:longest] for line in lines], offset + end, more
+
+
+class Link(Protocol):
+    """Our end of the socket to a fork server, as asyncio's protocol."""
+
+    def __init__(self, on_message: Callable[[Json], None], on_loss: Callable[[Link], None]) -> None:
+        self.on_message, self.on_loss = on_message, on_loss
+        self.transport: Any = None
+        self.buffer = b""
+
+    def connection_made(self, transport: Any) -> None:
+        """Keeps the transport."""
+        self.transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        """Hands on whole lines."""
+        *lines, self.buffer = (self.buffer + data).split(b"\n")
+        for line in lines:
+            self.on_message(json.loads(line))
+
+    def eof_received(self) -> None:
+        """The fork server is gone; the transport closes."""
+
+    def connection_lost(self, problem: Exception | None) -> None:
+        """Tells the executor."""
+        self.on_loss(self)
+
+    def pause_writing(self) -> None:
+        """Jobs are few and small: at most `max_concurrent` are on their way."""
+
+    def resume_writing(self) -> None:
+        """Nothing to do."""
+
+
+class Executor:
+    """Queue → fork server → journal → outcome."""
+
+    def __init__(self, home: str, settings: Json, store: Store, feed: Feed) -> None:
+        self.home, self.settings, self.store, self.feed = home, settings, store, feed
+        self.folder = os.path.join(home, "runs")
+        self.live: dict[str, Process] = {}  # by stem; never more than max_concurrent with a run
+        self.latencies: list[float] = []  # milliseconds from queued to started, the last thousand
+        self.server: Json = {}  # identity of the fork server that jobs go to
+        self.link: Link | None = None
+        self.tasks: set[asyncio.Task[None]] = set()
+        self.admitting = self.again = self.closing = False
+        self.busy = asyncio.Event()  # set while anything is live
+
+    async def open(self) -> None:
+        """Ready to start runs; those that an earlier daemon left are taken over."""
+        make_directory(self.folder)
+        await self.start_server()
+        self.recover()
+        self.spawn(self.watch())
+        self.wake()
+
+    async def close(self) -> None:
+        """Nothing is started any more; live runs and their fork server go on by themselves."""
+        self.closing = True
+        for task in self.tasks:
+            task.cancel()
+        if self.tasks:
+            await asyncio.wait(self.tasks)
+        if self.link is not None:
+            self.link.transport.close()
+
+    def spawn(self, work: Any) -> None:
+        """Runs a coroutine of ours beside the others; its failure is logged."""
+        task = asyncio.get_running_loop().create_task(work)
+        self.tasks.add(task)
+        task.add_done_callback(self.forget)
+
+    def forget(self, task: asyncio.Task[None]) -> None:
+        """A task of ours is over."""
+        self.tasks.discard(task)
+        if not task.cancelled() and (problem := task.exception()) is not None:
+            logging.getLogger("tau").error("executor: %r", problem, exc_info=problem)
+
+    # From the queue to a process.
+
+    def wake(self) -> None:
+        """Admits what is queued as far as there are slots; called whenever either may have changed."""
+        if self.admitting:
+            self.again = True
+        elif not self.closing and self.used() < self.settings["max_concurrent"]:
+            self.admitting, self.again = True, False
+            self.spawn(self.admit(self.settings["max_concurrent"] - self.used()))
+
+    def used(self) -> int:
+        """How many runs are live."""
+        return sum(process.run_id is not None for process in self.live.values())
+
+    def admit(self, free: int) -> Awaitable[None]:
+        """Moves up to *free* runs from queued to running and hands them to the fork server.
+
+        The store is asked at once, so that a run and its admission share a commit.
+        """
+        admitted = self.store.write(self.store.admit, free, self.server)
+
+        async def hand_over() -> None:
+            try:
+                for job in await admitted:
+                    self.dispatch(job)
+            finally:
+                self.admitting = False
+            if self.again:
+                self.wake()
+
+        return hand_over()
+
+    def dispatch(self, job: Json) -> None:
+        """One admitted run goes to the fork server."""
+        process = Process(self.folder, job["stem"], job["run_id"], job["attempt"], self.server)
+        self.enlist(process)
+        self.send_job(process, job)
+
+    def enlist(self, process: Process) -> None:
+        """The process is watched from now on."""
+        self.live[process.stem] = process
+        self.busy.set()
+
+    def send_job(self, process: Process, job: Json) -> None:
+        """Asks the fork server to start a process."""
+        limits = ("log_lines", "log_bytes", "result_bytes")
+        job |= {
+            "journal": process.path,
+            "method": self.settings["start_method"],
+            "grace_s": self.settings["stop_grace_s"],
+            "limits": {name: self.settings[name] for name in limits},
+            "boot": self.server["boot"],
+        }
+        if job["kind"] == "run":
+            job["folder"] = os.path.join(self.home, "versions", job["sha256"])
+            job["directory"] = os.path.join(self.home, "data", job["pipeline"])
+        assert self.link is not None
+        self.link.transport.write(encode(job))
+
+    async def load(self, folder: str, entry: str) -> Outcome:
+        """What a deployed file holds, found out in an isolated process within load_timeout_s."""
+        stem = f"load-{os.urandom(8).hex()}"
+        process = Process(self.folder, stem, None, 1, self.server)
+        self.enlist(process)
+        directory = tempfile.mkdtemp(prefix="tau-load-")
+        job = {"kind": "load", "stem": stem, "folder": folder, "entry": entry, "directory": directory}
+        try:
+            self.send_job(process, job)
+            try:
+                await asyncio.wait_for(process.closed.wait(), self.settings["load_timeout_s"])
+            except TimeoutError:
+                self.spawn(self.end(process, "timed_out"))
+                await process.closed.wait()
+        except asyncio.CancelledError:
+            self.spawn(self.end(process, "timed_out"))
+            raise
+        finally:
+            shutil.rmtree(directory, ignore_errors=True)
+        assert process.verdict is not None
+        return process.verdict
+
+    # The fork server.
+
+    async def start_server(self) -> None:
+        """A fork server of ours runs and is connected; it outlives us while it has children."""
+        ours, theirs = socket.socketpair()
+        environ = {
+            name: value for name, value in os.environ.items() if not name.startswith(PRIVATE_ENVIRONMENT)
+        }
+        with theirs:
+            pid = start_python("fork_server", (), {0: theirs.fileno()}, environ)
+        self.server = {"pid": pid, "started": process_started(pid), "boot": boot_id()}
+        ours.setblocking(False)
+        loop = asyncio.get_running_loop()
+        _, link = await loop.create_unix_connection(lambda: Link(self.hear, self.lose_server), sock=ours)
+        self.link = link
+
+    def hear(self, message: Json) -> None:
+        """The fork server says that a process ended, or why it could not start."""
+        process = self.live.get(message["stem"])
+        if process is not None:
+            if "reason" in message:
+                process.ended = {"exit_code": None, "signal": None, "reason": message["reason"]}
+            self.spawn(self.finish(process))
+
+    def lose_server(self, link: Link) -> None:
+        """The fork server died: its runs are watched by themselves now, and another takes its place."""
+        if not self.closing and link is self.link:
+            logging.getLogger("tau").error("the fork server died; starting another")
+            self.spawn(self.replace_server())
+
+    async def replace_server(self) -> None:
+        """A new fork server; jobs that the old one had not begun go to it."""
+        try:
+            os.waitpid(self.server["pid"], 0)
+        except ChildProcessError:
+            pass
+        await asyncio.sleep(POLL_S)  # should it die at once again, do not spin
+        await self.start_server()
+        for process in tuple(self.live.values()):
+            if process.start is None and claim(process):
+                if process.run_id is None:  # loads are not repeated
+                    process.ended = {"exit_code": None, "signal": None, "reason": "the fork server died"}
+                    self.spawn(self.finish(process))
+                else:
+                    await self.restart(process)
+
+    # From the journal to the store.
+
+    def recover(self) -> None:
+        """Takes over the runs that were live when the last daemon ended."""
+        for row in self.store.unfinished():
+            process = Process(self.folder, row["journal"], row["run_id"], row["attempt"], {})
+            process.restore(row)
+            self.enlist(process)
+            if claim(process):
+                self.spawn(self.restart(process))
+            elif row["stopping"]:
+                self.spawn(self.end(process, row["stopping"]))
+        known = {process.stem for process in self.live.values()}
+        day_ago = time.time() - 86_400
+        for name in os.listdir(self.folder):
+            path = os.path.join(self.folder, name)
+            if name.partition(".")[0] not in known and os.path.getmtime(path) < day_ago:
+                remove_file(path)
+
+    async def restart(self, process: Process) -> None:
+        """Starts an admitted run whose journal proves that it never began, under a new journal."""
+        del self.live[process.stem]
+        assert process.run_id is not None
+        job = await self.store.write(self.store.rename_journal, process.run_id, process.attempt, self.server)
+        if job is not None:
+            self.dispatch(job)
+
+    async def watch(self) -> None:
+        """Reads the journals of what is live a few times a second; sleeps while nothing is."""
+        while True:
+            await self.busy.wait()
+            for process in tuple(self.live.values()):
+                if not process.lock.locked():
+                    self.spawn(self.catch_up(process))
+            if not self.live:
+                self.busy.clear()
+            watched = self.feed.watched() or any(process.stopping for process in self.live.values())
+            await asyncio.sleep(POLL_WATCHED_S if watched else POLL_S)
+
+    async def catch_up(self, process: Process) -> None:
+        """Stores what a live process has written meanwhile, and sees whether it has ended."""
+        async with process.lock:
+            if process.closed.is_set():
+                return
+            began = process.start is not None
+            more = True
+            while more:
+                _, more = await self.keep_next(process, final=False)
+            self.note_start(process, began)
+        if process.ended is not None or (process.server != self.server and self.is_gone(process)):
+            self.spawn(self.finish(process))
+
+    async def keep_next(self, process: Process, final: bool) -> tuple[list[Json], bool]:
+        """Reads the next chunk of the journal and stores it; what was last read, and whether there is more.
+
+        With *final*, what is last read is not stored: it belongs in one commit with the outcome.
+        """
+        before = process.state()
+        records, more = process.read(self.settings, final)
+        if process.run_id is None or process.position == before["position"] or (final and not more):
+            return records, more
+        try:
+            await self.store.write(
+                self.store.add_trace, process.run_id, process.attempt, records, process.state()
+            )
+        except TauError:
+            process.restore(before)
+            raise
+        self.feed.changed(process.run_id)
+        return records, more
+
+    def note_start(self, process: Process, began: bool) -> None:
+        """Remembers how long the run had waited, when its first record has just been read."""
+        if process.start is not None and not began and process.run_id is not None and process.attempt == 1:
+            queued_at = (read_id(process.run_id) >> ID_SALT_BITS) / 1000
+            self.latencies.append(max(process.start["at"] - queued_at, 0.0) * 1000)
+            del self.latencies[:-1000]
+
+    def is_gone(self, process: Process) -> bool:
+        """Whether a process of another fork server can no longer be heard of: it and its server are dead."""
+        if is_alive(process.server):
+            return False
+        if process.start is not None:
+            return not is_alive(process.start)
+        process.orphaned_at = process.orphaned_at or time.monotonic()
+        return time.monotonic() - process.orphaned_at > BIRTH_S
+
+    async def finish(self, process: Process) -> None:
+        """Reads the rest of the journal, gives the verdict, and keeps it however long that takes."""
+        async with process.lock:
+            if process.closed.is_set():
+                return
+            while True:
+                try:
+                    await self.conclude(process)
+                    break
+                except TauError as problem:
+                    logging.getLogger("tau").error("cannot record the end of %s: %s", process.stem, problem)
+                    await asyncio.sleep(1.0)
+            process.closed.set()
+        self.live.pop(process.stem, None)
+        self.wake()
+        if process.run_id is not None:
+            self.feed.changed(process.run_id)
+        process.remove_files()
+
+    async def conclude(self, process: Process) -> None:
+        """Stores what is left to read together with the outcome, in one commit if it is not much."""
+        began, more = process.start is not None, True
+        while more:
+            before = process.state()
+            records, more = await self.keep_next(process, final=True)
+        self.note_start(process, began)
+        if process.start is not None and process.ended is None:
+            end_session(process.start)
+        process.verdict = verdict(process.outcome, process.ended, process.stopping)
+        if process.run_id is None:
+            return
+        try:
+            await self.store.write(
+                self.store.finish, process.run_id, process.attempt, records, process.state(), process.verdict
+            )
+        except TauError:
+            process.restore(before)
+            raise
+
+    # Stopping.
+
+    async def stop(self, run_id: str, status: str) -> None:
+        """Begins to stop a live run, which will end with this status unless it ended before."""
+        process = next((one for one in self.live.values() if one.run_id == run_id), None)
+        if process is not None and process.stopping is None:
+            process.stopping = status
+            await self.store.write(self.store.note_stopping, run_id, process.attempt, status)
+            self.spawn(self.end(process, status))
+
+    async def stop_all(self, status: str) -> None:
+        """Begins to stop every live run."""
+        for process in tuple(self.live.values()):
+            if process.run_id is not None:
+                await self.stop(process.run_id, status)
+
+    async def end(self, process: Process, status: str) -> None:
+        """SIGTERM to the process's group, grace, SIGKILL; returns when it has ended or nothing helps."""
+        process.stopping = status
+        while process.start is None and not process.closed.is_set():
+            await asyncio.sleep(POLL_WATCHED_S)  # not born yet: watch() reads its first record
+        for number, patience in ((signal.SIGTERM, self.settings["stop_grace_s"]), (signal.SIGKILL, 5.0)):
+            if process.start is not None and not process.closed.is_set():
+                send_signal(process.start, number)
+                try:
+                    await asyncio.wait_for(process.closed.wait(), patience)
+                except TimeoutError:
+                    continue
+
+    async def drained(self, patience: float | None) -> None:
+        """Returns when nothing is live, or after *patience* seconds."""
+        try:
+            await asyncio.wait_for(
+                asyncio.gather(*(process.closed.wait() for process in self.live.values())), patience
+            )
+        except TimeoutError:
+            pass
+
+    # For `status`.
+
+    def processes(self) -> list[Json]:
+        """The fork server and the live runs, by role and pid."""
+        found: list[Json] = [{"role": "fork server", "pid": self.server.get("pid")}]
+        for process in self.live.values():
+            if process.start is not None:
+                role = "run" if process.run_id else "load"
+                found.append({"role": role, "pid": process.start["pid"], "run_id": process.run_id})
+        return found
+
+    def latency(self) -> Json:
+        """Milliseconds from queued to the first instruction in the run process: median and 99th percentile."""
+        known = sorted(self.latencies)
+        if not known:
+            return {"count": 0, "p50_ms": None, "p99_ms": None}
+        middle, high = known[len(known) // 2], known[min(len(known) - 1, len(known) * 99 // 100)]
+        return {"count": len(known), "p50_ms": round(middle, 2), "p99_ms": round(high, 2)}
+
+
+def claim(process: Process) -> bool:
+    """Takes away the permission to start, if it has not been used: True proves that the run never began."""
+    try:
+        file = os.open(process.path + ".journal", os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    except FileExistsError:
+        return False
+    os.write(file, encode({"t": "abandoned", "at": time.time()}))
+    os.close(file)
+    return True
+
+
+def end_session(process: Json) -> None:
+    """Kills what is left of a dead run's session, when its fork server cannot do it any more."""
+    if process["boot"] != boot_id() or not os.path.isdir("/proc/self"):
+        return
+    for name in os.listdir("/proc"):
+        try:
+            with open(f"/proc/{name}/stat", "rb") as file:
+                session = int(file.read().rpartition(b")")[2].split()[3])
+        except (OSError, ValueError, IndexError):
+            continue
+        if name.isdigit() and session == process["pid"]:
+            try:
+                os.kill(int(name), signal.SIGKILL)
+            except ProcessLookupError:
+                pass
+
+
+# --- 13. Feed ------------------------------------------------------------------------------
+# Owns who waits for which run.  Calls Store.
+# Promises that whoever waits hears of every change, in order, at its own pace: it reads the store, not a buffer.
+
+
+class Feed:
+    """The road back up: what a run did, for those who wait for it."""
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+        self.waiting: dict[str, asyncio.Future[None]] = {}  # run → what the next change will resolve
+
+    def changed(self, run_id: str) -> None:
+        """Something new about this run is in the store."""
+        if (future := self.waiting.pop(run_id, None)) is not None and not future.done():
+            future.set_result(None)
+
+    def watched(self) -> bool:
+        """Whether anybody waits for a live run."""
+        return bool(self.waiting)
+
+    def next(self, run_id: str) -> Awaitable[None]:
+        """Resolves at the next change; shared by all who wait, and a waiter that gives up disturbs no other."""
+        future = self.waiting.get(run_id)
+        if future is None:
+            future = self.waiting[run_id] = asyncio.get_running_loop().create_future()
+        return asyncio.shield(future)
+
+    async def finished(self, run_id: str) -> None:
+        """Returns when the run has its final status."""
+        while True:
+            change = self.next(run_id)
+            if self.store.status_of(run_id) in FINAL:
+                self.changed(run_id)
+                return
+            await change
+
+    async def events(self, run_id: str, tail: int | None = None) -> AsyncIterator[Json]:
+        """Everything a run did and does, in one order that is the same each time, until it is final.
+
+        *tail* begins with that many of its last log lines.
+        """
+        seq, place = 0, (0, 0) if tail is None else self.store.tail_place(run_id, tail)
+        while True:
+            change = self.next(run_id)
+            ledger = self.store.run_events(run_id, seq)
+            for event in ledger:
+                seq = event.pop("seq")
+                if event["type"] != "run.finished":
+                    yield event
+            while page := self.store.trace(run_id, place):
+                for place, event in page:
+                    yield event
+            if ledger and ledger[-1]["type"] == "run.finished":
+                yield ledger[-1]
+                self.changed(run_id)
+                return
+            await change
+
+
+# --- 14. Store -----------------------------------------------------------------------------
+# Owns the database: one thread writes, the loop reads.  Calls Records.
+# Promises that an answer is given only when its fact is on disk, and that a run moves only as MOVES allows.
+
+#: How many writes may share one commit.
+GROUP_MAX = 512
+
+PRAGMAS = (
+    "PRAGMA journal_mode = WAL",
+    "PRAGMA synchronous = FULL",
+    "PRAGMA busy_timeout = 5000",
+    "PRAGMA foreign_keys = ON",
+    "PRAGMA trusted_schema = OFF",
+    "PRAGMA journal_size_limit = 67108864",
+    "PRAGMA temp_store = MEMORY",
+    "PRAGMA mmap_size = 0",
+    "PRAGMA fullfsync = 1",
+)
+
+#: Failures of the disk, not of us: nothing was recorded and it may work again later.
+FULL_CODES = (10, 13)  # SQLITE_IOERR, SQLITE_FULL
+
+
+class Job:
+    """One write waiting for its commit."""
+
+    __slots__ = ("arguments", "future", "work")
+
+    def __init__(
+        self, work: Callable[..., Any], arguments: tuple[Any, ...], future: asyncio.Future[Any]
+    ) -> None:
+        self.work, self.arguments, self.future = work, arguments, future
+
+
+class Store:
+    """What is remembered.  Methods that change it run on the writer's thread, through write()."""
+
+    def __init__(self, home: str, settings: Json) -> None:
+        self.path = database_path(settings["url"], home)
+        self.max_queued = settings["max_queued"]
+        self.pending: list[Job] = []  # writes of this turn of the loop: they travel together
+        self.inbox: queue.SimpleQueue[list[Job] | None] = queue.SimpleQueue()
+        self.last_id = 0  # the newest run id as a number: ids never repeat or go back
+        self.thread: threading.Thread | None = None
+
+    def open(self, loop: asyncio.AbstractEventLoop) -> None:
+        """The database is there, of this version, and its writer runs."""
+        self.loop = loop
+        self.db = self.connect()
+        self.migrate()
+        self.reader = self.connect()
+        self.reader.execute("PRAGMA query_only = ON")
+        row = self.reader.execute("SELECT max(run_id) FROM runs").fetchone()
+        self.last_id = read_id(row[0]) if row[0] else 0
+        self.thread = threading.Thread(target=self.write_groups, name="tau store")
+        self.thread.start()
+
+    def close(self) -> None:
+        """Everything written is on disk and both connections are closed."""
+        if self.thread is None:
+            return
+        self.flush()
+        self.inbox.put(None)
+        self.thread.join()
+        self.thread = None
+        self.reader.close()
+        self.db.close()
+
+    def connect(self) -> sqlite3.Connection:
+        """A connection with our settings; StorageFull or Conflict say why there is none."""
+        # Made by hand, for SQLite would make it (and then -wal and -shm) as the umask says.
+        os.close(os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600))
+        db = sqlite3.connect(self.path, isolation_level=None, check_same_thread=False, cached_statements=256)
+        db.row_factory = sqlite3.Row
+        try:
+            if db.execute("PRAGMA page_count").fetchone()[0] == 0:
+                db.execute("PRAGMA auto_vacuum = INCREMENTAL")  # only before the first table
+            for pragma in PRAGMAS:
+                db.execute(pragma)
+        except sqlite3.DatabaseError as problem:
+            db.close()
+            raise Conflict(
+                f"{self.path} is not a usable database: {problem}", "restore a backup, or choose another --home"
+            ) from None
+        return db
+
+    def migrate(self) -> None:
+        """Brings the database to this version, after a backup; Conflict for one of a newer Tau."""
+        found = self.db.execute("PRAGMA user_version").fetchone()[0]
+        if found > len(MIGRATIONS):
+            self.db.close()
+            hint = "start the newer taud, or restore the backup made before the upgrade"
+            raise Conflict(f"{self.path} was written by a newer Tau (schema {found})", hint)
+        if 0 < found < len(MIGRATIONS):
+            self.back_up(f"{self.path}.before-v{len(MIGRATIONS)}")
+        for number in range(found, len(MIGRATIONS)):
+            self.db.executescript(
+                f"BEGIN IMMEDIATE; {MIGRATIONS[number]}; PRAGMA application_id = {APPLICATION_ID};"
+                f"PRAGMA user_version = {number + 1}; COMMIT;"
+            )
+
+    def back_up(self, path: str) -> None:
+        """A consistent copy of the database at *path*."""
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600))
+        copy = sqlite3.connect(path)
+        try:
+            self.db.backup(copy)
+        finally:
+            copy.close()
+
+    # Writing: many facts, one commit.
+
+    def write(self, work: Callable[..., Answer], *arguments: Any) -> Awaitable[Answer]:
+        """Has *work* done on the writer's thread; its answer comes when it is on disk.
+
+        Work must raise its TauError before it changes anything.  Raises what it raises; StorageFull when the
+        disk has no room, and then nothing of it is recorded.
+        """
+        future: asyncio.Future[Any] = self.loop.create_future()
+        if not self.pending:
+            self.loop.call_soon(self.flush)
+        self.pending.append(Job(work, arguments, future))
+        return future
+
+    def flush(self) -> None:
+        """Hands the writes of this turn of the loop to the writer."""
+        if self.pending:
+            self.inbox.put(self.pending)
+            self.pending = []
+
+    def write_groups(self) -> None:
+        """The writer's thread: whatever has gathered during one commit shares the next."""
+        while (group := self.inbox.get()) is not None:
+            last = False
+            while len(group) < GROUP_MAX and not last:
+                try:
+                    more = self.inbox.get_nowait()
+                except queue.Empty:
+                    break
+                last = more is None
+                group += more or ()
+            answers = self.commit(group)
+            try:
+                self.loop.call_soon_threadsafe(self.deliver, answers)
+            except RuntimeError:
+                pass  # the loop has ended; the facts are on disk all the same
+            if last:
+                return
+
+    def commit(self, group: list[Job]) -> list[tuple[Job, Any]]:
+        """Does a group of writes in one transaction; if any breaks, each in its own."""
+        answers: list[tuple[Job, Any]] = []
+        try:
+            self.db.execute("BEGIN IMMEDIATE")
+            for job in group:
+                try:
+                    answers.append((job, job.work(*job.arguments)))
+                except TauError as refusal:
+                    answers.append((job, refusal))
+            self.db.execute("COMMIT")
+        except (
+            Exception
+        ) as problem:  # of SQLite, of the disk, or a bug in one of them: the others must not suffer
+            if self.db.in_transaction:
+                self.db.execute("ROLLBACK")
+            if len(group) > 1:
+                return [answer for job in group for answer in self.commit([job])]
+            return [(group[0], storage_error(problem))]
+        return answers
+
+    def deliver(self, answers: list[tuple[Job, Any]]) -> None:
+        """Back on the loop: each writer gets its answer."""
+        for job, answer in answers:
+            if job.future.cancelled():
+                continue
+            if isinstance(answer, Exception):
+                job.future.set_exception(answer)
+            else:
+                job.future.set_result(answer)
+
+    def event(self, type_name: str, pipeline: str, run_id: str | None, data: Json, actor: str = "taud") -> None:
+        """Appends a fact to the ledger, in the transaction of the change it speaks of."""
+        self.db.execute(
+            "INSERT INTO events (at, type, pipeline, run_id, data, actor) VALUES (?, ?, ?, ?, ?, ?)",
+            (rfc3339(time.time()), type_name, pipeline, run_id, encode_json(data), actor),
+        )
+
+    def move(self, run_id: str, target: str, columns: str = "", *values: Any) -> bool:
+        """Moves a run if it still may, setting more columns; False says that someone else moved it first."""
+        sources = [status for status, targets in MOVES.items() if target in targets]
+        marks = ", ".join("?" * len(sources))
+        changed = self.db.execute(
+            f"UPDATE runs SET status = ?{columns} WHERE run_id = ? AND status IN ({marks})",
+            (target, *values, run_id, *sources),
+        )
+        return changed.rowcount == 1
+
+    # What operations write.
+
+    def deploy(self, found: list[Json], digest: str, entry: str, actor: str) -> list[Json]:
+        """Makes each pipeline live; a new version only if its source or its options changed."""
+        deployed = []
+        for one in found:
+            options = encode_json({key: value for key, value in one.items() if key not in ("name", "line")})
+            number, changed = self.next_version(one["name"], digest, entry, options)
+            now = rfc3339(time.time())
+            if changed:
+                self.db.execute(
+                    "INSERT INTO pipelines VALUES (?, ?, 1, ?, ?) ON CONFLICT (name)"
+                    " DO UPDATE SET version = excluded.version, deployed = 1, updated_at = excluded.updated_at",
+                    (one["name"], number, now, now),
+                )
+                self.db.execute(
+                    "INSERT INTO versions VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
+                    (one["name"], number, digest, entry, one["function"], options, now, actor),
+                )
+                self.event("pipeline.deployed", one["name"], None, {"version": number, "sha256": digest}, actor)
+            deployed.append({"name": one["name"], "version": number, "changed": changed})
+        return deployed
+
+    def next_version(self, name: str, digest: str, entry: str, options: str) -> tuple[int, bool]:
+        """Which version these sources and options are, and whether making it live changes anything."""
+        row = self.db.execute(
+            "SELECT p.deployed, p.version, v.sha256, v.entry, v.options FROM pipelines p"
+            " JOIN versions v ON v.pipeline = p.name AND v.version = p.version WHERE p.name = ?",
+            (name,),
+        ).fetchone()
+        if row is None:
+            return 1, True
+        same = (row["sha256"], row["entry"], row["options"]) == (digest, entry, options)
+        return (row["version"], not row["deployed"]) if same else (row["version"] + 1, True)
+
+    def undeploy(self, name: str, actor: str) -> list[str] | None:
+        """Takes a pipeline out of service and cancels its queued runs, named; None if it was not in service."""
+        changed = self.db.execute("UPDATE pipelines SET deployed = 0 WHERE name = ? AND deployed = 1", (name,))
+        if changed.rowcount == 0:
+            return None
+        queued = self.db.execute("SELECT run_id FROM runs WHERE pipeline = ? AND status = 'queued'", (name,))
+        run_ids = [row["run_id"] for row in queued.fetchall()]
+        for run_id in run_ids:
+            self.cancel_queued(run_id, actor)
+        self.event("pipeline.undeployed", name, None, {"cancelled_runs": len(run_ids)}, actor)
+        return run_ids
+
+    def add_run(
+        self, name: str, params: str, key: str | None, trigger: str, actor: str
+    ) -> tuple[str, str, bool]:
+        """Queues a run of the live version: its id, its status, and whether *key* had made it before."""
+        live = self.db.execute(
+            "SELECT version FROM pipelines WHERE name = ? AND deployed = 1", (name,)
+        ).fetchone()
+        if live is None:
+            raise self.unknown(self.db, name)
+        if key is not None:
+            row = self.db.execute(
+                "SELECT run_id, status, params FROM runs WHERE pipeline = ? AND key = ?", (name, key)
+            ).fetchone()
+            if row is not None:
+                if json.loads(row["params"]) != json.loads(params):
+                    hint = f"tau inspect {row['run_id']}; use another --key"
+                    raise Conflict(f"key '{key}' was used with other params", hint)
+                return row["run_id"], row["status"], True
+        if self.db.execute("SELECT runs FROM totals WHERE status = 'queued'").fetchone()[0] >= self.max_queued:
+            hint = "wait, or raise [scheduler] max_queued; `tau status` shows the queue"
+            raise QueueFull(f"{self.max_queued:,} runs are queued already", hint)
+        run_id = self.new_id()
+        now = rfc3339(time.time())
+        self.db.execute(
+            "INSERT INTO runs (run_id, pipeline, version, status, trigger, attempt, params, key, queued_at)"
+            " VALUES (?, ?, ?, 'queued', ?, 1, ?, ?, ?)",
+            (run_id, name, live["version"], trigger, params, key, now),
+        )
+        self.event("run.queued", name, run_id, {"version": live["version"], "trigger": trigger}, actor)
+        return run_id, "queued", False
+
+    def new_id(self) -> str:
+        """An id later than every earlier one, whatever the clock does."""
+        fresh = int(time.time() * 1000) << ID_SALT_BITS | random.getrandbits(ID_SALT_BITS)
+        self.last_id = max(self.last_id + 1, fresh)
+        return spell_id(self.last_id)
+
+    def cancel_queued(self, run_id: str, actor: str) -> bool:
+        """Cancels a run that has not begun; False if it has."""
+        row = self.db.execute(
+            "SELECT pipeline FROM runs WHERE run_id = ? AND status = 'queued'", (run_id,)
+        ).fetchone()
+        if row is None:
+            return False
+        error = encode_json(bare_error("cancelled", "Cancelled", "cancelled before it began"))
+        self.move(run_id, "cancelled", ", finished_at = ?, error = ?", rfc3339(time.time()), error)
+        self.event("run.finished", row["pipeline"], run_id, {"status": "cancelled", "duration_ms": None}, actor)
+        return True
+
+    # What the executor writes.
+
+    def admit(self, free: int, server: Json) -> list[Json]:
+        """Moves the oldest queued runs to running, as many as are free: their jobs."""
+        rows = self.db.execute(
+            "SELECT run_id, attempt FROM runs WHERE status = 'queued' ORDER BY run_id LIMIT ?", (free,)
+        ).fetchall()
+        return [self.begin_attempt(row["run_id"], row["attempt"], server) for row in rows]
+
+    def begin_attempt(self, run_id: str, attempt: int, server: Json) -> Json:
+        """A queued run is running, with an attempt to its name: its job."""
+        now = rfc3339(time.time())
+        self.move(run_id, "running", ", started_at = ?", now)
+        stem = f"{run_id}.{attempt}"
+        self.db.execute(
+            "INSERT INTO attempts (run_id, attempt, journal, position, process, log_lines, log_dropped)"
+            " VALUES (?, ?, ?, ?, ?, 0, 0)",
+            (run_id, attempt, stem, NOWHERE, encode_json({"server": server})),
+        )
+        job = self.job(run_id, attempt, stem)
+        self.event("run.started", job["pipeline"], run_id, {"attempt": attempt})
+        return job
+
+    def rename_journal(self, run_id: str, attempt: int, server: Json) -> Json | None:
+        """The job of an attempt that never began, under a new journal; None if it is not wanted any more."""
+        row = self.db.execute(
+            "SELECT a.journal FROM attempts a JOIN runs r USING (run_id)"
+            " WHERE a.run_id = ? AND a.attempt = ? AND r.status = 'running'",
+            (run_id, attempt),
+        ).fetchone()
+        if row is None:
+            return None
+        stem = row["journal"] + "a"  # for "again"
+        self.db.execute(
+            "UPDATE attempts SET journal = ?, position = ?, process = ? WHERE run_id = ? AND attempt = ?",
+            (stem, NOWHERE, encode_json({"server": server}), run_id, attempt),
+        )
+        return self.job(run_id, attempt, stem)
+
+    def job(self, run_id: str, attempt: int, stem: str) -> Json:
+        """What the run process is told of its attempt."""
+        row = self.db.execute(
+            "SELECT r.pipeline, r.version, r.params, v.sha256, v.entry, v.function FROM runs r"
+            " JOIN versions v ON v.pipeline = r.pipeline AND v.version = r.version WHERE r.run_id = ?",
+            (run_id,),
+        ).fetchone()
+        job = to_document(row)
+        return {"kind": "run", "stem": stem, "run_id": run_id, "attempt": attempt, **job}
+
+    def add_trace(self, run_id: str, attempt: int, records: list[Json], state: Json) -> None:
+        """Keeps trace records, and in the same transaction how far the journal has been read."""
+        logs, steps, ends = [], {}, []
+        for record in records:
+            at = rfc3339(record["at"])
+            if record["t"] == "log":
+                fields = record.get("fields")
+                fields = None if fields is None else encode_json(fields)
+                place = (record.get("step"), record.get("stream"))
+                logs.append(
+                    (run_id, attempt, record["n"], at, record["level"], *place, record["message"], fields)
+                )
+            elif record["t"] == "step":
+                record["started_at"] = at
+                steps[record["step"]] = record
+            elif record["t"] == "done":
+                record["finished_at"], record["finished_n"] = at, record["n"]
+                if record["step"] in steps:  # began and ended in one batch: one row, written once
+                    steps[record["step"]] |= {key: record[key] for key in DONE_COLUMNS}
+                else:
+                    ends.append(record | {"run_id": run_id, "attempt": attempt})
+        if logs:
+            self.db.executemany("INSERT INTO logs VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", logs)
+        if steps:
+            blank = {"run_id": run_id, "attempt": attempt, **dict.fromkeys(DONE_COLUMNS), "status": "running"}
+            self.db.executemany(ADD_STEP, [step_row(blank | step) for step in steps.values()])
+        if ends:
+            self.db.executemany(END_STEP, map(step_row, ends))
+        self.db.execute(
+            "UPDATE attempts SET position = ?, process = ?, outcome = ?, ended = ?, log_lines = ?, log_dropped = ?"
+            " WHERE run_id = ? AND attempt = ?",
+            (
+                *(encode_json(state["position"]), encode_json(state["process"])),
+                *(json_or_null(state["outcome"]), json_or_null(state["ended"])),
+                *(state["log_lines"], state["log_dropped"], run_id, attempt),
+            ),
+        )
+
+    def finish(self, run_id: str, attempt: int, records: list[Json], state: Json, outcome: Outcome) -> None:
+        """Keeps the last of the trace and the outcome of the run."""
+        last = state["outcome"] or state["ended"] or {}
+        self.add_trace(run_id, attempt, records, state | {"outcome": None})
+        unfinished = self.db.execute(
+            "SELECT path FROM steps WHERE run_id = ? AND attempt = ? AND status = 'running' ORDER BY step DESC",
+            (run_id, attempt),
+        ).fetchone()
+        if unfinished is not None:
+            self.db.execute(
+                "UPDATE steps SET status = ? WHERE run_id = ? AND attempt = ? AND status = 'running'",
+                ("cancelled" if outcome.status == "cancelled" else "failed", run_id, attempt),
+            )
+            if outcome.error is not None and outcome.error["step"] is None:
+                outcome.error["step"] = unfinished["path"]
+        began, ended_at, took = state["process"].get("at"), last.get("at", time.time()), None
+        if began is not None and "mono" in last:
+            took = round(max(last["mono"] - state["process"]["mono"], 0.0) * 1000, 3)
+        moved = self.move(
+            *(run_id, outcome.status),
+            ", started_at = coalesce(?, started_at), finished_at = ?, duration_ms = ?, result = ?, error = ?",
+            *(began and rfc3339(began), rfc3339(ended_at), took),
+            *(json_or_null(outcome.result), json_or_null(outcome.error)),
+        )
+        if moved:
+            row = self.db.execute("SELECT pipeline FROM runs WHERE run_id = ?", (run_id,)).fetchone()
+            data = {"status": outcome.status, "duration_ms": took}
+            if outcome.error is not None:
+                data |= {key: outcome.error[key] for key in ("kind", "type", "fingerprint")}
+            self.event("run.finished", row["pipeline"], run_id, data)
+
+    def note_stopping(self, run_id: str, attempt: int, status: str) -> None:
+        """Remembers why a run is being stopped, for a daemon that comes after a crash."""
+        self.db.execute(
+            "UPDATE attempts SET stopping = ? WHERE run_id = ? AND attempt = ?", (status, run_id, attempt)
+        )
+
+    # Reading: on the loop, a question each.
+
+    def ask(self, question: str, *values: Any) -> list[Json]:
+        """The rows that answer a question."""
+        return [to_document(row) for row in self.reader.execute(question, values)]
+
+    def count(self, question: str, *values: Any) -> int:
+        """The number that answers a question."""
+        number: int = self.reader.execute(question, values).fetchone()[0]
+        return number
+
+    def unknown(self, db: sqlite3.Connection, name: str) -> NotFound:
+        """The refusal for a pipeline that is not deployed, with the nearest name."""
+        row = db.execute("SELECT deployed FROM pipelines WHERE name = ?", (name,)).fetchone()
+        if row is not None and not row["deployed"]:
+            return NotFound(f"pipeline '{name}' was undeployed", "tau deploy FILE.py brings it back")
+        names = [found["name"] for found in db.execute("SELECT name FROM pipelines WHERE deployed = 1")]
+        return NotFound(f"no pipeline named '{name}'", did_you_mean(name, names, "`tau list` shows all"))
+
+    def known(self, name: str) -> None:
+        """NotFound unless there is, or was, a pipeline of this name."""
+        if not self.ask("SELECT name FROM pipelines WHERE name = ?", name):
+            raise self.unknown(self.reader, name)
+
+    def pipelines(self, limit: int) -> tuple[list[Json], int]:
+        """The deployed pipelines with their last runs, and how many there are."""
+        rows = self.ask(
+            "SELECT p.name, p.version, v.options, p.updated_at, r.run_id AS last_run_id, r.status AS last_status,"
+            " r.queued_at AS last_run_at FROM pipelines p"
+            " JOIN versions v ON v.pipeline = p.name AND v.version = p.version"
+            " LEFT JOIN runs r ON r.run_id = (SELECT max(run_id) FROM runs WHERE pipeline = p.name)"
+            " WHERE p.deployed = 1 ORDER BY p.name LIMIT ?",
+            limit,
+        )
+        for row in rows:
+            options = row.pop("options")
+            row |= {"description": options["description"], "tags": options["tags"]}
+        return rows, self.pipeline_count()
+
+    def pipeline_count(self) -> int:
+        """How many pipelines are deployed."""
+        return self.count("SELECT count(*) FROM pipelines WHERE deployed = 1")
+
+    def pipeline(self, name: str) -> Json:
+        """Everything about one deployed pipeline."""
+        rows = self.ask(
+            "SELECT version, created_at, updated_at FROM pipelines WHERE name = ? AND deployed = 1", name
+        )
+        if not rows:
+            raise self.unknown(self.reader, name)
+        versions = self.ask(
+            "SELECT version, sha256, entry, options, deployed_at, actor FROM versions WHERE pipeline = ?"
+            " ORDER BY version DESC LIMIT 20",
+            name,
+        )
+        options = next(one["options"] for one in versions if one["version"] == rows[0]["version"])
+        shown = ("run_id", "status", "queued_at", "finished_at", "duration_ms")
+        last = self.ask(
+            f"SELECT {', '.join(shown)} FROM runs WHERE pipeline = ? ORDER BY run_id DESC LIMIT 1", name
+        )
+        return {
+            "name": name,
+            "description": options["description"],
+            "tags": options["tags"],
+            "version": rows[0]["version"],
+            "params": options["params"],
+            "schedule": None,
+            "created_at": rows[0]["created_at"],
+            "updated_at": rows[0]["updated_at"],
+            "versions": [
+                {key: one[key] for key in ("version", "sha256", "entry", "deployed_at", "actor")}
+                for one in versions
+            ],
+            "last_run": last[0] if last else None,
+        }
+
+    def version(self, name: str, number: int | None) -> Json:
+        """One version of a pipeline, the live one without a number."""
+        self.known(name)
+        rows = self.ask(
+            "SELECT v.* FROM versions v JOIN pipelines p ON p.name = v.pipeline"
+            " WHERE v.pipeline = ? AND v.version = coalesce(?, p.version)",
+            *(name, number),
+        )
+        if not rows:
+            raise NotFound(f"pipeline '{name}' has no version {number}", f"tau show {name}")
+        return rows[0]
+
+    def source_names(self) -> set[str]:
+        """The directories below versions/ that some version needs."""
+        return {row["sha256"] for row in self.ask("SELECT DISTINCT sha256 FROM versions")}
+
+    def find_run(self, prefix: str) -> str:
+        """The run whose id begins so; NotFound if there is none, BadRequest if there are several."""
+        lowered = prefix.lower()
+        rows = self.ask("SELECT run_id FROM runs WHERE run_id >= ? ORDER BY run_id LIMIT 2", lowered)
+        found = [row["run_id"] for row in rows if row["run_id"].startswith(lowered)]
+        if not found or not prefix:
+            raise NotFound(f"no run '{prefix}'", "`tau runs` lists them")
+        if len(found) > 1 and found[0] != lowered:
+            raise BadRequest(f"several runs begin with '{prefix}'", f"{found[0]}, {found[1]}, …")
+        return str(found[0])
+
+    def pick_run(self, name: str | None, run_id: str | None) -> str:
+        """The run that is meant by a pipeline's name (its last), by an id, or by both."""
+        if run_id is not None:
+            found = self.find_run(run_id)
+            if name is not None and self.ask(
+                "SELECT 1 FROM runs WHERE run_id = ? AND pipeline <> ?", found, name
+            ):
+                raise NotFound(f"run {found} is not of pipeline '{name}'", f"tau inspect {found}")
+            return found
+        if name is None:
+            raise BadRequest("which run?", "tau inspect NAME --last-run, or tau inspect RUN_ID")
+        last = self.ask("SELECT max(run_id) AS run_id FROM runs WHERE pipeline = ?", name)[0]["run_id"]
+        if last is not None:
+            return str(last)
+        if self.ask("SELECT 1 FROM pipelines WHERE name = ?", name):
+            raise NotFound(f"pipeline '{name}' has not run yet", f"tau run {name}")
+        try:
+            return self.find_run(name)
+        except NotFound:
+            raise self.unknown(self.reader, name) from None
+
+    def status_of(self, run_id: str) -> str:
+        """The status of a run."""
+        return str(self.reader.execute("SELECT status FROM runs WHERE run_id = ?", (run_id,)).fetchone()[0])
+
+    def totals(self) -> dict[str, int]:
+        """How many runs there are of each status, in the order of MOVES."""
+        counts = {row["status"]: row["runs"] for row in self.ask("SELECT status, runs FROM totals")}
+        return {status: counts.get(status, 0) for status in MOVES}
+
+    def runs(self, name: str | None, status: str | None, limit: int) -> tuple[list[Json], int]:
+        """The newest runs, of a pipeline and a status if they are given, and how many there are."""
+        conditions = [("pipeline = ?", name), ("status = ?", status)]
+        used = [(text, value) for text, value in conditions if value is not None]
+        where = " WHERE " + " AND ".join(text for text, _ in used) if used else ""
+        values = [value for _, value in used]
+        rows = self.ask(
+            "SELECT run_id, pipeline, version, status, trigger, attempt, scheduled_for, queued_at, started_at,"
+            f" finished_at, duration_ms FROM runs{where} ORDER BY run_id DESC LIMIT ?",
+            *(*values, limit),
+        )
+        # Counting stops where nobody needs to know more exactly.
+        most = f"SELECT count(*) FROM (SELECT 1 FROM runs{where} LIMIT {LIST_MAX})"
+        return rows, len(rows) if len(rows) < limit else self.count(most, *values)
+
+    def failures(self, limit: int) -> tuple[list[Json], int]:
+        """The latest broken runs with their errors, and how many there are."""
+        broken = "status IN ('failed', 'timed_out', 'lost')"
+        rows = self.ask(
+            "SELECT run_id, pipeline, version, status, trigger, finished_at, duration_ms, error FROM runs"
+            f" WHERE {broken} ORDER BY finished_at DESC, run_id DESC LIMIT ?",
+            limit,
+        )
+        totals = self.totals()
+        return rows, sum(totals[status] for status in FAILURES)
+
+    def whole_run(self, run_id: str) -> tuple[Json, Json | None, list[Json], list[Json]]:
+        """A run, its last attempt, the attempt's steps, and its last log lines."""
+        run = self.ask("SELECT * FROM runs WHERE run_id = ?", run_id)[0]
+        attempts = self.ask("SELECT * FROM attempts WHERE run_id = ? AND attempt = ?", run_id, run["attempt"])
+        steps = self.ask("SELECT * FROM steps WHERE run_id = ? AND attempt = ?", run_id, run["attempt"])
+        tail = self.ask(
+            "SELECT message FROM logs WHERE run_id = ? AND attempt = ? ORDER BY n DESC LIMIT 5",
+            *(run_id, run["attempt"]),
+        )
+        return run, attempts[0] if attempts else None, steps, tail[::-1]
+
+    def logs(
+        self, run_id: str, levels: Sequence[str], step: str | None, tail: int
+    ) -> tuple[list[Json], int, int]:
+        """The last log lines that are wanted, how many there are, and how many were never kept."""
+        where, values = "run_id = ? AND attempt = (SELECT attempt FROM runs WHERE run_id = ?)", [run_id, run_id]
+        if levels:
+            where += f" AND level IN ({', '.join('?' * len(levels))})"
+            values += levels
+        if step is not None:
+            where += " AND (step = ? OR substr(step, 1, length(?) + 1) = ? || '/')"
+            values += [step] * 3
+        lines = self.ask(
+            f"SELECT at, level, step, stream, message, fields FROM logs WHERE {where} ORDER BY n DESC LIMIT ?",
+            *(*values, tail),
+        )
+        total = (
+            len(lines) if len(lines) < tail else self.count(f"SELECT count(*) FROM logs WHERE {where}", *values)
+        )
+        dropped = self.ask("SELECT sum(log_dropped) AS dropped FROM attempts WHERE run_id = ?", run_id)
+        return lines[::-1], total, dropped[0]["dropped"] or 0
+
+    def run_events(self, run_id: str, after: int) -> list[Json]:
+        """What the ledger says of a run, after an event."""
+        rows = self.ask("SELECT * FROM events WHERE run_id = ? AND seq > ? ORDER BY seq", run_id, after)
+        keys = ("seq", "type", "at", "run_id", "pipeline")
+        return [{**{key: row[key] for key in keys}, **row["data"]} for row in rows]
+
+    def trace(self, run_id: str, after: tuple[int, int]) -> list[tuple[tuple[int, int], Json]]:
+        """The next page of a run's trace as events, each with its place (attempt, n) to go on from."""
+        attempts = self.ask(
+            "SELECT attempt FROM attempts WHERE run_id = ? AND attempt >= ? ORDER BY attempt", run_id, after[0]
+        )
+        for row in attempts:
+            attempt = row["attempt"]
+            seen = after[1] if attempt == after[0] else 0
+            where = "run_id = ? AND attempt = ?"
+            logs = self.ask(
+                f"SELECT * FROM logs WHERE {where} AND n > ? ORDER BY n LIMIT 500", run_id, attempt, seen
+            )
+            last = logs[-1]["n"] if len(logs) == 500 else 1 << 62
+            steps = self.ask(
+                f"SELECT * FROM steps WHERE {where} AND (n BETWEEN ? AND ? OR finished_n BETWEEN ? AND ?)",
+                *(run_id, attempt, seen + 1, last, seen + 1, last),
+            )
+            found = [(line["n"], log_event(line)) for line in logs]
+            for step in steps:
+                found += [(n, event) for n, event in step_events(step) if seen < n <= last]
+            if found:
+                return [((attempt, n), event) for n, event in sorted(found, key=first)]
+        return []
+
+    def tail_place(self, run_id: str, tail: int) -> tuple[int, int]:
+        """The place in the trace before the last *tail* log lines of the last attempt."""
+        rows = self.ask(
+            "SELECT attempt, n FROM logs WHERE run_id = ? ORDER BY attempt DESC, n DESC LIMIT ?", run_id, tail
+        )
+        last = [row["n"] for row in rows if row["attempt"] == rows[0]["attempt"]]
+        return (rows[0]["attempt"], last[-1] - 1) if len(rows) == tail and last else (0, 0)
+
+    def unfinished(self) -> list[Json]:
+        """The attempts that were live when the last daemon ended."""
+        return self.ask(
+            "SELECT a.* FROM runs r JOIN attempts a ON a.run_id = r.run_id AND a.attempt = r.attempt"
+            " WHERE r.status IN ('running', 'retrying')"
+        )
+
+
+NOWHERE = '{"journal":0,"stdout":0,"stderr":0,"n":0}'
+DONE_COLUMNS = ("status", "duration_ms", "rows_in", "rows_out", "error", "finished_at", "finished_n")
+STEP_COLUMNS = ("run_id", "attempt", "step", "parent", "name", "path", "started_at", "n", *DONE_COLUMNS)
+ADD_STEP = (
+    f"INSERT INTO steps ({', '.join(STEP_COLUMNS)}) VALUES ({', '.join(':' + name for name in STEP_COLUMNS)})"
+)
+END_STEP = (
+    f"UPDATE steps SET {', '.join(f'{name} = :{name}' for name in DONE_COLUMNS)}"
+    " WHERE run_id = :run_id AND attempt = :attempt AND step = :step"
+)
+
+
+def step_row(step: Json) -> Json:
+    """A step record with its error as JSON text."""
+    return step | {"error": json_or_null(step["error"])}
+
+
+def json_or_null(value: Any) -> str | None:
+    """A value as JSON text, None as NULL."""
+    return None if value is None else encode_json(value)
+
+
+def first(pair: tuple[int, Json]) -> int:
+    """The place that a trace event is sorted by."""
+    return pair[0]
+
+
+def log_event(line: Json) -> Json:
+    """A log line as a followed event."""
+    return {"type": "log", **{key: line[key] for key in ("at", "level", "step", "stream", "message", "fields")}}
+
+
+def step_events(step: Json) -> Iterator[tuple[int, Json]]:
+    """A step as one or two followed events, each with its place in the trace."""
+    yield step["n"], {"type": "step.started", "at": step["started_at"], "step": step["path"]}
+    if step["finished_n"] is not None:
+        shown = ("status", "duration_ms", "rows_in", "rows_out", "error")
+        end = {"type": "step.finished", "at": step["finished_at"], "step": step["path"]}
+        yield step["finished_n"], end | {key: step[key] for key in shown}
+
+
+def storage_error(problem: Exception) -> TauError:
+    """What a write that broke means for whoever asked for it."""
+    if isinstance(problem, sqlite3.Error):
+        code = getattr(problem, "sqlite_errorcode", 0) & 0xFF
+        if code in FULL_CODES:
+            return StorageFull(
+                f"the store cannot be written: {problem}", "make room on the disk; it recovers by itself"
+            )
+    logging.getLogger("tau").error("store: %r", problem, exc_info=problem)
+    return Internal(f"{type(problem).__name__}: {problem}", "the daemon's log has the traceback")
+
+
+# === Part IV: the run process ==============================================================
+# One per attempt; the only place where user code runs.  Speaks to nobody: it writes its journal.
+
+# --- 15. Fork server -----------------------------------------------------------------------
+# Owns the processes that run user code, from permission to end record.  Calls Run process.
+# Promises that nothing a process started outlives it, and that its end is written down even without a daemon.
+
+PR_SET_CHILD_SUBREAPER = 36
+#: A process that dies while its siblings are being listed can hide one of them: look again after this long.
+RECHECK_S = 0.1
+
+
+def fork_server() -> int:
+    """Starts a process for each job that comes in on descriptor 0; ends with its last child once taud is gone.
+
+    A fresh interpreter that has imported what runs need: a fork of it costs a millisecond, it has one thread,
+    and it does not hold the daemon's lock.
+    """
+    import gc
+    import importlib.util
+
+    os.setsid()  # Ctrl-C in taud's terminal must reach taud alone
+    os.umask(0o077)
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    for module in (asyncio.run, threading.Thread, linecache.getline, importlib.util):
+        assert module  # touched: imported before the fork, so that no run has to
+    adopt_orphans()
+    gc.collect()
+    gc.freeze()  # the pages of these objects stay shared with every child
+    with socket.socket(fileno=0) as channel:
+        ForkServer(channel).serve()
+    return 0
+
+
+def adopt_orphans() -> None:
+    """Descendants whose parent dies become our children (Linux): whoever leaves the session is still found."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
+class ForkServer:
+    """Jobs in, processes out, end records into journals."""
+
+    def __init__(self, channel: socket.socket) -> None:
+        self.channel = channel
+        self.buffer = b""
+        self.open = True  # whether the daemon still holds its end
+        self.jobs: dict[int, Json] = {}  # leader's pid → its job, until the end record is written
+        self.dead: dict[int, float] = {}  # leaders that have ended → when what they left is killed
+        self.strays: dict[int, float] = {}  # pids left by dead leaders → when they are killed
+        self.recheck_at = 0.0
+        self.identity = {"pid": os.getpid(), "started": process_started(os.getpid())}
+
+    def serve(self) -> None:
+        """Until the daemon has gone and the last child is reaped."""
+        self.channel.setblocking(False)
+        self.wakeup, write_end = os.pipe()
+        for descriptor in (self.wakeup, write_end):
+            os.set_blocking(descriptor, False)
+        signal.set_wakeup_fd(write_end, warn_on_full_buffer=False)
+        signal.signal(signal.SIGCHLD, lambda number, frame: None)
+        poll = select.poll()
+        poll.register(self.wakeup, select.POLLIN)
+        poll.register(self.channel, select.POLLIN)
+        self.descriptors = (self.wakeup, write_end)
+        while self.open or self.jobs:
+            for descriptor, _ in poll.poll(self.patience()):
+                if descriptor == self.wakeup:
+                    os.read(self.wakeup, 4096)
+                elif not self.receive():
+                    poll.unregister(self.channel)
+            self.sweep()
+
+    def patience(self) -> float | None:
+        """Milliseconds until something must be done unasked; None if nothing must."""
+        times = [*self.dead.values(), *self.strays.values()]
+        if self.recheck_at:
+            times.append(self.recheck_at)
+        return max(0.0, min(times) - time.monotonic()) * 1000 + 1 if times else None
+
+    def receive(self) -> bool:
+        """Starts the jobs that came in; False when the daemon is gone: then unread ones are not started."""
+        try:
+            data = self.channel.recv(1 << 18)
+        except BlockingIOError:
+            return True
+        except OSError:
+            data = b""
+        self.open = bool(data)
+        *lines, self.buffer = (self.buffer + data).split(b"\n")
+        for line in lines:
+            self.start(json.loads(line))
+        return self.open
+
+    def start(self, job: Json) -> None:
+        """Starts one process, if its journal can be created: that is the permission."""
+        path, flags = job["journal"], os.O_WRONLY | os.O_CREAT | os.O_APPEND
+        try:
+            os.close(os.open(path + ".journal", flags | os.O_EXCL, 0o600))
+        except FileExistsError:
+            return  # a recovering daemon has taken the permission away
+        except OSError as problem:
+            self.tell({"stem": job["stem"], "reason": f"cannot create its journal: {problem.strerror}"})
+            return
+        job["server"] = self.identity | {"boot": job["boot"]}
+        try:
+            outputs = [os.open(path + suffix, flags, 0o600) for suffix in (".stdout", ".stderr")]
+            try:
+                pid = (self.fork if job["method"] == "fork" else self.spawn)(job, outputs)
+            finally:
+                for descriptor in outputs:
+                    os.close(descriptor)
+        except OSError as problem:
+            self.write_end(
+                job, {"exit_code": None, "signal": None, "reason": f"cannot start: {problem.strerror}"}
+            )
+            return
+        self.jobs[pid] = job
+
+    def fork(self, job: Json, outputs: list[int]) -> int:
+        """A copy of this process runs the job; its pid."""
+        pid = os.fork()
+        if pid:
+            return pid
+        code = 70
+        try:
+            signal.set_wakeup_fd(-1)
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            for descriptor in self.descriptors:
+                os.close(descriptor)
+            null = os.open(os.devnull, os.O_RDONLY)
+            for there, here in enumerate((null, *outputs)):
+                os.dup2(here, there)  # 0 was the channel: a run must not keep it open
+            for descriptor in (null, *outputs):
+                os.close(descriptor)
+            self.channel.detach()
+            code = run_process(job)
+        finally:
+            os._exit(code)
+
+    def spawn(self, job: Json, outputs: list[int]) -> int:
+        """A fresh interpreter runs the job, where fork is not safe; its pid."""
+        with tempfile.TemporaryFile() as file:
+            file.write(encode(job))
+            file.seek(0)
+            files = {0: file.fileno(), 1: outputs[0], 2: outputs[1]}
+            return start_python("spawned_process", (), files, os.environ)
+
+    def sweep(self) -> None:
+        """Sees which processes have ended, ends what they left behind, and writes their end records."""
+        for pid in self.jobs.keys() - self.dead.keys():
+            if os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None:
+                self.dead[pid] = time.monotonic() + self.jobs[pid]["grace_s"]
+        if not self.dead and not self.recheck_at:
+            return
+        left = self.find_strays()
+        for pid, deadline in tuple(self.dead.items()):
+            if left:
+                signal_group(pid, signal.SIGKILL if time.monotonic() >= deadline else signal.SIGTERM)
+            else:
+                self.close_process(pid)
+        self.end_strays(left)
+        if left and not self.strays.keys() <= set(left):
+            self.strays = {pid: self.strays[pid] for pid in left}
+
+    def find_strays(self) -> list[int]:
+        """Our children that no job is about: they were left by dead ones, for live ones adopt their own."""
+        self.recheck_at = 0.0
+        try:
+            with open(f"/proc/self/task/{os.getpid()}/children", encoding="ascii") as file:
+                children = [int(pid) for pid in file.read().split()]
+        except OSError:
+            children = []  # no /proc: the process group is all that can be reached
+        alive = []
+        for pid in children:
+            if pid not in self.jobs and os.waitpid(pid, os.WNOHANG)[0] == 0:
+                alive.append(pid)
+        self.strays = {pid: when for pid, when in self.strays.items() if pid in alive}
+        return alive
+
+    def end_strays(self, left: list[int]) -> None:
+        """SIGTERM at first sight, SIGKILL after the grace; a pid of a child cannot be anybody else's."""
+        now = time.monotonic()
+        latest = max(self.dead.values(), default=now + 1.0)
+        for pid in left:
+            if pid not in self.strays:
+                self.strays[pid] = max(latest, now + RECHECK_S)
+                os.kill(pid, signal.SIGTERM)
+            elif now >= self.strays[pid]:
+                self.strays[pid] = now + RECHECK_S
+                os.kill(pid, signal.SIGKILL)
+
+    def close_process(self, pid: int) -> None:
+        """Reaps a dead leader whose descendants are gone, and writes its end record."""
+        if sys.platform != "linux":
+            signal_group(pid, signal.SIGKILL)
+        _, status, usage = os.wait4(pid, 0)
+        job = self.jobs.pop(pid)
+        del self.dead[pid]
+        code = os.waitstatus_to_exitcode(status)
+        unit = 1 if sys.platform == "darwin" else 1024
+        self.write_end(
+            job,
+            {
+                "exit_code": code if code >= 0 else None,
+                "signal": -code if code < 0 else None,
+                "cpu_ms": round((usage.ru_utime + usage.ru_stime) * 1000, 3),
+                "max_rss_bytes": usage.ru_maxrss * unit,
+            },
+        )
+        self.recheck_at = time.monotonic() + RECHECK_S
+
+    def write_end(self, job: Json, how: Json) -> None:
+        """Appends the end record and tells the daemon, if there is one; it reads the journal anyway."""
+        path = job["journal"]
+        sizes = {name + "_bytes": os.stat(f"{path}.{name}").st_size for name in ("stdout", "stderr")}
+        record = {"t": "end", "at": time.time(), "mono": time.monotonic(), **how, **sizes}
+        journal = os.open(path + ".journal", os.O_WRONLY | os.O_APPEND)
+        os.write(journal, b"\n" + encode(record))  # the newline ends a line that a crash has torn
+        os.close(journal)
+        self.tell({"stem": job["stem"]})
+
+    def tell(self, message: Json) -> None:
+        """Says something to the daemon, unless it is gone or too busy: nothing depends on it."""
+        try:
+            self.channel.send(encode(message), socket.MSG_DONTWAIT)
+        except OSError:
+            pass
+
+
+def signal_group(leader: int, number: int) -> None:
+    """Signals a process group whose leader is not yet reaped, so that its number is still its own."""
+    try:
+        os.killpg(leader, number)
+    except (ProcessLookupError, PermissionError):
+        pass
+
+
+def spawned_process() -> int:
+    """The entry of a run process in a fresh interpreter: the job comes on descriptor 0."""
+    with open(0, "rb", closefd=False) as file:
+        job = json.loads(file.read())
+    null = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(null, 0)
+    os.close(null)
+    os._exit(run_process(job))
+
+
+# --- 16. Run process -----------------------------------------------------------------------
+# Owns one attempt from its first record to its last.  Calls Pipeline API.
+# Promises a returned or a raised record whenever Python itself lives to write it.
+
+#: The journal's descriptor is moved up here, out of the way of code that closes or reuses low ones.
+JOURNAL_FD = 90
+FRAMES_MAX = 12
+LOCALS_BYTES = 2_400
+LOCAL_BYTES = 160
+REPR_S = 0.2
+SECRET_WORDS = ("password", "secret", "token", "api_key", "apikey")
+
+#: What @pipeline has seen in this process, in order.
+PIPELINES: list[Pipeline] = []
+
+
+class Stopped(BaseException):
+    """This run was asked to stop (SIGTERM)."""
+
+
+class BadResult(Exception):
+    """A result that has no JSON form."""
+
+
+def run_process(job: Json) -> int:
+    """One attempt, or one load, in this process; its exit code."""
+    try:
+        os.setsid()
+    except PermissionError:
+        pass  # it leads a session already
+    adopt_orphans()
+    os.umask(0o077)
+    journal = Journal(job["journal"] + ".journal", job["limits"])
+    journal.write(
+        {
+            "t": "start", "format": JOURNAL_FORMAT, "pid": os.getpid(),
+            "started": process_started(os.getpid()), "boot": job["boot"], "session": os.getsid(0),
+            "server": job["server"], "at": time.time(), "mono": time.monotonic(),
+        }
+    )
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
+    try:
+        prepare(job, journal)
+        result = load_pipelines(job) if job["kind"] == "load" else call_pipeline(job, journal)
+        record = returned(result, job["limits"]["result_bytes"], journal)
+    except BaseException as problem:  # SystemExit and KeyboardInterrupt too: whatever ends a run is its outcome
+        document = error_document(problem, job["folder"], journal)
+        record = {"t": "raised", "error": document, "stopped": journal.stopped}
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    return wind_down(record, journal)
+
+
+def prepare(job: Json, journal: Journal) -> None:
+    """The surroundings that user code finds: directory, environment, captured output, a stop signal."""
+    import faulthandler
+
+    make_directory(job["directory"])
+    os.chdir(job["directory"])
+    if job["kind"] == "run":
+        os.environ["TAU_RUN_ID"] = job["run_id"]
+    sys.argv = [os.path.join(job["folder"], job["entry"])]
+    sys.stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115 (lives as long as the process)
+    sys.stdout, sys.stderr = Captured(journal, "stdout", 1), Captured(journal, "stderr", 2)
+    faulthandler.enable(2)  # a segmentation fault leaves its Python frames on descriptor 2
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        journal.stopped = True
+        if journal.cancel is None:
+            raise Stopped("asked to stop")
+        journal.cancel()
+
+    signal.signal(signal.SIGTERM, stop)
+
+
+def load_module(folder: str, entry: str) -> None:
+    """Executes the deployed file as a module of its own name; its compiled form is cached beside it."""
+    import importlib.machinery
+    import importlib.util
+
+    sys.path.insert(0, folder)
+    path = os.path.join(folder, entry)
+    name = os.path.basename(entry).removesuffix(".py")
+    if name in sys.modules:  # `json.py`, `tau.py`: what others have imported must stay what it is
+        name = f"pipeline_{name}"
+    loader = importlib.machinery.SourceFileLoader(name, path)
+    spec = importlib.util.spec_from_file_location(name, path, loader=loader)
+    assert spec is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    loader.exec_module(module)
+
+
+def load_pipelines(job: Json) -> list[Json]:
+    """Loads a file and says which pipelines it has."""
+    load_module(job["folder"], job["entry"])
+    return [one.to_json() for one in PIPELINES]
+
+
+def call_pipeline(job: Json, journal: Journal) -> Any:
+    """Loads the file and calls its pipeline, in an event loop if it is a coroutine."""
+    load_module(job["folder"], job["entry"])
+    chosen = next(one for one in PIPELINES if one.name == job["function"])
+    value = chosen.function(PipelineContext(job, journal))
+    if not hasattr(value, "__await__"):
+        return value
+
+    async def awaited() -> Any:
+        task, loop = asyncio.current_task(), asyncio.get_running_loop()
+        assert task is not None
+        journal.cancel = lambda: loop.call_soon_threadsafe(task.cancel)
+        try:
+            return await value
+        finally:
+            journal.cancel = None
+
+    return asyncio.run(awaited())
+
+
+def returned(result: Any, most: int, journal: Journal) -> Json:
+    """The record of a return; BadResult if the value has no JSON form or is too large."""
+    plain_result = to_json(result, "result")
+    size = len(encode(plain_result))
+    if size > most:
+        raise BadResult(f"the result has {size:,} bytes, the limit is {most:,}; return a path or a summary")
+    return {"t": "returned", "result": plain_result, "stopped": journal.stopped}
+
+
+def to_json(value: Any, path: str, level: int = 0) -> Any:
+    """A value as JSON would have it.
+
+    Dates, times and UUIDs become text, as do decimals and paths; timedeltas seconds; bytes their count; sets
+    sorted lists; enums their value; dataclasses objects.  BadResult names the place of anything else.
+    """
+    kind = type(value)
+    if value is None or kind in (str, bool, int):
+        return value
+    if kind is float:
+        if value - value != 0:
+            raise BadResult(f"{path} is {value}, which JSON cannot express")
+        return value
+    if level > JSON_DEPTH_MAX - 8:
+        raise BadResult(f"{path} is nested too deeply, or contains itself")
+    if isinstance(value, dict):
+        return {
+            key_text(key, path, value): to_json(item, f"{path}.{key}", level + 1) for key, item in value.items()
+        }
+    if isinstance(value, (list, tuple)):
+        return [to_json(item, f"{path}[{i}]", level + 1) for i, item in enumerate(value)]
+    if isinstance(value, (set, frozenset)):
+        return sorted((to_json(item, f"{path}{{}}", level + 1) for item in value), key=encode_json)
+    if isinstance(value, (bytes, bytearray, memoryview)):
+        return {"bytes": len(value)}
+    if hasattr(value, "__dataclass_fields__") and not isinstance(value, type):
+        fields = {name: getattr(value, name) for name in value.__dataclass_fields__}
+        return to_json(fields, path, level + 1)
+    for attribute, convert in CONVERSIONS:
+        if hasattr(kind, attribute):
+            return to_json(convert(value), path, level + 1)
+    if kind.__name__ in ("Decimal", "UUID"):
+        return str(value)
+    if isinstance(value, (str, int, float)):  # of a class of their own
+        base = next(base for base in (str, int, float) if isinstance(value, base))
+        return to_json(base(value), path, level + 1)
+    raise BadResult(f"{path} is a {kind.__module__}.{kind.__qualname__}, which has no JSON form")
+
+
+#: An attribute of a class → how its instances become JSON: enums, dates and times, paths, timedeltas, numpy.
+CONVERSIONS: tuple[tuple[str, Callable[[Any], Any]], ...] = (
+    ("_value2member_map_", lambda value: value.value),
+    ("isoformat", lambda value: value.isoformat()),
+    ("__fspath__", os.fspath),
+    ("total_seconds", lambda value: value.total_seconds()),
+    ("item", lambda value: value.item()),
+)
+
+
+def key_text(key: Any, path: str, holder: dict[Any, Any]) -> str:
+    """A key as JSON's text; BadResult if that would be another key too."""
+    if isinstance(key, str):
+        return key
+    if not isinstance(key, (int, float, bool)) and key is not None and not hasattr(key, "isoformat"):
+        raise BadResult(f"{path} has the key {safe_repr(key)}, which is not text")
+    text = key.isoformat() if hasattr(key, "isoformat") else str(key)
+    if text in holder:
+        raise BadResult(f"{path} has two keys that JSON writes as '{text}'")
+    return text
+
+
+def wind_down(record: Json, journal: Journal) -> int:
+    """Ends the process as the interpreter would: the outcome is written first, then threads and exit handlers."""
+    import atexit
+
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, Captured):
+            stream.finish()
+    journal.finish()
+    journal.write(record | {"at": time.time(), "mono": time.monotonic()}, must=True)
+    try:
+        threading._shutdown()  # type: ignore[attr-defined]
+        atexit._run_exitfuncs()
+    except BaseException as problem:
+        journal.log(f"at exit: {safe_text(problem)}", "error", None, None, None)
+    return 0 if record["t"] == "returned" else 1
+
+
+class Journal:
+    """The trace of this process on its way to the daemon: one JSON line each, appended in one write."""
+
+    def __init__(self, path: str, limits: Json) -> None:
+        self.path, self.limits = path, limits
+        self.pid = os.getpid()
+        self.descriptor = self.open()
+        self.lines = self.bytes = 0  # of log records
+        self.tail: list[bytes] = []  # the last lines beyond the limit, written at the end
+        self.dropped = 0  # lines that fell out of the tail and were not yet reported
+        self.reported_at = 0.0
+        self.stopped = False  # whether we were asked to stop
+        self.cancel: Callable[[], object] | None = None  # how to stop a running event loop
+        self.steps = 0
+        self.failed: tuple[BaseException | None, str | None] = (None, None)  # an exception → its innermost step
+
+    def open(self) -> int:
+        """The journal's descriptor, for appending."""
+        low = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
+        descriptor = fcntl.fcntl(low, fcntl.F_DUPFD_CLOEXEC, JOURNAL_FD)
+        os.close(low)
+        return int(descriptor)
+
+    def write(self, record: Json, must: bool = False) -> None:
+        """Appends a record.  An outcome (*must*) waits for a full disk to have room again."""
+        if must and os.getpid() != self.pid:
+            return  # a fork that user code made and let return: it is not the run
+        while not self.write_line(encode(record)) and must:
+            time.sleep(0.5)
+
+    def write_line(self, line: bytes) -> bool:
+        """Appends a line; False if the disk is full.  If user code has closed our descriptor, opens it again."""
+        try:
+            os.write(self.descriptor, line)
+        except OSError as problem:
+            if problem.errno != 9:  # EBADF
+                return False
+            self.descriptor = self.open()
+            os.write(self.descriptor, line)
+        return True
+
+    def log(self, message: str, level: str, step: Step | None, fields: Json | None, stream: str | None) -> None:
+        """Keeps one log line: in the journal up to the limits, then the last LOG_TAIL; the rest is counted."""
+        if len(message) > LOG_LINE_BYTES_MAX:
+            message = f"{message[:LOG_LINE_BYTES_MAX]}… ({len(message) - LOG_LINE_BYTES_MAX:,} characters cut)"
+        # Spelled out, for a log line must cost little more than the write itself.
+        more = "" if fields is None else f',"fields":{encode_json(fields)}'
+        more += "" if step is None else f',"step":{step.quoted}'
+        more += "" if stream is None else f',"stream":"{stream}"'
+        text = f'{{"t":"log","at":{time.time()!r},"level":"{level}","message":{quote(message)}{more}}}\n'
+        line = text.encode("utf-8", "replace")
+        self.lines += 1
+        self.bytes += len(line)
+        if self.lines <= self.limits["log_lines"] and self.bytes <= self.limits["log_bytes"]:
+            self.write_line(line)
+        else:
+            self.keep_tail(line)
+
+    def keep_tail(self, line: bytes) -> None:
+        """Beyond the limit: remembers the last lines, and reports now and then how many are lost."""
+        self.tail.append(line)
+        if len(self.tail) > 2 * LOG_TAIL:
+            self.dropped += len(self.tail) - LOG_TAIL
+            del self.tail[:-LOG_TAIL]
+            if time.monotonic() - self.reported_at > 1.0:
+                self.report_dropped()
+
+    def report_dropped(self) -> None:
+        """Writes how many lines were dropped since the last report."""
+        if self.dropped:
+            self.write({"t": "dropped", "lines": self.dropped})
+        self.dropped, self.reported_at = 0, time.monotonic()
+
+    def finish(self) -> None:
+        """The count of dropped lines and the last lines are in the journal."""
+        self.dropped += max(len(self.tail) - LOG_TAIL, 0)
+        self.report_dropped()
+        for line in self.tail[-LOG_TAIL:]:
+            self.write_line(line)
+        self.tail.clear()
+
+    def step_of(self, problem: BaseException | None) -> str | None:
+        """The innermost step that an exception, or what caused it, came out of."""
+        while problem is not None:
+            if problem is self.failed[0]:
+                return self.failed[1]
+            problem = problem.__cause__ or problem.__context__
+        return None
+
+
+quote = json.encoder.encode_basestring
+
+
+class Captured(io.TextIOBase):
+    """sys.stdout or sys.stderr of a run: whole lines become log records, with the step they were printed in."""
+
+    def __init__(self, journal: Journal, stream: str, descriptor: int) -> None:
+        self.journal, self.stream, self.descriptor = journal, stream, descriptor
+        self.partial: dict[int, str] = {}  # thread → its unfinished line
+
+    encoding = "utf-8"
+    errors = "replace"
+
+    def write(self, text: str) -> int:
+        """Takes text; what is not yet a line waits for its end."""
+        thread = threading.get_ident()
+        *lines, rest = (self.partial.get(thread, "") + text).split("\n")
+        for line in lines:
+            self.emit(line)
+        if len(rest) > LOG_LINE_BYTES_MAX:
+            self.emit(rest)
+            rest = ""
+        self.partial[thread] = rest
+        return len(text)
+
+    def emit(self, line: str) -> None:
+        """One line; of a progress bar only its last state."""
+        line = line.rstrip("\r").rpartition("\r")[2]
+        self.journal.log(line, "info", CURRENT.get(), None, self.stream)
+
+    def finish(self) -> None:
+        """What was printed without a last newline is logged too."""
+        for rest in self.partial.values():
+            if rest:
+                self.emit(rest)
+        self.partial.clear()
+
+    def writable(self) -> bool:
+        """It is."""
+        return True
+
+    def fileno(self) -> int:
+        """The real descriptor, for subprocesses."""
+        return self.descriptor
+
+    @property
+    def buffer(self) -> io.FileIO:
+        """The real descriptor, for code that writes bytes."""
+        return io.FileIO(self.descriptor, "wb", closefd=False)
+
+
+def error_document(problem: BaseException, folder: str, journal: Journal) -> Json:
+    """An exception as the structured error of a run."""
+    kind = "result" if isinstance(problem, BadResult) else "exception"
+    frames = user_frames(problem.__traceback__, folder)
+    mine = [frame for frame in frames if frame["user"]]
+    place = mine[-1] if mine else {"file": None, "line": None, "code": None, "function": ""}
+    if isinstance(problem, SyntaxError) and problem.filename and not mine:
+        text = (problem.text or "").strip()
+        place = {
+            "file": short_path(problem.filename, folder)[0],
+            "line": problem.lineno,
+            "code": text,
+            "function": "",
+        }
+    name = type(problem).__name__
+    found = [str(place[key] or "") for key in ("file", "function", "code")]
+    return {
+        "kind": kind, "type": name, "message": safe_text(problem), "step": journal.step_of(problem),
+        **{key: place[key] for key in ("file", "line", "code")},
+        "frames": frames,
+        "cause": cause_of(problem, folder),
+        "fingerprint": fingerprint(kind, name, *found),
+    }
+
+
+def cause_of(problem: BaseException, folder: str, level: int = 0) -> Json | None:
+    """What an exception was raised from, in brief; exceptions of a group count as causes."""
+    cause = problem.__cause__ or (None if problem.__suppress_context__ else problem.__context__)
+    inner = getattr(problem, "exceptions", ())
+    if cause is None and isinstance(inner, tuple) and inner and isinstance(inner[0], BaseException):
+        cause = inner[0]
+    if cause is None or level > 3:
+        return None
+    mine = [frame for frame in user_frames(cause.__traceback__, folder) if frame["user"]]
+    place = {key: mine[-1][key] if mine else None for key in ("file", "line", "code")}
+    deeper = cause_of(cause, folder, level + 1)
+    return {"type": type(cause).__name__, "message": safe_text(cause)[:500], **place, "cause": deeper}
+
+
+def user_frames(trace: TracebackType | None, folder: str) -> list[Json]:
+    """The frames from the first user frame inwards, the innermost FRAMES_MAX, with locals of user frames."""
+    found: list[tuple[FrameType, int]] = []
+    while trace is not None:
+        if trace.tb_frame.f_code.co_filename != __file__:
+            found.append((trace.tb_frame, trace.tb_lineno))
+        trace = trace.tb_next
+    frames = [describe_frame(frame, line, folder) for frame, line in found]
+    begin = next((i for i, frame in enumerate(frames) if frame["user"]), len(frames))
+    shown = [*zip(frames[begin:], found[begin:], strict=True)][-FRAMES_MAX:]
+    room = LOCALS_BYTES
+    for document, (frame, _) in reversed(shown):  # the innermost matter most
+        if document["user"]:
+            room = add_locals(document, frame, room)
+    return [document for document, _ in shown]
+
+
+def describe_frame(frame: FrameType, line: int, folder: str) -> Json:
+    """One frame: where it is and what its line says."""
+    code = frame.f_code
+    file, mine = short_path(code.co_filename, folder)
+    text = linecache.getline(code.co_filename, line, frame.f_globals).strip()
+    return {
+        "file": file,
+        "line": line,
+        "function": code.co_name,
+        "code": text[:200],
+        "locals": {},
+        "user": mine,
+    }
+
+
+def short_path(path: str, folder: str) -> tuple[str, bool]:
+    """A source file's path as the author knows it, and whether it is the author's."""
+    if path.startswith(folder + os.sep):
+        return os.path.relpath(path, folder), True
+    for mark in ("site-packages" + os.sep, f"python3.{sys.version_info[1]}{os.sep}"):
+        if mark in path:
+            return path.rpartition(mark)[2], False
+    return path, False
+
+
+def add_locals(document: Json, frame: FrameType, room: int) -> int:
+    """Adds the frame's locals as far as there is room; the room that is left."""
+    for name, value in frame.f_locals.items():
+        if name.startswith("__") or isinstance(value, (type, type(os), type(os.getpid), type(add_locals))):
+            continue  # imports and definitions say nothing about what went wrong
+        if isinstance(value, (PipelineContext, Step)):
+            continue
+        text = "***" if is_secret(name) else safe_repr(value)
+        room -= len(name) + len(text) + 6
+        if room < 0:
+            document["locals"]["…"] = "more"
+            break
+        document["locals"][name] = text
+    return room
+
+
+def is_secret(name: object) -> bool:
+    """Whether something of this name is not to be shown."""
+    return isinstance(name, str) and any(word in name.lower() for word in SECRET_WORDS)
+
+
+class TookTooLong(BaseException):
+    """A __repr__ or __str__ of user code did not return in time."""
+
+
+def timed(work: Callable[[Any], str], value: Any) -> str:
+    """work(value), or why there is none: user code may raise, hang or answer a gigabyte here."""
+
+    def ring(number: int, frame: FrameType | None) -> None:
+        raise TookTooLong
+
+    in_main = threading.current_thread() is threading.main_thread()
+    before = signal.signal(signal.SIGALRM, ring) if in_main else None
+    try:
+        try:
+            if in_main:
+                signal.setitimer(signal.ITIMER_REAL, REPR_S)
+            return work(value)
+        finally:
+            if in_main:
+                signal.setitimer(signal.ITIMER_REAL, 0)
+                signal.signal(signal.SIGALRM, before)
+    except TookTooLong:
+        return f"<{type(value).__name__}: took too long to print>"
+    except BaseException as problem:
+        return f"<{type(value).__name__}: cannot be printed: {type(problem).__name__}>"
+
+
+def safe_text(problem: BaseException) -> str:
+    """The message of an exception, bounded."""
+    text = timed(str, problem)
+    return text if len(text) <= ERROR_BYTES_MAX else text[:ERROR_BYTES_MAX] + "…"
+
+
+def safe_repr(value: Any) -> str:
+    """The repr of a value, bounded in size, depth and time, with what looks secret masked."""
+    return timed(masked_repr, value)[:LOCAL_BYTES]
+
+
+def masked_repr(value: Any) -> str:
+    """A short repr in which the values of secret-looking keys are `***`."""
+    short = reprlib.Repr()
+    short.maxstring = short.maxother = LOCAL_BYTES
+    short.maxdict = short.maxlist = short.maxtuple = short.maxset = 6
+    return short.repr(mask(value, 0))
+
+
+def mask(value: Any, level: int) -> Any:
+    """Plain containers with the values of secret-looking keys replaced; anything else as it is."""
+    if level < 3 and type(value) is dict:
+        items = [item for item, _ in zip(value.items(), range(8), strict=False)]
+        return {key: "***" if is_secret(key) else mask(item, level + 1) for key, item in items}
+    if level < 3 and type(value) in (list, tuple):
+        return type(value)(mask(item, level + 1) for item in value[:8])
+    return value
+
+
+# --- 17. Pipeline API ----------------------------------------------------------------------
+# Owns what user code sees: @pipeline, PipelineContext, Step.  Calls Run process's journal only.
+# Promises that using it outside a run (a test, a REPL) does nothing surprising.
+
+
+class Pipeline:
+    """One decorated function."""
+
+    def __init__(self, function: Callable[..., Any], name: str, description: str, tags: list[str]) -> None:
+        self.function, self.name, self.description, self.tags = function, name, description, tags
+
+    def to_json(self) -> Json:
+        """What `deploy` stores of it."""
+        code: CodeType | None = getattr(self.function, "__code__", None)
+        return {
+            "name": self.name,
+            "function": self.name,
+            "description": self.description,
+            "tags": self.tags,
+            "params": {"type": "object"},
+            "line": code.co_firstlineno if code is not None else None,
+        }
+
+
+def pipeline(
+    function: Callable[..., Any] | None = None,
+    *,
+    name: str | None = None,
+    description: str | None = None,
+    tags: Sequence[str] = (),
+) -> Any:
+    """Makes a function, sync or async, a pipeline; it stays callable as it is.
+
+    *name* (default: the function's) is what `tau run` takes; *description* (default: the first line of the
+    docstring) and *tags* are shown by `tau list`.  The function is called with a PipelineContext; what it
+    returns is the run's result.  Raises BadRequest for an impossible name or function.
+    """
+
+    def register(decorated: Function) -> Function:
+        code: CodeType | None = getattr(decorated, "__code__", None)
+        if code is not None and not code.co_argcount and not code.co_flags & 4:  # CO_VARARGS
+            raise BadRequest(f"{code.co_name}() must take a PipelineContext", f"def {code.co_name}(ctx): ...")
+        chosen = decorated.__name__ if name is None else name
+        check_name(chosen)
+        if isinstance(tags, str) or not all(isinstance(tag, str) for tag in tags):
+            raise BadRequest("tags must be a list of strings", 'tags=["daily"]')
+        summary = description
+        if summary is None:
+            summary = (decorated.__doc__ or "").strip().partition("\n")[0]
+        PIPELINES.append(Pipeline(decorated, chosen, summary, [*tags]))
+        return decorated
+
+    return register if function is None else register(function)
+
+
+class PipelineContext:
+    """What a pipeline function is given: its run, its params, its log and its steps."""
+
+    def __init__(self, job: Json, journal: Journal) -> None:
+        self._journal = journal
+        self.run_id: str = job["run_id"]
+        self.pipeline: str = job["pipeline"]
+        self.version: int = job["version"]
+        self.attempt: int = job["attempt"]
+        self.params: Json = job["params"]
+        self.data_dir: str = job["directory"]
+
+    def log(self, message: object, level: str = "info", **fields: Any) -> None:
+        """Adds a line to the run's log, with *fields* as JSON beside it.
+
+        *level* is debug, info, warning or error; anything else raises BadRequest.
+        """
+        if level not in LEVELS:
+            raise BadRequest(f"there is no level '{level}'", ", ".join(LEVELS))
+        extra = to_fields(fields) if fields else None
+        self._journal.log(message if type(message) is str else str(message), level, CURRENT.get(), extra, None)
+
+    def step(self, name: str) -> Step:
+        """A timed part of the run: `with ctx.step("load") as step:` or `async with`; steps nest.
+
+        Set `step.rows_in` and `step.rows_out` inside.  An exception is recorded on the step and goes on.
+        """
+        return Step(self._journal, name)
+
+
+def to_fields(fields: Json) -> Json:
+    """The fields of a log line as JSON; what has no JSON form becomes its repr: logging must not fail."""
+    document = {}
+    for name, value in fields.items():
+        try:
+            document[name] = to_json(value, name)
+        except BadResult:
+            document[name] = safe_repr(value)
+    return document
+
+
+class Step:
+    """A timed part of a run, entered with `with` or `async with`."""
+
+    __slots__ = ("began", "journal", "name", "number", "outer", "path", "quoted", "rows_in", "rows_out")
+
+    def __init__(self, journal: Journal, name: str) -> None:
+        self.journal, self.name = journal, str(name)[:200]
+        self.rows_in: int | None = None
+        self.rows_out: int | None = None
+
+    def __enter__(self) -> Step:
+        self.outer = outer = CURRENT.get()
+        self.path: str = self.name if outer is None else f"{outer.path}/{self.name}"
+        self.quoted = quote(self.path)
+        CURRENT.set(self)
+        journal = self.journal
+        journal.steps += 1
+        self.number = journal.steps
+        if self.number <= STEPS_MAX:
+            parent = "null" if outer is None else outer.number
+            text = (
+                f'{{"t":"step","step":{self.number},"parent":{parent},"name":{quote(self.name)},'
+                f'"path":{self.quoted},"at":{time.time()!r}}}\n'
+            )
+            journal.write_line(text.encode("utf-8", "replace"))
+        self.began = time.perf_counter()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, problem: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        took = (time.perf_counter() - self.began) * 1000
+        CURRENT.set(self.outer)
+        journal = self.journal
+        status, error = "success", "null"
+        if problem is not None:
+            if journal.step_of(problem) is None:
+                journal.failed = (problem, self.path)
+            status = "cancelled" if journal.stopped else "failed"
+            error = encode_json({"type": type(problem).__name__, "message": safe_text(problem)[:500]})
+        if self.number <= STEPS_MAX:
+            text = (
+                f'{{"t":"done","step":{self.number},"at":{time.time()!r},"status":"{status}",'
+                f'"duration_ms":{took:.3f},"rows_in":{row_count(self.rows_in)},'
+                f'"rows_out":{row_count(self.rows_out)},"error":{error}}}\n'
+            )
+            journal.write_line(text.encode("utf-8", "replace"))
+
+    async def __aenter__(self) -> Step:
+        return self.__enter__()
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, problem: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.__exit__(kind, problem, trace)
+
+
+def row_count(count: Any) -> str:
+    """A row count as JSON; what is no whole number that SQLite can hold is left out."""
+    if count is None:
+        return "null"
+    try:
+        number = int(count)
+    except (TypeError, ValueError, OverflowError):
+        return "null"
+    return str(number) if -(1 << 63) <= number < 1 << 63 else "null"
+
+
+#: The step that the running code is in, by task and thread context.
+CURRENT: contextvars.ContextVar[Step | None] = contextvars.ContextVar("step", default=None)
+
+
+# --- The door ------------------------------------------------------------------------------
+# Run as a script the file would exist twice, as __main__ and as tau, and registries would disagree.
+
+if __name__ == "__main__":
+    from tau import main as enter
+
+    sys.exit(enter())
