@@ -324,8 +324,11 @@ def process_started(pid: int) -> str | None:
     A zombie counts as gone: it runs nothing any more.
     """
     try:
-        with open(f"/proc/{pid}/stat", "rb") as file:
-            fields = file.read().rpartition(b")")[2].split()  # the name before it may hold spaces
+        file = os.open(f"/proc/{pid}/stat", os.O_RDONLY)
+        try:
+            fields = os.read(file, 4096).rpartition(b")")[2].split()  # the name before it may hold spaces
+        finally:
+            os.close(file)
         return None if fields[0] in (b"Z", b"X") else fields[19].decode()
     except OSError:
         if os.path.exists("/proc/self/stat"):
@@ -3022,7 +3025,7 @@ class Executor:
         """Admits what is queued as far as there are slots; called whenever either may have changed."""
         if self.admitting:
             self.again = True
-        elif not self.closing and self.used() < self.settings["max_concurrent"]:
+        elif not self.closing and self.used() < self.settings["max_concurrent"] and self.store.has_queue():
             self.admitting, self.again = True, False
             self.spawn(self.admit(self.settings["max_concurrent"] - self.used()))
 
@@ -4061,6 +4064,12 @@ class Store:
         last = [row["n"] for row in rows if row["attempt"] == rows[0]["attempt"]]
         return (rows[0]["attempt"], last[-1] - 1) if len(rows) == tail and last else (0, 0)
 
+    def has_queue(self) -> bool:
+        """Whether any run may be waiting: one is on disk, or writes are on their way there."""
+        if self.pending:
+            return True
+        return self.reader.execute("SELECT 1 FROM runs WHERE status = 'queued' LIMIT 1").fetchone() is not None
+
     def unfinished(self) -> list[Json]:
         """The attempts that were live when the last daemon ended."""
         return self.ask(
@@ -4132,6 +4141,8 @@ def storage_error(problem: Exception) -> TauError:
 PR_SET_CHILD_SUBREAPER = 36
 #: A process that dies while its siblings are being listed can hide one of them: look again after this long.
 RECHECK_S = 0.1
+#: How often to look where the kernel does not tell when a process ends (no pidfd: macOS).
+LOOK_S = 0.02
 
 
 def fork_server() -> int:
@@ -4140,16 +4151,14 @@ def fork_server() -> int:
     A fresh interpreter that has imported what runs need: a fork of it costs a millisecond, it has one thread,
     and it does not hold the daemon's lock.
     """
+    import faulthandler
     import gc
-    import importlib.util
 
     os.setsid()  # Ctrl-C in taud's terminal must reach taud alone
     os.umask(0o077)
-    for number in (signal.SIGINT, signal.SIGHUP):
-        signal.signal(number, signal.SIG_IGN)
-    for module in (asyncio.run, threading.Thread, linecache.getline, importlib.util):
-        assert module  # touched: imported before the fork, so that no run has to
+    faulthandler.enable(2)  # a segmentation fault of a run leaves its Python frames on descriptor 2
     adopt_orphans()
+    rehearse()
     gc.collect()
     gc.freeze()  # the pages of these objects stay shared with every child
     with socket.socket(fileno=0) as channel:
@@ -4157,10 +4166,39 @@ def fork_server() -> int:
     return 0
 
 
+def rehearse() -> None:
+    """Does what every run does, often enough that the interpreter has specialised that code.
+
+    A child that only reads a page shares it; each page it writes (and specialising writes into the code)
+    costs a fault of some microseconds, and a run's start is made of nothing else.
+    """
+    limits = {"log_lines": 1 << 30, "log_bytes": 1 << 30, "result_bytes": 1 << 20}
+    journal = Journal(os.devnull, limits)
+
+    async def act() -> dict[str, int]:
+        with Step(journal, "step") as step:
+            step.rows_out = 1
+            journal.log("line", "info", step, None, None)
+        return {"rows": 1}
+
+    for _ in range(20):
+        journal.write(returned(asyncio.run(act()), limits["result_bytes"], journal))
+        process_started(os.getpid())
+    os.close(journal.descriptor)
+    for module in (threading.Thread, linecache.getline, signal.Signals):
+        assert module  # touched: imported before the fork, so that no run has to
+
+
 def adopt_orphans() -> None:
     """Descendants whose parent dies become our children (Linux): whoever leaves the session is still found."""
     if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+        if not LIBC:
+            LIBC.append(ctypes.CDLL(None).prctl)
+        LIBC[0](PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
+#: The C library's prctl, found once: looking it up again would cost each run.
+LIBC: list[Callable[..., int]] = []
 
 
 class ForkServer:
@@ -4171,37 +4209,47 @@ class ForkServer:
         self.buffer = b""
         self.open = True  # whether the daemon still holds its end
         self.jobs: dict[int, Json] = {}  # leader's pid → its job, until the end record is written
+        self.watches: dict[int, int] = {}  # pidfd → pid of each leader that has not ended
         self.dead: dict[int, float] = {}  # leaders that have ended → when what they left is killed
         self.strays: dict[int, float] = {}  # pids left by dead leaders → when they are killed
         self.recheck_at = 0.0
         self.identity = {"pid": os.getpid(), "started": process_started(os.getpid())}
+        self.poll = select.poll()
 
     def serve(self) -> None:
         """Until the daemon has gone and the last child is reaped."""
         self.channel.setblocking(False)
-        self.wakeup, write_end = os.pipe()
-        for descriptor in (self.wakeup, write_end):
-            os.set_blocking(descriptor, False)
-        signal.set_wakeup_fd(write_end, warn_on_full_buffer=False)
-        signal.signal(signal.SIGCHLD, lambda number, frame: None)
-        poll = select.poll()
-        poll.register(self.wakeup, select.POLLIN)
-        poll.register(self.channel, select.POLLIN)
-        self.descriptors = (self.wakeup, write_end)
+        self.poll.register(self.channel, select.POLLIN)
         while self.open or self.jobs:
-            for descriptor, _ in poll.poll(self.patience()):
-                if descriptor == self.wakeup:
-                    os.read(self.wakeup, 4096)
+            for descriptor, _ in self.poll.poll(self.patience()):
+                if descriptor in self.watches:
+                    self.note_death(self.watches.pop(descriptor), descriptor)
                 elif not self.receive():
-                    poll.unregister(self.channel)
+                    self.poll.unregister(self.channel)
             self.sweep()
 
     def patience(self) -> float | None:
         """Milliseconds until something must be done unasked; None if nothing must."""
         times = [*self.dead.values(), *self.strays.values()]
+        now = time.monotonic()
         if self.recheck_at:
             times.append(self.recheck_at)
-        return max(0.0, min(times) - time.monotonic()) * 1000 + 1 if times else None
+        if len(self.watches) + len(self.dead) < len(self.jobs):
+            times.append(now + LOOK_S)
+        return max(0.0, min(times) - now) * 1000 + 1 if times else None
+
+    def watch(self, pid: int) -> None:
+        """poll() will tell when this process ends, where the kernel can."""
+        if hasattr(os, "pidfd_open"):
+            descriptor = os.pidfd_open(pid)
+            self.watches[descriptor] = pid
+            self.poll.register(descriptor, select.POLLIN)
+
+    def note_death(self, pid: int, descriptor: int) -> None:
+        """A leader has ended; it is reaped when what it left behind is gone."""
+        self.poll.unregister(descriptor)
+        os.close(descriptor)
+        self.dead[pid] = time.monotonic() + self.jobs[pid]["grace_s"]
 
     def receive(self) -> bool:
         """Starts the jobs that came in; False when the daemon is gone: then unread ones are not started."""
@@ -4241,6 +4289,7 @@ class ForkServer:
             )
             return
         self.jobs[pid] = job
+        self.watch(pid)
 
     def fork(self, job: Json, outputs: list[int]) -> int:
         """A copy of this process runs the job; its pid."""
@@ -4249,9 +4298,7 @@ class ForkServer:
             return pid
         code = 70
         try:
-            signal.set_wakeup_fd(-1)
-            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-            for descriptor in self.descriptors:
+            for descriptor in self.watches:
                 os.close(descriptor)
             null = os.open(os.devnull, os.O_RDONLY)
             for there, here in enumerate((null, *outputs)):
@@ -4273,9 +4320,10 @@ class ForkServer:
 
     def sweep(self) -> None:
         """Sees which processes have ended, ends what they left behind, and writes their end records."""
-        for pid in self.jobs.keys() - self.dead.keys():
-            if os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None:
-                self.dead[pid] = time.monotonic() + self.jobs[pid]["grace_s"]
+        if len(self.watches) + len(self.dead) < len(self.jobs):
+            for pid in self.jobs.keys() - self.dead.keys() - set(self.watches.values()):
+                if os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None:
+                    self.dead[pid] = time.monotonic() + self.jobs[pid]["grace_s"]
         if not self.dead and not self.recheck_at:
             return
         left = self.find_strays()
@@ -4285,8 +4333,6 @@ class ForkServer:
             else:
                 self.close_process(pid)
         self.end_strays(left)
-        if left and not self.strays.keys() <= set(left):
-            self.strays = {pid: self.strays[pid] for pid in left}
 
     def find_strays(self) -> list[int]:
         """Our children that no job is about: they were left by dead ones, for live ones adopt their own."""
@@ -4363,11 +4409,14 @@ def signal_group(leader: int, number: int) -> None:
 
 def spawned_process() -> int:
     """The entry of a run process in a fresh interpreter: the job comes on descriptor 0."""
+    import faulthandler
+
     with open(0, "rb", closefd=False) as file:
         job = json.loads(file.read())
     null = os.open(os.devnull, os.O_RDONLY)
     os.dup2(null, 0)
     os.close(null)
+    faulthandler.enable(2)
     os._exit(run_process(job))
 
 
@@ -4406,13 +4455,17 @@ def run_process(job: Json) -> int:
     journal = Journal(job["journal"] + ".journal", job["limits"])
     journal.write(
         {
-            "t": "start", "format": JOURNAL_FORMAT, "pid": os.getpid(),
-            "started": process_started(os.getpid()), "boot": job["boot"], "session": os.getsid(0),
-            "server": job["server"], "at": time.time(), "mono": time.monotonic(),
+            "t": "start",
+            "format": JOURNAL_FORMAT,
+            "pid": os.getpid(),
+            "started": process_started(os.getpid()),
+            "boot": job["boot"],
+            "session": os.getsid(0),
+            "server": job["server"],
+            "at": time.time(),
+            "mono": time.monotonic(),
         }
     )
-    for number in (signal.SIGINT, signal.SIGHUP):
-        signal.signal(number, signal.SIG_DFL)
     try:
         prepare(job, journal)
         result = load_pipelines(job) if job["kind"] == "load" else call_pipeline(job, journal)
@@ -4420,25 +4473,26 @@ def run_process(job: Json) -> int:
     except BaseException as problem:  # SystemExit and KeyboardInterrupt too: whatever ends a run is its outcome
         document = error_document(problem, job["folder"], journal)
         record = {"t": "raised", "error": document, "stopped": journal.stopped}
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    journal.ended = True
     return wind_down(record, journal)
 
 
 def prepare(job: Json, journal: Journal) -> None:
     """The surroundings that user code finds: directory, environment, captured output, a stop signal."""
-    import faulthandler
-
-    make_directory(job["directory"])
-    os.chdir(job["directory"])
+    try:
+        os.chdir(job["directory"])
+    except FileNotFoundError:
+        make_directory(job["directory"])
+        os.chdir(job["directory"])
     if job["kind"] == "run":
         os.environ["TAU_RUN_ID"] = job["run_id"]
     sys.argv = [os.path.join(job["folder"], job["entry"])]
-    sys.stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115 (lives as long as the process)
     sys.stdout, sys.stderr = Captured(journal, "stdout", 1), Captured(journal, "stderr", 2)
-    faulthandler.enable(2)  # a segmentation fault leaves its Python frames on descriptor 2
 
     def stop(number: int, frame: FrameType | None) -> None:
         journal.stopped = True
+        if journal.ended:
+            os._exit(1)
         if journal.cancel is None:
             raise Stopped("asked to stop")
         journal.cancel()
@@ -4589,6 +4643,7 @@ class Journal:
         self.dropped = 0  # lines that fell out of the tail and were not yet reported
         self.reported_at = 0.0
         self.stopped = False  # whether we were asked to stop
+        self.ended = False  # whether the outcome is settled
         self.cancel: Callable[[], object] | None = None  # how to stop a running event loop
         self.steps = 0
         self.failed: tuple[BaseException | None, str | None] = (None, None)  # an exception → its innermost step
@@ -4735,7 +4790,10 @@ def error_document(problem: BaseException, folder: str, journal: Journal) -> Jso
     name = type(problem).__name__
     found = [str(place[key] or "") for key in ("file", "function", "code")]
     return {
-        "kind": kind, "type": name, "message": safe_text(problem), "step": journal.step_of(problem),
+        "kind": kind,
+        "type": name,
+        "message": safe_text(problem),
+        "step": journal.step_of(problem),
         **{key: place[key] for key in ("file", "line", "code")},
         "frames": frames,
         "cause": cause_of(problem, folder),

@@ -1,0 +1,473 @@
+"""Measures Tau's figures, each against a floor measured in the same run.
+
+    python tests/bench.py [FIGURE ...]
+
+Prints one JSON line per figure and then a table.  Needs an installed `tau` (its console script is timed);
+takes under two minutes; leaves nothing behind.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import shutil
+import signal
+import socket
+import sqlite3
+import statistics
+import subprocess
+import sys
+import tempfile
+import textwrap
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import tau
+
+BIN = Path(sys.executable).parent
+#: What a run or a command must not inherit from whoever measures.
+ENVIRON = {k: v for k, v in os.environ.items() if not k.startswith(("TAU_", "PYTHONDONTWRITEBYTECODE"))}
+
+PIPELINES = """
+import os, time
+from tau import pipeline
+
+@pipeline
+async def noop(ctx):
+    return time.monotonic_ns()
+
+@pipeline
+def sleeper(ctx):
+    time.sleep(ctx.params["seconds"])
+
+def fib(n):
+    return n if n < 2 else fib(n - 1) + fib(n - 2)
+
+@pipeline
+def steps(ctx):
+    began = time.perf_counter()
+    for _ in range(1000):
+        with ctx.step("s"):
+            pass
+    per_step = (time.perf_counter() - began) / 1000
+    began = time.perf_counter()
+    for _ in range(40):
+        with ctx.step("fib"):
+            fib(10)
+    forty = time.perf_counter() - began
+    loop = time.perf_counter()
+    for _ in range(1000):
+        time.perf_counter()
+    return {"step_us": per_step * 1e6, "forty_ms": forty * 1e3,
+            "floor_us": (time.perf_counter() - loop) * 1e3}
+
+@pipeline
+def work(ctx):
+    began = time.perf_counter()
+    for _ in range(3):
+        with ctx.step("fib"):
+            fib(27)
+    return (time.perf_counter() - began) * 1e3
+
+@pipeline
+def plain_work(ctx):
+    began = time.perf_counter()
+    for _ in range(3):
+        fib(27)
+    return (time.perf_counter() - began) * 1e3
+
+@pipeline
+def chatty(ctx):
+    lines = ctx.params["lines"]
+    began = time.perf_counter()
+    for i in range(lines):
+        ctx.log(f"line {i} of a run that has much to say")
+    logged = time.perf_counter() - began
+    began = time.perf_counter()
+    with open("lines.txt", "w", buffering=1) as file:
+        for i in range(lines):
+            file.write(f"line {i} of a run that has much to say\\n")
+    return {"logged_ms": logged * 1e3, "written_ms": (time.perf_counter() - began) * 1e3}
+
+@pipeline
+def blocker(ctx):
+    while True:
+        pass
+
+@pipeline
+async def printer(ctx):
+    for i in range(100_000):
+        print("a line of text that nobody asked for", i)
+"""
+
+
+class Daemon:
+    """A taud in a temporary home, and one connection to it."""
+
+    def __init__(self, home: str, config: str = "") -> None:
+        self.home = home
+        Path(home, "tau.toml").write_text(config, encoding="utf-8")
+        subprocess.run([BIN / "taud", "--home", home, "--detach"], check=True, env=ENVIRON, stdout=subprocess.DEVNULL)
+        self.client = tau.Client(home=home)
+        source = Path(home, "bench_pipelines.py")
+        source.write_text(textwrap.dedent(PIPELINES), encoding="utf-8")
+        files = [{"path": source.name, "text": source.read_text(encoding="utf-8")}]
+        self.client.call("deploy", {"files": files})
+
+    def run(self, name: str, **params: Any) -> dict[str, Any]:
+        """A run's document, when it is over."""
+        document = self.client.call("run", {"name": name, "params": params})
+        if document["status"] != "success":
+            raise RuntimeError(json.dumps(document, indent=1))
+        return document
+
+    def stop(self) -> None:
+        """The daemon and all runs are gone."""
+        self.client.call("shutdown", {"cancel": True})
+        self.client.wait_for_end()
+        self.client.close()
+
+
+@contextmanager
+def daemon(config: str = "") -> Iterator[Daemon]:
+    """A fresh daemon for one figure."""
+    home = tempfile.mkdtemp(prefix="tau-bench-")
+    try:
+        running = Daemon(home, config)
+        try:
+            yield running
+        finally:
+            running.stop()
+    finally:
+        shutil.rmtree(home)
+
+
+def floor_script(code: str) -> float:
+    """What a script of ours prints, run by a bare interpreter."""
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)], check=True, env=ENVIRON, capture_output=True, text=True
+    )
+    return float(done.stdout)
+
+
+def percentile(values: list[float], share: float) -> float:
+    """The value that *share* of all are not above."""
+    return sorted(values)[min(len(values) - 1, int(len(values) * share))]
+
+
+def timed_command(command: list[Any], home: str) -> tuple[float, float]:
+    """Wall and CPU milliseconds of a whole command."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    began = time.perf_counter()
+    subprocess.run(command, env=ENVIRON | {"TAU_HOME": home}, check=True, stdout=subprocess.DEVNULL)
+    wall = time.perf_counter() - began
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return wall * 1e3, cpu * 1e3
+
+
+def status_command() -> Iterator[dict[str, Any]]:
+    """`tau status` as a whole command, in turn with the bare interpreter."""
+    with daemon() as running:
+        pairs = []
+        for _ in range(31):
+            ours = timed_command([BIN / "tau", "status"], running.home)
+            floor = timed_command([sys.executable, "-c", "pass"], running.home)
+            pairs.append((ours, floor))
+    for index, kind in ((0, "wall"), (1, "cpu")):
+        ours = statistics.median(pair[0][index] for pair in pairs[1:])
+        floor = statistics.median(pair[1][index] for pair in pairs[1:])
+        yield figure(f"tau status, {kind}", ours, "ms", floor, ours / floor, "<= 3", ours / floor <= 3)
+
+
+def first_line() -> Iterator[dict[str, Any]]:
+    """From the request on an open socket to the first line of user code."""
+    floor = floor_script("""
+        import os, time
+        times = []
+        for _ in range(200):
+            read, write = os.pipe()
+            began = time.monotonic_ns()
+            pid = os.fork()
+            if not pid:
+                os.write(write, b"%d" % time.monotonic_ns())
+                os._exit(0)
+            times.append((int(os.read(read, 99)) - began) / 1e6)
+            os.waitpid(pid, 0); os.close(read); os.close(write)
+        print(sorted(times)[100])
+    """)
+    with daemon() as running:
+        times = []
+        for _ in range(200):
+            began = time.monotonic_ns()
+            times.append((running.run("noop")["result"] - began) / 1e6)
+    ours = statistics.median(times[20:])
+    yield figure("request to first line", ours, "ms", floor, ours / floor, "<= 3", ours / floor <= 3)
+    yield figure("request to first line, quiet", ours, "ms", None, None, "<= 3 ms", ours <= 3)
+
+
+def throughput() -> Iterator[dict[str, Any]]:
+    """Durable isolated runs per second, ten at once."""
+    floor = floor_script("""
+        import asyncio, os, time
+        async def noop(): pass
+        def child():
+            asyncio.run(noop())
+            os._exit(0)
+        began, count, live = time.perf_counter(), 600, 0
+        for _ in range(count):
+            if live == 2:
+                os.wait(); live -= 1
+            if not os.fork():
+                child()
+            live += 1
+        while live:
+            os.wait(); live -= 1
+        print(count / (time.perf_counter() - began))
+    """)
+    with daemon() as running:
+        rates = []
+        for count in (100, 600, 600):
+            began = time.perf_counter()
+            ids = pipelined(running, count, "noop")
+            running.client.call("wait", {"run_id": ids[-10:]})
+            while running.client.call("status", {})["runs"]["success"] < sum((100, 600, 600)[: len(rates) + 1]):
+                time.sleep(0.005)
+            rates.append(count / (time.perf_counter() - began))
+    ours = max(rates[1:])
+    yield figure("runs per second", ours, "/s", floor, ours / floor, ">= 0.5", ours / floor >= 0.5)
+    yield figure("runs per second, quiet", ours, "/s", None, None, ">= 300", ours >= 300)
+
+
+def pipelined(running: Daemon, count: int, name: str) -> list[str]:
+    """The ids of *count* runs, asked for in one go and all acknowledged."""
+    line = {"jsonrpc": "2.0", "method": "run", "params": {"name": name, "wait": False}}
+    ask = b"".join(tau.encode({**line, "id": number}) for number in range(count))
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.connect(os.path.join(running.home, "tau.sock"))
+        sender = threading.Thread(target=connection.sendall, args=(ask,))
+        sender.start()
+        with connection.makefile("rb") as answers:
+            ids = [json.loads(answers.readline())["result"]["run_id"] for _ in range(count)]
+        sender.join()
+    return ids
+
+
+def acknowledgements() -> Iterator[dict[str, Any]]:
+    """Durable `run --detach` answers per second on one connection, while all slots are taken."""
+    with daemon("[scheduler]\nmax_concurrent = 1\n") as running:
+        running.client.call("run", {"name": "sleeper", "params": {"seconds": 60}, "wait": False})
+        pipelined(running, 500, "noop")
+        began = time.perf_counter()
+        pipelined(running, 10_000, "noop")
+        rate = 10_000 / (time.perf_counter() - began)
+    yield figure("detached runs acknowledged", rate, "/s", None, None, ">= 5000", rate >= 5000)
+
+
+def from_the_shell() -> Iterator[dict[str, Any]]:
+    """`tau run noop`, from the start of the command to the first line of user code."""
+    with daemon() as running:
+        pairs = []
+        for _ in range(31):
+            began = time.monotonic_ns()
+            done = subprocess.run(
+                [BIN / "tau", "run", "noop"], env=ENVIRON | {"TAU_HOME": running.home}, check=True, capture_output=True
+            )
+            ours = (json.loads(done.stdout)["result"] - began) / 1e6
+            pairs.append((ours, timed_command([sys.executable, "-c", "pass"], running.home)[0]))
+    ours, floor = (statistics.median(pair[i] for pair in pairs[1:]) for i in (0, 1))
+    yield figure("tau run to first line", ours, "ms", floor, ours / floor, "<= 4", ours / floor <= 4)
+
+
+def steps() -> Iterator[dict[str, Any]]:
+    """What a step costs the run."""
+    with daemon() as running:
+        results = [running.run("steps")["result"] for _ in range(7)]
+        best = min(results, key=lambda one: one["step_us"])
+        step, floor, forty = best["step_us"], best["floor_us"], min(one["forty_ms"] for one in results)
+        traced = min(running.run("work")["result"] for _ in range(5))
+        plain = min(running.run("plain_work")["result"] for _ in range(5))
+    yield figure("a traced step", step, "us", floor, step / floor, "<= 40 us", step <= 40)
+    yield figure("40 steps of fib(10)", forty, "ms", None, None, "<= 5 ms", forty <= 5)
+    ratio = traced / plain
+    yield figure("long steps against plain Python", traced, "ms", plain, ratio, "<= 1.02", ratio <= 1.02)
+
+
+def idle() -> Iterator[dict[str, Any]]:
+    """Memory and CPU of a daemon that has nothing to do."""
+    bare = subprocess.Popen(
+        [sys.executable, "-c", "import asyncio, sqlite3, sys; print(flush=True); sys.stdin.read()"],
+        env=ENVIRON, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+    )
+    with bare, daemon() as running:
+        assert bare.stdout is not None
+        bare.stdout.readline()
+        running.run("noop")
+        time.sleep(0.5)
+        floor = memory(bare.pid)
+        pids = [one["pid"] for one in running.client.call("status", {})["processes"]]
+        ours = sum(map(memory, pids))
+        before, began = sum(map(cpu_seconds, pids)), time.perf_counter()
+        time.sleep(10)
+        share = (sum(map(cpu_seconds, pids)) - before) / (time.perf_counter() - began) * 100
+        bare.terminate()
+    yield figure("idle memory (PSS)", ours / 1024, "MiB", floor / 1024, ours / floor, "<= 2", ours / floor <= 2)
+    yield figure("idle CPU", share, "% of a core", None, None, "< 0.2", share < 0.2)
+
+
+def memory(pid: int) -> float:
+    """Proportional set size of a process, KiB."""
+    for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
+        if line.startswith("Pss:"):
+            return float(line.split()[1])
+    raise RuntimeError(f"no PSS of {pid}")
+
+
+def cpu_seconds(pid: int) -> float:
+    """CPU time that a process has used."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def logging() -> Iterator[dict[str, Any]]:
+    """A run that logs 100,000 lines, and what the daemon's other clients notice of it."""
+    with daemon("[limits]\nlog_lines = 200_000\nlog_bytes = 100_000_000\n") as running:
+        results: list[dict[str, Any]] = []
+        latencies = meanwhile(running, lambda: results.append(run_apart(running, "chatty", {"lines": 100_000})))
+        result = results[0]["result"]
+        assert results[0]["trace"]["log_lines"] == 100_000
+    ours, floor = result["logged_ms"], result["written_ms"]
+    yield figure("100,000 log lines", ours, "ms", floor, ours / floor, "<= 3", ours / floor <= 3)
+    p99 = percentile(latencies, 0.99)
+    yield figure("status meanwhile, p99", p99, "ms", None, None, "<= 20 ms", p99 <= 20)
+
+
+def hostile() -> Iterator[dict[str, Any]]:
+    """How fast `status` answers while runs misbehave."""
+    for name in ("blocker", "printer"):
+        with daemon() as running:
+
+            def misbehave(name: str = name, running: Daemon = running) -> None:
+                if name == "printer":
+                    run_apart(running, name, {})
+                    return
+                with tau.Client(home=running.home) as other:
+                    run = other.call("run", {"name": name, "timeout": 3.0})
+                    other.call("cancel", {"run_id": run["run_id"]})
+
+            p99 = percentile(meanwhile(running, misbehave), 0.99)
+        yield figure(f"status beside a {name}, p99", p99, "ms", None, None, "<= 20 ms", p99 <= 20)
+
+
+def run_apart(running: Daemon, name: str, params: dict[str, Any]) -> dict[str, Any]:
+    """A run's document, over a connection of its own."""
+    with tau.Client(home=running.home) as other:
+        return other.call("run", {"name": name, "params": params})
+
+
+def meanwhile(running: Daemon, work: Callable[[], object]) -> list[float]:
+    """Milliseconds that `status` took, again and again, while *work* was done elsewhere."""
+    worker = threading.Thread(target=work)
+    worker.start()
+    times = []
+    while worker.is_alive():
+        began = time.perf_counter()
+        running.client.call("status", {})
+        times.append((time.perf_counter() - began) * 1e3)
+        time.sleep(0.005)
+    worker.join()
+    return times
+
+
+def million() -> Iterator[dict[str, Any]]:
+    """Questions to a daemon that remembers a million runs."""
+    count = 1_000_000
+    with daemon() as running:
+        running.run("noop")
+        running.client.call("shutdown", {})
+        running.client.wait_for_end()
+        running.client.close()
+        fill(os.path.join(running.home, "tau.db"), count)
+        began = time.perf_counter()
+        restarted = Daemon(running.home)
+        ready = time.perf_counter() - began
+        running.client = restarted.client
+        some = running.client.call("runs", {"name": "noop", "limit": 50})["runs"]
+        questions = {
+            "inspect": [{"run_id": run["run_id"]} for run in some],
+            "runs": [{"name": "noop"}, {"name": "noop", "status": "failed"}, {}],
+            "list": [{}],
+            "errors": [{}],
+            "status": [{}],
+        }
+        for method, asked in questions.items():
+            times = []
+            for number in range(400):
+                began = time.perf_counter()
+                running.client.call(method, asked[number % len(asked)])
+                times.append((time.perf_counter() - began) * 1e3)
+            p99 = percentile(times, 0.99)
+            yield figure(f"1,000,000 runs: {method}, p99", p99, "ms", None, None, "<= 5 ms", p99 <= 5)
+        yield figure("1,000,000 runs: start", ready * 1e3, "ms", None, None, "<= 1000 ms", ready <= 1)
+
+
+def fill(path: str, count: int) -> None:
+    """Finished runs, as many as *count*, as if they had been run."""
+    db = sqlite3.connect(path)
+    db.execute("PRAGMA synchronous = OFF")
+    run, = db.execute("SELECT max(run_id) FROM runs").fetchone()
+    last = tau.read_id(run)
+    names = [name for name, in db.execute("SELECT name FROM pragma_table_info('runs')")]
+    row = dict(zip(names, db.execute("SELECT * FROM runs WHERE run_id = ?", (run,)).fetchone(), strict=True))
+    error = json.dumps(tau.bare_error("exception", "ValueError", "as planned"))
+
+    def rows() -> Iterator[dict[str, Any]]:
+        for number in range(count, 0, -1):
+            bad = number % 50 == 0
+            status, text = ("failed", error) if bad else ("success", None)
+            yield {**row, "run_id": tau.spell_id(last - (number << 25)), "key": None, "status": status, "error": text}
+
+    with db:
+        marks = ", ".join(f":{name}" for name in names)
+        db.executemany(f"INSERT INTO runs VALUES ({marks})", rows())
+    db.close()
+
+
+def figure(
+    name: str, value: float, unit: str, floor: float | None, ratio: float | None, goal: str, met: bool
+) -> dict[str, Any]:
+    """One figure as a JSON line."""
+    line = {"figure": name, "value": value, "unit": unit, "floor": floor, "ratio": ratio, "goal": goal, "met": met}
+    rounded = {key: round(item, 3) if isinstance(item, float) else item for key, item in line.items()}
+    print(json.dumps(rounded), flush=True)
+    return rounded
+
+
+FIGURES = (
+    status_command, first_line, throughput, acknowledgements, from_the_shell, steps, idle, logging, hostile, million,
+)
+
+
+def main(wanted: list[str]) -> int:
+    """Measures all figures, or those named; 0 if every goal is met."""
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(1))
+    lines = [line for one in FIGURES if not wanted or one.__name__ in wanted for line in one()]
+    print(f"\n{'figure':<36} {'value':>12} {'floor':>10} {'ratio':>7}  goal")
+    for line in lines:
+        value = f"{line['value']:,.2f} {line['unit'][:4]}"
+        floor = "" if line["floor"] is None else f"{line['floor']:,.2f}"
+        ratio = "" if line["ratio"] is None else f"{line['ratio']:.2f}x"
+        mark = "" if line["met"] else "   MISSED"
+        print(f"{line['figure']:<36} {value:>12} {floor:>10} {ratio:>7}  {line['goal']}{mark}")
+    print(f"\n{os.cpu_count()} cores, Python {sys.version.split()[0]}")
+    return 0 if all(line["met"] for line in lines) else 1
+
+
+if __name__ == "__main__":
+    with suppress(KeyboardInterrupt):
+        sys.exit(main(sys.argv[1:]))
