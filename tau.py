@@ -487,7 +487,7 @@ class Kind:
         self.types, self.schema, self.from_shell = types, schema, from_shell
 
 
-def read_object(text: str) -> Any:
+def read_object(text: str) -> Json:
     """JSON from the shell: the text itself, `@file`, or `-` for standard input."""
     if text == "-":
         text = sys.stdin.read()
@@ -497,10 +497,14 @@ def read_object(text: str) -> Any:
                 text = file.read()
         except (OSError, UnicodeDecodeError) as problem:
             raise BadRequest(f"cannot read {text[1:]}: {problem}", "give the path of a JSON file") from None
+    hint = 'an object looks like \'{"key": "value"}\''
     try:
-        return json.loads(text)
+        value = json.loads(text)
     except ValueError as problem:
-        raise BadRequest(f"not JSON: {problem}", 'an object looks like \'{"key": "value"}\'') from None
+        raise BadRequest(f"not JSON: {problem}", hint) from None
+    if not isinstance(value, dict):
+        raise BadRequest(f"a JSON object is wanted, not {json_type(value)}", hint)
+    return value
 
 
 def read_pair(text: str) -> tuple[str, Any]:
@@ -1565,6 +1569,9 @@ def keep_standard_descriptors() -> None:
     while (number := os.open(os.devnull, os.O_RDWR)) <= 2:
         os.set_inheritable(number, True)
     os.close(number)
+    for name, number in (("stdin", 0), ("stdout", 1), ("stderr", 2)):
+        if getattr(sys, name) is None:  # it was closed when the interpreter looked
+            setattr(sys, name, open(number, "r" if number == 0 else "w", encoding="utf-8"))
 
 
 def taud_parser() -> Parser:
@@ -1700,6 +1707,7 @@ class Daemon:
         self.feed = Feed(self.store)
         self.executor = Executor(home, settings, self.store, self.feed)
         self.addresses: list[str] = []
+        self.listeners: list[asyncio.Server] = []
         self.connections: set[Connection] = set()
         self.started = time.time()
         self.warnings: list[str] = []
@@ -1712,7 +1720,6 @@ class Daemon:
         loop = asyncio.get_running_loop()
         make_home(self.home)
         lock = take_lock(self.home)
-        listeners: list[asyncio.Server] = []
         try:
             self.note_root()
             for number in (signal.SIGTERM, signal.SIGINT):
@@ -1722,7 +1729,7 @@ class Daemon:
             self.store.open(loop)
             sweep_versions(self.home, self.store)
             await self.executor.open()
-            listeners = await self.listen()
+            await self.listen()
             ready = {"pid": os.getpid(), "socket": self.socket_path}
             os.truncate(lock, 0)
             os.pwrite(lock, encode(ready), 0)
@@ -1730,7 +1737,7 @@ class Daemon:
             announce(ready | {"home": self.home, "addresses": self.addresses})
             await self.ended.wait()
         finally:
-            await self.close(listeners)
+            await self.close()
             os.close(lock)
 
     @property
@@ -1744,7 +1751,7 @@ class Daemon:
             self.warnings.append("taud runs as root, and so does every pipeline")
             logging.getLogger("tau").warning(self.warnings[-1])
 
-    async def listen(self) -> list[asyncio.Server]:
+    async def listen(self) -> None:
         """The Unix socket and, if asked for, the TCP port are open."""
         loop = asyncio.get_running_loop()
         group = find_group(self.settings["group"])
@@ -1754,10 +1761,9 @@ class Daemon:
         def on_unix() -> Connection:
             return Connection(self, group=group)
 
-        listeners: list[asyncio.Server] = [await loop.create_unix_server(on_unix, sock=bound, backlog=1024)]
+        self.listeners.append(await loop.create_unix_server(on_unix, sock=bound, backlog=1024))
         if self.settings["port"] or self.settings["host"]:
-            listeners.append(await self.listen_tcp())
-        return listeners
+            self.listeners.append(await self.listen_tcp())
 
     async def listen_tcp(self) -> asyncio.Server:
         """The TCP port is open, for whoever has the key of this home."""
@@ -1786,10 +1792,10 @@ class Daemon:
         if self.ended is not None:
             self.ended.set()
 
-    async def close(self, listeners: list[asyncio.Server]) -> None:
+    async def close(self) -> None:
         """Nothing is open any more; live runs go on and the next daemon adopts them."""
         self.stopping = True
-        for listener in listeners:
+        for listener in self.listeners:
             listener.close()
         waiting = {task for connection in self.connections for task in connection.say_goodbye()}
         if waiting:
@@ -1799,7 +1805,7 @@ class Daemon:
         for connection in tuple(self.connections):
             connection.transport.close()
         await asyncio.sleep(0)
-        if listeners:
+        if self.listeners:
             remove_file(self.socket_path)
 
 
@@ -2287,9 +2293,10 @@ async def keep_sources(versions: str, digest: str, sources: dict[str, bytes]) ->
 def choose(outcome: Outcome, name: str | None, entry: str) -> list[Json]:
     """Which of the loaded pipelines are deployed; LoadFailed if the file did not load or has none."""
     if outcome.error is not None:
-        error = {key: value for key, value in outcome.error.items() if key != "message"}
-        message = f"{entry} does not load: {error['type']}: {outcome.error['message']}"
-        raise LoadFailed(message, load_hint(outcome.error), **error)
+        error = outcome.error
+        told = {key: error[key] for key in ("kind", "type", "file", "line")} | {"source_line": error["code"]}
+        message = f"{entry} does not load: {error['type']}: {error['message']}"
+        raise LoadFailed(message, load_hint(error), **told, frames=error["frames"], cause=error["cause"])
     found: list[Json] = outcome.result
     names = [one["name"] for one in found]
     if not found:
@@ -3493,24 +3500,26 @@ class Store:
         db = sqlite3.connect(self.path, isolation_level=None, check_same_thread=False, cached_statements=256)
         db.row_factory = sqlite3.Row
         try:
+            found = db.execute("PRAGMA user_version").fetchone()[0]
+            if found > len(MIGRATIONS):
+                hint = "start the newer taud, or restore the backup made before the upgrade"
+                raise Conflict(f"{self.path} was written by a newer Tau (schema {found})", hint)
             if db.execute("PRAGMA page_count").fetchone()[0] == 0:
                 db.execute("PRAGMA auto_vacuum = INCREMENTAL")  # only before the first table
             for pragma in PRAGMAS:
                 db.execute(pragma)
         except sqlite3.DatabaseError as problem:
             db.close()
-            raise Conflict(
-                f"{self.path} is not a usable database: {problem}", "restore a backup, or choose another --home"
-            ) from None
+            hint = "restore a backup, or choose another --home"
+            raise Conflict(f"{self.path} is not a usable database: {problem}", hint) from None
+        except Conflict:
+            db.close()
+            raise
         return db
 
     def migrate(self) -> None:
-        """Brings the database to this version, after a backup; Conflict for one of a newer Tau."""
+        """Brings the database to this version, after a backup."""
         found = self.db.execute("PRAGMA user_version").fetchone()[0]
-        if found > len(MIGRATIONS):
-            self.db.close()
-            hint = "start the newer taud, or restore the backup made before the upgrade"
-            raise Conflict(f"{self.path} was written by a newer Tau (schema {found})", hint)
         if 0 < found < len(MIGRATIONS):
             self.back_up(f"{self.path}.before-v{len(MIGRATIONS)}")
         for number in range(found, len(MIGRATIONS)):

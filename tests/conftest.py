@@ -1,0 +1,256 @@
+"""The user: a real daemon in a temporary home, driven by the real command line and by raw lines."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import textwrap
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+REPOSITORY = Path(__file__).parent.parent
+TAXIS = REPOSITORY.parent / "shared" / "data" / "taxis.csv"
+#: What tests must not inherit from whoever runs them.
+ENVIRON = {name: value for name, value in os.environ.items() if not name.startswith(("TAU_", "XDG_", "NO_COLOR"))}
+ENVIRON["PYTHONPATH"] = str(REPOSITORY)
+ENVIRON.pop("PYTHONDONTWRITEBYTECODE", None)
+
+
+def python(function: str) -> list[str]:
+    """The command that calls a function of tau, as the console scripts do."""
+    return [sys.executable, "-P", "-W", "error", "-c", f"import sys, tau; sys.exit(tau.{function}())"]
+
+
+def eventually(question: Callable[[], Any], patience: float = 10.0) -> Any:
+    """The first true answer to a question; fails after *patience* seconds."""
+    until = time.monotonic() + patience
+    while True:
+        if answer := question():
+            return answer
+        if time.monotonic() > until:
+            raise AssertionError(f"never came true: {question}")
+        time.sleep(0.01)
+
+
+def is_running(pid: int) -> bool:
+    """Whether a process exists and is no zombie."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+class Done:
+    """A finished command."""
+
+    def __init__(self, done: subprocess.CompletedProcess[str]) -> None:
+        self.exit, self.out, self.err = done.returncode, done.stdout, done.stderr
+
+    @property
+    def json(self) -> Any:
+        """The one JSON document on stdout."""
+        return json.loads(self.out)
+
+    @property
+    def lines(self) -> list[Any]:
+        """The JSON documents on stdout, one a line."""
+        return [json.loads(line) for line in self.out.splitlines()]
+
+    @property
+    def error(self) -> Any:
+        """The error on stderr."""
+        return json.loads(self.err)["error"]
+
+
+class Tau:
+    """A home, its daemon and its command line."""
+
+    def __init__(self, home: Path, config: str = "") -> None:
+        self.home = home
+        self.socket = home / "tau.sock"
+        self.work = home.parent / (home.name + "-work")
+        self.work.mkdir()
+        home.mkdir(mode=0o700)
+        if config:
+            (home / "tau.toml").write_text(textwrap.dedent(config), encoding="utf-8")
+        self.environ = ENVIRON | {"TAU_HOME": str(home), "HOME": str(self.work)}
+
+    def command(self, *words: Any, stdin: str = "", timeout: float = 60.0, **environ: str) -> Done:
+        """Runs `tau` to its end, whatever that is."""
+        done = subprocess.run(
+            [*python("main"), *map(str, words)],
+            env=self.environ | environ, cwd=self.work, input=stdin, capture_output=True, text=True, timeout=timeout,
+        )
+        return Done(done)
+
+    def __call__(self, *words: Any, exit: int = 0, **more: Any) -> Any:
+        """The document that `tau` prints, or the error if a failure is expected."""
+        done = self.command(*words, **more)
+        assert done.exit == exit, (words, done.exit, done.out, done.err)
+        return done.error if done.err else done.json
+
+    def start(self, *words: str) -> Any:
+        """`taud --detach`; what it prints."""
+        done = subprocess.run(
+            [*python("taud"), "--detach", *words], env=self.environ, cwd=self.work,
+            capture_output=True, text=True, timeout=60,
+        )
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout)
+
+    def write(self, text: str, name: str = "pipelines.py") -> Path:
+        """A file in the work directory."""
+        path = self.work / name
+        path.write_text(textwrap.dedent(text).lstrip("\n"), encoding="utf-8")
+        return path
+
+    def deploy(self, text: str, name: str = "pipelines.py", *words: str, exit: int = 0) -> Any:
+        """Deploys source text."""
+        return self("deploy", self.write(text, name), *words, exit=exit)
+
+    def deploy_it(self, text: str) -> Any:
+        """Deploys text whose function `it` is to be the pipeline."""
+        decorated = re.sub(r"^(async )?def it\(", r"@pipeline\n\g<0>", textwrap.dedent(text), flags=re.MULTILINE)
+        return self.deploy("from tau import pipeline\n" + decorated)
+
+    def run_it(self, text: str, *words: str, exit: int = 0) -> Any:
+        """Deploys such text and runs it; its document."""
+        self.deploy_it(text)
+        done = self.command("run", "it", *words)
+        assert done.exit == exit, done.err
+        return done.json
+
+    def connect(self) -> Wire:
+        """A raw connection to the daemon."""
+        return Wire(str(self.socket))
+
+    def call(self, method: str, **params: Any) -> Any:
+        """The result of one request over a connection of its own."""
+        with self.connect() as wire:
+            return wire.call(method, **params)
+
+    def pid(self) -> int:
+        """The daemon's pid, from its lock."""
+        return int(json.loads((self.home / "tau.lock").read_text())["pid"])
+
+    def processes(self) -> list[int]:
+        """The daemon, its fork server and the live runs."""
+        return [one["pid"] for one in self.call("status")["processes"]]
+
+    def kill(self) -> int:
+        """kill -9 of the daemon alone; its pid."""
+        pid = self.pid()
+        os.kill(pid, signal.SIGKILL)
+        eventually(lambda: not is_running(pid))
+        return pid
+
+    def stop(self) -> None:
+        """No process of this home is left, and nothing of it lies about."""
+        done = self.command("shutdown", "--cancel")
+        assert done.exit in (0, 6), done.err
+        eventually(lambda: not self.remains())
+        shutil.rmtree(self.home)
+        shutil.rmtree(self.work)
+
+    def remains(self) -> list[int]:
+        """Every process that has this home in its environment."""
+        mark = f"TAU_HOME={self.home}\0".encode()
+        found = []
+        for path in Path("/proc").glob("[0-9]*"):
+            try:
+                if mark in (path / "environ").read_bytes():
+                    found.append(int(path.name))
+            except (OSError, ValueError):
+                continue
+        return found
+
+
+class Wire:
+    """A raw connection: lines out, lines in."""
+
+    def __init__(self, path: str) -> None:
+        self.socket = socket.socket(socket.AF_UNIX)
+        self.socket.settimeout(30)
+        descriptor = os.open(os.path.dirname(path), os.O_RDONLY)  # the path may be too long for an address
+        self.socket.connect(f"/proc/self/fd/{descriptor}/{os.path.basename(path)}")
+        os.close(descriptor)
+        self.file = self.socket.makefile("rb")
+
+    def __enter__(self) -> Wire:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.file.close()
+        self.socket.close()
+
+    def send(self, line: Any) -> None:
+        """Sends bytes as they are, anything else as a line of JSON."""
+        self.socket.sendall(line if isinstance(line, bytes) else json.dumps(line).encode() + b"\n")
+
+    def receive(self) -> Any:
+        """The next document; None at the end."""
+        line = self.file.readline()
+        return json.loads(line) if line else None
+
+    def ask(self, line: Any) -> Any:
+        """Sends a line and returns the next."""
+        self.send(line)
+        return self.receive()
+
+    def call(self, method: str, **params: Any) -> Any:
+        """The result of a request."""
+        answer = self.ask({"id": 1, "method": method, "params": params})
+        assert "result" in answer, answer
+        return answer["result"]
+
+
+def make_home(config: str = "") -> Tau:
+    """A home for a test, not too deep for a socket."""
+    return Tau(Path(tempfile.mkdtemp(prefix="tau-test-")) / "home", config)
+
+
+@pytest.fixture(scope="session")
+def shared() -> Iterator[Tau]:
+    """One daemon for all tests that leave it as they found it."""
+    yield from started(make_home("[daemon]\nstop_grace_s = 0.5\nload_timeout_s = 2.0\n"))
+
+
+@pytest.fixture
+def tau(shared: Tau) -> Tau:
+    """A running daemon and its command line: tau("run", "hello") answers the parsed JSON."""
+    return shared
+
+
+@pytest.fixture
+def fresh() -> Iterator[Tau]:
+    """A running daemon that the test may kill."""
+    yield from started(make_home("[daemon]\nstop_grace_s = 0.5\n"))
+
+
+@pytest.fixture
+def home() -> Iterator[Tau]:
+    """A home whose daemon the test starts itself."""
+    made = make_home()
+    yield made
+    if made.home.exists():
+        made.stop()
+    made.home.parent.rmdir()
+
+
+def started(made: Tau) -> Iterator[Tau]:
+    """A started daemon, stopped afterwards."""
+    made.start()
+    yield made
+    made.stop()
+    made.home.parent.rmdir()

@@ -1,0 +1,326 @@
+"""One daemon per home; a killed one loses nothing; its files are for its owner alone."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import sqlite3
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+from conftest import Tau, eventually, is_running, python
+
+WAITING = """
+    import time
+    from pathlib import Path
+    def it(ctx):
+        with ctx.step("before"):
+            ctx.log("in")
+        with open("runs", "a") as file:
+            file.write(ctx.run_id + "\\n")
+        with ctx.step("waiting"):
+            while not Path("go").exists():
+                time.sleep(0.01)
+        for number in range(100):
+            ctx.log(f"line {number}")
+        return "done"
+"""
+
+
+def test_detach_prints_pid_and_socket_when_it_is_ready(home: Tau) -> None:
+    ready = home.start()
+    assert ready["changed"] is True
+    assert ready["socket"] == str(home.socket)
+    assert is_running(ready["pid"])
+    again = home.start()
+    assert (again["changed"], again["pid"], again["socket"]) == (False, ready["pid"], ready["socket"])
+
+
+def test_a_second_daemon_is_refused_and_told_the_owner(home: Tau) -> None:
+    pid = home.start()["pid"]
+    second = subprocess.run(python("taud"), env=home.environ, capture_output=True, text=True, timeout=30)
+    assert second.returncode == 5
+    error = json.loads(second.stderr.splitlines()[-1])["error"]
+    assert (error["code"], error["pid"]) == ("conflict", pid)
+    assert home.call("status")["pid"] == pid
+
+
+def test_of_simultaneous_starts_exactly_one_serves(home: Tau) -> None:
+    starts = [
+        subprocess.Popen([*python("taud"), "--detach"], env=home.environ, stdout=subprocess.PIPE, text=True)
+        for _ in range(6)
+    ]
+    answers = [json.loads(start.communicate(timeout=60)[0] or "null") for start in starts]
+    pid = home.call("status")["pid"]
+    assert [answer["pid"] for answer in answers if answer and answer["changed"]] == [pid]
+
+
+def test_a_run_survives_kill_9_of_the_daemon_with_its_whole_trace(fresh: Tau) -> None:
+    fresh.deploy_it(WAITING)
+    run_id = fresh("run", "it", "--detach")["run_id"]
+    eventually(lambda: fresh.call("logs", run_id=run_id)["lines"])
+    fresh.kill()
+    assert fresh("status", exit=6)["code"] == "unavailable"
+    fresh.start()
+    assert fresh("inspect", run_id)["status"] == "running"
+    (fresh.home / "data/it/go").touch()
+    run = fresh("wait", run_id)
+    assert (run["status"], run["result"]) == ("success", "done")
+    assert [step["status"] for step in run["trace"]["steps"]] == ["success", "success"]
+    messages = [line["message"] for line in fresh("logs", run_id)["lines"]]
+    assert messages == ["in", *(f"line {number}" for number in range(100))]
+    assert (fresh.home / "data/it/runs").read_text().split() == [run_id]
+
+
+def test_a_run_that_ends_without_a_daemon_gets_its_true_verdict(fresh: Tau) -> None:
+    fresh.deploy_it(WAITING)
+    good = fresh("run", "it", "--detach")["run_id"]
+    bad = fresh.deploy("from tau import pipeline\n@pipeline\ndef bad(ctx):\n    import time\n    ctx.log('in')\n    time.sleep(0.3)\n    1 / 0", "bad.py")
+    bad = fresh("run", "bad", "--detach")["run_id"]
+    for run_id in (good, bad):
+        eventually(lambda run_id=run_id: fresh.call("logs", run_id=run_id)["lines"])
+    fresh.kill()
+    (fresh.home / "data/it/go").touch()
+    eventually(lambda: len(fresh.remains()) == 0)  # the fork server ends with its last child
+    fresh.start()
+    assert fresh("wait", good)["trace"]["log_lines"] == 101
+    assert fresh("wait", bad, exit=1)["error"]["type"] == "ZeroDivisionError"
+    assert not list((fresh.home / "runs").iterdir())
+
+
+def test_a_run_acknowledged_right_before_kill_9_happens_once(fresh: Tau) -> None:
+    fresh.deploy_it("def it(ctx):\n    with open('runs', 'a') as file:\n        file.write(ctx.run_id + '\\n')\n")
+    acknowledged = []
+    for _ in range(12):
+        with fresh.connect() as wire:
+            acknowledged += [wire.call("run", name="it", wait=False)["run_id"] for _ in range(3)]
+            fresh.kill()
+        fresh.start()
+    runs = fresh("wait", *acknowledged)["runs"]
+    assert {run["status"] for run in runs} == {"success"}
+    happened = (fresh.home / "data/it/runs").read_text().split()
+    assert sorted(happened) == sorted(acknowledged)
+
+
+def test_an_unborn_run_is_started_again_only_if_its_journal_can_be_claimed(fresh: Tau) -> None:
+    """What a daemon leaves that was killed between its commit and the fork server's first look."""
+    fresh.deploy_it("def it(ctx):\n    with open('runs', 'a') as file:\n        file.write(ctx.run_id + '\\n')\n")
+    done = fresh("run", "it")["run_id"]
+    fresh.kill()
+    eventually(lambda: not fresh.remains())
+    db = sqlite3.connect(fresh.home / "tau.db")
+    with db:
+        db.execute("UPDATE runs SET status = 'running', result = NULL WHERE run_id = ?", (done,))
+        db.execute("UPDATE attempts SET ended = NULL, process = '{\"server\":{\"pid\":1,\"started\":\"0\",\"boot\":\"\"}}',"
+                   " position = '{\"journal\":0,\"stdout\":0,\"stderr\":0,\"n\":0}'")
+    db.close()
+    fresh.start()
+    assert fresh("wait", done)["status"] == "success"
+    assert (fresh.home / "data/it/runs").read_text().split() == [done, done]
+
+
+def test_sigterm_leaves_live_runs_to_the_next_daemon(fresh: Tau) -> None:
+    fresh.deploy_it(WAITING)
+    run_id = fresh("run", "it", "--detach")["run_id"]
+    eventually(lambda: fresh.call("logs", run_id=run_id)["lines"])
+    waiting = subprocess.Popen([*python("main"), "wait", run_id], env=fresh.environ, stdout=subprocess.PIPE, text=True)
+    eventually(lambda: fresh.call("status")["connections"] == 2)
+    pid = fresh.pid()
+    os.kill(pid, signal.SIGTERM)
+    eventually(lambda: not is_running(pid), 4.0)
+    fresh.start()
+    (fresh.home / "data/it/go").touch()
+    out, _ = waiting.communicate(timeout=30)  # the client came back by itself
+    assert json.loads(out)["status"] == "success"
+    assert waiting.returncode == 0
+
+
+def test_shutdown_can_wait_for_runs_or_cancel_them(fresh: Tau) -> None:
+    fresh.deploy_it(WAITING)
+    run_id = fresh("run", "it", "--detach")["run_id"]
+    eventually(lambda: fresh.call("logs", run_id=run_id)["lines"])
+    draining = subprocess.Popen([*python("main"), "shutdown", "--drain", "30"], env=fresh.environ, stdout=subprocess.PIPE)
+    eventually(lambda: fresh.call("status")["stopping"])
+    with fresh.connect() as wire:
+        refused = wire.ask({"id": 1, "method": "run", "params": {"name": "it", "wait": False}})["error"]["data"]
+        assert (refused["code"], refused["retryable"]) == ("unavailable", True)
+    (fresh.home / "data/it/go").touch()
+    draining.communicate(timeout=30)
+    fresh.start()
+    assert fresh("inspect", run_id)["status"] == "success"
+    (fresh.home / "data/it/go").unlink()
+    run_id = fresh("run", "it", "--detach")["run_id"]
+    eventually(lambda: fresh.call("logs", run_id=run_id)["lines"])
+    fresh("shutdown", "--cancel")
+    eventually(lambda: not fresh.remains())
+    fresh.start()
+    assert fresh("inspect", run_id)["status"] == "cancelled"
+
+
+def test_everything_in_the_home_is_for_its_owner_alone(home: Tau) -> None:
+    os.umask(0)
+    try:
+        home.home.chmod(0o777)
+        home.start()
+    finally:
+        os.umask(0o022)
+    home.deploy_it("def it(ctx):\n    open('made', 'w').close()\n    print('x')")
+    home("run", "it")
+    for path in [home.home, *home.home.rglob("*")]:
+        assert path.lstat().st_mode & 0o077 == 0, path
+
+
+@pytest.mark.parametrize("what", ["stale", "link", "file", "live"])
+def test_only_a_stale_socket_is_replaced(home: Tau, what: str) -> None:
+    other = socket.socket(socket.AF_UNIX)
+    if what == "file":
+        home.socket.touch()
+    elif what == "link":
+        home.socket.symlink_to("/run/nowhere.sock")
+    else:
+        other.bind(str(home.socket))
+        if what == "live":
+            other.listen()
+    done = subprocess.run([*python("taud"), "--detach"], env=home.environ, capture_output=True, text=True, timeout=30)
+    other.close()
+    if what == "stale":
+        assert done.returncode == 0
+        assert home.call("ping")
+    else:
+        assert done.returncode == 5, done.stderr
+        assert json.loads(done.stderr)["error"]["code"] == "conflict"
+
+
+def test_a_home_too_deep_for_a_socket_address_works(home: Tau) -> None:
+    deep = home.home / ("deep" * 20) / ("er" * 20)
+    environ = home.environ | {"TAU_HOME": str(deep)}
+    started = subprocess.run([*python("taud"), "--detach"], env=environ, capture_output=True, text=True, timeout=30)
+    assert started.returncode == 0, started.stderr
+    answer = subprocess.run([*python("main"), "shutdown"], env=environ, capture_output=True, text=True, timeout=30)
+    assert answer.returncode == 0, answer.stderr
+
+
+def test_closed_standard_descriptors_do_no_harm(home: Tau) -> None:
+    command = " ".join(f"'{word}'" for word in python("taud"))
+    subprocess.run(["sh", "-c", f"{command} <&- >&- 2>&- &"], env=home.environ, timeout=30, check=True)
+    eventually(lambda: home.socket.exists())
+    home.deploy_it("def it(ctx):\n    return 1")
+    assert home("run", "it")["result"] == 1
+
+
+def test_a_home_of_somebody_else_is_refused(home: Tau) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("needs root to give a directory away")
+    os.chown(home.home, 65534, -1)
+    done = subprocess.run(python("taud"), env=home.environ, capture_output=True, text=True, timeout=30)
+    assert (done.returncode, json.loads(done.stderr)["error"]["code"]) == (4, "forbidden")
+
+
+def test_another_user_cannot_speak_to_it(home: Tau) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("needs root to become another user")
+    home.start()
+    for path in (home.home.parent, home.home, home.socket):
+        path.chmod(0o777)  # even if somebody opened every door
+    code = (
+        "import os, socket, sys; os.setuid(65534); s = socket.socket(socket.AF_UNIX); s.connect(sys.argv[1]);"
+        "s.sendall(b'{\"id\":1,\"method\":\"list\"}\\n'); print(s.recv(9999).decode())"
+    )
+    done = subprocess.run(["/usr/bin/python3", "-c", code, home.socket], capture_output=True, text=True, timeout=30)
+    assert json.loads(done.stdout)["error"]["data"]["code"] == "forbidden"
+
+
+def test_a_group_may_be_admitted(home: Tau) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("needs root to give a socket to a group")
+    home.home.joinpath("tau.toml").write_text("[daemon]\ngroup = 'games'\n")
+    home.home.parent.chmod(0o755)
+    home.start()
+    assert (home.home.stat().st_mode & 0o777, home.socket.stat().st_mode & 0o777) == (0o750, 0o660)
+    code = (
+        "import os, socket, sys; os.setgroups([]); os.setgid(int(sys.argv[2])); os.setuid(65534);"
+        "s = socket.socket(socket.AF_UNIX); s.connect(sys.argv[1]);"
+        "s.sendall(b'{\"id\":1,\"method\":\"list\"}\\n'); print(s.recv(9999).decode())"
+    )
+    gid = str(home.socket.stat().st_gid)
+    done = subprocess.run(["/usr/bin/python3", "-c", code, home.socket, gid], capture_output=True, text=True, timeout=30)
+    assert json.loads(done.stdout)["result"] == {"pipelines": []}
+
+
+def test_the_environment_of_a_run_has_no_key_of_the_daemon(home: Tau) -> None:
+    home.environ |= {"TAU_API_KEY": "k", "TAU_API_KEY_FILE": "f", "NOTIFY_SOCKET": "n", "LISTEN_FDS": "0", "MINE": "m"}
+    home.start()
+    text = "import os\ndef it(ctx):\n    open('seen', 'w').write('\\0'.join(f'{k}={v}' for k, v in os.environ.items())); open('block', 'w').write(open('/proc/self/environ').read())"
+    home.run_it(text)
+    seen, block = ((home.home / "data/it" / name).read_text() for name in ("seen", "block"))
+    environ = dict(line.split("=", 1) for line in seen.split("\0"))
+    assert not {"TAU_API_KEY", "TAU_API_KEY_FILE", "NOTIFY_SOCKET", "LISTEN_FDS"} & set(environ)
+    assert "TAU_API_KEY" not in block
+    assert environ["MINE"] == "m"
+    assert len(environ["TAU_RUN_ID"]) == 14
+
+
+def test_tcp_on_loopback_takes_the_key_of_the_home(home: Tau) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    home.start("--port", port)
+    key = (home.home / "key").read_text().strip()
+    assert (home.home / "key").stat().st_mode & 0o777 == 0o600
+    for host in (f"tcp://127.0.0.1:{port}", f"localhost:{port}"):
+        assert home("--host", host, "status")["pid"]
+    assert home("--host", f"127.0.0.1:{port}", "status", TAU_API_KEY="wrong", exit=4)["code"] == "forbidden"
+    for line in (b'{"id":1,"method":"list"}\n', b"POST /rpc HTTP/1.1\r\n\r\n{}\n"):
+        with socket.create_connection(("127.0.0.1", int(port))) as stranger:
+            stranger.sendall(line + b'{"id":2,"method":"hello","params":{"api_key":"' + key.encode() + b'"}}\n')
+            answers = stranger.makefile().read().splitlines()
+        assert len(answers) == 1
+        assert "error" in json.loads(answers[0])
+
+
+def test_a_public_address_without_a_configured_key_is_forbidden(home: Tau) -> None:
+    done = subprocess.run([*python("taud"), "--host", "0.0.0.0"], env=home.environ, capture_output=True, text=True, timeout=30)
+    assert (done.returncode, json.loads(done.stderr.splitlines()[-1])["error"]["code"]) == (4, "forbidden")
+
+
+def test_a_database_of_a_newer_tau_is_refused_untouched(home: Tau) -> None:
+    db = sqlite3.connect(home.home / "tau.db")
+    db.execute("PRAGMA user_version = 99")
+    db.close()
+    before = (home.home / "tau.db").read_bytes()
+    done = subprocess.run(python("taud"), env=home.environ, capture_output=True, text=True, timeout=30)
+    assert (done.returncode, json.loads(done.stderr.splitlines()[-1])["error"]["code"]) == (5, "conflict")
+    assert (home.home / "tau.db").read_bytes() == before
+
+
+def test_what_is_no_database_is_refused(home: Tau) -> None:
+    (home.home / "tau.db").write_bytes(b"this is no database" * 1000)
+    done = subprocess.run(python("taud"), env=home.environ, capture_output=True, text=True, timeout=30)
+    assert (done.returncode, json.loads(done.stderr.splitlines()[-1])["error"]["code"]) == (5, "conflict")
+
+
+def test_sources_that_a_crash_left_are_swept(home: Tau) -> None:
+    left = home.home / "versions" / ".staged-x"
+    left.mkdir(parents=True)
+    home.start()
+    assert not left.exists()
+
+
+def test_an_idle_daemon_does_nothing(fresh: Tau) -> None:
+    def switches() -> list[int]:
+        """How often each process has gone to sleep, that is, how often it was awake."""
+        texts = [Path(f"/proc/{pid}/status").read_text() for pid in pids]
+        return [int(text.partition("\nvoluntary_ctxt_switches:")[2].split()[0]) for text in texts]
+
+    fresh.run_it("def it(ctx):\n    return 1")
+    pids = fresh.processes()
+    eventually(lambda: not list((fresh.home / "runs").iterdir()))
+    until = time.monotonic() + 0.5
+    eventually(lambda: time.monotonic() > until)  # the watcher's last look is over
+    before, until = switches(), time.monotonic() + 1.0
+    eventually(lambda: time.monotonic() > until)
+    assert switches() == before

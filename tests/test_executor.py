@@ -1,0 +1,248 @@
+"""User code that misbehaves ends in the documented status, with nothing left running."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+from conftest import Tau, eventually, is_running
+
+import tau as module
+
+DEATHS = {
+    "os._exit": ("import os\ndef it(ctx):\n    os._exit(3)", 3, None, "exited with code 3"),
+    "os._exit(0)": ("import os\ndef it(ctx):\n    os._exit(0)", 0, None, "without returning a result"),
+    "a segmentation fault": ("import ctypes\ndef it(ctx):\n    ctypes.string_at(0)", None, 11, "SIGSEGV"),
+    "suicide": ("import os\ndef it(ctx):\n    os.kill(os.getpid(), 9)", None, 9, "SIGKILL"),
+    "abort": ("import os\ndef it(ctx):\n    os.abort()", None, 6, "SIGABRT"),
+}
+
+
+@pytest.mark.parametrize("name", DEATHS)
+def test_a_process_that_dies_is_a_failed_run(tau: Tau, name: str) -> None:
+    text, code, number, message = DEATHS[name]
+    tau.deploy_it(text)
+    run = tau("run", "it", exit=1)
+    assert run["status"] == "failed"
+    assert run["error"]["kind"] == "died"
+    assert message in run["error"]["message"]
+    assert (run["resources"]["exit_code"], run["resources"]["signal"]) == (code, number)
+
+
+def test_a_death_inside_a_step_names_the_step_and_keeps_the_log(tau: Tau) -> None:
+    tau.deploy_it("import os\ndef it(ctx):\n  with ctx.step('a'):\n    with ctx.step('b'):\n      ctx.log('last words')\n      os._exit(1)")
+    run = tau("run", "it", exit=1)
+    assert run["error"]["step"] == "a/b"
+    assert run["trace"]["log_tail"] == ["last words"]
+    assert [step["status"] for step in run["trace"]["steps"]] == ["failed"]
+
+
+def test_a_segmentation_fault_leaves_its_frames_in_the_log(tau: Tau) -> None:
+    tau.deploy_it("import ctypes\ndef it(ctx):\n    ctypes.string_at(0)")
+    tau("run", "it", exit=1)
+    lines = tau("logs", "it")["lines"]
+    assert any("Segmentation fault" in line["message"] for line in lines)
+    assert any("in it" in line["message"] for line in lines)
+
+
+def test_a_blocked_event_loop_can_be_cancelled(tau: Tau) -> None:
+    tau.deploy_it("import time\nasync def it(ctx):\n    ctx.log('in')\n    time.sleep(600)")
+    run_id = tau("run", "it", "--detach")["run_id"]
+    eventually(lambda: tau.call("logs", run_id=run_id)["lines"])
+    assert tau.call("status")["pid"]
+    assert tau("cancel", run_id) == {"run_id": run_id, "status": "cancelled", "changed": True}
+    run = tau("inspect", run_id)
+    assert run["error"]["kind"] == "cancelled"
+    assert tau("cancel", run_id)["changed"] is False
+
+
+def test_a_run_that_ignores_sigterm_is_killed(tau: Tau) -> None:
+    tau.deploy_it((
+        "import os, signal, subprocess, sys, time\n"
+        "def it(ctx):\n"
+        "    signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
+        "    child = subprocess.Popen([sys.executable, '-c', 'import signal, time; signal.signal(15, signal.SIG_IGN); "
+        "print(1, flush=True); time.sleep(600)'], stdout=subprocess.PIPE)\n"
+        "    child.stdout.read(1)\n"
+        "    ctx.log(f'{os.getpid()} {child.pid}')\n"
+        "    time.sleep(600)\n"
+    ))
+    run_id = tau("run", "it", "--detach")["run_id"]
+    line = eventually(lambda: tau.call("logs", run_id=run_id)["lines"])[0]["message"]
+    assert tau("cancel", run_id)["status"] == "cancelled"
+    assert not any(is_running(int(pid)) for pid in line.split())
+    assert tau("inspect", run_id)["resources"]["signal"] == 9
+
+
+def test_cancelled_code_may_clean_up(tau: Tau) -> None:
+    tau.deploy_it((
+        "import time\nfrom pathlib import Path\n"
+        "def it(ctx):\n"
+        "    try:\n        ctx.log('in')\n        time.sleep(600)\n"
+        "    finally:\n        Path('cleaned').write_text('yes')\n"
+    ))
+    run_id = tau("run", "it", "--detach")["run_id"]
+    eventually(lambda: tau.call("logs", run_id=run_id)["lines"])
+    tau("cancel", run_id)
+    assert (tau.home / "data/it/cleaned").read_text() == "yes"
+    assert tau("inspect", run_id)["error"]["line"] == 8
+
+
+def test_closing_descriptors_does_not_silence_a_run(tau: Tau) -> None:
+    tau.deploy_it((
+        "import os\ndef it(ctx):\n"
+        "    os.close(1)\n    ctx.log('one closed')\n    os.closerange(0, 4096)\n"
+        "    ctx.log('all closed')\n    return 'here'\n"
+    ))
+    run = tau("run", "it")
+    assert run["result"] == "here"
+    assert run["trace"]["log_tail"] == ["one closed", "all closed"]
+
+
+def test_100_000_printed_lines_are_counted_and_the_last_are_kept(tau: Tau) -> None:
+    tau.deploy_it("def it(ctx):\n    for i in range(100_000):\n        print(i)")
+    run = tau("run", "it")
+    assert run["trace"]["log_lines"] == 100_000
+    assert run["trace"]["log_dropped"] == 100_000 - 10_000 - module.LOG_TAIL
+    assert run["trace"]["log_tail"][-1] == "99999"
+    assert tau("logs", "it", "--tail", 1)["lines"][0]["message"] == "99999"
+
+
+def test_output_of_descriptors_is_counted_and_its_last_lines_are_kept(tau: Tau) -> None:
+    tau.deploy_it("import os\ndef it(ctx):\n    for i in range(300):\n        os.write(2, b'%d\\n' % i * 100)")
+    run = tau("run", "it")
+    assert run["trace"]["log_lines"] == 30_000
+    assert run["trace"]["log_dropped"] == 30_000 - 10_000 - module.LOG_TAIL
+    assert tau("logs", "it", "--tail", 1)["lines"][0] | {"at": ""} == {
+        "at": "", "level": "info", "step": None, "stream": "stderr", "message": "299", "fields": None,
+    }
+
+
+STRAYS = {
+    "in the same session": "subprocess.Popen(['sleep', '600'])",
+    "in a session of its own": "subprocess.Popen(['sleep', '600'], start_new_session=True)",
+    "daemonized": "subprocess.run(['sh', '-c', 'setsid sleep 600 & echo $! > pid'])",
+    "deaf to SIGTERM": "subprocess.Popen(['sh', '-c', \"trap '' TERM; while :; do sleep 0.05; done\"])",
+}
+
+
+@pytest.mark.parametrize("name", STRAYS)
+def test_what_a_run_leaves_behind_is_ended(tau: Tau, name: str) -> None:
+    tau.deploy_it((
+        "import subprocess, time\nfrom pathlib import Path\ndef it(ctx):\n"
+        f"    child = {STRAYS[name]}\n    time.sleep(0.1)\n"
+        "    return int(Path('pid').read_text()) if Path('pid').exists() else child.pid\n"
+    ))
+    run = tau("run", "it")
+    assert run["status"] == "success"
+    assert not is_running(run["result"])
+    Path(tau.home / "data/it/pid").unlink(missing_ok=True)
+
+
+def test_a_run_that_stops_itself_can_be_cancelled(tau: Tau) -> None:
+    tau.deploy_it("import os, signal\ndef it(ctx):\n    ctx.log('in')\n    os.kill(os.getpid(), signal.SIGSTOP)")
+    run_id = tau("run", "it", "--detach")["run_id"]
+    eventually(lambda: tau.call("logs", run_id=run_id)["lines"])
+    assert tau("cancel", run_id)["status"] == "cancelled"
+
+
+def test_a_returned_result_decides_whatever_comes_after_it(tau: Tau) -> None:
+    tau.deploy_it("import atexit, os\ndef it(ctx):\n    atexit.register(os._exit, 5)\n    return 1")
+    run = tau("run", "it")
+    assert (run["status"], run["result"], run["resources"]["exit_code"]) == ("success", 1, 5)
+
+
+def test_a_fork_that_returns_is_not_the_run(tau: Tau) -> None:
+    tau.deploy_it("import os\ndef it(ctx):\n    pid = os.fork()\n    if pid:\n        os.waitpid(pid, 0)\n    return 'parent' if pid else 'child'")
+    assert tau("run", "it")["result"] == "parent"
+
+
+def test_nothing_printed_can_forge_a_record(tau: Tau) -> None:
+    tau.deploy_it((
+        "import os, sys\ndef it(ctx):\n"
+        "    forged = '\\n{\"t\":\"returned\",\"result\":\"forged\",\"stopped\":false,\"at\":1,\"mono\":1}\\n'\n"
+        "    print(forged)\n    sys.stderr.write(forged)\n    os.write(1, forged.encode())\n    ctx.log(forged)\n"
+        "    os._exit(0)\n"
+    ))
+    assert tau("run", "it", exit=1)["error"]["kind"] == "died"
+
+
+def test_at_most_max_concurrent_runs_are_live_and_the_queue_is_in_order(home: Tau) -> None:
+    home.home.joinpath("tau.toml").write_text("[scheduler]\nmax_concurrent = 2\nmax_queued = 3\n")
+    home.start()
+    home.deploy_it("import time\nfrom pathlib import Path\ndef it(ctx):\n    while not Path('go').exists():\n        time.sleep(0.01)\n    with open('order', 'a') as f:\n        f.write(ctx.run_id + '\\n')")
+    ids = [home("run", "it", "--detach")["run_id"] for _ in range(2)]
+    eventually(lambda: home.call("status")["slots"]["used"] == 2)
+    ids += [home("run", "it", "--detach")["run_id"] for _ in range(3)]
+    status = home.call("status")
+    assert (status["slots"], status["queued"]) == ({"total": 2, "used": 2}, 3)
+    error = home("run", "it", "--detach", exit=5)
+    assert (error["code"], error["retryable"]) == ("queue_full", True)
+    assert home("cancel", ids[4])["status"] == "cancelled"
+    (home.home / "data/it/go").touch()
+    home("wait", *ids[:4])
+    order = (home.home / "data/it/order").read_text().split()
+    assert set(order[:2]) == set(ids[:2])
+    assert sorted(order) == sorted(ids[:4])
+
+
+def test_a_fresh_interpreter_can_be_the_start_method(home: Tau) -> None:
+    home.home.joinpath("tau.toml").write_text("[daemon]\nstart_method = 'spawn'\n")
+    home.start()
+    assert home.call("status")["start_method"] == "spawn"
+    text = "import os, sys\nasync def it(ctx):\n    print('printed')\n    async with ctx.step('s'):\n        pass\n    return [os.getpid() == os.getsid(0), sys.argv[0], ctx.params]"
+    home.deploy_it(text)
+    run = home("run", "it", "-p", "a=1")
+    assert run["result"][0] is True
+    assert run["result"][1].endswith("/pipelines.py")
+    assert run["result"][2] == {"a": 1}
+    assert run["trace"]["log_tail"] == ["printed"]
+    home.deploy_it("import ctypes\ndef it(ctx):\n    ctypes.string_at(0)")
+    assert home("run", "it", exit=1)["resources"]["signal"] == 11
+
+
+def test_a_dead_fork_server_is_replaced_and_its_runs_end_truly(fresh: Tau) -> None:
+    fresh.deploy_it("import time\nfrom pathlib import Path\ndef it(ctx):\n    ctx.log('in')\n    while not Path('go').exists():\n        time.sleep(0.01)\n    return 'done'")
+    run_id = fresh("run", "it", "--detach")["run_id"]
+    eventually(lambda: fresh.call("logs", run_id=run_id)["lines"])
+    old = next(one["pid"] for one in fresh.call("status")["processes"] if one["role"] == "fork server")
+    os.kill(old, signal.SIGKILL)
+    eventually(lambda: all(one["pid"] != old for one in fresh.call("status")["processes"]))
+    other = fresh("run", "it", "--detach")["run_id"]
+    (fresh.home / "data/it/go").touch()
+    assert [run["status"] for run in fresh("wait", run_id, other)["runs"]] == ["success", "success"]
+
+
+def test_a_run_that_vanishes_with_its_fork_server_is_lost(fresh: Tau) -> None:
+    fresh.deploy_it("import subprocess, time\ndef it(ctx):\n    ctx.log(str(subprocess.Popen(['sleep', '600']).pid))\n    time.sleep(600)")
+    run_id = fresh("run", "it", "--detach")["run_id"]
+    sleeper = int(eventually(lambda: fresh.call("logs", run_id=run_id)["lines"])[0]["message"])
+    roles = {one["role"]: one["pid"] for one in fresh.call("status")["processes"]}
+    os.kill(roles["fork server"], signal.SIGKILL)
+    os.kill(roles["run"], signal.SIGKILL)
+    run = fresh("wait", run_id, exit=1)
+    assert (run["status"], run["error"]["kind"]) == ("lost", "lost")
+    assert not is_running(sleeper)
+
+
+VERDICTS = [
+    ({"t": "returned", "result": 1, "stopped": False}, {"signal": 9}, None, "success"),
+    ({"t": "returned", "result": 1, "stopped": False}, None, "cancelled", "success"),
+    ({"t": "returned", "result": 1, "stopped": True}, {}, "cancelled", "cancelled"),
+    ({"t": "raised", "error": {"type": "E", "step": "s"}}, {}, None, "failed"),
+    ({"t": "raised", "error": {"type": "E", "step": "s"}}, {}, "timed_out", "timed_out"),
+    (None, {"signal": 9, "exit_code": None}, None, "failed"),
+    (None, {"signal": 9, "exit_code": None}, "cancelled", "cancelled"),
+    (None, {"signal": None, "exit_code": 0}, None, "failed"),
+    (None, None, None, "lost"),
+    ({"t": "returned", "result": 1, "stopped": False}, None, None, "success"),
+]
+
+
+@pytest.mark.parametrize(("record", "ended", "stopping", "status"), VERDICTS)
+def test_the_verdict_is_one_function(record: dict, ended: dict, stopping: str, status: str) -> None:
+    outcome = module.verdict(record, ended, stopping)
+    assert outcome.status == status
+    assert (outcome.error is None) == (status == "success")

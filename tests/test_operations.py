@@ -1,0 +1,317 @@
+"""One short story per operation, through the command line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from conftest import Tau, eventually
+
+import tau as module
+
+HELLO = '''
+from tau import pipeline
+
+@pipeline(tags=["example"])
+def hello(ctx):
+    """Says hello."""
+    ctx.log("hello")
+    return {"n": 1}
+'''
+
+
+def test_deploying_the_same_bytes_changes_nothing(tau: Tau) -> None:
+    first = tau.deploy(HELLO)
+    assert [one["name"] for one in first["pipelines"]] == ["hello"]
+    again = tau.deploy(HELLO)
+    assert again == {"changed": False, "pipelines": [first["pipelines"][0] | {"changed": False}]}
+    other = tau.deploy(HELLO + "# changed\n")
+    assert other["pipelines"][0] == {"name": "hello", "version": first["pipelines"][0]["version"] + 1, "changed": True}
+    back = tau.deploy(HELLO)
+    assert back["pipelines"][0]["version"] == first["pipelines"][0]["version"] + 2
+
+
+def test_a_file_may_have_several_pipelines_and_name_picks_one(tau: Tau) -> None:
+    text = "from tau import pipeline\n" + "".join(f"@pipeline\ndef several_{c}(ctx): ...\n" for c in "abc")
+    assert [one["name"] for one in tau.deploy(text, "p.py", "--name", "several_b")["pipelines"]] == ["several_b"]
+    assert tau("show", "several_a", exit=3)["code"] == "not_found"
+    assert len(tau.deploy(text)["pipelines"]) == 3
+    error = tau.deploy(text, "p.py", "--name", "several_x", exit=2)
+    assert "several_a" in error["hint"]
+
+
+def test_name_renames_the_only_pipeline(tau: Tau) -> None:
+    assert tau.deploy(HELLO, "p.py", "--name", "greeting")["pipelines"][0]["name"] == "greeting"
+    assert tau("run", "greeting")["result"] == {"n": 1}
+    assert tau.deploy(HELLO, "p.py", "--name", "no/name", exit=2)["code"] == "bad_request"
+
+
+LOADS = {
+    "SyntaxError": ("x = 1\ndef broken(:\n", "SyntaxError", 2, "def broken(:"),
+    "a missing module": ("import nowhere_to_be_found\n", "ModuleNotFoundError", 1, "import nowhere_to_be_found"),
+    "an exception": ("a = 1\nb = a / 0\n", "ZeroDivisionError", 2, "b = a / 0"),
+    "sys.exit": ("import sys\nsys.exit(0)\n", "SystemExit", 2, "sys.exit(0)"),
+    "a loop": ("import time\nwhile True:\n    time.sleep(1)\n", "TimeoutError", 3, "time.sleep(1)"),
+    "os._exit": ("import os\nos._exit(0)\n", "ProcessDied", None, None),
+    "an impossible name": ("from tau import pipeline\n@pipeline(name='a b')\ndef f(ctx): ...\n", "BadRequest", 2, "@pipeline(name='a b')"),
+}
+
+
+@pytest.mark.parametrize("name", LOADS)
+def test_a_file_that_does_not_load_says_where(tau: Tau, name: str) -> None:
+    live = tau.deploy(HELLO)["pipelines"][0]["version"]
+    text, kind, line, code = LOADS[name]
+    error = tau.deploy(text, "bad.py", exit=2)
+    assert (error["code"], error["type"], error["line"], error["source_line"]) == ("load_failed", kind, line, code)
+    assert (error["file"] == "bad.py") == (line is not None)
+    assert error["hint"]
+    assert tau("show", "hello")["version"] == live
+    assert not list((tau.home / "versions").glob(".staged*"))
+    assert tau.command("deploy", tau.work / "bad.py").exit == 2
+
+
+def test_what_cannot_be_a_pipeline_file_is_refused_with_the_reason(tau: Tau) -> None:
+    cases = {
+        "no pipeline": (b"x = 1\n", "no @pipeline"),
+        "latin": ("# café\n".encode("latin-1"), "is not UTF-8"),
+        "binary": (b"\x00\x01", "is not a text file"),
+        "huge": (b"#" * (module.SOURCE_BYTES_MAX + 1), "larger than"),
+        "twice": (b"from tau import pipeline\n@pipeline(name='a')\ndef f(ctx): ...\n@pipeline(name='a')\ndef g(ctx): ...\n", "two pipelines named 'a'"),
+    }
+    for name, (content, message) in cases.items():
+        path = tau.work / f"{name}.py"
+        path.write_bytes(content)
+        error = tau("deploy", path, exit=2)
+        assert error["code"] == "load_failed", name
+        assert message in error["message"], name
+
+
+def test_a_path_that_is_no_file_is_refused_at_once(tau: Tau) -> None:
+    import os
+
+    os.mkfifo(tau.work / "fifo.py")
+    for path in (tau.work / "fifo.py", tau.work, "/dev/zero", tau.work / "absent.py"):
+        assert tau("deploy", path, exit=2)["code"] == "bad_request"
+    (tau.work / "fifo.py").unlink()
+
+
+@pytest.mark.parametrize("path", ["/etc/passwd", "../x.py", "a/../../x.py", "", "a//b.py", "a\0.py"])
+def test_deployed_paths_stay_inside(tau: Tau, path: str) -> None:
+    with tau.connect() as wire:
+        answer = wire.ask({"id": 1, "method": "deploy", "params": {"files": [{"path": path, "text": "x = 1"}]}})
+    assert answer["error"]["data"]["code"] == "bad_request"
+
+
+def test_a_deployment_may_have_more_files_on_the_wire(tau: Tau) -> None:
+    files = [
+        {"path": "main.py", "text": "from tau import pipeline\nimport helper\n@pipeline\ndef many(ctx):\n    return helper.x\n"},
+        {"path": "helper.py", "text": "x = 5\n"},
+    ]
+    assert tau.call("deploy", files=files, entry="main.py")["pipelines"][0]["name"] == "many"
+    assert tau("run", "many")["result"] == 5
+
+
+def test_undeploy_takes_out_of_service_and_keeps_history(tau: Tau) -> None:
+    version = tau.deploy(HELLO)["pipelines"][0]["version"]
+    run_id = tau("run", "hello")["run_id"]
+    assert tau("undeploy", "hello") == {"name": "hello", "changed": True, "cancelled_runs": []}
+    assert tau("undeploy", "hello")["changed"] is False
+    assert tau("undeploy", "never_was")["changed"] is False
+    assert "hello" not in [one["name"] for one in tau("list", "--limit", 1000)["pipelines"]]
+    assert "undeployed" in tau("run", "hello", exit=3)["message"]
+    assert tau("inspect", "hello")["run_id"] == run_id
+    again = tau.deploy(HELLO)
+    assert again == {"changed": True, "pipelines": [{"name": "hello", "version": version, "changed": True}]}
+
+
+def test_undeploy_cancels_what_is_queued_and_lets_live_runs_end(home: Tau) -> None:
+    home.home.joinpath("tau.toml").write_text("[scheduler]\nmax_concurrent = 1\n")
+    home.start()
+    home.deploy_it("import time\nfrom pathlib import Path\ndef it(ctx):\n    while not Path('go').exists():\n        time.sleep(0.01)")
+    live = home("run", "it", "--detach")["run_id"]
+    eventually(lambda: home.call("status")["slots"]["used"] == 1)
+    queued = home("run", "it", "--detach")["run_id"]
+    assert home("undeploy", "it")["cancelled_runs"] == [queued]
+    (home.home / "data/it/go").touch()
+    assert home("wait", live)["status"] == "success"
+    assert home("wait", queued, exit=1)["status"] == "cancelled"
+
+
+def test_a_run_keeps_the_version_it_was_queued_with(tau: Tau) -> None:
+    tau.deploy_it("import time\nfrom pathlib import Path\ndef it(ctx):\n    while not Path('go').exists():\n        time.sleep(0.01)\n    return 'old'")
+    run_id = tau("run", "it", "--detach")["run_id"]
+    new = tau.deploy_it("def it(ctx):\n    return 'new'")["pipelines"][0]["version"]
+    (tau.home / "data/it/go").touch()
+    old = tau("wait", run_id)
+    assert (old["result"], old["version"]) == ("old", new - 1)
+    assert tau("run", "it")["result"] == "new"
+    (tau.home / "data/it/go").unlink()
+
+
+def test_show_and_list_tell_what_is_deployed(tau: Tau) -> None:
+    tau.deploy(HELLO)
+    run = tau("run", "hello")
+    shown = tau("show", "hello")
+    assert (shown["description"], shown["tags"], shown["schedule"]) == ("Says hello.", ["example"], None)
+    assert shown["params"] == {"type": "object"}
+    assert shown["versions"][0]["version"] == shown["version"]
+    assert shown["last_run"]["run_id"] == run["run_id"]
+    row = next(one for one in tau("list", "--limit", 1000)["pipelines"] if one["name"] == "hello")
+    assert (row["last_status"], row["last_run_id"], row["tags"]) == ("success", run["run_id"], ["example"])
+
+
+def test_code_prints_any_version(tau: Tau) -> None:
+    first = tau.deploy(HELLO + "# one\n")["pipelines"][0]["version"]
+    tau.deploy(HELLO + "# two\n")
+    assert tau("code", "hello")["source"].endswith("# two\n")
+    assert tau("code", "hello", "--version", first)["source"].endswith("# one\n")
+    assert tau.command("code", "hello", "--raw").out == Path(tau.work / "pipelines.py").read_text()
+    assert tau("code", "hello", "--version", 999, exit=3)["code"] == "not_found"
+
+
+def test_an_unknown_pipeline_is_not_found_with_the_nearest_name(tau: Tau) -> None:
+    tau.deploy(HELLO)
+    for words in (("run", "helo"), ("show", "helo"), ("code", "helo"), ("inspect", "helo"), ("runs", "helo"), ("logs", "helo")):
+        error = tau(*words, exit=3)
+        assert (error["code"], "did you mean 'hello'?" in error["hint"]) == ("not_found", True), words
+
+
+@pytest.mark.parametrize("text", ["[1]", "7", '"x"', "{bad", "@/nowhere.json", "null"])
+def test_params_must_be_an_object(tau: Tau, text: str) -> None:
+    tau.deploy(HELLO)
+    assert tau("run", "hello", "--params", text, exit=2)["code"] == "bad_request"
+
+
+def test_params_come_from_text_file_or_stdin(tau: Tau) -> None:
+    tau.deploy_it("def it(ctx):\n    return ctx.params")
+    (tau.work / "params.json").write_text('{"from": "file"}')
+    assert tau("run", "it", "--params", "@params.json")["result"] == {"from": "file"}
+    assert tau("run", "it", "--params", "-", stdin='{"from": "stdin"}')["result"] == {"from": "stdin"}
+    assert tau("run", "it", "-p", "a=[1]", "-p", "b=x=y")["result"] == {"a": [1], "b": "x=y"}
+    assert tau("run", "it", "-p", "novalue", exit=2)["code"] == "bad_request"
+    large = json.dumps({"x": "y" * module.PARAMS_BYTES_MAX})
+    assert tau("run", "it", "--params", "-", stdin=large, exit=2)["code"] == "bad_request"
+
+
+def test_a_key_gives_the_same_run_again(tau: Tau) -> None:
+    tau.deploy(HELLO)
+    first = tau("run", "hello", "--key", "today")
+    again = tau("run", "hello", "--key", "today")
+    assert again["run_id"] == first["run_id"]
+    assert (first.get("deduplicated"), again["deduplicated"]) == (None, True)
+    assert tau("run", "hello", "--key", "today", "-p", "a=1", exit=5)["code"] == "conflict"
+    detached = tau("run", "hello", "--key", "today", "--detach")
+    assert detached == {"run_id": first["run_id"], "status": "success", "deduplicated": True}
+
+
+def test_concurrent_requests_with_one_key_make_one_run(tau: Tau) -> None:
+    tau.deploy(HELLO)
+    with tau.connect() as wire:
+        request = {"method": "run", "params": {"name": "hello", "key": "race", "wait": False}}
+        wire.send(b"".join(json.dumps(request | {"id": n}).encode() + b"\n" for n in range(50)))
+        assert len({wire.receive()["result"]["run_id"] for _ in range(50)}) == 1
+
+
+def test_giving_up_waiting_is_exit_7_and_the_run_goes_on(tau: Tau) -> None:
+    tau.deploy_it("import time\nfrom pathlib import Path\ndef it(ctx):\n    while not Path('go').exists():\n        time.sleep(0.01)")
+    gave_up = tau("run", "it", "--timeout", "0.2", exit=7)
+    assert gave_up == {"run_id": gave_up["run_id"], "status": "running", "waited": False}
+    assert tau("wait", gave_up["run_id"], "--timeout", "0.1", exit=7)["waited"] is False
+    (tau.home / "data/it/go").touch()
+    assert tau("wait", gave_up["run_id"][:13])["status"] == "success"
+    (tau.home / "data/it/go").unlink()
+
+
+def test_wait_takes_several_runs_and_exits_with_the_worst(tau: Tau) -> None:
+    tau.deploy_it("def it(ctx):\n    return 1 / ctx.params['n']")
+    ids = [tau("run", "it", "--detach", "-p", f"n={n}")["run_id"] for n in (1, 0)]
+    ends = tau("wait", *ids, exit=1)["runs"]
+    assert [run["status"] for run in ends] == ["success", "failed"]
+
+
+def test_runs_are_newest_first_and_say_what_they_do_not_show(tau: Tau) -> None:
+    tau.deploy_it("def it(ctx):\n    return 1 / ctx.params.get('n', 1)")
+    ids = [tau("run", "it")["run_id"] for _ in range(3)]
+    tau("run", "it", "-p", "n=0", exit=1)
+    shown = tau("runs", "it", "--last", 2)
+    assert shown["truncated"]["shown"] == 2
+    assert shown["truncated"]["total"] >= 4
+    everything = tau(*shown["truncated"]["get"].split()[1:])
+    assert "truncated" not in everything
+    found = [run["run_id"] for run in everything["runs"]]
+    assert found == sorted(found, reverse=True)
+    assert set(ids) < set(found)
+    assert {run["status"] for run in tau("runs", "it", "--status", "failed")["runs"]} == {"failed"}
+    assert "did you mean 'failed'?" in tau("runs", "it", "--status", "faild", exit=2)["hint"]
+    for limit in (0, -1, 10_001):
+        assert tau("runs", "it", "--last", limit, exit=2)["code"] == "bad_request"
+
+
+def test_inspect_takes_a_name_an_id_or_a_prefix(tau: Tau) -> None:
+    tau.deploy(HELLO)
+    run_id = tau("run", "hello")["run_id"]
+    ways = (("hello",), ("hello", "--last-run"), ("--run", run_id), (run_id,), (run_id[:13],), ("hello", "--run", run_id.upper()))
+    for words in ways:
+        assert tau("inspect", *words)["run_id"] == run_id, words
+    assert tau("inspect", run_id[:1], exit=2)["code"] == "bad_request"
+    assert tau("inspect", exit=2)["code"] == "bad_request"
+    assert tau("inspect", "zzzz", exit=3)["code"] == "not_found"
+    tau.deploy_it("def it(ctx): ...")
+    assert tau("inspect", "it", "--run", run_id, exit=3)["code"] == "not_found"
+
+
+def test_a_pipeline_that_has_not_run_says_so(tau: Tau) -> None:
+    tau.deploy("from tau import pipeline\n@pipeline\ndef never_ran(ctx): ...\n")
+    assert tau("inspect", "never_ran", exit=3)["hint"] == "tau run never_ran"
+
+
+def test_errors_lists_the_latest_failures_with_their_place(tau: Tau) -> None:
+    run = tau.run_it("def it(ctx):\n    raise ValueError('bad day')", exit=1)
+    latest = tau("errors", "--limit", 1)["errors"][0]
+    assert latest["run_id"] == run["run_id"]
+    assert (latest["error"]["message"], latest["error"]["file"], latest["error"]["line"]) == ("bad day", "pipelines.py", 4)
+    assert latest["next"] == [f"tau inspect {run['run_id']}"]
+
+
+def test_logs_have_a_tail(tau: Tau) -> None:
+    tau.run_it("def it(ctx):\n    for n in range(300):\n        ctx.log(n)")
+    shown = tau("logs", "it", "--tail", 3)
+    assert [line["message"] for line in shown["lines"]] == ["297", "298", "299"]
+    assert shown["truncated"]["total"] == 300
+    assert len(tau(*shown["truncated"]["get"].split()[1:])["lines"]) == 300
+    assert len(tau("logs", "it")["lines"]) == 200
+    assert tau("logs", "it", "--level", "loud", exit=2)["code"] == "bad_request"
+
+
+def test_status_tells_how_the_daemon_is(tau: Tau) -> None:
+    tau.deploy(HELLO)
+    tau("run", "hello")
+    status = tau("status")
+    assert [one["role"] for one in status["processes"][:2]] == ["daemon", "fork server"]
+    assert (status["version"], status["home"], status["start_method"]) == (module.__version__, str(tau.home), "fork")
+    assert status["config"] == str(tau.home / "tau.toml")
+    assert status["addresses"] == [f"unix://{tau.socket}"]
+    assert status["runs"]["success"] >= 1
+    assert set(status["runs"]) == set(module.MOVES)
+    assert status["start_latency"]["p50_ms"] <= status["start_latency"]["p99_ms"]
+    assert status["slots"]["total"] == 10
+
+
+def test_totals_agree_with_the_runs(tau: Tau) -> None:
+    runs = tau("runs", "--limit", 10_000)["runs"]
+    counted = {status: sum(run["status"] == status for run in runs) for status in module.MOVES}
+    assert tau.call("status")["runs"] == counted
+
+
+def test_the_ledger_tells_every_change(tau: Tau) -> None:
+    import sqlite3
+
+    tau.deploy(HELLO + "# for the ledger\n")
+    run_id = tau("run", "hello")["run_id"]
+    db = sqlite3.connect(f"file:{tau.home}/tau.db?mode=ro", uri=True)
+    types = [row[0] for row in db.execute("SELECT type FROM events WHERE run_id = ? ORDER BY seq", (run_id,))]
+    actor = db.execute("SELECT actor FROM events WHERE type = 'pipeline.deployed' ORDER BY seq DESC").fetchone()[0]
+    db.close()
+    assert types == ["run.queued", "run.started", "run.finished"]
+    assert actor == tau.work.owner()

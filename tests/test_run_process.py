@@ -1,0 +1,326 @@
+"""What a run leaves in its trace: errors that explain themselves, results that are JSON, captured output."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+import pytest
+from conftest import Tau
+
+import tau as module
+
+NESTED = '''
+    import json
+    from tau import pipeline
+
+    class Row:
+        def __init__(self, amount):
+            self.amount = amount
+        def __repr__(self):
+            return f"Row({self.amount!r})"
+
+    def parse(text, password="hunter2"):
+        decoded = json.loads(text)
+        return decoded
+
+    def convert(rows):
+        kept, token = [], "tok_123"
+        settings = {"api_key": "k-456", "mode": "fast"}
+        for row in rows:
+            kept.append(parse(row.amount))
+        return kept
+
+    def level3(rows):
+        return convert(rows)
+
+    def level2(rows):
+        return level3(rows)
+
+    def level1(rows):
+        count = len(rows)
+        return level2(rows)
+
+    @pipeline(name="it")
+    def it(ctx):
+        with ctx.step("load"):
+            ctx.log("rows are there")
+        with ctx.step("transform") as step:
+            step.rows_in = 3
+            with ctx.step("convert"):
+                return level1([Row("1"), Row("2"), Row("{broken")])
+'''
+
+
+def test_an_error_in_the_fifth_nested_call_is_diagnosable_from_inspect_alone(tau: Tau) -> None:
+    tau.deploy(NESTED)
+    tau("run", "it", exit=1)
+    text = tau.command("inspect", "it", "--last-run").out
+    assert len(text) < 6_000
+    run = json.loads(text)
+    error = run["error"]
+    assert (error["kind"], error["type"], error["step"]) == ("exception", "JSONDecodeError", "transform/convert")
+    assert (error["file"], error["line"], error["code"]) == ("pipelines.py", 11, "decoded = json.loads(text)")
+    assert error["message"].startswith("Expecting property name")
+    mine = [frame for frame in error["frames"] if frame["user"]]
+    assert [frame["function"] for frame in mine] == ["it", "level1", "level2", "level3", "convert", "parse"]
+    assert mine[-1]["locals"] == {"text": "'{broken'", "password": "***"}
+    assert mine[-2]["locals"]["row"] == "Row('{broken')"
+    assert mine[-2]["locals"]["token"] == "***"
+    assert mine[-2]["locals"]["settings"] == "{'api_key': '***', 'mode': 'fast'}"
+    assert mine[1]["locals"]["count"] == "3"
+    assert all(frame["locals"] == {} for frame in error["frames"] if not frame["user"])
+    assert "hunter2" not in text
+    assert "k-456" not in text
+    load, transform = run["trace"]["steps"]
+    assert (load["status"], transform["status"], transform["rows_in"]) == ("success", "failed", 3)
+    assert transform["steps"][0]["error"]["type"] == "JSONDecodeError"
+    assert run["next"][0] == f"tau logs it --run {run['run_id']}"
+
+
+def test_the_same_failure_has_the_same_fingerprint_and_another_has_not(tau: Tau) -> None:
+    tau.deploy(NESTED)
+    first, second = (tau("run", "it", exit=1)["error"]["fingerprint"] for _ in range(2))
+    other = tau.run_it("def it(ctx):\n    1 / 0", exit=1)["error"]["fingerprint"]
+    assert re.fullmatch("[0-9a-f]{12}", first)
+    assert first == second != other
+
+
+RAISED = {
+    "sys.exit": ("import sys\ndef it(ctx):\n    sys.exit('enough')", "SystemExit", "enough"),
+    "KeyboardInterrupt": ("def it(ctx):\n    raise KeyboardInterrupt('ctrl-c')", "KeyboardInterrupt", "ctrl-c"),
+    "GeneratorExit": ("def it(ctx):\n    raise GeneratorExit", "GeneratorExit", ""),
+    "an assertion": ("def it(ctx):\n    assert 1 > 2, 'no'", "AssertionError", "no"),
+    "asyncio": ("import asyncio\nasync def it(ctx):\n    await asyncio.sleep(0)\n    raise ValueError('later')", "ValueError", "later"),
+    "a message that raises": (
+        "class E(Exception):\n    def __str__(self):\n        raise RuntimeError\ndef it(ctx):\n    raise E",
+        "E", "<E: cannot be printed: RuntimeError>",
+    ),
+    "a message that hangs": (
+        "class E(Exception):\n    def __str__(self):\n        while True: pass\ndef it(ctx):\n    raise E",
+        "E", "<E: took too long to print>",
+    ),
+    "recursion": ("def it(ctx):\n    it(ctx)", "RecursionError", None),
+    "memory": ("def it(ctx):\n    raise MemoryError('no more')", "MemoryError", "no more"),
+}
+
+
+@pytest.mark.parametrize("name", RAISED)
+def test_whatever_is_raised_is_a_failed_run_with_its_text(tau: Tau, name: str) -> None:
+    text, kind, message = RAISED[name]
+    run = tau.run_it(text, exit=1)
+    assert (run["status"], run["error"]["kind"], run["error"]["type"]) == ("failed", "exception", kind)
+    assert message is None or run["error"]["message"] == message
+    assert run["error"]["file"] == "pipelines.py"
+    assert run["resources"]["exit_code"] == 1
+
+
+def test_locals_that_raise_hang_or_are_huge_are_held_off(tau: Tau) -> None:
+    run = tau.run_it(
+        """
+        class Raises:
+            def __repr__(self):
+                raise RuntimeError
+        class Hangs:
+            def __repr__(self):
+                while True:
+                    pass
+        def it(ctx):
+            raises, hangs, huge, long = Raises(), Hangs(), "x" * 10_000_000, list(range(1_000_000))
+            1 / 0
+        """,
+        exit=1,
+    )
+    seen = run["error"]["frames"][-1]["locals"]
+    assert seen["raises"].startswith("<Raises instance at")
+    assert seen["hangs"] == "<Hangs: took too long to print>"
+    assert len(seen["huge"]) <= module.LOCAL_BYTES
+    assert seen["long"] == "[0, 1, 2, 3, 4, 5, ...]"
+
+
+def test_causes_are_told(tau: Tau) -> None:
+    run = tau.run_it(
+        """
+        def it(ctx):
+            try:
+                {}["amount"]
+            except KeyError as missing:
+                raise ValueError("bad row") from missing
+        """,
+        exit=1,
+    )
+    cause = run["error"]["cause"]
+    assert (cause["type"], cause["message"], cause["line"]) == ("KeyError", "'amount'", 6)
+
+
+def test_the_error_of_a_group_tells_its_first(tau: Tau) -> None:
+    run = tau.run_it(
+        """
+        import asyncio
+        async def bad():
+            1 / 0
+        async def it(ctx):
+            async with asyncio.TaskGroup() as group:
+                group.create_task(bad())
+        """,
+        exit=1,
+    )
+    assert run["error"]["type"] == "ExceptionGroup"
+    assert run["error"]["cause"]["type"] == "ZeroDivisionError"
+    assert run["error"]["cause"]["line"] == 5
+
+
+RESULTS: list[tuple[str, Any]] = [
+    ("None", None),
+    ("{'a': [1, 2.5, True, None, 'ü']}", {"a": [1, 2.5, True, None, "ü"]}),
+    ("(1, (2, 3))", [1, [2, 3]]),
+    ("{1: 'a', 2.5: 'b', None: 'c'}", {"1": "a", "2.5": "b", "None": "c"}),
+    ("{3, 1, 2}", [1, 2, 3]),
+    ("b'abcd'", {"bytes": 4}),
+    ("__import__('datetime').date(2026, 1, 2)", "2026-01-02"),
+    ("__import__('datetime').datetime(2026, 1, 2, 3, 4)", "2026-01-02T03:04:00"),
+    ("__import__('datetime').timedelta(minutes=1)", 60.0),
+    ("__import__('decimal').Decimal('1.10')", "1.10"),
+    ("__import__('pathlib').Path('/a/b')", "/a/b"),
+    ("__import__('uuid').UUID(int=1)", "00000000-0000-0000-0000-000000000001"),
+    ("__import__('enum').Enum('E', 'A B').B", 2),
+    ("__import__('http').HTTPStatus.OK", 200),
+    ("__import__('collections').Counter('aab')", {"a": 2, "b": 1}),
+    ("__import__('dataclasses').make_dataclass('D', ['x'])(7)", {"x": 7}),
+    ("'lone \\ud800 surrogate'", "lone ? surrogate"),
+]
+
+
+@pytest.mark.parametrize(("expression", "expected"), RESULTS)
+def test_results_have_a_documented_json_form(tau: Tau, expression: str, expected: Any) -> None:
+    assert tau.run_it(f"def it(ctx):\n    return {expression}")["result"] == expected
+
+
+BAD_RESULTS = {
+    "float('nan')": "result is nan",
+    "{'a': [1, {'b': float('inf')}]}": "result.a[1].b is inf",
+    "{'f': lambda: 1}": "result.f is a builtins.function",
+    "(i for i in range(3))": "result is a builtins.generator",
+    "{(1, 2): 3}": "result has the key (1, 2)",
+    "{1: 'a', '1': 'b'}": "result has two keys that JSON writes as '1'",
+    "(lambda a: (a.append(a), a))([])[1]": "is nested too deeply, or contains itself",
+    "'x' * 2_000_000": "the result has 2,000,003 bytes, the limit is 1,048,576",
+    "object()": "result is a builtins.object",
+}
+
+
+@pytest.mark.parametrize("expression", BAD_RESULTS)
+def test_a_result_without_a_json_form_fails_the_run(tau: Tau, expression: str) -> None:
+    run = tau.run_it(f"def it(ctx):\n    return {expression}", exit=1)
+    assert (run["status"], run["error"]["kind"]) == ("failed", "result")
+    assert BAD_RESULTS[expression] in run["error"]["message"]
+
+
+def test_large_results_are_cut_and_say_how_to_get_them(tau: Tau) -> None:
+    run = tau.run_it("def it(ctx):\n    return {'rows': list(range(10_000)), 'n': 1}")
+    assert len(json.dumps(run)) < 6_000
+    cut = run["cut"][0]
+    assert cut["path"] == "result"
+    assert cut["bytes"] > 40_000
+    assert cut["get"] == f"tau inspect {run['run_id']} --full"
+    assert tau(*cut["get"].split()[1:])["result"] == {"rows": list(range(10_000)), "n": 1}
+
+
+def test_long_traces_are_cut_and_keep_what_failed(tau: Tau) -> None:
+    run = tau.run_it(
+        """
+        def it(ctx):
+            for number in range(500):
+                try:
+                    with ctx.step(f"step {number}"):
+                        if number == 250:
+                            1 / 0
+                except ZeroDivisionError:
+                    pass
+            for number in range(50):
+                ctx.log("x" * 1000)
+        """
+    )
+    assert len(json.dumps(run)) < 6_000
+    names = [step["name"] for step in run["trace"]["steps"]]
+    assert names[0] == "step 0"
+    assert "step 250" in names
+    assert names[-1] == "step 499"
+    assert len(tau("inspect", run["run_id"], "--full")["trace"]["steps"]) == 500
+
+
+def test_prints_are_log_lines_of_their_step(tau: Tau) -> None:
+    tau.run_it(
+        """
+        import os, subprocess, sys
+        def it(ctx):
+            print("plain", 1)
+            with ctx.step("outer"):
+                print("two\\nlines", end="")
+                print(" and an end")
+                sys.stderr.write("to stderr\\n")
+            sys.stdout.write("progress 1\\rprogress 2\\rprogress 3\\n")
+            sys.stdout.buffer.write(b"raw \\xff bytes\\n")
+            subprocess.run(["echo", "from a child"])
+            print("\\x1b[31mred\\x1b[0m \\x00", end="")
+        """
+    )
+    lines = tau("logs", "it")["lines"]
+    seen = [(line["message"], line["step"], line["stream"]) for line in lines]
+    assert seen[:6] == [
+        ("plain 1", None, "stdout"), ("two", "outer", "stdout"), ("lines and an end", "outer", "stdout"),
+        ("to stderr", "outer", "stderr"), ("progress 3", None, "stdout"), ("\x1b[31mred\x1b[0m \x00", None, "stdout"),
+    ]
+    assert {("raw \ufffd bytes", None, "stdout"), ("from a child", None, "stdout")} == set(seen[6:])
+
+
+def test_a_line_of_100_mb_is_cut(tau: Tau) -> None:
+    run = tau.run_it("import os\ndef it(ctx):\n    print('x' * 100_000_000)\n    os.write(1, b'y' * 1_000_000)")
+    assert run["status"] == "success"
+    lines = tau("logs", "it")["lines"]
+    assert all(len(line["message"]) < 17_000 for line in lines)
+    assert "characters cut" in lines[0]["message"]
+
+
+def test_levels_and_fields_are_kept(tau: Tau) -> None:
+    tau.run_it(
+        """
+        def it(ctx):
+            ctx.log("quiet", level="debug")
+            ctx.log("loud", level="error", rows=3, tags={"b", "a"}, odd=object)
+            with ctx.step("a"), ctx.step("b"):
+                ctx.log("inside")
+        """
+    )
+    lines = tau("logs", "it", "--level", "warning")["lines"]
+    assert [(line["message"], line["level"]) for line in lines] == [("loud", "error")]
+    assert lines[0]["fields"] == {"rows": 3, "tags": ["a", "b"], "odd": "<class 'object'>"}
+    for step in ("a", "a/b"):
+        assert [line["message"] for line in tau("logs", "it", "--step", step)["lines"]] == ["inside"]
+    assert tau("logs", "it", "--step", "b")["lines"] == []
+
+
+def test_a_run_has_a_directory_a_name_and_its_params(tau: Tau) -> None:
+    run = tau.run_it(
+        """
+        import os, sys, threading
+        def it(ctx):
+            threading.Thread(target=lambda: ctx.log("from a thread that nobody joined")).start()
+            return {"cwd": os.getcwd(), "run": ctx.run_id, "environ": os.environ["TAU_RUN_ID"],
+                    "params": ctx.params, "stdin": sys.stdin.read(), "umask": os.umask(0),
+                    "is": [ctx.pipeline, ctx.version >= 1, ctx.attempt, ctx.data_dir == os.getcwd()]}
+        """,
+        "--params", '{"day": "2026-01-01", "n": 1}', "-p", "n=2", "-p", "text=words here",
+    )
+    result = run["result"]
+    assert result["cwd"] == str(tau.home / "data" / "it")
+    assert result["run"] == result["environ"] == run["run_id"]
+    assert result["params"] == run["params"] == {"day": "2026-01-01", "n": 2, "text": "words here"}
+    assert (result["stdin"], result["umask"], result["is"]) == ("", 0o077, ["it", True, 1, True])
+
+
+def test_a_module_may_be_named_like_one_of_the_standard_library(tau: Tau) -> None:
+    for name in ("json.py", "tau.py", "not a word.py"):
+        tau.deploy("import tau\n@tau.pipeline(name='it')\ndef it(ctx):\n    return __name__", name)
+        assert tau("run", "it")["status"] == "success"
