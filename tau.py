@@ -3,21 +3,23 @@
 The file is laid out in the order a request travels.  Calls go down the page, or up into Part I.
 
     Part I    the shared words    1 Words   2 Records   3 Signatures   4 Wire   5 Settings
-    Part II   the client, `tau`   6 Command line   7 Terminal   8 Client
+                                  6 Shell   7 System
+    Part II   the client, `tau`   8 Command line   9 Terminal   10 Client
                  │ one JSON document a line, over a socket
-    Part III  the daemon, `taud`  9 Daemon   10 Server   11 Operations   12 Executor   13 Feed   14 Store
+    Part III  the daemon, `taud`  11 Daemon   12 Server   13 Operations   14 Executor   15 Feed
+                                  16 Store
                  │ one JSON document a line: jobs over a socket, the trace through a journal file
-    Part IV   the run process     15 Fork server   16 Run process   17 Pipeline API
+    Part IV   the run process     17 Fork server   18 Run process   19 Pipeline API   20 Trace
 
 `tau run hello`, in one read:
-  main §6 builds one parser from the signature of `run` §11 and calls Client.call §8;
-  the line reaches Connection §10, which checks it and calls the operation `run` §11;
-  Store §14 makes the run durable and, in the same commit, Executor.admit §12 moves it to running;
-  ForkServer §15 creates the journal (that is the permission to start) and forks;
-  run_process §16 loads the deployed file and calls your function with a PipelineContext §17;
-  its records go to the journal; the fork server appends the end record when the process is gone;
-  Executor §12 reads the journal, `verdict` turns it into an outcome, Store §14 keeps it;
-  Feed §13 wakes the waiting `run` §11; Connection §10 answers; main §6 prints and exits 0 or 1.
+  main §8 builds one parser from the signature of `run` §13 and calls Client.call §10;
+  the line reaches Connection §12, which checks it and calls the operation `run` §13;
+  Store §16 makes the run durable and, in the same commit, Executor.admit §14 moves it to running;
+  ForkServer §17 creates the journal (that is the permission to start) and forks;
+  run_process §18 loads the deployed file and calls your function with a PipelineContext §19;
+  its records go to the Journal §20; the fork server appends the end record when the process is gone;
+  Executor §14 reads the journal, `verdict` §14 turns it into an outcome, Store §16 keeps it;
+  Feed §15 wakes the waiting `run` §13; Connection §12 answers; main §8 prints and exits 0 or 1.
 """
 
 from __future__ import annotations
@@ -97,8 +99,8 @@ __version__ = "0.1.0"
 # === Part I: the shared words ==============================================================
 # Read once, used everywhere.  No state, no heavy import.
 
-# --- 1. Words ------------------------------------------------------------------------------
-# Owns the vocabulary: statuses and their moves, limits, errors, ids, time, the identity of a process.
+# --- 1. Words -----------------------------------------------------------------------------
+# Owns the vocabulary: statuses and their moves, limits, errors, names, ids, time.
 # Calls nothing.  Promises that a word means the same in Python, SQL, JSON and on the command line.
 
 #: Version of the wire protocol, told by `hello` and `status`.
@@ -308,63 +310,7 @@ def read_id(text: str) -> int:
     return number
 
 
-def boot_id() -> str:
-    """What distinguishes this boot of the machine from the others; empty where it cannot be known."""
-    try:
-        with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
-            return file.read().strip()
-    except OSError:
-        return ""
-
-
-def process_started(pid: int) -> str | None:
-    """When a process started, in the kernel's own ticks since boot; None when there is no such process.
-
-    A pid alone may by now belong to a stranger; pid and start time together name one process of one boot.
-    A zombie counts as gone: it runs nothing any more.
-    """
-    try:
-        file = os.open(f"/proc/{pid}/stat", os.O_RDONLY)
-        try:
-            fields = os.read(file, 4096).rpartition(b")")[2].split()  # the name before it may hold spaces
-        finally:
-            os.close(file)
-        return None if fields[0] in (b"Z", b"X") else fields[19].decode()
-    except OSError:
-        if os.path.exists("/proc/self/stat"):
-            return None
-    try:  # no /proc (macOS): existence is the best that can be known
-        os.kill(pid, 0)
-        return ""
-    except ProcessLookupError:
-        return None
-    except PermissionError:
-        return ""
-
-
-def is_alive(process: Json) -> bool:
-    """Whether the very process that wrote this identity (pid, started, boot) still runs."""
-    started: str | None = process["started"]
-    return process["boot"] == boot_id() and process_started(process["pid"]) == started
-
-
-def send_signal(process: Json, number: int) -> bool:
-    """Signal a run's whole process group, if its leader is still the one we mean; False when it is gone."""
-    if not is_alive(process):
-        return False
-    try:
-        os.killpg(process["pid"], number)
-    except ProcessLookupError:
-        return False
-    return True
-
-
-def make_directory(path: str) -> None:
-    """The directory exists afterwards, for its owner alone."""
-    os.makedirs(path, mode=0o700, exist_ok=True)
-
-
-# --- 2. Records ----------------------------------------------------------------------------
+# --- 2. Records ---------------------------------------------------------------------------
 # Owns the shape of what is remembered: the SQL schema and the columns that are JSON.
 # Calls Words.  Promises that a column, a JSON key and an option for the same thing share one name.
 
@@ -462,7 +408,7 @@ def to_document(row: sqlite3.Row) -> Json:
 
 
 def bare_error(kind: str, type_name: str, message: str) -> Json:
-    """An error document (of a run, attempt or load) that knows no place in user code; all its keys, in order."""
+    """An error document (of a run or a load) that knows no place in user code; all its keys, in order."""
     places: Json = dict.fromkeys(("step", "file", "line", "code"))
     document = {"kind": kind, "type": type_name, "message": message, **places, "frames": [], "cause": None}
     return document | {"fingerprint": fingerprint(kind, type_name, message if kind == "died" else "")}
@@ -473,8 +419,8 @@ def fingerprint(*parts: str) -> str:
     return hashlib.sha256("\n".join(parts).encode("utf-8", "replace")).hexdigest()[:12]
 
 
-# --- 3. Signatures -------------------------------------------------------------------------
-# Owns OPERATIONS: from an operation's signature and docstring come dispatch, checks, argparse, JSON Schema, help.
+# --- 3. Signatures ------------------------------------------------------------------------
+# Owns OPERATIONS: an operation's signature and docstring become dispatch, checks, argparse, JSON Schema, help.
 # Calls Words.  Promises that an operation is declared once and that its faces cannot disagree.
 
 
@@ -688,7 +634,7 @@ def json_type(value: Any) -> str:
     return JSON_TYPES.get(type(value), "null")
 
 
-# --- 4. Wire -------------------------------------------------------------------------------
+# --- 4. Wire ------------------------------------------------------------------------------
 # Owns the line: one JSON-RPC 2.0 document in UTF-8, at most LINE_BYTES_MAX.  Addresses.
 # Calls Words.  Promises that whatever decode() returns can be stored and encoded again.
 #
@@ -768,6 +714,15 @@ def refusal(request: Any, error: TauError) -> Json:
     return {"jsonrpc": "2.0", "id": request, "error": error.to_wire()}
 
 
+def from_wire(error: Json) -> TauError:
+    """The exception that a JSON-RPC error object stands for."""
+    data = dict(error.get("data") or {})
+    kind = ERRORS.get(data.pop("code", ""), Internal)
+    hint = data.pop("hint", "")
+    data.pop("retryable", None)
+    return kind(error.get("message", ""), hint, **data)
+
+
 def parse_address(text: str) -> tuple[str, str, int]:
     """(family, path or host, port) of `unix:///path`, `tcp://host:port`, `http://host:port` or `host:port`."""
     scheme, marks, rest = text.partition("://")
@@ -801,7 +756,7 @@ class SocketPath:
             os.close(self.directory)
 
 
-# --- 5. Settings ---------------------------------------------------------------------------
+# --- 5. Settings --------------------------------------------------------------------------
 # Owns every setting as a row, and where a home, a configuration file and a key are found.
 # Calls Words.  Promises one precedence: flag, then environment, then file, then default.
 
@@ -819,12 +774,10 @@ class Setting:
         """The value as this setting's type; BadRequest names the origin."""
         wanted = type(self.default)
         try:
-            if wanted in (int, float) and not isinstance(value, bool):
-                number = wanted(value)
-                if number >= 0:
-                    return number
-            elif isinstance(value, wanted):
+            if wanted is str and isinstance(value, str):
                 return value
+            if wanted is not str and not isinstance(value, bool) and (number := wanted(value)) >= 0:
+                return number
         except ValueError:
             pass
         hint = f"{self.meaning}; the default is {encode_json(self.default)}"
@@ -917,10 +870,151 @@ def database_path(url: str, home: str) -> str:
     return os.path.join(home, path)
 
 
+# --- 6. Shell -----------------------------------------------------------------------------
+# Owns what the commands `tau` and `taud` have in common: arguments, errors, and who reads the output.
+# Calls Words.  Promises JSON for programs, text for people, and that no text from outside drives a terminal.
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse whose complaints are BadRequest."""
+
+    def error(self, message: str) -> Any:
+        """Raises instead of printing usage and exiting."""
+        raise BadRequest(message, f"`{self.prog} --help`")
+
+
+def help_format(prog: str) -> argparse.HelpFormatter:
+    """Help of one width everywhere: the README can show it, and argparse need not import shutil."""
+    return argparse.HelpFormatter(prog, max_help_position=32, width=96)
+
+
+def people_read(stream: Any, as_json: bool) -> bool:
+    """Whether a stream goes to a person: a terminal, unless JSON was asked for."""
+    return not as_json and os.environ.get("TAU_OUTPUT") != "json" and bool(stream.isatty())
+
+
+def complain(problem: TauError, as_json: bool) -> int:
+    """Prints an error on stderr, for a person or as JSON; returns its exit code."""
+    if people_read(sys.stderr, as_json):
+        text = f"error: {printable(str(problem))}"
+        if problem.hint:
+            text += f"\n hint: {printable(problem.hint)}"
+    else:
+        text = encode_json({"error": problem.to_json()})
+    print(text, file=sys.stderr)
+    return problem.exit
+
+
+def printable(text: str) -> str:
+    """The text with its control characters spelled out, so that a log line cannot drive a terminal."""
+    return "".join(c if c.isprintable() or c in "\t\n" else c.encode("unicode_escape").decode() for c in text)
+
+
+def pairs(document: Json) -> str:
+    """A document as aligned `key  value` lines for a person."""
+    width = max(map(len, document), default=0)
+    return "\n".join(f"{key:<{width}}  {printable(plain(value))}" for key, value in document.items())
+
+
+def plain(value: Any) -> str:
+    """A JSON value as text for a person."""
+    if isinstance(value, list) and all(isinstance(item, str) for item in value):
+        return ", ".join(value)
+    return value if isinstance(value, str) else "-" if value is None else encode_json(value)
+
+
+# --- 7. System ----------------------------------------------------------------------------
+# Owns what more than one part asks of the operating system: processes, by more than their pid, and files.
+# Calls nothing.  Promises that no signal reaches a stranger who has been given an old pid.
+
+
+def boot_id() -> str:
+    """What distinguishes this boot of the machine from the others; empty where it cannot be known."""
+    try:
+        with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
+            return file.read().strip()
+    except OSError:
+        return ""
+
+
+def process_started(pid: int) -> str | None:
+    """When a process started, in the kernel's own ticks since boot; None when there is no such process.
+
+    A pid alone may by now belong to a stranger; pid and start time together name one process of one boot.
+    A zombie counts as gone: it runs nothing any more.
+    """
+    try:
+        file = os.open(f"/proc/{pid}/stat", os.O_RDONLY)
+        try:
+            fields = os.read(file, 4096).rpartition(b")")[2].split()  # the name before it may hold spaces
+        finally:
+            os.close(file)
+        return None if fields[0] in (b"Z", b"X") else fields[19].decode()
+    except OSError:
+        if os.path.exists("/proc/self/stat"):
+            return None
+    try:  # no /proc (macOS): existence is the best that can be known
+        os.kill(pid, 0)
+        return ""
+    except ProcessLookupError:
+        return None
+    except PermissionError:
+        return ""
+
+
+def is_alive(process: Json) -> bool:
+    """Whether the very process that wrote this identity (pid, started, boot) still runs."""
+    started: str | None = process["started"]
+    return process["boot"] == boot_id() and process_started(process["pid"]) == started
+
+
+def send_signal(process: Json, number: int) -> bool:
+    """Signal a run's whole process group, if its leader is still the one we mean; False when it is gone."""
+    if not is_alive(process):
+        return False
+    try:
+        os.killpg(process["pid"], number)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def make_directory(path: str) -> None:
+    """The directory exists afterwards, for its owner alone."""
+    os.makedirs(path, mode=0o700, exist_ok=True)
+
+
+def start_python(
+    function: str, words: Sequence[str], files: Mapping[int, int], environ: Mapping[str, str]
+) -> int:
+    """Starts `tau.function()` of this very file in a fresh interpreter; its pid.
+
+    *files* gives its descriptors: number there → number here.
+    """
+    # Through the import system, for its compiled cache; our own imports first, for the directory may
+    # hold modules that shadow the standard library's.
+    code = (
+        "import argparse, json, os, socket, sys, time\n"
+        f"sys.path.insert(0, {os.path.dirname(os.path.abspath(__file__))!r})\n"
+        f"import tau\ndel sys.path[0]\nsys.exit(tau.{function}())"
+    )
+    actions = [(os.POSIX_SPAWN_DUP2, here, there) for there, here in files.items()]
+    argv = [sys.executable, "-P", "-c", code, *words]
+    return os.posix_spawn(sys.executable, argv, environ, file_actions=actions)
+
+
+def remove_file(path: str) -> None:
+    """The file does not exist afterwards."""
+    try:
+        os.unlink(path)
+    except FileNotFoundError:
+        pass
+
+
 # === Part II: the client ===================================================================
 # Short-lived, synchronous, light.  Speaks to the daemon in lines only.
 
-# --- 6. Command line -----------------------------------------------------------------------
+# --- 8. Command line ----------------------------------------------------------------------
 # Owns argv, stdout, stderr and the exit code of `tau`.  Calls Terminal and Client.
 # Promises one JSON document (or one a line) on stdout, everything else on stderr, and never a traceback.
 
@@ -945,18 +1039,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         line = where.tb_lineno if where is not None else 0
         report = Internal(f"{type(bug).__name__}: {bug} (tau.py:{line})", "please report this")
         return complain(report, "--json" in words)
-
-
-def complain(problem: TauError, as_json: bool) -> int:
-    """Prints an error on stderr, for a person or as JSON; returns its exit code."""
-    if sys.stderr.isatty() and not as_json and os.environ.get("TAU_OUTPUT") != "json":
-        text = f"error: {printable(str(problem))}"
-        if problem.hint:
-            text += f"\n hint: {printable(problem.hint)}"
-    else:
-        text = encode_json({"error": problem.to_json()})
-    print(text, file=sys.stderr)
-    return problem.exit
 
 
 def command(words: list[str]) -> int:
@@ -1009,19 +1091,6 @@ def overview() -> str:
     lines += ["", "  tau COMMAND --help     the arguments of one command"]
     lines += ["  --home DIR, --host ADDRESS, --json     which daemon, and JSON on a terminal too"]
     return "\n".join(lines)
-
-
-class Parser(argparse.ArgumentParser):
-    """argparse whose complaints are BadRequest."""
-
-    def error(self, message: str) -> Any:
-        """Raises instead of printing usage and exiting."""
-        raise BadRequest(message, f"`{self.prog} --help`")
-
-
-def help_format(prog: str) -> argparse.HelpFormatter:
-    """Help of one width everywhere: the README can show it, and argparse need not import shutil."""
-    return argparse.HelpFormatter(prog, max_help_position=32, width=96)
 
 
 def build_parser(chosen: Operation) -> Parser:
@@ -1168,14 +1237,9 @@ FACES = {
 }
 
 
-# --- 7. Terminal ---------------------------------------------------------------------------
+# --- 9. Terminal --------------------------------------------------------------------------
 # Owns how answers look: compact JSON for programs, tables and a live view for people.
 # Calls Words.  Promises that text from outside cannot control the terminal.
-
-
-def printable(text: str) -> str:
-    """The text with its control characters spelled out, so that a log line cannot drive a terminal."""
-    return "".join(c if c.isprintable() or c in "\t\n" else c.encode("unicode_escape").decode() for c in text)
 
 
 def one_line(text: str, width: int) -> str:
@@ -1200,7 +1264,7 @@ class View:
     """stdout: text for people on a terminal, JSON for everybody else."""
 
     def __init__(self, as_json: bool) -> None:
-        self.people = not as_json and os.environ.get("TAU_OUTPUT") != "json" and sys.stdout.isatty()
+        self.people = people_read(sys.stdout, as_json)
         self.colours = self.people and not os.environ.get("NO_COLOR")
         self.current = ""  # the live line at the cursor, not yet ended
 
@@ -1217,7 +1281,7 @@ class View:
         elif name == "logs":
             text = "\n".join(map(self.log_text, document["lines"]))
         else:
-            text = self.pairs(document)
+            text = pairs(document)
         if text:
             print(text, flush=True)
 
@@ -1240,16 +1304,11 @@ class View:
             lines.append(self.paint(f"{cut['shown']} of {cut['total']}; all: {cut['get']}", "dim"))
         return "\n".join(lines)
 
-    def pairs(self, document: Json) -> str:
-        """A document as aligned `key  value` lines."""
-        width = max(map(len, document), default=0)
-        return "\n".join(f"{key:<{width}}  {printable(plain(value))}" for key, value in document.items())
-
     def summary(self, run: Json) -> str:
         """How a run ended, for a person: status, result or error with its place, and what to do next."""
         took = "" if run["duration_ms"] is None else f" in {duration(run['duration_ms'])}"
-        head = f"{run['pipeline']} v{run['version']}  {self.paint(run['status'], run['status'])}{took}  {run['run_id']}"
-        lines = [head]
+        status = self.paint(run["status"], run["status"])
+        lines = [f"{run['pipeline']} v{run['version']}  {status}{took}  {run['run_id']}"]
         if run["result"] is not None:
             lines.append(f"result  {one_line(encode_json(run['result']), 400)}")
         if error := run["error"]:
@@ -1318,13 +1377,6 @@ def cell(row: Json, column: str) -> str:
     return duration(value) if column == "duration_ms" and value is not None else plain(value)
 
 
-def plain(value: Any) -> str:
-    """A JSON value as text for a person."""
-    if isinstance(value, list) and all(isinstance(item, str) for item in value):
-        return ", ".join(value)
-    return value if isinstance(value, str) else "-" if value is None else encode_json(value)
-
-
 def duration(millis: float) -> str:
     """Milliseconds as a person reads them: 42.1 ms, 3.2 s, 5 min 3 s."""
     if millis < 1000:
@@ -1342,7 +1394,7 @@ def rows_text(step: Json) -> str:
     return f"  {text}" if text else ""
 
 
-# --- 8. Client -----------------------------------------------------------------------------
+# --- 10. Client ---------------------------------------------------------------------------
 # Owns one blocking connection.  Calls Wire.
 # Promises that an error comes back as its own class and that only what may be repeated is repeated.
 
@@ -1524,19 +1576,10 @@ def no_daemon(problem: OSError, place: str, port: int) -> tuple[str, str]:
     return f"cannot connect to {where}: {problem}", "check --host, --home, TAU_HOST and TAU_HOME"
 
 
-def from_wire(error: Json) -> TauError:
-    """The exception that a JSON-RPC error object stands for."""
-    data = dict(error.get("data") or {})
-    kind = ERRORS.get(data.pop("code", ""), Internal)
-    hint = data.pop("hint", "")
-    data.pop("retryable", None)
-    return kind(error.get("message", ""), hint, **data)
-
-
 # === Part III: the daemon ==================================================================
 # Asynchronous, long-lived, one per home.  Never imports user code.
 
-# --- 9. Daemon -----------------------------------------------------------------------------
+# --- 11. Daemon ---------------------------------------------------------------------------
 # Owns the home: its lock, its socket, start, recovery and stop; holds Server, Executor, Feed and Store.
 # Calls everything below.  Promises one daemon per home, and that runs outlive it.
 
@@ -1550,13 +1593,12 @@ def taud(argv: Sequence[str] | None = None) -> int:
         home = find_home(options["home"])
         config = find_config(options["config"], home)
         settings = read_settings(options, config)
-        view = View(options["json"])
         if options["detach"]:
-            view.show("taud", detach(home, words))
+            announce(detach(home, words), options["json"])
             return 0
         if options["detached"]:
             os.setsid()
-        serve(Daemon(home, config, settings), view)
+        serve(Daemon(home, config, settings), options["json"])
     except TauError as problem:
         return complain(problem, "--json" in words)
     except KeyboardInterrupt:
@@ -1571,7 +1613,8 @@ def keep_standard_descriptors() -> None:
     os.close(number)
     for name, number in (("stdin", 0), ("stdout", 1), ("stderr", 2)):
         if getattr(sys, name) is None:  # it was closed when the interpreter looked
-            setattr(sys, name, open(number, "r" if number == 0 else "w", encoding="utf-8"))
+            stream = open(number, "r" if number == 0 else "w", encoding="utf-8")  # noqa: SIM115 (for ever)
+            setattr(sys, name, stream)
 
 
 def taud_parser() -> Parser:
@@ -1595,25 +1638,6 @@ def taud_parser() -> Parser:
             default = f" [{row.default}]" if row.default else ""
             parser.add_argument(row.flag, dest=row.name, metavar=row.name.upper(), help=row.meaning + default)
     return parser
-
-
-def start_python(
-    function: str, words: Sequence[str], files: Mapping[int, int], environ: Mapping[str, str]
-) -> int:
-    """Starts `tau.function()` of this very file in a fresh interpreter; its pid.
-
-    *files* gives its descriptors: number there → number here.
-    """
-    # Through the import system, for its compiled cache; our own imports first, for the directory may
-    # hold modules that shadow the standard library's.
-    code = (
-        "import argparse, json, os, socket, sys, time\n"
-        f"sys.path.insert(0, {os.path.dirname(os.path.abspath(__file__))!r})\n"
-        f"import tau\ndel sys.path[0]\nsys.exit(tau.{function}())"
-    )
-    actions = [(os.POSIX_SPAWN_DUP2, here, there) for there, here in files.items()]
-    argv = [sys.executable, "-P", "-c", code, *words]
-    return os.posix_spawn(sys.executable, argv, environ, file_actions=actions)
 
 
 def detach(home: str, words: list[str]) -> Json:
@@ -1682,20 +1706,25 @@ def read_owner(home: str) -> Json:
         return {}  # it is just starting
 
 
-def serve(daemon: Daemon, view: View) -> None:
-    """Runs the daemon until it is told to stop; prints one line when it is ready."""
-    os.umask(0o077)
-    logging.basicConfig(
-        level=daemon.settings["log_level"].upper(), format="%(asctime)s %(levelname)s %(message)s"
-    )
+def announce(ready: Json, as_json: bool) -> bool:
+    """Prints that a daemon is ready: where, for a person or as JSON; whether a person reads it."""
+    people = people_read(sys.stdout, as_json)
+    print(pairs(ready) if people else encode_json(ready), flush=True)
+    return people
 
-    def announce(ready: Json) -> None:
-        view.show("taud", ready)
-        if not view.people:  # whoever waited for the line may go; later writes to it must not fail
+
+def serve(daemon: Daemon, as_json: bool) -> None:
+    """Runs the daemon until it is told to stop; prints one document when it is ready."""
+    os.umask(0o077)
+    level = daemon.settings["log_level"].upper()
+    logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(message)s")
+
+    def on_ready(ready: Json) -> None:
+        if not announce(ready, as_json):  # whoever waited for the line may go; later writes must not fail
             with open(os.devnull, "wb") as null:
                 os.dup2(null.fileno(), 1)
 
-    asyncio.run(daemon.serve(announce))
+    asyncio.run(daemon.serve(on_ready))
 
 
 class Daemon:
@@ -1817,14 +1846,6 @@ def raise_file_limit() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
-def remove_file(path: str) -> None:
-    """The file does not exist afterwards."""
-    try:
-        os.unlink(path)
-    except FileNotFoundError:
-        pass
-
-
 def find_group(name: str) -> int | None:
     """The number of the group that is admitted, if one is configured."""
     try:
@@ -1912,7 +1933,7 @@ def sweep_versions(home: str, store: Store) -> None:
             shutil.rmtree(os.path.join(folder, name), ignore_errors=True)
 
 
-# --- 10. Server ----------------------------------------------------------------------------
+# --- 12. Server ---------------------------------------------------------------------------
 # Owns a connection: lines in, answers out, who may speak, and how much of it.  Calls the operation asked for.
 # Promises that nothing a peer sends costs another connection anything, and that no reader is buffered for ever.
 
@@ -2190,7 +2211,7 @@ def local_peer(peer: Any, group: int | None) -> str:
     return name if admitted else ""
 
 
-# --- 11. Operations ------------------------------------------------------------------------
+# --- 13. Operations -----------------------------------------------------------------------
 # Owns everything Tau can do, one function each; the docstrings are the reference manual.
 # Calls Executor, Feed and Store.  Promises verbs that may be repeated, and lists that say how to get the rest.
 
@@ -2233,10 +2254,7 @@ def read_sources(files: list[Json]) -> dict[str, bytes]:
             raise BadRequest(
                 f"'{path}' is not a file's path inside the deployment", "use relative paths, each once"
             )
-        if isinstance(file.get("text"), str):
-            content = file["text"].encode("utf-8")
-        else:
-            content = read_base64(file)
+        content = read_content(file)
         if b"\0" in content:
             hint = "deploy Python source text; a compiled or binary file cannot be a pipeline"
             raise LoadFailed(f"{path} is not a text file", hint, kind="load", file=path)
@@ -2258,11 +2276,13 @@ def is_inside(path: str) -> bool:
     return 0 < len(path) < 512 and "\0" not in path and all(part not in ("", ".", "..") for part in parts)
 
 
-def read_base64(file: Json) -> bytes:
-    """The content of a file that is not text."""
+def read_content(file: Json) -> bytes:
+    """The bytes of a deployed file, which came as text or as base64."""
+    if isinstance(file.get("text"), str):
+        return str(file["text"]).encode("utf-8")
     try:
-        return base64.b64decode(file.get("base64", ""), validate=True)
-    except (TypeError, ValueError):
+        return base64.b64decode(file["base64"], validate=True)
+    except (KeyError, TypeError, ValueError):
         raise BadRequest(f"{file['path']}: neither text nor base64", "send one of them") from None
 
 
@@ -2754,7 +2774,7 @@ CUTS: tuple[tuple[str, Callable[[Any], Any], int], ...] = (
 )
 
 
-# --- 12. Executor --------------------------------------------------------------------------
+# --- 14. Executor -------------------------------------------------------------------------
 # Owns every isolated process from its job to its outcome, and the fork server that starts them.
 # Calls Feed and Store.  Promises at most `max_concurrent` live runs, one outcome for each, and no run twice.
 
@@ -3365,9 +3385,9 @@ def end_session(process: Json) -> None:
                 pass
 
 
-# --- 13. Feed ------------------------------------------------------------------------------
+# --- 15. Feed -----------------------------------------------------------------------------
 # Owns who waits for which run.  Calls Store.
-# Promises that whoever waits hears of every change, in order, at its own pace: it reads the store, not a buffer.
+# Promises that whoever waits hears of every change, in order and at its own pace: it reads the store.
 
 
 class Feed:
@@ -3416,8 +3436,9 @@ class Feed:
                 if event["type"] != "run.finished":
                     yield event
             while page := self.store.trace(run_id, place):
-                for place, event in page:
+                for _, event in page:
                     yield event
+                place = page[-1][0]
             if ledger and ledger[-1]["type"] == "run.finished":
                 yield ledger[-1]
                 self.changed(run_id)
@@ -3425,7 +3446,7 @@ class Feed:
             await change
 
 
-# --- 14. Store -----------------------------------------------------------------------------
+# --- 16. Store ----------------------------------------------------------------------------
 # Owns the database: one thread writes, the loop reads.  Calls Records.
 # Promises that an answer is given only when its fact is on disk, and that a run moves only as MOVES allows.
 
@@ -3798,8 +3819,8 @@ class Store:
         if ends:
             self.db.executemany(END_STEP, map(step_row, ends))
         self.db.execute(
-            "UPDATE attempts SET position = ?, process = ?, outcome = ?, ended = ?, log_lines = ?, log_dropped = ?"
-            " WHERE run_id = ? AND attempt = ?",
+            "UPDATE attempts SET position = ?, process = ?, outcome = ?, ended = ?,"
+            " log_lines = ?, log_dropped = ? WHERE run_id = ? AND attempt = ?",
             (
                 *(encode_json(state["position"]), encode_json(state["process"])),
                 *(json_or_null(state["outcome"]), json_or_null(state["ended"])),
@@ -3871,8 +3892,8 @@ class Store:
     def pipelines(self, limit: int) -> tuple[list[Json], int]:
         """The deployed pipelines with their last runs, and how many there are."""
         rows = self.ask(
-            "SELECT p.name, p.version, v.options, p.updated_at, r.run_id AS last_run_id, r.status AS last_status,"
-            " r.queued_at AS last_run_at FROM pipelines p"
+            "SELECT p.name, p.version, v.options, p.updated_at,"
+            " r.run_id AS last_run_id, r.status AS last_status, r.queued_at AS last_run_at FROM pipelines p"
             " JOIN versions v ON v.pipeline = p.name AND v.version = p.version"
             " LEFT JOIN runs r ON r.run_id = (SELECT max(run_id) FROM runs WHERE pipeline = p.name)"
             " WHERE p.deployed = 1 ORDER BY p.name LIMIT ?",
@@ -4143,11 +4164,10 @@ def storage_error(problem: Exception) -> TauError:
 # === Part IV: the run process ==============================================================
 # One per attempt; the only place where user code runs.  Speaks to nobody: it writes its journal.
 
-# --- 15. Fork server -----------------------------------------------------------------------
+# --- 17. Fork server ----------------------------------------------------------------------
 # Owns the processes that run user code, from permission to end record.  Calls Run process.
 # Promises that nothing a process started outlives it, and that its end is written down even without a daemon.
 
-PR_SET_CHILD_SUBREAPER = 36
 #: A process that dies while its siblings are being listed can hide one of them: look again after this long.
 RECHECK_S = 0.1
 #: How often to look where the kernel does not tell when a process ends (no pidfd: macOS).
@@ -4196,18 +4216,6 @@ def rehearse() -> None:
     os.close(journal.descriptor)
     for module in (threading.Thread, linecache.getline, signal.Signals):
         assert module  # touched: imported before the fork, so that no run has to
-
-
-def adopt_orphans() -> None:
-    """Descendants whose parent dies become our children (Linux): whoever leaves the session is still found."""
-    if sys.platform == "linux":
-        if not LIBC:
-            LIBC.append(ctypes.CDLL(None).prctl)
-        LIBC[0](PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
-
-
-#: The C library's prctl, found once: looking it up again would cost each run.
-LIBC: list[Callable[..., int]] = []
 
 
 class ForkServer:
@@ -4429,28 +4437,17 @@ def spawned_process() -> int:
     os._exit(run_process(job))
 
 
-# --- 16. Run process -----------------------------------------------------------------------
-# Owns one attempt from its first record to its last.  Calls Pipeline API.
+# --- 18. Run process ----------------------------------------------------------------------
+# Owns one attempt from its first record to its last.  Calls Pipeline API and Trace.
 # Promises a returned or a raised record whenever Python itself lives to write it.
 
-#: The journal's descriptor is moved up here, out of the way of code that closes or reuses low ones.
-JOURNAL_FD = 90
-FRAMES_MAX = 12
-LOCALS_BYTES = 2_400
-LOCAL_BYTES = 160
-REPR_S = 0.2
-SECRET_WORDS = ("password", "secret", "token", "api_key", "apikey")
-
-#: What @pipeline has seen in this process, in order.
-PIPELINES: list[Pipeline] = []
+PR_SET_CHILD_SUBREAPER = 36
+#: The C library's prctl, found once: looking it up again would cost each run.
+LIBC: list[Callable[..., int]] = []
 
 
 class Stopped(BaseException):
     """This run was asked to stop (SIGTERM)."""
-
-
-class BadResult(Exception):
-    """A result that has no JSON form."""
 
 
 def run_process(job: Json) -> int:
@@ -4484,6 +4481,14 @@ def run_process(job: Json) -> int:
         record = {"t": "raised", "error": document, "stopped": journal.stopped}
     journal.ended = True
     return wind_down(record, journal)
+
+
+def adopt_orphans() -> None:
+    """Descendants whose parent dies become our children (Linux): whoever leaves the session is still found."""
+    if sys.platform == "linux":
+        if not LIBC:
+            LIBC.append(ctypes.CDLL(None).prctl)
+        LIBC[0](PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
 def prepare(job: Json, journal: Journal) -> None:
@@ -4562,69 +4567,8 @@ def returned(result: Any, most: int, journal: Journal) -> Json:
     return {"t": "returned", "result": plain_result, "stopped": journal.stopped}
 
 
-def to_json(value: Any, path: str, level: int = 0) -> Any:
-    """A value as JSON would have it.
-
-    Dates, times and UUIDs become text, as do decimals and paths; timedeltas seconds; bytes their count; sets
-    sorted lists; enums their value; dataclasses objects.  BadResult names the place of anything else.
-    """
-    kind = type(value)
-    if value is None or kind in (str, bool, int):
-        return value
-    if kind is float:
-        if value - value != 0:
-            raise BadResult(f"{path} is {value}, which JSON cannot express")
-        return value
-    if level > JSON_DEPTH_MAX - 8:
-        raise BadResult(f"{path} is nested too deeply, or contains itself")
-    if isinstance(value, dict):
-        return {
-            key_text(key, path, value): to_json(item, f"{path}.{key}", level + 1) for key, item in value.items()
-        }
-    if isinstance(value, (list, tuple)):
-        return [to_json(item, f"{path}[{i}]", level + 1) for i, item in enumerate(value)]
-    if isinstance(value, (set, frozenset)):
-        return sorted((to_json(item, f"{path}{{}}", level + 1) for item in value), key=encode_json)
-    if isinstance(value, (bytes, bytearray, memoryview)):
-        return {"bytes": len(value)}
-    if hasattr(value, "__dataclass_fields__") and not isinstance(value, type):
-        fields = {name: getattr(value, name) for name in value.__dataclass_fields__}
-        return to_json(fields, path, level + 1)
-    for attribute, convert in CONVERSIONS:
-        if hasattr(kind, attribute):
-            return to_json(convert(value), path, level + 1)
-    if kind.__name__ in ("Decimal", "UUID"):
-        return str(value)
-    if isinstance(value, (str, int, float)):  # of a class of their own
-        base = next(base for base in (str, int, float) if isinstance(value, base))
-        return to_json(base(value), path, level + 1)
-    raise BadResult(f"{path} is a {kind.__module__}.{kind.__qualname__}, which has no JSON form")
-
-
-#: An attribute of a class → how its instances become JSON: enums, dates and times, paths, timedeltas, numpy.
-CONVERSIONS: tuple[tuple[str, Callable[[Any], Any]], ...] = (
-    ("_value2member_map_", lambda value: value.value),
-    ("isoformat", lambda value: value.isoformat()),
-    ("__fspath__", os.fspath),
-    ("total_seconds", lambda value: value.total_seconds()),
-    ("item", lambda value: value.item()),
-)
-
-
-def key_text(key: Any, path: str, holder: dict[Any, Any]) -> str:
-    """A key as JSON's text; BadResult if that would be another key too."""
-    if isinstance(key, str):
-        return key
-    if not isinstance(key, (int, float, bool)) and key is not None and not hasattr(key, "isoformat"):
-        raise BadResult(f"{path} has the key {safe_repr(key)}, which is not text")
-    text = key.isoformat() if hasattr(key, "isoformat") else str(key)
-    if text in holder:
-        raise BadResult(f"{path} has two keys that JSON writes as '{text}'")
-    return text
-
-
 def wind_down(record: Json, journal: Journal) -> int:
-    """Ends the process as the interpreter would: the outcome is written first, then threads and exit handlers."""
+    """Ends the process as the interpreter would: the outcome first, then threads and exit handlers."""
     import atexit
 
     for stream in (sys.stdout, sys.stderr):
@@ -4638,100 +4582,6 @@ def wind_down(record: Json, journal: Journal) -> int:
     except BaseException as problem:
         journal.log(f"at exit: {safe_text(problem)}", "error", None, None, None)
     return 0 if record["t"] == "returned" else 1
-
-
-class Journal:
-    """The trace of this process on its way to the daemon: one JSON line each, appended in one write."""
-
-    def __init__(self, path: str, limits: Json) -> None:
-        self.path, self.limits = path, limits
-        self.pid = os.getpid()
-        self.descriptor = self.open()
-        self.lines = self.bytes = 0  # of log records
-        self.tail: list[bytes] = []  # the last lines beyond the limit, written at the end
-        self.dropped = 0  # lines that fell out of the tail and were not yet reported
-        self.reported_at = 0.0
-        self.stopped = False  # whether we were asked to stop
-        self.ended = False  # whether the outcome is settled
-        self.cancel: Callable[[], object] | None = None  # how to stop a running event loop
-        self.steps = 0
-        self.failed: tuple[BaseException | None, str | None] = (None, None)  # an exception → its innermost step
-
-    def open(self) -> int:
-        """The journal's descriptor, for appending."""
-        low = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
-        descriptor = fcntl.fcntl(low, fcntl.F_DUPFD_CLOEXEC, JOURNAL_FD)
-        os.close(low)
-        return int(descriptor)
-
-    def write(self, record: Json, must: bool = False) -> None:
-        """Appends a record.  An outcome (*must*) waits for a full disk to have room again."""
-        if must and os.getpid() != self.pid:
-            return  # a fork that user code made and let return: it is not the run
-        while not self.write_line(encode(record)) and must:
-            time.sleep(0.5)
-
-    def write_line(self, line: bytes) -> bool:
-        """Appends a line; False if the disk is full.  If user code has closed our descriptor, opens it again."""
-        try:
-            os.write(self.descriptor, line)
-        except OSError as problem:
-            if problem.errno != 9:  # EBADF
-                return False
-            self.descriptor = self.open()
-            os.write(self.descriptor, line)
-        return True
-
-    def log(self, message: str, level: str, step: Step | None, fields: Json | None, stream: str | None) -> None:
-        """Keeps one log line: in the journal up to the limits, then the last LOG_TAIL; the rest is counted."""
-        if len(message) > LOG_LINE_BYTES_MAX:
-            message = f"{message[:LOG_LINE_BYTES_MAX]}… ({len(message) - LOG_LINE_BYTES_MAX:,} characters cut)"
-        # Spelled out, for a log line must cost little more than the write itself.
-        more = "" if fields is None else f',"fields":{encode_json(fields)}'
-        more += "" if step is None else f',"step":{step.quoted}'
-        more += "" if stream is None else f',"stream":"{stream}"'
-        text = f'{{"t":"log","at":{time.time()!r},"level":"{level}","message":{quote(message)}{more}}}\n'
-        line = text.encode("utf-8", "replace")
-        self.lines += 1
-        self.bytes += len(line)
-        if self.lines <= self.limits["log_lines"] and self.bytes <= self.limits["log_bytes"]:
-            self.write_line(line)
-        else:
-            self.keep_tail(line)
-
-    def keep_tail(self, line: bytes) -> None:
-        """Beyond the limit: remembers the last lines, and reports now and then how many are lost."""
-        self.tail.append(line)
-        if len(self.tail) > 2 * LOG_TAIL:
-            self.dropped += len(self.tail) - LOG_TAIL
-            del self.tail[:-LOG_TAIL]
-            if time.monotonic() - self.reported_at > 1.0:
-                self.report_dropped()
-
-    def report_dropped(self) -> None:
-        """Writes how many lines were dropped since the last report."""
-        if self.dropped:
-            self.write({"t": "dropped", "lines": self.dropped})
-        self.dropped, self.reported_at = 0, time.monotonic()
-
-    def finish(self) -> None:
-        """The count of dropped lines and the last lines are in the journal."""
-        self.dropped += max(len(self.tail) - LOG_TAIL, 0)
-        self.report_dropped()
-        for line in self.tail[-LOG_TAIL:]:
-            self.write_line(line)
-        self.tail.clear()
-
-    def step_of(self, problem: BaseException | None) -> str | None:
-        """The innermost step that an exception, or what caused it, came out of."""
-        while problem is not None:
-            if problem is self.failed[0]:
-                return self.failed[1]
-            problem = problem.__cause__ or problem.__context__
-        return None
-
-
-quote = json.encoder.encode_basestring
 
 
 class Captured(io.TextIOBase):
@@ -4782,170 +4632,13 @@ class Captured(io.TextIOBase):
         return io.FileIO(self.descriptor, "wb", closefd=False)
 
 
-def error_document(problem: BaseException, folder: str, journal: Journal) -> Json:
-    """An exception as the structured error of a run."""
-    kind = "result" if isinstance(problem, BadResult) else "exception"
-    frames = user_frames(problem.__traceback__, folder)
-    mine = [frame for frame in frames if frame["user"]]
-    place = mine[-1] if mine else {"file": None, "line": None, "code": None, "function": ""}
-    if isinstance(problem, SyntaxError) and problem.filename and not mine:
-        text = (problem.text or "").strip()
-        place = {
-            "file": short_path(problem.filename, folder)[0],
-            "line": problem.lineno,
-            "code": text,
-            "function": "",
-        }
-    name = type(problem).__name__
-    found = [str(place[key] or "") for key in ("file", "function", "code")]
-    return {
-        "kind": kind,
-        "type": name,
-        "message": safe_text(problem),
-        "step": journal.step_of(problem),
-        **{key: place[key] for key in ("file", "line", "code")},
-        "frames": frames,
-        "cause": cause_of(problem, folder),
-        "fingerprint": fingerprint(kind, name, *found),
-    }
-
-
-def cause_of(problem: BaseException, folder: str, level: int = 0) -> Json | None:
-    """What an exception was raised from, in brief; exceptions of a group count as causes."""
-    cause = problem.__cause__ or (None if problem.__suppress_context__ else problem.__context__)
-    inner = getattr(problem, "exceptions", ())
-    if cause is None and isinstance(inner, tuple) and inner and isinstance(inner[0], BaseException):
-        cause = inner[0]
-    if cause is None or level > 3:
-        return None
-    mine = [frame for frame in user_frames(cause.__traceback__, folder) if frame["user"]]
-    place = {key: mine[-1][key] if mine else None for key in ("file", "line", "code")}
-    deeper = cause_of(cause, folder, level + 1)
-    return {"type": type(cause).__name__, "message": safe_text(cause)[:500], **place, "cause": deeper}
-
-
-def user_frames(trace: TracebackType | None, folder: str) -> list[Json]:
-    """The frames from the first user frame inwards, the innermost FRAMES_MAX, with locals of user frames."""
-    found: list[tuple[FrameType, int]] = []
-    while trace is not None:
-        if trace.tb_frame.f_code.co_filename != __file__:
-            found.append((trace.tb_frame, trace.tb_lineno))
-        trace = trace.tb_next
-    frames = [describe_frame(frame, line, folder) for frame, line in found]
-    begin = next((i for i, frame in enumerate(frames) if frame["user"]), len(frames))
-    shown = [*zip(frames[begin:], found[begin:], strict=True)][-FRAMES_MAX:]
-    room = LOCALS_BYTES
-    for document, (frame, _) in reversed(shown):  # the innermost matter most
-        if document["user"]:
-            room = add_locals(document, frame, room)
-    return [document for document, _ in shown]
-
-
-def describe_frame(frame: FrameType, line: int, folder: str) -> Json:
-    """One frame: where it is and what its line says."""
-    code = frame.f_code
-    file, mine = short_path(code.co_filename, folder)
-    text = linecache.getline(code.co_filename, line, frame.f_globals).strip()
-    return {
-        "file": file,
-        "line": line,
-        "function": code.co_name,
-        "code": text[:200],
-        "locals": {},
-        "user": mine,
-    }
-
-
-def short_path(path: str, folder: str) -> tuple[str, bool]:
-    """A source file's path as the author knows it, and whether it is the author's."""
-    if path.startswith(folder + os.sep):
-        return os.path.relpath(path, folder), True
-    for mark in ("site-packages" + os.sep, f"python3.{sys.version_info[1]}{os.sep}"):
-        if mark in path:
-            return path.rpartition(mark)[2], False
-    return path, False
-
-
-def add_locals(document: Json, frame: FrameType, room: int) -> int:
-    """Adds the frame's locals as far as there is room; the room that is left."""
-    for name, value in frame.f_locals.items():
-        if name.startswith("__") or isinstance(value, (type, type(os), type(os.getpid), type(add_locals))):
-            continue  # imports and definitions say nothing about what went wrong
-        if isinstance(value, (PipelineContext, Step)):
-            continue
-        text = "***" if is_secret(name) else safe_repr(value)
-        room -= len(name) + len(text) + 6
-        if room < 0:
-            document["locals"]["…"] = "more"
-            break
-        document["locals"][name] = text
-    return room
-
-
-def is_secret(name: object) -> bool:
-    """Whether something of this name is not to be shown."""
-    return isinstance(name, str) and any(word in name.lower() for word in SECRET_WORDS)
-
-
-class TookTooLong(BaseException):
-    """A __repr__ or __str__ of user code did not return in time."""
-
-
-def timed(work: Callable[[Any], str], value: Any) -> str:
-    """work(value), or why there is none: user code may raise, hang or answer a gigabyte here."""
-
-    def ring(number: int, frame: FrameType | None) -> None:
-        raise TookTooLong
-
-    in_main = threading.current_thread() is threading.main_thread()
-    before = signal.signal(signal.SIGALRM, ring) if in_main else None
-    try:
-        try:
-            if in_main:
-                signal.setitimer(signal.ITIMER_REAL, REPR_S)
-            return work(value)
-        finally:
-            if in_main:
-                signal.setitimer(signal.ITIMER_REAL, 0)
-                signal.signal(signal.SIGALRM, before)
-    except TookTooLong:
-        return f"<{type(value).__name__}: took too long to print>"
-    except BaseException as problem:
-        return f"<{type(value).__name__}: cannot be printed: {type(problem).__name__}>"
-
-
-def safe_text(problem: BaseException) -> str:
-    """The message of an exception, bounded."""
-    text = timed(str, problem)
-    return text if len(text) <= ERROR_BYTES_MAX else text[:ERROR_BYTES_MAX] + "…"
-
-
-def safe_repr(value: Any) -> str:
-    """The repr of a value, bounded in size, depth and time, with what looks secret masked."""
-    return timed(masked_repr, value)[:LOCAL_BYTES]
-
-
-def masked_repr(value: Any) -> str:
-    """A short repr in which the values of secret-looking keys are `***`."""
-    short = reprlib.Repr()
-    short.maxstring = short.maxother = LOCAL_BYTES
-    short.maxdict = short.maxlist = short.maxtuple = short.maxset = 6
-    return short.repr(mask(value, 0))
-
-
-def mask(value: Any, level: int) -> Any:
-    """Plain containers with the values of secret-looking keys replaced; anything else as it is."""
-    if level < 3 and type(value) is dict:
-        items = [item for item, _ in zip(value.items(), range(8), strict=False)]
-        return {key: "***" if is_secret(key) else mask(item, level + 1) for key, item in items}
-    if level < 3 and type(value) in (list, tuple):
-        return type(value)(mask(item, level + 1) for item in value[:8])
-    return value
-
-
-# --- 17. Pipeline API ----------------------------------------------------------------------
-# Owns what user code sees: @pipeline, PipelineContext, Step.  Calls Run process's journal only.
+# --- 19. Pipeline API ---------------------------------------------------------------------
+# Owns what user code sees: @pipeline, PipelineContext, Step.  Calls Trace.
 # Promises that using it outside a run (a test, a REPL) does nothing surprising.
+
+
+#: What @pipeline has seen in this process, in order.
+PIPELINES: list[Pipeline] = []
 
 
 class Pipeline:
@@ -5109,6 +4802,339 @@ def row_count(count: Any) -> str:
 
 #: The step that the running code is in, by task and thread context.
 CURRENT: contextvars.ContextVar[Step | None] = contextvars.ContextVar("step", default=None)
+
+
+# --- 20. Trace ----------------------------------------------------------------------------
+# Owns how a run is written down: the journal, values as JSON, errors as documents.  Calls nothing of its part.
+# Promises records that parse, within limits, without what looks secret, whatever user objects do.
+
+#: The journal's descriptor is moved up here, out of the way of code that closes or reuses low ones.
+JOURNAL_FD = 90
+FRAMES_MAX = 12
+LOCALS_BYTES = 2_400
+LOCAL_BYTES = 160
+REPR_S = 0.2
+SECRET_WORDS = ("password", "secret", "token", "api_key", "apikey")
+
+
+class BadResult(Exception):
+    """A result that has no JSON form."""
+
+
+class Journal:
+    """The trace of this process on its way to the daemon: one JSON line each, appended in one write."""
+
+    def __init__(self, path: str, limits: Json) -> None:
+        self.path, self.limits = path, limits
+        self.pid = os.getpid()
+        self.descriptor = self.open()
+        self.lines = self.bytes = 0  # of log records
+        self.tail: list[bytes] = []  # the last lines beyond the limit, written at the end
+        self.dropped = 0  # lines that fell out of the tail and were not yet reported
+        self.reported_at = 0.0
+        self.stopped = False  # whether we were asked to stop
+        self.ended = False  # whether the outcome is settled
+        self.cancel: Callable[[], object] | None = None  # how to stop a running event loop
+        self.steps = 0
+        self.failed: tuple[BaseException | None, str | None] = (None, None)  # an exception → its innermost step
+
+    def open(self) -> int:
+        """The journal's descriptor, for appending."""
+        low = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
+        descriptor = fcntl.fcntl(low, fcntl.F_DUPFD_CLOEXEC, JOURNAL_FD)
+        os.close(low)
+        return int(descriptor)
+
+    def write(self, record: Json, must: bool = False) -> None:
+        """Appends a record.  An outcome (*must*) waits for a full disk to have room again."""
+        if must and os.getpid() != self.pid:
+            return  # a fork that user code made and let return: it is not the run
+        while not self.write_line(encode(record)) and must:
+            time.sleep(0.5)
+
+    def write_line(self, line: bytes) -> bool:
+        """Appends a line; False if the disk is full.  Opens a descriptor that user code has closed again."""
+        try:
+            os.write(self.descriptor, line)
+        except OSError as problem:
+            if problem.errno != 9:  # EBADF
+                return False
+            self.descriptor = self.open()
+            os.write(self.descriptor, line)
+        return True
+
+    def log(self, message: str, level: str, step: Step | None, fields: Json | None, stream: str | None) -> None:
+        """Keeps one log line: in the journal up to the limits, then the last LOG_TAIL; the rest is counted."""
+        if len(message) > LOG_LINE_BYTES_MAX:
+            message = f"{message[:LOG_LINE_BYTES_MAX]}… ({len(message) - LOG_LINE_BYTES_MAX:,} characters cut)"
+        # Spelled out, for a log line must cost little more than the write itself.
+        more = "" if fields is None else f',"fields":{encode_json(fields)}'
+        more += "" if step is None else f',"step":{step.quoted}'
+        more += "" if stream is None else f',"stream":"{stream}"'
+        text = f'{{"t":"log","at":{time.time()!r},"level":"{level}","message":{quote(message)}{more}}}\n'
+        line = text.encode("utf-8", "replace")
+        self.lines += 1
+        self.bytes += len(line)
+        if self.lines <= self.limits["log_lines"] and self.bytes <= self.limits["log_bytes"]:
+            self.write_line(line)
+        else:
+            self.keep_tail(line)
+
+    def keep_tail(self, line: bytes) -> None:
+        """Beyond the limit: remembers the last lines, and reports now and then how many are lost."""
+        self.tail.append(line)
+        if len(self.tail) > 2 * LOG_TAIL:
+            self.dropped += len(self.tail) - LOG_TAIL
+            del self.tail[:-LOG_TAIL]
+            if time.monotonic() - self.reported_at > 1.0:
+                self.report_dropped()
+
+    def report_dropped(self) -> None:
+        """Writes how many lines were dropped since the last report."""
+        if self.dropped:
+            self.write({"t": "dropped", "lines": self.dropped})
+        self.dropped, self.reported_at = 0, time.monotonic()
+
+    def finish(self) -> None:
+        """The count of dropped lines and the last lines are in the journal."""
+        self.dropped += max(len(self.tail) - LOG_TAIL, 0)
+        self.report_dropped()
+        for line in self.tail[-LOG_TAIL:]:
+            self.write_line(line)
+        self.tail.clear()
+
+    def step_of(self, problem: BaseException | None) -> str | None:
+        """The innermost step that an exception, or what caused it, came out of."""
+        while problem is not None:
+            if problem is self.failed[0]:
+                return self.failed[1]
+            problem = problem.__cause__ or problem.__context__
+        return None
+
+
+quote = json.encoder.encode_basestring
+
+
+def to_json(value: Any, path: str, level: int = 0) -> Any:
+    """A value as JSON would have it.
+
+    Dates, times and UUIDs become text, as do decimals and paths; timedeltas seconds; bytes their count; sets
+    sorted lists; enums their value; dataclasses objects.  BadResult names the place of anything else.
+    """
+    kind = type(value)
+    if value is None or kind in (str, bool, int):
+        return value
+    if kind is float:
+        if value - value != 0:
+            raise BadResult(f"{path} is {value}, which JSON cannot express")
+        return value
+    if level > JSON_DEPTH_MAX - 8:
+        raise BadResult(f"{path} is nested too deeply, or contains itself")
+    if isinstance(value, dict):
+        return {
+            key_text(key, path, value): to_json(item, f"{path}.{key}", level + 1) for key, item in value.items()
+        }
+    if isinstance(value, (list, tuple)):
+        return [to_json(item, f"{path}[{i}]", level + 1) for i, item in enumerate(value)]
+    if isinstance(value, (set, frozenset)):
+        return sorted((to_json(item, f"{path}{{}}", level + 1) for item in value), key=encode_json)
+    if isinstance(value, (bytes, bytearray, memoryview)):
+        return {"bytes": len(value)}
+    if hasattr(value, "__dataclass_fields__") and not isinstance(value, type):
+        fields = {name: getattr(value, name) for name in value.__dataclass_fields__}
+        return to_json(fields, path, level + 1)
+    for attribute, convert in CONVERSIONS:
+        if hasattr(kind, attribute):
+            return to_json(convert(value), path, level + 1)
+    if kind.__name__ in ("Decimal", "UUID"):
+        return str(value)
+    if isinstance(value, (str, int, float)):  # of a class of their own
+        base = next(base for base in (str, int, float) if isinstance(value, base))
+        return to_json(base(value), path, level + 1)
+    raise BadResult(f"{path} is a {kind.__module__}.{kind.__qualname__}, which has no JSON form")
+
+
+#: An attribute of a class → how its instances become JSON: enums, dates and times, paths, timedeltas, numpy.
+CONVERSIONS: tuple[tuple[str, Callable[[Any], Any]], ...] = (
+    ("_value2member_map_", lambda value: value.value),
+    ("isoformat", lambda value: value.isoformat()),
+    ("__fspath__", os.fspath),
+    ("total_seconds", lambda value: value.total_seconds()),
+    ("item", lambda value: value.item()),
+)
+
+
+def key_text(key: Any, path: str, holder: dict[Any, Any]) -> str:
+    """A key as JSON's text; BadResult if that would be another key too."""
+    if isinstance(key, str):
+        return key
+    if not isinstance(key, (int, float, bool)) and key is not None and not hasattr(key, "isoformat"):
+        raise BadResult(f"{path} has the key {safe_repr(key)}, which is not text")
+    text = key.isoformat() if hasattr(key, "isoformat") else str(key)
+    if text in holder:
+        raise BadResult(f"{path} has two keys that JSON writes as '{text}'")
+    return text
+
+
+def error_document(problem: BaseException, folder: str, journal: Journal) -> Json:
+    """An exception as the structured error of a run."""
+    kind = "result" if isinstance(problem, BadResult) else "exception"
+    frames = user_frames(problem.__traceback__, folder)
+    mine = [frame for frame in frames if frame["user"]]
+    place = mine[-1] if mine else {"file": None, "line": None, "code": None, "function": ""}
+    if isinstance(problem, SyntaxError) and problem.filename and not mine:
+        text = (problem.text or "").strip()
+        place = {
+            "file": short_path(problem.filename, folder)[0],
+            "line": problem.lineno,
+            "code": text,
+            "function": "",
+        }
+    name = type(problem).__name__
+    found = [str(place[key] or "") for key in ("file", "function", "code")]
+    return {
+        "kind": kind,
+        "type": name,
+        "message": safe_text(problem),
+        "step": journal.step_of(problem),
+        **{key: place[key] for key in ("file", "line", "code")},
+        "frames": frames,
+        "cause": cause_of(problem, folder),
+        "fingerprint": fingerprint(kind, name, *found),
+    }
+
+
+def cause_of(problem: BaseException, folder: str, level: int = 0) -> Json | None:
+    """What an exception was raised from, in brief; exceptions of a group count as causes."""
+    cause = problem.__cause__ or (None if problem.__suppress_context__ else problem.__context__)
+    inner = getattr(problem, "exceptions", ())
+    if cause is None and isinstance(inner, tuple) and inner and isinstance(inner[0], BaseException):
+        cause = inner[0]
+    if cause is None or level > 3:
+        return None
+    mine = [frame for frame in user_frames(cause.__traceback__, folder) if frame["user"]]
+    place = {key: mine[-1][key] if mine else None for key in ("file", "line", "code")}
+    deeper = cause_of(cause, folder, level + 1)
+    return {"type": type(cause).__name__, "message": safe_text(cause)[:500], **place, "cause": deeper}
+
+
+def user_frames(trace: TracebackType | None, folder: str) -> list[Json]:
+    """The frames from the first user frame inwards, the innermost FRAMES_MAX, with locals of user frames."""
+    found: list[tuple[FrameType, int]] = []
+    while trace is not None:
+        if trace.tb_frame.f_code.co_filename != __file__:
+            found.append((trace.tb_frame, trace.tb_lineno))
+        trace = trace.tb_next
+    frames = [describe_frame(frame, line, folder) for frame, line in found]
+    begin = next((i for i, frame in enumerate(frames) if frame["user"]), len(frames))
+    shown = [*zip(frames[begin:], found[begin:], strict=True)][-FRAMES_MAX:]
+    room = LOCALS_BYTES
+    for document, (frame, _) in reversed(shown):  # the innermost matter most
+        if document["user"]:
+            room = add_locals(document, frame, room)
+    return [document for document, _ in shown]
+
+
+def describe_frame(frame: FrameType, line: int, folder: str) -> Json:
+    """One frame: where it is and what its line says."""
+    code = frame.f_code
+    file, mine = short_path(code.co_filename, folder)
+    text = linecache.getline(code.co_filename, line, frame.f_globals).strip()
+    return {
+        "file": file,
+        "line": line,
+        "function": code.co_name,
+        "code": text[:200],
+        "locals": {},
+        "user": mine,
+    }
+
+
+def short_path(path: str, folder: str) -> tuple[str, bool]:
+    """A source file's path as the author knows it, and whether it is the author's."""
+    if path.startswith(folder + os.sep):
+        return os.path.relpath(path, folder), True
+    for mark in ("site-packages" + os.sep, f"python3.{sys.version_info[1]}{os.sep}"):
+        if mark in path:
+            return path.rpartition(mark)[2], False
+    return path, False
+
+
+def add_locals(document: Json, frame: FrameType, room: int) -> int:
+    """Adds the frame's locals as far as there is room; the room that is left."""
+    for name, value in frame.f_locals.items():
+        if name.startswith("__") or isinstance(value, (type, type(os), type(os.getpid), type(add_locals))):
+            continue  # imports and definitions say nothing about what went wrong
+        if type(value).__module__ == __name__:
+            continue  # the context and its steps are ours
+        text = "***" if is_secret(name) else safe_repr(value)
+        room -= len(name) + len(text) + 6
+        if room < 0:
+            document["locals"]["…"] = "more"
+            break
+        document["locals"][name] = text
+    return room
+
+
+def is_secret(name: object) -> bool:
+    """Whether something of this name is not to be shown."""
+    return isinstance(name, str) and any(word in name.lower() for word in SECRET_WORDS)
+
+
+class TookTooLong(BaseException):
+    """A __repr__ or __str__ of user code did not return in time."""
+
+
+def timed(work: Callable[[Any], str], value: Any) -> str:
+    """work(value), or why there is none: user code may raise, hang or answer a gigabyte here."""
+
+    def ring(number: int, frame: FrameType | None) -> None:
+        raise TookTooLong
+
+    in_main = threading.current_thread() is threading.main_thread()
+    before = signal.signal(signal.SIGALRM, ring) if in_main else None
+    try:
+        try:
+            if in_main:
+                signal.setitimer(signal.ITIMER_REAL, REPR_S)
+            return work(value)
+        finally:
+            if in_main:
+                signal.setitimer(signal.ITIMER_REAL, 0)
+                signal.signal(signal.SIGALRM, before)
+    except TookTooLong:
+        return f"<{type(value).__name__}: took too long to print>"
+    except BaseException as problem:
+        return f"<{type(value).__name__}: cannot be printed: {type(problem).__name__}>"
+
+
+def safe_text(problem: BaseException) -> str:
+    """The message of an exception, bounded."""
+    text = timed(str, problem)
+    return text if len(text) <= ERROR_BYTES_MAX else text[:ERROR_BYTES_MAX] + "…"
+
+
+def safe_repr(value: Any) -> str:
+    """The repr of a value, bounded in size, depth and time, with what looks secret masked."""
+    return timed(masked_repr, value)[:LOCAL_BYTES]
+
+
+def masked_repr(value: Any) -> str:
+    """A short repr in which the values of secret-looking keys are `***`."""
+    short = reprlib.Repr()
+    short.maxstring = short.maxother = LOCAL_BYTES
+    short.maxdict = short.maxlist = short.maxtuple = short.maxset = 6
+    return short.repr(mask(value, 0))
+
+
+def mask(value: Any, level: int) -> Any:
+    """Plain containers with the values of secret-looking keys replaced; anything else as it is."""
+    if level < 3 and type(value) is dict:
+        items = [item for item, _ in zip(value.items(), range(8), strict=False)]
+        return {key: "***" if is_secret(key) else mask(item, level + 1) for key, item in items}
+    if level < 3 and type(value) in (list, tuple):
+        return type(value)(mask(item, level + 1) for item in value[:8])
+    return value
 
 
 # --- The door ------------------------------------------------------------------------------

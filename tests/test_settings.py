@@ -1,0 +1,86 @@
+"""Where the home and the configuration are found, and which of several values holds."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+from conftest import Tau, python
+
+import tau as module
+
+
+def test_the_home_is_found_in_this_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("TAU_HOME", "STATE_DIRECTORY", "XDG_STATE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", "/h")
+    assert module.find_home(None) == "/h/.local/state/tau"
+    monkeypatch.setenv("XDG_STATE_HOME", "/x")
+    assert module.find_home(None) == "/x/tau"
+    monkeypatch.setenv("STATE_DIRECTORY", "/s")
+    assert module.find_home(None) == "/s"
+    monkeypatch.setenv("TAU_HOME", "/t")
+    assert module.find_home(None) == "/t"
+    assert module.find_home("rel") == os.path.abspath("rel")
+
+
+def test_flag_then_environment_then_file_then_default(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = tmp_path / "tau.toml"
+    assert module.read_settings({}, None)["log_level"] == "info"
+    config.write_text("[daemon]\nlog_level = 'error'\n[scheduler]\nmax_concurrent = 3\n")
+    assert module.read_settings({}, str(config))["log_level"] == "error"
+    monkeypatch.setenv("TAU_LOG_LEVEL", "debug")
+    assert module.read_settings({}, str(config))["log_level"] == "debug"
+    settings = module.read_settings({"log_level": "warning"}, str(config))
+    assert (settings["log_level"], settings["max_concurrent"]) == ("warning", 3)
+
+
+def test_the_configuration_is_found_in_this_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TAU_CONFIG", raising=False)
+    usual = tmp_path / "tau.toml"
+    usual.touch()
+    assert module.find_config(None, str(tmp_path)) == str(usual)
+    monkeypatch.setenv("TAU_CONFIG", "/named.toml")
+    assert module.find_config(None, str(tmp_path)) == "/named.toml"
+    assert module.find_config("/flag.toml", str(tmp_path)) == "/flag.toml"
+
+
+BAD = {
+    "[daemom]\nport = 1": ("unknown section [daemom]", "did you mean 'daemon'?"),
+    "[daemon]\nprot = 1": ("unknown key 'prot'", "did you mean 'port'?"),
+    "[daemon]\nport = 'x'": ("port must be a whole number", "TCP port"),
+    "[daemon]\nport = -1": ("port must be a whole number", "TCP port"),
+    "[daemon]\nport = true": ("port must be a whole number", "TCP port"),
+    "[daemon]\nlog_level = 'inof'": ("log_level cannot be 'inof'", "did you mean 'info'?"),
+    "[daemon]\nhost = 7": ("host must be a text", "address"),
+    "[daemon": ("tau.toml", "it must be TOML"),
+    "[database]\nurl = 'postgresql://x/y'": ("the store is SQLite", "sqlite:///tau.db"),
+}
+
+
+@pytest.mark.parametrize("text", BAD)
+def test_a_wrong_configuration_is_refused_at_start(home: Tau, text: str) -> None:
+    (home.home / "tau.toml").write_text(text)
+    done = subprocess.run(python("taud"), env=home.environ, capture_output=True, text=True, timeout=30)
+    error = json.loads(done.stderr)["error"]
+    assert (done.returncode, error["code"]) == (2, "bad_request")
+    assert BAD[text][0] in error["message"]
+    assert BAD[text][1] in error["hint"]
+
+
+@pytest.mark.parametrize(
+    ("url", "path"),
+    [("sqlite:///tau.db", "/h/tau.db"), ("sqlite+aiosqlite:///x/y.db", "/h/x/y.db"), ("sqlite:////a/b.db", "/a/b.db")],
+)
+def test_the_database_is_relative_to_the_home(url: str, path: str) -> None:
+    assert module.database_path(url, "/h") == path
+
+
+def test_another_database_file_is_used(home: Tau) -> None:
+    home.environ["TAU_DATABASE_URL"] = "sqlite:///other.db"
+    home.start()
+    assert (home.home / "other.db").exists()
+    assert not (home.home / "tau.db").exists()

@@ -1,0 +1,178 @@
+"""The file's promises: an order that can be read downward, light imports, a docstring on everything."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from conftest import REPOSITORY, Tau, python
+
+import tau as module
+
+SOURCE = (REPOSITORY / "tau.py").read_text(encoding="utf-8")
+TREE = ast.parse(SOURCE)
+LINES = SOURCE.splitlines()
+#: What the client must never import: together they cost more than the answer may.
+HEAVY = (
+    "asyncio", "sqlite3", "croniter", "ssl", "urllib", "inspect", "dataclasses", "typing", "logging", "subprocess",
+    "ctypes", "tomllib", "hashlib", "difflib", "tempfile", "threading", "random", "contextlib", "shutil",
+)
+
+
+def banners() -> list[tuple[int, str, int, str]]:
+    """(line, part, number, name) of every section banner."""
+    found, part = [], ""
+    for line, text in enumerate(LINES, 1):
+        if match := re.match(r"# === Part (\w+): ", text):
+            part = match[1]
+        elif match := re.match(r"# --- (\d+)\. (.+?) -+$", text):
+            found.append((line, part, int(match[1]), match[2]))
+    return found
+
+
+def definitions() -> dict[str, int]:
+    """Top-level name → line of its definition."""
+    found: dict[str, int] = {}
+    for node in TREE.body:
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            found[node.name] = node.lineno
+        elif isinstance(node, ast.Assign | ast.AnnAssign):
+            for target in node.targets if isinstance(node, ast.Assign) else [node.target]:
+                for name in ast.walk(target):
+                    if isinstance(name, ast.Name):
+                        found[name.id] = node.lineno
+    return found
+
+
+def place(line: int) -> tuple[str, int, str]:
+    """The part, number and name of the section a line is in."""
+    before = [(part, number, name) for start, part, number, name in banners() if start <= line]
+    return before[-1] if before else ("", 0, "")
+
+
+def uses(node: ast.AST) -> Iterator[str]:
+    """The names that run when the node's code runs: annotations do not."""
+    for field, value in ast.iter_fields(node):
+        if field in ("annotation", "returns"):
+            continue
+        for child in value if isinstance(value, list) else [value]:
+            if isinstance(child, ast.Name) and isinstance(child.ctx, ast.Load):
+                yield child.id
+            elif isinstance(child, ast.AST):
+                yield from uses(child)
+
+
+def bound(node: ast.AST) -> set[str]:
+    """The names that a definition binds for itself: parameters and variables."""
+    names = {one.arg for one in ast.walk(node) if isinstance(one, ast.arg)}
+    return names | {one.id for one in ast.walk(node) if isinstance(one, ast.Name) and isinstance(one.ctx, ast.Store)}
+
+
+def test_the_docstrings_map_equals_the_banners() -> None:
+    mapped = [(int(n), name) for n, name in re.findall(r"(\d+) ([A-Z][\w ]*?)(?=   |\n)", module.__doc__ or "")]
+    assert mapped == [(number, name) for _, _, number, name in banners()]
+    assert [number for number, _ in mapped] == list(range(1, len(mapped) + 1))
+
+
+def test_the_docstrings_journey_names_what_is_where() -> None:
+    sections = {number: (start, name) for start, _, number, name in banners()}
+    defined = definitions()
+    for words, number in re.findall(r"(\S+) §(\d+)", module.__doc__ or ""):
+        name = words.strip("`").split(".")[0]
+        if name in defined:
+            assert place(defined[name])[1] == int(number), name
+        else:
+            assert int(number) in sections
+
+
+def test_calls_go_down_the_page_or_up_into_part_one() -> None:
+    defined = definitions()
+    wrong = []
+    for node in TREE.body:
+        if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            continue
+        part, number, section = place(node.lineno)
+        for name in set(uses(node)) - bound(node):
+            if name not in defined:
+                continue
+            there, other, target = place(defined[name])
+            if there not in ("", "I", part) or (other < number and there not in ("", "I")):
+                wrong.append(f"{section} (§{number}) {node.name} uses {name} of {target} (§{other})")
+    assert not wrong, '\n'.join(wrong)
+
+
+def test_every_top_level_name_explains_itself() -> None:
+    for node in ast.walk(TREE):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            hidden = node.name.startswith("__") or place(node.lineno)[1] == 0
+            nested = isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node not in TREE.body and not any(
+                node in parent.body for parent in ast.walk(TREE) if isinstance(parent, ast.ClassDef)
+            )
+            assert hidden or nested or ast.get_docstring(node), node.name
+            if not isinstance(node, ast.ClassDef) and not node.name.startswith("__init__"):
+                assert node.returns is not None, node.name
+
+
+def test_each_section_says_what_it_owns_calls_and_promises() -> None:
+    for line, _, number, name in banners():
+        head = " ".join(LINES[line : line + 5])
+        assert "Owns " in head, (number, name)
+        assert "Promises " in head, (number, name)
+
+
+def test_no_globals_and_no_pile_called_misc() -> None:
+    assert not [node for node in ast.walk(TREE) if isinstance(node, ast.Global)]
+    assert not [name for _, _, _, name in banners() if re.search("misc|util|common|helper", name, re.IGNORECASE)]
+
+
+def test_functions_are_small() -> None:
+    sizes = sorted(
+        (node.end_lineno or 0) - node.lineno + 1
+        for node in ast.walk(TREE) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+    )
+    assert sizes[len(sizes) // 2] <= 12
+    assert sizes[len(sizes) * 9 // 10] <= 32
+
+
+@pytest.mark.parametrize("words", [["--help"], ["status"], ["list"], ["run", "hello"], ["run", "--help"], ["inspect", "hello"]])
+def test_the_client_imports_nothing_heavy(tau: Tau, words: list[str]) -> None:
+    tau.deploy("from tau import pipeline\n@pipeline\ndef hello(ctx): ...\n")
+    tau("run", "hello")
+    code = (
+        f"import sys\nbefore = set(sys.modules)\nimport tau\ntry:\n    tau.main({words!r})\nexcept SystemExit:\n    pass\n"
+        f"print(*sorted(set({HEAVY!r}) & set(sys.modules) - before), file=sys.stderr)"
+    )
+    done = subprocess.run([*python("main")[:-1], code], env=tau.environ, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0
+    assert done.stderr.strip() == ""
+
+
+def test_importing_tau_starts_and_opens_nothing(tmp_path: Path) -> None:
+    code = (
+        "import os, sys, threading\nbefore = sorted(os.listdir('/proc/self/fd'))\nimport tau\n"
+        "print(before == sorted(os.listdir('/proc/self/fd')), threading.active_count(), os.listdir('.'))"
+    )
+    environ = {"PYTHONPATH": str(REPOSITORY), "HOME": str(tmp_path)}
+    done = subprocess.run([*python("main")[:-1], code], cwd=tmp_path, env=environ, capture_output=True, text=True, timeout=60)
+    assert done.stdout.strip() == "True 1 []"
+
+
+def test_what_is_public_exists() -> None:
+    assert sorted(module.__all__) == ["Client", "PipelineContext", "Step", "TauError", "pipeline"]
+    assert all(hasattr(module, name) for name in module.__all__)
+
+
+def test_as_a_script_the_module_exists_once(tau: Tau) -> None:
+    done = subprocess.run(
+        [*python("main")[:1], str(REPOSITORY / "tau.py"), "version"], env=tau.environ, capture_output=True, text=True, timeout=60
+    )
+    assert f'"version":"{module.__version__}"' in done.stdout
+
+
+def test_tests_use_only_what_is_public_or_a_section_of_its_own() -> None:
+    for path in Path(__file__).parent.rglob("*.py"):
+        assert not re.search(r"\b(?:module|tau)\._[a-z]", path.read_text(encoding="utf-8")), path.name

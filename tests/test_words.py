@@ -1,0 +1,77 @@
+"""The vocabulary holds together."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import time
+
+import pytest
+
+import tau as module
+
+
+def test_every_status_can_be_reached_and_every_end_is_an_end() -> None:
+    reached, new = set(), {"queued"}
+    while new:
+        reached |= new
+        new = {target for status in new for target in module.MOVES[status]} - reached
+    assert reached == set(module.MOVES)
+    assert set(module.FINAL) == {"success", "failed", "timed_out", "cancelled", "lost"}
+    assert set(module.FAILURES) < set(module.FINAL)
+
+
+def test_errors_have_their_code_number_and_exit() -> None:
+    exits = {
+        "bad_request": 2, "parse_error": 2, "invalid_request": 2, "method_not_found": 2, "load_failed": 2,
+        "not_found": 3, "forbidden": 4, "conflict": 5, "queue_full": 5, "storage_full": 5, "unavailable": 6, "internal": 9,
+    }
+    assert {code: kind.exit for code, kind in module.ERRORS.items()} == exits
+    numbers = [kind.number for kind in module.ERRORS.values()]
+    assert len(set(numbers)) == len(numbers)
+    assert all(-32019 <= number <= -32000 or number in (-32700, -32600, -32601, -32602, -32603) for number in numbers)
+
+
+@pytest.mark.parametrize("code", module.ERRORS)
+def test_an_error_crosses_the_wire_as_its_own_class(code: str) -> None:
+    sent = module.ERRORS[code]("what", "do this", file="x.py", line=3)
+    came = module.from_wire(sent.to_wire())
+    assert (type(came), str(came), came.hint, came.detail) == (type(sent), "what", "do this", sent.detail)
+    assert sent.to_json() == {
+        "code": code, "message": "what", "hint": "do this", "retryable": sent.retryable, "file": "x.py", "line": 3,
+    }
+
+
+def test_times_are_rfc_3339_with_milliseconds() -> None:
+    assert module.rfc3339(0) == "1970-01-01T00:00:00.000Z"
+    assert module.rfc3339(1767225600.9999) == "2026-01-01T00:00:00.999Z"
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", module.rfc3339(time.time()))
+
+
+def test_run_ids_are_short_and_sort_like_their_numbers() -> None:
+    numbers = [0, 1, 31, 32, 1 << 25, (1 << 70) - 1, int(time.time() * 1000) << 25]
+    spelled = [module.spell_id(number) for number in numbers]
+    assert [module.read_id(text) for text in spelled] == numbers
+    assert sorted(spelled) == [module.spell_id(number) for number in sorted(numbers)]
+    assert {len(text) for text in spelled} == {14}
+
+
+def test_a_process_is_known_by_its_pid_and_its_start() -> None:
+    child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    with child:
+        one = {"pid": child.pid, "started": module.process_started(child.pid), "boot": module.boot_id()}
+        assert module.is_alive(one)
+        assert not module.is_alive(one | {"started": "1"})
+        assert not module.is_alive(one | {"boot": "another"})
+        assert not module.send_signal(one | {"started": "1"}, 9)
+        child.kill()
+        os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
+        assert not module.is_alive(one)  # a zombie runs nothing
+    assert module.process_started(child.pid) is None
+
+
+def test_the_nearest_word_is_suggested() -> None:
+    assert module.did_you_mean("statsu", ["status", "show"], "else") == "did you mean 'status'? else"
+    assert module.did_you_mean("xyz", ["status"], "else") == "else"
