@@ -26,7 +26,9 @@ from __future__ import annotations
 
 import argparse
 import contextvars
+import errno
 import io
+import itertools
 import json
 import os
 import socket
@@ -132,21 +134,28 @@ JSON_DEPTH_MAX = 64
 INT_DIGITS_MAX = 20
 CONNECTIONS_MAX = 1024
 IN_FLIGHT_MAX = 64
-BATCH_MAX = 1000
+#: Requests that only wait for a run do not count as in flight; so many of them a connection may have.
+WAITING_MAX = 1024
 WRITE_BUFFER_BYTES = 1 << 20
 #: A request must be complete, and a blocked reader must read on, within this time.
 PATIENCE_S = 30.0
 HELLO_S = 5.0
+LOOK_FOR_PEER_S = 1.0
+#: A key of fewer characters could be guessed.
+KEY_BYTES_MIN = 32
 LIST_MAX = 10_000
-SOURCE_BYTES_MAX = 4 << 20
+SOURCE_BYTES_MAX = 1 << 20
 PARAMS_BYTES_MAX = 256 << 10
 ERROR_BYTES_MAX = 64 << 10
 LOG_LINE_BYTES_MAX = 16 << 10
 LOG_TAIL = 200
 STEPS_MAX = 10_000
+STEP_DEPTH_MAX = 20
 DOCUMENT_BYTES = 6_000
 RESULT_SHOWN_BYTES = 2_000
 
+#: A longer word is cut before it is compared or repeated.
+WORD_MAX = 128
 NAME_RULE = r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}"
 
 
@@ -269,7 +278,7 @@ ERRORS: dict[str, type[TauError]] = {
 
 def did_you_mean(word: str, words: Iterable[str], otherwise: str = "") -> str:
     """A hint that names the nearest of *words*, or *otherwise*."""
-    near = difflib.get_close_matches(word, list_of(words), 1, 0.5)
+    near = difflib.get_close_matches(word[:WORD_MAX], [*words], 1, 0.5)
     return f"did you mean '{near[0]}'? {otherwise}".strip() if near else otherwise
 
 
@@ -278,11 +287,6 @@ def check_name(name: str) -> None:
     if not re.fullmatch(NAME_RULE, name):
         hint = "letters, digits, '_', '.', '-', at most 128, the first a letter or digit"
         raise BadRequest(f"{name[:200]!r} cannot be a pipeline's name", hint)
-
-
-def list_of(words: Iterable[str]) -> list[str]:
-    """The words, each once, in order."""
-    return [*dict.fromkeys(words)]
 
 
 def rfc3339(seconds: float) -> str:
@@ -445,9 +449,9 @@ def read_object(text: str) -> Json:
             raise BadRequest(f"cannot read {text[1:]}: {problem}", "give the path of a JSON file") from None
     hint = 'an object looks like \'{"key": "value"}\''
     try:
-        value = json.loads(text)
-    except ValueError as problem:
-        raise BadRequest(f"not JSON: {problem}", hint) from None
+        value = decode(text.encode("utf-8", "replace"))
+    except BadRequest as problem:
+        raise BadRequest(str(problem), hint) from None
     if not isinstance(value, dict):
         raise BadRequest(f"a JSON object is wanted, not {json_type(value)}", hint)
     return value
@@ -459,8 +463,8 @@ def read_pair(text: str) -> tuple[str, Any]:
     if not equals or not key:
         raise BadRequest(f"'{text}' is not key=value", "write -p day=2026-01-01")
     try:
-        return key, json.loads(value)
-    except ValueError:
+        return key, decode(value.encode("utf-8", "replace"))
+    except ParseError:
         return key, value
 
 
@@ -490,7 +494,7 @@ def read_files(path: str) -> list[Json]:
 KINDS = {
     "str": Kind((str,), {"type": "string"}, str),
     "int": Kind((int,), {"type": "integer"}, int),
-    "float": Kind((int, float), {"type": "number"}, float),
+    "float": Kind((int, float), {"type": "number"}, lambda text: finite(text)),
     "bool": Kind((bool,), {"type": "boolean"}, bool),
     "Json": Kind((dict,), {"type": "object"}, read_object),
     "list[str]": Kind((list,), {"type": "array", "items": {"type": "string"}}, str),
@@ -593,7 +597,7 @@ class Operation:
         for name in given:
             if name not in arguments:
                 hint = did_you_mean(name, arguments, f"`tau {self.name} --help` lists them")
-                raise BadRequest(f"'{self.name}' has no argument '{name}'", hint)
+                raise BadRequest(f"'{self.name}' has no argument '{name[:WORD_MAX]}'", hint)
         for argument in arguments.values():
             if argument.required and argument.name not in given:
                 raise BadRequest(f"'{self.name}' needs '{argument.name}'", f"`tau {self.name} --help`")
@@ -684,7 +688,7 @@ def depth(document: Any) -> int:
 def finite(text: str) -> float:
     """A JSON number; ValueError if it is too large for a float."""
     number = float(text)
-    if number in (float("inf"), float("-inf")):
+    if number - number != 0:  # infinite, or not a number
         raise ValueError(f"{text} is out of range")
     return number
 
@@ -736,6 +740,12 @@ def parse_address(text: str) -> tuple[str, str, int]:
     return "tcp", host.strip("[]"), int(port)
 
 
+def is_loopback(address: Any) -> bool:
+    """Whether only this machine can reach a listener at this address."""
+    text = str(address).removeprefix("::ffff:")
+    return text == "::1" or text.startswith("127.")
+
+
 class SocketPath:
     """A Unix socket's path that fits its 108 bytes: `with` it, use `.path`.
 
@@ -764,45 +774,60 @@ class SocketPath:
 class Setting:
     """One row of configuration: its default's type is its type."""
 
-    __slots__ = ("default", "environment", "flag", "meaning", "name", "section")
+    __slots__ = ("choices", "default", "environment", "flag", "least", "meaning", "most", "name", "section")
 
-    def __init__(self, section: str, name: str, default: Any, environment: str, flag: str, meaning: str):
+    def __init__(
+        self, section: str, name: str, default: Any, environment: str, flag: str, meaning: str, *,
+        choices: tuple[str, ...] = (), least: int = 0, most: int = 1 << 40,
+    ) -> None:  # fmt: skip
         self.section, self.name, self.default = section, name, default
         self.environment, self.flag, self.meaning = environment, flag, meaning
+        self.choices, self.least, self.most = choices, least, most
 
     def convert(self, value: Any, origin: str) -> Any:
-        """The value as this setting's type; BadRequest names the origin."""
+        """The value as this setting's type and within its bounds; BadRequest names the origin."""
         wanted = type(self.default)
-        try:
-            if wanted is str and isinstance(value, str):
-                return value
-            if wanted is not str and not isinstance(value, bool) and (number := wanted(value)) >= 0:
-                return number
-        except ValueError:
-            pass
         hint = f"{self.meaning}; the default is {encode_json(self.default)}"
-        raise BadRequest(f"{origin}: {self.name} must be a {NUMBER_NAMES[wanted]}", hint)
+        if wanted is str:
+            if not isinstance(value, str):
+                raise BadRequest(f"{origin}: {self.name} must be text", hint)
+            if self.choices and value not in self.choices:
+                choices = did_you_mean(value, self.choices, "one of " + ", ".join(self.choices))
+                raise BadRequest(f"{origin}: {self.name} cannot be '{value}'", choices)
+            return value
+        try:
+            number = None if isinstance(value, bool) else wanted(value)
+        except (TypeError, ValueError, OverflowError):
+            number = None
+        exact = isinstance(value, str) or number == value
+        if number is None or not exact or not self.least <= number <= self.most:
+            bounds = f"a {NUMBER_NAMES[wanted]} from {self.least:,} to {self.most:,}"
+            raise BadRequest(f"{origin}: {self.name} must be {bounds}", hint)
+        return number
 
 
-NUMBER_NAMES = {int: "whole number of 0 or more", float: "number of 0 or more", str: "text"}
+NUMBER_NAMES = {int: "whole number", float: "number"}
 
 SETTINGS = (
     Setting("daemon", "host", "", "", "--host", "address to listen on besides the Unix socket"),
-    Setting("daemon", "port", 0, "TAU_PORT", "--port", "TCP port; 0 means the Unix socket only"),
-    Setting("daemon", "log_level", "info", "TAU_LOG_LEVEL", "--log-level", "debug, info, warning or error"),
+    Setting("daemon", "port", 0, "TAU_PORT", "--port", "TCP port; 0 means the Unix socket only", most=65_535),
+    Setting("daemon", "log_level", "info", "TAU_LOG_LEVEL", "--log-level", "what taud logs", choices=LEVELS),
     Setting("daemon", "group", "", "", "", "group that may use the socket besides the owner"),
-    Setting("daemon", "start_method", "fork", "TAU_START_METHOD", "", "how runs start: fork or spawn"),
+    Setting(
+        *("daemon", "start_method", "fork", "TAU_START_METHOD", "", "how runs start: fork or spawn"),
+        choices=("fork", "spawn"),
+    ),
     Setting("daemon", "load_timeout_s", 10.0, "", "", "time a pipeline file has to load at deploy"),
     Setting("daemon", "stop_grace_s", 10.0, "", "", "time between asking a run to stop and killing it"),
     Setting("database", "url", "sqlite:///tau.db", "TAU_DATABASE_URL", "", "where the store is"),
-    Setting("scheduler", "max_concurrent", 10, "", "--max-concurrent", "runs at the same time"),
+    Setting(
+        "scheduler", "max_concurrent", 10, "", "--max-concurrent", "runs at the same time", least=1, most=10_000
+    ),
     Setting("scheduler", "max_queued", 100_000, "", "", "runs that may wait"),
     Setting("limits", "log_lines", 10_000, "", "", "log lines kept of a run; the rest is counted"),
     Setting("limits", "log_bytes", 8 << 20, "", "", "log bytes kept of a run; the rest is counted"),
     Setting("limits", "result_bytes", 1 << 20, "", "", "largest result of a run"),
 )
-
-CHOICES = {"log_level": LEVELS, "start_method": ("fork", "spawn")}
 
 
 def find_home(flag: str | None) -> str:
@@ -835,9 +860,6 @@ def read_settings(flags: Mapping[str, Any], config: str | None) -> Json:
         elif row.name in file.get(row.section, {}):
             value, origin = file[row.section][row.name], f"{config} [{row.section}]"
         settings[row.name] = row.convert(value, origin) if origin else value
-        if row.name in CHOICES and settings[row.name] not in CHOICES[row.name]:
-            hint = did_you_mean(settings[row.name], CHOICES[row.name], "one of " + ", ".join(CHOICES[row.name]))
-            raise BadRequest(f"{origin}: {row.name} cannot be '{settings[row.name]}'", hint)
     return settings
 
 
@@ -853,7 +875,7 @@ def read_config(path: str) -> Json:
     for section, table in tables.items():
         names = [row.name for row in SETTINGS if row.section == section]
         if not names or not isinstance(table, dict):
-            hint = did_you_mean(section, list_of(row.section for row in SETTINGS))
+            hint = did_you_mean(section, (row.section for row in SETTINGS))
             raise BadRequest(f"{path}: unknown section [{section}]", hint)
         for name in table:
             if name not in names:
@@ -886,6 +908,28 @@ class Parser(argparse.ArgumentParser):
 def help_format(prog: str) -> argparse.HelpFormatter:
     """Help of one width everywhere: the README can show it, and argparse need not import shutil."""
     return argparse.HelpFormatter(prog, max_help_position=32, width=96)
+
+
+def keep_standard_descriptors() -> None:
+    """Descriptors 0, 1 and 2 are open, so that no socket or database can become stdout."""
+    while (number := os.open(os.devnull, os.O_RDWR)) <= 2:
+        os.set_inheritable(number, True)
+    os.close(number)
+    for name, number in (("stdin", 0), ("stdout", 1), ("stderr", 2)):
+        if getattr(sys, name) is None:  # it was closed when the interpreter looked
+            stream = open(number, "r" if number == 0 else "w", encoding="utf-8")  # noqa: SIM115 (for ever)
+            setattr(sys, name, stream)
+    for output in (sys.stdout, sys.stderr):  # JSON is UTF-8 wherever it goes; a terminal gets what it can show
+        if isinstance(output, io.TextIOWrapper):
+            output.reconfigure(encoding=None if output.isatty() else "utf-8", errors="backslashreplace")
+
+
+def write_out(text: str) -> None:
+    """Prints on stdout; that nobody reads it any more changes nothing, least of all the exit code."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
 def people_read(stream: Any, as_json: bool) -> bool:
@@ -962,8 +1006,13 @@ def process_started(pid: int) -> str | None:
         return ""
 
 
+def identity(pid: int) -> Json:
+    """What names one process for ever: pid, start time, boot."""
+    return {"pid": pid, "started": process_started(pid), "boot": boot_id()}
+
+
 def is_alive(process: Json) -> bool:
-    """Whether the very process that wrote this identity (pid, started, boot) still runs."""
+    """Whether the very process of this identity still runs."""
     started: str | None = process["started"]
     return process["boot"] == boot_id() and process_started(process["pid"]) == started
 
@@ -1022,16 +1071,15 @@ def remove_file(path: str) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """The `tau` command: returns its exit code (DESIGN: 0 done, 1 run failed, 2 bad input, 3 not found, …)."""
     words = [*(sys.argv[1:] if argv is None else argv)]
+    keep_standard_descriptors()
     try:
         return command(words)
     except TauError as problem:
         return complain(problem, "--json" in words)
     except KeyboardInterrupt:
         return 130
-    except BrokenPipeError:
-        # The reader of our stdout has gone; let the interpreter's last flush go nowhere.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        return 0
+    except OSError as problem:
+        return complain(StorageFull(f"cannot write the answer: {problem}", "where does stdout go?"), False)
     except Exception as bug:
         where = bug.__traceback__
         while where is not None and where.tb_next is not None:
@@ -1045,7 +1093,7 @@ def command(words: list[str]) -> int:
     """Runs one command line; the exit code."""
     name, rest = split_command(words)
     if name is None or (name == "help" and not rest):
-        print(overview())
+        write_out(overview())
         return 0
     if name == "help":
         name, rest = rest[0], ["--help"]
@@ -1081,6 +1129,8 @@ def split_command(words: list[str]) -> tuple[str | None, list[str]]:
             skip = COMMON[option] and not equals
         else:
             return word, words[:position] + words[position + 1 :]
+    if words:
+        raise BadRequest(f"no command after {words[-1]}", "`tau --help` lists them")
     return None, words
 
 
@@ -1201,7 +1251,7 @@ def code_command(client: Client, chosen: Operation, params: Json, view: View) ->
     """`tau code`: the bare source on a terminal or with --raw, else JSON."""
     document = client.call("code", params)
     if view.people or params.get("raw"):
-        sys.stdout.write(document["source"])
+        write_out(document["source"].removesuffix("\n"))
         return 0
     view.show("code", document)
     return 0
@@ -1283,7 +1333,7 @@ class View:
         else:
             text = pairs(document)
         if text:
-            print(text, flush=True)
+            write_out(text)
 
     def paint(self, text: str, style: str) -> str:
         """The text in the colour of a status, where colours are wanted."""
@@ -1331,11 +1381,11 @@ class View:
         if self.people:
             self.live(event)
         else:
-            print(encode_json(event), flush=True)
+            write_out(encode_json(event))
 
     def log_line(self, event: Json) -> None:
         """One followed log line."""
-        print(self.log_text(event) if self.people else encode_json(event), flush=True)
+        write_out(self.log_text(event) if self.people else encode_json(event))
 
     def live(self, event: Json) -> None:
         """A followed event on a terminal: steps as they start and finish, logs between them."""
@@ -1416,6 +1466,7 @@ class Client:
         self.host = host or ("" if home else os.environ.get("TAU_HOST", ""))
         self.socket: socket.socket | None = None
         self.buffer = b""
+        self.greeted = True  # whether the peer has shown that it is a Tau; a Unix socket of ours is one
         self.requests = 0
 
     def __enter__(self) -> Client:
@@ -1450,7 +1501,7 @@ class Client:
             try:
                 return self.ask(method, params, hand_on)
             except Unavailable:
-                connected = self.socket is not None
+                connected = self.socket is not None and self.greeted
                 self.close()
                 now = time.monotonic()
                 lost_at = lost_at or now
@@ -1505,19 +1556,23 @@ class Client:
     def open_tcp(self, host: str, port: int) -> socket.socket:
         """A connected TCP socket that has said hello with the key."""
         self.socket = connection = socket.create_connection((host, port), CONNECT_S)
+        self.greeted = False
         connection.settimeout(None)
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        hello = {"api_key": self.find_key(), "protocol": PROTOCOL}
+        hello = {"api_key": self.find_key(connection.getpeername()[0]), "protocol": PROTOCOL}
         self.send({"jsonrpc": "2.0", "id": 0, "method": "hello", "params": hello})
         answer = self.receive()
         if "error" in answer:
             raise from_wire(answer["error"])
+        self.greeted = True
         return connection
 
-    def find_key(self) -> str:
-        """$TAU_API_KEY, else the key that the daemon of this home made for loopback."""
+    def find_key(self, peer: str) -> str:
+        """$TAU_API_KEY; on loopback else the key that the daemon of this home made for it."""
         if key := os.environ.get("TAU_API_KEY"):
             return key
+        if not is_loopback(peer):
+            return ""
         try:
             with open(os.path.join(self.home, "key"), encoding="ascii") as file:
                 return file.read().strip()
@@ -1601,20 +1656,12 @@ def taud(argv: Sequence[str] | None = None) -> int:
         serve(Daemon(home, config, settings), options["json"])
     except TauError as problem:
         return complain(problem, "--json" in words)
+    except OSError as problem:
+        refused = Conflict(f"taud cannot start: {problem}", "check --home, --port and the configuration")
+        return complain(refused, "--json" in words)
     except KeyboardInterrupt:
         return 130
     return 0
-
-
-def keep_standard_descriptors() -> None:
-    """Descriptors 0, 1 and 2 are open, so that no socket or database can become stdout."""
-    while (number := os.open(os.devnull, os.O_RDWR)) <= 2:
-        os.set_inheritable(number, True)
-    os.close(number)
-    for name, number in (("stdin", 0), ("stdout", 1), ("stderr", 2)):
-        if getattr(sys, name) is None:  # it was closed when the interpreter looked
-            stream = open(number, "r" if number == 0 else "w", encoding="utf-8")  # noqa: SIM115 (for ever)
-            setattr(sys, name, stream)
 
 
 def taud_parser() -> Parser:
@@ -1672,13 +1719,10 @@ def detach(home: str, words: list[str]) -> Json:
 
 
 def make_home(home: str) -> None:
-    """The home exists, is ours, and is closed to others; Forbidden otherwise."""
+    """The home exists and is ours; Forbidden if it is somebody else's."""
     make_directory(home)
-    found = os.stat(home)
-    if found.st_uid != os.geteuid():
+    if os.stat(home).st_uid != os.geteuid():
         raise Forbidden(f"{home} belongs to another user", "choose another --home")
-    if found.st_mode & 0o077:
-        os.chmod(home, 0o700)
 
 
 def take_lock(home: str) -> int:
@@ -1694,6 +1738,7 @@ def take_lock(home: str) -> int:
         owner = read_owner(home)
         hint = "tau status; tau shutdown"
         raise Conflict(f"taud {owner.get('pid', '')} already serves {home}", hint, **owner) from None
+    os.truncate(lock, 0)  # what the last owner wrote is no longer true
     return lock
 
 
@@ -1709,7 +1754,7 @@ def read_owner(home: str) -> Json:
 def announce(ready: Json, as_json: bool) -> bool:
     """Prints that a daemon is ready: where, for a person or as JSON; whether a person reads it."""
     people = people_read(sys.stdout, as_json)
-    print(pairs(ready) if people else encode_json(ready), flush=True)
+    write_out(pairs(ready) if people else encode_json(ready))
     return people
 
 
@@ -1734,6 +1779,7 @@ class Daemon:
         self.home, self.config, self.settings = home, config, settings
         self.store = Store(home, settings)
         self.feed = Feed(self.store)
+        self.store.on_commit = self.on_commit
         self.executor = Executor(home, settings, self.store, self.feed)
         self.addresses: list[str] = []
         self.listeners: list[asyncio.Server] = []
@@ -1741,6 +1787,8 @@ class Daemon:
         self.started = time.time()
         self.warnings: list[str] = []
         self.stopping = False  # nothing new is admitted any more
+        self.signals = 0  # how often we were asked to end by a signal
+        self.winding_up: asyncio.Task[None] | None = None  # waiting for live runs before the end
         self.ended: asyncio.Event | None = None  # set when serve() may return; None until it runs
 
     async def serve(self, announce: Callable[[Json], None]) -> None:
@@ -1750,17 +1798,19 @@ class Daemon:
         make_home(self.home)
         lock = take_lock(self.home)
         try:
+            os.chmod(self.home, 0o700)
             self.note_root()
             for number in (signal.SIGTERM, signal.SIGINT):
-                loop.add_signal_handler(number, self.stop_soon)
+                loop.add_signal_handler(number, self.on_signal)
             signal.signal(signal.SIGHUP, signal.SIG_IGN)
             raise_file_limit()
             self.store.open(loop)
             sweep_versions(self.home, self.store)
+            await self.listen()  # an address that cannot be had is found out before anything runs
             await self.executor.open()
-            await self.listen()
+            for listener in self.listeners:
+                await listener.start_serving()
             ready = {"pid": os.getpid(), "socket": self.socket_path}
-            os.truncate(lock, 0)
             os.pwrite(lock, encode(ready), 0)
             logging.getLogger("tau").info("taud %s serves %s, pid %s", __version__, self.home, os.getpid())
             announce(ready | {"home": self.home, "addresses": self.addresses})
@@ -1768,6 +1818,12 @@ class Daemon:
         finally:
             await self.close()
             os.close(lock)
+
+    def on_commit(self, run_ids: set[str]) -> None:
+        """Something about these runs is on disk now: whoever waits hears of it, and a slot may be wanted."""
+        for run_id in run_ids:
+            self.feed.changed(run_id)
+        self.executor.wake()
 
     @property
     def socket_path(self) -> str:
@@ -1790,7 +1846,9 @@ class Daemon:
         def on_unix() -> Connection:
             return Connection(self, group=group)
 
-        self.listeners.append(await loop.create_unix_server(on_unix, sock=bound, backlog=1024))
+        self.listeners.append(
+            await loop.create_unix_server(on_unix, sock=bound, backlog=1024, start_serving=False)
+        )
         if self.settings["port"] or self.settings["host"]:
             self.listeners.append(await self.listen_tcp())
 
@@ -1799,27 +1857,60 @@ class Daemon:
         host = self.settings["host"] or "127.0.0.1"
         port = self.settings["port"] or 8400
         loop = asyncio.get_running_loop()
-        found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        try:
+            found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        except OSError as problem:
+            raise BadRequest(f"--host {host}: {problem.strerror}", "give an address of this machine") from None
         if not all(is_loopback(address[4][0]) for address in found):
             hint = "listen on 127.0.0.1 and reach it through an SSH tunnel"
             raise Forbidden(f"taud does not listen on {host} without a configured key", hint)
         key = make_key(self.home)
         try:
-            listener = await loop.create_server(lambda: Connection(self, key=key), host, port, backlog=1024)
+            listener = await loop.create_server(
+                lambda: Connection(self, key=key), host, port, backlog=1024, start_serving=False
+            )
         except OSError as problem:
             raise Conflict(
                 f"cannot listen on {host}:{port}: {problem.strerror}", "choose another --port"
             ) from None
-        self.addresses += [f"tcp://{name}:{number}" for name, number, *_ in map(socket_name, listener.sockets)]
+        for bound in listener.sockets:
+            name, number, *_ = bound.getsockname()
+            self.addresses.append(f"tcp://[{name}]:{number}" if ":" in name else f"tcp://{name}:{number}")
         return listener
 
-    def stop_soon(self) -> None:
-        """SIGTERM: stop, leaving live runs to the next daemon.  A second one: at once."""
-        if self.stopping:
+    def on_signal(self) -> None:
+        """SIGTERM: stop now, leaving live runs to the next daemon.  A second one: at once."""
+        self.signals += 1
+        if self.signals > 1:
             os._exit(1)
-        self.stopping = True
+        self.stop()
+
+    def stop(self) -> None:
+        """serve() returns."""
+        self.stopping = self.executor.paused = True
         if self.ended is not None:
             self.ended.set()
+
+    def begin_stopping(self, drain: float, cancel: bool) -> asyncio.Future[None]:
+        """Nothing is admitted any more; resolves when live runs have ended, or need not be waited for.
+
+        The daemon stops right after that.  Waits at most *drain* seconds, without a limit if it cancels.
+        """
+        self.stopping = self.executor.paused = True
+
+        async def wind_up() -> None:
+            if cancel:
+                await self.executor.stop_all("cancelled")
+            if cancel or drain:
+                try:
+                    await asyncio.wait_for(self.executor.drained(), drain or None)
+                except TimeoutError:
+                    pass
+            asyncio.get_running_loop().call_later(0.02, self.stop)  # once the answer is on its way
+
+        loop = asyncio.get_running_loop()
+        self.winding_up = loop.create_task(wind_up())
+        return self.winding_up
 
     async def close(self) -> None:
         """Nothing is open any more; live runs go on and the next daemon adopts them."""
@@ -1827,6 +1918,9 @@ class Daemon:
         for listener in self.listeners:
             listener.close()
         waiting = {task for connection in self.connections for task in connection.say_goodbye()}
+        if self.winding_up is not None:
+            self.winding_up.cancel()
+            waiting.add(self.winding_up)
         if waiting:
             await asyncio.wait(waiting, timeout=1.0)
         await self.executor.close()
@@ -1897,29 +1991,18 @@ def answers(path: str) -> bool:
         return True
 
 
-def is_loopback(address: Any) -> bool:
-    """Whether only this machine can reach a listener at this address."""
-    text = str(address).removeprefix("::ffff:")
-    return text == "::1" or text.startswith("127.")
-
-
-def socket_name(bound: Any) -> tuple[Any, ...]:
-    """The address a socket is bound to."""
-    name: tuple[Any, ...] = bound.getsockname()
-    return name
-
-
 def make_key(home: str) -> bytes:
     """The key of this home for loopback TCP: read from <home>/key (0600), or made there."""
     path = os.path.join(home, "key")
-    try:
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    except FileExistsError:
-        with open(path, "rb") as file:
-            return file.read().strip()
-    key = b"tau_sk_" + base64.urlsafe_b64encode(os.urandom(32)).rstrip(b"=")
-    with open(descriptor, "wb") as file:
-        file.write(key + b"\n")
+    if not os.path.exists(path):
+        key = b"tau_sk_" + base64.urlsafe_b64encode(os.urandom(32)).rstrip(b"=")
+        with open(path + ".new", "wb") as file:  # under umask 077
+            file.write(key + b"\n")
+        os.rename(path + ".new", path)  # whole or not at all
+    with open(path, "rb") as file:
+        key = file.read().strip()
+    if len(key) < KEY_BYTES_MIN:
+        raise Forbidden(f"{path} does not hold a key", "remove it: taud makes another")
     return key
 
 
@@ -1941,16 +2024,19 @@ def sweep_versions(home: str, store: Store) -> None:
 class Call:
     """One request being answered, as an operation sees it."""
 
-    __slots__ = ("actor", "connection", "daemon", "request", "sent")
+    __slots__ = ("actor", "connection", "daemon", "request")
 
     def __init__(self, connection: Connection, request: Any) -> None:
-        self.connection, self.request, self.sent = connection, request, 0
+        self.connection, self.request = connection, request
         self.daemon, self.actor = connection.daemon, connection.actor
+
+    def rest(self) -> None:
+        """From now on this request only waits for a run: others may begin meanwhile."""
+        self.connection.rest()
 
     async def emit(self, event: Json) -> None:
         """Sends one event of a followed request; waits while the reader is slow."""
-        self.sent += 1
-        params = {"request": self.request, "seq": self.sent, **event}
+        params = {"request": self.request, **event}
         await self.connection.send_slowly({"jsonrpc": "2.0", "method": "event", "params": params})
 
 
@@ -1963,7 +2049,8 @@ class Connection(Protocol):
         self.daemon, self.group, self.key = daemon, group, key
         self.buffer = bytearray()  # the unfinished line; never longer than line_max
         self.lines: list[bytes] = []  # complete lines not yet begun, newest first
-        self.tasks: set[asyncio.Task[None]] = set()  # requests in flight; at most IN_FLIGHT_MAX
+        self.tasks: set[asyncio.Task[None]] = set()  # requests not yet answered
+        self.resting: set[asyncio.Task[Any]] = set()  # those of them that only wait for a run
         self.known = False  # whether the peer has shown who it is
         self.actor = ""
         self.closing = False  # no line is read any more; what is in flight is still answered
@@ -1971,6 +2058,7 @@ class Connection(Protocol):
         self.writable.set()
         self.timer: asyncio.TimerHandle | None = None  # while a line or a hello is overdue
         self.blocked: asyncio.TimerHandle | None = None  # while the peer does not read
+        self.looking: asyncio.TimerHandle | None = None  # while the peer has said all and waits for answers
 
     @property
     def line_max(self) -> int:
@@ -2006,16 +2094,18 @@ class Connection(Protocol):
             whole = bytes(self.buffer[:end])
             del self.buffer[: end + 1]
             self.lines[:0] = whole.split(b"\n")[::-1]
-        self.expect_rest()
         self.begin_lines()
+        self.expect_rest(new=end >= 0)
         if len(self.buffer) > self.line_max and not self.closing:
             hint = f"a line may have {self.line_max:,} bytes"
             self.refuse(None, InvalidRequest("the line is too long", hint))
 
     def eof_received(self) -> bool:
-        """The peer has said all; it still gets its answers, and then the connection closes."""
+        """The peer has said all; it still gets its answers, unless it is gone altogether."""
         self.closing = True
         self.buffer.clear()
+        self.expect_rest(new=True)
+        self.look_for_peer()
         self.close_if_done()
         return True
 
@@ -2024,7 +2114,7 @@ class Connection(Protocol):
         self.daemon.connections.discard(self)
         self.closing = True
         self.writable.set()
-        for handle in (self.timer, self.blocked):
+        for handle in (self.timer, self.blocked, self.looking):
             if handle is not None:
                 handle.cancel()
         for task in self.tasks:
@@ -2045,18 +2135,41 @@ class Connection(Protocol):
 
     # Ours.
 
-    def expect_rest(self) -> None:
-        """An unfinished line must be finished in PATIENCE_S; an idle connection may stay."""
+    def expect_rest(self, new: bool) -> None:
+        """An unfinished line must be finished in PATIENCE_S, counted from its (*new*) beginning."""
         if not self.known:
-            return
-        if self.timer is not None:
+            return  # the time for the hello is running
+        if self.timer is not None and (new or not self.buffer):
             self.timer.cancel()
-        loop = asyncio.get_running_loop()
-        self.timer = loop.call_later(PATIENCE_S, self.transport.abort) if self.buffer else None
+            self.timer = None
+        if self.buffer and self.timer is None and not self.lines:
+            loop = asyncio.get_running_loop()
+            self.timer = loop.call_later(PATIENCE_S, self.transport.abort)
+
+    def look_for_peer(self) -> None:
+        """Drops a peer that has closed both ways: asyncio tells only that it will say no more."""
+        poll = select.poll()
+        poll.register(self.transport.get_extra_info("socket").fileno(), 0)
+        if poll.poll(0):  # POLLHUP or POLLERR, which need not be asked for
+            self.transport.abort()
+        elif not self.transport.is_closing():
+            self.looking = asyncio.get_running_loop().call_later(LOOK_FOR_PEER_S, self.look_for_peer)
+
+    def rest(self) -> None:
+        """The request being answered only waits from now on; the next may begin."""
+        task = asyncio.current_task()
+        if task in self.tasks:
+            self.resting.add(task)
+            asyncio.get_running_loop().call_soon(self.begin_lines)
+
+    def has_room(self) -> bool:
+        """Whether another request may begin."""
+        busy = len(self.tasks) - len(self.resting)
+        return busy < IN_FLIGHT_MAX and len(self.tasks) < WAITING_MAX and self.writable.is_set()
 
     def begin_lines(self) -> None:
         """Begins waiting lines while there is room in flight; else stops reading for a while."""
-        while self.lines and len(self.tasks) < IN_FLIGHT_MAX and self.writable.is_set():
+        while self.lines and self.has_room():
             self.begin(self.lines.pop())
         if self.transport.is_closing():
             return
@@ -2090,6 +2203,7 @@ class Connection(Protocol):
     def forget(self, task: asyncio.Task[None]) -> None:
         """A request has been answered; the next may begin."""
         self.tasks.discard(task)
+        self.resting.discard(task)
         self.begin_lines()
 
     def greet(self, message: Any) -> None:
@@ -2101,7 +2215,7 @@ class Connection(Protocol):
         right = message.get("method") == "hello" if isinstance(message, dict) else False
         # compare_digest on bytes: on text with non-ASCII letters it raises.
         key = given.encode("utf-8") if isinstance(given, str) else b""
-        if not right or not hmac.compare_digest(key, self.key or b""):
+        if not right or not self.key or not hmac.compare_digest(key, self.key):
             raise Forbidden("hello with the right key first", "set TAU_API_KEY, or use the daemon's own home")
         self.known, self.actor = True, "key:home"
         if self.timer is not None:
@@ -2114,8 +2228,8 @@ class Connection(Protocol):
             reply = await self.reply(message)
             if reply is not None:
                 self.send(reply)
-        elif not 0 < len(message) <= BATCH_MAX:
-            self.send(refusal(None, InvalidRequest(f"a batch has 1 to {BATCH_MAX} requests", "send fewer")))
+        elif not 0 < len(message) <= IN_FLIGHT_MAX:
+            self.send(refusal(None, InvalidRequest(f"a batch has 1 to {IN_FLIGHT_MAX} requests", "send fewer")))
         else:
             replies = [reply for reply in await asyncio.gather(*map(self.reply, message)) if reply is not None]
             if replies:
@@ -2149,7 +2263,7 @@ class Connection(Protocol):
             raise InvalidRequest('jsonrpc must be "2.0"', "leave it out, or send 2.0")
         if json_type(message.get("id")) not in ("string", "integer", "number", "null"):
             raise InvalidRequest("id must be a string or a number", "send an id that answers can repeat")
-        method, params = message["method"], message.get("params", {})
+        method, params = message["method"][:WORD_MAX], message.get("params", {})
         if method in ("ping", "hello"):
             return {"protocol": PROTOCOL, "version": __version__}
         chosen = OPERATIONS.get(method)
@@ -2230,16 +2344,13 @@ async def deploy(call: Call, files: list[Json], *, entry: str | None = None, nam
         raise BadRequest("say which file is the entry", f"one of {', '.join(sorted(sources))}")
     versions = os.path.join(call.daemon.home, "versions")
     digest = digest_of(sources)
-    staged = await keep_sources(versions, digest, sources)
+    staged = await asyncio.to_thread(stage, versions, digest, sources)
     try:
         found = choose(await call.daemon.executor.load(staged, entry), name, entry)
-        kept = os.path.join(versions, digest)
-        if staged != kept:
-            os.rename(staged, kept)
-    except BaseException:
-        if staged != os.path.join(versions, digest):
+        await asyncio.to_thread(keep, staged, os.path.join(versions, digest))
+    finally:
+        if os.path.basename(staged) != digest:
             shutil.rmtree(staged, ignore_errors=True)
-        raise
     store = call.daemon.store
     deployed = await store.write(store.deploy, found, digest, entry, call.actor)
     return {"changed": any(one["changed"] for one in deployed), "pipelines": deployed}
@@ -2252,7 +2363,8 @@ def read_sources(files: list[Json]) -> dict[str, bytes]:
         path = file.get("path")
         if not isinstance(path, str) or not is_inside(path) or path in sources:
             raise BadRequest(
-                f"'{path}' is not a file's path inside the deployment", "use relative paths, each once"
+                f"'{str(path)[:WORD_MAX]}' is not a file's path inside the deployment",
+                "use relative paths, each once",
             )
         content = read_content(file)
         if b"\0" in content:
@@ -2265,6 +2377,9 @@ def read_sources(files: list[Json]) -> dict[str, bytes]:
             hint = "save the file as UTF-8"
             raise LoadFailed(f"{path} is not UTF-8", hint, kind="load", file=path, line=line) from None
         sources[path] = content
+    clash = next((path for path in sources if any(other.startswith(path + "/") for other in sources)), None)
+    if clash is not None:
+        raise BadRequest(f"'{clash}' is a file and a folder", "use relative paths, each once")
     if sum(map(len, sources.values())) > SOURCE_BYTES_MAX:
         raise LoadFailed(f"more than {SOURCE_BYTES_MAX:,} bytes", "keep data out of the source", kind="load")
     return sources
@@ -2273,7 +2388,8 @@ def read_sources(files: list[Json]) -> dict[str, bytes]:
 def is_inside(path: str) -> bool:
     """Whether a path names a file below the directory it is relative to."""
     parts = path.split("/")
-    return 0 < len(path) < 512 and "\0" not in path and all(part not in ("", ".", "..") for part in parts)
+    plain_parts = all(part not in ("", ".", "..") and len(part.encode()) <= 200 for part in parts)
+    return 0 < len(path) < 512 and "\0" not in path and plain_parts
 
 
 def read_content(file: Json) -> bytes:
@@ -2294,20 +2410,49 @@ def digest_of(sources: dict[str, bytes]) -> str:
     return digest.hexdigest()
 
 
-async def keep_sources(versions: str, digest: str, sources: dict[str, bytes]) -> str:
-    """A directory that holds the files durably: the version's own if it is there, else a staged one."""
+def stage(versions: str, digest: str, sources: dict[str, bytes]) -> str:
+    """A directory that holds the files durably: the version's own if it is whole, else a staged one."""
     kept = os.path.join(versions, digest)
-    if os.path.isdir(kept):
+    if all(read_bytes(os.path.join(kept, path)) == content for path, content in sources.items()):
         return kept
     staged = tempfile.mkdtemp(prefix=".staged-", dir=versions)
-    for path, content in sources.items():
-        place = os.path.join(staged, path)
-        make_directory(os.path.dirname(place))
-        with open(place, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
+    try:
+        for path, content in sources.items():
+            place = os.path.join(staged, path)
+            make_directory(os.path.dirname(place))
+            with open(place, "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+    except OSError as problem:
+        shutil.rmtree(staged, ignore_errors=True)
+        raise StorageFull(f"cannot keep the source: {problem.strerror}", "make room on the disk") from None
     return staged
+
+
+def read_bytes(path: str) -> bytes | None:
+    """What a file holds; None if there is no such file."""
+    try:
+        with open(path, "rb") as file:
+            return file.read()
+    except OSError:
+        return None
+
+
+def keep(staged: str, kept: str) -> None:
+    """The staged directory has taken its place, durably; the same files, put there meanwhile, are as good."""
+    if staged == kept:
+        return
+    try:
+        os.rename(staged, kept)
+    except OSError:  # it exists: whole since a moment ago, or damaged
+        damaged = staged + ".old"
+        os.rename(kept, damaged)
+        os.rename(staged, kept)
+        shutil.rmtree(damaged, ignore_errors=True)
+    folder = os.open(os.path.dirname(kept), os.O_RDONLY)
+    os.fsync(folder)
+    os.close(folder)
 
 
 def choose(outcome: Outcome, name: str | None, entry: str) -> list[Json]:
@@ -2353,8 +2498,6 @@ async def undeploy(call: Call, name: str) -> Json:
     """
     store = call.daemon.store
     cancelled = await store.write(store.undeploy, name, call.actor)
-    for run_id in cancelled or ():
-        call.daemon.feed.changed(run_id)
     return {"name": name, "changed": cancelled is not None, "cancelled_runs": cancelled or []}
 
 
@@ -2386,9 +2529,10 @@ async def code(call: Call, name: str, *, version: int | None = None, raw: bool =
     raw           the command line prints the bare source, not JSON
     """
     found = call.daemon.store.version(name, version)
-    path = os.path.join(call.daemon.home, "versions", found["sha256"], found["entry"])
-    with open(path, encoding="utf-8") as file:
-        source = file.read()
+    content = read_bytes(os.path.join(call.daemon.home, "versions", found["sha256"], found["entry"]))
+    if content is None:
+        raise NotFound(f"the source of {name} v{found['version']} is gone", "deploy the file again")
+    source = content.decode("utf-8")
     head = {key: found[key] for key in ("pipeline", "version", "sha256", "entry", "deployed_at")}
     return head | {"source": source}
 
@@ -2425,6 +2569,7 @@ async def run(
     if not wait:
         answer: Json = {"run_id": run_id, "status": status}
         return answer | {"deduplicated": True} if deduplicated else answer
+    call.rest()
     try:
         await asyncio.wait_for(attend(call, run_id, follow), timeout)
     except TimeoutError:
@@ -2454,6 +2599,7 @@ async def wait(call: Call, run_id: list[str], *, timeout: float | None = None) -
     if not wanted:
         raise BadRequest("which runs?", "tau wait RUN_ID")
     late = False
+    call.rest()
     try:
         await asyncio.wait_for(asyncio.gather(*map(daemon.feed.finished, wanted)), timeout)
     except TimeoutError:
@@ -2476,10 +2622,9 @@ async def cancel(call: Call, run_id: str) -> Json:
     daemon = call.daemon
     run_id = daemon.store.find_run(run_id)
     moved = await daemon.store.write(daemon.store.cancel_queued, run_id, call.actor)
-    if moved:
-        daemon.feed.changed(run_id)
-    elif daemon.store.status_of(run_id) not in FINAL:
+    if not moved and daemon.store.status_of(run_id) not in FINAL:
         await daemon.executor.stop(run_id, "cancelled")
+        call.rest()
         await daemon.feed.finished(run_id)
         moved = daemon.store.status_of(run_id) == "cancelled"
     return {"run_id": run_id, "status": daemon.store.status_of(run_id), "changed": moved}
@@ -2552,7 +2697,8 @@ async def logs(
         lines, total, dropped = store.logs(run_id, wanted, step, bounded(tail))
         answer = listing("lines", lines, total, f"tau logs --run {run_id}", "--tail")
         return {"run_id": run_id, **answer, "log_dropped": dropped}
-    async for event in call.daemon.feed.events(run_id, tail):
+    call.rest()
+    async for event in call.daemon.feed.events(run_id, bounded(tail)):
         inside = step is None or is_within(event.get("step"), step)
         if event["type"] == "log" and inside and (not wanted or event["level"] in wanted):
             await call.emit(event)
@@ -2614,15 +2760,9 @@ async def shutdown(call: Call, *, drain: float = 0.0, cancel: bool = False) -> J
     cancel        cancel live runs first
     """
     daemon = call.daemon
-    daemon.stopping = True
-    if cancel:
-        await daemon.executor.stop_all("cancelled")
-    if drain or cancel:
-        await daemon.executor.drained(drain if drain else None)
-    answer = {"pid": os.getpid(), "stopping": True, "live_runs": daemon.executor.used()}
-    assert daemon.ended is not None
-    asyncio.get_running_loop().call_soon(daemon.ended.set)
-    return answer
+    # In a task of the daemon's own: a client that goes away must not leave the drain half done.
+    await asyncio.shield(daemon.begin_stopping(drain, cancel))
+    return {"pid": os.getpid(), "stopping": True, "live_runs": daemon.executor.used()}
 
 
 @reads
@@ -2659,7 +2799,9 @@ def listing(key: str, rows: list[Json], total: int, get: str, flag: str = "--lim
     """A list answer; it says what it does not show and how to get it."""
     if len(rows) >= total:
         return {key: rows}
-    more = {"shown": len(rows), "total": total, "get": f"{get} {flag} {min(total, LIST_MAX)}"}
+    more: Json = {"shown": len(rows), "total": total, "get": f"{get} {flag} {min(total, LIST_MAX)}"}
+    if total > LIST_MAX:
+        more["at_least"] = True  # counting stops there
     return {key: rows, "truncated": more}
 
 
@@ -2783,6 +2925,8 @@ POLL_WATCHED_S = 0.05
 READ_BYTES = 128 << 10
 #: How long a journal without its first record may stay so once its fork server is dead.
 BIRTH_S = 2.0
+#: An unknown journal may have taken away a permission to start: it stays this long.
+SWEEP_S = 3600.0
 #: Environment of the daemon that runs must not see: keys, and systemd's channels to the daemon itself.
 PRIVATE_ENVIRONMENT = ("TAU_API_KEY", "NOTIFY_SOCKET", "LISTEN_", "WATCHDOG_")
 
@@ -2843,13 +2987,14 @@ class Process:
     def __init__(self, folder: str, stem: str, run_id: str | None, attempt: int, server: Json) -> None:
         self.path, self.stem, self.run_id, self.attempt = os.path.join(folder, stem), stem, run_id, attempt
         self.server = server  # identity of the fork server it was given to
+        self.born = False  # whether the fork server has said that it started it
         self.start: Json | None = None  # its first record: who it is
         self.outcome: Json | None = None  # `returned` or `raised`
         self.ended: Json | None = None  # the fork server's end record
         self.stopping: str | None = None  # the status it is being stopped for
-        self.position = {"journal": 0, "stdout": 0, "stderr": 0, "n": 0}
+        self.position = {"journal": 0, "stdout": 0, "stderr": 0, "n": 0, "bad": 0}
         self.log_lines = self.log_dropped = 0
-        self.tails: dict[str, list[str]] = {}  # last lines of an output beyond the limit, kept for its end
+        self.tails: dict[str, list[bytes]] = {}  # last lines of an output beyond the limit, kept for its end
         self.lock = asyncio.Lock()  # held over reading and storing what was read, so that order is kept
         self.closed = asyncio.Event()  # its outcome is stored
         self.verdict: Outcome | None = None
@@ -2875,38 +3020,50 @@ class Process:
 
     def read(self, limits: Json, final: bool) -> tuple[list[Json], bool]:
         """The trace records that came since the last call, and whether there are more to read."""
-        records, more = self.read_journal()
+        records, more = self.read_journal(limits)
         for stream in ("stdout", "stderr"):
             size = self.ended.get(stream + "_bytes") if self.ended is not None else None
             if size is None or size > self.position[stream]:
                 more |= self.read_output(stream, records, limits, final)
         return records, more
 
-    def read_journal(self) -> tuple[list[Json], bool]:
-        """The journal's new records; those about the process itself are kept here."""
-        lines, offset, more = read_lines(self.path + ".journal", self.position["journal"], 1 << 30)
+    def read_journal(self, limits: Json) -> tuple[list[Json], bool]:
+        """The journal's new records; those about the process itself are kept here, bad ones are counted."""
+        lines, offset, more = read_lines(self.path + ".journal", self.position["journal"])
         self.position["journal"] = offset
-        records = []
+        records: list[Json] = []
         for line in lines:
             try:
-                record = json.loads(line)
-                kind = record["t"]
-            except (ValueError, KeyError, TypeError):
-                continue  # torn by a crash, or not ours
-            if kind == "start":
-                self.start = record
-            elif kind == "end":
-                self.ended = record
-            elif kind in ("returned", "raised"):
-                self.outcome = record
-            elif kind == "dropped":
-                self.log_lines += record["lines"]
-                self.log_dropped += record["lines"]
-            else:
-                self.position["n"] += 1
-                self.log_lines += kind == "log"
-                records.append(record | {"n": self.position["n"]})
+                self.take(json.loads(line), records, limits)
+            except (ValueError, KeyError, TypeError, OverflowError, OSError):
+                self.position["bad"] += bool(line)  # torn by a crash, or not ours; the end record begins a line
         return records, more
+
+    def take(self, record: Json, records: list[Json], limits: Json) -> None:
+        """One record: about the process, or (checked, appended to *records*) of its trace."""
+        kind = record["t"]
+        if "mono" in record:
+            rfc3339(record["at"])  # or it is none of ours
+        if kind == "start":
+            self.start = record
+        elif kind == "end":
+            self.ended = record
+        elif kind in ("returned", "raised"):
+            self.outcome = record
+        elif kind == "dropped":
+            self.log_lines += record["lines"]
+            self.log_dropped += record["lines"]
+        elif kind == "log" and self.log_lines - self.log_dropped >= limits["log_lines"] + 2 * LOG_TAIL:
+            self.log_lines += 1  # forks of a run keep within its limit each by itself
+            self.log_dropped += 1
+        else:
+            self.keep(trace_record(record), records)
+
+    def keep(self, record: Json, records: list[Json]) -> None:
+        """A trace record gets its place."""
+        self.position["n"] += 1
+        self.log_lines += record["t"] == "log"
+        records.append(record | {"n": self.position["n"]})
 
     def read_output(self, stream: str, records: list[Json], limits: Json, final: bool) -> bool:
         """New lines of descriptor 1 or 2 become log records, up to the limits; whether there are more."""
@@ -2914,24 +3071,21 @@ class Process:
         lines, offset, more = read_lines(path, self.position[stream], LOG_LINE_BYTES_MAX, final)
         self.position[stream] = offset
         room = limits["log_lines"] - (self.log_lines - self.log_dropped)
-        if offset > limits["log_bytes"]:
-            room = 0
-        texts = [line.decode("utf-8", "replace") for line in lines]
-        self.log_lines += len(texts)
-        kept, beyond = texts[: max(room, 0)], texts[max(room, 0) :]
+        room = 0 if offset > limits["log_bytes"] else max(room, 0)
+        kept, beyond = lines[:room], lines[room:]
         if beyond:
-            tail = self.tails.setdefault(stream, [])
-            self.log_dropped += len(tail) + len(beyond)
-            tail += beyond
-            del tail[:-LOG_TAIL]
-            self.log_dropped -= len(tail)
+            self.log_lines += len(beyond)
+            self.log_dropped += len(beyond)
+            self.tails[stream] = (self.tails.get(stream, []) + beyond)[-LOG_TAIL:]
         if final and not more:
-            kept += self.tails.pop(stream, [])
-        at = time.time()
-        for text in kept:
-            self.position["n"] += 1
-            record = {"t": "log", "at": at, "level": "info", "message": text, "stream": stream}
-            records.append(record | {"n": self.position["n"]})
+            tail = self.tails.pop(stream, [])
+            self.log_lines -= len(tail)  # they are kept after all
+            self.log_dropped -= len(tail)
+            kept += tail
+        at = rfc3339(time.time())
+        about = {"t": "log", "at": at, "level": "info", "step": None, "stream": stream, "fields": None}
+        for line in kept:
+            self.keep({**about, "message": line.decode("utf-8", "replace")}, records)
         return more
 
     def remove_files(self) -> None:
@@ -2940,10 +3094,35 @@ class Process:
             remove_file(self.path + suffix)
 
 
-def read_lines(path: str, offset: int, longest: int, final: bool = False) -> tuple[list[bytes], int, bool]:
+def trace_record(record: Json) -> Json:
+    """A journal record as the store takes it; raises for one that is not as Tau writes it."""
+    kind, at = record["t"], rfc3339(record["at"])
+    if kind == "log":
+        message, fields = str(record["message"]), record.get("fields")
+        places = {"step": record.get("step"), "stream": record.get("stream")}
+        return {
+            "t": kind,
+            "at": at,
+            "level": str(record["level"]),
+            "message": message,
+            **places,
+            "fields": fields,
+        }
+    if kind == "step":
+        names = {"name": str(record["name"]), "path": str(record["path"])}
+        return {"t": kind, "started_at": at, "step": int(record["step"]), "parent": record["parent"], **names}
+    if kind == "done":
+        done = {key: record[key] for key in ("status", "duration_ms", "rows_in", "rows_out", "error")}
+        return {"t": kind, "finished_at": at, "step": int(record["step"]), **done}
+    raise KeyError(kind)
+
+
+def read_lines(
+    path: str, offset: int, longest: int | None = None, final: bool = False
+) -> tuple[list[bytes], int, bool]:
     """Whole lines of a growing file from *offset*: the lines, the offset after them, whether more is there.
 
-    A line longer than *longest* is cut there.  *final* takes the unfinished last line too.
+    A line longer than *longest* is cut into several.  *final* takes the unfinished last line too.
     """
     try:
         file = os.open(path, os.O_RDONLY)
@@ -2954,26 +3133,26 @@ def read_lines(path: str, offset: int, longest: int, final: bool = False) -> tup
         while True:
             data = os.pread(file, want, offset)
             end = data.rfind(b"\n") + 1
-            if end or len(data) < want or want >= longest:
+            if end or len(data) < want or (longest is not None and len(data) >= longest):
                 break
-            want *= 2
+            want *= 2  # one long record: its whole line is needed
         more = os.fstat(file).st_size > offset + len(data)
     finally:
         os.close(file)
-    if not end and data and (want >= longest or (final and not more)):
-        return [data[:longest]], offset + min(len(data), max(longest, 1)), more
-    if final and not more:
+    if (final and not more) or (not end and longest is not None and len(data) >= longest):
         end = len(data)
     lines = data[:end].split(b"\n")
-    if lines and not lines[-1]:
+    if not lines[-1]:
         lines.pop()
-    return [line[:longest] for line in lines], offset + end, more
+    if longest is not None:
+        lines = [line[at : at + longest] for line in lines for at in range(0, max(len(line), 1), longest)]
+    return lines, offset + end, more
 
 
 class Link(Protocol):
     """Our end of the socket to a fork server, as asyncio's protocol."""
 
-    def __init__(self, on_message: Callable[[Json], None], on_loss: Callable[[Link], None]) -> None:
+    def __init__(self, on_message: Callable[[Json], None], on_loss: Callable[[], None]) -> None:
         self.on_message, self.on_loss = on_message, on_loss
         self.transport: Any = None
         self.buffer = b""
@@ -2992,14 +3171,76 @@ class Link(Protocol):
         """The fork server is gone; the transport closes."""
 
     def connection_lost(self, problem: Exception | None) -> None:
-        """Tells the executor."""
-        self.on_loss(self)
+        """Tells the starter."""
+        self.on_loss()
 
     def pause_writing(self) -> None:
         """Jobs are few and small: at most `max_concurrent` are on their way."""
 
     def resume_writing(self) -> None:
         """Nothing to do."""
+
+
+class Starter:
+    """The fork server as the executor sees it: there is always one, and it takes jobs."""
+
+    def __init__(self, settings: Json, on_message: Callable[[Json], None], on_loss: Callable[[], None]) -> None:
+        self.settings, self.on_message, self.on_loss = settings, on_message, on_loss
+        self.server: Json = {}  # identity of the fork server that jobs go to
+        self.link: Link | None = None
+        self.closing = False
+
+    async def open(self) -> None:
+        """A fork server of ours runs and is connected; it outlives us while it has children."""
+        ours, theirs = socket.socketpair()
+        environ = {
+            name: value for name, value in os.environ.items() if not name.startswith(PRIVATE_ENVIRONMENT)
+        }
+        with theirs:
+            pid = start_python("fork_server", (), {0: theirs.fileno()}, environ)
+        self.server = identity(pid)
+        ours.setblocking(False)
+        link = Link(self.on_message, lambda: self.lose(link))
+        await asyncio.get_running_loop().create_unix_connection(lambda: link, sock=ours)
+        self.link = link
+
+    def lose(self, link: Link) -> None:
+        """The fork server died; its runs go on by themselves."""
+        if not self.closing and link is self.link:
+            logging.getLogger("tau").error("the fork server died; starting another")
+            self.on_loss()
+
+    async def replace(self) -> None:
+        """Another fork server takes the dead one's place, however often that must be tried."""
+        while True:
+            await asyncio.sleep(POLL_S)  # should it die at once again, do not spin
+            try:
+                os.waitpid(self.server["pid"], os.WNOHANG)
+            except ChildProcessError:
+                pass
+            try:
+                await self.open()
+                return
+            except OSError as problem:
+                logging.getLogger("tau").error("cannot start a fork server: %s", problem)
+
+    def send(self, job: Json) -> None:
+        """Asks the fork server to start a process."""
+        limits = ("log_lines", "log_bytes", "result_bytes")
+        job |= {
+            "method": self.settings["start_method"],
+            "grace_s": self.settings["stop_grace_s"],
+            "limits": {name: self.settings[name] for name in limits},
+            "boot": self.server["boot"],
+        }
+        assert self.link is not None
+        self.link.transport.write(encode(job))
+
+    def close(self) -> None:
+        """We are gone for the fork server: it ends with its last child."""
+        self.closing = True
+        if self.link is not None:
+            self.link.transport.close()
 
 
 class Executor:
@@ -3010,29 +3251,28 @@ class Executor:
         self.folder = os.path.join(home, "runs")
         self.live: dict[str, Process] = {}  # by stem; never more than max_concurrent with a run
         self.latencies: list[float] = []  # milliseconds from queued to started, the last thousand
-        self.server: Json = {}  # identity of the fork server that jobs go to
-        self.link: Link | None = None
+        self.starter = Starter(settings, self.hear, self.on_server_loss)
         self.tasks: set[asyncio.Task[None]] = set()
-        self.admitting = self.again = self.closing = False
+        self.admitting = self.again = False
+        self.paused = False  # nothing is admitted any more
         self.busy = asyncio.Event()  # set while anything is live
 
     async def open(self) -> None:
         """Ready to start runs; those that an earlier daemon left are taken over."""
         make_directory(self.folder)
-        await self.start_server()
+        await self.starter.open()
         self.recover()
         self.spawn(self.watch())
         self.wake()
 
     async def close(self) -> None:
         """Nothing is started any more; live runs and their fork server go on by themselves."""
-        self.closing = True
+        self.paused = True
         for task in self.tasks:
             task.cancel()
         if self.tasks:
             await asyncio.wait(self.tasks)
-        if self.link is not None:
-            self.link.transport.close()
+        self.starter.close()
 
     def spawn(self, work: Any) -> None:
         """Runs a coroutine of ours beside the others; its failure is logged."""
@@ -3050,75 +3290,59 @@ class Executor:
 
     def wake(self) -> None:
         """Admits what is queued as far as there are slots; called whenever either may have changed."""
+        free = self.settings["max_concurrent"] - self.used()
         if self.admitting:
             self.again = True
-        elif not self.closing and self.used() < self.settings["max_concurrent"] and self.store.has_queue():
+        elif free > 0 and not self.paused and self.store.has_queue():
             self.admitting, self.again = True, False
-            self.spawn(self.admit(self.settings["max_concurrent"] - self.used()))
+            # The store is asked at once, so that a run and its admission share a commit.
+            self.spawn(self.admit(self.store.write(self.store.admit, free, self.starter.server)))
 
     def used(self) -> int:
         """How many runs are live."""
         return sum(process.run_id is not None for process in self.live.values())
 
-    def admit(self, free: int) -> Awaitable[None]:
-        """Moves up to *free* runs from queued to running and hands them to the fork server.
+    async def admit(self, admitted: Awaitable[list[Json]]) -> None:
+        """Hands runs to the fork server that the store has moved from queued to running."""
+        try:
+            for job in await admitted:
+                self.dispatch(job)
+        except TauError as problem:
+            logging.getLogger("tau").error("cannot admit runs: %s", problem)
+            await asyncio.sleep(1.0)
+            self.again = True
+        finally:
+            self.admitting = False
+        if self.again:
+            self.wake()
 
-        The store is asked at once, so that a run and its admission share a commit.
-        """
-        admitted = self.store.write(self.store.admit, free, self.server)
-
-        async def hand_over() -> None:
-            try:
-                for job in await admitted:
-                    self.dispatch(job)
-            finally:
-                self.admitting = False
-            if self.again:
-                self.wake()
-
-        return hand_over()
-
-    def dispatch(self, job: Json) -> None:
+    def dispatch(self, job: Json) -> Process:
         """One admitted run goes to the fork server."""
-        process = Process(self.folder, job["stem"], job["run_id"], job["attempt"], self.server)
+        process = Process(self.folder, job["stem"], job["run_id"], job["attempt"], self.starter.server)
+        job["folder"] = os.path.join(self.home, "versions", job["sha256"])
+        job["directory"] = os.path.join(self.home, "data", job["pipeline"])
         self.enlist(process)
-        self.send_job(process, job)
+        self.starter.send(job | {"journal": process.path})
+        return process
 
     def enlist(self, process: Process) -> None:
         """The process is watched from now on."""
         self.live[process.stem] = process
         self.busy.set()
 
-    def send_job(self, process: Process, job: Json) -> None:
-        """Asks the fork server to start a process."""
-        limits = ("log_lines", "log_bytes", "result_bytes")
-        job |= {
-            "journal": process.path,
-            "method": self.settings["start_method"],
-            "grace_s": self.settings["stop_grace_s"],
-            "limits": {name: self.settings[name] for name in limits},
-            "boot": self.server["boot"],
-        }
-        if job["kind"] == "run":
-            job["folder"] = os.path.join(self.home, "versions", job["sha256"])
-            job["directory"] = os.path.join(self.home, "data", job["pipeline"])
-        assert self.link is not None
-        self.link.transport.write(encode(job))
-
     async def load(self, folder: str, entry: str) -> Outcome:
         """What a deployed file holds, found out in an isolated process within load_timeout_s."""
         stem = f"load-{os.urandom(8).hex()}"
-        process = Process(self.folder, stem, None, 1, self.server)
+        process = Process(self.folder, stem, None, 1, self.starter.server)
         self.enlist(process)
         directory = tempfile.mkdtemp(prefix="tau-load-")
         job = {"kind": "load", "stem": stem, "folder": folder, "entry": entry, "directory": directory}
         try:
-            self.send_job(process, job)
-            try:
-                await asyncio.wait_for(process.closed.wait(), self.settings["load_timeout_s"])
-            except TimeoutError:
-                self.spawn(self.end(process, "timed_out"))
-                await process.closed.wait()
+            self.starter.send(job | {"journal": process.path})
+            await asyncio.wait_for(process.closed.wait(), self.settings["load_timeout_s"])
+        except TimeoutError:
+            await self.end(process, "timed_out")
+            await process.closed.wait()
         except asyncio.CancelledError:
             self.spawn(self.end(process, "timed_out"))
             raise
@@ -3127,51 +3351,28 @@ class Executor:
         assert process.verdict is not None
         return process.verdict
 
-    # The fork server.
-
-    async def start_server(self) -> None:
-        """A fork server of ours runs and is connected; it outlives us while it has children."""
-        ours, theirs = socket.socketpair()
-        environ = {
-            name: value for name, value in os.environ.items() if not name.startswith(PRIVATE_ENVIRONMENT)
-        }
-        with theirs:
-            pid = start_python("fork_server", (), {0: theirs.fileno()}, environ)
-        self.server = {"pid": pid, "started": process_started(pid), "boot": boot_id()}
-        ours.setblocking(False)
-        loop = asyncio.get_running_loop()
-        _, link = await loop.create_unix_connection(lambda: Link(self.hear, self.lose_server), sock=ours)
-        self.link = link
+    # What the fork server says.
 
     def hear(self, message: Json) -> None:
-        """The fork server says that a process ended, or why it could not start."""
+        """The fork server has started a process, or has seen it end."""
         process = self.live.get(message["stem"])
-        if process is not None:
-            if "reason" in message:
-                process.ended = {"exit_code": None, "signal": None, "reason": message["reason"]}
+        if process is None:
+            return
+        process.born = True
+        if "end" in message:
+            process.ended = process.ended or message["end"]  # should the journal not have had room for it
             self.spawn(self.finish(process))
 
-    def lose_server(self, link: Link) -> None:
-        """The fork server died: its runs are watched by themselves now, and another takes its place."""
-        if not self.closing and link is self.link:
-            logging.getLogger("tau").error("the fork server died; starting another")
-            self.spawn(self.replace_server())
+    def on_server_loss(self) -> None:
+        """The runs of the dead fork server are watched by themselves now."""
+        self.spawn(self.replace_server())
 
     async def replace_server(self) -> None:
         """A new fork server; jobs that the old one had not begun go to it."""
-        try:
-            os.waitpid(self.server["pid"], 0)
-        except ChildProcessError:
-            pass
-        await asyncio.sleep(POLL_S)  # should it die at once again, do not spin
-        await self.start_server()
+        await self.starter.replace()
         for process in tuple(self.live.values()):
-            if process.start is None and claim(process):
-                if process.run_id is None:  # loads are not repeated
-                    process.ended = {"exit_code": None, "signal": None, "reason": "the fork server died"}
-                    self.spawn(self.finish(process))
-                else:
-                    await self.restart(process)
+            if not process.born and process.start is None and claim(process):
+                await self.restart(process)
 
     # From the journal to the store.
 
@@ -3180,25 +3381,38 @@ class Executor:
         for row in self.store.unfinished():
             process = Process(self.folder, row["journal"], row["run_id"], row["attempt"], {})
             process.restore(row)
+            process.stopping = row["stopping"]
             self.enlist(process)
-            if claim(process):
+            if process.start is None and claim(process):
                 self.spawn(self.restart(process))
-            elif row["stopping"]:
-                self.spawn(self.end(process, row["stopping"]))
+            elif process.stopping:
+                self.spawn(self.end(process, process.stopping))
+        self.sweep()
+
+    def sweep(self) -> None:
+        """Removes files that a crash left, once no fork server can want to create one of them again."""
         known = {process.stem for process in self.live.values()}
-        day_ago = time.time() - 86_400
+        old = time.time() - SWEEP_S
         for name in os.listdir(self.folder):
             path = os.path.join(self.folder, name)
-            if name.partition(".")[0] not in known and os.path.getmtime(path) < day_ago:
+            if name.removesuffix(".journal").removesuffix(".stdout").removesuffix(".stderr") in known:
+                continue
+            if os.path.getmtime(path) < old or not name.endswith(".journal"):
                 remove_file(path)
 
     async def restart(self, process: Process) -> None:
-        """Starts an admitted run whose journal proves that it never began, under a new journal."""
-        del self.live[process.stem]
-        assert process.run_id is not None
-        job = await self.store.write(self.store.rename_journal, process.run_id, process.attempt, self.server)
-        if job is not None:
-            self.dispatch(job)
+        """Starts an admitted run that never began, once, under a new journal; ends what is not wanted."""
+        if process.run_id is not None and process.stopping is None:
+            rename = self.store.rename_journal
+            job = await self.store.write(rename, process.run_id, process.attempt, self.starter.server)
+            if job is not None:
+                del self.live[process.stem]
+                heir = self.dispatch(job)
+                if process.stopping is not None:
+                    await self.end(heir, process.stopping)
+                return
+        process.ended = {"exit_code": None, "signal": None, "reason": "it could not be started"}
+        await self.finish(process)
 
     async def watch(self) -> None:
         """Reads the journals of what is live a few times a second; sleeps while nothing is."""
@@ -3217,31 +3431,29 @@ class Executor:
         async with process.lock:
             if process.closed.is_set():
                 return
-            began = process.start is not None
             more = True
             while more:
                 _, more = await self.keep_next(process, final=False)
-            self.note_start(process, began)
-        if process.ended is not None or (process.server != self.server and self.is_gone(process)):
-            self.spawn(self.finish(process))
+        if process.ended is not None or (process.server != self.starter.server and self.is_gone(process)):
+            await self.finish(process)
 
     async def keep_next(self, process: Process, final: bool) -> tuple[list[Json], bool]:
         """Reads the next chunk of the journal and stores it; what was last read, and whether there is more.
 
         With *final*, what is last read is not stored: it belongs in one commit with the outcome.
         """
-        before = process.state()
+        before, began = process.state(), process.start is not None
         records, more = process.read(self.settings, final)
+        self.note_start(process, began)
         if process.run_id is None or process.position == before["position"] or (final and not more):
             return records, more
         try:
             await self.store.write(
                 self.store.add_trace, process.run_id, process.attempt, records, process.state()
             )
-        except TauError:
+        except StorageFull:
             process.restore(before)
             raise
-        self.feed.changed(process.run_id)
         return records, more
 
     def note_start(self, process: Process, began: bool) -> None:
@@ -3261,53 +3473,53 @@ class Executor:
         return time.monotonic() - process.orphaned_at > BIRTH_S
 
     async def finish(self, process: Process) -> None:
-        """Reads the rest of the journal, gives the verdict, and keeps it however long that takes."""
+        """Reads the rest of the journal, gives the verdict, and keeps it however long the disk is full."""
         async with process.lock:
-            if process.closed.is_set():
-                return
-            while True:
+            while not process.closed.is_set():
                 try:
                     await self.conclude(process)
-                    break
-                except TauError as problem:
+                    process.closed.set()
+                except StorageFull as problem:
                     logging.getLogger("tau").error("cannot record the end of %s: %s", process.stem, problem)
                     await asyncio.sleep(1.0)
-            process.closed.set()
-        self.live.pop(process.stem, None)
-        self.wake()
-        if process.run_id is not None:
-            self.feed.changed(process.run_id)
-        process.remove_files()
+        if self.live.pop(process.stem, None) is not None:
+            process.remove_files()
+            self.wake()
 
     async def conclude(self, process: Process) -> None:
         """Stores what is left to read together with the outcome, in one commit if it is not much."""
-        began, more = process.start is not None, True
+        more = True
         while more:
             before = process.state()
             records, more = await self.keep_next(process, final=True)
-        self.note_start(process, began)
         if process.start is not None and process.ended is None:
             end_session(process.start)
         process.verdict = verdict(process.outcome, process.ended, process.stopping)
         if process.run_id is None:
             return
+        finish, about = self.store.finish, (process.run_id, process.attempt)
         try:
-            await self.store.write(
-                self.store.finish, process.run_id, process.attempt, records, process.state(), process.verdict
-            )
-        except TauError:
+            await self.store.write(finish, *about, records, process.state(), process.verdict)
+        except StorageFull:
             process.restore(before)
             raise
+        except TauError:  # a bug of ours in the trace must not keep the outcome from being known
+            await self.store.write(finish, *about, [], process.state(), process.verdict)
 
     # Stopping.
 
     async def stop(self, run_id: str, status: str) -> None:
         """Begins to stop a live run, which will end with this status unless it ended before."""
         process = next((one for one in self.live.values() if one.run_id == run_id), None)
-        if process is not None and process.stopping is None:
-            process.stopping = status
+        if process is None or process.stopping is not None:
+            return
+        process.stopping = status
+        try:
             await self.store.write(self.store.note_stopping, run_id, process.attempt, status)
-            self.spawn(self.end(process, status))
+        except TauError:
+            process.stopping = None
+            raise
+        self.spawn(self.end(process, status))
 
     async def stop_all(self, status: str) -> None:
         """Begins to stop every live run."""
@@ -3318,7 +3530,7 @@ class Executor:
     async def end(self, process: Process, status: str) -> None:
         """SIGTERM to the process's group, grace, SIGKILL; returns when it has ended or nothing helps."""
         process.stopping = status
-        while process.start is None and not process.closed.is_set():
+        while process.start is None and not process.closed.is_set() and process.stem in self.live:
             await asyncio.sleep(POLL_WATCHED_S)  # not born yet: watch() reads its first record
         for number, patience in ((signal.SIGTERM, self.settings["stop_grace_s"]), (signal.SIGKILL, 5.0)):
             if process.start is not None and not process.closed.is_set():
@@ -3328,20 +3540,17 @@ class Executor:
                 except TimeoutError:
                     continue
 
-    async def drained(self, patience: float | None) -> None:
-        """Returns when nothing is live, or after *patience* seconds."""
-        try:
-            await asyncio.wait_for(
-                asyncio.gather(*(process.closed.wait() for process in self.live.values())), patience
-            )
-        except TimeoutError:
-            pass
+    async def drained(self) -> None:
+        """Returns when nothing is live."""
+        while self.live:
+            await asyncio.gather(*(process.closed.wait() for process in self.live.values()))
+            await asyncio.sleep(0)
 
     # For `status`.
 
     def processes(self) -> list[Json]:
         """The fork server and the live runs, by role and pid."""
-        found: list[Json] = [{"role": "fork server", "pid": self.server.get("pid")}]
+        found: list[Json] = [{"role": "fork server", "pid": self.starter.server.get("pid")}]
         for process in self.live.values():
             if process.start is not None:
                 role = "run" if process.run_id else "load"
@@ -3390,6 +3599,10 @@ def end_session(process: Json) -> None:
 # Promises that whoever waits hears of every change, in order and at its own pace: it reads the store.
 
 
+#: Room for the trace of one attempt in the numbering of a run's events.
+SEQ_STRIDE = 1_000_000_000
+
+
 class Feed:
     """The road back up: what a run did, for those who wait for it."""
 
@@ -3425,22 +3638,24 @@ class Feed:
     async def events(self, run_id: str, tail: int | None = None) -> AsyncIterator[Json]:
         """Everything a run did and does, in one order that is the same each time, until it is final.
 
-        *tail* begins with that many of its last log lines.
+        `seq` grows along that order and is the same each time too.  *tail* begins with the last log lines.
         """
-        seq, place = 0, (0, 0) if tail is None else self.store.tail_place(run_id, tail)
+        ledger_seq, seq = 0, 0
+        place = (0, 0) if tail is None else self.store.tail_place(run_id, tail)
         while True:
             change = self.next(run_id)
-            ledger = self.store.run_events(run_id, seq)
+            ledger = self.store.run_events(run_id, ledger_seq)
             for event in ledger:
-                seq = event.pop("seq")
+                ledger_seq = event.pop("seq")
                 if event["type"] != "run.finished":
-                    yield event
+                    seq += 1
+                    yield {"seq": seq, **event}
             while page := self.store.trace(run_id, place):
-                for _, event in page:
-                    yield event
-                place = page[-1][0]
+                for place, event in page:
+                    seq = (place[0] - 1) * SEQ_STRIDE + place[1] + 2
+                    yield {"seq": seq, **event}
             if ledger and ledger[-1]["type"] == "run.finished":
-                yield ledger[-1]
+                yield {"seq": seq + 1, **ledger[-1]}
                 self.changed(run_id)
                 return
             await change
@@ -3465,11 +3680,8 @@ PRAGMAS = (
     "PRAGMA fullfsync = 1",
 )
 
-#: Failures of the disk, not of us: nothing was recorded and it may work again later.
-FULL_CODES = (10, 13)  # SQLITE_IOERR, SQLITE_FULL
 
-
-class Job:
+class Write:
     """One write waiting for its commit."""
 
     __slots__ = ("arguments", "future", "work")
@@ -3486,8 +3698,10 @@ class Store:
     def __init__(self, home: str, settings: Json) -> None:
         self.path = database_path(settings["url"], home)
         self.max_queued = settings["max_queued"]
-        self.pending: list[Job] = []  # writes of this turn of the loop: they travel together
-        self.inbox: queue.SimpleQueue[list[Job] | None] = queue.SimpleQueue()
+        self.pending: list[Write] = []  # writes of this turn of the loop: they travel together
+        self.inbox: queue.SimpleQueue[list[Write] | None] = queue.SimpleQueue()
+        self.touched: set[str] = set()  # runs that the transaction under way changes
+        self.on_commit: Callable[[set[str]], None] = lambda run_ids: None  # told, on the loop, what changed
         self.last_id = 0  # the newest run id as a number: ids never repeat or go back
         self.thread: threading.Thread | None = None
 
@@ -3569,7 +3783,7 @@ class Store:
         future: asyncio.Future[Any] = self.loop.create_future()
         if not self.pending:
             self.loop.call_soon(self.flush)
-        self.pending.append(Job(work, arguments, future))
+        self.pending.append(Write(work, arguments, future))
         return future
 
     def flush(self) -> None:
@@ -3589,47 +3803,53 @@ class Store:
                     break
                 last = more is None
                 group += more or ()
-            answers = self.commit(group)
+            answers, touched = self.commit(group)
             try:
-                self.loop.call_soon_threadsafe(self.deliver, answers)
+                self.loop.call_soon_threadsafe(self.deliver, answers, touched)
             except RuntimeError:
                 pass  # the loop has ended; the facts are on disk all the same
             if last:
                 return
 
-    def commit(self, group: list[Job]) -> list[tuple[Job, Any]]:
-        """Does a group of writes in one transaction; if any breaks, each in its own."""
-        answers: list[tuple[Job, Any]] = []
+    def commit(self, group: list[Write]) -> tuple[list[tuple[Write, Any]], set[str]]:
+        """Does a group of writes in one transaction, or each in its own if any breaks."""
+        answers: list[tuple[Write, Any]] = []
+        self.touched = set()
         try:
             self.db.execute("BEGIN IMMEDIATE")
-            for job in group:
+            for one in group:
                 try:
-                    answers.append((job, job.work(*job.arguments)))
+                    answers.append((one, one.work(*one.arguments)))
                 except TauError as refusal:
-                    answers.append((job, refusal))
+                    answers.append((one, refusal))
             self.db.execute("COMMIT")
         except (
             Exception
         ) as problem:  # of SQLite, of the disk, or a bug in one of them: the others must not suffer
             if self.db.in_transaction:
                 self.db.execute("ROLLBACK")
-            if len(group) > 1:
-                return [answer for job in group for answer in self.commit([job])]
-            return [(group[0], storage_error(problem))]
-        return answers
+            if len(group) == 1:
+                return [(group[0], storage_error(problem))], set()
+            apart = [self.commit([one]) for one in group]
+            return [answer for some, _ in apart for answer in some], set().union(*(runs for _, runs in apart))
+        return answers, self.touched
 
-    def deliver(self, answers: list[tuple[Job, Any]]) -> None:
-        """Back on the loop: each writer gets its answer."""
-        for job, answer in answers:
-            if job.future.cancelled():
+    def deliver(self, answers: list[tuple[Write, Any]], touched: set[str]) -> None:
+        """Back on the loop: each writer gets its answer, and who waits for a run hears of it."""
+        for one, answer in answers:
+            if one.future.cancelled():
                 continue
             if isinstance(answer, Exception):
-                job.future.set_exception(answer)
+                one.future.set_exception(answer)
             else:
-                job.future.set_result(answer)
+                one.future.set_result(answer)
+        if touched:
+            self.on_commit(touched)
 
     def event(self, type_name: str, pipeline: str, run_id: str | None, data: Json, actor: str = "taud") -> None:
         """Appends a fact to the ledger, in the transaction of the change it speaks of."""
+        if run_id is not None:
+            self.touched.add(run_id)
         self.db.execute(
             "INSERT INTO events (at, type, pipeline, run_id, data, actor) VALUES (?, ?, ?, ?, ?, ?)",
             (rfc3339(time.time()), type_name, pipeline, run_id, encode_json(data), actor),
@@ -3771,9 +3991,9 @@ class Store:
             " WHERE a.run_id = ? AND a.attempt = ? AND r.status = 'running'",
             (run_id, attempt),
         ).fetchone()
-        if row is None:
+        if row is None or row["journal"].endswith(AGAIN):
             return None
-        stem = row["journal"] + "a"  # for "again"
+        stem = row["journal"] + AGAIN
         self.db.execute(
             "UPDATE attempts SET journal = ?, position = ?, process = ? WHERE run_id = ? AND attempt = ?",
             (stem, NOWHERE, encode_json({"server": server}), run_id, attempt),
@@ -3792,32 +4012,23 @@ class Store:
 
     def add_trace(self, run_id: str, attempt: int, records: list[Json], state: Json) -> None:
         """Keeps trace records, and in the same transaction how far the journal has been read."""
+        self.touched.add(run_id)
         logs, steps, ends = [], {}, []
+        about = {"run_id": run_id, "attempt": attempt}
         for record in records:
-            at = rfc3339(record["at"])
             if record["t"] == "log":
-                fields = record.get("fields")
-                fields = None if fields is None else encode_json(fields)
-                place = (record.get("step"), record.get("stream"))
-                logs.append(
-                    (run_id, attempt, record["n"], at, record["level"], *place, record["message"], fields)
-                )
+                logs.append({**record, **about, "fields": json_or_null(record["fields"])})
             elif record["t"] == "step":
-                record["started_at"] = at
-                steps[record["step"]] = record
-            elif record["t"] == "done":
-                record["finished_at"], record["finished_n"] = at, record["n"]
+                steps[record["step"]] = {**about, **dict.fromkeys(DONE_COLUMNS), "status": "running", **record}
+            else:
+                done = {**record, "finished_n": record["n"], "error": json_or_null(record["error"])}
                 if record["step"] in steps:  # began and ended in one batch: one row, written once
-                    steps[record["step"]] |= {key: record[key] for key in DONE_COLUMNS}
+                    steps[record["step"]] |= {key: done[key] for key in DONE_COLUMNS}
                 else:
-                    ends.append(record | {"run_id": run_id, "attempt": attempt})
-        if logs:
-            self.db.executemany("INSERT INTO logs VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", logs)
-        if steps:
-            blank = {"run_id": run_id, "attempt": attempt, **dict.fromkeys(DONE_COLUMNS), "status": "running"}
-            self.db.executemany(ADD_STEP, [step_row(blank | step) for step in steps.values()])
-        if ends:
-            self.db.executemany(END_STEP, map(step_row, ends))
+                    ends.append({**about, **done})
+        self.db.executemany(ADD_LOG, logs)
+        self.db.executemany(ADD_STEP, steps.values())
+        self.db.executemany(END_STEP, ends)
         self.db.execute(
             "UPDATE attempts SET position = ?, process = ?, outcome = ?, ended = ?,"
             " log_lines = ?, log_dropped = ? WHERE run_id = ? AND attempt = ?",
@@ -3854,9 +4065,10 @@ class Store:
         )
         if moved:
             row = self.db.execute("SELECT pipeline FROM runs WHERE run_id = ?", (run_id,)).fetchone()
-            data = {"status": outcome.status, "duration_ms": took}
+            data: Json = {"status": outcome.status, "duration_ms": took}
             if outcome.error is not None:
-                data |= {key: outcome.error[key] for key in ("kind", "type", "fingerprint")}
+                data["error"] = {key: outcome.error[key] for key in ("kind", "type", "message", "fingerprint")}
+                data["error"]["message"] = data["error"]["message"][:500]
             self.event("run.finished", row["pipeline"], run_id, data)
 
     def note_stopping(self, run_id: str, attempt: int, status: str) -> None:
@@ -3866,6 +4078,14 @@ class Store:
         )
 
     # Reading: on the loop, a question each.
+
+    def snapshot(self, ask: Callable[[], Answer]) -> Answer:
+        """What several questions together find, all of the same moment."""
+        self.reader.execute("BEGIN")
+        try:
+            return ask()
+        finally:
+            self.reader.execute("COMMIT")
 
     def ask(self, question: str, *values: Any) -> list[Json]:
         """The rows that answer a question."""
@@ -3882,7 +4102,9 @@ class Store:
         if row is not None and not row["deployed"]:
             return NotFound(f"pipeline '{name}' was undeployed", "tau deploy FILE.py brings it back")
         names = [found["name"] for found in db.execute("SELECT name FROM pipelines WHERE deployed = 1")]
-        return NotFound(f"no pipeline named '{name}'", did_you_mean(name, names, "`tau list` shows all"))
+        return NotFound(
+            f"no pipeline named '{name[:WORD_MAX]}'", did_you_mean(name, names, "`tau list` shows all")
+        )
 
     def known(self, name: str) -> None:
         """NotFound unless there is, or was, a pipeline of this name."""
@@ -3963,7 +4185,7 @@ class Store:
         rows = self.ask("SELECT run_id FROM runs WHERE run_id >= ? ORDER BY run_id LIMIT 2", lowered)
         found = [row["run_id"] for row in rows if row["run_id"].startswith(lowered)]
         if not found or not prefix:
-            raise NotFound(f"no run '{prefix}'", "`tau runs` lists them")
+            raise NotFound(f"no run '{prefix[:WORD_MAX]}'", "`tau runs` lists them")
         if len(found) > 1 and found[0] != lowered:
             raise BadRequest(f"several runs begin with '{prefix}'", f"{found[0]}, {found[1]}, …")
         return str(found[0])
@@ -4010,7 +4232,7 @@ class Store:
             *(*values, limit),
         )
         # Counting stops where nobody needs to know more exactly.
-        most = f"SELECT count(*) FROM (SELECT 1 FROM runs{where} LIMIT {LIST_MAX})"
+        most = f"SELECT count(*) FROM (SELECT 1 FROM runs{where} LIMIT {LIST_MAX + 1})"
         return rows, len(rows) if len(rows) < limit else self.count(most, *values)
 
     def failures(self, limit: int) -> tuple[list[Json], int]:
@@ -4026,6 +4248,10 @@ class Store:
 
     def whole_run(self, run_id: str) -> tuple[Json, Json | None, list[Json], list[Json]]:
         """A run, its last attempt, the attempt's steps, and its last log lines."""
+        return self.snapshot(lambda: self.run_parts(run_id))
+
+    def run_parts(self, run_id: str) -> tuple[Json, Json | None, list[Json], list[Json]]:
+        """Those parts, from one moment."""
         run = self.ask("SELECT * FROM runs WHERE run_id = ?", run_id)[0]
         attempts = self.ask("SELECT * FROM attempts WHERE run_id = ? AND attempt = ?", run_id, run["attempt"])
         steps = self.ask("SELECT * FROM steps WHERE run_id = ? AND attempt = ?", run_id, run["attempt"])
@@ -4060,10 +4286,14 @@ class Store:
         """What the ledger says of a run, after an event."""
         rows = self.ask("SELECT * FROM events WHERE run_id = ? AND seq > ? ORDER BY seq", run_id, after)
         keys = ("seq", "type", "at", "run_id", "pipeline")
-        return [{**{key: row[key] for key in keys}, **row["data"]} for row in rows]
+        return [{**row["data"], **{key: row[key] for key in keys}} for row in rows]
 
     def trace(self, run_id: str, after: tuple[int, int]) -> list[tuple[tuple[int, int], Json]]:
         """The next page of a run's trace as events, each with its place (attempt, n) to go on from."""
+        return self.snapshot(lambda: self.trace_page(run_id, after))
+
+    def trace_page(self, run_id: str, after: tuple[int, int]) -> list[tuple[tuple[int, int], Json]]:
+        """That page, from one moment: a line committed between its questions would be skipped for good."""
         attempts = self.ask(
             "SELECT attempt FROM attempts WHERE run_id = ? AND attempt >= ? ORDER BY attempt", run_id, after[0]
         )
@@ -4083,7 +4313,7 @@ class Store:
             for step in steps:
                 found += [(n, event) for n, event in step_events(step) if seen < n <= last]
             if found:
-                return [((attempt, n), event) for n, event in sorted(found, key=first)]
+                return [((attempt, n), event) for n, event in sorted(found, key=lambda pair: pair[0])]
         return []
 
     def tail_place(self, run_id: str, tail: int) -> tuple[int, int]:
@@ -4108,31 +4338,30 @@ class Store:
         )
 
 
-NOWHERE = '{"journal":0,"stdout":0,"stderr":0,"n":0}'
+#: Marks the journal of a second start; there is no third.
+AGAIN = "-again"
+NOWHERE = '{"journal":0,"stdout":0,"stderr":0,"n":0,"bad":0}'
 DONE_COLUMNS = ("status", "duration_ms", "rows_in", "rows_out", "error", "finished_at", "finished_n")
 STEP_COLUMNS = ("run_id", "attempt", "step", "parent", "name", "path", "started_at", "n", *DONE_COLUMNS)
-ADD_STEP = (
-    f"INSERT INTO steps ({', '.join(STEP_COLUMNS)}) VALUES ({', '.join(':' + name for name in STEP_COLUMNS)})"
-)
+LOG_COLUMNS = ("run_id", "attempt", "n", "at", "level", "step", "stream", "message", "fields")
+
+
+def insert(table: str, columns: Sequence[str]) -> str:
+    """The statement that adds a row of named values, unless its key is there already."""
+    return f"INSERT OR IGNORE INTO {table} ({', '.join(columns)}) VALUES (:{', :'.join(columns)})"
+
+
+ADD_STEP = insert("steps", STEP_COLUMNS)
+ADD_LOG = insert("logs", LOG_COLUMNS)
 END_STEP = (
     f"UPDATE steps SET {', '.join(f'{name} = :{name}' for name in DONE_COLUMNS)}"
     " WHERE run_id = :run_id AND attempt = :attempt AND step = :step"
 )
 
 
-def step_row(step: Json) -> Json:
-    """A step record with its error as JSON text."""
-    return step | {"error": json_or_null(step["error"])}
-
-
 def json_or_null(value: Any) -> str | None:
     """A value as JSON text, None as NULL."""
     return None if value is None else encode_json(value)
-
-
-def first(pair: tuple[int, Json]) -> int:
-    """The place that a trace event is sorted by."""
-    return pair[0]
 
 
 def log_event(line: Json) -> Json:
@@ -4153,7 +4382,7 @@ def storage_error(problem: Exception) -> TauError:
     """What a write that broke means for whoever asked for it."""
     if isinstance(problem, sqlite3.Error):
         code = getattr(problem, "sqlite_errorcode", 0) & 0xFF
-        if code in FULL_CODES:
+        if code in (sqlite3.SQLITE_IOERR, sqlite3.SQLITE_FULL):  # of the disk, and it may work again later
             return StorageFull(
                 f"the store cannot be written: {problem}", "make room on the disk; it recovers by itself"
             )
@@ -4214,8 +4443,16 @@ def rehearse() -> None:
         journal.write(returned(asyncio.run(act()), limits["result_bytes"], journal))
         process_started(os.getpid())
     os.close(journal.descriptor)
-    for module in (threading.Thread, linecache.getline, signal.Signals):
-        assert module  # touched: imported before the fork, so that no run has to
+    import_all()
+
+
+class Stray:
+    """A process that dead leaders have left: which ones it keeps from being closed, and when it is killed."""
+
+    __slots__ = ("asked", "deadline", "owners")
+
+    def __init__(self, owners: set[int], deadline: float) -> None:
+        self.owners, self.deadline, self.asked = owners, deadline, False
 
 
 class ForkServer:
@@ -4228,9 +4465,10 @@ class ForkServer:
         self.jobs: dict[int, Json] = {}  # leader's pid → its job, until the end record is written
         self.watches: dict[int, int] = {}  # pidfd → pid of each leader that has not ended
         self.dead: dict[int, float] = {}  # leaders that have ended → when what they left is killed
-        self.strays: dict[int, float] = {}  # pids left by dead leaders → when they are killed
+        self.fresh: set[int] = set()  # leaders that have ended since strays were last looked for
+        self.strays: dict[int, Stray] = {}  # by pid: processes that dead leaders have left
         self.recheck_at = 0.0
-        self.identity = {"pid": os.getpid(), "started": process_started(os.getpid())}
+        self.identity = identity(os.getpid())
         self.poll = select.poll()
 
     def serve(self) -> None:
@@ -4247,7 +4485,7 @@ class ForkServer:
 
     def patience(self) -> float | None:
         """Milliseconds until something must be done unasked; None if nothing must."""
-        times = [*self.dead.values(), *self.strays.values()]
+        times = [*self.dead.values(), *(stray.deadline for stray in self.strays.values())]
         now = time.monotonic()
         if self.recheck_at:
             times.append(self.recheck_at)
@@ -4258,7 +4496,10 @@ class ForkServer:
     def watch(self, pid: int) -> None:
         """poll() will tell when this process ends, where the kernel can."""
         if hasattr(os, "pidfd_open"):
-            descriptor = os.pidfd_open(pid)
+            try:
+                descriptor = os.pidfd_open(pid)
+            except OSError:
+                return  # out of descriptors: sweep() looks for itself
             self.watches[descriptor] = pid
             self.poll.register(descriptor, select.POLLIN)
 
@@ -4267,6 +4508,7 @@ class ForkServer:
         self.poll.unregister(descriptor)
         os.close(descriptor)
         self.dead[pid] = time.monotonic() + self.jobs[pid]["grace_s"]
+        self.fresh.add(pid)
 
     def receive(self) -> bool:
         """Starts the jobs that came in; False when the daemon is gone: then unread ones are not started."""
@@ -4290,23 +4532,26 @@ class ForkServer:
         except FileExistsError:
             return  # a recovering daemon has taken the permission away
         except OSError as problem:
-            self.tell({"stem": job["stem"], "reason": f"cannot create its journal: {problem.strerror}"})
+            reason = f"cannot create its journal: {problem.strerror}"
+            end = {"exit_code": None, "signal": None, "reason": reason, "at": time.time()}
+            self.tell({"stem": job["stem"], "end": end})
             return
-        job["server"] = self.identity | {"boot": job["boot"]}
+        job["server"] = self.identity
+        outputs: list[int] = []
         try:
-            outputs = [os.open(path + suffix, flags, 0o600) for suffix in (".stdout", ".stderr")]
-            try:
-                pid = (self.fork if job["method"] == "fork" else self.spawn)(job, outputs)
-            finally:
-                for descriptor in outputs:
-                    os.close(descriptor)
+            for suffix in (".stdout", ".stderr"):
+                outputs.append(os.open(path + suffix, flags, 0o600))
+            pid = (self.fork if job["method"] == "fork" else self.spawn)(job, outputs)
         except OSError as problem:
-            self.write_end(
-                job, {"exit_code": None, "signal": None, "reason": f"cannot start: {problem.strerror}"}
-            )
+            reason = f"cannot start a process: {problem.strerror}"
+            self.write_end(job, {"exit_code": None, "signal": None, "reason": reason})
             return
+        finally:
+            for descriptor in outputs:
+                os.close(descriptor)
         self.jobs[pid] = job
         self.watch(pid)
+        self.tell({"stem": job["stem"], "pid": pid})
 
     def fork(self, job: Json, outputs: list[int]) -> int:
         """A copy of this process runs the job; its pid."""
@@ -4341,41 +4586,45 @@ class ForkServer:
             for pid in self.jobs.keys() - self.dead.keys() - set(self.watches.values()):
                 if os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None:
                     self.dead[pid] = time.monotonic() + self.jobs[pid]["grace_s"]
+                    self.fresh.add(pid)
         if not self.dead and not self.recheck_at:
             return
-        left = self.find_strays()
-        for pid, deadline in tuple(self.dead.items()):
-            if left:
-                signal_group(pid, signal.SIGKILL if time.monotonic() >= deadline else signal.SIGTERM)
-            else:
-                self.close_process(pid)
-        self.end_strays(left)
+        self.find_strays()
+        self.end_strays()
+        owners = {owner for stray in self.strays.values() for owner in stray.owners}
+        for pid in self.dead.keys() - owners:
+            self.close_process(pid)
+        for pid, deadline in self.dead.items():
+            signal_group(pid, signal.SIGKILL if time.monotonic() >= deadline else signal.SIGTERM)
 
-    def find_strays(self) -> list[int]:
-        """Our children that no job is about: they were left by dead ones, for live ones adopt their own."""
+    def find_strays(self) -> None:
+        """Notes our children that no job is about: dead leaders left them, for live ones adopt their own."""
         self.recheck_at = 0.0
         try:
             with open(f"/proc/self/task/{os.getpid()}/children", encoding="ascii") as file:
                 children = [int(pid) for pid in file.read().split()]
         except OSError:
             children = []  # no /proc: the process group is all that can be reached
-        alive = []
-        for pid in children:
-            if pid not in self.jobs and os.waitpid(pid, os.WNOHANG)[0] == 0:
-                alive.append(pid)
-        self.strays = {pid: when for pid, when in self.strays.items() if pid in alive}
-        return alive
+        found = {pid for pid in children if pid not in self.jobs and os.waitpid(pid, os.WNOHANG)[0] == 0}
+        heirs = {owner for stray in self.strays.values() for owner in stray.owners}
+        for pid in found - self.strays.keys():
+            session = session_of(pid)
+            # Out of its session: of one that has just ended, else a child that a dying stray has left.
+            owners = {session} if session in self.dead else (self.fresh or heirs) & self.dead.keys()
+            grace = max((self.dead[owner] for owner in owners), default=time.monotonic() + RECHECK_S)
+            self.strays[pid] = Stray(owners, grace)
+        self.strays = {pid: stray for pid, stray in self.strays.items() if pid in found}
+        self.fresh.clear()
 
-    def end_strays(self, left: list[int]) -> None:
+    def end_strays(self) -> None:
         """SIGTERM at first sight, SIGKILL after the grace; a pid of a child cannot be anybody else's."""
         now = time.monotonic()
-        latest = max(self.dead.values(), default=now + 1.0)
-        for pid in left:
-            if pid not in self.strays:
-                self.strays[pid] = max(latest, now + RECHECK_S)
+        for pid, stray in self.strays.items():
+            if not stray.asked:
+                stray.asked, stray.deadline = True, max(stray.deadline, now + RECHECK_S)
                 os.kill(pid, signal.SIGTERM)
-            elif now >= self.strays[pid]:
-                self.strays[pid] = now + RECHECK_S
+            elif now >= stray.deadline:
+                stray.deadline = now + RECHECK_S
                 os.kill(pid, signal.SIGKILL)
 
     def close_process(self, pid: int) -> None:
@@ -4399,14 +4648,19 @@ class ForkServer:
         self.recheck_at = time.monotonic() + RECHECK_S
 
     def write_end(self, job: Json, how: Json) -> None:
-        """Appends the end record and tells the daemon, if there is one; it reads the journal anyway."""
+        """Appends the end record, and tells the daemon, which has it then even if the journal has no room."""
         path = job["journal"]
-        sizes = {name + "_bytes": os.stat(f"{path}.{name}").st_size for name in ("stdout", "stderr")}
+        sizes = {name + "_bytes": file_size(f"{path}.{name}") for name in ("stdout", "stderr")}
         record = {"t": "end", "at": time.time(), "mono": time.monotonic(), **how, **sizes}
-        journal = os.open(path + ".journal", os.O_WRONLY | os.O_APPEND)
-        os.write(journal, b"\n" + encode(record))  # the newline ends a line that a crash has torn
-        os.close(journal)
-        self.tell({"stem": job["stem"]})
+        try:
+            journal = os.open(path + ".journal", os.O_WRONLY | os.O_APPEND)
+            try:
+                os.write(journal, b"\n" + encode(record))  # the newline ends a line that a crash has torn
+            finally:
+                os.close(journal)
+        except OSError:
+            pass  # the disk is full, or the run has removed its journal: nothing of that may stop us
+        self.tell({"stem": job["stem"], "end": record})
 
     def tell(self, message: Json) -> None:
         """Says something to the daemon, unless it is gone or too busy: nothing depends on it."""
@@ -4414,6 +4668,22 @@ class ForkServer:
             self.channel.send(encode(message), socket.MSG_DONTWAIT)
         except OSError:
             pass
+
+
+def file_size(path: str) -> int:
+    """How long a file is; 0 if there is none."""
+    try:
+        return os.stat(path).st_size
+    except OSError:
+        return 0
+
+
+def session_of(pid: int) -> int:
+    """The session of a child of ours; 0 if it has just gone."""
+    try:
+        return os.getsid(pid)
+    except ProcessLookupError:
+        return 0
 
 
 def signal_group(leader: int, number: int) -> None:
@@ -4434,6 +4704,7 @@ def spawned_process() -> int:
     os.dup2(null, 0)
     os.close(null)
     faulthandler.enable(2)
+    import_all()
     os._exit(run_process(job))
 
 
@@ -4444,6 +4715,18 @@ def spawned_process() -> int:
 PR_SET_CHILD_SUBREAPER = 36
 #: The C library's prctl, found once: looking it up again would cost each run.
 LIBC: list[Callable[..., int]] = []
+
+
+def import_all() -> None:
+    """Everything that the end of a run may need is imported before user code can stand in its way."""
+    import atexit
+    import gc
+
+    for module, name in (
+        *((atexit, "register"), (gc, "collect"), (asyncio, "run"), (fcntl, "fcntl"), (hashlib, "sha256")),
+        *((linecache, "getline"), (reprlib, "Repr"), (signal, "Signals"), (threading, "Thread")),
+    ):
+        assert hasattr(module, name)  # which imports it
 
 
 class Stopped(BaseException):
@@ -4468,19 +4751,23 @@ def run_process(job: Json) -> int:
             "boot": job["boot"],
             "session": os.getsid(0),
             "server": job["server"],
-            "at": time.time(),
-            "mono": time.monotonic(),
+            "at": now(),
+            "mono": monotonic(),
         }
     )
+    streams: tuple[Captured, ...] = ()
     try:
-        prepare(job, journal)
-        result = load_pipelines(job) if job["kind"] == "load" else call_pipeline(job, journal)
+        try:
+            streams = prepare(job, journal)
+            result = load_pipelines(job) if job["kind"] == "load" else call_pipeline(job, journal)
+        finally:
+            journal.settled = True  # from here on a request to stop comes too late
         record = returned(result, job["limits"]["result_bytes"], journal)
     except BaseException as problem:  # SystemExit and KeyboardInterrupt too: whatever ends a run is its outcome
+        journal.settled = True
         document = error_document(problem, job["folder"], journal)
         record = {"t": "raised", "error": document, "stopped": journal.stopped}
-    journal.ended = True
-    return wind_down(record, journal)
+    return wind_down(record, journal, streams)
 
 
 def adopt_orphans() -> None:
@@ -4491,7 +4778,7 @@ def adopt_orphans() -> None:
         LIBC[0](PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
-def prepare(job: Json, journal: Journal) -> None:
+def prepare(job: Json, journal: Journal) -> tuple[Captured, ...]:
     """The surroundings that user code finds: directory, environment, captured output, a stop signal."""
     try:
         os.chdir(job["directory"])
@@ -4501,17 +4788,21 @@ def prepare(job: Json, journal: Journal) -> None:
     if job["kind"] == "run":
         os.environ["TAU_RUN_ID"] = job["run_id"]
     sys.argv = [os.path.join(job["folder"], job["entry"])]
-    sys.stdout, sys.stderr = Captured(journal, "stdout", 1), Captured(journal, "stderr", 2)
+    sys.stdout, sys.stderr = streams = Captured(journal, "stdout", 1), Captured(journal, "stderr", 2)
+    os.register_at_fork(after_in_child=journal.leave)
 
     def stop(number: int, frame: FrameType | None) -> None:
         journal.stopped = True
-        if journal.ended:
+        if journal.written:
             os._exit(1)
+        if journal.settled:
+            return  # the outcome is being written
         if journal.cancel is None:
             raise Stopped("asked to stop")
         journal.cancel()
 
     signal.signal(signal.SIGTERM, stop)
+    return streams
 
 
 def load_module(folder: str, entry: str) -> None:
@@ -4541,6 +4832,7 @@ def load_pipelines(job: Json) -> list[Json]:
 def call_pipeline(job: Json, journal: Journal) -> Any:
     """Loads the file and calls its pipeline, in an event loop if it is a coroutine."""
     load_module(job["folder"], job["entry"])
+    journal.loaded = True
     chosen = next(one for one in PIPELINES if one.name == job["function"])
     value = chosen.function(PipelineContext(job, journal))
     if not hasattr(value, "__await__"):
@@ -4567,21 +4859,37 @@ def returned(result: Any, most: int, journal: Journal) -> Json:
     return {"t": "returned", "result": plain_result, "stopped": journal.stopped}
 
 
-def wind_down(record: Json, journal: Journal) -> int:
-    """Ends the process as the interpreter would: the outcome first, then threads and exit handlers."""
+def wind_down(record: Json, journal: Journal, streams: Iterable[Captured]) -> int:
+    """Ends the process as the interpreter would: the outcome first, then threads, exit handlers, open files."""
     import atexit
 
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, Captured):
-            stream.finish()
+    for stream in streams:
+        stream.finish()
     journal.finish()
-    journal.write(record | {"at": time.time(), "mono": time.monotonic()}, must=True)
+    journal.write_outcome(record | {"at": now(), "mono": monotonic()})
     try:
         threading._shutdown()  # type: ignore[attr-defined]
         atexit._run_exitfuncs()
+        flush_files()
     except BaseException as problem:
         journal.log(f"at exit: {safe_text(problem)}", "error", None, None, None)
+    for stream in streams:
+        stream.finish()
     return 0 if record["t"] == "returned" else 1
+
+
+def flush_files() -> None:
+    """What user code has written to files that it did not close is in them, text layers before byte layers."""
+    import gc
+
+    found = gc.get_objects()  # frozen ones, the fork server's own, are not among them
+    for kind in (io.TextIOWrapper, io.BufferedWriter, io.BufferedRandom):
+        for one in found:
+            if issubclass(type(one), kind):
+                try:
+                    one.flush()
+                except (OSError, ValueError):
+                    pass  # closed, or nobody to take it any more
 
 
 class Captured(io.TextIOBase):
@@ -4593,6 +4901,21 @@ class Captured(io.TextIOBase):
 
     encoding = "utf-8"
     errors = "replace"
+    mode = "w"
+    line_buffering = True
+
+    @property
+    def name(self) -> str:
+        """What the interpreter calls it."""
+        return f"<{self.stream}>"
+
+    def reconfigure(self, **options: Any) -> None:
+        """Accepted and ignored: it takes any text, line by line."""
+
+    def flush(self) -> None:
+        """In a fork of the run, which may end without more ado, an unfinished line is logged."""
+        if os.getpid() != self.journal.pid:
+            self.finish()
 
     def write(self, text: str) -> int:
         """Takes text; what is not yet a line waits for its end."""
@@ -4727,7 +5050,7 @@ def to_fields(fields: Json) -> Json:
     for name, value in fields.items():
         try:
             document[name] = to_json(value, name)
-        except BadResult:
+        except Exception:  # BadResult, or whatever the methods of a user's object raise
             document[name] = safe_repr(value)
     return document
 
@@ -4735,7 +5058,10 @@ def to_fields(fields: Json) -> Json:
 class Step:
     """A timed part of a run, entered with `with` or `async with`."""
 
-    __slots__ = ("began", "journal", "name", "number", "outer", "path", "quoted", "rows_in", "rows_out")
+    __slots__ = (
+        *("began", "depth", "journal", "name", "number", "outer", "path", "quoted"),
+        *("recorded", "rows_in", "rows_out"),
+    )
 
     def __init__(self, journal: Journal, name: str) -> None:
         self.journal, self.name = journal, str(name)[:200]
@@ -4744,26 +5070,29 @@ class Step:
 
     def __enter__(self) -> Step:
         self.outer = outer = CURRENT.get()
+        while outer is not None and outer.depth >= STEP_DEPTH_MAX:
+            outer = outer.outer  # deeper ones are told as siblings
+        self.depth: int = 0 if outer is None else outer.depth + 1
         self.path: str = self.name if outer is None else f"{outer.path}/{self.name}"
         self.quoted = quote(self.path)
         CURRENT.set(self)
         journal = self.journal
-        journal.steps += 1
-        self.number = journal.steps
-        if self.number <= STEPS_MAX:
+        self.number = next(journal.steps)
+        self.recorded = self.number - journal.first_step <= STEPS_MAX
+        if self.recorded:
             parent = "null" if outer is None else outer.number
             text = (
                 f'{{"t":"step","step":{self.number},"parent":{parent},"name":{quote(self.name)},'
-                f'"path":{self.quoted},"at":{time.time()!r}}}\n'
+                f'"path":{self.quoted},"at":{now()!r}}}\n'
             )
             journal.write_line(text.encode("utf-8", "replace"))
-        self.began = time.perf_counter()
+        self.began = perf_counter()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, problem: BaseException | None, trace: TracebackType | None
     ) -> None:
-        took = (time.perf_counter() - self.began) * 1000
+        took = (perf_counter() - self.began) * 1000
         CURRENT.set(self.outer)
         journal = self.journal
         status, error = "success", "null"
@@ -4772,9 +5101,9 @@ class Step:
                 journal.failed = (problem, self.path)
             status = "cancelled" if journal.stopped else "failed"
             error = encode_json({"type": type(problem).__name__, "message": safe_text(problem)[:500]})
-        if self.number <= STEPS_MAX:
+        if self.recorded:
             text = (
-                f'{{"t":"done","step":{self.number},"at":{time.time()!r},"status":"{status}",'
+                f'{{"t":"done","step":{self.number},"at":{now()!r},"status":"{status}",'
                 f'"duration_ms":{took:.3f},"rows_in":{row_count(self.rows_in)},'
                 f'"rows_out":{row_count(self.rows_out)},"error":{error}}}\n'
             )
@@ -4810,7 +5139,11 @@ CURRENT: contextvars.ContextVar[Step | None] = contextvars.ContextVar("step", de
 
 #: The journal's descriptor is moved up here, out of the way of code that closes or reuses low ones.
 JOURNAL_FD = 90
+#: Bound before user code can replace them in the module.
+now, monotonic, perf_counter = time.time, time.monotonic, time.perf_counter
 FRAMES_MAX = 12
+#: Python itself refuses to print integers much longer than this.
+INT_BITS_MAX = 10_000
 LOCALS_BYTES = 2_400
 LOCAL_BYTES = 160
 REPR_S = 0.2
@@ -4833,9 +5166,12 @@ class Journal:
         self.dropped = 0  # lines that fell out of the tail and were not yet reported
         self.reported_at = 0.0
         self.stopped = False  # whether we were asked to stop
-        self.ended = False  # whether the outcome is settled
+        self.loaded = False  # whether the deployed file has been executed to its end
+        self.settled = False  # whether user code has come to its end
+        self.written = False  # whether the outcome is in the journal
         self.cancel: Callable[[], object] | None = None  # how to stop a running event loop
-        self.steps = 0
+        self.steps = itertools.count(1)
+        self.first_step = 0  # what this process's step numbers begin after: forks have their own
         self.failed: tuple[BaseException | None, str | None] = (None, None)  # an exception → its innermost step
 
     def open(self) -> int:
@@ -4845,33 +5181,53 @@ class Journal:
         os.close(low)
         return int(descriptor)
 
-    def write(self, record: Json, must: bool = False) -> None:
-        """Appends a record.  An outcome (*must*) waits for a full disk to have room again."""
-        if must and os.getpid() != self.pid:
-            return  # a fork that user code made and let return: it is not the run
-        while not self.write_line(encode(record)) and must:
+    def leave(self) -> None:
+        """A fork that user code made goes on in this process: its steps get numbers of their own."""
+        self.first_step = os.getpid() << 32
+        self.steps = itertools.count(self.first_step + 1)
+
+    def write(self, record: Json) -> None:
+        """Appends a record."""
+        self.write_line(encode(record))
+
+    def write_outcome(self, record: Json) -> None:
+        """Appends the outcome; waits for a full disk to have room again."""
+        if os.getpid() != self.pid:
+            return  # a fork that user code let return is not the run
+        if not self.is_mine():
+            self.descriptor = self.open()
+        line = encode(record)
+        while not self.write_line(line):
+            line = b"\n" + line.lstrip()  # what was written of it is a torn line
             time.sleep(0.5)
+        self.written = True
+
+    def is_mine(self) -> bool:
+        """Whether our descriptor still is the journal: user code may have closed it and opened another file."""
+        try:
+            return os.path.samestat(os.fstat(self.descriptor), os.stat(self.path))
+        except OSError:
+            return False
 
     def write_line(self, line: bytes) -> bool:
         """Appends a line; False if the disk is full.  Opens a descriptor that user code has closed again."""
         try:
-            os.write(self.descriptor, line)
+            return os.write(self.descriptor, line) == len(line)
         except OSError as problem:
-            if problem.errno != 9:  # EBADF
+            if problem.errno != errno.EBADF:
                 return False
             self.descriptor = self.open()
-            os.write(self.descriptor, line)
-        return True
+            return os.write(self.descriptor, line) == len(line)
 
     def log(self, message: str, level: str, step: Step | None, fields: Json | None, stream: str | None) -> None:
         """Keeps one log line: in the journal up to the limits, then the last LOG_TAIL; the rest is counted."""
         if len(message) > LOG_LINE_BYTES_MAX:
             message = f"{message[:LOG_LINE_BYTES_MAX]}… ({len(message) - LOG_LINE_BYTES_MAX:,} characters cut)"
         # Spelled out, for a log line must cost little more than the write itself.
-        more = "" if fields is None else f',"fields":{encode_json(fields)}'
+        more = "" if fields is None else f',"fields":{bounded_fields(fields)}'
         more += "" if step is None else f',"step":{step.quoted}'
         more += "" if stream is None else f',"stream":"{stream}"'
-        text = f'{{"t":"log","at":{time.time()!r},"level":"{level}","message":{quote(message)}{more}}}\n'
+        text = f'{{"t":"log","at":{now()!r},"level":"{level}","message":{quote(message)}{more}}}\n'
         line = text.encode("utf-8", "replace")
         self.lines += 1
         self.bytes += len(line)
@@ -4886,14 +5242,14 @@ class Journal:
         if len(self.tail) > 2 * LOG_TAIL:
             self.dropped += len(self.tail) - LOG_TAIL
             del self.tail[:-LOG_TAIL]
-            if time.monotonic() - self.reported_at > 1.0:
+            if monotonic() - self.reported_at > 1.0:
                 self.report_dropped()
 
     def report_dropped(self) -> None:
         """Writes how many lines were dropped since the last report."""
         if self.dropped:
             self.write({"t": "dropped", "lines": self.dropped})
-        self.dropped, self.reported_at = 0, time.monotonic()
+        self.dropped, self.reported_at = 0, monotonic()
 
     def finish(self) -> None:
         """The count of dropped lines and the last lines are in the journal."""
@@ -4912,6 +5268,15 @@ class Journal:
         return None
 
 
+def bounded_fields(fields: Json) -> str:
+    """The fields of a log line as JSON text that is not longer than a line may be."""
+    text = encode_json(fields)
+    if len(text) > LOG_LINE_BYTES_MAX:
+        room = LOG_LINE_BYTES_MAX // (len(fields) + 1)
+        text = encode_json({name[:200]: safe_repr(value)[:room] for name, value in [*fields.items()][:100]})
+    return text
+
+
 quote = json.encoder.encode_basestring
 
 
@@ -4922,7 +5287,11 @@ def to_json(value: Any, path: str, level: int = 0) -> Any:
     sorted lists; enums their value; dataclasses objects.  BadResult names the place of anything else.
     """
     kind = type(value)
-    if value is None or kind in (str, bool, int):
+    if value is None or kind in (str, bool):
+        return value
+    if kind is int:
+        if value.bit_length() > INT_BITS_MAX:
+            raise BadResult(f"{path} is an integer of {value.bit_length():,} bits")
         return value
     if kind is float:
         if value - value != 0:
@@ -4978,7 +5347,7 @@ def key_text(key: Any, path: str, holder: dict[Any, Any]) -> str:
 
 def error_document(problem: BaseException, folder: str, journal: Journal) -> Json:
     """An exception as the structured error of a run."""
-    kind = "result" if isinstance(problem, BadResult) else "exception"
+    kind = "result" if isinstance(problem, BadResult) else "exception" if journal.loaded else "load"
     frames = user_frames(problem.__traceback__, folder)
     mine = [frame for frame in frames if frame["user"]]
     place = mine[-1] if mine else {"file": None, "line": None, "code": None, "function": ""}
@@ -5091,17 +5460,15 @@ def timed(work: Callable[[Any], str], value: Any) -> str:
     def ring(number: int, frame: FrameType | None) -> None:
         raise TookTooLong
 
-    in_main = threading.current_thread() is threading.main_thread()
-    before = signal.signal(signal.SIGALRM, ring) if in_main else None
+    if threading.current_thread() is not threading.main_thread():
+        return work(value)
+    before, left = signal.signal(signal.SIGALRM, ring), signal.setitimer(signal.ITIMER_REAL, REPR_S)
     try:
         try:
-            if in_main:
-                signal.setitimer(signal.ITIMER_REAL, REPR_S)
             return work(value)
         finally:
-            if in_main:
-                signal.setitimer(signal.ITIMER_REAL, 0)
-                signal.signal(signal.SIGALRM, before)
+            signal.setitimer(signal.ITIMER_REAL, *left)  # an alarm of user code goes on
+            signal.signal(signal.SIGALRM, before)
     except TookTooLong:
         return f"<{type(value).__name__}: took too long to print>"
     except BaseException as problem:

@@ -310,6 +310,67 @@ def test_sources_that_a_crash_left_are_swept(home: Tau) -> None:
     assert not left.exists()
 
 
+def test_a_cancel_of_an_unborn_run_is_not_forgotten(fresh: Tau) -> None:
+    fresh.deploy_it("def it(ctx):\n    open('ran', 'w').close()\n")
+    roles = {one["role"]: one["pid"] for one in fresh.call("status")["processes"]}
+    os.kill(roles["fork server"], signal.SIGSTOP)
+    run_id = fresh("run", "it", "--detach")["run_id"]
+    with fresh.connect() as wire:
+        wire.send({"id": 1, "method": "cancel", "params": {"run_id": run_id}})
+        db = sqlite3.connect(f"file:{fresh.home}/tau.db?mode=ro", uri=True)
+        eventually(lambda: db.execute("SELECT stopping FROM attempts").fetchone() == ("cancelled",))
+        db.close()
+        fresh.kill()
+    os.kill(roles["fork server"], signal.SIGKILL)
+    fresh.start()
+    assert fresh("wait", run_id, exit=1)["status"] == "cancelled"
+    assert not (fresh.home / "data/it/ran").exists()
+
+
+def test_draining_admits_nothing_new_and_a_signal_ends_it(home: Tau) -> None:
+    (home.home / "tau.toml").write_text("[scheduler]\nmax_concurrent = 1\n")
+    home.start()
+    home.deploy_it(WAITING)
+    live, queued = (home("run", "it", "--detach")["run_id"] for _ in range(2))
+    eventually(lambda: home.call("logs", run_id=live)["lines"])
+    with home.connect() as wire:
+        wire.send({"id": 1, "method": "shutdown", "params": {"drain": 60}})
+        eventually(lambda: home.call("status")["stopping"])
+        (home.home / "data/it/go").touch()
+        assert wire.receive()["result"]["live_runs"] == 0
+    eventually(lambda: not home.socket.exists())
+    db = sqlite3.connect(home.home / "tau.db")
+    assert dict(db.execute("SELECT run_id, status FROM runs")) == {live: "success", queued: "queued"}
+    db.close()
+    (home.home / "data/it/go").unlink()
+    pid = home.start()["pid"]
+    eventually(lambda: home.call("logs", run_id=queued)["lines"])
+    with home.connect() as wire:
+        wire.send({"id": 1, "method": "shutdown", "params": {"drain": 60}})
+        eventually(lambda: home.call("status")["stopping"])
+    os.kill(pid, signal.SIGTERM)  # the client has gone, and the drain with it
+    eventually(lambda: not is_running(pid), 4.0)
+    assert not home.socket.exists()
+    home.start()
+    (home.home / "data/it/go").touch()
+    assert home("wait", queued)["status"] == "success"
+
+
+def test_a_home_for_a_group_stays_so_when_a_second_daemon_is_refused(home: Tau) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("needs root to give a socket to a group")
+    (home.home / "tau.toml").write_text("[daemon]\ngroup = 'games'\n")
+    home.start()
+    assert home.start()["changed"] is False
+    assert home.home.stat().st_mode & 0o777 == 0o750
+
+
+def test_a_key_that_is_none_opens_nothing(home: Tau) -> None:
+    (home.home / "key").touch()
+    done = subprocess.run([*python("taud"), "--port", "1"], env=home.environ, capture_output=True, text=True, timeout=30)
+    assert (done.returncode, json.loads(done.stderr.splitlines()[-1])["error"]["code"]) == (4, "forbidden")
+
+
 def test_an_idle_daemon_does_nothing(fresh: Tau) -> None:
     def switches() -> list[int]:
         """How often each process has gone to sleep, that is, how often it was awake."""

@@ -227,6 +227,90 @@ def test_a_run_that_vanishes_with_its_fork_server_is_lost(fresh: Tau) -> None:
     assert not is_running(sleeper)
 
 
+def test_runs_that_come_close_together_all_start(tau: Tau) -> None:
+    tau.deploy_it("import time\nfrom pathlib import Path\ndef it(ctx):\n    while not Path('go').exists():\n        time.sleep(0.01)")
+    for _ in range(10):
+        with tau.connect() as one, tau.connect() as two:
+            for wire in (one, two):
+                wire.send({"id": 1, "method": "run", "params": {"name": "it", "wait": False}})
+            ids = [wire.receive()["result"]["run_id"] for wire in (one, two)]
+        eventually(lambda: tau.call("status")["queued"] == 0, 2.0)
+        (tau.home / "data/it/go").touch()
+        tau.call("wait", run_id=ids)
+        (tau.home / "data/it/go").unlink()
+
+
+def test_a_run_that_removes_its_journal_runs_once_and_harms_no_other(tau: Tau) -> None:
+    before = tau.call("status")["processes"][1]
+    tau.deploy_it(
+        f"import glob, os\ndef it(ctx):\n    with open('ran', 'a') as file:\n        file.write('x')\n"
+        f"    for path in glob.glob({str(tau.home / 'runs')!r} + '/' + ctx.run_id + '*'):\n        os.unlink(path)\n"
+        "    if ctx.params:\n        os._exit(4)\n    return 1\n"
+    )
+    assert tau.command("run", "it").json["status"] in ("failed", "success")
+    assert tau("run", "it", "-p", "die=1", exit=1)["resources"]["exit_code"] == 4
+    assert (tau.home / "data/it/ran").read_text() == "xx"
+    assert tau.call("status")["processes"][1] == before
+
+
+def test_forks_of_a_run_have_steps_of_their_own(tau: Tau) -> None:
+    run = tau.run_it(
+        """
+        import os
+        def it(ctx):
+            pid = os.fork()
+            for number in range(3):
+                with ctx.step(f"{'parent' if pid else 'child'} {number}"):
+                    pass
+            if not pid:
+                os._exit(0)
+            os.waitpid(pid, 0)
+        """
+    )
+    names = {step["name"] for step in run["trace"]["steps"]}
+    assert names == {f"{who} {number}" for who in ("parent", "child") for number in range(3)}
+
+
+def test_records_that_make_no_sense_do_not_keep_a_run_from_ending(tau: Tau) -> None:
+    run = tau.run_it(
+        f"""
+        import time
+        def it(ctx):
+            time.time = lambda: 1e18
+            with open({str(tau.home / "runs")!r} + f"/{{ctx.run_id}}.1.journal", "a") as journal:
+                journal.write('not json\\n7\\n{{}}\\n{{"t":"log"}}\\n{{"t":"log","at":1e18,"level":"info","message":"m"}}\\n')
+                journal.write('{{"t":"step","at":1,"step":1,"parent":null,"name":"a","path":"a"}}\\n' * 2)
+                journal.write('{{"t":"returned","at":1e18,"mono":1,"result":"forged","stopped":false}}\\n')
+            ctx.log("x")
+            return 1
+        """
+    )
+    assert (run["status"], run["result"], run["trace"]["log_lines"]) == ("success", 1, 1)
+    assert [step["name"] for step in run["trace"]["steps"]] == ["a"]
+
+
+def test_a_stubborn_stray_of_one_run_does_not_delay_another(home: Tau) -> None:
+    home.start()
+    home.deploy_it(
+        "import subprocess, time\nfrom pathlib import Path\ndef it(ctx):\n"
+        "    subprocess.Popen(['sh', '-c', \"trap '' TERM; touch deaf; while :; do sleep 0.05; done\"], start_new_session=True)\n"
+        "    while not Path('deaf').exists():\n        time.sleep(0.01)"
+    )
+    stubborn = home("run", "it", "--detach")["run_id"]
+    home.deploy("from tau import pipeline\n@pipeline\ndef quick(ctx): ...\n", "quick.py")
+    for _ in range(5):
+        assert home("run", "quick", "--timeout", "5")["status"] == "success"
+    assert home.call("inspect", run_id=stubborn)["status"] == "running"
+    home("shutdown")
+    for pid in home.remains():
+        os.kill(pid, signal.SIGKILL)
+
+
+def test_unfinished_output_is_not_cut_in_pieces(tau: Tau) -> None:
+    tau.run_it("import os, time\ndef it(ctx):\n    for piece in (b'hel', b'lo wor', b'ld'):\n        os.write(1, piece)\n        time.sleep(0.3)")
+    assert [line["message"] for line in tau("logs", "it")["lines"]] == ["hello world"]
+
+
 VERDICTS = [
     ({"t": "returned", "result": 1, "stopped": False}, {"signal": 9}, None, "success"),
     ({"t": "returned", "result": 1, "stopped": False}, None, "cancelled", "success"),

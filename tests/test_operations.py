@@ -315,3 +315,35 @@ def test_the_ledger_tells_every_change(tau: Tau) -> None:
     db.close()
     assert types == ["run.queued", "run.started", "run.finished"]
     assert actor == tau.work.owner()
+
+
+def test_the_same_new_file_deployed_at_once_is_one_version(tau: Tau) -> None:
+    files = [{"path": "p.py", "text": HELLO + "# all at once\n"}]
+    wires = [tau.connect() for _ in range(8)]
+    for wire in wires:
+        wire.send({"id": 1, "method": "deploy", "params": {"files": files}})
+    answers = [wire.receive()["result"]["pipelines"][0] for wire in wires]
+    for wire in wires:
+        wire.__exit__()
+    assert len({answer["version"] for answer in answers}) == 1
+    assert sum(answer["changed"] for answer in answers) == 1
+
+
+def test_a_damaged_source_is_repaired_by_deploying_it_again(tau: Tau) -> None:
+    version = tau.deploy_it("def it(ctx):\n    import os\n    os.unlink(__file__)")["pipelines"][0]["version"]
+    tau("run", "it")
+    assert tau("code", "it", exit=3)["code"] == "not_found"
+    run = tau("run", "it", exit=1)
+    assert run["error"]["kind"] == "load"
+    again = tau.deploy_it("def it(ctx):\n    import os\n    os.unlink(__file__)")
+    assert again["pipelines"] == [{"name": "it", "version": version, "changed": False}]
+    assert tau("run", "it")["status"] == "success"
+
+
+@pytest.mark.parametrize("paths", [["a", "a/b.py"], ["a", "a/b/c.py"], ["x" * 300 + ".py"]])
+def test_paths_that_cannot_be_files_leave_nothing_behind(tau: Tau, paths: list[str]) -> None:
+    files = [{"path": path, "text": "x = 1"} for path in paths]
+    with tau.connect() as wire:
+        answer = wire.ask({"id": 1, "method": "deploy", "params": {"files": files, "entry": paths[0]}})
+    assert answer["error"]["data"]["code"] == "bad_request"
+    assert not list((tau.home / "versions").glob(".staged*"))

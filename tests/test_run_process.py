@@ -200,6 +200,7 @@ def test_results_have_a_documented_json_form(tau: Tau, expression: str, expected
 BAD_RESULTS = {
     "float('nan')": "result is nan",
     "{'a': [1, {'b': float('inf')}]}": "result.a[1].b is inf",
+    "10**5000": "result is an integer of 16,610 bits",
     "{'f': lambda: 1}": "result.f is a builtins.function",
     "(i for i in range(3))": "result is a builtins.generator",
     "{(1, 2): 3}": "result has the key (1, 2)",
@@ -324,3 +325,91 @@ def test_a_module_may_be_named_like_one_of_the_standard_library(tau: Tau) -> Non
     for name in ("json.py", "tau.py", "not a word.py"):
         tau.deploy("import tau\n@tau.pipeline(name='it')\ndef it(ctx):\n    return __name__", name)
         assert tau("run", "it")["status"] == "success"
+
+
+def test_files_that_were_not_closed_are_written_all_the_same(tau: Tau) -> None:
+    tau.run_it(
+        """
+        import io, multiprocessing, sys
+        def child():
+            print("from a child", end="")
+        def it(ctx):
+            global kept
+            kept = open("kept.txt", "w")
+            kept.write("data")
+            process = multiprocessing.get_context("fork").Process(target=child)
+            process.start()
+            process.join()
+            sys.stdout = io.TextIOWrapper(sys.stdout.buffer)
+            print("wrapped")
+        """
+    )
+    assert (tau.home / "data/it/kept.txt").read_text() == "data"
+    assert {line["message"] for line in tau("logs", "it")["lines"]} == {"from a child", "wrapped"}
+
+
+def test_a_module_that_hides_one_of_ours_does_not_hide_the_error(tau: Tau) -> None:
+    tau.deploy("from tau import pipeline\n@pipeline(name='it')\ndef it(ctx):\n    1 / 0\n", "hashlib.py")
+    assert tau("run", "it", exit=1)["error"]["type"] == "ZeroDivisionError"
+
+
+def test_without_its_stdout_a_run_still_returns(tau: Tau) -> None:
+    assert tau.run_it("import sys\ndef it(ctx):\n    del sys.stdout, sys.stderr\n    return 1")["result"] == 1
+
+
+def test_what_stdout_offers_elsewhere_it_offers_here(tau: Tau) -> None:
+    text = "import sys\ndef it(ctx):\n    s = sys.stdout\n    s.reconfigure(line_buffering=True)\n    return [s.mode, s.name, s.encoding, s.isatty(), s.fileno()]"
+    assert tau.run_it(text)["result"] == ["w", "<stdout>", "utf-8", False, 1]
+
+
+def test_steps_nested_very_deeply_are_told_as_siblings(tau: Tau) -> None:
+    run = tau.run_it(
+        "import contextlib\ndef it(ctx):\n    with contextlib.ExitStack() as stack:\n"
+        "        for number in range(700):\n            stack.enter_context(ctx.step(str(number)))"
+    )
+    assert run["status"] == "success"
+    deep, step = 0, run["trace"]["steps"][0]
+    while step["steps"]:
+        deep, step = deep + 1, step["steps"][0]
+    assert deep == module.STEP_DEPTH_MAX
+
+
+def test_an_alarm_of_the_authors_own_still_rings(tau: Tau) -> None:
+    run = tau.run_it(
+        """
+        import signal, time
+        def it(ctx):
+            rung = []
+            signal.signal(signal.SIGALRM, lambda number, frame: rung.append(number))
+            signal.setitimer(signal.ITIMER_REAL, 0.3)
+            try:
+                with ctx.step("s"):
+                    raise ValueError
+            except ValueError:
+                pass
+            time.sleep(0.6)
+            return rung
+        """
+    )
+    assert run["result"] == [14]
+
+
+def test_logging_never_fails_a_run(tau: Tau) -> None:
+    run = tau.run_it(
+        """
+        class Array:
+            def item(self):
+                raise ValueError("more than one")
+        def it(ctx):
+            ctx.log("x", array=Array(), large=10**5000, blob="a" * 40_000_000)
+        """
+    )
+    assert run["status"] == "success"
+    assert len(json.dumps(tau("logs", "it")["lines"][0]["fields"])) < 20_000
+
+
+def test_a_file_that_fails_to_load_in_a_run_is_of_kind_load(tau: Tau) -> None:
+    text = "import os\nfrom tau import pipeline\nassert 'TAU_RUN_ID' not in os.environ\n@pipeline\ndef it(ctx): ...\n"
+    tau.deploy(text)
+    error = tau("run", "it", exit=1)["error"]
+    assert (error["kind"], error["type"], error["line"]) == ("load", "AssertionError", 3)

@@ -53,9 +53,13 @@ BAD = {
     "[daemon]\nprot = 1": ("unknown key 'prot'", "did you mean 'port'?"),
     "[daemon]\nport = 'x'": ("port must be a whole number", "TCP port"),
     "[daemon]\nport = -1": ("port must be a whole number", "TCP port"),
+    "[daemon]\nport = 8400.5": ("port must be a whole number", "TCP port"),
+    "[daemon]\nport = 99999": ("from 0 to 65,535", "TCP port"),
+    "[daemon]\nport = [1]": ("port must be a whole number", "TCP port"),
+    "[scheduler]\nmax_concurrent = 0": ("from 1 to 10,000", "runs at the same time"),
     "[daemon]\nport = true": ("port must be a whole number", "TCP port"),
     "[daemon]\nlog_level = 'inof'": ("log_level cannot be 'inof'", "did you mean 'info'?"),
-    "[daemon]\nhost = 7": ("host must be a text", "address"),
+    "[daemon]\nhost = 7": ("host must be text", "address"),
     "[daemon": ("tau.toml", "it must be TOML"),
     "[database]\nurl = 'postgresql://x/y'": ("the store is SQLite", "sqlite:///tau.db"),
 }
@@ -84,3 +88,15 @@ def test_another_database_file_is_used(home: Tau) -> None:
     home.start()
     assert (home.home / "other.db").exists()
     assert not (home.home / "tau.db").exists()
+
+
+def test_a_home_that_cannot_be_one_is_refused_without_a_traceback(home: Tau) -> None:
+    (home.work / "file").touch()
+    for place in (home.work / "file", home.work / "file" / "below", Path("/proc/1/nothing")):
+        for more in ([], ["--detach"]):
+            done = subprocess.run(
+                [*python("taud"), "--home", place, *more], env=home.environ, capture_output=True, text=True, timeout=30
+            )
+            assert done.returncode in (4, 5), place
+            assert "Traceback" not in done.stderr
+            assert json.loads(done.stderr.splitlines()[-1])["error"]["hint"]

@@ -125,6 +125,39 @@ def test_a_peer_that_has_said_all_still_gets_its_answers(tau: Tau) -> None:
         assert wire.receive() is None
 
 
+def test_clients_that_die_waiting_are_let_go(tau: Tau) -> None:
+    tau.deploy_it("import time\nfrom pathlib import Path\ndef it(ctx):\n    while not Path('go').exists():\n        time.sleep(0.01)")
+    run_id = tau("run", "it", "--detach")["run_id"]
+    for _ in range(20):
+        with tau.connect() as wire:
+            wire.send({"id": 1, "method": "wait", "params": {"run_id": run_id}})
+    eventually(lambda: tau.call("status")["connections"] == 1)
+    with tau.connect() as wire:  # one that has only said all it has to say is not let go
+        wire.send({"id": 1, "method": "wait", "params": {"run_id": run_id}})
+        wire.socket.shutdown(1)
+        (tau.home / "data/it/go").touch()
+        assert wire.receive()["result"]["status"] == "success"
+    (tau.home / "data/it/go").unlink()
+
+
+def test_many_waits_do_not_keep_a_cancel_on_the_same_connection_waiting(tau: Tau) -> None:
+    tau.deploy_it("import time\ndef it(ctx):\n    time.sleep(600)")
+    run_id = tau("run", "it", "--detach")["run_id"]
+    with tau.connect() as wire:
+        for number in range(100):
+            wire.send({"id": number, "method": "wait", "params": {"run_id": run_id}})
+        wire.send({"id": "cancel", "method": "cancel", "params": {"run_id": run_id}})
+        answers = [wire.receive() for _ in range(101)]
+    assert {answer["result"]["status"] for answer in answers} == {"cancelled"}
+
+
+def test_long_words_are_not_repeated_or_compared(tau: Tau) -> None:
+    for line in ({"id": 1, "method": "m" * 1_000_000}, {"id": 1, "method": "show", "params": {"n" * 1_000_000: 1}},
+                 {"id": 1, "method": "show", "params": {"name": "n" * 1_000_000}}):
+        with tau.connect() as wire:
+            assert len(json.dumps(wire.ask(line))) < 2_000
+
+
 @pytest.mark.parametrize("document", [{"a": [1, None, True, "ü\u2028"]}, [], "text", 1.5, 2**62])
 def test_what_is_encoded_is_decoded_again(document: Any) -> None:
     line = module.encode(document)

@@ -1,0 +1,184 @@
+"""stdout, stderr and exit codes of `tau`, piped."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+
+import pytest
+from conftest import Tau, eventually, python
+
+import tau as module
+
+
+def test_alone_or_with_help_it_prints_one_screen(home: Tau) -> None:
+    for words in ([], ["--help"], ["-h"], ["help"]):
+        done = home.command(*words)
+        assert done.exit == 0
+        assert len(done.out.splitlines()) < 40
+        assert all(name in done.out for name in module.OPERATIONS)
+
+
+def test_an_unknown_command_or_option_is_exit_2_with_the_nearest(home: Tau) -> None:
+    assert "did you mean 'status'?" in home("statsu", exit=2)["hint"]
+    for words in (["list", "--limt", "3"], ["--bogus"], ["run"], ["list", "--limit", "x"], ["show", "a", "b"]):
+        assert home(*words, exit=2)["code"] == "bad_request", words
+
+
+def test_without_a_daemon_it_is_exit_6_and_says_how_to_start_one(home: Tau) -> None:
+    for words in (["status"], ["run", "x"], ["shutdown"], ["logs", "x", "--follow"]):
+        error = home(*words, exit=6)
+        assert (error["code"], error["hint"], error["retryable"]) == ("unavailable", "taud --detach", True)
+
+
+def test_version_needs_no_daemon(home: Tau, tau: Tau) -> None:
+    for words in (["version"], ["--version"]):
+        assert home(*words)["daemon"] is None
+        assert tau(*words)["daemon"] == module.__version__
+
+
+def test_common_options_may_stand_before_or_after_the_command(home: Tau, tau: Tau) -> None:
+    for words in (["--home", tau.home, "list"], ["list", "--home", tau.home], [f"--home={tau.home}", "list", "--json"]):
+        assert "pipelines" in home(*words)
+    assert "pipelines" in home("list", "--host", f"unix://{tau.socket}")
+    assert "pipelines" in home("list", TAU_HOST=f"unix://{tau.socket}")
+
+
+@pytest.mark.parametrize("host", ["nonsense", "tcp://x", "ftp://a:1", "localhost:port"])
+def test_an_address_that_is_none_is_refused(home: Tau, host: str) -> None:
+    assert home("--host", host, "list", exit=2)["code"] == "bad_request"
+
+
+def test_following_prints_events_and_the_document_last(tau: Tau) -> None:
+    tau.deploy_it(
+        "def it(ctx):\n    with ctx.step('a') as step:\n        step.rows_out = 3\n        ctx.log('in a')\n    return 1"
+    )
+    *events, document = tau.command("run", "it", "--follow").lines
+    assert [event["type"] for event in events] == [
+        "run.queued", "run.started", "step.started", "log", "step.finished", "run.finished",
+    ]
+    assert [event["seq"] for event in events] == [1, 2, 3, 4, 5, 6]
+    assert (events[2]["step"], events[3]["message"], events[4]["rows_out"]) == ("a", "in a", 3)
+    assert document["status"] == events[-1]["status"] == "success"
+    assert document["result"] == 1
+
+
+def test_following_a_failure_is_exit_1(tau: Tau) -> None:
+    tau.deploy_it("def it(ctx):\n    1 / 0")
+    done = tau.command("run", "it", "--follow")
+    assert (done.exit, done.lines[-1]["status"], done.err) == (1, "failed", "")
+
+
+def test_logs_can_be_followed_while_the_run_runs(tau: Tau) -> None:
+    tau.deploy_it(
+        """
+        import time
+        from pathlib import Path
+        def it(ctx):
+            ctx.log("old")
+            ctx.log("first")
+            while not Path("go").exists():
+                time.sleep(0.01)
+            ctx.log("quiet", level="debug")
+            ctx.log("last", n=1)
+        """
+    )
+    run_id = tau("run", "it", "--detach")["run_id"]
+    eventually(lambda: len(tau.call("logs", run_id=run_id)["lines"]) == 2)
+    command = [*python("main"), "logs", "it", "--follow", "--tail", "1", "--level", "info"]
+    following = subprocess.Popen(command, env=tau.environ, stdout=subprocess.PIPE, text=True)
+    with following:
+        assert following.stdout is not None
+        assert json.loads(following.stdout.readline())["message"] == "first"
+        (tau.home / "data/it/go").touch()
+        rest = [json.loads(line) for line in following.stdout]
+    assert [(line["message"], line["fields"]) for line in rest] == [("last", {"n": 1})]
+    assert following.returncode == 0
+    (tau.home / "data/it/go").unlink()
+
+
+def test_a_reader_that_goes_away_is_no_error(tau: Tau) -> None:
+    command = " ".join(f"'{word}'" for word in python("main"))
+    done = subprocess.run(
+        ["sh", "-c", f"{command} schema | head -c 10; {command} list >&-; true"],
+        env=tau.environ, capture_output=True, text=True, timeout=60,
+    )
+    assert "Traceback" not in done.stderr
+    assert done.stdout.startswith('{"protocol')
+
+
+def test_a_reader_that_goes_away_does_not_hide_that_the_run_failed(tau: Tau) -> None:
+    tau.deploy_it("def it(ctx):\n    1 / 0")
+    words = " ".join(f"'{word}'" for word in [*python("main"), "run", "it"])
+    done = subprocess.run(["bash", "-c", f"{words} | true; exit ${{PIPESTATUS[0]}}"], env=tau.environ, timeout=60)
+    assert done.returncode == 1
+
+
+def test_numbers_that_json_has_not_are_refused(tau: Tau) -> None:
+    tau.deploy_it("def it(ctx): ...")
+    for words in (
+        ["--params", '{"a": NaN}'], ["--params", '{"a": 1e999}'], ["--timeout", "nan"], ["--timeout", "inf"],
+        ["--params", "[" * 5000 + "]" * 5000],
+    ):
+        assert tau("run", "it", *words, exit=2)["code"] == "bad_request", words
+
+
+def test_an_option_without_its_value_is_refused(home: Tau) -> None:
+    for words in (["--host"], ["--home"], ["--host", "list"]):
+        assert home(*words, exit=2)["code"] == "bad_request", words
+
+
+def test_answers_are_utf_8_whatever_the_locale(tau: Tau) -> None:
+    tau.deploy_it("def it(ctx):\n    return 'grün ✓'")
+    for encoding in ("ascii", "latin-1"):
+        environ = tau.environ | {"PYTHONIOENCODING": encoding}
+        done = subprocess.run([*python("main"), "run", "it"], env=environ, capture_output=True, timeout=60)
+        assert json.loads(done.stdout.decode("utf-8"))["result"] == "grün ✓"
+
+
+def test_closed_or_full_outputs_are_no_bug(tau: Tau) -> None:
+    words = " ".join(f"'{word}'" for word in python("main"))
+    for redirection, code in ((">&-", 0), ("<&-", 0), (">/dev/full", 5)):
+        done = subprocess.run(["sh", "-c", f"{words} list {redirection}"], env=tau.environ, capture_output=True, timeout=60)
+        assert done.returncode == code, (redirection, done.stderr)
+        assert b"Traceback" not in done.stderr
+
+
+def test_interruption_is_exit_130_and_the_run_goes_on(tau: Tau) -> None:
+    tau.deploy_it(
+        "import time\nfrom pathlib import Path\ndef it(ctx):\n    while not Path('go').exists():\n        time.sleep(0.01)"
+    )
+    live = tau.call("status")["runs"]["running"]
+    running = subprocess.Popen([*python("main"), "run", "it"], env=tau.environ, stderr=subprocess.PIPE, text=True)
+    eventually(lambda: tau.call("status")["runs"]["running"] == live + 1)
+    running.send_signal(2)
+    assert running.communicate(timeout=30)[1] == ""
+    assert running.returncode == 130
+    (tau.home / "data/it/go").touch()
+    assert tau("wait", tau("runs", "it", "--last", 1)["runs"][0]["run_id"])["status"] == "success"
+    (tau.home / "data/it/go").unlink()
+
+
+def test_output_is_json_unless_a_terminal_reads_it(tau: Tau) -> None:
+    done = tau.command("list", TERM="xterm-256color")
+    assert done.out.startswith("{")
+    assert "\x1b" not in done.out
+
+
+def test_stdout_carries_only_the_document(tau: Tau) -> None:
+    tau.deploy_it("def it(ctx):\n    print('printed')\n    ctx.log('logged')")
+    for words in (["run", "it"], ["inspect", "it"], ["runs", "it"], ["logs", "it"], ["status"], ["show", "it"]):
+        done = tau.command(*words)
+        assert done.err == ""
+        assert len(done.out.splitlines()) == 1
+        json.loads(done.out)
+
+
+def test_a_bug_is_exit_9_without_a_traceback(home: Tau) -> None:
+    path = home.work / os.fsdecode(b"bad\xff.py")
+    path.write_text("x = 1\n")
+    done = home.command("deploy", path)
+    assert done.exit in (2, 6, 9)
+    assert "Traceback" not in done.err
+    assert "code" in done.error

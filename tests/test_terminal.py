@@ -1,0 +1,128 @@
+"""What a person sees, through a real pseudo-terminal."""
+
+from __future__ import annotations
+
+import os
+import pty
+import re
+import subprocess
+from typing import Any
+
+import pytest
+from conftest import Tau, python
+
+import tau as module
+
+
+def on_terminal(tau: Tau, *words: Any, **environ: str) -> tuple[int, str]:
+    """Exit code and screen text of a command whose stdout and stderr are a terminal."""
+    ours, theirs = pty.openpty()
+    child = subprocess.Popen(
+        [*python("main"), *map(str, words)], env=tau.environ | {"TERM": "xterm"} | environ,
+        stdin=theirs, stdout=theirs, stderr=theirs, cwd=tau.work,
+    )
+    os.close(theirs)
+    text = b""
+    while True:
+        try:
+            piece = os.read(ours, 65536)
+        except OSError:
+            piece = b""
+        if not piece:
+            break
+        text += piece
+    os.close(ours)
+    return child.wait(timeout=30), text.decode().replace("\r\n", "\n")
+
+
+STEPS = """
+def it(ctx):
+    with ctx.step("extract") as step:
+        ctx.log("reading")
+        step.rows_out = 6433
+    with ctx.step("clean") as step:
+        step.rows_in, step.rows_out = 6433, 6000
+        with ctx.step("inner"):
+            pass
+    return {"rows": 6000}
+"""
+
+
+def test_a_run_is_shown_live_with_steps_durations_and_rows(tau: Tau) -> None:
+    tau.deploy_it(STEPS)
+    code, screen = on_terminal(tau, "run", "it")
+    plain = re.sub(r"\x1b\[[0-9;]*[mK]|[^\n]*\r", "", screen)
+    assert code == 0
+    assert re.search(r"✓ extract  [\d.]+ ms  6,433 out\n", plain)
+    assert re.search(r"    ✓ inner  [\d.]+ ms\n", plain)
+    assert re.search(r"✓ clean  [\d.]+ ms  6,433 in, 6,000 out\n", plain)
+    assert re.search(r"it v\d+  success in [\d.]+ ms  \w{14}\n", plain)
+    assert 'result  {"rows":6000}' in plain
+    assert "reading" in plain
+    assert "\x1b[32m" in screen
+
+
+def test_a_failed_run_shows_its_error_and_place(tau: Tau) -> None:
+    tau.deploy_it("def it(ctx):\n    with ctx.step('bad'):\n        raise ValueError('no \\x1b[31m colours')")
+    code, screen = on_terminal(tau, "run", "it", NO_COLOR="1")
+    assert code == 1
+    assert "✗ bad" in screen
+    assert "error   ValueError: no \\x1b[31m colours" in screen
+    assert "pipelines.py:5  raise ValueError" in screen
+    assert "next    tau logs it --run" in screen
+    assert "\x1b[31m" not in screen
+
+
+def test_tables_are_aligned_and_honour_no_color(tau: Tau) -> None:
+    tau.deploy_it(STEPS)
+    tau("run", "it")
+    code, screen = on_terminal(tau, "runs", "it", "--last", "1", NO_COLOR="1")
+    head, row, *rest = screen.splitlines()
+    assert head.split() == list(module.TABLES["runs"][1])
+    assert row.index("success") == head.index("status")
+    assert "\x1b" not in screen
+    assert not rest or "of" in rest[0]
+    assert on_terminal(tau, "errors", "--limit", "1")[0] == code == 0
+
+
+def test_json_on_a_terminal_is_indented_for_inspect_and_compact_on_request(tau: Tau) -> None:
+    tau.deploy_it(STEPS)
+    tau("run", "it")
+    assert '\n  "run_id": ' in on_terminal(tau, "inspect", "it")[1]
+    for words, environ in ((["list", "--json"], {}), (["list"], {"TAU_OUTPUT": "json"})):
+        assert on_terminal(tau, *words, **environ)[1].startswith('{"pipelines":[')
+
+
+def test_code_is_bare_and_logs_are_lines(tau: Tau) -> None:
+    tau.deploy_it("def it(ctx):\n    ctx.log('\\x1b]0;title\\x07 and text', level='warning', rows=3)")
+    tau("run", "it")
+    assert on_terminal(tau, "code", "it")[1].startswith("from tau import pipeline\n")
+    screen = on_terminal(tau, "logs", "it", NO_COLOR="1")[1]
+    assert re.fullmatch(r"\d\d:\d\d:\d\d\.\d{3} warning \\x1b\]0;title\\x07 and text rows=3\n", screen)
+
+
+def test_an_error_is_two_lines_of_text(tau: Tau) -> None:
+    code, screen = on_terminal(tau, "show", "nothing_like_it")
+    assert code == 3
+    assert screen == "error: no pipeline named 'nothing_like_it'\n hint: `tau list` shows all\n"
+
+
+@pytest.mark.parametrize("words", [["status"], ["version"], ["deploy", "pipelines.py"], ["run", "it", "--detach"]])
+def test_small_answers_are_pairs(tau: Tau, words: list[str]) -> None:
+    tau.deploy_it(STEPS)
+    code, screen = on_terminal(tau, *words)
+    assert code == 0
+    assert not screen.startswith("{")
+    assert all(re.match(r"\w+ +\S", line) for line in screen.splitlines())
+
+
+def test_nothing_to_list_is_said(home: Tau) -> None:
+    home.start()
+    assert on_terminal(home, "list")[1] == "no pipelines\n"
+
+
+@pytest.mark.parametrize(
+    ("millis", "text"), [(0.04, "0.0 ms"), (999.9, "999.9 ms"), (3200, "3.2 s"), (303_000, "5 min 3 s")]
+)
+def test_durations_read_well(millis: float, text: str) -> None:
+    assert module.duration(millis) == text
