@@ -52,7 +52,6 @@ if TYPE_CHECKING:
     import queue
     import random
     import re
-    import reprlib
     import resource
     import select
     import shutil
@@ -91,7 +90,7 @@ else:
         Later, ("asyncio", "base64", "ctypes", "difflib", "fcntl", "grp")
     )
     hashlib, linecache, logging, pwd, queue = map(Later, ("hashlib", "linecache", "logging", "pwd", "queue"))
-    random, re, reprlib, resource, select = map(Later, ("random", "re", "reprlib", "resource", "select"))
+    random, re, resource, select = map(Later, ("random", "re", "resource", "select"))
     shutil, signal, sqlite3, struct = map(Later, ("shutil", "signal", "sqlite3", "struct"))
     tempfile, threading, tomllib = map(Later, ("tempfile", "threading", "tomllib"))
 
@@ -4724,7 +4723,7 @@ def import_all() -> None:
 
     for module, name in (
         *((atexit, "register"), (gc, "collect"), (asyncio, "run"), (fcntl, "fcntl"), (hashlib, "sha256")),
-        *((linecache, "getline"), (reprlib, "Repr"), (signal, "Signals"), (threading, "Thread")),
+        *((linecache, "getline"), (signal, "Signals"), (threading, "Thread")),
     ):
         assert hasattr(module, name)  # which imports it
 
@@ -5432,10 +5431,8 @@ def short_path(path: str, folder: str) -> tuple[str, bool]:
 def add_locals(document: Json, frame: FrameType, room: int) -> int:
     """Adds the frame's locals as far as there is room; the room that is left."""
     for name, value in frame.f_locals.items():
-        if name.startswith("__") or isinstance(value, (type, type(os), type(os.getpid), type(add_locals))):
-            continue  # imports and definitions say nothing about what went wrong
-        if type(value).__module__ == __name__:
-            continue  # the context and its steps are ours
+        if name.startswith(("__", ".")) or isinstance(value, DEFINITIONS) or type(value).__module__ == __name__:
+            continue  # imports, definitions and our own context say nothing about what went wrong
         text = "***" if is_secret(name) else safe_repr(value)
         room -= len(name) + len(text) + 6
         if room < 0:
@@ -5443,6 +5440,10 @@ def add_locals(document: Json, frame: FrameType, room: int) -> int:
             break
         document["locals"][name] = text
     return room
+
+
+#: The types of modules, classes, and functions in C and in Python.
+DEFINITIONS = (type(os), type, type(os.getpid), type(add_locals))
 
 
 def is_secret(name: object) -> bool:
@@ -5483,25 +5484,30 @@ def safe_text(problem: BaseException) -> str:
 
 def safe_repr(value: Any) -> str:
     """The repr of a value, bounded in size, depth and time, with what looks secret masked."""
-    return timed(masked_repr, value)[:LOCAL_BYTES]
+    return timed(short_repr, value)[:LOCAL_BYTES]
 
 
-def masked_repr(value: Any) -> str:
-    """A short repr in which the values of secret-looking keys are `***`."""
-    short = reprlib.Repr()
-    short.maxstring = short.maxother = LOCAL_BYTES
-    short.maxdict = short.maxlist = short.maxtuple = short.maxset = 6
-    return short.repr(mask(value, 0))
+#: Plain containers → their brackets.  reprlib would do, but it sorts keys and shows what looks secret.
+BRACKETS: dict[type, str] = {dict: "{}", list: "[]", tuple: "()", set: "{}"}
+ITEMS_SHOWN = 6
 
 
-def mask(value: Any, level: int) -> Any:
-    """Plain containers with the values of secret-looking keys replaced; anything else as it is."""
-    if level < 3 and type(value) is dict:
-        items = [item for item, _ in zip(value.items(), range(8), strict=False)]
-        return {key: "***" if is_secret(key) else mask(item, level + 1) for key, item in items}
-    if level < 3 and type(value) in (list, tuple):
-        return type(value)(mask(item, level + 1) for item in value[:8])
-    return value
+def short_repr(value: Any, level: int = 0) -> str:
+    """A repr of the first items of each container, in which the values of secret-looking keys are `***`."""
+    kind = type(value)
+    if kind is str and len(value) > LOCAL_BYTES:
+        return f"{value[: LOCAL_BYTES // 2]!r}…"
+    if kind not in BRACKETS or not value:
+        return repr(value)[:LOCAL_BYTES]
+    if level > 2:
+        return "…"
+    shown = list(itertools.islice(value.items() if kind is dict else value, ITEMS_SHOWN))
+    if kind is dict:
+        texts = [f"{key!r}: {short_repr('***' if is_secret(key) else item, level + 1)}" for key, item in shown]
+    else:
+        texts = [short_repr(item, level + 1) for item in shown]
+    more = ["..."] if len(value) > ITEMS_SHOWN else [""] if kind is tuple and len(value) == 1 else []
+    return BRACKETS[kind][0] + ", ".join(texts + more).removesuffix(" ") + BRACKETS[kind][1]
 
 
 # --- The door ------------------------------------------------------------------------------

@@ -112,7 +112,9 @@ class Daemon:
     def __init__(self, home: str, config: str = "") -> None:
         self.home = home
         Path(home, "tau.toml").write_text(config, encoding="utf-8")
-        subprocess.run([BIN / "taud", "--home", home, "--detach"], check=True, env=ENVIRON, stdout=subprocess.DEVNULL)
+        subprocess.run(
+            [BIN / "taud", "--home", home, "--detach"], check=True, env=ENVIRON, stdout=subprocess.DEVNULL
+        )
         self.client = tau.Client(home=home)
         source = Path(home, "bench_pipelines.py")
         source.write_text(textwrap.dedent(PIPELINES), encoding="utf-8")
@@ -276,7 +278,10 @@ def from_the_shell() -> Iterator[dict[str, Any]]:
         for _ in range(31):
             began = time.monotonic_ns()
             done = subprocess.run(
-                [BIN / "tau", "run", "noop"], env=ENVIRON | {"TAU_HOME": running.home}, check=True, capture_output=True
+                [BIN / "tau", "run", "noop"],
+                env=ENVIRON | {"TAU_HOME": running.home},
+                check=True,
+                capture_output=True,
             )
             ours = (json.loads(done.stdout)["result"] - began) / 1e6
             pairs.append((ours, timed_command([sys.executable, "-c", "pass"], running.home)[0]))
@@ -302,7 +307,9 @@ def idle() -> Iterator[dict[str, Any]]:
     """Memory and CPU of a daemon that has nothing to do."""
     bare = subprocess.Popen(
         [sys.executable, "-c", "import asyncio, sqlite3, sys; print(flush=True); sys.stdin.read()"],
-        env=ENVIRON, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+        env=ENVIRON,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
     )
     with bare, daemon() as running:
         assert bare.stdout is not None
@@ -420,9 +427,9 @@ def fill(path: str, count: int) -> None:
     """Finished runs, as many as *count*, as if they had been run."""
     db = sqlite3.connect(path)
     db.execute("PRAGMA synchronous = OFF")
-    run, = db.execute("SELECT max(run_id) FROM runs").fetchone()
+    (run,) = db.execute("SELECT max(run_id) FROM runs").fetchone()
     last = tau.read_id(run)
-    names = [name for name, in db.execute("SELECT name FROM pragma_table_info('runs')")]
+    names = [name for (name,) in db.execute("SELECT name FROM pragma_table_info('runs')")]
     row = dict(zip(names, db.execute("SELECT * FROM runs WHERE run_id = ?", (run,)).fetchone(), strict=True))
     error = json.dumps(tau.bare_error("exception", "ValueError", "as planned"))
 
@@ -430,7 +437,13 @@ def fill(path: str, count: int) -> None:
         for number in range(count, 0, -1):
             bad = number % 50 == 0
             status, text = ("failed", error) if bad else ("success", None)
-            yield {**row, "run_id": tau.spell_id(last - (number << 25)), "key": None, "status": status, "error": text}
+            yield {
+                **row,
+                "run_id": tau.spell_id(last - (number << 25)),
+                "key": None,
+                "status": status,
+                "error": text,
+            }
 
     with db:
         marks = ", ".join(f":{name}" for name in names)
@@ -442,14 +455,31 @@ def figure(
     name: str, value: float, unit: str, floor: float | None, ratio: float | None, goal: str, met: bool
 ) -> dict[str, Any]:
     """One figure as a JSON line."""
-    line = {"figure": name, "value": value, "unit": unit, "floor": floor, "ratio": ratio, "goal": goal, "met": met}
+    line = {
+        "figure": name,
+        "value": value,
+        "unit": unit,
+        "floor": floor,
+        "ratio": ratio,
+        "goal": goal,
+        "met": met,
+    }
     rounded = {key: round(item, 3) if isinstance(item, float) else item for key, item in line.items()}
     print(json.dumps(rounded), flush=True)
     return rounded
 
 
 FIGURES = (
-    status_command, first_line, throughput, acknowledgements, from_the_shell, steps, idle, logging, hostile, million,
+    status_command,
+    first_line,
+    throughput,
+    acknowledgements,
+    from_the_shell,
+    steps,
+    idle,
+    logging,
+    hostile,
+    million,
 )
 
 

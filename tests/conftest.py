@@ -22,7 +22,9 @@ import pytest
 REPOSITORY = Path(__file__).parent.parent
 TAXIS = REPOSITORY.parent / "shared" / "data" / "taxis.csv"
 #: What tests must not inherit from whoever runs them.
-ENVIRON = {name: value for name, value in os.environ.items() if not name.startswith(("TAU_", "XDG_", "NO_COLOR"))}
+ENVIRON = {
+    name: value for name, value in os.environ.items() if not name.startswith(("TAU_", "XDG_", "NO_COLOR"))
+}
 ENVIRON["PYTHONPATH"] = str(REPOSITORY)
 ENVIRON.pop("PYTHONDONTWRITEBYTECODE", None)
 
@@ -90,7 +92,12 @@ class Tau:
         """Runs `tau` to its end, whatever that is."""
         done = subprocess.run(
             [*python("main"), *map(str, words)],
-            env=self.environ | environ, cwd=self.work, input=stdin, capture_output=True, text=True, timeout=timeout,
+            env=self.environ | environ,
+            cwd=self.work,
+            input=stdin,
+            capture_output=True,
+            text=True,
+            timeout=timeout,
         )
         return Done(done)
 
@@ -103,8 +110,12 @@ class Tau:
     def start(self, *words: str) -> Any:
         """`taud --detach`; what it prints."""
         done = subprocess.run(
-            [*python("taud"), "--detach", *words], env=self.environ, cwd=self.work,
-            capture_output=True, text=True, timeout=60,
+            [*python("taud"), "--detach", *words],
+            env=self.environ,
+            cwd=self.work,
+            capture_output=True,
+            text=True,
+            timeout=60,
         )
         assert done.returncode == 0, done.stderr
         return json.loads(done.stdout)
@@ -121,7 +132,9 @@ class Tau:
 
     def deploy_it(self, text: str) -> Any:
         """Deploys text whose function `it` is to be the pipeline."""
-        decorated = re.sub(r"^(async )?def it\(", r"@pipeline\n\g<0>", textwrap.dedent(text), flags=re.MULTILINE)
+        decorated = re.sub(
+            r"^(async )?def it\(", r"@pipeline\n\g<0>", textwrap.dedent(text), flags=re.MULTILINE
+        )
         return self.deploy("from tau import pipeline\n" + decorated)
 
     def run_it(self, text: str, *words: str, exit: int = 0) -> Any:

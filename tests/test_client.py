@@ -64,7 +64,10 @@ def test_a_lost_read_is_repeated_and_a_lost_write_is_not(home: Tau) -> None:
         return b"" if count == 1 else reply(line, result={"count": count})
 
     for method, params, expected in (
-        ("status", {}, 2), ("run", {"name": "x", "key": "k"}, 2), ("run", {"name": "x"}, None), ("undeploy", {"name": "x"}, None),
+        ("status", {}, 2),
+        ("run", {"name": "x", "key": "k"}, 2),
+        ("run", {"name": "x"}, None),
+        ("undeploy", {"name": "x"}, None),
     ):
         with fake(home.home, second_time) as asked, module.Client(home=str(home.home)) as client:
             if expected is None:
@@ -78,11 +81,16 @@ def test_a_lost_read_is_repeated_and_a_lost_write_is_not(home: Tau) -> None:
 
 def test_repeated_requests_do_not_repeat_their_events(home: Tau) -> None:
     def event(seq: int) -> bytes:
-        return json.dumps({"method": "event", "params": {"request": 0, "seq": seq, "type": "log"}}).encode() + b"\n"
+        return (
+            json.dumps({"method": "event", "params": {"request": 0, "seq": seq, "type": "log"}}).encode()
+            + b"\n"
+        )
 
     def lost_after_two(count: int, line: bytes) -> bytes:
         number = json.loads(line)["id"]
-        events = b"".join(event(seq) for seq in range(1, 3 if count == 1 else 5)).replace(b'"request": 0', b'"request": %d' % number)
+        events = b"".join(event(seq) for seq in range(1, 3 if count == 1 else 5)).replace(
+            b'"request": 0', b'"request": %d' % number
+        )
         return events if count == 1 else events + reply(line, result={})
 
     seen: list[int] = []
@@ -115,8 +123,11 @@ def test_why_there_is_no_daemon_is_told_apart(home: Tau) -> None:
 @pytest.mark.parametrize(
     ("text", "parsed"),
     [
-        ("unix:///a/b.sock", ("unix", "/a/b.sock", 0)), ("tcp://h:1", ("tcp", "h", 1)), ("h:1", ("tcp", "h", 1)),
-        ("http://localhost:8400/", ("tcp", "localhost", 8400)), ("tcp://[::1]:8400", ("tcp", "::1", 8400)),
+        ("unix:///a/b.sock", ("unix", "/a/b.sock", 0)),
+        ("tcp://h:1", ("tcp", "h", 1)),
+        ("h:1", ("tcp", "h", 1)),
+        ("http://localhost:8400/", ("tcp", "localhost", 8400)),
+        ("tcp://[::1]:8400", ("tcp", "::1", 8400)),
     ],
 )
 def test_addresses(text: str, parsed: tuple[str, str, int]) -> None:

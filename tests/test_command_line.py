@@ -39,7 +39,11 @@ def test_version_needs_no_daemon(home: Tau, tau: Tau) -> None:
 
 
 def test_common_options_may_stand_before_or_after_the_command(home: Tau, tau: Tau) -> None:
-    for words in (["--home", tau.home, "list"], ["list", "--home", tau.home], [f"--home={tau.home}", "list", "--json"]):
+    for words in (
+        ["--home", tau.home, "list"],
+        ["list", "--home", tau.home],
+        [f"--home={tau.home}", "list", "--json"],
+    ):
         assert "pipelines" in home(*words)
     assert "pipelines" in home("list", "--host", f"unix://{tau.socket}")
     assert "pipelines" in home("list", TAU_HOST=f"unix://{tau.socket}")
@@ -56,7 +60,12 @@ def test_following_prints_events_and_the_document_last(tau: Tau) -> None:
     )
     *events, document = tau.command("run", "it", "--follow").lines
     assert [event["type"] for event in events] == [
-        "run.queued", "run.started", "step.started", "log", "step.finished", "run.finished",
+        "run.queued",
+        "run.started",
+        "step.started",
+        "log",
+        "step.finished",
+        "run.finished",
     ]
     assert [event["seq"] for event in events] == [1, 2, 3, 4, 5, 6]
     assert (events[2]["step"], events[3]["message"], events[4]["rows_out"]) == ("a", "in a", 3)
@@ -102,7 +111,10 @@ def test_a_reader_that_goes_away_is_no_error(tau: Tau) -> None:
     command = " ".join(f"'{word}'" for word in python("main"))
     done = subprocess.run(
         ["sh", "-c", f"{command} schema | head -c 10; {command} list >&-; true"],
-        env=tau.environ, capture_output=True, text=True, timeout=60,
+        env=tau.environ,
+        capture_output=True,
+        text=True,
+        timeout=60,
     )
     assert "Traceback" not in done.stderr
     assert done.stdout.startswith('{"protocol')
@@ -111,14 +123,19 @@ def test_a_reader_that_goes_away_is_no_error(tau: Tau) -> None:
 def test_a_reader_that_goes_away_does_not_hide_that_the_run_failed(tau: Tau) -> None:
     tau.deploy_it("def it(ctx):\n    1 / 0")
     words = " ".join(f"'{word}'" for word in [*python("main"), "run", "it"])
-    done = subprocess.run(["bash", "-c", f"{words} | true; exit ${{PIPESTATUS[0]}}"], env=tau.environ, timeout=60)
+    done = subprocess.run(
+        ["bash", "-c", f"{words} | true; exit ${{PIPESTATUS[0]}}"], env=tau.environ, timeout=60
+    )
     assert done.returncode == 1
 
 
 def test_numbers_that_json_has_not_are_refused(tau: Tau) -> None:
     tau.deploy_it("def it(ctx): ...")
     for words in (
-        ["--params", '{"a": NaN}'], ["--params", '{"a": 1e999}'], ["--timeout", "nan"], ["--timeout", "inf"],
+        ["--params", '{"a": NaN}'],
+        ["--params", '{"a": 1e999}'],
+        ["--timeout", "nan"],
+        ["--timeout", "inf"],
         ["--params", "[" * 5000 + "]" * 5000],
     ):
         assert tau("run", "it", *words, exit=2)["code"] == "bad_request", words
@@ -140,7 +157,9 @@ def test_answers_are_utf_8_whatever_the_locale(tau: Tau) -> None:
 def test_closed_or_full_outputs_are_no_bug(tau: Tau) -> None:
     words = " ".join(f"'{word}'" for word in python("main"))
     for redirection, code in ((">&-", 0), ("<&-", 0), (">/dev/full", 5)):
-        done = subprocess.run(["sh", "-c", f"{words} list {redirection}"], env=tau.environ, capture_output=True, timeout=60)
+        done = subprocess.run(
+            ["sh", "-c", f"{words} list {redirection}"], env=tau.environ, capture_output=True, timeout=60
+        )
         assert done.returncode == code, (redirection, done.stderr)
         assert b"Traceback" not in done.stderr
 
@@ -150,7 +169,9 @@ def test_interruption_is_exit_130_and_the_run_goes_on(tau: Tau) -> None:
         "import time\nfrom pathlib import Path\ndef it(ctx):\n    while not Path('go').exists():\n        time.sleep(0.01)"
     )
     live = tau.call("status")["runs"]["running"]
-    running = subprocess.Popen([*python("main"), "run", "it"], env=tau.environ, stderr=subprocess.PIPE, text=True)
+    running = subprocess.Popen(
+        [*python("main"), "run", "it"], env=tau.environ, stderr=subprocess.PIPE, text=True
+    )
     eventually(lambda: tau.call("status")["runs"]["running"] == live + 1)
     running.send_signal(2)
     assert running.communicate(timeout=30)[1] == ""

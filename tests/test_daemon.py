@@ -79,7 +79,10 @@ def test_a_run_survives_kill_9_of_the_daemon_with_its_whole_trace(fresh: Tau) ->
 def test_a_run_that_ends_without_a_daemon_gets_its_true_verdict(fresh: Tau) -> None:
     fresh.deploy_it(WAITING)
     good = fresh("run", "it", "--detach")["run_id"]
-    bad = fresh.deploy("from tau import pipeline\n@pipeline\ndef bad(ctx):\n    import time\n    ctx.log('in')\n    time.sleep(0.3)\n    1 / 0", "bad.py")
+    bad = fresh.deploy(
+        "from tau import pipeline\n@pipeline\ndef bad(ctx):\n    import time\n    ctx.log('in')\n    time.sleep(0.3)\n    1 / 0",
+        "bad.py",
+    )
     bad = fresh("run", "bad", "--detach")["run_id"]
     for run_id in (good, bad):
         eventually(lambda run_id=run_id: fresh.call("logs", run_id=run_id)["lines"])
@@ -93,7 +96,9 @@ def test_a_run_that_ends_without_a_daemon_gets_its_true_verdict(fresh: Tau) -> N
 
 
 def test_a_run_acknowledged_right_before_kill_9_happens_once(fresh: Tau) -> None:
-    fresh.deploy_it("def it(ctx):\n    with open('runs', 'a') as file:\n        file.write(ctx.run_id + '\\n')\n")
+    fresh.deploy_it(
+        "def it(ctx):\n    with open('runs', 'a') as file:\n        file.write(ctx.run_id + '\\n')\n"
+    )
     acknowledged = []
     for _ in range(12):
         with fresh.connect() as wire:
@@ -108,15 +113,19 @@ def test_a_run_acknowledged_right_before_kill_9_happens_once(fresh: Tau) -> None
 
 def test_an_unborn_run_is_started_again_only_if_its_journal_can_be_claimed(fresh: Tau) -> None:
     """What a daemon leaves that was killed between its commit and the fork server's first look."""
-    fresh.deploy_it("def it(ctx):\n    with open('runs', 'a') as file:\n        file.write(ctx.run_id + '\\n')\n")
+    fresh.deploy_it(
+        "def it(ctx):\n    with open('runs', 'a') as file:\n        file.write(ctx.run_id + '\\n')\n"
+    )
     done = fresh("run", "it")["run_id"]
     fresh.kill()
     eventually(lambda: not fresh.remains())
     db = sqlite3.connect(fresh.home / "tau.db")
     with db:
         db.execute("UPDATE runs SET status = 'running', result = NULL WHERE run_id = ?", (done,))
-        db.execute("UPDATE attempts SET ended = NULL, process = '{\"server\":{\"pid\":1,\"started\":\"0\",\"boot\":\"\"}}',"
-                   " position = '{\"journal\":0,\"stdout\":0,\"stderr\":0,\"n\":0}'")
+        db.execute(
+            'UPDATE attempts SET ended = NULL, process = \'{"server":{"pid":1,"started":"0","boot":""}}\','
+            ' position = \'{"journal":0,"stdout":0,"stderr":0,"n":0}\''
+        )
     db.close()
     fresh.start()
     assert fresh("wait", done)["status"] == "success"
@@ -127,7 +136,9 @@ def test_sigterm_leaves_live_runs_to_the_next_daemon(fresh: Tau) -> None:
     fresh.deploy_it(WAITING)
     run_id = fresh("run", "it", "--detach")["run_id"]
     eventually(lambda: fresh.call("logs", run_id=run_id)["lines"])
-    waiting = subprocess.Popen([*python("main"), "wait", run_id], env=fresh.environ, stdout=subprocess.PIPE, text=True)
+    waiting = subprocess.Popen(
+        [*python("main"), "wait", run_id], env=fresh.environ, stdout=subprocess.PIPE, text=True
+    )
     eventually(lambda: fresh.call("status")["connections"] == 2)
     pid = fresh.pid()
     os.kill(pid, signal.SIGTERM)
@@ -143,7 +154,9 @@ def test_shutdown_can_wait_for_runs_or_cancel_them(fresh: Tau) -> None:
     fresh.deploy_it(WAITING)
     run_id = fresh("run", "it", "--detach")["run_id"]
     eventually(lambda: fresh.call("logs", run_id=run_id)["lines"])
-    draining = subprocess.Popen([*python("main"), "shutdown", "--drain", "30"], env=fresh.environ, stdout=subprocess.PIPE)
+    draining = subprocess.Popen(
+        [*python("main"), "shutdown", "--drain", "30"], env=fresh.environ, stdout=subprocess.PIPE
+    )
     eventually(lambda: fresh.call("status")["stopping"])
     with fresh.connect() as wire:
         refused = wire.ask({"id": 1, "method": "run", "params": {"name": "it", "wait": False}})["error"]["data"]
@@ -185,7 +198,9 @@ def test_only_a_stale_socket_is_replaced(home: Tau, what: str) -> None:
         other.bind(str(home.socket))
         if what == "live":
             other.listen()
-    done = subprocess.run([*python("taud"), "--detach"], env=home.environ, capture_output=True, text=True, timeout=30)
+    done = subprocess.run(
+        [*python("taud"), "--detach"], env=home.environ, capture_output=True, text=True, timeout=30
+    )
     other.close()
     if what == "stale":
         assert done.returncode == 0
@@ -198,9 +213,13 @@ def test_only_a_stale_socket_is_replaced(home: Tau, what: str) -> None:
 def test_a_home_too_deep_for_a_socket_address_works(home: Tau) -> None:
     deep = home.home / ("deep" * 20) / ("er" * 20)
     environ = home.environ | {"TAU_HOME": str(deep)}
-    started = subprocess.run([*python("taud"), "--detach"], env=environ, capture_output=True, text=True, timeout=30)
+    started = subprocess.run(
+        [*python("taud"), "--detach"], env=environ, capture_output=True, text=True, timeout=30
+    )
     assert started.returncode == 0, started.stderr
-    answer = subprocess.run([*python("main"), "shutdown"], env=environ, capture_output=True, text=True, timeout=30)
+    answer = subprocess.run(
+        [*python("main"), "shutdown"], env=environ, capture_output=True, text=True, timeout=30
+    )
     assert answer.returncode == 0, answer.stderr
 
 
@@ -228,9 +247,11 @@ def test_another_user_cannot_speak_to_it(home: Tau) -> None:
         path.chmod(0o777)  # even if somebody opened every door
     code = (
         "import os, socket, sys; os.setuid(65534); s = socket.socket(socket.AF_UNIX); s.connect(sys.argv[1]);"
-        "s.sendall(b'{\"id\":1,\"method\":\"list\"}\\n'); print(s.recv(9999).decode())"
+        's.sendall(b\'{"id":1,"method":"list"}\\n\'); print(s.recv(9999).decode())'
     )
-    done = subprocess.run(["/usr/bin/python3", "-c", code, home.socket], capture_output=True, text=True, timeout=30)
+    done = subprocess.run(
+        ["/usr/bin/python3", "-c", code, home.socket], capture_output=True, text=True, timeout=30
+    )
     assert json.loads(done.stdout)["error"]["data"]["code"] == "forbidden"
 
 
@@ -244,15 +265,23 @@ def test_a_group_may_be_admitted(home: Tau) -> None:
     code = (
         "import os, socket, sys; os.setgroups([]); os.setgid(int(sys.argv[2])); os.setuid(65534);"
         "s = socket.socket(socket.AF_UNIX); s.connect(sys.argv[1]);"
-        "s.sendall(b'{\"id\":1,\"method\":\"list\"}\\n'); print(s.recv(9999).decode())"
+        's.sendall(b\'{"id":1,"method":"list"}\\n\'); print(s.recv(9999).decode())'
     )
     gid = str(home.socket.stat().st_gid)
-    done = subprocess.run(["/usr/bin/python3", "-c", code, home.socket, gid], capture_output=True, text=True, timeout=30)
+    done = subprocess.run(
+        ["/usr/bin/python3", "-c", code, home.socket, gid], capture_output=True, text=True, timeout=30
+    )
     assert json.loads(done.stdout)["result"] == {"pipelines": []}
 
 
 def test_the_environment_of_a_run_has_no_key_of_the_daemon(home: Tau) -> None:
-    home.environ |= {"TAU_API_KEY": "k", "TAU_API_KEY_FILE": "f", "NOTIFY_SOCKET": "n", "LISTEN_FDS": "0", "MINE": "m"}
+    home.environ |= {
+        "TAU_API_KEY": "k",
+        "TAU_API_KEY_FILE": "f",
+        "NOTIFY_SOCKET": "n",
+        "LISTEN_FDS": "0",
+        "MINE": "m",
+    }
     home.start()
     text = "import os\ndef it(ctx):\n    open('seen', 'w').write('\\0'.join(f'{k}={v}' for k, v in os.environ.items())); open('block', 'w').write(open('/proc/self/environ').read())"
     home.run_it(text)
@@ -283,7 +312,9 @@ def test_tcp_on_loopback_takes_the_key_of_the_home(home: Tau) -> None:
 
 
 def test_a_public_address_without_a_configured_key_is_forbidden(home: Tau) -> None:
-    done = subprocess.run([*python("taud"), "--host", "0.0.0.0"], env=home.environ, capture_output=True, text=True, timeout=30)
+    done = subprocess.run(
+        [*python("taud"), "--host", "0.0.0.0"], env=home.environ, capture_output=True, text=True, timeout=30
+    )
     assert (done.returncode, json.loads(done.stderr.splitlines()[-1])["error"]["code"]) == (4, "forbidden")
 
 
@@ -367,7 +398,9 @@ def test_a_home_for_a_group_stays_so_when_a_second_daemon_is_refused(home: Tau) 
 
 def test_a_key_that_is_none_opens_nothing(home: Tau) -> None:
     (home.home / "key").touch()
-    done = subprocess.run([*python("taud"), "--port", "1"], env=home.environ, capture_output=True, text=True, timeout=30)
+    done = subprocess.run(
+        [*python("taud"), "--port", "1"], env=home.environ, capture_output=True, text=True, timeout=30
+    )
     assert (done.returncode, json.loads(done.stderr.splitlines()[-1])["error"]["code"]) == (4, "forbidden")
 
 

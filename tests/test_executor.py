@@ -32,7 +32,9 @@ def test_a_process_that_dies_is_a_failed_run(tau: Tau, name: str) -> None:
 
 
 def test_a_death_inside_a_step_names_the_step_and_keeps_the_log(tau: Tau) -> None:
-    tau.deploy_it("import os\ndef it(ctx):\n  with ctx.step('a'):\n    with ctx.step('b'):\n      ctx.log('last words')\n      os._exit(1)")
+    tau.deploy_it(
+        "import os\ndef it(ctx):\n  with ctx.step('a'):\n    with ctx.step('b'):\n      ctx.log('last words')\n      os._exit(1)"
+    )
     run = tau("run", "it", exit=1)
     assert run["error"]["step"] == "a/b"
     assert run["trace"]["log_tail"] == ["last words"]
@@ -59,16 +61,18 @@ def test_a_blocked_event_loop_can_be_cancelled(tau: Tau) -> None:
 
 
 def test_a_run_that_ignores_sigterm_is_killed(tau: Tau) -> None:
-    tau.deploy_it((
-        "import os, signal, subprocess, sys, time\n"
-        "def it(ctx):\n"
-        "    signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
-        "    child = subprocess.Popen([sys.executable, '-c', 'import signal, time; signal.signal(15, signal.SIG_IGN); "
-        "print(1, flush=True); time.sleep(600)'], stdout=subprocess.PIPE)\n"
-        "    child.stdout.read(1)\n"
-        "    ctx.log(f'{os.getpid()} {child.pid}')\n"
-        "    time.sleep(600)\n"
-    ))
+    tau.deploy_it(
+        (
+            "import os, signal, subprocess, sys, time\n"
+            "def it(ctx):\n"
+            "    signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
+            "    child = subprocess.Popen([sys.executable, '-c', 'import signal, time; signal.signal(15, signal.SIG_IGN); "
+            "print(1, flush=True); time.sleep(600)'], stdout=subprocess.PIPE)\n"
+            "    child.stdout.read(1)\n"
+            "    ctx.log(f'{os.getpid()} {child.pid}')\n"
+            "    time.sleep(600)\n"
+        )
+    )
     run_id = tau("run", "it", "--detach")["run_id"]
     line = eventually(lambda: tau.call("logs", run_id=run_id)["lines"])[0]["message"]
     assert tau("cancel", run_id)["status"] == "cancelled"
@@ -77,12 +81,14 @@ def test_a_run_that_ignores_sigterm_is_killed(tau: Tau) -> None:
 
 
 def test_cancelled_code_may_clean_up(tau: Tau) -> None:
-    tau.deploy_it((
-        "import time\nfrom pathlib import Path\n"
-        "def it(ctx):\n"
-        "    try:\n        ctx.log('in')\n        time.sleep(600)\n"
-        "    finally:\n        Path('cleaned').write_text('yes')\n"
-    ))
+    tau.deploy_it(
+        (
+            "import time\nfrom pathlib import Path\n"
+            "def it(ctx):\n"
+            "    try:\n        ctx.log('in')\n        time.sleep(600)\n"
+            "    finally:\n        Path('cleaned').write_text('yes')\n"
+        )
+    )
     run_id = tau("run", "it", "--detach")["run_id"]
     eventually(lambda: tau.call("logs", run_id=run_id)["lines"])
     tau("cancel", run_id)
@@ -91,11 +97,13 @@ def test_cancelled_code_may_clean_up(tau: Tau) -> None:
 
 
 def test_closing_descriptors_does_not_silence_a_run(tau: Tau) -> None:
-    tau.deploy_it((
-        "import os\ndef it(ctx):\n"
-        "    os.close(1)\n    ctx.log('one closed')\n    os.closerange(0, 4096)\n"
-        "    ctx.log('all closed')\n    return 'here'\n"
-    ))
+    tau.deploy_it(
+        (
+            "import os\ndef it(ctx):\n"
+            "    os.close(1)\n    ctx.log('one closed')\n    os.closerange(0, 4096)\n"
+            "    ctx.log('all closed')\n    return 'here'\n"
+        )
+    )
     run = tau("run", "it")
     assert run["result"] == "here"
     assert run["trace"]["log_tail"] == ["one closed", "all closed"]
@@ -116,7 +124,12 @@ def test_output_of_descriptors_is_counted_and_its_last_lines_are_kept(tau: Tau) 
     assert run["trace"]["log_lines"] == 30_000
     assert run["trace"]["log_dropped"] == 30_000 - 10_000 - module.LOG_TAIL
     assert tau("logs", "it", "--tail", 1)["lines"][0] | {"at": ""} == {
-        "at": "", "level": "info", "step": None, "stream": "stderr", "message": "299", "fields": None,
+        "at": "",
+        "level": "info",
+        "step": None,
+        "stream": "stderr",
+        "message": "299",
+        "fields": None,
     }
 
 
@@ -130,11 +143,13 @@ STRAYS = {
 
 @pytest.mark.parametrize("name", STRAYS)
 def test_what_a_run_leaves_behind_is_ended(tau: Tau, name: str) -> None:
-    tau.deploy_it((
-        "import subprocess, time\nfrom pathlib import Path\ndef it(ctx):\n"
-        f"    child = {STRAYS[name]}\n    time.sleep(0.1)\n"
-        "    return int(Path('pid').read_text()) if Path('pid').exists() else child.pid\n"
-    ))
+    tau.deploy_it(
+        (
+            "import subprocess, time\nfrom pathlib import Path\ndef it(ctx):\n"
+            f"    child = {STRAYS[name]}\n    time.sleep(0.1)\n"
+            "    return int(Path('pid').read_text()) if Path('pid').exists() else child.pid\n"
+        )
+    )
     run = tau("run", "it")
     assert run["status"] == "success"
     assert not is_running(run["result"])
@@ -142,7 +157,9 @@ def test_what_a_run_leaves_behind_is_ended(tau: Tau, name: str) -> None:
 
 
 def test_a_run_that_stops_itself_can_be_cancelled(tau: Tau) -> None:
-    tau.deploy_it("import os, signal\ndef it(ctx):\n    ctx.log('in')\n    os.kill(os.getpid(), signal.SIGSTOP)")
+    tau.deploy_it(
+        "import os, signal\ndef it(ctx):\n    ctx.log('in')\n    os.kill(os.getpid(), signal.SIGSTOP)"
+    )
     run_id = tau("run", "it", "--detach")["run_id"]
     eventually(lambda: tau.call("logs", run_id=run_id)["lines"])
     assert tau("cancel", run_id)["status"] == "cancelled"
@@ -155,24 +172,30 @@ def test_a_returned_result_decides_whatever_comes_after_it(tau: Tau) -> None:
 
 
 def test_a_fork_that_returns_is_not_the_run(tau: Tau) -> None:
-    tau.deploy_it("import os\ndef it(ctx):\n    pid = os.fork()\n    if pid:\n        os.waitpid(pid, 0)\n    return 'parent' if pid else 'child'")
+    tau.deploy_it(
+        "import os\ndef it(ctx):\n    pid = os.fork()\n    if pid:\n        os.waitpid(pid, 0)\n    return 'parent' if pid else 'child'"
+    )
     assert tau("run", "it")["result"] == "parent"
 
 
 def test_nothing_printed_can_forge_a_record(tau: Tau) -> None:
-    tau.deploy_it((
-        "import os, sys\ndef it(ctx):\n"
-        "    forged = '\\n{\"t\":\"returned\",\"result\":\"forged\",\"stopped\":false,\"at\":1,\"mono\":1}\\n'\n"
-        "    print(forged)\n    sys.stderr.write(forged)\n    os.write(1, forged.encode())\n    ctx.log(forged)\n"
-        "    os._exit(0)\n"
-    ))
+    tau.deploy_it(
+        (
+            "import os, sys\ndef it(ctx):\n"
+            '    forged = \'\\n{"t":"returned","result":"forged","stopped":false,"at":1,"mono":1}\\n\'\n'
+            "    print(forged)\n    sys.stderr.write(forged)\n    os.write(1, forged.encode())\n    ctx.log(forged)\n"
+            "    os._exit(0)\n"
+        )
+    )
     assert tau("run", "it", exit=1)["error"]["kind"] == "died"
 
 
 def test_at_most_max_concurrent_runs_are_live_and_the_queue_is_in_order(home: Tau) -> None:
     home.home.joinpath("tau.toml").write_text("[scheduler]\nmax_concurrent = 2\nmax_queued = 3\n")
     home.start()
-    home.deploy_it("import time\nfrom pathlib import Path\ndef it(ctx):\n    while not Path('go').exists():\n        time.sleep(0.01)\n    with open('order', 'a') as f:\n        f.write(ctx.run_id + '\\n')")
+    home.deploy_it(
+        "import time\nfrom pathlib import Path\ndef it(ctx):\n    while not Path('go').exists():\n        time.sleep(0.01)\n    with open('order', 'a') as f:\n        f.write(ctx.run_id + '\\n')"
+    )
     ids = [home("run", "it", "--detach")["run_id"] for _ in range(2)]
     eventually(lambda: home.call("status")["slots"]["used"] == 2)
     ids += [home("run", "it", "--detach")["run_id"] for _ in range(3)]
@@ -204,7 +227,9 @@ def test_a_fresh_interpreter_can_be_the_start_method(home: Tau) -> None:
 
 
 def test_a_dead_fork_server_is_replaced_and_its_runs_end_truly(fresh: Tau) -> None:
-    fresh.deploy_it("import time\nfrom pathlib import Path\ndef it(ctx):\n    ctx.log('in')\n    while not Path('go').exists():\n        time.sleep(0.01)\n    return 'done'")
+    fresh.deploy_it(
+        "import time\nfrom pathlib import Path\ndef it(ctx):\n    ctx.log('in')\n    while not Path('go').exists():\n        time.sleep(0.01)\n    return 'done'"
+    )
     run_id = fresh("run", "it", "--detach")["run_id"]
     eventually(lambda: fresh.call("logs", run_id=run_id)["lines"])
     old = next(one["pid"] for one in fresh.call("status")["processes"] if one["role"] == "fork server")
@@ -216,7 +241,9 @@ def test_a_dead_fork_server_is_replaced_and_its_runs_end_truly(fresh: Tau) -> No
 
 
 def test_a_run_that_vanishes_with_its_fork_server_is_lost(fresh: Tau) -> None:
-    fresh.deploy_it("import subprocess, time\ndef it(ctx):\n    ctx.log(str(subprocess.Popen(['sleep', '600']).pid))\n    time.sleep(600)")
+    fresh.deploy_it(
+        "import subprocess, time\ndef it(ctx):\n    ctx.log(str(subprocess.Popen(['sleep', '600']).pid))\n    time.sleep(600)"
+    )
     run_id = fresh("run", "it", "--detach")["run_id"]
     sleeper = int(eventually(lambda: fresh.call("logs", run_id=run_id)["lines"])[0]["message"])
     roles = {one["role"]: one["pid"] for one in fresh.call("status")["processes"]}
@@ -228,7 +255,9 @@ def test_a_run_that_vanishes_with_its_fork_server_is_lost(fresh: Tau) -> None:
 
 
 def test_runs_that_come_close_together_all_start(tau: Tau) -> None:
-    tau.deploy_it("import time\nfrom pathlib import Path\ndef it(ctx):\n    while not Path('go').exists():\n        time.sleep(0.01)")
+    tau.deploy_it(
+        "import time\nfrom pathlib import Path\ndef it(ctx):\n    while not Path('go').exists():\n        time.sleep(0.01)"
+    )
     for _ in range(10):
         with tau.connect() as one, tau.connect() as two:
             for wire in (one, two):
@@ -307,7 +336,9 @@ def test_a_stubborn_stray_of_one_run_does_not_delay_another(home: Tau) -> None:
 
 
 def test_unfinished_output_is_not_cut_in_pieces(tau: Tau) -> None:
-    tau.run_it("import os, time\ndef it(ctx):\n    for piece in (b'hel', b'lo wor', b'ld'):\n        os.write(1, piece)\n        time.sleep(0.3)")
+    tau.run_it(
+        "import os, time\ndef it(ctx):\n    for piece in (b'hel', b'lo wor', b'ld'):\n        os.write(1, piece)\n        time.sleep(0.3)"
+    )
     assert [line["message"] for line in tau("logs", "it")["lines"]] == ["hello world"]
 
 

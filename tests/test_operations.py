@@ -27,14 +27,20 @@ def test_deploying_the_same_bytes_changes_nothing(tau: Tau) -> None:
     again = tau.deploy(HELLO)
     assert again == {"changed": False, "pipelines": [first["pipelines"][0] | {"changed": False}]}
     other = tau.deploy(HELLO + "# changed\n")
-    assert other["pipelines"][0] == {"name": "hello", "version": first["pipelines"][0]["version"] + 1, "changed": True}
+    assert other["pipelines"][0] == {
+        "name": "hello",
+        "version": first["pipelines"][0]["version"] + 1,
+        "changed": True,
+    }
     back = tau.deploy(HELLO)
     assert back["pipelines"][0]["version"] == first["pipelines"][0]["version"] + 2
 
 
 def test_a_file_may_have_several_pipelines_and_name_picks_one(tau: Tau) -> None:
     text = "from tau import pipeline\n" + "".join(f"@pipeline\ndef several_{c}(ctx): ...\n" for c in "abc")
-    assert [one["name"] for one in tau.deploy(text, "p.py", "--name", "several_b")["pipelines"]] == ["several_b"]
+    assert [one["name"] for one in tau.deploy(text, "p.py", "--name", "several_b")["pipelines"]] == [
+        "several_b"
+    ]
     assert tau("show", "several_a", exit=3)["code"] == "not_found"
     assert len(tau.deploy(text)["pipelines"]) == 3
     error = tau.deploy(text, "p.py", "--name", "several_x", exit=2)
@@ -49,12 +55,22 @@ def test_name_renames_the_only_pipeline(tau: Tau) -> None:
 
 LOADS = {
     "SyntaxError": ("x = 1\ndef broken(:\n", "SyntaxError", 2, "def broken(:"),
-    "a missing module": ("import nowhere_to_be_found\n", "ModuleNotFoundError", 1, "import nowhere_to_be_found"),
+    "a missing module": (
+        "import nowhere_to_be_found\n",
+        "ModuleNotFoundError",
+        1,
+        "import nowhere_to_be_found",
+    ),
     "an exception": ("a = 1\nb = a / 0\n", "ZeroDivisionError", 2, "b = a / 0"),
     "sys.exit": ("import sys\nsys.exit(0)\n", "SystemExit", 2, "sys.exit(0)"),
     "a loop": ("import time\nwhile True:\n    time.sleep(1)\n", "TimeoutError", 3, "time.sleep(1)"),
     "os._exit": ("import os\nos._exit(0)\n", "ProcessDied", None, None),
-    "an impossible name": ("from tau import pipeline\n@pipeline(name='a b')\ndef f(ctx): ...\n", "BadRequest", 2, "@pipeline(name='a b')"),
+    "an impossible name": (
+        "from tau import pipeline\n@pipeline(name='a b')\ndef f(ctx): ...\n",
+        "BadRequest",
+        2,
+        "@pipeline(name='a b')",
+    ),
 }
 
 
@@ -63,7 +79,12 @@ def test_a_file_that_does_not_load_says_where(tau: Tau, name: str) -> None:
     live = tau.deploy(HELLO)["pipelines"][0]["version"]
     text, kind, line, code = LOADS[name]
     error = tau.deploy(text, "bad.py", exit=2)
-    assert (error["code"], error["type"], error["line"], error["source_line"]) == ("load_failed", kind, line, code)
+    assert (error["code"], error["type"], error["line"], error["source_line"]) == (
+        "load_failed",
+        kind,
+        line,
+        code,
+    )
     assert (error["file"] == "bad.py") == (line is not None)
     assert error["hint"]
     assert tau("show", "hello")["version"] == live
@@ -77,7 +98,10 @@ def test_what_cannot_be_a_pipeline_file_is_refused_with_the_reason(tau: Tau) -> 
         "latin": ("# café\n".encode("latin-1"), "is not UTF-8"),
         "binary": (b"\x00\x01", "is not a text file"),
         "huge": (b"#" * (module.SOURCE_BYTES_MAX + 1), "larger than"),
-        "twice": (b"from tau import pipeline\n@pipeline(name='a')\ndef f(ctx): ...\n@pipeline(name='a')\ndef g(ctx): ...\n", "two pipelines named 'a'"),
+        "twice": (
+            b"from tau import pipeline\n@pipeline(name='a')\ndef f(ctx): ...\n@pipeline(name='a')\ndef g(ctx): ...\n",
+            "two pipelines named 'a'",
+        ),
     }
     for name, (content, message) in cases.items():
         path = tau.work / f"{name}.py"
@@ -105,7 +129,10 @@ def test_deployed_paths_stay_inside(tau: Tau, path: str) -> None:
 
 def test_a_deployment_may_have_more_files_on_the_wire(tau: Tau) -> None:
     files = [
-        {"path": "main.py", "text": "from tau import pipeline\nimport helper\n@pipeline\ndef many(ctx):\n    return helper.x\n"},
+        {
+            "path": "main.py",
+            "text": "from tau import pipeline\nimport helper\n@pipeline\ndef many(ctx):\n    return helper.x\n",
+        },
         {"path": "helper.py", "text": "x = 5\n"},
     ]
     assert tau.call("deploy", files=files, entry="main.py")["pipelines"][0]["name"] == "many"
@@ -128,7 +155,9 @@ def test_undeploy_takes_out_of_service_and_keeps_history(tau: Tau) -> None:
 def test_undeploy_cancels_what_is_queued_and_lets_live_runs_end(home: Tau) -> None:
     home.home.joinpath("tau.toml").write_text("[scheduler]\nmax_concurrent = 1\n")
     home.start()
-    home.deploy_it("import time\nfrom pathlib import Path\ndef it(ctx):\n    while not Path('go').exists():\n        time.sleep(0.01)")
+    home.deploy_it(
+        "import time\nfrom pathlib import Path\ndef it(ctx):\n    while not Path('go').exists():\n        time.sleep(0.01)"
+    )
     live = home("run", "it", "--detach")["run_id"]
     eventually(lambda: home.call("status")["slots"]["used"] == 1)
     queued = home("run", "it", "--detach")["run_id"]
@@ -139,7 +168,9 @@ def test_undeploy_cancels_what_is_queued_and_lets_live_runs_end(home: Tau) -> No
 
 
 def test_a_run_keeps_the_version_it_was_queued_with(tau: Tau) -> None:
-    tau.deploy_it("import time\nfrom pathlib import Path\ndef it(ctx):\n    while not Path('go').exists():\n        time.sleep(0.01)\n    return 'old'")
+    tau.deploy_it(
+        "import time\nfrom pathlib import Path\ndef it(ctx):\n    while not Path('go').exists():\n        time.sleep(0.01)\n    return 'old'"
+    )
     run_id = tau("run", "it", "--detach")["run_id"]
     new = tau.deploy_it("def it(ctx):\n    return 'new'")["pipelines"][0]["version"]
     (tau.home / "data/it/go").touch()
@@ -172,7 +203,14 @@ def test_code_prints_any_version(tau: Tau) -> None:
 
 def test_an_unknown_pipeline_is_not_found_with_the_nearest_name(tau: Tau) -> None:
     tau.deploy(HELLO)
-    for words in (("run", "helo"), ("show", "helo"), ("code", "helo"), ("inspect", "helo"), ("runs", "helo"), ("logs", "helo")):
+    for words in (
+        ("run", "helo"),
+        ("show", "helo"),
+        ("code", "helo"),
+        ("inspect", "helo"),
+        ("runs", "helo"),
+        ("logs", "helo"),
+    ):
         error = tau(*words, exit=3)
         assert (error["code"], "did you mean 'hello'?" in error["hint"]) == ("not_found", True), words
 
@@ -214,7 +252,9 @@ def test_concurrent_requests_with_one_key_make_one_run(tau: Tau) -> None:
 
 
 def test_giving_up_waiting_is_exit_7_and_the_run_goes_on(tau: Tau) -> None:
-    tau.deploy_it("import time\nfrom pathlib import Path\ndef it(ctx):\n    while not Path('go').exists():\n        time.sleep(0.01)")
+    tau.deploy_it(
+        "import time\nfrom pathlib import Path\ndef it(ctx):\n    while not Path('go').exists():\n        time.sleep(0.01)"
+    )
     gave_up = tau("run", "it", "--timeout", "0.2", exit=7)
     assert gave_up == {"run_id": gave_up["run_id"], "status": "running", "waited": False}
     assert tau("wait", gave_up["run_id"], "--timeout", "0.1", exit=7)["waited"] is False
@@ -251,7 +291,14 @@ def test_runs_are_newest_first_and_say_what_they_do_not_show(tau: Tau) -> None:
 def test_inspect_takes_a_name_an_id_or_a_prefix(tau: Tau) -> None:
     tau.deploy(HELLO)
     run_id = tau("run", "hello")["run_id"]
-    ways = (("hello",), ("hello", "--last-run"), ("--run", run_id), (run_id,), (run_id[:13],), ("hello", "--run", run_id.upper()))
+    ways = (
+        ("hello",),
+        ("hello", "--last-run"),
+        ("--run", run_id),
+        (run_id,),
+        (run_id[:13],),
+        ("hello", "--run", run_id.upper()),
+    )
     for words in ways:
         assert tau("inspect", *words)["run_id"] == run_id, words
     assert tau("inspect", run_id[:1], exit=2)["code"] == "bad_request"
@@ -270,7 +317,11 @@ def test_errors_lists_the_latest_failures_with_their_place(tau: Tau) -> None:
     run = tau.run_it("def it(ctx):\n    raise ValueError('bad day')", exit=1)
     latest = tau("errors", "--limit", 1)["errors"][0]
     assert latest["run_id"] == run["run_id"]
-    assert (latest["error"]["message"], latest["error"]["file"], latest["error"]["line"]) == ("bad day", "pipelines.py", 4)
+    assert (latest["error"]["message"], latest["error"]["file"], latest["error"]["line"]) == (
+        "bad day",
+        "pipelines.py",
+        4,
+    )
     assert latest["next"] == [f"tau inspect {run['run_id']}"]
 
 
@@ -289,7 +340,11 @@ def test_status_tells_how_the_daemon_is(tau: Tau) -> None:
     tau("run", "hello")
     status = tau("status")
     assert [one["role"] for one in status["processes"][:2]] == ["daemon", "fork server"]
-    assert (status["version"], status["home"], status["start_method"]) == (module.__version__, str(tau.home), "fork")
+    assert (status["version"], status["home"], status["start_method"]) == (
+        module.__version__,
+        str(tau.home),
+        "fork",
+    )
     assert status["config"] == str(tau.home / "tau.toml")
     assert status["addresses"] == [f"unix://{tau.socket}"]
     assert status["runs"]["success"] >= 1
@@ -311,7 +366,9 @@ def test_the_ledger_tells_every_change(tau: Tau) -> None:
     run_id = tau("run", "hello")["run_id"]
     db = sqlite3.connect(f"file:{tau.home}/tau.db?mode=ro", uri=True)
     types = [row[0] for row in db.execute("SELECT type FROM events WHERE run_id = ? ORDER BY seq", (run_id,))]
-    actor = db.execute("SELECT actor FROM events WHERE type = 'pipeline.deployed' ORDER BY seq DESC").fetchone()[0]
+    actor = db.execute(
+        "SELECT actor FROM events WHERE type = 'pipeline.deployed' ORDER BY seq DESC"
+    ).fetchone()[0]
     db.close()
     assert types == ["run.queued", "run.started", "run.finished"]
     assert actor == tau.work.owner()

@@ -78,7 +78,8 @@ def test_steps_nest_in_sync_and_async_code(tau: Tau) -> None:
         assert [inner["name"] for inner in step["steps"]] == ["inner"]
         assert everything["duration_ms"] >= step["duration_ms"] >= 10
     assert {line["step"]: line["message"] for line in tau("logs", "it")["lines"]} == {
-        "all/a/inner": "in a", "all/b/inner": "in b",
+        "all/a/inner": "in a",
+        "all/b/inner": "in b",
     }
 
 

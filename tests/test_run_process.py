@@ -11,7 +11,7 @@ from conftest import Tau
 
 import tau as module
 
-NESTED = '''
+NESTED = """
     import json
     from tau import pipeline
 
@@ -50,7 +50,7 @@ NESTED = '''
             step.rows_in = 3
             with ctx.step("convert"):
                 return level1([Row("1"), Row("2"), Row("{broken")])
-'''
+"""
 
 
 def test_an_error_in_the_fifth_nested_call_is_diagnosable_from_inspect_alone(tau: Tau) -> None:
@@ -60,7 +60,11 @@ def test_an_error_in_the_fifth_nested_call_is_diagnosable_from_inspect_alone(tau
     assert len(text) < 6_000
     run = json.loads(text)
     error = run["error"]
-    assert (error["kind"], error["type"], error["step"]) == ("exception", "JSONDecodeError", "transform/convert")
+    assert (error["kind"], error["type"], error["step"]) == (
+        "exception",
+        "JSONDecodeError",
+        "transform/convert",
+    )
     assert (error["file"], error["line"], error["code"]) == ("pipelines.py", 11, "decoded = json.loads(text)")
     assert error["message"].startswith("Expecting property name")
     mine = [frame for frame in error["frames"] if frame["user"]]
@@ -92,14 +96,20 @@ RAISED = {
     "KeyboardInterrupt": ("def it(ctx):\n    raise KeyboardInterrupt('ctrl-c')", "KeyboardInterrupt", "ctrl-c"),
     "GeneratorExit": ("def it(ctx):\n    raise GeneratorExit", "GeneratorExit", ""),
     "an assertion": ("def it(ctx):\n    assert 1 > 2, 'no'", "AssertionError", "no"),
-    "asyncio": ("import asyncio\nasync def it(ctx):\n    await asyncio.sleep(0)\n    raise ValueError('later')", "ValueError", "later"),
+    "asyncio": (
+        "import asyncio\nasync def it(ctx):\n    await asyncio.sleep(0)\n    raise ValueError('later')",
+        "ValueError",
+        "later",
+    ),
     "a message that raises": (
         "class E(Exception):\n    def __str__(self):\n        raise RuntimeError\ndef it(ctx):\n    raise E",
-        "E", "<E: cannot be printed: RuntimeError>",
+        "E",
+        "<E: cannot be printed: RuntimeError>",
     ),
     "a message that hangs": (
         "class E(Exception):\n    def __str__(self):\n        while True: pass\ndef it(ctx):\n    raise E",
-        "E", "<E: took too long to print>",
+        "E",
+        "<E: took too long to print>",
     ),
     "recursion": ("def it(ctx):\n    it(ctx)", "RecursionError", None),
     "memory": ("def it(ctx):\n    raise MemoryError('no more')", "MemoryError", "no more"),
@@ -133,7 +143,7 @@ def test_locals_that_raise_hang_or_are_huge_are_held_off(tau: Tau) -> None:
         exit=1,
     )
     seen = run["error"]["frames"][-1]["locals"]
-    assert seen["raises"].startswith("<Raises instance at")
+    assert seen["raises"] == "<Raises: cannot be printed: RuntimeError>"
     assert seen["hangs"] == "<Hangs: took too long to print>"
     assert len(seen["huge"]) <= module.LOCAL_BYTES
     assert seen["long"] == "[0, 1, 2, 3, 4, 5, ...]"
@@ -270,8 +280,12 @@ def test_prints_are_log_lines_of_their_step(tau: Tau) -> None:
     lines = tau("logs", "it")["lines"]
     seen = [(line["message"], line["step"], line["stream"]) for line in lines]
     assert seen[:6] == [
-        ("plain 1", None, "stdout"), ("two", "outer", "stdout"), ("lines and an end", "outer", "stdout"),
-        ("to stderr", "outer", "stderr"), ("progress 3", None, "stdout"), ("\x1b[31mred\x1b[0m \x00", None, "stdout"),
+        ("plain 1", None, "stdout"),
+        ("two", "outer", "stdout"),
+        ("lines and an end", "outer", "stdout"),
+        ("to stderr", "outer", "stderr"),
+        ("progress 3", None, "stdout"),
+        ("\x1b[31mred\x1b[0m \x00", None, "stdout"),
     ]
     assert {("raw \ufffd bytes", None, "stdout"), ("from a child", None, "stdout")} == set(seen[6:])
 
@@ -312,7 +326,12 @@ def test_a_run_has_a_directory_a_name_and_its_params(tau: Tau) -> None:
                     "params": ctx.params, "stdin": sys.stdin.read(), "umask": os.umask(0),
                     "is": [ctx.pipeline, ctx.version >= 1, ctx.attempt, ctx.data_dir == os.getcwd()]}
         """,
-        "--params", '{"day": "2026-01-01", "n": 1}', "-p", "n=2", "-p", "text=words here",
+        "--params",
+        '{"day": "2026-01-01", "n": 1}',
+        "-p",
+        "n=2",
+        "-p",
+        "text=words here",
     )
     result = run["result"]
     assert result["cwd"] == str(tau.home / "data" / "it")

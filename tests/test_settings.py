@@ -77,7 +77,11 @@ def test_a_wrong_configuration_is_refused_at_start(home: Tau, text: str) -> None
 
 @pytest.mark.parametrize(
     ("url", "path"),
-    [("sqlite:///tau.db", "/h/tau.db"), ("sqlite+aiosqlite:///x/y.db", "/h/x/y.db"), ("sqlite:////a/b.db", "/a/b.db")],
+    [
+        ("sqlite:///tau.db", "/h/tau.db"),
+        ("sqlite+aiosqlite:///x/y.db", "/h/x/y.db"),
+        ("sqlite:////a/b.db", "/a/b.db"),
+    ],
 )
 def test_the_database_is_relative_to_the_home(url: str, path: str) -> None:
     assert module.database_path(url, "/h") == path
@@ -95,7 +99,11 @@ def test_a_home_that_cannot_be_one_is_refused_without_a_traceback(home: Tau) -> 
     for place in (home.work / "file", home.work / "file" / "below", Path("/proc/1/nothing")):
         for more in ([], ["--detach"]):
             done = subprocess.run(
-                [*python("taud"), "--home", place, *more], env=home.environ, capture_output=True, text=True, timeout=30
+                [*python("taud"), "--home", place, *more],
+                env=home.environ,
+                capture_output=True,
+                text=True,
+                timeout=30,
             )
             assert done.returncode in (4, 5), place
             assert "Traceback" not in done.stderr

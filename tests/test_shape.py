@@ -18,8 +18,25 @@ TREE = ast.parse(SOURCE)
 LINES = SOURCE.splitlines()
 #: What the client must never import: together they cost more than the answer may.
 HEAVY = (
-    "asyncio", "sqlite3", "croniter", "ssl", "urllib", "inspect", "dataclasses", "typing", "logging", "subprocess",
-    "ctypes", "tomllib", "hashlib", "difflib", "tempfile", "threading", "random", "contextlib", "shutil",
+    "asyncio",
+    "sqlite3",
+    "croniter",
+    "ssl",
+    "urllib",
+    "inspect",
+    "dataclasses",
+    "typing",
+    "logging",
+    "subprocess",
+    "ctypes",
+    "tomllib",
+    "hashlib",
+    "difflib",
+    "tempfile",
+    "threading",
+    "random",
+    "contextlib",
+    "shutil",
 )
 
 
@@ -69,7 +86,9 @@ def uses(node: ast.AST) -> Iterator[str]:
 def bound(node: ast.AST) -> set[str]:
     """The names that a definition binds for itself: parameters and variables."""
     names = {one.arg for one in ast.walk(node) if isinstance(one, ast.arg)}
-    return names | {one.id for one in ast.walk(node) if isinstance(one, ast.Name) and isinstance(one.ctx, ast.Store)}
+    return names | {
+        one.id for one in ast.walk(node) if isinstance(one, ast.Name) and isinstance(one.ctx, ast.Store)
+    }
 
 
 def test_the_docstrings_map_equals_the_banners() -> None:
@@ -102,15 +121,19 @@ def test_calls_go_down_the_page_or_up_into_part_one() -> None:
             there, other, target = place(defined[name])
             if there not in ("", "I", part) or (other < number and there not in ("", "I")):
                 wrong.append(f"{section} (§{number}) {node.name} uses {name} of {target} (§{other})")
-    assert not wrong, '\n'.join(wrong)
+    assert not wrong, "\n".join(wrong)
 
 
 def test_every_top_level_name_explains_itself() -> None:
     for node in ast.walk(TREE):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
             hidden = node.name.startswith("__") or place(node.lineno)[1] == 0
-            nested = isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node not in TREE.body and not any(
-                node in parent.body for parent in ast.walk(TREE) if isinstance(parent, ast.ClassDef)
+            nested = (
+                isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+                and node not in TREE.body
+                and not any(
+                    node in parent.body for parent in ast.walk(TREE) if isinstance(parent, ast.ClassDef)
+                )
             )
             assert hidden or nested or ast.get_docstring(node), node.name
             if not isinstance(node, ast.ClassDef) and not node.name.startswith("__init__"):
@@ -126,19 +149,24 @@ def test_each_section_says_what_it_owns_calls_and_promises() -> None:
 
 def test_no_globals_and_no_pile_called_misc() -> None:
     assert not [node for node in ast.walk(TREE) if isinstance(node, ast.Global)]
-    assert not [name for _, _, _, name in banners() if re.search("misc|util|common|helper", name, re.IGNORECASE)]
+    assert not [
+        name for _, _, _, name in banners() if re.search("misc|util|common|helper", name, re.IGNORECASE)
+    ]
 
 
 def test_functions_are_small() -> None:
     sizes = sorted(
         (node.end_lineno or 0) - node.lineno + 1
-        for node in ast.walk(TREE) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+        for node in ast.walk(TREE)
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
     )
     assert sizes[len(sizes) // 2] <= 12
     assert sizes[len(sizes) * 9 // 10] <= 32
 
 
-@pytest.mark.parametrize("words", [["--help"], ["status"], ["list"], ["run", "hello"], ["run", "--help"], ["inspect", "hello"]])
+@pytest.mark.parametrize(
+    "words", [["--help"], ["status"], ["list"], ["run", "hello"], ["run", "--help"], ["inspect", "hello"]]
+)
 def test_the_client_imports_nothing_heavy(tau: Tau, words: list[str]) -> None:
     tau.deploy("from tau import pipeline\n@pipeline\ndef hello(ctx): ...\n")
     tau("run", "hello")
@@ -146,7 +174,9 @@ def test_the_client_imports_nothing_heavy(tau: Tau, words: list[str]) -> None:
         f"import sys\nbefore = set(sys.modules)\nimport tau\ntry:\n    tau.main({words!r})\nexcept SystemExit:\n    pass\n"
         f"print(*sorted(set({HEAVY!r}) & set(sys.modules) - before), file=sys.stderr)"
     )
-    done = subprocess.run([*python("main")[:-1], code], env=tau.environ, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        [*python("main")[:-1], code], env=tau.environ, capture_output=True, text=True, timeout=60
+    )
     assert done.returncode == 0
     assert done.stderr.strip() == ""
 
@@ -157,7 +187,9 @@ def test_importing_tau_starts_and_opens_nothing(tmp_path: Path) -> None:
         "print(before == sorted(os.listdir('/proc/self/fd')), threading.active_count(), os.listdir('.'))"
     )
     environ = {"PYTHONPATH": str(REPOSITORY), "HOME": str(tmp_path)}
-    done = subprocess.run([*python("main")[:-1], code], cwd=tmp_path, env=environ, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        [*python("main")[:-1], code], cwd=tmp_path, env=environ, capture_output=True, text=True, timeout=60
+    )
     assert done.stdout.strip() == "True 1 []"
 
 
@@ -168,7 +200,11 @@ def test_what_is_public_exists() -> None:
 
 def test_as_a_script_the_module_exists_once(tau: Tau) -> None:
     done = subprocess.run(
-        [*python("main")[:1], str(REPOSITORY / "tau.py"), "version"], env=tau.environ, capture_output=True, text=True, timeout=60
+        [*python("main")[:1], str(REPOSITORY / "tau.py"), "version"],
+        env=tau.environ,
+        capture_output=True,
+        text=True,
+        timeout=60,
     )
     assert f'"version":"{module.__version__}"' in done.stdout
 

@@ -10,9 +10,7 @@ from conftest import Tau, python
 
 import tau as module
 
-NAMES = (
-    "deploy undeploy list show code run wait cancel runs inspect logs errors status version shutdown schema".split()
-)
+NAMES = "deploy undeploy list show code run wait cancel runs inspect logs errors status version shutdown schema".split()
 
 
 def test_the_operations_are_these() -> None:
@@ -39,7 +37,8 @@ def test_the_schema_is_served(tau: Tau) -> None:
     assert [one["name"] for one in schema["operations"]] == list(module.OPERATIONS)
     run = next(one for one in schema["operations"] if one["name"] == "run")
     assert run["params"]["properties"]["wait"] == {
-        "type": "boolean", "default": True,
+        "type": "boolean",
+        "default": True,
         "description": "do not wait: answer as soon as the run is durable",
     }
     assert run["params"]["properties"]["params"]["type"] == ["object", "null"]
@@ -66,7 +65,10 @@ def test_wrong_arguments_are_named(name: str, given: dict[str, Any], message: st
 
 
 def test_one_string_may_stand_for_a_list_and_null_for_what_is_optional() -> None:
-    assert module.OPERATIONS["wait"].check({"run_id": "a", "timeout": None}) == {"run_id": ["a"], "timeout": None}
+    assert module.OPERATIONS["wait"].check({"run_id": "a", "timeout": None}) == {
+        "run_id": ["a"],
+        "timeout": None,
+    }
     assert module.OPERATIONS["run"].check({"name": "x", "timeout": 1}) == {"name": "x", "timeout": 1}
 
 

@@ -18,8 +18,12 @@ def on_terminal(tau: Tau, *words: Any, **environ: str) -> tuple[int, str]:
     """Exit code and screen text of a command whose stdout and stderr are a terminal."""
     ours, theirs = pty.openpty()
     child = subprocess.Popen(
-        [*python("main"), *map(str, words)], env=tau.environ | {"TERM": "xterm"} | environ,
-        stdin=theirs, stdout=theirs, stderr=theirs, cwd=tau.work,
+        [*python("main"), *map(str, words)],
+        env=tau.environ | {"TERM": "xterm"} | environ,
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+        cwd=tau.work,
     )
     os.close(theirs)
     text = b""
@@ -107,7 +111,9 @@ def test_an_error_is_two_lines_of_text(tau: Tau) -> None:
     assert screen == "error: no pipeline named 'nothing_like_it'\n hint: `tau list` shows all\n"
 
 
-@pytest.mark.parametrize("words", [["status"], ["version"], ["deploy", "pipelines.py"], ["run", "it", "--detach"]])
+@pytest.mark.parametrize(
+    "words", [["status"], ["version"], ["deploy", "pipelines.py"], ["run", "it", "--detach"]]
+)
 def test_small_answers_are_pairs(tau: Tau, words: list[str]) -> None:
     tau.deploy_it(STEPS)
     code, screen = on_terminal(tau, *words)

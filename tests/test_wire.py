@@ -24,7 +24,11 @@ REFUSED = {
     "a missing argument": (b'{"id":1,"method":"show"}', -32602, "bad_request"),
     "a wrong type": (b'{"id":1,"method":"show","params":{"name":7}}', -32602, "bad_request"),
     "a bool for an int": (b'{"id":1,"method":"list","params":{"limit":true}}', -32602, "bad_request"),
-    "deep nesting": (b'{"id":1,"method":"status","params":' + b'{"a":' * 70 + b"1" + b"}" * 71, -32600, "invalid_request"),
+    "deep nesting": (
+        b'{"id":1,"method":"status","params":' + b'{"a":' * 70 + b"1" + b"}" * 71,
+        -32600,
+        "invalid_request",
+    ),
     "very deep nesting": (b"[" * 200_000 + b"]" * 200_000, -32600, "invalid_request"),
     "an unknown pipeline": (b'{"id":1,"method":"run","params":{"name":"nope"}}', -32004, "not_found"),
 }
@@ -126,7 +130,9 @@ def test_a_peer_that_has_said_all_still_gets_its_answers(tau: Tau) -> None:
 
 
 def test_clients_that_die_waiting_are_let_go(tau: Tau) -> None:
-    tau.deploy_it("import time\nfrom pathlib import Path\ndef it(ctx):\n    while not Path('go').exists():\n        time.sleep(0.01)")
+    tau.deploy_it(
+        "import time\nfrom pathlib import Path\ndef it(ctx):\n    while not Path('go').exists():\n        time.sleep(0.01)"
+    )
     run_id = tau("run", "it", "--detach")["run_id"]
     for _ in range(20):
         with tau.connect() as wire:
@@ -152,8 +158,11 @@ def test_many_waits_do_not_keep_a_cancel_on_the_same_connection_waiting(tau: Tau
 
 
 def test_long_words_are_not_repeated_or_compared(tau: Tau) -> None:
-    for line in ({"id": 1, "method": "m" * 1_000_000}, {"id": 1, "method": "show", "params": {"n" * 1_000_000: 1}},
-                 {"id": 1, "method": "show", "params": {"name": "n" * 1_000_000}}):
+    for line in (
+        {"id": 1, "method": "m" * 1_000_000},
+        {"id": 1, "method": "show", "params": {"n" * 1_000_000: 1}},
+        {"id": 1, "method": "show", "params": {"name": "n" * 1_000_000}},
+    ):
         with tau.connect() as wire:
             assert len(json.dumps(wire.ask(line))) < 2_000
 

@@ -25,13 +25,25 @@ def test_every_status_can_be_reached_and_every_end_is_an_end() -> None:
 
 def test_errors_have_their_code_number_and_exit() -> None:
     exits = {
-        "bad_request": 2, "parse_error": 2, "invalid_request": 2, "method_not_found": 2, "load_failed": 2,
-        "not_found": 3, "forbidden": 4, "conflict": 5, "queue_full": 5, "storage_full": 5, "unavailable": 6, "internal": 9,
+        "bad_request": 2,
+        "parse_error": 2,
+        "invalid_request": 2,
+        "method_not_found": 2,
+        "load_failed": 2,
+        "not_found": 3,
+        "forbidden": 4,
+        "conflict": 5,
+        "queue_full": 5,
+        "storage_full": 5,
+        "unavailable": 6,
+        "internal": 9,
     }
     assert {code: kind.exit for code, kind in module.ERRORS.items()} == exits
     numbers = [kind.number for kind in module.ERRORS.values()]
     assert len(set(numbers)) == len(numbers)
-    assert all(-32019 <= number <= -32000 or number in (-32700, -32600, -32601, -32602, -32603) for number in numbers)
+    assert all(
+        -32019 <= number <= -32000 or number in (-32700, -32600, -32601, -32602, -32603) for number in numbers
+    )
 
 
 @pytest.mark.parametrize("code", module.ERRORS)
@@ -40,7 +52,12 @@ def test_an_error_crosses_the_wire_as_its_own_class(code: str) -> None:
     came = module.from_wire(sent.to_wire())
     assert (type(came), str(came), came.hint, came.detail) == (type(sent), "what", "do this", sent.detail)
     assert sent.to_json() == {
-        "code": code, "message": "what", "hint": "do this", "retryable": sent.retryable, "file": "x.py", "line": 3,
+        "code": code,
+        "message": "what",
+        "hint": "do this",
+        "retryable": sent.retryable,
+        "file": "x.py",
+        "line": 3,
     }
 
 

@@ -1,0 +1,175 @@
+"""The README cannot rot: its commands, snippets and tables are run, compared or derived.
+
+`python tests/test_readme.py` writes the tables anew.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent.parent)]
+
+from conftest import REPOSITORY, Tau, python
+from test_terminal import on_terminal
+
+import tau as module
+
+README = REPOSITORY / "README.md"
+TEXT = README.read_text(encoding="utf-8")
+
+
+def blocks(language: str) -> list[str]:
+    """The code blocks of a language."""
+    return re.findall(rf"```{language}\n(.*?)```", TEXT, re.DOTALL)
+
+
+def commands() -> str:
+    """The reference of all commands, from their signatures."""
+    lines = []
+    for name, chosen in module.OPERATIONS.items():
+        usage = " ".join(usage_of(one) for one in chosen.arguments.values())
+        lines += [f"**`tau {name} {usage}`**".replace(" `", "`"), f"<br>{chosen.summary}", ""]
+        if chosen.arguments:
+            lines += ["| | |", "|---|---|"]
+            lines += [f"| {label_of(one)} | {one.meaning} |" for one in chosen.arguments.values()]
+            lines.append("")
+    return "\n".join(lines)
+
+
+def usage_of(argument: module.Argument) -> str:
+    """An argument as it stands in a usage line."""
+    if argument.positional:
+        word = "FILE" if argument.kind == "list[Json]" else argument.name.upper()
+        return f"{word}…" if argument.kind == "list[str]" else word if argument.required else f"[{word}]"
+    value = (
+        "" if argument.kind == "bool" else " JSON" if argument.kind == "Json" else f" {argument.name.upper()}"
+    )
+    return f"[{argument.flags[0]}{value}]"
+
+
+def label_of(argument: module.Argument) -> str:
+    """An argument as it stands in the table."""
+    names = [usage_of(argument).strip("[]")] if argument.positional else argument.flags
+    return " ".join(f"`{name}`" for name in names)
+
+
+def settings() -> str:
+    """The table of all settings."""
+    lines = ["| in `tau.toml` | default | environment | flag | meaning |", "|---|---|---|---|---|"]
+    for row in module.SETTINGS:
+        cells = [f"`[{row.section}] {row.name}`", module.encode_json(row.default), row.environment, row.flag]
+        lines.append(
+            "| "
+            + " | ".join([*cells[:2], *(f"`{cell}`" if cell else "" for cell in cells[2:]), row.meaning])
+            + " |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def with_tables(text: str) -> str:
+    """The README with its derived parts as they must be."""
+    for name, table in (("commands", commands()), ("settings", settings())):
+        begin, end = rf"(<!-- {name}: .*? -->\n)", rf"(<!-- end of {name} -->)"
+        text = re.sub(
+            begin + ".*?" + end, lambda m, table=table: f"{m[1]}\n{table}\n{m[2]}", text, flags=re.DOTALL
+        )
+    return text
+
+
+def test_the_tables_are_derived_from_the_code() -> None:
+    assert with_tables(TEXT) == TEXT, "python tests/test_readme.py writes them anew"
+
+
+#: What differs from run to run.
+VARIES = (
+    (r"\b[0-9][0-9a-hjkmnp-tv-z]{13}\b", "RUN"),
+    (r"\d{4}-\d\d-\d\dT[\d:.]+Z", "TIME"),
+    (r"[0-9a-f]{24}", "KEY"),
+    (r'"fingerprint": "\w+"', '"fingerprint": "…"'),
+    (r"[\d.]+ ms", "N ms"),
+    (r"(_ms|_bytes)(\": |=)[\d.]+", r"\1\2N"),
+    (r"(?m)^pid( +)\d+$", r"pid\1N"),
+)
+
+
+def normal(text: str) -> str:
+    """The text with all that differs from run to run replaced."""
+    for pattern, word in VARIES:
+        text = re.sub(pattern, word, text)
+    return text
+
+
+def test_the_quick_start_prints_what_it_says(home: Tau) -> None:
+    home.write(next(block for block in blocks("python") if 'name="orders"' in block), "orders.py")
+    for session in blocks("console"):
+        for part in session.split("$ ")[1:]:
+            command, _, expected = part.partition("\n")
+            program, *words = command.split()
+            seen = terminal_of(home, program, words)
+            assert normal(seen).replace(str(home.home), "~/.local/state/tau") == normal(expected), command
+
+
+def terminal_of(tau: Tau, program: str, words: list[str]) -> str:
+    """What a command of the README shows on a terminal without colours."""
+    if program == "taud":
+        quoted = " ".join(f"'{word}'" for word in [*python("taud"), *words])
+        done = subprocess.run(
+            ["script", "-qec", quoted, "/dev/null"], env=tau.environ, capture_output=True, text=True, timeout=60
+        )
+        return done.stdout.replace("\r\n", "\n")
+    screen = on_terminal(tau, *words, NO_COLOR="1")[1]
+    return re.sub(r"[^\n]*\r\x1b\[K", "", screen)
+
+
+@pytest.mark.parametrize("number", range(len(blocks("python"))))
+def test_every_python_snippet_runs(tau: Tau, number: int) -> None:
+    snippet = blocks("python")[number]
+    if "@pipeline" in snippet:
+        name = tau.deploy(snippet)["pipelines"][0]["name"]
+        assert tau.command("run", name).json["error"]["type"] == "KeyError"
+    else:
+        done = subprocess.run(
+            [sys.executable, "-c", snippet], env=tau.environ, capture_output=True, text=True, timeout=60
+        )
+        assert done.stdout.strip() == module.__version__, done.stderr
+
+
+@pytest.mark.parametrize("program", ["nc", "socat"])
+def test_the_shell_snippets_get_an_answer(tau: Tau, program: str) -> None:
+    if shutil.which(program) is None:
+        pytest.skip(f"{program} is not installed")
+    lines = [line for block in blocks("bash") for line in block.splitlines() if f"| {program} " in line]
+    assert len(lines) == 1
+    line = re.sub(r"(~|\$HOME)/\.local/state/tau/tau\.sock", str(tau.socket), lines[0])
+    done = subprocess.run(["sh", "-c", line], capture_output=True, text=True, timeout=20)
+    assert '"result"' in done.stdout, done
+
+
+def test_the_first_two_commands_are_there() -> None:
+    first, second, *_ = blocks("bash")
+    assert "examples/hello_world.py" in first
+    assert "pytest" in second
+    assert all(len(block.splitlines()) == 1 for block in (first, second))
+
+
+def test_everything_public_is_documented() -> None:
+    assert all(f"{name}" in TEXT for name in module.__all__ if name not in ("Step", "TauError"))
+    for row in module.SETTINGS:
+        assert row.name in TEXT
+
+
+def test_what_the_readme_names_exists() -> None:
+    for path in re.findall(r"`((?:examples|tests|\.ci)/[\w./]*)`", TEXT):
+        assert (REPOSITORY / path).exists(), path
+
+
+if __name__ == "__main__":
+    README.write_text(with_tables(TEXT), encoding="utf-8")
+    print(f"wrote the tables of {os.path.relpath(README)}")
