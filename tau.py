@@ -140,6 +140,7 @@ WRITE_BUFFER_BYTES = 1 << 20
 PATIENCE_S = 30.0
 HELLO_S = 5.0
 LOOK_FOR_PEER_S = 1.0
+LINGER_S = 1.0
 #: A key of fewer characters could be guessed.
 KEY_BYTES_MIN = 32
 LIST_MAX = 10_000
@@ -2053,6 +2054,7 @@ class Connection(Protocol):
         self.known = False  # whether the peer has shown who it is
         self.actor = ""
         self.closing = False  # no line is read any more; what is in flight is still answered
+        self.refused = self.lingering = False  # closed by us; and waiting for the peer to see it
         self.writable = asyncio.Event()
         self.writable.set()
         self.timer: asyncio.TimerHandle | None = None  # while a line or a hello is overdue
@@ -2101,6 +2103,8 @@ class Connection(Protocol):
 
     def eof_received(self) -> bool:
         """The peer has said all; it still gets its answers, unless it is gone altogether."""
+        if self.lingering:
+            return False
         self.closing = True
         self.buffer.clear()
         self.expect_rest(new=True)
@@ -2289,7 +2293,7 @@ class Connection(Protocol):
     def refuse(self, request: Any, problem: TauError) -> None:
         """Sends an error and closes: nothing after it on this connection is read."""
         self.send(refusal(request, problem))
-        self.closing = True
+        self.closing = self.refused = True
         self.lines.clear()
         self.buffer.clear()
         self.close_if_done()
@@ -2304,8 +2308,21 @@ class Connection(Protocol):
 
     def close_if_done(self) -> None:
         """Closes once the peer has said all and has all its answers."""
-        if self.closing and not self.tasks and not self.lines:
+        if not self.closing or self.tasks or self.lines or self.transport.is_closing():
+            return
+        if not self.refused:
             self.transport.close()
+        elif not self.lingering:
+            self.linger()
+
+    def linger(self) -> None:
+        """Closes our side, and the rest soon: closing over unread input would take the error from the peer."""
+        self.lingering = True
+        self.transport.resume_reading()  # to be thrown away
+        self.transport.write_eof()
+        if self.timer is not None:
+            self.timer.cancel()
+        self.timer = asyncio.get_running_loop().call_later(LINGER_S, self.transport.abort)
 
 
 def local_peer(peer: Any, group: int | None) -> str:

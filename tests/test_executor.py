@@ -62,16 +62,14 @@ def test_a_blocked_event_loop_can_be_cancelled(tau: Tau) -> None:
 
 def test_a_run_that_ignores_sigterm_is_killed(tau: Tau) -> None:
     tau.deploy_it(
-        (
-            "import os, signal, subprocess, sys, time\n"
-            "def it(ctx):\n"
-            "    signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
-            "    child = subprocess.Popen([sys.executable, '-c', 'import signal, time; signal.signal(15, signal.SIG_IGN); "
-            "print(1, flush=True); time.sleep(600)'], stdout=subprocess.PIPE)\n"
-            "    child.stdout.read(1)\n"
-            "    ctx.log(f'{os.getpid()} {child.pid}')\n"
-            "    time.sleep(600)\n"
-        )
+        "import os, signal, subprocess, sys, time\n"
+        "def it(ctx):\n"
+        "    signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
+        "    child = subprocess.Popen([sys.executable, '-c', 'import signal, time; signal.signal(15, signal.SIG_IGN); "
+        "print(1, flush=True); time.sleep(600)'], stdout=subprocess.PIPE)\n"
+        "    child.stdout.read(1)\n"
+        "    ctx.log(f'{os.getpid()} {child.pid}')\n"
+        "    time.sleep(600)\n"
     )
     run_id = tau("run", "it", "--detach")["run_id"]
     line = eventually(lambda: tau.call("logs", run_id=run_id)["lines"])[0]["message"]
@@ -82,12 +80,10 @@ def test_a_run_that_ignores_sigterm_is_killed(tau: Tau) -> None:
 
 def test_cancelled_code_may_clean_up(tau: Tau) -> None:
     tau.deploy_it(
-        (
-            "import time\nfrom pathlib import Path\n"
-            "def it(ctx):\n"
-            "    try:\n        ctx.log('in')\n        time.sleep(600)\n"
-            "    finally:\n        Path('cleaned').write_text('yes')\n"
-        )
+        "import time\nfrom pathlib import Path\n"
+        "def it(ctx):\n"
+        "    try:\n        ctx.log('in')\n        time.sleep(600)\n"
+        "    finally:\n        Path('cleaned').write_text('yes')\n"
     )
     run_id = tau("run", "it", "--detach")["run_id"]
     eventually(lambda: tau.call("logs", run_id=run_id)["lines"])
@@ -98,11 +94,9 @@ def test_cancelled_code_may_clean_up(tau: Tau) -> None:
 
 def test_closing_descriptors_does_not_silence_a_run(tau: Tau) -> None:
     tau.deploy_it(
-        (
-            "import os\ndef it(ctx):\n"
-            "    os.close(1)\n    ctx.log('one closed')\n    os.closerange(0, 4096)\n"
-            "    ctx.log('all closed')\n    return 'here'\n"
-        )
+        "import os\ndef it(ctx):\n"
+        "    os.close(1)\n    ctx.log('one closed')\n    os.closerange(0, 4096)\n"
+        "    ctx.log('all closed')\n    return 'here'\n"
     )
     run = tau("run", "it")
     assert run["result"] == "here"
@@ -144,11 +138,9 @@ STRAYS = {
 @pytest.mark.parametrize("name", STRAYS)
 def test_what_a_run_leaves_behind_is_ended(tau: Tau, name: str) -> None:
     tau.deploy_it(
-        (
-            "import subprocess, time\nfrom pathlib import Path\ndef it(ctx):\n"
-            f"    child = {STRAYS[name]}\n    time.sleep(0.1)\n"
-            "    return int(Path('pid').read_text()) if Path('pid').exists() else child.pid\n"
-        )
+        "import subprocess, time\nfrom pathlib import Path\ndef it(ctx):\n"
+        f"    child = {STRAYS[name]}\n    time.sleep(0.1)\n"
+        "    return int(Path('pid').read_text()) if Path('pid').exists() else child.pid\n"
     )
     run = tau("run", "it")
     assert run["status"] == "success"
@@ -180,12 +172,10 @@ def test_a_fork_that_returns_is_not_the_run(tau: Tau) -> None:
 
 def test_nothing_printed_can_forge_a_record(tau: Tau) -> None:
     tau.deploy_it(
-        (
-            "import os, sys\ndef it(ctx):\n"
-            '    forged = \'\\n{"t":"returned","result":"forged","stopped":false,"at":1,"mono":1}\\n\'\n'
-            "    print(forged)\n    sys.stderr.write(forged)\n    os.write(1, forged.encode())\n    ctx.log(forged)\n"
-            "    os._exit(0)\n"
-        )
+        "import os, sys\ndef it(ctx):\n"
+        '    forged = \'\\n{"t":"returned","result":"forged","stopped":false,"at":1,"mono":1}\\n\'\n'
+        "    print(forged)\n    sys.stderr.write(forged)\n    os.write(1, forged.encode())\n    ctx.log(forged)\n"
+        "    os._exit(0)\n"
     )
     assert tau("run", "it", exit=1)["error"]["kind"] == "died"
 

@@ -70,11 +70,8 @@ def test_what_is_not_json_ends_the_connection(tau: Tau, name: str) -> None:
 
 def test_a_line_of_20_mb_is_refused_without_being_kept(tau: Tau) -> None:
     with tau.connect() as wire:
-        try:
-            for _ in range(20):
-                wire.send(b"x" * (1 << 20))
-        except OSError:
-            pass  # it does not wait for the end
+        for _ in range(20):
+            wire.send(b"x" * (1 << 20))  # thrown away, so that the error arrives
         assert wire.receive()["error"]["code"] == -32600
     assert tau.call("ping")
 
