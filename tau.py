@@ -30,6 +30,7 @@ import errno
 import io
 import itertools
 import json
+import marshal
 import os
 import socket
 import sys
@@ -929,7 +930,13 @@ def write_out(text: str) -> None:
     try:
         print(text, flush=True)
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        leave_stdout()
+
+
+def leave_stdout() -> None:
+    """What is still to be flushed to stdout goes nowhere."""
+    with open(os.devnull, "wb") as null:
+        os.dup2(null.fileno(), 1)
 
 
 def people_read(stream: Any, as_json: bool) -> bool:
@@ -1079,6 +1086,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     except OSError as problem:
+        leave_stdout()
         return complain(StorageFull(f"cannot write the answer: {problem}", "where does stdout go?"), False)
     except Exception as bug:
         where = bug.__traceback__
@@ -1766,8 +1774,7 @@ def serve(daemon: Daemon, as_json: bool) -> None:
 
     def on_ready(ready: Json) -> None:
         if not announce(ready, as_json):  # whoever waited for the line may go; later writes must not fail
-            with open(os.devnull, "wb") as null:
-                os.dup2(null.fileno(), 1)
+            leave_stdout()
 
     asyncio.run(daemon.serve(on_ready))
 
@@ -2010,7 +2017,7 @@ def sweep_versions(home: str, store: Store) -> None:
     """Sources that a crash left without a row are removed."""
     folder = os.path.join(home, "versions")
     make_directory(folder)
-    known = store.source_names()
+    known = store.ask.source_names()
     for name in os.listdir(folder):
         if name not in known:
             shutil.rmtree(os.path.join(folder, name), ignore_errors=True)
@@ -2523,7 +2530,7 @@ async def list_(call: Call, *, limit: int = 20) -> Json:
 
     limit         how many at most
     """
-    rows, total = call.daemon.store.pipelines(bounded(limit))
+    rows, total = call.daemon.store.ask.pipelines(bounded(limit))
     return listing("pipelines", rows, total, "tau list")
 
 
@@ -2533,7 +2540,7 @@ async def show(call: Call, name: str) -> Json:
 
     name          which pipeline
     """
-    return call.daemon.store.pipeline(name)
+    return call.daemon.store.ask.pipeline(name)
 
 
 @reads
@@ -2544,7 +2551,7 @@ async def code(call: Call, name: str, *, version: int | None = None, raw: bool =
     version       which version; without it the live one
     raw           the command line prints the bare source, not JSON
     """
-    found = call.daemon.store.version(name, version)
+    found = call.daemon.store.ask.version(name, version)
     content = read_bytes(os.path.join(call.daemon.home, "versions", found["sha256"], found["entry"]))
     if content is None:
         raise NotFound(f"the source of {name} v{found['version']} is gone", "deploy the file again")
@@ -2589,7 +2596,7 @@ async def run(
     try:
         await asyncio.wait_for(attend(call, run_id, follow), timeout)
     except TimeoutError:
-        return {"run_id": run_id, "status": daemon.store.status_of(run_id), "waited": False}
+        return {"run_id": run_id, "status": daemon.store.ask.status_of(run_id), "waited": False}
     document = describe(daemon.store, run_id)
     return document | {"deduplicated": True} if deduplicated else document
 
@@ -2611,7 +2618,7 @@ async def wait(call: Call, run_id: list[str], *, timeout: float | None = None) -
     timeout       seconds to wait at most; the runs go on
     """
     daemon = call.daemon
-    wanted = [daemon.store.find_run(one) for one in run_id]
+    wanted = [daemon.store.ask.find_run(one) for one in run_id]
     if not wanted:
         raise BadRequest("which runs?", "tau wait RUN_ID")
     late = False
@@ -2622,7 +2629,7 @@ async def wait(call: Call, run_id: list[str], *, timeout: float | None = None) -
         late = True
     ends = [
         {"run_id": one, "status": status, "waited": False}
-        if late and (status := daemon.store.status_of(one)) not in FINAL
+        if late and (status := daemon.store.ask.status_of(one)) not in FINAL
         else describe(daemon.store, one)
         for one in wanted
     ]
@@ -2636,14 +2643,14 @@ async def cancel(call: Call, run_id: str) -> Json:
     run_id        which run: its id, or its first characters
     """
     daemon = call.daemon
-    run_id = daemon.store.find_run(run_id)
+    run_id = daemon.store.ask.find_run(run_id)
     moved = await daemon.store.write(daemon.store.cancel_queued, run_id, call.actor)
-    if not moved and daemon.store.status_of(run_id) not in FINAL:
+    if not moved and daemon.store.ask.status_of(run_id) not in FINAL:
         await daemon.executor.stop(run_id, "cancelled")
         call.rest()
         await daemon.feed.finished(run_id)
-        moved = daemon.store.status_of(run_id) == "cancelled"
-    return {"run_id": run_id, "status": daemon.store.status_of(run_id), "changed": moved}
+        moved = daemon.store.ask.status_of(run_id) == "cancelled"
+    return {"run_id": run_id, "status": daemon.store.ask.status_of(run_id), "changed": moved}
 
 
 @reads
@@ -2658,8 +2665,8 @@ async def runs(call: Call, name: str | None = None, *, limit: int = 20, status: 
         hint = did_you_mean(status, MOVES, "one of " + ", ".join(MOVES))
         raise BadRequest(f"there is no status '{status}'", hint)
     if name is not None:
-        call.daemon.store.known(name)
-    rows, total = call.daemon.store.runs(name, status, bounded(limit))
+        call.daemon.store.ask.known(name)
+    rows, total = call.daemon.store.ask.runs(name, status, bounded(limit))
     words = ["tau runs", name or "", f"--status {status}" if status else ""]
     return listing("runs", rows, total, " ".join(word for word in words if word))
 
@@ -2681,7 +2688,7 @@ async def inspect(
     full          nothing is cut
     """
     store = call.daemon.store
-    return describe(store, store.pick_run(name, run_id), full)
+    return describe(store, store.ask.pick_run(name, run_id), full)
 
 
 @reads
@@ -2708,9 +2715,9 @@ async def logs(
     if level is not None and level not in LEVELS:
         raise BadRequest(f"there is no level '{level}'", did_you_mean(level, LEVELS, ", ".join(LEVELS)))
     wanted = LEVELS[LEVELS.index(level) :] if level else ()
-    run_id = store.pick_run(name, run_id)
+    run_id = store.ask.pick_run(name, run_id)
     if not follow:
-        lines, total, dropped = store.logs(run_id, wanted, step, bounded(tail))
+        lines, total, dropped = store.ask.logs(run_id, wanted, step, bounded(tail))
         answer = listing("lines", lines, total, f"tau logs --run {run_id}", "--tail")
         return {"run_id": run_id, **answer, "log_dropped": dropped}
     call.rest()
@@ -2718,7 +2725,7 @@ async def logs(
         inside = step is None or is_within(event.get("step"), step)
         if event["type"] == "log" and inside and (not wanted or event["level"] in wanted):
             await call.emit(event)
-    return {"run_id": run_id, "status": store.status_of(run_id)}
+    return {"run_id": run_id, "status": store.ask.status_of(run_id)}
 
 
 @reads
@@ -2727,7 +2734,7 @@ async def errors(call: Call, *, limit: int = 20) -> Json:
 
     limit         how many at most
     """
-    rows, total = call.daemon.store.failures(bounded(limit))
+    rows, total = call.daemon.store.ask.failures(bounded(limit))
     for row in rows:
         shown = ("kind", "type", "message", "step", "file", "line", "code", "fingerprint")
         row["error"] = {key: row["error"].get(key) for key in shown}
@@ -2739,7 +2746,7 @@ async def errors(call: Call, *, limit: int = 20) -> Json:
 async def status(call: Call) -> Json:
     """Tell how the daemon is: processes, addresses, counts, queue, how fast runs start."""
     daemon = call.daemon
-    counts = daemon.store.totals()
+    counts = daemon.store.ask.totals()
     live = daemon.executor.processes()
     return {
         "pid": os.getpid(),
@@ -2751,7 +2758,7 @@ async def status(call: Call) -> Json:
         "addresses": daemon.addresses,
         "start_method": daemon.settings["start_method"],
         "processes": [{"role": "daemon", "pid": os.getpid()}, *live],
-        "pipelines": daemon.store.pipeline_count(),
+        "pipelines": daemon.store.ask.pipeline_count(),
         "runs": counts,
         "queued": counts["queued"],
         "slots": {"total": daemon.settings["max_concurrent"], "used": daemon.executor.used()},
@@ -2823,7 +2830,7 @@ def listing(key: str, rows: list[Json], total: int, get: str, flag: str = "--lim
 
 def describe(store: Store, run_id: str, full: bool = False) -> Json:
     """A run as `tau inspect` prints it; unless *full*, cut to about DOCUMENT_BYTES, saying what was cut."""
-    run, attempt, steps, tail = store.whole_run(run_id)
+    run, attempt, steps, tail = store.ask.whole_run(run_id)
     ended = (attempt["ended"] if attempt else None) or {}
     spent = ("cpu_ms", "max_rss_bytes", "exit_code", "signal")
     document = {
@@ -3394,7 +3401,7 @@ class Executor:
 
     def recover(self) -> None:
         """Takes over the runs that were live when the last daemon ended."""
-        for row in self.store.unfinished():
+        for row in self.store.ask.unfinished():
             process = Process(self.folder, row["journal"], row["run_id"], row["attempt"], {})
             process.restore(row)
             process.stopping = row["stopping"]
@@ -3646,7 +3653,7 @@ class Feed:
         """Returns when the run has its final status."""
         while True:
             change = self.next(run_id)
-            if self.store.status_of(run_id) in FINAL:
+            if self.store.ask.status_of(run_id) in FINAL:
                 self.changed(run_id)
                 return
             await change
@@ -3657,16 +3664,16 @@ class Feed:
         `seq` grows along that order and is the same each time too.  *tail* begins with the last log lines.
         """
         ledger_seq, seq = 0, 0
-        place = (0, 0) if tail is None else self.store.tail_place(run_id, tail)
+        place = (0, 0) if tail is None else self.store.ask.tail_place(run_id, tail)
         while True:
             change = self.next(run_id)
-            ledger = self.store.run_events(run_id, ledger_seq)
+            ledger = self.store.ask.run_events(run_id, ledger_seq)
             for event in ledger:
                 ledger_seq = event.pop("seq")
                 if event["type"] != "run.finished":
                     seq += 1
                     yield {"seq": seq, **event}
-            while page := self.store.trace(run_id, place):
+            while page := self.store.ask.trace(run_id, place):
                 for place, event in page:
                     seq = (place[0] - 1) * SEQ_STRIDE + place[1] + 2
                     yield {"seq": seq, **event}
@@ -3728,6 +3735,7 @@ class Store:
         self.migrate()
         self.reader = self.connect()
         self.reader.execute("PRAGMA query_only = ON")
+        self.ask = Questions(self.reader)
         row = self.reader.execute("SELECT max(run_id) FROM runs").fetchone()
         self.last_id = read_id(row[0]) if row[0] else 0
         self.thread = threading.Thread(target=self.write_groups, name="tau store")
@@ -3936,7 +3944,7 @@ class Store:
             "SELECT version FROM pipelines WHERE name = ? AND deployed = 1", (name,)
         ).fetchone()
         if live is None:
-            raise self.unknown(self.db, name)
+            raise unknown_pipeline(self.db, name)
         if key is not None:
             row = self.db.execute(
                 "SELECT run_id, status, params FROM runs WHERE pipeline = ? AND key = ?", (name, key)
@@ -4093,43 +4101,42 @@ class Store:
             "UPDATE attempts SET stopping = ? WHERE run_id = ? AND attempt = ?", (status, run_id, attempt)
         )
 
-    # Reading: on the loop, a question each.
+    def has_queue(self) -> bool:
+        """Whether any run may be waiting: one is on disk, or writes are on their way there."""
+        return bool(self.pending) or self.ask.has_queued()
+
+
+class Questions:
+    """What is asked of the store, on the loop: one method a question.  Rows become documents here."""
+
+    def __init__(self, db: sqlite3.Connection) -> None:
+        self.db = db
 
     def snapshot(self, ask: Callable[[], Answer]) -> Answer:
         """What several questions together find, all of the same moment."""
-        self.reader.execute("BEGIN")
+        self.db.execute("BEGIN")
         try:
             return ask()
         finally:
-            self.reader.execute("COMMIT")
+            self.db.execute("COMMIT")
 
-    def ask(self, question: str, *values: Any) -> list[Json]:
+    def rows(self, question: str, *values: Any) -> list[Json]:
         """The rows that answer a question."""
-        return [to_document(row) for row in self.reader.execute(question, values)]
+        return [to_document(row) for row in self.db.execute(question, values)]
 
     def count(self, question: str, *values: Any) -> int:
         """The number that answers a question."""
-        number: int = self.reader.execute(question, values).fetchone()[0]
+        number: int = self.db.execute(question, values).fetchone()[0]
         return number
-
-    def unknown(self, db: sqlite3.Connection, name: str) -> NotFound:
-        """The refusal for a pipeline that is not deployed, with the nearest name."""
-        row = db.execute("SELECT deployed FROM pipelines WHERE name = ?", (name,)).fetchone()
-        if row is not None and not row["deployed"]:
-            return NotFound(f"pipeline '{name}' was undeployed", "tau deploy FILE.py brings it back")
-        names = [found["name"] for found in db.execute("SELECT name FROM pipelines WHERE deployed = 1")]
-        return NotFound(
-            f"no pipeline named '{name[:WORD_MAX]}'", did_you_mean(name, names, "`tau list` shows all")
-        )
 
     def known(self, name: str) -> None:
         """NotFound unless there is, or was, a pipeline of this name."""
-        if not self.ask("SELECT name FROM pipelines WHERE name = ?", name):
-            raise self.unknown(self.reader, name)
+        if not self.rows("SELECT name FROM pipelines WHERE name = ?", name):
+            raise unknown_pipeline(self.db, name)
 
     def pipelines(self, limit: int) -> tuple[list[Json], int]:
         """The deployed pipelines with their last runs, and how many there are."""
-        rows = self.ask(
+        rows = self.rows(
             "SELECT p.name, p.version, v.options, p.updated_at,"
             " r.run_id AS last_run_id, r.status AS last_status, r.queued_at AS last_run_at FROM pipelines p"
             " JOIN versions v ON v.pipeline = p.name AND v.version = p.version"
@@ -4148,19 +4155,19 @@ class Store:
 
     def pipeline(self, name: str) -> Json:
         """Everything about one deployed pipeline."""
-        rows = self.ask(
+        rows = self.rows(
             "SELECT version, created_at, updated_at FROM pipelines WHERE name = ? AND deployed = 1", name
         )
         if not rows:
-            raise self.unknown(self.reader, name)
-        versions = self.ask(
+            raise unknown_pipeline(self.db, name)
+        versions = self.rows(
             "SELECT version, sha256, entry, options, deployed_at, actor FROM versions WHERE pipeline = ?"
             " ORDER BY version DESC LIMIT 20",
             name,
         )
         options = next(one["options"] for one in versions if one["version"] == rows[0]["version"])
         shown = ("run_id", "status", "queued_at", "finished_at", "duration_ms")
-        last = self.ask(
+        last = self.rows(
             f"SELECT {', '.join(shown)} FROM runs WHERE pipeline = ? ORDER BY run_id DESC LIMIT 1", name
         )
         return {
@@ -4182,7 +4189,7 @@ class Store:
     def version(self, name: str, number: int | None) -> Json:
         """One version of a pipeline, the live one without a number."""
         self.known(name)
-        rows = self.ask(
+        rows = self.rows(
             "SELECT v.* FROM versions v JOIN pipelines p ON p.name = v.pipeline"
             " WHERE v.pipeline = ? AND v.version = coalesce(?, p.version)",
             *(name, number),
@@ -4193,12 +4200,12 @@ class Store:
 
     def source_names(self) -> set[str]:
         """The directories below versions/ that some version needs."""
-        return {row["sha256"] for row in self.ask("SELECT DISTINCT sha256 FROM versions")}
+        return {row["sha256"] for row in self.rows("SELECT DISTINCT sha256 FROM versions")}
 
     def find_run(self, prefix: str) -> str:
         """The run whose id begins so; NotFound if there is none, BadRequest if there are several."""
         lowered = prefix.lower()
-        rows = self.ask("SELECT run_id FROM runs WHERE run_id >= ? ORDER BY run_id LIMIT 2", lowered)
+        rows = self.rows("SELECT run_id FROM runs WHERE run_id >= ? ORDER BY run_id LIMIT 2", lowered)
         found = [row["run_id"] for row in rows if row["run_id"].startswith(lowered)]
         if not found or not prefix:
             raise NotFound(f"no run '{prefix[:WORD_MAX]}'", "`tau runs` lists them")
@@ -4210,30 +4217,30 @@ class Store:
         """The run that is meant by a pipeline's name (its last), by an id, or by both."""
         if run_id is not None:
             found = self.find_run(run_id)
-            if name is not None and self.ask(
+            if name is not None and self.rows(
                 "SELECT 1 FROM runs WHERE run_id = ? AND pipeline <> ?", found, name
             ):
                 raise NotFound(f"run {found} is not of pipeline '{name}'", f"tau inspect {found}")
             return found
         if name is None:
             raise BadRequest("which run?", "tau inspect NAME --last-run, or tau inspect RUN_ID")
-        last = self.ask("SELECT max(run_id) AS run_id FROM runs WHERE pipeline = ?", name)[0]["run_id"]
+        last = self.rows("SELECT max(run_id) AS run_id FROM runs WHERE pipeline = ?", name)[0]["run_id"]
         if last is not None:
             return str(last)
-        if self.ask("SELECT 1 FROM pipelines WHERE name = ?", name):
+        if self.rows("SELECT 1 FROM pipelines WHERE name = ?", name):
             raise NotFound(f"pipeline '{name}' has not run yet", f"tau run {name}")
         try:
             return self.find_run(name)
         except NotFound:
-            raise self.unknown(self.reader, name) from None
+            raise unknown_pipeline(self.db, name) from None
 
     def status_of(self, run_id: str) -> str:
         """The status of a run."""
-        return str(self.reader.execute("SELECT status FROM runs WHERE run_id = ?", (run_id,)).fetchone()[0])
+        return str(self.db.execute("SELECT status FROM runs WHERE run_id = ?", (run_id,)).fetchone()[0])
 
     def totals(self) -> dict[str, int]:
         """How many runs there are of each status, in the order of MOVES."""
-        counts = {row["status"]: row["runs"] for row in self.ask("SELECT status, runs FROM totals")}
+        counts = {row["status"]: row["runs"] for row in self.rows("SELECT status, runs FROM totals")}
         return {status: counts.get(status, 0) for status in MOVES}
 
     def runs(self, name: str | None, status: str | None, limit: int) -> tuple[list[Json], int]:
@@ -4242,7 +4249,7 @@ class Store:
         used = [(text, value) for text, value in conditions if value is not None]
         where = " WHERE " + " AND ".join(text for text, _ in used) if used else ""
         values = [value for _, value in used]
-        rows = self.ask(
+        rows = self.rows(
             "SELECT run_id, pipeline, version, status, trigger, attempt, scheduled_for, queued_at, started_at,"
             f" finished_at, duration_ms FROM runs{where} ORDER BY run_id DESC LIMIT ?",
             *(*values, limit),
@@ -4254,7 +4261,7 @@ class Store:
     def failures(self, limit: int) -> tuple[list[Json], int]:
         """The latest broken runs with their errors, and how many there are."""
         broken = "status IN ('failed', 'timed_out', 'lost')"
-        rows = self.ask(
+        rows = self.rows(
             "SELECT run_id, pipeline, version, status, trigger, finished_at, duration_ms, error FROM runs"
             f" WHERE {broken} ORDER BY finished_at DESC, run_id DESC LIMIT ?",
             limit,
@@ -4268,10 +4275,10 @@ class Store:
 
     def run_parts(self, run_id: str) -> tuple[Json, Json | None, list[Json], list[Json]]:
         """Those parts, from one moment."""
-        run = self.ask("SELECT * FROM runs WHERE run_id = ?", run_id)[0]
-        attempts = self.ask("SELECT * FROM attempts WHERE run_id = ? AND attempt = ?", run_id, run["attempt"])
-        steps = self.ask("SELECT * FROM steps WHERE run_id = ? AND attempt = ?", run_id, run["attempt"])
-        tail = self.ask(
+        run = self.rows("SELECT * FROM runs WHERE run_id = ?", run_id)[0]
+        attempts = self.rows("SELECT * FROM attempts WHERE run_id = ? AND attempt = ?", run_id, run["attempt"])
+        steps = self.rows("SELECT * FROM steps WHERE run_id = ? AND attempt = ?", run_id, run["attempt"])
+        tail = self.rows(
             "SELECT message FROM logs WHERE run_id = ? AND attempt = ? ORDER BY n DESC LIMIT 5",
             *(run_id, run["attempt"]),
         )
@@ -4288,19 +4295,19 @@ class Store:
         if step is not None:
             where += " AND (step = ? OR substr(step, 1, length(?) + 1) = ? || '/')"
             values += [step] * 3
-        lines = self.ask(
+        lines = self.rows(
             f"SELECT at, level, step, stream, message, fields FROM logs WHERE {where} ORDER BY n DESC LIMIT ?",
             *(*values, tail),
         )
         total = (
             len(lines) if len(lines) < tail else self.count(f"SELECT count(*) FROM logs WHERE {where}", *values)
         )
-        dropped = self.ask("SELECT sum(log_dropped) AS dropped FROM attempts WHERE run_id = ?", run_id)
+        dropped = self.rows("SELECT sum(log_dropped) AS dropped FROM attempts WHERE run_id = ?", run_id)
         return lines[::-1], total, dropped[0]["dropped"] or 0
 
     def run_events(self, run_id: str, after: int) -> list[Json]:
         """What the ledger says of a run, after an event."""
-        rows = self.ask("SELECT * FROM events WHERE run_id = ? AND seq > ? ORDER BY seq", run_id, after)
+        rows = self.rows("SELECT * FROM events WHERE run_id = ? AND seq > ? ORDER BY seq", run_id, after)
         keys = ("seq", "type", "at", "run_id", "pipeline")
         return [{**row["data"], **{key: row[key] for key in keys}} for row in rows]
 
@@ -4310,18 +4317,18 @@ class Store:
 
     def trace_page(self, run_id: str, after: tuple[int, int]) -> list[tuple[tuple[int, int], Json]]:
         """That page, from one moment: a line committed between its questions would be skipped for good."""
-        attempts = self.ask(
+        attempts = self.rows(
             "SELECT attempt FROM attempts WHERE run_id = ? AND attempt >= ? ORDER BY attempt", run_id, after[0]
         )
         for row in attempts:
             attempt = row["attempt"]
             seen = after[1] if attempt == after[0] else 0
             where = "run_id = ? AND attempt = ?"
-            logs = self.ask(
+            logs = self.rows(
                 f"SELECT * FROM logs WHERE {where} AND n > ? ORDER BY n LIMIT 500", run_id, attempt, seen
             )
             last = logs[-1]["n"] if len(logs) == 500 else 1 << 62
-            steps = self.ask(
+            steps = self.rows(
                 f"SELECT * FROM steps WHERE {where} AND (n BETWEEN ? AND ? OR finished_n BETWEEN ? AND ?)",
                 *(run_id, attempt, seen + 1, last, seen + 1, last),
             )
@@ -4334,21 +4341,19 @@ class Store:
 
     def tail_place(self, run_id: str, tail: int) -> tuple[int, int]:
         """The place in the trace before the last *tail* log lines of the last attempt."""
-        rows = self.ask(
+        rows = self.rows(
             "SELECT attempt, n FROM logs WHERE run_id = ? ORDER BY attempt DESC, n DESC LIMIT ?", run_id, tail
         )
         last = [row["n"] for row in rows if row["attempt"] == rows[0]["attempt"]]
         return (rows[0]["attempt"], last[-1] - 1) if len(rows) == tail and last else (0, 0)
 
-    def has_queue(self) -> bool:
-        """Whether any run may be waiting: one is on disk, or writes are on their way there."""
-        if self.pending:
-            return True
-        return self.reader.execute("SELECT 1 FROM runs WHERE status = 'queued' LIMIT 1").fetchone() is not None
+    def has_queued(self) -> bool:
+        """Whether any run is queued."""
+        return self.db.execute("SELECT 1 FROM runs WHERE status = 'queued' LIMIT 1").fetchone() is not None
 
     def unfinished(self) -> list[Json]:
         """The attempts that were live when the last daemon ended."""
-        return self.ask(
+        return self.rows(
             "SELECT a.* FROM runs r JOIN attempts a ON a.run_id = r.run_id AND a.attempt = r.attempt"
             " WHERE r.status IN ('running', 'retrying')"
         )
@@ -4373,6 +4378,15 @@ END_STEP = (
     f"UPDATE steps SET {', '.join(f'{name} = :{name}' for name in DONE_COLUMNS)}"
     " WHERE run_id = :run_id AND attempt = :attempt AND step = :step"
 )
+
+
+def unknown_pipeline(db: sqlite3.Connection, name: str) -> NotFound:
+    """The refusal for a pipeline that is not deployed, with the nearest name."""
+    row = db.execute("SELECT deployed FROM pipelines WHERE name = ?", (name,)).fetchone()
+    if row is not None and not row["deployed"]:
+        return NotFound(f"pipeline '{name}' was undeployed", "tau deploy FILE.py brings it back")
+    names = [found["name"] for found in db.execute("SELECT name FROM pipelines WHERE deployed = 1")]
+    return NotFound(f"no pipeline named '{name[:WORD_MAX]}'", did_you_mean(name, names, "`tau list` shows all"))
 
 
 def json_or_null(value: Any) -> str | None:
@@ -4417,6 +4431,8 @@ def storage_error(problem: Exception) -> TauError:
 RECHECK_S = 0.1
 #: How often to look where the kernel does not tell when a process ends (no pidfd: macOS).
 LOOK_S = 0.02
+#: How long after a start a child is kept that was forked ahead of the next one.
+SPARE_S = 10.0
 
 
 def fork_server() -> int:
@@ -4432,7 +4448,8 @@ def fork_server() -> int:
     os.umask(0o077)
     faulthandler.enable(2)  # a segmentation fault of a run leaves its Python frames on descriptor 2
     adopt_orphans()
-    rehearse()
+    rehearse(20)
+    import_all()
     gc.collect()
     gc.freeze()  # the pages of these objects stay shared with every child
     with socket.socket(fileno=0) as channel:
@@ -4440,7 +4457,7 @@ def fork_server() -> int:
     return 0
 
 
-def rehearse() -> None:
+def rehearse(times: int) -> None:
     """Does what every run does, often enough that the interpreter has specialised that code.
 
     A child that only reads a page shares it; each page it writes (and specialising writes into the code)
@@ -4455,11 +4472,15 @@ def rehearse() -> None:
             journal.log("line", "info", step, None, None)
         return {"rows": 1}
 
-    for _ in range(20):
-        journal.write(returned(asyncio.run(act()), limits["result_bytes"], journal))
+    for _ in range(times):
         process_started(os.getpid())
+        signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM))
+        exec(marshal.loads(marshal.dumps(compile("rows = 1", "rehearsal", "exec"))), {})
+        stream = Captured(journal, "stdout", 1)
+        stream.write("line\n")
+        journal.write(returned(asyncio.run(act()), limits["result_bytes"], journal))
+        stream.finish()
     os.close(journal.descriptor)
-    import_all()
 
 
 class Stray:
@@ -4483,6 +4504,8 @@ class ForkServer:
         self.dead: dict[int, float] = {}  # leaders that have ended → when what they left is killed
         self.fresh: set[int] = set()  # leaders that have ended since strays were last looked for
         self.strays: dict[int, Stray] = {}  # by pid: processes that dead leaders have left
+        self.spare: tuple[int, int] | None = None  # a child that waits for its job, and the pipe to it
+        self.spare_until = 0.0
         self.recheck_at = 0.0
         self.identity = identity(os.getpid())
         self.poll = select.poll()
@@ -4498,6 +4521,7 @@ class ForkServer:
                 elif not self.receive():
                     self.poll.unregister(self.channel)
             self.sweep()
+            self.keep_spare()
 
     def patience(self) -> float | None:
         """Milliseconds until something must be done unasked; None if nothing must."""
@@ -4505,6 +4529,8 @@ class ForkServer:
         now = time.monotonic()
         if self.recheck_at:
             times.append(self.recheck_at)
+        if self.spare is not None:
+            times.append(self.spare_until)
         if len(self.watches) + len(self.dead) < len(self.jobs):
             times.append(now + LOOK_S)
         return max(0.0, min(times) - now) * 1000 + 1 if times else None
@@ -4553,48 +4579,81 @@ class ForkServer:
             self.tell({"stem": job["stem"], "end": end})
             return
         job["server"] = self.identity
-        outputs: list[int] = []
         try:
             for suffix in (".stdout", ".stderr"):
-                outputs.append(os.open(path + suffix, flags, 0o600))
-            pid = (self.fork if job["method"] == "fork" else self.spawn)(job, outputs)
+                os.close(os.open(path + suffix, flags, 0o600))
+            pid = self.spawn(job) if job["method"] == "spawn" else self.use_spare(job) or self.fork(job)
         except OSError as problem:
             reason = f"cannot start a process: {problem.strerror}"
             self.write_end(job, {"exit_code": None, "signal": None, "reason": reason})
             return
-        finally:
-            for descriptor in outputs:
-                os.close(descriptor)
         self.jobs[pid] = job
         self.watch(pid)
         self.tell({"stem": job["stem"], "pid": pid})
 
-    def fork(self, job: Json, outputs: list[int]) -> int:
-        """A copy of this process runs the job; its pid."""
+    def fork(self, job: Json | None) -> int:
+        """A copy of this process runs the job, or (None) waits for one as the spare; its pid."""
+        read, write = os.pipe() if job is None else (-1, -1)
         pid = os.fork()
         if pid:
+            if job is None:
+                os.close(read)
+                self.spare = (pid, write)
             return pid
         code = 70
         try:
-            for descriptor in self.watches:
-                os.close(descriptor)
-            null = os.open(os.devnull, os.O_RDONLY)
-            for there, here in enumerate((null, *outputs)):
-                os.dup2(here, there)  # 0 was the channel: a run must not keep it open
-            for descriptor in (null, *outputs):
+            for descriptor in (*self.watches, *(self.spare or ())[1:], *([write] if job is None else [])):
                 os.close(descriptor)
             self.channel.detach()
-            code = run_process(job)
+            null = os.open(os.devnull, os.O_RDONLY)
+            os.dup2(null, 0)  # it was the channel: a run must not keep it open
+            os.close(null)
+            born = settle_in()
+            job = job or self.await_job(read)
+            code = 0 if job is None else run_process(job, born)
         finally:
             os._exit(code)
 
-    def spawn(self, job: Json, outputs: list[int]) -> int:
+    def await_job(self, pipe: int) -> Json | None:
+        """In the spare: its job, when it comes; None if it is not needed any more."""
+        if not self.jobs:  # nothing else wants the processor: fault in the pages that a run will write
+            rehearse(1)
+        with open(pipe, "rb") as file:
+            line = file.read()
+        return dict(json.loads(line)) if line.endswith(b"\n") else None
+
+    def use_spare(self, job: Json) -> int | None:
+        """Gives the job to the child that waits for one: its pid; None if there is none alive."""
+        self.spare_until = time.monotonic() + SPARE_S
+        if self.spare is None:
+            return None
+        (pid, pipe), self.spare = self.spare, None
+        try:
+            with open(pipe, "wb") as file:
+                file.write(encode(job))
+        except BrokenPipeError:
+            return None  # somebody has killed it; sweep() reaps it
+        return pid
+
+    def keep_spare(self) -> None:
+        """While runs are being started a child is forked ahead; it goes when none has come for a while."""
+        wanted = self.open and time.monotonic() < self.spare_until
+        if wanted and self.spare is None:
+            try:
+                self.fork(None)
+            except OSError:
+                self.spare_until = 0.0  # as many processes as there may be
+        elif not wanted and self.spare is not None:
+            os.close(self.spare[1])
+            self.spare = None
+            self.recheck_at = time.monotonic() + RECHECK_S
+
+    def spawn(self, job: Json) -> int:
         """A fresh interpreter runs the job, where fork is not safe; its pid."""
         with tempfile.TemporaryFile() as file:
             file.write(encode(job))
             file.seek(0)
-            files = {0: file.fileno(), 1: outputs[0], 2: outputs[1]}
-            return start_python("spawned_process", (), files, os.environ)
+            return start_python("spawned_process", (), {0: file.fileno()}, os.environ)
 
     def sweep(self) -> None:
         """Sees which processes have ended, ends what they left behind, and writes their end records."""
@@ -4621,7 +4680,8 @@ class ForkServer:
                 children = [int(pid) for pid in file.read().split()]
         except OSError:
             children = []  # no /proc: the process group is all that can be reached
-        found = {pid for pid in children if pid not in self.jobs and os.waitpid(pid, os.WNOHANG)[0] == 0}
+        ours = {*self.jobs, *(self.spare or ())[:1]}
+        found = {pid for pid in children if pid not in ours and os.waitpid(pid, os.WNOHANG)[0] == 0}
         heirs = {owner for stray in self.strays.values() for owner in stray.owners}
         for pid in found - self.strays.keys():
             session = session_of(pid)
@@ -4721,7 +4781,7 @@ def spawned_process() -> int:
     os.close(null)
     faulthandler.enable(2)
     import_all()
-    os._exit(run_process(job))
+    os._exit(run_process(job, settle_in()))
 
 
 # --- 18. Run process ----------------------------------------------------------------------
@@ -4749,21 +4809,26 @@ class Stopped(BaseException):
     """This run was asked to stop (SIGTERM)."""
 
 
-def run_process(job: Json) -> int:
-    """One attempt, or one load, in this process; its exit code."""
+def settle_in() -> str | None:
+    """This process leads a session of its own, and keeps its orphans; when it was started."""
     try:
         os.setsid()
     except PermissionError:
-        pass  # it leads a session already
+        pass  # it leads one already
     adopt_orphans()
     os.umask(0o077)
+    return process_started(os.getpid())
+
+
+def run_process(job: Json, born: str | None) -> int:
+    """One attempt, or one load, in this process, which was started at *born*; its exit code."""
     journal = Journal(job["journal"] + ".journal", job["limits"])
     journal.write(
         {
             "t": "start",
             "format": JOURNAL_FORMAT,
             "pid": os.getpid(),
-            "started": process_started(os.getpid()),
+            "started": born,
             "boot": job["boot"],
             "session": os.getsid(0),
             "server": job["server"],
@@ -4796,6 +4861,10 @@ def adopt_orphans() -> None:
 
 def prepare(job: Json, journal: Journal) -> tuple[Captured, ...]:
     """The surroundings that user code finds: directory, environment, captured output, a stop signal."""
+    for number, stream in ((1, "stdout"), (2, "stderr")):
+        file = os.open(f"{job['journal']}.{stream}", os.O_WRONLY | os.O_APPEND)
+        os.dup2(file, number)
+        os.close(file)
     try:
         os.chdir(job["directory"])
     except FileNotFoundError:
@@ -4822,21 +4891,40 @@ def prepare(job: Json, journal: Journal) -> tuple[Captured, ...]:
 
 
 def load_module(folder: str, entry: str) -> None:
-    """Executes the deployed file as a module of its own name; its compiled form is cached beside it."""
-    import importlib.machinery
-    import importlib.util
-
-    sys.path.insert(0, folder)
+    """Executes the deployed file as a module of its own name."""
     path = os.path.join(folder, entry)
     name = os.path.basename(entry).removesuffix(".py")
     if name in sys.modules:  # `json.py`, `tau.py`: what others have imported must stay what it is
         name = f"pipeline_{name}"
-    loader = importlib.machinery.SourceFileLoader(name, path)
-    spec = importlib.util.spec_from_file_location(name, path, loader=loader)
-    assert spec is not None
-    module = importlib.util.module_from_spec(spec)
+    module = type(sys)(name)
+    module.__file__ = path
+    sys.path.insert(0, folder)
     sys.modules[name] = module
-    loader.exec_module(module)
+    exec(compiled(path), module.__dict__)
+
+
+def compiled(path: str) -> CodeType:
+    """The code of a deployed file, compiled once for this Python.
+
+    importlib would do, at twice the cost: it looks again whether a source has changed that never does.
+    """
+    cache = f"{path}.{sys.implementation.cache_tag}"
+    try:
+        with open(cache, "rb") as file:
+            code: CodeType = marshal.load(file)
+        if code.co_filename == path:  # else it was staged, or the home has moved
+            return code
+    except (OSError, ValueError, EOFError, TypeError):
+        pass
+    with open(path, "rb") as file:
+        code = compile(file.read(), path, "exec", dont_inherit=True)
+    try:
+        with open(f"{cache}.{os.getpid()}", "wb") as file:
+            marshal.dump(code, file)
+        os.rename(f"{cache}.{os.getpid()}", cache)
+    except OSError:
+        pass  # it only costs time
+    return code
 
 
 def load_pipelines(job: Json) -> list[Json]:

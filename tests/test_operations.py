@@ -386,13 +386,16 @@ def test_the_same_new_file_deployed_at_once_is_one_version(tau: Tau) -> None:
     assert sum(answer["changed"] for answer in answers) == 1
 
 
+VANDAL = "import glob, os\ndef it(ctx):\n    for path in glob.glob(__file__ + '*'):\n        os.unlink(path)\n"
+
+
 def test_a_damaged_source_is_repaired_by_deploying_it_again(tau: Tau) -> None:
-    version = tau.deploy_it("def it(ctx):\n    import os\n    os.unlink(__file__)")["pipelines"][0]["version"]
+    version = tau.deploy_it(VANDAL)["pipelines"][0]["version"]
     tau("run", "it")
     assert tau("code", "it", exit=3)["code"] == "not_found"
     run = tau("run", "it", exit=1)
     assert run["error"]["kind"] == "load"
-    again = tau.deploy_it("def it(ctx):\n    import os\n    os.unlink(__file__)")
+    again = tau.deploy_it(VANDAL)
     assert again["pipelines"] == [{"name": "it", "version": version, "changed": False}]
     assert tau("run", "it")["status"] == "success"
 
