@@ -1794,6 +1794,7 @@ class Daemon:
         self.started = time.time()
         self.warnings: list[str] = []
         self.stopping = False  # nothing new is admitted any more
+        self.keeping = asyncio.Lock()  # held while a deployed source takes its place
         self.signals = 0  # how often we were asked to end by a signal
         self.winding_up: asyncio.Task[None] | None = None  # waiting for live runs before the end
         self.ended: asyncio.Event | None = None  # set when serve() may return; None until it runs
@@ -2370,7 +2371,8 @@ async def deploy(call: Call, files: list[Json], *, entry: str | None = None, nam
     staged = await asyncio.to_thread(stage, versions, digest, sources)
     try:
         found = choose(await call.daemon.executor.load(staged, entry), name, entry)
-        await asyncio.to_thread(keep, staged, os.path.join(versions, digest))
+        async with call.daemon.keeping:
+            await asyncio.to_thread(keep, staged, os.path.join(versions, digest), sources)
     finally:
         if os.path.basename(staged) != digest:
             shutil.rmtree(staged, ignore_errors=True)
@@ -2436,7 +2438,7 @@ def digest_of(sources: dict[str, bytes]) -> str:
 def stage(versions: str, digest: str, sources: dict[str, bytes]) -> str:
     """A directory that holds the files durably: the version's own if it is whole, else a staged one."""
     kept = os.path.join(versions, digest)
-    if all(read_bytes(os.path.join(kept, path)) == content for path, content in sources.items()):
+    if holds(kept, sources):
         return kept
     staged = tempfile.mkdtemp(prefix=".staged-", dir=versions)
     try:
@@ -2462,17 +2464,19 @@ def read_bytes(path: str) -> bytes | None:
         return None
 
 
-def keep(staged: str, kept: str) -> None:
-    """The staged directory has taken its place, durably; the same files, put there meanwhile, are as good."""
-    if staged == kept:
+def holds(folder: str, sources: dict[str, bytes]) -> bool:
+    """Whether a directory has all of these files, whole."""
+    return all(read_bytes(os.path.join(folder, path)) == content for path, content in sources.items())
+
+
+def keep(staged: str, kept: str, sources: dict[str, bytes]) -> None:
+    """The staged directory has taken its place, durably, unless the same files are there already."""
+    if staged == kept or holds(kept, sources):
         return
-    try:
-        os.rename(staged, kept)
-    except OSError:  # it exists: whole since a moment ago, or damaged
-        damaged = staged + ".old"
-        os.rename(kept, damaged)
-        os.rename(staged, kept)
-        shutil.rmtree(damaged, ignore_errors=True)
+    if os.path.exists(kept):  # a run has damaged it
+        os.rename(kept, staged + ".old")
+    os.rename(staged, kept)
+    shutil.rmtree(staged + ".old", ignore_errors=True)
     folder = os.open(os.path.dirname(kept), os.O_RDONLY)
     os.fsync(folder)
     os.close(folder)

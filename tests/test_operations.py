@@ -379,9 +379,10 @@ def test_the_same_new_file_deployed_at_once_is_one_version(tau: Tau) -> None:
     wires = [tau.connect() for _ in range(8)]
     for wire in wires:
         wire.send({"id": 1, "method": "deploy", "params": {"files": files}})
-    answers = [wire.receive()["result"]["pipelines"][0] for wire in wires]
+    received = [wire.receive() for wire in wires]
     for wire in wires:
         wire.__exit__()
+    answers = [answer["result"]["pipelines"][0] for answer in received]
     assert len({answer["version"] for answer in answers}) == 1
     assert sum(answer["changed"] for answer in answers) == 1
 
