@@ -3781,15 +3781,20 @@ class Store:
         return db
 
     def migrate(self) -> None:
-        """Brings the database to this version, after a backup."""
+        """Brings the database to this version, after a backup; Conflict if it fails, which changes nothing."""
         found = self.db.execute("PRAGMA user_version").fetchone()[0]
         if 0 < found < len(MIGRATIONS):
             self.back_up(f"{self.path}.before-v{len(MIGRATIONS)}")
-        for number in range(found, len(MIGRATIONS)):
-            self.db.executescript(
-                f"BEGIN IMMEDIATE; {MIGRATIONS[number]}; PRAGMA application_id = {APPLICATION_ID};"
-                f"PRAGMA user_version = {number + 1}; COMMIT;"
-            )
+        try:
+            for number in range(found, len(MIGRATIONS)):
+                self.db.executescript(
+                    f"BEGIN IMMEDIATE; {MIGRATIONS[number]}; PRAGMA application_id = {APPLICATION_ID};"
+                    f"PRAGMA user_version = {number + 1}; COMMIT;"
+                )
+        except sqlite3.Error as problem:
+            self.db.close()
+            hint = "start the older taud again, and please report this"
+            raise Conflict(f"{self.path} cannot be migrated from schema {found}: {problem}", hint) from None
 
     def back_up(self, path: str) -> None:
         """A consistent copy of the database at *path*."""
