@@ -170,9 +170,11 @@ def test_interruption_is_exit_130_and_the_run_goes_on(tau: Tau) -> None:
         "import time\nfrom pathlib import Path\ndef it(ctx):\n    while not Path('go').exists():\n        time.sleep(0.01)"
     )
     live = tau.call("status")["runs"]["running"]
+    ignored = signal.signal(signal.SIGINT, signal.SIG_DFL)  # a test run in the background ignores it
     running = subprocess.Popen(
         [*python("main"), "run", "it"], env=tau.environ, stderr=subprocess.PIPE, text=True
     )
+    signal.signal(signal.SIGINT, ignored)
     eventually(lambda: tau.call("status")["runs"]["running"] == live + 1)
     running.send_signal(2)
     assert running.communicate(timeout=30)[1] == ""
