@@ -143,7 +143,7 @@ HELLO_S = 5.0
 LOOK_FOR_PEER_S = 1.0
 LINGER_S = 1.0
 #: A key of fewer characters could be guessed.
-KEY_BYTES_MIN = 32
+KEY_CHARACTERS_MIN = 32
 LIST_MAX = 10_000
 SOURCE_BYTES_MAX = 1 << 20
 PARAMS_BYTES_MAX = 256 << 10
@@ -825,6 +825,8 @@ SETTINGS = (
         "scheduler", "max_concurrent", 10, "", "--max-concurrent", "runs at the same time", least=1, most=10_000
     ),
     Setting("scheduler", "max_queued", 100_000, "", "", "runs that may wait"),
+    Setting("scheduler", "timezone", "UTC", "", "", "time zone of schedules that name none"),
+    Setting("auth", "api_key", "", "TAU_API_KEY", "", "key that TCP clients must send"),
     Setting("limits", "log_lines", 10_000, "", "", "log lines kept of a run; the rest is counted"),
     Setting("limits", "log_bytes", 8 << 20, "", "", "log bytes kept of a run; the rest is counted"),
     Setting("limits", "result_bytes", 1 << 20, "", "", "largest result of a run"),
@@ -861,7 +863,21 @@ def read_settings(flags: Mapping[str, Any], config: str | None) -> Json:
         elif row.name in file.get(row.section, {}):
             value, origin = file[row.section][row.name], f"{config} [{row.section}]"
         settings[row.name] = row.convert(value, origin) if origin else value
+    check_zone(settings["timezone"])
     return settings
+
+
+def check_zone(name: str) -> None:
+    """BadRequest unless the system knows this time zone."""
+    if name == "UTC":
+        return
+    import zoneinfo
+
+    try:
+        zoneinfo.ZoneInfo(name)
+    except (zoneinfo.ZoneInfoNotFoundError, ValueError, OSError):
+        hint = did_you_mean(name, zoneinfo.available_timezones(), "for example Europe/London")
+        raise BadRequest(f"there is no time zone '{name}'", hint) from None
 
 
 def read_config(path: str) -> Json:
@@ -1807,7 +1823,8 @@ class Daemon:
         lock = take_lock(self.home)
         try:
             os.chmod(self.home, 0o700)
-            self.note_root()
+            if os.geteuid() == 0:
+                self.warn("taud runs as root, and so does every pipeline")
             for number in (signal.SIGTERM, signal.SIGINT):
                 loop.add_signal_handler(number, self.on_signal)
             signal.signal(signal.SIGHUP, signal.SIG_IGN)
@@ -1838,11 +1855,10 @@ class Daemon:
         """The Unix socket of this home."""
         return os.path.join(self.home, "tau.sock")
 
-    def note_root(self) -> None:
-        """A daemon of root is warned about, never refused."""
-        if os.geteuid() == 0:
-            self.warnings.append("taud runs as root, and so does every pipeline")
-            logging.getLogger("tau").warning(self.warnings[-1])
+    def warn(self, text: str) -> None:
+        """Says something in the log and in `status`."""
+        self.warnings.append(text)
+        logging.getLogger("tau").warning("%s", text)
 
     async def listen(self) -> None:
         """The Unix socket and, if asked for, the TCP port are open."""
@@ -1869,10 +1885,14 @@ class Daemon:
             found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
         except OSError as problem:
             raise BadRequest(f"--host {host}: {problem.strerror}", "give an address of this machine") from None
+        configured: str = self.settings["api_key"]
+        check_key(configured)
         if not all(is_loopback(address[4][0]) for address in found):
-            hint = "listen on 127.0.0.1 and reach it through an SSH tunnel"
-            raise Forbidden(f"taud does not listen on {host} without a configured key", hint)
-        key = make_key(self.home)
+            if not configured:
+                hint = "set [auth] api_key, or listen on 127.0.0.1 and come through an SSH tunnel"
+                raise Forbidden(f"taud does not listen on {host} without a configured key", hint)
+            self.warn(f"what is sent to {host} is not encrypted; put TLS or an SSH tunnel in front")
+        key = configured.encode() if configured else make_key(self.home)
         try:
             listener = await loop.create_server(
                 lambda: Connection(self, key=key), host, port, backlog=1024, start_serving=False
@@ -1999,6 +2019,13 @@ def answers(path: str) -> bool:
         return True
 
 
+def check_key(key: str) -> None:
+    """BadRequest for a configured key that could be guessed."""
+    if key and len(key) < KEY_CHARACTERS_MIN:
+        hint = 'python3 -c "import secrets; print(secrets.token_urlsafe(32))" makes one'
+        raise BadRequest(f"[auth] api_key is shorter than {KEY_CHARACTERS_MIN} characters", hint)
+
+
 def make_key(home: str) -> bytes:
     """The key of this home for loopback TCP: read from <home>/key (0600), or made there."""
     path = os.path.join(home, "key")
@@ -2009,7 +2036,7 @@ def make_key(home: str) -> bytes:
         os.rename(path + ".new", path)  # whole or not at all
     with open(path, "rb") as file:
         key = file.read().strip()
-    if len(key) < KEY_BYTES_MIN:
+    if len(key) < KEY_CHARACTERS_MIN:
         raise Forbidden(f"{path} does not hold a key", "remove it: taud makes another")
     return key
 
@@ -2228,7 +2255,7 @@ class Connection(Protocol):
         key = given.encode("utf-8") if isinstance(given, str) else b""
         if not right or not self.key or not hmac.compare_digest(key, self.key):
             raise Forbidden("hello with the right key first", "set TAU_API_KEY, or use the daemon's own home")
-        self.known, self.actor = True, "key:home"
+        self.known, self.actor = True, "key"
         if self.timer is not None:
             self.timer.cancel()
         self.send(response(message.get("id"), {"protocol": PROTOCOL, "version": __version__}))

@@ -318,6 +318,31 @@ def test_a_public_address_without_a_configured_key_is_forbidden(home: Tau) -> No
     assert (done.returncode, json.loads(done.stderr.splitlines()[-1])["error"]["code"]) == (4, "forbidden")
 
 
+def test_a_configured_key_opens_tcp_and_is_nowhere_to_be_found(home: Tau) -> None:
+    key = "k" * 20 + "ey" * 10
+    (home.home / "tau.toml").write_text(f"[auth]\napi_key = '{key}'\n[daemon]\nlog_level = 'debug'\n")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    home.start("--port", port)
+    host = f"tcp://127.0.0.1:{port}"
+    assert home("--host", host, "status", exit=4)["code"] == "forbidden"
+    home.deploy_it("def it(ctx):\n    import os\n    return 'TAU_API_KEY' in os.environ")
+    assert home("--host", host, "run", "it", TAU_API_KEY=key)["result"] is False
+    (home.home / "tau.toml").unlink()
+    assert not [path for path in home.home.rglob("*") if path.is_file() and key.encode() in path.read_bytes()]
+    home("shutdown")
+    started = subprocess.run(
+        [*python("taud"), "--detach", "--host", "0.0.0.0", "--port", port],
+        env=home.environ | {"TAU_API_KEY": key},
+        capture_output=True,
+        text=True,
+        timeout=30,
+    )
+    assert started.returncode == 0, started.stderr
+    assert any("not encrypted" in warning for warning in home.call("status")["warnings"])
+
+
 def test_a_database_of_a_newer_tau_is_refused_untouched(home: Tau) -> None:
     db = sqlite3.connect(home.home / "tau.db")
     db.execute("PRAGMA user_version = 99")

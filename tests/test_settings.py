@@ -53,6 +53,8 @@ BAD = {
     "[daemon]\nprot = 1": ("unknown key 'prot'", "did you mean 'port'?"),
     "[daemon]\nport = 'x'": ("port must be a whole number", "TCP port"),
     "[daemon]\nport = -1": ("port must be a whole number", "TCP port"),
+    "[scheduler]\ntimezone = 'Europe/Londn'": ("there is no time zone", "did you mean 'Europe/London'?"),
+    "[auth]\napi_key = 'your-secret-key'\n[daemon]\nport = 1": ("shorter than 32 characters", "token_urlsafe"),
     "[daemon]\nport = 8400.5": ("port must be a whole number", "TCP port"),
     "[daemon]\nport = 99999": ("from 0 to 65,535", "TCP port"),
     "[daemon]\nport = [1]": ("port must be a whole number", "TCP port"),
@@ -69,7 +71,7 @@ BAD = {
 def test_a_wrong_configuration_is_refused_at_start(home: Tau, text: str) -> None:
     (home.home / "tau.toml").write_text(text)
     done = subprocess.run(python("taud"), env=home.environ, capture_output=True, text=True, timeout=30)
-    error = json.loads(done.stderr)["error"]
+    error = json.loads(done.stderr.splitlines()[-1])["error"]
     assert (done.returncode, error["code"]) == (2, "bad_request")
     assert BAD[text][0] in error["message"]
     assert BAD[text][1] in error["hint"]
