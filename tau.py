@@ -145,6 +145,7 @@ LINGER_S = 1.0
 #: A key of fewer characters could be guessed.
 KEY_CHARACTERS_MIN = 32
 LIST_MAX = 10_000
+LOGS_MAX = 100_000
 SOURCE_BYTES_MAX = 1 << 20
 PARAMS_BYTES_MAX = 256 << 10
 ERROR_BYTES_MAX = 64 << 10
@@ -892,8 +893,11 @@ def read_config(path: str) -> Json:
     for section, table in tables.items():
         names = [row.name for row in SETTINGS if row.section == section]
         if not names or not isinstance(table, dict):
-            hint = did_you_mean(section, (row.section for row in SETTINGS))
-            raise BadRequest(f"{path}: unknown section [{section}]", hint)
+            home = next((row.section for row in SETTINGS if row.name == section), None)
+            near = did_you_mean(section, {row.section for row in SETTINGS})
+            raise BadRequest(
+                f"{path}: unknown section [{section}]", f"it belongs into [{home}]" if home else near
+            )
         for name in table:
             if name not in names:
                 raise BadRequest(f"{path}: unknown key '{name}' in [{section}]", did_you_mean(name, names))
@@ -1395,9 +1399,8 @@ class View:
 
     def log_text(self, line: Json) -> str:
         """One log line for a person."""
-        fields = "".join(f" {key}={plain(value)}" for key, value in (line["fields"] or {}).items())
         place = f" [{line['step']}]" if line["step"] else ""
-        text = f"{line['at'][11:23]} {line['level']:<7}{place} {line['message']}{fields}"
+        text = f"{line['at'][11:23]} {line['level']:<7}{place} {line['message']}{fields_text(line)}"
         return self.paint(printable(text), line["level"])
 
     def event(self, event: Json) -> None:
@@ -1429,7 +1432,8 @@ class View:
             print(f"  {indent}{mark} {text}", flush=True)
         elif kind == "log":
             self.end_live()
-            print(self.paint(f"    {indent}{printable(event['message'])}", "dim"), flush=True)
+            text = printable(event["message"] + fields_text(event))
+            print(self.paint(f"    {indent}{text}", "dim"), flush=True)
         elif kind == "run.queued":
             print(f"{event['pipeline']}  {event['run_id']}", flush=True)
 
@@ -1438,6 +1442,11 @@ class View:
         if self.current:
             print(flush=True)
         self.current = ""
+
+
+def fields_text(line: Json) -> str:
+    """The fields of a log line as ` key=value` words."""
+    return "".join(f" {key}={plain(value)}" for key, value in (line["fields"] or {}).items())
 
 
 def cell(row: Json, column: str) -> str:
@@ -2514,7 +2523,8 @@ def choose(outcome: Outcome, name: str | None, entry: str) -> list[Json]:
     if outcome.error is not None:
         error = outcome.error
         told = {key: error[key] for key in ("kind", "type", "file", "line")} | {"source_line": error["code"]}
-        message = f"{entry} does not load: {error['type']}: {error['message']}"
+        where = f", line {error['line']}" if error["line"] else ""
+        message = f"{entry} does not load{where}: {error['type']}: {error['message']}"
         raise LoadFailed(message, load_hint(error), **told, frames=error["frames"], cause=error["cause"])
     found: list[Json] = outcome.result
     names = [one["name"] for one in found]
@@ -2605,12 +2615,15 @@ async def run(
     """Run a pipeline now and wait for its end.
 
     name          which pipeline
-    params --params -p  what the pipeline sees as ctx.params: a JSON object, @file, or - for stdin
+    params --params -p  what the pipeline sees as ctx.params: a JSON object, @file, or - for stdin;
+                    -p KEY=VALUE sets one of them
     wait --detach  do not wait: answer as soon as the run is durable
     key           a word of your own: the same key gives the same run, never a second one
     timeout       seconds to wait at most; the run goes on
     follow        print its events as JSON lines while it runs
     """
+    if follow and not wait:
+        raise BadRequest("--follow waits for the run, --detach does not", "choose one of them")
     daemon, params = call.daemon, params or {}
     text = encode_json(params)
     if len(text) > PARAMS_BYTES_MAX:
@@ -2748,11 +2761,11 @@ async def logs(
     wanted = LEVELS[LEVELS.index(level) :] if level else ()
     run_id = store.ask.pick_run(name, run_id)
     if not follow:
-        lines, total, dropped = store.ask.logs(run_id, wanted, step, bounded(tail))
+        lines, total, dropped = store.ask.logs(run_id, wanted, step, bounded(tail, LOGS_MAX))
         answer = listing("lines", lines, total, f"tau logs --run {run_id}", "--tail")
         return {"run_id": run_id, **answer, "log_dropped": dropped}
     call.rest()
-    async for event in call.daemon.feed.events(run_id, bounded(tail)):
+    async for event in call.daemon.feed.events(run_id, bounded(tail, LOGS_MAX)):
         inside = step is None or is_within(event.get("step"), step)
         if event["type"] == "log" and inside and (not wanted or event["level"] in wanted):
             await call.emit(event)
@@ -2808,7 +2821,7 @@ async def version(call: Call) -> Json:
 
 @destroys
 async def shutdown(call: Call, *, drain: float = 0.0, cancel: bool = False) -> Json:
-    """Stop the daemon; live runs go on and the next daemon adopts them.
+    """Stop the daemon; live and queued runs are left to the next one.
 
     drain         seconds to wait for live runs first; nothing new is admitted meanwhile
     cancel        cancel live runs first
@@ -2816,7 +2829,8 @@ async def shutdown(call: Call, *, drain: float = 0.0, cancel: bool = False) -> J
     daemon = call.daemon
     # In a task of the daemon's own: a client that goes away must not leave the drain half done.
     await asyncio.shield(daemon.begin_stopping(drain, cancel))
-    return {"pid": os.getpid(), "stopping": True, "live_runs": daemon.executor.used()}
+    left = {"live_runs": daemon.executor.used(), "queued_runs": daemon.store.ask.totals()["queued"]}
+    return {"pid": os.getpid(), "stopping": True, **left}
 
 
 @reads
@@ -2837,10 +2851,10 @@ async def schema(call: Call) -> Json:
     }
 
 
-def bounded(limit: int) -> int:
+def bounded(limit: int, most: int = LIST_MAX) -> int:
     """The limit, if it is one a list may have."""
-    if not 1 <= limit <= LIST_MAX:
-        raise BadRequest(f"the limit must be from 1 to {LIST_MAX:,}, not {limit}", "ask for fewer")
+    if not 1 <= limit <= most:
+        raise BadRequest(f"the limit must be from 1 to {most:,}, not {limit:,}", "the newest come first")
     return limit
 
 
@@ -2853,8 +2867,9 @@ def listing(key: str, rows: list[Json], total: int, get: str, flag: str = "--lim
     """A list answer; it says what it does not show and how to get it."""
     if len(rows) >= total:
         return {key: rows}
-    more: Json = {"shown": len(rows), "total": total, "get": f"{get} {flag} {min(total, LIST_MAX)}"}
-    if total > LIST_MAX:
+    most = LOGS_MAX if key == "lines" else LIST_MAX
+    more: Json = {"shown": len(rows), "total": total, "get": f"{get} {flag} {min(total, most)}"}
+    if total > most:
         more["at_least"] = True  # counting stops there
     return {key: rows, "truncated": more}
 
@@ -2879,7 +2894,7 @@ def describe(store: Store, run_id: str, full: bool = False) -> Json:
             "log_tail": [line["message"] for line in tail],
         },
         "resources": {key: ended.get(key) for key in spent},
-        "next": next_commands(run),
+        "next": next_commands(run, store.ask.version(run["pipeline"], run["version"])["entry"]),
     }
     return document if full else shorten(document)
 
@@ -2896,16 +2911,17 @@ def nest(steps: list[Json]) -> list[Json]:
     return roots
 
 
-def next_commands(run: Json) -> list[str]:
-    """What an agent would do next, as commands to paste."""
+def next_commands(run: Json, entry: str) -> list[str]:
+    """What an agent would do next, as commands to paste; *entry* is the file that was deployed."""
     name, run_id = run["pipeline"], run["run_id"]
-    see_log = f"tau logs {name} --run {run_id}"
+    see_log, again = f"tau logs {name} --run {run_id}", f"tau run {name}"
+    if run["params"] and len(text := encode_json(run["params"])) < 500:
+        again += " --params '" + text.replace("'", "'\\''") + "'"
     if run["status"] not in FINAL:
         return [f"tau wait {run_id}", f"{see_log} --follow", f"tau cancel {run_id}"]
     if run["status"] == "success":
-        return [see_log, f"tau run {name}"]
-    entry = (run["error"] or {}).get("file") or "FILE.py"
-    return [see_log, f"tau code {name} --version {run['version']}", f"tau deploy {entry}", f"tau run {name}"]
+        return [see_log, again]
+    return [see_log, f"tau code {name} --version {run['version']}", f"tau deploy {entry}", again]
 
 
 def shorten(document: Json) -> Json:
@@ -3077,7 +3093,7 @@ class Process:
         records, more = self.read_journal(limits)
         for stream in ("stdout", "stderr"):
             size = self.ended.get(stream + "_bytes") if self.ended is not None else None
-            if size is None or size > self.position[stream]:
+            if size is None or size > self.position[stream] or stream in self.tails:
                 more |= self.read_output(stream, records, limits, final)
         return records, more
 
@@ -4259,7 +4275,7 @@ class Questions:
                 raise NotFound(f"run {found} is not of pipeline '{name}'", f"tau inspect {found}")
             return found
         if name is None:
-            raise BadRequest("which run?", "tau inspect NAME --last-run, or tau inspect RUN_ID")
+            raise BadRequest("which run?", "give a pipeline's name, meaning its last run, or a run id")
         last = self.rows("SELECT max(run_id) AS run_id FROM runs WHERE pipeline = ?", name)[0]["run_id"]
         if last is not None:
             return str(last)
@@ -5501,6 +5517,8 @@ def error_document(problem: BaseException, folder: str, journal: Journal) -> Jso
         }
     name = type(problem).__name__
     found = [str(place[key] or "") for key in ("file", "function", "code")]
+    if not mine:
+        found.append(safe_text(problem))  # nothing but the message tells one from another
     return {
         "kind": kind,
         "type": name,

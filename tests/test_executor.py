@@ -127,6 +127,20 @@ def test_output_of_descriptors_is_counted_and_its_last_lines_are_kept(tau: Tau) 
     }
 
 
+def test_the_last_lines_of_a_descriptor_are_kept_even_if_they_were_read_before_the_end(home: Tau) -> None:
+    home.home.joinpath("tau.toml").write_text("[limits]\nlog_lines = 5\n")
+    home.start()
+    home.deploy_it(
+        "import os, time\ndef it(ctx):\n    for n in range(300):\n        print(n)\n"
+        "    os.write(1, b'native 1\\nnative 2\\n')\n    time.sleep(0.6)"
+    )
+    run = home("run", "it")
+    messages = [line["message"] for line in home("logs", "it", "--tail", 300)["lines"]]
+    assert messages[:5] == list("01234")
+    assert {"299", "native 1", "native 2"} <= set(messages)
+    assert (run["trace"]["log_lines"], run["trace"]["log_dropped"]) == (302, 302 - len(messages))
+
+
 STRAYS = {
     "in the same session": "subprocess.Popen(['sleep', '600'])",
     "in a session of its own": "subprocess.Popen(['sleep', '600'], start_new_session=True)",
@@ -228,6 +242,26 @@ def test_a_dead_fork_server_is_replaced_and_its_runs_end_truly(fresh: Tau) -> No
     other = fresh("run", "it", "--detach")["run_id"]
     (fresh.home / "data/it/go").touch()
     assert [run["status"] for run in fresh("wait", run_id, other)["runs"]] == ["success", "success"]
+
+
+def test_the_child_forked_ahead_may_die_and_is_gone_with_its_parent(fresh: Tau) -> None:
+    fresh.deploy_it("import os\ndef it(ctx):\n    return os.getpid()")
+    server = next(one["pid"] for one in fresh.call("status")["processes"] if one["role"] == "fork server")
+
+    def spare() -> int:
+        children = Path(f"/proc/{server}/task/{server}/children").read_text().split()
+        alive = [int(pid) for pid in children if is_running(int(pid))]
+        return alive[0] if len(alive) == 1 else 0
+
+    fresh("run", "it")
+    ahead = eventually(spare)
+    assert fresh("run", "it")["result"] == ahead
+    os.kill(eventually(spare), signal.SIGKILL)
+    assert fresh("run", "it")["status"] == "success"
+    ahead = eventually(spare)
+    os.kill(server, signal.SIGKILL)
+    eventually(lambda: not is_running(ahead))
+    assert fresh("run", "it")["status"] == "success"
 
 
 def test_a_run_that_vanishes_with_its_fork_server_is_lost(fresh: Tau) -> None:

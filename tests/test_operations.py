@@ -263,6 +263,13 @@ def test_giving_up_waiting_is_exit_7_and_the_run_goes_on(tau: Tau) -> None:
     (tau.home / "data/it/go").unlink()
 
 
+def test_what_to_do_next_is_the_same_run_again(tau: Tau) -> None:
+    tau.deploy_it("def it(ctx):\n    return 1 / ctx.params['n']")
+    run = tau("run", "it", "-p", "n=0", "-p", "text=it's", exit=1)
+    assert run["next"][2:] == ["tau deploy pipelines.py", """tau run it --params '{"n":0,"text":"it'\\''s"}'"""]
+    assert tau("run", "it", "--detach", "--follow", exit=2)["code"] == "bad_request"
+
+
 def test_wait_takes_several_runs_and_exits_with_the_worst(tau: Tau) -> None:
     tau.deploy_it("def it(ctx):\n    return 1 / ctx.params['n']")
     ids = [tau("run", "it", "--detach", "-p", f"n={n}")["run_id"] for n in (1, 0)]

@@ -50,6 +50,7 @@ def test_the_configuration_is_found_in_this_order(tmp_path: Path, monkeypatch: p
 
 BAD = {
     "[daemom]\nport = 1": ("unknown section [daemom]", "did you mean 'daemon'?"),
+    "[max_concurrent]\nx = 1": ("unknown section [max_concurrent]", "[scheduler]"),
     "[daemon]\nprot = 1": ("unknown key 'prot'", "did you mean 'port'?"),
     "[daemon]\nport = 'x'": ("port must be a whole number", "TCP port"),
     "[daemon]\nport = -1": ("port must be a whole number", "TCP port"),
