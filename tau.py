@@ -3471,7 +3471,7 @@ class Executor:
                 remove_file(path)
 
     async def restart(self, process: Process) -> None:
-        """Starts an admitted run that never began, once, under a new journal; ends what is not wanted."""
+        """Starts an admitted run that never began, under a new journal; ends what is not wanted any more."""
         if process.run_id is not None and process.stopping is None:
             rename = self.store.rename_journal
             job = await self.store.write(rename, process.run_id, process.attempt, self.starter.server)
@@ -4067,9 +4067,12 @@ class Store:
             " WHERE a.run_id = ? AND a.attempt = ? AND r.status = 'running'",
             (run_id, attempt),
         ).fetchone()
-        if row is None or row["journal"].endswith(AGAIN):
+        if row is None:
             return None
-        stem = row["journal"] + AGAIN
+        first, _, again = row["journal"].partition("-")
+        if int(again or 1) >= STARTS_MAX:
+            return None
+        stem = f"{first}-{int(again or 1) + 1}"
         self.db.execute(
             "UPDATE attempts SET journal = ?, position = ?, process = ? WHERE run_id = ? AND attempt = ?",
             (stem, NOWHERE, encode_json({"server": server}), run_id, attempt),
@@ -4411,8 +4414,8 @@ class Questions:
         )
 
 
-#: Marks the journal of a second start; there is no third.
-AGAIN = "-again"
+#: How often an attempt that never began is handed to a fork server: each time a daemon or a server was killed.
+STARTS_MAX = 20
 NOWHERE = '{"journal":0,"stdout":0,"stderr":0,"n":0,"bad":0}'
 DONE_COLUMNS = ("status", "duration_ms", "rows_in", "rows_out", "error", "finished_at", "finished_n")
 STEP_COLUMNS = ("run_id", "attempt", "step", "parent", "name", "path", "started_at", "n", *DONE_COLUMNS)

@@ -111,6 +111,32 @@ def test_a_run_acknowledged_right_before_kill_9_happens_once(fresh: Tau) -> None
     assert sorted(happened) == sorted(acknowledged)
 
 
+def test_a_run_that_daemon_after_daemon_could_not_start_happens_once(fresh: Tau) -> None:
+    fresh.deploy_it(
+        "def it(ctx):\n    with open('runs', 'a') as file:\n        file.write(ctx.run_id + '\\n')\n"
+    )
+
+    def freeze() -> int:
+        server = next(one["pid"] for one in fresh.call("status")["processes"] if one["role"] == "fork server")
+        os.kill(server, signal.SIGSTOP)
+        return int(server)
+
+    frozen = [freeze()]
+    run_id = fresh("run", "it", "--detach")["run_id"]
+    eventually(lambda: fresh("inspect", run_id)["status"] == "running")
+    for _ in range(3):
+        fresh.kill()
+        fresh.start()
+        frozen.append(freeze())
+    fresh.kill()
+    fresh.start()
+    for server in frozen:
+        os.kill(server, signal.SIGCONT)  # each finds that its permission has been taken away
+    assert fresh("wait", run_id)["status"] == "success"
+    eventually(lambda: not any(map(is_running, frozen)))
+    assert (fresh.home / "data/it/runs").read_text().split() == [run_id]
+
+
 def test_an_unborn_run_is_started_again_only_if_its_journal_can_be_claimed(fresh: Tau) -> None:
     """What a daemon leaves that was killed between its commit and the fork server's first look."""
     fresh.deploy_it(
