@@ -27,6 +27,7 @@ from __future__ import annotations
 import argparse
 import contextvars
 import errno
+import gc
 import io
 import itertools
 import json
@@ -4497,7 +4498,6 @@ def fork_server() -> int:
     and it does not hold the daemon's lock.
     """
     import faulthandler
-    import gc
 
     os.setsid()  # Ctrl-C in taud's terminal must reach taud alone
     os.umask(0o077)
@@ -4851,7 +4851,6 @@ LIBC: list[Callable[..., int]] = []
 def import_all() -> None:
     """Everything that the end of a run may need is imported before user code can stand in its way."""
     import atexit
-    import gc
 
     for module, name in (
         *((atexit, "register"), (gc, "collect"), (asyncio, "run"), (fcntl, "fcntl"), (hashlib, "sha256")),
@@ -4966,7 +4965,7 @@ def compiled(path: str) -> CodeType:
     cache = f"{path}.{sys.implementation.cache_tag}"
     try:
         with open(cache, "rb") as file:
-            code: CodeType = marshal.load(file)
+            code: CodeType = marshal.loads(file.read())
         if code.co_filename == path:  # else it was staged, or the home has moved
             return code
     except (OSError, ValueError, EOFError, TypeError):
@@ -5039,7 +5038,6 @@ def wind_down(record: Json, journal: Journal, streams: Iterable[Captured]) -> in
 
 def flush_files() -> None:
     """What user code has written to files that it did not close is in them, text layers before byte layers."""
-    import gc
 
     found = gc.get_objects()  # frozen ones, the fork server's own, are not among them
     for kind in (io.TextIOWrapper, io.BufferedWriter, io.BufferedRandom):
@@ -5338,6 +5336,7 @@ class Journal:
         low = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
         descriptor = fcntl.fcntl(low, fcntl.F_DUPFD_CLOEXEC, JOURNAL_FD)
         os.close(low)
+        self.file = file_of(descriptor)
         return int(descriptor)
 
     def leave(self) -> None:
@@ -5364,7 +5363,7 @@ class Journal:
     def is_mine(self) -> bool:
         """Whether our descriptor still is the journal: user code may have closed it and opened another file."""
         try:
-            return os.path.samestat(os.fstat(self.descriptor), os.stat(self.path))
+            return self.file == file_of(self.descriptor)
         except OSError:
             return False
 
@@ -5425,6 +5424,12 @@ class Journal:
                 return self.failed[1]
             problem = problem.__cause__ or problem.__context__
         return None
+
+
+def file_of(descriptor: int) -> tuple[int, int]:
+    """Which file a descriptor is: device and inode."""
+    found = os.fstat(descriptor)
+    return found.st_dev, found.st_ino
 
 
 def bounded_fields(fields: Json) -> str:
