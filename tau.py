@@ -7,17 +7,17 @@ The file is laid out in the order a request travels.  Calls go down the page, or
     Part II   the client, `tau`   8 Command line   9 Terminal   10 Client
                  │ one JSON document a line, over a socket
     Part III  the daemon, `taud`  11 Daemon   12 Server   13 Operations   14 Executor   15 Feed
-                                  16 Store
+                                  16 Store   17 Questions   18 Database
                  │ one JSON document a line: jobs over a socket, the trace through a journal file
-    Part IV   the run process     17 Fork server   18 Run process   19 Pipeline API   20 Trace
+    Part IV   the run process     19 Fork server   20 Run process   21 Pipeline API   22 Trace
 
 `tau run hello`, in one read:
   main §8 builds one parser from the signature of `run` §13 and calls Client.call §10;
   the line reaches Connection §12, which checks it and calls the operation `run` §13;
   Store §16 makes the run durable and, in the same commit, Executor.admit §14 moves it to running;
-  ForkServer §17 creates the journal (that is the permission to start) and forks;
-  run_process §18 loads the deployed file and calls your function with a PipelineContext §19;
-  its records go to the Journal §20; the fork server appends the end record when the process is gone;
+  ForkServer §19 creates the journal (that is the permission to start) and forks;
+  run_process §20 loads the deployed file and calls your function with a PipelineContext §21;
+  its records go to the Journal §22; the fork server appends the end record when the process is gone;
   Executor §14 reads the journal, `verdict` §14 turns it into an outcome, Store §16 keeps it;
   Feed §15 wakes the waiting `run` §13; Connection §12 answers; main §8 prints and exits 0 or 1.
 """
@@ -102,7 +102,7 @@ __version__ = "0.1.0"
 # === Part I: the shared words ==============================================================
 # Read once, used everywhere.  No state, no heavy import.
 
-# --- 1. Words -----------------------------------------------------------------------------
+# --- 1. Words ----------------------------------------------------------------------------
 # Owns the vocabulary: statuses and their moves, limits, errors, names, ids, time.
 # Calls nothing.  Promises that a word means the same in Python, SQL, JSON and on the command line.
 
@@ -317,7 +317,7 @@ def read_id(text: str) -> int:
     return number
 
 
-# --- 2. Records ---------------------------------------------------------------------------
+# --- 2. Records --------------------------------------------------------------------------
 # Owns the shape of what is remembered: the SQL schema and the columns that are JSON.
 # Calls Words.  Promises that a column, a JSON key and an option for the same thing share one name.
 
@@ -426,7 +426,7 @@ def fingerprint(*parts: str) -> str:
     return hashlib.sha256("\n".join(parts).encode("utf-8", "replace")).hexdigest()[:12]
 
 
-# --- 3. Signatures ------------------------------------------------------------------------
+# --- 3. Signatures -----------------------------------------------------------------------
 # Owns OPERATIONS: an operation's signature and docstring become dispatch, checks, argparse, JSON Schema, help.
 # Calls Words.  Promises that an operation is declared once and that its faces cannot disagree.
 
@@ -641,7 +641,7 @@ def json_type(value: Any) -> str:
     return JSON_TYPES.get(type(value), "null")
 
 
-# --- 4. Wire ------------------------------------------------------------------------------
+# --- 4. Wire -----------------------------------------------------------------------------
 # Owns the line: one JSON-RPC 2.0 document in UTF-8, at most LINE_BYTES_MAX.  Addresses.
 # Calls Words.  Promises that whatever decode() returns can be stored and encoded again.
 #
@@ -769,7 +769,7 @@ class SocketPath:
             os.close(self.directory)
 
 
-# --- 5. Settings --------------------------------------------------------------------------
+# --- 5. Settings -------------------------------------------------------------------------
 # Owns every setting as a row, and where a home, a configuration file and a key are found.
 # Calls Words.  Promises one precedence: flag, then environment, then file, then default.
 
@@ -914,7 +914,7 @@ def database_path(url: str, home: str) -> str:
     return os.path.join(home, path)
 
 
-# --- 6. Shell -----------------------------------------------------------------------------
+# --- 6. Shell ----------------------------------------------------------------------------
 # Owns what the commands `tau` and `taud` have in common: arguments, errors, and who reads the output.
 # Calls Words.  Promises JSON for programs, text for people, and that no text from outside drives a terminal.
 
@@ -995,7 +995,7 @@ def plain(value: Any) -> str:
     return value if isinstance(value, str) else "-" if value is None else encode_json(value)
 
 
-# --- 7. System ----------------------------------------------------------------------------
+# --- 7. System ---------------------------------------------------------------------------
 # Owns what more than one part asks of the operating system: processes, by more than their pid, and files.
 # Calls nothing.  Promises that no signal reaches a stranger who has been given an old pid.
 
@@ -1091,7 +1091,7 @@ def remove_file(path: str) -> None:
 # === Part II: the client ===================================================================
 # Short-lived, synchronous, light.  Speaks to the daemon in lines only.
 
-# --- 8. Command line ----------------------------------------------------------------------
+# --- 8. Command line ---------------------------------------------------------------------
 # Owns argv, stdout, stderr and the exit code of `tau`.  Calls Terminal and Client.
 # Promises one JSON document (or one a line) on stdout, everything else on stderr, and never a traceback.
 
@@ -1316,7 +1316,7 @@ FACES = {
 }
 
 
-# --- 9. Terminal --------------------------------------------------------------------------
+# --- 9. Terminal -------------------------------------------------------------------------
 # Owns how answers look: compact JSON for programs, tables and a live view for people.
 # Calls Words.  Promises that text from outside cannot control the terminal.
 
@@ -1478,7 +1478,7 @@ def rows_text(step: Json) -> str:
     return f"  {text}" if text else ""
 
 
-# --- 10. Client ---------------------------------------------------------------------------
+# --- 10. Client --------------------------------------------------------------------------
 # Owns one blocking connection.  Calls Wire.
 # Promises that an error comes back as its own class and that only what may be repeated is repeated.
 
@@ -1668,7 +1668,7 @@ def no_daemon(problem: OSError, place: str, port: int) -> tuple[str, str]:
 # === Part III: the daemon ==================================================================
 # Asynchronous, long-lived, one per home.  Never imports user code.
 
-# --- 11. Daemon ---------------------------------------------------------------------------
+# --- 11. Daemon --------------------------------------------------------------------------
 # Owns the home: its lock, its socket, start, recovery and stop; holds Server, Executor, Feed and Store.
 # Calls everything below.  Promises one daemon per home, and that runs outlive it.
 
@@ -1812,7 +1812,7 @@ class Daemon:
         self.home, self.config, self.settings = home, config, settings
         self.store = Store(home, settings)
         self.feed = Feed(self.store)
-        self.store.on_commit = self.on_commit
+        self.store.database.on_commit = self.on_commit
         self.executor = Executor(home, settings, self.store, self.feed)
         self.addresses: list[str] = []
         self.listeners: list[asyncio.Server] = []
@@ -2061,7 +2061,7 @@ def sweep_versions(home: str, store: Store) -> None:
             shutil.rmtree(os.path.join(folder, name), ignore_errors=True)
 
 
-# --- 12. Server ---------------------------------------------------------------------------
+# --- 12. Server --------------------------------------------------------------------------
 # Owns a connection: lines in, answers out, who may speak, and how much of it.  Calls the operation asked for.
 # Promises that nothing a peer sends costs another connection anything, and that no reader is buffered for ever.
 
@@ -2386,7 +2386,7 @@ def local_peer(peer: Any, group: int | None) -> str:
     return name if admitted else ""
 
 
-# --- 13. Operations -----------------------------------------------------------------------
+# --- 13. Operations ----------------------------------------------------------------------
 # Owns everything Tau can do, one function each; the docstrings are the reference manual.
 # Calls Executor, Feed and Store.  Promises verbs that may be repeated, and lists that say how to get the rest.
 
@@ -2987,7 +2987,7 @@ CUTS: tuple[tuple[str, Callable[[Any], Any], int], ...] = (
 )
 
 
-# --- 14. Executor -------------------------------------------------------------------------
+# --- 14. Executor ------------------------------------------------------------------------
 # Owns every isolated process from its job to its outcome, and the fork server that starts them.
 # Calls Feed and Store.  Promises at most `max_concurrent` live runs, one outcome for each, and no run twice.
 
@@ -3665,7 +3665,7 @@ def end_session(process: Json) -> None:
                 pass
 
 
-# --- 15. Feed -----------------------------------------------------------------------------
+# --- 15. Feed ----------------------------------------------------------------------------
 # Owns who waits for which run.  Calls Store.
 # Promises that whoever waits hears of every change, in order and at its own pace: it reads the store.
 
@@ -3732,201 +3732,46 @@ class Feed:
             await change
 
 
-# --- 16. Store ----------------------------------------------------------------------------
-# Owns the database: one thread writes, the loop reads.  Calls Records.
-# Promises that an answer is given only when its fact is on disk, and that a run moves only as MOVES allows.
-
-#: How many writes may share one commit.
-GROUP_MAX = 512
-
-PRAGMAS = (
-    "PRAGMA journal_mode = WAL",
-    "PRAGMA synchronous = FULL",
-    "PRAGMA busy_timeout = 5000",
-    "PRAGMA foreign_keys = ON",
-    "PRAGMA trusted_schema = OFF",
-    "PRAGMA journal_size_limit = 67108864",
-    "PRAGMA temp_store = MEMORY",
-    "PRAGMA mmap_size = 0",
-    "PRAGMA fullfsync = 1",
-)
-
-
-class Write:
-    """One write waiting for its commit."""
-
-    __slots__ = ("arguments", "future", "work")
-
-    def __init__(
-        self, work: Callable[..., Any], arguments: tuple[Any, ...], future: asyncio.Future[Any]
-    ) -> None:
-        self.work, self.arguments, self.future = work, arguments, future
+# --- 16. Store ---------------------------------------------------------------------------
+# Owns what is remembered and how it changes.  Calls Questions and Database.
+# Promises that a run moves only as MOVES allows, and that every change is in the ledger, in its transaction.
 
 
 class Store:
-    """What is remembered.  Methods that change it run on the writer's thread, through write()."""
+    """What is remembered, and how it changes: these methods run on the writer's thread, through write()."""
 
     def __init__(self, home: str, settings: Json) -> None:
-        self.path = database_path(settings["url"], home)
+        self.database = Database(database_path(settings["url"], home))
         self.max_queued = settings["max_queued"]
-        self.pending: list[Write] = []  # writes of this turn of the loop: they travel together
-        self.inbox: queue.SimpleQueue[list[Write] | None] = queue.SimpleQueue()
-        self.touched: set[str] = set()  # runs that the transaction under way changes
-        self.on_commit: Callable[[set[str]], None] = lambda run_ids: None  # told, on the loop, what changed
         self.last_id = 0  # the newest run id as a number: ids never repeat or go back
-        self.thread: threading.Thread | None = None
 
     def open(self, loop: asyncio.AbstractEventLoop) -> None:
-        """The database is there, of this version, and its writer runs."""
-        self.loop = loop
-        self.db = self.connect()
-        self.migrate()
-        self.reader = self.connect()
-        self.reader.execute("PRAGMA query_only = ON")
-        self.ask = Questions(self.reader)
-        row = self.reader.execute("SELECT max(run_id) FROM runs").fetchone()
-        self.last_id = read_id(row[0]) if row[0] else 0
-        self.thread = threading.Thread(target=self.write_groups, name="tau store")
-        self.thread.start()
+        """The database is there, of this version, and takes writes and questions."""
+        self.database.open(loop)
+        self.db, self.ask = self.database.writer, Questions(self.database.reader)
+        newest = self.ask.newest_run()
+        self.last_id = read_id(newest) if newest else 0
 
     def close(self) -> None:
-        """Everything written is on disk and both connections are closed."""
-        if self.thread is None:
-            return
-        self.flush()
-        self.inbox.put(None)
-        self.thread.join()
-        self.thread = None
-        self.reader.close()
-        self.db.close()
-
-    def connect(self) -> sqlite3.Connection:
-        """A connection with our settings; StorageFull or Conflict say why there is none."""
-        # Made by hand, for SQLite would make it (and then -wal and -shm) as the umask says.
-        os.close(os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600))
-        db = sqlite3.connect(self.path, isolation_level=None, check_same_thread=False, cached_statements=256)
-        db.row_factory = sqlite3.Row
-        try:
-            found = db.execute("PRAGMA user_version").fetchone()[0]
-            if found > len(MIGRATIONS):
-                hint = "start the newer taud, or restore the backup made before the upgrade"
-                raise Conflict(f"{self.path} was written by a newer Tau (schema {found})", hint)
-            if db.execute("PRAGMA page_count").fetchone()[0] == 0:
-                db.execute("PRAGMA auto_vacuum = INCREMENTAL")  # only before the first table
-            for pragma in PRAGMAS:
-                db.execute(pragma)
-        except sqlite3.DatabaseError as problem:
-            db.close()
-            hint = "restore a backup, or choose another --home"
-            raise Conflict(f"{self.path} is not a usable database: {problem}", hint) from None
-        except Conflict:
-            db.close()
-            raise
-        return db
-
-    def migrate(self) -> None:
-        """Brings the database to this version, after a backup; Conflict if it fails, which changes nothing."""
-        found = self.db.execute("PRAGMA user_version").fetchone()[0]
-        if 0 < found < len(MIGRATIONS):
-            self.back_up(f"{self.path}.before-v{len(MIGRATIONS)}")
-        try:
-            for number in range(found, len(MIGRATIONS)):
-                self.db.executescript(
-                    f"BEGIN IMMEDIATE; {MIGRATIONS[number]}; PRAGMA application_id = {APPLICATION_ID};"
-                    f"PRAGMA user_version = {number + 1}; COMMIT;"
-                )
-        except sqlite3.Error as problem:
-            self.db.close()
-            hint = "start the older taud again, and please report this"
-            raise Conflict(f"{self.path} cannot be migrated from schema {found}: {problem}", hint) from None
-
-    def back_up(self, path: str) -> None:
-        """A consistent copy of the database at *path*."""
-        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600))
-        copy = sqlite3.connect(path)
-        try:
-            self.db.backup(copy)
-        finally:
-            copy.close()
-
-    # Writing: many facts, one commit.
+        """Everything written is on disk and nothing is open any more."""
+        self.database.close()
 
     def write(self, work: Callable[..., Answer], *arguments: Any) -> Awaitable[Answer]:
-        """Has *work* done on the writer's thread; its answer comes when it is on disk.
+        """Has one of the methods below done; its answer comes when it is on disk.
 
         Work must raise its TauError before it changes anything.  Raises what it raises; StorageFull when the
         disk has no room, and then nothing of it is recorded.
         """
-        future: asyncio.Future[Any] = self.loop.create_future()
-        if not self.pending:
-            self.loop.call_soon(self.flush)
-        self.pending.append(Write(work, arguments, future))
-        return future
+        return self.database.write(work, arguments)
 
-    def flush(self) -> None:
-        """Hands the writes of this turn of the loop to the writer."""
-        if self.pending:
-            self.inbox.put(self.pending)
-            self.pending = []
-
-    def write_groups(self) -> None:
-        """The writer's thread: whatever has gathered during one commit shares the next."""
-        while (group := self.inbox.get()) is not None:
-            last = False
-            while len(group) < GROUP_MAX and not last:
-                try:
-                    more = self.inbox.get_nowait()
-                except queue.Empty:
-                    break
-                last = more is None
-                group += more or ()
-            answers, touched = self.commit(group)
-            try:
-                self.loop.call_soon_threadsafe(self.deliver, answers, touched)
-            except RuntimeError:
-                pass  # the loop has ended; the facts are on disk all the same
-            if last:
-                return
-
-    def commit(self, group: list[Write]) -> tuple[list[tuple[Write, Any]], set[str]]:
-        """Does a group of writes in one transaction, or each in its own if any breaks."""
-        answers: list[tuple[Write, Any]] = []
-        self.touched = set()
-        try:
-            self.db.execute("BEGIN IMMEDIATE")
-            for one in group:
-                try:
-                    answers.append((one, one.work(*one.arguments)))
-                except TauError as refusal:
-                    answers.append((one, refusal))
-            self.db.execute("COMMIT")
-        except (
-            Exception
-        ) as problem:  # of SQLite, of the disk, or a bug in one of them: the others must not suffer
-            if self.db.in_transaction:
-                self.db.execute("ROLLBACK")
-            if len(group) == 1:
-                return [(group[0], storage_error(problem))], set()
-            apart = [self.commit([one]) for one in group]
-            return [answer for some, _ in apart for answer in some], set().union(*(runs for _, runs in apart))
-        return answers, self.touched
-
-    def deliver(self, answers: list[tuple[Write, Any]], touched: set[str]) -> None:
-        """Back on the loop: each writer gets its answer, and who waits for a run hears of it."""
-        for one, answer in answers:
-            if one.future.cancelled():
-                continue
-            if isinstance(answer, Exception):
-                one.future.set_exception(answer)
-            else:
-                one.future.set_result(answer)
-        if touched:
-            self.on_commit(touched)
+    def has_queue(self) -> bool:
+        """Whether any run may be waiting: one is on disk, or writes are on their way there."""
+        return bool(self.database.pending) or self.ask.has_queued()
 
     def event(self, type_name: str, pipeline: str, run_id: str | None, data: Json, actor: str = "taud") -> None:
         """Appends a fact to the ledger, in the transaction of the change it speaks of."""
         if run_id is not None:
-            self.touched.add(run_id)
+            self.database.touched.add(run_id)
         self.db.execute(
             "INSERT INTO events (at, type, pipeline, run_id, data, actor) VALUES (?, ?, ?, ?, ?, ?)",
             (rfc3339(time.time()), type_name, pipeline, run_id, encode_json(data), actor),
@@ -4092,7 +3937,7 @@ class Store:
 
     def add_trace(self, run_id: str, attempt: int, records: list[Json], state: Json) -> None:
         """Keeps trace records, and in the same transaction how far the journal has been read."""
-        self.touched.add(run_id)
+        self.database.touched.add(run_id)
         logs, steps, ends = [], {}, []
         about = {"run_id": run_id, "attempt": attempt}
         for record in records:
@@ -4157,9 +4002,36 @@ class Store:
             "UPDATE attempts SET stopping = ? WHERE run_id = ? AND attempt = ?", (status, run_id, attempt)
         )
 
-    def has_queue(self) -> bool:
-        """Whether any run may be waiting: one is on disk, or writes are on their way there."""
-        return bool(self.pending) or self.ask.has_queued()
+
+#: How often an attempt that never began is handed to a fork server: each time a daemon or a server was killed.
+STARTS_MAX = 20
+NOWHERE = '{"journal":0,"stdout":0,"stderr":0,"n":0,"bad":0}'
+DONE_COLUMNS = ("status", "duration_ms", "rows_in", "rows_out", "error", "finished_at", "finished_n")
+STEP_COLUMNS = ("run_id", "attempt", "step", "parent", "name", "path", "started_at", "n", *DONE_COLUMNS)
+LOG_COLUMNS = ("run_id", "attempt", "n", "at", "level", "step", "stream", "message", "fields")
+
+
+def insert(table: str, columns: Sequence[str]) -> str:
+    """The statement that adds a row of named values, unless its key is there already."""
+    return f"INSERT OR IGNORE INTO {table} ({', '.join(columns)}) VALUES (:{', :'.join(columns)})"
+
+
+ADD_STEP = insert("steps", STEP_COLUMNS)
+ADD_LOG = insert("logs", LOG_COLUMNS)
+END_STEP = (
+    f"UPDATE steps SET {', '.join(f'{name} = :{name}' for name in DONE_COLUMNS)}"
+    " WHERE run_id = :run_id AND attempt = :attempt AND step = :step"
+)
+
+
+def json_or_null(value: Any) -> str | None:
+    """A value as JSON text, None as NULL."""
+    return None if value is None else encode_json(value)
+
+
+# --- 17. Questions -----------------------------------------------------------------------
+# Owns what is asked of the store: one method a question, on the loop.  Calls Records.
+# Promises documents with the names of the columns, each answer of one moment.
 
 
 class Questions:
@@ -4403,6 +4275,11 @@ class Questions:
         last = [row["n"] for row in rows if row["attempt"] == rows[0]["attempt"]]
         return (rows[0]["attempt"], last[-1] - 1) if len(rows) == tail and last else (0, 0)
 
+    def newest_run(self) -> str | None:
+        """The id of the newest run, if there is any."""
+        newest: str | None = self.db.execute("SELECT max(run_id) FROM runs").fetchone()[0]
+        return newest
+
     def has_queued(self) -> bool:
         """Whether any run is queued."""
         return self.db.execute("SELECT 1 FROM runs WHERE status = 'queued' LIMIT 1").fetchone() is not None
@@ -4415,27 +4292,6 @@ class Questions:
         )
 
 
-#: How often an attempt that never began is handed to a fork server: each time a daemon or a server was killed.
-STARTS_MAX = 20
-NOWHERE = '{"journal":0,"stdout":0,"stderr":0,"n":0,"bad":0}'
-DONE_COLUMNS = ("status", "duration_ms", "rows_in", "rows_out", "error", "finished_at", "finished_n")
-STEP_COLUMNS = ("run_id", "attempt", "step", "parent", "name", "path", "started_at", "n", *DONE_COLUMNS)
-LOG_COLUMNS = ("run_id", "attempt", "n", "at", "level", "step", "stream", "message", "fields")
-
-
-def insert(table: str, columns: Sequence[str]) -> str:
-    """The statement that adds a row of named values, unless its key is there already."""
-    return f"INSERT OR IGNORE INTO {table} ({', '.join(columns)}) VALUES (:{', :'.join(columns)})"
-
-
-ADD_STEP = insert("steps", STEP_COLUMNS)
-ADD_LOG = insert("logs", LOG_COLUMNS)
-END_STEP = (
-    f"UPDATE steps SET {', '.join(f'{name} = :{name}' for name in DONE_COLUMNS)}"
-    " WHERE run_id = :run_id AND attempt = :attempt AND step = :step"
-)
-
-
 def unknown_pipeline(db: sqlite3.Connection, name: str) -> NotFound:
     """The refusal for a pipeline that is not deployed, with the nearest name."""
     row = db.execute("SELECT deployed FROM pipelines WHERE name = ?", (name,)).fetchone()
@@ -4443,11 +4299,6 @@ def unknown_pipeline(db: sqlite3.Connection, name: str) -> NotFound:
         return NotFound(f"pipeline '{name}' was undeployed", "tau deploy FILE.py brings it back")
     names = [found["name"] for found in db.execute("SELECT name FROM pipelines WHERE deployed = 1")]
     return NotFound(f"no pipeline named '{name[:WORD_MAX]}'", did_you_mean(name, names, "`tau list` shows all"))
-
-
-def json_or_null(value: Any) -> str | None:
-    """A value as JSON text, None as NULL."""
-    return None if value is None else encode_json(value)
 
 
 def log_event(line: Json) -> Json:
@@ -4462,6 +4313,187 @@ def step_events(step: Json) -> Iterator[tuple[int, Json]]:
         shown = ("status", "duration_ms", "rows_in", "rows_out", "error")
         end = {"type": "step.finished", "at": step["finished_at"], "step": step["path"]}
         yield step["finished_n"], end | {key: step[key] for key in shown}
+
+
+# --- 18. Database ------------------------------------------------------------------------
+# Owns the SQLite file: its two connections, its migrations, and the one thread that writes.  Calls Records.
+# Promises that what is answered is on disk, that writes share commits, and that their failures are their own.
+
+#: How many writes may share one commit.
+GROUP_MAX = 512
+
+PRAGMAS = (
+    "PRAGMA journal_mode = WAL",
+    "PRAGMA synchronous = FULL",
+    "PRAGMA busy_timeout = 5000",
+    "PRAGMA foreign_keys = ON",
+    "PRAGMA trusted_schema = OFF",
+    "PRAGMA journal_size_limit = 67108864",
+    "PRAGMA temp_store = MEMORY",
+    "PRAGMA mmap_size = 0",
+    "PRAGMA fullfsync = 1",
+)
+
+
+class Write:
+    """One write waiting for its commit."""
+
+    __slots__ = ("arguments", "future", "work")
+
+    def __init__(
+        self, work: Callable[..., Any], arguments: tuple[Any, ...], future: asyncio.Future[Any]
+    ) -> None:
+        self.work, self.arguments, self.future = work, arguments, future
+
+
+class Database:
+    """One file: a connection for the writer's thread, which makes groups of writes durable, and one to ask."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self.pending: list[Write] = []  # writes of this turn of the loop: they travel together
+        self.inbox: queue.SimpleQueue[list[Write] | None] = queue.SimpleQueue()
+        self.touched: set[str] = set()  # runs that the transaction under way changes
+        self.on_commit: Callable[[set[str]], None] = lambda run_ids: None  # told, on the loop, what changed
+        self.thread: threading.Thread | None = None
+
+    def open(self, loop: asyncio.AbstractEventLoop) -> None:
+        """The file is there, of this version; its writer runs."""
+        self.loop = loop
+        self.writer = self.connect()
+        self.migrate()
+        self.reader = self.connect()
+        self.reader.execute("PRAGMA query_only = ON")
+        self.thread = threading.Thread(target=self.write_groups, name="tau store")
+        self.thread.start()
+
+    def close(self) -> None:
+        """Everything written is on disk and both connections are closed."""
+        if self.thread is None:
+            return
+        self.flush()
+        self.inbox.put(None)
+        self.thread.join()
+        self.thread = None
+        self.reader.close()
+        self.writer.close()
+
+    def connect(self) -> sqlite3.Connection:
+        """A connection with our settings; StorageFull or Conflict say why there is none."""
+        # Made by hand, for SQLite would make it (and then -wal and -shm) as the umask says.
+        os.close(os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600))
+        db = sqlite3.connect(self.path, isolation_level=None, check_same_thread=False, cached_statements=256)
+        db.row_factory = sqlite3.Row
+        try:
+            found = db.execute("PRAGMA user_version").fetchone()[0]
+            if found > len(MIGRATIONS):
+                hint = "start the newer taud, or restore the backup made before the upgrade"
+                raise Conflict(f"{self.path} was written by a newer Tau (schema {found})", hint)
+            if db.execute("PRAGMA page_count").fetchone()[0] == 0:
+                db.execute("PRAGMA auto_vacuum = INCREMENTAL")  # only before the first table
+            for pragma in PRAGMAS:
+                db.execute(pragma)
+        except sqlite3.DatabaseError as problem:
+            db.close()
+            hint = "restore a backup, or choose another --home"
+            raise Conflict(f"{self.path} is not a usable database: {problem}", hint) from None
+        except Conflict:
+            db.close()
+            raise
+        return db
+
+    def migrate(self) -> None:
+        """Brings the database to this version, after a backup; Conflict if it fails, which changes nothing."""
+        found = self.writer.execute("PRAGMA user_version").fetchone()[0]
+        if 0 < found < len(MIGRATIONS):
+            self.back_up(f"{self.path}.before-v{len(MIGRATIONS)}")
+        try:
+            for number in range(found, len(MIGRATIONS)):
+                self.writer.executescript(
+                    f"BEGIN IMMEDIATE; {MIGRATIONS[number]}; PRAGMA application_id = {APPLICATION_ID};"
+                    f"PRAGMA user_version = {number + 1}; COMMIT;"
+                )
+        except sqlite3.Error as problem:
+            self.writer.close()
+            hint = "start the older taud again, and please report this"
+            raise Conflict(f"{self.path} cannot be migrated from schema {found}: {problem}", hint) from None
+
+    def back_up(self, path: str) -> None:
+        """A consistent copy of the database at *path*."""
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600))
+        copy = sqlite3.connect(path)
+        try:
+            self.writer.backup(copy)
+        finally:
+            copy.close()
+
+    # Writing: many facts, one commit.
+
+    def write(self, work: Callable[..., Any], arguments: tuple[Any, ...]) -> asyncio.Future[Any]:
+        """Has *work* done on the writer's thread, in one transaction with all that comes in this turn."""
+        future: asyncio.Future[Any] = self.loop.create_future()
+        if not self.pending:
+            self.loop.call_soon(self.flush)
+        self.pending.append(Write(work, arguments, future))
+        return future
+
+    def flush(self) -> None:
+        """Hands the writes of this turn of the loop to the writer."""
+        if self.pending:
+            self.inbox.put(self.pending)
+            self.pending = []
+
+    def write_groups(self) -> None:
+        """The writer's thread: whatever has gathered during one commit shares the next."""
+        while (group := self.inbox.get()) is not None:
+            last = False
+            while len(group) < GROUP_MAX and not last:
+                try:
+                    more = self.inbox.get_nowait()
+                except queue.Empty:
+                    break
+                last = more is None
+                group += more or ()
+            answers, touched = self.commit(group)
+            try:
+                self.loop.call_soon_threadsafe(self.deliver, answers, touched)
+            except RuntimeError:
+                pass  # the loop has ended; the facts are on disk all the same
+            if last:
+                return
+
+    def commit(self, group: list[Write]) -> tuple[list[tuple[Write, Any]], set[str]]:
+        """Does a group of writes in one transaction, or each in its own if any breaks."""
+        answers: list[tuple[Write, Any]] = []
+        self.touched = set()
+        try:
+            self.writer.execute("BEGIN IMMEDIATE")
+            for one in group:
+                try:
+                    answers.append((one, one.work(*one.arguments)))
+                except TauError as refusal:
+                    answers.append((one, refusal))
+            self.writer.execute("COMMIT")
+        except Exception as problem:  # of SQLite, the disk or a bug: the others must not suffer
+            if self.writer.in_transaction:
+                self.writer.execute("ROLLBACK")
+            if len(group) == 1:
+                return [(group[0], storage_error(problem))], set()
+            apart = [self.commit([one]) for one in group]
+            return [answer for some, _ in apart for answer in some], set().union(*(runs for _, runs in apart))
+        return answers, self.touched
+
+    def deliver(self, answers: list[tuple[Write, Any]], touched: set[str]) -> None:
+        """Back on the loop: each writer gets its answer, and who waits for a run hears of it."""
+        for one, answer in answers:
+            if one.future.cancelled():
+                continue
+            if isinstance(answer, Exception):
+                one.future.set_exception(answer)
+            else:
+                one.future.set_result(answer)
+        if touched:
+            self.on_commit(touched)
 
 
 def storage_error(problem: Exception) -> TauError:
@@ -4479,7 +4511,7 @@ def storage_error(problem: Exception) -> TauError:
 # === Part IV: the run process ==============================================================
 # One per attempt; the only place where user code runs.  Speaks to nobody: it writes its journal.
 
-# --- 17. Fork server ----------------------------------------------------------------------
+# --- 19. Fork server ---------------------------------------------------------------------
 # Owns the processes that run user code, from permission to end record.  Calls Run process.
 # Promises that nothing a process started outlives it, and that its end is written down even without a daemon.
 
@@ -4839,7 +4871,7 @@ def spawned_process() -> int:
     os._exit(run_process(job, settle_in()))
 
 
-# --- 18. Run process ----------------------------------------------------------------------
+# --- 20. Run process ---------------------------------------------------------------------
 # Owns one attempt from its first record to its last.  Calls Pipeline API and Trace.
 # Promises a returned or a raised record whenever Python itself lives to write it.
 
@@ -5112,7 +5144,7 @@ class Captured(io.TextIOBase):
         return io.FileIO(self.descriptor, "wb", closefd=False)
 
 
-# --- 19. Pipeline API ---------------------------------------------------------------------
+# --- 21. Pipeline API --------------------------------------------------------------------
 # Owns what user code sees: @pipeline, PipelineContext, Step.  Calls Trace.
 # Promises that using it outside a run (a test, a REPL) does nothing surprising.
 
@@ -5290,7 +5322,7 @@ def row_count(count: Any) -> str:
 CURRENT: contextvars.ContextVar[Step | None] = contextvars.ContextVar("step", default=None)
 
 
-# --- 20. Trace ----------------------------------------------------------------------------
+# --- 22. Trace ---------------------------------------------------------------------------
 # Owns how a run is written down: the journal, values as JSON, errors as documents.  Calls nothing of its part.
 # Promises records that parse, within limits, without what looks secret, whatever user objects do.
 
