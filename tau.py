@@ -4655,9 +4655,8 @@ class ForkServer:
 
     def start(self, job: Json) -> None:
         """Starts one process, if its journal can be created: that is the permission."""
-        path, flags = job["journal"], os.O_WRONLY | os.O_CREAT | os.O_APPEND
         try:
-            os.close(os.open(path + ".journal", flags | os.O_EXCL, 0o600))
+            os.close(os.open(job["journal"] + ".journal", os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
         except FileExistsError:
             return  # a recovering daemon has taken the permission away
         except OSError as problem:
@@ -4667,8 +4666,6 @@ class ForkServer:
             return
         job["server"] = self.identity
         try:
-            for suffix in (".stdout", ".stderr"):
-                os.close(os.open(path + suffix, flags, 0o600))
             pid = self.spawn(job) if job["method"] == "spawn" else self.use_spare(job) or self.fork(job)
         except OSError as problem:
             reason = f"cannot start a process: {problem.strerror}"
@@ -4948,7 +4945,7 @@ def adopt_orphans() -> None:
 def prepare(job: Json, journal: Journal) -> tuple[Captured, ...]:
     """The surroundings that user code finds: directory, environment, captured output, a stop signal."""
     for number, stream in ((1, "stdout"), (2, "stderr")):
-        file = os.open(f"{job['journal']}.{stream}", os.O_WRONLY | os.O_APPEND)
+        file = os.open(f"{job['journal']}.{stream}", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         os.dup2(file, number)
         os.close(file)
     try:
