@@ -3406,7 +3406,7 @@ class Executor:
         stem = f"load-{os.urandom(8).hex()}"
         process = Process(self.folder, stem, None, 1, self.starter.server)
         self.enlist(process)
-        directory = tempfile.mkdtemp(prefix="tau-load-")
+        directory = tempfile.mkdtemp(prefix=".load-", dir=os.path.join(self.home, "versions"))
         job = {"kind": "load", "stem": stem, "folder": folder, "entry": entry, "directory": directory}
         try:
             self.starter.send(job | {"journal": process.path})
