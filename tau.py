@@ -1097,7 +1097,11 @@ def remove_file(path: str) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The `tau` command: returns its exit code (DESIGN: 0 done, 1 run failed, 2 bad input, 3 not found, …)."""
+    """The `tau` command; its exit code.
+
+    0 done, 1 the run failed, 2 bad usage or input, 3 not found, 4 forbidden, 5 conflict, 6 no daemon, 7 gave up
+    waiting, 9 a bug in Tau, 130 interrupted.
+    """
     words = [*(sys.argv[1:] if argv is None else argv)]
     keep_standard_descriptors()
     try:
