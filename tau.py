@@ -25,8 +25,10 @@ The file is laid out in the order a request travels.  Calls go down the page, or
 from __future__ import annotations
 
 import argparse
+import atexit
 import contextvars
 import errno
+import faulthandler
 import gc
 import io
 import itertools
@@ -34,6 +36,7 @@ import json
 import marshal
 import os
 import socket
+import stat
 import sys
 import time
 
@@ -48,6 +51,7 @@ if TYPE_CHECKING:
     import fcntl
     import grp
     import hashlib
+    import hmac
     import linecache
     import logging
     import pwd
@@ -63,6 +67,7 @@ if TYPE_CHECKING:
     import tempfile
     import threading
     import tomllib
+    import zoneinfo
     from asyncio import Protocol
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
     from types import CodeType, FrameType, TracebackType
@@ -91,10 +96,10 @@ else:
     asyncio, base64, ctypes, difflib, fcntl, grp = map(
         Later, ("asyncio", "base64", "ctypes", "difflib", "fcntl", "grp")
     )
-    hashlib, linecache, logging, pwd, queue = map(Later, ("hashlib", "linecache", "logging", "pwd", "queue"))
-    random, re, resource, select = map(Later, ("random", "re", "resource", "select"))
-    shutil, signal, sqlite3, struct = map(Later, ("shutil", "signal", "sqlite3", "struct"))
-    tempfile, threading, tomllib = map(Later, ("tempfile", "threading", "tomllib"))
+    hashlib, hmac, linecache, logging = map(Later, ("hashlib", "hmac", "linecache", "logging"))
+    pwd, queue, random, re, resource = map(Later, ("pwd", "queue", "random", "re", "resource"))
+    select, shutil, signal, sqlite3, struct = map(Later, ("select", "shutil", "signal", "sqlite3", "struct"))
+    tempfile, threading, tomllib, zoneinfo = map(Later, ("tempfile", "threading", "tomllib", "zoneinfo"))
 
 __all__ = ["Client", "PipelineContext", "Step", "TauError", "pipeline"]
 __version__ = "0.1.0"
@@ -473,8 +478,6 @@ def read_pair(text: str) -> tuple[str, Any]:
 
 def read_files(path: str) -> list[Json]:
     """The file at *path* as the wire carries it: its name and its text, or base64 if it is not UTF-8."""
-    import stat
-
     try:
         # Never open a fifo or a device: it would hang or never end.
         if not stat.S_ISREG(os.stat(path).st_mode):
@@ -873,8 +876,6 @@ def check_zone(name: str) -> None:
     """BadRequest unless the system knows this time zone."""
     if name == "UTC":
         return
-    import zoneinfo
-
     try:
         zoneinfo.ZoneInfo(name)
     except (zoneinfo.ZoneInfoNotFoundError, ValueError, OSError):
@@ -1823,7 +1824,6 @@ class Daemon:
         self.connections: set[Connection] = set()
         self.started = time.time()
         self.warnings: list[str] = []
-        self.stopping = False  # nothing new is admitted any more
         self.keeping = asyncio.Lock()  # held while a deployed source takes its place
         self.signals = 0  # how often we were asked to end by a signal
         self.winding_up: asyncio.Task[None] | None = None  # waiting for live runs before the end
@@ -1863,6 +1863,11 @@ class Daemon:
         for run_id in run_ids:
             self.feed.changed(run_id)
         self.executor.wake()
+
+    @property
+    def stopping(self) -> bool:
+        """Whether nothing new is admitted any more."""
+        return self.executor.paused
 
     @property
     def socket_path(self) -> str:
@@ -1929,7 +1934,7 @@ class Daemon:
 
     def stop(self) -> None:
         """serve() returns."""
-        self.stopping = self.executor.paused = True
+        self.executor.paused = True
         if self.ended is not None:
             self.ended.set()
 
@@ -1938,7 +1943,7 @@ class Daemon:
 
         The daemon stops right after that.  Waits at most *drain* seconds, without a limit if it cancels.
         """
-        self.stopping = self.executor.paused = True
+        self.executor.paused = True
 
         async def wind_up() -> None:
             if cancel:
@@ -1956,7 +1961,7 @@ class Daemon:
 
     async def close(self) -> None:
         """Nothing is open any more; live runs go on and the next daemon adopts them."""
-        self.stopping = True
+        self.executor.paused = True
         for listener in self.listeners:
             listener.close()
         waiting = {task for connection in self.connections for task in connection.say_goodbye()}
@@ -1995,8 +2000,6 @@ def bind_unix(home: str, path: str, group: int | None) -> socket.socket:
 
     By hand, under the home's lock: asyncio would unlink a live socket without asking (cpython issue 121252).
     """
-    import stat
-
     bound = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         with SocketPath(path) as short:
@@ -2260,8 +2263,6 @@ class Connection(Protocol):
 
     def greet(self, message: Any) -> None:
         """The first line on TCP: `hello` with the key, else Forbidden."""
-        import hmac
-
         params = message.get("params") if isinstance(message, dict) else None
         given = params.get("api_key") if isinstance(params, dict) else None
         right = message.get("method") == "hello" if isinstance(message, dict) else False
@@ -3396,9 +3397,13 @@ class Executor:
         process = Process(self.folder, job["stem"], job["run_id"], job["attempt"], self.starter.server)
         job["folder"] = os.path.join(self.home, "versions", job["sha256"])
         job["directory"] = os.path.join(self.home, "data", job["pipeline"])
+        self.launch(process, job)
+        return process
+
+    def launch(self, process: Process, job: Json) -> None:
+        """The process is watched, and the fork server is asked to start it."""
         self.enlist(process)
         self.starter.send(job | {"journal": process.path})
-        return process
 
     def enlist(self, process: Process) -> None:
         """The process is watched from now on."""
@@ -3409,11 +3414,10 @@ class Executor:
         """What a deployed file holds, found out in an isolated process within load_timeout_s."""
         stem = f"load-{os.urandom(8).hex()}"
         process = Process(self.folder, stem, None, 1, self.starter.server)
-        self.enlist(process)
         directory = tempfile.mkdtemp(prefix=".load-", dir=os.path.join(self.home, "versions"))
         job = {"kind": "load", "stem": stem, "folder": folder, "entry": entry, "directory": directory}
         try:
-            self.starter.send(job | {"journal": process.path})
+            self.launch(process, job)
             await asyncio.wait_for(process.closed.wait(), self.settings["load_timeout_s"])
         except TimeoutError:
             await self.end(process, "timed_out")
@@ -4533,8 +4537,6 @@ def fork_server() -> int:
     A fresh interpreter that has imported what runs need: a fork of it costs a millisecond, it has one thread,
     and it does not hold the daemon's lock.
     """
-    import faulthandler
-
     os.setsid()  # Ctrl-C in taud's terminal must reach taud alone
     os.umask(0o077)
     faulthandler.enable(2)  # a segmentation fault of a run leaves its Python frames on descriptor 2
@@ -4608,7 +4610,9 @@ class ForkServer:
         while self.open or self.jobs:
             for descriptor, _ in self.poll.poll(self.patience()):
                 if descriptor in self.watches:
-                    self.note_death(self.watches.pop(descriptor), descriptor)
+                    self.poll.unregister(descriptor)
+                    os.close(descriptor)
+                    self.note_death(self.watches.pop(descriptor))
                 elif not self.receive():
                     self.poll.unregister(self.channel)
             self.sweep()
@@ -4636,10 +4640,8 @@ class ForkServer:
             self.watches[descriptor] = pid
             self.poll.register(descriptor, select.POLLIN)
 
-    def note_death(self, pid: int, descriptor: int) -> None:
+    def note_death(self, pid: int) -> None:
         """A leader has ended; it is reaped when what it left behind is gone."""
-        self.poll.unregister(descriptor)
-        os.close(descriptor)
         self.dead[pid] = time.monotonic() + self.jobs[pid]["grace_s"]
         self.fresh.add(pid)
 
@@ -4748,8 +4750,7 @@ class ForkServer:
         if len(self.watches) + len(self.dead) < len(self.jobs):
             for pid in self.jobs.keys() - self.dead.keys() - set(self.watches.values()):
                 if os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None:
-                    self.dead[pid] = time.monotonic() + self.jobs[pid]["grace_s"]
-                    self.fresh.add(pid)
+                    self.note_death(pid)
         if not self.dead and not self.recheck_at:
             return
         self.find_strays()
@@ -4860,8 +4861,6 @@ def signal_group(leader: int, number: int) -> None:
 
 def spawned_process() -> int:
     """The entry of a run process in a fresh interpreter: the job comes on descriptor 0."""
-    import faulthandler
-
     with open(0, "rb", closefd=False) as file:
         job = json.loads(file.read())
     null = os.open(os.devnull, os.O_RDONLY)
@@ -4883,8 +4882,6 @@ LIBC: list[Callable[..., int]] = []
 
 def import_all() -> None:
     """Everything that the end of a run may need is imported before user code can stand in its way."""
-    import atexit
-
     for module, name in (
         *((atexit, "register"), (gc, "collect"), (asyncio, "run"), (fcntl, "fcntl"), (hashlib, "sha256")),
         *((linecache, "getline"), (signal, "Signals"), (threading, "Thread")),
@@ -5052,8 +5049,6 @@ def returned(result: Any, most: int, journal: Journal) -> Json:
 
 def wind_down(record: Json, journal: Journal, streams: Iterable[Captured]) -> int:
     """Ends the process as the interpreter would: the outcome first, then threads, exit handlers, open files."""
-    import atexit
-
     for stream in streams:
         stream.finish()
     journal.finish()
