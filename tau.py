@@ -4610,9 +4610,7 @@ class ForkServer:
         while self.open or self.jobs:
             for descriptor, _ in self.poll.poll(self.patience()):
                 if descriptor in self.watches:
-                    self.poll.unregister(descriptor)
-                    os.close(descriptor)
-                    self.note_death(self.watches.pop(descriptor))
+                    self.unwatch(descriptor)
                 elif not self.receive():
                     self.poll.unregister(self.channel)
             self.sweep()
@@ -4639,6 +4637,12 @@ class ForkServer:
                 return  # out of descriptors: sweep() looks for itself
             self.watches[descriptor] = pid
             self.poll.register(descriptor, select.POLLIN)
+
+    def unwatch(self, descriptor: int) -> None:
+        """poll() has told that a leader ended."""
+        self.poll.unregister(descriptor)
+        os.close(descriptor)
+        self.note_death(self.watches.pop(descriptor))
 
     def note_death(self, pid: int) -> None:
         """A leader has ended; it is reaped when what it left behind is gone."""
@@ -4769,6 +4773,11 @@ class ForkServer:
                 children = [int(pid) for pid in file.read().split()]
         except OSError:
             children = []  # no /proc: the process group is all that can be reached
+        # A leader may have ended since the last poll(), and left what has just been listed: it must be known
+        # before its strays are, or it would be closed without them.
+        for descriptor, _ in self.poll.poll(0):
+            if descriptor in self.watches:
+                self.unwatch(descriptor)
         ours = {*self.jobs, *(self.spare or ())[:1]}
         found = {pid for pid in children if pid not in ours and os.waitpid(pid, os.WNOHANG)[0] == 0}
         heirs = {owner for stray in self.strays.values() for owner in stray.owners}
