@@ -3,23 +3,25 @@
 The file is laid out in the order a request travels.  Calls go down the page, or up into Part I.
 
     Part I    the shared words    1 Words   2 Records   3 Signatures   4 Wire   5 Settings
-                                  6 Shell   7 System
-    Part II   the client, `tau`   8 Command line   9 Terminal   10 Client
+                                  6 Shell   7 System   8 Ticks
+    Part II   the client, `tau`   9 Command line   10 Terminal   11 Client
                  │ one JSON document a line, over a socket
-    Part III  the daemon, `taud`  11 Daemon   12 Server   13 Operations   14 Executor   15 Feed
-                                  16 Store   17 Questions   18 Database
+    Part III  the daemon, `taud`  12 Daemon   13 Server   14 Operations   15 Executor   16 Feed
+                                  17 Store   18 Questions   19 Database
                  │ one JSON document a line: jobs over a socket, the trace through a journal file
-    Part IV   the run process     19 Fork server   20 Run process   21 Pipeline API   22 Trace
+    Part IV   the run process     20 Fork server   21 Run process   22 Pipeline API   23 Parameters
+                                  24 Assertions   25 Places   26 Web   27 Warehouses   28 Formats
+                                  29 Rows   30 Trace
 
 `tau run hello`, in one read:
-  main §8 builds one parser from the signature of `run` §13 and calls Client.call §10;
-  the line reaches Connection §12, which checks it and calls the operation `run` §13;
-  Store §16 makes the run durable and, in the same commit, Executor.admit §14 moves it to running;
-  ForkServer §19 creates the journal (that is the permission to start) and forks;
-  run_process §20 loads the deployed file and calls your function with a PipelineContext §21;
-  its records go to the Journal §22; the fork server appends the end record when the process is gone;
-  Executor §14 reads the journal, `verdict` §14 turns it into an outcome, Store §16 keeps it;
-  Feed §15 wakes the waiting `run` §13; Connection §12 answers; main §8 prints and exits 0 or 1.
+  main §9 builds one parser from the signature of `run` §14 and calls Client.call §11;
+  the line reaches Connection §13, which checks it and calls the operation `run` §14;
+  Store §17 makes the run durable and, in the same commit, Executor.admit §15 moves it to running;
+  ForkServer §20 creates the journal (that is the permission to start) and forks;
+  run_process §21 loads the deployed file and calls your function with a PipelineContext §22;
+  its records go to the Journal §30; the fork server appends the end record when the process is gone;
+  Executor §15 reads the journal, `verdict` §15 turns it into an outcome, Store §17 keeps it;
+  Feed §16 wakes the waiting `run` §14; Connection §13 answers; main §9 prints and exits 0 or 1.
 """
 
 from __future__ import annotations
@@ -44,14 +46,23 @@ import time
 TYPE_CHECKING = False
 
 if TYPE_CHECKING:
+    import ast
     import asyncio
     import base64
+    import csv
     import ctypes
+    import datetime
+    import decimal
     import difflib
+    import email.utils
     import fcntl
     import grp
+    import gzip
     import hashlib
     import hmac
+    import http.client
+    import importlib.util
+    import inspect
     import linecache
     import logging
     import pwd
@@ -67,13 +78,32 @@ if TYPE_CHECKING:
     import tempfile
     import threading
     import tomllib
+    import typing
+    import urllib.error
+    import urllib.parse
+    import urllib.request
+    import uuid
     import zoneinfo
     from asyncio import Protocol
-    from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import (
+        AsyncIterator,
+        Awaitable,
+        Callable,
+        Coroutine,
+        Generator,
+        Iterable,
+        Iterator,
+        Mapping,
+        Sequence,
+    )
     from types import CodeType, FrameType, TracebackType
     from typing import Any, TypeVar
 
+    import croniter  # type: ignore[import-untyped]
+
     Json = dict[str, Any]
+    Tick = tuple[int, bool]
+    Duration = float | str
     Function = TypeVar("Function", bound=Callable[..., Any])
     Answer = TypeVar("Answer")
 else:
@@ -90,16 +120,23 @@ else:
 
         def __getattr__(self, attribute: str) -> Any:
             name = self.__dict__["name"]
-            module = globals()[name] = __import__(name)  # the global is the module from now on
+            module = globals()[name.partition(".")[0]] = __import__(
+                name
+            )  # the global is the module from now on
             return getattr(module, attribute)
 
-    asyncio, base64, ctypes, difflib, fcntl, grp = map(
-        Later, ("asyncio", "base64", "ctypes", "difflib", "fcntl", "grp")
+    ast, asyncio, base64, croniter, csv, ctypes, datetime = map(
+        Later, ("ast", "asyncio", "base64", "croniter", "csv", "ctypes", "datetime")
     )
+    decimal, difflib, email, fcntl, grp, gzip = map(
+        Later, ("decimal", "difflib", "email.utils", "fcntl", "grp", "gzip")
+    )
+    http, importlib, inspect = map(Later, ("http.client", "importlib.util", "inspect"))
     hashlib, hmac, linecache, logging = map(Later, ("hashlib", "hmac", "linecache", "logging"))
     pwd, queue, random, re, resource = map(Later, ("pwd", "queue", "random", "re", "resource"))
     select, shutil, signal, sqlite3, struct = map(Later, ("select", "shutil", "signal", "sqlite3", "struct"))
-    tempfile, threading, tomllib, zoneinfo = map(Later, ("tempfile", "threading", "tomllib", "zoneinfo"))
+    tempfile, threading, tomllib, typing = map(Later, ("tempfile", "threading", "tomllib", "typing"))
+    urllib, uuid, zoneinfo = map(Later, ("urllib.request", "uuid", "zoneinfo"))
 
 __all__ = ["Client", "PipelineContext", "Step", "TauError", "pipeline"]
 __version__ = "0.1.0"
@@ -130,6 +167,8 @@ MOVES: dict[str, tuple[str, ...]] = {
 }
 FINAL = tuple(status for status, moves in MOVES.items() if not moves)
 FAILURES = ("failed", "timed_out", "lost")
+#: What a run may say of its data beside its steps and its log.
+OBSERVATIONS = ("check", "metric", "progress")
 TRIGGERS = ("manual", "schedule", "catchup", "retry", "chain", "backfill", "webhook", "heal")
 LEVELS = ("debug", "info", "warning", "error")
 
@@ -152,8 +191,10 @@ LINGER_S = 1.0
 KEY_CHARACTERS_MIN = 32
 LIST_MAX = 10_000
 LOGS_MAX = 100_000
+TICKS_MAX = 1_000
 SOURCE_BYTES_MAX = 1 << 20
 PARAMS_BYTES_MAX = 256 << 10
+STATE_BYTES_MAX = 64 << 10
 ERROR_BYTES_MAX = 64 << 10
 LOG_LINE_BYTES_MAX = 16 << 10
 LOG_TAIL = 200
@@ -180,6 +221,11 @@ NAME_RULE = r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}"
 #   StorageFull      no room on the disk                              exit 5
 #   Unavailable      no daemon answers                                exit 6
 #   Internal         a bug in Tau                                     exit 9
+#   PipelineError    what the context raises to pipeline code; unless caught, the run's error
+#     CheckFailed    an assertion does not hold
+#     SourceError    a source or target cannot be read or written
+#     MissingSecret  no secret of this name
+#     MissingExtra   a library is not installed
 
 
 class TauError(Exception):
@@ -273,6 +319,28 @@ class Unavailable(TauError):
 
 class Internal(TauError):
     """A bug in Tau; the daemon's log has the traceback."""
+
+
+class PipelineError(TauError):
+    """What the context raises to pipeline code; unless it is caught it is the run's error."""
+
+    code, exit = "failed", 1
+
+
+class CheckFailed(PipelineError):
+    """An assertion of ctx.check does not hold; the message names all that do not."""
+
+
+class SourceError(PipelineError):
+    """A source or target cannot be read or written; the message says which and why."""
+
+
+class MissingExtra(PipelineError):
+    """A library is needed that is not installed; the hint says how to get it."""
+
+
+class MissingSecret(PipelineError):
+    """There is no secret of this name; the hint says where to put it."""
 
 
 ERRORS: dict[str, type[TauError]] = {
@@ -403,11 +471,42 @@ MIGRATIONS = (
     INSERT INTO totals VALUES ('queued', 0), ('running', 0), ('retrying', 0), ('success', 0),
         ('failed', 0), ('timed_out', 0), ('cancelled', 0), ('lost', 0);
     """,
+    """
+    -- The columns and types that a step has seen go by: drift can be seen later.
+    ALTER TABLE steps ADD COLUMN columns TEXT;
+
+    -- What a run said of its data: its checks and metrics, and the last word of its progress.
+    CREATE TABLE observations (
+        run_id TEXT NOT NULL REFERENCES runs (run_id) ON DELETE CASCADE, attempt INTEGER NOT NULL,
+        n INTEGER NOT NULL, kind TEXT NOT NULL, at TEXT NOT NULL, step TEXT, name TEXT NOT NULL,
+        data TEXT NOT NULL,
+        PRIMARY KEY (run_id, attempt, n)
+    ) STRICT, WITHOUT ROWID;
+
+    -- ctx.state: what one successful run leaves to the next.
+    CREATE TABLE states (
+        pipeline TEXT PRIMARY KEY REFERENCES pipelines (name), state TEXT NOT NULL,
+        run_id TEXT NOT NULL, updated_at TEXT NOT NULL
+    ) STRICT, WITHOUT ROWID;
+    """,
 )
 
 #: Columns that hold JSON text; they become values when a row leaves the store.
 JSON_COLUMNS = frozenset(
-    ("params", "result", "error", "options", "data", "fields", "position", "process", "outcome", "ended")
+    [
+        "params",
+        "result",
+        "error",
+        "options",
+        "data",
+        "fields",
+        "position",
+        "process",
+        "outcome",
+        "ended",
+        "columns",
+        "state",
+    ]
 )
 
 
@@ -423,7 +522,8 @@ def bare_error(kind: str, type_name: str, message: str) -> Json:
     """An error document (of a run or a load) that knows no place in user code; all its keys, in order."""
     places: Json = dict.fromkeys(("step", "file", "line", "code"))
     document = {"kind": kind, "type": type_name, "message": message, **places, "frames": [], "cause": None}
-    return document | {"fingerprint": fingerprint(kind, type_name, message if kind == "died" else "")}
+    same = fingerprint(kind, type_name, message if kind == "died" else "")
+    return document | {"fingerprint": same, "hint": None}
 
 
 def fingerprint(*parts: str) -> str:
@@ -437,12 +537,17 @@ def fingerprint(*parts: str) -> str:
 
 
 class Kind:
-    """A type that an argument may have: how JSON is checked, described, and read from the shell."""
+    """A type that an argument may have: how it is checked and described, and how it is read from the shell."""
 
-    __slots__ = ("from_shell", "schema", "types")
+    __slots__ = ("from_shell", "schema")
 
-    def __init__(self, types: tuple[type, ...], schema: Json, from_shell: Callable[[str], Any]) -> None:
-        self.types, self.schema, self.from_shell = types, schema, from_shell
+    def __init__(self, schema: Json, from_shell: Callable[[str], Any]) -> None:
+        self.schema, self.from_shell = schema, from_shell
+
+    def json_types(self) -> list[str]:
+        """What JSON calls the types it may have."""
+        named: str | list[str] = self.schema["type"]
+        return [named] if isinstance(named, str) else named
 
 
 def read_object(text: str) -> Json:
@@ -498,13 +603,14 @@ def read_files(path: str) -> list[Json]:
 
 #: annotation → what it means.  `| None` makes an argument optional and adds nothing else.
 KINDS = {
-    "str": Kind((str,), {"type": "string"}, str),
-    "int": Kind((int,), {"type": "integer"}, int),
-    "float": Kind((int, float), {"type": "number"}, lambda text: finite(text)),
-    "bool": Kind((bool,), {"type": "boolean"}, bool),
-    "Json": Kind((dict,), {"type": "object"}, read_object),
-    "list[str]": Kind((list,), {"type": "array", "items": {"type": "string"}}, str),
-    "list[Json]": Kind((list,), {"type": "array", "items": {"type": "object"}}, read_files),
+    "str": Kind({"type": "string"}, str),
+    "int": Kind({"type": "integer"}, int),
+    "float": Kind({"type": "number"}, lambda text: finite(text)),
+    "bool": Kind({"type": "boolean"}, bool),
+    "Duration": Kind({"type": ["number", "string"]}, str),
+    "Json": Kind({"type": "object"}, read_object),
+    "list[str]": Kind({"type": "array", "items": {"type": "string"}}, str),
+    "list[Json]": Kind({"type": "array", "items": {"type": "object"}}, read_files),
 }
 
 
@@ -524,24 +630,17 @@ class Argument:
 
     def check(self, value: Any) -> Any:
         """The value, if JSON of this type was meant; BadRequest otherwise."""
-        kind = KINDS[self.kind]
-        if value is None and self.optional:
-            return None
         if self.kind == "list[str]" and type(value) is str:
             return [value]
-        wanted = kind.schema["type"]
-        if type(value) not in kind.types:
-            raise BadRequest(f"'{self.name}' must be {wanted}, not {json_type(value)}", self.meaning)
-        items = kind.schema.get("items")
-        if items is not None and any(json_type(item) != items["type"] for item in value):
-            raise BadRequest(f"'{self.name}' must be a list of {items['type']}s", self.meaning)
+        if not (value is None and self.optional):
+            demand(KINDS[self.kind].schema, value, f"'{self.name}'", self.meaning)
         return value
 
     def schema(self) -> Json:
         """This argument as JSON Schema."""
         face = dict(KINDS[self.kind].schema)
         if self.optional:
-            face["type"] = [face["type"], "null"]
+            face["type"] = [*KINDS[self.kind].json_types(), "null"]
         face["description"] = self.meaning
         return face if self.required or self.default is None else face | {"default": self.default}
 
@@ -642,6 +741,100 @@ JSON_TYPES = {str: "string", bool: "boolean", int: "integer", float: "number", d
 def json_type(value: Any) -> str:
     """What JSON calls the type of *value*."""
     return JSON_TYPES.get(type(value), "null")
+
+
+def demand(schema: Json, value: Any, place: str, hint: str) -> None:
+    """BadRequest unless a JSON value is what its schema asks for: where, what was expected and what came."""
+    if (wrong := mismatch(schema, value, place)) is not None:
+        raise BadRequest(wrong, hint)
+
+
+def mismatch(schema: Json, value: Any, place: str) -> str | None:
+    """Why a JSON value does not match a JSON Schema of the kinds that Tau makes; None if it does."""
+    kind = json_type(value)
+    wanted = schema.get("type", kind)
+    kinds = wanted if isinstance(wanted, list) else [wanted]
+    if "anyOf" in schema:
+        reasons = [mismatch(one, value, place) for one in schema["anyOf"]]
+        fits = None in reasons
+        if not fits and len(told := [why for why in reasons if why and not why.startswith(f"{place}: ")]) == 1:
+            return told[0]  # the one that fits but for something inside it
+    else:
+        choices = schema.get("enum", [value])
+        fits = any(type(one) is type(value) and one == value for one in choices)
+        fits = fits and (kind in kinds or (kind == "integer" and "number" in kinds))
+        fits = fits and has_format(value, schema.get("format"))
+    if not fits:
+        return f"{place}: expected {expected(schema)}, given {one_of(value)}"
+    if kind == "array":
+        return mismatch_in_array(schema, value, place)
+    return mismatch_in_object(schema, value, place) if kind == "object" else None
+
+
+def mismatch_in_array(schema: Json, value: list[Any], place: str) -> str | None:
+    """The first item that is not what the schema asks for."""
+    count = len(schema.get("prefixItems", value))
+    if count != len(value):
+        return f"{place}: expected {count} items, given {len(value)}"
+    schemas = schema.get("prefixItems") or itertools.repeat(schema.get("items", {}))
+    found = (mismatch(one, item, f"{place}[{i}]") for i, (one, item) in enumerate(zip(schemas, value)))  # noqa: B905
+    return next((why for why in found if why is not None), None)
+
+
+def mismatch_in_object(schema: Json, value: Json, place: str) -> str | None:
+    """The first key that is unknown, missing, or has a value that is not what the schema asks for."""
+    known, others = schema.get("properties", {}), schema.get("additionalProperties", {})
+    for name in value:
+        if name not in known and others is False:
+            near = did_you_mean(name, known, "known: " + (", ".join(known) or "none"))
+            return f"{place}: unknown key '{name[:WORD_MAX]}'; {near}"
+    for name in schema.get("required", ()):
+        if name not in value:
+            return f"{place}: '{name}' is missing: expected {expected(known[name])}"
+    found = (mismatch(known.get(name, others), item, f"{place}.{name}") for name, item in value.items())
+    return next((why for why in found if why is not None), None)
+
+
+#: format → an example, and how the standard library reads it.
+FORMATS: dict[str, tuple[str, Callable[[str], object]]] = {
+    "date": ("a date such as 2026-01-31", lambda text: datetime.date.fromisoformat(text)),
+    "date-time": ("a time such as 2026-01-31T06:00:00Z", lambda text: datetime.datetime.fromisoformat(text)),
+    "time": ("a time of day such as 06:00:00", lambda text: datetime.time.fromisoformat(text)),
+    "decimal": ("a decimal such as 12.50", lambda text: decimal.Decimal(text)),
+    "uuid": ("a UUID", lambda text: uuid.UUID(text)),
+}
+
+
+def has_format(value: Any, name: str | None) -> bool:
+    """Whether a text can be read as this format."""
+    if name is None or not isinstance(value, str):
+        return True
+    try:
+        FORMATS[name][1](value)
+    except (ValueError, ArithmeticError):
+        return False
+    return True
+
+
+def expected(schema: Json) -> str:
+    """What a schema asks for, in words."""
+    if "anyOf" in schema:
+        return " or ".join(dict.fromkeys(map(expected, schema["anyOf"])))
+    if "enum" in schema:
+        return "one of " + ", ".join(map(encode_json, schema["enum"]))
+    if "format" in schema:
+        return FORMATS[schema["format"]][0]
+    kind = schema.get("type", "anything")
+    if kind == "array" and schema.get("items"):
+        return f"array of {expected(schema['items'])}"
+    return " or ".join(kind) if isinstance(kind, list) else str(kind)
+
+
+def one_of(value: Any) -> str:
+    """A value of a request as it is repeated in a refusal: what kind, and how it begins."""
+    text = encode_json(value)
+    kind = json_type(value)
+    return kind if kind == "null" else f"{kind} {text[:60]}{'…' if len(text) > 60 else ''}"
 
 
 # --- 4. Wire -----------------------------------------------------------------------------
@@ -746,6 +939,12 @@ def parse_address(text: str) -> tuple[str, str, int]:
     return "tcp", host.strip("[]"), int(port)
 
 
+def bare_url(url: str) -> str:
+    """A URL without what may be secret in it."""
+    parts = urllib.parse.urlsplit(url)
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+
+
 def is_loopback(address: Any) -> bool:
     """Whether only this machine can reach a listener at this address."""
     text = str(address).removeprefix("::ffff:")
@@ -838,6 +1037,10 @@ SETTINGS = (
 )
 
 
+#: Environment of the daemon that runs must not see: keys, and systemd's channels to the daemon itself.
+PRIVATE_ENVIRONMENT = ("TAU_API_KEY", "NOTIFY_SOCKET", "LISTEN_", "WATCHDOG_")
+
+
 def find_home(flag: str | None) -> str:
     """The home directory of the daemon, absolute: --home, $TAU_HOME, systemd's, XDG's, the user's."""
     environ = os.environ
@@ -869,7 +1072,7 @@ def read_settings(flags: Mapping[str, Any], config: str | None) -> Json:
             value, origin = file[row.section][row.name], f"{config} [{row.section}]"
         settings[row.name] = row.convert(value, origin) if origin else value
     check_zone(settings["timezone"])
-    return settings
+    return settings | {"connections": file.get("connections", {})}
 
 
 def check_zone(name: str) -> None:
@@ -893,10 +1096,13 @@ def read_config(path: str) -> Json:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as problem:
         raise BadRequest(f"{path}: {problem}", "it must be TOML") from None
     for section, table in tables.items():
+        if section == "connections":
+            check_connections(path, table)
+            continue
         names = [row.name for row in SETTINGS if row.section == section]
         if not names or not isinstance(table, dict):
             home = next((row.section for row in SETTINGS if row.name == section), None)
-            near = did_you_mean(section, {row.section for row in SETTINGS})
+            near = did_you_mean(section, {"connections", *(row.section for row in SETTINGS)})
             raise BadRequest(
                 f"{path}: unknown section [{section}]", f"it belongs into [{home}]" if home else near
             )
@@ -904,6 +1110,40 @@ def read_config(path: str) -> Json:
             if name not in names:
                 raise BadRequest(f"{path}: unknown key '{name}' in [{section}]", did_you_mean(name, names))
     return tables
+
+
+def check_connections(path: str, tables: Any) -> None:
+    """BadRequest unless each [connections.NAME] has a url and nothing else."""
+    hint = '[connections.shop] url = "postgresql://tau:${PG_PASSWORD}@db/shop"'
+    for name, table in tables.items() if isinstance(tables, dict) else [("", tables)]:
+        if (
+            not isinstance(table, dict)
+            or not isinstance(table.get("url"), str)
+            or not re.fullmatch(NAME_RULE, name)
+        ):
+            raise BadRequest(f"{path}: [connections.{name}] needs a url, a text", hint)
+        if unknown := next((key for key in table if key != "url"), None):
+            raise BadRequest(
+                f"{path}: unknown key '{unknown}' in [connections.{name}]", did_you_mean(unknown, ["url"], hint)
+            )
+
+
+def read_secret(name: str, folder: str) -> tuple[str | None, str | None]:
+    """The value of a secret and where it is: environment, $CREDENTIALS_DIRECTORY, the home's secrets/."""
+    if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_.-]{0,127}", name):
+        raise BadRequest(f"{str(name)[:WORD_MAX]!r} cannot be a secret's name", 'ctx.secret("API_KEY")')
+    if name in os.environ and not name.startswith(PRIVATE_ENVIRONMENT):
+        return os.environ[name], "environment"
+    for place, root in (("credentials", os.environ.get("CREDENTIALS_DIRECTORY")), ("home", folder)):
+        path = os.path.join(root or "", name)
+        try:
+            with open(path, encoding="utf-8") as file:
+                if place == "home" and os.fstat(file.fileno()).st_mode & 0o077:
+                    raise MissingSecret(f"{path} can be read by others", f"chmod 600 {path}")
+                return file.read().removesuffix("\n"), place
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+    return None, None
 
 
 def database_path(url: str, home: str) -> str:
@@ -1081,6 +1321,35 @@ def start_python(
     return os.posix_spawn(sys.executable, argv, environ, file_actions=actions)
 
 
+EXTRAS = ("sql", "files", "parquet")
+
+
+def need(module: str, extra: str, what: str) -> Any:
+    """An optional module, imported; MissingExtra says how to get it."""
+    try:
+        __import__(module)
+    except ImportError as problem:
+        if problem.name is None or problem.name.partition(".")[0] != module.partition(".")[0]:
+            raise
+        package = extra if extra not in EXTRAS else f"tau-pipelines[{extra}]"
+        missing = f"{what} needs {module.partition('.')[0]}, which is not installed"
+        raise MissingExtra(missing, install_hint(package)) from None
+    return sys.modules[module]
+
+
+def install_hint(package: str) -> str:
+    """What to do about a library that is not installed."""
+    return f"{sys.executable} -m pip install '{package}', or name it in the file's `# /// script` dependencies"
+
+
+def find_module(name: str) -> bool:
+    """Whether a module could be imported."""
+    try:
+        return importlib.util.find_spec(name) is not None
+    except (ImportError, ValueError):
+        return False
+
+
 def remove_file(path: str) -> None:
     """The file does not exist afterwards."""
     try:
@@ -1089,10 +1358,485 @@ def remove_file(path: str) -> None:
         pass
 
 
+# --- 8. Ticks ----------------------------------------------------------------------------
+# Owns the arithmetic of time: durations, instants, time zones, cron expressions, the ticks of a schedule.
+# Calls Words and Settings.  Promises cron's true rule, distinct ticks after the time asked about, no clock:
+# time is a parameter.  Instants are whole seconds since the epoch; wall times are those of a clock in UTC.
+
+UNITS_S = {"w": 604_800, "d": 86_400, "h": 3_600, "m": 60, "s": 1}
+DURATION_MAX_S = 10 * 366 * 86_400
+DURATION_HINT = "write seconds, or a text such as 30s, 15m, 1h30m, 24h or 2d"
+
+
+def parse_duration(value: float | str, name: str = "the duration") -> float:
+    """Seconds, from a number or a text like `1h30m`; BadRequest for anything else, negative ones too."""
+    seconds = -1.0
+    if isinstance(value, str):
+        parts = re.fullmatch(
+            r"(?:(\d+)w)?(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d+(?:\.\d+)?)s?)?", value, re.ASCII
+        )
+        if parts and value and len(value) <= WORD_MAX:
+            units = zip(parts.groups(), UNITS_S.values(), strict=True)
+            seconds = sum(float(count) * unit for count, unit in units if count)
+    elif type(value) in (int, float):
+        seconds = float(value)
+    if not 0 <= seconds <= DURATION_MAX_S:
+        raise BadRequest(f"{name} must be a time from 0 to 10 years, not {value!r:.60}", DURATION_HINT)
+    return seconds
+
+
+def duration_text(seconds: float) -> str:
+    """Seconds as parse_duration reads them, in the largest units: 5400 is `1h30m`."""
+    text, rest = "", int(seconds)
+    for unit, size in UNITS_S.items():
+        count, rest = divmod(rest, size)
+        text += f"{count}{unit}" if count else ""
+    return text if text and seconds == int(seconds) else f"{seconds:g}s"
+
+
+def parse_interval(value: float | str) -> int:
+    """The whole seconds between the ticks of an interval; BadRequest for less than one."""
+    seconds = parse_duration(value, "an interval")
+    if seconds != int(seconds) or seconds < 1:
+        raise BadRequest(f"an interval must be whole seconds, at least one, not {value!r:.60}", DURATION_HINT)
+    return int(seconds)
+
+
+TIME_RULE = r"\d{4}-\d\d-\d\d(?:[Tt ]\d\d:\d\d(?::\d\d(?:\.\d{1,9})?)?(?:[Zz]|[+-]\d\d:\d\d)?)?"
+#: Instants from the epoch to here (in the year 9987) can be asked about: calendars end with the year 9999.
+TIME_MAX = 253_000_000_000
+TIME_HINT = "2026-01-01T06:00:00Z, or 2026-01-01T06:00 or 2026-01-01 in the time zone"
+
+
+def parse_time(text: str, zone: Zone) -> int:
+    """The instant that a text names: RFC 3339, or a date, or a time as a clock of the zone shows it.
+
+    A fraction of a second is rounded up.  A time that the clock skips is the instant when it does; of a time
+    that it shows twice the first is meant.
+    """
+    try:
+        if not re.fullmatch(TIME_RULE, text, re.ASCII):
+            raise ValueError(text)
+        found = datetime.datetime.fromisoformat(text.upper())
+        whole = found.replace(microsecond=0, tzinfo=datetime.UTC) - (found.utcoffset() or datetime.timedelta())
+        seconds = int(whole.timestamp()) + bool(found.microsecond)
+        at = zone.instant(seconds) if found.tzinfo is None else seconds
+        if not 0 <= at < TIME_MAX:
+            raise ValueError(text)
+        return at
+    except (ValueError, OverflowError):
+        raise BadRequest(f"'{text[:WORD_MAX]}' is not a time since 1970", TIME_HINT) from None
+
+
+class Change:
+    """An instant at which a zone's clock is set: what it is ahead of UTC before and after, in seconds."""
+
+    __slots__ = ("after", "at", "before")
+
+    def __init__(self, at: int, before: int, after: int) -> None:
+        self.at, self.before, self.after = at, before, after
+
+
+#: Clocks are looked at this often: no zone of the last fifty years has changed twice within it.
+LOOK_SPAN_S = 3 * 86_400
+LOOKS_MAX = 10_000
+
+
+class Zone:
+    """A time zone as a clock on a wall there: how far it is ahead of UTC, and when it is set."""
+
+    def __init__(self, name: str) -> None:
+        check_zone(name)
+        self.name = name
+        self.info: datetime.tzinfo = datetime.UTC if name == "UTC" else zoneinfo.ZoneInfo(name)
+        self.found: dict[int, Change | None] = {}  # what has been seen of the clock, by LOOK_SPAN_S
+
+    def offset(self, at: int) -> int:
+        """How many seconds the clock is ahead of UTC at an instant."""
+        ahead = datetime.datetime.fromtimestamp(at, self.info).utcoffset()
+        return 0 if ahead is None else ahead.days * 86_400 + ahead.seconds
+
+    def change(self, after: int, until: int) -> Change | None:
+        """The first time that the clock is set after one instant and not after another."""
+        if self.name == "UTC":
+            return None
+        for span in range(after // LOOK_SPAN_S, until // LOOK_SPAN_S + 1):
+            if span not in self.found:
+                if len(self.found) >= LOOKS_MAX:
+                    self.found.clear()
+                self.found[span] = self.look(span * LOOK_SPAN_S - 1, (span + 1) * LOOK_SPAN_S - 1)
+            found = self.found[span]
+            if found is not None and after < found.at <= until:
+                return found
+        return None
+
+    def look(self, low: int, high: int) -> Change | None:
+        """The change after one instant and not after another, found by halving."""
+        before, after = self.offset(low), self.offset(high)
+        if before == after:
+            return None
+        while high - low > 1:
+            middle = (low + high) // 2
+            if self.offset(middle) == before:
+                low = middle
+            else:
+                high = middle
+        return Change(high, before, after)
+
+    def repeated_until(self, at: int) -> int | None:
+        """The wall time at which the clock was set back, if it shows at this instant what it showed before."""
+        if self.name == "UTC" or not datetime.datetime.fromtimestamp(at, self.info).fold:
+            return None
+        change = self.change(at - 86_400, at)
+        return (
+            None
+            if change is None or change.before - change.after >= CORRECTION_S
+            else change.at + change.before
+        )
+
+    def instant(self, wall: int) -> int:
+        """When the clock first shows a wall time, or is set over it."""
+        naive = datetime.datetime.fromtimestamp(wall, datetime.UTC).replace(tzinfo=self.info)
+        at = int(naive.timestamp())
+        if at + self.offset(at) == wall:
+            return at
+        change = self.change(at - 86_400, at + 86_400)
+        return at if change is None else change.at
+
+    def local(self, at: int) -> str:
+        """What the clock shows at an instant, as RFC 3339."""
+        return datetime.datetime.fromtimestamp(at, self.info).isoformat()
+
+
+#: A clock set by more than this was wrong before: the new time counts at once, and nothing is caught up.
+CORRECTION_S = 3 * 3_600
+
+WEEKDAYS = ("sun", "mon", "tue", "wed", "thu", "fri", "sat")
+MONTHS = ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec")
+DAYS_OF_MONTH = (31, 29, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31)
+DAY_FIELD, MONTH_FIELD, WEEKDAY_FIELD = 2, 3, 4
+
+#: name, least, most, and the names of the values from the least on.
+CRON_FIELDS: tuple[tuple[str, int, int, tuple[str, ...]], ...] = (
+    ("minute", 0, 59, ()),
+    ("hour", 0, 23, ()),
+    ("day of month", 1, 31, ()),
+    ("month", 1, 12, MONTHS),
+    ("day of week", 0, 7, WEEKDAYS),
+    ("second", 0, 59, ()),
+)
+CRON_ALIASES = {
+    "@yearly": "0 0 1 1 *",
+    "@annually": "0 0 1 1 *",
+    "@monthly": "0 0 1 * *",
+    "@weekly": "0 0 * * 0",
+    "@daily": "0 0 * * *",
+    "@midnight": "0 0 * * *",
+    "@hourly": "0 * * * *",
+}
+CRON_CHARACTERS_MAX = 1_000
+CRON_HINT = '"0 6 * * *" runs daily at 06:00, "*/15 * * * *" every quarter of an hour'
+#: What other crons have → what to write instead.
+CRON_HINTS = {
+    r"@every\b.*": "an interval is not cron: --every 15m",
+    r"@reboot": "there is no such event here: start taud, then `tau run NAME`",
+    r"\?": "write * for any",
+    r"\d*w\d*|lw": "the nearest weekday cannot be written; 1-5 in day of week are weekdays",
+    r"[hr]|[hr]\W.*": "nothing is hashed; --jitter spreads the load",
+}
+
+
+class CronField:
+    """One field of a cron expression: which values it names, and its spelling for croniter."""
+
+    __slots__ = ("last", "name", "normal", "nth", "number", "starred", "values")
+
+    def __init__(self, number: int, text: str, position: int) -> None:
+        self.number, self.name = number, CRON_FIELDS[number][0]
+        self.starred = text.startswith("*")
+        self.values: set[int] = set()
+        self.last = False  # `L`: the last day of the month
+        self.nth: set[tuple[int, str]] = set()  # `5#2`, `L5`: a weekday, and which one of the month
+        normal = []
+        for part in text.lower().split(","):
+            normal.append(self.read_special(part, position) or self.read_part(part, position))
+            position += len(part) + 1
+        self.normal = ",".join(normal)
+
+    def read_special(self, part: str, position: int) -> str:
+        """Takes `L`, `L5` and `5#2`, which croniter has; empty for what is none of them."""
+        if self.number == DAY_FIELD and part == "l":
+            self.last = True
+            return part
+        if self.number != WEEKDAY_FIELD or not ("#" in part or part.startswith("l")):
+            return ""
+        day, mark, nth = part.partition("#")
+        if not mark:
+            day, nth, position = day[1:], "l", position + 1
+        elif not re.fullmatch("[1-5]", nth):
+            raise self.refusal(nth, position + len(day) + 1, "which one of the month, from 1 to 5")
+        weekday = self.value(day, position) % 7
+        self.nth.add((weekday, nth))
+        return f"l{weekday}" if nth == "l" else f"{weekday}#{nth}"
+
+    def read_part(self, part: str, position: int) -> str:
+        """Takes `*`, a value or a range, each but a value with a step if wanted."""
+        _, least, most, _ = CRON_FIELDS[self.number]
+        span, slash, step_text = part.partition("/")
+        step = 1
+        if slash:
+            count = 7 if self.number == WEEKDAY_FIELD else most - least + 1
+            step = self.whole(step_text, position + len(span) + 1, 1, count, f"a step from 1 to {count}")
+        if span == "*":
+            self.add(range(least, most + 1, step))
+            return part if step > 1 else "*"
+        low_text, dash, high_text = span.partition("-")
+        low = high = self.value(low_text, position)
+        if dash:
+            high = self.value(high_text, position + len(low_text) + 1)
+        if slash and not dash:
+            raise self.refusal(part, position, f"a step only after * or a range, such as {low}-{most}/{step}")
+        if low > high:
+            raise self.refusal(span, position, "a range that goes up; write two, separated by a comma")
+        return ",".join(map(str, self.add(range(low, high + 1, step))))
+
+    def add(self, values: Iterable[int]) -> list[int]:
+        """The values are named too; they are returned as croniter counts them: Sunday is 0."""
+        found = sorted({value % 7 for value in values}) if self.number == WEEKDAY_FIELD else [*values]
+        self.values.update(found)
+        return found
+
+    def value(self, word: str, position: int) -> int:
+        """One value: a number, or a name where the field has names."""
+        _, least, most, names = CRON_FIELDS[self.number]
+        if word in names:
+            return names.index(word) + least
+        expected = f"{least} to {most}" + (f" or {names[0]} to {names[-1]}" if names else "")
+        return self.whole(word, position, least, most, expected)
+
+    def whole(self, word: str, position: int, least: int, most: int, expected: str) -> int:
+        """A whole number within bounds."""
+        if not word.isdigit() or len(word) > 4 or not least <= int(word) <= most:
+            raise self.refusal(word, position, expected)
+        return int(word)
+
+    def refusal(self, found: str, position: int, expected: str) -> BadRequest:
+        """Why the expression is refused: where, what was found, what was expected."""
+        place = f"{self.name} (field {self.number + 1}, character {position})"
+        message = f"{place}: found '{found[:40]}', expected {expected}"
+        return BadRequest(message, cron_hint(found), field=self.name, position=position)
+
+
+def cron_hint(found: str) -> str:
+    """What to write instead of something that other crons have."""
+    meant = (hint for pattern, hint in CRON_HINTS.items() if re.fullmatch(pattern, found, re.IGNORECASE))
+    return next(meant, CRON_HINT)
+
+
+class Cron:
+    """A cron expression: which times of a wall clock it names.
+
+    `kind` is `wildcard` if its minute or its hour begins with `*`, else `fixed`; see clock_ticks().
+    """
+
+    __slots__ = ("kind", "normal", "text", "walker")
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+        self.walker: Any = None  # croniter's, once it is needed
+        fields = [CronField(number, *word) for number, word in enumerate(split_cron(text))]
+        self.kind = "wildcard" if fields[0].starred or fields[1].starred else "fixed"
+        self.normal = " ".join(field.normal for field in fields)
+        check_days(fields[DAY_FIELD], fields[MONTH_FIELD], fields[WEEKDAY_FIELD])
+
+    def next(self, wall: int) -> int | None:
+        """The next time it names after one; None if there is none any more.  Wall times, not instants."""
+        if self.walker is None:
+            rule = {"implement_cron_bug": True, "max_years_between_matches": 50}
+            self.walker = croniter.croniter(self.normal, 0.0, **rule)
+        try:
+            found = int(self.walker.get_next(float, start_time=float(wall)))
+        except (ValueError, OverflowError):  # no such date within fifty years, or the calendar ends
+            return None
+        return found if found < TIME_MAX else None
+
+
+def check_cron(text: str) -> Cron:
+    """The expression read; BadRequest with field, position, what was found and what was expected if it is none.
+
+    Needs no croniter: user code is checked where there may be none.
+    """
+    return Cron(text)
+
+
+def split_cron(text: str) -> list[tuple[str, int]]:
+    """The five or six fields of an expression, each with its position; aliases are spelled out."""
+    if not isinstance(text, str) or len(text) > CRON_CHARACTERS_MAX:
+        raise BadRequest("a cron expression is a short text", CRON_HINT)
+    for position, letter in enumerate(text, 1):
+        if letter != "\t" and not " " <= letter <= "~":
+            found = f"found {letter!r} at character {position} of {text!r:.80}"
+            raise BadRequest(f"{found}, expected ASCII text, spaces and tabs", CRON_HINT, position=position)
+    word = text.strip(" \t")
+    if word.startswith("@"):
+        if word not in CRON_ALIASES:
+            hint = did_you_mean(word.lower(), CRON_ALIASES, cron_hint(word))
+            raise BadRequest(
+                f"found '{word[:40]}', expected one of {', '.join(CRON_ALIASES)}", hint, position=1
+            )
+        word = text = CRON_ALIASES[word]
+    fields = [(found[0], found.start() + 1) for found in re.finditer(r"[^ \t]+", text)]
+    if not 5 <= len(fields) <= 6:
+        names = "minute, hour, day of month, month, day of week"
+        found = f"'{text[:80]}' has {len(fields)} field{'s' * (len(fields) != 1)}"
+        raise BadRequest(f"{found}, expected five ({names}) or six (then second)", CRON_HINT)
+    return fields
+
+
+def check_days(day: CronField, month: CronField, weekday: CronField) -> None:
+    """BadRequest for days that never come, and for the combinations that croniter takes for something else."""
+    if weekday.nth and weekday.values:
+        raise BadRequest(
+            "day of week (field 5): # and L cannot be mixed with other days", "write two schedules"
+        )
+    if weekday.nth and not day.starred:
+        message = f"day of month (field 3): found '{day.normal}', expected * beside # or L in day of week"
+        raise BadRequest(message, "write two schedules", field=day.name)
+    # Either day field may match, unless one begins with *: then both must.
+    if day.last or not (day.starred or weekday.starred or weekday.nth):
+        return
+    lengths = {DAYS_OF_MONTH[number - 1] for number in month.values} | ({28} if 2 in month.values else set())
+    possible = {date for length in lengths for date in range(1, length + 1) if fits(date, length, weekday.nth)}
+    if not day.values & possible:
+        days, months = sorted(day.values), sorted(month.values)
+        message = f"day of month (field 3) {days} never comes in month (field 4) {months}, expected a real date"
+        raise BadRequest(message, '"0 0 1 * *" runs on the first of each month', field=day.name)
+
+
+def fits(date: int, length: int, nth: set[tuple[int, str]]) -> bool:
+    """Whether a day of a month of some length can be one of such weekdays; every day can be some weekday."""
+    if not nth:
+        return True
+    numbers = [
+        range(length - 6, length + 1) if n == "l" else range(7 * int(n) - 6, 7 * int(n) + 1) for _, n in nth
+    ]
+    return any(date in days for days in numbers)
+
+
+class Times:
+    """When a schedule is due: the instants, in order, strictly after a given one."""
+
+    kind = ""
+
+    def ticks(self, after: int) -> Iterator[Tick]:
+        """The ticks after an instant."""
+        raise NotImplementedError
+
+    def next(self, after: int) -> Tick | None:
+        """The first tick after an instant."""
+        return next(self.ticks(after), None)
+
+    def between(self, after: int, until: int) -> Iterator[Tick]:
+        """The ticks after one instant and not after another."""
+        return itertools.takewhile(lambda tick: tick[0] <= until, self.ticks(after))
+
+    def latest(self, after: int, until: int, most: int) -> list[Tick]:
+        """The last ticks, at most so many, after one instant and not after another, oldest first.
+
+        However long ago the first instant is: it looks back from the second one, further and further.
+        """
+        span = 60
+        while True:
+            begin = max(after, until - span)
+            found = [*self.between(begin, until)]
+            if begin == after or len(found) >= most:
+                return found[-most:]
+            span *= 8
+
+
+class CronTimes(Times):
+    """The ticks of a cron expression in a time zone."""
+
+    def __init__(self, cron: Cron, zone: Zone) -> None:
+        self.cron, self.zone, self.kind = cron, zone, cron.kind
+
+    def ticks(self, after: int) -> Iterator[Tick]:
+        """See clock_ticks()."""
+        return clock_ticks(self.cron, self.zone, after)
+
+
+class Interval(Times):
+    """Ticks at equal distances from an anchor, whatever the runs and the clocks on walls do."""
+
+    kind = "interval"
+
+    def __init__(self, every: int, anchor: int) -> None:
+        self.every, self.anchor = every, anchor
+
+    def ticks(self, after: int) -> Iterator[Tick]:
+        """The anchor itself is none."""
+        first = max((after - self.anchor) // self.every, 0) + 1
+        return ((self.anchor + number * self.every, False) for number in itertools.count(first))
+
+
+class Once(Times):
+    """One tick."""
+
+    kind = "once"
+
+    def __init__(self, at: int) -> None:
+        self.at = at
+
+    def ticks(self, after: int) -> Iterator[Tick]:
+        """It, if it is still to come."""
+        return iter([(self.at, False)] if self.at > after else [])
+
+
+def clock_ticks(cron: Cron, zone: Zone, after: int) -> Iterator[Tick]:
+    """The instants at which a clock on a wall of the zone shows a time that the expression names.
+
+    The rule is Debian cron's.  Where the clock is set forward, fixed times that it skips are due once, at that
+    very instant; where it is set back, fixed times that it repeats are due the first time only.  Wildcard times
+    follow the clock.  Where it is set by more than three hours the new time counts at once for both.
+    croniter knows no zones here: it only walks from one wall time to the next.
+    """
+    at, offset, fixed = after, zone.offset(after), cron.kind == "fixed"
+    repeated = zone.repeated_until(after) if fixed else None
+    wall = cron.next(after + offset if repeated is None else repeated - 1)
+    while wall is not None:
+        change = zone.change(at, wall - offset)
+        if change is None:
+            at = wall - offset
+            yield at, False
+            wall = cron.next(wall)
+            continue
+        at, offset = change.at, change.after
+        shown, skipped = at + change.after, change.after - change.before
+        if fixed and 0 < skipped <= CORRECTION_S:
+            if wall < shown:
+                regular = cron.next(shown - 1) == shown
+                yield at, not regular
+                wall = cron.next(shown)
+        elif not fixed or not -CORRECTION_S < skipped < 0:
+            wall = cron.next(shown - 1)
+
+
+def read_times(cron: str | None, every: float | str | None, at: str | None, zone: Zone, anchor: int) -> Times:
+    """The schedule that is meant by one of: expression, interval, time; BadRequest unless it is just one."""
+    given = [value for value in (cron, every, at) if value is not None]
+    if len(given) != 1:
+        raise BadRequest("give one of: a cron expression, --every, --at", CRON_HINT)
+    if cron is not None:
+        return CronTimes(check_cron(cron), zone)
+    if every is not None:
+        return Interval(parse_interval(every), anchor)
+    return Once(parse_time(str(at), zone))
+
+
 # === Part II: the client ===================================================================
 # Short-lived, synchronous, light.  Speaks to the daemon in lines only.
 
-# --- 8. Command line ---------------------------------------------------------------------
+# --- 9. Command line ---------------------------------------------------------------------
 # Owns argv, stdout, stderr and the exit code of `tau`.  Calls Terminal and Client.
 # Promises one JSON document (or one a line) on stdout, everything else on stderr, and never a traceback.
 
@@ -1321,7 +2065,7 @@ FACES = {
 }
 
 
-# --- 9. Terminal -------------------------------------------------------------------------
+# --- 10. Terminal ------------------------------------------------------------------------
 # Owns how answers look: compact JSON for programs, tables and a live view for people.
 # Calls Words.  Promises that text from outside cannot control the terminal.
 
@@ -1362,6 +2106,8 @@ class View:
             text = json.dumps(document, ensure_ascii=False, indent=2)
         elif name in ("run", "wait") and "trace" in document:
             text = self.summary(document)
+        elif name == "ticks":
+            text = ticks_text(document)
         elif name == "logs":
             text = "\n".join(map(self.log_text, document["lines"]))
         else:
@@ -1476,6 +2222,12 @@ def duration(millis: float) -> str:
     return f"{minutes} min {seconds} s"
 
 
+def ticks_text(document: Json) -> str:
+    """Ticks for a person, one a line: in local time, in UTC, and whether a change of the clock has moved it."""
+    rows = zip(document["local"], document["ticks"], document["moved"], strict=True)
+    return "\n".join(f"{local}  {utc}{'  moved by DST' if moved else ''}" for local, utc, moved in rows)
+
+
 def rows_text(step: Json) -> str:
     """The row counts of a step, as far as it has any."""
     counts = ((step["rows_in"], "in"), (step["rows_out"], "out"))
@@ -1483,7 +2235,7 @@ def rows_text(step: Json) -> str:
     return f"  {text}" if text else ""
 
 
-# --- 10. Client --------------------------------------------------------------------------
+# --- 11. Client --------------------------------------------------------------------------
 # Owns one blocking connection.  Calls Wire.
 # Promises that an error comes back as its own class and that only what may be repeated is repeated.
 
@@ -1673,7 +2425,7 @@ def no_daemon(problem: OSError, place: str, port: int) -> tuple[str, str]:
 # === Part III: the daemon ==================================================================
 # Asynchronous, long-lived, one per home.  Never imports user code.
 
-# --- 11. Daemon --------------------------------------------------------------------------
+# --- 12. Daemon --------------------------------------------------------------------------
 # Owns the home: its lock, its socket, start, recovery and stop; holds Server, Executor, Feed and Store.
 # Calls everything below.  Promises one daemon per home, and that runs outlive it.
 
@@ -2068,7 +2820,7 @@ def sweep_versions(home: str, store: Store) -> None:
             shutil.rmtree(os.path.join(folder, name), ignore_errors=True)
 
 
-# --- 12. Server --------------------------------------------------------------------------
+# --- 13. Server --------------------------------------------------------------------------
 # Owns a connection: lines in, answers out, who may speak, and how much of it.  Calls the operation asked for.
 # Promises that nothing a peer sends costs another connection anything, and that no reader is buffered for ever.
 
@@ -2391,7 +3143,7 @@ def local_peer(peer: Any, group: int | None) -> str:
     return name if admitted else ""
 
 
-# --- 13. Operations ----------------------------------------------------------------------
+# --- 14. Operations ----------------------------------------------------------------------
 # Owns everything Tau can do, one function each; the docstrings are the reference manual.
 # Calls Executor, Feed and Store.  Promises verbs that may be repeated, and lists that say how to get the rest.
 
@@ -2722,7 +3474,7 @@ async def runs(call: Call, name: str | None = None, *, limit: int = 20, status: 
 
 
 @reads
-async def inspect(
+async def inspect_(
     call: Call,
     name: str | None = None,
     *,
@@ -2820,6 +3572,42 @@ async def status(call: Call) -> Json:
 
 
 @reads
+async def ticks(
+    call: Call,
+    expr: str | None = None,
+    *,
+    every: Duration | None = None,
+    timezone: str | None = None,
+    after: str | None = None,
+    limit: int = 5,
+) -> Json:
+    """Preview when a schedule is due, without a pipeline: in UTC, in local time, and whether DST has moved it.
+
+    expr          a cron expression: "0 6 * * *"; with six fields the last is seconds
+    every         an interval instead: seconds, or 15m, 1h30m; counted from --after
+    timezone      the time zone of the expression, for example Europe/London; without it the configured one
+    after         the ticks strictly after this time; without it after now
+    limit         how many
+    """
+    zone = Zone(timezone or call.daemon.settings["timezone"])
+    begin = int(time.time()) if after is None else parse_time(after, zone)
+    times = read_times(expr, every, None, zone, begin)
+    bounded(limit, TICKS_MAX)
+    # In a thread, for some expressions are due but once in forty years.
+    found = await asyncio.to_thread(lambda: [*itertools.islice(times.between(begin, TIME_MAX), limit)])
+    return preview(found, zone) | {"kind": times.kind, "timezone": zone.name}
+
+
+def preview(found: list[Tick], zone: Zone) -> Json:
+    """Ticks as an answer: their instants, what a clock shows then, whether a change of it has moved them."""
+    return {
+        "ticks": [rfc3339(at) for at, _ in found],
+        "local": [zone.local(at) for at, _ in found],
+        "moved": [moved for _, moved in found],
+    }
+
+
+@reads
 async def version(call: Call) -> Json:
     """Tell the version of the command and of the daemon."""
     return {"version": __version__, "protocol": PROTOCOL, "python": sys.version.split()[0]}
@@ -2882,7 +3670,8 @@ def listing(key: str, rows: list[Json], total: int, get: str, flag: str = "--lim
 
 def describe(store: Store, run_id: str, full: bool = False) -> Json:
     """A run as `tau inspect` prints it; unless *full*, cut to about DOCUMENT_BYTES, saying what was cut."""
-    run, attempt, steps, tail = store.ask.whole_run(run_id)
+    run, attempt, steps, tail, observed = store.ask.whole_run(run_id)
+    seen = {kind: [one for one in observed if one["kind"] == kind] for kind in OBSERVATIONS}
     ended = (attempt["ended"] if attempt else None) or {}
     spent = ("cpu_ms", "max_rss_bytes", "exit_code", "signal")
     document = {
@@ -2894,7 +3683,9 @@ def describe(store: Store, run_id: str, full: bool = False) -> Json:
         **{key: run[key] for key in ("duration_ms", "result", "error")},
         "trace": {
             "steps": nest(steps),
-            "checks": [],
+            "checks": [{"name": one["name"], "step": one["step"], **one["data"]} for one in seen["check"]],
+            "metrics": {one["name"]: one["data"]["value"] for one in seen["metric"]},
+            "progress": seen["progress"][-1]["data"] if seen["progress"] else None,
             "log_lines": attempt["log_lines"] if attempt else 0,
             "log_dropped": attempt["log_dropped"] if attempt else 0,
             "log_tail": [line["message"] for line in tail],
@@ -2907,7 +3698,7 @@ def describe(store: Store, run_id: str, full: bool = False) -> Json:
 
 def nest(steps: list[Json]) -> list[Json]:
     """The steps of an attempt as trees."""
-    shown = ("name", "status", "started_at", "duration_ms", "rows_in", "rows_out", "error")
+    shown = ("name", "status", "started_at", "duration_ms", "rows_in", "rows_out", "columns", "error")
     by_number: dict[int, Json] = {}
     roots: list[Json] = []
     for step in steps:
@@ -2992,7 +3783,7 @@ CUTS: tuple[tuple[str, Callable[[Any], Any], int], ...] = (
 )
 
 
-# --- 14. Executor ------------------------------------------------------------------------
+# --- 15. Executor ------------------------------------------------------------------------
 # Owns every isolated process from its job to its outcome, and the fork server that starts them.
 # Calls Feed and Store.  Promises at most `max_concurrent` live runs, one outcome for each, and no run twice.
 
@@ -3003,17 +3794,16 @@ READ_BYTES = 128 << 10
 BIRTH_S = 2.0
 #: An unknown journal may have taken away a permission to start: it stays this long.
 SWEEP_S = 3600.0
-#: Environment of the daemon that runs must not see: keys, and systemd's channels to the daemon itself.
-PRIVATE_ENVIRONMENT = ("TAU_API_KEY", "NOTIFY_SOCKET", "LISTEN_", "WATCHDOG_")
 
 
 class Outcome:
     """How an attempt ended: all that the executor tells the rest of Tau."""
 
-    __slots__ = ("error", "result", "status")
+    __slots__ = ("error", "result", "state", "status")
 
-    def __init__(self, status: str, result: Any, error: Json | None) -> None:
+    def __init__(self, status: str, result: Any, error: Json | None, state: Json | None = None) -> None:
         self.status, self.result, self.error = status, result, error
+        self.state = state  # what it leaves to the next run, if it has changed that
 
 
 def verdict(outcome: Json | None, ended: Json | None, stopping: str | None) -> Outcome:
@@ -3023,7 +3813,7 @@ def verdict(outcome: Json | None, ended: Json | None, stopping: str | None) -> O
     whatever came after it; an exit code of 0 without one decides nothing.
     """
     if outcome is not None and outcome["t"] == "returned" and not (stopping and outcome["stopped"]):
-        return Outcome("success", outcome["result"], None)
+        return Outcome("success", outcome["result"], None, outcome.get("state"))
     raised: Json = outcome["error"] if outcome is not None and outcome["t"] == "raised" else {}
     if stopping:
         error = bare_error(*STOPPED[stopping])
@@ -3189,7 +3979,16 @@ def trace_record(record: Json) -> Json:
         return {"t": kind, "started_at": at, "step": int(record["step"]), "parent": record["parent"], **names}
     if kind == "done":
         done = {key: record[key] for key in ("status", "duration_ms", "rows_in", "rows_out", "error")}
-        return {"t": kind, "finished_at": at, "step": int(record["step"]), **done}
+        return {
+            "t": kind,
+            "finished_at": at,
+            "step": int(record["step"]),
+            **done,
+            "columns": record.get("columns"),
+        }
+    if kind in OBSERVATIONS:
+        found = {"name": str(record["name"]), "step": record["step"], "data": dict(record["data"])}
+        return {"t": kind, "at": at, **found}
     raise KeyError(kind)
 
 
@@ -3260,8 +4059,10 @@ class Link(Protocol):
 class Starter:
     """The fork server as the executor sees it: there is always one, and it takes jobs."""
 
-    def __init__(self, settings: Json, on_message: Callable[[Json], None], on_loss: Callable[[], None]) -> None:
-        self.settings, self.on_message, self.on_loss = settings, on_message, on_loss
+    def __init__(
+        self, home: str, settings: Json, on_message: Callable[[Json], None], on_loss: Callable[[], None]
+    ) -> None:
+        self.home, self.settings, self.on_message, self.on_loss = home, settings, on_message, on_loss
         self.server: Json = {}  # identity of the fork server that jobs go to
         self.link: Link | None = None
         self.closing = False
@@ -3308,6 +4109,8 @@ class Starter:
             "grace_s": self.settings["stop_grace_s"],
             "limits": {name: self.settings[name] for name in limits},
             "boot": self.server["boot"],
+            "secrets": os.path.join(self.home, "secrets"),
+            "connections": self.settings["connections"],
         }
         assert self.link is not None
         self.link.transport.write(encode(job))
@@ -3327,7 +4130,7 @@ class Executor:
         self.folder = os.path.join(home, "runs")
         self.live: dict[str, Process] = {}  # by stem; never more than max_concurrent with a run
         self.latencies: list[float] = []  # milliseconds from queued to started, the last thousand
-        self.starter = Starter(settings, self.hear, self.on_server_loss)
+        self.starter = Starter(home, settings, self.hear, self.on_server_loss)
         self.tasks: set[asyncio.Task[None]] = set()
         self.admitting = self.again = False
         self.paused = False  # nothing is admitted any more
@@ -3673,7 +4476,7 @@ def end_session(process: Json) -> None:
                 pass
 
 
-# --- 15. Feed ----------------------------------------------------------------------------
+# --- 16. Feed ----------------------------------------------------------------------------
 # Owns who waits for which run.  Calls Store.
 # Promises that whoever waits hears of every change, in order and at its own pace: it reads the store.
 
@@ -3740,7 +4543,7 @@ class Feed:
             await change
 
 
-# --- 16. Store ---------------------------------------------------------------------------
+# --- 17. Store ---------------------------------------------------------------------------
 # Owns what is remembered and how it changes.  Calls Questions and Database.
 # Promises that a run moves only as MOVES allows, and that every change is in the ledger, in its transaction.
 
@@ -3752,6 +4555,7 @@ class Store:
         self.database = Database(database_path(settings["url"], home))
         self.max_queued = settings["max_queued"]
         self.last_id = 0  # the newest run id as a number: ids never repeat or go back
+        self.schemas: dict[tuple[str, int], Json] = {}  # (pipeline, version) → what its params must be
 
     def open(self, loop: asyncio.AbstractEventLoop) -> None:
         """The database is there, of this version, and takes writes and questions."""
@@ -3860,6 +4664,7 @@ class Store:
                     hint = f"tau inspect {row['run_id']}; use another --key"
                     raise Conflict(f"key '{key}' was used with other params", hint)
                 return row["run_id"], row["status"], True
+        demand(self.params_schema(name, live["version"]), json.loads(params), "params", f"tau show {name}")
         if self.db.execute("SELECT runs FROM totals WHERE status = 'queued'").fetchone()[0] >= self.max_queued:
             hint = "wait, or raise [scheduler] max_queued; `tau status` shows the queue"
             raise QueueFull(f"{self.max_queued:,} runs are queued already", hint)
@@ -3872,6 +4677,18 @@ class Store:
         )
         self.event("run.queued", name, run_id, {"version": live["version"], "trigger": trigger}, actor)
         return run_id, "queued", False
+
+    def params_schema(self, name: str, version: int) -> Json:
+        """The JSON Schema of what a version takes; versions never change, so it is read once."""
+        key = (name, version)
+        if key not in self.schemas:
+            found = self.db.execute(
+                "SELECT options FROM versions WHERE pipeline = ? AND version = ?", key
+            ).fetchone()
+            if len(self.schemas) > SCHEMAS_KEPT:
+                self.schemas.clear()
+            self.schemas[key] = json.loads(found["options"])["params"]
+        return self.schemas[key]
 
     def new_id(self) -> str:
         """An id later than every earlier one, whatever the clock does."""
@@ -3936,8 +4753,11 @@ class Store:
     def job(self, run_id: str, attempt: int, stem: str) -> Json:
         """What the run process is told of its attempt."""
         row = self.db.execute(
-            "SELECT r.pipeline, r.version, r.params, v.sha256, v.entry, v.function FROM runs r"
-            " JOIN versions v ON v.pipeline = r.pipeline AND v.version = r.version WHERE r.run_id = ?",
+            "SELECT r.pipeline, r.version, r.params, r.scheduled_for, v.sha256, v.entry, v.function, s.state,"
+            " (SELECT started_at FROM runs WHERE pipeline = r.pipeline AND status = 'success'"
+            " ORDER BY run_id DESC LIMIT 1) AS last_success FROM runs r"
+            " JOIN versions v ON v.pipeline = r.pipeline AND v.version = r.version"
+            " LEFT JOIN states s ON s.pipeline = r.pipeline WHERE r.run_id = ?",
             (run_id,),
         ).fetchone()
         job = to_document(row)
@@ -3946,15 +4766,19 @@ class Store:
     def add_trace(self, run_id: str, attempt: int, records: list[Json], state: Json) -> None:
         """Keeps trace records, and in the same transaction how far the journal has been read."""
         self.database.touched.add(run_id)
-        logs, steps, ends = [], {}, []
+        logs, steps, ends, observed = [], {}, [], {}
         about = {"run_id": run_id, "attempt": attempt}
         for record in records:
             if record["t"] == "log":
                 logs.append({**record, **about, "fields": json_or_null(record["fields"])})
             elif record["t"] == "step":
                 steps[record["step"]] = {**about, **dict.fromkeys(DONE_COLUMNS), "status": "running", **record}
+            elif record["t"] in OBSERVATIONS:
+                kept = record["n"] if record["t"] != "progress" else None  # of progress only the last word
+                observed[kept] = {**record, **about, "kind": record["t"], "data": encode_json(record["data"])}
             else:
-                done = {**record, "finished_n": record["n"], "error": json_or_null(record["error"])}
+                documents = {key: json_or_null(record[key]) for key in ("error", "columns")}
+                done = {**record, "finished_n": record["n"], **documents}
                 if record["step"] in steps:  # began and ended in one batch: one row, written once
                     steps[record["step"]] |= {key: done[key] for key in DONE_COLUMNS}
                 else:
@@ -3962,6 +4786,12 @@ class Store:
         self.db.executemany(ADD_LOG, logs)
         self.db.executemany(ADD_STEP, steps.values())
         self.db.executemany(END_STEP, ends)
+        if None in observed:
+            self.db.execute(
+                "DELETE FROM observations WHERE run_id = ? AND attempt = ? AND kind = 'progress'",
+                (run_id, attempt),
+            )
+        self.db.executemany(ADD_OBSERVATION, observed.values())
         self.db.execute(
             "UPDATE attempts SET position = ?, process = ?, outcome = ?, ended = ?,"
             " log_lines = ?, log_dropped = ? WHERE run_id = ? AND attempt = ?",
@@ -3997,12 +4827,23 @@ class Store:
             *(json_or_null(outcome.result), json_or_null(outcome.error)),
         )
         if moved:
+            self.keep_state(run_id, outcome.state)
             row = self.db.execute("SELECT pipeline FROM runs WHERE run_id = ?", (run_id,)).fetchone()
             data: Json = {"status": outcome.status, "duration_ms": took}
             if outcome.error is not None:
                 data["error"] = {key: outcome.error[key] for key in ("kind", "type", "message", "fingerprint")}
                 data["error"]["message"] = data["error"]["message"][:500]
             self.event("run.finished", row["pipeline"], run_id, data)
+
+    def keep_state(self, run_id: str, state: Json | None) -> None:
+        """What a successful run leaves to the next one of its pipeline, if it has changed it."""
+        if state is not None:
+            self.db.execute(
+                "INSERT INTO states SELECT pipeline, ?, run_id, ? FROM runs WHERE run_id = ?"
+                " ON CONFLICT (pipeline) DO UPDATE SET state = excluded.state, run_id = excluded.run_id,"
+                " updated_at = excluded.updated_at",
+                (encode_json(state), rfc3339(time.time()), run_id),
+            )
 
     def note_stopping(self, run_id: str, attempt: int, status: str) -> None:
         """Remembers why a run is being stopped, for a daemon that comes after a crash."""
@@ -4013,8 +4854,9 @@ class Store:
 
 #: How often an attempt that never began is handed to a fork server: each time a daemon or a server was killed.
 STARTS_MAX = 20
+SCHEMAS_KEPT = 10_000
 NOWHERE = '{"journal":0,"stdout":0,"stderr":0,"n":0,"bad":0}'
-DONE_COLUMNS = ("status", "duration_ms", "rows_in", "rows_out", "error", "finished_at", "finished_n")
+DONE_COLUMNS = ("status", "duration_ms", "rows_in", "rows_out", "columns", "error", "finished_at", "finished_n")
 STEP_COLUMNS = ("run_id", "attempt", "step", "parent", "name", "path", "started_at", "n", *DONE_COLUMNS)
 LOG_COLUMNS = ("run_id", "attempt", "n", "at", "level", "step", "stream", "message", "fields")
 
@@ -4026,6 +4868,7 @@ def insert(table: str, columns: Sequence[str]) -> str:
 
 ADD_STEP = insert("steps", STEP_COLUMNS)
 ADD_LOG = insert("logs", LOG_COLUMNS)
+ADD_OBSERVATION = insert("observations", ("run_id", "attempt", "n", "kind", "at", "step", "name", "data"))
 END_STEP = (
     f"UPDATE steps SET {', '.join(f'{name} = :{name}' for name in DONE_COLUMNS)}"
     " WHERE run_id = :run_id AND attempt = :attempt AND step = :step"
@@ -4037,7 +4880,7 @@ def json_or_null(value: Any) -> str | None:
     return None if value is None else encode_json(value)
 
 
-# --- 17. Questions -----------------------------------------------------------------------
+# --- 18. Questions -----------------------------------------------------------------------
 # Owns what is asked of the store: one method a question, on the loop.  Calls Records.
 # Promises documents with the names of the columns, each answer of one moment.
 
@@ -4113,6 +4956,11 @@ class Questions:
             "version": rows[0]["version"],
             "params": options["params"],
             "schedule": None,
+            "options": {
+                key: value
+                for key, value in options.items()
+                if key not in ("description", "tags", "params", "function")
+            },
             "created_at": rows[0]["created_at"],
             "updated_at": rows[0]["updated_at"],
             "versions": [
@@ -4205,11 +5053,11 @@ class Questions:
         totals = self.totals()
         return rows, sum(totals[status] for status in FAILURES)
 
-    def whole_run(self, run_id: str) -> tuple[Json, Json | None, list[Json], list[Json]]:
-        """A run, its last attempt, the attempt's steps, and its last log lines."""
+    def whole_run(self, run_id: str) -> tuple[Json, Json | None, list[Json], list[Json], list[Json]]:
+        """A run, its last attempt, the attempt's steps, its last log lines, what it observed."""
         return self.snapshot(lambda: self.run_parts(run_id))
 
-    def run_parts(self, run_id: str) -> tuple[Json, Json | None, list[Json], list[Json]]:
+    def run_parts(self, run_id: str) -> tuple[Json, Json | None, list[Json], list[Json], list[Json]]:
         """Those parts, from one moment."""
         run = self.rows("SELECT * FROM runs WHERE run_id = ?", run_id)[0]
         attempts = self.rows("SELECT * FROM attempts WHERE run_id = ? AND attempt = ?", run_id, run["attempt"])
@@ -4218,7 +5066,10 @@ class Questions:
             "SELECT message FROM logs WHERE run_id = ? AND attempt = ? ORDER BY n DESC LIMIT 5",
             *(run_id, run["attempt"]),
         )
-        return run, attempts[0] if attempts else None, steps, tail[::-1]
+        observed = self.rows(
+            "SELECT * FROM observations WHERE run_id = ? AND attempt = ?", run_id, run["attempt"]
+        )
+        return run, attempts[0] if attempts else None, steps, tail[::-1], observed
 
     def logs(
         self, run_id: str, levels: Sequence[str], step: str | None, tail: int
@@ -4268,7 +5119,15 @@ class Questions:
                 f"SELECT * FROM steps WHERE {where} AND (n BETWEEN ? AND ? OR finished_n BETWEEN ? AND ?)",
                 *(run_id, attempt, seen + 1, last, seen + 1, last),
             )
+            observed = self.rows(
+                f"SELECT * FROM observations WHERE {where} AND n BETWEEN ? AND ?",
+                run_id,
+                attempt,
+                seen + 1,
+                last,
+            )
             found = [(line["n"], log_event(line)) for line in logs]
+            found += [(one["n"], observation_event(one)) for one in observed]
             for step in steps:
                 found += [(n, event) for n, event in step_events(step) if seen < n <= last]
             if found:
@@ -4314,6 +5173,11 @@ def log_event(line: Json) -> Json:
     return {"type": "log", **{key: line[key] for key in ("at", "level", "step", "stream", "message", "fields")}}
 
 
+def observation_event(one: Json) -> Json:
+    """A check, a metric or a word of progress as a followed event."""
+    return {"type": one["kind"], **{key: one[key] for key in ("at", "step", "name")}, **one["data"]}
+
+
 def step_events(step: Json) -> Iterator[tuple[int, Json]]:
     """A step as one or two followed events, each with its place in the trace."""
     yield step["n"], {"type": "step.started", "at": step["started_at"], "step": step["path"]}
@@ -4323,7 +5187,7 @@ def step_events(step: Json) -> Iterator[tuple[int, Json]]:
         yield step["finished_n"], end | {key: step[key] for key in shown}
 
 
-# --- 18. Database ------------------------------------------------------------------------
+# --- 19. Database ------------------------------------------------------------------------
 # Owns the SQLite file: its two connections, its migrations, and the one thread that writes.  Calls Records.
 # Promises that what is answered is on disk, that writes share commits, and that their failures are their own.
 
@@ -4519,7 +5383,7 @@ def storage_error(problem: Exception) -> TauError:
 # === Part IV: the run process ==============================================================
 # One per attempt; the only place where user code runs.  Speaks to nobody: it writes its journal.
 
-# --- 19. Fork server ---------------------------------------------------------------------
+# --- 20. Fork server ---------------------------------------------------------------------
 # Owns the processes that run user code, from permission to end record.  Calls Run process.
 # Promises that nothing a process started outlives it, and that its end is written down even without a daemon.
 
@@ -4880,7 +5744,7 @@ def spawned_process() -> int:
     os._exit(run_process(job, settle_in()))
 
 
-# --- 20. Run process ---------------------------------------------------------------------
+# --- 21. Run process ---------------------------------------------------------------------
 # Owns one attempt from its first record to its last.  Calls Pipeline API and Trace.
 # Promises a returned or a raised record whenever Python itself lives to write it.
 
@@ -4933,10 +5797,9 @@ def run_process(job: Json, born: str | None) -> int:
     try:
         try:
             streams = prepare(job, journal)
-            result = load_pipelines(job) if job["kind"] == "load" else call_pipeline(job, journal)
+            record = WORK[job["kind"]](job, journal)
         finally:
             journal.settled = True  # from here on a request to stop comes too late
-        record = returned(result, job["limits"]["result_bytes"], journal)
     except BaseException as problem:  # SystemExit and KeyboardInterrupt too: whatever ends a run is its outcome
         journal.settled = True
         document = error_document(problem, job["folder"], journal)
@@ -4958,6 +5821,7 @@ def prepare(job: Json, journal: Journal) -> tuple[Captured, ...]:
         file = os.open(f"{job['journal']}.{stream}", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         os.dup2(file, number)
         os.close(file)
+    journal.owns_output = True
     try:
         os.chdir(job["directory"])
     except FileNotFoundError:
@@ -4984,14 +5848,14 @@ def prepare(job: Json, journal: Journal) -> tuple[Captured, ...]:
 
 
 def load_module(folder: str, entry: str) -> None:
-    """Executes the deployed file as a module of its own name."""
+    """Executes the deployed file as a module of its own name; modules beside it can be imported."""
     path = os.path.join(folder, entry)
     name = os.path.basename(entry).removesuffix(".py")
     if name in sys.modules:  # `json.py`, `tau.py`: what others have imported must stay what it is
         name = f"pipeline_{name}"
     module = type(sys)(name)
     module.__file__ = path
-    sys.path.insert(0, folder)
+    sys.path.insert(0, os.path.dirname(path))
     sys.modules[name] = module
     exec(compiled(path), module.__dict__)
 
@@ -5020,18 +5884,62 @@ def compiled(path: str) -> CodeType:
     return code
 
 
-def load_pipelines(job: Json) -> list[Json]:
+def load_pipelines(job: Json, journal: Journal) -> Json:
     """Loads a file and says which pipelines it has."""
     load_module(job["folder"], job["entry"])
-    return [one.to_json() for one in PIPELINES]
+    return returned([one.to_json() for one in PIPELINES], LINE_BYTES_MAX, journal)
 
 
-def call_pipeline(job: Json, journal: Journal) -> Any:
-    """Loads the file and calls its pipeline, in an event loop if it is a coroutine."""
+def scan_files(job: Json, journal: Journal) -> Json:
+    """Says which secrets the files of a deployment name, and which imports they lack, without running them."""
+    secrets: dict[str, str | None] = {}
+    imports: dict[str, bool] = {}
+    sys.path.insert(0, os.path.dirname(os.path.join(job["folder"], job["entry"])))
+    for path in job["files"]:
+        with open(os.path.join(job["folder"], path), "rb") as file:
+            nodes = [*ast.walk(ast.parse(file.read(), path))]
+        for name in named_secrets(nodes):
+            secrets[name] = read_secret(name, job["secrets"])[1]
+        imports |= {name: find_module(name) for name in named_imports(nodes)}
+    missing = sorted(name for name, found in imports.items() if not found)
+    return returned(
+        {"secrets": dict(sorted(secrets.items())), "missing_imports": missing}, LINE_BYTES_MAX, journal
+    )
+
+
+def named_secrets(nodes: Iterable[ast.AST]) -> Iterator[str]:
+    """The names in `….secret("NAME")`."""
+    for node in nodes:
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "secret":
+            given = [*node.args[:1], *(word.value for word in node.keywords if word.arg == "name")]
+            if given and isinstance(given[0], ast.Constant) and isinstance(given[0].value, str):
+                yield given[0].value
+
+
+def named_imports(nodes: Iterable[ast.AST]) -> Iterator[str]:
+    """The top-level modules that are imported, but for relative ones."""
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            yield from (alias.name.partition(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and not node.level and node.module:
+            yield node.module.partition(".")[0]
+
+
+def call_pipeline(job: Json, journal: Journal) -> Json:
+    """Loads the file and calls its pipeline; the record of its return."""
     load_module(job["folder"], job["entry"])
     journal.loaded = True
     chosen = next(one for one in PIPELINES if one.name == job["function"])
-    value = chosen.function(PipelineContext(job, journal))
+    context = PipelineContext(job, journal)
+    context.params = chosen.parameters.convert(job["params"])
+    result = call_function(chosen, context, journal)
+    return returned(result, job["limits"]["result_bytes"], journal) | context.changed_state()
+
+
+def call_function(chosen: Pipeline, context: PipelineContext, journal: Journal) -> Any:
+    """What the author's function returns, in an event loop if it is a coroutine."""
+    named = chosen.parameters.types or chosen.parameters.takes_others
+    value = chosen.function(context, **context.params) if named else chosen.function(context)
     if not hasattr(value, "__await__"):
         return value
 
@@ -5056,10 +5964,20 @@ def returned(result: Any, most: int, journal: Journal) -> Json:
     return {"t": "returned", "result": plain_result, "stopped": journal.stopped}
 
 
+#: What a process may be for.
+WORK: dict[str, Callable[[Json, Journal], Json]] = {
+    "run": call_pipeline,
+    "load": load_pipelines,
+    "scan": scan_files,
+}
+
+
 def wind_down(record: Json, journal: Journal, streams: Iterable[Captured]) -> int:
     """Ends the process as the interpreter would: the outcome first, then threads, exit handlers, open files."""
     for stream in streams:
         stream.finish()
+    for sieve in journal.sieves:
+        sieve.finish()
     journal.finish()
     journal.write_outcome(record | {"at": now(), "mono": monotonic()})
     try:
@@ -5118,8 +6036,9 @@ class Captured(io.TextIOBase):
         for line in lines:
             self.emit(line)
         if len(rest) > LOG_LINE_BYTES_MAX:
-            self.emit(rest)
-            rest = ""
+            keep = len(rest) - SECRETS.longest  # what may be the beginning of a secret waits for its end
+            self.emit(rest[:keep])
+            rest = rest[keep:]
         self.partial[thread] = rest
         return len(text)
 
@@ -5149,8 +6068,8 @@ class Captured(io.TextIOBase):
         return io.FileIO(self.descriptor, "wb", closefd=False)
 
 
-# --- 21. Pipeline API --------------------------------------------------------------------
-# Owns what user code sees: @pipeline, PipelineContext, Step.  Calls Trace.
+# --- 22. Pipeline API --------------------------------------------------------------------
+# Owns what user code sees: @pipeline, PipelineContext, Step.  Calls Parameters, Rows, Places and Trace.
 # Promises that using it outside a run (a test, a REPL) does nothing surprising.
 
 
@@ -5161,8 +6080,9 @@ PIPELINES: list[Pipeline] = []
 class Pipeline:
     """One decorated function."""
 
-    def __init__(self, function: Callable[..., Any], name: str, description: str, tags: list[str]) -> None:
-        self.function, self.name, self.description, self.tags = function, name, description, tags
+    def __init__(self, function: Callable[..., Any], name: str, options: Json) -> None:
+        self.function, self.name, self.options = function, name, options
+        self.parameters = Parameters(function)
 
     def to_json(self) -> Json:
         """What `deploy` stores of it."""
@@ -5170,9 +6090,8 @@ class Pipeline:
         return {
             "name": self.name,
             "function": self.name,
-            "description": self.description,
-            "tags": self.tags,
-            "params": {"type": "object"},
+            **self.options,
+            "params": self.parameters.schema(),
             "line": code.co_firstlineno if code is not None else None,
         }
 
@@ -5183,42 +6102,166 @@ def pipeline(
     name: str | None = None,
     description: str | None = None,
     tags: Sequence[str] = (),
+    schedule: str | None = None,
+    every: float | str | None = None,
+    timezone: str | None = None,
+    timeout: float | str | None = None,
+    retries: int = 0,
+    retry_delay: float | str = 0.0,
+    max_concurrent: int | None = None,
+    overlap: str = "skip",
+    misfire: str = "last",
+    catchup_window: float | str = "24h",
+    after: str | Sequence[str] = (),
 ) -> Any:
     """Makes a function, sync or async, a pipeline; it stays callable as it is.
 
     *name* (default: the function's) is what `tau run` takes; *description* (default: the first line of the
-    docstring) and *tags* are shown by `tau list`.  The function is called with a PipelineContext; what it
-    returns is the run's result.  Raises BadRequest for an impossible name or function.
+    docstring) and *tags* are shown by `tau list`.  *schedule* is a cron expression, or *every* an interval,
+    in *timezone*; *overlap*, *misfire* and *catchup_window* say what becomes of ticks that cannot run at
+    their time; *after* names pipelines that it follows.  *timeout* ends an attempt; *retries* is how many
+    more follow a failed one, *retry_delay* apart; *max_concurrent* is how many of its runs are live at once.
+    Durations are seconds or text such as `"15m"`.  The function is called with a PipelineContext and, by
+    their names, its params; what it returns is the run's result.  Raises BadRequest for what cannot be.
     """
+    told: Json = {"tags": tags, "schedule": schedule, "every": every, "timezone": timezone, "timeout": timeout}
+    told |= {"retries": retries, "retry_delay": retry_delay, "max_concurrent": max_concurrent}
+    told |= {"overlap": overlap, "misfire": misfire, "catchup_window": catchup_window, "after": after}
 
     def register(decorated: Function) -> Function:
-        code: CodeType | None = getattr(decorated, "__code__", None)
-        if code is not None and not code.co_argcount and not code.co_flags & 4:  # CO_VARARGS
-            raise BadRequest(f"{code.co_name}() must take a PipelineContext", f"def {code.co_name}(ctx): ...")
         chosen = decorated.__name__ if name is None else name
         check_name(chosen)
-        if isinstance(tags, str) or not all(isinstance(tag, str) for tag in tags):
-            raise BadRequest("tags must be a list of strings", 'tags=["daily"]')
-        summary = description
-        if summary is None:
-            summary = (decorated.__doc__ or "").strip().partition("\n")[0]
-        PIPELINES.append(Pipeline(decorated, chosen, summary, [*tags]))
+        summary = (decorated.__doc__ or "").strip().partition("\n")[0] if description is None else description
+        PIPELINES.append(Pipeline(decorated, chosen, {"description": summary, **check_pipeline(told)}))
         return decorated
 
     return register if function is None else register(function)
 
 
+OVERLAPS = ("skip", "queue", "cancel_running", "allow")
+MISFIRES = ("last", "skip", "all")
+RETRIES_MAX = 100
+
+
+def check_seconds(value: Any) -> float:
+    """A duration in seconds: a number, text such as 15m, or a timedelta."""
+    return parse_duration(value.total_seconds() if hasattr(value, "total_seconds") else value)
+
+
+def check_limit(value: Any) -> float:
+    """A duration that is longer than nothing."""
+    seconds = check_seconds(value)
+    if not seconds:
+        raise BadRequest("a limit of no time at all", "leave it out for none")
+    return seconds
+
+
+def check_count(least: int, most: int) -> Callable[[Any], int]:
+    """A whole number within bounds."""
+
+    def check(value: Any) -> int:
+        if type(value) is not int or not least <= value <= most:
+            raise BadRequest(f"expected a whole number from {least} to {most:,}, not {safe_repr(value)}")
+        return value
+
+    return check
+
+
+def check_choice(choices: tuple[str, ...]) -> Callable[[Any], str]:
+    """One of some words."""
+
+    def check(value: Any) -> str:
+        if value not in choices:
+            raise BadRequest(f"expected one of {', '.join(choices)}, not {safe_repr(value)}")
+        return str(value)
+
+    return check
+
+
+def check_words(value: Any) -> list[str]:
+    """A list of texts."""
+    if isinstance(value, str) or not all(isinstance(word, str) for word in value):
+        raise BadRequest("expected a list of strings", 'tags=["daily"]')
+    return [*value]
+
+
+def check_names(value: Any) -> list[str]:
+    """A pipeline's name, or a list of them."""
+    names = check_words([value] if isinstance(value, str) else value)
+    for name in names:
+        check_name(name)
+    return names
+
+
+def check_zone_name(value: Any) -> str:
+    """The name of a time zone."""
+    check_zone(str(value))
+    return str(value)
+
+
+#: Option of @pipeline → what checks it and makes JSON of it.  None means that the option is not used.
+PIPELINE_OPTIONS: dict[str, Callable[[Any], Any]] = {
+    "tags": check_words,
+    "schedule": lambda value: check_cron(value).text,
+    "every": lambda value: parse_interval(check_seconds(value)),
+    "timezone": check_zone_name,
+    "timeout": check_limit,
+    "retries": check_count(0, RETRIES_MAX),
+    "retry_delay": check_seconds,
+    "max_concurrent": check_count(1, 10_000),
+    "overlap": check_choice(OVERLAPS),
+    "misfire": check_choice(MISFIRES),
+    "catchup_window": check_seconds,
+    "after": check_names,
+}
+
+
+def check_pipeline(told: Json) -> Json:
+    """The options of @pipeline as JSON; BadRequest names the one that cannot be."""
+    if told["schedule"] is not None and told["every"] is not None:
+        raise BadRequest("@pipeline: schedule and every are two ways to say when", "choose one of them")
+    checked = {}
+    for name, check in PIPELINE_OPTIONS.items():
+        try:
+            checked[name] = None if told[name] is None else check(told[name])
+        except BadRequest as problem:
+            raise BadRequest(f"@pipeline({name}=…): {problem}", problem.hint, **problem.detail) from None
+    return checked
+
+
 class PipelineContext:
-    """What a pipeline function is given: its run, its params, its log and its steps."""
+    """What a pipeline function is given: its run, its params, its data, its log and its steps.
+
+    `extract`, `transform`, `load`, `sql` and `check` work at once, and their answers can be awaited too;
+    only where an async function of yours has to be waited for, `await` is needed.
+    """
 
     def __init__(self, job: Json, journal: Journal) -> None:
-        self._journal = journal
+        self._journal, self._job = journal, job
         self.run_id: str = job["run_id"]
         self.pipeline: str = job["pipeline"]
         self.version: int = job["version"]
         self.attempt: int = job["attempt"]
         self.params: Json = job["params"]
         self.data_dir: str = job["directory"]
+        #: What the last successful run left here; kept if this run succeeds.  A small JSON object.
+        self.state: Json = json.loads(encode_json(job.get("state") or {}))
+        self._around = Surroundings(job, journal)
+
+    @property
+    def scheduled_for(self) -> datetime.datetime | None:
+        """The instant this run was due (aware, UTC); None if nobody scheduled it."""
+        return moment(self._job.get("scheduled_for"))
+
+    @property
+    def last_successful_run(self) -> datetime.datetime | None:
+        """When the last successful run of this pipeline began (aware, UTC); None if there is none.
+
+        Its beginning and not its end: reading what has changed since then misses nothing.
+        """
+        return moment(self._job.get("last_success"))
+
+    # What happened.
 
     def log(self, message: object, level: str = "info", **fields: Any) -> None:
         """Adds a line to the run's log, with *fields* as JSON beside it.
@@ -5237,6 +6280,107 @@ class PipelineContext:
         """
         return Step(self._journal, name)
 
+    def progress(self, done: float, total: float | None = None, message: str = "") -> None:
+        """Says how far the run is: shown live, and the last word is kept."""
+        told = {"done": number(done, "done"), "total": None if total is None else number(total, "total")}
+        self._journal.progress({**told, "message": str(message)[:500]}, CURRENT.get())
+
+    def metric(self, name: str, value: float) -> None:
+        """Keeps a number under a name: rows rejected, euros billed, seconds behind."""
+        self._journal.observe("metric", str(name)[:WORD_MAX], {"value": number(value, name)}, CURRENT.get())
+
+    # Data.
+
+    def extract(self, source: Any, resource: str | None = None, *, stream: bool = False, **options: Any) -> Any:
+        """The rows of a source, a list of dicts; with *stream* batches of them, in bounded memory.
+
+        *source* is a path or URL (file, http, database, anything fsspec or SQLAlchemy know), a connection of
+        tau.toml or the name of an @source; *resource* the table, query or file in it.  Raises SourceError.
+        """
+        place = find_place(source, resource, self._around, options)
+        step = self.step(f"extract {place.label}")
+        batches = place.read(int(options.get("batch_rows", BATCH_ROWS)) if stream else None)
+        return Stream(step, batches) if stream else eager(gather_rows(step, batches))
+
+    def transform(self, data: Any, steps: Sequence[Any]) -> Any:
+        """The rows that come out of *steps*, one after the other.
+
+        A step is a function of the rows, a @per_row function of each, or SQL over the table `data`, where
+        `:name` is one of the run's params.  Of a stream the steps see one batch at a time.
+        """
+        whole = self.step("transform")
+        parts = [(self.step(name_of_step(step)), make_step(step, self.params)) for step in steps]
+        if isinstance(data, Stream):
+            return stream_through(whole, parts, data)
+        return eager(pass_through(whole, parts, as_rows(data)))
+
+    def load(
+        self, target: Any, data: Any, resource: str | None = None, *, mode: str = "append",
+        key: str | Sequence[str] = (), **options: Any,
+    ) -> Any:  # fmt: skip
+        """Writes rows to a target, a place as `extract` reads them from; how many.
+
+        *mode* is append, replace, or upsert by *key*.  A missing table is made, new columns are added; a load
+        that fails leaves the target as it was.  Raises SourceError.
+        """
+        keys = check_mode(mode, key)
+        place = find_place(target, resource, self._around, options, writing=True)
+        return eager(load_rows(self.step(f"load {place.label}"), place, data, mode, keys))
+
+    def sql(self, query: str, params: Mapping[str, Any] | None = None, connection: str | None = None) -> Any:
+        """The rows of a query, or how many rows a statement changed; `:name` stands for a value of *params*.
+
+        *connection* is a URL or a connection of tau.toml; without it `[connections.default]`.
+        """
+        place = find_warehouse(connection, self._around)
+        step = self.step(f"sql {brief(query)}")
+        return eager(ask_warehouse(step, place, query, dict(params or {})))
+
+    def check(self, *assertions: Any, severity: str = "error") -> Any:
+        """Records assertions: booleans, functions, or (name, boolean); raises CheckFailed if any is false.
+
+        One without a name is named by its source text.  severity="warn" only records; true if all hold.
+        """
+        if severity not in SEVERITIES:
+            raise BadRequest(f"there is no severity '{severity}'", ", ".join(SEVERITIES))
+        return eager(check_all(self._journal, name_assertions(assertions), severity))
+
+    def secret(self, name: str, default: str | None = None) -> str:
+        """A secret: from the environment, $CREDENTIALS_DIRECTORY, or <home>/secrets; else *default*.
+
+        Wherever Tau keeps or prints text its value is `***`.  Raises MissingSecret, which says where to put it.
+        """
+        value = read_secret(name, self._job["secrets"])[0]
+        if value is None:
+            value = default
+        if value is None:
+            places = f"export {name}=… for taud, or write it to {self._job['secrets']}/{name} (chmod 600)"
+            raise MissingSecret(f"there is no secret '{name}'", places)
+        self._journal.hide(value)
+        return value
+
+    def changed_state(self) -> Json:
+        """`{"state": …}` if the author has changed it; BadResult if it has no JSON form or is too large."""
+        state = to_json(self.state, "ctx.state")
+        if state == (self._job.get("state") or {}):
+            return {}
+        if not isinstance(state, dict) or len(encode(state)) > STATE_BYTES_MAX:
+            raise BadResult(f"ctx.state must be an object of at most {STATE_BYTES_MAX:,} bytes")
+        return {"state": state}
+
+
+def number(value: Any, name: str) -> float:
+    """A finite number; BadRequest names what is none."""
+    plain_value = to_number(value)
+    if plain_value is None:
+        raise BadRequest(f"{name} must be a finite number, not {safe_repr(value)}", "ctx.metric('rows', 42)")
+    return plain_value
+
+
+def moment(text: str | None) -> datetime.datetime | None:
+    """An instant of the store as an aware datetime."""
+    return None if text is None else datetime.datetime.fromisoformat(text)
+
 
 def to_fields(fields: Json) -> Json:
     """The fields of a log line as JSON; what has no JSON form becomes its repr: logging must not fail."""
@@ -5249,85 +6393,2174 @@ def to_fields(fields: Json) -> Json:
     return document
 
 
-class Step:
-    """A timed part of a run, entered with `with` or `async with`."""
+def source(name: str) -> Callable[[Function], Function]:
+    """Makes a function a source: `ctx.extract("name", resource=…, **options)` answers with its rows.
 
-    __slots__ = (
-        *("began", "depth", "journal", "name", "number", "outer", "path", "quoted"),
-        *("recorded", "rows_in", "rows_out"),
+    It is called with *resource* if it takes one, and the options; sync or async, a list or a generator.
+    """
+    return register_place(SOURCES, "source", name)
+
+
+def target(name: str) -> Callable[[Function], Function]:
+    """Makes a function a target: `ctx.load("name", rows, …)` calls it with the rows, a list.
+
+    It is also given *resource*, *mode* and *key* as far as it takes them, and the options; what it returns
+    is how many rows it wrote, all of them if it returns None.
+    """
+    return register_place(TARGETS, "target", name)
+
+
+def per_row(function: Callable[[Json], Any]) -> PerRow:
+    """Marks a step of `ctx.transform` that is called with each row, not with all.
+
+    It returns the row that takes its place, None to drop it, or a list of rows.
+    """
+    return PerRow(function)
+
+
+# --- 23. Parameters ----------------------------------------------------------------------
+# Owns how a pipeline's signature becomes a JSON Schema, and JSON the values of its annotations.  Calls Trace.
+# Promises that what the schema admits can be converted.
+
+
+class ParamType:
+    """A type that a param may have: its JSON Schema, and what makes a Python value of its JSON."""
+
+    __slots__ = ("convert", "schema")
+
+    def __init__(self, schema: Json, convert: Callable[[Any], Any] | None = None) -> None:
+        self.schema, self.convert = schema, convert or (lambda value: value)
+
+
+#: A type's full name → its schema and converter.
+SCALARS: dict[str, tuple[Json, Callable[[Any], Any] | None]] = {
+    "builtins.str": ({"type": "string"}, None),
+    "builtins.int": ({"type": "integer"}, None),
+    "builtins.float": ({"type": "number"}, float),
+    "builtins.bool": ({"type": "boolean"}, None),
+    "builtins.dict": ({"type": "object"}, None),
+    "builtins.list": ({"type": "array"}, None),
+    "builtins.NoneType": ({"type": "null"}, None),
+    "builtins.object": ({}, None),
+    "typing.Any": ({}, None),
+    "datetime.date": ({"type": "string", "format": "date"}, lambda text: datetime.date.fromisoformat(text)),
+    "datetime.datetime": (
+        {"type": "string", "format": "date-time"},
+        lambda text: datetime.datetime.fromisoformat(text),
+    ),
+    "datetime.time": ({"type": "string", "format": "time"}, lambda text: datetime.time.fromisoformat(text)),
+    "datetime.timedelta": ({"type": "number"}, lambda seconds: datetime.timedelta(seconds=seconds)),
+    "decimal.Decimal": (
+        {"anyOf": [{"type": "string", "format": "decimal"}, {"type": "number"}]},
+        lambda value: decimal.Decimal(str(value)),
+    ),
+    "uuid.UUID": ({"type": "string", "format": "uuid"}, lambda text: uuid.UUID(text)),
+}
+
+
+class Parameters:
+    """What a pipeline function takes besides its context; or, without one, the fields of a record."""
+
+    def __init__(self, function: Callable[..., Any] | None = None) -> None:
+        self.types: dict[str, ParamType] = {}
+        self.defaults: Json = {}
+        self.others = False  # whether any key may be given
+        self.takes_others = False  # whether the function takes those it does not name, as **params
+        code: CodeType | None = getattr(function, "__code__", None)
+        if code is not None and code.co_argcount == 1 and not code.co_kwonlyargcount and not code.co_flags & 12:
+            self.others = True  # only the context: there is nothing to find out
+        elif function is not None:
+            self.read(function, code.co_name if code is not None else "the pipeline")
+
+    def read(self, function: Callable[..., Any], name: str) -> None:
+        """Reads the signature; BadRequest for one that cannot be called with a context and params."""
+        found = [*inspect.signature(function).parameters.values()]
+        if not found or found[0].kind in (found[0].KEYWORD_ONLY, found[0].VAR_KEYWORD):
+            raise BadRequest(f"{name}() must take a PipelineContext", f"def {name}(ctx): ...")
+        rest = found[1:]
+        self.others = not rest
+        for one in rest:
+            if one.kind is one.POSITIONAL_ONLY:
+                raise BadRequest(f"{name}(): '{one.name}' must not be positional-only", "params come by name")
+            if one.kind is one.VAR_KEYWORD:
+                self.others = self.takes_others = True
+            elif one.kind is not one.VAR_POSITIONAL:
+                self.add(one.replace(annotation=hint_of(function, one)))
+
+    def add(self, one: inspect.Parameter) -> None:
+        """One more named param."""
+        found = param_type(one.annotation, one.name)
+        if one.default is not one.empty:
+            self.defaults[one.name] = one.default
+            if one.default is None and mismatch(found.schema, None, "") is not None:
+                found = any_of([found, ParamType({"type": "null"})])
+        self.types[one.name] = found
+
+    def schema(self) -> Json:
+        """The params as JSON Schema."""
+        properties = {}
+        for name, found in self.types.items():
+            properties[name] = found.schema
+            if name in self.defaults:
+                properties[name] = found.schema | {"default": default_json(self.defaults[name])}
+        if not properties and self.others:
+            return {"type": "object"}
+        required = [name for name in properties if name not in self.defaults]
+        shape: Json = {"type": "object", "properties": properties, "required": required}
+        return shape if self.others else shape | {"additionalProperties": False}
+
+    def convert(self, given: Json) -> Json:
+        """The params by name, as values of their annotations, with defaults for what is not given."""
+        values = {name: self.types[name].convert(v) if name in self.types else v for name, v in given.items()}
+        return {name: default for name, default in self.defaults.items() if name not in values} | values
+
+
+def hint_of(function: Callable[..., Any], one: inspect.Parameter) -> Any:
+    """A param's annotation, evaluated where it is text."""
+    if one.annotation is one.empty:
+        return object
+    if not isinstance(one.annotation, str):
+        return one.annotation
+    try:
+        return eval(one.annotation, inspect.unwrap(function).__globals__)
+    except Exception as problem:
+        message = f"the annotation of '{one.name}' cannot be resolved: {problem}"
+        raise BadRequest(message, "import it outside of TYPE_CHECKING") from problem
+
+
+def default_json(value: Any) -> Any:
+    """A default as JSON, as far as it has a JSON form."""
+    try:
+        return to_json(value, "default")
+    except BadResult:
+        return safe_repr(value)
+
+
+def param_type(hint: Any, name: str) -> ParamType:
+    """What an annotation stands for; BadRequest if JSON cannot carry it."""
+    full_name = f"{getattr(hint, '__module__', '')}.{getattr(hint, '__qualname__', '') or hint}"
+    if hint is None or full_name in SCALARS:
+        return ParamType(*SCALARS["builtins.NoneType" if hint is None else full_name])
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    for shape in (union_type, literal_type, enum_type, record_type, array_type, object_type, path_type):
+        if (found := shape(hint, origin, arguments, name)) is not None:
+            return found
+    known = "str, int, float, bool, date, datetime, Decimal, UUID, Path, Enum, Literal, list[…], dict[str, …]"
+    raise BadRequest(f"param '{name}': JSON cannot carry {safe_repr(hint)}", f"use {known}, … | None")
+
+
+def any_of(options: list[ParamType]) -> ParamType:
+    """One of several types: the first that fits."""
+
+    def convert(value: Any) -> Any:
+        return next(one for one in options if mismatch(one.schema, value, "") is None).convert(value)
+
+    return ParamType({"anyOf": [one.schema for one in options]}, convert)
+
+
+def union_type(hint: Any, origin: Any, arguments: tuple[Any, ...], name: str) -> ParamType | None:
+    """`int | None`, `Optional`, `Union`; of `Annotated` what is annotated."""
+    if hasattr(hint, "__metadata__"):
+        return param_type(arguments[0], name)
+    if origin is typing.Union or getattr(origin, "__name__", "") == "UnionType":
+        return any_of([param_type(one, name) for one in arguments])
+    return None
+
+
+def literal_type(hint: Any, origin: Any, arguments: tuple[Any, ...], name: str) -> ParamType | None:
+    """`Literal["eu", "us"]`."""
+    return ParamType({"enum": [*arguments]}) if origin is typing.Literal else None
+
+
+def enum_type(hint: Any, origin: Any, arguments: tuple[Any, ...], name: str) -> ParamType | None:
+    """A subclass of Enum: its values in JSON, its members in Python."""
+    if not hasattr(hint, "_value2member_map_"):
+        return None
+    members = {encode_json(to_json(one.value, name)): one for one in hint}
+    schema = {"enum": [json.loads(text) for text in members]}
+    return ParamType(schema, lambda value: members[encode_json(value)])
+
+
+def record_type(hint: Any, origin: Any, arguments: tuple[Any, ...], name: str) -> ParamType | None:
+    """A dataclass: an object with its fields."""
+    if not hasattr(hint, "__dataclass_fields__"):
+        return None
+    fields = Parameters()
+    hints = typing.get_type_hints(hint)
+    for one in inspect.signature(hint).parameters.values():
+        fields.add(one.replace(annotation=hints[one.name]))
+    return ParamType(fields.schema(), lambda value: hint(**fields.convert(value)))
+
+
+#: The kinds of arrays → what is made of a list.
+ARRAYS: dict[str, Callable[[list[Any]], Any]] = {
+    "list": list,
+    "set": set,
+    "frozenset": frozenset,
+    "tuple": tuple,
+}
+ARRAYS |= {"Sequence": list, "Iterable": list, "Collection": list}
+
+
+def array_type(hint: Any, origin: Any, arguments: tuple[Any, ...], name: str) -> ParamType | None:
+    """`list[int]`, `set[str]`, `tuple[int, ...]`, `tuple[int, str]`."""
+    make = ARRAYS.get(getattr(origin or hint, "__name__", ""))
+    if make is None:
+        return None
+    inner = [param_type(one, name) for one in arguments if one is not ...]
+    if make is tuple and arguments and arguments[-1] is not ...:
+        schemas = [one.schema for one in inner]
+        return ParamType(
+            {"type": "array", "prefixItems": schemas},
+            lambda value: tuple(one.convert(item) for one, item in zip(inner, value, strict=True)),
+        )
+    if not inner:
+        return ParamType({"type": "array"}, make)
+    item = inner[0]
+    return ParamType(
+        {"type": "array", "items": item.schema}, lambda value: make([item.convert(one) for one in value])
     )
 
-    def __init__(self, journal: Journal, name: str) -> None:
-        self.journal, self.name = journal, str(name)[:200]
-        self.rows_in: int | None = None
-        self.rows_out: int | None = None
 
-    def __enter__(self) -> Step:
-        self.outer = outer = CURRENT.get()
-        while outer is not None and outer.depth >= STEP_DEPTH_MAX:
-            outer = outer.outer  # deeper ones are told as siblings
-        self.depth: int = 0 if outer is None else outer.depth + 1
-        self.path: str = self.name if outer is None else f"{outer.path}/{self.name}"
-        self.quoted = quote(self.path)
-        CURRENT.set(self)
-        journal = self.journal
-        self.number = next(journal.steps)
-        self.recorded = self.number - journal.first_step <= STEPS_MAX
-        if self.recorded:
-            parent = "null" if outer is None else outer.number
-            text = (
-                f'{{"t":"step","step":{self.number},"parent":{parent},"name":{quote(self.name)},'
-                f'"path":{self.quoted},"at":{now()!r}}}\n'
+def object_type(hint: Any, origin: Any, arguments: tuple[Any, ...], name: str) -> ParamType | None:
+    """`dict[str, int]`, `Mapping[str, date]`."""
+    if getattr(origin or hint, "__name__", "") not in ("dict", "Mapping") or (
+        arguments and arguments[0] is not str
+    ):
+        return None
+    item = param_type(arguments[1], name) if arguments else ParamType({})
+    return ParamType(
+        {"type": "object", "additionalProperties": item.schema},
+        lambda value: {key: item.convert(one) for key, one in value.items()},
+    )
+
+
+def path_type(hint: Any, origin: Any, arguments: tuple[Any, ...], name: str) -> ParamType | None:
+    """`Path`: text in JSON."""
+    return ParamType({"type": "string"}, hint) if hasattr(hint, "__fspath__") else None
+
+
+# --- 24. Assertions ----------------------------------------------------------------------
+# Owns ctx.check: what is asserted, under which name, and with which values it failed.  Calls Trace.
+# Promises that every assertion is evaluated and recorded before the first failure is raised.
+
+SEVERITIES = ("error", "warn")
+VALUES_SHOWN = 8
+
+
+class Assertion:
+    """One assertion of ctx.check: its name, what decides it, and the names its text speaks of."""
+
+    __slots__ = ("name", "subject", "values")
+
+    def __init__(self, name: str, subject: Any, values: Mapping[str, Any]) -> None:
+        self.name, self.subject, self.values = name[:500], subject, values
+
+
+def name_assertions(given: tuple[Any, ...]) -> list[Assertion]:
+    """The assertions with their names: given ones, those of functions, else the source text of the call."""
+    frame = sys._getframe(1)
+    while frame.f_code.co_filename == __file__ and frame.f_back is not None:
+        frame = frame.f_back
+    texts = argument_texts(frame)
+    found = []
+    for position, subject in enumerate(given):
+        text, values = f"assertion {position + 1}", {}
+        if texts is not None and len(texts) == len(given):
+            text, node = texts[position]
+            values = names_in(node, frame)
+        if isinstance(subject, tuple) and len(subject) == 2 and isinstance(subject[0], str):
+            text, subject = subject
+        elif callable(subject) and getattr(subject, "__name__", "<lambda>") != "<lambda>":
+            text = subject.__name__
+        found.append(Assertion(text, subject, values))
+    return found
+
+
+def argument_texts(frame: FrameType) -> list[tuple[str, ast.expr]] | None:
+    """The source texts of the arguments of the call that a frame is in; None where they cannot be known."""
+    code = frame.f_code
+    place = next(itertools.islice(code.co_positions(), frame.f_lasti // 2, None), None)
+    if place is None or None in place:
+        return None
+    first, last, begin, end = (part or 0 for part in place)
+    lines = [line.encode() for line in linecache.getlines(code.co_filename, frame.f_globals)[first - 1 : last]]
+    if not lines:
+        return None
+    lines[-1] = lines[-1][:end]
+    text = b"".join([lines[0][begin:], *lines[1:]]).decode()
+    text = f"({text}\n)"
+    try:
+        call = ast.parse(text, mode="eval").body
+    except (SyntaxError, ValueError):
+        return None
+    if not isinstance(call, ast.Call) or any(isinstance(one, ast.Starred) for one in call.args):
+        return None
+    return [(" ".join((ast.get_source_segment(text, one) or "").split()), one) for one in call.args]
+
+
+def names_in(node: ast.expr, frame: FrameType) -> Json:
+    """The values of the variables that an expression names."""
+    names = dict.fromkeys(one.id for one in ast.walk(node) if isinstance(one, ast.Name))
+    known = {**frame.f_globals, **frame.f_locals}
+    values = {name: known[name] for name in names if name in known}
+    return {name: value for name, value in values.items() if not isinstance(value, DEFINITIONS)}
+
+
+async def check_all(journal: Journal, assertions: list[Assertion], severity: str) -> Count:
+    """Evaluates and records every assertion; CheckFailed names all that do not hold, unless they only warn."""
+    failed = [one.name for one in assertions if not await holds_true(journal, one, severity)]
+    if failed and severity == "error":
+        count = (
+            f"{len(failed)} of {len(assertions)} checks failed: " if len(assertions) > 1 else "check failed: "
+        )
+        raise CheckFailed(count + "; ".join(failed), "the values are in trace.checks")
+    for name in failed:
+        journal.log(f"check failed: {name}", "warning", CURRENT.get(), None, None)
+    return Count(not failed)
+
+
+async def holds_true(journal: Journal, one: Assertion, severity: str) -> bool:
+    """Whether an assertion holds; what it raises is its failure."""
+    why = None
+    try:
+        subject = one.subject() if callable(one.subject) else one.subject
+        passed = bool(await settle(subject))
+    except Exception as problem:
+        passed, why = False, f"{type(problem).__name__}: {safe_text(problem)[:500]}"
+    shown = {} if passed else dict(itertools.islice(one.values.items(), VALUES_SHOWN))
+    values = {name: "***" if is_secret(name) else safe_repr(value) for name, value in shown.items()}
+    told = {"passed": passed, "severity": severity, "values": values, "error": why}
+    journal.observe("check", one.name, told, CURRENT.get())
+    return passed
+
+
+# --- 25. Places --------------------------------------------------------------------------
+# Owns where data is: which place a name means, files here and remote, the author's own sources.
+# Calls Web, Warehouses, Formats and Rows.
+# Promises that a write is whole or did not happen, and that no URL's password is told.
+
+
+#: What @source and @target have registered in this process.
+SOURCES: dict[str, Callable[..., Any]] = {}
+TARGETS: dict[str, Callable[..., Any]] = {}
+
+#: URL schemes of databases and of remote files that libraries of the extras `sql` and `files` know.
+DATABASES = (
+    *("postgresql", "postgres", "mysql", "mariadb", "oracle", "mssql", "duckdb", "snowflake", "bigquery"),
+    *("redshift", "clickhouse", "trino", "databricks", "cockroachdb"),
+)
+REMOTE_FILES = (
+    *("s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "adl", "ftp", "sftp", "ssh", "smb", "hdfs", "webhdfs"),
+    *("webdav", "memory", "oss", "github", "hf", "r2"),
+)
+
+
+def register_place(
+    registry: dict[str, Callable[..., Any]], kind: str, name: str
+) -> Callable[[Function], Function]:
+    """A decorator that enters its function under *name*."""
+    if not isinstance(name, str) or not re.fullmatch(NAME_RULE, name):
+        raise BadRequest(f"{safe_repr(name)} cannot be the name of a {kind}", f'@{kind}("orders")')
+
+    def register(function: Function) -> Function:
+        registry[name] = function
+        return function
+
+    return register
+
+
+class Surroundings:
+    """What places need to know of the run: connections, secrets, and who hides and logs for it."""
+
+    def __init__(self, job: Json, journal: Journal) -> None:
+        self.connections: dict[str, Json] = job.get("connections", {})
+        self.secrets: str = job["secrets"]
+        self.journal = journal
+        self.engines: dict[str, Any] = {}  # URL → SQLAlchemy's engine: it keeps connections
+
+    def url_of(self, name: str) -> str:
+        """A URL, that of a connection if it is the name of one; its password is hidden from now on."""
+        url = str(self.connections[name]["url"]) if name in self.connections else name
+        url = re.sub(r"\$\{(\w+)\}", lambda found: self.value_of(found[1], name), url)
+        if "://" in url:
+            password = urllib.parse.urlsplit(url).password
+            if password:
+                self.journal.hide(urllib.parse.unquote(password))
+                self.journal.hide(password)
+        return url
+
+    def value_of(self, name: str, connection: str) -> str:
+        """What `${NAME}` in a URL stands for: a secret."""
+        value = read_secret(name, self.secrets)[0]
+        if value is None:
+            where = f"export {name}=… for taud, or write it to {self.secrets}/{name} (chmod 600)"
+            raise MissingSecret(f"connection '{connection}' needs ${{{name}}}", where)
+        self.journal.hide(value)
+        return value
+
+    def warn(self, text: str) -> None:
+        """A line in the log of the run."""
+        self.journal.log(text, "warning", CURRENT.get(), None, None)
+
+
+def find_place(
+    source: Any, resource: str | None, around: Surroundings, options: Json, writing: bool = False
+) -> Any:
+    """The place that a source or target means; BadRequest if it can be none."""
+    registry = TARGETS if writing else SOURCES
+    options = {name: value for name, value in options.items() if name != "batch_rows"}
+    name = os.fspath(source) if hasattr(source, "__fspath__") else source
+    if not isinstance(name, str) or not name:
+        raise BadRequest(
+            f"{safe_repr(source)} is no place", "a path, a URL, a connection, or the name of an @source"
+        )
+    if name in registry:
+        return Registered(name, registry[name], resource, options)
+    url = around.url_of(name)
+    scheme, marks, rest = url.partition("://")
+    if not marks:
+        check_word(name, registry, around)
+        return LocalFile(joined(url, resource), options)
+    if scheme == "file":
+        return LocalFile(joined("/" + urllib.parse.unquote(rest).partition("/")[2], resource), options)
+    if scheme in ("http", "https"):
+        return Web(joined(url, resource), around, options)
+    kind = scheme.partition("+")[0]
+    if kind == "sqlite" or is_database(scheme):
+        return Table(url, resource, around, options)
+    if kind in REMOTE_FILES or is_remote(scheme):
+        return RemoteFile(joined(url, resource), options)
+    near = did_you_mean(kind, ("file", "http", "https", "sqlite", *DATABASES, *REMOTE_FILES))
+    raise BadRequest(
+        f"unknown scheme '{scheme}://'", near or "a path, http(s)://, sqlite:///, or a database's URL"
+    )
+
+
+def find_warehouse(connection: str | None, around: Surroundings) -> Table:
+    """The database that ctx.sql means."""
+    name = connection or "default"
+    if name not in around.connections and "://" not in name:
+        known = ", ".join(around.connections) or "none"
+        hint = f'[connections.{name}] url = "sqlite:///…" in tau.toml; known: {known}'
+        raise BadRequest(
+            "which connection?" if connection is None else f"there is no connection '{name}'", hint
+        )
+    place = find_place(name, None, around, {})
+    if not isinstance(place, Table):
+        raise BadRequest(f"'{name}' is no database", "sqlite:///…, or a URL that SQLAlchemy knows")
+    return place
+
+
+def check_word(name: str, registry: Mapping[str, Any], around: Surroundings) -> None:
+    """BadRequest for a word that is neither a registered name nor looks like a path."""
+    if "." in name or "/" in name or os.path.exists(name):
+        return
+    known = (*registry, *around.connections)
+    hint = did_you_mean(name, known, "known: " + (", ".join(known) or "none; a path has a suffix such as .csv"))
+    raise BadRequest(f"'{name}' is no path, no connection of tau.toml and no @source or @target", hint)
+
+
+def joined(base: str, resource: str | None) -> str:
+    """A resource inside a base."""
+    return base if resource is None else f"{base.rstrip('/')}/{str(resource).lstrip('/')}"
+
+
+def is_database(scheme: str) -> bool:
+    """Whether SQLAlchemy speaks to databases of this scheme, or would."""
+    if scheme.partition("+")[0] in DATABASES:
+        return True
+    try:
+        need("sqlalchemy", "sql", "").dialects.registry.load(scheme.replace("+", "."))
+    except Exception:  # not installed, or no such dialect
+        return False
+    return True
+
+
+def is_remote(scheme: str) -> bool:
+    """Whether fsspec knows this scheme."""
+    try:
+        return scheme in need("fsspec", "files", "").available_protocols()
+    except MissingExtra:
+        return False
+
+
+class Registered:
+    """A source or target that the author wrote."""
+
+    def __init__(self, name: str, function: Callable[..., Any], resource: str | None, options: Json) -> None:
+        self.label, self.function = name, function
+        self.given: Json = {"resource": resource} | options
+
+    def call(self, *arguments: Any, **more: Any) -> Any:
+        """The function with what it takes of what there is; an option it does not take is a BadRequest."""
+        names = inspect.signature(self.function).parameters
+        anything = any(one.kind is one.VAR_KEYWORD for one in names.values())
+        offered = {"resource": self.given["resource"], **more}
+        for name in self.given:
+            if name not in names and not anything and self.given[name] is not None:
+                raise BadRequest(
+                    f"'{self.label}' takes no '{name}'", did_you_mean(name, names, ", ".join(names))
+                )
+        given = self.given | {name: value for name, value in offered.items() if name in names}
+        if given["resource"] is None and "resource" not in names:
+            del given["resource"]
+        return self.function(*arguments, **given)
+
+    def read(self, batch_rows: int | None) -> Any:
+        """Its rows in batches; to be awaited if the function is async."""
+        made = self.call()
+        if hasattr(made, "__await__") or hasattr(made, "__aiter__"):
+            if batch_rows is not None:
+                raise BadRequest(
+                    f"the async source '{self.label}' cannot be a stream", "extract without stream=True"
+                )
+            return self.wait_for(made)
+        return batched(made, batch_rows)
+
+    async def wait_for(self, made: Any) -> list[Rows]:
+        """All rows of an async function or generator."""
+        return [as_rows([row async for row in made] if hasattr(made, "__aiter__") else await made)]
+
+    async def write(self, batches: Iterable[Rows], mode: str, keys: list[str]) -> int:
+        """Hands all rows to the function."""
+        rows = collect(batches)
+        said = await settle(self.call(rows, mode=mode, key=keys))
+        return len(rows) if said is None else int(said)
+
+
+# Files, wherever they are.
+
+
+class DataFile:
+    """A file in a format that is told by its name or the option `format`; subclasses say where it is."""
+
+    def __init__(self, path: str, options: Json) -> None:
+        self.path, self.options = path, dict(options)
+        self.label = os.path.basename(path.rstrip("/").partition("?")[0]) or path
+        named = self.options.pop("format", None)
+        self.format = find_format(named, self.label)
+
+    def open(self) -> Any:
+        """Its bytes, to be read."""
+        raise NotImplementedError
+
+    def exists(self) -> bool:
+        """Whether it is there."""
+        raise NotImplementedError
+
+    def replace(self, write: Callable[[Any], None]) -> None:
+        """What *write* writes takes its place, if it succeeds."""
+        raise NotImplementedError
+
+    def read(self, batch_rows: int | None) -> Iterator[Rows]:
+        """Its rows in batches."""
+        options = options_for(self.format.read, self.options, f"reading {self.format.name}")
+        with self.open() as file, unpacked(file, self.label) as plain_file:
+            try:
+                yield from self.format.read(plain_file, batch_rows, **options)
+            except (csv.Error, UnicodeDecodeError, EOFError, gzip.BadGzipFile) as problem:
+                raise SourceError(f"{self.label}: {problem}", "is it whole, and of this format?") from None
+            except SourceError as problem:
+                raise SourceError(f"{self.label}: {problem}", problem.hint) from problem.__cause__
+
+    def write(self, batches: Iterable[Rows], mode: str, keys: list[str]) -> int:
+        """Writes the rows; the number of those given."""
+        options = options_for(self.format.write, self.options, f"writing {self.format.name}")
+        reading = {
+            name: value for name, value in options.items() if name in (self.format.read.__kwdefaults__ or {})
+        }
+        tally = Tally(batches)
+        before: Iterator[Rows] = iter(())
+        if mode != "replace" and self.exists():
+            self.options = reading
+            before = self.read(None if mode == "upsert" else BATCH_ROWS)
+        merged = (
+            [upserted(collect(before), collect(tally), keys, self.format.key)]
+            if mode == "upsert"
+            else itertools.chain(before, tally)
+        )
+
+        def write(file: Any) -> None:
+            with packed(file, self.label) as plain_file:
+                self.format.write(plain_file, merged, **options)
+
+        self.replace(write)
+        return tally.rows
+
+
+class Tally:
+    """Batches on their way, and how many rows they had."""
+
+    def __init__(self, batches: Iterable[Rows]) -> None:
+        self.batches, self.rows = batches, 0
+
+    def __iter__(self) -> Iterator[Rows]:
+        for batch in self.batches:
+            self.rows += len(batch)
+            yield batch
+
+
+def upserted(old: Rows, new: Rows, keys: list[str], spell: Callable[[Any], Any]) -> Rows:
+    """The old rows, with the new ones over those of the same key."""
+    merged: dict[Any, Json] = {}
+    for row in itertools.chain(old, new):
+        check_keys(row, keys)
+        key = tuple([spell(row[name]) for name in keys])
+        merged[key] = {**merged.get(key, {}), **row}
+    return Rows(merged.values(), dict.fromkeys((*columns_of(old), *columns_of(new))))
+
+
+class LocalFile(DataFile):
+    """A file of this machine."""
+
+    def open(self) -> Any:
+        """Its bytes; SourceError if there is no such file."""
+        try:
+            return open(self.path, "rb")
+        except OSError as problem:
+            raise SourceError(f"cannot read {self.path}: {problem.strerror}", path_hint(self.path)) from None
+
+    def exists(self) -> bool:
+        """Whether it is there."""
+        return os.path.exists(self.path)
+
+    def replace(self, write: Callable[[Any], None]) -> None:
+        """Writes beside it, then renames: a reader sees the old file or the new one."""
+        path = os.path.realpath(self.path)
+        folder = os.path.dirname(path)
+        make_directory(folder)
+        mode = os.stat(path).st_mode & 0o777 if os.path.exists(path) else 0o600
+        descriptor, beside = tempfile.mkstemp(prefix=f".{os.path.basename(path)[:100]}.", dir=folder)
+        try:
+            with open(descriptor, "wb") as file:
+                write(file)
+                file.flush()
+                os.fchmod(file.fileno(), mode)
+                os.fsync(file.fileno())
+            os.replace(beside, path)
+        except BaseException:
+            remove_file(beside)
+            raise
+
+
+class RemoteFile(DataFile):
+    """A file in a store that fsspec knows."""
+
+    def open(self) -> Any:
+        """Its bytes."""
+        try:
+            return need("fsspec", "files", self.path.partition(":")[0]).open(self.path, "rb").open()
+        except (OSError, ValueError) as problem:
+            raise SourceError(
+                f"cannot read {self.label}: {problem}", "check the URL and the credentials"
+            ) from None
+
+    def exists(self) -> bool:
+        """Whether it is there."""
+        store, path = self.store()
+        return bool(store.exists(path))
+
+    def store(self) -> tuple[Any, str]:
+        """fsspec's file system and the path in it."""
+        found: tuple[Any, str] = need("fsspec", "files", self.path.partition(":")[0]).core.url_to_fs(self.path)
+        return found
+
+    def replace(self, write: Callable[[Any], None]) -> None:
+        """Writes a file here, then puts it there: a failure leaves what was."""
+        store, path = self.store()
+        with tempfile.NamedTemporaryFile() as file:
+            write(file)
+            file.flush()
+            store.put_file(file.name, path)
+
+
+# --- 26. Web -----------------------------------------------------------------------------
+# Owns what is read over http(s): requests, pages, retries.  Calls Formats and Rows.
+# Promises that a body cut short is never taken for a whole one, and that no header reaches another origin.
+
+WEB_BYTES_MAX = 1 << 30
+WAIT_MAX_S = 60.0
+#: What may be tried again: too early, too many, and what passes by itself.
+TRANSIENT = (408, 425, 429, 500, 502, 503, 504)
+MEDIA_TYPES = {"application/json": "json", "text/csv": "csv", "text/tab-separated-values": "tsv"}
+MEDIA_TYPES |= {"application/x-ndjson": "jsonl", "application/jsonl": "jsonl", "application/ndjson": "jsonl"}
+
+
+class Passing(Exception):
+    """A request failed in a way that may pass; `after` is when the server asks to be asked again (seconds)."""
+
+    def __init__(self, why: str, after: float | None = None) -> None:
+        super().__init__(why)
+        self.after = after
+
+
+class Web:
+    """Rows behind http(s) URLs, page after page.  To be read only."""
+
+    def __init__(self, url: str, around: Surroundings, options: Json) -> None:
+        self.url, self.around = url, around
+        parts = urllib.parse.urlsplit(url)
+        self.label = parts.path.rstrip("/").rpartition("/")[2] or str(parts.hostname)
+        known = Web.configure.__kwdefaults__ or {}
+        self.configure(**{name: value for name, value in options.items() if name in known})
+        self.options = {name: value for name, value in options.items() if name not in known}
+
+    def configure(
+        self, *, headers: Mapping[str, str] | None = None, query: Mapping[str, Any] | None = None,
+        timeout: float = 30.0, retries: int = 3, backoff: float = 0.5, max_bytes: int = WEB_BYTES_MAX,
+        next_link: str | None = None, page_param: str | None = None, first_page: int = 1,
+        max_pages: int = 10_000, records: str | None = None, format: str | None = None,  # noqa: A002
+    ) -> None:  # fmt: skip
+        """What `extract` may be told of a web source.
+
+        *query* is added to the URL; *timeout* (seconds) is for each wait; a request is tried again *retries*
+        times, after *backoff* seconds, then twice as many, or when the server says.  Pages are found by
+        *next_link* (a path in the document, or "header" for the Link header) or by counting *page_param* up
+        from *first_page* until a page is empty.  *max_bytes* bounds each page, unpacked.
+        """
+        if next_link is not None and page_param is not None:
+            raise BadRequest("next_link and page_param are two ways to find pages", "choose one of them")
+        self.headers, self.timeout, self.retries, self.backoff = dict(headers or {}), timeout, retries, backoff
+        self.next_link, self.page_param, self.first_page = next_link, page_param, first_page
+        self.max_bytes, self.max_pages, self.records, self.named = max_bytes, max_pages, records, format
+        if query:
+            self.url += ("&" if "?" in self.url else "?") + urllib.parse.urlencode(query, doseq=True)
+
+    def write(self, batches: Iterable[Rows], mode: str, keys: list[str]) -> int:
+        """Refused: how rows go into a web service is for the author to say."""
+        raise BadRequest("http(s) can only be read", "write a function: @target('crm') def crm(rows): …")
+
+    def read(self, batch_rows: int | None) -> Iterator[Rows]:
+        """Its rows in batches: at least one a page."""
+        url: str | None = (
+            self.url if self.page_param is None else with_page(self.url, self.page_param, self.first_page)
+        )
+        seen: set[str] = set()
+        for position in itertools.count():
+            if url is None:
+                return
+            if url in seen or position >= self.max_pages:
+                why = "the next link leads back" if url in seen else f"more than {self.max_pages:,} pages"
+                raise SourceError(f"{self.label}: {why}", "check next_link, or raise max_pages")
+            seen.add(url)
+            with tempfile.SpooledTemporaryFile(LINE_BYTES_MAX) as page:
+                headers, at = self.fetch(url, page)
+                rows, found = self.page_rows(page, headers, at, batch_rows), 0
+                for batch in rows:
+                    found += len(batch)
+                    if batch or position == 0:
+                        yield batch
+                url = self.next_url(page, headers, at, position, found)
+
+    def page_rows(self, page: Any, headers: Any, url: str, batch_rows: int | None) -> Iterator[Rows]:
+        """The rows of one page."""
+        media = MEDIA_TYPES.get(str(headers.get_content_type()))
+        path = urllib.parse.urlsplit(url).path
+        suffix = path.removesuffix(".gz").rpartition(".")[2]
+        form = find_format(self.named or (suffix if suffix in FILE_FORMATS else media), self.label)
+        options = dict(self.options)
+        if form.name == "json":
+            options["records"] = self.records
+        page.seek(0)
+        file = unpacked(page, path)
+        try:
+            yield from form.read(file, batch_rows, **options_for(form.read, options, f"reading {form.name}"))
+        except SourceError as problem:
+            raise SourceError(f"{self.label}: {problem}", problem.hint) from problem.__cause__
+
+    def next_url(self, page: Any, headers: Any, url: str, position: int, found: int) -> str | None:
+        """Where the next page is; None after the last."""
+        if self.page_param is not None:
+            return with_page(self.url, self.page_param, self.first_page + position + 1) if found else None
+        if self.next_link is None:
+            return None
+        if self.next_link == "header":
+            links = re.findall(r'<([^>]*)>[^,]*;\s*rel="?next"?', headers.get("Link", ""))
+            link = links[0] if links else None
+        else:
+            page.seek(0)
+            link = at_path(json.loads(page.read()), self.next_link)
+        if link is not None and not isinstance(link, str):
+            raise SourceError(
+                f"{self.label}: next_link='{self.next_link}' is {safe_repr(link)}", "it must be a URL"
             )
-            journal.write_line(text.encode("utf-8", "replace"))
-        self.began = perf_counter()
+        return urllib.parse.urljoin(url, link) if link else None
+
+    def fetch(self, url: str, page: Any) -> tuple[Any, str]:
+        """One page into a file, however often it must be tried: its headers, and where it was in the end."""
+        for attempt in itertools.count():
+            try:
+                page.seek(0)
+                page.truncate()
+                return self.fetch_once(url, page)
+            except Passing as failure:
+                pause = self.backoff * 2**attempt * random.uniform(0.5, 1.0)
+                pause = pause if failure.after is None else failure.after
+                told = f"GET {bare_url(url)}: {failure}"
+                if attempt >= self.retries:
+                    raise SourceError(f"{told} (tried {attempt + 1} times)", "is the service well?") from None
+                if pause > WAIT_MAX_S:
+                    raise SourceError(f"{told}; it asks to wait {pause:.0f} s", "run again later") from None
+                self.around.warn(f"{told}; again in {pause:.1f} s")
+                time.sleep(pause)
+        raise AssertionError
+
+    def fetch_once(self, url: str, page: Any) -> tuple[Any, str]:
+        """One request; Passing for what may be tried again, SourceError for what may not."""
+        opener = urllib.request.build_opener(careful_redirects())
+        headers = {"Accept-Encoding": "gzip", "User-Agent": f"tau/{__version__}"}
+        own = self.headers if same_origin(url, self.url) else {}
+        try:
+            with opener.open(
+                urllib.request.Request(url, headers=headers | own), timeout=self.timeout
+            ) as answer:
+                self.download(answer, page)
+                return answer.headers, answer.url
+        except urllib.error.HTTPError as problem:
+            raise answer_error(problem, url) from None
+        except EOFError as problem:
+            raise Passing(f"the body is cut short: {problem}") from None
+        except OSError as problem:  # URLError, time-outs, resets
+            raise Passing(str(getattr(problem, "reason", problem))) from None
+        except http.client.HTTPException as problem:
+            raise Passing(f"{type(problem).__name__}: {problem}") from None
+
+    def download(self, answer: Any, page: Any) -> None:
+        """The body, unpacked, into the file; EOFError if it is shorter than its headers say."""
+        counted_body = Body(answer)
+        zipped = answer.headers.get("Content-Encoding", "") == "gzip"
+        source: Any = gzip.GzipFile(fileobj=counted_body, mode="rb") if zipped else counted_body  # type: ignore[call-overload]
+        taken = 0
+        while piece := source.read(1 << 16):
+            taken += len(piece)
+            if taken > self.max_bytes:
+                raise SourceError(
+                    f"{self.label} is larger than max_bytes={self.max_bytes:,}", "raise it, or page"
+                )
+            page.write(piece)
+        counted_body.check()
+
+
+class Body:
+    """The body of an answer, counted: cut short and read in pieces it would end as if it were whole."""
+
+    def __init__(self, answer: Any) -> None:
+        self.answer, self.taken = answer, 0
+        self.length = answer.headers.get("Content-Length")
+
+    def read(self, size: int = -1) -> bytes:
+        """The next bytes."""
+        piece: bytes = self.answer.read(size)
+        self.taken += len(piece)
+        return piece
+
+    def check(self) -> None:
+        """EOFError unless all of it came."""
+        if self.length is not None and self.taken < int(self.length):
+            raise EOFError(f"{self.taken:,} of {int(self.length):,} bytes came")
+
+
+def careful_redirects() -> Any:
+    """urllib's handler of redirects, which takes no header to another origin and follows http(s) only."""
+
+    class Redirects(urllib.request.HTTPRedirectHandler):
+        """As said."""
+
+        def redirect_request(self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Any:
+            """The request to follow with."""
+            if not newurl.startswith(("http://", "https://")):
+                raise SourceError(f"a redirect leads to {newurl[:200]}", "only http(s) is followed")
+            again = super().redirect_request(req, fp, code, msg, headers, newurl)
+            if again is not None and not same_origin(newurl, req.full_url):
+                kept = ("Accept-encoding", "User-agent")
+                again.headers = {name: value for name, value in again.headers.items() if name in kept}
+            return again
+
+    return Redirects()
+
+
+def same_origin(one: str, other: str) -> bool:
+    """Whether two URLs speak to the same server the same way."""
+    a, b = urllib.parse.urlsplit(one), urllib.parse.urlsplit(other)
+    return (a.scheme, a.hostname, a.port) == (b.scheme, b.hostname, b.port)
+
+
+def with_page(url: str, param: str, page: int) -> str:
+    """The URL of a page."""
+    return f"{url}{'&' if '?' in url else '?'}{urllib.parse.urlencode({param: page})}"
+
+
+def answer_error(problem: urllib.error.HTTPError, url: str) -> Exception:
+    """What an answer that is no success means."""
+    said = problem.read(500).decode("utf-8", "replace")
+    problem.close()
+    if problem.code in TRANSIENT:
+        return Passing(f"{problem.code} {problem.reason}", retry_after(problem.headers.get("Retry-After")))
+    message = f"GET {bare_url(url)} answered {problem.code} {problem.reason}"
+    return SourceError(message, f"it said: {' '.join(said.split())[:200]}" if said.strip() else "check the URL")
+
+
+def retry_after(text: str | None) -> float | None:
+    """The seconds that a Retry-After header asks to wait: a number, or a date (RFC 9110, 10.2.3)."""
+    if text is None:
+        return None
+    if text.strip().isdigit():
+        return float(text)
+    try:
+        then = email.utils.parsedate_to_datetime(text)
+    except ValueError:
+        return None
+    return max(0.0, then.timestamp() - time.time())
+
+
+# --- 27. Warehouses ----------------------------------------------------------------------
+# Owns databases: SQLite by itself, all others through SQLAlchemy.  Calls Rows and Trace.
+# Promises one transaction a load, values always bound and never spelled into SQL, names always quoted.
+
+#: Kind of column → how SQLite spells it.
+SQLITE_TYPES = {"integer": "INTEGER", "real": "REAL", "boolean": "BOOLEAN", "bytes": "BLOB"}
+#: Kind of column → SQLAlchemy's type, which each dialect spells its own way.
+ALCHEMY_TYPES = {"integer": "BigInteger", "real": "Double", "boolean": "Boolean", "bytes": "LargeBinary"}
+ALCHEMY_TYPES |= {"date": "Date", "datetime": "DateTime", "time": "Time", "decimal": "Numeric"}
+#: The names of Python types → kind of column; anything else, and a mixture, is text.
+COLUMN_KINDS = {"int": "integer", "float": "real", "bool": "boolean", "bytes": "bytes", "date": "date"}
+COLUMN_KINDS |= {"datetime": "datetime", "time": "time", "Decimal": "decimal"}
+#: Dialects that know `INSERT … ON CONFLICT (key) DO UPDATE`.
+ON_CONFLICT = ("sqlite", "postgresql", "duckdb", "cockroachdb")
+MODES = ("append", "replace", "upsert")
+#: Drivers that SQLAlchemy may use where a URL names none, the usual one first.
+DRIVERS = {"postgresql": ("psycopg2", "psycopg", "pg8000"), "mysql": ("MySQLdb", "pymysql", "mysql.connector")}
+
+
+class Table:
+    """A table, or a query, of a database."""
+
+    def __init__(self, url: str, resource: str | None, around: Surroundings, options: Json) -> None:
+        self.url, self.resource, self.around = url, resource, around
+        params = options.pop("params", None)
+        if options:
+            hint = did_you_mean(
+                next(iter(options)), ("params", "batch_rows", "stream"), "a database takes params={…}"
+            )
+            raise BadRequest(f"a database has no option '{next(iter(options))}'", hint)
+        self.params: Json = dict(params or {})
+        self.is_query = resource is not None and len(resource.split()) > 1
+        self.label = brief(resource) if resource else bare_url(url).rpartition("/")[2] or url.partition(":")[0]
+
+    def connect(self, reading: bool = False) -> Any:
+        """A connection, to be used in a `with`: a transaction, undone if it is left with an exception."""
+        return connect_warehouse(self.url, self.around, reading)
+
+    def read(self, batch_rows: int | None) -> Iterator[Rows]:
+        """The rows of the table or query in batches."""
+        if self.resource is None:
+            raise BadRequest("which table or query?", 'ctx.extract("sqlite:///shop.db", "orders")')
+        with self.connect(reading=True) as house:
+            query = self.resource if self.is_query else f"SELECT * FROM {house.quoted(self.resource)}"
+            yield from house.ask(query, self.params, batch_rows)
+
+    def write(self, batches: Iterable[Rows], mode: str, keys: list[str]) -> int:
+        """Writes the rows in one transaction; how many."""
+        if self.resource is None or self.is_query:
+            raise BadRequest("which table?", 'ctx.load("sqlite:///shop.db", rows, "orders")')
+        written = 0
+        with self.connect() as house:
+            table = Loading(house, self.resource, mode, keys)
+            for batch in batches:
+                table.add(batch)
+                written += len(batch)
+        return written
+
+
+class Loading:
+    """Rows on their way into one table."""
+
+    def __init__(self, house: Any, name: str, mode: str, keys: list[str]) -> None:
+        self.house, self.mode, self.keys = house, mode, keys
+        self.name, self.quoted = name, house.quoted(name)
+        self.columns: set[str] | None = house.columns_of(name)
+        if mode == "replace" and self.columns is not None:
+            house.change(f"DELETE FROM {self.quoted}", {})
+
+    def add(self, batch: Rows) -> None:
+        """One batch: the table gets the columns it lacks, then the rows."""
+        names = columns_of(batch)
+        if not names:
+            return
+        self.widen(batch, names)
+        if self.mode == "upsert":
+            for row in batch:
+                check_keys(row, self.keys)
+        for shape in dict.fromkeys(map(tuple, batch)):
+            self.insert(batch, [*shape])
+
+    def widen(self, batch: Rows, names: list[str]) -> None:
+        """The table is there and has these columns."""
+        house = self.house
+        fresh = [name for name in names if self.columns is None or not house.has(self.columns, name)]
+        spelled = [
+            f"{house.quoted(name, False)} {house.type_of(*column_kind(batch, name), name in self.keys)}"
+            for name in fresh
+        ]
+        if self.columns is None:
+            key = f", PRIMARY KEY ({self.listed(self.keys)})" if self.keys else ""
+            house.change(f"CREATE TABLE {self.quoted} ({', '.join(spelled)}{key})", {})
+        else:
+            for column in spelled:
+                house.change(f"ALTER TABLE {self.quoted} ADD COLUMN {column}", {})
+        self.columns = {*(self.columns or ()), *fresh}
+
+    def listed(self, names: Iterable[str]) -> str:
+        """Names as a list of SQL."""
+        return ", ".join(self.house.quoted(name, False) for name in names)
+
+    def insert(self, batch: Rows, shape: list[str]) -> None:
+        """The rows of one shape."""
+        rows = batch if len(shape) == len(columns_of(batch)) else Rows(row for row in batch if [*row] == shape)
+        if self.mode == "upsert" and self.house.dialect not in ON_CONFLICT:
+            self.replace_each(rows, shape)
+            return
+        statement = f"INSERT INTO {self.quoted} ({self.listed(shape)}) VALUES ({self.house.marks(len(shape))})"
+        if self.mode == "upsert":
+            changed = [self.house.quoted(name, False) for name in shape if name not in self.keys]
+            change = "UPDATE SET " + ", ".join(f"{name} = excluded.{name}" for name in changed)
+            statement += f" ON CONFLICT ({self.listed(self.keys)}) DO {change if changed else 'NOTHING'}"
+        self.house.change_many(statement, rows, shape)
+
+    def replace_each(self, rows: Rows, shape: list[str]) -> None:
+        """Update, else insert, row by row: for databases that have no word for it."""
+        house, others = self.house, [name for name in shape if name not in self.keys]
+        where = " AND ".join(f"{house.quoted(name, False)} = :k{i}" for i, name in enumerate(self.keys))
+        change = ", ".join(f"{house.quoted(name, False)} = :c{i}" for i, name in enumerate(others))
+        for row in rows:
+            keys = {f"k{i}": row[name] for i, name in enumerate(self.keys)}
+            values = {f"c{i}": row[name] for i, name in enumerate(others)}
+            if not change or not house.change(
+                f"UPDATE {self.quoted} SET {change} WHERE {where}", keys | values
+            ):
+                found = next(house.ask(f"SELECT 1 FROM {self.quoted} WHERE {where}", keys, None))
+                if not found:
+                    insert = (
+                        f"INSERT INTO {self.quoted} ({self.listed(shape)}) VALUES ({house.marks(len(shape))})"
+                    )
+                    house.change_many(insert, Rows([row]), shape)
+
+
+def column_kind(rows: Rows, name: str) -> tuple[str, Any]:
+    """The kind of a column by all of its values, and one of them."""
+    kinds = cell_types(rows, name)
+    if kinds <= {"int", "float"} and kinds:
+        kinds = {"float"} if "float" in kinds else {"int"}
+    kind = COLUMN_KINDS.get(next(iter(kinds)), "text") if len(kinds) == 1 else "text"
+    return kind, next((row[name] for row in rows if row.get(name) is not None), None)
+
+
+def check_mode(mode: str, key: str | Sequence[str]) -> list[str]:
+    """The columns of the key; BadRequest if the mode is none, or lacks or forbids a key."""
+    if mode not in MODES:
+        raise BadRequest(f"there is no mode '{mode}'", did_you_mean(mode, MODES, ", ".join(MODES)))
+    keys = [key] if isinstance(key, str) else [*key]
+    if mode == "upsert" and not keys:
+        raise BadRequest(
+            "mode='upsert' needs a key: the columns that name a row", 'ctx.load(…, mode="upsert", key=["id"])'
+        )
+    return keys
+
+
+async def load_rows(step: Step, place: Any, data: Any, mode: str, keys: list[str]) -> Count:
+    """Rows go into a place, as one step; how many were written."""
+    with step:
+        batches = data if isinstance(data, Stream) else [as_rows(data)]
+        step.rows_out = await settle(place.write(counted(step, batches), mode, keys))
+        return Count(step.rows_out)
+
+
+async def ask_warehouse(step: Step, place: Table, query: str, params: Json) -> Rows | Count:
+    """The rows of a query, or how many a statement changed, as one step."""
+    with step:
+        with place.connect() as house:
+            found = house.run(query, params)
+        if isinstance(found, int):
+            step.rows_out = max(found, 0)
+            return Count(step.rows_out)
+        step.rows_out, step.columns = len(found), observed(found)
+        return found  # type: ignore[no-any-return]
+
+
+def connect_warehouse(url: str, around: Surroundings, reading: bool) -> Any:
+    """A connection to a database; to one that is there, if it is only to be read."""
+    if url.partition(":")[0].partition("+")[0] == "sqlite":
+        return SQLite(url, reading)
+    return Alchemy(url, around)
+
+
+class Warehouse:
+    """A connection to a database; subclasses say how it is opened and spoken to."""
+
+    def execute(self, query: str, params: Json, stream: bool = False) -> tuple[list[str] | None, Any]:
+        """The names of the columns and a cursor; None and how many rows were changed, if it was no query."""
+        raise NotImplementedError
+
+    def ask(self, query: str, params: Json, batch_rows: int | None) -> Iterator[Rows]:
+        """The rows of a query in batches; in one, without."""
+        names, cursor = self.execute(query, params, batch_rows is not None)
+        if names is None:
+            raise BadRequest(f"no query, but a statement: {brief(query)}", "ctx.sql(…) executes statements")
+        check_distinct(names)
+        while found := cursor.fetchall() if batch_rows is None else cursor.fetchmany(batch_rows):
+            yield Rows([dict(zip(names, row, strict=True)) for row in found], names)
+        if batch_rows is None:
+            yield Rows((), names)
+
+    def run(self, query: str, params: Json) -> Rows | int:
+        """The rows of a query, or how many rows a statement changed."""
+        names, found = self.execute(query, params)
+        if names is None:
+            return int(found)
+        check_distinct(names)
+        return Rows([dict(zip(names, row, strict=True)) for row in found.fetchall()], names)
+
+
+class SQLite(Warehouse):
+    """A connection to an SQLite file."""
+
+    dialect = "sqlite"
+
+    def __init__(self, url: str, reading: bool) -> None:
+        self.path, self.reading = url.partition(":///")[2], reading
+        if not self.path or self.path == ":memory:":
+            raise BadRequest(
+                f"'{url}' names no file", "sqlite:///shop.db (in ctx.data_dir) or sqlite:////absolute/path.db"
+            )
+
+    def __enter__(self) -> SQLite:
+        if self.reading and not os.path.exists(self.path):
+            raise SourceError(f"there is no database {self.path}", path_hint(self.path))
+        try:
+            make_directory(os.path.dirname(os.path.abspath(self.path)))
+            self.db = sqlite3.connect(self.path, timeout=30.0, isolation_level=None)
+            try:
+                self.db.execute("BEGIN" if self.reading else "BEGIN IMMEDIATE")
+            except BaseException:
+                self.db.close()
+                raise
+        except (sqlite3.Error, OSError) as problem:
+            raise SourceError(f"cannot open {self.path}: {problem}", path_hint(self.path)) from None
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, problem: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        took = (perf_counter() - self.began) * 1000
-        CURRENT.set(self.outer)
-        journal = self.journal
-        status, error = "success", "null"
-        if problem is not None:
-            if journal.step_of(problem) is None:
-                journal.failed = (problem, self.path)
-            status = "cancelled" if journal.stopped else "failed"
-            error = encode_json({"type": type(problem).__name__, "message": safe_text(problem)[:500]})
-        if self.recorded:
-            text = (
-                f'{{"t":"done","step":{self.number},"at":{now()!r},"status":"{status}",'
-                f'"duration_ms":{took:.3f},"rows_in":{row_count(self.rows_in)},'
-                f'"rows_out":{row_count(self.rows_out)},"error":{error}}}\n'
-            )
-            journal.write_line(text.encode("utf-8", "replace"))
+    def __exit__(self, kind: type[BaseException] | None, problem: BaseException | None, trace: object) -> None:
+        try:
+            if self.db.in_transaction:
+                self.db.execute("COMMIT" if problem is None else "ROLLBACK")
+        finally:
+            self.db.close()
+            if not os.path.getsize(self.path):
+                remove_file(self.path)  # nothing was written to a file that we have made
+        if isinstance(problem, (sqlite3.Error, OverflowError)):
+            raise SourceError(f"{os.path.basename(self.path)}: {problem}", sql_hint(str(problem))) from problem
 
-    async def __aenter__(self) -> Step:
-        return self.__enter__()
+    def quoted(self, name: str, dotted: bool = True) -> str:
+        """A name as SQL takes it; *dotted* ones are a schema's."""
+        return ".".join(map(quote_name, name.split("."))) if dotted else quote_name(name)
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, problem: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.__exit__(kind, problem, trace)
+    def marks(self, count: int) -> str:
+        """Places for values."""
+        return ", ".join("?" * count)
+
+    def type_of(self, kind: str, value: Any, is_key: bool) -> str:
+        """How a kind of column is declared."""
+        return SQLITE_TYPES.get(kind, "TEXT")
+
+    def has(self, columns: set[str], name: str) -> bool:
+        """Whether a column is there: SQLite does not tell capitals."""
+        return name.lower() in {column.lower() for column in columns}
+
+    def columns_of(self, table: str) -> set[str] | None:
+        """The columns of a table; None if there is none."""
+        schema, _, name = table.rpartition(".")
+        prefix = f"{quote_name(schema)}." if schema else ""
+        found = self.db.execute(f"PRAGMA {prefix}table_info({quote_name(name)})")
+        return {row[1] for row in found} or None
+
+    def execute(self, query: str, params: Json, stream: bool = False) -> tuple[list[str] | None, Any]:
+        """The names of the columns and a cursor; None and how many rows were changed, if it was no query."""
+        cursor = self.db.execute(query, {name: plain_cell(value) for name, value in params.items()})
+        if cursor.description is None:
+            return None, cursor.rowcount
+        return [column[0] for column in cursor.description], cursor
+
+    def change(self, statement: str, values: Json) -> int:
+        """How many rows a statement changed."""
+        return self.db.execute(statement, values).rowcount
+
+    def change_many(self, statement: str, rows: Rows, shape: list[str]) -> None:
+        """A statement with the values of each row."""
+        self.db.executemany(statement, cells(rows, shape, plain_cell))
 
 
-def row_count(count: Any) -> str:
-    """A row count as JSON; what is no whole number that SQLite can hold is left out."""
-    if count is None:
-        return "null"
+def sql_hint(problem: str) -> str:
+    """What to do about an error of a database."""
+    lowered = problem.lower()
+    if (
+        "on conflict" in lowered
+        or "no unique or exclusion" in lowered
+        or "not referenced by a unique" in lowered
+    ):
+        return "upsert needs a UNIQUE index on its key: CREATE UNIQUE INDEX … ON table (key)"
+    if "no such table" in lowered or "does not exist" in lowered or "no such column" in lowered:
+        return "check the name; ctx.load makes tables"
+    return "nothing of this transaction was kept"
+
+
+class Alchemy(Warehouse):
+    """A connection through SQLAlchemy."""
+
+    def __init__(self, url: str, around: Surroundings) -> None:
+        self.alchemy = need("sqlalchemy", "sql", url.partition(":")[0])
+        if url not in around.engines:
+            around.engines[url] = self.make_engine(url)
+        self.engine = around.engines[url]
+        self.dialect = self.engine.dialect.name
+        self.spell = self.engine.dialect.identifier_preparer.quote_identifier
+
+    def make_engine(self, url: str) -> Any:
+        """SQLAlchemy's engine, with a driver that is there."""
+        scheme, _, rest = url.partition("://")
+        scheme = "postgresql" if scheme == "postgres" else scheme
+        for driver in DRIVERS.get(scheme, ()):
+            if find_module(driver):
+                scheme += "+" + ("mysqldb" if driver == "MySQLdb" else driver.replace("mysql.", "mysql"))
+                break
+        try:
+            return self.alchemy.create_engine(f"{scheme}://{rest}")
+        except ImportError as problem:
+            hint = install_hint(str(problem.name))
+            raise MissingExtra(f"{scheme} needs {problem.name}, which is not installed", hint) from None
+        except Exception as problem:
+            raise BadRequest(f"{bare_url(url)}: {problem}", "check the URL of the database") from None
+
+    def __enter__(self) -> Alchemy:
+        try:
+            self.connection = self.engine.connect()
+        except self.alchemy.exc.SQLAlchemyError as problem:
+            raise SourceError(
+                f"cannot connect to {self.dialect}: {cause_text(problem)}", "check the URL"
+            ) from None
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, problem: BaseException | None, trace: object) -> None:
+        try:
+            if problem is None:
+                self.connection.commit()
+            else:
+                self.connection.rollback()
+        except self.alchemy.exc.SQLAlchemyError as late:
+            problem = late
+        finally:
+            self.connection.close()
+        if isinstance(problem, self.alchemy.exc.SQLAlchemyError):
+            text = cause_text(problem)
+            raise SourceError(f"{self.dialect}: {text}", sql_hint(text)) from problem
+
+    def quoted(self, name: str, dotted: bool = True) -> str:
+        """A name as this dialect takes it; *dotted* ones are a schema's."""
+        return ".".join(map(self.spell, name.split("."))) if dotted else str(self.spell(name))
+
+    def marks(self, count: int) -> str:
+        """Places for values."""
+        return ", ".join(f":c{i}" for i in range(count))
+
+    def type_of(self, kind: str, value: Any, is_key: bool) -> str:
+        """How a kind of column is declared."""
+        types = self.alchemy.types
+        made = getattr(types, ALCHEMY_TYPES.get(kind, "Text"))()
+        if kind == "datetime":
+            made = types.DateTime(timezone=value is not None and value.tzinfo is not None)
+        elif kind == "text" and is_key and self.dialect in ("mysql", "mariadb", "mssql", "oracle"):
+            made = types.String(255)  # they have no keys of any length
+        return str(made.compile(dialect=self.engine.dialect))
+
+    def has(self, columns: set[str], name: str) -> bool:
+        """Whether a column is there."""
+        return name in columns
+
+    def columns_of(self, table: str) -> set[str] | None:
+        """The columns of a table; None if there is none."""
+        schema, _, name = table.rpartition(".")
+        look = self.alchemy.inspect(self.connection)
+        if not look.has_table(name, schema or None):
+            return None
+        return {column["name"] for column in look.get_columns(name, schema or None)}
+
+    def execute(self, query: str, params: Json, stream: bool = False) -> tuple[list[str] | None, Any]:
+        """The names of the columns and a cursor; None and how many rows were changed, if it was no query."""
+        connection = self.connection.execution_options(stream_results=stream)
+        done = connection.execute(self.alchemy.text(query), params)
+        return ([*done.keys()], done) if done.returns_rows else (None, done.rowcount)
+
+    def change(self, statement: str, values: Json) -> int:
+        """How many rows a statement changed."""
+        return int(self.connection.execute(self.alchemy.text(statement), values).rowcount)
+
+    def change_many(self, statement: str, rows: Rows, shape: list[str]) -> None:
+        """A statement with the values of each row."""
+        names = [f"c{i}" for i in range(len(shape))]
+        values = [dict(zip(names, row, strict=True)) for row in cells(rows, shape, database_cell)]
+        if values:
+            self.connection.execute(self.alchemy.text(statement), values)
+
+
+def cause_text(problem: BaseException) -> str:
+    """What the driver said, in one line, without SQLAlchemy's statement, parameters and links."""
+    return " ".join(str(getattr(problem, "orig", None) or problem).split())[:500]
+
+
+def database_cell(value: Any) -> Any:
+    """A value as drivers take it: what they have no type for as text."""
+    kind = type(value).__name__
+    if kind in COLUMN_KINDS or kind == "NoneType" or kind == "str":
+        return value
+    plain_value = to_json(value, "cell")
+    return encode_json(plain_value) if isinstance(plain_value, (dict, list)) else plain_value
+
+
+# --- 28. Formats -------------------------------------------------------------------------
+# Owns bytes ↔ rows: CSV, TSV, JSON, JSON lines, Parquet, and the types of text cells.  Calls Rows and Trace.
+# Promises an error with its line for what is malformed, never a row that is silently wrong.
+
+
+class FileFormat:
+    """How rows are read from a binary file and written to one; options are the functions' keyword arguments."""
+
+    __slots__ = ("key", "name", "read", "write")
+
+    def __init__(self, name: str, read: Any, write: Any, key: Callable[[Any], Any]) -> None:
+        self.name, self.read, self.write = name, read, write
+        self.key = key  # what two cells have in common that are the same key in this format
+
+
+def find_format(named: str | None, path: str) -> FileFormat:
+    """The format of a name or of a path's suffix; BadRequest if it is none."""
+    suffix = named or path.removesuffix(".gz").rpartition(".")[2].lower()
+    if suffix not in FILE_FORMATS:
+        hint = did_you_mean(suffix, FILE_FORMATS, "or say format='csv'; known: " + ", ".join(FILE_FORMATS))
+        raise BadRequest(f"'{path}' has no known format", hint)
+    return FILE_FORMATS[suffix]
+
+
+def options_for(work: Callable[..., Any], options: Json, what: str) -> Json:
+    """The options, if they all are keyword arguments of *work*; BadRequest names one that is not."""
+    known = getattr(work, "__kwdefaults__", None) or {}
+    for name in options:
+        if name not in known:
+            hint = did_you_mean(name, known, f"{what} takes {', '.join(known) or 'none'}")
+            raise BadRequest(f"{what} has no option '{name}'", hint)
+    return options
+
+
+def unpacked(file: Any, name: str) -> Any:
+    """The bytes of a file, decompressed if its name says so."""
+    return gzip.GzipFile(fileobj=file, mode="rb") if name.endswith(".gz") else io.BufferedReader(file)
+
+
+def packed(file: Any, name: str) -> Any:
+    """A file to be written, compressed if its name says so; the same rows give the same bytes."""
+    return gzip.GzipFile("", "wb", fileobj=file, mtime=0) if name.endswith(".gz") else Unclosed(file)
+
+
+class Unclosed:
+    """A file that is not closed at the end of a `with`."""
+
+    def __init__(self, file: Any) -> None:
+        self.file = file
+
+    def __enter__(self) -> Any:
+        return self.file
+
+    def __exit__(self, *exception: object) -> None:
+        pass
+
+
+def read_csv(
+    file: Any, batch_rows: int | None, *, types: Any = None, delimiter: str = ",", encoding: str = "utf-8-sig",
+    columns: Sequence[str] | None = None, ragged: bool = False,
+) -> Iterator[Rows]:  # fmt: skip
+    """CSV with a header, or with *columns* instead of one; cells are text unless *types* says otherwise."""
+    csv.field_size_limit(max(csv.field_size_limit(), LINE_BYTES_MAX))
+    reader = csv.reader(io.TextIOWrapper(file, encoding, newline=""), delimiter=delimiter, strict=True)
+    names = [*(columns if columns is not None else next(reader, ()))]
+    check_distinct(names)
+    cast = Cast(types)
+    while True:
+        lines = [*itertools.islice(reader, batch_rows)]
+        if not lines and (batch_rows is not None or names == []):
+            return
+        rows = Rows(named_cells(names, lines, reader.line_num, ragged), names)
+        yield cast.rows(rows, reader.line_num)
+        if batch_rows is None:
+            return
+
+
+def named_cells(names: list[str], lines: list[list[str]], last: int, ragged: bool) -> list[Json]:
+    """Lines of cells as rows; SourceError for one with too many or too few."""
+    width = len(names)
+    if {*map(len, lines)} - {width}:
+        lines = [line for line in lines if line]  # blank ones
+        for position, line in enumerate(lines):
+            if len(line) != width:
+                if not ragged:
+                    where = f"line {last - len(lines) + position + 1} has {len(line)} cells, the header {width}"
+                    raise SourceError(where, "ragged=True fills and cuts such lines")
+                lines[position] = (line + [""] * width)[:width]
+    return [dict(zip(names, line)) for line in lines]  # noqa: B905 (checked above, and it costs)
+
+
+def write_csv(
+    file: Any, batches: Iterable[Rows], *, delimiter: str = ",", encoding: str = "utf-8",
+    columns: Sequence[str] | None = None,
+) -> None:  # fmt: skip
+    """CSV with a header: *columns*, or those of the first batches."""
+    text = io.TextIOWrapper(file, encoding, newline="", write_through=False)
+    writer = csv.writer(text, delimiter=delimiter, lineterminator="\n")
+    names, batches = first_columns(batches, columns)
+    writer.writerow(names)
+    for batch in batches:
+        check_columns(batch, names)
+        writer.writerows(cells(batch, names, cell_text))
+    text.flush()
+    text.detach()
+
+
+def first_columns(batches: Iterable[Rows], named: Sequence[str] | None) -> tuple[list[str], Iterable[Rows]]:
+    """The columns of a file to be written, from its first rows and the first new ones, and all batches."""
+    if named is not None:
+        return [*named], batches
+    source = iter(batches)
+    seen: list[Rows] = []
+    names: dict[str, None] = {}
+    for batch in source:
+        seen.append(batch)
+        fresh = columns_of(batch)
+        if names and not names.keys() >= {*fresh}:
+            names |= dict.fromkeys(fresh)
+        elif not names:
+            names = dict.fromkeys(fresh)
+        if len(seen) == 2:
+            break
+    return [*names], itertools.chain(seen, source)
+
+
+def check_columns(batch: Rows, names: list[str]) -> None:
+    """SourceError for a column that appears after the header has been written."""
+    if late := next((name for name in columns_of(batch) if name not in names), None):
+        raise SourceError(
+            f"column '{late}' appears only after the header", "name all: columns=[…], or load at once"
+        )
+
+
+def cell_text(value: Any) -> Any:
+    """A value as a CSV cell; what is native to CSV stays as it is."""
+    kind = type(value).__name__
+    if kind in ("str", "int", "float", "NoneType"):
+        return value
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    plain_value = to_json(value, "cell")
+    return encode_json(plain_value) if isinstance(plain_value, (dict, list)) else plain_value
+
+
+def csv_key(value: Any) -> str:
+    """A cell of a key as text, the way it stands in the file."""
+    return str(cell_text(value))
+
+
+def read_tsv(
+    file: Any, batch_rows: int | None, *, types: Any = None, encoding: str = "utf-8-sig",
+    columns: Sequence[str] | None = None, ragged: bool = False,
+) -> Iterator[Rows]:  # fmt: skip
+    """CSV whose cells are separated by tabs."""
+    return read_csv(
+        file, batch_rows, types=types, delimiter="\t", encoding=encoding, columns=columns, ragged=ragged
+    )
+
+
+def write_tsv(
+    file: Any, batches: Iterable[Rows], *, encoding: str = "utf-8", columns: Sequence[str] | None = None
+) -> None:
+    """The same, written."""
+    write_csv(file, batches, delimiter="\t", encoding=encoding, columns=columns)
+
+
+def read_json(file: Any, batch_rows: int | None, *, records: str | None = None) -> Iterator[Rows]:
+    """One document, read whole: a list of objects, one object, or the list at the path *records*."""
     try:
-        number = int(count)
-    except (TypeError, ValueError, OverflowError):
-        return "null"
-    return str(number) if -(1 << 63) <= number < 1 << 63 else "null"
+        document = json.loads(file.read())
+    except ValueError as problem:
+        raise SourceError(
+            f"not JSON: {problem}", "JSON lines have the suffix .jsonl, or format='jsonl'"
+        ) from None
+    yield from batched(records_of(document, records), batch_rows)
 
 
-#: The step that the running code is in, by task and thread context.
-CURRENT: contextvars.ContextVar[Step | None] = contextvars.ContextVar("step", default=None)
+def records_of(document: Any, path: str | None) -> list[Any]:
+    """The rows in a JSON document; SourceError if they are not where *path* says, or it must say so."""
+    if path is None:
+        if isinstance(document, list):
+            return document
+        lists = (
+            [name for name, value in document.items() if is_records(value)]
+            if isinstance(document, dict)
+            else []
+        )
+        if lists:
+            raise SourceError("the document is an object with lists in it", f"say records='{lists[0]}'")
+        return [document]
+    found = at_path(document, path)
+    if not isinstance(found, list):
+        hint = f"the document has {', '.join(document)}" if isinstance(document, dict) else "leave records out"
+        raise SourceError(f"there is no list at records='{path}'", hint[:500])
+    return found
 
 
-# --- 22. Trace ---------------------------------------------------------------------------
+def is_records(value: Any) -> bool:
+    """Whether a value is a list of objects."""
+    return isinstance(value, list) and bool(value) and isinstance(value[0], dict)
+
+
+def at_path(document: Any, path: str) -> Any:
+    """What is at a dotted path of a JSON document; None if nothing is."""
+    for word in path.split("."):
+        document = document.get(word) if isinstance(document, dict) else None
+    return document
+
+
+def write_json(file: Any, batches: Iterable[Rows]) -> None:
+    """One array, an object a line."""
+    separator = b"[\n"
+    for batch in batches:
+        for row in batch:
+            file.write(separator + encode(to_json(row, "row"))[:-1])
+            separator = b",\n"
+    file.write(b"[]\n" if separator == b"[\n" else b"\n]\n")
+
+
+def read_json_lines(file: Any, batch_rows: int | None) -> Iterator[Rows]:
+    """An object a line; blank lines are skipped."""
+    lines = enumerate(file, 1)
+
+    def read() -> Iterator[Any]:
+        for number_of_line, line in lines:
+            if line.strip():
+                try:
+                    yield json.loads(line)
+                except ValueError as problem:
+                    raise SourceError(
+                        f"line {number_of_line} is not JSON: {problem}", "an object a line"
+                    ) from None
+
+    return batched(read(), batch_rows)
+
+
+def write_json_lines(file: Any, batches: Iterable[Rows]) -> None:
+    """An object a line."""
+    for batch in batches:
+        file.writelines([encode(to_json(row, "row")) for row in batch])
+
+
+def read_parquet(file: Any, batch_rows: int | None) -> Iterator[Rows]:
+    """Parquet, through pyarrow."""
+    table = need("pyarrow.parquet", "parquet", "Parquet").ParquetFile(file)
+    names = table.schema_arrow.names
+    if batch_rows is None:
+        yield Rows(table.read().to_pylist(), names)
+        return
+    for batch in table.iter_batches(batch_rows):
+        yield Rows(batch.to_pylist(), names)
+
+
+def write_parquet(file: Any, batches: Iterable[Rows]) -> None:
+    """Parquet, through pyarrow; the first rows decide the types."""
+    parquet, arrow = need("pyarrow.parquet", "parquet", "Parquet"), need("pyarrow", "parquet", "Parquet")
+    names, batches = first_columns(batches, None)
+    writer = None
+    for batch in batches:
+        check_columns(batch, names)
+        full = [{name: row.get(name) for name in names} for row in batch]
+        table = arrow.Table.from_pylist(full, None if writer is None else writer.schema)
+        writer = writer or parquet.ParquetWriter(file, table.schema)
+        writer.write_table(table)
+    if writer is None:
+        writer = parquet.ParquetWriter(file, arrow.schema([(name, arrow.string()) for name in names]))
+    writer.close()
+
+
+def json_key(value: Any) -> str:
+    """A cell of a key as JSON."""
+    return encode_json(to_json(value, "key"))
+
+
+FILE_FORMATS = {
+    "csv": FileFormat("csv", read_csv, write_csv, csv_key),
+    "tsv": FileFormat("tsv", read_tsv, write_tsv, csv_key),
+    "json": FileFormat("json", read_json, write_json, json_key),
+    "jsonl": FileFormat("jsonl", read_json_lines, write_json_lines, json_key),
+    "ndjson": FileFormat("jsonl", read_json_lines, write_json_lines, json_key),
+    "parquet": FileFormat("parquet", read_parquet, write_parquet, json_key),
+}
+
+
+# The types of text cells.
+
+
+def truth(text: str) -> bool:
+    """`true` and `false`, in any case."""
+    return {"true": True, "false": False}[text.lower()]
+
+
+def whole(text: str) -> int:
+    """A whole number; not 007, which is a code, nor 1_000."""
+    if not re.fullmatch(r"-?(0|[1-9]\d*)", text, re.ASCII):
+        raise ValueError(text)
+    return int(text)
+
+
+def real(text: str) -> float:
+    """A number with a point or an exponent, as JSON writes them, or a whole one."""
+    if not re.fullmatch(r"-?(0|[1-9]\d*)?(\.\d+|\.)?([eE][+-]?\d+)?", text, re.ASCII):
+        raise ValueError(text)
+    return float(text)
+
+
+#: The types that a text column may have: tried in this order where nobody names them.
+CASTS: dict[str, Callable[[str], Any]] = {
+    "integer": whole,
+    "real": real,
+    "boolean": truth,
+    "date": lambda text: datetime.date.fromisoformat(text),
+    "datetime": lambda text: datetime.datetime.fromisoformat(text),
+    "text": str,
+}
+#: Other words for them: Python's types by name.
+CAST_WORDS = {"int": "integer", "float": "real", "bool": "boolean", "str": "text"}
+GUESSES = ("integer", "real", "boolean", "date", "datetime")
+
+
+class Cast:
+    """Text cells → typed cells: as a mapping says, or (types=True) as the first rows show."""
+
+    def __init__(self, types: Any) -> None:
+        if types is not None and not isinstance(types, (bool, dict)):
+            raise BadRequest(
+                f"types must be True or a mapping, not {safe_repr(types)}", 'types={"fare": float}'
+            )
+        self.guess = types is True
+        self.casts = (
+            {name: cast_of(kind, name) for name, kind in types.items()} if isinstance(types, dict) else {}
+        )
+
+    def rows(self, rows: Rows, last_line: int) -> Rows:
+        """The rows with their cells cast; empty cells become None."""
+        if self.guess:
+            self.guess = False
+            self.casts = {name: cast for name in rows.columns if (cast := guess_cast(rows, name)) is not None}
+        for name, cast in self.casts.items():
+            if name not in rows.columns:
+                raise SourceError(f"types: there is no column '{name}'", did_you_mean(name, rows.columns))
+            cast_column(rows, name, cast, last_line)
+        return rows
+
+
+def cast_of(kind: Any, column: str) -> Callable[[str], Any]:
+    """The function that a type stands for: a word, a Python type, or any function of the text."""
+    word = kind if isinstance(kind, str) else getattr(kind, "__name__", "")
+    word = CAST_WORDS.get(word, word)
+    if word in CASTS:
+        return CASTS[word]
+    if not callable(kind):
+        hint = did_you_mean(str(kind), CASTS, "one of " + ", ".join(CASTS))
+        raise BadRequest(f"types: '{kind}' of column '{column}' is no type", hint)
+    return kind  # type: ignore[no-any-return]
+
+
+def guess_cast(rows: Rows, name: str) -> Callable[[str], Any] | None:
+    """The narrowest type that every cell of a column has; None for text."""
+    texts = {row[name] for row in rows} - {""}
+    for word in GUESSES if texts else ():
+        try:
+            for text in texts:
+                CASTS[word](text)
+        except (ValueError, KeyError):
+            continue
+        return CASTS[word]
+    return None
+
+
+def cast_column(rows: Rows, name: str, cast: Callable[[str], Any], last_line: int) -> None:
+    """Casts the cells of a column in place; SourceError names the line of one that has another type."""
+    position = 0
+    try:
+        for position, row in enumerate(rows):  # noqa: B007 (told by the error)
+            text = row[name]
+            row[name] = cast(text) if text != "" else None
+    except (ValueError, KeyError, ArithmeticError) as problem:
+        line = last_line - len(rows) + position + 1
+        kind = next(
+            (word for word, one in CASTS.items() if one is cast), getattr(cast, "__name__", "of its type")
+        )
+        message = f"line {line}: '{rows[position][name][:100]}' in column '{name}' is not {kind}"
+        raise SourceError(message, "name the types yourself: types={…: 'text'}") from problem
+
+
+# --- 29. Rows ----------------------------------------------------------------------------
+# Owns data on its way through a pipeline: lists of dicts, streams of batches, the steps between them.
+# Calls Trace.  Promises answers that can be used at once and awaited too, and steps that count by themselves.
+
+#: Rows in a batch of a stream.
+BATCH_ROWS = 10_000
+#: How many rows and columns are looked at to tell the types of columns.
+OBSERVED_ROWS = 1_000
+OBSERVED_COLUMNS = 50
+
+
+class Rows(list["Json"]):
+    """Rows: a list of dicts that can be awaited; `columns` names them even where there is no row."""
+
+    __slots__ = ("columns",)
+    #: By identity, for asyncio.gather keeps what it waits for in a dict.
+    __hash__ = object.__hash__  # type: ignore[assignment]
+
+    def __init__(self, rows: Iterable[Json] = (), columns: Iterable[str] = ()) -> None:
+        super().__init__(rows)
+        self.columns = [*columns]
+
+    def __await__(self) -> Generator[Any, Any, Rows]:
+        yield from ()
+        return self
+
+
+class Count(int):
+    """A number that can be awaited."""
+
+    def __await__(self) -> Generator[Any, Any, int]:
+        yield from ()
+        return int(self)
+
+
+def eager(work: Coroutine[Any, Any, Any]) -> Any:
+    """The answer of *work*, which is done now as far as it need not wait; else what is to be awaited.
+
+    It works in a context of its own, so that the steps of several that wait side by side nest right.
+    """
+    context = contextvars.copy_context()
+    try:
+        waiting = context.run(work.send, None)
+    except StopIteration as done:
+        return done.value
+    return Unfinished(work, waiting, context)
+
+
+class Unfinished:
+    """Work that waits for an async function of the author's; `await` finishes it."""
+
+    def __init__(self, work: Coroutine[Any, Any, Any], waiting: Any, context: contextvars.Context) -> None:
+        self.work, self.waiting, self.context = work, waiting, context
+
+    def __await__(self) -> Generator[Any, Any, Any]:
+        waiting = self.waiting
+        while True:
+            go_on: Any
+            try:
+                go_on = (self.work.send, (yield waiting))
+            except BaseException as problem:
+                go_on = (self.work.throw, problem)
+            try:
+                waiting = self.context.run(*go_on)
+            except StopIteration as done:
+                return done.value
+
+    def __iter__(self) -> Any:
+        raise TypeError("this waits for an async function: write `await ctx.…(…)`")
+
+    __len__ = __getitem__ = __bool__ = __iter__
+
+
+async def settle(value: Any) -> Any:
+    """The value, or what it comes to where it must be awaited; in sync code a loop is run for it."""
+    if not hasattr(value, "__await__") or isinstance(value, (Rows, Count)):
+        return value
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+
+        async def awaited() -> Any:
+            return await value
+
+        return asyncio.run(awaited())
+    return await value
+
+
+def as_rows(data: Any) -> Rows:
+    """Data as rows: an iterable of dicts, a data frame, an Arrow table; BadRequest names what is none."""
+    if isinstance(data, Rows):
+        return data
+    if hasattr(data, "to_pylist"):
+        data = data.to_pylist()
+    elif hasattr(data, "to_dict") and hasattr(data, "columns"):
+        data = data.to_dict("records")
+    hint = "rows are a list of dicts, one key a column"
+    if isinstance(data, (str, bytes, dict)) or not hasattr(data, "__iter__"):
+        raise BadRequest(f"rows are wanted, not {safe_repr(data)}", hint)
+    rows = Rows(data)
+    if {*map(type, rows)} - {dict}:
+        for position, row in enumerate(rows):
+            if not hasattr(row, "keys"):
+                raise BadRequest(f"row {position + 1} is no dict: {safe_repr(row)}", hint)
+            rows[position] = {key: row[key] for key in row.keys()}  # noqa: SIM118 (sqlite3.Row iterates values)
+    return rows
+
+
+def columns_of(rows: Rows) -> list[str]:
+    """The columns of all rows, in the order in which they are first seen."""
+    shapes = dict.fromkeys(map(tuple, rows))
+    return [*dict.fromkeys(itertools.chain(rows.columns if not rows else (), *shapes))]
+
+
+TYPE_WORDS = {"str": "text", "int": "integer", "float": "real", "bool": "boolean", "NoneType": "null"}
+TYPE_WORDS |= {"dict": "json", "list": "json"}
+
+
+def observed(rows: Rows) -> dict[str, str]:
+    """The columns with the types seen in their first rows: `{"fare": "real|null"}`."""
+    sample = Rows(rows[:OBSERVED_ROWS], rows.columns)
+    seen = {}
+    for name in columns_of(sample)[:OBSERVED_COLUMNS]:
+        kinds = {type(row[name]).__name__ for row in sample if name in row}
+        words = sorted(
+            {TYPE_WORDS.get(kind, kind.lower()) for kind in kinds}, key=lambda word: (word == "null", word)
+        )
+        seen[str(name)[:WORD_MAX]] = "|".join(words)
+    return seen
+
+
+async def gather_rows(step: Step, batches: Any) -> Rows:
+    """All rows of a place, as one step."""
+    with step:
+        rows = collect(await settle(batches))
+        step.rows_out, step.columns = len(rows), observed(rows)
+        return rows
+
+
+def collect(batches: Iterable[Rows]) -> Rows:
+    """Batches as one list."""
+    found = [*batches]
+    if len(found) == 1:
+        return found[0]
+    return Rows(itertools.chain.from_iterable(found), found[0].columns if found else ())
+
+
+class Stream:
+    """Rows in batches, to be read once, with `for` or `async for`; a step lasts from the first to the end."""
+
+    def __init__(
+        self, step: Step, batches: Any, upstream: Stream | None = None, outer: Step | None = None
+    ) -> None:
+        self.step, self.batches, self.upstream = step, batches, upstream
+        self.outer = CURRENT.get() if outer is None else outer
+        self.busy_s = 0.0  # time spent in here, with what is upstream
+
+    def __iter__(self) -> Iterator[Rows]:
+        if self.batches is None:
+            raise BadRequest("a stream can be read only once", "extract again, or without stream=True")
+        batches, self.batches = iter(self.batches), None
+        step, problem = self.step, None
+        step.start(self.outer)
+        step.rows_out = 0
+        try:
+            while (batch := self.pull(batches)) is not None:
+                yield batch
+        except GeneratorExit:
+            raise  # whoever reads has had enough
+        except BaseException as found:
+            problem = found
+            raise
+        finally:
+            before = self.upstream.busy_s if self.upstream is not None else 0.0
+            step.finish(problem, (self.busy_s - before) * 1000)
+
+    async def __aiter__(self) -> AsyncIterator[Rows]:
+        for batch in self:
+            yield batch
+
+    def pull(self, batches: Iterator[Rows]) -> Rows | None:
+        """The next batch; what is logged meanwhile belongs to this step."""
+        before, began = CURRENT.get(), perf_counter()
+        CURRENT.set(self.step)
+        try:
+            batch = next(batches, None)
+        finally:
+            CURRENT.set(before)
+            self.busy_s += perf_counter() - began
+        if batch is not None:
+            self.step.rows_out = (self.step.rows_out or 0) + len(batch)
+            self.step.columns = self.step.columns or observed(batch)
+        return batch
+
+
+def batched(rows: Any, batch_rows: int | None) -> Iterator[Rows]:
+    """Rows in batches of a size; in one, without."""
+    if batch_rows is None:
+        yield as_rows(rows)
+        return
+    source = iter(rows)
+    while batch := as_rows(itertools.islice(source, batch_rows)):
+        yield batch
+
+
+def check_keys(row: Json, keys: Iterable[str]) -> None:
+    """SourceError if a row lacks a part of its key."""
+    if missing := next((name for name in keys if row.get(name) is None), None):
+        hint = did_you_mean(missing, row, f"it has {', '.join(map(str, row))}")
+        raise SourceError(f"a row has no '{missing}', which is part of the key: {safe_repr(row)}", hint)
+
+
+class PerRow:
+    """A step of `ctx.transform` that is called with each row; see per_row."""
+
+    def __init__(self, function: Callable[[Json], Any]) -> None:
+        self.function = function
+        self.__name__ = getattr(function, "__name__", type(function).__name__)
+
+    def __call__(self, row: Json) -> Any:
+        """The function itself, for who calls it with one row."""
+        return self.function(row)
+
+
+# Transforming.
+
+
+def brief(query: str) -> str:
+    """A statement as the name of a step."""
+    text = " ".join(query.split())
+    return text if len(text) <= 60 else text[:59] + "…"
+
+
+def name_of_step(step: Any) -> str:
+    """What a step of transform is called in the trace."""
+    if isinstance(step, str):
+        return brief(step)
+    while hasattr(step, "func"):  # functools.partial
+        step = step.func
+    return str(getattr(step, "__name__", type(step).__name__))
+
+
+def make_step(step: Any, params: Json) -> Callable[[Rows], Any]:
+    """A step of transform as a function of the rows."""
+    if isinstance(step, str):
+        return SqlStep(step, params)
+    if isinstance(step, PerRow):
+        return lambda rows: each_row(step, rows)
+    if not callable(step):
+        raise BadRequest(f"{safe_repr(step)} is no step", "a function of the rows, a @per_row function, or SQL")
+    return step  # type: ignore[no-any-return]
+
+
+async def pass_through(whole: Step, parts: list[tuple[Step, Callable[[Rows], Any]]], rows: Rows) -> Rows:
+    """The rows after all steps, each of which is traced."""
+    with whole:
+        whole.rows_in = len(rows)
+        for step, work in parts:
+            with step:
+                step.rows_in = len(rows)
+                rows = step_result(await settle(work(rows)), rows, step.name)
+                step.rows_out, step.columns = len(rows), observed(rows)
+        whole.rows_out, whole.columns = len(rows), observed(rows)
+    return rows
+
+
+def step_result(result: Any, rows: Rows, name: str) -> Rows:
+    """What a step returned, as rows."""
+    if result is None:
+        raise BadRequest(
+            f"step '{name}' returned None, not rows", "return the rows, or mark the function @per_row"
+        )
+    found = as_rows(result)
+    if not found and not found.columns:
+        found.columns = columns_of(rows)  # so that a SQL step after it still knows them
+    return found
+
+
+def stream_through(whole: Step, parts: list[tuple[Step, Callable[[Rows], Any]]], stream: Stream) -> Stream:
+    """The same for a stream: each step is one of its own, and sees batch after batch."""
+    for step, work in parts:
+        if isinstance(work, SqlStep):
+            raise BadRequest(
+                "a SQL step needs all rows at once", "extract without stream=True, or use functions"
+            )
+        stream = Stream(step, map_batches(step, work, stream), stream, whole)
+    return Stream(whole, counted(whole, stream), stream)
+
+
+def map_batches(step: Step, work: Callable[[Rows], Any], stream: Stream) -> Iterator[Rows]:
+    """A step applied to batch after batch."""
+    for batch in counted(step, stream):
+        result = work(batch)
+        if hasattr(result, "__await__") and not isinstance(result, Rows):
+            result.close()
+            raise BadRequest(
+                "a step of a stream cannot be async", "use `async for batch in …` and await it there"
+            )
+        yield step_result(result, batch, step.name)
+
+
+def counted(step: Step, batches: Iterable[Rows]) -> Iterator[Rows]:
+    """The batches as they are; the step's rows_in counts them."""
+    step.rows_in = 0
+    for batch in batches:
+        step.rows_in += len(batch)
+        step.columns = step.columns or observed(batch)
+        yield batch
+
+
+def each_row(step: PerRow, rows: Rows) -> Any:
+    """What a function makes of each row: a row, None for none, or several."""
+    function = step.function
+    made = [function(row) for row in rows]
+    if any(hasattr(one, "__await__") for one in made[:1]):
+        return await_each(made)
+    return flat(made)
+
+
+async def await_each(made: list[Any]) -> list[Json]:
+    """The same of an async function."""
+    return flat([await one for one in made])
+
+
+def flat(made: list[Any]) -> list[Json]:
+    """Rows, Nones and lists of rows as rows."""
+    if {*map(type, made)} <= {dict}:
+        return made
+    rows: list[Json] = []
+    for position, one in enumerate(made):
+        if isinstance(one, dict):
+            rows.append(one)
+        elif one is not None and (isinstance(one, (str, bytes)) or not hasattr(one, "__iter__")):
+            what = f"of row {position + 1} made {safe_repr(one)}"
+            raise BadRequest(f"a @per_row function {what}", "return a dict, None, or a list of dicts")
+        else:
+            rows += one or ()
+    return rows
+
+
+class SqlStep:
+    """A step of transform in SQL: over the table `data`, in an SQLite of its own."""
+
+    def __init__(self, query: str, params: Json) -> None:
+        self.query, self.params = query, params
+
+    def __call__(self, rows: Rows) -> Rows:
+        columns = columns_of(rows)
+        db = sqlite3.connect(":memory:", isolation_level=None, detect_types=sqlite3.PARSE_DECLTYPES)
+        try:
+            fill_table(db, rows, columns)
+            return self.ask(db, columns)
+        finally:
+            db.close()
+
+    def ask(self, db: sqlite3.Connection, columns: list[str]) -> Rows:
+        """The rows of the query; SourceError says which columns there are."""
+        try:
+            cursor = db.execute(self.query, {name: plain_cell(value) for name, value in self.params.items()})
+            if cursor.description is None:
+                raise BadRequest("a SQL step must be a query", "SELECT … FROM data")
+            names = [column[0] for column in cursor.description]
+            check_distinct(names)
+            return Rows([dict(zip(names, row, strict=True)) for row in cursor], names)
+        except sqlite3.Error as problem:
+            if not columns and "no such column" in str(problem):
+                return Rows()  # nobody knows the columns of no rows
+            wrong = str(problem).rpartition(": ")[2]
+            hint = did_you_mean(wrong, columns, f"data has the columns {', '.join(columns) or '(none)'}")
+            raise SourceError(f"SQL step: {problem}", hint) from None
+
+
+def check_distinct(names: Sequence[str]) -> None:
+    """SourceError if two columns have one name: a row could hold only one of them."""
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise SourceError(f"two columns are named '{twice}'", "name one of them otherwise: AS …")
+
+
+#: Python types that SQLite does not have → declared type, how a value becomes one that it has, and back.
+KEPT_TYPES: dict[str, tuple[str, Callable[[Any], Any], Callable[[str], Any]]] = {
+    "bool": ("tau_bool", int, lambda text: text == "1"),
+    "date": ("tau_date", lambda value: value.isoformat(), lambda text: datetime.date.fromisoformat(text)),
+    "datetime": (
+        *("tau_datetime", lambda value: value.isoformat(" ")),
+        lambda text: datetime.datetime.fromisoformat(text),
+    ),
+    "time": ("tau_time", lambda value: value.isoformat(), lambda text: datetime.time.fromisoformat(text)),
+    "Decimal": ("tau_decimal", str, lambda text: decimal.Decimal(text)),
+    "dict": ("tau_json", lambda value: encode_json(to_json(value, "cell")), json.loads),
+    "list": ("tau_json", lambda value: encode_json(to_json(value, "cell")), json.loads),
+    "UUID": ("tau_uuid", str, lambda text: uuid.UUID(text)),
+}
+#: What SQLite takes as it is.
+NATIVE_TYPES = frozenset(("int", "float", "str", "bytes", "NoneType"))
+
+
+def plain_cell(value: Any) -> Any:
+    """A value as SQLite takes it."""
+    kind = type(value).__name__
+    if kind in NATIVE_TYPES:
+        return value
+    if kind in KEPT_TYPES:
+        return KEPT_TYPES[kind][1](value)
+    plain_value = to_json(value, "cell")
+    return encode_json(plain_value) if isinstance(plain_value, (dict, list)) else plain_value
+
+
+def cell_types(rows: Rows, column: str) -> set[str]:
+    """The names of the types in a column, without that of None."""
+    return {kind.__name__ for kind in {type(row.get(column)) for row in rows}} - {"NoneType"}
+
+
+def fill_table(db: sqlite3.Connection, rows: Rows, columns: list[str]) -> None:
+    """The table `data` holds the rows; columns of a type that SQLite does not have are declared so."""
+    declared = []
+    for column in columns or ["?"]:
+        kinds = cell_types(rows, column)
+        kept = KEPT_TYPES.get(next(iter(kinds))) if len(kinds) == 1 else None
+        if kept is not None:
+            sqlite3.register_converter(kept[0], lambda cell, back=kept[2]: back(cell.decode()))  # type: ignore[misc]
+        declared.append(quote_name(column) + (f" {kept[0]}" if kept is not None else ""))
+    db.execute(f"CREATE TABLE data ({', '.join(declared)})")
+    db.execute("BEGIN")
+    marks = ", ".join("?" * len(columns))
+    if columns:
+        db.executemany(f"INSERT INTO data VALUES ({marks})", cells(rows, columns, plain_cell))
+    db.execute("COMMIT")
+
+
+def cells(rows: Rows, columns: Sequence[str], convert: Callable[[Any], Any]) -> Iterator[tuple[Any, ...]]:
+    """The rows as tuples; *convert* is used for the columns that hold what SQLite does not take."""
+    foreign = [i for i, column in enumerate(columns) if not cell_types(rows, column) <= NATIVE_TYPES]
+    whole = {*map(tuple, rows)} == {tuple(columns)}
+    tuples: Iterable[tuple[Any, ...]]
+    if whole:
+        tuples = map(tuple, map(dict.values, rows))
+    else:
+        tuples = (tuple([row.get(column) for column in columns]) for row in rows)
+    if not foreign:
+        return iter(tuples)
+    return (tuple([convert(v) if i in foreign else v for i, v in enumerate(row)]) for row in tuples)
+
+
+def quote_name(name: str) -> str:
+    """A name as SQL takes any name."""
+    return '"' + str(name).replace('"', '""') + '"'
+
+
+# --- 30. Trace ---------------------------------------------------------------------------
 # Owns how a run is written down: the journal, values as JSON, errors as documents.  Calls nothing of its part.
 # Promises records that parse, within limits, without what looks secret, whatever user objects do.
 
@@ -5341,11 +8574,22 @@ INT_BITS_MAX = 10_000
 LOCALS_BYTES = 2_400
 LOCAL_BYTES = 160
 REPR_S = 0.2
+#: Checks and metrics kept of a run.
+OBSERVATIONS_MAX = 1_000
+PROGRESS_S = 0.1
+#: A shorter secret would take innocent words out of the text.
+SECRET_CHARACTERS_MIN = 6
+#: How long the end of a run waits for a child that still holds its output.
+SIEVE_S = 0.5
 SECRET_WORDS = ("password", "secret", "token", "api_key", "apikey")
 
 
 class BadResult(Exception):
     """A result that has no JSON form."""
+
+
+#: Exceptions whose kind of error is not `exception`.
+ERROR_KINDS: dict[type[BaseException], str] = {BadResult: "result", CheckFailed: "check"}
 
 
 class Journal:
@@ -5365,6 +8609,11 @@ class Journal:
         self.written = False  # whether the outcome is in the journal
         self.cancel: Callable[[], object] | None = None  # how to stop a running event loop
         self.steps = itertools.count(1)
+        self.observed = itertools.count(1)
+        self.progressed_at = 0.0  # when progress was last written
+        self.progress_left: Json | None = None  # the last word of progress that was not written yet
+        self.owns_output = False  # whether descriptors 1 and 2 are this run's own files
+        self.sieves: list[Sieve] = []  # what keeps secrets out of descriptors 1 and 2, once there are any
         self.first_step = 0  # what this process's step numbers begin after: forks have their own
         self.failed: tuple[BaseException | None, str | None] = (None, None)  # an exception → its innermost step
 
@@ -5382,8 +8631,8 @@ class Journal:
         self.steps = itertools.count(self.first_step + 1)
 
     def write(self, record: Json) -> None:
-        """Appends a record."""
-        self.write_line(encode(record))
+        """Appends a record, without secrets."""
+        self.write_line(encode(masked(record)))
 
     def write_outcome(self, record: Json) -> None:
         """Appends the outcome; waits for a full disk to have room again."""
@@ -5391,7 +8640,7 @@ class Journal:
             return  # a fork that user code let return is not the run
         if not self.is_mine():
             self.descriptor = self.open()
-        line = encode(record)
+        line = encode(masked(record))
         while not self.write_line(line):
             line = b"\n" + line.lstrip()  # what was written of it is a torn line
             time.sleep(0.5)
@@ -5416,6 +8665,7 @@ class Journal:
 
     def log(self, message: str, level: str, step: Step | None, fields: Json | None, stream: str | None) -> None:
         """Keeps one log line: in the journal up to the limits, then the last LOG_TAIL; the rest is counted."""
+        message = SECRETS.text(message)  # before it is cut: a half of a secret would not be known as one
         if len(message) > LOG_LINE_BYTES_MAX:
             message = f"{message[:LOG_LINE_BYTES_MAX]}… ({len(message) - LOG_LINE_BYTES_MAX:,} characters cut)"
         # Spelled out, for a log line must cost little more than the write itself.
@@ -5448,11 +8698,42 @@ class Journal:
 
     def finish(self) -> None:
         """The count of dropped lines and the last lines are in the journal."""
+        if self.progress_left is not None:
+            self.write(self.progress_left)
         self.dropped += max(len(self.tail) - LOG_TAIL, 0)
         self.report_dropped()
         for line in self.tail[-LOG_TAIL:]:
             self.write_line(line)
         self.tail.clear()
+
+    def observe(self, kind: str, name: str, data: Json, step: Step | None) -> None:
+        """Keeps a check or a metric, up to OBSERVATIONS_MAX of them."""
+        count = next(self.observed)
+        if count <= OBSERVATIONS_MAX:
+            place = None if step is None else step.path
+            self.write({"t": kind, "at": now(), "name": name, "step": place, "data": data})
+        elif count == OBSERVATIONS_MAX + 1:
+            told = f"more than {OBSERVATIONS_MAX:,} checks and metrics; the rest is not kept"
+            self.log(told, "warning", step, None, None)
+
+    def progress(self, data: Json, step: Step | None) -> None:
+        """Keeps the last word of progress; written a few times a second at most."""
+        place = None if step is None else step.path
+        self.progress_left = {"t": "progress", "at": now(), "name": "", "step": place, "data": data}
+        if monotonic() - self.progressed_at > PROGRESS_S:
+            self.progressed_at = monotonic()
+            self.write(self.progress_left)
+            self.progress_left = None
+
+    def hide(self, value: str) -> None:
+        """From now on the value is `***` wherever this run keeps or prints text."""
+        if len(value) < SECRET_CHARACTERS_MIN:
+            told = f"a secret of less than {SECRET_CHARACTERS_MIN} characters cannot be hidden in text"
+            self.log(told, "warning", CURRENT.get(), None, None)
+        SECRETS.add(value)
+        if self.owns_output and not self.sieves:
+            self.sieves = [Sieve(1), Sieve(2)]
+            faulthandler.enable(self.sieves[1].file)  # written in a crash, when no thread runs any more
 
     def step_of(self, problem: BaseException | None) -> str | None:
         """The innermost step that an exception, or what caused it, came out of."""
@@ -5463,14 +8744,215 @@ class Journal:
         return None
 
 
+class Step:
+    """A timed part of a run, entered with `with` or `async with`."""
+
+    __slots__ = (
+        *("began", "columns", "depth", "journal", "name", "number", "outer", "path", "quoted"),
+        *("recorded", "rows_in", "rows_out"),
+    )
+
+    def __init__(self, journal: Journal, name: str) -> None:
+        self.journal, self.name = journal, SECRETS.text(str(name))[:200]
+        self.rows_in: int | None = None
+        self.rows_out: int | None = None
+        self.columns: dict[str, str] | None = None  # those it put out, with their types
+
+    def __enter__(self) -> Step:
+        self.start(CURRENT.get())
+        CURRENT.set(self)
+        self.began = perf_counter()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, problem: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        took = (perf_counter() - self.began) * 1000
+        CURRENT.set(self.outer)
+        self.finish(problem, took)
+
+    async def __aenter__(self) -> Step:
+        return self.__enter__()
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, problem: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.__exit__(kind, problem, trace)
+
+    def start(self, outer: Step | None) -> None:
+        """Writes that it has begun, inside of *outer*."""
+        self.outer = outer
+        while outer is not None and outer.depth >= STEP_DEPTH_MAX:
+            outer = outer.outer  # deeper ones are told as siblings
+        self.depth: int = 0 if outer is None else outer.depth + 1
+        self.path: str = self.name if outer is None else f"{outer.path}/{self.name}"
+        self.quoted = quote(self.path)
+        journal = self.journal
+        self.number = next(journal.steps)
+        self.recorded = self.number - journal.first_step <= STEPS_MAX
+        if self.recorded:
+            parent = "null" if outer is None else outer.number
+            text = (
+                f'{{"t":"step","step":{self.number},"parent":{parent},"name":{quote(self.name)},'
+                f'"path":{self.quoted},"at":{now()!r}}}\n'
+            )
+            journal.write_line(text.encode("utf-8", "replace"))
+
+    def finish(self, problem: BaseException | None, took: float) -> None:
+        """Writes how it ended, after *took* milliseconds."""
+        journal = self.journal
+        status, error = "success", "null"
+        if problem is not None:
+            if journal.step_of(problem) is None:
+                journal.failed = (problem, self.path)
+            status = "cancelled" if journal.stopped else "failed"
+            error = encode_json({"type": type(problem).__name__, "message": safe_text(problem)[:500]})
+        if self.recorded:
+            columns = "null" if self.columns is None else encode_json(SECRETS.document(self.columns))
+            text = (
+                f'{{"t":"done","step":{self.number},"at":{now()!r},"status":"{status}",'
+                f'"duration_ms":{took:.3f},"rows_in":{row_count(self.rows_in)},'
+                f'"rows_out":{row_count(self.rows_out)},"columns":{columns},"error":{error}}}\n'
+            )
+            journal.write_line(text.encode("utf-8", "replace"))
+
+
+def row_count(count: Any) -> str:
+    """A row count as JSON; what is no whole number that SQLite can hold is left out."""
+    if count is None:
+        return "null"
+    try:
+        number = int(count)
+    except (TypeError, ValueError, OverflowError):
+        return "null"
+    return str(number) if -(1 << 63) <= number < 1 << 63 else "null"
+
+
+#: The step that the running code is in, by task and thread context.
+CURRENT: contextvars.ContextVar[Step | None] = contextvars.ContextVar("step", default=None)
+
+
 def file_of(descriptor: int) -> tuple[int, int]:
     """Which file a descriptor is: device and inode."""
     found = os.fstat(descriptor)
     return found.st_dev, found.st_ino
 
 
+class Mask:
+    """Secrets, and `***` in their place."""
+
+    def __init__(self) -> None:
+        self.values: set[str] = set()
+        self.forms: set[str] = set()
+        self.longest = 0
+        self.pattern: re.Pattern[str] | None = None  # of all forms; None while there are none
+        self.bytes_pattern: re.Pattern[bytes] | None = None
+
+    def add(self, value: str) -> None:
+        """Knows one more secret, in every form in which it may turn up."""
+        if value in self.values or len(value) < SECRET_CHARACTERS_MIN:
+            return
+        self.values.add(value)
+        self.forms |= {form for form in spellings(value) if len(form) >= SECRET_CHARACTERS_MIN}
+        longest_first = sorted(self.forms, key=len, reverse=True)
+        self.longest = len(longest_first[0].encode())
+        text = "|".join(map(re.escape, longest_first))
+        self.pattern, self.bytes_pattern = re.compile(text), re.compile(text.encode("utf-8", "replace"))
+
+    def text(self, text: str) -> str:
+        """The text without secrets."""
+        return text if self.pattern is None else self.pattern.sub("***", text)
+
+    def document(self, value: Any) -> Any:
+        """A JSON value without secrets, keys included."""
+        if self.pattern is None or value is None or isinstance(value, bool):
+            return value
+        if isinstance(value, str):
+            return self.pattern.sub("***", value)
+        if isinstance(value, (int, float)):
+            return "***" if str(value) in self.values else value
+        if isinstance(value, dict):
+            return {self.document(key): self.document(item) for key, item in value.items()}
+        return [self.document(item) for item in value]
+
+
+#: What ctx.secret has handed out in this process.
+SECRETS = Mask()
+
+
+def masked(record: Json) -> Json:
+    """A journal record without secrets; its kind, its times and its status are Tau's own words."""
+    if SECRETS.pattern is None:
+        return record
+    return {
+        key: value if key in ("t", "at", "mono", "status", "kind") else SECRETS.document(value)
+        for key, value in record.items()
+    }
+
+
+def spellings(value: str) -> set[str]:
+    """The forms in which a text may turn up: itself, escaped, quoted for URLs, in base64 at any offset."""
+    forms = {value, repr(value)[1:-1], encode_json(value)[1:-1], json.dumps(value)[1:-1]}
+    forms |= {urllib.parse.quote(value, safe=""), urllib.parse.quote(value), urllib.parse.quote_plus(value)}
+    forms |= {line for line in value.splitlines() if len(line) >= 16}  # a key of several lines, printed
+    data = value.encode("utf-8", "replace")
+    for alphabet in (base64.b64encode, base64.urlsafe_b64encode):
+        forms.add(alphabet(data).decode())
+        for offset in range(3):  # inside of other text, as in `user:password`
+            known = (len(data) + offset) * 8 // 6
+            forms.add(alphabet(b"\0" * offset + data).decode()[(0, 2, 3)[offset] : known])
+    return forms
+
+
+class Sieve:
+    """Descriptor 1 or 2 through a thread that takes secrets out of what native code and subprocesses write."""
+
+    def __init__(self, descriptor: int) -> None:
+        self.descriptor = descriptor
+        self.file = fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, JOURNAL_FD)
+        self.source, end = os.pipe()
+        os.dup2(end, descriptor)
+        os.close(end)
+        self.rest = b""
+        self.thread = threading.Thread(target=self.pump, name="tau sieve", daemon=True)
+        self.thread.start()
+
+    def pump(self) -> None:
+        """Hands on whole lines, or what is too long to wait for its end."""
+        while data := os.read(self.source, 1 << 16):
+            whole_lines, newline, self.rest = (self.rest + data).rpartition(b"\n")
+            if len(self.rest) > LOG_LINE_BYTES_MAX:
+                keep = SECRETS.longest
+                whole_lines, newline, self.rest = (
+                    whole_lines + newline + self.rest[:-keep],
+                    b"",
+                    self.rest[-keep:],
+                )
+            self.write(whole_lines + newline)
+        self.write(self.rest)
+        self.rest = b""
+
+    def write(self, data: bytes) -> None:
+        """Into the file, without secrets."""
+        if SECRETS.bytes_pattern is not None:
+            data = SECRETS.bytes_pattern.sub(b"***", data)
+        try:
+            os.write(self.file, data)
+        except OSError:
+            pass  # the disk is full: the outcome is what must get through
+
+    def finish(self) -> None:
+        """What was written so far is in the file; what a child writes later still comes through."""
+        os.dup2(self.file, self.descriptor)
+        self.thread.join(SIEVE_S)
+        if self.thread.is_alive():  # a child holds the other end
+            rest, self.rest = self.rest, b""
+            self.write(rest)
+
+
 def bounded_fields(fields: Json) -> str:
     """The fields of a log line as JSON text that is not longer than a line may be."""
+    fields = SECRETS.document(fields)
     text = encode_json(fields)
     if len(text) > LOG_LINE_BYTES_MAX:
         room = LOG_LINE_BYTES_MAX // (len(fields) + 1)
@@ -5548,7 +9030,8 @@ def key_text(key: Any, path: str, holder: dict[Any, Any]) -> str:
 
 def error_document(problem: BaseException, folder: str, journal: Journal) -> Json:
     """An exception as the structured error of a run."""
-    kind = "result" if isinstance(problem, BadResult) else "exception" if journal.loaded else "load"
+    kind = "exception" if journal.loaded else "load"
+    kind = next((word for cause, word in ERROR_KINDS.items() if isinstance(problem, cause)), kind)
     frames = user_frames(problem.__traceback__, folder)
     mine = [frame for frame in frames if frame["user"]]
     place = mine[-1] if mine else {"file": None, "line": None, "code": None, "function": ""}
@@ -5573,7 +9056,22 @@ def error_document(problem: BaseException, folder: str, journal: Journal) -> Jso
         "frames": frames,
         "cause": cause_of(problem, folder),
         "fingerprint": fingerprint(kind, name, *found),
+        "hint": hint_for(problem),
     }
+
+
+def hint_for(problem: BaseException) -> str | None:
+    """What to do about an exception, where Tau knows."""
+    if isinstance(problem, TauError):
+        return problem.hint or None
+    if isinstance(problem, FileNotFoundError) and isinstance(problem.filename, str):
+        return path_hint(problem.filename)
+    if isinstance(problem, ModuleNotFoundError):
+        return (
+            f"ship it with `tau deploy --include`, name it in the file's `# /// script` dependencies, "
+            f"or install it for {sys.executable}"
+        )
+    return None
 
 
 def cause_of(problem: BaseException, folder: str, level: int = 0) -> Json | None:
@@ -5622,6 +9120,13 @@ def describe_frame(frame: FrameType, line: int, folder: str) -> Json:
     }
 
 
+def path_hint(path: str) -> str:
+    """What to do about a file that is not there."""
+    if os.path.isabs(path):
+        return "is it on the machine where taud runs?"
+    return "relative paths begin in ctx.data_dir; files shipped with `tau deploy --include` are beside __file__"
+
+
 def short_path(path: str, folder: str) -> tuple[str, bool]:
     """A source file's path as the author knows it, and whether it is the author's."""
     if path.startswith(folder + os.sep):
@@ -5648,6 +9153,15 @@ def add_locals(document: Json, frame: FrameType, room: int) -> int:
 
 #: The types of modules, classes, and functions in C and in Python.
 DEFINITIONS = (type(os), type, type(os.getpid), type(add_locals))
+
+
+def to_number(value: Any) -> float | None:
+    """A finite number as JSON's, of numpy and the like too; None for anything else."""
+    try:
+        plain_value = to_json(value, "number")
+    except BadResult:
+        return None
+    return plain_value if type(plain_value) in (int, float) else None
 
 
 def is_secret(name: object) -> bool:
@@ -5682,7 +9196,7 @@ def timed(work: Callable[[Any], str], value: Any) -> str:
 
 def safe_text(problem: BaseException) -> str:
     """The message of an exception, bounded."""
-    text = timed(str, problem)
+    text = SECRETS.text(timed(str, problem))
     return text if len(text) <= ERROR_BYTES_MAX else text[:ERROR_BYTES_MAX] + "…"
 
 
@@ -5700,9 +9214,9 @@ def short_repr(value: Any, level: int = 0) -> str:
     """A repr of the first items of each container, in which the values of secret-looking keys are `***`."""
     kind = type(value)
     if kind is str and len(value) > LOCAL_BYTES:
-        return f"{value[: LOCAL_BYTES // 2]!r}…"
+        return f"{SECRETS.text(value)[: LOCAL_BYTES // 2]!r}…"
     if kind not in BRACKETS or not value:
-        return repr(value)[:LOCAL_BYTES]
+        return SECRETS.text(repr(value))[:LOCAL_BYTES]
     if level > 2:
         return "…"
     shown = list(itertools.islice(value.items() if kind is dict else value, ITEMS_SHOWN))

@@ -30,7 +30,7 @@ def test_a_decorated_function_stays_what_it_was(registry: list[module.Pipeline])
 
     assert plain("x") == "called with x"
     assert plain.__name__ == "plain"
-    found = [(one.name, one.description, one.tags) for one in registry[-2:]]
+    found = [(one.name, one.options["description"], one.options["tags"]) for one in registry[-2:]]
     assert found == [("plain", "What it does.", []), ("other.name-1", "told", ["a", "b"])]
 
 

@@ -10,7 +10,7 @@ from conftest import Tau, python
 
 import tau as module
 
-NAMES = "deploy undeploy list show code run wait cancel runs inspect logs errors status version shutdown schema".split()
+NAMES = "deploy undeploy list show code run wait cancel runs inspect logs errors status ticks version shutdown schema".split()
 
 
 def test_the_operations_are_these() -> None:
@@ -47,14 +47,14 @@ def test_the_schema_is_served(tau: Tau) -> None:
 
 CHECKS: list[tuple[str, dict[str, Any], str]] = [
     ("show", {}, "'show' needs 'name'"),
-    ("show", {"name": 1}, "'name' must be string, not integer"),
+    ("show", {"name": 1}, "'name': expected string, given integer 1"),
     ("show", {"name": "x", "nam": "y"}, "'show' has no argument 'nam'"),
-    ("list", {"limit": "5"}, "'limit' must be integer, not string"),
-    ("list", {"limit": 1.5}, "'limit' must be integer, not number"),
-    ("list", {"limit": None}, "'limit' must be integer, not null"),
-    ("run", {"name": "x", "params": []}, "'params' must be object, not array"),
-    ("wait", {"run_id": [1]}, "'run_id' must be a list of strings"),
-    ("deploy", {"files": ["x"]}, "'files' must be a list of objects"),
+    ("list", {"limit": "5"}, "'limit': expected integer, given string"),
+    ("list", {"limit": 1.5}, "'limit': expected integer, given number 1.5"),
+    ("list", {"limit": None}, "'limit': expected integer, given null"),
+    ("run", {"name": "x", "params": []}, "'params': expected object, given array"),
+    ("wait", {"run_id": [1]}, r"'run_id'\[0\]: expected string, given integer 1"),
+    ("deploy", {"files": ["x"]}, r"'files'\[0\]: expected object, given string"),
 ]
 
 

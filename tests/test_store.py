@@ -106,7 +106,14 @@ def test_ids_grow_whatever_the_clock_does(tmp_path: Path, monkeypatch: pytest.Mo
 
 def test_a_step_that_began_and_ended_apart_is_one_row(tmp_path: Path) -> None:
     begin = {"t": "step", "n": 1, "started_at": "T", "step": 1, "parent": None, "name": "s", "path": "s"}
-    done = {"status": "success", "duration_ms": 1.0, "rows_in": None, "rows_out": 2, "error": None}
+    done = {
+        "status": "success",
+        "duration_ms": 1.0,
+        "rows_in": None,
+        "rows_out": 2,
+        "columns": None,
+        "error": None,
+    }
     end = {"t": "done", "n": 2, "finished_at": "U", "step": 1, **done}
 
     async def story(store: module.Store) -> None:
@@ -115,7 +122,7 @@ def test_a_step_that_began_and_ended_apart_is_one_row(tmp_path: Path) -> None:
             await store.write(store.admit, 1, {})
             for batch in batches:
                 await store.write(store.add_trace, run_id, 1, batch, state())
-            _, attempt, steps, _ = store.ask.whole_run(run_id)
+            _, attempt, steps, *_ = store.ask.whole_run(run_id)
             assert [(step["status"], step["rows_out"]) for step in steps] == [("success", 2)]
             assert attempt is not None
             assert attempt["position"]["journal"] == 10
@@ -132,7 +139,7 @@ def test_what_a_run_left_unfinished_ends_with_it(tmp_path: Path) -> None:
             await store.write(store.admit, 1, {})
             outcome = module.Outcome(status, None, module.bare_error("died", "ProcessDied", "x"))
             await store.write(store.finish, run_id, 1, [begin], state(), outcome)
-            run, _, steps, _ = store.ask.whole_run(run_id)
+            run, _, steps, *_ = store.ask.whole_run(run_id)
             assert (run["status"], run["error"]["step"], steps[0]["status"]) == (status, "s", step_status)
             again = module.Outcome("success", 1, None)
             await store.write(store.finish, run_id, 1, [], state(), again)
@@ -166,12 +173,13 @@ def test_the_database_is_backed_up_before_it_is_migrated(
     with_store(tmp_path, nothing)
     monkeypatch.setattr(module, "MIGRATIONS", (*module.MIGRATIONS, "CREATE TABLE more (x INTEGER) STRICT"))
     with_store(tmp_path, nothing)
-    for name, version in (("tau.db", 2), ("tau.db.before-v2", 1)):
+    now = len(module.MIGRATIONS)
+    for name, version in (("tau.db", now), (f"tau.db.before-v{now}", now - 1)):
         db = sqlite3.connect(tmp_path / name)
         assert db.execute("PRAGMA user_version").fetchone() == (version,)
         assert db.execute("SELECT name FROM pipelines").fetchone() == ("p",)
         db.close()
-    assert (tmp_path / "tau.db.before-v2").stat().st_mode & 0o077 == 0
+    assert (tmp_path / f"tau.db.before-v{now}").stat().st_mode & 0o077 == 0
 
 
 def test_a_migration_that_fails_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -181,7 +189,9 @@ def test_a_migration_that_fails_changes_nothing(tmp_path: Path, monkeypatch: pyt
     broken = "CREATE TABLE more (x INTEGER) STRICT; CREATE TABLE pipelines (x INTEGER)"
     with monkeypatch.context() as patch:
         patch.setattr(module, "MIGRATIONS", (*module.MIGRATIONS, broken))
-        with pytest.raises(module.Conflict, match="cannot be migrated from schema 1"):
+        with pytest.raises(
+            module.Conflict, match=f"cannot be migrated from schema {len(module.MIGRATIONS) - 1}"
+        ):
             with_store(tmp_path, nothing)
     with_store(tmp_path, nothing)
     db = sqlite3.connect(tmp_path / "tau.db")
