@@ -6,22 +6,22 @@ The file is laid out in the order a request travels.  Calls go down the page, or
                                   6 Shell   7 System   8 Ticks
     Part II   the client, `tau`   9 Command line   10 Terminal   11 Client
                  │ one JSON document a line, over a socket
-    Part III  the daemon, `taud`  12 Daemon   13 Server   14 Operations   15 Executor   16 Feed
-                                  17 Store   18 Questions   19 Database
+    Part III  the daemon, `taud`  12 Daemon   13 Server   14 Operations   15 Environments
+                                  16 Executor   17 Feed   18 Store   19 Questions   20 Database
                  │ one JSON document a line: jobs over a socket, the trace through a journal file
-    Part IV   the run process     20 Fork server   21 Run process   22 Pipeline API   23 Parameters
-                                  24 Assertions   25 Places   26 Web   27 Warehouses   28 Formats
-                                  29 Rows   30 Trace
+    Part IV   the run process     21 Fork server   22 Run process   23 Pipeline API
+                                  24 Parameters   25 Assertions   26 Places   27 Web
+                                  28 Warehouses   29 Formats   30 Rows   31 Trace
 
 `tau run hello`, in one read:
   main §9 builds one parser from the signature of `run` §14 and calls Client.call §11;
   the line reaches Connection §13, which checks it and calls the operation `run` §14;
-  Store §17 makes the run durable and, in the same commit, Executor.admit §15 moves it to running;
-  ForkServer §20 creates the journal (that is the permission to start) and forks;
-  run_process §21 loads the deployed file and calls your function with a PipelineContext §22;
-  its records go to the Journal §30; the fork server appends the end record when the process is gone;
-  Executor §15 reads the journal, `verdict` §15 turns it into an outcome, Store §17 keeps it;
-  Feed §16 wakes the waiting `run` §14; Connection §13 answers; main §9 prints and exits 0 or 1.
+  Store §18 makes the run durable and, in the same commit, Executor.admit §16 moves it to running;
+  ForkServer §21 creates the journal (that is the permission to start) and forks;
+  run_process §22 loads the deployed file and calls your function with a PipelineContext §23;
+  its records go to the Journal §31; the fork server appends the end record when the process is gone;
+  Executor §16 reads the journal, `verdict` §16 turns it into an outcome, Store §18 keeps it;
+  Feed §17 wakes the waiting `run` §14; Connection §13 answers; main §9 prints and exits 0 or 1.
 """
 
 from __future__ import annotations
@@ -138,7 +138,22 @@ else:
     tempfile, threading, tomllib, typing = map(Later, ("tempfile", "threading", "tomllib", "typing"))
     urllib, uuid, zoneinfo = map(Later, ("urllib.request", "uuid", "zoneinfo"))
 
-__all__ = ["Client", "PipelineContext", "Step", "TauError", "pipeline"]
+__all__ = [
+    "BadRequest",
+    "CheckFailed",
+    "Client",
+    "MissingExtra",
+    "MissingSecret",
+    "PipelineContext",
+    "SourceError",
+    "Step",
+    "TauError",
+    "per_row",
+    "pipeline",
+    "run_local",
+    "source",
+    "target",
+]
 __version__ = "0.1.0"
 
 # === Part I: the shared words ==============================================================
@@ -192,7 +207,9 @@ KEY_CHARACTERS_MIN = 32
 LIST_MAX = 10_000
 LOGS_MAX = 100_000
 TICKS_MAX = 1_000
-SOURCE_BYTES_MAX = 1 << 20
+#: A deployment, all files together, and how many they may be: in base64 it must fit into a line.
+DEPLOYMENT_BYTES_MAX = 5 << 20
+DEPLOYMENT_FILES_MAX = 1_000
 PARAMS_BYTES_MAX = 256 << 10
 STATE_BYTES_MAX = 64 << 10
 ERROR_BYTES_MAX = 64 << 10
@@ -518,6 +535,18 @@ def to_document(row: sqlite3.Row) -> Json:
     }
 
 
+def nest(steps: list[Json]) -> list[Json]:
+    """The steps of an attempt as trees."""
+    shown = ("name", "status", "started_at", "duration_ms", "rows_in", "rows_out", "columns", "error")
+    by_number: dict[int, Json] = {}
+    roots: list[Json] = []
+    for step in steps:
+        node = by_number[step["step"]] = {**{key: step[key] for key in shown}, "steps": []}
+        parent = by_number.get(step["parent"])
+        (roots if parent is None else parent["steps"]).append(node)
+    return roots
+
+
 def bare_error(kind: str, type_name: str, message: str) -> Json:
     """An error document (of a run or a load) that knows no place in user code; all its keys, in order."""
     places: Json = dict.fromkeys(("step", "file", "line", "code"))
@@ -581,24 +610,60 @@ def read_pair(text: str) -> tuple[str, Any]:
         return key, value
 
 
-def read_files(path: str) -> list[Json]:
-    """The file at *path* as the wire carries it: its name and its text, or base64 if it is not UTF-8."""
+def read_files(path: str, main: str) -> list[Json]:
+    """The file at *path*, or the files of that folder, as the wire carries them.
+
+    Their paths are relative to where *main* is, the file or folder that is deployed; those of files elsewhere
+    to the folder that they are in.
+    """
+    root = os.path.realpath(main if os.path.isdir(main) else os.path.dirname(main) or ".")
+    found = []
+    for place in sorted(files_in(path)) if os.path.isdir(path) else [path]:
+        relative = os.path.relpath(os.path.realpath(place), root)
+        if relative.startswith(os.pardir + os.sep):
+            relative = os.path.relpath(place, os.path.dirname(os.path.normpath(path)) or ".")
+        found.append(read_file(place, relative))
+    if not found:
+        raise BadRequest(f"{path} has no files", "tau deploy my_pipeline.py")
+    return found
+
+
+def files_in(folder: str) -> Iterator[str]:
+    """The files of a folder and its folders, but for hidden ones, caches and virtual environments."""
+    for at, folders, names in os.walk(folder):
+        folders[:] = [
+            name
+            for name in folders
+            if not name.startswith((".", "__pycache__"))
+            and not os.path.exists(os.path.join(at, name, "pyvenv.cfg"))
+        ]
+        yield from (
+            os.path.join(at, name) for name in names if not name.startswith(".") and not name.endswith(".pyc")
+        )
+
+
+def read_file(path: str, name: str) -> Json:
+    """One file as the wire carries it: its name and its text, or base64 if it is not UTF-8."""
     try:
         # Never open a fifo or a device: it would hang or never end.
         if not stat.S_ISREG(os.stat(path).st_mode):
             raise BadRequest(f"{path} is not a regular file", "tau deploy my_pipeline.py")
         with open(path, "rb") as file:
-            content = file.read(SOURCE_BYTES_MAX + 1)
+            content = file.read(DEPLOYMENT_BYTES_MAX + 1)
     except OSError as problem:
         raise BadRequest(f"cannot read {path}: {problem.strerror}", "give the path of a Python file") from None
-    if len(content) > SOURCE_BYTES_MAX:
-        raise LoadFailed(
-            f"{path} is larger than {SOURCE_BYTES_MAX:,} bytes", "keep data out of the source", file=path
-        )
+    if len(content) > DEPLOYMENT_BYTES_MAX:
+        raise LoadFailed(f"{path} is larger than {DEPLOYMENT_BYTES_MAX:,} bytes", KEEP_SMALL, file=path)
     try:
-        return [{"path": os.path.basename(path), "text": content.decode("utf-8")}]
+        text = content.decode("utf-8")
+        if len(encode(text)) <= len(content) * 4 // 3 + 100:  # control characters are long in JSON
+            return {"path": name, "text": text}
     except UnicodeDecodeError:
-        return [{"path": os.path.basename(path), "base64": base64.b64encode(content).decode("ascii")}]
+        pass
+    return {"path": name, "base64": base64.b64encode(content).decode("ascii")}
+
+
+KEEP_SMALL = "keep large data out of the deployment: extract it by path or URL"
 
 
 #: annotation → what it means.  `| None` makes an argument optional and adds nothing else.
@@ -610,7 +675,7 @@ KINDS = {
     "Duration": Kind({"type": ["number", "string"]}, str),
     "Json": Kind({"type": "object"}, read_object),
     "list[str]": Kind({"type": "array", "items": {"type": "string"}}, str),
-    "list[Json]": Kind({"type": "array", "items": {"type": "object"}}, read_files),
+    "list[Json]": Kind({"type": "array", "items": {"type": "object"}}, lambda path: read_files(path, path)),
 }
 
 
@@ -719,21 +784,24 @@ class Operation:
         }
 
 
+#: What the daemon can do, and what `tau` does by itself.
 OPERATIONS: dict[str, Operation] = {}
+LOCAL_COMMANDS: dict[str, Operation] = {}
 
 
-def operation(effect: str) -> Callable[[Function], Function]:
-    """A decorator that enters its function into OPERATIONS with this effect."""
+def operation(effect: str, registry: dict[str, Operation]) -> Callable[[Function], Function]:
+    """A decorator that enters its function into a registry with this effect."""
 
     def register(handler: Function) -> Function:
         entry = Operation(handler, effect)
-        OPERATIONS[entry.name] = entry
+        registry[entry.name] = entry
         return handler
 
     return register
 
 
-reads, writes, destroys = operation("reads"), operation("writes"), operation("destroys")
+reads, writes, destroys = (operation(effect, OPERATIONS) for effect in ("reads", "writes", "destroys"))
+local = operation("local", LOCAL_COMMANDS)
 
 JSON_TYPES = {str: "string", bool: "boolean", int: "integer", float: "number", dict: "object", list: "array"}
 
@@ -1023,6 +1091,7 @@ SETTINGS = (
         choices=("fork", "spawn"),
     ),
     Setting("daemon", "load_timeout_s", 10.0, "", "", "time a pipeline file has to load at deploy"),
+    Setting("daemon", "build_timeout_s", 600.0, "", "", "time to install the dependencies of a pipeline"),
     Setting("daemon", "stop_grace_s", 10.0, "", "", "time between asking a run to stop and killing it"),
     Setting("database", "url", "sqlite:///tau.db", "TAU_DATABASE_URL", "", "where the store is"),
     Setting(
@@ -1303,12 +1372,17 @@ def make_directory(path: str) -> None:
 
 
 def start_python(
-    function: str, words: Sequence[str], files: Mapping[int, int], environ: Mapping[str, str]
-) -> int:
+    function: str, words: Sequence[str], files: Mapping[int, int], environ: Mapping[str, str],
+    python: str | None = None,
+) -> int:  # fmt: skip
     """Starts `tau.function()` of this very file in a fresh interpreter; its pid.
 
-    *files* gives its descriptors: number there → number here.
+    *files* gives its descriptors: number there → number here.  *python* is that of a virtual environment.
     """
+    if python is not None:
+        folder = os.path.dirname(python)
+        paths = f"{folder}{os.pathsep}{environ.get('PATH', os.defpath)}"
+        environ = {**environ, "PATH": paths, "VIRTUAL_ENV": os.path.dirname(folder)}
     # Through the import system, for its compiled cache; our own imports first, for the directory may
     # hold modules that shadow the standard library's.
     code = (
@@ -1317,8 +1391,8 @@ def start_python(
         f"import tau\ndel sys.path[0]\nsys.exit(tau.{function}())"
     )
     actions = [(os.POSIX_SPAWN_DUP2, here, there) for there, here in files.items()]
-    argv = [sys.executable, "-P", "-c", code, *words]
-    return os.posix_spawn(sys.executable, argv, environ, file_actions=actions)
+    python = python or sys.executable
+    return os.posix_spawn(python, [python, "-P", "-c", code, *words], environ, file_actions=actions)
 
 
 EXTRAS = ("sql", "files", "parquet")
@@ -1875,14 +1949,18 @@ def command(words: list[str]) -> int:
         return 0
     if name == "help":
         name, rest = rest[0], ["--help"]
-    chosen = OPERATIONS.get(name)
+    commands = OPERATIONS | LOCAL_COMMANDS
+    chosen = commands.get(name)
     if chosen is None:
-        raise BadRequest(f"no command '{name}'", did_you_mean(name, OPERATIONS, "`tau --help` lists them"))
+        raise BadRequest(f"no command '{name}'", did_you_mean(name, commands, "`tau --help` lists them"))
     parser = build_parser(chosen)
     options = vars(parser.parse_args(rest))
     view = View(options.pop("json", False))
     with Client(options.pop("host", None), options.pop("home", None)) as client:
         params = read_params(chosen, options)
+        if name in LOCAL_COMMANDS:
+            local_handler: Callable[..., Any] = chosen.handler
+            return int(local_handler((client, view), **params))
         return FACES.get(name, show_answer)(client, chosen, params, view)
 
 
@@ -1915,7 +1993,8 @@ def split_command(words: list[str]) -> tuple[str | None, list[str]]:
 def overview() -> str:
     """One screen: what Tau is and every command with its summary."""
     lines = ["tau: deploy, run and inspect pipelines of a taud daemon.", "", "usage: tau COMMAND [...]", ""]
-    lines += [f"  {name:<10} {entry.summary}" for name, entry in OPERATIONS.items()]
+    commands = OPERATIONS | LOCAL_COMMANDS
+    lines += [f"  {name:<10} {entry.summary}" for name, entry in commands.items()]
     lines += ["", "  tau COMMAND --help     the arguments of one command"]
     lines += ["  --home DIR, --host ADDRESS, --json     which daemon, and JSON on a terminal too"]
     return "\n".join(lines)
@@ -1942,6 +2021,8 @@ def add_argument(parser: Parser, argument: Argument) -> None:
     if argument.positional:
         count = "+" if argument.kind == "list[str]" else None if argument.required else "?"
         parser.add_argument(argument.name, nargs=count, metavar=metavar, help=meaning)
+    elif argument.kind == "list[Json]":
+        parser.add_argument(*argument.flags, dest=argument.name, nargs="+", metavar="PATH", help=meaning)
     elif argument.kind == "bool":
         parser.add_argument(
             *argument.flags, dest=argument.name, action="store_const", const=not argument.default, help=meaning
@@ -1963,7 +2044,10 @@ def read_params(chosen: Operation, options: Json) -> Json:
     params: Json = {}
     for name, value in options.items():
         argument = chosen.arguments[name]
-        if value is not None and isinstance(value, str):
+        if value is not None and argument.kind == "list[Json]":
+            paths = [value] if isinstance(value, str) else value
+            params[name] = [file for path in paths for file in read_files(path, options["files"])]
+        elif value is not None and isinstance(value, str):
             try:
                 params[name] = KINDS[argument.kind].from_shell(value)
             except ValueError:
@@ -1986,7 +2070,14 @@ def show_answer(client: Client, chosen: Operation, params: Json, view: View) -> 
 
 
 def run_command(client: Client, chosen: Operation, params: Json, view: View) -> int:
-    """`tau run`: always with a key, so that a lost connection can be repeated; live on a terminal."""
+    """`tau run`: live on a terminal."""
+    document = run_watched(client, params, view)
+    view.show("run", document)
+    return exit_of(document)
+
+
+def run_watched(client: Client, params: Json, view: View) -> Json:
+    """A run's document; always with a key, so that a lost connection can be repeated."""
     own_key = "key" not in params
     if own_key:
         params["key"] = os.urandom(12).hex()
@@ -1999,8 +2090,7 @@ def run_command(client: Client, chosen: Operation, params: Json, view: View) -> 
     if own_key:
         document.pop("deduplicated", None)
     view.end_live()
-    view.show("run", document)
-    return exit_of(document)
+    return document
 
 
 def wait_command(client: Client, chosen: Operation, params: Json, view: View) -> int:
@@ -2035,6 +2125,19 @@ def code_command(client: Client, chosen: Operation, params: Json, view: View) ->
     return 0
 
 
+def check_command(client: Client, chosen: Operation, params: Json, view: View) -> int:
+    """`tau check`: by the daemon that would be deployed to, or by one of its own if there is none."""
+    try:
+        document = client.call("check", params)
+    except Unavailable:
+        if client.host:
+            raise
+        with ThrowAway(client.home) as own:
+            document = own.call("check", params)
+    view.show("check", document)
+    return 0 if document["ok"] else LoadFailed.exit
+
+
 def version_command(client: Client, chosen: Operation, params: Json, view: View) -> int:
     """`tau version`: works without a daemon too."""
     document: Json = {"version": __version__, "python": sys.version.split()[0], "daemon": None}
@@ -2060,9 +2163,129 @@ FACES = {
     "wait": wait_command,
     "logs": logs_command,
     "code": code_command,
+    "check": check_command,
     "version": version_command,
     "shutdown": shutdown_command,
 }
+
+
+@local
+def try_(
+    desk: tuple[Client, View],
+    files: list[Json],
+    *,
+    include: list[Json] | None = None,
+    entry: str | None = None,
+    name: str | None = None,
+    params: Json | None = None,
+    timeout: float | None = None,
+) -> int:
+    """Run a file without deploying it and without a daemon, in a home that is thrown away.
+
+    files         the file, or a folder, as `deploy` takes it
+    include       what goes with it
+    entry         which files of the folder are loaded: this one only, not all that use @pipeline
+    name          which pipeline, if there are several
+    params --params -p  what the pipeline sees as ctx.params: a JSON object, @file, or - for stdin;
+                    -p KEY=VALUE sets one of them
+    timeout       seconds it may take at most
+    """
+    client, view = desk
+    with ThrowAway(client.home) as own:
+        deployed = own.call("deploy", {"files": files, "include": include, "entry": entry})
+        names = [one["name"] for one in deployed["pipelines"]]
+        if name is None and len(names) > 1:
+            raise BadRequest("the file has several pipelines", f"--name: one of {', '.join(names)}")
+        asked = {"name": name or names[0], "params": params, "timeout": timeout}
+        document = run_watched(own, asked, view)
+        if document.get("waited") is False:
+            own.call("cancel", {"run_id": document["run_id"]})
+            document = own.call("inspect", {"run_id": document["run_id"]})
+        document["trace"]["log_tail"] = log_texts(own, document["run_id"])
+    view.show(
+        "run",
+        document
+        | {"next": [f"tau {'deploy' if document['status'] == 'success' else 'try'} {files[0]['path']}"]},
+    )
+    return exit_of(document)
+
+
+def log_texts(client: Client, run_id: str) -> list[str]:
+    """The messages of a run's log, the last ones: nobody can ask for them later."""
+    return [line["message"] for line in client.call("logs", {"run_id": run_id})["lines"]]
+
+
+class ThrowAway:
+    """`with` a daemon of one's own, in a home that is gone afterwards: its client.
+
+    It has the configuration, the secrets and the built environments of the usual home.
+    """
+
+    def __init__(self, usual: str) -> None:
+        self.usual = usual
+        self.home = os.path.join(os.environ.get("TMPDIR", "/tmp"), f"tau-try-{os.urandom(6).hex()}")
+        self.client = Client(home=self.home)
+
+    def __enter__(self) -> Client:
+        os.mkdir(self.home, 0o700)
+        try:
+            make_directory(self.usual)
+            for name in ("secrets", "environments"):
+                make_directory(os.path.join(self.usual, name))
+                os.symlink(os.path.join(self.usual, name), os.path.join(self.home, name))
+            self.start()
+        except BaseException:
+            remove_tree(self.home)
+            raise
+        return self.client
+
+    def __exit__(self, *exception: object) -> None:
+        try:
+            self.client.close()  # it may have been left in the middle of an answer
+            self.client.call("shutdown", {"cancel": True})
+            self.client.wait_for_end()
+        except Unavailable:
+            pass
+        self.client.close()
+        remove_tree(self.home)
+
+    def start(self) -> None:
+        """The daemon is ready; its refusal is raised."""
+        words = [
+            "--detach",
+            "--json",
+            "--home",
+            self.home,
+            "--host",
+            "",
+            "--port",
+            "0",
+            "--log-level",
+            "warning",
+        ]
+        if config := find_config(None, self.usual):
+            words += ["--config", config]
+        environ = {name: value for name, value in os.environ.items() if name not in ("TAU_HOST", "TAU_CONFIG")}
+        said, end = os.pipe()
+        pid = start_python("taud", words, {1: end, 2: end}, environ | {"TAU_DATABASE_URL": "sqlite:///tau.db"})
+        os.close(end)
+        with open(said, "rb") as file:
+            text = file.read().decode("utf-8", "replace")
+        if os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) != 0:
+            lines = [line for line in text.splitlines() if line.startswith('{"error":')]
+            error = json.loads(lines[-1])["error"] if lines else {"message": text[-500:], "hint": ""}
+            raise from_wire({"message": error.pop("message"), "data": error})
+
+
+def remove_tree(path: str) -> None:
+    """The directory and all in it do not exist afterwards; links are not followed."""
+    for at, folders, names in os.walk(path, topdown=False):
+        for name in names:
+            remove_file(os.path.join(at, name))
+        for name in folders:
+            place = os.path.join(at, name)
+            remove_file(place) if os.path.islink(place) else os.rmdir(place)
+    os.rmdir(path)
 
 
 # --- 10. Terminal ------------------------------------------------------------------------
@@ -2102,7 +2325,7 @@ class View:
             text = encode_json(document)
         elif name in TABLES and TABLES[name][0] in document:
             text = self.table(document, *TABLES[name])
-        elif name in ("inspect", "show", "schema"):
+        elif name in ("inspect", "show", "schema", "check"):
             text = json.dumps(document, ensure_ascii=False, indent=2)
         elif name in ("run", "wait") and "trace" in document:
             text = self.summary(document)
@@ -2186,6 +2409,13 @@ class View:
             self.end_live()
             text = printable(event["message"] + fields_text(event))
             print(self.paint(f"    {indent}{text}", "dim"), flush=True)
+        elif kind == "progress":
+            self.end_live()
+            self.current = f"  {indent}{progress_text(event)}"
+            print(f"\r\x1b[K{self.paint(self.current, 'dim')}", end="", flush=True)
+        elif kind == "check" and not event["passed"]:
+            self.end_live()
+            print(f"  {indent}{self.paint('✗', 'error')} check {printable(event['name'])}", flush=True)
         elif kind == "run.queued":
             print(f"{event['pipeline']}  {event['run_id']}", flush=True)
 
@@ -2194,6 +2424,15 @@ class View:
         if self.current:
             print(flush=True)
         self.current = ""
+
+
+def progress_text(event: Json) -> str:
+    """How far a run is, as a person reads it."""
+    done, total = event["done"], event["total"]
+    text = f"{done:,}" if total is None else f"{done:,} of {total:,}"
+    if total:
+        text += f" ({100 * done / total:.0f} %)"
+    return f"{text} {one_line(event['message'], 80)}".rstrip()
 
 
 def fields_text(line: Json) -> str:
@@ -2570,7 +2809,8 @@ class Daemon:
         self.store = Store(home, settings)
         self.feed = Feed(self.store)
         self.store.database.on_commit = self.on_commit
-        self.executor = Executor(home, settings, self.store, self.feed)
+        self.environments = Environments(home, settings)
+        self.executor = Executor(home, settings, self.store, self.feed, self.environments)
         self.addresses: list[str] = []
         self.listeners: list[asyncio.Server] = []
         self.connections: set[Connection] = set()
@@ -2597,6 +2837,7 @@ class Daemon:
             raise_file_limit()
             self.store.open(loop)
             sweep_versions(self.home, self.store)
+            self.environments.sweep(self.store.ask.environments())
             await self.listen()  # an address that cannot be had is found out before anything runs
             await self.executor.open()
             for listener in self.listeners:
@@ -3149,30 +3390,153 @@ def local_peer(peer: Any, group: int | None) -> str:
 
 
 @writes
-async def deploy(call: Call, files: list[Json], *, entry: str | None = None, name: str | None = None) -> Json:
-    """Deploy the pipelines of a Python file.
+async def deploy(
+    call: Call,
+    files: list[Json],
+    *,
+    include: list[Json] | None = None,
+    entry: str | None = None,
+    name: str | None = None,
+) -> Json:
+    """Deploy the pipelines of a Python file, or of a folder.
 
-    files         the file; on the wire a list of {"path", "text" or "base64"}
-    entry         which of the files is loaded, when there are several
-    name          deploy only the pipeline of this name, or give the file's only pipeline this name
+    files         the file, or a folder with all its files; on the wire a list of {"path", "text" or "base64"}
+    include       modules and small data that go with it, files or folders; they lie beside it
+    entry         which files of the folder are loaded: this one only, not all that use @pipeline
+    name          deploy only the pipeline of this name, or give the only pipeline this name
     """
-    sources = read_sources(files)
-    entry = entry or (sorted(sources)[0] if len(sources) == 1 else None)
-    if entry is None or entry not in sources:
-        raise BadRequest("say which file is the entry", f"one of {', '.join(sorted(sources))}")
-    versions = os.path.join(call.daemon.home, "versions")
+    daemon = call.daemon
+    sources, entries = read_deployment(files, include, entry)
+    environments = await prepare_environments(daemon, sources, entries)
+    versions = os.path.join(daemon.home, "versions")
     digest = digest_of(sources)
-    staged = await asyncio.to_thread(stage, versions, digest, sources)
-    try:
-        found = choose(await call.daemon.executor.load(staged, entry), name, entry)
-        async with call.daemon.keeping:
+    async with staging(daemon, versions, digest, sources) as staged:
+        found = choose(await load_all(daemon, staged, environments), name)
+        async with daemon.keeping:
             await asyncio.to_thread(keep, staged, os.path.join(versions, digest), sources)
-    finally:
-        if os.path.basename(staged) != digest:
-            shutil.rmtree(staged, ignore_errors=True)
-    store = call.daemon.store
-    deployed = await store.write(store.deploy, found, digest, entry, call.actor)
-    return {"changed": any(one["changed"] for one in deployed), "pipelines": deployed}
+    deployed = await daemon.store.write(daemon.store.deploy, found, digest, call.actor)
+    answer: Json = {"changed": any(one["changed"] for one in deployed), "pipelines": deployed}
+    built = [one for one in environments.values() if one is not None]
+    return answer | {"environments": built} if built else answer
+
+
+@writes
+async def check(
+    call: Call, files: list[Json], *, include: list[Json] | None = None, entry: str | None = None
+) -> Json:
+    """Check a file without deploying it: what it has, needs and lacks.
+
+    files         the file, or a folder, as `deploy` takes it
+    include       what goes with it
+    entry         which files of the folder are loaded: this one only, not all that use @pipeline
+    """
+    daemon = call.daemon
+    sources, entries = read_deployment(files, include, entry)
+    answer: Json = {"ok": False, "error": None, "pipelines": [], "environments": []}
+    scanned: Json = {"secrets": {}, "missing_imports": []}
+    async with staging(daemon, os.path.join(daemon.home, "versions"), digest_of(sources), sources) as staged:
+        try:
+            environments = await prepare_environments(daemon, sources, entries)
+            answer["environments"] = [one for one in environments.values() if one is not None]
+            scanned = await scan(daemon, staged, sources, environments)
+            answer["pipelines"] = [
+                preview_pipeline(daemon, one)
+                for one in choose(await load_all(daemon, staged, environments), None)
+            ]
+            answer["ok"] = True
+        except LoadFailed as problem:
+            answer["error"] = problem.to_json()
+    missing = sorted(name for name, found in scanned["secrets"].items() if found is None)
+    return answer | scanned | {"missing_secrets": missing}
+
+
+def read_deployment(
+    files: list[Json], include: list[Json] | None, entry: str | None
+) -> tuple[dict[str, bytes], list[str]]:
+    """The files of a deployment by path, and which of them are loaded."""
+    main = read_sources(files)
+    sources = read_sources([*files, *(include or [])])
+    if entry is not None:
+        if entry not in sources:
+            hint = did_you_mean(entry, sources, f"one of {', '.join(sorted(sources))[:500]}")
+            raise BadRequest(f"the entry '{entry[:WORD_MAX]}' is not among the files", hint)
+        return sources, [entry]
+    if len(main) == 1:
+        return sources, [*main]
+    entries = [
+        path for path, content in sorted(main.items()) if "/" not in path and has_pipeline(path, content)
+    ]
+    if not entries:
+        raise LoadFailed(
+            "no file of the folder uses @pipeline", "say which file is loaded: --entry main.py", kind="load"
+        )
+    return sources, entries
+
+
+def has_pipeline(path: str, content: bytes) -> bool:
+    """Whether a file looks as if it had a pipeline."""
+    return path.endswith(".py") and re.search(rb"^[ \t]*@(\w+\.)*pipeline\b", content, re.MULTILINE) is not None
+
+
+async def prepare_environments(
+    daemon: Daemon, sources: dict[str, bytes], entries: list[str]
+) -> dict[str, Json | None]:
+    """The environment of each entry, built if need be; None for those that name no dependencies."""
+    headers = {entry: read_header(sources[entry].decode("utf-8"), entry) for entry in entries}
+    return {
+        entry: None if header is None else await daemon.environments.build(header, entry)
+        for entry, header in headers.items()
+    }
+
+
+async def load_all(daemon: Daemon, folder: str, environments: dict[str, Json | None]) -> list[Json]:
+    """The pipelines of all entries; LoadFailed if one of them does not load or has none."""
+    found = []
+    for entry, environment in environments.items():
+        digest = None if environment is None else environment["digest"]
+        job = {"kind": "load", "python": daemon.environments.python(digest)}
+        for one in loaded(await daemon.executor.load(folder, entry, job), entry):
+            found.append(one | {"entry": entry, "environment": digest})
+    return found
+
+
+async def scan(
+    daemon: Daemon, folder: str, sources: dict[str, bytes], environments: dict[str, Json | None]
+) -> Json:
+    """The secrets that the files name, with where they are, and the modules they lack."""
+    entry, environment = next(iter(environments.items()))
+    python = daemon.environments.python(None if environment is None else environment["digest"])
+    paths = sorted(path for path in sources if path.endswith(".py"))
+    outcome = await daemon.executor.load(folder, entry, {"kind": "scan", "python": python, "files": paths})
+    loaded(outcome, entry)
+    found: Json = outcome.result
+    return found
+
+
+def preview_pipeline(daemon: Daemon, one: Json) -> Json:
+    """A pipeline that is not deployed, with its next ticks."""
+    ticks = []
+    if one["schedule"] is not None or one["every"] is not None:
+        zone = Zone(one["timezone"] or daemon.settings["timezone"])
+        now = int(time.time())
+        times = read_times(one["schedule"], one["every"], None, zone, now)
+        ticks = preview([*itertools.islice(times.between(now, TIME_MAX), 5)], zone)["ticks"]
+    return {key: value for key, value in one.items() if key != "function"} | {"ticks": ticks}
+
+
+class staging:  # noqa: N801 (a context manager, as in contextlib)
+    """`async with` the directory that holds the files durably; it is gone afterwards unless it was kept."""
+
+    def __init__(self, daemon: Daemon, versions: str, digest: str, sources: dict[str, bytes]) -> None:
+        self.arguments, self.digest = (versions, digest, sources), digest
+
+    async def __aenter__(self) -> str:
+        self.staged = await asyncio.to_thread(stage, *self.arguments)
+        return self.staged
+
+    async def __aexit__(self, *exception: object) -> None:
+        if os.path.basename(self.staged) != self.digest:
+            shutil.rmtree(self.staged, ignore_errors=True)
 
 
 def read_sources(files: list[Json]) -> dict[str, bytes]:
@@ -3185,23 +3549,30 @@ def read_sources(files: list[Json]) -> dict[str, bytes]:
                 f"'{str(path)[:WORD_MAX]}' is not a file's path inside the deployment",
                 "use relative paths, each once",
             )
-        content = read_content(file)
-        if b"\0" in content:
-            hint = "deploy Python source text; a compiled or binary file cannot be a pipeline"
-            raise LoadFailed(f"{path} is not a text file", hint, kind="load", file=path)
-        try:
-            content.decode("utf-8")
-        except UnicodeDecodeError as problem:
-            line = content.count(b"\n", 0, problem.start) + 1
-            hint = "save the file as UTF-8"
-            raise LoadFailed(f"{path} is not UTF-8", hint, kind="load", file=path, line=line) from None
-        sources[path] = content
+        sources[path] = read_content(file)
+        if path.endswith(".py") or len(files) == 1:
+            check_source(path, sources[path])
     clash = next((path for path in sources if any(other.startswith(path + "/") for other in sources)), None)
     if clash is not None:
         raise BadRequest(f"'{clash}' is a file and a folder", "use relative paths, each once")
-    if sum(map(len, sources.values())) > SOURCE_BYTES_MAX:
-        raise LoadFailed(f"more than {SOURCE_BYTES_MAX:,} bytes", "keep data out of the source", kind="load")
+    if sum(map(len, sources.values())) > DEPLOYMENT_BYTES_MAX or len(sources) > DEPLOYMENT_FILES_MAX:
+        limit = f"{DEPLOYMENT_BYTES_MAX:,} bytes or {DEPLOYMENT_FILES_MAX:,} files"
+        raise LoadFailed(f"more than {limit}", KEEP_SMALL, kind="load")
     return sources
+
+
+def check_source(path: str, content: bytes) -> None:
+    """LoadFailed unless this can be Python source."""
+    if b"\0" in content:
+        hint = "deploy Python source text; a compiled or binary file cannot be a pipeline"
+        raise LoadFailed(f"{path} is not a text file", hint, kind="load", file=path)
+    try:
+        content.decode("utf-8")
+    except UnicodeDecodeError as problem:
+        line = content.count(b"\n", 0, problem.start) + 1
+        raise LoadFailed(
+            f"{path} is not UTF-8", "save the file as UTF-8", kind="load", file=path, line=line
+        ) from None
 
 
 def is_inside(path: str) -> bool:
@@ -3276,8 +3647,8 @@ def keep(staged: str, kept: str, sources: dict[str, bytes]) -> None:
     os.close(folder)
 
 
-def choose(outcome: Outcome, name: str | None, entry: str) -> list[Json]:
-    """Which of the loaded pipelines are deployed; LoadFailed if the file did not load or has none."""
+def loaded(outcome: Outcome, entry: str) -> list[Json]:
+    """The pipelines of a file; LoadFailed if it did not load or has none."""
     if outcome.error is not None:
         error = outcome.error
         told = {key: error[key] for key in ("kind", "type", "file", "line")} | {"source_line": error["code"]}
@@ -3285,13 +3656,22 @@ def choose(outcome: Outcome, name: str | None, entry: str) -> list[Json]:
         message = f"{entry} does not load{where}: {error['type']}: {error['message']}"
         raise LoadFailed(message, load_hint(error), **told, frames=error["frames"], cause=error["cause"])
     found: list[Json] = outcome.result
-    names = [one["name"] for one in found]
     if not found:
         hint = "decorate a function: from tau import pipeline; @pipeline; def hello(ctx): ..."
         raise LoadFailed(f"{entry} has no @pipeline", hint, kind="load", file=entry)
-    if twice := next((one for one in found if names.count(one["name"]) > 1), None):
-        message = f"{entry} has two pipelines named '{twice['name']}'"
-        raise LoadFailed(message, "give each its own name", kind="load", file=entry, line=twice["line"])
+    return found
+
+
+def choose(found: list[Json], name: str | None) -> list[Json]:
+    """Which of the loaded pipelines are deployed; LoadFailed if two share a name or none has the one asked."""
+    names, entry = [one["name"] for one in found], found[0]["entry"]
+    if twice := next((one for one in found[::-1] if names.count(one["name"]) > 1), None):
+        message = f"{twice['entry']} has two pipelines named '{twice['name']}'"
+        if len({one["entry"] for one in found if one["name"] == twice["name"]}) > 1:
+            message = f"two files have a pipeline named '{twice['name']}'"
+        raise LoadFailed(
+            message, "give each its own name", kind="load", file=twice["entry"], line=twice["line"]
+        )
     if name is None:
         return found
     if name in names:
@@ -3343,20 +3723,35 @@ async def show(call: Call, name: str) -> Json:
 
 
 @reads
-async def code(call: Call, name: str, *, version: int | None = None, raw: bool = False) -> Json:
+async def code(
+    call: Call, name: str, *, version: int | None = None, file: str | None = None, raw: bool = False
+) -> Json:
     """Print the source of a pipeline, bare on a terminal.
 
     name          which pipeline
     version       which version; without it the live one
+    file          another file of the deployment
     raw           the command line prints the bare source, not JSON
     """
     found = call.daemon.store.ask.version(name, version)
-    content = read_bytes(os.path.join(call.daemon.home, "versions", found["sha256"], found["entry"]))
+    folder = os.path.join(call.daemon.home, "versions", found["sha256"])
+    files = await asyncio.to_thread(deployed_files, folder)
+    if file is not None and file not in files:
+        raise NotFound(f"{name} v{found['version']} has no file '{file[:WORD_MAX]}'", did_you_mean(file, files))
+    content = read_bytes(os.path.join(folder, file or found["entry"]))
     if content is None:
         raise NotFound(f"the source of {name} v{found['version']} is gone", "deploy the file again")
-    source = content.decode("utf-8")
     head = {key: found[key] for key in ("pipeline", "version", "sha256", "entry", "deployed_at")}
-    return head | {"source": source}
+    return head | {"files": files, "source": content.decode("utf-8", "replace")}
+
+
+def deployed_files(folder: str) -> list[str]:
+    """The files of a version, but for what Python has cached beside them."""
+    cached = re.compile(r"(^|/)__pycache__/|\.py\.[a-z]+-\d+(\.\d+)?$")
+    found = (
+        os.path.relpath(os.path.join(at, name), folder) for at, _, names in os.walk(folder) for name in names
+    )
+    return sorted(path for path in found if not cached.search(path))
 
 
 @writes
@@ -3696,18 +4091,6 @@ def describe(store: Store, run_id: str, full: bool = False) -> Json:
     return document if full else shorten(document)
 
 
-def nest(steps: list[Json]) -> list[Json]:
-    """The steps of an attempt as trees."""
-    shown = ("name", "status", "started_at", "duration_ms", "rows_in", "rows_out", "columns", "error")
-    by_number: dict[int, Json] = {}
-    roots: list[Json] = []
-    for step in steps:
-        node = by_number[step["step"]] = {**{key: step[key] for key in shown}, "steps": []}
-        parent = by_number.get(step["parent"])
-        (roots if parent is None else parent["steps"]).append(node)
-    return roots
-
-
 def next_commands(run: Json, entry: str) -> list[str]:
     """What an agent would do next, as commands to paste; *entry* is the file that was deployed."""
     name, run_id = run["pipeline"], run["run_id"]
@@ -3783,7 +4166,206 @@ CUTS: tuple[tuple[str, Callable[[Any], Any], int], ...] = (
 )
 
 
-# --- 15. Executor ------------------------------------------------------------------------
+# --- 15. Environments --------------------------------------------------------------------
+# Owns the virtual environments that the headers of pipelines ask for (PEP 723).  Calls nothing of its part.
+# Promises one environment a set of dependencies, built once, and that a failed build changes nothing.
+
+BUILD_LINES = 200
+#: The block that PEP 723 defines, in its own words.
+HEADER = r"(?m)^# /// (?P<type>[a-zA-Z0-9-]+)$\s(?P<content>(^#(| .*)$\s)+)^# ///$"
+HEADER_HINT = '# /// script\n# dependencies = ["requests"]\n# ///'
+
+
+def read_header(source: str, entry: str) -> Json | None:
+    """The metadata of a script (PEP 723), if it names dependencies; LoadFailed if it is malformed."""
+    begin = re.search(r"(?m)^# /// script\s*$", source)
+    if begin is None:
+        return None
+    line = source.count("\n", 0, begin.start()) + 1
+    blocks = [found for found in re.finditer(HEADER, source) if found["type"] == "script"]
+    if len(blocks) != 1:
+        why = (
+            "is not closed by `# ///`, or has a line that does not begin with `# `"
+            if not blocks
+            else "is there twice"
+        )
+        raise header_error(entry, line, f"the header `# /// script` {why}")
+    text = "".join(
+        row[2:] if row.startswith("# ") else row[1:] for row in blocks[0]["content"].splitlines(True)
+    )
+    try:
+        header = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as problem:
+        raise header_error(entry, line, f"the header `# /// script` is not TOML: {problem}") from None
+    check_header(header, entry, line)
+    return header if header.get("dependencies") else None
+
+
+def check_header(header: Json, entry: str, line: int) -> None:
+    """LoadFailed for keys that a header cannot have, and for a Python that is not this one."""
+    known = ("dependencies", "requires-python", "tool")
+    if unknown := next((key for key in header if key not in known), None):
+        near = did_you_mean(unknown, known, ", ".join(known))
+        raise header_error(entry, line, f"unknown key '{unknown}' in the header; {near}")
+    needed = header.get("dependencies", [])
+    if not isinstance(needed, list) or not all(isinstance(one, str) and one[:1].isalnum() for one in needed):
+        raise header_error(entry, line, "the header's dependencies must be a list of requirements")
+    wanted = str(header.get("requires-python", ""))
+    if not admits(wanted, sys.version_info[:3]):
+        mine = ".".join(map(str, sys.version_info[:3]))
+        raise header_error(entry, line, f"the header requires Python {wanted}, taud runs on {mine}")
+
+
+def header_error(entry: str, line: int, message: str) -> LoadFailed:
+    """A refusal that names the header's place."""
+    return LoadFailed(f"{entry}, line {line}: {message}", HEADER_HINT, kind="load", file=entry, line=line)
+
+
+#: How a version of Python is compared with a bound of `requires-python` (PEP 440, without epochs and suffixes).
+COMPARISONS: dict[str, Callable[[tuple[int, ...], tuple[int, ...]], bool]] = {
+    ">=": lambda mine, bound: mine >= bound,
+    "<=": lambda mine, bound: mine <= bound,
+    "==": lambda mine, bound: mine[: len(bound)] == bound,
+    "!=": lambda mine, bound: mine[: len(bound)] != bound,
+    "~=": lambda mine, bound: mine >= bound and mine[: len(bound) - 1] == bound[:-1],
+    ">": lambda mine, bound: mine[: len(bound)] > bound,
+    "<": lambda mine, bound: mine[: len(bound)] < bound,
+}
+
+
+def admits(wanted: str, mine: tuple[int, ...]) -> bool:
+    """Whether a `requires-python` admits this version; what cannot be read admits none."""
+    for part in filter(None, (word.strip() for word in wanted.split(","))):
+        found = re.fullmatch(r"(>=|<=|==|!=|~=|>|<)\s*(\d+(?:\.\d+)*)(?:\.\*)?", part)
+        if found is None or not COMPARISONS[found[1]](mine, tuple(map(int, found[2].split(".")))):
+            return False
+    return True
+
+
+class Environments:
+    """The virtual environments of a home, by the digest of what is in them."""
+
+    def __init__(self, home: str, settings: Json) -> None:
+        self.folder, self.settings = os.path.join(home, "environments"), settings
+        self.building = asyncio.Lock()
+
+    def python(self, digest: str | None) -> str | None:
+        """The interpreter of an environment; None stands for the daemon's own."""
+        return None if digest is None else os.path.join(self.folder, digest, "bin", "python")
+
+    async def build(self, header: Json, entry: str) -> Json:
+        """The environment of a header, built unless it is there; LoadFailed, with the log, if it cannot be."""
+        needed = sorted(header["dependencies"])
+        digest = fingerprint(sys.version, *needed)
+        path = os.path.join(self.folder, digest)
+        about: Json = {"entry": entry, "digest": digest, "dependencies": needed}
+        make_directory(self.folder)
+        async with self.building, FileLock(f"{path}.lock"):
+            if os.path.exists(os.path.join(path, "built")) and os.path.exists(str(self.python(digest))):
+                return about | {"built": False, "log": []}
+            shutil.rmtree(path, ignore_errors=True)
+            log: list[str] = []
+            try:
+                for words in build_commands(path, needed):
+                    await self.run(words, log, entry)
+                with open(os.path.join(path, "built"), "w", encoding="utf-8") as file:
+                    file.write(encode_json(about))
+            except BaseException:
+                shutil.rmtree(path, ignore_errors=True)
+                raise
+        return about | {"built": True, "log": log[-BUILD_LINES:]}
+
+    async def run(self, words: list[str], log: list[str], entry: str) -> None:
+        """One command of a build, its output added to the log; LoadFailed if it fails."""
+        log.append("$ " + " ".join(words))
+        code = await run_to_end(words, log, self.settings["build_timeout_s"])
+        if code:
+            wrong = (
+                line for line in reversed(log) if re.search("error|conflict|took longer", line, re.IGNORECASE)
+            )
+            message = f"the dependencies of {entry} cannot be installed: {next(wrong, log[-1]).strip()[:300]}"
+            hint = "see the log; mend the header and deploy again"
+            raise LoadFailed(message, hint, kind="load", file=entry, log=log[-BUILD_LINES:])
+
+    def sweep(self, known: set[str]) -> None:
+        """Environments that no version needs are removed; a linked folder is another home's."""
+        if os.path.islink(self.folder) or not os.path.isdir(self.folder):
+            return
+        for name in os.listdir(self.folder):
+            if name.removesuffix(".lock") not in known:
+                path = os.path.join(self.folder, name)
+                remove_file(path) if os.path.isfile(path) else shutil.rmtree(path, ignore_errors=True)
+
+
+async def run_to_end(words: list[str], log: list[str], patience: float) -> int:
+    """The exit code of a command, its output added to the log.  However this ends, its processes are gone."""
+    environ = {name: value for name, value in os.environ.items() if not name.startswith(PRIVATE_ENVIRONMENT)}
+    environ |= {"PIP_DISABLE_PIP_VERSION_CHECK": "1", "PIP_NO_INPUT": "1"}
+    pipe, null = asyncio.subprocess.PIPE, asyncio.subprocess.DEVNULL
+    starting = asyncio.ensure_future(
+        asyncio.create_subprocess_exec(
+            *words,
+            stdin=null,
+            stdout=pipe,
+            stderr=asyncio.subprocess.STDOUT,
+            env=environ,
+            start_new_session=True,
+        )
+    )
+    try:
+        process = await asyncio.shield(starting)
+        said, _ = await asyncio.wait_for(process.communicate(), patience)
+        log += said.decode("utf-8", "replace").splitlines()
+    except TimeoutError:
+        log.append(f"it took longer than [daemon] build_timeout_s = {patience:g}")
+    finally:
+        process = await starting  # also if we were told to give up while it was being started
+        if process.returncode is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            await process.wait()
+    return process.returncode or 0
+
+
+def build_commands(path: str, needed: list[str]) -> list[list[str]]:
+    """What makes a virtual environment with these packages: uv where it is on the path, else venv and pip."""
+    python = os.path.join(path, "bin", "python")
+    if uv := shutil.which("uv"):
+        make = [uv, "venv", "--quiet", "--python", sys.executable, path]
+        return [make, [uv, "pip", "install", "--python", python, *needed]]
+    return [
+        [sys.executable, "-m", "venv", path],
+        [python, "-m", "pip", "install", "--progress-bar", "off", *needed],
+    ]
+
+
+class FileLock:
+    """`async with` a lock that other processes respect too."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    async def __aenter__(self) -> None:
+        self.file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            while not self.taken():
+                await asyncio.sleep(0.1)
+        except BaseException:
+            os.close(self.file)
+            raise
+
+    def taken(self) -> bool:
+        """Whether the lock could be had."""
+        try:
+            fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            return False
+        return True
+
+    async def __aexit__(self, *exception: object) -> None:
+        os.close(self.file)
+
+
+# --- 16. Executor ------------------------------------------------------------------------
 # Owns every isolated process from its job to its outcome, and the fork server that starts them.
 # Calls Feed and Store.  Promises at most `max_concurrent` live runs, one outcome for each, and no run twice.
 
@@ -4125,8 +4707,9 @@ class Starter:
 class Executor:
     """Queue → fork server → journal → outcome."""
 
-    def __init__(self, home: str, settings: Json, store: Store, feed: Feed) -> None:
+    def __init__(self, home: str, settings: Json, store: Store, feed: Feed, environments: Environments) -> None:
         self.home, self.settings, self.store, self.feed = home, settings, store, feed
+        self.environments = environments
         self.folder = os.path.join(home, "runs")
         self.live: dict[str, Process] = {}  # by stem; never more than max_concurrent with a run
         self.latencies: list[float] = []  # milliseconds from queued to started, the last thousand
@@ -4200,6 +4783,7 @@ class Executor:
         process = Process(self.folder, job["stem"], job["run_id"], job["attempt"], self.starter.server)
         job["folder"] = os.path.join(self.home, "versions", job["sha256"])
         job["directory"] = os.path.join(self.home, "data", job["pipeline"])
+        job["python"] = self.environments.python(job["environment"])
         self.launch(process, job)
         return process
 
@@ -4213,12 +4797,12 @@ class Executor:
         self.live[process.stem] = process
         self.busy.set()
 
-    async def load(self, folder: str, entry: str) -> Outcome:
+    async def load(self, folder: str, entry: str, job: Json) -> Outcome:
         """What a deployed file holds, found out in an isolated process within load_timeout_s."""
         stem = f"load-{os.urandom(8).hex()}"
         process = Process(self.folder, stem, None, 1, self.starter.server)
         directory = tempfile.mkdtemp(prefix=".load-", dir=os.path.join(self.home, "versions"))
-        job = {"kind": "load", "stem": stem, "folder": folder, "entry": entry, "directory": directory}
+        job = {"stem": stem, "folder": folder, "entry": entry, "directory": directory, **job}
         try:
             self.launch(process, job)
             await asyncio.wait_for(process.closed.wait(), self.settings["load_timeout_s"])
@@ -4476,7 +5060,7 @@ def end_session(process: Json) -> None:
                 pass
 
 
-# --- 16. Feed ----------------------------------------------------------------------------
+# --- 17. Feed ----------------------------------------------------------------------------
 # Owns who waits for which run.  Calls Store.
 # Promises that whoever waits hears of every change, in order and at its own pace: it reads the store.
 
@@ -4543,7 +5127,7 @@ class Feed:
             await change
 
 
-# --- 17. Store ---------------------------------------------------------------------------
+# --- 18. Store ---------------------------------------------------------------------------
 # Owns what is remembered and how it changes.  Calls Questions and Database.
 # Promises that a run moves only as MOVES allows, and that every change is in the ledger, in its transaction.
 
@@ -4601,11 +5185,12 @@ class Store:
 
     # What operations write.
 
-    def deploy(self, found: list[Json], digest: str, entry: str, actor: str) -> list[Json]:
+    def deploy(self, found: list[Json], digest: str, actor: str) -> list[Json]:
         """Makes each pipeline live; a new version only if its source or its options changed."""
         deployed = []
         for one in found:
-            options = encode_json({key: value for key, value in one.items() if key not in ("name", "line")})
+            entry = one["entry"]
+            options = encode_json({key: one[key] for key in one if key not in ("name", "line", "entry")})
             number, changed = self.next_version(one["name"], digest, entry, options)
             now = rfc3339(time.time())
             if changed:
@@ -4754,6 +5339,7 @@ class Store:
         """What the run process is told of its attempt."""
         row = self.db.execute(
             "SELECT r.pipeline, r.version, r.params, r.scheduled_for, v.sha256, v.entry, v.function, s.state,"
+            " json_extract(v.options, '$.environment') AS environment,"
             " (SELECT started_at FROM runs WHERE pipeline = r.pipeline AND status = 'success'"
             " ORDER BY run_id DESC LIMIT 1) AS last_success FROM runs r"
             " JOIN versions v ON v.pipeline = r.pipeline AND v.version = r.version"
@@ -4880,7 +5466,7 @@ def json_or_null(value: Any) -> str | None:
     return None if value is None else encode_json(value)
 
 
-# --- 18. Questions -----------------------------------------------------------------------
+# --- 19. Questions -----------------------------------------------------------------------
 # Owns what is asked of the store: one method a question, on the loop.  Calls Records.
 # Promises documents with the names of the columns, each answer of one moment.
 
@@ -4985,6 +5571,11 @@ class Questions:
     def source_names(self) -> set[str]:
         """The directories below versions/ that some version needs."""
         return {row["sha256"] for row in self.rows("SELECT DISTINCT sha256 FROM versions")}
+
+    def environments(self) -> set[str]:
+        """The digests of the environments that some version needs."""
+        found = self.rows("SELECT DISTINCT json_extract(options, '$.environment') AS digest FROM versions")
+        return {row["digest"] for row in found if row["digest"] is not None}
 
     def find_run(self, prefix: str) -> str:
         """The run whose id begins so; NotFound if there is none, BadRequest if there are several."""
@@ -5187,7 +5778,7 @@ def step_events(step: Json) -> Iterator[tuple[int, Json]]:
         yield step["finished_n"], end | {key: step[key] for key in shown}
 
 
-# --- 19. Database ------------------------------------------------------------------------
+# --- 20. Database ------------------------------------------------------------------------
 # Owns the SQLite file: its two connections, its migrations, and the one thread that writes.  Calls Records.
 # Promises that what is answered is on disk, that writes share commits, and that their failures are their own.
 
@@ -5383,7 +5974,7 @@ def storage_error(problem: Exception) -> TauError:
 # === Part IV: the run process ==============================================================
 # One per attempt; the only place where user code runs.  Speaks to nobody: it writes its journal.
 
-# --- 20. Fork server ---------------------------------------------------------------------
+# --- 21. Fork server ---------------------------------------------------------------------
 # Owns the processes that run user code, from permission to end record.  Calls Run process.
 # Promises that nothing a process started outlives it, and that its end is written down even without a daemon.
 
@@ -5540,7 +6131,8 @@ class ForkServer:
             return
         job["server"] = self.identity
         try:
-            pid = self.spawn(job) if job["method"] == "spawn" else self.use_spare(job) or self.fork(job)
+            fresh = job["method"] == "spawn" or job["python"] is not None
+            pid = self.spawn(job) if fresh else self.use_spare(job) or self.fork(job)
         except OSError as problem:
             reason = f"cannot start a process: {problem.strerror}"
             self.write_end(job, {"exit_code": None, "signal": None, "reason": reason})
@@ -5607,11 +6199,11 @@ class ForkServer:
             self.recheck_at = time.monotonic() + RECHECK_S
 
     def spawn(self, job: Json) -> int:
-        """A fresh interpreter runs the job, where fork is not safe; its pid."""
+        """A fresh interpreter runs the job, where fork is not safe or its environment is another; its pid."""
         with tempfile.TemporaryFile() as file:
             file.write(encode(job))
             file.seek(0)
-            return start_python("spawned_process", (), {0: file.fileno()}, os.environ)
+            return start_python("spawned_process", (), {0: file.fileno()}, os.environ, job["python"])
 
     def sweep(self) -> None:
         """Sees which processes have ended, ends what they left behind, and writes their end records."""
@@ -5744,7 +6336,7 @@ def spawned_process() -> int:
     os._exit(run_process(job, settle_in()))
 
 
-# --- 21. Run process ---------------------------------------------------------------------
+# --- 22. Run process ---------------------------------------------------------------------
 # Owns one attempt from its first record to its last.  Calls Pipeline API and Trace.
 # Promises a returned or a raised record whenever Python itself lives to write it.
 
@@ -5938,8 +6530,7 @@ def call_pipeline(job: Json, journal: Journal) -> Json:
 
 def call_function(chosen: Pipeline, context: PipelineContext, journal: Journal) -> Any:
     """What the author's function returns, in an event loop if it is a coroutine."""
-    named = chosen.parameters.types or chosen.parameters.takes_others
-    value = chosen.function(context, **context.params) if named else chosen.function(context)
+    value = chosen.call(context)
     if not hasattr(value, "__await__"):
         return value
 
@@ -5953,15 +6544,6 @@ def call_function(chosen: Pipeline, context: PipelineContext, journal: Journal) 
             journal.cancel = None
 
     return asyncio.run(awaited())
-
-
-def returned(result: Any, most: int, journal: Journal) -> Json:
-    """The record of a return; BadResult if the value has no JSON form or is too large."""
-    plain_result = to_json(result, "result")
-    size = len(encode(plain_result))
-    if size > most:
-        raise BadResult(f"the result has {size:,} bytes, the limit is {most:,}; return a path or a summary")
-    return {"t": "returned", "result": plain_result, "stopped": journal.stopped}
 
 
 #: What a process may be for.
@@ -6068,7 +6650,7 @@ class Captured(io.TextIOBase):
         return io.FileIO(self.descriptor, "wb", closefd=False)
 
 
-# --- 22. Pipeline API --------------------------------------------------------------------
+# --- 23. Pipeline API --------------------------------------------------------------------
 # Owns what user code sees: @pipeline, PipelineContext, Step.  Calls Parameters, Rows, Places and Trace.
 # Promises that using it outside a run (a test, a REPL) does nothing surprising.
 
@@ -6083,6 +6665,12 @@ class Pipeline:
     def __init__(self, function: Callable[..., Any], name: str, options: Json) -> None:
         self.function, self.name, self.options = function, name, options
         self.parameters = Parameters(function)
+
+    def call(self, context: PipelineContext) -> Any:
+        """Calls the function with its context and those of the params that it names."""
+        if self.parameters.types or self.parameters.takes_others:
+            return self.function(context, **context.params)
+        return self.function(context)
 
     def to_json(self) -> Json:
         """What `deploy` stores of it."""
@@ -6159,23 +6747,23 @@ def check_limit(value: Any) -> float:
 def check_count(least: int, most: int) -> Callable[[Any], int]:
     """A whole number within bounds."""
 
-    def check(value: Any) -> int:
+    def count(value: Any) -> int:
         if type(value) is not int or not least <= value <= most:
             raise BadRequest(f"expected a whole number from {least} to {most:,}, not {safe_repr(value)}")
-        return value
+        return int(value)
 
-    return check
+    return count
 
 
 def check_choice(choices: tuple[str, ...]) -> Callable[[Any], str]:
     """One of some words."""
 
-    def check(value: Any) -> str:
+    def choice(value: Any) -> str:
         if value not in choices:
             raise BadRequest(f"expected one of {', '.join(choices)}, not {safe_repr(value)}")
         return str(value)
 
-    return check
+    return choice
 
 
 def check_words(value: Any) -> list[str]:
@@ -6203,7 +6791,7 @@ def check_zone_name(value: Any) -> str:
 PIPELINE_OPTIONS: dict[str, Callable[[Any], Any]] = {
     "tags": check_words,
     "schedule": lambda value: check_cron(value).text,
-    "every": lambda value: parse_interval(check_seconds(value)),
+    "every": lambda value: parse_interval(value if isinstance(value, str) else check_seconds(value)),
     "timezone": check_zone_name,
     "timeout": check_limit,
     "retries": check_count(0, RETRIES_MAX),
@@ -6382,6 +6970,120 @@ def moment(text: str | None) -> datetime.datetime | None:
     return None if text is None else datetime.datetime.fromisoformat(text)
 
 
+def run_local(
+    function: Callable[..., Any],
+    params: Json | None = None,
+    *,
+    secrets: Mapping[str, str] | None = None,
+    state: Json | None = None,
+    data_dir: str | None = None,
+    connections: Mapping[str, Json] | None = None,
+    last_successful_run: str | None = None,
+) -> Json:
+    """Runs a pipeline in this process, for unit tests: its result and trace as `tau inspect` prints them.
+
+    *function* is the decorated one; *params* are JSON, checked as for a run (BadRequest).  What the function
+    raises is raised.  It works in *data_dir*, else in a directory that is removed; *secrets* are what
+    ctx.secret finds where the environment has none.  The document has `state` and `logs` besides.
+    """
+    chosen = next((one for one in PIPELINES if one.function is function), None)
+    if chosen is None:
+        raise BadRequest(f"{safe_repr(function)} is no pipeline", "decorate it: @pipeline")
+    if asyncio._get_running_loop() is not None:
+        raise BadRequest("run_local runs a loop of its own", "await asyncio.to_thread(run_local, …)")
+    given = params or {}
+    demand(chosen.parameters.schema(), given, "params", "see the signature of the pipeline")
+    with tempfile.TemporaryDirectory(prefix="tau-local-") as folder:
+        job = local_job(chosen.name, folder, os.fspath(data_dir) if data_dir else folder)
+        job |= {
+            "params": given,
+            "state": state,
+            "connections": dict(connections or {}),
+            "last_success": last_successful_run,
+        }
+        for name, value in (secrets or {}).items():
+            with open(os.path.join(job["secrets"], name), "w", encoding="utf-8", opener=private_opener) as file:
+                file.write(value)
+        return call_locally(chosen, job)
+
+
+def local_job(name: str, folder: str, directory: str) -> Json:
+    """What run_local tells the context of its run."""
+    secrets = os.path.join(folder, "secrets")
+    os.mkdir(secrets, 0o700)
+    about = {"run_id": "local", "pipeline": name, "version": 0, "attempt": 1, "folder": folder}
+    return {
+        **about,
+        "directory": os.path.abspath(directory),
+        "journal": os.path.join(folder, "run"),
+        "secrets": secrets,
+    }
+
+
+def private_opener(path: str, flags: int) -> int:
+    """Opens a file that only its owner may read."""
+    return os.open(path, flags, 0o600)
+
+
+def call_locally(chosen: Pipeline, job: Json) -> Json:
+    """Calls a pipeline in this process; its document, from its journal."""
+    path = job["journal"] + ".journal"
+    os.close(os.open(path, os.O_WRONLY | os.O_CREAT, 0o600))
+    journal = Journal(path, {"log_lines": LOGS_MAX, "log_bytes": 1 << 30, "result_bytes": 1 << 30})
+    context = PipelineContext(job, journal)
+    context.params = chosen.parameters.convert(job["params"])
+    before, began = os.getcwd(), perf_counter()
+    os.chdir(job["directory"])
+    try:
+        value = eager(settled_call(chosen, context))
+        record = returned(value, 1 << 30, journal) | context.changed_state()
+    finally:
+        os.chdir(before)
+        journal.finish()
+        os.close(journal.descriptor)
+        for engine in context._around.engines.values():
+            engine.dispose()
+    with open(path, "rb") as file:
+        records = [json.loads(line) for line in file]
+    took = round((perf_counter() - began) * 1000, 3)
+    head = {"pipeline": chosen.name, "status": "success", "duration_ms": took, "params": job["params"]}
+    return {
+        **head,
+        "result": record["result"],
+        "state": record.get("state", job["state"] or {}),
+        **told_locally(records),
+    }
+
+
+async def settled_call(chosen: Pipeline, context: PipelineContext) -> Any:
+    """What the author's function comes to."""
+    return await settle(chosen.call(context))
+
+
+def told_locally(records: list[Json]) -> Json:
+    """The trace of a journal, without a store."""
+    steps: dict[int, Json] = {}
+    kinds: dict[str, list[Json]] = {kind: [] for kind in ("log", *OBSERVATIONS)}
+    for record in records:
+        if record["t"] == "step":
+            unfinished = dict.fromkeys(("duration_ms", "rows_in", "rows_out", "columns", "error"))
+            steps[record["step"]] = {
+                **unfinished,
+                "status": "running",
+                **record,
+                "started_at": rfc3339(record["at"]),
+            }
+        elif record["t"] == "done":
+            steps[record["step"]] |= record
+        elif record["t"] in kinds:
+            kinds[record["t"]].append(record)
+    checks = [{"name": one["name"], "step": one["step"], **one["data"]} for one in kinds["check"]]
+    metrics = {one["name"]: one["data"]["value"] for one in kinds["metric"]}
+    progress = kinds["progress"][-1]["data"] if kinds["progress"] else None
+    trace = {"steps": nest([*steps.values()]), "checks": checks, "metrics": metrics, "progress": progress}
+    return {"trace": trace, "logs": [one["message"] for one in kinds["log"]]}
+
+
 def to_fields(fields: Json) -> Json:
     """The fields of a log line as JSON; what has no JSON form becomes its repr: logging must not fail."""
     document = {}
@@ -6418,7 +7120,7 @@ def per_row(function: Callable[[Json], Any]) -> PerRow:
     return PerRow(function)
 
 
-# --- 23. Parameters ----------------------------------------------------------------------
+# --- 24. Parameters ----------------------------------------------------------------------
 # Owns how a pipeline's signature becomes a JSON Schema, and JSON the values of its annotations.  Calls Trace.
 # Promises that what the schema admits can be converted.
 
@@ -6538,10 +7240,10 @@ def default_json(value: Any) -> Any:
 
 def param_type(hint: Any, name: str) -> ParamType:
     """What an annotation stands for; BadRequest if JSON cannot carry it."""
-    full_name = f"{getattr(hint, '__module__', '')}.{getattr(hint, '__qualname__', '') or hint}"
-    if hint is None or full_name in SCALARS:
-        return ParamType(*SCALARS["builtins.NoneType" if hint is None else full_name])
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    full_name = f"{getattr(hint, '__module__', '')}.{getattr(hint, '__qualname__', '') or hint}"
+    if hint is None or (origin is None and full_name in SCALARS):
+        return ParamType(*SCALARS["builtins.NoneType" if hint is None else full_name])
     for shape in (union_type, literal_type, enum_type, record_type, array_type, object_type, path_type):
         if (found := shape(hint, origin, arguments, name)) is not None:
             return found
@@ -6640,7 +7342,7 @@ def path_type(hint: Any, origin: Any, arguments: tuple[Any, ...], name: str) -> 
     return ParamType({"type": "string"}, hint) if hasattr(hint, "__fspath__") else None
 
 
-# --- 24. Assertions ----------------------------------------------------------------------
+# --- 25. Assertions ----------------------------------------------------------------------
 # Owns ctx.check: what is asserted, under which name, and with which values it failed.  Calls Trace.
 # Promises that every assertion is evaluated and recorded before the first failure is raised.
 
@@ -6735,7 +7437,7 @@ async def holds_true(journal: Journal, one: Assertion, severity: str) -> bool:
     return passed
 
 
-# --- 25. Places --------------------------------------------------------------------------
+# --- 26. Places --------------------------------------------------------------------------
 # Owns where data is: which place a name means, files here and remote, the author's own sources.
 # Calls Web, Warehouses, Formats and Rows.
 # Promises that a write is whole or did not happen, and that no URL's password is told.
@@ -7075,7 +7777,7 @@ class RemoteFile(DataFile):
             store.put_file(file.name, path)
 
 
-# --- 26. Web -----------------------------------------------------------------------------
+# --- 27. Web -----------------------------------------------------------------------------
 # Owns what is read over http(s): requests, pages, retries.  Calls Formats and Rows.
 # Promises that a body cut short is never taken for a whole one, and that no header reaches another origin.
 
@@ -7314,7 +8016,7 @@ def retry_after(text: str | None) -> float | None:
     return max(0.0, then.timestamp() - time.time())
 
 
-# --- 27. Warehouses ----------------------------------------------------------------------
+# --- 28. Warehouses ----------------------------------------------------------------------
 # Owns databases: SQLite by itself, all others through SQLAlchemy.  Calls Rows and Trace.
 # Promises one transaction a load, values always bound and never spelled into SQL, names always quoted.
 
@@ -7725,7 +8427,7 @@ def database_cell(value: Any) -> Any:
     return encode_json(plain_value) if isinstance(plain_value, (dict, list)) else plain_value
 
 
-# --- 28. Formats -------------------------------------------------------------------------
+# --- 29. Formats -------------------------------------------------------------------------
 # Owns bytes ↔ rows: CSV, TSV, JSON, JSON lines, Parquet, and the types of text cells.  Calls Rows and Trace.
 # Promises an error with its line for what is malformed, never a row that is silently wrong.
 
@@ -8112,7 +8814,7 @@ def cast_column(rows: Rows, name: str, cast: Callable[[str], Any], last_line: in
         raise SourceError(message, "name the types yourself: types={…: 'text'}") from problem
 
 
-# --- 29. Rows ----------------------------------------------------------------------------
+# --- 30. Rows ----------------------------------------------------------------------------
 # Owns data on its way through a pipeline: lists of dicts, streams of batches, the steps between them.
 # Calls Trace.  Promises answers that can be used at once and awaited too, and steps that count by themselves.
 
@@ -8560,7 +9262,7 @@ def quote_name(name: str) -> str:
     return '"' + str(name).replace('"', '""') + '"'
 
 
-# --- 30. Trace ---------------------------------------------------------------------------
+# --- 31. Trace ---------------------------------------------------------------------------
 # Owns how a run is written down: the journal, values as JSON, errors as documents.  Calls nothing of its part.
 # Promises records that parse, within limits, without what looks secret, whatever user objects do.
 
@@ -8590,6 +9292,15 @@ class BadResult(Exception):
 
 #: Exceptions whose kind of error is not `exception`.
 ERROR_KINDS: dict[type[BaseException], str] = {BadResult: "result", CheckFailed: "check"}
+
+
+def returned(result: Any, most: int, journal: Journal) -> Json:
+    """The record of a return; BadResult if the value has no JSON form or is too large."""
+    plain_result = to_json(result, "result")
+    size = len(encode(plain_result))
+    if size > most:
+        raise BadResult(f"the result has {size:,} bytes, the limit is {most:,}; return a path or a summary")
+    return {"t": "returned", "result": plain_result, "stopped": journal.stopped}
 
 
 class Journal:

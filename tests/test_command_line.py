@@ -206,3 +206,59 @@ def test_a_bug_is_exit_9_without_a_traceback(home: Tau) -> None:
     assert done.exit in (2, 6, 9)
     assert "Traceback" not in done.err
     assert "code" in done.error
+
+
+def tries(tau: Tau) -> list[str]:
+    """The homes of `tau try` that are left."""
+    return [path.name for path in tau.work.glob("tau-try-*")]
+
+
+TRIED = """
+from tau import pipeline
+
+@pipeline
+def tried(ctx, day: str = "today"):
+    ctx.log(f"on {day}")
+    ctx.check(day != "never")
+    return {"day": day, "secret": len(ctx.secret("TRY_SECRET", default="none"))}
+"""
+
+
+def test_a_file_is_tried_without_a_daemon_and_leaves_nothing(home: Tau) -> None:
+    path = home.write(TRIED, "tried.py")
+    where = {"TMPDIR": str(home.work)}
+    (home.home / "secrets").mkdir(mode=0o700)
+    (home.home / "secrets" / "TRY_SECRET").write_text("four and more")
+    (home.home / "secrets" / "TRY_SECRET").chmod(0o600)
+    run = home("try", path, "-p", "day=monday", **where)
+    assert (run["status"], run["result"]) == ("success", {"day": "monday", "secret": 13})
+    assert run["trace"]["log_tail"] == ["on monday"]
+    assert run["next"] == ["tau deploy tried.py"]
+    failed = home.command("try", path, "-p", "day=never", **where)
+    assert failed.exit == 1
+    assert failed.json["error"]["kind"] == "check"
+    assert "expected string" in home("try", path, "-p", "day=5", exit=2, **where)["message"]
+    assert home("try", home.write("x = (", "bad.py"), exit=2, **where)["code"] == "load_failed"
+    assert tries(home) == []
+    assert not (home.home / "tau.db").exists()
+
+
+def test_what_takes_too_long_is_not_tried_for_ever(home: Tau) -> None:
+    (home.home / "tau.toml").write_text("[daemon]\nstop_grace_s = 0.2\n")
+    path = home.write("import time\nfrom tau import pipeline\n@pipeline\ndef slow(ctx): time.sleep(300)\n")
+    done = home.command("try", path, "--timeout", "0.5", TMPDIR=str(home.work))
+    assert (done.exit, done.json["status"]) == (1, "cancelled")
+    assert tries(home) == []
+
+
+def test_one_of_several_pipelines_is_tried_by_name(home: Tau) -> None:
+    text = "from tau import pipeline\n@pipeline\ndef a(ctx): return 'a'\n@pipeline\ndef b(ctx): return 'b'\n"
+    path = home.write(text)
+    assert "one of a, b" in home("try", path, exit=2, TMPDIR=str(home.work))["hint"]
+    assert home("try", path, "--name", "b", TMPDIR=str(home.work))["result"] == "b"
+
+
+def test_check_needs_no_daemon_either(home: Tau) -> None:
+    found = home("check", home.write(TRIED), TMPDIR=str(home.work))
+    assert (found["ok"], found["missing_secrets"]) == (True, ["TRY_SECRET"])
+    assert tries(home) == []

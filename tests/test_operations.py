@@ -97,7 +97,7 @@ def test_what_cannot_be_a_pipeline_file_is_refused_with_the_reason(tau: Tau) -> 
         "no pipeline": (b"x = 1\n", "no @pipeline"),
         "latin": ("# café\n".encode("latin-1"), "is not UTF-8"),
         "binary": (b"\x00\x01", "is not a text file"),
-        "huge": (b"#" * (module.SOURCE_BYTES_MAX + 1), "larger than"),
+        "huge": (b"#" * (module.DEPLOYMENT_BYTES_MAX + 1), "larger than"),
         "twice": (
             b"from tau import pipeline\n@pipeline(name='a')\ndef f(ctx): ...\n@pipeline(name='a')\ndef g(ctx): ...\n",
             "two pipelines named 'a'",
@@ -415,3 +415,228 @@ def test_paths_that_cannot_be_files_leave_nothing_behind(tau: Tau, paths: list[s
         answer = wire.ask({"id": 1, "method": "deploy", "params": {"files": files, "entry": paths[0]}})
     assert answer["error"]["data"]["code"] == "bad_request"
     assert not list((tau.home / "versions").glob(".staged*"))
+
+
+HELPED = """
+from pathlib import Path
+from tau import pipeline
+from helper import double
+import parts.more
+
+@pipeline
+def helped(ctx):
+    return [double(2), parts.more.NAME, (Path(__file__).parent / "sql" / "query.sql").read_text(), Path.cwd().name]
+"""
+
+
+def beside(tau: Tau, folder: str) -> Path:
+    """A folder with a pipeline, modules and data."""
+    root = tau.work / folder
+    for path, text in {
+        "main.py": HELPED,
+        "helper.py": "def double(x): return 2 * x\n",
+        "parts/more.py": "NAME = 'more'\n",
+        "sql/query.sql": "SELECT 1",
+        "sql/blob.bin": "",
+        ".git/config": "no",
+        "__pycache__/x.pyc": "no",
+        "venv/pyvenv.cfg": "no",
+    }.items():
+        (root / path).parent.mkdir(parents=True, exist_ok=True)
+        (root / path).write_text(text, encoding="utf-8")
+    (root / "sql" / "blob.bin").write_bytes(bytes(range(256)))
+    return root
+
+
+FILES = ["helper.py", "main.py", "parts/more.py", "sql/blob.bin", "sql/query.sql"]
+RESULT = [4, "more", "SELECT 1", "helped"]
+
+
+def test_a_folder_is_deployed_with_all_it_needs(tau: Tau) -> None:
+    root = beside(tau, "whole")
+    assert tau("deploy", root)["pipelines"][0]["name"] == "helped"
+    assert tau("run", "helped")["result"] == RESULT
+    assert tau("deploy", root)["changed"] is False
+    code = tau("code", "helped")
+    assert (code["entry"], code["files"]) == ("main.py", FILES)
+    assert tau("code", "helped", "--file", "helper.py")["source"] == "def double(x): return 2 * x\n"
+    assert "did you mean 'helper.py'" in tau("code", "helped", "--file", "helpers.py", exit=3)["hint"]
+    (root / "helper.py").write_text("def double(x): return 3 * x\n")
+    assert tau("deploy", root)["changed"] is True
+    assert tau("run", "helped")["result"][0] == 6
+    assert (
+        tau("code", "helped", "--version", "1", "--file", "helper.py")["source"]
+        == "def double(x): return 2 * x\n"
+    )
+
+
+def test_a_file_takes_others_with_it(tau: Tau) -> None:
+    root = beside(tau, "single")
+    parts = [root / "helper.py", root / "parts", root / "sql"]
+    tau("undeploy", "helped")
+    tau("deploy", root / "main.py", "--include", *parts)
+    assert tau("run", "helped")["result"] == RESULT
+    assert tau("code", "helped")["files"] == FILES
+    elsewhere = tau.work / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "entry.py").write_text(HELPED)
+    tau("deploy", elsewhere / "entry.py", "--include", *parts)  # from outside they come to lie beside it
+    assert tau("code", "helped")["files"] == sorted(["entry.py", *FILES[:1], *FILES[2:]])
+    assert tau("run", "helped")["result"] == RESULT
+
+
+def test_a_folder_with_several_pipelines_deploys_them_all_or_the_one_named(tau: Tau) -> None:
+    root = tau.work / "several"
+    root.mkdir()
+    for name in ("one", "two"):
+        (root / f"{name}.py").write_text(
+            f"import tau\n@tau.pipeline\ndef {name}_of_several(ctx): return __name__\n"
+        )
+    (root / "notes.py").write_text("# says @pipeline somewhere\n")
+    names = [one["name"] for one in tau("deploy", root)["pipelines"]]
+    assert names == ["one_of_several", "two_of_several"]
+    assert tau("run", "two_of_several")["result"] == "two"
+    assert tau("code", "one_of_several")["entry"] == "one.py"
+    only = tau("deploy", root, "--entry", "two.py")["pipelines"]
+    assert [one["name"] for one in only] == ["two_of_several"]
+    assert "did you mean 'two.py'" in tau("deploy", root, "--entry", "too.py", exit=2)["hint"]
+    (root / "three.py").write_text("import tau\n@tau.pipeline\ndef one_of_several(ctx): ...\n")
+    assert "two files have a pipeline named 'one_of_several'" in tau("deploy", root, exit=2)["message"]
+
+
+def test_what_cannot_be_deployed_together_is_refused(tau: Tau) -> None:
+    empty = tau.work / "empty"
+    empty.mkdir()
+    assert "has no files" in tau("deploy", empty, exit=2)["message"]
+    (empty / "a.py").write_text("x = 1\n")
+    (empty / "b.py").write_text("x = 1\n")
+    assert "no file of the folder uses @pipeline" in tau("deploy", empty, exit=2)["message"]
+    (empty / "big.bin").write_bytes(b"\0" * (module.DEPLOYMENT_BYTES_MAX + 1))
+    assert "larger than" in tau("deploy", empty, exit=2)["message"]
+    (empty / "big.bin").write_bytes(b"\0" * (module.DEPLOYMENT_BYTES_MAX - 10))
+    assert "more than" in tau("deploy", empty, exit=2)["message"]
+
+
+def test_a_missing_file_says_how_it_could_have_been_there(tau: Tau) -> None:
+    run = tau.run_it("def it(ctx):\n    open('query.sql')\n", exit=1)
+    assert "--include" in run["error"]["hint"]
+    run = tau.run_it("def it(ctx):\n    import absent_module\n", exit=1)
+    assert "# /// script" in run["error"]["hint"]
+
+
+def test_check_tells_what_a_file_has_needs_and_lacks(tau: Tau) -> None:
+    path = tau.write(
+        """
+        from tau import pipeline
+
+        @pipeline(schedule="0 6 * * *", timezone="Europe/London", retries=2)
+        def checked(ctx, day: str, limit: int = 3):
+            import absent_module
+            return ctx.secret("PATH"), ctx.secret(name="ABSENT_SECRET")
+        """
+    )
+    found = tau("check", path)
+    assert (found["ok"], found["error"]) == (True, None)
+    assert found["missing_imports"] == ["absent_module"]
+    assert found["secrets"] == {"ABSENT_SECRET": None, "PATH": "environment"}
+    assert found["missing_secrets"] == ["ABSENT_SECRET"]
+    one = found["pipelines"][0]
+    assert (one["name"], one["line"], one["retries"], len(one["ticks"])) == ("checked", 3, 2, 5)
+    assert one["params"]["required"] == ["day"]
+    tau("show", "checked", exit=3)
+    done = tau.command("check", tau.write("import absent_module\nfrom tau import pipeline\n", "not.py"))
+    assert done.exit == 2
+    assert done.json["error"]["message"].startswith("not.py does not load, line 1: ModuleNotFoundError")
+    assert done.json["missing_imports"] == ["absent_module"]
+
+
+OPTIONS = [
+    ("schedule='61 * * * *'", "minute (field 1"),
+    ("schedule='* * *'", "has 3 fields"),
+    ("every=-5", "must be a time from 0"),
+    ("every='soon'", "an interval"),
+    ("schedule='@daily', every=60", "two ways to say when"),
+    ("timezone='Mars/Base'", "no time zone 'Mars/Base'"),
+    ("timeout=0", "no time at all"),
+    ("timeout='1x'", "must be a time"),
+    ("retries=-1", "a whole number from 0"),
+    ("retries=True", "a whole number from 0"),
+    ("retry_delay='-1s'", "must be a time"),
+    ("max_concurrent=0", "a whole number from 1"),
+    ("overlap='maybe'", "one of skip, queue, cancel_running, allow"),
+    ("misfire='first'", "one of last, skip, all"),
+    ("catchup_window=None, after=[1]", "a list of strings"),
+    ("after='no good name'", "cannot be a pipeline's name"),
+    ("tags='daily'", "a list of strings"),
+]
+
+
+@pytest.mark.parametrize(("options", "message"), OPTIONS)
+def test_an_option_that_cannot_be_is_refused_where_it_is_written(tau: Tau, options: str, message: str) -> None:
+    error = tau.deploy(f"from tau import pipeline\n\n@pipeline({options})\ndef bad(ctx): ...\n", exit=2)
+    assert error["code"] == "load_failed"
+    assert message in error["message"]
+    assert (error["line"], error["source_line"]) == (3, f"@pipeline({options})")
+
+
+def test_options_are_stored_and_shown(tau: Tau) -> None:
+    tau.deploy(
+        """
+        from datetime import timedelta
+        from tau import pipeline
+        @pipeline(every="1h30m", timeout=timedelta(minutes=5), retry_delay="1m", max_concurrent=2, overlap="queue",
+                  misfire="all", catchup_window="2d", after="other", retries=3)
+        def full(ctx): ...
+        """
+    )
+    options = tau("show", "full")["options"]
+    expected = {"every": 5400, "timeout": 300.0, "retry_delay": 60.0, "max_concurrent": 2, "overlap": "queue"}
+    expected |= {
+        "misfire": "all",
+        "catchup_window": 172800.0,
+        "after": ["other"],
+        "retries": 3,
+        "schedule": None,
+    }
+    assert {key: options[key] for key in expected} == expected
+
+
+REFUSED_PARAMS = [
+    ("{}", "params: 'day' is missing: expected a date such as 2026-01-31"),
+    ('{"day": "tomorrow"}', 'params.day: expected a date such as 2026-01-31, given string "tomorrow"'),
+    ('{"day": "2026-01-31", "limit": "5"}', 'params.limit: expected integer, given string "5"'),
+    ('{"day": "2026-01-31", "region": "fr"}', 'params.region: expected one of "eu", "us", given string "fr"'),
+    ('{"day": "2026-01-31", "limt": 5}', "params: unknown key 'limt'; did you mean 'limit'?"),
+    ('{"day": "2026-01-31", "ids": [1, "2"]}', 'params.ids[1]: expected integer, given string "2"'),
+]
+
+
+@pytest.mark.parametrize(("params", "message"), REFUSED_PARAMS)
+def test_params_of_the_wrong_type_never_make_a_run(tau: Tau, params: str, message: str) -> None:
+    tau.deploy(
+        """
+        from datetime import date
+        from typing import Literal
+        from tau import pipeline
+        @pipeline
+        async def typed(ctx, day: date, limit: int = 100, region: Literal["eu", "us"] = "eu", ids: list[int] | None = None):
+            return [type(day).__name__, ctx.params["limit"], region]
+        """
+    )
+    error = tau("run", "typed", "--params", params, exit=2)
+    assert error["message"].startswith(message)
+    assert tau("runs", "typed")["runs"] == []
+
+
+def test_params_are_converted_and_have_their_defaults(tau: Tau) -> None:
+    run = tau.run_it(
+        """
+        from datetime import date
+        def it(ctx, day: date, limit: int = 100):
+            return [type(day).__name__, ctx.params["limit"], ctx.params["day"].year]
+        """,
+        "-p",
+        "day=2026-01-31",
+    )
+    assert run["result"] == ["date", 100, 2026]
+    assert run["params"] == {"day": "2026-01-31"}

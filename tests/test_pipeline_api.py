@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from conftest import Tau
 
@@ -124,3 +126,110 @@ def test_more_steps_than_the_limit_are_not_recorded(tau: Tau) -> None:
     run = tau.run_it("def it(ctx):\n    for i in range(10_050):\n        with ctx.step('s'):\n            pass")
     assert run["status"] == "success"
     assert len(tau("inspect", run["run_id"], "--full")["trace"]["steps"]) == module.STEPS_MAX
+
+
+def test_a_pipeline_runs_in_a_unit_test(registry: list[module.Pipeline], tmp_path: Path) -> None:
+    @module.pipeline
+    async def local(ctx: module.PipelineContext, day: str, limit: int = 2) -> dict[str, object]:
+        with ctx.step("outer"), ctx.step("inner") as step:
+            step.rows_out = limit
+        ctx.log("hello", n=1)
+        ctx.metric("rows", limit)
+        ctx.check(limit > 0)
+        ctx.state["seen"] = day
+        ctx.load("out.csv", [{"day": day}])
+        return {"day": day, "secret": ctx.secret("LOCAL_SECRET"), "before": ctx.state}
+
+    run = module.run_local(
+        local, {"day": "monday"}, secrets={"LOCAL_SECRET": "hush hush"}, data_dir=str(tmp_path)
+    )
+    assert run["status"] == "success"
+    assert run["result"]["secret"] == "hush hush"
+    assert [step["name"] for step in run["trace"]["steps"]] == ["outer", "load out.csv"]
+    assert run["trace"]["steps"][0]["steps"][0]["rows_out"] == 2
+    assert run["trace"]["metrics"] == {"rows": 2}
+    assert run["trace"]["checks"][0]["name"] == "limit > 0"
+    assert (run["logs"], run["state"]) == (["hello"], {"seen": "monday"})
+    assert (tmp_path / "out.csv").read_text() == "day\nmonday\n"
+
+
+def test_a_unit_test_sees_what_a_pipeline_raises(registry: list[module.Pipeline]) -> None:
+    @module.pipeline
+    def raises(ctx: module.PipelineContext, x: int) -> None:
+        ctx.check(x > 5, ("named", x != 1))
+
+    with pytest.raises(module.CheckFailed, match="2 of 2 checks failed: x > 5; named"):
+        module.run_local(raises, {"x": 1})
+    with pytest.raises(module.BadRequest, match=r"params\.x: expected integer"):
+        module.run_local(raises, {"x": "1"})
+    with pytest.raises(module.BadRequest, match="is no pipeline"):
+        module.run_local(len)
+
+
+def test_state_is_kept_only_by_success_and_only_for_the_next(tau: Tau) -> None:
+    tau.deploy_it(
+        """
+        def it(ctx, fail: bool = False):
+            before = dict(ctx.state)
+            ctx.state["runs"] = ctx.state.get("runs", 0) + 1
+            if fail:
+                raise ValueError("no")
+            return [before, ctx.last_successful_run is not None and ctx.last_successful_run.tzinfo is not None]
+        """
+    )
+    tau("undeploy", "it")  # what other tests have left under this name stays with it
+    tau.deploy_it("def it(ctx):\n    ctx.state = {}\n")
+    tau("run", "it")
+    tau.deploy_it(
+        """
+        def it(ctx, fail: bool = False):
+            before = dict(ctx.state)
+            ctx.state["runs"] = ctx.state.get("runs", 0) + 1
+            if fail:
+                raise ValueError("no")
+            return [before, ctx.last_successful_run.tzinfo is not None]
+        """
+    )
+    assert tau("run", "it")["result"] == [{}, True]
+    tau.command("run", "it", "-p", "fail=true")
+    assert tau("run", "it")["result"] == [{"runs": 1}, True]
+    assert tau("run", "it")["result"] == [{"runs": 2}, True]
+
+
+def test_a_state_that_is_no_small_object_fails_the_run(tau: Tau) -> None:
+    for value in ("[1]", "{'x': 'y' * 70_000}", "{'x': object()}"):
+        run = tau.run_it(f"def it(ctx):\n    ctx.state = {value}\n", exit=1)
+        assert run["error"]["kind"] == "result"
+        assert "ctx.state" in run["error"]["message"]
+
+
+def test_progress_and_metrics_are_told_live_and_kept(tau: Tau) -> None:
+    tau.deploy_it(
+        """
+        def it(ctx):
+            for i in range(2000):
+                ctx.progress(i + 1, 2000, f"row {i}")
+            ctx.metric("rows", 3)
+            ctx.metric("rows", 4.5)
+        """
+    )
+    done = tau.command("run", "it", "--follow")
+    trace = done.lines[-1]["trace"]
+    assert trace["progress"] == {"done": 2000, "total": 2000, "message": "row 1999"}
+    assert trace["metrics"] == {"rows": 4.5}
+    told = [line for line in done.lines if line.get("type") == "metric"]
+    assert [line["value"] for line in told] == [3, 4.5]
+    last = [line for line in done.lines if line.get("type") == "progress"][-1]
+    assert (last["done"], last["message"]) == (2000, "row 1999")
+    run = tau.run_it("def it(ctx):\n    ctx.metric('x', float('nan'))\n", exit=1)
+    assert "finite number" in run["error"]["message"]
+
+
+def test_a_run_knows_when_it_was_due_and_what_came_before(tau: Tau) -> None:
+    run = tau.run_it(
+        """
+        def it(ctx):
+            return [ctx.scheduled_for, ctx.attempt, ctx.pipeline, ctx.data_dir.endswith("/data/it")]
+        """
+    )
+    assert run["result"] == [None, 1, "it", True]

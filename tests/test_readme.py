@@ -33,7 +33,7 @@ def blocks(language: str) -> list[str]:
 def commands() -> str:
     """The reference of all commands, from their signatures."""
     lines = []
-    for name, chosen in module.OPERATIONS.items():
+    for name, chosen in (module.OPERATIONS | module.LOCAL_COMMANDS).items():
         usage = " ".join(usage_of(one) for one in chosen.arguments.values())
         lines += [f"**`tau {name} {usage}`**".replace(" `", "`"), f"<br>{chosen.summary}", ""]
         if chosen.arguments:
@@ -48,10 +48,8 @@ def usage_of(argument: module.Argument) -> str:
     if argument.positional:
         word = "FILE" if argument.kind == "list[Json]" else argument.name.upper()
         return f"{word}…" if argument.kind == "list[str]" else word if argument.required else f"[{word}]"
-    value = (
-        "" if argument.kind == "bool" else " JSON" if argument.kind == "Json" else f" {argument.name.upper()}"
-    )
-    return f"[{argument.flags[0]}{value}]"
+    values = {"bool": "", "Json": " JSON", "list[Json]": " PATH…"}
+    return f"[{argument.flags[0]}{values.get(argument.kind, ' ' + argument.name.upper())}]"
 
 
 def label_of(argument: module.Argument) -> str:

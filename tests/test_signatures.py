@@ -10,16 +10,19 @@ from conftest import Tau, python
 
 import tau as module
 
-NAMES = "deploy undeploy list show code run wait cancel runs inspect logs errors status ticks version shutdown schema".split()
+NAMES = "deploy check undeploy list show code run wait cancel runs inspect logs errors status ticks version shutdown schema".split()
+LOCAL = ["try"]
+COMMANDS = module.OPERATIONS | module.LOCAL_COMMANDS
 
 
 def test_the_operations_are_these() -> None:
     assert set(module.OPERATIONS) == set(NAMES)
+    assert set(module.LOCAL_COMMANDS) == set(LOCAL)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [*NAMES, *LOCAL])
 def test_every_argument_is_explained_and_in_every_face(name: str) -> None:
-    chosen = module.OPERATIONS[name]
+    chosen = COMMANDS[name]
     schema, parser = chosen.schema(), module.build_parser(chosen)
     known = {action.dest for action in parser._actions}
     assert chosen.summary.endswith((".", "terminal."))
@@ -29,7 +32,7 @@ def test_every_argument_is_explained_and_in_every_face(name: str) -> None:
         assert argument.name in known
         assert schema["properties"][argument.name]["description"] == argument.meaning
     assert schema["required"] == [one.name for one in chosen.arguments.values() if one.required]
-    assert chosen.effect in ("reads", "writes", "destroys")
+    assert chosen.effect in ("reads", "writes", "destroys", "local")
 
 
 def test_the_schema_is_served(tau: Tau) -> None:
@@ -72,11 +75,11 @@ def test_one_string_may_stand_for_a_list_and_null_for_what_is_optional() -> None
     assert module.OPERATIONS["run"].check({"name": "x", "timeout": 1}) == {"name": "x", "timeout": 1}
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [*NAMES, *LOCAL])
 def test_help_is_printed_without_a_daemon(name: str, home: Tau) -> None:
     done = home.command(name, "--help")
     assert done.exit == 0
-    assert module.OPERATIONS[name].summary.split()[0] in done.out
+    assert COMMANDS[name].summary.split()[0] in done.out
     assert max(map(len, done.out.splitlines())) <= 96
 
 

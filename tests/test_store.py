@@ -13,7 +13,9 @@ import pytest
 
 import tau as module
 
-FOUND = [{"name": "p", "function": "p", "description": "", "tags": [], "params": {}, "line": 1}]
+FOUND = [
+    {"name": "p", "function": "p", "description": "", "tags": [], "params": {}, "line": 1, "entry": "p.py"}
+]
 
 
 def with_store(tmp_path: Path, story: Callable[[module.Store], Awaitable[Any]]) -> Any:
@@ -23,7 +25,7 @@ def with_store(tmp_path: Path, story: Callable[[module.Store], Awaitable[Any]]) 
         store = module.Store(str(tmp_path), module.read_settings({}, None))
         store.open(asyncio.get_running_loop())
         try:
-            await store.write(store.deploy, FOUND, "0" * 64, "p.py", "me")
+            await store.write(store.deploy, FOUND, "0" * 64, "me")
             return await story(store)
         finally:
             store.close()
