@@ -1278,7 +1278,8 @@ def people_read(stream: Any, as_json: bool) -> bool:
 def complain(problem: TauError, as_json: bool) -> int:
     """Prints an error on stderr, for a person or as JSON; returns its exit code."""
     if people_read(sys.stderr, as_json):
-        text = f"error: {printable(str(problem))}"
+        log = [f"  {line}" for line in problem.detail.get("log", ())]
+        text = printable("\n".join([*log, f"error: {problem}"]))
         if problem.hint:
             text += f"\n hint: {printable(problem.hint)}"
     else:
@@ -8463,7 +8464,7 @@ def options_for(work: Callable[..., Any], options: Json, what: str) -> Json:
 
 def unpacked(file: Any, name: str) -> Any:
     """The bytes of a file, decompressed if its name says so."""
-    return gzip.GzipFile(fileobj=file, mode="rb") if name.endswith(".gz") else io.BufferedReader(file)
+    return gzip.GzipFile(fileobj=file, mode="rb") if name.endswith(".gz") else file
 
 
 def packed(file: Any, name: str) -> Any:

@@ -1,12 +1,15 @@
-"""Params: what `tau run -p` and `--params` hand to a run.
+"""Typed params: what a run may be given is read from the signature, and anything else never becomes a run.
 
-$ tau run parameters -p day=2026-01-01 -p limit=3
-{"status": "success", "params": {"day": "2026-01-01", "limit": 3}, "result": "2026-01-01: 3 rows at most"}
+$ tau run parameters -p day=2026-01-31 -p limit=3
+{"status": "success", "result": "Saturday: 3 rows at most from eu"}
 """
+
+from datetime import date
+from typing import Literal
 
 from tau import PipelineContext, pipeline
 
 
-@pipeline(name="parameters", description="Shows its params", tags=["example"])
-def parameters(ctx: PipelineContext) -> str:
-    return f"{ctx.params.get('day', 'today')}: {ctx.params.get('limit', 100)} rows at most"
+@pipeline(description="Shows its params", tags=["example"])
+def parameters(ctx: PipelineContext, day: date, limit: int = 100, region: Literal["eu", "us"] = "eu") -> str:
+    return f"{day:%A}: {limit} rows at most from {region}"

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 from pathlib import Path
 
 import pytest
-from conftest import Tau, python
+from conftest import REPOSITORY, Tau, python
 
 import tau as module
 
@@ -111,3 +112,33 @@ def test_a_home_that_cannot_be_one_is_refused_without_a_traceback(home: Tau) -> 
             assert done.returncode in (4, 5), place
             assert "Traceback" not in done.stderr
             assert json.loads(done.stderr.splitlines()[-1])["error"]["hint"]
+
+
+def test_the_sample_configuration_has_every_setting_with_its_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    path = REPOSITORY / "examples" / "tau.example.toml"
+    found = module.read_settings({}, str(path))
+    assert {row.name: found[row.name] for row in module.SETTINGS} == {
+        row.name: row.default for row in module.SETTINGS
+    }
+    text = path.read_text(encoding="utf-8")
+    for row in module.SETTINGS:
+        assert f"\n{row.name} = {module.encode_json(row.default)}\n" in text.replace("\n# api_key", "\napi_key")
+        assert row.meaning in text
+    assert set(found["connections"]) == {"default", "shop", "api"}
+
+
+CONNECTIONS = [
+    ("[connections]\nshop = 'x'\n", "[connections.shop] needs a url"),
+    ("connections = 5\n", "needs a url"),
+    ("[connections.shop]\nurl = 5\n", "[connections.shop] needs a url"),
+    ("[connections.shop]\nurl = 'x'\nulr = 'y'\n", "unknown key 'ulr' in [connections.shop]"),
+    ("[connections.'no good']\nurl = 'x'\n", "[connections.no good] needs a url"),
+    ("[connection.shop]\nurl = 'x'\n", "unknown section [connection]"),
+]
+
+
+@pytest.mark.parametrize(("text", "message"), CONNECTIONS)
+def test_a_connection_has_a_url_and_nothing_else(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "tau.toml").write_text(text)
+    with pytest.raises(module.BadRequest, match=re.escape(message)):
+        module.read_settings({}, str(tmp_path / "tau.toml"))
