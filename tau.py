@@ -7,21 +7,22 @@ The file is laid out in the order a request travels.  Calls go down the page, or
     Part II   the client, `tau`   9 Command line   10 Terminal   11 Client
                  │ one JSON document a line, over a socket
     Part III  the daemon, `taud`  12 Daemon   13 Server   14 Operations   15 Environments
-                                  16 Executor   17 Feed   18 Store   19 Questions   20 Database
+                                  16 Scheduler   17 Executor   18 Feed   19 Agenda   20 Store
+                                  21 Questions   22 Database
                  │ one JSON document a line: jobs over a socket, the trace through a journal file
-    Part IV   the run process     21 Fork server   22 Run process   23 Pipeline API
-                                  24 Parameters   25 Assertions   26 Places   27 Web
-                                  28 Warehouses   29 Formats   30 Rows   31 Trace
+    Part IV   the run process     23 Fork server   24 Run process   25 Pipeline API
+                                  26 Parameters   27 Assertions   28 Places   29 Web
+                                  30 Warehouses   31 Formats   32 Rows   33 Trace
 
 `tau run hello`, in one read:
   main §9 builds one parser from the signature of `run` §14 and calls Client.call §11;
   the line reaches Connection §13, which checks it and calls the operation `run` §14;
-  Store §18 makes the run durable and, in the same commit, Executor.admit §16 moves it to running;
-  ForkServer §21 creates the journal (that is the permission to start) and forks;
-  run_process §22 loads the deployed file and calls your function with a PipelineContext §23;
-  its records go to the Journal §31; the fork server appends the end record when the process is gone;
-  Executor §16 reads the journal, `verdict` §16 turns it into an outcome, Store §18 keeps it;
-  Feed §17 wakes the waiting `run` §14; Connection §13 answers; main §9 prints and exits 0 or 1.
+  Store §20 makes the run durable and, in the same commit, Executor.admit §17 moves it to running;
+  ForkServer §23 creates the journal (that is the permission to start) and forks;
+  run_process §24 loads the deployed file and calls your function with a PipelineContext §25;
+  its records go to the Journal §33; the fork server appends the end record when the process is gone;
+  Executor §17 reads the journal, `verdict` §17 turns it into an outcome, Store §20 keeps it;
+  Feed §18 wakes the waiting `run` §14; Connection §13 answers; main §9 prints and exits 0 or 1.
 """
 
 from __future__ import annotations
@@ -186,6 +187,9 @@ FAILURES = ("failed", "timed_out", "lost")
 OBSERVATIONS = ("check", "metric", "progress")
 TRIGGERS = ("manual", "schedule", "catchup", "retry", "chain", "backfill", "webhook", "heal")
 LEVELS = ("debug", "info", "warning", "error")
+#: What becomes of ticks that nobody could decide in time, and of those that find an earlier run unfinished.
+MISFIRES = ("last", "skip", "all")
+OVERLAPS = ("skip", "queue", "cancel_running", "allow")
 
 #: A request line, once the peer is known, and before.
 LINE_BYTES_MAX = 8 << 20
@@ -210,6 +214,8 @@ TICKS_MAX = 1_000
 #: A deployment, all files together, and how many they may be: in base64 it must fit into a line.
 DEPLOYMENT_BYTES_MAX = 5 << 20
 DEPLOYMENT_FILES_MAX = 1_000
+#: So many ticks of one schedule may be caught up, or wait for their turn; older ones are dropped.
+CATCHUP_MAX = 100
 PARAMS_BYTES_MAX = 256 << 10
 STATE_BYTES_MAX = 64 << 10
 ERROR_BYTES_MAX = 64 << 10
@@ -506,24 +512,59 @@ MIGRATIONS = (
         run_id TEXT NOT NULL, updated_at TEXT NOT NULL
     ) STRICT, WITHOUT ROWID;
     """,
+    """
+    -- When a pipeline runs by itself.  `command` is what the command line has set, `options` what holds: that,
+    -- then the decorator's, then defaults.  Ticks up to the watermark are decided; the next one is decided when
+    -- it is due, which nothing is that is held (undeployed, disabled, paused).
+    CREATE TABLE schedules (
+        pipeline TEXT PRIMARY KEY REFERENCES pipelines (name), command TEXT NOT NULL, options TEXT NOT NULL,
+        enabled INTEGER NOT NULL, held TEXT, anchor_at TEXT NOT NULL, watermark_at TEXT NOT NULL,
+        next_at TEXT, moved INTEGER NOT NULL, due_at TEXT, expect_at TEXT, resumed_at TEXT NOT NULL
+    ) STRICT, WITHOUT ROWID;
+    CREATE INDEX schedules_due ON schedules (due_at, pipeline) WHERE due_at IS NOT NULL;
+    CREATE INDEX schedules_expecting ON schedules (expect_at) WHERE expect_at IS NOT NULL;
+
+    -- Pipelines that start nothing by themselves for now; the one without a name stands for all.
+    CREATE TABLE pauses (
+        pipeline TEXT PRIMARY KEY, paused_at TEXT NOT NULL, reason TEXT NOT NULL, actor TEXT NOT NULL
+    ) STRICT, WITHOUT ROWID;
+
+    -- Who comes after whom.  `run_id` is a success of the upstream that the pipeline has not followed yet.
+    CREATE TABLE chains (
+        pipeline TEXT NOT NULL, upstream TEXT NOT NULL, run_id TEXT, PRIMARY KEY (pipeline, upstream)
+    ) STRICT, WITHOUT ROWID;
+    CREATE INDEX chains_down ON chains (upstream, pipeline);
+
+    -- What the ticks of an expression were when a version of croniter was first asked.
+    CREATE TABLE digests (
+        cron TEXT NOT NULL, timezone TEXT NOT NULL, croniter TEXT NOT NULL, digest TEXT NOT NULL,
+        PRIMARY KEY (cron, timezone)
+    ) STRICT, WITHOUT ROWID;
+
+    -- What the scheduler itself remembers, by name.
+    CREATE TABLE memory (name TEXT PRIMARY KEY, data TEXT NOT NULL) STRICT, WITHOUT ROWID;
+
+    -- A tick has one run; a run again of a failed one says which, and each failed one has but one of those.
+    ALTER TABLE runs ADD COLUMN upstream TEXT;
+    ALTER TABLE runs ADD COLUMN retry_of TEXT;
+    CREATE UNIQUE INDEX runs_by_tick ON runs (pipeline, scheduled_for)
+        WHERE scheduled_for IS NOT NULL AND retry_of IS NULL;
+    CREATE INDEX runs_of_tick ON runs (pipeline, scheduled_for, run_id) WHERE scheduled_for IS NOT NULL;
+    CREATE UNIQUE INDEX runs_again ON runs (retry_of) WHERE trigger = 'backfill' AND retry_of IS NOT NULL;
+    CREATE INDEX runs_waiting ON runs (pipeline, run_id) WHERE status = 'queued';
+
+    -- Decisions about ticks can be found by the tick, or the last of several.
+    ALTER TABLE events ADD COLUMN scheduled_for TEXT;
+    CREATE INDEX events_of_tick ON events (pipeline, scheduled_for, seq) WHERE scheduled_for IS NOT NULL;
+    """,
 )
 
 #: Columns that hold JSON text; they become values when a row leaves the store.
 JSON_COLUMNS = frozenset(
-    [
-        "params",
-        "result",
-        "error",
-        "options",
-        "data",
-        "fields",
-        "position",
-        "process",
-        "outcome",
-        "ended",
-        "columns",
-        "state",
-    ]
+    (
+        *("params", "result", "error", "options", "data", "fields", "position", "process", "outcome", "ended"),
+        *("columns", "state", "command", "upstream"),
+    )
 )
 
 
@@ -730,6 +771,13 @@ class Operation:
             self.known = {argument.name: argument for argument in self.read_signature()}
         return self.known
 
+    def call(self, caller: Any, arguments: Json) -> Awaitable[Json]:
+        """Calls the handler; a variable that would be a word of Python ends with `_`, its argument does not."""
+        function: Any = self.handler
+        code = function.__code__
+        variables = {name.rstrip("_"): name for name in code.co_varnames}
+        return self.handler(caller, **{variables[name]: value for name, value in arguments.items()})
+
     def read_signature(self) -> Iterator[Argument]:
         """The arguments, from what a function carries anyway: no import of inspect or typing."""
         function: Any = self.handler
@@ -739,10 +787,11 @@ class Operation:
         values = dict(zip(positional[len(positional) - len(defaults) :], defaults, strict=True))
         values |= function.__kwdefaults__ or {}
         docs = dict(self.read_docstring())
-        for name in names:
-            annotation = function.__annotations__[name]
+        for variable in names:
+            name = variable.rstrip("_")
+            annotation = function.__annotations__[variable]
             doc = docs.get(name, ("", ""))
-            yield Argument(name, annotation, values.get(name, ...), name in positional, doc)
+            yield Argument(name, annotation, values.get(variable, ...), variable in positional, doc)
 
     def read_docstring(self) -> Iterator[tuple[str, tuple[str, str]]]:
         """(name, (flags, meaning)) for each `name --flag  meaning` line of the docstring's last block."""
@@ -1098,6 +1147,11 @@ SETTINGS = (
         "scheduler", "max_concurrent", 10, "", "--max-concurrent", "runs at the same time", least=1, most=10_000
     ),
     Setting("scheduler", "max_queued", 100_000, "", "", "runs that may wait"),
+    Setting(
+        *("scheduler", "backfill_concurrent", 2, "", "", "backfilled runs of a pipeline at the same time"),
+        least=1,
+        most=10_000,
+    ),
     Setting("scheduler", "timezone", "UTC", "", "", "time zone of schedules that name none"),
     Setting("auth", "api_key", "", "TAU_API_KEY", "", "key that TCP clients must send"),
     Setting("limits", "log_lines", 10_000, "", "", "log lines kept of a run; the rest is counted"),
@@ -1896,6 +1950,11 @@ def clock_ticks(cron: Cron, zone: Zone, after: int) -> Iterator[Tick]:
             wall = cron.next(shown - 1)
 
 
+def instant_of(text: str) -> int:
+    """The instant of a time as rfc3339() writes it."""
+    return int(datetime.datetime.fromisoformat(text).timestamp())
+
+
 def read_times(cron: str | None, every: float | str | None, at: str | None, zone: Zone, anchor: int) -> Times:
     """The schedule that is meant by one of: expression, interval, time; BadRequest unless it is just one."""
     given = [value for value in (cron, every, at) if value is not None]
@@ -1906,6 +1965,79 @@ def read_times(cron: str | None, every: float | str | None, at: str | None, zone
     if every is not None:
         return Interval(parse_interval(every), anchor)
     return Once(parse_time(str(at), zone))
+
+
+#: What a schedule can be told → what holds unless it is.
+SCHEDULE_OPTIONS: Json = {
+    "cron": None,
+    "every_s": None,
+    "at": None,
+    "timezone": None,
+    "misfire": "last",
+    "catchup_window_s": 86_400.0,
+    "overlap": "skip",
+    "jitter_s": 0.0,
+    "params": {},
+    "pause_after_failures": None,
+    "expect_success_within_s": None,
+}
+TIMINGS = ("cron", "every_s", "at")
+#: What @pipeline calls them.
+DECORATOR_OPTIONS = {
+    "schedule": "cron",
+    "every": "every_s",
+    "timezone": "timezone",
+    "misfire": "misfire",
+    "overlap": "overlap",
+    "catchup_window": "catchup_window_s",
+    "jitter": "jitter_s",
+    "pause_after_failures": "pause_after_failures",
+    "expect_success_within": "expect_success_within_s",
+}
+
+
+def schedule_options(live: Json, command: Json) -> Json:
+    """What holds of a schedule: what the command line has said, then the decorator, then the defaults.
+
+    A timing of the command line takes the place of the decorator's and of its time zone.
+    """
+    decorated = {name: live.get(option) for option, name in DECORATOR_OPTIONS.items()}
+    if any(name in command for name in TIMINGS):
+        decorated |= dict.fromkeys((*TIMINGS, "timezone"))
+    given = {name: value for name, value in decorated.items() if value is not None}
+    return SCHEDULE_OPTIONS | given | command
+
+
+def times_of(options: Json, anchor: int, timezone: str) -> Times | None:
+    """When a schedule with these options is due; None if they hold no timing."""
+    if options["cron"] is not None:
+        return CronTimes(Cron(options["cron"]), Zone(options["timezone"] or timezone))
+    if options["every_s"] is not None:
+        return Interval(int(options["every_s"]), anchor)
+    return None if options["at"] is None else Once(instant_of(options["at"]))
+
+
+class Schedule:
+    """A schedule as it is decided about: its times, how far it is decided, its next tick, and its policies."""
+
+    __slots__ = ("delay", "misfire", "next", "overlap", "pipeline", "times", "watermark", "window")
+
+    def __init__(self, row: Json, times: Times) -> None:
+        options = row["options"]
+        self.pipeline, self.times = row["pipeline"], times
+        self.watermark = instant_of(row["watermark_at"])
+        self.next: Tick | None = (instant_of(row["next_at"]), bool(row["moved"])) if row["next_at"] else None
+        self.misfire, self.overlap, self.window = (
+            options["misfire"],
+            options["overlap"],
+            options["catchup_window_s"],
+        )
+        self.delay = delay_of(self.pipeline, options["jitter_s"])
+
+
+def delay_of(pipeline: str, jitter_s: float) -> int:
+    """How long after its ticks a schedule is due: the same for a pipeline each time, spread over the jitter."""
+    return int(fingerprint(pipeline), 16) % (int(jitter_s) + 1) if jitter_s else 0
 
 
 # === Part II: the client ===================================================================
@@ -2812,6 +2944,8 @@ class Daemon:
         self.store.database.on_commit = self.on_commit
         self.environments = Environments(home, settings)
         self.executor = Executor(home, settings, self.store, self.feed, self.environments)
+        self.agenda = Agenda(self.store, settings["timezone"], due)
+        self.scheduler = Scheduler(self.agenda, self.executor)
         self.addresses: list[str] = []
         self.listeners: list[asyncio.Server] = []
         self.connections: set[Connection] = set()
@@ -2837,10 +2971,12 @@ class Daemon:
             signal.signal(signal.SIGHUP, signal.SIG_IGN)
             raise_file_limit()
             self.store.open(loop)
+            self.agenda.open()
             sweep_versions(self.home, self.store)
             self.environments.sweep(self.store.ask.environments())
             await self.listen()  # an address that cannot be had is found out before anything runs
             await self.executor.open()
+            await self.scheduler.open()
             for listener in self.listeners:
                 await listener.start_serving()
             ready = {"pid": os.getpid(), "socket": self.socket_path}
@@ -2964,6 +3100,7 @@ class Daemon:
             waiting.add(self.winding_up)
         if waiting:
             await asyncio.wait(waiting, timeout=1.0)
+        await self.scheduler.close()
         await self.executor.close()
         self.store.close()
         for connection in tuple(self.connections):
@@ -3322,7 +3459,7 @@ class Connection(Protocol):
         arguments = chosen.check(params)
         if self.daemon.stopping and chosen.effect != "reads":
             raise Unavailable("taud is shutting down", "taud --detach starts it again")
-        return await chosen.handler(Call(self, message.get("id")), **arguments)
+        return await chosen.call(Call(self, message.get("id")), arguments)
 
     def send(self, document: Any) -> None:
         """Sends one line."""
@@ -3398,6 +3535,7 @@ async def deploy(
     include: list[Json] | None = None,
     entry: str | None = None,
     name: str | None = None,
+    schedule: str | None = None,
 ) -> Json:
     """Deploy the pipelines of a Python file, or of a folder.
 
@@ -3405,7 +3543,10 @@ async def deploy(
     include       modules and small data that go with it, files or folders; they lie beside it
     entry         which files of the folder are loaded: this one only, not all that use @pipeline
     name          deploy only the pipeline of this name, or give the only pipeline this name
+    schedule      a cron expression for it, as `tau schedule NAME` takes it
     """
+    if schedule is not None:
+        check_cron(schedule)
     daemon = call.daemon
     sources, entries = read_deployment(files, include, entry)
     environments = await prepare_environments(daemon, sources, entries)
@@ -3415,7 +3556,10 @@ async def deploy(
         found = choose(await load_all(daemon, staged, environments), name)
         async with daemon.keeping:
             await asyncio.to_thread(keep, staged, os.path.join(versions, digest), sources)
-    deployed = await daemon.store.write(daemon.store.deploy, found, digest, call.actor)
+    if schedule is not None and len(found) > 1:
+        raise BadRequest("there are several pipelines: which one is scheduled?", "add --name NAME")
+    deployed = await daemon.store.write(daemon.agenda.deploy, found, digest, call.actor, schedule)
+    daemon.scheduler.wake(*(one["name"] for one in deployed))
     answer: Json = {"changed": any(one["changed"] for one in deployed), "pipelines": deployed}
     built = [one for one in environments.values() if one is not None]
     return answer | {"environments": built} if built else answer
@@ -3700,7 +3844,7 @@ async def undeploy(call: Call, name: str) -> Json:
     name          which pipeline
     """
     store = call.daemon.store
-    cancelled = await store.write(store.undeploy, name, call.actor)
+    cancelled = await store.write(call.daemon.agenda.undeploy, name, call.actor)
     return {"name": name, "changed": cancelled is not None, "cancelled_runs": cancelled or []}
 
 
@@ -3716,11 +3860,18 @@ async def list_(call: Call, *, limit: int = 20) -> Json:
 
 @reads
 async def show(call: Call, name: str) -> Json:
-    """Show one pipeline: description, tags, params, versions, schedule, last run.
+    """Show one pipeline: description, tags, params, schedule, chain, versions, last run.
 
     name          which pipeline
     """
-    return call.daemon.store.ask.pipeline(name)
+    document, agenda = call.daemon.store.ask.pipeline(name), call.daemon.agenda
+    row = agenda_row(agenda, name)
+    described = await asyncio.to_thread(describe_schedule, row, agenda.timezone, int(time.time()))
+    if described["kind"] is not None:
+        document["schedule"] = {key: described[key] for key in (*SCHEDULE_SHOWN, "paused")}
+    up, down = agenda.ask.chains(name)
+    document["upstream"], document["downstream"] = [one["upstream"] for one in up], down
+    return document
 
 
 @reads
@@ -3960,6 +4111,7 @@ async def status(call: Call) -> Json:
         "runs": counts,
         "queued": counts["queued"],
         "slots": {"total": daemon.settings["max_concurrent"], "used": daemon.executor.used()},
+        "scheduler": {**daemon.agenda.ask.counts(), "paused": daemon.agenda.ask.pause("")},
         "start_latency": daemon.executor.latency(),
         "connections": len(daemon.connections),
         "stopping": daemon.stopping,
@@ -4001,6 +4153,361 @@ def preview(found: list[Tick], zone: Zone) -> Json:
         "local": [zone.local(at) for at, _ in found],
         "moved": [moved for _, moved in found],
     }
+
+
+@writes
+async def schedule(
+    call: Call,
+    name: str,
+    cron: str | None = None,
+    *,
+    every: Duration | None = None,
+    at: str | None = None,
+    timezone: str | None = None,
+    misfire: str | None = None,
+    catchup_window: Duration | None = None,
+    overlap: str | None = None,
+    jitter: Duration | None = None,
+    params: Json | None = None,
+    disable: bool = False,
+    enable: bool = False,
+    clear: bool = False,
+) -> Json:
+    """Schedule a pipeline, or show its schedule and next ticks; this wins over the decorator until cleared.
+
+    name          which pipeline
+    cron          a cron expression: "0 6 * * *"; with six fields the last is seconds
+    every         an interval instead: seconds, or 15m, 1h30m; counted from now, whatever the runs take
+    at            a time instead, once: 2026-01-01T06:00 in the time zone, or with Z
+    timezone      the time zone of the schedule, for example Europe/London; without it the configured one
+    misfire       what is done about missed ticks: run the last one, skip them, or run all
+    catchup_window  how long a missed tick may still run late
+    overlap       when the run of an earlier tick is unfinished: skip, queue, cancel_running, allow
+    jitter        at most so long after its ticks it runs, always by the same, to spread the load
+    params --params -p  the params of its runs
+    disable       nothing is due until it is enabled again
+    enable        due again, from now on
+    clear         forget what the command line has said: the decorator holds again
+    """
+    agenda, now = call.daemon.agenda, int(time.time())
+    before = agenda.ask.schedule(name)
+    zone = Zone(timezone or before["options"]["timezone"] or agenda.timezone)
+    told: Json = {
+        "timezone": timezone,
+        "params": params,
+        **read_policies(misfire, overlap, catchup_window, jitter),
+    }
+    told = {key: value for key, value in told.items() if value is not None}
+    command = {} if clear else before["command"]
+    if cron is not None or every is not None or at is not None:
+        times = read_times(cron, every, at, zone, now)
+        if times.next(now) is None:
+            raise BadRequest(
+                f"{at or cron} is in the past", f"a time to come, such as --at {rfc3339(now + 3600)}"
+            )
+        command, enable = retimed(command, timing_of(times)), not disable
+    if disable and enable:
+        raise BadRequest("--disable and --enable are opposites", "choose one of them")
+    changed = False
+    if told or enable or disable or clear or command != before["command"]:
+        enabled = False if disable else True if enable or clear else None
+        write = call.daemon.store.write
+        changed = await write(agenda.set_schedule, name, command | told, enabled, call.actor)
+        call.daemon.scheduler.wake(name)
+    return await asyncio.to_thread(describe_schedule, agenda_row(agenda, name), agenda.timezone, now) | {
+        "changed": changed
+    }
+
+
+def read_policies(
+    misfire: str | None, overlap: str | None, window: float | str | None, jitter: float | str | None
+) -> Json:
+    """What is to be done about late and crowded ticks; BadRequest for what cannot be."""
+    for name, value, choices in (("misfire", misfire, MISFIRES), ("overlap", overlap, OVERLAPS)):
+        if value is not None and value not in choices:
+            hint = did_you_mean(value, choices, "one of " + ", ".join(choices))
+            raise BadRequest(f"{name} cannot be '{value[:WORD_MAX]}'", hint)
+    return {
+        "misfire": misfire,
+        "overlap": overlap,
+        "catchup_window_s": None if window is None else parse_duration(window, "the catch-up window"),
+        "jitter_s": None if jitter is None else parse_duration(jitter, "the jitter"),
+    }
+
+
+def timing_of(times: Times) -> Json:
+    """A schedule's timing as it is kept."""
+    if isinstance(times, CronTimes):
+        return {"cron": times.cron.text}
+    if isinstance(times, Interval):
+        return {"every_s": times.every}
+    assert isinstance(times, Once)
+    return {"at": rfc3339(times.at)}
+
+
+def agenda_row(agenda: Agenda, name: str) -> Json:
+    """A schedule as it is kept, with what else is known of it."""
+    row = agenda.ask.schedule(name)
+    options = row["options"]
+    paused = agenda.ask.pause(name) or agenda.ask.pause("")
+    zone = options["timezone"] or agenda.timezone
+    known = agenda.ask.croniter_of(options["cron"], zone) if options["cron"] else None
+    return row | {"paused": paused, "croniter": known}
+
+
+def describe_schedule(row: Json, timezone: str, now: int) -> Json:
+    """A schedule as a document: what holds, who said so, and the next ticks."""
+    options = row["options"]
+    zone = Zone(options["timezone"] or timezone)
+    times = times_of(options, instant_of(row["anchor_at"]), timezone)
+    after = max(now, instant_of(row["watermark_at"]))
+    found = [] if times is None else [*itertools.islice(times.between(after, TIME_MAX), TICKS_SHOWN)]
+    return {
+        "pipeline": row["pipeline"],
+        "source": source_of(options, row["command"]),
+        **options,
+        "timezone": zone.name,
+        "kind": None if times is None else times.kind,
+        "enabled": bool(row["enabled"]),
+        "paused": row["paused"],
+        "watermark_at": row["watermark_at"],
+        "next_at": row["next_at"] if row["due_at"] and not row["paused"] else None,
+        "croniter": row["croniter"],
+        **preview(found, zone),
+    }
+
+
+@reads
+async def why(call: Call, name: str, *, at: str | None = None) -> Json:
+    """Explain why a pipeline did or did not run, when it runs next, and what holds it.
+
+    name          which pipeline
+    at            about this time; without it about the last tick
+    """
+    agenda, now = call.daemon.agenda, int(time.time())
+    row = agenda_row(agenda, name)
+    described = await asyncio.to_thread(describe_schedule, row, agenda.timezone, now)
+    zone = Zone(described["timezone"])
+    asked = None if at is None else parse_time(at, zone)
+    tick = tick_at(agenda, row, asked, now)
+    held = what_holds(call.daemon, row)
+    upcoming = {key: described[key][0] if described[key] else None for key in ("ticks", "local", "moved")}
+    up, down = agenda.ask.chains(name)
+    return {
+        "pipeline": name,
+        "answer": " ".join(
+            sentence for sentence in (past_words(tick), future_words(described, held)) if sentence
+        ),
+        "asked_at": rfc3339(now if asked is None else asked),
+        "tick": tick,
+        "held": held,
+        "next": {"tick": upcoming["ticks"], "local": upcoming["local"], "moved": upcoming["moved"]},
+        "schedule": {key: described[key] for key in SCHEDULE_SHOWN},
+        "upstream": up,
+        "downstream": down,
+        "recent": agenda.ask.decisions(name, TICKS_SHOWN),
+    }
+
+
+#: What `why` and `show` repeat of a schedule.
+SCHEDULE_SHOWN = (
+    "source",
+    *TIMINGS,
+    "timezone",
+    "misfire",
+    "catchup_window_s",
+    "overlap",
+    "enabled",
+    "next_at",
+)
+TICKS_SHOWN = 5
+
+
+def tick_at(agenda: Agenda, row: Json, asked: int | None, now: int) -> Json:
+    """What became of the tick at an instant, or of the last one."""
+    name, nothing = row["pipeline"], {"scheduled_for": None, "decision": "none"}
+    if asked is None:
+        return next(iter(agenda.ask.decisions(name, 1)), nothing | {"reason": "no tick has been decided yet"})
+    text = rfc3339(asked)
+    found = agenda.ask.decision_on(name, text)
+    if found is not None:
+        return found
+    times = times_of(row["options"], instant_of(row["anchor_at"]), agenda.timezone)
+    is_tick = times is not None and times.next(asked - 1) in ((asked, False), (asked, True))
+    if is_tick and asked > instant_of(row["watermark_at"]):
+        reason = "it is still to come" if asked > now else "it has not been decided yet"
+        return {"scheduled_for": text, "decision": "undecided", "reason": reason}
+    before = agenda.ask.decision_before(name, text)
+    reason = "the schedule that holds now was made later" if is_tick else "it is no tick of the schedule"
+    return nothing | {"reason": reason, "before": before}
+
+
+def what_holds(daemon: Daemon, row: Json) -> list[Json]:
+    """What keeps a pipeline from running by itself just now, each with its particulars."""
+    ask, name = daemon.agenda.ask, row["pipeline"]
+    held: list[Json] = []
+    if not row["enabled"]:
+        held.append({"by": "disabled", "hint": f"tau schedule {name} --enable"})
+    for scope, hint in ((name, f"tau resume {name}"), ("", "tau resume --all")):
+        if (pause := ask.pause(scope)) is not None:
+            held.append({"by": "paused", **pause, "all": not scope, "hint": hint})
+    if row["options"]["overlap"] != "allow" and (active := ask.unfinished(name)):
+        held.append({"by": "overlap", "overlap": row["options"]["overlap"], "run_ids": active[:TICKS_SHOWN]})
+    queued = daemon.store.ask.totals()["queued"]
+    if queued >= daemon.settings["max_queued"]:
+        held.append({"by": "queue full", "queued": queued, "hint": "tau status"})
+    if waiting := [one["upstream"] for one in ask.chains(name)[0] if one["run_id"] is None]:
+        held.append({"by": "upstream", "waiting_for": waiting})
+    return held
+
+
+def past_words(tick: Json) -> str:
+    """What became of a tick, as a sentence."""
+    when, decision = tick["scheduled_for"], tick["decision"]
+    cause = tick.get("cause")
+    why_late = (
+        f": {CAUSES.get(cause['what'], cause['what'])} from {cause['from']} until {cause['until']}"
+        if cause
+        else ""
+    )
+    if decision == "fired":
+        late = f" late ({tick['trigger']}{why_late})" if tick["trigger"] == "catchup" else ""
+        moved = ", moved there by DST" if tick.get("moved") else ""
+        return f"The tick of {when}{moved} ran{late} as {tick['run_id']}: {tick['status']}."
+    if decision == "skipped" and tick["reason"] == "overlap":
+        return f"The tick of {when} was skipped: run {tick['run_id']} of an earlier tick was unfinished."
+    if decision in ("skipped", "missed", "dropped"):
+        several = tick.get("ticks", 1)
+        what = (
+            f"The {several} ticks from {tick['from']} to {when} were"
+            if several > 1
+            else f"The tick of {when} was"
+        )
+        return f"{what} {decision}{why_late} ({tick.get('message') or tick['reason']})."
+    return f"Nothing ran: {tick['reason']}."
+
+
+CAUSES = {
+    "daemon_down": "the daemon was down",
+    "suspended": "the machine slept",
+    "clock_set_forward": "the clock was set forward",
+    "daemon_busy": "the daemon was busy",
+}
+
+
+def future_words(described: Json, held: list[Json]) -> str:
+    """When a pipeline runs next, as a sentence."""
+    stops = [one["by"] for one in held if one["by"] in ("disabled", "paused")]
+    if stops:
+        return f"It does not run by itself: {', '.join(dict.fromkeys(stops))}."
+    if not described["ticks"]:
+        return "No tick is to come." if described["kind"] else "It has no schedule."
+    moved = ", moved there by DST" if described["moved"][0] else ""
+    return f"It runs next at {described['local'][0]} ({described['ticks'][0]}{moved})."
+
+
+@writes
+async def backfill(
+    call: Call,
+    name: str,
+    *,
+    from_: str,
+    to: str | None = None,
+    only: str = "missing",
+    dry_run: bool = False,
+    limit: int = 100,
+) -> Json:
+    """Run a pipeline for past ticks of its schedule, oldest first; asked again it goes on and repeats nothing.
+
+    name          which pipeline
+    from          the first tick is at this time or after it
+    to            the last tick is at this time or before it; without it now
+    only          ticks that have no run (missing), whose run did not succeed (failed), or both (all)
+    dry_run       only say which ticks those are
+    limit         how many runs at most
+    """
+    agenda, now = call.daemon.agenda, int(time.time())
+    row = agenda.ask.schedule(name)
+    if only not in BACKFILLS:
+        raise BadRequest(
+            f"only cannot be '{only[:WORD_MAX]}'", did_you_mean(only, BACKFILLS, ", ".join(BACKFILLS))
+        )
+    times = times_of(row["options"], instant_of(row["anchor_at"]), agenda.timezone)
+    if times is None:
+        raise BadRequest(f"'{name}' has no schedule: there are no ticks", f'tau schedule {name} "0 6 * * *"')
+    zone = Zone(row["options"]["timezone"] or agenda.timezone)
+    begin, end = parse_time(from_, zone), min(now if to is None else parse_time(to, zone), now)
+    found = await asyncio.to_thread(
+        lambda: [*itertools.islice(past_ticks(times, begin, end), BACKFILL_TICKS_MAX + 1)]
+    )
+    if len(found) > BACKFILL_TICKS_MAX or begin > end:
+        message = (
+            f"more than {BACKFILL_TICKS_MAX:,} ticks" if begin <= end else "--from is after --to, or to come"
+        )
+        raise BadRequest(
+            f"no backfill from {from_} to {to or 'now'}: {message}", "choose another --from and --to"
+        )
+    known = agenda.ask.tick_runs(name, rfc3339(begin), rfc3339(end))
+    wanted = [tick for tick in map(rfc3339, found) if wants_backfill(known.get(tick), only)]
+    chosen = wanted[: bounded(limit)]
+    runs: list[Json] = [{"scheduled_for": tick, "run_id": None} for tick in chosen]
+    if not dry_run and chosen:
+        store = call.daemon.store
+        runs = await store.write(agenda.backfill, name, chosen, only, call.actor)
+    again = f"tau backfill {name} --from {from_}" + (f" --to {to}" if to else "") + f" --only {only}"
+    about = {"pipeline": name, "dry_run": dry_run, "ticks": len(found)}
+    if len(runs) < len(wanted):
+        more = {
+            "shown": len(runs),
+            "total": len(wanted),
+            "get": f"{again} --limit {min(len(wanted), LIST_MAX)}",
+        }
+        return {**about, "runs": runs, "truncated": more}
+    return {**about, "runs": runs}
+
+
+BACKFILLS = ("missing", "failed", "all")
+BACKFILL_TICKS_MAX = 100_000
+
+
+def past_ticks(times: Times, begin: int, end: int) -> Iterator[int]:
+    """The ticks from one instant to another, both included; of an interval before its anchor too."""
+    if isinstance(times, Interval):
+        times = Interval(times.every, begin - 1 - (begin - 1 - times.anchor) % times.every)
+    return (at for at, _ in times.between(begin - 1, end))
+
+
+@writes
+async def pause(call: Call, name: str | None = None, *, all_: bool = False, reason: str = "on request") -> Json:
+    """Pause a pipeline: its schedule and its upstream start nothing; `tau run` still does.
+
+    name          which pipeline
+    all           everything
+    reason        why, for `tau why`
+    """
+    scope = scope_of(name, all_)
+    changed = await call.daemon.store.write(call.daemon.agenda.pause, scope, reason[:1000], call.actor)
+    return {"pipeline": name, "all": all_, "paused": True, "changed": changed}
+
+
+@writes
+async def resume(call: Call, name: str | None = None, *, all_: bool = False) -> Json:
+    """Resume what was paused; the ticks that it missed meanwhile do not run.
+
+    name          which pipeline
+    all           everything; what was paused by name stays so
+    """
+    scope = scope_of(name, all_)
+    changed = await call.daemon.store.write(call.daemon.agenda.resume, scope, call.actor)
+    call.daemon.scheduler.wake()
+    return {"pipeline": name, "all": all_, "paused": False, "changed": changed}
+
+
+def scope_of(name: str | None, everything: bool) -> str:
+    """The name under which a pause is kept: a pipeline's, or '' for all."""
+    if (name is None) != everything or name == "":
+        raise BadRequest("give the name of a pipeline, or --all", "tau pause NAME")
+    return name or ""
 
 
 @reads
@@ -4366,7 +4873,326 @@ class FileLock:
         os.close(self.file)
 
 
-# --- 16. Executor ------------------------------------------------------------------------
+# --- 16. Scheduler -----------------------------------------------------------------------
+# Owns when pipelines run by themselves: what is due, the wait for it, and the watch over the clock.
+# Calls Executor and Store.  Promises each tick one decision and at most one run, whatever the clock does.
+
+#: A tick that is decided within this time is on time; a later one has been missed: the misfire policy rules.
+ON_TIME_S = 10
+#: Missed ticks are counted up to here; beyond it they are "more".
+COUNT_MAX = 1_000
+#: So many schedules are decided in one transaction, and so many computed anew: nobody waits for long.
+BATCH, SLICE = 100, 20
+#: While anything is scheduled the clock is looked at this often, for it may be set, or the machine sleep.
+WATCH_S = 1.0
+#: A wall clock that moves by more than this against the monotonic one has been set.
+STEP_S = 1.0
+#: How often the store is told that we are alive, and the ticks are computed anew, for zones may change.
+ALIVE_S, REFRESH_S = 60.0, 86_400.0
+#: No clock that is right shows an earlier time: such a one was never set.
+CLOCK_MIN = 1_767_225_600
+
+
+#: Whatever became due before one of these ended is not run: nobody wanted it then.
+HOLDS = ("paused", "disabled", "undeployed", "edited")
+
+
+class Clock:
+    """What time it is; a test has its own."""
+
+    def time(self) -> float:
+        """Seconds since the epoch, as the machine has been told."""
+        return time.time()
+
+    def monotonic(self) -> float:
+        """Seconds that have passed since some instant while the machine was awake."""
+        return time.monotonic()
+
+    def elapsed(self) -> float:
+        """Seconds that have passed since some instant, asleep or awake, as far as the system can tell."""
+        return time.clock_gettime(time.CLOCK_BOOTTIME) if hasattr(time, "CLOCK_BOOTTIME") else time.time()
+
+
+class Plan:
+    """What becomes of a schedule's ticks: decisions in the order of the ticks, and how far they go."""
+
+    __slots__ = ("active", "cancel", "decisions", "next", "schedule", "watermark")
+
+    def __init__(self, schedule: Schedule, active: Sequence[str]) -> None:
+        self.schedule, self.watermark = schedule, schedule.watermark
+        self.next = schedule.next  # the first tick after the watermark
+        self.active: list[str | None] = [*active]  # unfinished runs of its ticks; None for one of this plan
+        self.cancel: list[str] = []  # those of them that have to make room
+        self.decisions: list[Json] = []
+
+    def advance(self, until: int) -> None:
+        """Ticks up to here are decided."""
+        if until > self.watermark:
+            self.watermark = until
+            if self.next is not None and self.next[0] <= until:
+                self.next = self.schedule.times.next(until)
+
+    def pass_over(self, until: int, type_name: str, reason: str, gaps: Sequence[Json]) -> None:
+        """The ticks up to an instant are decided in one go: none of them runs."""
+        if self.next is not None and self.next[0] <= until:
+            times, first = self.schedule.times, self.next[0]
+            count = sum(1 for _ in itertools.islice(times.between(first, until), COUNT_MAX)) + 1
+            last = times.latest(first, until, 1)[-1][0] if count > 1 else first
+            told: Json = {
+                "type": type_name,
+                "tick": last,
+                "reason": reason,
+                "from": rfc3339(first),
+                "ticks": count,
+            }
+            if count > COUNT_MAX:
+                told["at_least"] = True
+            self.decisions.append(told | cause_of_gap(last, gaps))
+        self.advance(until)
+
+    def fire(self, tick: Tick, trigger: str) -> None:
+        """A tick is to run, unless its predecessors are in the way."""
+        at, moved = tick
+        overlap, caught = self.schedule.overlap, trigger == "catchup" and self.schedule.misfire == "all"
+        about: Json = {"tick": at, "moved": moved}
+        if overlap == "skip" and self.active and not caught:
+            self.decisions.append(
+                {"type": "tick.skipped", "reason": "overlap", "with": self.active[-1], **about}
+            )
+        elif overlap != "allow" and overlap != "cancel_running" and len(self.active) > CATCHUP_MAX:
+            self.decisions.append({"type": "tick.dropped", "reason": "cap", "with": self.active[-1], **about})
+        else:
+            if overlap == "cancel_running":
+                self.cancel = [run_id for run_id in self.active if run_id is not None]
+            self.active.append(None)
+            self.decisions.append({"type": "tick.fired", "trigger": trigger, **about})
+
+
+def due(schedule: Schedule, now: int, active: Sequence[str], gaps: Sequence[Json] = ()) -> Plan:
+    """What becomes of the ticks of a schedule up to *now*.  No clock, no store, no wait.
+
+    *active* are the unfinished runs of earlier ticks; *gaps* are times at which nobody could decide, and why.
+    """
+    plan, until = Plan(schedule, active), now - schedule.delay
+    for gap in gaps:
+        if gap["cause"] in HOLDS:
+            plan.pass_over(min(gap["until"], until), "tick.skipped", gap["cause"], gaps)
+    catch_up(plan, until, gaps)
+    while plan.next is not None and plan.next[0] <= until:
+        tick = plan.next
+        plan.fire(tick, "schedule")
+        plan.advance(tick[0])
+    plan.advance(until)
+    return plan
+
+
+def catch_up(plan: Plan, until: int, gaps: Sequence[Json]) -> None:
+    """Decides about the ticks that were missed: which of them run late, and why the others do not."""
+    schedule, late = plan.schedule, until - ON_TIME_S - 1
+    if plan.next is None or plan.next[0] > late:
+        return
+    plan.pass_over(
+        min(int(until - schedule.window) - 1, late), "tick.missed", "older than catchup_window", gaps
+    )
+    if schedule.misfire == "all":
+        caught = schedule.times.latest(plan.watermark, late, CATCHUP_MAX)
+        others, reason = "tick.dropped", "cap"
+    else:
+        superseded = schedule.misfire == "skip" or next(schedule.times.between(late, until), None) is not None
+        caught = [] if superseded else schedule.times.latest(plan.watermark, late, 1)
+        others, reason = "tick.missed", f"misfire is {schedule.misfire}"
+    plan.pass_over(caught[0][0] - 1 if caught else late, others, reason, gaps)
+    for tick in caught:
+        plan.fire(tick, "catchup")
+        plan.decisions[-1] |= cause_of_gap(tick[0], gaps)
+        plan.advance(tick[0])
+    plan.advance(late)
+
+
+def cause_of_gap(tick: int, gaps: Sequence[Json]) -> Json:
+    """Why nobody could decide about a tick in time, as far as that is known."""
+    for gap in reversed(gaps):
+        if gap["from"] < tick <= gap["until"] and gap["cause"] not in HOLDS:
+            return {
+                "cause": {"what": gap["cause"], "from": rfc3339(gap["from"]), "until": rfc3339(gap["until"])}
+            }
+    return {}
+
+
+class Scheduler:
+    """Waits until something is due and has it decided; knows when it could not look."""
+
+    def __init__(self, agenda: Agenda, executor: Executor, clock: Clock | None = None) -> None:
+        self.agenda, self.executor, self.clock = agenda, executor, clock or Clock()
+        self.write = agenda.store.write
+        self.wanted = asyncio.Event()  # set when something may be due earlier than was known
+        self.edited: set[str] = set()  # schedules that are new: what is computed in the background is not yet
+        self.task: asyncio.Task[None] | None = None
+        self.told_at = self.refreshed_at = (
+            0.0  # when the store was told that we live, and all was computed anew
+        )
+        self.seen = self.clocks()
+
+    def clocks(self) -> tuple[float, float, float]:
+        """The time, awake time, and elapsed time, of one moment."""
+        return self.clock.time(), self.clock.monotonic(), self.clock.elapsed()
+
+    async def open(self) -> None:
+        """Decides about what was due while nobody was here, and from now on in time."""
+        await self.take_over()
+        self.task = asyncio.get_running_loop().create_task(self.run())
+
+    async def take_over(self) -> None:
+        """The ledger says since when nobody has been here."""
+        self.seen = self.clocks()
+        now, alive = self.seen[0], self.agenda.ask.remembered("alive")
+        if alive is not None and now >= alive["until"]:
+            await self.note_gap("daemon_down", alive["until"], now)
+        elif alive is not None and now >= CLOCK_MIN:
+            await self.step_back(alive["until"], now)
+        await self.say_alive(now)
+
+    async def close(self) -> None:
+        """Nothing is decided any more; the store knows until when something was."""
+        if self.task is not None:
+            self.task.cancel()
+            await asyncio.wait([self.task])
+            try:
+                await self.say_alive(self.clock.time())
+            except TauError:
+                pass  # the disk is full: it will seem a little longer that nobody was here
+
+    def wake(self, *names: str) -> None:
+        """Schedules have changed, these among them: looks again at once."""
+        self.edited.update(names)
+        self.wanted.set()
+
+    async def run(self) -> None:
+        """Looks, and sleeps until the next look, for ever."""
+        while True:
+            self.wanted.clear()
+            try:
+                patience = await self.look()
+            except TauError as problem:  # no room on the disk: what is due waits, and is decided late
+                logging.getLogger("tau").error("scheduler: %s", problem)
+                patience = WATCH_S
+            try:
+                await asyncio.wait_for(self.wanted.wait(), patience)
+            except TimeoutError:
+                pass
+
+    async def look(self) -> float:
+        """One look at the clock and at what is due; for how many seconds to sleep then."""
+        now = await self.watch_clock()
+        if now < CLOCK_MIN or self.executor.paused:
+            return WATCH_S
+        if not 0 <= now - self.told_at < ALIVE_S:
+            await self.say_alive(now)
+        if self.agenda.ask.pause("") is None:
+            await self.decide(int(now))
+        if not 0 <= now - self.refreshed_at < REFRESH_S:
+            self.refreshed_at = now
+            self.executor.spawn(self.refresh_all())
+        elif self.edited:
+            names, self.edited = sorted(self.edited), set()
+            self.executor.spawn(self.refresh(names))
+        return self.patience()
+
+    def patience(self) -> float:
+        """Seconds until something is due, at most WATCH_S if anything ever is."""
+        first = self.agenda.ask.first_due()
+        if first is None:
+            return ALIVE_S
+        return max(0.0, min(instant_of(first) - self.clock.time(), WATCH_S))
+
+    async def decide(self, now: int) -> None:
+        """Everything that is due by now is decided, a batch a transaction."""
+        count = BATCH
+        while count == BATCH:
+            claimed = self.write(self.agenda.claim, now, BATCH)
+            self.executor.wake()  # now: so that what fires is admitted in the same commit
+            count, stops = await claimed
+            for run_id in stops:
+                await self.executor.stop(run_id, "cancelled")
+        if self.agenda.ask.is_overdue(now):
+            await self.write(self.agenda.report_overdue, now)
+
+    # The clock.
+
+    async def watch_clock(self) -> float:
+        """The time; if the clock did anything since the last look but run on, the ledger says what."""
+        before, self.seen = self.seen, self.clocks()
+        passed, awake, elapsed = (new - old for new, old in zip(self.seen, before, strict=True))
+        stepped = passed - elapsed
+        if stepped < -STEP_S:
+            await self.step_back(before[0] + elapsed, self.seen[0])
+        elif stepped > STEP_S:
+            await self.note_gap("clock_set_forward", before[0], self.seen[0])
+        elif elapsed - awake > STEP_S:
+            await self.note_gap("suspended", before[0], self.seen[0])
+        elif awake > ON_TIME_S + ALIVE_S:
+            await self.note_gap("daemon_busy", before[0], self.seen[0])
+        return self.seen[0]
+
+    async def note_gap(self, cause: str, begin: float, until: float) -> None:
+        """Remembers, and says in the ledger, that nobody could decide for a while."""
+        await self.write(self.agenda.note_gap, cause, int(begin), int(until))
+
+    async def step_back(self, before: float, now: float) -> None:
+        """The clock shows an earlier time than before: no tick comes twice, intervals keep their distance."""
+        logging.getLogger("tau").warning("the clock was set back by %.1f s", before - now)
+        await self.write(self.agenda.step_back, int(before), int(now))
+
+    async def say_alive(self, now: float) -> None:
+        """The store knows until when ticks were decided in time."""
+        self.told_at = now
+        if now >= CLOCK_MIN:
+            await self.write(self.agenda.remember, "alive", {"until": int(now)})
+
+    # What may have changed under us: time zones, croniter.
+
+    async def refresh_all(self) -> None:
+        """All schedules are refreshed, slice by slice; time zones are read again from their files."""
+        zoneinfo.ZoneInfo.clear_cache()
+        await self.write(self.agenda.forget_times)
+        after = ""
+        while names := self.agenda.ask.scheduled(after, SLICE):
+            await self.refresh(names)
+            after = names[-1]
+
+    async def refresh(self, names: list[str]) -> None:
+        """Computes the next ticks anew, and compares expressions with what another croniter made of them."""
+        version = await asyncio.to_thread(croniter_version)
+        for begin in range(0, len(names), SLICE):
+            unknown = await self.write(self.agenda.refresh, names[begin : begin + SLICE], version)
+            for cron, timezone in unknown:
+                digest = await asyncio.to_thread(digest_ticks, cron, timezone)
+                await self.write(self.agenda.keep_digest, cron, timezone, version, digest)
+        self.wanted.set()
+
+
+def croniter_version() -> str:
+    """Which croniter is installed."""
+    metadata: Any = __import__("importlib.metadata", fromlist=["version"])
+    try:
+        return str(metadata.version("croniter"))
+    except ImportError:  # it was not installed but put there
+        return "unknown"
+
+
+#: Digests are of the ticks after this instant, 2026-01-01T00:00:00Z.
+DIGEST_FROM = 1_767_225_600
+DIGEST_TICKS = 50
+
+
+def digest_ticks(cron: str, timezone: str) -> str:
+    """Tells whether the ticks of an expression in a zone are what they were."""
+    times = CronTimes(Cron(cron), Zone(timezone))
+    found = [at for at, _ in itertools.islice(times.ticks(DIGEST_FROM), DIGEST_TICKS)]
+    return fingerprint(*map(str, found))
+
+
+# --- 17. Executor ------------------------------------------------------------------------
 # Owns every isolated process from its job to its outcome, and the fork server that starts them.
 # Calls Feed and Store.  Promises at most `max_concurrent` live runs, one outcome for each, and no run twice.
 
@@ -5061,7 +5887,7 @@ def end_session(process: Json) -> None:
                 pass
 
 
-# --- 17. Feed ----------------------------------------------------------------------------
+# --- 18. Feed ----------------------------------------------------------------------------
 # Owns who waits for which run.  Calls Store.
 # Promises that whoever waits hears of every change, in order and at its own pace: it reads the store.
 
@@ -5128,7 +5954,641 @@ class Feed:
             await change
 
 
-# --- 18. Store ---------------------------------------------------------------------------
+# --- 19. Agenda --------------------------------------------------------------------------
+# Owns schedules, pauses and chains: what is set, what is decided, and what follows when a run has ended.
+# Calls Store and Questions.  Promises that a decision, its run and the next tick are one transaction.
+
+
+class Agenda:
+    """When pipelines run by themselves, as it is remembered: these methods too run on the writer's thread."""
+
+    def __init__(
+        self, store: Store, timezone: str, decide: Callable[[Schedule, int, list[str], list[Json]], Any]
+    ) -> None:
+        self.store, self.timezone, self.due = store, timezone, decide
+        self.known: dict[tuple[str, str], Times] = {}  # expressions that have been read, by their zones
+        store.on_finish = self.follow
+
+    def open(self) -> None:
+        """The store is open."""
+        self.db, self.ask = self.store.db, AgendaQuestions(self.store.ask)
+
+    # What is set.
+
+    def deploy(self, found: list[Json], digest: str, actor: str, cron: str | None = None) -> list[Json]:
+        """Makes each pipeline live, with its schedule and its chain; *cron* is one from the command line."""
+        self.check_chains(found)
+        commands = {one["name"]: self.row(one["name"])["command"] for one in found}
+        for one in found:
+            if cron is not None:
+                commands[one["name"]] = retimed(commands[one["name"]], {"cron": cron})
+            check_schedule_params(one["name"], one["params"], schedule_options(one, commands[one["name"]]))
+        deployed = self.store.deploy(found, digest, actor)
+        for one in found:
+            self.keep_chain(one["name"], one.get("after") or [])
+            self.sync(one["name"], actor, commands[one["name"]])
+        return deployed
+
+    def undeploy(self, name: str, actor: str) -> list[str] | None:
+        """Takes a pipeline out of service: nothing of it is due, and it follows nobody."""
+        cancelled = self.store.undeploy(name, actor)
+        if cancelled is not None:
+            self.keep_chain(name, [])
+            self.sync(name, actor)
+        return cancelled
+
+    def set_schedule(self, name: str, command: Json, enabled: bool | None, actor: str) -> bool:
+        """Keeps what the command line says of a schedule; whether that changed anything."""
+        live = self.live(name)
+        if live is None:
+            raise unknown_pipeline(self.db, name)
+        options, now = schedule_options(live, command), int(time.time())
+        check_schedule_params(name, live["params"], options)
+        times = times_of(options, now, self.timezone)
+        if times is not None and enabled is not False and times.next(now) is None:
+            hint = f"a time to come, such as --at {rfc3339(now + 3600)}"
+            raise BadRequest(
+                f"the schedule of '{name}' would never be due: all its ticks are in the past", hint
+            )
+        return self.sync(name, actor, command, enabled)
+
+    def sync(self, name: str, actor: str, command: Json | None = None, enabled: bool | None = None) -> bool:
+        """The row of a pipeline says what holds now; whether that changed anything.
+
+        An edit, or the end of what held it, moves the watermark to now: what is undecided by then never runs.
+        """
+        row, live, now = self.row(name), self.live(name), int(time.time())
+        command = row["command"] if command is None else command
+        enabled = bool(row["enabled"]) if enabled is None else enabled
+        options = schedule_options(live or {}, command)
+        held = self.why_held(name, live is not None, enabled)
+        edited, released = options != row["options"], row["held"] is not None and held is None
+        if edited or released:
+            self.pass_over(row, now, row["held"] or "edited")
+            row["watermark_at"] = rfc3339(now)
+        if options["every_s"] != row["options"]["every_s"]:
+            row["anchor_at"] = rfc3339(now)
+        if options["expect_success_within_s"] != row["options"]["expect_success_within_s"]:
+            row["expect_at"] = self.expectation(name, options, now)
+        changed: bool = edited or held != row["held"] or command != row["command"]
+        self.keep_row(row | {"command": command, "options": options, "enabled": int(enabled), "held": held})
+        if changed:
+            told = {"source": source_of(options, command), "enabled": enabled, "held": held}
+            shown = {key: value for key, value in options.items() if value != SCHEDULE_OPTIONS[key]}
+            self.store.event("schedule.changed", name, None, told | shown, actor)
+        return changed
+
+    def row(self, name: str) -> Json:
+        """The row of a pipeline, or what it would be of one that has none."""
+        found = self.db.execute("SELECT * FROM schedules WHERE pipeline = ?", (name,)).fetchone()
+        if found is not None:
+            return to_document(found)
+        now = rfc3339(int(time.time()))
+        row: Json = {"pipeline": name, "command": {}, "options": SCHEDULE_OPTIONS, "enabled": 1, "held": None}
+        return row | {"anchor_at": now, "watermark_at": now, "resumed_at": now} | dict.fromkeys(TICK_COLUMNS)
+
+    def keep_row(self, row: Json) -> None:
+        """The row is in the table, with the next tick after its watermark."""
+        times = self.times(row)
+        tick = None if times is None else times.next(instant_of(row["watermark_at"]))
+        row = row | self.next_columns(row, tick)
+        row |= {"command": encode_json(row["command"]), "options": encode_json(row["options"])}
+        names = ", ".join(row)
+        self.db.execute(
+            f"INSERT OR REPLACE INTO schedules ({names}) VALUES (:{', :'.join(row)})",
+            row,
+        )
+
+    def next_columns(self, row: Json, tick: Tick | None) -> Json:
+        """The columns that tell of the next tick."""
+        if tick is None:
+            return {"next_at": None, "moved": 0, "due_at": None}
+        due_at = tick[0] + delay_of(row["pipeline"], row["options"]["jitter_s"])
+        due = rfc3339(due_at) if row["held"] is None else None
+        return {"next_at": rfc3339(tick[0]), "moved": int(tick[1]), "due_at": due}
+
+    def times(self, row: Json) -> Times | None:
+        """When a schedule is due; reading an expression costs as much as ten ticks, so it is kept."""
+        options = row["options"]
+        if options["cron"] is None:
+            return times_of(options, instant_of(row["anchor_at"]), self.timezone)
+        key = (options["cron"], options["timezone"] or self.timezone)
+        if key not in self.known:
+            if len(self.known) >= EXPRESSIONS_KEPT:
+                self.known.clear()
+            self.known[key] = CronTimes(Cron(key[0]), Zone(key[1]))
+        return self.known[key]
+
+    def forget_times(self) -> None:
+        """Expressions and zones are read again when they are needed."""
+        self.known.clear()
+
+    def live(self, name: str) -> Json | None:
+        """The options of a deployed pipeline; None if it is not deployed."""
+        found = self.db.execute(
+            "SELECT v.options FROM pipelines p JOIN versions v ON v.pipeline = p.name AND v.version = p.version"
+            " WHERE p.name = ? AND p.deployed = 1",
+            (name,),
+        ).fetchone()
+        return None if found is None else json.loads(found["options"])
+
+    def why_held(self, name: str, deployed: bool, enabled: bool) -> str | None:
+        """Why nothing of a pipeline is due by itself, if that is so."""
+        if not deployed:
+            return "undeployed"
+        return "disabled" if not enabled else "paused" if self.is_paused(name) else None
+
+    # What is decided.
+
+    def claim(self, now: int, most: int) -> tuple[int, list[str]]:
+        """Decides about what is due, at most so many schedules: how many, and the runs that must make room."""
+        rows = self.db.execute(
+            "SELECT * FROM schedules WHERE due_at <= ? ORDER BY due_at, pipeline LIMIT ?", (rfc3339(now), most)
+        ).fetchall()
+        gaps = (self.remembered("gaps") or []) if rows else []
+        stops: list[str] = []
+        for row in rows:
+            stops += self.decide(to_document(row), now, gaps)
+        return len(rows), stops
+
+    def decide(self, row: Json, now: int, gaps: list[Json]) -> list[str]:
+        """Decides about the ticks of a schedule up to now, and keeps that; the runs that must make room."""
+        name, times = row["pipeline"], self.times(row)
+        if times is None:
+            return []
+        plan = self.due(Schedule(row, times), now, self.unfinished(name), gaps)
+        stops = [run_id for run_id in plan.cancel if self.make_room(run_id)]
+        earlier = None
+        for decision in plan.decisions:
+            earlier = self.record(row, decision, earlier) or earlier
+        columns = self.next_columns(row, plan.next) | {
+            "watermark_at": rfc3339(plan.watermark),
+            "pipeline": name,
+        }
+        self.db.execute(
+            "UPDATE schedules SET watermark_at = :watermark_at, next_at = :next_at, moved = :moved,"
+            " due_at = :due_at WHERE pipeline = :pipeline",
+            columns,
+        )
+        return stops
+
+    def pass_over(self, row: Json, now: int, why: str) -> None:
+        """What a schedule has left undecided by now never runs."""
+        jitter = row["options"] | {"jitter_s": 0.0}
+        self.decide(row | {"options": jitter}, now, [{"from": 0, "until": now, "cause": why}])
+
+    def record(self, row: Json, decision: Json, earlier: str | None) -> str | None:
+        """One decision is in the ledger, and its run, if there is one, in the queue: its id."""
+        name, tick = row["pipeline"], rfc3339(decision["tick"])
+        told = {key: value for key, value in decision.items() if key not in ("type", "tick", "with", "trigger")}
+        if "with" in decision:
+            told["run_id"] = decision["with"] or earlier
+        if decision["type"] != "tick.fired":
+            self.store.event(decision["type"], name, None, told, "scheduler", tick)
+            return None
+        taken = self.tick_run(name, tick)
+        if taken is not None:
+            data = {"reason": "has a run", "run_id": taken["run_id"]}
+            self.store.event("tick.skipped", name, None, told | data, "scheduler", tick)
+            return None
+        params, trigger = encode_json(row["options"]["params"]), decision["trigger"]
+        try:
+            run_id, _, _ = self.store.add_run(name, params, None, trigger, "scheduler", scheduled_for=tick)
+        except TauError as refused:
+            data = {"reason": refused.code, "message": str(refused)}
+            self.store.event("tick.skipped", name, None, told | data, "scheduler", tick)
+            return None
+        self.store.event("tick.fired", name, run_id, told | {"trigger": trigger}, "scheduler", tick)
+        return run_id
+
+    def unfinished(self, name: str) -> list[str]:
+        """The runs of a schedule's ticks that have not ended, oldest first."""
+        rows = self.db.execute(UNFINISHED_TICKS, (name,)).fetchall()
+        return [row["run_id"] for row in rows]
+
+    def make_room(self, run_id: str) -> bool:
+        """Ends a run that a later tick takes the place of; True if it lives and has to be stopped."""
+        if self.store.cancel_queued(run_id, "scheduler"):
+            return False
+        found = self.db.execute("SELECT attempt FROM runs WHERE run_id = ?", (run_id,)).fetchone()
+        self.store.note_stopping(run_id, found["attempt"], "cancelled")  # should we die before we stop it
+        return True
+
+    def tick_run(self, name: str, tick: str) -> Json | None:
+        """The latest run of a tick."""
+        found = self.db.execute(
+            "SELECT run_id, status FROM runs WHERE pipeline = ? AND scheduled_for = ?"
+            " ORDER BY run_id DESC LIMIT 1",
+            (name, tick),
+        ).fetchone()
+        return None if found is None else to_document(found)
+
+    def backfill(self, name: str, ticks: list[str], only: str, actor: str) -> list[Json]:
+        """Queues runs for past ticks that still want one: their ids.  Asked again it makes none run twice."""
+        row = self.row(name)
+        made: list[Json] = []
+        params = encode_json(row["options"]["params"])
+        for tick in ticks:
+            latest = self.tick_run(name, tick)
+            if wants_backfill(latest, only):
+                again = None if latest is None else latest["run_id"]
+                about = {"scheduled_for": tick, "retry_of": again}
+                try:
+                    run_id, _, _ = self.store.add_run(name, params, None, "backfill", actor, **about)
+                except QueueFull:
+                    if not made:
+                        raise
+                    break
+                made.append({"scheduled_for": tick, "run_id": run_id})
+        return made
+
+    # Pauses.
+
+    def is_paused(self, name: str) -> bool:
+        """Whether a pipeline, or everything (''), is paused."""
+        return self.db.execute("SELECT 1 FROM pauses WHERE pipeline = ?", (name,)).fetchone() is not None
+
+    def pause(self, name: str, reason: str, actor: str) -> bool:
+        """A pipeline, or everything (''), starts nothing by itself any more; False if that was so already."""
+        if name and self.live(name) is None:
+            raise unknown_pipeline(self.db, name)
+        added = self.db.execute(
+            "INSERT OR IGNORE INTO pauses VALUES (?, ?, ?, ?)", (name, rfc3339(time.time()), reason, actor)
+        )
+        if added.rowcount:
+            self.store.event("pipeline.paused", name or None, None, {"reason": reason}, actor)
+            if name:
+                self.sync(name, actor)
+        return bool(added.rowcount)
+
+    def resume(self, name: str, actor: str) -> bool:
+        """A pipeline, or everything (''), starts by itself again, from now on; False if it was not paused."""
+        if name and self.live(name) is None:
+            raise unknown_pipeline(self.db, name)
+        found = self.db.execute("SELECT paused_at FROM pauses WHERE pipeline = ?", (name,)).fetchone()
+        if found is None:
+            return False
+        now = int(time.time())
+        self.db.execute("DELETE FROM pauses WHERE pipeline = ?", (name,))
+        self.store.event("pipeline.resumed", name or None, None, {}, actor)
+        if name:
+            self.sync(name, actor)
+            self.db.execute("UPDATE schedules SET resumed_at = ? WHERE pipeline = ?", (rfc3339(now), name))
+        else:
+            self.note_gap("paused", instant_of(found["paused_at"]), now)
+        return True
+
+    # What follows when a run has ended.
+
+    def follow(self, name: str, run_id: str, status: str) -> None:
+        """A run has its final status: others may follow it, and its pipeline may have failed too often."""
+        live = self.live(name)
+        if live is None:
+            return
+        if status == "success":
+            within = live.get("expect_success_within")
+            if within:
+                expect_at = rfc3339(int(time.time() + within))
+                self.db.execute("UPDATE schedules SET expect_at = ? WHERE pipeline = ?", (expect_at, name))
+            self.chain(name, run_id)
+        elif status in FAILURES and (most := live.get("pause_after_failures")):
+            self.break_circuit(name, most)
+
+    def break_circuit(self, name: str, most: int) -> None:
+        """Pauses a pipeline whose last runs, so many since it was last resumed, have all failed."""
+        rows = self.db.execute(
+            "SELECT status FROM runs WHERE pipeline = ? AND finished_at >= ?"
+            " AND status IN ('success', 'failed', 'timed_out', 'lost') ORDER BY run_id DESC LIMIT ?",
+            (name, self.row(name)["resumed_at"], most),
+        ).fetchall()
+        if len(rows) == most and all(row["status"] in FAILURES for row in rows):
+            self.pause(name, f"{most} failures in a row", "taud")
+
+    def chain(self, upstream: str, run_id: str) -> None:
+        """A pipeline has succeeded: those run that come after it, once all they come after have."""
+        changed = self.db.execute("UPDATE chains SET run_id = ? WHERE upstream = ?", (run_id, upstream))
+        if not changed.rowcount:
+            return
+        rows = self.db.execute("SELECT pipeline FROM chains WHERE upstream = ?", (upstream,)).fetchall()
+        for row in rows:
+            name = row["pipeline"]
+            links = self.db.execute(
+                "SELECT upstream, run_id FROM chains WHERE pipeline = ?", (name,)
+            ).fetchall()
+            if all(link["run_id"] for link in links):
+                self.db.execute("UPDATE chains SET run_id = NULL WHERE pipeline = ?", (name,))
+                self.run_chain(name, {link["upstream"]: link["run_id"] for link in links})
+
+    def run_chain(self, name: str, upstream: dict[str, str]) -> None:
+        """A pipeline runs because all that it comes after have succeeded, unless it is held."""
+        if self.is_paused("") or self.is_paused(name):
+            self.store.event(
+                "chain.skipped", name, None, {"reason": "paused", "upstream": upstream}, "scheduler"
+            )
+            return
+        params = encode_json(self.row(name)["options"]["params"])
+        try:
+            self.store.add_run(name, params, None, "chain", "scheduler", upstream=encode_json(upstream))
+        except TauError as refused:
+            data = {"reason": refused.code, "message": str(refused), "upstream": upstream}
+            self.store.event("chain.skipped", name, None, data, "scheduler")
+
+    def keep_chain(self, name: str, after: list[str]) -> None:
+        """A pipeline comes after just these; what it has already waited for is not forgotten."""
+        marks = ", ".join("?" * len(after))
+        self.db.execute(f"DELETE FROM chains WHERE pipeline = ? AND upstream NOT IN ({marks})", (name, *after))
+        self.db.executemany("INSERT OR IGNORE INTO chains VALUES (?, ?, NULL)", [(name, one) for one in after])
+
+    def check_chains(self, found: list[Json]) -> None:
+        """BadRequest if a pipeline comes after an unknown one, or in the end after itself."""
+        after = {one["name"]: one.get("after") or [] for one in found}
+        deployed = {row["name"] for row in self.db.execute("SELECT name FROM pipelines WHERE deployed = 1")}
+        for name, upstreams in after.items():
+            for upstream in upstreams:
+                if upstream not in after and upstream not in deployed:
+                    hint = did_you_mean(upstream, {*deployed, *after}, f"deploy '{upstream}' first, or with it")
+                    message = f"'{name}' comes after '{upstream}': no such pipeline"
+                    raise BadRequest(message, hint)
+        if not any(after.values()):
+            return
+        graph = {name: list[str]() for name in deployed}
+        for row in self.db.execute("SELECT pipeline, upstream FROM chains"):
+            graph.setdefault(row["pipeline"], []).append(row["upstream"])
+        if circle := find_circle(graph | after):
+            hint = "take one `after` away"
+            raise BadRequest(f"pipelines come after each other in a circle: {' → '.join(circle)}", hint)
+
+    def expectation(self, name: str, options: Json, now: int) -> str | None:
+        """When a success of a pipeline is overdue, as far as is known now."""
+        if options["expect_success_within_s"] is None:
+            return None
+        last = self.last_success(name)
+        since = now if last is None else instant_of(last)
+        return rfc3339(since + int(options["expect_success_within_s"]))
+
+    def last_success(self, name: str) -> str | None:
+        """When a run of a pipeline last succeeded."""
+        found = self.db.execute(
+            "SELECT finished_at FROM runs WHERE pipeline = ? AND status = 'success'"
+            " ORDER BY run_id DESC LIMIT 1",
+            (name,),
+        ).fetchone()
+        return None if found is None else found["finished_at"]
+
+    def report_overdue(self, now: int) -> None:
+        """The ledger says which pipelines should have succeeded by now; each is told once until it succeeds."""
+        rows = self.db.execute("SELECT * FROM schedules WHERE expect_at <= ?", (rfc3339(now),)).fetchall()
+        for row in map(to_document, rows):
+            name, within = row["pipeline"], row["options"]["expect_success_within_s"]
+            data = {
+                "within_s": within,
+                "last_success_at": self.last_success(name),
+                "expected_at": row["expect_at"],
+            }
+            self.store.event("success.overdue", name, None, data)
+            self.db.execute("UPDATE schedules SET expect_at = NULL WHERE pipeline = ?", (name,))
+
+    # What the scheduler remembers.
+
+    def remember(self, name: str, data: Any) -> None:
+        """Keeps a value under a name."""
+        self.db.execute("INSERT OR REPLACE INTO memory VALUES (?, ?)", (name, encode_json(data)))
+
+    def remembered(self, name: str) -> Any:
+        """The value under a name; None if there is none."""
+        found = self.db.execute("SELECT data FROM memory WHERE name = ?", (name,)).fetchone()
+        return None if found is None else json.loads(found["data"])
+
+    def note_gap(self, cause: str, begin: int, until: int) -> None:
+        """Remembers for a while when nobody could, or was to, decide; the ledger keeps it."""
+        gaps = self.remembered("gaps") or []
+        self.remember("gaps", [*gaps, {"from": begin, "until": until, "cause": cause}][-GAPS_KEPT:])
+        if cause != "paused":  # that is in the ledger already
+            data = {"cause": cause, "from": rfc3339(begin), "until": rfc3339(until), "seconds": until - begin}
+            self.store.event("scheduler.gap", None, None, data)
+
+    def step_back(self, before: int, now: int) -> None:
+        """The clock was set back.  What is decided stays so; intervals go on at their distance from here.
+
+        An interval whose ticks would fall on instants that it has had already falls one second beside them.
+        """
+        data = {"from": rfc3339(before), "to": rfc3339(now), "seconds": now - before}
+        self.store.event("clock.set_back", None, None, data)
+        rows = self.db.execute(
+            "SELECT * FROM schedules WHERE next_at IS NOT NULL AND json_extract(options, '$.every_s') > 0"
+        ).fetchall()
+        for row in map(to_document, rows):
+            every = int(row["options"]["every_s"])
+            first = max(instant_of(row["next_at"]) - (before - now), now + 1)
+            if (first - instant_of(row["anchor_at"])) % every == 0 and every > 1:
+                first += 1
+            self.keep_row(row | {"anchor_at": rfc3339(first - every), "watermark_at": rfc3339(first - 1)})
+
+    def refresh(self, names: list[str], version: str) -> list[tuple[str, str]]:
+        """Computes next ticks anew; the expressions, with their zones, of which this croniter has no digest."""
+        unknown = []
+        for name in names:
+            row = self.row(name)
+            if row["options"]["cron"] is None:
+                continue
+            self.keep_row(row)
+            key = (row["options"]["cron"], row["options"]["timezone"] or self.timezone)
+            found = self.db.execute(
+                "SELECT 1 FROM digests WHERE cron = ? AND timezone = ? AND croniter = ?", (*key, version)
+            ).fetchone()
+            if found is None and key not in unknown:
+                unknown.append(key)
+        return unknown
+
+    def keep_digest(self, cron: str, timezone: str, version: str, digest: str) -> None:
+        """Remembers what the ticks of an expression are; the ledger says if another croniter told others."""
+        was = self.db.execute(
+            "SELECT croniter, digest FROM digests WHERE cron = ? AND timezone = ?", (cron, timezone)
+        ).fetchone()
+        if was is not None and was["digest"] != digest:
+            about = {
+                "cron": cron,
+                "timezone": timezone,
+                "croniter": version,
+                "croniter_before": was["croniter"],
+            }
+            self.store.event("schedule.ticks_differ", None, None, about)
+        self.db.execute("INSERT OR REPLACE INTO digests VALUES (?, ?, ?, ?)", (cron, timezone, version, digest))
+
+
+TICK_COLUMNS = ("next_at", "moved", "due_at", "expect_at")
+EXPRESSIONS_KEPT = 20_000
+GAPS_KEPT = 20
+UNFINISHED_TICKS = (
+    "SELECT run_id FROM runs WHERE pipeline = ? AND status IN ('queued', 'running', 'retrying')"
+    " AND trigger IN ('schedule', 'catchup') ORDER BY run_id"
+)
+
+
+def retimed(command: Json, timing: Json) -> Json:
+    """What the command line has said, with another timing."""
+    return {name: value for name, value in command.items() if name not in TIMINGS} | timing
+
+
+def source_of(options: Json, command: Json) -> str | None:
+    """Who has said when a pipeline runs; None if nobody has."""
+    if any(name in command for name in TIMINGS):
+        return "command line"
+    return "decorator" if any(options[name] is not None for name in TIMINGS) else None
+
+
+def check_schedule_params(name: str, schema: Json, options: Json) -> None:
+    """BadRequest for a schedule whose runs would be refused: nobody is there to give them params."""
+    if any(options[timing] is not None for timing in TIMINGS):
+        wrong = mismatch(schema, options["params"], "params")
+        if wrong is not None:
+            hint = f"tau schedule {name} … --params '{{…}}', or give each param a default"
+            raise BadRequest(f"the schedule of '{name}' cannot run it: {wrong}", hint)
+
+
+def wants_backfill(latest: Json | None, only: str) -> bool:
+    """Whether a tick with this latest run is among those that a backfill is for."""
+    if latest is None:
+        return only in ("missing", "all")
+    return only in ("failed", "all") and latest["status"] in (*FAILURES, "cancelled")
+
+
+def find_circle(graph: dict[str, list[str]]) -> list[str] | None:
+    """A way from a node back to itself, if there is one."""
+    done: set[str] = set()
+    for start in graph:
+        way, branches = [start], [iter(graph[start])]
+        while way and start not in done:
+            step = next(branches[-1], None)
+            if step is None:
+                done.add(way.pop())
+                branches.pop()
+            elif step in way:
+                return [*way[way.index(step) :], step]
+            elif step not in done:
+                way.append(step)
+                branches.append(iter(graph.get(step, ())))
+    return None
+
+
+class AgendaQuestions:
+    """What is asked about schedules, on the loop."""
+
+    def __init__(self, ask: Questions) -> None:
+        self.ask, self.rows = ask, ask.rows
+
+    def first(self, question: str, *values: Any) -> Json | None:
+        """The first row that answers a question."""
+        return next(iter(self.rows(question, *values)), None)
+
+    def schedule(self, name: str) -> Json:
+        """The row of a pipeline's schedule."""
+        self.ask.known(name)
+        found = self.first("SELECT * FROM schedules WHERE pipeline = ?", name)
+        if found is None or found["held"] == "undeployed":
+            raise unknown_pipeline(self.ask.db, name)
+        return found
+
+    def first_due(self) -> str | None:
+        """When the scheduler must look at the latest, for something is due, or a success overdue."""
+        found = self.rows(
+            "SELECT min(due_at) AS at FROM schedules WHERE due_at IS NOT NULL UNION ALL"
+            " SELECT min(expect_at) FROM schedules WHERE expect_at IS NOT NULL"
+        )
+        return min((row["at"] for row in found if row["at"]), default=None)
+
+    def is_overdue(self, now: int) -> bool:
+        """Whether a success is overdue that nobody has been told of."""
+        return self.first("SELECT 1 FROM schedules WHERE expect_at <= ? LIMIT 1", rfc3339(now)) is not None
+
+    def pause(self, name: str) -> Json | None:
+        """Since when, why and by whom a pipeline, or everything (''), is paused."""
+        return self.first("SELECT paused_at, reason, actor FROM pauses WHERE pipeline = ?", name)
+
+    def remembered(self, name: str) -> Any:
+        """What the scheduler remembers under a name."""
+        found = self.first("SELECT data FROM memory WHERE name = ?", name)
+        return None if found is None else found["data"]
+
+    def scheduled(self, after: str, limit: int) -> list[str]:
+        """The next pipelines by name that have a schedule."""
+        rows = self.rows(
+            "SELECT pipeline FROM schedules WHERE next_at IS NOT NULL AND pipeline > ?"
+            " ORDER BY pipeline LIMIT ?",
+            *(after, limit),
+        )
+        return [row["pipeline"] for row in rows]
+
+    def counts(self) -> Json:
+        """How many schedules there are, and when the next is due."""
+        rows = self.rows(
+            "SELECT count(*) AS schedules, min(due_at) AS next_at FROM schedules WHERE due_at > ''"
+        )
+        return rows[0]
+
+    def chains(self, name: str) -> tuple[list[Json], list[str]]:
+        """Whom a pipeline comes after, each with a success not yet followed, and who comes after it."""
+        up = self.rows("SELECT upstream, run_id FROM chains WHERE pipeline = ? ORDER BY upstream", name)
+        down = self.rows("SELECT pipeline FROM chains WHERE upstream = ? ORDER BY pipeline", name)
+        return up, [row["pipeline"] for row in down]
+
+    def decision_on(self, name: str, tick: str) -> Json | None:
+        """What was decided about an instant: the first decision that reaches it, if it is about it."""
+        found = self.first(
+            f"{DECISIONS} AND scheduled_for >= ? ORDER BY scheduled_for, seq LIMIT 1", name, tick
+        )
+        if (
+            found is not None
+            and found["scheduled_for"] > tick
+            and not "" < found["data"].get("from", "") <= tick
+        ):
+            return None
+        return None if found is None else self.told(found)
+
+    def decision_before(self, name: str, tick: str) -> Json | None:
+        """The last decision about a tick before an instant."""
+        found = self.first(
+            f"{DECISIONS} AND scheduled_for < ? ORDER BY scheduled_for DESC, seq DESC LIMIT 1", name, tick
+        )
+        return None if found is None else self.told(found)
+
+    def decisions(self, name: str, limit: int) -> list[Json]:
+        """The last decisions, newest first."""
+        rows = self.rows(f"{DECISIONS} ORDER BY scheduled_for DESC, seq DESC LIMIT ?", name, limit)
+        return [self.told(row) for row in rows]
+
+    def told(self, event: Json) -> Json:
+        """A decision as a document, with how its run, if there is one, stands."""
+        run_id = event["run_id"] or event["data"].get("run_id")
+        document = {"scheduled_for": event["scheduled_for"], "decision": event["type"].partition(".")[2]}
+        document |= {"decided_at": event["at"], **event["data"]}
+        return document | {"run_id": run_id, "status": self.ask.status_of(run_id)} if run_id else document
+
+    def tick_runs(self, name: str, begin: str, end: str) -> dict[str, Json]:
+        """The latest run of each tick between two instants, both included, by tick."""
+        rows = self.rows(
+            "SELECT scheduled_for, run_id, status FROM runs WHERE pipeline = ?"
+            " AND scheduled_for BETWEEN ? AND ? ORDER BY run_id",
+            *(name, begin, end),
+        )
+        return {row["scheduled_for"]: row for row in rows}
+
+    def unfinished(self, name: str) -> list[str]:
+        """The runs of a schedule's ticks that have not ended."""
+        return [row["run_id"] for row in self.rows(UNFINISHED_TICKS, name)]
+
+    def croniter_of(self, cron: str, timezone: str) -> str | None:
+        """Which croniter has been asked about an expression in a zone."""
+        found = self.first("SELECT croniter FROM digests WHERE cron = ? AND timezone = ?", cron, timezone)
+        return None if found is None else str(found["croniter"])
+
+
+DECISIONS = (
+    "SELECT seq, at, type, run_id, data, scheduled_for FROM events WHERE pipeline = ? AND scheduled_for > ''"
+)
+
+
+# --- 20. Store ---------------------------------------------------------------------------
 # Owns what is remembered and how it changes.  Calls Questions and Database.
 # Promises that a run moves only as MOVES allows, and that every change is in the ledger, in its transaction.
 
@@ -5139,6 +6599,10 @@ class Store:
     def __init__(self, home: str, settings: Json) -> None:
         self.database = Database(database_path(settings["url"], home))
         self.max_queued = settings["max_queued"]
+        self.backfill_concurrent = settings["backfill_concurrent"]
+        self.on_finish: Callable[[str, str, str], None] = lambda pipeline, run_id, status: (
+            None
+        )  # told in the commit
         self.last_id = 0  # the newest run id as a number: ids never repeat or go back
         self.schemas: dict[tuple[str, int], Json] = {}  # (pipeline, version) → what its params must be
 
@@ -5165,13 +6629,17 @@ class Store:
         """Whether any run may be waiting: one is on disk, or writes are on their way there."""
         return bool(self.database.pending) or self.ask.has_queued()
 
-    def event(self, type_name: str, pipeline: str, run_id: str | None, data: Json, actor: str = "taud") -> None:
-        """Appends a fact to the ledger, in the transaction of the change it speaks of."""
+    def event(
+        self, type_name: str, pipeline: str | None, run_id: str | None, data: Json, actor: str = "taud",
+        tick: str | None = None,
+    ) -> None:  # fmt: skip
+        """Appends a fact to the ledger, in the transaction of the change; *tick* is what it decides about."""
         if run_id is not None:
             self.database.touched.add(run_id)
         self.db.execute(
-            "INSERT INTO events (at, type, pipeline, run_id, data, actor) VALUES (?, ?, ?, ?, ?, ?)",
-            (rfc3339(time.time()), type_name, pipeline, run_id, encode_json(data), actor),
+            "INSERT INTO events (at, type, pipeline, run_id, data, actor, scheduled_for)"
+            " VALUES (?, ?, ?, ?, ?, ?, ?)",
+            (rfc3339(time.time()), type_name, pipeline, run_id, encode_json(data), actor, tick),
         )
 
     def move(self, run_id: str, target: str, columns: str = "", *values: Any) -> bool:
@@ -5233,9 +6701,12 @@ class Store:
         return run_ids
 
     def add_run(
-        self, name: str, params: str, key: str | None, trigger: str, actor: str
+        self, name: str, params: str, key: str | None, trigger: str, actor: str, **origin: str | None
     ) -> tuple[str, str, bool]:
-        """Queues a run of the live version: its id, its status, and whether *key* had made it before."""
+        """Queues a run of the live version: its id, its status, and whether *key* had made it before.
+
+        *origin* says where it comes from: `scheduled_for`, `retry_of`, `upstream`.
+        """
         live = self.db.execute(
             "SELECT version FROM pipelines WHERE name = ? AND deployed = 1", (name,)
         ).fetchone()
@@ -5257,9 +6728,12 @@ class Store:
         run_id = self.new_id()
         now = rfc3339(time.time())
         self.db.execute(
-            "INSERT INTO runs (run_id, pipeline, version, status, trigger, attempt, params, key, queued_at)"
-            " VALUES (?, ?, ?, 'queued', ?, 1, ?, ?, ?)",
-            (run_id, name, live["version"], trigger, params, key, now),
+            "INSERT INTO runs (run_id, pipeline, version, status, trigger, attempt, params, key, queued_at,"
+            " scheduled_for, retry_of, upstream) VALUES (?, ?, ?, 'queued', ?, 1, ?, ?, ?, ?, ?, ?)",
+            (
+                *(run_id, name, live["version"], trigger, params, key, now),
+                *(origin.get(column) for column in ("scheduled_for", "retry_of", "upstream")),
+            ),
         )
         self.event("run.queued", name, run_id, {"version": live["version"], "trigger": trigger}, actor)
         return run_id, "queued", False
@@ -5297,11 +6771,27 @@ class Store:
     # What the executor writes.
 
     def admit(self, free: int, server: Json) -> list[Json]:
-        """Moves the oldest queued runs to running, as many as are free: their jobs."""
-        rows = self.db.execute(
-            "SELECT run_id, attempt FROM runs WHERE status = 'queued' ORDER BY run_id LIMIT ?", (free,)
-        ).fetchall()
+        """Moves the oldest queued runs that may begin to running, as many as are free: their jobs."""
+        rows = self.admissible(free)
         return [self.begin_attempt(row["run_id"], row["attempt"], server) for row in rows]
+
+    def admissible(self, free: int) -> list[sqlite3.Row]:
+        """The oldest queued runs whose pipelines let them begin now, as many as are free.
+
+        Where many wait for their own pipeline at the head of the queue, the rest is asked for by pipeline.
+        """
+        crowd = Crowd(self.db.execute(LIVE_RUNS).fetchall(), self.backfill_concurrent)
+        rows = self.db.execute(f"{WAITING} ORDER BY r.run_id LIMIT ?", (free + PASSED_MAX,)).fetchall()
+        chosen = [row for row in rows if len(crowd.admitted) < free and crowd.admit(row)]
+        if len(chosen) < free and len(rows) == free + PASSED_MAX:
+            heads = self.db.execute(WAITING_HEADS).fetchall()
+            known = {row["run_id"] for row in rows}
+            later = sorted(row["run_id"] for row in heads if row["run_id"] and row["run_id"] not in known)
+            for run_id in later:
+                row = self.db.execute(f"{WAITING} AND r.run_id = ?", (run_id,)).fetchone()
+                if len(crowd.admitted) < free and crowd.admit(row):
+                    chosen.append(row)
+        return chosen
 
     def begin_attempt(self, run_id: str, attempt: int, server: Json) -> Json:
         """A queued run is running, with an attempt to its name: its job."""
@@ -5339,8 +6829,8 @@ class Store:
     def job(self, run_id: str, attempt: int, stem: str) -> Json:
         """What the run process is told of its attempt."""
         row = self.db.execute(
-            "SELECT r.pipeline, r.version, r.params, r.scheduled_for, v.sha256, v.entry, v.function, s.state,"
-            " json_extract(v.options, '$.environment') AS environment,"
+            "SELECT r.pipeline, r.version, r.params, r.scheduled_for, r.upstream, s.state,"
+            " v.sha256, v.entry, v.function, json_extract(v.options, '$.environment') AS environment,"
             " (SELECT started_at FROM runs WHERE pipeline = r.pipeline AND status = 'success'"
             " ORDER BY run_id DESC LIMIT 1) AS last_success FROM runs r"
             " JOIN versions v ON v.pipeline = r.pipeline AND v.version = r.version"
@@ -5348,7 +6838,13 @@ class Store:
             (run_id,),
         ).fetchone()
         job = to_document(row)
+        job["upstream"] = {name: self.result_of(run) for name, run in (job["upstream"] or {}).items()}
         return {"kind": "run", "stem": stem, "run_id": run_id, "attempt": attempt, **job}
+
+    def result_of(self, run_id: str) -> Json:
+        """A run's id and result, for the run that comes after it."""
+        found = self.db.execute("SELECT result FROM runs WHERE run_id = ?", (run_id,)).fetchone()
+        return {"run_id": run_id, "result": None if found is None else to_document(found)["result"]}
 
     def add_trace(self, run_id: str, attempt: int, records: list[Json], state: Json) -> None:
         """Keeps trace records, and in the same transaction how far the journal has been read."""
@@ -5421,6 +6917,7 @@ class Store:
                 data["error"] = {key: outcome.error[key] for key in ("kind", "type", "message", "fingerprint")}
                 data["error"]["message"] = data["error"]["message"][:500]
             self.event("run.finished", row["pipeline"], run_id, data)
+            self.on_finish(row["pipeline"], run_id, outcome.status)
 
     def keep_state(self, run_id: str, state: Json | None) -> None:
         """What a successful run leaves to the next one of its pipeline, if it has changed it."""
@@ -5462,12 +6959,64 @@ END_STEP = (
 )
 
 
+class Crowd:
+    """The live runs of each pipeline, and whether another one may join them."""
+
+    def __init__(self, live: Sequence[sqlite3.Row], backfill_concurrent: int) -> None:
+        self.live = {(row["pipeline"], row["kind"]): row["runs"] for row in live}
+        self.backfill_concurrent = backfill_concurrent
+        self.admitted: list[str] = []
+
+    def admit(self, row: sqlite3.Row) -> bool:
+        """Counts a waiting run among the live ones, if its pipeline's limits let it."""
+        name, kind = row["pipeline"], RUN_KINDS.get(row["trigger"], "")
+        most = {"tick": 1 if row["overlap"] != "allow" else None, "backfill": self.backfill_concurrent}.get(
+            kind
+        )
+        everyone = sum(self.live.get((name, one), 0) for one in ("", "tick", "backfill"))
+        if most is not None and self.live.get((name, kind), 0) >= most:
+            return False
+        if row["max_concurrent"] is not None and everyone >= row["max_concurrent"]:
+            return False
+        self.live[name, kind] = self.live.get((name, kind), 0) + 1
+        self.admitted.append(row["run_id"])
+        return True
+
+
+#: trigger → which of a pipeline's limits it counts for besides the one for all.
+RUN_KINDS = {"schedule": "tick", "catchup": "tick", "backfill": "backfill"}
+#: So many queued runs are passed over before the others are looked for by pipeline.
+PASSED_MAX = 100
+LIVE_RUNS = (
+    "SELECT pipeline, CASE trigger WHEN 'schedule' THEN 'tick' WHEN 'catchup' THEN 'tick'"
+    " WHEN 'backfill' THEN 'backfill' ELSE '' END AS kind, count(*) AS runs"
+    " FROM runs WHERE status IN ('running', 'retrying') GROUP BY 1, 2"
+)
+WAITING = (
+    "SELECT r.run_id, r.attempt, r.pipeline, r.trigger,"
+    " json_extract(v.options, '$.max_concurrent') AS max_concurrent,"
+    " coalesce(json_extract(s.options, '$.overlap'), 'skip') AS overlap FROM runs r"
+    " JOIN pipelines p ON p.name = r.pipeline"
+    " JOIN versions v ON v.pipeline = p.name AND v.version = p.version"
+    " LEFT JOIN schedules s ON s.pipeline = r.pipeline WHERE r.status = 'queued'"
+)
+#: The oldest queued run of each pipeline that has any, one step through the index for each.
+WAITING_HEADS = (
+    "WITH RECURSIVE waiting (pipeline) AS ("
+    " SELECT min(pipeline) FROM runs WHERE status = 'queued' UNION ALL"
+    " SELECT (SELECT min(pipeline) FROM runs WHERE status = 'queued' AND pipeline > waiting.pipeline)"
+    " FROM waiting WHERE waiting.pipeline IS NOT NULL)"
+    " SELECT (SELECT min(run_id) FROM runs r WHERE r.status = 'queued' AND r.pipeline = waiting.pipeline)"
+    " AS run_id FROM waiting WHERE pipeline IS NOT NULL"
+)
+
+
 def json_or_null(value: Any) -> str | None:
     """A value as JSON text, None as NULL."""
     return None if value is None else encode_json(value)
 
 
-# --- 19. Questions -----------------------------------------------------------------------
+# --- 21. Questions -----------------------------------------------------------------------
 # Owns what is asked of the store: one method a question, on the loop.  Calls Records.
 # Promises documents with the names of the columns, each answer of one moment.
 
@@ -5543,6 +7092,8 @@ class Questions:
             "version": rows[0]["version"],
             "params": options["params"],
             "schedule": None,
+            "upstream": [],
+            "downstream": [],
             "options": {
                 key: value
                 for key, value in options.items()
@@ -5779,7 +7330,7 @@ def step_events(step: Json) -> Iterator[tuple[int, Json]]:
         yield step["finished_n"], end | {key: step[key] for key in shown}
 
 
-# --- 20. Database ------------------------------------------------------------------------
+# --- 22. Database ------------------------------------------------------------------------
 # Owns the SQLite file: its two connections, its migrations, and the one thread that writes.  Calls Records.
 # Promises that what is answered is on disk, that writes share commits, and that their failures are their own.
 
@@ -5975,7 +7526,7 @@ def storage_error(problem: Exception) -> TauError:
 # === Part IV: the run process ==============================================================
 # One per attempt; the only place where user code runs.  Speaks to nobody: it writes its journal.
 
-# --- 21. Fork server ---------------------------------------------------------------------
+# --- 23. Fork server ---------------------------------------------------------------------
 # Owns the processes that run user code, from permission to end record.  Calls Run process.
 # Promises that nothing a process started outlives it, and that its end is written down even without a daemon.
 
@@ -6337,7 +7888,7 @@ def spawned_process() -> int:
     os._exit(run_process(job, settle_in()))
 
 
-# --- 22. Run process ---------------------------------------------------------------------
+# --- 24. Run process ---------------------------------------------------------------------
 # Owns one attempt from its first record to its last.  Calls Pipeline API and Trace.
 # Promises a returned or a raised record whenever Python itself lives to write it.
 
@@ -6651,7 +8202,7 @@ class Captured(io.TextIOBase):
         return io.FileIO(self.descriptor, "wb", closefd=False)
 
 
-# --- 23. Pipeline API --------------------------------------------------------------------
+# --- 25. Pipeline API --------------------------------------------------------------------
 # Owns what user code sees: @pipeline, PipelineContext, Step.  Calls Parameters, Rows, Places and Trace.
 # Promises that using it outside a run (a test, a REPL) does nothing surprising.
 
@@ -6701,7 +8252,10 @@ def pipeline(
     overlap: str = "skip",
     misfire: str = "last",
     catchup_window: float | str = "24h",
+    jitter: float | str = 0.0,
     after: str | Sequence[str] = (),
+    pause_after_failures: int | None = None,
+    expect_success_within: float | str | None = None,
 ) -> Any:
     """Makes a function, sync or async, a pipeline; it stays callable as it is.
 
@@ -6715,7 +8269,9 @@ def pipeline(
     """
     told: Json = {"tags": tags, "schedule": schedule, "every": every, "timezone": timezone, "timeout": timeout}
     told |= {"retries": retries, "retry_delay": retry_delay, "max_concurrent": max_concurrent}
-    told |= {"overlap": overlap, "misfire": misfire, "catchup_window": catchup_window, "after": after}
+    told |= {"overlap": overlap, "misfire": misfire, "catchup_window": catchup_window, "jitter": jitter}
+    told |= {"after": after, "pause_after_failures": pause_after_failures}
+    told |= {"expect_success_within": expect_success_within}
 
     def register(decorated: Function) -> Function:
         chosen = decorated.__name__ if name is None else name
@@ -6727,8 +8283,6 @@ def pipeline(
     return register if function is None else register(function)
 
 
-OVERLAPS = ("skip", "queue", "cancel_running", "allow")
-MISFIRES = ("last", "skip", "all")
 RETRIES_MAX = 100
 
 
@@ -6801,7 +8355,10 @@ PIPELINE_OPTIONS: dict[str, Callable[[Any], Any]] = {
     "overlap": check_choice(OVERLAPS),
     "misfire": check_choice(MISFIRES),
     "catchup_window": check_seconds,
+    "jitter": check_seconds,
     "after": check_names,
+    "pause_after_failures": check_count(1, 1_000),
+    "expect_success_within": check_limit,
 }
 
 
@@ -6841,6 +8398,12 @@ class PipelineContext:
     def scheduled_for(self) -> datetime.datetime | None:
         """The instant this run was due (aware, UTC); None if nobody scheduled it."""
         return moment(self._job.get("scheduled_for"))
+
+    @property
+    def upstream(self) -> dict[str, Json]:
+        """Of a run that comes after others: the name of each → its `run_id` and its `result`."""
+        found: dict[str, Json] = self._job.get("upstream") or {}
+        return found
 
     @property
     def last_successful_run(self) -> datetime.datetime | None:
@@ -7121,7 +8684,7 @@ def per_row(function: Callable[[Json], Any]) -> PerRow:
     return PerRow(function)
 
 
-# --- 24. Parameters ----------------------------------------------------------------------
+# --- 26. Parameters ----------------------------------------------------------------------
 # Owns how a pipeline's signature becomes a JSON Schema, and JSON the values of its annotations.  Calls Trace.
 # Promises that what the schema admits can be converted.
 
@@ -7343,7 +8906,7 @@ def path_type(hint: Any, origin: Any, arguments: tuple[Any, ...], name: str) -> 
     return ParamType({"type": "string"}, hint) if hasattr(hint, "__fspath__") else None
 
 
-# --- 25. Assertions ----------------------------------------------------------------------
+# --- 27. Assertions ----------------------------------------------------------------------
 # Owns ctx.check: what is asserted, under which name, and with which values it failed.  Calls Trace.
 # Promises that every assertion is evaluated and recorded before the first failure is raised.
 
@@ -7438,7 +9001,7 @@ async def holds_true(journal: Journal, one: Assertion, severity: str) -> bool:
     return passed
 
 
-# --- 26. Places --------------------------------------------------------------------------
+# --- 28. Places --------------------------------------------------------------------------
 # Owns where data is: which place a name means, files here and remote, the author's own sources.
 # Calls Web, Warehouses, Formats and Rows.
 # Promises that a write is whole or did not happen, and that no URL's password is told.
@@ -7778,7 +9341,7 @@ class RemoteFile(DataFile):
             store.put_file(file.name, path)
 
 
-# --- 27. Web -----------------------------------------------------------------------------
+# --- 29. Web -----------------------------------------------------------------------------
 # Owns what is read over http(s): requests, pages, retries.  Calls Formats and Rows.
 # Promises that a body cut short is never taken for a whole one, and that no header reaches another origin.
 
@@ -8017,7 +9580,7 @@ def retry_after(text: str | None) -> float | None:
     return max(0.0, then.timestamp() - time.time())
 
 
-# --- 28. Warehouses ----------------------------------------------------------------------
+# --- 30. Warehouses ----------------------------------------------------------------------
 # Owns databases: SQLite by itself, all others through SQLAlchemy.  Calls Rows and Trace.
 # Promises one transaction a load, values always bound and never spelled into SQL, names always quoted.
 
@@ -8428,7 +9991,7 @@ def database_cell(value: Any) -> Any:
     return encode_json(plain_value) if isinstance(plain_value, (dict, list)) else plain_value
 
 
-# --- 29. Formats -------------------------------------------------------------------------
+# --- 31. Formats -------------------------------------------------------------------------
 # Owns bytes ↔ rows: CSV, TSV, JSON, JSON lines, Parquet, and the types of text cells.  Calls Rows and Trace.
 # Promises an error with its line for what is malformed, never a row that is silently wrong.
 
@@ -8815,7 +10378,7 @@ def cast_column(rows: Rows, name: str, cast: Callable[[str], Any], last_line: in
         raise SourceError(message, "name the types yourself: types={…: 'text'}") from problem
 
 
-# --- 30. Rows ----------------------------------------------------------------------------
+# --- 32. Rows ----------------------------------------------------------------------------
 # Owns data on its way through a pipeline: lists of dicts, streams of batches, the steps between them.
 # Calls Trace.  Promises answers that can be used at once and awaited too, and steps that count by themselves.
 
@@ -9263,7 +10826,7 @@ def quote_name(name: str) -> str:
     return '"' + str(name).replace('"', '""') + '"'
 
 
-# --- 31. Trace ---------------------------------------------------------------------------
+# --- 33. Trace ---------------------------------------------------------------------------
 # Owns how a run is written down: the journal, values as JSON, errors as documents.  Calls nothing of its part.
 # Promises records that parse, within limits, without what looks secret, whatever user objects do.
 

@@ -584,6 +584,8 @@ def test_options_are_stored_and_shown(tau: Tau) -> None:
         """
         from datetime import timedelta
         from tau import pipeline
+        @pipeline
+        def other(ctx): ...
         @pipeline(every="1h30m", timeout=timedelta(minutes=5), retry_delay="1m", max_concurrent=2, overlap="queue",
                   misfire="all", catchup_window="2d", after="other", retries=3)
         def full(ctx): ...

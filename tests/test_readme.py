@@ -78,6 +78,47 @@ def settings() -> str:
     return "\n".join(lines) + "\n"
 
 
+SAMPLE = REPOSITORY / "examples" / "tau.example.toml"
+SAMPLE_END = """
+# Connections that pipelines name: ctx.extract("shop", "orders"), ctx.sql("SELECT …", connection="shop").
+# ${NAME} is a secret: from the environment, systemd's credentials or <home>/secrets/NAME.  "default" is
+# what ctx.sql uses when none is named.
+[connections.default]
+url = "sqlite:////var/lib/warehouse.db"
+
+[connections.shop]
+url = "postgresql://tau:${SHOP_PASSWORD}@db.example.com/shop"
+
+[connections.api]
+url = "https://api.example.com/v1"
+"""
+
+
+def sample() -> str:
+    """The sample configuration: every setting with its default."""
+    lines = [
+        "# Every setting of taud with its default.  Copy what you need to <home>/tau.toml or /etc/tau/tau.toml.",
+        "# The environment wins over this file, flags over both; unknown keys are refused.",
+    ]
+    section = ""
+    for row in module.SETTINGS:
+        if row.section != section:
+            section = row.section
+            lines += ["", f"[{section}]"]
+        more = [f"${row.environment}" if row.environment else "", row.flag, ", ".join(row.choices)]
+        told = "; ".join(filter(None, more))
+        mark = "# " if row.name == "api_key" else ""  # a key that everybody knows is none
+        lines += [
+            f"# {row.meaning}" + (f" ({told})" if told else ""),
+            f"{mark}{row.name} = {module.encode_json(row.default)}",
+        ]
+    return "\n".join(lines) + "\n" + SAMPLE_END
+
+
+def test_the_sample_configuration_is_derived_from_the_code() -> None:
+    assert SAMPLE.read_text(encoding="utf-8") == sample(), "python tests/test_readme.py writes it anew"
+
+
 def with_tables(text: str) -> str:
     """The README with its derived parts as they must be."""
     for name, table in (("commands", commands()), ("settings", settings())):
@@ -232,4 +273,5 @@ def test_what_the_readme_names_exists() -> None:
 
 if __name__ == "__main__":
     README.write_text(with_tables(TEXT), encoding="utf-8")
+    SAMPLE.write_text(sample(), encoding="utf-8")
     print(f"wrote the tables of {os.path.relpath(README)}")
