@@ -11,8 +11,8 @@ The file is laid out in the order a request travels.  Calls go down the page, or
                                   21 Questions   22 Database
                  │ one JSON document a line: jobs over a socket, the trace through a journal file
     Part IV   the run process     23 Fork server   24 Run process   25 Pipeline API
-                                  26 Parameters   27 Assertions   28 Places   29 Web
-                                  30 Warehouses   31 Formats   32 Rows   33 Trace
+                                  26 Parameters   27 Assertions   28 Memos   29 Places   30 Web
+                                  31 Warehouses   32 Formats   33 Rows   34 Trace
 
 `tau run hello`, in one read:
   main §9 builds one parser from the signature of `run` §14 and calls Client.call §11;
@@ -20,7 +20,7 @@ The file is laid out in the order a request travels.  Calls go down the page, or
   Store §20 makes the run durable and, in the same commit, Executor.admit §17 moves it to running;
   ForkServer §23 creates the journal (that is the permission to start) and forks;
   run_process §24 loads the deployed file and calls your function with a PipelineContext §25;
-  its records go to the Journal §33; the fork server appends the end record when the process is gone;
+  its records go to the Journal §34; the fork server appends the end record when the process is gone;
   Executor §17 reads the journal, `verdict` §17 turns it into an outcome, Store §20 keeps it;
   Feed §18 wakes the waiting `run` §14; Connection §13 answers; main §9 prints and exits 0 or 1.
 """
@@ -66,6 +66,7 @@ if TYPE_CHECKING:
     import inspect
     import linecache
     import logging
+    import pickle
     import pwd
     import queue
     import random
@@ -134,7 +135,8 @@ else:
     )
     http, importlib, inspect = map(Later, ("http.client", "importlib.util", "inspect"))
     hashlib, hmac, linecache, logging = map(Later, ("hashlib", "hmac", "linecache", "logging"))
-    pwd, queue, random, re, resource = map(Later, ("pwd", "queue", "random", "re", "resource"))
+    pickle, pwd, queue, random, re = map(Later, ("pickle", "pwd", "queue", "random", "re"))
+    resource = Later("resource")
     select, shutil, signal, sqlite3, struct = map(Later, ("select", "shutil", "signal", "sqlite3", "struct"))
     tempfile, threading, tomllib, typing = map(Later, ("tempfile", "threading", "tomllib", "typing"))
     urllib, uuid, zoneinfo = map(Later, ("urllib.request", "uuid", "zoneinfo"))
@@ -148,6 +150,7 @@ __all__ = [
     "PipelineContext",
     "SourceError",
     "Step",
+    "StepTimeout",
     "TauError",
     "per_row",
     "pipeline",
@@ -172,7 +175,7 @@ JOURNAL_FORMAT = 1
 
 #: status → the statuses a run may move to next.  Any other move is somebody arriving too late.
 MOVES: dict[str, tuple[str, ...]] = {
-    "queued": ("running", "cancelled"),
+    "queued": ("running", "cancelled", "timed_out"),
     "running": ("success", "failed", "timed_out", "cancelled", "lost", "retrying"),
     "retrying": ("running", "cancelled", "failed"),
     "success": (),
@@ -246,6 +249,7 @@ NAME_RULE = r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}"
 #   Internal         a bug in Tau                                     exit 9
 #   PipelineError    what the context raises to pipeline code; unless caught, the run's error
 #     CheckFailed    an assertion does not hold
+#     StepTimeout    a step took longer than it may; a TimeoutError too
 #     SourceError    a source or target cannot be read or written
 #     MissingSecret  no secret of this name
 #     MissingExtra   a library is not installed
@@ -352,6 +356,10 @@ class PipelineError(TauError):
 
 class CheckFailed(PipelineError):
     """An assertion of ctx.check does not hold; the message names all that do not."""
+
+
+class StepTimeout(PipelineError, TimeoutError):
+    """A step took longer than its `timeout`."""
 
 
 class SourceError(PipelineError):
@@ -556,6 +564,21 @@ MIGRATIONS = (
     -- Decisions about ticks can be found by the tick, or the last of several.
     ALTER TABLE events ADD COLUMN scheduled_for TEXT;
     CREATE INDEX events_of_tick ON events (pipeline, scheduled_for, seq) WHERE scheduled_for IS NOT NULL;
+    """,
+    """
+    -- How each attempt ended, when the next one begins, and until when a run may wait in the queue.
+    ALTER TABLE attempts ADD COLUMN status TEXT;
+    ALTER TABLE attempts ADD COLUMN started_at TEXT;
+    ALTER TABLE attempts ADD COLUMN finished_at TEXT;
+    ALTER TABLE attempts ADD COLUMN duration_ms REAL;
+    ALTER TABLE attempts ADD COLUMN error TEXT;
+    UPDATE attempts SET (status, started_at, finished_at, duration_ms, error) = (SELECT
+        status, started_at, finished_at, duration_ms, error FROM runs r WHERE r.run_id = attempts.run_id);
+    ALTER TABLE runs ADD COLUMN retry_at TEXT;
+    ALTER TABLE runs ADD COLUMN expires_at TEXT;
+    ALTER TABLE runs ADD COLUMN resume_from TEXT;
+    CREATE INDEX runs_retrying ON runs (retry_at, run_id) WHERE status = 'retrying';
+    CREATE INDEX runs_expiring ON runs (expires_at, run_id) WHERE status = 'queued' AND expires_at IS NOT NULL;
     """,
 )
 
@@ -1157,9 +1180,21 @@ SETTINGS = (
     Setting("limits", "log_lines", 10_000, "", "", "log lines kept of a run; the rest is counted"),
     Setting("limits", "log_bytes", 8 << 20, "", "", "log bytes kept of a run; the rest is counted"),
     Setting("limits", "result_bytes", 1 << 20, "", "", "largest result of a run"),
+    Setting("limits", "memo_bytes", 64 << 20, "", "", "largest result that ctx.memo keeps"),
+    Setting("limits", "memory_bytes", 0, "", "", "address space of a run's process; 0 is no limit"),
+    Setting("limits", "file_bytes", 0, "", "", "largest file that a run may write; 0 is no limit"),
+    Setting("limits", "processes", 0, "", "", "processes that the user of taud may have in all; 0 is no limit"),
+    Setting("limits", "open_files", 0, "", "", "descriptors that a run may open; 0 is what taud may"),
 )
 
 
+#: Limits that the system enforces on a run's process: setting → its name in `resource`.
+PROCESS_LIMITS = {
+    "memory_bytes": "RLIMIT_AS",
+    "file_bytes": "RLIMIT_FSIZE",
+    "processes": "RLIMIT_NPROC",
+    "open_files": "RLIMIT_NOFILE",
+}
 #: Environment of the daemon that runs must not see: keys, and systemd's channels to the daemon itself.
 PRIVATE_ENVIRONMENT = ("TAU_API_KEY", "NOTIFY_SOCKET", "LISTEN_", "WATCHDOG_")
 
@@ -1955,6 +1990,11 @@ def instant_of(text: str) -> int:
     return int(datetime.datetime.fromisoformat(text).timestamp())
 
 
+def instant_ms(text: str) -> int:
+    """The same in milliseconds since the epoch."""
+    return round(datetime.datetime.fromisoformat(text).timestamp() * 1000)
+
+
 def read_times(cron: str | None, every: float | str | None, at: str | None, zone: Zone, anchor: int) -> Times:
     """The schedule that is meant by one of: expression, interval, time; BadRequest unless it is just one."""
     given = [value for value in (cron, every, at) if value is not None]
@@ -2549,6 +2589,10 @@ class View:
         elif kind == "check" and not event["passed"]:
             self.end_live()
             print(f"  {indent}{self.paint('✗', 'error')} check {printable(event['name'])}", flush=True)
+        elif kind == "run.retrying":
+            self.end_live()
+            text = f"attempt {event['attempt']} {event['status']}; again at {event['retry_at'][11:19]}"
+            print(self.paint(f"  {text}", "warning"), flush=True)
         elif kind == "run.queued":
             print(f"{event['pipeline']}  {event['run_id']}", flush=True)
 
@@ -3936,6 +3980,14 @@ async def run(
             f"params are larger than {PARAMS_BYTES_MAX:,} bytes", "pass a path instead of the data"
         )
     queued = daemon.store.write(daemon.store.add_run, name, text, key, "manual", call.actor)
+    return await answer_run(call, queued, wait, timeout, follow)
+
+
+async def answer_run(
+    call: Call, queued: Awaitable[tuple[str, str, bool]], wait: bool, timeout: float | None, follow: bool
+) -> Json:
+    """A run that is being queued: its document when it has ended, unless nobody waits for that."""
+    daemon = call.daemon
     daemon.executor.wake()  # now: so that the run is queued and admitted in one commit
     run_id, status, deduplicated = await queued
     if not wait:
@@ -3985,6 +4037,48 @@ async def wait(call: Call, run_id: list[str], *, timeout: float | None = None) -
     return ends[0] if len(ends) == 1 else {"runs": ends}
 
 
+@writes
+async def retry(
+    call: Call,
+    run_id: str,
+    *,
+    version: str = "live",
+    from_failure: bool = False,
+    wait: bool = True,
+    key: str | None = None,
+    timeout: float | None = None,
+    follow: bool = False,
+) -> Json:
+    """Run a finished run again, as a new run with the same params.
+
+    run_id        which run: its id, or its first characters
+    version       of the pipeline: live, same (as the run had), or a number
+    from_failure  what the run has kept with ctx.memo is used again, not computed anew
+    wait --detach  do not wait: answer as soon as the new run is durable
+    key           a word of your own: the same key gives the same run, never a second one
+    timeout       seconds to wait at most; the run goes on
+    follow        print its events as JSON lines while it runs
+    """
+    if follow and not wait:
+        raise BadRequest("--follow waits for the run, --detach does not", "choose one of them")
+    store = call.daemon.store
+    old = store.ask.run(store.ask.find_run(run_id))
+    if old["status"] not in FINAL:
+        raise Conflict(f"run {old['run_id']} is {old['status']}", f"tau wait {old['run_id']}")
+    if version not in ("live", "same") and not version.isdecimal():
+        raise BadRequest(f"there is no version '{version[:WORD_MAX]}'", "live, same, or a number")
+    number = {"live": None, "same": old["version"]}.get(version, int(version) if version.isdecimal() else None)
+    origin = {"retry_of": old["run_id"], "scheduled_for": old["scheduled_for"], "version": number}
+    origin |= {"resume_from": old["run_id"] if from_failure else None, "upstream": old["upstream"]}
+    params, upstream = encode_json(old["params"]), origin["upstream"]
+    origin["upstream"] = None if upstream is None else encode_json(upstream)
+
+    def add() -> tuple[str, str, bool]:
+        return store.add_run(old["pipeline"], params, key, "retry", call.actor, **origin)
+
+    return await answer_run(call, store.write(add), wait, timeout, follow)
+
+
 @destroys
 async def cancel(call: Call, run_id: str) -> Json:
     """Cancel a run: SIGTERM to its processes, then SIGKILL; answers when they are gone.
@@ -3993,7 +4087,7 @@ async def cancel(call: Call, run_id: str) -> Json:
     """
     daemon = call.daemon
     run_id = daemon.store.ask.find_run(run_id)
-    moved = await daemon.store.write(daemon.store.cancel_queued, run_id, call.actor)
+    moved = await daemon.store.write(daemon.store.cancel_waiting, run_id, call.actor)
     if not moved and daemon.store.ask.status_of(run_id) not in FINAL:
         await daemon.executor.stop(run_id, "cancelled")
         call.rest()
@@ -4027,6 +4121,7 @@ async def inspect_(
     *,
     run_id: str | None = None,
     last_run: bool = False,
+    attempt: int | None = None,
     full: bool = False,
 ) -> Json:
     """Inspect a run: status, result, error, steps, resources, and what to do next.
@@ -4034,10 +4129,11 @@ async def inspect_(
     name          a pipeline, meaning its last run; or a run id
     run_id --run  which run: its id, or its first characters
     last_run      the last run of the pipeline
+    attempt       the trace of this attempt; without it of the last one
     full          nothing is cut
     """
     store = call.daemon.store
-    return describe(store, store.ask.pick_run(name, run_id), full)
+    return describe(store, store.ask.pick_run(name, run_id), full, attempt)
 
 
 @reads
@@ -4049,6 +4145,7 @@ async def logs(
     tail: int = LOG_TAIL,
     level: str | None = None,
     step: str | None = None,
+    attempt: int | None = None,
     follow: bool = False,
 ) -> Json:
     """Print the log of a run: what it logged, printed, or wrote to its descriptors.
@@ -4058,6 +4155,7 @@ async def logs(
     tail          how many lines, the last ones
     level         only this level and above: debug, info, warning, error
     step          only lines of this step and the steps in it
+    attempt       of this attempt; without it of the last one
     follow        then print each new line until the run ends
     """
     store = call.daemon.store
@@ -4066,7 +4164,7 @@ async def logs(
     wanted = LEVELS[LEVELS.index(level) :] if level else ()
     run_id = store.ask.pick_run(name, run_id)
     if not follow:
-        lines, total, dropped = store.ask.logs(run_id, wanted, step, bounded(tail, LOGS_MAX))
+        lines, total, dropped = store.ask.logs(run_id, wanted, step, bounded(tail, LOGS_MAX), attempt)
         answer = listing("lines", lines, total, f"tau logs --run {run_id}", "--tail")
         return {"run_id": run_id, **answer, "log_dropped": dropped}
     call.rest()
@@ -4571,9 +4669,12 @@ def listing(key: str, rows: list[Json], total: int, get: str, flag: str = "--lim
     return {key: rows, "truncated": more}
 
 
-def describe(store: Store, run_id: str, full: bool = False) -> Json:
-    """A run as `tau inspect` prints it; unless *full*, cut to about DOCUMENT_BYTES, saying what was cut."""
-    run, attempt, steps, tail, observed = store.ask.whole_run(run_id)
+def describe(store: Store, run_id: str, full: bool = False, number: int | None = None) -> Json:
+    """A run as `tau inspect` prints it; unless *full*, cut to about DOCUMENT_BYTES, saying what was cut.
+
+    The trace is that of an attempt, the last one unless its *number* is given.
+    """
+    run, attempt, steps, tail, observed = store.ask.whole_run(run_id, number)
     seen = {kind: [one for one in observed if one["kind"] == kind] for kind in OBSERVATIONS}
     ended = (attempt["ended"] if attempt else None) or {}
     spent = ("cpu_ms", "max_rss_bytes", "exit_code", "signal")
@@ -4584,6 +4685,9 @@ def describe(store: Store, run_id: str, full: bool = False) -> Json:
             for key in ("params", "key", "scheduled_for", "queued_at", "started_at", "finished_at")
         },
         **{key: run[key] for key in ("duration_ms", "result", "error")},
+        "retry_of": run["retry_of"],
+        "retry_at": run["retry_at"],
+        "attempts": store.ask.attempts(run_id),
         "trace": {
             "steps": nest(steps),
             "checks": [{"name": one["name"], "step": one["step"], **one["data"]} for one in seen["check"]],
@@ -5201,6 +5305,10 @@ POLL_WATCHED_S = 0.05
 READ_BYTES = 128 << 10
 #: How long a journal without its first record may stay so once its fork server is dead.
 BIRTH_S = 2.0
+#: What has been read of an output is given back to the disk, so much at a time: it might fill it.
+OUTPUT_SLACK_BYTES = 16 << 20
+#: The clock may be set: an appointment is looked at again after this long.
+LOOK_AHEAD_S = 15.0
 #: An unknown journal may have taken away a permission to start: it stays this long.
 SWEEP_S = 3600.0
 
@@ -5208,11 +5316,14 @@ SWEEP_S = 3600.0
 class Outcome:
     """How an attempt ended: all that the executor tells the rest of Tau."""
 
-    __slots__ = ("error", "result", "state", "status")
+    __slots__ = ("error", "result", "retry", "state", "status")
 
-    def __init__(self, status: str, result: Any, error: Json | None, state: Json | None = None) -> None:
+    def __init__(
+        self, status: str, result: Any, error: Json | None, state: Json | None = None, retry: bool | None = None
+    ) -> None:
         self.status, self.result, self.error = status, result, error
         self.state = state  # what it leaves to the next run, if it has changed that
+        self.retry = retry  # whether its exception is one to be retried, if it was one
 
 
 def verdict(outcome: Json | None, ended: Json | None, stopping: str | None) -> Outcome:
@@ -5229,7 +5340,8 @@ def verdict(outcome: Json | None, ended: Json | None, stopping: str | None) -> O
         kept = ("step", "file", "line", "code", "frames")
         return Outcome(stopping, None, error | {key: raised[key] for key in kept if key in raised})
     if raised:
-        return Outcome("failed", None, raised)
+        assert outcome is not None
+        return Outcome("failed", None, raised, retry=outcome.get("retry"))
     if ended is None:
         message = "its process and its supervisor vanished without a verdict"
         return Outcome("lost", None, bare_error("lost", "ProcessLost", message))
@@ -5274,6 +5386,13 @@ class Process:
         self.closed = asyncio.Event()  # its outcome is stored
         self.verdict: Outcome | None = None
         self.orphaned_at = 0.0
+        self.timeout_s: float | None = None  # its time limit, counted from its start
+
+    def is_overdue(self) -> bool:
+        """Whether it has been running for longer than it may."""
+        if self.timeout_s is None or self.start is None or self.stopping is not None:
+            return False
+        return time.monotonic() - float(self.start["mono"]) > self.timeout_s
 
     def state(self) -> Json:
         """What the store keeps of it, to be able to go on from here."""
@@ -5342,11 +5461,14 @@ class Process:
 
     def read_output(self, stream: str, records: list[Json], limits: Json, final: bool) -> bool:
         """New lines of descriptor 1 or 2 become log records, up to the limits; whether there are more."""
-        path = f"{self.path}.{stream}"
+        path, released = f"{self.path}.{stream}", f"{stream}_released"
         lines, offset, more = read_lines(path, self.position[stream], LOG_LINE_BYTES_MAX, final)
         self.position[stream] = offset
         room = limits["log_lines"] - (self.log_lines - self.log_dropped)
         room = 0 if offset > limits["log_bytes"] else max(room, 0)
+        if offset - self.position.get(released, 0) > OUTPUT_SLACK_BYTES:
+            release_blocks(path, offset)
+            self.position[released] = offset
         kept, beyond = lines[:room], lines[room:]
         if beyond:
             self.log_lines += len(beyond)
@@ -5433,6 +5555,24 @@ def read_lines(
     return lines, offset + end, more
 
 
+FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE = 1, 2
+
+
+def release_blocks(path: str, end: int) -> None:
+    """Gives the beginning of a file back to the disk; its length stays, who appends notices nothing (Linux)."""
+    try:
+        file = os.open(path, os.O_WRONLY)
+    except OSError:
+        return
+    try:
+        how = FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE
+        ctypes.CDLL(None).fallocate(file, how, ctypes.c_int64(0), ctypes.c_int64(end))
+    except AttributeError:
+        pass  # another system, where the file grows
+    finally:
+        os.close(file)
+
+
 class Link(Protocol):
     """Our end of the socket to a fork server, as asyncio's protocol."""
 
@@ -5512,11 +5652,11 @@ class Starter:
 
     def send(self, job: Json) -> None:
         """Asks the fork server to start a process."""
-        limits = ("log_lines", "log_bytes", "result_bytes")
+        limits = ("log_lines", "log_bytes", "result_bytes", "memo_bytes", *PROCESS_LIMITS)
         job |= {
             "method": self.settings["start_method"],
             "grace_s": self.settings["stop_grace_s"],
-            "limits": {name: self.settings[name] for name in limits},
+            "limits": {name: job.get(name) or self.settings[name] for name in limits},
             "boot": self.server["boot"],
             "secrets": os.path.join(self.home, "secrets"),
             "connections": self.settings["connections"],
@@ -5544,6 +5684,8 @@ class Executor:
         self.tasks: set[asyncio.Task[None]] = set()
         self.admitting = self.again = False
         self.paused = False  # nothing is admitted any more
+        self.alarm: asyncio.TimerHandle | None = None  # when to look at the queue again unasked
+        self.alarm_for: str | None = None  # the appointment that it is set for
         self.busy = asyncio.Event()  # set while anything is live
 
     async def open(self) -> None:
@@ -5557,6 +5699,8 @@ class Executor:
     async def close(self) -> None:
         """Nothing is started any more; live runs and their fork server go on by themselves."""
         self.paused = True
+        if self.alarm is not None:
+            self.alarm.cancel()
         for task in self.tasks:
             task.cancel()
         if self.tasks:
@@ -5580,12 +5724,36 @@ class Executor:
     def wake(self) -> None:
         """Admits what is queued as far as there are slots; called whenever either may have changed."""
         free = self.settings["max_concurrent"] - self.used()
+        self.set_alarm()
         if self.admitting:
             self.again = True
         elif free > 0 and not self.paused and self.store.has_queue():
             self.admitting, self.again = True, False
             # The store is asked at once, so that a run and its admission share a commit.
             self.spawn(self.admit(self.store.write(self.store.admit, free, self.starter.server)))
+
+    def set_alarm(self) -> None:
+        """Looks again when the next run is to be tried again, or has waited for too long."""
+        due = self.store.ask.next_appointment()
+        if due == self.alarm_for:
+            return
+        if self.alarm is not None:
+            self.alarm.cancel()
+        self.alarm, self.alarm_for = None, due
+        if due is not None and not self.paused:
+            pause = min(max(instant_ms(due) / 1000 - time.time(), 0.0), LOOK_AHEAD_S)
+            self.alarm = asyncio.get_running_loop().call_later(pause, self.ring)
+
+    def ring(self) -> None:
+        """An appointment has come, or the clock is to be looked at again."""
+        self.alarm, self.alarm_for = None, None
+        if self.store.ask.has_expired():
+            self.spawn(self.expire())
+        self.wake()
+
+    async def expire(self) -> None:
+        """Ends the runs that have waited in the queue for longer than they may."""
+        await self.store.write(self.store.expire_queued)
 
     def used(self) -> int:
         """How many runs are live."""
@@ -5611,8 +5779,15 @@ class Executor:
         job["folder"] = os.path.join(self.home, "versions", job["sha256"])
         job["directory"] = os.path.join(self.home, "data", job["pipeline"])
         job["python"] = self.environments.python(job["environment"])
+        job["memos"] = self.memos(job["run_id"])
+        job["old_memos"] = self.memos(job["resume_from"]) if job["resume_from"] else None
+        process.timeout_s = job["timeout"]
         self.launch(process, job)
         return process
+
+    def memos(self, run_id: str) -> str:
+        """Where a run keeps what it memoizes."""
+        return os.path.join(self.home, "memos", run_id)
 
     def launch(self, process: Process, job: Json) -> None:
         """The process is watched, and the fork server is asked to start it."""
@@ -5674,7 +5849,7 @@ class Executor:
         for row in self.store.ask.unfinished():
             process = Process(self.folder, row["journal"], row["run_id"], row["attempt"], {})
             process.restore(row)
-            process.stopping = row["stopping"]
+            process.stopping, process.timeout_s = row["stopping"], row["timeout"]
             self.enlist(process)
             if process.start is None and claim(process):
                 self.spawn(self.restart(process))
@@ -5714,6 +5889,8 @@ class Executor:
             for process in tuple(self.live.values()):
                 if not process.lock.locked():
                     self.spawn(self.catch_up(process))
+                if process.run_id is not None and process.is_overdue():
+                    self.spawn(self.stop(process.run_id, "timed_out"))
             if not self.live:
                 self.busy.clear()
             watched = self.feed.watched() or any(process.stopping for process in self.live.values())
@@ -5777,6 +5954,8 @@ class Executor:
                     await asyncio.sleep(1.0)
         if self.live.pop(process.stem, None) is not None:
             process.remove_files()
+            if process.run_id is not None and process.verdict and process.verdict.status == "success":
+                shutil.rmtree(self.memos(process.run_id), ignore_errors=True)
             self.wake()
 
     async def conclude(self, process: Process) -> None:
@@ -5892,10 +6071,6 @@ def end_session(process: Json) -> None:
 # Promises that whoever waits hears of every change, in order and at its own pace: it reads the store.
 
 
-#: Room for the trace of one attempt in the numbering of a run's events.
-SEQ_STRIDE = 1_000_000_000
-
-
 class Feed:
     """The road back up: what a run did, for those who wait for it."""
 
@@ -5933,25 +6108,45 @@ class Feed:
 
         `seq` grows along that order and is the same each time too.  *tail* begins with the last log lines.
         """
-        ledger_seq, seq = 0, 0
+        ledger_seq, before, attempt = 0, 0, 1
         place = (0, 0) if tail is None else self.store.ask.tail_place(run_id, tail)
         while True:
             change = self.next(run_id)
-            ledger = self.store.ask.run_events(run_id, ledger_seq)
-            for event in ledger:
+            for event in self.store.ask.run_events(run_id, ledger_seq):
                 ledger_seq = event.pop("seq")
-                if event["type"] != "run.finished":
-                    seq += 1
-                    yield {"seq": seq, **event}
-            while page := self.store.ask.trace(run_id, place):
+                if event["type"] == "run.started":
+                    attempt = event["attempt"]
+                elif event["type"] in ("run.retrying", "run.finished"):
+                    # The trace of the attempt was in the store before: it is told first.
+                    while page := self.store.ask.trace(run_id, place, attempt):
+                        for place, traced in page:
+                            yield {"seq": story_place(*place), **traced}
+                beside = LEDGER_PLACES.get(event["type"])
+                before = before + 1 if beside is None else story_place(attempt, beside)
+                yield {"seq": before, **event}
+                if event["type"] == "run.finished":
+                    self.changed(run_id)
+                    return
+            while page := self.store.ask.trace(run_id, place, attempt):
                 for place, event in page:
-                    seq = (place[0] - 1) * SEQ_STRIDE + place[1] + 2
-                    yield {"seq": seq, **event}
-            if ledger and ledger[-1]["type"] == "run.finished":
-                yield {"seq": seq + 1, **ledger[-1]}
-                self.changed(run_id)
-                return
+                    yield {"seq": story_place(*place), **event}
             await change
+
+
+def story_place(attempt: int, n: int) -> int:
+    """Where in a run's story record *n* of an attempt is; the ledger's events have places before and after."""
+    return (attempt - 1) * SEQ_STRIDE + LEDGER_ROOM + n
+
+
+#: Room for what the ledger says of a run before its first attempt, and for the trace of one attempt.
+LEDGER_ROOM = 10
+SEQ_STRIDE = 1_000_000_000
+#: What the ledger says of an attempt → its place beside the attempt's trace.
+LEDGER_PLACES = {
+    "run.started": 0,
+    "run.retrying": SEQ_STRIDE - LEDGER_ROOM - 1,
+    "run.finished": SEQ_STRIDE - LEDGER_ROOM - 1,
+}
 
 
 # --- 19. Agenda --------------------------------------------------------------------------
@@ -6168,7 +6363,7 @@ class Agenda:
 
     def make_room(self, run_id: str) -> bool:
         """Ends a run that a later tick takes the place of; True if it lives and has to be stopped."""
-        if self.store.cancel_queued(run_id, "scheduler"):
+        if self.store.cancel_waiting(run_id, "scheduler"):
             return False
         found = self.db.execute("SELECT attempt FROM runs WHERE run_id = ?", (run_id,)).fetchone()
         self.store.note_stopping(run_id, found["attempt"], "cancelled")  # should we die before we stop it
@@ -6604,7 +6799,7 @@ class Store:
             None
         )  # told in the commit
         self.last_id = 0  # the newest run id as a number: ids never repeat or go back
-        self.schemas: dict[tuple[str, int], Json] = {}  # (pipeline, version) → what its params must be
+        self.known_options: dict[tuple[str, int], Json] = {}  # (pipeline, version) → its options
 
     def open(self, loop: asyncio.AbstractEventLoop) -> None:
         """The database is there, of this version, and takes writes and questions."""
@@ -6693,19 +6888,22 @@ class Store:
         changed = self.db.execute("UPDATE pipelines SET deployed = 0 WHERE name = ? AND deployed = 1", (name,))
         if changed.rowcount == 0:
             return None
-        queued = self.db.execute("SELECT run_id FROM runs WHERE pipeline = ? AND status = 'queued'", (name,))
-        run_ids = [row["run_id"] for row in queued.fetchall()]
+        waiting = self.db.execute(
+            "SELECT run_id FROM runs WHERE pipeline = ? AND status IN ('queued', 'retrying')", (name,)
+        )
+        run_ids = [row["run_id"] for row in waiting.fetchall()]
         for run_id in run_ids:
-            self.cancel_queued(run_id, actor)
+            self.cancel_waiting(run_id, actor)
         self.event("pipeline.undeployed", name, None, {"cancelled_runs": len(run_ids)}, actor)
         return run_ids
 
     def add_run(
-        self, name: str, params: str, key: str | None, trigger: str, actor: str, **origin: str | None
+        self, name: str, params: str, key: str | None, trigger: str, actor: str, **origin: Any
     ) -> tuple[str, str, bool]:
         """Queues a run of the live version: its id, its status, and whether *key* had made it before.
 
-        *origin* says where it comes from: `scheduled_for`, `retry_of`, `upstream`.
+        *origin* says where it comes from: `scheduled_for`, `retry_of`, `upstream`, `resume_from`; a `version`
+        in it is one that need not be live.
         """
         live = self.db.execute(
             "SELECT version FROM pipelines WHERE name = ? AND deployed = 1", (name,)
@@ -6721,34 +6919,40 @@ class Store:
                     hint = f"tau inspect {row['run_id']}; use another --key"
                     raise Conflict(f"key '{key}' was used with other params", hint)
                 return row["run_id"], row["status"], True
-        demand(self.params_schema(name, live["version"]), json.loads(params), "params", f"tau show {name}")
+        version = origin.get("version") or live["version"]
+        options = self.options(name, version)
+        demand(options["params"], json.loads(params), "params", f"tau show {name}")
         if self.db.execute("SELECT runs FROM totals WHERE status = 'queued'").fetchone()[0] >= self.max_queued:
             hint = "wait, or raise [scheduler] max_queued; `tau status` shows the queue"
             raise QueueFull(f"{self.max_queued:,} runs are queued already", hint)
-        run_id = self.new_id()
-        now = rfc3339(time.time())
+        run_id, now = self.new_id(), time.time()
+        patience = options.get("queue_timeout")
         self.db.execute(
             "INSERT INTO runs (run_id, pipeline, version, status, trigger, attempt, params, key, queued_at,"
-            " scheduled_for, retry_of, upstream) VALUES (?, ?, ?, 'queued', ?, 1, ?, ?, ?, ?, ?, ?)",
+            " expires_at, scheduled_for, retry_of, upstream, resume_from)"
+            " VALUES (?, ?, ?, 'queued', ?, 1, ?, ?, ?, ?, ?, ?, ?, ?)",
             (
-                *(run_id, name, live["version"], trigger, params, key, now),
-                *(origin.get(column) for column in ("scheduled_for", "retry_of", "upstream")),
+                *(run_id, name, version, trigger, params, key, rfc3339(now)),
+                None if patience is None else rfc3339(now + patience),
+                *(origin.get(column) for column in ("scheduled_for", "retry_of", "upstream", "resume_from")),
             ),
         )
-        self.event("run.queued", name, run_id, {"version": live["version"], "trigger": trigger}, actor)
+        self.event("run.queued", name, run_id, {"version": version, "trigger": trigger}, actor)
         return run_id, "queued", False
 
-    def params_schema(self, name: str, version: int) -> Json:
-        """The JSON Schema of what a version takes; versions never change, so it is read once."""
+    def options(self, name: str, version: int) -> Json:
+        """The options of a version; they never change, so they are read once."""
         key = (name, version)
-        if key not in self.schemas:
+        if key not in self.known_options:
             found = self.db.execute(
                 "SELECT options FROM versions WHERE pipeline = ? AND version = ?", key
             ).fetchone()
-            if len(self.schemas) > SCHEMAS_KEPT:
-                self.schemas.clear()
-            self.schemas[key] = json.loads(found["options"])["params"]
-        return self.schemas[key]
+            if found is None:
+                raise NotFound(f"pipeline '{name}' has no version {version}", f"tau show {name}")
+            if len(self.known_options) > OPTIONS_KEPT:
+                self.known_options.clear()
+            self.known_options[key] = json.loads(found["options"])
+        return self.known_options[key]
 
     def new_id(self) -> str:
         """An id later than every earlier one, whatever the clock does."""
@@ -6756,24 +6960,42 @@ class Store:
         self.last_id = max(self.last_id + 1, fresh)
         return spell_id(self.last_id)
 
-    def cancel_queued(self, run_id: str, actor: str) -> bool:
-        """Cancels a run that has not begun; False if it has."""
-        row = self.db.execute(
-            "SELECT pipeline FROM runs WHERE run_id = ? AND status = 'queued'", (run_id,)
-        ).fetchone()
-        if row is None:
+    def cancel_waiting(self, run_id: str, actor: str) -> bool:
+        """Cancels a run that has no process, for it has not begun or waits to be tried again; else False."""
+        error = bare_error("cancelled", "Cancelled", "cancelled while it waited")
+        return self.end_waiting(run_id, ("queued", "retrying"), "cancelled", error, actor)
+
+    def end_waiting(self, run_id: str, statuses: Sequence[str], target: str, error: Json, actor: str) -> bool:
+        """Ends a run that waits; False if it does not, or not with one of these statuses."""
+        row = self.db.execute("SELECT pipeline, status FROM runs WHERE run_id = ?", (run_id,)).fetchone()
+        if row is None or row["status"] not in statuses:
             return False
-        error = encode_json(bare_error("cancelled", "Cancelled", "cancelled before it began"))
-        self.move(run_id, "cancelled", ", finished_at = ?, error = ?", rfc3339(time.time()), error)
-        self.event("run.finished", row["pipeline"], run_id, {"status": "cancelled", "duration_ms": None}, actor)
+        columns = ", finished_at = ?, error = ?, retry_at = NULL"
+        self.move(run_id, target, columns, rfc3339(time.time()), encode_json(error))
+        self.event("run.finished", row["pipeline"], run_id, {"status": target, "duration_ms": None}, actor)
         return True
+
+    def expire_queued(self) -> None:
+        """Ends the runs that have waited in the queue for longer than they may."""
+        rows = self.db.execute(f"{EXPIRED} LIMIT ?", (rfc3339(time.time()), EXPIRE_MAX)).fetchall()
+        for row in rows:
+            error = bare_error(
+                "timeout", "TimeoutError", "it waited in the queue for longer than queue_timeout"
+            )
+            if self.end_waiting(row["run_id"], ("queued",), "timed_out", error, "taud"):
+                self.on_finish(row["pipeline"], row["run_id"], "timed_out")
 
     # What the executor writes.
 
     def admit(self, free: int, server: Json) -> list[Json]:
-        """Moves the oldest queued runs that may begin to running, as many as are free: their jobs."""
-        rows = self.admissible(free)
-        return [self.begin_attempt(row["run_id"], row["attempt"], server) for row in rows]
+        """Moves the oldest runs that may begin to running, as many as are free: their jobs.
+
+        Those that are to be tried again come first: they hold their pipeline's place already.
+        """
+        again = self.db.execute(RETRIES_DUE, (rfc3339(time.time()), free)).fetchall()
+        jobs = [self.begin_attempt(row["run_id"], row["attempt"] + 1, server) for row in again]
+        fresh = self.admissible(free - len(jobs)) if len(jobs) < free else []
+        return jobs + [self.begin_attempt(row["run_id"], row["attempt"], server) for row in fresh]
 
     def admissible(self, free: int) -> list[sqlite3.Row]:
         """The oldest queued runs whose pipelines let them begin now, as many as are free.
@@ -6794,14 +7016,15 @@ class Store:
         return chosen
 
     def begin_attempt(self, run_id: str, attempt: int, server: Json) -> Json:
-        """A queued run is running, with an attempt to its name: its job."""
+        """A run is running, with one more attempt to its name: its job."""
         now = rfc3339(time.time())
-        self.move(run_id, "running", ", started_at = ?", now)
+        columns = ", started_at = coalesce(started_at, ?), attempt = ?, retry_at = NULL"
+        self.move(run_id, "running", columns, now, attempt)
         stem = f"{run_id}.{attempt}"
         self.db.execute(
-            "INSERT INTO attempts (run_id, attempt, journal, position, process, log_lines, log_dropped)"
-            " VALUES (?, ?, ?, ?, ?, 0, 0)",
-            (run_id, attempt, stem, NOWHERE, encode_json({"server": server})),
+            "INSERT INTO attempts (run_id, attempt, journal, position, process, log_lines, log_dropped,"
+            " status, started_at) VALUES (?, ?, ?, ?, ?, 0, 0, 'running', ?)",
+            (run_id, attempt, stem, NOWHERE, encode_json({"server": server}), now),
         )
         job = self.job(run_id, attempt, stem)
         self.event("run.started", job["pipeline"], run_id, {"attempt": attempt})
@@ -6829,8 +7052,10 @@ class Store:
     def job(self, run_id: str, attempt: int, stem: str) -> Json:
         """What the run process is told of its attempt."""
         row = self.db.execute(
-            "SELECT r.pipeline, r.version, r.params, r.scheduled_for, r.upstream, s.state,"
+            "SELECT r.pipeline, r.version, r.params, r.scheduled_for, r.upstream, r.resume_from, s.state,"
             " v.sha256, v.entry, v.function, json_extract(v.options, '$.environment') AS environment,"
+            " json_extract(v.options, '$.timeout') AS timeout,"
+            " json_extract(v.options, '$.memory') AS memory_bytes,"
             " (SELECT started_at FROM runs WHERE pipeline = r.pipeline AND status = 'success'"
             " ORDER BY run_id DESC LIMIT 1) AS last_success FROM runs r"
             " JOIN versions v ON v.pipeline = r.pipeline AND v.version = r.version"
@@ -6886,9 +7111,25 @@ class Store:
         )
 
     def finish(self, run_id: str, attempt: int, records: list[Json], state: Json, outcome: Outcome) -> None:
-        """Keeps the last of the trace and the outcome of the run."""
-        last = state["outcome"] or state["ended"] or {}
+        """Keeps the last of the trace and how the attempt ended; the run ends with it, or is tried again."""
         self.add_trace(run_id, attempt, records, state | {"outcome": None})
+        self.end_steps(run_id, attempt, outcome)
+        row = self.db.execute(
+            "SELECT pipeline, version, status, started_at FROM runs WHERE run_id = ?", (run_id,)
+        ).fetchone()
+        if row["status"] != "running":
+            return  # a final status never changes
+        times = self.end_attempt(run_id, attempt, state, outcome)
+        pause = retry_pause(self.options(row["pipeline"], row["version"]), attempt, outcome)
+        if pause is not None:
+            self.retry_later(run_id, row["pipeline"], attempt, outcome, pause)
+            return
+        if attempt > 1 and times["finished_at"] >= row["started_at"]:  # with all the waiting between
+            times["duration_ms"] = float(instant_ms(times["finished_at"]) - instant_ms(row["started_at"]))
+        self.end_run(run_id, row["pipeline"], attempt, outcome, times)
+
+    def end_steps(self, run_id: str, attempt: int, outcome: Outcome) -> None:
+        """The steps that were running when an attempt ended have ended too; the innermost is the error's."""
         unfinished = self.db.execute(
             "SELECT path FROM steps WHERE run_id = ? AND attempt = ? AND status = 'running' ORDER BY step DESC",
             (run_id, attempt),
@@ -6900,24 +7141,47 @@ class Store:
             )
             if outcome.error is not None and outcome.error["step"] is None:
                 outcome.error["step"] = unfinished["path"]
+
+    def end_attempt(self, run_id: str, attempt: int, state: Json, outcome: Outcome) -> Json:
+        """Keeps how an attempt ended: when it began and ended and how long it took."""
+        last = state["outcome"] or state["ended"] or {}
         began, ended_at, took = state["process"].get("at"), last.get("at", time.time()), None
         if began is not None and "mono" in last:
             took = round(max(last["mono"] - state["process"]["mono"], 0.0) * 1000, 3)
-        moved = self.move(
+        times = {"started_at": began and rfc3339(began), "finished_at": rfc3339(ended_at), "duration_ms": took}
+        self.db.execute(
+            "UPDATE attempts SET status = ?, started_at = coalesce(?, started_at), finished_at = ?,"
+            " duration_ms = ?, error = ? WHERE run_id = ? AND attempt = ?",
+            (outcome.status, *times.values(), json_or_null(outcome.error), run_id, attempt),
+        )
+        return times
+
+    def retry_later(self, run_id: str, pipeline: str, attempt: int, outcome: Outcome, pause: float) -> None:
+        """The run waits to be tried again."""
+        retry_at = rfc3339(time.time() + pause)
+        self.move(run_id, "retrying", ", retry_at = ?", retry_at)
+        told = {
+            "attempt": attempt,
+            "status": outcome.status,
+            "retry_at": retry_at,
+            "error": told_error(outcome),
+        }
+        self.event("run.retrying", pipeline, run_id, told)
+
+    def end_run(self, run_id: str, pipeline: str, attempt: int, outcome: Outcome, times: Json) -> None:
+        """The run has its final status."""
+        self.move(
             *(run_id, outcome.status),
             ", started_at = coalesce(?, started_at), finished_at = ?, duration_ms = ?, result = ?, error = ?",
-            *(began and rfc3339(began), rfc3339(ended_at), took),
+            *(times["started_at"] if attempt == 1 else None, times["finished_at"], times["duration_ms"]),
             *(json_or_null(outcome.result), json_or_null(outcome.error)),
         )
-        if moved:
-            self.keep_state(run_id, outcome.state)
-            row = self.db.execute("SELECT pipeline FROM runs WHERE run_id = ?", (run_id,)).fetchone()
-            data: Json = {"status": outcome.status, "duration_ms": took}
-            if outcome.error is not None:
-                data["error"] = {key: outcome.error[key] for key in ("kind", "type", "message", "fingerprint")}
-                data["error"]["message"] = data["error"]["message"][:500]
-            self.event("run.finished", row["pipeline"], run_id, data)
-            self.on_finish(row["pipeline"], run_id, outcome.status)
+        self.keep_state(run_id, outcome.state)
+        data: Json = {"status": outcome.status, "duration_ms": times["duration_ms"]}
+        if outcome.error is not None:
+            data["error"] = told_error(outcome)
+        self.event("run.finished", pipeline, run_id, data)
+        self.on_finish(pipeline, run_id, outcome.status)
 
     def keep_state(self, run_id: str, state: Json | None) -> None:
         """What a successful run leaves to the next one of its pipeline, if it has changed it."""
@@ -6938,11 +7202,40 @@ class Store:
 
 #: How often an attempt that never began is handed to a fork server: each time a daemon or a server was killed.
 STARTS_MAX = 20
-SCHEMAS_KEPT = 10_000
+OPTIONS_KEPT = 10_000
 NOWHERE = '{"journal":0,"stdout":0,"stderr":0,"n":0,"bad":0}'
 DONE_COLUMNS = ("status", "duration_ms", "rows_in", "rows_out", "columns", "error", "finished_at", "finished_n")
 STEP_COLUMNS = ("run_id", "attempt", "step", "parent", "name", "path", "started_at", "n", *DONE_COLUMNS)
 LOG_COLUMNS = ("run_id", "attempt", "n", "at", "level", "step", "stream", "message", "fields")
+
+
+EXPIRE_MAX = 500
+
+
+def told_error(outcome: Outcome) -> Json | None:
+    """What the ledger says of an error."""
+    if outcome.error is None:
+        return None
+    told = {key: outcome.error[key] for key in ("kind", "type", "message", "fingerprint")}
+    return told | {"message": told["message"][:500]}
+
+
+def retry_pause(options: Json, attempt: int, outcome: Outcome) -> float | None:
+    """Seconds until a run is tried again; None if it is not."""
+    if outcome.status not in FAILURES or attempt > (options.get("retries") or 0):
+        return None
+    wanted = options.get("retry_on")
+    assert outcome.error is not None
+    if wanted is not None and not outcome.retry and outcome.error["kind"] not in wanted:
+        return None
+    growth = (options.get("retry_backoff") or 1.0) ** (attempt - 1)
+    pause: float = (options.get("retry_delay") or 0.0) * growth
+    pause = min(pause, options.get("retry_delay_max") or RETRY_DELAY_MAX_S)
+    return pause * (1.0 + random.uniform(-1.0, 1.0) * (options.get("retry_jitter") or 0.0))
+
+
+#: However an author's delays grow, a run is tried again after this time.
+RETRY_DELAY_MAX_S = 86_400.0
 
 
 def insert(table: str, columns: Sequence[str]) -> str:
@@ -7161,6 +7454,10 @@ class Questions:
         except NotFound:
             raise unknown_pipeline(self.db, name) from None
 
+    def run(self, run_id: str) -> Json:
+        """A run, alone."""
+        return self.rows("SELECT * FROM runs WHERE run_id = ?", run_id)[0]
+
     def status_of(self, run_id: str) -> str:
         """The status of a run."""
         return str(self.db.execute("SELECT status FROM runs WHERE run_id = ?", (run_id,)).fetchone()[0])
@@ -7196,29 +7493,35 @@ class Questions:
         totals = self.totals()
         return rows, sum(totals[status] for status in FAILURES)
 
-    def whole_run(self, run_id: str) -> tuple[Json, Json | None, list[Json], list[Json], list[Json]]:
-        """A run, its last attempt, the attempt's steps, its last log lines, what it observed."""
-        return self.snapshot(lambda: self.run_parts(run_id))
+    def whole_run(
+        self, run_id: str, number: int | None = None
+    ) -> tuple[Json, Json | None, list[Json], list[Json], list[Json]]:
+        """A run, its last attempt or another, the attempt's steps, its last log lines, what it observed."""
+        return self.snapshot(lambda: self.run_parts(run_id, number))
 
-    def run_parts(self, run_id: str) -> tuple[Json, Json | None, list[Json], list[Json], list[Json]]:
+    def run_parts(
+        self, run_id: str, number: int | None
+    ) -> tuple[Json, Json | None, list[Json], list[Json], list[Json]]:
         """Those parts, from one moment."""
         run = self.rows("SELECT * FROM runs WHERE run_id = ?", run_id)[0]
-        attempts = self.rows("SELECT * FROM attempts WHERE run_id = ? AND attempt = ?", run_id, run["attempt"])
-        steps = self.rows("SELECT * FROM steps WHERE run_id = ? AND attempt = ?", run_id, run["attempt"])
+        number = run["attempt"] if number is None else number
+        attempts = self.rows("SELECT * FROM attempts WHERE run_id = ? AND attempt = ?", run_id, number)
+        if not attempts and number != run["attempt"]:
+            raise NotFound(f"run {run_id} has no attempt {number}", f"tau inspect {run_id} lists them")
+        steps = self.rows("SELECT * FROM steps WHERE run_id = ? AND attempt = ?", run_id, number)
         tail = self.rows(
             "SELECT message FROM logs WHERE run_id = ? AND attempt = ? ORDER BY n DESC LIMIT 5",
-            *(run_id, run["attempt"]),
+            *(run_id, number),
         )
-        observed = self.rows(
-            "SELECT * FROM observations WHERE run_id = ? AND attempt = ?", run_id, run["attempt"]
-        )
+        observed = self.rows("SELECT * FROM observations WHERE run_id = ? AND attempt = ?", run_id, number)
         return run, attempts[0] if attempts else None, steps, tail[::-1], observed
 
     def logs(
-        self, run_id: str, levels: Sequence[str], step: str | None, tail: int
+        self, run_id: str, levels: Sequence[str], step: str | None, tail: int, attempt: int | None
     ) -> tuple[list[Json], int, int]:
         """The last log lines that are wanted, how many there are, and how many were never kept."""
-        where, values = "run_id = ? AND attempt = (SELECT attempt FROM runs WHERE run_id = ?)", [run_id, run_id]
+        where = "run_id = ? AND attempt = coalesce(?, (SELECT attempt FROM runs WHERE run_id = ?))"
+        values: list[Any] = [run_id, attempt, run_id]
         if levels:
             where += f" AND level IN ({', '.join('?' * len(levels))})"
             values += levels
@@ -7241,14 +7544,15 @@ class Questions:
         keys = ("seq", "type", "at", "run_id", "pipeline")
         return [{**row["data"], **{key: row[key] for key in keys}} for row in rows]
 
-    def trace(self, run_id: str, after: tuple[int, int]) -> list[tuple[tuple[int, int], Json]]:
-        """The next page of a run's trace as events, each with its place (attempt, n) to go on from."""
-        return self.snapshot(lambda: self.trace_page(run_id, after))
+    def trace(self, run_id: str, after: tuple[int, int], last: int) -> list[tuple[tuple[int, int], Json]]:
+        """The next page of a run's trace up to an attempt, as events with their places (attempt, n)."""
+        return self.snapshot(lambda: self.trace_page(run_id, after, last))
 
-    def trace_page(self, run_id: str, after: tuple[int, int]) -> list[tuple[tuple[int, int], Json]]:
+    def trace_page(self, run_id: str, after: tuple[int, int], most: int) -> list[tuple[tuple[int, int], Json]]:
         """That page, from one moment: a line committed between its questions would be skipped for good."""
         attempts = self.rows(
-            "SELECT attempt FROM attempts WHERE run_id = ? AND attempt >= ? ORDER BY attempt", run_id, after[0]
+            "SELECT attempt FROM attempts WHERE run_id = ? AND attempt BETWEEN ? AND ? ORDER BY attempt",
+            *(run_id, after[0], most),
         )
         for row in attempts:
             attempt = row["attempt"]
@@ -7291,15 +7595,49 @@ class Questions:
         return newest
 
     def has_queued(self) -> bool:
-        """Whether any run is queued."""
-        return self.db.execute("SELECT 1 FROM runs WHERE status = 'queued' LIMIT 1").fetchone() is not None
+        """Whether any run is queued, or to be tried again by now."""
+        found = self.db.execute("SELECT 1 FROM runs WHERE status = 'queued' LIMIT 1").fetchone()
+        return found is not None or bool(self.rows(RETRIES_DUE, rfc3339(time.time()), 1))
+
+    def next_appointment(self) -> str | None:
+        """When the next run is to be tried again, or will have waited for too long."""
+        found: str | None = self.db.execute(
+            "SELECT min(at) FROM (SELECT min(retry_at) AS at FROM runs WHERE status = 'retrying' UNION ALL"
+            " SELECT min(expires_at) FROM runs WHERE status = 'queued' AND expires_at IS NOT NULL)"
+        ).fetchone()[0]
+        return found
+
+    def has_expired(self) -> bool:
+        """Whether any run has waited in the queue for too long."""
+        return bool(self.rows(f"{EXPIRED} LIMIT 1", rfc3339(time.time())))
 
     def unfinished(self) -> list[Json]:
         """The attempts that were live when the last daemon ended."""
         return self.rows(
-            "SELECT a.* FROM runs r JOIN attempts a ON a.run_id = r.run_id AND a.attempt = r.attempt"
-            " WHERE r.status IN ('running', 'retrying')"
+            "SELECT a.*, json_extract(v.options, '$.timeout') AS timeout FROM runs r"
+            " JOIN attempts a ON a.run_id = r.run_id AND a.attempt = r.attempt"
+            " JOIN versions v ON v.pipeline = r.pipeline AND v.version = r.version WHERE r.status = 'running'"
         )
+
+    def attempts(self, run_id: str) -> list[Json]:
+        """The attempts of a run, in brief."""
+        shown = "attempt, status, started_at, finished_at, duration_ms, error, log_lines"
+        found = self.rows(f"SELECT {shown} FROM attempts WHERE run_id = ? ORDER BY attempt", run_id)
+        for one in found:
+            if one["error"] is not None:
+                one["error"] = {key: one["error"].get(key) for key in ("kind", "type", "message", "step")}
+        return found
+
+
+EXPIRED = (
+    "SELECT run_id, pipeline FROM runs WHERE status = 'queued' AND expires_at <= ? ORDER BY expires_at, run_id"
+)
+
+
+RETRIES_DUE = (
+    "SELECT run_id, attempt FROM runs WHERE status = 'retrying' AND retry_at <= ?"
+    " ORDER BY retry_at, run_id LIMIT ?"
+)
 
 
 def unknown_pipeline(db: sqlite3.Connection, name: str) -> NotFound:
@@ -7947,7 +8285,8 @@ def run_process(job: Json, born: str | None) -> int:
     except BaseException as problem:  # SystemExit and KeyboardInterrupt too: whatever ends a run is its outcome
         journal.settled = True
         document = error_document(problem, job["folder"], journal)
-        record = {"t": "raised", "error": document, "stopped": journal.stopped}
+        again = isinstance(problem, journal.retry_on)
+        record = {"t": "raised", "error": document, "stopped": journal.stopped, "retry": again}
     return wind_down(record, journal, streams)
 
 
@@ -7966,6 +8305,7 @@ def prepare(job: Json, journal: Journal) -> tuple[Captured, ...]:
         os.dup2(file, number)
         os.close(file)
     journal.owns_output = True
+    limit_process(job["limits"])
     try:
         os.chdir(job["directory"])
     except FileNotFoundError:
@@ -7989,6 +8329,16 @@ def prepare(job: Json, journal: Journal) -> tuple[Captured, ...]:
 
     signal.signal(signal.SIGTERM, stop)
     return streams
+
+
+def limit_process(limits: Json) -> None:
+    """The limits that the system enforces hold from now on; soft ones, so that the end can still be told."""
+    for name, resource_name in PROCESS_LIMITS.items():
+        if limits.get(name):
+            kind = getattr(resource, resource_name)
+            hard = resource.getrlimit(kind)[1]
+            most = limits[name] if hard == resource.RLIM_INFINITY else min(limits[name], hard)
+            resource.setrlimit(kind, (most, hard))
 
 
 def load_module(folder: str, entry: str) -> None:
@@ -8074,6 +8424,7 @@ def call_pipeline(job: Json, journal: Journal) -> Json:
     load_module(job["folder"], job["entry"])
     journal.loaded = True
     chosen = next(one for one in PIPELINES if one.name == job["function"])
+    journal.retry_on = chosen.retry_on
     context = PipelineContext(job, journal)
     context.params = chosen.parameters.convert(job["params"])
     result = call_function(chosen, context, journal)
@@ -8214,8 +8565,11 @@ PIPELINES: list[Pipeline] = []
 class Pipeline:
     """One decorated function."""
 
-    def __init__(self, function: Callable[..., Any], name: str, options: Json) -> None:
+    def __init__(
+        self, function: Callable[..., Any], name: str, options: Json, retry_on: tuple[type[BaseException], ...]
+    ) -> None:
         self.function, self.name, self.options = function, name, options
+        self.retry_on = retry_on
         self.parameters = Parameters(function)
 
     def call(self, context: PipelineContext) -> Any:
@@ -8248,6 +8602,12 @@ def pipeline(
     timeout: float | str | None = None,
     retries: int = 0,
     retry_delay: float | str = 0.0,
+    retry_backoff: float = 1.0,
+    retry_delay_max: float | str | None = None,
+    retry_jitter: float = 0.0,
+    retry_on: Sequence[type[BaseException] | str] | None = None,
+    queue_timeout: float | str | None = None,
+    memory: int | str | None = None,
     max_concurrent: int | None = None,
     overlap: str = "skip",
     misfire: str = "last",
@@ -8262,13 +8622,19 @@ def pipeline(
     *name* (default: the function's) is what `tau run` takes; *description* (default: the first line of the
     docstring) and *tags* are shown by `tau list`.  *schedule* is a cron expression, or *every* an interval,
     in *timezone*; *overlap*, *misfire* and *catchup_window* say what becomes of ticks that cannot run at
-    their time; *after* names pipelines that it follows.  *timeout* ends an attempt; *retries* is how many
-    more follow a failed one, *retry_delay* apart; *max_concurrent* is how many of its runs are live at once.
+    their time; *after* names pipelines that it follows.  *timeout* ends an attempt, *queue_timeout* a run that
+    has waited so long; *retries* is how many more attempts follow one that failed, *retry_delay* apart, each
+    delay *retry_backoff* times the one before, up to *retry_delay_max*, more or less by a share *retry_jitter*;
+    *retry_on* limits them to exceptions of these types, and to `"died"`, `"lost"`, `"timeout"`.
+    *max_concurrent* is how many of its runs are live at once; *memory* is the address space that each of them
+    may have, in bytes or as text such as `"512M"`.
     Durations are seconds or text such as `"15m"`.  The function is called with a PipelineContext and, by
     their names, its params; what it returns is the run's result.  Raises BadRequest for what cannot be.
     """
     told: Json = {"tags": tags, "schedule": schedule, "every": every, "timezone": timezone, "timeout": timeout}
-    told |= {"retries": retries, "retry_delay": retry_delay, "max_concurrent": max_concurrent}
+    told |= {"retries": retries, "retry_delay": retry_delay, "retry_backoff": retry_backoff}
+    told |= {"retry_delay_max": retry_delay_max, "retry_jitter": retry_jitter, "retry_on": retry_on}
+    told |= {"queue_timeout": queue_timeout, "memory": memory, "max_concurrent": max_concurrent}
     told |= {"overlap": overlap, "misfire": misfire, "catchup_window": catchup_window, "jitter": jitter}
     told |= {"after": after, "pause_after_failures": pause_after_failures}
     told |= {"expect_success_within": expect_success_within}
@@ -8277,7 +8643,10 @@ def pipeline(
         chosen = decorated.__name__ if name is None else name
         check_name(chosen)
         summary = (decorated.__doc__ or "").strip().partition("\n")[0] if description is None else description
-        PIPELINES.append(Pipeline(decorated, chosen, {"description": summary, **check_pipeline(told)}))
+        causes = (retry_on,) if isinstance(retry_on, type) else tuple(retry_on or ())
+        types = tuple(one for one in causes if isinstance(one, type))
+        made = Pipeline(decorated, chosen, {"description": summary, **check_pipeline(told)}, types)
+        PIPELINES.append(made)
         return decorated
 
     return register if function is None else register(function)
@@ -8321,6 +8690,44 @@ def check_choice(choices: tuple[str, ...]) -> Callable[[Any], str]:
     return choice
 
 
+def check_share(least: float, most: float) -> Callable[[Any], float]:
+    """A number within bounds."""
+
+    def share(value: Any) -> float:
+        if type(value) not in (int, float) or not least <= value <= most:
+            raise BadRequest(f"expected a number from {least:g} to {most:g}, not {safe_repr(value)}")
+        return float(value)
+
+    return share
+
+
+#: Ends of an attempt that are no exceptions, as @pipeline(retry_on=…) and an error's `kind` name them.
+CAUSES_OF_RETRY = ("died", "lost", "timeout")
+
+
+def check_causes(value: Any) -> list[str]:
+    """What is tried again after: types of exceptions by their names, and the words for other ends."""
+    found = [value] if isinstance(value, (str, type)) else [*value]
+    for one in found:
+        if one not in CAUSES_OF_RETRY and not (isinstance(one, type) and issubclass(one, BaseException)):
+            hint = f"retry_on=[ConnectionError, {', '.join(map(repr, CAUSES_OF_RETRY))}]"
+            raise BadRequest(f"expected types of exceptions, not {safe_repr(one)}", hint)
+    return [one if isinstance(one, str) else one.__name__ for one in found]
+
+
+SIZE_UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
+MEMORY_LEAST = 64 << 20
+
+
+def check_size(value: Any) -> int:
+    """A number of bytes of memory: whole, or text such as 512M."""
+    found = re.fullmatch(r"(\d+)([KMGT]?)(?:i?B)?", str(value), re.IGNORECASE | re.ASCII)
+    size = int(found[1]) * SIZE_UNITS[found[2].upper()] if found and not isinstance(value, bool) else 0
+    if size < MEMORY_LEAST:
+        raise BadRequest(f"expected a size from {MEMORY_LEAST >> 20}M, not {safe_repr(value)}", '"512M", "2G"')
+    return size
+
+
 def check_words(value: Any) -> list[str]:
     """A list of texts."""
     if isinstance(value, str) or not all(isinstance(word, str) for word in value):
@@ -8351,6 +8758,12 @@ PIPELINE_OPTIONS: dict[str, Callable[[Any], Any]] = {
     "timeout": check_limit,
     "retries": check_count(0, RETRIES_MAX),
     "retry_delay": check_seconds,
+    "retry_backoff": check_share(1.0, 100.0),
+    "retry_delay_max": check_limit,
+    "retry_jitter": check_share(0.0, 1.0),
+    "retry_on": check_causes,
+    "queue_timeout": check_limit,
+    "memory": check_size,
     "max_concurrent": check_count(1, 10_000),
     "overlap": check_choice(OVERLAPS),
     "misfire": check_choice(MISFIRES),
@@ -8425,12 +8838,25 @@ class PipelineContext:
         extra = to_fields(fields) if fields else None
         self._journal.log(message if type(message) is str else str(message), level, CURRENT.get(), extra, None)
 
-    def step(self, name: str) -> Step:
+    def step(self, name: str, timeout: float | str | None = None) -> Step:
         """A timed part of the run: `with ctx.step("load") as step:` or `async with`; steps nest.
 
         Set `step.rows_in` and `step.rows_out` inside.  An exception is recorded on the step and goes on.
+        After *timeout* (seconds, or text such as "5m") it raises StepTimeout: in an `async with` at the next
+        `await`, else in the main thread wherever it is.
         """
-        return Step(self._journal, name)
+        return Step(self._journal, name, None if timeout is None else check_limit(timeout))
+
+    def memo(self, name: str, function: Callable[..., Any], *arguments: Any, pickle: bool = False) -> Any:
+        """What `function(*arguments)` comes to, as a step; kept with the run, so that it is not done twice.
+
+        A later attempt of this run, and `tau retry RUN --from-failure`, take what was kept under this name for
+        the same arguments.  It must be JSON, and comes back as JSON says it, or anything with *pickle*.  In an
+        async function it must be awaited.
+        """
+        memos = Memos(self._job, self._journal)
+        work = remember(self.step(name), memos, name, lambda: function(*arguments), arguments, pickle)
+        return eager(work) if asyncio._get_running_loop() is None else work
 
     def progress(self, done: float, total: float | None = None, message: str = "") -> None:
         """Says how far the run is: shown live, and the last word is kept."""
@@ -8576,12 +9002,16 @@ def local_job(name: str, folder: str, directory: str) -> Json:
     secrets = os.path.join(folder, "secrets")
     os.mkdir(secrets, 0o700)
     about = {"run_id": "local", "pipeline": name, "version": 0, "attempt": 1, "folder": folder}
+    about |= {"memos": os.path.join(folder, "memos"), "old_memos": None, "limits": LOCAL_LIMITS}
     return {
         **about,
         "directory": os.path.abspath(directory),
         "journal": os.path.join(folder, "run"),
         "secrets": secrets,
     }
+
+
+LOCAL_LIMITS = {"log_lines": LOGS_MAX, "log_bytes": 1 << 30, "result_bytes": 1 << 30, "memo_bytes": 1 << 30}
 
 
 def private_opener(path: str, flags: int) -> int:
@@ -8593,7 +9023,7 @@ def call_locally(chosen: Pipeline, job: Json) -> Json:
     """Calls a pipeline in this process; its document, from its journal."""
     path = job["journal"] + ".journal"
     os.close(os.open(path, os.O_WRONLY | os.O_CREAT, 0o600))
-    journal = Journal(path, {"log_lines": LOGS_MAX, "log_bytes": 1 << 30, "result_bytes": 1 << 30})
+    journal = Journal(path, LOCAL_LIMITS)
     context = PipelineContext(job, journal)
     context.params = chosen.parameters.convert(job["params"])
     before, began = os.getcwd(), perf_counter()
@@ -9001,7 +9431,80 @@ async def holds_true(journal: Journal, one: Assertion, severity: str) -> bool:
     return passed
 
 
-# --- 28. Places --------------------------------------------------------------------------
+# --- 28. Memos ---------------------------------------------------------------------------
+# Owns ctx.memo: results that outlive the attempt that made them.  Calls Trace.
+# Promises that what is kept is whole, that what is found is what was returned, and no secret on the disk.
+
+
+class Memos:
+    """The directory of what a run has kept, and of the run that it resumes."""
+
+    def __init__(self, job: Json, journal: Journal) -> None:
+        self.journal, self.folder = journal, job["memos"]
+        self.folders = [folder for folder in (job["memos"], job["old_memos"]) if folder is not None]
+        self.most: int = job["limits"]["memo_bytes"]
+
+    def find(self, key: str) -> bytes | None:
+        """What was kept under a key."""
+        for folder in self.folders:
+            try:
+                with open(os.path.join(folder, key), "rb") as file:
+                    return file.read()
+            except OSError:
+                continue
+        return None
+
+    def keep(self, name: str, key: str, data: bytes) -> None:
+        """The data is kept, whole; what may not be kept is said in the log, for only time is lost by that."""
+        why = None
+        if len(data) > self.most:
+            why = f"it has {len(data):,} bytes, [limits] memo_bytes is {self.most:,}"
+        elif SECRETS.bytes_pattern is not None and SECRETS.bytes_pattern.search(data):
+            why = "it holds a secret"
+        if why is None:
+            try:
+                self.write(key, data)
+            except OSError as problem:
+                why = str(problem.strerror)
+        if why is not None:
+            self.journal.log(f"memo '{name}' is not kept: {why}", "warning", CURRENT.get(), None, None)
+
+    def write(self, key: str, data: bytes) -> None:
+        """Writes beside and renames, so that no half is ever found."""
+        make_directory(self.folder)
+        path = os.path.join(self.folder, key)
+        with open(f"{path}.{os.getpid()}", "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.rename(f"{path}.{os.getpid()}", path)
+
+
+async def remember(
+    step: Step, memos: Memos, name: str, work: Callable[[], Any], arguments: tuple[Any, ...], use_pickle: bool
+) -> Any:
+    """What the work comes to, or what was kept of it."""
+    key = fingerprint(name, memo_key(arguments), str(use_pickle))
+    with step:
+        found = memos.find(key)
+        if found is not None:
+            memos.journal.log(f"memo '{name}' is used again", "info", CURRENT.get(), None, None)
+        else:
+            value = await settle(work())
+            found = pickle.dumps(value) if use_pickle else encode(to_json(value, f"memo {name}"))
+            memos.keep(name, key, found)
+        return pickle.loads(found) if use_pickle else json.loads(found)
+
+
+def memo_key(arguments: tuple[Any, ...]) -> str:
+    """What arguments have in common that are the same."""
+    try:
+        return encode_json(to_json(list(arguments), "arguments"))
+    except BadResult:
+        return short_repr(arguments)
+
+
+# --- 29. Places --------------------------------------------------------------------------
 # Owns where data is: which place a name means, files here and remote, the author's own sources.
 # Calls Web, Warehouses, Formats and Rows.
 # Promises that a write is whole or did not happen, and that no URL's password is told.
@@ -9341,7 +9844,7 @@ class RemoteFile(DataFile):
             store.put_file(file.name, path)
 
 
-# --- 29. Web -----------------------------------------------------------------------------
+# --- 30. Web -----------------------------------------------------------------------------
 # Owns what is read over http(s): requests, pages, retries.  Calls Formats and Rows.
 # Promises that a body cut short is never taken for a whole one, and that no header reaches another origin.
 
@@ -9580,7 +10083,7 @@ def retry_after(text: str | None) -> float | None:
     return max(0.0, then.timestamp() - time.time())
 
 
-# --- 30. Warehouses ----------------------------------------------------------------------
+# --- 31. Warehouses ----------------------------------------------------------------------
 # Owns databases: SQLite by itself, all others through SQLAlchemy.  Calls Rows and Trace.
 # Promises one transaction a load, values always bound and never spelled into SQL, names always quoted.
 
@@ -9991,7 +10494,7 @@ def database_cell(value: Any) -> Any:
     return encode_json(plain_value) if isinstance(plain_value, (dict, list)) else plain_value
 
 
-# --- 31. Formats -------------------------------------------------------------------------
+# --- 32. Formats -------------------------------------------------------------------------
 # Owns bytes ↔ rows: CSV, TSV, JSON, JSON lines, Parquet, and the types of text cells.  Calls Rows and Trace.
 # Promises an error with its line for what is malformed, never a row that is silently wrong.
 
@@ -10378,7 +10881,7 @@ def cast_column(rows: Rows, name: str, cast: Callable[[str], Any], last_line: in
         raise SourceError(message, "name the types yourself: types={…: 'text'}") from problem
 
 
-# --- 32. Rows ----------------------------------------------------------------------------
+# --- 33. Rows ----------------------------------------------------------------------------
 # Owns data on its way through a pipeline: lists of dicts, streams of batches, the steps between them.
 # Calls Trace.  Promises answers that can be used at once and awaited too, and steps that count by themselves.
 
@@ -10826,7 +11329,7 @@ def quote_name(name: str) -> str:
     return '"' + str(name).replace('"', '""') + '"'
 
 
-# --- 33. Trace ---------------------------------------------------------------------------
+# --- 34. Trace ---------------------------------------------------------------------------
 # Owns how a run is written down: the journal, values as JSON, errors as documents.  Calls nothing of its part.
 # Promises records that parse, within limits, without what looks secret, whatever user objects do.
 
@@ -10855,7 +11358,11 @@ class BadResult(Exception):
 
 
 #: Exceptions whose kind of error is not `exception`.
-ERROR_KINDS: dict[type[BaseException], str] = {BadResult: "result", CheckFailed: "check"}
+ERROR_KINDS: dict[type[BaseException], str] = {
+    BadResult: "result",
+    CheckFailed: "check",
+    StepTimeout: "timeout",
+}
 
 
 def returned(result: Any, most: int, journal: Journal) -> Json:
@@ -10879,6 +11386,7 @@ class Journal:
         self.dropped = 0  # lines that fell out of the tail and were not yet reported
         self.reported_at = 0.0
         self.stopped = False  # whether we were asked to stop
+        self.retry_on: tuple[type[BaseException], ...] = ()  # exceptions after which the run is tried again
         self.loaded = False  # whether the deployed file has been executed to its end
         self.settled = False  # whether user code has come to its end
         self.written = False  # whether the outcome is in the journal
@@ -10915,6 +11423,10 @@ class Journal:
             return  # a fork that user code let return is not the run
         if not self.is_mine():
             self.descriptor = self.open()
+        for name, resource_name in PROCESS_LIMITS.items():  # a run that has reached its limit must still say so
+            if self.limits.get(name):
+                kind = getattr(resource, resource_name)
+                resource.setrlimit(kind, (resource.getrlimit(kind)[1],) * 2)
         line = encode(masked(record))
         while not self.write_line(line):
             line = b"\n" + line.lstrip()  # what was written of it is a torn line
@@ -11023,11 +11535,13 @@ class Step:
     """A timed part of a run, entered with `with` or `async with`."""
 
     __slots__ = (
-        *("began", "columns", "depth", "journal", "name", "number", "outer", "path", "quoted"),
-        *("recorded", "rows_in", "rows_out"),
+        *("began", "columns", "depth", "journal", "limit", "name", "number", "outer", "path", "quoted"),
+        *("recorded", "rows_in", "rows_out", "timeout"),
     )
 
-    def __init__(self, journal: Journal, name: str) -> None:
+    def __init__(self, journal: Journal, name: str, timeout: float | None = None) -> None:
+        self.timeout = timeout  # seconds it may take
+        self.limit: Any = None  # what watches over that while it runs
         self.journal, self.name = journal, SECRETS.text(str(name))[:200]
         self.rows_in: int | None = None
         self.rows_out: int | None = None
@@ -11036,6 +11550,8 @@ class Step:
     def __enter__(self) -> Step:
         self.start(CURRENT.get())
         CURRENT.set(self)
+        if self.timeout is not None and self.limit is None:
+            self.limit = Alarm(self)
         self.began = perf_counter()
         return self
 
@@ -11043,16 +11559,33 @@ class Step:
         self, kind: type[BaseException] | None, problem: BaseException | None, trace: TracebackType | None
     ) -> None:
         took = (perf_counter() - self.began) * 1000
+        if type(self.limit) is Alarm:
+            self.limit.stop()
         CURRENT.set(self.outer)
         self.finish(problem, took)
 
     async def __aenter__(self) -> Step:
+        if self.timeout is not None:
+            self.limit = asyncio.timeout(self.timeout)
+            await self.limit.__aenter__()
         return self.__enter__()
 
     async def __aexit__(
         self, kind: type[BaseException] | None, problem: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.__exit__(kind, problem, trace)
+        late: StepTimeout | None = None
+        if self.limit is not None:
+            try:
+                await self.limit.__aexit__(kind, problem, trace)
+            except TimeoutError:
+                late = self.too_late()
+        self.__exit__(kind, late or problem, trace)
+        if late is not None:
+            raise late from problem
+
+    def too_late(self) -> StepTimeout:
+        """The error of a step that has taken too long."""
+        return StepTimeout(f"step '{self.path}' took longer than {self.timeout:g} s", "raise its timeout")
 
     def start(self, outer: Step | None) -> None:
         """Writes that it has begun, inside of *outer*."""
@@ -11090,6 +11623,33 @@ class Step:
                 f'"rows_out":{row_count(self.rows_out)},"columns":{columns},"error":{error}}}\n'
             )
             journal.write_line(text.encode("utf-8", "replace"))
+
+
+class Alarm:
+    """Raises StepTimeout in the main thread when a step has taken too long, unless it is stopped before."""
+
+    def __init__(self, step: Step) -> None:
+        assert step.timeout is not None
+        self.began, self.armed = monotonic(), False
+        if threading.current_thread() is not threading.main_thread():
+            raise BadRequest("a step's timeout works in the main thread only", "use `async with` and await")
+        self.left = signal.getitimer(signal.ITIMER_REAL)[0]  # until the alarm of a step around it
+        if not 0 < self.left <= step.timeout:
+            self.armed = True
+
+            def ring(number: int, frame: FrameType | None) -> None:
+                raise step.too_late()
+
+            self.before = signal.signal(signal.SIGALRM, ring)
+            signal.setitimer(signal.ITIMER_REAL, step.timeout)
+
+    def stop(self) -> None:
+        """The alarm around it, if there is one, goes on."""
+        if self.armed:
+            rest = max(self.left - (monotonic() - self.began), 1e-3) if self.left else 0.0
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, self.before)
+            signal.setitimer(signal.ITIMER_REAL, rest)
 
 
 def row_count(count: Any) -> str:
@@ -11341,6 +11901,8 @@ def hint_for(problem: BaseException) -> str | None:
         return problem.hint or None
     if isinstance(problem, FileNotFoundError) and isinstance(problem.filename, str):
         return path_hint(problem.filename)
+    if isinstance(problem, MemoryError):
+        return "process less at once (stream=True), or raise @pipeline(memory=…) or [limits] memory_bytes"
     if isinstance(problem, ModuleNotFoundError):
         return (
             f"ship it with `tau deploy --include`, name it in the file's `# /// script` dependencies, "

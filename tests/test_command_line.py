@@ -68,7 +68,8 @@ def test_following_prints_events_and_the_document_last(tau: Tau) -> None:
         "step.finished",
         "run.finished",
     ]
-    assert [event["seq"] for event in events] == [1, 2, 3, 4, 5, 6]
+    seqs = [event["seq"] for event in events]
+    assert seqs == sorted(set(seqs))
     assert (events[2]["step"], events[3]["message"], events[4]["rows_out"]) == ("a", "in a", 3)
     assert document["status"] == events[-1]["status"] == "success"
     assert document["result"] == 1

@@ -10,7 +10,7 @@ from conftest import Tau, python
 
 import tau as module
 
-NAMES = "deploy check undeploy list show code run wait cancel runs inspect logs errors status schedule ticks why backfill pause resume version shutdown schema".split()
+NAMES = "deploy check undeploy list show code run wait retry cancel runs inspect logs errors status schedule ticks why backfill pause resume version shutdown schema".split()
 LOCAL = ["try"]
 COMMANDS = module.OPERATIONS | module.LOCAL_COMMANDS
 
@@ -45,7 +45,7 @@ def test_the_schema_is_served(tau: Tau) -> None:
         "description": "do not wait: answer as soon as the run is durable",
     }
     assert run["params"]["properties"]["params"]["type"] == ["object", "null"]
-    assert schema["moves"]["queued"] == ["running", "cancelled"]
+    assert schema["moves"]["queued"] == ["running", "cancelled", "timed_out"]
 
 
 CHECKS: list[tuple[str, dict[str, Any], str]] = [
