@@ -531,9 +531,9 @@ MIGRATIONS = (
 
     -- Who comes after whom.  `run_id` is a success of the upstream that the pipeline has not followed yet.
     CREATE TABLE chains (
-        pipeline TEXT NOT NULL, upstream TEXT NOT NULL, run_id TEXT, PRIMARY KEY (pipeline, upstream)
+        pipeline TEXT NOT NULL, comes_after TEXT NOT NULL, run_id TEXT, PRIMARY KEY (pipeline, comes_after)
     ) STRICT, WITHOUT ROWID;
-    CREATE INDEX chains_down ON chains (upstream, pipeline);
+    CREATE INDEX chains_down ON chains (comes_after, pipeline);
 
     -- What the ticks of an expression were when a version of croniter was first asked.
     CREATE TABLE digests (
@@ -1361,7 +1361,7 @@ def plain(value: Any) -> str:
 
 
 # --- 7. System ---------------------------------------------------------------------------
-# Owns what more than one part asks of the operating system: processes, by more than their pid, and files.
+# Owns what more than one part asks of the operating system: the time, processes by more than their pid, files.
 # Calls nothing.  Promises that no signal reaches a stranger who has been given an old pid.
 
 
@@ -1419,6 +1419,24 @@ def send_signal(process: Json, number: int) -> bool:
     except ProcessLookupError:
         return False
     return True
+
+
+class Clock:
+    """What time it is; a test has its own."""
+
+    def time(self) -> float:
+        """Seconds since the epoch, as the machine has been told."""
+        return time.time()
+
+    def monotonic(self) -> float:
+        """Seconds that have passed since some instant while the machine was awake."""
+        return time.monotonic()
+
+    def elapsed(self) -> float:
+        """Seconds that have passed since some instant, asleep or awake."""
+        return time.clock_gettime(
+            getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
+        )  # macOS counts sleep here
 
 
 def make_directory(path: str) -> None:
@@ -1888,6 +1906,13 @@ class CronTimes(Times):
 
     def __init__(self, cron: Cron, zone: Zone) -> None:
         self.cron, self.zone, self.kind = cron, zone, cron.kind
+        self.asked: tuple[int, Tick | None] = (-1, None)  # of many schedules that share it each asks the same
+
+    def next(self, after: int) -> Tick | None:
+        """The first tick after an instant."""
+        if self.asked[0] != after:
+            self.asked = (after, super().next(after))
+        return self.asked[1]
 
     def ticks(self, after: int) -> Iterator[Tick]:
         """See clock_ticks()."""
@@ -3870,7 +3895,7 @@ async def show(call: Call, name: str) -> Json:
     if described["kind"] is not None:
         document["schedule"] = {key: described[key] for key in (*SCHEDULE_SHOWN, "paused")}
     up, down = agenda.ask.chains(name)
-    document["upstream"], document["downstream"] = [one["upstream"] for one in up], down
+    document["upstream"], document["downstream"] = [one["pipeline"] for one in up], down
     return document
 
 
@@ -4356,7 +4381,7 @@ def what_holds(daemon: Daemon, row: Json) -> list[Json]:
     queued = daemon.store.ask.totals()["queued"]
     if queued >= daemon.settings["max_queued"]:
         held.append({"by": "queue full", "queued": queued, "hint": "tau status"})
-    if waiting := [one["upstream"] for one in ask.chains(name)[0] if one["run_id"] is None]:
+    if waiting := [one["pipeline"] for one in ask.chains(name)[0] if one["run_id"] is None]:
         held.append({"by": "upstream", "waiting_for": waiting})
     return held
 
@@ -4882,7 +4907,7 @@ ON_TIME_S = 10
 #: Missed ticks are counted up to here; beyond it they are "more".
 COUNT_MAX = 1_000
 #: So many schedules are decided in one transaction, and so many computed anew: nobody waits for long.
-BATCH, SLICE = 100, 20
+BATCH, SLICE = 250, 20
 #: While anything is scheduled the clock is looked at this often, for it may be set, or the machine sleep.
 WATCH_S = 1.0
 #: A wall clock that moves by more than this against the monotonic one has been set.
@@ -4895,22 +4920,6 @@ CLOCK_MIN = 1_767_225_600
 
 #: Whatever became due before one of these ended is not run: nobody wanted it then.
 HOLDS = ("paused", "disabled", "undeployed", "edited")
-
-
-class Clock:
-    """What time it is; a test has its own."""
-
-    def time(self) -> float:
-        """Seconds since the epoch, as the machine has been told."""
-        return time.time()
-
-    def monotonic(self) -> float:
-        """Seconds that have passed since some instant while the machine was awake."""
-        return time.monotonic()
-
-    def elapsed(self) -> float:
-        """Seconds that have passed since some instant, asleep or awake, as far as the system can tell."""
-        return time.clock_gettime(time.CLOCK_BOOTTIME) if hasattr(time, "CLOCK_BOOTTIME") else time.time()
 
 
 class Plan:
@@ -5022,9 +5031,9 @@ def cause_of_gap(tick: int, gaps: Sequence[Json]) -> Json:
 class Scheduler:
     """Waits until something is due and has it decided; knows when it could not look."""
 
-    def __init__(self, agenda: Agenda, executor: Executor, clock: Clock | None = None) -> None:
-        self.agenda, self.executor, self.clock = agenda, executor, clock or Clock()
-        self.write = agenda.store.write
+    def __init__(self, agenda: Agenda, executor: Executor) -> None:
+        self.agenda, self.executor = agenda, executor
+        self.clock, self.write = agenda.store.clock, agenda.store.write
         self.wanted = asyncio.Event()  # set when something may be due earlier than was known
         self.edited: set[str] = set()  # schedules that are new: what is computed in the background is not yet
         self.task: asyncio.Task[None] | None = None
@@ -5032,6 +5041,7 @@ class Scheduler:
             0.0  # when the store was told that we live, and all was computed anew
         )
         self.seen = self.clocks()
+        self.unset = False  # whether the clock shows a time that cannot be
 
     def clocks(self) -> tuple[float, float, float]:
         """The time, awake time, and elapsed time, of one moment."""
@@ -5121,7 +5131,13 @@ class Scheduler:
 
     async def watch_clock(self) -> float:
         """The time; if the clock did anything since the last look but run on, the ledger says what."""
-        before, self.seen = self.seen, self.clocks()
+        before, seen = self.seen, self.clocks()
+        if seen[0] < CLOCK_MIN:
+            if not self.unset:
+                await self.write(self.agenda.note_unset_clock, int(seen[0]))
+            self.unset = True
+            return seen[0]  # what it did meanwhile is seen when it has been set
+        self.seen, self.unset = seen, False
         passed, awake, elapsed = (new - old for new, old in zip(self.seen, before, strict=True))
         stepped = passed - elapsed
         if stepped < -STEP_S:
@@ -5153,12 +5169,13 @@ class Scheduler:
 
     async def refresh_all(self) -> None:
         """All schedules are refreshed, slice by slice; time zones are read again from their files."""
-        zoneinfo.ZoneInfo.clear_cache()
-        await self.write(self.agenda.forget_times)
-        after = ""
-        while names := self.agenda.ask.scheduled(after, SLICE):
+        names = self.agenda.ask.scheduled("", SLICE)
+        if names:
+            zoneinfo.ZoneInfo.clear_cache()
+            await self.write(self.agenda.forget_times)
+        while names:
             await self.refresh(names)
-            after = names[-1]
+            names = self.agenda.ask.scheduled(names[-1], SLICE)
 
     async def refresh(self, names: list[str]) -> None:
         """Computes the next ticks anew, and compares expressions with what another croniter made of them."""
@@ -6002,7 +6019,7 @@ class Agenda:
         live = self.live(name)
         if live is None:
             raise unknown_pipeline(self.db, name)
-        options, now = schedule_options(live, command), int(time.time())
+        options, now = schedule_options(live, command), int(self.store.clock.time())
         check_schedule_params(name, live["params"], options)
         times = times_of(options, now, self.timezone)
         if times is not None and enabled is not False and times.next(now) is None:
@@ -6017,7 +6034,7 @@ class Agenda:
 
         An edit, or the end of what held it, moves the watermark to now: what is undecided by then never runs.
         """
-        row, live, now = self.row(name), self.live(name), int(time.time())
+        row, live, now = self.row(name), self.live(name), int(self.store.clock.time())
         command = row["command"] if command is None else command
         enabled = bool(row["enabled"]) if enabled is None else enabled
         options = schedule_options(live or {}, command)
@@ -6025,7 +6042,8 @@ class Agenda:
         edited, released = options != row["options"], row["held"] is not None and held is None
         if edited or released:
             self.pass_over(row, now, row["held"] or "edited")
-            row["watermark_at"] = rfc3339(now)
+            # An edit counts from now even if the clock was set back: a tick that had its run gets no other.
+            row["watermark_at"] = rfc3339(now) if edited else max(rfc3339(now), row["watermark_at"])
         if options["every_s"] != row["options"]["every_s"]:
             row["anchor_at"] = rfc3339(now)
         if options["expect_success_within_s"] != row["options"]["expect_success_within_s"]:
@@ -6043,7 +6061,7 @@ class Agenda:
         found = self.db.execute("SELECT * FROM schedules WHERE pipeline = ?", (name,)).fetchone()
         if found is not None:
             return to_document(found)
-        now = rfc3339(int(time.time()))
+        now = rfc3339(int(self.store.clock.time()))
         row: Json = {"pipeline": name, "command": {}, "options": SCHEDULE_OPTIONS, "enabled": 1, "held": None}
         return row | {"anchor_at": now, "watermark_at": now, "resumed_at": now} | dict.fromkeys(TICK_COLUMNS)
 
@@ -6213,7 +6231,8 @@ class Agenda:
         if name and self.live(name) is None:
             raise unknown_pipeline(self.db, name)
         added = self.db.execute(
-            "INSERT OR IGNORE INTO pauses VALUES (?, ?, ?, ?)", (name, rfc3339(time.time()), reason, actor)
+            "INSERT OR IGNORE INTO pauses VALUES (?, ?, ?, ?)",
+            (name, rfc3339(self.store.clock.time()), reason, actor),
         )
         if added.rowcount:
             self.store.event("pipeline.paused", name or None, None, {"reason": reason}, actor)
@@ -6228,7 +6247,7 @@ class Agenda:
         found = self.db.execute("SELECT paused_at FROM pauses WHERE pipeline = ?", (name,)).fetchone()
         if found is None:
             return False
-        now = int(time.time())
+        now = int(self.store.clock.time())
         self.db.execute("DELETE FROM pauses WHERE pipeline = ?", (name,))
         self.store.event("pipeline.resumed", name or None, None, {}, actor)
         if name:
@@ -6248,7 +6267,7 @@ class Agenda:
         if status == "success":
             within = live.get("expect_success_within")
             if within:
-                expect_at = rfc3339(int(time.time() + within))
+                expect_at = rfc3339(int(self.store.clock.time() + within))
                 self.db.execute("UPDATE schedules SET expect_at = ? WHERE pipeline = ?", (expect_at, name))
             self.chain(name, run_id)
         elif status in FAILURES and (most := live.get("pause_after_failures")):
@@ -6256,28 +6275,29 @@ class Agenda:
 
     def break_circuit(self, name: str, most: int) -> None:
         """Pauses a pipeline whose last runs, so many since it was last resumed, have all failed."""
+        resumed = spell_id(instant_of(self.row(name)["resumed_at"]) * 1000 << ID_SALT_BITS)
         rows = self.db.execute(
-            "SELECT status FROM runs WHERE pipeline = ? AND finished_at >= ?"
+            "SELECT status FROM runs WHERE pipeline = ? AND run_id > ?"
             " AND status IN ('success', 'failed', 'timed_out', 'lost') ORDER BY run_id DESC LIMIT ?",
-            (name, self.row(name)["resumed_at"], most),
+            (name, resumed, most),
         ).fetchall()
         if len(rows) == most and all(row["status"] in FAILURES for row in rows):
             self.pause(name, f"{most} failures in a row", "taud")
 
     def chain(self, upstream: str, run_id: str) -> None:
         """A pipeline has succeeded: those run that come after it, once all they come after have."""
-        changed = self.db.execute("UPDATE chains SET run_id = ? WHERE upstream = ?", (run_id, upstream))
+        changed = self.db.execute("UPDATE chains SET run_id = ? WHERE comes_after = ?", (run_id, upstream))
         if not changed.rowcount:
             return
-        rows = self.db.execute("SELECT pipeline FROM chains WHERE upstream = ?", (upstream,)).fetchall()
+        rows = self.db.execute("SELECT pipeline FROM chains WHERE comes_after = ?", (upstream,)).fetchall()
         for row in rows:
             name = row["pipeline"]
             links = self.db.execute(
-                "SELECT upstream, run_id FROM chains WHERE pipeline = ?", (name,)
+                "SELECT comes_after, run_id FROM chains WHERE pipeline = ?", (name,)
             ).fetchall()
             if all(link["run_id"] for link in links):
                 self.db.execute("UPDATE chains SET run_id = NULL WHERE pipeline = ?", (name,))
-                self.run_chain(name, {link["upstream"]: link["run_id"] for link in links})
+                self.run_chain(name, {link["comes_after"]: link["run_id"] for link in links})
 
     def run_chain(self, name: str, upstream: dict[str, str]) -> None:
         """A pipeline runs because all that it comes after have succeeded, unless it is held."""
@@ -6296,7 +6316,9 @@ class Agenda:
     def keep_chain(self, name: str, after: list[str]) -> None:
         """A pipeline comes after just these; what it has already waited for is not forgotten."""
         marks = ", ".join("?" * len(after))
-        self.db.execute(f"DELETE FROM chains WHERE pipeline = ? AND upstream NOT IN ({marks})", (name, *after))
+        self.db.execute(
+            f"DELETE FROM chains WHERE pipeline = ? AND comes_after NOT IN ({marks})", (name, *after)
+        )
         self.db.executemany("INSERT OR IGNORE INTO chains VALUES (?, ?, NULL)", [(name, one) for one in after])
 
     def check_chains(self, found: list[Json]) -> None:
@@ -6312,8 +6334,8 @@ class Agenda:
         if not any(after.values()):
             return
         graph = {name: list[str]() for name in deployed}
-        for row in self.db.execute("SELECT pipeline, upstream FROM chains"):
-            graph.setdefault(row["pipeline"], []).append(row["upstream"])
+        for row in self.db.execute("SELECT pipeline, comes_after FROM chains"):
+            graph.setdefault(row["pipeline"], []).append(row["comes_after"])
         if circle := find_circle(graph | after):
             hint = "take one `after` away"
             raise BadRequest(f"pipelines come after each other in a circle: {' → '.join(circle)}", hint)
@@ -6366,6 +6388,10 @@ class Agenda:
         if cause != "paused":  # that is in the ledger already
             data = {"cause": cause, "from": rfc3339(begin), "until": rfc3339(until), "seconds": until - begin}
             self.store.event("scheduler.gap", None, None, data)
+
+    def note_unset_clock(self, now: int) -> None:
+        """The ledger says that nothing is decided until the clock has been set."""
+        self.store.event("clock.unset", None, None, {"shows": rfc3339(now)})
 
     def step_back(self, before: int, now: int) -> None:
         """The clock was set back.  What is decided stays so; intervals go on at their distance from here.
@@ -6420,8 +6446,8 @@ TICK_COLUMNS = ("next_at", "moved", "due_at", "expect_at")
 EXPRESSIONS_KEPT = 20_000
 GAPS_KEPT = 20
 UNFINISHED_TICKS = (
-    "SELECT run_id FROM runs WHERE pipeline = ? AND status IN ('queued', 'running', 'retrying')"
-    " AND trigger IN ('schedule', 'catchup') ORDER BY run_id"
+    "SELECT run_id FROM runs INDEXED BY runs_by_status WHERE pipeline = ?"
+    " AND status IN ('queued', 'running', 'retrying') AND trigger IN ('schedule', 'catchup') ORDER BY run_id"
 )
 
 
@@ -6528,8 +6554,10 @@ class AgendaQuestions:
 
     def chains(self, name: str) -> tuple[list[Json], list[str]]:
         """Whom a pipeline comes after, each with a success not yet followed, and who comes after it."""
-        up = self.rows("SELECT upstream, run_id FROM chains WHERE pipeline = ? ORDER BY upstream", name)
-        down = self.rows("SELECT pipeline FROM chains WHERE upstream = ? ORDER BY pipeline", name)
+        up = self.rows(
+            "SELECT comes_after AS pipeline, run_id FROM chains WHERE pipeline = ? ORDER BY comes_after", name
+        )
+        down = self.rows("SELECT pipeline FROM chains WHERE comes_after = ? ORDER BY pipeline", name)
         return up, [row["pipeline"] for row in down]
 
     def decision_on(self, name: str, tick: str) -> Json | None:
@@ -6596,7 +6624,8 @@ DECISIONS = (
 class Store:
     """What is remembered, and how it changes: these methods run on the writer's thread, through write()."""
 
-    def __init__(self, home: str, settings: Json) -> None:
+    def __init__(self, home: str, settings: Json, clock: Clock | None = None) -> None:
+        self.clock = clock or Clock()
         self.database = Database(database_path(settings["url"], home))
         self.max_queued = settings["max_queued"]
         self.backfill_concurrent = settings["backfill_concurrent"]
@@ -6639,7 +6668,7 @@ class Store:
         self.db.execute(
             "INSERT INTO events (at, type, pipeline, run_id, data, actor, scheduled_for)"
             " VALUES (?, ?, ?, ?, ?, ?, ?)",
-            (rfc3339(time.time()), type_name, pipeline, run_id, encode_json(data), actor, tick),
+            (rfc3339(self.clock.time()), type_name, pipeline, run_id, encode_json(data), actor, tick),
         )
 
     def move(self, run_id: str, target: str, columns: str = "", *values: Any) -> bool:
@@ -6661,7 +6690,7 @@ class Store:
             entry = one["entry"]
             options = encode_json({key: one[key] for key in one if key not in ("name", "line", "entry")})
             number, changed = self.next_version(one["name"], digest, entry, options)
-            now = rfc3339(time.time())
+            now = rfc3339(self.clock.time())
             if changed:
                 self.db.execute(
                     "INSERT INTO pipelines VALUES (?, ?, 1, ?, ?) ON CONFLICT (name)"
@@ -6726,7 +6755,7 @@ class Store:
             hint = "wait, or raise [scheduler] max_queued; `tau status` shows the queue"
             raise QueueFull(f"{self.max_queued:,} runs are queued already", hint)
         run_id = self.new_id()
-        now = rfc3339(time.time())
+        now = rfc3339(self.clock.time())
         self.db.execute(
             "INSERT INTO runs (run_id, pipeline, version, status, trigger, attempt, params, key, queued_at,"
             " scheduled_for, retry_of, upstream) VALUES (?, ?, ?, 'queued', ?, 1, ?, ?, ?, ?, ?, ?)",
@@ -6752,7 +6781,7 @@ class Store:
 
     def new_id(self) -> str:
         """An id later than every earlier one, whatever the clock does."""
-        fresh = int(time.time() * 1000) << ID_SALT_BITS | random.getrandbits(ID_SALT_BITS)
+        fresh = int(self.clock.time() * 1000) << ID_SALT_BITS | random.getrandbits(ID_SALT_BITS)
         self.last_id = max(self.last_id + 1, fresh)
         return spell_id(self.last_id)
 
@@ -6764,7 +6793,7 @@ class Store:
         if row is None:
             return False
         error = encode_json(bare_error("cancelled", "Cancelled", "cancelled before it began"))
-        self.move(run_id, "cancelled", ", finished_at = ?, error = ?", rfc3339(time.time()), error)
+        self.move(run_id, "cancelled", ", finished_at = ?, error = ?", rfc3339(self.clock.time()), error)
         self.event("run.finished", row["pipeline"], run_id, {"status": "cancelled", "duration_ms": None}, actor)
         return True
 
@@ -6795,7 +6824,7 @@ class Store:
 
     def begin_attempt(self, run_id: str, attempt: int, server: Json) -> Json:
         """A queued run is running, with an attempt to its name: its job."""
-        now = rfc3339(time.time())
+        now = rfc3339(self.clock.time())
         self.move(run_id, "running", ", started_at = ?", now)
         stem = f"{run_id}.{attempt}"
         self.db.execute(
@@ -6900,7 +6929,7 @@ class Store:
             )
             if outcome.error is not None and outcome.error["step"] is None:
                 outcome.error["step"] = unfinished["path"]
-        began, ended_at, took = state["process"].get("at"), last.get("at", time.time()), None
+        began, ended_at, took = state["process"].get("at"), last.get("at", self.clock.time()), None
         if began is not None and "mono" in last:
             took = round(max(last["mono"] - state["process"]["mono"], 0.0) * 1000, 3)
         moved = self.move(
@@ -6926,7 +6955,7 @@ class Store:
                 "INSERT INTO states SELECT pipeline, ?, run_id, ? FROM runs WHERE run_id = ?"
                 " ON CONFLICT (pipeline) DO UPDATE SET state = excluded.state, run_id = excluded.run_id,"
                 " updated_at = excluded.updated_at",
-                (encode_json(state), rfc3339(time.time()), run_id),
+                (encode_json(state), rfc3339(self.clock.time()), run_id),
             )
 
     def note_stopping(self, run_id: str, attempt: int, status: str) -> None:
@@ -6990,7 +7019,7 @@ PASSED_MAX = 100
 LIVE_RUNS = (
     "SELECT pipeline, CASE trigger WHEN 'schedule' THEN 'tick' WHEN 'catchup' THEN 'tick'"
     " WHEN 'backfill' THEN 'backfill' ELSE '' END AS kind, count(*) AS runs"
-    " FROM runs WHERE status IN ('running', 'retrying') GROUP BY 1, 2"
+    " FROM runs INDEXED BY runs_live WHERE status IN ('running', 'retrying') GROUP BY 1, 2"
 )
 WAITING = (
     "SELECT r.run_id, r.attempt, r.pipeline, r.trigger,"
@@ -7003,11 +7032,13 @@ WAITING = (
 #: The oldest queued run of each pipeline that has any, one step through the index for each.
 WAITING_HEADS = (
     "WITH RECURSIVE waiting (pipeline) AS ("
-    " SELECT min(pipeline) FROM runs WHERE status = 'queued' UNION ALL"
-    " SELECT (SELECT min(pipeline) FROM runs WHERE status = 'queued' AND pipeline > waiting.pipeline)"
-    " FROM waiting WHERE waiting.pipeline IS NOT NULL)"
-    " SELECT (SELECT min(run_id) FROM runs r WHERE r.status = 'queued' AND r.pipeline = waiting.pipeline)"
-    " AS run_id FROM waiting WHERE pipeline IS NOT NULL"
+    " SELECT min(pipeline) FROM runs INDEXED BY runs_waiting WHERE status = 'queued' UNION ALL SELECT ("
+    "  SELECT min(pipeline) FROM runs INDEXED BY runs_waiting"
+    "  WHERE status = 'queued' AND pipeline > waiting.pipeline"
+    " ) FROM waiting WHERE waiting.pipeline IS NOT NULL)"
+    " SELECT (SELECT min(run_id) FROM runs r INDEXED BY runs_waiting"
+    "  WHERE r.status = 'queued' AND r.pipeline = waiting.pipeline) AS run_id FROM waiting"
+    " WHERE pipeline IS NOT NULL"
 )
 
 
