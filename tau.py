@@ -1793,8 +1793,8 @@ class Cron:
         self.walker: Any = None  # croniter's, once it is needed
         fields = [CronField(number, *word) for number, word in enumerate(split_cron(text))]
         self.kind = "wildcard" if fields[0].starred or fields[1].starred else "fixed"
-        self.normal = " ".join(field.normal for field in fields)
         check_days(fields[DAY_FIELD], fields[MONTH_FIELD], fields[WEEKDAY_FIELD])
+        self.normal = " ".join(field.normal for field in fields)
 
     def next(self, wall: int) -> int | None:
         """The next time it names after one; None if there is none any more.  Wall times, not instants."""
@@ -1843,21 +1843,22 @@ def split_cron(text: str) -> list[tuple[str, int]]:
 def check_days(day: CronField, month: CronField, weekday: CronField) -> None:
     """BadRequest for days that never come, and for the combinations that croniter takes for something else."""
     if weekday.nth and weekday.values:
-        raise BadRequest(
-            "day of week (field 5): # and L cannot be mixed with other days", "write two schedules"
-        )
+        message = "day of week (field 5): # and L cannot be mixed with other days"
+        raise BadRequest(message, "write two schedules", field=weekday.name)
     if weekday.nth and not day.starred:
         message = f"day of month (field 3): found '{day.normal}', expected * beside # or L in day of week"
         raise BadRequest(message, "write two schedules", field=day.name)
-    # Either day field may match, unless one begins with *: then both must.
-    if day.last or not (day.starred or weekday.starred or weekday.nth):
-        return
     lengths = {DAYS_OF_MONTH[number - 1] for number in month.values} | ({28} if 2 in month.values else set())
     possible = {date for length in lengths for date in range(1, length + 1) if fits(date, length, weekday.nth)}
-    if not day.values & possible:
-        days, months = sorted(day.values), sorted(month.values)
-        message = f"day of month (field 3) {days} never comes in month (field 4) {months}, expected a real date"
-        raise BadRequest(message, '"0 0 1 * *" runs on the first of each month', field=day.name)
+    if day.last or day.values & possible:
+        return
+    # Either day field may match, unless one begins with *: then both must.
+    if not (day.starred or weekday.starred):
+        day.normal = "*"  # only the weekday ever does
+        return
+    days, months = sorted(day.values), sorted(month.values)
+    message = f"day of month (field 3) {days} never comes in month (field 4) {months}, expected a real date"
+    raise BadRequest(message, '"0 0 1 * *" runs on the first of each month', field=day.name)
 
 
 def fits(date: int, length: int, nth: set[tuple[int, str]]) -> bool:
@@ -2462,10 +2463,11 @@ COLOURS |= {"warning": "33", "cancelled": "33", "queued": "2", "debug": "2", "di
 
 #: list answer → the key of its rows and the columns shown.
 TABLES = {
-    "list": ("pipelines", ("name", "version", "last_status", "last_run_at", "tags", "description")),
+    "list": ("pipelines", ("name", "version", "last_status", "last_run_at", "next_at", "tags", "description")),
     "runs": ("runs", ("run_id", "pipeline", "version", "status", "trigger", "queued_at", "duration_ms")),
     "errors": ("errors", ("run_id", "pipeline", "status", "finished_at", "where", "what")),
     "wait": ("runs", ("run_id", "pipeline", "status", "duration_ms")),
+    "backfill": ("runs", ("scheduled_for", "run_id")),
 }
 
 
@@ -2487,8 +2489,8 @@ class View:
             text = json.dumps(document, ensure_ascii=False, indent=2)
         elif name in ("run", "wait") and "trace" in document:
             text = self.summary(document)
-        elif name == "ticks":
-            text = ticks_text(document)
+        elif name in TEXTS:
+            text = TEXTS[name](document)
         elif name == "logs":
             text = "\n".join(map(self.log_text, document["lines"]))
         else:
@@ -2623,6 +2625,29 @@ def ticks_text(document: Json) -> str:
     """Ticks for a person, one a line: in local time, in UTC, and whether a change of the clock has moved it."""
     rows = zip(document["local"], document["ticks"], document["moved"], strict=True)
     return "\n".join(f"{local}  {utc}{'  moved by DST' if moved else ''}" for local, utc, moved in rows)
+
+
+def schedule_text(document: Json) -> str:
+    """A schedule for a person: what has been said of it, then its next ticks."""
+    told = {key: value for key, value in document.items() if value is not None and key not in TICKS_SHAPE}
+    return "\n".join([pairs(told), ticks_text(document)]).rstrip()
+
+
+def why_text(document: Json) -> str:
+    """Why a pipeline did or did not run: the answer, what holds it, and the last decisions, newest first."""
+    lines = [printable(document["answer"])]
+    lines += [printable(f"held by {one['by']}  {one.get('hint', '')}".rstrip()) for one in document["held"]]
+    for one in document["recent"]:
+        what = one.get("status") or one.get("message") or one.get("reason") or ""
+        lines.append(
+            printable(f"{one['scheduled_for']}  {one['decision']:<7}  {one.get('run_id') or ''}  {what}")
+        )
+    return "\n".join(lines)
+
+
+TICKS_SHAPE = ("ticks", "local", "moved")
+#: Answers that have a text of their own.
+TEXTS: dict[str, Callable[[Json], str]] = {"ticks": ticks_text, "schedule": schedule_text, "why": why_text}
 
 
 def rows_text(step: Json) -> str:
@@ -4315,13 +4340,13 @@ async def why(call: Call, name: str, *, at: str | None = None) -> Json:
     zone = Zone(described["timezone"])
     asked = None if at is None else parse_time(at, zone)
     tick = tick_at(agenda, row, asked, now)
-    held = what_holds(call.daemon, row)
-    upcoming = {key: described[key][0] if described[key] else None for key in ("ticks", "local", "moved")}
     up, down = agenda.ask.chains(name)
+    held = what_holds(call.daemon, row, up)
+    upcoming = {key: described[key][0] if described[key] else None for key in ("ticks", "local", "moved")}
     return {
         "pipeline": name,
         "answer": " ".join(
-            sentence for sentence in (past_words(tick), future_words(described, held)) if sentence
+            sentence for sentence in (past_words(tick), future_words(described, held, up)) if sentence
         ),
         "asked_at": rfc3339(now if asked is None else asked),
         "tick": tick,
@@ -4367,7 +4392,7 @@ def tick_at(agenda: Agenda, row: Json, asked: int | None, now: int) -> Json:
     return nothing | {"reason": reason, "before": before}
 
 
-def what_holds(daemon: Daemon, row: Json) -> list[Json]:
+def what_holds(daemon: Daemon, row: Json, upstream: list[Json]) -> list[Json]:
     """What keeps a pipeline from running by itself just now, each with its particulars."""
     ask, name = daemon.agenda.ask, row["pipeline"]
     held: list[Json] = []
@@ -4381,7 +4406,10 @@ def what_holds(daemon: Daemon, row: Json) -> list[Json]:
     queued = daemon.store.ask.totals()["queued"]
     if queued >= daemon.settings["max_queued"]:
         held.append({"by": "queue full", "queued": queued, "hint": "tau status"})
-    if waiting := [one["pipeline"] for one in ask.chains(name)[0] if one["run_id"] is None]:
+    limit = daemon.store.ask.version(name, None)["options"].get("max_concurrent")
+    if limit is not None and ask.live_runs(name) >= limit:
+        held.append({"by": "max_concurrent", "max_concurrent": limit, "hint": f"tau runs {name}"})
+    if waiting := [one["pipeline"] for one in upstream if one["run_id"] is None]:
         held.append({"by": "upstream", "waiting_for": waiting})
     return held
 
@@ -4398,7 +4426,7 @@ def past_words(tick: Json) -> str:
     if decision == "fired":
         late = f" late ({tick['trigger']}{why_late})" if tick["trigger"] == "catchup" else ""
         moved = ", moved there by DST" if tick.get("moved") else ""
-        return f"The tick of {when}{moved} ran{late} as {tick['run_id']}: {tick['status']}."
+        return f"The tick of {when}{moved} has run {tick['run_id']}{late}: {tick['status']}."
     if decision == "skipped" and tick["reason"] == "overlap":
         return f"The tick of {when} was skipped: run {tick['run_id']} of an earlier tick was unfinished."
     if decision in ("skipped", "missed", "dropped"):
@@ -4417,15 +4445,18 @@ CAUSES = {
     "suspended": "the machine slept",
     "clock_set_forward": "the clock was set forward",
     "daemon_busy": "the daemon was busy",
+    "storage_full": "the disk was full",
 }
 
 
-def future_words(described: Json, held: list[Json]) -> str:
+def future_words(described: Json, held: list[Json], upstream: list[Json]) -> str:
     """When a pipeline runs next, as a sentence."""
     stops = [one["by"] for one in held if one["by"] in ("disabled", "paused")]
     if stops:
         return f"It does not run by itself: {', '.join(dict.fromkeys(stops))}."
     if not described["ticks"]:
+        if upstream and not described["kind"]:
+            return f"It runs when these have succeeded: {', '.join(one['pipeline'] for one in upstream)}."
         return "No tick is to come." if described["kind"] else "It has no schedule."
     moved = ", moved there by DST" if described["moved"][0] else ""
     return f"It runs next at {described['local'][0]} ({described['ticks'][0]}{moved})."
@@ -5042,6 +5073,7 @@ class Scheduler:
         )
         self.seen = self.clocks()
         self.unset = False  # whether the clock shows a time that cannot be
+        self.stuck_at = 0.0  # since when nothing can be written
 
     def clocks(self) -> tuple[float, float, float]:
         """The time, awake time, and elapsed time, of one moment."""
@@ -5055,6 +5087,7 @@ class Scheduler:
     async def take_over(self) -> None:
         """The ledger says since when nobody has been here."""
         self.seen = self.clocks()
+        await self.write(self.agenda.adopt)
         now, alive = self.seen[0], self.agenda.ask.remembered("alive")
         if alive is not None and now >= alive["until"]:
             await self.note_gap("daemon_down", alive["until"], now)
@@ -5085,7 +5118,7 @@ class Scheduler:
                 patience = await self.look()
             except TauError as problem:  # no room on the disk: what is due waits, and is decided late
                 logging.getLogger("tau").error("scheduler: %s", problem)
-                patience = WATCH_S
+                patience, self.stuck_at = WATCH_S, self.stuck_at or self.clock.time()
             try:
                 await asyncio.wait_for(self.wanted.wait(), patience)
             except TimeoutError:
@@ -5096,6 +5129,9 @@ class Scheduler:
         now = await self.watch_clock()
         if now < CLOCK_MIN or self.executor.paused:
             return WATCH_S
+        if self.stuck_at:
+            await self.note_gap("storage_full", self.stuck_at, now)
+            self.stuck_at = 0.0
         if not 0 <= now - self.told_at < ALIVE_S:
             await self.say_alive(now)
         if self.agenda.ask.pause("") is None:
@@ -6006,6 +6042,16 @@ class Agenda:
             self.sync(one["name"], actor, commands[one["name"]])
         return deployed
 
+    def adopt(self) -> None:
+        """Pipelines that were deployed before there were schedules have their rows."""
+        rows = self.db.execute(
+            "SELECT name FROM pipelines WHERE deployed = 1 AND name NOT IN (SELECT pipeline FROM schedules)"
+        ).fetchall()
+        for row in rows:
+            live = self.live(row["name"]) or {}
+            self.keep_chain(row["name"], live.get("after") or [])
+            self.sync(row["name"], "taud")
+
     def undeploy(self, name: str, actor: str) -> list[str] | None:
         """Takes a pipeline out of service: nothing of it is due, and it follows nobody."""
         cancelled = self.store.undeploy(name, actor)
@@ -6605,6 +6651,12 @@ class AgendaQuestions:
         """The runs of a schedule's ticks that have not ended."""
         return [row["run_id"] for row in self.rows(UNFINISHED_TICKS, name)]
 
+    def live_runs(self, name: str) -> int:
+        """How many runs of a pipeline are live."""
+        return self.ask.count(
+            "SELECT count(*) FROM runs WHERE pipeline = ? AND status IN ('running', 'retrying')", name
+        )
+
     def croniter_of(self, cron: str, timezone: str) -> str | None:
         """Which croniter has been asked about an expression in a zone."""
         found = self.first("SELECT croniter FROM digests WHERE cron = ? AND timezone = ?", cron, timezone)
@@ -6764,7 +6816,8 @@ class Store:
                 *(origin.get(column) for column in ("scheduled_for", "retry_of", "upstream")),
             ),
         )
-        self.event("run.queued", name, run_id, {"version": live["version"], "trigger": trigger}, actor)
+        told = {key: value for key, value in origin.items() if value is not None and key != "upstream"}
+        self.event("run.queued", name, run_id, {"version": live["version"], "trigger": trigger, **told}, actor)
         return run_id, "queued", False
 
     def params_schema(self, name: str, version: int) -> Json:
@@ -7084,7 +7137,9 @@ class Questions:
         """The deployed pipelines with their last runs, and how many there are."""
         rows = self.rows(
             "SELECT p.name, p.version, v.options, p.updated_at,"
-            " r.run_id AS last_run_id, r.status AS last_status, r.queued_at AS last_run_at FROM pipelines p"
+            " r.run_id AS last_run_id, r.status AS last_status, r.queued_at AS last_run_at,"
+            " CASE WHEN s.due_at IS NOT NULL THEN s.next_at END AS next_at, s.held FROM pipelines p"
+            " LEFT JOIN schedules s ON s.pipeline = p.name"
             " JOIN versions v ON v.pipeline = p.name AND v.version = p.version"
             " LEFT JOIN runs r ON r.run_id = (SELECT max(run_id) FROM runs WHERE pipeline = p.name)"
             " WHERE p.deployed = 1 ORDER BY p.name LIMIT ?",

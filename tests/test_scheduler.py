@@ -1201,3 +1201,39 @@ def multiply(path: Path, count: int, when: int) -> None:
             (options, module.rfc3339(when - 1), text, text, name),
         )
     db.close()
+
+
+def test_a_daemon_that_was_down_catches_up_and_can_say_why(home: Tau) -> None:
+    home.start()
+    hello(home, "nightly")
+    missed = int(time.time()) // 60 * 60 - 2 * HOUR
+    minute, hour = time.strftime("%M %H", time.gmtime(missed)).split()
+    home("schedule", "nightly", f"{int(minute)} {int(hour)} * * *")
+    home("shutdown")
+    eventually(lambda: not home.remains())
+    db = sqlite3.connect(home.home / "tau.db")
+    with db:
+        before, tick = module.rfc3339(missed - HOUR), module.rfc3339(missed)
+        db.execute("UPDATE schedules SET watermark_at = ?, next_at = ?, due_at = ?", (before, tick, tick))
+        db.execute("UPDATE memory SET data = ? WHERE name = 'alive'", (json.dumps({"until": missed - HOUR}),))
+    db.close()
+    home.start()
+    told = eventually(lambda: (found := home("why", "nightly"))["tick"].get("status") == "success" and found)
+    assert (told["tick"]["scheduled_for"], told["tick"]["trigger"]) == (tick, "catchup")
+    assert told["tick"]["cause"]["what"] == "daemon_down"
+    assert f"the daemon was down from {before}" in told["answer"]
+    home("shutdown")
+
+
+def test_pipelines_of_an_older_database_get_their_schedules(tmp_path: Path) -> None:
+    async def story(world: World) -> None:
+        await world.deploy("old", schedule="0 6 * * *", after=["p"])
+        world.store.db.execute("DELETE FROM schedules")
+        world.store.db.execute("DELETE FROM chains")
+        world.end()
+        await world.begin()
+        await world.pass_time(DAY)
+        assert world.ticks("old") == [6]
+        assert world.rows("SELECT comes_after FROM chains") == [("p",)]
+
+    in_world(tmp_path, story)
