@@ -952,7 +952,8 @@ HELLO = "from tau import pipeline\n@pipeline\ndef {name}(ctx):\n    return str(c
 
 def hello(tau: Tau, name: str) -> str:
     """A deployed pipeline that says when it was due."""
-    tau.deploy(HELLO.format(name=name), f"{name}.py")
+    if name not in {one["name"] for one in tau.call("list", limit=module.LIST_MAX)["pipelines"]}:
+        tau.deploy(HELLO.format(name=name), f"{name}.py")
     return name
 
 
