@@ -539,9 +539,9 @@ MIGRATIONS = (
 
     -- Who comes after whom.  `run_id` is a success of the upstream that the pipeline has not followed yet.
     CREATE TABLE chains (
-        pipeline TEXT NOT NULL, upstream TEXT NOT NULL, run_id TEXT, PRIMARY KEY (pipeline, upstream)
+        pipeline TEXT NOT NULL, comes_after TEXT NOT NULL, run_id TEXT, PRIMARY KEY (pipeline, comes_after)
     ) STRICT, WITHOUT ROWID;
-    CREATE INDEX chains_down ON chains (upstream, pipeline);
+    CREATE INDEX chains_down ON chains (comes_after, pipeline);
 
     -- What the ticks of an expression were when a version of croniter was first asked.
     CREATE TABLE digests (
@@ -1396,7 +1396,7 @@ def plain(value: Any) -> str:
 
 
 # --- 7. System ---------------------------------------------------------------------------
-# Owns what more than one part asks of the operating system: processes, by more than their pid, and files.
+# Owns what more than one part asks of the operating system: the time, processes by more than their pid, files.
 # Calls nothing.  Promises that no signal reaches a stranger who has been given an old pid.
 
 
@@ -1454,6 +1454,24 @@ def send_signal(process: Json, number: int) -> bool:
     except ProcessLookupError:
         return False
     return True
+
+
+class Clock:
+    """What time it is; a test has its own."""
+
+    def time(self) -> float:
+        """Seconds since the epoch, as the machine has been told."""
+        return time.time()
+
+    def monotonic(self) -> float:
+        """Seconds that have passed since some instant while the machine was awake."""
+        return time.monotonic()
+
+    def elapsed(self) -> float:
+        """Seconds that have passed since some instant, asleep or awake."""
+        return time.clock_gettime(
+            getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
+        )  # macOS counts sleep here
 
 
 def make_directory(path: str) -> None:
@@ -1810,8 +1828,8 @@ class Cron:
         self.walker: Any = None  # croniter's, once it is needed
         fields = [CronField(number, *word) for number, word in enumerate(split_cron(text))]
         self.kind = "wildcard" if fields[0].starred or fields[1].starred else "fixed"
-        self.normal = " ".join(field.normal for field in fields)
         check_days(fields[DAY_FIELD], fields[MONTH_FIELD], fields[WEEKDAY_FIELD])
+        self.normal = " ".join(field.normal for field in fields)
 
     def next(self, wall: int) -> int | None:
         """The next time it names after one; None if there is none any more.  Wall times, not instants."""
@@ -1860,21 +1878,22 @@ def split_cron(text: str) -> list[tuple[str, int]]:
 def check_days(day: CronField, month: CronField, weekday: CronField) -> None:
     """BadRequest for days that never come, and for the combinations that croniter takes for something else."""
     if weekday.nth and weekday.values:
-        raise BadRequest(
-            "day of week (field 5): # and L cannot be mixed with other days", "write two schedules"
-        )
+        message = "day of week (field 5): # and L cannot be mixed with other days"
+        raise BadRequest(message, "write two schedules", field=weekday.name)
     if weekday.nth and not day.starred:
         message = f"day of month (field 3): found '{day.normal}', expected * beside # or L in day of week"
         raise BadRequest(message, "write two schedules", field=day.name)
-    # Either day field may match, unless one begins with *: then both must.
-    if day.last or not (day.starred or weekday.starred or weekday.nth):
-        return
     lengths = {DAYS_OF_MONTH[number - 1] for number in month.values} | ({28} if 2 in month.values else set())
     possible = {date for length in lengths for date in range(1, length + 1) if fits(date, length, weekday.nth)}
-    if not day.values & possible:
-        days, months = sorted(day.values), sorted(month.values)
-        message = f"day of month (field 3) {days} never comes in month (field 4) {months}, expected a real date"
-        raise BadRequest(message, '"0 0 1 * *" runs on the first of each month', field=day.name)
+    if day.last or day.values & possible:
+        return
+    # Either day field may match, unless one begins with *: then both must.
+    if not (day.starred or weekday.starred):
+        day.normal = "*"  # only the weekday ever does
+        return
+    days, months = sorted(day.values), sorted(month.values)
+    message = f"day of month (field 3) {days} never comes in month (field 4) {months}, expected a real date"
+    raise BadRequest(message, '"0 0 1 * *" runs on the first of each month', field=day.name)
 
 
 def fits(date: int, length: int, nth: set[tuple[int, str]]) -> bool:
@@ -1923,6 +1942,13 @@ class CronTimes(Times):
 
     def __init__(self, cron: Cron, zone: Zone) -> None:
         self.cron, self.zone, self.kind = cron, zone, cron.kind
+        self.asked: tuple[int, Tick | None] = (-1, None)  # of many schedules that share it each asks the same
+
+    def next(self, after: int) -> Tick | None:
+        """The first tick after an instant."""
+        if self.asked[0] != after:
+            self.asked = (after, super().next(after))
+        return self.asked[1]
 
     def ticks(self, after: int) -> Iterator[Tick]:
         """See clock_ticks()."""
@@ -2477,10 +2503,11 @@ COLOURS |= {"warning": "33", "cancelled": "33", "queued": "2", "debug": "2", "di
 
 #: list answer → the key of its rows and the columns shown.
 TABLES = {
-    "list": ("pipelines", ("name", "version", "last_status", "last_run_at", "tags", "description")),
+    "list": ("pipelines", ("name", "version", "last_status", "last_run_at", "next_at", "tags", "description")),
     "runs": ("runs", ("run_id", "pipeline", "version", "status", "trigger", "queued_at", "duration_ms")),
     "errors": ("errors", ("run_id", "pipeline", "status", "finished_at", "where", "what")),
     "wait": ("runs", ("run_id", "pipeline", "status", "duration_ms")),
+    "backfill": ("runs", ("scheduled_for", "run_id")),
 }
 
 
@@ -2502,8 +2529,8 @@ class View:
             text = json.dumps(document, ensure_ascii=False, indent=2)
         elif name in ("run", "wait") and "trace" in document:
             text = self.summary(document)
-        elif name == "ticks":
-            text = ticks_text(document)
+        elif name in TEXTS:
+            text = TEXTS[name](document)
         elif name == "logs":
             text = "\n".join(map(self.log_text, document["lines"]))
         else:
@@ -2642,6 +2669,29 @@ def ticks_text(document: Json) -> str:
     """Ticks for a person, one a line: in local time, in UTC, and whether a change of the clock has moved it."""
     rows = zip(document["local"], document["ticks"], document["moved"], strict=True)
     return "\n".join(f"{local}  {utc}{'  moved by DST' if moved else ''}" for local, utc, moved in rows)
+
+
+def schedule_text(document: Json) -> str:
+    """A schedule for a person: what has been said of it, then its next ticks."""
+    told = {key: value for key, value in document.items() if value is not None and key not in TICKS_SHAPE}
+    return "\n".join([pairs(told), ticks_text(document)]).rstrip()
+
+
+def why_text(document: Json) -> str:
+    """Why a pipeline did or did not run: the answer, what holds it, and the last decisions, newest first."""
+    lines = [printable(document["answer"])]
+    lines += [printable(f"held by {one['by']}  {one.get('hint', '')}".rstrip()) for one in document["held"]]
+    for one in document["recent"]:
+        what = one.get("status") or one.get("message") or one.get("reason") or ""
+        lines.append(
+            printable(f"{one['scheduled_for']}  {one['decision']:<7}  {one.get('run_id') or ''}  {what}")
+        )
+    return "\n".join(lines)
+
+
+TICKS_SHAPE = ("ticks", "local", "moved")
+#: Answers that have a text of their own.
+TEXTS: dict[str, Callable[[Json], str]] = {"ticks": ticks_text, "schedule": schedule_text, "why": why_text}
 
 
 def rows_text(step: Json) -> str:
@@ -3914,7 +3964,7 @@ async def show(call: Call, name: str) -> Json:
     if described["kind"] is not None:
         document["schedule"] = {key: described[key] for key in (*SCHEDULE_SHOWN, "paused")}
     up, down = agenda.ask.chains(name)
-    document["upstream"], document["downstream"] = [one["upstream"] for one in up], down
+    document["upstream"], document["downstream"] = [one["pipeline"] for one in up], down
     return document
 
 
@@ -4388,13 +4438,13 @@ async def why(call: Call, name: str, *, at: str | None = None) -> Json:
     zone = Zone(described["timezone"])
     asked = None if at is None else parse_time(at, zone)
     tick = tick_at(agenda, row, asked, now)
-    held = what_holds(call.daemon, row)
-    upcoming = {key: described[key][0] if described[key] else None for key in ("ticks", "local", "moved")}
     up, down = agenda.ask.chains(name)
+    held = what_holds(call.daemon, row, up)
+    upcoming = {key: described[key][0] if described[key] else None for key in ("ticks", "local", "moved")}
     return {
         "pipeline": name,
         "answer": " ".join(
-            sentence for sentence in (past_words(tick), future_words(described, held)) if sentence
+            sentence for sentence in (past_words(tick), future_words(described, held, up)) if sentence
         ),
         "asked_at": rfc3339(now if asked is None else asked),
         "tick": tick,
@@ -4440,7 +4490,7 @@ def tick_at(agenda: Agenda, row: Json, asked: int | None, now: int) -> Json:
     return nothing | {"reason": reason, "before": before}
 
 
-def what_holds(daemon: Daemon, row: Json) -> list[Json]:
+def what_holds(daemon: Daemon, row: Json, upstream: list[Json]) -> list[Json]:
     """What keeps a pipeline from running by itself just now, each with its particulars."""
     ask, name = daemon.agenda.ask, row["pipeline"]
     held: list[Json] = []
@@ -4454,7 +4504,10 @@ def what_holds(daemon: Daemon, row: Json) -> list[Json]:
     queued = daemon.store.ask.totals()["queued"]
     if queued >= daemon.settings["max_queued"]:
         held.append({"by": "queue full", "queued": queued, "hint": "tau status"})
-    if waiting := [one["upstream"] for one in ask.chains(name)[0] if one["run_id"] is None]:
+    limit = daemon.store.ask.version(name, None)["options"].get("max_concurrent")
+    if limit is not None and ask.live_runs(name) >= limit:
+        held.append({"by": "max_concurrent", "max_concurrent": limit, "hint": f"tau runs {name}"})
+    if waiting := [one["pipeline"] for one in upstream if one["run_id"] is None]:
         held.append({"by": "upstream", "waiting_for": waiting})
     return held
 
@@ -4471,7 +4524,7 @@ def past_words(tick: Json) -> str:
     if decision == "fired":
         late = f" late ({tick['trigger']}{why_late})" if tick["trigger"] == "catchup" else ""
         moved = ", moved there by DST" if tick.get("moved") else ""
-        return f"The tick of {when}{moved} ran{late} as {tick['run_id']}: {tick['status']}."
+        return f"The tick of {when}{moved} has run {tick['run_id']}{late}: {tick['status']}."
     if decision == "skipped" and tick["reason"] == "overlap":
         return f"The tick of {when} was skipped: run {tick['run_id']} of an earlier tick was unfinished."
     if decision in ("skipped", "missed", "dropped"):
@@ -4490,15 +4543,18 @@ CAUSES = {
     "suspended": "the machine slept",
     "clock_set_forward": "the clock was set forward",
     "daemon_busy": "the daemon was busy",
+    "storage_full": "the disk was full",
 }
 
 
-def future_words(described: Json, held: list[Json]) -> str:
+def future_words(described: Json, held: list[Json], upstream: list[Json]) -> str:
     """When a pipeline runs next, as a sentence."""
     stops = [one["by"] for one in held if one["by"] in ("disabled", "paused")]
     if stops:
         return f"It does not run by itself: {', '.join(dict.fromkeys(stops))}."
     if not described["ticks"]:
+        if upstream and not described["kind"]:
+            return f"It runs when these have succeeded: {', '.join(one['pipeline'] for one in upstream)}."
         return "No tick is to come." if described["kind"] else "It has no schedule."
     moved = ", moved there by DST" if described["moved"][0] else ""
     return f"It runs next at {described['local'][0]} ({described['ticks'][0]}{moved})."
@@ -4986,7 +5042,7 @@ ON_TIME_S = 10
 #: Missed ticks are counted up to here; beyond it they are "more".
 COUNT_MAX = 1_000
 #: So many schedules are decided in one transaction, and so many computed anew: nobody waits for long.
-BATCH, SLICE = 100, 20
+BATCH, SLICE = 250, 20
 #: While anything is scheduled the clock is looked at this often, for it may be set, or the machine sleep.
 WATCH_S = 1.0
 #: A wall clock that moves by more than this against the monotonic one has been set.
@@ -4999,22 +5055,6 @@ CLOCK_MIN = 1_767_225_600
 
 #: Whatever became due before one of these ended is not run: nobody wanted it then.
 HOLDS = ("paused", "disabled", "undeployed", "edited")
-
-
-class Clock:
-    """What time it is; a test has its own."""
-
-    def time(self) -> float:
-        """Seconds since the epoch, as the machine has been told."""
-        return time.time()
-
-    def monotonic(self) -> float:
-        """Seconds that have passed since some instant while the machine was awake."""
-        return time.monotonic()
-
-    def elapsed(self) -> float:
-        """Seconds that have passed since some instant, asleep or awake, as far as the system can tell."""
-        return time.clock_gettime(time.CLOCK_BOOTTIME) if hasattr(time, "CLOCK_BOOTTIME") else time.time()
 
 
 class Plan:
@@ -5126,9 +5166,9 @@ def cause_of_gap(tick: int, gaps: Sequence[Json]) -> Json:
 class Scheduler:
     """Waits until something is due and has it decided; knows when it could not look."""
 
-    def __init__(self, agenda: Agenda, executor: Executor, clock: Clock | None = None) -> None:
-        self.agenda, self.executor, self.clock = agenda, executor, clock or Clock()
-        self.write = agenda.store.write
+    def __init__(self, agenda: Agenda, executor: Executor) -> None:
+        self.agenda, self.executor = agenda, executor
+        self.clock, self.write = agenda.store.clock, agenda.store.write
         self.wanted = asyncio.Event()  # set when something may be due earlier than was known
         self.edited: set[str] = set()  # schedules that are new: what is computed in the background is not yet
         self.task: asyncio.Task[None] | None = None
@@ -5136,6 +5176,8 @@ class Scheduler:
             0.0  # when the store was told that we live, and all was computed anew
         )
         self.seen = self.clocks()
+        self.unset = False  # whether the clock shows a time that cannot be
+        self.stuck_at = 0.0  # since when nothing can be written
 
     def clocks(self) -> tuple[float, float, float]:
         """The time, awake time, and elapsed time, of one moment."""
@@ -5149,6 +5191,7 @@ class Scheduler:
     async def take_over(self) -> None:
         """The ledger says since when nobody has been here."""
         self.seen = self.clocks()
+        await self.write(self.agenda.adopt)
         now, alive = self.seen[0], self.agenda.ask.remembered("alive")
         if alive is not None and now >= alive["until"]:
             await self.note_gap("daemon_down", alive["until"], now)
@@ -5179,7 +5222,7 @@ class Scheduler:
                 patience = await self.look()
             except TauError as problem:  # no room on the disk: what is due waits, and is decided late
                 logging.getLogger("tau").error("scheduler: %s", problem)
-                patience = WATCH_S
+                patience, self.stuck_at = WATCH_S, self.stuck_at or self.clock.time()
             try:
                 await asyncio.wait_for(self.wanted.wait(), patience)
             except TimeoutError:
@@ -5190,6 +5233,9 @@ class Scheduler:
         now = await self.watch_clock()
         if now < CLOCK_MIN or self.executor.paused:
             return WATCH_S
+        if self.stuck_at:
+            await self.note_gap("storage_full", self.stuck_at, now)
+            self.stuck_at = 0.0
         if not 0 <= now - self.told_at < ALIVE_S:
             await self.say_alive(now)
         if self.agenda.ask.pause("") is None:
@@ -5225,7 +5271,13 @@ class Scheduler:
 
     async def watch_clock(self) -> float:
         """The time; if the clock did anything since the last look but run on, the ledger says what."""
-        before, self.seen = self.seen, self.clocks()
+        before, seen = self.seen, self.clocks()
+        if seen[0] < CLOCK_MIN:
+            if not self.unset:
+                await self.write(self.agenda.note_unset_clock, int(seen[0]))
+            self.unset = True
+            return seen[0]  # what it did meanwhile is seen when it has been set
+        self.seen, self.unset = seen, False
         passed, awake, elapsed = (new - old for new, old in zip(self.seen, before, strict=True))
         stepped = passed - elapsed
         if stepped < -STEP_S:
@@ -5257,12 +5309,13 @@ class Scheduler:
 
     async def refresh_all(self) -> None:
         """All schedules are refreshed, slice by slice; time zones are read again from their files."""
-        zoneinfo.ZoneInfo.clear_cache()
-        await self.write(self.agenda.forget_times)
-        after = ""
-        while names := self.agenda.ask.scheduled(after, SLICE):
+        names = self.agenda.ask.scheduled("", SLICE)
+        if names:
+            zoneinfo.ZoneInfo.clear_cache()
+            await self.write(self.agenda.forget_times)
+        while names:
             await self.refresh(names)
-            after = names[-1]
+            names = self.agenda.ask.scheduled(names[-1], SLICE)
 
     async def refresh(self, names: list[str]) -> None:
         """Computes the next ticks anew, and compares expressions with what another croniter made of them."""
@@ -5741,13 +5794,13 @@ class Executor:
             self.alarm.cancel()
         self.alarm, self.alarm_for = None, due
         if due is not None and not self.paused:
-            pause = min(max(instant_ms(due) / 1000 - time.time(), 0.0), LOOK_AHEAD_S)
+            pause = min(max(instant_ms(due) / 1000 - self.store.clock.time(), 0.0), LOOK_AHEAD_S)
             self.alarm = asyncio.get_running_loop().call_later(pause, self.ring)
 
     def ring(self) -> None:
         """An appointment has come, or the clock is to be looked at again."""
         self.alarm, self.alarm_for = None, None
-        if self.store.ask.has_expired():
+        if self.store.ask.has_expired(self.store.clock.time()):
             self.spawn(self.expire())
         self.wake()
 
@@ -6184,6 +6237,16 @@ class Agenda:
             self.sync(one["name"], actor, commands[one["name"]])
         return deployed
 
+    def adopt(self) -> None:
+        """Pipelines that were deployed before there were schedules have their rows."""
+        rows = self.db.execute(
+            "SELECT name FROM pipelines WHERE deployed = 1 AND name NOT IN (SELECT pipeline FROM schedules)"
+        ).fetchall()
+        for row in rows:
+            live = self.live(row["name"]) or {}
+            self.keep_chain(row["name"], live.get("after") or [])
+            self.sync(row["name"], "taud")
+
     def undeploy(self, name: str, actor: str) -> list[str] | None:
         """Takes a pipeline out of service: nothing of it is due, and it follows nobody."""
         cancelled = self.store.undeploy(name, actor)
@@ -6197,7 +6260,7 @@ class Agenda:
         live = self.live(name)
         if live is None:
             raise unknown_pipeline(self.db, name)
-        options, now = schedule_options(live, command), int(time.time())
+        options, now = schedule_options(live, command), int(self.store.clock.time())
         check_schedule_params(name, live["params"], options)
         times = times_of(options, now, self.timezone)
         if times is not None and enabled is not False and times.next(now) is None:
@@ -6212,7 +6275,7 @@ class Agenda:
 
         An edit, or the end of what held it, moves the watermark to now: what is undecided by then never runs.
         """
-        row, live, now = self.row(name), self.live(name), int(time.time())
+        row, live, now = self.row(name), self.live(name), int(self.store.clock.time())
         command = row["command"] if command is None else command
         enabled = bool(row["enabled"]) if enabled is None else enabled
         options = schedule_options(live or {}, command)
@@ -6220,7 +6283,8 @@ class Agenda:
         edited, released = options != row["options"], row["held"] is not None and held is None
         if edited or released:
             self.pass_over(row, now, row["held"] or "edited")
-            row["watermark_at"] = rfc3339(now)
+            # An edit counts from now even if the clock was set back: a tick that had its run gets no other.
+            row["watermark_at"] = rfc3339(now) if edited else max(rfc3339(now), row["watermark_at"])
         if options["every_s"] != row["options"]["every_s"]:
             row["anchor_at"] = rfc3339(now)
         if options["expect_success_within_s"] != row["options"]["expect_success_within_s"]:
@@ -6238,7 +6302,7 @@ class Agenda:
         found = self.db.execute("SELECT * FROM schedules WHERE pipeline = ?", (name,)).fetchone()
         if found is not None:
             return to_document(found)
-        now = rfc3339(int(time.time()))
+        now = rfc3339(int(self.store.clock.time()))
         row: Json = {"pipeline": name, "command": {}, "options": SCHEDULE_OPTIONS, "enabled": 1, "held": None}
         return row | {"anchor_at": now, "watermark_at": now, "resumed_at": now} | dict.fromkeys(TICK_COLUMNS)
 
@@ -6408,7 +6472,8 @@ class Agenda:
         if name and self.live(name) is None:
             raise unknown_pipeline(self.db, name)
         added = self.db.execute(
-            "INSERT OR IGNORE INTO pauses VALUES (?, ?, ?, ?)", (name, rfc3339(time.time()), reason, actor)
+            "INSERT OR IGNORE INTO pauses VALUES (?, ?, ?, ?)",
+            (name, rfc3339(self.store.clock.time()), reason, actor),
         )
         if added.rowcount:
             self.store.event("pipeline.paused", name or None, None, {"reason": reason}, actor)
@@ -6423,7 +6488,7 @@ class Agenda:
         found = self.db.execute("SELECT paused_at FROM pauses WHERE pipeline = ?", (name,)).fetchone()
         if found is None:
             return False
-        now = int(time.time())
+        now = int(self.store.clock.time())
         self.db.execute("DELETE FROM pauses WHERE pipeline = ?", (name,))
         self.store.event("pipeline.resumed", name or None, None, {}, actor)
         if name:
@@ -6443,7 +6508,7 @@ class Agenda:
         if status == "success":
             within = live.get("expect_success_within")
             if within:
-                expect_at = rfc3339(int(time.time() + within))
+                expect_at = rfc3339(int(self.store.clock.time() + within))
                 self.db.execute("UPDATE schedules SET expect_at = ? WHERE pipeline = ?", (expect_at, name))
             self.chain(name, run_id)
         elif status in FAILURES and (most := live.get("pause_after_failures")):
@@ -6451,28 +6516,29 @@ class Agenda:
 
     def break_circuit(self, name: str, most: int) -> None:
         """Pauses a pipeline whose last runs, so many since it was last resumed, have all failed."""
+        resumed = spell_id(instant_of(self.row(name)["resumed_at"]) * 1000 << ID_SALT_BITS)
         rows = self.db.execute(
-            "SELECT status FROM runs WHERE pipeline = ? AND finished_at >= ?"
+            "SELECT status FROM runs WHERE pipeline = ? AND run_id > ?"
             " AND status IN ('success', 'failed', 'timed_out', 'lost') ORDER BY run_id DESC LIMIT ?",
-            (name, self.row(name)["resumed_at"], most),
+            (name, resumed, most),
         ).fetchall()
         if len(rows) == most and all(row["status"] in FAILURES for row in rows):
             self.pause(name, f"{most} failures in a row", "taud")
 
     def chain(self, upstream: str, run_id: str) -> None:
         """A pipeline has succeeded: those run that come after it, once all they come after have."""
-        changed = self.db.execute("UPDATE chains SET run_id = ? WHERE upstream = ?", (run_id, upstream))
+        changed = self.db.execute("UPDATE chains SET run_id = ? WHERE comes_after = ?", (run_id, upstream))
         if not changed.rowcount:
             return
-        rows = self.db.execute("SELECT pipeline FROM chains WHERE upstream = ?", (upstream,)).fetchall()
+        rows = self.db.execute("SELECT pipeline FROM chains WHERE comes_after = ?", (upstream,)).fetchall()
         for row in rows:
             name = row["pipeline"]
             links = self.db.execute(
-                "SELECT upstream, run_id FROM chains WHERE pipeline = ?", (name,)
+                "SELECT comes_after, run_id FROM chains WHERE pipeline = ?", (name,)
             ).fetchall()
             if all(link["run_id"] for link in links):
                 self.db.execute("UPDATE chains SET run_id = NULL WHERE pipeline = ?", (name,))
-                self.run_chain(name, {link["upstream"]: link["run_id"] for link in links})
+                self.run_chain(name, {link["comes_after"]: link["run_id"] for link in links})
 
     def run_chain(self, name: str, upstream: dict[str, str]) -> None:
         """A pipeline runs because all that it comes after have succeeded, unless it is held."""
@@ -6491,7 +6557,9 @@ class Agenda:
     def keep_chain(self, name: str, after: list[str]) -> None:
         """A pipeline comes after just these; what it has already waited for is not forgotten."""
         marks = ", ".join("?" * len(after))
-        self.db.execute(f"DELETE FROM chains WHERE pipeline = ? AND upstream NOT IN ({marks})", (name, *after))
+        self.db.execute(
+            f"DELETE FROM chains WHERE pipeline = ? AND comes_after NOT IN ({marks})", (name, *after)
+        )
         self.db.executemany("INSERT OR IGNORE INTO chains VALUES (?, ?, NULL)", [(name, one) for one in after])
 
     def check_chains(self, found: list[Json]) -> None:
@@ -6507,8 +6575,8 @@ class Agenda:
         if not any(after.values()):
             return
         graph = {name: list[str]() for name in deployed}
-        for row in self.db.execute("SELECT pipeline, upstream FROM chains"):
-            graph.setdefault(row["pipeline"], []).append(row["upstream"])
+        for row in self.db.execute("SELECT pipeline, comes_after FROM chains"):
+            graph.setdefault(row["pipeline"], []).append(row["comes_after"])
         if circle := find_circle(graph | after):
             hint = "take one `after` away"
             raise BadRequest(f"pipelines come after each other in a circle: {' → '.join(circle)}", hint)
@@ -6561,6 +6629,10 @@ class Agenda:
         if cause != "paused":  # that is in the ledger already
             data = {"cause": cause, "from": rfc3339(begin), "until": rfc3339(until), "seconds": until - begin}
             self.store.event("scheduler.gap", None, None, data)
+
+    def note_unset_clock(self, now: int) -> None:
+        """The ledger says that nothing is decided until the clock has been set."""
+        self.store.event("clock.unset", None, None, {"shows": rfc3339(now)})
 
     def step_back(self, before: int, now: int) -> None:
         """The clock was set back.  What is decided stays so; intervals go on at their distance from here.
@@ -6615,8 +6687,8 @@ TICK_COLUMNS = ("next_at", "moved", "due_at", "expect_at")
 EXPRESSIONS_KEPT = 20_000
 GAPS_KEPT = 20
 UNFINISHED_TICKS = (
-    "SELECT run_id FROM runs WHERE pipeline = ? AND status IN ('queued', 'running', 'retrying')"
-    " AND trigger IN ('schedule', 'catchup') ORDER BY run_id"
+    "SELECT run_id FROM runs INDEXED BY runs_by_status WHERE pipeline = ?"
+    " AND status IN ('queued', 'running', 'retrying') AND trigger IN ('schedule', 'catchup') ORDER BY run_id"
 )
 
 
@@ -6723,8 +6795,10 @@ class AgendaQuestions:
 
     def chains(self, name: str) -> tuple[list[Json], list[str]]:
         """Whom a pipeline comes after, each with a success not yet followed, and who comes after it."""
-        up = self.rows("SELECT upstream, run_id FROM chains WHERE pipeline = ? ORDER BY upstream", name)
-        down = self.rows("SELECT pipeline FROM chains WHERE upstream = ? ORDER BY pipeline", name)
+        up = self.rows(
+            "SELECT comes_after AS pipeline, run_id FROM chains WHERE pipeline = ? ORDER BY comes_after", name
+        )
+        down = self.rows("SELECT pipeline FROM chains WHERE comes_after = ? ORDER BY pipeline", name)
         return up, [row["pipeline"] for row in down]
 
     def decision_on(self, name: str, tick: str) -> Json | None:
@@ -6772,6 +6846,12 @@ class AgendaQuestions:
         """The runs of a schedule's ticks that have not ended."""
         return [row["run_id"] for row in self.rows(UNFINISHED_TICKS, name)]
 
+    def live_runs(self, name: str) -> int:
+        """How many runs of a pipeline are live."""
+        return self.ask.count(
+            "SELECT count(*) FROM runs WHERE pipeline = ? AND status IN ('running', 'retrying')", name
+        )
+
     def croniter_of(self, cron: str, timezone: str) -> str | None:
         """Which croniter has been asked about an expression in a zone."""
         found = self.first("SELECT croniter FROM digests WHERE cron = ? AND timezone = ?", cron, timezone)
@@ -6791,7 +6871,8 @@ DECISIONS = (
 class Store:
     """What is remembered, and how it changes: these methods run on the writer's thread, through write()."""
 
-    def __init__(self, home: str, settings: Json) -> None:
+    def __init__(self, home: str, settings: Json, clock: Clock | None = None) -> None:
+        self.clock = clock or Clock()
         self.database = Database(database_path(settings["url"], home))
         self.max_queued = settings["max_queued"]
         self.backfill_concurrent = settings["backfill_concurrent"]
@@ -6822,7 +6903,7 @@ class Store:
 
     def has_queue(self) -> bool:
         """Whether any run may be waiting: one is on disk, or writes are on their way there."""
-        return bool(self.database.pending) or self.ask.has_queued()
+        return bool(self.database.pending) or self.ask.has_queued(self.clock.time())
 
     def event(
         self, type_name: str, pipeline: str | None, run_id: str | None, data: Json, actor: str = "taud",
@@ -6834,7 +6915,7 @@ class Store:
         self.db.execute(
             "INSERT INTO events (at, type, pipeline, run_id, data, actor, scheduled_for)"
             " VALUES (?, ?, ?, ?, ?, ?, ?)",
-            (rfc3339(time.time()), type_name, pipeline, run_id, encode_json(data), actor, tick),
+            (rfc3339(self.clock.time()), type_name, pipeline, run_id, encode_json(data), actor, tick),
         )
 
     def move(self, run_id: str, target: str, columns: str = "", *values: Any) -> bool:
@@ -6856,7 +6937,7 @@ class Store:
             entry = one["entry"]
             options = encode_json({key: one[key] for key in one if key not in ("name", "line", "entry")})
             number, changed = self.next_version(one["name"], digest, entry, options)
-            now = rfc3339(time.time())
+            now = rfc3339(self.clock.time())
             if changed:
                 self.db.execute(
                     "INSERT INTO pipelines VALUES (?, ?, 1, ?, ?) ON CONFLICT (name)"
@@ -6925,7 +7006,7 @@ class Store:
         if self.db.execute("SELECT runs FROM totals WHERE status = 'queued'").fetchone()[0] >= self.max_queued:
             hint = "wait, or raise [scheduler] max_queued; `tau status` shows the queue"
             raise QueueFull(f"{self.max_queued:,} runs are queued already", hint)
-        run_id, now = self.new_id(), time.time()
+        run_id, now = self.new_id(), self.clock.time()
         patience = options.get("queue_timeout")
         self.db.execute(
             "INSERT INTO runs (run_id, pipeline, version, status, trigger, attempt, params, key, queued_at,"
@@ -6937,7 +7018,13 @@ class Store:
                 *(origin.get(column) for column in ("scheduled_for", "retry_of", "upstream", "resume_from")),
             ),
         )
-        self.event("run.queued", name, run_id, {"version": version, "trigger": trigger}, actor)
+        told = {"version": version, "trigger": trigger}
+        told |= {
+            key: value
+            for key, value in origin.items()
+            if value is not None and key not in told | {"upstream": 0}
+        }
+        self.event("run.queued", name, run_id, told, actor)
         return run_id, "queued", False
 
     def options(self, name: str, version: int) -> Json:
@@ -6956,7 +7043,7 @@ class Store:
 
     def new_id(self) -> str:
         """An id later than every earlier one, whatever the clock does."""
-        fresh = int(time.time() * 1000) << ID_SALT_BITS | random.getrandbits(ID_SALT_BITS)
+        fresh = int(self.clock.time() * 1000) << ID_SALT_BITS | random.getrandbits(ID_SALT_BITS)
         self.last_id = max(self.last_id + 1, fresh)
         return spell_id(self.last_id)
 
@@ -6971,13 +7058,13 @@ class Store:
         if row is None or row["status"] not in statuses:
             return False
         columns = ", finished_at = ?, error = ?, retry_at = NULL"
-        self.move(run_id, target, columns, rfc3339(time.time()), encode_json(error))
+        self.move(run_id, target, columns, rfc3339(self.clock.time()), encode_json(error))
         self.event("run.finished", row["pipeline"], run_id, {"status": target, "duration_ms": None}, actor)
         return True
 
     def expire_queued(self) -> None:
         """Ends the runs that have waited in the queue for longer than they may."""
-        rows = self.db.execute(f"{EXPIRED} LIMIT ?", (rfc3339(time.time()), EXPIRE_MAX)).fetchall()
+        rows = self.db.execute(f"{EXPIRED} LIMIT ?", (rfc3339(self.clock.time()), EXPIRE_MAX)).fetchall()
         for row in rows:
             error = bare_error(
                 "timeout", "TimeoutError", "it waited in the queue for longer than queue_timeout"
@@ -6992,7 +7079,7 @@ class Store:
 
         Those that are to be tried again come first: they hold their pipeline's place already.
         """
-        again = self.db.execute(RETRIES_DUE, (rfc3339(time.time()), free)).fetchall()
+        again = self.db.execute(RETRIES_DUE, (rfc3339(self.clock.time()), free)).fetchall()
         jobs = [self.begin_attempt(row["run_id"], row["attempt"] + 1, server) for row in again]
         fresh = self.admissible(free - len(jobs)) if len(jobs) < free else []
         return jobs + [self.begin_attempt(row["run_id"], row["attempt"], server) for row in fresh]
@@ -7017,7 +7104,7 @@ class Store:
 
     def begin_attempt(self, run_id: str, attempt: int, server: Json) -> Json:
         """A run is running, with one more attempt to its name: its job."""
-        now = rfc3339(time.time())
+        now = rfc3339(self.clock.time())
         columns = ", started_at = coalesce(started_at, ?), attempt = ?, retry_at = NULL"
         self.move(run_id, "running", columns, now, attempt)
         stem = f"{run_id}.{attempt}"
@@ -7145,7 +7232,7 @@ class Store:
     def end_attempt(self, run_id: str, attempt: int, state: Json, outcome: Outcome) -> Json:
         """Keeps how an attempt ended: when it began and ended and how long it took."""
         last = state["outcome"] or state["ended"] or {}
-        began, ended_at, took = state["process"].get("at"), last.get("at", time.time()), None
+        began, ended_at, took = state["process"].get("at"), last.get("at", self.clock.time()), None
         if began is not None and "mono" in last:
             took = round(max(last["mono"] - state["process"]["mono"], 0.0) * 1000, 3)
         times = {"started_at": began and rfc3339(began), "finished_at": rfc3339(ended_at), "duration_ms": took}
@@ -7158,7 +7245,7 @@ class Store:
 
     def retry_later(self, run_id: str, pipeline: str, attempt: int, outcome: Outcome, pause: float) -> None:
         """The run waits to be tried again."""
-        retry_at = rfc3339(time.time() + pause)
+        retry_at = rfc3339(self.clock.time() + pause)
         self.move(run_id, "retrying", ", retry_at = ?", retry_at)
         told = {
             "attempt": attempt,
@@ -7190,7 +7277,7 @@ class Store:
                 "INSERT INTO states SELECT pipeline, ?, run_id, ? FROM runs WHERE run_id = ?"
                 " ON CONFLICT (pipeline) DO UPDATE SET state = excluded.state, run_id = excluded.run_id,"
                 " updated_at = excluded.updated_at",
-                (encode_json(state), rfc3339(time.time()), run_id),
+                (encode_json(state), rfc3339(self.clock.time()), run_id),
             )
 
     def note_stopping(self, run_id: str, attempt: int, status: str) -> None:
@@ -7283,7 +7370,7 @@ PASSED_MAX = 100
 LIVE_RUNS = (
     "SELECT pipeline, CASE trigger WHEN 'schedule' THEN 'tick' WHEN 'catchup' THEN 'tick'"
     " WHEN 'backfill' THEN 'backfill' ELSE '' END AS kind, count(*) AS runs"
-    " FROM runs WHERE status IN ('running', 'retrying') GROUP BY 1, 2"
+    " FROM runs INDEXED BY runs_live WHERE status IN ('running', 'retrying') GROUP BY 1, 2"
 )
 WAITING = (
     "SELECT r.run_id, r.attempt, r.pipeline, r.trigger,"
@@ -7296,11 +7383,13 @@ WAITING = (
 #: The oldest queued run of each pipeline that has any, one step through the index for each.
 WAITING_HEADS = (
     "WITH RECURSIVE waiting (pipeline) AS ("
-    " SELECT min(pipeline) FROM runs WHERE status = 'queued' UNION ALL"
-    " SELECT (SELECT min(pipeline) FROM runs WHERE status = 'queued' AND pipeline > waiting.pipeline)"
-    " FROM waiting WHERE waiting.pipeline IS NOT NULL)"
-    " SELECT (SELECT min(run_id) FROM runs r WHERE r.status = 'queued' AND r.pipeline = waiting.pipeline)"
-    " AS run_id FROM waiting WHERE pipeline IS NOT NULL"
+    " SELECT min(pipeline) FROM runs INDEXED BY runs_waiting WHERE status = 'queued' UNION ALL SELECT ("
+    "  SELECT min(pipeline) FROM runs INDEXED BY runs_waiting"
+    "  WHERE status = 'queued' AND pipeline > waiting.pipeline"
+    " ) FROM waiting WHERE waiting.pipeline IS NOT NULL)"
+    " SELECT (SELECT min(run_id) FROM runs r INDEXED BY runs_waiting"
+    "  WHERE r.status = 'queued' AND r.pipeline = waiting.pipeline) AS run_id FROM waiting"
+    " WHERE pipeline IS NOT NULL"
 )
 
 
@@ -7346,7 +7435,9 @@ class Questions:
         """The deployed pipelines with their last runs, and how many there are."""
         rows = self.rows(
             "SELECT p.name, p.version, v.options, p.updated_at,"
-            " r.run_id AS last_run_id, r.status AS last_status, r.queued_at AS last_run_at FROM pipelines p"
+            " r.run_id AS last_run_id, r.status AS last_status, r.queued_at AS last_run_at,"
+            " CASE WHEN s.due_at IS NOT NULL THEN s.next_at END AS next_at, s.held FROM pipelines p"
+            " LEFT JOIN schedules s ON s.pipeline = p.name"
             " JOIN versions v ON v.pipeline = p.name AND v.version = p.version"
             " LEFT JOIN runs r ON r.run_id = (SELECT max(run_id) FROM runs WHERE pipeline = p.name)"
             " WHERE p.deployed = 1 ORDER BY p.name LIMIT ?",
@@ -7594,10 +7685,10 @@ class Questions:
         newest: str | None = self.db.execute("SELECT max(run_id) FROM runs").fetchone()[0]
         return newest
 
-    def has_queued(self) -> bool:
+    def has_queued(self, now: float) -> bool:
         """Whether any run is queued, or to be tried again by now."""
         found = self.db.execute("SELECT 1 FROM runs WHERE status = 'queued' LIMIT 1").fetchone()
-        return found is not None or bool(self.rows(RETRIES_DUE, rfc3339(time.time()), 1))
+        return found is not None or bool(self.rows(RETRIES_DUE, rfc3339(now), 1))
 
     def next_appointment(self) -> str | None:
         """When the next run is to be tried again, or will have waited for too long."""
@@ -7607,9 +7698,9 @@ class Questions:
         ).fetchone()[0]
         return found
 
-    def has_expired(self) -> bool:
+    def has_expired(self, now: float) -> bool:
         """Whether any run has waited in the queue for too long."""
-        return bool(self.rows(f"{EXPIRED} LIMIT 1", rfc3339(time.time())))
+        return bool(self.rows(f"{EXPIRED} LIMIT 1", rfc3339(now)))
 
     def unfinished(self) -> list[Json]:
         """The attempts that were live when the last daemon ended."""

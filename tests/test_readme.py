@@ -9,6 +9,7 @@ import http.server
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -251,6 +252,17 @@ def test_the_shell_snippets_get_an_answer(tau: Tau, program: str) -> None:
     line = re.sub(r"(~|\$HOME)/\.local/state/tau/tau\.sock", str(tau.socket), lines[0])
     done = subprocess.run(["sh", "-c", line], capture_output=True, text=True, timeout=20)
     assert '"result"' in done.stdout, done
+
+
+def test_the_commands_about_schedules_work(home: Tau) -> None:
+    home.start()
+    home.deploy("from tau import pipeline\n@pipeline\ndef orders(ctx): ...\n")
+    lines = [line for block in blocks("bash") if "tau schedule" in block for line in block.splitlines()]
+    assert len(lines) > 10
+    for line in lines:
+        program, *words = shlex.split(line, comments=True)
+        assert program == "tau"
+        assert home.command(*words).exit == 0, line
 
 
 def test_the_first_two_commands_are_there() -> None:

@@ -1,0 +1,1240 @@
+"""due() as a table of cases; clocks that jump; two simulated years; schedules, chains and backfills as users see them."""
+
+from __future__ import annotations
+
+import asyncio
+import bisect
+import heapq
+import json
+import os
+import random
+import sqlite3
+import time
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import Tau, eventually
+
+import tau as module
+
+#: 2026-06-01T00:00:00Z, a Monday.
+MONDAY = 1_780_272_000
+HOUR, DAY = 3_600, 86_400
+
+
+def schedule(times: module.Times, watermark: int, **options: Any) -> module.Schedule:
+    """A schedule that is decided up to an instant."""
+    row = {
+        "pipeline": "p",
+        "watermark_at": module.rfc3339(watermark),
+        "options": module.SCHEDULE_OPTIONS | options,
+    }
+    tick = times.next(watermark)
+    row |= {"next_at": module.rfc3339(tick[0]) if tick else None, "moved": tick[1] if tick else 0}
+    return module.Schedule(row, times)
+
+
+HOURLY = module.Interval(HOUR, MONDAY)
+
+
+def decided(plan: module.Plan) -> list[tuple[Any, ...]]:
+    """The decisions in brief: what, which hour, and why or how many."""
+    brief = []
+    for one in plan.decisions:
+        hour = (one["tick"] - MONDAY) / HOUR
+        extra = one.get("trigger") or one["reason"]
+        brief.append((one["type"].partition(".")[2], hour, extra, *([one["ticks"]] if "ticks" in one else [])))
+    return brief
+
+
+#: (options, hours since the watermark, unfinished runs of earlier ticks) → decisions.
+DUE: list[tuple[dict[str, Any], float, list[str], list[tuple[Any, ...]]]] = [
+    ({}, 0.5, [], []),
+    ({}, 1, [], [("fired", 1, "schedule")]),
+    ({}, 1 + 10 / HOUR, [], [("fired", 1, "schedule")]),
+    ({}, 1 + 11 / HOUR, [], [("fired", 1, "catchup")]),
+    # Missed: the last one runs, unless one is due just now.
+    ({}, 3.5, [], [("missed", 2, "misfire is last", 2), ("fired", 3, "catchup")]),
+    ({}, 3, [], [("missed", 2, "misfire is last", 2), ("fired", 3, "schedule")]),
+    ({"misfire": "skip"}, 3.5, [], [("missed", 3, "misfire is skip", 3)]),
+    ({"misfire": "skip"}, 3, [], [("missed", 2, "misfire is skip", 2), ("fired", 3, "schedule")]),
+    ({"misfire": "all"}, 3.5, [], [("fired", 1, "catchup"), ("fired", 2, "catchup"), ("fired", 3, "catchup")]),
+    # Within the catch-up window only.
+    ({"catchup_window_s": 60.0}, 3.5, [], [("missed", 3, "older than catchup_window", 3)]),
+    ({"catchup_window_s": 3_600.0}, 3.5, [], [("missed", 2, "older than catchup_window", 2), ("fired", 3, "catchup")]),
+    ({"catchup_window_s": 7_200.0, "misfire": "all"}, 3.5, [],
+     [("missed", 1, "older than catchup_window", 1), ("fired", 2, "catchup"), ("fired", 3, "catchup")]),
+    # Overlap.
+    ({}, 1, ["r"], [("skipped", 1, "overlap")]),
+    ({"overlap": "queue"}, 1, ["r"], [("fired", 1, "schedule")]),
+    ({"overlap": "queue"}, 1, ["r"] * 101, [("dropped", 1, "cap")]),
+    ({"overlap": "cancel_running"}, 1, ["r", "s"], [("fired", 1, "schedule")]),
+    ({"overlap": "allow"}, 1, ["r"] * 200, [("fired", 1, "schedule")]),
+    ({"misfire": "all"}, 2.5, ["r"], [("fired", 1, "catchup"), ("fired", 2, "catchup")]),
+    ({"misfire": "all"}, 2, [], [("fired", 1, "catchup"), ("skipped", 2, "overlap")]),
+    ({}, 1.5, ["r"], [("skipped", 1, "overlap")]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("case", DUE, ids=lambda case: f"{case[0]} {case[1]:.4g}h {len(case[2])} active")
+def test_due_decides(case: tuple[dict[str, Any], float, list[str], list[tuple[Any, ...]]]) -> None:
+    options, hours, active, expected = case
+    now = MONDAY + round(hours * HOUR)
+    plan = module.due(schedule(HOURLY, MONDAY, **options), now, active)
+    assert decided(plan) == expected
+    assert plan.watermark == now
+    assert plan.next == HOURLY.next(now)
+    assert plan.cancel == (active if options.get("overlap") == "cancel_running" else [])
+
+
+def test_due_again_decides_nothing() -> None:
+    one = schedule(HOURLY, MONDAY)
+    plan = module.due(one, MONDAY + 5 * HOUR, [])
+    assert module.due(schedule(HOURLY, plan.watermark), MONDAY + 5 * HOUR, []).decisions == []
+    back = module.due(schedule(HOURLY, plan.watermark), MONDAY + 2 * HOUR, [])
+    assert (back.decisions, back.watermark, back.next) == ([], plan.watermark, (MONDAY + 6 * HOUR, False))
+
+
+def test_a_cap_drops_the_oldest_of_many() -> None:
+    minutely = module.Interval(60, MONDAY)
+    plan = module.due(schedule(minutely, MONDAY, misfire="all"), MONDAY + 5 * HOUR + 30, [])
+    dropped, *fired = plan.decisions
+    assert (dropped["type"], dropped["reason"], dropped["ticks"]) == ("tick.dropped", "cap", 200)
+    assert len(fired) == module.CATCHUP_MAX
+    assert fired[-1]["tick"] == MONDAY + 5 * HOUR
+
+
+def test_ten_years_are_decided_at_once() -> None:
+    for timing in (
+        module.Interval(1, MONDAY),
+        module.CronTimes(module.check_cron("* * * * *"), module.Zone("UTC")),
+    ):
+        plan = module.due(schedule(timing, MONDAY), MONDAY + 3_650 * DAY + 30, [])
+        missed, *rest = plan.decisions
+        assert missed["ticks"] > module.COUNT_MAX
+        assert missed["at_least"]
+        assert [one["type"] for one in rest].count("tick.fired") == 1
+        assert len(plan.decisions) <= 2 + module.ON_TIME_S + 1
+
+
+def test_the_cause_of_a_miss_is_told_if_it_is_known() -> None:
+    gap = {"from": MONDAY + 100, "until": MONDAY + 2 * HOUR + 900, "cause": "daemon_down"}
+    plan = module.due(schedule(HOURLY, MONDAY), MONDAY + 2 * HOUR + 901, [], [gap])
+    cause = {"what": "daemon_down", "from": module.rfc3339(gap["from"]), "until": module.rfc3339(gap["until"])}
+    assert [one["cause"] for one in plan.decisions] == [cause, cause]
+    other = gap | {"until": MONDAY + HOUR}
+    assert (
+        "cause" not in module.due(schedule(HOURLY, MONDAY), MONDAY + 2 * HOUR + 901, [], [other]).decisions[-1]
+    )
+
+
+def test_what_came_while_paused_does_not_run() -> None:
+    gap = {"from": MONDAY + 1, "until": MONDAY + 5 * HOUR + 60, "cause": "paused"}
+    plan = module.due(schedule(HOURLY, MONDAY, misfire="all"), MONDAY + 6 * HOUR, [], [gap])
+    assert decided(plan) == [("skipped", 5, "paused", 5), ("fired", 6, "schedule")]
+
+
+def test_jitter_is_the_same_each_time_and_spreads_pipelines() -> None:
+    delays = [module.delay_of(f"p{n}", 30.0) for n in range(300)]
+    assert delays == [module.delay_of(f"p{n}", 30.0) for n in range(300)]
+    assert {*delays} == {*range(31)}
+    late = schedule(HOURLY, MONDAY, jitter_s=30.0)
+    late.delay = 20
+    assert module.due(late, MONDAY + HOUR + 19, []).decisions == []
+    assert decided(module.due(late, MONDAY + HOUR + 20, [])) == [("fired", 1, "schedule")]
+
+
+def test_the_command_line_wins_over_the_decorator() -> None:
+    live = {
+        "schedule": "0 6 * * *",
+        "every": None,
+        "timezone": "Europe/London",
+        "overlap": "queue",
+        "misfire": "last",
+    }
+    live |= {"catchup_window": 86_400.0, "jitter": 0.0}
+    of_decorator = module.schedule_options(live, {})
+    assert (of_decorator["cron"], of_decorator["timezone"], of_decorator["overlap"]) == (
+        "0 6 * * *",
+        "Europe/London",
+        "queue",
+    )
+    of_command = module.schedule_options(live, {"every_s": 60})
+    assert (of_command["cron"], of_command["every_s"], of_command["timezone"]) == (None, 60, None)
+    assert of_command["overlap"] == "queue"
+    assert module.schedule_options(live, {"overlap": "allow"}) == of_decorator | {"overlap": "allow"}
+
+
+@pytest.mark.parametrize(
+    ("graph", "circle"),
+    [
+        ({"a": []}, None),
+        ({"a": ["b"], "b": ["c"], "c": []}, None),
+        ({"a": ["b", "c"], "b": ["d"], "c": ["d"], "d": []}, None),
+        ({"a": ["a"]}, ["a", "a"]),
+        ({"a": ["b"], "b": ["a"]}, ["a", "b", "a"]),
+        ({"x": ["a"], "a": ["b"], "b": ["c"], "c": ["a"]}, ["a", "b", "c", "a"]),
+        ({"a": ["absent"]}, None),
+        ({str(n): [str(n + 1)] for n in range(5_000)}, None),
+    ],
+)  # fmt: skip
+def test_a_circle_is_found_wherever_it_is(graph: dict[str, list[str]], circle: list[str] | None) -> None:
+    assert module.find_circle(graph) == circle
+
+
+# A scheduler without a daemon: the real store and the real decisions under a clock that the test moves.
+
+
+class FakeClock(module.Clock):
+    """Time that passes when it is told to."""
+
+    def __init__(self, now: float) -> None:
+        self.wall, self.awake, self.gone = now, 0.0, 0.0
+
+    def time(self) -> float:
+        return self.wall
+
+    def monotonic(self) -> float:
+        return self.awake
+
+    def elapsed(self) -> float:
+        return self.gone
+
+    def run(self, seconds: float) -> None:
+        """Time passes."""
+        self.wall, self.awake, self.gone = self.wall + seconds, self.awake + seconds, self.gone + seconds
+
+    def sleep(self, seconds: float) -> None:
+        """Time passes while the machine is suspended."""
+        self.wall, self.gone = self.wall + seconds, self.gone + seconds
+
+    def step(self, seconds: float) -> None:
+        """Somebody sets the clock."""
+        self.wall += seconds
+
+
+class Killed(Exception):
+    """The daemon dies before its transaction is committed."""
+
+
+class FakeExecutor:
+    """Takes what the scheduler asks of the executor."""
+
+    def __init__(self) -> None:
+        self.paused = False
+        self.stopped: list[str] = []
+
+    def wake(self) -> None: ...
+
+    def spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        work.close()
+
+    async def stop(self, run_id: str, status: str) -> None:
+        self.stopped.append(run_id)
+
+
+class World:
+    """A home whose daemon may die and whose clock may jump; runs are moved by hand."""
+
+    def __init__(self, home: Path, now: float = MONDAY) -> None:
+        self.home, self.clock = str(home), FakeClock(now)
+        self.kill_next = False
+        self.writes = 0
+
+    def open(self) -> None:
+        """A daemon begins, as far as it is about schedules."""
+        self.store = module.Store(self.home, module.read_settings({}, None), self.clock)
+        self.store.open(asyncio.get_running_loop())
+        self.store.db.execute("PRAGMA synchronous = OFF")
+        self.store.write = self.write  # type: ignore[method-assign]
+        self.store.ask = module.Questions(self.store.db)  # which sees what is not committed yet
+        self.agenda = module.Agenda(self.store, "UTC", module.due)
+        self.agenda.open()
+        self.executor = FakeExecutor()
+        self.scheduler = module.Scheduler(self.agenda, self.executor)  # type: ignore[arg-type]
+
+    async def begin(self) -> None:
+        """A daemon begins, and takes over."""
+        self.open()
+        await self.scheduler.take_over()
+
+    def end(self) -> None:
+        """It is gone."""
+        if self.store.db.in_transaction:
+            self.store.db.execute("COMMIT")
+        self.store.close()
+
+    async def write(self, work: Callable[..., Any], *arguments: Any) -> Any:
+        """Does work here and now, as a whole or not at all; a hundred such share a transaction, to be quick."""
+        db = self.store.db
+        if not db.in_transaction:
+            db.execute("BEGIN IMMEDIATE")
+        db.execute("SAVEPOINT work")
+        try:
+            answer = work(*arguments)
+            if self.kill_next:
+                raise Killed
+        except BaseException:
+            db.execute("ROLLBACK TO work")
+            db.execute("RELEASE work")
+            raise
+        db.execute("RELEASE work")
+        self.writes += 1
+        if self.writes % 100 == 0:
+            db.execute("COMMIT")
+        return answer
+
+    async def deploy(self, *names: str, **options: Any) -> None:
+        """Pipelines are deployed."""
+        plain = {"description": "", "tags": [], "params": {"type": "object"}, "entry": "p.py"}
+        found = [{"name": name, "function": name, **plain, **options} for name in names]
+        await self.write(self.agenda.deploy, found, "0" * 64, "me")
+
+    async def set(self, name: str, enabled: bool | None = None, **command: Any) -> None:
+        """What `tau schedule` does."""
+        await self.write(self.agenda.set_schedule, name, command, enabled, "me")
+
+    async def pass_time(self, seconds: float) -> None:
+        """Time passes with a look each second, as far as anything can be due."""
+        end = self.clock.gone + seconds
+        while self.clock.gone < end:
+            due = self.agenda.ask.first_due()
+            wait = end - self.clock.gone
+            if due is not None and (sooner := module.instant_of(due) - self.clock.wall) > 0:
+                wait = min(wait, sooner)
+            self.clock.run(wait)
+            self.scheduler.seen = tuple(value - 0.0001 for value in self.scheduler.clocks())  # type: ignore[assignment]
+            await self.scheduler.look()
+
+    def finish(self, run_id: str, status: str = "success") -> None:
+        """A run that is queued or runs has ended so."""
+        self.store.move(run_id, "running")
+        self.store.move(run_id, status, ", finished_at = ?", module.rfc3339(self.clock.wall))
+        name = self.rows("SELECT pipeline FROM runs WHERE run_id = ?", run_id)[0][0]
+        self.store.event("run.finished", name, run_id, {"status": status})
+        self.store.on_finish(name, run_id, status)
+
+    async def finish_all(self, status: str = "success") -> None:
+        """All runs have ended so."""
+        for (run_id,) in self.rows("SELECT run_id FROM runs WHERE status IN ('queued', 'running')"):
+            await self.write(self.finish, run_id, status)
+
+    def rows(self, question: str, *values: Any) -> list[tuple[Any, ...]]:
+        """What the database answers."""
+        return [tuple(row) for row in self.store.db.execute(question, values)]
+
+    def events(self, *types: str) -> list[dict[str, Any]]:
+        """The ledger, as far as it is of these types, oldest first."""
+        marks = ", ".join("?" * len(types))
+        rows = self.store.db.execute(f"SELECT * FROM events WHERE type IN ({marks}) ORDER BY seq", types)
+        return [{**event["data"], **event} for event in map(module.to_document, rows)]
+
+    def ticks(self, name: str = "p") -> list[float]:
+        """The ticks that have runs, in hours since MONDAY."""
+        rows = self.rows("SELECT scheduled_for FROM runs WHERE pipeline = ? ORDER BY scheduled_for", name)
+        return [(module.instant_of(text) - MONDAY) / HOUR for (text,) in rows]
+
+
+def in_world(tmp_path: Path, story: Callable[[World], Coroutine[Any, Any, None]]) -> None:
+    """Tells a story in a world with one pipeline, `p`."""
+
+    async def told() -> None:
+        world = World(tmp_path)
+        await world.begin()
+        try:
+            await world.deploy("p")
+            await story(world)
+        finally:
+            world.end()
+
+    asyncio.run(told())
+
+
+def test_ticks_fire_in_time_and_once(tmp_path: Path) -> None:
+    async def story(world: World) -> None:
+        await world.set("p", cron="*/30 * * * *", overlap="allow")
+        await world.pass_time(2 * HOUR)
+        assert world.ticks() == [0.5, 1, 1.5, 2]
+        assert [event["trigger"] for event in world.events("tick.fired")] == ["schedule"] * 4
+
+    in_world(tmp_path, story)
+
+
+def test_a_suspended_machine_catches_up_and_the_ledger_says_why(tmp_path: Path) -> None:
+    async def story(world: World) -> None:
+        await world.set("p", cron="0 * * * *")
+        await world.pass_time(HOUR + 60)
+        await world.finish_all()
+        world.clock.sleep(8 * HOUR)
+        await world.scheduler.look()
+        assert world.ticks() == [1, 9]
+        (gap,) = world.events("scheduler.gap")
+        assert (gap["cause"], gap["seconds"]) == ("suspended", 8 * HOUR)
+        (missed,) = world.events("tick.missed")
+        assert (missed["ticks"], missed["cause"]["what"]) == (7, "suspended")
+        assert world.events("tick.fired")[-1]["trigger"] == "catchup"
+
+    in_world(tmp_path, story)
+
+
+def test_a_clock_that_is_set_forward_is_a_miss(tmp_path: Path) -> None:
+    async def story(world: World) -> None:
+        await world.set("p", cron="0 * * * *")
+        await world.pass_time(60)
+        world.clock.step(3_650 * DAY)
+        await world.scheduler.look()
+        assert len(world.ticks()) == 1
+        assert [gap["cause"] for gap in world.events("scheduler.gap")] == ["clock_set_forward"]
+        assert world.events("tick.missed")[0]["at_least"]
+
+    in_world(tmp_path, story)
+
+
+def test_a_clock_that_is_set_back_repeats_nothing(tmp_path: Path) -> None:
+    async def story(world: World) -> None:
+        await world.set("p", cron="*/10 * * * *", overlap="allow")
+        await world.pass_time(HOUR)
+        world.clock.step(-HOUR)
+        await world.scheduler.look()
+        await world.pass_time(HOUR + 600)
+        assert world.ticks() == [n / 6 for n in range(1, 8)]
+        (back,) = world.events("clock.set_back")
+        assert back["seconds"] == -HOUR
+
+    in_world(tmp_path, story)
+
+
+def test_an_interval_keeps_its_distance_when_the_clock_is_set_back(tmp_path: Path) -> None:
+    async def story(world: World) -> None:
+        await world.set("p", every_s=600, overlap="allow")
+        await world.pass_time(HOUR)
+        world.clock.step(-HOUR)
+        await world.scheduler.look()
+        await world.pass_time(HOUR)
+        assert len(world.ticks()) == 11
+        assert len({*world.ticks()}) == 11
+        world.clock.step(-90)
+        await world.scheduler.look()
+        await world.pass_time(HOUR)
+        assert len({*world.ticks()}) == 17
+
+    in_world(tmp_path, story)
+
+
+def test_a_clock_that_was_never_set_decides_nothing(tmp_path: Path) -> None:
+    async def story(world: World) -> None:
+        await world.set("p", every_s=60)
+        world.clock.step(-world.clock.wall + 1_000)
+        await world.scheduler.look()
+        await world.pass_time(HOUR)
+        assert world.ticks() == []
+        world.clock.step(MONDAY + 2 * HOUR - world.clock.wall)
+        await world.scheduler.look()
+        assert world.ticks() == [2]
+        assert len(world.events("clock.unset")) == 1
+
+    in_world(tmp_path, story)
+
+
+def test_a_daemon_that_was_down_says_from_when_until_when(tmp_path: Path) -> None:
+    async def story(world: World) -> None:
+        await world.set("p", cron="0 6 * * *")
+        await world.pass_time(5 * HOUR)
+        world.end()
+        world.clock.run(3 * HOUR)
+        await world.begin()
+        await world.scheduler.look()
+        assert world.ticks() == [6]
+        cause = world.events("tick.fired")[0]["cause"]
+        assert (cause["what"], cause["from"][11:16], cause["until"][11:16]) == ("daemon_down", "05:00", "08:00")
+
+    in_world(tmp_path, story)
+
+
+def test_a_kill_before_the_commit_changes_nothing(tmp_path: Path) -> None:
+    async def story(world: World) -> None:
+        await world.set("p", cron="0 6 * * *")
+        await world.pass_time(5 * HOUR + 3_590)
+        world.clock.run(12)
+        world.kill_next = True
+        with pytest.raises(Killed):
+            await world.scheduler.look()
+        world.kill_next = False
+        assert world.ticks() == []
+        world.end()
+        await world.begin()
+        await world.scheduler.look()
+        await world.scheduler.look()
+        assert world.ticks() == [6]
+        assert len(world.events("tick.fired")) == 1
+
+    in_world(tmp_path, story)
+
+
+def test_edits_pauses_and_disabling_move_the_watermark_to_now(tmp_path: Path) -> None:
+    async def story(world: World) -> None:
+        await world.set("p", cron="0 * * * *", misfire="all")
+        for stop, go in (
+            (
+                lambda: world.write(world.agenda.pause, "p", "test", "me"),
+                lambda: world.write(world.agenda.resume, "p", "me"),
+            ),
+            (
+                lambda: world.write(world.agenda.pause, "", "test", "me"),
+                lambda: world.write(world.agenda.resume, "", "me"),
+            ),
+            (
+                lambda: world.set("p", False, cron="0 * * * *", misfire="all"),
+                lambda: world.set("p", True, cron="0 * * * *", misfire="all"),
+            ),
+        ):
+            before = len(world.ticks())
+            await stop()
+            await world.pass_time(3 * HOUR + 60)
+            assert len(world.ticks()) == before
+            await go()
+            await world.scheduler.look()
+            assert len(world.ticks()) == before
+            await world.pass_time(HOUR)
+            assert len(world.ticks()) == before + 1
+            await world.finish_all()
+        skipped = world.events("tick.skipped")
+        assert [one["reason"] for one in skipped] == ["paused", "paused", "disabled"]
+        assert [one["ticks"] for one in skipped] == [3, 3, 3]
+        await world.set("p", cron="30 * * * *")
+        await world.pass_time(HOUR)
+        assert world.ticks()[-1] % 1 == 0.5
+
+    in_world(tmp_path, story)
+
+
+def test_a_tick_that_is_undecided_when_its_schedule_is_edited_is_told(tmp_path: Path) -> None:
+    async def story(world: World) -> None:
+        await world.set("p", cron="0 * * * *")
+        world.clock.run(2 * HOUR + 60)
+        await world.set("p", cron="30 * * * *")
+        await world.scheduler.look()
+        assert world.ticks() == []
+        (skipped,) = world.events("tick.skipped")
+        assert (skipped["reason"], skipped["ticks"]) == ("edited", 2)
+
+    in_world(tmp_path, story)
+
+
+def test_overlapping_ticks_wait_are_skipped_or_take_over(tmp_path: Path) -> None:
+    async def story(world: World) -> None:
+        for name, overlap in (("s", "skip"), ("q", "queue"), ("c", "cancel_running"), ("a", "allow")):
+            await world.deploy(name, overlap=overlap)
+            await world.set(name, every_s=HOUR)
+        await world.pass_time(HOUR)
+        assert len(await world.write(world.store.admit, 10, {})) == 4
+        await world.pass_time(2 * HOUR)
+        assert [len(world.ticks(name)) for name in "sqca"] == [1, 3, 3, 3]
+        skipped = world.events("tick.skipped")
+        assert [one["pipeline"] for one in skipped] == ["s", "s"]
+        assert skipped[0]["run_id"] is None
+        run_id = json.loads(world.rows("SELECT data FROM events WHERE type = 'tick.skipped'")[0][0])["run_id"]
+        assert world.rows("SELECT pipeline, status FROM runs WHERE run_id = ?", run_id) == [("s", "running")]
+        # Queued ticks wait until the one before has ended; so does the one that takes over.
+        assert {job["pipeline"] for job in await world.write(world.store.admit, 10, {})} == {"a"}
+        statuses = world.rows("SELECT status FROM runs WHERE pipeline = 'c' ORDER BY run_id")
+        assert statuses == [("running",), ("cancelled",), ("queued",)]
+        assert {*world.executor.stopped} == {
+            world.rows("SELECT min(run_id) FROM runs WHERE pipeline = 'c'")[0][0]
+        }
+
+    in_world(tmp_path, story)
+
+
+def test_a_pipelines_limit_holds_and_holds_up_nobody_else(tmp_path: Path) -> None:
+    async def story(world: World) -> None:
+        await world.deploy("one", max_concurrent=1)
+        await world.deploy("other")
+        for _ in range(module.PASSED_MAX + 150):
+            await world.write(world.store.add_run, "one", "{}", None, "manual", "me")
+        for _ in range(3):
+            await world.write(world.store.add_run, "other", "{}", None, "manual", "me")
+        admitted = [job["pipeline"] for job in await world.write(world.store.admit, 5, {})]
+        assert admitted == ["one", "other"]
+        assert [job["pipeline"] for job in await world.write(world.store.admit, 5, {})] == ["other"]
+        assert [job["pipeline"] for job in await world.write(world.store.admit, 5, {})] == ["other"]
+        assert await world.write(world.store.admit, 5, {}) == []
+        (live,) = world.rows("SELECT run_id FROM runs WHERE pipeline = 'one' AND status = 'running'")
+        await world.write(world.finish, live[0])
+        assert [job["pipeline"] for job in await world.write(world.store.admit, 5, {})] == ["one"]
+
+    in_world(tmp_path, story)
+
+
+def test_chains_run_when_all_they_come_after_have_succeeded(tmp_path: Path) -> None:
+    async def story(world: World) -> None:
+        await world.deploy("a", "b")
+        await world.deploy("both", after=["a", "b"])
+        await world.deploy("first", after=["a"])
+
+        async def succeed(name: str, status: str = "success") -> str:
+            run_id = str((await world.write(world.store.add_run, name, "{}", None, "manual", "me"))[0])
+            await world.write(world.finish, run_id, status)
+            return run_id
+
+        def chained(name: str) -> list[dict[str, str]]:
+            return [
+                json.loads(text) for (text,) in world.rows("SELECT upstream FROM runs WHERE pipeline = ?", name)
+            ]
+
+        await succeed("a", "failed")
+        assert chained("first") == []
+        one = await succeed("a")
+        two = await succeed("a")
+        assert chained("first") == [{"a": one}, {"a": two}]
+        assert chained("both") == []
+        three = await succeed("b")
+        assert chained("both") == [{"a": two, "b": three}]
+        await succeed("b")
+        assert len(chained("both")) == 1
+        assert world.rows("SELECT DISTINCT trigger FROM runs WHERE pipeline = 'both'") == [("chain",)]
+        await world.write(world.agenda.pause, "both", "test", "me")
+        await succeed("a")
+        assert len(chained("both")) == 1
+        assert [event["reason"] for event in world.events("chain.skipped")] == ["paused"]
+
+    in_world(tmp_path, story)
+
+
+def test_failures_in_a_row_pause_a_pipeline_until_it_is_resumed(tmp_path: Path) -> None:
+    async def story(world: World) -> None:
+        await world.deploy("p", pause_after_failures=3)
+        await world.set("p", every_s=60)
+        for status in ("failed", "failed", "success", "lost", "failed", "failed"):
+            await world.pass_time(60)
+            await world.finish_all(status)
+        (paused,) = world.events("pipeline.paused")
+        assert paused["reason"] == "3 failures in a row"
+        await world.pass_time(HOUR)
+        assert len(world.ticks()) == 6
+        await world.write(world.agenda.resume, "p", "me")
+        for _ in range(2):
+            await world.pass_time(60)
+            await world.finish_all("failed")
+        assert not world.agenda.is_paused("p")
+        await world.pass_time(60)
+        await world.finish_all("failed")
+        assert world.agenda.is_paused("p")
+
+    in_world(tmp_path, story)
+
+
+def test_an_overdue_success_is_told_once_also_after_a_downtime(tmp_path: Path) -> None:
+    async def story(world: World) -> None:
+        await world.deploy("p", expect_success_within=25 * 3600.0)
+        await world.pass_time(20 * HOUR)
+        run_id = (await world.write(world.store.add_run, "p", "{}", None, "manual", "me"))[0]
+        await world.write(world.finish, run_id)
+        await world.pass_time(24 * HOUR)
+        assert world.events("success.overdue") == []
+        world.end()
+        world.clock.run(30 * HOUR)
+        await world.begin()
+        await world.pass_time(60 * HOUR)
+        (overdue,) = world.events("success.overdue")
+        assert overdue["last_success_at"][:13] == "2026-06-01T20"
+        run_id = (await world.write(world.store.add_run, "p", "{}", None, "manual", "me"))[0]
+        await world.write(world.finish, run_id)
+        await world.pass_time(26 * HOUR)
+        assert len(world.events("success.overdue")) == 2
+
+    in_world(tmp_path, story)
+
+
+def test_another_croniter_is_compared_with_the_last(tmp_path: Path) -> None:
+    async def story(world: World) -> None:
+        await world.set("p", cron="0 6 * * *")
+        key = ("0 6 * * *", "UTC")
+        assert await world.write(world.agenda.refresh, ["p"], "7.0.0") == [key]
+        digest = module.digest_ticks(*key)
+        await world.write(world.agenda.keep_digest, *key, "7.0.0", digest)
+        assert await world.write(world.agenda.refresh, ["p"], "7.0.0") == []
+        assert await world.write(world.agenda.refresh, ["p"], "8.0.0") == [key]
+        await world.write(world.agenda.keep_digest, *key, "8.0.0", digest)
+        assert world.events("schedule.ticks_differ") == []
+        await world.write(world.agenda.keep_digest, *key, "9.0.0", "other")
+        (differs,) = world.events("schedule.ticks_differ")
+        assert (differs["cron"], differs["croniter"], differs["croniter_before"]) == (
+            "0 6 * * *",
+            "9.0.0",
+            "8.0.0",
+        )
+
+    in_world(tmp_path, story)
+
+
+# Two simulated years.
+
+ZONES = (
+    *("UTC", "America/New_York", "Europe/London", "Australia/Lord_Howe", "Asia/Kolkata", "America/Santiago"),
+    *("Africa/Casablanca", "Pacific/Chatham", "Antarctica/Troll"),
+)
+#: `TAU_SIMULATION=full` simulates all 200 schedules, and takes most of a minute.
+SCHEDULES = 200 if os.environ.get("TAU_SIMULATION") == "full" else 25
+YEARS_S = 730 * DAY
+SEED = int(os.environ.get("TAU_SEED", "20260101"))
+
+
+class Regime:
+    """A schedule while nobody changed it: its ticks after *begin* until *end*, decided by certain ledger entries."""
+
+    def __init__(self, times: module.Times | None, begin: int, seq: int) -> None:
+        self.times, self.begin, self.seq = times, begin, seq
+        self.end, self.last_seq = begin, seq
+
+    def close(self, end: int, seq: int) -> None:
+        """It has ended."""
+        self.end, self.last_seq = end, seq
+
+
+class Simulation(World):
+    """Many schedules, a clock that jumps, a daemon that dies, people who edit and pause, runs that are slow."""
+
+    def __init__(self, home: Path, seed: int, count: int) -> None:
+        super().__init__(home, MONDAY)
+        self.random = random.Random(seed)
+        self.names = [f"p{n}" for n in range(count)]
+        self.regimes: dict[str, list[Regime]] = {name: [] for name in self.names}
+        self.ends: list[tuple[float, str]] = []  # when runs end, by elapsed time
+        self.paused: set[str] = set()
+        self.disabled: set[str] = set()
+        self.live: dict[str, str] = {}  # run → its pipeline
+        self.doomed = False  # whether the daemon dies before it commits what it decides next
+
+    def timing(self) -> dict[str, Any]:
+        """When something is due, about a thousand times in two years."""
+        pick, zone = self.random, {"timezone": self.random.choice(ZONES)}
+        minute, hour = pick.randrange(60), pick.randrange(24)
+        days = ",".join(map(str, sorted(pick.sample(range(7), 3))))
+        return pick.choice(
+            [
+                {"cron": f"{minute} {hour} * * *", **zone},
+                {"cron": f"{minute} {hour},{(hour + 9) % 24} * * *", **zone},
+                {"cron": f"*/30 {pick.randrange(4)} * * *", **zone},
+                {"cron": f"{minute} */8 * * {days}", **zone},
+                {"cron": f"{minute},{(minute + 30) % 60} 0-4 1,15 * {days}", **zone},
+                {"cron": f"{minute} {hour} */2 * 1-5", **zone},
+                {"cron": f"*/20 {hour} * * {days}", **zone},
+                {"every_s": pick.choice([4 * HOUR, 5 * HOUR, 7 * HOUR + 7, DAY])},
+                {"cron": f"{minute} */5 * * *", **zone},
+            ]
+        )
+
+    def command(self) -> dict[str, Any]:
+        """A schedule as somebody may set it."""
+        pick = self.random
+        policies = {
+            "misfire": pick.choice(module.MISFIRES),
+            "overlap": pick.choice(module.OVERLAPS),
+            "catchup_window_s": pick.choice([600.0, 86_400.0, 864_000.0]),
+            "jitter_s": pick.choice([0.0, 0.0, 30.0]),
+        }
+        return self.timing() | policies
+
+    def seq(self) -> int:
+        """The last entry of the ledger."""
+        return int(self.rows("SELECT coalesce(max(seq), 0) FROM events")[0][0])
+
+    def turn(self, name: str, before: dict[str, Any]) -> None:
+        """The schedule of a pipeline is another one from here; *before* is its row until now."""
+        row, seq = self.agenda.row(name), self.seq()
+        if self.regimes[name] and all(row[key] == before[key] for key in ("options", "watermark_at")):
+            return
+        if self.regimes[name]:
+            self.regimes[name][-1].close(
+                max(module.instant_of(before["watermark_at"]), int(self.clock.wall)), seq
+            )
+        times = module.times_of(row["options"], module.instant_of(row["anchor_at"]), "UTC")
+        self.regimes[name].append(Regime(times, module.instant_of(row["watermark_at"]), seq))
+
+    async def edit(self, name: str) -> None:
+        """Somebody sets another schedule, enables or disables it."""
+        before, enabled = self.agenda.row(name), self.random.random() < 0.8
+        await self.set(name, enabled, **(self.command() if self.random.random() < 0.7 else before["command"]))
+        (self.disabled.discard if enabled else self.disabled.add)(name)
+        self.turn(name, before)
+
+    async def toggle_pause(self, name: str) -> None:
+        """Somebody pauses a pipeline or everything (''), or resumes it."""
+        before = self.agenda.row(name)
+        if name in self.paused:
+            await self.write(self.agenda.resume, name, "me")
+            self.paused.discard(name)
+        else:
+            await self.write(self.agenda.pause, name, "test", "me")
+            self.paused.add(name)
+        if name:
+            self.turn(name, before)
+
+    async def restart(self, down: float) -> None:
+        """The daemon ends, and another begins."""
+        self.end()
+        self.clock.run(down)
+        await self.begin()
+
+    async def step_clock(self, seconds: float) -> None:
+        """Somebody sets the clock, and the scheduler sees it."""
+        rows = {name: self.agenda.row(name) for name in self.names}
+        self.clock.step(seconds)
+        await self.look()
+        for name, before in rows.items():
+            if self.agenda.row(name)["anchor_at"] != before["anchor_at"]:
+                self.regimes[name][-1].close(module.instant_of(before["watermark_at"]), self.seq())
+                row = self.agenda.row(name)
+                times = module.times_of(row["options"], module.instant_of(row["anchor_at"]), "UTC")
+                first = times.next(0) if times else None
+                begin = (first[0] if first else 0) - 1
+                self.regimes[name].append(Regime(times, begin, self.seq_of_step()))
+
+    def seq_of_step(self) -> int:
+        """The ledger entry that says that the clock was set back."""
+        return int(self.rows("SELECT max(seq) FROM events WHERE type = 'clock.set_back'")[0][0])
+
+    async def incident(self) -> None:
+        """Something happens."""
+        pick, name = self.random, self.random.choice(self.names)
+        kind = pick.randrange(20)
+        if kind < 5:
+            await self.edit(name)
+        elif kind < 10:
+            await self.toggle_pause(name)
+        elif kind == 10 or "" in self.paused:
+            await self.toggle_pause("")
+        elif kind < 13:
+            await self.restart(pick.choice([0.5, 5, 60, HOUR, DAY]) * pick.random())
+        elif kind < 15:
+            self.doomed = True
+        elif kind < 17:
+            self.clock.sleep(pick.choice([30, HOUR, DAY]) * pick.random())
+            await self.look()
+        elif kind == 17:
+            await self.step_clock(pick.choice([5, HOUR, DAY]) * pick.random() + 2)
+        else:
+            await self.step_clock(-pick.choice([5, HOUR, 3 * HOUR]) * pick.random() - 2)
+
+    async def look(self) -> None:
+        """What the scheduler does when it wakes, and the executor after it; a kill is survived."""
+        self.kill_next = self.doomed
+        try:
+            await self.scheduler.look()
+            self.kill_next = False
+        except Killed:
+            self.kill_next = self.doomed = False
+            await self.restart(self.random.choice([0.2, 2, 30]))
+            await self.scheduler.look()
+        for run_id in self.executor.stopped:
+            heapq.heappush(self.ends, (self.clock.gone + 1, run_id))
+        self.executor.stopped.clear()
+        if self.store.has_queue():
+            await self.write(self.admit)
+
+    def admit(self) -> None:
+        """Queued runs begin as far as they may; none of them where it must not."""
+        for row in self.store.admissible(20):
+            name, run_id = row["pipeline"], row["run_id"]
+            assert row["overlap"] == "allow" or name not in self.live.values(), name
+            self.store.move(run_id, "running")
+            self.live[run_id] = name
+            took = self.random.choice([5, 60, 300, 300, 300, 300, 2 * HOUR, DAY]) * self.random.random()
+            heapq.heappush(self.ends, (self.clock.gone + took, run_id))
+
+    def end_runs(self) -> None:
+        """Runs whose time has come have ended."""
+        while self.ends and self.ends[0][0] <= self.clock.gone:
+            _, run_id = heapq.heappop(self.ends)
+            if self.live.pop(run_id, None) is not None:
+                self.finish(run_id, "success" if self.random.random() < 0.9 else "failed")
+
+    async def run(self, seconds: float, incidents: int) -> None:
+        """The whole story."""
+        for begin in range(0, len(self.names), 50):
+            await self.deploy(*self.names[begin : begin + 50])
+        for name in self.names:
+            await self.edit(name)
+        happens = sorted(self.random.uniform(0, seconds) for _ in range(incidents))
+        for at in [*happens, seconds]:
+            await self.wait(at)
+            if at < seconds:
+                await self.incident()
+        for name in self.names:
+            regime = self.regimes[name][-1]
+            regime.close(module.instant_of(self.agenda.row(name)["watermark_at"]), self.seq())
+
+    async def wait(self, until: float) -> None:
+        """Elapsed time passes, with a look when something is due."""
+        while self.clock.gone < until:
+            due = self.agenda.ask.first_due() if "" not in self.paused else None
+            wait = until - self.clock.gone
+            if due is not None:
+                wait = min(wait, max(module.instant_of(due) - self.clock.wall, 0.01))
+            self.clock.run(wait)
+            if self.ends and self.ends[0][0] <= self.clock.gone:
+                await self.write(self.end_runs)
+            # As if it had looked just before, which it does each second.
+            self.scheduler.seen = tuple(value - 0.001 for value in self.scheduler.clocks())  # type: ignore[assignment]
+            if self.clock.wall - self.scheduler.told_at < HOUR:
+                self.scheduler.told_at = self.clock.wall
+            await self.look()
+
+    # What must be true in the end.
+
+    def check(self) -> int:
+        """Every tick has one decision, and ledger and runs agree; how many ticks there were."""
+        decisions = self.events("tick.fired", "tick.skipped", "tick.missed", "tick.dropped")
+        runs = {
+            run_id: (name, tick)
+            for run_id, name, tick in self.rows("SELECT run_id, pipeline, scheduled_for FROM runs")
+        }
+        fired = {
+            one["run_id"]: (one["pipeline"], one["scheduled_for"])
+            for one in decisions
+            if one["type"] == "tick.fired"
+        }
+        assert fired == runs
+        assert len({*fired.values()}) == len(fired)
+        of_pipeline: dict[str, list[dict[str, Any]]] = {name: [] for name in self.names}
+        for one in decisions:
+            of_pipeline[one["pipeline"]].append(one)
+        return sum(
+            self.check_regime(name, regime, of_pipeline[name])
+            for name in self.names
+            for regime in self.regimes[name]
+        )
+
+    def check_regime(self, name: str, regime: Regime, decisions: list[dict[str, Any]]) -> int:
+        """The ticks of a regime are decided once each, by its decisions and by nothing else."""
+        if regime.times is None:
+            return 0
+        ticks = [at for at, _ in regime.times.between(regime.begin, regime.end)]
+        decided = dict.fromkeys(ticks, 0)
+        for one in decisions:
+            if not regime.seq < one["seq"] <= regime.last_seq:
+                continue
+            last = module.instant_of(one["scheduled_for"])
+            first = module.instant_of(one["data"].get("from", one["scheduled_for"]))
+            begin, end = bisect.bisect_left(ticks, first), bisect.bisect_right(ticks, last)
+            assert ticks[begin] == first, (name, one)
+            assert ticks[end - 1] == last, (name, one)
+            assert one["data"].get("ticks", 1) == end - begin or one["data"].get("at_least"), (name, one)
+            for at in ticks[begin:end]:
+                decided[at] += 1
+        wrong = {module.rfc3339(at): count for at, count in decided.items() if count != 1}
+        assert not wrong, (name, module.rfc3339(regime.begin), module.rfc3339(regime.end), wrong)
+        return len(ticks)
+
+
+def test_two_years_with_everything_that_can_happen(tmp_path: Path) -> None:
+    async def told() -> tuple[int, int]:
+        world = Simulation(tmp_path, SEED, SCHEDULES)
+        await world.begin()
+        try:
+            await world.run(YEARS_S, 40 * SCHEDULES // 10)
+            return world.check(), world.writes
+        finally:
+            world.end()
+
+    ticks, writes = asyncio.run(told())
+    print(f"seed {SEED}: {ticks:,} ticks, {writes:,} writes")
+    assert ticks > SCHEDULES * 500
+
+
+# As users see it.
+
+HELLO = "from tau import pipeline\n@pipeline\ndef {name}(ctx):\n    return str(ctx.scheduled_for)\n"
+
+
+def hello(tau: Tau, name: str) -> str:
+    """A deployed pipeline that says when it was due."""
+    if name not in {one["name"] for one in tau.call("list", limit=module.LIST_MAX)["pipelines"]}:
+        tau.deploy(HELLO.format(name=name), f"{name}.py")
+    return name
+
+
+def test_a_schedule_is_set_shown_disabled_and_cleared(tau: Tau) -> None:
+    name = hello(tau, "sched_story")
+    nothing = tau("schedule", name)
+    assert (nothing["source"], nothing["kind"], nothing["ticks"], nothing["changed"]) == (None, None, [], False)
+    set_ = tau(
+        "schedule", name, "30 2 8 3 *", "--timezone", "America/New_York", "--overlap", "queue", "--jitter", "1m"
+    )
+    assert (set_["source"], set_["cron"], set_["kind"]) == ("command line", "30 2 8 3 *", "fixed")
+    assert (set_["overlap"], set_["jitter_s"], set_["timezone"], set_["changed"]) == (
+        "queue",
+        60.0,
+        "America/New_York",
+        True,
+    )
+    assert len(set_["ticks"]) == len(set_["local"]) == 5
+    skipped = [local for local, moved in zip(set_["local"], set_["moved"], strict=True) if moved]
+    assert all(local[11:16] == "03:00" for local in skipped)
+    assert not tau("schedule", name, "30 2 8 3 *", "--timezone", "America/New_York")["changed"]
+    assert tau("schedule", name, "--disable")["next_at"] is None
+    assert tau("why", name)["held"][0]["by"] == "disabled"
+    assert tau("schedule", name, "--enable")["next_at"] == set_["next_at"]
+    shown = tau("show", name)["schedule"]
+    assert (shown["source"], shown["next_at"]) == ("command line", set_["next_at"])
+    assert tau("schedule", name, "--clear")["source"] is None
+    assert tau("show", name)["schedule"] is None
+
+
+def test_the_decorator_holds_until_the_command_line_says_otherwise(tau: Tau) -> None:
+    text = "from tau import pipeline\n@pipeline(schedule='0 6 * * *', timezone='Asia/Kolkata')\ndef decorated(ctx): ...\n"
+    tau.deploy(text)
+    assert tau("show", "decorated")["schedule"]["source"] == "decorator"
+    assert tau("schedule", "decorated")["ticks"][0][11:16] == "00:30"
+    assert tau("schedule", "decorated", "--every", "1h30m")["every_s"] == 5_400
+    tau.deploy(text.replace("0 6", "0 7"))
+    assert tau("schedule", "decorated")["every_s"] == 5_400
+    cleared = tau("schedule", "decorated", "--clear")
+    assert (cleared["source"], cleared["cron"]) == ("decorator", "0 7 * * *")
+    assert tau("deploy", tau.write(text), "--schedule", "0 8 * * *")["changed"]
+    assert tau("schedule", "decorated")["cron"] == "0 8 * * *"
+    tau("undeploy", "decorated")
+    assert tau("schedule", "decorated", exit=3)["code"] == "not_found"
+
+
+def test_an_interval_runs_again_and_again_and_why_says_so(tau: Tau) -> None:
+    name = hello(tau, "often")
+    tau("schedule", name, "--every", "1")
+    runs = eventually(lambda: (found := tau("runs", name)["runs"])[2:] and found)
+    ticks = [module.instant_of(run["scheduled_for"]) for run in runs]
+    assert ticks == [*range(ticks[0], ticks[0] - len(ticks), -1)]
+    assert {run["trigger"] for run in runs} == {"schedule"}
+    told = tau("why", name)
+    assert told["tick"]["decision"] == "fired"
+    assert told["answer"].startswith("The tick of ")
+    tau("schedule", name, "--disable")
+    run = eventually(lambda: tau("inspect", runs[0]["run_id"]))
+    assert run["scheduled_for"] == runs[0]["scheduled_for"]
+    at = tau("why", name, "--at", runs[1]["scheduled_for"])
+    assert (at["tick"]["run_id"], at["tick"]["decision"]) == (runs[1]["run_id"], "fired")
+    beside = tau("why", name, "--at", "2026-01-01T00:00:00Z")["tick"]
+    assert (beside["decision"], beside["before"]) == ("none", None)
+
+
+def test_once_means_once(tau: Tau) -> None:
+    name = hello(tau, "once")
+    when = module.rfc3339(int(time.time()) + 2)
+    assert tau("schedule", name, "--at", when)["ticks"] == [when]
+    eventually(lambda: tau("runs", name)["runs"])
+    assert tau("schedule", name)["ticks"] == []
+    assert "No tick is to come." in tau("why", name)["answer"]
+
+
+BAD = [
+    (["schedule", "bad_input", "61 * * * *"], "expected 0 to 59"),
+    (["schedule", "bad_input", "0 0 31 2 *"], "never comes"),
+    (["schedule", "bad_input", "* * * * *", "--timezone", "Mars/Base"], "no time zone"),
+    (["schedule", "bad_input", "--every", "-5"], "from 0 to 10 years"),
+    (["schedule", "bad_input", "--every", "0"], "at least one"),
+    (["schedule", "bad_input", "--at", "2020-01-01"], "is in the past"),
+    (["schedule", "bad_input", "--at", "soon"], "is not a time"),
+    (["schedule", "bad_input", "* * * * *", "--every", "5"], "give one of"),
+    (["schedule", "bad_input", "--misfire", "never"], "misfire cannot be 'never'"),
+    (["schedule", "bad_input", "--overlap", "skipp"], "overlap cannot be 'skipp'"),
+    (["schedule", "bad_input", "--catchup-window", "-1"], "the catch-up window must be"),
+    (["schedule", "bad_input", "--disable", "--enable"], "opposites"),
+    (["backfill", "bad_input"], "'backfill' needs 'from'"),
+    (["backfill", "bad_input", "--from", "2026-01-01"], "has no schedule"),
+    (["why", "bad_input", "--at", "whenever"], "is not a time"),
+    (["pause"], "or --all"),
+    (["pause", "bad_input", "--all"], "or --all"),
+]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"), BAD, ids=lambda value: " ".join(value) if isinstance(value, list) else ""
+)
+def test_bad_input_says_what_was_expected(tau: Tau, words: list[str], message: str) -> None:
+    hello(tau, "bad_input")
+    error = tau(*words, exit=2)
+    assert error["code"] == "bad_request"
+    assert message in error["message"]
+    assert error["hint"]
+
+
+def test_bad_schedules_and_chains_are_refused_at_deploy(tau: Tau) -> None:
+    def refused(options: str, *more: str) -> str:
+        text = "from tau import pipeline\n" + "".join(
+            f"@pipeline({one})\ndef chain_{letter}(ctx): ...\n"
+            for letter, one in zip("abc", (options, *more), strict=False)
+        )
+        return str(tau.deploy(text, exit=2)["message"])
+
+    assert "expected 0 to 59" in refused("schedule='61 * * * *'")
+    assert "no time zone" in refused("schedule='0 6 * * *', timezone='Mars/Base'")
+    assert "comes after 'nobody'" in refused("after='nobody'")
+    assert "chain_a → chain_b → chain_a" in refused("after='chain_b'", "after='chain_a'")
+    assert "chain_a → chain_a" in refused("after=['chain_a']")
+    tau.deploy(
+        "from tau import pipeline\n@pipeline\ndef chain_a(ctx): ...\n@pipeline(after='chain_a')\ndef chain_b(ctx): ...\n"
+    )
+    assert "in a circle" in refused("after='chain_b'")
+    shown = tau("show", "chain_a")
+    assert (shown["upstream"], shown["downstream"]) == ([], ["chain_b"])
+    assert tau("show", "chain_b")["upstream"] == ["chain_a"]
+    text = "from tau import pipeline\n@pipeline(schedule='0 6 * * *')\ndef needy(ctx, day: str): ...\n"
+    assert "'day' is missing" in tau.deploy(text, exit=2)["message"]
+    tau.deploy(text.replace("(schedule='0 6 * * *')", ""))
+    assert "'day' is missing" in tau("schedule", "needy", "0 6 * * *", exit=2)["message"]
+    assert tau("schedule", "needy", "0 6 * * *", "-p", "day=monday")["params"] == {"day": "monday"}
+    many = "from tau import pipeline\n@pipeline\ndef one(ctx): ...\n@pipeline\ndef two(ctx): ...\n"
+    assert "which one" in tau("deploy", tau.write(many), "--schedule", "0 6 * * *", exit=2)["message"]
+
+
+def test_a_chain_hands_on_run_ids_and_results(tau: Tau) -> None:
+    tau.deploy(
+        "from tau import pipeline\n@pipeline\ndef spring(ctx):\n    return {'rows': 7}\n"
+        "@pipeline(after='spring')\ndef river(ctx):\n    return ctx.upstream\n"
+    )
+    first = tau("run", "spring")
+    run = eventually(
+        lambda: (found := tau("runs", "river")["runs"]) and found[0]["status"] == "success" and found[0]
+    )
+    assert run["trigger"] == "chain"
+    assert tau("inspect", run["run_id"])["result"] == {
+        "spring": {"run_id": first["run_id"], "result": {"rows": 7}}
+    }
+
+
+def test_a_backfill_runs_each_past_tick_once_and_failed_ones_again(tau: Tau) -> None:
+    text = (
+        "import os\nfrom tau import pipeline\n@pipeline(schedule='0 6 * * *')\ndef filled(ctx):\n"
+        "    assert ctx.scheduled_for.day != 3 or os.path.exists('mended')\n    return ctx.scheduled_for.day\n"
+    )
+    tau.deploy(text)
+    words = ("backfill", "filled", "--from", "2026-01-01", "--to", "2026-01-05")
+    assert [run["scheduled_for"][:10] for run in tau(*words, "--dry-run")["runs"]] == [
+        f"2026-01-0{n}" for n in range(1, 5)
+    ]
+    part = tau(*words, "--limit", "1")
+    assert (len(part["runs"]), part["truncated"]["total"]) == (1, 4)
+    assert len(tau(*words)["runs"]) == 3
+    assert tau(*words)["runs"] == []
+    ended = eventually(
+        lambda: (
+            len(found := [r for r in tau("runs", "filled")["runs"] if r["status"] != "queued"]) == 4 and found
+        )
+    )
+    assert {run["trigger"] for run in ended} == {"backfill"}
+    eventually(lambda: tau("runs", "filled", "--status", "failed")["runs"])
+    eventually(lambda: len(tau("runs", "filled", "--status", "success")["runs"]) == 3)
+    (tau.home / "data" / "filled" / "mended").touch()
+    again = tau(*words, "--only", "failed")["runs"]
+    assert [run["scheduled_for"][:10] for run in again] == ["2026-01-03"]
+    assert tau("wait", again[0]["run_id"])["result"] == 3
+    assert tau(*words, "--only", "all")["runs"] == []
+    assert "only cannot be 'some'" in tau(*words, "--only", "some", exit=2)["message"]
+
+
+def test_a_pause_holds_schedules_and_chains_but_not_tau_run(tau: Tau) -> None:
+    name = hello(tau, "restful")
+    tau("schedule", name, "--every", "1")
+    assert tau("pause", name, "--reason", "a rest")["changed"]
+    assert not tau("pause", name)["changed"]
+    told = tau("why", name)
+    assert [(one["by"], one["reason"]) for one in told["held"] if one["by"] == "paused"] == [
+        ("paused", "a rest")
+    ]
+    assert told["answer"].endswith("It does not run by itself: paused.")
+    assert tau("schedule", name)["next_at"] is None
+    assert tau("run", name)["status"] == "success"
+    assert tau("resume", name)["changed"]
+    assert not tau("resume", name)["changed"]
+    eventually(lambda: tau("why", name)["tick"]["decision"] == "fired")
+    tau("schedule", name, "--clear")
+
+
+def test_a_kill_in_the_middle_of_ten_thousand_schedules_runs_none_twice(home: Tau) -> None:
+    count = 10_000
+    home.start("--max-concurrent", "1")
+    home.deploy(HELLO.format(name="many"), "many.py")
+    home("shutdown")
+    eventually(lambda: not home.remains())
+    when = int(time.time()) - 1
+    multiply(home.home / "tau.db", count, when)
+    db = sqlite3.connect(home.home / "tau.db")
+
+    def queued() -> int:
+        return int(db.execute("SELECT count(*) FROM runs WHERE scheduled_for IS NOT NULL").fetchone()[0])
+
+    home.start("--max-concurrent", "1")
+    eventually(queued)
+    home.kill()
+    before = queued()
+    assert before < count
+    home.start("--max-concurrent", "1")
+    eventually(lambda: queued() == count, 30)
+    assert home("status", timeout=10)["queued"] > 0
+    assert db.execute("SELECT max(n) FROM (SELECT count(*) AS n FROM runs GROUP BY pipeline)").fetchone() == (
+        1,
+    )
+    fired = db.execute(
+        "SELECT count(*), count(DISTINCT pipeline) FROM events WHERE type = 'tick.fired'"
+    ).fetchone()
+    assert fired == (count, count)
+    db.close()
+
+
+def multiply(path: Path, count: int, when: int) -> None:
+    """The database has *count* pipelines like its only one, all due at an instant."""
+    db = sqlite3.connect(path)
+    db.execute("PRAGMA foreign_keys = OFF")
+    (name,) = db.execute("SELECT name FROM pipelines").fetchone()
+    text = module.rfc3339(when)
+    options = json.dumps(module.SCHEDULE_OPTIONS | {"at": text})
+    with db:
+        for table, column in (("pipelines", "name"), ("versions", "pipeline"), ("schedules", "pipeline")):
+            columns = [row[1] for row in db.execute(f"PRAGMA table_info({table})") if row[1] != column]
+            row = db.execute(f"SELECT {', '.join(columns)} FROM {table} WHERE {column} = ?", (name,)).fetchone()
+            marks = ", ".join("?" * (len(columns) + 1))
+            rows = ((f"p{number:05}", *row) for number in range(count))
+            db.executemany(f"INSERT INTO {table} ({column}, {', '.join(columns)}) VALUES ({marks})", rows)
+        db.execute(
+            "UPDATE schedules SET options = ?, watermark_at = ?, next_at = ?, due_at = ? WHERE pipeline <> ?",
+            (options, module.rfc3339(when - 1), text, text, name),
+        )
+    db.close()
+
+
+def test_a_daemon_that_was_down_catches_up_and_can_say_why(home: Tau) -> None:
+    home.start()
+    hello(home, "nightly")
+    missed = int(time.time()) // 60 * 60 - 2 * HOUR
+    minute, hour = time.strftime("%M %H", time.gmtime(missed)).split()
+    home("schedule", "nightly", f"{int(minute)} {int(hour)} * * *")
+    home("shutdown")
+    eventually(lambda: not home.remains())
+    db = sqlite3.connect(home.home / "tau.db")
+    with db:
+        before, tick = module.rfc3339(missed - HOUR), module.rfc3339(missed)
+        db.execute("UPDATE schedules SET watermark_at = ?, next_at = ?, due_at = ?", (before, tick, tick))
+        db.execute("UPDATE memory SET data = ? WHERE name = 'alive'", (json.dumps({"until": missed - HOUR}),))
+    db.close()
+    home.start()
+    told = eventually(lambda: (found := home("why", "nightly"))["tick"].get("status") == "success" and found)
+    assert (told["tick"]["scheduled_for"], told["tick"]["trigger"]) == (tick, "catchup")
+    assert told["tick"]["cause"]["what"] == "daemon_down"
+    assert f"the daemon was down from {before}" in told["answer"]
+    home("shutdown")
+
+
+def test_pipelines_of_an_older_database_get_their_schedules(tmp_path: Path) -> None:
+    async def story(world: World) -> None:
+        await world.deploy("old", schedule="0 6 * * *", after=["p"])
+        world.store.db.execute("DELETE FROM schedules")
+        world.store.db.execute("DELETE FROM chains")
+        world.end()
+        await world.begin()
+        await world.pass_time(DAY)
+        assert world.ticks("old") == [6]
+        assert world.rows("SELECT comes_after FROM chains") == [("p",)]
+
+    in_world(tmp_path, story)
