@@ -3693,7 +3693,7 @@ def load_hint(error: Json) -> str:
         return f"install the module for {sys.executable}, and restart taud if it still is not found"
     if error["kind"] == "timeout":
         return "move work out of the module's top level into the pipeline function"
-    return "mend the file and deploy again; what was live stays live"
+    return error.get("hint") or "mend the file and deploy again; what was live stays live"
 
 
 @destroys
@@ -7418,7 +7418,8 @@ def argument_texts(frame: FrameType) -> list[tuple[str, ast.expr]] | None:
         return None
     if not isinstance(call, ast.Call):
         return None
-    return [(" ".join((ast.get_source_segment(text, one) or "").split()), one) for one in call.args]
+    segments = [(ast.get_source_segment(text, one) or "", one) for one in call.args]
+    return [(re.sub(r"\s*\n\s*", " ", segment), one) for segment, one in segments]
 
 
 def matched(texts: list[tuple[str, ast.expr]] | None, count: int) -> list[tuple[str, ast.expr] | None]:
