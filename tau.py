@@ -8123,6 +8123,7 @@ def careful_redirects() -> Any:
         def redirect_request(self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Any:
             """The request to follow with."""
             if not newurl.startswith(("http://", "https://")):
+                fp.close()
                 raise SourceError(f"a redirect leads to {newurl[:200]}", "only http(s) is followed")
             again = super().redirect_request(req, fp, code, msg, headers, newurl)
             if again is not None and not same_origin(newurl, req.full_url):
@@ -8729,20 +8730,19 @@ def read_csv(
 ) -> Iterator[Rows]:  # fmt: skip
     """CSV with a header, or with *columns* instead of one; cells are text unless *types* says otherwise."""
     csv.field_size_limit(max(csv.field_size_limit(), LINE_BYTES_MAX))
-    cast = Cast(types)
-    text = itertools.islice(text_layer(file, encoding), skip_lines, None)
+    cast, text = Cast(types), text_layer(file, encoding)
     try:
-        lines = CsvLines(csv.reader(text, delimiter=delimiter, strict=True), skip_lines)
-    except TypeError as problem:
-        raise BadRequest(f"delimiter={delimiter!r}: {problem}", "one character, such as ';'") from None
-    names = [*columns] if columns is not None else lines.header()
-    check_distinct(names, "columns=[…], skip_lines=1 names them anew")
-    for position in itertools.count() if names else ():
-        rows = lines.take(names, batch_rows, ragged, types is not None)
-        if rows or not position:  # without any row there still are columns
-            yield cast.rows(rows, lines.numbers)
-        if lines.ended:
-            return
+        lines = CsvLines(text, delimiter, skip_lines)
+        names = [*columns] if columns is not None else lines.header()
+        check_distinct(names, "columns=[…], skip_lines=1 names them anew")
+        for position in itertools.count() if names else ():
+            rows = lines.take(names, batch_rows, ragged, types is not None)
+            if rows or not position:  # without any row there still are columns
+                yield cast.rows(rows, lines.numbers)
+            if lines.ended:
+                return
+    finally:
+        text.detach()  # the file is not ours to close
 
 
 def text_layer(file: Any, encoding: str) -> io.TextIOWrapper:
@@ -8756,8 +8756,12 @@ def text_layer(file: Any, encoding: str) -> io.TextIOWrapper:
 class CsvLines:
     """The lines of a CSV file on their way to rows; errors say which line."""
 
-    def __init__(self, reader: Any, skipped: int) -> None:
-        self.reader, self.skipped, self.ended = reader, skipped, False
+    def __init__(self, text: Iterable[str], delimiter: str, skipped: int) -> None:
+        try:
+            self.reader = csv.reader(itertools.islice(text, skipped, None), delimiter=delimiter, strict=True)
+        except TypeError as problem:
+            raise BadRequest(f"delimiter={delimiter!r}: {problem}", "one character, such as ';'") from None
+        self.skipped, self.ended = skipped, False
         self.numbers: list[int] = []  # of the rows last taken, where types may ask for them
 
     def line(self) -> int:
@@ -8807,17 +8811,18 @@ def write_csv(
 ) -> None:  # fmt: skip
     """CSV with a header: *columns*, or those of the first batches."""
     text = text_layer(file, encoding)
-    names, batches = first_columns(batches, columns)
-    write_cells(text, [names] if names else [], delimiter)
-    for batch in batches:
-        check_columns(batch, names)
-        scan = Scan(batch)
-        check_writable(scan, "CSV")
-        lines = scan.cells(names, cell_text)
-        while some := [*itertools.islice(lines, BATCH_ROWS)]:
-            write_cells(text, some, delimiter)
-    text.flush()
-    text.detach()
+    try:
+        names, batches = first_columns(batches, columns)
+        write_cells(text, [names] if names else [], delimiter)
+        for batch in batches:
+            check_columns(batch, names)
+            scan = Scan(batch)
+            check_writable(scan, "CSV")
+            lines = scan.cells(names, cell_text)
+            while some := [*itertools.islice(lines, BATCH_ROWS)]:
+                write_cells(text, some, delimiter)
+    finally:
+        text.detach()  # which flushes it
 
 
 def write_cells(text: io.TextIOWrapper, lines: list[Any], delimiter: str) -> None:
