@@ -66,6 +66,7 @@ if TYPE_CHECKING:
     import inspect
     import linecache
     import logging
+    import operator
     import pickle
     import pwd
     import queue
@@ -85,6 +86,7 @@ if TYPE_CHECKING:
     import urllib.parse
     import urllib.request
     import uuid
+    import zlib
     import zoneinfo
     from asyncio import Protocol
     from collections.abc import (
@@ -135,11 +137,11 @@ else:
     )
     http, importlib, inspect = map(Later, ("http.client", "importlib.util", "inspect"))
     hashlib, hmac, linecache, logging = map(Later, ("hashlib", "hmac", "linecache", "logging"))
-    pickle, pwd, queue, random, re = map(Later, ("pickle", "pwd", "queue", "random", "re"))
-    resource = Later("resource")
+    operator, pickle, pwd, queue, random = map(Later, ("operator", "pickle", "pwd", "queue", "random"))
+    re, resource = map(Later, ("re", "resource"))
     select, shutil, signal, sqlite3, struct = map(Later, ("select", "shutil", "signal", "sqlite3", "struct"))
     tempfile, threading, tomllib, typing = map(Later, ("tempfile", "threading", "tomllib", "typing"))
-    urllib, uuid, zoneinfo = map(Later, ("urllib.request", "uuid", "zoneinfo"))
+    urllib, uuid, zlib, zoneinfo = map(Later, ("urllib.request", "uuid", "zlib", "zoneinfo"))
 
 __all__ = [
     "BadRequest",
@@ -3928,7 +3930,7 @@ def load_hint(error: Json) -> str:
         return f"install the module for {sys.executable}, and restart taud if it still is not found"
     if error["kind"] == "timeout":
         return "move work out of the module's top level into the pipeline function"
-    return "mend the file and deploy again; what was live stays live"
+    return error.get("hint") or "mend the file and deploy again; what was live stays live"
 
 
 @destroys
@@ -8525,7 +8527,7 @@ def call_pipeline(job: Json, journal: Journal) -> Json:
 def call_function(chosen: Pipeline, context: PipelineContext, journal: Journal) -> Any:
     """What the author's function returns, in an event loop if it is a coroutine."""
     value = chosen.call(context)
-    if not hasattr(value, "__await__"):
+    if not hasattr(value, "__await__") or isinstance(value, (Rows, Count)):
         return value
 
     async def awaited() -> Any:
@@ -8533,7 +8535,9 @@ def call_function(chosen: Pipeline, context: PipelineContext, journal: Journal) 
         assert task is not None
         journal.cancel = lambda: loop.call_soon_threadsafe(task.cancel)
         try:
-            return await value
+            result = await value
+            Unfinished.check()
+            return result
         finally:
             journal.cancel = None
 
@@ -8612,6 +8616,7 @@ class Captured(io.TextIOBase):
         for line in lines:
             self.emit(line)
         if len(rest) > LOG_LINE_BYTES_MAX:
+            rest = SECRETS.text(rest)
             keep = len(rest) - SECRETS.longest  # what may be the beginning of a secret waits for its end
             self.emit(rest[:keep])
             rest = rest[keep:]
@@ -8952,11 +8957,11 @@ class PipelineContext:
     def progress(self, done: float, total: float | None = None, message: str = "") -> None:
         """Says how far the run is: shown live, and the last word is kept."""
         told = {"done": number(done, "done"), "total": None if total is None else number(total, "total")}
-        self._journal.progress({**told, "message": str(message)[:500]}, CURRENT.get())
+        self._journal.progress({**told, "message": clip(message, 500)}, CURRENT.get())
 
     def metric(self, name: str, value: float) -> None:
         """Keeps a number under a name: rows rejected, euros billed, seconds behind."""
-        self._journal.observe("metric", str(name)[:WORD_MAX], {"value": number(value, name)}, CURRENT.get())
+        self._journal.observe("metric", clip(name, WORD_MAX), {"value": number(value, name)}, CURRENT.get())
 
     # Data.
 
@@ -8968,8 +8973,11 @@ class PipelineContext:
         """
         place = find_place(source, resource, self._around, options)
         step = self.step(f"extract {place.label}")
-        batches = place.read(int(options.get("batch_rows", BATCH_ROWS)) if stream else None)
-        return Stream(step, batches) if stream else eager(gather_rows(step, batches))
+        if stream:
+            return Stream(
+                step, batches_from(place, check_count(1, 1 << 40)(options.get("batch_rows", BATCH_ROWS)))
+            )
+        return eager(gather_rows(step, place))
 
     def transform(self, data: Any, steps: Sequence[Any]) -> Any:
         """The rows that come out of *steps*, one after the other.
@@ -9311,8 +9319,13 @@ def hint_of(function: Callable[..., Any], one: inspect.Parameter) -> Any:
     try:
         return eval(one.annotation, inspect.unwrap(function).__globals__)
     except Exception as problem:
-        message = f"the annotation of '{one.name}' cannot be resolved: {problem}"
-        raise BadRequest(message, "import it outside of TYPE_CHECKING") from problem
+        raise unresolved(f"'{one.name}'", problem) from problem
+
+
+def unresolved(what: str, problem: Exception) -> BadRequest:
+    """The error of an annotation that is text and means nothing when a run begins."""
+    message = f"the annotation of {what} cannot be resolved: {problem}"
+    return BadRequest(message, "import its types outside of `if TYPE_CHECKING:`")
 
 
 def default_json(value: Any) -> Any:
@@ -9325,9 +9338,10 @@ def default_json(value: Any) -> Any:
 
 def param_type(hint: Any, name: str) -> ParamType:
     """What an annotation stands for; BadRequest if JSON cannot carry it."""
+    hint = getattr(hint, "__supertype__", hint)  # typing.NewType
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     full_name = f"{getattr(hint, '__module__', '')}.{getattr(hint, '__qualname__', '') or hint}"
-    if hint is None or (origin is None and full_name in SCALARS):
+    if hint is None or (origin is None and full_name in SCALARS):  # `list[int]` has the name of `list`
         return ParamType(*SCALARS["builtins.NoneType" if hint is None else full_name])
     for shape in (union_type, literal_type, enum_type, record_type, array_type, object_type, path_type):
         if (found := shape(hint, origin, arguments, name)) is not None:
@@ -9373,9 +9387,14 @@ def record_type(hint: Any, origin: Any, arguments: tuple[Any, ...], name: str) -
     if not hasattr(hint, "__dataclass_fields__"):
         return None
     fields = Parameters()
-    hints = typing.get_type_hints(hint)
+    try:
+        hints = typing.get_type_hints(hint)
+    except Exception as problem:
+        raise unresolved(f"a field of {hint.__name__}", problem) from problem
     for one in inspect.signature(hint).parameters.values():
-        fields.add(one.replace(annotation=hints[one.name]))
+        make = getattr(hint.__dataclass_fields__[one.name], "default_factory", None)
+        default = make() if callable(make) else one.default  # the signature shows a stand-in
+        fields.add(one.replace(annotation=hints[one.name], default=default))
     return ParamType(fields.schema(), lambda value: hint(**fields.convert(value)))
 
 
@@ -9398,7 +9417,7 @@ def array_type(hint: Any, origin: Any, arguments: tuple[Any, ...], name: str) ->
     if make is tuple and arguments and arguments[-1] is not ...:
         schemas = [one.schema for one in inner]
         return ParamType(
-            {"type": "array", "prefixItems": schemas},
+            {"type": "array", "prefixItems": schemas, "minItems": len(inner), "maxItems": len(inner)},
             lambda value: tuple(one.convert(item) for one, item in zip(inner, value, strict=True)),
         )
     if not inner:
@@ -9411,7 +9430,7 @@ def array_type(hint: Any, origin: Any, arguments: tuple[Any, ...], name: str) ->
 
 def object_type(hint: Any, origin: Any, arguments: tuple[Any, ...], name: str) -> ParamType | None:
     """`dict[str, int]`, `Mapping[str, date]`."""
-    if getattr(origin or hint, "__name__", "") not in ("dict", "Mapping") or (
+    if getattr(origin or hint, "__name__", "") not in ("dict", "Mapping", "MutableMapping") or (
         arguments and arguments[0] is not str
     ):
         return None
@@ -9441,7 +9460,7 @@ class Assertion:
     __slots__ = ("name", "subject", "values")
 
     def __init__(self, name: str, subject: Any, values: Mapping[str, Any]) -> None:
-        self.name, self.subject, self.values = name[:500], subject, values
+        self.name, self.subject, self.values = clip(name, 500), subject, values
 
 
 def name_assertions(given: tuple[Any, ...]) -> list[Assertion]:
@@ -9449,13 +9468,12 @@ def name_assertions(given: tuple[Any, ...]) -> list[Assertion]:
     frame = sys._getframe(1)
     while frame.f_code.co_filename == __file__ and frame.f_back is not None:
         frame = frame.f_back
-    texts = argument_texts(frame)
+    texts = matched(argument_texts(frame), len(given))
     found = []
     for position, subject in enumerate(given):
         text, values = f"assertion {position + 1}", {}
-        if texts is not None and len(texts) == len(given):
-            text, node = texts[position]
-            values = names_in(node, frame)
+        if (node := texts[position]) is not None:
+            text, values = node[0], names_in(node[1], frame)
         if isinstance(subject, tuple) and len(subject) == 2 and isinstance(subject[0], str):
             text, subject = subject
         elif callable(subject) and getattr(subject, "__name__", "<lambda>") != "<lambda>":
@@ -9481,9 +9499,21 @@ def argument_texts(frame: FrameType) -> list[tuple[str, ast.expr]] | None:
         call = ast.parse(text, mode="eval").body
     except (SyntaxError, ValueError):
         return None
-    if not isinstance(call, ast.Call) or any(isinstance(one, ast.Starred) for one in call.args):
+    if not isinstance(call, ast.Call):
         return None
-    return [(" ".join((ast.get_source_segment(text, one) or "").split()), one) for one in call.args]
+    segments = [(ast.get_source_segment(text, one) or "", one) for one in call.args]
+    return [(re.sub(r"\s*\n\s*", " ", segment), one) for segment, one in segments]
+
+
+def matched(texts: list[tuple[str, ast.expr]] | None, count: int) -> list[tuple[str, ast.expr] | None]:
+    """Which text belongs to each of *count* values; None for those of a starred argument."""
+    texts = texts or []
+    stars = [i for i, (_, node) in enumerate(texts) if isinstance(node, ast.Starred)]
+    if not stars:
+        return [*texts] if len(texts) == count else [None] * count
+    after = texts[stars[-1] + 1 :]
+    before: list[tuple[str, ast.expr] | None] = [*texts[: stars[0]]]
+    return before + [None] * (count - len(before) - len(after)) + [*after]
 
 
 def names_in(node: ast.expr, frame: FrameType) -> Json:
@@ -9512,7 +9542,7 @@ async def holds_true(journal: Journal, one: Assertion, severity: str) -> bool:
     why = None
     try:
         subject = one.subject() if callable(one.subject) else one.subject
-        passed = bool(await settle(subject))
+        passed = truth_of(await settle(subject))
     except Exception as problem:
         passed, why = False, f"{type(problem).__name__}: {safe_text(problem)[:500]}"
     shown = {} if passed else dict(itertools.islice(one.values.items(), VALUES_SHOWN))
@@ -9520,6 +9550,14 @@ async def holds_true(journal: Journal, one: Assertion, severity: str) -> bool:
     told = {"passed": passed, "severity": severity, "values": values, "error": why}
     journal.observe("check", one.name, told, CURRENT.get())
     return passed
+
+
+def truth_of(value: Any) -> bool:
+    """The truth of what was asserted; BadRequest for what is true whatever it says."""
+    if isinstance(value, str) or hasattr(value, "gi_frame"):
+        what = "text" if isinstance(value, str) else "a generator"
+        raise BadRequest(f"{what} is always true", 'ctx.check(all(x > 0 for x in values), ("name", bool))')
+    return bool(value)
 
 
 # --- 28. Memos ---------------------------------------------------------------------------
@@ -9642,12 +9680,16 @@ class Surroundings:
     def url_of(self, name: str) -> str:
         """A URL, that of a connection if it is the name of one; its password is hidden from now on."""
         url = str(self.connections[name]["url"]) if name in self.connections else name
-        url = re.sub(r"\$\{(\w+)\}", lambda found: self.value_of(found[1], name), url)
-        if "://" in url:
-            password = urllib.parse.urlsplit(url).password
-            if password:
-                self.journal.hide(urllib.parse.unquote(password))
-                self.journal.hide(password)
+        user = url.partition("://")[0], url.rpartition("@")[0]  # what is between them names the user
+
+        def fill(found: re.Match[str]) -> str:
+            value = self.value_of(found[1], name)
+            inside = len(user[0]) < found.start() < len(user[1])
+            return urllib.parse.quote(value, safe="") if inside and user[0] != url else value
+
+        url = re.sub(r"\$\{(\w+)\}", fill, url)
+        for password in passwords_in(url) if "://" in url else ():
+            self.journal.hide(password)
         return url
 
     def value_of(self, name: str, connection: str) -> str:
@@ -9662,6 +9704,18 @@ class Surroundings:
     def warn(self, text: str) -> None:
         """A line in the log of the run."""
         self.journal.log(text, "warning", CURRENT.get(), None, None)
+
+
+def passwords_in(url: str) -> Iterator[str]:
+    """What is secret in a URL, as it stands there and as it is meant; BadRequest if it is no URL."""
+    try:
+        parts = urllib.parse.urlsplit(url)
+        pairs = urllib.parse.parse_qsl(parts.query)
+    except ValueError as problem:
+        raise BadRequest(f"not a URL: {problem}", "characters such as @ and / are %40 and %2F in it") from None
+    if parts.password:
+        yield from (parts.password, urllib.parse.unquote(parts.password))
+    yield from (value for name, value in pairs if is_secret(name) and value)
 
 
 def find_place(
@@ -9680,10 +9734,14 @@ def find_place(
     url = around.url_of(name)
     scheme, marks, rest = url.partition("://")
     if not marks:
-        check_word(name, registry, around)
+        if "format" not in options:
+            check_word(name, registry, around)
         return LocalFile(joined(url, resource), options)
     if scheme == "file":
-        return LocalFile(joined("/" + urllib.parse.unquote(rest).partition("/")[2], resource), options)
+        host, _, path = rest.partition("/")
+        if host not in ("", "localhost"):
+            raise BadRequest(f"'{name}' names a machine, '{host}'", "file:///path has three slashes")
+        return LocalFile(joined("/" + urllib.parse.unquote(path), resource), options)
     if scheme in ("http", "https"):
         return Web(joined(url, resource), around, options)
     kind = scheme.partition("+")[0]
@@ -9757,14 +9815,17 @@ class Registered:
         names = inspect.signature(self.function).parameters
         anything = any(one.kind is one.VAR_KEYWORD for one in names.values())
         offered = {"resource": self.given["resource"], **more}
-        for name in self.given:
-            if name not in names and not anything and self.given[name] is not None:
-                raise BadRequest(
-                    f"'{self.label}' takes no '{name}'", did_you_mean(name, names, ", ".join(names))
-                )
         given = self.given | {name: value for name, value in offered.items() if name in names}
         if given["resource"] is None and "resource" not in names:
             del given["resource"]
+        for name in given:
+            if name not in names and not anything:
+                hint = did_you_mean(name, names, f"it takes {', '.join(names) or 'nothing'}")
+                raise BadRequest(f"'{self.label}' takes no '{name}'", hint)
+        try:
+            inspect.signature(self.function).bind(*arguments, **given)
+        except TypeError as problem:
+            raise BadRequest(f"'{self.label}': {problem}", "options of extract and load go to it") from None
         return self.function(*arguments, **given)
 
     def read(self, batch_rows: int | None) -> Any:
@@ -9772,9 +9833,10 @@ class Registered:
         made = self.call()
         if hasattr(made, "__await__") or hasattr(made, "__aiter__"):
             if batch_rows is not None:
-                raise BadRequest(
-                    f"the async source '{self.label}' cannot be a stream", "extract without stream=True"
-                )
+                if hasattr(made, "close"):
+                    made.close()  # a coroutine that nobody will await
+                told = f"the async source '{self.label}' cannot be a stream"
+                raise BadRequest(told, "extract without stream=True")
             return self.wait_for(made)
         return batched(made, batch_rows)
 
@@ -9797,7 +9859,7 @@ class DataFile:
 
     def __init__(self, path: str, options: Json) -> None:
         self.path, self.options = path, dict(options)
-        self.label = os.path.basename(path.rstrip("/").partition("?")[0]) or path
+        self.label = os.path.basename(path.rstrip("/")) or path
         named = self.options.pop("format", None)
         self.format = find_format(named, self.label)
 
@@ -9817,29 +9879,23 @@ class DataFile:
         """Its rows in batches."""
         options = options_for(self.format.read, self.options, f"reading {self.format.name}")
         with self.open() as file, unpacked(file, self.label) as plain_file:
-            try:
-                yield from self.format.read(plain_file, batch_rows, **options)
-            except (csv.Error, UnicodeDecodeError, EOFError, gzip.BadGzipFile) as problem:
-                raise SourceError(f"{self.label}: {problem}", "is it whole, and of this format?") from None
-            except SourceError as problem:
-                raise SourceError(f"{self.label}: {problem}", problem.hint) from problem.__cause__
+            yield from told_of(self.label, self.format.read(plain_file, batch_rows, **options))
 
     def write(self, batches: Iterable[Rows], mode: str, keys: list[str]) -> int:
         """Writes the rows; the number of those given."""
         options = options_for(self.format.write, self.options, f"writing {self.format.name}")
-        reading = {
-            name: value for name, value in options.items() if name in (self.format.read.__kwdefaults__ or {})
-        }
+        known = self.format.read.__kwdefaults__ or {}
+        # With `columns` a reader would take the header for a row.
+        self.options = {name: options[name] for name in options if name in known and name != "columns"}
         tally = Tally(batches)
-        before: Iterator[Rows] = iter(())
+        old: Iterator[Rows] = iter(())
         if mode != "replace" and self.exists():
-            self.options = reading
-            before = self.read(None if mode == "upsert" else BATCH_ROWS)
-        merged = (
-            [upserted(collect(before), collect(tally), keys, self.format.key)]
-            if mode == "upsert"
-            else itertools.chain(before, tally)
-        )
+            at_once = mode == "upsert" or self.format.name == "parquet"  # whose first batches decide the types
+            old = self.read(None if at_once else BATCH_ROWS)
+        if mode == "upsert":
+            merged = iter([upserted(collect(old), collect(tally), keys, self.format.key)])
+        else:
+            merged = appended(old, iter(tally))
 
         def write(file: Any) -> None:
             with packed(file, self.label) as plain_file:
@@ -9847,6 +9903,13 @@ class DataFile:
 
         self.replace(write)
         return tally.rows
+
+
+def appended(old: Iterator[Rows], new: Iterator[Rows]) -> Iterator[Rows]:
+    """The old batches, then the new ones; first the columns that the first of both have."""
+    first, fresh = next(old, Rows()), next(new, Rows())
+    yield Rows((), [*columns_of(first), *columns_of(fresh)])
+    yield from itertools.chain([first], old, [fresh], new)
 
 
 class Tally:
@@ -9888,10 +9951,10 @@ class LocalFile(DataFile):
     def replace(self, write: Callable[[Any], None]) -> None:
         """Writes beside it, then renames: a reader sees the old file or the new one."""
         path = os.path.realpath(self.path)
-        folder = os.path.dirname(path)
-        make_directory(folder)
-        mode = os.stat(path).st_mode & 0o777 if os.path.exists(path) else 0o600
-        descriptor, beside = tempfile.mkstemp(prefix=f".{os.path.basename(path)[:100]}.", dir=folder)
+        try:
+            mode, descriptor, beside = self.begin(path)
+        except OSError as problem:
+            raise SourceError(f"cannot write {self.path}: {problem.strerror}", path_hint(self.path)) from None
         try:
             with open(descriptor, "wb") as file:
                 write(file)
@@ -9903,28 +9966,48 @@ class LocalFile(DataFile):
             remove_file(beside)
             raise
 
+    def begin(self, path: str) -> tuple[int, int, str]:
+        """A new file beside: the mode it shall have, its descriptor and its path."""
+        mode = 0o600
+        if os.path.exists(path):
+            found = os.stat(path).st_mode
+            if not stat.S_ISREG(found):
+                raise SourceError(f"{self.path} is no plain file", "load to a path of its own")
+            mode = found & 0o777
+        make_directory(os.path.dirname(path))
+        return mode, *tempfile.mkstemp(prefix=".tau-", suffix=".part", dir=os.path.dirname(path))
+
 
 class RemoteFile(DataFile):
-    """A file in a store that fsspec knows."""
+    """A file in a store that fsspec knows; the option `storage_options` is the store's."""
+
+    def __init__(self, url: str, options: Json) -> None:
+        self.storage: Json = dict(options.get("storage_options") or {})
+        super().__init__(url, {name: value for name, value in options.items() if name != "storage_options"})
+
+    def store(self) -> tuple[Any, str]:
+        """fsspec's file system and the path in it."""
+        scheme = self.path.partition(":")[0]
+        core = need("fsspec", "files", scheme).core
+        try:
+            found: tuple[Any, str] = core.url_to_fs(self.path, **self.storage)
+        except ImportError as problem:
+            raise MissingExtra(f"{scheme}: {problem}", install_hint(str(problem.name or "fsspec"))) from None
+        return found
 
     def open(self) -> Any:
         """Its bytes."""
+        store, path = self.store()
         try:
-            return need("fsspec", "files", self.path.partition(":")[0]).open(self.path, "rb").open()
+            return store.open(path, "rb")
         except (OSError, ValueError) as problem:
-            raise SourceError(
-                f"cannot read {self.label}: {problem}", "check the URL and the credentials"
-            ) from None
+            told = f"cannot read {self.label}: {problem or type(problem).__name__}"
+            raise SourceError(told, "check the URL and the credentials") from None
 
     def exists(self) -> bool:
         """Whether it is there."""
         store, path = self.store()
         return bool(store.exists(path))
-
-    def store(self) -> tuple[Any, str]:
-        """fsspec's file system and the path in it."""
-        found: tuple[Any, str] = need("fsspec", "files", self.path.partition(":")[0]).core.url_to_fs(self.path)
-        return found
 
     def replace(self, write: Callable[[Any], None]) -> None:
         """Writes a file here, then puts it there: a failure leaves what was."""
@@ -9945,6 +10028,9 @@ WAIT_MAX_S = 60.0
 TRANSIENT = (408, 425, 429, 500, 502, 503, 504)
 MEDIA_TYPES = {"application/json": "json", "text/csv": "csv", "text/tab-separated-values": "tsv"}
 MEDIA_TYPES |= {"application/x-ndjson": "jsonl", "application/jsonl": "jsonl", "application/ndjson": "jsonl"}
+MEDIA_TYPES |= {"application/csv": "csv", "text/json": "json", "application/jsonlines": "jsonl"}
+#: What a URL may keep as it is; anything else is percent-encoded.
+URL_CHARACTERS = "!#$%&'()*+,/:;=?@[]~"
 
 
 class Passing(Exception):
@@ -9959,12 +10045,20 @@ class Web:
     """Rows behind http(s) URLs, page after page.  To be read only."""
 
     def __init__(self, url: str, around: Surroundings, options: Json) -> None:
-        self.url, self.around = url, around
-        parts = urllib.parse.urlsplit(url)
+        self.around, self.headers = around, {}
+        parts = urllib.parse.urlsplit(urllib.parse.quote(url, safe=URL_CHARACTERS))
+        if parts.username is not None:  # http does not take it there
+            user = urllib.parse.unquote(f"{parts.username}:{parts.password or ''}").encode()
+            self.headers["Authorization"] = f"Basic {base64.b64encode(user).decode()}"
+        self.url = parts._replace(netloc=parts.netloc.rpartition("@")[2], fragment="").geturl()
         self.label = parts.path.rstrip("/").rpartition("/")[2] or str(parts.hostname)
         known = Web.configure.__kwdefaults__ or {}
-        self.configure(**{name: value for name, value in options.items() if name in known})
         self.options = {name: value for name, value in options.items() if name not in known}
+        formats = {name: None for form in FILE_FORMATS.values() for name in form.read.__kwdefaults__ or ()}
+        for name in self.options.keys() - formats:
+            hint = did_you_mean(name, (*known, *formats), f"it takes {', '.join(known)}")
+            raise BadRequest(f"http(s) has no option '{name}'", hint)
+        self.configure(**{name: value for name, value in options.items() if name in known})
 
     def configure(
         self, *, headers: Mapping[str, str] | None = None, query: Mapping[str, Any] | None = None,
@@ -9981,11 +10075,11 @@ class Web:
         """
         if next_link is not None and page_param is not None:
             raise BadRequest("next_link and page_param are two ways to find pages", "choose one of them")
-        self.headers, self.timeout, self.retries, self.backoff = dict(headers or {}), timeout, retries, backoff
+        self.headers |= {name: str(value) for name, value in (headers or {}).items()}
+        self.timeout, self.retries, self.backoff = timeout, retries, backoff
         self.next_link, self.page_param, self.first_page = next_link, page_param, first_page
         self.max_bytes, self.max_pages, self.records, self.named = max_bytes, max_pages, records, format
-        if query:
-            self.url += ("&" if "?" in self.url else "?") + urllib.parse.urlencode(query, doseq=True)
+        self.url = with_query(self.url, query or {})
 
     def write(self, batches: Iterable[Rows], mode: str, keys: list[str]) -> int:
         """Refused: how rows go into a web service is for the author to say."""
@@ -9994,7 +10088,7 @@ class Web:
     def read(self, batch_rows: int | None) -> Iterator[Rows]:
         """Its rows in batches: at least one a page."""
         url: str | None = (
-            self.url if self.page_param is None else with_page(self.url, self.page_param, self.first_page)
+            self.url if self.page_param is None else with_query(self.url, {self.page_param: self.first_page})
         )
         seen: set[str] = set()
         for position in itertools.count():
@@ -10004,9 +10098,9 @@ class Web:
                 why = "the next link leads back" if url in seen else f"more than {self.max_pages:,} pages"
                 raise SourceError(f"{self.label}: {why}", "check next_link, or raise max_pages")
             seen.add(url)
-            with tempfile.SpooledTemporaryFile(LINE_BYTES_MAX) as page:
+            with tempfile.TemporaryFile() as page:
                 headers, at = self.fetch(url, page)
-                rows, found = self.page_rows(page, headers, at, batch_rows), 0
+                rows, found = told_of(self.label, self.page_rows(page, headers, at, batch_rows)), 0
                 for batch in rows:
                     found += len(batch)
                     if batch or position == 0:
@@ -10015,37 +10109,66 @@ class Web:
 
     def page_rows(self, page: Any, headers: Any, url: str, batch_rows: int | None) -> Iterator[Rows]:
         """The rows of one page."""
-        media = MEDIA_TYPES.get(str(headers.get_content_type()))
-        path = urllib.parse.urlsplit(url).path
-        suffix = path.removesuffix(".gz").rpartition(".")[2]
-        form = find_format(self.named or (suffix if suffix in FILE_FORMATS else media), self.label)
+        if not page.seek(0, os.SEEK_END):
+            return  # 204, or a last page with nothing on it
+        form = self.form_of(str(headers.get_content_type()), urllib.parse.urlsplit(url).path)
         options = dict(self.options)
         if form.name == "json":
             options["records"] = self.records
+        charset = headers.get_content_charset()
+        if charset not in (None, "utf-8") and "encoding" in (form.read.__kwdefaults__ or {}):
+            options.setdefault("encoding", charset)
         page.seek(0)
-        file = unpacked(page, path)
-        try:
-            yield from form.read(file, batch_rows, **options_for(form.read, options, f"reading {form.name}"))
-        except SourceError as problem:
-            raise SourceError(f"{self.label}: {problem}", problem.hint) from problem.__cause__
+        with open(os.dup(page.fileno()), "rb") as file:
+            packed_twice = file.peek(2)[:2] == b"\x1f\x8b"  # a .gz file, and no Content-Encoding
+            plain: Any = Bounded(unpacked(file, ".gz"), self) if packed_twice else file
+            yield from form.read(plain, batch_rows, **options_for(form.read, options, f"reading {form.name}"))
+
+    def form_of(self, media: str, path: str) -> FileFormat:
+        """The format of an answer: as it was named, as the path says, as its header says."""
+        suffix = path.removesuffix(".gz").rpartition(".")[2].lower()
+        told = "json" if media.endswith("+json") else MEDIA_TYPES.get(media)
+        if self.named is None and (media == "text/html" or (told is None and suffix not in FILE_FORMATS)):
+            hint = "a page for people, not data?" if media == "text/html" else "say format='json', 'csv', …"
+            raise SourceError(f"the answer is {media}", hint)
+        return find_format(self.named or (suffix if suffix in FILE_FORMATS else told), self.label)
 
     def next_url(self, page: Any, headers: Any, url: str, position: int, found: int) -> str | None:
         """Where the next page is; None after the last."""
         if self.page_param is not None:
-            return with_page(self.url, self.page_param, self.first_page + position + 1) if found else None
+            return with_query(self.url, {self.page_param: self.first_page + position + 1}) if found else None
         if self.next_link is None:
             return None
         if self.next_link == "header":
-            links = re.findall(r'<([^>]*)>[^,]*;\s*rel="?next"?', headers.get("Link", ""))
+            told = ", ".join(headers.get_all("Link", ()))
+            links = re.findall(r'<([^>]*)>[^,<]*;\s*rel\s*=\s*"?next\b', told, re.IGNORECASE)
             link = links[0] if links else None
         else:
-            page.seek(0)
-            link = at_path(json.loads(page.read()), self.next_link)
+            link = self.link_in(page, position)
         if link is not None and not isinstance(link, str):
             raise SourceError(
                 f"{self.label}: next_link='{self.next_link}' is {safe_repr(link)}", "it must be a URL"
             )
-        return urllib.parse.urljoin(url, link) if link else None
+        if not link:
+            return None
+        found_url = urllib.parse.quote(urllib.parse.urljoin(url, link), safe=URL_CHARACTERS)
+        if not found_url.startswith(("http://", "https://")):
+            raise SourceError(f"{self.label}: the next link is {clip(link, 200)}", "only http(s) is followed")
+        return found_url
+
+    def link_in(self, page: Any, position: int) -> Any:
+        """What is at `next_link` in the document of a page."""
+        page.seek(0)
+        try:
+            document = json.loads(page.read() or b"null")
+        except ValueError:
+            hint = "next_link='header' for the Link header, or page_param"
+            raise SourceError(f"{self.label}: there is no next_link in what is not JSON", hint) from None
+        link = at_path(document, str(self.next_link))
+        word = str(self.next_link).rpartition(".")[2]
+        if link is None and not position and f'"{word}":' not in encode_json(document):
+            self.around.warn(f"{self.label}: no '{self.next_link}' in the first page; is next_link right?")
+        return link
 
     def fetch(self, url: str, page: Any) -> tuple[Any, str]:
         """One page into a file, however often it must be tried: its headers, and where it was in the end."""
@@ -10079,27 +10202,53 @@ class Web:
                 return answer.headers, answer.url
         except urllib.error.HTTPError as problem:
             raise answer_error(problem, url) from None
-        except EOFError as problem:
+        except (EOFError, zlib.error) as problem:
             raise Passing(f"the body is cut short: {problem}") from None
         except OSError as problem:  # URLError, time-outs, resets
-            raise Passing(str(getattr(problem, "reason", problem))) from None
+            reason = getattr(problem, "reason", problem)
+            if "CERTIFICATE" in str(reason):  # that will not pass
+                raise SourceError(f"GET {bare_url(url)}: {reason}", "is it the right host?") from None
+            raise Passing(str(reason) or type(problem).__name__) from None
+        except (http.client.InvalidURL, ValueError) as problem:
+            raise SourceError(
+                f"cannot ask {bare_url(url)}: {problem}", "check the URL and the headers"
+            ) from None
         except http.client.HTTPException as problem:
-            raise Passing(f"{type(problem).__name__}: {problem}") from None
+            short = isinstance(problem, http.client.IncompleteRead)
+            raise Passing(f"the body is cut short: {problem!r}" if short else repr(problem)) from None
 
     def download(self, answer: Any, page: Any) -> None:
         """The body, unpacked, into the file; EOFError if it is shorter than its headers say."""
         counted_body = Body(answer)
-        zipped = answer.headers.get("Content-Encoding", "") == "gzip"
+        coding = answer.headers.get("Content-Encoding", "identity").strip().lower()
+        if coding not in ("", "identity", "gzip", "x-gzip"):
+            raise SourceError(f"{self.label}: packed as {coding}, which nobody asked for", "ask its owner")
+        zipped = coding.endswith("gzip")
         source: Any = gzip.GzipFile(fileobj=counted_body, mode="rb") if zipped else counted_body  # type: ignore[call-overload]
-        taken = 0
-        while piece := source.read(1 << 16):
-            taken += len(piece)
-            if taken > self.max_bytes:
-                raise SourceError(
-                    f"{self.label} is larger than max_bytes={self.max_bytes:,}", "raise it, or page"
-                )
-            page.write(piece)
+        shutil.copyfileobj(Bounded(source, self), page, 1 << 16)
         counted_body.check()
+
+
+class Bounded(io.RawIOBase):
+    """Bytes, as many as `max_bytes` of a web source; SourceError for more."""
+
+    def __init__(self, file: Any, web: Web) -> None:
+        self.file, self.web, self.taken = file, web, 0
+
+    def readable(self) -> bool:
+        """It is."""
+        return True
+
+    def read(self, size: int = -1) -> bytes:
+        """The next bytes."""
+        piece: bytes = self.file.read(size if size >= 0 else self.web.max_bytes + 1)
+        self.taken += len(piece)
+        if self.taken > self.web.max_bytes:
+            told = f"{self.web.label} is larger than max_bytes={self.web.max_bytes:,}"
+            raise SourceError(told, "raise it, or page")
+        return piece
+
+    read1 = read
 
 
 class Body:
@@ -10107,7 +10256,7 @@ class Body:
 
     def __init__(self, answer: Any) -> None:
         self.answer, self.taken = answer, 0
-        self.length = answer.headers.get("Content-Length")
+        self.length = answer.headers.get("Content-Length", "")
 
     def read(self, size: int = -1) -> bytes:
         """The next bytes."""
@@ -10117,7 +10266,7 @@ class Body:
 
     def check(self) -> None:
         """EOFError unless all of it came."""
-        if self.length is not None and self.taken < int(self.length):
+        if self.length.isdigit() and self.taken < int(self.length):
             raise EOFError(f"{self.taken:,} of {int(self.length):,} bytes came")
 
 
@@ -10130,6 +10279,7 @@ def careful_redirects() -> Any:
         def redirect_request(self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Any:
             """The request to follow with."""
             if not newurl.startswith(("http://", "https://")):
+                fp.close()
                 raise SourceError(f"a redirect leads to {newurl[:200]}", "only http(s) is followed")
             again = super().redirect_request(req, fp, code, msg, headers, newurl)
             if again is not None and not same_origin(newurl, req.full_url):
@@ -10146,9 +10296,12 @@ def same_origin(one: str, other: str) -> bool:
     return (a.scheme, a.hostname, a.port) == (b.scheme, b.hostname, b.port)
 
 
-def with_page(url: str, param: str, page: int) -> str:
-    """The URL of a page."""
-    return f"{url}{'&' if '?' in url else '?'}{urllib.parse.urlencode({param: page})}"
+def with_query(url: str, query: Mapping[str, Any]) -> str:
+    """The URL with these parameters, in place of those of the same name."""
+    before, mark, old = url.partition("?")
+    kept = [pair for pair in old.split("&") if urllib.parse.unquote_plus(pair.partition("=")[0]) not in query]
+    parts = [part for part in (*kept, urllib.parse.urlencode(query, doseq=True)) if part]
+    return before + ("?" if parts else mark) + "&".join(parts)
 
 
 def answer_error(problem: urllib.error.HTTPError, url: str) -> Exception:
@@ -10179,13 +10332,16 @@ def retry_after(text: str | None) -> float | None:
 # Promises one transaction a load, values always bound and never spelled into SQL, names always quoted.
 
 #: Kind of column → how SQLite spells it.
-SQLITE_TYPES = {"integer": "INTEGER", "real": "REAL", "boolean": "BOOLEAN", "bytes": "BLOB"}
+SQLITE_TYPES = {"integer": "INTEGER", "real": "REAL", "boolean": "BOOLEAN", "bytes": "BLOB", None: ""}
+SQLITE_TYPES |= {"decimal": "NUMERIC"}  # as text 9.5 would be more than 10
 #: Kind of column → SQLAlchemy's type, which each dialect spells its own way.
 ALCHEMY_TYPES = {"integer": "BigInteger", "real": "Double", "boolean": "Boolean", "bytes": "LargeBinary"}
 ALCHEMY_TYPES |= {"date": "Date", "datetime": "DateTime", "time": "Time", "decimal": "Numeric"}
-#: The names of Python types → kind of column; anything else, and a mixture, is text.
-COLUMN_KINDS = {"int": "integer", "float": "real", "bool": "boolean", "bytes": "bytes", "date": "date"}
-COLUMN_KINDS |= {"datetime": "datetime", "time": "time", "Decimal": "decimal"}
+#: Dialects whose NUMERIC holds any decimal; others want to be told how many digits.
+ANY_DECIMAL = ("postgresql", "oracle", "cockroachdb")
+INT64 = 1 << 63
+#: What a query begins with, where a resource may also be the name of a table with spaces in it.
+QUERY = r"\s*(\(|--|/\*|(select|with|values|from|table|show|describe|explain|pragma|call|exec)\s)"
 #: Dialects that know `INSERT … ON CONFLICT (key) DO UPDATE`.
 ON_CONFLICT = ("sqlite", "postgresql", "duckdb", "cockroachdb")
 MODES = ("append", "replace", "upsert")
@@ -10205,18 +10361,18 @@ class Table:
             )
             raise BadRequest(f"a database has no option '{next(iter(options))}'", hint)
         self.params: Json = dict(params or {})
-        self.is_query = resource is not None and len(resource.split()) > 1
+        self.is_query = resource is not None and re.match(QUERY, resource, re.IGNORECASE) is not None
         self.label = brief(resource) if resource else bare_url(url).rpartition("/")[2] or url.partition(":")[0]
 
-    def connect(self, reading: bool = False) -> Any:
+    def connect(self, begin: str) -> Any:
         """A connection, to be used in a `with`: a transaction, undone if it is left with an exception."""
-        return connect_warehouse(self.url, self.around, reading)
+        return connect_warehouse(self.url, self.around, begin)
 
     def read(self, batch_rows: int | None) -> Iterator[Rows]:
         """The rows of the table or query in batches."""
         if self.resource is None:
             raise BadRequest("which table or query?", 'ctx.extract("sqlite:///shop.db", "orders")')
-        with self.connect(reading=True) as house:
+        with self.connect("BEGIN") as house:
             query = self.resource if self.is_query else f"SELECT * FROM {house.quoted(self.resource)}"
             yield from house.ask(query, self.params, batch_rows)
 
@@ -10225,7 +10381,7 @@ class Table:
         if self.resource is None or self.is_query:
             raise BadRequest("which table?", 'ctx.load("sqlite:///shop.db", rows, "orders")')
         written = 0
-        with self.connect() as house:
+        with self.connect("BEGIN IMMEDIATE") as house:
             table = Loading(house, self.resource, mode, keys)
             for batch in batches:
                 table.add(batch)
@@ -10239,28 +10395,36 @@ class Loading:
     def __init__(self, house: Any, name: str, mode: str, keys: list[str]) -> None:
         self.house, self.mode, self.keys = house, mode, keys
         self.name, self.quoted = name, house.quoted(name)
-        self.columns: set[str] | None = house.columns_of(name)
+        self.columns: dict[str, str | None] | None = house.columns_of(name)  # with their kinds
         if mode == "replace" and self.columns is not None:
             house.change(f"DELETE FROM {self.quoted}", {})
 
     def add(self, batch: Rows) -> None:
         """One batch: the table gets the columns it lacks, then the rows."""
-        names = columns_of(batch)
-        if not names:
+        scan = Scan(batch)
+        if not scan.columns:
             return
-        self.widen(batch, names)
-        if self.mode == "upsert":
-            for row in batch:
-                check_keys(row, self.keys)
-        for shape in dict.fromkeys(map(tuple, batch)):
-            self.insert(batch, [*shape])
+        self.widen(scan)
+        for row in batch if self.mode == "upsert" else ():
+            check_keys(row, self.keys)
+        if scan.even:
+            self.insert(scan, scan.columns)
+            return
+        for shape, rows in itertools.groupby(batch, tuple):  # in their order: the last of a key wins
+            self.insert(Scan(Rows(rows)), [*shape])
 
-    def widen(self, batch: Rows, names: list[str]) -> None:
-        """The table is there and has these columns."""
-        house = self.house
-        fresh = [name for name in names if self.columns is None or not house.has(self.columns, name)]
+    def widen(self, scan: Scan) -> None:
+        """The table is there and has these columns, none of which would cut off what is after the point."""
+        house, kinds = self.house, {name: column_kind(scan, name) for name in scan.columns}
+        if self.columns is None:
+            fresh = scan.columns
+        else:
+            fresh = [name for name in scan.columns if not house.has(self.columns, name)]
+            for name in scan.columns:
+                if house.rounds and self.columns.get(name) == "integer" and kinds[name] in ("real", "decimal"):
+                    check_whole(scan, name)
         spelled = [
-            f"{house.quoted(name, False)} {house.type_of(*column_kind(batch, name), name in self.keys)}"
+            f"{house.quoted(name, False)} {house.type_of(kinds[name], scan, name, name in self.keys)}"
             for name in fresh
         ]
         if self.columns is None:
@@ -10269,51 +10433,56 @@ class Loading:
         else:
             for column in spelled:
                 house.change(f"ALTER TABLE {self.quoted} ADD COLUMN {column}", {})
-        self.columns = {*(self.columns or ()), *fresh}
+        self.columns = (self.columns or {}) | {name: kinds[name] for name in fresh}
 
     def listed(self, names: Iterable[str]) -> str:
         """Names as a list of SQL."""
         return ", ".join(self.house.quoted(name, False) for name in names)
 
-    def insert(self, batch: Rows, shape: list[str]) -> None:
-        """The rows of one shape."""
-        rows = batch if len(shape) == len(columns_of(batch)) else Rows(row for row in batch if [*row] == shape)
+    def insert(self, scan: Scan, shape: list[str]) -> None:
+        """Rows that all have the same columns."""
         if self.mode == "upsert" and self.house.dialect not in ON_CONFLICT:
-            self.replace_each(rows, shape)
+            for row in scan.rows:
+                self.replace_one(row, shape)
             return
         statement = f"INSERT INTO {self.quoted} ({self.listed(shape)}) VALUES ({self.house.marks(len(shape))})"
         if self.mode == "upsert":
             changed = [self.house.quoted(name, False) for name in shape if name not in self.keys]
             change = "UPDATE SET " + ", ".join(f"{name} = excluded.{name}" for name in changed)
             statement += f" ON CONFLICT ({self.listed(self.keys)}) DO {change if changed else 'NOTHING'}"
-        self.house.change_many(statement, rows, shape)
+        self.house.change_many(statement, scan, shape)
 
-    def replace_each(self, rows: Rows, shape: list[str]) -> None:
-        """Update, else insert, row by row: for databases that have no word for it."""
+    def replace_one(self, row: Json, shape: list[str]) -> None:
+        """Update, else insert: for databases that have no word for it."""
         house, others = self.house, [name for name in shape if name not in self.keys]
         where = " AND ".join(f"{house.quoted(name, False)} = :k{i}" for i, name in enumerate(self.keys))
         change = ", ".join(f"{house.quoted(name, False)} = :c{i}" for i, name in enumerate(others))
-        for row in rows:
-            keys = {f"k{i}": row[name] for i, name in enumerate(self.keys)}
-            values = {f"c{i}": row[name] for i, name in enumerate(others)}
-            if not change or not house.change(
-                f"UPDATE {self.quoted} SET {change} WHERE {where}", keys | values
-            ):
-                found = next(house.ask(f"SELECT 1 FROM {self.quoted} WHERE {where}", keys, None))
-                if not found:
-                    insert = (
-                        f"INSERT INTO {self.quoted} ({self.listed(shape)}) VALUES ({house.marks(len(shape))})"
-                    )
-                    house.change_many(insert, Rows([row]), shape)
+        keys = {f"k{i}": database_cell(row[name]) for i, name in enumerate(self.keys)}
+        values = {f"c{i}": database_cell(row[name]) for i, name in enumerate(others)}
+        if not next(house.ask(f"SELECT 1 FROM {self.quoted} WHERE {where}", keys, None)):
+            marks = house.marks(len(shape))
+            insert = f"INSERT INTO {self.quoted} ({self.listed(shape)}) VALUES ({marks})"
+            house.change_many(insert, Scan(Rows([row])), shape)
+        elif change:
+            house.change(f"UPDATE {self.quoted} SET {change} WHERE {where}", keys | values)
 
 
-def column_kind(rows: Rows, name: str) -> tuple[str, Any]:
-    """The kind of a column by all of its values, and one of them."""
-    kinds = cell_types(rows, name)
-    if kinds <= {"int", "float"} and kinds:
-        kinds = {"float"} if "float" in kinds else {"int"}
-    kind = COLUMN_KINDS.get(next(iter(kinds)), "text") if len(kinds) == 1 else "text"
-    return kind, next((row[name] for row in rows if row.get(name) is not None), None)
+def column_kind(scan: Scan, name: str) -> str | None:
+    """The kind of a new column: integers beyond 64 bits are decimals."""
+    kind = scan.kind(name)
+    if kind == "integer" and any(
+        not -INT64 <= cell < INT64 for cell in scan.cells_of(name) if cell is not None
+    ):
+        return "decimal"
+    return kind
+
+
+def check_whole(scan: Scan, name: str) -> None:
+    """SourceError for a number with a fraction on its way into a column of integers, which would round it."""
+    for cell in scan.cells_of(name):
+        if cell is not None and cell != cell // 1:
+            hint = f"make the column a wider type, or let a step round '{name}'"
+            raise SourceError(f"column '{name}' holds integers, which {cell} is not", hint)
 
 
 def check_mode(mode: str, key: str | Sequence[str]) -> list[str]:
@@ -10339,7 +10508,7 @@ async def load_rows(step: Step, place: Any, data: Any, mode: str, keys: list[str
 async def ask_warehouse(step: Step, place: Table, query: str, params: Json) -> Rows | Count:
     """The rows of a query, or how many a statement changed, as one step."""
     with step:
-        with place.connect() as house:
+        with place.connect("") as house:  # one statement is a transaction of its own, and VACUUM wants none
             found = house.run(query, params)
         if isinstance(found, int):
             step.rows_out = max(found, 0)
@@ -10348,15 +10517,15 @@ async def ask_warehouse(step: Step, place: Table, query: str, params: Json) -> R
         return found  # type: ignore[no-any-return]
 
 
-def connect_warehouse(url: str, around: Surroundings, reading: bool) -> Any:
-    """A connection to a database; to one that is there, if it is only to be read."""
-    if url.partition(":")[0].partition("+")[0] == "sqlite":
-        return SQLite(url, reading)
-    return Alchemy(url, around)
+def connect_warehouse(url: str, around: Surroundings, begin: str) -> Any:
+    """A connection to a database; SQLite is told how to begin."""
+    return SQLite(url, begin) if url.partition(":")[0].partition("+")[0] == "sqlite" else Alchemy(url, around)
 
 
 class Warehouse:
     """A connection to a database; subclasses say how it is opened and spoken to."""
+
+    rounds = True  # whether a column of integers makes 2 of 1.5
 
     def execute(self, query: str, params: Json, stream: bool = False) -> tuple[list[str] | None, Any]:
         """The names of the columns and a cursor; None and how many rows were changed, if it was no query."""
@@ -10385,40 +10554,67 @@ class Warehouse:
 class SQLite(Warehouse):
     """A connection to an SQLite file."""
 
-    dialect = "sqlite"
+    dialect, rounds = "sqlite", False
 
-    def __init__(self, url: str, reading: bool) -> None:
-        self.path, self.reading = url.partition(":///")[2], reading
+    def __init__(self, url: str, begin: str) -> None:
+        self.path, self.begin = url.partition(":///")[2], begin
         if not self.path or self.path == ":memory:":
             raise BadRequest(
                 f"'{url}' names no file", "sqlite:///shop.db (in ctx.data_dir) or sqlite:////absolute/path.db"
             )
 
     def __enter__(self) -> SQLite:
-        if self.reading and not os.path.exists(self.path):
+        there = os.path.exists(self.path)
+        if self.begin == "BEGIN" and not there:
             raise SourceError(f"there is no database {self.path}", path_hint(self.path))
+        self.made = not there
         try:
             make_directory(os.path.dirname(os.path.abspath(self.path)))
-            self.db = sqlite3.connect(self.path, timeout=30.0, isolation_level=None)
-            try:
-                self.db.execute("BEGIN" if self.reading else "BEGIN IMMEDIATE")
-            except BaseException:
-                self.db.close()
-                raise
+            while not self.open():
+                pass
         except (sqlite3.Error, OSError) as problem:
             raise SourceError(f"cannot open {self.path}: {problem}", path_hint(self.path)) from None
         return self
+
+    def open(self) -> bool:
+        """Connects and begins; False if whoever had made the file took it away meanwhile, see `leave`."""
+        os.close(os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600)) if self.made else None
+        before = file_at(self.path)
+        self.db = sqlite3.connect(self.path, timeout=LOCKED_S, isolation_level=None, check_same_thread=False)
+        try:
+            self.db.execute(self.begin)
+        except BaseException:
+            self.db.close()
+            raise
+        if before == file_at(self.path):
+            return True
+        self.db.close()
+        return False
 
     def __exit__(self, kind: type[BaseException] | None, problem: BaseException | None, trace: object) -> None:
         try:
             if self.db.in_transaction:
                 self.db.execute("COMMIT" if problem is None else "ROLLBACK")
+        except sqlite3.Error as late:
+            problem = problem or late
+        finally:
+            self.leave()
+        if isinstance(problem, OverflowError):
+            problem = sqlite3.DataError("an integer has more than 64 bits; a step can make text of it")
+        if isinstance(problem, (sqlite3.Error, sqlite3.Warning)):
+            raise SourceError(f"{os.path.basename(self.path)}: {problem}", sql_hint(str(problem))) from problem
+
+    def leave(self) -> None:
+        """Disconnects.  A file that we have made and nothing was written to is no more, unless others wait."""
+        try:
+            if self.made and not os.path.getsize(self.path):
+                self.db.execute("PRAGMA busy_timeout = 0")
+                self.db.execute("BEGIN EXCLUSIVE")  # so that who has it open looks again, see `open`
+                os.unlink(self.path)
+        except (sqlite3.Error, OSError):
+            pass  # others write to it
         finally:
             self.db.close()
-            if not os.path.getsize(self.path):
-                remove_file(self.path)  # nothing was written to a file that we have made
-        if isinstance(problem, (sqlite3.Error, OverflowError)):
-            raise SourceError(f"{os.path.basename(self.path)}: {problem}", sql_hint(str(problem))) from problem
 
     def quoted(self, name: str, dotted: bool = True) -> str:
         """A name as SQL takes it; *dotted* ones are a schema's."""
@@ -10428,20 +10624,21 @@ class SQLite(Warehouse):
         """Places for values."""
         return ", ".join("?" * count)
 
-    def type_of(self, kind: str, value: Any, is_key: bool) -> str:
-        """How a kind of column is declared."""
-        return SQLITE_TYPES.get(kind, "TEXT")
+    def type_of(self, kind: str | None, scan: Scan, name: str, is_key: bool) -> str:
+        """How a kind of column is declared; one without any value takes them as they come."""
+        exact = kind == "decimal" and any(map(is_long, scan.cells_of(name)))
+        return "TEXT" if exact else SQLITE_TYPES.get(kind, "TEXT")
 
-    def has(self, columns: set[str], name: str) -> bool:
+    def has(self, columns: Iterable[str], name: str) -> bool:
         """Whether a column is there: SQLite does not tell capitals."""
         return name.lower() in {column.lower() for column in columns}
 
-    def columns_of(self, table: str) -> set[str] | None:
+    def columns_of(self, table: str) -> dict[str, str | None] | None:
         """The columns of a table; None if there is none."""
         schema, _, name = table.rpartition(".")
         prefix = f"{quote_name(schema)}." if schema else ""
         found = self.db.execute(f"PRAGMA {prefix}table_info({quote_name(name)})")
-        return {row[1] for row in found} or None
+        return {row[1]: None for row in found} or None
 
     def execute(self, query: str, params: Json, stream: bool = False) -> tuple[list[str] | None, Any]:
         """The names of the columns and a cursor; None and how many rows were changed, if it was no query."""
@@ -10454,23 +10651,38 @@ class SQLite(Warehouse):
         """How many rows a statement changed."""
         return self.db.execute(statement, values).rowcount
 
-    def change_many(self, statement: str, rows: Rows, shape: list[str]) -> None:
+    def change_many(self, statement: str, scan: Scan, shape: list[str]) -> None:
         """A statement with the values of each row."""
-        self.db.executemany(statement, cells(rows, shape, plain_cell))
+        self.db.executemany(statement, scan.cells(shape, plain_cell))
+
+
+#: How long a database that another run writes to is waited for.
+LOCKED_S = 60.0
+#: What a database says → what to do about it.
+SQL_HINTS = {
+    r"on conflict|no unique or exclusion|not referenced by a unique": (
+        "upsert needs a UNIQUE index on its key: CREATE UNIQUE INDEX … ON table (key)"
+    ),
+    r"no such (table|column)|does not exist": "check the name; ctx.load makes tables",
+    r"binding|bind parameter": "params={…} gives :name its value; a colon in a text is written \\:",
+    r"one statement": "one statement a call",
+    r"locked": "another process writes to it; so does a stream from the same file that is not yet read",
+}
 
 
 def sql_hint(problem: str) -> str:
     """What to do about an error of a database."""
-    lowered = problem.lower()
-    if (
-        "on conflict" in lowered
-        or "no unique or exclusion" in lowered
-        or "not referenced by a unique" in lowered
-    ):
-        return "upsert needs a UNIQUE index on its key: CREATE UNIQUE INDEX … ON table (key)"
-    if "no such table" in lowered or "does not exist" in lowered or "no such column" in lowered:
-        return "check the name; ctx.load makes tables"
-    return "nothing of this transaction was kept"
+    found = (hint for pattern, hint in SQL_HINTS.items() if re.search(pattern, problem, re.IGNORECASE))
+    return next(found, "nothing of this transaction was kept")
+
+
+def file_at(path: str) -> tuple[int, int] | None:
+    """Which file is at a path: device and inode."""
+    try:
+        found = os.stat(path)
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
 
 
 class Alchemy(Warehouse):
@@ -10482,7 +10694,7 @@ class Alchemy(Warehouse):
             around.engines[url] = self.make_engine(url)
         self.engine = around.engines[url]
         self.dialect = self.engine.dialect.name
-        self.spell = self.engine.dialect.identifier_preparer.quote_identifier
+        self.marked = self.engine.dialect.identifier_preparer
 
     def make_engine(self, url: str) -> Any:
         """SQLAlchemy's engine, with a driver that is there."""
@@ -10525,33 +10737,45 @@ class Alchemy(Warehouse):
 
     def quoted(self, name: str, dotted: bool = True) -> str:
         """A name as this dialect takes it; *dotted* ones are a schema's."""
-        return ".".join(map(self.spell, name.split("."))) if dotted else str(self.spell(name))
+        return ".".join(map(self.spell, name.split("."))) if dotted else self.spell(name)
+
+    def spell(self, name: str) -> str:
+        """A name between this dialect's marks, in which SQLAlchemy is to find no parameter."""
+        end = self.marked.final_quote
+        inner = str(name).replace(end, end * 2).replace(":", "\\:")
+        return f"{self.marked.initial_quote}{inner}{end}"
 
     def marks(self, count: int) -> str:
         """Places for values."""
         return ", ".join(f":c{i}" for i in range(count))
 
-    def type_of(self, kind: str, value: Any, is_key: bool) -> str:
+    def type_of(self, kind: str | None, scan: Scan, name: str, is_key: bool) -> str:
         """How a kind of column is declared."""
         types = self.alchemy.types
-        made = getattr(types, ALCHEMY_TYPES.get(kind, "Text"))()
+        made = getattr(types, ALCHEMY_TYPES.get(kind or "", "Text"))()
         if kind == "datetime":
-            made = types.DateTime(timezone=value is not None and value.tzinfo is not None)
-        elif kind == "text" and is_key and self.dialect in ("mysql", "mariadb", "mssql", "oracle"):
+            zones = {getattr(cell, "tzinfo", None) for cell in scan.cells_of(name)} - {None}
+            made = types.DateTime(timezone=bool(zones))
+        elif kind == "decimal" and self.dialect not in ANY_DECIMAL:
+            digits = [-cell.as_tuple().exponent for cell in scan.cells_of(name) if hasattr(cell, "as_tuple")]
+            made = types.Numeric(38, min(max([9, *digits]), 30))
+        elif kind in ("text", None) and is_key and self.dialect in ("mysql", "mariadb", "mssql", "oracle"):
             made = types.String(255)  # they have no keys of any length
         return str(made.compile(dialect=self.engine.dialect))
 
-    def has(self, columns: set[str], name: str) -> bool:
+    def has(self, columns: Iterable[str], name: str) -> bool:
         """Whether a column is there."""
         return name in columns
 
-    def columns_of(self, table: str) -> set[str] | None:
-        """The columns of a table; None if there is none."""
+    def columns_of(self, table: str) -> dict[str, str | None] | None:
+        """The columns of a table, which of them are integers; None if there is none."""
         schema, _, name = table.rpartition(".")
         look = self.alchemy.inspect(self.connection)
         if not look.has_table(name, schema or None):
             return None
-        return {column["name"] for column in look.get_columns(name, schema or None)}
+        whole_type = self.alchemy.types.Integer
+        found = look.get_columns(name, schema or None)
+        return {one["name"]: "integer" if isinstance(one["type"], whole_type) else None for one in found}
 
     def execute(self, query: str, params: Json, stream: bool = False) -> tuple[list[str] | None, Any]:
         """The names of the columns and a cursor; None and how many rows were changed, if it was no query."""
@@ -10563,10 +10787,10 @@ class Alchemy(Warehouse):
         """How many rows a statement changed."""
         return int(self.connection.execute(self.alchemy.text(statement), values).rowcount)
 
-    def change_many(self, statement: str, rows: Rows, shape: list[str]) -> None:
+    def change_many(self, statement: str, scan: Scan, shape: list[str]) -> None:
         """A statement with the values of each row."""
         names = [f"c{i}" for i in range(len(shape))]
-        values = [dict(zip(names, row, strict=True)) for row in cells(rows, shape, database_cell)]
+        values = [dict(zip(names, row, strict=True)) for row in scan.cells(shape, database_cell)]
         if values:
             self.connection.execute(self.alchemy.text(statement), values)
 
@@ -10578,11 +10802,10 @@ def cause_text(problem: BaseException) -> str:
 
 def database_cell(value: Any) -> Any:
     """A value as drivers take it: what they have no type for as text."""
-    kind = type(value).__name__
-    if kind in COLUMN_KINDS or kind == "NoneType" or kind == "str":
+    kind = CELL_KINDS.get(type(value).__name__)  # none of a class of its own
+    if type(value) in PLAIN_TYPES or (kind in ALCHEMY_TYPES and not hasattr(value, "item")):
         return value
-    plain_value = to_json(value, "cell")
-    return encode_json(plain_value) if isinstance(plain_value, (dict, list)) else plain_value
+    return text_or_number(value)
 
 
 # --- 32. Formats -------------------------------------------------------------------------
@@ -10619,6 +10842,21 @@ def options_for(work: Callable[..., Any], options: Json, what: str) -> Json:
     return options
 
 
+def told_of(label: str, batches: Iterator[Rows]) -> Iterator[Rows]:
+    """The batches of what is called *label*; SourceError names it for all that can be wrong with a file."""
+    hint = "is it whole, and of this format?"
+    try:
+        yield from batches
+    except SourceError as problem:
+        raise SourceError(f"{label}: {problem}", problem.hint) from problem.__cause__
+    except BadRequest as problem:
+        raise BadRequest(f"{label}: {problem}", problem.hint) from problem.__cause__
+    except UnicodeDecodeError as problem:
+        raise SourceError(f"{label}: {problem}", "say encoding='cp1252', 'latin-1', 'utf-16'…") from None
+    except (EOFError, zlib.error, gzip.BadGzipFile) as problem:
+        raise SourceError(f"{label}: {problem}", hint) from None
+
+
 def unpacked(file: Any, name: str) -> Any:
     """The bytes of a file, decompressed if its name says so."""
     return gzip.GzipFile(fileobj=file, mode="rb") if name.endswith(".gz") else file
@@ -10644,36 +10882,83 @@ class Unclosed:
 
 def read_csv(
     file: Any, batch_rows: int | None, *, types: Any = None, delimiter: str = ",", encoding: str = "utf-8-sig",
-    columns: Sequence[str] | None = None, ragged: bool = False,
+    columns: Sequence[str] | None = None, ragged: bool = False, skip_lines: int = 0,
 ) -> Iterator[Rows]:  # fmt: skip
     """CSV with a header, or with *columns* instead of one; cells are text unless *types* says otherwise."""
     csv.field_size_limit(max(csv.field_size_limit(), LINE_BYTES_MAX))
-    reader = csv.reader(io.TextIOWrapper(file, encoding, newline=""), delimiter=delimiter, strict=True)
-    names = [*(columns if columns is not None else next(reader, ()))]
-    check_distinct(names)
-    cast = Cast(types)
-    while True:
-        lines = [*itertools.islice(reader, batch_rows)]
-        if not lines and (batch_rows is not None or names == []):
-            return
-        rows = Rows(named_cells(names, lines, reader.line_num, ragged), names)
-        yield cast.rows(rows, reader.line_num)
-        if batch_rows is None:
-            return
+    cast, text = Cast(types), text_layer(file, encoding)
+    try:
+        lines = CsvLines(text, delimiter, skip_lines)
+        names = [*columns] if columns is not None else lines.header()
+        check_distinct(names, "columns=[…], skip_lines=1 names them anew")
+        for position in itertools.count() if names else ():
+            rows = lines.take(names, batch_rows, ragged, types is not None)
+            if rows or not position:  # without any row there still are columns
+                yield cast.rows(rows, lines.numbers)
+            if lines.ended:
+                return
+    finally:
+        text.detach()  # the file is not ours to close
 
 
-def named_cells(names: list[str], lines: list[list[str]], last: int, ragged: bool) -> list[Json]:
-    """Lines of cells as rows; SourceError for one with too many or too few."""
-    width = len(names)
-    if {*map(len, lines)} - {width}:
-        lines = [line for line in lines if line]  # blank ones
-        for position, line in enumerate(lines):
-            if len(line) != width:
-                if not ragged:
-                    where = f"line {last - len(lines) + position + 1} has {len(line)} cells, the header {width}"
-                    raise SourceError(where, "ragged=True fills and cuts such lines")
-                lines[position] = (line + [""] * width)[:width]
-    return [dict(zip(names, line)) for line in lines]  # noqa: B905 (checked above, and it costs)
+def text_layer(file: Any, encoding: str) -> io.TextIOWrapper:
+    """A binary file as text whose line ends are left as they are."""
+    try:
+        return io.TextIOWrapper(file, encoding, newline="")
+    except LookupError as problem:
+        raise BadRequest(str(problem), "encoding='utf-8', 'latin-1', 'cp1252', 'utf-16'") from None
+
+
+class CsvLines:
+    """The lines of a CSV file on their way to rows; errors say which line."""
+
+    def __init__(self, text: Iterable[str], delimiter: str, skipped: int) -> None:
+        try:
+            self.reader = csv.reader(itertools.islice(text, skipped, None), delimiter=delimiter, strict=True)
+        except TypeError as problem:
+            raise BadRequest(f"delimiter={delimiter!r}: {problem}", "one character, such as ';'") from None
+        self.skipped, self.ended = skipped, False
+        self.numbers: list[int] = []  # of the rows last taken, where types may ask for them
+
+    def line(self) -> int:
+        """The number of the line last read."""
+        return int(self.reader.line_num) + self.skipped
+
+    def header(self) -> list[str]:
+        """The names of the columns; none of an empty file."""
+        try:
+            names: list[str] = next(self.reader, [])
+        except csv.Error as problem:
+            raise SourceError(f"line {self.line()}: {problem}", "is it CSV?") from None
+        if len(names) == 1 and (other := next((c for c in ";\t|" if c in names[0]), None)):
+            raise SourceError(f"the header is one column: {safe_repr(names[0])}", f"delimiter={other!r}")
+        return names
+
+    def take(self, names: list[str], most: int | None, ragged: bool, numbered: bool) -> Rows:
+        """The next rows, all without *most*."""
+        rows = Rows((), names)
+        add, width, self.numbers, self.ended = rows.append, len(names), [], most is None
+        line = None
+        try:
+            for line in itertools.islice(self.reader, most):
+                if len(line) != width:
+                    if not line:
+                        continue  # a blank one
+                    line = self.fitted(line, width, ragged)
+                add(dict(zip(names, line)))  # noqa: B905 (they are of one length, and strict costs)
+                if numbered:
+                    self.numbers.append(self.line())
+        except csv.Error as problem:
+            raise SourceError(f"line {self.line()}: {problem}", "is it whole, and quoted as CSV is?") from None
+        self.ended = self.ended or line is None
+        return rows
+
+    def fitted(self, line: list[str], width: int, ragged: bool) -> list[str]:
+        """A line of another length than the header, filled or cut; SourceError unless that was asked for."""
+        if not ragged:
+            told = f"line {self.line()} has {len(line)} cells, the header {width}"
+            raise SourceError(told, "ragged=True fills and cuts such lines")
+        return (line + [""] * width)[:width]
 
 
 def write_csv(
@@ -10681,15 +10966,43 @@ def write_csv(
     columns: Sequence[str] | None = None,
 ) -> None:  # fmt: skip
     """CSV with a header: *columns*, or those of the first batches."""
-    text = io.TextIOWrapper(file, encoding, newline="", write_through=False)
-    writer = csv.writer(text, delimiter=delimiter, lineterminator="\n")
-    names, batches = first_columns(batches, columns)
-    writer.writerow(names)
-    for batch in batches:
-        check_columns(batch, names)
-        writer.writerows(cells(batch, names, cell_text))
-    text.flush()
-    text.detach()
+    text = text_layer(file, encoding)
+    try:
+        names, batches = first_columns(batches, columns)
+        write_cells(text, [names] if names else [], delimiter)
+        for batch in batches:
+            check_columns(batch, names)
+            scan = Scan(batch)
+            check_writable(scan, "CSV")
+            lines = scan.cells(names, cell_text)
+            while some := [*itertools.islice(lines, BATCH_ROWS)]:
+                write_cells(text, some, delimiter)
+    finally:
+        text.detach()  # which flushes it
+
+
+def write_cells(text: io.TextIOWrapper, lines: list[Any], delimiter: str) -> None:
+    """Lines of cells as CSV.
+
+    The csv module does not quote a carriage return, which readers take for the end of a line: where there
+    is one, all is quoted.
+    """
+    for quoting in (csv.QUOTE_MINIMAL, csv.QUOTE_ALL):
+        block = io.StringIO(newline="")
+        csv.writer(block, delimiter=delimiter, lineterminator="\n", quoting=quoting).writerows(lines)
+        if "\r" not in (found := block.getvalue()):
+            break
+    try:
+        text.write(found)
+    except UnicodeEncodeError as problem:
+        raise SourceError(f"a cell cannot be written: {problem}", "encoding='utf-8' takes all text") from None
+
+
+def check_writable(scan: Scan, what: str) -> None:
+    """SourceError for columns of bytes, which a text format cannot hold."""
+    for name, types in scan.types.items():
+        if types & {bytes, bytearray, memoryview}:
+            raise SourceError(f"column '{name}' holds bytes, {what} text", "base64.b64encode(…).decode()")
 
 
 def first_columns(batches: Iterable[Rows], named: Sequence[str] | None) -> tuple[list[str], Iterable[Rows]]:
@@ -10721,13 +11034,11 @@ def check_columns(batch: Rows, names: list[str]) -> None:
 
 def cell_text(value: Any) -> Any:
     """A value as a CSV cell; what is native to CSV stays as it is."""
-    kind = type(value).__name__
-    if kind in ("str", "int", "float", "NoneType"):
+    if type(value) in PLAIN_TYPES:
         return value
     if isinstance(value, bool):
         return "true" if value else "false"
-    plain_value = to_json(value, "cell")
-    return encode_json(plain_value) if isinstance(plain_value, (dict, list)) else plain_value
+    return text_or_number(value)
 
 
 def csv_key(value: Any) -> str:
@@ -10737,12 +11048,11 @@ def csv_key(value: Any) -> str:
 
 def read_tsv(
     file: Any, batch_rows: int | None, *, types: Any = None, encoding: str = "utf-8-sig",
-    columns: Sequence[str] | None = None, ragged: bool = False,
+    columns: Sequence[str] | None = None, ragged: bool = False, skip_lines: int = 0,
 ) -> Iterator[Rows]:  # fmt: skip
     """CSV whose cells are separated by tabs."""
-    return read_csv(
-        file, batch_rows, types=types, delimiter="\t", encoding=encoding, columns=columns, ragged=ragged
-    )
+    more: Json = {"columns": columns, "ragged": ragged, "skip_lines": skip_lines}
+    return read_csv(file, batch_rows, types=types, delimiter="\t", encoding=encoding, **more)
 
 
 def write_tsv(
@@ -10756,10 +11066,9 @@ def read_json(file: Any, batch_rows: int | None, *, records: str | None = None) 
     """One document, read whole: a list of objects, one object, or the list at the path *records*."""
     try:
         document = json.loads(file.read())
-    except ValueError as problem:
-        raise SourceError(
-            f"not JSON: {problem}", "JSON lines have the suffix .jsonl, or format='jsonl'"
-        ) from None
+    except (ValueError, RecursionError) as problem:
+        hint = "JSON lines have the suffix .jsonl, or format='jsonl'"
+        raise SourceError(f"not JSON: {problem}", hint) from None
     yield from batched(records_of(document, records), batch_rows)
 
 
@@ -10789,10 +11098,11 @@ def is_records(value: Any) -> bool:
 
 
 def at_path(document: Any, path: str) -> Any:
-    """What is at a dotted path of a JSON document; None if nothing is."""
-    for word in path.split("."):
-        document = document.get(word) if isinstance(document, dict) else None
-    return document
+    """What is at a dotted path of a JSON document, whose keys may have dots too; None if nothing is."""
+    if not isinstance(document, dict) or path in document:
+        return document[path] if isinstance(document, dict) else None
+    word, _, rest = path.partition(".")
+    return at_path(document.get(word), rest) if rest else None
 
 
 def write_json(file: Any, batches: Iterable[Rows]) -> None:
@@ -10800,7 +11110,7 @@ def write_json(file: Any, batches: Iterable[Rows]) -> None:
     separator = b"[\n"
     for batch in batches:
         for row in batch:
-            file.write(separator + encode(to_json(row, "row"))[:-1])
+            file.write(separator + json_row(row))
             separator = b",\n"
     file.write(b"[]\n" if separator == b"[\n" else b"\n]\n")
 
@@ -10813,11 +11123,13 @@ def read_json_lines(file: Any, batch_rows: int | None) -> Iterator[Rows]:
         for number_of_line, line in lines:
             if line.strip():
                 try:
-                    yield json.loads(line)
-                except ValueError as problem:
-                    raise SourceError(
-                        f"line {number_of_line} is not JSON: {problem}", "an object a line"
-                    ) from None
+                    row = json.loads(line)
+                except (ValueError, RecursionError) as problem:
+                    told = f"line {number_of_line} is not JSON: {problem}"
+                    raise SourceError(told, "an object a line") from None
+                if type(row) is not dict:
+                    raise SourceError(f"line {number_of_line} is no object", "an object a line")
+                yield row
 
     return batched(read(), batch_rows)
 
@@ -10825,34 +11137,74 @@ def read_json_lines(file: Any, batch_rows: int | None) -> Iterator[Rows]:
 def write_json_lines(file: Any, batches: Iterable[Rows]) -> None:
     """An object a line."""
     for batch in batches:
-        file.writelines([encode(to_json(row, "row")) for row in batch])
+        file.writelines([json_row(row) + b"\n" for row in batch])
+
+
+def json_row(row: Json) -> bytes:
+    """A row as JSON; a NaN is a missing value: null.  SourceError for what JSON cannot express."""
+    try:
+        try:
+            text = encode_row(row)
+        except ValueError:
+            text = encode_row({name: None if value != value else value for name, value in row.items()})
+        return text.encode()
+    except (ValueError, TypeError, BadResult) as problem:
+        raise SourceError(
+            f"a row has no JSON form: {problem}: {safe_repr(row)}", "a step can change it"
+        ) from None
+
+
+def json_cell(value: Any) -> Any:
+    """A value that JSON has no word for, in JSON."""
+    if isinstance(value, (bytes, bytearray, memoryview)):
+        raise BadResult("JSON cannot hold bytes")
+    return to_json(value, "cell")
+
+
+encode_row = json.JSONEncoder(
+    ensure_ascii=False, separators=(",", ":"), allow_nan=False, default=json_cell
+).encode
 
 
 def read_parquet(file: Any, batch_rows: int | None) -> Iterator[Rows]:
     """Parquet, through pyarrow."""
-    table = need("pyarrow.parquet", "parquet", "Parquet").ParquetFile(file)
-    names = table.schema_arrow.names
-    if batch_rows is None:
-        yield Rows(table.read().to_pylist(), names)
-        return
-    for batch in table.iter_batches(batch_rows):
-        yield Rows(batch.to_pylist(), names)
+    parquet, arrow = need("pyarrow.parquet", "parquet", "Parquet"), need("pyarrow", "parquet", "Parquet")
+    try:
+        table = parquet.ParquetFile(file)
+        names = table.schema_arrow.names
+        if batch_rows is None:
+            yield Rows(table.read().to_pylist(), names)
+            return
+        for batch in table.iter_batches(batch_rows):
+            yield Rows(batch.to_pylist(), names)
+    except arrow.ArrowException as problem:
+        raise SourceError(f"not Parquet: {problem}", "is it whole, and of this format?") from None
 
 
 def write_parquet(file: Any, batches: Iterable[Rows]) -> None:
-    """Parquet, through pyarrow; the first rows decide the types."""
+    """Parquet, through pyarrow; the first batches decide the types."""
     parquet, arrow = need("pyarrow.parquet", "parquet", "Parquet"), need("pyarrow", "parquet", "Parquet")
     names, batches = first_columns(batches, None)
-    writer = None
-    for batch in batches:
-        check_columns(batch, names)
-        full = [{name: row.get(name) for name in names} for row in batch]
-        table = arrow.Table.from_pylist(full, None if writer is None else writer.schema)
-        writer = writer or parquet.ParquetWriter(file, table.schema)
-        writer.write_table(table)
-    if writer is None:
-        writer = parquet.ParquetWriter(file, arrow.schema([(name, arrow.string()) for name in names]))
-    writer.close()
+    source = (batch for batch in batches if batch)
+    try:
+        some = [full_table(arrow, batch, names, None) for batch in itertools.islice(source, 2)]
+        schema = arrow.schema([(name, arrow.string()) for name in names])
+        if some:
+            schema = arrow.unify_schemas([table.schema for table in some])  # a column of None has no type yet
+        with parquet.ParquetWriter(file, schema) as writer:
+            for table in some:
+                writer.write_table(table.cast(schema))
+            for batch in source:
+                writer.write_table(full_table(arrow, batch, names, schema))
+    except (arrow.ArrowException, OverflowError) as problem:
+        hint = "each column has one type, that of the first rows; a step can change the others"
+        raise SourceError(f"not for Parquet: {problem}", hint) from None
+
+
+def full_table(arrow: Any, batch: Rows, names: list[str], schema: Any) -> Any:
+    """The rows with all columns as an Arrow table."""
+    check_columns(batch, names)
+    return arrow.Table.from_pylist([{name: row.get(name) for name in names} for row in batch], schema)
 
 
 def json_key(value: Any) -> str:
@@ -10873,26 +11225,31 @@ FILE_FORMATS = {
 # The types of text cells.
 
 
+TRUTHS = {"true": True, "t": True, "yes": True, "y": True, "1": True, "on": True}
+TRUTHS |= {"false": False, "f": False, "no": False, "n": False, "0": False, "off": False}
+
+
 def truth(text: str) -> bool:
-    """`true` and `false`, in any case."""
-    return {"true": True, "false": False}[text.lower()]
+    """`true` and `false`, and other words for them, in any case."""
+    return TRUTHS[text.strip().lower()]
 
 
 def whole(text: str) -> int:
-    """A whole number; not 007, which is a code, nor 1_000."""
-    if not re.fullmatch(r"-?(0|[1-9]\d*)", text, re.ASCII):
+    """A whole number; not 1_000, which Python would take for one."""
+    if "_" in text:
         raise ValueError(text)
     return int(text)
 
 
 def real(text: str) -> float:
-    """A number with a point or an exponent, as JSON writes them, or a whole one."""
-    if not re.fullmatch(r"-?(0|[1-9]\d*)?(\.\d+|\.)?([eE][+-]?\d+)?", text, re.ASCII):
+    """A finite number."""
+    value = float(text)
+    if "_" in text or value - value != 0:
         raise ValueError(text)
-    return float(text)
+    return value
 
 
-#: The types that a text column may have: tried in this order where nobody names them.
+#: The types that a text column may have, and what makes a value of the text.
 CASTS: dict[str, Callable[[str], Any]] = {
     "integer": whole,
     "real": real,
@@ -10903,7 +11260,15 @@ CASTS: dict[str, Callable[[str], Any]] = {
 }
 #: Other words for them: Python's types by name.
 CAST_WORDS = {"int": "integer", "float": "real", "bool": "boolean", "str": "text"}
-GUESSES = ("integer", "real", "boolean", "date", "datetime")
+#: What every cell of a column must look like for a type that nobody named, the narrowest first: 007 is a
+#: code and 20 digits are a name, so they stay text, and 2026-W05 is no day.
+GUESSES = {
+    "integer": r"-?(0|[1-9][0-9]{0,17})",
+    "real": r"-?((0|[1-9][0-9]{0,14})(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]+)?",
+    "boolean": r"(?i:true|false)",
+    "date": r"[0-9]{4}-[0-9]{2}-[0-9]{2}",
+    "datetime": r"[0-9]{4}-[0-9]{2}-[0-9]{2}[T ][0-9]{2}:[0-9]{2}.*",
+}
 
 
 class Cast:
@@ -10919,15 +11284,16 @@ class Cast:
             {name: cast_of(kind, name) for name, kind in types.items()} if isinstance(types, dict) else {}
         )
 
-    def rows(self, rows: Rows, last_line: int) -> Rows:
-        """The rows with their cells cast; empty cells become None."""
-        if self.guess:
+    def rows(self, rows: Rows, lines: list[int]) -> Rows:
+        """The rows, which are from these lines, with their cells cast; empty cells become None."""
+        if self.guess and rows:
             self.guess = False
-            self.casts = {name: cast for name in rows.columns if (cast := guess_cast(rows, name)) is not None}
+            self.casts = {name: guess_cast(rows, name) for name in rows.columns}
         for name, cast in self.casts.items():
             if name not in rows.columns:
-                raise SourceError(f"types: there is no column '{name}'", did_you_mean(name, rows.columns))
-            cast_column(rows, name, cast, last_line)
+                hint = did_you_mean(name, rows.columns, f"there are {', '.join(rows.columns)}")
+                raise SourceError(f"types: there is no column '{name}'", hint)
+            cast_column(rows, name, cast, lines)
         return rows
 
 
@@ -10943,20 +11309,21 @@ def cast_of(kind: Any, column: str) -> Callable[[str], Any]:
     return kind  # type: ignore[no-any-return]
 
 
-def guess_cast(rows: Rows, name: str) -> Callable[[str], Any] | None:
-    """The narrowest type that every cell of a column has; None for text."""
+def guess_cast(rows: Rows, name: str) -> Callable[[str], Any]:
+    """The narrowest type that every cell of a column has."""
     texts = {row[name] for row in rows} - {""}
-    for word in GUESSES if texts else ():
+    for word, pattern in GUESSES.items() if texts else ():
         try:
-            for text in texts:
-                CASTS[word](text)
-        except (ValueError, KeyError):
-            continue
-        return CASTS[word]
-    return None
+            if all(map(re.compile(pattern).fullmatch, texts)):
+                for text in texts:
+                    CASTS[word](text)
+                return CASTS[word]
+        except ValueError:
+            continue  # 2026-02-31 looks like a day
+    return CASTS["text"]
 
 
-def cast_column(rows: Rows, name: str, cast: Callable[[str], Any], last_line: int) -> None:
+def cast_column(rows: Rows, name: str, cast: Callable[[str], Any], lines: list[int]) -> None:
     """Casts the cells of a column in place; SourceError names the line of one that has another type."""
     position = 0
     try:
@@ -10964,12 +11331,11 @@ def cast_column(rows: Rows, name: str, cast: Callable[[str], Any], last_line: in
             text = row[name]
             row[name] = cast(text) if text != "" else None
     except (ValueError, KeyError, ArithmeticError) as problem:
-        line = last_line - len(rows) + position + 1
-        kind = next(
-            (word for word, one in CASTS.items() if one is cast), getattr(cast, "__name__", "of its type")
-        )
-        message = f"line {line}: '{rows[position][name][:100]}' in column '{name}' is not {kind}"
-        raise SourceError(message, "name the types yourself: types={…: 'text'}") from problem
+        names = {one: word for word, one in CASTS.items()}
+        kind = names.get(cast, getattr(cast, "__name__", "of its type"))
+        told = f"'{clip(rows[position][name], 100)}' in column '{name}' is not {kind}"
+        hint = f"name its type: types={{'{name}': 'text'}}"
+        raise SourceError(f"line {lines[position]}: {told}", hint) from problem
 
 
 # --- 33. Rows ----------------------------------------------------------------------------
@@ -11014,40 +11380,59 @@ def eager(work: Coroutine[Any, Any, Any]) -> Any:
     """
     context = contextvars.copy_context()
     try:
-        waiting = context.run(work.send, None)
+        context.run(work.send, None)
     except StopIteration as done:
         return done.value
-    return Unfinished(work, waiting, context)
+    return Unfinished(work, context)
 
 
 class Unfinished:
-    """Work that waits for an async function of the author's; `await` finishes it."""
+    """Work that waits for an async function of the author's, which begins only when this is awaited."""
 
-    def __init__(self, work: Coroutine[Any, Any, Any], waiting: Any, context: contextvars.Context) -> None:
-        self.work, self.waiting, self.context = work, waiting, context
+    #: Those that nobody has awaited yet.
+    waiting: set[Unfinished] = set()  # noqa: RUF012
+
+    def __init__(self, work: Coroutine[Any, Any, Any], context: contextvars.Context) -> None:
+        self.work, self.context = work, context
+        self.waiting.add(self)
 
     def __await__(self) -> Generator[Any, Any, Any]:
-        waiting = self.waiting
+        self.waiting.discard(self)
+        go_on: Any = (self.work.send, None)
         while True:
-            go_on: Any
-            try:
-                go_on = (self.work.send, (yield waiting))
-            except BaseException as problem:
-                go_on = (self.work.throw, problem)
             try:
                 waiting = self.context.run(*go_on)
             except StopIteration as done:
                 return done.value
+            try:
+                go_on = (self.work.send, (yield waiting))
+            except BaseException as problem:
+                go_on = (self.work.throw, problem)
 
     def __iter__(self) -> Any:
         raise TypeError("this waits for an async function: write `await ctx.…(…)`")
 
     __len__ = __getitem__ = __bool__ = __iter__
 
+    @classmethod
+    def check(cls) -> None:
+        """BadRequest if the pipeline returned without having awaited what must be."""
+        if cls.waiting:
+            steps = [one.context.run(CURRENT.get) for one in cls.waiting]
+            names = ", ".join(sorted("ctx.check" if step is None else step.path for step in steps))
+            raise BadRequest(f"never awaited: {names}", "an async function is in it: write `await ctx.…(…)`")
+
+
+class Pause:
+    """What lets `eager` return before async code of the author's begins: that is the awaiting task's."""
+
+    def __await__(self) -> Generator[Any, Any, None]:
+        yield
+
 
 async def settle(value: Any) -> Any:
     """The value, or what it comes to where it must be awaited; in sync code a loop is run for it."""
-    if not hasattr(value, "__await__") or isinstance(value, (Rows, Count)):
+    if not hasattr(value, "__await__") or isinstance(value, (Rows, Count, Stream)):
         return value
     try:
         asyncio.get_running_loop()
@@ -11057,21 +11442,19 @@ async def settle(value: Any) -> Any:
             return await value
 
         return asyncio.run(awaited())
+    await Pause()
     return await value
 
 
 def as_rows(data: Any) -> Rows:
     """Data as rows: an iterable of dicts, a data frame, an Arrow table; BadRequest names what is none."""
-    if isinstance(data, Rows):
-        return data
-    if hasattr(data, "to_pylist"):
-        data = data.to_pylist()
-    elif hasattr(data, "to_dict") and hasattr(data, "columns"):
-        data = data.to_dict("records")
     hint = "rows are a list of dicts, one key a column"
+    if isinstance(data, Stream):
+        raise BadRequest("a stream is no rows, but batches of them", "for batch in stream: …")
+    data = from_frame(data)
     if isinstance(data, (str, bytes, dict)) or not hasattr(data, "__iter__"):
         raise BadRequest(f"rows are wanted, not {safe_repr(data)}", hint)
-    rows = Rows(data)
+    rows = data if isinstance(data, Rows) else Rows(data)
     if {*map(type, rows)} - {dict}:
         for position, row in enumerate(rows):
             if not hasattr(row, "keys"):
@@ -11080,10 +11463,98 @@ def as_rows(data: Any) -> Rows:
     return rows
 
 
+def from_frame(data: Any) -> Any:
+    """The rows of a data frame (pandas, polars) or an Arrow table; anything else as it is."""
+    for method in ("to_pylist", "to_dicts"):
+        if hasattr(data, method):
+            return getattr(data, method)()
+    if hasattr(data, "to_dict") and hasattr(data, "columns"):
+        if hasattr(data, "notna"):  # what pandas keeps as NaN is missing
+            data = data.astype(object).where(data.notna(), None)
+        return data.to_dict("records")
+    return data
+
+
 def columns_of(rows: Rows) -> list[str]:
     """The columns of all rows, in the order in which they are first seen."""
-    shapes = dict.fromkeys(map(tuple, rows))
-    return [*dict.fromkeys(itertools.chain(rows.columns if not rows else (), *shapes))]
+    return Scan.columns_in(rows)[0]
+
+
+#: Class → kind of column.  The first class of a type's that is known counts; numpy's classes have names too.
+CELL_KINDS = {
+    "bool": "boolean",
+    "bool_": "boolean",
+    "int": "integer",
+    "signedinteger": "integer",
+    "float": "real",
+}
+CELL_KINDS |= {"unsignedinteger": "integer", "floating": "real", "str": "text", "Decimal": "decimal"}
+CELL_KINDS |= {"timedelta": "real"}
+CELL_KINDS |= {"bytes": "bytes", "bytearray": "bytes", "memoryview": "bytes", "datetime": "datetime"}
+CELL_KINDS |= {"date": "date", "time": "time", "UUID": "uuid", "dict": "json", "list": "json", "tuple": "json"}
+#: Kinds that have a common one; any other mixture is text.
+MIXTURES = (
+    *(({"integer", "real"}, "real"), ({"integer", "real", "decimal"}, "decimal")),
+    ({"date", "datetime"}, "datetime"),
+)
+
+
+def kind_of(type_of_cell: type) -> str:
+    """What kind of column a type makes."""
+    return next(
+        (CELL_KINDS[one.__name__] for one in type_of_cell.__mro__ if one.__name__ in CELL_KINDS), "other"
+    )
+
+
+class Scan:
+    """What rows look like: their columns, whether every row has all of them, and the types in each."""
+
+    __slots__ = ("columns", "even", "rows", "types")
+
+    def __init__(self, rows: Rows) -> None:
+        self.rows = rows
+        self.columns, self.even = self.columns_in(rows)
+        self.types = {name: {*map(type, self.cells_of(name))} - {type(None)} for name in self.columns}
+
+    @staticmethod
+    def columns_in(rows: Rows) -> tuple[list[str], bool]:
+        """The columns, in the order in which they are first seen, and whether every row has all of them."""
+        shapes = dict.fromkeys(map(tuple, rows))
+        columns = [*dict.fromkeys(itertools.chain(rows.columns if not rows else (), *shapes))]
+        return columns, {*map(len, shapes)} <= {len(columns)}
+
+    def cells_of(self, name: str) -> Iterable[Any]:
+        """The cells of a column; None where a row has none."""
+        return map(operator.itemgetter(name), self.rows) if self.even else (row.get(name) for row in self.rows)
+
+    def kind(self, name: str) -> str | None:
+        """The kind of a column by all of its cells; None if all are None."""
+        kinds = {kind_of(one) for one in self.types.get(name, ())}
+        if len(kinds) > 1:
+            return next((common for parts, common in MIXTURES if kinds <= parts), "text")
+        return next(iter(kinds), None)
+
+    def cells(self, columns: Sequence[str], convert: Callable[[Any], Any]) -> Iterator[tuple[Any, ...]]:
+        """The rows as tuples; *convert* is used for columns that hold other types than the plainest."""
+        foreign = [i for i, name in enumerate(columns) if not self.types.get(name, PLAIN_TYPES) <= PLAIN_TYPES]
+        tuples: Iterator[tuple[Any, ...]]
+        if self.even and len(columns) > 1 and {*columns} <= {*self.columns}:
+            tuples = map(operator.itemgetter(*columns), self.rows)
+        else:
+            tuples = (tuple([row.get(name) for name in columns]) for row in self.rows)
+        return converted(tuples, foreign, convert) if foreign else tuples
+
+
+def converted(
+    tuples: Iterable[tuple[Any, ...]], foreign: list[int], convert: Callable[[Any], Any]
+) -> Iterator[tuple[Any, ...]]:
+    """The tuples with the cells at some places converted."""
+    for row in tuples:
+        values = [*row]
+        for i in foreign:
+            if values[i] is not None:
+                values[i] = convert(values[i])
+        yield tuple(values)
 
 
 TYPE_WORDS = {"str": "text", "int": "integer", "float": "real", "bool": "boolean", "NoneType": "null"}
@@ -11099,16 +11570,21 @@ def observed(rows: Rows) -> dict[str, str]:
         words = sorted(
             {TYPE_WORDS.get(kind, kind.lower()) for kind in kinds}, key=lambda word: (word == "null", word)
         )
-        seen[str(name)[:WORD_MAX]] = "|".join(words)
+        seen[clip(name, WORD_MAX)] = "|".join(words)
     return seen
 
 
-async def gather_rows(step: Step, batches: Any) -> Rows:
+async def gather_rows(step: Step, place: Any) -> Rows:
     """All rows of a place, as one step."""
     with step:
-        rows = collect(await settle(batches))
+        rows = collect(await settle(place.read(None)))
         step.rows_out, step.columns = len(rows), observed(rows)
         return rows
+
+
+def batches_from(place: Any, batch_rows: int) -> Iterator[Rows]:
+    """The batches of a place, which is asked for them when the first is wanted."""
+    yield from place.read(batch_rows)
 
 
 def collect(batches: Iterable[Rows]) -> Rows:
@@ -11121,6 +11597,10 @@ def collect(batches: Iterable[Rows]) -> Rows:
 
 class Stream:
     """Rows in batches, to be read once, with `for` or `async for`; a step lasts from the first to the end."""
+
+    def __await__(self) -> Generator[Any, Any, Stream]:
+        yield from ()
+        return self
 
     def __init__(
         self, step: Step, batches: Any, upstream: Stream | None = None, outer: Step | None = None
@@ -11152,6 +11632,11 @@ class Stream:
         for batch in self:
             yield batch
 
+    def __len__(self) -> int:
+        raise TypeError("a stream has no length and no rows, only batches: for batch in stream: …")
+
+    __getitem__: Any = __len__
+
     def pull(self, batches: Iterator[Rows]) -> Rows | None:
         """The next batch; what is logged meanwhile belongs to this step."""
         before, began = CURRENT.get(), perf_counter()
@@ -11172,7 +11657,8 @@ def batched(rows: Any, batch_rows: int | None) -> Iterator[Rows]:
     if batch_rows is None:
         yield as_rows(rows)
         return
-    source = iter(rows)
+    rows = from_frame(rows)
+    source = iter(rows if hasattr(rows, "__iter__") and not isinstance(rows, dict) else as_rows(rows))
     while batch := as_rows(itertools.islice(source, batch_rows)):
         yield batch
 
@@ -11201,7 +11687,7 @@ class PerRow:
 
 def brief(query: str) -> str:
     """A statement as the name of a step."""
-    text = " ".join(query.split())
+    text = SECRETS.text(" ".join(query.split()))
     return text if len(text) <= 60 else text[:59] + "…"
 
 
@@ -11319,11 +11805,11 @@ class SqlStep:
         self.query, self.params = query, params
 
     def __call__(self, rows: Rows) -> Rows:
-        columns = columns_of(rows)
+        scan = Scan(rows)
         db = sqlite3.connect(":memory:", isolation_level=None, detect_types=sqlite3.PARSE_DECLTYPES)
         try:
-            fill_table(db, rows, columns)
-            return self.ask(db, columns)
+            fill_table(db, scan)
+            return self.ask(db, scan.columns)
         finally:
             db.close()
 
@@ -11336,7 +11822,7 @@ class SqlStep:
             names = [column[0] for column in cursor.description]
             check_distinct(names)
             return Rows([dict(zip(names, row, strict=True)) for row in cursor], names)
-        except sqlite3.Error as problem:
+        except (sqlite3.Error, sqlite3.Warning) as problem:
             if not columns and "no such column" in str(problem):
                 return Rows()  # nobody knows the columns of no rows
             wrong = str(problem).rpartition(": ")[2]
@@ -11344,75 +11830,72 @@ class SqlStep:
             raise SourceError(f"SQL step: {problem}", hint) from None
 
 
-def check_distinct(names: Sequence[str]) -> None:
+def check_distinct(names: Sequence[str], hint: str = "name one of them otherwise: AS …") -> None:
     """SourceError if two columns have one name: a row could hold only one of them."""
     if twice := next((name for name in names if names.count(name) > 1), None):
-        raise SourceError(f"two columns are named '{twice}'", "name one of them otherwise: AS …")
+        raise SourceError(f"two columns are named '{twice}'", hint)
 
 
-#: Python types that SQLite does not have → declared type, how a value becomes one that it has, and back.
-KEPT_TYPES: dict[str, tuple[str, Callable[[Any], Any], Callable[[str], Any]]] = {
-    "bool": ("tau_bool", int, lambda text: text == "1"),
+#: Kinds of column that SQLite does not have → declared type, how a value becomes text or a number, and back.
+KEPT_KINDS: dict[str, tuple[str, Callable[[Any], Any], Callable[[str], Any]]] = {
+    "boolean": ("tau_bool", int, lambda text: text == "1"),
     "date": ("tau_date", lambda value: value.isoformat(), lambda text: datetime.date.fromisoformat(text)),
     "datetime": (
         *("tau_datetime", lambda value: value.isoformat(" ")),
         lambda text: datetime.datetime.fromisoformat(text),
     ),
     "time": ("tau_time", lambda value: value.isoformat(), lambda text: datetime.time.fromisoformat(text)),
-    "Decimal": ("tau_decimal", str, lambda text: decimal.Decimal(text)),
-    "dict": ("tau_json", lambda value: encode_json(to_json(value, "cell")), json.loads),
-    "list": ("tau_json", lambda value: encode_json(to_json(value, "cell")), json.loads),
-    "UUID": ("tau_uuid", str, lambda text: uuid.UUID(text)),
+    "decimal": ("tau_decimal", str, lambda text: decimal.Decimal(text)),
+    "json": ("tau_json", lambda value: encode_json(to_json(value, "cell")), json.loads),
+    "uuid": ("tau_uuid", str, lambda text: uuid.UUID(text)),
+    "bytes": ("blob", bytes, lambda text: text.encode()),
 }
-#: What SQLite takes as it is.
-NATIVE_TYPES = frozenset(("int", "float", "str", "bytes", "NoneType"))
+#: What SQLite and CSV take as it is.
+PLAIN_TYPES = frozenset((int, float, str, type(None)))
+#: SQLite reckons with decimals as binary numbers, which hold this many digits.
+DECIMAL_DIGITS = 15
 
 
 def plain_cell(value: Any) -> Any:
     """A value as SQLite takes it."""
-    kind = type(value).__name__
-    if kind in NATIVE_TYPES:
+    if type(value) in PLAIN_TYPES:
         return value
-    if kind in KEPT_TYPES:
-        return KEPT_TYPES[kind][1](value)
+    kept = KEPT_KINDS.get(kind_of(type(value)))
+    return text_or_number(value) if kept is None else kept[1](value)
+
+
+def text_or_number(value: Any) -> Any:
+    """A value as a cell of a format that has text and numbers only."""
     plain_value = to_json(value, "cell")
     return encode_json(plain_value) if isinstance(plain_value, (dict, list)) else plain_value
 
 
-def cell_types(rows: Rows, column: str) -> set[str]:
-    """The names of the types in a column, without that of None."""
-    return {kind.__name__ for kind in {type(row.get(column)) for row in rows}} - {"NoneType"}
+def is_long(value: Any) -> bool:
+    """Whether SQLite would round this decimal."""
+    return isinstance(value, decimal.Decimal) and len(value.as_tuple().digits) > DECIMAL_DIGITS
 
 
-def fill_table(db: sqlite3.Connection, rows: Rows, columns: list[str]) -> None:
-    """The table `data` holds the rows; columns of a type that SQLite does not have are declared so."""
+def fill_table(db: sqlite3.Connection, scan: Scan) -> None:
+    """The table `data` holds the rows; columns of a kind that SQLite does not have are declared so."""
     declared = []
-    for column in columns or ["?"]:
-        kinds = cell_types(rows, column)
-        kept = KEPT_TYPES.get(next(iter(kinds))) if len(kinds) == 1 else None
-        if kept is not None:
-            sqlite3.register_converter(kept[0], lambda cell, back=kept[2]: back(cell.decode()))  # type: ignore[misc]
-        declared.append(quote_name(column) + (f" {kept[0]}" if kept is not None else ""))
+    for column in scan.columns or ["?"]:
+        kind = scan.kind(column) or ""
+        if kind == "decimal" and any(map(is_long, scan.cells_of(column))):
+            hint = "a step in Python reckons with all digits"
+            raise SourceError(f"SQL step: '{column}' has decimals of more than {DECIMAL_DIGITS} digits", hint)
+        type_name, _, back = KEPT_KINDS.get(kind, ("", None, None))
+        if back is not None and kind != "bytes":
+            sqlite3.register_converter(type_name, lambda cell, back=back: back(cell.decode()))  # type: ignore[misc]
+        declared.append(f"{quote_name(column)} {type_name}")
     db.execute(f"CREATE TABLE data ({', '.join(declared)})")
     db.execute("BEGIN")
-    marks = ", ".join("?" * len(columns))
-    if columns:
-        db.executemany(f"INSERT INTO data VALUES ({marks})", cells(rows, columns, plain_cell))
+    try:
+        marks = ", ".join("?" * len(scan.columns))
+        if scan.columns:
+            db.executemany(f"INSERT INTO data VALUES ({marks})", scan.cells(scan.columns, plain_cell))
+    except OverflowError:
+        raise SourceError("SQL step: an integer has more than 64 bits", "a step can make text of it") from None
     db.execute("COMMIT")
-
-
-def cells(rows: Rows, columns: Sequence[str], convert: Callable[[Any], Any]) -> Iterator[tuple[Any, ...]]:
-    """The rows as tuples; *convert* is used for the columns that hold what SQLite does not take."""
-    foreign = [i for i, column in enumerate(columns) if not cell_types(rows, column) <= NATIVE_TYPES]
-    whole = {*map(tuple, rows)} == {tuple(columns)}
-    tuples: Iterable[tuple[Any, ...]]
-    if whole:
-        tuples = map(tuple, map(dict.values, rows))
-    else:
-        tuples = (tuple([row.get(column) for column in columns]) for row in rows)
-    if not foreign:
-        return iter(tuples)
-    return (tuple([convert(v) if i in foreign else v for i, v in enumerate(row)]) for row in tuples)
 
 
 def quote_name(name: str) -> str:
@@ -11605,7 +12088,9 @@ class Journal:
 
     def hide(self, value: str) -> None:
         """From now on the value is `***` wherever this run keeps or prints text."""
-        if len(value) < SECRET_CHARACTERS_MIN:
+        if value in SECRETS.values:
+            return
+        if 0 < len(value) < SECRET_CHARACTERS_MIN:
             told = f"a secret of less than {SECRET_CHARACTERS_MIN} characters cannot be hidden in text"
             self.log(told, "warning", CURRENT.get(), None, None)
         SECRETS.add(value)
@@ -11633,7 +12118,7 @@ class Step:
     def __init__(self, journal: Journal, name: str, timeout: float | None = None) -> None:
         self.timeout = timeout  # seconds it may take
         self.limit: Any = None  # what watches over that while it runs
-        self.journal, self.name = journal, SECRETS.text(str(name))[:200]
+        self.journal, self.name = journal, clip(name, 200)
         self.rows_in: int | None = None
         self.rows_out: int | None = None
         self.columns: dict[str, str] | None = None  # those it put out, with their types
@@ -11776,9 +12261,11 @@ class Mask:
 
     def add(self, value: str) -> None:
         """Knows one more secret, in every form in which it may turn up."""
-        if value in self.values or len(value) < SECRET_CHARACTERS_MIN:
+        if value in self.values:
             return
         self.values.add(value)
+        if len(value) < SECRET_CHARACTERS_MIN:
+            return
         self.forms |= {form for form in spellings(value) if len(form) >= SECRET_CHARACTERS_MIN}
         longest_first = sorted(self.forms, key=len, reverse=True)
         self.longest = len(longest_first[0].encode())
@@ -11796,7 +12283,7 @@ class Mask:
         if isinstance(value, str):
             return self.pattern.sub("***", value)
         if isinstance(value, (int, float)):
-            return "***" if str(value) in self.values else value
+            return "***" if str(value) in self.forms else value
         if isinstance(value, dict):
             return {self.document(key): self.document(item) for key, item in value.items()}
         return [self.document(item) for item in value]
@@ -11822,6 +12309,8 @@ def spellings(value: str) -> set[str]:
     forms |= {urllib.parse.quote(value, safe=""), urllib.parse.quote(value), urllib.parse.quote_plus(value)}
     forms |= {line for line in value.splitlines() if len(line) >= 16}  # a key of several lines, printed
     data = value.encode("utf-8", "replace")
+    forms |= {value.strip(), value.replace("'", "''"), repr(data)[2:-1], data.hex()}
+    forms |= {re.sub("%..", lambda found: found[0].lower(), form) for form in forms}  # %2f for %2F
     for alphabet in (base64.b64encode, base64.urlsafe_b64encode):
         forms.add(alphabet(data).decode())
         for offset in range(3):  # inside of other text, as in `user:password`
@@ -11847,23 +12336,23 @@ class Sieve:
         """Hands on whole lines, or what is too long to wait for its end."""
         while data := os.read(self.source, 1 << 16):
             whole_lines, newline, self.rest = (self.rest + data).rpartition(b"\n")
-            if len(self.rest) > LOG_LINE_BYTES_MAX:
-                keep = SECRETS.longest
-                whole_lines, newline, self.rest = (
-                    whole_lines + newline + self.rest[:-keep],
-                    b"",
-                    self.rest[-keep:],
-                )
             self.write(whole_lines + newline)
+            if len(self.rest) > LOG_LINE_BYTES_MAX:
+                self.rest = self.without_secrets(self.rest)
+                keep = len(self.rest) - SECRETS.longest  # what may begin a secret waits for its end
+                self.write(self.rest[:keep])
+                self.rest = self.rest[keep:]
         self.write(self.rest)
         self.rest = b""
 
+    def without_secrets(self, data: bytes) -> bytes:
+        """The bytes, masked."""
+        return data if SECRETS.bytes_pattern is None else SECRETS.bytes_pattern.sub(b"***", data)
+
     def write(self, data: bytes) -> None:
         """Into the file, without secrets."""
-        if SECRETS.bytes_pattern is not None:
-            data = SECRETS.bytes_pattern.sub(b"***", data)
         try:
-            os.write(self.file, data)
+            os.write(self.file, self.without_secrets(data))
         except OSError:
             pass  # the disk is full: the outcome is what must get through
 
@@ -11874,6 +12363,11 @@ class Sieve:
         if self.thread.is_alive():  # a child holds the other end
             rest, self.rest = self.rest, b""
             self.write(rest)
+
+
+def clip(text: object, most: int) -> str:
+    """The beginning of a text, without secrets: masked before it is cut, for half a secret looks like none."""
+    return SECRETS.text(str(text))[:most]
 
 
 def bounded_fields(fields: Json) -> str:
@@ -12149,7 +12643,8 @@ def short_repr(value: Any, level: int = 0) -> str:
         return "…"
     shown = list(itertools.islice(value.items() if kind is dict else value, ITEMS_SHOWN))
     if kind is dict:
-        texts = [f"{key!r}: {short_repr('***' if is_secret(key) else item, level + 1)}" for key, item in shown]
+        pairs = [(key, "***" if is_secret(key) else item) for key, item in shown]
+        texts = [f"{short_repr(key, 2)}: {short_repr(item, level + 1)}" for key, item in pairs]
     else:
         texts = [short_repr(item, level + 1) for item in shown]
     more = ["..."] if len(value) > ITEMS_SHOWN else [""] if kind is tuple and len(value) == 1 else []

@@ -19,6 +19,8 @@ from typing import Any
 
 import pytest
 
+import tau as module
+
 REPOSITORY = Path(__file__).parent.parent
 TAXIS = REPOSITORY.parent / "shared" / "data" / "taxis.csv"
 #: What tests must not inherit from whoever runs them.
@@ -267,3 +269,44 @@ def started(made: Tau) -> Iterator[Tau]:
     yield made
     made.stop()
     made.home.parent.rmdir()
+
+
+class Context(module.PipelineContext):
+    """A context without a daemon: what it is told it keeps for itself."""
+
+    def __init__(self, folder: Path, **connections: str) -> None:
+        self.journal = folder / "journal"
+        self.journal.touch()
+        job = {
+            "run_id": "r",
+            "pipeline": "it",
+            "version": 1,
+            "attempt": 1,
+            "params": {},
+            "directory": str(folder),
+        }
+        job |= {"secrets": str(folder / "secrets")}
+        job |= {"connections": {name: {"url": url} for name, url in connections.items()}}
+        super().__init__(job, module.Journal(str(self.journal), {"log_lines": 1000, "log_bytes": 1 << 20}))
+
+    def records(self, kind: str) -> list[Any]:
+        """The records of a kind in the journal."""
+        lines = self.journal.read_text(encoding="utf-8").splitlines()
+        return [record for record in map(json.loads, lines) if record["t"] == kind]
+
+    def close(self) -> None:
+        """Nothing is open afterwards."""
+        os.close(self._journal.descriptor)
+        for engine in self._around.engines.values():
+            engine.dispose()
+
+
+@pytest.fixture
+def ctx(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Context]:
+    """A context in this process, in a directory of its own."""
+    folder = tmp_path / "data"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    made = Context(folder)
+    yield made
+    made.close()

@@ -1,0 +1,291 @@
+"""Bytes and rows: what is written can be read again, and what is malformed is told with its line."""
+
+from __future__ import annotations
+
+import datetime
+import gzip
+import io
+import json
+from collections.abc import Callable
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import Context
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import tau as module
+
+TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
+CELLS = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | TEXT
+#: Column names that a careless writer trips over.
+ODD = [
+    "a",
+    "with space",
+    'quo"te',
+    "select",
+    "comma,",
+    "line\nend",
+    "ünï",
+    "",
+    "a.b",
+    "%s",
+    ":x",
+    "back\\slash",
+]
+QUICK = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+FORMATS = ["csv", "tsv", "json", "jsonl"]
+
+
+def write(name: str, *batches: list[dict[str, Any]], **options: Any) -> bytes:
+    """The bytes of a format."""
+    file = io.BytesIO()
+    module.FILE_FORMATS[name].write(file, [module.as_rows(batch) for batch in batches], **options)
+    return file.getvalue()
+
+
+def read(name: str, data: bytes, batch_rows: int | None = None, **options: Any) -> list[list[dict[str, Any]]]:
+    """The batches in bytes."""
+    found = module.FILE_FORMATS[name].read(io.BytesIO(data), batch_rows, **options)
+    return [list(batch) for batch in found]
+
+
+def as_text(value: Any) -> str:
+    """A cell as CSV has it."""
+    return (
+        {None: "", True: "true", False: "false"}.get(value, str(value))
+        if not isinstance(value, int | float) or isinstance(value, bool)
+        else str(value)
+    )
+
+
+@pytest.mark.parametrize("name", ["csv", "tsv"])
+@given(rows=st.lists(st.fixed_dictionaries(dict.fromkeys(("a", "b", "c d"), CELLS))))
+@QUICK
+def test_csv_gives_back_the_text_of_every_cell(name: str, rows: list[dict[str, Any]]) -> None:
+    again = [row for batch in read(name, write(name, rows)) for row in batch]
+    assert again == [{column: as_text(value) for column, value in row.items()} for row in rows]
+
+
+@pytest.mark.parametrize("name", ["json", "jsonl"])
+@given(rows=st.lists(st.dictionaries(TEXT, CELLS | st.lists(CELLS) | st.dictionaries(TEXT, CELLS))))
+@QUICK
+def test_json_gives_back_the_rows(name: str, rows: list[dict[str, Any]]) -> None:
+    assert [row for batch in read(name, write(name, rows)) for row in batch] == rows
+
+
+@given(rows=st.lists(st.fixed_dictionaries({"a": TEXT}), min_size=1), size=st.integers(1, 7))
+@QUICK
+def test_batches_hold_the_same_rows(rows: list[dict[str, Any]], size: int) -> None:
+    for name in FORMATS:
+        batches = read(name, write(name, rows), size)
+        assert [row for batch in batches for row in batch] == rows
+        assert all(0 < len(batch) <= size for batch in batches)
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_odd_column_names_and_many_of_them(name: str) -> None:
+    rows = [{column: f"{column}!" for column in ODD} | {f"c{i}": "x" for i in range(150)}]
+    assert read(name, write(name, rows)) == [rows]
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_dates_decimals_and_lists_have_a_text(name: str) -> None:
+    row = {"d": datetime.date(2026, 1, 2), "n": Decimal("1.50"), "l": [1, {"a": None}]}
+    (again,) = read(name, write(name, [row]))
+    expected = {"d": "2026-01-02", "n": "1.50", "l": '[1,{"a":null}]'}
+    assert again == [expected if name in ("csv", "tsv") else expected | {"l": [1, {"a": None}]}]
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_bytes_are_refused_and_not_counted(name: str) -> None:
+    with pytest.raises(module.SourceError, match="bytes"):
+        write(name, [{"a": b"abc"}])
+
+
+def test_nan_is_a_missing_value_in_json_and_infinity_is_refused() -> None:
+    assert write("jsonl", [{"a": float("nan"), "b": 1}]) == b'{"a":null,"b":1}\n'
+    with pytest.raises(module.SourceError, match="no JSON form"):
+        write("json", [{"a": float("inf")}])
+
+
+def test_no_rows_make_a_file_that_can_be_read() -> None:
+    assert (write("csv", []), write("json", []), write("jsonl", [])) == (b"", b"[]\n", b"")
+    for name in FORMATS:
+        assert [row for batch in read(name, write(name, [])) for row in batch] == []
+
+
+def test_a_header_without_rows_keeps_its_columns() -> None:
+    for batch_rows in (None, 10):
+        (batch,) = module.FILE_FORMATS["csv"].read(io.BytesIO(b"a,b\n"), batch_rows)
+        assert (list(batch), batch.columns) == ([], ["a", "b"])
+
+
+MALFORMED = {
+    "ragged": ("csv", b"a,b\n1,2\n3\n", {}, "line 3 has 1 cells, the header 2"),
+    "ragged after cells of two lines": ("csv", b'a,b\n"1\n1",2\n\n3\n', {}, "line 5 has 1 cells"),
+    "a duplicate header": ("csv", b"a,b,a\n1,2,3\n", {}, "two columns are named 'a'"),
+    "a quote that is not closed": ("csv", b'a,b\n1,"2\n', {}, "line 2: unexpected end of data"),
+    "text after a quote": ("csv", b'a,b\n1,"2"x\n', {}, "line 2: ',' expected after"),
+    "another delimiter": ("csv", b"a;b\n1;2\n", {}, "the header is one column: 'a;b'"),
+    "a cell of another type": (
+        "csv",
+        b"a\n1\n\nx\n",
+        {"types": {"a": int}},
+        "line 4: 'x' in column 'a' is not integer",
+    ),
+    "a type for no column": ("csv", b"a\n1\n", {"types": {"b": int}}, "no column 'b'"),
+    "no JSON": ("json", b"a,b\n1,2\n", {}, "not JSON"),
+    "half of JSON": ("json", b'[{"a": 1}, {"a"', {}, "not JSON"),
+    "JSON too deep": ("json", b"[" * 100_000, {}, "not JSON"),
+    "half of JSON lines": ("jsonl", b'{"a": 1}\n{"a"', {}, "line 2 is not JSON"),
+    "JSON lines without objects": ("jsonl", b'{"a": 1}\n[1]\n', {}, "line 2 is no object"),
+    "records elsewhere": ("json", b'{"items": [{"a": 1}]}', {}, "object with lists in it"),
+    "records nowhere": ("json", b'{"items": [{"a": 1}]}', {"records": "rows"}, "no list at records='rows'"),
+}
+
+
+@pytest.mark.parametrize("case", MALFORMED)
+def test_what_is_malformed_is_told_with_its_line(case: str) -> None:
+    name, data, options, message = MALFORMED[case]
+    with pytest.raises(module.SourceError, match=message) as caught:
+        read(name, data, **options)
+    assert caught.value.hint
+
+
+IMPOSSIBLE = {
+    "a delimiter of two": ("csv", {"delimiter": ";;"}, "delimiter=';;'"),
+    "no encoding": ("csv", {"encoding": "utf-9"}, "unknown encoding"),
+    "types of another kind": ("csv", {"types": "all"}, "types must be True or a mapping"),
+    "no type": ("csv", {"types": {"a": "itneger"}}, "is no type"),
+}
+
+
+@pytest.mark.parametrize("case", IMPOSSIBLE)
+def test_impossible_options_are_refused(case: str) -> None:
+    name, options, message = IMPOSSIBLE[case]
+    with pytest.raises(module.BadRequest, match=message):
+        read(name, b"a\n1\n", **options)
+
+
+def test_what_can_be_asked_of_csv() -> None:
+    assert read("csv", b"a,b\n1\n1,2,3\n", ragged=True) == [[{"a": "1", "b": ""}, {"a": "1", "b": "2"}]]
+    assert read("csv", b"1;2\n", delimiter=";", columns=["a", "b"]) == [[{"a": "1", "b": "2"}]]
+    assert read("csv", b"junk\na,a\n1,2\n", columns=["x", "y"], skip_lines=2) == [[{"x": "1", "y": "2"}]]
+    assert read("csv", "a\né\n".encode("cp1252"), encoding="cp1252") == [[{"a": "é"}]]
+    assert read("csv", "\ufeffa\n1\n".encode()) == [[{"a": "1"}]]
+    assert read("csv", b"a\r\n1\r\n\r\n2\r\n") == [[{"a": "1"}, {"a": "2"}]]
+    assert read("json", b'{"page": {"rows": [{"a": 1}]}}', records="page.rows") == [[{"a": 1}]]
+    assert read("json", b'{"@odata.rows": [{"a": 1}]}', records="@odata.rows") == [[{"a": 1}]]
+
+
+GUESSES: dict[str, tuple[list[str], list[Any]]] = {
+    "integers": (["1", "-20", "0", ""], [1, -20, 0, None]),
+    "codes with zeros stay text": (["007", "8"], ["007", "8"]),
+    "long numbers stay text": (["12345678901234567890", "1"], ["12345678901234567890", "1"]),
+    "numbers": (["1.5", "2", "-.5", "1e3"], [1.5, 2.0, -0.5, 1000.0]),
+    "too large numbers stay text": (["1e999", "1"], ["1e999", "1"]),
+    "truths": (["true", "FALSE", ""], [True, False, None]),
+    "yes and no stay text": (["yes", "no"], ["yes", "no"]),
+    "days": (["2026-01-02"], [datetime.date(2026, 1, 2)]),
+    "weeks stay text": (["2026-W05"], ["2026-W05"]),
+    "days that are none stay text": (["2026-02-30"], ["2026-02-30"]),
+    "times": (["2026-01-02 03:04:05"], [datetime.datetime(2026, 1, 2, 3, 4, 5)]),  # noqa: DTZ001
+    "a mixture stays text": (["1", "x", ""], ["1", "x", None]),
+    "nothing": (["", ""], [None, None]),
+    "nan and inf stay text": (["nan", "inf"], ["nan", "inf"]),
+}
+
+
+@pytest.mark.parametrize("case", GUESSES)
+def test_types_are_guessed_carefully(case: str) -> None:
+    texts, expected = GUESSES[case]
+    data = write("csv", [{"a": text, "b": "x"} for text in texts])
+    assert [row["a"] for row in read("csv", data, types=True)[0]] == expected
+
+
+def test_types_that_are_named_are_read_as_python_reads_them() -> None:
+    types = {"i": int, "f": "float", "b": bool, "d": Decimal, "t": "datetime", "u": str.upper}
+    data = b"i,f,b,d,t,u,x\n007, 1.50 ,yes,1.50,2026-01-02,a,1\n,,,,,,\n"
+    first, second = read("csv", data, types=types)[0]
+    when = datetime.datetime(2026, 1, 2)  # noqa: DTZ001
+    assert first == {"i": 7, "f": 1.5, "b": True, "d": Decimal("1.50"), "t": when, "u": "A", "x": "1"}
+    assert second == dict.fromkeys(types) | {"x": ""}
+
+
+def test_a_stream_keeps_the_types_of_its_first_batch_and_says_where_they_end() -> None:
+    data = write("csv", [{"a": str(i)} for i in range(5)] + [{"a": "x"}])
+    with pytest.raises(module.SourceError, match="line 7: 'x' in column 'a' is not integer") as caught:
+        read("csv", data, 2, types=True)
+    assert caught.value.hint == "name its type: types={'a': 'text'}"
+
+
+def test_a_column_after_the_header_is_refused() -> None:
+    late = ([{"a": 1}], [{"a": 1}], [{"a": 1, "b": 2}])
+    with pytest.raises(module.SourceError, match="column 'b' appears only after the header") as caught:
+        write("csv", *late)
+    assert "columns=" in caught.value.hint
+    assert write("csv", *late, columns=["b", "a"]) == b"b,a\n,1\n,1\n2,1\n"
+
+
+def test_a_file_in_an_encoding_that_lacks_a_letter() -> None:
+    with pytest.raises(module.SourceError, match="cannot be written"):
+        write("csv", [{"a": "€"}], encoding="latin-1")
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_packed_files_and_bytes_that_do_not_change(name: str, ctx: Context, tmp_path: Path) -> None:
+    rows = [{"a": "1", "b": "é"}] * 3
+    path = tmp_path / f"rows.{name}.gz"
+    ctx.load(path, rows)
+    before = path.read_bytes()
+    assert gzip.decompress(before) == write(name, rows)
+    assert ctx.extract(path) == rows
+    ctx.load(path, rows, mode="replace")
+    assert path.read_bytes() == before
+    path.write_bytes(before[:-9])
+    with pytest.raises(module.SourceError, match=r"rows\..*end-of-stream"):
+        ctx.extract(path)
+
+
+def test_parquet_keeps_types(ctx: Context, tmp_path: Path) -> None:
+    pytest.importorskip("pyarrow")
+    day = datetime.date(2026, 1, 2)
+    rows = [
+        {"a": 1, "b": "x", "d": day, "n": Decimal("1.50"), "m": None},
+        {"a": 2, "b": None, "d": day, "n": None, "m": 1.5},
+    ]
+    path = tmp_path / "rows.parquet"
+    assert ctx.load(path, rows) == 2
+    assert ctx.extract(path) == rows
+    assert [len(batch) for batch in ctx.extract(path, stream=True, batch_rows=1)] == [1, 1]
+    ctx.load(path, [{"a": 2, "b": "y"}], mode="upsert", key="a")
+    assert [row["b"] for row in ctx.extract(path)] == ["x", "y"]
+    ctx.load(path, [{"a": 3, "new": True}])
+    assert ctx.extract(path)[2] == {"a": 3, "b": None, "d": None, "n": None, "m": None, "new": True}
+    ctx.load(tmp_path / "empty.parquet", [])
+    assert ctx.extract(tmp_path / "empty.parquet") == []
+    assert [row["new"] for row in ctx.extract(path)] == [None, None, True]
+
+
+PARQUET: dict[str, Callable[[Context, Path], object]] = {
+    "mixed types": lambda ctx, path: ctx.load(path, [{"a": 1}, {"a": "x"}]),
+    "large integers": lambda ctx, path: ctx.load(path, [{"a": 2**70}]),
+    "no parquet": lambda ctx, path: path.write_bytes(b"a,b\n1,2\n") and ctx.extract(path),
+}
+
+
+@pytest.mark.parametrize("case", PARQUET)
+def test_what_parquet_cannot_hold(case: str, ctx: Context, tmp_path: Path) -> None:
+    pytest.importorskip("pyarrow")
+    with pytest.raises(module.SourceError, match="Parquet"):
+        PARQUET[case](ctx, tmp_path / "rows.parquet")
+
+
+def test_json_is_written_a_row_a_line(tmp_path: Path, ctx: Context) -> None:
+    path = tmp_path / "rows.json"
+    ctx.load(path, [{"a": 1}, {"a": 2}])
+    assert path.read_text() == '[\n{"a":1},\n{"a":2}\n]\n'
+    assert json.loads(path.read_text()) == ctx.extract(path)
