@@ -1514,6 +1514,15 @@ def find_module(name: str) -> bool:
         return False
 
 
+def sync(path: str) -> None:
+    """What the file holds, or what the directory lists, is on disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def remove_file(path: str) -> None:
     """The file does not exist afterwards."""
     try:
@@ -3831,9 +3840,7 @@ def keep(staged: str, kept: str, sources: dict[str, bytes]) -> None:
         os.rename(kept, staged + ".old")
     os.rename(staged, kept)
     shutil.rmtree(staged + ".old", ignore_errors=True)
-    folder = os.open(os.path.dirname(kept), os.O_RDONLY)
-    os.fsync(folder)
-    os.close(folder)
+    sync(os.path.dirname(kept))
 
 
 def loaded(outcome: Outcome, entry: str) -> list[Json]:
@@ -6792,6 +6799,7 @@ class Store:
     """What is remembered, and how it changes: these methods run on the writer's thread, through write()."""
 
     def __init__(self, home: str, settings: Json) -> None:
+        self.home = home
         self.database = Database(database_path(settings["url"], home))
         self.max_queued = settings["max_queued"]
         self.backfill_concurrent = settings["backfill_concurrent"]
@@ -6802,7 +6810,12 @@ class Store:
         self.known_options: dict[tuple[str, int], Json] = {}  # (pipeline, version) → its options
 
     def open(self, loop: asyncio.AbstractEventLoop) -> None:
-        """The database is there, of this version, and takes writes and questions."""
+        """The database is there, of this version, and takes writes and questions.
+
+        Conflict if it cannot be used, or if there should be one and is none.
+        """
+        if examine(self.database.path) == 0 and (left := deployed_folders(self.home)):
+            raise unusable(self.database.path, f"it is empty, but {self.home} holds {left} deployed sources")
         self.database.open(loop)
         self.db, self.ask = self.database.writer, Questions(self.database.reader)
         newest = self.ask.newest_run()
@@ -7304,6 +7317,13 @@ WAITING_HEADS = (
 )
 
 
+def deployed_folders(home: str) -> int:
+    """How many directories of deployed sources a home has: each was somebody's, and its database knew whose."""
+    folder = os.path.join(home, "versions")
+    names = os.listdir(folder) if os.path.isdir(folder) else ()
+    return sum(bool(re.fullmatch("[0-9a-f]{64}", name)) for name in names)
+
+
 def json_or_null(value: Any) -> str | None:
     """A value as JSON text, None as NULL."""
     return None if value is None else encode_json(value)
@@ -7732,53 +7752,43 @@ class Database:
         self.writer.close()
 
     def connect(self) -> sqlite3.Connection:
-        """A connection with our settings; StorageFull or Conflict say why there is none."""
-        # Made by hand, for SQLite would make it (and then -wal and -shm) as the umask says.
-        os.close(os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600))
+        """A connection with our settings; Conflict says why there is none."""
+        try:
+            # Made by hand, for SQLite would make it (and then -wal and -shm) as the umask says.
+            os.close(os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600))
+        except OSError as problem:
+            raise cannot_open(self.path, problem) from None
         db = sqlite3.connect(self.path, isolation_level=None, check_same_thread=False, cached_statements=256)
         db.row_factory = sqlite3.Row
         try:
-            found = db.execute("PRAGMA user_version").fetchone()[0]
-            if found > len(MIGRATIONS):
-                hint = "start the newer taud, or restore the backup made before the upgrade"
-                raise Conflict(f"{self.path} was written by a newer Tau (schema {found})", hint)
             if db.execute("PRAGMA page_count").fetchone()[0] == 0:
                 db.execute("PRAGMA auto_vacuum = INCREMENTAL")  # only before the first table
             for pragma in PRAGMAS:
                 db.execute(pragma)
         except sqlite3.DatabaseError as problem:
             db.close()
-            hint = "restore a backup, or choose another --home"
-            raise Conflict(f"{self.path} is not a usable database: {problem}", hint) from None
-        except Conflict:
-            db.close()
-            raise
+            raise cannot_open(self.path, problem) from None
         return db
 
     def migrate(self) -> None:
-        """Brings the database to this version, after a backup; Conflict if it fails, which changes nothing."""
-        found = self.writer.execute("PRAGMA user_version").fetchone()[0]
-        if 0 < found < len(MIGRATIONS):
-            self.back_up(f"{self.path}.before-v{len(MIGRATIONS)}")
-        try:
-            for number in range(found, len(MIGRATIONS)):
-                self.writer.executescript(
-                    f"BEGIN IMMEDIATE; {MIGRATIONS[number]}; PRAGMA application_id = {APPLICATION_ID};"
-                    f"PRAGMA user_version = {number + 1}; COMMIT;"
-                )
-        except sqlite3.Error as problem:
-            self.writer.close()
-            hint = "start the older taud again, and please report this"
-            raise Conflict(f"{self.path} cannot be migrated from schema {found}: {problem}", hint) from None
+        """Brings the database to this version, after a backup; Conflict if it fails, which changes nothing.
 
-    def back_up(self, path: str) -> None:
-        """A consistent copy of the database at *path*."""
-        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600))
-        copy = sqlite3.connect(path)
+        In one transaction, so that a crash leaves it as it was or as it is to be.
+        """
+        found, wanted = self.writer.execute("PRAGMA user_version").fetchone()[0], len(MIGRATIONS)
+        if found == wanted:
+            return
         try:
-            self.writer.backup(copy)
-        finally:
-            copy.close()
+            if found:
+                copy_database(self.writer, f"{self.path}.before-v{wanted}")
+            self.writer.executescript(
+                f"BEGIN IMMEDIATE; {';'.join(MIGRATIONS[found:])}; PRAGMA application_id = {APPLICATION_ID};"
+                f"PRAGMA user_version = {wanted}; COMMIT;"
+            )
+        except (OSError, sqlite3.Error) as problem:
+            self.writer.close()
+            hint = "make room on the disk, or start the older taud again and report this"
+            raise Conflict(f"{self.path} cannot be migrated from schema {found}: {problem}", hint) from None
 
     # Writing: many facts, one commit.
 
@@ -7847,6 +7857,155 @@ class Database:
                 one.future.set_result(answer)
         if touched:
             self.on_commit(touched)
+
+
+#: So long the start of a daemon may take to look for damage; a large database is not looked through whole.
+CHECK_S = 0.4
+
+
+def examine(path: str) -> int:
+    """The schema of the database at *path*, 0 if there is none yet.
+
+    Conflict for what cannot be used, and says what can be done about it; nothing is touched either way.
+    """
+    log = path + "-wal"
+    waiting = os.path.getsize(log) if os.path.exists(log) else 0
+    if not os.path.exists(path) or os.path.getsize(path) == 0:
+        if waiting:  # SQLite would throw the log away
+            raise unusable(path, "it is gone or empty, and what it had not yet taken in is still in its -wal")
+        return 0
+    try:
+        with open(path, "rb") as file:
+            begins_well = file.read(16) == b"SQLite format 3\0"
+    except OSError as problem:
+        raise cannot_open(path, problem) from None
+    if not begins_well:
+        raise unusable(path, "file is not a database")
+    # Without a log there is nothing to share with others, so SQLite need not make files to look at this one.
+    place = path.replace("%", "%25").replace("?", "%3f").replace("#", "%23")
+    uri = f"file:{place}?mode=ro{'' if waiting else '&immutable=1'}"
+    try:
+        db = sqlite3.connect(uri, uri=True, isolation_level=None)
+        try:
+            return check_schema(path, db)
+        finally:
+            db.close()
+    except sqlite3.DatabaseError as problem:
+        raise cannot_open(path, problem) from None
+
+
+def check_schema(path: str, db: sqlite3.Connection) -> int:
+    """The schema of an open database; Conflict if it is not ours, of a newer Tau, or damaged."""
+    found: int = db.execute("PRAGMA user_version").fetchone()[0]
+    ours = db.execute("PRAGMA application_id").fetchone()[0] == APPLICATION_ID
+    if not ours and db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
+        raise Conflict(f"{path} belongs to another program", "see [database] url, or choose another --home")
+    if found > len(MIGRATIONS):
+        hint = f"start the newer taud again; {restore_hint(path)}"
+        raise Conflict(f"{path} was written by a newer Tau (schema {found}, not {len(MIGRATIONS)})", hint)
+    if (damage := find_damage(db, CHECK_S)) is not None:
+        raise unusable(path, damage)
+    return found if ours else 0
+
+
+def find_damage(db: sqlite3.Connection, patience: float | None = None) -> str | None:
+    """What is wrong with the structure of a database; None if nothing was found in this many seconds."""
+    if patience is not None:
+        until = time.monotonic() + patience
+        db.set_progress_handler(lambda: time.monotonic() > until, 10_000)
+    try:
+        answer = str(db.execute("PRAGMA quick_check(1)").fetchone()[0])
+    except sqlite3.OperationalError as problem:
+        if str(problem) != "interrupted":
+            raise
+        return None
+    finally:
+        db.set_progress_handler(None, 0)
+    return None if answer == "ok" else answer
+
+
+def unusable(path: str, why: str) -> Conflict:
+    """The refusal of a database that is damaged."""
+    return Conflict(f"{path} is not a usable database: {why}", restore_hint(path))
+
+
+def cannot_open(path: str, problem: Exception) -> Conflict:
+    """The refusal of a database that could not be opened: damaged, or in a place where we may not write."""
+    damaged = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
+    if getattr(problem, "sqlite_errorcode", 0) & 0xFF in damaged:
+        return unusable(path, str(problem))
+    why = getattr(problem, "strerror", None) or str(problem)
+    hint = "make it and its directory writable for this user, or choose another --home"
+    return Conflict(f"{path} cannot be opened for writing: {why}", hint)
+
+
+def restore_hint(path: str) -> str:
+    """What to do about a database that cannot be used: the command that brings back the newest backup."""
+    newest = newest_backup(path)
+    if newest is None:
+        return "no backup lies beside it; `taud --restore FILE --replace` brings one back from elsewhere"
+    return f"`taud --restore {newest} --replace` brings back the newest backup and moves this one aside"
+
+
+#: Where `tau backup` puts a copy that is given no name, beside the database.
+BACKUPS = "backups"
+
+
+def newest_backup(path: str) -> str | None:
+    """The newest copy of a database that Tau has made of it, among those that lie where it puts them itself."""
+    folder, name = os.path.split(path)
+    found = []
+    for at, begin in ((folder, f"{name}.before-v"), (os.path.join(folder, BACKUPS), "")):
+        names = os.listdir(at) if os.path.isdir(at) else []
+        found += [
+            os.path.join(at, one) for one in names if one.startswith(begin) and is_copy(os.path.join(at, one))
+        ]
+    return max(found, key=os.path.getmtime, default=None)
+
+
+def is_copy(path: str) -> bool:
+    """Whether a file is a whole copy that this Tau can restore, as far as its first bytes tell."""
+    try:
+        with open(path, "rb") as file:
+            head = file.read(72)
+    except OSError:
+        return False
+    if len(head) < 72 or path.endswith(PARTIAL):
+        return False
+    schema, ours = struct.unpack(">I", head[60:64])[0], struct.unpack(">I", head[68:72])[0]
+    return bool(ours == APPLICATION_ID and schema <= len(MIGRATIONS))
+
+
+PARTIAL = ".partial"
+
+
+def copy_database(
+    source: sqlite3.Connection, path: str, finish: Callable[[sqlite3.Connection], Any] = lambda copy: None
+) -> None:
+    """A consistent copy of a database is at *path*, whole and durable; if this fails, nothing new is.
+
+    In one step: a stepwise copy would begin anew at each commit of another connection.  *finish* may change it.
+    """
+    partial = path + PARTIAL
+    for left in (partial, partial + "-journal", partial + "-wal", partial + "-shm"):
+        remove_file(left)
+    os.close(os.open(partial, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
+    try:
+        copy = sqlite3.connect(partial, isolation_level=None)
+        try:
+            source.backup(copy)
+            copy.execute("PRAGMA journal_mode = DELETE")  # it is one file, wherever it goes
+            finish(copy)
+            if (damage := find_damage(copy)) is not None:
+                raise sqlite3.DatabaseError(f"the copy is damaged: {damage}")
+        finally:
+            copy.close()
+        sync(partial)
+        os.rename(partial, path)
+        sync(os.path.dirname(path))
+    except BaseException:
+        remove_file(partial)
+        raise
 
 
 def storage_error(problem: Exception) -> TauError:
