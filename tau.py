@@ -7922,6 +7922,13 @@ class Database:
     def open(self, loop: asyncio.AbstractEventLoop) -> None:
         """The file is there, of this version; its writer runs."""
         self.loop = loop
+        try:
+            # Made by hand, for SQLite would make it (and then -wal and -shm) as the umask says.  Before there is
+            # a connection: closing any other descriptor of the file would end the locks of this whole process,
+            # and the next program to look into the file would take the log away from under us.
+            os.close(os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600))
+        except OSError as problem:
+            raise cannot_open(self.path, problem) from None
         self.writer = self.connect()
         self.migrate()
         self.reader = self.connect()
@@ -7942,11 +7949,6 @@ class Database:
 
     def connect(self) -> sqlite3.Connection:
         """A connection with our settings; Conflict says why there is none."""
-        try:
-            # Made by hand, for SQLite would make it (and then -wal and -shm) as the umask says.
-            os.close(os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600))
-        except OSError as problem:
-            raise cannot_open(self.path, problem) from None
         db = sqlite3.connect(self.path, isolation_level=None, check_same_thread=False, cached_statements=256)
         db.row_factory = sqlite3.Row
         try:

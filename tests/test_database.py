@@ -207,6 +207,18 @@ def test_a_migration_killed_at_any_statement_is_done_or_undone(tmp_path: Path, n
     assert {(runs, sound) for _, _, runs, sound, _ in seen} == {("7", "ok")}
 
 
+def test_whoever_looks_into_the_store_meanwhile_takes_nothing_away(fresh: Tau) -> None:
+    fresh.deploy_it("def it(ctx): ...\n")
+    db = sqlite3.connect(fresh.home / "tau.db")
+    assert db.execute("SELECT count(*) FROM runs").fetchone() == (0,)
+    db.close()  # as the last one, as far as it can see, it would take in the log and remove it
+    assert (fresh.home / "tau.db-wal").exists()
+    run_id = fresh("run", "it")["run_id"]
+    fresh.kill()
+    fresh.start()
+    assert fresh("inspect", run_id)["status"] == "success"
+
+
 # What cannot be used is refused, and left as it is.
 
 
