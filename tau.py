@@ -5003,7 +5003,7 @@ CLOCK_MIN = 1_767_225_600
 
 
 #: Whatever became due before one of these ended is not run: nobody wanted it then.
-HOLDS = ("paused", "disabled", "undeployed", "edited")
+HOLDS = ("paused", "disabled", "undeployed", "edited", "restored")
 
 
 class Clock:
@@ -6913,6 +6913,7 @@ def settle_copy(copy: sqlite3.Connection, home: str, path: str, now: float) -> J
     copy.row_factory = sqlite3.Row
     copy.execute("BEGIN")
     sources = take_sources(copy, home)
+    pass_over_ticks(copy, int(now))
     ended = end_old_runs(copy, os.path.join(home, "runs"), now)
     add_event(copy, now, "store.restored", None, None, {"file": os.path.basename(path), **ended})
     copy.execute("COMMIT")
@@ -6943,6 +6944,15 @@ def take_sources(copy: sqlite3.Connection, home: str) -> int:
             keep(stage(versions, folder, sources), os.path.join(versions, folder), sources)
     copy.execute("DROP TABLE sources")
     return len(folders)
+
+
+def pass_over_ticks(copy: sqlite3.Connection, now: int) -> None:
+    """What has become due since the copy was made is not run: it may have been, by the home that it is of."""
+    if not copy.execute("SELECT 1 FROM sqlite_master WHERE name = 'memory'").fetchone():
+        return  # a copy from before there were schedules
+    found = copy.execute("SELECT data FROM memory WHERE name = 'gaps'").fetchone()
+    gaps = [*json.loads(found["data"] if found else "[]"), {"from": 0, "until": now, "cause": "restored"}]
+    copy.execute("INSERT OR REPLACE INTO memory VALUES ('gaps', ?)", (encode_json(gaps),))
 
 
 def end_old_runs(copy: sqlite3.Connection, journals: str, now: float) -> Json:

@@ -159,6 +159,25 @@ def test_what_was_under_way_then_has_an_end_and_is_not_run_again(fresh: Tau, hom
     assert len((home.home / "data/it/ran").read_text().split()) == 1
 
 
+def test_what_has_become_due_since_is_not_run_again(fresh: Tau, home: Tau) -> None:
+    fresh.deploy_it(COUNTING)
+    fresh("schedule", "it", "0 6 * * *")
+    path = fresh("backup")["file"]
+    db = sqlite3.connect(path)
+    db.execute(
+        "UPDATE schedules SET watermark_at = '2026-01-01T07:00:00.000Z', next_at = '2026-01-02T06:00:00.000Z',"
+        " due_at = '2026-01-02T06:00:00.000Z'"
+    )
+    db.commit()
+    db.close()
+    assert taud(home, "--restore", path)[0] == 0
+    home.start()
+    skipped = "SELECT data FROM events WHERE type = 'tick.skipped'"
+    (told,) = eventually(lambda: question(home.home / "tau.db", skipped))
+    assert json.loads(told[0])["reason"] == "restored"
+    assert home("runs", "it")["runs"] == []
+
+
 def test_a_run_that_still_writes_its_journal_is_adopted_by_the_restored_home(fresh: Tau) -> None:
     fresh.deploy_it(COUNTING)
     live = fresh("run", "it", "-p", "block=true", "--detach")["run_id"]

@@ -111,7 +111,7 @@ def test_a_store_of_every_schema_opens_with_its_runs(tmp_path: Path, number: int
         assert document["result"] == {"total": 12.5, "day": "e"}
         assert document["trace"]["log_tail"] == ["fetched", "printed", "slow"]
         assert document["trace"]["steps"][0]["name"] == "extract"
-        assert [one["name"] for one in store.ask.pipelines(10)[0]] == ["orders"]
+        assert store.ask.pipelines(10)[0][0]["name"] == "orders"
 
     opened(tmp_path, ask)
     still_there(before, tables(tmp_path / "tau.db"))
@@ -440,6 +440,8 @@ def live_through(made: Tau) -> None:
     made("run", "orders", "--detach", "--key", "queued")
     made("cancel", made("run", "orders", "--detach")["run_id"])
     made("undeploy", "waits")
+    made.deploy('from tau import pipeline\n@pipeline(after=["orders"])\ndef report(ctx): ...\n')
+    made("pause", "orders")
 
 
 def keep_golden() -> None:
