@@ -7,21 +7,21 @@ The file is laid out in the order a request travels.  Calls go down the page, or
     Part II   the client, `tau`   9 Command line   10 Terminal   11 Client
                  │ one JSON document a line, over a socket
     Part III  the daemon, `taud`  12 Daemon   13 Server   14 Operations   15 Environments
-                                  16 Scheduler   17 Executor   18 Feed   19 Agenda   20 Store
-                                  21 Questions   22 Database
+                                  16 Scheduler   17 Executor   18 Feed   19 Agenda   20 Backup
+                                  21 Store   22 Questions   23 Database   24 Sources
                  │ one JSON document a line: jobs over a socket, the trace through a journal file
-    Part IV   the run process     23 Fork server   24 Run process   25 Pipeline API
-                                  26 Parameters   27 Assertions   28 Memos   29 Places   30 Web
-                                  31 Warehouses   32 Formats   33 Rows   34 Trace
+    Part IV   the run process     25 Fork server   26 Run process   27 Pipeline API
+                                  28 Parameters   29 Assertions   30 Memos   31 Places   32 Web
+                                  33 Warehouses   34 Formats   35 Rows   36 Trace
 
 `tau run hello`, in one read:
   main §9 builds one parser from the signature of `run` §14 and calls Client.call §11;
   the line reaches Connection §13, which checks it and calls the operation `run` §14;
-  Store §20 makes the run durable and, in the same commit, Executor.admit §17 moves it to running;
-  ForkServer §23 creates the journal (that is the permission to start) and forks;
-  run_process §24 loads the deployed file and calls your function with a PipelineContext §25;
-  its records go to the Journal §34; the fork server appends the end record when the process is gone;
-  Executor §17 reads the journal, `verdict` §17 turns it into an outcome, Store §20 keeps it;
+  Store §21 makes the run durable and, in the same commit, Executor.admit §17 moves it to running;
+  ForkServer §25 creates the journal (that is the permission to start) and forks;
+  run_process §26 loads the deployed file and calls your function with a PipelineContext §27;
+  its records go to the Journal §36; the fork server appends the end record when the process is gone;
+  Executor §17 reads the journal, `verdict` §17 turns it into an outcome, Store §21 keeps it;
   Feed §18 wakes the waiting `run` §14; Connection §13 answers; main §9 prints and exits 0 or 1.
 """
 
@@ -1534,6 +1534,15 @@ def find_module(name: str) -> bool:
         return False
 
 
+def sync(path: str) -> None:
+    """What the file holds, or what the directory lists, is on disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def remove_file(path: str) -> None:
     """The file does not exist afterwards."""
     try:
@@ -2339,6 +2348,13 @@ def check_command(client: Client, chosen: Operation, params: Json, view: View) -
     return 0 if document["ok"] else LoadFailed.exit
 
 
+def backup_command(client: Client, chosen: Operation, params: Json, view: View) -> int:
+    """`tau backup`: a path is meant from here, unless the daemon is elsewhere."""
+    if "file" in params and not client.host.partition("unix://")[0]:
+        params["file"] = os.path.abspath(params["file"])
+    return show_answer(client, chosen, params, view)
+
+
 def version_command(client: Client, chosen: Operation, params: Json, view: View) -> int:
     """`tau version`: works without a daemon too."""
     document: Json = {"version": __version__, "python": sys.version.split()[0], "daemon": None}
@@ -2365,6 +2381,7 @@ FACES = {
     "logs": logs_command,
     "code": code_command,
     "check": check_command,
+    "backup": backup_command,
     "version": version_command,
     "shutdown": shutdown_command,
 }
@@ -2907,6 +2924,9 @@ def taud(argv: Sequence[str] | None = None) -> int:
         home = find_home(options["home"])
         config = find_config(options["config"], home)
         settings = read_settings(options, config)
+        if options["restore"]:
+            announce(restore(home, settings, options["restore"], options["replace"]), options["json"])
+            return 0
         if options["detach"]:
             announce(detach(home, words), options["json"])
             return 0
@@ -2937,6 +2957,8 @@ def taud_parser() -> Parser:
         "--detach", action="store_true", help="return when it is ready, printing pid and socket"
     )
     parser.add_argument("--detached", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--restore", metavar="FILE", help="put a backup in the home's place, and do not serve")
+    parser.add_argument("--replace", action="store_true", help="with --restore: move the store there is aside")
     parser.add_argument("--json", action="store_true", help="JSON, on a terminal too")
     parser.add_argument("--version", action="version", version=__version__)
     for row in SETTINGS:
@@ -2975,6 +2997,41 @@ def detach(home: str, words: list[str]) -> Json:
     if said[-1].startswith('{"error":'):
         raise from_wire({"message": (error := json.loads(said[-1])["error"]).pop("message"), "data": error})
     raise Internal(f"taud did not start: {said[-1]}", f"see {log_path}")
+
+
+def restore(home: str, settings: Json, file: str, replace: bool) -> Json:
+    """The home is as the backup says it was; Conflict if a daemon serves it."""
+    os.umask(0o077)
+    make_home(home)
+    lock = take_lock(home)
+    try:
+        database = database_path(settings["url"], home)
+        restored = restore_copy(home, database, os.path.abspath(file), replace, time.time())
+        return restored | {"deploy_again": asyncio.run(build_again(home, settings, database))}
+    finally:
+        os.close(lock)
+
+
+async def build_again(home: str, settings: Json, database: str) -> list[str]:
+    """The environments of the restored pipelines are there; names those for which that did not work."""
+    environments, failed = Environments(home, settings), []
+    db = read_only(database)
+    rows = db.execute(
+        "SELECT p.name, v.sha256, v.entry, json_extract(v.options, '$.environment') AS digest FROM pipelines p"
+        " JOIN versions v ON v.pipeline = p.name AND v.version = p.version"
+        " WHERE p.deployed = 1 AND digest NOT NULL"
+    ).fetchall()
+    db.close()
+    for name, folder, entry, digest in rows:
+        source = read_bytes(os.path.join(home, "versions", folder, entry)) or b""
+        try:
+            header = read_header(source.decode("utf-8", "replace"), entry)
+            built = {} if header is None else await environments.build(header, entry)
+            if built.get("digest") != digest:
+                failed.append(name)
+        except TauError:
+            failed.append(name)
+    return failed
 
 
 def make_home(home: str) -> None:
@@ -3048,6 +3105,7 @@ class Daemon:
         self.started = time.time()
         self.warnings: list[str] = []
         self.keeping = asyncio.Lock()  # held while a deployed source takes its place
+        self.copying = asyncio.Lock()  # held while a backup is written
         self.signals = 0  # how often we were asked to end by a signal
         self.winding_up: asyncio.Task[None] | None = None  # waiting for live runs before the end
         self.ended: asyncio.Event | None = None  # set when serve() may return; None until it runs
@@ -3068,7 +3126,8 @@ class Daemon:
             raise_file_limit()
             self.store.open(loop)
             self.agenda.open()
-            sweep_versions(self.home, self.store)
+            sweep_sources(self.home, self.store.ask.source_names())
+            sweep_copies(self.home)
             self.environments.sweep(self.store.ask.environments())
             await self.listen()  # an address that cannot be had is found out before anything runs
             await self.executor.open()
@@ -3283,16 +3342,6 @@ def make_key(home: str) -> bytes:
     if len(key) < KEY_CHARACTERS_MIN:
         raise Forbidden(f"{path} does not hold a key", "remove it: taud makes another")
     return key
-
-
-def sweep_versions(home: str, store: Store) -> None:
-    """Sources that a crash left without a row are removed."""
-    folder = os.path.join(home, "versions")
-    make_directory(folder)
-    known = store.ask.source_names()
-    for name in os.listdir(folder):
-        if name not in known:
-            shutil.rmtree(os.path.join(folder, name), ignore_errors=True)
 
 
 # --- 13. Server --------------------------------------------------------------------------
@@ -3833,61 +3882,6 @@ def read_content(file: Json) -> bytes:
         raise BadRequest(f"{file['path']}: neither text nor base64", "send one of them") from None
 
 
-def digest_of(sources: dict[str, bytes]) -> str:
-    """The sha256 (hex) of a set of files; lengths are part of it, so that no two sets collide by shifting."""
-    digest = hashlib.sha256()
-    for path, content in sorted(sources.items()):
-        digest.update(f"{len(path.encode())} {len(content)} {path}\n".encode() + content)
-    return digest.hexdigest()
-
-
-def stage(versions: str, digest: str, sources: dict[str, bytes]) -> str:
-    """A directory that holds the files durably: the version's own if it is whole, else a staged one."""
-    kept = os.path.join(versions, digest)
-    if holds(kept, sources):
-        return kept
-    staged = tempfile.mkdtemp(prefix=".staged-", dir=versions)
-    try:
-        for path, content in sources.items():
-            place = os.path.join(staged, path)
-            make_directory(os.path.dirname(place))
-            with open(place, "wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-    except OSError as problem:
-        shutil.rmtree(staged, ignore_errors=True)
-        raise StorageFull(f"cannot keep the source: {problem.strerror}", "make room on the disk") from None
-    return staged
-
-
-def read_bytes(path: str) -> bytes | None:
-    """What a file holds; None if there is no such file."""
-    try:
-        with open(path, "rb") as file:
-            return file.read()
-    except OSError:
-        return None
-
-
-def holds(folder: str, sources: dict[str, bytes]) -> bool:
-    """Whether a directory has all of these files, whole."""
-    return all(read_bytes(os.path.join(folder, path)) == content for path, content in sources.items())
-
-
-def keep(staged: str, kept: str, sources: dict[str, bytes]) -> None:
-    """The staged directory has taken its place, durably, unless the same files are there already."""
-    if staged == kept or holds(kept, sources):
-        return
-    if os.path.exists(kept):  # a run has damaged it
-        os.rename(kept, staged + ".old")
-    os.rename(staged, kept)
-    shutil.rmtree(staged + ".old", ignore_errors=True)
-    folder = os.open(os.path.dirname(kept), os.O_RDONLY)
-    os.fsync(folder)
-    os.close(folder)
-
-
 def loaded(outcome: Outcome, entry: str) -> list[Json]:
     """The pipelines of a file; LoadFailed if it did not load or has none."""
     if outcome.error is not None:
@@ -3991,15 +3985,6 @@ async def code(
         raise NotFound(f"the source of {name} v{found['version']} is gone", "deploy the file again")
     head = {key: found[key] for key in ("pipeline", "version", "sha256", "entry", "deployed_at")}
     return head | {"files": files, "source": content.decode("utf-8", "replace")}
-
-
-def deployed_files(folder: str) -> list[str]:
-    """The files of a version, but for what Python has cached beside them."""
-    cached = re.compile(r"(^|/)__pycache__/|\.py\.[a-z]+-\d+(\.\d+)?$")
-    found = (
-        os.path.relpath(os.path.join(at, name), folder) for at, _, names in os.walk(folder) for name in names
-    )
-    return sorted(path for path in found if not cached.search(path))
 
 
 @writes
@@ -4672,6 +4657,26 @@ async def version(call: Call) -> Json:
     return {"version": __version__, "protocol": PROTOCOL, "python": sys.version.split()[0]}
 
 
+@writes
+async def backup(call: Call, file: str | None = None, *, force: bool = False) -> Json:
+    """Copy the store and the deployed sources into one file, while everything goes on.
+
+    file          where to, on the daemon's machine; without it a new file in backups/ of the home
+    force         replace an older backup
+    """
+    daemon = call.daemon
+    path = file or default_copy(daemon.home, time.time())
+    if not os.path.isabs(path) or "\0" in path:
+        raise BadRequest(f"'{path}' is not an absolute path", "it is a file of the daemon's machine")
+    database = daemon.store.database.path
+    async with daemon.copying:
+        check_target(path, database, force)
+        written = await asyncio.to_thread(write_copy, database, daemon.home, path)
+    store = daemon.store
+    await store.write(store.event, "store.copied", None, None, written, call.actor)
+    return written
+
+
 @destroys
 async def shutdown(call: Call, *, drain: float = 0.0, cancel: bool = False) -> Json:
     """Stop the daemon; live and queued runs are left to the next one.
@@ -5056,7 +5061,7 @@ CLOCK_MIN = 1_767_225_600
 
 
 #: Whatever became due before one of these ended is not run: nobody wanted it then.
-HOLDS = ("paused", "disabled", "undeployed", "edited")
+HOLDS = ("paused", "disabled", "undeployed", "edited", "restored")
 
 
 class Plan:
@@ -6865,7 +6870,215 @@ DECISIONS = (
 )
 
 
-# --- 20. Store ---------------------------------------------------------------------------
+# --- 20. Backup --------------------------------------------------------------------------
+# Owns the copy of a home in one file: the database, and in a table of their own the deployed sources.
+# Calls Database and Sources.  Promises a copy of one moment, whole or not there; nothing is lost by either way.
+
+SOURCES_TABLE = "CREATE TABLE sources (folder TEXT NOT NULL, path TEXT NOT NULL, content BLOB NOT NULL) STRICT"
+
+
+def default_copy(home: str, now: float) -> str:
+    """A new name for a copy, in the home."""
+    make_directory(os.path.join(home, BACKUPS))
+    return os.path.join(home, BACKUPS, f"{rfc3339(now).replace(':', '-')}.tau")
+
+
+def sweep_copies(home: str) -> None:
+    """What a crash left of copies in the home is removed."""
+    folder = os.path.join(home, BACKUPS)
+    for name in os.listdir(folder) if os.path.isdir(folder) else ():
+        if PARTIAL in name:
+            remove_file(os.path.join(folder, name))
+
+
+def check_target(path: str, database: str, force: bool) -> None:
+    """Conflict unless a copy may be written there: nothing is lost by it but, with *force*, an older copy."""
+    if not os.path.isdir(os.path.dirname(path)):
+        raise Conflict(f"there is no directory {os.path.dirname(path)}", f"mkdir -p {os.path.dirname(path)}")
+    if not os.path.lexists(path):
+        return
+    if not force:
+        raise Conflict(f"{path} exists already", "--force replaces an older backup; or give another name")
+    if not os.path.isfile(path) or os.path.samefile(path, database) or not is_copy(path):
+        raise Conflict(f"{path} is not a backup", "only a backup is replaced; give another name")
+
+
+def write_copy(database: str, home: str, path: str) -> Json:
+    """A copy of the database and of the sources it knows is at *path*; in a thread, beside the writer."""
+    found: Json = {"file": path}
+    source = read_only(database, shared=True)
+    try:
+        copy_database(source, path, lambda copy: found.update(add_sources(copy, home)))
+    except (OSError, sqlite3.Error) as problem:
+        raise cannot_copy(path, problem) from None
+    finally:
+        source.close()
+    return found | {"bytes": os.path.getsize(path)}
+
+
+def cannot_copy(path: str, problem: Exception) -> TauError:
+    """Why a copy could not be written."""
+    full = getattr(problem, "errno", 0) == errno.ENOSPC or (
+        getattr(problem, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_FULL
+    )
+    if full:
+        return StorageFull(f"there is no room for {path}", "make room on the disk, or choose another place")
+    why = getattr(problem, "strerror", None) or str(problem)
+    return Conflict(f"{path} cannot be written: {why}", "choose another place")
+
+
+def add_sources(copy: sqlite3.Connection, home: str) -> Json:
+    """The sources of all versions go into the copy; how many there are, and which are not whole any more."""
+    copy.execute("BEGIN")
+    copy.execute(SOURCES_TABLE)
+    missing, kept = [], 0
+    for (digest,) in copy.execute("SELECT DISTINCT sha256 FROM versions").fetchall():
+        folder = os.path.join(home, "versions", digest)
+        sources = {path: read_bytes(os.path.join(folder, path)) or b"" for path in deployed_files(folder)}
+        if digest_of(sources) != digest:
+            missing.append(digest)
+        kept += bool(sources)
+        rows = [(digest, path, content) for path, content in sources.items()]
+        copy.executemany("INSERT INTO sources VALUES (?, ?, ?)", rows)
+    copy.execute("COMMIT")
+    runs = copy.execute("SELECT sum(runs) FROM totals").fetchone()[0]
+    return {"runs": runs, "sources": kept, "missing_sources": missing}
+
+
+def restore_copy(home: str, database: str, path: str, replace: bool, now: float) -> Json:
+    """The home has the store and the sources of the copy at *path*; what it had is moved aside.
+
+    Conflict, with nothing changed, if there is a store that is not to be replaced, or the copy is unusable.
+    """
+    try:
+        if examine(path) == 0:
+            raise Conflict(f"{path} is not a backup", "")
+    except Conflict as refused:
+        hint = "choose another backup, or start a taud as new as the one that made it"
+        raise Conflict(str(refused), hint) from None
+    if not replace and any(os.path.exists(database + end) for end in ("", "-wal")):
+        hint = f"taud --restore {path} --replace moves it aside"
+        raise Conflict(f"{home} has a store already", hint)
+    found: Json = {"home": home, "restored": path}
+    source, fresh = read_only(path), f"{database}.restored"
+    make_directory(os.path.join(home, "versions"))
+    try:
+        copy_database(source, fresh, lambda copy: found.update(settle_copy(copy, home, path, now)))
+    except (OSError, sqlite3.Error) as problem:
+        raise cannot_copy(fresh, problem) from None
+    finally:
+        source.close()
+    found["moved_aside"] = move_aside(database)
+    os.rename(fresh, database)
+    sync(os.path.dirname(database))
+    return found
+
+
+def move_aside(database: str) -> str | None:
+    """The old database has another name, and so has its log: together they can be opened still.
+
+    First the file: whoever finds a log alone knows that something is missing, and examine() does.
+    """
+    left = [end for end in ("", "-wal") if os.path.exists(database + end)]
+    if not left:
+        return None
+    number = next(n for n in itertools.count(1) if not os.path.exists(f"{database}.replaced-{n}"))
+    aside = f"{database}.replaced-{number if '' in left else max(number - 1, 1)}"  # a crash came between
+    for end in left:
+        os.rename(database + end, aside + end)
+    remove_file(database + "-shm")
+    return aside
+
+
+def settle_copy(copy: sqlite3.Connection, home: str, path: str, now: float) -> Json:
+    """A copy becomes the present: its sources take their places, and what was under way then has an end."""
+    copy.row_factory = sqlite3.Row
+    copy.execute("BEGIN")
+    sources = take_sources(copy, home)
+    pass_over_ticks(copy, int(now))
+    ended = end_old_runs(copy, os.path.join(home, "runs"), now)
+    add_event(copy, now, "store.restored", None, None, {"file": os.path.basename(path), **ended})
+    copy.execute("COMMIT")
+    runs = copy.execute("SELECT sum(runs) FROM totals").fetchone()[0]
+    return {"runs": runs, "sources": sources, **ended}
+
+
+def add_event(
+    db: sqlite3.Connection, now: float, kind: str, pipeline: str | None, run_id: str | None, data: Json
+) -> None:
+    """A fact in the ledger of a copy."""
+    db.execute(
+        "INSERT INTO events (at, type, pipeline, run_id, data, actor) VALUES (?, ?, ?, ?, ?, 'taud')",
+        (rfc3339(now), kind, pipeline, run_id, encode_json(data)),
+    )
+
+
+def take_sources(copy: sqlite3.Connection, home: str) -> int:
+    """The sources of a copy are in the home's versions/, and no longer in the copy; how many there were."""
+    if not copy.execute("SELECT 1 FROM sqlite_master WHERE name = 'sources'").fetchone():
+        return 0  # a copy made before a migration: the home has them
+    versions = os.path.join(home, "versions")
+    folders = [row["folder"] for row in copy.execute("SELECT DISTINCT folder FROM sources").fetchall()]
+    for folder in folders:
+        rows = copy.execute("SELECT path, content FROM sources WHERE folder = ?", (folder,))
+        sources = {row["path"]: row["content"] for row in rows}
+        if digest_of(sources) == folder:
+            keep(stage(versions, folder, sources), os.path.join(versions, folder), sources)
+    copy.execute("DROP TABLE sources")
+    return len(folders)
+
+
+def pass_over_ticks(copy: sqlite3.Connection, now: int) -> None:
+    """What has become due since the copy was made is not run: it may have been, by the home that it is of."""
+    if not copy.execute("SELECT 1 FROM sqlite_master WHERE name = 'memory'").fetchone():
+        return  # a copy from before there were schedules
+    found = copy.execute("SELECT data FROM memory WHERE name = 'gaps'").fetchone()
+    gaps = [*json.loads(found["data"] if found else "[]"), {"from": 0, "until": now, "cause": "restored"}]
+    copy.execute("INSERT OR REPLACE INTO memory VALUES ('gaps', ?)", (encode_json(gaps),))
+
+
+def end_old_runs(copy: sqlite3.Connection, journals: str, now: float) -> Json:
+    """Runs that were waiting or live when the copy was made are over: nothing may be run a second time.
+
+    But for those whose journal still lies here: the daemon reads from it how they ended.
+    """
+    counts: Json = {"lost": 0, "cancelled": 0}
+    live = ", ".join(f"'{status}'" for status, moves in MOVES.items() if moves)
+    rows = copy.execute(
+        "SELECT r.run_id, r.pipeline, r.status, a.journal FROM runs r LEFT JOIN attempts a"
+        f" ON a.run_id = r.run_id AND a.attempt = r.attempt WHERE r.status IN ({live})"
+    )
+    for row in rows.fetchall():
+        if not (row["journal"] and os.path.exists(os.path.join(journals, f"{row['journal']}.journal"))):
+            counts[end_old_run(copy, row, now)] += 1
+    return counts
+
+
+def end_old_run(copy: sqlite3.Connection, row: sqlite3.Row, now: float) -> str:
+    """The run is over, and the reason is said; how."""
+    run_id, was = row["run_id"], row["status"]
+    status = "lost" if "lost" in MOVES[was] else "cancelled"
+    kind, name = ("lost", "ProcessLost") if status == "lost" else ("cancelled", "Cancelled")
+    message = f"it was {was} when the backup was made; what became of it then is not known"
+    error = bare_error(kind, name, message)
+    copy.execute(
+        "UPDATE runs SET status = ?, finished_at = ?, error = ? WHERE run_id = ?",
+        (status, rfc3339(now), encode_json(error), run_id),
+    )
+    copy.execute("UPDATE steps SET status = 'failed' WHERE run_id = ? AND status = 'running'", (run_id,))
+    told = {key: error[key] for key in ("kind", "type", "message", "fingerprint")}
+    add_event(
+        copy,
+        now,
+        "run.finished",
+        row["pipeline"],
+        run_id,
+        {"status": status, "duration_ms": None, "error": told},
+    )
+    return status
+
+
+# --- 21. Store ---------------------------------------------------------------------------
 # Owns what is remembered and how it changes.  Calls Questions and Database.
 # Promises that a run moves only as MOVES allows, and that every change is in the ledger, in its transaction.
 
@@ -6875,6 +7088,7 @@ class Store:
 
     def __init__(self, home: str, settings: Json, clock: Clock | None = None) -> None:
         self.clock = clock or Clock()
+        self.home = home
         self.database = Database(database_path(settings["url"], home))
         self.max_queued = settings["max_queued"]
         self.backfill_concurrent = settings["backfill_concurrent"]
@@ -6885,7 +7099,12 @@ class Store:
         self.known_options: dict[tuple[str, int], Json] = {}  # (pipeline, version) → its options
 
     def open(self, loop: asyncio.AbstractEventLoop) -> None:
-        """The database is there, of this version, and takes writes and questions."""
+        """The database is there, of this version, and takes writes and questions.
+
+        Conflict if it cannot be used, or if there should be one and is none.
+        """
+        if examine(self.database.path) == 0 and (left := deployed_folders(self.home)):
+            raise unusable(self.database.path, f"it is empty, but {self.home} holds {left} deployed sources")
         self.database.open(loop)
         self.db, self.ask = self.database.writer, Questions(self.database.reader)
         newest = self.ask.newest_run()
@@ -7400,7 +7619,7 @@ def json_or_null(value: Any) -> str | None:
     return None if value is None else encode_json(value)
 
 
-# --- 21. Questions -----------------------------------------------------------------------
+# --- 22. Questions -----------------------------------------------------------------------
 # Owns what is asked of the store: one method a question, on the loop.  Calls Records.
 # Promises documents with the names of the columns, each answer of one moment.
 
@@ -7761,7 +7980,7 @@ def step_events(step: Json) -> Iterator[tuple[int, Json]]:
         yield step["finished_n"], end | {key: step[key] for key in shown}
 
 
-# --- 22. Database ------------------------------------------------------------------------
+# --- 23. Database ------------------------------------------------------------------------
 # Owns the SQLite file: its two connections, its migrations, and the one thread that writes.  Calls Records.
 # Promises that what is answered is on disk, that writes share commits, and that their failures are their own.
 
@@ -7806,6 +8025,13 @@ class Database:
     def open(self, loop: asyncio.AbstractEventLoop) -> None:
         """The file is there, of this version; its writer runs."""
         self.loop = loop
+        try:
+            # Made by hand, for SQLite would make it (and then -wal and -shm) as the umask says.  Before there is
+            # a connection: closing any other descriptor of the file would end the locks of this whole process,
+            # and the next program to look into the file would take the log away from under us.
+            os.close(os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600))
+        except OSError as problem:
+            raise cannot_open(self.path, problem) from None
         self.writer = self.connect()
         self.migrate()
         self.reader = self.connect()
@@ -7825,53 +8051,38 @@ class Database:
         self.writer.close()
 
     def connect(self) -> sqlite3.Connection:
-        """A connection with our settings; StorageFull or Conflict say why there is none."""
-        # Made by hand, for SQLite would make it (and then -wal and -shm) as the umask says.
-        os.close(os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600))
+        """A connection with our settings; Conflict says why there is none."""
         db = sqlite3.connect(self.path, isolation_level=None, check_same_thread=False, cached_statements=256)
         db.row_factory = sqlite3.Row
         try:
-            found = db.execute("PRAGMA user_version").fetchone()[0]
-            if found > len(MIGRATIONS):
-                hint = "start the newer taud, or restore the backup made before the upgrade"
-                raise Conflict(f"{self.path} was written by a newer Tau (schema {found})", hint)
             if db.execute("PRAGMA page_count").fetchone()[0] == 0:
                 db.execute("PRAGMA auto_vacuum = INCREMENTAL")  # only before the first table
             for pragma in PRAGMAS:
                 db.execute(pragma)
         except sqlite3.DatabaseError as problem:
             db.close()
-            hint = "restore a backup, or choose another --home"
-            raise Conflict(f"{self.path} is not a usable database: {problem}", hint) from None
-        except Conflict:
-            db.close()
-            raise
+            raise cannot_open(self.path, problem) from None
         return db
 
     def migrate(self) -> None:
-        """Brings the database to this version, after a backup; Conflict if it fails, which changes nothing."""
-        found = self.writer.execute("PRAGMA user_version").fetchone()[0]
-        if 0 < found < len(MIGRATIONS):
-            self.back_up(f"{self.path}.before-v{len(MIGRATIONS)}")
-        try:
-            for number in range(found, len(MIGRATIONS)):
-                self.writer.executescript(
-                    f"BEGIN IMMEDIATE; {MIGRATIONS[number]}; PRAGMA application_id = {APPLICATION_ID};"
-                    f"PRAGMA user_version = {number + 1}; COMMIT;"
-                )
-        except sqlite3.Error as problem:
-            self.writer.close()
-            hint = "start the older taud again, and please report this"
-            raise Conflict(f"{self.path} cannot be migrated from schema {found}: {problem}", hint) from None
+        """Brings the database to this version, after a backup; Conflict if it fails, which changes nothing.
 
-    def back_up(self, path: str) -> None:
-        """A consistent copy of the database at *path*."""
-        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600))
-        copy = sqlite3.connect(path)
+        In one transaction, so that a crash leaves it as it was or as it is to be.
+        """
+        found, wanted = self.writer.execute("PRAGMA user_version").fetchone()[0], len(MIGRATIONS)
+        if found == wanted:
+            return
         try:
-            self.writer.backup(copy)
-        finally:
-            copy.close()
+            if found:
+                copy_database(self.writer, f"{self.path}.before-v{wanted}")
+            self.writer.executescript(
+                f"BEGIN IMMEDIATE; {';'.join(MIGRATIONS[found:])}; PRAGMA application_id = {APPLICATION_ID};"
+                f"PRAGMA user_version = {wanted}; COMMIT;"
+            )
+        except (OSError, sqlite3.Error) as problem:
+            self.writer.close()
+            hint = "make room on the disk, or start the older taud again and report this"
+            raise Conflict(f"{self.path} cannot be migrated from schema {found}: {problem}", hint) from None
 
     # Writing: many facts, one commit.
 
@@ -7942,6 +8153,160 @@ class Database:
             self.on_commit(touched)
 
 
+#: So long the start of a daemon may take to look for damage; a large database is not looked through whole.
+CHECK_S = 0.4
+
+
+def examine(path: str) -> int:
+    """The schema of the database at *path*, 0 if there is none yet.
+
+    Conflict for what cannot be used, and says what can be done about it; nothing is touched either way.
+    """
+    log = path + "-wal"
+    waiting = os.path.getsize(log) if os.path.exists(log) else 0
+    if not os.path.exists(path) or os.path.getsize(path) == 0:
+        if waiting:  # SQLite would throw the log away
+            raise unusable(path, "it is gone or empty, and what it had not yet taken in is still in its -wal")
+        return 0
+    try:
+        with open(path, "rb") as file:
+            begins_well = file.read(16) == b"SQLite format 3\0"
+    except OSError as problem:
+        raise cannot_open(path, problem) from None
+    if not begins_well:
+        raise unusable(path, "file is not a database")
+    try:
+        db = read_only(path, shared=bool(waiting))
+        try:
+            return check_schema(path, db)
+        finally:
+            db.close()
+    except sqlite3.DatabaseError as problem:
+        raise cannot_open(path, problem) from None
+
+
+def read_only(path: str, shared: bool = False) -> sqlite3.Connection:
+    """A connection that changes nothing.  *shared*: there is a log, and maybe others who write."""
+    # Without a log there is nothing to agree on with others, so SQLite need not make files for that.
+    place = path.replace("%", "%25").replace("?", "%3f").replace("#", "%23")
+    uri = f"file:{place}?mode=ro{'' if shared else '&immutable=1'}"
+    return sqlite3.connect(uri, uri=True, isolation_level=None)
+
+
+def check_schema(path: str, db: sqlite3.Connection) -> int:
+    """The schema of an open database; Conflict if it is not ours, of a newer Tau, or damaged."""
+    found: int = db.execute("PRAGMA user_version").fetchone()[0]
+    ours = db.execute("PRAGMA application_id").fetchone()[0] == APPLICATION_ID
+    if not ours and db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
+        raise Conflict(f"{path} belongs to another program", "see [database] url, or choose another --home")
+    if found > len(MIGRATIONS):
+        hint = f"start the newer taud again; {restore_hint(path)}"
+        raise Conflict(f"{path} was written by a newer Tau (schema {found}, not {len(MIGRATIONS)})", hint)
+    if (damage := find_damage(db, CHECK_S)) is not None:
+        raise unusable(path, damage)
+    return found if ours else 0
+
+
+def find_damage(db: sqlite3.Connection, patience: float | None = None) -> str | None:
+    """What is wrong with the structure of a database; None if nothing was found in this many seconds."""
+    if patience is not None:
+        until = time.monotonic() + patience
+        db.set_progress_handler(lambda: time.monotonic() > until, 10_000)
+    try:
+        answer = str(db.execute("PRAGMA quick_check(1)").fetchone()[0])
+    except sqlite3.OperationalError as problem:
+        if str(problem) != "interrupted":
+            raise
+        return None
+    finally:
+        db.set_progress_handler(None, 0)
+    return None if answer == "ok" else answer
+
+
+def unusable(path: str, why: str) -> Conflict:
+    """The refusal of a database that is damaged."""
+    return Conflict(f"{path} is not a usable database: {why}", restore_hint(path))
+
+
+def cannot_open(path: str, problem: Exception) -> Conflict:
+    """The refusal of a database that could not be opened: damaged, or in a place where we may not write."""
+    damaged = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
+    if getattr(problem, "sqlite_errorcode", 0) & 0xFF in damaged:
+        return unusable(path, str(problem))
+    why = getattr(problem, "strerror", None) or str(problem)
+    hint = "make it and its directory writable for this user, or choose another --home"
+    return Conflict(f"{path} cannot be opened for writing: {why}", hint)
+
+
+def restore_hint(path: str) -> str:
+    """What to do about a database that cannot be used: the command that brings back the newest backup."""
+    newest = newest_backup(path)
+    if newest is None:
+        return "no backup lies beside it; `taud --restore FILE --replace` brings one back from elsewhere"
+    return f"`taud --restore {newest} --replace` brings back the newest backup and moves this one aside"
+
+
+#: Where `tau backup` puts a copy that is given no name, beside the database.
+BACKUPS = "backups"
+
+
+def newest_backup(path: str) -> str | None:
+    """The newest copy of a database that Tau has made of it, among those that lie where it puts them itself."""
+    folder, name = os.path.split(path)
+    found = []
+    for at, begin in ((folder, f"{name}.before-v"), (os.path.join(folder, BACKUPS), "")):
+        names = os.listdir(at) if os.path.isdir(at) else []
+        found += [
+            os.path.join(at, one) for one in names if one.startswith(begin) and is_copy(os.path.join(at, one))
+        ]
+    return max(found, key=os.path.getmtime, default=None)
+
+
+def is_copy(path: str) -> bool:
+    """Whether a file is a whole copy that this Tau can restore, as far as its first bytes tell."""
+    try:
+        with open(path, "rb") as file:
+            head = file.read(72)
+    except OSError:
+        return False
+    if len(head) < 72 or path.endswith(PARTIAL):
+        return False
+    schema, ours = struct.unpack(">I", head[60:64])[0], struct.unpack(">I", head[68:72])[0]
+    return bool(ours == APPLICATION_ID and schema <= len(MIGRATIONS))
+
+
+PARTIAL = ".partial"
+
+
+def copy_database(
+    source: sqlite3.Connection, path: str, finish: Callable[[sqlite3.Connection], Any] = lambda copy: None
+) -> None:
+    """A consistent copy of a database is at *path*, whole and durable; if this fails, nothing new is.
+
+    In one step: a stepwise copy would begin anew at each commit of another connection.  *finish* may change it.
+    """
+    partial = path + PARTIAL
+    for left in (partial, partial + "-journal", partial + "-wal", partial + "-shm"):
+        remove_file(left)
+    os.close(os.open(partial, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
+    try:
+        copy = sqlite3.connect(partial, isolation_level=None)
+        try:
+            source.backup(copy)
+            copy.execute("PRAGMA journal_mode = DELETE")  # it is one file, wherever it goes
+            finish(copy)
+            if (damage := find_damage(copy)) is not None:
+                raise sqlite3.DatabaseError(f"the copy is damaged: {damage}")
+        finally:
+            copy.close()
+        sync(partial)
+        os.rename(partial, path)
+        sync(os.path.dirname(path))
+    except BaseException:
+        remove_file(partial)
+        raise
+
+
 def storage_error(problem: Exception) -> TauError:
     """What a write that broke means for whoever asked for it."""
     if isinstance(problem, sqlite3.Error):
@@ -7954,10 +8319,93 @@ def storage_error(problem: Exception) -> TauError:
     return Internal(f"{type(problem).__name__}: {problem}", "the daemon's log has the traceback")
 
 
+# --- 24. Sources -------------------------------------------------------------------------
+# Owns versions/: deployed files, in a directory a digest.  Calls nothing of its part.
+# Promises that such a directory is whole or not there, and never changes.
+
+
+def digest_of(sources: dict[str, bytes]) -> str:
+    """The sha256 (hex) of a set of files; lengths are part of it, so that no two sets collide by shifting."""
+    digest = hashlib.sha256()
+    for path, content in sorted(sources.items()):
+        digest.update(f"{len(path.encode())} {len(content)} {path}\n".encode() + content)
+    return digest.hexdigest()
+
+
+def stage(versions: str, digest: str, sources: dict[str, bytes]) -> str:
+    """A directory that holds the files durably: the version's own if it is whole, else a staged one."""
+    kept = os.path.join(versions, digest)
+    if holds(kept, sources):
+        return kept
+    staged = tempfile.mkdtemp(prefix=".staged-", dir=versions)
+    try:
+        for path, content in sources.items():
+            place = os.path.join(staged, path)
+            make_directory(os.path.dirname(place))
+            with open(place, "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+    except OSError as problem:
+        shutil.rmtree(staged, ignore_errors=True)
+        raise StorageFull(f"cannot keep the source: {problem.strerror}", "make room on the disk") from None
+    return staged
+
+
+def read_bytes(path: str) -> bytes | None:
+    """What a file holds; None if there is no such file."""
+    try:
+        with open(path, "rb") as file:
+            return file.read()
+    except OSError:
+        return None
+
+
+def holds(folder: str, sources: dict[str, bytes]) -> bool:
+    """Whether a directory has all of these files, whole."""
+    return all(read_bytes(os.path.join(folder, path)) == content for path, content in sources.items())
+
+
+def keep(staged: str, kept: str, sources: dict[str, bytes]) -> None:
+    """The staged directory has taken its place, durably, unless the same files are there already."""
+    if staged == kept or holds(kept, sources):
+        return
+    if os.path.exists(kept):  # a run has damaged it
+        os.rename(kept, staged + ".old")
+    os.rename(staged, kept)
+    shutil.rmtree(staged + ".old", ignore_errors=True)
+    sync(os.path.dirname(kept))
+
+
+def deployed_files(folder: str) -> list[str]:
+    """The files of a version, but for what Python has cached beside them."""
+    cached = re.compile(r"(^|/)__pycache__/|\.py\.[a-z]+-\d+(\.\d+)?$")
+    found = (
+        os.path.relpath(os.path.join(at, name), folder) for at, _, names in os.walk(folder) for name in names
+    )
+    return sorted(path for path in found if not cached.search(path))
+
+
+def sweep_sources(home: str, known: set[str]) -> None:
+    """Sources that a crash left without a version are removed."""
+    folder = os.path.join(home, "versions")
+    make_directory(folder)
+    for name in os.listdir(folder):
+        if name not in known:
+            shutil.rmtree(os.path.join(folder, name), ignore_errors=True)
+
+
+def deployed_folders(home: str) -> int:
+    """How many directories of deployed sources a home has: each was somebody's, and its database knew whose."""
+    folder = os.path.join(home, "versions")
+    names = os.listdir(folder) if os.path.isdir(folder) else ()
+    return sum(bool(re.fullmatch("[0-9a-f]{64}", name)) for name in names)
+
+
 # === Part IV: the run process ==============================================================
 # One per attempt; the only place where user code runs.  Speaks to nobody: it writes its journal.
 
-# --- 23. Fork server ---------------------------------------------------------------------
+# --- 25. Fork server ---------------------------------------------------------------------
 # Owns the processes that run user code, from permission to end record.  Calls Run process.
 # Promises that nothing a process started outlives it, and that its end is written down even without a daemon.
 
@@ -8319,7 +8767,7 @@ def spawned_process() -> int:
     os._exit(run_process(job, settle_in()))
 
 
-# --- 24. Run process ---------------------------------------------------------------------
+# --- 26. Run process ---------------------------------------------------------------------
 # Owns one attempt from its first record to its last.  Calls Pipeline API and Trace.
 # Promises a returned or a raised record whenever Python itself lives to write it.
 
@@ -8649,7 +9097,7 @@ class Captured(io.TextIOBase):
         return io.FileIO(self.descriptor, "wb", closefd=False)
 
 
-# --- 25. Pipeline API --------------------------------------------------------------------
+# --- 27. Pipeline API --------------------------------------------------------------------
 # Owns what user code sees: @pipeline, PipelineContext, Step.  Calls Parameters, Rows, Places and Trace.
 # Promises that using it outside a run (a test, a REPL) does nothing surprising.
 
@@ -9213,7 +9661,7 @@ def per_row(function: Callable[[Json], Any]) -> PerRow:
     return PerRow(function)
 
 
-# --- 26. Parameters ----------------------------------------------------------------------
+# --- 28. Parameters ----------------------------------------------------------------------
 # Owns how a pipeline's signature becomes a JSON Schema, and JSON the values of its annotations.  Calls Trace.
 # Promises that what the schema admits can be converted.
 
@@ -9446,7 +9894,7 @@ def path_type(hint: Any, origin: Any, arguments: tuple[Any, ...], name: str) -> 
     return ParamType({"type": "string"}, hint) if hasattr(hint, "__fspath__") else None
 
 
-# --- 27. Assertions ----------------------------------------------------------------------
+# --- 29. Assertions ----------------------------------------------------------------------
 # Owns ctx.check: what is asserted, under which name, and with which values it failed.  Calls Trace.
 # Promises that every assertion is evaluated and recorded before the first failure is raised.
 
@@ -9560,7 +10008,7 @@ def truth_of(value: Any) -> bool:
     return bool(value)
 
 
-# --- 28. Memos ---------------------------------------------------------------------------
+# --- 30. Memos ---------------------------------------------------------------------------
 # Owns ctx.memo: results that outlive the attempt that made them.  Calls Trace.
 # Promises that what is kept is whole, that what is found is what was returned, and no secret on the disk.
 
@@ -9633,7 +10081,7 @@ def memo_key(arguments: tuple[Any, ...]) -> str:
         return short_repr(arguments)
 
 
-# --- 29. Places --------------------------------------------------------------------------
+# --- 31. Places --------------------------------------------------------------------------
 # Owns where data is: which place a name means, files here and remote, the author's own sources.
 # Calls Web, Warehouses, Formats and Rows.
 # Promises that a write is whole or did not happen, and that no URL's password is told.
@@ -10018,7 +10466,7 @@ class RemoteFile(DataFile):
             store.put_file(file.name, path)
 
 
-# --- 30. Web -----------------------------------------------------------------------------
+# --- 32. Web -----------------------------------------------------------------------------
 # Owns what is read over http(s): requests, pages, retries.  Calls Formats and Rows.
 # Promises that a body cut short is never taken for a whole one, and that no header reaches another origin.
 
@@ -10327,7 +10775,7 @@ def retry_after(text: str | None) -> float | None:
     return max(0.0, then.timestamp() - time.time())
 
 
-# --- 31. Warehouses ----------------------------------------------------------------------
+# --- 33. Warehouses ----------------------------------------------------------------------
 # Owns databases: SQLite by itself, all others through SQLAlchemy.  Calls Rows and Trace.
 # Promises one transaction a load, values always bound and never spelled into SQL, names always quoted.
 
@@ -10808,7 +11256,7 @@ def database_cell(value: Any) -> Any:
     return text_or_number(value)
 
 
-# --- 32. Formats -------------------------------------------------------------------------
+# --- 34. Formats -------------------------------------------------------------------------
 # Owns bytes ↔ rows: CSV, TSV, JSON, JSON lines, Parquet, and the types of text cells.  Calls Rows and Trace.
 # Promises an error with its line for what is malformed, never a row that is silently wrong.
 
@@ -11338,7 +11786,7 @@ def cast_column(rows: Rows, name: str, cast: Callable[[str], Any], lines: list[i
         raise SourceError(f"line {lines[position]}: {told}", hint) from problem
 
 
-# --- 33. Rows ----------------------------------------------------------------------------
+# --- 35. Rows ----------------------------------------------------------------------------
 # Owns data on its way through a pipeline: lists of dicts, streams of batches, the steps between them.
 # Calls Trace.  Promises answers that can be used at once and awaited too, and steps that count by themselves.
 
@@ -11903,7 +12351,7 @@ def quote_name(name: str) -> str:
     return '"' + str(name).replace('"', '""') + '"'
 
 
-# --- 34. Trace ---------------------------------------------------------------------------
+# --- 36. Trace ---------------------------------------------------------------------------
 # Owns how a run is written down: the journal, values as JSON, errors as documents.  Calls nothing of its part.
 # Promises records that parse, within limits, without what looks secret, whatever user objects do.
 

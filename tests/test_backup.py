@@ -1,0 +1,362 @@
+"""A backup is of one moment, whole or not there; a restored home runs on, runs nothing twice and loses nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import ENVIRON, Tau, eventually, make_home, python
+from test_database import contents, golden, opened, version_of
+
+import tau as module
+
+COUNTING = """
+    import os, time
+    from pathlib import Path
+    def it(ctx, block: bool = False):
+        with open("ran", "a") as file:
+            file.write(ctx.run_id + "\\n")
+        with ctx.step("waiting"):
+            while block and not Path("go").exists():
+                time.sleep(0.01)
+        return "done"
+"""
+
+
+def taud(tau: Tau, *words: Any) -> tuple[int, Any]:
+    """`taud` with words that make it return: its exit code, and what it prints or refuses with."""
+    done = subprocess.run(
+        [*python("taud"), "--json", *map(str, words)], env=tau.environ, cwd=tau.work, capture_output=True, text=True,
+        timeout=60,
+    )  # fmt: skip
+    assert "Traceback" not in done.stderr
+    return done.returncode, json.loads((done.stdout or done.stderr).splitlines()[-1])
+
+
+def question(path: Path, sql: str) -> list[tuple[Any, ...]]:
+    """What a database answers."""
+    db = sqlite3.connect(path)
+    rows = db.execute(sql).fetchall()
+    db.close()
+    return rows
+
+
+@pytest.fixture(scope="module")
+def saved() -> Iterator[Tau]:
+    """A stopped home with a backup, `work/saved.tau`, of two versions and three runs; tests only read it."""
+    made = make_home()
+    made.start()
+    made.deploy_it("def it(ctx):\n    return 1\n")
+    first = made("run", "it", "--key", "k")
+    made.deploy_it("import rules\ndef it(ctx):\n    return rules.ANSWER\n") if False else made.deploy_it(
+        COUNTING
+    )
+    made("run", "it")
+    made("run", "it")
+    answer = made("backup", "saved.tau")
+    assert answer["runs"] == 3
+    (made.work / "first").write_text(first["run_id"])
+    made("shutdown")
+    yield made
+    made.stop()
+    made.home.parent.rmdir()
+
+
+def test_a_backup_made_while_runs_are_added_has_all_that_was_acknowledged(fresh: Tau) -> None:
+    fresh.deploy_it(COUNTING)
+    with fresh.connect() as wire, fresh.connect() as other:
+        for number in range(200):
+            wire.send({"id": number, "method": "run", "params": {"name": "it", "wait": False}})
+        early = [wire.receive()["result"]["run_id"] for _ in range(50)]
+        answer = other.call("backup", file=str(fresh.work / "b.tau"))
+        late = [wire.receive()["result"]["run_id"] for _ in range(150)]
+    path = fresh.work / "b.tau"
+    assert question(path, "PRAGMA integrity_check") == [("ok",)]
+    kept = {run_id for (run_id,) in question(path, "SELECT run_id FROM runs")}
+    assert set(early) <= kept <= {*early, *late}
+    assert (answer["runs"], answer["sources"], answer["missing_sources"]) == (len(kept), 1, [])
+    assert answer["bytes"] == path.stat().st_size
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert not [one for one in os.listdir(fresh.work) if "partial" in one]
+    assert question(fresh.home / "tau.db", "SELECT actor FROM events WHERE type = 'store.copied'")[0][0]
+    fresh("cancel", late[-1])
+
+
+def test_a_path_is_meant_from_where_the_command_is_and_nothing_else_is_overwritten(fresh: Tau) -> None:
+    there = fresh.work / "mine.tau"
+    assert fresh("backup", "mine.tau")["file"] == str(there)
+    before = there.read_bytes()
+    assert "--force" in fresh("backup", "mine.tau", exit=5)["hint"]
+    assert there.read_bytes() == before
+    fresh.deploy_it("def it(ctx): ...\n")
+    assert fresh("backup", "mine.tau", "--force")["sources"] == 1
+    named = fresh("backup")["file"]
+    assert os.path.dirname(named) == f"{fresh.home}/backups"
+    assert named.endswith("Z.tau")
+    (fresh.work / "letter").write_text("dear")
+    (fresh.work / "link").symlink_to("letter")
+    (fresh.work / "folder").mkdir()
+    for place in ("letter", "link", "folder", fresh.home / "tau.db", fresh.home / "tau.toml", "no/where"):
+        assert fresh("backup", place, "--force", exit=5)["code"] == "conflict"
+    assert (fresh.work / "letter").read_text() == "dear"
+    with fresh.connect() as wire:
+        for path in ("relative", "/nul\0"):
+            refused = wire.ask({"id": 1, "method": "backup", "params": {"file": path}})["error"]
+            assert refused["data"]["code"] == "bad_request"
+
+
+def test_what_a_crash_left_of_a_backup_is_swept(home: Tau) -> None:
+    (home.home / "backups").mkdir()
+    for name in ("x.tau.partial", "x.tau.partial-journal", "y.tau"):
+        (home.home / "backups" / name).touch()
+    home.start()
+    assert os.listdir(home.home / "backups") == ["y.tau"]
+
+
+def test_a_restored_home_runs_on(home: Tau, saved: Tau) -> None:
+    code, answer = taud(home, "--restore", saved.work / "saved.tau")
+    assert (code, answer["runs"], answer["sources"], answer["moved_aside"]) == (0, 3, 2, None)
+    assert (answer["lost"], answer["cancelled"], answer["deploy_again"]) == (0, 0, [])
+    home.start()
+    first = (saved.work / "first").read_text()
+    assert home("inspect", first)["result"] == 1
+    assert home("run", "it", "--key", "k", "--detach")["run_id"] == first
+    assert home("run", "it")["result"] == "done"
+    assert home("runs", "it")["runs"][0]["version"] == 2
+    assert "return 1" in home("code", "it", "--version", "1")["source"]
+    assert question(home.home / "tau.db", "SELECT count(*) FROM sqlite_master WHERE name = 'sources'") == [(0,)]
+    assert question(home.home / "tau.db", "SELECT count(*) FROM events WHERE type = 'store.restored'") == [(1,)]
+    for path in home.home.rglob("*"):
+        assert path.lstat().st_mode & 0o077 == 0 or "data" in str(path) or path.is_symlink(), path
+
+
+def test_what_was_under_way_then_has_an_end_and_is_not_run_again(fresh: Tau, home: Tau) -> None:
+    fresh.deploy_it(COUNTING)
+    live = fresh("run", "it", "-p", "block=true", "--detach")["run_id"]
+    eventually(lambda: fresh.call("inspect", run_id=live)["trace"]["steps"])
+    others = [fresh("run", "it", "-p", "block=true", "--detach")["run_id"] for _ in range(10)]
+    queued = fresh("runs", "--status", "queued")["runs"][0]["run_id"]
+    assert queued in others
+    path = fresh("backup")["file"]
+    code, answer = taud(home, "--restore", path)
+    assert (code, answer["lost"], answer["cancelled"]) == (0, 10, 1)
+    home.start()
+    for run_id, status, kind in ((live, "lost", "lost"), (queued, "cancelled", "cancelled")):
+        run = home("inspect", run_id)
+        assert (run["status"], run["error"]["kind"]) == (status, kind)
+        assert "when the backup was made" in run["error"]["message"]
+    assert home("inspect", live)["trace"]["steps"][0]["status"] == "failed"
+    assert home("status")["runs"] == dict.fromkeys(module.MOVES, 0) | {"lost": 10, "cancelled": 1}
+    assert home("run", "it")["result"] == "done"
+    assert len((home.home / "data/it/ran").read_text().split()) == 1
+
+
+def test_what_has_become_due_since_is_not_run_again(fresh: Tau, home: Tau) -> None:
+    fresh.deploy_it(COUNTING)
+    fresh("schedule", "it", "0 6 * * *")
+    path = fresh("backup")["file"]
+    db = sqlite3.connect(path)
+    db.execute(
+        "UPDATE schedules SET watermark_at = '2026-01-01T07:00:00.000Z', next_at = '2026-01-02T06:00:00.000Z',"
+        " due_at = '2026-01-02T06:00:00.000Z'"
+    )
+    db.commit()
+    db.close()
+    assert taud(home, "--restore", path)[0] == 0
+    home.start()
+    skipped = "SELECT data FROM events WHERE type = 'tick.skipped'"
+    (told,) = eventually(lambda: question(home.home / "tau.db", skipped))
+    assert json.loads(told[0])["reason"] == "restored"
+    assert home("runs", "it")["runs"] == []
+
+
+def test_a_run_that_still_writes_its_journal_is_adopted_by_the_restored_home(fresh: Tau) -> None:
+    fresh.deploy_it(COUNTING)
+    live = fresh("run", "it", "-p", "block=true", "--detach")["run_id"]
+    eventually(lambda: fresh.call("inspect", run_id=live)["trace"]["steps"])
+    path = fresh("backup")["file"]
+    later = fresh("run", "it")["run_id"]
+    fresh.kill()
+    (fresh.home / "tau.db").write_bytes(b"\0" * 5000)
+    code, answer = taud(fresh, "--restore", path, "--replace")
+    assert (code, answer["lost"], answer["moved_aside"]) == (0, 0, f"{fresh.home}/tau.db.replaced-1")
+    fresh.start()
+    assert fresh("inspect", live)["status"] == "running"
+    assert fresh("inspect", later, exit=3)
+    (fresh.home / "data/it/go").touch()
+    assert fresh("wait", live)["status"] == "success"
+    assert (fresh.home / "data/it/ran").read_text().split() == [live, later]
+
+
+def test_a_store_is_replaced_only_when_told_and_never_while_it_is_served(fresh: Tau, saved: Tau) -> None:
+    fresh.deploy_it("def it(ctx):\n    return 'old'\n")
+    old = fresh("run", "it")["run_id"]
+    path = saved.work / "saved.tau"
+    code, refused = taud(fresh, "--restore", path, "--replace")
+    assert (code, refused["error"]["code"], "serves" in refused["error"]["message"]) == (5, "conflict", True)
+    fresh.kill()
+    code, refused = taud(fresh, "--restore", path)
+    assert (code, refused["error"]["hint"]) == (5, f"taud --restore {path} --replace moves it aside")
+    code, answer = taud(fresh, "--restore", path, "--replace")
+    aside = Path(answer["moved_aside"])
+    assert question(aside, f"SELECT status FROM runs WHERE run_id = '{old}'") == [("success",)]
+    fresh.start()
+    assert fresh("inspect", old, exit=3)
+    assert fresh("status")["runs"]["success"] == 3
+    fresh.kill()
+    assert taud(fresh, "--restore", path, "--replace")[1]["moved_aside"].endswith("tau.db.replaced-2")
+
+
+def spoil(path: Path) -> None:
+    """Pages in the middle were written over."""
+    content = bytearray(path.read_bytes())
+    content[3 * 4096 : 6 * 4096] = b"\xa5" * (3 * 4096)
+    path.write_bytes(content)
+
+
+def future(path: Path) -> None:
+    """A Tau of the future made it."""
+    db = sqlite3.connect(path)
+    db.execute("PRAGMA user_version = 99")
+    db.close()
+
+
+@pytest.mark.parametrize("harm", [spoil, future, Path.unlink, lambda path: path.write_text("x" * 9000)])
+def test_a_backup_that_cannot_be_used_changes_nothing(
+    home: Tau, saved: Tau, harm: Callable[[Path], object]
+) -> None:
+    for name in ("tau.db", "versions"):
+        source = saved.home / name
+        (shutil.copytree if source.is_dir() else shutil.copy)(source, home.home / name)
+    path = home.work / "bad.tau"
+    shutil.copy(saved.work / "saved.tau", path)
+    harm(path)
+    before = contents(home.home)
+    code, refused = taud(home, "--restore", path, "--replace")
+    assert (code, refused["error"]["code"]) == (5, "conflict")
+    assert str(path) in refused["error"]["message"]
+    assert refused["error"]["hint"].startswith("choose another backup")
+    assert contents(home.home) == before
+
+
+@pytest.mark.parametrize("number", range(1, len(module.MIGRATIONS)))
+def test_a_backup_of_an_older_schema_is_restored_and_then_migrated(home: Tau, number: int) -> None:
+    path = golden(number, home.work / "old.tau")
+    code, answer = taud(home, "--restore", path)
+    assert (code, answer["runs"], answer["lost"], answer["cancelled"]) == (0, 7, 1, 1)
+    home.start()
+    assert home("status")["runs"]["success"] == 2
+    assert version_of(home.home / "tau.db") == len(module.MIGRATIONS)
+
+
+#: Does a work on a copy of a home again and again, each time killed before one more statement or change of a
+#: name than the last time, until it is done.  After each death it says what the home is like; then it is done.
+KILLED = """
+import asyncio, os, shutil, signal, sqlite3, sys
+import tau
+work, home, original, copy = sys.argv[1:]
+database = home + "/tau.db"
+real = {"connect": sqlite3.connect, "rename": os.rename, "unlink": os.unlink}
+def backup():
+    tau.write_copy(database, home, copy)
+def restore():
+    tau.restore_copy(home, database, copy, True, 2e9)
+def runs(path):
+    try:
+        if tau.examine(path) == 0:
+            return "none"
+        db = real["connect"](path)
+        found = db.execute("SELECT count(*) FROM runs").fetchone()[0]
+        assert db.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+        db.close()
+        return str(found)
+    except tau.Conflict as refused:
+        return "refused"
+for fatal in range(1, 1000):
+    shutil.rmtree(home, ignore_errors=True)
+    shutil.copytree(original, home)
+    if work == "backup" and os.path.exists(copy):
+        os.unlink(copy)
+    pid = os.fork()
+    if not pid:
+        left = fatal
+        def count(*_):
+            global left
+            left -= 1
+            if not left:
+                os.kill(os.getpid(), signal.SIGKILL)
+        def connect(*words, **more):
+            db = real["connect"](*words, **more)
+            db.set_trace_callback(count)
+            return db
+        def counted(name):
+            def call(*words, **more):
+                count()
+                return real[name](*words, **more)
+            return call
+        sqlite3.connect, os.rename, os.unlink = connect, counted("rename"), counted("unlink")
+        globals()[work]()
+        os._exit(0)
+    _, status = os.waitpid(pid, 0)
+    print(status, runs(database), runs(copy), end=" ", flush=True)
+    if status:
+        globals()[work]()
+    print(runs(database), runs(copy), *[name for name in os.listdir(home) if name.startswith("tau.db.repl")])
+    if status == 0:
+        break
+"""
+
+
+@pytest.fixture
+def torn(tmp_path: Path) -> Path:
+    """A home whose newest runs are only in its log, as a killed daemon leaves it: 8 runs, one of them there."""
+    (tmp_path / "original").mkdir()
+    path = golden(len(module.MIGRATIONS), tmp_path / "original" / "tau.db")
+    opened(path.parent)
+    db = sqlite3.connect(path)
+    db.execute("PRAGMA journal_mode = WAL")
+    db.execute("INSERT INTO runs SELECT * FROM (SELECT * FROM runs LIMIT 1) WHERE 0")
+    names = [name for (name,) in db.execute("SELECT name FROM pragma_table_info('runs')")]
+    values = ", ".join("'x'" if name == "run_id" else "NULL" if name == "key" else name for name in names)
+    db.execute(f"INSERT INTO runs SELECT {values} FROM runs LIMIT 1")
+    db.commit()
+    log, file = Path(f"{path}-wal").read_bytes(), path.read_bytes()
+    db.close()
+    path.write_bytes(file)
+    Path(f"{path}-wal").write_bytes(log)
+    return path.parent
+
+
+def deaths(torn: Path, work: str, copy: Path) -> list[list[str]]:
+    """What each death left, word by word."""
+    code = [sys.executable, "-P", "-c", KILLED, work, torn.parent / "home", torn, copy]
+    done = subprocess.run(code, env=ENVIRON, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return [line.split() for line in done.stdout.splitlines()]
+
+
+def test_a_backup_killed_anywhere_is_whole_or_not_there(torn: Path) -> None:
+    seen = deaths(torn, "backup", torn.parent / "copy.tau")
+    assert len(seen) > 10
+    assert {(home, copy) for _, home, copy, *_ in seen[:-1]} == {("8", "none")}
+    assert {tuple(rest) for (*_,) in [line[3:] for line in seen] for rest in [_]} == {("8", "8")}
+
+
+def test_a_restore_killed_anywhere_can_be_done_again_and_keeps_the_old_store(torn: Path) -> None:
+    copy = golden(len(module.MIGRATIONS), torn.parent / "copy.tau")
+    seen = deaths(torn, "restore", copy)
+    assert len(seen) > 20
+    stages = [home for _, home, *_ in seen]
+    # The old store; its log alone, which is refused; none, which a home with sources refuses; the new one.
+    assert list(dict.fromkeys(stages)) == ["8", "refused", "none", "7"]
+    for _, _, kept, home, after, *aside in seen:
+        assert (kept, home, after) == ("7", "7", "7")
+        assert sorted(aside) in (["tau.db.replaced-1", "tau.db.replaced-1-wal"], ["tau.db.replaced-1"])
