@@ -9,13 +9,13 @@ CREATE TABLE attempts (
         stopping TEXT, log_lines INTEGER NOT NULL, log_dropped INTEGER NOT NULL,
         PRIMARY KEY (run_id, attempt)
     ) STRICT, WITHOUT ROWID;
-INSERT INTO "attempts" VALUES('1m82yetzezh65g',1,'1m82yetzezh65g.1','{"journal":2177,"stdout":0,"stderr":0,"n":14,"bad":0}','{"t":"start","format":1,"pid":13861,"started":"1531772","boot":"00000000-0000-4000-8000-000000000000","session":13861,"server":{"pid":13855,"started":"1531762","boot":"00000000-0000-4000-8000-000000000000"},"at":1795395382.2583756,"mono":15317.802109395}',NULL,'{"t":"end","at":1795395382.267536,"mono":15317.811268996,"exit_code":0,"signal":null,"cpu_ms":10.018,"max_rss_bytes":19308544,"stdout_bytes":0,"stderr_bytes":0}',NULL,3,0);
-INSERT INTO "attempts" VALUES('1m82yev1d6t98e',1,'1m82yev1d6t98e.1','{"journal":2560,"stdout":0,"stderr":0,"n":14,"bad":0}','{"t":"start","format":1,"pid":13867,"started":"1531780","boot":"00000000-0000-4000-8000-000000000000","session":13867,"server":{"pid":13855,"started":"1531762","boot":"00000000-0000-4000-8000-000000000000"},"at":1795395382.3206522,"mono":15317.864385964}',NULL,'{"t":"end","at":1795395382.3304827,"mono":15317.874215856,"exit_code":1,"signal":null,"cpu_ms":9.684,"max_rss_bytes":20398080,"stdout_bytes":0,"stderr_bytes":0}',NULL,1,0);
-INSERT INTO "attempts" VALUES('1m82yev4y58rf7',1,'1m82yev4y58rf7.1','{"journal":2173,"stdout":0,"stderr":0,"n":14,"bad":0}','{"t":"start","format":1,"pid":13875,"started":"1531792","boot":"00000000-0000-4000-8000-000000000000","session":13875,"server":{"pid":13855,"started":"1531762","boot":"00000000-0000-4000-8000-000000000000"},"at":1795395382.4330337,"mono":15317.976767345}',NULL,'{"t":"end","at":1795395382.4435894,"mono":15317.987322498,"exit_code":0,"signal":null,"cpu_ms":10.373,"max_rss_bytes":19218432,"stdout_bytes":0,"stderr_bytes":0}',NULL,3,0);
-INSERT INTO "attempts" VALUES('1m82yev6qmdc0n',1,'1m82yev6qmdc0n.1','{"journal":1083,"stdout":0,"stderr":0,"n":2,"bad":0}','{"t":"start","format":1,"pid":13879,"started":"1531797","boot":"00000000-0000-4000-8000-000000000000","session":13879,"server":{"pid":13855,"started":"1531762","boot":"00000000-0000-4000-8000-000000000000"},"at":1795395382.4933336,"mono":15318.037067226}',NULL,'{"t":"end","at":1795395382.622602,"mono":15318.166335604,"exit_code":1,"signal":null,"cpu_ms":10.532,"max_rss_bytes":20283392,"stdout_bytes":0,"stderr_bytes":0}','cancelled',0,0);
-INSERT INTO "attempts" VALUES('1m82yevc9kz4rx',1,'1m82yevc9kz4rx.1','{"journal":349,"stdout":0,"stderr":0,"n":1,"bad":0}','{"t":"start","format":1,"pid":13884,"started":"1531803","boot":"00000000-0000-4000-8000-000000000000","session":13884,"server":{"pid":13855,"started":"1531762","boot":"00000000-0000-4000-8000-000000000000"},"at":1795395382.6675246,"mono":15318.211258351}',NULL,NULL,NULL,0,0);
+INSERT INTO "attempts" VALUES('1m82z0jgz2sgzq',1,'1m82z0jgz2sgzq.1','{"journal":2168,"stdout":0,"stderr":0,"n":14,"bad":0}','{"t":"start","format":1,"pid":685,"started":"1589890","boot":"00000000-0000-4000-8000-000000000000","session":685,"server":{"pid":681,"started":"1589883","boot":"00000000-0000-4000-8000-000000000000"},"at":1795395963.4253678,"mono":15898.969101214}',NULL,'{"t":"end","at":1795395963.4355597,"mono":15898.979292885,"exit_code":0,"signal":null,"cpu_ms":9.868,"max_rss_bytes":19275776,"stdout_bytes":0,"stderr_bytes":0}',NULL,3,0);
+INSERT INTO "attempts" VALUES('1m82z0jjcqhc0a',1,'1m82z0jjcqhc0a.1','{"journal":2554,"stdout":0,"stderr":0,"n":14,"bad":0}','{"t":"start","format":1,"pid":688,"started":"1589897","boot":"00000000-0000-4000-8000-000000000000","session":688,"server":{"pid":681,"started":"1589883","boot":"00000000-0000-4000-8000-000000000000"},"at":1795395963.4705374,"mono":15899.014271184}',NULL,'{"t":"end","at":1795395963.479701,"mono":15899.023434081,"exit_code":1,"signal":null,"cpu_ms":9.459,"max_rss_bytes":20439040,"stdout_bytes":0,"stderr_bytes":0}',NULL,1,0);
+INSERT INTO "attempts" VALUES('1m82z0jn11zz3b',1,'1m82z0jn11zz3b.1','{"journal":2170,"stdout":0,"stderr":0,"n":14,"bad":0}','{"t":"start","format":1,"pid":692,"started":"1589905","boot":"00000000-0000-4000-8000-000000000000","session":692,"server":{"pid":681,"started":"1589883","boot":"00000000-0000-4000-8000-000000000000"},"at":1795395963.5553784,"mono":15899.099112544}',NULL,'{"t":"end","at":1795395963.5645792,"mono":15899.108312436,"exit_code":0,"signal":null,"cpu_ms":9.2,"max_rss_bytes":19128320,"stdout_bytes":0,"stderr_bytes":0}',NULL,3,0);
+INSERT INTO "attempts" VALUES('1m82z0jpch91k6',1,'1m82z0jpch91k6.1','{"journal":1076,"stdout":0,"stderr":0,"n":2,"bad":0}','{"t":"start","format":1,"pid":694,"started":"1589909","boot":"00000000-0000-4000-8000-000000000000","session":694,"server":{"pid":681,"started":"1589883","boot":"00000000-0000-4000-8000-000000000000"},"at":1795395963.5995915,"mono":15899.143325278}',NULL,'{"t":"end","at":1795395963.790394,"mono":15899.334127297,"exit_code":1,"signal":null,"cpu_ms":8.861,"max_rss_bytes":20103168,"stdout_bytes":0,"stderr_bytes":0}','cancelled',0,0);
+INSERT INTO "attempts" VALUES('1m82z0jxbb3xaz',1,'1m82z0jxbb3xaz.1','{"journal":343,"stdout":0,"stderr":0,"n":1,"bad":0}','{"t":"start","format":1,"pid":696,"started":"1589914","boot":"00000000-0000-4000-8000-000000000000","session":696,"server":{"pid":681,"started":"1589883","boot":"00000000-0000-4000-8000-000000000000"},"at":1795395963.8214045,"mono":15899.365138149}',NULL,NULL,NULL,0,0);
 CREATE TABLE chains (
-        pipeline TEXT NOT NULL, upstream TEXT NOT NULL, run_id TEXT, PRIMARY KEY (pipeline, upstream)
+        pipeline TEXT NOT NULL, comes_after TEXT NOT NULL, run_id TEXT, PRIMARY KEY (pipeline, comes_after)
     ) STRICT, WITHOUT ROWID;
 INSERT INTO "chains" VALUES('report','orders',NULL);
 CREATE TABLE digests (
@@ -27,74 +27,74 @@ CREATE TABLE events (
         seq INTEGER PRIMARY KEY, at TEXT NOT NULL, type TEXT NOT NULL,
         pipeline TEXT, run_id TEXT, data TEXT NOT NULL, actor TEXT NOT NULL
     , scheduled_for TEXT) STRICT;
-INSERT INTO "events" VALUES(1,'2026-11-23T00:56:22.197Z','pipeline.deployed','orders',NULL,'{"version":1,"sha256":"7cc5459b09426d6092d844a1d027a42b1c260067fb0759b946d6c060e3e32008"}','ada',NULL);
-INSERT INTO "events" VALUES(2,'2026-11-23T00:56:22.197Z','pipeline.deployed','waits',NULL,'{"version":1,"sha256":"7cc5459b09426d6092d844a1d027a42b1c260067fb0759b946d6c060e3e32008"}','ada',NULL);
-INSERT INTO "events" VALUES(3,'2026-11-23T00:56:22.213Z','schedule.changed','orders',NULL,'{"source":"decorator","enabled":true,"held":null,"cron":"0 6 * * *","timezone":"Europe/London"}','ada',NULL);
-INSERT INTO "events" VALUES(4,'2026-11-23T00:56:22.254Z','run.queued','orders','1m82yetzezh65g','{"version":1,"trigger":"manual"}','ada',NULL);
-INSERT INTO "events" VALUES(5,'2026-11-23T00:56:22.255Z','run.started','orders','1m82yetzezh65g','{"attempt":1}','taud',NULL);
-INSERT INTO "events" VALUES(6,'2026-11-23T00:56:22.268Z','run.finished','orders','1m82yetzezh65g','{"status":"success","duration_ms":7.475}','taud',NULL);
-INSERT INTO "events" VALUES(7,'2026-11-23T00:56:22.317Z','run.queued','orders','1m82yev1d6t98e','{"version":1,"trigger":"manual"}','ada',NULL);
-INSERT INTO "events" VALUES(8,'2026-11-23T00:56:22.318Z','run.started','orders','1m82yev1d6t98e','{"attempt":1}','taud',NULL);
-INSERT INTO "events" VALUES(9,'2026-11-23T00:56:22.331Z','run.finished','orders','1m82yev1d6t98e','{"status":"failed","duration_ms":8.039,"error":{"kind":"exception","type":"KeyError","message":"''amount''","fingerprint":"4e2fd1481b40"}}','taud',NULL);
-INSERT INTO "events" VALUES(10,'2026-11-23T00:56:22.384Z','pipeline.deployed','orders',NULL,'{"version":2,"sha256":"df43a20b208895276952f4f3451e84224f13dc8868510e800286d338fe7f93b0"}','ada',NULL);
-INSERT INTO "events" VALUES(11,'2026-11-23T00:56:22.384Z','pipeline.deployed','waits',NULL,'{"version":2,"sha256":"df43a20b208895276952f4f3451e84224f13dc8868510e800286d338fe7f93b0"}','ada',NULL);
-INSERT INTO "events" VALUES(12,'2026-11-23T00:56:22.431Z','run.queued','orders','1m82yev4y58rf7','{"version":2,"trigger":"manual"}','ada',NULL);
-INSERT INTO "events" VALUES(13,'2026-11-23T00:56:22.431Z','run.started','orders','1m82yev4y58rf7','{"attempt":1}','taud',NULL);
-INSERT INTO "events" VALUES(14,'2026-11-23T00:56:22.444Z','run.finished','orders','1m82yev4y58rf7','{"status":"success","duration_ms":8.799}','taud',NULL);
-INSERT INTO "events" VALUES(15,'2026-11-23T00:56:22.487Z','run.queued','waits','1m82yev6qmdc0n','{"version":2,"trigger":"manual"}','ada',NULL);
-INSERT INTO "events" VALUES(16,'2026-11-23T00:56:22.488Z','run.started','waits','1m82yev6qmdc0n','{"attempt":1}','taud',NULL);
-INSERT INTO "events" VALUES(17,'2026-11-23T00:56:22.623Z','run.finished','waits','1m82yev6qmdc0n','{"status":"cancelled","duration_ms":127.158,"error":{"kind":"cancelled","type":"Cancelled","message":"cancelled on request","fingerprint":"91900bb99422"}}','taud',NULL);
-INSERT INTO "events" VALUES(18,'2026-11-23T00:56:22.665Z','run.queued','waits','1m82yevc9kz4rx','{"version":2,"trigger":"manual"}','ada',NULL);
-INSERT INTO "events" VALUES(19,'2026-11-23T00:56:22.666Z','run.started','waits','1m82yevc9kz4rx','{"attempt":1}','taud',NULL);
-INSERT INTO "events" VALUES(20,'2026-11-23T00:56:22.823Z','run.queued','orders','1m82yevh7px3gp','{"version":2,"trigger":"manual"}','ada',NULL);
-INSERT INTO "events" VALUES(21,'2026-11-23T00:56:22.861Z','run.queued','orders','1m82yevjd69p38','{"version":2,"trigger":"manual"}','ada',NULL);
-INSERT INTO "events" VALUES(22,'2026-11-23T00:56:22.902Z','run.finished','orders','1m82yevjd69p38','{"status":"cancelled","duration_ms":null}','ada',NULL);
-INSERT INTO "events" VALUES(23,'2026-11-23T00:56:22.949Z','pipeline.undeployed','waits',NULL,'{"cancelled_runs":0}','ada',NULL);
-INSERT INTO "events" VALUES(24,'2026-11-23T00:56:22.949Z','schedule.changed','waits',NULL,'{"source":null,"enabled":true,"held":"undeployed"}','ada',NULL);
-INSERT INTO "events" VALUES(25,'2026-11-23T00:56:23.002Z','pipeline.deployed','report',NULL,'{"version":1,"sha256":"665d88bc6cafd581cdfe91f363de23dc20e7c415f5813f13f7d6d881eda37ad1"}','ada',NULL);
-INSERT INTO "events" VALUES(26,'2026-11-23T00:56:23.044Z','pipeline.paused','orders',NULL,'{"reason":"on request"}','ada',NULL);
-INSERT INTO "events" VALUES(27,'2026-11-23T00:56:23.045Z','schedule.changed','orders',NULL,'{"source":"decorator","enabled":true,"held":"paused","cron":"0 6 * * *","timezone":"Europe/London"}','ada',NULL);
+INSERT INTO "events" VALUES(1,'2026-11-23T01:06:03.370Z','pipeline.deployed','orders',NULL,'{"version":1,"sha256":"7cc5459b09426d6092d844a1d027a42b1c260067fb0759b946d6c060e3e32008"}','ada',NULL);
+INSERT INTO "events" VALUES(2,'2026-11-23T01:06:03.370Z','pipeline.deployed','waits',NULL,'{"version":1,"sha256":"7cc5459b09426d6092d844a1d027a42b1c260067fb0759b946d6c060e3e32008"}','ada',NULL);
+INSERT INTO "events" VALUES(3,'2026-11-23T01:06:03.385Z','schedule.changed','orders',NULL,'{"source":"decorator","enabled":true,"held":null,"cron":"0 6 * * *","timezone":"Europe/London"}','ada',NULL);
+INSERT INTO "events" VALUES(4,'2026-11-23T01:06:03.423Z','run.queued','orders','1m82z0jgz2sgzq','{"version":1,"trigger":"manual"}','ada',NULL);
+INSERT INTO "events" VALUES(5,'2026-11-23T01:06:03.423Z','run.started','orders','1m82z0jgz2sgzq','{"attempt":1}','taud',NULL);
+INSERT INTO "events" VALUES(6,'2026-11-23T01:06:03.436Z','run.finished','orders','1m82z0jgz2sgzq','{"status":"success","duration_ms":8.55}','taud',NULL);
+INSERT INTO "events" VALUES(7,'2026-11-23T01:06:03.468Z','run.queued','orders','1m82z0jjcqhc0a','{"version":1,"trigger":"manual"}','ada',NULL);
+INSERT INTO "events" VALUES(8,'2026-11-23T01:06:03.469Z','run.started','orders','1m82z0jjcqhc0a','{"attempt":1}','taud',NULL);
+INSERT INTO "events" VALUES(9,'2026-11-23T01:06:03.480Z','run.finished','orders','1m82z0jjcqhc0a','{"status":"failed","duration_ms":7.531,"error":{"kind":"exception","type":"KeyError","message":"''amount''","fingerprint":"4e2fd1481b40"}}','taud',NULL);
+INSERT INTO "events" VALUES(10,'2026-11-23T01:06:03.522Z','pipeline.deployed','orders',NULL,'{"version":2,"sha256":"df43a20b208895276952f4f3451e84224f13dc8868510e800286d338fe7f93b0"}','ada',NULL);
+INSERT INTO "events" VALUES(11,'2026-11-23T01:06:03.522Z','pipeline.deployed','waits',NULL,'{"version":2,"sha256":"df43a20b208895276952f4f3451e84224f13dc8868510e800286d338fe7f93b0"}','ada',NULL);
+INSERT INTO "events" VALUES(12,'2026-11-23T01:06:03.553Z','run.queued','orders','1m82z0jn11zz3b','{"version":2,"trigger":"manual"}','ada',NULL);
+INSERT INTO "events" VALUES(13,'2026-11-23T01:06:03.553Z','run.started','orders','1m82z0jn11zz3b','{"attempt":1}','taud',NULL);
+INSERT INTO "events" VALUES(14,'2026-11-23T01:06:03.565Z','run.finished','orders','1m82z0jn11zz3b','{"status":"success","duration_ms":7.585}','taud',NULL);
+INSERT INTO "events" VALUES(15,'2026-11-23T01:06:03.596Z','run.queued','waits','1m82z0jpch91k6','{"version":2,"trigger":"manual"}','ada',NULL);
+INSERT INTO "events" VALUES(16,'2026-11-23T01:06:03.596Z','run.started','waits','1m82z0jpch91k6','{"attempt":1}','taud',NULL);
+INSERT INTO "events" VALUES(17,'2026-11-23T01:06:03.791Z','run.finished','waits','1m82z0jpch91k6','{"status":"cancelled","duration_ms":189.078,"error":{"kind":"cancelled","type":"Cancelled","message":"cancelled on request","fingerprint":"91900bb99422"}}','taud',NULL);
+INSERT INTO "events" VALUES(18,'2026-11-23T01:06:03.819Z','run.queued','waits','1m82z0jxbb3xaz','{"version":2,"trigger":"manual"}','ada',NULL);
+INSERT INTO "events" VALUES(19,'2026-11-23T01:06:03.819Z','run.started','waits','1m82z0jxbb3xaz','{"attempt":1}','taud',NULL);
+INSERT INTO "events" VALUES(20,'2026-11-23T01:06:03.990Z','run.queued','orders','1m82z0k2pypqjt','{"version":2,"trigger":"manual"}','ada',NULL);
+INSERT INTO "events" VALUES(21,'2026-11-23T01:06:04.020Z','run.queued','orders','1m82z0k3m7882h','{"version":2,"trigger":"manual"}','ada',NULL);
+INSERT INTO "events" VALUES(22,'2026-11-23T01:06:04.050Z','run.finished','orders','1m82z0k3m7882h','{"status":"cancelled","duration_ms":null}','ada',NULL);
+INSERT INTO "events" VALUES(23,'2026-11-23T01:06:04.079Z','pipeline.undeployed','waits',NULL,'{"cancelled_runs":0}','ada',NULL);
+INSERT INTO "events" VALUES(24,'2026-11-23T01:06:04.079Z','schedule.changed','waits',NULL,'{"source":null,"enabled":true,"held":"undeployed"}','ada',NULL);
+INSERT INTO "events" VALUES(25,'2026-11-23T01:06:04.115Z','pipeline.deployed','report',NULL,'{"version":1,"sha256":"665d88bc6cafd581cdfe91f363de23dc20e7c415f5813f13f7d6d881eda37ad1"}','ada',NULL);
+INSERT INTO "events" VALUES(26,'2026-11-23T01:06:04.146Z','pipeline.paused','orders',NULL,'{"reason":"on request"}','ada',NULL);
+INSERT INTO "events" VALUES(27,'2026-11-23T01:06:04.146Z','schedule.changed','orders',NULL,'{"source":"decorator","enabled":true,"held":"paused","cron":"0 6 * * *","timezone":"Europe/London"}','ada',NULL);
 CREATE TABLE logs (
         run_id TEXT NOT NULL REFERENCES runs (run_id) ON DELETE CASCADE, attempt INTEGER NOT NULL,
         n INTEGER NOT NULL, at TEXT NOT NULL, level TEXT NOT NULL, step TEXT, stream TEXT,
         message TEXT NOT NULL, fields TEXT,
         PRIMARY KEY (run_id, attempt, n)
     ) STRICT, WITHOUT ROWID;
-INSERT INTO "logs" VALUES('1m82yetzezh65g',1,3,'2026-11-23T00:56:22.265Z','info','extract/page 1',NULL,'fetched','{"rows":2}');
-INSERT INTO "logs" VALUES('1m82yetzezh65g',1,13,'2026-11-23T00:56:22.265Z','info',NULL,'stdout','printed',NULL);
-INSERT INTO "logs" VALUES('1m82yetzezh65g',1,14,'2026-11-23T00:56:22.265Z','warning',NULL,NULL,'slow',NULL);
-INSERT INTO "logs" VALUES('1m82yev1d6t98e',1,3,'2026-11-23T00:56:22.327Z','info','extract/page 1',NULL,'fetched','{"rows":2}');
-INSERT INTO "logs" VALUES('1m82yev4y58rf7',1,3,'2026-11-23T00:56:22.441Z','info','extract/page 1',NULL,'fetched','{"rows":2}');
-INSERT INTO "logs" VALUES('1m82yev4y58rf7',1,13,'2026-11-23T00:56:22.441Z','info',NULL,'stdout','printed',NULL);
-INSERT INTO "logs" VALUES('1m82yev4y58rf7',1,14,'2026-11-23T00:56:22.441Z','warning',NULL,NULL,'slow',NULL);
+INSERT INTO "logs" VALUES('1m82z0jgz2sgzq',1,3,'2026-11-23T01:06:03.433Z','info','extract/page 1',NULL,'fetched','{"rows":2}');
+INSERT INTO "logs" VALUES('1m82z0jgz2sgzq',1,13,'2026-11-23T01:06:03.433Z','info',NULL,'stdout','printed',NULL);
+INSERT INTO "logs" VALUES('1m82z0jgz2sgzq',1,14,'2026-11-23T01:06:03.433Z','warning',NULL,NULL,'slow',NULL);
+INSERT INTO "logs" VALUES('1m82z0jjcqhc0a',1,3,'2026-11-23T01:06:03.477Z','info','extract/page 1',NULL,'fetched','{"rows":2}');
+INSERT INTO "logs" VALUES('1m82z0jn11zz3b',1,3,'2026-11-23T01:06:03.562Z','info','extract/page 1',NULL,'fetched','{"rows":2}');
+INSERT INTO "logs" VALUES('1m82z0jn11zz3b',1,13,'2026-11-23T01:06:03.562Z','info',NULL,'stdout','printed',NULL);
+INSERT INTO "logs" VALUES('1m82z0jn11zz3b',1,14,'2026-11-23T01:06:03.562Z','warning',NULL,NULL,'slow',NULL);
 CREATE TABLE memory (name TEXT PRIMARY KEY, data TEXT NOT NULL) STRICT, WITHOUT ROWID;
-INSERT INTO "memory" VALUES('alive','{"until":1795395382}');
+INSERT INTO "memory" VALUES('alive','{"until":1795395963}');
 CREATE TABLE observations (
         run_id TEXT NOT NULL REFERENCES runs (run_id) ON DELETE CASCADE, attempt INTEGER NOT NULL,
         n INTEGER NOT NULL, kind TEXT NOT NULL, at TEXT NOT NULL, step TEXT, name TEXT NOT NULL,
         data TEXT NOT NULL,
         PRIMARY KEY (run_id, attempt, n)
     ) STRICT, WITHOUT ROWID;
-INSERT INTO "observations" VALUES('1m82yetzezh65g',1,10,'check','2026-11-23T00:56:22.265Z',NULL,'len(list(rows)) == 1','{"passed":true,"severity":"error","values":{},"error":null}');
-INSERT INTO "observations" VALUES('1m82yetzezh65g',1,11,'metric','2026-11-23T00:56:22.265Z',NULL,'rejected','{"value":0}');
-INSERT INTO "observations" VALUES('1m82yetzezh65g',1,12,'progress','2026-11-23T00:56:22.265Z',NULL,'','{"done":1,"total":2,"message":"half"}');
-INSERT INTO "observations" VALUES('1m82yev1d6t98e',1,10,'check','2026-11-23T00:56:22.327Z',NULL,'len(list(rows)) == 1','{"passed":true,"severity":"error","values":{},"error":null}');
-INSERT INTO "observations" VALUES('1m82yev1d6t98e',1,11,'metric','2026-11-23T00:56:22.327Z',NULL,'rejected','{"value":0}');
-INSERT INTO "observations" VALUES('1m82yev1d6t98e',1,12,'progress','2026-11-23T00:56:22.327Z',NULL,'','{"done":1,"total":2,"message":"half"}');
-INSERT INTO "observations" VALUES('1m82yev4y58rf7',1,10,'check','2026-11-23T00:56:22.441Z',NULL,'len(list(rows)) == 1','{"passed":true,"severity":"error","values":{},"error":null}');
-INSERT INTO "observations" VALUES('1m82yev4y58rf7',1,11,'metric','2026-11-23T00:56:22.441Z',NULL,'rejected','{"value":0}');
-INSERT INTO "observations" VALUES('1m82yev4y58rf7',1,12,'progress','2026-11-23T00:56:22.441Z',NULL,'','{"done":1,"total":2,"message":"half"}');
+INSERT INTO "observations" VALUES('1m82z0jgz2sgzq',1,10,'check','2026-11-23T01:06:03.433Z',NULL,'len(list(rows)) == 1','{"passed":true,"severity":"error","values":{},"error":null}');
+INSERT INTO "observations" VALUES('1m82z0jgz2sgzq',1,11,'metric','2026-11-23T01:06:03.433Z',NULL,'rejected','{"value":0}');
+INSERT INTO "observations" VALUES('1m82z0jgz2sgzq',1,12,'progress','2026-11-23T01:06:03.433Z',NULL,'','{"done":1,"total":2,"message":"half"}');
+INSERT INTO "observations" VALUES('1m82z0jjcqhc0a',1,10,'check','2026-11-23T01:06:03.477Z',NULL,'len(list(rows)) == 1','{"passed":true,"severity":"error","values":{},"error":null}');
+INSERT INTO "observations" VALUES('1m82z0jjcqhc0a',1,11,'metric','2026-11-23T01:06:03.477Z',NULL,'rejected','{"value":0}');
+INSERT INTO "observations" VALUES('1m82z0jjcqhc0a',1,12,'progress','2026-11-23T01:06:03.477Z',NULL,'','{"done":1,"total":2,"message":"half"}');
+INSERT INTO "observations" VALUES('1m82z0jn11zz3b',1,10,'check','2026-11-23T01:06:03.562Z',NULL,'len(list(rows)) == 1','{"passed":true,"severity":"error","values":{},"error":null}');
+INSERT INTO "observations" VALUES('1m82z0jn11zz3b',1,11,'metric','2026-11-23T01:06:03.562Z',NULL,'rejected','{"value":0}');
+INSERT INTO "observations" VALUES('1m82z0jn11zz3b',1,12,'progress','2026-11-23T01:06:03.562Z',NULL,'','{"done":1,"total":2,"message":"half"}');
 CREATE TABLE pauses (
         pipeline TEXT PRIMARY KEY, paused_at TEXT NOT NULL, reason TEXT NOT NULL, actor TEXT NOT NULL
     ) STRICT, WITHOUT ROWID;
-INSERT INTO "pauses" VALUES('orders','2026-11-23T00:56:23.044Z','on request','ada');
+INSERT INTO "pauses" VALUES('orders','2026-11-23T01:06:04.146Z','on request','ada');
 CREATE TABLE pipelines (
         name TEXT PRIMARY KEY, version INTEGER NOT NULL, deployed INTEGER NOT NULL,
         created_at TEXT NOT NULL, updated_at TEXT NOT NULL
     ) STRICT, WITHOUT ROWID;
-INSERT INTO "pipelines" VALUES('orders',2,1,'2026-11-23T00:56:22.197Z','2026-11-23T00:56:22.383Z');
-INSERT INTO "pipelines" VALUES('report',1,1,'2026-11-23T00:56:23.002Z','2026-11-23T00:56:23.002Z');
-INSERT INTO "pipelines" VALUES('waits',2,0,'2026-11-23T00:56:22.197Z','2026-11-23T00:56:22.384Z');
+INSERT INTO "pipelines" VALUES('orders',2,1,'2026-11-23T01:06:03.370Z','2026-11-23T01:06:03.522Z');
+INSERT INTO "pipelines" VALUES('report',1,1,'2026-11-23T01:06:04.115Z','2026-11-23T01:06:04.115Z');
+INSERT INTO "pipelines" VALUES('waits',2,0,'2026-11-23T01:06:03.370Z','2026-11-23T01:06:03.522Z');
 CREATE TABLE runs (
         run_id TEXT PRIMARY KEY, pipeline TEXT NOT NULL, version INTEGER NOT NULL, status TEXT NOT NULL,
         "trigger" TEXT NOT NULL, attempt INTEGER NOT NULL, params TEXT NOT NULL, key TEXT,
@@ -102,26 +102,26 @@ CREATE TABLE runs (
         duration_ms REAL, result TEXT, error TEXT, upstream TEXT, retry_of TEXT,
         FOREIGN KEY (pipeline, version) REFERENCES versions (pipeline, version)
     ) STRICT, WITHOUT ROWID;
-INSERT INTO "runs" VALUES('1m82yetzezh65g','orders',1,'success','manual',1,'{}','first',NULL,'2026-11-23T00:56:22.254Z','2026-11-23T00:56:22.258Z','2026-11-23T00:56:22.265Z',7.475,'{"total":12.5,"day":"é"}',NULL,NULL,NULL);
-INSERT INTO "runs" VALUES('1m82yev1d6t98e','orders',1,'failed','manual',1,'{"bad":true}','ed80cd8bed4c9bdaf9e09087',NULL,'2026-11-23T00:56:22.317Z','2026-11-23T00:56:22.320Z','2026-11-23T00:56:22.328Z',8.039,NULL,'{"kind":"exception","type":"KeyError","message":"''amount''","step":"sum","file":"orders.py","line":16,"code":"raise KeyError(\"amount\")","frames":[{"file":"orders.py","line":16,"function":"orders","code":"raise KeyError(\"amount\")","locals":{"bad":"True"},"user":true}],"cause":null,"fingerprint":"4e2fd1481b40","hint":null}',NULL,NULL);
-INSERT INTO "runs" VALUES('1m82yev4y58rf7','orders',2,'success','manual',1,'{"bad":false}','dba8503234cc1d44da4abe4a',NULL,'2026-11-23T00:56:22.430Z','2026-11-23T00:56:22.433Z','2026-11-23T00:56:22.441Z',8.799,'{"total":12.5,"day":"e"}',NULL,NULL,NULL);
-INSERT INTO "runs" VALUES('1m82yev6qmdc0n','waits',2,'cancelled','manual',1,'{}','87cbad5560f70a353f005dc6',NULL,'2026-11-23T00:56:22.487Z','2026-11-23T00:56:22.493Z','2026-11-23T00:56:22.620Z',127.158,NULL,'{"kind":"cancelled","type":"Cancelled","message":"cancelled on request","step":"waiting","file":"orders.py","line":25,"code":"time.sleep(600)","frames":[{"file":"orders.py","line":25,"function":"waits","code":"time.sleep(600)","locals":{},"user":true}],"cause":null,"fingerprint":"91900bb99422","hint":null}',NULL,NULL);
-INSERT INTO "runs" VALUES('1m82yevc9kz4rx','waits',2,'running','manual',1,'{}','96769be69814e592f371ba90',NULL,'2026-11-23T00:56:22.665Z','2026-11-23T00:56:22.665Z',NULL,NULL,NULL,NULL,NULL,NULL);
-INSERT INTO "runs" VALUES('1m82yevh7px3gp','orders',2,'queued','manual',1,'{}','queued',NULL,'2026-11-23T00:56:22.823Z',NULL,NULL,NULL,NULL,NULL,NULL,NULL);
-INSERT INTO "runs" VALUES('1m82yevjd69p38','orders',2,'cancelled','manual',1,'{}','be356a94ecc0b7bdd6df5761',NULL,'2026-11-23T00:56:22.861Z',NULL,'2026-11-23T00:56:22.902Z',NULL,NULL,'{"kind":"cancelled","type":"Cancelled","message":"cancelled before it began","step":null,"file":null,"line":null,"code":null,"frames":[],"cause":null,"fingerprint":"91900bb99422","hint":null}',NULL,NULL);
+INSERT INTO "runs" VALUES('1m82z0jgz2sgzq','orders',1,'success','manual',1,'{}','first',NULL,'2026-11-23T01:06:03.423Z','2026-11-23T01:06:03.425Z','2026-11-23T01:06:03.433Z',8.55,'{"total":12.5,"day":"é"}',NULL,NULL,NULL);
+INSERT INTO "runs" VALUES('1m82z0jjcqhc0a','orders',1,'failed','manual',1,'{"bad":true}','ca738388163b71f8176f7c3a',NULL,'2026-11-23T01:06:03.468Z','2026-11-23T01:06:03.470Z','2026-11-23T01:06:03.478Z',7.531,NULL,'{"kind":"exception","type":"KeyError","message":"''amount''","step":"sum","file":"orders.py","line":16,"code":"raise KeyError(\"amount\")","frames":[{"file":"orders.py","line":16,"function":"orders","code":"raise KeyError(\"amount\")","locals":{"bad":"True"},"user":true}],"cause":null,"fingerprint":"4e2fd1481b40","hint":null}',NULL,NULL);
+INSERT INTO "runs" VALUES('1m82z0jn11zz3b','orders',2,'success','manual',1,'{"bad":false}','d9368ee394ec7d435b0eb58f',NULL,'2026-11-23T01:06:03.553Z','2026-11-23T01:06:03.555Z','2026-11-23T01:06:03.562Z',7.585,'{"total":12.5,"day":"e"}',NULL,NULL,NULL);
+INSERT INTO "runs" VALUES('1m82z0jpch91k6','waits',2,'cancelled','manual',1,'{}','e504868f0ef4744885cf5a19',NULL,'2026-11-23T01:06:03.596Z','2026-11-23T01:06:03.599Z','2026-11-23T01:06:03.788Z',189.078,NULL,'{"kind":"cancelled","type":"Cancelled","message":"cancelled on request","step":"waiting","file":"orders.py","line":25,"code":"time.sleep(600)","frames":[{"file":"orders.py","line":25,"function":"waits","code":"time.sleep(600)","locals":{},"user":true}],"cause":null,"fingerprint":"91900bb99422","hint":null}',NULL,NULL);
+INSERT INTO "runs" VALUES('1m82z0jxbb3xaz','waits',2,'running','manual',1,'{}','a29d96e11ba5f6d3e43a8c34',NULL,'2026-11-23T01:06:03.819Z','2026-11-23T01:06:03.819Z',NULL,NULL,NULL,NULL,NULL,NULL);
+INSERT INTO "runs" VALUES('1m82z0k2pypqjt','orders',2,'queued','manual',1,'{}','queued',NULL,'2026-11-23T01:06:03.990Z',NULL,NULL,NULL,NULL,NULL,NULL,NULL);
+INSERT INTO "runs" VALUES('1m82z0k3m7882h','orders',2,'cancelled','manual',1,'{}','9a4641a321bf0ccbf24f626c',NULL,'2026-11-23T01:06:04.020Z',NULL,'2026-11-23T01:06:04.050Z',NULL,NULL,'{"kind":"cancelled","type":"Cancelled","message":"cancelled before it began","step":null,"file":null,"line":null,"code":null,"frames":[],"cause":null,"fingerprint":"91900bb99422","hint":null}',NULL,NULL);
 CREATE TABLE schedules (
         pipeline TEXT PRIMARY KEY REFERENCES pipelines (name), command TEXT NOT NULL, options TEXT NOT NULL,
         enabled INTEGER NOT NULL, held TEXT, anchor_at TEXT NOT NULL, watermark_at TEXT NOT NULL,
         next_at TEXT, moved INTEGER NOT NULL, due_at TEXT, expect_at TEXT, resumed_at TEXT NOT NULL
     ) STRICT, WITHOUT ROWID;
-INSERT INTO "schedules" VALUES('orders','{}','{"cron":"0 6 * * *","every_s":null,"at":null,"timezone":"Europe/London","misfire":"last","catchup_window_s":86400.0,"overlap":"skip","jitter_s":0.0,"params":{},"pause_after_failures":null,"expect_success_within_s":null}',1,'paused','2026-11-23T00:56:22.000Z','2026-11-23T00:56:22.000Z','2026-11-23T06:00:00.000Z',0,NULL,NULL,'2026-11-23T00:56:22.000Z');
-INSERT INTO "schedules" VALUES('report','{}','{"cron":null,"every_s":null,"at":null,"timezone":null,"misfire":"last","catchup_window_s":86400.0,"overlap":"skip","jitter_s":0.0,"params":{},"pause_after_failures":null,"expect_success_within_s":null}',1,NULL,'2026-11-23T00:56:23.000Z','2026-11-23T00:56:23.000Z',NULL,0,NULL,NULL,'2026-11-23T00:56:23.000Z');
-INSERT INTO "schedules" VALUES('waits','{}','{"cron":null,"every_s":null,"at":null,"timezone":null,"misfire":"last","catchup_window_s":86400.0,"overlap":"skip","jitter_s":0.0,"params":{},"pause_after_failures":null,"expect_success_within_s":null}',1,'undeployed','2026-11-23T00:56:22.000Z','2026-11-23T00:56:22.000Z',NULL,0,NULL,NULL,'2026-11-23T00:56:22.000Z');
+INSERT INTO "schedules" VALUES('orders','{}','{"cron":"0 6 * * *","every_s":null,"at":null,"timezone":"Europe/London","misfire":"last","catchup_window_s":86400.0,"overlap":"skip","jitter_s":0.0,"params":{},"pause_after_failures":null,"expect_success_within_s":null}',1,'paused','2026-11-23T01:06:03.000Z','2026-11-23T01:06:03.000Z','2026-11-23T06:00:00.000Z',0,NULL,NULL,'2026-11-23T01:06:03.000Z');
+INSERT INTO "schedules" VALUES('report','{}','{"cron":null,"every_s":null,"at":null,"timezone":null,"misfire":"last","catchup_window_s":86400.0,"overlap":"skip","jitter_s":0.0,"params":{},"pause_after_failures":null,"expect_success_within_s":null}',1,NULL,'2026-11-23T01:06:04.000Z','2026-11-23T01:06:04.000Z',NULL,0,NULL,NULL,'2026-11-23T01:06:04.000Z');
+INSERT INTO "schedules" VALUES('waits','{}','{"cron":null,"every_s":null,"at":null,"timezone":null,"misfire":"last","catchup_window_s":86400.0,"overlap":"skip","jitter_s":0.0,"params":{},"pause_after_failures":null,"expect_success_within_s":null}',1,'undeployed','2026-11-23T01:06:03.000Z','2026-11-23T01:06:03.000Z',NULL,0,NULL,NULL,'2026-11-23T01:06:03.000Z');
 CREATE TABLE states (
         pipeline TEXT PRIMARY KEY REFERENCES pipelines (name), state TEXT NOT NULL,
         run_id TEXT NOT NULL, updated_at TEXT NOT NULL
     ) STRICT, WITHOUT ROWID;
-INSERT INTO "states" VALUES('orders','{"runs":2}','1m82yev4y58rf7','2026-11-23T00:56:22.444Z');
+INSERT INTO "states" VALUES('orders','{"runs":2}','1m82z0jn11zz3b','2026-11-23T01:06:03.565Z');
 CREATE TABLE steps (
         run_id TEXT NOT NULL REFERENCES runs (run_id) ON DELETE CASCADE, attempt INTEGER NOT NULL,
         step INTEGER NOT NULL, parent INTEGER, name TEXT NOT NULL, path TEXT NOT NULL, status TEXT NOT NULL,
@@ -129,21 +129,21 @@ CREATE TABLE steps (
         n INTEGER NOT NULL, finished_n INTEGER, finished_at TEXT, columns TEXT,
         PRIMARY KEY (run_id, attempt, step)
     ) STRICT, WITHOUT ROWID;
-INSERT INTO "steps" VALUES('1m82yetzezh65g',1,1,NULL,'extract','extract','success','2026-11-23T00:56:22.265Z',0.048,NULL,2,NULL,1,5,'2026-11-23T00:56:22.265Z',NULL);
-INSERT INTO "steps" VALUES('1m82yetzezh65g',1,2,1,'page 1','extract/page 1','success','2026-11-23T00:56:22.265Z',0.03,NULL,NULL,NULL,2,4,'2026-11-23T00:56:22.265Z',NULL);
-INSERT INTO "steps" VALUES('1m82yetzezh65g',1,3,NULL,'transform','transform','success','2026-11-23T00:56:22.265Z',0.068,1,1,NULL,6,9,'2026-11-23T00:56:22.265Z','{"id":"integer","paid":"boolean"}');
-INSERT INTO "steps" VALUES('1m82yetzezh65g',1,4,3,'<lambda>','transform/<lambda>','success','2026-11-23T00:56:22.265Z',0.048,1,1,NULL,7,8,'2026-11-23T00:56:22.265Z','{"id":"integer","paid":"boolean"}');
-INSERT INTO "steps" VALUES('1m82yev1d6t98e',1,1,NULL,'extract','extract','success','2026-11-23T00:56:22.327Z',0.045,NULL,2,NULL,1,5,'2026-11-23T00:56:22.327Z',NULL);
-INSERT INTO "steps" VALUES('1m82yev1d6t98e',1,2,1,'page 1','extract/page 1','success','2026-11-23T00:56:22.327Z',0.026,NULL,NULL,NULL,2,4,'2026-11-23T00:56:22.327Z',NULL);
-INSERT INTO "steps" VALUES('1m82yev1d6t98e',1,3,NULL,'transform','transform','success','2026-11-23T00:56:22.327Z',0.062,1,1,NULL,6,9,'2026-11-23T00:56:22.327Z','{"id":"integer","paid":"boolean"}');
-INSERT INTO "steps" VALUES('1m82yev1d6t98e',1,4,3,'<lambda>','transform/<lambda>','success','2026-11-23T00:56:22.327Z',0.044,1,1,NULL,7,8,'2026-11-23T00:56:22.327Z','{"id":"integer","paid":"boolean"}');
-INSERT INTO "steps" VALUES('1m82yev1d6t98e',1,5,NULL,'sum','sum','failed','2026-11-23T00:56:22.327Z',0.001,NULL,NULL,'{"type":"KeyError","message":"''amount''"}',13,14,'2026-11-23T00:56:22.328Z',NULL);
-INSERT INTO "steps" VALUES('1m82yev4y58rf7',1,1,NULL,'extract','extract','success','2026-11-23T00:56:22.441Z',0.047,NULL,2,NULL,1,5,'2026-11-23T00:56:22.441Z',NULL);
-INSERT INTO "steps" VALUES('1m82yev4y58rf7',1,2,1,'page 1','extract/page 1','success','2026-11-23T00:56:22.441Z',0.028,NULL,NULL,NULL,2,4,'2026-11-23T00:56:22.441Z',NULL);
-INSERT INTO "steps" VALUES('1m82yev4y58rf7',1,3,NULL,'transform','transform','success','2026-11-23T00:56:22.441Z',0.067,1,1,NULL,6,9,'2026-11-23T00:56:22.441Z','{"id":"integer","paid":"boolean"}');
-INSERT INTO "steps" VALUES('1m82yev4y58rf7',1,4,3,'<lambda>','transform/<lambda>','success','2026-11-23T00:56:22.441Z',0.047,1,1,NULL,7,8,'2026-11-23T00:56:22.441Z','{"id":"integer","paid":"boolean"}');
-INSERT INTO "steps" VALUES('1m82yev6qmdc0n',1,1,NULL,'waiting','waiting','cancelled','2026-11-23T00:56:22.504Z',115.617,NULL,NULL,'{"type":"Stopped","message":"asked to stop"}',1,2,'2026-11-23T00:56:22.619Z',NULL);
-INSERT INTO "steps" VALUES('1m82yevc9kz4rx',1,1,NULL,'waiting','waiting','running','2026-11-23T00:56:22.679Z',NULL,NULL,NULL,NULL,1,NULL,NULL,NULL);
+INSERT INTO "steps" VALUES('1m82z0jgz2sgzq',1,1,NULL,'extract','extract','success','2026-11-23T01:06:03.433Z',0.048,NULL,2,NULL,1,5,'2026-11-23T01:06:03.433Z',NULL);
+INSERT INTO "steps" VALUES('1m82z0jgz2sgzq',1,2,1,'page 1','extract/page 1','success','2026-11-23T01:06:03.433Z',0.026,NULL,NULL,NULL,2,4,'2026-11-23T01:06:03.433Z',NULL);
+INSERT INTO "steps" VALUES('1m82z0jgz2sgzq',1,3,NULL,'transform','transform','success','2026-11-23T01:06:03.433Z',0.061,1,1,NULL,6,9,'2026-11-23T01:06:03.433Z','{"id":"integer","paid":"boolean"}');
+INSERT INTO "steps" VALUES('1m82z0jgz2sgzq',1,4,3,'<lambda>','transform/<lambda>','success','2026-11-23T01:06:03.433Z',0.042,1,1,NULL,7,8,'2026-11-23T01:06:03.433Z','{"id":"integer","paid":"boolean"}');
+INSERT INTO "steps" VALUES('1m82z0jjcqhc0a',1,1,NULL,'extract','extract','success','2026-11-23T01:06:03.477Z',0.047,NULL,2,NULL,1,5,'2026-11-23T01:06:03.477Z',NULL);
+INSERT INTO "steps" VALUES('1m82z0jjcqhc0a',1,2,1,'page 1','extract/page 1','success','2026-11-23T01:06:03.477Z',0.025,NULL,NULL,NULL,2,4,'2026-11-23T01:06:03.477Z',NULL);
+INSERT INTO "steps" VALUES('1m82z0jjcqhc0a',1,3,NULL,'transform','transform','success','2026-11-23T01:06:03.477Z',0.053,1,1,NULL,6,9,'2026-11-23T01:06:03.477Z','{"id":"integer","paid":"boolean"}');
+INSERT INTO "steps" VALUES('1m82z0jjcqhc0a',1,4,3,'<lambda>','transform/<lambda>','success','2026-11-23T01:06:03.477Z',0.036,1,1,NULL,7,8,'2026-11-23T01:06:03.477Z','{"id":"integer","paid":"boolean"}');
+INSERT INTO "steps" VALUES('1m82z0jjcqhc0a',1,5,NULL,'sum','sum','failed','2026-11-23T01:06:03.477Z',0.001,NULL,NULL,'{"type":"KeyError","message":"''amount''"}',13,14,'2026-11-23T01:06:03.477Z',NULL);
+INSERT INTO "steps" VALUES('1m82z0jn11zz3b',1,1,NULL,'extract','extract','success','2026-11-23T01:06:03.562Z',0.047,NULL,2,NULL,1,5,'2026-11-23T01:06:03.562Z',NULL);
+INSERT INTO "steps" VALUES('1m82z0jn11zz3b',1,2,1,'page 1','extract/page 1','success','2026-11-23T01:06:03.562Z',0.026,NULL,NULL,NULL,2,4,'2026-11-23T01:06:03.562Z',NULL);
+INSERT INTO "steps" VALUES('1m82z0jn11zz3b',1,3,NULL,'transform','transform','success','2026-11-23T01:06:03.562Z',0.053,1,1,NULL,6,9,'2026-11-23T01:06:03.562Z','{"id":"integer","paid":"boolean"}');
+INSERT INTO "steps" VALUES('1m82z0jn11zz3b',1,4,3,'<lambda>','transform/<lambda>','success','2026-11-23T01:06:03.562Z',0.036,1,1,NULL,7,8,'2026-11-23T01:06:03.562Z','{"id":"integer","paid":"boolean"}');
+INSERT INTO "steps" VALUES('1m82z0jpch91k6',1,1,NULL,'waiting','waiting','cancelled','2026-11-23T01:06:03.605Z',182.509,NULL,NULL,'{"type":"Stopped","message":"asked to stop"}',1,2,'2026-11-23T01:06:03.788Z',NULL);
+INSERT INTO "steps" VALUES('1m82z0jxbb3xaz',1,1,NULL,'waiting','waiting','running','2026-11-23T01:06:03.828Z',NULL,NULL,NULL,NULL,1,NULL,NULL,NULL);
 CREATE TABLE totals (status TEXT PRIMARY KEY, runs INTEGER NOT NULL) STRICT, WITHOUT ROWID;
 INSERT INTO "totals" VALUES('cancelled',2);
 INSERT INTO "totals" VALUES('failed',1);
@@ -159,11 +159,11 @@ CREATE TABLE versions (
         options TEXT NOT NULL, deployed_at TEXT NOT NULL, actor TEXT NOT NULL,
         PRIMARY KEY (pipeline, version)
     ) STRICT, WITHOUT ROWID;
-INSERT INTO "versions" VALUES('orders',1,'7cc5459b09426d6092d844a1d027a42b1c260067fb0759b946d6c060e3e32008','orders.py','orders','{"function":"orders","description":"Paid orders","tags":["daily"],"schedule":"0 6 * * *","every":null,"timezone":"Europe/London","timeout":null,"retries":0,"retry_delay":0.0,"max_concurrent":null,"overlap":"skip","misfire":"last","catchup_window":86400.0,"jitter":0.0,"after":[],"pause_after_failures":null,"expect_success_within":null,"params":{"type":"object","properties":{"bad":{"type":"boolean","default":false}},"required":[],"additionalProperties":false},"environment":null}','2026-11-23T00:56:22.197Z','ada');
-INSERT INTO "versions" VALUES('orders',2,'df43a20b208895276952f4f3451e84224f13dc8868510e800286d338fe7f93b0','orders.py','orders','{"function":"orders","description":"Paid orders","tags":["daily"],"schedule":"0 6 * * *","every":null,"timezone":"Europe/London","timeout":null,"retries":0,"retry_delay":0.0,"max_concurrent":null,"overlap":"skip","misfire":"last","catchup_window":86400.0,"jitter":0.0,"after":[],"pause_after_failures":null,"expect_success_within":null,"params":{"type":"object","properties":{"bad":{"type":"boolean","default":false}},"required":[],"additionalProperties":false},"environment":null}','2026-11-23T00:56:22.383Z','ada');
-INSERT INTO "versions" VALUES('report',1,'665d88bc6cafd581cdfe91f363de23dc20e7c415f5813f13f7d6d881eda37ad1','pipelines.py','report','{"function":"report","description":"","tags":[],"schedule":null,"every":null,"timezone":null,"timeout":null,"retries":0,"retry_delay":0.0,"max_concurrent":null,"overlap":"skip","misfire":"last","catchup_window":86400.0,"jitter":0.0,"after":["orders"],"pause_after_failures":null,"expect_success_within":null,"params":{"type":"object"},"environment":null}','2026-11-23T00:56:23.002Z','ada');
-INSERT INTO "versions" VALUES('waits',1,'7cc5459b09426d6092d844a1d027a42b1c260067fb0759b946d6c060e3e32008','orders.py','waits','{"function":"waits","description":"","tags":[],"schedule":null,"every":null,"timezone":null,"timeout":null,"retries":0,"retry_delay":0.0,"max_concurrent":null,"overlap":"skip","misfire":"last","catchup_window":86400.0,"jitter":0.0,"after":[],"pause_after_failures":null,"expect_success_within":null,"params":{"type":"object"},"environment":null}','2026-11-23T00:56:22.197Z','ada');
-INSERT INTO "versions" VALUES('waits',2,'df43a20b208895276952f4f3451e84224f13dc8868510e800286d338fe7f93b0','orders.py','waits','{"function":"waits","description":"","tags":[],"schedule":null,"every":null,"timezone":null,"timeout":null,"retries":0,"retry_delay":0.0,"max_concurrent":null,"overlap":"skip","misfire":"last","catchup_window":86400.0,"jitter":0.0,"after":[],"pause_after_failures":null,"expect_success_within":null,"params":{"type":"object"},"environment":null}','2026-11-23T00:56:22.384Z','ada');
+INSERT INTO "versions" VALUES('orders',1,'7cc5459b09426d6092d844a1d027a42b1c260067fb0759b946d6c060e3e32008','orders.py','orders','{"function":"orders","description":"Paid orders","tags":["daily"],"schedule":"0 6 * * *","every":null,"timezone":"Europe/London","timeout":null,"retries":0,"retry_delay":0.0,"max_concurrent":null,"overlap":"skip","misfire":"last","catchup_window":86400.0,"jitter":0.0,"after":[],"pause_after_failures":null,"expect_success_within":null,"params":{"type":"object","properties":{"bad":{"type":"boolean","default":false}},"required":[],"additionalProperties":false},"environment":null}','2026-11-23T01:06:03.370Z','ada');
+INSERT INTO "versions" VALUES('orders',2,'df43a20b208895276952f4f3451e84224f13dc8868510e800286d338fe7f93b0','orders.py','orders','{"function":"orders","description":"Paid orders","tags":["daily"],"schedule":"0 6 * * *","every":null,"timezone":"Europe/London","timeout":null,"retries":0,"retry_delay":0.0,"max_concurrent":null,"overlap":"skip","misfire":"last","catchup_window":86400.0,"jitter":0.0,"after":[],"pause_after_failures":null,"expect_success_within":null,"params":{"type":"object","properties":{"bad":{"type":"boolean","default":false}},"required":[],"additionalProperties":false},"environment":null}','2026-11-23T01:06:03.522Z','ada');
+INSERT INTO "versions" VALUES('report',1,'665d88bc6cafd581cdfe91f363de23dc20e7c415f5813f13f7d6d881eda37ad1','pipelines.py','report','{"function":"report","description":"","tags":[],"schedule":null,"every":null,"timezone":null,"timeout":null,"retries":0,"retry_delay":0.0,"max_concurrent":null,"overlap":"skip","misfire":"last","catchup_window":86400.0,"jitter":0.0,"after":["orders"],"pause_after_failures":null,"expect_success_within":null,"params":{"type":"object"},"environment":null}','2026-11-23T01:06:04.115Z','ada');
+INSERT INTO "versions" VALUES('waits',1,'7cc5459b09426d6092d844a1d027a42b1c260067fb0759b946d6c060e3e32008','orders.py','waits','{"function":"waits","description":"","tags":[],"schedule":null,"every":null,"timezone":null,"timeout":null,"retries":0,"retry_delay":0.0,"max_concurrent":null,"overlap":"skip","misfire":"last","catchup_window":86400.0,"jitter":0.0,"after":[],"pause_after_failures":null,"expect_success_within":null,"params":{"type":"object"},"environment":null}','2026-11-23T01:06:03.370Z','ada');
+INSERT INTO "versions" VALUES('waits',2,'df43a20b208895276952f4f3451e84224f13dc8868510e800286d338fe7f93b0','orders.py','waits','{"function":"waits","description":"","tags":[],"schedule":null,"every":null,"timezone":null,"timeout":null,"retries":0,"retry_delay":0.0,"max_concurrent":null,"overlap":"skip","misfire":"last","catchup_window":86400.0,"jitter":0.0,"after":[],"pause_after_failures":null,"expect_success_within":null,"params":{"type":"object"},"environment":null}','2026-11-23T01:06:03.522Z','ada');
 CREATE INDEX runs_of_pipeline ON runs (pipeline, run_id);
 CREATE INDEX runs_by_status ON runs (pipeline, status, run_id);
 CREATE UNIQUE INDEX runs_by_key ON runs (pipeline, key) WHERE key IS NOT NULL;
@@ -183,7 +183,7 @@ CREATE TRIGGER run_removed AFTER DELETE ON runs BEGIN
     END;
 CREATE INDEX schedules_due ON schedules (due_at, pipeline) WHERE due_at IS NOT NULL;
 CREATE INDEX schedules_expecting ON schedules (expect_at) WHERE expect_at IS NOT NULL;
-CREATE INDEX chains_down ON chains (upstream, pipeline);
+CREATE INDEX chains_down ON chains (comes_after, pipeline);
 CREATE UNIQUE INDEX runs_by_tick ON runs (pipeline, scheduled_for)
         WHERE scheduled_for IS NOT NULL AND retry_of IS NULL;
 CREATE INDEX runs_of_tick ON runs (pipeline, scheduled_for, run_id) WHERE scheduled_for IS NOT NULL;
