@@ -12328,7 +12328,8 @@ def spellings(value: str) -> set[str]:
     forms |= {urllib.parse.quote(value, safe=""), urllib.parse.quote(value), urllib.parse.quote_plus(value)}
     forms |= {line for line in value.splitlines() if len(line) >= 16}  # a key of several lines, printed
     data = value.encode("utf-8", "replace")
-    forms |= {value.strip(), value.replace("'", "''"), repr(data)[2:-1], data.hex()}
+    forms |= {value.strip(), repr(data)[2:-1], data.hex()}
+    forms |= {form.replace("'", "''") for form in forms}  # a text in SQL
     forms |= {re.sub("%..", lambda found: found[0].lower(), form) for form in forms}  # %2f for %2F
     for alphabet in (base64.b64encode, base64.urlsafe_b64encode):
         forms.add(alphabet(data).decode())
