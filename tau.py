@@ -10182,7 +10182,7 @@ def find_place(
     url = around.url_of(name)
     scheme, marks, rest = url.partition("://")
     if not marks:
-        if "format" not in options:
+        if "format" not in options and name not in around.connections:
             check_word(name, registry, around)
         return LocalFile(joined(url, resource), options)
     if scheme == "file":
@@ -10788,6 +10788,8 @@ ALCHEMY_TYPES |= {"date": "Date", "datetime": "DateTime", "time": "Time", "decim
 #: Dialects whose NUMERIC holds any decimal; others want to be told how many digits.
 ANY_DECIMAL = ("postgresql", "oracle", "cockroachdb")
 INT64 = 1 << 63
+COLUMNS_OF = """SELECT column_name, data_type FROM information_schema.columns
+    WHERE table_schema = :schema AND table_name = :name"""
 #: What a query begins with, where a resource may also be the name of a table with spaces in it.
 QUERY = r"\s*(\(|--|/\*|(select|with|values|from|table|show|describe|explain|pragma|call|exec)\s)"
 #: Dialects that know `INSERT … ON CONFLICT (key) DO UPDATE`.
@@ -11003,10 +11005,12 @@ class SQLite(Warehouse):
     """A connection to an SQLite file."""
 
     dialect, rounds = "sqlite", False
+    #: The files that this process is reading.
+    read_from: list[str] = []  # noqa: RUF012
 
     def __init__(self, url: str, begin: str) -> None:
-        self.path, self.begin = url.partition(":///")[2], begin
-        if not self.path or self.path == ":memory:":
+        self.path, self.begin = os.path.realpath(url.partition(":///")[2] or "."), begin
+        if os.path.isdir(self.path) or url.endswith(":memory:"):
             raise BadRequest(
                 f"'{url}' names no file", "sqlite:///shop.db (in ctx.data_dir) or sqlite:////absolute/path.db"
             )
@@ -11022,6 +11026,8 @@ class SQLite(Warehouse):
                 pass
         except (sqlite3.Error, OSError) as problem:
             raise SourceError(f"cannot open {self.path}: {problem}", path_hint(self.path)) from None
+        if self.begin == "BEGIN":
+            self.read_from.append(self.path)
         return self
 
     def open(self) -> bool:
@@ -11062,6 +11068,8 @@ class SQLite(Warehouse):
         except (sqlite3.Error, OSError):
             pass  # others write to it
         finally:
+            if self.begin == "BEGIN":
+                self.read_from.remove(self.path)
             self.db.close()
 
     def quoted(self, name: str, dotted: bool = True) -> str:
@@ -11100,7 +11108,12 @@ class SQLite(Warehouse):
         return self.db.execute(statement, values).rowcount
 
     def change_many(self, statement: str, scan: Scan, shape: list[str]) -> None:
-        """A statement with the values of each row."""
+        """A statement with the values of each row.
+
+        A stream from this very file keeps it from being written to before the end: all waits in memory.
+        """
+        if self.path in self.read_from:
+            self.db.execute("PRAGMA cache_spill = 1000000000")  # pages; OFF would be too late
         self.db.executemany(statement, scan.cells(shape, plain_cell))
 
 
@@ -11218,6 +11231,11 @@ class Alchemy(Warehouse):
     def columns_of(self, table: str) -> dict[str, str | None] | None:
         """The columns of a table, which of them are integers; None if there is none."""
         schema, _, name = table.rpartition(".")
+        if self.dialect == "duckdb":  # which lacks tables that SQLAlchemy asks of its like
+            asked = {"schema": schema or "main", "name": name}
+            types = self.alchemy.text(COLUMNS_OF), asked
+            kinds = {one: "integer" if "INT" in kind else None for one, kind in self.connection.execute(*types)}
+            return kinds or None
         look = self.alchemy.inspect(self.connection)
         if not look.has_table(name, schema or None):
             return None
@@ -11245,7 +11263,8 @@ class Alchemy(Warehouse):
 
 def cause_text(problem: BaseException) -> str:
     """What the driver said, in one line, without SQLAlchemy's statement, parameters and links."""
-    return " ".join(str(getattr(problem, "orig", None) or problem).split())[:500]
+    text = str(getattr(problem, "orig", None) or problem).partition("\n[SQL")[0]
+    return clip(" ".join(text.partition("(Background on this error")[0].split()), 500)
 
 
 def database_cell(value: Any) -> Any:
@@ -12757,7 +12776,8 @@ def spellings(value: str) -> set[str]:
     forms |= {urllib.parse.quote(value, safe=""), urllib.parse.quote(value), urllib.parse.quote_plus(value)}
     forms |= {line for line in value.splitlines() if len(line) >= 16}  # a key of several lines, printed
     data = value.encode("utf-8", "replace")
-    forms |= {value.strip(), value.replace("'", "''"), repr(data)[2:-1], data.hex()}
+    forms |= {value.strip(), repr(data)[2:-1], data.hex()}
+    forms |= {form.replace("'", "''") for form in forms}  # a text in SQL
     forms |= {re.sub("%..", lambda found: found[0].lower(), form) for form in forms}  # %2f for %2F
     for alphabet in (base64.b64encode, base64.urlsafe_b64encode):
         forms.add(alphabet(data).decode())

@@ -274,7 +274,7 @@ def started(made: Tau) -> Iterator[Tau]:
 class Context(module.PipelineContext):
     """A context without a daemon: what it is told it keeps for itself."""
 
-    def __init__(self, folder: Path, **connections: str) -> None:
+    def __init__(self, folder: Path, /, **connections: str) -> None:
         self.journal = folder / "journal"
         self.journal.touch()
         job = {
@@ -310,3 +310,12 @@ def ctx(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Context]:
     made = Context(folder)
     yield made
     made.close()
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[str]:
+    """The URL of a PostgreSQL, one for all tests; skips where there can be none."""
+    from postgres import running
+
+    with running() as url:
+        yield url

@@ -1,0 +1,246 @@
+"""A secret is told to the pipeline and to nobody else."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import urllib.parse
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import Context, Tau, eventually
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import tau as module
+
+#: Letters that each way of writing spells otherwise.
+SECRET = "p@ss/w:rd-\"q'\\é+ 77"
+
+
+def traces(home: Path) -> list[str]:
+    """The files of a home in which a spelling of the secret is left."""
+    data = SECRET.encode()
+    forms = {
+        data,
+        json.dumps(SECRET)[1:-1].encode(),
+        repr(SECRET)[1:-1].encode(),
+        urllib.parse.quote(SECRET, safe="").encode(),
+        urllib.parse.quote_plus(SECRET).encode(),
+    }
+    forms |= {base64.b64encode(b"x" * offset + data)[4:-4] for offset in range(3)}
+    forms |= {data[:12], data[-12:]}
+    found = []
+    for path in home.rglob("*"):
+        if path.is_file() and path.name != "SPELLED_KEY":
+            text = path.read_bytes()
+            found += [
+                f"{path.relative_to(home)}: {text[max(i - 80, 0) : i + 60]!r}"
+                for i in map(text.find, forms)
+                if i >= 0
+            ]
+    return found
+
+
+PIPELINE = """
+import base64, json, os, subprocess, sys, time, urllib.parse
+from tau import pipeline, per_row
+
+class Holder:
+    def __init__(self, value): self.value = value
+    def __repr__(self): return f"Holder({self.value!r})"
+
+@pipeline
+def teller(ctx, fail: bool = False, wait: bool = False):
+    key = ctx.secret("SPELLED_KEY")
+    value = holder = Holder(key)
+    forms = [key, repr(key), json.dumps(key), urllib.parse.quote(key), urllib.parse.quote(key, safe=""), urllib.parse.quote_plus(key)]
+    forms += [base64.b64encode((user + ":" + key + end).encode()).decode() for user in ("a", "ab", "abc") for end in ("", "x", "xy")]
+    forms += [base64.urlsafe_b64encode(key.encode()).decode(), "x" * 490 + key, "y" * 55 + key]
+    for form in forms:
+        ctx.log(f"it is {form}!", url=form, inner={form: [form]})
+        print("printed", form, form)
+        print("to stderr", form, file=sys.stderr)
+        ctx.metric(form, 1)
+        ctx.progress(1, 2, form)
+        with ctx.step(f"step {form}") as step:
+            step.rows_out = 1
+        ctx.check((f"named {form}", False), form == "", severity="warn")
+        ctx.check(lambda: 1 / 0 if form else form, severity="warn")
+        os.write(1, f"raw {form} end\\n".encode())
+        os.write(2, f"raw {form}".encode())
+        ctx.transform([{form: 1}], ["SELECT 1 AS n, '" + form.replace("'", "''") + "' AS told FROM data"])
+        ctx.extract([{"a": form}] and ctx.load("rows.json", [{"n": 1}]) and "rows.json")
+    print("z" * 65_500 + key + "z" * 400, end="")
+    print(key)
+    for part in (key[:5], key[5:], "\\n", "q" * 65_530, key, "q" * 100, key[:7]):
+        os.write(1, part.encode())
+    os.write(1, (key[7:] + " and again").encode())
+    script = "import os, sys, time\\nfor part in sys.argv[1:]: os.write(1, os.fsencode(part)); os.write(2, os.fsencode(part))"
+    subprocess.run([sys.executable, "-c", script, key[:9], key[9:], key, "\\n" + key], check=True)
+    ctx.state = {"cursor": key, key: 1}
+    if wait:
+        open("waiting", "w").close()
+        while not os.path.exists("go on"): time.sleep(0.01)
+    if fail:
+        many = {key: [key, {"k": (key,)}], ("t", key): holder}
+        try:
+            raise KeyError(key)
+        except KeyError as inner:
+            raise RuntimeError(f"no entry with {key} " + "w" * 480 + key) from inner
+    return {"key": key, key: [key, {"deep": f"is {key}"}], "b64": base64.b64encode(key.encode()).decode()}
+
+@pipeline
+def breaker(ctx):
+    dsn = "postgresql://tau:" + urllib.parse.quote(ctx.secret("SPELLED_KEY"), safe="") + "@127.0.0.1:1/nowhere"
+    ctx.sql("SELECT 1", connection=dsn)
+
+@pipeline
+def plain_url(ctx):
+    try:
+        ctx.sql("SELECT 1", connection="postgresql://tau:" + os.environ["URL_KEY"] + "@127.0.0.1:1/nowhere")
+    except Exception as problem:
+        print(os.environ["URL_KEY"], problem)
+    ctx.extract("shop", "orders")
+"""
+
+
+@pytest.fixture
+def told(home: Tau) -> Tau:
+    """A daemon of its own, with a secret in its environment."""
+    home.environ |= {"SPELLED_KEY": SECRET, "URL_KEY": urllib.parse.quote(SECRET, safe="")}
+    (home.home / "tau.toml").write_text(
+        '[connections.shop]\nurl = "postgresql://tau:${SPELLED_KEY}@127.0.0.1:1/nowhere"\n'
+    )
+    home.start()
+    home.deploy(PIPELINE, "told.py")
+    return home
+
+
+def test_a_secret_leaves_no_trace_whatever_a_run_does_with_it(told: Tau) -> None:
+    answers: list[str] = []
+    run = told.command("run", "teller")
+    answers += [run.out, told.command("run", "teller", "--params", '{"fail": true}').out]
+    answers += [told.command("run", name).out for name in ("breaker", "plain_url")]
+    assert [json.loads(answer)["status"] for answer in answers] == ["success", "failed", "failed", "failed"]
+    for name in ("teller", "breaker", "plain_url"):
+        answers += [
+            told.command(*words).out
+            for words in (
+                ("logs", name, "--tail", "10000"),
+                ("inspect", name, "--last-run", "--full"),
+                ("show", name),
+            )
+        ]
+    answers += [told.command(*words).out for words in (("errors",), ("runs", "teller"), ("list",))]
+    (told.home / "copy").mkdir()
+    for number, answer in enumerate(answers):
+        (told.home / "copy" / str(number)).write_text(answer)
+    assert len("".join(answers)) > 50_000
+    assert "***" in "".join(answers)
+    assert traces(told.home) == []
+    result = json.loads(answers[0])["result"]
+    assert result == {"key": "***", "***": ["***", {"deep": "is ***"}], "b64": "***"}
+
+
+def test_a_secret_leaves_no_trace_while_the_run_goes_on(told: Tau) -> None:
+    run = told("run", "teller", "--params", '{"wait": true}', "--detach")
+    folder = told.home / "data" / "teller"
+    eventually((folder / "waiting").exists)
+    assert traces(told.home) == []
+    (folder / "go on").touch()
+    assert told("wait", run["run_id"])["status"] == "success"
+    assert traces(told.home) == []
+
+
+@given(
+    st.text(st.characters(exclude_categories=["Cs"]), min_size=module.SECRET_CHARACTERS_MIN, max_size=40),
+    st.text(max_size=5),
+    st.text(max_size=5),
+)
+@settings(max_examples=100, deadline=None)
+def test_no_spelling_of_any_secret_is_left_in_a_text(secret: str, before: str, after: str) -> None:
+    mask = module.Mask()
+    mask.add(secret)
+    around = [before.encode("utf-8", "replace"), secret.encode(), after.encode("utf-8", "replace")]
+    code = base64.b64encode(b"".join(around)).decode()
+    for form in (
+        secret,
+        repr(secret)[1:-1],
+        json.dumps(secret)[1:-1],
+        urllib.parse.quote(secret, safe=""),
+        urllib.parse.quote_plus(secret),
+    ):
+        assert (
+            form not in mask.text(f"{before}{form}{after}").replace("***", "")
+            or len(form) < 6
+            or form in f"{before}***{after}"
+        )
+    start = -(-len(around[0]) * 8 // 6)
+    known = code[start + 1 : (len(around[0]) + len(around[1])) * 8 // 6]
+    assert len(known) < 6 or known not in mask.text(code) or known in secret
+
+
+def test_where_secrets_are_looked_for(ctx: Context, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    secrets, credentials = Path(ctx.data_dir) / "secrets", tmp_path / "credentials"
+    with pytest.raises(module.MissingSecret, match="there is no secret 'API_KEY'") as caught:
+        ctx.secret("API_KEY")
+    assert f"{secrets}/API_KEY (chmod 600)" in caught.value.hint
+    assert ctx.secret("API_KEY", default="by default") == "by default"
+    for folder, value in ((secrets, "of the home\n"), (credentials, "of systemd")):
+        folder.mkdir()
+        (folder / "API_KEY").write_text(value)
+        (folder / "API_KEY").chmod(0o600)
+        monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(credentials))
+        assert ctx.secret("API_KEY") == value.strip()
+    monkeypatch.setenv("API_KEY", "of the environment")
+    assert ctx.secret("API_KEY") == "of the environment"
+    ctx.log("by default, of the home, of systemd, of the environment")
+    assert ctx.records("log")[-1]["message"] == "***, ***, ***, ***"
+
+
+def test_a_file_that_others_can_read_is_refused(ctx: Context) -> None:
+    path = Path(ctx.data_dir) / "secrets" / "API_KEY"
+    path.parent.mkdir()
+    path.write_text("open to all")
+    path.chmod(0o640)
+    with pytest.raises(module.MissingSecret, match="can be read by others") as caught:
+        ctx.secret("API_KEY")
+    assert caught.value.hint == f"chmod 600 {path}"
+
+
+def test_names_that_are_none_and_taus_own_keys(ctx: Context, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("", "../etc/passwd", "a b", 5):
+        with pytest.raises(module.BadRequest, match="cannot be a secret's name"):
+            ctx.secret(name)  # type: ignore[arg-type]
+    monkeypatch.setenv("TAU_API_KEY", "tau_sk_1234567890")
+    with pytest.raises(module.MissingSecret):
+        ctx.secret("TAU_API_KEY")
+
+
+def test_a_short_secret_is_told_once_that_it_cannot_be_hidden(
+    ctx: Context, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PIN", "1234")
+    for _ in range(3):
+        assert ctx.secret("PIN") == "1234"
+    assert ctx.secret("NOTHING", default="") == ""
+    messages: list[Any] = [line["message"] for line in ctx.records("log")]
+    assert messages == ["a secret of less than 6 characters cannot be hidden in text"]
+
+
+def test_secrets_of_several_lines(ctx: Context, monkeypatch: pytest.MonkeyPatch) -> None:
+    key = (
+        "-----BEGIN KEY-----\nMIIBVwIBADANBgkqhkiG9w0BAQEF\nAASCAUEwggE9AgEAAkEAq7BFUpkGp3\n-----END KEY-----\n"
+    )
+    monkeypatch.setenv("PEM", key)
+    assert ctx.secret("PEM") == key
+    ctx.log(f"whole: {key}")
+    for line in key.splitlines():
+        ctx.log(f"line: {line}")
+    ctx.log(repr(key))
+    text = ctx.journal.read_text()
+    assert not [line for line in key.splitlines() if line in text]
+    assert os.environ["PEM"] == key

@@ -1,0 +1,463 @@
+"""Databases: SQLite by itself, PostgreSQL and DuckDB through SQLAlchemy."""
+
+from __future__ import annotations
+
+import datetime
+import sqlite3
+import subprocess
+import sys
+import textwrap
+from collections.abc import Iterator
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import ENVIRON, Context, Tau
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from postgres import importable
+
+import tau as module
+
+DAY = datetime.date(2026, 1, 2)
+WHEN = datetime.datetime(2026, 1, 2, 3, 4, 5, 678)  # noqa: DTZ001
+ALL = ["sqlite", "postgresql", "duckdb"]
+
+
+@pytest.fixture(params=ALL)
+def house(request: pytest.FixtureRequest, ctx: Context) -> Iterator[str]:
+    """The URL of an empty database of each kind."""
+    if request.param == "sqlite":
+        yield "sqlite:///house.db"
+    elif request.param == "duckdb":
+        pytest.importorskip("duckdb_engine")
+        yield "duckdb:///house.duckdb"
+    else:
+        url = request.getfixturevalue("postgres")
+        ctx.sql("DROP SCHEMA public CASCADE", connection=url)
+        ctx.sql("CREATE SCHEMA public", connection=url)
+        yield url
+
+
+def rows_in(ctx: Context, house: str, table: str = "t", order: str = "id") -> list[dict[str, Any]]:
+    """All rows of a table."""
+    return ctx.extract(house, f"SELECT * FROM {table} ORDER BY {order}")
+
+
+def test_append_replace_and_upsert(house: str, ctx: Context) -> None:
+    rows = [{"id": 1, "name": "a"}, {"id": 2, "name": None}]
+    assert ctx.load(house, rows, "t", mode="upsert", key="id") == 2
+    assert ctx.load(house, [{"id": 3, "name": "c"}], "t") == 1
+    assert (
+        ctx.load(house, [{"id": 2, "name": "B"}, {"id": 4, "name": "d"}], "t", mode="upsert", key=["id"]) == 2
+    )
+    assert [row["name"] for row in rows_in(ctx, house)] == ["a", "B", "c", "d"]
+    assert ctx.load(house, rows[:1], "t", mode="replace") == 1
+    assert rows_in(ctx, house) == rows[:1]
+    assert ctx.extract(house, "t") == rows[:1]
+
+
+def test_new_columns_are_added_and_missing_cells_are_left(house: str, ctx: Context) -> None:
+    ctx.load(house, [{"id": 1, "a": 1}], "t", mode="upsert", key="id")
+    ctx.load(house, [{"id": 1, "b": "x"}, {"id": 2, "a": 2}, {"b": "y", "id": 3}], "t", mode="upsert", key="id")
+    assert rows_in(ctx, house) == [
+        {"id": 1, "a": 1, "b": "x"},
+        {"id": 2, "a": 2, "b": None},
+        {"id": 3, "a": None, "b": "y"},
+    ]
+
+
+def test_rows_with_their_columns_in_another_order_are_loaded_once(house: str, ctx: Context) -> None:
+    assert ctx.load(house, [{"id": 1, "a": 1}, {"a": 2, "id": 2}], "t") == 2
+    assert rows_in(ctx, house) == [{"id": 1, "a": 1}, {"id": 2, "a": 2}]
+
+
+def test_the_last_row_of_a_key_wins_whatever_columns_it_has(house: str, ctx: Context) -> None:
+    rows = [{"id": 1, "a": 1, "b": 1}, {"id": 1, "a": 2}, {"id": 1, "b": 3, "a": 3}, {"id": 1, "b": 4}]
+    ctx.load(house, rows, "t", mode="upsert", key="id")
+    assert rows_in(ctx, house) == [{"id": 1, "a": 3, "b": 4}]
+
+
+KEPT = {
+    "i": 2**62, "r": 1.5, "t": "it's \"é\"\n\U0001f600", "e": "", "b": True, "d": DAY, "w": WHEN, "h": datetime.time(3, 4),
+    "n": Decimal("12345.678901"), "z": datetime.datetime(2026, 1, 2, tzinfo=datetime.UTC), "y": b"\0\xff",
+}  # fmt: skip
+#: What SQLite has no type for comes back as text or number.
+PLAIN = KEPT | {
+    "b": 1,
+    "d": "2026-01-02",
+    "w": "2026-01-02 03:04:05.000678",
+    "h": "03:04:00",
+    "n": 12345.678901,
+    "z": "2026-01-02 00:00:00+00:00",
+}
+
+
+def test_values_come_back_as_they_were(house: str, ctx: Context) -> None:
+    expected = dict(PLAIN if house.startswith("sqlite") else KEPT)
+    values = dict(KEPT)
+    if house.startswith("duckdb") and not importable("pytz"):  # which it wants for times with a zone
+        del values["z"], expected["z"]
+    nothing = dict.fromkeys(values)
+    ctx.load(house, [{"id": 1} | values, {"id": 2} | nothing], "t")
+    first, second = rows_in(ctx, house)
+    assert first == {"id": 1} | expected
+    assert second == {"id": 2} | nothing
+
+
+def test_documents_are_kept_as_json(house: str, ctx: Context) -> None:
+    ctx.load(house, [{"id": 1, "d": {"a": [1, None]}, "l": ["é"]}], "t")
+    assert rows_in(ctx, house) == [{"id": 1, "d": '{"a":[1,null]}', "l": '["é"]'}]
+
+
+def test_columns_of_mixed_kinds(house: str, ctx: Context) -> None:
+    rows = [{"id": 1, "n": 1, "m": 1, "x": "a"}, {"id": 2, "n": 2.5, "m": Decimal("2.5"), "x": 5}]
+    ctx.load(house, rows, "t")
+    assert [(float(row["n"]), float(row["m"]), row["x"]) for row in rows_in(ctx, house)] == [
+        (1, 1, "a"),
+        (2.5, 2.5, "5"),
+    ]
+
+
+ODD = [
+    "with space",
+    'quo"te',
+    "select",
+    "comma,",
+    "ünï",
+    "a.b",
+    "100%",
+    ":x",
+    "semi;colon",
+    "Case",
+    "back\\slash",
+    "%(a)s",
+    "it's",
+]
+
+
+def test_odd_names_and_many_columns(house: str, ctx: Context) -> None:
+    row = {"id": 1} | dict.fromkeys(ODD, "v") | {f"c{i}": i for i in range(120)}
+    for _ in range(2):
+        ctx.load(house, [row], "order items", mode="upsert", key=["id"])
+    assert ctx.extract(house, "order items") == [row]
+    ctx.load(house, [{"id": 2, "new :col%": 1}], "order items", mode="upsert", key="id")
+    assert ctx.extract(house, "order items")[1]["new :col%"] == 1
+
+
+def test_tables_of_a_schema(ctx: Context, postgres: str) -> None:
+    ctx.sql("CREATE SCHEMA IF NOT EXISTS mart", connection=postgres)
+    for _ in range(2):
+        ctx.load(postgres, [{"id": 1}], "mart.orders", mode="replace")
+    assert ctx.extract(postgres, "mart.orders") == [{"id": 1}]
+
+
+def test_a_load_that_fails_leaves_the_table_as_it_was(house: str, ctx: Context) -> None:
+    ctx.load(house, [{"id": 1, "a": 1}], "t", mode="upsert", key="id")
+
+    def spoilt() -> Iterator[dict[str, Any]]:
+        yield from ({"id": i, "a": i, "new": i} for i in range(2, 30))
+        raise ValueError("the source broke")
+
+    module.source("spoilt")(spoilt)
+    try:
+        for mode in ("append", "replace", "upsert"):
+            with pytest.raises(ValueError, match="the source broke"):
+                ctx.load(house, ctx.extract("spoilt", stream=True, batch_rows=10), "t", mode=mode, key="id")
+            with pytest.raises(ValueError, match="the source broke"):
+                ctx.load(house, ctx.extract("spoilt", stream=True, batch_rows=10), f"fresh_{mode}")
+    finally:
+        del module.SOURCES["spoilt"]
+    assert rows_in(ctx, house) == [{"id": 1, "a": 1}]
+    with pytest.raises(module.SourceError):
+        ctx.extract(house, "fresh_append")
+
+
+def test_statements_take_params_and_answer_with_rows_or_counts(house: str, ctx: Context) -> None:
+    ctx.load(house, [{"id": i, "name": f"n{i}"} for i in range(5)], "t")
+    assert ctx.sql("SELECT id FROM t WHERE name = :name", {"name": "n3"}, connection=house) == [{"id": 3}]
+    assert ctx.sql("SELECT :a AS a, :b AS b", {"a": "'; DROP TABLE t", "b": 5}, connection=house)[0]["b"] in (
+        5,
+        "5",
+    )
+    assert ctx.sql("SELECT id FROM t WHERE id > 9", connection=house) == []
+    changed = ctx.sql("UPDATE t SET name = :x WHERE id < 2", {"x": "y"}, connection=house)
+    assert changed == 2 or house.startswith("duckdb")
+    assert [row["name"] for row in rows_in(ctx, house)] == ["y", "y", "n2", "n3", "n4"]
+    assert ctx.extract(house, "SELECT id FROM t WHERE id = :n", params={"n": 4}) == [{"id": 4}]
+    assert [len(batch) for batch in ctx.extract(house, "t", stream=True, batch_rows=2)] == [2, 2, 1]
+
+
+BAD: dict[str, tuple[Any, str]] = {
+    "no table": (lambda ctx, house: ctx.extract(house, "nope"), "nope"),
+    "no column": (lambda ctx, house: ctx.sql("SELECT nope FROM t", connection=house), "nope"),
+    "no SQL": (lambda ctx, house: ctx.sql("SELEC 1", connection=house), "(?i)syntax"),
+    "a param too few": (lambda ctx, house: ctx.sql("SELECT :a", connection=house), "'?:?a'?"),
+    "two columns of one name": (
+        lambda ctx, house: ctx.sql("SELECT 1 AS a, 2 AS a", connection=house),
+        "two columns are named 'a'",
+    ),
+    "upsert by what is not unique": (
+        lambda ctx, house: ctx.load(house, [{"id": 1, "a": 2}], "t", mode="upsert", key="a"),
+        "(?i)conflict|unique",
+    ),
+    "a key that is not there": (
+        lambda ctx, house: ctx.load(house, [{"idd": 1}], "t", mode="upsert", key="id"),
+        "a row has no 'id'",
+    ),
+    "a key that is None": (
+        lambda ctx, house: ctx.load(house, [{"id": None}], "t", mode="upsert", key="id"),
+        "a row has no 'id'",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_what_a_database_refuses_is_told(case: str, house: str, ctx: Context) -> None:
+    ctx.load(house, [{"id": 1, "a": 1}], "t")
+    work, message = BAD[case]
+    with pytest.raises(module.SourceError, match=message) as caught:
+        work(ctx, house)
+    assert caught.value.hint
+    assert "sqlalche.me" not in str(caught.value)
+
+
+IMPOSSIBLE: dict[str, tuple[Any, str]] = {
+    "upsert without a key": (
+        lambda ctx: ctx.load("sqlite:///a.db", [], "t", mode="upsert"),
+        "mode='upsert' needs a key",
+    ),
+    "no mode": (lambda ctx: ctx.load("sqlite:///a.db", [], "t", mode="upset"), "no mode 'upset'"),
+    "no table": (lambda ctx: ctx.load("sqlite:///a.db", [{"a": 1}]), "which table"),
+    "no table to read": (lambda ctx: ctx.extract("sqlite:///a.db"), "which table or query"),
+    "a query as a target": (lambda ctx: ctx.load("sqlite:///a.db", [{"a": 1}], "SELECT 1"), "which table"),
+    "no file": (lambda ctx: ctx.extract("sqlite://", "t"), "names no file"),
+    "no such option": (lambda ctx: ctx.extract("sqlite:///a.db", "t", parms={}), "no option 'parms'"),
+    "a connection that is none": (lambda ctx: ctx.sql("SELECT 1", connection="shpo"), "no connection 'shpo'"),
+    "no default": (lambda ctx: ctx.sql("SELECT 1"), "which connection"),
+    "a connection that is a file": (
+        lambda ctx: ctx.sql("SELECT 1", connection="file:///a.csv"),
+        "is no database",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", IMPOSSIBLE)
+def test_what_cannot_be_asked_of_a_database(case: str, ctx: Context) -> None:
+    work, message = IMPOSSIBLE[case]
+    with pytest.raises(module.BadRequest, match=message) as caught:
+        work(ctx)
+    assert caught.value.hint
+    assert not Path("a.db").exists()
+
+
+def test_a_database_that_is_not_there_is_not_made_by_reading(ctx: Context) -> None:
+    for work in (
+        lambda: ctx.extract("sqlite:///typo.db", "t"),
+        lambda: ctx.sql("SELECT * FROM t", connection="sqlite:///typo.db"),
+    ):
+        with pytest.raises(module.SourceError, match=r"no database|no such table"):
+            work()
+    assert not Path("typo.db").exists()
+
+
+def test_what_sqlite_wants_outside_of_transactions(ctx: Context) -> None:
+    house = "sqlite:///house.db"
+    ctx.load(house, [{"id": 1}], "t")
+    assert ctx.sql("PRAGMA journal_mode = WAL", connection=house) == [{"journal_mode": "wal"}]
+    ctx.sql("VACUUM", connection=house)
+    assert ctx.sql("INSERT INTO t VALUES (2) RETURNING id", connection=house) == [{"id": 2}]
+    with pytest.raises(module.SourceError, match="one statement"):
+        ctx.sql("SELECT 1; SELECT 2", connection=house)
+    assert [row["id"] for row in ctx.extract(house, "t")] == [1, 2]
+
+
+def test_integers_beyond_64_bits(house: str, ctx: Context) -> None:
+    rows = [{"id": 1, "n": 2**70}]
+    if house.startswith("sqlite"):
+        with pytest.raises(module.SourceError, match="64 bits"):
+            ctx.load(house, rows, "t")
+    else:
+        ctx.load(house, rows, "t")
+        assert int(rows_in(ctx, house)[0]["n"]) == 2**70
+
+
+def test_a_fraction_is_not_rounded_away(house: str, ctx: Context) -> None:
+    ctx.load(house, [{"id": 1, "n": 1}], "t")
+    ctx.load(house, [{"id": 2, "n": 2.0}], "t")
+    if house.startswith("sqlite"):
+        ctx.load(house, [{"id": 3, "n": 1.5}], "t")
+        assert [row["n"] for row in rows_in(ctx, house)] == [1, 2, 1.5]
+    else:
+        with pytest.raises(module.SourceError, match=r"column 'n' holds integers, which 1.5 is not"):
+            ctx.load(house, [{"id": 3, "n": 1.5}], "t")
+        assert [row["n"] for row in rows_in(ctx, house)] == [1, 2]
+
+
+def test_sqlite_compares_decimals_as_numbers_and_keeps_long_ones(ctx: Context) -> None:
+    house = "sqlite:///house.db"
+    ctx.load(house, [{"n": Decimal("9.5"), "m": Decimal("0.1234567890123456789")}, {"n": Decimal("10")}], "t")
+    assert ctx.sql("SELECT count(*) AS n FROM t WHERE n > 9.6", connection=house) == [{"n": 1}]
+    assert ctx.extract(house, "t")[0]["m"] == "0.1234567890123456789"
+
+
+def test_no_rows_do_not_decide_the_types_of_a_table(ctx: Context) -> None:
+    house = "sqlite:///house.db"
+    ctx.load(house, module.Rows((), ["id", "n"]), "t")
+    ctx.load(house, [{"id": 1, "n": None}], "u")
+    for table in ("t", "u"):
+        ctx.load(house, [{"id": 1, "n": 5}], table, mode="replace")
+        assert ctx.sql(f"SELECT n FROM {table} WHERE n > 4", connection=house) == [{"n": 5}]
+    assert ctx.load(house, [], "nothing") == 0
+
+
+ROWS = st.fixed_dictionaries(
+    {"id": st.integers(0, 5)},
+    optional={
+        "a": st.none() | st.integers(-(2**63), 2**63 - 1),
+        "b": st.none() | st.text(st.characters(exclude_categories=["Cs", "Cc"])),
+    },
+)
+
+
+@given(st.lists(st.tuples(st.sampled_from(["replace", "upsert"]), st.lists(ROWS, max_size=6)), max_size=4))
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_upserts_do_what_a_dictionary_does(ctx: Context, loads: list[tuple[str, list[dict[str, Any]]]]) -> None:
+    for target in ("sqlite:///props.db", "props.json"):
+        Path("props.db").unlink(missing_ok=True)
+        Path("props.json").unlink(missing_ok=True)
+        resource = "t" if target.startswith("sqlite") else None
+        known: dict[int, dict[str, Any]] = {}
+        for mode, rows in [("upsert", [{"id": 9, "a": 1, "b": "x"}]), *loads]:
+            if mode == "replace":
+                known = {}
+                rows = [*{row["id"]: row for row in rows}.values()]
+            assert ctx.load(target, rows, resource, mode=mode, key="id") == len(rows)
+            for row in rows:
+                known[row["id"]] = known.get(row["id"], {}) | row
+        found = {
+            row["id"]: {k: v for k, v in row.items() if v is not None} for row in ctx.extract(target, resource)
+        }
+        assert found == {key: {k: v for k, v in row.items() if v is not None} for key, row in known.items()}
+
+
+def test_two_runs_load_into_one_new_file_at_once(tau: Tau) -> None:
+    tau.deploy_it(
+        """
+        def it(ctx, part: int, spoilt: bool = False):
+            rows = ({"id": part * 1000 + i} for i in range(1000))
+            if spoilt:
+                rows = ({"id": None} for i in range(1))
+            return ctx.load("sqlite:///together.db", rows, "t", mode="upsert", key="id")
+        """
+    )
+    with tau.connect() as wire:
+        for part in range(8):
+            wire.send(
+                {
+                    "id": part,
+                    "method": "run",
+                    "params": {"name": "it", "params": {"part": part, "spoilt": part % 2 == 1}},
+                }
+            )
+        done = [wire.receive()["result"] for _ in range(8)]
+    assert sorted(run["status"] for run in done) == ["failed"] * 4 + ["success"] * 4
+    path = tau.home / "data" / "it" / "together.db"
+    with sqlite3.connect(path) as db:
+        assert db.execute("SELECT count(*), count(DISTINCT id / 1000) FROM t").fetchone() == (4000, 4)
+    db.close()
+    path.unlink()
+
+
+def test_a_stream_from_a_database_into_itself(ctx: Context) -> None:
+    house = "sqlite:///house.db"
+    ctx.load(house, [{"id": i, "text": "x" * 300} for i in range(20_000)], "t")
+    copied = ctx.load(house, ctx.extract(house, "t", stream=True, batch_rows=1000), "u")
+    assert copied == 20_000
+    assert ctx.sql("SELECT count(*) AS n FROM u", connection=house) == [{"n": 20_000}]
+
+
+def test_connections_of_the_configuration(
+    ctx: Context, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WHERE_IT_IS", str(tmp_path))
+    made = Context(
+        tmp_path,
+        default="sqlite:///${WHERE_IT_IS}/shop.db",
+        lost="sqlite:///${NOT_THERE}/x.db",
+        folder=str(tmp_path),
+    )
+    try:
+        made.load("default", [{"id": 1}], "t")
+        assert made.sql("SELECT id FROM t") == [{"id": 1}]
+        assert (tmp_path / "shop.db").exists()
+        with pytest.raises(module.MissingSecret, match=r"connection 'lost' needs \$\{NOT_THERE\}"):
+            made.extract("lost", "t")
+        (tmp_path / "a.csv").write_text("a\n1\n")
+        assert made.extract("folder", "a.csv") == [{"a": "1"}]
+        with pytest.raises(module.BadRequest, match="'defualt' is no path") as caught:
+            made.extract("defualt", "t")
+        assert caught.value.hint.startswith("did you mean 'default'?")
+    finally:
+        made.close()
+
+
+def test_passwords_of_urls_are_not_told_and_may_have_any_letter(
+    postgres: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PG_PASSWORD", "p@ss/w:rd#%?")
+    url = postgres.replace("pw-of-postgres", "${PG_PASSWORD}")
+    made = Context(tmp_path, shop=url, wrong=url.replace("/postgres", "/nowhere").replace("tau:", "nobody:"))
+    try:
+        assert made.sql("SELECT 1 AS n", connection="shop") == [{"n": 1}]
+        with pytest.raises(module.SourceError, match="cannot connect to postgresql") as caught:
+            made.sql("SELECT 1", connection="wrong")
+        made.log(str(caught.value), "error", url=made._around.url_of("wrong"))
+        assert "p@ss" not in made.journal.read_text()
+        assert "p%40ss" not in made.journal.read_text()
+    finally:
+        made.close()
+
+
+def test_a_missing_library_is_named_with_its_extra(tmp_path: Path) -> None:
+    code = """
+        import sys
+        sys.modules["sqlalchemy"] = sys.modules["fsspec"] = sys.modules["pyarrow"] = sys.modules["pyarrow.parquet"] = None
+        import tau
+        from conftest import Context
+        from pathlib import Path
+        ctx = Context(Path.cwd())
+        for work in (lambda: ctx.extract("postgresql://h/d", "t"), lambda: ctx.extract("s3://b/a.csv"), lambda: ctx.load("a.parquet", [{"a": 1}])):
+            try:
+                work()
+            except tau.MissingExtra as problem:
+                print(problem, "|", problem.hint)
+        try:
+            ctx.extract("mysq://h/d", "t")
+        except tau.BadRequest as problem:
+            print(problem, "|", problem.hint)
+    """
+    environ = ENVIRON | {"PYTHONPATH": f"{ENVIRON['PYTHONPATH']}:{Path(__file__).parent}"}
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)],
+        cwd=tmp_path,
+        env=environ,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    database, remote, parquet, unknown = done.stdout.splitlines()
+    assert database.startswith("postgresql needs sqlalchemy, which is not installed |")
+    assert "tau-pipelines[sql]" in database
+    assert "tau-pipelines[files]" in remote
+    assert "tau-pipelines[parquet]" in parquet
+    assert unknown == "unknown scheme 'mysq://' | did you mean 'mysql'?"
+
+
+def test_a_driver_that_is_missing_is_named(ctx: Context) -> None:
+    pytest.importorskip("sqlalchemy")
+    with pytest.raises(module.MissingExtra, match="oracle needs") as caught:
+        ctx.extract("oracle://u:pw@h/d", "t")
+    assert "pip install" in caught.value.hint
