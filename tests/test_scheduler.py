@@ -648,6 +648,34 @@ def test_an_overdue_success_is_told_once_also_after_a_downtime(tmp_path: Path) -
     in_world(tmp_path, story)
 
 
+def test_a_daemon_that_could_not_look_says_so(tmp_path: Path) -> None:
+    async def story(world: World) -> None:
+        await world.set("p", cron="0 * * * *")
+        await world.pass_time(HOUR - 5)
+        world.clock.run(60)
+        await world.scheduler.look()
+        assert [gap["cause"] for gap in world.events("scheduler.gap")] == ["daemon_busy"]
+        assert world.events("tick.fired")[0]["cause"]["what"] == "daemon_busy"
+
+    in_world(tmp_path, story)
+
+
+def test_a_time_zone_that_the_system_has_lost_stops_nobody_else(tmp_path: Path) -> None:
+    async def story(world: World) -> None:
+        await world.deploy("lost")
+        await world.set("p", cron="0 * * * *")
+        await world.set("lost", cron="0 * * * *", timezone="Europe/London")
+        world.store.db.execute(
+            "UPDATE schedules SET options = replace(options, 'Europe/London', 'Atlantis/Town')"
+        )
+        await world.pass_time(2 * HOUR)
+        assert (world.ticks("p"), world.ticks("lost")) == ([1], [])
+        (broken,) = world.events("schedule.broken")
+        assert (broken["pipeline"], broken["message"]) == ("lost", "there is no time zone 'Atlantis/Town'")
+
+    in_world(tmp_path, story)
+
+
 def test_another_croniter_is_compared_with_the_last(tmp_path: Path) -> None:
     async def story(world: World) -> None:
         await world.set("p", cron="0 6 * * *")
