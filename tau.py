@@ -6135,7 +6135,7 @@ class Agenda:
         return {"next_at": rfc3339(tick[0]), "moved": int(tick[1]), "due_at": due}
 
     def times(self, row: Json) -> Times | None:
-        """When a schedule is due, if it ever is; what an expression says is kept, it costs as much as ten ticks."""
+        """When a schedule is due, if it ever is; reading an expression costs like ten ticks, so it is kept."""
         options = row["options"]
         if options["cron"] is None:
             return times_of(options, instant_of(row["anchor_at"]), self.timezone)
@@ -6172,7 +6172,7 @@ class Agenda:
     # What is decided.
 
     def claim(self, now: int, most: int) -> list[str]:
-        """Decides about what is due, so many schedules at most and not for long; the runs that must make room."""
+        """Decides about what is due, at most so many schedules and not for long; who must make room is told."""
         until = time.perf_counter() + CLAIM_S
         rows = self.db.execute(
             "SELECT * FROM schedules WHERE due_at <= ? ORDER BY due_at, pipeline LIMIT ?", (rfc3339(now), most)

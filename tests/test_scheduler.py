@@ -248,6 +248,7 @@ class World:
         self.store = module.Store(self.home, module.read_settings({}, None), self.clock)
         self.store.open(asyncio.get_running_loop())
         self.store.db.execute("PRAGMA synchronous = OFF")
+        self.store.db.execute("PRAGMA cache_size = -200000")
         self.store.write = self.write  # type: ignore[method-assign]
         self.store.ask = module.Questions(self.store.db)  # which sees what is not committed yet
         self.agenda = module.Agenda(self.store, "UTC", module.due)
@@ -747,7 +748,7 @@ class Simulation(World):
                 {"cron": f"{minute} {hour},{(hour + 9) % 24} * * *", **zone},
                 {"cron": f"*/30 {pick.randrange(4)} * * *", **zone},
                 {"cron": f"{minute} */8 * * {days}", **zone},
-                {"cron": f"{minute},{(minute + 30) % 60} 0-4 1,15 * {days}", **zone},
+                {"cron": f"{minute},{(minute + 30) % 60} 0-1 1,15 * {days}", **zone},
                 {"cron": f"{minute} {hour} */2 * 1-5", **zone},
                 {"cron": f"*/20 {hour} * * {days}", **zone},
                 {"every_s": pick.choice([4 * HOUR, 5 * HOUR, 7 * HOUR + 7, DAY])},
