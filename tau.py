@@ -1888,6 +1888,10 @@ class Times:
         """The ticks after one instant and not after another."""
         return itertools.takewhile(lambda tick: tick[0] <= until, self.ticks(after))
 
+    def count(self, after: int, until: int, most: int) -> int:
+        """How many ticks there are after one instant and not after another; beyond *most* it stops counting."""
+        return sum(1 for _ in itertools.islice(self.between(after, until), most + 1))
+
     def latest(self, after: int, until: int, most: int) -> list[Tick]:
         """The last ticks, at most so many, after one instant and not after another, oldest first.
 
@@ -1907,7 +1911,9 @@ class CronTimes(Times):
 
     def __init__(self, cron: Cron, zone: Zone) -> None:
         self.cron, self.zone, self.kind = cron, zone, cron.kind
-        self.asked: tuple[int, Tick | None] = (-1, None)  # of many schedules that share it each asks the same
+        # Of many schedules that share it each asks the same.
+        self.asked: tuple[int, Tick | None] = (-1, None)
+        self.counted: dict[tuple[int, int, int], int] = {}
 
     def next(self, after: int) -> Tick | None:
         """The first tick after an instant."""
@@ -1918,6 +1924,18 @@ class CronTimes(Times):
     def ticks(self, after: int) -> Iterator[Tick]:
         """See clock_ticks()."""
         return clock_ticks(self.cron, self.zone, after)
+
+    def count(self, after: int, until: int, most: int) -> int:
+        """Many ticks are counted once."""
+        key = (after, until, most)
+        if key not in self.counted:
+            if len(self.counted) >= COUNTS_KEPT:
+                self.counted.clear()
+            self.counted[key] = super().count(*key)
+        return self.counted[key]
+
+
+COUNTS_KEPT = 10
 
 
 class Interval(Times):
@@ -1932,6 +1950,11 @@ class Interval(Times):
         """The anchor itself is none."""
         first = max((after - self.anchor) // self.every, 0) + 1
         return ((self.anchor + number * self.every, False) for number in itertools.count(first))
+
+    def count(self, after: int, until: int, most: int) -> int:
+        """All of them: they need not be walked."""
+        first, last = (max((at - self.anchor) // self.every, 0) for at in (after, until))
+        return last - first
 
 
 class Once(Times):
@@ -4935,8 +4958,8 @@ class FileLock:
 
 #: A tick that is decided within this time is on time; a later one has been missed: the misfire policy rules.
 ON_TIME_S = 10
-#: Missed ticks are counted up to here; beyond it they are "more".
-COUNT_MAX = 1_000
+#: Missed ticks of an expression are counted up to here; beyond it there are more.
+COUNT_MAX = 200
 #: So many schedules are decided in one transaction, and so many computed anew: nobody waits for long.
 BATCH, SLICE = 250, 20
 #: While anything is scheduled the clock is looked at this often, for it may be set, or the machine sleep.
@@ -4976,7 +4999,7 @@ class Plan:
         """The ticks up to an instant are decided in one go: none of them runs."""
         if self.next is not None and self.next[0] <= until:
             times, first = self.schedule.times, self.next[0]
-            count = sum(1 for _ in itertools.islice(times.between(first, until), COUNT_MAX)) + 1
+            count = times.count(first - 1, until, COUNT_MAX)
             last = times.latest(first, until, 1)[-1][0] if count > 1 else first
             told: Json = {
                 "type": type_name,
@@ -4985,7 +5008,7 @@ class Plan:
                 "from": rfc3339(first),
                 "ticks": count,
             }
-            if count > COUNT_MAX:
+            if count > COUNT_MAX and not isinstance(times, Interval):
                 told["at_least"] = True
             self.decisions.append(told | cause_of_gap(last, gaps))
         self.advance(until)
