@@ -1934,6 +1934,10 @@ class Times:
         """The ticks after one instant and not after another."""
         return itertools.takewhile(lambda tick: tick[0] <= until, self.ticks(after))
 
+    def count(self, after: int, until: int, most: int) -> int:
+        """How many ticks there are after one instant and not after another; beyond *most* it stops counting."""
+        return sum(1 for _ in itertools.islice(self.between(after, until), most + 1))
+
     def latest(self, after: int, until: int, most: int) -> list[Tick]:
         """The last ticks, at most so many, after one instant and not after another, oldest first.
 
@@ -1953,7 +1957,9 @@ class CronTimes(Times):
 
     def __init__(self, cron: Cron, zone: Zone) -> None:
         self.cron, self.zone, self.kind = cron, zone, cron.kind
-        self.asked: tuple[int, Tick | None] = (-1, None)  # of many schedules that share it each asks the same
+        # Of many schedules that share it each asks the same.
+        self.asked: tuple[int, Tick | None] = (-1, None)
+        self.counted: dict[tuple[int, int, int], int] = {}
 
     def next(self, after: int) -> Tick | None:
         """The first tick after an instant."""
@@ -1964,6 +1970,18 @@ class CronTimes(Times):
     def ticks(self, after: int) -> Iterator[Tick]:
         """See clock_ticks()."""
         return clock_ticks(self.cron, self.zone, after)
+
+    def count(self, after: int, until: int, most: int) -> int:
+        """Many ticks are counted once."""
+        key = (after, until, most)
+        if key not in self.counted:
+            if len(self.counted) >= COUNTS_KEPT:
+                self.counted.clear()
+            self.counted[key] = super().count(*key)
+        return self.counted[key]
+
+
+COUNTS_KEPT = 10
 
 
 class Interval(Times):
@@ -1978,6 +1996,11 @@ class Interval(Times):
         """The anchor itself is none."""
         first = max((after - self.anchor) // self.every, 0) + 1
         return ((self.anchor + number * self.every, False) for number in itertools.count(first))
+
+    def count(self, after: int, until: int, most: int) -> int:
+        """All of them: they need not be walked."""
+        first, last = (max((at - self.anchor) // self.every, 0) for at in (after, until))
+        return last - first
 
 
 class Once(Times):
@@ -4294,7 +4317,7 @@ def preview(found: list[Tick], zone: Zone) -> Json:
 async def schedule(
     call: Call,
     name: str,
-    cron: str | None = None,
+    expr: str | None = None,
     *,
     every: Duration | None = None,
     at: str | None = None,
@@ -4311,7 +4334,7 @@ async def schedule(
     """Schedule a pipeline, or show its schedule and next ticks; this wins over the decorator until cleared.
 
     name          which pipeline
-    cron          a cron expression: "0 6 * * *"; with six fields the last is seconds
+    expr          a cron expression: "0 6 * * *"; with six fields the last is seconds
     every         an interval instead: seconds, or 15m, 1h30m; counted from now, whatever the runs take
     at            a time instead, once: 2026-01-01T06:00 in the time zone, or with Z
     timezone      the time zone of the schedule, for example Europe/London; without it the configured one
@@ -4334,11 +4357,11 @@ async def schedule(
     }
     told = {key: value for key, value in told.items() if value is not None}
     command = {} if clear else before["command"]
-    if cron is not None or every is not None or at is not None:
-        times = read_times(cron, every, at, zone, now)
+    if expr is not None or every is not None or at is not None:
+        times = read_times(expr, every, at, zone, now)
         if times.next(now) is None:
             raise BadRequest(
-                f"{at or cron} is in the past", f"a time to come, such as --at {rfc3339(now + 3600)}"
+                f"{at or expr} is in the past", f"a time to come, such as --at {rfc3339(now + 3600)}"
             )
         command, enable = retimed(command, timing_of(times)), not disable
     if disable and enable:
@@ -5046,8 +5069,8 @@ class FileLock:
 
 #: A tick that is decided within this time is on time; a later one has been missed: the misfire policy rules.
 ON_TIME_S = 10
-#: Missed ticks are counted up to here; beyond it they are "more".
-COUNT_MAX = 1_000
+#: Missed ticks of an expression are counted up to here; beyond it there are more.
+COUNT_MAX = 200
 #: So many schedules are decided in one transaction, and so many computed anew: nobody waits for long.
 BATCH, SLICE = 250, 20
 #: While anything is scheduled the clock is looked at this often, for it may be set, or the machine sleep.
@@ -5087,7 +5110,7 @@ class Plan:
         """The ticks up to an instant are decided in one go: none of them runs."""
         if self.next is not None and self.next[0] <= until:
             times, first = self.schedule.times, self.next[0]
-            count = sum(1 for _ in itertools.islice(times.between(first, until), COUNT_MAX)) + 1
+            count = times.count(first - 1, until, COUNT_MAX)
             last = times.latest(first, until, 1)[-1][0] if count > 1 else first
             told: Json = {
                 "type": type_name,
@@ -5096,7 +5119,7 @@ class Plan:
                 "from": rfc3339(first),
                 "ticks": count,
             }
-            if count > COUNT_MAX:
+            if count > COUNT_MAX and not isinstance(times, Interval):
                 told["at_least"] = True
             self.decisions.append(told | cause_of_gap(last, gaps))
         self.advance(until)
@@ -5185,6 +5208,7 @@ class Scheduler:
         self.seen = self.clocks()
         self.unset = False  # whether the clock shows a time that cannot be
         self.stuck_at = 0.0  # since when nothing can be written
+        self.rest = ALIVE_S  # how long at most it meant to sleep
 
     def clocks(self) -> tuple[float, float, float]:
         """The time, awake time, and elapsed time, of one moment."""
@@ -5230,6 +5254,9 @@ class Scheduler:
             except TauError as problem:  # no room on the disk: what is due waits, and is decided late
                 logging.getLogger("tau").error("scheduler: %s", problem)
                 patience, self.stuck_at = WATCH_S, self.stuck_at or self.clock.time()
+            except Exception:  # a bug must not end all schedules: it is told each time, and tried again
+                logging.getLogger("tau").exception("scheduler")
+                patience = ON_TIME_S
             try:
                 await asyncio.wait_for(self.wanted.wait(), patience)
             except TimeoutError:
@@ -5247,6 +5274,8 @@ class Scheduler:
             await self.say_alive(now)
         if self.agenda.ask.pause("") is None:
             await self.decide(int(now))
+        if self.agenda.ask.is_overdue(int(now)):
+            await self.write(self.agenda.report_overdue, int(now))
         if not 0 <= now - self.refreshed_at < REFRESH_S:
             self.refreshed_at = now
             self.executor.spawn(self.refresh_all())
@@ -5258,21 +5287,16 @@ class Scheduler:
     def patience(self) -> float:
         """Seconds until something is due, at most WATCH_S if anything ever is."""
         first = self.agenda.ask.first_due()
-        if first is None:
-            return ALIVE_S
-        return max(0.0, min(instant_of(first) - self.clock.time(), WATCH_S))
+        self.rest = ALIVE_S if first is None else WATCH_S
+        return self.rest if first is None else max(0.0, min(instant_of(first) - self.clock.time(), WATCH_S))
 
     async def decide(self, now: int) -> None:
         """Everything that is due by now is decided, a batch a transaction."""
-        count = BATCH
-        while count == BATCH:
+        while self.agenda.ask.is_due(now):
             claimed = self.write(self.agenda.claim, now, BATCH)
             self.executor.wake()  # now: so that what fires is admitted in the same commit
-            count, stops = await claimed
-            for run_id in stops:
+            for run_id in await claimed:
                 await self.executor.stop(run_id, "cancelled")
-        if self.agenda.ask.is_overdue(now):
-            await self.write(self.agenda.report_overdue, now)
 
     # The clock.
 
@@ -5293,7 +5317,7 @@ class Scheduler:
             await self.note_gap("clock_set_forward", before[0], self.seen[0])
         elif elapsed - awake > STEP_S:
             await self.note_gap("suspended", before[0], self.seen[0])
-        elif awake > ON_TIME_S + ALIVE_S:
+        elif awake > self.rest + ON_TIME_S:
             await self.note_gap("daemon_busy", before[0], self.seen[0])
         return self.seen[0]
 
@@ -6237,7 +6261,9 @@ class Agenda:
         for one in found:
             if cron is not None:
                 commands[one["name"]] = retimed(commands[one["name"]], {"cron": cron})
-            check_schedule_params(one["name"], one["params"], schedule_options(one, commands[one["name"]]))
+            options = schedule_options(one, commands[one["name"]])
+            times_of(options, 0, self.timezone)  # which checks it, for user code may know other time zones
+            check_schedule_params(one["name"], one["params"], options)
         deployed = self.store.deploy(found, digest, actor)
         for one in found:
             self.keep_chain(one["name"], one.get("after") or [])
@@ -6334,16 +6360,20 @@ class Agenda:
         return {"next_at": rfc3339(tick[0]), "moved": int(tick[1]), "due_at": due}
 
     def times(self, row: Json) -> Times | None:
-        """When a schedule is due; reading an expression costs as much as ten ticks, so it is kept."""
+        """When a schedule is due, if it ever is; reading an expression costs like ten ticks, so it is kept."""
         options = row["options"]
         if options["cron"] is None:
             return times_of(options, instant_of(row["anchor_at"]), self.timezone)
         key = (options["cron"], options["timezone"] or self.timezone)
-        if key not in self.known:
-            if len(self.known) >= EXPRESSIONS_KEPT:
-                self.known.clear()
-            self.known[key] = CronTimes(Cron(key[0]), Zone(key[1]))
-        return self.known[key]
+        try:
+            if key not in self.known:
+                if len(self.known) >= EXPRESSIONS_KEPT:
+                    self.known.clear()
+                self.known[key] = CronTimes(Cron(key[0]), Zone(key[1]))
+            return self.known[key]
+        except BadRequest as problem:  # it was checked when it was set: the system has lost its time zone
+            self.store.event("schedule.broken", row["pipeline"], None, {"message": str(problem)})
+            return None
 
     def forget_times(self) -> None:
         """Expressions and zones are read again when they are needed."""
@@ -6366,8 +6396,9 @@ class Agenda:
 
     # What is decided.
 
-    def claim(self, now: int, most: int) -> tuple[int, list[str]]:
-        """Decides about what is due, at most so many schedules: how many, and the runs that must make room."""
+    def claim(self, now: int, most: int) -> list[str]:
+        """Decides about what is due, at most so many schedules and not for long; who must make room is told."""
+        until = time.perf_counter() + CLAIM_S
         rows = self.db.execute(
             "SELECT * FROM schedules WHERE due_at <= ? ORDER BY due_at, pipeline LIMIT ?", (rfc3339(now), most)
         ).fetchall()
@@ -6375,12 +6406,15 @@ class Agenda:
         stops: list[str] = []
         for row in rows:
             stops += self.decide(to_document(row), now, gaps)
-        return len(rows), stops
+            if time.perf_counter() > until:
+                break
+        return stops
 
     def decide(self, row: Json, now: int, gaps: list[Json]) -> list[str]:
         """Decides about the ticks of a schedule up to now, and keeps that; the runs that must make room."""
         name, times = row["pipeline"], self.times(row)
         if times is None:
+            self.db.execute("UPDATE schedules SET next_at = NULL, due_at = NULL WHERE pipeline = ?", (name,))
             return []
         plan = self.due(Schedule(row, times), now, self.unfinished(name), gaps)
         stops = [run_id for run_id in plan.cancel if self.make_room(run_id)]
@@ -6665,7 +6699,10 @@ class Agenda:
             row = self.row(name)
             if row["options"]["cron"] is None:
                 continue
-            self.keep_row(row)
+            times = self.times(row)
+            tick = None if times is None else times.next(instant_of(row["watermark_at"]))
+            if row | self.next_columns(row, tick) != row:
+                self.keep_row(row)
             key = (row["options"]["cron"], row["options"]["timezone"] or self.timezone)
             found = self.db.execute(
                 "SELECT 1 FROM digests WHERE cron = ? AND timezone = ? AND croniter = ?", (*key, version)
@@ -6692,6 +6729,8 @@ class Agenda:
 
 TICK_COLUMNS = ("next_at", "moved", "due_at", "expect_at")
 EXPRESSIONS_KEPT = 20_000
+#: Others wait for the writer's thread: one transaction of decisions takes hardly longer than this.
+CLAIM_S = 0.05
 GAPS_KEPT = 20
 UNFINISHED_TICKS = (
     "SELECT run_id FROM runs INDEXED BY runs_by_status WHERE pipeline = ?"
@@ -6771,6 +6810,10 @@ class AgendaQuestions:
         )
         return min((row["at"] for row in found if row["at"]), default=None)
 
+    def is_due(self, now: int) -> bool:
+        """Whether anything is due by now."""
+        return self.first("SELECT 1 FROM schedules WHERE due_at <= ? LIMIT 1", rfc3339(now)) is not None
+
     def is_overdue(self, now: int) -> bool:
         """Whether a success is overdue that nobody has been told of."""
         return self.first("SELECT 1 FROM schedules WHERE expect_at <= ? LIMIT 1", rfc3339(now)) is not None
@@ -6838,7 +6881,10 @@ class AgendaQuestions:
         run_id = event["run_id"] or event["data"].get("run_id")
         document = {"scheduled_for": event["scheduled_for"], "decision": event["type"].partition(".")[2]}
         document |= {"decided_at": event["at"], **event["data"]}
-        return document | {"run_id": run_id, "status": self.ask.status_of(run_id)} if run_id else document
+        if not run_id:
+            return document
+        known = self.first("SELECT status FROM runs WHERE run_id = ?", run_id)
+        return document | {"run_id": run_id, "status": known["status"] if known else "forgotten"}
 
     def tick_runs(self, name: str, begin: str, end: str) -> dict[str, Json]:
         """The latest run of each tick between two instants, both included, by tick."""
