@@ -6997,7 +6997,7 @@ def restore_copy(home: str, database: str, path: str, replace: bool, now: float)
     Conflict, with nothing changed, if there is a store that is not to be replaced, or the copy is unusable.
     """
     try:
-        if examine(path) == 0:
+        if (schema := examine(path)) == 0:
             raise Conflict(f"{path} is not a backup", "")
     except Conflict as refused:
         hint = "choose another backup, or start a taud as new as the one that made it"
@@ -7009,7 +7009,7 @@ def restore_copy(home: str, database: str, path: str, replace: bool, now: float)
     source, fresh = read_only(path), f"{database}.restored"
     make_directory(os.path.join(home, "versions"))
     try:
-        copy_database(source, fresh, lambda copy: found.update(settle_copy(copy, home, path, now)))
+        copy_database(source, fresh, lambda copy: found.update(settle_copy(copy, schema, home, path, now)))
     except (OSError, sqlite3.Error) as problem:
         raise cannot_copy(fresh, problem) from None
     finally:
@@ -7036,9 +7036,10 @@ def move_aside(database: str) -> str | None:
     return aside
 
 
-def settle_copy(copy: sqlite3.Connection, home: str, path: str, now: float) -> Json:
+def settle_copy(copy: sqlite3.Connection, schema: int, home: str, path: str, now: float) -> Json:
     """A copy becomes the present: its sources take their places, and what was under way then has an end."""
     copy.row_factory = sqlite3.Row
+    upgrade(copy, schema)
     copy.execute("BEGIN")
     sources = take_sources(copy, home)
     pass_over_ticks(copy, int(now))
@@ -7076,8 +7077,6 @@ def take_sources(copy: sqlite3.Connection, home: str) -> int:
 
 def pass_over_ticks(copy: sqlite3.Connection, now: int) -> None:
     """What has become due since the copy was made is not run: it may have been, by the home that it is of."""
-    if not copy.execute("SELECT 1 FROM sqlite_master WHERE name = 'memory'").fetchone():
-        return  # a copy from before there were schedules
     found = copy.execute("SELECT data FROM memory WHERE name = 'gaps'").fetchone()
     gaps = [*json.loads(found["data"] if found else "[]"), {"from": 0, "until": now, "cause": "restored"}]
     copy.execute("INSERT OR REPLACE INTO memory VALUES ('gaps', ?)", (encode_json(gaps),))
@@ -7109,6 +7108,10 @@ def end_old_run(copy: sqlite3.Connection, row: sqlite3.Row, now: float) -> str:
     error = bare_error(kind, name, message)
     copy.execute(
         "UPDATE runs SET status = ?, finished_at = ?, error = ? WHERE run_id = ?",
+        (status, rfc3339(now), encode_json(error), run_id),
+    )
+    copy.execute(
+        "UPDATE attempts SET status = ?, finished_at = ?, error = ? WHERE run_id = ? AND finished_at IS NULL",
         (status, rfc3339(now), encode_json(error), run_id),
     )
     copy.execute("UPDATE steps SET status = 'failed' WHERE run_id = ? AND status = 'running'", (run_id,))
@@ -8072,9 +8075,9 @@ class Database:
         """The file is there, of this version; its writer runs."""
         self.loop = loop
         try:
-            # Made by hand, for SQLite would make it (and then -wal and -shm) as the umask says.  Before there is
-            # a connection: closing any other descriptor of the file would end the locks of this whole process,
-            # and the next program to look into the file would take the log away from under us.
+            # By hand, for SQLite would make it (and then -wal and -shm) as the umask says.  And before there is
+            # a connection: closing any other descriptor of the file ends the locks of this whole process, and
+            # the next program to look into the file would take the log away from under us.
             os.close(os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600))
         except OSError as problem:
             raise cannot_open(self.path, problem) from None
@@ -8111,20 +8114,14 @@ class Database:
         return db
 
     def migrate(self) -> None:
-        """Brings the database to this version, after a backup; Conflict if it fails, which changes nothing.
-
-        In one transaction, so that a crash leaves it as it was or as it is to be.
-        """
+        """Brings the database to this version, after a backup; Conflict if it fails, which changes nothing."""
         found, wanted = self.writer.execute("PRAGMA user_version").fetchone()[0], len(MIGRATIONS)
         if found == wanted:
             return
         try:
             if found:
                 copy_database(self.writer, f"{self.path}.before-v{wanted}")
-            self.writer.executescript(
-                f"BEGIN IMMEDIATE; {';'.join(MIGRATIONS[found:])}; PRAGMA application_id = {APPLICATION_ID};"
-                f"PRAGMA user_version = {wanted}; COMMIT;"
-            )
+            upgrade(self.writer, found)
         except (OSError, sqlite3.Error) as problem:
             self.writer.close()
             hint = "make room on the disk, or start the older taud again and report this"
@@ -8237,6 +8234,14 @@ def read_only(path: str, shared: bool = False) -> sqlite3.Connection:
     place = path.replace("%", "%25").replace("?", "%3f").replace("#", "%23")
     uri = f"file:{place}?mode=ro{'' if shared else '&immutable=1'}"
     return sqlite3.connect(uri, uri=True, isolation_level=None)
+
+
+def upgrade(db: sqlite3.Connection, found: int) -> None:
+    """A database of an older schema, or of none, is of this one: all of it, or after a crash nothing."""
+    db.executescript(
+        f"BEGIN IMMEDIATE; {';'.join(MIGRATIONS[found:])}; PRAGMA application_id = {APPLICATION_ID};"
+        f"PRAGMA user_version = {len(MIGRATIONS)}; COMMIT;"
+    )
 
 
 def check_schema(path: str, db: sqlite3.Connection) -> int:
