@@ -5884,7 +5884,18 @@ class Executor:
         self.busy.set()
 
     async def load(self, folder: str, entry: str, job: Json) -> Outcome:
-        """What a deployed file holds, found out in an isolated process within load_timeout_s."""
+        """What a deployed file holds, found out in an isolated process within load_timeout_s.
+
+        Should its fork server be killed meanwhile, another one tries again: that says nothing about the file.
+        """
+        while True:
+            server = self.starter.server
+            outcome = await self.load_once(folder, entry, job)
+            if outcome.status == "success" or server == self.starter.server:
+                return outcome
+
+    async def load_once(self, folder: str, entry: str, job: Json) -> Outcome:
+        """The same, tried once."""
         stem = f"load-{os.urandom(8).hex()}"
         process = Process(self.folder, stem, None, 1, self.starter.server)
         directory = tempfile.mkdtemp(prefix=".load-", dir=os.path.join(self.home, "versions"))
