@@ -275,7 +275,7 @@ class Context(module.PipelineContext):
     """A context without a daemon: what it is told it keeps for itself."""
 
     def __init__(self, folder: Path, /, **connections: str) -> None:
-        self.journal = folder / "journal"
+        self.journal = folder.with_name(f"{folder.name}.journal")
         self.journal.touch()
         job = {
             "run_id": "r",

@@ -1,0 +1,307 @@
+"""Where data is: files here and remote, the author's own sources and targets; writes are whole or did not happen."""
+
+from __future__ import annotations
+
+import datetime
+import os
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import Context, Tau
+
+import tau as module
+
+ROWS = [{"id": "1", "name": "a"}, {"id": "2", "name": "b"}]
+FORMATS = ["csv", "tsv", "json", "jsonl", "csv.gz", "json.gz", "jsonl.gz"]
+
+
+@pytest.fixture
+def registered() -> Iterator[None]:
+    """What a test registers is forgotten afterwards."""
+    before = dict(module.SOURCES), dict(module.TARGETS)
+    yield
+    for registry, kept in zip((module.SOURCES, module.TARGETS), before, strict=True):
+        registry.clear()
+        registry.update(kept)
+
+
+@pytest.mark.parametrize("suffix", FORMATS)
+def test_append_replace_and_upsert_of_files(suffix: str, ctx: Context) -> None:
+    path = f"deep/down/rows.{suffix}"
+    assert ctx.load(path, ROWS) == 2
+    assert ctx.load(path, [{"id": "3", "name": "c"}]) == 1
+    assert [row["name"] for row in ctx.extract(path)] == ["a", "b", "c"]
+    assert ctx.load(path, [{"id": "2", "name": "B"}, {"id": "4", "name": "d"}], mode="upsert", key="id") == 2
+    assert [row["name"] for row in ctx.extract(path)] == ["a", "B", "c", "d"]
+    before = Path(path).read_bytes()
+    ctx.load(path, [{"id": "2", "name": "B"}], mode="upsert", key=["id"])
+    assert Path(path).read_bytes() == before
+    assert ctx.load(path, ROWS, mode="replace") == 2
+    assert ctx.extract(path) == ROWS
+
+
+@pytest.mark.parametrize("suffix", FORMATS)
+def test_new_columns_of_files(suffix: str, ctx: Context) -> None:
+    path = f"rows.{suffix}"
+    ctx.load(path, [{"id": str(i)} for i in range(module.BATCH_ROWS + 5)])
+    ctx.load(path, [{"id": "x", "new": "y"}])
+    rows = ctx.extract(path)
+    assert (len(rows), rows[-1]) == (module.BATCH_ROWS + 6, {"id": "x", "new": "y"})
+    assert rows[0].get("new") in (None, "")
+
+
+def test_a_csv_with_columns_of_its_own_is_appended_to(ctx: Context) -> None:
+    for _ in range(2):
+        ctx.load("rows.csv", ROWS, columns=["name", "id"], delimiter=";")
+    assert Path("rows.csv").read_text() == "name;id\na;1\nb;2\na;1\nb;2\n"
+
+
+def test_keys_of_a_csv_are_what_stands_in_it(ctx: Context) -> None:
+    day = datetime.date(2026, 1, 2)
+    rows = [{"n": 1, "d": day, "b": True, "v": 1.5}, {"n": 2, "d": day, "b": False, "v": None}]
+    for _ in range(2):
+        ctx.load("rows.csv", rows, mode="upsert", key=["n", "d", "b"])
+        assert Path("rows.csv").read_text() == "n,d,b,v\n1,2026-01-02,true,1.5\n2,2026-01-02,false,\n"
+
+
+def spoilt() -> Iterator[dict[str, str]]:
+    """Rows, and then no more."""
+    yield from ({"id": str(i), "name": "x"} for i in range(50))
+    raise ValueError("the source broke")
+
+
+@pytest.mark.parametrize("suffix", FORMATS)
+@pytest.mark.parametrize("mode", module.MODES)
+@pytest.mark.usefixtures("registered")
+def test_a_load_that_fails_leaves_the_file_as_it_was(suffix: str, mode: str, ctx: Context) -> None:
+    module.source("spoilt")(spoilt)
+    path = Path(f"rows.{suffix}")
+    for there in (False, True):
+        if there:
+            ctx.load(path, ROWS)
+        before = path.read_bytes() if there else None
+        with pytest.raises(ValueError, match="the source broke"):
+            ctx.load(path, ctx.extract("spoilt", stream=True, batch_rows=10), mode=mode, key="id")
+        assert (path.read_bytes() if path.exists() else None) == before
+        assert [*Path().iterdir()] == ([path] if there else [])
+
+
+def test_files_keep_their_mode_their_links_and_their_neighbours(ctx: Context, tmp_path: Path) -> None:
+    ctx.load("new.csv", ROWS)
+    assert Path("new.csv").stat().st_mode & 0o777 == 0o600
+    Path("new.csv").chmod(0o644)
+    Path("link.csv").symlink_to("new.csv")
+    ctx.load("link.csv", ROWS)
+    assert Path("link.csv").is_symlink()
+    assert (Path("new.csv").stat().st_mode & 0o777, len(ctx.extract("new.csv"))) == (0o644, 4)
+    assert sorted(path.name for path in Path().iterdir()) == ["link.csv", "new.csv"]
+
+
+def test_every_way_to_name_a_file(ctx: Context, tmp_path: Path) -> None:
+    path = tmp_path / "a b ü?.csv"
+    ctx.load(path, ROWS)
+    assert ctx.extract(str(path)) == ctx.extract(path) == ctx.extract(tmp_path, "a b ü?.csv") == ROWS
+    assert (
+        ctx.extract(path.as_uri()) == ctx.extract(f"file://localhost{tmp_path}/a%20b%20%C3%BC%3F.csv") == ROWS
+    )
+    assert ctx.extract("file://" + str(tmp_path), "a b ü?.csv") == ROWS
+    ctx.load("rows", ROWS, format="csv")
+    assert ctx.extract("rows", format="csv") == ROWS
+    ctx.load("é" * 110 + ".csv", ROWS)
+
+
+BAD: dict[str, tuple[Callable[[Context], Any], type[Exception], str, str]] = {
+    "an unknown scheme": (
+        lambda ctx: ctx.extract("htps://x/a.csv"),
+        module.BadRequest,
+        "unknown scheme 'htps://'",
+        "did you mean 'https'?",
+    ),
+    "a machine in a file URL": (
+        lambda ctx: ctx.extract("file://data.csv"),
+        module.BadRequest,
+        "names a machine, 'data.csv'",
+        "three slashes",
+    ),
+    "a missing file": (
+        lambda ctx: ctx.extract("nope.csv"),
+        module.SourceError,
+        "cannot read nope.csv: No such file",
+        "ctx.data_dir",
+    ),
+    "a missing file elsewhere": (
+        lambda ctx: ctx.extract("/nope/a.csv"),
+        module.SourceError,
+        "cannot read /nope/a.csv",
+        "machine where taud runs",
+    ),
+    "a directory": (lambda ctx: ctx.extract(".", format="csv"), module.SourceError, "Is a directory", ""),
+    "no place": (lambda ctx: ctx.extract(5), module.BadRequest, "5 is no place", "a path, a URL"),
+    "no rows": (
+        lambda ctx: ctx.load("a.csv", "text"),
+        module.BadRequest,
+        "rows are wanted, not 'text'",
+        "list of dicts",
+    ),
+    "a word": (lambda ctx: ctx.extract("orders"), module.BadRequest, "'orders' is no path", "known: none"),
+    "no format": (
+        lambda ctx: ctx.extract("a.xlsx"),
+        module.BadRequest,
+        "'a.xlsx' has no known format",
+        "known: csv",
+    ),
+    "a format that is none": (
+        lambda ctx: ctx.extract("a.csv", format="cvs"),
+        module.BadRequest,
+        "has no known format",
+        "did you mean 'csv'?",
+    ),
+    "an option that is none": (
+        lambda ctx: ctx.load("a.csv", ROWS) and ctx.extract("a.csv", delimeter=";"),
+        module.BadRequest,
+        "reading csv has no option 'delimeter'",
+        "did you mean 'delimiter'?",
+    ),
+    "an option of the other way": (
+        lambda ctx: ctx.load("a.csv", ROWS, ragged=True),
+        module.BadRequest,
+        "writing csv has no option 'ragged'",
+        "takes",
+    ),
+    "upsert without a key": (
+        lambda ctx: ctx.load("a.csv", ROWS, mode="upsert"),
+        module.BadRequest,
+        "needs a key",
+        "key=",
+    ),
+    "a key that is not there": (
+        lambda ctx: ctx.load("a.csv", ROWS, mode="upsert", key="idd"),
+        module.SourceError,
+        "no 'idd'",
+        "did you mean 'id'?",
+    ),
+    "a device": (
+        lambda ctx: ctx.load("/dev/null", ROWS, format="csv"),
+        module.SourceError,
+        "is no plain file",
+        "path of its own",
+    ),
+    "a path through a file": (
+        lambda ctx: ctx.load("a.csv", ROWS) and ctx.load("a.csv/b.csv", ROWS),
+        module.SourceError,
+        "cannot write a.csv/b.csv",
+        "",
+    ),
+    "a source's name": (
+        lambda ctx: module.source("a b"),
+        module.BadRequest,
+        "cannot be the name of a source",
+        "@source",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_a_place_that_cannot_be_is_told(case: str, ctx: Context) -> None:
+    work, kind, message, hint = BAD[case]
+    with pytest.raises(kind, match=message) as caught:
+        work(ctx)
+    assert hint in caught.value.hint
+    assert os.stat("/dev/null").st_rdev
+
+
+@pytest.mark.usefixtures("registered")
+def test_sources_of_the_authors(ctx: Context) -> None:
+    @module.source("plain")
+    def plain(resource: str | None = None, limit: int = 2) -> list[dict[str, Any]]:
+        return [{"n": i, "of": resource} for i in range(limit)]
+
+    @module.source("generator")
+    def generator() -> Iterator[dict[str, int]]:
+        yield from ({"n": i} for i in range(3))
+
+    @module.source("coroutine")
+    async def coroutine(**options: Any) -> list[dict[str, Any]]:
+        return [options]
+
+    @module.source("async_generator")
+    async def async_generator() -> AsyncIterator[dict[str, int]]:
+        for i in range(3):
+            yield {"n": i}
+
+    assert ctx.extract("plain", "orders", limit=1) == [{"n": 0, "of": "orders"}]
+    assert [len(batch) for batch in ctx.extract("plain", limit=5, stream=True, batch_rows=2)] == [2, 2, 1]
+    assert ctx.extract("generator") == ctx.extract("async_generator") == [{"n": 0}, {"n": 1}, {"n": 2}]
+    assert ctx.extract("coroutine", "r", a=1) == [{"resource": "r", "a": 1}]
+    with pytest.raises(module.BadRequest, match="'plain' takes no 'limt'") as caught:
+        ctx.extract("plain", limt=1)
+    assert "did you mean 'limit'?" in caught.value.hint
+    with pytest.raises(module.BadRequest, match="'generator' takes no 'resource'"):
+        ctx.extract("generator", "orders")
+    for name in ("coroutine", "async_generator"):
+        with pytest.raises(module.BadRequest, match=r"async source .* cannot be a stream"):
+            list(ctx.extract(name, stream=True))
+    with pytest.raises(module.BadRequest, match="'plian' is no path") as caught:
+        ctx.extract("plian")
+    assert caught.value.hint.startswith("did you mean 'plain'?")
+
+
+@pytest.mark.usefixtures("registered")
+def test_targets_of_the_authors(ctx: Context) -> None:
+    seen: list[Any] = []
+
+    @module.target("sink")
+    def sink(rows: list[dict[str, Any]], mode: str, key: list[str], batch: int = 1) -> None:
+        seen.append((rows, mode, key, batch))
+
+    @module.target("counting")
+    async def counting(rows: list[dict[str, Any]]) -> int:
+        return 42
+
+    assert ctx.load("sink", ROWS, mode="upsert", key="id", batch=5) == 2
+    assert seen == [(ROWS, "upsert", ["id"], 5)]
+    assert ctx.load("counting", ROWS) == 42
+    with pytest.raises(module.BadRequest, match="'sink' takes no 'bach'"):
+        ctx.load("sink", ROWS, bach=1)
+
+    @module.target("needy")
+    def needy(rows: list[dict[str, Any]], url: str) -> None: ...
+
+    with pytest.raises(module.BadRequest, match="missing a required argument: 'url'"):
+        ctx.load("needy", ROWS)
+
+
+@pytest.mark.usefixtures("registered")
+def test_what_a_source_logs_and_raises_belongs_to_its_step(ctx: Context) -> None:
+    @module.source("loud")
+    def loud() -> list[dict[str, int]]:
+        ctx.log("working")
+        raise LookupError("gone")
+
+    with pytest.raises(LookupError):
+        ctx.extract("loud")
+    assert [line["step"] for line in ctx.records("log")] == ["extract loud"]
+    assert [done["status"] for done in ctx.records("done")] == ["failed"]
+
+
+def test_remote_files_through_fsspec(ctx: Context) -> None:
+    pytest.importorskip("fsspec")
+    url = "memory://bucket/deep/rows.csv.gz"
+    ctx.load(url, ROWS)
+    ctx.load(url, [{"id": "2", "name": "B"}], mode="upsert", key="id")
+    assert ctx.extract("memory://bucket/deep", "rows.csv.gz") == [ROWS[0], {"id": "2", "name": "B"}]
+    with pytest.raises(module.SourceError, match=r"cannot read nope\.csv"):
+        ctx.extract("memory://bucket/nope.csv")
+    with pytest.raises((module.MissingExtra, module.SourceError)) as caught:
+        ctx.extract(
+            "s3://bucket/rows.csv", storage_options={"anon": True, "endpoint_url": "http://127.0.0.1:1"}
+        )
+    assert "s3" in str(caught.value)
+
+
+def test_a_relative_path_that_is_missing_hints_at_include(tau: Tau) -> None:
+    run = tau.run_it("def it(ctx):\n    ctx.extract('prices.csv')", exit=1)
+    assert run["error"]["message"] == "cannot read prices.csv: No such file or directory"
+    assert "--include" in run["error"]["hint"]
