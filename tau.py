@@ -9495,6 +9495,7 @@ class PipelineContext:
         A step is a function of the rows, a @per_row function of each, or SQL over the table `data`, where
         `:name` is one of the run's params.  Of a stream the steps see one batch at a time.
         """
+        steps = [steps] if isinstance(steps, str) or callable(steps) else steps
         whole = self.step("transform")
         parts = [(self.step(name_of_step(step)), make_step(step, self.params)) for step in steps]
         if isinstance(data, Stream):
@@ -10923,7 +10924,7 @@ class Loading:
             self.insert(scan, scan.columns)
             return
         for shape, rows in itertools.groupby(batch, tuple):  # in their order: the last of a key wins
-            self.insert(Scan(Rows(rows)), [*shape])
+            self.insert(Scan(Rows(rows)), [*shape] or scan.columns[:1])
 
     def widen(self, scan: Scan) -> None:
         """The table is there and has these columns, none of which would cut off what is after the point."""
@@ -11001,7 +11002,9 @@ def check_mode(mode: str, key: str | Sequence[str]) -> list[str]:
     """The columns of the key; BadRequest if the mode is none, or lacks or forbids a key."""
     if mode not in MODES:
         raise BadRequest(f"there is no mode '{mode}'", did_you_mean(mode, MODES, ", ".join(MODES)))
-    keys = [key] if isinstance(key, str) else [*key]
+    keys: list[Any] = [key] if isinstance(key, str) or not hasattr(key, "__iter__") else [*key]
+    if not all(isinstance(name, str) for name in keys):
+        raise BadRequest(f"a key is the names of columns, not {safe_repr(key)}", 'key=["id"]')
     if mode == "upsert" and not keys:
         raise BadRequest(
             "mode='upsert' needs a key: the columns that name a row", 'ctx.load(…, mode="upsert", key=["id"])'
@@ -11012,7 +11015,7 @@ def check_mode(mode: str, key: str | Sequence[str]) -> list[str]:
 async def load_rows(step: Step, place: Any, data: Any, mode: str, keys: list[str]) -> Count:
     """Rows go into a place, as one step; how many were written."""
     with step:
-        batches = data if isinstance(data, Stream) else [as_rows(data)]
+        batches = batches_of(data)
         step.rows_out = await settle(place.write(counted(step, batches), mode, keys))
         return Count(step.rows_out)
 
@@ -11117,7 +11120,7 @@ class SQLite(Warehouse):
             self.leave()
         if isinstance(problem, OverflowError):
             problem = sqlite3.DataError("an integer has more than 64 bits; a step can make text of it")
-        if isinstance(problem, (sqlite3.Error, sqlite3.Warning)):
+        if isinstance(problem, (sqlite3.Error, sqlite3.Warning, UnicodeEncodeError)):
             raise SourceError(f"{os.path.basename(self.path)}: {problem}", sql_hint(str(problem))) from problem
 
     def leave(self) -> None:
@@ -11878,7 +11881,28 @@ OBSERVED_ROWS = 1_000
 OBSERVED_COLUMNS = 50
 
 
-class Rows(list["Json"]):
+class Ready:
+    """What is there already, and can be awaited, or made a task of, as if it were to come."""
+
+    __slots__ = ()
+
+    def __await__(self) -> Generator[Any, Any, Any]:
+        yield from ()
+        return self
+
+    def send(self, value: None) -> Any:
+        """A task asks for it."""
+        raise StopIteration(self)
+
+    def throw(self, *problem: Any) -> Any:
+        """A task is cancelled before it asked."""
+        raise problem[-1] if isinstance(problem[-1], BaseException) else problem[0]
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
+class Rows(Ready, list["Json"]):
     """Rows: a list of dicts that can be awaited; `columns` names them even where there is no row."""
 
     __slots__ = ("columns",)
@@ -11889,17 +11913,9 @@ class Rows(list["Json"]):
         super().__init__(rows)
         self.columns = [*columns]
 
-    def __await__(self) -> Generator[Any, Any, Rows]:
-        yield from ()
-        return self
 
-
-class Count(int):
+class Count(Ready, int):
     """A number that can be awaited."""
-
-    def __await__(self) -> Generator[Any, Any, int]:
-        yield from ()
-        return int(self)
 
 
 def eager(work: Coroutine[Any, Any, Any]) -> Any:
@@ -11925,18 +11941,32 @@ class Unfinished:
         self.work, self.context = work, context
         self.waiting.add(self)
 
-    def __await__(self) -> Generator[Any, Any, Any]:
+    def send(self, value: Any) -> Any:
+        """Goes on, for who awaits it or for a task that was made of it."""
         self.waiting.discard(self)
-        go_on: Any = (self.work.send, None)
+        return self.context.run(self.work.send, value)
+
+    def throw(self, *problem: Any) -> Any:
+        """Goes on with an exception."""
+        self.waiting.discard(self)
+        return self.context.run(self.work.throw, *problem)
+
+    def close(self) -> None:
+        """Ends it."""
+        self.waiting.discard(self)
+        self.context.run(self.work.close)
+
+    def __await__(self) -> Generator[Any, Any, Any]:
+        go_on: Any = (self.send, None)
         while True:
             try:
-                waiting = self.context.run(*go_on)
+                waiting = go_on[0](go_on[1])
             except StopIteration as done:
                 return done.value
             try:
-                go_on = (self.work.send, (yield waiting))
+                go_on = (self.send, (yield waiting))
             except BaseException as problem:
-                go_on = (self.work.throw, problem)
+                go_on = (self.throw, problem)
 
     def __iter__(self) -> Any:
         raise TypeError("this waits for an async function: write `await ctx.…(…)`")
@@ -12109,6 +12139,17 @@ async def gather_rows(step: Step, place: Any) -> Rows:
         rows = collect(await settle(place.read(None)))
         step.rows_out, step.columns = len(rows), observed(rows)
         return rows
+
+
+def batches_of(data: Any) -> Iterable[Rows]:
+    """Data in batches: those of a stream, those that an iterator yields as lists, else all in one."""
+    if isinstance(data, Stream):
+        return data
+    if hasattr(data, "__next__"):
+        first = next(data, None)
+        rest = data if first is None else itertools.chain([first], data)
+        return map(as_rows, rest) if isinstance(first, list) else [as_rows(rest)]
+    return [as_rows(data)]
 
 
 def batches_from(place: Any, batch_rows: int) -> Iterator[Rows]:
@@ -12339,6 +12380,8 @@ class SqlStep:
         try:
             fill_table(db, scan)
             return self.ask(db, scan.columns)
+        except (sqlite3.Error, UnicodeEncodeError) as problem:  # of the table, not of the query
+            raise SourceError(f"SQL step: {problem}", "a step in Python can change the rows before") from None
         finally:
             db.close()
 
@@ -12394,8 +12437,11 @@ def plain_cell(value: Any) -> Any:
 
 
 def text_or_number(value: Any) -> Any:
-    """A value as a cell of a format that has text and numbers only."""
-    plain_value = to_json(value, "cell")
+    """A value as a cell of a format that has text and numbers only; SourceError if it has no such form."""
+    try:
+        plain_value = to_json(value, "cell")
+    except BadResult as problem:
+        raise SourceError(f"{problem}: {safe_repr(value)}", "a step can make text or a number of it") from None
     return encode_json(plain_value) if isinstance(plain_value, (dict, list)) else plain_value
 
 

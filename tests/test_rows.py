@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import datetime
 import sqlite3
 import uuid
@@ -83,7 +84,7 @@ def test_a_sql_step_takes_params_and_odd_names(ctx: Context) -> None:
 
 def test_sql_after_a_step_that_dropped_everything_still_knows_the_columns(ctx: Context) -> None:
     assert ctx.transform([{"a": 1}], [lambda rows: [], "SELECT a, count(*) AS n FROM data GROUP BY a"]) == []
-    assert ctx.transform([], ["SELECT a FROM data"]) == []
+    assert ctx.transform([], "SELECT a FROM data") == []
     assert ctx.transform([], ["SELECT count(*) AS n FROM data"]) == [{"n": 0}]
 
 
@@ -102,6 +103,7 @@ BAD_STEPS: dict[str, tuple[Any, type[Exception], str]] = {
     "a number": (lambda rows: 5, module.BadRequest, "rows are wanted, not 5"),
     "numbers": (lambda rows: [1, 2], module.BadRequest, "row 1 is no dict: 1"),
     "rows spoilt in place": (lambda rows: rows.append(7) or rows, module.BadRequest, "row 2 is no dict: 7"),
+    "two names but for capitals": (None, module.SourceError, "duplicate column name"),
     "no step": (42, module.BadRequest, "42 is no step"),
     "a row that is none": (
         module.per_row(lambda row: "x"),
@@ -114,8 +116,9 @@ BAD_STEPS: dict[str, tuple[Any, type[Exception], str]] = {
 @pytest.mark.parametrize("case", BAD_STEPS)
 def test_a_step_that_cannot_be_is_told(case: str, ctx: Context) -> None:
     step, kind, message = BAD_STEPS[case]
+    rows = [{"amount": 1}] if step is not None else [{"a": 1, "A": 2}]
     with pytest.raises(kind, match=message) as caught:
-        ctx.transform([{"amount": 1}], [step])
+        ctx.transform(rows, [step or "SELECT 1"])
     assert caught.value.hint
 
 
@@ -340,6 +343,58 @@ def test_steps_side_by_side_nest_right(tau: Tau) -> None:
     ]
     places = {line["message"]: line["step"] for line in tau("logs", "it")["lines"]}
     assert places == {"a": "all/extract slow", "b": "all/extract slow", "in a thread": "all/transform/step"}
+
+
+def test_tasks_can_be_made_of_what_is_there_and_of_what_is_to_come(ctx: Context) -> None:
+    async def slow(rows: list[dict[str, int]]) -> list[dict[str, int]]:
+        async with asyncio.timeout(5):
+            await asyncio.sleep(0)
+        return rows * 2
+
+    async def it() -> list[Any]:
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(ctx.transform([{"a": 1}], [step])) for step in (slow, list)]
+        return [task.result() for task in tasks] + [await asyncio.wait_for(ctx.check(True), 1)]
+
+    assert asyncio.run(it()) == [[{"a": 1}] * 2, [{"a": 1}], True]
+
+
+def test_an_async_step_that_is_cancelled_ends_its_step(ctx: Context) -> None:
+    async def endless(rows: list[dict[str, int]]) -> None:
+        await asyncio.Event().wait()
+
+    async def it() -> None:
+        async with asyncio.timeout(0.01):
+            await ctx.transform([{"a": 1}], [endless])
+
+    with pytest.raises(TimeoutError):
+        asyncio.run(it())
+    assert [done["status"] for done in ctx.records("done")] == ["failed", "failed"]
+
+
+def test_batches_may_come_from_a_generator(ctx: Context) -> None:
+    ctx.load("a.jsonl", [{"a": i} for i in range(25)])
+    batches = (
+        [row for row in batch if row["a"] % 2] for batch in ctx.extract("a.jsonl", stream=True, batch_rows=10)
+    )
+    assert ctx.load("b.jsonl", batches) == 12
+    assert ctx.load("c.jsonl", ({"a": i} for i in range(3))) == 3
+    assert ctx.load("d.jsonl", iter(())) == 0
+
+
+CELLS: dict[str, Any] = {"an object": object(), "half a character": "\ud800"}
+
+
+@pytest.mark.parametrize("case", CELLS)
+@pytest.mark.parametrize("target", ["a.csv", "a.json", "a.jsonl", "sqlite:///a.db", "a step"])
+def test_cells_that_nothing_can_hold_are_told(case: str, target: str, ctx: Context) -> None:
+    rows = [{"a": CELLS[case]}]
+    step = "SELECT a FROM data"
+    with pytest.raises(module.SourceError) as caught:
+        ctx.transform(rows, step) if target == "a step" else ctx.load(
+            target, rows, "t" if "db" in target else None
+        )
+    assert caught.value.hint
 
 
 def test_what_was_never_awaited_fails_the_run(tau: Tau) -> None:

@@ -73,6 +73,11 @@ def test_rows_with_their_columns_in_another_order_are_loaded_once(house: str, ct
     assert rows_in(ctx, house) == [{"id": 1, "a": 1}, {"id": 2, "a": 2}]
 
 
+def test_a_row_without_any_cell_is_a_row(house: str, ctx: Context) -> None:
+    assert ctx.load(house, [{"id": 1}, {}], "t") == 2
+    assert {row["id"] for row in rows_in(ctx, house)} == {1, None}
+
+
 def test_the_last_row_of_a_key_wins_whatever_columns_it_has(house: str, ctx: Context) -> None:
     rows = [{"id": 1, "a": 1, "b": 1}, {"id": 1, "a": 2}, {"id": 1, "b": 3, "a": 3}, {"id": 1, "b": 4}]
     ctx.load(house, rows, "t", mode="upsert", key="id")
@@ -227,6 +232,10 @@ IMPOSSIBLE: dict[str, tuple[Any, str]] = {
     "upsert without a key": (
         lambda ctx: ctx.load("sqlite:///a.db", [], "t", mode="upsert"),
         "mode='upsert' needs a key",
+    ),
+    "a key that is no name": (
+        lambda ctx: ctx.load("sqlite:///a.db", [], "t", mode="upsert", key=5),
+        "a key is the names of columns",
     ),
     "no mode": (lambda ctx: ctx.load("sqlite:///a.db", [], "t", mode="upset"), "no mode 'upset'"),
     "no table": (lambda ctx: ctx.load("sqlite:///a.db", [{"a": 1}]), "which table"),
