@@ -10448,6 +10448,32 @@ def upserted(old: Rows, new: Rows, keys: list[str], spell: Callable[[Any], Any])
 class LocalFile(DataFile):
     """A file of this machine."""
 
+    is_new = False  # whether what is written must not take the place of another's
+
+    def write(self, batches: Iterable[Rows], mode: str, keys: list[str]) -> int:
+        """Writes the rows, one run after the other: what another appends meanwhile is not lost."""
+        if mode == "replace":
+            return super().write(batches, mode, keys)
+        lock = self.lock()
+        self.is_new = lock is None
+        try:
+            return super().write(batches, mode, keys)
+        finally:
+            if lock is not None:
+                os.close(lock)
+
+    def lock(self) -> int | None:
+        """A descriptor of the file, once nobody else writes to it; None if there is no file."""
+        while True:
+            try:
+                descriptor = os.open(self.path, os.O_RDONLY | os.O_NONBLOCK)
+            except OSError:
+                return None
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            if file_of(descriptor) == file_at(self.path):
+                return descriptor
+            os.close(descriptor)  # whoever held it has put another in its place
+
     def open(self) -> Any:
         """Its bytes; SourceError if there is no such file."""
         try:
@@ -10472,10 +10498,23 @@ class LocalFile(DataFile):
                 file.flush()
                 os.fchmod(file.fileno(), mode)
                 os.fsync(file.fileno())
-            os.replace(beside, path)
+            self.put(beside, path)
         except BaseException:
             remove_file(beside)
             raise
+
+    def put(self, beside: str, path: str) -> None:
+        """The file gets its name; SourceError if it was to be a new one and another has it by now."""
+        try:
+            if self.is_new:
+                os.link(beside, path)
+                os.unlink(beside)
+                return
+        except FileExistsError:
+            raise SourceError(f"another has made {self.path} meanwhile", "run again, to add to it") from None
+        except OSError:
+            pass  # a file system without links
+        os.replace(beside, path)
 
     def begin(self, path: str) -> tuple[int, int, str]:
         """A new file beside: the mode it shall have, its descriptor and its path."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import os
 from collections.abc import AsyncIterator, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -305,3 +306,23 @@ def test_a_relative_path_that_is_missing_hints_at_include(tau: Tau) -> None:
     run = tau.run_it("def it(ctx):\n    ctx.extract('prices.csv')", exit=1)
     assert run["error"]["message"] == "cannot read prices.csv: No such file or directory"
     assert "--include" in run["error"]["hint"]
+
+
+def test_what_several_append_at_once_is_all_there(ctx: Context) -> None:
+    ctx.load("rows.csv", [{"n": -1}])
+    with ThreadPoolExecutor(8) as pool:
+        assert [*pool.map(lambda n: ctx.load("rows.csv", [{"n": n}] * 100), range(8))] == [100] * 8
+    found = [row["n"] for row in ctx.extract("rows.csv")]
+    assert sorted(found) == sorted(["-1", *(str(n) for n in range(8) for _ in range(100))])
+
+
+def test_a_file_that_another_made_meanwhile_is_not_overwritten(ctx: Context) -> None:
+    def rows() -> Iterator[list[dict[str, int]]]:
+        yield [{"n": 1}]
+        ctx.load("rows.csv", [{"n": 2}])
+        yield [{"n": 3}]
+
+    with pytest.raises(module.SourceError, match=r"another has made rows\.csv meanwhile"):
+        ctx.load("rows.csv", rows())
+    assert ctx.extract("rows.csv") == [{"n": "2"}]
+    assert [path.name for path in Path().iterdir()] == ["rows.csv"]
