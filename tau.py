@@ -9493,7 +9493,8 @@ class PipelineContext:
         """The rows that come out of *steps*, one after the other.
 
         A step is a function of the rows, a @per_row function of each, or SQL over the table `data`, where
-        `:name` is one of the run's params.  Of a stream the steps see one batch at a time.
+        `:name` is one of the run's params: columns keep their types, what is reckoned has SQLite's.  Of a
+        stream the steps see one batch at a time.
         """
         steps = [steps] if isinstance(steps, str) or callable(steps) else steps
         whole = self.step("transform")
@@ -9540,7 +9541,7 @@ class PipelineContext:
         """
         value = read_secret(name, self._job["secrets"])[0]
         if value is None:
-            value = default
+            value = None if default is None else str(default)
         if value is None:
             places = f"export {name}=… for taud, or write it to {self._job['secrets']}/{name} (chmod 600)"
             raise MissingSecret(f"there is no secret '{name}'", places)
@@ -10245,6 +10246,9 @@ def find_place(
     url = around.url_of(name)
     scheme, marks, rest = url.partition("://")
     if not marks:
+        if "format" not in options and re.search(r"\.(db|sqlite3?|duckdb)$", url):
+            hint = f"{'duckdb' if url.endswith('duckdb') else 'sqlite'}:///{url.removeprefix('sqlite:')}"
+            raise BadRequest(f"'{name}' is a path, and a database is named by a URL", hint)
         if "format" not in options and name not in around.connections:
             check_word(name, registry, around)
         return LocalFile(joined(url, resource), options)
@@ -10268,8 +10272,8 @@ def find_place(
 
 def find_warehouse(connection: str | None, around: Surroundings) -> Table:
     """The database that ctx.sql means."""
-    name = connection or "default"
-    if name not in around.connections and "://" not in name:
+    name = "default" if connection is None else str(connection)
+    if name not in around.connections and "://" not in name and "." not in name:
         known = ", ".join(around.connections) or "none"
         hint = f'[connections.{name}] url = "sqlite:///…" in tau.toml; known: {known}'
         raise BadRequest(
@@ -12427,7 +12431,8 @@ class SqlStep:
     def ask(self, db: sqlite3.Connection, columns: list[str]) -> Rows:
         """The rows of the query; SourceError says which columns there are."""
         try:
-            cursor = db.execute(self.query, {name: plain_cell(value) for name, value in self.params.items()})
+            asked = {name: value for name, value in self.params.items() if f":{name}" in self.query}
+            cursor = db.execute(self.query, {name: plain_cell(value) for name, value in asked.items()})
             if cursor.description is None:
                 raise BadRequest("a SQL step must be a query", "SELECT … FROM data")
             names = [column[0] for column in cursor.description]

@@ -183,6 +183,18 @@ BAD: dict[str, tuple[Callable[[Context], Any], type[Exception], str, str]] = {
         "no 'idd'",
         "did you mean 'id'?",
     ),
+    "a database without a URL": (
+        lambda ctx: ctx.extract("shop.db", "orders"),
+        module.BadRequest,
+        "'shop.db' is a path",
+        "sqlite:///shop.db",
+    ),
+    "a database in ctx.sql without one": (
+        lambda ctx: ctx.sql("SELECT 1", connection="shop.db"),
+        module.BadRequest,
+        "'shop.db' is a path",
+        "sqlite:///shop.db",
+    ),
     "a device": (
         lambda ctx: ctx.load("/dev/null", ROWS, format="csv"),
         module.SourceError,

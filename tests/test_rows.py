@@ -75,7 +75,7 @@ def test_decimals_are_compared_as_numbers(ctx: Context) -> None:
 
 
 def test_a_sql_step_takes_params_and_odd_names(ctx: Context) -> None:
-    ctx.params["least"] = 2
+    ctx.params |= {"least": 2, "of_no_use": object()}
     rows = [{"a b": 1, 'q"': 1, "select": 1}, {"a b": 3, 'q"': 3, "select": 3}]
     assert ctx.transform(rows, ['SELECT "select" AS s FROM data WHERE "a b" >= :least']) == [{"s": 3}]
     wide = [{f"c{i}": i for i in range(1500)}]

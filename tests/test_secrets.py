@@ -189,6 +189,7 @@ def test_where_secrets_are_looked_for(ctx: Context, tmp_path: Path, monkeypatch:
         ctx.secret("API_KEY")
     assert f"{secrets}/API_KEY (chmod 600)" in caught.value.hint
     assert ctx.secret("API_KEY", default="by default") == "by default"
+    assert ctx.secret("API_KEY", default=Path("/by/default")) == "/by/default"  # type: ignore[arg-type]
     for folder, value in ((secrets, "of the home\n"), (credentials, "of systemd")):
         folder.mkdir()
         (folder / "API_KEY").write_text(value)
