@@ -7613,22 +7613,33 @@ class Crowd:
     """The live runs of each pipeline, and whether another one may join them."""
 
     def __init__(self, live: Sequence[sqlite3.Row], backfill_concurrent: int) -> None:
-        self.live = {(row["pipeline"], row["kind"]): row["runs"] for row in live}
+        self.of_kind: dict[tuple[str, str], int] = {}
+        self.of_pipeline: dict[str, int] = {}
+        self.full: set[tuple[str, str]] = set()  # who has been found to have no room: many may ask again
         self.backfill_concurrent = backfill_concurrent
         self.admitted: list[str] = []
+        for row in live:
+            self.join((row["pipeline"], row["kind"]), row["runs"])
+
+    def join(self, key: tuple[str, str], runs: int = 1) -> None:
+        """So many runs of a pipeline and a kind are live too."""
+        self.of_kind[key] = self.of_kind.get(key, 0) + runs
+        self.of_pipeline[key[0]] = self.of_pipeline.get(key[0], 0) + runs
 
     def admit(self, row: sqlite3.Row) -> bool:
         """Counts a waiting run among the live ones, if its pipeline's limits let it."""
-        name, kind = row["pipeline"], RUN_KINDS.get(row["trigger"], "")
-        most = {"tick": 1 if row["overlap"] != "allow" else None, "backfill": self.backfill_concurrent}.get(
-            kind
+        key = (row["pipeline"], RUN_KINDS.get(row["trigger"], ""))
+        if key in self.full:
+            return False
+        most = {"tick": 1 if row["overlap"] != "allow" else None, "backfill": self.backfill_concurrent}
+        limits = (
+            (most.get(key[1]), self.of_kind.get(key, 0)),
+            (row["max_concurrent"], self.of_pipeline.get(key[0], 0)),
         )
-        everyone = sum(self.live.get((name, one), 0) for one in ("", "tick", "backfill"))
-        if most is not None and self.live.get((name, kind), 0) >= most:
+        if any(limit is not None and live >= limit for limit, live in limits):
+            self.full.add(key)
             return False
-        if row["max_concurrent"] is not None and everyone >= row["max_concurrent"]:
-            return False
-        self.live[name, kind] = self.live.get((name, kind), 0) + 1
+        self.join(key)
         self.admitted.append(row["run_id"])
         return True
 
