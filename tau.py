@@ -6262,22 +6262,23 @@ class Agenda:
     def open(self) -> None:
         """The store is open."""
         self.db, self.ask = self.store.db, AgendaQuestions(self.store.ask)
+        self.chains = Chains(self.store)
 
     # What is set.
 
     def deploy(self, found: list[Json], digest: str, actor: str, cron: str | None = None) -> list[Json]:
         """Makes each pipeline live, with its schedule and its chain; *cron* is one from the command line."""
-        self.check_chains(found)
+        self.chains.check(found)
         commands = {one["name"]: self.row(one["name"])["command"] for one in found}
         for one in found:
             if cron is not None:
                 commands[one["name"]] = retimed(commands[one["name"]], {"cron": cron})
             options = schedule_options(one, commands[one["name"]])
             times_of(options, 0, self.timezone)  # which checks it, for user code may know other time zones
-            check_schedule_params(one["name"], one["params"], options)
+            check_params(one["name"], one, options)
         deployed = self.store.deploy(found, digest, actor)
         for one in found:
-            self.keep_chain(one["name"], one.get("after") or [])
+            self.chains.keep(one["name"], one.get("after") or [])
             self.sync(one["name"], actor, commands[one["name"]])
         return deployed
 
@@ -6288,14 +6289,14 @@ class Agenda:
         ).fetchall()
         for row in rows:
             live = self.live(row["name"]) or {}
-            self.keep_chain(row["name"], live.get("after") or [])
+            self.chains.keep(row["name"], live.get("after") or [])
             self.sync(row["name"], "taud")
 
     def undeploy(self, name: str, actor: str) -> list[str] | None:
         """Takes a pipeline out of service: nothing of it is due, and it follows nobody."""
         cancelled = self.store.undeploy(name, actor)
         if cancelled is not None:
-            self.keep_chain(name, [])
+            self.chains.keep(name, [])
             self.sync(name, actor)
         return cancelled
 
@@ -6305,7 +6306,7 @@ class Agenda:
         if live is None:
             raise unknown_pipeline(self.db, name)
         options, now = schedule_options(live, command), int(self.store.clock.time())
-        check_schedule_params(name, live["params"], options)
+        check_params(name, live, options)
         times = times_of(options, now, self.timezone)
         if times is not None and enabled is not False and times.next(now) is None:
             hint = f"a time to come, such as --at {rfc3339(now + 3600)}"
@@ -6562,7 +6563,7 @@ class Agenda:
             if within:
                 expect_at = rfc3339(int(self.store.clock.time() + within))
                 self.db.execute("UPDATE schedules SET expect_at = ? WHERE pipeline = ?", (expect_at, name))
-            self.chain(name, run_id)
+            self.chains.follow(name, run_id)
         elif status in FAILURES and (most := live.get("pause_after_failures")):
             self.break_circuit(name, most)
 
@@ -6576,62 +6577,6 @@ class Agenda:
         ).fetchall()
         if len(rows) == most and all(row["status"] in FAILURES for row in rows):
             self.pause(name, f"{most} failures in a row", "taud")
-
-    def chain(self, upstream: str, run_id: str) -> None:
-        """A pipeline has succeeded: those run that come after it, once all they come after have."""
-        changed = self.db.execute("UPDATE chains SET run_id = ? WHERE comes_after = ?", (run_id, upstream))
-        if not changed.rowcount:
-            return
-        rows = self.db.execute("SELECT pipeline FROM chains WHERE comes_after = ?", (upstream,)).fetchall()
-        for row in rows:
-            name = row["pipeline"]
-            links = self.db.execute(
-                "SELECT comes_after, run_id FROM chains WHERE pipeline = ?", (name,)
-            ).fetchall()
-            if all(link["run_id"] for link in links):
-                self.db.execute("UPDATE chains SET run_id = NULL WHERE pipeline = ?", (name,))
-                self.run_chain(name, {link["comes_after"]: link["run_id"] for link in links})
-
-    def run_chain(self, name: str, upstream: dict[str, str]) -> None:
-        """A pipeline runs because all that it comes after have succeeded, unless it is held."""
-        if self.is_paused("") or self.is_paused(name):
-            self.store.event(
-                "chain.skipped", name, None, {"reason": "paused", "upstream": upstream}, "scheduler"
-            )
-            return
-        params = encode_json(self.row(name)["options"]["params"])
-        try:
-            self.store.add_run(name, params, None, "chain", "scheduler", upstream=encode_json(upstream))
-        except TauError as refused:
-            data = {"reason": refused.code, "message": str(refused), "upstream": upstream}
-            self.store.event("chain.skipped", name, None, data, "scheduler")
-
-    def keep_chain(self, name: str, after: list[str]) -> None:
-        """A pipeline comes after just these; what it has already waited for is not forgotten."""
-        marks = ", ".join("?" * len(after))
-        self.db.execute(
-            f"DELETE FROM chains WHERE pipeline = ? AND comes_after NOT IN ({marks})", (name, *after)
-        )
-        self.db.executemany("INSERT OR IGNORE INTO chains VALUES (?, ?, NULL)", [(name, one) for one in after])
-
-    def check_chains(self, found: list[Json]) -> None:
-        """BadRequest if a pipeline comes after an unknown one, or in the end after itself."""
-        after = {one["name"]: one.get("after") or [] for one in found}
-        deployed = {row["name"] for row in self.db.execute("SELECT name FROM pipelines WHERE deployed = 1")}
-        for name, upstreams in after.items():
-            for upstream in upstreams:
-                if upstream not in after and upstream not in deployed:
-                    hint = did_you_mean(upstream, {*deployed, *after}, f"deploy '{upstream}' first, or with it")
-                    message = f"'{name}' comes after '{upstream}': no such pipeline"
-                    raise BadRequest(message, hint)
-        if not any(after.values()):
-            return
-        graph = {name: list[str]() for name in deployed}
-        for row in self.db.execute("SELECT pipeline, comes_after FROM chains"):
-            graph.setdefault(row["pipeline"], []).append(row["comes_after"])
-        if circle := find_circle(graph | after):
-            hint = "take one `after` away"
-            raise BadRequest(f"pipelines come after each other in a circle: {' → '.join(circle)}", hint)
 
     def expectation(self, name: str, options: Json, now: int) -> str | None:
         """When a success of a pipeline is overdue, as far as is known now."""
@@ -6693,6 +6638,9 @@ class Agenda:
         """
         data = {"from": rfc3339(before), "to": rfc3339(now), "seconds": now - before}
         self.store.event("clock.set_back", None, None, data)
+        # What is to come again is not what nobody could decide then.
+        gaps = [gap for gap in self.remembered("gaps") or [] if gap["from"] < now]
+        self.remember("gaps", [gap | {"until": min(gap["until"], now)} for gap in gaps])
         rows = self.db.execute(
             "SELECT * FROM schedules WHERE next_at IS NOT NULL AND json_extract(options, '$.every_s') > 0"
         ).fetchall()
@@ -6761,13 +6709,13 @@ def source_of(options: Json, command: Json) -> str | None:
     return "decorator" if any(options[name] is not None for name in TIMINGS) else None
 
 
-def check_schedule_params(name: str, schema: Json, options: Json) -> None:
-    """BadRequest for a schedule whose runs would be refused: nobody is there to give them params."""
-    if any(options[timing] is not None for timing in TIMINGS):
-        wrong = mismatch(schema, options["params"], "params")
+def check_params(name: str, live: Json, options: Json) -> None:
+    """BadRequest for a schedule or a chain whose runs would be refused: nobody is there to give them params."""
+    if live.get("after") or any(options[timing] is not None for timing in TIMINGS):
+        wrong = mismatch(live["params"], options["params"], "params")
         if wrong is not None:
             hint = f"tau schedule {name} … --params '{{…}}', or give each param a default"
-            raise BadRequest(f"the schedule of '{name}' cannot run it: {wrong}", hint)
+            raise BadRequest(f"'{name}' cannot run by itself: {wrong}", hint)
 
 
 def wants_backfill(latest: Json | None, only: str) -> bool:
@@ -6793,6 +6741,71 @@ def find_circle(graph: dict[str, list[str]]) -> list[str] | None:
                 way.append(step)
                 branches.append(iter(graph.get(step, ())))
     return None
+
+
+class Chains:
+    """Who comes after whom, as it is remembered; on the writer's thread too."""
+
+    def __init__(self, store: Store) -> None:
+        self.store, self.db = store, store.db
+
+    def follow(self, upstream: str, run_id: str) -> None:
+        """A pipeline has succeeded: those run that come after it, once all they come after have."""
+        changed = self.db.execute("UPDATE chains SET run_id = ? WHERE comes_after = ?", (run_id, upstream))
+        if not changed.rowcount:
+            return
+        rows = self.db.execute("SELECT pipeline FROM chains WHERE comes_after = ?", (upstream,)).fetchall()
+        for row in rows:
+            name = row["pipeline"]
+            links = self.db.execute(
+                "SELECT comes_after, run_id FROM chains WHERE pipeline = ?", (name,)
+            ).fetchall()
+            if all(link["run_id"] for link in links):
+                self.db.execute("UPDATE chains SET run_id = NULL WHERE pipeline = ?", (name,))
+                self.run(name, {link["comes_after"]: link["run_id"] for link in links})
+
+    def run(self, name: str, upstream: dict[str, str]) -> None:
+        """A pipeline runs because all that it comes after have succeeded, unless it is held."""
+        paused = self.db.execute("SELECT 1 FROM pauses WHERE pipeline IN ('', ?)", (name,)).fetchone()
+        if paused is not None:
+            self.store.event(
+                "chain.skipped", name, None, {"reason": "paused", "upstream": upstream}, "scheduler"
+            )
+            return
+        found = self.db.execute("SELECT options FROM schedules WHERE pipeline = ?", (name,)).fetchone()
+        params = encode_json(json.loads(found["options"])["params"])
+        try:
+            self.store.add_run(name, params, None, "chain", "scheduler", upstream=encode_json(upstream))
+        except TauError as refused:
+            data = {"reason": refused.code, "message": str(refused), "upstream": upstream}
+            self.store.event("chain.skipped", name, None, data, "scheduler")
+
+    def keep(self, name: str, after: list[str]) -> None:
+        """A pipeline comes after just these; what it has already waited for is not forgotten."""
+        marks = ", ".join("?" * len(after))
+        self.db.execute(
+            f"DELETE FROM chains WHERE pipeline = ? AND comes_after NOT IN ({marks})", (name, *after)
+        )
+        self.db.executemany("INSERT OR IGNORE INTO chains VALUES (?, ?, NULL)", [(name, one) for one in after])
+
+    def check(self, found: list[Json]) -> None:
+        """BadRequest if a pipeline comes after an unknown one, or in the end after itself."""
+        after = {one["name"]: one.get("after") or [] for one in found}
+        deployed = {row["name"] for row in self.db.execute("SELECT name FROM pipelines WHERE deployed = 1")}
+        for name, upstreams in after.items():
+            for upstream in upstreams:
+                if upstream not in after and upstream not in deployed:
+                    hint = did_you_mean(upstream, {*deployed, *after}, f"deploy '{upstream}' first, or with it")
+                    message = f"'{name}' comes after '{upstream}': no such pipeline"
+                    raise BadRequest(message, hint)
+        if not any(after.values()):
+            return
+        graph = {name: list[str]() for name in deployed}
+        for row in self.db.execute("SELECT pipeline, comes_after FROM chains"):
+            graph.setdefault(row["pipeline"], []).append(row["comes_after"])
+        if circle := find_circle(graph | after):
+            hint = "take one `after` away"
+            raise BadRequest(f"pipelines come after each other in a circle: {' → '.join(circle)}", hint)
 
 
 class AgendaQuestions:
@@ -7624,22 +7637,33 @@ class Crowd:
     """The live runs of each pipeline, and whether another one may join them."""
 
     def __init__(self, live: Sequence[sqlite3.Row], backfill_concurrent: int) -> None:
-        self.live = {(row["pipeline"], row["kind"]): row["runs"] for row in live}
+        self.of_kind: dict[tuple[str, str], int] = {}
+        self.of_pipeline: dict[str, int] = {}
+        self.full: set[tuple[str, str]] = set()  # who has been found to have no room: many may ask again
         self.backfill_concurrent = backfill_concurrent
         self.admitted: list[str] = []
+        for row in live:
+            self.join((row["pipeline"], row["kind"]), row["runs"])
+
+    def join(self, key: tuple[str, str], runs: int = 1) -> None:
+        """So many runs of a pipeline and a kind are live too."""
+        self.of_kind[key] = self.of_kind.get(key, 0) + runs
+        self.of_pipeline[key[0]] = self.of_pipeline.get(key[0], 0) + runs
 
     def admit(self, row: sqlite3.Row) -> bool:
         """Counts a waiting run among the live ones, if its pipeline's limits let it."""
-        name, kind = row["pipeline"], RUN_KINDS.get(row["trigger"], "")
-        most = {"tick": 1 if row["overlap"] != "allow" else None, "backfill": self.backfill_concurrent}.get(
-            kind
+        key = (row["pipeline"], RUN_KINDS.get(row["trigger"], ""))
+        if key in self.full:
+            return False
+        most = {"tick": 1 if row["overlap"] != "allow" else None, "backfill": self.backfill_concurrent}
+        limits = (
+            (most.get(key[1]), self.of_kind.get(key, 0)),
+            (row["max_concurrent"], self.of_pipeline.get(key[0], 0)),
         )
-        everyone = sum(self.live.get((name, one), 0) for one in ("", "tick", "backfill"))
-        if most is not None and self.live.get((name, kind), 0) >= most:
+        if any(limit is not None and live >= limit for limit, live in limits):
+            self.full.add(key)
             return False
-        if row["max_concurrent"] is not None and everyone >= row["max_concurrent"]:
-            return False
-        self.live[name, kind] = self.live.get((name, kind), 0) + 1
+        self.join(key)
         self.admitted.append(row["run_id"])
         return True
 

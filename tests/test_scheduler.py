@@ -407,6 +407,20 @@ def test_a_clock_that_is_set_back_repeats_nothing(tmp_path: Path) -> None:
     in_world(tmp_path, story)
 
 
+def test_a_pause_does_not_come_again_when_the_clock_is_set_back(tmp_path: Path) -> None:
+    async def story(world: World) -> None:
+        await world.write(world.agenda.pause, "", "test", "me")
+        await world.pass_time(2 * HOUR)
+        await world.write(world.agenda.resume, "", "me")
+        world.clock.step(-HOUR)
+        await world.scheduler.look()
+        await world.set("p", cron="*/30 * * * *", overlap="allow")
+        await world.pass_time(HOUR)
+        assert world.ticks() == [1.5, 2]
+
+    in_world(tmp_path, story)
+
+
 def test_an_interval_keeps_its_distance_when_the_clock_is_set_back(tmp_path: Path) -> None:
     async def story(world: World) -> None:
         await world.set("p", every_s=600, overlap="allow")
@@ -1111,6 +1125,10 @@ def test_bad_schedules_and_chains_are_refused_at_deploy(tau: Tau) -> None:
     assert tau("show", "chain_b")["upstream"] == ["chain_a"]
     text = "from tau import pipeline\n@pipeline(schedule='0 6 * * *')\ndef needy(ctx, day: str): ...\n"
     assert "'day' is missing" in tau.deploy(text, exit=2)["message"]
+    assert (
+        "'day' is missing"
+        in tau.deploy(text.replace("schedule='0 6 * * *'", "after='chain_a'"), exit=2)["message"]
+    )
     tau.deploy(text.replace("(schedule='0 6 * * *')", ""))
     assert "'day' is missing" in tau("schedule", "needy", "0 6 * * *", exit=2)["message"]
     assert tau("schedule", "needy", "0 6 * * *", "-p", "day=monday")["params"] == {"day": "monday"}
