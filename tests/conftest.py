@@ -198,8 +198,13 @@ class Wire:
         self.socket = socket.socket(socket.AF_UNIX)
         self.socket.settimeout(30)
         descriptor = os.open(os.path.dirname(path), os.O_RDONLY)  # the path may be too long for an address
-        self.socket.connect(f"/proc/self/fd/{descriptor}/{os.path.basename(path)}")
-        os.close(descriptor)
+        try:
+            self.socket.connect(f"/proc/self/fd/{descriptor}/{os.path.basename(path)}")
+        except OSError:
+            self.socket.close()
+            raise
+        finally:
+            os.close(descriptor)
         self.file = self.socket.makefile("rb")
 
     def __enter__(self) -> Wire:

@@ -133,7 +133,7 @@ class Chaos:
         """Something dies, at once; a dead daemon gets an heir."""
         try:
             found = self.tau.call("status")["processes"]
-        except (AssertionError, ConnectionError, FileNotFoundError, TypeError):
+        except (AssertionError, OSError, TypeError):
             return
         roles = [one for one in found if one["role"] in ("daemon", "fork server", "run")]
         weights = [{"daemon": 6, "fork server": 3, "run": 1}[one["role"]] for one in roles]
