@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     import ast
     import asyncio
     import base64
+    import contextlib
     import csv
     import ctypes
     import datetime
@@ -129,19 +130,35 @@ else:
             )  # the global is the module from now on
             return getattr(module, attribute)
 
-    ast, asyncio, base64, croniter, csv, ctypes, datetime = map(
-        Later, ("ast", "asyncio", "base64", "croniter", "csv", "ctypes", "datetime")
-    )
-    decimal, difflib, email, fcntl, grp, gzip = map(
-        Later, ("decimal", "difflib", "email.utils", "fcntl", "grp", "gzip")
-    )
-    http, importlib, inspect = map(Later, ("http.client", "importlib.util", "inspect"))
-    hashlib, hmac, linecache, logging = map(Later, ("hashlib", "hmac", "linecache", "logging"))
-    operator, pickle, pwd, queue, random = map(Later, ("operator", "pickle", "pwd", "queue", "random"))
-    re, resource = map(Later, ("re", "resource"))
-    select, shutil, signal, sqlite3, struct = map(Later, ("select", "shutil", "signal", "sqlite3", "struct"))
-    tempfile, threading, tomllib, typing = map(Later, ("tempfile", "threading", "tomllib", "typing"))
-    urllib, uuid, zlib, zoneinfo = map(Later, ("urllib.request", "uuid", "zlib", "zoneinfo"))
+    for name in (
+        *(
+            "ast",
+            "asyncio",
+            "base64",
+            "contextlib",
+            "croniter",
+            "csv",
+            "ctypes",
+            "datetime",
+            "decimal",
+            "difflib",
+        ),
+        *("email.utils", "fcntl", "grp", "gzip", "hashlib", "hmac", "http.client", "importlib.util", "inspect"),
+        *("linecache", "logging", "operator", "pickle", "pwd", "queue", "random", "re", "resource", "select"),
+        *(
+            "shutil",
+            "signal",
+            "sqlite3",
+            "struct",
+            "tempfile",
+            "threading",
+            "tomllib",
+            "typing",
+            "urllib.parse",
+        ),
+        *("uuid", "zlib", "zoneinfo"),
+    ):
+        globals()[name.partition(".")[0]] = Later(name)
 
 __all__ = [
     "BadRequest",
@@ -192,6 +209,8 @@ FAILURES = ("failed", "timed_out", "lost")
 OBSERVATIONS = ("check", "metric", "progress")
 TRIGGERS = ("manual", "schedule", "catchup", "retry", "chain", "backfill", "webhook", "heal")
 LEVELS = ("debug", "info", "warning", "error")
+#: The id of a run of run_local().
+LOCAL_RUN = "local"
 #: What becomes of ticks that nobody could decide in time, and of those that find an earlier run unfinished.
 MISFIRES = ("last", "skip", "all")
 OVERLAPS = ("skip", "queue", "cancel_running", "allow")
@@ -268,6 +287,8 @@ class TauError(Exception):
     def __init__(self, message: str, hint: str = "", **detail: Any) -> None:
         super().__init__(message)
         self.hint, self.detail = hint, detail
+        if hint:
+            self.add_note(f"hint: {hint}")  # shown where Python prints the exception, as in a unit test
 
     def to_json(self) -> Json:
         """The error as the command line prints it."""
@@ -611,6 +632,16 @@ def nest(steps: list[Json]) -> list[Json]:
         parent = by_number.get(step["parent"])
         (roots if parent is None else parent["steps"]).append(node)
     return roots
+
+
+def told_observations(observed: list[Json]) -> Json:
+    """The checks, the metrics and the last word of progress of an attempt."""
+    seen = {kind: [one for one in observed if one["kind"] == kind] for kind in OBSERVATIONS}
+    return {
+        "checks": [{"name": one["name"], "step": one["step"], **one["data"]} for one in seen["check"]],
+        "metrics": {one["name"]: one["data"]["value"] for one in seen["metric"]},
+        "progress": seen["progress"][-1]["data"] if seen["progress"] else None,
+    }
 
 
 def bare_error(kind: str, type_name: str, message: str) -> Json:
@@ -1201,6 +1232,11 @@ PROCESS_LIMITS = {
 PRIVATE_ENVIRONMENT = ("TAU_API_KEY", "NOTIFY_SOCKET", "LISTEN_", "WATCHDOG_")
 
 
+def public_environment() -> dict[str, str]:
+    """The environment of the daemon without what runs and builds must not see."""
+    return {name: value for name, value in os.environ.items() if not name.startswith(PRIVATE_ENVIRONMENT)}
+
+
 def find_home(flag: str | None) -> str:
     """The home directory of the daemon, absolute: --home, $TAU_HOME, systemd's, XDG's, the user's."""
     environ = os.environ
@@ -1295,7 +1331,7 @@ def read_secret(name: str, folder: str) -> tuple[str | None, str | None]:
     if name in os.environ and not name.startswith(PRIVATE_ENVIRONMENT):
         return os.environ[name], "environment"
     for place, root in (("credentials", os.environ.get("CREDENTIALS_DIRECTORY")), ("home", folder)):
-        path = os.path.join(root or "", name)
+        path = os.path.join(os.path.realpath(root or ""), name)
         try:
             with open(path, encoding="utf-8") as file:
                 if place == "home" and os.fstat(file.fileno()).st_mode & 0o077:
@@ -1578,15 +1614,6 @@ def parse_duration(value: float | str, name: str = "the duration") -> float:
     return seconds
 
 
-def duration_text(seconds: float) -> str:
-    """Seconds as parse_duration reads them, in the largest units: 5400 is `1h30m`."""
-    text, rest = "", int(seconds)
-    for unit, size in UNITS_S.items():
-        count, rest = divmod(rest, size)
-        text += f"{count}{unit}" if count else ""
-    return text if text and seconds == int(seconds) else f"{seconds:g}s"
-
-
 def parse_interval(value: float | str) -> int:
     """The whole seconds between the ticks of an interval; BadRequest for less than one."""
     seconds = parse_duration(value, "an interval")
@@ -1854,14 +1881,6 @@ class Cron:
         return found if found < TIME_MAX else None
 
 
-def check_cron(text: str) -> Cron:
-    """The expression read; BadRequest with field, position, what was found and what was expected if it is none.
-
-    Needs no croniter: user code is checked where there may be none.
-    """
-    return Cron(text)
-
-
 def split_cron(text: str) -> list[tuple[str, int]]:
     """The five or six fields of an expression, each with its position; aliases are spelled out."""
     if not isinstance(text, str) or len(text) > CRON_CHARACTERS_MAX:
@@ -2061,7 +2080,7 @@ def read_times(cron: str | None, every: float | str | None, at: str | None, zone
     if len(given) != 1:
         raise BadRequest("give one of: a cron expression, --every, --at", CRON_HINT)
     if cron is not None:
-        return CronTimes(check_cron(cron), zone)
+        return CronTimes(Cron(cron), zone)
     if every is not None:
         return Interval(parse_interval(every), anchor)
     return Once(parse_time(str(at), zone))
@@ -2492,18 +2511,8 @@ class ThrowAway:
 
     def start(self) -> None:
         """The daemon is ready; its refusal is raised."""
-        words = [
-            "--detach",
-            "--json",
-            "--home",
-            self.home,
-            "--host",
-            "",
-            "--port",
-            "0",
-            "--log-level",
-            "warning",
-        ]
+        words = ["--detach", "--json", "--home", self.home, "--unscheduled", "--log-level", "warning"]
+        words += ["--host", "", "--port", "0"]
         if config := find_config(None, self.usual):
             words += ["--config", config]
         environ = {name: value for name, value in os.environ.items() if name not in ("TAU_HOST", "TAU_CONFIG")}
@@ -2611,6 +2620,8 @@ class View:
             lines.append(f"error   {self.paint(what, 'error')}")
             if error.get("file"):
                 lines.append(f"        {error['file']}:{error['line']}  {one_line(error['code'] or '', 120)}")
+            if error.get("hint"):
+                lines.append(f"hint    {one_line(error['hint'], 400)}")
         lines += [f"next    {hint}" for hint in run["next"]]
         return "\n".join(lines)
 
@@ -2955,7 +2966,9 @@ def taud(argv: Sequence[str] | None = None) -> int:
             return 0
         if options["detached"]:
             os.setsid()
-        serve(Daemon(home, config, settings), options["json"])
+        daemon = Daemon(home, config, settings)
+        daemon.unscheduled = options["unscheduled"]
+        serve(daemon, options["json"])
     except TauError as problem:
         return complain(problem, "--json" in words)
     except OSError as problem:
@@ -2979,7 +2992,8 @@ def taud_parser() -> Parser:
     parser.add_argument(
         "--detach", action="store_true", help="return when it is ready, printing pid and socket"
     )
-    parser.add_argument("--detached", action="store_true", help=argparse.SUPPRESS)
+    for hidden in ("--detached", "--unscheduled"):
+        parser.add_argument(hidden, action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--restore", metavar="FILE", help="put a backup in the home's place, and do not serve")
     parser.add_argument("--replace", action="store_true", help="with --restore: move the store there is aside")
     parser.add_argument("--json", action="store_true", help="JSON, on a terminal too")
@@ -3129,6 +3143,7 @@ class Daemon:
         self.warnings: list[str] = []
         self.keeping = asyncio.Lock()  # held while a deployed source takes its place
         self.copying = asyncio.Lock()  # held while a backup is written
+        self.unscheduled = False  # whether nothing that is deployed here is to run by itself
         self.signals = 0  # how often we were asked to end by a signal
         self.winding_up: asyncio.Task[None] | None = None  # waiting for live runs before the end
         self.ended: asyncio.Event | None = None  # set when serve() may return; None until it runs
@@ -3714,7 +3729,7 @@ async def deploy(
     schedule      a cron expression for it, as `tau schedule NAME` takes it
     """
     if schedule is not None:
-        check_cron(schedule)
+        Cron(schedule)
     daemon = call.daemon
     sources, entries = read_deployment(files, include, entry)
     environments = await prepare_environments(daemon, sources, entries)
@@ -3722,6 +3737,8 @@ async def deploy(
     digest = digest_of(sources)
     async with staging(daemon, versions, digest, sources) as staged:
         found = choose(await load_all(daemon, staged, environments), name)
+        if daemon.unscheduled:
+            found = [one | {"schedule": None, "every": None, "after": []} for one in found]
         async with daemon.keeping:
             await asyncio.to_thread(keep, staged, os.path.join(versions, digest), sources)
     if schedule is not None and len(found) > 1:
@@ -3947,7 +3964,7 @@ def load_hint(error: Json) -> str:
         return f"install the module for {sys.executable}, and restart taud if it still is not found"
     if error["kind"] == "timeout":
         return "move work out of the module's top level into the pipeline function"
-    return error.get("hint") or "mend the file and deploy again; what was live stays live"
+    return error.get("hint") or "mend the file"
 
 
 @destroys
@@ -4057,9 +4074,15 @@ async def answer_run(
     try:
         await asyncio.wait_for(attend(call, run_id, follow), timeout)
     except TimeoutError:
-        return {"run_id": run_id, "status": daemon.store.ask.status_of(run_id), "waited": False}
+        return unfinished_run(daemon.store, run_id)
     document = describe(daemon.store, run_id)
     return document | {"deduplicated": True} if deduplicated else document
+
+
+def unfinished_run(store: Store, run_id: str) -> Json:
+    """What there is to say of a run that nobody waits for any longer."""
+    status = store.ask.status_of(run_id)
+    return {"run_id": run_id, "status": status, "waited": False, "next": [f"tau wait {run_id}"]}
 
 
 async def attend(call: Call, run_id: str, follow: bool) -> None:
@@ -4089,8 +4112,8 @@ async def wait(call: Call, run_id: list[str], *, timeout: float | None = None) -
     except TimeoutError:
         late = True
     ends = [
-        {"run_id": one, "status": status, "waited": False}
-        if late and (status := daemon.store.ask.status_of(one)) not in FINAL
+        unfinished_run(daemon.store, one)
+        if late and daemon.store.ask.status_of(one) not in FINAL
         else describe(daemon.store, one)
         for one in wanted
     ]
@@ -4761,36 +4784,40 @@ def describe(store: Store, run_id: str, full: bool = False, number: int | None =
     The trace is that of an attempt, the last one unless its *number* is given.
     """
     run, attempt, steps, tail, observed = store.ask.whole_run(run_id, number)
-    seen = {kind: [one for one in observed if one["kind"] == kind] for kind in OBSERVATIONS}
     ended = (attempt["ended"] if attempt else None) or {}
     spent = ("cpu_ms", "max_rss_bytes", "exit_code", "signal")
     document = {
-        **{key: run[key] for key in ("run_id", "pipeline", "version", "status", "trigger", "attempt")},
-        **{
-            key: run[key]
-            for key in ("params", "key", "scheduled_for", "queued_at", "started_at", "finished_at")
-        },
-        **{key: run[key] for key in ("duration_ms", "result", "error")},
-        "retry_of": run["retry_of"],
-        "retry_at": run["retry_at"],
+        **{key: run[key] for key in RUN_SHOWN},
         "attempts": store.ask.attempts(run_id),
         "trace": {
             "steps": nest(steps),
-            "checks": [{"name": one["name"], "step": one["step"], **one["data"]} for one in seen["check"]],
-            "metrics": {one["name"]: one["data"]["value"] for one in seen["metric"]},
-            "progress": seen["progress"][-1]["data"] if seen["progress"] else None,
+            **told_observations(observed),
             "log_lines": attempt["log_lines"] if attempt else 0,
             "log_dropped": attempt["log_dropped"] if attempt else 0,
             "log_tail": [line["message"] for line in tail],
         },
         "resources": {key: ended.get(key) for key in spent},
-        "next": next_commands(run, store.ask.version(run["pipeline"], run["version"])["entry"]),
+        "next": next_commands(
+            run,
+            store.ask.version(run["pipeline"], run["version"])["entry"],
+            os.path.isdir(os.path.join(store.home, "memos", run_id)),
+        ),
     }
     return document if full else shorten(document)
 
 
-def next_commands(run: Json, entry: str) -> list[str]:
-    """What an agent would do next, as commands to paste; *entry* is the file that was deployed."""
+#: What a run's document has of its row, in this order.
+RUN_SHOWN = (
+    *("run_id", "pipeline", "version", "status", "trigger", "attempt", "params", "key", "scheduled_for"),
+    *("queued_at", "started_at", "finished_at", "duration_ms", "result", "error", "retry_of", "retry_at"),
+)
+
+
+def next_commands(run: Json, entry: str, kept: bool) -> list[str]:
+    """What an agent would do next, as commands to paste; *entry* is the file that was deployed.
+
+    *kept* says that the run has left something that need not be done again.
+    """
     name, run_id = run["pipeline"], run["run_id"]
     see_log, again = f"tau logs {name} --run {run_id}", f"tau run {name}"
     if run["params"] and len(text := encode_json(run["params"])) < 500:
@@ -4799,7 +4826,8 @@ def next_commands(run: Json, entry: str) -> list[str]:
         return [f"tau wait {run_id}", f"{see_log} --follow", f"tau cancel {run_id}"]
     if run["status"] == "success":
         return [see_log, again]
-    return [see_log, f"tau code {name} --version {run['version']}", f"tau deploy {entry}", again]
+    mend = [see_log, f"tau code {name} --version {run['version']}", f"tau deploy {entry}"]
+    return [*mend, f"tau retry {run_id} --from-failure" if kept else again]
 
 
 def shorten(document: Json) -> Json:
@@ -4997,8 +5025,7 @@ class Environments:
 
 async def run_to_end(words: list[str], log: list[str], patience: float) -> int:
     """The exit code of a command, its output added to the log.  However this ends, its processes are gone."""
-    environ = {name: value for name, value in os.environ.items() if not name.startswith(PRIVATE_ENVIRONMENT)}
-    environ |= {"PIP_DISABLE_PIP_VERSION_CHECK": "1", "PIP_NO_INPUT": "1"}
+    environ = public_environment() | {"PIP_DISABLE_PIP_VERSION_CHECK": "1", "PIP_NO_INPUT": "1"}
     pipe, null = asyncio.subprocess.PIPE, asyncio.subprocess.DEVNULL
     starting = asyncio.ensure_future(
         asyncio.create_subprocess_exec(
@@ -5703,11 +5730,8 @@ class Starter:
     async def open(self) -> None:
         """A fork server of ours runs and is connected; it outlives us while it has children."""
         ours, theirs = socket.socketpair()
-        environ = {
-            name: value for name, value in os.environ.items() if not name.startswith(PRIVATE_ENVIRONMENT)
-        }
         with theirs:
-            pid = start_python("fork_server", (), {0: theirs.fileno()}, environ)
+            pid = start_python("fork_server", (), {0: theirs.fileno()}, public_environment())
         self.server = identity(pid)
         ours.setblocking(False)
         link = Link(self.on_message, lambda: self.lose(link))
@@ -5764,7 +5788,7 @@ class Executor:
         self.folder = os.path.join(home, "runs")
         self.live: dict[str, Process] = {}  # by stem; never more than max_concurrent with a run
         self.latencies: list[float] = []  # milliseconds from queued to started, the last thousand
-        self.starter = Starter(home, settings, self.hear, self.on_server_loss)
+        self.starter = Starter(home, settings, self.hear, lambda: self.spawn(self.replace_server()))
         self.tasks: set[asyncio.Task[None]] = set()
         self.admitting = self.again = False
         self.paused = False  # nothing is admitted any more
@@ -5925,10 +5949,6 @@ class Executor:
         if "end" in message:
             process.ended = process.ended or message["end"]  # should the journal not have had room for it
             self.spawn(self.finish(process))
-
-    def on_server_loss(self) -> None:
-        """The runs of the dead fork server are watched by themselves now."""
-        self.spawn(self.replace_server())
 
     async def replace_server(self) -> None:
         """A new fork server; jobs that the old one had not begun go to it."""
@@ -8672,9 +8692,7 @@ class ForkServer:
             for descriptor in (*self.watches, *(self.spare or ())[1:], *([write] if job is None else [])):
                 os.close(descriptor)
             self.channel.detach()
-            null = os.open(os.devnull, os.O_RDONLY)
-            os.dup2(null, 0)  # it was the channel: a run must not keep it open
-            os.close(null)
+            drop_stdin()
             born = settle_in()
             job = job or self.await_job(read)
             code = 0 if job is None else run_process(job, born)
@@ -8841,13 +8859,18 @@ def signal_group(leader: int, number: int) -> None:
         pass
 
 
+def drop_stdin() -> None:
+    """Descriptor 0 holds nothing: it was the channel or the job, which a run must not keep open."""
+    null = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(null, 0)
+    os.close(null)
+
+
 def spawned_process() -> int:
     """The entry of a run process in a fresh interpreter: the job comes on descriptor 0."""
     with open(0, "rb", closefd=False) as file:
         job = json.loads(file.read())
-    null = os.open(os.devnull, os.O_RDONLY)
-    os.dup2(null, 0)
-    os.close(null)
+    drop_stdin()
     faulthandler.enable(2)
     import_all()
     os._exit(run_process(job, settle_in()))
@@ -9020,12 +9043,20 @@ def scan_files(job: Json, journal: Journal) -> Json:
         with open(os.path.join(job["folder"], path), "rb") as file:
             nodes = [*ast.walk(ast.parse(file.read(), path))]
         for name in named_secrets(nodes):
-            secrets[name] = read_secret(name, job["secrets"])[1]
+            secrets[name] = place_of_secret(name, job["secrets"])
         imports |= {name: find_module(name) for name in named_imports(nodes)}
     missing = sorted(name for name, found in imports.items() if not found)
     return returned(
         {"secrets": dict(sorted(secrets.items())), "missing_imports": missing}, LINE_BYTES_MAX, journal
     )
+
+
+def place_of_secret(name: str, folder: str) -> str | None:
+    """Where a secret would be found; None if it is nowhere, or where nobody may use it."""
+    try:
+        return read_secret(name, folder)[1]
+    except (BadRequest, MissingSecret):
+        return None
 
 
 def named_secrets(nodes: Iterable[ast.AST]) -> Iterator[str]:
@@ -9056,26 +9087,6 @@ def call_pipeline(job: Json, journal: Journal) -> Json:
     context.params = chosen.parameters.convert(job["params"])
     result = call_function(chosen, context, journal)
     return returned(result, job["limits"]["result_bytes"], journal) | context.changed_state()
-
-
-def call_function(chosen: Pipeline, context: PipelineContext, journal: Journal) -> Any:
-    """What the author's function returns, in an event loop if it is a coroutine."""
-    value = chosen.call(context)
-    if not hasattr(value, "__await__") or isinstance(value, (Rows, Count)):
-        return value
-
-    async def awaited() -> Any:
-        task, loop = asyncio.current_task(), asyncio.get_running_loop()
-        assert task is not None
-        journal.cancel = lambda: loop.call_soon_threadsafe(task.cancel)
-        try:
-            result = await value
-            Unfinished.check()
-            return result
-        finally:
-            journal.cancel = None
-
-    return asyncio.run(awaited())
 
 
 #: What a process may be for.
@@ -9261,13 +9272,7 @@ def pipeline(
     Durations are seconds or text such as `"15m"`.  The function is called with a PipelineContext and, by
     their names, its params; what it returns is the run's result.  Raises BadRequest for what cannot be.
     """
-    told: Json = {"tags": tags, "schedule": schedule, "every": every, "timezone": timezone, "timeout": timeout}
-    told |= {"retries": retries, "retry_delay": retry_delay, "retry_backoff": retry_backoff}
-    told |= {"retry_delay_max": retry_delay_max, "retry_jitter": retry_jitter, "retry_on": retry_on}
-    told |= {"queue_timeout": queue_timeout, "memory": memory, "max_concurrent": max_concurrent}
-    told |= {"overlap": overlap, "misfire": misfire, "catchup_window": catchup_window, "jitter": jitter}
-    told |= {"after": after, "pause_after_failures": pause_after_failures}
-    told |= {"expect_success_within": expect_success_within}
+    told = {option: value for option, value in locals().items() if option in PIPELINE_OPTIONS}
 
     def register(decorated: Function) -> Function:
         chosen = decorated.__name__ if name is None else name
@@ -9314,7 +9319,9 @@ def check_choice(choices: tuple[str, ...]) -> Callable[[Any], str]:
 
     def choice(value: Any) -> str:
         if value not in choices:
-            raise BadRequest(f"expected one of {', '.join(choices)}, not {safe_repr(value)}")
+            known = ", ".join(choices)
+            near = did_you_mean(str(value), choices, f"one of {known}")
+            raise BadRequest(f"expected one of {known}, not {safe_repr(value)}", near)
         return str(value)
 
     return choice
@@ -9382,7 +9389,7 @@ def check_zone_name(value: Any) -> str:
 #: Option of @pipeline → what checks it and makes JSON of it.  None means that the option is not used.
 PIPELINE_OPTIONS: dict[str, Callable[[Any], Any]] = {
     "tags": check_words,
-    "schedule": lambda value: check_cron(value).text,
+    "schedule": lambda value: Cron(value).text,
     "every": lambda value: parse_interval(value if isinstance(value, str) else check_seconds(value)),
     "timezone": check_zone_name,
     "timeout": check_limit,
@@ -9464,7 +9471,9 @@ class PipelineContext:
         *level* is debug, info, warning or error; anything else raises BadRequest.
         """
         if level not in LEVELS:
-            raise BadRequest(f"there is no level '{level}'", ", ".join(LEVELS))
+            raise BadRequest(
+                f"there is no level '{level}'", did_you_mean(str(level), LEVELS, ", ".join(LEVELS))
+            )
         extra = to_fields(fields) if fields else None
         self._journal.log(message if type(message) is str else str(message), level, CURRENT.get(), extra, None)
 
@@ -9563,14 +9572,7 @@ class PipelineContext:
 
         Wherever Tau keeps or prints text its value is `***`.  Raises MissingSecret, which says where to put it.
         """
-        value = read_secret(name, self._job["secrets"])[0]
-        if value is None:
-            value = None if default is None else str(default)
-        if value is None:
-            places = f"export {name}=… for taud, or write it to {self._job['secrets']}/{name} (chmod 600)"
-            raise MissingSecret(f"there is no secret '{name}'", places)
-        self._journal.hide(value)
-        return value
+        return self._around.secret(name, f"there is no secret '{name}'", default)
 
     def changed_state(self) -> Json:
         """`{"state": …}` if the author has changed it; BadResult if it has no JSON form or is too large."""
@@ -9584,10 +9586,13 @@ class PipelineContext:
 
 def number(value: Any, name: str) -> float:
     """A finite number; BadRequest names what is none."""
-    plain_value = to_number(value)
-    if plain_value is None:
+    try:
+        found: Any = to_json(value, name)
+    except BadResult:
+        found = None
+    if type(found) not in (int, float):
         raise BadRequest(f"{name} must be a finite number, not {safe_repr(value)}", "ctx.metric('rows', 42)")
-    return plain_value
+    return float(found) if type(found) is float else int(found)
 
 
 def moment(text: str | None) -> datetime.datetime | None:
@@ -9604,12 +9609,15 @@ def run_local(
     data_dir: str | None = None,
     connections: Mapping[str, Json] | None = None,
     last_successful_run: str | None = None,
+    scheduled_for: str | None = None,
+    upstream: Mapping[str, Any] | None = None,
 ) -> Json:
     """Runs a pipeline in this process, for unit tests: its result and trace as `tau inspect` prints them.
 
     *function* is the decorated one; *params* are JSON, checked as for a run (BadRequest).  What the function
     raises is raised.  It works in *data_dir*, else in a directory that is removed; *secrets* are what
-    ctx.secret finds where the environment has none.  The document has `state` and `logs` besides.
+    ctx.secret finds where the environment has none, *upstream* the results of the pipelines it comes after.
+    The document has `state` and `logs` besides.
     """
     chosen = next((one for one in PIPELINES if one.function is function), None)
     if chosen is None:
@@ -9625,6 +9633,8 @@ def run_local(
             "state": state,
             "connections": dict(connections or {}),
             "last_success": last_successful_run,
+            "scheduled_for": scheduled_for,
+            "upstream": {name: {"run_id": LOCAL_RUN, "result": one} for name, one in (upstream or {}).items()},
         }
         for name, value in (secrets or {}).items():
             with open(os.path.join(job["secrets"], name), "w", encoding="utf-8", opener=private_opener) as file:
@@ -9636,7 +9646,7 @@ def local_job(name: str, folder: str, directory: str) -> Json:
     """What run_local tells the context of its run."""
     secrets = os.path.join(folder, "secrets")
     os.mkdir(secrets, 0o700)
-    about = {"run_id": "local", "pipeline": name, "version": 0, "attempt": 1, "folder": folder}
+    about = {"run_id": LOCAL_RUN, "pipeline": name, "version": 0, "attempt": 1, "folder": folder}
     about |= {"memos": os.path.join(folder, "memos"), "old_memos": None, "limits": LOCAL_LIMITS}
     return {
         **about,
@@ -9664,7 +9674,7 @@ def call_locally(chosen: Pipeline, job: Json) -> Json:
     before, began = os.getcwd(), perf_counter()
     os.chdir(job["directory"])
     try:
-        value = eager(settled_call(chosen, context))
+        value = call_function(chosen, context, journal)
         record = returned(value, 1 << 30, journal) | context.changed_state()
     finally:
         os.chdir(before)
@@ -9684,15 +9694,29 @@ def call_locally(chosen: Pipeline, job: Json) -> Json:
     }
 
 
-async def settled_call(chosen: Pipeline, context: PipelineContext) -> Any:
-    """What the author's function comes to."""
-    return await settle(chosen.call(context))
+def call_function(chosen: Pipeline, context: PipelineContext, journal: Journal) -> Any:
+    """What the author's function returns, in an event loop if it is a coroutine."""
+    value = chosen.call(context)
+    if not hasattr(value, "__await__") or isinstance(value, Ready):
+        return value
+
+    async def awaited() -> Any:
+        task, loop = asyncio.current_task(), asyncio.get_running_loop()
+        assert task is not None
+        journal.cancel = lambda: loop.call_soon_threadsafe(task.cancel)
+        try:
+            result = await value
+            Unfinished.check()
+            return result
+        finally:
+            journal.cancel = None
+
+    return asyncio.run(awaited())
 
 
 def told_locally(records: list[Json]) -> Json:
     """The trace of a journal, without a store."""
     steps: dict[int, Json] = {}
-    kinds: dict[str, list[Json]] = {kind: [] for kind in ("log", *OBSERVATIONS)}
     for record in records:
         if record["t"] == "step":
             unfinished = dict.fromkeys(("duration_ms", "rows_in", "rows_out", "columns", "error"))
@@ -9704,13 +9728,9 @@ def told_locally(records: list[Json]) -> Json:
             }
         elif record["t"] == "done":
             steps[record["step"]] |= record
-        elif record["t"] in kinds:
-            kinds[record["t"]].append(record)
-    checks = [{"name": one["name"], "step": one["step"], **one["data"]} for one in kinds["check"]]
-    metrics = {one["name"]: one["data"]["value"] for one in kinds["metric"]}
-    progress = kinds["progress"][-1]["data"] if kinds["progress"] else None
-    trace = {"steps": nest([*steps.values()]), "checks": checks, "metrics": metrics, "progress": progress}
-    return {"trace": trace, "logs": [one["message"] for one in kinds["log"]]}
+    observed = [record | {"kind": record["t"]} for record in records if record["t"] in OBSERVATIONS]
+    trace = {"steps": nest([*steps.values()]), **told_observations(observed)}
+    return {"trace": trace, "logs": [record["message"] for record in records if record["t"] == "log"]}
 
 
 def to_fields(fields: Json) -> Json:
@@ -10210,6 +10230,7 @@ class Surroundings:
     def __init__(self, job: Json, journal: Journal) -> None:
         self.connections: dict[str, Json] = job.get("connections", {})
         self.secrets: str = job["secrets"]
+        self.is_local = job["run_id"] == LOCAL_RUN
         self.journal = journal
         self.engines: dict[str, Any] = {}  # URL → SQLAlchemy's engine: it keeps connections
 
@@ -10219,7 +10240,7 @@ class Surroundings:
         user = url.partition("://")[0], url.rpartition("@")[0]  # what is between them names the user
 
         def fill(found: re.Match[str]) -> str:
-            value = self.value_of(found[1], name)
+            value = self.secret(found[1], f"connection '{name}' needs {found[0]}")
             inside = len(user[0]) < found.start() < len(user[1])
             return urllib.parse.quote(value, safe="") if inside and user[0] != url else value
 
@@ -10228,14 +10249,16 @@ class Surroundings:
             self.journal.hide(password)
         return url
 
-    def value_of(self, name: str, connection: str) -> str:
-        """What `${NAME}` in a URL stands for: a secret."""
-        value = read_secret(name, self.secrets)[0]
+    def secret(self, name: str, lacking: str, default: str | None = None) -> str:
+        """A secret, hidden from now on; MissingSecret says what is *lacking* and where it would be found."""
+        found = read_secret(name, self.secrets)[0]
+        value = default if found is None else found
         if value is None:
-            where = f"export {name}=… for taud, or write it to {self.secrets}/{name} (chmod 600)"
-            raise MissingSecret(f"connection '{connection}' needs ${{{name}}}", where)
-        self.journal.hide(value)
-        return value
+            place = os.path.join(os.path.realpath(self.secrets), name)
+            where = f"export {name}=… for taud, or write it to {place} (chmod 600)"
+            raise MissingSecret(lacking, f'run_local(…, secrets={{"{name}": "…"}})' if self.is_local else where)
+        self.journal.hide(str(value))
+        return str(value)
 
     def warn(self, text: str) -> None:
         """A line in the log of the run."""
@@ -10769,6 +10792,7 @@ class Web:
 
     def fetch_once(self, url: str, page: Any) -> tuple[Any, str]:
         """One request; Passing for what may be tried again, SourceError for what may not."""
+        __import__("urllib.request")  # only here: it costs 25 ms, and ctx.secret needs but urllib.parse
         opener = urllib.request.build_opener(careful_redirects())
         headers = {"Accept-Encoding": "gzip", "User-Agent": f"tau/{__version__}"}
         own = self.headers if same_origin(url, self.url) else {}
@@ -11113,6 +11137,14 @@ class Warehouse:
         """The names of the columns and a cursor; None and how many rows were changed, if it was no query."""
         raise NotImplementedError
 
+    def spell(self, name: str) -> str:
+        """A name between this dialect's marks."""
+        raise NotImplementedError
+
+    def quoted(self, name: str, dotted: bool = True) -> str:
+        """A name as SQL takes it; *dotted* ones are a schema's."""
+        return ".".join(map(self.spell, name.split("."))) if dotted else self.spell(name)
+
     def ask(self, query: str, params: Json, batch_rows: int | None) -> Iterator[Rows]:
         """The rows of a query in batches; in one, without."""
         names, cursor = self.execute(query, params, batch_rows is not None)
@@ -11204,9 +11236,9 @@ class SQLite(Warehouse):
                 self.read_from.remove(self.path)
             self.db.close()
 
-    def quoted(self, name: str, dotted: bool = True) -> str:
-        """A name as SQL takes it; *dotted* ones are a schema's."""
-        return ".".join(map(quote_name, name.split("."))) if dotted else quote_name(name)
+    def spell(self, name: str) -> str:
+        """A name between SQL's own marks."""
+        return quote_name(name)
 
     def marks(self, count: int) -> str:
         """Places for values."""
@@ -11327,10 +11359,6 @@ class Alchemy(Warehouse):
         if isinstance(problem, self.alchemy.exc.SQLAlchemyError):
             text = cause_text(problem)
             raise SourceError(f"{self.dialect}: {text}", sql_hint(text)) from problem
-
-    def quoted(self, name: str, dotted: bool = True) -> str:
-        """A name as this dialect takes it; *dotted* ones are a schema's."""
-        return ".".join(map(self.spell, name.split("."))) if dotted else self.spell(name)
 
     def spell(self, name: str) -> str:
         """A name between this dialect's marks, in which SQLAlchemy is to find no parameter."""
@@ -11463,20 +11491,9 @@ def unpacked(file: Any, name: str) -> Any:
 
 def packed(file: Any, name: str) -> Any:
     """A file to be written, compressed if its name says so; the same rows give the same bytes."""
-    return gzip.GzipFile("", "wb", fileobj=file, mtime=0) if name.endswith(".gz") else Unclosed(file)
-
-
-class Unclosed:
-    """A file that is not closed at the end of a `with`."""
-
-    def __init__(self, file: Any) -> None:
-        self.file = file
-
-    def __enter__(self) -> Any:
-        return self.file
-
-    def __exit__(self, *exception: object) -> None:
-        pass
+    return (
+        gzip.GzipFile("", "wb", fileobj=file, mtime=0) if name.endswith(".gz") else contextlib.nullcontext(file)
+    )
 
 
 def read_csv(
@@ -11613,11 +11630,7 @@ def first_columns(batches: Iterable[Rows], named: Sequence[str] | None) -> tuple
     names: dict[str, None] = {}
     for batch in source:
         seen.append(batch)
-        fresh = columns_of(batch)
-        if names and not names.keys() >= {*fresh}:
-            names |= dict.fromkeys(fresh)
-        elif not names:
-            names = dict.fromkeys(fresh)
+        names |= dict.fromkeys(columns_of(batch))
         if len(seen) == 2:
             break
     return [*names], itertools.chain(seen, source)
@@ -12058,7 +12071,7 @@ class Pause:
 
 async def settle(value: Any) -> Any:
     """The value, or what it comes to where it must be awaited; in sync code a loop is run for it."""
-    if not hasattr(value, "__await__") or isinstance(value, (Rows, Count, Stream)):
+    if not hasattr(value, "__await__") or isinstance(value, Ready):
         return value
     try:
         asyncio.get_running_loop()
@@ -12183,20 +12196,14 @@ def converted(
         yield tuple(values)
 
 
-TYPE_WORDS = {"str": "text", "int": "integer", "float": "real", "bool": "boolean", "NoneType": "null"}
-TYPE_WORDS |= {"dict": "json", "list": "json"}
-
-
 def observed(rows: Rows) -> dict[str, str]:
     """The columns with the types seen in their first rows: `{"fare": "real|null"}`."""
     sample = Rows(rows[:OBSERVED_ROWS], rows.columns)
     seen = {}
     for name in columns_of(sample)[:OBSERVED_COLUMNS]:
-        kinds = {type(row[name]).__name__ for row in sample if name in row}
-        words = sorted(
-            {TYPE_WORDS.get(kind, kind.lower()) for kind in kinds}, key=lambda word: (word == "null", word)
-        )
-        seen[clip(name, WORD_MAX)] = "|".join(words)
+        types = {type(row[name]) for row in sample if name in row}
+        words = sorted(map(kind_of, types - {type(None)})) + ["null"] * (type(None) in types)
+        seen[clip(name, WORD_MAX)] = "|".join(dict.fromkeys(words))
     return seen
 
 
@@ -12232,12 +12239,8 @@ def collect(batches: Iterable[Rows]) -> Rows:
     return Rows(itertools.chain.from_iterable(found), found[0].columns if found else ())
 
 
-class Stream:
+class Stream(Ready):
     """Rows in batches, to be read once, with `for` or `async for`; a step lasts from the first to the end."""
-
-    def __await__(self) -> Generator[Any, Any, Stream]:
-        yield from ()
-        return self
 
     def __init__(
         self, step: Step, batches: Any, upstream: Stream | None = None, outer: Step | None = None
@@ -12572,6 +12575,9 @@ SECRET_WORDS = ("password", "secret", "token", "api_key", "apikey")
 
 class BadResult(Exception):
     """A result that has no JSON form."""
+
+
+RESULT_HINT = "return plain data; ctx.memo(…, pickle=True) keeps any object"
 
 
 #: Exceptions whose kind of error is not `exception`.
@@ -13130,6 +13136,8 @@ def hint_for(problem: BaseException) -> str | None:
         return problem.hint or None
     if isinstance(problem, FileNotFoundError) and isinstance(problem.filename, str):
         return path_hint(problem.filename)
+    if isinstance(problem, BadResult):
+        return RESULT_HINT
     if isinstance(problem, MemoryError):
         return "process less at once (stream=True), or raise @pipeline(memory=…) or [limits] memory_bytes"
     if isinstance(problem, ModuleNotFoundError):
@@ -13206,7 +13214,8 @@ def short_path(path: str, folder: str) -> tuple[str, bool]:
 def add_locals(document: Json, frame: FrameType, room: int) -> int:
     """Adds the frame's locals as far as there is room; the room that is left."""
     for name, value in frame.f_locals.items():
-        if name.startswith(("__", ".")) or isinstance(value, DEFINITIONS) or type(value).__module__ == __name__:
+        ours = type(value).__module__ == __name__ and not isinstance(value, (list, int))  # rows and counts
+        if name.startswith(("__", ".")) or isinstance(value, DEFINITIONS) or ours:
             continue  # imports, definitions and our own context say nothing about what went wrong
         text = "***" if is_secret(name) else safe_repr(value)
         room -= len(name) + len(text) + 6
@@ -13219,15 +13228,6 @@ def add_locals(document: Json, frame: FrameType, room: int) -> int:
 
 #: The types of modules, classes, and functions in C and in Python.
 DEFINITIONS = (type(os), type, type(os.getpid), type(add_locals))
-
-
-def to_number(value: Any) -> float | None:
-    """A finite number as JSON's, of numpy and the like too; None for anything else."""
-    try:
-        plain_value = to_json(value, "number")
-    except BadResult:
-        return None
-    return plain_value if type(plain_value) in (int, float) else None
 
 
 def is_secret(name: object) -> bool:
@@ -13278,7 +13278,7 @@ ITEMS_SHOWN = 6
 
 def short_repr(value: Any, level: int = 0) -> str:
     """A repr of the first items of each container, in which the values of secret-looking keys are `***`."""
-    kind = type(value)
+    kind = next((one for one in BRACKETS if isinstance(value, one)), type(value))
     if kind is str and len(value) > LOCAL_BYTES:
         return f"{SECRETS.text(value)[: LOCAL_BYTES // 2]!r}…"
     if kind not in BRACKETS or not value:

@@ -263,3 +263,37 @@ def test_check_needs_no_daemon_either(home: Tau) -> None:
     found = home("check", home.write(TRIED), TMPDIR=str(home.work))
     assert (found["ok"], found["missing_secrets"]) == (True, ["TRY_SECRET"])
     assert tries(home) == []
+
+
+def test_what_is_tried_runs_once_whatever_schedules_it_has(home: Tau) -> None:
+    path = home.write(
+        """
+        import time
+        from tau import pipeline
+        @pipeline(every=1, after="absent")
+        def tried(ctx, needed: int):
+            with open(ctx.params["needed"] and "/dev/null" or "", "a"):
+                time.sleep(1.2)
+            return ctx.scheduled_for
+        """
+    )
+    run = home("try", path, "-p", "needed=1", TMPDIR=str(home.work))
+    assert (run["result"], run["trigger"]) == (None, "manual")
+
+
+def test_a_secret_that_others_can_read_is_a_missing_one_for_check(home: Tau) -> None:
+    (home.home / "secrets").mkdir(mode=0o700)
+    (home.home / "secrets" / "TRY_SECRET").write_text("for everybody")
+    (home.home / "secrets" / "TRY_SECRET").chmod(0o644)
+    path = home.write(TRIED)
+    found = home("check", path, TMPDIR=str(home.work))
+    assert (found["ok"], found["missing_secrets"]) == (True, ["TRY_SECRET"])
+    failed = home.command("try", path, TMPDIR=str(home.work)).json
+    assert failed["error"]["hint"] == f"chmod 600 {(home.home / 'secrets').resolve()}/TRY_SECRET"
+
+
+def test_who_gives_up_waiting_is_told_how_to_go_on(tau: Tau) -> None:
+    tau.deploy_it("import time\ndef it(ctx): time.sleep(300)\n")
+    gave_up = tau("run", "it", "--timeout", "0.05", exit=7)
+    assert gave_up["next"] == [f"tau wait {gave_up['run_id']}"]
+    tau("cancel", gave_up["run_id"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -233,3 +234,33 @@ def test_a_run_knows_when_it_was_due_and_what_came_before(tau: Tau) -> None:
         """
     )
     assert run["result"] == [None, 1, "it", True]
+
+
+def test_what_rows_hold_is_told_short_and_masked(tau: Tau) -> None:
+    run = tau.run_it(
+        """
+        def it(ctx):
+            rows = ctx.transform([{"id": i, "password": f"pw{i}"} for i in range(50)], steps="SELECT * FROM data")
+            ctx.check(len(rows) > 50, severity="warn")
+            return rows[0]["missing"]
+        """,
+        exit=1,
+    )
+    local = run["error"]["frames"][-1]["locals"]["rows"]
+    assert local.startswith("[{'id': 0, 'password': '***'}")
+    assert "pw0" not in json.dumps(run)
+    assert len(run["trace"]["checks"][0]["values"]["rows"]) <= 160
+
+
+def test_a_unit_test_is_told_what_to_do_and_can_be_scheduled_and_chained(
+    registry: list[module.Pipeline],
+) -> None:
+    @module.pipeline(after="other")
+    def chained(ctx: module.PipelineContext) -> list[object]:
+        return [ctx.upstream["other"]["result"], ctx.scheduled_for, ctx.secret("NOT_THERE_AT_ALL")]
+
+    with pytest.raises(module.MissingSecret) as caught:
+        module.run_local(chained, upstream={"other": 5}, scheduled_for="2026-01-01T00:00:00.000Z")
+    assert caught.value.__notes__ == ['hint: run_local(…, secrets={"NOT_THERE_AT_ALL": "…"})']
+    found = module.run_local(chained, upstream={"other": 5}, secrets={"NOT_THERE_AT_ALL": "it is"})
+    assert found["result"] == [5, None, "it is"]

@@ -109,7 +109,7 @@ def test_a_cap_drops_the_oldest_of_many() -> None:
 def test_ten_years_are_decided_at_once() -> None:
     for timing in (
         module.Interval(1, MONDAY),
-        module.CronTimes(module.check_cron("* * * * *"), module.Zone("UTC")),
+        module.CronTimes(module.Cron("* * * * *"), module.Zone("UTC")),
     ):
         plan = module.due(schedule(timing, MONDAY), MONDAY + 3_650 * DAY + 30, [])
         missed, *rest = plan.decisions

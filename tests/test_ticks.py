@@ -115,7 +115,7 @@ def instant(text: str, year: int = 2026) -> int:
 
 def times_of(expression: str, zone: str) -> module.Times:
     """The ticks of an expression in a zone."""
-    return module.CronTimes(module.check_cron(expression), module.Zone(zone))
+    return module.CronTimes(module.Cron(expression), module.Zone(zone))
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case[0]} {case[1]} {case[2]}")
@@ -346,7 +346,7 @@ REFUSED = {
 @pytest.mark.parametrize("expression", REFUSED)
 def test_what_is_no_expression_is_refused_with_its_place(expression: str) -> None:
     with pytest.raises(module.BadRequest) as refused:
-        module.check_cron(expression)
+        module.Cron(expression)
     assert REFUSED[expression] in str(refused.value)
     assert refused.value.hint
 
@@ -357,14 +357,14 @@ def test_other_crons_words_are_answered_with_ours() -> None:
         ("@DAILY", "@daily"), ("0 0 * * wedn", '"0 6 * * *"'),
     ):  # fmt: skip
         with pytest.raises(module.BadRequest) as refused:
-            module.check_cron(expression)
+            module.Cron(expression)
         assert hint in refused.value.hint, expression
 
 
 def test_expressions_are_checked_where_there_is_no_croniter() -> None:
     code = (
         "import sys; sys.modules['croniter'] = None; import tau\n"
-        "print(tau.check_cron('*/5 2-4 * * mon#1').normal, tau.check_cron('0 6 * * *').kind)"
+        "print(tau.Cron('*/5 2-4 * * mon#1').normal, tau.check_cron('0 6 * * *').kind)"
     )
     done = subprocess.run([sys.executable, "-c", code], env=ENVIRON, capture_output=True, text=True, timeout=60)
     assert done.stdout.strip() == "*/5 2,3,4 * * 1#1 fixed", done.stderr
@@ -375,7 +375,7 @@ def test_the_kind_is_told_by_how_minute_and_hour_begin() -> None:
         ("10 0-23 * * *", "fixed"), ("10 */1 * * *", "wildcard"), ("*/5 2 * * *", "wildcard"), ("@hourly", "wildcard"),
         ("@daily", "fixed"), ("0-59 0-23 * * *", "fixed"), ("5 5 * * * *", "fixed"),
     ):  # fmt: skip
-        assert module.check_cron(expression).kind == kind
+        assert module.Cron(expression).kind == kind
 
 
 DURATIONS: dict[Any, float | None] = {
