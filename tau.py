@@ -5235,6 +5235,7 @@ class Scheduler:
         self.seen = self.clocks()
         self.unset = False  # whether the clock shows a time that cannot be
         self.stuck_at = 0.0  # since when nothing can be written
+        self.closing = False
         self.rest = ALIVE_S  # how long at most it meant to sleep
 
     def clocks(self) -> tuple[float, float, float]:
@@ -5259,8 +5260,10 @@ class Scheduler:
 
     async def close(self) -> None:
         """Nothing is decided any more; the store knows until when something was."""
+        # Not by cancelling: wait_for() of Python 3.11 loses that if what it waits for comes at the same time.
+        self.closing = True
+        self.wanted.set()
         if self.task is not None:
-            self.task.cancel()
             await asyncio.wait([self.task])
             try:
                 await self.say_alive(self.clock.time())
@@ -5273,8 +5276,8 @@ class Scheduler:
         self.wanted.set()
 
     async def run(self) -> None:
-        """Looks, and sleeps until the next look, for ever."""
-        while True:
+        """Looks, and sleeps until the next look, until it is closed."""
+        while not self.closing:
             self.wanted.clear()
             try:
                 patience = await self.look()
@@ -5319,7 +5322,7 @@ class Scheduler:
 
     async def decide(self, now: int) -> None:
         """Everything that is due by now is decided, a batch a transaction."""
-        while self.agenda.ask.is_due(now):
+        while not self.closing and self.agenda.ask.is_due(now):
             claimed = self.write(self.agenda.claim, now, BATCH)
             self.executor.wake()  # now: so that what fires is admitted in the same commit
             for run_id in await claimed:

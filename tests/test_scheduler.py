@@ -691,6 +691,22 @@ def test_a_time_zone_that_the_system_has_lost_stops_nobody_else(tmp_path: Path) 
     in_world(tmp_path, story)
 
 
+def test_a_scheduler_that_is_closed_ends_whatever_comes_at_the_same_moment(tmp_path: Path) -> None:
+    async def story(world: World) -> None:
+        for turns in range(40):
+            world.end()
+            world.open()
+            await world.scheduler.open()
+            for turn in range(turns % 8):
+                await asyncio.sleep(0)
+                if turn == turns % 3:
+                    world.scheduler.wake("p")
+            world.scheduler.wake()
+            await asyncio.wait_for(world.scheduler.close(), 10)
+
+    in_world(tmp_path, story)
+
+
 def test_another_croniter_is_compared_with_the_last(tmp_path: Path) -> None:
     async def story(world: World) -> None:
         await world.set("p", cron="0 6 * * *")
