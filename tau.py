@@ -7,21 +7,22 @@ The file is laid out in the order a request travels.  Calls go down the page, or
     Part II   the client, `tau`   9 Command line   10 Terminal   11 Client
                  │ one JSON document a line, over a socket
     Part III  the daemon, `taud`  12 Daemon   13 Server   14 Operations   15 Environments
-                                  16 Scheduler   17 Executor   18 Feed   19 Agenda   20 Backup
-                                  21 Store   22 Questions   23 Database   24 Sources
+                                  16 Scheduler   17 Executor   18 Feed   19 Agenda
+                                  20 Retention   21 Backup   22 Store   23 Questions
+                                  24 Database   25 Sources
                  │ one JSON document a line: jobs over a socket, the trace through a journal file
-    Part IV   the run process     25 Fork server   26 Run process   27 Pipeline API
-                                  28 Parameters   29 Assertions   30 Memos   31 Places   32 Web
-                                  33 Warehouses   34 Formats   35 Rows   36 Trace
+    Part IV   the run process     26 Fork server   27 Run process   28 Pipeline API
+                                  29 Parameters   30 Assertions   31 Memos   32 Places   33 Web
+                                  34 Warehouses   35 Formats   36 Rows   37 Trace
 
 `tau run hello`, in one read:
   main §9 builds one parser from the signature of `run` §14 and calls Client.call §11;
   the line reaches Connection §13, which checks it and calls the operation `run` §14;
-  Store §21 makes the run durable and, in the same commit, Executor.admit §17 moves it to running;
-  ForkServer §25 creates the journal (that is the permission to start) and forks;
-  run_process §26 loads the deployed file and calls your function with a PipelineContext §27;
-  its records go to the Journal §36; the fork server appends the end record when the process is gone;
-  Executor §17 reads the journal, `verdict` §17 turns it into an outcome, Store §21 keeps it;
+  Store §22 makes the run durable and, in the same commit, Executor.admit §17 moves it to running;
+  ForkServer §26 creates the journal (that is the permission to start) and forks;
+  run_process §27 loads the deployed file and calls your function with a PipelineContext §28;
+  its records go to the Journal §37; the fork server appends the end record when the process is gone;
+  Executor §17 reads the journal, `verdict` §17 turns it into an outcome, Store §22 keeps it;
   Feed §18 wakes the waiting `run` §14; Connection §13 answers; main §9 prints and exits 0 or 1.
 """
 
@@ -442,6 +443,11 @@ def read_id(text: str) -> int:
     for letter in text:
         number = number << 5 | ID_LETTERS.index(letter)
     return number
+
+
+def id_at(seconds: float) -> str:
+    """Where the ids of that instant begin: each run queued earlier has a smaller one."""
+    return spell_id(int(max(seconds, 0.0) * 1000) << ID_SALT_BITS)
 
 
 # --- 2. Records --------------------------------------------------------------------------
@@ -1210,6 +1216,32 @@ SETTINGS = (
     ),
     Setting("scheduler", "timezone", "UTC", "", "", "time zone of schedules that name none"),
     Setting("auth", "api_key", "", "TAU_API_KEY", "", "key that TCP clients must send"),
+    Setting("retention", "run_days", 90.0, "", "", "how long runs are kept", least=1),
+    Setting(
+        "retention",
+        "failed_days",
+        365.0,
+        "",
+        "",
+        "how long runs that failed, timed out or were lost are kept",
+        least=1,
+    ),
+    Setting(
+        "retention",
+        "runs_per_pipeline",
+        10_000,
+        "",
+        "",
+        "runs of a pipeline that are kept, and as many failed ones",
+        least=1,
+    ),
+    Setting("retention", "log_days", 30.0, "", "", "how long logs and memos are kept", least=1),
+    Setting(
+        "retention", "event_days", 365.0, "", "", "how long events that belong to no run are kept", least=1
+    ),
+    Setting(
+        "retention", "database_bytes", 2 << 30, "", "", "size from which the oldest go sooner", least=1 << 20
+    ),
     Setting("limits", "log_lines", 10_000, "", "", "log lines kept of a run; the rest is counted"),
     Setting("limits", "log_bytes", 8 << 20, "", "", "log bytes kept of a run; the rest is counted"),
     Setting("limits", "result_bytes", 1 << 20, "", "", "largest result of a run"),
@@ -3144,6 +3176,7 @@ class Daemon:
         self.keeping = asyncio.Lock()  # held while a deployed source takes its place
         self.copying = asyncio.Lock()  # held while a backup is written
         self.unscheduled = False  # whether nothing that is deployed here is to run by itself
+        self.retention = Retention(home, settings, self.store, self.executor.used)
         self.signals = 0  # how often we were asked to end by a signal
         self.winding_up: asyncio.Task[None] | None = None  # waiting for live runs before the end
         self.ended: asyncio.Event | None = None  # set when serve() may return; None until it runs
@@ -3165,11 +3198,12 @@ class Daemon:
             self.store.open(loop)
             self.agenda.open()
             sweep_sources(self.home, self.store.ask.source_names())
-            sweep_copies(self.home)
             self.environments.sweep(self.store.ask.environments())
+            sweep_copies(self.home)
             await self.listen()  # an address that cannot be had is found out before anything runs
             await self.executor.open()
             await self.scheduler.open()
+            self.executor.spawn(self.retention.watch())
             for listener in self.listeners:
                 await listener.start_serving()
             ready = {"pid": os.getpid(), "socket": self.socket_path}
@@ -3732,18 +3766,18 @@ async def deploy(
         Cron(schedule)
     daemon = call.daemon
     sources, entries = read_deployment(files, include, entry)
-    environments = await prepare_environments(daemon, sources, entries)
     versions = os.path.join(daemon.home, "versions")
     digest = digest_of(sources)
     async with staging(daemon, versions, digest, sources) as staged:
+        environments = await prepare_environments(daemon, sources, entries)
         found = choose(await load_all(daemon, staged, environments), name)
         if daemon.unscheduled:
             found = [one | {"schedule": None, "every": None, "after": []} for one in found]
+        if schedule is not None and len(found) > 1:
+            raise BadRequest("there are several pipelines: which one is scheduled?", "add --name NAME")
         async with daemon.keeping:
             await asyncio.to_thread(keep, staged, os.path.join(versions, digest), sources)
-    if schedule is not None and len(found) > 1:
-        raise BadRequest("there are several pipelines: which one is scheduled?", "add --name NAME")
-    deployed = await daemon.store.write(daemon.agenda.deploy, found, digest, call.actor, schedule)
+        deployed = await daemon.store.write(daemon.agenda.deploy, found, digest, call.actor, schedule)
     daemon.scheduler.wake(*(one["name"] for one in deployed))
     answer: Json = {"changed": any(one["changed"] for one in deployed), "pipelines": deployed}
     built = [one for one in environments.values() if one is not None]
@@ -3855,16 +3889,25 @@ def preview_pipeline(daemon: Daemon, one: Json) -> Json:
 
 
 class staging:  # noqa: N801 (a context manager, as in contextlib)
-    """`async with` the directory that holds the files durably; it is gone afterwards unless it was kept."""
+    """`async with` the directory that holds the files durably; it is gone afterwards unless it was kept.
+
+    Meanwhile nothing is put away: what is there may be wanted by a version that is not in the store yet.
+    """
 
     def __init__(self, daemon: Daemon, versions: str, digest: str, sources: dict[str, bytes]) -> None:
-        self.arguments, self.digest = (versions, digest, sources), digest
+        self.daemon, self.arguments, self.digest = daemon, (versions, digest, sources), digest
 
     async def __aenter__(self) -> str:
-        self.staged = await asyncio.to_thread(stage, *self.arguments)
+        self.daemon.retention.deploying += 1
+        try:
+            self.staged = await asyncio.to_thread(stage, *self.arguments)
+        except BaseException:
+            self.daemon.retention.deploying -= 1
+            raise
         return self.staged
 
     async def __aexit__(self, *exception: object) -> None:
+        self.daemon.retention.deploying -= 1
         if os.path.basename(self.staged) != self.digest:
             shutil.rmtree(self.staged, ignore_errors=True)
 
@@ -4701,6 +4744,27 @@ def scope_of(name: str | None, everything: bool) -> str:
 async def version(call: Call) -> Json:
     """Tell the version of the command and of the daemon."""
     return {"version": __version__, "protocol": PROTOCOL, "python": sys.version.split()[0]}
+
+
+@destroys
+async def prune(
+    call: Call, *, dry_run: bool = False, older_than: Duration | None = None, keep: int | None = None
+) -> Json:
+    """Remove old runs and logs, and what nothing needs any more, as the [retention] settings say or sooner.
+
+    dry_run       only tell what would go
+    older_than    runs and logs that are older go, of every status: 30d, 12h, or seconds
+    keep          of each pipeline only the newest so many runs stay, and as many failed ones
+    """
+    daemon = call.daemon
+    if keep is not None and keep < 1:
+        raise BadRequest("keep at least 1 run", "`tau undeploy NAME` takes a pipeline out of service")
+    age = None if older_than is None else parse_duration(older_than, "'older_than'")
+    terms = retention_terms(daemon.settings, age, keep)
+    if dry_run:
+        return await asyncio.to_thread(foresee, daemon.store.database.path, terms, time.time())
+    call.rest()
+    return await daemon.retention.prune(terms, time.time(), call.actor, thorough=True)
 
 
 @writes
@@ -6963,7 +7027,424 @@ DECISIONS = (
 )
 
 
-# --- 20. Backup --------------------------------------------------------------------------
+# --- 20. Retention -----------------------------------------------------------------------
+# Owns what is forgotten, and when.  Calls Store, Questions and Database.
+# Promises that nobody waits for it: it removes a little, lets others go first, and removes a little more.
+
+DAY_S = 86_400.0
+#: It looks so soon after the start, and then so often.
+PRUNE_FIRST_S = 2.0
+PRUNE_EVERY_S = 3600.0
+#: So long one batch may keep the writer's thread, and so many rows it looks at.
+PRUNE_S = 0.008
+PRUNE_ROWS = 250
+PRUNE_AT_ONCE = 20
+#: For each second of work so many of rest; while runs are live, and while none is.
+REST_BUSY, REST_IDLE = 8.0, 1.0
+#: Nothing younger goes, unless the size of the database forces it.
+YOUNG_S = DAY_S
+#: Whoever waits for a run, or asks again with its key, still finds it so long after its end.
+FRESH_S = 60.0
+#: Of free pages so many stay in the file, for what comes next.
+FREE_PAGES = 4096
+#: status of the runs that go → how long they are kept.
+AGES: tuple[tuple[tuple[str, ...], str], ...] = (("success", "cancelled"), "run_s"), (FAILURES, "failed_s")
+#: What goes when the database is too large, one after the other until it is not: of what age, and at least.
+FORCED = (("logs", YOUNG_S), ("runs", YOUNG_S), ("logs", 3600.0), ("runs", 3600.0))
+
+
+def retention_terms(settings: Json, age: float | None = None, keep: int | None = None) -> Json:
+    """How long everything is kept, in seconds: as configured, or at most for *age*; and how many runs."""
+    days = {"run_s": "run_days", "failed_s": "failed_days", "log_s": "log_days", "event_s": "event_days"}
+    terms: Json = {name: settings[row] * DAY_S for name, row in days.items()}
+    if age is not None:
+        terms |= {name: max(age, FRESH_S) for name in ("run_s", "failed_s", "log_s")}
+    young = YOUNG_S if age is None else min(YOUNG_S, terms["run_s"])
+    return terms | {
+        "young_s": young,
+        "runs": keep or settings["runs_per_pipeline"],
+        "bytes": settings["database_bytes"],
+    }
+
+
+def bounds(ask: Questions, name: str, terms: Json, now: float) -> Iterator[tuple[str, str]]:
+    """For each final status, the id below which runs of a pipeline go."""
+    for statuses, age in AGES:
+        beyond = ask.nth_run(name, statuses, terms["runs"])
+        bound = min(max(id_at(now - terms[age]), beyond or ""), id_at(now - terms["young_s"]))
+        yield from ((status, bound) for status in statuses)
+
+
+class Pruned:
+    """What has been removed."""
+
+    def __init__(self) -> None:
+        self.counts = dict.fromkeys(("runs", "log_lines", "events", "versions"), 0)
+        self.pipelines: dict[str, int] = {}
+        self.forced: list[str] = []
+
+    def add(self, removed: Json) -> None:
+        """Counts what one batch has removed."""
+        for name in removed["pipelines"]:
+            self.pipelines[name] = self.pipelines.get(name, 0) + 1
+        self.counts["runs"] += len(removed["pipelines"])
+        self.counts["log_lines"] += removed["log_lines"]
+        self.counts["events"] += removed["events"]
+
+    def to_json(self) -> Json:
+        """It as a document."""
+        rows = [{"name": name, "runs": runs} for name, runs in sorted(self.pipelines.items())]
+        return self.counts | {"pipelines": rows, "forced": self.forced}
+
+
+class Retention:
+    """Removes what is old, batch by batch, beside everything else."""
+
+    def __init__(self, home: str, settings: Json, store: Store, live: Callable[[], int]) -> None:
+        self.home, self.settings, self.store, self.live = home, settings, store, live
+        self.deploying = 0  # how many deployments may want what no version names yet
+        self.removal = Removal(store)
+        self.lock = asyncio.Lock()  # one at a time
+        self.event_place = 0  # up to here all events that are left are younger, or belong to a run
+
+    async def watch(self) -> None:
+        """Looks now and then; when nothing is old that costs a few questions."""
+        await asyncio.sleep(PRUNE_FIRST_S)
+        while True:
+            try:
+                await self.prune(retention_terms(self.settings), time.time(), "taud")
+            except TauError as problem:
+                logging.getLogger("tau").error("cannot remove what is old: %s", problem)
+            await asyncio.sleep(PRUNE_EVERY_S)
+
+    async def prune(self, terms: Json, now: float, actor: str, thorough: bool = False) -> Json:
+        """Removes what the terms do not keep; what that was.  *thorough*: the file gets as small as it can."""
+        ask = self.store.ask
+        async with self.lock:
+            pruned, before = Pruned(), ask.file_bytes()
+            await self.prune_logs(pruned, now - terms["log_s"])
+            for name in ask.known_names():
+                await asyncio.sleep(0)
+                for status, bound in bounds(ask, name, terms, now):
+                    await self.prune_runs(pruned, bound, rfc3339(now - terms["young_s"]), name, status)
+            await self.prune_events(pruned, rfc3339(now - terms["event_s"]))
+            await self.prune_versions(pruned, rfc3339(now - terms["run_s"]))
+            await self.prune_memos(id_at(now - terms["log_s"]))
+            await self.force(pruned, terms["bytes"], now)
+            await self.shrink(0 if thorough else FREE_PAGES)
+            sizes = {"bytes_before": before, "bytes_after": ask.file_bytes()}
+            if any(pruned.counts.values()):
+                told = {**pruned.counts, "forced": pruned.forced, **sizes}
+                await self.store.write(self.store.event, "store.pruned", None, None, told, actor)
+            return {"dry_run": False, **pruned.to_json(), **sizes}
+
+    async def batch(self, work: Callable[..., Answer], *arguments: Any) -> Answer:
+        """One batch, and a rest after it that lets others go first."""
+        began = time.monotonic()
+        answer = await self.store.write(work, *arguments)
+        rest = REST_BUSY if self.live() else REST_IDLE
+        await asyncio.sleep((time.monotonic() - began) * rest)
+        return answer
+
+    async def prune_logs(self, pruned: Pruned, before: float, limit: Callable[[], bool] = lambda: True) -> None:
+        """Log lines of runs queued before then go, oldest first, as long as the limit wants it."""
+        bound = id_at(before)
+        while limit() and (self.store.ask.oldest_log() or bound) < bound:
+            removed = await self.batch(self.removal.logs, bound)
+            pruned.add(removed)
+            if not removed["log_lines"]:
+                return
+
+    async def prune_runs(
+        self, pruned: Pruned, bound: str, young: str, name: str | None = None, status: str | None = None,
+        limit: Callable[[], bool] = lambda: True,
+    ) -> None:  # fmt: skip
+        """Runs below an id go that ended before *young*, oldest first, as long as the limit wants it."""
+        after: str | None = ""
+        while after is not None and limit() and self.store.ask.has_run_below(bound, name, status, after):
+            removed = await self.batch(self.removal.runs, name, status, after, bound, young)
+            pruned.add(removed)
+            after = removed["after"]
+
+    async def prune_events(self, pruned: Pruned, before: str) -> None:
+        """Events of no run go that are older."""
+        place: int | None = self.event_place
+        while place is not None and self.store.ask.has_event(place, before):
+            removed = await self.batch(self.removal.events, place, before)
+            pruned.add(removed)
+            place = removed["after"]
+            self.event_place = place or self.event_place
+
+    async def prune_versions(self, pruned: Pruned, before: str) -> None:
+        """Versions go that are not live, older, and of no run; and what only they needed."""
+        needed = self.needed() if (names := self.store.ask.names_with_versions(before)) else {}
+        for name in names:
+            unused = await asyncio.to_thread(find_unused, self.store.database.path, name, before)
+            for number in unused:
+                pruned.counts["versions"] += await self.batch(self.removal.version, name, number)
+        if names and not self.deploying:
+            now = self.needed()
+            doomed = [one for folder in needed for one in self.put_away(folder, needed[folder] - now[folder])]
+            for path in doomed:
+                await asyncio.to_thread(shutil.rmtree, path, True)
+
+    def needed(self) -> dict[str, set[str]]:
+        """The directories that some version needs, by where they are."""
+        return {"versions": self.store.ask.source_names(), "environments": self.store.ask.environments()}
+
+    def put_away(self, folder: str, names: set[str]) -> Iterator[str]:
+        """Directories have names that no deployment can find; what they are.  Removing them takes longer."""
+        for name in names:
+            path, gone = (os.path.join(self.home, folder, one) for one in (name, f".gone-{name}"))
+            if os.path.isdir(path):
+                os.rename(path, gone)
+                yield gone
+
+    async def prune_memos(self, bound: str) -> None:
+        """What runs have kept for a resumption goes with their logs, or with them."""
+        folder = os.path.join(self.home, "memos")
+        for run_id in os.listdir(folder) if os.path.isdir(folder) else ():
+            if (run_id < bound and not self.store.ask.is_unfinished(run_id)) or not self.store.ask.has_run(
+                run_id
+            ):
+                await asyncio.to_thread(shutil.rmtree, os.path.join(folder, run_id), True)
+
+    async def force(self, pruned: Pruned, most: int, now: float) -> None:
+        """The database is not larger than it may be, whatever else has to go for that; the ledger says so."""
+
+        def too_large() -> bool:
+            return self.store.ask.used_bytes() > most
+
+        for what, age in FORCED:
+            if not too_large():
+                return
+            data = {"what": what, "older_than_s": age, "bytes": self.store.ask.used_bytes(), "most_bytes": most}
+            await self.store.write(self.store.event, "retention.forced", None, None, data)
+            pruned.forced.append(f"{what} older than {duration_text(age)}")
+            if what == "logs":
+                await self.prune_logs(pruned, now - age, too_large)
+            else:
+                await self.prune_runs(pruned, id_at(now - age), rfc3339(now - age), limit=too_large)
+        if too_large():
+            logging.getLogger("tau").warning("the database is larger than [retention] database_bytes")
+
+    async def shrink(self, free: int) -> None:
+        """The file has at most so many free pages, and the log is in it."""
+        if self.store.ask.free_pages() > free:
+            while await self.batch(self.removal.pages, free) > free:
+                pass
+            await asyncio.to_thread(checkpoint, self.store.database.path)
+
+
+class Removal:
+    """What is removed in one batch: these methods run on the writer's thread, and none takes long."""
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+
+    def logs(self, bound: str) -> Json:
+        """The oldest log lines of runs below an id go; their runs say that they are not kept."""
+        db, until, count = self.store.db, time.monotonic() + PRUNE_S, 0
+        while time.monotonic() < until:
+            rows = db.execute(OLD_LOGS, (bound,)).fetchall()
+            db.executemany("DELETE FROM logs WHERE run_id = ? AND attempt = ? AND n = ?", map(tuple, rows))
+            dropped = "UPDATE attempts SET log_dropped = log_lines WHERE run_id = ? AND attempt = ?"
+            db.executemany(dropped, dict.fromkeys((row["run_id"], row["attempt"]) for row in rows))
+            count += len(rows)
+            if len(rows) < PRUNE_ROWS:
+                break
+        return {"pipelines": [], "log_lines": count, "events": 0}
+
+    def runs(self, name: str | None, status: str | None, after: str, bound: str, young: str) -> Json:
+        """The next final runs below an id go, with all that is theirs; `after` is where to go on, if at all."""
+        where, values = runs_between(bound, name, status, after)
+        rows = self.store.db.execute(
+            f"{WEIGHED} WHERE {where} ORDER BY run_id LIMIT {PRUNE_ROWS}", values
+        ).fetchall()
+        removed: Json = {"pipelines": [], "log_lines": 0, "events": 0, "after": after}
+        kept = {one: kept_runs(self.store.db, one) for one in {row["pipeline"] for row in rows}}
+        until = time.monotonic() + PRUNE_S
+        for begin in range(0, len(rows), PRUNE_AT_ONCE):
+            some = rows[begin : begin + PRUNE_AT_ONCE]
+            doomed = [row for row in some if (row["finished_at"] or "~") < young]
+            doomed = [row for row in doomed if row["run_id"] not in kept[row["pipeline"]]]
+            heavy = next((row["run_id"] for row in doomed if row["lines"] + row["others"] > PRUNE_ROWS), None)
+            if heavy is not None:
+                self.lighten(heavy, removed)
+                return removed  # it comes again, until it is light
+            self.remove(doomed, removed)
+            removed["after"] = some[-1]["run_id"]
+            if time.monotonic() > until:
+                return removed
+        return removed if len(rows) == PRUNE_ROWS else removed | {"after": None}
+
+    def remove(self, rows: list[sqlite3.Row], removed: Json) -> None:
+        """These runs go, with all that is theirs.  The last number of the ledger stays taken."""
+        run_ids = [(row["run_id"],) for row in rows]
+        if run_ids:
+            events = "DELETE FROM events WHERE run_id = ? AND seq < (SELECT max(seq) FROM events)"
+            removed["events"] += self.store.db.executemany(events, run_ids).rowcount
+            self.store.db.executemany("DELETE FROM runs WHERE run_id = ?", run_ids)
+            removed["log_lines"] += sum(row["lines"] for row in rows)
+            removed["pipelines"] += [row["pipeline"] for row in rows]
+
+    def lighten(self, run_id: str, removed: Json) -> None:
+        """A part of what is a run's own goes, so that the rest can go with it."""
+        for table, key in (("logs", "attempt, n"), ("steps", "attempt, step"), ("observations", "attempt, n")):
+            count = self.store.db.execute(
+                f"DELETE FROM {table} WHERE run_id = ? AND ({key}) IN"
+                f" (SELECT {key} FROM {table} WHERE run_id = ? LIMIT {PRUNE_ROWS})",
+                (run_id, run_id),
+            ).rowcount
+            removed["log_lines"] += count if table == "logs" else 0
+
+    def events(self, place: int, before: str) -> Json:
+        """Events of no run go that are older; `after` is where to go on, if there is more."""
+        db = self.store.db
+        rows = db.execute(
+            f"SELECT seq, at, run_id FROM events WHERE seq > ? ORDER BY seq LIMIT {PRUNE_ROWS}", (place,)
+        ).fetchall()
+        old = list(itertools.takewhile(lambda row: row["at"] < before, rows))
+        last = db.execute("SELECT max(seq) FROM events").fetchone()[0]
+        gone = [(row["seq"],) for row in old if row["run_id"] is None and row["seq"] != last]
+        db.executemany("DELETE FROM events WHERE seq = ?", gone)
+        more = old[-1]["seq"] if len(old) == PRUNE_ROWS else None
+        return {"pipelines": [], "log_lines": 0, "events": len(gone), "after": more}
+
+    def version(self, name: str, number: int) -> int:
+        """A version goes unless it is live or a run has come to need it: how many went."""
+        return self.store.db.execute(
+            "DELETE FROM versions WHERE pipeline = ? AND version = ?"
+            " AND version <> (SELECT version FROM pipelines WHERE name = versions.pipeline)"
+            " AND NOT EXISTS (SELECT 1 FROM runs r WHERE r.pipeline = versions.pipeline"
+            " AND r.version = versions.version)",
+            (name, number),
+        ).rowcount
+
+    def pages(self, most: int) -> int:
+        """Free pages go back to the file system; how many are left."""
+        db, until = self.store.db, time.monotonic() + PRUNE_S
+        while (left := int(db.execute("PRAGMA freelist_count").fetchone()[0])) > most:
+            for _ in range(min(left - most, 50)):
+                db.execute("PRAGMA incremental_vacuum(1)")  # it frees one page, whatever the number
+            if time.monotonic() > until:
+                break
+        return left
+
+
+def at_most(table: str) -> str:
+    """How many rows of a table are of a run, as far as it matters: counting many takes long."""
+    return (
+        f"(SELECT count(*) FROM (SELECT 1 FROM {table} t WHERE t.run_id = runs.run_id LIMIT {PRUNE_ROWS + 1}))"
+    )
+
+
+#: The index is named, for SQLite would choose one in which it has to look at every run.
+OLD_LOGS = (
+    "SELECT run_id, attempt, n FROM logs WHERE run_id < ? AND run_id NOT IN"
+    " (SELECT run_id FROM runs INDEXED BY runs_live WHERE status IN ('running', 'retrying'))"
+    f" ORDER BY run_id, attempt, n LIMIT {PRUNE_ROWS}"
+)
+#: Runs with what removing them would cost.
+WEIGHED = (
+    f"SELECT run_id, pipeline, finished_at, {at_most('logs')} AS lines,"
+    f" {at_most('steps')} + {at_most('observations')} AS others FROM runs"
+)
+
+
+def kept_runs(db: sqlite3.Connection, name: str) -> set[str]:
+    """The runs of a pipeline that never go: the last, the last success, and those that something refers to."""
+    found = db.execute(
+        "SELECT max(run_id) FROM runs WHERE pipeline = :name"
+        " UNION SELECT max(run_id) FROM runs WHERE pipeline = :name AND status = 'success'"
+        " UNION SELECT run_id FROM states WHERE pipeline = :name"
+        " UNION SELECT run_id FROM chains WHERE upstream = :name",
+        {"name": name},
+    )
+    return {run_id for (run_id,) in found if run_id is not None}
+
+
+def find_unused(path: str, name: str, before: str) -> list[int]:
+    """The versions of a pipeline that are not live, older, and of no run; beside the loop: it may take long."""
+    db = read_only(path, shared=True)
+    try:
+        rows = db.execute(
+            "SELECT version FROM versions WHERE pipeline = ? AND deployed_at < ?"
+            " AND version <> (SELECT version FROM pipelines WHERE name = versions.pipeline)"
+            " EXCEPT SELECT version FROM runs WHERE pipeline = ?",
+            (name, before, name),
+        )
+        return [number for (number,) in rows.fetchall()]
+    finally:
+        db.close()
+
+
+def checkpoint(path: str) -> None:
+    """What is in the log is in the file, as far as nobody still reads what was; the file has its new size."""
+    db = sqlite3.connect(path, isolation_level=None)
+    try:
+        db.execute("PRAGMA wal_checkpoint(PASSIVE)")
+    finally:
+        db.close()
+
+
+def foresee(path: str, terms: Json, now: float) -> Json:
+    """What prune() would remove, but for what the size of the database forces; beside the loop."""
+    db = read_only(path, shared=True)
+    db.row_factory = sqlite3.Row
+    try:
+        db.execute("PRAGMA temp_store = MEMORY")
+        db.execute("CREATE TEMP TABLE going (run_id TEXT PRIMARY KEY, pipeline TEXT NOT NULL) WITHOUT ROWID")
+        db.execute("BEGIN")
+        ask, young = Questions(db), rfc3339(now - terms["young_s"])
+        for name in ask.known_names():
+            kept = kept_runs(db, name)
+            for status, bound in bounds(ask, name, terms, now):
+                where, values = runs_between(bound, name, status, "")
+                marks = ", ".join("?" * len(kept))
+                db.execute(
+                    f"INSERT INTO going SELECT run_id, pipeline FROM runs WHERE {where} AND finished_at < ?"
+                    f" AND run_id NOT IN ({marks})",
+                    (*values, young, *kept),
+                )
+        return {"dry_run": True, **count_going(db, ask, terms, now)}
+    finally:
+        db.close()
+
+
+def count_going(db: sqlite3.Connection, ask: Questions, terms: Json, now: float) -> Json:
+    """The runs that go, counted, with what goes beside them."""
+    old = id_at(now - terms["log_s"])
+    lines = (
+        "SELECT (SELECT count(*) FROM logs WHERE run_id < ? AND run_id NOT IN (SELECT run_id FROM runs"
+        " WHERE status IN ('running', 'retrying'))) + (SELECT count(*) FROM going JOIN logs USING (run_id)"
+        " WHERE run_id >= ?)"
+    )
+    events = (
+        "SELECT (SELECT count(*) FROM events WHERE run_id IS NULL AND at < ?"
+        " AND seq < (SELECT max(seq) FROM events))"
+        " + (SELECT count(*) FROM going JOIN events USING (run_id))"
+    )
+    versions = (
+        "SELECT count(*) FROM (SELECT v.pipeline, v.version FROM versions v"
+        " JOIN pipelines p ON p.name = v.pipeline WHERE v.version <> p.version AND v.deployed_at < ?"
+        " EXCEPT SELECT pipeline, version FROM runs"
+        " WHERE run_id NOT IN (SELECT run_id FROM going))"
+    )
+    rows = ask.rows("SELECT pipeline AS name, count(*) AS runs FROM going GROUP BY pipeline ORDER BY pipeline")
+    return {
+        "runs": ask.count("SELECT count(*) FROM going"),
+        "log_lines": ask.count(lines, old, old),
+        "events": ask.count(events, rfc3339(now - terms["event_s"])),
+        "versions": ask.count(versions, rfc3339(now - terms["run_s"])),
+        "pipelines": rows,
+        "forced": [],
+        "bytes_before": ask.file_bytes(),
+        "bytes_after": None,
+    }
+
+
+# --- 21. Backup --------------------------------------------------------------------------
 # Owns the copy of a home in one file: the database, and in a table of their own the deployed sources.
 # Calls Database and Sources.  Promises a copy of one moment, whole or not there; nothing is lost by either way.
 
@@ -7174,7 +7655,7 @@ def end_old_run(copy: sqlite3.Connection, row: sqlite3.Row, now: float) -> str:
     return status
 
 
-# --- 21. Store ---------------------------------------------------------------------------
+# --- 22. Store ---------------------------------------------------------------------------
 # Owns what is remembered and how it changes.  Calls Questions and Database.
 # Promises that a run moves only as MOVES allows, and that every change is in the ledger, in its transaction.
 
@@ -7726,7 +8207,7 @@ def json_or_null(value: Any) -> str | None:
     return None if value is None else encode_json(value)
 
 
-# --- 22. Questions -----------------------------------------------------------------------
+# --- 23. Questions -----------------------------------------------------------------------
 # Owns what is asked of the store: one method a question, on the loop.  Calls Records.
 # Promises documents with the names of the columns, each answer of one moment.
 
@@ -7879,7 +8360,10 @@ class Questions:
 
     def status_of(self, run_id: str) -> str:
         """The status of a run."""
-        return str(self.db.execute("SELECT status FROM runs WHERE run_id = ?", (run_id,)).fetchone()[0])
+        found = self.db.execute("SELECT status FROM runs WHERE run_id = ?", (run_id,)).fetchone()
+        if found is None:
+            raise removed_run(run_id)
+        return str(found[0])
 
     def totals(self) -> dict[str, int]:
         """How many runs there are of each status, in the order of MOVES."""
@@ -7922,7 +8406,10 @@ class Questions:
         self, run_id: str, number: int | None
     ) -> tuple[Json, Json | None, list[Json], list[Json], list[Json]]:
         """Those parts, from one moment."""
-        run = self.rows("SELECT * FROM runs WHERE run_id = ?", run_id)[0]
+        found = self.rows("SELECT * FROM runs WHERE run_id = ?", run_id)
+        if not found:
+            raise removed_run(run_id)
+        run = found[0]
         number = run["attempt"] if number is None else number
         attempts = self.rows("SELECT * FROM attempts WHERE run_id = ? AND attempt = ?", run_id, number)
         if not attempts and number != run["attempt"]:
@@ -8008,6 +8495,64 @@ class Questions:
         last = [row["n"] for row in rows if row["attempt"] == rows[0]["attempt"]]
         return (rows[0]["attempt"], last[-1] - 1) if len(rows) == tail and last else (0, 0)
 
+    # What retention asks.
+
+    def file_bytes(self) -> int:
+        """How large the file is, once what is in its log is in it."""
+        return self.count("PRAGMA page_count") * self.count("PRAGMA page_size")
+
+    def used_bytes(self) -> int:
+        """How much of the file is in use."""
+        return self.file_bytes() - self.free_pages() * self.count("PRAGMA page_size")
+
+    def free_pages(self) -> int:
+        """How many pages of the file are not in use."""
+        return self.count("PRAGMA freelist_count")
+
+    def known_names(self) -> list[str]:
+        """All pipelines that are or were deployed."""
+        return [row["name"] for row in self.rows("SELECT name FROM pipelines ORDER BY name")]
+
+    def names_with_versions(self, before: str) -> list[str]:
+        """The pipelines that have old versions besides the live one."""
+        found = self.rows(
+            "SELECT DISTINCT p.name FROM pipelines p JOIN versions v ON v.pipeline = p.name"
+            " WHERE v.version <> p.version AND v.deployed_at < ?",
+            before,
+        )
+        return [row["name"] for row in found]
+
+    def nth_run(self, name: str, statuses: Sequence[str], number: int) -> str | None:
+        """The n-th newest run of a pipeline that has one of these statuses; None if there are fewer."""
+        newest = "SELECT run_id FROM (SELECT run_id FROM runs WHERE pipeline = ? AND status = ?"
+        parts = " UNION ALL ".join([f"{newest} ORDER BY run_id DESC LIMIT {number})"] * len(statuses))
+        values = [value for status in statuses for value in (name, status)]
+        found = self.db.execute(f"{parts} ORDER BY run_id DESC LIMIT 1 OFFSET {number - 1}", values).fetchone()
+        return None if found is None else str(found[0])
+
+    def has_run_below(self, bound: str, name: str | None, status: str | None, after: str) -> bool:
+        """Whether there is a final run below an id and after another, of a pipeline and a status or of all."""
+        where, values = runs_between(bound, name, status, after)
+        return self.db.execute(f"SELECT 1 FROM runs WHERE {where} LIMIT 1", values).fetchone() is not None
+
+    def has_event(self, after: int, before: str) -> bool:
+        """Whether the next event after one is older than a time."""
+        found = self.db.execute("SELECT at FROM events WHERE seq > ? ORDER BY seq LIMIT 1", (after,)).fetchone()
+        return found is not None and bool(found["at"] < before)
+
+    def oldest_log(self) -> str | None:
+        """The oldest run that has a log line."""
+        found: str | None = self.db.execute("SELECT min(run_id) FROM logs").fetchone()[0]
+        return found
+
+    def has_run(self, run_id: str) -> bool:
+        """Whether there is a run of this very id."""
+        return bool(self.count("SELECT count(*) FROM runs WHERE run_id = ?", run_id))
+
+    def is_unfinished(self, run_id: str) -> bool:
+        """Whether a run is there and not final."""
+        return bool(self.count("SELECT count(*) FROM runs WHERE run_id = ? AND finished_at IS NULL", run_id))
+
     def newest_run(self) -> str | None:
         """The id of the newest run, if there is any."""
         newest: str | None = self.db.execute("SELECT max(run_id) FROM runs").fetchone()[0]
@@ -8068,6 +8613,21 @@ def unknown_pipeline(db: sqlite3.Connection, name: str) -> NotFound:
     return NotFound(f"no pipeline named '{name[:WORD_MAX]}'", did_you_mean(name, names, "`tau list` shows all"))
 
 
+def runs_between(bound: str, name: str | None, status: str | None, after: str) -> tuple[str, list[str]]:
+    """The condition for the final runs below an id and after another, of a pipeline and a status or of all."""
+    conditions = {"run_id > ?": after, "run_id < ?": bound, "pipeline = ?": name, "status = ?": status}
+    used = {text: value for text, value in conditions.items() if value is not None}
+    final = ", ".join(f"'{one}'" for one in FINAL)
+    return " AND ".join([*used, f"+status IN ({final})"]), [
+        *used.values()
+    ]  # + keeps it from choosing the index
+
+
+def removed_run(run_id: str) -> NotFound:
+    """The refusal for a run that has been removed since it was found."""
+    return NotFound(f"run {run_id} has been removed", "see [retention]")
+
+
 def log_event(line: Json) -> Json:
     """A log line as a followed event."""
     return {"type": "log", **{key: line[key] for key in ("at", "level", "step", "stream", "message", "fields")}}
@@ -8087,7 +8647,7 @@ def step_events(step: Json) -> Iterator[tuple[int, Json]]:
         yield step["finished_n"], end | {key: step[key] for key in shown}
 
 
-# --- 23. Database ------------------------------------------------------------------------
+# --- 24. Database ------------------------------------------------------------------------
 # Owns the SQLite file: its two connections, its migrations, and the one thread that writes.  Calls Records.
 # Promises that what is answered is on disk, that writes share commits, and that their failures are their own.
 
@@ -8428,7 +8988,7 @@ def storage_error(problem: Exception) -> TauError:
     return Internal(f"{type(problem).__name__}: {problem}", "the daemon's log has the traceback")
 
 
-# --- 24. Sources -------------------------------------------------------------------------
+# --- 25. Sources -------------------------------------------------------------------------
 # Owns versions/: deployed files, in a directory a digest.  Calls nothing of its part.
 # Promises that such a directory is whole or not there, and never changes.
 
@@ -8514,7 +9074,7 @@ def deployed_folders(home: str) -> int:
 # === Part IV: the run process ==============================================================
 # One per attempt; the only place where user code runs.  Speaks to nobody: it writes its journal.
 
-# --- 25. Fork server ---------------------------------------------------------------------
+# --- 26. Fork server ---------------------------------------------------------------------
 # Owns the processes that run user code, from permission to end record.  Calls Run process.
 # Promises that nothing a process started outlives it, and that its end is written down even without a daemon.
 
@@ -8879,7 +9439,7 @@ def spawned_process() -> int:
     os._exit(run_process(job, settle_in()))
 
 
-# --- 26. Run process ---------------------------------------------------------------------
+# --- 27. Run process ---------------------------------------------------------------------
 # Owns one attempt from its first record to its last.  Calls Pipeline API and Trace.
 # Promises a returned or a raised record whenever Python itself lives to write it.
 
@@ -9197,7 +9757,7 @@ class Captured(io.TextIOBase):
         return io.FileIO(self.descriptor, "wb", closefd=False)
 
 
-# --- 27. Pipeline API --------------------------------------------------------------------
+# --- 28. Pipeline API --------------------------------------------------------------------
 # Owns what user code sees: @pipeline, PipelineContext, Step.  Calls Parameters, Rows, Places and Trace.
 # Promises that using it outside a run (a test, a REPL) does nothing surprising.
 
@@ -9772,7 +10332,7 @@ def per_row(function: Callable[[Json], Any]) -> PerRow:
     return PerRow(function)
 
 
-# --- 28. Parameters ----------------------------------------------------------------------
+# --- 29. Parameters ----------------------------------------------------------------------
 # Owns how a pipeline's signature becomes a JSON Schema, and JSON the values of its annotations.  Calls Trace.
 # Promises that what the schema admits can be converted.
 
@@ -10005,7 +10565,7 @@ def path_type(hint: Any, origin: Any, arguments: tuple[Any, ...], name: str) -> 
     return ParamType({"type": "string"}, hint) if hasattr(hint, "__fspath__") else None
 
 
-# --- 29. Assertions ----------------------------------------------------------------------
+# --- 30. Assertions ----------------------------------------------------------------------
 # Owns ctx.check: what is asserted, under which name, and with which values it failed.  Calls Trace.
 # Promises that every assertion is evaluated and recorded before the first failure is raised.
 
@@ -10119,7 +10679,7 @@ def truth_of(value: Any) -> bool:
     return bool(value)
 
 
-# --- 30. Memos ---------------------------------------------------------------------------
+# --- 31. Memos ---------------------------------------------------------------------------
 # Owns ctx.memo: results that outlive the attempt that made them.  Calls Trace.
 # Promises that what is kept is whole, that what is found is what was returned, and no secret on the disk.
 
@@ -10192,7 +10752,7 @@ def memo_key(arguments: tuple[Any, ...]) -> str:
         return short_repr(arguments)
 
 
-# --- 31. Places --------------------------------------------------------------------------
+# --- 32. Places --------------------------------------------------------------------------
 # Owns where data is: which place a name means, files here and remote, the author's own sources.
 # Calls Web, Warehouses, Formats and Rows.
 # Promises that a write is whole or did not happen, and that no URL's password is told.
@@ -10622,7 +11182,7 @@ class RemoteFile(DataFile):
             store.put_file(file.name, path)
 
 
-# --- 32. Web -----------------------------------------------------------------------------
+# --- 33. Web -----------------------------------------------------------------------------
 # Owns what is read over http(s): requests, pages, retries.  Calls Formats and Rows.
 # Promises that a body cut short is never taken for a whole one, and that no header reaches another origin.
 
@@ -10932,7 +11492,7 @@ def retry_after(text: str | None) -> float | None:
     return max(0.0, then.timestamp() - time.time())
 
 
-# --- 33. Warehouses ----------------------------------------------------------------------
+# --- 34. Warehouses ----------------------------------------------------------------------
 # Owns databases: SQLite by itself, all others through SQLAlchemy.  Calls Rows and Trace.
 # Promises one transaction a load, values always bound and never spelled into SQL, names always quoted.
 
@@ -11438,7 +11998,7 @@ def database_cell(value: Any) -> Any:
     return text_or_number(value)
 
 
-# --- 34. Formats -------------------------------------------------------------------------
+# --- 35. Formats -------------------------------------------------------------------------
 # Owns bytes ↔ rows: CSV, TSV, JSON, JSON lines, Parquet, and the types of text cells.  Calls Rows and Trace.
 # Promises an error with its line for what is malformed, never a row that is silently wrong.
 
@@ -11953,7 +12513,7 @@ def cast_column(rows: Rows, name: str, cast: Callable[[str], Any], lines: list[i
         raise SourceError(f"line {lines[position]}: {told}", hint) from problem
 
 
-# --- 35. Rows ----------------------------------------------------------------------------
+# --- 36. Rows ----------------------------------------------------------------------------
 # Owns data on its way through a pipeline: lists of dicts, streams of batches, the steps between them.
 # Calls Trace.  Promises answers that can be used at once and awaited too, and steps that count by themselves.
 
@@ -12552,7 +13112,7 @@ def quote_name(name: str) -> str:
     return '"' + str(name).replace('"', '""') + '"'
 
 
-# --- 36. Trace ---------------------------------------------------------------------------
+# --- 37. Trace ---------------------------------------------------------------------------
 # Owns how a run is written down: the journal, values as JSON, errors as documents.  Calls nothing of its part.
 # Promises records that parse, within limits, without what looks secret, whatever user objects do.
 

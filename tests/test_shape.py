@@ -126,6 +126,18 @@ def test_calls_go_down_the_page_or_up_into_part_one() -> None:
     assert not wrong, "\n".join(wrong)
 
 
+def test_a_name_means_one_thing() -> None:
+    targets = [
+        target
+        for node in TREE.body
+        if isinstance(node, ast.Assign | ast.AnnAssign)
+        for target in (node.targets if isinstance(node, ast.Assign) else [node.target])
+    ]
+    names = [target.id for target in targets if isinstance(target, ast.Name)]
+    names += [node.name for node in TREE.body if isinstance(node, ast.FunctionDef | ast.ClassDef)]
+    assert [name for name in set(names) if names.count(name) > 1] == []
+
+
 def test_every_top_level_name_explains_itself() -> None:
     classes = [node for node in ast.walk(TREE) if isinstance(node, ast.ClassDef)]
     shown = {*TREE.body, *(one for node in classes for one in node.body)}
