@@ -1646,6 +1646,15 @@ def parse_duration(value: float | str, name: str = "the duration") -> float:
     return seconds
 
 
+def duration_text(seconds: float) -> str:
+    """Seconds as parse_duration reads them, in the largest units: 5400 is `1h30m`."""
+    text, rest = "", int(seconds)
+    for unit, size in UNITS_S.items():
+        count, rest = divmod(rest, size)
+        text += f"{count}{unit}" if count else ""
+    return text if text and seconds == int(seconds) else f"{seconds:g}s"
+
+
 def parse_interval(value: float | str) -> int:
     """The whole seconds between the ticks of an interval; BadRequest for less than one."""
     seconds = parse_duration(value, "an interval")
@@ -7358,7 +7367,7 @@ def kept_runs(db: sqlite3.Connection, name: str) -> set[str]:
         "SELECT max(run_id) FROM runs WHERE pipeline = :name"
         " UNION SELECT max(run_id) FROM runs WHERE pipeline = :name AND status = 'success'"
         " UNION SELECT run_id FROM states WHERE pipeline = :name"
-        " UNION SELECT run_id FROM chains WHERE upstream = :name",
+        " UNION SELECT run_id FROM chains WHERE comes_after = :name",
         {"name": name},
     )
     return {run_id for (run_id,) in found if run_id is not None}

@@ -256,7 +256,7 @@ def test_giving_up_waiting_is_exit_7_and_the_run_goes_on(tau: Tau) -> None:
         "import time\nfrom pathlib import Path\ndef it(ctx):\n    while not Path('go').exists():\n        time.sleep(0.01)"
     )
     gave_up = tau("run", "it", "--timeout", "0.2", exit=7)
-    assert gave_up == {"run_id": gave_up["run_id"], "status": "running", "waited": False}
+    assert (gave_up["status"], gave_up["waited"]) == ("running", False)
     assert tau("wait", gave_up["run_id"], "--timeout", "0.1", exit=7)["waited"] is False
     (tau.home / "data/it/go").touch()
     assert tau("wait", gave_up["run_id"][:13])["status"] == "success"
