@@ -1544,6 +1544,15 @@ class Clock:
         )  # macOS counts sleep here
 
 
+def is_locked(file: int) -> bool:
+    """Whether the lock of a file is ours now."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
+
+
 def make_directory(path: str) -> None:
     """The directory exists afterwards, for its owner alone."""
     os.makedirs(path, mode=0o700, exist_ok=True)
@@ -3125,15 +3134,20 @@ def take_lock(home: str) -> int:
     Conflict if another daemon holds it.  flock, since fcntl locks vanish when any descriptor closes.
     """
     lock = os.open(os.path.join(home, "tau.lock"), os.O_RDWR | os.O_CREAT, 0o600)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        os.close(lock)
+    until = time.monotonic() + LOCK_PATIENCE_S
+    while not is_locked(lock):
         owner = read_owner(home)
-        hint = "tau status; tau shutdown"
-        raise Conflict(f"taud {owner.get('pid', '')} already serves {home}", hint, **owner) from None
+        # What a killed daemon was just starting has its lock until it executes: a moment longer than itself.
+        if process_started(owner.get("pid", os.getpid())) is not None or time.monotonic() > until:
+            os.close(lock)
+            hint = "tau status; tau shutdown"
+            raise Conflict(f"taud {owner.get('pid', '')} already serves {home}", hint, **owner)
+        time.sleep(0.02)
     os.truncate(lock, 0)  # what the last owner wrote is no longer true
     return lock
+
+
+LOCK_PATIENCE_S = 2.0
 
 
 def read_owner(home: str) -> Json:
@@ -5145,19 +5159,11 @@ class FileLock:
     async def __aenter__(self) -> None:
         self.file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
-            while not self.taken():
+            while not is_locked(self.file):
                 await asyncio.sleep(0.1)
         except BaseException:
             os.close(self.file)
             raise
-
-    def taken(self) -> bool:
-        """Whether the lock could be had."""
-        try:
-            fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            return False
-        return True
 
     async def __aexit__(self, *exception: object) -> None:
         os.close(self.file)

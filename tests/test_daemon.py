@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import signal
 import socket
 import sqlite3
 import subprocess
+import threading
 import time
 from pathlib import Path
 
@@ -469,3 +471,16 @@ def test_an_idle_daemon_does_nothing(fresh: Tau) -> None:
     before, until = switches(), time.monotonic() + 1.0
     eventually(lambda: time.monotonic() > until)
     assert switches() == before
+
+
+def test_a_lock_that_outlives_its_daemon_for_a_moment_is_waited_for(home: Tau) -> None:
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    path = home.home / "tau.lock"
+    path.write_text(json.dumps({"pid": dead.pid, "socket": "gone"}))
+    with path.open() as held:  # as a child does that its killed parent was just starting
+        fcntl.flock(held, fcntl.LOCK_EX)
+        release = threading.Timer(0.3, held.close)
+        release.start()
+        assert home.start()["changed"] is True
+        release.join()

@@ -145,7 +145,7 @@ class Chaos:
         self.kills[chosen["role"]] += 1
         if chosen["role"] == "daemon":
             eventually(lambda: not is_running(chosen["pid"]))
-            self.tau.start()
+            assert self.tau.start()["changed"] is True
 
     def torment(self, kills: int) -> None:
         """The load goes on while things are killed, then everything may end in peace."""
