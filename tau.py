@@ -4361,6 +4361,7 @@ async def status(call: Call) -> Json:
         "scheduler": {**daemon.agenda.ask.counts(), "paused": daemon.agenda.ask.pause("")},
         "start_latency": daemon.executor.latency(),
         "connections": len(daemon.connections),
+        "storage": storage(daemon),
         "stopping": daemon.stopping,
         "warnings": daemon.warnings,
     }
@@ -4761,6 +4762,12 @@ def scope_of(name: str | None, everything: bool) -> str:
     if (name is None) != everything or name == "":
         raise BadRequest("give the name of a pipeline, or --all", "tau pause NAME")
     return name or ""
+
+
+def storage(daemon: Daemon) -> Json:
+    """How much room there is where everything is kept, and when a write last found none."""
+    disk = os.statvfs(daemon.home)
+    return {"free_bytes": disk.f_bavail * disk.f_frsize, "refused_at": daemon.store.database.refused_at}
 
 
 @reads
@@ -8703,6 +8710,7 @@ class Database:
         self.touched: set[str] = set()  # runs that the transaction under way changes
         self.on_commit: Callable[[set[str]], None] = lambda run_ids: None  # told, on the loop, what changed
         self.thread: threading.Thread | None = None
+        self.refused_at: str | None = None  # when a write last found no room on the disk
 
     def open(self, loop: asyncio.AbstractEventLoop) -> None:
         """The file is there, of this version; its writer runs."""
@@ -8811,7 +8819,10 @@ class Database:
             if self.writer.in_transaction:
                 self.writer.execute("ROLLBACK")
             if len(group) == 1:
-                return [(group[0], storage_error(problem))], set()
+                refused = storage_error(problem)
+                if isinstance(refused, StorageFull):
+                    self.refused_at = rfc3339(time.time())
+                return [(group[0], refused)], set()
             apart = [self.commit([one]) for one in group]
             return [answer for some, _ in apart for answer in some], set().union(*(runs for _, runs in apart))
         return answers, self.touched
