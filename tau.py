@@ -6352,7 +6352,8 @@ class Agenda:
         self, store: Store, timezone: str, decide: Callable[[Schedule, int, list[str], list[Json]], Any]
     ) -> None:
         self.store, self.timezone, self.due = store, timezone, decide
-        self.known: dict[tuple[str, str], Times] = {}  # expressions that have been read, by their zones
+        self.known: dict[tuple[str, str], Times] = {}  # expressions that have been read, with their zones
+        self.zones: dict[str, Zone] = {}  # shared, for each remembers when its clock is set
         store.on_finish = self.follow
 
     def open(self) -> None:
@@ -6477,7 +6478,9 @@ class Agenda:
             if key not in self.known:
                 if len(self.known) >= EXPRESSIONS_KEPT:
                     self.known.clear()
-                self.known[key] = CronTimes(Cron(key[0]), Zone(key[1]))
+                if key[1] not in self.zones:
+                    self.zones[key[1]] = Zone(key[1])
+                self.known[key] = CronTimes(Cron(key[0]), self.zones[key[1]])
             return self.known[key]
         except BadRequest as problem:  # it was checked when it was set: the system has lost its time zone
             self.store.event("schedule.broken", row["pipeline"], None, {"message": str(problem)})
@@ -6486,6 +6489,7 @@ class Agenda:
     def forget_times(self) -> None:
         """Expressions and zones are read again when they are needed."""
         self.known.clear()
+        self.zones.clear()
 
     def live(self, name: str) -> Json | None:
         """The options of a deployed pipeline; None if it is not deployed."""
