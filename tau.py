@@ -5317,7 +5317,11 @@ class Scheduler:
 
     async def open(self) -> None:
         """Decides about what was due while nobody was here, and from now on in time."""
-        await self.take_over()
+        try:
+            await self.take_over()
+        except StorageFull as problem:  # what can be read can be served all the same
+            logging.getLogger("tau").error("scheduler: %s", problem)
+            self.stuck_at = self.clock.time()
         self.task = asyncio.get_running_loop().create_task(self.run())
 
     async def take_over(self) -> None:
