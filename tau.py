@@ -5330,7 +5330,11 @@ class Scheduler:
 
     async def open(self) -> None:
         """Decides about what was due while nobody was here, and from now on in time."""
-        await self.take_over()
+        try:
+            await self.take_over()
+        except StorageFull as problem:  # what can be read can be served all the same
+            logging.getLogger("tau").error("scheduler: %s", problem)
+            self.stuck_at = self.clock.time()
         self.task = asyncio.get_running_loop().create_task(self.run())
 
     async def take_over(self) -> None:
@@ -6365,7 +6369,8 @@ class Agenda:
         self, store: Store, timezone: str, decide: Callable[[Schedule, int, list[str], list[Json]], Any]
     ) -> None:
         self.store, self.timezone, self.due = store, timezone, decide
-        self.known: dict[tuple[str, str], Times] = {}  # expressions that have been read, by their zones
+        self.known: dict[tuple[str, str], Times] = {}  # expressions that have been read, with their zones
+        self.zones: dict[str, Zone] = {}  # shared, for each remembers when its clock is set
         store.on_finish = self.follow
 
     def open(self) -> None:
@@ -6490,7 +6495,9 @@ class Agenda:
             if key not in self.known:
                 if len(self.known) >= EXPRESSIONS_KEPT:
                     self.known.clear()
-                self.known[key] = CronTimes(Cron(key[0]), Zone(key[1]))
+                if key[1] not in self.zones:
+                    self.zones[key[1]] = Zone(key[1])
+                self.known[key] = CronTimes(Cron(key[0]), self.zones[key[1]])
             return self.known[key]
         except BadRequest as problem:  # it was checked when it was set: the system has lost its time zone
             self.store.event("schedule.broken", row["pipeline"], None, {"message": str(problem)})
@@ -6499,6 +6506,7 @@ class Agenda:
     def forget_times(self) -> None:
         """Expressions and zones are read again when they are needed."""
         self.known.clear()
+        self.zones.clear()
 
     def live(self, name: str) -> Json | None:
         """The options of a deployed pipeline; None if it is not deployed."""

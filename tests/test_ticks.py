@@ -364,7 +364,7 @@ def test_other_crons_words_are_answered_with_ours() -> None:
 def test_expressions_are_checked_where_there_is_no_croniter() -> None:
     code = (
         "import sys; sys.modules['croniter'] = None; import tau\n"
-        "print(tau.Cron('*/5 2-4 * * mon#1').normal, tau.check_cron('0 6 * * *').kind)"
+        "print(tau.Cron('*/5 2-4 * * mon#1').normal, tau.Cron('0 6 * * *').kind)"
     )
     done = subprocess.run([sys.executable, "-c", code], env=ENVIRON, capture_output=True, text=True, timeout=60)
     assert done.stdout.strip() == "*/5 2,3,4 * * 1#1 fixed", done.stderr
