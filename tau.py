@@ -8849,7 +8849,7 @@ class Database:
 
 
 #: So long the start of a daemon may take to look for damage; a large database is not looked through whole.
-CHECK_S = 0.4
+CHECK_S = 0.25
 
 
 def examine(path: str) -> int:

@@ -410,14 +410,20 @@ def run_apart(running: Daemon, name: str, params: dict[str, Any]) -> dict[str, A
         return other.call("run", {"name": name, "params": params})
 
 
-def meanwhile(running: Daemon, work: Callable[[], object]) -> list[float]:
-    """Milliseconds that `status` took, again and again, while *work* was done elsewhere."""
+STATUS: list[tuple[str, dict[str, Any]]] = [("status", {})]
+
+
+def meanwhile(
+    running: Daemon, work: Callable[[], object], questions: list[tuple[str, dict[str, Any]]] = STATUS
+) -> list[float]:
+    """Milliseconds that questions took, one after the other, while *work* was done elsewhere."""
     worker = threading.Thread(target=work)
     worker.start()
     times = []
     while worker.is_alive():
+        method, params = questions[len(times) % len(questions)]
         began = time.perf_counter()
-        running.client.call("status", {})
+        running.client.call(method, params)
         times.append((time.perf_counter() - began) * 1e3)
         time.sleep(0.005)
     worker.join()
@@ -472,6 +478,30 @@ def million() -> Iterator[dict[str, Any]]:
             p99 = percentile(times, 0.99)
             yield figure(f"1,000,000 runs: {method}, p99", p99, "ms", None, None, "<= 5 ms", p99 <= 5)
         yield figure("1,000,000 runs: start", ready * 1e3, "ms", None, None, "<= 1000 ms", ready <= 1)
+        yield from halve(running, [(method, one) for method, asked in questions.items() for one in asked[:3]])
+
+
+def halve(running: Daemon, questions: list[tuple[str, dict[str, Any]]]) -> Iterator[dict[str, Any]]:
+    """The older half of a million runs is removed: how fast, and how long the slowest answer takes meanwhile."""
+    (newest,) = running.client.call("runs", {"name": "noop", "limit": 1})["runs"]
+    age = time.time() - (tau.read_id(newest["run_id"]) >> 25) / 1000 + 500
+    answers: list[dict[str, Any]] = []
+
+    def prune() -> None:
+        with tau.Client(home=running.home) as other:
+            answers.append(other.call("prune", {"older_than": age}))
+
+    began = time.perf_counter()
+    times = meanwhile(running, prune, questions)
+    rate = answers[0]["runs"] / (time.perf_counter() - began)
+    if not 490_000 < answers[0]["runs"] < 510_000:
+        raise RuntimeError(json.dumps(answers[0]))
+    yield figure("1,000,000 runs: prune of half", rate, "/s", None, None, "-", True)
+    slowest, p99 = max(times), percentile(times, 0.99)
+    yield figure("answers meanwhile, p99", p99, "ms", None, None, "<= 50 ms", p99 <= 50)
+    yield figure("answers meanwhile, slowest", slowest, "ms", None, None, "<= 50 ms", slowest <= 50)
+    share = answers[0]["bytes_after"] / answers[0]["bytes_before"]
+    yield figure("the file after it", 100 * share, "%", None, None, "<= 60 %", share <= 0.6)
 
 
 def fill(path: str, count: int) -> None:
@@ -491,6 +521,7 @@ def fill(path: str, count: int) -> None:
             yield {
                 **row,
                 "run_id": tau.spell_id(last - (number << 25)),
+                "finished_at": tau.rfc3339(((last >> 25) - number) / 1000),
                 "key": None,
                 "status": status,
                 "error": text,

@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import os
 import sqlite3
+import tempfile
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 import tau as module
 
+SETTINGS = module.read_settings({}, None)
 FOUND = [
     {"name": "p", "function": "p", "description": "", "tags": [], "params": {}, "line": 1, "entry": "p.py"}
 ]
@@ -199,3 +205,217 @@ def test_a_migration_that_fails_changes_nothing(tmp_path: Path, monkeypatch: pyt
     db = sqlite3.connect(tmp_path / "tau.db")
     assert db.execute("SELECT count(*) FROM sqlite_master WHERE name = 'more'").fetchone() == (0,)
     db.close()
+
+
+class Hands(module.Clock):
+    """A clock that is set by hand."""
+
+    now = 1_800_000_000.0
+
+    def time(self) -> float:
+        """What it shows."""
+        return self.now
+
+
+NAMES, SOURCES, KEYS = st.sampled_from("pq"), st.sampled_from("ab"), st.sampled_from([None, None, "k", "l"])
+
+
+class Books(RuleBasedStateMachine):
+    """The store against a dictionary: whatever is done, in whatever order, both answer alike."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.folder = tempfile.TemporaryDirectory()
+        self.loop, self.clock = asyncio.new_event_loop(), Hands()
+        self.live: dict[str, tuple[bool, int, str]] = {}  # pipeline → in service, version, source
+        self.runs: dict[str, dict[str, Any]] = {}
+        self.open()
+
+    def open(self) -> None:
+        """The store is open, with our clock."""
+        self.store = module.Store(self.folder.name, SETTINGS)
+        self.store.clock = self.clock
+        self.store.open(self.loop)
+        self.retention = module.Retention(self.folder.name, SETTINGS, self.store, lambda: 0)
+
+    def teardown(self) -> None:
+        """Nothing is left open, and the file is sound."""
+        self.store.close()
+        self.loop.close()
+        db = sqlite3.connect(f"{self.folder.name}/tau.db")
+        assert db.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+        assert db.execute("PRAGMA foreign_key_check").fetchall() == []
+        db.close()
+        self.folder.cleanup()
+
+    def do(self, work: Callable[..., Any], *arguments: Any) -> Any:
+        """What a write answers."""
+
+        async def done() -> Any:
+            return await self.store.write(work, *arguments)
+
+        return self.loop.run_until_complete(done())
+
+    def of(self, *statuses: str) -> list[str]:
+        """The runs of these statuses, oldest first."""
+        return [run_id for run_id, run in sorted(self.runs.items()) if run["status"] in statuses]
+
+    def end(self, run_id: str, status: str) -> None:
+        """What the books say of a run that has ended now."""
+        self.runs[run_id] |= {"status": status, "finished_at": module.rfc3339(self.clock.now)}
+
+    @initialize(source=SOURCES)
+    def begin(self, source: str) -> None:
+        self.deploy("p", source)
+        self.deploy("q", source)
+
+    @rule(name=NAMES, statuses=st.lists(st.sampled_from(module.FINAL), min_size=3, max_size=8))
+    def run_to_the_end(self, name: str, statuses: list[str]) -> None:
+        for status in statuses:
+            if self.live[name][0]:
+                self.add_run(name, None, "{}")
+                self.admit(30)
+                self.finish(0, status)
+                self.clock.now += 3600
+
+    @rule(name=NAMES, source=SOURCES)
+    def deploy(self, name: str, source: str) -> None:
+        served, version, known = self.live.get(name, (False, 0, ""))
+        changed = source != known
+        self.live[name] = (True, version + changed, source)
+        answer = self.do(self.store.deploy, [FOUND[0] | {"name": name}], source * 64, "me")
+        assert answer == [{"name": name, "version": version + changed, "changed": changed or not served}]
+
+    @rule(name=NAMES)
+    def undeploy(self, name: str) -> None:
+        served, version, known = self.live.get(name, (False, 0, ""))
+        waiting = [run_id for run_id in self.of("queued") if self.runs[run_id]["pipeline"] == name]
+        answer = self.do(self.store.undeploy, name, "me")
+        assert answer == (waiting if served else None)
+        if served:
+            self.live[name] = (False, version, known)
+            for run_id in waiting:
+                self.end(run_id, "cancelled")
+
+    @rule(name=NAMES, key=KEYS, params=st.sampled_from(["{}", '{"x": 1}']))
+    def add_run(self, name: str, key: str | None, params: str) -> None:
+        served, version, _ = self.live.get(name, (False, 0, ""))
+        same = [one for one, run in self.runs.items() if key and (run["pipeline"], run["key"]) == (name, key)]
+        asked = (self.store.add_run, name, params, key, "manual", "me")
+        if not served or (same and self.runs[same[0]]["params"] != params):
+            with pytest.raises(module.Conflict if served else module.NotFound):
+                self.do(*asked)
+        elif same:
+            assert self.do(*asked) == (same[0], self.runs[same[0]]["status"], True)
+        else:
+            run_id, status, known = self.do(*asked)
+            assert (status, known, run_id > max(self.runs, default="")) == ("queued", False, True)
+            self.runs[run_id] = {
+                "pipeline": name, "version": version, "status": status, "key": key, "params": params, "finished_at": None,
+            }  # fmt: skip
+
+    @rule(free=st.integers(1, 3))
+    def admit(self, free: int) -> None:
+        chosen = self.of("queued")[:free]
+        jobs = self.do(self.store.admit, free, {})
+        assert [(job["run_id"], job["version"]) for job in jobs] == [
+            (one, self.runs[one]["version"]) for one in chosen
+        ]
+        for run_id in chosen:
+            self.runs[run_id]["status"] = "running"
+
+    @rule(number=st.integers(0, 20), status=st.sampled_from(module.FINAL))
+    def finish(self, number: int, status: str) -> None:
+        begun = self.of("running", *module.FINAL)
+        begun = [one for one in begun if self.store.ask.rows("SELECT 1 FROM attempts WHERE run_id = ?", one)]
+        if not begun:
+            return
+        run_id = begun[-1 - number % len(begun)]
+        error = None if status == "success" else module.bare_error("died", "ProcessDied", "x")
+        ended = {"at": self.clock.now, "exit_code": 0, "signal": None}
+        outcome = module.Outcome(status, {"n": number} if error is None else None, error)
+        self.do(self.store.finish, run_id, 1, [], state(ended=ended), outcome)
+        if self.runs[run_id]["status"] == "running":  # else it comes too late
+            self.end(run_id, status)
+
+    @rule(number=st.integers(0, 20))
+    def cancel(self, number: int) -> None:
+        if self.runs:
+            run_id = sorted(self.runs)[-1 - number % len(self.runs)]
+            waits = self.runs[run_id]["status"] == "queued"
+            assert self.do(self.store.cancel_waiting, run_id, "me") == waits
+            if waits:
+                self.end(run_id, "cancelled")
+
+    @rule(hours=st.sampled_from([0.01, 1, 30, 1000, 3000]))
+    def pass_time(self, hours: float) -> None:
+        self.clock.now += 3600 * hours
+
+    @rule(
+        days=st.sampled_from([None, None, 0.5, 20]), keep=st.sampled_from([None, 1, 3]),
+        later=st.sampled_from([0, 1, 2, 30, 100, 400]),
+    )  # fmt: skip
+    def prune(self, days: float | None, keep: int | None, later: float) -> None:
+        self.clock.now += later * module.DAY_S
+        terms = module.retention_terms(SETTINGS, None if days is None else days * module.DAY_S, keep)
+        doomed = {run_id for name in self.live for run_id in self.old(name, terms)}
+        removed = self.loop.run_until_complete(self.retention.prune(terms, self.clock.now, "me"))
+        assert removed["runs"] == len(doomed)
+        self.runs = {run_id: run for run_id, run in self.runs.items() if run_id not in doomed}
+
+    def old(self, name: str, terms: dict[str, Any]) -> list[str]:
+        """The runs of a pipeline that go."""
+        mine = [run_id for run_id in sorted(self.runs, reverse=True) if self.runs[run_id]["pipeline"] == name]
+        kept = set(mine[:1]) | set([one for one in mine if self.runs[one]["status"] == "success"][:1])
+        young, found = self.clock.now - terms["young_s"], []
+        for statuses, age in ((["success", "cancelled"], "run_s"), (module.FAILURES, "failed_s")):
+            some = [one for one in mine if self.runs[one]["status"] in statuses]
+            for place, run_id in enumerate(some):
+                aged = run_id < module.id_at(self.clock.now - terms[age]) or place >= terms["runs"]
+                aged = (
+                    aged
+                    and run_id < module.id_at(young)
+                    and self.runs[run_id]["finished_at"] < module.rfc3339(young)
+                )
+                found += [run_id] if aged and run_id not in kept else []
+        return found
+
+    @rule()
+    def reopen(self) -> None:
+        self.store.close()
+        self.open()
+
+    @invariant()
+    def answers_are_alike(self) -> None:
+        ask, newest = self.store.ask, sorted(self.runs, reverse=True)
+        assert ask.totals() == {status: len(self.of(status)) for status in module.MOVES}
+        assert {one: ask.status_of(one) for one in newest} == {one: self.runs[one]["status"] for one in newest}
+        for name, status in ((None, None), ("p", None), ("q", "success"), (None, "failed")):
+            wanted = [
+                one for one in newest
+                if name in (None, self.runs[one]["pipeline"]) and status in (None, self.runs[one]["status"])
+            ]  # fmt: skip
+            rows, total = ask.runs(name, status, 5)
+            assert ([row["run_id"] for row in rows], total) == (wanted[:5], len(wanted))
+        broken = sorted(
+            self.of(*module.FAILURES), key=lambda one: (self.runs[one]["finished_at"], one), reverse=True
+        )
+        rows, total = ask.failures(5)
+        assert ([row["run_id"] for row in rows], total) == (broken[:5], len(broken))
+        for name in self.live:
+            last = [one for one in newest if self.runs[one]["pipeline"] == name][:1]
+            try:
+                assert [ask.pick_run(name, None)] == last
+            except module.NotFound:
+                assert last == []
+        served = sorted(name for name, (deployed, _, _) in self.live.items() if deployed)
+        assert [row["name"] for row in ask.pipelines(10)[0]] == served
+
+
+#: More of them, and others each time, with for example EXAMPLES=2000.
+EXAMPLES = int(os.environ.get("EXAMPLES", "0"))
+Books.TestCase.settings = settings(
+    max_examples=EXAMPLES or 30, stateful_step_count=40, deadline=None, derandomize=not EXAMPLES, database=None,
+    suppress_health_check=[HealthCheck.too_slow],
+)  # fmt: skip
+TestBooks = Books.TestCase
