@@ -3826,12 +3826,12 @@ async def check(
             environments = await prepare_environments(daemon, sources, entries)
             answer["environments"] = [one for one in environments.values() if one is not None]
             scanned = await scan(daemon, staged, sources, environments)
-            answer["pipelines"] = [
-                preview_pipeline(daemon, one)
-                for one in choose(await load_all(daemon, staged, environments), None)
-            ]
+            found = choose(await load_all(daemon, staged, environments), None)
+            answer["pipelines"] = [preview_pipeline(daemon, one) for one in found]
+            if not daemon.unscheduled:
+                await daemon.store.write(daemon.agenda.check, found)
             answer["ok"] = True
-        except LoadFailed as problem:
+        except (BadRequest, LoadFailed) as problem:
             answer["error"] = problem.to_json()
     missing = sorted(name for name, found in scanned["secrets"].items() if found is None)
     return answer | scanned | {"missing_secrets": missing}
@@ -4575,7 +4575,8 @@ def tick_at(agenda: Agenda, row: Json, asked: int | None, now: int) -> Json:
     """What became of the tick at an instant, or of the last one."""
     name, nothing = row["pipeline"], {"scheduled_for": None, "decision": "none"}
     if asked is None:
-        return next(iter(agenda.ask.decisions(name, 1)), nothing | {"reason": "no tick has been decided yet"})
+        undecided = nothing | {"reason": "no tick has been decided yet", "last_run": agenda.ask.last_run(name)}
+        return next(iter(agenda.ask.decisions(name, 1)), undecided)
     text = rfc3339(asked)
     found = agenda.ask.decision_on(name, text)
     if found is not None:
@@ -4635,6 +4636,8 @@ def past_words(tick: Json) -> str:
             else f"The tick of {when} was"
         )
         return f"{what} {decision}{why_late} ({tick.get('message') or tick['reason']})."
+    if last := tick.get("last_run"):
+        return f"It last ran by {last['trigger']} ({last['run_id']}: {last['status']})."
     return f"Nothing ran: {tick['reason']}."
 
 
@@ -6382,6 +6385,15 @@ class Agenda:
 
     def deploy(self, found: list[Json], digest: str, actor: str, cron: str | None = None) -> list[Json]:
         """Makes each pipeline live, with its schedule and its chain; *cron* is one from the command line."""
+        commands = self.check(found, cron)
+        deployed = self.store.deploy(found, digest, actor)
+        for one in found:
+            self.chains.keep(one["name"], one.get("after") or [])
+            self.sync(one["name"], actor, commands[one["name"]])
+        return deployed
+
+    def check(self, found: list[Json], cron: str | None = None) -> dict[str, Json]:
+        """BadRequest unless all of these can be deployed; what the command line says of the schedules."""
         self.chains.check(found)
         commands = {one["name"]: self.row(one["name"])["command"] for one in found}
         for one in found:
@@ -6390,11 +6402,7 @@ class Agenda:
             options = schedule_options(one, commands[one["name"]])
             times_of(options, 0, self.timezone)  # which checks it, for user code may know other time zones
             check_params(one["name"], one, options)
-        deployed = self.store.deploy(found, digest, actor)
-        for one in found:
-            self.chains.keep(one["name"], one.get("after") or [])
-            self.sync(one["name"], actor, commands[one["name"]])
-        return deployed
+        return commands
 
     def adopt(self) -> None:
         """Pipelines that were deployed before there were schedules have their rows."""
@@ -7035,6 +7043,11 @@ class AgendaQuestions:
             *(name, begin, end),
         )
         return {row["scheduled_for"]: row for row in rows}
+
+    def last_run(self, name: str) -> Json | None:
+        """The last run of a pipeline, however it came to be."""
+        shown = "run_id, trigger, status"
+        return self.first(f"SELECT {shown} FROM runs WHERE pipeline = ? ORDER BY run_id DESC LIMIT 1", name)
 
     def unfinished(self, name: str) -> list[str]:
         """The runs of a schedule's ticks that have not ended."""

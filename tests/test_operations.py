@@ -530,7 +530,7 @@ def test_check_tells_what_a_file_has_needs_and_lacks(tau: Tau) -> None:
         from tau import pipeline
 
         @pipeline(schedule="0 6 * * *", timezone="Europe/London", retries=2)
-        def checked(ctx, day: str, limit: int = 3):
+        def checked(ctx, day: str = "today", limit: int = 3):
             import absent_module
             return ctx.secret("PATH"), ctx.secret(name="ABSENT_SECRET")
         """
@@ -542,7 +542,7 @@ def test_check_tells_what_a_file_has_needs_and_lacks(tau: Tau) -> None:
     assert found["missing_secrets"] == ["ABSENT_SECRET"]
     one = found["pipelines"][0]
     assert (one["name"], one["line"], one["retries"], len(one["ticks"])) == ("checked", 3, 2, 5)
-    assert one["params"]["required"] == ["day"]
+    assert one["params"]["properties"]["limit"] == {"type": "integer", "default": 3}
     tau("show", "checked", exit=3)
     done = tau.command("check", tau.write("import absent_module\nfrom tau import pipeline\n", "not.py"))
     assert done.exit == 2
@@ -642,3 +642,22 @@ def test_params_are_converted_and_have_their_defaults(tau: Tau) -> None:
     )
     assert run["result"] == ["date", 100, 2026]
     assert run["params"] == {"day": "2026-01-31"}
+
+
+def test_check_refuses_what_deploy_would_refuse(tau: Tau) -> None:
+    for text, message in (
+        ("@pipeline(every=60)\ndef needy(ctx, day: str): ...", "day"),
+        ("@pipeline(after='nobody_there')\ndef follower(ctx): ...", "no such pipeline"),
+    ):
+        path = tau.write(f"from tau import pipeline\n{text}\n")
+        done = tau.command("check", path)
+        assert (done.exit, done.json["ok"]) == (2, False)
+        assert message in done.json["error"]["message"]
+        assert done.json["error"]["message"] == tau("deploy", path, exit=2)["message"]
+
+
+def test_why_tells_of_the_last_run_where_no_tick_was_decided(tau: Tau) -> None:
+    tau.deploy("from tau import pipeline\n@pipeline\ndef unscheduled(ctx): ...\n")
+    assert tau("why", "unscheduled")["answer"].startswith("Nothing ran: no tick has been decided yet.")
+    run_id = tau("run", "unscheduled")["run_id"]
+    assert f"It last ran by manual ({run_id}: success)." in tau("why", "unscheduled")["answer"]
