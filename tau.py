@@ -4229,16 +4229,17 @@ async def retry(
 
 
 @destroys
-async def cancel(call: Call, run_id: str) -> Json:
+async def cancel(call: Call, run_id: str, *, force: bool = False) -> Json:
     """Cancel a run: SIGTERM to its processes, then SIGKILL; answers when they are gone.
 
     run_id        which run: its id, or its first characters
+    force         SIGKILL at once: it has no time to tidy up
     """
     daemon = call.daemon
     run_id = daemon.store.ask.find_run(run_id)
     moved = await daemon.store.write(daemon.store.cancel_waiting, run_id, call.actor)
     if not moved and daemon.store.ask.status_of(run_id) not in FINAL:
-        await daemon.executor.stop(run_id, "cancelled")
+        await daemon.executor.stop(run_id, "cancelled", force)
         call.rest()
         await daemon.feed.finished(run_id)
         moved = daemon.store.ask.status_of(run_id) == "cancelled"
@@ -6191,10 +6192,12 @@ class Executor:
 
     # Stopping.
 
-    async def stop(self, run_id: str, status: str) -> None:
+    async def stop(self, run_id: str, status: str, force: bool = False) -> None:
         """Begins to stop a live run, which will end with this status unless it ended before."""
         process = next((one for one in self.live.values() if one.run_id == run_id), None)
         if process is None or process.stopping is not None:
+            if process is not None and process.start is not None and force:
+                send_signal(process.start, signal.SIGKILL)
             return
         process.stopping = status
         try:
@@ -6202,7 +6205,7 @@ class Executor:
         except TauError:
             process.stopping = None
             raise
-        self.spawn(self.end(process, status))
+        self.spawn(self.end(process, status, force))
 
     async def stop_all(self, status: str) -> None:
         """Begins to stop every live run."""
@@ -6210,12 +6213,13 @@ class Executor:
             if process.run_id is not None:
                 await self.stop(process.run_id, status)
 
-    async def end(self, process: Process, status: str) -> None:
+    async def end(self, process: Process, status: str, force: bool = False) -> None:
         """SIGTERM to the process's group, grace, SIGKILL; returns when it has ended or nothing helps."""
         process.stopping = status
+        ways = ((signal.SIGTERM, self.settings["stop_grace_s"]), (signal.SIGKILL, 5.0))
         while process.start is None and not process.closed.is_set() and process.stem in self.live:
             await asyncio.sleep(POLL_WATCHED_S)  # not born yet: watch() reads its first record
-        for number, patience in ((signal.SIGTERM, self.settings["stop_grace_s"]), (signal.SIGKILL, 5.0)):
+        for number, patience in ways[force:]:
             if process.start is not None and not process.closed.is_set():
                 send_signal(process.start, number)
                 try:

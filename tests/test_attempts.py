@@ -450,3 +450,22 @@ def test_attempts_of_an_earlier_schema_are_told_too(tmp_path: Path) -> None:
     db.executescript(module.MIGRATIONS[-1])
     assert db.execute("SELECT status, finished_at, error FROM attempts").fetchone() == ("failed", "F", error)
     db.close()
+
+
+DEAF = "signal.signal(signal.SIGTERM, signal.SIG_IGN)\n    ctx.log('deaf')\n    while True: time.sleep(1)"
+
+
+def test_a_deaf_run_is_cancelled_at_once_by_force(home: Tau) -> None:
+    (home.home / "tau.toml").write_text("[daemon]\nstop_grace_s = 600\n")
+    home.start()
+    home.deploy(flaky("retries=3", DEAF))
+    first = home.call("run", name="flaky", wait=False)["run_id"]
+    eventually(lambda: home("inspect", first)["trace"]["log_lines"] == 2)
+    assert home("cancel", first, "--force")["status"] == "cancelled"
+    second = home.call("run", name="flaky", wait=False)["run_id"]
+    eventually(lambda: home("inspect", second)["trace"]["log_lines"] == 2)
+    with home.connect() as patient:
+        patient.send({"id": 1, "method": "cancel", "params": {"run_id": second}})
+        assert home("cancel", second, "--force")["status"] == "cancelled"
+        assert patient.receive()["result"]["status"] == "cancelled"
+    assert home("inspect", second)["attempt"] == 1
