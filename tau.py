@@ -413,6 +413,15 @@ def did_you_mean(word: str, words: Iterable[str], otherwise: str = "") -> str:
     return f"did you mean '{near[0]}'? {otherwise}".strip() if near else otherwise
 
 
+def demand_word(what: str, word: Any, words: Iterable[str]) -> None:
+    """BadRequest unless the word is one of *words*; the hint names the nearest."""
+    if word not in words:
+        text = str(word)[:WORD_MAX]
+        raise BadRequest(
+            f"there is no {what} '{text}'", did_you_mean(text, words, "one of " + ", ".join(words))
+        )
+
+
 def check_name(name: str) -> None:
     """BadRequest unless this can be a pipeline's name: it becomes a word of commands and a directory."""
     if not re.fullmatch(NAME_RULE, name):
@@ -4114,23 +4123,24 @@ async def run(
     timeout       seconds to wait at most; the run goes on
     follow        print its events as JSON lines while it runs
     """
-    if follow and not wait:
-        raise BadRequest("--follow waits for the run, --detach does not", "choose one of them")
     daemon, params = call.daemon, params or {}
     text = encode_json(params)
     if len(text) > PARAMS_BYTES_MAX:
         raise BadRequest(
             f"params are larger than {PARAMS_BYTES_MAX:,} bytes", "pass a path instead of the data"
         )
-    queued = daemon.store.write(daemon.store.add_run, name, text, key, "manual", call.actor)
-    return await answer_run(call, queued, wait, timeout, follow)
+    about = (name, text, key, "manual", call.actor)
+    return await answer_run(call, wait, timeout, follow, daemon.store.add_run, *about)
 
 
 async def answer_run(
-    call: Call, queued: Awaitable[tuple[str, str, bool]], wait: bool, timeout: float | None, follow: bool
+    call: Call, wait: bool, timeout: float | None, follow: bool, add: Callable[..., Any], *about: Any
 ) -> Json:
-    """A run that is being queued: its document when it has ended, unless nobody waits for that."""
+    """Adds a run: its document when it has ended, unless nobody waits for that."""
+    if follow and not wait:
+        raise BadRequest("--follow waits for the run, --detach does not", "choose one of them")
     daemon = call.daemon
+    queued = daemon.store.write(add, *about)
     daemon.executor.wake()  # now: so that the run is queued and admitted in one commit
     run_id, status, deduplicated = await queued
     if not wait:
@@ -4208,8 +4218,6 @@ async def retry(
     timeout       seconds to wait at most; the run goes on
     follow        print its events as JSON lines while it runs
     """
-    if follow and not wait:
-        raise BadRequest("--follow waits for the run, --detach does not", "choose one of them")
     store = call.daemon.store
     old = store.ask.run(store.ask.find_run(run_id))
     if old["status"] not in FINAL:
@@ -4225,7 +4233,7 @@ async def retry(
     def add() -> tuple[str, str, bool]:
         return store.add_run(old["pipeline"], params, key, "retry", call.actor, **origin)
 
-    return await answer_run(call, store.write(add), wait, timeout, follow)
+    return await answer_run(call, wait, timeout, follow, add)
 
 
 @destroys
@@ -4254,9 +4262,8 @@ async def runs(call: Call, name: str | None = None, *, limit: int = 20, status: 
     limit --last --limit  how many at most
     status        only those with this status
     """
-    if status is not None and status not in MOVES:
-        hint = did_you_mean(status, MOVES, "one of " + ", ".join(MOVES))
-        raise BadRequest(f"there is no status '{status}'", hint)
+    if status is not None:
+        demand_word("status", status, MOVES)
     if name is not None:
         call.daemon.store.ask.known(name)
     rows, total = call.daemon.store.ask.runs(name, status, bounded(limit))
@@ -4309,8 +4316,8 @@ async def logs(
     follow        then print each new line until the run ends
     """
     store = call.daemon.store
-    if level is not None and level not in LEVELS:
-        raise BadRequest(f"there is no level '{level}'", did_you_mean(level, LEVELS, ", ".join(LEVELS)))
+    if level is not None:
+        demand_word("level", level, LEVELS)
     wanted = LEVELS[LEVELS.index(level) :] if level else ()
     run_id = store.ask.pick_run(name, run_id)
     if not follow:
@@ -4473,9 +4480,8 @@ def read_policies(
 ) -> Json:
     """What is to be done about late and crowded ticks; BadRequest for what cannot be."""
     for name, value, choices in (("misfire", misfire, MISFIRES), ("overlap", overlap, OVERLAPS)):
-        if value is not None and value not in choices:
-            hint = did_you_mean(value, choices, "one of " + ", ".join(choices))
-            raise BadRequest(f"{name} cannot be '{value[:WORD_MAX]}'", hint)
+        if value is not None:
+            demand_word(name, value, choices)
     return {
         "misfire": misfire,
         "overlap": overlap,
@@ -4686,10 +4692,7 @@ async def backfill(
     """
     agenda, now = call.daemon.agenda, int(time.time())
     row = agenda.ask.schedule(name)
-    if only not in BACKFILLS:
-        raise BadRequest(
-            f"only cannot be '{only[:WORD_MAX]}'", did_you_mean(only, BACKFILLS, ", ".join(BACKFILLS))
-        )
+    demand_word("--only", only, BACKFILLS)
     times = times_of(row["options"], instant_of(row["anchor_at"]), agenda.timezone)
     if times is None:
         raise BadRequest(f"'{name}' has no schedule: there are no ticks", f'tau schedule {name} "0 6 * * *"')
@@ -9932,10 +9935,7 @@ def check_choice(choices: tuple[str, ...]) -> Callable[[Any], str]:
     """One of some words."""
 
     def choice(value: Any) -> str:
-        if value not in choices:
-            known = ", ".join(choices)
-            near = did_you_mean(str(value), choices, f"one of {known}")
-            raise BadRequest(f"expected one of {known}, not {safe_repr(value)}", near)
+        demand_word("such choice as", value, choices)
         return str(value)
 
     return choice
@@ -10084,10 +10084,7 @@ class PipelineContext:
 
         *level* is debug, info, warning or error; anything else raises BadRequest.
         """
-        if level not in LEVELS:
-            raise BadRequest(
-                f"there is no level '{level}'", did_you_mean(str(level), LEVELS, ", ".join(LEVELS))
-            )
+        demand_word("level", level, LEVELS)
         extra = to_fields(fields) if fields else None
         self._journal.log(message if type(message) is str else str(message), level, CURRENT.get(), extra, None)
 
@@ -10177,8 +10174,7 @@ class PipelineContext:
 
         One without a name is named by its source text.  severity="warn" only records; true if all hold.
         """
-        if severity not in SEVERITIES:
-            raise BadRequest(f"there is no severity '{severity}'", ", ".join(SEVERITIES))
+        demand_word("severity", severity, SEVERITIES)
         return eager(check_all(self._journal, name_assertions(assertions), severity))
 
     def secret(self, name: str, default: str | None = None) -> str:
@@ -11705,8 +11701,7 @@ def check_whole(scan: Scan, name: str) -> None:
 
 def check_mode(mode: str, key: str | Sequence[str]) -> list[str]:
     """The columns of the key; BadRequest if the mode is none, or lacks or forbids a key."""
-    if mode not in MODES:
-        raise BadRequest(f"there is no mode '{mode}'", did_you_mean(mode, MODES, ", ".join(MODES)))
+    demand_word("mode", mode, MODES)
     keys: list[Any] = [key] if isinstance(key, str) or not hasattr(key, "__iter__") else [*key]
     if not all(isinstance(name, str) for name in keys):
         raise BadRequest(f"a key is the names of columns, not {safe_repr(key)}", 'key=["id"]')

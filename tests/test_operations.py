@@ -575,7 +575,7 @@ OPTIONS = [
 def test_an_option_that_cannot_be_is_refused_where_it_is_written(tau: Tau, options: str, message: str) -> None:
     error = tau.deploy(f"from tau import pipeline\n\n@pipeline({options})\ndef bad(ctx): ...\n", exit=2)
     assert error["code"] == "load_failed"
-    assert message in error["message"]
+    assert message in error["message"] + error["hint"]
     assert (error["line"], error["source_line"]) == (3, f"@pipeline({options})")
 
 
