@@ -7591,6 +7591,8 @@ class Retention:
                 await self.prune(retention_terms(self.settings), time.time(), "taud")
             except TauError as problem:
                 logging.getLogger("tau").error("cannot remove what is old: %s", problem)
+            except Exception:  # a bug must not end it for good: it is told, and tried again
+                logging.getLogger("tau").exception("retention")
             await asyncio.sleep(PRUNE_EVERY_S)
 
     async def prune(self, terms: Json, now: float, actor: str, thorough: bool = False) -> Json:
@@ -7694,13 +7696,15 @@ class Retention:
         for what, age in FORCED:
             if not too_large():
                 return
-            data = {"what": what, "older_than_s": age, "bytes": self.store.ask.used_bytes(), "most_bytes": most}
-            await self.store.write(self.store.event, "retention.forced", None, None, data)
-            pruned.forced.append(f"{what} older than {duration_text(age)}")
+            bytes_before, count = self.store.ask.used_bytes(), sum(pruned.counts.values())
             if what == "logs":
                 await self.prune_logs(pruned, now - age, too_large)
             else:
                 await self.prune_runs(pruned, id_at(now - age), rfc3339(now - age), limit=too_large)
+            if sum(pruned.counts.values()) > count:
+                pruned.forced.append(f"{what} older than {duration_text(age)}")
+                data = {"what": what, "older_than_s": age, "bytes": bytes_before, "most_bytes": most}
+                await self.store.write(self.store.event, "retention.forced", None, None, data)
         if too_large():
             logging.getLogger("tau").warning("the database is larger than [retention] database_bytes")
 
@@ -8573,7 +8577,7 @@ class Store:
 #: Where a pipeline is named, and by which column; what refers to others comes before them.
 FORGOTTEN = (
     *(("states", "pipeline"), ("schedules", "pipeline"), ("chains", "pipeline"), ("chains", "comes_after")),
-    *(("runs", "pipeline"), ("versions", "pipeline"), ("pipelines", "name")),
+    *(("pauses", "pipeline"), ("runs", "pipeline"), ("versions", "pipeline"), ("pipelines", "name")),
 )
 #: How often an attempt that never began is handed to a fork server: each time a daemon or a server was killed.
 STARTS_MAX = 20
