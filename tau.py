@@ -4,26 +4,25 @@ The file is laid out in the order a request travels.  Calls go down the page, or
 
     Part I    the shared words    1 Words   2 Records   3 Signatures   4 Wire   5 Settings
                                   6 Shell   7 System   8 Ticks
-    Part II   the client, `tau`   9 Command line   10 Terminal   11 Client
+    Part II   the client, `tau`   9 Command line   10 Doctor   11 Terminal   12 Client
                  │ one JSON document a line, over a socket
-    Part III  the daemon, `taud`  12 Daemon   13 Server   14 Operations   15 Environments
-                                  16 Scheduler   17 Executor   18 Feed   19 Agenda
-                                  20 Retention   21 Backup   22 Store   23 Questions
-                                  24 Database   25 Sources
+    Part III  the daemon, `taud`  13 Daemon   14 Server   15 Operations   16 Environments
+                                  17 Scheduler   18 Executor   19 Feed   20 Agenda   21 Retention
+                                  22 Backup   23 Store   24 Questions   25 Database   26 Sources
                  │ one JSON document a line: jobs over a socket, the trace through a journal file
-    Part IV   the run process     26 Fork server   27 Run process   28 Pipeline API
-                                  29 Parameters   30 Assertions   31 Memos   32 Places   33 Web
-                                  34 Warehouses   35 Formats   36 Rows   37 Trace
+    Part IV   the run process     27 Fork server   28 Run process   29 Pipeline API
+                                  30 Parameters   31 Assertions   32 Memos   33 Places   34 Web
+                                  35 Warehouses   36 Formats   37 Rows   38 Trace
 
 `tau run hello`, in one read:
-  main §9 builds one parser from the signature of `run` §14 and calls Client.call §11;
-  the line reaches Connection §13, which checks it and calls the operation `run` §14;
-  Store §22 makes the run durable and, in the same commit, Executor.admit §17 moves it to running;
-  ForkServer §26 creates the journal (that is the permission to start) and forks;
-  run_process §27 loads the deployed file and calls your function with a PipelineContext §28;
-  its records go to the Journal §37; the fork server appends the end record when the process is gone;
-  Executor §17 reads the journal, `verdict` §17 turns it into an outcome, Store §22 keeps it;
-  Feed §18 wakes the waiting `run` §14; Connection §13 answers; main §9 prints and exits 0 or 1.
+  main §9 builds one parser from the signature of `run` §15 and calls Client.call §12;
+  the line reaches Connection §14, which checks it and calls the operation `run` §15;
+  Store §23 makes the run durable and, in the same commit, Executor.admit §18 moves it to running;
+  ForkServer §27 creates the journal (that is the permission to start) and forks;
+  run_process §28 loads the deployed file and calls your function with a PipelineContext §29;
+  its records go to the Journal §38; the fork server appends the end record when the process is gone;
+  Executor §18 reads the journal, `verdict` §18 turns it into an outcome, Store §23 keeps it;
+  Feed §19 wakes the waiting `run` §15; Connection §14 answers; main §9 prints and exits 0 or 1.
 """
 
 from __future__ import annotations
@@ -250,6 +249,11 @@ STEPS_MAX = 10_000
 STEP_DEPTH_MAX = 20
 DOCUMENT_BYTES = 6_000
 RESULT_SHOWN_BYTES = 2_000
+
+#: No clock that is right shows an earlier time: such a one was never set.
+CLOCK_MIN = 1_767_225_600
+#: The pipeline by which `tau doctor` tries everything; undeployed, it leaves no run behind.
+CANARY = "tau.canary"
 
 #: A longer word is cut before it is compared or repeated.
 WORD_MAX = 128
@@ -619,6 +623,31 @@ MIGRATIONS = (
     CREATE INDEX runs_expiring ON runs (expires_at, run_id) WHERE status = 'queued' AND expires_at IS NOT NULL;
     """,
 )
+
+
+def read_only(path: str, shared: bool = False) -> sqlite3.Connection:
+    """A connection that changes nothing.  *shared*: there is a log, and maybe others who write."""
+    # Without a log there is nothing to agree on with others, so SQLite need not make files for that.
+    place = path.replace("%", "%25").replace("?", "%3f").replace("#", "%23")
+    uri = f"file:{place}?mode=ro{'' if shared else '&immutable=1'}"
+    return sqlite3.connect(uri, uri=True, isolation_level=None)
+
+
+def find_damage(db: sqlite3.Connection, patience: float | None = None) -> str | None:
+    """What is wrong with the structure of a database; None if nothing was found in this many seconds."""
+    if patience is not None:
+        until = time.monotonic() + patience
+        db.set_progress_handler(lambda: time.monotonic() > until, 10_000)
+    try:
+        answer = str(db.execute("PRAGMA quick_check(1)").fetchone()[0])
+    except sqlite3.OperationalError as problem:
+        if str(problem) != "interrupted":
+            raise
+        return None
+    finally:
+        db.set_progress_handler(None, 0)
+    return None if answer == "ok" else answer
+
 
 #: Columns that hold JSON text; they become values when a row leaves the store.
 JSON_COLUMNS = frozenset(
@@ -2534,70 +2563,395 @@ def log_texts(client: Client, run_id: str) -> list[str]:
     return [line["message"] for line in client.call("logs", {"run_id": run_id})["lines"]]
 
 
-class ThrowAway:
-    """`with` a daemon of one's own, in a home that is gone afterwards: its client.
+# --- 10. Doctor --------------------------------------------------------------------------
+# Owns `tau doctor`: what is looked at, and what to do about it.  Calls Terminal, Client and Records.
+# Promises to change nothing but what its own pipeline does, and to name a remedy for whatever it finds.
 
-    It has the configuration, the secrets and the built environments of the usual home.
-    """
+#: Less free room is a warning, and a failure.
+ROOM_WARN, ROOM_FAIL = 1 << 30, 100 << 20
+#: File systems on which neither locks nor shared memory can be trusted.
+NETWORKS = ("nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "fuse.sshfs", "ceph", "glusterfs", "lustre", "afs")
+DESCRIPTORS_MIN = 512
+QUICK_CHECK_S = 60.0
+LEFT_S = 7200.0
+CANARY_S = 30.0
+CANARY_SOURCE = """
+import time
+from tau import pipeline
 
-    def __init__(self, usual: str) -> None:
-        self.usual = usual
-        self.home = os.path.join(os.environ.get("TMPDIR", "/tmp"), f"tau-try-{os.urandom(6).hex()}")
-        self.client = Client(home=self.home)
+@pipeline(name="tau.canary", description="tau doctor is at work")
+def canary(ctx, deed: str):
+    if deed == "fail":
+        raise ValueError("as planned")
+    while deed == "wait":
+        time.sleep(0.1)
+    return deed
+"""
 
-    def __enter__(self) -> Client:
-        os.mkdir(self.home, 0o700)
+#: pass | warn | fail, what was found, and what to do.
+Finding = tuple[str, str, str]
+
+
+@local
+def doctor(desk: tuple[Client, View]) -> int:
+    """Look for whatever could keep Tau from working, try everything with a pipeline, and name the remedies."""
+    client, view = desk
+    patient = Patient(client)
+    checks = []
+    for name, look in CHECKS.items():
         try:
-            make_directory(self.usual)
-            for name in ("secrets", "environments"):
-                make_directory(os.path.join(self.usual, name))
-                os.symlink(os.path.join(self.usual, name), os.path.join(self.home, name))
-            self.start()
-        except BaseException:
-            remove_tree(self.home)
-            raise
-        return self.client
+            found = look(patient)
+        except Exception as problem:  # a check must never keep the others from being made
+            found = "fail", f"{type(problem).__name__}: {problem}", "this should not happen: please report it"
+        checks.append(dict(zip(("name", "status", "found", "remedy"), (name, *found), strict=True)))
+    checks += try_everything(client, patient)
+    document = {"ok": all(check["status"] != "fail" for check in checks), "checks": checks}
+    view.show("doctor", document)
+    return 0 if document["ok"] else 1
 
-    def __exit__(self, *exception: object) -> None:
+
+class Patient:
+    """What all checks look at: the home, its settings and its daemon, as far as there are any."""
+
+    def __init__(self, client: Client) -> None:
+        self.home = client.home
+        self.status: Json | None = None
+        self.absent: TauError | None = None  # why there is no status
         try:
-            self.client.close()  # it may have been left in the middle of an answer
-            self.client.call("shutdown", {"cancel": True})
-            self.client.wait_for_end()
-        except Unavailable:
-            pass
-        self.client.close()
-        remove_tree(self.home)
-
-    def start(self) -> None:
-        """The daemon is ready; its refusal is raised."""
-        words = ["--detach", "--json", "--home", self.home, "--unscheduled", "--log-level", "warning"]
-        words += ["--host", "", "--port", "0"]
-        if config := find_config(None, self.usual):
-            words += ["--config", config]
-        environ = {name: value for name, value in os.environ.items() if name not in ("TAU_HOST", "TAU_CONFIG")}
-        said, end = os.pipe()
-        pid = start_python("taud", words, {1: end, 2: end}, environ | {"TAU_DATABASE_URL": "sqlite:///tau.db"})
-        os.close(end)
-        with open(said, "rb") as file:
-            text = file.read().decode("utf-8", "replace")
-        if os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) != 0:
-            lines = [line for line in text.splitlines() if line.startswith('{"error":')]
-            error = json.loads(lines[-1])["error"] if lines else {"message": text[-500:], "hint": ""}
-            raise from_wire({"message": error.pop("message"), "data": error})
+            self.status = client.call("status", {})
+            self.home = self.status["home"]
+        except TauError as problem:
+            self.absent = problem
+        self.wrong: TauError | None = None  # why there are no settings
+        self.settings: Json = {}
+        try:
+            self.config = self.status["config"] if self.status else find_config(None, self.home)
+            self.settings = read_settings({}, self.config)
+        except TauError as problem:
+            self.wrong = problem
+        url = self.settings.get("url", "sqlite:///tau.db")
+        self.database = database_path(url, self.home)
+        self.here = os.path.isdir(self.home)  # else it is elsewhere, or not there yet
 
 
-def remove_tree(path: str) -> None:
-    """The directory and all in it do not exist afterwards; links are not followed."""
-    for at, folders, names in os.walk(path, topdown=False):
-        for name in names:
-            remove_file(os.path.join(at, name))
-        for name in folders:
-            place = os.path.join(at, name)
-            remove_file(place) if os.path.islink(place) else os.rmdir(place)
-    os.rmdir(path)
+def passed(found: str) -> Finding:
+    """Nothing to do."""
+    return "pass", found, ""
 
 
-# --- 10. Terminal ------------------------------------------------------------------------
+def look_at_home(patient: Patient) -> Finding:
+    """The home is ours, for us alone, and can be written."""
+    if not patient.here:
+        return "warn", f"there is no {patient.home} on this machine yet", "taud --detach makes it"
+    about = os.stat(patient.home)
+    mode = stat.S_IMODE(about.st_mode)
+    if about.st_uid != os.geteuid():
+        return (
+            "fail",
+            f"{patient.home} belongs to uid {about.st_uid}",
+            "run as that user, or choose another --home",
+        )
+    if mode & (0o027 if patient.settings.get("group") else 0o077):
+        return "fail", f"{patient.home} has mode {mode:o}: others may enter", f"chmod 700 {patient.home}"
+    if not os.access(patient.home, os.W_OK | os.X_OK):
+        return "fail", f"{patient.home} cannot be written", "mount it writable, or choose another --home"
+    return passed(f"{patient.home}, mode {mode:o}")
+
+
+def look_at_disk(patient: Patient) -> Finding:
+    """There is room."""
+    place = patient.home
+    while not os.path.isdir(place):
+        place = os.path.dirname(place)
+    about = os.statvfs(place)
+    free, files = about.f_bavail * about.f_frsize, about.f_favail
+    found = f"{free >> 20:,} MiB free on the disk of {place}"
+    remedy = "make room, or lower [retention] and run `tau prune`"
+    if free < ROOM_FAIL or (about.f_files and files < 1000):
+        return "fail", f"{found}, {files:,} files", remedy
+    return ("warn", found, remedy) if free < ROOM_WARN else passed(found)
+
+
+def look_at_file_system(patient: Patient) -> Finding:
+    """The home is on a file system that can be trusted with a database."""
+    kind, longest = "unknown", 0
+    try:
+        with open("/proc/self/mounts", encoding="utf-8", errors="replace") as file:
+            for line in file:
+                _, at, found, *_ = line.split()
+                inside = (os.path.realpath(patient.home) + "/").startswith(at.rstrip("/") + "/")
+                if inside and len(at) >= longest:
+                    kind, longest = found, len(at)
+    except OSError:
+        return passed("not known on this system")
+    if kind in NETWORKS:
+        return (
+            "warn",
+            f"the home is on {kind}, where locks cannot be trusted",
+            "keep the home on a local disk",
+        )
+    return passed(kind)
+
+
+def look_at_clock(patient: Patient) -> Finding:
+    """The clock shows a time that can be, and none before what has happened already."""
+    now, remedy = time.time(), "set the clock, and let NTP keep it"
+    if now < CLOCK_MIN:
+        return "fail", f"it shows {rfc3339(now)}", remedy
+    newest = ask_database(patient, "SELECT at FROM events ORDER BY seq DESC LIMIT 1")
+    if newest and newest > rfc3339(now + 60):
+        return "fail", f"it shows {rfc3339(now)}, but the newest event is of {newest}", remedy
+    return passed(rfc3339(now))
+
+
+def look_at_zones(patient: Patient) -> Finding:
+    """Time zones can be had."""
+    count = len(zoneinfo.available_timezones())
+    if count < 100:
+        return "warn", f"only {count} time zones", "install the system's tzdata, or `pip install tzdata`"
+    return passed(f"{count} zones, schedules are in {patient.settings.get('timezone', 'UTC')}")
+
+
+def look_at_croniter(patient: Patient) -> Finding:
+    """croniter is there, in a version that we know."""
+    metadata: Any = __import__("importlib.metadata", fromlist=["version"])
+    try:
+        version = str(metadata.version("croniter"))
+    except ImportError:
+        return "fail", "croniter is not installed", f"{sys.executable} -m pip install 'croniter>=6,<8'"
+    if not "6" <= version.partition(".")[0] < "8":
+        return "warn", f"croniter {version} is not tested", "pip install 'croniter>=6,<8'"
+    return passed(f"croniter {version}")
+
+
+def look_at_python(patient: Patient) -> Finding:
+    """This Python has what Tau needs; taud may run on another one."""
+    version = sys.version.split()[0]
+    if not hasattr(os, "fork"):
+        return "fail", f"Python {version} on {sys.platform} cannot fork", "use Linux, or macOS"
+    if not hasattr(os, "pidfd_open"):
+        return "warn", f"Python {version} on {sys.platform} has no pidfd_open", "use Linux for production"
+    return passed(f"Python {version} on {sys.platform}")
+
+
+def look_at_sqlite(patient: Patient) -> Finding:
+    """SQLite knows strict tables."""
+    if sqlite3.sqlite_version_info < (3, 37):
+        return (
+            "fail",
+            f"SQLite {sqlite3.sqlite_version} is older than 3.37",
+            "use a Python with a newer SQLite",
+        )
+    return passed(f"SQLite {sqlite3.sqlite_version}")
+
+
+def look_at_configuration(patient: Patient) -> Finding:
+    """The configuration is understood."""
+    if patient.wrong is not None:
+        return "fail", str(patient.wrong), patient.wrong.hint or "see examples/tau.example.toml"
+    return passed(patient.config or "there is none, so the defaults hold")
+
+
+def look_at_database(patient: Patient) -> Finding:
+    """The database is of this version and its structure is sound; read by a connection of our own."""
+    path, remedy = patient.database, "taud --restore FILE --replace puts a backup in its place"
+    if not os.path.exists(path):
+        return passed(f"there is no {path} yet")
+    try:
+        db = read_only(path, shared=os.path.exists(path + "-wal"))
+        try:
+            schema = db.execute("PRAGMA user_version").fetchone()[0]
+            damage = find_damage(db, QUICK_CHECK_S)
+        finally:
+            db.close()
+    except sqlite3.Error as problem:
+        return "fail", f"{path}: {problem}", remedy
+    if damage is not None:
+        return "fail", f"{path}: {damage}", remedy
+    if schema > len(MIGRATIONS):
+        return "fail", f"{path} was written by a newer Tau (schema {schema})", "use the newer Tau"
+    return passed(f"{path}, {os.path.getsize(path) >> 20:,} MiB, schema {schema}")
+
+
+def ask_database(patient: Patient, question: str) -> Any:
+    """One value of the store; None if there is none or it cannot be read."""
+    path = patient.database
+    try:
+        db = read_only(path, shared=os.path.exists(path + "-wal"))
+        try:
+            found = db.execute(question).fetchone()
+        finally:
+            db.close()
+    except sqlite3.Error:
+        return None
+    return None if found is None else found[0]
+
+
+def look_at_socket(patient: Patient) -> Finding:
+    """What is at the place of the socket is one, ours, and for us alone."""
+    path = os.path.join(patient.home, "tau.sock")
+    if not os.path.lexists(path):
+        return passed("there is none") if patient.status is None else passed("the daemon listens elsewhere")
+    about = os.lstat(path)
+    if not stat.S_ISSOCK(about.st_mode) or about.st_uid != os.geteuid():
+        return "fail", f"{path} is not a socket of ours", f"find out who made it, then remove {path}"
+    if stat.S_IMODE(about.st_mode) & 0o007:
+        return "fail", f"{path} is open to everybody", "restart taud"
+    return passed(path)
+
+
+def look_at_daemon(patient: Patient) -> Finding:
+    """A daemon answers, of this version, and has nothing to complain of."""
+    if patient.status is None:
+        assert patient.absent is not None
+        wrong = patient.absent.code != "unavailable"
+        return "fail" if wrong else "warn", str(patient.absent), patient.absent.hint or "taud --detach"
+    about = patient.status
+    found = f"pid {about['pid']}, version {about['version']}"
+    if about["version"] != __version__:
+        return "warn", f"{found}, but this is {__version__}", "tau shutdown; taud --detach"
+    if about["warnings"]:
+        return "warn", f"{found}: {'; '.join(map(str, about['warnings']))}", "see the log of taud"
+    return passed(found)
+
+
+def look_at_fork_server(patient: Patient) -> Finding:
+    """The process that starts the runs is there."""
+    if patient.status is None:
+        return passed("no daemon, no fork server")
+    pid = next((one["pid"] for one in patient.status["processes"] if one["role"] == "fork server"), None)
+    if patient.here and (pid is None or process_started(pid) is None):
+        return "fail", "it is dead", "taud starts another within a second; if not, see its log"
+    return passed(f"pid {pid}")
+
+
+def look_at_limits(patient: Patient) -> Finding:
+    """Enough descriptors may be open."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard != resource.RLIM_INFINITY and hard < DESCRIPTORS_MIN:
+        return "warn", f"at most {hard} open files", "ulimit -n 4096, or LimitNOFILE= of the service"
+    return passed(f"{soft} open files, at most {'any number' if hard == resource.RLIM_INFINITY else hard}")
+
+
+def look_at_leftovers(patient: Patient) -> Finding:
+    """Nothing lies about that belongs to nobody."""
+    folder, old = os.path.join(patient.home, "runs"), time.time() - LEFT_S
+    names = os.listdir(folder) if os.path.isdir(folder) else []
+    live = {one["run_id"] for one in (patient.status or {"processes": []})["processes"] if one.get("run_id")}
+    left = [name for name in names if name.partition(".")[0] not in live]
+    left = [name for name in left if os.path.getmtime(os.path.join(folder, name)) < old]
+    if left:
+        found = f"{len(left)} old journals in {folder}"
+        return "warn", found, "taud reads or removes them when it is started again"
+    return passed(f"{len(names)} files of live runs")
+
+
+#: What is looked at, in this order.
+CHECKS: dict[str, Callable[[Patient], Finding]] = {
+    "home": look_at_home,
+    "disk": look_at_disk,
+    "file system": look_at_file_system,
+    "clock": look_at_clock,
+    "time zones": look_at_zones,
+    "croniter": look_at_croniter,
+    "python": look_at_python,
+    "sqlite": look_at_sqlite,
+    "configuration": look_at_configuration,
+    "database": look_at_database,
+    "socket": look_at_socket,
+    "daemon": look_at_daemon,
+    "fork server": look_at_fork_server,
+    "limits": look_at_limits,
+    "leftovers": look_at_leftovers,
+}
+
+
+def try_everything(client: Client, patient: Patient) -> list[Json]:
+    """The story of a pipeline from its deployment to its end, in the daemon, or in one of our own."""
+    if patient.status is not None:
+        return canary_checks(client, "in the daemon")
+    try:
+        with ThrowAway(client.home) as own:
+            return canary_checks(own, "in a home that was thrown away")
+    except TauError as problem:
+        found = f"a daemon does not even start: {problem}"
+        return [{"name": "canary", "status": "fail", "found": found, "remedy": problem.hint}]
+
+
+def canary_checks(client: Client, where: str) -> list[Json]:
+    """A check for each deed of the canary; what follows a failure is not tried, but it is always undeployed."""
+    deeds: dict[str, Callable[[], str]] = {
+        "deploy": lambda: canary_deploy(client),
+        "run": lambda: canary_run(client, "succeed", "success"),
+        "fail": lambda: canary_run(client, "fail", "failed"),
+        "retry": lambda: canary_retry(client),
+        "cancel": lambda: canary_cancel(client),
+        "undeploy": lambda: canary_undeploy(client),
+    }
+    checks, wrong = [], ""
+    for deed, do in deeds.items():
+        if wrong and deed != "undeploy":
+            continue
+        began, found, remedy = time.monotonic(), "", ""
+        try:
+            found = do()
+        except TauError as problem:
+            found, remedy = str(problem), problem.hint
+        wrong = wrong or found
+        took = f"{(time.monotonic() - began) * 1000:.0f} ms {where}"
+        status, remedy = ("fail", remedy or "see the log of taud") if found else ("pass", "")
+        checks.append({"name": f"canary: {deed}", "status": status, "found": found or took, "remedy": remedy})
+    return checks
+
+
+def canary_deploy(client: Client) -> str:
+    """Deploys the canary; what was wrong with that."""
+    client.call("deploy", {"files": [{"path": "canary.py", "text": CANARY_SOURCE}]})
+    return ""
+
+
+def canary_run(client: Client, deed: str, wanted: str) -> str:
+    """Runs the canary to its end; what was wrong with that."""
+    asked = {"name": CANARY, "params": {"deed": deed}, "key": os.urandom(12).hex(), "timeout": CANARY_S}
+    return canary_verdict(client.call("run", asked), wanted)
+
+
+def canary_verdict(run: Json, wanted: str) -> str:
+    """What is wrong with how a run has ended."""
+    if run["status"] == wanted:
+        return ""
+    if run.get("waited") is False:
+        return f"the run is still {run['status']} after {CANARY_S:g} s: are all slots taken?"
+    error = run["error"] or {"type": "no error", "message": ""}
+    return f"it ended as {run['status']}, not {wanted}: {error['type']}: {error['message']}"
+
+
+def canary_retry(client: Client) -> str:
+    """Runs the failed canary again; what was wrong with that."""
+    (failed,) = client.call("runs", {"name": CANARY, "limit": 1})["runs"]
+    asked = {"run_id": failed["run_id"], "key": os.urandom(12).hex(), "timeout": CANARY_S}
+    return canary_verdict(client.call("retry", asked), "failed")
+
+
+def canary_cancel(client: Client) -> str:
+    """Cancels a canary that would sing for ever; what was wrong with that."""
+    asked = {"name": CANARY, "params": {"deed": "wait"}, "wait": False, "key": os.urandom(12).hex()}
+    run_id = client.call("run", asked)["run_id"]
+    status = client.call("cancel", {"run_id": run_id})["status"]
+    return "" if status == "cancelled" else f"the cancelled run is {status}"
+
+
+def canary_undeploy(client: Client) -> str:
+    """Undeploys the canary; what was wrong with that."""
+    client.call("undeploy", {"name": CANARY})
+    try:
+        left = client.call("runs", {"name": CANARY})["runs"]
+    except NotFound:
+        return ""
+    return f"{len(left)} of its runs are left"
+
+
+# --- 11. Terminal ------------------------------------------------------------------------
 # Owns how answers look: compact JSON for programs, tables and a live view for people.
 # Calls Words.  Promises that text from outside cannot control the terminal.
 
@@ -2610,6 +2964,9 @@ def one_line(text: str, width: int) -> str:
 
 COLOURS = {"success": "32", "failed": "31", "timed_out": "31", "lost": "31", "error": "31", "running": "36"}
 COLOURS |= {"warning": "33", "cancelled": "33", "queued": "2", "debug": "2", "dim": "2", "bold": "1"}
+
+#: status of a check → its mark and colour.
+MARKS = {"pass": ("✓", "success"), "warn": ("!", "warning"), "fail": ("✗", "error")}
 
 #: list answer → the key of its rows and the columns shown.
 TABLES = {
@@ -2639,6 +2996,8 @@ class View:
             text = json.dumps(document, ensure_ascii=False, indent=2)
         elif name in ("run", "wait") and "trace" in document:
             text = self.summary(document)
+        elif name == "doctor":
+            text = "\n".join(map(self.check_text, document["checks"]))
         elif name in TEXTS:
             text = TEXTS[name](document)
         elif name == "logs":
@@ -2683,6 +3042,12 @@ class View:
                 lines.append(f"hint    {one_line(error['hint'], 400)}")
         lines += [f"next    {hint}" for hint in run["next"]]
         return "\n".join(lines)
+
+    def check_text(self, check: Json) -> str:
+        """One check of the doctor for a person; the remedy below it."""
+        mark, style = MARKS[check["status"]]
+        remedy = f"\n    {check['remedy']}" if check["remedy"] else ""
+        return f"{self.paint(mark, style)} {check['name']:<16} {printable(check['found'] + remedy)}"
 
     def log_text(self, line: Json) -> str:
         """One log line for a person."""
@@ -2813,7 +3178,7 @@ def rows_text(step: Json) -> str:
     return f"  {text}" if text else ""
 
 
-# --- 11. Client --------------------------------------------------------------------------
+# --- 12. Client --------------------------------------------------------------------------
 # Owns one blocking connection.  Calls Wire.
 # Promises that an error comes back as its own class and that only what may be repeated is repeated.
 
@@ -3000,10 +3365,73 @@ def no_daemon(problem: OSError, place: str, port: int) -> tuple[str, str]:
     return f"cannot connect to {where}: {problem}", "check --host, --home, TAU_HOST and TAU_HOME"
 
 
+class ThrowAway:
+    """`with` a daemon of one's own, in a home that is gone afterwards: its client.
+
+    It has the configuration, the secrets and the built environments of the usual home.
+    """
+
+    def __init__(self, usual: str) -> None:
+        self.usual = usual
+        self.home = os.path.join(os.environ.get("TMPDIR", "/tmp"), f"tau-try-{os.urandom(6).hex()}")
+        self.client = Client(home=self.home)
+
+    def __enter__(self) -> Client:
+        os.mkdir(self.home, 0o700)
+        try:
+            make_directory(self.usual)
+            for name in ("secrets", "environments"):
+                make_directory(os.path.join(self.usual, name))
+                os.symlink(os.path.join(self.usual, name), os.path.join(self.home, name))
+            self.start()
+        except BaseException:
+            remove_tree(self.home)
+            raise
+        return self.client
+
+    def __exit__(self, *exception: object) -> None:
+        try:
+            self.client.close()  # it may have been left in the middle of an answer
+            self.client.call("shutdown", {"cancel": True})
+            self.client.wait_for_end()
+        except Unavailable:
+            pass
+        self.client.close()
+        remove_tree(self.home)
+
+    def start(self) -> None:
+        """The daemon is ready; its refusal is raised."""
+        words = ["--detach", "--json", "--home", self.home, "--unscheduled", "--log-level", "warning"]
+        words += ["--host", "", "--port", "0"]
+        if config := find_config(None, self.usual):
+            words += ["--config", config]
+        environ = {name: value for name, value in os.environ.items() if name not in ("TAU_HOST", "TAU_CONFIG")}
+        said, end = os.pipe()
+        pid = start_python("taud", words, {1: end, 2: end}, environ | {"TAU_DATABASE_URL": "sqlite:///tau.db"})
+        os.close(end)
+        with open(said, "rb") as file:
+            text = file.read().decode("utf-8", "replace")
+        if os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) != 0:
+            lines = [line for line in text.splitlines() if line.startswith('{"error":')]
+            error = json.loads(lines[-1])["error"] if lines else {"message": text[-500:], "hint": ""}
+            raise from_wire({"message": error.pop("message"), "data": error})
+
+
+def remove_tree(path: str) -> None:
+    """The directory and all in it do not exist afterwards; links are not followed."""
+    for at, folders, names in os.walk(path, topdown=False):
+        for name in names:
+            remove_file(os.path.join(at, name))
+        for name in folders:
+            place = os.path.join(at, name)
+            remove_file(place) if os.path.islink(place) else os.rmdir(place)
+    os.rmdir(path)
+
+
 # === Part III: the daemon ==================================================================
 # Asynchronous, long-lived, one per home.  Never imports user code.
 
-# --- 12. Daemon --------------------------------------------------------------------------
+# --- 13. Daemon --------------------------------------------------------------------------
 # Owns the home: its lock, its socket, start, recovery and stop; holds Server, Executor, Feed and Store.
 # Calls everything below.  Promises one daemon per home, and that runs outlive it.
 
@@ -3448,7 +3876,7 @@ def make_key(home: str) -> bytes:
     return key
 
 
-# --- 13. Server --------------------------------------------------------------------------
+# --- 14. Server --------------------------------------------------------------------------
 # Owns a connection: lines in, answers out, who may speak, and how much of it.  Calls the operation asked for.
 # Promises that nothing a peer sends costs another connection anything, and that no reader is buffered for ever.
 
@@ -3771,7 +4199,7 @@ def local_peer(peer: Any, group: int | None) -> str:
     return name if admitted else ""
 
 
-# --- 14. Operations ----------------------------------------------------------------------
+# --- 15. Operations ----------------------------------------------------------------------
 # Owns everything Tau can do, one function each; the docstrings are the reference manual.
 # Calls Executor, Feed and Store.  Promises verbs that may be repeated, and lists that say how to get the rest.
 
@@ -4050,6 +4478,9 @@ async def undeploy(call: Call, name: str) -> Json:
     """
     store = call.daemon.store
     cancelled = await store.write(call.daemon.agenda.undeploy, name, call.actor)
+    if name == CANARY:
+        await store.write(store.forget, name)
+        shutil.rmtree(os.path.join(call.daemon.home, "data", CANARY), ignore_errors=True)
     return {"name": name, "changed": cancelled is not None, "cancelled_runs": cancelled or []}
 
 
@@ -4993,7 +5424,7 @@ CUTS: tuple[tuple[str, Callable[[Any], Any], int], ...] = (
 )
 
 
-# --- 15. Environments --------------------------------------------------------------------
+# --- 16. Environments --------------------------------------------------------------------
 # Owns the virtual environments that the headers of pipelines ask for (PEP 723).  Calls nothing of its part.
 # Promises one environment a set of dependencies, built once, and that a failed build changes nothing.
 
@@ -5183,9 +5614,10 @@ class FileLock:
         os.close(self.file)
 
 
-# --- 16. Scheduler -----------------------------------------------------------------------
+# --- 17. Scheduler -----------------------------------------------------------------------
 # Owns when pipelines run by themselves: what is due, the wait for it, and the watch over the clock.
 # Calls Executor and Store.  Promises each tick one decision and at most one run, whatever the clock does.
+
 
 #: A tick that is decided within this time is on time; a later one has been missed: the misfire policy rules.
 ON_TIME_S = 10
@@ -5199,9 +5631,6 @@ WATCH_S = 1.0
 STEP_S = 1.0
 #: How often the store is told that we are alive, and the ticks are computed anew, for zones may change.
 ALIVE_S, REFRESH_S = 60.0, 86_400.0
-#: No clock that is right shows an earlier time: such a one was never set.
-CLOCK_MIN = 1_767_225_600
-
 
 #: Whatever became due before one of these ended is not run: nobody wanted it then.
 HOLDS = ("paused", "disabled", "undeployed", "edited", "restored")
@@ -5507,7 +5936,7 @@ def digest_ticks(cron: str, timezone: str) -> str:
     return fingerprint(*map(str, found))
 
 
-# --- 17. Executor ------------------------------------------------------------------------
+# --- 18. Executor ------------------------------------------------------------------------
 # Owns every isolated process from its job to its outcome, and the fork server that starts them.
 # Calls Feed and Store.  Promises at most `max_concurrent` live runs, one outcome for each, and no run twice.
 
@@ -6284,7 +6713,7 @@ def end_session(process: Json) -> None:
                 pass
 
 
-# --- 18. Feed ----------------------------------------------------------------------------
+# --- 19. Feed ----------------------------------------------------------------------------
 # Owns who waits for which run.  Calls Store.
 # Promises that whoever waits hears of every change, in order and at its own pace: it reads the store.
 
@@ -6367,7 +6796,7 @@ LEDGER_PLACES = {
 }
 
 
-# --- 19. Agenda --------------------------------------------------------------------------
+# --- 20. Agenda --------------------------------------------------------------------------
 # Owns schedules, pauses and chains: what is set, what is decided, and what follows when a run has ended.
 # Calls Store and Questions.  Promises that a decision, its run and the next tick are one transaction.
 
@@ -7077,7 +7506,7 @@ DECISIONS = (
 )
 
 
-# --- 20. Retention -----------------------------------------------------------------------
+# --- 21. Retention -----------------------------------------------------------------------
 # Owns what is forgotten, and when.  Calls Store, Questions and Database.
 # Promises that nobody waits for it: it removes a little, lets others go first, and removes a little more.
 
@@ -7165,6 +7594,8 @@ class Retention:
                 await self.prune(retention_terms(self.settings), time.time(), "taud")
             except TauError as problem:
                 logging.getLogger("tau").error("cannot remove what is old: %s", problem)
+            except Exception:  # a bug must not end it for good: it is told, and tried again
+                logging.getLogger("tau").exception("retention")
             await asyncio.sleep(PRUNE_EVERY_S)
 
     async def prune(self, terms: Json, now: float, actor: str, thorough: bool = False) -> Json:
@@ -7268,13 +7699,15 @@ class Retention:
         for what, age in FORCED:
             if not too_large():
                 return
-            data = {"what": what, "older_than_s": age, "bytes": self.store.ask.used_bytes(), "most_bytes": most}
-            await self.store.write(self.store.event, "retention.forced", None, None, data)
-            pruned.forced.append(f"{what} older than {duration_text(age)}")
+            bytes_before, count = self.store.ask.used_bytes(), sum(pruned.counts.values())
             if what == "logs":
                 await self.prune_logs(pruned, now - age, too_large)
             else:
                 await self.prune_runs(pruned, id_at(now - age), rfc3339(now - age), limit=too_large)
+            if sum(pruned.counts.values()) > count:
+                pruned.forced.append(f"{what} older than {duration_text(age)}")
+                data = {"what": what, "older_than_s": age, "bytes": bytes_before, "most_bytes": most}
+                await self.store.write(self.store.event, "retention.forced", None, None, data)
         if too_large():
             logging.getLogger("tau").warning("the database is larger than [retention] database_bytes")
 
@@ -7494,7 +7927,7 @@ def count_going(db: sqlite3.Connection, ask: Questions, terms: Json, now: float)
     }
 
 
-# --- 21. Backup --------------------------------------------------------------------------
+# --- 22. Backup --------------------------------------------------------------------------
 # Owns the copy of a home in one file: the database, and in a table of their own the deployed sources.
 # Calls Database and Sources.  Promises a copy of one moment, whole or not there; nothing is lost by either way.
 
@@ -7705,7 +8138,7 @@ def end_old_run(copy: sqlite3.Connection, row: sqlite3.Row, now: float) -> str:
     return status
 
 
-# --- 22. Store ---------------------------------------------------------------------------
+# --- 23. Store ---------------------------------------------------------------------------
 # Owns what is remembered and how it changes.  Calls Questions and Database.
 # Promises that a run moves only as MOVES allows, and that every change is in the ledger, in its transaction.
 
@@ -7825,6 +8258,15 @@ class Store:
             self.cancel_waiting(run_id, actor)
         self.event("pipeline.undeployed", name, None, {"cancelled_runs": len(run_ids)}, actor)
         return run_ids
+
+    def forget(self, name: str) -> None:
+        """A pipeline without live runs leaves nothing but what the ledger says of it."""
+        if self.db.execute("SELECT 1 FROM runs WHERE pipeline = ? AND finished_at IS NULL", (name,)).fetchone():
+            return
+        for table, column in FORGOTTEN:
+            self.db.execute(f"DELETE FROM {table} WHERE {column} = ?", (name,))
+        for key in [key for key in self.known_options if key[0] == name]:
+            del self.known_options[key]  # its versions begin again at 1
 
     def add_run(
         self, name: str, params: str, key: str | None, trigger: str, actor: str, **origin: Any
@@ -8135,6 +8577,11 @@ class Store:
         )
 
 
+#: Where a pipeline is named, and by which column; what refers to others comes before them.
+FORGOTTEN = (
+    *(("states", "pipeline"), ("schedules", "pipeline"), ("chains", "pipeline"), ("chains", "comes_after")),
+    *(("pauses", "pipeline"), ("runs", "pipeline"), ("versions", "pipeline"), ("pipelines", "name")),
+)
 #: How often an attempt that never began is handed to a fork server: each time a daemon or a server was killed.
 STARTS_MAX = 20
 OPTIONS_KEPT = 10_000
@@ -8257,7 +8704,7 @@ def json_or_null(value: Any) -> str | None:
     return None if value is None else encode_json(value)
 
 
-# --- 23. Questions -----------------------------------------------------------------------
+# --- 24. Questions -----------------------------------------------------------------------
 # Owns what is asked of the store: one method a question, on the loop.  Calls Records.
 # Promises documents with the names of the columns, each answer of one moment.
 
@@ -8697,7 +9144,7 @@ def step_events(step: Json) -> Iterator[tuple[int, Json]]:
         yield step["finished_n"], end | {key: step[key] for key in shown}
 
 
-# --- 24. Database ------------------------------------------------------------------------
+# --- 25. Database ------------------------------------------------------------------------
 # Owns the SQLite file: its two connections, its migrations, and the one thread that writes.  Calls Records.
 # Promises that what is answered is on disk, that writes share commits, and that their failures are their own.
 
@@ -8900,14 +9347,6 @@ def examine(path: str) -> int:
         raise cannot_open(path, problem) from None
 
 
-def read_only(path: str, shared: bool = False) -> sqlite3.Connection:
-    """A connection that changes nothing.  *shared*: there is a log, and maybe others who write."""
-    # Without a log there is nothing to agree on with others, so SQLite need not make files for that.
-    place = path.replace("%", "%25").replace("?", "%3f").replace("#", "%23")
-    uri = f"file:{place}?mode=ro{'' if shared else '&immutable=1'}"
-    return sqlite3.connect(uri, uri=True, isolation_level=None)
-
-
 def upgrade(db: sqlite3.Connection, found: int) -> None:
     """A database of an older schema, or of none, is of this one: all of it, or after a crash nothing."""
     db.executescript(
@@ -8928,22 +9367,6 @@ def check_schema(path: str, db: sqlite3.Connection) -> int:
     if (damage := find_damage(db, CHECK_S)) is not None:
         raise unusable(path, damage)
     return found if ours else 0
-
-
-def find_damage(db: sqlite3.Connection, patience: float | None = None) -> str | None:
-    """What is wrong with the structure of a database; None if nothing was found in this many seconds."""
-    if patience is not None:
-        until = time.monotonic() + patience
-        db.set_progress_handler(lambda: time.monotonic() > until, 10_000)
-    try:
-        answer = str(db.execute("PRAGMA quick_check(1)").fetchone()[0])
-    except sqlite3.OperationalError as problem:
-        if str(problem) != "interrupted":
-            raise
-        return None
-    finally:
-        db.set_progress_handler(None, 0)
-    return None if answer == "ok" else answer
 
 
 def unusable(path: str, why: str) -> Conflict:
@@ -9042,7 +9465,7 @@ def storage_error(problem: Exception) -> TauError:
     return Internal(f"{type(problem).__name__}: {problem}", "the daemon's log has the traceback")
 
 
-# --- 25. Sources -------------------------------------------------------------------------
+# --- 26. Sources -------------------------------------------------------------------------
 # Owns versions/: deployed files, in a directory a digest.  Calls nothing of its part.
 # Promises that such a directory is whole or not there, and never changes.
 
@@ -9128,7 +9551,7 @@ def deployed_folders(home: str) -> int:
 # === Part IV: the run process ==============================================================
 # One per attempt; the only place where user code runs.  Speaks to nobody: it writes its journal.
 
-# --- 26. Fork server ---------------------------------------------------------------------
+# --- 27. Fork server ---------------------------------------------------------------------
 # Owns the processes that run user code, from permission to end record.  Calls Run process.
 # Promises that nothing a process started outlives it, and that its end is written down even without a daemon.
 
@@ -9493,7 +9916,7 @@ def spawned_process() -> int:
     os._exit(run_process(job, settle_in()))
 
 
-# --- 27. Run process ---------------------------------------------------------------------
+# --- 28. Run process ---------------------------------------------------------------------
 # Owns one attempt from its first record to its last.  Calls Pipeline API and Trace.
 # Promises a returned or a raised record whenever Python itself lives to write it.
 
@@ -9811,7 +10234,7 @@ class Captured(io.TextIOBase):
         return io.FileIO(self.descriptor, "wb", closefd=False)
 
 
-# --- 28. Pipeline API --------------------------------------------------------------------
+# --- 29. Pipeline API --------------------------------------------------------------------
 # Owns what user code sees: @pipeline, PipelineContext, Step.  Calls Parameters, Rows, Places and Trace.
 # Promises that using it outside a run (a test, a REPL) does nothing surprising.
 
@@ -10379,7 +10802,7 @@ def per_row(function: Callable[[Json], Any]) -> PerRow:
     return PerRow(function)
 
 
-# --- 29. Parameters ----------------------------------------------------------------------
+# --- 30. Parameters ----------------------------------------------------------------------
 # Owns how a pipeline's signature becomes a JSON Schema, and JSON the values of its annotations.  Calls Trace.
 # Promises that what the schema admits can be converted.
 
@@ -10612,7 +11035,7 @@ def path_type(hint: Any, origin: Any, arguments: tuple[Any, ...], name: str) -> 
     return ParamType({"type": "string"}, hint) if hasattr(hint, "__fspath__") else None
 
 
-# --- 30. Assertions ----------------------------------------------------------------------
+# --- 31. Assertions ----------------------------------------------------------------------
 # Owns ctx.check: what is asserted, under which name, and with which values it failed.  Calls Trace.
 # Promises that every assertion is evaluated and recorded before the first failure is raised.
 
@@ -10726,7 +11149,7 @@ def truth_of(value: Any) -> bool:
     return bool(value)
 
 
-# --- 31. Memos ---------------------------------------------------------------------------
+# --- 32. Memos ---------------------------------------------------------------------------
 # Owns ctx.memo: results that outlive the attempt that made them.  Calls Trace.
 # Promises that what is kept is whole, that what is found is what was returned, and no secret on the disk.
 
@@ -10799,7 +11222,7 @@ def memo_key(arguments: tuple[Any, ...]) -> str:
         return short_repr(arguments)
 
 
-# --- 32. Places --------------------------------------------------------------------------
+# --- 33. Places --------------------------------------------------------------------------
 # Owns where data is: which place a name means, files here and remote, the author's own sources.
 # Calls Web, Warehouses, Formats and Rows.
 # Promises that a write is whole or did not happen, and that no URL's password is told.
@@ -11229,7 +11652,7 @@ class RemoteFile(DataFile):
             store.put_file(file.name, path)
 
 
-# --- 33. Web -----------------------------------------------------------------------------
+# --- 34. Web -----------------------------------------------------------------------------
 # Owns what is read over http(s): requests, pages, retries.  Calls Formats and Rows.
 # Promises that a body cut short is never taken for a whole one, and that no header reaches another origin.
 
@@ -11539,7 +11962,7 @@ def retry_after(text: str | None) -> float | None:
     return max(0.0, then.timestamp() - time.time())
 
 
-# --- 34. Warehouses ----------------------------------------------------------------------
+# --- 35. Warehouses ----------------------------------------------------------------------
 # Owns databases: SQLite by itself, all others through SQLAlchemy.  Calls Rows and Trace.
 # Promises one transaction a load, values always bound and never spelled into SQL, names always quoted.
 
@@ -12044,7 +12467,7 @@ def database_cell(value: Any) -> Any:
     return text_or_number(value)
 
 
-# --- 35. Formats -------------------------------------------------------------------------
+# --- 36. Formats -------------------------------------------------------------------------
 # Owns bytes ↔ rows: CSV, TSV, JSON, JSON lines, Parquet, and the types of text cells.  Calls Rows and Trace.
 # Promises an error with its line for what is malformed, never a row that is silently wrong.
 
@@ -12559,7 +12982,7 @@ def cast_column(rows: Rows, name: str, cast: Callable[[str], Any], lines: list[i
         raise SourceError(f"line {lines[position]}: {told}", hint) from problem
 
 
-# --- 36. Rows ----------------------------------------------------------------------------
+# --- 37. Rows ----------------------------------------------------------------------------
 # Owns data on its way through a pipeline: lists of dicts, streams of batches, the steps between them.
 # Calls Trace.  Promises answers that can be used at once and awaited too, and steps that count by themselves.
 
@@ -13158,7 +13581,7 @@ def quote_name(name: str) -> str:
     return '"' + str(name).replace('"', '""') + '"'
 
 
-# --- 37. Trace ---------------------------------------------------------------------------
+# --- 38. Trace ---------------------------------------------------------------------------
 # Owns how a run is written down: the journal, values as JSON, errors as documents.  Calls nothing of its part.
 # Promises records that parse, within limits, without what looks secret, whatever user objects do.
 

@@ -16,6 +16,8 @@ from pathlib import Path
 import pytest
 from conftest import Tau, eventually, is_running, python
 
+import tau as module
+
 WAITING = """
     import time
     from pathlib import Path
@@ -176,6 +178,43 @@ def test_sigterm_leaves_live_runs_to_the_next_daemon(fresh: Tau) -> None:
     out, _ = waiting.communicate(timeout=30)  # the client came back by itself
     assert json.loads(out)["status"] == "success"
     assert waiting.returncode == 0
+
+
+def test_an_upgrade_under_a_live_run_and_the_way_back(fresh: Tau, tmp_path: Path) -> None:
+    fresh.deploy_it(WAITING)
+    run_id = fresh("run", "it", "--detach")["run_id"]
+    eventually(lambda: fresh.call("logs", run_id=run_id)["lines"])
+    old, new = len(module.MIGRATIONS), len(module.MIGRATIONS) + 1
+    source = Path(module.__file__).read_text(encoding="utf-8")
+    source = source.replace(f'__version__ = "{module.__version__}"', '__version__ = "99.0"')
+    source = source.replace("MIGRATIONS = (", "MIGRATIONS: tuple[str, ...] = (", 1)
+    more = '\nMIGRATIONS += ("CREATE TABLE more (x INTEGER) STRICT",)\n'
+    place = source.index("#: Columns that hold JSON text")
+    (tmp_path / "tau.py").write_text(source[:place] + more + source[place:], encoding="utf-8")
+    path = fresh.environ["PYTHONPATH"]
+
+    fresh("shutdown")
+    fresh.environ["PYTHONPATH"] = str(tmp_path)
+    fresh.start()
+    assert fresh("version")["daemon"] == "99.0"
+    assert fresh("inspect", run_id)["status"] == "running"
+    (fresh.home / "data/it/go").touch()
+    assert fresh("wait", run_id)["result"] == "done"
+    assert [len(fresh("logs", run_id)["lines"]), fresh("run", "it")["status"]] == [101, "success"]
+    fresh("shutdown")
+
+    fresh.environ["PYTHONPATH"] = path
+    refused = subprocess.run(python("taud"), env=fresh.environ, capture_output=True, text=True, timeout=30)
+    error = json.loads(refused.stderr.splitlines()[-1])["error"]
+    copy = f"{fresh.home}/tau.db.before-v{new}"
+    assert f"schema {new}, not {old}" in error["message"]
+    assert f"`taud --restore {copy} --replace`" in error["hint"]
+    back = [*python("taud"), "--json", "--restore", copy, "--replace"]
+    assert subprocess.run(back, env=fresh.environ, capture_output=True, timeout=30).returncode == 0
+    fresh.start()
+    run = fresh("inspect", run_id)  # it was live when the copy was made, and its journal is gone
+    assert (run["status"], "what became of it" in run["error"]["message"]) == ("lost", True)
+    assert fresh("run", "it")["status"] == "success"
 
 
 def test_shutdown_can_wait_for_runs_or_cancel_them(fresh: Tau) -> None:

@@ -11,7 +11,7 @@ from conftest import Tau, python
 import tau as module
 
 NAMES = "deploy check undeploy list show code run wait retry cancel runs inspect logs errors status schedule ticks why backfill pause resume version shutdown prune backup schema".split()
-LOCAL = ["try"]
+LOCAL = ["try", "doctor"]
 COMMANDS = module.OPERATIONS | module.LOCAL_COMMANDS
 
 

@@ -1,0 +1,135 @@
+"""The doctor finds what is wrong, names the remedy, tries everything, and leaves nothing behind."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import Tau
+from test_terminal import on_terminal
+
+import tau as module
+
+CANARY = [
+    "canary: deploy",
+    "canary: run",
+    "canary: fail",
+    "canary: retry",
+    "canary: cancel",
+    "canary: undeploy",
+]
+
+
+def checks(tau: Tau, exit: int = 0) -> dict[str, Any]:
+    """What the doctor says, by the name of the check."""
+    document = tau.command("doctor")
+    assert (document.exit, document.json["ok"]) == (exit, exit == 0), document.out
+    for check in document.json["checks"]:
+        assert list(check) == ["name", "status", "found", "remedy"]
+        assert check["found"]
+        assert bool(check["remedy"]) == (check["status"] != "pass"), check
+    return {check["name"]: check for check in document.json["checks"]}
+
+
+def test_without_a_daemon_everything_is_tried_in_a_home_of_its_own(home: Tau) -> None:
+    found = checks(home)
+    assert list(found) == [*module.CHECKS, *CANARY]
+    assert (found["daemon"]["status"], found["daemon"]["remedy"]) == ("warn", "taud --detach")
+    assert all("thrown away" in found[name]["found"] for name in CANARY)
+    assert not (home.home / "tau.db").exists()
+
+
+def test_in_a_daemon_the_canary_leaves_nothing_behind(fresh: Tau) -> None:
+    fresh.deploy_it("def it(ctx): ...\n")
+    run_id = fresh("run", "it")["run_id"]
+    for _ in range(2):
+        found = checks(fresh)
+        assert {check["status"] for name, check in found.items() if name != "daemon"} == {"pass"}
+        assert all("in the daemon" in found[name]["found"] for name in CANARY)
+    assert [one["name"] for one in fresh("list")["pipelines"]] == ["it"]
+    assert [run["run_id"] for run in fresh("runs")["runs"]] == [run_id]
+    assert sum(fresh("status")["runs"].values()) == 1
+    assert fresh("show", module.CANARY, exit=3)["code"] == "not_found"
+    assert os.listdir(fresh.home / "data") == ["it"]
+    assert fresh("errors")["errors"] == []
+
+
+def test_what_an_interrupted_doctor_left_is_not_in_the_way(fresh: Tau) -> None:
+    fresh.deploy(module.CANARY_SOURCE, "canary.py")
+    fresh("run", module.CANARY, "-p", "deed=succeed")
+    checks(fresh)
+    assert fresh("list")["pipelines"] == fresh("runs")["runs"] == []
+
+
+def opened_to_all(home: Path) -> None:
+    """Others may enter."""
+    home.chmod(0o755)
+
+
+def spoilt(home: Path) -> None:
+    """The database is damaged."""
+    db = home / "tau.db"
+    content = bytearray(db.read_bytes())
+    content[3 * 4096 : 6 * 4096] = b"\xa5" * (3 * 4096)
+    db.write_bytes(content)
+
+
+def no_database(home: Path) -> None:
+    """It is something else."""
+    (home / "tau.db").write_bytes(b"x" * 9000)
+
+
+def of_the_future(home: Path) -> None:
+    """The newest event has not happened yet."""
+    db = sqlite3.connect(home / "tau.db")
+    db.execute("UPDATE events SET at = '2999-01-01T00:00:00.000Z'")
+    db.commit()
+    db.close()
+
+
+def misconfigured(home: Path) -> None:
+    """There is no such setting."""
+    (home / "tau.toml").write_text("[retention]\nrun_dayz = 3\n")
+
+
+def no_socket(home: Path) -> None:
+    """Something lies where the socket belongs."""
+    (home / "tau.sock").write_text("")
+
+
+@pytest.mark.parametrize(
+    ("harm", "name", "remedy"),
+    [
+        (opened_to_all, "home", "chmod 700"),
+        (spoilt, "database", "taud --restore"),
+        (no_database, "database", "taud --restore"),
+        (of_the_future, "clock", "set the clock"),
+        (misconfigured, "configuration", "did you mean 'run_days'?"),
+        (no_socket, "socket", "remove"),
+    ],
+)
+def test_each_disease_is_found_and_has_a_remedy(
+    home: Tau, harm: Callable[[Path], None], name: str, remedy: str
+) -> None:
+    home.start()
+    home.deploy_it("def it(ctx): ...\n")
+    home("shutdown")
+    harm(home.home)
+    found = checks(home, exit=1)
+    assert found[name]["status"] == "fail"
+    assert remedy in found[name]["remedy"]
+    if harm is no_socket:
+        (home.home / "tau.sock").unlink()
+
+
+def test_people_see_marks_and_remedies(home: Tau) -> None:
+    home.home.chmod(0o755)
+    code, screen = on_terminal(home, "doctor", NO_COLOR="1")
+    assert code == 1
+    assert f"✗ home             {home.home} has mode 755: others may enter\n    chmod 700 {home.home}" in screen
+    assert "✓ sqlite           SQLite" in screen
+    assert "! daemon           no daemon" in screen
