@@ -7,8 +7,9 @@ The file is laid out in the order a request travels.  Calls go down the page, or
     Part II   the client, `tau`   9 Command line   10 Doctor   11 Terminal   12 Client
                  │ one JSON document a line, over a socket
     Part III  the daemon, `taud`  13 Daemon   14 Server   15 Operations   16 Environments
-                                  17 Scheduler   18 Executor   19 Feed   20 Agenda   21 Retention
-                                  22 Backup   23 Store   24 Questions   25 Database   26 Sources
+                                  17 Scheduler   18 Executor   19 Feed   20 Agenda
+                                  21 Retention   22 Backup   23 Store   24 Questions
+                                  25 Database   26 Sources
                  │ one JSON document a line: jobs over a socket, the trace through a journal file
     Part IV   the run process     27 Fork server   28 Run process   29 Pipeline API
                                   30 Parameters   31 Assertions   32 Memos   33 Places   34 Web
