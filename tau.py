@@ -126,37 +126,14 @@ else:
 
         def __getattr__(self, attribute: str) -> Any:
             name = self.__dict__["name"]
-            module = globals()[name.partition(".")[0]] = __import__(
-                name
-            )  # the global is the module from now on
+            module = globals()[name.partition(".")[0]] = __import__(name)  # the global is the module from now on
             return getattr(module, attribute)
 
     for name in (
-        *(
-            "ast",
-            "asyncio",
-            "base64",
-            "contextlib",
-            "croniter",
-            "csv",
-            "ctypes",
-            "datetime",
-            "decimal",
-            "difflib",
-        ),
+        *("ast", "asyncio", "base64", "contextlib", "croniter", "csv", "ctypes", "datetime", "decimal", "difflib"),
         *("email.utils", "fcntl", "grp", "gzip", "hashlib", "hmac", "http.client", "importlib.util", "inspect"),
         *("linecache", "logging", "operator", "pickle", "pwd", "queue", "random", "re", "resource", "select"),
-        *(
-            "shutil",
-            "signal",
-            "sqlite3",
-            "struct",
-            "tempfile",
-            "threading",
-            "tomllib",
-            "typing",
-            "urllib.parse",
-        ),
+        *("shutil", "signal", "sqlite3", "struct", "tempfile", "threading", "tomllib", "typing", "urllib.parse"),
         *("uuid", "zlib", "zoneinfo"),
     ):
         globals()[name.partition(".")[0]] = Later(name)
@@ -422,9 +399,7 @@ def demand_word(what: str, word: Any, words: Iterable[str]) -> None:
     """BadRequest unless the word is one of *words*; the hint names the nearest."""
     if word not in words:
         text = str(word)[:WORD_MAX]
-        raise BadRequest(
-            f"there is no {what} '{text}'", did_you_mean(text, words, "one of " + ", ".join(words))
-        )
+        raise BadRequest(f"there is no {what} '{text}'", did_you_mean(text, words, "one of " + ", ".join(words)))
 
 
 def check_name(name: str) -> None:
@@ -776,12 +751,9 @@ def files_in(folder: str) -> Iterator[str]:
         folders[:] = [
             name
             for name in folders
-            if not name.startswith((".", "__pycache__"))
-            and not os.path.exists(os.path.join(at, name, "pyvenv.cfg"))
+            if not name.startswith((".", "__pycache__")) and not os.path.exists(os.path.join(at, name, "pyvenv.cfg"))
         ]
-        yield from (
-            os.path.join(at, name) for name in names if not name.startswith(".") and not name.endswith(".pyc")
-        )
+        yield from (os.path.join(at, name) for name in names if not name.startswith(".") and not name.endswith(".pyc"))
 
 
 def read_file(path: str, name: str) -> Json:
@@ -1244,9 +1216,7 @@ SETTINGS = (
     Setting("daemon", "build_timeout_s", 600.0, "", "", "time to install the dependencies of a pipeline"),
     Setting("daemon", "stop_grace_s", 10.0, "", "", "time between asking a run to stop and killing it"),
     Setting("database", "url", "sqlite:///tau.db", "TAU_DATABASE_URL", "", "where the store is"),
-    Setting(
-        "scheduler", "max_concurrent", 10, "", "--max-concurrent", "runs at the same time", least=1, most=10_000
-    ),
+    Setting("scheduler", "max_concurrent", 10, "", "--max-concurrent", "runs at the same time", least=1, most=10_000),
     Setting("scheduler", "max_queued", 100_000, "", "", "runs that may wait"),
     Setting(
         *("scheduler", "backfill_concurrent", 2, "", "", "backfilled runs of a pipeline at the same time"),
@@ -1257,13 +1227,7 @@ SETTINGS = (
     Setting("auth", "api_key", "", "TAU_API_KEY", "", "key that TCP clients must send"),
     Setting("retention", "run_days", 90.0, "", "", "how long runs are kept", least=1),
     Setting(
-        "retention",
-        "failed_days",
-        365.0,
-        "",
-        "",
-        "how long runs that failed, timed out or were lost are kept",
-        least=1,
+        "retention", "failed_days", 365.0, "", "", "how long runs that failed, timed out or were lost are kept", least=1
     ),
     Setting(
         "retention",
@@ -1275,12 +1239,8 @@ SETTINGS = (
         least=1,
     ),
     Setting("retention", "log_days", 30.0, "", "", "how long logs and memos are kept", least=1),
-    Setting(
-        "retention", "event_days", 365.0, "", "", "how long events that belong to no run are kept", least=1
-    ),
-    Setting(
-        "retention", "database_bytes", 2 << 30, "", "", "size from which the oldest go sooner", least=1 << 20
-    ),
+    Setting("retention", "event_days", 365.0, "", "", "how long events that belong to no run are kept", least=1),
+    Setting("retention", "database_bytes", 2 << 30, "", "", "size from which the oldest go sooner", least=1 << 20),
     Setting("limits", "log_lines", 10_000, "", "", "log lines kept of a run; the rest is counted"),
     Setting("limits", "log_bytes", 8 << 20, "", "", "log bytes kept of a run; the rest is counted"),
     Setting("limits", "result_bytes", 1 << 20, "", "", "largest result of a run"),
@@ -1370,9 +1330,7 @@ def read_config(path: str) -> Json:
         if not names or not isinstance(table, dict):
             home = next((row.section for row in SETTINGS if row.name == section), None)
             near = did_you_mean(section, {"connections", *(row.section for row in SETTINGS)})
-            raise BadRequest(
-                f"{path}: unknown section [{section}]", f"it belongs into [{home}]" if home else near
-            )
+            raise BadRequest(f"{path}: unknown section [{section}]", f"it belongs into [{home}]" if home else near)
         for name in table:
             if name not in names:
                 raise BadRequest(f"{path}: unknown key '{name}' in [{section}]", did_you_mean(name, names))
@@ -1383,11 +1341,7 @@ def check_connections(path: str, tables: Any) -> None:
     """BadRequest unless each [connections.NAME] has a url and nothing else."""
     hint = '[connections.shop] url = "postgresql://tau:${PG_PASSWORD}@db/shop"'
     for name, table in tables.items() if isinstance(tables, dict) else [("", tables)]:
-        if (
-            not isinstance(table, dict)
-            or not isinstance(table.get("url"), str)
-            or not re.fullmatch(NAME_RULE, name)
-        ):
+        if not isinstance(table, dict) or not isinstance(table.get("url"), str) or not re.fullmatch(NAME_RULE, name):
             raise BadRequest(f"{path}: [connections.{name}] needs a url, a text", hint)
         if unknown := next((key for key in table if key != "url"), None):
             raise BadRequest(
@@ -1578,9 +1532,7 @@ class Clock:
 
     def elapsed(self) -> float:
         """Seconds that have passed since some instant, asleep or awake."""
-        return time.clock_gettime(
-            getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
-        )  # macOS counts sleep here
+        return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))  # macOS counts sleep here
 
 
 def is_locked(file: int) -> bool:
@@ -1681,9 +1633,7 @@ def parse_duration(value: float | str, name: str = "the duration") -> float:
     """Seconds, from a number or a text like `1h30m`; BadRequest for anything else, negative ones too."""
     seconds = -1.0
     if isinstance(value, str):
-        parts = re.fullmatch(
-            r"(?:(\d+)w)?(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d+(?:\.\d+)?)s?)?", value, re.ASCII
-        )
+        parts = re.fullmatch(r"(?:(\d+)w)?(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d+(?:\.\d+)?)s?)?", value, re.ASCII)
         if parts and value and len(value) <= WORD_MAX:
             units = zip(parts.groups(), UNITS_S.values(), strict=True)
             seconds = sum(float(count) * unit for count, unit in units if count)
@@ -1797,11 +1747,7 @@ class Zone:
         if self.name == "UTC" or not datetime.datetime.fromtimestamp(at, self.info).fold:
             return None
         change = self.change(at - 86_400, at)
-        return (
-            None
-            if change is None or change.before - change.after >= CORRECTION_S
-            else change.at + change.before
-        )
+        return None if change is None or change.before - change.after >= CORRECTION_S else change.at + change.before
 
     def instant(self, wall: int) -> int:
         """When the clock first shows a wall time, or is set over it."""
@@ -1982,9 +1928,7 @@ def split_cron(text: str) -> list[tuple[str, int]]:
     if word.startswith("@"):
         if word not in CRON_ALIASES:
             hint = did_you_mean(word.lower(), CRON_ALIASES, cron_hint(word))
-            raise BadRequest(
-                f"found '{word[:40]}', expected one of {', '.join(CRON_ALIASES)}", hint, position=1
-            )
+            raise BadRequest(f"found '{word[:40]}', expected one of {', '.join(CRON_ALIASES)}", hint, position=1)
         word = text = CRON_ALIASES[word]
     fields = [(found[0], found.start() + 1) for found in re.finditer(r"[^ \t]+", text)]
     if not 5 <= len(fields) <= 6:
@@ -2019,9 +1963,7 @@ def fits(date: int, length: int, nth: set[tuple[int, str]]) -> bool:
     """Whether a day of a month of some length can be one of such weekdays; every day can be some weekday."""
     if not nth:
         return True
-    numbers = [
-        range(length - 6, length + 1) if n == "l" else range(7 * int(n) - 6, 7 * int(n) + 1) for _, n in nth
-    ]
+    numbers = [range(length - 6, length + 1) if n == "l" else range(7 * int(n) - 6, 7 * int(n) + 1) for _, n in nth]
     return any(date in days for days in numbers)
 
 
@@ -2235,11 +2177,7 @@ class Schedule:
         self.pipeline, self.times = row["pipeline"], times
         self.watermark = instant_of(row["watermark_at"])
         self.next: Tick | None = (instant_of(row["next_at"]), bool(row["moved"])) if row["next_at"] else None
-        self.misfire, self.overlap, self.window = (
-            options["misfire"],
-            options["overlap"],
-            options["catchup_window_s"],
-        )
+        self.misfire, self.overlap, self.window = (options["misfire"], options["overlap"], options["catchup_window_s"])
         self.delay = delay_of(self.pipeline, options["jitter_s"])
 
 
@@ -2372,9 +2310,7 @@ def add_argument(parser: Parser, argument: Argument) -> None:
         long = [flag for flag in argument.flags if flag.startswith("--")]
         short = [flag for flag in argument.flags if flag not in long]
         parser.add_argument(*long, dest=argument.name, metavar="JSON", help=meaning)
-        parser.add_argument(
-            *short, dest="pairs", action="append", metavar="KEY=VALUE", help="one of them; repeatable"
-        )
+        parser.add_argument(*short, dest="pairs", action="append", metavar="KEY=VALUE", help="one of them; repeatable")
     else:
         parser.add_argument(*argument.flags, dest=argument.name, metavar=metavar, help=meaning)
 
@@ -2393,9 +2329,7 @@ def read_params(chosen: Operation, options: Json) -> Json:
                 params[name] = KINDS[argument.kind].from_shell(value)
             except ValueError:
                 wanted = KINDS[argument.kind].schema["type"]
-                raise BadRequest(
-                    f"{argument.flags[0]}: '{value}' is not a {wanted}", argument.meaning
-                ) from None
+                raise BadRequest(f"{argument.flags[0]}: '{value}' is not a {wanted}", argument.meaning) from None
         elif value is not None:
             params[name] = value
     if pairs:
@@ -2552,9 +2486,7 @@ def try_(
             document = own.call("inspect", {"run_id": document["run_id"]})
         document["trace"]["log_tail"] = log_texts(own, document["run_id"])
     view.show(
-        "run",
-        document
-        | {"next": [f"tau {'deploy' if document['status'] == 'success' else 'try'} {files[0]['path']}"]},
+        "run", document | {"next": [f"tau {'deploy' if document['status'] == 'success' else 'try'} {files[0]['path']}"]}
     )
     return exit_of(document)
 
@@ -2647,11 +2579,7 @@ def look_at_home(patient: Patient) -> Finding:
     about = os.stat(patient.home)
     mode = stat.S_IMODE(about.st_mode)
     if about.st_uid != os.geteuid():
-        return (
-            "fail",
-            f"{patient.home} belongs to uid {about.st_uid}",
-            "run as that user, or choose another --home",
-        )
+        return ("fail", f"{patient.home} belongs to uid {about.st_uid}", "run as that user, or choose another --home")
     if mode & (0o027 if patient.settings.get("group") else 0o077):
         return "fail", f"{patient.home} has mode {mode:o}: others may enter", f"chmod 700 {patient.home}"
     if not os.access(patient.home, os.W_OK | os.X_OK):
@@ -2686,11 +2614,7 @@ def look_at_file_system(patient: Patient) -> Finding:
     except OSError:
         return passed("not known on this system")
     if kind in NETWORKS:
-        return (
-            "warn",
-            f"the home is on {kind}, where locks cannot be trusted",
-            "keep the home on a local disk",
-        )
+        return ("warn", f"the home is on {kind}, where locks cannot be trusted", "keep the home on a local disk")
     return passed(kind)
 
 
@@ -2738,11 +2662,7 @@ def look_at_python(patient: Patient) -> Finding:
 def look_at_sqlite(patient: Patient) -> Finding:
     """SQLite knows strict tables."""
     if sqlite3.sqlite_version_info < (3, 37):
-        return (
-            "fail",
-            f"SQLite {sqlite3.sqlite_version} is older than 3.37",
-            "use a Python with a newer SQLite",
-        )
+        return ("fail", f"SQLite {sqlite3.sqlite_version} is older than 3.37", "use a Python with a newer SQLite")
     return passed(f"SQLite {sqlite3.sqlite_version}")
 
 
@@ -3161,9 +3081,7 @@ def why_text(document: Json) -> str:
     lines += [printable(f"held by {one['by']}  {one.get('hint', '')}".rstrip()) for one in document["held"]]
     for one in document["recent"]:
         what = one.get("status") or one.get("message") or one.get("reason") or ""
-        lines.append(
-            printable(f"{one['scheduled_for']}  {one['decision']:<7}  {one.get('run_id') or ''}  {what}")
-        )
+        lines.append(printable(f"{one['scheduled_for']}  {one['decision']:<7}  {one.get('run_id') or ''}  {what}"))
     return "\n".join(lines)
 
 
@@ -3477,9 +3395,7 @@ def taud_parser() -> Parser:
     )
     parser.add_argument("--home", metavar="DIR", help="where everything is kept (TAU_HOME)")
     parser.add_argument("--config", metavar="FILE", help="configuration (TAU_CONFIG, <home>/tau.toml)")
-    parser.add_argument(
-        "--detach", action="store_true", help="return when it is ready, printing pid and socket"
-    )
+    parser.add_argument("--detach", action="store_true", help="return when it is ready, printing pid and socket")
     for hidden in ("--detached", "--unscheduled"):
         parser.add_argument(hidden, action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--restore", metavar="FILE", help="put a backup in the home's place, and do not serve")
@@ -3707,9 +3623,7 @@ class Daemon:
         def on_unix() -> Connection:
             return Connection(self, group=group)
 
-        self.listeners.append(
-            await loop.create_unix_server(on_unix, sock=bound, backlog=1024, start_serving=False)
-        )
+        self.listeners.append(await loop.create_unix_server(on_unix, sock=bound, backlog=1024, start_serving=False))
         if self.settings["port"] or self.settings["host"]:
             self.listeners.append(await self.listen_tcp())
 
@@ -3735,9 +3649,7 @@ class Daemon:
                 lambda: Connection(self, key=key), host, port, backlog=1024, start_serving=False
             )
         except OSError as problem:
-            raise Conflict(
-                f"cannot listen on {host}:{port}: {problem.strerror}", "choose another --port"
-            ) from None
+            raise Conflict(f"cannot listen on {host}:{port}: {problem.strerror}", "choose another --port") from None
         for bound in listener.sockets:
             name, number, *_ = bound.getsockname()
             self.addresses.append(f"tcp://[{name}]:{number}" if ":" in name else f"tcp://{name}:{number}")
@@ -4194,9 +4106,7 @@ def local_peer(peer: Any, group: int | None) -> str:
         name = pwd.getpwuid(uid).pw_name
     except KeyError:
         name = str(uid)
-    admitted = uid in (os.geteuid(), 0) or (
-        group is not None and (gid == group or name in grp.getgrgid(group).gr_mem)
-    )
+    admitted = uid in (os.geteuid(), 0) or (group is not None and (gid == group or name in grp.getgrgid(group).gr_mem))
     return name if admitted else ""
 
 
@@ -4246,9 +4156,7 @@ async def deploy(
 
 
 @writes
-async def check(
-    call: Call, files: list[Json], *, include: list[Json] | None = None, entry: str | None = None
-) -> Json:
+async def check(call: Call, files: list[Json], *, include: list[Json] | None = None, entry: str | None = None) -> Json:
     """Check a file without deploying it: what it has, needs and lacks.
 
     files         the file, or a folder, as `deploy` takes it
@@ -4288,9 +4196,7 @@ def read_deployment(
         return sources, [entry]
     if len(main) == 1:
         return sources, [*main]
-    entries = [
-        path for path, content in sorted(main.items()) if "/" not in path and has_pipeline(path, content)
-    ]
+    entries = [path for path, content in sorted(main.items()) if "/" not in path and has_pipeline(path, content)]
     if not entries:
         raise LoadFailed(
             "no file of the folder uses @pipeline", "say which file is loaded: --entry main.py", kind="load"
@@ -4303,9 +4209,7 @@ def has_pipeline(path: str, content: bytes) -> bool:
     return path.endswith(".py") and re.search(rb"^[ \t]*@(\w+\.)*pipeline\b", content, re.MULTILINE) is not None
 
 
-async def prepare_environments(
-    daemon: Daemon, sources: dict[str, bytes], entries: list[str]
-) -> dict[str, Json | None]:
+async def prepare_environments(daemon: Daemon, sources: dict[str, bytes], entries: list[str]) -> dict[str, Json | None]:
     """The environment of each entry, built if need be; None for those that name no dependencies."""
     headers = {entry: read_header(sources[entry].decode("utf-8"), entry) for entry in entries}
     return {
@@ -4325,9 +4229,7 @@ async def load_all(daemon: Daemon, folder: str, environments: dict[str, Json | N
     return found
 
 
-async def scan(
-    daemon: Daemon, folder: str, sources: dict[str, bytes], environments: dict[str, Json | None]
-) -> Json:
+async def scan(daemon: Daemon, folder: str, sources: dict[str, bytes], environments: dict[str, Json | None]) -> Json:
     """The secrets that the files name, with where they are, and the modules they lack."""
     entry, environment = next(iter(environments.items()))
     python = daemon.environments.python(None if environment is None else environment["digest"])
@@ -4380,8 +4282,7 @@ def read_sources(files: list[Json]) -> dict[str, bytes]:
         path = file.get("path")
         if not isinstance(path, str) or not is_inside(path) or path in sources:
             raise BadRequest(
-                f"'{str(path)[:WORD_MAX]}' is not a file's path inside the deployment",
-                "use relative paths, each once",
+                f"'{str(path)[:WORD_MAX]}' is not a file's path inside the deployment", "use relative paths, each once"
             )
         sources[path] = read_content(file)
         if path.endswith(".py") or len(files) == 1:
@@ -4404,9 +4305,7 @@ def check_source(path: str, content: bytes) -> None:
         content.decode("utf-8")
     except UnicodeDecodeError as problem:
         line = content.count(b"\n", 0, problem.start) + 1
-        raise LoadFailed(
-            f"{path} is not UTF-8", "save the file as UTF-8", kind="load", file=path, line=line
-        ) from None
+        raise LoadFailed(f"{path} is not UTF-8", "save the file as UTF-8", kind="load", file=path, line=line) from None
 
 
 def is_inside(path: str) -> bool:
@@ -4448,9 +4347,7 @@ def choose(found: list[Json], name: str | None) -> list[Json]:
         message = f"{twice['entry']} has two pipelines named '{twice['name']}'"
         if len({one["entry"] for one in found if one["name"] == twice["name"]}) > 1:
             message = f"two files have a pipeline named '{twice['name']}'"
-        raise LoadFailed(
-            message, "give each its own name", kind="load", file=twice["entry"], line=twice["line"]
-        )
+        raise LoadFailed(message, "give each its own name", kind="load", file=twice["entry"], line=twice["line"])
     if name is None:
         return found
     if name in names:
@@ -4558,9 +4455,7 @@ async def run(
     daemon, params = call.daemon, params or {}
     text = encode_json(params)
     if len(text) > PARAMS_BYTES_MAX:
-        raise BadRequest(
-            f"params are larger than {PARAMS_BYTES_MAX:,} bytes", "pass a path instead of the data"
-        )
+        raise BadRequest(f"params are larger than {PARAMS_BYTES_MAX:,} bytes", "pass a path instead of the data")
     about = (name, text, key, "manual", call.actor)
     return await answer_run(call, wait, timeout, follow, daemon.store.add_run, *about)
 
@@ -4880,19 +4775,13 @@ async def schedule(
     agenda, now = call.daemon.agenda, int(time.time())
     before = agenda.ask.schedule(name)
     zone = Zone(timezone or before["options"]["timezone"] or agenda.timezone)
-    told: Json = {
-        "timezone": timezone,
-        "params": params,
-        **read_policies(misfire, overlap, catchup_window, jitter),
-    }
+    told: Json = {"timezone": timezone, "params": params, **read_policies(misfire, overlap, catchup_window, jitter)}
     told = {key: value for key, value in told.items() if value is not None}
     command = {} if clear else before["command"]
     if expr is not None or every is not None or at is not None:
         times = read_times(expr, every, at, zone, now)
         if times.next(now) is None:
-            raise BadRequest(
-                f"{at or expr} is in the past", f"a time to come, such as --at {rfc3339(now + 3600)}"
-            )
+            raise BadRequest(f"{at or expr} is in the past", f"a time to come, such as --at {rfc3339(now + 3600)}")
         command, enable = retimed(command, timing_of(times)), not disable
     if disable and enable:
         raise BadRequest("--disable and --enable are opposites", "choose one of them")
@@ -4982,9 +4871,7 @@ async def why(call: Call, name: str, *, at: str | None = None) -> Json:
     upcoming = {key: described[key][0] if described[key] else None for key in ("ticks", "local", "moved")}
     return {
         "pipeline": name,
-        "answer": " ".join(
-            sentence for sentence in (past_words(tick), future_words(described, held, up)) if sentence
-        ),
+        "answer": " ".join(sentence for sentence in (past_words(tick), future_words(described, held, up)) if sentence),
         "asked_at": rfc3339(now if asked is None else asked),
         "tick": tick,
         "held": held,
@@ -4997,16 +4884,7 @@ async def why(call: Call, name: str, *, at: str | None = None) -> Json:
 
 
 #: What `why` and `show` repeat of a schedule.
-SCHEDULE_SHOWN = (
-    "source",
-    *TIMINGS,
-    "timezone",
-    "misfire",
-    "catchup_window_s",
-    "overlap",
-    "enabled",
-    "next_at",
-)
+SCHEDULE_SHOWN = ("source", *TIMINGS, "timezone", "misfire", "catchup_window_s", "overlap", "enabled", "next_at")
 TICKS_SHOWN = 5
 
 
@@ -5057,9 +4935,7 @@ def past_words(tick: Json) -> str:
     when, decision = tick["scheduled_for"], tick["decision"]
     cause = tick.get("cause")
     why_late = (
-        f": {CAUSES.get(cause['what'], cause['what'])} from {cause['from']} until {cause['until']}"
-        if cause
-        else ""
+        f": {CAUSES.get(cause['what'], cause['what'])} from {cause['from']} until {cause['until']}" if cause else ""
     )
     if decision == "fired":
         late = f" late ({tick['trigger']}{why_late})" if tick["trigger"] == "catchup" else ""
@@ -5069,11 +4945,7 @@ def past_words(tick: Json) -> str:
         return f"The tick of {when} was skipped: run {tick['run_id']} of an earlier tick was unfinished."
     if decision in ("skipped", "missed", "dropped"):
         several = tick.get("ticks", 1)
-        what = (
-            f"The {several} ticks from {tick['from']} to {when} were"
-            if several > 1
-            else f"The tick of {when} was"
-        )
+        what = f"The {several} ticks from {tick['from']} to {when} were" if several > 1 else f"The tick of {when} was"
         return f"{what} {decision}{why_late} ({tick.get('message') or tick['reason']})."
     if last := tick.get("last_run"):
         return f"It last ran by {last['trigger']} ({last['run_id']}: {last['status']})."
@@ -5130,16 +5002,10 @@ async def backfill(
         raise BadRequest(f"'{name}' has no schedule: there are no ticks", f'tau schedule {name} "0 6 * * *"')
     zone = Zone(row["options"]["timezone"] or agenda.timezone)
     begin, end = parse_time(from_, zone), min(now if to is None else parse_time(to, zone), now)
-    found = await asyncio.to_thread(
-        lambda: [*itertools.islice(past_ticks(times, begin, end), BACKFILL_TICKS_MAX + 1)]
-    )
+    found = await asyncio.to_thread(lambda: [*itertools.islice(past_ticks(times, begin, end), BACKFILL_TICKS_MAX + 1)])
     if len(found) > BACKFILL_TICKS_MAX or begin > end:
-        message = (
-            f"more than {BACKFILL_TICKS_MAX:,} ticks" if begin <= end else "--from is after --to, or to come"
-        )
-        raise BadRequest(
-            f"no backfill from {from_} to {to or 'now'}: {message}", "choose another --from and --to"
-        )
+        message = f"more than {BACKFILL_TICKS_MAX:,} ticks" if begin <= end else "--from is after --to, or to come"
+        raise BadRequest(f"no backfill from {from_} to {to or 'now'}: {message}", "choose another --from and --to")
     known = agenda.ask.tick_runs(name, rfc3339(begin), rfc3339(end))
     wanted = [tick for tick in map(rfc3339, found) if wants_backfill(known.get(tick), only)]
     chosen = wanted[: bounded(limit)]
@@ -5150,11 +5016,7 @@ async def backfill(
     again = f"tau backfill {name} --from {from_}" + (f" --to {to}" if to else "") + f" --only {only}"
     about = {"pipeline": name, "dry_run": dry_run, "ticks": len(found)}
     if len(runs) < len(wanted):
-        more = {
-            "shown": len(runs),
-            "total": len(wanted),
-            "get": f"{again} --limit {min(len(wanted), LIST_MAX)}",
-        }
+        more = {"shown": len(runs), "total": len(wanted), "get": f"{again} --limit {min(len(wanted), LIST_MAX)}"}
         return {**about, "runs": runs, "truncated": more}
     return {**about, "runs": runs}
 
@@ -5397,9 +5259,7 @@ def cut_value(value: Any) -> Any:
 def cut_steps(steps: list[Json]) -> list[Json]:
     """The first and last steps of each level, and those that failed."""
     count = len(steps)
-    kept = [
-        s for i, s in enumerate(steps) if i < 5 or i >= count - 5 or s["status"] not in ("success", "running")
-    ]
+    kept = [s for i, s in enumerate(steps) if i < 5 or i >= count - 5 or s["status"] not in ("success", "running")]
     return [step | {"steps": cut_steps(step["steps"])} for step in kept[:20]]
 
 
@@ -5444,14 +5304,10 @@ def read_header(source: str, entry: str) -> Json | None:
     blocks = [found for found in re.finditer(HEADER, source) if found["type"] == "script"]
     if len(blocks) != 1:
         why = (
-            "is not closed by `# ///`, or has a line that does not begin with `# `"
-            if not blocks
-            else "is there twice"
+            "is not closed by `# ///`, or has a line that does not begin with `# `" if not blocks else "is there twice"
         )
         raise header_error(entry, line, f"the header `# /// script` {why}")
-    text = "".join(
-        row[2:] if row.startswith("# ") else row[1:] for row in blocks[0]["content"].splitlines(True)
-    )
+    text = "".join(row[2:] if row.startswith("# ") else row[1:] for row in blocks[0]["content"].splitlines(True))
     try:
         header = tomllib.loads(text)
     except tomllib.TOMLDecodeError as problem:
@@ -5539,9 +5395,7 @@ class Environments:
         log.append("$ " + " ".join(words))
         code = await run_to_end(words, log, self.settings["build_timeout_s"])
         if code:
-            wrong = (
-                line for line in reversed(log) if re.search("error|conflict|took longer", line, re.IGNORECASE)
-            )
+            wrong = (line for line in reversed(log) if re.search("error|conflict|took longer", line, re.IGNORECASE))
             message = f"the dependencies of {entry} cannot be installed: {next(wrong, log[-1]).strip()[:300]}"
             hint = "see the log; mend the header and deploy again"
             raise LoadFailed(message, hint, kind="load", file=entry, log=log[-BUILD_LINES:])
@@ -5562,12 +5416,7 @@ async def run_to_end(words: list[str], log: list[str], patience: float) -> int:
     pipe, null = asyncio.subprocess.PIPE, asyncio.subprocess.DEVNULL
     starting = asyncio.ensure_future(
         asyncio.create_subprocess_exec(
-            *words,
-            stdin=null,
-            stdout=pipe,
-            stderr=asyncio.subprocess.STDOUT,
-            env=environ,
-            start_new_session=True,
+            *words, stdin=null, stdout=pipe, stderr=asyncio.subprocess.STDOUT, env=environ, start_new_session=True
         )
     )
     try:
@@ -5590,10 +5439,7 @@ def build_commands(path: str, needed: list[str]) -> list[list[str]]:
     if uv := shutil.which("uv"):
         make = [uv, "venv", "--quiet", "--python", sys.executable, path]
         return [make, [uv, "pip", "install", "--python", python, *needed]]
-    return [
-        [sys.executable, "-m", "venv", path],
-        [python, "-m", "pip", "install", "--progress-bar", "off", *needed],
-    ]
+    return [[sys.executable, "-m", "venv", path], [python, "-m", "pip", "install", "--progress-bar", "off", *needed]]
 
 
 class FileLock:
@@ -5662,13 +5508,7 @@ class Plan:
             times, first = self.schedule.times, self.next[0]
             count = times.count(first - 1, until, COUNT_MAX)
             last = times.latest(first, until, 1)[-1][0] if count > 1 else first
-            told: Json = {
-                "type": type_name,
-                "tick": last,
-                "reason": reason,
-                "from": rfc3339(first),
-                "ticks": count,
-            }
+            told: Json = {"type": type_name, "tick": last, "reason": reason, "from": rfc3339(first), "ticks": count}
             if count > COUNT_MAX and not isinstance(times, Interval):
                 told["at_least"] = True
             self.decisions.append(told | cause_of_gap(last, gaps))
@@ -5680,9 +5520,7 @@ class Plan:
         overlap, caught = self.schedule.overlap, trigger == "catchup" and self.schedule.misfire == "all"
         about: Json = {"tick": at, "moved": moved}
         if overlap == "skip" and self.active and not caught:
-            self.decisions.append(
-                {"type": "tick.skipped", "reason": "overlap", "with": self.active[-1], **about}
-            )
+            self.decisions.append({"type": "tick.skipped", "reason": "overlap", "with": self.active[-1], **about})
         elif overlap != "allow" and overlap != "cancel_running" and len(self.active) > CATCHUP_MAX:
             self.decisions.append({"type": "tick.dropped", "reason": "cap", "with": self.active[-1], **about})
         else:
@@ -5715,9 +5553,7 @@ def catch_up(plan: Plan, until: int, gaps: Sequence[Json]) -> None:
     schedule, late = plan.schedule, until - ON_TIME_S - 1
     if plan.next is None or plan.next[0] > late:
         return
-    plan.pass_over(
-        min(int(until - schedule.window) - 1, late), "tick.missed", "older than catchup_window", gaps
-    )
+    plan.pass_over(min(int(until - schedule.window) - 1, late), "tick.missed", "older than catchup_window", gaps)
     if schedule.misfire == "all":
         caught = schedule.times.latest(plan.watermark, late, CATCHUP_MAX)
         others, reason = "tick.dropped", "cap"
@@ -5737,9 +5573,7 @@ def cause_of_gap(tick: int, gaps: Sequence[Json]) -> Json:
     """Why nobody could decide about a tick in time, as far as that is known."""
     for gap in reversed(gaps):
         if gap["from"] < tick <= gap["until"] and gap["cause"] not in HOLDS:
-            return {
-                "cause": {"what": gap["cause"], "from": rfc3339(gap["from"]), "until": rfc3339(gap["until"])}
-            }
+            return {"cause": {"what": gap["cause"], "from": rfc3339(gap["from"]), "until": rfc3339(gap["until"])}}
     return {}
 
 
@@ -5752,9 +5586,7 @@ class Scheduler:
         self.wanted = asyncio.Event()  # set when something may be due earlier than was known
         self.edited: set[str] = set()  # schedules that are new: what is computed in the background is not yet
         self.task: asyncio.Task[None] | None = None
-        self.told_at = self.refreshed_at = (
-            0.0  # when the store was told that we live, and all was computed anew
-        )
+        self.told_at = self.refreshed_at = 0.0  # when the store was told that we live, and all was computed anew
         self.seen = self.clocks()
         self.unset = False  # whether the clock shows a time that cannot be
         self.stuck_at = 0.0  # since when nothing can be written
@@ -6138,26 +5970,13 @@ def trace_record(record: Json) -> Json:
     if kind == "log":
         message, fields = str(record["message"]), record.get("fields")
         places = {"step": record.get("step"), "stream": record.get("stream")}
-        return {
-            "t": kind,
-            "at": at,
-            "level": str(record["level"]),
-            "message": message,
-            **places,
-            "fields": fields,
-        }
+        return {"t": kind, "at": at, "level": str(record["level"]), "message": message, **places, "fields": fields}
     if kind == "step":
         names = {"name": str(record["name"]), "path": str(record["path"])}
         return {"t": kind, "started_at": at, "step": int(record["step"]), "parent": record["parent"], **names}
     if kind == "done":
         done = {key: record[key] for key in ("status", "duration_ms", "rows_in", "rows_out", "error")}
-        return {
-            "t": kind,
-            "finished_at": at,
-            "step": int(record["step"]),
-            **done,
-            "columns": record.get("columns"),
-        }
+        return {"t": kind, "finished_at": at, "step": int(record["step"]), **done, "columns": record.get("columns")}
     if kind in OBSERVATIONS:
         found = {"name": str(record["name"]), "step": record["step"], "data": dict(record["data"])}
         return {"t": kind, "at": at, **found}
@@ -6563,9 +6382,7 @@ class Executor:
         if process.run_id is None or process.position == before["position"] or (final and not more):
             return records, more
         try:
-            await self.store.write(
-                self.store.add_trace, process.run_id, process.attempt, records, process.state()
-            )
+            await self.store.write(self.store.add_trace, process.run_id, process.attempt, records, process.state())
         except StorageFull:
             process.restore(before)
             raise
@@ -6869,9 +6686,7 @@ class Agenda:
         times = times_of(options, now, self.timezone)
         if times is not None and enabled is not False and times.next(now) is None:
             hint = f"a time to come, such as --at {rfc3339(now + 3600)}"
-            raise BadRequest(
-                f"the schedule of '{name}' would never be due: all its ticks are in the past", hint
-            )
+            raise BadRequest(f"the schedule of '{name}' would never be due: all its ticks are in the past", hint)
         return self.sync(name, actor, command, enabled)
 
     def sync(self, name: str, actor: str, command: Json | None = None, enabled: bool | None = None) -> bool:
@@ -6917,10 +6732,7 @@ class Agenda:
         row = row | self.next_columns(row, tick)
         row |= {"command": encode_json(row["command"]), "options": encode_json(row["options"])}
         names = ", ".join(row)
-        self.db.execute(
-            f"INSERT OR REPLACE INTO schedules ({names}) VALUES (:{', :'.join(row)})",
-            row,
-        )
+        self.db.execute(f"INSERT OR REPLACE INTO schedules ({names}) VALUES (:{', :'.join(row)})", row)
 
     def next_columns(self, row: Json, tick: Tick | None) -> Json:
         """The columns that tell of the next tick."""
@@ -6995,10 +6807,7 @@ class Agenda:
         earlier = None
         for decision in plan.decisions:
             earlier = self.record(row, decision, earlier) or earlier
-        columns = self.next_columns(row, plan.next) | {
-            "watermark_at": rfc3339(plan.watermark),
-            "pipeline": name,
-        }
+        columns = self.next_columns(row, plan.next) | {"watermark_at": rfc3339(plan.watermark), "pipeline": name}
         self.db.execute(
             "UPDATE schedules SET watermark_at = :watermark_at, next_at = :next_at, moved = :moved,"
             " due_at = :due_at WHERE pipeline = :pipeline",
@@ -7051,8 +6860,7 @@ class Agenda:
     def tick_run(self, name: str, tick: str) -> Json | None:
         """The latest run of a tick."""
         found = self.db.execute(
-            "SELECT run_id, status FROM runs WHERE pipeline = ? AND scheduled_for = ?"
-            " ORDER BY run_id DESC LIMIT 1",
+            "SELECT run_id, status FROM runs WHERE pipeline = ? AND scheduled_for = ? ORDER BY run_id DESC LIMIT 1",
             (name, tick),
         ).fetchone()
         return None if found is None else to_document(found)
@@ -7087,8 +6895,7 @@ class Agenda:
         if name and self.live(name) is None:
             raise unknown_pipeline(self.db, name)
         added = self.db.execute(
-            "INSERT OR IGNORE INTO pauses VALUES (?, ?, ?, ?)",
-            (name, rfc3339(self.store.clock.time()), reason, actor),
+            "INSERT OR IGNORE INTO pauses VALUES (?, ?, ?, ?)", (name, rfc3339(self.store.clock.time()), reason, actor)
         )
         if added.rowcount:
             self.store.event("pipeline.paused", name or None, None, {"reason": reason}, actor)
@@ -7151,8 +6958,7 @@ class Agenda:
     def last_success(self, name: str) -> str | None:
         """When a run of a pipeline last succeeded."""
         found = self.db.execute(
-            "SELECT finished_at FROM runs WHERE pipeline = ? AND status = 'success'"
-            " ORDER BY run_id DESC LIMIT 1",
+            "SELECT finished_at FROM runs WHERE pipeline = ? AND status = 'success' ORDER BY run_id DESC LIMIT 1",
             (name,),
         ).fetchone()
         return None if found is None else found["finished_at"]
@@ -7162,11 +6968,7 @@ class Agenda:
         rows = self.db.execute("SELECT * FROM schedules WHERE expect_at <= ?", (rfc3339(now),)).fetchall()
         for row in map(to_document, rows):
             name, within = row["pipeline"], row["options"]["expect_success_within_s"]
-            data = {
-                "within_s": within,
-                "last_success_at": self.last_success(name),
-                "expected_at": row["expect_at"],
-            }
+            data = {"within_s": within, "last_success_at": self.last_success(name), "expected_at": row["expect_at"]}
             self.store.event("success.overdue", name, None, data)
             self.db.execute("UPDATE schedules SET expect_at = NULL WHERE pipeline = ?", (name,))
 
@@ -7238,12 +7040,7 @@ class Agenda:
             "SELECT croniter, digest FROM digests WHERE cron = ? AND timezone = ?", (cron, timezone)
         ).fetchone()
         if was is not None and was["digest"] != digest:
-            about = {
-                "cron": cron,
-                "timezone": timezone,
-                "croniter": version,
-                "croniter_before": was["croniter"],
-            }
+            about = {"cron": cron, "timezone": timezone, "croniter": version, "croniter_before": was["croniter"]}
             self.store.event("schedule.ticks_differ", None, None, about)
         self.db.execute("INSERT OR REPLACE INTO digests VALUES (?, ?, ?, ?)", (cron, timezone, version, digest))
 
@@ -7319,9 +7116,7 @@ class Chains:
         rows = self.db.execute("SELECT pipeline FROM chains WHERE comes_after = ?", (upstream,)).fetchall()
         for row in rows:
             name = row["pipeline"]
-            links = self.db.execute(
-                "SELECT comes_after, run_id FROM chains WHERE pipeline = ?", (name,)
-            ).fetchall()
+            links = self.db.execute("SELECT comes_after, run_id FROM chains WHERE pipeline = ?", (name,)).fetchall()
             if all(link["run_id"] for link in links):
                 self.db.execute("UPDATE chains SET run_id = NULL WHERE pipeline = ?", (name,))
                 self.run(name, {link["comes_after"]: link["run_id"] for link in links})
@@ -7330,9 +7125,7 @@ class Chains:
         """A pipeline runs because all that it comes after have succeeded, unless it is held."""
         paused = self.db.execute("SELECT 1 FROM pauses WHERE pipeline IN ('', ?)", (name,)).fetchone()
         if paused is not None:
-            self.store.event(
-                "chain.skipped", name, None, {"reason": "paused", "upstream": upstream}, "scheduler"
-            )
+            self.store.event("chain.skipped", name, None, {"reason": "paused", "upstream": upstream}, "scheduler")
             return
         found = self.db.execute("SELECT options FROM schedules WHERE pipeline = ?", (name,)).fetchone()
         params = encode_json(json.loads(found["options"])["params"])
@@ -7345,9 +7138,7 @@ class Chains:
     def keep(self, name: str, after: list[str]) -> None:
         """A pipeline comes after just these; what it has already waited for is not forgotten."""
         marks = ", ".join("?" * len(after))
-        self.db.execute(
-            f"DELETE FROM chains WHERE pipeline = ? AND comes_after NOT IN ({marks})", (name, *after)
-        )
+        self.db.execute(f"DELETE FROM chains WHERE pipeline = ? AND comes_after NOT IN ({marks})", (name, *after))
         self.db.executemany("INSERT OR IGNORE INTO chains VALUES (?, ?, NULL)", [(name, one) for one in after])
 
     def check(self, found: list[Json]) -> None:
@@ -7416,17 +7207,14 @@ class AgendaQuestions:
     def scheduled(self, after: str, limit: int) -> list[str]:
         """The next pipelines by name that have a schedule."""
         rows = self.rows(
-            "SELECT pipeline FROM schedules WHERE next_at IS NOT NULL AND pipeline > ?"
-            " ORDER BY pipeline LIMIT ?",
+            "SELECT pipeline FROM schedules WHERE next_at IS NOT NULL AND pipeline > ? ORDER BY pipeline LIMIT ?",
             *(after, limit),
         )
         return [row["pipeline"] for row in rows]
 
     def counts(self) -> Json:
         """How many schedules there are, and when the next is due."""
-        rows = self.rows(
-            "SELECT count(*) AS schedules, min(due_at) AS next_at FROM schedules WHERE due_at > ''"
-        )
+        rows = self.rows("SELECT count(*) AS schedules, min(due_at) AS next_at FROM schedules WHERE due_at > ''")
         return rows[0]
 
     def chains(self, name: str) -> tuple[list[Json], list[str]]:
@@ -7439,14 +7227,8 @@ class AgendaQuestions:
 
     def decision_on(self, name: str, tick: str) -> Json | None:
         """What was decided about an instant: the first decision that reaches it, if it is about it."""
-        found = self.first(
-            f"{DECISIONS} AND scheduled_for >= ? ORDER BY scheduled_for, seq LIMIT 1", name, tick
-        )
-        if (
-            found is not None
-            and found["scheduled_for"] > tick
-            and not "" < found["data"].get("from", "") <= tick
-        ):
+        found = self.first(f"{DECISIONS} AND scheduled_for >= ? ORDER BY scheduled_for, seq LIMIT 1", name, tick)
+        if found is not None and found["scheduled_for"] > tick and not "" < found["data"].get("from", "") <= tick:
             return None
         return None if found is None else self.told(found)
 
@@ -7502,9 +7284,7 @@ class AgendaQuestions:
         return None if found is None else str(found["croniter"])
 
 
-DECISIONS = (
-    "SELECT seq, at, type, run_id, data, scheduled_for FROM events WHERE pipeline = ? AND scheduled_for > ''"
-)
+DECISIONS = "SELECT seq, at, type, run_id, data, scheduled_for FROM events WHERE pipeline = ? AND scheduled_for > ''"
 
 
 # --- 21. Retention -----------------------------------------------------------------------
@@ -7686,9 +7466,7 @@ class Retention:
         """What runs have kept for a resumption goes with their logs, or with them."""
         folder = os.path.join(self.home, "memos")
         for run_id in os.listdir(folder) if os.path.isdir(folder) else ():
-            if (run_id < bound and not self.store.ask.is_unfinished(run_id)) or not self.store.ask.has_run(
-                run_id
-            ):
+            if (run_id < bound and not self.store.ask.is_unfinished(run_id)) or not self.store.ask.has_run(run_id):
                 await asyncio.to_thread(shutil.rmtree, os.path.join(folder, run_id), True)
 
     async def force(self, pruned: Pruned, most: int, now: float) -> None:
@@ -7742,9 +7520,7 @@ class Removal:
     def runs(self, name: str | None, status: str | None, after: str, bound: str, young: str) -> Json:
         """The next final runs below an id go, with all that is theirs; `after` is where to go on, if at all."""
         where, values = runs_between(bound, name, status, after)
-        rows = self.store.db.execute(
-            f"{WEIGHED} WHERE {where} ORDER BY run_id LIMIT {PRUNE_ROWS}", values
-        ).fetchall()
+        rows = self.store.db.execute(f"{WEIGHED} WHERE {where} ORDER BY run_id LIMIT {PRUNE_ROWS}", values).fetchall()
         removed: Json = {"pipelines": [], "log_lines": 0, "events": 0, "after": after}
         kept = {one: kept_runs(self.store.db, one) for one in {row["pipeline"] for row in rows}}
         until = time.monotonic() + PRUNE_S
@@ -7818,9 +7594,7 @@ class Removal:
 
 def at_most(table: str) -> str:
     """How many rows of a table are of a run, as far as it matters: counting many takes long."""
-    return (
-        f"(SELECT count(*) FROM (SELECT 1 FROM {table} t WHERE t.run_id = runs.run_id LIMIT {PRUNE_ROWS + 1}))"
-    )
+    return f"(SELECT count(*) FROM (SELECT 1 FROM {table} t WHERE t.run_id = runs.run_id LIMIT {PRUNE_ROWS + 1}))"
 
 
 #: The index is named, for SQLite would choose one in which it has to look at every run.
@@ -8129,12 +7903,7 @@ def end_old_run(copy: sqlite3.Connection, row: sqlite3.Row, now: float) -> str:
     copy.execute("UPDATE steps SET status = 'failed' WHERE run_id = ? AND status = 'running'", (run_id,))
     told = {key: error[key] for key in ("kind", "type", "message", "fingerprint")}
     add_event(
-        copy,
-        now,
-        "run.finished",
-        row["pipeline"],
-        run_id,
-        {"status": status, "duration_ms": None, "error": told},
+        copy, now, "run.finished", row["pipeline"], run_id, {"status": status, "duration_ms": None, "error": told}
     )
     return status
 
@@ -8153,9 +7922,7 @@ class Store:
         self.database = Database(database_path(settings["url"], home))
         self.max_queued = settings["max_queued"]
         self.backfill_concurrent = settings["backfill_concurrent"]
-        self.on_finish: Callable[[str, str, str], None] = lambda pipeline, run_id, status: (
-            None
-        )  # told in the commit
+        self.on_finish: Callable[[str, str, str], None] = lambda pipeline, run_id, status: None  # told in the commit
         self.last_id = 0  # the newest run id as a number: ids never repeat or go back
         self.known_options: dict[tuple[str, int], Json] = {}  # (pipeline, version) → its options
 
@@ -8195,8 +7962,7 @@ class Store:
         if run_id is not None:
             self.database.touched.add(run_id)
         self.db.execute(
-            "INSERT INTO events (at, type, pipeline, run_id, data, actor, scheduled_for)"
-            " VALUES (?, ?, ?, ?, ?, ?, ?)",
+            "INSERT INTO events (at, type, pipeline, run_id, data, actor, scheduled_for) VALUES (?, ?, ?, ?, ?, ?, ?)",
             (rfc3339(self.clock.time()), type_name, pipeline, run_id, encode_json(data), actor, tick),
         )
 
@@ -8277,9 +8043,7 @@ class Store:
         *origin* says where it comes from: `scheduled_for`, `retry_of`, `upstream`, `resume_from`; a `version`
         in it is one that need not be live.
         """
-        live = self.db.execute(
-            "SELECT version FROM pipelines WHERE name = ? AND deployed = 1", (name,)
-        ).fetchone()
+        live = self.db.execute("SELECT version FROM pipelines WHERE name = ? AND deployed = 1", (name,)).fetchone()
         if live is None:
             raise unknown_pipeline(self.db, name)
         if key is not None:
@@ -8310,11 +8074,7 @@ class Store:
             ),
         )
         told = {"version": version, "trigger": trigger}
-        told |= {
-            key: value
-            for key, value in origin.items()
-            if value is not None and key not in told | {"upstream": 0}
-        }
+        told |= {key: value for key, value in origin.items() if value is not None and key not in told | {"upstream": 0}}
         self.event("run.queued", name, run_id, told, actor)
         return run_id, "queued", False
 
@@ -8322,9 +8082,7 @@ class Store:
         """The options of a version; they never change, so they are read once."""
         key = (name, version)
         if key not in self.known_options:
-            found = self.db.execute(
-                "SELECT options FROM versions WHERE pipeline = ? AND version = ?", key
-            ).fetchone()
+            found = self.db.execute("SELECT options FROM versions WHERE pipeline = ? AND version = ?", key).fetchone()
             if found is None:
                 raise NotFound(f"pipeline '{name}' has no version {version}", f"tau show {name}")
             if len(self.known_options) > OPTIONS_KEPT:
@@ -8357,9 +8115,7 @@ class Store:
         """Ends the runs that have waited in the queue for longer than they may."""
         rows = self.db.execute(f"{EXPIRED} LIMIT ?", (rfc3339(self.clock.time()), EXPIRE_MAX)).fetchall()
         for row in rows:
-            error = bare_error(
-                "timeout", "TimeoutError", "it waited in the queue for longer than queue_timeout"
-            )
+            error = bare_error("timeout", "TimeoutError", "it waited in the queue for longer than queue_timeout")
             if self.end_waiting(row["run_id"], ("queued",), "timed_out", error, "taud"):
                 self.on_finish(row["pipeline"], row["run_id"], "timed_out")
 
@@ -8474,8 +8230,7 @@ class Store:
         self.db.executemany(END_STEP, ends)
         if None in observed:
             self.db.execute(
-                "DELETE FROM observations WHERE run_id = ? AND attempt = ? AND kind = 'progress'",
-                (run_id, attempt),
+                "DELETE FROM observations WHERE run_id = ? AND attempt = ? AND kind = 'progress'", (run_id, attempt)
             )
         self.db.executemany(ADD_OBSERVATION, observed.values())
         self.db.execute(
@@ -8538,12 +8293,7 @@ class Store:
         """The run waits to be tried again."""
         retry_at = rfc3339(self.clock.time() + pause)
         self.move(run_id, "retrying", ", retry_at = ?", retry_at)
-        told = {
-            "attempt": attempt,
-            "status": outcome.status,
-            "retry_at": retry_at,
-            "error": told_error(outcome),
-        }
+        told = {"attempt": attempt, "status": outcome.status, "retry_at": retry_at, "error": told_error(outcome)}
         self.event("run.retrying", pipeline, run_id, told)
 
     def end_run(self, run_id: str, pipeline: str, attempt: int, outcome: Outcome, times: Json) -> None:
@@ -8573,9 +8323,7 @@ class Store:
 
     def note_stopping(self, run_id: str, attempt: int, status: str) -> None:
         """Remembers why a run is being stopped, for a daemon that comes after a crash."""
-        self.db.execute(
-            "UPDATE attempts SET stopping = ? WHERE run_id = ? AND attempt = ?", (status, run_id, attempt)
-        )
+        self.db.execute("UPDATE attempts SET stopping = ? WHERE run_id = ? AND attempt = ?", (status, run_id, attempt))
 
 
 #: Where a pipeline is named, and by which column; what refers to others comes before them.
@@ -8761,9 +8509,7 @@ class Questions:
 
     def pipeline(self, name: str) -> Json:
         """Everything about one deployed pipeline."""
-        rows = self.rows(
-            "SELECT version, created_at, updated_at FROM pipelines WHERE name = ? AND deployed = 1", name
-        )
+        rows = self.rows("SELECT version, created_at, updated_at FROM pipelines WHERE name = ? AND deployed = 1", name)
         if not rows:
             raise unknown_pipeline(self.db, name)
         versions = self.rows(
@@ -8773,9 +8519,7 @@ class Questions:
         )
         options = next(one["options"] for one in versions if one["version"] == rows[0]["version"])
         shown = ("run_id", "status", "queued_at", "finished_at", "duration_ms")
-        last = self.rows(
-            f"SELECT {', '.join(shown)} FROM runs WHERE pipeline = ? ORDER BY run_id DESC LIMIT 1", name
-        )
+        last = self.rows(f"SELECT {', '.join(shown)} FROM runs WHERE pipeline = ? ORDER BY run_id DESC LIMIT 1", name)
         return {
             "name": name,
             "description": options["description"],
@@ -8786,15 +8530,12 @@ class Questions:
             "upstream": [],
             "downstream": [],
             "options": {
-                key: value
-                for key, value in options.items()
-                if key not in ("description", "tags", "params", "function")
+                key: value for key, value in options.items() if key not in ("description", "tags", "params", "function")
             },
             "created_at": rows[0]["created_at"],
             "updated_at": rows[0]["updated_at"],
             "versions": [
-                {key: one[key] for key in ("version", "sha256", "entry", "deployed_at", "actor")}
-                for one in versions
+                {key: one[key] for key in ("version", "sha256", "entry", "deployed_at", "actor")} for one in versions
             ],
             "last_run": last[0] if last else None,
         }
@@ -8835,9 +8576,7 @@ class Questions:
         """The run that is meant by a pipeline's name (its last), by an id, or by both."""
         if run_id is not None:
             found = self.find_run(run_id)
-            if name is not None and self.rows(
-                "SELECT 1 FROM runs WHERE run_id = ? AND pipeline <> ?", found, name
-            ):
+            if name is not None and self.rows("SELECT 1 FROM runs WHERE run_id = ? AND pipeline <> ?", found, name):
                 raise NotFound(f"run {found} is not of pipeline '{name}'", f"tau inspect {found}")
             return found
         if name is None:
@@ -8914,8 +8653,7 @@ class Questions:
             raise NotFound(f"run {run_id} has no attempt {number}", f"tau inspect {run_id} lists them")
         steps = self.rows("SELECT * FROM steps WHERE run_id = ? AND attempt = ?", run_id, number)
         tail = self.rows(
-            "SELECT message FROM logs WHERE run_id = ? AND attempt = ? ORDER BY n DESC LIMIT 5",
-            *(run_id, number),
+            "SELECT message FROM logs WHERE run_id = ? AND attempt = ? ORDER BY n DESC LIMIT 5", *(run_id, number)
         )
         observed = self.rows("SELECT * FROM observations WHERE run_id = ? AND attempt = ?", run_id, number)
         return run, attempts[0] if attempts else None, steps, tail[::-1], observed
@@ -8936,9 +8674,7 @@ class Questions:
             f"SELECT at, level, step, stream, message, fields FROM logs WHERE {where} ORDER BY n DESC LIMIT ?",
             *(*values, tail),
         )
-        total = (
-            len(lines) if len(lines) < tail else self.count(f"SELECT count(*) FROM logs WHERE {where}", *values)
-        )
+        total = len(lines) if len(lines) < tail else self.count(f"SELECT count(*) FROM logs WHERE {where}", *values)
         dropped = self.rows("SELECT sum(log_dropped) AS dropped FROM attempts WHERE run_id = ?", run_id)
         return lines[::-1], total, dropped[0]["dropped"] or 0
 
@@ -8962,20 +8698,14 @@ class Questions:
             attempt = row["attempt"]
             seen = after[1] if attempt == after[0] else 0
             where = "run_id = ? AND attempt = ?"
-            logs = self.rows(
-                f"SELECT * FROM logs WHERE {where} AND n > ? ORDER BY n LIMIT 500", run_id, attempt, seen
-            )
+            logs = self.rows(f"SELECT * FROM logs WHERE {where} AND n > ? ORDER BY n LIMIT 500", run_id, attempt, seen)
             last = logs[-1]["n"] if len(logs) == 500 else 1 << 62
             steps = self.rows(
                 f"SELECT * FROM steps WHERE {where} AND (n BETWEEN ? AND ? OR finished_n BETWEEN ? AND ?)",
                 *(run_id, attempt, seen + 1, last, seen + 1, last),
             )
             observed = self.rows(
-                f"SELECT * FROM observations WHERE {where} AND n BETWEEN ? AND ?",
-                run_id,
-                attempt,
-                seen + 1,
-                last,
+                f"SELECT * FROM observations WHERE {where} AND n BETWEEN ? AND ?", run_id, attempt, seen + 1, last
             )
             found = [(line["n"], log_event(line)) for line in logs]
             found += [(one["n"], observation_event(one)) for one in observed]
@@ -9091,14 +8821,11 @@ class Questions:
         return found
 
 
-EXPIRED = (
-    "SELECT run_id, pipeline FROM runs WHERE status = 'queued' AND expires_at <= ? ORDER BY expires_at, run_id"
-)
+EXPIRED = "SELECT run_id, pipeline FROM runs WHERE status = 'queued' AND expires_at <= ? ORDER BY expires_at, run_id"
 
 
 RETRIES_DUE = (
-    "SELECT run_id, attempt FROM runs WHERE status = 'retrying' AND retry_at <= ?"
-    " ORDER BY retry_at, run_id LIMIT ?"
+    "SELECT run_id, attempt FROM runs WHERE status = 'retrying' AND retry_at <= ? ORDER BY retry_at, run_id LIMIT ?"
 )
 
 
@@ -9116,9 +8843,7 @@ def runs_between(bound: str, name: str | None, status: str | None, after: str) -
     conditions = {"run_id > ?": after, "run_id < ?": bound, "pipeline = ?": name, "status = ?": status}
     used = {text: value for text, value in conditions.items() if value is not None}
     final = ", ".join(f"'{one}'" for one in FINAL)
-    return " AND ".join([*used, f"+status IN ({final})"]), [
-        *used.values()
-    ]  # + keeps it from choosing the index
+    return " AND ".join([*used, f"+status IN ({final})"]), [*used.values()]  # + keeps it from choosing the index
 
 
 def removed_run(run_id: str) -> NotFound:
@@ -9170,9 +8895,7 @@ class Write:
 
     __slots__ = ("arguments", "future", "work")
 
-    def __init__(
-        self, work: Callable[..., Any], arguments: tuple[Any, ...], future: asyncio.Future[Any]
-    ) -> None:
+    def __init__(self, work: Callable[..., Any], arguments: tuple[Any, ...], future: asyncio.Future[Any]) -> None:
         self.work, self.arguments, self.future = work, arguments, future
 
 
@@ -9403,9 +9126,7 @@ def newest_backup(path: str) -> str | None:
     found = []
     for at, begin in ((folder, f"{name}.before-v"), (os.path.join(folder, BACKUPS), "")):
         names = os.listdir(at) if os.path.isdir(at) else []
-        found += [
-            os.path.join(at, one) for one in names if one.startswith(begin) and is_copy(os.path.join(at, one))
-        ]
+        found += [os.path.join(at, one) for one in names if one.startswith(begin) and is_copy(os.path.join(at, one))]
     return max(found, key=os.path.getmtime, default=None)
 
 
@@ -9527,9 +9248,7 @@ def keep(staged: str, kept: str, sources: dict[str, bytes]) -> None:
 def deployed_files(folder: str) -> list[str]:
     """The files of a version, but for what Python has cached beside them."""
     cached = re.compile(r"(^|/)__pycache__/|\.py\.[a-z]+-\d+(\.\d+)?$")
-    found = (
-        os.path.relpath(os.path.join(at, name), folder) for at, _, names in os.walk(folder) for name in names
-    )
+    found = (os.path.relpath(os.path.join(at, name), folder) for at, _, names in os.walk(folder) for name in names)
     return sorted(path for path in found if not cached.search(path))
 
 
@@ -10087,9 +9806,7 @@ def scan_files(job: Json, journal: Journal) -> Json:
             secrets[name] = place_of_secret(name, job["secrets"])
         imports |= {name: find_module(name) for name in named_imports(nodes)}
     missing = sorted(name for name, found in imports.items() if not found)
-    return returned(
-        {"secrets": dict(sorted(secrets.items())), "missing_imports": missing}, LINE_BYTES_MAX, journal
-    )
+    return returned({"secrets": dict(sorted(secrets.items())), "missing_imports": missing}, LINE_BYTES_MAX, journal)
 
 
 def place_of_secret(name: str, folder: str) -> str | None:
@@ -10131,11 +9848,7 @@ def call_pipeline(job: Json, journal: Journal) -> Json:
 
 
 #: What a process may be for.
-WORK: dict[str, Callable[[Json, Journal], Json]] = {
-    "run": call_pipeline,
-    "load": load_pipelines,
-    "scan": scan_files,
-}
+WORK: dict[str, Callable[[Json, Journal], Json]] = {"run": call_pipeline, "load": load_pipelines, "scan": scan_files}
 
 
 def wind_down(record: Json, journal: Journal, streams: Iterable[Captured]) -> int:
@@ -10552,9 +10265,7 @@ class PipelineContext:
         place = find_place(source, resource, self._around, options)
         step = self.step(f"extract {place.label}")
         if stream:
-            return Stream(
-                step, batches_from(place, check_count(1, 1 << 40)(options.get("batch_rows", BATCH_ROWS)))
-            )
+            return Stream(step, batches_from(place, check_count(1, 1 << 40)(options.get("batch_rows", BATCH_ROWS))))
         return eager(gather_rows(step, place))
 
     def transform(self, data: Any, steps: Sequence[Any]) -> Any:
@@ -10754,12 +10465,7 @@ def told_locally(records: list[Json]) -> Json:
     for record in records:
         if record["t"] == "step":
             unfinished = dict.fromkeys(("duration_ms", "rows_in", "rows_out", "columns", "error"))
-            steps[record["step"]] = {
-                **unfinished,
-                "status": "running",
-                **record,
-                "started_at": rfc3339(record["at"]),
-            }
+            steps[record["step"]] = {**unfinished, "status": "running", **record, "started_at": rfc3339(record["at"])}
         elif record["t"] == "done":
             steps[record["step"]] |= record
     observed = [record | {"kind": record["t"]} for record in records if record["t"] in OBSERVATIONS]
@@ -10989,12 +10695,7 @@ def record_type(hint: Any, origin: Any, arguments: tuple[Any, ...], name: str) -
 
 
 #: The kinds of arrays → what is made of a list.
-ARRAYS: dict[str, Callable[[list[Any]], Any]] = {
-    "list": list,
-    "set": set,
-    "frozenset": frozenset,
-    "tuple": tuple,
-}
+ARRAYS: dict[str, Callable[[list[Any]], Any]] = {"list": list, "set": set, "frozenset": frozenset, "tuple": tuple}
 ARRAYS |= {"Sequence": list, "Iterable": list, "Collection": list}
 
 
@@ -11013,9 +10714,7 @@ def array_type(hint: Any, origin: Any, arguments: tuple[Any, ...], name: str) ->
     if not inner:
         return ParamType({"type": "array"}, make)
     item = inner[0]
-    return ParamType(
-        {"type": "array", "items": item.schema}, lambda value: make([item.convert(one) for one in value])
-    )
+    return ParamType({"type": "array", "items": item.schema}, lambda value: make([item.convert(one) for one in value]))
 
 
 def object_type(hint: Any, origin: Any, arguments: tuple[Any, ...], name: str) -> ParamType | None:
@@ -11118,9 +10817,7 @@ async def check_all(journal: Journal, assertions: list[Assertion], severity: str
     """Evaluates and records every assertion; CheckFailed names all that do not hold, unless they only warn."""
     failed = [one.name for one in assertions if not await holds_true(journal, one, severity)]
     if failed and severity == "error":
-        count = (
-            f"{len(failed)} of {len(assertions)} checks failed: " if len(assertions) > 1 else "check failed: "
-        )
+        count = f"{len(failed)} of {len(assertions)} checks failed: " if len(assertions) > 1 else "check failed: "
         raise CheckFailed(count + "; ".join(failed), "the values are in trace.checks")
     for name in failed:
         journal.log(f"check failed: {name}", "warning", CURRENT.get(), None, None)
@@ -11244,9 +10941,7 @@ REMOTE_FILES = (
 )
 
 
-def register_place(
-    registry: dict[str, Callable[..., Any]], kind: str, name: str
-) -> Callable[[Function], Function]:
+def register_place(registry: dict[str, Callable[..., Any]], kind: str, name: str) -> Callable[[Function], Function]:
     """A decorator that enters its function under *name*."""
     if not isinstance(name, str) or not re.fullmatch(NAME_RULE, name):
         raise BadRequest(f"{safe_repr(name)} cannot be the name of a {kind}", f'@{kind}("orders")')
@@ -11311,17 +11006,13 @@ def passwords_in(url: str) -> Iterator[str]:
     yield from (value for name, value in pairs if is_secret(name) and value)
 
 
-def find_place(
-    source: Any, resource: str | None, around: Surroundings, options: Json, writing: bool = False
-) -> Any:
+def find_place(source: Any, resource: str | None, around: Surroundings, options: Json, writing: bool = False) -> Any:
     """The place that a source or target means; BadRequest if it can be none."""
     registry = TARGETS if writing else SOURCES
     options = {name: value for name, value in options.items() if name != "batch_rows"}
     name = os.fspath(source) if hasattr(source, "__fspath__") else source
     if not isinstance(name, str) or not name:
-        raise BadRequest(
-            f"{safe_repr(source)} is no place", "a path, a URL, a connection, or the name of an @source"
-        )
+        raise BadRequest(f"{safe_repr(source)} is no place", "a path, a URL, a connection, or the name of an @source")
     if name in registry:
         return Registered(name, registry[name], resource, options)
     url = around.url_of(name)
@@ -11346,9 +11037,7 @@ def find_place(
     if kind in REMOTE_FILES or is_remote(scheme):
         return RemoteFile(joined(url, resource), options)
     near = did_you_mean(kind, ("file", "http", "https", "sqlite", *DATABASES, *REMOTE_FILES))
-    raise BadRequest(
-        f"unknown scheme '{scheme}://'", near or "a path, http(s)://, sqlite:///, or a database's URL"
-    )
+    raise BadRequest(f"unknown scheme '{scheme}://'", near or "a path, http(s)://, sqlite:///, or a database's URL")
 
 
 def find_warehouse(connection: str | None, around: Surroundings) -> Table:
@@ -11357,9 +11046,7 @@ def find_warehouse(connection: str | None, around: Surroundings) -> Table:
     if name not in around.connections and "://" not in name and "." not in name:
         known = ", ".join(around.connections) or "none"
         hint = f'[connections.{name}] url = "sqlite:///…" in tau.toml; known: {known}'
-        raise BadRequest(
-            "which connection?" if connection is None else f"there is no connection '{name}'", hint
-        )
+        raise BadRequest("which connection?" if connection is None else f"there is no connection '{name}'", hint)
     place = find_place(name, None, around, {})
     if not isinstance(place, Table):
         raise BadRequest(f"'{name}' is no database", "sqlite:///…, or a URL that SQLAlchemy knows")
@@ -11781,9 +11468,7 @@ class Web:
         else:
             link = self.link_in(page, position)
         if link is not None and not isinstance(link, str):
-            raise SourceError(
-                f"{self.label}: next_link='{self.next_link}' is {safe_repr(link)}", "it must be a URL"
-            )
+            raise SourceError(f"{self.label}: next_link='{self.next_link}' is {safe_repr(link)}", "it must be a URL")
         if not link:
             return None
         found_url = urllib.parse.quote(urllib.parse.urljoin(url, link), safe=URL_CHARACTERS)
@@ -11831,9 +11516,7 @@ class Web:
         headers = {"Accept-Encoding": "gzip", "User-Agent": f"tau/{__version__}"}
         own = self.headers if same_origin(url, self.url) else {}
         try:
-            with opener.open(
-                urllib.request.Request(url, headers=headers | own), timeout=self.timeout
-            ) as answer:
+            with opener.open(urllib.request.Request(url, headers=headers | own), timeout=self.timeout) as answer:
                 self.download(answer, page)
                 return answer.headers, answer.url
         except urllib.error.HTTPError as problem:
@@ -11846,9 +11529,7 @@ class Web:
                 raise SourceError(f"GET {bare_url(url)}: {reason}", "is it the right host?") from None
             raise Passing(str(reason) or type(problem).__name__) from None
         except (http.client.InvalidURL, ValueError) as problem:
-            raise SourceError(
-                f"cannot ask {bare_url(url)}: {problem}", "check the URL and the headers"
-            ) from None
+            raise SourceError(f"cannot ask {bare_url(url)}: {problem}", "check the URL and the headers") from None
         except http.client.HTTPException as problem:
             short = isinstance(problem, http.client.IncompleteRead)
             raise Passing(f"the body is cut short: {problem!r}" if short else repr(problem)) from None
@@ -11994,9 +11675,7 @@ class Table:
         self.url, self.resource, self.around = url, resource, around
         params = options.pop("params", None)
         if options:
-            hint = did_you_mean(
-                next(iter(options)), ("params", "batch_rows", "stream"), "a database takes params={…}"
-            )
+            hint = did_you_mean(next(iter(options)), ("params", "batch_rows", "stream"), "a database takes params={…}")
             raise BadRequest(f"a database has no option '{next(iter(options))}'", hint)
         self.params: Json = dict(params or {})
         self.is_query = resource is not None and re.match(QUERY, resource, re.IGNORECASE) is not None
@@ -12062,8 +11741,7 @@ class Loading:
                 if house.rounds and self.columns.get(name) == "integer" and kinds[name] in ("real", "decimal"):
                     check_whole(scan, name)
         spelled = [
-            f"{house.quoted(name, False)} {house.type_of(kinds[name], scan, name, name in self.keys)}"
-            for name in fresh
+            f"{house.quoted(name, False)} {house.type_of(kinds[name], scan, name, name in self.keys)}" for name in fresh
         ]
         if self.columns is None:
             key = f", PRIMARY KEY ({self.listed(self.keys)})" if self.keys else ""
@@ -12108,9 +11786,7 @@ class Loading:
 def column_kind(scan: Scan, name: str) -> str | None:
     """The kind of a new column: integers beyond 64 bits are decimals."""
     kind = scan.kind(name)
-    if kind == "integer" and any(
-        not -INT64 <= cell < INT64 for cell in scan.cells_of(name) if cell is not None
-    ):
+    if kind == "integer" and any(not -INT64 <= cell < INT64 for cell in scan.cells_of(name) if cell is not None):
         return "decimal"
     return kind
 
@@ -12374,9 +12050,7 @@ class Alchemy(Warehouse):
         try:
             self.connection = self.engine.connect()
         except self.alchemy.exc.SQLAlchemyError as problem:
-            raise SourceError(
-                f"cannot connect to {self.dialect}: {cause_text(problem)}", "check the URL"
-            ) from None
+            raise SourceError(f"cannot connect to {self.dialect}: {cause_text(problem)}", "check the URL") from None
         return self
 
     def __exit__(self, kind: type[BaseException] | None, problem: BaseException | None, trace: object) -> None:
@@ -12524,9 +12198,7 @@ def unpacked(file: Any, name: str) -> Any:
 
 def packed(file: Any, name: str) -> Any:
     """A file to be written, compressed if its name says so; the same rows give the same bytes."""
-    return (
-        gzip.GzipFile("", "wb", fileobj=file, mtime=0) if name.endswith(".gz") else contextlib.nullcontext(file)
-    )
+    return gzip.GzipFile("", "wb", fileobj=file, mtime=0) if name.endswith(".gz") else contextlib.nullcontext(file)
 
 
 def read_csv(
@@ -12672,9 +12344,7 @@ def first_columns(batches: Iterable[Rows], named: Sequence[str] | None) -> tuple
 def check_columns(batch: Rows, names: list[str]) -> None:
     """SourceError for a column that appears after the header has been written."""
     if late := next((name for name in columns_of(batch) if name not in names), None):
-        raise SourceError(
-            f"column '{late}' appears only after the header", "name all: columns=[…], or load at once"
-        )
+        raise SourceError(f"column '{late}' appears only after the header", "name all: columns=[…], or load at once")
 
 
 def cell_text(value: Any) -> Any:
@@ -12722,11 +12392,7 @@ def records_of(document: Any, path: str | None) -> list[Any]:
     if path is None:
         if isinstance(document, list):
             return document
-        lists = (
-            [name for name, value in document.items() if is_records(value)]
-            if isinstance(document, dict)
-            else []
-        )
+        lists = [name for name, value in document.items() if is_records(value)] if isinstance(document, dict) else []
         if lists:
             raise SourceError("the document is an object with lists in it", f"say records='{lists[0]}'")
         return [document]
@@ -12794,9 +12460,7 @@ def json_row(row: Json) -> bytes:
             text = encode_row({name: None if value != value else value for name, value in row.items()})
         return text.encode()
     except (ValueError, TypeError, BadResult) as problem:
-        raise SourceError(
-            f"a row has no JSON form: {problem}: {safe_repr(row)}", "a step can change it"
-        ) from None
+        raise SourceError(f"a row has no JSON form: {problem}: {safe_repr(row)}", "a step can change it") from None
 
 
 def json_cell(value: Any) -> Any:
@@ -12806,9 +12470,7 @@ def json_cell(value: Any) -> Any:
     return to_json(value, "cell")
 
 
-encode_row = json.JSONEncoder(
-    ensure_ascii=False, separators=(",", ":"), allow_nan=False, default=json_cell
-).encode
+encode_row = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False, default=json_cell).encode
 
 
 def read_parquet(file: Any, batch_rows: int | None) -> Iterator[Rows]:
@@ -12921,13 +12583,9 @@ class Cast:
 
     def __init__(self, types: Any) -> None:
         if types is not None and not isinstance(types, (bool, dict)):
-            raise BadRequest(
-                f"types must be True or a mapping, not {safe_repr(types)}", 'types={"fare": float}'
-            )
+            raise BadRequest(f"types must be True or a mapping, not {safe_repr(types)}", 'types={"fare": float}')
         self.guess = types is True
-        self.casts = (
-            {name: cast_of(kind, name) for name, kind in types.items()} if isinstance(types, dict) else {}
-        )
+        self.casts = {name: cast_of(kind, name) for name, kind in types.items()} if isinstance(types, dict) else {}
 
     def rows(self, rows: Rows, lines: list[int]) -> Rows:
         """The rows, which are from these lines, with their cells cast; empty cells become None."""
@@ -13153,13 +12811,7 @@ def columns_of(rows: Rows) -> list[str]:
 
 
 #: Class → kind of column.  The first class of a type's that is known counts; numpy's classes have names too.
-CELL_KINDS = {
-    "bool": "boolean",
-    "bool_": "boolean",
-    "int": "integer",
-    "signedinteger": "integer",
-    "float": "real",
-}
+CELL_KINDS = {"bool": "boolean", "bool_": "boolean", "int": "integer", "signedinteger": "integer", "float": "real"}
 CELL_KINDS |= {"unsignedinteger": "integer", "floating": "real", "str": "text", "Decimal": "decimal"}
 CELL_KINDS |= {"timedelta": "real"}
 CELL_KINDS |= {"bytes": "bytes", "bytearray": "bytes", "memoryview": "bytes", "datetime": "datetime"}
@@ -13173,9 +12825,7 @@ MIXTURES = (
 
 def kind_of(type_of_cell: type) -> str:
     """What kind of column a type makes."""
-    return next(
-        (CELL_KINDS[one.__name__] for one in type_of_cell.__mro__ if one.__name__ in CELL_KINDS), "other"
-    )
+    return next((CELL_KINDS[one.__name__] for one in type_of_cell.__mro__ if one.__name__ in CELL_KINDS), "other")
 
 
 class Scan:
@@ -13275,9 +12925,7 @@ def collect(batches: Iterable[Rows]) -> Rows:
 class Stream(Ready):
     """Rows in batches, to be read once, with `for` or `async for`; a step lasts from the first to the end."""
 
-    def __init__(
-        self, step: Step, batches: Any, upstream: Stream | None = None, outer: Step | None = None
-    ) -> None:
+    def __init__(self, step: Step, batches: Any, upstream: Stream | None = None, outer: Step | None = None) -> None:
         self.step, self.batches, self.upstream = step, batches, upstream
         self.outer = CURRENT.get() if outer is None else outer
         self.busy_s = 0.0  # time spent in here, with what is upstream
@@ -13400,9 +13048,7 @@ async def pass_through(whole: Step, parts: list[tuple[Step, Callable[[Rows], Any
 def step_result(result: Any, rows: Rows, name: str) -> Rows:
     """What a step returned, as rows."""
     if result is None:
-        raise BadRequest(
-            f"step '{name}' returned None, not rows", "return the rows, or mark the function @per_row"
-        )
+        raise BadRequest(f"step '{name}' returned None, not rows", "return the rows, or mark the function @per_row")
     found = as_rows(result)
     if not found and not found.columns:
         found.columns = columns_of(rows)  # so that a SQL step after it still knows them
@@ -13413,9 +13059,7 @@ def stream_through(whole: Step, parts: list[tuple[Step, Callable[[Rows], Any]]],
     """The same for a stream: each step is one of its own, and sees batch after batch."""
     for step, work in parts:
         if isinstance(work, SqlStep):
-            raise BadRequest(
-                "a SQL step needs all rows at once", "extract without stream=True, or use functions"
-            )
+            raise BadRequest("a SQL step needs all rows at once", "extract without stream=True, or use functions")
         stream = Stream(step, map_batches(step, work, stream), stream, whole)
     return Stream(whole, counted(whole, stream), stream)
 
@@ -13426,9 +13070,7 @@ def map_batches(step: Step, work: Callable[[Rows], Any], stream: Stream) -> Iter
         result = work(batch)
         if hasattr(result, "__await__") and not isinstance(result, Rows):
             result.close()
-            raise BadRequest(
-                "a step of a stream cannot be async", "use `async for batch in …` and await it there"
-            )
+            raise BadRequest("a step of a stream cannot be async", "use `async for batch in …` and await it there")
         yield step_result(result, batch, step.name)
 
 
@@ -13614,11 +13256,7 @@ RESULT_HINT = "return plain data; ctx.memo(…, pickle=True) keeps any object"
 
 
 #: Exceptions whose kind of error is not `exception`.
-ERROR_KINDS: dict[type[BaseException], str] = {
-    BadResult: "result",
-    CheckFailed: "check",
-    StepTimeout: "timeout",
-}
+ERROR_KINDS: dict[type[BaseException], str] = {BadResult: "result", CheckFailed: "check", StepTimeout: "timeout"}
 
 
 def returned(result: Any, most: int, journal: Journal) -> Json:
@@ -14086,9 +13724,7 @@ def to_json(value: Any, path: str, level: int = 0) -> Any:
     if level > JSON_DEPTH_MAX - 8:
         raise BadResult(f"{path} is nested too deeply, or contains itself")
     if isinstance(value, dict):
-        return {
-            key_text(key, path, value): to_json(item, f"{path}.{key}", level + 1) for key, item in value.items()
-        }
+        return {key_text(key, path, value): to_json(item, f"{path}.{key}", level + 1) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [to_json(item, f"{path}[{i}]", level + 1) for i, item in enumerate(value)]
     if isinstance(value, (set, frozenset)):
@@ -14140,12 +13776,7 @@ def error_document(problem: BaseException, folder: str, journal: Journal) -> Jso
     place = mine[-1] if mine else {"file": None, "line": None, "code": None, "function": ""}
     if isinstance(problem, SyntaxError) and problem.filename and not mine:
         text = (problem.text or "").strip()
-        place = {
-            "file": short_path(problem.filename, folder)[0],
-            "line": problem.lineno,
-            "code": text,
-            "function": "",
-        }
+        place = {"file": short_path(problem.filename, folder)[0], "line": problem.lineno, "code": text, "function": ""}
     name = type(problem).__name__
     found = [str(place[key] or "") for key in ("file", "function", "code")]
     if not mine:
@@ -14217,14 +13848,7 @@ def describe_frame(frame: FrameType, line: int, folder: str) -> Json:
     code = frame.f_code
     file, mine = short_path(code.co_filename, folder)
     text = linecache.getline(code.co_filename, line, frame.f_globals).strip()
-    return {
-        "file": file,
-        "line": line,
-        "function": code.co_name,
-        "code": text[:200],
-        "locals": {},
-        "user": mine,
-    }
+    return {"file": file, "line": line, "function": code.co_name, "code": text[:200], "locals": {}, "user": mine}
 
 
 def path_hint(path: str) -> str:

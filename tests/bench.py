@@ -139,9 +139,7 @@ class Daemon:
     def __init__(self, home: str, config: str = "") -> None:
         self.home = home
         Path(home, "tau.toml").write_text(config, encoding="utf-8")
-        subprocess.run(
-            [BIN / "taud", "--home", home, "--detach"], check=True, env=ENVIRON, stdout=subprocess.DEVNULL
-        )
+        subprocess.run([BIN / "taud", "--home", home, "--detach"], check=True, env=ENVIRON, stdout=subprocess.DEVNULL)
         self.client = tau.Client(home=home)
         source = Path(home, "bench_pipelines.py")
         source.write_text(textwrap.dedent(PIPELINES), encoding="utf-8")
@@ -311,10 +309,7 @@ def from_the_shell() -> Iterator[dict[str, Any]]:
         for _ in range(31):
             began = time.monotonic_ns()
             done = subprocess.run(
-                [BIN / "tau", "run", "noop"],
-                env=ENVIRON | {"TAU_HOME": running.home},
-                check=True,
-                capture_output=True,
+                [BIN / "tau", "run", "noop"], env=ENVIRON | {"TAU_HOME": running.home}, check=True, capture_output=True
             )
             ours = (json.loads(done.stdout)["result"] - began) / 1e6
             pairs.append((ours, timed_command([sys.executable, "-c", "pass"], running.home)[0]))
@@ -591,9 +586,7 @@ def every_second() -> Iterator[dict[str, Any]]:
     late = [(instant(run["started_at"]) - instant(run["scheduled_for"])) * 1e3 for run in runs]
     whole = len(runs) == 60 and len({run["scheduled_for"] for run in runs}) == 60
     median, p99 = statistics.median(late), percentile(late, 0.99)
-    yield figure(
-        "--every 1: lateness, median", median, "ms", None, None, "< 20 ms, 60 runs", whole and median < 20
-    )
+    yield figure("--every 1: lateness, median", median, "ms", None, None, "< 20 ms, 60 runs", whole and median < 20)
     yield figure("--every 1: lateness, p99", p99, "ms", None, None, "< 100 ms", p99 < 100)
 
 
@@ -606,15 +599,7 @@ def figure(
     name: str, value: float, unit: str, floor: float | None, ratio: float | None, goal: str, met: bool
 ) -> dict[str, Any]:
     """One figure as a JSON line."""
-    line = {
-        "figure": name,
-        "value": value,
-        "unit": unit,
-        "floor": floor,
-        "ratio": ratio,
-        "goal": goal,
-        "met": met,
-    }
+    line = {"figure": name, "value": value, "unit": unit, "floor": floor, "ratio": ratio, "goal": goal, "met": met}
     rounded = {key: round(item, 3) if isinstance(item, float) else item for key, item in line.items()}
     print(json.dumps(rounded), flush=True)
     return rounded

@@ -24,9 +24,7 @@ import tau as module
 REPOSITORY = Path(__file__).parent.parent
 TAXIS = REPOSITORY.parent / "shared" / "data" / "taxis.csv"
 #: What tests must not inherit from whoever runs them.
-ENVIRON = {
-    name: value for name, value in os.environ.items() if not name.startswith(("TAU_", "XDG_", "NO_COLOR"))
-}
+ENVIRON = {name: value for name, value in os.environ.items() if not name.startswith(("TAU_", "XDG_", "NO_COLOR"))}
 ENVIRON["PYTHONPATH"] = str(REPOSITORY)
 ENVIRON.pop("PYTHONDONTWRITEBYTECODE", None)
 
@@ -134,9 +132,7 @@ class Tau:
 
     def deploy_it(self, text: str) -> Any:
         """Deploys text whose function `it` is to be the pipeline."""
-        decorated = re.sub(
-            r"^(async )?def it\(", r"@pipeline\n\g<0>", textwrap.dedent(text), flags=re.MULTILINE
-        )
+        decorated = re.sub(r"^(async )?def it\(", r"@pipeline\n\g<0>", textwrap.dedent(text), flags=re.MULTILINE)
         return self.deploy("from tau import pipeline\n" + decorated)
 
     def run_it(self, text: str, *words: str, exit: int = 0) -> Any:
@@ -282,14 +278,7 @@ class Context(module.PipelineContext):
     def __init__(self, folder: Path, /, **connections: str) -> None:
         self.journal = folder.with_name(f"{folder.name}.journal")
         self.journal.touch()
-        job = {
-            "run_id": "r",
-            "pipeline": "it",
-            "version": 1,
-            "attempt": 1,
-            "params": {},
-            "directory": str(folder),
-        }
+        job = {"run_id": "r", "pipeline": "it", "version": 1, "attempt": 1, "params": {}, "directory": str(folder)}
         job |= {"secrets": str(folder / "secrets")}
         job |= {"connections": {name: {"url": url} for name, url in connections.items()}}
         super().__init__(job, module.Journal(str(self.journal), {"log_lines": 1000, "log_bytes": 1 << 20}))

@@ -19,9 +19,7 @@ from conftest import eventually, is_running
 def binaries() -> Path | None:
     """Where initdb and postgres are."""
     folders = [*Path("/usr/lib/postgresql").glob("*/bin"), *map(Path, os.environ.get("PATH", "").split(":"))]
-    return next(
-        (folder for folder in folders if (folder / "initdb").exists() and (folder / "postgres").exists()), None
-    )
+    return next((folder for folder in folders if (folder / "initdb").exists() and (folder / "postgres").exists()), None)
 
 
 @contextmanager
@@ -44,19 +42,7 @@ def running() -> Iterator[str]:
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "cwd": home}
     as_user = {"user": user, "group": pwd.getpwnam(user).pw_gid} if os.getuid() == 0 else {}
     subprocess.run(
-        [
-            folder / "initdb",
-            "-D",
-            cluster,
-            "-U",
-            "tau",
-            "-A",
-            "trust",
-            "-E",
-            "UTF8",
-            "--no-sync",
-            "--no-instructions",
-        ],
+        [folder / "initdb", "-D", cluster, "-U", "tau", "-A", "trust", "-E", "UTF8", "--no-sync", "--no-instructions"],
         check=True,
         **quiet,
         **as_user,

@@ -77,9 +77,7 @@ def test_all_are_evaluated_before_the_first_is_raised(ctx: Context) -> None:
 def test_a_warning_only_records(ctx: Context) -> None:
     a = 1
     assert not ctx.check(a == 2, severity="warn")
-    assert [(one["level"], one["message"]) for one in ctx.records("log")] == [
-        ("warning", "check failed: a == 2")
-    ]
+    assert [(one["level"], one["message"]) for one in ctx.records("log")] == [("warning", "check failed: a == 2")]
     with pytest.raises(module.BadRequest, match="no severity 'fatal'"):
         ctx.check(True, severity="fatal")
 
@@ -112,10 +110,6 @@ def test_async_assertions_and_the_step_they_are_in(tau: Tau) -> None:
         exit=1,
     )
     told = [(one["name"], one["passed"], one["step"]) for one in run["trace"]["checks"]]
-    assert told == [
-        ("is_fresh", True, "load"),
-        ("len(rows) > 0", False, "load"),
-        ("len(rows) == 1", False, None),
-    ]
+    assert told == [("is_fresh", True, "load"), ("len(rows) > 0", False, "load"), ("len(rows) == 1", False, None)]
     assert (run["error"]["kind"], run["error"]["type"]) == ("check", "CheckFailed")
     assert run["error"]["message"] == "check failed: len(rows) == 1"

@@ -399,9 +399,7 @@ def test_cancelling_ends_fifty_children_that_ignore_sigterm(tau: Tau) -> None:
         """
     )
     run_id = tau.call("run", name="herd", wait=False)["run_id"]
-    pids = eventually(
-        lambda: [line["fields"]["pids"] for line in tau("logs", run_id)["lines"] if line["fields"]]
-    )[0]
+    pids = eventually(lambda: [line["fields"]["pids"] for line in tau("logs", run_id)["lines"] if line["fields"]])[0]
     assert tau("cancel", run_id)["status"] == "cancelled"
     assert [pid for pid in pids if is_running(pid)] == []
 
@@ -441,8 +439,7 @@ def test_attempts_of_an_earlier_schema_are_told_too(tmp_path: Path) -> None:
     columns = "run_id, pipeline, version, status, trigger, attempt, params, queued_at, finished_at, error"
     error = json.dumps(module.bare_error("died", "ProcessDied", "x"))
     db.execute(
-        f"INSERT INTO runs ({columns}) VALUES ('r', 'p', 1, 'failed', 'manual', 1, '{{}}', 'T', 'F', ?)",
-        (error,),
+        f"INSERT INTO runs ({columns}) VALUES ('r', 'p', 1, 'failed', 'manual', 1, '{{}}', 'T', 'F', ?)", (error,)
     )
     db.execute(
         "INSERT INTO attempts (run_id, attempt, journal, position, log_lines, log_dropped) VALUES ('r', 1, 'j', '{}', 0, 0)"

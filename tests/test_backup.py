@@ -56,9 +56,7 @@ def saved() -> Iterator[Tau]:
     made.start()
     made.deploy_it("def it(ctx):\n    return 1\n")
     first = made("run", "it", "--key", "k")
-    made.deploy_it("import rules\ndef it(ctx):\n    return rules.ANSWER\n") if False else made.deploy_it(
-        COUNTING
-    )
+    made.deploy_it("import rules\ndef it(ctx):\n    return rules.ANSWER\n") if False else made.deploy_it(COUNTING)
     made("run", "it")
     made("run", "it")
     answer = made("backup", "saved.tau")
@@ -230,9 +228,7 @@ def future(path: Path) -> None:
 
 
 @pytest.mark.parametrize("harm", [spoil, future, Path.unlink, lambda path: path.write_text("x" * 9000)])
-def test_a_backup_that_cannot_be_used_changes_nothing(
-    home: Tau, saved: Tau, harm: Callable[[Path], object]
-) -> None:
+def test_a_backup_that_cannot_be_used_changes_nothing(home: Tau, saved: Tau, harm: Callable[[Path], object]) -> None:
     for name in ("tau.db", "versions"):
         source = saved.home / name
         (shutil.copytree if source.is_dir() else shutil.copy)(source, home.home / name)

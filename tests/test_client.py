@@ -81,10 +81,7 @@ def test_a_lost_read_is_repeated_and_a_lost_write_is_not(home: Tau) -> None:
 
 def test_repeated_requests_do_not_repeat_their_events(home: Tau) -> None:
     def event(seq: int) -> bytes:
-        return (
-            json.dumps({"method": "event", "params": {"request": 0, "seq": seq, "type": "log"}}).encode()
-            + b"\n"
-        )
+        return json.dumps({"method": "event", "params": {"request": 0, "seq": seq, "type": "log"}}).encode() + b"\n"
 
     def lost_after_two(count: int, line: bytes) -> bytes:
         number = json.loads(line)["id"]

@@ -40,11 +40,7 @@ def test_version_needs_no_daemon(home: Tau, tau: Tau) -> None:
 
 
 def test_common_options_may_stand_before_or_after_the_command(home: Tau, tau: Tau) -> None:
-    for words in (
-        ["--home", tau.home, "list"],
-        ["list", "--home", tau.home],
-        [f"--home={tau.home}", "list", "--json"],
-    ):
+    for words in (["--home", tau.home, "list"], ["list", "--home", tau.home], [f"--home={tau.home}", "list", "--json"]):
         assert "pipelines" in home(*words)
     assert "pipelines" in home("list", "--host", f"unix://{tau.socket}")
     assert "pipelines" in home("list", TAU_HOST=f"unix://{tau.socket}")
@@ -125,9 +121,7 @@ def test_a_reader_that_goes_away_is_no_error(tau: Tau) -> None:
 def test_a_reader_that_goes_away_does_not_hide_that_the_run_failed(tau: Tau) -> None:
     tau.deploy_it("def it(ctx):\n    1 / 0")
     words = " ".join(f"'{word}'" for word in [*python("main"), "run", "it"])
-    done = subprocess.run(
-        ["bash", "-c", f"{words} | true; exit ${{PIPESTATUS[0]}}"], env=tau.environ, timeout=60
-    )
+    done = subprocess.run(["bash", "-c", f"{words} | true; exit ${{PIPESTATUS[0]}}"], env=tau.environ, timeout=60)
     assert done.returncode == 1
 
 
@@ -172,9 +166,7 @@ def test_interruption_is_exit_130_and_the_run_goes_on(tau: Tau) -> None:
     )
     live = tau.call("status")["runs"]["running"]
     ignored = signal.signal(signal.SIGINT, signal.SIG_DFL)  # a test run in the background ignores it
-    running = subprocess.Popen(
-        [*python("main"), "run", "it"], env=tau.environ, stderr=subprocess.PIPE, text=True
-    )
+    running = subprocess.Popen([*python("main"), "run", "it"], env=tau.environ, stderr=subprocess.PIPE, text=True)
     signal.signal(signal.SIGINT, ignored)
     eventually(lambda: tau.call("status")["runs"]["running"] == live + 1)
     running.send_signal(2)

@@ -100,9 +100,7 @@ def test_a_run_that_ends_without_a_daemon_gets_its_true_verdict(fresh: Tau) -> N
 
 
 def test_a_run_acknowledged_right_before_kill_9_happens_once(fresh: Tau) -> None:
-    fresh.deploy_it(
-        "def it(ctx):\n    with open('runs', 'a') as file:\n        file.write(ctx.run_id + '\\n')\n"
-    )
+    fresh.deploy_it("def it(ctx):\n    with open('runs', 'a') as file:\n        file.write(ctx.run_id + '\\n')\n")
     acknowledged = []
     for _ in range(12):
         with fresh.connect() as wire:
@@ -116,9 +114,7 @@ def test_a_run_acknowledged_right_before_kill_9_happens_once(fresh: Tau) -> None
 
 
 def test_a_run_that_daemon_after_daemon_could_not_start_happens_once(fresh: Tau) -> None:
-    fresh.deploy_it(
-        "def it(ctx):\n    with open('runs', 'a') as file:\n        file.write(ctx.run_id + '\\n')\n"
-    )
+    fresh.deploy_it("def it(ctx):\n    with open('runs', 'a') as file:\n        file.write(ctx.run_id + '\\n')\n")
 
     def freeze() -> int:
         server = next(one["pid"] for one in fresh.call("status")["processes"] if one["role"] == "fork server")
@@ -143,9 +139,7 @@ def test_a_run_that_daemon_after_daemon_could_not_start_happens_once(fresh: Tau)
 
 def test_an_unborn_run_is_started_again_only_if_its_journal_can_be_claimed(fresh: Tau) -> None:
     """What a daemon leaves that was killed between its commit and the fork server's first look."""
-    fresh.deploy_it(
-        "def it(ctx):\n    with open('runs', 'a') as file:\n        file.write(ctx.run_id + '\\n')\n"
-    )
+    fresh.deploy_it("def it(ctx):\n    with open('runs', 'a') as file:\n        file.write(ctx.run_id + '\\n')\n")
     done = fresh("run", "it")["run_id"]
     fresh.kill()
     eventually(lambda: not fresh.remains())
@@ -166,9 +160,7 @@ def test_sigterm_leaves_live_runs_to_the_next_daemon(fresh: Tau) -> None:
     fresh.deploy_it(WAITING)
     run_id = fresh("run", "it", "--detach")["run_id"]
     eventually(lambda: fresh.call("logs", run_id=run_id)["lines"])
-    waiting = subprocess.Popen(
-        [*python("main"), "wait", run_id], env=fresh.environ, stdout=subprocess.PIPE, text=True
-    )
+    waiting = subprocess.Popen([*python("main"), "wait", run_id], env=fresh.environ, stdout=subprocess.PIPE, text=True)
     eventually(lambda: fresh.call("status")["connections"] == 2)
     pid = fresh.pid()
     os.kill(pid, signal.SIGTERM)
@@ -265,9 +257,7 @@ def test_only_a_stale_socket_is_replaced(home: Tau, what: str) -> None:
         other.bind(str(home.socket))
         if what == "live":
             other.listen()
-    done = subprocess.run(
-        [*python("taud"), "--detach"], env=home.environ, capture_output=True, text=True, timeout=30
-    )
+    done = subprocess.run([*python("taud"), "--detach"], env=home.environ, capture_output=True, text=True, timeout=30)
     other.close()
     if what == "stale":
         assert done.returncode == 0
@@ -280,13 +270,9 @@ def test_only_a_stale_socket_is_replaced(home: Tau, what: str) -> None:
 def test_a_home_too_deep_for_a_socket_address_works(home: Tau) -> None:
     deep = home.home / ("deep" * 20) / ("er" * 20)
     environ = home.environ | {"TAU_HOME": str(deep)}
-    started = subprocess.run(
-        [*python("taud"), "--detach"], env=environ, capture_output=True, text=True, timeout=30
-    )
+    started = subprocess.run([*python("taud"), "--detach"], env=environ, capture_output=True, text=True, timeout=30)
     assert started.returncode == 0, started.stderr
-    answer = subprocess.run(
-        [*python("main"), "shutdown"], env=environ, capture_output=True, text=True, timeout=30
-    )
+    answer = subprocess.run([*python("main"), "shutdown"], env=environ, capture_output=True, text=True, timeout=30)
     assert answer.returncode == 0, answer.stderr
 
 
@@ -316,9 +302,7 @@ def test_another_user_cannot_speak_to_it(home: Tau) -> None:
         "import os, socket, sys; os.setuid(65534); s = socket.socket(socket.AF_UNIX); s.connect(sys.argv[1]);"
         's.sendall(b\'{"id":1,"method":"list"}\\n\'); print(s.recv(9999).decode())'
     )
-    done = subprocess.run(
-        ["/usr/bin/python3", "-c", code, home.socket], capture_output=True, text=True, timeout=30
-    )
+    done = subprocess.run(["/usr/bin/python3", "-c", code, home.socket], capture_output=True, text=True, timeout=30)
     assert json.loads(done.stdout)["error"]["data"]["code"] == "forbidden"
 
 
@@ -342,13 +326,7 @@ def test_a_group_may_be_admitted(home: Tau) -> None:
 
 
 def test_the_environment_of_a_run_has_no_key_of_the_daemon(home: Tau) -> None:
-    home.environ |= {
-        "TAU_API_KEY": "k",
-        "TAU_API_KEY_FILE": "f",
-        "NOTIFY_SOCKET": "n",
-        "LISTEN_FDS": "0",
-        "MINE": "m",
-    }
+    home.environ |= {"TAU_API_KEY": "k", "TAU_API_KEY_FILE": "f", "NOTIFY_SOCKET": "n", "LISTEN_FDS": "0", "MINE": "m"}
     home.start()
     text = "import os\ndef it(ctx):\n    open('seen', 'w').write('\\0'.join(f'{k}={v}' for k, v in os.environ.items())); open('block', 'w').write(open('/proc/self/environ').read())"
     home.run_it(text)

@@ -14,14 +14,7 @@ from test_terminal import on_terminal
 
 import tau as module
 
-CANARY = [
-    "canary: deploy",
-    "canary: run",
-    "canary: fail",
-    "canary: retry",
-    "canary: cancel",
-    "canary: undeploy",
-]
+CANARY = ["canary: deploy", "canary: run", "canary: fail", "canary: retry", "canary: cancel", "canary: undeploy"]
 
 
 def checks(tau: Tau, exit: int = 0) -> dict[str, Any]:

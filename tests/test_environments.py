@@ -64,10 +64,7 @@ def test_two_pipelines_run_side_by_side_with_two_versions_of_a_package(tau: Tau)
         again = tau.deploy(text + "\n# changed", f"{name}.py")
         assert again["changed"] is True
         assert again["environments"][0]["built"] is False
-        marks = {
-            "here": str(tau.work / version),
-            "there": str(tau.work / ("2.0" if version == "1.0" else "1.0")),
-        }
+        marks = {"here": str(tau.work / version), "there": str(tau.work / ("2.0" if version == "1.0" else "1.0"))}
         ids.append(tau.call("run", name=name, params=marks, wait=False)["run_id"])
     runs = tau("wait", *ids)["runs"]
     assert [run["status"] for run in runs] == ["success", "success"]
@@ -80,9 +77,7 @@ def test_two_pipelines_run_side_by_side_with_two_versions_of_a_package(tau: Tau)
 def test_a_build_that_fails_changes_nothing_and_shows_its_log(tau: Tau) -> None:
     tau.deploy("from tau import pipeline\n@pipeline\ndef mine(ctx): return 1\n", "mine.py")
     absent = header(f"tinything @ {(tau.work / 'tinything-9.0-py3-none-any.whl').as_uri()}")
-    error = tau.deploy(
-        absent + "from tau import pipeline\n@pipeline\ndef mine(ctx): return 2\n", "mine.py", exit=2
-    )
+    error = tau.deploy(absent + "from tau import pipeline\n@pipeline\ndef mine(ctx): return 2\n", "mine.py", exit=2)
     assert error["code"] == "load_failed"
     assert "cannot be installed" in error["message"]
     assert any("tinything" in line for line in error["log"])
@@ -100,10 +95,7 @@ MALFORMED = {
     "not a list": ('# /// script\n# dependencies = "a"\n# ///\n', "must be a list"),
     "an option": ('# /// script\n# dependencies = ["--index-url=x"]\n# ///\n', "must be a list"),
     "typo": ('# /// script\n# dependancies = ["a"]\n# ///\n', "did you mean 'dependencies'"),
-    "too new": (
-        '# /// script\n# requires-python = ">=4.0"\n# dependencies = ["a"]\n# ///\n',
-        "requires Python >=4.0",
-    ),
+    "too new": ('# /// script\n# requires-python = ">=4.0"\n# dependencies = ["a"]\n# ///\n', "requires Python >=4.0"),
 }
 
 

@@ -163,9 +163,7 @@ def test_what_a_run_leaves_behind_is_ended(tau: Tau, name: str) -> None:
 
 
 def test_a_run_that_stops_itself_can_be_cancelled(tau: Tau) -> None:
-    tau.deploy_it(
-        "import os, signal\ndef it(ctx):\n    ctx.log('in')\n    os.kill(os.getpid(), signal.SIGSTOP)"
-    )
+    tau.deploy_it("import os, signal\ndef it(ctx):\n    ctx.log('in')\n    os.kill(os.getpid(), signal.SIGSTOP)")
     run_id = tau("run", "it", "--detach")["run_id"]
     eventually(lambda: tau.call("logs", run_id=run_id)["lines"])
     assert tau("cancel", run_id)["status"] == "cancelled"

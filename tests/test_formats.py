@@ -21,20 +21,7 @@ import tau as module
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
 CELLS = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | TEXT
 #: Column names that a careless writer trips over.
-ODD = [
-    "a",
-    "with space",
-    'quo"te',
-    "select",
-    "comma,",
-    "line\nend",
-    "ünï",
-    "",
-    "a.b",
-    "%s",
-    ":x",
-    "back\\slash",
-]
+ODD = ["a", "with space", 'quo"te', "select", "comma,", "line\nend", "ünï", "", "a.b", "%s", ":x", "back\\slash"]
 QUICK = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 FORMATS = ["csv", "tsv", "json", "jsonl"]
 

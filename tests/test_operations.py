@@ -27,20 +27,14 @@ def test_deploying_the_same_bytes_changes_nothing(tau: Tau) -> None:
     again = tau.deploy(HELLO)
     assert again == {"changed": False, "pipelines": [first["pipelines"][0] | {"changed": False}]}
     other = tau.deploy(HELLO + "# changed\n")
-    assert other["pipelines"][0] == {
-        "name": "hello",
-        "version": first["pipelines"][0]["version"] + 1,
-        "changed": True,
-    }
+    assert other["pipelines"][0] == {"name": "hello", "version": first["pipelines"][0]["version"] + 1, "changed": True}
     back = tau.deploy(HELLO)
     assert back["pipelines"][0]["version"] == first["pipelines"][0]["version"] + 2
 
 
 def test_a_file_may_have_several_pipelines_and_name_picks_one(tau: Tau) -> None:
     text = "from tau import pipeline\n" + "".join(f"@pipeline\ndef several_{c}(ctx): ...\n" for c in "abc")
-    assert [one["name"] for one in tau.deploy(text, "p.py", "--name", "several_b")["pipelines"]] == [
-        "several_b"
-    ]
+    assert [one["name"] for one in tau.deploy(text, "p.py", "--name", "several_b")["pipelines"]] == ["several_b"]
     assert tau("show", "several_a", exit=3)["code"] == "not_found"
     assert len(tau.deploy(text)["pipelines"]) == 3
     error = tau.deploy(text, "p.py", "--name", "several_x", exit=2)
@@ -55,12 +49,7 @@ def test_name_renames_the_only_pipeline(tau: Tau) -> None:
 
 LOADS = {
     "SyntaxError": ("x = 1\ndef broken(:\n", "SyntaxError", 2, "def broken(:"),
-    "a missing module": (
-        "import nowhere_to_be_found\n",
-        "ModuleNotFoundError",
-        1,
-        "import nowhere_to_be_found",
-    ),
+    "a missing module": ("import nowhere_to_be_found\n", "ModuleNotFoundError", 1, "import nowhere_to_be_found"),
     "an exception": ("a = 1\nb = a / 0\n", "ZeroDivisionError", 2, "b = a / 0"),
     "sys.exit": ("import sys\nsys.exit(0)\n", "SystemExit", 2, "sys.exit(0)"),
     "a loop": ("import time\nwhile True:\n    time.sleep(1)\n", "TimeoutError", 3, "time.sleep(1)"),
@@ -79,12 +68,7 @@ def test_a_file_that_does_not_load_says_where(tau: Tau, name: str) -> None:
     live = tau.deploy(HELLO)["pipelines"][0]["version"]
     text, kind, line, code = LOADS[name]
     error = tau.deploy(text, "bad.py", exit=2)
-    assert (error["code"], error["type"], error["line"], error["source_line"]) == (
-        "load_failed",
-        kind,
-        line,
-        code,
-    )
+    assert (error["code"], error["type"], error["line"], error["source_line"]) == ("load_failed", kind, line, code)
     assert (error["file"] == "bad.py") == (line is not None)
     assert error["hint"]
     assert tau("show", "hello")["version"] == live
@@ -347,11 +331,7 @@ def test_status_tells_how_the_daemon_is(tau: Tau) -> None:
     tau("run", "hello")
     status = tau("status")
     assert [one["role"] for one in status["processes"][:2]] == ["daemon", "fork server"]
-    assert (status["version"], status["home"], status["start_method"]) == (
-        module.__version__,
-        str(tau.home),
-        "fork",
-    )
+    assert (status["version"], status["home"], status["start_method"]) == (module.__version__, str(tau.home), "fork")
     assert status["config"] == str(tau.home / "tau.toml")
     assert status["addresses"] == [f"unix://{tau.socket}"]
     assert status["runs"]["success"] >= 1
@@ -373,9 +353,7 @@ def test_the_ledger_tells_every_change(tau: Tau) -> None:
     run_id = tau("run", "hello")["run_id"]
     db = sqlite3.connect(f"file:{tau.home}/tau.db?mode=ro", uri=True)
     types = [row[0] for row in db.execute("SELECT type FROM events WHERE run_id = ? ORDER BY seq", (run_id,))]
-    actor = db.execute(
-        "SELECT actor FROM events WHERE type = 'pipeline.deployed' ORDER BY seq DESC"
-    ).fetchone()[0]
+    actor = db.execute("SELECT actor FROM events WHERE type = 'pipeline.deployed' ORDER BY seq DESC").fetchone()[0]
     db.close()
     assert types == ["run.queued", "run.started", "run.finished"]
     assert actor == tau.work.owner()
@@ -464,10 +442,7 @@ def test_a_folder_is_deployed_with_all_it_needs(tau: Tau) -> None:
     (root / "helper.py").write_text("def double(x): return 3 * x\n")
     assert tau("deploy", root)["changed"] is True
     assert tau("run", "helped")["result"][0] == 6
-    assert (
-        tau("code", "helped", "--version", "1", "--file", "helper.py")["source"]
-        == "def double(x): return 2 * x\n"
-    )
+    assert tau("code", "helped", "--version", "1", "--file", "helper.py")["source"] == "def double(x): return 2 * x\n"
 
 
 def test_a_file_takes_others_with_it(tau: Tau) -> None:
@@ -489,9 +464,7 @@ def test_a_folder_with_several_pipelines_deploys_them_all_or_the_one_named(tau: 
     root = tau.work / "several"
     root.mkdir()
     for name in ("one", "two"):
-        (root / f"{name}.py").write_text(
-            f"import tau\n@tau.pipeline\ndef {name}_of_several(ctx): return __name__\n"
-        )
+        (root / f"{name}.py").write_text(f"import tau\n@tau.pipeline\ndef {name}_of_several(ctx): return __name__\n")
     (root / "notes.py").write_text("# says @pipeline somewhere\n")
     names = [one["name"] for one in tau("deploy", root)["pipelines"]]
     assert names == ["one_of_several", "two_of_several"]
@@ -593,13 +566,7 @@ def test_options_are_stored_and_shown(tau: Tau) -> None:
     )
     options = tau("show", "full")["options"]
     expected = {"every": 5400, "timeout": 300.0, "retry_delay": 60.0, "max_concurrent": 2, "overlap": "queue"}
-    expected |= {
-        "misfire": "all",
-        "catchup_window": 172800.0,
-        "after": ["other"],
-        "retries": 3,
-        "schedule": None,
-    }
+    expected |= {"misfire": "all", "catchup_window": 172800.0, "after": ["other"], "retries": 3, "schedule": None}
     assert {key: options[key] for key in expected} == expected
 
 

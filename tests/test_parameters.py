@@ -76,44 +76,24 @@ GOOD: list[tuple[Any, dict[str, Any], Any, Any]] = [
     ),
     (datetime.time, {"type": "string", "format": "time"}, "06:00", datetime.time(6)),
     (datetime.timedelta, {"type": "number"}, 90, datetime.timedelta(seconds=90)),
-    (
-        Decimal,
-        {"anyOf": [{"type": "string", "format": "decimal"}, {"type": "number"}]},
-        "1.50",
-        Decimal("1.50"),
-    ),
+    (Decimal, {"anyOf": [{"type": "string", "format": "decimal"}, {"type": "number"}]}, "1.50", Decimal("1.50")),
     (uuid.UUID, {"type": "string", "format": "uuid"}, str(uuid.UUID(int=1)), uuid.UUID(int=1)),
     (Path, {"type": "string"}, "/tmp/x", Path("/tmp/x")),
     (Region, {"enum": ["eu", "us", [1, 2]]}, "eu", Region.EU),
     (Region, {"enum": ["eu", "us", [1, 2]]}, [1, 2], Region.PAIR),
     (Literal["a", 1], {"enum": ["a", 1]}, 1, 1),
     (int | None, {"anyOf": [{"type": "integer"}, {"type": "null"}]}, None, None),
-    (
-        datetime.date | None,
-        {"anyOf": [{"type": "string", "format": "date"}, {"type": "null"}]},
-        "2026-01-31",
-        DAY,
-    ),
+    (datetime.date | None, {"anyOf": [{"type": "string", "format": "date"}, {"type": "null"}]}, "2026-01-31", DAY),
     (typing.Annotated[int, "told"], {"type": "integer"}, 5, 5),
     (list, {"type": "array"}, [1, "x"], [1, "x"]),
     (list[int], {"type": "array", "items": {"type": "integer"}}, [1], [1]),
-    (
-        list[datetime.date],
-        {"type": "array", "items": {"type": "string", "format": "date"}},
-        ["2026-01-31"],
-        [DAY],
-    ),
+    (list[datetime.date], {"type": "array", "items": {"type": "string", "format": "date"}}, ["2026-01-31"], [DAY]),
     (typing.Sequence[int], {"type": "array", "items": {"type": "integer"}}, [1], [1]),
     (set[str], {"type": "array", "items": {"type": "string"}}, ["a", "a"], {"a"}),
     (tuple[int, ...], {"type": "array", "items": {"type": "integer"}}, [1, 2], (1, 2)),
     (
         tuple[int, str],
-        {
-            "type": "array",
-            "prefixItems": [{"type": "integer"}, {"type": "string"}],
-            "minItems": 2,
-            "maxItems": 2,
-        },
+        {"type": "array", "prefixItems": [{"type": "integer"}, {"type": "string"}], "minItems": 2, "maxItems": 2},
         [1, "x"],
         (1, "x"),
     ),
@@ -176,9 +156,7 @@ def test_what_does_not_fit_is_told_with_its_place(hint: Any, given: Any, message
     assert message in str(module.mismatch(annotated(hint).schema(), {"x": given}, "params"))
 
 
-@pytest.mark.parametrize(
-    "hint", [bytes, type, dict[int, str], object(), typing.TypeVar("T"), complex, Callable]
-)
+@pytest.mark.parametrize("hint", [bytes, type, dict[int, str], object(), typing.TypeVar("T"), complex, Callable])
 def test_what_json_cannot_carry_is_refused_at_once(hint: Any) -> None:
     with pytest.raises(module.BadRequest, match="JSON cannot carry") as caught:
         annotated(hint)
@@ -218,10 +196,7 @@ def test_signatures_that_cannot_be_called_are_refused() -> None:
     def positional(ctx: object, x: int, /) -> None: ...
     def keyword(*, ctx: object) -> None: ...
 
-    for function, message in (
-        (positional, "must not be positional-only"),
-        (keyword, "must take a PipelineContext"),
-    ):
+    for function, message in ((positional, "must not be positional-only"), (keyword, "must take a PipelineContext")):
         with pytest.raises(module.BadRequest, match=message):
             module.Parameters(function)
 
@@ -246,9 +221,7 @@ def test_params_are_checked_before_a_run_is_queued_and_converted_in_it(tau: Tau)
             return [day.isoweekday(), [kind.name for kind in kinds], window and window.begin.year, limit, region]
         """
     )
-    done = tau(
-        "run", "it", "--params", '{"day": "2026-01-31", "kinds": ["big"], "window": {"begin": "2025-01-01"}}'
-    )
+    done = tau("run", "it", "--params", '{"day": "2026-01-31", "kinds": ["big"], "window": {"begin": "2025-01-01"}}')
     assert done["result"] == [6, ["BIG"], 2025, 100, "eu"]
     before = len(tau("runs", "it")["runs"])
     for params, message in (
@@ -266,9 +239,7 @@ def test_params_are_checked_before_a_run_is_queued_and_converted_in_it(tau: Tau)
 
 
 def test_other_params_reach_a_function_that_takes_them(tau: Tau) -> None:
-    run = tau.run_it(
-        "def it(ctx, a: int = 1, **more):\n    return [a, more, ctx.params]", "--params", '{"b": "x"}'
-    )
+    run = tau.run_it("def it(ctx, a: int = 1, **more):\n    return [a, more, ctx.params]", "--params", '{"b": "x"}')
     assert run["result"] == [1, {"b": "x"}, {"a": 1, "b": "x"}]
     run = tau.run_it("def it(ctx):\n    return ctx.params", "--params", '{"any": [1]}')
     assert run["result"] == {"any": [1]}

@@ -141,9 +141,7 @@ def test_a_pipeline_runs_in_a_unit_test(registry: list[module.Pipeline], tmp_pat
         ctx.load("out.csv", [{"day": day}])
         return {"day": day, "secret": ctx.secret("LOCAL_SECRET"), "before": ctx.state}
 
-    run = module.run_local(
-        local, {"day": "monday"}, secrets={"LOCAL_SECRET": "hush hush"}, data_dir=str(tmp_path)
-    )
+    run = module.run_local(local, {"day": "monday"}, secrets={"LOCAL_SECRET": "hush hush"}, data_dir=str(tmp_path))
     assert run["status"] == "success"
     assert run["result"]["secret"] == "hush hush"
     assert [step["name"] for step in run["trace"]["steps"]] == ["outer", "load out.csv"]
@@ -252,9 +250,7 @@ def test_what_rows_hold_is_told_short_and_masked(tau: Tau) -> None:
     assert len(run["trace"]["checks"][0]["values"]["rows"]) <= 160
 
 
-def test_a_unit_test_is_told_what_to_do_and_can_be_scheduled_and_chained(
-    registry: list[module.Pipeline],
-) -> None:
+def test_a_unit_test_is_told_what_to_do_and_can_be_scheduled_and_chained(registry: list[module.Pipeline]) -> None:
     @module.pipeline(after="other")
     def chained(ctx: module.PipelineContext) -> list[object]:
         return [ctx.upstream["other"]["result"], ctx.scheduled_for, ctx.secret("NOT_THERE_AT_ALL")]

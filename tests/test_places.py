@@ -104,9 +104,7 @@ def test_every_way_to_name_a_file(ctx: Context, tmp_path: Path) -> None:
     path = tmp_path / "a b ü?.csv"
     ctx.load(path, ROWS)
     assert ctx.extract(str(path)) == ctx.extract(path) == ctx.extract(tmp_path, "a b ü?.csv") == ROWS
-    assert (
-        ctx.extract(path.as_uri()) == ctx.extract(f"file://localhost{tmp_path}/a%20b%20%C3%BC%3F.csv") == ROWS
-    )
+    assert ctx.extract(path.as_uri()) == ctx.extract(f"file://localhost{tmp_path}/a%20b%20%C3%BC%3F.csv") == ROWS
     assert ctx.extract("file://" + str(tmp_path), "a b ü?.csv") == ROWS
     ctx.load("rows", ROWS, format="csv")
     assert ctx.extract("rows", format="csv") == ROWS
@@ -147,12 +145,7 @@ BAD: dict[str, tuple[Callable[[Context], Any], type[Exception], str, str]] = {
         "list of dicts",
     ),
     "a word": (lambda ctx: ctx.extract("orders"), module.BadRequest, "'orders' is no path", "known: none"),
-    "no format": (
-        lambda ctx: ctx.extract("a.xlsx"),
-        module.BadRequest,
-        "'a.xlsx' has no known format",
-        "known: csv",
-    ),
+    "no format": (lambda ctx: ctx.extract("a.xlsx"), module.BadRequest, "'a.xlsx' has no known format", "known: csv"),
     "a format that is none": (
         lambda ctx: ctx.extract("a.csv", format="cvs"),
         module.BadRequest,
@@ -308,9 +301,7 @@ def test_remote_files_through_fsspec(ctx: Context) -> None:
     with pytest.raises(module.SourceError, match=r"cannot read nope\.csv"):
         ctx.extract("memory://bucket/nope.csv")
     with pytest.raises((module.MissingExtra, module.SourceError)) as caught:
-        ctx.extract(
-            "s3://bucket/rows.csv", storage_options={"anon": True, "endpoint_url": "http://127.0.0.1:1"}
-        )
+        ctx.extract("s3://bucket/rows.csv", storage_options={"anon": True, "endpoint_url": "http://127.0.0.1:1"})
     assert "s3" in str(caught.value)
 
 

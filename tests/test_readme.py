@@ -72,9 +72,7 @@ def settings() -> str:
     for row in module.SETTINGS:
         cells = [f"`[{row.section}] {row.name}`", module.encode_json(row.default), row.environment, row.flag]
         lines.append(
-            "| "
-            + " | ".join([*cells[:2], *(f"`{cell}`" if cell else "" for cell in cells[2:]), row.meaning])
-            + " |"
+            "| " + " | ".join([*cells[:2], *(f"`{cell}`" if cell else "" for cell in cells[2:]), row.meaning]) + " |"
         )
     return "\n".join(lines) + "\n"
 
@@ -124,9 +122,7 @@ def with_tables(text: str) -> str:
     """The README with its derived parts as they must be."""
     for name, table in (("commands", commands()), ("settings", settings())):
         begin, end = rf"(<!-- {name}: .*? -->\n)", rf"(<!-- end of {name} -->)"
-        text = re.sub(
-            begin + ".*?" + end, lambda m, table=table: f"{m[1]}\n{table}\n{m[2]}", text, flags=re.DOTALL
-        )
+        text = re.sub(begin + ".*?" + end, lambda m, table=table: f"{m[1]}\n{table}\n{m[2]}", text, flags=re.DOTALL)
     return text
 
 
@@ -190,9 +186,7 @@ def test_every_snippet_of_the_api_runs_as_printed(tau: Tau, body: str) -> None:
 
 def test_every_method_of_the_context_has_a_snippet() -> None:
     shown = " ".join(BODIES)
-    names = [
-        name for name in vars(module.PipelineContext) if not name.startswith("_") and name != "changed_state"
-    ]
+    names = [name for name in vars(module.PipelineContext) if not name.startswith("_") and name != "changed_state"]
     assert [name for name in names if f"ctx.{name}" not in shown] == []
 
 
@@ -236,9 +230,7 @@ def test_every_python_snippet_runs(tau: Tau, number: int) -> None:
         assert tau.command("run", name).json["error"]["type"] == "KeyError"
     else:
         path = tau.write(snippet, "snippet.py")
-        done = subprocess.run(
-            [sys.executable, path], env=tau.environ, capture_output=True, text=True, timeout=60
-        )
+        done = subprocess.run([sys.executable, path], env=tau.environ, capture_output=True, text=True, timeout=60)
         assert done.returncode == 0, done.stderr
         assert done.stdout.strip() in ("", module.__version__)
 

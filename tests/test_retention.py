@@ -115,9 +115,7 @@ def test_runs_go_by_age_and_failed_ones_later(tmp_path: Path) -> None:
         just_ended = past.run(500, "success", ended=0.5)
         return kept | waiting | {just_ended}, {past.run(*one) for one in goes}
 
-    async def story(
-        store: module.Store, retention: module.Retention, filled: tuple[set[str], set[str]]
-    ) -> None:
+    async def story(store: module.Store, retention: module.Retention, filled: tuple[set[str], set[str]]) -> None:
         removed = await retention.prune(TERMS, NOW, "me")
         assert ids(store) == filled[0]
         assert (removed["runs"], removed["pipelines"]) == (5, [{"name": "p", "runs": 5}])
@@ -420,9 +418,7 @@ def test_a_daemon_killed_while_it_removes_goes_on_later(home: Tau) -> None:
     assert 1 < left < 19_000
     assert db.execute("SELECT runs FROM totals WHERE status = 'success'").fetchone() == (left,)
     assert db.execute("PRAGMA integrity_check").fetchone() == ("ok",)
-    assert db.execute(
-        "SELECT count(*) FROM attempts WHERE run_id NOT IN (SELECT run_id FROM runs)"
-    ).fetchone() == (0,)
+    assert db.execute("SELECT count(*) FROM attempts WHERE run_id NOT IN (SELECT run_id FROM runs)").fetchone() == (0,)
     db.close()
     home.start()
     home("prune")

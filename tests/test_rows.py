@@ -50,9 +50,7 @@ def test_a_sql_step_keeps_types(case: str, ctx: Context) -> None:
                 "t": st.none() | st.text(st.characters(exclude_categories=["Cs"])),
                 "d": st.none() | st.dates(),
                 "n": st.none()
-                | st.decimals(
-                    allow_nan=False, allow_infinity=False, places=2, min_value=-(10**9), max_value=10**9
-                ),
+                | st.decimals(allow_nan=False, allow_infinity=False, places=2, min_value=-(10**9), max_value=10**9),
                 "b": st.none() | st.booleans(),
             }
         )
@@ -93,11 +91,7 @@ BAD_STEPS: dict[str, tuple[Any, type[Exception], str]] = {
     "no query": ("DELETE FROM data", module.BadRequest, "must be a query"),
     "half a query": ("SELECT FROM", module.SourceError, "syntax error|incomplete input"),
     "two statements": ("SELECT 1; SELECT 2", module.SourceError, "one statement"),
-    "two columns of one name": (
-        "SELECT 1 AS a, 2 AS a FROM data",
-        module.SourceError,
-        "two columns are named 'a'",
-    ),
+    "two columns of one name": ("SELECT 1 AS a, 2 AS a FROM data", module.SourceError, "two columns are named 'a'"),
     "a param that is not there": ("SELECT :nope FROM data", module.SourceError, "nope"),
     "None": (lambda rows: None, module.BadRequest, "returned None, not rows"),
     "a number": (lambda rows: 5, module.BadRequest, "rows are wanted, not 5"),
@@ -105,11 +99,7 @@ BAD_STEPS: dict[str, tuple[Any, type[Exception], str]] = {
     "rows spoilt in place": (lambda rows: rows.append(7) or rows, module.BadRequest, "row 2 is no dict: 7"),
     "two names but for capitals": (None, module.SourceError, "duplicate column name"),
     "no step": (42, module.BadRequest, "42 is no step"),
-    "a row that is none": (
-        module.per_row(lambda row: "x"),
-        module.BadRequest,
-        "@per_row function of row 1 made 'x'",
-    ),
+    "a row that is none": (module.per_row(lambda row: "x"), module.BadRequest, "@per_row function of row 1 made 'x'"),
 }
 
 
@@ -128,9 +118,7 @@ def test_a_wrong_column_is_told_with_those_that_are_there(ctx: Context) -> None:
     assert caught.value.hint == "did you mean 'amount'? data has the columns amount, day"
 
 
-@pytest.mark.parametrize(
-    ("value", "message"), [(2**63, "64 bits"), (Decimal("0.1234567890123456789"), "15 digits")]
-)
+@pytest.mark.parametrize(("value", "message"), [(2**63, "64 bits"), (Decimal("0.1234567890123456789"), "15 digits")])
 def test_numbers_that_sqlite_would_change_are_refused(value: Any, message: str, ctx: Context) -> None:
     with pytest.raises(module.SourceError, match=message):
         ctx.transform([{"a": value}], ["SELECT a FROM data"])
@@ -374,9 +362,7 @@ def test_an_async_step_that_is_cancelled_ends_its_step(ctx: Context) -> None:
 
 def test_batches_may_come_from_a_generator(ctx: Context) -> None:
     ctx.load("a.jsonl", [{"a": i} for i in range(25)])
-    batches = (
-        [row for row in batch if row["a"] % 2] for batch in ctx.extract("a.jsonl", stream=True, batch_rows=10)
-    )
+    batches = ([row for row in batch if row["a"] % 2] for batch in ctx.extract("a.jsonl", stream=True, batch_rows=10))
     assert ctx.load("b.jsonl", batches) == 12
     assert ctx.load("c.jsonl", ({"a": i} for i in range(3))) == 3
     assert ctx.load("d.jsonl", iter(())) == 0
@@ -391,9 +377,7 @@ def test_cells_that_nothing_can_hold_are_told(case: str, target: str, ctx: Conte
     rows = [{"a": CELLS[case]}]
     step = "SELECT a FROM data"
     with pytest.raises(module.SourceError) as caught:
-        ctx.transform(rows, step) if target == "a step" else ctx.load(
-            target, rows, "t" if "db" in target else None
-        )
+        ctx.transform(rows, step) if target == "a step" else ctx.load(target, rows, "t" if "db" in target else None)
     assert caught.value.hint
 
 

@@ -60,11 +60,7 @@ def test_an_error_in_the_fifth_nested_call_is_diagnosable_from_inspect_alone(tau
     assert len(text) < 6_000
     run = json.loads(text)
     error = run["error"]
-    assert (error["kind"], error["type"], error["step"]) == (
-        "exception",
-        "JSONDecodeError",
-        "transform/convert",
-    )
+    assert (error["kind"], error["type"], error["step"]) == ("exception", "JSONDecodeError", "transform/convert")
     assert (error["file"], error["line"], error["code"]) == ("pipelines.py", 11, "decoded = json.loads(text)")
     assert error["message"].startswith("Expecting property name")
     mine = [frame for frame in error["frames"] if frame["user"]]

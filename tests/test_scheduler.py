@@ -28,11 +28,7 @@ HOUR, DAY = 3_600, 86_400
 
 def schedule(times: module.Times, watermark: int, **options: Any) -> module.Schedule:
     """A schedule that is decided up to an instant."""
-    row = {
-        "pipeline": "p",
-        "watermark_at": module.rfc3339(watermark),
-        "options": module.SCHEDULE_OPTIONS | options,
-    }
+    row = {"pipeline": "p", "watermark_at": module.rfc3339(watermark), "options": module.SCHEDULE_OPTIONS | options}
     tick = times.next(watermark)
     row |= {"next_at": module.rfc3339(tick[0]) if tick else None, "moved": tick[1] if tick else 0}
     return module.Schedule(row, times)
@@ -109,10 +105,7 @@ def test_a_cap_drops_the_oldest_of_many() -> None:
 
 
 def test_ten_years_are_decided_at_once() -> None:
-    for timing in (
-        module.Interval(1, MONDAY),
-        module.CronTimes(module.Cron("* * * * *"), module.Zone("UTC")),
-    ):
+    for timing in (module.Interval(1, MONDAY), module.CronTimes(module.Cron("* * * * *"), module.Zone("UTC"))):
         plan = module.due(schedule(timing, MONDAY), MONDAY + 3_650 * DAY + 30, [])
         missed, *rest = plan.decisions
         assert missed["ticks"] > module.COUNT_MAX
@@ -127,9 +120,7 @@ def test_the_cause_of_a_miss_is_told_if_it_is_known() -> None:
     cause = {"what": "daemon_down", "from": module.rfc3339(gap["from"]), "until": module.rfc3339(gap["until"])}
     assert [one["cause"] for one in plan.decisions] == [cause, cause]
     other = gap | {"until": MONDAY + HOUR}
-    assert (
-        "cause" not in module.due(schedule(HOURLY, MONDAY), MONDAY + 2 * HOUR + 901, [], [other]).decisions[-1]
-    )
+    assert "cause" not in module.due(schedule(HOURLY, MONDAY), MONDAY + 2 * HOUR + 901, [], [other]).decisions[-1]
 
 
 def test_what_came_while_paused_does_not_run() -> None:
@@ -149,13 +140,7 @@ def test_jitter_is_the_same_each_time_and_spreads_pipelines() -> None:
 
 
 def test_the_command_line_wins_over_the_decorator() -> None:
-    live = {
-        "schedule": "0 6 * * *",
-        "every": None,
-        "timezone": "Europe/London",
-        "overlap": "queue",
-        "misfire": "last",
-    }
+    live = {"schedule": "0 6 * * *", "every": None, "timezone": "Europe/London", "overlap": "queue", "misfire": "last"}
     live |= {"catchup_window": 86_400.0, "jitter": 0.0}
     of_decorator = module.schedule_options(live, {})
     assert (of_decorator["cron"], of_decorator["timezone"], of_decorator["overlap"]) == (
@@ -558,9 +543,7 @@ def test_overlapping_ticks_wait_are_skipped_or_take_over(tmp_path: Path) -> None
         assert {job["pipeline"] for job in await world.write(world.store.admit, 10, {})} == {"a"}
         statuses = world.rows("SELECT status FROM runs WHERE pipeline = 'c' ORDER BY run_id")
         assert statuses == [("running",), ("cancelled",), ("queued",)]
-        assert {*world.executor.stopped} == {
-            world.rows("SELECT min(run_id) FROM runs WHERE pipeline = 'c'")[0][0]
-        }
+        assert {*world.executor.stopped} == {world.rows("SELECT min(run_id) FROM runs WHERE pipeline = 'c'")[0][0]}
 
     in_world(tmp_path, story)
 
@@ -597,9 +580,7 @@ def test_chains_run_when_all_they_come_after_have_succeeded(tmp_path: Path) -> N
             return run_id
 
         def chained(name: str) -> list[dict[str, str]]:
-            return [
-                json.loads(text) for (text,) in world.rows("SELECT upstream FROM runs WHERE pipeline = ?", name)
-            ]
+            return [json.loads(text) for (text,) in world.rows("SELECT upstream FROM runs WHERE pipeline = ?", name)]
 
         await succeed("a", "failed")
         assert chained("first") == []
@@ -682,9 +663,7 @@ def test_a_time_zone_that_the_system_has_lost_stops_nobody_else(tmp_path: Path) 
         await world.deploy("lost")
         await world.set("p", cron="0 * * * *")
         await world.set("lost", cron="0 * * * *", timezone="Europe/London")
-        world.store.db.execute(
-            "UPDATE schedules SET options = replace(options, 'Europe/London', 'Atlantis/Town')"
-        )
+        world.store.db.execute("UPDATE schedules SET options = replace(options, 'Europe/London', 'Atlantis/Town')")
         await world.pass_time(2 * HOUR)
         assert (world.ticks("p"), world.ticks("lost")) == ([1], [])
         (broken,) = world.events("schedule.broken")
@@ -722,11 +701,7 @@ def test_another_croniter_is_compared_with_the_last(tmp_path: Path) -> None:
         assert world.events("schedule.ticks_differ") == []
         await world.write(world.agenda.keep_digest, *key, "9.0.0", "other")
         (differs,) = world.events("schedule.ticks_differ")
-        assert (differs["cron"], differs["croniter"], differs["croniter_before"]) == (
-            "0 6 * * *",
-            "9.0.0",
-            "8.0.0",
-        )
+        assert (differs["cron"], differs["croniter"], differs["croniter_before"]) == ("0 6 * * *", "9.0.0", "8.0.0")
 
     in_world(tmp_path, story)
 
@@ -810,9 +785,7 @@ class Simulation(World):
         if self.regimes[name] and all(row[key] == before[key] for key in ("options", "watermark_at")):
             return
         if self.regimes[name]:
-            self.regimes[name][-1].close(
-                max(module.instant_of(before["watermark_at"]), int(self.clock.wall)), seq
-            )
+            self.regimes[name][-1].close(max(module.instant_of(before["watermark_at"]), int(self.clock.wall)), seq)
         times = module.times_of(row["options"], module.instant_of(row["anchor_at"]), "UTC")
         self.regimes[name].append(Regime(times, module.instant_of(row["watermark_at"]), seq))
 
@@ -951,13 +924,10 @@ class Simulation(World):
         """Every tick has one decision, and ledger and runs agree; how many ticks there were."""
         decisions = self.events("tick.fired", "tick.skipped", "tick.missed", "tick.dropped")
         runs = {
-            run_id: (name, tick)
-            for run_id, name, tick in self.rows("SELECT run_id, pipeline, scheduled_for FROM runs")
+            run_id: (name, tick) for run_id, name, tick in self.rows("SELECT run_id, pipeline, scheduled_for FROM runs")
         }
         fired = {
-            one["run_id"]: (one["pipeline"], one["scheduled_for"])
-            for one in decisions
-            if one["type"] == "tick.fired"
+            one["run_id"]: (one["pipeline"], one["scheduled_for"]) for one in decisions if one["type"] == "tick.fired"
         }
         assert fired == runs
         assert len({*fired.values()}) == len(fired)
@@ -965,9 +935,7 @@ class Simulation(World):
         for one in decisions:
             of_pipeline[one["pipeline"]].append(one)
         return sum(
-            self.check_regime(name, regime, of_pipeline[name])
-            for name in self.names
-            for regime in self.regimes[name]
+            self.check_regime(name, regime, of_pipeline[name]) for name in self.names for regime in self.regimes[name]
         )
 
     def check_regime(self, name: str, regime: Regime, decisions: list[dict[str, Any]]) -> int:
@@ -1037,9 +1005,7 @@ def test_a_schedule_is_set_shown_disabled_and_cleared(tau: Tau) -> None:
     name = hello(tau, "sched_story")
     nothing = tau("schedule", name)
     assert (nothing["source"], nothing["kind"], nothing["ticks"], nothing["changed"]) == (None, None, [], False)
-    set_ = tau(
-        "schedule", name, "30 2 8 3 *", "--timezone", "America/New_York", "--overlap", "queue", "--jitter", "1m"
-    )
+    set_ = tau("schedule", name, "30 2 8 3 *", "--timezone", "America/New_York", "--overlap", "queue", "--jitter", "1m")
     assert (set_["source"], set_["cron"], set_["kind"]) == ("command line", "30 2 8 3 *", "fixed")
     assert (set_["overlap"], set_["jitter_s"], set_["timezone"], set_["changed"]) == (
         "queue",
@@ -1061,7 +1027,9 @@ def test_a_schedule_is_set_shown_disabled_and_cleared(tau: Tau) -> None:
 
 
 def test_the_decorator_holds_until_the_command_line_says_otherwise(tau: Tau) -> None:
-    text = "from tau import pipeline\n@pipeline(schedule='0 6 * * *', timezone='Asia/Kolkata')\ndef decorated(ctx): ...\n"
+    text = (
+        "from tau import pipeline\n@pipeline(schedule='0 6 * * *', timezone='Asia/Kolkata')\ndef decorated(ctx): ...\n"
+    )
     tau.deploy(text)
     assert tau("show", "decorated")["schedule"]["source"] == "decorator"
     assert tau("schedule", "decorated")["ticks"][0][11:16] == "00:30"
@@ -1158,10 +1126,7 @@ def test_bad_schedules_and_chains_are_refused_at_deploy(tau: Tau) -> None:
     assert tau("show", "chain_b")["upstream"] == ["chain_a"]
     text = "from tau import pipeline\n@pipeline(schedule='0 6 * * *')\ndef needy(ctx, day: str): ...\n"
     assert "'day' is missing" in tau.deploy(text, exit=2)["message"]
-    assert (
-        "'day' is missing"
-        in tau.deploy(text.replace("schedule='0 6 * * *'", "after='chain_a'"), exit=2)["message"]
-    )
+    assert "'day' is missing" in tau.deploy(text.replace("schedule='0 6 * * *'", "after='chain_a'"), exit=2)["message"]
     tau.deploy(text.replace("(schedule='0 6 * * *')", ""))
     assert "'day' is missing" in tau("schedule", "needy", "0 6 * * *", exit=2)["message"]
     assert tau("schedule", "needy", "0 6 * * *", "-p", "day=monday")["params"] == {"day": "monday"}
@@ -1175,13 +1140,9 @@ def test_a_chain_hands_on_run_ids_and_results(tau: Tau) -> None:
         "@pipeline(after='spring')\ndef river(ctx):\n    return ctx.upstream\n"
     )
     first = tau("run", "spring")
-    run = eventually(
-        lambda: (found := tau("runs", "river")["runs"]) and found[0]["status"] == "success" and found[0]
-    )
+    run = eventually(lambda: (found := tau("runs", "river")["runs"]) and found[0]["status"] == "success" and found[0])
     assert run["trigger"] == "chain"
-    assert tau("inspect", run["run_id"])["result"] == {
-        "spring": {"run_id": first["run_id"], "result": {"rows": 7}}
-    }
+    assert tau("inspect", run["run_id"])["result"] == {"spring": {"run_id": first["run_id"], "result": {"rows": 7}}}
 
 
 def test_a_backfill_runs_each_past_tick_once_and_failed_ones_again(tau: Tau) -> None:
@@ -1199,9 +1160,7 @@ def test_a_backfill_runs_each_past_tick_once_and_failed_ones_again(tau: Tau) -> 
     assert len(tau(*words)["runs"]) == 3
     assert tau(*words)["runs"] == []
     ended = eventually(
-        lambda: (
-            len(found := [r for r in tau("runs", "filled")["runs"] if r["status"] != "queued"]) == 4 and found
-        )
+        lambda: len(found := [r for r in tau("runs", "filled")["runs"] if r["status"] != "queued"]) == 4 and found
     )
     assert {run["trigger"] for run in ended} == {"backfill"}
     eventually(lambda: tau("runs", "filled", "--status", "failed")["runs"])
@@ -1220,9 +1179,7 @@ def test_a_pause_holds_schedules_and_chains_but_not_tau_run(tau: Tau) -> None:
     assert tau("pause", name, "--reason", "a rest")["changed"]
     assert not tau("pause", name)["changed"]
     told = tau("why", name)
-    assert [(one["by"], one["reason"]) for one in told["held"] if one["by"] == "paused"] == [
-        ("paused", "a rest")
-    ]
+    assert [(one["by"], one["reason"]) for one in told["held"] if one["by"] == "paused"] == [("paused", "a rest")]
     assert told["answer"].endswith("It does not run by itself: paused.")
     assert tau("schedule", name)["next_at"] is None
     assert tau("run", name)["status"] == "success"
@@ -1253,12 +1210,8 @@ def test_a_kill_in_the_middle_of_ten_thousand_schedules_runs_none_twice(home: Ta
     home.start("--max-concurrent", "1")
     eventually(lambda: queued() == count, 30)
     assert home("status", timeout=10)["queued"] > 0
-    assert db.execute("SELECT max(n) FROM (SELECT count(*) AS n FROM runs GROUP BY pipeline)").fetchone() == (
-        1,
-    )
-    fired = db.execute(
-        "SELECT count(*), count(DISTINCT pipeline) FROM events WHERE type = 'tick.fired'"
-    ).fetchone()
+    assert db.execute("SELECT max(n) FROM (SELECT count(*) AS n FROM runs GROUP BY pipeline)").fetchone() == (1,)
+    fired = db.execute("SELECT count(*), count(DISTINCT pipeline) FROM events WHERE type = 'tick.fired'").fetchone()
     assert fired == (count, count)
     db.close()
 

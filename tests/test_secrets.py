@@ -37,9 +37,7 @@ def traces(home: Path) -> list[str]:
         if path.is_file() and path.name != "SPELLED_KEY":
             text = path.read_bytes()
             found += [
-                f"{path.relative_to(home)}: {text[max(i - 80, 0) : i + 60]!r}"
-                for i in map(text.find, forms)
-                if i >= 0
+                f"{path.relative_to(home)}: {text[max(i - 80, 0) : i + 60]!r}" for i in map(text.find, forms) if i >= 0
             ]
     return found
 
@@ -128,11 +126,7 @@ def test_a_secret_leaves_no_trace_whatever_a_run_does_with_it(told: Tau) -> None
     for name in ("teller", "breaker", "plain_url"):
         answers += [
             told.command(*words).out
-            for words in (
-                ("logs", name, "--tail", "10000"),
-                ("inspect", name, "--last-run", "--full"),
-                ("show", name),
-            )
+            for words in (("logs", name, "--tail", "10000"), ("inspect", name, "--last-run", "--full"), ("show", name))
         ]
     answers += [told.command(*words).out for words in (("errors",), ("runs", "teller"), ("list",))]
     (told.home / "copy").mkdir()
@@ -221,9 +215,7 @@ def test_names_that_are_none_and_taus_own_keys(ctx: Context, monkeypatch: pytest
         ctx.secret("TAU_API_KEY")
 
 
-def test_a_short_secret_is_told_once_that_it_cannot_be_hidden(
-    ctx: Context, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_short_secret_is_told_once_that_it_cannot_be_hidden(ctx: Context, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PIN", "1234")
     for _ in range(3):
         assert ctx.secret("PIN") == "1234"
@@ -233,9 +225,7 @@ def test_a_short_secret_is_told_once_that_it_cannot_be_hidden(
 
 
 def test_secrets_of_several_lines(ctx: Context, monkeypatch: pytest.MonkeyPatch) -> None:
-    key = (
-        "-----BEGIN KEY-----\nMIIBVwIBADANBgkqhkiG9w0BAQEF\nAASCAUEwggE9AgEAAkEAq7BFUpkGp3\n-----END KEY-----\n"
-    )
+    key = "-----BEGIN KEY-----\nMIIBVwIBADANBgkqhkiG9w0BAQEF\nAASCAUEwggE9AgEAAkEAq7BFUpkGp3\n-----END KEY-----\n"
     monkeypatch.setenv("PEM", key)
     assert ctx.secret("PEM") == key
     ctx.log(f"whole: {key}")

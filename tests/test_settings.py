@@ -81,11 +81,7 @@ def test_a_wrong_configuration_is_refused_at_start(home: Tau, text: str) -> None
 
 @pytest.mark.parametrize(
     ("url", "path"),
-    [
-        ("sqlite:///tau.db", "/h/tau.db"),
-        ("sqlite+aiosqlite:///x/y.db", "/h/x/y.db"),
-        ("sqlite:////a/b.db", "/a/b.db"),
-    ],
+    [("sqlite:///tau.db", "/h/tau.db"), ("sqlite+aiosqlite:///x/y.db", "/h/x/y.db"), ("sqlite:////a/b.db", "/a/b.db")],
 )
 def test_the_database_is_relative_to_the_home(url: str, path: str) -> None:
     assert module.database_path(url, "/h") == path
@@ -103,11 +99,7 @@ def test_a_home_that_cannot_be_one_is_refused_without_a_traceback(home: Tau) -> 
     for place in (home.work / "file", home.work / "file" / "below", Path("/proc/1/nothing")):
         for more in ([], ["--detach"]):
             done = subprocess.run(
-                [*python("taud"), "--home", place, *more],
-                env=home.environ,
-                capture_output=True,
-                text=True,
-                timeout=30,
+                [*python("taud"), "--home", place, *more], env=home.environ, capture_output=True, text=True, timeout=30
             )
             assert done.returncode in (4, 5), place
             assert "Traceback" not in done.stderr
@@ -117,9 +109,7 @@ def test_a_home_that_cannot_be_one_is_refused_without_a_traceback(home: Tau) -> 
 def test_the_sample_configuration_has_every_setting_with_its_default(monkeypatch: pytest.MonkeyPatch) -> None:
     path = REPOSITORY / "examples" / "tau.example.toml"
     found = module.read_settings({}, str(path))
-    assert {row.name: found[row.name] for row in module.SETTINGS} == {
-        row.name: row.default for row in module.SETTINGS
-    }
+    assert {row.name: found[row.name] for row in module.SETTINGS} == {row.name: row.default for row in module.SETTINGS}
     assert set(found["connections"]) == {"default", "shop", "api"}
 
 

@@ -88,9 +88,7 @@ def uses(node: ast.AST) -> Iterator[str]:
 def bound(node: ast.AST) -> set[str]:
     """The names that a definition binds for itself: parameters and variables."""
     names = {one.arg for one in ast.walk(node) if isinstance(one, ast.arg)}
-    return names | {
-        one.id for one in ast.walk(node) if isinstance(one, ast.Name) and isinstance(one.ctx, ast.Store)
-    }
+    return names | {one.id for one in ast.walk(node) if isinstance(one, ast.Name) and isinstance(one.ctx, ast.Store)}
 
 
 def test_the_docstrings_map_equals_the_banners() -> None:
@@ -159,9 +157,7 @@ def test_each_section_says_what_it_owns_calls_and_promises() -> None:
 
 def test_no_globals_and_no_pile_called_misc() -> None:
     assert not [node for node in ast.walk(TREE) if isinstance(node, ast.Global)]
-    assert not [
-        name for _, _, _, name in banners() if re.search("misc|util|common|helper", name, re.IGNORECASE)
-    ]
+    assert not [name for _, _, _, name in banners() if re.search("misc|util|common|helper", name, re.IGNORECASE)]
 
 
 def test_functions_are_small() -> None:
@@ -184,9 +180,7 @@ def test_the_client_imports_nothing_heavy(tau: Tau, words: list[str]) -> None:
         f"import sys\nbefore = set(sys.modules)\nimport tau\ntry:\n    tau.main({words!r})\nexcept SystemExit:\n    pass\n"
         f"print(*sorted(set({HEAVY!r}) & set(sys.modules) - before), file=sys.stderr)"
     )
-    done = subprocess.run(
-        [*python("main")[:-1], code], env=tau.environ, capture_output=True, text=True, timeout=60
-    )
+    done = subprocess.run([*python("main")[:-1], code], env=tau.environ, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0
     assert done.stderr.strip() == ""
 

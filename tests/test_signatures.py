@@ -68,10 +68,7 @@ def test_wrong_arguments_are_named(name: str, given: dict[str, Any], message: st
 
 
 def test_one_string_may_stand_for_a_list_and_null_for_what_is_optional() -> None:
-    assert module.OPERATIONS["wait"].check({"run_id": "a", "timeout": None}) == {
-        "run_id": ["a"],
-        "timeout": None,
-    }
+    assert module.OPERATIONS["wait"].check({"run_id": "a", "timeout": None}) == {"run_id": ["a"], "timeout": None}
     assert module.OPERATIONS["run"].check({"name": "x", "timeout": 1}) == {"name": "x", "timeout": 1}
 
 

@@ -19,9 +19,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 import tau as module
 
 SETTINGS = module.read_settings({}, None)
-FOUND = [
-    {"name": "p", "function": "p", "description": "", "tags": [], "params": {}, "line": 1, "entry": "p.py"}
-]
+FOUND = [{"name": "p", "function": "p", "description": "", "tags": [], "params": {}, "line": 1, "entry": "p.py"}]
 
 
 def with_store(tmp_path: Path, story: Callable[[module.Store], Awaitable[Any]]) -> Any:
@@ -114,14 +112,7 @@ def test_ids_grow_whatever_the_clock_does(tmp_path: Path, monkeypatch: pytest.Mo
 
 def test_a_step_that_began_and_ended_apart_is_one_row(tmp_path: Path) -> None:
     begin = {"t": "step", "n": 1, "started_at": "T", "step": 1, "parent": None, "name": "s", "path": "s"}
-    done = {
-        "status": "success",
-        "duration_ms": 1.0,
-        "rows_in": None,
-        "rows_out": 2,
-        "columns": None,
-        "error": None,
-    }
+    done = {"status": "success", "duration_ms": 1.0, "rows_in": None, "rows_out": 2, "columns": None, "error": None}
     end = {"t": "done", "n": 2, "finished_at": "U", "step": 1, **done}
 
     async def story(store: module.Store) -> None:
@@ -173,9 +164,7 @@ def test_the_store_is_what_it_was_after_closing(tmp_path: Path) -> None:
     db.close()
 
 
-def test_the_database_is_backed_up_before_it_is_migrated(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_database_is_backed_up_before_it_is_migrated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async def nothing(store: module.Store) -> None: ...
 
     with_store(tmp_path, nothing)
@@ -197,9 +186,7 @@ def test_a_migration_that_fails_changes_nothing(tmp_path: Path, monkeypatch: pyt
     broken = "CREATE TABLE more (x INTEGER) STRICT; CREATE TABLE pipelines (x INTEGER)"
     with monkeypatch.context() as patch:
         patch.setattr(module, "MIGRATIONS", (*module.MIGRATIONS, broken))
-        with pytest.raises(
-            module.Conflict, match=f"cannot be migrated from schema {len(module.MIGRATIONS) - 1}"
-        ):
+        with pytest.raises(module.Conflict, match=f"cannot be migrated from schema {len(module.MIGRATIONS) - 1}"):
             with_store(tmp_path, nothing)
     with_store(tmp_path, nothing)
     db = sqlite3.connect(tmp_path / "tau.db")
@@ -318,9 +305,7 @@ class Books(RuleBasedStateMachine):
     def admit(self, free: int) -> None:
         chosen = self.of("queued")[:free]
         jobs = self.do(self.store.admit, free, {})
-        assert [(job["run_id"], job["version"]) for job in jobs] == [
-            (one, self.runs[one]["version"]) for one in chosen
-        ]
+        assert [(job["run_id"], job["version"]) for job in jobs] == [(one, self.runs[one]["version"]) for one in chosen]
         for run_id in chosen:
             self.runs[run_id]["status"] = "running"
 
@@ -373,9 +358,7 @@ class Books(RuleBasedStateMachine):
             for place, run_id in enumerate(some):
                 aged = run_id < module.id_at(self.clock.now - terms[age]) or place >= terms["runs"]
                 aged = (
-                    aged
-                    and run_id < module.id_at(young)
-                    and self.runs[run_id]["finished_at"] < module.rfc3339(young)
+                    aged and run_id < module.id_at(young) and self.runs[run_id]["finished_at"] < module.rfc3339(young)
                 )
                 found += [run_id] if aged and run_id not in kept else []
         return found
@@ -397,9 +380,7 @@ class Books(RuleBasedStateMachine):
             ]  # fmt: skip
             rows, total = ask.runs(name, status, 5)
             assert ([row["run_id"] for row in rows], total) == (wanted[:5], len(wanted))
-        broken = sorted(
-            self.of(*module.FAILURES), key=lambda one: (self.runs[one]["finished_at"], one), reverse=True
-        )
+        broken = sorted(self.of(*module.FAILURES), key=lambda one: (self.runs[one]["finished_at"], one), reverse=True)
         rows, total = ask.failures(5)
         assert ([row["run_id"] for row in rows], total) == (broken[:5], len(broken))
         for name in self.live:

@@ -111,9 +111,7 @@ def test_an_error_is_two_lines_of_text(tau: Tau) -> None:
     assert screen == "error: no pipeline named 'nothing_like_it'\n hint: `tau list` shows all\n"
 
 
-@pytest.mark.parametrize(
-    "words", [["status"], ["version"], ["deploy", "pipelines.py"], ["run", "it", "--detach"]]
-)
+@pytest.mark.parametrize("words", [["status"], ["version"], ["deploy", "pipelines.py"], ["run", "it", "--detach"]])
 def test_small_answers_are_pairs(tau: Tau, words: list[str]) -> None:
     tau.deploy_it(STEPS)
     code, screen = on_terminal(tau, *words)

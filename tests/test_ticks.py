@@ -152,9 +152,7 @@ def written(least: int, most: int) -> st.SearchStrategy[Written]:
     whole = st.integers(least, most)
     star = st.just(Written("*", {*range(least, most + 1)}))
     stepped = st.integers(1, most - least + 1).map(lambda n: Written(f"*/{n}", {*range(least, most + 1, n)}))
-    listed = st.sets(whole, min_size=1, max_size=3).map(
-        lambda some: Written(",".join(map(str, sorted(some))), some)
-    )
+    listed = st.sets(whole, min_size=1, max_size=3).map(lambda some: Written(",".join(map(str, sorted(some))), some))
     ranged = st.tuples(whole, whole, st.integers(1, 7)).map(lambda three: ranged_of(*three))
     return st.one_of(star, stepped, listed, ranged)
 
@@ -265,11 +263,7 @@ def test_ten_years_are_skipped_and_not_counted() -> None:
             return super().next(wall)
 
     begin, end = instant("2016-01-01 00:00"), instant("2026-01-01 00:00")
-    for expression, last in (
-        ("* * * * *", end),
-        ("0 0 29 2 *", instant("2024-02-29 00:00")),
-        ("* * * * * *", end),
-    ):
+    for expression, last in (("* * * * *", end), ("0 0 29 2 *", instant("2024-02-29 00:00")), ("* * * * * *", end)):
         cron = Counted(expression)
         assert module.CronTimes(cron, module.Zone("Europe/London")).latest(begin, end, 1) == [(last, False)]
         assert cron.asked < 1_000

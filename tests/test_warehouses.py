@@ -49,9 +49,7 @@ def test_append_replace_and_upsert(house: str, ctx: Context) -> None:
     rows = [{"id": 1, "name": "a"}, {"id": 2, "name": None}]
     assert ctx.load(house, rows, "t", mode="upsert", key="id") == 2
     assert ctx.load(house, [{"id": 3, "name": "c"}], "t") == 1
-    assert (
-        ctx.load(house, [{"id": 2, "name": "B"}, {"id": 4, "name": "d"}], "t", mode="upsert", key=["id"]) == 2
-    )
+    assert ctx.load(house, [{"id": 2, "name": "B"}, {"id": 4, "name": "d"}], "t", mode="upsert", key=["id"]) == 2
     assert [row["name"] for row in rows_in(ctx, house)] == ["a", "B", "c", "d"]
     assert ctx.load(house, rows[:1], "t", mode="replace") == 1
     assert rows_in(ctx, house) == rows[:1]
@@ -182,10 +180,7 @@ def test_a_load_that_fails_leaves_the_table_as_it_was(house: str, ctx: Context) 
 def test_statements_take_params_and_answer_with_rows_or_counts(house: str, ctx: Context) -> None:
     ctx.load(house, [{"id": i, "name": f"n{i}"} for i in range(5)], "t")
     assert ctx.sql("SELECT id FROM t WHERE name = :name", {"name": "n3"}, connection=house) == [{"id": 3}]
-    assert ctx.sql("SELECT :a AS a, :b AS b", {"a": "'; DROP TABLE t", "b": 5}, connection=house)[0]["b"] in (
-        5,
-        "5",
-    )
+    assert ctx.sql("SELECT :a AS a, :b AS b", {"a": "'; DROP TABLE t", "b": 5}, connection=house)[0]["b"] in (5, "5")
     assert ctx.sql("SELECT id FROM t WHERE id > 9", connection=house) == []
     changed = ctx.sql("UPDATE t SET name = :x WHERE id < 2", {"x": "y"}, connection=house)
     assert changed == 2 or house.startswith("duckdb")
@@ -245,10 +240,7 @@ IMPOSSIBLE: dict[str, tuple[Any, str]] = {
     "no such option": (lambda ctx: ctx.extract("sqlite:///a.db", "t", parms={}), "no option 'parms'"),
     "a connection that is none": (lambda ctx: ctx.sql("SELECT 1", connection="shpo"), "no connection 'shpo'"),
     "no default": (lambda ctx: ctx.sql("SELECT 1"), "which connection"),
-    "a connection that is a file": (
-        lambda ctx: ctx.sql("SELECT 1", connection="file:///a.csv"),
-        "is no database",
-    ),
+    "a connection that is a file": (lambda ctx: ctx.sql("SELECT 1", connection="file:///a.csv"), "is no database"),
 }
 
 
@@ -345,9 +337,7 @@ def test_upserts_do_what_a_dictionary_does(ctx: Context, loads: list[tuple[str, 
             assert ctx.load(target, rows, resource, mode=mode, key="id") == len(rows)
             for row in rows:
                 known[row["id"]] = known.get(row["id"], {}) | row
-        found = {
-            row["id"]: {k: v for k, v in row.items() if v is not None} for row in ctx.extract(target, resource)
-        }
+        found = {row["id"]: {k: v for k, v in row.items() if v is not None} for row in ctx.extract(target, resource)}
         assert found == {key: {k: v for k, v in row.items() if v is not None} for key, row in known.items()}
 
 
@@ -387,15 +377,10 @@ def test_a_stream_from_a_database_into_itself(ctx: Context) -> None:
     assert ctx.sql("SELECT count(*) AS n FROM u", connection=house) == [{"n": 20_000}]
 
 
-def test_connections_of_the_configuration(
-    ctx: Context, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_connections_of_the_configuration(ctx: Context, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WHERE_IT_IS", str(tmp_path))
     made = Context(
-        tmp_path,
-        default="sqlite:///${WHERE_IT_IS}/shop.db",
-        lost="sqlite:///${NOT_THERE}/x.db",
-        folder=str(tmp_path),
+        tmp_path, default="sqlite:///${WHERE_IT_IS}/shop.db", lost="sqlite:///${NOT_THERE}/x.db", folder=str(tmp_path)
     )
     try:
         made.load("default", [{"id": 1}], "t")

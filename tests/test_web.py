@@ -117,20 +117,16 @@ def test_json_and_csv_by_content_type_and_by_name(server: Server, ctx: Context) 
         "/latin": (200, {"Content-Type": "text/csv; charset=latin-1"}, csv.encode("latin-1")),
         "/a.csv": (200, {"Content-Type": "binary/octet-stream"}, csv.encode()),
         "/a.csv.gz": (200, {"Content-Type": "application/gzip"}, gzip.compress(csv.encode())),
-        "/b.csv.gz": (
-            200,
-            {"Content-Type": "text/csv", "Content-Encoding": "gzip"},
-            gzip.compress(csv.encode()),
-        ),
+        "/b.csv.gz": (200, {"Content-Type": "text/csv", "Content-Encoding": "gzip"}, gzip.compress(csv.encode())),
         "/ünï code.csv": (200, {"Content-Type": "text/csv"}, csv.encode()),
     }
     for path, answer in tables.items():
         server.tell(path.replace("ü", "%C3%BC").replace("ï", "%C3%AF").replace(" ", "%20"), answer)
         assert ctx.extract(server.url + path) == [{"id": "1", "name": "é"}], path
     assert ctx.extract(server.url + "/a.csv", types=True) == [{"id": 1, "name": "é"}]
-    assert ctx.extract(
-        server.tell("/named", (200, {"Content-Type": "text/html"}, csv.encode())), format="csv"
-    ) == [{"id": "1", "name": "é"}]
+    assert ctx.extract(server.tell("/named", (200, {"Content-Type": "text/html"}, csv.encode())), format="csv") == [
+        {"id": "1", "name": "é"}
+    ]
 
 
 def test_other_content_is_refused(server: Server, ctx: Context) -> None:
@@ -158,9 +154,7 @@ def test_pages_by_a_link_in_the_document(server: Server, ctx: Context) -> None:
     server.tell("/two", {"items": [{"id": 2}], "paging": {"next": None}})
     url = server.tell("/one", first)
     assert ctx.extract(url, records="items", next_link="paging.next") == [{"id": 1}, {"id": 2}]
-    assert [
-        len(batch) for batch in ctx.extract(url, records="items", next_link="paging.next", stream=True)
-    ] == [1, 1]
+    assert [len(batch) for batch in ctx.extract(url, records="items", next_link="paging.next", stream=True)] == [1, 1]
     dotted = server.tell("/dots", {"value": [{"id": 1}], "@odata.nextLink": f"{server.url}/last"})
     server.tell("/last", {"value": [{"id": 2}]})
     assert ctx.extract(dotted, records="value", next_link="@odata.nextLink") == [{"id": 1}, {"id": 2}]
@@ -169,18 +163,16 @@ def test_pages_by_a_link_in_the_document(server: Server, ctx: Context) -> None:
 def test_pages_by_the_link_header(server: Server, ctx: Context) -> None:
     link = '</zero>; rel="prev", </two?a=1,2>; title="more"; rel="next"'
     server.tell("/two", (200, JSON | {"Link": '</one>; rel="prev"'}, b'[{"id": 2}]'))
-    assert ctx.extract(
-        server.tell("/one", (200, JSON | {"Link": link}, b'[{"id": 1}]')), next_link="header"
-    ) == [{"id": 1}, {"id": 2}]
+    assert ctx.extract(server.tell("/one", (200, JSON | {"Link": link}, b'[{"id": 1}]')), next_link="header") == [
+        {"id": 1},
+        {"id": 2},
+    ]
     assert server.asked[-1][0] == "/two?a=1,2"
 
 
 def test_pages_by_a_parameter(server: Server, ctx: Context) -> None:
     url = server.tell("/rows", pages)
-    assert ctx.extract(url + "?page=9&size=1", page_param="page", query={"q": "a b"}) == [
-        {"page": 1},
-        {"page": 2},
-    ]
+    assert ctx.extract(url + "?page=9&size=1", page_param="page", query={"q": "a b"}) == [{"page": 1}, {"page": 2}]
     assert [path for path, _ in server.asked] == [f"/rows?size=1&q=a+b&page={page}" for page in (1, 2, 3)]
     server.tell("/ends", (200, JSON, b'[{"id": 1}]'), (204, {}, b""))
     assert ctx.extract(server.url + "/ends", page_param="p") == [{"id": 1}]
@@ -188,15 +180,11 @@ def test_pages_by_a_parameter(server: Server, ctx: Context) -> None:
 
 def test_pages_that_never_end_are_told(server: Server, ctx: Context) -> None:
     with pytest.raises(module.SourceError, match="the next link leads back"):
-        ctx.extract(
-            server.tell("/loop", {"rows": [{"id": 1}], "next": "/loop"}), records="rows", next_link="next"
-        )
+        ctx.extract(server.tell("/loop", {"rows": [{"id": 1}], "next": "/loop"}), records="rows", next_link="next")
     with pytest.raises(module.SourceError, match="more than 2 pages"):
         ctx.extract(server.tell("/all", [{"id": 1}]), page_param="page", max_pages=2)
     with pytest.raises(module.SourceError, match="the next link is file:///etc/passwd"):
-        ctx.extract(
-            server.tell("/evil", {"rows": [], "next": "file:///etc/passwd"}), records="rows", next_link="next"
-        )
+        ctx.extract(server.tell("/evil", {"rows": [], "next": "file:///etc/passwd"}), records="rows", next_link="next")
     with pytest.raises(module.SourceError, match="next_link='next' is 5"):
         ctx.extract(server.tell("/five", {"rows": [], "next": 5}), records="rows", next_link="next")
 
@@ -213,10 +201,7 @@ FAILING: dict[str, tuple[Any, str]] = {
     "500": ((500, {}, b""), "500 Internal Server Error"),
     "429": ((429, {"Retry-After": "0"}, b""), "429 Too Many Requests"),
     "429 until a day": ((429, {"Retry-After": "Wed, 21 Oct 2015 07:28:00 GMT"}, b""), "429"),
-    "a body cut short": (
-        (200, JSON | {"Content-Length": "100"}, b'[{"id": 1}, '),
-        "cut short: 12 of 100 bytes",
-    ),
+    "a body cut short": ((200, JSON | {"Content-Length": "100"}, b'[{"id": 1}, '), "cut short: 12 of 100 bytes"),
     "chunks cut short": (
         (200, {"Transfer-Encoding": "chunked", **JSON, "Content-Length": ""}, b"5\r\n[{"),
         "cut short",
@@ -236,9 +221,7 @@ def test_what_may_pass_is_tried_again(case: str, server: Server, ctx: Context) -
     assert ctx.extract(server.tell("/rows", bad, packed), backoff=0.001) == ROWS
     (line,) = ctx.records("log")
     assert line["level"] == "warning"
-    with pytest.raises(
-        module.SourceError, match=rf"GET http://127.0.0.1:\d+/rows: .*({message}).*tried 2 times"
-    ):
+    with pytest.raises(module.SourceError, match=rf"GET http://127.0.0.1:\d+/rows: .*({message}).*tried 2 times"):
         ctx.extract(server.tell("/rows", bad), backoff=0.001, retries=1)
 
 
@@ -270,19 +253,14 @@ def test_a_server_that_does_not_answer_is_not_waited_for(server: Server, ctx: Co
 def test_redirects_take_headers_to_their_own_origin_only(server: Server, other: Server, ctx: Context) -> None:
     headers = {"Authorization": "Bearer s3cret-token", "X-Key": "s3cret-key"}
     server.tell("/here", ROWS)
-    assert (
-        ctx.extract(server.tell("/moved", (302, {"Location": "/here"}, b"")), headers=headers, format="json")
-        == ROWS
-    )
+    assert ctx.extract(server.tell("/moved", (302, {"Location": "/here"}, b"")), headers=headers, format="json") == ROWS
     assert server.asked[-1][1]["Authorization"] == "Bearer s3cret-token"
     away = other.tell("/there", ROWS)
     assert ctx.extract(server.tell("/away", (307, {"Location": away}, b"")), headers=headers) == ROWS
     assert not {"Authorization", "X-Key"} & {*other.asked[-1][1]}
     link = {"rows": ROWS, "next": away}
     other.tell("/there", {"rows": ROWS})
-    assert (
-        ctx.extract(server.tell("/pages", link), headers=headers, records="rows", next_link="next") == ROWS * 2
-    )
+    assert ctx.extract(server.tell("/pages", link), headers=headers, records="rows", next_link="next") == ROWS * 2
     assert not {"Authorization", "X-Key"} & {*other.asked[-1][1]}
 
 

@@ -41,9 +41,7 @@ def test_errors_have_their_code_number_and_exit() -> None:
     assert {code: kind.exit for code, kind in module.ERRORS.items()} == exits
     numbers = [kind.number for kind in module.ERRORS.values()]
     assert len(set(numbers)) == len(numbers)
-    assert all(
-        -32019 <= number <= -32000 or number in (-32700, -32600, -32601, -32602, -32603) for number in numbers
-    )
+    assert all(-32019 <= number <= -32000 or number in (-32700, -32600, -32601, -32602, -32603) for number in numbers)
 
 
 @pytest.mark.parametrize("code", module.ERRORS)

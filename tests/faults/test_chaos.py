@@ -185,9 +185,7 @@ def compare(chaos: Chaos) -> Counter[str]:
     for run_id, run in runs.items():
         check_run(db, run, noted)
         assert run_id in runs
-    ticks = Counter(
-        run["scheduled_for"] for run in runs.values() if run["scheduled_for"] and not run["retry_of"]
-    )
+    ticks = Counter(run["scheduled_for"] for run in runs.values() if run["scheduled_for"] and not run["retry_of"])
     assert all(count == 1 for count in ticks.values()), "a tick ran twice"
     assert db.execute("PRAGMA integrity_check").fetchone()[0] == "ok"
     assert db.execute("PRAGMA foreign_key_check").fetchall() == []
@@ -220,8 +218,7 @@ def check_run(db: sqlite3.Connection, run: dict[str, Any], noted: Counter[tuple[
             "SELECT message FROM logs WHERE run_id = ? AND attempt = ? ORDER BY n", (run_id, attempt))]  # fmt: skip
         assert logged == [str(number) for number in range(LINES)], "lines are missing or doubled"
         steps = db.execute(
-            "SELECT count(*), sum(status = 'success') FROM steps WHERE run_id = ? AND attempt = ?",
-            (run_id, attempt),
+            "SELECT count(*), sum(status = 'success') FROM steps WHERE run_id = ? AND attempt = ?", (run_id, attempt)
         ).fetchone()
         assert tuple(steps) == (LINES, LINES), "steps are missing or doubled"
     attempts = {int(key[1]) for key in noted if key[0] == run_id and key[2] == "begin"}
@@ -245,9 +242,5 @@ def test_the_books_are_right_after_random_kills(victim: Tau, number: int) -> Non
     chaos = Chaos(victim, SEED * 1000 + number)
     chaos.torment(ROUNDS[number])
     ended = compare(chaos)
-    print(
-        json.dumps(
-            {"seed": SEED, "round": number, "kills": chaos.kills, "known": len(chaos.known), "ended": ended}
-        )
-    )
+    print(json.dumps({"seed": SEED, "round": number, "kills": chaos.kills, "known": len(chaos.known), "ended": ended}))
     assert ended["success"] > 0

@@ -150,15 +150,11 @@ def check(tau: Tau, found: dict[str, Any]) -> None:
     for name in ("good", "flaky", "slow", "follower"):
         record = tau.home / "data" / name / "record"
         lines = record.read_text().splitlines() if record.exists() else []
-        assert [line for line, count in Counter(lines).items() if count > 1] == [], (
-            f"an attempt of {name} ran twice"
-        )
+        assert [line for line, count in Counter(lines).items() if count > 1] == [], f"an attempt of {name} ran twice"
     db = sqlite3.connect(f"file:{tau.home / 'tau.db'}?mode=ro", uri=True)
     assert db.execute("PRAGMA integrity_check").fetchone() == ("ok",)
     marks = ", ".join("?" * len(module.FINAL))
-    assert db.execute(f"SELECT count(*) FROM runs WHERE status NOT IN ({marks})", module.FINAL).fetchone() == (
-        0,
-    )
+    assert db.execute(f"SELECT count(*) FROM runs WHERE status NOT IN ({marks})", module.FINAL).fetchone() == (0,)
     runs = dict(db.execute("SELECT pipeline, count(*) FROM runs GROUP BY 1").fetchall())
     assert {name: runs[name] for name in ("good", "flaky", "slow")} == {"good": 2, "flaky": 1, "slow": 1}
     assert runs["follower"] == 2
@@ -179,10 +175,7 @@ def told(mode: str, wanted: int) -> int:
         try:
             found = story.tell()
             eventually(
-                lambda: (
-                    (counts := tau.call("status")["runs"])["queued"] + counts["running"] + counts["retrying"]
-                    == 0
-                )
+                lambda: (counts := tau.call("status")["runs"])["queued"] + counts["running"] + counts["retrying"] == 0
             )
             check(tau, found)
         finally:

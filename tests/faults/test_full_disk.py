@@ -19,9 +19,7 @@ def small() -> Iterator[Tau]:
     tau.home.mkdir(mode=0o700)
     if (
         os.getuid()
-        or subprocess.run(
-            ["mount", "-t", "tmpfs", "-o", "size=6m,mode=700", "tmpfs", tau.home], check=False
-        ).returncode
+        or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=6m,mode=700", "tmpfs", tau.home], check=False).returncode
     ):
         tau.home.rmdir()
         tau.work.rmdir()
@@ -77,9 +75,7 @@ def test_a_full_disk_loses_nothing_and_recovers_by_itself(small: Tau) -> None:
     live = small.call("run", name="waiting", params={"go": str(go)}, wait=False)["run_id"]
     eventually(lambda: small("inspect", live)["status"] == "running")
     fill(small.home / "filler")
-    refused = eventually(
-        lambda: (one := small.command("run", "quick", "-p", "x=" + "y" * 100_000)).exit == 5 and one
-    )
+    refused = eventually(lambda: (one := small.command("run", "quick", "-p", "x=" + "y" * 100_000)).exit == 5 and one)
     assert (refused.error["code"], refused.error["retryable"]) == ("storage_full", True)
     storage = small("status")["storage"]
     assert storage["refused_at"] is not None

@@ -23,9 +23,7 @@ def test_the_pipeline_gives_the_numbers_of_a_plain_script(tau: Tau) -> None:
     tau("deploy", REPOSITORY / "examples" / "trips.py")
     run = tau("run", "trips", "-p", f"path={TAXIS}")
     assert run["result"] == {"trips": len(kept), "revenue": revenue}
-    steps = [
-        (step["name"], step["status"], step["rows_in"], step["rows_out"]) for step in run["trace"]["steps"]
-    ]
+    steps = [(step["name"], step["status"], step["rows_in"], step["rows_out"]) for step in run["trace"]["steps"]]
     assert steps == [
         ("extract", "success", None, 6433),
         ("clean", "success", 6433, len(kept)),

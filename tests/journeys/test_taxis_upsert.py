@@ -71,11 +71,7 @@ def test_taxis_into_sqlite_twice(tau: Tau) -> None:
     def snapshot() -> Any:
         db = sqlite3.connect(path)
         try:
-            return (
-                db.execute("SELECT * FROM revenue").fetchall(),
-                db.execute(TRIPS).fetchall(),
-                [*db.iterdump()],
-            )
+            return (db.execute("SELECT * FROM revenue").fetchall(), db.execute(TRIPS).fetchall(), [*db.iterdump()])
         finally:
             db.close()
 
