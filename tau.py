@@ -28,7 +28,6 @@ The file is laid out in the order a request travels.  Calls go down the page, or
 
 from __future__ import annotations
 
-import argparse
 import atexit
 import contextvars
 import errno
@@ -48,6 +47,7 @@ import time
 TYPE_CHECKING = False
 
 if TYPE_CHECKING:
+    import argparse
     import ast
     import asyncio
     import base64
@@ -130,7 +130,19 @@ else:
             return getattr(module, attribute)
 
     for name in (
-        *("ast", "asyncio", "base64", "contextlib", "croniter", "csv", "ctypes", "datetime", "decimal", "difflib"),
+        *(
+            "argparse",
+            "ast",
+            "asyncio",
+            "base64",
+            "contextlib",
+            "croniter",
+            "csv",
+            "ctypes",
+            "datetime",
+            "decimal",
+            "difflib",
+        ),
         *("email.utils", "fcntl", "grp", "gzip", "hashlib", "hmac", "http.client", "importlib.util", "inspect"),
         *("linecache", "logging", "operator", "pickle", "pwd", "queue", "random", "re", "resource", "select"),
         *("shutil", "signal", "sqlite3", "struct", "tempfile", "threading", "tomllib", "typing", "urllib.parse"),
@@ -1381,12 +1393,17 @@ def database_path(url: str, home: str) -> str:
 # Calls Words.  Promises JSON for programs, text for people, and that no text from outside drives a terminal.
 
 
-class Parser(argparse.ArgumentParser):
-    """argparse whose complaints are BadRequest."""
+def make_parser(prog: str, description: str) -> argparse.ArgumentParser:
+    """An argparse parser whose complaints are BadRequest."""
+    parser = argparse.ArgumentParser(
+        prog=prog, description=description, formatter_class=help_format, allow_abbrev=False
+    )
 
-    def error(self, message: str) -> Any:
-        """Raises instead of printing usage and exiting."""
-        raise BadRequest(message, f"`{self.prog} --help`")
+    def refuse(message: str) -> Any:
+        raise BadRequest(message, f"`{prog} --help`")
+
+    parser.error = refuse  # type: ignore[method-assign]
+    return parser
 
 
 def help_format(prog: str) -> argparse.HelpFormatter:
@@ -1564,7 +1581,7 @@ def start_python(
     # Through the import system, for its compiled cache; our own imports first, for the directory may
     # hold modules that shadow the standard library's.
     code = (
-        "import argparse, json, os, socket, sys, time\n"
+        "import json, os, socket, sys, time\n"
         f"sys.path.insert(0, {os.path.dirname(os.path.abspath(__file__))!r})\n"
         f"import tau\ndel sys.path[0]\nsys.exit(tau.{function}())"
     )
@@ -2232,8 +2249,7 @@ def command(words: list[str]) -> int:
     chosen = commands.get(name)
     if chosen is None:
         raise BadRequest(f"no command '{name}'", did_you_mean(name, commands, "`tau --help` lists them"))
-    parser = build_parser(chosen)
-    options = vars(parser.parse_args(rest))
+    options = parse_words(chosen, rest)
     view = View(options.pop("json", False))
     with Client(options.pop("host", None), options.pop("home", None)) as client:
         params = read_params(chosen, options)
@@ -2279,11 +2295,21 @@ def overview() -> str:
     return "\n".join(lines)
 
 
-def build_parser(chosen: Operation) -> Parser:
+def parse_words(chosen: Operation, words: list[str]) -> Json:
+    """The arguments in the words of a command line.
+
+    Where there is no option among them argparse need not be asked: importing it costs as much as the answer.
+    """
+    positional = [one for one in chosen.arguments.values() if one.positional and not one.kind.startswith("list")]
+    least = sum(one.required for one in chosen.arguments.values() if one.positional)
+    if least <= len(words) <= len(positional) and not any(word.startswith("-") for word in words):
+        return {one.name: word for one, word in zip(positional, words)}  # noqa: B905 (some may be left out)
+    return vars(build_parser(chosen).parse_args(words))
+
+
+def build_parser(chosen: Operation) -> argparse.ArgumentParser:
     """The argparse parser of one operation, derived from its signature."""
-    parser = Parser(
-        prog=f"tau {chosen.name}", description=chosen.summary, formatter_class=help_format, allow_abbrev=False
-    )
+    parser = make_parser(f"tau {chosen.name}", chosen.summary)
     for argument in chosen.arguments.values():
         add_argument(parser, argument)
     common = parser.add_argument_group("which daemon, and how to print")
@@ -2293,7 +2319,7 @@ def build_parser(chosen: Operation) -> Parser:
     return parser
 
 
-def add_argument(parser: Parser, argument: Argument) -> None:
+def add_argument(parser: argparse.ArgumentParser, argument: Argument) -> None:
     """One argument of an operation becomes one of the shell's; what is not given is not sent."""
     meaning = argument.meaning.replace("%", "%%")
     metavar = "FILE" if argument.kind == "list[Json]" else argument.name.upper()
@@ -3385,14 +3411,9 @@ def taud(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def taud_parser() -> Parser:
+def taud_parser() -> argparse.ArgumentParser:
     """The options of `taud`: its own and those of SETTINGS that have a flag."""
-    parser = Parser(
-        prog="taud",
-        description="The Tau daemon: serves one home directory until it is stopped.",
-        formatter_class=help_format,
-        allow_abbrev=False,
-    )
+    parser = make_parser("taud", "The Tau daemon: serves one home directory until it is stopped.")
     parser.add_argument("--home", metavar="DIR", help="where everything is kept (TAU_HOME)")
     parser.add_argument("--config", metavar="FILE", help="configuration (TAU_CONFIG, <home>/tau.toml)")
     parser.add_argument("--detach", action="store_true", help="return when it is ready, printing pid and socket")
