@@ -7317,7 +7317,7 @@ DAY_S = 86_400.0
 PRUNE_FIRST_S = 2.0
 PRUNE_EVERY_S = 3600.0
 #: So long one batch may keep the writer's thread, and so many rows it looks at.
-PRUNE_S = 0.008
+PRUNE_S = 0.005
 PRUNE_ROWS = 250
 PRUNE_AT_ONCE = 20
 #: For each second of work so many of rest; while runs are live, and while none is.

@@ -191,15 +191,15 @@ for fatal in range(1, 1000):
 """
 
 
-@pytest.mark.parametrize("number", OLDER)
-def test_a_migration_killed_at_any_statement_is_done_or_undone(tmp_path: Path, number: int) -> None:
+def test_a_migration_killed_at_any_statement_is_done_or_undone(tmp_path: Path) -> None:
+    number = 1  # from there it goes through all of them
     path = golden(number, tmp_path / "golden.db")
     code = [sys.executable, "-P", "-c", KILLED, tmp_path / "home", path]
     done = subprocess.run(code, env=ENVIRON, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     seen = [line.split() for line in done.stdout.splitlines()]
     now = str(len(module.MIGRATIONS))
-    assert len(seen) > 10 + module.MIGRATIONS[number].count("CREATE TABLE")
+    assert len(seen) > 10 + "".join(module.MIGRATIONS[number:]).count("CREATE TABLE")
     assert seen[-1][:2] == ["0", now]
     assert {status for status, *_ in seen[:-1]} == {"9"}
     assert len({(schema, tables) for _, schema, _, _, tables in seen}) == 2  # never half
