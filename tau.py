@@ -7314,7 +7314,7 @@ DECISIONS = "SELECT seq, at, type, run_id, data, scheduled_for FROM events WHERE
 
 DAY_S = 86_400.0
 #: It looks so soon after the start, and then so often.
-PRUNE_FIRST_S = 2.0
+PRUNE_FIRST_S = 0.5
 PRUNE_EVERY_S = 3600.0
 #: So long one batch may keep the writer's thread, and so many rows it looks at.
 PRUNE_S = 0.005
