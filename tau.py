@@ -9326,13 +9326,14 @@ def rehearse(times: int) -> None:
     A child that only reads a page shares it; each page it writes (and specialising writes into the code)
     costs a fault of some microseconds, and a run's start is made of nothing else.
     """
-    limits = {"log_lines": 1 << 30, "log_bytes": 1 << 30, "result_bytes": 1 << 20}
+    limits = LOCAL_LIMITS | {"result_bytes": 1 << 20}
     journal = Journal(os.devnull, limits)
+    job = local_job("rehearsal", os.sep, os.sep) | {"limits": limits, "params": {}, "journal": os.devnull}
 
-    async def act() -> dict[str, int]:
-        with Step(journal, "step") as step:
+    async def act(ctx: PipelineContext) -> dict[str, int]:
+        with ctx.step("step") as step:
             step.rows_out = 1
-            journal.log("line", "info", step, None, None)
+            ctx.log("line")
         return {"rows": 1}
 
     for _ in range(times):
@@ -9341,7 +9342,11 @@ def rehearse(times: int) -> None:
         exec(marshal.loads(marshal.dumps(compile("rows = 1", "rehearsal", "exec"))), {})
         stream = Captured(journal, "stdout", 1)
         stream.write("line\n")
-        journal.write(returned(asyncio.run(act()), limits["result_bytes"], journal))
+        pipeline(name="rehearsal")(act)  # the patterns that it compiles stay compiled
+        chosen, context = PIPELINES.pop(), PipelineContext(job, journal)
+        context.params = chosen.parameters.convert(job["params"])
+        result = call_function(chosen, context, journal)
+        journal.write(returned(result, limits["result_bytes"], journal) | context.changed_state())
         stream.finish()
     os.close(journal.descriptor)
 
@@ -10391,6 +10396,7 @@ def run_local(
     demand(chosen.parameters.schema(), given, "params", "see the signature of the pipeline")
     with tempfile.TemporaryDirectory(prefix="tau-local-") as folder:
         job = local_job(chosen.name, folder, os.fspath(data_dir) if data_dir else folder)
+        os.mkdir(job["secrets"], 0o700)
         job |= {
             "params": given,
             "state": state,
@@ -10408,7 +10414,6 @@ def run_local(
 def local_job(name: str, folder: str, directory: str) -> Json:
     """What run_local tells the context of its run."""
     secrets = os.path.join(folder, "secrets")
-    os.mkdir(secrets, 0o700)
     about = {"run_id": LOCAL_RUN, "pipeline": name, "version": 0, "attempt": 1, "folder": folder}
     about |= {"memos": os.path.join(folder, "memos"), "old_memos": None, "limits": LOCAL_LIMITS}
     return {
