@@ -7018,6 +7018,7 @@ class Agenda:
         """
         data = {"from": rfc3339(before), "to": rfc3339(now), "seconds": now - before}
         self.store.event("clock.set_back", None, None, data)
+        self.store.shift_waiting(now - before)
         # What is to come again is not what nobody could decide then.
         gaps = [gap for gap in self.remembered("gaps") or [] if gap["from"] < now]
         self.remember("gaps", [gap | {"until": min(gap["until"], now)} for gap in gaps])
@@ -8335,6 +8336,15 @@ class Store:
                 " ON CONFLICT (pipeline) DO UPDATE SET state = excluded.state, run_id = excluded.run_id,"
                 " updated_at = excluded.updated_at",
                 (encode_json(state), rfc3339(self.clock.time()), run_id),
+            )
+
+    def shift_waiting(self, seconds: int) -> None:
+        """The clock was set: what waits to be tried again, or in the queue, waits no longer for that."""
+        for column, status in (("retry_at", "retrying"), ("expires_at", "queued")):
+            self.db.execute(
+                f"UPDATE runs SET {column} = strftime('%Y-%m-%dT%H:%M:%fZ', {column}, ?)"
+                f" WHERE status = ? AND {column} IS NOT NULL",
+                (f"{seconds} seconds", status),
             )
 
     def note_stopping(self, run_id: str, attempt: int, status: str) -> None:

@@ -464,6 +464,7 @@ def million() -> Iterator[dict[str, Any]]:
             "list": [{}],
             "errors": [{}],
             "status": [{}],
+            "why": [{"name": "noop"}],
         }
         for method, asked in questions.items():
             times = []

@@ -400,3 +400,45 @@ Books.TestCase.settings = settings(
     suppress_health_check=[HealthCheck.too_slow],
 )  # fmt: skip
 TestBooks = Books.TestCase
+
+
+class SetClock(module.Clock):
+    """A clock that the test sets."""
+
+    def __init__(self) -> None:
+        self.now = 1_790_000_000.0
+
+    def time(self) -> float:
+        """What it was set to."""
+        return self.now
+
+
+def test_a_clock_set_back_a_day_makes_nobody_wait_a_day(tmp_path: Path) -> None:
+    clock = SetClock()
+
+    async def told() -> None:
+        store = module.Store(str(tmp_path), SETTINGS, clock)
+        store.open(asyncio.get_running_loop())
+        try:
+            options = {"retries": 1, "retry_delay": 5.0, "queue_timeout": 9.0}
+            await store.write(store.deploy, [FOUND[0] | options], "0" * 64, "me")
+            failing, waiting = (await add(store))[0], (await add(store))[0]
+            await store.write(store.admit, 1, {})
+            failed = module.Outcome("failed", None, module.bare_error("died", "ProcessDied", "x"))
+            await store.write(store.finish, failing, 1, [], state(), failed)
+            assert store.ask.next_appointment() == module.rfc3339(clock.now + 5)
+            clock.now -= 86_400
+            await store.write(store.shift_waiting, -86_400)
+            assert store.ask.next_appointment() == module.rfc3339(clock.now + 5)
+            clock.now += 5
+            jobs = await store.write(store.admit, 1, {})
+            assert [(job["run_id"], job["attempt"]) for job in jobs] == [(failing, 2)]
+            clock.now += 4.5
+            assert store.ask.has_expired(clock.now)
+            await store.write(store.expire_queued)
+            assert store.ask.status_of(waiting) == "timed_out"
+            assert (await add(store))[0] > waiting  # ids go on
+        finally:
+            store.close()
+
+    asyncio.run(told())
