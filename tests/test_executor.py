@@ -383,3 +383,14 @@ def test_the_verdict_is_one_function(record: dict, ended: dict, stopping: str, s
     outcome = module.verdict(record, ended, stopping)
     assert outcome.status == status
     assert (outcome.error is None) == (status == "success")
+
+
+def test_a_deploy_whose_fork_server_dies_is_not_blamed_on_the_file(fresh: Tau) -> None:
+    server = next(one["pid"] for one in fresh.call("status")["processes"] if one["role"] == "fork server")
+    os.kill(server, signal.SIGSTOP)  # what it is asked now it never reads
+    with fresh.connect() as wire:
+        text = "from tau import pipeline\n@pipeline\ndef loaded(ctx): ...\n"
+        wire.send({"id": 1, "method": "deploy", "params": {"files": [{"path": "loaded.py", "text": text}]}})
+        eventually(lambda: list((fresh.home / "versions").glob(".load-*")))
+        os.kill(server, signal.SIGKILL)
+        assert wire.receive()["result"]["pipelines"][0]["name"] == "loaded"
