@@ -1171,7 +1171,7 @@ class SocketPath:
 
 # --- 5. Settings -------------------------------------------------------------------------
 # Owns every setting as a row, and where a home, a configuration file and a key are found.
-# Calls Words.  Promises one precedence: flag, then environment, then file, then default.
+# Calls Words and Wire.  Promises one precedence: flag, then environment, then file, then default.
 
 
 class Setting:
@@ -1386,7 +1386,7 @@ def database_path(url: str, home: str) -> str:
 
 # --- 6. Shell ----------------------------------------------------------------------------
 # Owns what the commands `tau` and `taud` have in common: arguments, errors, and who reads the output.
-# Calls Words.  Promises JSON for programs, text for people, and that no text from outside drives a terminal.
+# Calls Words and Wire.  Promises JSON for programs, text for people, and that no text from outside drives a terminal.
 
 
 def make_parser(prog: str, description: str) -> argparse.ArgumentParser:
@@ -1485,6 +1485,15 @@ def boot_id() -> str:
         return ""
 
 
+def stat_fields(pid: int) -> list[bytes]:
+    """What Linux says of a process, from its state on (proc_pid_stat(5)); OSError if there is no such process."""
+    file = os.open(f"/proc/{pid}/stat", os.O_RDONLY)
+    try:
+        return os.read(file, 4096).rpartition(b")")[2].split()  # the name before it may hold spaces
+    finally:
+        os.close(file)
+
+
 def process_started(pid: int) -> str | None:
     """When a process started, in the kernel's own ticks since boot; None when there is no such process.
 
@@ -1492,11 +1501,7 @@ def process_started(pid: int) -> str | None:
     A zombie counts as gone: it runs nothing any more.
     """
     try:
-        file = os.open(f"/proc/{pid}/stat", os.O_RDONLY)
-        try:
-            fields = os.read(file, 4096).rpartition(b")")[2].split()  # the name before it may hold spaces
-        finally:
-            os.close(file)
+        fields = stat_fields(pid)
         return None if fields[0] in (b"Z", b"X") else fields[19].decode()
     except OSError:
         if os.path.exists("/proc/self/stat"):
@@ -3372,7 +3377,7 @@ def remove_tree(path: str) -> None:
 # Asynchronous, long-lived, one per home.  Never imports user code.
 
 # --- 13. Daemon --------------------------------------------------------------------------
-# Owns the home: its lock, its socket, start, recovery and stop; holds Server, Executor, Feed and Store.
+# Owns the home: its lock, its socket, start, recovery and stop; holds all that serves it.
 # Calls everything below.  Promises one daemon per home, and that runs outlive it.
 
 
@@ -3612,6 +3617,7 @@ class Daemon:
         """Something about these runs is on disk now: whoever waits hears of it, and a slot may be wanted."""
         for run_id in run_ids:
             self.feed.changed(run_id)
+        self.executor.set_alarm()
         self.executor.wake()
 
     @property
@@ -4128,7 +4134,7 @@ def local_peer(peer: Any, group: int | None) -> str:
 
 # --- 15. Operations ----------------------------------------------------------------------
 # Owns everything Tau can do, one function each; the docstrings are the reference manual.
-# Calls Executor, Feed and Store.  Promises verbs that may be repeated, and lists that say how to get the rest.
+# Calls all that the daemon holds.  Promises verbs that may be repeated, and lists that say how to get the rest.
 
 
 @writes
@@ -5479,7 +5485,7 @@ class FileLock:
 
 # --- 17. Scheduler -----------------------------------------------------------------------
 # Owns when pipelines run by themselves: what is due, the wait for it, and the watch over the clock.
-# Calls Executor and Store.  Promises each tick one decision and at most one run, whatever the clock does.
+# Calls Executor and Agenda.  Promises each tick one decision and at most one run, whatever the clock does.
 
 
 #: A tick that is decided within this time is on time; a later one has been missed: the misfire policy rules.
@@ -5868,7 +5874,7 @@ class Process:
         self.outcome: Json | None = None  # `returned` or `raised`
         self.ended: Json | None = None  # the fork server's end record
         self.stopping: str | None = None  # the status it is being stopped for
-        self.position = {"journal": 0, "stdout": 0, "stderr": 0, "n": 0, "bad": 0}
+        self.position = dict(NOWHERE)
         self.log_lines = self.log_dropped = 0
         self.tails: dict[str, list[bytes]] = {}  # last lines of an output beyond the limit, kept for its end
         self.lock = asyncio.Lock()  # held over reading and storing what was read, so that order is kept
@@ -6167,6 +6173,7 @@ class Executor:
         await self.starter.open()
         self.recover()
         self.spawn(self.watch())
+        self.set_alarm()
         self.wake()
 
     async def close(self) -> None:
@@ -6197,7 +6204,6 @@ class Executor:
     def wake(self) -> None:
         """Admits what is queued as far as there are slots; called whenever either may have changed."""
         free = self.settings["max_concurrent"] - self.used()
-        self.set_alarm()
         if self.admitting:
             self.again = True
         elif free > 0 and not self.paused and self.store.has_queue():
@@ -6206,7 +6212,10 @@ class Executor:
             self.spawn(self.admit(self.store.write(self.store.admit, free, self.starter.server)))
 
     def set_alarm(self) -> None:
-        """Looks again when the next run is to be tried again, or has waited for too long."""
+        """Looks again when the next run is to be tried again, or has waited for too long.
+
+        Only a commit can change when that is.
+        """
         due = self.store.ask.next_appointment()
         if due == self.alarm_for:
             return
@@ -6222,6 +6231,7 @@ class Executor:
         self.alarm, self.alarm_for = None, None
         if self.store.ask.has_expired(self.store.clock.time()):
             self.spawn(self.expire())
+        self.set_alarm()
         self.wake()
 
     async def expire(self) -> None:
@@ -6536,8 +6546,7 @@ def end_session(process: Json) -> None:
         return
     for name in os.listdir("/proc"):
         try:
-            with open(f"/proc/{name}/stat", "rb") as file:
-                session = int(file.read().rpartition(b")")[2].split()[3])
+            session = int(stat_fields(int(name))[3])
         except (OSError, ValueError, IndexError):
             continue
         if name.isdigit() and session == process["pid"]:
@@ -7853,16 +7862,6 @@ def settle_copy(copy: sqlite3.Connection, schema: int, home: str, path: str, now
     return {"runs": runs, "sources": sources, **ended}
 
 
-def add_event(
-    db: sqlite3.Connection, now: float, kind: str, pipeline: str | None, run_id: str | None, data: Json
-) -> None:
-    """A fact in the ledger of a copy."""
-    db.execute(
-        "INSERT INTO events (at, type, pipeline, run_id, data, actor) VALUES (?, ?, ?, ?, ?, 'taud')",
-        (rfc3339(now), kind, pipeline, run_id, encode_json(data)),
-    )
-
-
 def take_sources(copy: sqlite3.Connection, home: str) -> int:
     """The sources of a copy are in the home's versions/, and no longer in the copy; how many there were."""
     if not copy.execute("SELECT 1 FROM sqlite_master WHERE name = 'sources'").fetchone():
@@ -7978,10 +7977,7 @@ class Store:
         """Appends a fact to the ledger, in the transaction of the change; *tick* is what it decides about."""
         if run_id is not None:
             self.database.touched.add(run_id)
-        self.db.execute(
-            "INSERT INTO events (at, type, pipeline, run_id, data, actor, scheduled_for) VALUES (?, ?, ?, ?, ?, ?, ?)",
-            (rfc3339(self.clock.time()), type_name, pipeline, run_id, encode_json(data), actor, tick),
-        )
+        add_event(self.db, self.clock.time(), type_name, pipeline, run_id, data, actor, tick)
 
     def move(self, run_id: str, target: str, columns: str = "", *values: Any) -> bool:
         """Moves a run if it still may, setting more columns; False says that someone else moved it first."""
@@ -8175,7 +8171,7 @@ class Store:
         self.db.execute(
             "INSERT INTO attempts (run_id, attempt, journal, position, process, log_lines, log_dropped,"
             " status, started_at) VALUES (?, ?, ?, ?, ?, 0, 0, 'running', ?)",
-            (run_id, attempt, stem, NOWHERE, encode_json({"server": server}), now),
+            (run_id, attempt, stem, encode_json(NOWHERE), encode_json({"server": server}), now),
         )
         job = self.job(run_id, attempt, stem)
         self.event("run.started", job["pipeline"], run_id, {"attempt": attempt})
@@ -8196,7 +8192,7 @@ class Store:
         stem = f"{first}-{int(again or 1) + 1}"
         self.db.execute(
             "UPDATE attempts SET journal = ?, position = ?, process = ? WHERE run_id = ? AND attempt = ?",
-            (stem, NOWHERE, encode_json({"server": server}), run_id, attempt),
+            (stem, encode_json(NOWHERE), encode_json({"server": server}), run_id, attempt),
         )
         return self.job(run_id, attempt, stem)
 
@@ -8360,7 +8356,8 @@ FORGOTTEN = (
 #: How often an attempt that never began is handed to a fork server: each time a daemon or a server was killed.
 STARTS_MAX = 20
 OPTIONS_KEPT = 10_000
-NOWHERE = '{"journal":0,"stdout":0,"stderr":0,"n":0,"bad":0}'
+#: How far a journal and its outputs have been read before they are; how many records were kept, and were bad.
+NOWHERE = {"journal": 0, "stdout": 0, "stderr": 0, "n": 0, "bad": 0}
 DONE_COLUMNS = ("status", "duration_ms", "rows_in", "rows_out", "columns", "error", "finished_at", "finished_n")
 STEP_COLUMNS = ("run_id", "attempt", "step", "parent", "name", "path", "started_at", "n", *DONE_COLUMNS)
 LOG_COLUMNS = ("run_id", "attempt", "n", "at", "level", "step", "stream", "message", "fields")
@@ -9203,6 +9200,17 @@ def copy_database(
         raise
 
 
+def add_event(
+    db: sqlite3.Connection, now: float, kind: str, pipeline: str | None, run_id: str | None, data: Json,
+    actor: str = "taud", tick: str | None = None,
+) -> None:  # fmt: skip
+    """Appends a fact to the ledger."""
+    db.execute(
+        "INSERT INTO events (at, type, pipeline, run_id, data, actor, scheduled_for) VALUES (?, ?, ?, ?, ?, ?, ?)",
+        (rfc3339(now), kind, pipeline, run_id, encode_json(data), actor, tick),
+    )
+
+
 def storage_error(problem: Exception) -> TauError:
     """What a write that broke means for whoever asked for it."""
     if isinstance(problem, sqlite3.Error):
@@ -9982,7 +9990,7 @@ class Captured(io.TextIOBase):
 
 
 # --- 29. Pipeline API --------------------------------------------------------------------
-# Owns what user code sees: @pipeline, PipelineContext, Step.  Calls Parameters, Rows, Places and Trace.
+# Owns what user code sees: @pipeline and PipelineContext.  Calls all that follows.
 # Promises that using it outside a run (a test, a REPL) does nothing surprising.
 
 
@@ -11409,10 +11417,8 @@ class Web:
         self.label = parts.path.rstrip("/").rpartition("/")[2] or str(parts.hostname)
         known = Web.configure.__kwdefaults__ or {}
         self.options = {name: value for name, value in options.items() if name not in known}
-        formats = {name: None for form in FILE_FORMATS.values() for name in form.read.__kwdefaults__ or ()}
-        for name in self.options.keys() - formats:
-            hint = did_you_mean(name, (*known, *formats), f"it takes {', '.join(known)}")
-            raise BadRequest(f"http(s) has no option '{name}'", hint)
+        formats = (name for form in FILE_FORMATS.values() for name in form.read.__kwdefaults__ or ())
+        check_options(self.options, (*known, *formats), "http(s)", f"it takes {', '.join(known)}")
         self.configure(**{name: value for name, value in options.items() if name in known})
 
     def configure(
@@ -11894,7 +11900,7 @@ class Warehouse:
             raise BadRequest(f"no query, but a statement: {brief(query)}", "ctx.sql(…) executes statements")
         check_distinct(names)
         while found := cursor.fetchall() if batch_rows is None else cursor.fetchmany(batch_rows):
-            yield Rows([dict(zip(names, row, strict=True)) for row in found], names)
+            yield named_rows(names, found)
         if batch_rows is None:
             yield Rows((), names)
 
@@ -11904,7 +11910,7 @@ class Warehouse:
         if names is None:
             return int(found)
         check_distinct(names)
-        return Rows([dict(zip(names, row, strict=True)) for row in found.fetchall()], names)
+        return named_rows(names, found.fetchall())
 
 
 class SQLite(Warehouse):
@@ -12202,11 +12208,14 @@ def find_format(named: str | None, path: str) -> FileFormat:
 def options_for(work: Callable[..., Any], options: Json, what: str) -> Json:
     """The options, if they all are keyword arguments of *work*; BadRequest names one that is not."""
     known = getattr(work, "__kwdefaults__", None) or {}
-    for name in options:
-        if name not in known:
-            hint = did_you_mean(name, known, f"{what} takes {', '.join(known) or 'none'}")
-            raise BadRequest(f"{what} has no option '{name}'", hint)
+    check_options(options, known, what, f"{what} takes {', '.join(known) or 'none'}")
     return options
+
+
+def check_options(options: Json, known: Iterable[str], what: str, otherwise: str) -> None:
+    """BadRequest names an option that is not known, and the nearest that is, or *otherwise*."""
+    if unknown := next((name for name in options if name not in known), None):
+        raise BadRequest(f"{what} has no option '{unknown}'", did_you_mean(unknown, known, otherwise))
 
 
 def told_of(label: str, batches: Iterator[Rows]) -> Iterator[Rows]:
@@ -13172,13 +13181,18 @@ class SqlStep:
                 raise BadRequest("a SQL step must be a query", "SELECT … FROM data")
             names = [column[0] for column in cursor.description]
             check_distinct(names)
-            return Rows([dict(zip(names, row, strict=True)) for row in cursor], names)
+            return named_rows(names, cursor)
         except (sqlite3.Error, sqlite3.Warning) as problem:
             if not columns and "no such column" in str(problem):
                 return Rows()  # nobody knows the columns of no rows
             wrong = str(problem).rpartition(": ")[2]
             hint = did_you_mean(wrong, columns, f"data has the columns {', '.join(columns) or '(none)'}")
             raise SourceError(f"SQL step: {problem}", hint) from None
+
+
+def named_rows(names: list[str], cells: Iterable[Sequence[Any]]) -> Rows:
+    """The rows of a cursor, by the names of its columns."""
+    return Rows([dict(zip(names, row, strict=True)) for row in cells], names)
 
 
 def check_distinct(names: Sequence[str], hint: str = "name one of them otherwise: AS …") -> None:
