@@ -6,24 +6,24 @@ The file is laid out in the order a request travels.  Calls go down the page, or
                                   6 Shell   7 System   8 Ticks
     Part II   the client, `tau`   9 Command line   10 Doctor   11 Terminal   12 Client
                  │ one JSON document a line, over a socket
-    Part III  the daemon, `taud`  13 Daemon   14 Server   15 Operations   16 Environments
-                                  17 Scheduler   18 Executor   19 Feed   20 Agenda
-                                  21 Retention   22 Backup   23 Store   24 Questions
-                                  25 Database   26 Sources
+    Part III  the daemon, `taud`  13 Daemon   14 Server   15 HTTP   16 Callers   17 Operations
+                                  18 Environments   19 Scheduler   20 Executor   21 Feed
+                                  22 Agenda   23 Retention   24 Backup   25 Store   26 Questions
+                                  27 Database   28 Sources   29 Metrics
                  │ one JSON document a line: jobs over a socket, the trace through a journal file
-    Part IV   the run process     27 Fork server   28 Run process   29 Pipeline API
-                                  30 Parameters   31 Assertions   32 Memos   33 Places   34 Web
-                                  35 Warehouses   36 Formats   37 Rows   38 Trace
+    Part IV   the run process     30 Fork server   31 Run process   32 Pipeline API
+                                  33 Parameters   34 Assertions   35 Memos   36 Places   37 Web
+                                  38 Warehouses   39 Formats   40 Rows   41 Trace
 
 `tau run hello`, in one read:
-  main §9 builds one parser from the signature of `run` §15 and calls Client.call §12;
-  the line reaches Connection §14, which checks it and calls the operation `run` §15;
-  Store §23 makes the run durable and, in the same commit, Executor.admit §18 moves it to running;
-  ForkServer §27 creates the journal (that is the permission to start) and forks;
-  run_process §28 loads the deployed file and calls your function with a PipelineContext §29;
-  its records go to the Journal §38; the fork server appends the end record when the process is gone;
-  Executor §18 reads the journal, `verdict` §18 turns it into an outcome, Store §23 keeps it;
-  Feed §19 wakes the waiting `run` §15; Connection §14 answers; main §9 prints and exits 0 or 1.
+  main §9 builds one parser from the signature of `run` §17 and calls Client.call §12;
+  the line reaches Connection §14, which checks it and calls the operation `run` §17;
+  Store §25 makes the run durable and, in the same commit, Executor.admit §20 moves it to running;
+  ForkServer §30 creates the journal (that is the permission to start) and forks;
+  run_process §31 loads the deployed file and calls your function with a PipelineContext §32;
+  its records go to the Journal §41; the fork server appends the end record when the process is gone;
+  Executor §20 reads the journal, `verdict` §20 turns it into an outcome, Store §25 keeps it;
+  Feed §21 wakes the waiting `run` §17; Connection §14 answers; main §9 prints and exits 0 or 1.
 """
 
 from __future__ import annotations
@@ -51,6 +51,7 @@ if TYPE_CHECKING:
     import ast
     import asyncio
     import base64
+    import bisect
     import contextlib
     import csv
     import ctypes
@@ -59,6 +60,7 @@ if TYPE_CHECKING:
     import difflib
     import email.utils
     import fcntl
+    import fnmatch
     import grp
     import gzip
     import hashlib
@@ -79,6 +81,7 @@ if TYPE_CHECKING:
     import shutil
     import signal
     import sqlite3
+    import ssl
     import struct
     import tempfile
     import threading
@@ -109,7 +112,11 @@ if TYPE_CHECKING:
 
     Json = dict[str, Any]
     Tick = tuple[int, bool]
+    # What a text or a number means to an operation: see KINDS.
     Duration = float | str
+    PipelineName = str
+    RunId = str
+    Subject = str
     Function = TypeVar("Function", bound=Callable[..., Any])
     Answer = TypeVar("Answer")
 else:
@@ -135,6 +142,7 @@ else:
             "ast",
             "asyncio",
             "base64",
+            "bisect",
             "contextlib",
             "croniter",
             "csv",
@@ -143,9 +151,20 @@ else:
             "decimal",
             "difflib",
         ),
-        *("email.utils", "fcntl", "grp", "gzip", "hashlib", "hmac", "http.client", "importlib.util", "inspect"),
+        *(
+            "email.utils",
+            "fcntl",
+            "fnmatch",
+            "grp",
+            "gzip",
+            "hashlib",
+            "hmac",
+            "http.client",
+            "importlib.util",
+            "inspect",
+        ),
         *("linecache", "logging", "operator", "pickle", "pwd", "queue", "random", "re", "resource", "select"),
-        *("shutil", "signal", "sqlite3", "struct", "tempfile", "threading", "tomllib", "typing", "urllib.parse"),
+        *("shutil", "signal", "sqlite3", "ssl", "struct", "tempfile", "threading", "tomllib", "typing", "urllib.parse"),
         *("uuid", "zlib", "zoneinfo"),
     ):
         globals()[name.partition(".")[0]] = Later(name)
@@ -194,6 +213,8 @@ MOVES: dict[str, tuple[str, ...]] = {
     "lost": (),
 }
 FINAL = tuple(status for status, moves in MOVES.items() if not moves)
+#: What a key may be for: to look, to deploy and run, or all there is.  Each includes those before it.
+SCOPES = ("read", "operate", "admin")
 FAILURES = ("failed", "timed_out", "lost")
 #: What a run may say of its data beside its steps and its log.
 OBSERVATIONS = ("check", "metric", "progress")
@@ -211,6 +232,8 @@ LINE_BYTES_STRANGER = 8 << 10
 JSON_DEPTH_MAX = 64
 INT_DIGITS_MAX = 20
 CONNECTIONS_MAX = 1024
+#: Of connections from the network that have not shown a key yet.
+STRANGERS_MAX = 256
 IN_FLIGHT_MAX = 64
 #: Requests that only wait for a run do not count as in flight; so many of them a connection may have.
 WAITING_MAX = 1024
@@ -218,6 +241,11 @@ WRITE_BUFFER_BYTES = 1 << 20
 #: A request must be complete, and a blocked reader must read on, within this time.
 PATIENCE_S = 30.0
 HELLO_S = 5.0
+#: The head of an HTTP request; and how long a connection may be silent between two.
+HEAD_BYTES_MAX = 16 << 10
+IDLE_S = 600.0
+#: An answer over HTTP that takes long says so often that it is still to come.
+PULSE_S = 10.0
 LOOK_FOR_PEER_S = 1.0
 LINGER_S = 1.0
 #: A key of fewer characters could be guessed.
@@ -610,6 +638,13 @@ MIGRATIONS = (
     CREATE INDEX runs_retrying ON runs (retry_at, run_id) WHERE status = 'retrying';
     CREATE INDEX runs_expiring ON runs (expires_at, run_id) WHERE status = 'queued' AND expires_at IS NOT NULL;
     """,
+    """
+    -- Keys of the network: of each only the digest (SHA-256, hex).  `pipelines` are patterns; none means all.
+    CREATE TABLE keys (
+        name TEXT PRIMARY KEY, sha256 TEXT NOT NULL UNIQUE, scope TEXT NOT NULL, pipelines TEXT NOT NULL,
+        created_at TEXT NOT NULL, expires_at TEXT, used_at TEXT, revoked_at TEXT, actor TEXT NOT NULL
+    ) STRICT, WITHOUT ROWID;
+    """,
 )
 
 
@@ -637,7 +672,7 @@ def find_damage(db: sqlite3.Connection, tables: Sequence[str] = ()) -> str | Non
 JSON_COLUMNS = frozenset(
     (
         *("params", "result", "error", "options", "data", "fields", "position", "process", "outcome", "ended"),
-        *("columns", "state", "command", "upstream"),
+        *("columns", "state", "command", "upstream", "pipelines"),
     )
 )
 
@@ -795,10 +830,15 @@ KINDS = {
     "float": Kind({"type": "number"}, lambda text: finite(text)),
     "bool": Kind({"type": "boolean"}, bool),
     "Duration": Kind({"type": ["number", "string"]}, str),
+    "PipelineName": Kind({"type": "string"}, str),
+    "RunId": Kind({"type": "string"}, str),
+    "Subject": Kind({"type": "string"}, str),
     "Json": Kind({"type": "object"}, read_object),
-    "list[str]": Kind({"type": "array", "items": {"type": "string"}}, str),
+    "list[RunId]": Kind({"type": "array", "items": {"type": "string"}}, str),
     "list[Json]": Kind({"type": "array", "items": {"type": "object"}}, lambda path: read_files(path, path)),
 }
+#: Those that name a pipeline, a run (by the first characters of its id), or either.
+SUBJECTS = ("PipelineName", "RunId", "Subject")
 
 
 class Argument:
@@ -817,7 +857,7 @@ class Argument:
 
     def check(self, value: Any) -> Any:
         """The value, if JSON of this type was meant; BadRequest otherwise."""
-        if self.kind == "list[str]" and type(value) is str:
+        if self.kind == "list[RunId]" and type(value) is str:
             return [value]
         if not (value is None and self.optional):
             demand(KINDS[self.kind].schema, value, f"'{self.name}'", self.meaning)
@@ -838,6 +878,8 @@ class Operation:
     def __init__(self, handler: Callable[..., Awaitable[Json]], effect: str) -> None:
         self.handler, self.effect = handler, effect
         self.name = handler.__name__.rstrip("_")
+        self.scope = "read" if effect == "reads" else "operate"  # that a key must have
+        self.sifts = False  # whether the handler itself keeps to what the caller sees
         self.known: dict[str, Argument] | None = None
 
     @property
@@ -932,6 +974,19 @@ def operation(effect: str, registry: dict[str, Operation]) -> Callable[[Function
 
 reads, writes, destroys = (operation(effect, OPERATIONS) for effect in ("reads", "writes", "destroys"))
 local = operation("local", LOCAL_COMMANDS)
+
+
+def admin(handler: Function) -> Function:
+    """A decorator: the operation concerns the daemon itself, or what everybody has in common."""
+    OPERATIONS[handler.__name__.rstrip("_")].scope = "admin"
+    return handler
+
+
+def sifts(handler: Function) -> Function:
+    """A decorator: the operation need not name a pipeline, for it keeps to those that its caller sees."""
+    OPERATIONS[handler.__name__.rstrip("_")].sifts = True
+    return handler
+
 
 JSON_TYPES = {str: "string", bool: "boolean", int: "integer", float: "number", dict: "object", list: "array"}
 
@@ -1124,17 +1179,49 @@ def from_wire(error: Json) -> TauError:
     return kind(error.get("message", ""), hint, **data)
 
 
-def parse_address(text: str) -> tuple[str, str, int]:
-    """(family, path or host, port) of `unix:///path`, `tcp://host:port`, `http://host:port` or `host:port`."""
-    scheme, marks, rest = text.partition("://")
-    if not marks:
-        scheme, rest = "tcp", text
-    if scheme == "unix":
-        return "unix", rest, 0
-    host, colon, port = rest.rstrip("/").rpartition(":")
-    if scheme not in ("tcp", "http") or not colon or not port.isascii() or not port.isdigit():
-        raise BadRequest(f"'{text}' is not an address", "unix:///path/tau.sock or tcp://127.0.0.1:8400")
-    return "tcp", host.strip("[]"), int(port)
+#: scheme of an address → whether it is HTTP, whether it is encrypted, the port unless one is given.
+SCHEMES = {
+    "tcp": (False, False, 8400),
+    "tls": (False, True, 8400),
+    "http": (True, False, 80),
+    "https": (True, True, 443),
+}
+SKEW_HINT = "install the same version of tau on both sides, and start the daemon anew"
+ADDRESS_HINT = "unix:///path/tau.sock, tcp://host:8400, tls://host:8400, http://host:8400 or https://host"
+
+
+class Address:
+    """Where a daemon is: `unix:///path`, or a scheme of SCHEMES with a host; `host:port` means tcp."""
+
+    __slots__ = ("host", "path", "port", "scheme", "secure", "text", "web")
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+        self.scheme, marks, rest = text.partition("://")
+        if not marks:
+            self.scheme, rest = "tcp", text
+        self.host, self.port, self.path, self.web, self.secure = "", 0, "", False, False
+        if self.scheme == "unix":
+            self.path = rest
+            return
+        if self.scheme not in SCHEMES or "@" in rest:
+            raise BadRequest(f"'{self.scheme if '@' in rest else text}' is not an address", ADDRESS_HINT)
+        self.web, self.secure, usual = SCHEMES[self.scheme]
+        place, slash, path = rest.partition("/")
+        host, colon, port = place.rpartition(":")
+        if not colon or place.endswith("]"):
+            host, port = place, str(usual) if marks else ""
+        right = port.isascii() and port.isdigit() and 0 < int(port) < 65_536
+        if not host or not right or (path and not self.web) or any(mark in rest for mark in "?# "):
+            raise BadRequest(f"'{text}' is not an address", ADDRESS_HINT)
+        self.host, self.port = host.strip("[]"), int(port)
+        self.path = (slash + path).rstrip("/")  # what a reverse proxy may have put before /rpc
+
+    @property
+    def where(self) -> str:
+        """The place alone, as messages name it."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return self.path if self.scheme == "unix" else f"{host}:{self.port}"
 
 
 def bare_url(url: str) -> str:
@@ -1212,10 +1299,20 @@ class Setting:
 NUMBER_NAMES = {int: "whole number", float: "number"}
 
 SETTINGS = (
-    Setting("daemon", "host", "", "", "--host", "address to listen on besides the Unix socket"),
+    Setting(
+        *("daemon", "host", "", "", "--host"),
+        "addresses to listen on besides the Unix socket, with commas between; 0.0.0.0 and :: are all there are",
+    ),
     Setting("daemon", "port", 0, "TAU_PORT", "--port", "TCP port; 0 means the Unix socket only", most=65_535),
     Setting("daemon", "log_level", "info", "TAU_LOG_LEVEL", "--log-level", "what taud logs", choices=LEVELS),
     Setting("daemon", "group", "", "", "", "group that may use the socket besides the owner"),
+    Setting(
+        "daemon", "tls_cert", "", "", "", "file with the certificate, and its chain, for the TCP port: only TLS then"
+    ),
+    Setting("daemon", "tls_key", "", "", "", "file with the certificate's private key"),
+    Setting(
+        "daemon", "tls_client_ca", "", "", "", "file with the authorities that must have signed a client's certificate"
+    ),
     Setting(
         *("daemon", "start_method", "fork", "TAU_START_METHOD", "", "how runs start: fork or spawn"),
         choices=("fork", "spawn"),
@@ -1232,7 +1329,9 @@ SETTINGS = (
         most=10_000,
     ),
     Setting("scheduler", "timezone", "UTC", "", "", "time zone of schedules that name none"),
-    Setting("auth", "api_key", "", "TAU_API_KEY", "", "key that TCP clients must send"),
+    Setting("auth", "api_key", "", "TAU_API_KEY", "", "key that TCP clients must send; `tau key create` makes more"),
+    Setting("auth", "api_key_file", "", "TAU_API_KEY_FILE", "", "file that holds this key, instead"),
+    Setting("auth", "api_key_hash", "", "", "", "SHA-256 of this key in hex, instead"),
     Setting("retention", "run_days", 90.0, "", "", "how long runs are kept", least=1),
     Setting(
         "retention", "failed_days", 365.0, "", "", "how long runs that failed, timed out or were lost are kept", least=1
@@ -1453,6 +1552,12 @@ def complain(problem: TauError, as_json: bool) -> int:
     return problem.exit
 
 
+def caution(message: str, hint: str) -> None:
+    """Prints a warning on stderr, for a person or as JSON."""
+    warning = encode_json({"warning": {"message": message, "hint": hint}})
+    print(f"warning: {message}\n   hint: {hint}" if people_read(sys.stderr, False) else warning, file=sys.stderr)
+
+
 def printable(text: str) -> str:
     """The text with its control characters spelled out, so that a log line cannot drive a terminal."""
     return "".join(c if c.isprintable() or c in "\t\n" else c.encode("unicode_escape").decode() for c in text)
@@ -1560,6 +1665,15 @@ def is_locked(file: int) -> bool:
     except OSError:
         return False
     return True
+
+
+def keep_alive(peer: socket.socket) -> None:
+    """A TCP connection sends at once, and finds out within two minutes that its peer is gone."""
+    peer.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    peer.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in (("TCP_KEEPIDLE", 60), ("TCP_KEEPINTVL", 10), ("TCP_KEEPCNT", 6)):
+        if hasattr(socket, name):
+            peer.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
 
 
 def make_directory(path: str) -> None:
@@ -2325,7 +2439,7 @@ def add_argument(parser: argparse.ArgumentParser, argument: Argument) -> None:
     meaning = argument.meaning.replace("%", "%%")
     metavar = "FILE" if argument.kind == "list[Json]" else argument.name.upper()
     if argument.positional:
-        count = "+" if argument.kind == "list[str]" else None if argument.required else "?"
+        count = "+" if argument.kind == "list[RunId]" else None if argument.required else "?"
         parser.add_argument(argument.name, nargs=count, metavar=metavar, help=meaning)
     elif argument.kind == "list[Json]":
         parser.add_argument(*argument.flags, dest=argument.name, nargs="+", metavar="PATH", help=meaning)
@@ -3124,11 +3238,15 @@ def rows_text(step: Json) -> str:
 
 
 # --- 12. Client --------------------------------------------------------------------------
-# Owns one blocking connection.  Calls Wire.
-# Promises that an error comes back as its own class and that only what may be repeated is repeated.
+# Owns one blocking connection, in lines or over HTTP.  Calls Wire, Settings and Shell.
+# Promises that an error comes back as its own class, that only what may be repeated is repeated, that a daemon which
+# has fallen silent is given up, and that no key goes in the clear to another machine without a warning.
 
 CONNECT_S = 5.0
 RECONNECT_S = 30.0
+#: A request must be on its way, and a daemon that is silent for so long is asked whether it is still there.
+SEND_S = 300.0
+SILENCE_S = 30.0
 SERVICE_SOCKET = "/run/tau/tau.sock"
 
 
@@ -3143,9 +3261,7 @@ class Client:
         self.home = find_home(home)
         # A home that was named outright is meant, whatever TAU_HOST says.
         self.host = host or ("" if home else os.environ.get("TAU_HOST", ""))
-        self.socket: socket.socket | None = None
-        self.buffer = b""
-        self.greeted = True  # whether the peer has shown that it is a Tau; a Unix socket of ours is one
+        self.channel: Lined | Posted | None = None
         self.requests = 0
 
     def __enter__(self) -> Client:
@@ -3156,9 +3272,9 @@ class Client:
 
     def close(self) -> None:
         """The connection is closed; a later call opens a new one."""
-        if self.socket is not None:
-            self.socket.close()
-        self.socket, self.buffer = None, b""
+        if self.channel is not None:
+            self.channel.close()
+        self.channel = None
 
     def call(self, method: str, params: Json, on_event: Callable[[Json], None] | None = None) -> Json:
         """The result of one operation; its events go to *on_event* as they come.
@@ -3179,72 +3295,76 @@ class Client:
         while True:
             try:
                 return self.ask(method, params, hand_on)
-            except Unavailable:
-                connected = self.socket is not None and self.greeted
+            except UnknownMethod as problem:
+                self.compare_versions(problem)
+                raise
+            except Unavailable as problem:
+                connected = self.channel is not None
                 self.close()
                 now = time.monotonic()
                 lost_at = lost_at or now
                 if not repeatable or (not connected and lost_at == now) or now - lost_at > RECONNECT_S:
+                    raise
+                if problem.detail.get("retryable") is False:
                     raise
                 time.sleep(patience)
                 patience = min(2 * patience, 1.0)
 
     def ask(self, method: str, params: Json, on_event: Callable[[Json], None]) -> Json:
         """One request and its answer on the open connection."""
-        if self.socket is None:
-            self.connect()
+        if self.channel is not None and self.channel.spent:
+            self.close()
+        channel = self.channel = self.channel or self.connect()
         self.requests += 1
-        number = self.requests
-        self.send({"jsonrpc": "2.0", "id": number, "method": method, "params": params})
-        while True:
-            message = self.receive()
-            if message.get("method") == "event" and message["params"].pop("request") == number:
-                on_event(message["params"])
-            elif message.get("id") == number or ("error" in message and message.get("id") is None):
-                if "error" in message:
-                    raise from_wire(message["error"])
-                result: Json = message["result"]
+        message = {"jsonrpc": "2.0", "id": self.requests, "method": method, "params": params}
+        for answer in channel.answers(message):
+            if answer.get("method") == "event" and answer["params"].pop("request") == self.requests:
+                on_event(answer["params"])
+            elif answer.get("id") == self.requests or ("error" in answer and answer.get("id") is None):
+                if "error" in answer:
+                    raise from_wire(answer["error"])
+                result: Json = answer["result"]
                 return result
+        raise lost()
 
-    def connect(self) -> None:
-        """Opens the connection; Unavailable says why there is none and how to start a daemon."""
-        if self.host:
-            family, place, port = parse_address(self.host)
-        else:
-            family, place, port = "unix", os.path.join(self.home, "tau.sock"), 0
-            if not os.path.lexists(place) and os.path.lexists(SERVICE_SOCKET):
-                place = SERVICE_SOCKET
+    def compare_versions(self, problem: UnknownMethod) -> None:
+        """Conflict if a method is unknown because the daemon is of another version."""
+        there = self.ask("ping", {}, lambda event: None).get("version")
+        if there != __version__:
+            message = f"the daemon is tau {there}, this is {__version__}: {problem}"
+            raise Conflict(message, SKEW_HINT, reason="version_mismatch")
+
+    def connect(self) -> Lined | Posted:
+        """An open connection, to a daemon that takes us in; Unavailable says why there is none, and what to do."""
+        address = self.find_address()
         try:
-            self.socket = self.open_unix(place) if family == "unix" else self.open_tcp(place, port)
+            if address.scheme == "unix":
+                return Lined(open_unix(address.path))
+            connection = open_tcp(address)
         except OSError as problem:
-            raise Unavailable(*no_daemon(problem, place, port)) from None
-
-    def open_unix(self, path: str) -> socket.socket:
-        """A connected Unix socket."""
-        connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+            raise no_daemon(problem, address) from None
         try:
-            connection.settimeout(CONNECT_S)
-            with SocketPath(path) as short:
-                connection.connect(short.path)
-            connection.settimeout(None)
+            peer = connection.getpeername()[0]
+            key = self.find_key(peer)
+            if key and not address.secure and not is_loopback(peer):
+                caution(f"the key goes to {address.where} in the clear", "use tls:// or https://, or an SSH tunnel")
+            if address.web:
+                return Posted(connection, address, key)
+            lined = Lined(connection)
+            lined.greet(key)
+            return lined
         except BaseException:
             connection.close()
             raise
-        return connection
 
-    def open_tcp(self, host: str, port: int) -> socket.socket:
-        """A connected TCP socket that has said hello with the key."""
-        self.socket = connection = socket.create_connection((host, port), CONNECT_S)
-        self.greeted = False
-        connection.settimeout(None)
-        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        hello = {"api_key": self.find_key(connection.getpeername()[0]), "protocol": PROTOCOL}
-        self.send({"jsonrpc": "2.0", "id": 0, "method": "hello", "params": hello})
-        answer = self.receive()
-        if "error" in answer:
-            raise from_wire(answer["error"])
-        self.greeted = True
-        return connection
+    def find_address(self) -> Address:
+        """Where the daemon is: as told, else the socket of the home, else a service's."""
+        if self.host:
+            return Address(self.host)
+        place = os.path.join(self.home, "tau.sock")
+        if not os.path.lexists(place) and os.path.lexists(SERVICE_SOCKET):
+            place = SERVICE_SOCKET
+        return Address(f"unix://{place}")
 
     def find_key(self, peer: str) -> str:
         """$TAU_API_KEY; on loopback else the key that the daemon of this home made for it."""
@@ -3258,39 +3378,71 @@ class Client:
         except OSError:
             return ""
 
-    def send(self, message: Json) -> None:
-        """Sends one line; Unavailable if the daemon is gone."""
-        assert self.socket is not None
+    def wait_for_end(self) -> None:
+        """Returns when the daemon has closed the connection, or soon if something stands between."""
+        if self.channel is not None:
+            self.channel.wait_for_end()
+
+
+class Lined:
+    """A connection that carries lines."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self.socket, self.buffer = connection, b""
+        self.spent = False  # whether it can carry no more requests
+
+    def close(self) -> None:
+        """The connection is closed."""
+        self.socket.close()
+
+    def greet(self, key: str) -> None:
+        """Says hello with the key; Forbidden if it is not right, Unavailable if no Tau answers."""
+        hello = {"api_key": key, "protocol": PROTOCOL}
+        answer = next(self.answers({"jsonrpc": "2.0", "id": 0, "method": "hello", "params": hello}))
+        if "error" in answer:
+            raise from_wire(answer["error"])
+        check_protocol(answer["result"].get("protocol"), answer["result"].get("version"))
+
+    def answers(self, message: Json) -> Iterator[Json]:
+        """Sends a request; the messages that come, for ever."""
+        self.socket.settimeout(SEND_S)
         try:
             self.socket.sendall(encode(message))
         except OSError:
             pass  # what the daemon said before it closed is the better explanation: receive() finds it
+        self.socket.settimeout(silence())
+        while True:
+            yield self.receive()
 
     def receive(self) -> Json:
-        """The next line; Unavailable at the end of the stream."""
-        assert self.socket is not None
-        pieces = [self.buffer]
+        """The next line; Unavailable at the end of the stream, and when even a ping has no answer."""
+        pieces, asked = [self.buffer], False
         while b"\n" not in pieces[-1]:
             try:
                 piece = self.socket.recv(1 << 18)
+            except TimeoutError:
+                if asked:
+                    raise Unavailable(*SILENT, reason="silent") from None
+                asked = True
+                self.ping()
+                continue
             except OSError:
                 piece = b""
             if not piece:
-                hint = "the daemon stopped; `taud --detach` starts it, runs go on meanwhile"
-                raise Unavailable("the connection was lost before the answer", hint)
+                raise lost()
             pieces.append(piece)
         line, _, self.buffer = b"".join(pieces).partition(b"\n")
+        return read_message(line)
+
+    def ping(self) -> None:
+        """Asks for a sign of life, while the answer to something else is awaited."""
         try:
-            message = json.loads(line)
-        except ValueError:
-            message = None
-        if not isinstance(message, dict):
-            raise Unavailable("what answers here is not a Tau daemon", "check --host and TAU_HOST")
-        return message
+            self.socket.sendall(encode({"jsonrpc": "2.0", "id": "ping", "method": "ping"}))
+        except OSError:
+            pass
 
     def wait_for_end(self) -> None:
         """Returns when the daemon has closed the connection."""
-        assert self.socket is not None
         try:
             while self.socket.recv(1 << 16):
                 pass
@@ -3298,16 +3450,165 @@ class Client:
             pass
 
 
-def no_daemon(problem: OSError, place: str, port: int) -> tuple[str, str]:
-    """Why a connection could not be opened, and what to do: message and hint."""
-    where = f"{place}:{port}" if port else place
-    if isinstance(problem, PermissionError):
-        return f"not allowed to connect to {where}", "it belongs to another user; see [daemon] group"
-    if isinstance(problem, FileNotFoundError):
-        return f"no daemon: there is no socket at {where}", "taud --detach"
-    if isinstance(problem, ConnectionRefusedError):
-        return f"no daemon listens at {where}", "taud --detach"
-    return f"cannot connect to {where}: {problem}", "check --host, --home, TAU_HOST and TAU_HOME"
+class Posted:
+    """A connection that carries HTTP."""
+
+    def __init__(self, connection: socket.socket, address: Address, key: str) -> None:
+        self.socket, self.path = connection, address.path + "/rpc"
+        self.http = http.client.HTTPConnection(address.host, address.port)
+        self.http.sock, self.http.auto_open = connection, 0
+        self.spent = False  # whether it can carry no more requests
+        self.headers = {"Content-Type": "application/json", "User-Agent": f"tau/{__version__}"}
+        if key:
+            self.headers["Authorization"] = f"Bearer {key}"
+
+    def close(self) -> None:
+        """The connection is closed."""
+        self.http.close()
+
+    def answers(self, message: Json) -> Iterator[Json]:
+        """Sends a request; the messages that come back, to the end of the response."""
+        try:
+            self.socket.settimeout(SEND_S)
+            self.http.request("POST", self.path, encode(message), self.headers)
+            self.socket.settimeout(silence())
+            response = self.http.getresponse()
+            self.check(response)
+            self.spent = response.will_close
+            while line := response.readline():
+                if line.strip():
+                    message = read_message(line)
+                    if "method" not in message:
+                        response.read()  # to its end, which the next request begins behind
+                    yield message
+        except TimeoutError:
+            raise Unavailable(*SILENT, reason="silent") from None
+        except (OSError, http.client.HTTPException):
+            raise lost() from None
+
+    def check(self, response: http.client.HTTPResponse) -> None:
+        """Unavailable unless it is a Tau that answers, of our protocol."""
+        told = response.headers["Tau-Protocol"]
+        if told is not None:
+            check_protocol(int(told) if told.isdecimal() else told, None)
+        elif response.status in (502, 503, 504):
+            message = f"what stands before the daemon says {response.status} {response.reason}"
+            raise Unavailable(message, "the daemon behind it is down, or just starting", reason="gateway")
+        elif response.status in range(301, 309) and (place := response.headers["Location"]):
+            there = place.removesuffix("/rpc")
+            raise Unavailable(f"the daemon is elsewhere: {there}", f"--host {there}", reason="moved", retryable=False)
+        else:
+            raise stranger()
+
+    def wait_for_end(self) -> None:
+        """Returns when the daemon has closed the connection, or after a while: a proxy may keep it open."""
+        try:
+            self.socket.settimeout(CONNECT_S)
+            while self.socket.recv(1 << 16):
+                pass
+        except OSError:
+            pass
+
+
+SILENT = ("the daemon does not answer", "is it stopped, or the machine overloaded? TAU_TIMEOUT_S waits longer")
+
+
+def silence() -> float:
+    """How long a daemon may be silent, in seconds: $TAU_TIMEOUT_S, or SILENCE_S."""
+    try:
+        return max(float(os.environ.get("TAU_TIMEOUT_S") or SILENCE_S), 0.1)
+    except ValueError:
+        raise BadRequest("TAU_TIMEOUT_S is not a number of seconds", f"TAU_TIMEOUT_S={SILENCE_S:g}") from None
+
+
+def read_message(line: bytes) -> Json:
+    """A line from the daemon; Unavailable if no daemon can have sent it."""
+    try:
+        message = json.loads(line)
+    except ValueError:
+        message = None
+    if not isinstance(message, dict):
+        raise stranger()
+    return message
+
+
+def lost() -> Unavailable:
+    """The complaint about a connection that broke off."""
+    hint = "the daemon stopped; `taud --detach` starts it, runs go on meanwhile"
+    return Unavailable("the connection was lost before the answer", hint, reason="lost")
+
+
+def stranger() -> Unavailable:
+    """The complaint about something that answers in another way."""
+    hint = "check --host and TAU_HOST: tcp:// or tls:// for lines, http:// or https:// for HTTP"
+    return Unavailable("what answers here is not a Tau daemon", hint, reason="not_a_tau", retryable=False)
+
+
+def check_protocol(spoken: Any, version: str | None) -> None:
+    """Conflict unless both sides speak alike."""
+    if spoken != PROTOCOL:
+        there = f"tau {version}" if version else "the daemon"
+        message = f"{there} speaks protocol {spoken!r:.20}, this tau {__version__} speaks {PROTOCOL}"
+        raise Conflict(message, SKEW_HINT, reason="version_mismatch")
+
+
+def open_unix(path: str) -> socket.socket:
+    """A connected Unix socket."""
+    connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        connection.settimeout(CONNECT_S)
+        with SocketPath(path) as short:
+            connection.connect(short.path)
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def open_tcp(address: Address) -> socket.socket:
+    """A connected TCP socket; encrypted, and the daemon's certificate verified, if the address says so."""
+    connection = socket.create_connection((address.host, address.port), CONNECT_S)
+    try:
+        keep_alive(connection)
+        if not address.secure:
+            return connection
+        environ = os.environ
+        context = ssl.create_default_context(cafile=environ.get("TAU_CA_FILE") or None)
+        context.set_alpn_protocols(["http/1.1"])
+        if cert := environ.get("TAU_CERT_FILE"):
+            context.load_cert_chain(cert, environ.get("TAU_CERT_KEY_FILE") or None)
+        return context.wrap_socket(connection, server_hostname=address.host)
+    except BaseException:
+        connection.close()
+        raise
+
+
+def no_daemon(problem: OSError, address: Address) -> Unavailable:
+    """Why a connection could not be opened, and what to do."""
+    where, start = address.where, "taud --detach"
+    if address.scheme != "unix":
+        start = f"start taud there: taud --port {address.port}"
+    kinds: tuple[tuple[type[OSError] | None, str, str, str], ...] = (
+        (PermissionError, "not_allowed", f"not allowed to connect to {where}", "it is another user's: [daemon] group"),
+        (FileNotFoundError, "no_socket", f"no daemon: there is no socket at {where}", start),
+        (ConnectionRefusedError, "refused", f"no daemon listens at {where}", start),
+        (socket.gaierror, "unknown_host", f"there is no host '{address.host}'", "check --host and TAU_HOST"),
+        (TimeoutError, "no_route", f"{where} does not answer", "is the machine up, and the port open to you?"),
+    )
+    if address.secure and isinstance(problem, ssl.SSLCertVerificationError):
+        message = f"the certificate of {where} is refused: {problem.verify_message}"
+        return Unavailable(message, CA_HINT, reason="certificate_refused", retryable=False)
+    if address.secure and isinstance(problem, (ssl.SSLError, ConnectionResetError)):
+        message, hint = f"no TLS with {where}: {problem}", "if the daemon speaks plainly there: tcp:// or http://"
+        return Unavailable(message, hint, reason="no_tls", retryable=False)
+    for kind, reason, message, hint in kinds:
+        if kind is not None and isinstance(problem, kind):
+            return Unavailable(message, hint, reason=reason)
+    hint = "check --host, --home, TAU_HOST and TAU_HOME"
+    return Unavailable(f"cannot connect to {where}: {problem}", hint, reason="unreachable")
+
+
+CA_HINT = "TAU_CA_FILE names the authority's certificate; the host must be one that the daemon's certificate names"
 
 
 class ThrowAway:
@@ -3567,8 +3868,11 @@ class Daemon:
         self.agenda = Agenda(self.store, settings["timezone"], due)
         self.scheduler = Scheduler(self.agenda, self.executor)
         self.addresses: list[str] = []
-        self.listeners: list[asyncio.Server] = []
+        self.listeners: list[asyncio.Server | SecureListener] = []
         self.connections: set[Connection] = set()
+        self.strangers: dict[Connection, None] = {}  # those that have not shown a key, the oldest first
+        self.keys = Keys(home, settings, self.store)
+        self.tls = make_tls(settings)
         self.started = time.time()
         self.warnings: list[str] = []
         self.keeping = asyncio.Lock()  # held while a deployed source takes its place
@@ -3643,39 +3947,43 @@ class Daemon:
         self.addresses.append(f"unix://{self.socket_path}")
 
         def on_unix() -> Connection:
-            return Connection(self, group=group)
+            return Lines(self, group=group)
 
         self.listeners.append(await loop.create_unix_server(on_unix, sock=bound, backlog=1024, start_serving=False))
+        self.keys.open()
         if self.settings["port"] or self.settings["host"]:
-            self.listeners.append(await self.listen_tcp())
+            bound_tcp = bind_tcp(self.settings["host"], self.settings["port"] or 8400)
+            self.open_door([one.getsockname() for one in bound_tcp])
+            for one in bound_tcp:
+                self.listeners.append(await self.listen_tcp(one))
 
-    async def listen_tcp(self) -> asyncio.Server:
-        """The TCP port is open, for whoever has the key of this home."""
-        host = self.settings["host"] or "127.0.0.1"
-        port = self.settings["port"] or 8400
-        loop = asyncio.get_running_loop()
-        try:
-            found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-        except OSError as problem:
-            raise BadRequest(f"--host {host}: {problem.strerror}", "give an address of this machine") from None
-        configured: str = self.settings["api_key"]
-        check_key(configured)
-        if not all(is_loopback(address[4][0]) for address in found):
-            if not configured:
-                hint = "set [auth] api_key, or listen on 127.0.0.1 and come through an SSH tunnel"
-                raise Forbidden(f"taud does not listen on {host} without a configured key", hint)
-            self.warn(f"what is sent to {host} is not encrypted; put TLS or an SSH tunnel in front")
-        key = configured.encode() if configured else make_key(self.home)
-        try:
-            listener = await loop.create_server(
-                lambda: Connection(self, key=key), host, port, backlog=1024, start_serving=False
+    def open_door(self, places: list[Any]) -> None:
+        """These addresses may be listened on: there is a key for whoever comes; Forbidden if there is none."""
+        public = [place[0] for place in places if not is_loopback(place[0])]
+        if not public and configured_key(self.settings) is None:
+            self.keys.at_home = True
+            self.keys.open()
+        if public and not self.keys.holders:
+            hint = (
+                "`tau key create NAME` makes one, [auth] api_key is one; or listen on 127.0.0.1, behind an SSH tunnel"
             )
-        except OSError as problem:
-            raise Conflict(f"cannot listen on {host}:{port}: {problem.strerror}", "choose another --port") from None
-        for bound in listener.sockets:
-            name, number, *_ = bound.getsockname()
-            self.addresses.append(f"tcp://[{name}]:{number}" if ":" in name else f"tcp://{name}:{number}")
-        return listener
+            raise Forbidden(f"taud does not listen on {public[0]} without a configured key", hint)
+        if public and self.tls is None:
+            self.warn(f"what is sent to {public[0]} is not encrypted: set [daemon] tls_cert, or put TLS in front")
+
+    async def listen_tcp(self, bound: socket.socket) -> asyncio.Server | SecureListener:
+        """A bound TCP socket is served, to whoever has a key."""
+        name, number, *_ = bound.getsockname()
+        scheme = "tcp" if self.tls is None else "tls"
+        self.addresses.append(f"{scheme}://[{name}]:{number}" if ":" in name else f"{scheme}://{name}:{number}")
+
+        def on_tcp() -> Connection:
+            return Doorstep(self, self.keys)
+
+        if self.tls is not None:
+            return SecureListener(bound, self.tls, on_tcp)
+        loop = asyncio.get_running_loop()
+        return await loop.create_server(on_tcp, sock=bound, backlog=1024, start_serving=False)
 
     def on_signal(self) -> None:
         """SIGTERM: stop now, leaving live runs to the next daemon.  A second one: at once."""
@@ -3689,6 +3997,36 @@ class Daemon:
         self.executor.paused = True
         if self.ended is not None:
             self.ended.set()
+
+    def holds(self) -> list[str]:
+        """Why no new work is taken just now, if so."""
+        reasons = ["taud is shutting down"] if self.stopping else []
+        if self.store.ask.totals()["queued"] >= self.settings["max_queued"]:
+            reasons.append("the queue is full")
+        if self.store.database.is_full:
+            reasons.append("the store cannot be written")
+        return reasons
+
+    def figures(self) -> Iterator[tuple[str, str, str, Iterable[str]]]:
+        """What Prometheus is told."""
+        counts, slots = self.store.ask.totals(), self.settings["max_concurrent"]
+        disk = os.statvfs(self.home)
+        yield "tau_info", "gauge", "What serves.", (f'tau_info{{version="{__version__}",protocol="{PROTOCOL}"}} 1',)
+        yield "tau_runs", "gauge", "Runs in the store.", (f'tau_runs{{status="{k}"}} {n}' for k, n in counts.items())
+        for name, meaning, value in (
+            ("tau_queue_length", "Runs that wait.", counts["queued"]),
+            ("tau_slots", "Runs that may go on at the same time.", slots),
+            ("tau_slots_used", "Runs that go on.", self.executor.used()),
+            ("tau_pipelines", "Pipelines deployed.", self.store.ask.pipeline_count()),
+            ("tau_connections", "Connections open.", len(self.connections)),
+            ("tau_database_bytes", "Size of the store's file.", self.store.ask.file_bytes()),
+            ("tau_disk_free_bytes", "Room where everything is kept.", disk.f_bavail * disk.f_frsize),
+            ("tau_uptime_seconds", "Time since taud began.", round(time.time() - self.started, 1)),
+        ):
+            yield name, "gauge", meaning, (f"{name} {value}",)
+        yield "tau_auth_failures_total", "counter", "Wrong keys.", (f"tau_auth_failures_total {self.keys.failures}",)
+        yield from self.store.metrics.families()
+        yield from process_figures()
 
     def begin_stopping(self, drain: float, cancel: bool) -> asyncio.Future[None]:
         """Nothing is admitted any more; resolves when live runs have ended, or need not be waited for.
@@ -3776,6 +4114,117 @@ def bind_unix(home: str, path: str, group: int | None) -> socket.socket:
     return bound
 
 
+def bind_tcp(hosts: str, port: int) -> list[socket.socket]:
+    """A bound socket for each of the addresses; without any for those of loopback."""
+    bound: list[socket.socket] = []
+    try:
+        for host in map(str.strip, (hosts or "127.0.0.1,::1").split(",")):
+            try:
+                found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+            except OSError as problem:
+                raise BadRequest(f"--host {host}: {problem.strerror}", "give addresses of this machine") from None
+            for family, kind, protocol, _, address in found:
+                try:
+                    bound.append(bind_one(socket.socket(family, kind, protocol), address))
+                except OSError as problem:
+                    if host == "::1" and not hosts:
+                        continue  # nobody asked for it, and there is no IPv6 here
+                    message = f"cannot listen on {host}:{port}: {problem.strerror}"
+                    raise Conflict(message, "choose another --port") from None
+    except BaseException:
+        for one in bound:
+            one.close()
+        raise
+    return bound
+
+
+def bind_one(made: socket.socket, address: Any) -> socket.socket:
+    """The socket, bound; closed if that fails."""
+    try:
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if made.family == socket.AF_INET6:
+            made.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        made.bind(address)
+        made.setblocking(False)
+    except BaseException:
+        made.close()
+        raise
+    return made
+
+
+def make_tls(settings: Json) -> ssl.SSLContext | None:
+    """What the TCP port needs to speak TLS 1.2 and later; None if it speaks plainly."""
+    if not settings["tls_cert"]:
+        return None
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.set_alpn_protocols(["http/1.1"])
+    load_certificates(context, settings)
+    return context
+
+
+def load_certificates(context: ssl.SSLContext, settings: Json) -> None:
+    """Connections that begin from now on see the certificate as it is in its file; BadRequest if that is not one."""
+    cert, key, authorities = settings["tls_cert"], settings["tls_key"] or None, settings["tls_client_ca"]
+    try:
+        if os.stat(key or cert).st_mode & 0o007:
+            raise Forbidden(f"{key or cert} can be read by everybody", f"chmod o= {key or cert}")
+        context.load_cert_chain(cert, key, password=lambda: "")
+        if authorities:
+            context.verify_mode = ssl.CERT_REQUIRED
+            context.load_verify_locations(authorities)
+    except (OSError, ValueError) as problem:
+        raise BadRequest(f"[daemon] tls_cert {cert}: {problem}", "PEM files; see tls_key, tls_client_ca") from None
+
+
+class SecureListener:
+    """Accepts TLS connections on a bound socket.  Only so many may be shaking hands: then the oldest must go."""
+
+    def __init__(self, bound: socket.socket, context: ssl.SSLContext, on_peer: Callable[[], Connection]) -> None:
+        self.bound, self.context, self.on_peer = bound, context, on_peer
+        self.shaking: dict[asyncio.Task[None], None] = {}
+        self.accepting: asyncio.Task[None] | None = None
+
+    async def start_serving(self) -> None:
+        """Listens from now on."""
+        self.bound.listen(1024)
+        self.accepting = asyncio.get_running_loop().create_task(self.accept())
+
+    def close(self) -> None:
+        """Listens no more; nobody is left in the middle of a handshake."""
+        for task in (self.accepting, *self.shaking):
+            if task is not None:
+                task.cancel()
+        self.bound.close()
+
+    async def accept(self) -> None:
+        """Lets peers in for ever."""
+        loop = asyncio.get_running_loop()
+        while True:
+            try:
+                peer, _ = await loop.sock_accept(self.bound)
+            except OSError:  # no descriptors left, or a peer that was gone before it was here
+                await asyncio.sleep(ACCEPT_PAUSE_S)
+                continue
+            task = loop.create_task(self.shake(peer))
+            self.shaking[task] = None
+            task.add_done_callback(lambda done: self.shaking.pop(done, None))
+            if len(self.shaking) > STRANGERS_MAX:
+                next(iter(self.shaking)).cancel()
+
+    async def shake(self, peer: socket.socket) -> None:
+        """A handshake, or none: whoever does not speak TLS is let go."""
+        try:
+            await asyncio.get_running_loop().connect_accepted_socket(
+                self.on_peer, peer, ssl=self.context, ssl_handshake_timeout=HELLO_S, ssl_shutdown_timeout=HELLO_S
+            )
+        except OSError:
+            peer.close()
+
+
+ACCEPT_PAUSE_S = 0.05
+
+
 def answers(path: str) -> bool:
     """Whether anybody listens at a Unix socket."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
@@ -3789,41 +4238,24 @@ def answers(path: str) -> bool:
         return True
 
 
-def check_key(key: str) -> None:
-    """BadRequest for a configured key that could be guessed."""
-    if key and len(key) < KEY_CHARACTERS_MIN:
-        hint = 'python3 -c "import secrets; print(secrets.token_urlsafe(32))" makes one'
-        raise BadRequest(f"[auth] api_key is shorter than {KEY_CHARACTERS_MIN} characters", hint)
-
-
-def make_key(home: str) -> bytes:
-    """The key of this home for loopback TCP: read from <home>/key (0600), or made there."""
-    path = os.path.join(home, "key")
-    if not os.path.exists(path):
-        key = b"tau_sk_" + base64.urlsafe_b64encode(os.urandom(32)).rstrip(b"=")
-        with open(path + ".new", "wb") as file:  # under umask 077
-            file.write(key + b"\n")
-        os.rename(path + ".new", path)  # whole or not at all
-    with open(path, "rb") as file:
-        key = file.read().strip()
-    if len(key) < KEY_CHARACTERS_MIN:
-        raise Forbidden(f"{path} does not hold a key", "remove it: taud makes another")
-    return key
-
-
 # --- 14. Server --------------------------------------------------------------------------
-# Owns a connection: lines in, answers out, who may speak, and how much of it.  Calls the operation asked for.
-# Promises that nothing a peer sends costs another connection anything, and that no reader is buffered for ever.
+# Owns a connection: who speaks, how much of it at once, requests in, answers out.  Calls Callers and the operation
+# asked for.  Promises that nothing a peer sends costs another connection anything, and that no reader is buffered
+# for ever.
 
 
 class Call:
     """One request being answered, as an operation sees it."""
 
-    __slots__ = ("actor", "connection", "daemon", "request")
+    __slots__ = ("actor", "caller", "connection", "daemon", "request")
 
-    def __init__(self, connection: Connection, request: Any) -> None:
-        self.connection, self.request = connection, request
-        self.daemon, self.actor = connection.daemon, connection.actor
+    def __init__(self, connection: Connection, caller: Caller, request: Any) -> None:
+        self.connection, self.caller, self.request = connection, caller, request
+        self.daemon, self.actor = connection.daemon, caller.name
+
+    def among(self) -> list[str] | None:
+        """The pipelines that the caller sees; None if that is all of them."""
+        return self.caller.sift(self.daemon.store.ask.known_names()) if self.caller.patterns else None
 
     def rest(self) -> None:
         """From now on this request only waits for a run: others may begin meanwhile."""
@@ -3836,81 +4268,39 @@ class Call:
 
 
 class Connection(Protocol):
-    """One peer, as asyncio's protocol: it splits lines itself, for speed and to bound every buffer."""
+    """One peer, as asyncio's protocol; what Lines and Exchange have in common.
+
+    Over a network a peer is a stranger until it has shown a key; of those there are only so many at a time.
+    """
 
     transport: asyncio.Transport
 
-    def __init__(self, daemon: Daemon, group: int | None = None, key: bytes | None = None) -> None:
-        self.daemon, self.group, self.key = daemon, group, key
-        self.buffer = bytearray()  # the unfinished line; never longer than line_max
-        self.lines: list[bytes] = []  # complete lines not yet begun, newest first
+    def __init__(self, daemon: Daemon) -> None:
+        self.daemon = daemon
+        self.caller: Caller | None = None  # who it is, once it has shown that
+        self.remote = ""  # its address, unless it comes through a Unix socket
         self.tasks: set[asyncio.Task[None]] = set()  # requests not yet answered
-        self.resting: set[asyncio.Task[Any]] = set()  # those of them that only wait for a run
-        self.known = False  # whether the peer has shown who it is
-        self.actor = ""
-        self.closing = False  # no line is read any more; what is in flight is still answered
-        self.refused = self.lingering = False  # closed by us; and waiting for the peer to see it
+        self.lingering = False  # closed by us, and waiting for the peer to see it
         self.writable = asyncio.Event()
         self.writable.set()
-        self.timer: asyncio.TimerHandle | None = None  # while a line or a hello is overdue
+        self.timer: asyncio.TimerHandle | None = None  # while something is overdue
         self.blocked: asyncio.TimerHandle | None = None  # while the peer does not read
         self.looking: asyncio.TimerHandle | None = None  # while the peer has said all and waits for answers
-
-    @property
-    def line_max(self) -> int:
-        """How long a line may be: strangers get less."""
-        return LINE_BYTES_MAX if self.known else LINE_BYTES_STRANGER
 
     # asyncio calls these.
 
     def connection_made(self, transport: Any) -> None:
-        """Admits the peer, or tells it why not and closes."""
+        """Admits a peer, or tells it why not and closes."""
         self.transport = transport
         transport.set_write_buffer_limits(high=WRITE_BUFFER_BYTES)
         self.daemon.connections.add(self)
         if len(self.daemon.connections) > CONNECTIONS_MAX:
-            self.refuse(None, Unavailable("too many connections", "close some, or try again later"))
-        elif self.key is None:
-            self.actor = local_peer(transport.get_extra_info("socket"), self.group)
-            self.known = bool(self.actor)
-            if not self.known:
-                self.refuse(None, Forbidden("this socket belongs to another user", "see [daemon] group"))
-        else:
-            transport.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            self.timer = asyncio.get_running_loop().call_later(HELLO_S, transport.abort)
-
-    def data_received(self, data: bytes) -> None:
-        """Splits what came into lines and begins as many as may be in flight."""
-        if self.closing:
-            return
-        start = len(self.buffer)
-        self.buffer += data
-        end = self.buffer.rfind(b"\n", start)
-        if end >= 0:
-            whole = bytes(self.buffer[:end])
-            del self.buffer[: end + 1]
-            self.lines[:0] = whole.split(b"\n")[::-1]
-        self.begin_lines()
-        self.expect_rest(new=end >= 0)
-        if len(self.buffer) > self.line_max and not self.closing:
-            hint = f"a line may have {self.line_max:,} bytes"
-            self.refuse(None, InvalidRequest("the line is too long", hint))
-
-    def eof_received(self) -> bool:
-        """The peer has said all; it still gets its answers, unless it is gone altogether."""
-        if self.lingering:
-            return False
-        self.closing = True
-        self.buffer.clear()
-        self.expect_rest(new=True)
-        self.look_for_peer()
-        self.close_if_done()
-        return True
+            self.turn_away(Unavailable("too many connections", "close some, or try again later"))
 
     def connection_lost(self, problem: Exception | None) -> None:
         """Nothing of this connection is left: no task, no timer."""
         self.daemon.connections.discard(self)
-        self.closing = True
+        self.daemon.strangers.pop(self, None)
         self.writable.set()
         for handle in (self.timer, self.blocked, self.looking):
             if handle is not None:
@@ -3929,20 +4319,38 @@ class Connection(Protocol):
         if self.blocked is not None:
             self.blocked.cancel()
         self.blocked = None
-        self.begin_lines()
+
+    # Those who speak differently do this differently.
+
+    def turn_away(self, problem: TauError) -> None:
+        """Tells the peer that it is not admitted, and closes."""
+        raise NotImplementedError
+
+    def send(self, document: Any) -> None:
+        """Sends one document."""
+        raise NotImplementedError
+
+    def rest(self) -> None:
+        """The request being answered only waits from now on; the next may begin."""
+
+    def say_goodbye(self) -> set[asyncio.Task[None]]:
+        """The daemon goes: what waits is told so, by the tasks returned."""
+        for task in self.tasks:
+            task.cancel()
+        return self.tasks
 
     # Ours.
 
-    def expect_rest(self, new: bool) -> None:
-        """An unfinished line must be finished in PATIENCE_S, counted from its (*new*) beginning."""
-        if not self.known:
-            return  # the time for the hello is running
-        if self.timer is not None and (new or not self.buffer):
+    def admit(self, caller: Caller) -> None:
+        """The peer is a stranger no more."""
+        self.caller = caller
+        self.daemon.strangers.pop(self, None)
+
+    def forget_timer(self) -> None:
+        """Nothing is overdue."""
+        if self.timer is not None:
             self.timer.cancel()
-            self.timer = None
-        if self.buffer and self.timer is None and not self.lines:
-            loop = asyncio.get_running_loop()
-            self.timer = loop.call_later(PATIENCE_S, self.transport.abort)
+        self.timer = None
 
     def look_for_peer(self) -> None:
         """Drops a peer that has closed both ways: asyncio tells only that it will say no more."""
@@ -3953,90 +4361,37 @@ class Connection(Protocol):
         elif not self.transport.is_closing():
             self.looking = asyncio.get_running_loop().call_later(LOOK_FOR_PEER_S, self.look_for_peer)
 
-    def rest(self) -> None:
-        """The request being answered only waits from now on; the next may begin."""
-        task = asyncio.current_task()
-        if task in self.tasks:
-            self.resting.add(task)
-            asyncio.get_running_loop().call_soon(self.begin_lines)
+    def linger(self) -> None:
+        """Closes our side, and the rest soon: closing over unread input would take the error from the peer."""
+        self.lingering = True
+        self.transport.resume_reading()  # to be thrown away
+        if self.transport.can_write_eof():
+            self.transport.write_eof()
+        self.forget_timer()
+        self.timer = asyncio.get_running_loop().call_later(LINGER_S, self.transport.abort)
 
-    def has_room(self) -> bool:
-        """Whether another request may begin."""
-        busy = len(self.tasks) - len(self.resting)
-        return busy < IN_FLIGHT_MAX and len(self.tasks) < WAITING_MAX and self.writable.is_set()
+    async def send_slowly(self, document: Any) -> None:
+        """Sends one document when the peer has read what came before it."""
+        await self.writable.wait()
+        self.send(document)
 
-    def begin_lines(self) -> None:
-        """Begins waiting lines while there is room in flight; else stops reading for a while."""
-        while self.lines and self.has_room():
-            self.begin(self.lines.pop())
-        if self.transport.is_closing():
-            return
-        if self.lines:
-            self.transport.pause_reading()
-        elif not self.closing:
-            self.transport.resume_reading()
-        self.close_if_done()
-
-    def begin(self, line: bytes) -> None:
-        """One line becomes a task; what is no JSON ends the connection, for its place in the stream is lost."""
-        if not line.strip():
-            return
-        try:
-            if len(line) > self.line_max:
-                raise ParseError("the line is too long", f"a line may have {self.line_max:,} bytes")
-            message = decode(line)
-            if not self.known:
-                self.greet(message)
-                return
-        except (ParseError, Forbidden) as problem:
-            self.refuse(None, problem)
-            return
-        except InvalidRequest as problem:
-            self.send(refusal(None, problem))
-            return
-        task = asyncio.get_running_loop().create_task(self.answer(message))
-        self.tasks.add(task)
-        task.add_done_callback(self.forget)
-
-    def forget(self, task: asyncio.Task[None]) -> None:
-        """A request has been answered; the next may begin."""
-        self.tasks.discard(task)
-        self.resting.discard(task)
-        self.begin_lines()
-
-    def greet(self, message: Any) -> None:
-        """The first line on TCP: `hello` with the key, else Forbidden."""
-        params = message.get("params") if isinstance(message, dict) else None
-        given = params.get("api_key") if isinstance(params, dict) else None
-        right = message.get("method") == "hello" if isinstance(message, dict) else False
-        # compare_digest on bytes: on text with non-ASCII letters it raises.
-        key = given.encode("utf-8") if isinstance(given, str) else b""
-        if not right or not self.key or not hmac.compare_digest(key, self.key):
-            raise Forbidden("hello with the right key first", "set TAU_API_KEY, or use the daemon's own home")
-        self.known, self.actor = True, "key"
-        if self.timer is not None:
-            self.timer.cancel()
-        self.send(response(message.get("id"), {"protocol": PROTOCOL, "version": __version__}))
-
-    async def answer(self, message: Any) -> None:
-        """Answers one request or one batch; notifications get nothing."""
+    async def answer(self, message: Any) -> Any:
+        """The answer to one request or one batch; None to notifications."""
         if not isinstance(message, list):
-            reply = await self.reply(message)
-            if reply is not None:
-                self.send(reply)
-        elif not 0 < len(message) <= IN_FLIGHT_MAX:
-            self.send(refusal(None, InvalidRequest(f"a batch has 1 to {IN_FLIGHT_MAX} requests", "send fewer")))
-        else:
-            replies = [reply for reply in await asyncio.gather(*map(self.reply, message)) if reply is not None]
-            if replies:
-                self.send(replies)
+            return await self.reply(message)
+        if not 0 < len(message) <= IN_FLIGHT_MAX:
+            return refusal(None, InvalidRequest(f"a batch has 1 to {IN_FLIGHT_MAX} requests", "send fewer"))
+        replies = await asyncio.gather(*map(self.reply, message))
+        return [reply for reply in replies if reply is not None] or None
 
     async def reply(self, message: Any) -> Json | None:
         """The response to one request; every error has become a document here."""
         request = message.get("id") if isinstance(message, dict) else None
         problem: TauError
+        began = time.perf_counter()
         try:
             result = await self.perform(message)
+            self.daemon.store.metrics.request(message["method"], time.perf_counter() - began)
             return response(request, result) if "id" in message else None
         except TauError as refused:
             problem = refused
@@ -4047,12 +4402,15 @@ class Connection(Protocol):
         except Exception as bug:
             logging.getLogger("tau").exception("while answering %.1000s", message)
             problem = Internal(f"{type(bug).__name__}: {bug}", "the daemon's log has the traceback")
+        method = message.get("method") if isinstance(message, dict) else None
+        known = method if isinstance(method, str) and method in OPERATIONS else "other"
+        self.daemon.store.metrics.request(known, time.perf_counter() - began, problem.code)
         if isinstance(message, dict) and "id" not in message and not isinstance(problem, InvalidRequest):
             return None
         return refusal(request if isinstance(request, (str, int, float)) else None, problem)
 
     async def perform(self, message: Any) -> Json:
-        """Checks the shape of a request and calls its operation."""
+        """Checks the shape of a request and who sends it, and calls its operation."""
         if not isinstance(message, dict) or not isinstance(message.get("method"), str):
             raise InvalidRequest("not a request", '{"id": 1, "method": "status", "params": {}}')
         if message.get("jsonrpc", "2.0") != "2.0":
@@ -4068,24 +4426,181 @@ class Connection(Protocol):
             raise UnknownMethod(f"no method '{method}'", hint)
         if not isinstance(params, dict):
             raise BadRequest("params must be an object", f"`tau {method} --help`")
+        assert self.caller is not None
+        self.caller.check(chosen)
         arguments = chosen.check(params)
         if self.daemon.stopping and chosen.effect != "reads":
             raise Unavailable("taud is shutting down", "taud --detach starts it again")
-        return await chosen.call(Call(self, message.get("id")), arguments)
+        call = Call(self, self.caller, message.get("id"))
+        return await confined(call, chosen, arguments) if self.caller.patterns else await chosen.call(call, arguments)
+
+
+class Lines(Connection):
+    """A peer that speaks in lines; they are split here, for speed and to bound every buffer.
+
+    Without *keys* it comes through a Unix socket, and the system tells who it is; *group* may come in too.
+    """
+
+    def __init__(self, daemon: Daemon, keys: Keys | None = None, group: int | None = None) -> None:
+        super().__init__(daemon)
+        self.keys, self.group = keys, group
+        self.buffer = bytearray()  # the unfinished line; never longer than line_max
+        self.lines: list[bytes] = []  # complete lines not yet begun, newest first
+        self.resting: set[asyncio.Task[Any]] = set()  # requests that only wait for a run
+        self.greeting = False  # whether the first line is being answered; until then no other begins
+        self.closing = False  # no line is read any more; what is in flight is still answered
+        self.refused = False  # closed by us
+
+    @property
+    def line_max(self) -> int:
+        """How long a line may be: strangers get less."""
+        return LINE_BYTES_MAX if self.caller else LINE_BYTES_STRANGER
+
+    # asyncio calls these.
+
+    def connection_made(self, transport: Any) -> None:
+        """Admits the peer, or tells it why not and closes."""
+        super().connection_made(transport)
+        if self.keys is None and not self.closing:
+            name = local_peer(transport.get_extra_info("socket"), self.group)
+            if name:
+                self.admit(Caller(name, "admin", local=True))
+            else:
+                self.turn_away(Forbidden("this socket belongs to another user", "see [daemon] group"))
+
+    def data_received(self, data: bytes) -> None:
+        """Splits what came into lines and begins as many as may be in flight."""
+        if self.closing:
+            return
+        start = len(self.buffer)
+        self.buffer += data
+        end = self.buffer.rfind(b"\n", start)
+        if end >= 0:
+            whole = bytes(self.buffer[:end])
+            del self.buffer[: end + 1]
+            self.lines[:0] = whole.split(b"\n")[::-1]
+        self.begin_lines()
+        self.expect_rest(new=end >= 0)
+        if len(self.buffer) > self.line_max and not self.closing and not self.greeting:
+            hint = f"a line may have {self.line_max:,} bytes"
+            self.turn_away(InvalidRequest("the line is too long", hint))
+
+    def eof_received(self) -> bool:
+        """The peer has said all; it still gets its answers, unless it is gone altogether."""
+        if self.lingering:
+            return False
+        self.closing = True
+        self.buffer.clear()
+        self.expect_rest(new=True)
+        self.look_for_peer()
+        self.close_if_done()
+        return self.transport.get_extra_info("sslcontext") is None  # TLS ends both ways at once
+
+    def connection_lost(self, problem: Exception | None) -> None:
+        """Nothing of this connection is left: no task, no timer."""
+        self.closing = True
+        super().connection_lost(problem)
+
+    def resume_writing(self) -> None:
+        """The peer reads again."""
+        super().resume_writing()
+        self.begin_lines()
+
+    # Ours.
+
+    def expect_rest(self, new: bool) -> None:
+        """An unfinished line must be finished in PATIENCE_S, counted from its (*new*) beginning."""
+        if not self.caller:
+            return  # the time for the hello is running
+        if self.timer is not None and (new or not self.buffer):
+            self.forget_timer()
+        if self.buffer and self.timer is None and not self.lines:
+            loop = asyncio.get_running_loop()
+            self.timer = loop.call_later(PATIENCE_S, self.transport.abort)
+
+    def rest(self) -> None:
+        """The request being answered only waits from now on; the next may begin."""
+        task = asyncio.current_task()
+        if task in self.tasks:
+            self.resting.add(task)
+            asyncio.get_running_loop().call_soon(self.begin_lines)
+
+    def has_room(self) -> bool:
+        """Whether another request may begin."""
+        busy = len(self.tasks) - len(self.resting)
+        few = busy < IN_FLIGHT_MAX and len(self.tasks) < WAITING_MAX
+        return few and self.writable.is_set() and not self.greeting
+
+    def begin_lines(self) -> None:
+        """Begins waiting lines while there is room in flight; else stops reading for a while."""
+        while self.lines and self.has_room():
+            self.begin(self.lines.pop())
+        if self.transport.is_closing():
+            return
+        if self.lines or self.greeting:
+            self.transport.pause_reading()
+        elif not self.closing:
+            self.transport.resume_reading()
+        self.close_if_done()
+
+    def begin(self, line: bytes) -> None:
+        """One line becomes a task; what is no JSON ends the connection, for its place in the stream is lost."""
+        if not line.strip():
+            return
+        try:
+            if len(line) > self.line_max:
+                raise ParseError("the line is too long", f"a line may have {self.line_max:,} bytes")
+            message = decode(line)
+        except ParseError as problem:
+            self.turn_away(problem)
+            return
+        except InvalidRequest as problem:
+            self.send(refusal(None, problem))
+            return
+        self.greeting = self.caller is None
+        work = self.greet(message) if self.greeting else self.handle(message)
+        task = asyncio.get_running_loop().create_task(work)
+        self.tasks.add(task)
+        task.add_done_callback(self.forget)
+
+    def forget(self, task: asyncio.Task[None]) -> None:
+        """A request has been answered; the next may begin."""
+        self.greeting = False
+        self.tasks.discard(task)
+        self.resting.discard(task)
+        self.begin_lines()
+
+    async def handle(self, message: Any) -> None:
+        """One request or batch has its answer."""
+        answer = await self.answer(message)
+        if answer is not None:
+            self.send(answer)
+
+    async def greet(self, message: Any) -> None:
+        """The first line on TCP: `hello` with a key, else Forbidden."""
+        assert self.keys is not None
+        params = message.get("params") if isinstance(message, dict) else None
+        given = params.get("api_key") if isinstance(params, dict) else None
+        try:
+            if not isinstance(message, dict) or message.get("method") != "hello" or not isinstance(params, dict):
+                raise Forbidden("hello with a key first", KEY_HINT)
+            if (spoken := params.get("protocol", PROTOCOL)) != PROTOCOL:
+                raise Conflict(f"this taud {__version__} speaks protocol {PROTOCOL}, not {spoken!r:.20}", SKEW_HINT)
+            self.admit(await self.keys.admit(given, self.remote))
+        except TauError as problem:
+            self.turn_away(problem)
+            return
+        self.forget_timer()
+        self.send(response(message.get("id"), {"protocol": PROTOCOL, "version": __version__}))
 
     def send(self, document: Any) -> None:
         """Sends one line."""
         if not self.transport.is_closing():
             self.transport.write(encode(document))
 
-    async def send_slowly(self, document: Any) -> None:
-        """Sends one line when the peer has read what came before it."""
-        await self.writable.wait()
-        self.send(document)
-
-    def refuse(self, request: Any, problem: TauError) -> None:
+    def turn_away(self, problem: TauError) -> None:
         """Sends an error and closes: nothing after it on this connection is read."""
-        self.send(refusal(request, problem))
+        self.send(refusal(None, problem))
         self.closing = self.refused = True
         self.lines.clear()
         self.buffer.clear()
@@ -4095,9 +4610,7 @@ class Connection(Protocol):
         """The daemon goes: what waits is told so, by the tasks returned."""
         self.closing = True
         self.lines.clear()
-        for task in self.tasks:
-            task.cancel()
-        return self.tasks
+        return super().say_goodbye()
 
     def close_if_done(self) -> None:
         """Closes once the peer has said all and has all its answers."""
@@ -4108,14 +4621,560 @@ class Connection(Protocol):
         elif not self.lingering:
             self.linger()
 
-    def linger(self) -> None:
-        """Closes our side, and the rest soon: closing over unread input would take the error from the peer."""
-        self.lingering = True
-        self.transport.resume_reading()  # to be thrown away
-        self.transport.write_eof()
-        if self.timer is not None:
-            self.timer.cancel()
-        self.timer = asyncio.get_running_loop().call_later(LINGER_S, self.transport.abort)
+
+KEY_HINT = "set TAU_API_KEY, or use the daemon's own home; `tau key create NAME` there makes a key"
+
+
+# --- 15. HTTP ----------------------------------------------------------------------------
+# Owns the TCP port's other tongue, HTTP/1.1: POST /rpc, and pages for machines that watch.  Calls Server, Callers,
+# Metrics.  Promises that a message whose end could be found in two places is refused (RFC 9112, 6.3 and 11.2).
+
+
+class Doorstep(Connection):
+    """A peer from the network that has not said a word: its first byte tells how it speaks."""
+
+    def __init__(self, daemon: Daemon, keys: Keys) -> None:
+        super().__init__(daemon)
+        self.keys = keys
+
+    def connection_made(self, transport: Any) -> None:
+        """The peer is a stranger; too many of them, and the one that is silent longest must go."""
+        super().connection_made(transport)
+        if transport.is_closing():
+            return
+        keep_alive(transport.get_extra_info("socket"))
+        self.remote = str((transport.get_extra_info("peername") or ("?",))[0])
+        self.timer = asyncio.get_running_loop().call_later(HELLO_S, transport.abort)
+        strangers = self.daemon.strangers
+        strangers[self] = None
+        if len(strangers) > STRANGERS_MAX:
+            next(iter(strangers)).transport.abort()
+
+    def data_received(self, data: bytes) -> None:
+        """Hands the connection to what understands it."""
+        heir = Lines(self.daemon, self.keys) if data[:1] in (b"{", b"[") else Exchange(self.daemon, self.keys)
+        heir.remote, heir.timer = self.remote, self.timer
+        self.daemon.connections.discard(self)
+        self.daemon.strangers[heir] = self.daemon.strangers.pop(self, None)
+        self.transport.set_protocol(heir)
+        heir.connection_made(self.transport)
+        heir.data_received(data)
+
+    def turn_away(self, problem: TauError) -> None:
+        """Tells the peer that it is not admitted, and closes."""
+        self.transport.write(encode(refusal(None, problem)))
+        self.transport.close()
+
+
+class Unreadable(Exception):
+    """A request that is answered by a status of HTTP alone; the connection ends with it."""
+
+    def __init__(self, status: int, problem: TauError, *headers: str) -> None:
+        super().__init__(status)
+        self.status, self.problem, self.headers = status, problem, headers
+
+
+class Exchange(Connection):
+    """A peer that speaks HTTP: one request after the other."""
+
+    def __init__(self, daemon: Daemon, keys: Keys) -> None:
+        super().__init__(daemon)
+        self.keys = keys
+        self.reader = asyncio.StreamReader(limit=HEAD_BYTES_MAX)
+        self.head: Head | None = None  # of the request being answered
+        self.streaming = False  # whether its answer has begun, in pieces
+        self.last = False  # whether no request is read after it
+        self.pulse: asyncio.TimerHandle | None = None  # while it waits: nobody on the way must think it dead
+
+    # asyncio calls these.
+
+    def connection_made(self, transport: Any) -> None:
+        """The conversation begins."""
+        super().connection_made(transport)
+        self.reader.set_transport(transport)
+        task = asyncio.get_running_loop().create_task(self.converse())
+        self.tasks.add(task)
+        task.add_done_callback(self.tasks.discard)
+
+    def data_received(self, data: bytes) -> None:
+        """What came waits to be read; too much of it stops the peer."""
+        if not self.lingering:
+            self.reader.feed_data(data)
+
+    def eof_received(self) -> bool:
+        """The peer has said all; it still gets its answer."""
+        if self.lingering:
+            return False
+        self.reader.feed_eof()
+        self.look_for_peer()
+        return self.transport.get_extra_info("sslcontext") is None  # TLS ends both ways at once
+
+    def connection_lost(self, problem: Exception | None) -> None:
+        """Nothing of this connection is left."""
+        self.stop_pulse()
+        super().connection_lost(problem)
+
+    # Ours.
+
+    def say_goodbye(self) -> set[asyncio.Task[None]]:
+        """The daemon goes: what waits is told so."""
+        self.last = True
+        return super().say_goodbye()
+
+    async def converse(self) -> None:
+        """Request, answer, request, answer, until one side has enough."""
+        try:
+            while not self.last:
+                await self.exchange()
+            self.transport.close()
+        except Unreadable as refused:
+            self.turn_away(refused.problem, refused.status, *refused.headers)
+        except (asyncio.IncompleteReadError, TimeoutError):
+            self.transport.close()
+
+    async def exchange(self) -> None:
+        """One request and its answer."""
+        self.head, self.streaming = None, False
+        try:
+            async with asyncio.timeout(IDLE_S if self.caller else HELLO_S):
+                block = await self.reader.readuntil(b"\r\n\r\n")
+        except asyncio.LimitOverrunError:
+            raise Unreadable(431, BadRequest("the head of the request is too long", HTTP_HINT)) from None
+        self.head = head = read_head(block[:-4].removeprefix(b"\r\n"))
+        self.last = self.last or not head.keep
+        if head.headers["Origin"] is not None:
+            raise Unreadable(403, Forbidden("requests of web pages are not answered", "there is no CORS here"))
+        page = PAGES.get(head.path)
+        if page is None or not page.open:
+            await self.authenticate(head)
+        if page is not None:
+            self.show(head, page)
+        elif head.path == "/rpc":
+            await self.call(head)
+        else:
+            raise Unreadable(404, NotFound(f"no page {head.path[:WORD_MAX]}", HTTP_HINT))
+
+    async def authenticate(self, head: Head) -> None:
+        """The request has a right key; 401 if it has not."""
+        scheme, _, given = str(head.headers["Authorization"] or "").partition(" ")
+        try:
+            self.admit(await self.keys.admit(given.strip() if scheme.lower() == "bearer" else None, self.remote))
+        except Forbidden as problem:
+            raise Unreadable(401, problem, "WWW-Authenticate: Bearer") from None
+        self.forget_timer()
+
+    def show(self, head: Head, page: Page) -> None:
+        """Answers with a page."""
+        if head.method not in ("GET", "HEAD"):
+            raise Unreadable(405, BadRequest(f"{head.path} is read with GET", HTTP_HINT), "Allow: GET, HEAD")
+        if head.length != 0:
+            raise Unreadable(400, BadRequest(f"{head.path} is read without a body", HTTP_HINT))
+        status, text = page.write(self.daemon)
+        self.respond(status, page.kind, text.encode("utf-8"))
+
+    async def call(self, head: Head) -> None:
+        """Answers a JSON-RPC document: at once as a whole, or in pieces if there are events or it takes long."""
+        if head.method != "POST":
+            raise Unreadable(405, BadRequest("/rpc takes POST", HTTP_HINT), "Allow: POST")
+        try:
+            message = decode(await self.read_body(head))
+        except BadRequest as problem:
+            raise Unreadable(400, problem) from None
+        self.beat(begun=True)
+        try:
+            answer = await self.answer(message)
+        finally:
+            self.stop_pulse()
+        if answer is not None:
+            await self.writable.wait()
+        if self.streaming:
+            self.send_piece(b"" if answer is None else encode(answer), last=True)
+        elif answer is None:
+            self.respond(204, "", b"")
+        else:
+            self.respond(200, "application/json", encode(answer))
+
+    async def read_body(self, head: Head) -> bytes:
+        """The body of a request, whole."""
+        if head.length is not None and head.length > LINE_BYTES_MAX:
+            raise Unreadable(413, BadRequest(f"a request may have {LINE_BYTES_MAX:,} bytes", HTTP_HINT))
+        if head.headers["Content-Encoding"] is not None:
+            raise Unreadable(415, BadRequest("the body must not be compressed", HTTP_HINT))
+        if head.headers["Expect"] is not None:
+            if head.headers["Expect"].lower() != "100-continue":
+                raise Unreadable(417, BadRequest("only 100-continue can be expected", HTTP_HINT))
+            self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        async with asyncio.timeout(PATIENCE_S):
+            if head.length is not None:
+                return await self.reader.readexactly(head.length)
+            return await read_chunks(self.reader)
+
+    def send(self, document: Any) -> None:
+        """Sends an event, as a line of the answer."""
+        if not self.transport.is_closing():
+            self.send_piece(encode(document))
+
+    def send_piece(self, piece: bytes, last: bool = False) -> None:
+        """Sends some of an answer whose length is not known before; by HTTP/1.0 it ends with the connection."""
+        assert self.head is not None
+        in_chunks = not self.head.old
+        if not self.streaming:
+            self.streaming = True
+            length = "Transfer-Encoding: chunked" if in_chunks else "Connection: close"
+            self.write_head(200, "application/x-ndjson", length)
+        if piece:
+            self.transport.write(b"%x\r\n%b\r\n" % (len(piece), piece) if in_chunks else piece)
+        if last and in_chunks:
+            self.transport.write(b"0\r\n\r\n")
+
+    def beat(self, begun: bool = False) -> None:
+        """Says that the answer is still to come: an empty line, which is nothing in JSON."""
+        if not begun and self.writable.is_set():
+            self.send_piece(b"\n")
+        self.pulse = asyncio.get_running_loop().call_later(PULSE_S, self.beat)
+
+    def stop_pulse(self) -> None:
+        """The answer is there."""
+        if self.pulse is not None:
+            self.pulse.cancel()
+
+    def respond(self, status: int, kind: str, body: bytes) -> None:
+        """Sends a whole answer."""
+        self.write_head(status, kind, f"Content-Length: {len(body)}" if kind else "")
+        if self.head is None or self.head.method != "HEAD":
+            self.transport.write(body)
+
+    def write_head(self, status: int, kind: str, *more: str) -> None:
+        """Sends the head of an answer."""
+        lines = [f"HTTP/1.1 {status} {http.HTTPStatus(status).phrase}", f"Date: {email.utils.formatdate(usegmt=True)}"]
+        lines += [f"Content-Type: {kind}"] if kind else []
+        lines += [*more, f"Tau-Protocol: {PROTOCOL}", "Cache-Control: no-store", "X-Accel-Buffering: no"]
+        lines += ["X-Content-Type-Options: nosniff"]
+        if self.last and "Connection: close" not in more:
+            lines.append("Connection: close")
+        self.transport.write("\r\n".join([*filter(None, lines), "", ""]).encode("latin-1"))
+
+    def turn_away(self, problem: TauError, status: int = 503, *headers: str) -> None:
+        """Sends an error and closes."""
+        if self.transport.is_closing():
+            return
+        self.last = True
+        body = encode(refusal(None, problem))
+        self.write_head(status, "application/json", f"Content-Length: {len(body)}", *headers)
+        self.transport.write(body)
+        self.linger()
+
+
+HTTP_HINT = "POST /rpc with a JSON-RPC document; GET /healthz, /readyz, /metrics"
+
+
+class Head:
+    """The head of an HTTP request; Unreadable for one that two readers could read differently."""
+
+    __slots__ = ("headers", "keep", "length", "method", "old", "path")
+
+    def __init__(self, method: str, path: str, old: bool, headers: http.client.HTTPMessage) -> None:
+        self.method, self.path, self.old, self.headers = method, path, old, headers
+        self.keep = not old and "close" not in str(headers["Connection"] or "").lower()
+        lengths, codings = (headers.get_all(name, []) for name in ("Content-Length", "Transfer-Encoding"))
+        self.length: int | None = None  # of the body; None if it comes in chunks
+        if len(lengths) + len(codings) > 1:
+            raise Unreadable(400, BadRequest("the length of the body is told twice", HTTP_HINT))
+        if codings and (old or codings[0].lower() != "chunked"):
+            raise Unreadable(501 if not old else 400, BadRequest("only chunked can be read", HTTP_HINT))
+        if not codings:
+            text = lengths[0] if lengths else "0"
+            if not re.fullmatch("[0-9]{1,12}", text):
+                raise Unreadable(400, BadRequest("Content-Length is not a number", HTTP_HINT))
+            self.length = int(text)
+        if len(headers.get_all("Host", [])) != 1 and not old:
+            raise Unreadable(400, BadRequest("one Host header is wanted", HTTP_HINT))
+
+
+def read_head(block: bytes) -> Head:
+    """The head of a request, without its final empty line."""
+    first, _, rest = block.partition(b"\r\n")
+    request = re.fullmatch(rb"(TOKEN) (/[!-~]*) HTTP/1\.([01])".replace(b"TOKEN", TOKEN), first)
+    if request is None:
+        raise Unreadable(400, BadRequest("this is neither JSON nor HTTP/1.1", HTTP_HINT))
+    # The library is lenient where others are not: lines that are continued, odd names, bare carriage returns.
+    if rest and not all(re.fullmatch(TOKEN + rb":[\t -~\x80-\xff]*", line) for line in rest.split(b"\r\n")):
+        raise Unreadable(400, BadRequest("a header is malformed", HTTP_HINT))
+    try:
+        headers = http.client.parse_headers(io.BytesIO(rest + b"\r\n\r\n"))
+    except http.client.HTTPException:
+        raise Unreadable(431, BadRequest("too many headers", HTTP_HINT)) from None
+    method, path, minor = (part.decode("ascii") for part in request.groups())
+    return Head(method, path.partition("?")[0], minor == "0", headers)
+
+
+TOKEN = rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
+
+
+async def read_chunks(reader: asyncio.StreamReader) -> bytes:
+    """A body that comes in chunks, whole; what follows the last one is read and forgotten."""
+    body = bytearray()
+    try:
+        while True:
+            line = await reader.readuntil(b"\r\n")
+            found = re.fullmatch(rb"([0-9A-Fa-f]{1,8})(?:;[\t -~]*)?\r\n", line)
+            size = int(found[1], 16) if found else 0
+            if len(body) + size > LINE_BYTES_MAX:
+                raise Unreadable(413, BadRequest(f"a request may have {LINE_BYTES_MAX:,} bytes", HTTP_HINT))
+            if found is None or len(line) > 256:
+                break
+            if size == 0:
+                for _ in range(100):
+                    if (line := await reader.readuntil(b"\r\n")) == b"\r\n":
+                        return bytes(body)
+                break
+            piece = await reader.readexactly(size + 2)
+            if not piece.endswith(b"\r\n"):
+                break
+            body += piece[:-2]
+    except asyncio.LimitOverrunError:
+        pass
+    raise Unreadable(400, BadRequest("a chunk is malformed", HTTP_HINT))
+
+
+class Page:
+    """A page for machines that watch: its kind, what it says, and whether it says so to strangers."""
+
+    __slots__ = ("kind", "open", "write")
+
+    def __init__(self, kind: str, write: Callable[[Daemon], tuple[int, str]], is_open: bool) -> None:
+        self.kind, self.write, self.open = kind, write, is_open
+
+
+def health(daemon: Daemon) -> tuple[int, str]:
+    """That the loop turns."""
+    return 200, "ok\n"
+
+
+def readiness(daemon: Daemon) -> tuple[int, str]:
+    """Whether new work would be taken, and why not."""
+    reasons = daemon.holds()
+    return (503, "\n".join(reasons) + "\n") if reasons else (200, "ready\n")
+
+
+PAGES = {
+    "/healthz": Page("text/plain; charset=utf-8", health, is_open=True),
+    "/readyz": Page("text/plain; charset=utf-8", readiness, is_open=True),
+    "/metrics": Page(
+        "text/plain; version=0.0.4; charset=utf-8", lambda daemon: (200, exposition(daemon.figures())), is_open=False
+    ),
+}
+
+
+# --- 16. Callers -------------------------------------------------------------------------
+# Owns who may do what: keys, their scopes, patterns and ends, and patience with wrong ones.  Calls Store.
+# Promises that a key is kept as its digest only, compared in constant time, and that what it does not see is to it
+# as if it were not there.
+
+
+class Caller:
+    """Who asks: a user of this machine, or whoever has a key."""
+
+    __slots__ = ("expires_at", "local", "name", "patterns", "scope", "used_at")
+
+    def __init__(
+        self, name: str, scope: str, patterns: Sequence[str] = (), expires_at: str | None = None, local: bool = False
+    ) -> None:
+        self.name, self.scope, self.patterns, self.expires_at = name, scope, tuple(patterns), expires_at
+        self.local = local  # whether the system told who it is
+        self.used_at = 0.0  # when its use was last written down
+
+    def check(self, chosen: Operation) -> None:
+        """Forbidden unless this caller may still call this operation."""
+        self.check_time()
+        if SCOPES.index(chosen.scope) > SCOPES.index(self.scope):
+            message = f"'{chosen.name}' needs a key of scope {chosen.scope}; '{self.name}' has {self.scope}"
+            raise Forbidden(message, f"tau key create NAME --scope {chosen.scope}")
+
+    def check_time(self) -> None:
+        """Forbidden once the key has expired."""
+        if self.expires_at is not None and rfc3339(time.time()) >= self.expires_at:
+            raise Forbidden(f"the key '{self.name}' expired at {self.expires_at}", "tau key create NAME makes another")
+
+    def has(self, key: str) -> bool:
+        """Whether it came in with the key of this name."""
+        return not self.local and self.name == key
+
+    def sees(self, pipeline: str) -> bool:
+        """Whether a pipeline is there for this caller."""
+        return not self.patterns or any(fnmatch.fnmatchcase(pipeline, pattern) for pattern in self.patterns)
+
+    def sift(self, names: Iterable[str]) -> list[str]:
+        """Those of the names that this caller sees."""
+        return [name for name in names if self.sees(name)]
+
+
+class Keys:
+    """The keys that open the door to the network."""
+
+    def __init__(self, home: str, settings: Json, store: Store) -> None:
+        self.home, self.settings, self.store = home, settings, store
+        self.holders: dict[bytes, Caller] = {}  # by the digest of the key
+        self.at_home = False  # whether the key in the home opens too
+        self.wrong: dict[str, Json] = {}  # address → how often it came with a wrong key in the last minute
+        self.failures = 0
+        self.writing: set[asyncio.Future[Any]] = set()
+
+    def open(self) -> None:
+        """All keys are known: the configured one, those that were created, and that of the home."""
+        self.holders = {}
+        if (digest := configured_key(self.settings)) is not None:
+            self.holders[digest] = Caller("key", "admin")
+        for row in self.store.ask.keys(live=True):
+            caller = Caller(row["name"], row["scope"], row["pipelines"], row["expires_at"])
+            self.holders[bytes.fromhex(row["sha256"])] = caller
+        if self.at_home:
+            self.holders[hashlib.sha256(make_key(self.home)).digest()] = Caller("key", "admin")
+
+    async def admit(self, given: Any, remote: str) -> Caller:
+        """Who has this key; Forbidden if nobody has, and the more often it happens the later."""
+        digest, found = hashlib.sha256(given.encode("utf-8") if isinstance(given, str) else b"").digest(), None
+        for known, caller in self.holders.items():
+            if hmac.compare_digest(known, digest):
+                found = caller
+        if found is not None:
+            found.check_time()
+            self.note_use(found)
+            return found
+        if delay := self.note_failure(remote, time.monotonic()):
+            await asyncio.sleep(delay)
+        raise Forbidden("the key is not right" if given else "a key is needed", KEY_HINT)
+
+    def note_use(self, caller: Caller) -> None:
+        """Writes down that a key is in use, now and then."""
+        now = time.time()
+        if now - caller.used_at > KEY_USE_S:
+            caller.used_at = now
+            self.write(self.store.note_key_use, caller.name)
+
+    def note_failure(self, remote: str, now: float) -> float:
+        """Remembers that a wrong key came from an address; the seconds that its answer waits."""
+        self.failures += 1
+        one = self.wrong.pop(remote, None)
+        if one is None or now - one["since"] > FAILURES_S:
+            one = {"since": now, "count": 0}
+        one["count"] += 1
+        self.wrong[remote] = one  # the last one now
+        if len(self.wrong) > FAILURES_MAX:
+            del self.wrong[next(iter(self.wrong))]
+        over = one["count"] - FAILURES_FREE
+        if one["count"] == 1 or over == 1:
+            logging.getLogger("tau").warning("a wrong key came from %s, %s times in a minute", remote, one["count"])
+            told = {"address": remote, "failures": one["count"], "failures_in_all": self.failures}
+            self.write(self.store.event, "auth.failed", None, None, told)
+        return min(DELAY_MAX_S, 2.0 ** min(over - 1, 10)) if over > 0 else 0.0
+
+    def write(self, work: Callable[..., Any], *arguments: Any) -> None:
+        """Writes something that nobody waits for."""
+        if len(self.writing) < FAILURES_MAX:
+            writing = asyncio.ensure_future(self.store.write(work, *arguments))
+            self.writing.add(writing)
+            writing.add_done_callback(self.wrote)
+
+    def wrote(self, writing: asyncio.Future[Any]) -> None:
+        """What nobody waited for has been written, or not."""
+        self.writing.discard(writing)
+        if not writing.cancelled() and (problem := writing.exception()) is not None:
+            logging.getLogger("tau").warning("not written down: %s", problem)
+
+
+#: A key that is used is written down as used at most so often.
+KEY_USE_S = 600.0
+#: Of wrong keys from one address so many a minute are answered at once, then each waits twice as long.
+FAILURES_FREE = 5
+FAILURES_S = 60.0
+FAILURES_MAX = 1024
+DELAY_MAX_S = 30.0
+
+
+def configured_key(settings: Json) -> bytes | None:
+    """The digest of the configured key, if there is one; BadRequest for one that could be guessed."""
+    given = {name: settings[name] for name in ("api_key", "api_key_file", "api_key_hash") if settings[name]}
+    if len(given) > 1:
+        raise BadRequest(f"[auth] {' and '.join(given)} are the same thing", "give one of them")
+    if (text := given.get("api_key_hash")) is not None:
+        if not re.fullmatch("[0-9a-f]{64}", text):
+            raise BadRequest("[auth] api_key_hash must be the SHA-256 of a key in hex", "printf %s KEY | sha256sum")
+        return bytes.fromhex(text)
+    key = read_private(given["api_key_file"]) if "api_key_file" in given else given.get("api_key", "")
+    check_key(key)
+    return hashlib.sha256(key.encode("utf-8")).digest() if key else None
+
+
+def read_private(path: str) -> str:
+    """The text of a file that holds a secret, without the line's end; Forbidden if everybody may read it."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            if os.fstat(file.fileno()).st_mode & 0o007:
+                raise Forbidden(f"{path} can be read by everybody", f"chmod o= {path}")
+            return file.read().strip()
+    except (OSError, UnicodeDecodeError) as problem:
+        raise BadRequest(f"cannot read {path}: {problem}", "see [auth] in the configuration") from None
+
+
+def check_key(key: str) -> None:
+    """BadRequest for a configured key that could be guessed."""
+    if key and len(key) < KEY_CHARACTERS_MIN:
+        hint = 'python3 -c "import secrets; print(secrets.token_urlsafe(32))" makes one'
+        raise BadRequest(f"[auth] api_key is shorter than {KEY_CHARACTERS_MIN} characters", hint)
+
+
+def new_key() -> str:
+    """A key: 256 bits that nobody can guess, and a head by which it is known for one."""
+    return "tau_sk_" + base64.urlsafe_b64encode(os.urandom(32)).rstrip(b"=").decode("ascii")
+
+
+def make_key(home: str) -> bytes:
+    """The key of this home for loopback TCP: read from <home>/key (0600), or made there."""
+    path = os.path.join(home, "key")
+    if not os.path.exists(path):
+        with open(path + ".new", "w", encoding="ascii") as file:  # under umask 077
+            file.write(new_key() + "\n")
+        os.rename(path + ".new", path)  # whole or not at all
+    with open(path, "rb") as file:
+        key = file.read().strip()
+    if len(key) < KEY_CHARACTERS_MIN:
+        raise Forbidden(f"{path} does not hold a key", "remove it: taud makes another")
+    return key
+
+
+async def confined(call: Call, chosen: Operation, arguments: Json) -> Json:
+    """Calls an operation for a caller that sees only some pipelines: the others are as if they were not there."""
+    caller, ask = call.caller, call.daemon.store.ask
+    given = [(one.kind.removeprefix("list[").rstrip("]"), arguments.get(one.name)) for one in chosen.arguments.values()]
+    words = [
+        (kind, word)
+        for kind, value in given
+        if kind in SUBJECTS and value is not None
+        for word in (value if isinstance(value, list) else [value])
+    ]
+    if not words and not chosen.sifts:
+        raise Forbidden(f"the key '{caller.name}' is for {', '.join(caller.patterns)} only", SEEN_HINT)
+    try:
+        for kind, word in words:
+            named = kind == "PipelineName" or (kind == "Subject" and ask.is_known(word))
+            if not caller.sees(word if named else owner_of(ask, word)):
+                raise NotFound(f"no {'pipeline named' if named else 'run'} '{word[:WORD_MAX]}'")
+        return await chosen.call(call, arguments)
+    except NotFound as problem:
+        problem.hint = SEEN_HINT  # its own may name what this caller does not see
+        raise
+
+
+SEEN_HINT = "`tau list` shows what this key sees"
+
+
+def owner_of(ask: Questions, word: str) -> str:
+    """The pipeline of the run that is meant; NotFound, and BadRequest that does not name the runs it could be."""
+    try:
+        return str(ask.run(ask.find_run(word))["pipeline"])
+    except BadRequest as problem:
+        raise BadRequest(str(problem), "give more of the id") from None
 
 
 def local_peer(peer: Any, group: int | None) -> str:
@@ -4132,11 +5191,12 @@ def local_peer(peer: Any, group: int | None) -> str:
     return name if admitted else ""
 
 
-# --- 15. Operations ----------------------------------------------------------------------
+# --- 17. Operations ----------------------------------------------------------------------
 # Owns everything Tau can do, one function each; the docstrings are the reference manual.
 # Calls all that the daemon holds.  Promises verbs that may be repeated, and lists that say how to get the rest.
 
 
+@sifts
 @writes
 async def deploy(
     call: Call,
@@ -4168,6 +5228,8 @@ async def deploy(
             found = [one | {"schedule": None, "every": None, "after": []} for one in found]
         if schedule is not None and len(found) > 1:
             raise BadRequest("there are several pipelines: which one is scheduled?", "add --name NAME")
+        for one in found:
+            check_sight(call.caller, one)
         async with daemon.keeping:
             await asyncio.to_thread(keep, staged, os.path.join(versions, digest), sources)
         deployed = await daemon.store.write(daemon.agenda.deploy, found, digest, call.actor, schedule)
@@ -4177,6 +5239,18 @@ async def deploy(
     return answer | {"environments": built} if built else answer
 
 
+def check_sight(caller: Caller, one: Json) -> None:
+    """Forbidden unless the caller may deploy this pipeline; NotFound if it comes after one that it does not see."""
+    if not caller.sees(one["name"]):
+        raise Forbidden(
+            f"the key '{caller.name}' is for {', '.join(caller.patterns)}, not for '{one['name']}'", SEEN_HINT
+        )
+    for name in one.get("after") or []:
+        if not caller.sees(name):
+            raise NotFound(f"no pipeline named '{name}'", SEEN_HINT)
+
+
+@sifts
 @writes
 async def check(call: Call, files: list[Json], *, include: list[Json] | None = None, entry: str | None = None) -> Json:
     """Check a file without deploying it: what it has, needs and lacks.
@@ -4391,7 +5465,7 @@ def load_hint(error: Json) -> str:
 
 
 @destroys
-async def undeploy(call: Call, name: str) -> Json:
+async def undeploy(call: Call, name: PipelineName) -> Json:
     """Take a pipeline out of service; live runs end, queued ones are cancelled, its history stays.
 
     name          which pipeline
@@ -4404,18 +5478,19 @@ async def undeploy(call: Call, name: str) -> Json:
     return {"name": name, "changed": cancelled is not None, "cancelled_runs": cancelled or []}
 
 
+@sifts
 @reads
 async def list_(call: Call, *, limit: int = 20) -> Json:
     """List the deployed pipelines, each with its last run.
 
     limit         how many at most
     """
-    rows, total = call.daemon.store.ask.pipelines(bounded(limit))
+    rows, total = call.daemon.store.ask.pipelines(bounded(limit), call.among())
     return listing("pipelines", rows, total, "tau list")
 
 
 @reads
-async def show(call: Call, name: str) -> Json:
+async def show(call: Call, name: PipelineName) -> Json:
     """Show one pipeline: description, tags, params, schedule, chain, versions, last run.
 
     name          which pipeline
@@ -4425,14 +5500,20 @@ async def show(call: Call, name: str) -> Json:
     described = await asyncio.to_thread(describe_schedule, row, agenda.timezone, int(time.time()))
     if described["kind"] is not None:
         document["schedule"] = {key: described[key] for key in (*SCHEDULE_SHOWN, "paused")}
-    up, down = agenda.ask.chains(name)
+    up, down = chains_seen(call, name)
     document["upstream"], document["downstream"] = [one["pipeline"] for one in up], down
     return document
 
 
+def chains_seen(call: Call, name: str) -> tuple[list[Json], list[str]]:
+    """Whom a pipeline comes after and who comes after it, as far as the caller sees them."""
+    up, down = call.daemon.agenda.ask.chains(name)
+    return [one for one in up if call.caller.sees(one["pipeline"])], call.caller.sift(down)
+
+
 @reads
 async def code(
-    call: Call, name: str, *, version: int | None = None, file: str | None = None, raw: bool = False
+    call: Call, name: PipelineName, *, version: int | None = None, file: str | None = None, raw: bool = False
 ) -> Json:
     """Print the source of a pipeline, bare on a terminal.
 
@@ -4456,7 +5537,7 @@ async def code(
 @writes
 async def run(
     call: Call,
-    name: str,
+    name: PipelineName,
     *,
     params: Json | None = None,
     wait: bool = True,
@@ -4520,7 +5601,7 @@ async def attend(call: Call, run_id: str, follow: bool) -> None:
 
 
 @reads
-async def wait(call: Call, run_id: list[str], *, timeout: float | None = None) -> Json:
+async def wait(call: Call, run_id: list[RunId], *, timeout: float | None = None) -> Json:
     """Wait for runs to end; one run's document, or a list of them.
 
     run_id        which runs: ids, or the first characters of one
@@ -4548,7 +5629,7 @@ async def wait(call: Call, run_id: list[str], *, timeout: float | None = None) -
 @writes
 async def retry(
     call: Call,
-    run_id: str,
+    run_id: RunId,
     *,
     version: str = "live",
     from_failure: bool = False,
@@ -4586,7 +5667,7 @@ async def retry(
 
 
 @destroys
-async def cancel(call: Call, run_id: str, *, force: bool = False) -> Json:
+async def cancel(call: Call, run_id: RunId, *, force: bool = False) -> Json:
     """Cancel a run: SIGTERM to its processes, then SIGKILL; answers when they are gone.
 
     run_id        which run: its id, or its first characters
@@ -4603,8 +5684,9 @@ async def cancel(call: Call, run_id: str, *, force: bool = False) -> Json:
     return {"run_id": run_id, "status": daemon.store.ask.status_of(run_id), "changed": moved}
 
 
+@sifts
 @reads
-async def runs(call: Call, name: str | None = None, *, limit: int = 20, status: str | None = None) -> Json:
+async def runs(call: Call, name: PipelineName | None = None, *, limit: int = 20, status: str | None = None) -> Json:
     """List the runs of a pipeline, newest first.
 
     name          which pipeline; without it, of all
@@ -4615,7 +5697,7 @@ async def runs(call: Call, name: str | None = None, *, limit: int = 20, status: 
         demand_word("status", status, MOVES)
     if name is not None:
         call.daemon.store.ask.known(name)
-    rows, total = call.daemon.store.ask.runs(name, status, bounded(limit))
+    rows, total = call.daemon.store.ask.runs(name, status, bounded(limit), call.among())
     words = ["tau runs", name or "", f"--status {status}" if status else ""]
     return listing("runs", rows, total, " ".join(word for word in words if word))
 
@@ -4623,9 +5705,9 @@ async def runs(call: Call, name: str | None = None, *, limit: int = 20, status: 
 @reads
 async def inspect_(
     call: Call,
-    name: str | None = None,
+    name: Subject | None = None,
     *,
-    run_id: str | None = None,
+    run_id: RunId | None = None,
     last_run: bool = False,
     attempt: int | None = None,
     full: bool = False,
@@ -4645,9 +5727,9 @@ async def inspect_(
 @reads
 async def logs(
     call: Call,
-    name: str | None = None,
+    name: Subject | None = None,
     *,
-    run_id: str | None = None,
+    run_id: RunId | None = None,
     tail: int = LOG_TAIL,
     level: str | None = None,
     step: str | None = None,
@@ -4681,13 +5763,14 @@ async def logs(
     return {"run_id": run_id, "status": store.ask.status_of(run_id)}
 
 
+@sifts
 @reads
 async def errors(call: Call, *, limit: int = 20) -> Json:
     """List the failed runs of all pipelines, latest first, each with its error.
 
     limit         how many at most
     """
-    rows, total = call.daemon.store.ask.failures(bounded(limit))
+    rows, total = call.daemon.store.ask.failures(bounded(limit), call.among())
     for row in rows:
         shown = ("kind", "type", "message", "step", "file", "line", "code", "fingerprint")
         row["error"] = {key: row["error"].get(key) for key in shown}
@@ -4695,12 +5778,13 @@ async def errors(call: Call, *, limit: int = 20) -> Json:
     return listing("errors", rows, total, "tau errors")
 
 
+@sifts
 @reads
 async def status(call: Call) -> Json:
     """Tell how the daemon is: processes, addresses, counts, queue, how fast runs start."""
     daemon = call.daemon
     counts = daemon.store.ask.totals()
-    live = daemon.executor.processes()
+    live = [one for one in daemon.executor.processes() if is_seen(call, one.get("run_id"))]
     return {
         "pid": os.getpid(),
         "version": __version__,
@@ -4711,19 +5795,29 @@ async def status(call: Call) -> Json:
         "addresses": daemon.addresses,
         "start_method": daemon.settings["start_method"],
         "processes": [{"role": "daemon", "pid": os.getpid()}, *live],
-        "pipelines": daemon.store.ask.pipeline_count(),
+        "pipelines": daemon.store.ask.pipeline_count(call.among()),
         "runs": counts,
         "queued": counts["queued"],
         "slots": {"total": daemon.settings["max_concurrent"], "used": daemon.executor.used()},
         "scheduler": {**daemon.agenda.ask.counts(), "paused": daemon.agenda.ask.pause("")},
         "start_latency": daemon.executor.latency(),
         "connections": len(daemon.connections),
+        "strangers": len(daemon.strangers),
         "storage": storage(daemon),
         "stopping": daemon.stopping,
         "warnings": daemon.warnings,
     }
 
 
+def is_seen(call: Call, run_id: str | None) -> bool:
+    """Whether a run, if it is one, is there for the caller."""
+    if run_id is None or not call.caller.patterns:
+        return True
+    ask = call.daemon.store.ask
+    return ask.has_run(run_id) and call.caller.sees(ask.run(run_id)["pipeline"])
+
+
+@sifts
 @reads
 async def ticks(
     call: Call,
@@ -4763,7 +5857,7 @@ def preview(found: list[Tick], zone: Zone) -> Json:
 @writes
 async def schedule(
     call: Call,
-    name: str,
+    name: PipelineName,
     expr: str | None = None,
     *,
     every: Duration | None = None,
@@ -4876,7 +5970,7 @@ def describe_schedule(row: Json, timezone: str, now: int) -> Json:
 
 
 @reads
-async def why(call: Call, name: str, *, at: str | None = None) -> Json:
+async def why(call: Call, name: PipelineName, *, at: str | None = None) -> Json:
     """Explain why a pipeline did or did not run, when it runs next, and what holds it.
 
     name          which pipeline
@@ -4888,7 +5982,7 @@ async def why(call: Call, name: str, *, at: str | None = None) -> Json:
     zone = Zone(described["timezone"])
     asked = None if at is None else parse_time(at, zone)
     tick = tick_at(agenda, row, asked, now)
-    up, down = agenda.ask.chains(name)
+    up, down = chains_seen(call, name)
     held = what_holds(call.daemon, row, up)
     upcoming = {key: described[key][0] if described[key] else None for key in ("ticks", "local", "moved")}
     return {
@@ -4999,7 +6093,7 @@ def future_words(described: Json, held: list[Json], upstream: list[Json]) -> str
 @writes
 async def backfill(
     call: Call,
-    name: str,
+    name: PipelineName,
     *,
     from_: str,
     to: str | None = None,
@@ -5055,7 +6149,9 @@ def past_ticks(times: Times, begin: int, end: int) -> Iterator[int]:
 
 
 @writes
-async def pause(call: Call, name: str | None = None, *, all_: bool = False, reason: str = "on request") -> Json:
+async def pause(
+    call: Call, name: PipelineName | None = None, *, all_: bool = False, reason: str = "on request"
+) -> Json:
     """Pause a pipeline: its schedule and its upstream start nothing; `tau run` still does.
 
     name          which pipeline
@@ -5068,7 +6164,7 @@ async def pause(call: Call, name: str | None = None, *, all_: bool = False, reas
 
 
 @writes
-async def resume(call: Call, name: str | None = None, *, all_: bool = False) -> Json:
+async def resume(call: Call, name: PipelineName | None = None, *, all_: bool = False) -> Json:
     """Resume what was paused; the ticks that it missed meanwhile do not run.
 
     name          which pipeline
@@ -5093,12 +6189,14 @@ def storage(daemon: Daemon) -> Json:
     return {"free_bytes": disk.f_bavail * disk.f_frsize, "refused_at": daemon.store.database.refused_at}
 
 
+@sifts
 @reads
 async def version(call: Call) -> Json:
     """Tell the version of the command and of the daemon."""
     return {"version": __version__, "protocol": PROTOCOL, "python": sys.version.split()[0]}
 
 
+@admin
 @destroys
 async def prune(
     call: Call, *, dry_run: bool = False, older_than: Duration | None = None, keep: int | None = None
@@ -5120,6 +6218,7 @@ async def prune(
     return await daemon.retention.prune(terms, time.time(), call.actor, thorough=True)
 
 
+@admin
 @writes
 async def backup(call: Call, file: str | None = None, *, force: bool = False) -> Json:
     """Copy the store and the deployed sources into one file, while everything goes on.
@@ -5140,6 +6239,7 @@ async def backup(call: Call, file: str | None = None, *, force: bool = False) ->
     return written
 
 
+@admin
 @destroys
 async def shutdown(call: Call, *, drain: float = 0.0, cancel: bool = False) -> Json:
     """Stop the daemon; live and queued runs are left to the next one.
@@ -5154,6 +6254,7 @@ async def shutdown(call: Call, *, drain: float = 0.0, cancel: bool = False) -> J
     return {"pid": os.getpid(), "stopping": True, **left}
 
 
+@sifts
 @reads
 async def schema(call: Call) -> Json:
     """Print every operation with its arguments as JSON Schema, and the words of the interface."""
@@ -5170,6 +6271,61 @@ async def schema(call: Call) -> Json:
         "moves": MOVES,
         "triggers": TRIGGERS,
     }
+
+
+@admin
+@writes
+async def key_create(
+    call: Call, name: str, *, scope: str = "operate", pipelines: str | None = None, expires: Duration | None = None
+) -> Json:
+    """Create a key for the network; this is the only time that it is shown.
+
+    name          a name for it; what is done with the key is recorded under this name
+    scope         read: look; operate: deploy and run too; admin: all there is
+    pipelines     only pipelines with such names are there for it: 'etl_*', or several with commas between them
+    expires       it opens nothing after this time: 30d, 12h, or seconds; without it, it does until it is revoked
+    """
+    demand_word("scope", scope, SCOPES)
+    patterns = [one.strip() for one in (pipelines or "").split(",") if one.strip()]
+    if not re.fullmatch(NAME_RULE, name) or name == "key":
+        raise BadRequest(f"{name[:WORD_MAX]!r} cannot be a key's name", "letters, digits, '_', '.', '-'; not 'key'")
+    if patterns and scope == "admin":
+        raise BadRequest("an admin's key is for all pipelines", "leave out --pipelines, or choose --scope operate")
+    until = None if expires is None else rfc3339(time.time() + parse_duration(expires, "'expires'"))
+    key, keys = new_key(), call.daemon.keys
+    digest = hashlib.sha256(key.encode("ascii")).hexdigest()
+    shown: Json = {"name": name, "scope": scope, "pipelines": patterns, "created_at": rfc3339(time.time())}
+    shown |= {"expires_at": until}
+    await call.daemon.store.write(call.daemon.store.keep_key, shown | {"sha256": digest}, call.actor)
+    keys.open()
+    return shown | {"key": key}
+
+
+@admin
+@reads
+async def key_list(call: Call) -> Json:
+    """List the keys of the network, without what could open anything."""
+    now = rfc3339(time.time())
+    rows = call.daemon.store.ask.keys()
+    for row in rows:
+        expired = row["expires_at"] is not None and row["expires_at"] <= now
+        row["status"] = "revoked" if row["revoked_at"] else "expired" if expired else "live"
+    return {"keys": rows, "configured": configured_key(call.daemon.settings) is not None}
+
+
+@admin
+@destroys
+async def key_revoke(call: Call, name: str) -> Json:
+    """Revoke a key: it opens nothing any more, and whoever came in with it is out.
+
+    name          which key
+    """
+    changed = await call.daemon.store.write(call.daemon.store.revoke_key, name, call.actor)
+    call.daemon.keys.open()
+    for connection in tuple(call.daemon.connections):
+        if connection is not call.connection and connection.caller is not None and connection.caller.has(name):
+            connection.transport.abort()
+    return {"name": name, "changed": changed}
 
 
 def bounded(limit: int, most: int = LIST_MAX) -> int:
@@ -5307,7 +6463,7 @@ CUTS: tuple[tuple[str, Callable[[Any], Any], int], ...] = (
 )
 
 
-# --- 16. Environments --------------------------------------------------------------------
+# --- 18. Environments --------------------------------------------------------------------
 # Owns the virtual environments that the headers of pipelines ask for (PEP 723).  Calls nothing of its part.
 # Promises one environment a set of dependencies, built once, and that a failed build changes nothing.
 
@@ -5483,7 +6639,7 @@ class FileLock:
         os.close(self.file)
 
 
-# --- 17. Scheduler -----------------------------------------------------------------------
+# --- 19. Scheduler -----------------------------------------------------------------------
 # Owns when pipelines run by themselves: what is due, the wait for it, and the watch over the clock.
 # Calls Executor and Agenda.  Promises each tick one decision and at most one run, whatever the clock does.
 
@@ -5791,7 +6947,7 @@ def digest_ticks(cron: str, timezone: str) -> str:
     return fingerprint(*map(str, found))
 
 
-# --- 18. Executor ------------------------------------------------------------------------
+# --- 20. Executor ------------------------------------------------------------------------
 # Owns every isolated process from its job to its outcome, and the fork server that starts them.
 # Calls Feed and Store.  Promises at most `max_concurrent` live runs, one outcome for each, and no run twice.
 
@@ -6418,7 +7574,9 @@ class Executor:
         """Remembers how long the run had waited, when its first record has just been read."""
         if process.start is not None and not began and process.run_id is not None and process.attempt == 1:
             queued_at = (read_id(process.run_id) >> ID_SALT_BITS) / 1000
-            self.latencies.append(max(process.start["at"] - queued_at, 0.0) * 1000)
+            waited = max(process.start["at"] - queued_at, 0.0)
+            self.store.metrics.waits.observe(waited)
+            self.latencies.append(waited * 1000)
             del self.latencies[:-1000]
 
     def is_gone(self, process: Process) -> bool:
@@ -6556,7 +7714,7 @@ def end_session(process: Json) -> None:
                 pass
 
 
-# --- 19. Feed ----------------------------------------------------------------------------
+# --- 21. Feed ----------------------------------------------------------------------------
 # Owns who waits for which run.  Calls Store.
 # Promises that whoever waits hears of every change, in order and at its own pace: it reads the store.
 
@@ -6639,7 +7797,7 @@ LEDGER_PLACES = {
 }
 
 
-# --- 20. Agenda --------------------------------------------------------------------------
+# --- 22. Agenda --------------------------------------------------------------------------
 # Owns schedules, pauses and chains: what is set, what is decided, and what follows when a run has ended.
 # Calls Store and Questions.  Promises that a decision, its run and the next tick are one transaction.
 
@@ -7313,7 +8471,7 @@ class AgendaQuestions:
 DECISIONS = "SELECT seq, at, type, run_id, data, scheduled_for FROM events WHERE pipeline = ? AND scheduled_for > ''"
 
 
-# --- 21. Retention -----------------------------------------------------------------------
+# --- 23. Retention -----------------------------------------------------------------------
 # Owns what is forgotten, and when.  Calls Store, Questions and Database.
 # Promises that nobody waits for it: it removes a little, lets others go first, and removes a little more.
 
@@ -7728,7 +8886,7 @@ def count_going(db: sqlite3.Connection, ask: Questions, terms: Json, now: float)
     }
 
 
-# --- 22. Backup --------------------------------------------------------------------------
+# --- 24. Backup --------------------------------------------------------------------------
 # Owns the copy of a home in one file: the database, and in a table of their own the deployed sources.
 # Calls Database and Sources.  Promises a copy of one moment, whole or not there; nothing is lost by either way.
 
@@ -7924,7 +9082,7 @@ def end_old_run(copy: sqlite3.Connection, row: sqlite3.Row, now: float) -> str:
     return status
 
 
-# --- 23. Store ---------------------------------------------------------------------------
+# --- 25. Store ---------------------------------------------------------------------------
 # Owns what is remembered and how it changes.  Calls Questions and Database.
 # Promises that a run moves only as MOVES allows, and that every change is in the ledger, in its transaction.
 
@@ -7939,6 +9097,7 @@ class Store:
         self.max_queued = settings["max_queued"]
         self.backfill_concurrent = settings["backfill_concurrent"]
         self.on_finish: Callable[[str, str, str], None] = lambda pipeline, run_id, status: None  # told in the commit
+        self.metrics = Metrics()
         self.last_id = 0  # the newest run id as a number: ids never repeat or go back
         self.known_options: dict[tuple[str, int], Json] = {}  # (pipeline, version) → its options
 
@@ -7977,7 +9136,9 @@ class Store:
         """Appends a fact to the ledger, in the transaction of the change; *tick* is what it decides about."""
         if run_id is not None:
             self.database.touched.add(run_id)
-        add_event(self.db, self.clock.time(), type_name, pipeline, run_id, data, actor, tick)
+        now = self.clock.time()
+        self.metrics.fact(type_name, data, now - instant_of(tick) if tick and type_name == "tick.fired" else None)
+        add_event(self.db, now, type_name, pipeline, run_id, data, actor, tick)
 
     def move(self, run_id: str, target: str, columns: str = "", *values: Any) -> bool:
         """Moves a run if it still may, setting more columns; False says that someone else moved it first."""
@@ -8090,6 +9251,38 @@ class Store:
         told |= {key: value for key, value in origin.items() if value is not None and key not in told | {"upstream": 0}}
         self.event("run.queued", name, run_id, told, actor)
         return run_id, "queued", False
+
+    def keep_key(self, row: Json, actor: str) -> None:
+        """A key opens the door from now on; Conflict if its name is another's that still does."""
+        name = row["name"]
+        if self.db.execute("SELECT 1 FROM keys WHERE name = ? AND revoked_at IS NULL", (name,)).fetchone():
+            raise Conflict(f"there is a key '{name}' already", f"tau key revoke {name}, or choose another name")
+        told = {"scope": row["scope"], "pipelines": row["pipelines"], "expires_at": row["expires_at"]}
+        self.db.execute(
+            "REPLACE INTO keys (name, sha256, scope, pipelines, created_at, expires_at, actor)"
+            " VALUES (?, ?, ?, ?, ?, ?, ?)",
+            (
+                *(name, row["sha256"], row["scope"], encode_json(row["pipelines"]), row["created_at"]),
+                *(row["expires_at"], actor),
+            ),
+        )
+        self.event("key.created", None, None, {"name": name, **told}, actor)
+
+    def revoke_key(self, name: str, actor: str) -> bool:
+        """A key opens nothing any more; NotFound if there never was one of this name."""
+        row = self.db.execute("SELECT revoked_at FROM keys WHERE name = ?", (name,)).fetchone()
+        if row is None:
+            names = [found["name"] for found in self.db.execute("SELECT name FROM keys")]
+            raise NotFound(f"no key named '{name[:WORD_MAX]}'", did_you_mean(name, names, "`tau key list` shows all"))
+        if row["revoked_at"] is None:
+            now = rfc3339(self.clock.time())
+            self.db.execute("UPDATE keys SET revoked_at = ? WHERE name = ?", (now, name))
+            self.event("key.revoked", None, None, {"name": name}, actor)
+        return row["revoked_at"] is None
+
+    def note_key_use(self, name: str) -> None:
+        """A key has been used now."""
+        self.db.execute("UPDATE keys SET used_at = ? WHERE name = ?", (rfc3339(self.clock.time()), name))
 
     def options(self, name: str, version: int) -> Json:
         """The options of a version; they never change, so they are read once."""
@@ -8476,7 +9669,7 @@ def json_or_null(value: Any) -> str | None:
     return None if value is None else encode_json(value)
 
 
-# --- 24. Questions -----------------------------------------------------------------------
+# --- 26. Questions -----------------------------------------------------------------------
 # Owns what is asked of the store: one method a question, on the loop.  Calls Records.
 # Promises documents with the names of the columns, each answer of one moment.
 
@@ -8504,13 +9697,25 @@ class Questions:
         number: int = self.db.execute(question, values).fetchone()[0]
         return number
 
+    def is_known(self, name: str) -> bool:
+        """Whether there is, or was, a pipeline of this name."""
+        return bool(self.rows("SELECT name FROM pipelines WHERE name = ?", name))
+
+    def keys(self, live: bool = False) -> list[Json]:
+        """The keys that were created, without what could open anything; only those that are *live*, with that."""
+        if live:
+            return self.rows("SELECT * FROM keys WHERE revoked_at IS NULL")
+        columns = "name, scope, pipelines, created_at, expires_at, used_at, revoked_at, actor"
+        return self.rows(f"SELECT {columns} FROM keys ORDER BY name")
+
     def known(self, name: str) -> None:
         """NotFound unless there is, or was, a pipeline of this name."""
-        if not self.rows("SELECT name FROM pipelines WHERE name = ?", name):
+        if not self.is_known(name):
             raise unknown_pipeline(self.db, name)
 
-    def pipelines(self, limit: int) -> tuple[list[Json], int]:
-        """The deployed pipelines with their last runs, and how many there are."""
+    def pipelines(self, limit: int, among: list[str] | None = None) -> tuple[list[Json], int]:
+        """The deployed pipelines with their last runs, and how many there are; only *among* those if it is given."""
+        condition, values = within("p.name", among)
         rows = self.rows(
             "SELECT p.name, p.version, v.options, p.updated_at,"
             " r.run_id AS last_run_id, r.status AS last_status, r.queued_at AS last_run_at,"
@@ -8518,17 +9723,18 @@ class Questions:
             " LEFT JOIN schedules s ON s.pipeline = p.name"
             " JOIN versions v ON v.pipeline = p.name AND v.version = p.version"
             " LEFT JOIN runs r ON r.run_id = (SELECT max(run_id) FROM runs WHERE pipeline = p.name)"
-            " WHERE p.deployed = 1 ORDER BY p.name LIMIT ?",
-            limit,
+            f" WHERE p.deployed = 1{condition} ORDER BY p.name LIMIT ?",
+            *(*values, limit),
         )
         for row in rows:
             options = row.pop("options")
             row |= {"description": options["description"], "tags": options["tags"]}
-        return rows, self.pipeline_count()
+        return rows, self.pipeline_count(among)
 
-    def pipeline_count(self) -> int:
+    def pipeline_count(self, among: list[str] | None = None) -> int:
         """How many pipelines are deployed."""
-        return self.count("SELECT count(*) FROM pipelines WHERE deployed = 1")
+        condition, values = within("name", among)
+        return self.count(f"SELECT count(*) FROM pipelines WHERE deployed = 1{condition}", *values)
 
     def pipeline(self, name: str) -> Json:
         """Everything about one deployed pipeline."""
@@ -8630,12 +9836,15 @@ class Questions:
         counts = {row["status"]: row["runs"] for row in self.rows("SELECT status, runs FROM totals")}
         return {status: counts.get(status, 0) for status in MOVES}
 
-    def runs(self, name: str | None, status: str | None, limit: int) -> tuple[list[Json], int]:
+    def runs(
+        self, name: str | None, status: str | None, limit: int, among: list[str] | None = None
+    ) -> tuple[list[Json], int]:
         """The newest runs, of a pipeline and a status if they are given, and how many there are."""
         conditions = [("pipeline = ?", name), ("status = ?", status)]
         used = [(text, value) for text, value in conditions if value is not None]
-        where = " WHERE " + " AND ".join(text for text, _ in used) if used else ""
-        values = [value for _, value in used]
+        condition, only = within("pipeline", among)
+        where = " WHERE " + " AND ".join(["true", *(text for text, _ in used)]) + condition if used or only else ""
+        values = [*(value for _, value in used), *only]
         rows = self.rows(
             "SELECT run_id, pipeline, version, status, trigger, attempt, scheduled_for, queued_at, started_at,"
             f" finished_at, duration_ms FROM runs{where} ORDER BY run_id DESC LIMIT ?",
@@ -8645,14 +9854,17 @@ class Questions:
         most = f"SELECT count(*) FROM (SELECT 1 FROM runs{where} LIMIT {LIST_MAX + 1})"
         return rows, len(rows) if len(rows) < limit else self.count(most, *values)
 
-    def failures(self, limit: int) -> tuple[list[Json], int]:
+    def failures(self, limit: int, among: list[str] | None = None) -> tuple[list[Json], int]:
         """The latest broken runs with their errors, and how many there are."""
-        broken = "status IN ('failed', 'timed_out', 'lost')"
+        condition, values = within("pipeline", among)
+        broken = f"status IN ('failed', 'timed_out', 'lost'){condition}"
         rows = self.rows(
             "SELECT run_id, pipeline, version, status, trigger, finished_at, duration_ms, error FROM runs"
             f" WHERE {broken} ORDER BY finished_at DESC, run_id DESC LIMIT ?",
-            limit,
+            *(*values, limit),
         )
+        if values:
+            return rows, self.count(f"SELECT count(*) FROM runs WHERE {broken}", *values)
         totals = self.totals()
         return rows, sum(totals[status] for status in FAILURES)
 
@@ -8852,6 +10064,11 @@ RETRIES_DUE = (
 )
 
 
+def within(column: str, names: list[str] | None) -> tuple[str, list[str]]:
+    """One more condition, that a column has one of the names, with its value; none if there is nothing to keep to."""
+    return ("", []) if names is None else (f" AND {column} IN (SELECT value FROM json_each(?))", [encode_json(names)])
+
+
 def unknown_pipeline(db: sqlite3.Connection, name: str) -> NotFound:
     """The refusal for a pipeline that is not deployed, with the nearest name."""
     row = db.execute("SELECT deployed FROM pipelines WHERE name = ?", (name,)).fetchone()
@@ -8893,7 +10110,7 @@ def step_events(step: Json) -> Iterator[tuple[int, Json]]:
         yield step["finished_n"], end | {key: step[key] for key in shown}
 
 
-# --- 25. Database ------------------------------------------------------------------------
+# --- 27. Database ------------------------------------------------------------------------
 # Owns the SQLite file: its two connections, its migrations, and the one thread that writes.  Calls Records.
 # Promises that what is answered is on disk, that writes share commits, and that their failures are their own.
 
@@ -8933,6 +10150,7 @@ class Database:
         self.on_commit: Callable[[set[str]], None] = lambda run_ids: None  # told, on the loop, what changed
         self.thread: threading.Thread | None = None
         self.refused_at: str | None = None  # when a write last found no room on the disk
+        self.is_full = False  # whether none has found room since
 
     def open(self, loop: asyncio.AbstractEventLoop) -> None:
         """The file is there, of this version; its writer runs."""
@@ -9037,13 +10255,14 @@ class Database:
                 except TauError as refusal:
                     answers.append((one, refusal))
             self.writer.execute("COMMIT")
+            self.is_full = False
         except Exception as problem:  # of SQLite, the disk or a bug: the others must not suffer
             if self.writer.in_transaction:
                 self.writer.execute("ROLLBACK")
             if len(group) == 1:
                 refused = storage_error(problem)
                 if isinstance(refused, StorageFull):
-                    self.refused_at = rfc3339(time.time())
+                    self.refused_at, self.is_full = rfc3339(time.time()), True
                 return [(group[0], refused)], set()
             apart = [self.commit([one]) for one in group]
             return [answer for some, _ in apart for answer in some], set().union(*(runs for _, runs in apart))
@@ -9223,7 +10442,7 @@ def storage_error(problem: Exception) -> TauError:
     return Internal(f"{type(problem).__name__}: {problem}", "the daemon's log has the traceback")
 
 
-# --- 26. Sources -------------------------------------------------------------------------
+# --- 28. Sources -------------------------------------------------------------------------
 # Owns versions/: deployed files, in a directory a digest.  Calls nothing of its part.
 # Promises that such a directory is whole or not there, and never changes.
 
@@ -9304,10 +10523,128 @@ def deployed_folders(home: str) -> int:
     return sum(bool(re.fullmatch("[0-9a-f]{64}", name)) for name in names)
 
 
+# --- 29. Metrics -------------------------------------------------------------------------
+# Owns what is counted since the daemon began, and the page on which Prometheus reads it.  Calls nothing.
+# Promises the text format 0.0.4 (prometheus.io/docs/instrumenting/exposition_formats), seconds and bytes as units,
+# and no label that a pipeline's author or a peer could make grow.
+
+
+class Histogram:
+    """How often a time was at most so many seconds."""
+
+    __slots__ = ("bounds", "counts", "total")
+
+    def __init__(self, *bounds: float) -> None:
+        self.bounds, self.counts, self.total = bounds, [0] * (len(bounds) + 1), 0.0
+
+    def observe(self, seconds: float) -> None:
+        """Counts one."""
+        self.counts[bisect.bisect_left(self.bounds, seconds)] += 1
+        self.total += seconds
+
+    def lines(self, name: str, labels: str = "") -> Iterator[str]:
+        """As the text format wants it: cumulative."""
+        mark = f"{labels}," if labels else ""
+        for bound, count in zip((*self.bounds, "+Inf"), itertools.accumulate(self.counts), strict=True):
+            yield f'{name}_bucket{{{mark}le="{bound}"}} {count}'
+        face = f"{{{labels}}}" if labels else ""
+        yield f"{name}_sum{face} {self.total:.6f}"
+        yield f"{name}_count{face} {sum(self.counts)}"
+
+
+#: Bounds in seconds: of answers, and of what may take longer.
+FAST = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 10.0)
+SLOW = (0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 30.0, 60.0, 300.0, 1800.0, 3600.0, 21600.0)
+
+
+class Metrics:
+    """What has happened since the daemon began, in numbers."""
+
+    def __init__(self) -> None:
+        self.requests: dict[str, Histogram] = {}  # by method
+        self.refusals: dict[tuple[str, str], int] = {}  # by method and error code
+        self.events: dict[str, int] = {}  # by type
+        self.ended: dict[str, int] = {}  # by status
+        self.waits, self.durations, self.lateness = Histogram(*SLOW), Histogram(*SLOW), Histogram(*SLOW)
+
+    def request(self, method: str, seconds: float, code: str = "") -> None:
+        """A request has been answered; *code* is that of its error, if it has one."""
+        if (known := self.requests.get(method)) is None:
+            known = self.requests[method] = Histogram(*FAST)
+        known.observe(seconds)
+        if code:
+            self.refusals[method, code] = self.refusals.get((method, code), 0) + 1
+
+    def fact(self, type_name: str, data: Json, late: float | None) -> None:
+        """A fact goes into the ledger; *late* is how long after its tick a run was queued."""
+        self.events[type_name] = self.events.get(type_name, 0) + 1
+        if type_name == "run.finished":
+            self.ended[data["status"]] = self.ended.get(data["status"], 0) + 1
+            if data["duration_ms"] is not None:
+                self.durations.observe(data["duration_ms"] / 1000)
+        if late is not None:
+            self.lateness.observe(max(late, 0.0))
+
+    def families(self) -> Iterator[tuple[str, str, str, Iterable[str]]]:
+        """(name, kind, meaning, samples) of all that is counted here."""
+        requests = (
+            line
+            for method, times in sorted(self.requests.items())
+            for line in times.lines("tau_request_duration_seconds", f'method="{method}"')
+        )
+        yield "tau_request_duration_seconds", "histogram", "Time to answer a request.", requests
+        refused = (
+            f'tau_request_errors_total{{method="{method}",code="{code}"}} {count}'
+            for (method, code), count in sorted(self.refusals.items())
+        )
+        yield "tau_request_errors_total", "counter", "Requests answered by an error.", refused
+        yield (
+            "tau_runs_finished_total",
+            "counter",
+            "Runs that have ended.",
+            (f'tau_runs_finished_total{{status="{status}"}} {self.ended.get(status, 0)}' for status in FINAL),
+        )
+        yield (
+            "tau_events_total",
+            "counter",
+            "Facts in the ledger.",
+            (f'tau_events_total{{type="{name}"}} {count}' for name, count in sorted(self.events.items())),
+        )
+        for name, meaning, times in (
+            ("tau_run_wait_seconds", "Time from queued to the first instruction of a run.", self.waits),
+            ("tau_run_duration_seconds", "Time that runs took.", self.durations),
+            ("tau_schedule_lateness_seconds", "Time from a tick to its run being queued.", self.lateness),
+        ):
+            yield name, "histogram", meaning, times.lines(name)
+
+
+def exposition(families: Iterable[tuple[str, str, str, Iterable[str]]]) -> str:
+    """Families of metrics as text."""
+    lines = []
+    for name, kind, meaning, samples in families:
+        lines += [f"# HELP {name} {meaning}", f"# TYPE {name} {kind}", *samples]
+    return "\n".join(lines) + "\n"
+
+
+def process_figures() -> Iterator[tuple[str, str, str, Iterable[str]]]:
+    """What the process itself uses, under the names that Prometheus's own clients use."""
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    figures = [("process_cpu_seconds_total", "counter", "CPU time.", round(used.ru_utime + used.ru_stime, 2))]
+    if os.path.exists("/proc/self/statm"):
+        with open("/proc/self/statm", encoding="ascii") as file:
+            pages = int(file.read().split()[1])
+        open_files = len(os.listdir("/proc/self/fd"))
+        figures += [("process_resident_memory_bytes", "gauge", "Memory.", pages * os.sysconf("SC_PAGE_SIZE"))]
+        figures += [("process_open_fds", "gauge", "Open descriptors.", open_files)]
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    figures += [("process_max_fds", "gauge", "Descriptors that may be open.", limit)]
+    return ((name, kind, meaning, (f"{name} {value}",)) for name, kind, meaning, value in figures)
+
+
 # === Part IV: the run process ==============================================================
 # One per attempt; the only place where user code runs.  Speaks to nobody: it writes its journal.
 
-# --- 27. Fork server ---------------------------------------------------------------------
+# --- 30. Fork server ---------------------------------------------------------------------
 # Owns the processes that run user code, from permission to end record.  Calls Run process.
 # Promises that nothing a process started outlives it, and that its end is written down even without a daemon.
 
@@ -9677,7 +11014,7 @@ def spawned_process() -> int:
     os._exit(run_process(job, settle_in()))
 
 
-# --- 28. Run process ---------------------------------------------------------------------
+# --- 31. Run process ---------------------------------------------------------------------
 # Owns one attempt from its first record to its last.  Calls Pipeline API and Trace.
 # Promises a returned or a raised record whenever Python itself lives to write it.
 
@@ -9989,7 +11326,7 @@ class Captured(io.TextIOBase):
         return io.FileIO(self.descriptor, "wb", closefd=False)
 
 
-# --- 29. Pipeline API --------------------------------------------------------------------
+# --- 32. Pipeline API --------------------------------------------------------------------
 # Owns what user code sees: @pipeline and PipelineContext.  Calls all that follows.
 # Promises that using it outside a run (a test, a REPL) does nothing surprising.
 
@@ -10550,7 +11887,7 @@ def per_row(function: Callable[[Json], Any]) -> PerRow:
     return PerRow(function)
 
 
-# --- 30. Parameters ----------------------------------------------------------------------
+# --- 33. Parameters ----------------------------------------------------------------------
 # Owns how a pipeline's signature becomes a JSON Schema, and JSON the values of its annotations.  Calls Trace.
 # Promises that what the schema admits can be converted.
 
@@ -10776,7 +12113,7 @@ def path_type(hint: Any, origin: Any, arguments: tuple[Any, ...], name: str) -> 
     return ParamType({"type": "string"}, hint) if hasattr(hint, "__fspath__") else None
 
 
-# --- 31. Assertions ----------------------------------------------------------------------
+# --- 34. Assertions ----------------------------------------------------------------------
 # Owns ctx.check: what is asserted, under which name, and with which values it failed.  Calls Trace.
 # Promises that every assertion is evaluated and recorded before the first failure is raised.
 
@@ -10888,7 +12225,7 @@ def truth_of(value: Any) -> bool:
     return bool(value)
 
 
-# --- 32. Memos ---------------------------------------------------------------------------
+# --- 35. Memos ---------------------------------------------------------------------------
 # Owns ctx.memo: results that outlive the attempt that made them.  Calls Trace.
 # Promises that what is kept is whole, that what is found is what was returned, and no secret on the disk.
 
@@ -10961,7 +12298,7 @@ def memo_key(arguments: tuple[Any, ...]) -> str:
         return short_repr(arguments)
 
 
-# --- 33. Places --------------------------------------------------------------------------
+# --- 36. Places --------------------------------------------------------------------------
 # Owns where data is: which place a name means, files here and remote, the author's own sources.
 # Calls Web, Warehouses, Formats and Rows.
 # Promises that a write is whole or did not happen, and that no URL's password is told.
@@ -11381,7 +12718,7 @@ class RemoteFile(DataFile):
             store.put_file(file.name, path)
 
 
-# --- 34. Web -----------------------------------------------------------------------------
+# --- 37. Web -----------------------------------------------------------------------------
 # Owns what is read over http(s): requests, pages, retries.  Calls Formats and Rows.
 # Promises that a body cut short is never taken for a whole one, and that no header reaches another origin.
 
@@ -11683,7 +13020,7 @@ def retry_after(text: str | None) -> float | None:
     return max(0.0, then.timestamp() - time.time())
 
 
-# --- 35. Warehouses ----------------------------------------------------------------------
+# --- 38. Warehouses ----------------------------------------------------------------------
 # Owns databases: SQLite by itself, all others through SQLAlchemy.  Calls Rows and Trace.
 # Promises one transaction a load, values always bound and never spelled into SQL, names always quoted.
 
@@ -12181,7 +13518,7 @@ def database_cell(value: Any) -> Any:
     return text_or_number(value)
 
 
-# --- 36. Formats -------------------------------------------------------------------------
+# --- 39. Formats -------------------------------------------------------------------------
 # Owns bytes ↔ rows: CSV, TSV, JSON, JSON lines, Parquet, and the types of text cells.  Calls Rows and Trace.
 # Promises an error with its line for what is malformed, never a row that is silently wrong.
 
@@ -12683,7 +14020,7 @@ def cast_column(rows: Rows, name: str, cast: Callable[[str], Any], lines: list[i
         raise SourceError(f"line {lines[position]}: {told}", hint) from problem
 
 
-# --- 37. Rows ----------------------------------------------------------------------------
+# --- 40. Rows ----------------------------------------------------------------------------
 # Owns data on its way through a pipeline: lists of dicts, streams of batches, the steps between them.
 # Calls Trace.  Promises answers that can be used at once and awaited too, and steps that count by themselves.
 
@@ -13271,7 +14608,7 @@ def quote_name(name: str) -> str:
     return '"' + str(name).replace('"', '""') + '"'
 
 
-# --- 38. Trace ---------------------------------------------------------------------------
+# --- 41. Trace ---------------------------------------------------------------------------
 # Owns how a run is written down: the journal, values as JSON, errors as documents.  Calls nothing of its part.
 # Promises records that parse, within limits, without what looks secret, whatever user objects do.
 
