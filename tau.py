@@ -6,7 +6,7 @@ The file is laid out in the order a request travels.  Calls go down the page, or
                                   6 Shell   7 System   8 Ticks
     Part II   the client, `tau`   9 Command line   10 Doctor   11 Terminal   12 Client
                  │ one JSON document a line, over a socket
-    Part III  the daemon, `taud`  13 Daemon   14 Server   15 HTTP   16 Callers   17 Operations
+    Part III  the daemon, `taud`  13 Daemon   14 Server   15 HTTP   16 Operations   17 Callers
                                   18 Environments   19 Scheduler   20 Executor   21 Feed
                                   22 Agenda   23 Retention   24 Backup   25 Store   26 Questions
                                   27 Database   28 Sources   29 Metrics
@@ -16,14 +16,14 @@ The file is laid out in the order a request travels.  Calls go down the page, or
                                   38 Warehouses   39 Formats   40 Rows   41 Trace
 
 `tau run hello`, in one read:
-  main §9 builds one parser from the signature of `run` §17 and calls Client.call §12;
-  the line reaches Connection §14, which checks it and calls the operation `run` §17;
+  main §9 builds one parser from the signature of `run` §16 and calls Client.call §12;
+  the line reaches Connection §14, which checks it and calls the operation `run` §16;
   Store §25 makes the run durable and, in the same commit, Executor.admit §20 moves it to running;
   ForkServer §30 creates the journal (that is the permission to start) and forks;
   run_process §31 loads the deployed file and calls your function with a PipelineContext §32;
   its records go to the Journal §41; the fork server appends the end record when the process is gone;
   Executor §20 reads the journal, `verdict` §20 turns it into an outcome, Store §25 keeps it;
-  Feed §21 wakes the waiting `run` §17; Connection §14 answers; main §9 prints and exits 0 or 1.
+  Feed §21 wakes the waiting `run` §16; Connection §14 answers; main §9 prints and exits 0 or 1.
 """
 
 from __future__ import annotations
@@ -3950,20 +3950,24 @@ class Daemon:
             return Lines(self, group=group)
 
         self.listeners.append(await loop.create_unix_server(on_unix, sock=bound, backlog=1024, start_serving=False))
-        self.keys.open()
         if self.settings["port"] or self.settings["host"]:
-            bound_tcp = bind_tcp(self.settings["host"], self.settings["port"] or 8400)
-            self.open_door([one.getsockname() for one in bound_tcp])
-            for one in bound_tcp:
-                self.listeners.append(await self.listen_tcp(one))
+            await self.listen_tcp(bind_tcp(self.settings["host"], self.settings["port"] or 8400))
 
-    def open_door(self, places: list[Any]) -> None:
+    async def listen_tcp(self, bound: list[socket.socket]) -> None:
+        """Bound TCP sockets are served, to whoever has a key."""
+        try:
+            self.open_door([one.getsockname()[0] for one in bound])
+            for one in bound:
+                self.listeners.append(await self.serve_tcp(one))
+        except BaseException:
+            for one in bound:
+                one.close()
+            raise
+
+    def open_door(self, places: list[str]) -> None:
         """These addresses may be listened on: there is a key for whoever comes; Forbidden if there is none."""
-        public = [place[0] for place in places if not is_loopback(place[0])]
-        if not public and configured_key(self.settings) is None:
-            self.keys.at_home = True
-            self.keys.open()
-        if public and not self.keys.holders:
+        public = [place for place in places if not is_loopback(place)]
+        if not self.keys.open_door(bool(public)):
             hint = (
                 "`tau key create NAME` makes one, [auth] api_key is one; or listen on 127.0.0.1, behind an SSH tunnel"
             )
@@ -3971,8 +3975,8 @@ class Daemon:
         if public and self.tls is None:
             self.warn(f"what is sent to {public[0]} is not encrypted: set [daemon] tls_cert, or put TLS in front")
 
-    async def listen_tcp(self, bound: socket.socket) -> asyncio.Server | SecureListener:
-        """A bound TCP socket is served, to whoever has a key."""
+    async def serve_tcp(self, bound: socket.socket) -> asyncio.Server | SecureListener:
+        """What serves a bound TCP socket, once it starts."""
         name, number, *_ = bound.getsockname()
         scheme = "tcp" if self.tls is None else "tls"
         self.addresses.append(f"{scheme}://[{name}]:{number}" if ":" in name else f"{scheme}://{name}:{number}")
@@ -4622,14 +4626,6 @@ class Lines(Connection):
             self.linger()
 
 
-KEY_HINT = "set TAU_API_KEY, or use the daemon's own home; `tau key create NAME` there makes a key"
-
-
-# --- 15. HTTP ----------------------------------------------------------------------------
-# Owns the TCP port's other tongue, HTTP/1.1: POST /rpc, and pages for machines that watch.  Calls Server, Callers,
-# Metrics.  Promises that a message whose end could be found in two places is refused (RFC 9112, 6.3 and 11.2).
-
-
 class Doorstep(Connection):
     """A peer from the network that has not said a word: its first byte tells how it speaks."""
 
@@ -4664,6 +4660,11 @@ class Doorstep(Connection):
         """Tells the peer that it is not admitted, and closes."""
         self.transport.write(encode(refusal(None, problem)))
         self.transport.close()
+
+
+# --- 15. HTTP ----------------------------------------------------------------------------
+# Owns the TCP port's other tongue, HTTP/1.1: POST /rpc, and pages for machines that watch.  Calls Server, Callers,
+# Metrics.  Promises that a message whose end could be found in two places is refused (RFC 9112, 6.3 and 11.2).
 
 
 class Unreadable(Exception):
@@ -4966,232 +4967,7 @@ PAGES = {
 }
 
 
-# --- 16. Callers -------------------------------------------------------------------------
-# Owns who may do what: keys, their scopes, patterns and ends, and patience with wrong ones.  Calls Store.
-# Promises that a key is kept as its digest only, compared in constant time, and that what it does not see is to it
-# as if it were not there.
-
-
-class Caller:
-    """Who asks: a user of this machine, or whoever has a key."""
-
-    __slots__ = ("expires_at", "local", "name", "patterns", "scope", "used_at")
-
-    def __init__(
-        self, name: str, scope: str, patterns: Sequence[str] = (), expires_at: str | None = None, local: bool = False
-    ) -> None:
-        self.name, self.scope, self.patterns, self.expires_at = name, scope, tuple(patterns), expires_at
-        self.local = local  # whether the system told who it is
-        self.used_at = 0.0  # when its use was last written down
-
-    def check(self, chosen: Operation) -> None:
-        """Forbidden unless this caller may still call this operation."""
-        self.check_time()
-        if SCOPES.index(chosen.scope) > SCOPES.index(self.scope):
-            message = f"'{chosen.name}' needs a key of scope {chosen.scope}; '{self.name}' has {self.scope}"
-            raise Forbidden(message, f"tau key create NAME --scope {chosen.scope}")
-
-    def check_time(self) -> None:
-        """Forbidden once the key has expired."""
-        if self.expires_at is not None and rfc3339(time.time()) >= self.expires_at:
-            raise Forbidden(f"the key '{self.name}' expired at {self.expires_at}", "tau key create NAME makes another")
-
-    def has(self, key: str) -> bool:
-        """Whether it came in with the key of this name."""
-        return not self.local and self.name == key
-
-    def sees(self, pipeline: str) -> bool:
-        """Whether a pipeline is there for this caller."""
-        return not self.patterns or any(fnmatch.fnmatchcase(pipeline, pattern) for pattern in self.patterns)
-
-    def sift(self, names: Iterable[str]) -> list[str]:
-        """Those of the names that this caller sees."""
-        return [name for name in names if self.sees(name)]
-
-
-class Keys:
-    """The keys that open the door to the network."""
-
-    def __init__(self, home: str, settings: Json, store: Store) -> None:
-        self.home, self.settings, self.store = home, settings, store
-        self.holders: dict[bytes, Caller] = {}  # by the digest of the key
-        self.at_home = False  # whether the key in the home opens too
-        self.wrong: dict[str, Json] = {}  # address → how often it came with a wrong key in the last minute
-        self.failures = 0
-        self.writing: set[asyncio.Future[Any]] = set()
-
-    def open(self) -> None:
-        """All keys are known: the configured one, those that were created, and that of the home."""
-        self.holders = {}
-        if (digest := configured_key(self.settings)) is not None:
-            self.holders[digest] = Caller("key", "admin")
-        for row in self.store.ask.keys(live=True):
-            caller = Caller(row["name"], row["scope"], row["pipelines"], row["expires_at"])
-            self.holders[bytes.fromhex(row["sha256"])] = caller
-        if self.at_home:
-            self.holders[hashlib.sha256(make_key(self.home)).digest()] = Caller("key", "admin")
-
-    async def admit(self, given: Any, remote: str) -> Caller:
-        """Who has this key; Forbidden if nobody has, and the more often it happens the later."""
-        digest, found = hashlib.sha256(given.encode("utf-8") if isinstance(given, str) else b"").digest(), None
-        for known, caller in self.holders.items():
-            if hmac.compare_digest(known, digest):
-                found = caller
-        if found is not None:
-            found.check_time()
-            self.note_use(found)
-            return found
-        if delay := self.note_failure(remote, time.monotonic()):
-            await asyncio.sleep(delay)
-        raise Forbidden("the key is not right" if given else "a key is needed", KEY_HINT)
-
-    def note_use(self, caller: Caller) -> None:
-        """Writes down that a key is in use, now and then."""
-        now = time.time()
-        if now - caller.used_at > KEY_USE_S:
-            caller.used_at = now
-            self.write(self.store.note_key_use, caller.name)
-
-    def note_failure(self, remote: str, now: float) -> float:
-        """Remembers that a wrong key came from an address; the seconds that its answer waits."""
-        self.failures += 1
-        one = self.wrong.pop(remote, None)
-        if one is None or now - one["since"] > FAILURES_S:
-            one = {"since": now, "count": 0}
-        one["count"] += 1
-        self.wrong[remote] = one  # the last one now
-        if len(self.wrong) > FAILURES_MAX:
-            del self.wrong[next(iter(self.wrong))]
-        over = one["count"] - FAILURES_FREE
-        if one["count"] == 1 or over == 1:
-            logging.getLogger("tau").warning("a wrong key came from %s, %s times in a minute", remote, one["count"])
-            told = {"address": remote, "failures": one["count"], "failures_in_all": self.failures}
-            self.write(self.store.event, "auth.failed", None, None, told)
-        return min(DELAY_MAX_S, 2.0 ** min(over - 1, 10)) if over > 0 else 0.0
-
-    def write(self, work: Callable[..., Any], *arguments: Any) -> None:
-        """Writes something that nobody waits for."""
-        if len(self.writing) < FAILURES_MAX:
-            writing = asyncio.ensure_future(self.store.write(work, *arguments))
-            self.writing.add(writing)
-            writing.add_done_callback(self.wrote)
-
-    def wrote(self, writing: asyncio.Future[Any]) -> None:
-        """What nobody waited for has been written, or not."""
-        self.writing.discard(writing)
-        if not writing.cancelled() and (problem := writing.exception()) is not None:
-            logging.getLogger("tau").warning("not written down: %s", problem)
-
-
-#: A key that is used is written down as used at most so often.
-KEY_USE_S = 600.0
-#: Of wrong keys from one address so many a minute are answered at once, then each waits twice as long.
-FAILURES_FREE = 5
-FAILURES_S = 60.0
-FAILURES_MAX = 1024
-DELAY_MAX_S = 30.0
-
-
-def configured_key(settings: Json) -> bytes | None:
-    """The digest of the configured key, if there is one; BadRequest for one that could be guessed."""
-    given = {name: settings[name] for name in ("api_key", "api_key_file", "api_key_hash") if settings[name]}
-    if len(given) > 1:
-        raise BadRequest(f"[auth] {' and '.join(given)} are the same thing", "give one of them")
-    if (text := given.get("api_key_hash")) is not None:
-        if not re.fullmatch("[0-9a-f]{64}", text):
-            raise BadRequest("[auth] api_key_hash must be the SHA-256 of a key in hex", "printf %s KEY | sha256sum")
-        return bytes.fromhex(text)
-    key = read_private(given["api_key_file"]) if "api_key_file" in given else given.get("api_key", "")
-    check_key(key)
-    return hashlib.sha256(key.encode("utf-8")).digest() if key else None
-
-
-def read_private(path: str) -> str:
-    """The text of a file that holds a secret, without the line's end; Forbidden if everybody may read it."""
-    try:
-        with open(path, encoding="utf-8") as file:
-            if os.fstat(file.fileno()).st_mode & 0o007:
-                raise Forbidden(f"{path} can be read by everybody", f"chmod o= {path}")
-            return file.read().strip()
-    except (OSError, UnicodeDecodeError) as problem:
-        raise BadRequest(f"cannot read {path}: {problem}", "see [auth] in the configuration") from None
-
-
-def check_key(key: str) -> None:
-    """BadRequest for a configured key that could be guessed."""
-    if key and len(key) < KEY_CHARACTERS_MIN:
-        hint = 'python3 -c "import secrets; print(secrets.token_urlsafe(32))" makes one'
-        raise BadRequest(f"[auth] api_key is shorter than {KEY_CHARACTERS_MIN} characters", hint)
-
-
-def new_key() -> str:
-    """A key: 256 bits that nobody can guess, and a head by which it is known for one."""
-    return "tau_sk_" + base64.urlsafe_b64encode(os.urandom(32)).rstrip(b"=").decode("ascii")
-
-
-def make_key(home: str) -> bytes:
-    """The key of this home for loopback TCP: read from <home>/key (0600), or made there."""
-    path = os.path.join(home, "key")
-    if not os.path.exists(path):
-        with open(path + ".new", "w", encoding="ascii") as file:  # under umask 077
-            file.write(new_key() + "\n")
-        os.rename(path + ".new", path)  # whole or not at all
-    with open(path, "rb") as file:
-        key = file.read().strip()
-    if len(key) < KEY_CHARACTERS_MIN:
-        raise Forbidden(f"{path} does not hold a key", "remove it: taud makes another")
-    return key
-
-
-async def confined(call: Call, chosen: Operation, arguments: Json) -> Json:
-    """Calls an operation for a caller that sees only some pipelines: the others are as if they were not there."""
-    caller, ask = call.caller, call.daemon.store.ask
-    given = [(one.kind.removeprefix("list[").rstrip("]"), arguments.get(one.name)) for one in chosen.arguments.values()]
-    words = [
-        (kind, word)
-        for kind, value in given
-        if kind in SUBJECTS and value is not None
-        for word in (value if isinstance(value, list) else [value])
-    ]
-    if not words and not chosen.sifts:
-        raise Forbidden(f"the key '{caller.name}' is for {', '.join(caller.patterns)} only", SEEN_HINT)
-    try:
-        for kind, word in words:
-            named = kind == "PipelineName" or (kind == "Subject" and ask.is_known(word))
-            if not caller.sees(word if named else owner_of(ask, word)):
-                raise NotFound(f"no {'pipeline named' if named else 'run'} '{word[:WORD_MAX]}'")
-        return await chosen.call(call, arguments)
-    except NotFound as problem:
-        problem.hint = SEEN_HINT  # its own may name what this caller does not see
-        raise
-
-
-SEEN_HINT = "`tau list` shows what this key sees"
-
-
-def owner_of(ask: Questions, word: str) -> str:
-    """The pipeline of the run that is meant; NotFound, and BadRequest that does not name the runs it could be."""
-    try:
-        return str(ask.run(ask.find_run(word))["pipeline"])
-    except BadRequest as problem:
-        raise BadRequest(str(problem), "give more of the id") from None
-
-
-def local_peer(peer: Any, group: int | None) -> str:
-    """The user name behind a Unix socket, if it may speak: ourselves, root, or a member of *group*."""
-    if not hasattr(socket, "SO_PEERCRED"):  # macOS: the directory's mode alone guards the socket
-        return pwd.getpwuid(os.geteuid()).pw_name
-    credentials = peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
-    _, uid, gid = struct.unpack("3i", credentials)
-    try:
-        name = pwd.getpwuid(uid).pw_name
-    except KeyError:
-        name = str(uid)
-    admitted = uid in (os.geteuid(), 0) or (group is not None and (gid == group or name in grp.getgrgid(group).gr_mem))
-    return name if admitted else ""
-
-
-# --- 17. Operations ----------------------------------------------------------------------
+# --- 16. Operations ----------------------------------------------------------------------
 # Owns everything Tau can do, one function each; the docstrings are the reference manual.
 # Calls all that the daemon holds.  Promises verbs that may be repeated, and lists that say how to get the rest.
 
@@ -6310,7 +6086,7 @@ async def key_list(call: Call) -> Json:
     for row in rows:
         expired = row["expires_at"] is not None and row["expires_at"] <= now
         row["status"] = "revoked" if row["revoked_at"] else "expired" if expired else "live"
-    return {"keys": rows, "configured": configured_key(call.daemon.settings) is not None}
+    return {"keys": rows, "configured": len(call.daemon.keys.given)}
 
 
 @admin
@@ -6461,6 +6237,240 @@ CUTS: tuple[tuple[str, Callable[[Any], Any], int], ...] = (
     ("error.frames", cut_frames, 0),
     ("error.message", cut_value, 1_000),
 )
+
+
+# --- 17. Callers -------------------------------------------------------------------------
+# Owns who may do what: keys, their scopes, patterns and ends, and patience with wrong ones.  Calls Store.
+# Promises that a key is kept as its digest only, compared in constant time, and that what it does not see is to it
+# as if it were not there.
+
+
+class Caller:
+    """Who asks: a user of this machine, or whoever has a key."""
+
+    __slots__ = ("expires_at", "local", "name", "patterns", "scope", "used_at")
+
+    def __init__(
+        self, name: str, scope: str, patterns: Sequence[str] = (), expires_at: str | None = None, local: bool = False
+    ) -> None:
+        self.name, self.scope, self.patterns, self.expires_at = name, scope, tuple(patterns), expires_at
+        self.local = local  # whether the system told who it is
+        self.used_at = 0.0  # when its use was last written down
+
+    def check(self, chosen: Operation) -> None:
+        """Forbidden unless this caller may still call this operation."""
+        self.check_time()
+        if SCOPES.index(chosen.scope) > SCOPES.index(self.scope):
+            message = f"'{chosen.name}' needs a key of scope {chosen.scope}; '{self.name}' has {self.scope}"
+            raise Forbidden(message, f"tau key create NAME --scope {chosen.scope}")
+
+    def check_time(self) -> None:
+        """Forbidden once the key has expired."""
+        if self.expires_at is not None and rfc3339(time.time()) >= self.expires_at:
+            raise Forbidden(f"the key '{self.name}' expired at {self.expires_at}", "tau key create NAME makes another")
+
+    def has(self, key: str) -> bool:
+        """Whether it came in with the key of this name."""
+        return not self.local and self.name == key
+
+    def sees(self, pipeline: str) -> bool:
+        """Whether a pipeline is there for this caller."""
+        return not self.patterns or any(fnmatch.fnmatchcase(pipeline, pattern) for pattern in self.patterns)
+
+    def sift(self, names: Iterable[str]) -> list[str]:
+        """Those of the names that this caller sees."""
+        return [name for name in names if self.sees(name)]
+
+
+class Keys:
+    """The keys that open the door to the network."""
+
+    def __init__(self, home: str, settings: Json, store: Store) -> None:
+        self.home, self.settings, self.store = home, settings, store
+        self.holders: dict[bytes, Caller] = {}  # by the digest of the key
+        self.given: list[bytes] = []  # digests of the key of the configuration or of the home, while TCP is served
+        self.wrong: dict[str, Json] = {}  # address → how often it came with a wrong key in the last minute
+        self.failures = 0
+        self.writing: set[asyncio.Future[Any]] = set()
+
+    def open(self) -> None:
+        """All keys are known: those that were created, and what was given otherwise."""
+        self.holders = {digest: Caller("key", "admin") for digest in self.given}
+        for row in self.store.ask.keys(live=True):
+            caller = Caller(row["name"], row["scope"], row["pipelines"], row["expires_at"])
+            self.holders[bytes.fromhex(row["sha256"])] = caller
+
+    def open_door(self, public: bool) -> bool:
+        """The keys for TCP are known too; whether there is any.  Without a configured one the home's own will do,
+        unless the door is *public*."""
+        self.given = configured_keys(self.settings)
+        if not self.given and not public:
+            self.given = [hashlib.sha256(make_key(self.home)).digest()]
+        self.open()
+        return bool(self.holders)
+
+    async def admit(self, given: Any, remote: str) -> Caller:
+        """Who has this key; Forbidden if nobody has, and the more often it happens the later."""
+        digest, found = hashlib.sha256(given.encode("utf-8") if isinstance(given, str) else b"").digest(), None
+        for known, caller in self.holders.items():
+            if hmac.compare_digest(known, digest):
+                found = caller
+        if found is not None:
+            found.check_time()
+            self.note_use(found)
+            return found
+        if delay := self.note_failure(remote, time.monotonic()):
+            await asyncio.sleep(delay)
+        raise Forbidden("the key is not right" if given else "a key is needed", KEY_HINT)
+
+    def note_use(self, caller: Caller) -> None:
+        """Writes down that a key is in use, now and then."""
+        now = time.time()
+        if caller.name != "key" and now - caller.used_at > KEY_USE_S:
+            caller.used_at = now
+            self.write(self.store.note_key_use, caller.name)
+
+    def note_failure(self, remote: str, now: float) -> float:
+        """Remembers that a wrong key came from an address; the seconds that its answer waits."""
+        self.failures += 1
+        one = self.wrong.pop(remote, None)
+        if one is None or now - one["since"] > FAILURES_S:
+            one = {"since": now, "count": 0}
+        one["count"] += 1
+        self.wrong[remote] = one  # the last one now
+        if len(self.wrong) > FAILURES_MAX:
+            del self.wrong[next(iter(self.wrong))]
+        over = one["count"] - FAILURES_FREE
+        if one["count"] == 1 or over == 1:
+            logging.getLogger("tau").warning("a wrong key came from %s, %s times in a minute", remote, one["count"])
+            told = {"address": remote, "failures": one["count"], "failures_in_all": self.failures}
+            self.write(self.store.event, "auth.failed", None, None, told)
+        return min(DELAY_MAX_S, 2.0 ** min(over - 1, 10)) if over > 0 else 0.0
+
+    def write(self, work: Callable[..., Any], *arguments: Any) -> None:
+        """Writes something that nobody waits for."""
+        if len(self.writing) < FAILURES_MAX:
+            writing = asyncio.ensure_future(self.store.write(work, *arguments))
+            self.writing.add(writing)
+            writing.add_done_callback(self.wrote)
+
+    def wrote(self, writing: asyncio.Future[Any]) -> None:
+        """What nobody waited for has been written, or not."""
+        self.writing.discard(writing)
+        if not writing.cancelled() and (problem := writing.exception()) is not None:
+            logging.getLogger("tau").warning("not written down: %s", problem)
+
+
+KEY_HINT = "set TAU_API_KEY, or use the daemon's own home; `tau key create NAME` there makes a key"
+
+#: A key that is used is written down as used at most so often.
+KEY_USE_S = 600.0
+#: Of wrong keys from one address so many a minute are answered at once, then each waits twice as long.
+FAILURES_FREE = 5
+FAILURES_S = 60.0
+FAILURES_MAX = 1024
+DELAY_MAX_S = 30.0
+
+
+def configured_keys(settings: Json) -> list[bytes]:
+    """The digests of the configured keys, however they are given; BadRequest for one that could be guessed."""
+    found = []
+    if text := settings["api_key_hash"]:
+        if not re.fullmatch("[0-9a-f]{64}", text):
+            raise BadRequest("[auth] api_key_hash must be the SHA-256 of a key in hex", "printf %s KEY | sha256sum")
+        found.append(bytes.fromhex(text))
+    keys = [settings["api_key"]]
+    if settings["api_key_file"]:
+        keys.append(read_private(settings["api_key_file"]))
+    for key in filter(None, keys):
+        check_key(key)
+        found.append(hashlib.sha256(key.encode("utf-8")).digest())
+    return found
+
+
+def read_private(path: str) -> str:
+    """The text of a file that holds a secret, without the line's end; Forbidden if everybody may read it."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            if os.fstat(file.fileno()).st_mode & 0o007:
+                raise Forbidden(f"{path} can be read by everybody", f"chmod o= {path}")
+            return file.read().strip()
+    except (OSError, UnicodeDecodeError) as problem:
+        raise BadRequest(f"cannot read {path}: {problem}", "see [auth] in the configuration") from None
+
+
+def check_key(key: str) -> None:
+    """BadRequest for a configured key that could be guessed."""
+    if key and len(key) < KEY_CHARACTERS_MIN:
+        hint = 'python3 -c "import secrets; print(secrets.token_urlsafe(32))" makes one'
+        raise BadRequest(f"[auth] api_key is shorter than {KEY_CHARACTERS_MIN} characters", hint)
+
+
+def new_key() -> str:
+    """A key: 256 bits that nobody can guess, and a head by which it is known for one."""
+    return "tau_sk_" + base64.urlsafe_b64encode(os.urandom(32)).rstrip(b"=").decode("ascii")
+
+
+def make_key(home: str) -> bytes:
+    """The key of this home for loopback TCP: read from <home>/key (0600), or made there."""
+    path = os.path.join(home, "key")
+    if not os.path.exists(path):
+        with open(path + ".new", "w", encoding="ascii") as file:  # under umask 077
+            file.write(new_key() + "\n")
+        os.rename(path + ".new", path)  # whole or not at all
+    with open(path, "rb") as file:
+        key = file.read().strip()
+    if len(key) < KEY_CHARACTERS_MIN:
+        raise Forbidden(f"{path} does not hold a key", "remove it: taud makes another")
+    return key
+
+
+async def confined(call: Call, chosen: Operation, arguments: Json) -> Json:
+    """Calls an operation for a caller that sees only some pipelines: the others are as if they were not there."""
+    caller, ask = call.caller, call.daemon.store.ask
+    given = [(one.kind.removeprefix("list[").rstrip("]"), arguments.get(one.name)) for one in chosen.arguments.values()]
+    words = [
+        (kind, word)
+        for kind, value in given
+        if kind in SUBJECTS and value is not None
+        for word in (value if isinstance(value, list) else [value])
+    ]
+    if not words and not chosen.sifts:
+        raise Forbidden(f"the key '{caller.name}' is for {', '.join(caller.patterns)} only", SEEN_HINT)
+    try:
+        for kind, word in words:
+            named = kind == "PipelineName" or (kind == "Subject" and ask.is_known(word))
+            if not caller.sees(word if named else owner_of(ask, word)):
+                raise NotFound(f"no {'pipeline named' if named else 'run'} '{word[:WORD_MAX]}'")
+        return await chosen.call(call, arguments)
+    except NotFound as problem:
+        problem.hint = SEEN_HINT  # its own may name what this caller does not see
+        raise
+
+
+SEEN_HINT = "`tau list` shows what this key sees"
+
+
+def owner_of(ask: Questions, word: str) -> str:
+    """The pipeline of the run that is meant; NotFound, and BadRequest that does not name the runs it could be."""
+    try:
+        return str(ask.run(ask.find_run(word))["pipeline"])
+    except BadRequest as problem:
+        raise BadRequest(str(problem), "give more of the id") from None
+
+
+def local_peer(peer: Any, group: int | None) -> str:
+    """The user name behind a Unix socket, if it may speak: ourselves, root, or a member of *group*."""
+    if not hasattr(socket, "SO_PEERCRED"):  # macOS: the directory's mode alone guards the socket
+        return pwd.getpwuid(os.geteuid()).pw_name
+    credentials = peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+    _, uid, gid = struct.unpack("3i", credentials)
+    try:
+        name = pwd.getpwuid(uid).pw_name
+    except KeyError:
+        name = str(uid)
+    admitted = uid in (os.geteuid(), 0) or (group is not None and (gid == group or name in grp.getgrgid(group).gr_mem))
+    return name if admitted else ""
 
 
 # --- 18. Environments --------------------------------------------------------------------

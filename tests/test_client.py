@@ -120,12 +120,19 @@ def test_why_there_is_no_daemon_is_told_apart(home: Tau) -> None:
 @pytest.mark.parametrize(
     ("text", "parsed"),
     [
-        ("unix:///a/b.sock", ("unix", "/a/b.sock", 0)),
-        ("tcp://h:1", ("tcp", "h", 1)),
-        ("h:1", ("tcp", "h", 1)),
-        ("http://localhost:8400/", ("tcp", "localhost", 8400)),
-        ("tcp://[::1]:8400", ("tcp", "::1", 8400)),
+        ("unix:///a/b.sock", ("unix", "", 0, "/a/b.sock")),
+        ("tcp://h:1", ("tcp", "h", 1, "")),
+        ("tcp://h", ("tcp", "h", 8400, "")),
+        ("tls://h", ("tls", "h", 8400, "")),
+        ("h:1", ("tcp", "h", 1, "")),
+        ("http://localhost:8400/", ("http", "localhost", 8400, "")),
+        ("http://h", ("http", "h", 80, "")),
+        ("https://tau.example.com", ("https", "tau.example.com", 443, "")),
+        ("https://example.com/behind/tau/", ("https", "example.com", 443, "/behind/tau")),
+        ("tcp://[::1]:8400", ("tcp", "::1", 8400, "")),
+        ("https://[::1]", ("https", "::1", 443, "")),
     ],
 )
-def test_addresses(text: str, parsed: tuple[str, str, int]) -> None:
-    assert module.parse_address(text) == parsed
+def test_addresses(text: str, parsed: tuple[str, str, int, str]) -> None:
+    address = module.Address(text)
+    assert (address.scheme, address.host, address.port, address.path) == parsed

@@ -46,7 +46,9 @@ def test_common_options_may_stand_before_or_after_the_command(home: Tau, tau: Ta
     assert "pipelines" in home("list", TAU_HOST=f"unix://{tau.socket}")
 
 
-@pytest.mark.parametrize("host", ["nonsense", "tcp://x", "ftp://a:1", "localhost:port"])
+@pytest.mark.parametrize(
+    "host", ["nonsense", "tcp://:1", "ftp://a:1", "localhost:port", "tcp://h:0", "tls://h:1/x", "http://key@h"]
+)
 def test_an_address_that_is_none_is_refused(home: Tau, host: str) -> None:
     assert home("--host", host, "list", exit=2)["code"] == "bad_request"
 

@@ -348,12 +348,12 @@ def test_tcp_on_loopback_takes_the_key_of_the_home(home: Tau) -> None:
     for host in (f"tcp://127.0.0.1:{port}", f"localhost:{port}"):
         assert home("--host", host, "status")["pid"]
     assert home("--host", f"127.0.0.1:{port}", "status", TAU_API_KEY="wrong", exit=4)["code"] == "forbidden"
-    for line in (b'{"id":1,"method":"list"}\n', b"POST /rpc HTTP/1.1\r\n\r\n{}\n"):
-        with socket.create_connection(("127.0.0.1", int(port))) as stranger:
-            stranger.sendall(line + b'{"id":2,"method":"hello","params":{"api_key":"' + key.encode() + b'"}}\n')
-            answers = stranger.makefile().read().splitlines()
-        assert len(answers) == 1
-        assert "error" in json.loads(answers[0])
+    with socket.create_connection(("127.0.0.1", int(port))) as stranger:
+        hello = b'{"id":2,"method":"hello","params":{"api_key":"' + key.encode() + b'"}}\n'
+        stranger.sendall(b'{"id":1,"method":"list"}\n' + hello)
+        answers = stranger.makefile().read().splitlines()
+    assert len(answers) == 1
+    assert "error" in json.loads(answers[0])
 
 
 def test_a_public_address_without_a_configured_key_is_forbidden(home: Tau) -> None:

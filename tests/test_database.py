@@ -450,6 +450,7 @@ def live_through(made: Tau) -> None:
     made("undeploy", "waits")
     made.deploy('from tau import pipeline\n@pipeline(after=["orders"])\ndef report(ctx): ...\n')
     made("pause", "orders")
+    made.call("key_create", name="ci", scope="read", pipelines="orders*", expires="3650d")
 
 
 def keep_golden() -> None:

@@ -76,7 +76,7 @@ def place(line: int) -> tuple[str, int, str]:
 def uses(node: ast.AST) -> Iterator[str]:
     """The names that run when the node's code runs: annotations do not."""
     for field, value in ast.iter_fields(node):
-        if field in ("annotation", "returns"):
+        if field in ("annotation", "returns", "bases"):  # a base must stand above what is made of it
             continue
         for child in value if isinstance(value, list) else [value]:
             if isinstance(child, ast.Name) and isinstance(child.ctx, ast.Load):
