@@ -232,8 +232,8 @@ LINE_BYTES_STRANGER = 8 << 10
 JSON_DEPTH_MAX = 64
 INT_DIGITS_MAX = 20
 CONNECTIONS_MAX = 1024
-#: Of connections from the network that have not shown a key yet.
-STRANGERS_MAX = 256
+#: Connections from the network that have not shown a key yet are counted apart; one more, and the oldest must go.
+STRANGERS_MAX = 1024
 IN_FLIGHT_MAX = 64
 #: Requests that only wait for a run do not count as in flight; so many of them a connection may have.
 WAITING_MAX = 1024
@@ -1425,6 +1425,8 @@ def read_config(path: str) -> Json:
     try:
         with open(path, "rb") as file:
             tables = tomllib.load(file)
+        if "api_key" in tables.get("auth", {}):
+            check_private(path)
     except OSError as problem:
         raise BadRequest(f"cannot read {path}: {problem.strerror}", "check --config and TAU_CONFIG") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as problem:
@@ -1741,6 +1743,16 @@ def sync(path: str) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def check_private(path: str) -> None:
+    """Forbidden if any user of this machine can read a file: its mode says so, and no directory is in the way."""
+    at = os.path.realpath(path)
+    reachable = os.stat(at).st_mode & 0o004
+    while reachable and at != (at := os.path.dirname(at)):
+        reachable = os.stat(at).st_mode & 0o001
+    if reachable:
+        raise Forbidden(f"everybody can read {path}", f"chmod o= {path}")
 
 
 def remove_file(path: str) -> None:
@@ -3299,7 +3311,7 @@ class Client:
                 self.compare_versions(problem)
                 raise
             except Unavailable as problem:
-                connected = self.channel is not None
+                connected = self.channel is not None and self.channel.proven
                 self.close()
                 now = time.monotonic()
                 lost_at = lost_at or now
@@ -3337,10 +3349,11 @@ class Client:
     def connect(self) -> Lined | Posted:
         """An open connection, to a daemon that takes us in; Unavailable says why there is none, and what to do."""
         address = self.find_address()
+        context = client_tls() if address.secure else None
         try:
             if address.scheme == "unix":
                 return Lined(open_unix(address.path))
-            connection = open_tcp(address)
+            connection = open_tcp(address, context)
         except OSError as problem:
             raise no_daemon(problem, address) from None
         try:
@@ -3389,7 +3402,7 @@ class Lined:
 
     def __init__(self, connection: socket.socket) -> None:
         self.socket, self.buffer = connection, b""
-        self.spent = False  # whether it can carry no more requests
+        self.proven, self.spent = True, False  # whether a Tau has answered; whether it can carry no more requests
 
     def close(self) -> None:
         """The connection is closed."""
@@ -3457,7 +3470,7 @@ class Posted:
         self.socket, self.path = connection, address.path + "/rpc"
         self.http = http.client.HTTPConnection(address.host, address.port)
         self.http.sock, self.http.auto_open = connection, 0
-        self.spent = False  # whether it can carry no more requests
+        self.proven, self.spent = False, False  # whether a Tau has answered; whether it can carry no more requests
         self.headers = {"Content-Type": "application/json", "User-Agent": f"tau/{__version__}"}
         if key:
             self.headers["Authorization"] = f"Bearer {key}"
@@ -3491,6 +3504,7 @@ class Posted:
         told = response.headers["Tau-Protocol"]
         if told is not None:
             check_protocol(int(told) if told.isdecimal() else told, None)
+            self.proven = True
         elif response.status in (502, 503, 504):
             message = f"what stands before the daemon says {response.status} {response.reason}"
             raise Unavailable(message, "the daemon behind it is down, or just starting", reason="gateway")
@@ -3565,19 +3579,27 @@ def open_unix(path: str) -> socket.socket:
     return connection
 
 
-def open_tcp(address: Address) -> socket.socket:
-    """A connected TCP socket; encrypted, and the daemon's certificate verified, if the address says so."""
+def client_tls() -> ssl.SSLContext:
+    """By whom the daemon's certificate must be signed, and the certificate that is shown to it; BadRequest for files
+    that are none."""
+    environ = os.environ
+    try:
+        context = ssl.create_default_context(cafile=environ.get("TAU_CA_FILE") or None)
+        if cert := environ.get("TAU_CERT_FILE"):
+            context.load_cert_chain(cert, environ.get("TAU_CERT_KEY_FILE") or None)
+    except OSError as problem:
+        hint = "TAU_CA_FILE, TAU_CERT_FILE and TAU_CERT_KEY_FILE name files in PEM"
+        raise BadRequest(f"cannot use the certificates: {problem}", hint) from None
+    context.set_alpn_protocols(["http/1.1"])
+    return context
+
+
+def open_tcp(address: Address, context: ssl.SSLContext | None) -> socket.socket:
+    """A connected TCP socket; with a context encrypted, and the daemon's certificate verified."""
     connection = socket.create_connection((address.host, address.port), CONNECT_S)
     try:
         keep_alive(connection)
-        if not address.secure:
-            return connection
-        environ = os.environ
-        context = ssl.create_default_context(cafile=environ.get("TAU_CA_FILE") or None)
-        context.set_alpn_protocols(["http/1.1"])
-        if cert := environ.get("TAU_CERT_FILE"):
-            context.load_cert_chain(cert, environ.get("TAU_CERT_KEY_FILE") or None)
-        return context.wrap_socket(connection, server_hostname=address.host)
+        return connection if context is None else context.wrap_socket(connection, server_hostname=address.host)
     except BaseException:
         connection.close()
         raise
@@ -3868,7 +3890,7 @@ class Daemon:
         self.agenda = Agenda(self.store, settings["timezone"], due)
         self.scheduler = Scheduler(self.agenda, self.executor)
         self.addresses: list[str] = []
-        self.listeners: list[asyncio.Server | SecureListener] = []
+        self.listeners: list[asyncio.Server | Door] = []
         self.connections: set[Connection] = set()
         self.strangers: dict[Connection, None] = {}  # those that have not shown a key, the oldest first
         self.keys = Keys(home, settings, self.store)
@@ -3957,8 +3979,7 @@ class Daemon:
         """Bound TCP sockets are served, to whoever has a key."""
         try:
             self.open_door([one.getsockname()[0] for one in bound])
-            for one in bound:
-                self.listeners.append(await self.serve_tcp(one))
+            self.listeners += [self.make_door(one) for one in bound]
         except BaseException:
             for one in bound:
                 one.close()
@@ -3975,7 +3996,7 @@ class Daemon:
         if public and self.tls is None:
             self.warn(f"what is sent to {public[0]} is not encrypted: set [daemon] tls_cert, or put TLS in front")
 
-    async def serve_tcp(self, bound: socket.socket) -> asyncio.Server | SecureListener:
+    def make_door(self, bound: socket.socket) -> Door:
         """What serves a bound TCP socket, once it starts."""
         name, number, *_ = bound.getsockname()
         scheme = "tcp" if self.tls is None else "tls"
@@ -3984,10 +4005,7 @@ class Daemon:
         def on_tcp() -> Connection:
             return Doorstep(self, self.keys)
 
-        if self.tls is not None:
-            return SecureListener(bound, self.tls, on_tcp)
-        loop = asyncio.get_running_loop()
-        return await loop.create_server(on_tcp, sock=bound, backlog=1024, start_serving=False)
+        return Door(bound, self.tls, on_tcp)
 
     def on_signal(self) -> None:
         """SIGTERM: stop now, leaving live runs to the next daemon.  A second one: at once."""
@@ -4028,7 +4046,12 @@ class Daemon:
             ("tau_uptime_seconds", "Time since taud began.", round(time.time() - self.started, 1)),
         ):
             yield name, "gauge", meaning, (f"{name} {value}",)
-        yield "tau_auth_failures_total", "counter", "Wrong keys.", (f"tau_auth_failures_total {self.keys.failures}",)
+        yield (
+            "tau_auth_failures_total",
+            "counter",
+            "Wrong keys.",
+            (f"tau_auth_failures_total {self.keys.failures.total}",),
+        )
         yield from self.store.metrics.families()
         yield from process_figures()
 
@@ -4171,8 +4194,7 @@ def load_certificates(context: ssl.SSLContext, settings: Json) -> None:
     """Connections that begin from now on see the certificate as it is in its file; BadRequest if that is not one."""
     cert, key, authorities = settings["tls_cert"], settings["tls_key"] or None, settings["tls_client_ca"]
     try:
-        if os.stat(key or cert).st_mode & 0o007:
-            raise Forbidden(f"{key or cert} can be read by everybody", f"chmod o= {key or cert}")
+        check_private(key or cert)
         context.load_cert_chain(cert, key, password=lambda: "")
         if authorities:
             context.verify_mode = ssl.CERT_REQUIRED
@@ -4181,10 +4203,14 @@ def load_certificates(context: ssl.SSLContext, settings: Json) -> None:
         raise BadRequest(f"[daemon] tls_cert {cert}: {problem}", "PEM files; see tls_key, tls_client_ca") from None
 
 
-class SecureListener:
-    """Accepts TLS connections on a bound socket.  Only so many may be shaking hands: then the oldest must go."""
+class Door:
+    """Lets peers in from the network, one in each turn of the loop: whoever was let in is heard before many more are.
 
-    def __init__(self, bound: socket.socket, context: ssl.SSLContext, on_peer: Callable[[], Connection]) -> None:
+    asyncio's own server would take as many as there are at once.  With a *context* they must speak TLS; only so
+    many may be shaking hands, then the oldest must go.
+    """
+
+    def __init__(self, bound: socket.socket, context: ssl.SSLContext | None, on_peer: Callable[[], Connection]) -> None:
         self.bound, self.context, self.on_peer = bound, context, on_peer
         self.shaking: dict[asyncio.Task[None], None] = {}
         self.accepting: asyncio.Task[None] | None = None
@@ -4195,7 +4221,7 @@ class SecureListener:
         self.accepting = asyncio.get_running_loop().create_task(self.accept())
 
     def close(self) -> None:
-        """Listens no more; nobody is left in the middle of a handshake."""
+        """Listens no more, and nobody is left on the threshold."""
         for task in (self.accepting, *self.shaking):
             if task is not None:
                 task.cancel()
@@ -4212,16 +4238,21 @@ class SecureListener:
                 continue
             task = loop.create_task(self.shake(peer))
             self.shaking[task] = None
-            task.add_done_callback(lambda done: self.shaking.pop(done, None))
+            task.add_done_callback(self.forget)
             if len(self.shaking) > STRANGERS_MAX:
-                next(iter(self.shaking)).cancel()
+                oldest = next(iter(self.shaking))
+                del self.shaking[oldest]
+                oldest.cancel()
+
+    def forget(self, task: asyncio.Task[None]) -> None:
+        """A handshake has ended."""
+        self.shaking.pop(task, None)
 
     async def shake(self, peer: socket.socket) -> None:
-        """A handshake, or none: whoever does not speak TLS is let go."""
+        """A peer is let in, after a handshake if there must be one; it is let go if it does not know how."""
+        limits = {} if self.context is None else {"ssl_handshake_timeout": HELLO_S, "ssl_shutdown_timeout": HELLO_S}
         try:
-            await asyncio.get_running_loop().connect_accepted_socket(
-                self.on_peer, peer, ssl=self.context, ssl_handshake_timeout=HELLO_S, ssl_shutdown_timeout=HELLO_S
-            )
+            await asyncio.get_running_loop().connect_accepted_socket(self.on_peer, peer, ssl=self.context, **limits)
         except OSError:
             peer.close()
 
@@ -4298,7 +4329,7 @@ class Connection(Protocol):
         self.transport = transport
         transport.set_write_buffer_limits(high=WRITE_BUFFER_BYTES)
         self.daemon.connections.add(self)
-        if len(self.daemon.connections) > CONNECTIONS_MAX:
+        if len(self.daemon.connections) - len(self.daemon.strangers) > CONNECTIONS_MAX:
             self.turn_away(Unavailable("too many connections", "close some, or try again later"))
 
     def connection_lost(self, problem: Exception | None) -> None:
@@ -4311,6 +4342,10 @@ class Connection(Protocol):
                 handle.cancel()
         for task in self.tasks:
             task.cancel()
+
+    def eof_received(self) -> bool:
+        """The peer has said all; whether it may still be answered."""
+        return False
 
     def pause_writing(self) -> None:
         """The peer does not read: nothing more is sent, and after PATIENCE_S it is dropped."""
@@ -4370,7 +4405,10 @@ class Connection(Protocol):
         self.lingering = True
         self.transport.resume_reading()  # to be thrown away
         if self.transport.can_write_eof():
-            self.transport.write_eof()
+            try:
+                self.transport.write_eof()
+            except OSError:  # the peer has gone meanwhile
+                self.transport.abort()
         self.forget_timer()
         self.timer = asyncio.get_running_loop().call_later(LINGER_S, self.transport.abort)
 
@@ -4644,10 +4682,15 @@ class Doorstep(Connection):
         strangers = self.daemon.strangers
         strangers[self] = None
         if len(strangers) > STRANGERS_MAX:
-            next(iter(strangers)).transport.abort()
+            oldest = next(iter(strangers))
+            del strangers[oldest]
+            oldest.transport.abort()
 
     def data_received(self, data: bytes) -> None:
         """Hands the connection to what understands it."""
+        if not re.match(rb"[\[{A-Z\r]", data):
+            self.turn_away(BadRequest("this is neither JSON nor HTTP", f"TLS is set by [daemon] tls_cert; {HTTP_HINT}"))
+            return
         heir = Lines(self.daemon, self.keys) if data[:1] in (b"{", b"[") else Exchange(self.daemon, self.keys)
         heir.remote, heir.timer = self.remote, self.timer
         self.daemon.connections.discard(self)
@@ -6289,8 +6332,7 @@ class Keys:
         self.home, self.settings, self.store = home, settings, store
         self.holders: dict[bytes, Caller] = {}  # by the digest of the key
         self.given: list[bytes] = []  # digests of the key of the configuration or of the home, while TCP is served
-        self.wrong: dict[str, Json] = {}  # address → how often it came with a wrong key in the last minute
-        self.failures = 0
+        self.failures = Failures()
         self.writing: set[asyncio.Future[Any]] = set()
 
     def open(self) -> None:
@@ -6319,8 +6361,11 @@ class Keys:
             found.check_time()
             self.note_use(found)
             return found
-        if delay := self.note_failure(remote, time.monotonic()):
-            await asyncio.sleep(delay)
+        delay, tell = self.failures.note(remote, time.monotonic())
+        if tell:
+            logging.getLogger("tau").warning("wrong keys come from %s, %s so far", remote, self.failures.total)
+            self.write(self.store.event, "auth.failed", None, None, {"address": remote, **tell})
+        await asyncio.sleep(delay)
         raise Forbidden("the key is not right" if given else "a key is needed", KEY_HINT)
 
     def note_use(self, caller: Caller) -> None:
@@ -6329,23 +6374,6 @@ class Keys:
         if caller.name != "key" and now - caller.used_at > KEY_USE_S:
             caller.used_at = now
             self.write(self.store.note_key_use, caller.name)
-
-    def note_failure(self, remote: str, now: float) -> float:
-        """Remembers that a wrong key came from an address; the seconds that its answer waits."""
-        self.failures += 1
-        one = self.wrong.pop(remote, None)
-        if one is None or now - one["since"] > FAILURES_S:
-            one = {"since": now, "count": 0}
-        one["count"] += 1
-        self.wrong[remote] = one  # the last one now
-        if len(self.wrong) > FAILURES_MAX:
-            del self.wrong[next(iter(self.wrong))]
-        over = one["count"] - FAILURES_FREE
-        if one["count"] == 1 or over == 1:
-            logging.getLogger("tau").warning("a wrong key came from %s, %s times in a minute", remote, one["count"])
-            told = {"address": remote, "failures": one["count"], "failures_in_all": self.failures}
-            self.write(self.store.event, "auth.failed", None, None, told)
-        return min(DELAY_MAX_S, 2.0 ** min(over - 1, 10)) if over > 0 else 0.0
 
     def write(self, work: Callable[..., Any], *arguments: Any) -> None:
         """Writes something that nobody waits for."""
@@ -6362,6 +6390,31 @@ class Keys:
 
 
 KEY_HINT = "set TAU_API_KEY, or use the daemon's own home; `tau key create NAME` there makes a key"
+
+
+class Failures:
+    """How often wrong keys came, by address; of the addresses that were seen last."""
+
+    def __init__(self) -> None:
+        self.total = 0
+        self.by_address: dict[str, tuple[float, int]] = {}  # since when, and how often since; the latest at the end
+
+    def note(self, remote: str, now: float) -> tuple[float, Json]:
+        """One more from an address: the seconds that its answer waits, and what is to be recorded of it, if anything.
+
+        A right key never waits, so that nobody can lock out others who come from the same address.
+        """
+        self.total += 1
+        since, count = self.by_address.pop(remote, (now, 0))
+        if now - since > FAILURES_S:
+            since, count = now, 0
+        self.by_address[remote] = (since, count + 1)
+        if len(self.by_address) > FAILURES_MAX:
+            del self.by_address[next(iter(self.by_address))]
+        over = count - FAILURES_FREE
+        told = {"failures": count + 1, "failures_in_all": self.total} if count == 0 or over == 0 else {}
+        return (min(DELAY_MAX_S, 2.0 ** min(over, 10)) if over >= 0 else 0.0), told
+
 
 #: A key that is used is written down as used at most so often.
 KEY_USE_S = 600.0
@@ -6392,8 +6445,7 @@ def read_private(path: str) -> str:
     """The text of a file that holds a secret, without the line's end; Forbidden if everybody may read it."""
     try:
         with open(path, encoding="utf-8") as file:
-            if os.fstat(file.fileno()).st_mode & 0o007:
-                raise Forbidden(f"{path} can be read by everybody", f"chmod o= {path}")
+            check_private(path)
             return file.read().strip()
     except (OSError, UnicodeDecodeError) as problem:
         raise BadRequest(f"cannot read {path}: {problem}", "see [auth] in the configuration") from None

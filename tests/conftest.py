@@ -75,11 +75,47 @@ class Done:
         return json.loads(self.err)["error"]
 
 
+#: How `tau` reaches the daemon in tests of the command line: always by the first, with TAU_TRANSPORTS=all by each.
+TRANSPORTS = ("unix", "tcp", "tls", "http")
+COMMAND_LINE = ("test_command_line", "test_operations", "test_terminal", "test_attempts", "test_examples")
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Tests of the command line are run over every transport that is asked for."""
+    if "tau" in metafunc.fixturenames:
+        every = os.environ.get("TAU_TRANSPORTS") == "all" and metafunc.module.__name__ in COMMAND_LINE
+        metafunc.parametrize("shared", TRANSPORTS if every else TRANSPORTS[:1], indirect=True, scope="session")
+
+
+def free_port() -> int:
+    """A TCP port of loopback that nobody has just now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def make_certificate(folder: Path, *names: str) -> tuple[Path, Path]:
+    """A certificate for loopback that signs itself, and its key; skips where there is no openssl."""
+    if shutil.which("openssl") is None:
+        pytest.skip("openssl is not installed")
+    cert, key = folder / "cert.pem", folder / "key.pem"
+    about = [
+        "-subj",
+        "/CN=localhost",
+        "-addext",
+        "subjectAltName=" + ",".join(names or ("IP:127.0.0.1", "DNS:localhost")),
+    ]
+    kind = ["-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2"]
+    subprocess.run(["openssl", "req", *kind, "-keyout", key, "-out", cert, *about], check=True, capture_output=True)
+    return cert, key
+
+
 class Tau:
     """A home, its daemon and its command line."""
 
-    def __init__(self, home: Path, config: str = "") -> None:
+    def __init__(self, home: Path, config: str = "", transport: str = "unix") -> None:
         self.home = home
+        self.transport, self.port = transport, 0
         self.socket = home / "tau.sock"
         self.work = home.parent / (home.name + "-work")
         self.work.mkdir()
@@ -87,6 +123,20 @@ class Tau:
         if config:
             (home / "tau.toml").write_text(textwrap.dedent(config), encoding="utf-8")
         self.environ = ENVIRON | {"TAU_HOME": str(home), "HOME": str(self.work)}
+        if transport != "unix":
+            self.listen()
+
+    def listen(self) -> None:
+        """The daemon will listen on a TCP port, and `tau` reaches it there."""
+        self.port = free_port()
+        self.environ["TAU_HOST"] = f"{self.transport}://127.0.0.1:{self.port}"
+        if self.transport in ("tls", "https"):
+            cert, key = make_certificate(self.home)
+            self.environ["TAU_CA_FILE"] = str(cert)
+            path = self.home / "tau.toml"
+            text = path.read_text() if path.exists() else ""
+            lines = f'[daemon]\ntls_cert = "{cert}"\ntls_key = "{key}"\n'
+            path.write_text(text.replace("[daemon]\n", lines) if "[daemon]\n" in text else lines + text)
 
     def command(self, *words: Any, stdin: str = "", timeout: float = 60.0, **environ: str) -> Done:
         """Runs `tau` to its end, whatever that is."""
@@ -109,6 +159,8 @@ class Tau:
 
     def start(self, *words: str) -> Any:
         """`taud --detach`; what it prints."""
+        if self.port:
+            words = (*words, "--port", str(self.port))
         done = subprocess.run(
             [*python("taud"), "--detach", *words],
             env=self.environ,
@@ -168,7 +220,7 @@ class Tau:
 
     def stop(self) -> None:
         """No process of this home is left, and nothing of it lies about."""
-        done = self.command("shutdown", "--cancel")
+        done = self.command("--home", self.home, "shutdown", "--cancel")
         assert done.exit in (0, 6), done.err
         eventually(lambda: not self.remains())
         shutil.rmtree(self.home)
@@ -231,15 +283,16 @@ class Wire:
         return answer["result"]
 
 
-def make_home(config: str = "") -> Tau:
+def make_home(config: str = "", transport: str = "unix") -> Tau:
     """A home for a test, not too deep for a socket."""
-    return Tau(Path(tempfile.mkdtemp(prefix="tau-test-")) / "home", config)
+    return Tau(Path(tempfile.mkdtemp(prefix="tau-test-")) / "home", config, transport)
 
 
 @pytest.fixture(scope="session")
-def shared() -> Iterator[Tau]:
-    """One daemon for all tests that leave it as they found it."""
-    yield from started(make_home("[daemon]\nstop_grace_s = 0.5\nload_timeout_s = 2.0\n"))
+def shared(request: pytest.FixtureRequest) -> Iterator[Tau]:
+    """One daemon for all tests that leave it as they found it, reached in one of the ways there are."""
+    config = "[daemon]\nstop_grace_s = 0.5\nload_timeout_s = 2.0\n"
+    yield from started(make_home(config, getattr(request, "param", "unix")))
 
 
 @pytest.fixture

@@ -431,9 +431,8 @@ def test_a_run_of_an_older_time_is_retried_where_its_process_vanished(fresh: Tau
 
 def test_attempts_of_an_earlier_schema_are_told_too(tmp_path: Path) -> None:
     db = sqlite3.connect(":memory:")
-    for number, text in enumerate(module.MIGRATIONS[:-1]):
+    for text in module.MIGRATIONS[:3]:
         db.executescript(text)
-        assert number >= 0
     db.execute("INSERT INTO pipelines VALUES ('p', 1, 1, 'T', 'T')")
     db.execute("INSERT INTO versions VALUES ('p', 1, 'x', 'p.py', 'p', '{}', 'T', 'me')")
     columns = "run_id, pipeline, version, status, trigger, attempt, params, queued_at, finished_at, error"
@@ -444,7 +443,7 @@ def test_attempts_of_an_earlier_schema_are_told_too(tmp_path: Path) -> None:
     db.execute(
         "INSERT INTO attempts (run_id, attempt, journal, position, log_lines, log_dropped) VALUES ('r', 1, 'j', '{}', 0, 0)"
     )
-    db.executescript(module.MIGRATIONS[-1])
+    db.executescript(module.MIGRATIONS[3])
     assert db.execute("SELECT status, finished_at, error FROM attempts").fetchone() == ("failed", "F", error)
     db.close()
 

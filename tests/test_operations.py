@@ -333,7 +333,8 @@ def test_status_tells_how_the_daemon_is(tau: Tau) -> None:
     assert [one["role"] for one in status["processes"][:2]] == ["daemon", "fork server"]
     assert (status["version"], status["home"], status["start_method"]) == (module.__version__, str(tau.home), "fork")
     assert status["config"] == str(tau.home / "tau.toml")
-    assert status["addresses"] == [f"unix://{tau.socket}"]
+    scheme = "tls" if tau.transport == "tls" else "tcp"
+    assert status["addresses"] == [f"unix://{tau.socket}", *([f"{scheme}://127.0.0.1:{tau.port}"] if tau.port else [])]
     assert status["runs"]["success"] >= 1
     assert set(status["runs"]) == set(module.MOVES)
     assert status["start_latency"]["p50_ms"] <= status["start_latency"]["p99_ms"]
@@ -356,7 +357,7 @@ def test_the_ledger_tells_every_change(tau: Tau) -> None:
     actor = db.execute("SELECT actor FROM events WHERE type = 'pipeline.deployed' ORDER BY seq DESC").fetchone()[0]
     db.close()
     assert types == ["run.queued", "run.started", "run.finished"]
-    assert actor == tau.work.owner()
+    assert actor == ("key" if tau.port else tau.work.owner())
 
 
 def test_the_same_new_file_deployed_at_once_is_one_version(tau: Tau) -> None:

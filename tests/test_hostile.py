@@ -1,0 +1,79 @@
+"""Hostile peers on the network: whatever they do, the others are served and nothing grows."""
+
+from __future__ import annotations
+
+import resource
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from attacks import ATTACKS
+from conftest import Tau, eventually, make_home, started
+
+import tau as module
+
+
+@pytest.fixture(scope="module", params=["tcp", "tls"])
+def target(request: pytest.FixtureRequest) -> Iterator[Tau]:
+    """A daemon that listens on a port."""
+    made = make_home("", request.param)
+    made.home.chmod(0o700)
+    yield from started(made)
+
+
+def attack(target: Tau, name: str, count: int) -> None:
+    """An attack of a process of its own, while the command line asks and is answered."""
+    words = [
+        sys.executable,
+        "-W",
+        "error",
+        str(Path(__file__).parent / "attacks.py"),
+        name,
+        str(target.port),
+        str(count),
+    ]
+    attacker = subprocess.Popen(words, stderr=subprocess.PIPE)
+    try:
+        while attacker.poll() is None:
+            assert target("status")["strangers"] <= module.STRANGERS_MAX
+    finally:
+        attacker.kill()
+        complaint = attacker.communicate()[1]
+    assert attacker.returncode == 0, complaint.decode()
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+def test_an_attack_changes_nothing_for_others(target: Tau, name: str) -> None:
+    before = target.call("status")["connections"]
+    attack(target, name, min(ATTACKS[name][1], 300))
+    assert target("list") == {"pipelines": []}
+    eventually(lambda: target.call("status")["connections"] <= before + 1)
+    descriptors = len(list(Path(f"/proc/{target.pid()}/fd").iterdir()))
+    assert descriptors < 60
+
+
+def test_the_log_tells_of_attacks_in_few_words_and_no_secrets(target: Tau) -> None:
+    attack(target, "wrong_keys", 200)
+    text = (target.home / "taud.log").read_text()
+    assert "tau_sk_" not in text
+    assert "Traceback" not in text
+    assert text.count("wrong keys") <= 2
+    assert len(text) < 10_000
+
+
+def test_the_longest_silent_stranger_goes_first(target: Tau) -> None:
+    if target.transport != "tcp":
+        pytest.skip("over TLS nobody is a stranger before the handshake")
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(4096, hard), hard))
+    peers = [socket.create_connection(("127.0.0.1", target.port), 3) for _ in range(module.STRANGERS_MAX + 1)]
+    assert peers[0].recv(1) == b""
+    peers[-1].settimeout(0)
+    with pytest.raises(BlockingIOError):
+        peers[-1].recv(1)
+    for peer in peers:
+        peer.close()
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
