@@ -232,8 +232,11 @@ LINE_BYTES_STRANGER = 8 << 10
 JSON_DEPTH_MAX = 64
 INT_DIGITS_MAX = 20
 CONNECTIONS_MAX = 1024
-#: Connections from the network that have not shown a key yet are counted apart; one more, and the oldest must go.
-STRANGERS_MAX = 1024
+#: Connections from the network that have not said a byte, that are in the middle of a TLS handshake, and that have
+#: not shown a key yet: of each so many, and for one more the oldest must go.
+SILENT_MAX = 1024
+SHAKING_MAX = 128
+STRANGERS_MAX = 256
 IN_FLIGHT_MAX = 64
 #: Requests that only wait for a run do not count as in flight; so many of them a connection may have.
 WAITING_MAX = 1024
@@ -3496,8 +3499,10 @@ class Posted:
                     yield message
         except TimeoutError:
             raise Unavailable(*SILENT, reason="silent") from None
-        except (OSError, http.client.HTTPException):
+        except (OSError, http.client.IncompleteRead, http.client.NotConnected):
             raise lost() from None
+        except http.client.HTTPException:
+            raise stranger() from None
 
     def check(self, response: http.client.HTTPResponse) -> None:
         """Unavailable unless it is a Tau that answers, of our protocol."""
@@ -4204,15 +4209,16 @@ def load_certificates(context: ssl.SSLContext, settings: Json) -> None:
 
 
 class Door:
-    """Lets peers in from the network, one in each turn of the loop: whoever was let in is heard before many more are.
+    """Lets peers in from the network: one in each turn of the loop, and nobody who has not said a byte.
 
-    asyncio's own server would take as many as there are at once.  With a *context* they must speak TLS; only so
-    many may be shaking hands, then the oldest must go.
+    asyncio's own server would take as many as there are at once, and have buffers for each.  With a *context* they
+    must speak TLS.  Those who keep it waiting are bounded in number: one more, and the oldest must go.
     """
 
     def __init__(self, bound: socket.socket, context: ssl.SSLContext | None, on_peer: Callable[[], Connection]) -> None:
         self.bound, self.context, self.on_peer = bound, context, on_peer
-        self.shaking: dict[asyncio.Task[None], None] = {}
+        self.silent: dict[asyncio.Task[None], None] = {}  # those who have not said a byte, the oldest first
+        self.shaking: dict[asyncio.Task[None], None] = {}  # those in the middle of a handshake
         self.accepting: asyncio.Task[None] | None = None
 
     async def start_serving(self) -> None:
@@ -4222,13 +4228,13 @@ class Door:
 
     def close(self) -> None:
         """Listens no more, and nobody is left on the threshold."""
-        for task in (self.accepting, *self.shaking):
+        for task in (self.accepting, *self.silent, *self.shaking):
             if task is not None:
                 task.cancel()
         self.bound.close()
 
     async def accept(self) -> None:
-        """Lets peers in for ever."""
+        """Takes peers for ever."""
         loop = asyncio.get_running_loop()
         while True:
             try:
@@ -4236,27 +4242,60 @@ class Door:
             except OSError:  # no descriptors left, or a peer that was gone before it was here
                 await asyncio.sleep(ACCEPT_PAUSE_S)
                 continue
-            task = loop.create_task(self.shake(peer))
-            self.shaking[task] = None
+            task = loop.create_task(self.meet(peer))
             task.add_done_callback(self.forget)
-            if len(self.shaking) > STRANGERS_MAX:
-                oldest = next(iter(self.shaking))
-                del self.shaking[oldest]
-                oldest.cancel()
+            put_last(self.silent, task, SILENT_MAX)
 
     def forget(self, task: asyncio.Task[None]) -> None:
-        """A handshake has ended."""
+        """A peer is in, or gone."""
+        self.silent.pop(task, None)
         self.shaking.pop(task, None)
 
-    async def shake(self, peer: socket.socket) -> None:
-        """A peer is let in, after a handshake if there must be one; it is let go if it does not know how."""
+    async def meet(self, peer: socket.socket) -> None:
+        """A peer that speaks is let in, after a handshake if there must be one; else it is let go."""
         limits = {} if self.context is None else {"ssl_handshake_timeout": HELLO_S, "ssl_shutdown_timeout": HELLO_S}
         try:
-            await asyncio.get_running_loop().connect_accepted_socket(self.on_peer, peer, ssl=self.context, **limits)
-        except OSError:
+            async with asyncio.timeout(HELLO_S):
+                first = await first_byte(peer)
+            task = asyncio.current_task()
+            assert task is not None
+            self.silent.pop(task, None)
+            if self.context is not None:
+                if first != TLS_BEGINS:
+                    peer.send(encode(refusal(None, BadRequest("this port speaks TLS", "tls:// or https://"))))
+                    peer.close()
+                    return
+                put_last(self.shaking, task, SHAKING_MAX)
+            if first:
+                await asyncio.get_running_loop().connect_accepted_socket(self.on_peer, peer, ssl=self.context, **limits)
+            else:
+                peer.close()
+        except (OSError, asyncio.CancelledError):  # TimeoutError too
             peer.close()
 
 
+async def first_byte(peer: socket.socket) -> bytes:
+    """What a peer says first, which stays to be read; nothing if it is gone."""
+    loop = asyncio.get_running_loop()
+    ready = asyncio.Event()
+    loop.add_reader(peer, ready.set)
+    try:
+        await ready.wait()
+    finally:
+        loop.remove_reader(peer)
+    return peer.recv(1, socket.MSG_PEEK)
+
+
+def put_last(waiting: dict[asyncio.Task[None], None], task: asyncio.Task[None], most: int) -> None:
+    """One more waits; if they are too many the oldest need not wait any longer."""
+    waiting[task] = None
+    if len(waiting) > most:
+        oldest = next(iter(waiting))
+        del waiting[oldest]
+        oldest.cancel()
+
+
+TLS_BEGINS = b"\x16"
 ACCEPT_PAUSE_S = 0.05
 
 

@@ -28,6 +28,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from attacks import ATTACKS
+
 import tau
 
 BIN = Path(sys.executable).parent
@@ -400,6 +402,76 @@ def hostile() -> Iterator[dict[str, Any]]:
         yield figure(f"status beside a {name}, p99", p99, "ms", None, None, "<= 20 ms", p99 <= 20)
 
 
+def attacked() -> Iterator[dict[str, Any]]:
+    """How fast the network's port answers others while it is attacked, and what the daemon has grown by afterwards."""
+    for scheme in ("tcp", "tls"):
+        with tempfile.TemporaryDirectory() as folder, socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+            probe.close()
+            config = f"[daemon]\nport = {port}\n"
+            if scheme == "tls":
+                cert, key = certificate(folder)
+                config += f'tls_cert = "{cert}"\ntls_key = "{key}"\n'
+                os.environ["TAU_CA_FILE"] = cert
+            with daemon(config) as running:
+                yield from under_attack(running, scheme, port)
+
+
+def under_attack(running: Daemon, scheme: str, port: int) -> Iterator[dict[str, Any]]:
+    """Latencies over one connection that is open, and over a new one for each question."""
+    before = resident(running)
+    old, new, failed = [], [], 0
+    with tau.Client(f"{scheme}://127.0.0.1:{port}", running.home) as legitimate:
+        legitimate.call("status", {})
+        for name in ATTACKS:
+            attacker = subprocess.Popen([sys.executable, Path(__file__).parent / "attacks.py", name, str(port)])
+            while attacker.poll() is None:
+                old.append(timed(lambda: legitimate.call("status", {})))
+                try:
+                    new.append(timed(lambda: ask_anew(scheme, port, running.home)))
+                except tau.TauError:
+                    failed += 1
+                time.sleep(0.005)
+    grown = (resident(running) - before) / 1e6
+    for kind, times in (("an open", old), ("a new", new)):
+        p99 = percentile(times, 0.99)
+        yield figure(f"{scheme} attacked: {kind} connection, p99", p99, "ms", None, None, "<= 50 ms", p99 <= 50)
+    share = 100 * failed / max(len(new) + failed, 1)
+    yield figure(f"{scheme} attacked: connections refused", share, "%", None, None, "0 %", failed == 0)
+    yield figure(f"{scheme} attacked: memory grown", grown, "MB", None, None, "<= 100 MB", grown <= 100)
+
+
+def ask_anew(scheme: str, port: int, home: str) -> None:
+    """One question over a connection of its own."""
+    with tau.Client(f"{scheme}://127.0.0.1:{port}", home) as client:
+        client.call("status", {})
+
+
+def timed(work: Callable[[], object]) -> float:
+    """Milliseconds that something took."""
+    began = time.perf_counter()
+    work()
+    return (time.perf_counter() - began) * 1e3
+
+
+def resident(running: Daemon) -> int:
+    """Bytes of memory that the daemon has."""
+    pid = running.client.call("status", {})["pid"]
+    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * resource.getpagesize()
+
+
+def certificate(folder: str) -> tuple[str, str]:
+    """A certificate for loopback that signs itself, and its key."""
+    cert, key = os.path.join(folder, "cert.pem"), os.path.join(folder, "key.pem")
+    about = ["-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1", "-days", "2", "-nodes"]
+    kind = ["-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1"]
+    subprocess.run(
+        ["openssl", "req", *kind, *about, "-keyout", key, "-out", cert], check=True, stderr=subprocess.DEVNULL
+    )
+    return cert, key
+
+
 def run_apart(running: Daemon, name: str, params: dict[str, Any]) -> dict[str, Any]:
     """A run's document, over a connection of its own."""
     with tau.Client(home=running.home) as other:
@@ -617,6 +689,7 @@ FIGURES = (
     idle,
     logging,
     hostile,
+    attacked,
     rows,
     million,
     ten_thousand,

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import resource
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from attacks import ATTACKS
+from attacks import ATTACKS, Crowd
 from conftest import Tau, eventually, make_home, started
 
 import tau as module
@@ -64,16 +64,21 @@ def test_the_log_tells_of_attacks_in_few_words_and_no_secrets(target: Tau) -> No
     assert len(text) < 10_000
 
 
-def test_the_longest_silent_stranger_goes_first(target: Tau) -> None:
-    if target.transport != "tcp":
-        pytest.skip("over TLS nobody is a stranger before the handshake")
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (min(4096, hard), hard))
-    peers = [socket.create_connection(("127.0.0.1", target.port), 3) for _ in range(module.STRANGERS_MAX + 1)]
-    assert peers[0].recv(1) == b""
-    peers[-1].settimeout(0)
-    with pytest.raises(BlockingIOError):
-        peers[-1].recv(1)
-    for peer in peers:
-        peer.close()
-    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+@pytest.mark.parametrize(("said", "most"), [(b"", module.SILENT_MAX), (b"P", module.STRANGERS_MAX)])
+def test_the_one_who_waits_longest_goes_first(said: bytes, most: int) -> None:
+    for target in started(make_home("", "tcp")):
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (min(4096, hard), hard))
+        crowd = Crowd(target.port, most + 2)
+        try:
+            for _ in range(most + 1):
+                crowd.send(said)
+            crowd.open[0].settimeout(3)
+            with suppress(ConnectionResetError):
+                assert crowd.open[0].recv(1) == b""
+            crowd.open[-1].settimeout(0)
+            with pytest.raises(BlockingIOError):
+                crowd.open[-1].recv(1)
+        finally:
+            crowd.close()
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))

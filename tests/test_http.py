@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import json
 import socket
+import struct
 import subprocess
 from collections.abc import Iterator
 from typing import Any
@@ -318,6 +319,7 @@ def test_a_client_that_goes_leaves_nothing(web: Tau) -> None:
         peer.sendall(post(web, body, f"Content-Length: {len(body)}"))
     eventually(lambda: web.call("status")["slots"]["used"] == 5)
     for peer in peers:
+        peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         peer.close()
     eventually(lambda: web.call("status")["connections"] == before)
     (web.home / "data/it/go2").touch()

@@ -54,8 +54,10 @@ def test_the_client_tells_why_there_is_no_tls(secure: Tau, home: Tau, tmp_path: 
     cert, _ = make_certificate(tmp_path, "DNS:elsewhere.example")
     assert secure("list", exit=6, TAU_CA_FILE=str(cert))["reason"] == "certificate_refused"
     assert secure("list", exit=2, TAU_CA_FILE="/nowhere")["code"] == "bad_request"
-    for scheme in ("tcp", "http"):  # plain to TLS
-        assert secure("--host", f"{scheme}://127.0.0.1:{secure.port}", "list", exit=6)["code"] == "unavailable"
+    error = secure("--host", f"tcp://127.0.0.1:{secure.port}", "list", exit=2)  # plain to TLS
+    assert (error["message"], error["hint"]) == ("this port speaks TLS", "tls:// or https://")
+    error = secure("--host", f"http://127.0.0.1:{secure.port}", "list", exit=6)
+    assert (error["reason"], "https://" in error["hint"]) == ("not_a_tau", True)
     port = free_port()
     home.start("--port", str(port))
     for scheme in ("tls", "https"):  # TLS to plain
