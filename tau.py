@@ -2863,6 +2863,8 @@ def offers_for(words: list[str]) -> list[Offer]:
     current = "" if current == "=" else current
     cursor = Cursor(before)
     option, equals, _ = current.partition("=")
+    if current.startswith("-") and cursor.is_list(cursor.open):
+        cursor.open = ""
     if cursor.open or (equals and current.startswith("--")):
         head = "" if cursor.open else option + equals
         offers = [(head + word, meaning) for word, meaning in cursor.values_of(cursor.open or option)]
@@ -3073,17 +3075,18 @@ complete -F _tau tau
 #compdef tau
 # Completion of tau for zsh: as _tau in a directory of $fpath, or `source` this from ~/.zshrc after compinit.
 _tau() {
-  local line
+  local line found=1
   local -a offers
   for line in "${(@f)$("${words[1]}" __complete "${(@Q)words[2,CURRENT]}" 2>/dev/null)}"; do
     if [[ ${line%%$'\t'*} == :files ]]; then
       compset -P '--*='
-      _files
+      _files && found=0
     elif [[ -n $line ]]; then
       offers+=("${line%%$'\t'*}:${line#*$'\t'}")
     fi
   done
-  (( $#offers )) && _describe -V tau offers
+  (( $#offers )) && _describe -V tau offers && found=0
+  return found
 }
 if [[ $funcstack[1] == _tau ]]; then _tau "$@"; else compdef _tau tau; fi
 """,
