@@ -3156,8 +3156,8 @@ def env_show(desk: tuple[Json, View], name: str | None = None) -> int:
     name          which environment; without it the one that is used
 
     Examples:
-        tau env show
         tau env show production
+        tau --env production env show
     """
     asked, view = desk
     target = told_target(asked)
