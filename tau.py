@@ -860,7 +860,7 @@ class Operation:
     @property
     def words(self) -> str:
         """Its name in the shell: `key_create` is `key create`."""
-        return self.name.replace("_", " ", 1)
+        return self.name.replace("_", " ", 1).replace("_", "-")
 
     @property
     def summary(self) -> str:

@@ -243,6 +243,8 @@ def on_tab(tau: Tau, command: list[str], setup: str, typed: str, expected: str) 
 def test_bash_completes_when_tab_is_pressed(shell: Tau) -> None:
     bash = ["bash", "--norc", "--noprofile", "-i"]
     on_tab(shell, bash, "source script.bash", "tau run ord", "tau run orders ")
+    on_tab(shell, bash, "source script.bash", "tau deploy a", "tau deploy a\\ folder/")
+    on_tab(shell, bash, "source script.bash", "tau logs --level=w", "tau logs --level=warning ")
 
 
 def installed(program: str) -> str:

@@ -18,6 +18,7 @@ import pytest
 from conftest import Tau, eventually, python
 from hypothesis import given
 from hypothesis import strategies as st
+from test_terminal import on_terminal
 
 import tau as module
 
@@ -195,6 +196,14 @@ def test_a_key_is_never_a_word_and_never_printed(home: Tau) -> None:
     assert home("env", "list")["environments"] == [
         {"name": "a", "host": "tcp://a:1", "key": "api_key", "in_use": "tau env use"}
     ]
+
+
+def test_a_person_reads_a_table(home: Tau) -> None:
+    write_file(home, '[a]\nhost = "tcp://\x1b[1m"\n'.replace("\x1b", "\\u001b"))
+    _, screen = on_terminal(home, "--env", "a", "env", "list", NO_COLOR="1")
+    assert screen.splitlines() == ["name  host           key  in_use", "a     tcp://\\x1b[1m  -    --env"]
+    _, screen = on_terminal(home, "env", "show", "a", NO_COLOR="1")
+    assert "\x1b" not in screen
 
 
 def test_what_was_added_is_changed_chosen_and_removed(home: Tau) -> None:
