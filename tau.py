@@ -3140,8 +3140,10 @@ def told_target(asked: Json) -> Json:
         found = find_daemon(**asked)
     except TauError as problem:
         return {"env": None, "host": None, "from": None, "error": str(problem)}
-    host = found.host or "unix://" + os.path.join(found.home, "tau.sock")
-    return {"env": found.env, "host": host, "from": found.origin}
+    place = os.path.join(found.home, "tau.sock")
+    if not os.path.lexists(place) and os.path.lexists(SERVICE_SOCKET):
+        place = SERVICE_SOCKET  # as Client.connect() has it
+    return {"env": found.env, "host": found.host or f"unix://{place}", "from": found.origin}
 
 
 def key_of(table: Mapping[str, str]) -> str | None:

@@ -10,9 +10,13 @@ import shutil
 import signal
 import socket
 import subprocess
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from conftest import Tau, eventually, python
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 import tau as module
 
@@ -20,10 +24,10 @@ TWO = """
 from tau import pipeline
 
 @pipeline(description="Paid orders")
-def orders(ctx): ...
+def tabbed_one(ctx): ...
 
 @pipeline
-def others(ctx): ...
+def tabbed_two(ctx): ...
 """
 
 
@@ -73,19 +77,19 @@ def test_choices_are_what_the_daemon_takes(tau: Tau) -> None:
     tau.deploy(TWO)
     commands: dict[str, list[list[str]]] = {
         "status": [["runs"]],
-        "level": [["logs", "orders"]],
-        "misfire": [["schedule", "orders", "0 6 * * *"]],
-        "overlap": [["schedule", "orders", "0 6 * * *"]],
-        "only": [["backfill", "orders", "--from", "2026-01-01", "--to", "2026-01-02", "--dry-run"]],
+        "level": [["logs", "tabbed_one"]],
+        "misfire": [["schedule", "tabbed_one", "0 6 * * *"]],
+        "overlap": [["schedule", "tabbed_one", "0 6 * * *"]],
+        "only": [["backfill", "tabbed_one", "--from", "2026-01-01", "--to", "2026-01-02", "--dry-run"]],
     }
-    tau("run", "orders")
-    tau("schedule", "orders", "0 6 * * *")
+    tau("run", "tabbed_one")
+    tau("schedule", "tabbed_one", "0 6 * * *")
     for name in {*module.CHOICES} - {"shell"}:
         for words in commands[name]:
             for choice in module.CHOICES[name]:
                 assert tau.command(*words, f"--{name}", choice).exit == 0, (words, choice)
             assert tau(*words, f"--{name}", "bogus", exit=2)["code"] == "bad_request"
-    tau("schedule", "orders", "--clear")
+    tau("schedule", "tabbed_one", "--clear")
 
 
 def test_paths_are_left_to_the_shell(home: Tau) -> None:
@@ -99,13 +103,13 @@ def test_paths_are_left_to_the_shell(home: Tau) -> None:
 
 def test_pipelines_runs_and_environments_are_asked_for(tau: Tau) -> None:
     tau.deploy(TWO)
-    mine, other = tau("run", "orders")["run_id"], tau("run", "others")["run_id"]
+    mine, other = tau("run", "tabbed_one")["run_id"], tau("run", "tabbed_two")["run_id"]
     for command in ("run", "show", "code", "runs", "inspect", "logs", "why", "schedule", "pause", "undeploy"):
-        assert offered(tau, command, "o") == ["orders", "others"], command
-    assert offered(tau, "run", "--detach", "--key", "k", "ord") == ["orders"]
-    assert "Paid orders" in tau.command("__complete", "run", "ord").out
-    assert mine in offered(tau, "logs", "orders", "--run", "")
-    assert other not in offered(tau, "logs", "orders", "--run", "")
+        assert offered(tau, command, "tabbed") == ["tabbed_one", "tabbed_two"], command
+    assert offered(tau, "run", "--detach", "--key", "k", "tabbed_o") == ["tabbed_one"]
+    assert "Paid orders" in tau.command("__complete", "run", "tabbed_o").out
+    assert mine in offered(tau, "logs", "tabbed_one", "--run", "")
+    assert other not in offered(tau, "logs", "tabbed_one", "--run", "")
     for command in ("retry", "cancel", "wait"):
         assert {mine, other} <= set(offered(tau, command, ""))
     assert mine in offered(tau, "wait", other, mine[:5])
@@ -119,7 +123,7 @@ def test_pipelines_runs_and_environments_are_asked_for(tau: Tau) -> None:
             == ["here"]
         )
         assert offered(tau, "run", "--env=") == ["--env=here"]
-        assert offered(tau, "--env", "here", "run", "o", TAU_HOME="/nowhere") == ["orders", "others"]
+        assert offered(tau, "--env", "here", "run", "tabbed", TAU_HOME="/nowhere") == ["tabbed_one", "tabbed_two"]
         assert offered(tau, "env", "add", "") == []
     finally:
         tau("env", "remove", "here")
@@ -154,19 +158,23 @@ def test_the_script_is_printed_for_each_shell(home: Tau) -> None:
 
 
 @pytest.fixture
-def shell(tau: Tau) -> Tau:
+def shell(tau: Tau) -> Iterator[Tau]:
     """A daemon with two pipelines, and `tau` as a program on the path of a shell."""
     tau.deploy(TWO)
     folder = tau.work / "bin"
-    folder.mkdir(exist_ok=True)
+    folder.mkdir()
     quoted = " ".join(f"'{word}'" for word in python("main"))
     (folder / "tau").write_text(f'#!/bin/sh\nexec {quoted} "$@"\n')
     (folder / "tau").chmod(0o755)
     for name in module.SHELLS:
         (tau.work / f"script.{name}").write_text(tau.command("completion", name).out)
     (tau.work / "orders.py").touch()
-    (tau.work / "a folder").mkdir(exist_ok=True)
-    return tau
+    (tau.work / "a folder").mkdir()
+    yield tau
+    for name in ("bin", "a folder"):
+        shutil.rmtree(tau.work / name)
+    for path in [*tau.work.glob("script.*"), tau.work / "orders.py"]:
+        path.unlink()
 
 
 def environ_of(tau: Tau) -> dict[str, str]:
@@ -191,7 +199,7 @@ printf '%s\\n' "${{COMPREPLY[@]}}"
 """
 IN_BASH = {
     "tau stat": ["status"],
-    "tau run o": ["orders", "others"],
+    "tau run tabbed": ["tabbed_one", "tabbed_two"],
     "tau logs --level = w": ["warning"],
     "tau env li": ["list"],
     "tau deploy o": ["orders.py"],
@@ -242,7 +250,7 @@ def on_tab(tau: Tau, command: list[str], setup: str, typed: str, expected: str) 
 
 def test_bash_completes_when_tab_is_pressed(shell: Tau) -> None:
     bash = ["bash", "--norc", "--noprofile", "-i"]
-    on_tab(shell, bash, "source script.bash", "tau run ord", "tau run orders ")
+    on_tab(shell, bash, "source script.bash", "tau run tabbed_o", "tau run tabbed_one ")
     on_tab(shell, bash, "source script.bash", "tau deploy a", "tau deploy a\\ folder/")
     on_tab(shell, bash, "source script.bash", "tau logs --level=w", "tau logs --level=warning ")
 
@@ -257,7 +265,7 @@ def installed(program: str) -> str:
 @pytest.mark.parametrize(
     ("typed", "expected"),
     [
-        ("tau run ord", "tau run orders "),
+        ("tau run tabbed_o", "tau run tabbed_one "),
         ("tau env li", "tau env list "),
         ("tau logs --level=w", "tau logs --level=warning "),
         ("tau deploy ord", "tau deploy orders.py "),
@@ -273,9 +281,9 @@ def test_zsh_completes_when_tab_is_pressed(shell: Tau, typed: str, expected: str
 @pytest.mark.parametrize(
     ("line", "expected"),
     [
-        ("tau run o", ["orders", "others"]),
-        ("tau run ", ["orders", "others"]),
+        ("tau run tabbed", ["tabbed_one", "tabbed_two"]),
         ("tau env li", ["list"]),
+        ("tau env ", ["add", "list", "remove", "show", "use"]),
         ("tau logs --level=w", ["--level=warning"]),
         ("tau deploy ord", ["orders.py"]),
         ("tau sta", ["status"]),
@@ -284,9 +292,33 @@ def test_zsh_completes_when_tab_is_pressed(shell: Tau, typed: str, expected: str
 def test_fish_completes(shell: Tau, line: str, expected: list[str]) -> None:
     fish = installed("fish")
     found = said_by(shell, fish, "--no-config", "-c", f"source script.fish; complete -C '{line}'")
-    assert [one.partition("\t")[0] for one in found] == expected
+    assert sorted(one.partition("\t")[0] for one in found) == expected
 
 
-def test_taking_a_word_apart_never_fails() -> None:
-    for words in (["="], ["--", "="], ["run", "--", ""], ["-"], ["--=x"], ["env", "--env"], ["help", "help", ""]):
-        assert isinstance(module.offers_for(words), list), words
+WORDS = [
+    "",
+    "-",
+    "--",
+    "=",
+    "--=x",
+    "--env",
+    "--run",
+    "-p",
+    "run",
+    "logs",
+    "env",
+    "add",
+    "help",
+    "x",
+    "--include",
+    "deploy",
+]
+
+
+@given(st.lists(st.sampled_from(WORDS), min_size=1, max_size=6))
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_no_line_is_too_odd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: list[str]) -> None:
+    for name in ("TAU_HOME", "HOME", "XDG_CONFIG_HOME"):
+        monkeypatch.setenv(name, str(tmp_path))
+    offers = module.offers_for(words)
+    assert all(word == ":files" or word.startswith("" if words[-1] == "=" else words[-1]) for word, _ in offers)
