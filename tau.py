@@ -4,26 +4,27 @@ The file is laid out in the order a request travels.  Calls go down the page, or
 
     Part I    the shared words    1 Words   2 Records   3 Signatures   4 Wire   5 Settings
                                   6 Shell   7 System   8 Ticks
-    Part II   the client, `tau`   9 Command line   10 Doctor   11 Terminal   12 Client
+    Part II   the client, `tau`   9 Command line   10 Completion   11 Daemons elsewhere
+                                  12 Doctor   13 Terminal   14 Client
                  │ one JSON document a line, over a socket
-    Part III  the daemon, `taud`  13 Daemon   14 Server   15 HTTP   16 Operations   17 Callers
-                                  18 Environments   19 Scheduler   20 Executor   21 Feed
-                                  22 Agenda   23 Retention   24 Backup   25 Store   26 Questions
-                                  27 Database   28 Sources   29 Metrics
+    Part III  the daemon, `taud`  15 Daemon   16 Server   17 HTTP   18 Operations   19 Callers
+                                  20 Environments   21 Scheduler   22 Executor   23 Feed
+                                  24 Agenda   25 Retention   26 Backup   27 Store   28 Questions
+                                  29 Database   30 Sources   31 Metrics
                  │ one JSON document a line: jobs over a socket, the trace through a journal file
-    Part IV   the run process     30 Fork server   31 Run process   32 Pipeline API
-                                  33 Parameters   34 Assertions   35 Memos   36 Places   37 Web
-                                  38 Warehouses   39 Formats   40 Rows   41 Trace
+    Part IV   the run process     32 Fork server   33 Run process   34 Pipeline API
+                                  35 Parameters   36 Assertions   37 Memos   38 Places   39 Web
+                                  40 Warehouses   41 Formats   42 Rows   43 Trace
 
 `tau run hello`, in one read:
-  main §9 builds one parser from the signature of `run` §16 and calls Client.call §12;
-  the line reaches Connection §14, which checks it and calls the operation `run` §16;
-  Store §25 makes the run durable and, in the same commit, Executor.admit §20 moves it to running;
-  ForkServer §30 creates the journal (that is the permission to start) and forks;
-  run_process §31 loads the deployed file and calls your function with a PipelineContext §32;
-  its records go to the Journal §41; the fork server appends the end record when the process is gone;
-  Executor §20 reads the journal, `verdict` §20 turns it into an outcome, Store §25 keeps it;
-  Feed §21 wakes the waiting `run` §16; Connection §14 answers; main §9 prints and exits 0 or 1.
+  main §9 builds one parser from the signature of `run` §18 and calls Client.call §14;
+  the line reaches Connection §16, which checks it and calls the operation `run` §18;
+  Store §27 makes the run durable and, in the same commit, Executor.admit §22 moves it to running;
+  ForkServer §32 creates the journal (that is the permission to start) and forks;
+  run_process §33 loads the deployed file and calls your function with a PipelineContext §34;
+  its records go to the Journal §43; the fork server appends the end record when the process is gone;
+  Executor §22 reads the journal, `verdict` §22 turns it into an outcome, Store §27 keeps it;
+  Feed §23 wakes the waiting `run` §18; Connection §16 answers; main §9 prints and exits 0 or 1.
 """
 
 from __future__ import annotations
@@ -225,6 +226,9 @@ LOCAL_RUN = "local"
 #: What becomes of ticks that nobody could decide in time, and of those that find an earlier run unfinished.
 MISFIRES = ("last", "skip", "all")
 OVERLAPS = ("skip", "queue", "cancel_running", "allow")
+#: Which past ticks a backfill runs.
+BACKFILLS = ("missing", "failed", "all")
+SHELLS = ("bash", "zsh", "fish")
 
 #: A request line, once the peer is known, and before.
 LINE_BYTES_MAX = 8 << 20
@@ -844,6 +848,18 @@ KINDS = {
 SUBJECTS = ("PipelineName", "RunId", "Subject")
 
 
+#: argument → the words that it may be.
+CHOICES: dict[str, Sequence[str]] = {
+    "status": tuple(MOVES),
+    "level": LEVELS,
+    "misfire": MISFIRES,
+    "overlap": OVERLAPS,
+    "only": BACKFILLS,
+    "shell": SHELLS,
+    "scope": SCOPES,
+}
+
+
 class Argument:
     """One argument of an operation, as its signature and docstring declare it."""
 
@@ -871,6 +887,8 @@ class Argument:
         face = dict(KINDS[self.kind].schema)
         if self.optional:
             face["type"] = [*KINDS[self.kind].json_types(), "null"]
+        if self.name in CHOICES:
+            face["enum"] = [*CHOICES[self.name], *([None] if self.optional else [])]
         face["description"] = self.meaning
         return face if self.required or self.default is None else face | {"default": self.default}
 
@@ -886,9 +904,20 @@ class Operation:
         self.known: dict[str, Argument] | None = None
 
     @property
+    def words(self) -> str:
+        """Its name in the shell: `key_create` is `key create`."""
+        return self.name.replace("_", " ", 1).replace("_", "-")
+
+    @property
     def summary(self) -> str:
         """The first line of the docstring."""
         return (self.handler.__doc__ or "").partition("\n")[0]
+
+    @property
+    def examples(self) -> list[str]:
+        """The command lines under `Examples:` at the end of the docstring, each maybe with a `  # comment`."""
+        _, _, block = (self.handler.__doc__ or "").partition("Examples:\n")
+        return [line.strip() for line in block.splitlines() if line.strip()]
 
     @property
     def arguments(self) -> dict[str, Argument]:
@@ -920,9 +949,10 @@ class Operation:
             yield Argument(name, annotation, values.get(variable, ...), variable in positional, doc)
 
     def read_docstring(self) -> Iterator[tuple[str, tuple[str, str]]]:
-        """(name, (flags, meaning)) for each `name --flag  meaning` line of the docstring's last block."""
+        """(name, (flags, meaning)) for each `name --flag  meaning` line of the docstring, up to its examples."""
         name, flags, meaning = "", "", ""
-        for line in (self.handler.__doc__ or "").splitlines()[1:]:
+        told, _, _ = (self.handler.__doc__ or "").partition("Examples:\n")
+        for line in told.splitlines()[1:]:
             if line.startswith("        ") and name:
                 meaning += " " + line.strip()
                 continue
@@ -941,11 +971,11 @@ class Operation:
         arguments = self.arguments
         for name in given:
             if name not in arguments:
-                hint = did_you_mean(name, arguments, f"`tau {self.name} --help` lists them")
+                hint = did_you_mean(name, arguments, f"`tau {self.words} --help` lists them")
                 raise BadRequest(f"'{self.name}' has no argument '{name[:WORD_MAX]}'", hint)
         for argument in arguments.values():
             if argument.required and argument.name not in given:
-                raise BadRequest(f"'{self.name}' needs '{argument.name}'", f"`tau {self.name} --help`")
+                raise BadRequest(f"'{self.words}' needs '{argument.name}'", f"`tau {self.words} --help`")
         return {name: arguments[name].check(value) for name, value in given.items()}
 
     def schema(self) -> Json:
@@ -976,7 +1006,26 @@ def operation(effect: str, registry: dict[str, Operation]) -> Callable[[Function
 
 
 reads, writes, destroys = (operation(effect, OPERATIONS) for effect in ("reads", "writes", "destroys"))
+#: What `tau` does with a daemon, and what it does on this machine alone.
 local = operation("local", LOCAL_COMMANDS)
+reads_here, writes_here = (operation(effect, LOCAL_COMMANDS) for effect in ("reads", "writes"))
+
+#: Options of every command, with whether they take a value.
+COMMON = {"--env": True, "--host": True, "--home": True, "--json": False}
+
+
+def shell_commands() -> dict[str, Operation]:
+    """All commands by their names in the shell."""
+    return {entry.words: entry for entry in (OPERATIONS | LOCAL_COMMANDS).values()}
+
+
+def command_groups() -> dict[str, list[Operation]]:
+    """The first words of commands of two words, each with its commands."""
+    groups: dict[str, list[Operation]] = {}
+    for words, entry in shell_commands().items():
+        if " " in words:
+            groups.setdefault(words.partition(" ")[0], []).append(entry)
+    return groups
 
 
 def admin(handler: Function) -> Function:
@@ -1214,7 +1263,7 @@ class Address:
         host, colon, port = place.rpartition(":")
         if not colon or place.endswith("]"):
             host, port = place, str(usual) if marks else ""
-        right = port.isascii() and port.isdigit() and 0 < int(port) < 65_536
+        right = port.isascii() and port.isdigit() and 0 < int(port) < 65_536 and rest.isprintable()
         if not host or not right or (path and not self.web) or any(mark in rest for mark in "?# "):
             raise BadRequest(f"'{text}' is not an address", ADDRESS_HINT)
         self.host, self.port = host.strip("[]"), int(port)
@@ -1260,7 +1309,7 @@ class SocketPath:
 
 
 # --- 5. Settings -------------------------------------------------------------------------
-# Owns every setting as a row, and where a home, a configuration file and a key are found.
+# Owns every setting as a row, and where a home, a configuration file, a daemon and its key are found.
 # Calls Words and Wire.  Promises one precedence: flag, then environment, then file, then default.
 
 
@@ -1387,6 +1436,169 @@ def find_home(flag: str | None) -> str:
     return os.path.abspath(os.path.join(state, "tau"))
 
 
+def refuse_writes(method: str, effect: str) -> None:
+    """Forbidden where TAU_READ_ONLY is set, unless the effect is only to read."""
+    if effect not in ("reads", "local") and os.environ.get("TAU_READ_ONLY", "") not in ("", "0"):
+        raise Forbidden(f"TAU_READ_ONLY is set: '{method}' would change something", "unset TAU_READ_ONLY")
+
+
+class Target:
+    """The daemon that the client speaks to, and what it is told and shown there.
+
+    *origin* is what has named it: a flag, a variable, `tau env use`, or `home`.  *host* is empty for the home's socket.
+    """
+
+    __slots__ = ("api_key", "ca_file", "cert_file", "cert_key_file", "env", "home", "host", "origin")
+
+    def __init__(self, origin: str, home: str, host: str = "", env: str | None = None, **told: str) -> None:
+        self.origin, self.home, self.host, self.env = origin, home, host, env
+        self.api_key, self.ca_file = told.get("api_key", ""), told.get("ca_file", "")
+        self.cert_file, self.cert_key_file = told.get("cert_file", ""), told.get("cert_key_file", "")
+
+
+def find_daemon(host: str | None, env: str | None, home: str | None) -> Target:
+    """Where the daemon is: --host, --env, --home, TAU_HOST, TAU_ENV, `tau env use`, else the home's socket."""
+    place, environ = find_home(home), os.environ
+    origin, address = next(((flag, value) for flag, value in (("--host", host), ("--env", env)) if value), ("", ""))
+    if not origin and not home:
+        named = (("TAU_HOST", environ.get("TAU_HOST")), ("TAU_ENV", environ.get("TAU_ENV")))
+        origin, address = next(((name, value) for name, value in named if value), ("tau env use", chosen_environment()))
+    if not address:
+        return Target("--home" if home else "home", place)
+    if origin in ("--host", "TAU_HOST"):
+        found = Target(origin, place, address)
+    else:
+        found = Target(origin, place, env=address, **read_environment(address, origin))
+    demand_one_place(found, env, home)
+    if not found.api_key and not found.host.startswith("unix:"):
+        found.api_key = environment_key(found.host)
+    return found
+
+
+def demand_one_place(found: Target, env: str | None, home: str | None) -> None:
+    """BadRequest if flags name different daemons; a home beside a loopback address says whose key is sent."""
+    hint = "give one of --host, --env and --home"
+    if found.origin == "--host" and env and read_environment(env, "--env")["host"] != found.host:
+        raise BadRequest(f"--host {found.host} is not the host of --env {env}", hint)
+    scheme, _, path = found.host.partition("://")
+    here = path == os.path.join(found.home, "tau.sock") if scheme == "unix" else names_loopback(found.host)
+    if home and not here:
+        raise BadRequest(f"{found.origin} {found.env or found.host} is not the daemon of --home {home}", hint)
+
+
+def names_loopback(host: str) -> bool:
+    """Whether an address names this machine."""
+    name = host.rpartition("://")[2].partition("/")[0]
+    name = name.partition("]")[0] if name.startswith("[") else name.partition(":")[0]
+    return name == "localhost" or is_loopback(name.strip("[]"))
+
+
+def environment_key(host: str) -> str:
+    """The key in TAU_API_KEY_FILE or TAU_API_KEY; where TAU_HOST is set they belong to that host alone."""
+    if os.environ.get("TAU_HOST") not in (None, "", host):
+        return ""
+    if path := os.environ.get("TAU_API_KEY_FILE"):
+        return read_key_file(path, "check TAU_API_KEY_FILE")
+    return os.environ.get("TAU_API_KEY", "")
+
+
+def read_key_file(path: str, hint: str) -> str:
+    """The key in a file, without the white space around it."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            return one_key(file.read(), path)
+    except (OSError, UnicodeDecodeError) as problem:
+        raise BadRequest(f"cannot read the key in {path}: {problem}", hint) from None
+
+
+def one_key(text: str, origin: str) -> str:
+    """The key that a text holds; BadRequest if it is not one word."""
+    key = text.strip()
+    if not key or not key.isascii() or any(not " " < letter < "\x7f" for letter in key):
+        raise BadRequest(f"{origin} does not hold a key", "the key and nothing else: one word of ASCII characters")
+    return key
+
+
+#: What an environment of the client may have, with its meaning; files are relative to environments.toml.
+ENVIRONMENT_KEYS = {
+    "host": "address of the daemon, such as https://tau.example.com",
+    "api_key": "the key that it wants",
+    "api_key_file": "a file that holds the key",
+    "ca_file": "certificates of the authority that has signed the daemon's",
+    "cert_file": "certificate of the client",
+    "cert_key_file": "key of that certificate",
+}
+ENVIRONMENT_RULE = "[A-Za-z0-9][A-Za-z0-9_-]{0,63}"
+
+
+def environments_path() -> str:
+    """The file of the client's environments; what `tau env use` has chosen is in the file `environment` beside it."""
+    config = os.environ.get("XDG_CONFIG_HOME") or os.path.join(os.path.expanduser("~"), ".config")
+    return os.path.abspath(os.path.join(config, "tau", "environments.toml"))
+
+
+def chosen_environment() -> str:
+    """The environment that `tau env use` has chosen; empty if none is."""
+    try:
+        with open(environments_path().removesuffix("s.toml"), encoding="utf-8", errors="replace") as file:
+            return file.read().strip()
+    except (FileNotFoundError, NotADirectoryError):
+        return ""
+    except OSError as problem:
+        raise BadRequest(f"cannot read {problem.filename}: {problem.strerror}", "tau env use --none") from None
+
+
+def read_environments() -> dict[str, dict[str, str]]:
+    """The client's environments by name, as they are written; Forbidden if others could read a key in there."""
+    path = environments_path()
+    try:
+        with open(path, "rb") as file:
+            mode, text = os.fstat(file.fileno()).st_mode, file.read().decode("utf-8")
+        tables: dict[str, dict[str, str]] = tomllib.loads(text)
+    except (FileNotFoundError, NotADirectoryError):
+        return {}
+    except OSError as problem:
+        raise BadRequest(f"cannot read {path}: {problem.strerror}", f"ls -l {path}") from None
+    except ValueError as problem:
+        raise BadRequest(f"{path}: {problem}", "it must be TOML in UTF-8") from None
+    for name, table in tables.items():
+        check_environment(path, name, table)
+        if "api_key" in table and mode & 0o077:
+            raise Forbidden(f"{path} holds a key and others can read or write it", f"chmod 600 {path}")
+    return tables
+
+
+def check_environment(path: str, name: str, table: Any) -> None:
+    """BadRequest unless it has a host, what Tau knows, and nothing else; a key at most once."""
+    hint = f'[{name}] host = "https://tau.example.com"'
+    if not isinstance(table, dict) or not table.get("host") or not re.fullmatch(ENVIRONMENT_RULE, name):
+        raise BadRequest(f"{path}: the environment [{name}] needs a host", hint)
+    for key, value in table.items():
+        if key not in ENVIRONMENT_KEYS:
+            raise BadRequest(f"{path}: unknown key '{key}' in [{name}]", did_you_mean(key, ENVIRONMENT_KEYS, hint))
+        if not isinstance(value, str):
+            raise BadRequest(f"{path}: {key} in [{name}] must be text", ENVIRONMENT_KEYS[key])
+    if "api_key" in table and "api_key_file" in table:
+        raise BadRequest(f"{path}: [{name}] has api_key and api_key_file", "remove one of them")
+
+
+def read_environment(name: str, origin: str) -> dict[str, str]:
+    """What a Target takes of an environment: its key read, its files absolute; NotFound names the nearest."""
+    known = read_environments()
+    if name not in known:
+        remedy = "tau env use --none" if origin == "tau env use" else "`tau env list` shows all"
+        raise NotFound(f"no environment '{name[:WORD_MAX]}' ({origin})", did_you_mean(name, known, remedy))
+    folder, told = os.path.dirname(environments_path()), dict(known[name])
+    for key in told:
+        if key.endswith("_file"):
+            told[key] = os.path.join(folder, os.path.expanduser(told[key]))
+    if path := told.pop("api_key_file", None):
+        told["api_key"] = read_key_file(path, f"check api_key_file of [{name}]")
+        if os.stat(path).st_mode & 0o077:
+            raise Forbidden(f"{path} holds a key and others can read or write it", f"chmod 600 {path}")
+    return told
+
+
 def find_config(flag: str | None, home: str) -> str | None:
     """The configuration file: --config, $TAU_CONFIG, <home>/tau.toml, /etc/tau/tau.toml; the first there is."""
     if named := flag or os.environ.get("TAU_CONFIG"):
@@ -1493,8 +1705,8 @@ def database_path(url: str, home: str) -> str:
 # Calls Words and Wire.  Promises JSON for programs, text for people, and that no text from outside drives a terminal.
 
 
-def make_parser(prog: str, description: str) -> argparse.ArgumentParser:
-    """An argparse parser whose complaints are BadRequest."""
+def make_parser(prog: str, description: str, examples: Sequence[str], end: str = "") -> argparse.ArgumentParser:
+    """An argparse parser whose complaints are BadRequest; its help ends with examples as they are written."""
     parser = argparse.ArgumentParser(
         prog=prog, description=description, formatter_class=help_format, allow_abbrev=False
     )
@@ -1502,7 +1714,12 @@ def make_parser(prog: str, description: str) -> argparse.ArgumentParser:
     def refuse(message: str) -> Any:
         raise BadRequest(message, f"`{prog} --help`")
 
+    def with_examples() -> str:
+        told = "".join(f"  {line}\n" for line in examples)
+        return argparse.ArgumentParser.format_help(parser) + (f"\nexamples:\n{told}" if told else "") + end
+
     parser.error = refuse  # type: ignore[method-assign]
+    parser.format_help = with_examples  # type: ignore[method-assign]
     return parser
 
 
@@ -2369,39 +2586,60 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def command(words: list[str]) -> int:
     """Runs one command line; the exit code."""
-    name, rest = split_command(words)
-    if name is None or (name == "help" and not rest):
-        write_out(overview())
-        return 0
-    if name == "help":
-        name, rest = rest[0], ["--help"]
-    commands = OPERATIONS | LOCAL_COMMANDS
-    chosen = commands.get(name)
+    if words[:1] == [COMPLETE]:
+        return print_completions(words[1:])
+    chosen, rest = find_command(words)
     if chosen is None:
-        raise BadRequest(f"no command '{name}'", did_you_mean(name, commands, "`tau --help` lists them"))
+        write_out(group_page(rest[0]) if rest else overview())
+        return 0
     options = parse_words(chosen, rest)
-    view = View(options.pop("json", False))
-    with Client(options.pop("host", None), options.pop("home", None)) as client:
-        params = read_params(chosen, options)
-        if name in LOCAL_COMMANDS:
-            local_handler: Callable[..., Any] = chosen.handler
-            return int(local_handler((client, view), **params))
-        return FACES.get(name, show_answer)(client, chosen, params, view)
+    view = View(options.pop("--json", False))
+    asked = {name: options.pop(f"--{name}", None) for name in ("host", "env", "home")}
+    refuse_writes(chosen.words, chosen.effect)
+    params = read_params(chosen, options)
+    handler: Callable[..., Any] = chosen.handler
+    if chosen.name in LOCAL_COMMANDS and chosen.effect != "local":
+        return int(handler((asked, view), **params))
+    with Client(**asked) as client:
+        if chosen.name in LOCAL_COMMANDS:
+            return int(handler((client, view), **params))
+        return FACES.get(chosen.name, show_answer)(client, chosen, params, view)
 
 
-#: Options of every command, with whether they take a value.
-COMMON = {"--host": True, "--home": True, "--json": False}
+def find_command(words: list[str]) -> tuple[Operation | None, list[str]]:
+    """The command and all other words; None where the overview, or the page of the group in the words, is wanted."""
+    name, rest = split_command(words)
+    asks = name == "help" and bool(rest)
+    if asks:
+        name, rest = split_command(rest)
+    if name is None or name == "help":
+        return None, []
+    commands, groups = shell_commands(), command_groups()
+    if name in groups:
+        verb, rest = split_command(rest, name)
+        if verb is None:
+            return None, [name]
+        commands = {entry.words: entry for entry in groups[name]}
+        name = f"{name} {verb}"
+    if name not in commands:
+        known = {*commands, *groups} if " " not in name else commands
+        page = "tau --help" if " " not in name else f"tau {name.partition(' ')[0]}"
+        raise BadRequest(f"no command '{name[:WORD_MAX]}'", did_you_mean(name, known, f"`{page}` lists them"))
+    return commands[name], ["--help"] if asks else rest
 
 
-def split_command(words: list[str]) -> tuple[str | None, list[str]]:
-    """The command's name and all other words; common options may stand before the name."""
+def split_command(words: list[str], group: str = "") -> tuple[str | None, list[str]]:
+    """The command's name and all other words; common options may stand before the name.
+
+    After a *group* it is the second word of the name.
+    """
     skip = False
     for position, word in enumerate(words):
         if skip:
             skip = False
         elif word in ("-h", "--help"):
             return None, words
-        elif word == "--version":
+        elif word == "--version" and not group:
             return "version", words[:position] + words[position + 1 :]
         elif word.startswith("-"):
             option, equals, _ = word.partition("=")
@@ -2410,19 +2648,71 @@ def split_command(words: list[str]) -> tuple[str | None, list[str]]:
             skip = COMMON[option] and not equals
         else:
             return word, words[:position] + words[position + 1 :]
-    if words:
+    if words and not group:
         raise BadRequest(f"no command after {words[-1]}", "`tau --help` lists them")
     return None, words
 
 
+#: purpose → the commands for it, by their first words; those that are in no row are shown as `more`.
+PURPOSES = {
+    "deploy": "deploy check try undeploy",
+    "run": "run wait retry cancel backfill",
+    "look": "list show code runs inspect logs errors why",
+    "schedule": "schedule ticks pause resume",
+    "daemon": "status doctor backup prune key shutdown version",
+    "shell": "env completion schema help",
+}
+PAGE_WIDTH = 80
+
+
 def overview() -> str:
-    """One screen: what Tau is and every command with its summary."""
+    """One screen: what Tau is, every command by its purpose, first steps, what all commands have in common."""
+    groups = command_groups()
+    first = dict.fromkeys(words.partition(" ")[0] for words in [*shell_commands(), "help"])
+    shown = {purpose: [name for name in names.split() if name in first] for purpose, names in PURPOSES.items()}
+    listed = {name for names in shown.values() for name in names}
+    shown["more"] = [name for name in first if name not in listed]
     lines = ["tau: deploy, run and inspect pipelines of a taud daemon.", "", "usage: tau COMMAND [...]", ""]
-    commands = OPERATIONS | LOCAL_COMMANDS
-    lines += [f"  {name:<10} {entry.summary}" for name, entry in commands.items()]
-    lines += ["", "  tau COMMAND --help     the arguments of one command"]
-    lines += ["  --home DIR, --host ADDRESS, --json     which daemon, and JSON on a terminal too"]
-    return "\n".join(lines)
+    for purpose, names in shown.items():
+        if names:
+            verbs = [f"{name} ({', '.join(verbs_of(groups[name]))})" if name in groups else name for name in names]
+            lines += filled(f"  {purpose:<10}", ", ".join(verbs))
+    return "\n".join([*lines, OVERVIEW_END])
+
+
+OVERVIEW_END = """
+first steps:
+  taud --detach                   start the daemon of this user
+  tau deploy my_pipeline.py       deploy a file, or a folder
+  tau run my_pipeline             run a pipeline and wait for its end
+  tau inspect my_pipeline         what happened and what to do next, as JSON
+
+  tau COMMAND --help              arguments and examples of one command
+  --env NAME, --host ADDRESS, --home DIR     which daemon (TAU_ENV, TAU_HOST)
+  --json                          JSON, on a terminal too"""
+
+
+def filled(head: str, text: str) -> list[str]:
+    """The words of a text after a head, in lines of PAGE_WIDTH below each other."""
+    lines = [head]
+    for word in text.split():
+        if len(lines[-1]) + 1 + len(word) > PAGE_WIDTH:
+            lines.append(" " * len(head))
+        lines[-1] += f" {word}"
+    return lines
+
+
+def verbs_of(group: list[Operation]) -> list[str]:
+    """The second words of the commands of a group."""
+    return [entry.words.partition(" ")[2] for entry in group]
+
+
+def group_page(group: str) -> str:
+    """The commands of a group, each with its summary."""
+    entries = command_groups()[group]
+    lines = [f"usage: tau {group} COMMAND [...]", ""]
+    lines += [line for entry in entries for line in filled(f"  tau {entry.words:<14}", entry.summary)]
+    return "\n".join([*lines, "", f"  tau {group} COMMAND --help     arguments and examples of one command"])
 
 
 def parse_words(chosen: Operation, words: list[str]) -> Json:
@@ -2439,19 +2729,33 @@ def parse_words(chosen: Operation, words: list[str]) -> Json:
 
 def build_parser(chosen: Operation) -> argparse.ArgumentParser:
     """The argparse parser of one operation, derived from its signature."""
-    parser = make_parser(f"tau {chosen.name}", chosen.summary)
+    parser = make_parser(f"tau {chosen.words}", chosen.summary, chosen.examples, EXITS)
     for argument in chosen.arguments.values():
         add_argument(parser, argument)
     common = parser.add_argument_group("which daemon, and how to print")
-    common.add_argument("--home", metavar="DIR", help="home of the daemon (TAU_HOME)")
-    common.add_argument("--host", metavar="ADDRESS", help="unix:///path or tcp://host:port (TAU_HOST)")
-    common.add_argument("--json", action="store_true", help="JSON, on a terminal too")
+    # Named for the flag: an argument of the command may have the bare name.
+    for flag, metavar, meaning in (
+        ("--env", "NAME", "an environment of `tau env list` (TAU_ENV)"),
+        ("--host", "ADDRESS", "unix:///path or tcp://host:port (TAU_HOST)"),
+        ("--home", "DIR", "home of the daemon (TAU_HOME)"),
+    ):
+        common.add_argument(flag, dest=flag, metavar=metavar, help=meaning)
+    common.add_argument("--json", dest="--json", action="store_true", help="JSON, on a terminal too")
     return parser
+
+
+EXITS = """
+exit codes:
+  0 done   1 the run did not succeed   2 bad usage or input   3 not found   4 not allowed
+  5 conflict   6 no daemon   7 gave up waiting   9 a bug in Tau   130 interrupted
+"""
 
 
 def add_argument(parser: argparse.ArgumentParser, argument: Argument) -> None:
     """One argument of an operation becomes one of the shell's; what is not given is not sent."""
     meaning = argument.meaning.replace("%", "%%")
+    if argument.default not in (None, "") and argument.kind != "bool":
+        meaning += f" [{argument.default}]"
     metavar = "FILE" if argument.kind == "list[Json]" else argument.name.upper()
     if argument.positional:
         count = "+" if argument.kind == "list[RunId]" else None if argument.required else "?"
@@ -2628,6 +2932,10 @@ def try_(
     params --params -p  what the pipeline sees as ctx.params: a JSON object, @file, or - for stdin;
                     -p KEY=VALUE sets one of them
     timeout       seconds it may take at most
+
+    Examples:
+        tau try orders.py -p day=2026-01-01
+        tau try shop --entry main.py --timeout 60
     """
     client, view = desk
     with ThrowAway(client.home) as own:
@@ -2652,7 +2960,549 @@ def log_texts(client: Client, run_id: str) -> list[str]:
     return [line["message"] for line in client.call("logs", {"run_id": run_id})["lines"]]
 
 
-# --- 10. Doctor --------------------------------------------------------------------------
+# --- 10. Completion ----------------------------------------------------------------------
+# Owns what a shell offers when Tab is pressed: its script, and the words for the place of the cursor.
+# Calls Client.  Promises to change nothing, to say nothing when something is wrong, and not to keep anybody waiting.
+
+#: The hidden command that the scripts call with the words up to the cursor; the last of them is not finished yet.
+COMPLETE = "__complete"
+#: Whoever has pressed Tab does not wait longer for a daemon.
+COMPLETE_S = 1.0
+#: A line that asks the shell for its own completion of paths.
+PATHS = (":files", "")
+
+#: A word and what it means.
+Offer = tuple[str, str]
+
+
+def print_completions(words: list[str]) -> int:
+    """Prints what could stand at the cursor, a line each: the word, a tab, its meaning."""
+    try:
+        offers = offers_for(words or [""])
+    except Exception:  # an error message in the middle of a command line helps nobody
+        offers = []
+    if offers:
+        write_out("\n".join(f"{word}\t{one_line(meaning, 80)}" for word, meaning in offers))
+    return 0
+
+
+def offers_for(words: list[str]) -> list[Offer]:
+    """What begins as the last word does and can stand in its place."""
+    *before, current = [word for word in words[:-1] if word != "="] + words[-1:]  # bash breaks words at `=`
+    current = "" if current == "=" else current
+    cursor = Cursor(before)
+    option, equals, _ = current.partition("=")
+    if current.startswith("-") and cursor.is_list(cursor.open):
+        cursor.open = ""
+    if cursor.open or (equals and current.startswith("--")):
+        head = "" if cursor.open else option + equals
+        offers = [(head + word, meaning) for word, meaning in cursor.values_of(cursor.open or option)]
+        offers = [PATHS if word == head + PATHS[0] else (word, meaning) for word, meaning in offers]
+    else:
+        offers = cursor.options() if current.startswith("-") else cursor.words()
+    return [offer for offer in offers if offer == PATHS or offer[0].startswith(current)]
+
+
+class Cursor:
+    """A place on a command line, as the words before it have made it."""
+
+    def __init__(self, before: list[str]) -> None:
+        self.chosen: Operation | None = None
+        self.group = ""
+        self.lost = False  # a word that is no command: nobody knows what could follow
+        self.open = ""  # the option whose value is here
+        self.given: dict[str, str] = {}  # option → its last value
+        self.positional: list[str] = []
+        for word in before:
+            self.read(word)
+
+    def read(self, word: str) -> None:
+        """Takes the next word into account."""
+        option, equals, value = word.partition("=")
+        if word.startswith("-") and word != "-" and (not self.open or self.is_list(self.open)):
+            self.given[option] = value
+            self.open = "" if equals or not self.takes_value(option) else option
+        elif self.open:
+            self.given[self.open] = word
+            self.open = self.open if self.is_list(self.open) else ""
+        elif self.chosen is not None:
+            self.positional.append(word)
+        else:
+            self.read_name(word)
+
+    def read_name(self, word: str) -> None:
+        """Takes a word of the command's name into account."""
+        if word == "help" and not self.group:
+            return
+        if word in command_groups() and not self.group:
+            self.group = word
+            return
+        self.chosen = shell_commands().get(f"{self.group} {word}".strip())
+        self.lost = self.lost or self.chosen is None
+
+    def argument(self, option: str) -> Argument | None:
+        """The argument of the command that this option sets."""
+        known = self.chosen.arguments.values() if self.chosen is not None else ()
+        return next((one for one in known if not one.positional and option in one.flags), None)
+
+    def takes_value(self, option: str) -> bool:
+        """Whether a value follows the option."""
+        argument = self.argument(option)
+        return argument.kind != "bool" if argument is not None else COMMON.get(option, False)
+
+    def is_list(self, option: str) -> bool:
+        """Whether any number of values follows the option."""
+        argument = self.argument(option)
+        return argument is not None and argument.kind == "list[Json]"
+
+    def words(self) -> list[Offer]:
+        """What can stand here that is no option: a command, or a positional argument."""
+        if self.chosen is None:
+            return [] if self.lost else self.names()
+        places = [one for one in self.chosen.arguments.values() if one.positional]
+        at = len(self.positional)
+        if at >= len(places) and not (places and places[-1].kind == "list[RunId]"):
+            return []
+        return self.values(places[min(at, len(places) - 1)])
+
+    def names(self) -> list[Offer]:
+        """The commands, or those of the group."""
+        groups = command_groups()
+        if self.group:
+            return [(one.words.partition(" ")[2], one.summary) for one in groups[self.group]]
+        single = [(words, one.summary) for words, one in shell_commands().items() if " " not in words]
+        several = [(group, ", ".join(one.words for one in entries)) for group, entries in groups.items()]
+        return [*single, *several, ("help", "Show the arguments and examples of a command.")]
+
+    def options(self) -> list[Offer]:
+        """The options that have not been given yet; those of a pair or a list can be given again."""
+        offers = [("--help", "arguments and examples")]
+        for argument in self.chosen.arguments.values() if self.chosen is not None else ():
+            if not argument.positional and not (argument.kind != "Json" and {*argument.flags} & {*self.given}):
+                offers += [(flag, argument.meaning) for flag in argument.flags if flag.startswith("--")]
+        return offers + [(option, "of every command") for option in COMMON if option not in self.given]
+
+    def values_of(self, option: str) -> list[Offer]:
+        """What can be the value of an option."""
+        argument = self.argument(option)
+        return self.values(argument) if argument is not None else VALUES.get(option, nothing)(self)
+
+    def values(self, argument: Argument) -> list[Offer]:
+        """What can be the value of an argument."""
+        assert self.chosen is not None
+        if argument.kind == "list[Json]":
+            return [PATHS]
+        if argument.name in CHOICES:
+            return [(word, "") for word in CHOICES[argument.name]]
+        group = self.chosen.words.partition(" ")[0] if " " in self.chosen.words else ""
+        places = (f"{self.chosen.name}.{argument.name}", f"{group}.{argument.name}", argument.kind)
+        return next((VALUES[place] for place in places if place in VALUES), nothing)(self)
+
+    def ask(self, method: str, params: Json) -> Json:
+        """The answer of the daemon that the command line means; empty if there is none within COMPLETE_S.
+
+        In a thread: looking up the name of a host cannot be interrupted.
+        """
+        answers: list[Json] = []
+
+        def wait_for_answer() -> None:
+            try:
+                host, env, home = (self.given.get(option) for option in ("--host", "--env", "--home"))
+                with Client(host, home, env) as client:
+                    answers.append(client.call(method, params))
+            except Exception:  # silent, as print_completions() is
+                pass
+
+        thread = threading.Thread(target=wait_for_answer, daemon=True)
+        thread.start()
+        thread.join(COMPLETE_S)
+        return answers[0] if answers else {}
+
+
+def nothing(cursor: Cursor) -> list[Offer]:
+    """Whatever stands here is the user's own."""
+    return []
+
+
+def some_paths(cursor: Cursor) -> list[Offer]:
+    """Files and folders."""
+    return [PATHS]
+
+
+def some_pipelines(cursor: Cursor) -> list[Offer]:
+    """The deployed pipelines."""
+    return [(row["name"], row["description"] or "") for row in cursor.ask("list", {"limit": 1000}).get("pipelines", ())]
+
+
+def some_runs(cursor: Cursor) -> list[Offer]:
+    """The last runs, of the pipeline alone that the command line has named."""
+    params: Json = {"limit": 50}
+    assert cursor.chosen is not None
+    if cursor.positional and next(iter(cursor.chosen.arguments)) == "name":
+        params["name"] = cursor.positional[0]
+    rows = cursor.ask("runs", params).get("runs", ())
+    return [(row["run_id"], f"{row['pipeline']} {row['status']} {row['queued_at']}") for row in rows]
+
+
+def some_environments(cursor: Cursor) -> list[Offer]:
+    """The client's environments."""
+    return [(name, table["host"]) for name, table in read_environments().items()]
+
+
+def some_keys(cursor: Cursor) -> list[Offer]:
+    """The keys of the daemon that still open something."""
+    rows = cursor.ask("key_list", {}).get("keys", ())
+    return [(row["name"], row["scope"]) for row in rows if row["status"] == "live"]
+
+
+#: command.argument, group.argument, kind of argument, or common option → what it can be.
+VALUES: dict[str, Callable[[Cursor], list[Offer]]] = {
+    "PipelineName": some_pipelines,
+    "Subject": some_pipelines,
+    "RunId": some_runs,
+    "list[RunId]": some_runs,
+    "key_revoke.name": some_keys,
+    "backup.file": some_paths,
+    "env.name": some_environments,
+    "env_add.name": nothing,
+    "env.api_key_file": some_paths,
+    "env.ca_file": some_paths,
+    "env.cert_file": some_paths,
+    "env.cert_key_file": some_paths,
+    "--env": some_environments,
+    "--home": some_paths,
+}
+
+
+@reads_here
+def completion(desk: tuple[Json, View], shell: str) -> int:
+    """Print the script by which a shell completes commands, options, pipelines, runs and environments on Tab.
+
+    shell         bash, zsh or fish
+
+    Examples:
+        tau completion bash > ~/.tau.bash  # then in ~/.bashrc: source ~/.tau.bash
+        tau completion fish > ~/.config/fish/completions/tau.fish
+    """
+    demand_word("shell", shell, SHELLS)
+    write_out(SCRIPTS[shell].strip("\n"))
+    return 0
+
+
+SCRIPTS = {
+    "bash": r"""
+# Completion of tau for bash: `source` this from ~/.bashrc.
+_tau() {
+  local line current=${COMP_WORDS[COMP_CWORD]}
+  [ "$current" = "=" ] && current=
+  COMPREPLY=()
+  while IFS= read -r line; do
+    if [ "${line%%$'\t'*}" = :files ]; then
+      compopt -o filenames 2>/dev/null
+      while IFS= read -r line; do COMPREPLY+=("$line"); done < <(compgen -f -- "${current#--*=}")
+    else
+      COMPREPLY+=("${line%%$'\t'*}")
+    fi
+  done < <("$1" __complete "${COMP_WORDS[@]:1:COMP_CWORD}" 2>/dev/null)
+}
+complete -F _tau tau
+""",
+    "zsh": r"""
+#compdef tau
+# Completion of tau for zsh: as _tau in a directory of $fpath, or `source` this from ~/.zshrc after compinit.
+_tau() {
+  local line found=1
+  local -a offers
+  for line in "${(@f)$("${words[1]}" __complete "${(@Q)words[2,CURRENT]}" 2>/dev/null)}"; do
+    if [[ ${line%%$'\t'*} == :files ]]; then
+      compset -P '--*='
+      _files && found=0
+    elif [[ -n $line ]]; then
+      offers+=("${line%%$'\t'*}:${line#*$'\t'}")
+    fi
+  done
+  (( $#offers )) && _describe -V tau offers && found=0
+  return found
+}
+if [[ $funcstack[1] == _tau ]]; then _tau "$@"; else compdef _tau tau; fi
+""",
+    "fish": r"""
+# Completion of tau for fish: as ~/.config/fish/completions/tau.fish.
+function __tau_complete
+    set -l words (commandline -opc)
+    set -l current (commandline -ct)
+    set -l program $words[1]
+    set -e words[1]
+    for line in (command $program __complete $words "$current" 2>/dev/null)
+        if string match -q ':files*' -- $line
+            __fish_complete_path (string replace -r '^--[^=]*=' '' -- "$current")
+        else
+            echo $line
+        end
+    end
+end
+complete -c tau -f -a '(__tau_complete)'
+""",
+}
+
+
+# --- 11. Daemons elsewhere ---------------------------------------------------------------
+# Owns `tau env`: the daemons that a user knows by name.  Calls Settings and Terminal.
+# Promises that a key is neither a word of a command line nor printed, and that a user's own text stays as it is.
+
+
+@reads_here
+def env_list(desk: tuple[Json, View]) -> int:
+    """List the environments, and which daemon a command would speak to.
+
+    Examples:
+        tau env list
+        tau --env production env list  # what this would mean
+    """
+    asked, view = desk
+    target = told_target(asked)
+    rows = [
+        {"name": name, "host": table["host"], "key": key_of(table)}
+        | {"in_use": target["from"] if target.get("env") == name else None}
+        for name, table in read_environments().items()
+    ]
+    view.show("env_list", {"environments": rows, "daemon": target, "file": environments_path()})
+    return 0
+
+
+def told_target(asked: Json) -> Json:
+    """The daemon that a command with these options would speak to, and what says so; or why that is not known."""
+    try:
+        found = find_daemon(**asked)
+    except TauError as problem:
+        return {"env": None, "host": None, "from": None, "error": str(problem)}
+    place = os.path.join(found.home, "tau.sock")
+    if not os.path.lexists(place) and os.path.lexists(SERVICE_SOCKET):
+        place = SERVICE_SOCKET  # as Client.connect() has it
+    return {"env": found.env, "host": found.host or f"unix://{place}", "from": found.origin}
+
+
+def key_of(table: Mapping[str, str]) -> str | None:
+    """Where an environment has its key."""
+    return next((key for key in ("api_key", "api_key_file") if key in table), None)
+
+
+@reads_here
+def env_show(desk: tuple[Json, View], name: str | None = None) -> int:
+    """Show an environment, its key masked.
+
+    name          which environment; without it the one that is used
+
+    Examples:
+        tau env show production
+        tau --env production env show
+    """
+    asked, view = desk
+    target = told_target(asked)
+    if name is None and target["env"] is None:
+        raise NotFound(f"no environment is used: {target.get('error') or target['host']}", "`tau env list` shows all")
+    table = named_environment(name or target["env"])
+    told = {key: "***" if key == "api_key" else table[key] for key in ENVIRONMENT_KEYS if key in table}
+    in_use = target["from"] if name in (None, target["env"]) else None
+    view.show("env_show", {"name": name or target["env"], **told, "in_use": in_use})
+    return 0
+
+
+def named_environment(name: str) -> dict[str, str]:
+    """An environment as it is written; NotFound names the nearest."""
+    known = read_environments()
+    if name not in known:
+        raise NotFound(f"no environment '{name[:WORD_MAX]}'", did_you_mean(name, known, "`tau env list` shows all"))
+    return known[name]
+
+
+@writes_here
+def env_use(desk: tuple[Json, View], name: str | None = None, *, none: bool = False) -> int:
+    """Choose the environment that commands use unless they are told another.
+
+    name          which environment; without it none, and the daemon of this user is used again
+    none          the same as no name
+
+    Examples:
+        tau env use production
+        tau env use --none
+    """
+    _, view = desk
+    if name is not None and none:
+        raise BadRequest(f"--none, or '{name[:WORD_MAX]}'?", "tau env use --none")
+    host = None if name is None else named_environment(name)["host"]
+    before = chosen_environment() or None
+    if name != before:
+        keep_private(environments_path().removesuffix("s.toml"), f"{name}\n" if name else "")
+    stronger = next((one for one in ("TAU_HOST", "TAU_ENV") if os.environ.get(one)), None)
+    told = {"overridden_by": stronger} if stronger else {}
+    view.show("env_use", {"name": name, "host": host, "changed": name != before, **told})
+    return 0
+
+
+@writes_here
+def env_add(
+    desk: tuple[Json, View],
+    name: str,
+    host: str,
+    key: str | None = None,
+    *,
+    api_key_file: str | None = None,
+    ca_file: str | None = None,
+    cert_file: str | None = None,
+    cert_key_file: str | None = None,
+) -> int:
+    """Add an environment, or change it; its key comes from a file or stdin, where no other user can see it.
+
+    name          what to call it
+    host          address of the daemon: https://tau.example.com, tls://host:port, tcp://host:port, unix:///path
+    key           only `-`: the key is read from stdin and kept in environments.toml
+    api_key_file  a file that holds the key
+    ca_file       certificates of the authority that has signed the daemon's
+    cert_file     certificate of the client
+    cert_key_file  key of that certificate
+
+    Examples:
+        tau env add production https://tau.example.com --api-key-file ~/.secrets/tau-production
+        tau env add staging https://staging.example.com - < key
+    """
+    _, view = desk
+    if not re.fullmatch(ENVIRONMENT_RULE, name):
+        raise BadRequest(
+            f"{name[:WORD_MAX]!r} cannot be an environment's name", "letters, digits, '_', '-', at most 64"
+        )
+    Address(host)  # or it is refused
+    if key not in (None, "-") or (key and api_key_file):
+        raise BadRequest("a key is not a word of a command: others could see it", "give `-` and the key on stdin")
+    files = {"ca_file": ca_file, "cert_file": cert_file, "cert_key_file": cert_key_file, "api_key_file": api_key_file}
+    table = {"host": host} | {at: os.path.abspath(os.path.expanduser(path)) for at, path in files.items() if path}
+    if api_key_file:
+        read_key_file(table["api_key_file"], "give the path of the file that holds the key")
+    if key:
+        table["api_key"] = one_key(sys.stdin.read(), "stdin")
+    changed = write_environment(name, table)
+    view.show("env_add", {"name": name, "host": host, "key": key_of(table), "changed": changed})
+    return 0
+
+
+@writes_here
+def env_remove(desk: tuple[Json, View], name: str) -> int:
+    """Remove an environment; if it was chosen, none is.
+
+    name          which environment
+
+    Examples:
+        tau env remove staging
+        tau env remove production
+    """
+    _, view = desk
+    changed = write_environment(name, None)
+    if chosen_environment() == name:
+        keep_private(environments_path().removesuffix("s.toml"), "")
+    view.show("env_remove", {"name": name, "changed": changed})
+    return 0
+
+
+def write_environment(name: str, table: dict[str, str] | None) -> bool:
+    """The environment is as told, or gone; whether it was not so before.  Everything else in the file stays."""
+    path = environments_path()
+    try:
+        make_directory(os.path.dirname(path))
+        lock = os.open(os.path.dirname(path), os.O_RDONLY)
+    except OSError as problem:
+        raise not_written(path, problem) from None
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # two at once would lose one of their changes
+        known = read_environments()
+        if known.get(name) == table:
+            return False
+        text = ""
+        if os.path.exists(path):
+            with open(path, encoding="utf-8") as file:
+                text = file.read()
+        edited = edit_table(text, name, known.get(name, {}), table)
+        wanted = {one: known[one] for one in known if one != name} | ({} if table is None else {name: table})
+        if not parses_as(edited, wanted):
+            raise BadRequest(f"[{name}] is written in a way that cannot be changed here", f"edit {path}")
+        keep_private(path, edited)
+        return True
+    finally:
+        os.close(lock)
+
+
+def parses_as(text: str, wanted: Json) -> bool:
+    """Whether this is the TOML of that: a text that was edited without being understood is tried before it is kept."""
+    try:
+        return tomllib.loads(text) == wanted
+    except tomllib.TOMLDecodeError:
+        return False
+
+
+def edit_table(text: str, name: str, before: Mapping[str, str], after: Mapping[str, str] | None) -> str:
+    """The text with another table of this name, or without it.
+
+    Comments stay, but for those among the lines of a table that goes; so does each line whose value stays.
+    """
+    lines = text.splitlines()
+    start, end = table_lines(lines, name)
+    if after is None:
+        lines[start:end] = []
+        if lines[start - 1 : start] == [""] and lines[start : start + 1] in ([], [""]):
+            del lines[start - 1]
+    else:
+        body = lines[start + 1 : end]
+        kept = [line for line in body if (key := key_on(line)) is None or before.get(key) == after.get(key)]
+        there = {key_on(line) for line in kept}
+        fresh = [f"{key} = {json.dumps(value, ensure_ascii=False)}" for key, value in after.items() if key not in there]
+        head = lines[start:end][:1] or [*([""] if lines and lines[-1].strip() else []), f"[{name}]"]
+        lines[start:end] = [*head, *fresh, *kept]
+    return "".join(f"{line}\n" for line in lines)
+
+
+def table_lines(lines: list[str], name: str) -> tuple[int, int]:
+    """From the header of a table to after its last value; the end of the text twice if it has none."""
+    header = rf"\s*\[\s*(['\"]?){re.escape(name)}\1\s*\]\s*(#.*)?"
+    start = next((at for at, line in enumerate(lines) if re.fullmatch(header, line)), len(lines))
+    end = min(start + 1, len(lines))
+    for at in range(end, len(lines)):
+        if lines[at].lstrip().startswith("["):
+            break
+        if lines[at].strip() and not lines[at].lstrip().startswith("#"):
+            end = at + 1
+    return start, end
+
+
+def key_on(line: str) -> str | None:
+    """The key that a line of a table sets; None for a comment or an empty line."""
+    text = line.strip()
+    return None if not text or text.startswith("#") else text.partition("=")[0].strip().strip("'\"")
+
+
+def keep_private(path: str, text: str) -> None:
+    """The file holds this text, for its owner alone, whole or not at all; an empty text is no file."""
+    place = os.path.realpath(path)  # it may be a link into a user's collection of such files
+    try:
+        if not text:
+            remove_file(place)
+            return
+        make_directory(os.path.dirname(place))
+        fresh = f"{place}.{os.getpid()}"
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW
+        with open(os.open(fresh, flags, 0o600), "w", encoding="utf-8") as file:
+            file.write(text)
+        sync(fresh)
+        os.replace(fresh, place)
+    except OSError as problem:
+        raise not_written(place, problem) from None
+
+
+def not_written(path: str, problem: OSError) -> TauError:
+    """Why a file could not be written."""
+    kind = StorageFull if problem.errno in (errno.ENOSPC, errno.EDQUOT) else Forbidden
+    return kind(f"cannot write {path}: {problem.strerror}", f"ls -ld {os.path.dirname(path)}")
+
+
+# --- 12. Doctor --------------------------------------------------------------------------
 # Owns `tau doctor`: what is looked at, and what to do about it.  Calls Terminal, Client and Records.
 # Promises to change nothing but what its own pipeline does, and to name a remedy for whatever it finds.
 
@@ -2682,7 +3532,12 @@ Finding = tuple[str, str, str]
 
 @local
 def doctor(desk: tuple[Client, View]) -> int:
-    """Look for whatever could keep Tau from working, try everything with a pipeline, and name the remedies."""
+    """Look for whatever could keep Tau from working, try everything with a pipeline, and name the remedies.
+
+    Examples:
+        tau doctor
+        tau doctor --json
+    """
     client, view = desk
     patient = Patient(client)
     checks = []
@@ -2944,7 +3799,7 @@ CHECKS: dict[str, Callable[[Patient], Finding]] = {
 
 def try_everything(client: Client, patient: Patient) -> list[Json]:
     """The story of a pipeline from its deployment to its end, in the daemon, or in one of our own."""
-    if patient.status is not None:
+    if patient.status is not None and not client.read_only:
         return canary_checks(client, "in the daemon")
     try:
         with ThrowAway(client.home) as own:
@@ -3027,7 +3882,7 @@ def canary_undeploy(client: Client) -> str:
     return f"{len(left)} of its runs are left"
 
 
-# --- 11. Terminal ------------------------------------------------------------------------
+# --- 13. Terminal ------------------------------------------------------------------------
 # Owns how answers look: compact JSON for programs, tables and a live view for people.
 # Calls Words.  Promises that text from outside cannot control the terminal.
 
@@ -3051,6 +3906,7 @@ TABLES = {
     "errors": ("errors", ("run_id", "pipeline", "status", "finished_at", "where", "what")),
     "wait": ("runs", ("run_id", "pipeline", "status", "duration_ms")),
     "backfill": ("runs", ("scheduled_for", "run_id")),
+    "env_list": ("environments", ("name", "host", "key", "in_use")),
 }
 
 
@@ -3252,7 +4108,7 @@ def rows_text(step: Json) -> str:
     return f"  {text}" if text else ""
 
 
-# --- 12. Client --------------------------------------------------------------------------
+# --- 14. Client --------------------------------------------------------------------------
 # Owns one blocking connection, in lines or over HTTP.  Calls Wire, Settings and Shell.
 # Promises that an error comes back as its own class, that only what may be repeated is repeated, that a daemon which
 # has fallen silent is given up, and that no key goes in the clear to another machine without a warning.
@@ -3268,14 +4124,15 @@ SERVICE_SOCKET = "/run/tau/tau.sock"
 class Client:
     """The asking side of the wire: `with Client() as tau: tau.call("run", {"name": "hello_world"})`.
 
-    *host* is an address (default: $TAU_HOST, else the socket of the home, else a service's);
-    *home* is the daemon's directory (default: $TAU_HOME and so on).  Raises TauError subclasses.
+    *host* is an address, *home* the daemon's directory, *env* an environment of environments.toml (default:
+    $TAU_HOST, $TAU_ENV, what `tau env use` says, the socket of $TAU_HOME and so on, a service's).
+    Raises TauError subclasses.
     """
 
-    def __init__(self, host: str | None = None, home: str | None = None) -> None:
-        self.home = find_home(home)
-        # A home that was named outright is meant, whatever TAU_HOST says.
-        self.host = host or ("" if home else os.environ.get("TAU_HOST", ""))
+    def __init__(self, host: str | None = None, home: str | None = None, env: str | None = None) -> None:
+        self.target = find_daemon(host, env, home)
+        self.host, self.home = self.target.host, self.target.home
+        self.read_only = os.environ.get("TAU_READ_ONLY", "") not in ("", "0")
         self.channel: Lined | Posted | None = None
         self.requests = 0
 
@@ -3298,6 +4155,8 @@ class Client:
         if that cannot do anything twice: a reading operation, or one with a key.
         """
         known = OPERATIONS.get(method)
+        if self.read_only:
+            refuse_writes(method, known.effect if known is not None else "unknown")
         repeatable = (known is not None and known.effect == "reads") or "key" in params
         patience, seen, lost_at = 0.05, 0, 0.0
 
@@ -3352,7 +4211,7 @@ class Client:
     def connect(self) -> Lined | Posted:
         """An open connection, to a daemon that takes us in; Unavailable says why there is none, and what to do."""
         address = self.find_address()
-        context = client_tls() if address.secure else None
+        context = client_tls(self.target) if address.secure else None
         try:
             if address.scheme == "unix":
                 return Lined(open_unix(address.path))
@@ -3383,8 +4242,8 @@ class Client:
         return Address(f"unix://{place}")
 
     def find_key(self, peer: str) -> str:
-        """$TAU_API_KEY; on loopback else the key that the daemon of this home made for it."""
-        if key := os.environ.get("TAU_API_KEY"):
+        """The key of the target; on loopback else the key that the daemon of this home made for it."""
+        if key := self.target.api_key:
             return key
         if not is_loopback(peer):
             return ""
@@ -3584,14 +4443,14 @@ def open_unix(path: str) -> socket.socket:
     return connection
 
 
-def client_tls() -> ssl.SSLContext:
+def client_tls(target: Target) -> ssl.SSLContext:
     """By whom the daemon's certificate must be signed, and the certificate that is shown to it; BadRequest for files
     that are none."""
-    environ = os.environ
+    ca, cert, key = target.ca_file, target.cert_file, target.cert_key_file
     try:
-        context = ssl.create_default_context(cafile=environ.get("TAU_CA_FILE") or None)
-        if cert := environ.get("TAU_CERT_FILE"):
-            context.load_cert_chain(cert, environ.get("TAU_CERT_KEY_FILE") or None)
+        context = ssl.create_default_context(cafile=ca or os.environ.get("TAU_CA_FILE") or None)
+        if cert := cert or os.environ.get("TAU_CERT_FILE", ""):
+            context.load_cert_chain(cert, key or os.environ.get("TAU_CERT_KEY_FILE") or None)
     except OSError as problem:
         hint = "TAU_CA_FILE, TAU_CERT_FILE and TAU_CERT_KEY_FILE name files in PEM"
         raise BadRequest(f"cannot use the certificates: {problem}", hint) from None
@@ -3648,6 +4507,7 @@ class ThrowAway:
         self.usual = usual
         self.home = os.path.join(os.environ.get("TMPDIR", "/tmp"), f"tau-try-{os.urandom(6).hex()}")
         self.client = Client(home=self.home)
+        self.client.read_only = False  # what is thrown away may be written
 
     def __enter__(self) -> Client:
         os.mkdir(self.home, 0o700)
@@ -3704,7 +4564,7 @@ def remove_tree(path: str) -> None:
 # === Part III: the daemon ==================================================================
 # Asynchronous, long-lived, one per home.  Never imports user code.
 
-# --- 13. Daemon --------------------------------------------------------------------------
+# --- 15. Daemon --------------------------------------------------------------------------
 # Owns the home: its lock, its socket, start, recovery and stop; holds all that serves it.
 # Calls everything below.  Promises one daemon per home, and that runs outlive it.
 
@@ -3741,7 +4601,11 @@ def taud(argv: Sequence[str] | None = None) -> int:
 
 def taud_parser() -> argparse.ArgumentParser:
     """The options of `taud`: its own and those of SETTINGS that have a flag."""
-    parser = make_parser("taud", "The Tau daemon: serves one home directory until it is stopped.")
+    examples = (
+        "taud --detach  # in the background; prints pid and socket when it is ready",
+        "taud --port 8400 --log-level debug  # in the foreground, on loopback TCP too",
+    )
+    parser = make_parser("taud", "The Tau daemon: serves one home directory until it is stopped.", examples)
     parser.add_argument("--home", metavar="DIR", help="where everything is kept (TAU_HOME)")
     parser.add_argument("--config", metavar="FILE", help="configuration (TAU_CONFIG, <home>/tau.toml)")
     parser.add_argument("--detach", action="store_true", help="return when it is ready, printing pid and socket")
@@ -4262,6 +5126,7 @@ class Door:
             self.silent.pop(task, None)
             if self.context is not None:
                 if first != TLS_BEGINS:
+                    peer.recv(1 << 16)  # what is left unread at the close would take the answer with it
                     peer.send(encode(refusal(None, BadRequest("this port speaks TLS", "tls:// or https://"))))
                     peer.close()
                     return
@@ -4312,7 +5177,7 @@ def answers(path: str) -> bool:
         return True
 
 
-# --- 14. Server --------------------------------------------------------------------------
+# --- 16. Server --------------------------------------------------------------------------
 # Owns a connection: who speaks, how much of it at once, requests in, answers out.  Calls Callers and the operation
 # asked for.  Promises that nothing a peer sends costs another connection anything, and that no reader is buffered
 # for ever.
@@ -4744,7 +5609,7 @@ class Doorstep(Connection):
         self.transport.close()
 
 
-# --- 15. HTTP ----------------------------------------------------------------------------
+# --- 17. HTTP ----------------------------------------------------------------------------
 # Owns the TCP port's other tongue, HTTP/1.1: POST /rpc, and pages for machines that watch.  Calls Server, Callers,
 # Metrics.  Promises that a message whose end could be found in two places is refused (RFC 9112, 6.3 and 11.2).
 
@@ -5049,7 +5914,7 @@ PAGES = {
 }
 
 
-# --- 16. Operations ----------------------------------------------------------------------
+# --- 18. Operations ----------------------------------------------------------------------
 # Owns everything Tau can do, one function each; the docstrings are the reference manual.
 # Calls all that the daemon holds.  Promises verbs that may be repeated, and lists that say how to get the rest.
 
@@ -5072,6 +5937,10 @@ async def deploy(
     entry         which files of the folder are loaded: this one only, not all that use @pipeline
     name          deploy only the pipeline of this name, or give the only pipeline this name
     schedule      a cron expression for it, as `tau schedule NAME` takes it
+
+    Examples:
+        tau deploy orders.py --schedule "0 6 * * *"
+        tau deploy shop --entry main.py  # a folder, of which one file is loaded
     """
     if schedule is not None:
         Cron(schedule)
@@ -5116,6 +5985,10 @@ async def check(call: Call, files: list[Json], *, include: list[Json] | None = N
     files         the file, or a folder, as `deploy` takes it
     include       what goes with it
     entry         which files of the folder are loaded: this one only, not all that use @pipeline
+
+    Examples:
+        tau check orders.py
+        tau check shop --entry main.py
     """
     daemon = call.daemon
     sources, entries = read_deployment(files, include, entry)
@@ -5327,6 +6200,10 @@ async def undeploy(call: Call, name: PipelineName) -> Json:
     """Take a pipeline out of service; live runs end, queued ones are cancelled, its history stays.
 
     name          which pipeline
+
+    Examples:
+        tau undeploy orders
+        tau --env production undeploy orders  # a daemon elsewhere
     """
     store = call.daemon.store
     cancelled = await store.write(call.daemon.agenda.undeploy, name, call.actor)
@@ -5342,6 +6219,10 @@ async def list_(call: Call, *, limit: int = 20) -> Json:
     """List the deployed pipelines, each with its last run.
 
     limit         how many at most
+
+    Examples:
+        tau list
+        tau list --limit 100
     """
     rows, total = call.daemon.store.ask.pipelines(bounded(limit), call.among())
     return listing("pipelines", rows, total, "tau list")
@@ -5352,6 +6233,10 @@ async def show(call: Call, name: PipelineName) -> Json:
     """Show one pipeline: description, tags, params, schedule, chain, versions, last run.
 
     name          which pipeline
+
+    Examples:
+        tau show orders
+        tau --env production show orders
     """
     document, agenda = call.daemon.store.ask.pipeline(name), call.daemon.agenda
     row = agenda_row(agenda, name)
@@ -5379,6 +6264,10 @@ async def code(
     version       which version; without it the live one
     file          another file of the deployment
     raw           the command line prints the bare source, not JSON
+
+    Examples:
+        tau code orders --raw > orders.py
+        tau code orders --version 1
     """
     found = call.daemon.store.ask.version(name, version)
     folder = os.path.join(call.daemon.home, "versions", found["sha256"])
@@ -5412,6 +6301,10 @@ async def run(
     key           a word of your own: the same key gives the same run, never a second one
     timeout       seconds to wait at most; the run goes on
     follow        print its events as JSON lines while it runs
+
+    Examples:
+        tau run orders -p day=2026-01-01 -p limit=10
+        tau run orders --detach --key orders-2026-01-01  # the same key never makes a second run
     """
     daemon, params = call.daemon, params or {}
     text = encode_json(params)
@@ -5464,6 +6357,10 @@ async def wait(call: Call, run_id: list[RunId], *, timeout: float | None = None)
 
     run_id        which runs: ids, or the first characters of one
     timeout       seconds to wait at most; the runs go on
+
+    Examples:
+        tau wait 1m82hsw4knxmxg
+        tau wait 1m82hsw4knxmxg 1m82hsx --timeout 60
     """
     daemon = call.daemon
     wanted = [daemon.store.ask.find_run(one) for one in run_id]
@@ -5505,6 +6402,10 @@ async def retry(
     key           a word of your own: the same key gives the same run, never a second one
     timeout       seconds to wait at most; the run goes on
     follow        print its events as JSON lines while it runs
+
+    Examples:
+        tau retry 1m82hsw4knxmxg
+        tau retry 1m82 --from-failure --version same
     """
     store = call.daemon.store
     old = store.ask.run(store.ask.find_run(run_id))
@@ -5530,6 +6431,10 @@ async def cancel(call: Call, run_id: RunId, *, force: bool = False) -> Json:
 
     run_id        which run: its id, or its first characters
     force         SIGKILL at once: it has no time to tidy up
+
+    Examples:
+        tau cancel 1m82hsw4knxmxg
+        tau cancel 1m82 --force
     """
     daemon = call.daemon
     run_id = daemon.store.ask.find_run(run_id)
@@ -5550,6 +6455,10 @@ async def runs(call: Call, name: PipelineName | None = None, *, limit: int = 20,
     name          which pipeline; without it, of all
     limit --last --limit  how many at most
     status        only those with this status
+
+    Examples:
+        tau runs orders --last 10
+        tau runs --status failed
     """
     if status is not None:
         demand_word("status", status, MOVES)
@@ -5577,6 +6486,10 @@ async def inspect_(
     last_run      the last run of the pipeline
     attempt       the trace of this attempt; without it of the last one
     full          nothing is cut
+
+    Examples:
+        tau inspect orders --last-run
+        tau inspect 1m82hsw4knxmxg --attempt 1 --full
     """
     store = call.daemon.store
     return describe(store, store.ask.pick_run(name, run_id), full, attempt)
@@ -5603,6 +6516,10 @@ async def logs(
     step          only lines of this step and the steps in it
     attempt       of this attempt; without it of the last one
     follow        then print each new line until the run ends
+
+    Examples:
+        tau logs orders --follow --level warning
+        tau logs --run 1m82hsw4knxmxg --tail 20 --step load
     """
     store = call.daemon.store
     if level is not None:
@@ -5627,6 +6544,10 @@ async def errors(call: Call, *, limit: int = 20) -> Json:
     """List the failed runs of all pipelines, latest first, each with its error.
 
     limit         how many at most
+
+    Examples:
+        tau errors
+        tau errors --limit 100
     """
     rows, total = call.daemon.store.ask.failures(bounded(limit), call.among())
     for row in rows:
@@ -5639,7 +6560,12 @@ async def errors(call: Call, *, limit: int = 20) -> Json:
 @sifts
 @reads
 async def status(call: Call) -> Json:
-    """Tell how the daemon is: processes, addresses, counts, queue, how fast runs start."""
+    """Tell how the daemon is: processes, addresses, counts, queue, how fast runs start.
+
+    Examples:
+        tau status
+        tau --home /var/lib/tau status
+    """
     daemon = call.daemon
     counts = daemon.store.ask.totals()
     live = [one for one in daemon.executor.processes() if is_seen(call, one.get("run_id"))]
@@ -5693,6 +6619,10 @@ async def ticks(
     timezone      the time zone of the expression, for example Europe/London; without it the configured one
     after         the ticks strictly after this time; without it after now
     limit         how many
+
+    Examples:
+        tau ticks "0 9 * * mon-fri" --timezone Europe/London
+        tau ticks --every 90m --after 2026-01-01T06:00 --limit 10
     """
     zone = Zone(timezone or call.daemon.settings["timezone"])
     begin = int(time.time()) if after is None else parse_time(after, zone)
@@ -5745,6 +6675,10 @@ async def schedule(
     disable       nothing is due until it is enabled again
     enable        due again, from now on
     clear         forget what the command line has said: the decorator holds again
+
+    Examples:
+        tau schedule orders "0 6 * * *" --timezone Europe/London
+        tau schedule orders --every 15m --overlap queue
     """
     agenda, now = call.daemon.agenda, int(time.time())
     before = agenda.ask.schedule(name)
@@ -5833,6 +6767,10 @@ async def why(call: Call, name: PipelineName, *, at: str | None = None) -> Json:
 
     name          which pipeline
     at            about this time; without it about the last tick
+
+    Examples:
+        tau why orders
+        tau why orders --at 2026-01-01T06:00
     """
     agenda, now = call.daemon.agenda, int(time.time())
     row = agenda_row(agenda, name)
@@ -5967,6 +6905,10 @@ async def backfill(
     only          ticks that have no run (missing), whose run did not succeed (failed), or both (all)
     dry_run       only say which ticks those are
     limit         how many runs at most
+
+    Examples:
+        tau backfill orders --from 2026-01-01 --dry-run
+        tau backfill orders --from 2026-01-01 --to 2026-01-31 --only failed
     """
     agenda, now = call.daemon.agenda, int(time.time())
     row = agenda.ask.schedule(name)
@@ -5995,7 +6937,6 @@ async def backfill(
     return {**about, "runs": runs}
 
 
-BACKFILLS = ("missing", "failed", "all")
 BACKFILL_TICKS_MAX = 100_000
 
 
@@ -6015,6 +6956,10 @@ async def pause(
     name          which pipeline
     all           everything
     reason        why, for `tau why`
+
+    Examples:
+        tau pause orders --reason "the warehouse is down"
+        tau pause --all
     """
     scope = scope_of(name, all_)
     changed = await call.daemon.store.write(call.daemon.agenda.pause, scope, reason[:1000], call.actor)
@@ -6027,6 +6972,10 @@ async def resume(call: Call, name: PipelineName | None = None, *, all_: bool = F
 
     name          which pipeline
     all           everything; what was paused by name stays so
+
+    Examples:
+        tau resume orders
+        tau resume --all
     """
     scope = scope_of(name, all_)
     changed = await call.daemon.store.write(call.daemon.agenda.resume, scope, call.actor)
@@ -6050,7 +6999,12 @@ def storage(daemon: Daemon) -> Json:
 @sifts
 @reads
 async def version(call: Call) -> Json:
-    """Tell the version of the command and of the daemon."""
+    """Tell the version of the command and of the daemon.
+
+    Examples:
+        tau version
+        tau --env production version
+    """
     return {"version": __version__, "protocol": PROTOCOL, "python": sys.version.split()[0]}
 
 
@@ -6064,6 +7018,10 @@ async def prune(
     dry_run       only tell what would go
     older_than    runs and logs that are older go, of every status: 30d, 12h, or seconds
     keep          of each pipeline only the newest so many runs stay, and as many failed ones
+
+    Examples:
+        tau prune --dry-run
+        tau prune --older-than 30d --keep 100
     """
     daemon = call.daemon
     if keep is not None and keep < 1:
@@ -6083,6 +7041,10 @@ async def backup(call: Call, file: str | None = None, *, force: bool = False) ->
 
     file          where to, on the daemon's machine; without it a new file in backups/ of the home
     force         replace an older backup
+
+    Examples:
+        tau backup
+        tau backup tau.backup --force
     """
     daemon = call.daemon
     path = file or default_copy(daemon.home, time.time())
@@ -6104,6 +7066,10 @@ async def shutdown(call: Call, *, drain: float = 0.0, cancel: bool = False) -> J
 
     drain         seconds to wait for live runs first; nothing new is admitted meanwhile
     cancel        cancel live runs first
+
+    Examples:
+        tau shutdown
+        tau shutdown --drain 60  # live runs have a minute to end
     """
     daemon = call.daemon
     # In a task of the daemon's own: a client that goes away must not leave the drain half done.
@@ -6115,11 +7081,17 @@ async def shutdown(call: Call, *, drain: float = 0.0, cancel: bool = False) -> J
 @sifts
 @reads
 async def schema(call: Call) -> Json:
-    """Print every operation with its arguments as JSON Schema, and the words of the interface."""
+    """Print every operation with its arguments as JSON Schema, and the words of the interface.
+
+    Examples:
+        tau schema
+        tau schema --json > schema.json
+    """
     return {
         "protocol": PROTOCOL,
         "operations": [
-            {"name": name, "summary": one.summary, "effect": one.effect, "params": one.schema()}
+            {"name": name, "command": f"tau {one.words}", "summary": one.summary, "effect": one.effect}
+            | {"params": one.schema(), "examples": one.examples}
             for name, one in OPERATIONS.items()
         ],
         "errors": [
@@ -6142,6 +7114,10 @@ async def key_create(
     scope         read: look; operate: deploy and run too; admin: all there is
     pipelines     only pipelines with such names are there for it: 'etl_*', or several with commas between them
     expires       it opens nothing after this time: 30d, 12h, or seconds; without it, it does until it is revoked
+
+    Examples:
+        tau key create ci --scope operate --pipelines 'etl_*' --expires 30d
+        tau key create monitoring --scope read
     """
     demand_word("scope", scope, SCOPES)
     patterns = [one.strip() for one in (pipelines or "").split(",") if one.strip()]
@@ -6162,7 +7138,12 @@ async def key_create(
 @admin
 @reads
 async def key_list(call: Call) -> Json:
-    """List the keys of the network, without what could open anything."""
+    """List the keys of the network, without what could open anything.
+
+    Examples:
+        tau key list
+        tau key list --json
+    """
     now = rfc3339(time.time())
     rows = call.daemon.store.ask.keys()
     for row in rows:
@@ -6177,6 +7158,10 @@ async def key_revoke(call: Call, name: str) -> Json:
     """Revoke a key: it opens nothing any more, and whoever came in with it is out.
 
     name          which key
+
+    Examples:
+        tau key revoke ci
+        tau key revoke monitoring --json
     """
     changed = await call.daemon.store.write(call.daemon.store.revoke_key, name, call.actor)
     call.daemon.keys.open()
@@ -6321,7 +7306,7 @@ CUTS: tuple[tuple[str, Callable[[Any], Any], int], ...] = (
 )
 
 
-# --- 17. Callers -------------------------------------------------------------------------
+# --- 19. Callers -------------------------------------------------------------------------
 # Owns who may do what: keys, their scopes, patterns and ends, and patience with wrong ones.  Calls Store.
 # Promises that a key is kept as its digest only, compared in constant time, and that what it does not see is to it
 # as if it were not there.
@@ -6564,7 +7549,7 @@ def local_peer(peer: Any, group: int | None) -> str:
     return name if admitted else ""
 
 
-# --- 18. Environments --------------------------------------------------------------------
+# --- 20. Environments --------------------------------------------------------------------
 # Owns the virtual environments that the headers of pipelines ask for (PEP 723).  Calls nothing of its part.
 # Promises one environment a set of dependencies, built once, and that a failed build changes nothing.
 
@@ -6740,7 +7725,7 @@ class FileLock:
         os.close(self.file)
 
 
-# --- 19. Scheduler -----------------------------------------------------------------------
+# --- 21. Scheduler -----------------------------------------------------------------------
 # Owns when pipelines run by themselves: what is due, the wait for it, and the watch over the clock.
 # Calls Executor and Agenda.  Promises each tick one decision and at most one run, whatever the clock does.
 
@@ -7048,7 +8033,7 @@ def digest_ticks(cron: str, timezone: str) -> str:
     return fingerprint(*map(str, found))
 
 
-# --- 20. Executor ------------------------------------------------------------------------
+# --- 22. Executor ------------------------------------------------------------------------
 # Owns every isolated process from its job to its outcome, and the fork server that starts them.
 # Calls Feed and Store.  Promises at most `max_concurrent` live runs, one outcome for each, and no run twice.
 
@@ -7815,7 +8800,7 @@ def end_session(process: Json) -> None:
                 pass
 
 
-# --- 21. Feed ----------------------------------------------------------------------------
+# --- 23. Feed ----------------------------------------------------------------------------
 # Owns who waits for which run.  Calls Store.
 # Promises that whoever waits hears of every change, in order and at its own pace: it reads the store.
 
@@ -7898,7 +8883,7 @@ LEDGER_PLACES = {
 }
 
 
-# --- 22. Agenda --------------------------------------------------------------------------
+# --- 24. Agenda --------------------------------------------------------------------------
 # Owns schedules, pauses and chains: what is set, what is decided, and what follows when a run has ended.
 # Calls Store and Questions.  Promises that a decision, its run and the next tick are one transaction.
 
@@ -8572,7 +9557,7 @@ class AgendaQuestions:
 DECISIONS = "SELECT seq, at, type, run_id, data, scheduled_for FROM events WHERE pipeline = ? AND scheduled_for > ''"
 
 
-# --- 23. Retention -----------------------------------------------------------------------
+# --- 25. Retention -----------------------------------------------------------------------
 # Owns what is forgotten, and when.  Calls Store, Questions and Database.
 # Promises that nobody waits for it: it removes a little, lets others go first, and removes a little more.
 
@@ -8987,7 +9972,7 @@ def count_going(db: sqlite3.Connection, ask: Questions, terms: Json, now: float)
     }
 
 
-# --- 24. Backup --------------------------------------------------------------------------
+# --- 26. Backup --------------------------------------------------------------------------
 # Owns the copy of a home in one file: the database, and in a table of their own the deployed sources.
 # Calls Database and Sources.  Promises a copy of one moment, whole or not there; nothing is lost by either way.
 
@@ -9183,7 +10168,7 @@ def end_old_run(copy: sqlite3.Connection, row: sqlite3.Row, now: float) -> str:
     return status
 
 
-# --- 25. Store ---------------------------------------------------------------------------
+# --- 27. Store ---------------------------------------------------------------------------
 # Owns what is remembered and how it changes.  Calls Questions and Database.
 # Promises that a run moves only as MOVES allows, and that every change is in the ledger, in its transaction.
 
@@ -9770,7 +10755,7 @@ def json_or_null(value: Any) -> str | None:
     return None if value is None else encode_json(value)
 
 
-# --- 26. Questions -----------------------------------------------------------------------
+# --- 28. Questions -----------------------------------------------------------------------
 # Owns what is asked of the store: one method a question, on the loop.  Calls Records.
 # Promises documents with the names of the columns, each answer of one moment.
 
@@ -10211,7 +11196,7 @@ def step_events(step: Json) -> Iterator[tuple[int, Json]]:
         yield step["finished_n"], end | {key: step[key] for key in shown}
 
 
-# --- 27. Database ------------------------------------------------------------------------
+# --- 29. Database ------------------------------------------------------------------------
 # Owns the SQLite file: its two connections, its migrations, and the one thread that writes.  Calls Records.
 # Promises that what is answered is on disk, that writes share commits, and that their failures are their own.
 
@@ -10543,7 +11528,7 @@ def storage_error(problem: Exception) -> TauError:
     return Internal(f"{type(problem).__name__}: {problem}", "the daemon's log has the traceback")
 
 
-# --- 28. Sources -------------------------------------------------------------------------
+# --- 30. Sources -------------------------------------------------------------------------
 # Owns versions/: deployed files, in a directory a digest.  Calls nothing of its part.
 # Promises that such a directory is whole or not there, and never changes.
 
@@ -10624,7 +11609,7 @@ def deployed_folders(home: str) -> int:
     return sum(bool(re.fullmatch("[0-9a-f]{64}", name)) for name in names)
 
 
-# --- 29. Metrics -------------------------------------------------------------------------
+# --- 31. Metrics -------------------------------------------------------------------------
 # Owns what is counted since the daemon began, and the page on which Prometheus reads it.  Calls nothing.
 # Promises the text format 0.0.4 (prometheus.io/docs/instrumenting/exposition_formats), seconds and bytes as units,
 # and no label that a pipeline's author or a peer could make grow.
@@ -10745,7 +11730,7 @@ def process_figures() -> Iterator[tuple[str, str, str, Iterable[str]]]:
 # === Part IV: the run process ==============================================================
 # One per attempt; the only place where user code runs.  Speaks to nobody: it writes its journal.
 
-# --- 30. Fork server ---------------------------------------------------------------------
+# --- 32. Fork server ---------------------------------------------------------------------
 # Owns the processes that run user code, from permission to end record.  Calls Run process.
 # Promises that nothing a process started outlives it, and that its end is written down even without a daemon.
 
@@ -11115,7 +12100,7 @@ def spawned_process() -> int:
     os._exit(run_process(job, settle_in()))
 
 
-# --- 31. Run process ---------------------------------------------------------------------
+# --- 33. Run process ---------------------------------------------------------------------
 # Owns one attempt from its first record to its last.  Calls Pipeline API and Trace.
 # Promises a returned or a raised record whenever Python itself lives to write it.
 
@@ -11427,7 +12412,7 @@ class Captured(io.TextIOBase):
         return io.FileIO(self.descriptor, "wb", closefd=False)
 
 
-# --- 32. Pipeline API --------------------------------------------------------------------
+# --- 34. Pipeline API --------------------------------------------------------------------
 # Owns what user code sees: @pipeline and PipelineContext.  Calls all that follows.
 # Promises that using it outside a run (a test, a REPL) does nothing surprising.
 
@@ -11988,7 +12973,7 @@ def per_row(function: Callable[[Json], Any]) -> PerRow:
     return PerRow(function)
 
 
-# --- 33. Parameters ----------------------------------------------------------------------
+# --- 35. Parameters ----------------------------------------------------------------------
 # Owns how a pipeline's signature becomes a JSON Schema, and JSON the values of its annotations.  Calls Trace.
 # Promises that what the schema admits can be converted.
 
@@ -12214,7 +13199,7 @@ def path_type(hint: Any, origin: Any, arguments: tuple[Any, ...], name: str) -> 
     return ParamType({"type": "string"}, hint) if hasattr(hint, "__fspath__") else None
 
 
-# --- 34. Assertions ----------------------------------------------------------------------
+# --- 36. Assertions ----------------------------------------------------------------------
 # Owns ctx.check: what is asserted, under which name, and with which values it failed.  Calls Trace.
 # Promises that every assertion is evaluated and recorded before the first failure is raised.
 
@@ -12326,7 +13311,7 @@ def truth_of(value: Any) -> bool:
     return bool(value)
 
 
-# --- 35. Memos ---------------------------------------------------------------------------
+# --- 37. Memos ---------------------------------------------------------------------------
 # Owns ctx.memo: results that outlive the attempt that made them.  Calls Trace.
 # Promises that what is kept is whole, that what is found is what was returned, and no secret on the disk.
 
@@ -12399,7 +13384,7 @@ def memo_key(arguments: tuple[Any, ...]) -> str:
         return short_repr(arguments)
 
 
-# --- 36. Places --------------------------------------------------------------------------
+# --- 38. Places --------------------------------------------------------------------------
 # Owns where data is: which place a name means, files here and remote, the author's own sources.
 # Calls Web, Warehouses, Formats and Rows.
 # Promises that a write is whole or did not happen, and that no URL's password is told.
@@ -12819,7 +13804,7 @@ class RemoteFile(DataFile):
             store.put_file(file.name, path)
 
 
-# --- 37. Web -----------------------------------------------------------------------------
+# --- 39. Web -----------------------------------------------------------------------------
 # Owns what is read over http(s): requests, pages, retries.  Calls Formats and Rows.
 # Promises that a body cut short is never taken for a whole one, and that no header reaches another origin.
 
@@ -13121,7 +14106,7 @@ def retry_after(text: str | None) -> float | None:
     return max(0.0, then.timestamp() - time.time())
 
 
-# --- 38. Warehouses ----------------------------------------------------------------------
+# --- 40. Warehouses ----------------------------------------------------------------------
 # Owns databases: SQLite by itself, all others through SQLAlchemy.  Calls Rows and Trace.
 # Promises one transaction a load, values always bound and never spelled into SQL, names always quoted.
 
@@ -13619,7 +14604,7 @@ def database_cell(value: Any) -> Any:
     return text_or_number(value)
 
 
-# --- 39. Formats -------------------------------------------------------------------------
+# --- 41. Formats -------------------------------------------------------------------------
 # Owns bytes ↔ rows: CSV, TSV, JSON, JSON lines, Parquet, and the types of text cells.  Calls Rows and Trace.
 # Promises an error with its line for what is malformed, never a row that is silently wrong.
 
@@ -14121,7 +15106,7 @@ def cast_column(rows: Rows, name: str, cast: Callable[[str], Any], lines: list[i
         raise SourceError(f"line {lines[position]}: {told}", hint) from problem
 
 
-# --- 40. Rows ----------------------------------------------------------------------------
+# --- 42. Rows ----------------------------------------------------------------------------
 # Owns data on its way through a pipeline: lists of dicts, streams of batches, the steps between them.
 # Calls Trace.  Promises answers that can be used at once and awaited too, and steps that count by themselves.
 
@@ -14709,7 +15694,7 @@ def quote_name(name: str) -> str:
     return '"' + str(name).replace('"', '""') + '"'
 
 
-# --- 41. Trace ---------------------------------------------------------------------------
+# --- 43. Trace ---------------------------------------------------------------------------
 # Owns how a run is written down: the journal, values as JSON, errors as documents.  Calls nothing of its part.
 # Promises records that parse, within limits, without what looks secret, whatever user objects do.
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shlex
 import signal
 import subprocess
 
@@ -14,11 +16,84 @@ import tau as module
 
 
 def test_alone_or_with_help_it_prints_one_screen(home: Tau) -> None:
+    commands = module.shell_commands()
     for words in ([], ["--help"], ["-h"], ["help"]):
         done = home.command(*words)
         assert done.exit == 0
-        assert len(done.out.splitlines()) < 40
-        assert all(name in done.out for name in module.OPERATIONS)
+        lines = done.out.splitlines()
+        assert len(lines) <= 24
+        assert max(map(len, lines)) <= 80
+        assert all(re.search(rf"\b{name}\b", done.out) for words in commands for name in words.split())
+    assert set(" ".join(module.PURPOSES.values()).split()) <= {*(name.split()[0] for name in commands), "help"}
+
+
+def test_a_command_that_has_no_purpose_yet_is_shown_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def key_create(call: None, name: str) -> dict[str, str]:
+        """Create a key."""
+        return {}
+
+    assert "more" not in module.overview()
+    monkeypatch.setitem(module.OPERATIONS, "sing", module.Operation(key_create, "writes"))
+    assert "more       key (create" not in module.overview()
+    monkeypatch.setattr(module, "PURPOSES", {"deploy": "deploy"})
+    assert "key (create" in module.overview().partition("more")[2]
+
+
+def test_an_operation_with_two_words_is_a_command_of_two_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def key_create(call: None, name: str, *, role: str = "reader") -> dict[str, str]:
+        """Create a key.
+
+        name          whose
+        role          what it may
+        """
+        return {}
+
+    entry = module.Operation(key_create, "writes")
+    monkeypatch.setitem(module.OPERATIONS, "key_create", entry)
+    assert (entry.name, entry.words) == ("key_create", "key create")
+    for words in (["key", "create", "ada"], ["--host", "x:1", "key", "--json", "create", "ada"]):
+        found, rest = module.find_command(words)
+        assert found is entry
+        options = module.parse_words(entry, rest)
+        assert options["name"] == "ada"
+    assert "tau key create" in module.group_page("key")
+    with pytest.raises(module.BadRequest, match="'key create' needs 'name'"):
+        entry.check({})
+    for words, hint in (
+        (["key", "crate"], "'key create'"),
+        (["kye", "create"], "'key'"),
+        (["key_create"], "'key create'"),
+    ):
+        with pytest.raises(module.BadRequest) as refused:
+            module.find_command(words)
+        assert hint in refused.value.hint
+
+
+def test_a_group_alone_prints_its_commands(home: Tau) -> None:
+    pages = {home.command(*words).out for words in (["env"], ["env", "--help"], ["help", "env"], ["--json", "env"])}
+    assert len(pages) == 1
+    page = pages.pop()
+    assert all(f"tau {words} " in page for words in module.shell_commands() if words.startswith("env "))
+    assert max(map(len, page.splitlines())) <= 80
+    assert home.command("env").exit == 0
+    error = home("env", "lst", exit=2)
+    assert (error["code"], error["hint"]) == ("bad_request", "did you mean 'env list'? `tau env` lists them")
+    assert home("env", "--limit", "3", "list", exit=2)["code"] == "bad_request"
+
+
+def test_no_group_is_a_command_too() -> None:
+    assert not {*module.command_groups()} & {*module.shell_commands(), "help"}
+
+
+def test_help_of_taud_has_examples(home: Tau) -> None:
+    done = subprocess.run([*python("taud"), "--help"], env=home.environ, capture_output=True, text=True, timeout=60)
+    examples = done.stdout.partition("\nexamples:\n")[2].splitlines()
+    assert done.returncode == 0
+    assert len(examples) == 2
+    for example in examples:
+        program, *words = shlex.split(example, comments=True)
+        assert program == "taud"
+        assert module.taud_parser().parse_args(words)
 
 
 def test_an_unknown_command_or_option_is_exit_2_with_the_nearest(home: Tau) -> None:

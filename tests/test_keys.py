@@ -107,7 +107,7 @@ def ask(net: Tau, key: str, method: str, params: dict[str, Any]) -> Any:
 def key_for(net: Tau, name: str, *words: str) -> str:
     """A new key."""
     net.call("key_revoke", name=name) if name in names(net) else None
-    return str(net("--home", net.home, "key_create", name, *words)["key"])
+    return str(net("--home", net.home, "key", "create", name, *words)["key"])
 
 
 def names(net: Tau) -> list[str]:
@@ -243,7 +243,7 @@ def test_a_revoked_key_opens_nothing_and_whoever_came_with_it_is_out(net: Tau) -
             with pytest.raises(module.Unavailable):
                 client.call("undeploy", {"name": "nothing"})
     assert ask(net, key, "list", {}) == "forbidden"
-    assert net.command("--home", net.home, "key_revoke", "leavr").error["hint"].startswith("did you mean 'leaver'?")
+    assert net.command("--home", net.home, "key", "revoke", "leavr").error["hint"].startswith("did you mean 'leaver'?")
 
 
 def test_an_expired_key_says_so(net: Tau) -> None:
@@ -305,7 +305,7 @@ MALFORMED = {
 def test_bad_keys_are_refused(tau: Tau, words: tuple[str, ...]) -> None:
     if "taken" not in names(tau):
         tau.call("key_create", name="taken")
-    done = tau.command("key_create", *words)
+    done = tau.command("key", "create", *words)
     assert done.error["code"] == MALFORMED[words]
     assert done.error["hint"]
 
@@ -362,7 +362,7 @@ def test_a_configuration_that_everybody_can_read_may_hold_no_key(home: Tau) -> N
 def test_a_created_key_is_enough_to_listen_everywhere(home: Tau) -> None:
     assert refusal_of(start(home, "--host", "0.0.0.0,::")) == "forbidden"
     home.start()
-    key = home("key_create", "ci")["key"]
+    key = home("key", "create", "ci")["key"]
     home("shutdown")
     done = start(home, "--host", "0.0.0.0,::")
     addresses = json.loads(done.stdout)["addresses"]

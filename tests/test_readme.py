@@ -41,9 +41,10 @@ def blocks(language: str) -> list[str]:
 def commands() -> str:
     """The reference of all commands, from their signatures."""
     lines = []
-    for name, chosen in (module.OPERATIONS | module.LOCAL_COMMANDS).items():
+    for name, chosen in module.shell_commands().items():
         usage = " ".join(usage_of(one) for one in chosen.arguments.values())
-        lines += [f"**`tau {name} {usage}`**".replace(" `", "`"), f"<br>{chosen.summary}", ""]
+        lines += [f"**`tau {name} {usage}`**".replace(" `", "`"), f"<br>{chosen.summary}"]
+        lines += ["<br>" + " · ".join(f"`{example.partition('  # ')[0]}`" for example in chosen.examples), ""]
         if chosen.arguments:
             lines += ["| | |", "|---|---|"]
             lines += [f"| {label_of(one)} | {one.meaning} |" for one in chosen.arguments.values()]
@@ -255,6 +256,28 @@ def test_the_commands_about_schedules_work(home: Tau) -> None:
         program, *words = shlex.split(line, comments=True)
         assert program == "tau"
         assert home.command(*words).exit == 0, line
+
+
+def test_the_commands_about_environments_work(home: Tau) -> None:
+    (home.work / "staging.key").write_text("x" * 40)
+    (home.work / "staging.key").chmod(0o600)
+    lines = [line for block in blocks("bash") if "tau env" in block for line in block.splitlines()]
+    assert len(lines) > 5
+    for line in lines:
+        program, *words = shlex.split(line, comments=True)
+        assert program == "tau"
+        stdin = (home.work / words.pop()).read_text() if words[-2:-1] == ["<"] else ""
+        assert home.command(*[word for word in words if word != "<"], stdin=stdin).exit == 0, line
+
+
+def test_the_environments_of_the_readme_can_be_read(home: Tau) -> None:
+    path = home.work / ".config/tau/environments.toml"
+    path.parent.mkdir(parents=True)
+    path.write_text("\n".join(block for block in blocks("toml") if "host =" in block))
+    path.with_name("production.key").write_text("x" * 40)
+    path.with_name("production.key").chmod(0o600)
+    assert [one["name"] for one in home("env", "list")["environments"]] == ["local", "production"]
+    assert home("--env", "production", "env", "list")["daemon"]["host"] == "https://tau.prod.mycompany.com"
 
 
 def test_the_first_two_commands_are_there() -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import re
+import shlex
 import subprocess
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,8 +13,8 @@ from conftest import Tau, python
 
 import tau as module
 
-NAMES = "deploy check undeploy list show code run wait retry cancel runs inspect logs errors status schedule ticks why backfill pause resume version shutdown prune backup schema".split()
-LOCAL = ["try", "doctor"]
+NAMES = "deploy check undeploy list show code run wait retry cancel runs inspect logs errors status schedule ticks why backfill pause resume version shutdown prune backup schema key_create key_list key_revoke".split()
+LOCAL = ["try", "doctor", "completion", *(f"env_{verb}" for verb in ("list", "show", "use", "add", "remove"))]
 COMMANDS = module.OPERATIONS | module.LOCAL_COMMANDS
 
 
@@ -39,6 +42,9 @@ def test_the_schema_is_served(tau: Tau) -> None:
     schema = tau("schema")
     assert [one["name"] for one in schema["operations"]] == list(module.OPERATIONS)
     run = next(one for one in schema["operations"] if one["name"] == "run")
+    assert (run["command"], run["examples"]) == ("tau run", module.OPERATIONS["run"].examples)
+    runs = next(one for one in schema["operations"] if one["name"] == "runs")
+    assert runs["params"]["properties"]["status"]["enum"] == [*module.MOVES, None]
     assert run["params"]["properties"]["wait"] == {
         "type": "boolean",
         "default": True,
@@ -74,9 +80,13 @@ def test_one_string_may_stand_for_a_list_and_null_for_what_is_optional() -> None
 
 @pytest.mark.parametrize("name", [*NAMES, *LOCAL])
 def test_help_is_printed_without_a_daemon(name: str, home: Tau) -> None:
-    done = home.command(name, "--help")
+    words = COMMANDS[name].words.split()
+    done = home.command(*words, "--help")
     assert done.exit == 0
+    assert home.command("help", *words).out == done.out
     assert COMMANDS[name].summary.split()[0] in done.out
+    assert all(f"\n  {example}\n" in done.out for example in COMMANDS[name].examples)
+    assert "exit codes:" in done.out
     assert max(map(len, done.out.splitlines())) <= 96
 
 
@@ -85,3 +95,61 @@ def test_without_docstrings_nothing_breaks(home: Tau) -> None:
     for words in (["--help"], ["run", "--help"], ["status"]):
         done = subprocess.run([*command, *words], env=home.environ, capture_output=True, text=True, timeout=60)
         assert done.returncode in (0, 6), done.stderr
+
+
+def words_of(example: str) -> list[str]:
+    """The words of an example, without its comment and without what is the shell's."""
+    words = shlex.split(example, comments=True)
+    end = next((at for at, word in enumerate(words) if word in ("<", ">")), len(words))
+    assert words[0] == "tau", example
+    return words[1:end]
+
+
+@pytest.fixture
+def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The files that the examples speak of."""
+    (tmp_path / "shop").mkdir()
+    for path in ("orders.py", "shop/main.py"):
+        (tmp_path / path).write_text(ORDERS)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+ORDERS = "from tau import pipeline\n@pipeline(every='90d')\ndef orders(ctx): ctx.log(ctx.params)\n"
+
+
+@pytest.mark.parametrize("name", [*NAMES, *LOCAL])
+def test_the_examples_are_two_command_lines_of_the_command(name: str, files: Path) -> None:
+    entry = COMMANDS[name]
+    assert len(entry.examples) == 2
+    for example in entry.examples:
+        found, rest = module.find_command(words_of(example))
+        assert found is entry, example
+        assert len(example) <= 94
+        options = module.parse_words(entry, rest)
+        for common in module.COMMON:
+            options.pop(common, None)
+        assert module.read_params(entry, options) is not None
+
+
+#: How examples end that do not end with 0.
+ENDS = {"status": (0, 6), "shutdown": (0, 6)}  # there is no other daemon; it can be stopped only once
+
+
+def test_the_examples_do_something(fresh: Tau) -> None:
+    (fresh.work / "shop").mkdir()
+    for path in ("orders.py", "shop/main.py"):
+        (fresh.work / path).write_text(ORDERS)
+    (fresh.work / "key").write_text("x" * 40)
+    (fresh.work / "key").chmod(0o600)
+    where = {"TMPDIR": str(fresh.work), "TAU_HOST": f"unix://{fresh.socket}"}
+    later = ("undeploy", "shutdown", "env_remove")
+    fresh("env", "add", "production", f"unix://{fresh.socket}")
+    for name in [*(one for one in COMMANDS if one not in later), *later]:
+        for example in COMMANDS[name].examples:
+            line = example.replace("~/.secrets/tau-production", "key")
+            line = line.replace("https://tau.example.com", f"unix://{fresh.socket}")
+            if "1m82" in line:
+                line = re.sub(r"\b1m82\w*", fresh("runs", "--last", 1)["runs"][0]["run_id"], line)
+            done = fresh.command(*words_of(line), stdin="x" * 40, **where)
+            assert done.exit in ENDS.get(name, (0,)), (line, done.exit, done.out, done.err)

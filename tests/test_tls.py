@@ -193,7 +193,7 @@ def test_everything_works_through_nginx(tmp_path: Path, extra: str) -> None:
     for made in started(make_home("", "http")):
         with nginx(made, tmp_path, extra) as host:
             ways = {"TAU_HOST": host, "TAU_CA_FILE": str(tmp_path / "cert.pem")}
-            ways["TAU_API_KEY"] = made("--home", made.home, "key_create", "proxy")["key"]
+            ways["TAU_API_KEY"] = made("--home", made.home, "key", "create", "proxy")["key"]
             assert made("deploy", made.write(WAITS), **ways)["changed"] is True
             go = made.home / "data/waits/go"
             *events, document = stream(made, go, ways, "run", "waits", "--follow")
