@@ -36,7 +36,7 @@ def test_a_command_that_has_no_purpose_yet_is_shown_too(monkeypatch: pytest.Monk
     monkeypatch.setitem(module.OPERATIONS, "sing", module.Operation(key_create, "writes"))
     assert "more       key (create" not in module.overview()
     monkeypatch.setattr(module, "PURPOSES", {"deploy": "deploy"})
-    assert "key (create" in module.overview().partition("more")[2]
+    assert "(create, list, revoke)" in module.overview().partition("more")[2]
 
 
 def test_an_operation_with_two_words_is_a_command_of_two_words(monkeypatch: pytest.MonkeyPatch) -> None:
