@@ -24,7 +24,7 @@ import pytest
 
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent.parent)]
 
-from conftest import REPOSITORY, Tau, python
+from conftest import REPOSITORY, Tau, free_port, python
 from test_terminal import on_terminal
 
 import tau as module
@@ -245,6 +245,36 @@ def test_the_shell_snippets_get_an_answer(tau: Tau, program: str) -> None:
     line = re.sub(r"(~|\$HOME)/\.local/state/tau/tau\.sock", str(tau.socket), lines[0])
     done = subprocess.run(["sh", "-c", line], capture_output=True, text=True, timeout=20)
     assert '"result"' in done.stdout, done
+
+
+def test_the_commands_about_the_network_work(home: Tau) -> None:
+    if shutil.which("curl") is None:
+        pytest.skip("curl is not installed")
+    port = str(free_port())
+    (block,) = [block for block in blocks("bash") if "taud --detach --port 8400" in block]
+    for line in block.replace("8400", port).replace("~/.local/state/tau", str(home.home)).splitlines():
+        done = subprocess.run(["sh", "-c", line], env=with_programs(home), capture_output=True, text=True, timeout=30)
+        assert (done.returncode, done.stderr) == (0, ""), line
+        assert done.stdout.strip() == "ready" or json.loads(done.stdout), line
+    (block,) = [block for block in blocks("bash") if "tau key create" in block]
+    for line in block.splitlines():
+        _, *words = shlex.split(line, comments=True)
+        assert home.command(*words).exit == 0, line
+    assert [(one["name"], one["status"]) for one in home("key", "list")["keys"]] == [
+        ("ci", "revoked"),
+        ("dashboard", "live"),
+    ]
+
+
+def with_programs(home: Tau) -> dict[str, str]:
+    """An environment in which `tau` and `taud` are commands."""
+    folder = home.work / "bin"
+    folder.mkdir(exist_ok=True)
+    for name, function in (("tau", "main"), ("taud", "taud")):
+        script = folder / name
+        script.write_text(f'#!/bin/sh\nexec {shlex.join(python(function))} "$@"\n')
+        script.chmod(0o755)
+    return home.environ | {"PATH": f"{folder}:{os.environ['PATH']}"}
 
 
 def test_the_commands_about_schedules_work(home: Tau) -> None:
