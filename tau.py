@@ -4352,6 +4352,8 @@ class Posted:
             self.spent = response.will_close
             while line := response.readline():
                 if line.strip():
+                    if not line.endswith(b"\n"):
+                        raise lost()
                     message = read_message(line)
                     if "method" not in message:
                         response.read()  # to its end, which the next request begins behind

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Tau
+from conftest import Tau, free_port
 
 import tau as module
 
@@ -136,3 +136,155 @@ def test_why_there_is_no_daemon_is_told_apart(home: Tau) -> None:
 def test_addresses(text: str, parsed: tuple[str, str, int, str]) -> None:
     address = module.Address(text)
     assert (address.scheme, address.host, address.port, address.path) == parsed
+
+
+@contextmanager
+def speaking(answer: Callable[[socket.socket], None]) -> Iterator[int]:
+    """A TCP listener that treats each connection so, and its port."""
+    listener = socket.create_server(("127.0.0.1", 0))
+    kept: list[socket.socket] = []
+
+    def serve() -> None:
+        while True:
+            try:
+                connection, _ = listener.accept()
+            except OSError:
+                return
+            kept.append(connection)
+            connection.settimeout(10)
+            try:
+                answer(connection)
+            except OSError:
+                pass
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    try:
+        yield int(listener.getsockname()[1])
+    finally:
+        listener.shutdown(socket.SHUT_RDWR)
+        listener.close()
+        thread.join()
+        for connection in kept:
+            connection.close()
+
+
+def saying(text: bytes) -> Callable[[socket.socket], None]:
+    """Reads something, says something and closes."""
+
+    def answer(connection: socket.socket) -> None:
+        connection.recv(1 << 16)
+        connection.sendall(text)
+        connection.close()
+
+    return answer
+
+
+def nothing(connection: socket.socket) -> None:
+    """Reads and is silent."""
+    connection.recv(1 << 16)
+
+
+def page(status: str, *headers: str, body: str = "") -> bytes:
+    """A response of HTTP."""
+    return "\r\n".join([f"HTTP/1.1 {status}", *headers, f"Content-Length: {len(body)}", "", body]).encode()
+
+
+FORBIDDEN = '{"jsonrpc":"2.0","id":null,"error":{"code":-32005,"message":"m","data":{"code":"forbidden","hint":"h"}}}\n'
+#: what answers, by which scheme it is asked → exit code, error code, reason
+ANSWERS: dict[str, tuple[str, Callable[[socket.socket], None], int, str, str | None]] = {
+    "a mail server": ("tcp", saying(b"220 mail ESMTP\r\n"), 6, "unavailable", "not_a_tau"),
+    "a web server": ("tcp", saying(page("400 Bad Request")), 6, "unavailable", "not_a_tau"),
+    "nobody": ("tcp", saying(b""), 6, "unavailable", "lost"),
+    "silence": ("tcp", nothing, 6, "unavailable", "silent"),
+    "silence on the web": ("http", nothing, 6, "unavailable", "silent"),
+    "a newer daemon": (
+        *("tcp", saying(b'{"id":0,"result":{"protocol":2,"version":"9.9"}}\n')),
+        *(5, "conflict", "version_mismatch"),
+    ),
+    "a newer daemon on the web": (
+        "http",
+        saying(page("200 OK", "Tau-Protocol: 2", body="{}")),
+        5,
+        "conflict",
+        "version_mismatch",
+    ),
+    "another web site": ("http", saying(page("200 OK", body="<html>")), 6, "unavailable", "not_a_tau"),
+    "a page that is not there": ("http", saying(page("404 Not Found")), 6, "unavailable", "not_a_tau"),
+    "a proxy without a daemon": ("http", saying(page("502 Bad Gateway", body="<html>")), 6, "unavailable", "gateway"),
+    "a redirection": (
+        "http",
+        saying(page("301 Moved", "Location: https://tau.example.com/rpc")),
+        6,
+        "unavailable",
+        "moved",
+    ),
+    "lines where HTTP is meant": ("http", saying(b'{"id":0}\n'), 6, "unavailable", "not_a_tau"),
+    "a wrong key": ("http", saying(page("401 Unauthorized", "Tau-Protocol: 1", body=FORBIDDEN)), 4, "forbidden", None),
+    "half an answer": (
+        "http",
+        saying(page("200 OK", "Tau-Protocol: 1")[:-4] + b"9\r\n\r\n{"),
+        6,
+        "unavailable",
+        "lost",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ANSWERS)
+def test_what_answers_is_told_apart(home: Tau, name: str) -> None:
+    scheme, answer, code, error_code, reason = ANSWERS[name]
+    with speaking(answer) as port:
+        error = home("--host", f"{scheme}://127.0.0.1:{port}", "undeploy", "x", exit=code, TAU_TIMEOUT_S="0.2")
+    assert (error["code"], error.get("reason")) == (error_code, reason)
+    assert error["hint"]
+    if name == "a redirection":
+        assert error["hint"] == "--host https://tau.example.com"
+
+
+def test_a_method_that_a_daemon_of_another_version_lacks_is_said_to_be_one(home: Tau) -> None:
+    def older(count: int, line: bytes) -> bytes:
+        refused = {"code": -32601, "message": "no method 'status'", "data": {"code": "method_not_found", "hint": ""}}
+        if json.loads(line)["method"] == "ping":
+            return reply(line, result={"protocol": 1, "version": "0.0.1"})
+        return (
+            reply(line, error=refused)
+            + json.dumps({"jsonrpc": "2.0", "id": 2, "result": {"protocol": 1, "version": "0.0.1"}}).encode()
+            + b"\n"
+        )
+
+    with fake(home.home, older):
+        error = home("undeploy", "x", exit=5)
+    home.socket.unlink()
+    assert error["reason"] == "version_mismatch"
+    assert "0.0.1" in error["message"]
+
+
+def test_a_daemon_that_works_long_is_not_given_up(tau: Tau) -> None:
+    tau.deploy_it(
+        "import time\nfrom pathlib import Path\ndef it(ctx):\n    while not Path('go').exists(): time.sleep(0.01)"
+    )
+    go = tau.home / "data/it/go"
+    waiting = threading.Timer(0.7, lambda: go.touch())
+    waiting.start()
+    assert tau("run", "it", TAU_TIMEOUT_S="0.1")["status"] == "success"
+    waiting.join()
+    go.unlink()
+
+
+def test_a_key_in_the_clear_to_another_machine_is_a_warning(home: Tau) -> None:
+    addresses = {one[4][0] for one in socket.getaddrinfo(socket.gethostname(), None, socket.AF_INET)}
+    address = next((one for one in addresses if not one.startswith("127.")), None)
+    if address is None:
+        pytest.skip("this machine has no address but those of loopback")
+    key = module.new_key()
+    (home.home / "tau.toml").write_text(f'[auth]\napi_key = "{key}"\n')
+    started = home.start("--host", str(address), "--port", str(free_port()))
+    done = home.command("list", TAU_HOST=started["addresses"][1], TAU_API_KEY=key)
+    assert done.json == {"pipelines": []}
+    assert "in the clear" in json.loads(done.err)["warning"]["message"]
+    assert key not in done.err
+
+
+def test_a_timeout_that_is_none_is_refused(tau: Tau) -> None:
+    assert tau("list", exit=2, TAU_TIMEOUT_S="soon")["code"] == "bad_request"
