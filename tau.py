@@ -6,24 +6,24 @@ The file is laid out in the order a request travels.  Calls go down the page, or
                                   6 Shell   7 System   8 Ticks
     Part II   the client, `tau`   9 Command line   10 Doctor   11 Terminal   12 Client
                  │ one JSON document a line, over a socket
-    Part III  the daemon, `taud`  13 Daemon   14 Server   15 Operations   16 Environments
-                                  17 Scheduler   18 Executor   19 Feed   20 Agenda
-                                  21 Retention   22 Backup   23 Store   24 Questions
-                                  25 Database   26 Sources
+    Part III  the daemon, `taud`  13 Daemon   14 Service manager   15 Server   16 Operations
+                                  17 Environments   18 Scheduler   19 Executor   20 Feed
+                                  21 Agenda   22 Retention   23 Backup   24 Store   25 Questions
+                                  26 Database   27 Sources
                  │ one JSON document a line: jobs over a socket, the trace through a journal file
-    Part IV   the run process     27 Fork server   28 Run process   29 Pipeline API
-                                  30 Parameters   31 Assertions   32 Memos   33 Places   34 Web
-                                  35 Warehouses   36 Formats   37 Rows   38 Trace
+    Part IV   the run process     28 Fork server   29 Run process   30 Pipeline API
+                                  31 Parameters   32 Assertions   33 Memos   34 Places   35 Web
+                                  36 Warehouses   37 Formats   38 Rows   39 Trace
 
 `tau run hello`, in one read:
-  main §9 builds one parser from the signature of `run` §15 and calls Client.call §12;
-  the line reaches Connection §14, which checks it and calls the operation `run` §15;
-  Store §23 makes the run durable and, in the same commit, Executor.admit §18 moves it to running;
-  ForkServer §27 creates the journal (that is the permission to start) and forks;
-  run_process §28 loads the deployed file and calls your function with a PipelineContext §29;
-  its records go to the Journal §38; the fork server appends the end record when the process is gone;
-  Executor §18 reads the journal, `verdict` §18 turns it into an outcome, Store §23 keeps it;
-  Feed §19 wakes the waiting `run` §15; Connection §14 answers; main §9 prints and exits 0 or 1.
+  main §9 builds one parser from the signature of `run` §16 and calls Client.call §12;
+  the line reaches Connection §15, which checks it and calls the operation `run` §16;
+  Store §24 makes the run durable and, in the same commit, Executor.admit §19 moves it to running;
+  ForkServer §28 creates the journal (that is the permission to start) and forks;
+  run_process §29 loads the deployed file and calls your function with a PipelineContext §30;
+  its records go to the Journal §39; the fork server appends the end record when the process is gone;
+  Executor §19 reads the journal, `verdict` §19 turns it into an outcome, Store §24 keeps it;
+  Feed §20 wakes the waiting `run` §16; Connection §15 answers; main §9 prints and exits 0 or 1.
 """
 
 from __future__ import annotations
@@ -100,6 +100,7 @@ if TYPE_CHECKING:
         Iterable,
         Iterator,
         Mapping,
+        MutableMapping,
         Sequence,
     )
     from types import CodeType, FrameType, TracebackType
@@ -1267,8 +1268,12 @@ PROCESS_LIMITS = {
     "processes": "RLIMIT_NPROC",
     "open_files": "RLIMIT_NOFILE",
 }
-#: Environment of the daemon that runs must not see: keys, and systemd's channels to the daemon itself.
-PRIVATE_ENVIRONMENT = ("TAU_API_KEY", "NOTIFY_SOCKET", "LISTEN_", "WATCHDOG_")
+#: systemd's channels to the daemon itself: no other process is to answer in its name.
+MANAGER_ENVIRONMENT = ("NOTIFY_SOCKET", "LISTEN_", "WATCHDOG_")
+#: Environment of the daemon that runs must not see: keys, and those channels.
+PRIVATE_ENVIRONMENT = ("TAU_API_KEY", *MANAGER_ENVIRONMENT)
+#: The configured key as a credential of the service: LoadCredential=tau_api_key:/etc/tau/api_key.
+KEY_CREDENTIAL = "tau_api_key"
 
 
 def public_environment() -> dict[str, str]:
@@ -1279,7 +1284,7 @@ def public_environment() -> dict[str, str]:
 def find_home(flag: str | None) -> str:
     """The home directory of the daemon, absolute: --home, $TAU_HOME, systemd's, XDG's, the user's."""
     environ = os.environ
-    if path := flag or environ.get("TAU_HOME") or environ.get("STATE_DIRECTORY"):
+    if path := flag or environ.get("TAU_HOME") or environ.get("STATE_DIRECTORY", "").partition(":")[0]:
         return os.path.abspath(path)
     state = environ.get("XDG_STATE_HOME") or os.path.join(os.path.expanduser("~"), ".local", "state")
     return os.path.abspath(os.path.join(state, "tau"))
@@ -1306,8 +1311,22 @@ def read_settings(flags: Mapping[str, Any], config: str | None) -> Json:
         elif row.name in file.get(row.section, {}):
             value, origin = file[row.section][row.name], f"{config} [{row.section}]"
         settings[row.name] = row.convert(value, origin) if origin else value
+    settings["api_key"] = settings["api_key"] or read_credential(KEY_CREDENTIAL)
     check_zone(settings["timezone"])
     return settings | {"connections": file.get("connections", {})}
+
+
+def read_credential(name: str) -> str:
+    """What systemd's LoadCredential= has under this name, or nothing; BadRequest if it cannot be read."""
+    folder = os.environ.get("CREDENTIALS_DIRECTORY", "")
+    path = os.path.join(folder, name)
+    try:
+        with open(path, encoding="utf-8") as file:
+            return file.read().strip() if folder else ""
+    except FileNotFoundError:
+        return ""
+    except (OSError, UnicodeDecodeError) as problem:
+        raise BadRequest(f"cannot read {path}: {problem}", "see LoadCredential= of the unit") from None
 
 
 def check_zone(name: str) -> None:
@@ -1363,6 +1382,8 @@ def read_secret(name: str, folder: str) -> tuple[str | None, str | None]:
         raise BadRequest(f"{str(name)[:WORD_MAX]!r} cannot be a secret's name", 'ctx.secret("API_KEY")')
     if name in os.environ and not name.startswith(PRIVATE_ENVIRONMENT):
         return os.environ[name], "environment"
+    if name == KEY_CREDENTIAL:
+        return None, None  # it opens the daemon, and is no pipeline's
     for place, root in (("credentials", os.environ.get("CREDENTIALS_DIRECTORY")), ("home", folder)):
         path = os.path.join(os.path.realpath(root or ""), name)
         try:
@@ -1449,8 +1470,20 @@ def complain(problem: TauError, as_json: bool) -> int:
             text += f"\n hint: {printable(problem.hint)}"
     else:
         text = encode_json({"error": problem.to_json()})
-    print(text, file=sys.stderr)
+    print(f"<{PRIORITIES['ERROR']}>{text}" if stderr_is_journal() else text, file=sys.stderr)
     return problem.exit
+
+
+#: Level of a message → its priority in the journal (sd-daemon(3)).
+PRIORITIES = {"DEBUG": 7, "INFO": 6, "WARNING": 4, "ERROR": 3, "CRITICAL": 2}
+
+
+def stderr_is_journal() -> bool:
+    """Whether stderr is the very stream to the journal that systemd has opened: $JOURNAL_STREAM names it."""
+    if not (named := os.environ.get("JOURNAL_STREAM")):
+        return False
+    found = os.fstat(2)
+    return named == f"{found.st_dev}:{found.st_ino}"
 
 
 def printable(text: str) -> str:
@@ -3386,7 +3419,11 @@ def taud(argv: Sequence[str] | None = None) -> int:
     keep_standard_descriptors()
     words = [*(sys.argv[1:] if argv is None else argv)]
     try:
+        manager = ServiceManager(os.environ)  # first, for what it takes away no child may inherit
         options = vars(taud_parser().parse_args(words))
+        if options["print_unit"]:
+            write_out(unit_text(options["print_unit"], taud_path()))
+            return 0
         home = find_home(options["home"])
         config = find_config(options["config"], home)
         settings = read_settings(options, config)
@@ -3399,7 +3436,7 @@ def taud(argv: Sequence[str] | None = None) -> int:
         if options["detached"]:
             os.setsid()
         daemon = Daemon(home, config, settings)
-        daemon.unscheduled = options["unscheduled"]
+        daemon.unscheduled, daemon.options, daemon.manager = options["unscheduled"], options, manager
         serve(daemon, options["json"])
     except TauError as problem:
         return complain(problem, "--json" in words)
@@ -3421,6 +3458,10 @@ def taud_parser() -> argparse.ArgumentParser:
         parser.add_argument(hidden, action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--restore", metavar="FILE", help="put a backup in the home's place, and do not serve")
     parser.add_argument("--replace", action="store_true", help="with --restore: move the store there is aside")
+    units = ", ".join(UNITS)
+    parser.add_argument(
+        *("--print-unit",), nargs="?", const="service", metavar="KIND", help=f"print a systemd unit: {units} [service]"
+    )
     parser.add_argument("--json", action="store_true", help="JSON, on a terminal too")
     parser.add_argument("--version", action="version", version=__version__)
     for row in SETTINGS:
@@ -3544,8 +3585,8 @@ def announce(ready: Json, as_json: bool) -> bool:
 def serve(daemon: Daemon, as_json: bool) -> None:
     """Runs the daemon until it is told to stop; prints one document when it is ready."""
     os.umask(0o077)
-    level = daemon.settings["log_level"].upper()
-    logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(message)s")
+    faulthandler.enable(2)  # where a blocked daemon is, should its watchdog kill it
+    set_up_log(daemon.settings["log_level"])
 
     def on_ready(ready: Json) -> None:
         if not announce(ready, as_json):  # whoever waited for the line may go; later writes must not fail
@@ -3578,6 +3619,10 @@ class Daemon:
         self.signals = 0  # how often we were asked to end by a signal
         self.winding_up: asyncio.Task[None] | None = None  # waiting for live runs before the end
         self.ended: asyncio.Event | None = None  # set when serve() may return; None until it runs
+        self.options: Json = {}  # of the command line: they hold over a file that is read again
+        self.manager = ServiceManager({})
+        self.bound: list[str] = []  # paths of the sockets that are ours to remove
+        self.unread = ""  # the warning that the configuration file could not be read again
 
     async def serve(self, announce: Callable[[Json], None]) -> None:
         """From the lock to the last descriptor.  Announces pid and socket when it is ready."""
@@ -3591,7 +3636,7 @@ class Daemon:
                 self.warn("taud runs as root, and so does every pipeline")
             for number in (signal.SIGTERM, signal.SIGINT):
                 loop.add_signal_handler(number, self.on_signal)
-            signal.signal(signal.SIGHUP, signal.SIG_IGN)
+            signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until there is something to reload
             raise_file_limit()
             self.store.open(loop)
             self.agenda.open()
@@ -3607,6 +3652,8 @@ class Daemon:
             ready = {"pid": os.getpid(), "socket": self.socket_path}
             os.pwrite(lock, encode(ready), 0)
             logging.getLogger("tau").info("taud %s serves %s, pid %s", __version__, self.home, os.getpid())
+            loop.add_signal_handler(signal.SIGHUP, self.reload)
+            self.manager.begin(self.summary)
             announce(ready | {"home": self.home, "addresses": self.addresses})
             await self.ended.wait()
         finally:
@@ -3619,6 +3666,7 @@ class Daemon:
             self.feed.changed(run_id)
         self.executor.set_alarm()
         self.executor.wake()
+        self.manager.refresh()
 
     @property
     def stopping(self) -> bool:
@@ -3636,18 +3684,37 @@ class Daemon:
         logging.getLogger("tau").warning("%s", text)
 
     async def listen(self) -> None:
-        """The Unix socket and, if asked for, the TCP port are open."""
-        loop = asyncio.get_running_loop()
+        """The Unix sockets, those that we were given and, if asked for, the TCP port are open."""
         group = find_group(self.settings["group"])
-        bound = bind_unix(self.home, self.socket_path, group)
-        self.addresses.append(f"unix://{self.socket_path}")
-
-        def on_unix() -> Connection:
-            return Connection(self, group=group)
-
-        self.listeners.append(await loop.create_unix_server(on_unix, sock=bound, backlog=1024, start_serving=False))
+        for folder in socket_folders(self.home, self.manager.sockets):
+            path = os.path.join(folder, "tau.sock")
+            ours = bind_unix(folder, path, group)
+            self.bound.append(path)
+            self.listeners.append(await self.listen_unix(ours, group))
+        for given in self.manager.sockets:
+            unix = given.family == socket.AF_UNIX
+            self.listeners.append(await (self.listen_unix(given, group) if unix else self.listen_given(given)))
         if self.settings["port"] or self.settings["host"]:
             self.listeners.append(await self.listen_tcp())
+
+    async def listen_unix(self, bound: socket.socket, group: int | None) -> asyncio.Server:
+        """A Unix socket is open, for whom it admits by its peer credentials."""
+        loop = asyncio.get_running_loop()
+        self.addresses.append(f"unix://{socket_name(bound)}")
+        return await loop.create_unix_server(
+            lambda: Connection(self, group=group), sock=bound, backlog=1024, start_serving=False, **KEEP_FILE
+        )
+
+    async def listen_given(self, bound: socket.socket) -> asyncio.Server:
+        """A TCP socket that we were given is open, under the same conditions as --port."""
+        name = bound.getsockname()[0]
+        key = self.tcp_key(name, [name])
+        loop = asyncio.get_running_loop()
+        listener = await loop.create_server(
+            lambda: Connection(self, key=key), sock=bound, backlog=1024, start_serving=False
+        )
+        self.addresses += tcp_addresses(listener)
+        return listener
 
     async def listen_tcp(self) -> asyncio.Server:
         """The TCP port is open, for whoever has the key of this home."""
@@ -3658,24 +3725,59 @@ class Daemon:
             found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
         except OSError as problem:
             raise BadRequest(f"--host {host}: {problem.strerror}", "give an address of this machine") from None
-        configured: str = self.settings["api_key"]
-        check_key(configured)
-        if not all(is_loopback(address[4][0]) for address in found):
-            if not configured:
-                hint = "set [auth] api_key, or listen on 127.0.0.1 and come through an SSH tunnel"
-                raise Forbidden(f"taud does not listen on {host} without a configured key", hint)
-            self.warn(f"what is sent to {host} is not encrypted; put TLS or an SSH tunnel in front")
-        key = configured.encode() if configured else make_key(self.home)
+        key = self.tcp_key(host, [address[4][0] for address in found])
         try:
             listener = await loop.create_server(
                 lambda: Connection(self, key=key), host, port, backlog=1024, start_serving=False
             )
         except OSError as problem:
             raise Conflict(f"cannot listen on {host}:{port}: {problem.strerror}", "choose another --port") from None
-        for bound in listener.sockets:
-            name, number, *_ = bound.getsockname()
-            self.addresses.append(f"tcp://[{name}]:{number}" if ":" in name else f"tcp://{name}:{number}")
+        self.addresses += tcp_addresses(listener)
         return listener
+
+    def tcp_key(self, host: str, addresses: Iterable[Any]) -> bytes:
+        """The key for listening there; Forbidden beyond loopback unless it is configured."""
+        configured: str = self.settings["api_key"]
+        check_key(configured)
+        if not all(map(is_loopback, addresses)):
+            if not configured:
+                hint = "set [auth] api_key, or listen on 127.0.0.1 and come through an SSH tunnel"
+                raise Forbidden(f"taud does not listen on {host} without a configured key", hint)
+            self.warn(f"what is sent to {host} is not encrypted; put TLS or an SSH tunnel in front")
+        return configured.encode() if configured else make_key(self.home)
+
+    def reload(self) -> None:
+        """SIGHUP: the configuration file is read again.  One that cannot be used changes nothing, and is told."""
+        if self.ended is None or self.ended.is_set():
+            return
+        self.manager.say_reloading()
+        if self.unread in self.warnings:
+            self.warnings.remove(self.unread)
+        self.unread = ""
+        try:
+            config = find_config(self.options.get("config"), self.home)
+            self.apply(read_settings(self.options, config))
+            self.config = config
+        except TauError as problem:
+            self.unread = f"the configuration was not read again: {problem}"
+            self.warn(self.unread)
+        finally:
+            self.manager.say_ready()
+
+    def apply(self, settings: Json) -> None:
+        """What may change while we serve holds from now on; of the rest is said that it needs a restart."""
+        changed = [name for name, value in settings.items() if value != self.settings[name]]
+        self.settings.update({name: settings[name] for name in changed if name in RELOADED})
+        logging.getLogger().setLevel(self.settings["log_level"].upper())
+        later = [name for name in changed if name not in RELOADED]
+        told = f"; after a restart {', '.join(later)} will hold too" if later else ""
+        logging.getLogger("tau").info("the configuration is read again%s", told)
+
+    def summary(self) -> str:
+        """What there is to do, in one line."""
+        queued, used = self.store.ask.totals()["queued"], self.executor.used()
+        text = f"{used} of {self.settings['max_concurrent']} slots used, {queued} queued"
+        return f"{text}; {self.unread}" if self.unread else text
 
     def on_signal(self) -> None:
         """SIGTERM: stop now, leaving live runs to the next daemon.  A second one: at once."""
@@ -3713,6 +3815,7 @@ class Daemon:
 
     async def close(self) -> None:
         """Nothing is open any more; live runs go on and the next daemon adopts them."""
+        self.manager.say_stopping()
         self.executor.paused = True
         for listener in self.listeners:
             listener.close()
@@ -3728,8 +3831,51 @@ class Daemon:
         for connection in tuple(self.connections):
             connection.transport.close()
         await asyncio.sleep(0)
-        if self.listeners:
-            remove_file(self.socket_path)
+        for path in self.bound:
+            remove_file(path)
+
+
+#: Settings that hold as soon as the configuration file is read again: they are looked up whenever they are used.
+RELOADED = ("log_level", "connections")
+
+#: asyncio is not to remove the file of a socket: that of one we were given is not ours.
+KEEP_FILE: Json = {"cleanup_socket": False} if sys.version_info >= (3, 13) else {}
+
+
+def socket_folders(home: str, given: list[socket.socket]) -> list[str]:
+    """Where sockets of our own are bound: the home, and what the service manager made, unless one given is there."""
+    taken = {os.path.realpath(socket_name(one)) for one in given}
+    folders = dict.fromkeys(os.path.realpath(folder) for folder in (home, runtime_directory()) if folder)
+    free = [folder for folder in folders if os.path.join(folder, "tau.sock") not in taken]
+    return [home if folder == os.path.realpath(home) else folder for folder in free]
+
+
+def socket_name(bound: socket.socket) -> str:
+    """The path of a Unix socket, @name if it is abstract; the host of any other."""
+    name = bound.getsockname()
+    name = name if isinstance(name, (str, bytes)) else name[0]
+    return os.fsdecode(name).replace("\0", "@")
+
+
+def tcp_addresses(listener: asyncio.Server) -> list[str]:
+    """Where a TCP server can be reached."""
+    names = [bound.getsockname() for bound in listener.sockets]
+    return [f"tcp://[{name}]:{port}" if ":" in name else f"tcp://{name}:{port}" for name, port, *_ in names]
+
+
+def set_up_log(level: str) -> None:
+    """The log goes to stderr: with times or, where that is the journal, which has its own, with priorities."""
+    if not stderr_is_journal():
+        logging.basicConfig(level=level.upper(), format="%(asctime)s %(levelname)s %(message)s")
+        return
+    logging.basicConfig(level=level.upper())
+    plain_text = logging.Formatter()
+
+    def each_line(record: logging.LogRecord) -> str:
+        priority = PRIORITIES.get(record.levelname, PRIORITIES["INFO"])
+        return "\n".join(f"<{priority}>{line}" for line in plain_text.format(record).splitlines())
+
+    logging.getLogger().handlers[0].format = each_line  # type: ignore[method-assign]
 
 
 def raise_file_limit() -> None:
@@ -3811,7 +3957,276 @@ def make_key(home: str) -> bytes:
     return key
 
 
-# --- 14. Server --------------------------------------------------------------------------
+# --- 14. Service manager -----------------------------------------------------------------
+# Owns what systemd and taud tell each other: sockets handed over, ready, alive, reloading, stopping; the units.
+# Calls nothing.  Promises that without a service manager nothing of it happens, and that no child hears of it.
+
+#: Where the descriptors begin that are handed over (sd_listen_fds(3)).
+FIRST_DESCRIPTOR = 3
+#: So long may a notification wait for room.
+NOTIFY_PATIENCE_S = 1.0
+#: The least time between two status lines.
+STATUS_S = 1.0
+
+
+class ServiceManager:
+    """Whoever has started us, as sd_notify(3) and sd_listen_fds(3) know it.  It may be nobody."""
+
+    def __init__(self, environ: MutableMapping[str, str]) -> None:
+        """Takes out of *environ* all that is meant for this very process; BadRequest for sockets of no use."""
+        told = {name: environ.pop(name) for name in [*environ] if name.startswith(MANAGER_ENVIRONMENT)}
+        self.address = told.get("NOTIFY_SOCKET", "")
+        self.ping_s = watchdog_interval(told)  # 0 if nobody watches
+        self.sockets = inherited_sockets(told)
+        self.describe: Callable[[], str] | None = None  # the status line; None unless we are serving
+        self.described = ""
+        self.timer: asyncio.TimerHandle | None = None  # while a status line is to follow
+
+    def tell(self, **words: object) -> None:
+        """Sends one notification; that it cannot be delivered is logged and changes nothing."""
+        if not self.address.startswith(("/", "@")):
+            return
+        text = "\n".join(f"{name}={word}" for name, word in words.items())
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as channel:
+            channel.settimeout(NOTIFY_PATIENCE_S)
+            try:
+                channel.sendto(text.encode(), re.sub("^@", "\0", self.address))
+            except OSError as problem:
+                logging.getLogger("tau").warning("cannot notify %s: %s", self.address, problem)
+
+    def begin(self, describe: Callable[[], str]) -> None:
+        """We serve from now on, and ping."""
+        self.describe = describe
+        self.say_ready()
+        self.ping()
+
+    def ping(self) -> None:
+        """The event loop goes round: told from within it, so that a blocked one falls silent."""
+        if self.ping_s:
+            self.tell(WATCHDOG=1)
+            asyncio.get_running_loop().call_later(self.ping_s, self.ping)
+
+    def say_ready(self) -> None:
+        """All that was begun is done: start, or reload."""
+        if self.describe is not None and self.address:
+            self.described = self.describe()
+            self.tell(READY=1, STATUS=self.described)
+
+    def say_reloading(self) -> None:
+        """The configuration is being read; say_ready() must follow."""
+        self.tell(RELOADING=1, MONOTONIC_USEC=time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000)
+
+    def say_stopping(self) -> None:
+        """We go; there is no status any more."""
+        self.describe = None
+        if self.timer is not None:
+            self.timer.cancel()
+        self.tell(STOPPING=1, STATUS="stopping; live runs go on")
+
+    def refresh(self) -> None:
+        """The status may have changed: its line follows in a moment."""
+        if self.address and self.describe is not None and self.timer is None:
+            self.timer = asyncio.get_running_loop().call_later(STATUS_S, self.tell_status)
+
+    def tell_status(self) -> None:
+        """Tells the status if it is another than the last."""
+        self.timer = None
+        assert self.describe is not None
+        if (text := self.describe()) != self.described:
+            self.described = text
+            self.tell(STATUS=text)
+
+
+def watchdog_interval(told: Mapping[str, str]) -> float:
+    """Seconds between two pings, half of what the watchdog waits; 0 if it does not watch this very process."""
+    waits = told.get("WATCHDOG_USEC", "")
+    ours = told.get("WATCHDOG_PID", str(os.getpid())) == str(os.getpid())
+    return int(waits) / 2e6 if ours and waits.isascii() and waits.isdigit() else 0.0
+
+
+def inherited_sockets(told: Mapping[str, str]) -> list[socket.socket]:
+    """The sockets that have been handed over to this very process; BadRequest unless we can serve each."""
+    count = told.get("LISTEN_FDS", "")
+    if told.get("LISTEN_PID") != str(os.getpid()) or not count.isascii() or not count.isdigit():
+        return []
+    names = told.get("LISTEN_FDNAMES", "").split(":")
+    numbers = range(FIRST_DESCRIPTOR, FIRST_DESCRIPTOR + int(count))
+    return [inherited_socket(*pair) for pair in zip(numbers, [*names, *[""] * len(numbers)], strict=False)]
+
+
+def inherited_socket(number: int, name: str) -> socket.socket:
+    """The socket of a descriptor, which no child will have; BadRequest unless it listens for streams."""
+    title = f"descriptor {number} ({name})" if name else f"descriptor {number}"
+    try:
+        os.set_inheritable(number, False)
+        found = socket.socket(fileno=number)
+        listens = found.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
+    except OSError as problem:
+        raise BadRequest(f"{title} is not a socket: {problem.strerror}", LISTEN_HINT) from None
+    if found.family not in (socket.AF_UNIX, socket.AF_INET, socket.AF_INET6):
+        raise BadRequest(f"{title} is neither a Unix nor an internet socket", LISTEN_HINT)
+    if found.type != socket.SOCK_STREAM or not listens:
+        raise BadRequest(f"{title} does not listen for streams", LISTEN_HINT)
+    return found
+
+
+LISTEN_HINT = "the socket unit needs ListenStream= and Accept=no"
+
+
+def runtime_directory() -> str:
+    """The first of $RUNTIME_DIRECTORY, if it was made for this very process and not for one that started us."""
+    ours = os.environ.get("SYSTEMD_EXEC_PID", str(os.getpid())) == str(os.getpid())
+    return os.environ.get("RUNTIME_DIRECTORY", "").partition(":")[0] if ours else ""
+
+
+def taud_path() -> str:
+    """The executable that this is, or that stands beside this interpreter; NotFound if there is none."""
+    for path in (sys.argv[0], os.path.join(os.path.dirname(sys.executable), "taud")):
+        if os.path.basename(path) == "taud" and os.path.isfile(path) and os.access(path, os.X_OK):
+            return os.path.abspath(path)
+    hint = "python3 -m venv /opt/tau && /opt/tau/bin/pip install ., then /opt/tau/bin/taud --print-unit"
+    raise NotFound("there is no executable `taud` that a unit could start", hint)
+
+
+def unit_text(kind: str, path: str) -> str:
+    """A unit that starts this executable, without its last newline."""
+    demand_word("unit", kind, UNITS)
+    # In a unit % begins a specifier; quotes keep a path with spaces one word.
+    word = path.replace("%", "%%")
+    if re.search(r"[\s\"'\\]", word):
+        word = '"' + re.sub(r'(["\\])', r"\\\1", word) + '"'
+    return UNITS[kind].strip("\n").replace("ExecStart=taud", f"ExecStart={word}")
+
+
+#: What both services have: they tell when they are ready, are watched, and leave their runs alone.
+UNIT_SERVICE = """
+Type=notify
+NotifyAccess=main
+ExecStart=taud
+ExecReload=/bin/kill -HUP $MAINPID
+
+# Only the daemon is stopped: its runs go on, and the next daemon adopts them.
+KillMode=process
+OOMPolicy=continue
+TimeoutStopSec=30
+# A new version copies the store before it migrates it.
+TimeoutStartSec=15min
+
+# The event loop pings; a blocked one writes where it is into the journal (SIGABRT), or is killed 5 s later.
+WatchdogSec=30
+TimeoutAbortSec=5
+Restart=on-failure
+RestartSec=1
+# A wrong configuration, or one that is not allowed, does not mend itself.
+RestartPreventExitStatus=2 4
+"""
+
+UNITS = {
+    "service": f"""
+# Tau as a system service: `taud --print-unit service`, in /etc/systemd/system/taud.service.
+# Change it with `systemctl edit taud`; the configuration is /etc/tau/tau.toml.
+
+[Unit]
+Description=Tau pipeline orchestration
+Wants=network-online.target
+After=network-online.target time-sync.target
+StartLimitIntervalSec=60
+StartLimitBurst=5
+
+[Service]
+{UNIT_SERVICE.strip()}
+
+# The home is /var/lib/tau; people come in through /run/tau/tau.sock.
+User=tau
+Group=tau
+UMask=0077
+StateDirectory=tau
+StateDirectoryMode=0700
+RuntimeDirectory=tau
+RuntimeDirectoryMode=0750
+# The socket of taud.socket is in there, and outlives the daemon.
+RuntimeDirectoryPreserve=yes
+# The key that TCP clients must send, in a file for root alone:
+#LoadCredential={KEY_CREDENTIAL}:/etc/tau/api_key
+
+LimitNOFILE=65536
+LimitCORE=0
+TasksMax=4096
+
+NoNewPrivileges=yes
+CapabilityBoundingSet=
+ProtectSystem=full
+ProtectProc=invisible
+ProtectHostname=yes
+ProtectKernelTunables=yes
+ProtectKernelModules=yes
+ProtectKernelLogs=yes
+ProtectControlGroups=yes
+RestrictAddressFamilies=AF_UNIX AF_INET AF_INET6 AF_NETLINK
+RestrictNamespaces=yes
+RestrictRealtime=yes
+RestrictSUIDSGID=yes
+LockPersonality=yes
+SystemCallArchitectures=native
+
+# Left out, since pipelines or surviving runs would break:
+#   PrivateTmp, RemoveIPC             a restart would take /tmp and shared memory from under live runs
+#   ProtectHome, ProtectSystem=strict files that pipelines read and write (with ReadWritePaths= you may)
+#   PrivateDevices, ProtectClock      GPUs (before systemd 253 ProtectClock closes all devices)
+#   MemoryDenyWriteExecute            JIT compilers, some ctypes and cffi
+#   SystemCallFilter                  native wheels
+#   PrivateNetwork, IPAddressDeny     databases and APIs
+#   ProcSubset=pid, PrivateUsers      psutil; files that belong to a group
+# Whatever your pipelines do not need may be set in a drop-in; one that needs more (sudo, containers, a browser's
+# sandbox) wants NoNewPrivileges=no, RestrictNamespaces=no, RestrictSUIDSGID=no there.
+
+[Install]
+WantedBy=multi-user.target
+Also=taud.socket
+""",
+    "socket": """
+# The socket of Tau's system service: `taud --print-unit socket`, in /etc/systemd/system/taud.socket.
+# The first connection starts taud, and those that come while it restarts wait for it.
+
+[Unit]
+Description=Tau pipeline orchestration, socket
+
+[Socket]
+ListenStream=/run/tau/tau.sock
+# Whom taud admits besides root and itself is said by `[daemon] group` in /etc/tau/tau.toml.
+SocketUser=tau
+SocketGroup=tau
+SocketMode=0660
+DirectoryMode=0755
+RemoveOnStop=yes
+
+[Install]
+WantedBy=sockets.target
+""",
+    "user": f"""
+# Tau for one user: `taud --print-unit user`, in ~/.config/systemd/user/taud.service.
+# Its home is the usual one, ~/.local/state/tau, where `tau` finds it.  `loginctl enable-linger` keeps it
+# running while you are logged out.
+
+[Unit]
+Description=Tau pipeline orchestration
+StartLimitIntervalSec=60
+StartLimitBurst=5
+
+[Service]
+{UNIT_SERVICE.strip()}
+
+UMask=0077
+LimitCORE=0
+# No sandbox: a pipeline may do what you may.
+
+[Install]
+WantedBy=default.target
+""",
+}
+
+
+# --- 15. Server --------------------------------------------------------------------------
 # Owns a connection: lines in, answers out, who may speak, and how much of it.  Calls the operation asked for.
 # Promises that nothing a peer sends costs another connection anything, and that no reader is buffered for ever.
 
@@ -4132,7 +4547,7 @@ def local_peer(peer: Any, group: int | None) -> str:
     return name if admitted else ""
 
 
-# --- 15. Operations ----------------------------------------------------------------------
+# --- 16. Operations ----------------------------------------------------------------------
 # Owns everything Tau can do, one function each; the docstrings are the reference manual.
 # Calls all that the daemon holds.  Promises verbs that may be repeated, and lists that say how to get the rest.
 
@@ -5307,7 +5722,7 @@ CUTS: tuple[tuple[str, Callable[[Any], Any], int], ...] = (
 )
 
 
-# --- 16. Environments --------------------------------------------------------------------
+# --- 17. Environments --------------------------------------------------------------------
 # Owns the virtual environments that the headers of pipelines ask for (PEP 723).  Calls nothing of its part.
 # Promises one environment a set of dependencies, built once, and that a failed build changes nothing.
 
@@ -5483,7 +5898,7 @@ class FileLock:
         os.close(self.file)
 
 
-# --- 17. Scheduler -----------------------------------------------------------------------
+# --- 18. Scheduler -----------------------------------------------------------------------
 # Owns when pipelines run by themselves: what is due, the wait for it, and the watch over the clock.
 # Calls Executor and Agenda.  Promises each tick one decision and at most one run, whatever the clock does.
 
@@ -5791,7 +6206,7 @@ def digest_ticks(cron: str, timezone: str) -> str:
     return fingerprint(*map(str, found))
 
 
-# --- 18. Executor ------------------------------------------------------------------------
+# --- 19. Executor ------------------------------------------------------------------------
 # Owns every isolated process from its job to its outcome, and the fork server that starts them.
 # Calls Feed and Store.  Promises at most `max_concurrent` live runs, one outcome for each, and no run twice.
 
@@ -6556,7 +6971,7 @@ def end_session(process: Json) -> None:
                 pass
 
 
-# --- 19. Feed ----------------------------------------------------------------------------
+# --- 20. Feed ----------------------------------------------------------------------------
 # Owns who waits for which run.  Calls Store.
 # Promises that whoever waits hears of every change, in order and at its own pace: it reads the store.
 
@@ -6639,7 +7054,7 @@ LEDGER_PLACES = {
 }
 
 
-# --- 20. Agenda --------------------------------------------------------------------------
+# --- 21. Agenda --------------------------------------------------------------------------
 # Owns schedules, pauses and chains: what is set, what is decided, and what follows when a run has ended.
 # Calls Store and Questions.  Promises that a decision, its run and the next tick are one transaction.
 
@@ -7313,7 +7728,7 @@ class AgendaQuestions:
 DECISIONS = "SELECT seq, at, type, run_id, data, scheduled_for FROM events WHERE pipeline = ? AND scheduled_for > ''"
 
 
-# --- 21. Retention -----------------------------------------------------------------------
+# --- 22. Retention -----------------------------------------------------------------------
 # Owns what is forgotten, and when.  Calls Store, Questions and Database.
 # Promises that nobody waits for it: it removes a little, lets others go first, and removes a little more.
 
@@ -7728,7 +8143,7 @@ def count_going(db: sqlite3.Connection, ask: Questions, terms: Json, now: float)
     }
 
 
-# --- 22. Backup --------------------------------------------------------------------------
+# --- 23. Backup --------------------------------------------------------------------------
 # Owns the copy of a home in one file: the database, and in a table of their own the deployed sources.
 # Calls Database and Sources.  Promises a copy of one moment, whole or not there; nothing is lost by either way.
 
@@ -7924,7 +8339,7 @@ def end_old_run(copy: sqlite3.Connection, row: sqlite3.Row, now: float) -> str:
     return status
 
 
-# --- 23. Store ---------------------------------------------------------------------------
+# --- 24. Store ---------------------------------------------------------------------------
 # Owns what is remembered and how it changes.  Calls Questions and Database.
 # Promises that a run moves only as MOVES allows, and that every change is in the ledger, in its transaction.
 
@@ -8476,7 +8891,7 @@ def json_or_null(value: Any) -> str | None:
     return None if value is None else encode_json(value)
 
 
-# --- 24. Questions -----------------------------------------------------------------------
+# --- 25. Questions -----------------------------------------------------------------------
 # Owns what is asked of the store: one method a question, on the loop.  Calls Records.
 # Promises documents with the names of the columns, each answer of one moment.
 
@@ -8893,7 +9308,7 @@ def step_events(step: Json) -> Iterator[tuple[int, Json]]:
         yield step["finished_n"], end | {key: step[key] for key in shown}
 
 
-# --- 25. Database ------------------------------------------------------------------------
+# --- 26. Database ------------------------------------------------------------------------
 # Owns the SQLite file: its two connections, its migrations, and the one thread that writes.  Calls Records.
 # Promises that what is answered is on disk, that writes share commits, and that their failures are their own.
 
@@ -9223,7 +9638,7 @@ def storage_error(problem: Exception) -> TauError:
     return Internal(f"{type(problem).__name__}: {problem}", "the daemon's log has the traceback")
 
 
-# --- 26. Sources -------------------------------------------------------------------------
+# --- 27. Sources -------------------------------------------------------------------------
 # Owns versions/: deployed files, in a directory a digest.  Calls nothing of its part.
 # Promises that such a directory is whole or not there, and never changes.
 
@@ -9307,7 +9722,7 @@ def deployed_folders(home: str) -> int:
 # === Part IV: the run process ==============================================================
 # One per attempt; the only place where user code runs.  Speaks to nobody: it writes its journal.
 
-# --- 27. Fork server ---------------------------------------------------------------------
+# --- 28. Fork server ---------------------------------------------------------------------
 # Owns the processes that run user code, from permission to end record.  Calls Run process.
 # Promises that nothing a process started outlives it, and that its end is written down even without a daemon.
 
@@ -9677,7 +10092,7 @@ def spawned_process() -> int:
     os._exit(run_process(job, settle_in()))
 
 
-# --- 28. Run process ---------------------------------------------------------------------
+# --- 29. Run process ---------------------------------------------------------------------
 # Owns one attempt from its first record to its last.  Calls Pipeline API and Trace.
 # Promises a returned or a raised record whenever Python itself lives to write it.
 
@@ -9989,7 +10404,7 @@ class Captured(io.TextIOBase):
         return io.FileIO(self.descriptor, "wb", closefd=False)
 
 
-# --- 29. Pipeline API --------------------------------------------------------------------
+# --- 30. Pipeline API --------------------------------------------------------------------
 # Owns what user code sees: @pipeline and PipelineContext.  Calls all that follows.
 # Promises that using it outside a run (a test, a REPL) does nothing surprising.
 
@@ -10550,7 +10965,7 @@ def per_row(function: Callable[[Json], Any]) -> PerRow:
     return PerRow(function)
 
 
-# --- 30. Parameters ----------------------------------------------------------------------
+# --- 31. Parameters ----------------------------------------------------------------------
 # Owns how a pipeline's signature becomes a JSON Schema, and JSON the values of its annotations.  Calls Trace.
 # Promises that what the schema admits can be converted.
 
@@ -10776,7 +11191,7 @@ def path_type(hint: Any, origin: Any, arguments: tuple[Any, ...], name: str) -> 
     return ParamType({"type": "string"}, hint) if hasattr(hint, "__fspath__") else None
 
 
-# --- 31. Assertions ----------------------------------------------------------------------
+# --- 32. Assertions ----------------------------------------------------------------------
 # Owns ctx.check: what is asserted, under which name, and with which values it failed.  Calls Trace.
 # Promises that every assertion is evaluated and recorded before the first failure is raised.
 
@@ -10888,7 +11303,7 @@ def truth_of(value: Any) -> bool:
     return bool(value)
 
 
-# --- 32. Memos ---------------------------------------------------------------------------
+# --- 33. Memos ---------------------------------------------------------------------------
 # Owns ctx.memo: results that outlive the attempt that made them.  Calls Trace.
 # Promises that what is kept is whole, that what is found is what was returned, and no secret on the disk.
 
@@ -10961,7 +11376,7 @@ def memo_key(arguments: tuple[Any, ...]) -> str:
         return short_repr(arguments)
 
 
-# --- 33. Places --------------------------------------------------------------------------
+# --- 34. Places --------------------------------------------------------------------------
 # Owns where data is: which place a name means, files here and remote, the author's own sources.
 # Calls Web, Warehouses, Formats and Rows.
 # Promises that a write is whole or did not happen, and that no URL's password is told.
@@ -11381,7 +11796,7 @@ class RemoteFile(DataFile):
             store.put_file(file.name, path)
 
 
-# --- 34. Web -----------------------------------------------------------------------------
+# --- 35. Web -----------------------------------------------------------------------------
 # Owns what is read over http(s): requests, pages, retries.  Calls Formats and Rows.
 # Promises that a body cut short is never taken for a whole one, and that no header reaches another origin.
 
@@ -11683,7 +12098,7 @@ def retry_after(text: str | None) -> float | None:
     return max(0.0, then.timestamp() - time.time())
 
 
-# --- 35. Warehouses ----------------------------------------------------------------------
+# --- 36. Warehouses ----------------------------------------------------------------------
 # Owns databases: SQLite by itself, all others through SQLAlchemy.  Calls Rows and Trace.
 # Promises one transaction a load, values always bound and never spelled into SQL, names always quoted.
 
@@ -12181,7 +12596,7 @@ def database_cell(value: Any) -> Any:
     return text_or_number(value)
 
 
-# --- 36. Formats -------------------------------------------------------------------------
+# --- 37. Formats -------------------------------------------------------------------------
 # Owns bytes ↔ rows: CSV, TSV, JSON, JSON lines, Parquet, and the types of text cells.  Calls Rows and Trace.
 # Promises an error with its line for what is malformed, never a row that is silently wrong.
 
@@ -12683,7 +13098,7 @@ def cast_column(rows: Rows, name: str, cast: Callable[[str], Any], lines: list[i
         raise SourceError(f"line {lines[position]}: {told}", hint) from problem
 
 
-# --- 37. Rows ----------------------------------------------------------------------------
+# --- 38. Rows ----------------------------------------------------------------------------
 # Owns data on its way through a pipeline: lists of dicts, streams of batches, the steps between them.
 # Calls Trace.  Promises answers that can be used at once and awaited too, and steps that count by themselves.
 
@@ -13271,7 +13686,7 @@ def quote_name(name: str) -> str:
     return '"' + str(name).replace('"', '""') + '"'
 
 
-# --- 38. Trace ---------------------------------------------------------------------------
+# --- 39. Trace ---------------------------------------------------------------------------
 # Owns how a run is written down: the journal, values as JSON, errors as documents.  Calls nothing of its part.
 # Promises records that parse, within limits, without what looks secret, whatever user objects do.
 
