@@ -3418,8 +3418,9 @@ def taud(argv: Sequence[str] | None = None) -> int:
     """The `taud` command: serves until it is stopped; its exit code."""
     keep_standard_descriptors()
     words = [*(sys.argv[1:] if argv is None else argv)]
+    manager = ServiceManager()
     try:
-        manager = ServiceManager(os.environ)  # first, for what it takes away no child may inherit
+        manager.meet(os.environ)  # first, for what it takes away no child may inherit
         options = vars(taud_parser().parse_args(words))
         if options["print_unit"]:
             write_out(unit_text(options["print_unit"], taud_path()))
@@ -3445,6 +3446,8 @@ def taud(argv: Sequence[str] | None = None) -> int:
         return complain(refused, "--json" in words)
     except KeyboardInterrupt:
         return 130
+    finally:
+        manager.close()
     return 0
 
 
@@ -3620,7 +3623,7 @@ class Daemon:
         self.winding_up: asyncio.Task[None] | None = None  # waiting for live runs before the end
         self.ended: asyncio.Event | None = None  # set when serve() may return; None until it runs
         self.options: Json = {}  # of the command line: they hold over a file that is read again
-        self.manager = ServiceManager({})
+        self.manager = ServiceManager()
         self.bound: list[str] = []  # paths of the sockets that are ours to remove
         self.unread = ""  # the warning that the configuration file could not be read again
 
@@ -3972,15 +3975,26 @@ STATUS_S = 1.0
 class ServiceManager:
     """Whoever has started us, as sd_notify(3) and sd_listen_fds(3) know it.  It may be nobody."""
 
-    def __init__(self, environ: MutableMapping[str, str]) -> None:
-        """Takes out of *environ* all that is meant for this very process; BadRequest for sockets of no use."""
-        told = {name: environ.pop(name) for name in [*environ] if name.startswith(MANAGER_ENVIRONMENT)}
-        self.address = told.get("NOTIFY_SOCKET", "")
-        self.ping_s = watchdog_interval(told)  # 0 if nobody watches
-        self.sockets = inherited_sockets(told)
+    def __init__(self) -> None:
+        self.address = ""  # where notifications go
+        self.ping_s = 0.0  # seconds between two pings; 0 if nobody watches
+        self.sockets: list[socket.socket] = []  # that we were given: they are never removed or changed
         self.describe: Callable[[], str] | None = None  # the status line; None unless we are serving
         self.described = ""
         self.timer: asyncio.TimerHandle | None = None  # while a status line is to follow
+
+    def meet(self, environ: MutableMapping[str, str]) -> None:
+        """Takes out of *environ* all that is meant for this very process; BadRequest for sockets of no use."""
+        told = {name: environ.pop(name) for name in [*environ] if name.startswith(MANAGER_ENVIRONMENT)}
+        self.address = told.get("NOTIFY_SOCKET", "")
+        self.ping_s = watchdog_interval(told)
+        for number, name in inherited_descriptors(told).items():
+            self.sockets.append(inherited_socket(number, name))
+
+    def close(self) -> None:
+        """What we were given is closed here, and stays open where it came from."""
+        for one in self.sockets:
+            one.close()
 
     def tell(self, **words: object) -> None:
         """Sends one notification; that it cannot be delivered is logged and changes nothing."""
@@ -4044,14 +4058,14 @@ def watchdog_interval(told: Mapping[str, str]) -> float:
     return int(waits) / 2e6 if ours and waits.isascii() and waits.isdigit() else 0.0
 
 
-def inherited_sockets(told: Mapping[str, str]) -> list[socket.socket]:
-    """The sockets that have been handed over to this very process; BadRequest unless we can serve each."""
+def inherited_descriptors(told: Mapping[str, str]) -> dict[int, str]:
+    """Number → name of the descriptors that have been handed over to this very process."""
     count = told.get("LISTEN_FDS", "")
     if told.get("LISTEN_PID") != str(os.getpid()) or not count.isascii() or not count.isdigit():
-        return []
+        return {}
     names = told.get("LISTEN_FDNAMES", "").split(":")
     numbers = range(FIRST_DESCRIPTOR, FIRST_DESCRIPTOR + int(count))
-    return [inherited_socket(*pair) for pair in zip(numbers, [*names, *[""] * len(numbers)], strict=False)]
+    return dict(zip(numbers, [*names, *[""] * len(numbers)], strict=False))
 
 
 def inherited_socket(number: int, name: str) -> socket.socket:
@@ -4060,14 +4074,16 @@ def inherited_socket(number: int, name: str) -> socket.socket:
     try:
         os.set_inheritable(number, False)
         found = socket.socket(fileno=number)
-        listens = found.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
     except OSError as problem:
         raise BadRequest(f"{title} is not a socket: {problem.strerror}", LISTEN_HINT) from None
     if found.family not in (socket.AF_UNIX, socket.AF_INET, socket.AF_INET6):
-        raise BadRequest(f"{title} is neither a Unix nor an internet socket", LISTEN_HINT)
-    if found.type != socket.SOCK_STREAM or not listens:
-        raise BadRequest(f"{title} does not listen for streams", LISTEN_HINT)
-    return found
+        wrong = "is neither a Unix nor an internet socket"
+    elif found.type != socket.SOCK_STREAM or not found.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+        wrong = "does not listen for streams"
+    else:
+        return found
+    found.close()
+    raise BadRequest(f"{title} {wrong}", LISTEN_HINT)
 
 
 LISTEN_HINT = "the socket unit needs ListenStream= and Accept=no"
