@@ -632,3 +632,131 @@ def test_every_word_of_the_readme_about_units_prints_one(taud: Path) -> None:
         assert printed(taud, kind).count("[Install]") == 1
     named = re.findall(r"`(?:examples/)(taud[\w.]*)`", text)
     assert {*named} == {name for name, _ in EXAMPLES.values()}
+
+
+# Under systemd itself.
+
+#: The first process of namespaces of their own: a /run of its own, and below it a systemd that serves one user.
+MANAGER = """
+mount --make-rprivate / && mount -t tmpfs tmpfs /run && mkdir -p /run/systemd/system /run/user/0
+export XDG_RUNTIME_DIR=/run/user/0
+/lib/systemd/systemd --user --unit=default.target --log-target=null >/dev/null 2>&1 &
+wait
+"""
+#: What the manager of a user cannot do, or cannot do in a container.
+BEYOND = r"(User|Group|ProtectKernelTunables|ProtectKernelLogs|WantedBy|Also|SocketUser|SocketGroup)="
+SLICES = ("app.slice", "background.slice", "init.scope", "session.slice")
+
+
+class Systemd:
+    """A systemd of one's own that has the system's units, as far as it can."""
+
+    def __init__(self, tau: Tau, taud: Path) -> None:
+        self.tau = tau
+        units = tau.work / ".config/systemd/user"
+        units.mkdir(parents=True)
+        for kind in ("service", "socket"):
+            kept = [line for line in printed(taud, kind).splitlines() if not re.match(BEYOND, line)]
+            text = "\n".join(kept).replace("/run/tau/", "%t/tau/")
+            (units / f"taud.{kind}").write_text(re.sub("(?m)^(Watchdog|TimeoutAbort)Sec=.*", r"\1Sec=2", text) + "\n")
+        more = [f"Environment={name}={tau.environ[name]}" for name in ("TAU_HOME", "PYTHONPATH", "HOME")]
+        (units / "taud.service.d").mkdir()
+        (units / "taud.service.d/test.conf").write_text("\n".join(["[Service]", *more]))
+        self.slices = {*self.find_slices()}
+        self.first = 0
+        self.process = subprocess.Popen(
+            ["unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc", "bash", "-c", MANAGER],
+            env=tau.environ,
+        )
+
+    def __enter__(self) -> Systemd:
+        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children")
+        self.first = int(eventually(lambda: children.read_text().split())[0])
+        eventually(lambda: self("systemctl", "--user", "is-active", "default.target").returncode == 0, 30)
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.process.kill()  # and with it all that is in the namespaces
+        self.process.wait(30)
+        eventually(lambda: not self.tau.remains())
+        for path in {*self.find_slices()} - self.slices:
+            for folder, _, _ in os.walk(path, topdown=False):
+                eventually(lambda folder=folder: remove_group(folder))
+
+    def find_slices(self) -> list[Path]:
+        """The control groups that such a systemd makes for itself."""
+        root = Path("/sys/fs/cgroup")
+        return [path for name in SLICES for where in ("", "*/") for path in root.glob(where + name)]
+
+    def __call__(self, *words: Any) -> subprocess.CompletedProcess[str]:
+        """A command in the namespaces."""
+        return subprocess.run(
+            ["nsenter", "--target", str(self.first), "--mount", "--pid", *map(str, words)],
+            env=self.tau.environ | {"XDG_RUNTIME_DIR": "/run/user/0"},
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+
+    def systemctl(self, *words: str) -> str:
+        """What `systemctl` prints."""
+        done = self("systemctl", "--user", "--no-pager", *words)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    def main_pid(self) -> int:
+        """The daemon's pid there; 0 if there is none."""
+        return int(self.systemctl("show", "--property=MainPID", "--value", "taud"))
+
+    def status(self) -> Any:
+        """What `tau status` answers through the socket of the socket unit."""
+        done = self(*python("main"), "--host", "unix:///run/user/0/tau/tau.sock", "status")
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout)
+
+
+def remove_group(path: str) -> bool:
+    """Whether a control group is gone."""
+    try:
+        os.rmdir(path)
+    except FileNotFoundError:
+        return True
+    except OSError:
+        return False
+    return True
+
+
+def test_under_systemd_itself(home: Tau, taud: Path) -> None:
+    if "TAU_SYSTEMD" not in os.environ:
+        pytest.skip("starts a systemd in namespaces of its own; TAU_SYSTEMD=1 does")
+    if os.geteuid() or not all(map(shutil.which, ("unshare", "nsenter", "systemctl"))):
+        pytest.skip("needs root, unshare, nsenter and systemd")
+    if subprocess.run(["unshare", "--mount", "--pid", "--fork", "true"], capture_output=True).returncode:
+        pytest.skip("this machine does not let us make namespaces")
+    with Systemd(home, taud) as systemd:
+        systemd.systemctl("start", "taud.socket")
+        assert systemd.main_pid() == 0
+        assert systemd.status()["pid"] == systemd.main_pid()  # the first command has started it
+        run_id = begin_waiting_run(home)
+
+        (home.home / "tau.toml").write_text("[daemon]\nlog_level = 'debug'\n")
+        before = systemd.main_pid()
+        systemd.systemctl("reload", "taud")  # returns when it is ready again
+        assert (systemd.main_pid(), systemd.status()["config"]) == (before, str(home.home / "tau.toml"))
+
+        systemd.systemctl("restart", "taud")
+        assert systemd.main_pid() not in (0, before)
+        assert systemd.status()["slots"]["used"] == 1
+
+        frozen = systemd.main_pid()
+        assert systemd("kill", "-STOP", frozen).returncode == 0
+        eventually(lambda: systemd.main_pid() not in (0, frozen), 60)  # the watchdog has killed it
+        assert systemd.systemctl("show", "--property=NRestarts", "--value", "taud").strip() == "1"
+        assert systemd.status()["slots"]["used"] == 1
+
+        systemd.systemctl("stop", "taud")
+        assert systemd.main_pid() == 0
+        assert not home.socket.exists()
+        assert systemd.status()["slots"]["used"] == 1  # its socket is still there, and starts it again
+        eventually(lambda: "1 of 10 slots used" in systemd.systemctl("show", "--property=StatusText", "taud"))
+        assert_run_is_whole(home, run_id)
