@@ -1382,10 +1382,10 @@ def read_secret(name: str, folder: str) -> tuple[str | None, str | None]:
         raise BadRequest(f"{str(name)[:WORD_MAX]!r} cannot be a secret's name", 'ctx.secret("API_KEY")')
     if name in os.environ and not name.startswith(PRIVATE_ENVIRONMENT):
         return os.environ[name], "environment"
-    if name == KEY_CREDENTIAL:
-        return None, None  # it opens the daemon, and is no pipeline's
     for place, root in (("credentials", os.environ.get("CREDENTIALS_DIRECTORY")), ("home", folder)):
-        path = os.path.join(os.path.realpath(root or ""), name)
+        if not root or (place == "credentials" and name == KEY_CREDENTIAL):
+            continue  # the key opens the daemon, and is no pipeline's
+        path = os.path.join(os.path.realpath(root), name)
         try:
             with open(path, encoding="utf-8") as file:
                 if place == "home" and os.fstat(file.fileno()).st_mode & 0o077:
@@ -3693,17 +3693,17 @@ class Daemon:
             path = os.path.join(folder, "tau.sock")
             ours = bind_unix(folder, path, group)
             self.bound.append(path)
-            self.listeners.append(await self.listen_unix(ours, group))
+            self.listeners.append(await self.listen_unix(ours, path, group))
         for given in self.manager.sockets:
-            unix = given.family == socket.AF_UNIX
-            self.listeners.append(await (self.listen_unix(given, group) if unix else self.listen_given(given)))
+            unix, name = given.family == socket.AF_UNIX, socket_name(given)
+            self.listeners.append(await (self.listen_unix(given, name, group) if unix else self.listen_given(given)))
         if self.settings["port"] or self.settings["host"]:
             self.listeners.append(await self.listen_tcp())
 
-    async def listen_unix(self, bound: socket.socket, group: int | None) -> asyncio.Server:
+    async def listen_unix(self, bound: socket.socket, name: str, group: int | None) -> asyncio.Server:
         """A Unix socket is open, for whom it admits by its peer credentials."""
         loop = asyncio.get_running_loop()
-        self.addresses.append(f"unix://{socket_name(bound)}")
+        self.addresses.append(f"unix://{name}")
         return await loop.create_unix_server(
             lambda: Connection(self, group=group), sock=bound, backlog=1024, start_serving=False, **KEEP_FILE
         )
@@ -4000,7 +4000,8 @@ class ServiceManager:
         """Sends one notification; that it cannot be delivered is logged and changes nothing."""
         if not self.address.startswith(("/", "@")):
             return
-        text = "\n".join(f"{name}={word}" for name, word in words.items())
+        # A word with a line break would be two: what a file or a path says must not speak for us.
+        text = "\n".join(f"{name}={printable(str(word))}".replace("\n", " ") for name, word in words.items())
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as channel:
             channel.settimeout(NOTIFY_PATIENCE_S)
             try:
@@ -4023,8 +4024,8 @@ class ServiceManager:
     def say_ready(self) -> None:
         """All that was begun is done: start, or reload."""
         if self.describe is not None and self.address:
-            self.described = self.describe()
-            self.tell(READY=1, STATUS=self.described)
+            self.tell(READY=1)
+            self.tell_status()
 
     def say_reloading(self) -> None:
         """The configuration is being read; say_ready() must follow."""
@@ -4033,8 +4034,6 @@ class ServiceManager:
     def say_stopping(self) -> None:
         """We go; there is no status any more."""
         self.describe = None
-        if self.timer is not None:
-            self.timer.cancel()
         self.tell(STOPPING=1, STATUS="stopping; live runs go on")
 
     def refresh(self) -> None:
@@ -4045,8 +4044,7 @@ class ServiceManager:
     def tell_status(self) -> None:
         """Tells the status if it is another than the last."""
         self.timer = None
-        assert self.describe is not None
-        if (text := self.describe()) != self.described:
+        if self.describe is not None and (text := self.describe()) != self.described:
             self.described = text
             self.tell(STATUS=text)
 

@@ -289,6 +289,17 @@ def test_a_service_manager_that_does_not_listen_does_no_harm(home: Tau) -> None:
     assert running.wait(30) == 0
 
 
+def test_what_is_told_is_one_line_a_word(tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as channel:
+        channel.bind(str(tmp_path / "notify"))
+        environ = {"NOTIFY_SOCKET": str(tmp_path / "notify"), "LISTEN_FDS": "1", "WATCHDOG_USEC": "1", "HOME": "/"}
+        manager = module.ServiceManager()
+        manager.meet(environ)
+        assert environ == {"HOME": "/"}
+        manager.tell(STATUS="a\nREADY=1", STOPPING=1)
+        assert channel.recv(999) == b"STATUS=a READY=1\nSTOPPING=1"
+
+
 # Reloading.
 
 
