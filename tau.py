@@ -7,24 +7,25 @@ The file is laid out in the order a request travels.  Calls go down the page, or
     Part II   the client, `tau`   9 Command line   10 Completion   11 Daemons elsewhere
                                   12 Doctor   13 Terminal   14 Client
                  │ one JSON document a line, over a socket
-    Part III  the daemon, `taud`  15 Daemon   16 Server   17 HTTP   18 Operations   19 Callers
-                                  20 Environments   21 Scheduler   22 Executor   23 Feed
-                                  24 Agenda   25 Retention   26 Backup   27 Store   28 Questions
-                                  29 Database   30 Sources   31 Metrics
+    Part III  the daemon, `taud`  15 Daemon   16 Service manager   17 Server   18 HTTP
+                                  19 Operations   20 Callers   21 Environments   22 Scheduler
+                                  23 Executor   24 Feed   25 Agenda   26 Retention   27 Backup
+                                  28 Store   29 Questions   30 Database   31 Sources
+                                  32 Metrics
                  │ one JSON document a line: jobs over a socket, the trace through a journal file
-    Part IV   the run process     32 Fork server   33 Run process   34 Pipeline API
-                                  35 Parameters   36 Assertions   37 Memos   38 Places   39 Web
-                                  40 Warehouses   41 Formats   42 Rows   43 Trace
+    Part IV   the run process     33 Fork server   34 Run process   35 Pipeline API
+                                  36 Parameters   37 Assertions   38 Memos   39 Places   40 Web
+                                  41 Warehouses   42 Formats   43 Rows   44 Trace
 
 `tau run hello`, in one read:
-  main §9 builds one parser from the signature of `run` §18 and calls Client.call §14;
-  the line reaches Connection §16, which checks it and calls the operation `run` §18;
-  Store §27 makes the run durable and, in the same commit, Executor.admit §22 moves it to running;
-  ForkServer §32 creates the journal (that is the permission to start) and forks;
-  run_process §33 loads the deployed file and calls your function with a PipelineContext §34;
-  its records go to the Journal §43; the fork server appends the end record when the process is gone;
-  Executor §22 reads the journal, `verdict` §22 turns it into an outcome, Store §27 keeps it;
-  Feed §23 wakes the waiting `run` §18; Connection §16 answers; main §9 prints and exits 0 or 1.
+  main §9 builds one parser from the signature of `run` §19 and calls Client.call §14;
+  the line reaches Connection §17, which checks it and calls the operation `run` §19;
+  Store §28 makes the run durable and, in the same commit, Executor.admit §23 moves it to running;
+  ForkServer §33 creates the journal (that is the permission to start) and forks;
+  run_process §34 loads the deployed file and calls your function with a PipelineContext §35;
+  its records go to the Journal §44; the fork server appends the end record when the process is gone;
+  Executor §23 reads the journal, `verdict` §23 turns it into an outcome, Store §28 keeps it;
+  Feed §24 wakes the waiting `run` §19; Connection §17 answers; main §9 prints and exits 0 or 1.
 """
 
 from __future__ import annotations
@@ -104,6 +105,7 @@ if TYPE_CHECKING:
         Iterable,
         Iterator,
         Mapping,
+        MutableMapping,
         Sequence,
     )
     from types import CodeType, FrameType, TracebackType
@@ -1418,8 +1420,12 @@ PROCESS_LIMITS = {
     "processes": "RLIMIT_NPROC",
     "open_files": "RLIMIT_NOFILE",
 }
-#: Environment of the daemon that runs must not see: keys, and systemd's channels to the daemon itself.
-PRIVATE_ENVIRONMENT = ("TAU_API_KEY", "NOTIFY_SOCKET", "LISTEN_", "WATCHDOG_")
+#: systemd's channels to the daemon itself: no other process is to answer in its name.
+MANAGER_ENVIRONMENT = ("NOTIFY_SOCKET", "LISTEN_", "WATCHDOG_")
+#: Environment of the daemon that runs must not see: keys, and those channels.
+PRIVATE_ENVIRONMENT = ("TAU_API_KEY", *MANAGER_ENVIRONMENT)
+#: The configured key as a credential of the service: LoadCredential=tau_api_key:/etc/tau/api_key.
+KEY_CREDENTIAL = "tau_api_key"
 
 
 def public_environment() -> dict[str, str]:
@@ -1430,7 +1436,7 @@ def public_environment() -> dict[str, str]:
 def find_home(flag: str | None) -> str:
     """The home directory of the daemon, absolute: --home, $TAU_HOME, systemd's, XDG's, the user's."""
     environ = os.environ
-    if path := flag or environ.get("TAU_HOME") or environ.get("STATE_DIRECTORY"):
+    if path := flag or environ.get("TAU_HOME") or environ.get("STATE_DIRECTORY", "").partition(":")[0]:
         return os.path.abspath(path)
     state = environ.get("XDG_STATE_HOME") or os.path.join(os.path.expanduser("~"), ".local", "state")
     return os.path.abspath(os.path.join(state, "tau"))
@@ -1620,8 +1626,22 @@ def read_settings(flags: Mapping[str, Any], config: str | None) -> Json:
         elif row.name in file.get(row.section, {}):
             value, origin = file[row.section][row.name], f"{config} [{row.section}]"
         settings[row.name] = row.convert(value, origin) if origin else value
+    settings["api_key"] = settings["api_key"] or read_credential(KEY_CREDENTIAL)
     check_zone(settings["timezone"])
     return settings | {"connections": file.get("connections", {})}
+
+
+def read_credential(name: str) -> str:
+    """What systemd's LoadCredential= has under this name, or nothing; BadRequest if it cannot be read."""
+    folder = os.environ.get("CREDENTIALS_DIRECTORY", "")
+    path = os.path.join(folder, name)
+    try:
+        with open(path, encoding="utf-8") as file:
+            return file.read().strip() if folder else ""
+    except FileNotFoundError:
+        return ""
+    except (OSError, UnicodeDecodeError) as problem:
+        raise BadRequest(f"cannot read {path}: {problem}", "see LoadCredential= of the unit") from None
 
 
 def check_zone(name: str) -> None:
@@ -1680,7 +1700,9 @@ def read_secret(name: str, folder: str) -> tuple[str | None, str | None]:
     if name in os.environ and not name.startswith(PRIVATE_ENVIRONMENT):
         return os.environ[name], "environment"
     for place, root in (("credentials", os.environ.get("CREDENTIALS_DIRECTORY")), ("home", folder)):
-        path = os.path.join(os.path.realpath(root or ""), name)
+        if not root or (place == "credentials" and name == KEY_CREDENTIAL):
+            continue  # the key opens the daemon, and is no pipeline's
+        path = os.path.join(os.path.realpath(root), name)
         try:
             with open(path, encoding="utf-8") as file:
                 if place == "home" and os.fstat(file.fileno()).st_mode & 0o077:
@@ -1770,7 +1792,7 @@ def complain(problem: TauError, as_json: bool) -> int:
             text += f"\n hint: {printable(problem.hint)}"
     else:
         text = encode_json({"error": problem.to_json()})
-    print(text, file=sys.stderr)
+    print(f"<{PRIORITIES['ERROR']}>{text}" if stderr_is_journal() else text, file=sys.stderr)
     return problem.exit
 
 
@@ -1778,6 +1800,18 @@ def caution(message: str, hint: str) -> None:
     """Prints a warning on stderr, for a person or as JSON."""
     warning = encode_json({"warning": {"message": message, "hint": hint}})
     print(f"warning: {message}\n   hint: {hint}" if people_read(sys.stderr, False) else warning, file=sys.stderr)
+
+
+#: Level of a message → its priority in the journal (sd-daemon(3)).
+PRIORITIES = {"DEBUG": 7, "INFO": 6, "WARNING": 4, "ERROR": 3, "CRITICAL": 2}
+
+
+def stderr_is_journal() -> bool:
+    """Whether stderr is the very stream to the journal that systemd has opened: $JOURNAL_STREAM names it."""
+    if not (named := os.environ.get("JOURNAL_STREAM")):
+        return False
+    found = os.fstat(2)
+    return named == f"{found.st_dev}:{found.st_ino}"
 
 
 def printable(text: str) -> str:
@@ -4575,8 +4609,13 @@ def taud(argv: Sequence[str] | None = None) -> int:
     """The `taud` command: serves until it is stopped; its exit code."""
     keep_standard_descriptors()
     words = [*(sys.argv[1:] if argv is None else argv)]
+    manager = ServiceManager()
     try:
+        manager.meet(os.environ)  # first, for what it takes away no child may inherit
         options = vars(taud_parser().parse_args(words))
+        if options["print_unit"]:
+            write_out(unit_text(options["print_unit"], taud_path()))
+            return 0
         home = find_home(options["home"])
         config = find_config(options["config"], home)
         settings = read_settings(options, config)
@@ -4589,7 +4628,7 @@ def taud(argv: Sequence[str] | None = None) -> int:
         if options["detached"]:
             os.setsid()
         daemon = Daemon(home, config, settings)
-        daemon.unscheduled = options["unscheduled"]
+        daemon.unscheduled, daemon.options, daemon.manager = options["unscheduled"], options, manager
         serve(daemon, options["json"])
     except TauError as problem:
         return complain(problem, "--json" in words)
@@ -4598,6 +4637,8 @@ def taud(argv: Sequence[str] | None = None) -> int:
         return complain(refused, "--json" in words)
     except KeyboardInterrupt:
         return 130
+    finally:
+        manager.close()
     return 0
 
 
@@ -4615,6 +4656,10 @@ def taud_parser() -> argparse.ArgumentParser:
         parser.add_argument(hidden, action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--restore", metavar="FILE", help="put a backup in the home's place, and do not serve")
     parser.add_argument("--replace", action="store_true", help="with --restore: move the store there is aside")
+    units = ", ".join(UNITS)
+    parser.add_argument(
+        *("--print-unit",), nargs="?", const="service", metavar="KIND", help=f"print a systemd unit: {units} [service]"
+    )
     parser.add_argument("--json", action="store_true", help="JSON, on a terminal too")
     parser.add_argument("--version", action="version", version=__version__)
     for row in SETTINGS:
@@ -4738,8 +4783,8 @@ def announce(ready: Json, as_json: bool) -> bool:
 def serve(daemon: Daemon, as_json: bool) -> None:
     """Runs the daemon until it is told to stop; prints one document when it is ready."""
     os.umask(0o077)
-    level = daemon.settings["log_level"].upper()
-    logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(message)s")
+    faulthandler.enable(2)  # where a blocked daemon is, should its watchdog kill it
+    set_up_log(daemon.settings["log_level"])
 
     def on_ready(ready: Json) -> None:
         if not announce(ready, as_json):  # whoever waited for the line may go; later writes must not fail
@@ -4775,6 +4820,10 @@ class Daemon:
         self.signals = 0  # how often we were asked to end by a signal
         self.winding_up: asyncio.Task[None] | None = None  # waiting for live runs before the end
         self.ended: asyncio.Event | None = None  # set when serve() may return; None until it runs
+        self.options: Json = {}  # of the command line: they hold over a file that is read again
+        self.manager = ServiceManager()
+        self.bound: list[str] = []  # paths of the sockets that are ours to remove
+        self.unread = ""  # the warning that the configuration file could not be read again
 
     async def serve(self, announce: Callable[[Json], None]) -> None:
         """From the lock to the last descriptor.  Announces pid and socket when it is ready."""
@@ -4788,7 +4837,7 @@ class Daemon:
                 self.warn("taud runs as root, and so does every pipeline")
             for number in (signal.SIGTERM, signal.SIGINT):
                 loop.add_signal_handler(number, self.on_signal)
-            signal.signal(signal.SIGHUP, signal.SIG_IGN)
+            signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until there is something to reload
             raise_file_limit()
             self.store.open(loop)
             self.agenda.open()
@@ -4804,6 +4853,8 @@ class Daemon:
             ready = {"pid": os.getpid(), "socket": self.socket_path}
             os.pwrite(lock, encode(ready), 0)
             logging.getLogger("tau").info("taud %s serves %s, pid %s", __version__, self.home, os.getpid())
+            loop.add_signal_handler(signal.SIGHUP, self.reload)
+            self.manager.begin(self.summary)
             announce(ready | {"home": self.home, "addresses": self.addresses})
             await self.ended.wait()
         finally:
@@ -4816,6 +4867,7 @@ class Daemon:
             self.feed.changed(run_id)
         self.executor.set_alarm()
         self.executor.wake()
+        self.manager.refresh()
 
     @property
     def stopping(self) -> bool:
@@ -4833,20 +4885,31 @@ class Daemon:
         logging.getLogger("tau").warning("%s", text)
 
     async def listen(self) -> None:
-        """The Unix socket and, if asked for, the TCP port are open."""
-        loop = asyncio.get_running_loop()
+        """The Unix sockets, those that we were given and, if asked for, the TCP port are open."""
         group = find_group(self.settings["group"])
-        bound = bind_unix(self.home, self.socket_path, group)
-        self.addresses.append(f"unix://{self.socket_path}")
-
-        def on_unix() -> Connection:
-            return Lines(self, group=group)
-
-        self.listeners.append(await loop.create_unix_server(on_unix, sock=bound, backlog=1024, start_serving=False))
+        for folder in socket_folders(self.home, self.manager.sockets):
+            path = os.path.join(folder, "tau.sock")
+            ours = bind_unix(folder, path, group)
+            self.bound.append(path)
+            self.listeners.append(await self.listen_unix(ours, path, group))
+        for given in self.manager.sockets:
+            if given.family == socket.AF_UNIX:
+                self.listeners.append(await self.listen_unix(given, socket_name(given), group))
+        network = [given for given in self.manager.sockets if given.family != socket.AF_UNIX]
         if self.settings["port"] or self.settings["host"]:
-            await self.listen_tcp(bind_tcp(self.settings["host"], self.settings["port"] or 8400))
+            network += bind_tcp(self.settings["host"], self.settings["port"] or 8400)
+        if network:
+            self.listen_tcp(network)
 
-    async def listen_tcp(self, bound: list[socket.socket]) -> None:
+    async def listen_unix(self, bound: socket.socket, name: str, group: int | None) -> asyncio.Server:
+        """A Unix socket is open, for whom it admits by its peer credentials."""
+        loop = asyncio.get_running_loop()
+        self.addresses.append(f"unix://{name}")
+        return await loop.create_unix_server(
+            lambda: Lines(self, group=group), sock=bound, backlog=1024, start_serving=False, **KEEP_FILE
+        )
+
+    def listen_tcp(self, bound: list[socket.socket]) -> None:
         """Bound TCP sockets are served, to whoever has a key."""
         try:
             self.open_door([one.getsockname()[0] for one in bound])
@@ -4877,6 +4940,47 @@ class Daemon:
             return Doorstep(self, self.keys)
 
         return Door(bound, self.tls, on_tcp)
+
+    def reload(self) -> None:
+        """SIGHUP: the configuration file is read again.  One that cannot be used changes nothing, and is told."""
+        if self.ended is None or self.ended.is_set():
+            return
+        self.manager.say_reloading()
+        if self.unread in self.warnings:
+            self.warnings.remove(self.unread)
+        self.unread = ""
+        try:
+            config = find_config(self.options.get("config"), self.home)
+            self.apply(read_settings(self.options, config))
+            self.config = config
+        except TauError as problem:
+            self.unread = f"the configuration was not read again: {problem}"
+            self.warn(self.unread)
+        finally:
+            self.manager.say_ready()
+
+    def apply(self, settings: Json) -> None:
+        """What may change while we serve holds from now on; of the rest is said that it needs a restart."""
+        changed = [name for name, value in settings.items() if value != self.settings[name]]
+        now = RELOADED if self.tls is None or not settings["tls_cert"] else (*RELOADED, *TLS_SETTINGS)
+        held = self.settings | {name: settings[name] for name in changed if name in now}
+        tls, given = make_tls(held), configured_keys(held)  # either may be refused, and then all stays as it was
+        self.settings.update(held)
+        logging.getLogger().setLevel(self.settings["log_level"].upper())
+        self.tls = tls
+        for listener in self.listeners:
+            if isinstance(listener, Door):
+                listener.context = tls
+        self.keys.change(given)
+        later = [name for name in changed if name not in now]
+        told = f"; after a restart {', '.join(later)} will hold too" if later else ""
+        logging.getLogger("tau").info("the configuration is read again%s", told)
+
+    def summary(self) -> str:
+        """What there is to do, in one line."""
+        queued, used = self.store.ask.totals()["queued"], self.executor.used()
+        text = f"{used} of {self.settings['max_concurrent']} slots used, {queued} queued"
+        return f"{text}; {self.unread}" if self.unread else text
 
     def on_signal(self) -> None:
         """SIGTERM: stop now, leaving live runs to the next daemon.  A second one: at once."""
@@ -4949,6 +5053,7 @@ class Daemon:
 
     async def close(self) -> None:
         """Nothing is open any more; live runs go on and the next daemon adopts them."""
+        self.manager.say_stopping()
         self.executor.paused = True
         for listener in self.listeners:
             listener.close()
@@ -4964,8 +5069,47 @@ class Daemon:
         for connection in tuple(self.connections):
             connection.transport.close()
         await asyncio.sleep(0)
-        if self.listeners:
-            remove_file(self.socket_path)
+        for path in self.bound:
+            remove_file(path)
+
+
+#: Settings that hold as soon as the configuration file is read again: they are looked up whenever they are used.
+RELOADED = ("log_level", "connections", "api_key", "api_key_file", "api_key_hash")
+#: These too, and the files that they name, where the port speaks TLS already.
+TLS_SETTINGS = ("tls_cert", "tls_key", "tls_client_ca")
+
+#: asyncio is not to remove the file of a socket: that of one we were given is not ours.
+KEEP_FILE: Json = {"cleanup_socket": False} if sys.version_info >= (3, 13) else {}
+
+
+def socket_folders(home: str, given: list[socket.socket]) -> list[str]:
+    """Where sockets of our own are bound: the home, and what the service manager made, unless one given is there."""
+    taken = {os.path.realpath(socket_name(one)) for one in given}
+    folders = dict.fromkeys(os.path.realpath(folder) for folder in (home, runtime_directory()) if folder)
+    free = [folder for folder in folders if os.path.join(folder, "tau.sock") not in taken]
+    return [home if folder == os.path.realpath(home) else folder for folder in free]
+
+
+def socket_name(bound: socket.socket) -> str:
+    """The path of a Unix socket, @name if it is abstract; the host of any other."""
+    name = bound.getsockname()
+    name = name if isinstance(name, (str, bytes)) else name[0]
+    return os.fsdecode(name).replace("\0", "@")
+
+
+def set_up_log(level: str) -> None:
+    """The log goes to stderr: with times or, where that is the journal, which has its own, with priorities."""
+    if not stderr_is_journal():
+        logging.basicConfig(level=level.upper(), format="%(asctime)s %(levelname)s %(message)s")
+        return
+    logging.basicConfig(level=level.upper())
+    plain_text = logging.Formatter()
+
+    def each_line(record: logging.LogRecord) -> str:
+        priority = PRIORITIES.get(record.levelname, PRIORITIES["INFO"])
+        return "\n".join(f"<{priority}>{line}" for line in plain_text.format(record).splitlines())
+
+    logging.getLogger().handlers[0].format = each_line  # type: ignore[method-assign]
 
 
 def raise_file_limit() -> None:
@@ -5043,7 +5187,6 @@ def bind_one(made: socket.socket, address: Any) -> socket.socket:
         if made.family == socket.AF_INET6:
             made.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         made.bind(address)
-        made.setblocking(False)
     except BaseException:
         made.close()
         raise
@@ -5089,6 +5232,7 @@ class Door:
 
     async def start_serving(self) -> None:
         """Listens from now on."""
+        self.bound.setblocking(False)
         self.bound.listen(1024)
         self.accepting = asyncio.get_running_loop().create_task(self.accept())
 
@@ -5179,7 +5323,287 @@ def answers(path: str) -> bool:
         return True
 
 
-# --- 16. Server --------------------------------------------------------------------------
+# --- 16. Service manager -----------------------------------------------------------------
+# Owns what systemd and taud tell each other: sockets handed over, ready, alive, reloading, stopping; the units.
+# Calls nothing.  Promises that without a service manager nothing of it happens, and that no child hears of it.
+
+#: Where the descriptors begin that are handed over (sd_listen_fds(3)).
+FIRST_DESCRIPTOR = 3
+#: So long may a notification wait for room.
+NOTIFY_PATIENCE_S = 1.0
+#: The least time between two status lines.
+STATUS_S = 1.0
+
+
+class ServiceManager:
+    """Whoever has started us, as sd_notify(3) and sd_listen_fds(3) know it.  It may be nobody."""
+
+    def __init__(self) -> None:
+        self.address = ""  # where notifications go
+        self.ping_s = 0.0  # seconds between two pings; 0 if nobody watches
+        self.sockets: list[socket.socket] = []  # that we were given: they are never removed or changed
+        self.describe: Callable[[], str] | None = None  # the status line; None unless we are serving
+        self.described = ""
+        self.timer: asyncio.TimerHandle | None = None  # while a status line is to follow
+
+    def meet(self, environ: MutableMapping[str, str]) -> None:
+        """Takes out of *environ* all that is meant for this very process; BadRequest for sockets of no use."""
+        told = {name: environ.pop(name) for name in [*environ] if name.startswith(MANAGER_ENVIRONMENT)}
+        self.address = told.get("NOTIFY_SOCKET", "")
+        self.ping_s = watchdog_interval(told)
+        for number, name in inherited_descriptors(told).items():
+            self.sockets.append(inherited_socket(number, name))
+
+    def close(self) -> None:
+        """What we were given is closed here, and stays open where it came from."""
+        for one in self.sockets:
+            one.close()
+
+    def tell(self, **words: object) -> None:
+        """Sends one notification; that it cannot be delivered is logged and changes nothing."""
+        if not self.address.startswith(("/", "@")):
+            return
+        # A word with a line break would be two: what a file or a path says must not speak for us.
+        text = "\n".join(f"{name}={printable(str(word))}".replace("\n", " ") for name, word in words.items())
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as channel:
+            channel.settimeout(NOTIFY_PATIENCE_S)
+            try:
+                channel.sendto(text.encode(), re.sub("^@", "\0", self.address))
+            except OSError as problem:
+                logging.getLogger("tau").warning("cannot notify %s: %s", self.address, problem)
+
+    def begin(self, describe: Callable[[], str]) -> None:
+        """We serve from now on, and ping."""
+        self.describe = describe
+        self.say_ready()
+        self.ping()
+
+    def ping(self) -> None:
+        """The event loop goes round: told from within it, so that a blocked one falls silent."""
+        if self.ping_s:
+            self.tell(WATCHDOG=1)
+            asyncio.get_running_loop().call_later(self.ping_s, self.ping)
+
+    def say_ready(self) -> None:
+        """All that was begun is done: start, or reload."""
+        if self.describe is not None and self.address:
+            self.tell(READY=1)
+            self.tell_status()
+
+    def say_reloading(self) -> None:
+        """The configuration is being read; say_ready() must follow."""
+        self.tell(RELOADING=1, MONOTONIC_USEC=time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000)
+
+    def say_stopping(self) -> None:
+        """We go; there is no status any more."""
+        self.describe = None
+        self.tell(STOPPING=1, STATUS="stopping; live runs go on")
+
+    def refresh(self) -> None:
+        """The status may have changed: its line follows in a moment."""
+        if self.address and self.describe is not None and self.timer is None:
+            self.timer = asyncio.get_running_loop().call_later(STATUS_S, self.tell_status)
+
+    def tell_status(self) -> None:
+        """Tells the status if it is another than the last."""
+        self.timer = None
+        if self.describe is not None and (text := self.describe()) != self.described:
+            self.described = text
+            self.tell(STATUS=text)
+
+
+def watchdog_interval(told: Mapping[str, str]) -> float:
+    """Seconds between two pings, half of what the watchdog waits; 0 if it does not watch this very process."""
+    waits = told.get("WATCHDOG_USEC", "")
+    ours = told.get("WATCHDOG_PID", str(os.getpid())) == str(os.getpid())
+    return int(waits) / 2e6 if ours and waits.isascii() and waits.isdigit() else 0.0
+
+
+def inherited_descriptors(told: Mapping[str, str]) -> dict[int, str]:
+    """Number → name of the descriptors that have been handed over to this very process."""
+    count = told.get("LISTEN_FDS", "")
+    if told.get("LISTEN_PID") != str(os.getpid()) or not count.isascii() or not count.isdigit():
+        return {}
+    names = told.get("LISTEN_FDNAMES", "").split(":")
+    numbers = range(FIRST_DESCRIPTOR, FIRST_DESCRIPTOR + int(count))
+    return dict(zip(numbers, [*names, *[""] * len(numbers)], strict=False))
+
+
+def inherited_socket(number: int, name: str) -> socket.socket:
+    """The socket of a descriptor, which no child will have; BadRequest unless it listens for streams."""
+    title = f"descriptor {number} ({name})" if name else f"descriptor {number}"
+    try:
+        os.set_inheritable(number, False)
+        found = socket.socket(fileno=number)
+    except OSError as problem:
+        raise BadRequest(f"{title} is not a socket: {problem.strerror}", LISTEN_HINT) from None
+    if found.family not in (socket.AF_UNIX, socket.AF_INET, socket.AF_INET6):
+        wrong = "is neither a Unix nor an internet socket"
+    elif found.type != socket.SOCK_STREAM or not found.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+        wrong = "does not listen for streams"
+    else:
+        return found
+    found.close()
+    raise BadRequest(f"{title} {wrong}", LISTEN_HINT)
+
+
+LISTEN_HINT = "the socket unit needs ListenStream= and Accept=no"
+
+
+def runtime_directory() -> str:
+    """The first of $RUNTIME_DIRECTORY, if it was made for this very process and not for one that started us."""
+    ours = os.environ.get("SYSTEMD_EXEC_PID", str(os.getpid())) == str(os.getpid())
+    return os.environ.get("RUNTIME_DIRECTORY", "").partition(":")[0] if ours else ""
+
+
+def taud_path() -> str:
+    """The executable that this is, or that stands beside this interpreter; NotFound if there is none."""
+    for path in (sys.argv[0], os.path.join(os.path.dirname(sys.executable), "taud")):
+        if os.path.basename(path) == "taud" and os.path.isfile(path) and os.access(path, os.X_OK):
+            return os.path.abspath(path)
+    hint = "python3 -m venv /opt/tau && /opt/tau/bin/pip install ., then /opt/tau/bin/taud --print-unit"
+    raise NotFound("there is no executable `taud` that a unit could start", hint)
+
+
+def unit_text(kind: str, path: str) -> str:
+    """A unit that starts this executable, without its last newline."""
+    demand_word("unit", kind, UNITS)
+    # In a unit % begins a specifier; quotes keep a path with spaces one word.
+    word = path.replace("%", "%%")
+    if re.search(r"[\s\"'\\]", word):
+        word = '"' + re.sub(r'(["\\])', r"\\\1", word) + '"'
+    return UNITS[kind].strip("\n").replace("ExecStart=taud", f"ExecStart={word}")
+
+
+#: What both services have: they tell when they are ready, are watched, and leave their runs alone.
+UNIT_SERVICE = """
+Type=notify
+NotifyAccess=main
+ExecStart=taud
+ExecReload=/bin/kill -HUP $MAINPID
+
+# Only the daemon is stopped: its runs go on, and the next daemon adopts them.
+KillMode=process
+OOMPolicy=continue
+TimeoutStopSec=30
+# A new version copies the store before it migrates it.
+TimeoutStartSec=15min
+
+# The event loop pings; a blocked one writes where it is into the journal (SIGABRT), or is killed 5 s later.
+WatchdogSec=30
+TimeoutAbortSec=5
+Restart=on-failure
+RestartSec=1
+# A wrong configuration, or one that is not allowed, does not mend itself.
+RestartPreventExitStatus=2 4
+"""
+
+UNITS = {
+    "service": f"""
+# Tau as a system service: `taud --print-unit service`, in /etc/systemd/system/taud.service.
+# Change it with `systemctl edit taud`; the configuration is /etc/tau/tau.toml.
+
+[Unit]
+Description=Tau pipeline orchestration
+Wants=network-online.target
+After=network-online.target time-sync.target
+StartLimitIntervalSec=60
+StartLimitBurst=5
+
+[Service]
+{UNIT_SERVICE.strip()}
+
+# The home is /var/lib/tau; people come in through /run/tau/tau.sock.
+User=tau
+Group=tau
+UMask=0077
+StateDirectory=tau
+StateDirectoryMode=0700
+RuntimeDirectory=tau
+RuntimeDirectoryMode=0750
+# The socket of taud.socket is in there, and outlives the daemon.
+RuntimeDirectoryPreserve=yes
+# The key that TCP clients must send, in a file for root alone:
+#LoadCredential={KEY_CREDENTIAL}:/etc/tau/api_key
+
+LimitNOFILE=65536
+LimitCORE=0
+TasksMax=4096
+
+NoNewPrivileges=yes
+CapabilityBoundingSet=
+ProtectSystem=full
+ProtectProc=invisible
+ProtectHostname=yes
+ProtectKernelTunables=yes
+ProtectKernelModules=yes
+ProtectKernelLogs=yes
+ProtectControlGroups=yes
+RestrictAddressFamilies=AF_UNIX AF_INET AF_INET6 AF_NETLINK
+RestrictNamespaces=yes
+RestrictRealtime=yes
+RestrictSUIDSGID=yes
+LockPersonality=yes
+SystemCallArchitectures=native
+
+# Left out, since pipelines or surviving runs would break:
+#   PrivateTmp, RemoveIPC             a restart would take /tmp and shared memory from under live runs
+#   ProtectHome, ProtectSystem=strict files that pipelines read and write (with ReadWritePaths= you may)
+#   PrivateDevices, ProtectClock      GPUs (before systemd 253 ProtectClock closes all devices)
+#   MemoryDenyWriteExecute            JIT compilers, some ctypes and cffi
+#   SystemCallFilter                  native wheels
+#   PrivateNetwork, IPAddressDeny     databases and APIs
+#   ProcSubset=pid, PrivateUsers      psutil; files that belong to a group
+# Whatever your pipelines do not need may be set in a drop-in; one that needs more (sudo, containers, a browser's
+# sandbox) wants NoNewPrivileges=no, RestrictNamespaces=no, RestrictSUIDSGID=no there.
+
+[Install]
+WantedBy=multi-user.target
+Also=taud.socket
+""",
+    "socket": """
+# The socket of Tau's system service: `taud --print-unit socket`, in /etc/systemd/system/taud.socket.
+# The first connection starts taud, and those that come while it restarts wait for it.
+
+[Unit]
+Description=Tau pipeline orchestration, socket
+
+[Socket]
+ListenStream=/run/tau/tau.sock
+# Whom taud admits besides root and itself is said by `[daemon] group` in /etc/tau/tau.toml.
+SocketUser=tau
+SocketGroup=tau
+SocketMode=0660
+DirectoryMode=0755
+RemoveOnStop=yes
+
+[Install]
+WantedBy=sockets.target
+""",
+    "user": f"""
+# Tau for one user: `taud --print-unit user`, in ~/.config/systemd/user/taud.service.
+# Its home is the usual one, ~/.local/state/tau, where `tau` finds it.  `loginctl enable-linger` keeps it
+# running while you are logged out.
+
+[Unit]
+Description=Tau pipeline orchestration
+StartLimitIntervalSec=60
+StartLimitBurst=5
+
+[Service]
+{UNIT_SERVICE.strip()}
+
+UMask=0077
+LimitCORE=0
+# No sandbox: a pipeline may do what you may.
+
+[Install]
+WantedBy=default.target
+""",
+}
+
+
+# --- 17. Server --------------------------------------------------------------------------
 # Owns a connection: who speaks, how much of it at once, requests in, answers out.  Calls Callers and the operation
 # asked for.  Promises that nothing a peer sends costs another connection anything, and that no reader is buffered
 # for ever.
@@ -5611,7 +6035,7 @@ class Doorstep(Connection):
         self.transport.close()
 
 
-# --- 17. HTTP ----------------------------------------------------------------------------
+# --- 18. HTTP ----------------------------------------------------------------------------
 # Owns the TCP port's other tongue, HTTP/1.1: POST /rpc, and pages for machines that watch.  Calls Server, Callers,
 # Metrics.  Promises that a message whose end could be found in two places is refused (RFC 9112, 6.3 and 11.2).
 
@@ -5916,7 +6340,7 @@ PAGES = {
 }
 
 
-# --- 18. Operations ----------------------------------------------------------------------
+# --- 19. Operations ----------------------------------------------------------------------
 # Owns everything Tau can do, one function each; the docstrings are the reference manual.
 # Calls all that the daemon holds.  Promises verbs that may be repeated, and lists that say how to get the rest.
 
@@ -7308,7 +7732,7 @@ CUTS: tuple[tuple[str, Callable[[Any], Any], int], ...] = (
 )
 
 
-# --- 19. Callers -------------------------------------------------------------------------
+# --- 20. Callers -------------------------------------------------------------------------
 # Owns who may do what: keys, their scopes, patterns and ends, and patience with wrong ones.  Calls Store.
 # Promises that a key is kept as its digest only, compared in constant time, and that what it does not see is to it
 # as if it were not there.
@@ -7357,7 +7781,8 @@ class Keys:
     def __init__(self, home: str, settings: Json, store: Store) -> None:
         self.home, self.settings, self.store = home, settings, store
         self.holders: dict[bytes, Caller] = {}  # by the digest of the key
-        self.given: list[bytes] = []  # digests of the key of the configuration or of the home, while TCP is served
+        self.serving = self.public = False  # whether TCP is, and to more than this machine
+        self.given: list[bytes] = []  # digests of the keys that open though nobody has created them
         self.failures = Failures()
         self.writing: set[asyncio.Future[Any]] = set()
 
@@ -7371,11 +7796,16 @@ class Keys:
     def open_door(self, public: bool) -> bool:
         """The keys for TCP are known too; whether there is any.  Without a configured one the home's own will do,
         unless the door is *public*."""
-        self.given = configured_keys(self.settings)
-        if not self.given and not public:
-            self.given = [hashlib.sha256(make_key(self.home)).digest()]
-        self.open()
+        self.serving, self.public = True, public
+        self.change(configured_keys(self.settings))
         return bool(self.holders)
+
+    def change(self, configured: list[bytes]) -> None:
+        """These are the digests of the configured keys from now on."""
+        if self.serving:
+            at_home = () if configured or self.public else (make_key(self.home),)
+            self.given = configured + [hashlib.sha256(key).digest() for key in at_home]
+            self.open()
 
     async def admit(self, given: Any, remote: str) -> Caller:
         """Who has this key; Forbidden if nobody has, and the more often it happens the later."""
@@ -7551,7 +7981,7 @@ def local_peer(peer: Any, group: int | None) -> str:
     return name if admitted else ""
 
 
-# --- 20. Environments --------------------------------------------------------------------
+# --- 21. Environments --------------------------------------------------------------------
 # Owns the virtual environments that the headers of pipelines ask for (PEP 723).  Calls nothing of its part.
 # Promises one environment a set of dependencies, built once, and that a failed build changes nothing.
 
@@ -7727,7 +8157,7 @@ class FileLock:
         os.close(self.file)
 
 
-# --- 21. Scheduler -----------------------------------------------------------------------
+# --- 22. Scheduler -----------------------------------------------------------------------
 # Owns when pipelines run by themselves: what is due, the wait for it, and the watch over the clock.
 # Calls Executor and Agenda.  Promises each tick one decision and at most one run, whatever the clock does.
 
@@ -8035,7 +8465,7 @@ def digest_ticks(cron: str, timezone: str) -> str:
     return fingerprint(*map(str, found))
 
 
-# --- 22. Executor ------------------------------------------------------------------------
+# --- 23. Executor ------------------------------------------------------------------------
 # Owns every isolated process from its job to its outcome, and the fork server that starts them.
 # Calls Feed and Store.  Promises at most `max_concurrent` live runs, one outcome for each, and no run twice.
 
@@ -8802,7 +9232,7 @@ def end_session(process: Json) -> None:
                 pass
 
 
-# --- 23. Feed ----------------------------------------------------------------------------
+# --- 24. Feed ----------------------------------------------------------------------------
 # Owns who waits for which run.  Calls Store.
 # Promises that whoever waits hears of every change, in order and at its own pace: it reads the store.
 
@@ -8885,7 +9315,7 @@ LEDGER_PLACES = {
 }
 
 
-# --- 24. Agenda --------------------------------------------------------------------------
+# --- 25. Agenda --------------------------------------------------------------------------
 # Owns schedules, pauses and chains: what is set, what is decided, and what follows when a run has ended.
 # Calls Store and Questions.  Promises that a decision, its run and the next tick are one transaction.
 
@@ -9559,7 +9989,7 @@ class AgendaQuestions:
 DECISIONS = "SELECT seq, at, type, run_id, data, scheduled_for FROM events WHERE pipeline = ? AND scheduled_for > ''"
 
 
-# --- 25. Retention -----------------------------------------------------------------------
+# --- 26. Retention -----------------------------------------------------------------------
 # Owns what is forgotten, and when.  Calls Store, Questions and Database.
 # Promises that nobody waits for it: it removes a little, lets others go first, and removes a little more.
 
@@ -9974,7 +10404,7 @@ def count_going(db: sqlite3.Connection, ask: Questions, terms: Json, now: float)
     }
 
 
-# --- 26. Backup --------------------------------------------------------------------------
+# --- 27. Backup --------------------------------------------------------------------------
 # Owns the copy of a home in one file: the database, and in a table of their own the deployed sources.
 # Calls Database and Sources.  Promises a copy of one moment, whole or not there; nothing is lost by either way.
 
@@ -10170,7 +10600,7 @@ def end_old_run(copy: sqlite3.Connection, row: sqlite3.Row, now: float) -> str:
     return status
 
 
-# --- 27. Store ---------------------------------------------------------------------------
+# --- 28. Store ---------------------------------------------------------------------------
 # Owns what is remembered and how it changes.  Calls Questions and Database.
 # Promises that a run moves only as MOVES allows, and that every change is in the ledger, in its transaction.
 
@@ -10757,7 +11187,7 @@ def json_or_null(value: Any) -> str | None:
     return None if value is None else encode_json(value)
 
 
-# --- 28. Questions -----------------------------------------------------------------------
+# --- 29. Questions -----------------------------------------------------------------------
 # Owns what is asked of the store: one method a question, on the loop.  Calls Records.
 # Promises documents with the names of the columns, each answer of one moment.
 
@@ -11198,7 +11628,7 @@ def step_events(step: Json) -> Iterator[tuple[int, Json]]:
         yield step["finished_n"], end | {key: step[key] for key in shown}
 
 
-# --- 29. Database ------------------------------------------------------------------------
+# --- 30. Database ------------------------------------------------------------------------
 # Owns the SQLite file: its two connections, its migrations, and the one thread that writes.  Calls Records.
 # Promises that what is answered is on disk, that writes share commits, and that their failures are their own.
 
@@ -11530,7 +11960,7 @@ def storage_error(problem: Exception) -> TauError:
     return Internal(f"{type(problem).__name__}: {problem}", "the daemon's log has the traceback")
 
 
-# --- 30. Sources -------------------------------------------------------------------------
+# --- 31. Sources -------------------------------------------------------------------------
 # Owns versions/: deployed files, in a directory a digest.  Calls nothing of its part.
 # Promises that such a directory is whole or not there, and never changes.
 
@@ -11611,7 +12041,7 @@ def deployed_folders(home: str) -> int:
     return sum(bool(re.fullmatch("[0-9a-f]{64}", name)) for name in names)
 
 
-# --- 31. Metrics -------------------------------------------------------------------------
+# --- 32. Metrics -------------------------------------------------------------------------
 # Owns what is counted since the daemon began, and the page on which Prometheus reads it.  Calls nothing.
 # Promises the text format 0.0.4 (prometheus.io/docs/instrumenting/exposition_formats), seconds and bytes as units,
 # and no label that a pipeline's author or a peer could make grow.
@@ -11732,7 +12162,7 @@ def process_figures() -> Iterator[tuple[str, str, str, Iterable[str]]]:
 # === Part IV: the run process ==============================================================
 # One per attempt; the only place where user code runs.  Speaks to nobody: it writes its journal.
 
-# --- 32. Fork server ---------------------------------------------------------------------
+# --- 33. Fork server ---------------------------------------------------------------------
 # Owns the processes that run user code, from permission to end record.  Calls Run process.
 # Promises that nothing a process started outlives it, and that its end is written down even without a daemon.
 
@@ -12102,7 +12532,7 @@ def spawned_process() -> int:
     os._exit(run_process(job, settle_in()))
 
 
-# --- 33. Run process ---------------------------------------------------------------------
+# --- 34. Run process ---------------------------------------------------------------------
 # Owns one attempt from its first record to its last.  Calls Pipeline API and Trace.
 # Promises a returned or a raised record whenever Python itself lives to write it.
 
@@ -12414,7 +12844,7 @@ class Captured(io.TextIOBase):
         return io.FileIO(self.descriptor, "wb", closefd=False)
 
 
-# --- 34. Pipeline API --------------------------------------------------------------------
+# --- 35. Pipeline API --------------------------------------------------------------------
 # Owns what user code sees: @pipeline and PipelineContext.  Calls all that follows.
 # Promises that using it outside a run (a test, a REPL) does nothing surprising.
 
@@ -12975,7 +13405,7 @@ def per_row(function: Callable[[Json], Any]) -> PerRow:
     return PerRow(function)
 
 
-# --- 35. Parameters ----------------------------------------------------------------------
+# --- 36. Parameters ----------------------------------------------------------------------
 # Owns how a pipeline's signature becomes a JSON Schema, and JSON the values of its annotations.  Calls Trace.
 # Promises that what the schema admits can be converted.
 
@@ -13201,7 +13631,7 @@ def path_type(hint: Any, origin: Any, arguments: tuple[Any, ...], name: str) -> 
     return ParamType({"type": "string"}, hint) if hasattr(hint, "__fspath__") else None
 
 
-# --- 36. Assertions ----------------------------------------------------------------------
+# --- 37. Assertions ----------------------------------------------------------------------
 # Owns ctx.check: what is asserted, under which name, and with which values it failed.  Calls Trace.
 # Promises that every assertion is evaluated and recorded before the first failure is raised.
 
@@ -13313,7 +13743,7 @@ def truth_of(value: Any) -> bool:
     return bool(value)
 
 
-# --- 37. Memos ---------------------------------------------------------------------------
+# --- 38. Memos ---------------------------------------------------------------------------
 # Owns ctx.memo: results that outlive the attempt that made them.  Calls Trace.
 # Promises that what is kept is whole, that what is found is what was returned, and no secret on the disk.
 
@@ -13386,7 +13816,7 @@ def memo_key(arguments: tuple[Any, ...]) -> str:
         return short_repr(arguments)
 
 
-# --- 38. Places --------------------------------------------------------------------------
+# --- 39. Places --------------------------------------------------------------------------
 # Owns where data is: which place a name means, files here and remote, the author's own sources.
 # Calls Web, Warehouses, Formats and Rows.
 # Promises that a write is whole or did not happen, and that no URL's password is told.
@@ -13806,7 +14236,7 @@ class RemoteFile(DataFile):
             store.put_file(file.name, path)
 
 
-# --- 39. Web -----------------------------------------------------------------------------
+# --- 40. Web -----------------------------------------------------------------------------
 # Owns what is read over http(s): requests, pages, retries.  Calls Formats and Rows.
 # Promises that a body cut short is never taken for a whole one, and that no header reaches another origin.
 
@@ -14108,7 +14538,7 @@ def retry_after(text: str | None) -> float | None:
     return max(0.0, then.timestamp() - time.time())
 
 
-# --- 40. Warehouses ----------------------------------------------------------------------
+# --- 41. Warehouses ----------------------------------------------------------------------
 # Owns databases: SQLite by itself, all others through SQLAlchemy.  Calls Rows and Trace.
 # Promises one transaction a load, values always bound and never spelled into SQL, names always quoted.
 
@@ -14606,7 +15036,7 @@ def database_cell(value: Any) -> Any:
     return text_or_number(value)
 
 
-# --- 41. Formats -------------------------------------------------------------------------
+# --- 42. Formats -------------------------------------------------------------------------
 # Owns bytes ↔ rows: CSV, TSV, JSON, JSON lines, Parquet, and the types of text cells.  Calls Rows and Trace.
 # Promises an error with its line for what is malformed, never a row that is silently wrong.
 
@@ -15108,7 +15538,7 @@ def cast_column(rows: Rows, name: str, cast: Callable[[str], Any], lines: list[i
         raise SourceError(f"line {lines[position]}: {told}", hint) from problem
 
 
-# --- 42. Rows ----------------------------------------------------------------------------
+# --- 43. Rows ----------------------------------------------------------------------------
 # Owns data on its way through a pipeline: lists of dicts, streams of batches, the steps between them.
 # Calls Trace.  Promises answers that can be used at once and awaited too, and steps that count by themselves.
 
@@ -15696,7 +16126,7 @@ def quote_name(name: str) -> str:
     return '"' + str(name).replace('"', '""') + '"'
 
 
-# --- 43. Trace ---------------------------------------------------------------------------
+# --- 44. Trace ---------------------------------------------------------------------------
 # Owns how a run is written down: the journal, values as JSON, errors as documents.  Calls nothing of its part.
 # Promises records that parse, within limits, without what looks secret, whatever user objects do.
 

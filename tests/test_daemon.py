@@ -272,6 +272,7 @@ def test_a_home_too_deep_for_a_socket_address_works(home: Tau) -> None:
     environ = home.environ | {"TAU_HOME": str(deep)}
     started = subprocess.run([*python("taud"), "--detach"], env=environ, capture_output=True, text=True, timeout=30)
     assert started.returncode == 0, started.stderr
+    assert json.loads(started.stdout)["addresses"] == [f"unix://{deep}/tau.sock"]
     answer = subprocess.run([*python("main"), "shutdown"], env=environ, capture_output=True, text=True, timeout=30)
     assert answer.returncode == 0, answer.stderr
 

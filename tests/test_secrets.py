@@ -196,6 +196,13 @@ def test_where_secrets_are_looked_for(ctx: Context, tmp_path: Path, monkeypatch:
     assert ctx.records("log")[-1]["message"] == "***, ***, ***, ***"
 
 
+def test_a_file_of_the_working_directory_is_no_secret(ctx: Context, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CREDENTIALS_DIRECTORY", raising=False)
+    Path("notes").write_text("lies about")
+    with pytest.raises(module.MissingSecret, match="there is no secret 'notes'"):
+        ctx.secret("notes")
+
+
 def test_a_file_that_others_can_read_is_refused(ctx: Context) -> None:
     path = Path(ctx.data_dir) / "secrets" / "API_KEY"
     path.parent.mkdir()

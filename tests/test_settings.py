@@ -23,6 +23,8 @@ def test_the_home_is_found_in_this_order(monkeypatch: pytest.MonkeyPatch) -> Non
     assert module.find_home(None) == "/x/tau"
     monkeypatch.setenv("STATE_DIRECTORY", "/s")
     assert module.find_home(None) == "/s"
+    monkeypatch.setenv("STATE_DIRECTORY", "/s:/s/other")
+    assert module.find_home(None) == "/s"
     monkeypatch.setenv("TAU_HOME", "/t")
     assert module.find_home(None) == "/t"
     assert module.find_home("rel") == os.path.abspath("rel")
@@ -37,6 +39,25 @@ def test_flag_then_environment_then_file_then_default(tmp_path: Path, monkeypatc
     assert module.read_settings({}, str(config))["log_level"] == "debug"
     settings = module.read_settings({"log_level": "warning"}, str(config))
     assert (settings["log_level"], settings["max_concurrent"]) == ("warning", 3)
+
+
+def test_the_key_may_be_a_credential_of_the_service(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    credentials, config = tmp_path / "credentials", tmp_path / "tau.toml"
+    credentials.mkdir()
+    monkeypatch.delenv("TAU_API_KEY", raising=False)
+    monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(credentials))
+    assert module.read_settings({}, None)["api_key"] == ""
+    (credentials / "tau_api_key").write_text("of systemd\n")
+    assert module.read_settings({}, None)["api_key"] == "of systemd"
+    assert module.read_secret("tau_api_key", str(tmp_path)) == (None, None)  # it is no pipeline's
+    config.write_text("[auth]\napi_key = 'of the file'\n")
+    assert module.read_settings({}, str(config))["api_key"] == "of the file"
+    (credentials / "tau_api_key").write_bytes(b"\xff")
+    with pytest.raises(module.BadRequest, match="tau_api_key"):
+        module.read_settings({}, None)
+    monkeypatch.delenv("CREDENTIALS_DIRECTORY")
+    monkeypatch.chdir(credentials)
+    assert module.read_settings({}, None)["api_key"] == ""
 
 
 def test_the_configuration_is_found_in_this_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
