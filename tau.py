@@ -1567,6 +1567,58 @@ def make_directory(path: str) -> None:
     os.makedirs(path, mode=0o700, exist_ok=True)
 
 
+#: File systems on which neither locks nor shared memory can be trusted.
+NETWORKS = ("nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "fuse.sshfs", "ceph", "glusterfs", "lustre", "afs")
+
+
+def file_system(path: str) -> str | None:
+    """The type of the file system that holds a path; None where it cannot be known."""
+    kind, longest, place = "unknown", 0, os.path.realpath(path) + "/"
+    try:
+        with open("/proc/self/mounts", encoding="utf-8", errors="replace") as file:
+            for line in file:
+                _, at, found, *_ = line.split()
+                if place.startswith(at.rstrip("/") + "/") and len(at) >= longest:
+                    kind, longest = found, len(at)
+    except OSError:
+        return None
+    return kind
+
+
+#: Where a control group counts what the kernel has killed in it for want of memory: by the controller's name in
+#: /proc/self/cgroup, the type of the file system, and the file.  The first is cgroup v2.
+OOM_COUNTERS = (("", "cgroup2", "memory.events"), ("memory", "cgroup", "memory.oom_control"))
+
+
+def oom_counter() -> str | None:
+    """The file that counts such deaths in our own control group; None where there is none."""
+    try:
+        with open("/proc/self/cgroup", encoding="utf-8") as file:
+            groups = [line.rstrip("\n").split(":", 2) for line in file]
+        with open("/proc/self/mountinfo", encoding="utf-8", errors="replace") as file:
+            mounts = [line.split() for line in file]
+    except OSError:
+        return None
+    for controller, kind, name in OOM_COUNTERS:
+        for mount in mounts:
+            root, at, (found, _, options, *_) = mount[3], mount[4], mount[mount.index("-") + 1 :]
+            if found == kind and (not controller or controller in options.split(",")):
+                ours = [group for _, names, group in groups if controller in names.split(",")]
+                paths = [os.path.normpath(os.path.join(at, os.path.relpath(one, root), name)) for one in ours]
+                if paths and os.path.exists(paths[0]):
+                    return paths[0]
+    return None
+
+
+def oom_kills(path: str | None) -> int:
+    """How often the kernel has killed for want of memory, as its counter says; 0 where it does not say."""
+    try:
+        with open(path or os.devnull, encoding="ascii") as file:
+            return sum(int(line.split()[1]) for line in file if line.startswith("oom_kill "))
+    except OSError:
+        return 0
+
+
 def start_python(
     function: str, words: Sequence[str], files: Mapping[int, int], environ: Mapping[str, str],
     python: str | None = None,
@@ -2529,8 +2581,6 @@ def log_texts(client: Client, run_id: str) -> list[str]:
 
 #: Less free room is a warning, and a failure.
 ROOM_WARN, ROOM_FAIL = 1 << 30, 100 << 20
-#: File systems on which neither locks nor shared memory can be trusted.
-NETWORKS = ("nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "fuse.sshfs", "ceph", "glusterfs", "lustre", "afs")
 DESCRIPTORS_MIN = 512
 LEFT_S = 7200.0
 CANARY_S = 30.0
@@ -2629,19 +2679,10 @@ def look_at_disk(patient: Patient) -> Finding:
 
 def look_at_file_system(patient: Patient) -> Finding:
     """The home is on a file system that can be trusted with a database."""
-    kind, longest = "unknown", 0
-    try:
-        with open("/proc/self/mounts", encoding="utf-8", errors="replace") as file:
-            for line in file:
-                _, at, found, *_ = line.split()
-                inside = (os.path.realpath(patient.home) + "/").startswith(at.rstrip("/") + "/")
-                if inside and len(at) >= longest:
-                    kind, longest = found, len(at)
-    except OSError:
-        return passed("not known on this system")
+    kind = file_system(patient.home)
     if kind in NETWORKS:
         return ("warn", f"the home is on {kind}, where locks cannot be trusted", "keep the home on a local disk")
-    return passed(kind)
+    return passed(kind or "not known on this system")
 
 
 def look_at_clock(patient: Patient) -> Finding:
@@ -3589,6 +3630,8 @@ class Daemon:
             os.chmod(self.home, 0o700)
             if os.geteuid() == 0:
                 self.warn("taud runs as root, and so does every pipeline")
+            if (kind := file_system(self.home)) in NETWORKS:
+                self.warn(f"the home is on {kind}, where locks cannot be trusted: keep it on a local disk")
             for number in (signal.SIGTERM, signal.SIGINT):
                 loop.add_signal_handler(number, self.on_signal)
             signal.signal(signal.SIGHUP, signal.SIG_IGN)
@@ -6341,7 +6384,9 @@ class Executor:
             process.restore(row)
             process.stopping, process.timeout_s = row["stopping"], row["timeout"]
             self.enlist(process)
-            if process.start is None and claim(process):
+            # Of another boot a missing journal proves nothing: it was never synced, and may have gone with the power.
+            same_boot = process.server.get("boot") == boot_id()
+            if process.start is None and same_boot and claim(process):
                 self.spawn(self.restart(process))
             elif process.stopping:
                 self.spawn(self.end(process, process.stopping))
@@ -8946,6 +8991,7 @@ class Database:
             raise cannot_open(self.path, problem) from None
         self.writer = self.connect()
         self.migrate()
+        self.take_in_log()
         self.reader = self.connect()
         self.reader.execute("PRAGMA query_only = ON")
         self.thread = threading.Thread(target=self.write_groups, name="tau store")
@@ -8989,6 +9035,15 @@ class Database:
             self.writer.close()
             hint = "make room on the disk, or start the older taud again and report this"
             raise Conflict(f"{self.path} cannot be migrated from schema {found}: {problem}", hint) from None
+
+    def take_in_log(self) -> None:
+        """What a predecessor left in the log is in the file, synced: its own last sync may have failed."""
+        try:
+            self.writer.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        except sqlite3.Error as problem:  # no room: it is taken in later
+            if is_sync_failure(problem):
+                self.writer.close()
+                raise cannot_open(self.path, problem) from None
 
     # Writing: many facts, one commit.
 
@@ -9038,6 +9093,8 @@ class Database:
                     answers.append((one, refusal))
             self.writer.execute("COMMIT")
         except Exception as problem:  # of SQLite, the disk or a bug: the others must not suffer
+            if is_sync_failure(problem):
+                give_up(problem)
             if self.writer.in_transaction:
                 self.writer.execute("ROLLBACK")
             if len(group) == 1:
@@ -9209,6 +9266,24 @@ def add_event(
         "INSERT INTO events (at, type, pipeline, run_id, data, actor, scheduled_for) VALUES (?, ?, ?, ?, ?, ?, ?)",
         (rfc3339(now), kind, pipeline, run_id, encode_json(data), actor, tick),
     )
+
+
+def is_sync_failure(problem: Exception) -> bool:
+    """Whether the disk has failed to keep what was written to it."""
+    code = getattr(problem, "sqlite_errorcode", 0)
+    return code in (sqlite3.SQLITE_IOERR_FSYNC, sqlite3.SQLITE_IOERR_DIR_FSYNC)
+
+
+def give_up(problem: Exception) -> typing.NoReturn:
+    """The daemon ends here and now: after a failed sync the next one may succeed without what the first has lost.
+
+    Live runs go on.  The next daemon reads the file and its log again, and says nothing of what was not acknowledged.
+    """
+    logging.getLogger("tau").critical(
+        "the disk has failed to keep the store: %s; taud ends, to be started again", problem
+    )
+    logging.shutdown()
+    os._exit(1)
 
 
 def storage_error(problem: Exception) -> TauError:
@@ -9394,6 +9469,8 @@ class ForkServer:
         self.spare_until = 0.0
         self.recheck_at = 0.0
         self.identity = identity(os.getpid())
+        self.oom_counter = oom_counter()
+        self.oom_kills = oom_kills(self.oom_counter)  # those that are explained already
         self.poll = select.poll()
 
     def serve(self) -> None:
@@ -9468,6 +9545,8 @@ class ForkServer:
             self.tell({"stem": job["stem"], "end": end})
             return
         job["server"] = self.identity
+        if not self.jobs:  # what was killed while nothing of ours ran explains nothing of ours
+            self.oom_kills = oom_kills(self.oom_counter)
         try:
             fresh = job["method"] == "spawn" or job["python"] is not None
             pid = self.spawn(job) if fresh else self.use_spare(job) or self.fork(job)
@@ -9607,11 +9686,24 @@ class ForkServer:
             {
                 "exit_code": code if code >= 0 else None,
                 "signal": -code if code < 0 else None,
+                "reason": self.why_killed(job) if code == -signal.SIGKILL else None,
                 "cpu_ms": round((usage.ru_utime + usage.ru_stime) * 1000, 3),
                 "max_rss_bytes": usage.ru_maxrss * unit,
             },
         )
         self.recheck_at = time.monotonic() + RECHECK_S
+
+    def why_killed(self, job: Json) -> str | None:
+        """Out of memory, if that is why a run got SIGKILL: the kernel has counted one more victim since the last.
+
+        A child of a run that was such a victim, and of which nobody has told us, can be taken for it.
+        """
+        if oom_kills(self.oom_counter) > self.oom_kills:
+            self.oom_kills += 1
+            return "killed by SIGKILL: the kernel was out of memory"
+        if self.oom_counter is None and job["limits"].get("memory_bytes"):
+            return "killed by SIGKILL, probably out of memory: it has a memory limit"
+        return None
 
     def write_end(self, job: Json, how: Json) -> None:
         """Appends the end record, and tells the daemon, which has it then even if the journal has no room."""
@@ -9706,8 +9798,28 @@ def settle_in() -> str | None:
     except PermissionError:
         pass  # it leads one already
     adopt_orphans()
+    volunteer()
     os.umask(0o077)
     return process_started(os.getpid())
+
+
+#: How much sooner than others a run is taken when the machine is out of memory (proc(5), oom_score_adj; of 1000).
+OOM_SCORE = 500
+
+
+def volunteer() -> None:
+    """Should memory run out the kernel takes this run, and what it starts, before the daemon (Linux)."""
+    try:
+        file = os.open("/proc/self/oom_score_adj", os.O_RDWR)
+    except OSError:
+        return
+    try:
+        if int(os.read(file, 16)) < OOM_SCORE:
+            os.pwrite(file, b"%d" % OOM_SCORE, 0)
+    except OSError:
+        pass  # a stricter system: it is taken as soon as any other
+    finally:
+        os.close(file)
 
 
 def run_process(job: Json, born: str | None) -> int:
