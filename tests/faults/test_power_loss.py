@@ -11,7 +11,6 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-import pytest
 from conftest import Tau, Wire, eventually, make_home
 from disk import disk  # noqa: F401
 
