@@ -6589,6 +6589,8 @@ def end_session(process: Json) -> None:
     """Kills what is left of a dead run's session, when its fork server cannot do it any more."""
     if process["boot"] != boot_id() or not os.path.isdir("/proc/self"):
         return
+    if process_started(process["pid"]) not in (None, process["started"]):
+        return  # a stranger has its pid by now, which is no session's that anybody of the run could still be in
     for name in os.listdir("/proc"):
         try:
             session = int(stat_fields(int(name))[3])
