@@ -23,7 +23,7 @@ def test_recursion_without_end_is_ended_by_the_memory_limit(tau: Tau) -> None:
         """
         import sys
         from tau import pipeline
-        @pipeline(memory="128M")
+        @pipeline(memory="96M")
         def deep(ctx):
             sys.setrecursionlimit(10**9)
             def down(n):
@@ -34,7 +34,7 @@ def test_recursion_without_end_is_ended_by_the_memory_limit(tau: Tau) -> None:
     run = tau("run", "deep", exit=1)
     assert run["status"] == "failed"
     assert run["error"]["kind"] in ("exception", "died")  # as CPython takes it: MemoryError, SystemError, SIGSEGV
-    assert run["resources"]["max_rss_bytes"] < 160 << 20
+    assert run["resources"]["max_rss_bytes"] < 128 << 20
 
 
 def test_output_of_any_bytes_is_kept_as_text(tau: Tau) -> None:
