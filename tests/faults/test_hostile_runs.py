@@ -98,6 +98,32 @@ def test_a_run_may_start_others_and_need_not_wait_for_a_slot(home: Tau) -> None:
     assert home("wait", run_id)["result"] == "inner"
 
 
+def test_a_clock_that_is_set_back_during_a_run_gives_no_negative_duration(tau: Tau) -> None:
+    run = tau.run_it(
+        """
+        import tau
+        def it(ctx):
+            with ctx.step("before"):
+                ctx.log("first")
+                tau.now = lambda real=tau.now: real() - 3600
+            with ctx.step("after"):
+                ctx.log("second")
+            return 1
+        """
+    )
+    assert run["finished_at"] < run["started_at"]  # as the clock said
+    assert run["duration_ms"] >= 0
+    assert [(step["name"], step["duration_ms"] >= 0) for step in run["trace"]["steps"]] == [
+        ("before", True),
+        ("after", True),
+    ]
+    lines = tau("logs", run["run_id"])["lines"]
+    assert [line["message"] for line in lines] == ["first", "second"]  # in the order in which they were written
+    assert lines[0]["at"] > lines[1]["at"]
+    events = tau.call("inspect", run_id=run["run_id"], full=True)["attempts"]
+    assert events[0]["duration_ms"] >= 0
+
+
 def test_a_stranger_with_the_pid_of_a_run_gets_no_signal(fresh: Tau) -> None:
     fresh.deploy_it("def it(ctx):\n    return 1\n")
     run_id = fresh("run", "it")["run_id"]
