@@ -199,3 +199,8 @@ def test_what_the_store_can_keep_comes_back_as_it_was(tau: Tau) -> None:
     params = {"low": -(2**63), "high": 2**63 - 1, "nul\0": "\0", "tiny": 5e-324, "😀": "\x7f\u2028"}
     run_id = tau.call("run", name="quick", params=params)["run_id"]
     assert tau("inspect", run_id)["params"] == params
+
+
+def test_root_is_warned_and_served(tau: Tau) -> None:
+    warned = "taud runs as root, and so does every pipeline" in tau("status")["warnings"]
+    assert warned == (os.geteuid() == 0)
