@@ -6472,6 +6472,8 @@ class Executor:
             return False
         if process.start is not None:
             return not is_alive(process.start)
+        if process.server.get("boot") != boot_id():
+            return True  # nobody is left who could still start it
         process.orphaned_at = process.orphaned_at or time.monotonic()
         return time.monotonic() - process.orphaned_at > BIRTH_S
 
