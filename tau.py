@@ -1253,7 +1253,14 @@ SETTINGS = (
     Setting("limits", "log_bytes", 8 << 20, "", "", "log bytes kept of a run; the rest is counted"),
     Setting("limits", "result_bytes", 1 << 20, "", "", "largest result of a run"),
     Setting("limits", "memo_bytes", 64 << 20, "", "", "largest result that ctx.memo keeps"),
-    Setting("limits", "memory_bytes", 0, "", "", "address space of a run's process; 0 is no limit"),
+    Setting(
+        "limits",
+        "memory_bytes",
+        0,
+        "",
+        "",
+        "memory of a run: address space of its process, or a control group; 0 is no limit",
+    ),
     Setting("limits", "file_bytes", 0, "", "", "largest file that a run may write; 0 is no limit"),
     Setting("limits", "processes", 0, "", "", "processes that the user of taud may have in all; 0 is no limit"),
     Setting("limits", "open_files", 0, "", "", "descriptors that a run may open; 0 is what taud may"),
@@ -1590,24 +1597,30 @@ def file_system(path: str) -> str | None:
 OOM_COUNTERS = (("", "cgroup2", "memory.events"), ("memory", "cgroup", "memory.oom_control"))
 
 
-def oom_counter() -> str | None:
-    """The file that counts such deaths in our own control group; None where there is none."""
+def control_groups() -> dict[str, str]:
+    """Our own control groups as far as they can be about memory: the file that counts such deaths → the directory."""
     try:
         with open("/proc/self/cgroup", encoding="utf-8") as file:
             groups = [line.rstrip("\n").split(":", 2) for line in file]
         with open("/proc/self/mountinfo", encoding="utf-8", errors="replace") as file:
             mounts = [line.split() for line in file]
     except OSError:
-        return None
+        return {}
+    found: dict[str, str] = {}
     for controller, kind, name in OOM_COUNTERS:
         for mount in mounts:
-            root, at, (found, _, options, *_) = mount[3], mount[4], mount[mount.index("-") + 1 :]
-            if found == kind and (not controller or controller in options.split(",")):
+            root, at, (type_name, _, options, *_) = mount[3], mount[4], mount[mount.index("-") + 1 :]
+            if type_name == kind and (not controller or controller in options.split(",")):
                 ours = [group for _, names, group in groups if controller in names.split(",")]
-                paths = [os.path.normpath(os.path.join(at, os.path.relpath(one, root), name)) for one in ours]
-                if paths and os.path.exists(paths[0]):
-                    return paths[0]
-    return None
+                for one in ours:
+                    found[name] = os.path.normpath(os.path.join(at, os.path.relpath(one, root)))
+    return found
+
+
+def oom_counter() -> str | None:
+    """The file that counts what the kernel kills in our control group; None where there is none."""
+    paths = [os.path.join(folder, name) for name, folder in control_groups().items()]
+    return next(filter(os.path.exists, paths), None)
 
 
 def oom_kills(path: str | None) -> int:
@@ -9473,6 +9486,7 @@ class ForkServer:
         self.spare_until = 0.0
         self.recheck_at = 0.0
         self.identity = identity(os.getpid())
+        self.delegated = delegated_group()
         self.oom_counter = oom_counter()
         self.oom_kills = oom_kills(self.oom_counter)  # those that are explained already
         self.poll = select.poll()
@@ -9551,12 +9565,15 @@ class ForkServer:
         job["server"] = self.identity
         if not self.jobs:  # what was killed while nothing of ours ran explains nothing of ours
             self.oom_kills = oom_kills(self.oom_counter)
+        if self.delegated is not None and job["limits"].get("memory_bytes"):
+            job["group"] = make_group(self.delegated, job["stem"], job["limits"]["memory_bytes"])
         try:
             fresh = job["method"] == "spawn" or job["python"] is not None
             pid = self.spawn(job) if fresh else self.use_spare(job) or self.fork(job)
         except OSError as problem:
             reason = f"cannot start a process: {problem.strerror}"
             self.write_end(job, {"exit_code": None, "signal": None, "reason": reason})
+            remove_group(job.get("group"))
             return
         self.jobs[pid] = job
         self.watch(pid)
@@ -9695,6 +9712,7 @@ class ForkServer:
                 "max_rss_bytes": usage.ru_maxrss * unit,
             },
         )
+        remove_group(job.get("group"))
         self.recheck_at = time.monotonic() + RECHECK_S
 
     def why_killed(self, job: Json) -> str | None:
@@ -9702,6 +9720,8 @@ class ForkServer:
 
         A child of a run that was such a victim, and of which nobody has told us, can be taken for it.
         """
+        if (group := job.get("group")) and oom_kills(os.path.join(group, OOM_COUNTERS[0][2])):
+            return f"killed by SIGKILL: out of memory, of which it may use {job['limits']['memory_bytes']:,} bytes"
         if oom_kills(self.oom_counter) > self.oom_kills:
             self.oom_kills += 1
             return "killed by SIGKILL: the kernel was out of memory"
@@ -9730,6 +9750,66 @@ class ForkServer:
             self.channel.send(encode(message), socket.MSG_DONTWAIT)
         except OSError:
             pass
+
+
+#: How systemd marks a control group that it leaves to us (`Delegate=memory`).
+DELEGATED = ("user.delegate", "trusted.delegate")
+#: What the control groups of runs are named, before their journal's stem.
+GROUP_PREFIX = "tau-run-"
+
+
+def delegated_group() -> str | None:
+    """The control group (cgroup v2) in which those of runs can be made: the one above ours, if that is ours to divide.
+
+    Above ours, for a group that hands on a controller may hold no process: `DelegateSubgroup=` has put us below it.
+    """
+    ours = control_groups().get(OOM_COUNTERS[0][2])
+    if ours is None:
+        return None
+    above = os.path.dirname(ours)
+    try:
+        if not any(name in DELEGATED and os.getxattr(above, name) == b"1" for name in os.listxattr(above)):
+            return None
+        write_text(os.path.join(above, "cgroup.subtree_control"), "+memory")
+        for name in os.listdir(above):
+            if name.startswith(GROUP_PREFIX):
+                remove_group(os.path.join(above, name))  # of a fork server that was killed, unless its run lives
+    except OSError:
+        return None
+    return above
+
+
+def make_group(above: str, stem: str, most: int) -> str | None:
+    """A control group for one run, with so much memory and no swap; None where the system refuses."""
+    group = os.path.join(above, GROUP_PREFIX + stem)
+    try:
+        os.mkdir(group)
+        write_text(os.path.join(group, "memory.max"), str(most))
+        write_text(os.path.join(group, "memory.oom.group"), "1")  # who is left without its leader is no use
+        if os.path.exists(os.path.join(group, "memory.swap.max")):
+            write_text(os.path.join(group, "memory.swap.max"), "0")
+    except OSError:
+        remove_group(group)
+        return None
+    return group
+
+
+def remove_group(group: str | None) -> None:
+    """A control group without processes is gone."""
+    try:
+        if group is not None:
+            os.rmdir(group)
+    except OSError:
+        pass  # it was not there, or something still runs in it: the next fork server looks again
+
+
+def write_text(path: str, text: str) -> None:
+    """One write to a file that is there: how the kernel takes orders."""
+    file = os.open(path, os.O_WRONLY)
+    try:
+        os.write(file, text.encode())
+    finally:
+        os.close(file)
 
 
 def file_size(path: str) -> int:
@@ -9872,7 +9952,7 @@ def prepare(job: Json, journal: Journal) -> tuple[Captured, ...]:
         os.dup2(file, number)
         os.close(file)
     journal.owns_output = True
-    limit_process(job["limits"])
+    limit_process(job["limits"], job.get("group"))
     try:
         os.chdir(job["directory"])
     except FileNotFoundError:
@@ -9898,14 +9978,28 @@ def prepare(job: Json, journal: Journal) -> tuple[Captured, ...]:
     return streams
 
 
-def limit_process(limits: Json) -> None:
-    """The limits that the system enforces hold from now on; soft ones, so that the end can still be told."""
+def limit_process(limits: Json, group: str | None) -> None:
+    """The limits that the system enforces hold from now on; soft ones, so that the end can still be told.
+
+    Memory is limited by the run's control group, if it has one, else as the address space of each process.
+    """
+    inside = group is not None and join_group(group)
     for name, resource_name in PROCESS_LIMITS.items():
-        if limits.get(name):
+        if limits.get(name) and not (inside and name == "memory_bytes"):
             kind = getattr(resource, resource_name)
             hard = resource.getrlimit(kind)[1]
             most = limits[name] if hard == resource.RLIM_INFINITY else min(limits[name], hard)
             resource.setrlimit(kind, (most, hard))
+
+
+def join_group(group: str) -> bool:
+    """Whether this process, and whatever it starts, is in a control group now."""
+    try:
+        with open(os.path.join(group, "cgroup.procs"), "w", encoding="ascii") as file:
+            file.write("0")
+    except OSError:
+        return False
+    return True
 
 
 def load_module(folder: str, entry: str) -> None:

@@ -137,7 +137,11 @@ def test_a_run_that_daemon_after_daemon_could_not_start_happens_once(fresh: Tau)
     assert (fresh.home / "data/it/runs").read_text().split() == [run_id]
 
 
-@pytest.mark.parametrize(("boot", "status", "times"), [(module.boot_id(), "success", 2), ("another", "lost", 1)])
+@pytest.mark.parametrize(
+    ("boot", "status", "times"),
+    [(module.boot_id(), "success", 2), ("another", "lost", 1)],
+    ids=["this boot", "another"],
+)
 def test_an_unborn_run_is_started_again_only_if_nothing_can_have_started_it(
     fresh: Tau, boot: str, status: str, times: int
 ) -> None:

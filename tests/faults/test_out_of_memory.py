@@ -40,13 +40,28 @@ def patient(ctx):
 """
 
 
+def top() -> Path | None:
+    """The root of cgroup v2, which hands on its memory controller from now on; None where it has none."""
+    mounts = [line.split() for line in Path("/proc/self/mounts").read_text().splitlines()]
+    for root in (Path(at) for _, at, kind, *_ in mounts if kind == "cgroup2"):
+        if "memory" in (root / "cgroup.controllers").read_text().split() and not os.getuid():
+            try:
+                (root / "cgroup.subtree_control").write_text("+memory")
+            except OSError:
+                return None
+            return root
+    return None
+
+
 @pytest.fixture
 def group() -> Iterator[Path]:
-    """A control group with little memory, below our own; skips where none can be made."""
-    counter = module.oom_counter()
-    if counter is None or os.getuid():
+    """A control group with little memory; skips where none can be made."""
+    above = top()
+    if above is None and (counter := module.oom_counter()) is not None:
+        above = Path(counter).parent
+    if above is None or os.getuid():
         pytest.skip("needs root and a control group with a memory controller")
-    made = Path(tempfile.mkdtemp(prefix="tau-test-", dir=os.path.dirname(counter)))
+    made = Path(tempfile.mkdtemp(prefix="tau-test-", dir=above))
     limits = [row for row in LIMITS if (made / row[0]).exists()]
     try:
         if not limits:
@@ -78,6 +93,80 @@ def test_a_run_that_takes_too_much_memory_says_so_and_the_daemon_lives(home: Tau
         eventually(lambda: home.call("logs", run_id=killed)["lines"])
         os.kill(next(one["pid"] for one in home.call("status")["processes"] if one["role"] == "run"), signal.SIGKILL)
         assert home("wait", killed, exit=1)["error"]["message"] == "killed by SIGKILL"
+    finally:
+        home.stop()
+
+
+BOUNDED = """
+import mmap, subprocess, sys
+from tau import pipeline
+
+@pipeline(memory="64M")
+def hungry(ctx):
+    kept = []
+    while True:
+        kept.append(b"x" * (1 << 20))
+
+@pipeline(memory="64M")
+def parent(ctx):
+    subprocess.run([sys.executable, "-c", "kept = [b'x' * (1 << 20) for _ in range(1000)]"])
+    return "still here"
+
+@pipeline(memory="64M")
+def wide(ctx):
+    mmap.mmap(-1, 1 << 30)  # room that is not used costs nothing
+    return open("/proc/self/cgroup").read()
+
+@pipeline
+def free(ctx):
+    return open("/proc/self/cgroup").read()
+"""
+
+
+@pytest.fixture
+def unit() -> Iterator[Path]:
+    """A control group such as systemd makes for a service with `Delegate=memory`; skips without cgroup v2."""
+    root = top()
+    if root is None:
+        pytest.skip("needs root and cgroup v2 with its memory controller")
+    made = root / f"tau-test-{os.getpid()}.service"
+    try:
+        (made / "taud").mkdir(parents=True)
+        os.setxattr(made, "user.delegate", b"1")
+    except OSError as problem:
+        if made.exists():
+            made.rmdir()
+        pytest.skip(f"no control group can be made here: {problem}")
+    yield made
+    eventually(lambda: not (made / "taud" / "cgroup.procs").read_text())
+    (made / "taud").rmdir()
+    made.rmdir()
+
+
+def test_a_limit_of_memory_is_a_control_group_where_ours_is_delegated(home: Tau, unit: Path) -> None:
+    def groups() -> list[str]:
+        return [path.name for path in unit.iterdir() if path.is_dir() and path.name != "taud"]
+
+    def start() -> None:
+        inside = ["sh", "-c", f'echo $$ > {unit}/taud/cgroup.procs; exec "$@"', "sh", *python("taud"), "--detach"]
+        subprocess.run(inside, env=home.environ, cwd=home.work, stdout=subprocess.DEVNULL, timeout=60, check=True)
+
+    start()
+    try:
+        home.deploy(BOUNDED)
+        words = "killed by SIGKILL: out of memory, of which it may use 67,108,864 bytes"
+        for name in ("hungry", "parent"):
+            error = home("run", name, exit=1)["error"]
+            assert (error["kind"], error["message"]) == ("died", words)
+        run = home("run", "wide")
+        assert f"{unit.name}/tau-run-{run['run_id']}" in run["result"]
+        assert f"{unit.name}/taud" in home("run", "free")["result"]
+        assert groups() == []
+        (unit / "tau-run-left.1").mkdir()  # by a fork server that was killed
+        home("shutdown")
+        start()
+        assert home("run", "wide")["status"] == "success"
+        assert groups() == []
     finally:
         home.stop()
 
