@@ -9056,7 +9056,7 @@ class Database:
     def take_in_log(self) -> None:
         """What a predecessor left in the log is in the file, synced: its own last sync may have failed."""
         try:
-            self.writer.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+            self.writer.execute("PRAGMA wal_checkpoint(PASSIVE)")  # which waits for nobody who reads
         except sqlite3.Error as problem:  # no room: it is taken in later
             if is_sync_failure(problem):
                 self.writer.close()
