@@ -1479,7 +1479,8 @@ def plain(value: Any) -> str:
 
 
 # --- 7. System ---------------------------------------------------------------------------
-# Owns what more than one part asks of the operating system: the time, processes by more than their pid, files.
+# Owns what more than one part asks of the operating system: the time, processes by more than their pid, files,
+# and what it says of file systems and control groups.
 # Calls nothing.  Promises that no signal reaches a stranger who has been given an old pid.
 
 
@@ -9400,7 +9401,7 @@ def deployed_folders(home: str) -> int:
 # One per attempt; the only place where user code runs.  Speaks to nobody: it writes its journal.
 
 # --- 27. Fork server ---------------------------------------------------------------------
-# Owns the processes that run user code, from permission to end record.  Calls Run process.
+# Owns the processes that run user code, from permission to end record, and their control groups.  Calls Run process.
 # Promises that nothing a process started outlives it, and that its end is written down even without a daemon.
 
 #: A process that dies while its siblings are being listed can hide one of them: look again after this long.
