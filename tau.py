@@ -1406,7 +1406,14 @@ SETTINGS = (
     Setting("limits", "log_bytes", 8 << 20, "", "", "log bytes kept of a run; the rest is counted"),
     Setting("limits", "result_bytes", 1 << 20, "", "", "largest result of a run"),
     Setting("limits", "memo_bytes", 64 << 20, "", "", "largest result that ctx.memo keeps"),
-    Setting("limits", "memory_bytes", 0, "", "", "address space of a run's process; 0 is no limit"),
+    Setting(
+        "limits",
+        "memory_bytes",
+        0,
+        "",
+        "",
+        "memory of a run: address space of its process, or a control group; 0 is no limit",
+    ),
     Setting("limits", "file_bytes", 0, "", "", "largest file that a run may write; 0 is no limit"),
     Setting("limits", "processes", 0, "", "", "processes that the user of taud may have in all; 0 is no limit"),
     Setting("limits", "open_files", 0, "", "", "descriptors that a run may open; 0 is what taud may"),
@@ -1833,7 +1840,8 @@ def plain(value: Any) -> str:
 
 
 # --- 7. System ---------------------------------------------------------------------------
-# Owns what more than one part asks of the operating system: the time, processes by more than their pid, files.
+# Owns what more than one part asks of the operating system: the time, processes by more than their pid, files,
+# and what it says of file systems and control groups.
 # Calls nothing.  Promises that no signal reaches a stranger who has been given an old pid.
 
 
@@ -1935,6 +1943,64 @@ def keep_alive(peer: socket.socket) -> None:
 def make_directory(path: str) -> None:
     """The directory exists afterwards, for its owner alone."""
     os.makedirs(path, mode=0o700, exist_ok=True)
+
+
+#: File systems on which neither locks nor shared memory can be trusted.
+NETWORKS = ("nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "fuse.sshfs", "ceph", "glusterfs", "lustre", "afs")
+
+
+def file_system(path: str) -> str | None:
+    """The type of the file system that holds a path; None where it cannot be known."""
+    kind, longest, place = "unknown", 0, os.path.realpath(path) + "/"
+    try:
+        with open("/proc/self/mounts", encoding="utf-8", errors="replace") as file:
+            for line in file:
+                _, at, found, *_ = line.split()
+                if place.startswith(at.rstrip("/") + "/") and len(at) >= longest:
+                    kind, longest = found, len(at)
+    except OSError:
+        return None
+    return kind
+
+
+#: Where a control group counts what the kernel has killed in it for want of memory: by the controller's name in
+#: /proc/self/cgroup, the type of the file system, and the file.  The first is cgroup v2.
+OOM_COUNTERS = (("", "cgroup2", "memory.events"), ("memory", "cgroup", "memory.oom_control"))
+
+
+def control_groups() -> dict[str, str]:
+    """Our own control groups as far as they can be about memory: the file that counts such deaths → the directory."""
+    try:
+        with open("/proc/self/cgroup", encoding="utf-8") as file:
+            groups = [line.rstrip("\n").split(":", 2) for line in file]
+        with open("/proc/self/mountinfo", encoding="utf-8", errors="replace") as file:
+            mounts = [line.split() for line in file]
+    except OSError:
+        return {}
+    found: dict[str, str] = {}
+    for controller, kind, name in OOM_COUNTERS:
+        for mount in mounts:
+            root, at, (type_name, _, options, *_) = mount[3], mount[4], mount[mount.index("-") + 1 :]
+            if type_name == kind and (not controller or controller in options.split(",")):
+                ours = [group for _, names, group in groups if controller in names.split(",")]
+                for one in ours:
+                    found[name] = os.path.normpath(os.path.join(at, os.path.relpath(one, root)))
+    return found
+
+
+def oom_counter() -> str | None:
+    """The file that counts what the kernel kills in our control group; None where there is none."""
+    paths = [os.path.join(folder, name) for name, folder in control_groups().items()]
+    return next(filter(os.path.exists, paths), None)
+
+
+def oom_kills(path: str | None) -> int:
+    """How often the kernel has killed for want of memory, as its counter says; 0 where it does not say."""
+    try:
+        with open(path or os.devnull, encoding="ascii") as file:
+            return sum(int(line.split()[1]) for line in file if line.startswith("oom_kill "))
+    except OSError:
+        return 0
 
 
 def start_python(
@@ -3542,8 +3608,6 @@ def not_written(path: str, problem: OSError) -> TauError:
 
 #: Less free room is a warning, and a failure.
 ROOM_WARN, ROOM_FAIL = 1 << 30, 100 << 20
-#: File systems on which neither locks nor shared memory can be trusted.
-NETWORKS = ("nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "fuse.sshfs", "ceph", "glusterfs", "lustre", "afs")
 DESCRIPTORS_MIN = 512
 LEFT_S = 7200.0
 CANARY_S = 30.0
@@ -3647,19 +3711,10 @@ def look_at_disk(patient: Patient) -> Finding:
 
 def look_at_file_system(patient: Patient) -> Finding:
     """The home is on a file system that can be trusted with a database."""
-    kind, longest = "unknown", 0
-    try:
-        with open("/proc/self/mounts", encoding="utf-8", errors="replace") as file:
-            for line in file:
-                _, at, found, *_ = line.split()
-                inside = (os.path.realpath(patient.home) + "/").startswith(at.rstrip("/") + "/")
-                if inside and len(at) >= longest:
-                    kind, longest = found, len(at)
-    except OSError:
-        return passed("not known on this system")
+    kind = file_system(patient.home)
     if kind in NETWORKS:
         return ("warn", f"the home is on {kind}, where locks cannot be trusted", "keep the home on a local disk")
-    return passed(kind)
+    return passed(kind or "not known on this system")
 
 
 def look_at_clock(patient: Patient) -> Finding:
@@ -4835,6 +4890,8 @@ class Daemon:
             os.chmod(self.home, 0o700)
             if os.geteuid() == 0:
                 self.warn("taud runs as root, and so does every pipeline")
+            if (kind := file_system(self.home)) in NETWORKS:
+                self.warn(f"the home is on {kind}, where locks cannot be trusted: keep it on a local disk")
             for number in (signal.SIGTERM, signal.SIGINT):
                 loop.add_signal_handler(number, self.on_signal)
             signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until there is something to reload
@@ -9015,7 +9072,9 @@ class Executor:
             process.restore(row)
             process.stopping, process.timeout_s = row["stopping"], row["timeout"]
             self.enlist(process)
-            if process.start is None and claim(process):
+            # Of another boot a missing journal proves nothing: it was never synced, and may have gone with the power.
+            same_boot = process.server.get("boot") == boot_id()
+            if process.start is None and same_boot and claim(process):
                 self.spawn(self.restart(process))
             elif process.stopping:
                 self.spawn(self.end(process, process.stopping))
@@ -9103,6 +9162,8 @@ class Executor:
             return False
         if process.start is not None:
             return not is_alive(process.start)
+        if process.server.get("boot") != boot_id():
+            return True  # nobody is left who could still start it
         process.orphaned_at = process.orphaned_at or time.monotonic()
         return time.monotonic() - process.orphaned_at > BIRTH_S
 
@@ -9220,6 +9281,8 @@ def end_session(process: Json) -> None:
     """Kills what is left of a dead run's session, when its fork server cannot do it any more."""
     if process["boot"] != boot_id() or not os.path.isdir("/proc/self"):
         return
+    if process_started(process["pid"]) not in (None, process["started"]):
+        return  # a stranger has its pid by now, which is no session's that anybody of the run could still be in
     for name in os.listdir("/proc"):
         try:
             session = int(stat_fields(int(name))[3])
@@ -11682,6 +11745,7 @@ class Database:
             raise cannot_open(self.path, problem) from None
         self.writer = self.connect()
         self.migrate()
+        self.take_in_log()
         self.reader = self.connect()
         self.reader.execute("PRAGMA query_only = ON")
         self.thread = threading.Thread(target=self.write_groups, name="tau store")
@@ -11725,6 +11789,15 @@ class Database:
             self.writer.close()
             hint = "make room on the disk, or start the older taud again and report this"
             raise Conflict(f"{self.path} cannot be migrated from schema {found}: {problem}", hint) from None
+
+    def take_in_log(self) -> None:
+        """What a predecessor left in the log is in the file, synced: its own last sync may have failed."""
+        try:
+            self.writer.execute("PRAGMA wal_checkpoint(PASSIVE)")  # which waits for nobody who reads
+        except sqlite3.Error as problem:  # no room: it is taken in later
+            if is_sync_failure(problem):
+                self.writer.close()
+                raise cannot_open(self.path, problem) from None
 
     # Writing: many facts, one commit.
 
@@ -11775,6 +11848,8 @@ class Database:
             self.writer.execute("COMMIT")
             self.is_full = False
         except Exception as problem:  # of SQLite, the disk or a bug: the others must not suffer
+            if is_sync_failure(problem):
+                give_up(problem)
             if self.writer.in_transaction:
                 self.writer.execute("ROLLBACK")
             if len(group) == 1:
@@ -11946,6 +12021,24 @@ def add_event(
         "INSERT INTO events (at, type, pipeline, run_id, data, actor, scheduled_for) VALUES (?, ?, ?, ?, ?, ?, ?)",
         (rfc3339(now), kind, pipeline, run_id, encode_json(data), actor, tick),
     )
+
+
+def is_sync_failure(problem: Exception) -> bool:
+    """Whether the disk has failed to keep what was written to it."""
+    code = getattr(problem, "sqlite_errorcode", 0)
+    return code in (sqlite3.SQLITE_IOERR_FSYNC, sqlite3.SQLITE_IOERR_DIR_FSYNC)
+
+
+def give_up(problem: Exception) -> typing.NoReturn:
+    """The daemon ends here and now: after a failed sync the next one may succeed without what the first has lost.
+
+    Live runs go on.  The next daemon reads the file and its log again, and says nothing of what was not acknowledged.
+    """
+    logging.getLogger("tau").critical(
+        "the disk has failed to keep the store: %s; taud ends, to be started again", problem
+    )
+    logging.shutdown()
+    os._exit(1)
 
 
 def storage_error(problem: Exception) -> TauError:
@@ -12163,7 +12256,7 @@ def process_figures() -> Iterator[tuple[str, str, str, Iterable[str]]]:
 # One per attempt; the only place where user code runs.  Speaks to nobody: it writes its journal.
 
 # --- 33. Fork server ---------------------------------------------------------------------
-# Owns the processes that run user code, from permission to end record.  Calls Run process.
+# Owns the processes that run user code, from permission to end record, and their control groups.  Calls Run process.
 # Promises that nothing a process started outlives it, and that its end is written down even without a daemon.
 
 #: A process that dies while its siblings are being listed can hide one of them: look again after this long.
@@ -12249,6 +12342,9 @@ class ForkServer:
         self.spare_until = 0.0
         self.recheck_at = 0.0
         self.identity = identity(os.getpid())
+        self.delegated = delegated_group()
+        self.oom_counter = oom_counter()
+        self.oom_kills = oom_kills(self.oom_counter)  # those that are explained already
         self.poll = select.poll()
 
     def serve(self) -> None:
@@ -12323,12 +12419,17 @@ class ForkServer:
             self.tell({"stem": job["stem"], "end": end})
             return
         job["server"] = self.identity
+        if not self.jobs:  # what was killed while nothing of ours ran explains nothing of ours
+            self.oom_kills = oom_kills(self.oom_counter)
+        if self.delegated is not None and job["limits"].get("memory_bytes"):
+            job["group"] = make_group(self.delegated, job["stem"], job["limits"]["memory_bytes"])
         try:
             fresh = job["method"] == "spawn" or job["python"] is not None
             pid = self.spawn(job) if fresh else self.use_spare(job) or self.fork(job)
         except OSError as problem:
             reason = f"cannot start a process: {problem.strerror}"
             self.write_end(job, {"exit_code": None, "signal": None, "reason": reason})
+            remove_group(job.get("group"))
             return
         self.jobs[pid] = job
         self.watch(pid)
@@ -12462,11 +12563,27 @@ class ForkServer:
             {
                 "exit_code": code if code >= 0 else None,
                 "signal": -code if code < 0 else None,
+                "reason": self.why_killed(job) if code == -signal.SIGKILL else None,
                 "cpu_ms": round((usage.ru_utime + usage.ru_stime) * 1000, 3),
                 "max_rss_bytes": usage.ru_maxrss * unit,
             },
         )
+        remove_group(job.get("group"))
         self.recheck_at = time.monotonic() + RECHECK_S
+
+    def why_killed(self, job: Json) -> str | None:
+        """Out of memory, if that is why a run got SIGKILL: the kernel has counted one more victim since the last.
+
+        A child of a run that was such a victim, and of which nobody has told us, can be taken for it.
+        """
+        if (group := job.get("group")) and oom_kills(os.path.join(group, OOM_COUNTERS[0][2])):
+            return f"killed by SIGKILL: out of memory, of which it may use {job['limits']['memory_bytes']:,} bytes"
+        if oom_kills(self.oom_counter) > self.oom_kills:
+            self.oom_kills += 1
+            return "killed by SIGKILL: the kernel was out of memory"
+        if self.oom_counter is None and job["limits"].get("memory_bytes"):
+            return "killed by SIGKILL, probably out of memory: it has a memory limit"
+        return None
 
     def write_end(self, job: Json, how: Json) -> None:
         """Appends the end record, and tells the daemon, which has it then even if the journal has no room."""
@@ -12489,6 +12606,66 @@ class ForkServer:
             self.channel.send(encode(message), socket.MSG_DONTWAIT)
         except OSError:
             pass
+
+
+#: How systemd marks a control group that it leaves to us (`Delegate=memory`).
+DELEGATED = ("user.delegate", "trusted.delegate")
+#: What the control groups of runs are named, before their journal's stem.
+GROUP_PREFIX = "tau-run-"
+
+
+def delegated_group() -> str | None:
+    """The control group (cgroup v2) in which those of runs can be made: the one above ours, if that is ours to divide.
+
+    Above ours, for a group that hands on a controller may hold no process: `DelegateSubgroup=` has put us below it.
+    """
+    ours = control_groups().get(OOM_COUNTERS[0][2])
+    if ours is None:
+        return None
+    above = os.path.dirname(ours)
+    try:
+        if not any(name in DELEGATED and os.getxattr(above, name) == b"1" for name in os.listxattr(above)):
+            return None
+        write_text(os.path.join(above, "cgroup.subtree_control"), "+memory")
+        for name in os.listdir(above):
+            if name.startswith(GROUP_PREFIX):
+                remove_group(os.path.join(above, name))  # of a fork server that was killed, unless its run lives
+    except OSError:
+        return None
+    return above
+
+
+def make_group(above: str, stem: str, most: int) -> str | None:
+    """A control group for one run, with so much memory and no swap; None where the system refuses."""
+    group = os.path.join(above, GROUP_PREFIX + stem)
+    try:
+        os.mkdir(group)
+        write_text(os.path.join(group, "memory.max"), str(most))
+        write_text(os.path.join(group, "memory.oom.group"), "1")  # who is left without its leader is no use
+        if os.path.exists(os.path.join(group, "memory.swap.max")):
+            write_text(os.path.join(group, "memory.swap.max"), "0")
+    except OSError:
+        remove_group(group)
+        return None
+    return group
+
+
+def remove_group(group: str | None) -> None:
+    """A control group without processes is gone."""
+    try:
+        if group is not None:
+            os.rmdir(group)
+    except OSError:
+        pass  # it was not there, or something still runs in it: the next fork server looks again
+
+
+def write_text(path: str, text: str) -> None:
+    """One write to a file that is there: how the kernel takes orders."""
+    file = os.open(path, os.O_WRONLY)
+    try:
+        os.write(file, text.encode())
+    finally:
+        os.close(file)
 
 
 def file_size(path: str) -> int:
@@ -12561,8 +12738,28 @@ def settle_in() -> str | None:
     except PermissionError:
         pass  # it leads one already
     adopt_orphans()
+    volunteer()
     os.umask(0o077)
     return process_started(os.getpid())
+
+
+#: How much sooner than others a run is taken when the machine is out of memory (proc(5), oom_score_adj; of 1000).
+OOM_SCORE = 500
+
+
+def volunteer() -> None:
+    """Should memory run out the kernel takes this run, and what it starts, before the daemon (Linux)."""
+    try:
+        file = os.open("/proc/self/oom_score_adj", os.O_RDWR)
+    except OSError:
+        return
+    try:
+        if int(os.read(file, 16)) < OOM_SCORE:
+            os.pwrite(file, b"%d" % OOM_SCORE, 0)
+    except OSError:
+        pass  # a stricter system: it is taken as soon as any other
+    finally:
+        os.close(file)
 
 
 def run_process(job: Json, born: str | None) -> int:
@@ -12611,7 +12808,7 @@ def prepare(job: Json, journal: Journal) -> tuple[Captured, ...]:
         os.dup2(file, number)
         os.close(file)
     journal.owns_output = True
-    limit_process(job["limits"])
+    limit_process(job["limits"], job.get("group"))
     try:
         os.chdir(job["directory"])
     except FileNotFoundError:
@@ -12637,14 +12834,28 @@ def prepare(job: Json, journal: Journal) -> tuple[Captured, ...]:
     return streams
 
 
-def limit_process(limits: Json) -> None:
-    """The limits that the system enforces hold from now on; soft ones, so that the end can still be told."""
+def limit_process(limits: Json, group: str | None) -> None:
+    """The limits that the system enforces hold from now on; soft ones, so that the end can still be told.
+
+    Memory is limited by the run's control group, if it has one, else as the address space of each process.
+    """
+    inside = group is not None and join_group(group)
     for name, resource_name in PROCESS_LIMITS.items():
-        if limits.get(name):
+        if limits.get(name) and not (inside and name == "memory_bytes"):
             kind = getattr(resource, resource_name)
             hard = resource.getrlimit(kind)[1]
             most = limits[name] if hard == resource.RLIM_INFINITY else min(limits[name], hard)
             resource.setrlimit(kind, (most, hard))
+
+
+def join_group(group: str) -> bool:
+    """Whether this process, and whatever it starts, is in a control group now."""
+    try:
+        with open(os.path.join(group, "cgroup.procs"), "w", encoding="ascii") as file:
+            file.write("0")
+    except OSError:
+        return False
+    return True
 
 
 def load_module(folder: str, entry: str) -> None:

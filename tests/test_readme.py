@@ -310,6 +310,21 @@ def test_the_environments_of_the_readme_can_be_read(home: Tau) -> None:
     assert home("--env", "production", "env", "list")["daemon"]["host"] == "https://tau.prod.mycompany.com"
 
 
+def test_the_commands_of_an_upgrade_work(home: Tau) -> None:
+    (block,) = (block for block in blocks("bash") if "tau doctor" in block)
+    home.start()
+    run_id = home.run_it("def it(ctx):\n    return 1")["run_id"]
+    for line in block.splitlines():
+        program, *words = shlex.split(line, comments=True)
+        if program == "taud":
+            assert (words, home.start()["changed"]) == (["--detach"], True)
+        elif program == "tau":
+            assert home.command(*words).exit == 0, line
+        else:
+            assert words == ["install", "--upgrade", "tau-pipelines"]
+    assert home("inspect", run_id)["status"] == "success"
+
+
 def test_the_first_two_commands_are_there() -> None:
     first, second, *_ = blocks("bash")
     assert "examples/hello_world.py" in first

@@ -404,17 +404,17 @@ def test_a_daemon_killed_while_it_removes_goes_on_later(home: Tau) -> None:
     home.deploy_it("def it(ctx): ...\n")
     home("run", "it")
     home("shutdown")
-    filled(home, 20_000)
+    filled(home, 10_000)
     home.start()
     pruning = subprocess.Popen(
         [*python("main"), "prune"], env=home.environ, stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
-    eventually(lambda: home.call("status")["runs"]["success"] < 19_000)
+    eventually(lambda: home.call("status")["runs"]["success"] < 9_500)
     home.kill()
     pruning.communicate(timeout=30)
     db = sqlite3.connect(home.home / "tau.db")
     left = db.execute("SELECT count(*) FROM runs").fetchone()[0]
-    assert 1 < left < 19_000
+    assert 1 < left < 9_500
     assert db.execute("SELECT runs FROM totals WHERE status = 'success'").fetchone() == (left,)
     assert db.execute("PRAGMA integrity_check").fetchone() == ("ok",)
     assert db.execute("SELECT count(*) FROM attempts WHERE run_id NOT IN (SELECT run_id FROM runs)").fetchone() == (0,)

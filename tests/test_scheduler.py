@@ -11,6 +11,7 @@ import os
 import random
 import sqlite3
 import time
+import zoneinfo
 from collections.abc import Callable, Coroutine
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -438,6 +439,85 @@ def test_a_clock_that_was_never_set_decides_nothing(tmp_path: Path) -> None:
         assert len(world.events("clock.unset")) == 1
 
     in_world(tmp_path, story)
+
+
+def test_a_clock_that_starts_at_1970_decides_nothing_until_it_is_set(tmp_path: Path) -> None:
+    async def story(world: World) -> None:
+        await world.set("p", cron="0 * * * *", misfire="all")
+        await world.pass_time(HOUR + 60)
+        world.end()
+        world.clock.wall = 60.0  # no battery: the machine was switched on a minute ago
+        await world.begin()
+        for _ in range(3):
+            await world.scheduler.look()
+            world.clock.run(600)
+        assert world.ticks() == [1]
+        (told,) = world.events("clock.unset")
+        assert told["at"].startswith("1970-01-01")
+        world.clock.step(MONDAY + 3 * HOUR + 60 - world.clock.wall)
+        await world.scheduler.look()
+        assert world.ticks() == [1, 2, 3]
+        causes = [event.get("cause", {}).get("what") for event in world.events("tick.fired")]
+        assert causes[1:] == ["clock_set_forward", "clock_set_forward"]
+
+    in_world(tmp_path, story)
+
+
+def test_a_leap_second_is_nothing_whether_stepped_or_smeared(tmp_path: Path) -> None:
+    async def story(world: World) -> None:
+        await world.set("p", cron="* * * * *", overlap="allow")
+        await world.pass_time(3 * 60 - 1)
+        for step in (0.0, -1.0, 0.5, -0.5, 1.0):
+            world.clock.step(step)
+            world.clock.run(1)
+            await world.scheduler.look()
+        await world.pass_time(120)
+        assert [round(tick * 60) for tick in world.ticks()] == [1, 2, 3, 4, 5]
+        assert world.events("clock.set_back", "scheduler.gap") == []
+
+    in_world(tmp_path, story)
+
+
+def write_zone(folder: Path, hours: int) -> None:
+    """A time zone `Here/There`, so many hours east (tzfile(5), version 1)."""
+    counts = [0, 0, 0, 0, 1, 4]  # one type, whose name has four bytes
+    head = b"TZif" + bytes(16) + b"".join(count.to_bytes(4, "big") for count in counts)
+    (folder / "Here").mkdir(exist_ok=True)
+    (folder / "Here" / "There").write_bytes(head + (hours * 3600).to_bytes(4, "big") + bytes(2) + b"XST\0")
+
+
+def test_a_time_zone_that_changes_moves_what_is_due(tmp_path: Path) -> None:
+    zones = tmp_path / "zones"
+    zones.mkdir()
+    before = zoneinfo.TZPATH
+
+    async def story(world: World) -> None:
+        write_zone(zones, 0)
+        zoneinfo.reset_tzpath([zones])
+        for name in ("p", "q"):
+            await world.set(name, cron="0 6 * * *", timezone="Here/There")
+        write_zone(zones, 2)  # the country has moved its clocks, and the system has new data
+        await world.pass_time(HOUR)
+        await world.scheduler.refresh_all()  # what is done each day
+        await world.pass_time(3 * HOUR)
+        assert (world.ticks("p"), world.ticks("q")) == ([4], [4])
+        write_zone(zones, 3)
+        world.end()
+        await world.begin()  # and at each start
+        await world.scheduler.refresh_all()
+        await world.finish_all()
+        await world.pass_time(DAY + 2 * HOUR)
+        assert world.ticks("p") == [4, 27]
+
+    async def two(world: World) -> None:
+        await world.deploy("q")
+        await story(world)
+
+    try:
+        in_world(tmp_path, two)
+    finally:
+        zoneinfo.reset_tzpath(before)
+        zoneinfo.ZoneInfo.clear_cache()
 
 
 def test_a_daemon_that_was_down_says_from_when_until_when(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import calendar
 import datetime
+import functools
 import itertools
 import subprocess
 import sys
@@ -173,14 +174,20 @@ def names(fields: list[Written], wall: datetime.datetime) -> bool:
     return all(dates) if both else any(dates)
 
 
+@functools.cache
+def clock(zone: str, begin: int, end: int) -> list[datetime.datetime]:
+    """What a clock shows, minute by minute."""
+    info = ZoneInfo(zone)
+    return [datetime.datetime.fromtimestamp(at, info).replace(tzinfo=None) for at in range(begin, end, 60)]
+
+
 def walk(fields: list[Written], zone: str, begin: int, end: int) -> list[int]:
     """The instants at which Debian's cron would start the job, found by looking at the clock each minute."""
     wildcard = fields[0].text.startswith("*") or fields[1].text.startswith("*")
-    minute, info, found = datetime.timedelta(minutes=1), ZoneInfo(zone), []
+    minute, found = datetime.timedelta(minutes=1), []
     before: datetime.datetime | None = None
     ahead: datetime.datetime | None = None  # the latest time shown before the clock was set back
-    for at in range(begin, end, 60):
-        wall = datetime.datetime.fromtimestamp(at, info).replace(tzinfo=None)
+    for at, wall in zip(range(begin, end, 60), clock(zone, begin, end), strict=True):
         shown = [wall]
         if before is not None:
             jumped = (wall - before) // minute - 1

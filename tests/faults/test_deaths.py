@@ -1,0 +1,195 @@
+"""The daemon dies in the middle of its start, of a deploy, of its stop: at whatever it was just about to do.
+
+What it does to the system it tells (PEP 578): each of these events is a place to die at.  `TAU_FAULTS=100` takes every
+place; without, some of them.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import pytest
+from conftest import Tau, eventually
+
+EVERY_PLACE = int(os.environ.get("TAU_FAULTS", "12")) >= 100
+
+#: A daemon that dies at an event, counted from its start, or from when the file `armed` appears; at 0 it never dies,
+#: and leaves in the files `ready` and `over` how many there were until then.
+MORTAL = """
+import os, signal, sys, tau
+fatal, armed = int(sys.argv[1]), sys.argv[2]
+count = 0
+def on_event(name, arguments):
+    global count
+    if name.startswith(("import", "compile", "exec", "marshal", "object", "sys.", "code.", "cpython")):
+        return
+    if armed and not os.path.exists(armed):
+        return
+    count += 1
+    if count == fatal:
+        os.kill(os.getpid(), signal.SIGKILL)
+def note(name):
+    seen = str(count)
+    if not fatal:
+        with open(name, "w") as file:
+            file.write(seen)
+def announce(*words, real=tau.announce):
+    note("ready")
+    return real(*words)
+tau.announce = announce
+sys.addaudithook(on_event)
+code = tau.taud([])
+note("over")
+sys.exit(code)
+"""
+
+#: `it` says which text it is; it runs, or waits for a file.
+TEXT = """
+import time
+from pathlib import Path
+from tau import pipeline
+@pipeline
+def it(ctx):
+    with open("ran", "a") as file:
+        file.write(ctx.run_id + "\\n")
+    ctx.log("in")
+    while ctx.params.get("wait") and not Path("go").exists():
+        time.sleep(0.01)
+    return {number}
+"""
+
+
+class Mortal:
+    """A home and its daemons, of which each dies when it is told to."""
+
+    def __init__(self, tau: Tau) -> None:
+        self.tau = tau
+        self.armed = tau.work / "armed"
+        self.daemon: subprocess.Popen[str] | None = None
+
+    def serve(self, fatal: int, armed: bool = False) -> bool:
+        """Starts a daemon; whether it became ready before it died."""
+        place = str(self.armed) if armed else ""
+        self.daemon = subprocess.Popen(
+            [sys.executable, "-P", "-c", MORTAL, str(fatal), place], env=self.tau.environ, cwd=self.tau.work,
+            stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+        )  # fmt: skip
+        assert self.daemon.stdout is not None
+        with self.daemon.stdout:
+            return bool(self.daemon.stdout.readline())
+
+    def end(self) -> int:
+        """How it ended; it is told to if it did not die by itself."""
+        assert self.daemon is not None
+        if self.daemon.poll() is None:
+            self.daemon.send_signal(signal.SIGTERM)
+        return self.daemon.wait(30)
+
+    def places(self, until: str, most: int) -> list[int]:
+        """Where to die, of the places that the life of a daemon has had until it was `ready` or `over`."""
+        count = int((self.tau.work / until).read_text())
+        return [*range(1, count + 1, 1 if EVERY_PLACE else max(count // most, 1))]
+
+
+@pytest.fixture
+def mortal(home: Tau) -> Iterator[Mortal]:
+    """Such a home; its last daemon has ended."""
+    made = Mortal(home)
+    yield made
+    if made.daemon is not None and made.daemon.poll() is None:
+        made.daemon.kill()
+        made.daemon.wait()
+
+
+def test_twenty_deaths_in_a_row_while_starting_change_nothing(mortal: Mortal) -> None:
+    tau = mortal.tau
+    assert mortal.serve(0)
+    tau.deploy(TEXT.format(number=1))
+    done = tau("run", "it")["run_id"]
+    live = tau("run", "it", "-p", "wait=true", "--detach")["run_id"]
+    eventually(lambda: tau.call("logs", run_id=live)["lines"])
+    assert mortal.end() == 0
+    assert mortal.serve(0)
+    assert mortal.end() == 0
+    files = {path.relative_to(tau.home) for path in tau.home.rglob("*")}
+    places = mortal.places("ready", 25)[:-3]  # now and then a start has one event less than the one that was counted
+    assert len(places) >= 20
+    for fatal in places:
+        assert mortal.serve(fatal) is False
+        assert mortal.end() == -signal.SIGKILL
+    eventually(lambda: len(tau.remains()) <= 2)  # the run and its fork server: those of dead daemons have ended
+    tau.start()
+    assert tau("inspect", done)["result"] == tau("retry", done)["result"] == 1
+    (tau.home / "data/it/go").touch()
+    assert tau("wait", live)["status"] == "success"
+    assert (tau.home / "data/it/ran").read_text().split()[:2] == [done, live]
+    assert len((tau.home / "data/it/ran").read_text().split()) == 3
+    tau("shutdown")
+    after = {path.relative_to(tau.home) for path in tau.home.rglob("*")}
+    assert {path for path in after - files if path.parts[0] not in ("data", "taud.log")} == set()
+
+
+def test_a_daemon_that_dies_while_it_deploys_serves_one_version_or_the_other(mortal: Mortal) -> None:
+    tau = mortal.tau
+
+    def deploy(number: int) -> str | None:
+        """Deploys text *number*; None if nobody answered, as the daemon died."""
+        files = [{"path": "it.py", "text": TEXT.format(number=number)}]
+        mortal.armed.touch()
+        try:
+            with tau.connect() as wire:
+                answer = wire.ask({"id": 1, "method": "deploy", "params": {"files": files}})
+        except ConnectionError:
+            answer = None
+        mortal.armed.unlink()
+        return None if answer is None else answer["result"]["pipelines"][0]["name"]
+
+    assert mortal.serve(0)
+    assert deploy(1) == "it"
+    mortal.end()
+    served, answer, fatal = 1, None, 1
+    for number in itertools.count(2):
+        assert mortal.serve(fatal, armed=True)
+        answer = deploy(number)
+        mortal.end()
+        assert mortal.serve(0)
+        found = tau.call("run", name="it")["result"]
+        assert found == number if answer else found in (served, number)
+        assert tau.call("code", name="it")["source"] == TEXT.format(number=found)
+        mortal.end()
+        if answer is not None:
+            break  # a deploy has no more places to die at
+        served, fatal = found, fatal + (1 if EVERY_PLACE else 6)
+    assert number > 4
+    eventually(lambda: not tau.remains())
+    tau.start()
+    versions = [path.name for path in (tau.home / "versions").iterdir()]
+    assert [name for name in versions if len(name) != 64] == []  # nothing that was half done
+
+
+def test_a_daemon_that_dies_while_it_stops_leaves_its_runs_to_the_next(mortal: Mortal) -> None:
+    tau = mortal.tau
+    assert mortal.serve(0, armed=True)
+    tau.deploy(TEXT.format(number=1))
+    live = tau("run", "it", "-p", "wait=true", "--detach")["run_id"]
+    eventually(lambda: tau.call("logs", run_id=live)["lines"])
+    mortal.armed.touch()
+    assert mortal.end() == 0
+    mortal.armed.unlink()
+    ends = []
+    for fatal in mortal.places("over", 6):
+        assert mortal.serve(fatal, armed=True)
+        assert tau.call("inspect", run_id=live)["status"] == "running"
+        mortal.armed.touch()
+        ends.append(mortal.end())
+        mortal.armed.unlink()
+    assert -signal.SIGKILL in ends
+    (tau.home / "data/it/go").touch()
+    tau.start()
+    assert tau("wait", live)["status"] == "success"
+    assert (tau.home / "data/it/ran").read_text().split() == [live]

@@ -1,0 +1,207 @@
+"""Odd surroundings: signals, a lost terminal, an empty environment, a network disk, clients that stop reading."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import pty
+import signal
+import sqlite3
+import subprocess
+import sys
+import termios
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import Tau, eventually, is_running, python
+
+import tau as module
+
+QUICK = "from tau import pipeline\n@pipeline\ndef quick(ctx):\n    return len(ctx.params.get('blob', ''))\n"
+
+
+def in_terminal(tau: Tau) -> tuple[subprocess.Popen[bytes], int]:
+    """A daemon in the foreground of a terminal of its own, and the other end of that terminal."""
+    ours, theirs = pty.openpty()
+
+    def control() -> None:
+        os.setsid()
+        fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+
+    files: dict[str, Any] = {"stdin": theirs, "stdout": theirs, "stderr": theirs}
+    daemon = subprocess.Popen(python("taud"), env=tau.environ, cwd=tau.work, preexec_fn=control, **files)
+    os.close(theirs)
+    return daemon, ours
+
+
+def read_until(terminal: int, word: bytes) -> None:
+    """Reads what is shown until a word is among it."""
+    shown = b""
+    while word not in shown:
+        shown += os.read(terminal, 4096)
+
+
+def test_hangups_broken_pipes_and_a_closed_terminal_end_no_daemon(home: Tau) -> None:
+    daemon, terminal = in_terminal(home)
+    read_until(terminal, b"socket")
+    for number in (signal.SIGHUP, signal.SIGPIPE):
+        daemon.send_signal(number)
+    home.deploy(QUICK)
+    os.close(terminal)  # the kernel sends SIGHUP, and its log has no place any more
+    server = home.processes()[1]
+    os.kill(server, signal.SIGKILL)  # which it would like to tell
+    eventually(lambda: not is_running(server))
+    assert home("run", "quick")["status"] == "success"
+    assert home.call("status")["pid"] == daemon.pid
+    daemon.send_signal(signal.SIGTERM)
+    assert daemon.wait(30) == 0
+
+
+def test_ctrl_c_in_its_terminal_ends_the_daemon_and_no_run(home: Tau) -> None:
+    daemon, terminal = in_terminal(home)
+    read_until(terminal, b"socket")
+    home.deploy_it("import time\ndef it(ctx):\n    ctx.log('in')\n    time.sleep(300)")
+    live = home("run", "it", "--detach")["run_id"]
+    eventually(lambda: home.call("logs", run_id=live)["lines"])
+    os.write(terminal, b"\x03")
+    assert daemon.wait(30) in (0, 130)
+    os.close(terminal)
+    home.start()
+    assert home("inspect", live)["status"] == "running"
+
+
+def test_a_second_signal_ends_a_daemon_that_cannot_stop(home: Tau) -> None:
+    home.start()
+    home.deploy(QUICK)
+    pid = home.pid()
+    db = sqlite3.connect(home.home / "tau.db", isolation_level=None)
+    db.execute("BEGIN IMMEDIATE")  # its last word cannot be written
+    os.kill(pid, signal.SIGTERM)
+    eventually(lambda: not reachable(home))
+    os.kill(pid, signal.SIGTERM)
+    eventually(lambda: not is_running(pid), 3.0)
+    db.close()
+    assert home.start()["changed"] is True
+    assert home("run", "quick")["status"] == "success"
+
+
+def reachable(tau: Tau) -> bool:
+    """Whether anybody listens."""
+    try:
+        with tau.connect():
+            return True
+    except OSError:
+        return False
+
+
+def test_an_empty_environment_and_a_directory_that_cannot_be_written_will_do(home: Tau) -> None:
+    environ = {"PYTHONPATH": home.environ["PYTHONPATH"], "LANG": "C", "LC_ALL": "C"}
+    where: dict[str, Any] = {"env": environ, "cwd": "/proc", "capture_output": True, "timeout": 60}
+    started = subprocess.run([*python("taud"), "--home", home.home, "--detach"], **where)
+    assert started.returncode == 0, started.stderr
+    home.deploy("# élève\n" + QUICK)
+    told = subprocess.run(
+        [*python("main"), "run", "quick", "-p", "blob=éé"], **where | {"env": environ | {"TAU_HOME": str(home.home)}}
+    )
+    assert json.loads(told.stdout)["result"] == 2
+    subprocess.run([*python("main"), "shutdown"], **where | {"env": environ | {"TAU_HOME": str(home.home)}})
+    eventually(lambda: not home.socket.exists())
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_the_first_files_of_a_daemon_do_not_become_its_outputs(home: Tau, closed: str) -> None:
+    command = " ".join(f"'{word}'" for word in python("taud"))
+    subprocess.run(["sh", "-c", f"{command} {closed} &"], env=home.environ, timeout=30, check=True,
+                   stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)  # fmt: skip
+    eventually(lambda: reachable(home))
+    home.deploy("import os, sys\n" + QUICK.replace("return ", "print('out')\n    os.write(2, b'err\\n')\n    return "))
+    run = home("run", "quick")
+    assert sorted(line["message"] for line in home("logs", run["run_id"])["lines"]) == ["err", "out"]
+    for number in (0, 1, 2):
+        assert "/dev/" in os.readlink(f"/proc/{home.pid()}/fd/{number}")
+
+
+def test_a_home_on_a_network_disk_is_warned_of(home: Tau) -> None:
+    code = "import sys, tau\ntau.NETWORKS = (tau.file_system(sys.argv.pop()),)\nsys.exit(tau.taud())"
+    daemon = subprocess.Popen(
+        [sys.executable, "-P", "-c", code, home.home], env=home.environ, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        text=True,
+    )  # fmt: skip
+    assert daemon.stdout is not None
+    assert daemon.stdout.readline()
+    kind = module.file_system(str(home.home))
+    assert (
+        f"the home is on {kind}, where locks cannot be trusted: keep it on a local disk" in home("status")["warnings"]
+    )
+    daemon.send_signal(signal.SIGTERM)
+    assert "cannot be trusted" in daemon.communicate(timeout=30)[1]
+
+
+def test_a_file_system_is_known_by_the_longest_mount(tmp_path: Path) -> None:
+    assert module.file_system("/proc/self") == "proc"
+    assert module.file_system(str(tmp_path)) == module.file_system(str(tmp_path / "not" / "there"))
+
+
+def test_a_client_that_stops_reading_does_not_let_the_log_of_the_database_grow(home: Tau) -> None:
+    home.start()
+    home.deploy(
+        "from tau import pipeline\n@pipeline\ndef chatty(ctx):\n    for n in range(9000):\n        ctx.log('x' * 90)\n"
+    )
+    home.deploy(QUICK, "quick.py")
+    chatty = home("run", "chatty")["run_id"]
+    log, blob = home.home / "tau.db-wal", "x" * 200_000
+
+    def write(megabytes: int) -> None:
+        for _ in range(megabytes * 5 // 2):  # what a run is given is written, and again as it begins
+            assert home.call("run", name="quick", params={"blob": blob})["status"] == "success"
+
+    with home.connect() as stuck:
+        for number in range(5):
+            stuck.send({"id": number, "method": "logs", "params": {"run_id": chatty, "tail": 9000}})
+        stuck.send({"id": 9, "method": "logs", "params": {"run_id": chatty, "tail": 9000, "follow": True}})
+        write(24)
+        assert log.stat().st_size < 12 << 20
+        reader = sqlite3.connect(home.home / "tau.db", isolation_level=None)
+        reader.execute("BEGIN")
+        reader.execute("SELECT count(*) FROM runs").fetchone()
+        before = log.stat().st_size
+        write(12)
+        assert log.stat().st_size > before + (6 << 20)  # as it would, if what is read for a client were held
+        reader.close()
+
+
+#: What no store could keep as it is → how it is refused, at the edge.
+BEYOND = [
+    (b'{"name":"quick","params":{"n":9223372036854775808}}', "parse_error", "9223372036854775808 is out of range"),
+    (b'{"name":"quick","params":{"n":-9223372036854775809}}', "parse_error", "is out of range"),
+    (b'{"name":"quick","params":{"n":' + b"9" * 400 + b"}}", "parse_error", "is out of range"),
+    (b'{"name":"quick","params":{"n":NaN}}', "parse_error", "NaN is not JSON"),
+    (b'{"name":"quick","params":{"n":1e999}}', "parse_error", "1e999 is out of range"),
+    (b'{"name":"quick","params":{"s":"\\ud800"}}', "parse_error", "surrogates not allowed"),
+    (b'{"name":"quick","timeout":1e400}', "parse_error", "is out of range"),
+    (b'{"name":"quick","params":{"blob":"' + b"x" * (1 << 20) + b'"}}', "bad_request", "params are larger than"),
+]
+
+
+@pytest.mark.parametrize(("params", "code", "message"), BEYOND, ids=range(len(BEYOND)))
+def test_what_the_store_could_not_keep_makes_no_run(tau: Tau, params: bytes, code: str, message: str) -> None:
+    tau.deploy(QUICK)
+    before = tau.call("status")["runs"]
+    with tau.connect() as wire:
+        error = wire.ask(b'{"id":1,"method":"run","params":' + params + b"}\n")["error"]
+    assert (error["data"]["code"], message in error["message"]) == (code, True), error
+    assert tau.call("status")["runs"] == before
+
+
+def test_what_the_store_can_keep_comes_back_as_it_was(tau: Tau) -> None:
+    tau.deploy(QUICK)
+    params = {"low": -(2**63), "high": 2**63 - 1, "nul\0": "\0", "tiny": 5e-324, "😀": "\x7f\u2028"}
+    run_id = tau.call("run", name="quick", params=params)["run_id"]
+    assert tau("inspect", run_id)["params"] == params
+
+
+def test_root_is_warned_and_served(tau: Tau) -> None:
+    warned = "taud runs as root, and so does every pipeline" in tau("status")["warnings"]
+    assert warned == (os.geteuid() == 0)
