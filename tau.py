@@ -5586,6 +5586,10 @@ RuntimeDirectoryPreserve=yes
 LimitNOFILE=65536
 LimitCORE=0
 TasksMax=4096
+# With systemd 254 or newer, [limits] memory_bytes can bound what a run and all that it starts really use
+# (and ProtectControlGroups=no below):
+#Delegate=memory
+#DelegateSubgroup=taud
 
 NoNewPrivileges=yes
 CapabilityBoundingSet=

@@ -311,7 +311,7 @@ def test_the_environments_of_the_readme_can_be_read(home: Tau) -> None:
 
 
 def test_the_commands_of_an_upgrade_work(home: Tau) -> None:
-    (block,) = (block for block in blocks("bash") if "tau doctor" in block)
+    (block,) = (block for block in blocks("bash") if "tau shutdown --drain" in block)
     home.start()
     run_id = home.run_it("def it(ctx):\n    return 1")["run_id"]
     for line in block.splitlines():

@@ -302,7 +302,7 @@ class World:
         self.store.move(run_id, "running")
         self.store.move(run_id, status, ", finished_at = ?", module.rfc3339(self.clock.wall))
         name = self.rows("SELECT pipeline FROM runs WHERE run_id = ?", run_id)[0][0]
-        self.store.event("run.finished", name, run_id, {"status": status})
+        self.store.event("run.finished", name, run_id, {"status": status, "duration_ms": None})
         self.store.on_finish(name, run_id, status)
 
     async def finish_all(self, status: str = "success") -> None:
