@@ -238,6 +238,8 @@ LINE_BYTES_STRANGER = 8 << 10
 JSON_DEPTH_MAX = 64
 INT_DIGITS_MAX = 20
 CONNECTIONS_MAX = 1024
+#: Of the descriptors that taud may have so many are for its own work; where that leaves few, bounds on peers are lower.
+DESCRIPTORS_KEPT = 64
 #: Connections from the network that have not said a byte, that are in the middle of a TLS handshake, and that have
 #: not shown a key yet: of each so many, and for one more the oldest must go.
 SILENT_MAX = 1024
@@ -4864,6 +4866,8 @@ class Daemon:
         self.listeners: list[asyncio.Server | Door] = []
         self.connections: set[Connection] = set()
         self.strangers: dict[Connection, None] = {}  # those that have not shown a key, the oldest first
+        self.room = 0  # descriptors that peers may have in all
+        self.unix: list[socket.socket] = []  # the Unix sockets that are served
         self.keys = Keys(home, settings, self.store)
         self.tls = make_tls(settings)
         self.started = time.time()
@@ -4895,7 +4899,7 @@ class Daemon:
             for number in (signal.SIGTERM, signal.SIGINT):
                 loop.add_signal_handler(number, self.on_signal)
             signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until there is something to reload
-            raise_file_limit()
+            self.room = raise_file_limit() - DESCRIPTORS_KEPT
             self.store.open(loop)
             self.agenda.open()
             sweep_sources(self.home, self.store.ask.source_names())
@@ -4907,6 +4911,8 @@ class Daemon:
             self.executor.spawn(self.retention.watch())
             for listener in self.listeners:
                 await listener.start_serving()
+            for one in self.unix:
+                one.listen(1024)  # so many may knock; asyncio takes in fewer at once
             ready = {"pid": os.getpid(), "socket": self.socket_path}
             os.pwrite(lock, encode(ready), 0)
             logging.getLogger("tau").info("taud %s serves %s, pid %s", __version__, self.home, os.getpid())
@@ -4962,9 +4968,18 @@ class Daemon:
         """A Unix socket is open, for whom it admits by its peer credentials."""
         loop = asyncio.get_running_loop()
         self.addresses.append(f"unix://{name}")
+        self.unix.append(bound)
         return await loop.create_unix_server(
-            lambda: Lines(self, group=group), sock=bound, backlog=1024, start_serving=False, **KEEP_FILE
+            lambda: Lines(self, group=group),
+            sock=bound,
+            backlog=DESCRIPTORS_KEPT // 2,
+            start_serving=False,
+            **KEEP_FILE,
         )
+
+    def most(self, bound: int) -> int:
+        """How many peers of a kind there may be: *bound*, but all together they have only so many descriptors."""
+        return max(min(bound, self.room // 4), 1)
 
     def listen_tcp(self, bound: list[socket.socket]) -> None:
         """Bound TCP sockets are served, to whoever has a key."""
@@ -4996,7 +5011,7 @@ class Daemon:
         def on_tcp() -> Connection:
             return Doorstep(self, self.keys)
 
-        return Door(bound, self.tls, on_tcp)
+        return Door(bound, self.tls, on_tcp, self.most(SILENT_MAX), self.most(SHAKING_MAX))
 
     def reload(self) -> None:
         """SIGHUP: the configuration file is read again.  One that cannot be used changes nothing, and is told."""
@@ -5169,12 +5184,13 @@ def set_up_log(level: str) -> None:
     logging.getLogger().handlers[0].format = each_line  # type: ignore[method-assign]
 
 
-def raise_file_limit() -> None:
-    """As many descriptors as the system lets us have, within reason."""
+def raise_file_limit() -> int:
+    """As many descriptors as the system lets us have, within reason: how many."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = 65_536 if hard == resource.RLIM_INFINITY else min(hard, 65_536)
     if soft < wanted:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+    return max(soft, wanted) if soft != resource.RLIM_INFINITY else wanted
 
 
 def find_group(name: str) -> int | None:
@@ -5281,8 +5297,12 @@ class Door:
     must speak TLS.  Those who keep it waiting are bounded in number: one more, and the oldest must go.
     """
 
-    def __init__(self, bound: socket.socket, context: ssl.SSLContext | None, on_peer: Callable[[], Connection]) -> None:
+    def __init__(
+        self, bound: socket.socket, context: ssl.SSLContext | None, on_peer: Callable[[], Connection],
+        silent_max: int, shaking_max: int,
+    ) -> None:  # fmt: skip
         self.bound, self.context, self.on_peer = bound, context, on_peer
+        self.silent_max, self.shaking_max = silent_max, shaking_max
         self.silent: dict[asyncio.Task[None], None] = {}  # those who have not said a byte, the oldest first
         self.shaking: dict[asyncio.Task[None], None] = {}  # those in the middle of a handshake
         self.accepting: asyncio.Task[None] | None = None
@@ -5310,13 +5330,15 @@ class Door:
                 await asyncio.sleep(ACCEPT_PAUSE_S)
                 continue
             task = loop.create_task(self.meet(peer))
-            task.add_done_callback(self.forget)
-            put_last(self.silent, task, SILENT_MAX)
+            task.add_done_callback(lambda done, peer=peer: self.forget(done, peer))  # type: ignore[misc]
+            put_last(self.silent, task, self.silent_max)
 
-    def forget(self, task: asyncio.Task[None]) -> None:
+    def forget(self, task: asyncio.Task[None], peer: socket.socket) -> None:
         """A peer is in, or gone."""
         self.silent.pop(task, None)
         self.shaking.pop(task, None)
+        if task.cancelled():  # before it began
+            peer.close()
 
     async def meet(self, peer: socket.socket) -> None:
         """A peer that speaks is let in, after a handshake if there must be one; else it is let go."""
@@ -5333,7 +5355,7 @@ class Door:
                     peer.send(encode(refusal(None, BadRequest("this port speaks TLS", "tls:// or https://"))))
                     peer.close()
                     return
-                put_last(self.shaking, task, SHAKING_MAX)
+                put_last(self.shaking, task, self.shaking_max)
             if first:
                 await asyncio.get_running_loop().connect_accepted_socket(self.on_peer, peer, ssl=self.context, **limits)
             else:
@@ -5720,7 +5742,7 @@ class Connection(Protocol):
         self.transport = transport
         transport.set_write_buffer_limits(high=WRITE_BUFFER_BYTES)
         self.daemon.connections.add(self)
-        if len(self.daemon.connections) - len(self.daemon.strangers) > CONNECTIONS_MAX:
+        if len(self.daemon.connections) - len(self.daemon.strangers) > self.daemon.most(CONNECTIONS_MAX):
             self.turn_away(Unavailable("too many connections", "close some, or try again later"))
 
     def connection_lost(self, problem: Exception | None) -> None:
@@ -6072,7 +6094,7 @@ class Doorstep(Connection):
         self.timer = asyncio.get_running_loop().call_later(HELLO_S, transport.abort)
         strangers = self.daemon.strangers
         strangers[self] = None
-        if len(strangers) > STRANGERS_MAX:
+        if len(strangers) > self.daemon.most(STRANGERS_MAX):
             oldest = next(iter(strangers))
             del strangers[oldest]
             oldest.transport.abort()

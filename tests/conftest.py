@@ -14,6 +14,7 @@ import tempfile
 import textwrap
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -286,6 +287,29 @@ class Wire:
         answer = self.ask({"id": 1, "method": method, "params": params})
         assert "result" in answer, answer
         return answer["result"]
+
+
+@contextmanager
+def served(made: Tau, *words: str, code: str = "", files: int = 0) -> Iterator[subprocess.Popen[str]]:
+    """A daemon in the foreground, after some *code* has been run in its process; with so many descriptors at most."""
+    program = f"import resource, sys, tau\n{code}\n"
+    if files:
+        program += f"resource.setrlimit(resource.RLIMIT_NOFILE, ({files}, {files}))\n"
+    command = [*python("taud")[:-1], program + "sys.exit(tau.taud())", *words]
+    if made.port:
+        command += ["--port", str(made.port)]
+    with open(made.work / "taud.log", "w") as log:
+        daemon = subprocess.Popen(
+            command, env=made.environ, cwd=made.work, stdout=subprocess.PIPE, stderr=log, text=True
+        )
+        assert daemon.stdout is not None
+        try:
+            assert daemon.stdout.readline(), (made.work / "taud.log").read_text()
+            yield daemon
+        finally:
+            daemon.terminate()
+            daemon.wait(20)
+            daemon.stdout.close()
 
 
 def make_home(config: str = "", transport: str = "unix") -> Tau:

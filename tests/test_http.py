@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from conftest import Tau, eventually, make_home, python, started
+from conftest import Tau, eventually, make_home, served, started
 
 import tau as module
 
@@ -284,11 +284,14 @@ def test_a_web_page_cannot_reach_a_later_line(web: Tau) -> None:
 
 def test_a_long_wait_gives_signs_of_life() -> None:
     made = make_home("", "http")
-    quick = "import sys, tau; tau.PULSE_S = 0.05; sys.exit(tau.taud())"
-    words = [*python("taud")[:-1], quick, "--port", str(made.port)]
-    daemon = subprocess.Popen(words, env=made.environ, cwd=made.work, stdout=subprocess.PIPE)
-    assert daemon.stdout is not None
-    daemon.stdout.readline()
+    with served(made, code="tau.PULSE_S = 0.05"):
+        wait_through_pulses(made)
+    made.stop()
+    made.home.parent.rmdir()
+
+
+def wait_through_pulses(made: Tau) -> None:
+    """Runs something that takes longer than some pulses."""
     made.deploy_it(
         "from pathlib import Path\nimport time\ndef it(ctx):\n    while not Path('go').exists(): time.sleep(0.01)\n    return 5"
     )
@@ -301,11 +304,6 @@ def test_a_long_wait_gives_signs_of_life() -> None:
         assert [file.readline() for _ in range(3)] == [b"1\r\n", b"\n", b"\r\n"]
         (made.home / "data/it/go").touch()
         assert b'"result":5' in file.read()
-    made("--home", made.home, "shutdown")
-    assert daemon.wait(20) == 0
-    daemon.stdout.close()
-    made.stop()
-    made.home.parent.rmdir()
 
 
 def test_a_client_that_goes_leaves_nothing(web: Tau) -> None:

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
+import socket
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Tau, eventually
+from conftest import Tau, eventually, free_port, served
 
 import tau as module
 
@@ -179,3 +183,69 @@ def test_depth_is_counted_without_recursion() -> None:
     assert module.depth(document) == 100_001
     while document:  # and taken apart without recursion too
         document = document.pop()
+
+
+def test_a_request_must_be_finished_in_time(home: Tau) -> None:
+    with served(home, code="tau.PATIENCE_S = 0.2"), home.connect() as slow, home.connect() as idle:
+        slow.send(b'{"id":1,"meth')
+        assert slow.receive() is None  # closed
+        assert idle.call("ping")["protocol"] == module.PROTOCOL  # to be silent between requests is no offence
+
+
+def test_a_reader_must_read(home: Tau) -> None:
+    with served(home, code="tau.PATIENCE_S = 0.2"), home.connect() as lazy:
+        lazy.socket.setblocking(False)
+        request = json.dumps({"id": 1, "method": "schema"}).encode() + b"\n"
+        with suppress(BlockingIOError):
+            for _ in range(2_000):
+                lazy.send(request)
+        eventually(lambda: home.call("status")["connections"] == 1)
+        pid = int(json.loads((home.home / "tau.lock").read_text())["pid"])
+        resident = int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+        assert resident < 150 << 20
+
+
+def test_where_descriptors_are_few_peers_have_fewer(home: Tau) -> None:
+    home.port = free_port()
+    with served(home, files=160), home.connect() as first:
+        assert first.call("status")["connections"] == 1
+        home.deploy_it("def it(ctx):\n    return 1")
+        crowd = [home.connect() for _ in range(100)]
+        refused = [wire for wire in crowd if (answer := wire.ask({"id": 1, "method": "ping"})) and "error" in answer]
+        assert len(refused) >= 70
+        strangers = [socket.create_connection(("127.0.0.1", home.port), 10) for _ in range(100)]
+        assert first.call("run", name="it")["status"] == "success"  # there is room for its own work
+        for peer in strangers:
+            peer.close()
+        for wire in crowd:
+            wire.__exit__()
+        eventually(lambda: home.command("list").exit == 0)
+    assert "Traceback" not in (home.work / "taud.log").read_text()
+
+
+def test_a_daemon_with_many_connections_stops_without_a_word(home: Tau) -> None:
+    with served(home, "--log-level", "warning") as daemon:
+        home.deploy_it("import time\ndef it(ctx):\n    time.sleep(60)")
+        wires = [home.connect() for _ in range(200)]
+        for wire in wires:
+            wire.send({"id": 1, "method": "run", "params": {"name": "it"}})
+        eventually(lambda: home.call("status")["queued"] >= 150)
+        assert home("shutdown", "--cancel")["stopping"] is True
+        assert daemon.wait(30) == 0
+        for wire in wires:
+            wire.__exit__()
+    warning = "taud runs as root"
+    lines = [line for line in (home.work / "taud.log").read_text().splitlines() if warning not in line]
+    assert lines == []
+
+
+def test_versions_of_deploys_at_the_same_time_are_distinct_and_dense(fresh: Tau) -> None:
+    wires = [fresh.connect() for _ in range(12)]
+    for number, wire in enumerate(wires):
+        text = f"from tau import pipeline\n@pipeline\ndef it(ctx):\n    return {number}\n"
+        wire.send({"id": number, "method": "deploy", "params": {"files": [{"path": "x.py", "text": text}]}})
+    answers = [wire.receive()["result"]["pipelines"][0]["version"] for wire in wires]
+    for wire in wires:
+        wire.__exit__()
+    assert sorted(answers) == list(range(1, 13))
+    assert fresh("run", "it")["result"] == answers.index(12)

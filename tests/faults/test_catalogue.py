@@ -175,23 +175,74 @@ E4 | a path too long for a socket
 E5 | SIGTERM, twice | A second signal ends it at once
     test_sigterm_leaves_live_runs_to_the_next_daemon test_a_second_signal_ends_a_daemon_that_cannot_stop
     test_an_upgrade_while_runs_are_live_and_queued test_draining_admits_nothing_new_and_a_signal_ends_it
-E6 | SIGHUP, SIGPIPE, a closed terminal | SIGHUP is ignored
+E6 | SIGHUP, SIGPIPE, a closed terminal | make it read its configuration again
+    test_sighup_reads_the_configuration_again test_a_terminal_that_closes_does_not_end_it
     test_hangups_broken_pipes_and_a_closed_terminal_end_no_daemon test_ctrl_c_in_its_terminal_ends_the_daemon_and_no_run
 E7 | an empty environment, closed descriptors
     test_an_empty_environment_and_a_directory_that_cannot_be_written_will_do
     test_the_first_files_of_a_daemon_do_not_become_its_outputs test_closed_standard_descriptors_do_no_harm
 E8 | root
     test_root_is_warned_and_served
+E9 | started by its socket
+    test_systemd_socket_activate_starts_it_upon_the_first_command test_the_first_command_starts_it_and_killing_it_loses_nothing
+E10 | a loop that does not turn
+    test_a_frozen_daemon_stops_pinging_and_is_replaced_while_its_run_goes_on
+    test_a_blocked_event_loop_stops_pinging_and_says_where_it_is
 E11 | no daemon
     test_without_a_daemon_it_is_exit_6_and_says_how_to_start_one test_why_there_is_no_daemon_is_told_apart
 E12 | a log that cannot be written | A log that cannot be written is done without
     test_a_log_that_nobody_takes_harms_nobody test_a_full_disk_below_the_log_harms_nobody
+N1 | a slow client
+    test_a_request_must_be_finished_in_time test_an_attack_changes_nothing_for_others
+N2 | a client that does not read | who does not read for 30 s is dropped
+    test_a_reader_must_read
+N3 | a client that is half gone
+    test_a_peer_that_has_said_all_still_gets_its_answers test_clients_that_die_waiting_are_let_go
+    test_a_client_that_goes_leaves_nothing test_an_attack_changes_nothing_for_others
+N4 | an endless line
+    test_a_line_of_20_mb_is_refused_without_being_kept
+N5 | deep nesting
+    test_a_bad_request_is_refused_and_the_connection_goes_on test_depth_is_counted_without_recursion
+N6 | other encodings
+    test_what_is_not_json_ends_the_connection
+N7 | numbers and texts that are none
+    test_what_is_not_json_ends_the_connection test_what_the_store_could_not_keep_makes_no_run
+N8 | odd requests
+    test_a_bad_request_is_refused_and_the_connection_goes_on test_ids_are_given_back_as_they_came
+    test_a_batch_is_answered_as_an_array_without_its_notifications
+N9 | ten thousand requests at once
+    test_requests_may_be_pipelined_and_answers_carry_their_id
+N10 | thousands of connections | With a key, 1,024 connections
+    test_200_idle_connections_disturb_nobody test_where_descriptors_are_few_peers_have_fewer
+    test_the_one_who_waits_longest_goes_first
+N11 | no descriptors left
+    test_where_descriptors_are_few_peers_have_fewer
+N12 | TLS, SSH and HTTP where something else is spoken
+    test_what_is_no_tongue_at_all_is_told_so_at_once test_odd_requests_get_their_status
+    test_a_web_page_cannot_reach_a_later_line test_the_client_tells_why_there_is_no_tls
+N13 | deploys of one name at the same time
+    test_versions_of_deploys_at_the_same_time_are_distinct_and_dense
+    test_the_same_new_file_deployed_at_once_is_one_version
+N14 | undeployed during a run
+    test_undeploy_cancels_what_is_queued_and_lets_live_runs_end
+N15 | deployed during a run
+    test_a_run_keeps_the_version_it_was_queued_with
+N16 | odd names
+    test_a_file_that_does_not_load_says_where test_what_cannot_be_deployed_together_is_refused
+N17 | a client that dies waiting
+    test_clients_that_die_waiting_are_let_go
+N18 | a restart while somebody waits
+    test_an_upgrade_while_runs_are_live_and_queued test_a_lost_read_is_repeated_and_a_lost_write_is_not
+N19 | versions that differ
+    test_what_answers_is_told_apart test_a_method_that_a_daemon_of_another_version_lacks_is_said_to_be_one
+N20 | many connections when it stops
+    test_a_daemon_with_many_connections_stops_without_a_word
 """
 #: What there must be, without gaps.
 IDS = [
     f"{letter}{number}"
     for letter, numbers in (
-        ("D", range(1, 16)), ("W", range(1, 25)), ("C", range(1, 14)), ("S", range(1, 15)), ("E", (*range(1, 9), 11, 12))
+        ("D", range(1, 16)), ("W", range(1, 25)), ("C", range(1, 14)), ("S", range(1, 15)), ("E", range(1, 13)), ("N", range(1, 21))
     )
     for number in numbers
 ]  # fmt: skip
