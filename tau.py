@@ -5738,12 +5738,10 @@ class Connection(Protocol):
     # asyncio calls these.
 
     def connection_made(self, transport: Any) -> None:
-        """Admits a peer, or tells it why not and closes."""
+        """A peer is there."""
         self.transport = transport
         transport.set_write_buffer_limits(high=WRITE_BUFFER_BYTES)
         self.daemon.connections.add(self)
-        if len(self.daemon.connections) - len(self.daemon.strangers) > self.daemon.most(CONNECTIONS_MAX):
-            self.turn_away(Unavailable("too many connections", "close some, or try again later"))
 
     def connection_lost(self, problem: Exception | None) -> None:
         """Nothing of this connection is left: no task, no timer."""
@@ -5794,9 +5792,11 @@ class Connection(Protocol):
     # Ours.
 
     def admit(self, caller: Caller) -> None:
-        """The peer is a stranger no more."""
-        self.caller = caller
+        """The peer is a stranger no more; Unavailable if there are too many like it."""
         self.daemon.strangers.pop(self, None)
+        if len(self.daemon.connections) - len(self.daemon.strangers) > self.daemon.most(CONNECTIONS_MAX):
+            raise Unavailable("too many connections", "close some, or try again later")
+        self.caller = caller
 
     def forget_timer(self) -> None:
         """Nothing is overdue."""
@@ -5916,12 +5916,15 @@ class Lines(Connection):
     def connection_made(self, transport: Any) -> None:
         """Admits the peer, or tells it why not and closes."""
         super().connection_made(transport)
-        if self.keys is None and not self.closing:
+        if self.keys is None:
             name = local_peer(transport.get_extra_info("socket"), self.group)
-            if name:
+            try:
+                if not name:
+                    raise Forbidden("this socket belongs to another user", "see [daemon] group")
                 self.admit(Caller(name, "admin", local=True))
-            else:
-                self.turn_away(Forbidden("this socket belongs to another user", "see [daemon] group"))
+            except TauError as problem:
+                self.send(refusal(None, problem))
+                transport.close()  # at once, for there may be no descriptors to spare
 
     def data_received(self, data: bytes) -> None:
         """Splits what came into lines and begins as many as may be in flight."""
@@ -6087,8 +6090,6 @@ class Doorstep(Connection):
     def connection_made(self, transport: Any) -> None:
         """The peer is a stranger; too many of them, and the one that is silent longest must go."""
         super().connection_made(transport)
-        if transport.is_closing():
-            return
         keep_alive(transport.get_extra_info("socket"))
         self.remote = str((transport.get_extra_info("peername") or ("?",))[0])
         self.timer = asyncio.get_running_loop().call_later(HELLO_S, transport.abort)
@@ -6218,6 +6219,8 @@ class Exchange(Connection):
             self.admit(await self.keys.admit(given.strip() if scheme.lower() == "bearer" else None, self.remote))
         except Forbidden as problem:
             raise Unreadable(401, problem, "WWW-Authenticate: Bearer") from None
+        except Unavailable as problem:
+            raise Unreadable(503, problem) from None
         self.forget_timer()
 
     def show(self, head: Head, page: Page) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Tau, eventually, free_port, served
+from conftest import Tau, Wire, eventually, free_port, served
 
 import tau as module
 
@@ -205,14 +205,20 @@ def test_a_reader_must_read(home: Tau) -> None:
         assert resident < 150 << 20
 
 
+def ask_anyway(wire: Wire) -> Any:
+    """What comes back from a connection that may have been closed already."""
+    with suppress(BrokenPipeError):
+        wire.send({"id": 1, "method": "ping"})
+    return wire.receive()
+
+
 def test_where_descriptors_are_few_peers_have_fewer(home: Tau) -> None:
     home.port = free_port()
     with served(home, files=160), home.connect() as first:
         assert first.call("status")["connections"] == 1
         home.deploy_it("def it(ctx):\n    return 1")
         crowd = [home.connect() for _ in range(100)]
-        refused = [wire for wire in crowd if (answer := wire.ask({"id": 1, "method": "ping"})) and "error" in answer]
-        assert len(refused) >= 70
+        assert sum("error" in ask_anyway(wire) for wire in crowd) >= 70
         strangers = [socket.create_connection(("127.0.0.1", home.port), 10) for _ in range(100)]
         assert first.call("run", name="it")["status"] == "success"  # there is room for its own work
         for peer in strangers:
