@@ -9513,6 +9513,7 @@ def outpost(folder: str, parcel: Json) -> None:
     """The entry on another machine, from the bootstrap of Relay: runs the job of a parcel in a private folder."""
     adopt_orphans()
     os.umask(0o077)
+    faulthandler.enable(2)  # as fork_server() does
     import_all()
     Outpost(unpack(folder, parcel)).serve()
 
@@ -10252,7 +10253,7 @@ def start_record(job: Json, born: str | None) -> Json:
     """Who this process is."""
     about = {"t": "start", "format": JOURNAL_FORMAT, "pid": os.getpid(), "started": born, "boot": job["boot"]}
     about |= {"session": os.getsid(0), "server": job["server"], "at": now(), "mono": monotonic()}
-    return about | job.get("place", {})
+    return {**about, **job.get("place", {})}
 
 
 def run_process(job: Json, born: str | None) -> int:

@@ -1,0 +1,375 @@
+"""A run on another machine is a run: the same document, the same ends, and nothing left of it there."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import textwrap
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import Tau, eventually, is_running, make_home, started
+from elsewhere import MACHINES, PYTHON
+
+LOST_AFTER_S = 3.0
+
+
+def config_of(command: list[str], **more: Any) -> str:
+    """A configuration with one executor, `far`, and another one that soon takes silence for an end."""
+    rows = "".join(f"{key} = {json.dumps(value)}\n" for key, value in more.items())
+    far = f"[executors.far]\ncommand = {json.dumps(command)}\npython = {json.dumps(PYTHON)}\n{rows}"
+    quiet = far.replace("executors.far", "executors.quiet") + f"lost_after_s = {LOST_AFTER_S}\n"
+    return f"[daemon]\nstop_grace_s = 0.5\n{far}{quiet if 'lost_after_s' not in more else ''}"
+
+
+@pytest.fixture(scope="module", params=MACHINES)
+def far(request: pytest.FixtureRequest) -> Iterator[Tau]:
+    """A daemon whose executor `far` leads to another machine, in one of the ways there are."""
+    with MACHINES[request.param]() as command:
+        yield from started(make_home(config_of(command)))
+
+
+@pytest.fixture
+def lone(request: pytest.FixtureRequest) -> Iterator[Tau]:
+    """A daemon with the configuration that the test gives as its parameter."""
+    yield from started(make_home(request.param))
+
+
+def run_far(tau: Tau, text: str, *words: str, exit: int = 0) -> Any:
+    """Deploys text whose function `it` is the pipeline, and runs it on the executor."""
+    return tau.run_it(text, "--executor", "far", *words, exit=exit)
+
+
+def start_far(tau: Tau, text: str, executor: str = "far") -> tuple[str, list[int]]:
+    """Starts such a run, which logs the pids of its processes; its id and those."""
+    tau.deploy_it(text)
+    run_id = tau("run", "it", "--executor", executor, "--detach")["run_id"]
+    lines = eventually(lambda: tau.call("logs", run_id=run_id)["lines"], 30)
+    return run_id, [int(pid) for pid in lines[0]["message"].split()]
+
+
+#: It does not want to end, and has a child that does not either.
+STUBBORN = """
+import os, signal, subprocess, sys, time
+def it(ctx):
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    child = subprocess.Popen([sys.executable, '-c', 'import signal, time; signal.signal(15, signal.SIG_IGN); '
+        'print(1, flush=True); time.sleep(600)'], stdout=subprocess.PIPE, start_new_session=True)
+    child.stdout.read(1)
+    ctx.log(f'{os.getpid()} {child.pid}')
+    time.sleep(600)
+"""
+SLEEPING = "import os, time\ndef it(ctx):\n    ctx.log(os.getpid())\n    time.sleep(600)"
+
+# The document.
+
+#: What differs from one run to the next, or from one machine to the other.
+DIFFERS = (
+    "run_id",
+    "key",
+    "executor",
+    "queued_at",
+    "started_at",
+    "finished_at",
+    "duration_ms",
+    "cpu_ms",
+    "max_rss_bytes",
+)
+
+
+def comparable(run: Json) -> Json:
+    """The document without what must differ; keys stay."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: type(item).__name__ if key in DIFFERS else plain(item) for key, item in value.items()}
+        return [plain(item) for item in value] if isinstance(value, list) else value
+
+    document: Json = plain(run)
+    document["executor"] = None
+    document["trace"]["log_tail"].sort()  # what is written to a descriptor has no place among what is logged
+    text = json.dumps(document).replace(run["run_id"], "RUN")
+    return json.loads(re.sub(r"0x[0-9a-f]+", "0x", text))
+
+
+Json = dict[str, Any]
+
+SAME = {
+    "a success": """
+        import os, subprocess
+        async def it(ctx, n: int = 3):
+            async with ctx.step('outer') as step:
+                with ctx.step('inner'):
+                    ctx.log('logged', rows=1)
+                step.rows_in, step.rows_out = n, 2
+            print('printed')
+            os.write(2, b'written\\n')
+            subprocess.run(['echo', 'native'])
+            ctx.check(n > 2, ('no surprise', True))
+            ctx.metric('rows', n)
+            ctx.progress(1, 2, 'half')
+            return {'n': n, 'rows': ctx.transform([{'a': 1}, {'a': 2}], 'SELECT sum(a) AS a FROM data')}
+        """,
+    "an exception": """
+        def it(ctx):
+            row = {'amount': 'x', 'password': 'y'}
+            with ctx.step('transform'):
+                try:
+                    int(row['amount'])
+                except ValueError as problem:
+                    raise KeyError('amount') from problem
+        """,
+    "a check": "def it(ctx):\n    ctx.check(1 > 2)",
+    "no JSON": "def it(ctx):\n    return object",
+    "sys.exit": "import sys\ndef it(ctx):\n    sys.exit(4)",
+    "os._exit": "import os\ndef it(ctx):\n    with ctx.step('a'):\n        os._exit(3)",
+    "os._exit(0)": "import os\ndef it(ctx):\n    os._exit(0)",
+    "kill -9": "import os\ndef it(ctx):\n    ctx.log('last words')\n    os.kill(os.getpid(), 9)",
+    "a time limit": "import time\ndef it(ctx):\n    with ctx.step('long'):\n        time.sleep(600)",
+    "a flood": "def it(ctx):\n    for i in range(12_000):\n        print(i)\n    return i",
+    "a flood from below": "import os\ndef it(ctx):\n    os.system('seq 12000')\n    return 1",
+}
+
+
+@pytest.mark.parametrize("name", SAME)
+def test_the_document_is_that_of_a_local_run(far: Tau, name: str) -> None:
+    source = "from tau import pipeline\n" + textwrap.dedent(SAME[name]).lstrip("\n")
+    limit = "timeout=1.0" if name == "a time limit" else ""
+    far.deploy(re.sub(r"^(async )?def it\(", rf"@pipeline({limit})\n\g<0>", source, flags=re.MULTILINE))
+    runs = [far.command("run", "it", "--executor", executor).json for executor in ("local", "far")]
+    assert [run["executor"] for run in runs] == [None, "far"]
+    assert comparable(runs[1]) == comparable(runs[0])
+    logs = [far("logs", "--run", run["run_id"], "--tail", 20_000)["lines"] for run in runs]
+    about = [sorted((line["message"], line["stream"], line["step"], line["level"]) for line in one) for one in logs]
+    if "flood" not in name:
+        assert about[0] == about[1]
+    assert runs[1]["resources"]["max_rss_bytes"] > 0
+
+
+def test_a_crash_of_the_interpreter_leaves_its_frames_in_the_log(far: Tau) -> None:
+    run = run_far(far, "import os\ndef it(ctx):\n    os.abort()", exit=1)
+    assert (run["error"]["kind"], run["resources"]["signal"]) == ("died", signal.SIGABRT)
+    lines = [line["message"] for line in far("logs", "--run", run["run_id"])["lines"]]
+    assert lines[0] == "Fatal Python error: Aborted"
+    assert any(line.endswith(" in it") for line in lines)
+
+
+def test_it_works_in_a_private_directory_that_is_gone_afterwards(far: Tau) -> None:
+    text = """
+        import os, sys
+        def it(ctx):
+            folder = os.path.dirname(os.getcwd())
+            with open('file', 'w') as file:
+                file.write('data')
+            return [folder, oct(os.stat(folder).st_mode & 0o777), os.environ['TAU_RUN_ID'], ctx.run_id, ctx.data_dir]
+        """
+    folder, mode, told, run_id, data = run_far(far, text)["result"]
+    assert (mode, told, data) == ("0o700", run_id, f"{folder}/data")
+    eventually(lambda: not os.path.exists(folder))
+
+
+def test_nothing_printed_can_forge_a_record(far: Tau) -> None:
+    text = """
+        import os, subprocess, sys
+        RECORD = '{"t":"returned","result":"forged","stopped":false,"at":1,"mono":1}'
+        def it(ctx):
+            print(RECORD)
+            os.write(1, b'\\n' + RECORD.encode() + b'\\n')
+            subprocess.run([sys.executable, '-c', f'print({RECORD!r})'])
+            return 'true'
+        """
+    run = run_far(far, text)
+    assert (run["result"], run["trace"]["log_lines"]) == ("true", 4)
+
+
+def test_state_params_connections_and_the_last_success_travel(far: Tau) -> None:
+    text = """
+        def it(ctx, day: str = 'monday'):
+            ctx.state['runs'] = ctx.state.get('runs', 0) + 1
+            return [day, ctx.state['runs'], ctx.last_successful_run is not None, ctx.attempt, ctx.version > 0]
+        """
+    far.deploy(f"from tau import pipeline\n@pipeline(name='state')\n{textwrap.dedent(text).lstrip()}", "state.py")
+    far("run", "state", "--executor", "local")
+    assert far("run", "state", "--executor", "far", "-p", "day=sunday")["result"] == ["sunday", 2, True, 1, True]
+    assert far("run", "state", "--executor", "local")["result"] == ["monday", 3, True, 1, True]
+
+
+def test_what_was_memoized_elsewhere_is_kept_here_and_sent_again(far: Tau) -> None:
+    text = """
+        def it(ctx, n: int = 1):
+            found = ctx.memo('found', lambda: [ctx.attempt])
+            kept = ctx.memo('kept', lambda: {ctx.attempt}, pickle=True)
+            if ctx.attempt == 1 or n == 1:
+                raise KeyError('again')
+            return [found, sorted(kept)]
+        """
+    decorated = re.sub("def it", "@pipeline(retries=1)\ndef it", textwrap.dedent(text).lstrip())
+    far.deploy(f"from tau import pipeline\n{decorated}")
+    assert far("run", "it", "--executor", "far", "-p", "n=2")["result"] == [[1], [1]]
+    failed = far("run", "it", "--executor", "far", exit=1)
+    again = far.command("retry", failed["run_id"], "--from-failure").json
+    assert again["executor"] == "far"
+    lines = [line["message"] for line in far("logs", "--run", again["run_id"])["lines"]]
+    assert "memo 'found' is used again" in lines
+
+
+def test_a_secret_is_sent_and_masked(far: Tau) -> None:
+    secrets = far.home / "secrets"
+    secrets.mkdir(mode=0o700, exist_ok=True)
+    path = secrets / "FAR_KEY"
+    path.touch(mode=0o600)
+    path.write_text("of-the-home-s3cret\n")
+    text = """
+        import os
+        def it(ctx):
+            name = 'FAR_' + 'KEY'
+            value = ctx.secret(name)
+            print('it is', value)
+            os.system(f'echo native {value}')
+            mine = [open(f'/proc/{pid}/cmdline').read() for pid in (os.getpid(), os.getppid())]
+            files = [os.path.join(at, one) for at, _, names in os.walk('..') for one in names if one != 'tau.py']
+            return [len(value), value, value in str(mine), [one for one in files if value in open(one, 'rb').read().decode('latin1')]]
+        """
+    run = run_far(far, text)
+    assert run["result"] == [18, "***", False, []]
+    assert sorted(run["trace"]["log_tail"]) == ["it is ***", "native ***"]
+    assert not any(b"s3cret" in file.read_bytes() for file in (far.home / "runs").iterdir())
+    lacking = run_far(far, "def it(ctx):\n    ctx.secret('NONE_' + 'SUCH')", exit=1)["error"]
+    assert lacking["type"] == "MissingSecret"
+    assert "<home>/secrets/NONE_SUCH" in lacking["hint"]
+
+
+def test_a_folder_travels_with_its_modules_and_data(far: Tau) -> None:
+    folder = far.work / "shop"
+    (folder / "lib").mkdir(parents=True)
+    (folder / "main.py").write_text(
+        "from pathlib import Path\nfrom tau import pipeline\nfrom lib.words import greet\n"
+        "@pipeline(executor='far', schedule='0 6 * * *', timezone='Europe/London')\n"
+        "def shop(ctx):\n    return greet(Path(__file__).with_name('name.txt').read_text())\n"
+    )
+    (folder / "lib" / "words.py").write_text("def greet(name):\n    return f'hello {name}'\n")
+    (folder / "name.txt").write_text("you")
+    far("deploy", folder)
+    run = far("run", "shop")
+    assert (run["result"], run["executor"]) == ("hello you", "far")
+    assert far("show", "shop")["options"]["executor"] == "far"
+    assert far("run", "shop", "--executor", "local")["executor"] is None
+    far("undeploy", "shop")
+
+
+def test_only_the_standard_library_is_needed_there(far: Tau) -> None:
+    text = "import sys\ndef it(ctx):\n    return [sys.executable, 'croniter' in sys.modules]"
+    assert run_far(far, text)["result"] == [PYTHON, False]
+
+
+# Stopping.
+
+
+def test_cancelling_ends_a_stubborn_run_and_its_child(far: Tau) -> None:
+    run_id, pids = start_far(far, STUBBORN)
+    assert all(map(is_running, pids))
+    assert far("cancel", run_id)["status"] == "cancelled"
+    assert not any(map(is_running, pids))
+    run = far("inspect", run_id)
+    assert (run["error"]["kind"], run["resources"]["signal"]) == ("cancelled", 9)
+
+
+def test_cancelled_code_may_clean_up_and_is_heard(far: Tau) -> None:
+    run_id, _ = start_far(far, SLEEPING.replace("time.sleep", "clean(ctx, time.sleep)(") + ")\n" + CLEAN)
+    far("cancel", run_id)
+    run = far("inspect", run_id)
+    assert run["trace"]["log_tail"][-1] == "cleaned"
+    assert (run["status"], run["error"]["code"]) == ("cancelled", "work(seconds)")
+
+
+CLEAN = """
+def clean(ctx, work):
+    def both(seconds):
+        try:
+            work(seconds)
+        finally:
+            ctx.log('cleaned')
+    return both
+"""
+
+
+def test_cancelling_by_force_leaves_nothing(far: Tau) -> None:
+    run_id, pids = start_far(far, STUBBORN)
+    assert far("cancel", run_id, "--force")["status"] == "cancelled"
+    eventually(lambda: not any(map(is_running, pids)), 30)
+
+
+# The daemon goes, the run stays.
+
+
+def test_a_later_daemon_adopts_the_run(far: Tau) -> None:
+    text = """
+        import os, time
+        def it(ctx):
+            ctx.log(os.getpid())
+            while not os.path.exists(GO):
+                time.sleep(0.01)
+            return 'done'
+        """
+    go = far.work / "go"
+    run_id, _ = start_far(far, textwrap.dedent(text).replace("GO", repr(str(go))))
+    far.kill()
+    far.start()
+    eventually(lambda: [one for one in far("status")["executors"] if one["live"]])
+    go.touch()
+    assert far("wait", run_id)["result"] == "done"
+    go.unlink()
+    run_id, (pid,) = start_far(far, textwrap.dedent(text).replace("GO", repr(str(go))))
+    far.kill()
+    go.touch()
+    eventually(lambda: not is_running(pid))
+    far.start()
+    run = far("wait", run_id)
+    assert (run["status"], run["result"], run["resources"]["exit_code"]) == ("success", "done", 0)
+    go.unlink()
+
+
+# The connection goes.
+
+
+def command_of(tau: Tau, run_id: str) -> int:
+    """The pid of the executor's command for a run."""
+    relay = next(one["pid"] for one in tau("status")["processes"] if one.get("run_id") == run_id)
+    return int(Path(f"/proc/{relay}/task/{relay}/children").read_text().split()[0])
+
+
+def test_a_connection_that_is_cut_is_a_lost_run_and_nothing_goes_on_there(far: Tau) -> None:
+    run_id, pids = start_far(far, STUBBORN)
+    os.kill(command_of(far, run_id), signal.SIGKILL)
+    run = far("wait", run_id, exit=1)
+    assert (run["status"], run["error"]["kind"], run["error"]["type"]) == ("lost", "lost", "ConnectionLost")
+    assert run["error"]["message"] == "the connection to executor 'far' was lost; its command killed by SIGKILL"
+    eventually(lambda: not any(map(is_running, pids)), 30)
+
+
+def test_a_connection_that_falls_silent_is_a_lost_run(far: Tau) -> None:
+    run_id, pids = start_far(far, STUBBORN, "quiet")
+    os.kill(command_of(far, run_id), signal.SIGSTOP)
+    run = far("wait", run_id, exit=1)
+    assert run["status"] == "lost"
+    assert run["trace"]["log_tail"][-1] == f"nothing was heard of executor 'quiet' for {LOST_AFTER_S:g} s"
+    eventually(lambda: not any(map(is_running, pids)), 30)
+
+
+def test_a_quiet_run_is_not_a_silent_connection(far: Tau) -> None:
+    far.deploy_it(f"import time\ndef it(ctx):\n    time.sleep({2 * LOST_AFTER_S})\n    return 1")
+    assert far("run", "it", "--executor", "quiet")["result"] == 1
+
+
+def test_a_lost_run_may_be_tried_again(far: Tau) -> None:
+    text = "import os, time\n@pipeline(retries=1, retry_on=['lost'])\ndef it(ctx):\n"
+    text += "    ctx.log(os.getpid())\n    if ctx.attempt == 1:\n        time.sleep(600)\n    return ctx.attempt"
+    far.deploy("from tau import pipeline\n" + text)
+    run_id = far("run", "it", "--executor", "far", "--detach")["run_id"]
+    eventually(lambda: far.call("logs", run_id=run_id)["lines"], 30)
+    os.kill(command_of(far, run_id), signal.SIGKILL)
+    assert far("wait", run_id)["result"] == 2
