@@ -10138,6 +10138,8 @@ class Relay:
     def __init__(self, job: Json, journal: Journal, command: subprocess.Popen[bytes], parcel: bytes) -> None:
         assert command.stdin is not None
         self.name, self.lost_after_s = job["executor"]["name"], job["executor"]["lost_after_s"]
+        self.grace_s: float = job["grace_s"]
+        self.kill_at: float | None = None  # when the command is killed, once silence has ended it
         self.journal, self.command, self.parcel = journal, command, memoryview(parcel)
         self.stdin = command.stdin.fileno()
         self.size = self.heard_of = os.fstat(journal.descriptor).st_size  # how long the journal was, before and now
@@ -10192,18 +10194,21 @@ class Relay:
         self.obeyed = True
         self.listen()
         if self.parcel or not self.has_begun() or not self.tell(STOP):
-            os.killpg(self.command.pid, signal.SIGTERM)
+            self.command.terminate()
 
     def listen(self) -> None:
         """Notices what has come; ends the command when nothing does, for then nothing will."""
         size, at = os.fstat(self.journal.descriptor).st_size, monotonic()
-        if size != self.heard_of:
+        if self.kill_at is not None:
+            if at > self.kill_at:
+                self.command.kill()  # it alone: srun has a child that tidies up when it is gone
+        elif size != self.heard_of:
             self.heard_of, self.heard_at = size, at
         elif self.has_begun() and at - self.heard_at > self.lost_after_s:
-            self.heard_at = at
+            self.kill_at = at + self.grace_s
             told = f"nothing was heard of executor '{self.name}' for {self.lost_after_s:g} s"
             self.journal.log(told, "error", None, None, None)
-            os.killpg(self.command.pid, signal.SIGKILL)
+            self.command.terminate()
 
 
 def end_as(code: int) -> int:
