@@ -6071,8 +6071,12 @@ class Process:
 
     def end(self) -> Json | None:
         """Its end record; of a run elsewhere what is told of its end there, if anything is."""
-        far = (self.start or {}).get("remote", {}).get("end", {})
-        return None if self.ended is None else self.ended | far
+        return None if self.ended is None else self.ended | (self.far_end() or {})
+
+    def far_end(self) -> Json | None:
+        """What the other machine told of the end of a run there."""
+        found: Json | None = (self.start or {}).get("remote", {}).get("end")
+        return found
 
     def state(self) -> Json:
         """What the store keeps of it, to be able to go on from here."""
@@ -6623,6 +6627,7 @@ class Executor:
             records, more = await self.keep_next(process, final=True)
         if process.start is not None and process.ended is None:
             end_session(process.start)
+            process.ended = process.far_end()  # its supervisor here is gone, not the one there
         process.verdict = verdict(process.outcome, process.end(), process.stopping, process.start)
         if process.run_id is None:
             return
@@ -9557,6 +9562,8 @@ class Outpost:
         os.write(1, b"\n")  # ends what a login shell may have printed
         for descriptor in (0, 1):
             os.set_blocking(descriptor, False)
+        stream: Any = sys.stdin.buffer
+        self.asked = STOP in stream.peek()  # it may have been read along with the parcel
         self.poll.register(0, select.POLLIN)
         self.server.start(self.job)
         self.path = self.job["journal"] + ".journal"
@@ -10174,6 +10181,7 @@ class Relay:
         if self.parcel:
             self.parcel = self.parcel[self.tell(self.parcel[:READ_BYTES]) :]
             if not self.parcel:
+                self.parcel = memoryview(b"")  # which lets go of the rest
                 self.poll.unregister(self.stdin)
         elif self.has_begun() and monotonic() - self.told_at > self.lost_after_s / BEATS:
             self.tell(BEAT)

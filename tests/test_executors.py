@@ -14,16 +14,21 @@ from typing import Any
 import pytest
 from conftest import Tau, eventually, is_running, make_home, started
 from elsewhere import MACHINES, PYTHON
+from test_environments import wheel
+
+import tau as module
 
 LOST_AFTER_S = 3.0
 
 
-def config_of(command: list[str], **more: Any) -> str:
-    """A configuration with one executor, `far`, and another one that soon takes silence for an end."""
-    rows = "".join(f"{key} = {json.dumps(value)}\n" for key, value in more.items())
-    far = f"[executors.far]\ncommand = {json.dumps(command)}\npython = {json.dumps(PYTHON)}\n{rows}"
-    quiet = far.replace("executors.far", "executors.quiet") + f"lost_after_s = {LOST_AFTER_S}\n"
-    return f"[daemon]\nstop_grace_s = 0.5\n{far}{quiet if 'lost_after_s' not in more else ''}"
+def config_of(command: list[str], daemon: str = "", **more: Any) -> str:
+    """A configuration with an executor `far`, and `quiet`, which is the same but soon takes silence for an end."""
+    tables = {"far": {"command": command, "python": PYTHON} | more}
+    tables["quiet"] = tables["far"] | {"lost_after_s": LOST_AFTER_S}
+    rows = ["[daemon]", "stop_grace_s = 0.5", daemon]
+    for name, table in tables.items():
+        rows += [f"[executors.{name}]", *(f"{key} = {json.dumps(value)}" for key, value in table.items())]
+    return "\n".join(rows)
 
 
 @pytest.fixture(scope="module", params=MACHINES)
@@ -373,3 +378,185 @@ def test_a_lost_run_may_be_tried_again(far: Tau) -> None:
     eventually(lambda: far.call("logs", run_id=run_id)["lines"], 30)
     os.kill(command_of(far, run_id), signal.SIGKILL)
     assert far("wait", run_id)["result"] == 2
+
+
+# What goes wrong before it begins; with commands that lead nowhere far.
+
+#: What the command does with the interpreter's words that follow.
+THEN = 'exec "$@"'
+
+
+def shell(text: str) -> list[str]:
+    """A command that does something first, or instead."""
+    return ["sh", "-c", text, "sh"]
+
+
+BEFORE = {
+    "no such program": (["no-such-program"], "failed", "exited with code 127: tau: cannot run no-such-program", 127),
+    "another end": (shell("echo not today >&2; exit 3"), "failed", "exited with code 3: not today, before the", 3),
+    "nothing at all": (["true"], "failed", "exited with code 0, before the run began there", 0),
+    "no connection": (
+        shell("echo refused >&2; exit 255"),
+        "lost",
+        "was lost; its command exited with code 255: re",
+        255,
+    ),
+    "killed": (shell("kill -9 $$"), "lost", "was lost; its command killed by SIGKILL", None),
+}
+
+
+@pytest.mark.parametrize(
+    ("lone", "status", "message", "code"),
+    [(config_of(command), *more) for command, *more in BEFORE.values()],
+    ids=BEFORE,
+    indirect=["lone"],
+)
+def test_a_command_that_leads_nowhere_says_why(lone: Tau, status: str, message: str, code: int | None) -> None:
+    run = run_far(lone, "def it(ctx): ...", exit=1)
+    assert run["status"] == status
+    assert message in run["error"]["message"]
+    assert run["resources"]["exit_code"] == code
+
+
+OLD = 'import sys; sys.version_info = (3, 9, 2); sys.version = "3.9.2 (old)"; exec(sys.argv[1])'
+AN_OLD_PYTHON = shell(f"shift 2; exec {PYTHON} -c '{OLD}' \"$@\"")
+
+
+@pytest.mark.parametrize("lone", [config_of(AN_OLD_PYTHON)], indirect=True)
+def test_an_old_python_is_told_so(lone: Tau) -> None:
+    run = run_far(lone, "def it(ctx): ...", exit=1)
+    assert "Python 3.11 or newer is needed here, this is 3.9.2, before the run began" in run["error"]["message"]
+
+
+@pytest.mark.parametrize("lone", [config_of(shell("echo welcome; printf 'half a line'; " + THEN))], indirect=True)
+def test_what_a_shell_prints_first_does_no_harm(lone: Tau) -> None:
+    run = run_far(lone, "def it(ctx):\n    print('one')\n    return 1")
+    assert (run["result"], run["trace"]["log_tail"]) == (1, ["one"])
+
+
+@pytest.mark.parametrize("lone", [config_of(shell("echo $$ >&2; exec sleep 600"))], indirect=True)
+def test_a_run_that_still_waits_for_its_place_can_be_cancelled(lone: Tau) -> None:
+    run_id, (pid,) = start_far(lone, "def it(ctx): ...")
+    assert is_running(pid)
+    assert lone("cancel", run_id)["status"] == "cancelled"
+    assert not is_running(pid)
+
+
+@pytest.mark.parametrize("lone", [config_of(shell("sleep 3; " + THEN))], indirect=True)
+def test_the_time_limit_begins_where_the_run_does(lone: Tau) -> None:
+    lone.deploy("from tau import pipeline\n@pipeline(timeout=2.0)\ndef it(ctx):\n    return 1")
+    assert lone("run", "it", "--executor", "far")["result"] == 1
+
+
+@pytest.mark.parametrize("lone", [config_of(["env", "RUN={run_id}", "NAME={pipeline}.{attempt}"])], indirect=True)
+def test_the_command_may_name_the_run(lone: Tau) -> None:
+    run = run_far(lone, "import os\ndef it(ctx):\n    return [os.environ['RUN'], os.environ['NAME']]")
+    assert run["result"] == [run["run_id"], "it.1"]
+
+
+@pytest.mark.parametrize("lone", [config_of(["env"], "start_method = 'spawn'")], indirect=True)
+def test_where_fork_is_not_safe_too(lone: Tau) -> None:
+    run = run_far(lone, "def it(ctx):\n    return 1")
+    assert (run["result"], run["executor"]) == (1, "far")
+
+
+def test_ssh_gets_words_that_its_shell_leaves_alone(tmp_path: Path) -> None:
+    folder = tmp_path / 'it\'s "here" $HOME & there'
+    folder.mkdir()
+    (folder / "python").symlink_to(PYTHON)
+    with MACHINES["ssh"]() as command:
+        for tau in started(make_home(config_of(command, python=str(folder / "python")))):
+            assert run_far(tau, "import sys\ndef it(ctx):\n    return sys.executable")["result"] == f"{folder}/python"
+
+
+# Configuration.
+
+
+@pytest.mark.parametrize("lone", [config_of(["env"])], indirect=True)
+def test_an_unknown_executor_is_refused_at_deploy_and_at_run(lone: Tau) -> None:
+    text = "from tau import pipeline\n@pipeline(executor='farr')\ndef it(ctx): ...\n"
+    refused = lone.deploy(text, exit=2)
+    assert (refused["message"], refused["hint"]) == ("there is no executor 'farr'", "did you mean 'far'?")
+    assert lone.command("check", lone.work / "pipelines.py").json["error"]["message"] == refused["message"]
+    lone.deploy_it("def it(ctx): ...")
+    assert lone("run", "it", "--executor", "fra", exit=2)["hint"] == "did you mean 'far'?"
+    assert "[executors.worker1]" in lone("run", "it", "--executor", "elsewhere", exit=2)["hint"]
+    assert lone("runs", "it")["runs"] == []
+
+
+@pytest.mark.parametrize("lone", [config_of(["env"])], indirect=True)
+def test_an_executor_that_was_taken_away_fails_the_run(lone: Tau) -> None:
+    lone.deploy("from tau import pipeline\n@pipeline(executor='far')\ndef it(ctx): ...\n")
+    assert lone("run", "it")["status"] == "success"
+    lone("shutdown")
+    (lone.home / "tau.toml").write_text("")
+    lone.start()
+    run = lone("run", "it", exit=1)
+    assert (run["executor"], run["status"]) == ("far", "failed")
+    assert run["error"]["message"] == "there is no executor 'far' in tau.toml any more"
+
+
+@pytest.mark.parametrize("lone", [config_of(["env"])], indirect=True)
+def test_dependencies_must_be_there_already(lone: Tau) -> None:
+    requirement = f"tinything @ {wheel(lone.work, '1.0').as_uri()}"
+    head = f'# /// script\n# dependencies = ["{requirement}"]\n# ///\nfrom tau import pipeline\n'
+    with open(lone.home / "tau.toml", "a") as config:
+        config.write('\n[executors.equipped]\ncommand = ["env"]\nhas_dependencies = true\n')
+    lone("shutdown")
+    lone.start()
+    refused = lone.deploy(head + "@pipeline(executor='far')\ndef it(ctx): ...\n", exit=2)
+    assert refused["message"] == "Tau does not install the file's dependencies on executor 'far'"
+    assert "has_dependencies = true" in refused["hint"]
+    lone.deploy(head + "@pipeline\ndef it(ctx): ...\n")
+    assert lone("run", "it", "--executor", "far", exit=2)["message"] == refused["message"]
+    assert lone("run", "it", "--executor", "equipped")["status"] == "success"
+
+
+REFUSED = [
+    ("[executors]\nfar = 'x'\n", "[executors.far] cannot be an executor"),
+    ("[executors.local]\ncommand = ['env']\n", "[executors.local] cannot be an executor; 'local' is this machine"),
+    ("[executors.far]\npython = 'python3'\n", "[executors.far]: command must be a list of words"),
+    ("[executors.far]\ncommand = 'ssh worker1'\n", "command must be a list of words"),
+    ("[executors.far]\ncommand = []\n", "command must be a list of words"),
+    ("[executors.far]\ncommand = ['env', 5]\n", "command must be a list of words"),
+    ("[executors.far]\ncommand = ['env']\npython = ['x']\n", "python must be the name or path of an interpreter"),
+    ("[executors.far]\ncommand = ['env']\nlost_after_s = 0\n", "lost_after_s must be a number of seconds from 1 to"),
+    ("[executors.far]\ncommand = ['env']\nhas_dependencies = 1\n", "has_dependencies must be true or false"),
+    ("[executors.far]\ncomand = ['env']\n", "unknown key 'comand' in [executors.far]"),
+]
+
+
+@pytest.mark.parametrize(("text", "message"), REFUSED)
+def test_a_configuration_that_cannot_be_is_refused(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "tau.toml"
+    path.write_text(text)
+    with pytest.raises(module.BadRequest, match=re.escape(message)):
+        module.read_settings({}, str(path))
+
+
+@pytest.mark.parametrize("lone", [config_of(["env"])], indirect=True)
+def test_status_names_the_executors_and_what_is_live_there(lone: Tau) -> None:
+    run_id, _ = start_far(lone, SLEEPING)
+    status = lone("status")
+    assert status["executors"][0] == {"name": "far", "command": ["env"], "live": 1}
+    assert [one["executor"] for one in status["processes"] if one.get("run_id") == run_id] == ["far"]
+    assert lone("inspect", run_id)["executor"] == "far"
+    lone("cancel", run_id)
+
+
+VERDICTS = [
+    ({"exit_code": 0, "signal": None, "host": "there"}, {"end": {}}, "failed", "died"),
+    ({"exit_code": 0, "signal": None}, {"pid": 1}, "lost", "lost"),
+    ({"exit_code": 137, "signal": None}, {"pid": 1}, "lost", "lost"),
+    ({"exit_code": 255, "signal": None}, None, "lost", "lost"),
+    ({"exit_code": 1, "signal": None}, None, "failed", "died"),
+    (None, {"pid": 1}, "lost", "lost"),
+]
+
+
+@pytest.mark.parametrize(("ended", "remote", "status", "kind"), VERDICTS)
+def test_the_verdict_of_a_run_elsewhere(ended: Json | None, remote: Json | None, status: str, kind: str) -> None:
+    start = {"pid": 1, "executor": "far"} | ({} if remote is None else {"remote": remote})
+    outcome = module.verdict(None, ended, None, start)
+    assert outcome.error is not None
+    assert (outcome.status, outcome.error["kind"]) == (status, kind)
