@@ -10054,8 +10054,6 @@ HELD_SIGNALS = ("SIGTERM", "SIGHUP", "SIGINT")
 BEAT, STOP = b"\n", b"s"
 #: Both ends say something so many times in the time after which silence counts as a lost connection.
 BEATS = 4
-#: A larger memo does not travel.
-MEMO_SENT_BYTES_MAX = LINE_BYTES_MAX
 
 
 def relay(job: Json, born: str | None) -> int:
@@ -11449,6 +11447,10 @@ def truth_of(value: Any) -> bool:
 # --- 34. Memos ---------------------------------------------------------------------------
 # Owns ctx.memo: results that outlive the attempt that made them.  Calls Trace.
 # Promises that what is kept is whole, that what is found is what was returned, and no secret on the disk.
+
+
+#: A larger memo does not travel from another machine: it would be one line of the journal.
+MEMO_SENT_BYTES_MAX = LINE_BYTES_MAX
 
 
 class Memos:
