@@ -6006,11 +6006,11 @@ def far_verdict(start: Json, ended: Json) -> Outcome:
     Once it has begun nobody knows how it ended; nor where ssh says that the connection failed, or was killed.
     """
     name, said = start["executor"], f": {start['said']}" if "said" in start else ""
-    how = death_words(ended).removesuffix(" without returning a result") + said
+    how = ("was " if ended["signal"] else "") + death_words(ended).removesuffix(" without returning a result")
     if "remote" in start or ended["signal"] or ended["exit_code"] == CONNECTION_FAILED:
-        lost = f"the connection to executor '{name}' was lost; its command {how}"
+        lost = f"the connection to executor '{name}' was lost; its command {how}{said}"
         return Outcome("lost", None, bare_error("lost", "ConnectionLost", lost))
-    told = f"the command of executor '{name}' {how}, before the run began there"
+    told = f"the command of executor '{name}' {how} before the run began there{said}"
     return Outcome("failed", None, bare_error("died", "ProcessDied", told))
 
 
@@ -10062,14 +10062,14 @@ def relay(job: Json, born: str | None) -> int:
         signal.signal(number, lambda number, frame: None)  # they wake Relay.serve
     journal = Journal(job["journal"] + ".journal", job["limits"])
     journal.write(start_record(job, born) | {"executor": job["executor"]["name"]})
-    parcel = make_parcel(job, journal)
     words = command_words(job)
     errors = os.open(job["journal"] + ".stderr", os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
     try:
+        parcel = make_parcel(job, journal)
         pipe, output = subprocess.PIPE, journal.descriptor
         command = subprocess.Popen(words, stdin=pipe, stdout=output, stderr=errors, process_group=0)
     except OSError as problem:
-        os.write(errors, f"tau: cannot run {words[0]}: {problem.strerror}\n".encode())
+        os.write(errors, f"tau: cannot run {words[0]}: {problem.strerror}: {problem.filename}\n".encode())
         return 127
     return end_as(Relay(job, journal, command, parcel).serve())
 

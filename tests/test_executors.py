@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
+import sys
 import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Tau, eventually, is_running, make_home, started
+from conftest import REPOSITORY, Tau, eventually, is_running, make_home, started
 from elsewhere import MACHINES, PYTHON
 from test_environments import wheel
 
@@ -352,7 +354,7 @@ def test_a_connection_that_is_cut_is_a_lost_run_and_nothing_goes_on_there(far: T
     os.kill(command_of(far, run_id), signal.SIGKILL)
     run = far("wait", run_id, exit=1)
     assert (run["status"], run["error"]["kind"], run["error"]["type"]) == ("lost", "lost", "ConnectionLost")
-    assert run["error"]["message"] == "the connection to executor 'far' was lost; its command killed by SIGKILL"
+    assert run["error"]["message"] == "the connection to executor 'far' was lost; its command was killed by SIGKILL"
     eventually(lambda: not any(map(is_running, pids)), 30)
 
 
@@ -392,16 +394,21 @@ def shell(text: str) -> list[str]:
 
 
 BEFORE = {
-    "no such program": (["no-such-program"], "failed", "exited with code 127: tau: cannot run no-such-program", 127),
-    "another end": (shell("echo not today >&2; exit 3"), "failed", "exited with code 3: not today, before the", 3),
-    "nothing at all": (["true"], "failed", "exited with code 0, before the run began there", 0),
+    "no such program": (["no-such-program"], "failed", "exited with code 127 before the run began", 127),
+    "another end": (
+        shell("echo not today >&2; exit 3"),
+        "failed",
+        "exited with code 3 before the run began there: not today",
+        3,
+    ),
+    "nothing at all": (["true"], "failed", "exited with code 0 before the run began there", 0),
     "no connection": (
         shell("echo refused >&2; exit 255"),
         "lost",
         "was lost; its command exited with code 255: re",
         255,
     ),
-    "killed": (shell("kill -9 $$"), "lost", "was lost; its command killed by SIGKILL", None),
+    "killed": (shell("kill -9 $$"), "lost", "was lost; its command was killed by SIGKILL", None),
 }
 
 
@@ -425,7 +432,7 @@ AN_OLD_PYTHON = shell(f"shift 2; exec {PYTHON} -c '{OLD}' \"$@\"")
 @pytest.mark.parametrize("lone", [config_of(AN_OLD_PYTHON)], indirect=True)
 def test_an_old_python_is_told_so(lone: Tau) -> None:
     run = run_far(lone, "def it(ctx): ...", exit=1)
-    assert "Python 3.11 or newer is needed here, this is 3.9.2, before the run began" in run["error"]["message"]
+    assert run["error"]["message"].endswith("began there: tau: Python 3.11 or newer is needed here, this is 3.9.2")
 
 
 @pytest.mark.parametrize("lone", [config_of(shell("echo welcome; printf 'half a line'; " + THEN))], indirect=True)
@@ -560,3 +567,92 @@ def test_the_verdict_of_a_run_elsewhere(ended: Json | None, remote: Json | None,
     outcome = module.verdict(None, ended, None, start)
     assert outcome.error is not None
     assert (outcome.status, outcome.error["kind"]) == (status, kind)
+
+
+def test_the_readmes_executors_are_accepted(tmp_path: Path) -> None:
+    (block,) = (one for one in re.findall(r"```toml\n(.*?)```", README, re.DOTALL) if "[executors." in one)
+    path = tmp_path / "tau.toml"
+    path.write_text(block)
+    executors = module.read_settings({}, str(path))["executors"]
+    assert set(executors) == {"worker1", "slurm", "docker", "cluster"}
+    assert executors["worker1"] == {
+        "command": ["ssh", "worker1"],
+        "python": "python3",
+        "lost_after_s": 60.0,
+        "has_dependencies": False,
+    }
+
+
+README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+
+
+def other_pythons() -> list[str]:
+    """Interpreters of other versions than ours that Tau runs on."""
+    root = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv")) / "versions"
+    names = [f"python3.{minor}" for minor in (11, 12, 13) if minor != sys.version_info[1]]
+    found = [next(iter(root.glob(f"{name.removeprefix('python')}.*/bin/{name}")), shutil.which(name)) for name in names]
+    return [str(path) for path in found if path is not None]
+
+
+def test_another_version_of_python_may_be_there() -> None:
+    pythons = other_pythons()
+    if not pythons:
+        pytest.skip("there is but one Python")
+    text = "import sys\ndef it(ctx):\n    with ctx.step('a'):\n        ctx.log('in')\n    return sys.executable"
+    for python in pythons:
+        for tau in started(make_home(config_of(["env"], python=python))):
+            run = run_far(tau, text)
+            assert (Path(run["result"]).resolve(), run["trace"]["log_tail"]) == (Path(python).resolve(), ["in"])
+
+
+ENDS = {"return 'done'": ("success", 0), "os._exit(3)": ("failed", 3), "os.kill(os.getpid(), 9)": ("failed", None)}
+
+
+@pytest.mark.parametrize("end", ENDS)
+@pytest.mark.parametrize("lone", [config_of(["env"])], indirect=True)
+def test_the_end_is_known_though_daemon_and_fork_server_were_killed(lone: Tau, end: str) -> None:
+    go = lone.work / "go"
+    text = f"import os, time\ndef it(ctx):\n    ctx.log(os.getpid())\n    while not os.path.exists({str(go)!r}):\n"
+    run_id, (pid,) = start_far(lone, f"{text}        time.sleep(0.01)\n    {end}")
+    server = next(one["pid"] for one in lone("status")["processes"] if one["role"] == "fork server")
+    lone.kill()
+    os.kill(server, signal.SIGKILL)
+    go.touch()
+    eventually(lambda: not is_running(pid))
+    lone.start()
+    run = lone.command("wait", run_id).json
+    assert (run["status"], run["resources"]["exit_code"]) == ENDS[end]
+
+
+@pytest.mark.parametrize("lone", [config_of(["env"])], indirect=True)
+def test_many_at_once_each_with_its_own_end(lone: Tau) -> None:
+    lone.deploy_it("def it(ctx, n: int):\n    print(n)\n    return n")
+    with lone.connect() as wire:
+        ids = [wire.call("run", name="it", params={"n": n}, executor="far", wait=False)["run_id"] for n in range(12)]
+        runs = wire.call("wait", run_id=ids)["runs"]
+    assert [(run["result"], run["trace"]["log_tail"]) for run in runs] == [(n, [str(n)]) for n in range(12)]
+
+
+@pytest.mark.parametrize("lone", [config_of(shell('while :; do sleep 600; done & exec "$@"'))], indirect=True)
+def test_what_the_command_leaves_behind_here_is_ended_too(lone: Tau) -> None:
+    assert run_far(lone, "def it(ctx):\n    return 1")["result"] == 1
+    eventually(lambda: [one for one in lone.remains() if one not in lone.processes()] == [])
+
+
+STRANGE = [
+    {"t": "start", "host": "h", "at": 1.0, "mono": 1.0},
+    {"t": "memo", "key": "../../evil", "data": "eA=="},
+    {"t": "memo", "key": "0123456789ab", "data": "!"},
+    {"t": "memo", "key": None, "data": None},
+    {"t": "end", "host": "h"},
+    {"t": "end", "host": "h", "at": "no time", "mono": 1.0},
+    {"t": "returned", "result": 5, "stopped": False, "at": 2.0, "mono": 2.5},
+]
+SPOKEN = shell("cat <<'END'\n" + "\n".join(map(json.dumps, STRANGE)) + "\nEND\ncat >/dev/null & exit 0")
+
+
+@pytest.mark.parametrize("lone", [config_of(SPOKEN)], indirect=True)
+def test_what_comes_from_there_is_kept_within_bounds(lone: Tau) -> None:
+    run = run_far(lone, "def it(ctx): ...")
+    assert (run["result"], run["duration_ms"]) == (5, 1500.0)
+    assert not [path for path in lone.home.rglob("*") if "evil" in path.name]
