@@ -9512,15 +9512,34 @@ def deployed_folders(home: str) -> int:
 FORWARD_S = 0.05
 #: A slow reader must not keep us from looking at the run: so many pieces are sent on between two looks.
 FORWARDS = 16
+#: A directory that is older and that nobody holds any more has been left by a kill.
+LEFT_S = 3600.0
 
 
 def outpost(folder: str, parcel: Json) -> None:
     """The entry on another machine, from the bootstrap of Relay: runs the job of a parcel in a private folder."""
+    if not is_locked(os.open(folder, os.O_RDONLY | os.O_DIRECTORY)):  # held as long as we live
+        return
+    remove_left(folder)
     adopt_orphans()
     os.umask(0o077)
     faulthandler.enable(2)  # as fork_server() does
     import_all()
     Outpost(unpack(folder, parcel)).serve()
+
+
+def remove_left(folder: str) -> None:
+    """Removes what outposts that were killed have left beside our folder: ours, old, and held by nobody."""
+    for entry in os.scandir(os.path.dirname(folder)):
+        if not entry.name.startswith(OUTPOST_PREFIX) or not entry.is_dir(follow_symlinks=False):
+            continue
+        try:
+            about, file = entry.stat(follow_symlinks=False), os.open(entry.path, os.O_RDONLY | os.O_DIRECTORY)
+        except OSError:
+            continue  # it goes just now, or is somebody else's
+        if about.st_uid == os.getuid() and time.time() - about.st_mtime > LEFT_S and is_locked(file):
+            shutil.rmtree(entry.path, ignore_errors=True)
+        os.close(file)
 
 
 def unpack(folder: str, parcel: Json) -> Json:
@@ -10032,12 +10051,14 @@ BOOTSTRAP = (
     '"tau: Python 3.11 or newer is needed here, this is " + sys.version.split()[0]); '
     "i = sys.stdin.buffer; exec(i.read(int(i.read(10))))"
 )
+#: How the private directories there are named.
+OUTPOST_PREFIX = "tau-run-"
 #: What it takes from there: `i` is the stream, on which the parcel follows.  The directory goes on every path.
 WELCOME = b"""
 import json, shutil, signal, sys, tempfile, zlib
 parcel = json.loads(zlib.decompress(i.read(int(i.read(10)))))
 signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
-folder = tempfile.mkdtemp(prefix="tau-")
+folder = tempfile.mkdtemp(prefix="%b")
 try:
     with open(folder + "/tau.py", "w", encoding="utf-8") as file:
         file.write(parcel.pop("tau"))
@@ -10047,7 +10068,7 @@ try:
     tau.outpost(folder, parcel)
 finally:
     shutil.rmtree(folder, ignore_errors=True)
-"""
+""" % OUTPOST_PREFIX.encode()
 #: The signals that WELCOME holds back, for the outpost to see.
 HELD_SIGNALS = ("SIGTERM", "SIGHUP", "SIGINT")
 #: What descriptor 0 brings after the parcel: a sign of life, and the request to stop.

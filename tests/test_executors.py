@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import re
@@ -310,6 +311,15 @@ def test_cancelling_by_force_leaves_nothing(far: Tau) -> None:
     eventually(lambda: not any(map(is_running, pids)), 30)
 
 
+def test_a_scheduler_that_takes_its_place_back_is_obeyed(far: Tau) -> None:
+    text = "import os, time\ndef it(ctx):\n    ctx.log(os.getppid())\n    ctx.log(os.getcwd())\n    time.sleep(600)"
+    run_id, (supervisor,) = start_far(far, text)
+    os.kill(supervisor, signal.SIGTERM)
+    run = far("wait", run_id, exit=1)
+    assert (run["status"], run["error"]["type"], run["error"]["code"]) == ("failed", "Stopped", "time.sleep(600)")
+    eventually(lambda: not os.path.exists(os.path.dirname(run["trace"]["log_tail"][1])))
+
+
 # The daemon goes, the run stays.
 
 
@@ -355,6 +365,13 @@ def test_a_connection_that_is_cut_is_a_lost_run_and_nothing_goes_on_there(far: T
     run = far("wait", run_id, exit=1)
     assert (run["status"], run["error"]["kind"], run["error"]["type"]) == ("lost", "lost", "ConnectionLost")
     assert run["error"]["message"] == "the connection to executor 'far' was lost; its command was killed by SIGKILL"
+    eventually(lambda: not any(map(is_running, pids)), 30)
+
+
+def test_a_relay_that_is_killed_takes_the_run_with_it(far: Tau) -> None:
+    run_id, pids = start_far(far, STUBBORN)
+    os.kill(next(one["pid"] for one in far("status")["processes"] if one.get("run_id") == run_id), signal.SIGKILL)
+    assert far("wait", run_id, exit=1)["status"] == "lost"
     eventually(lambda: not any(map(is_running, pids)), 30)
 
 
@@ -474,6 +491,23 @@ def test_ssh_gets_words_that_its_shell_leaves_alone(tmp_path: Path) -> None:
     with MACHINES["ssh"]() as command:
         for tau in started(make_home(config_of(command, python=str(folder / "python")))):
             assert run_far(tau, "import sys\ndef it(ctx):\n    return sys.executable")["result"] == f"{folder}/python"
+
+
+def test_what_a_killed_run_left_there_is_removed_by_a_later_one(tmp_path: Path) -> None:
+    folders = [tmp_path / f"{module.OUTPOST_PREFIX}{name}" for name in ("left", "held", "young")]
+    for folder in folders:
+        folder.mkdir()
+        (folder / "tau.py").touch()
+    for folder in folders[:2]:
+        os.utime(folder, (0, 0))
+    held = os.open(folders[1], os.O_RDONLY)
+    fcntl.flock(held, fcntl.LOCK_EX)
+    for tau in started(make_home(config_of(["env", f"TMPDIR={tmp_path}"]))):
+        assert run_far(tau, "import tempfile\ndef it(ctx):\n    return tempfile.gettempdir()")["result"] == str(
+            tmp_path
+        )
+    os.close(held)
+    assert sorted(tmp_path.iterdir()) == sorted(folders[1:])
 
 
 # Configuration.
