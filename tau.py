@@ -22,6 +22,7 @@ The file is laid out in the order a request travels.  Calls go down the page, or
   Store §23 makes the run durable and, in the same commit, Executor.admit §18 moves it to running;
   ForkServer §28 creates the journal (that is the permission to start) and forks;
   run_process §30 loads the deployed file and calls your function with a PipelineContext §31;
+  (on an executor's machine an outpost §27 does that, and a relay §29 here feeds the command that leads there;)
   its records go to the Journal §40; the fork server appends the end record when the process is gone;
   Executor §18 reads the journal, `verdict` §18 turns it into an outcome, Store §23 keeps it;
   Feed §19 wakes the waiting `run` §15; Connection §14 answers; main §9 prints and exits 0 or 1.
@@ -6698,11 +6699,11 @@ class Executor:
                 found.append(about | {key: process.start[key] for key in ("executor",) if key in process.start})
         return found
 
-    def elsewhere(self) -> list[Json]:
+    def elsewhere(self) -> Json:
         """The executors: by which command, and how many runs are live there."""
         names = [(process.start or {}).get("executor") for process in self.live.values()]
         known = self.settings["executors"].items()
-        return [{"name": name, "command": one["command"], "live": names.count(name)} for name, one in known]
+        return {name: {"command": one["command"], "live": names.count(name)} for name, one in known}
 
     def latency(self) -> Json:
         """Milliseconds from queued to the first instruction in the run process: median and 99th percentile."""
@@ -9510,16 +9511,15 @@ def deployed_folders(home: str) -> int:
 # Calls Fork server and Trace.  Promises that nothing of it outlives the connection: no process, and no file.
 
 FORWARD_S = 0.05
-#: A slow reader must not keep us from looking at the run: so many pieces are sent on between two looks.
+#: Nothing must keep us from looking at the run: so many pieces are read and sent on between two looks.
 FORWARDS = 16
 #: A directory that is older and that nobody holds any more has been left by a kill.
-LEFT_S = 3600.0
+ABANDONED_S = 3600.0
 
 
 def outpost(folder: str, parcel: Json) -> None:
     """The entry on another machine, from the bootstrap of Relay: runs the job of a parcel in a private folder."""
-    if not is_locked(os.open(folder, os.O_RDONLY | os.O_DIRECTORY)):  # held as long as we live
-        return
+    is_locked(os.open(folder, os.O_RDONLY | os.O_DIRECTORY))  # held as long as we live, where that can be
     remove_left(folder)
     adopt_orphans()
     os.umask(0o077)
@@ -9537,7 +9537,7 @@ def remove_left(folder: str) -> None:
             about, file = entry.stat(follow_symlinks=False), os.open(entry.path, os.O_RDONLY | os.O_DIRECTORY)
         except OSError:
             continue  # it goes just now, or is somebody else's
-        if about.st_uid == os.getuid() and time.time() - about.st_mtime > LEFT_S and is_locked(file):
+        if about.st_uid == os.getuid() and time.time() - about.st_mtime > ABANDONED_S and is_locked(file):
             shutil.rmtree(entry.path, ignore_errors=True)
         os.close(file)
 
@@ -9614,13 +9614,16 @@ class Outpost:
             self.connected = False
 
     def take_output(self, final: bool) -> None:
-        """New lines of descriptors 1 and 2 become log records."""
+        """New lines of descriptors 1 and 2 become log records; *final*: all that are left."""
         for stream in self.read:
-            path, more = f"{self.job['journal']}.{stream}", True
-            while more:
+            path = f"{self.job['journal']}.{stream}"
+            pieces: Iterable[int] = itertools.count() if final else range(FORWARDS)
+            for _ in pieces:
                 lines, self.read[stream], more = read_lines(path, self.read[stream], LOG_LINE_BYTES_MAX, final)
                 for line in lines:
                     self.journal.log(line.decode("utf-8", "replace"), "info", None, None, stream)
+                if not more:
+                    break
             self.release(path, self.read[stream])
         if final:
             self.journal.finish()
@@ -10055,16 +10058,17 @@ BOOTSTRAP = (
 OUTPOST_PREFIX = "tau-run-"
 #: What it takes from there: `i` is the stream, on which the parcel follows.  The directory goes on every path.
 WELCOME = b"""
-import json, shutil, signal, sys, tempfile, zlib
+import json, os, shutil, signal, sys, tempfile, zlib
 parcel = json.loads(zlib.decompress(i.read(int(i.read(10)))))
 signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
 folder = tempfile.mkdtemp(prefix="%b")
 try:
-    with open(folder + "/tau.py", "w", encoding="utf-8") as file:
+    os.mkdir(folder + "/tau")
+    with open(folder + "/tau/tau.py", "w", encoding="utf-8") as file:
         file.write(parcel.pop("tau"))
-    sys.path[:] = [folder, *filter(None, sys.path)]
+    sys.path[:] = [folder + "/tau", *filter(None, sys.path)]
     import tau
-    del sys.path[0]
+    sys.path.append(sys.path.pop(0))
     tau.outpost(folder, parcel)
 finally:
     shutil.rmtree(folder, ignore_errors=True)
@@ -10079,20 +10083,24 @@ BEATS = 4
 
 def relay(job: Json, born: str | None) -> int:
     """The near end of an attempt, in this process: it starts the executor's command and keeps the books."""
+    wake, end = os.pipe()
+    for descriptor in (wake, end):
+        os.set_blocking(descriptor, False)
+    signal.set_wakeup_fd(end, warn_on_full_buffer=False)
     for number in (signal.SIGTERM, signal.SIGCHLD):
-        signal.signal(number, lambda number, frame: None)  # they wake Relay.serve
+        signal.signal(number, lambda number, frame: None)  # they only wake Relay.serve
     journal = Journal(job["journal"] + ".journal", job["limits"])
     journal.write(start_record(job, born) | {"executor": job["executor"]["name"]})
     words = command_words(job)
     errors = os.open(job["journal"] + ".stderr", os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
     try:
-        parcel = make_parcel(job, journal)
+        one = Relay(job, journal, make_parcel(job, journal), wake)
         pipe, output = subprocess.PIPE, journal.descriptor
         command = subprocess.Popen(words, stdin=pipe, stdout=output, stderr=errors, process_group=0)
     except OSError as problem:
         os.write(errors, f"tau: cannot run {words[0]}: {problem.strerror}: {problem.filename}\n".encode())
         return 127
-    return end_as(Relay(job, journal, command, parcel).serve())
+    return end_as(one.serve(command))
 
 
 def command_words(job: Json) -> list[str]:
@@ -10161,26 +10169,23 @@ def sent_secrets(job: Json, sources: dict[str, bytes]) -> dict[str, str]:
 class Relay:
     """Feeds the command, hands on the request to stop, and ends it when nothing is heard any more."""
 
-    def __init__(self, job: Json, journal: Journal, command: subprocess.Popen[bytes], parcel: bytes) -> None:
-        assert command.stdin is not None
+    def __init__(self, job: Json, journal: Journal, parcel: bytes, wake: int) -> None:
         self.name, self.lost_after_s = job["executor"]["name"], job["executor"]["lost_after_s"]
         self.grace_s: float = job["grace_s"]
         self.kill_at: float | None = None  # when the command is killed, once silence has ended it
-        self.journal, self.command, self.parcel = journal, command, memoryview(parcel)
-        self.stdin = command.stdin.fileno()
+        self.journal, self.parcel, self.wake = journal, memoryview(parcel), wake
         self.size = self.heard_of = os.fstat(journal.descriptor).st_size  # how long the journal was, before and now
         self.heard_at = self.told_at = monotonic()
         self.asked = self.obeyed = False  # whether the run is to stop, and that has been said
-        self.wake, end = os.pipe()
-        for descriptor in (self.stdin, self.wake, end):
-            os.set_blocking(descriptor, False)
-        signal.set_wakeup_fd(end, warn_on_full_buffer=False)
         self.poll = select.poll()
-        self.poll.register(self.wake, select.POLLIN)
-        self.poll.register(self.stdin, select.POLLOUT)
+        self.poll.register(wake, select.POLLIN)
 
-    def serve(self) -> int:
+    def serve(self, command: subprocess.Popen[bytes]) -> int:
         """Until the command has ended: how."""
+        assert command.stdin is not None
+        self.command, self.stdin = command, command.stdin.fileno()
+        os.set_blocking(self.stdin, False)
+        self.poll.register(self.stdin, select.POLLOUT)
         while (code := self.command.poll()) is None:
             for descriptor, _ in self.poll.poll(self.lost_after_s / BEATS * 500):
                 if descriptor == self.wake:
@@ -10234,6 +10239,7 @@ class Relay:
         elif self.has_begun() and at - self.heard_at > self.lost_after_s:
             self.kill_at = at + self.grace_s
             told = f"nothing was heard of executor '{self.name}' for {self.lost_after_s:g} s"
+            self.journal.write_line(b"\n")  # half a line may have come
             self.journal.log(told, "error", None, None, None)
             self.command.terminate()
 

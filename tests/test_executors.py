@@ -269,6 +269,18 @@ def test_a_folder_travels_with_its_modules_and_data(far: Tau) -> None:
     far("undeploy", "shop")
 
 
+def test_processes_of_a_run_find_its_modules_and_tau(far: Tau) -> None:
+    text = """
+        import multiprocessing
+        def double(n):
+            return 2 * n
+        def it(ctx):
+            with multiprocessing.get_context('spawn').Pool(1) as pool:
+                return pool.map(double, [1, 2])
+        """
+    assert run_far(far, text)["result"] == [2, 4]
+
+
 def test_only_the_standard_library_is_needed_there(far: Tau) -> None:
     text = "import sys\ndef it(ctx):\n    return [sys.executable, 'croniter' in sys.modules]"
     assert run_far(far, text)["result"] == [PYTHON, False]
@@ -284,6 +296,13 @@ def test_cancelling_ends_a_stubborn_run_and_its_child(far: Tau) -> None:
     assert not any(map(is_running, pids))
     run = far("inspect", run_id)
     assert (run["error"]["kind"], run["resources"]["signal"]) == ("cancelled", 9)
+
+
+def test_a_flood_does_not_keep_a_run_from_being_cancelled(far: Tau) -> None:
+    run_id, pids = start_far(far, "import os\ndef it(ctx):\n    ctx.log(os.getpid())\n    os.system('exec yes')")
+    eventually(lambda: far("inspect", run_id)["trace"]["log_lines"] > 100_000, 30)
+    assert far("cancel", run_id)["status"] == "cancelled"
+    eventually(lambda: not any(map(is_running, pids)), 30)
 
 
 def test_cancelled_code_may_clean_up_and_is_heard(far: Tau) -> None:
@@ -336,7 +355,7 @@ def test_a_later_daemon_adopts_the_run(far: Tau) -> None:
     run_id, _ = start_far(far, textwrap.dedent(text).replace("GO", repr(str(go))))
     far.kill()
     far.start()
-    eventually(lambda: [one for one in far("status")["executors"] if one["live"]])
+    eventually(lambda: far("status")["executors"]["far"]["live"])
     go.touch()
     assert far("wait", run_id)["result"] == "done"
     go.unlink()
@@ -456,6 +475,18 @@ def test_an_old_python_is_told_so(lone: Tau) -> None:
 def test_what_a_shell_prints_first_does_no_harm(lone: Tau) -> None:
     run = run_far(lone, "def it(ctx):\n    print('one')\n    return 1")
     assert (run["result"], run["trace"]["log_tail"]) == (1, ["one"])
+
+
+@pytest.mark.parametrize("lone", [config_of(shell("exec sleep 600"))], indirect=True)
+def test_a_run_can_be_cancelled_from_its_first_moment_on(lone: Tau) -> None:
+    data = lone.work / "data.bin"
+    data.write_bytes(os.urandom(3 << 20))  # much to pack, meanwhile it is cancelled
+    path = lone.write("from tau import pipeline\n@pipeline\ndef it(ctx): ...\n")
+    lone("deploy", path, "--include", data)
+    for _ in range(5):
+        run_id = lone.call("run", name="it", executor="far", wait=False)["run_id"]
+        assert lone.call("cancel", run_id=run_id)["status"] == "cancelled"
+        assert lone.call("inspect", run_id=run_id)["resources"]["signal"] == signal.SIGTERM
 
 
 @pytest.mark.parametrize("lone", [config_of(shell("echo $$ >&2; exec sleep 600"))], indirect=True)
@@ -579,7 +610,7 @@ def test_a_configuration_that_cannot_be_is_refused(tmp_path: Path, text: str, me
 def test_status_names_the_executors_and_what_is_live_there(lone: Tau) -> None:
     run_id, _ = start_far(lone, SLEEPING)
     status = lone("status")
-    assert status["executors"][0] == {"name": "far", "command": ["env"], "live": 1}
+    assert status["executors"]["far"] == {"command": ["env"], "live": 1}
     assert [one["executor"] for one in status["processes"] if one.get("run_id") == run_id] == ["far"]
     assert lone("inspect", run_id)["executor"] == "far"
     lone("cancel", run_id)
