@@ -9620,6 +9620,9 @@ class Outpost:
             pieces: Iterable[int] = itertools.count() if final else range(FORWARDS)
             for _ in pieces:
                 lines, self.read[stream], more = read_lines(path, self.read[stream], LOG_LINE_BYTES_MAX, final)
+                if self.journal.lines > self.job["limits"]["log_lines"]:  # of a flood the last are kept
+                    self.journal.dropped += len(lines[:-LOG_TAIL])
+                    lines = lines[-LOG_TAIL:]
                 for line in lines:
                     self.journal.log(line.decode("utf-8", "replace"), "info", None, None, stream)
                 if not more:
