@@ -9511,7 +9511,7 @@ def deployed_folders(home: str) -> int:
 # Calls Fork server and Trace.  Promises that nothing of it outlives the connection: no process, and no file.
 
 FORWARD_S = 0.05
-#: Nothing must keep us from looking at the run: so many pieces are read and sent on between two looks.
+#: A slow reader must not keep us from looking at the run: so many pieces are sent on between two looks.
 FORWARDS = 16
 #: A directory that is older and that nobody holds any more has been left by a kill.
 ABANDONED_S = 3600.0
@@ -9587,17 +9587,22 @@ class Outpost:
         self.server.start(self.job)
         self.path = self.job["journal"] + ".journal"
         self.journal = Journal(self.path, self.job["limits"])
+        more = False
         with open(self.path, "rb", buffering=0) as self.source:
-            while self.server.jobs or (self.connected and os.fstat(self.source.fileno()).st_size > self.sent):
-                for descriptor, _ in self.poll.poll(FORWARD_S * 1000):
+            while self.server.jobs or (self.connected and (more or self.has_unsent())):
+                for descriptor, _ in self.poll.poll(0 if more else FORWARD_S * 1000):
                     if descriptor == 0:
                         self.listen()
                     else:
                         self.server.unwatch(descriptor)
                 self.server.sweep()
-                self.take_output(final=not self.server.jobs)
+                more = self.take_output(final=not self.server.jobs)
                 self.forward()
                 self.watch_over()
+
+    def has_unsent(self) -> bool:
+        """Whether the journal has more than has gone out."""
+        return os.fstat(self.source.fileno()).st_size > self.sent
 
     def listen(self) -> None:
         """A sign of life, the request to stop, or the end of the connection."""
@@ -9613,23 +9618,22 @@ class Outpost:
             self.poll.unregister(0)
             self.connected = False
 
-    def take_output(self, final: bool) -> None:
-        """New lines of descriptors 1 and 2 become log records; *final*: all that are left."""
+    def take_output(self, final: bool) -> bool:
+        """The next lines of descriptors 1 and 2 become log records; whether there are more."""
+        left = False
         for stream in self.read:
             path = f"{self.job['journal']}.{stream}"
-            pieces: Iterable[int] = itertools.count() if final else range(FORWARDS)
-            for _ in pieces:
-                lines, self.read[stream], more = read_lines(path, self.read[stream], LOG_LINE_BYTES_MAX, final)
-                if self.journal.lines > self.job["limits"]["log_lines"]:  # of a flood the last are kept
-                    self.journal.dropped += len(lines[:-LOG_TAIL])
-                    lines = lines[-LOG_TAIL:]
-                for line in lines:
-                    self.journal.log(line.decode("utf-8", "replace"), "info", None, None, stream)
-                if not more:
-                    break
+            lines, self.read[stream], more = read_lines(path, self.read[stream], LOG_LINE_BYTES_MAX, final)
+            left |= more
+            if self.journal.lines > self.job["limits"]["log_lines"]:  # of a flood the last are kept
+                self.journal.dropped += len(lines[:-LOG_TAIL])
+                lines = lines[-LOG_TAIL:]
+            for line in lines:
+                self.journal.log(line.decode("utf-8", "replace"), "info", None, None, stream)
             self.release(path, self.read[stream])
-        if final:
+        if final and not left:
             self.journal.finish()
+        return left
 
     def release(self, path: str, end: int) -> None:
         """What is not needed any more of a file that grows is given back to the disk."""

@@ -63,7 +63,9 @@ def end(processes: list[subprocess.Popen[bytes]]) -> None:
 @contextmanager
 def bare() -> Iterator[list[str]]:
     """No other machine, but another environment."""
-    yield ["env", "-i", f"PATH={os.environ['PATH']}"]
+    # To cut this connection is to kill what would remove the run's directory.
+    with tempfile.TemporaryDirectory(prefix="tau-bare-") as folder:
+        yield ["env", "-i", f"PATH={os.environ['PATH']}", f"TMPDIR={folder}"]
 
 
 @contextmanager
