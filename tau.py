@@ -9514,7 +9514,7 @@ FORWARD_S = 0.05
 #: A slow reader must not keep us from looking at the run: so many pieces are sent on between two looks.
 FORWARDS = 16
 #: A directory that is older and that nobody holds any more has been left by a kill.
-ABANDONED_S = 3600.0
+ABANDONED_S = 300.0
 
 
 def outpost(folder: str, parcel: Json) -> None:

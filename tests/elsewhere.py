@@ -138,7 +138,7 @@ def slurm() -> Iterator[list[str]]:
     programs = [program(name) for name in ("munged", "slurmctld", "slurmd")]
     home = Path(tempfile.mkdtemp(prefix="tau-slurm-", dir="/tmp"))
     home.chmod(0o755)  # munge wants everybody to reach its socket
-    for name in ("state", "spool"):
+    for name in ("state", "spool", "tmp"):
         (home / name).mkdir(mode=0o755)
     key = home / "munge.key"
     key.touch(mode=0o600)
@@ -167,7 +167,8 @@ def slurm() -> Iterator[list[str]]:
         except AssertionError:
             said = b"".join((home / f"out{number}").read_bytes()[-300:] for number in range(len(running)))
             pytest.skip(f"Slurm does not start here: {said.decode('utf-8', 'replace')}")
-        yield ["env", f"SLURM_CONF={config}", srun, "--quiet"]
+        # Where srun is killed Slurm kills what would remove the run's directory.
+        yield ["env", f"SLURM_CONF={config}", f"TMPDIR={home}/tmp", srun, "--quiet"]
     finally:
         eventually(lambda: not steps_in(home))
         end(running)
