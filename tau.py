@@ -13,17 +13,19 @@ The file is laid out in the order a request travels.  Calls go down the page, or
                                   28 Store   29 Questions   30 Database   31 Sources
                                   32 Metrics
                  │ one JSON document a line: jobs over a socket, the trace through a journal file
-    Part IV   the run process     33 Fork server   34 Run process   35 Pipeline API
-                                  36 Parameters   37 Assertions   38 Memos   39 Places   40 Web
-                                  41 Warehouses   42 Formats   43 Rows   44 Trace
+    Part IV   the run process     33 Outpost   34 Fork server   35 Relay   36 Run process
+                                  37 Pipeline API   38 Parameters   39 Assertions   40 Memos
+                                  41 Places   42 Web   43 Warehouses   44 Formats   45 Rows
+                                  46 Trace
 
 `tau run hello`, in one read:
   main §9 builds one parser from the signature of `run` §19 and calls Client.call §14;
   the line reaches Connection §17, which checks it and calls the operation `run` §19;
   Store §28 makes the run durable and, in the same commit, Executor.admit §23 moves it to running;
-  ForkServer §33 creates the journal (that is the permission to start) and forks;
-  run_process §34 loads the deployed file and calls your function with a PipelineContext §35;
-  its records go to the Journal §44; the fork server appends the end record when the process is gone;
+  ForkServer §34 creates the journal (that is the permission to start) and forks;
+  run_process §36 loads the deployed file and calls your function with a PipelineContext §37;
+  (on an executor's machine an outpost §33 does that, and a relay §35 here feeds the command that leads there;)
+  its records go to the Journal §46; the fork server appends the end record when the process is gone;
   Executor §23 reads the journal, `verdict` §23 turns it into an outcome, Store §28 keeps it;
   Feed §24 wakes the waiting `run` §19; Connection §17 answers; main §9 prints and exits 0 or 1.
 """
@@ -80,11 +82,13 @@ if TYPE_CHECKING:
     import re
     import resource
     import select
+    import shlex
     import shutil
     import signal
     import sqlite3
     import ssl
     import struct
+    import subprocess
     import tempfile
     import threading
     import tomllib
@@ -167,8 +171,8 @@ else:
             "inspect",
         ),
         *("linecache", "logging", "operator", "pickle", "pwd", "queue", "random", "re", "resource", "select"),
-        *("shutil", "signal", "sqlite3", "ssl", "struct", "tempfile", "threading", "tomllib", "typing", "urllib.parse"),
-        *("uuid", "zlib", "zoneinfo"),
+        *("shlex", "shutil", "signal", "sqlite3", "ssl", "struct", "subprocess", "tempfile", "threading", "tomllib"),
+        *("typing", "urllib.parse", "uuid", "zlib", "zoneinfo"),
     ):
         globals()[name.partition(".")[0]] = Later(name)
 
@@ -225,6 +229,8 @@ TRIGGERS = ("manual", "schedule", "catchup", "retry", "chain", "backfill", "webh
 LEVELS = ("debug", "info", "warning", "error")
 #: The id of a run of run_local().
 LOCAL_RUN = "local"
+#: The executor that needs no configuration: this machine.
+LOCAL_EXECUTOR = "local"
 #: What becomes of ticks that nobody could decide in time, and of those that find an earlier run unfinished.
 MISFIRES = ("last", "skip", "all")
 OVERLAPS = ("skip", "queue", "cancel_running", "allow")
@@ -685,6 +691,14 @@ JSON_COLUMNS = frozenset(
         *("params", "result", "error", "options", "data", "fields", "position", "process", "outcome", "ended"),
         *("columns", "state", "command", "upstream", "pipelines"),
     )
+)
+
+
+#: Where a run `r` runs, in SQL: as `tau run --executor` told the ledger, else as its version says; null is here.
+EXECUTOR = (
+    "nullif(coalesce((SELECT json_extract(e.data, '$.executor') FROM events e WHERE e.run_id = r.run_id"
+    " AND e.type = 'run.queued' LIMIT 1), (SELECT json_extract(v.options, '$.executor') FROM versions v"
+    f" WHERE v.pipeline = r.pipeline AND v.version = r.version)), '{LOCAL_EXECUTOR}')"
 )
 
 
@@ -1637,7 +1651,8 @@ def read_settings(flags: Mapping[str, Any], config: str | None) -> Json:
         settings[row.name] = row.convert(value, origin) if origin else value
     settings["api_key"] = settings["api_key"] or read_credential(KEY_CREDENTIAL)
     check_zone(settings["timezone"])
-    return settings | {"connections": file.get("connections", {})}
+    executors = {name: executor_defaults() | table for name, table in file.get("executors", {}).items()}
+    return settings | {"connections": file.get("connections", {}), "executors": executors}
 
 
 def read_credential(name: str) -> str:
@@ -1676,13 +1691,13 @@ def read_config(path: str) -> Json:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as problem:
         raise BadRequest(f"{path}: {problem}", "it must be TOML") from None
     for section, table in tables.items():
-        if section == "connections":
-            check_connections(path, table)
+        if section in NAMED_TABLES:
+            NAMED_TABLES[section](path, table)
             continue
         names = [row.name for row in SETTINGS if row.section == section]
         if not names or not isinstance(table, dict):
             home = next((row.section for row in SETTINGS if row.name == section), None)
-            near = did_you_mean(section, {"connections", *(row.section for row in SETTINGS)})
+            near = did_you_mean(section, {*NAMED_TABLES, *(row.section for row in SETTINGS)})
             raise BadRequest(f"{path}: unknown section [{section}]", f"it belongs into [{home}]" if home else near)
         for name in table:
             if name not in names:
@@ -1702,12 +1717,72 @@ def check_connections(path: str, tables: Any) -> None:
             )
 
 
-def read_secret(name: str, folder: str) -> tuple[str | None, str | None]:
-    """The value of a secret and where it is: environment, $CREDENTIALS_DIRECTORY, the home's secrets/."""
+def is_command(value: Any) -> bool:
+    """Whether this is a list of words, the first a program."""
+    return isinstance(value, list) and bool(value) and all(isinstance(word, str) and word for word in value)
+
+
+#: Key of [executors.NAME] → its default (the command has none), what it must be, and whether a value is that.
+EXECUTOR_KEYS: dict[str, tuple[Any, str, Callable[[Any], bool]]] = {
+    "command": (None, "a list of words", is_command),
+    "python": ("python3", "the name or path of an interpreter", lambda value: isinstance(value, str) and bool(value)),
+    "lost_after_s": (
+        *(60.0, "a number of seconds from 1 to 86,400"),
+        lambda value: type(value) in (int, float) and 1 <= value <= 86_400,
+    ),
+    "has_dependencies": (False, "true or false", lambda value: isinstance(value, bool)),
+}
+EXECUTOR_HINT = '[executors.worker1] command = ["ssh", "worker1"]'
+
+
+def executor_defaults() -> Json:
+    """An executor of which nothing has been said."""
+    return {key: default for key, (default, _, _) in EXECUTOR_KEYS.items()}
+
+
+def check_executors(path: str, tables: Any) -> None:
+    """BadRequest unless each [executors.NAME] has a command, and nothing that Tau does not know."""
+    for name, table in tables.items() if isinstance(tables, dict) else [("", tables)]:
+        where = f"{path}: [executors.{name}]"
+        if not isinstance(table, dict) or not re.fullmatch(NAME_RULE, name) or name == LOCAL_EXECUTOR:
+            raise BadRequest(f"{where} cannot be an executor; 'local' is this machine", EXECUTOR_HINT)
+        if unknown := next((key for key in table if key not in EXECUTOR_KEYS), None):
+            near = did_you_mean(unknown, EXECUTOR_KEYS, ", ".join(EXECUTOR_KEYS))
+            raise BadRequest(f"{path}: unknown key '{unknown}' in [executors.{name}]", near)
+        for key, (default, meaning, fits) in EXECUTOR_KEYS.items():
+            if not fits(table.get(key, default)):
+                raise BadRequest(f"{where}: {key} must be {meaning}", EXECUTOR_HINT)
+
+
+def demand_executor(name: str, executors: Json, environment: str | None) -> None:
+    """BadRequest unless there is such an executor, and one that can have the *environment* of a pipeline."""
+    if name == LOCAL_EXECUTOR:
+        return
+    if name not in executors:
+        near = did_you_mean(name, (*executors, LOCAL_EXECUTOR)) or f"tau.toml says how to get there: {EXECUTOR_HINT}"
+        raise BadRequest(f"there is no executor '{name[:WORD_MAX]}'", near)
+    if environment is not None and not executors[name]["has_dependencies"]:
+        hint = f'[executors.{name}] python = "/path/to/one/that/has/them" and has_dependencies = true'
+        raise BadRequest(f"Tau does not install the file's dependencies on executor '{name}'", hint)
+
+
+#: Sections whose tables have names of their own → what checks them.
+NAMED_TABLES: dict[str, Callable[[str, Any], None]] = {"connections": check_connections, "executors": check_executors}
+
+
+def read_secret(name: str, folder: str | Mapping[str, str]) -> tuple[str | None, str | None]:
+    """The value of a secret and where it is: environment, $CREDENTIALS_DIRECTORY, the home's secrets/.
+
+    On another machine there is no such folder but what was sent of it, by name.
+    """
     if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_.-]{0,127}", name):
         raise BadRequest(f"{str(name)[:WORD_MAX]!r} cannot be a secret's name", 'ctx.secret("API_KEY")')
+    if not isinstance(folder, str) and name in folder:
+        return folder[name], "home"
     if name in os.environ and not name.startswith(PRIVATE_ENVIRONMENT):
         return os.environ[name], "environment"
+    if not isinstance(folder, str):
+        return None, None
     for place, root in (("credentials", os.environ.get("CREDENTIALS_DIRECTORY")), ("home", folder)):
         if not root or (place == "credentials" and name == KEY_CREDENTIAL):
             continue  # the key opens the daemon, and is no pipeline's
@@ -2056,6 +2131,69 @@ def find_module(name: str) -> bool:
         return importlib.util.find_spec(name) is not None
     except (ImportError, ValueError):
         return False
+
+
+#: So much of a growing file is read at once.
+READ_BYTES = 128 << 10
+#: What has been read of an output is given back to the disk, so much at a time: it might fill it.
+OUTPUT_SLACK_BYTES = 16 << 20
+
+
+def read_lines(
+    path: str, offset: int, longest: int | None = None, final: bool = False
+) -> tuple[list[bytes], int, bool]:
+    """Whole lines of a growing file from *offset*: the lines, the offset after them, whether more is there.
+
+    A line longer than *longest* is cut into several.  *final* takes the unfinished last line too.
+    """
+    try:
+        file = os.open(path, os.O_RDONLY)
+    except FileNotFoundError:
+        return [], offset, False
+    try:
+        want = READ_BYTES
+        while True:
+            data = os.pread(file, want, offset)
+            end = data.rfind(b"\n") + 1
+            if end or len(data) < want or (longest is not None and len(data) >= longest):
+                break
+            want *= 2  # one long record: its whole line is needed
+        more = os.fstat(file).st_size > offset + len(data)
+    finally:
+        os.close(file)
+    if (final and not more) or (not end and longest is not None and len(data) >= longest):
+        end = len(data)
+    lines = data[:end].split(b"\n")
+    if not lines[-1]:
+        lines.pop()
+    if longest is not None:
+        lines = [line[at : at + longest] for line in lines for at in range(0, max(len(line), 1), longest)]
+    return lines, offset + end, more
+
+
+FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE = 1, 2
+
+
+def release_blocks(path: str, end: int) -> None:
+    """Gives the beginning of a file back to the disk; its length stays, who appends notices nothing (Linux)."""
+    try:
+        file = os.open(path, os.O_WRONLY)
+    except OSError:
+        return
+    try:
+        how = FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE
+        ctypes.CDLL(None).fallocate(file, how, ctypes.c_int64(0), ctypes.c_int64(end))
+    except AttributeError:
+        pass  # another system, where the file grows
+    finally:
+        os.close(file)
+
+
+def deployed_files(folder: str) -> list[str]:
+    """The files of a version, but for what Python has cached beside them."""
+    cached = re.compile(r"(^|/)__pycache__/|\.py\.[a-z]+-\d+(\.\d+)?$")
+    found = (os.path.relpath(os.path.join(at, name), folder) for at, _, names in os.walk(folder) for name in names)
+    return sorted(path for path in found if not cached.search(path))
 
 
 def sync(path: str) -> None:
@@ -6564,6 +6702,8 @@ async def load_all(daemon: Daemon, folder: str, environments: dict[str, Json | N
         digest = None if environment is None else environment["digest"]
         job = {"kind": "load", "python": daemon.environments.python(digest)}
         for one in loaded(await daemon.executor.load(folder, entry, job), entry):
+            if one["executor"] is not None:
+                demand_executor(one["executor"], daemon.settings["executors"], digest)
             found.append(one | {"entry": entry, "environment": digest})
     return found
 
@@ -6801,6 +6941,7 @@ async def run(
     params: Json | None = None,
     wait: bool = True,
     key: str | None = None,
+    executor: str | None = None,
     timeout: float | None = None,
     follow: bool = False,
 ) -> Json:
@@ -6811,6 +6952,7 @@ async def run(
                     -p KEY=VALUE sets one of them
     wait --detach  do not wait: answer as soon as the run is durable
     key           a word of your own: the same key gives the same run, never a second one
+    executor      where it runs: an executor of tau.toml, or local; without it where the pipeline says
     timeout       seconds to wait at most; the run goes on
     follow        print its events as JSON lines while it runs
 
@@ -6818,22 +6960,25 @@ async def run(
         tau run orders -p day=2026-01-01 -p limit=10
         tau run orders --detach --key orders-2026-01-01  # the same key never makes a second run
     """
-    daemon, params = call.daemon, params or {}
+    store, params = call.daemon.store, params or {}
     text = encode_json(params)
     if len(text) > PARAMS_BYTES_MAX:
         raise BadRequest(f"params are larger than {PARAMS_BYTES_MAX:,} bytes", "pass a path instead of the data")
-    about = (name, text, key, "manual", call.actor)
-    return await answer_run(call, wait, timeout, follow, daemon.store.add_run, *about)
+
+    def add() -> tuple[str, str, bool]:
+        return store.add_run(name, text, key, "manual", call.actor, executor=executor)
+
+    return await answer_run(call, wait, timeout, follow, add)
 
 
 async def answer_run(
-    call: Call, wait: bool, timeout: float | None, follow: bool, add: Callable[..., Any], *about: Any
+    call: Call, wait: bool, timeout: float | None, follow: bool, add: Callable[[], tuple[str, str, bool]]
 ) -> Json:
     """Adds a run: its document when it has ended, unless nobody waits for that."""
     if follow and not wait:
         raise BadRequest("--follow waits for the run, --detach does not", "choose one of them")
     daemon = call.daemon
-    queued = daemon.store.write(add, *about)
+    queued = daemon.store.write(add)
     daemon.executor.wake()  # now: so that the run is queued and admitted in one commit
     run_id, status, deduplicated = await queued
     if not wait:
@@ -6928,6 +7073,7 @@ async def retry(
     number = {"live": None, "same": old["version"]}.get(version, int(version) if version.isdecimal() else None)
     origin = {"retry_of": old["run_id"], "scheduled_for": old["scheduled_for"], "version": number}
     origin |= {"resume_from": old["run_id"] if from_failure else None, "upstream": old["upstream"]}
+    origin["executor"] = store.ask.told_executor(old["run_id"])
     params, upstream = encode_json(old["params"]), origin["upstream"]
     origin["upstream"] = None if upstream is None else encode_json(upstream)
 
@@ -7095,6 +7241,7 @@ async def status(call: Call) -> Json:
         "runs": counts,
         "queued": counts["queued"],
         "slots": {"total": daemon.settings["max_concurrent"], "used": daemon.executor.used()},
+        "executors": daemon.executor.elsewhere(),
         "scheduler": {**daemon.agenda.ask.counts(), "paused": daemon.agenda.ask.pause("")},
         "start_latency": daemon.executor.latency(),
         "connections": len(daemon.connections),
@@ -7736,8 +7883,18 @@ def describe(store: Store, run_id: str, full: bool = False, number: int | None =
 
 #: What a run's document has of its row, in this order.
 RUN_SHOWN = (
-    *("run_id", "pipeline", "version", "status", "trigger", "attempt", "params", "key", "scheduled_for"),
-    *("queued_at", "started_at", "finished_at", "duration_ms", "result", "error", "retry_of", "retry_at"),
+    *("run_id", "pipeline", "version", "status", "trigger", "executor", "attempt", "params", "key"),
+    *(
+        "scheduled_for",
+        "queued_at",
+        "started_at",
+        "finished_at",
+        "duration_ms",
+        "result",
+        "error",
+        "retry_of",
+        "retry_at",
+    ),
 )
 
 
@@ -8557,11 +8714,10 @@ def digest_ticks(cron: str, timezone: str) -> str:
 
 POLL_S = 0.2
 POLL_WATCHED_S = 0.05
-READ_BYTES = 128 << 10
 #: How long a journal without its first record may stay so once its fork server is dead.
 BIRTH_S = 2.0
-#: What has been read of an output is given back to the disk, so much at a time: it might fill it.
-OUTPUT_SLACK_BYTES = 16 << 20
+#: How long the end of a run that is stopped elsewhere is waited for.
+FAR_S = 5.0
 #: The clock may be set: an appointment is looked at again after this long.
 LOOK_AHEAD_S = 15.0
 #: An unknown journal may have taken away a permission to start: it stays this long.
@@ -8581,8 +8737,8 @@ class Outcome:
         self.retry = retry  # whether its exception is one to be retried, if it was one
 
 
-def verdict(outcome: Json | None, ended: Json | None, stopping: str | None) -> Outcome:
-    """Reads the end of a process: its last record, its end record, and why we stopped it, if we did.
+def verdict(outcome: Json | None, ended: Json | None, stopping: str | None, start: Json | None = None) -> Outcome:
+    """Reads the end of a process: its last record, its end record, why we stopped it, if we did, and who it was.
 
     The order of these lines is the precedence.  A returned-record written before any stop decides for success
     whatever came after it; an exit code of 0 without one decides nothing.
@@ -8600,7 +8756,30 @@ def verdict(outcome: Json | None, ended: Json | None, stopping: str | None) -> O
     if ended is None:
         message = "its process and its supervisor vanished without a verdict"
         return Outcome("lost", None, bare_error("lost", "ProcessLost", message))
+    if start is not None and "executor" in start and "host" not in ended:
+        return far_verdict(start, ended)
     return Outcome("failed", None, bare_error("died", "ProcessDied", death_words(ended)))
+
+
+def far_verdict(start: Json, ended: Json) -> Outcome:
+    """The end of a run elsewhere of which nothing came but the end of the command that led there.
+
+    Once it has begun nobody knows how it ended; nor where ssh says that the connection failed, or was killed.
+    """
+    name, said = start["executor"], f": {start['said']}" if "said" in start else ""
+    how = ("was " if ended["signal"] else "") + death_words(ended).removesuffix(" without returning a result")
+    if "remote" in start or ended["signal"] or ended["exit_code"] == CONNECTION_FAILED:
+        lost = f"the connection to executor '{name}' was lost; its command {how}{said}"
+        return Outcome("lost", None, bare_error("lost", "ConnectionLost", lost))
+    told = f"the command of executor '{name}' {how} before the run began there{said}"
+    return Outcome("failed", None, bare_error("died", "ProcessDied", told))
+
+
+#: The exit code of ssh for whatever went wrong on the way.
+CONNECTION_FAILED = 255
+#: What counts of the end record of a run elsewhere: what was measured there, where, and when by its clock.
+FAR_END = ("at", "mono", "host", "exit_code", "signal", "reason", "cpu_ms", "max_rss_bytes")
+SAID_CHARACTERS = 300
 
 
 #: What a run was stopped for → kind, type and message of its error.
@@ -8642,12 +8821,23 @@ class Process:
         self.verdict: Outcome | None = None
         self.orphaned_at = 0.0
         self.timeout_s: float | None = None  # its time limit, counted from its start
+        self.memos: dict[str, bytes] = {}  # what a run elsewhere has memoized, until it is kept
 
     def is_overdue(self) -> bool:
-        """Whether it has been running for longer than it may."""
+        """Whether it has been running for longer than it may; a run elsewhere since we know that it has begun."""
         if self.timeout_s is None or self.start is None or self.stopping is not None:
             return False
-        return time.monotonic() - float(self.start["mono"]) > self.timeout_s
+        began = self.start.get("remote", {}).get("seen") if "executor" in self.start else self.start["mono"]
+        return began is not None and time.monotonic() - float(began) > self.timeout_s
+
+    def end(self) -> Json | None:
+        """Its end record; of a run elsewhere what is told of its end there, if anything is."""
+        return None if self.ended is None else self.ended | (self.far_end() or {})
+
+    def far_end(self) -> Json | None:
+        """What the other machine told of the end of a run there."""
+        found: Json | None = (self.start or {}).get("remote", {}).get("end")
+        return found
 
     def state(self) -> Json:
         """What the store keeps of it, to be able to go on from here."""
@@ -8655,7 +8845,7 @@ class Process:
             "position": dict(self.position),
             "process": {**(self.start or {}), "server": self.server},
             "outcome": self.outcome,
-            "ended": self.ended,
+            "ended": self.end(),
             "log_lines": self.log_lines,
             "log_dropped": self.log_dropped,
         }
@@ -8693,10 +8883,14 @@ class Process:
         kind = record["t"]
         if "mono" in record:
             rfc3339(record["at"])  # or it is none of ours
-        if kind == "start":
+        if "host" in record:
+            self.take_far(record)
+        elif kind == "start":
             self.start = record
         elif kind == "end":
             self.ended = record
+        elif kind == "memo":
+            self.take_memo(record["key"], record["data"])
         elif kind in ("returned", "raised"):
             self.outcome = record
         elif kind == "dropped":
@@ -8707,6 +8901,20 @@ class Process:
             self.log_dropped += 1
         else:
             self.keep(trace_record(record), records)
+
+    def take_memo(self, key: str, data: str) -> None:
+        """What a run elsewhere keeps is to be kept here; the key becomes a file's name."""
+        if not re.fullmatch("[0-9a-f]{12}", key):
+            raise ValueError(key)
+        self.memos[key] = base64.b64decode(data)
+
+    def take_far(self, record: Json) -> None:
+        """What the other machine says of the process that the run has there: it began, or how it ended."""
+        assert self.start is not None
+        if record["t"] == "start":
+            self.start["remote"] = record | {"seen": time.monotonic()}
+        else:
+            self.start.setdefault("remote", {})["end"] = {key: record[key] for key in FAR_END if key in record}
 
     def keep(self, record: Json, records: list[Json]) -> None:
         """A trace record gets its place."""
@@ -8734,6 +8942,9 @@ class Process:
             self.log_lines -= len(tail)  # they are kept after all
             self.log_dropped -= len(tail)
             kept += tail
+        if self.start is not None and "executor" in self.start and any(lines):
+            said = [line for line in lines if line][-1].decode("utf-8", "replace")
+            self.start["said"] = said[:SAID_CHARACTERS].strip()
         at = rfc3339(time.time())
         about = {"t": "log", "at": at, "level": "info", "step": None, "stream": stream, "fields": None}
         for line in kept:
@@ -8763,56 +8974,6 @@ def trace_record(record: Json) -> Json:
         found = {"name": str(record["name"]), "step": record["step"], "data": dict(record["data"])}
         return {"t": kind, "at": at, **found}
     raise KeyError(kind)
-
-
-def read_lines(
-    path: str, offset: int, longest: int | None = None, final: bool = False
-) -> tuple[list[bytes], int, bool]:
-    """Whole lines of a growing file from *offset*: the lines, the offset after them, whether more is there.
-
-    A line longer than *longest* is cut into several.  *final* takes the unfinished last line too.
-    """
-    try:
-        file = os.open(path, os.O_RDONLY)
-    except FileNotFoundError:
-        return [], offset, False
-    try:
-        want = READ_BYTES
-        while True:
-            data = os.pread(file, want, offset)
-            end = data.rfind(b"\n") + 1
-            if end or len(data) < want or (longest is not None and len(data) >= longest):
-                break
-            want *= 2  # one long record: its whole line is needed
-        more = os.fstat(file).st_size > offset + len(data)
-    finally:
-        os.close(file)
-    if (final and not more) or (not end and longest is not None and len(data) >= longest):
-        end = len(data)
-    lines = data[:end].split(b"\n")
-    if not lines[-1]:
-        lines.pop()
-    if longest is not None:
-        lines = [line[at : at + longest] for line in lines for at in range(0, max(len(line), 1), longest)]
-    return lines, offset + end, more
-
-
-FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE = 1, 2
-
-
-def release_blocks(path: str, end: int) -> None:
-    """Gives the beginning of a file back to the disk; its length stays, who appends notices nothing (Linux)."""
-    try:
-        file = os.open(path, os.O_WRONLY)
-    except OSError:
-        return
-    try:
-        how = FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE
-        ctypes.CDLL(None).fallocate(file, how, ctypes.c_int64(0), ctypes.c_int64(end))
-    except AttributeError:
-        pass  # another system, where the file grows
-    finally:
-        os.close(file)
 
 
 class Link(Protocol):
@@ -8898,6 +9059,7 @@ class Starter:
             "limits": {name: job.get(name) or self.settings[name] for name in limits},
             "boot": self.server["boot"],
             "secrets": os.path.join(self.home, "secrets"),
+            "executor": job.get("executor"),
             "connections": self.settings["connections"],
         }
         assert self.link is not None
@@ -9025,6 +9187,15 @@ class Executor:
         job["memos"] = self.memos(job["run_id"])
         job["old_memos"] = self.memos(job["resume_from"]) if job["resume_from"] else None
         process.timeout_s = job["timeout"]
+        if (name := job["executor"]) is not None:
+            chosen = self.settings["executors"].get(name)
+            if chosen is None:
+                reason = f"there is no executor '{name}' in tau.toml any more"
+                process.ended = {"exit_code": None, "signal": None, "reason": reason}
+                self.enlist(process)
+                self.spawn(self.finish(process))
+                return process
+            job |= {"executor": {"name": name, **chosen}, "python": None}
         self.launch(process, job)
         return process
 
@@ -9167,6 +9338,9 @@ class Executor:
         before, began = process.state(), process.start is not None
         records, more = process.read(self.settings, final)
         self.note_start(process, began)
+        if process.memos and process.run_id is not None:  # again, should what follows fail: it is the same data
+            await asyncio.to_thread(keep_memos, self.memos(process.run_id), process.memos)
+            process.memos = {}
         if process.run_id is None or process.position == before["position"] or (final and not more):
             return records, more
         try:
@@ -9220,7 +9394,8 @@ class Executor:
             records, more = await self.keep_next(process, final=True)
         if process.start is not None and process.ended is None:
             end_session(process.start)
-        process.verdict = verdict(process.outcome, process.ended, process.stopping)
+            process.ended = process.far_end()  # its supervisor here is gone, not the one there
+        process.verdict = verdict(process.outcome, process.end(), process.stopping, process.start)
         if process.run_id is None:
             return
         finish, about = self.store.finish, (process.run_id, process.attempt)
@@ -9258,9 +9433,12 @@ class Executor:
     async def end(self, process: Process, status: str, force: bool = False) -> None:
         """SIGTERM to the process's group, grace, SIGKILL; returns when it has ended or nothing helps."""
         process.stopping = status
-        ways = ((signal.SIGTERM, self.settings["stop_grace_s"]), (signal.SIGKILL, 5.0))
+        grace = self.settings["stop_grace_s"]
         while process.start is None and not process.closed.is_set() and process.stem in self.live:
             await asyncio.sleep(POLL_WATCHED_S)  # not born yet: watch() reads its first record
+        if process.start is not None and "executor" in process.start:
+            grace = 2 * grace + FAR_S  # the other machine has the same grace, and its end has a way to go
+        ways = ((signal.SIGTERM, grace), (signal.SIGKILL, 5.0))
         for number, patience in ways[force:]:
             if process.start is not None and not process.closed.is_set():
                 send_signal(process.start, number)
@@ -9283,8 +9461,15 @@ class Executor:
         for process in self.live.values():
             if process.start is not None:
                 role = "run" if process.run_id else "load"
-                found.append({"role": role, "pid": process.start["pid"], "run_id": process.run_id})
+                about = {"role": role, "pid": process.start["pid"], "run_id": process.run_id}
+                found.append(about | {key: process.start[key] for key in ("executor",) if key in process.start})
         return found
+
+    def elsewhere(self) -> Json:
+        """The executors: by which command, and how many runs are live there."""
+        names = [(process.start or {}).get("executor") for process in self.live.values()]
+        known = self.settings["executors"].items()
+        return {name: {"command": one["command"], "live": names.count(name)} for name, one in known}
 
     def latency(self) -> Json:
         """Milliseconds from queued to the first instruction in the run process: median and 99th percentile."""
@@ -9304,6 +9489,17 @@ def claim(process: Process) -> bool:
     os.write(file, encode({"t": "abandoned", "at": time.time()}))
     os.close(file)
     return True
+
+
+def keep_memos(folder: str, memos: dict[str, bytes]) -> None:
+    """What a run elsewhere has memoized is on disk, as if it had run here."""
+    make_directory(folder)
+    for key, data in memos.items():
+        path = os.path.join(folder, key)
+        with open(f"{path}.{os.getpid()}", "wb") as file:
+            file.write(data)
+        sync(f"{path}.{os.getpid()}")
+        os.rename(f"{path}.{os.getpid()}", path)
 
 
 def end_session(process: Json) -> None:
@@ -10704,7 +10900,7 @@ class Store:
         self.clock = clock or Clock()
         self.home = home
         self.database = Database(database_path(settings["url"], home))
-        self.max_queued = settings["max_queued"]
+        self.max_queued, self.executors = settings["max_queued"], settings["executors"]
         self.backfill_concurrent = settings["backfill_concurrent"]
         self.on_finish: Callable[[str, str, str], None] = lambda pipeline, run_id, status: None  # told in the commit
         self.metrics = Metrics()
@@ -10825,7 +11021,7 @@ class Store:
         """Queues a run of the live version: its id, its status, and whether *key* had made it before.
 
         *origin* says where it comes from: `scheduled_for`, `retry_of`, `upstream`, `resume_from`; a `version`
-        in it is one that need not be live.
+        in it is one that need not be live, an `executor` not the pipeline's own.
         """
         live = self.db.execute("SELECT version FROM pipelines WHERE name = ? AND deployed = 1", (name,)).fetchone()
         if live is None:
@@ -10842,6 +11038,8 @@ class Store:
         version = origin.get("version") or live["version"]
         options = self.options(name, version)
         demand(options["params"], json.loads(params), "params", f"tau show {name}")
+        if origin.get("executor") is not None:
+            demand_executor(origin["executor"], self.executors, options.get("environment"))
         if self.db.execute("SELECT runs FROM totals WHERE status = 'queued'").fetchone()[0] >= self.max_queued:
             hint = "wait, or raise [scheduler] max_queued; `tau status` shows the queue"
             raise QueueFull(f"{self.max_queued:,} runs are queued already", hint)
@@ -11005,7 +11203,7 @@ class Store:
             "SELECT r.pipeline, r.version, r.params, r.scheduled_for, r.upstream, r.resume_from, s.state,"
             " v.sha256, v.entry, v.function, json_extract(v.options, '$.environment') AS environment,"
             " json_extract(v.options, '$.timeout') AS timeout,"
-            " json_extract(v.options, '$.memory') AS memory_bytes,"
+            f" json_extract(v.options, '$.memory') AS memory_bytes, {EXECUTOR} AS executor,"
             " (SELECT started_at FROM runs WHERE pipeline = r.pipeline AND status = 'success'"
             " ORDER BY run_id DESC LIMIT 1) AS last_success FROM runs r"
             " JOIN versions v ON v.pipeline = r.pipeline AND v.version = r.version"
@@ -11094,9 +11292,12 @@ class Store:
     def end_attempt(self, run_id: str, attempt: int, state: Json, outcome: Outcome) -> Json:
         """Keeps how an attempt ended: when it began and ended and how long it took."""
         last = state["outcome"] or state["ended"] or {}
-        began, ended_at, took = state["process"].get("at"), last.get("at", self.clock.time()), None
+        process: Json = state["process"]
+        if state["outcome"] or "host" in last:  # written elsewhere: by the clock with which it began there
+            process = process.get("remote", process)
+        began, ended_at, took = process.get("at"), last.get("at", self.clock.time()), None
         if began is not None and "mono" in last:
-            took = round(max(last["mono"] - state["process"]["mono"], 0.0) * 1000, 3)
+            took = round(max(last["mono"] - process["mono"], 0.0) * 1000, 3)
         times = {"started_at": began and rfc3339(began), "finished_at": rfc3339(ended_at), "duration_ms": took}
         self.db.execute(
             "UPDATE attempts SET status = ?, started_at = coalesce(?, started_at), finished_at = ?,"
@@ -11434,6 +11635,11 @@ class Questions:
         """A run, alone."""
         return self.rows("SELECT * FROM runs WHERE run_id = ?", run_id)[0]
 
+    def told_executor(self, run_id: str) -> str | None:
+        """Where a run was told to run, whatever its pipeline says."""
+        rows = self.rows("SELECT data FROM events WHERE run_id = ? AND type = 'run.queued' LIMIT 1", run_id)
+        return rows[0]["data"].get("executor") if rows else None
+
     def status_of(self, run_id: str) -> str:
         """The status of a run."""
         found = self.db.execute("SELECT status FROM runs WHERE run_id = ?", (run_id,)).fetchone()
@@ -11488,7 +11694,7 @@ class Questions:
         self, run_id: str, number: int | None
     ) -> tuple[Json, Json | None, list[Json], list[Json], list[Json]]:
         """Those parts, from one moment."""
-        found = self.rows("SELECT * FROM runs WHERE run_id = ?", run_id)
+        found = self.rows(f"SELECT r.*, {EXECUTOR} AS executor FROM runs r WHERE run_id = ?", run_id)
         if not found:
             raise removed_run(run_id)
         run = found[0]
@@ -12140,13 +12346,6 @@ def keep(staged: str, kept: str, sources: dict[str, bytes]) -> None:
     sync(os.path.dirname(kept))
 
 
-def deployed_files(folder: str) -> list[str]:
-    """The files of a version, but for what Python has cached beside them."""
-    cached = re.compile(r"(^|/)__pycache__/|\.py\.[a-z]+-\d+(\.\d+)?$")
-    found = (os.path.relpath(os.path.join(at, name), folder) for at, _, names in os.walk(folder) for name in names)
-    return sorted(path for path in found if not cached.search(path))
-
-
 def sweep_sources(home: str, known: set[str]) -> None:
     """Sources that a crash left without a version are removed."""
     folder = os.path.join(home, "versions")
@@ -12284,7 +12483,176 @@ def process_figures() -> Iterator[tuple[str, str, str, Iterable[str]]]:
 # === Part IV: the run process ==============================================================
 # One per attempt; the only place where user code runs.  Speaks to nobody: it writes its journal.
 
-# --- 33. Fork server ---------------------------------------------------------------------
+# --- 33. Outpost -------------------------------------------------------------------------
+# Owns an attempt on another machine: a fork server of one job there, whose journal goes out on descriptor 1.
+# Calls Fork server and Trace.  Promises that nothing of it outlives the connection: no process, and no file.
+
+FORWARD_S = 0.05
+#: A slow reader must not keep us from looking at the run: so many pieces are sent on between two looks.
+FORWARDS = 16
+#: A directory that is older and that nobody holds any more has been left by a kill.
+ABANDONED_S = 300.0
+
+
+def outpost(folder: str, parcel: Json) -> None:
+    """The entry on another machine, from the bootstrap of Relay: runs the job of a parcel in a private folder."""
+    is_locked(os.open(folder, os.O_RDONLY | os.O_DIRECTORY))  # held as long as we live, where that can be
+    remove_left(folder)
+    adopt_orphans()
+    os.umask(0o077)
+    faulthandler.enable(2)  # as fork_server() does
+    import_all()
+    Outpost(unpack(folder, parcel)).serve()
+
+
+def remove_left(folder: str) -> None:
+    """Removes what outposts that were killed have left beside our folder: ours, old, and held by nobody."""
+    for entry in os.scandir(os.path.dirname(folder)):
+        if not entry.name.startswith(OUTPOST_PREFIX) or not entry.is_dir(follow_symlinks=False):
+            continue
+        try:
+            about, file = entry.stat(follow_symlinks=False), os.open(entry.path, os.O_RDONLY | os.O_DIRECTORY)
+        except OSError:
+            continue  # it goes just now, or is somebody else's
+        if about.st_uid == os.getuid() and time.time() - about.st_mtime > ABANDONED_S and is_locked(file):
+            shutil.rmtree(entry.path, ignore_errors=True)
+        os.close(file)
+
+
+def unpack(folder: str, parcel: Json) -> Json:
+    """The parcel's files are in the folder; its job, as it is here."""
+    for kind in ("files", "memos", "old_memos"):
+        make_directory(os.path.join(folder, kind))
+        for name, data in parcel[kind].items():
+            path = os.path.join(folder, kind, name)
+            make_directory(os.path.dirname(path))
+            with open(path, "wb") as file:
+                file.write(base64.b64decode(data))
+    own = {"memos": "memos", "old_memos": "old_memos", "directory": "data", "folder": "files", "journal": "run"}
+    job: Json = parcel["job"] | {key: os.path.join(folder, name) for key, name in own.items()}
+    job["lost_after_s"] = job["executor"]["lost_after_s"]
+    job["place"] = {"host": socket.gethostname(), "python": sys.version.split()[0]}
+    job["method"] = "spawn" if sys.platform == "darwin" else "fork"
+    job["secrets"], job["executor"] = parcel["secrets"], None
+    return job
+
+
+class Outpost:
+    """One job, until it has ended and that has been told, or until nobody hears of it any more."""
+
+    def __init__(self, job: Json) -> None:
+        nobody, channel = socket.socketpair()
+        nobody.close()
+        self.job, self.server = job, ForkServer(channel)
+        self.poll = self.server.poll
+        self.read = {"stdout": 0, "stderr": 0}  # how much of each output has become log records
+        self.released: dict[str, int] = {}  # path → how much of it has been given back to the disk
+        self.sent = 0  # how much of the journal has gone out
+        self.heard_at = self.told_at = monotonic()
+        self.connected = True
+        self.asked = False  # whether the run is to stop
+        self.kill_at: float | None = None  # when it is killed, once it has been told to stop
+
+    def serve(self) -> None:
+        """Starts the job, and sends on what it writes to its end."""
+        os.write(1, b"\n")  # ends what a login shell may have printed
+        for descriptor in (0, 1):
+            os.set_blocking(descriptor, False)
+        stream: Any = sys.stdin.buffer
+        self.asked = STOP in stream.peek()  # it may have been read along with the parcel
+        self.poll.register(0, select.POLLIN)
+        self.server.start(self.job)
+        self.path = self.job["journal"] + ".journal"
+        self.journal = Journal(self.path, self.job["limits"])
+        more = False
+        with open(self.path, "rb", buffering=0) as self.source:
+            while self.server.jobs or (self.connected and (more or self.has_unsent())):
+                for descriptor, _ in self.poll.poll(0 if more else FORWARD_S * 1000):
+                    if descriptor == 0:
+                        self.listen()
+                    else:
+                        self.server.unwatch(descriptor)
+                self.server.sweep()
+                more = self.take_output(final=not self.server.jobs)
+                self.forward()
+                self.watch_over()
+
+    def has_unsent(self) -> bool:
+        """Whether the journal has more than has gone out."""
+        return os.fstat(self.source.fileno()).st_size > self.sent
+
+    def listen(self) -> None:
+        """A sign of life, the request to stop, or the end of the connection."""
+        try:
+            data = os.read(0, 4096)
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        self.heard_at = monotonic()
+        self.asked |= STOP in data
+        if not data:
+            self.poll.unregister(0)
+            self.connected = False
+
+    def take_output(self, final: bool) -> bool:
+        """The next lines of descriptors 1 and 2 become log records; whether there are more."""
+        left = False
+        for stream in self.read:
+            path = f"{self.job['journal']}.{stream}"
+            lines, self.read[stream], more = read_lines(path, self.read[stream], LOG_LINE_BYTES_MAX, final)
+            left |= more
+            if self.journal.lines > self.job["limits"]["log_lines"]:  # of a flood the last are kept
+                self.journal.dropped += len(lines[:-LOG_TAIL])
+                lines = lines[-LOG_TAIL:]
+            for line in lines:
+                self.journal.log(line.decode("utf-8", "replace"), "info", None, None, stream)
+            self.release(path, self.read[stream])
+        if final and not left:
+            self.journal.finish()
+        return left
+
+    def release(self, path: str, end: int) -> None:
+        """What is not needed any more of a file that grows is given back to the disk."""
+        if end - self.released.get(path, 0) > OUTPUT_SLACK_BYTES:
+            release_blocks(path, end)
+            self.released[path] = end
+
+    def forward(self) -> None:
+        """What the journal has more goes out, as far as it is taken; or a sign of life."""
+        for _ in range(FORWARDS):
+            data = os.pread(self.source.fileno(), READ_BYTES, self.sent)
+            if not data and monotonic() - self.told_at < self.job["lost_after_s"] / BEATS:
+                break
+            try:
+                count = os.write(1, data or BEAT)
+            except BlockingIOError:
+                break
+            except OSError:
+                self.connected = False
+                break
+            self.told_at = monotonic()
+            self.sent += count if data else 0
+        self.release(self.path, self.sent)
+
+    def watch_over(self) -> None:
+        """Stops the run when it is asked to, or when nobody hears of it any more: SIGTERM, grace, SIGKILL."""
+        at = monotonic()
+        if at - self.heard_at > self.job["lost_after_s"]:
+            self.connected = False
+        pending = {signal.Signals(number).name for number in signal.sigpending()}
+        self.asked |= not self.connected or not pending.isdisjoint(HELD_SIGNALS)
+        leaders = self.server.jobs.keys() - self.server.dead.keys()
+        if self.asked and self.kill_at is None and os.stat(self.path).st_size:  # it leads its group by now
+            self.kill_at = at + self.job["grace_s"]
+            for pid in leaders:
+                signal_group(pid, signal.SIGTERM)
+        elif self.kill_at is not None and at > self.kill_at:
+            for pid in leaders:
+                signal_group(pid, signal.SIGKILL)
+
+
+# --- 34. Fork server ---------------------------------------------------------------------
 # Owns the processes that run user code, from permission to end record, and their control groups.  Calls Run process.
 # Promises that nothing a process started outlives it, and that its end is written down even without a daemon.
 
@@ -12481,7 +12849,7 @@ class ForkServer:
             drop_stdin()
             born = settle_in()
             job = job or self.await_job(read)
-            code = 0 if job is None else run_process(job, born)
+            code = 0 if job is None else attempt_process(job, born)
         finally:
             os._exit(code)
 
@@ -12618,7 +12986,7 @@ class ForkServer:
         """Appends the end record, and tells the daemon, which has it then even if the journal has no room."""
         path = job["journal"]
         sizes = {name + "_bytes": file_size(f"{path}.{name}") for name in ("stdout", "stderr")}
-        record = {"t": "end", "at": time.time(), "mono": time.monotonic(), **how, **sizes}
+        record = {"t": "end", "at": time.time(), "mono": time.monotonic(), **how, **sizes, **job.get("place", {})}
         try:
             journal = os.open(path + ".journal", os.O_WRONLY | os.O_APPEND)
             try:
@@ -12735,14 +13103,229 @@ def spawned_process() -> int:
     drop_stdin()
     faulthandler.enable(2)
     import_all()
-    os._exit(run_process(job, settle_in()))
+    os._exit(attempt_process(job, settle_in()))
 
 
-# --- 34. Run process ---------------------------------------------------------------------
+def attempt_process(job: Json, born: str | None) -> int:
+    """An attempt in this process, or the near end of one that runs elsewhere; its exit code."""
+    return run_process(job, born) if job["executor"] is None else relay(job, born)
+
+
+# --- 35. Relay ---------------------------------------------------------------------------
+# Owns the near end of an attempt on another machine: the executor's command, what it is sent, and its silence.
+# Calls Run process and Trace.  Promises to end as the command ends, and that a dead connection has an end.
+
+#: What the interpreter elsewhere is given to run: it takes the rest, Python source again, from descriptor 0.
+#: One line without characters that a shell of any kind would take for its own once it is quoted.
+BOOTSTRAP = (
+    "import sys; sys.version_info < (3, 11) and sys.exit("
+    '"tau: Python 3.11 or newer is needed here, this is " + sys.version.split()[0]); '
+    "i = sys.stdin.buffer; exec(i.read(int(i.read(10))))"
+)
+#: How the private directories there are named.
+OUTPOST_PREFIX = "tau-run-"
+#: What it takes from there: `i` is the stream, on which the parcel follows.  The directory goes on every path.
+WELCOME = b"""
+import json, os, shutil, signal, sys, tempfile, zlib
+parcel = json.loads(zlib.decompress(i.read(int(i.read(10)))))
+signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+folder = tempfile.mkdtemp(prefix="%b")
+try:
+    os.mkdir(folder + "/tau")
+    with open(folder + "/tau/tau.py", "w", encoding="utf-8") as file:
+        file.write(parcel.pop("tau"))
+    sys.path[:] = [folder + "/tau", *filter(None, sys.path)]
+    import tau
+    sys.path.append(sys.path.pop(0))
+    tau.outpost(folder, parcel)
+finally:
+    shutil.rmtree(folder, ignore_errors=True)
+""" % OUTPOST_PREFIX.encode()
+#: The signals that WELCOME holds back, for the outpost to see.
+HELD_SIGNALS = ("SIGTERM", "SIGHUP", "SIGINT")
+#: What descriptor 0 brings after the parcel: a sign of life, and the request to stop.
+BEAT, STOP = b"\n", b"s"
+#: Both ends say something so many times in the time after which silence counts as a lost connection.
+BEATS = 4
+
+
+def relay(job: Json, born: str | None) -> int:
+    """The near end of an attempt, in this process: it starts the executor's command and keeps the books."""
+    wake, end = os.pipe()
+    for descriptor in (wake, end):
+        os.set_blocking(descriptor, False)
+    signal.set_wakeup_fd(end, warn_on_full_buffer=False)
+    for number in (signal.SIGTERM, signal.SIGCHLD):
+        signal.signal(number, lambda number, frame: None)  # they only wake Relay.serve
+    journal = Journal(job["journal"] + ".journal", job["limits"])
+    journal.write(start_record(job, born) | {"executor": job["executor"]["name"]})
+    words = command_words(job)
+    errors = os.open(job["journal"] + ".stderr", os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+    try:
+        one = Relay(job, journal, make_parcel(job, journal), wake)
+        pipe, output = subprocess.PIPE, journal.descriptor
+        command = subprocess.Popen(words, stdin=pipe, stdout=output, stderr=errors, process_group=0)
+    except OSError as problem:
+        os.write(errors, f"tau: cannot run {words[0]}: {problem.strerror}: {problem.filename}\n".encode())
+        return 127
+    return end_as(one.serve(command))
+
+
+def command_words(job: Json) -> list[str]:
+    """The executor's command with the interpreter and what that is to run."""
+    executor = job["executor"]
+    words: list[str] = executor["command"]
+    for name in ("run_id", "pipeline", "attempt"):
+        words = [word.replace(f"{{{name}}}", str(job[name])) for word in words]
+    rest = [executor["python"], "-c", BOOTSTRAP]
+    if os.path.basename(words[0]) != "ssh":
+        return words + rest
+    # ssh makes one line of its words, for a shell.  An ssh that others come to share would be ended with this run.
+    return [words[0], "-o", "ControlMaster=no", *words[1:], *map(shlex.quote, rest)]
+
+
+def make_parcel(job: Json, journal: Journal) -> bytes:
+    """All that the run needs there: Tau, its job, the deployed files, secrets, what was memoized."""
+    sources = contents(job["folder"], deployed_files(job["folder"]))
+    memos: dict[str, dict[str, bytes]] = {}
+    room = job["limits"]["memo_bytes"]
+    for name in ("memos", "old_memos"):
+        found = os.listdir(job[name]) if job[name] is not None and os.path.isdir(job[name]) else []
+        memos[name] = contents(job[name], (key for key in found if "." not in key))
+        room -= sum(map(len, memos[name].values()))
+        if room < 0:
+            memos[name] = {}
+            journal.log("what was memoized is too much to be sent: it is done again", "warning", None, None, None)
+    with open(__file__, encoding="utf-8") as file:
+        parcel = {"tau": file.read(), "job": job, "secrets": sent_secrets(job, sources)}
+    for name, files in {"files": sources, **memos}.items():
+        parcel[name] = {path: base64.b64encode(data).decode("ascii") for path, data in files.items()}
+    data = zlib.compress(encode(parcel), 1)
+    return b"%010d%b%010d%b" % (len(WELCOME), WELCOME, len(data), data)
+
+
+def contents(folder: str, names: Iterable[str]) -> dict[str, bytes]:
+    """The files of a folder by name."""
+    found = {}
+    for name in names:
+        with open(os.path.join(folder, name), "rb") as file:
+            found[name] = file.read()
+    return found
+
+
+def sent_secrets(job: Json, sources: dict[str, bytes]) -> dict[str, str]:
+    """The secrets of the home, and those from elsewhere that the sources or the connections name."""
+    names = {*os.listdir(job["secrets"])} if os.path.isdir(job["secrets"]) else set()
+    for connection in job["connections"].values():
+        names.update(re.findall(r"\$\{(\w+)\}", connection["url"]))
+    for path, content in sources.items():
+        try:
+            names.update(named_secrets(ast.walk(ast.parse(content))) if path.endswith(".py") else ())
+        except (SyntaxError, ValueError):
+            pass  # a file that nobody imports
+    found = {}
+    for name in names:
+        try:
+            value = read_secret(name, job["secrets"])[0]
+        except (BadRequest, MissingSecret, OSError, UnicodeDecodeError):
+            continue
+        if value is not None:
+            found[name] = value
+    return found
+
+
+class Relay:
+    """Feeds the command, hands on the request to stop, and ends it when nothing is heard any more."""
+
+    def __init__(self, job: Json, journal: Journal, parcel: bytes, wake: int) -> None:
+        self.name, self.lost_after_s = job["executor"]["name"], job["executor"]["lost_after_s"]
+        self.grace_s: float = job["grace_s"]
+        self.kill_at: float | None = None  # when the command is killed, once silence has ended it
+        self.journal, self.parcel, self.wake = journal, memoryview(parcel), wake
+        self.size = self.heard_of = os.fstat(journal.descriptor).st_size  # how long the journal was, before and now
+        self.heard_at = self.told_at = monotonic()
+        self.asked = self.obeyed = False  # whether the run is to stop, and that has been said
+        self.poll = select.poll()
+        self.poll.register(wake, select.POLLIN)
+
+    def serve(self, command: subprocess.Popen[bytes]) -> int:
+        """Until the command has ended: how."""
+        assert command.stdin is not None
+        self.command, self.stdin = command, command.stdin.fileno()
+        os.set_blocking(self.stdin, False)
+        self.poll.register(self.stdin, select.POLLOUT)
+        while (code := self.command.poll()) is None:
+            for descriptor, _ in self.poll.poll(self.lost_after_s / BEATS * 500):
+                if descriptor == self.wake:
+                    self.asked |= signal.SIGTERM in os.read(self.wake, 4096)
+            self.feed()
+            if self.asked and not self.obeyed:
+                self.stop()
+            self.listen()
+        return code
+
+    def has_begun(self) -> bool:
+        """Whether anything came from there."""
+        return self.heard_of > self.size
+
+    def feed(self) -> None:
+        """The parcel, as fast as it is taken; from then on a sign of life now and then."""
+        if self.parcel:
+            self.parcel = self.parcel[self.tell(self.parcel[:READ_BYTES]) :]
+            if not self.parcel:
+                self.parcel = memoryview(b"")  # which lets go of the rest
+                self.poll.unregister(self.stdin)
+        elif self.has_begun() and monotonic() - self.told_at > self.lost_after_s / BEATS:
+            self.tell(BEAT)
+
+    def tell(self, data: bytes | memoryview) -> int:
+        """Writes what there is room for; how much.  All is taken by who does not listen any more."""
+        try:
+            count = os.write(self.stdin, data)
+        except BlockingIOError:
+            return 0
+        except BrokenPipeError:
+            return len(self.parcel)
+        self.told_at = monotonic()
+        return count
+
+    def stop(self) -> None:
+        """Asks the other end to stop the run; a command that waits, for a queue or a host, is itself ended."""
+        self.obeyed = True
+        self.listen()
+        if self.parcel or not self.has_begun() or not self.tell(STOP):
+            self.command.terminate()
+
+    def listen(self) -> None:
+        """Notices what has come; ends the command when nothing does, for then nothing will."""
+        size, at = os.fstat(self.journal.descriptor).st_size, monotonic()
+        if self.kill_at is not None:
+            if at > self.kill_at:
+                self.command.kill()  # it alone: srun has a child that tidies up when it is gone
+        elif size != self.heard_of:
+            self.heard_of, self.heard_at = size, at
+        elif self.has_begun() and at - self.heard_at > self.lost_after_s:
+            self.kill_at = at + self.grace_s
+            told = f"nothing was heard of executor '{self.name}' for {self.lost_after_s:g} s"
+            self.journal.write_line(b"\n")  # half a line may have come
+            self.journal.log(told, "error", None, None, None)
+            self.command.terminate()
+
+
+def end_as(code: int) -> int:
+    """An exit code as it is; for a negative one this process dies by that signal, as the command has."""
+    if code < 0:
+        if -code not in (signal.SIGKILL, signal.SIGSTOP):
+            signal.signal(-code, signal.SIG_DFL)
+        os.kill(os.getpid(), -code)
+    return code
+
+
+# --- 36. Run process ---------------------------------------------------------------------
 # Owns one attempt from its first record to its last.  Calls Pipeline API and Trace.
 # Promises a returned or a raised record whenever Python itself lives to write it.
 
-PR_SET_CHILD_SUBREAPER = 36
+PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
 #: The C library's prctl, found once: looking it up again would cost each run.
 LIBC: list[Callable[..., int]] = []
 
@@ -12769,7 +13352,15 @@ def settle_in() -> str | None:
     adopt_orphans()
     volunteer()
     os.umask(0o077)
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())  # on another machine some are held back
     return process_started(os.getpid())
+
+
+def start_record(job: Json, born: str | None) -> Json:
+    """Who this process is."""
+    about = {"t": "start", "format": JOURNAL_FORMAT, "pid": os.getpid(), "started": born, "boot": job["boot"]}
+    about |= {"session": os.getsid(0), "server": job["server"], "at": now(), "mono": monotonic()}
+    return {**about, **job.get("place", {})}
 
 
 #: How much sooner than others a run is taken when the machine is out of memory (proc(5), oom_score_adj; of 1000).
@@ -12794,19 +13385,7 @@ def volunteer() -> None:
 def run_process(job: Json, born: str | None) -> int:
     """One attempt, or one load, in this process, which was started at *born*; its exit code."""
     journal = Journal(job["journal"] + ".journal", job["limits"])
-    journal.write(
-        {
-            "t": "start",
-            "format": JOURNAL_FORMAT,
-            "pid": os.getpid(),
-            "started": born,
-            "boot": job["boot"],
-            "session": os.getsid(0),
-            "server": job["server"],
-            "at": now(),
-            "mono": monotonic(),
-        }
-    )
+    journal.write(start_record(job, born))
     streams: tuple[Captured, ...] = ()
     try:
         try:
@@ -12828,6 +13407,12 @@ def adopt_orphans() -> None:
         if not LIBC:
             LIBC.append(ctypes.CDLL(None).prctl)
         LIBC[0](PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
+def end_with_parent() -> None:
+    """This process is killed when its parent dies (Linux): elsewhere nobody else would know of it."""
+    if LIBC:
+        LIBC[0](PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
 
 
 def prepare(job: Json, journal: Journal) -> tuple[Captured, ...]:
@@ -12973,6 +13558,9 @@ def named_imports(nodes: Iterable[ast.AST]) -> Iterator[str]:
 
 def call_pipeline(job: Json, journal: Journal) -> Json:
     """Loads the file and calls its pipeline; the record of its return."""
+    if "place" in job:
+        end_with_parent()
+        PIPELINE_OPTIONS["timezone"] = str  # checked at deploy; here the zones need not be known
     load_module(job["folder"], job["entry"])
     journal.loaded = True
     chosen = next(one for one in PIPELINES if one.name == job["function"])
@@ -13084,7 +13672,7 @@ class Captured(io.TextIOBase):
         return io.FileIO(self.descriptor, "wb", closefd=False)
 
 
-# --- 35. Pipeline API --------------------------------------------------------------------
+# --- 37. Pipeline API --------------------------------------------------------------------
 # Owns what user code sees: @pipeline and PipelineContext.  Calls all that follows.
 # Promises that using it outside a run (a test, a REPL) does nothing surprising.
 
@@ -13147,6 +13735,7 @@ def pipeline(
     after: str | Sequence[str] = (),
     pause_after_failures: int | None = None,
     expect_success_within: float | str | None = None,
+    executor: str | None = None,
 ) -> Any:
     """Makes a function, sync or async, a pipeline; it stays callable as it is.
 
@@ -13158,7 +13747,7 @@ def pipeline(
     delay *retry_backoff* times the one before, up to *retry_delay_max*, more or less by a share *retry_jitter*;
     *retry_on* limits them to exceptions of these types, and to `"died"`, `"lost"`, `"timeout"`.
     *max_concurrent* is how many of its runs are live at once; *memory* is the address space that each of them
-    may have, in bytes or as text such as `"512M"`.
+    may have, in bytes or as text such as `"512M"`; *executor* is where they run, one of tau.toml.
     Durations are seconds or text such as `"15m"`.  The function is called with a PipelineContext and, by
     their names, its params; what it returns is the run's result.  Raises BadRequest for what cannot be.
     """
@@ -13296,6 +13885,7 @@ PIPELINE_OPTIONS: dict[str, Callable[[Any], Any]] = {
     "after": check_names,
     "pause_after_failures": check_count(1, 1_000),
     "expect_success_within": check_limit,
+    "executor": lambda value: check_words([value])[0],
 }
 
 
@@ -13645,7 +14235,7 @@ def per_row(function: Callable[[Json], Any]) -> PerRow:
     return PerRow(function)
 
 
-# --- 36. Parameters ----------------------------------------------------------------------
+# --- 38. Parameters ----------------------------------------------------------------------
 # Owns how a pipeline's signature becomes a JSON Schema, and JSON the values of its annotations.  Calls Trace.
 # Promises that what the schema admits can be converted.
 
@@ -13871,7 +14461,7 @@ def path_type(hint: Any, origin: Any, arguments: tuple[Any, ...], name: str) -> 
     return ParamType({"type": "string"}, hint) if hasattr(hint, "__fspath__") else None
 
 
-# --- 37. Assertions ----------------------------------------------------------------------
+# --- 39. Assertions ----------------------------------------------------------------------
 # Owns ctx.check: what is asserted, under which name, and with which values it failed.  Calls Trace.
 # Promises that every assertion is evaluated and recorded before the first failure is raised.
 
@@ -13983,9 +14573,13 @@ def truth_of(value: Any) -> bool:
     return bool(value)
 
 
-# --- 38. Memos ---------------------------------------------------------------------------
+# --- 40. Memos ---------------------------------------------------------------------------
 # Owns ctx.memo: results that outlive the attempt that made them.  Calls Trace.
 # Promises that what is kept is whole, that what is found is what was returned, and no secret on the disk.
+
+
+#: A larger memo does not travel from another machine: it would be one line of the journal.
+MEMO_SENT_BYTES_MAX = LINE_BYTES_MAX
 
 
 class Memos:
@@ -13995,6 +14589,7 @@ class Memos:
         self.journal, self.folder = journal, job["memos"]
         self.folders = [folder for folder in (job["memos"], job["old_memos"]) if folder is not None]
         self.most: int = job["limits"]["memo_bytes"]
+        self.travels = "place" in job  # whether what is kept must reach the home through the journal
 
     def find(self, key: str) -> bytes | None:
         """What was kept under a key."""
@@ -14011,6 +14606,8 @@ class Memos:
         why = None
         if len(data) > self.most:
             why = f"it has {len(data):,} bytes, [limits] memo_bytes is {self.most:,}"
+        elif self.travels and len(data) > MEMO_SENT_BYTES_MAX:
+            why = f"it has {len(data):,} bytes, of which {MEMO_SENT_BYTES_MAX:,} could be sent from here"
         elif SECRETS.bytes_pattern is not None and SECRETS.bytes_pattern.search(data):
             why = "it holds a secret"
         if why is None:
@@ -14030,6 +14627,9 @@ class Memos:
             file.flush()
             os.fsync(file.fileno())
         os.rename(f"{path}.{os.getpid()}", path)
+        if self.travels:
+            record = {"t": "memo", "key": key, "data": base64.b64encode(data).decode("ascii")}
+            self.journal.write_line(encode(record))
 
 
 async def remember(
@@ -14056,7 +14656,7 @@ def memo_key(arguments: tuple[Any, ...]) -> str:
         return short_repr(arguments)
 
 
-# --- 39. Places --------------------------------------------------------------------------
+# --- 41. Places --------------------------------------------------------------------------
 # Owns where data is: which place a name means, files here and remote, the author's own sources.
 # Calls Web, Warehouses, Formats and Rows.
 # Promises that a write is whole or did not happen, and that no URL's password is told.
@@ -14094,7 +14694,7 @@ class Surroundings:
 
     def __init__(self, job: Json, journal: Journal) -> None:
         self.connections: dict[str, Json] = job.get("connections", {})
-        self.secrets: str = job["secrets"]
+        self.secrets: str | dict[str, str] = job["secrets"]  # a folder, or what was sent of it
         self.is_local = job["run_id"] == LOCAL_RUN
         self.journal = journal
         self.engines: dict[str, Any] = {}  # URL → SQLAlchemy's engine: it keeps connections
@@ -14119,8 +14719,8 @@ class Surroundings:
         found = read_secret(name, self.secrets)[0]
         value = default if found is None else found
         if value is None:
-            place = os.path.join(os.path.realpath(self.secrets), name)
-            where = f"export {name}=… for taud, or write it to {place} (chmod 600)"
+            place = "<home>/secrets" if isinstance(self.secrets, dict) else os.path.realpath(self.secrets)
+            where = f"export {name}=… for taud, or write it to {os.path.join(place, name)} (chmod 600)"
             raise MissingSecret(lacking, f'run_local(…, secrets={{"{name}": "…"}})' if self.is_local else where)
         self.journal.hide(str(value))
         return str(value)
@@ -14476,7 +15076,7 @@ class RemoteFile(DataFile):
             store.put_file(file.name, path)
 
 
-# --- 40. Web -----------------------------------------------------------------------------
+# --- 42. Web -----------------------------------------------------------------------------
 # Owns what is read over http(s): requests, pages, retries.  Calls Formats and Rows.
 # Promises that a body cut short is never taken for a whole one, and that no header reaches another origin.
 
@@ -14778,7 +15378,7 @@ def retry_after(text: str | None) -> float | None:
     return max(0.0, then.timestamp() - time.time())
 
 
-# --- 41. Warehouses ----------------------------------------------------------------------
+# --- 43. Warehouses ----------------------------------------------------------------------
 # Owns databases: SQLite by itself, all others through SQLAlchemy.  Calls Rows and Trace.
 # Promises one transaction a load, values always bound and never spelled into SQL, names always quoted.
 
@@ -15276,7 +15876,7 @@ def database_cell(value: Any) -> Any:
     return text_or_number(value)
 
 
-# --- 42. Formats -------------------------------------------------------------------------
+# --- 44. Formats -------------------------------------------------------------------------
 # Owns bytes ↔ rows: CSV, TSV, JSON, JSON lines, Parquet, and the types of text cells.  Calls Rows and Trace.
 # Promises an error with its line for what is malformed, never a row that is silently wrong.
 
@@ -15778,7 +16378,7 @@ def cast_column(rows: Rows, name: str, cast: Callable[[str], Any], lines: list[i
         raise SourceError(f"line {lines[position]}: {told}", hint) from problem
 
 
-# --- 43. Rows ----------------------------------------------------------------------------
+# --- 45. Rows ----------------------------------------------------------------------------
 # Owns data on its way through a pipeline: lists of dicts, streams of batches, the steps between them.
 # Calls Trace.  Promises answers that can be used at once and awaited too, and steps that count by themselves.
 
@@ -16366,7 +16966,7 @@ def quote_name(name: str) -> str:
     return '"' + str(name).replace('"', '""') + '"'
 
 
-# --- 44. Trace ---------------------------------------------------------------------------
+# --- 46. Trace ---------------------------------------------------------------------------
 # Owns how a run is written down: the journal, values as JSON, errors as documents.  Calls nothing of its part.
 # Promises records that parse, within limits, without what looks secret, whatever user objects do.
 
@@ -16996,7 +17596,7 @@ def describe_frame(frame: FrameType, line: int, folder: str) -> Json:
 def path_hint(path: str) -> str:
     """What to do about a file that is not there."""
     if os.path.isabs(path):
-        return "is it on the machine where taud runs?"
+        return "is it on the machine where this ran?"
     return "relative paths begin in ctx.data_dir; files shipped with `tau deploy --include` are beside __file__"
 
 

@@ -134,7 +134,7 @@ BAD: dict[str, tuple[Callable[[Context], Any], type[Exception], str, str]] = {
         lambda ctx: ctx.extract("/nope/a.csv"),
         module.SourceError,
         "cannot read /nope/a.csv",
-        "machine where taud runs",
+        "machine where this ran",
     ),
     "a directory": (lambda ctx: ctx.extract(".", format="csv"), module.SourceError, "Is a directory", ""),
     "no place": (lambda ctx: ctx.extract(5), module.BadRequest, "5 is no place", "a path, a URL"),

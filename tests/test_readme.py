@@ -91,6 +91,16 @@ url = "postgresql://tau:${SHOP_PASSWORD}@db.example.com/shop"
 
 [connections.api]
 url = "https://api.example.com/v1"
+
+# Executors: commands that lead to other machines, for @pipeline(executor="worker1") and tau run --executor.
+[executors.worker1]
+command = ["ssh", "worker1"]
+python = "python3"
+lost_after_s = 60.0
+has_dependencies = false
+
+[executors.slurm]
+command = ["srun", "--job-name={pipeline}", "--mem=4G"]
 """
 
 
