@@ -3045,13 +3045,13 @@ def show_answer(client: Client, chosen: Operation, params: Json, view: View) -> 
 
 
 def run_command(client: Client, chosen: Operation, params: Json, view: View) -> int:
-    """`tau run`: live on a terminal."""
-    document = run_watched(client, params, view)
+    """`tau run`, and `tau retry`, which is one too: live on a terminal."""
+    document = run_watched(client, params, view, chosen.name)
     view.show("run", document)
     return exit_of(document)
 
 
-def run_watched(client: Client, params: Json, view: View) -> Json:
+def run_watched(client: Client, params: Json, view: View, method: str = "run") -> Json:
     """A run's document; always with a key, so that a lost connection can be repeated."""
     own_key = "key" not in params
     if own_key:
@@ -3061,7 +3061,7 @@ def run_watched(client: Client, params: Json, view: View) -> Json:
     if live:
         params["follow"] = True
     watch = view.event if follow else view.live if live else None
-    document = client.call("run", params, watch)
+    document = client.call(method, params, watch)
     if own_key:
         document.pop("deduplicated", None)
     view.end_live()
@@ -3142,6 +3142,7 @@ def shutdown_command(client: Client, chosen: Operation, params: Json, view: View
 #: Commands that do more than call and print.
 FACES = {
     "run": run_command,
+    "retry": run_command,
     "wait": wait_command,
     "logs": logs_command,
     "code": code_command,
@@ -5182,6 +5183,7 @@ class Daemon:
             if isinstance(listener, Door):
                 listener.context = tls
         self.keys.change(given)
+        self.store.executors = self.settings["executors"]
         later = [name for name in changed if name not in now]
         told = f"; after a restart {', '.join(later)} will hold too" if later else ""
         logging.getLogger("tau").info("the configuration is read again%s", told)
@@ -5284,7 +5286,7 @@ class Daemon:
 
 
 #: Settings that hold as soon as the configuration file is read again: they are looked up whenever they are used.
-RELOADED = ("log_level", "connections", "api_key", "api_key_file", "api_key_hash")
+RELOADED = ("log_level", "connections", "executors", "api_key", "api_key_file", "api_key_hash")
 #: These too, and the files that they name, where the port speaks TLS already.
 TLS_SETTINGS = ("tls_cert", "tls_key", "tls_client_ca")
 
@@ -6060,7 +6062,9 @@ class Lines(Connection):
                 if not name:
                     raise Forbidden("this socket belongs to another user", "see [daemon] group")
                 self.admit(Caller(name, "admin", local=True))
-            except TauError as problem:
+            except Forbidden as problem:
+                self.turn_away(problem)
+            except Unavailable as problem:
                 self.send(refusal(None, problem))
                 transport.close()  # at once, for there may be no descriptors to spare
 

@@ -366,3 +366,13 @@ def test_who_gives_up_waiting_is_told_how_to_go_on(tau: Tau) -> None:
     gave_up = tau("run", "it", "--timeout", "0.05", exit=7)
     assert gave_up["next"] == [f"tau wait {gave_up['run_id']}"]
     tau("cancel", gave_up["run_id"])
+
+
+def test_a_retry_is_a_run_and_exits_like_one(tau: Tau) -> None:
+    tau.deploy_it("def it(ctx):\n    raise ValueError")
+    run_id = tau("run", "it", exit=1)["run_id"]
+    again = tau("retry", run_id, exit=1)
+    assert (again["status"], again["retry_of"]) == ("failed", run_id)
+    assert tau("retry", run_id, "--detach")["status"] in ("queued", "running")
+    *events, document = tau.command("retry", run_id, "--follow").lines
+    assert (events[-1]["type"], document["status"]) == ("run.finished", "failed")
