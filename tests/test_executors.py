@@ -34,7 +34,24 @@ def config_of(command: list[str], daemon: str = "", **more: Any) -> str:
     return "\n".join(rows)
 
 
-@pytest.fixture(scope="module", params=MACHINES)
+#: Tests that every machine is put to; TAU_EXECUTORS=all puts each to all of them.
+EVERYWHERE = (
+    "test_a_success_and_a_failure_there_are_told_as_here",
+    "test_a_secret_is_sent_and_masked",
+    "test_cancelling_ends_a_stubborn_run_and_its_child",
+    "test_a_later_daemon_adopts_the_run",
+    "test_a_connection_that_is_cut_is_a_lost_run_and_nothing_goes_on_there",
+)
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Each test is run on a bare environment of this machine, some or all through ssh and Slurm too."""
+    if "far" in metafunc.fixturenames:
+        everywhere = os.environ.get("TAU_EXECUTORS") == "all" or metafunc.function.__name__ in EVERYWHERE
+        metafunc.parametrize("far", [*MACHINES] if everywhere else ["bare"], indirect=True, scope="module")
+
+
+@pytest.fixture(scope="module")
 def far(request: pytest.FixtureRequest) -> Iterator[Tau]:
     """A daemon whose executor `far` leads to another machine, in one of the ways there are."""
     with MACHINES[request.param]() as command:
@@ -141,6 +158,11 @@ SAME = {
     "a flood": "def it(ctx):\n    for i in range(12_000):\n        print(i)\n    return i",
     "a flood from below": "import os\ndef it(ctx):\n    os.system('seq 12000')\n    return 1",
 }
+
+
+def test_a_success_and_a_failure_there_are_told_as_here(far: Tau) -> None:
+    for name in ("a success", "an exception"):
+        test_the_document_is_that_of_a_local_run(far, name)
 
 
 @pytest.mark.parametrize("name", SAME)
