@@ -13130,7 +13130,7 @@ BOOTSTRAP = (
 OUTPOST_PREFIX = "tau-run-"
 #: What it takes from there: `i` is the stream, on which the parcel follows.  The directory goes on every path.
 WELCOME = b"""
-import json, os, shutil, signal, sys, tempfile, zlib
+import base64, importlib.util, json, os, shutil, signal, sys, tempfile, zlib
 parcel = json.loads(zlib.decompress(i.read(int(i.read(10)))))
 signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
 folder = tempfile.mkdtemp(prefix="%b")
@@ -13138,6 +13138,11 @@ try:
     os.mkdir(folder + "/tau")
     with open(folder + "/tau/tau.py", "w", encoding="utf-8") as file:
         file.write(parcel.pop("tau"))
+    magic, code = parcel.pop("compiled")
+    if magic == importlib.util.MAGIC_NUMBER.hex():
+        os.mkdir(folder + "/tau/__pycache__")
+        with open(importlib.util.cache_from_source(folder + "/tau/tau.py"), "wb") as file:
+            file.write(bytes.fromhex(magic) + bytes([1] + [0] * 11) + base64.b64decode(code))
     sys.path[:] = [folder + "/tau", *filter(None, sys.path)]
     import tau
     sys.path.append(sys.path.pop(0))
@@ -13202,10 +13207,22 @@ def make_parcel(job: Json, journal: Journal) -> bytes:
             journal.log("what was memoized is too much to be sent: it is done again", "warning", None, None, None)
     with open(__file__, encoding="utf-8") as file:
         parcel = {"tau": file.read(), "job": job, "secrets": sent_secrets(job, sources)}
+    parcel["compiled"] = compiled_tau()
     for name, files in {"files": sources, **memos}.items():
         parcel[name] = {path: base64.b64encode(data).decode("ascii") for path, data in files.items()}
     data = zlib.compress(encode(parcel), 1)
     return b"%010d%b%010d%b" % (len(WELCOME), WELCOME, len(data), data)
+
+
+def compiled_tau() -> tuple[str, str]:
+    """What the same Python can use there instead of compiling this file: its magic number and the code, as text.
+
+    The header that is put before it (PEP 552) says that nobody need compare it with the source.
+    """
+    data, source = read_bytes(importlib.util.cache_from_source(__file__)) or b"", os.stat(__file__)
+    if data[4:16] != struct.pack("<3I", 0, int(source.st_mtime) & 0xFFFFFFFF, source.st_size & 0xFFFFFFFF):
+        return "", ""  # it is of another source
+    return data[:4].hex(), base64.b64encode(data[16:]).decode("ascii")
 
 
 def contents(folder: str, names: Iterable[str]) -> dict[str, bytes]:
