@@ -5472,6 +5472,7 @@ class Door:
             task = loop.create_task(self.meet(peer))
             task.add_done_callback(lambda done, peer=peer: self.forget(done, peer))  # type: ignore[misc]
             put_last(self.silent, task, self.silent_max)
+            await asyncio.sleep(0)  # sock_accept() does not wait while there is somebody
 
     def forget(self, task: asyncio.Task[None], peer: socket.socket) -> None:
         """A peer is in, or gone."""
