@@ -5471,7 +5471,7 @@ class Door:
     async def start_serving(self) -> None:
         """Listens from now on."""
         self.bound.setblocking(False)
-        self.bound.listen(1024)
+        self.bound.listen(KNOCKING_MAX)
         self.accepting = asyncio.get_running_loop().create_task(self.accept())
 
     def close(self) -> None:
@@ -5507,8 +5507,7 @@ class Door:
         """A peer that speaks is let in, after a handshake if there must be one; else it is let go."""
         limits = {} if self.context is None else {"ssl_handshake_timeout": HELLO_S, "ssl_shutdown_timeout": HELLO_S}
         try:
-            async with asyncio.timeout(HELLO_S):
-                first = await first_byte(peer)
+            first = await first_byte(peer)
             task = asyncio.current_task()
             assert task is not None
             self.silent.pop(task, None)
@@ -5528,12 +5527,16 @@ class Door:
 
 
 async def first_byte(peer: socket.socket) -> bytes:
-    """What a peer says first, which stays to be read; nothing if it is gone."""
-    loop = asyncio.get_running_loop()
-    ready = asyncio.Event()
+    """What a peer says first, which stays to be read; nothing if it is gone.  TimeoutError after HELLO_S."""
+    try:
+        return peer.recv(1, socket.MSG_PEEK)  # most have said it before they are let in
+    except BlockingIOError:
+        pass
+    loop, ready = asyncio.get_running_loop(), asyncio.Event()
     loop.add_reader(peer, ready.set)
     try:
-        await ready.wait()
+        async with asyncio.timeout(HELLO_S):
+            await ready.wait()
     finally:
         loop.remove_reader(peer)
     return peer.recv(1, socket.MSG_PEEK)
@@ -5551,6 +5554,9 @@ def put_last(waiting: dict[asyncio.Task[None], None], task: asyncio.Task[None], 
 TLS_BEGINS = b"\x16"
 ACCEPT_PAUSE_S = 0.05
 ACCEPTED_AT_ONCE = 16
+#: So many peers may wait to be let in: no more than can be served in some fifty milliseconds, so that under a flood a new
+#: one waits no longer than that, or is told by its system to try again.
+KNOCKING_MAX = 256
 
 
 def answers(path: str) -> bool:
@@ -5960,6 +5966,8 @@ class Connection(Protocol):
         self.daemon.strangers.pop(self, None)
         if len(self.daemon.connections) - len(self.daemon.strangers) > self.daemon.most(CONNECTIONS_MAX):
             raise Unavailable("too many connections", "close some, or try again later")
+        if self.caller is None and self.remote:
+            keep_alive(self.transport.get_extra_info("socket"))
         self.caller = caller
 
     def forget_timer(self) -> None:
@@ -6256,7 +6264,6 @@ class Doorstep(Connection):
     def connection_made(self, transport: Any) -> None:
         """The peer is a stranger; too many of them, and the one that is silent longest must go."""
         super().connection_made(transport)
-        keep_alive(transport.get_extra_info("socket"))
         self.remote = str((transport.get_extra_info("peername") or ("?",))[0])
         self.timer = asyncio.get_running_loop().call_later(HELLO_S, transport.abort)
         strangers = self.daemon.strangers
