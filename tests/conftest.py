@@ -78,7 +78,10 @@ class Done:
 
 #: How `tau` reaches the daemon in tests of the command line: always by the first, with TAU_TRANSPORTS=all by each.
 TRANSPORTS = ("unix", "tcp", "tls", "http")
-COMMAND_LINE = ("test_command_line", "test_operations", "test_terminal", "test_attempts", "test_examples")
+COMMAND_LINE = (
+    *("test_command_line", "test_operations", "test_terminal", "test_attempts", "test_examples"),
+    *("test_completion", "test_signatures", "test_environment_file"),
+)
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
