@@ -5554,8 +5554,8 @@ def put_last(waiting: dict[asyncio.Task[None], None], task: asyncio.Task[None], 
 TLS_BEGINS = b"\x16"
 ACCEPT_PAUSE_S = 0.05
 ACCEPTED_AT_ONCE = 16
-#: So many peers may wait to be let in: no more than can be served in some fifty milliseconds, so that under a flood a new
-#: one waits no longer than that, or is told by its system to try again.
+#: So many peers may wait to be let in: no more than can be served in some fifty milliseconds.  Under a flood a new one
+#: waits no longer than that, or its system tries again a second later.
 KNOCKING_MAX = 256
 
 
