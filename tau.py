@@ -17053,6 +17053,10 @@ def returned(result: Any, most: int, journal: Journal) -> Json:
     return {"t": "returned", "result": plain_result, "stopped": journal.stopped}
 
 
+#: So much of a trace waits in memory while the disk is full.
+WAITING_BYTES_MAX = 16 << 20
+
+
 class Journal:
     """The trace of this process on its way to the daemon: one JSON line each, appended in one write."""
 
@@ -17063,6 +17067,7 @@ class Journal:
         self.lines = self.bytes = 0  # of log records
         self.tail: list[bytes] = []  # the last lines beyond the limit, written at the end
         self.dropped = 0  # lines that fell out of the tail and were not yet reported
+        self.waiting = b""  # lines that have found no room on the disk
         self.reported_at = 0.0
         self.stopped = False  # whether we were asked to stop
         self.retry_on: tuple[type[BaseException], ...] = ()  # exceptions after which the run is tried again
@@ -17089,6 +17094,7 @@ class Journal:
 
     def leave(self) -> None:
         """A fork that user code made goes on in this process: its steps get numbers of their own."""
+        self.waiting = b""  # the parent's own
         self.first_step = os.getpid() << 32
         self.steps = itertools.count(self.first_step + 1)
 
@@ -17106,9 +17112,8 @@ class Journal:
             if self.limits.get(name):
                 kind = getattr(resource, resource_name)
                 resource.setrlimit(kind, (resource.getrlimit(kind)[1],) * 2)
-        line = encode(masked(record))
-        while not self.write_line(line):
-            line = b"\n" + line.lstrip()  # what was written of it is a torn line
+        self.write_line(encode(masked(record)))
+        while self.waiting and not self.flush():
             time.sleep(0.5)
         self.written = True
 
@@ -17120,14 +17125,35 @@ class Journal:
             return False
 
     def write_line(self, line: bytes) -> bool:
-        """Appends a line; False if the disk is full.  Opens a descriptor that user code has closed again."""
+        """Appends a line; False if the disk is full: then it waits here, and others behind it, as long as they fit."""
+        if not self.waiting:
+            written = self.append(line)
+            if written == len(line):
+                return True
+            self.waiting = b"\n" + line if written else line  # what was written of it is a torn line
+            return False
+        fits = len(self.waiting) + len(line) <= WAITING_BYTES_MAX
+        if fits:
+            self.waiting += line
+        return self.flush() and fits
+
+    def append(self, data: bytes) -> int:
+        """How much of it could be written.  Opens a descriptor that user code has closed again."""
         try:
-            return os.write(self.descriptor, line) == len(line)
+            return os.write(self.descriptor, data)
         except OSError as problem:
             if problem.errno != errno.EBADF:
-                return False
+                return 0
             self.descriptor = self.open()
-            return os.write(self.descriptor, line) == len(line)
+            return os.write(self.descriptor, data)
+
+    def flush(self) -> bool:
+        """Writes what has found no room before; whether nothing waits any more."""
+        data = self.waiting
+        written = self.append(data)
+        whole = data.rfind(b"\n", 0, written) + 1  # lines of which all is written
+        self.waiting = b"" if written == len(data) else (b"\n" if written > whole else b"") + data[whole:]
+        return not self.waiting
 
     def log(self, message: str, level: str, step: Step | None, fields: Json | None, stream: str | None) -> None:
         """Keeps one log line: in the journal up to the limits, then the last LOG_TAIL; the rest is counted."""
@@ -17142,7 +17168,8 @@ class Journal:
         line = text.encode("utf-8", "replace")
         self.lines += 1
         self.bytes += len(line)
-        if self.lines <= self.limits["log_lines"] and self.bytes <= self.limits["log_bytes"]:
+        room = not self.waiting or len(self.waiting) + len(line) <= WAITING_BYTES_MAX
+        if self.lines <= self.limits["log_lines"] and self.bytes <= self.limits["log_bytes"] and room:
             self.write_line(line)
         else:
             self.keep_tail(line)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Tau
+from conftest import Context, Tau
 
 import tau as module
 
@@ -428,3 +431,43 @@ def test_a_file_that_fails_to_load_in_a_run_is_of_kind_load(tau: Tau) -> None:
     tau.deploy(text)
     error = tau("run", "it", exit=1)["error"]
     assert (error["kind"], error["type"], error["line"]) == ("load", "AssertionError", 3)
+
+
+def test_what_finds_no_room_on_the_disk_waits_and_comes_in_order(ctx: Context, monkeypatch: pytest.MonkeyPatch) -> None:
+    journal, write, room = ctx._journal, os.write, [0]
+
+    def scarce(file: int, data: bytes) -> int:
+        if file != journal.descriptor:
+            return write(file, data)
+        if not room[0]:
+            raise OSError(errno.ENOSPC, "no space left on device")
+        written = write(file, bytes(data)[: room[0]])
+        room[0] -= written
+        return written
+
+    monkeypatch.setattr(os, "write", scarce)
+    for number in range(300):
+        ctx.log(f"line {number}")
+        if number % 7 == 0:
+            room[0] = number  # enough for some of them, and for a part of another
+    with ctx.step("a step"):
+        pass
+    room[0] = 1 << 30
+    journal.write_outcome({"t": "returned"})
+    monkeypatch.undo()
+    assert journal.waiting == b""
+    records = [json.loads(line) for line in journal_lines(ctx.journal)]
+    assert [one["message"] for one in records if one["t"] == "log"] == [f"line {number}" for number in range(300)]
+    assert [one["t"] for one in records][-1] == "returned"
+
+
+def journal_lines(path: Path) -> list[str]:
+    """The lines of a journal that are records: what was torn is none."""
+    found = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            json.loads(line)
+        except ValueError:
+            continue
+        found.append(line)
+    return found
