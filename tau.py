@@ -7,27 +7,27 @@ The file is laid out in the order a request travels.  Calls go down the page, or
     Part II   the client, `tau`   9 Command line   10 Completion   11 Daemons elsewhere
                                   12 Doctor   13 Terminal   14 Client
                  │ one JSON document a line, over a socket
-    Part III  the daemon, `taud`  15 Daemon   16 Service manager   17 Server   18 HTTP
-                                  19 Operations   20 Callers   21 Environments   22 Scheduler
-                                  23 Executor   24 Feed   25 Agenda   26 Retention   27 Backup
-                                  28 Store   29 Questions   30 Database   31 Sources
-                                  32 Metrics
+    Part III  the daemon, `taud`  15 Daemon   16 Listeners   17 Service manager   18 Server
+                                  19 HTTP   20 Operations   21 Callers   22 Environments
+                                  23 Scheduler   24 Executor   25 Feed   26 Agenda
+                                  27 Retention   28 Backup   29 Store   30 Questions
+                                  31 Database   32 Sources   33 Metrics
                  │ one JSON document a line: jobs over a socket, the trace through a journal file
-    Part IV   the run process     33 Outpost   34 Fork server   35 Relay   36 Run process
-                                  37 Pipeline API   38 Parameters   39 Assertions   40 Memos
-                                  41 Places   42 Web   43 Warehouses   44 Formats   45 Rows
-                                  46 Trace
+    Part IV   the run process     34 Outpost   35 Fork server   36 Relay   37 Run process
+                                  38 Pipeline API   39 Parameters   40 Assertions   41 Memos
+                                  42 Places   43 Web   44 Warehouses   45 Formats   46 Rows
+                                  47 Trace
 
 `tau run hello`, in one read:
-  main §9 builds one parser from the signature of `run` §19 and calls Client.call §14;
-  the line reaches Connection §17, which checks it and calls the operation `run` §19;
-  Store §28 makes the run durable and, in the same commit, Executor.admit §23 moves it to running;
-  ForkServer §34 creates the journal (that is the permission to start) and forks;
-  run_process §36 loads the deployed file and calls your function with a PipelineContext §37;
-  (on an executor's machine an outpost §33 does that, and a relay §35 here feeds the command that leads there;)
-  its records go to the Journal §46; the fork server appends the end record when the process is gone;
-  Executor §23 reads the journal, `verdict` §23 turns it into an outcome, Store §28 keeps it;
-  Feed §24 wakes the waiting `run` §19; Connection §17 answers; main §9 prints and exits 0 or 1.
+  main §9 builds one parser from the signature of `run` §20 and calls Client.call §14;
+  the line reaches Connection §18, which checks it and calls the operation `run` §20;
+  Store §29 makes the run durable and, in the same commit, Executor.admit §24 moves it to running;
+  ForkServer §35 creates the journal (that is the permission to start) and forks;
+  run_process §37 loads the deployed file and calls your function with a PipelineContext §38;
+  (on an executor's machine an outpost §34 does that, and a relay §36 here feeds the command that leads there;)
+  its records go to the Journal §47; the fork server appends the end record when the process is gone;
+  Executor §24 reads the journal, `verdict` §24 turns it into an outcome, Store §29 keeps it;
+  Feed §25 wakes the waiting `run` §20; Connection §18 answers; main §9 prints and exits 0 or 1.
 """
 
 from __future__ import annotations
@@ -1290,8 +1290,12 @@ class Address:
     @property
     def where(self) -> str:
         """The place alone, as messages name it."""
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        return self.path if self.scheme == "unix" else f"{host}:{self.port}"
+        return self.path if self.scheme == "unix" else at_port(self.host, self.port)
+
+
+def at_port(host: str, port: int) -> str:
+    """A host and a port as addresses have them."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def bare_url(url: str) -> str:
@@ -4818,7 +4822,7 @@ def remove_tree(path: str) -> None:
 # Asynchronous, long-lived, one per home.  Never imports user code.
 
 # --- 15. Daemon --------------------------------------------------------------------------
-# Owns the home: its lock, its socket, start, recovery and stop; holds all that serves it.
+# Owns the home: its lock, start, recovery, reload and stop; holds all that serves it.
 # Calls everything below.  Promises one daemon per home, and that runs outlive it.
 
 
@@ -4844,9 +4848,7 @@ def taud(argv: Sequence[str] | None = None) -> int:
             return 0
         if options["detached"]:
             os.setsid()
-        daemon = Daemon(home, config, settings)
-        daemon.unscheduled, daemon.options, daemon.manager = options["unscheduled"], options, manager
-        serve(daemon, options["json"])
+        serve(Daemon(home, config, settings, options, manager), options["json"])
     except TauError as problem:
         return complain(problem, "--json" in words)
     except OSError as problem:
@@ -5013,8 +5015,12 @@ def serve(daemon: Daemon, as_json: bool) -> None:
 class Daemon:
     """One home and everything that serves it; the first thing every operation is given."""
 
-    def __init__(self, home: str, config: str | None, settings: Json) -> None:
+    def __init__(
+        self, home: str, config: str | None, settings: Json, options: Json, manager: ServiceManager
+    ) -> None:  # fmt: skip
         self.home, self.config, self.settings = home, config, settings
+        self.options = options  # of the command line: they hold over a file that is read again
+        self.manager = manager
         self.store = Store(home, settings)
         self.feed = Feed(self.store)
         self.store.database.on_commit = self.on_commit
@@ -5022,26 +5028,19 @@ class Daemon:
         self.executor = Executor(home, settings, self.store, self.feed, self.environments)
         self.agenda = Agenda(self.store, settings["timezone"], due)
         self.scheduler = Scheduler(self.agenda, self.executor)
-        self.addresses: list[str] = []
-        self.listeners: list[asyncio.Server | Door] = []
         self.connections: set[Connection] = set()
         self.strangers: dict[Connection, None] = {}  # those that have not shown a key, the oldest first
-        self.room = 0  # descriptors that peers may have in all
-        self.unix: list[socket.socket] = []  # the Unix sockets that are served
         self.keys = Keys(home, settings, self.store)
-        self.tls = make_tls(settings)
+        self.listeners = Listeners(self)
         self.started = time.time()
         self.warnings: list[str] = []
         self.keeping = asyncio.Lock()  # held while a deployed source takes its place
         self.copying = asyncio.Lock()  # held while a backup is written
-        self.unscheduled = False  # whether nothing that is deployed here is to run by itself
+        self.unscheduled = bool(options["unscheduled"])  # whether nothing that is deployed here runs by itself
         self.retention = Retention(home, settings, self.store, self.executor.used)
         self.signals = 0  # how often we were asked to end by a signal
         self.winding_up: asyncio.Task[None] | None = None  # waiting for live runs before the end
         self.ended: asyncio.Event | None = None  # set when serve() may return; None until it runs
-        self.options: Json = {}  # of the command line: they hold over a file that is read again
-        self.manager = ServiceManager()
-        self.bound: list[str] = []  # paths of the sockets that are ours to remove
         self.unread = ""  # the warning that the configuration file could not be read again
 
     async def serve(self, announce: Callable[[Json], None]) -> None:
@@ -5059,26 +5058,22 @@ class Daemon:
             for number in (signal.SIGTERM, signal.SIGINT):
                 loop.add_signal_handler(number, self.on_signal)
             signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until there is something to reload
-            self.room = raise_file_limit() - DESCRIPTORS_KEPT
             self.store.open(loop)
             self.agenda.open()
             sweep_sources(self.home, self.store.ask.source_names())
             self.environments.sweep(self.store.ask.environments())
             sweep_copies(self.home)
-            await self.listen()  # an address that cannot be had is found out before anything runs
+            await self.listeners.open()  # an address that cannot be had is found out before anything runs
             await self.executor.open()
             await self.scheduler.open()
             self.executor.spawn(self.retention.watch())
-            for listener in self.listeners:
-                await listener.start_serving()
-            for one in self.unix:
-                one.listen(1024)  # so many may knock; asyncio takes in fewer at once
+            await self.listeners.start()
             ready = {"pid": os.getpid(), "socket": self.socket_path}
             os.pwrite(lock, encode(ready), 0)
             logging.getLogger("tau").info("taud %s serves %s, pid %s", __version__, self.home, os.getpid())
             loop.add_signal_handler(signal.SIGHUP, self.reload)
             self.manager.begin(self.summary)
-            announce(ready | {"home": self.home, "addresses": self.addresses})
+            announce(ready | {"home": self.home, "addresses": self.listeners.addresses})
             await self.ended.wait()
         finally:
             await self.close()
@@ -5107,72 +5102,6 @@ class Daemon:
         self.warnings.append(text)
         logging.getLogger("tau").warning("%s", text)
 
-    async def listen(self) -> None:
-        """The Unix sockets, those that we were given and, if asked for, the TCP port are open."""
-        group = find_group(self.settings["group"])
-        for folder in socket_folders(self.home, self.manager.sockets):
-            path = os.path.join(folder, "tau.sock")
-            ours = bind_unix(folder, path, group)
-            self.bound.append(path)
-            self.listeners.append(await self.listen_unix(ours, path, group))
-        for given in self.manager.sockets:
-            if given.family == socket.AF_UNIX:
-                self.listeners.append(await self.listen_unix(given, socket_name(given), group))
-        network = [given for given in self.manager.sockets if given.family != socket.AF_UNIX]
-        if self.settings["port"] or self.settings["host"]:
-            network += bind_tcp(self.settings["host"], self.settings["port"] or 8400)
-        if network:
-            self.listen_tcp(network)
-
-    async def listen_unix(self, bound: socket.socket, name: str, group: int | None) -> asyncio.Server:
-        """A Unix socket is open, for whom it admits by its peer credentials."""
-        loop = asyncio.get_running_loop()
-        self.addresses.append(f"unix://{name}")
-        self.unix.append(bound)
-        return await loop.create_unix_server(
-            lambda: Lines(self, group=group),
-            sock=bound,
-            backlog=DESCRIPTORS_KEPT // 2,
-            start_serving=False,
-            **KEEP_FILE,
-        )
-
-    def most(self, bound: int) -> int:
-        """How many peers of a kind there may be: *bound*, but all together they have only so many descriptors."""
-        return max(min(bound, self.room // 4), 1)
-
-    def listen_tcp(self, bound: list[socket.socket]) -> None:
-        """Bound TCP sockets are served, to whoever has a key."""
-        try:
-            self.open_door([one.getsockname()[0] for one in bound])
-            self.listeners += [self.make_door(one) for one in bound]
-        except BaseException:
-            for one in bound:
-                one.close()
-            raise
-
-    def open_door(self, places: list[str]) -> None:
-        """These addresses may be listened on: there is a key for whoever comes; Forbidden if there is none."""
-        public = [place for place in places if not is_loopback(place)]
-        if not self.keys.open_door(bool(public)):
-            hint = (
-                "`tau key create NAME` makes one, [auth] api_key is one; or listen on 127.0.0.1, behind an SSH tunnel"
-            )
-            raise Forbidden(f"taud does not listen on {public[0]} without a configured key", hint)
-        if public and self.tls is None:
-            self.warn(f"what is sent to {public[0]} is not encrypted: set [daemon] tls_cert, or put TLS in front")
-
-    def make_door(self, bound: socket.socket) -> Door:
-        """What serves a bound TCP socket, once it starts."""
-        name, number, *_ = bound.getsockname()
-        scheme = "tcp" if self.tls is None else "tls"
-        self.addresses.append(f"{scheme}://[{name}]:{number}" if ":" in name else f"{scheme}://{name}:{number}")
-
-        def on_tcp() -> Connection:
-            return Doorstep(self, self.keys)
-
-        return Door(bound, self.tls, on_tcp, self.most(SILENT_MAX), self.most(SHAKING_MAX))
-
     def reload(self) -> None:
         """SIGHUP: the configuration file is read again.  One that cannot be used changes nothing, and is told."""
         if self.ended is None or self.ended.is_set():
@@ -5182,7 +5111,7 @@ class Daemon:
             self.warnings.remove(self.unread)
         self.unread = ""
         try:
-            config = find_config(self.options.get("config"), self.home)
+            config = find_config(self.options["config"], self.home)
             self.apply(read_settings(self.options, config))
             self.config = config
         except TauError as problem:
@@ -5194,15 +5123,12 @@ class Daemon:
     def apply(self, settings: Json) -> None:
         """What may change while we serve holds from now on; of the rest is said that it needs a restart."""
         changed = [name for name, value in settings.items() if value != self.settings[name]]
-        now = RELOADED if self.tls is None or not settings["tls_cert"] else (*RELOADED, *TLS_SETTINGS)
+        now = RELOADED if self.listeners.tls is None or not settings["tls_cert"] else (*RELOADED, *TLS_SETTINGS)
         held = self.settings | {name: settings[name] for name in changed if name in now}
         tls, given = make_tls(held), configured_keys(held)  # either may be refused, and then all stays as it was
         self.settings.update(held)
         logging.getLogger().setLevel(self.settings["log_level"].upper())
-        self.tls = tls
-        for listener in self.listeners:
-            if isinstance(listener, Door):
-                listener.context = tls
+        self.listeners.change(tls)
         self.keys.change(given)
         self.store.executors = self.settings["executors"]
         later = [name for name in changed if name not in now]
@@ -5288,8 +5214,7 @@ class Daemon:
         """Nothing is open any more; live runs go on and the next daemon adopts them."""
         self.manager.say_stopping()
         self.executor.paused = True
-        for listener in self.listeners:
-            listener.close()
+        self.listeners.close()
         waiting = {task for connection in self.connections for task in connection.say_goodbye()}
         if self.winding_up is not None:
             self.winding_up.cancel()
@@ -5302,14 +5227,140 @@ class Daemon:
         for connection in tuple(self.connections):
             connection.transport.close()
         await asyncio.sleep(0)
-        for path in self.bound:
-            remove_file(path)
+        self.listeners.remove()
 
 
 #: Settings that hold as soon as the configuration file is read again: they are looked up whenever they are used.
 RELOADED = ("log_level", "connections", "executors", "api_key", "api_key_file", "api_key_hash")
 #: These too, and the files that they name, where the port speaks TLS already.
 TLS_SETTINGS = ("tls_cert", "tls_key", "tls_client_ca")
+
+
+def set_up_log(level: str) -> None:
+    """The log goes to stderr: with times or, where that is the journal, which has its own, with priorities."""
+    if not stderr_is_journal():
+        logging.basicConfig(level=level.upper(), format="%(asctime)s %(levelname)s %(message)s")
+        return
+    logging.basicConfig(level=level.upper())
+    plain_text = logging.Formatter()
+
+    def each_line(record: logging.LogRecord) -> str:
+        priority = PRIORITIES.get(record.levelname, PRIORITIES["INFO"])
+        return "\n".join(f"<{priority}>{line}" for line in plain_text.format(record).splitlines())
+
+    logging.getLogger().handlers[0].format = each_line  # type: ignore[method-assign]
+
+
+# --- 16. Listeners -----------------------------------------------------------------------
+# Owns where peers come in: the sockets of the home, of a service manager and of the network, TLS, and the door there.
+# Calls Service manager, Server and Callers.  Promises that no live socket is taken away from anybody, that nobody
+# listens to the network without a key, and that a flood of peers is no burden to those who are in.
+
+
+class Listeners:
+    """The sockets at which peers come in: opened, then served, then closed."""
+
+    def __init__(self, daemon: Daemon) -> None:
+        self.daemon = daemon
+        self.servers: list[asyncio.Server | Door] = []
+        self.addresses: list[str] = []  # theirs
+        self.unix: list[socket.socket] = []  # the Unix sockets among theirs
+        self.paths: list[str] = []  # of the sockets that are ours to remove
+        self.tls = make_tls(daemon.settings)
+        self.room = 0  # descriptors that peers may have in all
+
+    async def open(self) -> None:
+        """The Unix sockets, those that we were given and, if asked for, the TCP port are bound."""
+        settings, given = self.daemon.settings, self.daemon.manager.sockets
+        self.room = raise_file_limit() - DESCRIPTORS_KEPT
+        group = find_group(settings["group"])
+        for folder in socket_folders(self.daemon.home, given):
+            path = os.path.join(folder, "tau.sock")
+            ours = bind_unix(folder, path, group)
+            self.paths.append(path)
+            await self.serve_unix(ours, path, group)
+        for one in given:
+            if one.family == socket.AF_UNIX:
+                await self.serve_unix(one, socket_name(one), group)
+        network = [one for one in given if one.family != socket.AF_UNIX]
+        if settings["port"] or settings["host"]:
+            network += bind_tcp(settings["host"], settings["port"] or 8400)
+        if network:
+            self.serve_tcp(network)
+
+    async def serve_unix(self, bound: socket.socket, name: str, group: int | None) -> None:
+        """A Unix socket will be served, to whom it admits by its peer credentials."""
+        self.addresses.append(f"unix://{name}")
+        self.unix.append(bound)
+        server = await asyncio.get_running_loop().create_unix_server(
+            lambda: Lines(self.daemon, group=group),
+            sock=bound,
+            backlog=DESCRIPTORS_KEPT // 2,
+            start_serving=False,
+            **KEEP_FILE,
+        )
+        self.servers.append(server)
+
+    def serve_tcp(self, bound: list[socket.socket]) -> None:
+        """Bound TCP sockets will be served, to whoever has a key."""
+        try:
+            self.demand_key([one.getsockname()[0] for one in bound])
+            self.servers += [self.make_door(one) for one in bound]
+        except BaseException:
+            for one in bound:
+                one.close()
+            raise
+
+    def demand_key(self, places: list[str]) -> None:
+        """These addresses may be listened on: there is a key for whoever comes; Forbidden if there is none."""
+        public = [place for place in places if not is_loopback(place)]
+        if not self.daemon.keys.open_door(bool(public)):
+            hint = (
+                "`tau key create NAME` makes one, [auth] api_key is one; or listen on 127.0.0.1, behind an SSH tunnel"
+            )
+            raise Forbidden(f"taud does not listen on {public[0]} without a configured key", hint)
+        if public and self.tls is None:
+            told = "is not encrypted: set [daemon] tls_cert, or put TLS in front"
+            self.daemon.warn(f"what is sent to {public[0]} {told}")
+
+    def make_door(self, bound: socket.socket) -> Door:
+        """What serves a bound TCP socket, once it starts."""
+        host, port, *_ = bound.getsockname()
+        self.addresses.append(f"{'tcp' if self.tls is None else 'tls'}://{at_port(host, port)}")
+
+        def on_tcp() -> Connection:
+            return Doorstep(self.daemon, self.daemon.keys)
+
+        return Door(bound, self.tls, on_tcp, self.most(SILENT_MAX), self.most(SHAKING_MAX))
+
+    def most(self, bound: int) -> int:
+        """How many peers of a kind there may be: *bound*, but all together they have only so many descriptors."""
+        return max(min(bound, self.room // 4), 1)
+
+    async def start(self) -> None:
+        """All are served from now on."""
+        for server in self.servers:
+            await server.start_serving()
+        for one in self.unix:
+            one.listen(1024)  # so many may knock; asyncio takes in fewer at once
+
+    def change(self, tls: ssl.SSLContext | None) -> None:
+        """Who comes from now on sees these certificates."""
+        self.tls = tls
+        for server in self.servers:
+            if isinstance(server, Door):
+                server.context = tls
+
+    def close(self) -> None:
+        """Nobody is let in any more."""
+        for server in self.servers:
+            server.close()
+
+    def remove(self) -> None:
+        """The files of our own sockets are gone."""
+        for path in self.paths:
+            remove_file(path)
+
 
 #: asyncio is not to remove the file of a socket: that of one we were given is not ours.
 KEEP_FILE: Json = {"cleanup_socket": False} if sys.version_info >= (3, 13) else {}
@@ -5328,21 +5379,6 @@ def socket_name(bound: socket.socket) -> str:
     name = bound.getsockname()
     name = name if isinstance(name, (str, bytes)) else name[0]
     return os.fsdecode(name).replace("\0", "@")
-
-
-def set_up_log(level: str) -> None:
-    """The log goes to stderr: with times or, where that is the journal, which has its own, with priorities."""
-    if not stderr_is_journal():
-        logging.basicConfig(level=level.upper(), format="%(asctime)s %(levelname)s %(message)s")
-        return
-    logging.basicConfig(level=level.upper())
-    plain_text = logging.Formatter()
-
-    def each_line(record: logging.LogRecord) -> str:
-        priority = PRIORITIES.get(record.levelname, PRIORITIES["INFO"])
-        return "\n".join(f"<{priority}>{line}" for line in plain_text.format(record).splitlines())
-
-    logging.getLogger().handlers[0].format = each_line  # type: ignore[method-assign]
 
 
 def raise_file_limit() -> int:
@@ -5390,6 +5426,19 @@ def bind_unix(home: str, path: str, group: int | None) -> socket.socket:
     return bound
 
 
+def answers(path: str) -> bool:
+    """Whether anybody listens at a Unix socket."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.settimeout(1.0)
+        try:
+            probe.connect(path)
+        except (ConnectionRefusedError, FileNotFoundError):
+            return False
+        except OSError:
+            return True  # it exists and is busy: better to refuse than to steal it
+        return True
+
+
 def bind_tcp(hosts: str, port: int) -> list[socket.socket]:
     """A bound socket for each of the addresses; without any for those of loopback."""
     bound: list[socket.socket] = []
@@ -5428,19 +5477,16 @@ def bind_one(made: socket.socket, address: Any) -> socket.socket:
 
 
 def make_tls(settings: Json) -> ssl.SSLContext | None:
-    """What the TCP port needs to speak TLS 1.2 and later; None if it speaks plainly."""
-    if not settings["tls_cert"]:
+    """What the TCP port needs to speak TLS 1.2 and later, with the certificates as they are in their files now.
+
+    None if it speaks plainly; BadRequest for files that are none.
+    """
+    cert, key, authorities = settings["tls_cert"], settings["tls_key"] or None, settings["tls_client_ca"]
+    if not cert:
         return None
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.set_alpn_protocols(["http/1.1"])
-    load_certificates(context, settings)
-    return context
-
-
-def load_certificates(context: ssl.SSLContext, settings: Json) -> None:
-    """Connections that begin from now on see the certificate as it is in its file; BadRequest if that is not one."""
-    cert, key, authorities = settings["tls_cert"], settings["tls_key"] or None, settings["tls_client_ca"]
     try:
         check_private(key or cert)
         context.load_cert_chain(cert, key, password=lambda: "")
@@ -5449,6 +5495,7 @@ def load_certificates(context: ssl.SSLContext, settings: Json) -> None:
             context.load_verify_locations(authorities)
     except (OSError, ValueError) as problem:
         raise BadRequest(f"[daemon] tls_cert {cert}: {problem}", "PEM files; see tls_key, tls_client_ca") from None
+    return context
 
 
 class Door:
@@ -5554,25 +5601,12 @@ def put_last(waiting: dict[asyncio.Task[None], None], task: asyncio.Task[None], 
 TLS_BEGINS = b"\x16"
 ACCEPT_PAUSE_S = 0.05
 ACCEPTED_AT_ONCE = 16
-#: So many peers may wait to be let in: no more than can be served in some fifty milliseconds, so that under a flood a new
-#: one waits no longer than that, or is told by its system to try again.
+#: So many peers may wait to be let in: no more than can be served in some fifty milliseconds, so that under a flood a
+#: new one waits no longer than that, or is told by its system to try again.
 KNOCKING_MAX = 256
 
 
-def answers(path: str) -> bool:
-    """Whether anybody listens at a Unix socket."""
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        probe.settimeout(1.0)
-        try:
-            probe.connect(path)
-        except (ConnectionRefusedError, FileNotFoundError):
-            return False
-        except OSError:
-            return True  # it exists and is busy: better to refuse than to steal it
-        return True
-
-
-# --- 16. Service manager -----------------------------------------------------------------
+# --- 17. Service manager -----------------------------------------------------------------
 # Owns what systemd and taud tell each other: sockets handed over, ready, alive, reloading, stopping; the units.
 # Calls nothing.  Promises that without a service manager nothing of it happens, and that no child hears of it.
 
@@ -5856,7 +5890,7 @@ WantedBy=default.target
 }
 
 
-# --- 17. Server --------------------------------------------------------------------------
+# --- 18. Server --------------------------------------------------------------------------
 # Owns a connection: who speaks, how much of it at once, requests in, answers out.  Calls Callers and the operation
 # asked for.  Promises that nothing a peer sends costs another connection anything, and that no reader is buffered
 # for ever.
@@ -5964,7 +5998,7 @@ class Connection(Protocol):
     def admit(self, caller: Caller) -> None:
         """The peer is a stranger no more; Unavailable if there are too many like it."""
         self.daemon.strangers.pop(self, None)
-        if len(self.daemon.connections) - len(self.daemon.strangers) > self.daemon.most(CONNECTIONS_MAX):
+        if len(self.daemon.connections) - len(self.daemon.strangers) > self.daemon.listeners.most(CONNECTIONS_MAX):
             raise Unavailable("too many connections", "close some, or try again later")
         if self.caller is None and self.remote:
             keep_alive(self.transport.get_extra_info("socket"))
@@ -6268,7 +6302,7 @@ class Doorstep(Connection):
         self.timer = asyncio.get_running_loop().call_later(HELLO_S, transport.abort)
         strangers = self.daemon.strangers
         strangers[self] = None
-        if len(strangers) > self.daemon.most(STRANGERS_MAX):
+        if len(strangers) > self.daemon.listeners.most(STRANGERS_MAX):
             oldest = next(iter(strangers))
             del strangers[oldest]
             oldest.transport.abort()
@@ -6292,7 +6326,7 @@ class Doorstep(Connection):
         self.transport.close()
 
 
-# --- 18. HTTP ----------------------------------------------------------------------------
+# --- 19. HTTP ----------------------------------------------------------------------------
 # Owns the TCP port's other tongue, HTTP/1.1: POST /rpc, and pages for machines that watch.  Calls Server, Callers,
 # Metrics.  Promises that a message whose end could be found in two places is refused (RFC 9112, 6.3 and 11.2).
 
@@ -6599,7 +6633,7 @@ PAGES = {
 }
 
 
-# --- 19. Operations ----------------------------------------------------------------------
+# --- 20. Operations ----------------------------------------------------------------------
 # Owns everything Tau can do, one function each; the docstrings are the reference manual.
 # Calls all that the daemon holds.  Promises verbs that may be repeated, and lists that say how to get the rest.
 
@@ -7269,7 +7303,7 @@ async def status(call: Call) -> Json:
         "uptime_s": round(time.time() - daemon.started, 1),
         "home": daemon.home,
         "config": daemon.config,
-        "addresses": daemon.addresses,
+        "addresses": daemon.listeners.addresses,
         "start_method": daemon.settings["start_method"],
         "processes": [{"role": "daemon", "pid": os.getpid()}, *live],
         "pipelines": daemon.store.ask.pipeline_count(call.among()),
@@ -8010,7 +8044,7 @@ CUTS: tuple[tuple[str, Callable[[Any], Any], int], ...] = (
 )
 
 
-# --- 20. Callers -------------------------------------------------------------------------
+# --- 21. Callers -------------------------------------------------------------------------
 # Owns who may do what: keys, their scopes, patterns and ends, and patience with wrong ones.  Calls Store.
 # Promises that a key is kept as its digest only, compared in constant time, and that what it does not see is to it
 # as if it were not there.
@@ -8259,7 +8293,7 @@ def local_peer(peer: Any, group: int | None) -> str:
     return name if admitted else ""
 
 
-# --- 21. Environments --------------------------------------------------------------------
+# --- 22. Environments --------------------------------------------------------------------
 # Owns the virtual environments that the headers of pipelines ask for (PEP 723).  Calls nothing of its part.
 # Promises one environment a set of dependencies, built once, and that a failed build changes nothing.
 
@@ -8435,7 +8469,7 @@ class FileLock:
         os.close(self.file)
 
 
-# --- 22. Scheduler -----------------------------------------------------------------------
+# --- 23. Scheduler -----------------------------------------------------------------------
 # Owns when pipelines run by themselves: what is due, the wait for it, and the watch over the clock.
 # Calls Executor and Agenda.  Promises each tick one decision and at most one run, whatever the clock does.
 
@@ -8743,7 +8777,7 @@ def digest_ticks(cron: str, timezone: str) -> str:
     return fingerprint(*map(str, found))
 
 
-# --- 23. Executor ------------------------------------------------------------------------
+# --- 24. Executor ------------------------------------------------------------------------
 # Owns every isolated process from its job to its outcome, and the fork server that starts them.
 # Calls Feed and Store.  Promises at most `max_concurrent` live runs, one outcome for each, and no run twice.
 
@@ -9555,7 +9589,7 @@ def end_session(process: Json) -> None:
                 pass
 
 
-# --- 24. Feed ----------------------------------------------------------------------------
+# --- 25. Feed ----------------------------------------------------------------------------
 # Owns who waits for which run.  Calls Store.
 # Promises that whoever waits hears of every change, in order and at its own pace: it reads the store.
 
@@ -9638,7 +9672,7 @@ LEDGER_PLACES = {
 }
 
 
-# --- 25. Agenda --------------------------------------------------------------------------
+# --- 26. Agenda --------------------------------------------------------------------------
 # Owns schedules, pauses and chains: what is set, what is decided, and what follows when a run has ended.
 # Calls Store and Questions.  Promises that a decision, its run and the next tick are one transaction.
 
@@ -10312,7 +10346,7 @@ class AgendaQuestions:
 DECISIONS = "SELECT seq, at, type, run_id, data, scheduled_for FROM events WHERE pipeline = ? AND scheduled_for > ''"
 
 
-# --- 26. Retention -----------------------------------------------------------------------
+# --- 27. Retention -----------------------------------------------------------------------
 # Owns what is forgotten, and when.  Calls Store, Questions and Database.
 # Promises that nobody waits for it: it removes a little, lets others go first, and removes a little more.
 
@@ -10727,7 +10761,7 @@ def count_going(db: sqlite3.Connection, ask: Questions, terms: Json, now: float)
     }
 
 
-# --- 27. Backup --------------------------------------------------------------------------
+# --- 28. Backup --------------------------------------------------------------------------
 # Owns the copy of a home in one file: the database, and in a table of their own the deployed sources.
 # Calls Database and Sources.  Promises a copy of one moment, whole or not there; nothing is lost by either way.
 
@@ -10923,7 +10957,7 @@ def end_old_run(copy: sqlite3.Connection, row: sqlite3.Row, now: float) -> str:
     return status
 
 
-# --- 28. Store ---------------------------------------------------------------------------
+# --- 29. Store ---------------------------------------------------------------------------
 # Owns what is remembered and how it changes.  Calls Questions and Database.
 # Promises that a run moves only as MOVES allows, and that every change is in the ledger, in its transaction.
 
@@ -11515,7 +11549,7 @@ def json_or_null(value: Any) -> str | None:
     return None if value is None else encode_json(value)
 
 
-# --- 29. Questions -----------------------------------------------------------------------
+# --- 30. Questions -----------------------------------------------------------------------
 # Owns what is asked of the store: one method a question, on the loop.  Calls Records.
 # Promises documents with the names of the columns, each answer of one moment.
 
@@ -11961,7 +11995,7 @@ def step_events(step: Json) -> Iterator[tuple[int, Json]]:
         yield step["finished_n"], end | {key: step[key] for key in shown}
 
 
-# --- 30. Database ------------------------------------------------------------------------
+# --- 31. Database ------------------------------------------------------------------------
 # Owns the SQLite file: its two connections, its migrations, and the one thread that writes.  Calls Records.
 # Promises that what is answered is on disk, that writes share commits, and that their failures are their own.
 
@@ -12323,7 +12357,7 @@ def storage_error(problem: Exception) -> TauError:
     return Internal(f"{type(problem).__name__}: {problem}", "the daemon's log has the traceback")
 
 
-# --- 31. Sources -------------------------------------------------------------------------
+# --- 32. Sources -------------------------------------------------------------------------
 # Owns versions/: deployed files, in a directory a digest.  Calls nothing of its part.
 # Promises that such a directory is whole or not there, and never changes.
 
@@ -12388,7 +12422,7 @@ def deployed_folders(home: str) -> int:
     return sum(bool(re.fullmatch("[0-9a-f]{64}", name)) for name in names)
 
 
-# --- 32. Metrics -------------------------------------------------------------------------
+# --- 33. Metrics -------------------------------------------------------------------------
 # Owns what is counted since the daemon began, and the page on which Prometheus reads it.  Calls nothing.
 # Promises the text format 0.0.4 (prometheus.io/docs/instrumenting/exposition_formats), seconds and bytes as units,
 # and no label that a pipeline's author or a peer could make grow.
@@ -12509,7 +12543,7 @@ def process_figures() -> Iterator[tuple[str, str, str, Iterable[str]]]:
 # === Part IV: the run process ==============================================================
 # One per attempt; the only place where user code runs.  Speaks to nobody: it writes its journal.
 
-# --- 33. Outpost -------------------------------------------------------------------------
+# --- 34. Outpost -------------------------------------------------------------------------
 # Owns an attempt on another machine: a fork server of one job there, whose journal goes out on descriptor 1.
 # Calls Fork server and Trace.  Promises that nothing of it outlives the connection: no process, and no file.
 
@@ -12678,7 +12712,7 @@ class Outpost:
                 signal_group(pid, signal.SIGKILL)
 
 
-# --- 34. Fork server ---------------------------------------------------------------------
+# --- 35. Fork server ---------------------------------------------------------------------
 # Owns the processes that run user code, from permission to end record, and their control groups.  Calls Run process.
 # Promises that nothing a process started outlives it, and that its end is written down even without a daemon.
 
@@ -13137,7 +13171,7 @@ def attempt_process(job: Json, born: str | None) -> int:
     return run_process(job, born) if job["executor"] is None else relay(job, born)
 
 
-# --- 35. Relay ---------------------------------------------------------------------------
+# --- 36. Relay ---------------------------------------------------------------------------
 # Owns the near end of an attempt on another machine: the executor's command, what it is sent, and its silence.
 # Calls Run process and Trace.  Promises to end as the command ends, and that a dead connection has an end.
 
@@ -13364,7 +13398,7 @@ def end_as(code: int) -> int:
     return code
 
 
-# --- 36. Run process ---------------------------------------------------------------------
+# --- 37. Run process ---------------------------------------------------------------------
 # Owns one attempt from its first record to its last.  Calls Pipeline API and Trace.
 # Promises a returned or a raised record whenever Python itself lives to write it.
 
@@ -13715,7 +13749,7 @@ class Captured(io.TextIOBase):
         return io.FileIO(self.descriptor, "wb", closefd=False)
 
 
-# --- 37. Pipeline API --------------------------------------------------------------------
+# --- 38. Pipeline API --------------------------------------------------------------------
 # Owns what user code sees: @pipeline and PipelineContext.  Calls all that follows.
 # Promises that using it outside a run (a test, a REPL) does nothing surprising.
 
@@ -14278,7 +14312,7 @@ def per_row(function: Callable[[Json], Any]) -> PerRow:
     return PerRow(function)
 
 
-# --- 38. Parameters ----------------------------------------------------------------------
+# --- 39. Parameters ----------------------------------------------------------------------
 # Owns how a pipeline's signature becomes a JSON Schema, and JSON the values of its annotations.  Calls Trace.
 # Promises that what the schema admits can be converted.
 
@@ -14504,7 +14538,7 @@ def path_type(hint: Any, origin: Any, arguments: tuple[Any, ...], name: str) -> 
     return ParamType({"type": "string"}, hint) if hasattr(hint, "__fspath__") else None
 
 
-# --- 39. Assertions ----------------------------------------------------------------------
+# --- 40. Assertions ----------------------------------------------------------------------
 # Owns ctx.check: what is asserted, under which name, and with which values it failed.  Calls Trace.
 # Promises that every assertion is evaluated and recorded before the first failure is raised.
 
@@ -14616,7 +14650,7 @@ def truth_of(value: Any) -> bool:
     return bool(value)
 
 
-# --- 40. Memos ---------------------------------------------------------------------------
+# --- 41. Memos ---------------------------------------------------------------------------
 # Owns ctx.memo: results that outlive the attempt that made them.  Calls Trace.
 # Promises that what is kept is whole, that what is found is what was returned, and no secret on the disk.
 
@@ -14699,7 +14733,7 @@ def memo_key(arguments: tuple[Any, ...]) -> str:
         return short_repr(arguments)
 
 
-# --- 41. Places --------------------------------------------------------------------------
+# --- 42. Places --------------------------------------------------------------------------
 # Owns where data is: which place a name means, files here and remote, the author's own sources.
 # Calls Web, Warehouses, Formats and Rows.
 # Promises that a write is whole or did not happen, and that no URL's password is told.
@@ -15119,7 +15153,7 @@ class RemoteFile(DataFile):
             store.put_file(file.name, path)
 
 
-# --- 42. Web -----------------------------------------------------------------------------
+# --- 43. Web -----------------------------------------------------------------------------
 # Owns what is read over http(s): requests, pages, retries.  Calls Formats and Rows.
 # Promises that a body cut short is never taken for a whole one, and that no header reaches another origin.
 
@@ -15421,7 +15455,7 @@ def retry_after(text: str | None) -> float | None:
     return max(0.0, then.timestamp() - time.time())
 
 
-# --- 43. Warehouses ----------------------------------------------------------------------
+# --- 44. Warehouses ----------------------------------------------------------------------
 # Owns databases: SQLite by itself, all others through SQLAlchemy.  Calls Rows and Trace.
 # Promises one transaction a load, values always bound and never spelled into SQL, names always quoted.
 
@@ -15919,7 +15953,7 @@ def database_cell(value: Any) -> Any:
     return text_or_number(value)
 
 
-# --- 44. Formats -------------------------------------------------------------------------
+# --- 45. Formats -------------------------------------------------------------------------
 # Owns bytes ↔ rows: CSV, TSV, JSON, JSON lines, Parquet, and the types of text cells.  Calls Rows and Trace.
 # Promises an error with its line for what is malformed, never a row that is silently wrong.
 
@@ -16421,7 +16455,7 @@ def cast_column(rows: Rows, name: str, cast: Callable[[str], Any], lines: list[i
         raise SourceError(f"line {lines[position]}: {told}", hint) from problem
 
 
-# --- 45. Rows ----------------------------------------------------------------------------
+# --- 46. Rows ----------------------------------------------------------------------------
 # Owns data on its way through a pipeline: lists of dicts, streams of batches, the steps between them.
 # Calls Trace.  Promises answers that can be used at once and awaited too, and steps that count by themselves.
 
@@ -17009,7 +17043,7 @@ def quote_name(name: str) -> str:
     return '"' + str(name).replace('"', '""') + '"'
 
 
-# --- 46. Trace ---------------------------------------------------------------------------
+# --- 47. Trace ---------------------------------------------------------------------------
 # Owns how a run is written down: the journal, values as JSON, errors as documents.  Calls nothing of its part.
 # Promises records that parse, within limits, without what looks secret, whatever user objects do.
 
