@@ -2218,6 +2218,21 @@ def read_bytes(path: str) -> bytes | None:
         return None
 
 
+def replace_file(path: str, data: bytes, durable: bool = True) -> None:
+    """The file holds these bytes, for its owner alone, whole or not at all; OSError if it cannot be written."""
+    beside = f"{path}.{os.getpid()}"
+    try:
+        with open(os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600), "wb") as file:
+            file.write(data)
+            file.flush()
+            if durable:
+                os.fsync(file.fileno())
+        os.rename(beside, path)
+    except OSError:
+        remove_file(beside)
+        raise
+
+
 def check_private(path: str) -> None:
     """Forbidden if any user of this machine can read a file: its mode says so, and no directory is in the way."""
     at = os.path.realpath(path)
@@ -3752,12 +3767,7 @@ def keep_private(path: str, text: str) -> None:
             remove_file(place)
             return
         make_directory(os.path.dirname(place))
-        fresh = f"{place}.{os.getpid()}"
-        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW
-        with open(os.open(fresh, flags, 0o600), "w", encoding="utf-8") as file:
-            file.write(text)
-        sync(fresh)
-        os.replace(fresh, place)
+        replace_file(place, text.encode("utf-8"))
     except OSError as problem:
         raise not_written(place, problem) from None
 
@@ -4500,13 +4510,8 @@ class Client:
         """The key of the target; on loopback else the key that the daemon of this home made for it."""
         if key := self.target.api_key:
             return key
-        if not is_loopback(peer):
-            return ""
-        try:
-            with open(os.path.join(self.home, "key"), encoding="ascii") as file:
-                return file.read().strip()
-        except OSError:
-            return ""
+        made = read_bytes(os.path.join(self.home, "key")) if is_loopback(peer) else None
+        return (made or b"").decode("ascii", "replace").strip()
 
     def wait_for_end(self) -> None:
         """Returns when the daemon has closed the connection, or soon if something stands between."""
@@ -8235,9 +8240,7 @@ def make_key(home: str) -> bytes:
     """The key of this home for loopback TCP: read from <home>/key (0600), or made there."""
     path = os.path.join(home, "key")
     if not os.path.exists(path):
-        with open(path + ".new", "w", encoding="ascii") as file:  # under umask 077
-            file.write(new_key() + "\n")
-        os.rename(path + ".new", path)  # whole or not at all
+        replace_file(path, f"{new_key()}\n".encode("ascii"))
     with open(path, "rb") as file:
         key = file.read().strip()
     if len(key) < KEY_CHARACTERS_MIN:
@@ -9564,11 +9567,7 @@ def keep_memos(folder: str, memos: dict[str, bytes]) -> None:
     """What a run elsewhere has memoized is on disk, as if it had run here."""
     make_directory(folder)
     for key, data in memos.items():
-        path = os.path.join(folder, key)
-        with open(f"{path}.{os.getpid()}", "wb") as file:
-            file.write(data)
-        sync(f"{path}.{os.getpid()}")
-        os.rename(f"{path}.{os.getpid()}", path)
+        replace_file(os.path.join(folder, key), data)
 
 
 def end_session(process: Json) -> None:
@@ -13578,9 +13577,7 @@ def compiled(path: str) -> CodeType:
     with open(path, "rb") as file:
         code = compile(file.read(), path, "exec", dont_inherit=True)
     try:
-        with open(f"{cache}.{os.getpid()}", "wb") as file:
-            marshal.dump(code, file)
-        os.rename(f"{cache}.{os.getpid()}", cache)
+        replace_file(cache, marshal.dumps(code), durable=False)
     except OSError:
         pass  # it only costs time
     return code
@@ -14670,13 +14667,8 @@ class Memos:
 
     def find(self, key: str) -> bytes | None:
         """What was kept under a key."""
-        for folder in self.folders:
-            try:
-                with open(os.path.join(folder, key), "rb") as file:
-                    return file.read()
-            except OSError:
-                continue
-        return None
+        found = (read_bytes(os.path.join(folder, key)) for folder in self.folders)
+        return next((data for data in found if data is not None), None)
 
     def keep(self, name: str, key: str, data: bytes) -> None:
         """The data is kept, whole; what may not be kept is said in the log, for only time is lost by that."""
@@ -14696,14 +14688,9 @@ class Memos:
             self.journal.log(f"memo '{name}' is not kept: {why}", "warning", CURRENT.get(), None, None)
 
     def write(self, key: str, data: bytes) -> None:
-        """Writes beside and renames, so that no half is ever found."""
+        """It is on disk, and on its way to where the run came from."""
         make_directory(self.folder)
-        path = os.path.join(self.folder, key)
-        with open(f"{path}.{os.getpid()}", "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.rename(f"{path}.{os.getpid()}", path)
+        replace_file(os.path.join(self.folder, key), data)
         if self.travels:
             record = {"t": "memo", "key": key, "data": base64.b64encode(data).decode("ascii")}
             self.journal.write_line(encode(record))
