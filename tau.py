@@ -1488,6 +1488,17 @@ class Target:
         self.api_key, self.ca_file = told.get("api_key", ""), told.get("ca_file", "")
         self.cert_file, self.cert_key_file = told.get("cert_file", ""), told.get("cert_key_file", "")
 
+    @property
+    def address(self) -> str:
+        """Where it is: as told, else the socket of the home, else a service's."""
+        place = os.path.join(self.home, "tau.sock")
+        if not os.path.lexists(place) and os.path.lexists(SERVICE_SOCKET):
+            place = SERVICE_SOCKET
+        return self.host or f"unix://{place}"
+
+
+SERVICE_SOCKET = "/run/tau/tau.sock"
+
 
 def find_daemon(host: str | None, env: str | None, home: str | None) -> Target:
     """Where the daemon is: --host, --env, --home, TAU_HOST, TAU_ENV, `tau env use`, else the home's socket."""
@@ -1513,17 +1524,15 @@ def demand_one_place(found: Target, env: str | None, home: str | None) -> None:
     hint = "give one of --host, --env and --home"
     if found.origin == "--host" and env and read_environment(env, "--env")["host"] != found.host:
         raise BadRequest(f"--host {found.host} is not the host of --env {env}", hint)
-    scheme, _, path = found.host.partition("://")
-    here = path == os.path.join(found.home, "tau.sock") if scheme == "unix" else names_loopback(found.host)
-    if home and not here:
+    if home and not can_be_at(Address(found.host), found.home):
         raise BadRequest(f"{found.origin} {found.env or found.host} is not the daemon of --home {home}", hint)
 
 
-def names_loopback(host: str) -> bool:
-    """Whether an address names this machine."""
-    name = host.rpartition("://")[2].partition("/")[0]
-    name = name.partition("]")[0] if name.startswith("[") else name.partition(":")[0]
-    return name == "localhost" or is_loopback(name.strip("[]"))
+def can_be_at(address: Address, home: str) -> bool:
+    """Whether the daemon of a home of this machine can be at an address."""
+    if address.scheme == "unix":
+        return address.path == os.path.join(home, "tau.sock")
+    return address.host == "localhost" or is_loopback(address.host)
 
 
 def environment_key(host: str) -> str:
@@ -1615,13 +1624,19 @@ def check_environment(path: str, name: str, table: Any) -> None:
         raise BadRequest(f"{path}: [{name}] has api_key and api_key_file", "remove one of them")
 
 
-def read_environment(name: str, origin: str) -> dict[str, str]:
-    """What a Target takes of an environment: its key read, its files absolute; NotFound names the nearest."""
+def named_environment(name: str, origin: str = "") -> dict[str, str]:
+    """An environment as it is written; NotFound names the nearest, and what has named this one."""
     known = read_environments()
     if name not in known:
         remedy = "tau env use --none" if origin == "tau env use" else "`tau env list` shows all"
-        raise NotFound(f"no environment '{name[:WORD_MAX]}' ({origin})", did_you_mean(name, known, remedy))
-    folder, told = os.path.dirname(environments_path()), dict(known[name])
+        by = f" ({origin})" if origin else ""
+        raise NotFound(f"no environment '{name[:WORD_MAX]}'{by}", did_you_mean(name, known, remedy))
+    return known[name]
+
+
+def read_environment(name: str, origin: str) -> dict[str, str]:
+    """What a Target takes of an environment: its key read, its files absolute."""
+    folder, told = os.path.dirname(environments_path()), dict(named_environment(name, origin))
     for key in told:
         if key.endswith("_file"):
             told[key] = os.path.join(folder, os.path.expanduser(told[key]))
@@ -1696,7 +1711,8 @@ def read_config(path: str) -> Json:
         raise BadRequest(f"{path}: {problem}", "it must be TOML") from None
     for section, table in tables.items():
         if section in NAMED_TABLES:
-            NAMED_TABLES[section](path, table)
+            for name, one in table.items() if isinstance(table, dict) else [("", table)]:
+                NAMED_TABLES[section](path, name, one)
             continue
         names = [row.name for row in SETTINGS if row.section == section]
         if not names or not isinstance(table, dict):
@@ -1709,16 +1725,14 @@ def read_config(path: str) -> Json:
     return tables
 
 
-def check_connections(path: str, tables: Any) -> None:
-    """BadRequest unless each [connections.NAME] has a url and nothing else."""
+def check_connection(path: str, name: str, table: Any) -> None:
+    """BadRequest unless [connections.NAME] has a url and nothing else."""
     hint = '[connections.shop] url = "postgresql://tau:${PG_PASSWORD}@db/shop"'
-    for name, table in tables.items() if isinstance(tables, dict) else [("", tables)]:
-        if not isinstance(table, dict) or not isinstance(table.get("url"), str) or not re.fullmatch(NAME_RULE, name):
-            raise BadRequest(f"{path}: [connections.{name}] needs a url, a text", hint)
-        if unknown := next((key for key in table if key != "url"), None):
-            raise BadRequest(
-                f"{path}: unknown key '{unknown}' in [connections.{name}]", did_you_mean(unknown, ["url"], hint)
-            )
+    if not isinstance(table, dict) or not isinstance(table.get("url"), str) or not re.fullmatch(NAME_RULE, name):
+        raise BadRequest(f"{path}: [connections.{name}] needs a url, a text", hint)
+    if unknown := next((key for key in table if key != "url"), None):
+        near = did_you_mean(unknown, ["url"], hint)
+        raise BadRequest(f"{path}: unknown key '{unknown}' in [connections.{name}]", near)
 
 
 def is_command(value: Any) -> bool:
@@ -1744,18 +1758,17 @@ def executor_defaults() -> Json:
     return {key: default for key, (default, _, _) in EXECUTOR_KEYS.items()}
 
 
-def check_executors(path: str, tables: Any) -> None:
-    """BadRequest unless each [executors.NAME] has a command, and nothing that Tau does not know."""
-    for name, table in tables.items() if isinstance(tables, dict) else [("", tables)]:
-        where = f"{path}: [executors.{name}]"
-        if not isinstance(table, dict) or not re.fullmatch(NAME_RULE, name) or name == LOCAL_EXECUTOR:
-            raise BadRequest(f"{where} cannot be an executor; 'local' is this machine", EXECUTOR_HINT)
-        if unknown := next((key for key in table if key not in EXECUTOR_KEYS), None):
-            near = did_you_mean(unknown, EXECUTOR_KEYS, ", ".join(EXECUTOR_KEYS))
-            raise BadRequest(f"{path}: unknown key '{unknown}' in [executors.{name}]", near)
-        for key, (default, meaning, fits) in EXECUTOR_KEYS.items():
-            if not fits(table.get(key, default)):
-                raise BadRequest(f"{where}: {key} must be {meaning}", EXECUTOR_HINT)
+def check_executor(path: str, name: str, table: Any) -> None:
+    """BadRequest unless [executors.NAME] has a command, and nothing that Tau does not know."""
+    where = f"{path}: [executors.{name}]"
+    if not isinstance(table, dict) or not re.fullmatch(NAME_RULE, name) or name == LOCAL_EXECUTOR:
+        raise BadRequest(f"{where} cannot be an executor; 'local' is this machine", EXECUTOR_HINT)
+    if unknown := next((key for key in table if key not in EXECUTOR_KEYS), None):
+        near = did_you_mean(unknown, EXECUTOR_KEYS, ", ".join(EXECUTOR_KEYS))
+        raise BadRequest(f"{path}: unknown key '{unknown}' in [executors.{name}]", near)
+    for key, (default, meaning, fits) in EXECUTOR_KEYS.items():
+        if not fits(table.get(key, default)):
+            raise BadRequest(f"{where}: {key} must be {meaning}", EXECUTOR_HINT)
 
 
 def demand_executor(name: str, executors: Json, environment: str | None) -> None:
@@ -1770,8 +1783,11 @@ def demand_executor(name: str, executors: Json, environment: str | None) -> None
         raise BadRequest(f"Tau does not install the file's dependencies on executor '{name}'", hint)
 
 
-#: Sections whose tables have names of their own → what checks them.
-NAMED_TABLES: dict[str, Callable[[str, Any], None]] = {"connections": check_connections, "executors": check_executors}
+#: Sections whose tables have names of their own → what checks each.
+NAMED_TABLES: dict[str, Callable[[str, str, Any], None]] = {
+    "connections": check_connection,
+    "executors": check_executor,
+}
 
 
 def read_secret(name: str, folder: str | Mapping[str, str]) -> tuple[str | None, str | None]:
@@ -1882,6 +1898,15 @@ def complain(problem: TauError, as_json: bool) -> int:
         text = encode_json({"error": problem.to_json()})
     print(f"<{PRIORITIES['ERROR']}>{text}" if stderr_is_journal() else text, file=sys.stderr)
     return problem.exit
+
+
+def said_error(lines: Sequence[str]) -> TauError | None:
+    """The last error that complain() has printed among the lines of another process, if it did."""
+    printed = [line for line in lines if line.startswith('{"error":')]
+    if not printed:
+        return None
+    error = json.loads(printed[-1])["error"]
+    return from_wire({"message": error.pop("message"), "data": error})
 
 
 def caution(message: str, hint: str) -> None:
@@ -3557,10 +3582,7 @@ def told_target(asked: Json) -> Json:
         found = find_daemon(**asked)
     except TauError as problem:
         return {"env": None, "host": None, "from": None, "error": str(problem)}
-    place = os.path.join(found.home, "tau.sock")
-    if not os.path.lexists(place) and os.path.lexists(SERVICE_SOCKET):
-        place = SERVICE_SOCKET  # as Client.connect() has it
-    return {"env": found.env, "host": found.host or f"unix://{place}", "from": found.origin}
+    return {"env": found.env, "host": found.address, "from": found.origin}
 
 
 def key_of(table: Mapping[str, str]) -> str | None:
@@ -3587,14 +3609,6 @@ def env_show(desk: tuple[Json, View], name: str | None = None) -> int:
     in_use = target["from"] if name in (None, target["env"]) else None
     view.show("env_show", {"name": name or target["env"], **told, "in_use": in_use})
     return 0
-
-
-def named_environment(name: str) -> dict[str, str]:
-    """An environment as it is written; NotFound names the nearest."""
-    known = read_environments()
-    if name not in known:
-        raise NotFound(f"no environment '{name[:WORD_MAX]}'", did_you_mean(name, known, "`tau env list` shows all"))
-    return known[name]
 
 
 @writes_here
@@ -4383,7 +4397,6 @@ RECONNECT_S = 30.0
 #: A request must be on its way, and a daemon that is silent for so long is asked whether it is still there.
 SEND_S = 300.0
 SILENCE_S = 30.0
-SERVICE_SOCKET = "/run/tau/tau.sock"
 
 
 class Client:
@@ -4475,7 +4488,7 @@ class Client:
 
     def connect(self) -> Lined | Posted:
         """An open connection, to a daemon that takes us in; Unavailable says why there is none, and what to do."""
-        address = self.find_address()
+        address = Address(self.target.address)
         context = client_tls(self.target) if address.secure else None
         try:
             if address.scheme == "unix":
@@ -4496,15 +4509,6 @@ class Client:
         except BaseException:
             connection.close()
             raise
-
-    def find_address(self) -> Address:
-        """Where the daemon is: as told, else the socket of the home, else a service's."""
-        if self.host:
-            return Address(self.host)
-        place = os.path.join(self.home, "tau.sock")
-        if not os.path.lexists(place) and os.path.lexists(SERVICE_SOCKET):
-            place = SERVICE_SOCKET
-        return Address(f"unix://{place}")
 
     def find_key(self, peer: str) -> str:
         """The key of the target; on loopback else the key that the daemon of this home made for it."""
@@ -4807,9 +4811,7 @@ class ThrowAway:
         with open(said, "rb") as file:
             text = file.read().decode("utf-8", "replace")
         if os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) != 0:
-            lines = [line for line in text.splitlines() if line.startswith('{"error":')]
-            error = json.loads(lines[-1])["error"] if lines else {"message": text[-500:], "hint": ""}
-            raise from_wire({"message": error.pop("message"), "data": error})
+            raise said_error(text.splitlines()) or Internal(text[-500:])
 
 
 def remove_tree(path: str) -> None:
@@ -4919,9 +4921,7 @@ def detach(home: str, words: list[str]) -> Json:
     with open(log_path, encoding="utf-8", errors="replace") as file:
         file.seek(said_before)
         said = file.read().strip().splitlines() or ["it said nothing"]
-    if said[-1].startswith('{"error":'):
-        raise from_wire({"message": (error := json.loads(said[-1])["error"]).pop("message"), "data": error})
-    raise Internal(f"taud did not start: {said[-1]}", f"see {log_path}")
+    raise said_error(said[-1:]) or Internal(f"taud did not start: {said[-1]}", f"see {log_path}")
 
 
 def restore(home: str, settings: Json, file: str, replace: bool) -> Json:
