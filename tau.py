@@ -5333,10 +5333,7 @@ class Listeners:
         host, port, *_ = bound.getsockname()
         self.addresses.append(f"{'tcp' if self.tls is None else 'tls'}://{at_port(host, port)}")
 
-        def on_tcp() -> Connection:
-            return Doorstep(self.daemon, self.daemon.keys)
-
-        return Door(bound, self.tls, on_tcp, self.most(SILENT_MAX), self.most(SHAKING_MAX))
+        return Door(bound, self.tls, lambda: Doorstep(self.daemon), self.most(SILENT_MAX), self.most(SHAKING_MAX))
 
     def most(self, bound: int) -> int:
         """How many peers of a kind there may be: *bound*, but all together they have only so many descriptors."""
@@ -6104,12 +6101,12 @@ class Connection(Protocol):
 class Lines(Connection):
     """A peer that speaks in lines; they are split here, for speed and to bound every buffer.
 
-    Without *keys* it comes through a Unix socket, and the system tells who it is; *group* may come in too.
+    Of one that comes through a Unix socket the system tells who it is; *group* may come in too.
     """
 
-    def __init__(self, daemon: Daemon, keys: Keys | None = None, group: int | None = None) -> None:
+    def __init__(self, daemon: Daemon, group: int | None = None) -> None:
         super().__init__(daemon)
-        self.keys, self.group = keys, group
+        self.group = group
         self.buffer = bytearray()  # the unfinished line; never longer than line_max
         self.lines: list[bytes] = []  # complete lines not yet begun, newest first
         self.resting: set[asyncio.Task[Any]] = set()  # requests that only wait for a run
@@ -6127,7 +6124,7 @@ class Lines(Connection):
     def connection_made(self, transport: Any) -> None:
         """Admits the peer, or tells it why not and closes."""
         super().connection_made(transport)
-        if self.keys is None:
+        if not self.remote:
             name = local_peer(transport.get_extra_info("socket"), self.group)
             try:
                 if not name:
@@ -6249,7 +6246,6 @@ class Lines(Connection):
 
     async def greet(self, message: Any) -> None:
         """The first line on TCP: `hello` with a key, else Forbidden."""
-        assert self.keys is not None
         params = message.get("params") if isinstance(message, dict) else None
         given = params.get("api_key") if isinstance(params, dict) else None
         try:
@@ -6257,7 +6253,7 @@ class Lines(Connection):
                 raise Forbidden("hello with a key first", KEY_HINT)
             if (spoken := params.get("protocol", PROTOCOL)) != PROTOCOL:
                 raise Conflict(f"this taud {__version__} speaks protocol {PROTOCOL}, not {spoken!r:.20}", SKEW_HINT)
-            self.admit(await self.keys.admit(given, self.remote))
+            self.admit(await self.daemon.keys.admit(given, self.remote))
         except TauError as problem:
             self.turn_away(problem)
             return
@@ -6296,10 +6292,6 @@ class Lines(Connection):
 class Doorstep(Connection):
     """A peer from the network that has not said a word: its first byte tells how it speaks."""
 
-    def __init__(self, daemon: Daemon, keys: Keys) -> None:
-        super().__init__(daemon)
-        self.keys = keys
-
     def connection_made(self, transport: Any) -> None:
         """The peer is a stranger; too many of them, and the one that is silent longest must go."""
         super().connection_made(transport)
@@ -6317,7 +6309,7 @@ class Doorstep(Connection):
         if not re.match(rb"[\[{A-Z\r]", data):
             self.turn_away(BadRequest("this is neither JSON nor HTTP", f"TLS is set by [daemon] tls_cert; {HTTP_HINT}"))
             return
-        heir = Lines(self.daemon, self.keys) if data[:1] in (b"{", b"[") else Exchange(self.daemon, self.keys)
+        heir = (Lines if data[:1] in (b"{", b"[") else Exchange)(self.daemon)
         heir.remote, heir.timer = self.remote, self.timer
         self.daemon.connections.discard(self)
         self.daemon.strangers[heir] = self.daemon.strangers.pop(self, None)
@@ -6347,9 +6339,8 @@ class Unreadable(Exception):
 class Exchange(Connection):
     """A peer that speaks HTTP: one request after the other."""
 
-    def __init__(self, daemon: Daemon, keys: Keys) -> None:
+    def __init__(self, daemon: Daemon) -> None:
         super().__init__(daemon)
-        self.keys = keys
         self.reader = asyncio.StreamReader(limit=HEAD_BYTES_MAX)
         self.head: Head | None = None  # of the request being answered
         self.streaming = False  # whether its answer has begun, in pieces
@@ -6428,7 +6419,7 @@ class Exchange(Connection):
         """The request has a right key; 401 if it has not."""
         scheme, _, given = str(head.headers["Authorization"] or "").partition(" ")
         try:
-            self.admit(await self.keys.admit(given.strip() if scheme.lower() == "bearer" else None, self.remote))
+            self.admit(await self.daemon.keys.admit(given.strip() if scheme.lower() == "bearer" else None, self.remote))
         except Forbidden as problem:
             raise Unreadable(401, problem, "WWW-Authenticate: Bearer") from None
         except Unavailable as problem:
