@@ -1872,7 +1872,10 @@ def write_out(text: str) -> None:
     """Prints on stdout; that nobody reads it any more changes nothing, least of all the exit code."""
     try:
         print(text, flush=True)
-    except BrokenPipeError:
+    except OSError as problem:
+        # A terminal that has been closed says EIO; a disk that says so is another matter.
+        if problem.errno != errno.EPIPE and not (problem.errno == errno.EIO and stat.S_ISCHR(os.fstat(1).st_mode)):
+            raise
         leave_stdout()
 
 
