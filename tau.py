@@ -118,6 +118,8 @@ if TYPE_CHECKING:
     import croniter  # type: ignore[import-untyped]
 
     Json = dict[str, Any]
+    #: Of metrics: name, kind, meaning, samples.
+    Family = tuple[str, str, str, Iterable[str]]
     Tick = tuple[int, bool]
     # What a text or a number means to an operation: see KINDS.
     Duration = float | str
@@ -4843,22 +4845,7 @@ def taud(argv: Sequence[str] | None = None) -> int:
     manager = ServiceManager()
     try:
         manager.meet(os.environ)  # first, for what it takes away no child may inherit
-        options = vars(taud_parser().parse_args(words))
-        if options["print_unit"]:
-            write_out(unit_text(options["print_unit"], taud_path()))
-            return 0
-        home = find_home(options["home"])
-        config = find_config(options["config"], home)
-        settings = read_settings(options, config)
-        if options["restore"]:
-            announce(restore(home, settings, options["restore"], options["replace"]), options["json"])
-            return 0
-        if options["detach"]:
-            announce(detach(home, words), options["json"])
-            return 0
-        if options["detached"]:
-            os.setsid()
-        serve(Daemon(home, config, settings, options, manager), options["json"])
+        obey(words, manager)
     except TauError as problem:
         return complain(problem, "--json" in words)
     except OSError as problem:
@@ -4869,6 +4856,25 @@ def taud(argv: Sequence[str] | None = None) -> int:
     finally:
         manager.close()
     return 0
+
+
+def obey(words: list[str], manager: ServiceManager) -> None:
+    """Does what the command line asks for: serves, unless it is for something else."""
+    options = vars(taud_parser().parse_args(words))
+    if options["print_unit"]:
+        write_out(unit_text(options["print_unit"], taud_path()))
+        return
+    home = find_home(options["home"])
+    config = find_config(options["config"], home)
+    settings = read_settings(options, config)
+    if options["restore"]:
+        announce(restore(home, settings, options["restore"], options["replace"]), options["json"])
+    elif options["detach"]:
+        announce(detach(home, words), options["json"])
+    else:
+        if options["detached"]:
+            os.setsid()
+        serve(Daemon(home, config, settings, options, manager), options["json"])
 
 
 def taud_parser() -> argparse.ArgumentParser:
@@ -5171,28 +5177,21 @@ class Daemon:
             reasons.append("the store cannot be written")
         return reasons
 
-    def figures(self) -> Iterator[tuple[str, str, str, Iterable[str]]]:
+    def figures(self) -> Iterator[Family]:
         """What Prometheus is told."""
-        counts, slots = self.store.ask.totals(), self.settings["max_concurrent"]
-        disk = os.statvfs(self.home)
+        counts, disk = self.store.ask.totals(), os.statvfs(self.home)
         yield "tau_info", "gauge", "What serves.", (f'tau_info{{version="{__version__}",protocol="{PROTOCOL}"}} 1',)
         yield "tau_runs", "gauge", "Runs in the store.", (f'tau_runs{{status="{k}"}} {n}' for k, n in counts.items())
-        for name, meaning, value in (
-            ("tau_queue_length", "Runs that wait.", counts["queued"]),
-            ("tau_slots", "Runs that may go on at the same time.", slots),
-            ("tau_slots_used", "Runs that go on.", self.executor.used()),
-            ("tau_pipelines", "Pipelines deployed.", self.store.ask.pipeline_count()),
-            ("tau_connections", "Connections open.", len(self.connections)),
-            ("tau_database_bytes", "Size of the store's file.", self.store.ask.file_bytes()),
-            ("tau_disk_free_bytes", "Room where everything is kept.", disk.f_bavail * disk.f_frsize),
-            ("tau_uptime_seconds", "Time since taud began.", round(time.time() - self.started, 1)),
-        ):
-            yield name, "gauge", meaning, (f"{name} {value}",)
-        yield (
-            "tau_auth_failures_total",
-            "counter",
-            "Wrong keys.",
-            (f"tau_auth_failures_total {self.keys.failures.total}",),
+        yield from single_figures(
+            ("tau_queue_length", "gauge", "Runs that wait.", counts["queued"]),
+            ("tau_slots", "gauge", "Runs that may go on at the same time.", self.settings["max_concurrent"]),
+            ("tau_slots_used", "gauge", "Runs that go on.", self.executor.used()),
+            ("tau_pipelines", "gauge", "Pipelines deployed.", self.store.ask.pipeline_count()),
+            ("tau_connections", "gauge", "Connections open.", len(self.connections)),
+            ("tau_database_bytes", "gauge", "Size of the store's file.", self.store.ask.file_bytes()),
+            ("tau_disk_free_bytes", "gauge", "Room where everything is kept.", disk.f_bavail * disk.f_frsize),
+            ("tau_uptime_seconds", "gauge", "Time since taud began.", round(time.time() - self.started, 1)),
+            ("tau_auth_failures_total", "counter", "Wrong keys.", self.keys.failures.total),
         )
         yield from self.store.metrics.families()
         yield from process_figures()
@@ -12477,8 +12476,8 @@ class Metrics:
         if late is not None:
             self.lateness.observe(max(late, 0.0))
 
-    def families(self) -> Iterator[tuple[str, str, str, Iterable[str]]]:
-        """(name, kind, meaning, samples) of all that is counted here."""
+    def families(self) -> Iterator[Family]:
+        """All that is counted here."""
         requests = (
             line
             for method, times in sorted(self.requests.items())
@@ -12510,7 +12509,7 @@ class Metrics:
             yield name, "histogram", meaning, times.lines(name)
 
 
-def exposition(families: Iterable[tuple[str, str, str, Iterable[str]]]) -> str:
+def exposition(families: Iterable[Family]) -> str:
     """Families of metrics as text."""
     lines = []
     for name, kind, meaning, samples in families:
@@ -12518,7 +12517,12 @@ def exposition(families: Iterable[tuple[str, str, str, Iterable[str]]]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def process_figures() -> Iterator[tuple[str, str, str, Iterable[str]]]:
+def single_figures(*rows: tuple[str, str, str, float]) -> Iterator[Family]:
+    """A family of one sample for each name, kind, meaning and value."""
+    return ((name, kind, meaning, (f"{name} {value}",)) for name, kind, meaning, value in rows)
+
+
+def process_figures() -> Iterator[Family]:
     """What the process itself uses, under the names that Prometheus's own clients use."""
     used = resource.getrusage(resource.RUSAGE_SELF)
     figures = [("process_cpu_seconds_total", "counter", "CPU time.", round(used.ru_utime + used.ru_stime, 2))]
@@ -12530,7 +12534,7 @@ def process_figures() -> Iterator[tuple[str, str, str, Iterable[str]]]:
         figures += [("process_open_fds", "gauge", "Open descriptors.", open_files)]
     limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     figures += [("process_max_fds", "gauge", "Descriptors that may be open.", limit)]
-    return ((name, kind, meaning, (f"{name} {value}",)) for name, kind, meaning, value in figures)
+    return single_figures(*figures)
 
 
 # === Part IV: the run process ==============================================================
