@@ -8199,22 +8199,13 @@ def configured_keys(settings: Json) -> list[bytes]:
             raise BadRequest("[auth] api_key_hash must be the SHA-256 of a key in hex", "printf %s KEY | sha256sum")
         found.append(bytes.fromhex(text))
     keys = [settings["api_key"]]
-    if settings["api_key_file"]:
-        keys.append(read_private(settings["api_key_file"]))
+    if path := settings["api_key_file"]:
+        keys.append(read_key_file(path, "see [auth] in the configuration"))
+        check_private(path)
     for key in filter(None, keys):
         check_key(key)
         found.append(hashlib.sha256(key.encode("utf-8")).digest())
     return found
-
-
-def read_private(path: str) -> str:
-    """The text of a file that holds a secret, without the line's end; Forbidden if everybody may read it."""
-    try:
-        with open(path, encoding="utf-8") as file:
-            check_private(path)
-            return file.read().strip()
-    except (OSError, UnicodeDecodeError) as problem:
-        raise BadRequest(f"cannot read {path}: {problem}", "see [auth] in the configuration") from None
 
 
 def check_key(key: str) -> None:
