@@ -1343,7 +1343,7 @@ class Setting:
     __slots__ = ("choices", "default", "environment", "flag", "least", "meaning", "most", "name", "section")
 
     def __init__(
-        self, section: str, name: str, default: Any, environment: str, flag: str, meaning: str, *,
+        self, section: str, name: str, default: Any, meaning: str, *, environment: str = "", flag: str = "",
         choices: tuple[str, ...] = (), least: int = 0, most: int = 1 << 40,
     ) -> None:  # fmt: skip
         self.section, self.name, self.default = section, name, default
@@ -1376,69 +1376,69 @@ NUMBER_NAMES = {int: "whole number", float: "number"}
 
 SETTINGS = (
     Setting(
-        *("daemon", "host", "", "", "--host"),
+        "daemon",
+        "host",
+        "",
         "addresses to listen on besides the Unix socket, with commas between; 0.0.0.0 and :: are all there are",
-    ),
-    Setting("daemon", "port", 0, "TAU_PORT", "--port", "TCP port; 0 means the Unix socket only", most=65_535),
-    Setting("daemon", "log_level", "info", "TAU_LOG_LEVEL", "--log-level", "what taud logs", choices=LEVELS),
-    Setting("daemon", "group", "", "", "", "group that may use the socket besides the owner"),
-    Setting(
-        "daemon", "tls_cert", "", "", "", "file with the certificate, and its chain, for the TCP port: only TLS then"
-    ),
-    Setting("daemon", "tls_key", "", "", "", "file with the certificate's private key"),
-    Setting(
-        "daemon", "tls_client_ca", "", "", "", "file with the authorities that must have signed a client's certificate"
+        flag="--host",
     ),
     Setting(
-        *("daemon", "start_method", "fork", "TAU_START_METHOD", "", "how runs start: fork or spawn"),
+        "daemon",
+        "port",
+        0,
+        "TCP port; 0 means the Unix socket only",
+        environment="TAU_PORT",
+        flag="--port",
+        most=65_535,
+    ),
+    Setting(
+        "daemon", "log_level", "info", "what taud logs", environment="TAU_LOG_LEVEL", flag="--log-level", choices=LEVELS
+    ),
+    Setting("daemon", "group", "", "group that may use the socket besides the owner"),
+    Setting("daemon", "tls_cert", "", "file with the certificate, and its chain, for the TCP port: only TLS then"),
+    Setting("daemon", "tls_key", "", "file with the certificate's private key"),
+    Setting("daemon", "tls_client_ca", "", "file with the authorities that must have signed a client's certificate"),
+    Setting(
+        "daemon",
+        "start_method",
+        "fork",
+        "how runs start: fork or spawn",
+        environment="TAU_START_METHOD",
         choices=("fork", "spawn"),
     ),
-    Setting("daemon", "load_timeout_s", 10.0, "", "", "time a pipeline file has to load at deploy"),
-    Setting("daemon", "build_timeout_s", 600.0, "", "", "time to install the dependencies of a pipeline"),
-    Setting("daemon", "stop_grace_s", 10.0, "", "", "time between asking a run to stop and killing it"),
-    Setting("database", "url", "sqlite:///tau.db", "TAU_DATABASE_URL", "", "where the store is"),
-    Setting("scheduler", "max_concurrent", 10, "", "--max-concurrent", "runs at the same time", least=1, most=10_000),
-    Setting("scheduler", "max_queued", 100_000, "", "", "runs that may wait"),
+    Setting("daemon", "load_timeout_s", 10.0, "time a pipeline file has to load at deploy"),
+    Setting("daemon", "build_timeout_s", 600.0, "time to install the dependencies of a pipeline"),
+    Setting("daemon", "stop_grace_s", 10.0, "time between asking a run to stop and killing it"),
+    Setting("database", "url", "sqlite:///tau.db", "where the store is", environment="TAU_DATABASE_URL"),
+    Setting("scheduler", "max_concurrent", 10, "runs at the same time", flag="--max-concurrent", least=1, most=10_000),
+    Setting("scheduler", "max_queued", 100_000, "runs that may wait"),
     Setting(
-        *("scheduler", "backfill_concurrent", 2, "", "", "backfilled runs of a pipeline at the same time"),
-        least=1,
-        most=10_000,
+        "scheduler", "backfill_concurrent", 2, "backfilled runs of a pipeline at the same time", least=1, most=10_000
     ),
-    Setting("scheduler", "timezone", "UTC", "", "", "time zone of schedules that name none"),
-    Setting("auth", "api_key", "", "TAU_API_KEY", "", "key that TCP clients must send; `tau key create` makes more"),
-    Setting("auth", "api_key_file", "", "TAU_API_KEY_FILE", "", "file that holds this key, instead"),
-    Setting("auth", "api_key_hash", "", "", "", "SHA-256 of this key in hex, instead"),
-    Setting("retention", "run_days", 90.0, "", "", "how long runs are kept", least=1),
+    Setting("scheduler", "timezone", "UTC", "time zone of schedules that name none"),
     Setting(
-        "retention", "failed_days", 365.0, "", "", "how long runs that failed, timed out or were lost are kept", least=1
+        "auth", "api_key", "", "key that TCP clients must send; `tau key create` makes more", environment="TAU_API_KEY"
     ),
+    Setting("auth", "api_key_file", "", "file that holds this key, instead", environment="TAU_API_KEY_FILE"),
+    Setting("auth", "api_key_hash", "", "SHA-256 of this key in hex, instead"),
+    Setting("retention", "run_days", 90.0, "how long runs are kept", least=1),
+    Setting("retention", "failed_days", 365.0, "how long runs that failed, timed out or were lost are kept", least=1),
     Setting(
-        "retention",
-        "runs_per_pipeline",
-        10_000,
-        "",
-        "",
-        "runs of a pipeline that are kept, and as many failed ones",
-        least=1,
+        "retention", "runs_per_pipeline", 10_000, "runs of a pipeline that are kept, and as many failed ones", least=1
     ),
-    Setting("retention", "log_days", 30.0, "", "", "how long logs and memos are kept", least=1),
-    Setting("retention", "event_days", 365.0, "", "", "how long events that belong to no run are kept", least=1),
-    Setting("retention", "database_bytes", 2 << 30, "", "", "size from which the oldest go sooner", least=1 << 20),
-    Setting("limits", "log_lines", 10_000, "", "", "log lines kept of a run; the rest is counted"),
-    Setting("limits", "log_bytes", 8 << 20, "", "", "log bytes kept of a run; the rest is counted"),
-    Setting("limits", "result_bytes", 1 << 20, "", "", "largest result of a run"),
-    Setting("limits", "memo_bytes", 64 << 20, "", "", "largest result that ctx.memo keeps"),
+    Setting("retention", "log_days", 30.0, "how long logs and memos are kept", least=1),
+    Setting("retention", "event_days", 365.0, "how long events that belong to no run are kept", least=1),
+    Setting("retention", "database_bytes", 2 << 30, "size from which the oldest go sooner", least=1 << 20),
+    Setting("limits", "log_lines", 10_000, "log lines kept of a run; the rest is counted"),
+    Setting("limits", "log_bytes", 8 << 20, "log bytes kept of a run; the rest is counted"),
+    Setting("limits", "result_bytes", 1 << 20, "largest result of a run"),
+    Setting("limits", "memo_bytes", 64 << 20, "largest result that ctx.memo keeps"),
     Setting(
-        "limits",
-        "memory_bytes",
-        0,
-        "",
-        "",
-        "memory of a run: address space of its process, or a control group; 0 is no limit",
+        "limits", "memory_bytes", 0, "memory of a run: address space of its process, or a control group; 0 is no limit"
     ),
-    Setting("limits", "file_bytes", 0, "", "", "largest file that a run may write; 0 is no limit"),
-    Setting("limits", "processes", 0, "", "", "processes that the user of taud may have in all; 0 is no limit"),
-    Setting("limits", "open_files", 0, "", "", "descriptors that a run may open; 0 is what taud may"),
+    Setting("limits", "file_bytes", 0, "largest file that a run may write; 0 is no limit"),
+    Setting("limits", "processes", 0, "processes that the user of taud may have in all; 0 is no limit"),
+    Setting("limits", "open_files", 0, "descriptors that a run may open; 0 is what taud may"),
 )
 
 
@@ -1597,8 +1597,7 @@ def read_environments() -> dict[str, dict[str, str]]:
     path = environments_path()
     try:
         with open(path, "rb") as file:
-            mode, text = os.fstat(file.fileno()).st_mode, file.read().decode("utf-8")
-        tables: dict[str, dict[str, str]] = tomllib.loads(text)
+            tables: dict[str, dict[str, str]] = tomllib.load(file)
     except (FileNotFoundError, NotADirectoryError):
         return {}
     except OSError as problem:
@@ -1607,9 +1606,15 @@ def read_environments() -> dict[str, dict[str, str]]:
         raise BadRequest(f"{path}: {problem}", "it must be TOML in UTF-8") from None
     for name, table in tables.items():
         check_environment(path, name, table)
-        if "api_key" in table and mode & 0o077:
-            raise Forbidden(f"{path} holds a key and others can read or write it", f"chmod 600 {path}")
+        if "api_key" in table:
+            demand_own(path)
     return tables
+
+
+def demand_own(path: str) -> None:
+    """Forbidden if others than its owner can read or write a file."""
+    if os.stat(path).st_mode & 0o077:
+        raise Forbidden(f"{path} holds a key and others can read or write it", f"chmod 600 {path}")
 
 
 def check_environment(path: str, name: str, table: Any) -> None:
@@ -1644,8 +1649,7 @@ def read_environment(name: str, origin: str) -> dict[str, str]:
             told[key] = os.path.join(folder, os.path.expanduser(told[key]))
     if path := told.pop("api_key_file", None):
         told["api_key"] = read_key_file(path, f"check api_key_file of [{name}]")
-        if os.stat(path).st_mode & 0o077:
-            raise Forbidden(f"{path} holds a key and others can read or write it", f"chmod 600 {path}")
+        demand_own(path)
     return told
 
 
