@@ -2856,7 +2856,7 @@ def delay_of(pipeline: str, jitter_s: float) -> int:
 # Short-lived, synchronous, light.  Speaks to the daemon in lines only.
 
 # --- 9. Command line ---------------------------------------------------------------------
-# Owns argv, stdout, stderr and the exit code of `tau`.  Calls Terminal and Client.
+# Owns argv, stdout, stderr and the exit code of `tau`.  Calls Completion, Terminal and Client.
 # Promises one JSON document (or one a line) on stdout, everything else on stderr, and never a traceback.
 
 
@@ -3277,7 +3277,8 @@ def log_texts(client: Client, run_id: str) -> list[str]:
 
 # --- 10. Completion ----------------------------------------------------------------------
 # Owns what a shell offers when Tab is pressed: its script, and the words for the place of the cursor.
-# Calls Client.  Promises to change nothing, to say nothing when something is wrong, and not to keep anybody waiting.
+# Calls Terminal and Client.  Promises to change nothing, to say nothing when something is wrong, and not to keep
+# anybody waiting.
 
 #: The hidden command that the scripts call with the words up to the cursor; the last of them is not finished yet.
 COMPLETE = "__complete"
@@ -5899,9 +5900,9 @@ WantedBy=default.target
 
 
 # --- 18. Server --------------------------------------------------------------------------
-# Owns a connection: who speaks, how much of it at once, requests in, answers out.  Calls Callers and the operation
-# asked for.  Promises that nothing a peer sends costs another connection anything, and that no reader is buffered
-# for ever.
+# Owns a connection: who speaks, how much of it at once, requests in, answers out.  Calls HTTP, Callers and the
+# operation asked for.  Promises that nothing a peer sends costs another connection anything, and that no reader is
+# buffered for ever.
 
 
 class Call:
@@ -8883,11 +8884,16 @@ class Process:
         self.timeout_s: float | None = None  # its time limit, counted from its start
         self.memos: dict[str, bytes] = {}  # what a run elsewhere has memoized, until it is kept
 
+    @property
+    def executor(self) -> str | None:
+        """Where it runs, as far as its first record has told; None is this machine."""
+        return None if self.start is None else self.start.get("executor")
+
     def is_overdue(self) -> bool:
         """Whether it has been running for longer than it may; a run elsewhere since we know that it has begun."""
         if self.timeout_s is None or self.start is None or self.stopping is not None:
             return False
-        began = self.start.get("remote", {}).get("seen") if "executor" in self.start else self.start["mono"]
+        began = self.start.get("remote", {}).get("seen") if self.executor else self.start["mono"]
         return began is not None and time.monotonic() - float(began) > self.timeout_s
 
     def end(self) -> Json | None:
@@ -9002,7 +9008,7 @@ class Process:
             self.log_lines -= len(tail)  # they are kept after all
             self.log_dropped -= len(tail)
             kept += tail
-        if self.start is not None and "executor" in self.start and any(lines):
+        if self.start is not None and self.executor and any(lines):
             said = [line for line in lines if line][-1].decode("utf-8", "replace")
             self.start["said"] = said[:SAID_CHARACTERS].strip()
         at = rfc3339(time.time())
@@ -9496,7 +9502,7 @@ class Executor:
         grace = self.settings["stop_grace_s"]
         while process.start is None and not process.closed.is_set() and process.stem in self.live:
             await asyncio.sleep(POLL_WATCHED_S)  # not born yet: watch() reads its first record
-        if process.start is not None and "executor" in process.start:
+        if process.executor:
             grace = 2 * grace + FAR_S  # the other machine has the same grace, and its end has a way to go
         ways = ((signal.SIGTERM, grace), (signal.SIGKILL, 5.0))
         for number, patience in ways[force:]:
@@ -9522,12 +9528,12 @@ class Executor:
             if process.start is not None:
                 role = "run" if process.run_id else "load"
                 about = {"role": role, "pid": process.start["pid"], "run_id": process.run_id}
-                found.append(about | {key: process.start[key] for key in ("executor",) if key in process.start})
+                found.append(about | ({"executor": process.executor} if process.executor else {}))
         return found
 
     def elsewhere(self) -> Json:
         """The executors: by which command, and how many runs are live there."""
-        names = [(process.start or {}).get("executor") for process in self.live.values()]
+        names = [process.executor for process in self.live.values()]
         known = self.settings["executors"].items()
         return {name: {"command": one["command"], "live": names.count(name)} for name, one in known}
 
@@ -10945,7 +10951,7 @@ def end_old_run(copy: sqlite3.Connection, row: sqlite3.Row, now: float) -> str:
 
 
 # --- 29. Store ---------------------------------------------------------------------------
-# Owns what is remembered and how it changes.  Calls Questions and Database.
+# Owns what is remembered and how it changes.  Calls Questions, Database, Sources and Metrics.
 # Promises that a run moves only as MOVES allows, and that every change is in the ledger, in its transaction.
 
 
@@ -12537,7 +12543,8 @@ def process_figures() -> Iterator[Family]:
 
 # --- 34. Outpost -------------------------------------------------------------------------
 # Owns an attempt on another machine: a fork server of one job there, whose journal goes out on descriptor 1.
-# Calls Fork server and Trace.  Promises that nothing of it outlives the connection: no process, and no file.
+# Calls Fork server, Relay, Run process and Trace.  Promises that nothing of it outlives the connection: no process,
+# and no file.
 
 FORWARD_S = 0.05
 #: A slow reader must not keep us from looking at the run: so many pieces are sent on between two looks.
@@ -12705,8 +12712,9 @@ class Outpost:
 
 
 # --- 35. Fork server ---------------------------------------------------------------------
-# Owns the processes that run user code, from permission to end record, and their control groups.  Calls Run process.
-# Promises that nothing a process started outlives it, and that its end is written down even without a daemon.
+# Owns the processes that run user code, from permission to end record, and their control groups.
+# Calls Relay, Run process, Pipeline API and Trace.  Promises that nothing a process started outlives it, and
+# that its end is written down even without a daemon.
 
 #: A process that dies while its siblings are being listed can hide one of them: look again after this long.
 RECHECK_S = 0.1
@@ -14529,7 +14537,7 @@ def path_type(hint: Any, origin: Any, arguments: tuple[Any, ...], name: str) -> 
 
 
 # --- 40. Assertions ----------------------------------------------------------------------
-# Owns ctx.check: what is asserted, under which name, and with which values it failed.  Calls Trace.
+# Owns ctx.check: what is asserted, under which name, and with which values it failed.  Calls Rows and Trace.
 # Promises that every assertion is evaluated and recorded before the first failure is raised.
 
 SEVERITIES = ("error", "warn")
@@ -14641,7 +14649,7 @@ def truth_of(value: Any) -> bool:
 
 
 # --- 41. Memos ---------------------------------------------------------------------------
-# Owns ctx.memo: results that outlive the attempt that made them.  Calls Trace.
+# Owns ctx.memo: results that outlive the attempt that made them.  Calls Rows and Trace.
 # Promises that what is kept is whole, that what is found is what was returned, and no secret on the disk.
 
 
@@ -14715,7 +14723,7 @@ def memo_key(arguments: tuple[Any, ...]) -> str:
 
 # --- 42. Places --------------------------------------------------------------------------
 # Owns where data is: which place a name means, files here and remote, the author's own sources.
-# Calls Web, Warehouses, Formats and Rows.
+# Calls Web, Warehouses, Formats, Rows and Trace.
 # Promises that a write is whole or did not happen, and that no URL's password is told.
 
 
@@ -15134,7 +15142,7 @@ class RemoteFile(DataFile):
 
 
 # --- 43. Web -----------------------------------------------------------------------------
-# Owns what is read over http(s): requests, pages, retries.  Calls Formats and Rows.
+# Owns what is read over http(s): requests, pages, retries.  Calls Formats and Trace.
 # Promises that a body cut short is never taken for a whole one, and that no header reaches another origin.
 
 WEB_BYTES_MAX = 1 << 30
