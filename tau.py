@@ -7,27 +7,27 @@ The file is laid out in the order a request travels.  Calls go down the page, or
     Part II   the client, `tau`   9 Command line   10 Completion   11 Daemons elsewhere
                                   12 Doctor   13 Terminal   14 Client
                  │ one JSON document a line, over a socket
-    Part III  the daemon, `taud`  15 Daemon   16 Service manager   17 Server   18 HTTP
-                                  19 Operations   20 Callers   21 Environments   22 Scheduler
-                                  23 Executor   24 Feed   25 Agenda   26 Retention   27 Backup
-                                  28 Store   29 Questions   30 Database   31 Sources
-                                  32 Metrics
+    Part III  the daemon, `taud`  15 Daemon   16 Listeners   17 Service manager   18 Server
+                                  19 HTTP   20 Operations   21 Callers   22 Environments
+                                  23 Scheduler   24 Executor   25 Feed   26 Agenda
+                                  27 Retention   28 Backup   29 Store   30 Questions
+                                  31 Database   32 Sources   33 Metrics
                  │ one JSON document a line: jobs over a socket, the trace through a journal file
-    Part IV   the run process     33 Outpost   34 Fork server   35 Relay   36 Run process
-                                  37 Pipeline API   38 Parameters   39 Assertions   40 Memos
-                                  41 Places   42 Web   43 Warehouses   44 Formats   45 Rows
-                                  46 Trace
+    Part IV   the run process     34 Outpost   35 Fork server   36 Relay   37 Run process
+                                  38 Pipeline API   39 Parameters   40 Assertions   41 Memos
+                                  42 Places   43 Web   44 Warehouses   45 Formats   46 Rows
+                                  47 Trace
 
 `tau run hello`, in one read:
-  main §9 builds one parser from the signature of `run` §19 and calls Client.call §14;
-  the line reaches Connection §17, which checks it and calls the operation `run` §19;
-  Store §28 makes the run durable and, in the same commit, Executor.admit §23 moves it to running;
-  ForkServer §34 creates the journal (that is the permission to start) and forks;
-  run_process §36 loads the deployed file and calls your function with a PipelineContext §37;
-  (on an executor's machine an outpost §33 does that, and a relay §35 here feeds the command that leads there;)
-  its records go to the Journal §46; the fork server appends the end record when the process is gone;
-  Executor §23 reads the journal, `verdict` §23 turns it into an outcome, Store §28 keeps it;
-  Feed §24 wakes the waiting `run` §19; Connection §17 answers; main §9 prints and exits 0 or 1.
+  main §9 builds one parser from the signature of `run` §20 and calls Client.call §14;
+  the line reaches Connection §18, which checks it and calls the operation `run` §20;
+  Store §29 makes the run durable and, in the same commit, Executor.admit §24 moves it to running;
+  ForkServer §35 creates the journal (that is the permission to start) and forks;
+  run_process §37 loads the deployed file and calls your function with a PipelineContext §38;
+  (on an executor's machine an outpost §34 does that, and a relay §36 here feeds the command that leads there;)
+  its records go to the Journal §47; the fork server appends the end record when the process is gone;
+  Executor §24 reads the journal, `verdict` §24 turns it into an outcome, Store §29 keeps it;
+  Feed §25 wakes the waiting `run` §20; Connection §18 answers; main §9 prints and exits 0 or 1.
 """
 
 from __future__ import annotations
@@ -118,6 +118,8 @@ if TYPE_CHECKING:
     import croniter  # type: ignore[import-untyped]
 
     Json = dict[str, Any]
+    #: Of metrics: name, kind, meaning, samples.
+    Family = tuple[str, str, str, Iterable[str]]
     Tick = tuple[int, bool]
     # What a text or a number means to an operation: see KINDS.
     Duration = float | str
@@ -1290,8 +1292,12 @@ class Address:
     @property
     def where(self) -> str:
         """The place alone, as messages name it."""
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        return self.path if self.scheme == "unix" else f"{host}:{self.port}"
+        return self.path if self.scheme == "unix" else at_port(self.host, self.port)
+
+
+def at_port(host: str, port: int) -> str:
+    """A host and a port as addresses have them."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def bare_url(url: str) -> str:
@@ -1337,7 +1343,7 @@ class Setting:
     __slots__ = ("choices", "default", "environment", "flag", "least", "meaning", "most", "name", "section")
 
     def __init__(
-        self, section: str, name: str, default: Any, environment: str, flag: str, meaning: str, *,
+        self, section: str, name: str, default: Any, meaning: str, *, environment: str = "", flag: str = "",
         choices: tuple[str, ...] = (), least: int = 0, most: int = 1 << 40,
     ) -> None:  # fmt: skip
         self.section, self.name, self.default = section, name, default
@@ -1370,69 +1376,69 @@ NUMBER_NAMES = {int: "whole number", float: "number"}
 
 SETTINGS = (
     Setting(
-        *("daemon", "host", "", "", "--host"),
+        "daemon",
+        "host",
+        "",
         "addresses to listen on besides the Unix socket, with commas between; 0.0.0.0 and :: are all there are",
-    ),
-    Setting("daemon", "port", 0, "TAU_PORT", "--port", "TCP port; 0 means the Unix socket only", most=65_535),
-    Setting("daemon", "log_level", "info", "TAU_LOG_LEVEL", "--log-level", "what taud logs", choices=LEVELS),
-    Setting("daemon", "group", "", "", "", "group that may use the socket besides the owner"),
-    Setting(
-        "daemon", "tls_cert", "", "", "", "file with the certificate, and its chain, for the TCP port: only TLS then"
-    ),
-    Setting("daemon", "tls_key", "", "", "", "file with the certificate's private key"),
-    Setting(
-        "daemon", "tls_client_ca", "", "", "", "file with the authorities that must have signed a client's certificate"
+        flag="--host",
     ),
     Setting(
-        *("daemon", "start_method", "fork", "TAU_START_METHOD", "", "how runs start: fork or spawn"),
+        "daemon",
+        "port",
+        0,
+        "TCP port; 0 means the Unix socket only",
+        environment="TAU_PORT",
+        flag="--port",
+        most=65_535,
+    ),
+    Setting(
+        "daemon", "log_level", "info", "what taud logs", environment="TAU_LOG_LEVEL", flag="--log-level", choices=LEVELS
+    ),
+    Setting("daemon", "group", "", "group that may use the socket besides the owner"),
+    Setting("daemon", "tls_cert", "", "file with the certificate, and its chain, for the TCP port: only TLS then"),
+    Setting("daemon", "tls_key", "", "file with the certificate's private key"),
+    Setting("daemon", "tls_client_ca", "", "file with the authorities that must have signed a client's certificate"),
+    Setting(
+        "daemon",
+        "start_method",
+        "fork",
+        "how runs start: fork or spawn",
+        environment="TAU_START_METHOD",
         choices=("fork", "spawn"),
     ),
-    Setting("daemon", "load_timeout_s", 10.0, "", "", "time a pipeline file has to load at deploy"),
-    Setting("daemon", "build_timeout_s", 600.0, "", "", "time to install the dependencies of a pipeline"),
-    Setting("daemon", "stop_grace_s", 10.0, "", "", "time between asking a run to stop and killing it"),
-    Setting("database", "url", "sqlite:///tau.db", "TAU_DATABASE_URL", "", "where the store is"),
-    Setting("scheduler", "max_concurrent", 10, "", "--max-concurrent", "runs at the same time", least=1, most=10_000),
-    Setting("scheduler", "max_queued", 100_000, "", "", "runs that may wait"),
+    Setting("daemon", "load_timeout_s", 10.0, "time a pipeline file has to load at deploy"),
+    Setting("daemon", "build_timeout_s", 600.0, "time to install the dependencies of a pipeline"),
+    Setting("daemon", "stop_grace_s", 10.0, "time between asking a run to stop and killing it"),
+    Setting("database", "url", "sqlite:///tau.db", "where the store is", environment="TAU_DATABASE_URL"),
+    Setting("scheduler", "max_concurrent", 10, "runs at the same time", flag="--max-concurrent", least=1, most=10_000),
+    Setting("scheduler", "max_queued", 100_000, "runs that may wait"),
     Setting(
-        *("scheduler", "backfill_concurrent", 2, "", "", "backfilled runs of a pipeline at the same time"),
-        least=1,
-        most=10_000,
+        "scheduler", "backfill_concurrent", 2, "backfilled runs of a pipeline at the same time", least=1, most=10_000
     ),
-    Setting("scheduler", "timezone", "UTC", "", "", "time zone of schedules that name none"),
-    Setting("auth", "api_key", "", "TAU_API_KEY", "", "key that TCP clients must send; `tau key create` makes more"),
-    Setting("auth", "api_key_file", "", "TAU_API_KEY_FILE", "", "file that holds this key, instead"),
-    Setting("auth", "api_key_hash", "", "", "", "SHA-256 of this key in hex, instead"),
-    Setting("retention", "run_days", 90.0, "", "", "how long runs are kept", least=1),
+    Setting("scheduler", "timezone", "UTC", "time zone of schedules that name none"),
     Setting(
-        "retention", "failed_days", 365.0, "", "", "how long runs that failed, timed out or were lost are kept", least=1
+        "auth", "api_key", "", "key that TCP clients must send; `tau key create` makes more", environment="TAU_API_KEY"
     ),
+    Setting("auth", "api_key_file", "", "file that holds this key, instead", environment="TAU_API_KEY_FILE"),
+    Setting("auth", "api_key_hash", "", "SHA-256 of this key in hex, instead"),
+    Setting("retention", "run_days", 90.0, "how long runs are kept", least=1),
+    Setting("retention", "failed_days", 365.0, "how long runs that failed, timed out or were lost are kept", least=1),
     Setting(
-        "retention",
-        "runs_per_pipeline",
-        10_000,
-        "",
-        "",
-        "runs of a pipeline that are kept, and as many failed ones",
-        least=1,
+        "retention", "runs_per_pipeline", 10_000, "runs of a pipeline that are kept, and as many failed ones", least=1
     ),
-    Setting("retention", "log_days", 30.0, "", "", "how long logs and memos are kept", least=1),
-    Setting("retention", "event_days", 365.0, "", "", "how long events that belong to no run are kept", least=1),
-    Setting("retention", "database_bytes", 2 << 30, "", "", "size from which the oldest go sooner", least=1 << 20),
-    Setting("limits", "log_lines", 10_000, "", "", "log lines kept of a run; the rest is counted"),
-    Setting("limits", "log_bytes", 8 << 20, "", "", "log bytes kept of a run; the rest is counted"),
-    Setting("limits", "result_bytes", 1 << 20, "", "", "largest result of a run"),
-    Setting("limits", "memo_bytes", 64 << 20, "", "", "largest result that ctx.memo keeps"),
+    Setting("retention", "log_days", 30.0, "how long logs and memos are kept", least=1),
+    Setting("retention", "event_days", 365.0, "how long events that belong to no run are kept", least=1),
+    Setting("retention", "database_bytes", 2 << 30, "size from which the oldest go sooner", least=1 << 20),
+    Setting("limits", "log_lines", 10_000, "log lines kept of a run; the rest is counted"),
+    Setting("limits", "log_bytes", 8 << 20, "log bytes kept of a run; the rest is counted"),
+    Setting("limits", "result_bytes", 1 << 20, "largest result of a run"),
+    Setting("limits", "memo_bytes", 64 << 20, "largest result that ctx.memo keeps"),
     Setting(
-        "limits",
-        "memory_bytes",
-        0,
-        "",
-        "",
-        "memory of a run: address space of its process, or a control group; 0 is no limit",
+        "limits", "memory_bytes", 0, "memory of a run: address space of its process, or a control group; 0 is no limit"
     ),
-    Setting("limits", "file_bytes", 0, "", "", "largest file that a run may write; 0 is no limit"),
-    Setting("limits", "processes", 0, "", "", "processes that the user of taud may have in all; 0 is no limit"),
-    Setting("limits", "open_files", 0, "", "", "descriptors that a run may open; 0 is what taud may"),
+    Setting("limits", "file_bytes", 0, "largest file that a run may write; 0 is no limit"),
+    Setting("limits", "processes", 0, "processes that the user of taud may have in all; 0 is no limit"),
+    Setting("limits", "open_files", 0, "descriptors that a run may open; 0 is what taud may"),
 )
 
 
@@ -1484,6 +1490,17 @@ class Target:
         self.api_key, self.ca_file = told.get("api_key", ""), told.get("ca_file", "")
         self.cert_file, self.cert_key_file = told.get("cert_file", ""), told.get("cert_key_file", "")
 
+    @property
+    def address(self) -> str:
+        """Where it is: as told, else the socket of the home, else a service's."""
+        place = os.path.join(self.home, "tau.sock")
+        if not os.path.lexists(place) and os.path.lexists(SERVICE_SOCKET):
+            place = SERVICE_SOCKET
+        return self.host or f"unix://{place}"
+
+
+SERVICE_SOCKET = "/run/tau/tau.sock"
+
 
 def find_daemon(host: str | None, env: str | None, home: str | None) -> Target:
     """Where the daemon is: --host, --env, --home, TAU_HOST, TAU_ENV, `tau env use`, else the home's socket."""
@@ -1509,17 +1526,15 @@ def demand_one_place(found: Target, env: str | None, home: str | None) -> None:
     hint = "give one of --host, --env and --home"
     if found.origin == "--host" and env and read_environment(env, "--env")["host"] != found.host:
         raise BadRequest(f"--host {found.host} is not the host of --env {env}", hint)
-    scheme, _, path = found.host.partition("://")
-    here = path == os.path.join(found.home, "tau.sock") if scheme == "unix" else names_loopback(found.host)
-    if home and not here:
+    if home and not can_be_at(Address(found.host), found.home):
         raise BadRequest(f"{found.origin} {found.env or found.host} is not the daemon of --home {home}", hint)
 
 
-def names_loopback(host: str) -> bool:
-    """Whether an address names this machine."""
-    name = host.rpartition("://")[2].partition("/")[0]
-    name = name.partition("]")[0] if name.startswith("[") else name.partition(":")[0]
-    return name == "localhost" or is_loopback(name.strip("[]"))
+def can_be_at(address: Address, home: str) -> bool:
+    """Whether the daemon of a home of this machine can be at an address."""
+    if address.scheme == "unix":
+        return address.path == os.path.join(home, "tau.sock")
+    return address.host == "localhost" or is_loopback(address.host)
 
 
 def environment_key(host: str) -> str:
@@ -1582,8 +1597,7 @@ def read_environments() -> dict[str, dict[str, str]]:
     path = environments_path()
     try:
         with open(path, "rb") as file:
-            mode, text = os.fstat(file.fileno()).st_mode, file.read().decode("utf-8")
-        tables: dict[str, dict[str, str]] = tomllib.loads(text)
+            tables: dict[str, dict[str, str]] = tomllib.load(file)
     except (FileNotFoundError, NotADirectoryError):
         return {}
     except OSError as problem:
@@ -1592,9 +1606,15 @@ def read_environments() -> dict[str, dict[str, str]]:
         raise BadRequest(f"{path}: {problem}", "it must be TOML in UTF-8") from None
     for name, table in tables.items():
         check_environment(path, name, table)
-        if "api_key" in table and mode & 0o077:
-            raise Forbidden(f"{path} holds a key and others can read or write it", f"chmod 600 {path}")
+        if "api_key" in table:
+            demand_own(path)
     return tables
+
+
+def demand_own(path: str) -> None:
+    """Forbidden if others than its owner can read or write a file."""
+    if os.stat(path).st_mode & 0o077:
+        raise Forbidden(f"{path} holds a key and others can read or write it", f"chmod 600 {path}")
 
 
 def check_environment(path: str, name: str, table: Any) -> None:
@@ -1611,20 +1631,25 @@ def check_environment(path: str, name: str, table: Any) -> None:
         raise BadRequest(f"{path}: [{name}] has api_key and api_key_file", "remove one of them")
 
 
-def read_environment(name: str, origin: str) -> dict[str, str]:
-    """What a Target takes of an environment: its key read, its files absolute; NotFound names the nearest."""
+def named_environment(name: str, origin: str = "") -> dict[str, str]:
+    """An environment as it is written; NotFound names the nearest, and what has named this one."""
     known = read_environments()
     if name not in known:
         remedy = "tau env use --none" if origin == "tau env use" else "`tau env list` shows all"
-        raise NotFound(f"no environment '{name[:WORD_MAX]}' ({origin})", did_you_mean(name, known, remedy))
-    folder, told = os.path.dirname(environments_path()), dict(known[name])
+        by = f" ({origin})" if origin else ""
+        raise NotFound(f"no environment '{name[:WORD_MAX]}'{by}", did_you_mean(name, known, remedy))
+    return known[name]
+
+
+def read_environment(name: str, origin: str) -> dict[str, str]:
+    """What a Target takes of an environment: its key read, its files absolute."""
+    folder, told = os.path.dirname(environments_path()), dict(named_environment(name, origin))
     for key in told:
         if key.endswith("_file"):
             told[key] = os.path.join(folder, os.path.expanduser(told[key]))
     if path := told.pop("api_key_file", None):
         told["api_key"] = read_key_file(path, f"check api_key_file of [{name}]")
-        if os.stat(path).st_mode & 0o077:
-            raise Forbidden(f"{path} holds a key and others can read or write it", f"chmod 600 {path}")
+        demand_own(path)
     return told
 
 
@@ -1692,7 +1717,8 @@ def read_config(path: str) -> Json:
         raise BadRequest(f"{path}: {problem}", "it must be TOML") from None
     for section, table in tables.items():
         if section in NAMED_TABLES:
-            NAMED_TABLES[section](path, table)
+            for name, one in table.items() if isinstance(table, dict) else [("", table)]:
+                NAMED_TABLES[section](path, name, one)
             continue
         names = [row.name for row in SETTINGS if row.section == section]
         if not names or not isinstance(table, dict):
@@ -1705,16 +1731,14 @@ def read_config(path: str) -> Json:
     return tables
 
 
-def check_connections(path: str, tables: Any) -> None:
-    """BadRequest unless each [connections.NAME] has a url and nothing else."""
+def check_connection(path: str, name: str, table: Any) -> None:
+    """BadRequest unless [connections.NAME] has a url and nothing else."""
     hint = '[connections.shop] url = "postgresql://tau:${PG_PASSWORD}@db/shop"'
-    for name, table in tables.items() if isinstance(tables, dict) else [("", tables)]:
-        if not isinstance(table, dict) or not isinstance(table.get("url"), str) or not re.fullmatch(NAME_RULE, name):
-            raise BadRequest(f"{path}: [connections.{name}] needs a url, a text", hint)
-        if unknown := next((key for key in table if key != "url"), None):
-            raise BadRequest(
-                f"{path}: unknown key '{unknown}' in [connections.{name}]", did_you_mean(unknown, ["url"], hint)
-            )
+    if not isinstance(table, dict) or not isinstance(table.get("url"), str) or not re.fullmatch(NAME_RULE, name):
+        raise BadRequest(f"{path}: [connections.{name}] needs a url, a text", hint)
+    if unknown := next((key for key in table if key != "url"), None):
+        near = did_you_mean(unknown, ["url"], hint)
+        raise BadRequest(f"{path}: unknown key '{unknown}' in [connections.{name}]", near)
 
 
 def is_command(value: Any) -> bool:
@@ -1740,18 +1764,17 @@ def executor_defaults() -> Json:
     return {key: default for key, (default, _, _) in EXECUTOR_KEYS.items()}
 
 
-def check_executors(path: str, tables: Any) -> None:
-    """BadRequest unless each [executors.NAME] has a command, and nothing that Tau does not know."""
-    for name, table in tables.items() if isinstance(tables, dict) else [("", tables)]:
-        where = f"{path}: [executors.{name}]"
-        if not isinstance(table, dict) or not re.fullmatch(NAME_RULE, name) or name == LOCAL_EXECUTOR:
-            raise BadRequest(f"{where} cannot be an executor; 'local' is this machine", EXECUTOR_HINT)
-        if unknown := next((key for key in table if key not in EXECUTOR_KEYS), None):
-            near = did_you_mean(unknown, EXECUTOR_KEYS, ", ".join(EXECUTOR_KEYS))
-            raise BadRequest(f"{path}: unknown key '{unknown}' in [executors.{name}]", near)
-        for key, (default, meaning, fits) in EXECUTOR_KEYS.items():
-            if not fits(table.get(key, default)):
-                raise BadRequest(f"{where}: {key} must be {meaning}", EXECUTOR_HINT)
+def check_executor(path: str, name: str, table: Any) -> None:
+    """BadRequest unless [executors.NAME] has a command, and nothing that Tau does not know."""
+    where = f"{path}: [executors.{name}]"
+    if not isinstance(table, dict) or not re.fullmatch(NAME_RULE, name) or name == LOCAL_EXECUTOR:
+        raise BadRequest(f"{where} cannot be an executor; 'local' is this machine", EXECUTOR_HINT)
+    if unknown := next((key for key in table if key not in EXECUTOR_KEYS), None):
+        near = did_you_mean(unknown, EXECUTOR_KEYS, ", ".join(EXECUTOR_KEYS))
+        raise BadRequest(f"{path}: unknown key '{unknown}' in [executors.{name}]", near)
+    for key, (default, meaning, fits) in EXECUTOR_KEYS.items():
+        if not fits(table.get(key, default)):
+            raise BadRequest(f"{where}: {key} must be {meaning}", EXECUTOR_HINT)
 
 
 def demand_executor(name: str, executors: Json, environment: str | None) -> None:
@@ -1766,8 +1789,11 @@ def demand_executor(name: str, executors: Json, environment: str | None) -> None
         raise BadRequest(f"Tau does not install the file's dependencies on executor '{name}'", hint)
 
 
-#: Sections whose tables have names of their own → what checks them.
-NAMED_TABLES: dict[str, Callable[[str, Any], None]] = {"connections": check_connections, "executors": check_executors}
+#: Sections whose tables have names of their own → what checks each.
+NAMED_TABLES: dict[str, Callable[[str, str, Any], None]] = {
+    "connections": check_connection,
+    "executors": check_executor,
+}
 
 
 def read_secret(name: str, folder: str | Mapping[str, str]) -> tuple[str | None, str | None]:
@@ -1852,7 +1878,10 @@ def write_out(text: str) -> None:
     """Prints on stdout; that nobody reads it any more changes nothing, least of all the exit code."""
     try:
         print(text, flush=True)
-    except BrokenPipeError:
+    except OSError as problem:
+        # A terminal that has been closed says EIO; a disk that says so is another matter.
+        if problem.errno != errno.EPIPE and not (problem.errno == errno.EIO and stat.S_ISCHR(os.fstat(1).st_mode)):
+            raise
         leave_stdout()
 
 
@@ -1878,6 +1907,15 @@ def complain(problem: TauError, as_json: bool) -> int:
         text = encode_json({"error": problem.to_json()})
     print(f"<{PRIORITIES['ERROR']}>{text}" if stderr_is_journal() else text, file=sys.stderr)
     return problem.exit
+
+
+def said_error(lines: Sequence[str]) -> TauError | None:
+    """The last error that complain() has printed among the lines of another process, if it did."""
+    printed = [line for line in lines if line.startswith('{"error":')]
+    if not printed:
+        return None
+    error = json.loads(printed[-1])["error"]
+    return from_wire({"message": error.pop("message"), "data": error})
 
 
 def caution(message: str, hint: str) -> None:
@@ -2212,6 +2250,21 @@ def read_bytes(path: str) -> bytes | None:
             return file.read()
     except OSError:
         return None
+
+
+def replace_file(path: str, data: bytes, durable: bool = True) -> None:
+    """The file holds these bytes, for its owner alone, whole or not at all; OSError if it cannot be written."""
+    beside = f"{path}.{os.getpid()}"
+    try:
+        with open(os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600), "wb") as file:
+            file.write(data)
+            file.flush()
+            if durable:
+                os.fsync(file.fileno())
+        os.rename(beside, path)
+    except OSError:
+        remove_file(beside)
+        raise
 
 
 def check_private(path: str) -> None:
@@ -2803,7 +2856,7 @@ def delay_of(pipeline: str, jitter_s: float) -> int:
 # Short-lived, synchronous, light.  Speaks to the daemon in lines only.
 
 # --- 9. Command line ---------------------------------------------------------------------
-# Owns argv, stdout, stderr and the exit code of `tau`.  Calls Terminal and Client.
+# Owns argv, stdout, stderr and the exit code of `tau`.  Calls Completion, Terminal and Client.
 # Promises one JSON document (or one a line) on stdout, everything else on stderr, and never a traceback.
 
 
@@ -3224,7 +3277,8 @@ def log_texts(client: Client, run_id: str) -> list[str]:
 
 # --- 10. Completion ----------------------------------------------------------------------
 # Owns what a shell offers when Tab is pressed: its script, and the words for the place of the cursor.
-# Calls Client.  Promises to change nothing, to say nothing when something is wrong, and not to keep anybody waiting.
+# Calls Terminal and Client.  Promises to change nothing, to say nothing when something is wrong, and not to keep
+# anybody waiting.
 
 #: The hidden command that the scripts call with the words up to the cursor; the last of them is not finished yet.
 COMPLETE = "__complete"
@@ -3538,10 +3592,7 @@ def told_target(asked: Json) -> Json:
         found = find_daemon(**asked)
     except TauError as problem:
         return {"env": None, "host": None, "from": None, "error": str(problem)}
-    place = os.path.join(found.home, "tau.sock")
-    if not os.path.lexists(place) and os.path.lexists(SERVICE_SOCKET):
-        place = SERVICE_SOCKET  # as Client.connect() has it
-    return {"env": found.env, "host": found.host or f"unix://{place}", "from": found.origin}
+    return {"env": found.env, "host": found.address, "from": found.origin}
 
 
 def key_of(table: Mapping[str, str]) -> str | None:
@@ -3568,14 +3619,6 @@ def env_show(desk: tuple[Json, View], name: str | None = None) -> int:
     in_use = target["from"] if name in (None, target["env"]) else None
     view.show("env_show", {"name": name or target["env"], **told, "in_use": in_use})
     return 0
-
-
-def named_environment(name: str) -> dict[str, str]:
-    """An environment as it is written; NotFound names the nearest."""
-    known = read_environments()
-    if name not in known:
-        raise NotFound(f"no environment '{name[:WORD_MAX]}'", did_you_mean(name, known, "`tau env list` shows all"))
-    return known[name]
 
 
 @writes_here
@@ -3748,12 +3791,7 @@ def keep_private(path: str, text: str) -> None:
             remove_file(place)
             return
         make_directory(os.path.dirname(place))
-        fresh = f"{place}.{os.getpid()}"
-        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW
-        with open(os.open(fresh, flags, 0o600), "w", encoding="utf-8") as file:
-            file.write(text)
-        sync(fresh)
-        os.replace(fresh, place)
+        replace_file(place, text.encode("utf-8"))
     except OSError as problem:
         raise not_written(place, problem) from None
 
@@ -4369,7 +4407,6 @@ RECONNECT_S = 30.0
 #: A request must be on its way, and a daemon that is silent for so long is asked whether it is still there.
 SEND_S = 300.0
 SILENCE_S = 30.0
-SERVICE_SOCKET = "/run/tau/tau.sock"
 
 
 class Client:
@@ -4461,7 +4498,7 @@ class Client:
 
     def connect(self) -> Lined | Posted:
         """An open connection, to a daemon that takes us in; Unavailable says why there is none, and what to do."""
-        address = self.find_address()
+        address = Address(self.target.address)
         context = client_tls(self.target) if address.secure else None
         try:
             if address.scheme == "unix":
@@ -4483,26 +4520,12 @@ class Client:
             connection.close()
             raise
 
-    def find_address(self) -> Address:
-        """Where the daemon is: as told, else the socket of the home, else a service's."""
-        if self.host:
-            return Address(self.host)
-        place = os.path.join(self.home, "tau.sock")
-        if not os.path.lexists(place) and os.path.lexists(SERVICE_SOCKET):
-            place = SERVICE_SOCKET
-        return Address(f"unix://{place}")
-
     def find_key(self, peer: str) -> str:
         """The key of the target; on loopback else the key that the daemon of this home made for it."""
         if key := self.target.api_key:
             return key
-        if not is_loopback(peer):
-            return ""
-        try:
-            with open(os.path.join(self.home, "key"), encoding="ascii") as file:
-                return file.read().strip()
-        except OSError:
-            return ""
+        made = read_bytes(os.path.join(self.home, "key")) if is_loopback(peer) else None
+        return (made or b"").decode("ascii", "replace").strip()
 
     def wait_for_end(self) -> None:
         """Returns when the daemon has closed the connection, or soon if something stands between."""
@@ -4798,9 +4821,7 @@ class ThrowAway:
         with open(said, "rb") as file:
             text = file.read().decode("utf-8", "replace")
         if os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) != 0:
-            lines = [line for line in text.splitlines() if line.startswith('{"error":')]
-            error = json.loads(lines[-1])["error"] if lines else {"message": text[-500:], "hint": ""}
-            raise from_wire({"message": error.pop("message"), "data": error})
+            raise said_error(text.splitlines()) or Internal(text[-500:])
 
 
 def remove_tree(path: str) -> None:
@@ -4818,7 +4839,7 @@ def remove_tree(path: str) -> None:
 # Asynchronous, long-lived, one per home.  Never imports user code.
 
 # --- 15. Daemon --------------------------------------------------------------------------
-# Owns the home: its lock, its socket, start, recovery and stop; holds all that serves it.
+# Owns the home: its lock, start, recovery, reload and stop; holds all that serves it.
 # Calls everything below.  Promises one daemon per home, and that runs outlive it.
 
 
@@ -4829,24 +4850,7 @@ def taud(argv: Sequence[str] | None = None) -> int:
     manager = ServiceManager()
     try:
         manager.meet(os.environ)  # first, for what it takes away no child may inherit
-        options = vars(taud_parser().parse_args(words))
-        if options["print_unit"]:
-            write_out(unit_text(options["print_unit"], taud_path()))
-            return 0
-        home = find_home(options["home"])
-        config = find_config(options["config"], home)
-        settings = read_settings(options, config)
-        if options["restore"]:
-            announce(restore(home, settings, options["restore"], options["replace"]), options["json"])
-            return 0
-        if options["detach"]:
-            announce(detach(home, words), options["json"])
-            return 0
-        if options["detached"]:
-            os.setsid()
-        daemon = Daemon(home, config, settings)
-        daemon.unscheduled, daemon.options, daemon.manager = options["unscheduled"], options, manager
-        serve(daemon, options["json"])
+        obey(words, manager)
     except TauError as problem:
         return complain(problem, "--json" in words)
     except OSError as problem:
@@ -4857,6 +4861,25 @@ def taud(argv: Sequence[str] | None = None) -> int:
     finally:
         manager.close()
     return 0
+
+
+def obey(words: list[str], manager: ServiceManager) -> None:
+    """Does what the command line asks for: serves, unless it is for something else."""
+    options = vars(taud_parser().parse_args(words))
+    if options["print_unit"]:
+        write_out(unit_text(options["print_unit"], taud_path()))
+        return
+    home = find_home(options["home"])
+    config = find_config(options["config"], home)
+    settings = read_settings(options, config)
+    if options["restore"]:
+        announce(restore(home, settings, options["restore"], options["replace"]), options["json"])
+    elif options["detach"]:
+        announce(detach(home, words), options["json"])
+    else:
+        if options["detached"]:
+            os.setsid()
+        serve(Daemon(home, config, settings, options, manager), options["json"])
 
 
 def taud_parser() -> argparse.ArgumentParser:
@@ -4912,9 +4935,7 @@ def detach(home: str, words: list[str]) -> Json:
     with open(log_path, encoding="utf-8", errors="replace") as file:
         file.seek(said_before)
         said = file.read().strip().splitlines() or ["it said nothing"]
-    if said[-1].startswith('{"error":'):
-        raise from_wire({"message": (error := json.loads(said[-1])["error"]).pop("message"), "data": error})
-    raise Internal(f"taud did not start: {said[-1]}", f"see {log_path}")
+    raise said_error(said[-1:]) or Internal(f"taud did not start: {said[-1]}", f"see {log_path}")
 
 
 def restore(home: str, settings: Json, file: str, replace: bool) -> Json:
@@ -5013,8 +5034,12 @@ def serve(daemon: Daemon, as_json: bool) -> None:
 class Daemon:
     """One home and everything that serves it; the first thing every operation is given."""
 
-    def __init__(self, home: str, config: str | None, settings: Json) -> None:
+    def __init__(
+        self, home: str, config: str | None, settings: Json, options: Json, manager: ServiceManager
+    ) -> None:  # fmt: skip
         self.home, self.config, self.settings = home, config, settings
+        self.options = options  # of the command line: they hold over a file that is read again
+        self.manager = manager
         self.store = Store(home, settings)
         self.feed = Feed(self.store)
         self.store.database.on_commit = self.on_commit
@@ -5022,26 +5047,19 @@ class Daemon:
         self.executor = Executor(home, settings, self.store, self.feed, self.environments)
         self.agenda = Agenda(self.store, settings["timezone"], due)
         self.scheduler = Scheduler(self.agenda, self.executor)
-        self.addresses: list[str] = []
-        self.listeners: list[asyncio.Server | Door] = []
         self.connections: set[Connection] = set()
         self.strangers: dict[Connection, None] = {}  # those that have not shown a key, the oldest first
-        self.room = 0  # descriptors that peers may have in all
-        self.unix: list[socket.socket] = []  # the Unix sockets that are served
         self.keys = Keys(home, settings, self.store)
-        self.tls = make_tls(settings)
+        self.listeners = Listeners(self)
         self.started = time.time()
         self.warnings: list[str] = []
         self.keeping = asyncio.Lock()  # held while a deployed source takes its place
         self.copying = asyncio.Lock()  # held while a backup is written
-        self.unscheduled = False  # whether nothing that is deployed here is to run by itself
+        self.unscheduled = bool(options["unscheduled"])  # whether nothing that is deployed here runs by itself
         self.retention = Retention(home, settings, self.store, self.executor.used)
         self.signals = 0  # how often we were asked to end by a signal
         self.winding_up: asyncio.Task[None] | None = None  # waiting for live runs before the end
         self.ended: asyncio.Event | None = None  # set when serve() may return; None until it runs
-        self.options: Json = {}  # of the command line: they hold over a file that is read again
-        self.manager = ServiceManager()
-        self.bound: list[str] = []  # paths of the sockets that are ours to remove
         self.unread = ""  # the warning that the configuration file could not be read again
 
     async def serve(self, announce: Callable[[Json], None]) -> None:
@@ -5059,26 +5077,22 @@ class Daemon:
             for number in (signal.SIGTERM, signal.SIGINT):
                 loop.add_signal_handler(number, self.on_signal)
             signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until there is something to reload
-            self.room = raise_file_limit() - DESCRIPTORS_KEPT
             self.store.open(loop)
             self.agenda.open()
             sweep_sources(self.home, self.store.ask.source_names())
             self.environments.sweep(self.store.ask.environments())
             sweep_copies(self.home)
-            await self.listen()  # an address that cannot be had is found out before anything runs
+            await self.listeners.open()  # an address that cannot be had is found out before anything runs
             await self.executor.open()
             await self.scheduler.open()
             self.executor.spawn(self.retention.watch())
-            for listener in self.listeners:
-                await listener.start_serving()
-            for one in self.unix:
-                one.listen(1024)  # so many may knock; asyncio takes in fewer at once
+            await self.listeners.start()
             ready = {"pid": os.getpid(), "socket": self.socket_path}
             os.pwrite(lock, encode(ready), 0)
             logging.getLogger("tau").info("taud %s serves %s, pid %s", __version__, self.home, os.getpid())
             loop.add_signal_handler(signal.SIGHUP, self.reload)
             self.manager.begin(self.summary)
-            announce(ready | {"home": self.home, "addresses": self.addresses})
+            announce(ready | {"home": self.home, "addresses": self.listeners.addresses})
             await self.ended.wait()
         finally:
             await self.close()
@@ -5107,72 +5121,6 @@ class Daemon:
         self.warnings.append(text)
         logging.getLogger("tau").warning("%s", text)
 
-    async def listen(self) -> None:
-        """The Unix sockets, those that we were given and, if asked for, the TCP port are open."""
-        group = find_group(self.settings["group"])
-        for folder in socket_folders(self.home, self.manager.sockets):
-            path = os.path.join(folder, "tau.sock")
-            ours = bind_unix(folder, path, group)
-            self.bound.append(path)
-            self.listeners.append(await self.listen_unix(ours, path, group))
-        for given in self.manager.sockets:
-            if given.family == socket.AF_UNIX:
-                self.listeners.append(await self.listen_unix(given, socket_name(given), group))
-        network = [given for given in self.manager.sockets if given.family != socket.AF_UNIX]
-        if self.settings["port"] or self.settings["host"]:
-            network += bind_tcp(self.settings["host"], self.settings["port"] or 8400)
-        if network:
-            self.listen_tcp(network)
-
-    async def listen_unix(self, bound: socket.socket, name: str, group: int | None) -> asyncio.Server:
-        """A Unix socket is open, for whom it admits by its peer credentials."""
-        loop = asyncio.get_running_loop()
-        self.addresses.append(f"unix://{name}")
-        self.unix.append(bound)
-        return await loop.create_unix_server(
-            lambda: Lines(self, group=group),
-            sock=bound,
-            backlog=DESCRIPTORS_KEPT // 2,
-            start_serving=False,
-            **KEEP_FILE,
-        )
-
-    def most(self, bound: int) -> int:
-        """How many peers of a kind there may be: *bound*, but all together they have only so many descriptors."""
-        return max(min(bound, self.room // 4), 1)
-
-    def listen_tcp(self, bound: list[socket.socket]) -> None:
-        """Bound TCP sockets are served, to whoever has a key."""
-        try:
-            self.open_door([one.getsockname()[0] for one in bound])
-            self.listeners += [self.make_door(one) for one in bound]
-        except BaseException:
-            for one in bound:
-                one.close()
-            raise
-
-    def open_door(self, places: list[str]) -> None:
-        """These addresses may be listened on: there is a key for whoever comes; Forbidden if there is none."""
-        public = [place for place in places if not is_loopback(place)]
-        if not self.keys.open_door(bool(public)):
-            hint = (
-                "`tau key create NAME` makes one, [auth] api_key is one; or listen on 127.0.0.1, behind an SSH tunnel"
-            )
-            raise Forbidden(f"taud does not listen on {public[0]} without a configured key", hint)
-        if public and self.tls is None:
-            self.warn(f"what is sent to {public[0]} is not encrypted: set [daemon] tls_cert, or put TLS in front")
-
-    def make_door(self, bound: socket.socket) -> Door:
-        """What serves a bound TCP socket, once it starts."""
-        name, number, *_ = bound.getsockname()
-        scheme = "tcp" if self.tls is None else "tls"
-        self.addresses.append(f"{scheme}://[{name}]:{number}" if ":" in name else f"{scheme}://{name}:{number}")
-
-        def on_tcp() -> Connection:
-            return Doorstep(self, self.keys)
-
-        return Door(bound, self.tls, on_tcp, self.most(SILENT_MAX), self.most(SHAKING_MAX))
-
     def reload(self) -> None:
         """SIGHUP: the configuration file is read again.  One that cannot be used changes nothing, and is told."""
         if self.ended is None or self.ended.is_set():
@@ -5182,7 +5130,7 @@ class Daemon:
             self.warnings.remove(self.unread)
         self.unread = ""
         try:
-            config = find_config(self.options.get("config"), self.home)
+            config = find_config(self.options["config"], self.home)
             self.apply(read_settings(self.options, config))
             self.config = config
         except TauError as problem:
@@ -5194,15 +5142,12 @@ class Daemon:
     def apply(self, settings: Json) -> None:
         """What may change while we serve holds from now on; of the rest is said that it needs a restart."""
         changed = [name for name, value in settings.items() if value != self.settings[name]]
-        now = RELOADED if self.tls is None or not settings["tls_cert"] else (*RELOADED, *TLS_SETTINGS)
+        now = RELOADED if self.listeners.tls is None or not settings["tls_cert"] else (*RELOADED, *TLS_SETTINGS)
         held = self.settings | {name: settings[name] for name in changed if name in now}
         tls, given = make_tls(held), configured_keys(held)  # either may be refused, and then all stays as it was
         self.settings.update(held)
         logging.getLogger().setLevel(self.settings["log_level"].upper())
-        self.tls = tls
-        for listener in self.listeners:
-            if isinstance(listener, Door):
-                listener.context = tls
+        self.listeners.change(tls)
         self.keys.change(given)
         self.store.executors = self.settings["executors"]
         later = [name for name in changed if name not in now]
@@ -5237,28 +5182,21 @@ class Daemon:
             reasons.append("the store cannot be written")
         return reasons
 
-    def figures(self) -> Iterator[tuple[str, str, str, Iterable[str]]]:
+    def figures(self) -> Iterator[Family]:
         """What Prometheus is told."""
-        counts, slots = self.store.ask.totals(), self.settings["max_concurrent"]
-        disk = os.statvfs(self.home)
+        counts, disk = self.store.ask.totals(), os.statvfs(self.home)
         yield "tau_info", "gauge", "What serves.", (f'tau_info{{version="{__version__}",protocol="{PROTOCOL}"}} 1',)
         yield "tau_runs", "gauge", "Runs in the store.", (f'tau_runs{{status="{k}"}} {n}' for k, n in counts.items())
-        for name, meaning, value in (
-            ("tau_queue_length", "Runs that wait.", counts["queued"]),
-            ("tau_slots", "Runs that may go on at the same time.", slots),
-            ("tau_slots_used", "Runs that go on.", self.executor.used()),
-            ("tau_pipelines", "Pipelines deployed.", self.store.ask.pipeline_count()),
-            ("tau_connections", "Connections open.", len(self.connections)),
-            ("tau_database_bytes", "Size of the store's file.", self.store.ask.file_bytes()),
-            ("tau_disk_free_bytes", "Room where everything is kept.", disk.f_bavail * disk.f_frsize),
-            ("tau_uptime_seconds", "Time since taud began.", round(time.time() - self.started, 1)),
-        ):
-            yield name, "gauge", meaning, (f"{name} {value}",)
-        yield (
-            "tau_auth_failures_total",
-            "counter",
-            "Wrong keys.",
-            (f"tau_auth_failures_total {self.keys.failures.total}",),
+        yield from single_figures(
+            ("tau_queue_length", "gauge", "Runs that wait.", counts["queued"]),
+            ("tau_slots", "gauge", "Runs that may go on at the same time.", self.settings["max_concurrent"]),
+            ("tau_slots_used", "gauge", "Runs that go on.", self.executor.used()),
+            ("tau_pipelines", "gauge", "Pipelines deployed.", self.store.ask.pipeline_count()),
+            ("tau_connections", "gauge", "Connections open.", len(self.connections)),
+            ("tau_database_bytes", "gauge", "Size of the store's file.", self.store.ask.file_bytes()),
+            ("tau_disk_free_bytes", "gauge", "Room where everything is kept.", disk.f_bavail * disk.f_frsize),
+            ("tau_uptime_seconds", "gauge", "Time since taud began.", round(time.time() - self.started, 1)),
+            ("tau_auth_failures_total", "counter", "Wrong keys.", self.keys.failures.total),
         )
         yield from self.store.metrics.families()
         yield from process_figures()
@@ -5288,8 +5226,7 @@ class Daemon:
         """Nothing is open any more; live runs go on and the next daemon adopts them."""
         self.manager.say_stopping()
         self.executor.paused = True
-        for listener in self.listeners:
-            listener.close()
+        self.listeners.close()
         waiting = {task for connection in self.connections for task in connection.say_goodbye()}
         if self.winding_up is not None:
             self.winding_up.cancel()
@@ -5302,14 +5239,137 @@ class Daemon:
         for connection in tuple(self.connections):
             connection.transport.close()
         await asyncio.sleep(0)
-        for path in self.bound:
-            remove_file(path)
+        self.listeners.remove()
 
 
 #: Settings that hold as soon as the configuration file is read again: they are looked up whenever they are used.
 RELOADED = ("log_level", "connections", "executors", "api_key", "api_key_file", "api_key_hash")
 #: These too, and the files that they name, where the port speaks TLS already.
 TLS_SETTINGS = ("tls_cert", "tls_key", "tls_client_ca")
+
+
+def set_up_log(level: str) -> None:
+    """The log goes to stderr: with times or, where that is the journal, which has its own, with priorities."""
+    if not stderr_is_journal():
+        logging.basicConfig(level=level.upper(), format="%(asctime)s %(levelname)s %(message)s")
+        return
+    logging.basicConfig(level=level.upper())
+    plain_text = logging.Formatter()
+
+    def each_line(record: logging.LogRecord) -> str:
+        priority = PRIORITIES.get(record.levelname, PRIORITIES["INFO"])
+        return "\n".join(f"<{priority}>{line}" for line in plain_text.format(record).splitlines())
+
+    logging.getLogger().handlers[0].format = each_line  # type: ignore[method-assign]
+
+
+# --- 16. Listeners -----------------------------------------------------------------------
+# Owns where peers come in: the sockets of the home, of a service manager and of the network, TLS, and the door there.
+# Calls Service manager, Server and Callers.  Promises that no live socket is taken away from anybody, that nobody
+# listens to the network without a key, and that a flood of peers is no burden to those who are in.
+
+
+class Listeners:
+    """The sockets at which peers come in: opened, then served, then closed."""
+
+    def __init__(self, daemon: Daemon) -> None:
+        self.daemon = daemon
+        self.servers: list[asyncio.Server | Door] = []
+        self.addresses: list[str] = []  # theirs
+        self.unix: list[socket.socket] = []  # the Unix sockets among theirs
+        self.paths: list[str] = []  # of the sockets that are ours to remove
+        self.tls = make_tls(daemon.settings)
+        self.room = 0  # descriptors that peers may have in all
+
+    async def open(self) -> None:
+        """The Unix sockets, those that we were given and, if asked for, the TCP port are bound."""
+        settings, given = self.daemon.settings, self.daemon.manager.sockets
+        self.room = raise_file_limit() - DESCRIPTORS_KEPT
+        group = find_group(settings["group"])
+        for folder in socket_folders(self.daemon.home, given):
+            path = os.path.join(folder, "tau.sock")
+            ours = bind_unix(folder, path, group)
+            self.paths.append(path)
+            await self.serve_unix(ours, path, group)
+        for one in given:
+            if one.family == socket.AF_UNIX:
+                await self.serve_unix(one, socket_name(one), group)
+        network = [one for one in given if one.family != socket.AF_UNIX]
+        if settings["port"] or settings["host"]:
+            network += bind_tcp(settings["host"], settings["port"] or 8400)
+        if network:
+            self.serve_tcp(network)
+
+    async def serve_unix(self, bound: socket.socket, name: str, group: int | None) -> None:
+        """A Unix socket will be served, to whom it admits by its peer credentials."""
+        self.addresses.append(f"unix://{name}")
+        self.unix.append(bound)
+        server = await asyncio.get_running_loop().create_unix_server(
+            lambda: Lines(self.daemon, group=group),
+            sock=bound,
+            backlog=DESCRIPTORS_KEPT // 2,
+            start_serving=False,
+            **KEEP_FILE,
+        )
+        self.servers.append(server)
+
+    def serve_tcp(self, bound: list[socket.socket]) -> None:
+        """Bound TCP sockets will be served, to whoever has a key."""
+        try:
+            self.demand_key([one.getsockname()[0] for one in bound])
+            self.servers += [self.make_door(one) for one in bound]
+        except BaseException:
+            for one in bound:
+                one.close()
+            raise
+
+    def demand_key(self, places: list[str]) -> None:
+        """These addresses may be listened on: there is a key for whoever comes; Forbidden if there is none."""
+        public = [place for place in places if not is_loopback(place)]
+        if not self.daemon.keys.open_door(bool(public)):
+            hint = (
+                "`tau key create NAME` makes one, [auth] api_key is one; or listen on 127.0.0.1, behind an SSH tunnel"
+            )
+            raise Forbidden(f"taud does not listen on {public[0]} without a configured key", hint)
+        if public and self.tls is None:
+            told = "is not encrypted: set [daemon] tls_cert, or put TLS in front"
+            self.daemon.warn(f"what is sent to {public[0]} {told}")
+
+    def make_door(self, bound: socket.socket) -> Door:
+        """What serves a bound TCP socket, once it starts."""
+        host, port, *_ = bound.getsockname()
+        self.addresses.append(f"{'tcp' if self.tls is None else 'tls'}://{at_port(host, port)}")
+
+        return Door(bound, self.tls, lambda: Doorstep(self.daemon), self.most(SILENT_MAX), self.most(SHAKING_MAX))
+
+    def most(self, bound: int) -> int:
+        """How many peers of a kind there may be: *bound*, but all together they have only so many descriptors."""
+        return max(min(bound, self.room // 4), 1)
+
+    async def start(self) -> None:
+        """All are served from now on."""
+        for server in self.servers:
+            await server.start_serving()
+        for one in self.unix:
+            one.listen(1024)  # so many may knock; asyncio takes in fewer at once
+
+    def change(self, tls: ssl.SSLContext | None) -> None:
+        """Who comes from now on sees these certificates."""
+        self.tls = tls
+        for server in self.servers:
+            if isinstance(server, Door):
+                server.context = tls
+
+    def close(self) -> None:
+        """Nobody is let in any more."""
+        for server in self.servers:
+            server.close()
+
+    def remove(self) -> None:
+        """The files of our own sockets are gone."""
+        for path in self.paths:
+            remove_file(path)
+
 
 #: asyncio is not to remove the file of a socket: that of one we were given is not ours.
 KEEP_FILE: Json = {"cleanup_socket": False} if sys.version_info >= (3, 13) else {}
@@ -5328,21 +5388,6 @@ def socket_name(bound: socket.socket) -> str:
     name = bound.getsockname()
     name = name if isinstance(name, (str, bytes)) else name[0]
     return os.fsdecode(name).replace("\0", "@")
-
-
-def set_up_log(level: str) -> None:
-    """The log goes to stderr: with times or, where that is the journal, which has its own, with priorities."""
-    if not stderr_is_journal():
-        logging.basicConfig(level=level.upper(), format="%(asctime)s %(levelname)s %(message)s")
-        return
-    logging.basicConfig(level=level.upper())
-    plain_text = logging.Formatter()
-
-    def each_line(record: logging.LogRecord) -> str:
-        priority = PRIORITIES.get(record.levelname, PRIORITIES["INFO"])
-        return "\n".join(f"<{priority}>{line}" for line in plain_text.format(record).splitlines())
-
-    logging.getLogger().handlers[0].format = each_line  # type: ignore[method-assign]
 
 
 def raise_file_limit() -> int:
@@ -5390,6 +5435,19 @@ def bind_unix(home: str, path: str, group: int | None) -> socket.socket:
     return bound
 
 
+def answers(path: str) -> bool:
+    """Whether anybody listens at a Unix socket."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.settimeout(1.0)
+        try:
+            probe.connect(path)
+        except (ConnectionRefusedError, FileNotFoundError):
+            return False
+        except OSError:
+            return True  # it exists and is busy: better to refuse than to steal it
+        return True
+
+
 def bind_tcp(hosts: str, port: int) -> list[socket.socket]:
     """A bound socket for each of the addresses; without any for those of loopback."""
     bound: list[socket.socket] = []
@@ -5428,19 +5486,16 @@ def bind_one(made: socket.socket, address: Any) -> socket.socket:
 
 
 def make_tls(settings: Json) -> ssl.SSLContext | None:
-    """What the TCP port needs to speak TLS 1.2 and later; None if it speaks plainly."""
-    if not settings["tls_cert"]:
+    """What the TCP port needs to speak TLS 1.2 and later, with the certificates as they are in their files now.
+
+    None if it speaks plainly; BadRequest for files that are none.
+    """
+    cert, key, authorities = settings["tls_cert"], settings["tls_key"] or None, settings["tls_client_ca"]
+    if not cert:
         return None
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.set_alpn_protocols(["http/1.1"])
-    load_certificates(context, settings)
-    return context
-
-
-def load_certificates(context: ssl.SSLContext, settings: Json) -> None:
-    """Connections that begin from now on see the certificate as it is in its file; BadRequest if that is not one."""
-    cert, key, authorities = settings["tls_cert"], settings["tls_key"] or None, settings["tls_client_ca"]
     try:
         check_private(key or cert)
         context.load_cert_chain(cert, key, password=lambda: "")
@@ -5449,6 +5504,7 @@ def load_certificates(context: ssl.SSLContext, settings: Json) -> None:
             context.load_verify_locations(authorities)
     except (OSError, ValueError) as problem:
         raise BadRequest(f"[daemon] tls_cert {cert}: {problem}", "PEM files; see tls_key, tls_client_ca") from None
+    return context
 
 
 class Door:
@@ -5559,20 +5615,7 @@ ACCEPTED_AT_ONCE = 16
 KNOCKING_MAX = 256
 
 
-def answers(path: str) -> bool:
-    """Whether anybody listens at a Unix socket."""
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        probe.settimeout(1.0)
-        try:
-            probe.connect(path)
-        except (ConnectionRefusedError, FileNotFoundError):
-            return False
-        except OSError:
-            return True  # it exists and is busy: better to refuse than to steal it
-        return True
-
-
-# --- 16. Service manager -----------------------------------------------------------------
+# --- 17. Service manager -----------------------------------------------------------------
 # Owns what systemd and taud tell each other: sockets handed over, ready, alive, reloading, stopping; the units.
 # Calls nothing.  Promises that without a service manager nothing of it happens, and that no child hears of it.
 
@@ -5856,10 +5899,10 @@ WantedBy=default.target
 }
 
 
-# --- 17. Server --------------------------------------------------------------------------
-# Owns a connection: who speaks, how much of it at once, requests in, answers out.  Calls Callers and the operation
-# asked for.  Promises that nothing a peer sends costs another connection anything, and that no reader is buffered
-# for ever.
+# --- 18. Server --------------------------------------------------------------------------
+# Owns a connection: who speaks, how much of it at once, requests in, answers out.  Calls HTTP, Callers and the
+# operation asked for.  Promises that nothing a peer sends costs another connection anything, and that no reader is
+# buffered for ever.
 
 
 class Call:
@@ -5964,7 +6007,7 @@ class Connection(Protocol):
     def admit(self, caller: Caller) -> None:
         """The peer is a stranger no more; Unavailable if there are too many like it."""
         self.daemon.strangers.pop(self, None)
-        if len(self.daemon.connections) - len(self.daemon.strangers) > self.daemon.most(CONNECTIONS_MAX):
+        if len(self.daemon.connections) - len(self.daemon.strangers) > self.daemon.listeners.most(CONNECTIONS_MAX):
             raise Unavailable("too many connections", "close some, or try again later")
         if self.caller is None and self.remote:
             keep_alive(self.transport.get_extra_info("socket"))
@@ -6065,12 +6108,12 @@ class Connection(Protocol):
 class Lines(Connection):
     """A peer that speaks in lines; they are split here, for speed and to bound every buffer.
 
-    Without *keys* it comes through a Unix socket, and the system tells who it is; *group* may come in too.
+    Of one that comes through a Unix socket the system tells who it is; *group* may come in too.
     """
 
-    def __init__(self, daemon: Daemon, keys: Keys | None = None, group: int | None = None) -> None:
+    def __init__(self, daemon: Daemon, group: int | None = None) -> None:
         super().__init__(daemon)
-        self.keys, self.group = keys, group
+        self.group = group
         self.buffer = bytearray()  # the unfinished line; never longer than line_max
         self.lines: list[bytes] = []  # complete lines not yet begun, newest first
         self.resting: set[asyncio.Task[Any]] = set()  # requests that only wait for a run
@@ -6088,7 +6131,7 @@ class Lines(Connection):
     def connection_made(self, transport: Any) -> None:
         """Admits the peer, or tells it why not and closes."""
         super().connection_made(transport)
-        if self.keys is None:
+        if not self.remote:
             name = local_peer(transport.get_extra_info("socket"), self.group)
             try:
                 if not name:
@@ -6210,7 +6253,6 @@ class Lines(Connection):
 
     async def greet(self, message: Any) -> None:
         """The first line on TCP: `hello` with a key, else Forbidden."""
-        assert self.keys is not None
         params = message.get("params") if isinstance(message, dict) else None
         given = params.get("api_key") if isinstance(params, dict) else None
         try:
@@ -6218,7 +6260,7 @@ class Lines(Connection):
                 raise Forbidden("hello with a key first", KEY_HINT)
             if (spoken := params.get("protocol", PROTOCOL)) != PROTOCOL:
                 raise Conflict(f"this taud {__version__} speaks protocol {PROTOCOL}, not {spoken!r:.20}", SKEW_HINT)
-            self.admit(await self.keys.admit(given, self.remote))
+            self.admit(await self.daemon.keys.admit(given, self.remote))
         except TauError as problem:
             self.turn_away(problem)
             return
@@ -6257,10 +6299,6 @@ class Lines(Connection):
 class Doorstep(Connection):
     """A peer from the network that has not said a word: its first byte tells how it speaks."""
 
-    def __init__(self, daemon: Daemon, keys: Keys) -> None:
-        super().__init__(daemon)
-        self.keys = keys
-
     def connection_made(self, transport: Any) -> None:
         """The peer is a stranger; too many of them, and the one that is silent longest must go."""
         super().connection_made(transport)
@@ -6268,7 +6306,7 @@ class Doorstep(Connection):
         self.timer = asyncio.get_running_loop().call_later(HELLO_S, transport.abort)
         strangers = self.daemon.strangers
         strangers[self] = None
-        if len(strangers) > self.daemon.most(STRANGERS_MAX):
+        if len(strangers) > self.daemon.listeners.most(STRANGERS_MAX):
             oldest = next(iter(strangers))
             del strangers[oldest]
             oldest.transport.abort()
@@ -6278,7 +6316,7 @@ class Doorstep(Connection):
         if not re.match(rb"[\[{A-Z\r]", data):
             self.turn_away(BadRequest("this is neither JSON nor HTTP", f"TLS is set by [daemon] tls_cert; {HTTP_HINT}"))
             return
-        heir = Lines(self.daemon, self.keys) if data[:1] in (b"{", b"[") else Exchange(self.daemon, self.keys)
+        heir = (Lines if data[:1] in (b"{", b"[") else Exchange)(self.daemon)
         heir.remote, heir.timer = self.remote, self.timer
         self.daemon.connections.discard(self)
         self.daemon.strangers[heir] = self.daemon.strangers.pop(self, None)
@@ -6292,7 +6330,7 @@ class Doorstep(Connection):
         self.transport.close()
 
 
-# --- 18. HTTP ----------------------------------------------------------------------------
+# --- 19. HTTP ----------------------------------------------------------------------------
 # Owns the TCP port's other tongue, HTTP/1.1: POST /rpc, and pages for machines that watch.  Calls Server, Callers,
 # Metrics.  Promises that a message whose end could be found in two places is refused (RFC 9112, 6.3 and 11.2).
 
@@ -6308,9 +6346,8 @@ class Unreadable(Exception):
 class Exchange(Connection):
     """A peer that speaks HTTP: one request after the other."""
 
-    def __init__(self, daemon: Daemon, keys: Keys) -> None:
+    def __init__(self, daemon: Daemon) -> None:
         super().__init__(daemon)
-        self.keys = keys
         self.reader = asyncio.StreamReader(limit=HEAD_BYTES_MAX)
         self.head: Head | None = None  # of the request being answered
         self.streaming = False  # whether its answer has begun, in pieces
@@ -6389,7 +6426,7 @@ class Exchange(Connection):
         """The request has a right key; 401 if it has not."""
         scheme, _, given = str(head.headers["Authorization"] or "").partition(" ")
         try:
-            self.admit(await self.keys.admit(given.strip() if scheme.lower() == "bearer" else None, self.remote))
+            self.admit(await self.daemon.keys.admit(given.strip() if scheme.lower() == "bearer" else None, self.remote))
         except Forbidden as problem:
             raise Unreadable(401, problem, "WWW-Authenticate: Bearer") from None
         except Unavailable as problem:
@@ -6599,7 +6636,7 @@ PAGES = {
 }
 
 
-# --- 19. Operations ----------------------------------------------------------------------
+# --- 20. Operations ----------------------------------------------------------------------
 # Owns everything Tau can do, one function each; the docstrings are the reference manual.
 # Calls all that the daemon holds.  Promises verbs that may be repeated, and lists that say how to get the rest.
 
@@ -7269,7 +7306,7 @@ async def status(call: Call) -> Json:
         "uptime_s": round(time.time() - daemon.started, 1),
         "home": daemon.home,
         "config": daemon.config,
-        "addresses": daemon.addresses,
+        "addresses": daemon.listeners.addresses,
         "start_method": daemon.settings["start_method"],
         "processes": [{"role": "daemon", "pid": os.getpid()}, *live],
         "pipelines": daemon.store.ask.pipeline_count(call.among()),
@@ -8010,7 +8047,7 @@ CUTS: tuple[tuple[str, Callable[[Any], Any], int], ...] = (
 )
 
 
-# --- 20. Callers -------------------------------------------------------------------------
+# --- 21. Callers -------------------------------------------------------------------------
 # Owns who may do what: keys, their scopes, patterns and ends, and patience with wrong ones.  Calls Store.
 # Promises that a key is kept as its digest only, compared in constant time, and that what it does not see is to it
 # as if it were not there.
@@ -8167,22 +8204,13 @@ def configured_keys(settings: Json) -> list[bytes]:
             raise BadRequest("[auth] api_key_hash must be the SHA-256 of a key in hex", "printf %s KEY | sha256sum")
         found.append(bytes.fromhex(text))
     keys = [settings["api_key"]]
-    if settings["api_key_file"]:
-        keys.append(read_private(settings["api_key_file"]))
+    if path := settings["api_key_file"]:
+        keys.append(read_key_file(path, "see [auth] in the configuration"))
+        check_private(path)
     for key in filter(None, keys):
         check_key(key)
         found.append(hashlib.sha256(key.encode("utf-8")).digest())
     return found
-
-
-def read_private(path: str) -> str:
-    """The text of a file that holds a secret, without the line's end; Forbidden if everybody may read it."""
-    try:
-        with open(path, encoding="utf-8") as file:
-            check_private(path)
-            return file.read().strip()
-    except (OSError, UnicodeDecodeError) as problem:
-        raise BadRequest(f"cannot read {path}: {problem}", "see [auth] in the configuration") from None
 
 
 def check_key(key: str) -> None:
@@ -8201,9 +8229,7 @@ def make_key(home: str) -> bytes:
     """The key of this home for loopback TCP: read from <home>/key (0600), or made there."""
     path = os.path.join(home, "key")
     if not os.path.exists(path):
-        with open(path + ".new", "w", encoding="ascii") as file:  # under umask 077
-            file.write(new_key() + "\n")
-        os.rename(path + ".new", path)  # whole or not at all
+        replace_file(path, f"{new_key()}\n".encode("ascii"))
     with open(path, "rb") as file:
         key = file.read().strip()
     if len(key) < KEY_CHARACTERS_MIN:
@@ -8259,7 +8285,7 @@ def local_peer(peer: Any, group: int | None) -> str:
     return name if admitted else ""
 
 
-# --- 21. Environments --------------------------------------------------------------------
+# --- 22. Environments --------------------------------------------------------------------
 # Owns the virtual environments that the headers of pipelines ask for (PEP 723).  Calls nothing of its part.
 # Promises one environment a set of dependencies, built once, and that a failed build changes nothing.
 
@@ -8435,7 +8461,7 @@ class FileLock:
         os.close(self.file)
 
 
-# --- 22. Scheduler -----------------------------------------------------------------------
+# --- 23. Scheduler -----------------------------------------------------------------------
 # Owns when pipelines run by themselves: what is due, the wait for it, and the watch over the clock.
 # Calls Executor and Agenda.  Promises each tick one decision and at most one run, whatever the clock does.
 
@@ -8743,7 +8769,7 @@ def digest_ticks(cron: str, timezone: str) -> str:
     return fingerprint(*map(str, found))
 
 
-# --- 23. Executor ------------------------------------------------------------------------
+# --- 24. Executor ------------------------------------------------------------------------
 # Owns every isolated process from its job to its outcome, and the fork server that starts them.
 # Calls Feed and Store.  Promises at most `max_concurrent` live runs, one outcome for each, and no run twice.
 
@@ -8858,11 +8884,16 @@ class Process:
         self.timeout_s: float | None = None  # its time limit, counted from its start
         self.memos: dict[str, bytes] = {}  # what a run elsewhere has memoized, until it is kept
 
+    @property
+    def executor(self) -> str | None:
+        """Where it runs, as far as its first record has told; None is this machine."""
+        return None if self.start is None else self.start.get("executor")
+
     def is_overdue(self) -> bool:
         """Whether it has been running for longer than it may; a run elsewhere since we know that it has begun."""
         if self.timeout_s is None or self.start is None or self.stopping is not None:
             return False
-        began = self.start.get("remote", {}).get("seen") if "executor" in self.start else self.start["mono"]
+        began = self.start.get("remote", {}).get("seen") if self.executor else self.start["mono"]
         return began is not None and time.monotonic() - float(began) > self.timeout_s
 
     def end(self) -> Json | None:
@@ -8977,7 +9008,7 @@ class Process:
             self.log_lines -= len(tail)  # they are kept after all
             self.log_dropped -= len(tail)
             kept += tail
-        if self.start is not None and "executor" in self.start and any(lines):
+        if self.start is not None and self.executor and any(lines):
             said = [line for line in lines if line][-1].decode("utf-8", "replace")
             self.start["said"] = said[:SAID_CHARACTERS].strip()
         at = rfc3339(time.time())
@@ -9471,7 +9502,7 @@ class Executor:
         grace = self.settings["stop_grace_s"]
         while process.start is None and not process.closed.is_set() and process.stem in self.live:
             await asyncio.sleep(POLL_WATCHED_S)  # not born yet: watch() reads its first record
-        if process.start is not None and "executor" in process.start:
+        if process.executor:
             grace = 2 * grace + FAR_S  # the other machine has the same grace, and its end has a way to go
         ways = ((signal.SIGTERM, grace), (signal.SIGKILL, 5.0))
         for number, patience in ways[force:]:
@@ -9497,12 +9528,12 @@ class Executor:
             if process.start is not None:
                 role = "run" if process.run_id else "load"
                 about = {"role": role, "pid": process.start["pid"], "run_id": process.run_id}
-                found.append(about | {key: process.start[key] for key in ("executor",) if key in process.start})
+                found.append(about | ({"executor": process.executor} if process.executor else {}))
         return found
 
     def elsewhere(self) -> Json:
         """The executors: by which command, and how many runs are live there."""
-        names = [(process.start or {}).get("executor") for process in self.live.values()]
+        names = [process.executor for process in self.live.values()]
         known = self.settings["executors"].items()
         return {name: {"command": one["command"], "live": names.count(name)} for name, one in known}
 
@@ -9530,11 +9561,7 @@ def keep_memos(folder: str, memos: dict[str, bytes]) -> None:
     """What a run elsewhere has memoized is on disk, as if it had run here."""
     make_directory(folder)
     for key, data in memos.items():
-        path = os.path.join(folder, key)
-        with open(f"{path}.{os.getpid()}", "wb") as file:
-            file.write(data)
-        sync(f"{path}.{os.getpid()}")
-        os.rename(f"{path}.{os.getpid()}", path)
+        replace_file(os.path.join(folder, key), data)
 
 
 def end_session(process: Json) -> None:
@@ -9555,7 +9582,7 @@ def end_session(process: Json) -> None:
                 pass
 
 
-# --- 24. Feed ----------------------------------------------------------------------------
+# --- 25. Feed ----------------------------------------------------------------------------
 # Owns who waits for which run.  Calls Store.
 # Promises that whoever waits hears of every change, in order and at its own pace: it reads the store.
 
@@ -9638,7 +9665,7 @@ LEDGER_PLACES = {
 }
 
 
-# --- 25. Agenda --------------------------------------------------------------------------
+# --- 26. Agenda --------------------------------------------------------------------------
 # Owns schedules, pauses and chains: what is set, what is decided, and what follows when a run has ended.
 # Calls Store and Questions.  Promises that a decision, its run and the next tick are one transaction.
 
@@ -10312,7 +10339,7 @@ class AgendaQuestions:
 DECISIONS = "SELECT seq, at, type, run_id, data, scheduled_for FROM events WHERE pipeline = ? AND scheduled_for > ''"
 
 
-# --- 26. Retention -----------------------------------------------------------------------
+# --- 27. Retention -----------------------------------------------------------------------
 # Owns what is forgotten, and when.  Calls Store, Questions and Database.
 # Promises that nobody waits for it: it removes a little, lets others go first, and removes a little more.
 
@@ -10727,7 +10754,7 @@ def count_going(db: sqlite3.Connection, ask: Questions, terms: Json, now: float)
     }
 
 
-# --- 27. Backup --------------------------------------------------------------------------
+# --- 28. Backup --------------------------------------------------------------------------
 # Owns the copy of a home in one file: the database, and in a table of their own the deployed sources.
 # Calls Database and Sources.  Promises a copy of one moment, whole or not there; nothing is lost by either way.
 
@@ -10923,8 +10950,8 @@ def end_old_run(copy: sqlite3.Connection, row: sqlite3.Row, now: float) -> str:
     return status
 
 
-# --- 28. Store ---------------------------------------------------------------------------
-# Owns what is remembered and how it changes.  Calls Questions and Database.
+# --- 29. Store ---------------------------------------------------------------------------
+# Owns what is remembered and how it changes.  Calls Questions, Database, Sources and Metrics.
 # Promises that a run moves only as MOVES allows, and that every change is in the ledger, in its transaction.
 
 
@@ -11515,7 +11542,7 @@ def json_or_null(value: Any) -> str | None:
     return None if value is None else encode_json(value)
 
 
-# --- 29. Questions -----------------------------------------------------------------------
+# --- 30. Questions -----------------------------------------------------------------------
 # Owns what is asked of the store: one method a question, on the loop.  Calls Records.
 # Promises documents with the names of the columns, each answer of one moment.
 
@@ -11961,7 +11988,7 @@ def step_events(step: Json) -> Iterator[tuple[int, Json]]:
         yield step["finished_n"], end | {key: step[key] for key in shown}
 
 
-# --- 30. Database ------------------------------------------------------------------------
+# --- 31. Database ------------------------------------------------------------------------
 # Owns the SQLite file: its two connections, its migrations, and the one thread that writes.  Calls Records.
 # Promises that what is answered is on disk, that writes share commits, and that their failures are their own.
 
@@ -12323,7 +12350,7 @@ def storage_error(problem: Exception) -> TauError:
     return Internal(f"{type(problem).__name__}: {problem}", "the daemon's log has the traceback")
 
 
-# --- 31. Sources -------------------------------------------------------------------------
+# --- 32. Sources -------------------------------------------------------------------------
 # Owns versions/: deployed files, in a directory a digest.  Calls nothing of its part.
 # Promises that such a directory is whole or not there, and never changes.
 
@@ -12388,7 +12415,7 @@ def deployed_folders(home: str) -> int:
     return sum(bool(re.fullmatch("[0-9a-f]{64}", name)) for name in names)
 
 
-# --- 32. Metrics -------------------------------------------------------------------------
+# --- 33. Metrics -------------------------------------------------------------------------
 # Owns what is counted since the daemon began, and the page on which Prometheus reads it.  Calls nothing.
 # Promises the text format 0.0.4 (prometheus.io/docs/instrumenting/exposition_formats), seconds and bytes as units,
 # and no label that a pipeline's author or a peer could make grow.
@@ -12450,8 +12477,8 @@ class Metrics:
         if late is not None:
             self.lateness.observe(max(late, 0.0))
 
-    def families(self) -> Iterator[tuple[str, str, str, Iterable[str]]]:
-        """(name, kind, meaning, samples) of all that is counted here."""
+    def families(self) -> Iterator[Family]:
+        """All that is counted here."""
         requests = (
             line
             for method, times in sorted(self.requests.items())
@@ -12483,7 +12510,7 @@ class Metrics:
             yield name, "histogram", meaning, times.lines(name)
 
 
-def exposition(families: Iterable[tuple[str, str, str, Iterable[str]]]) -> str:
+def exposition(families: Iterable[Family]) -> str:
     """Families of metrics as text."""
     lines = []
     for name, kind, meaning, samples in families:
@@ -12491,7 +12518,12 @@ def exposition(families: Iterable[tuple[str, str, str, Iterable[str]]]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def process_figures() -> Iterator[tuple[str, str, str, Iterable[str]]]:
+def single_figures(*rows: tuple[str, str, str, float]) -> Iterator[Family]:
+    """A family of one sample for each name, kind, meaning and value."""
+    return ((name, kind, meaning, (f"{name} {value}",)) for name, kind, meaning, value in rows)
+
+
+def process_figures() -> Iterator[Family]:
     """What the process itself uses, under the names that Prometheus's own clients use."""
     used = resource.getrusage(resource.RUSAGE_SELF)
     figures = [("process_cpu_seconds_total", "counter", "CPU time.", round(used.ru_utime + used.ru_stime, 2))]
@@ -12503,15 +12535,16 @@ def process_figures() -> Iterator[tuple[str, str, str, Iterable[str]]]:
         figures += [("process_open_fds", "gauge", "Open descriptors.", open_files)]
     limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     figures += [("process_max_fds", "gauge", "Descriptors that may be open.", limit)]
-    return ((name, kind, meaning, (f"{name} {value}",)) for name, kind, meaning, value in figures)
+    return single_figures(*figures)
 
 
 # === Part IV: the run process ==============================================================
 # One per attempt; the only place where user code runs.  Speaks to nobody: it writes its journal.
 
-# --- 33. Outpost -------------------------------------------------------------------------
+# --- 34. Outpost -------------------------------------------------------------------------
 # Owns an attempt on another machine: a fork server of one job there, whose journal goes out on descriptor 1.
-# Calls Fork server and Trace.  Promises that nothing of it outlives the connection: no process, and no file.
+# Calls Fork server, Relay, Run process and Trace.  Promises that nothing of it outlives the connection: no process,
+# and no file.
 
 FORWARD_S = 0.05
 #: A slow reader must not keep us from looking at the run: so many pieces are sent on between two looks.
@@ -12678,9 +12711,10 @@ class Outpost:
                 signal_group(pid, signal.SIGKILL)
 
 
-# --- 34. Fork server ---------------------------------------------------------------------
-# Owns the processes that run user code, from permission to end record, and their control groups.  Calls Run process.
-# Promises that nothing a process started outlives it, and that its end is written down even without a daemon.
+# --- 35. Fork server ---------------------------------------------------------------------
+# Owns the processes that run user code, from permission to end record, and their control groups.
+# Calls Relay, Run process, Pipeline API and Trace.  Promises that nothing a process started outlives it, and
+# that its end is written down even without a daemon.
 
 #: A process that dies while its siblings are being listed can hide one of them: look again after this long.
 RECHECK_S = 0.1
@@ -13137,7 +13171,7 @@ def attempt_process(job: Json, born: str | None) -> int:
     return run_process(job, born) if job["executor"] is None else relay(job, born)
 
 
-# --- 35. Relay ---------------------------------------------------------------------------
+# --- 36. Relay ---------------------------------------------------------------------------
 # Owns the near end of an attempt on another machine: the executor's command, what it is sent, and its silence.
 # Calls Run process and Trace.  Promises to end as the command ends, and that a dead connection has an end.
 
@@ -13364,7 +13398,7 @@ def end_as(code: int) -> int:
     return code
 
 
-# --- 36. Run process ---------------------------------------------------------------------
+# --- 37. Run process ---------------------------------------------------------------------
 # Owns one attempt from its first record to its last.  Calls Pipeline API and Trace.
 # Promises a returned or a raised record whenever Python itself lives to write it.
 
@@ -13544,9 +13578,7 @@ def compiled(path: str) -> CodeType:
     with open(path, "rb") as file:
         code = compile(file.read(), path, "exec", dont_inherit=True)
     try:
-        with open(f"{cache}.{os.getpid()}", "wb") as file:
-            marshal.dump(code, file)
-        os.rename(f"{cache}.{os.getpid()}", cache)
+        replace_file(cache, marshal.dumps(code), durable=False)
     except OSError:
         pass  # it only costs time
     return code
@@ -13715,7 +13747,7 @@ class Captured(io.TextIOBase):
         return io.FileIO(self.descriptor, "wb", closefd=False)
 
 
-# --- 37. Pipeline API --------------------------------------------------------------------
+# --- 38. Pipeline API --------------------------------------------------------------------
 # Owns what user code sees: @pipeline and PipelineContext.  Calls all that follows.
 # Promises that using it outside a run (a test, a REPL) does nothing surprising.
 
@@ -14278,7 +14310,7 @@ def per_row(function: Callable[[Json], Any]) -> PerRow:
     return PerRow(function)
 
 
-# --- 38. Parameters ----------------------------------------------------------------------
+# --- 39. Parameters ----------------------------------------------------------------------
 # Owns how a pipeline's signature becomes a JSON Schema, and JSON the values of its annotations.  Calls Trace.
 # Promises that what the schema admits can be converted.
 
@@ -14504,8 +14536,8 @@ def path_type(hint: Any, origin: Any, arguments: tuple[Any, ...], name: str) -> 
     return ParamType({"type": "string"}, hint) if hasattr(hint, "__fspath__") else None
 
 
-# --- 39. Assertions ----------------------------------------------------------------------
-# Owns ctx.check: what is asserted, under which name, and with which values it failed.  Calls Trace.
+# --- 40. Assertions ----------------------------------------------------------------------
+# Owns ctx.check: what is asserted, under which name, and with which values it failed.  Calls Rows and Trace.
 # Promises that every assertion is evaluated and recorded before the first failure is raised.
 
 SEVERITIES = ("error", "warn")
@@ -14616,8 +14648,8 @@ def truth_of(value: Any) -> bool:
     return bool(value)
 
 
-# --- 40. Memos ---------------------------------------------------------------------------
-# Owns ctx.memo: results that outlive the attempt that made them.  Calls Trace.
+# --- 41. Memos ---------------------------------------------------------------------------
+# Owns ctx.memo: results that outlive the attempt that made them.  Calls Rows and Trace.
 # Promises that what is kept is whole, that what is found is what was returned, and no secret on the disk.
 
 
@@ -14636,13 +14668,8 @@ class Memos:
 
     def find(self, key: str) -> bytes | None:
         """What was kept under a key."""
-        for folder in self.folders:
-            try:
-                with open(os.path.join(folder, key), "rb") as file:
-                    return file.read()
-            except OSError:
-                continue
-        return None
+        found = (read_bytes(os.path.join(folder, key)) for folder in self.folders)
+        return next((data for data in found if data is not None), None)
 
     def keep(self, name: str, key: str, data: bytes) -> None:
         """The data is kept, whole; what may not be kept is said in the log, for only time is lost by that."""
@@ -14662,14 +14689,9 @@ class Memos:
             self.journal.log(f"memo '{name}' is not kept: {why}", "warning", CURRENT.get(), None, None)
 
     def write(self, key: str, data: bytes) -> None:
-        """Writes beside and renames, so that no half is ever found."""
+        """It is on disk, and on its way to where the run came from."""
         make_directory(self.folder)
-        path = os.path.join(self.folder, key)
-        with open(f"{path}.{os.getpid()}", "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.rename(f"{path}.{os.getpid()}", path)
+        replace_file(os.path.join(self.folder, key), data)
         if self.travels:
             record = {"t": "memo", "key": key, "data": base64.b64encode(data).decode("ascii")}
             self.journal.write_line(encode(record))
@@ -14699,9 +14721,9 @@ def memo_key(arguments: tuple[Any, ...]) -> str:
         return short_repr(arguments)
 
 
-# --- 41. Places --------------------------------------------------------------------------
+# --- 42. Places --------------------------------------------------------------------------
 # Owns where data is: which place a name means, files here and remote, the author's own sources.
-# Calls Web, Warehouses, Formats and Rows.
+# Calls Web, Warehouses, Formats, Rows and Trace.
 # Promises that a write is whole or did not happen, and that no URL's password is told.
 
 
@@ -15119,8 +15141,8 @@ class RemoteFile(DataFile):
             store.put_file(file.name, path)
 
 
-# --- 42. Web -----------------------------------------------------------------------------
-# Owns what is read over http(s): requests, pages, retries.  Calls Formats and Rows.
+# --- 43. Web -----------------------------------------------------------------------------
+# Owns what is read over http(s): requests, pages, retries.  Calls Formats and Trace.
 # Promises that a body cut short is never taken for a whole one, and that no header reaches another origin.
 
 WEB_BYTES_MAX = 1 << 30
@@ -15421,7 +15443,7 @@ def retry_after(text: str | None) -> float | None:
     return max(0.0, then.timestamp() - time.time())
 
 
-# --- 43. Warehouses ----------------------------------------------------------------------
+# --- 44. Warehouses ----------------------------------------------------------------------
 # Owns databases: SQLite by itself, all others through SQLAlchemy.  Calls Rows and Trace.
 # Promises one transaction a load, values always bound and never spelled into SQL, names always quoted.
 
@@ -15919,7 +15941,7 @@ def database_cell(value: Any) -> Any:
     return text_or_number(value)
 
 
-# --- 44. Formats -------------------------------------------------------------------------
+# --- 45. Formats -------------------------------------------------------------------------
 # Owns bytes ↔ rows: CSV, TSV, JSON, JSON lines, Parquet, and the types of text cells.  Calls Rows and Trace.
 # Promises an error with its line for what is malformed, never a row that is silently wrong.
 
@@ -16421,7 +16443,7 @@ def cast_column(rows: Rows, name: str, cast: Callable[[str], Any], lines: list[i
         raise SourceError(f"line {lines[position]}: {told}", hint) from problem
 
 
-# --- 45. Rows ----------------------------------------------------------------------------
+# --- 46. Rows ----------------------------------------------------------------------------
 # Owns data on its way through a pipeline: lists of dicts, streams of batches, the steps between them.
 # Calls Trace.  Promises answers that can be used at once and awaited too, and steps that count by themselves.
 
@@ -17009,7 +17031,7 @@ def quote_name(name: str) -> str:
     return '"' + str(name).replace('"', '""') + '"'
 
 
-# --- 46. Trace ---------------------------------------------------------------------------
+# --- 47. Trace ---------------------------------------------------------------------------
 # Owns how a run is written down: the journal, values as JSON, errors as documents.  Calls nothing of its part.
 # Promises records that parse, within limits, without what looks secret, whatever user objects do.
 

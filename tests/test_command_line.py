@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pty
 import re
 import shlex
 import signal
@@ -376,3 +377,13 @@ def test_a_retry_is_a_run_and_exits_like_one(tau: Tau) -> None:
     assert tau("retry", run_id, "--detach")["status"] in ("queued", "running")
     *events, document = tau.command("retry", run_id, "--follow").lines
     assert (events[-1]["type"], document["status"]) == ("run.finished", "failed")
+
+
+def test_a_terminal_that_has_been_closed_changes_no_exit_code(home: Tau) -> None:
+    ours, theirs = pty.openpty()
+    os.close(ours)
+    done = subprocess.run(
+        [*python("main"), "version"], env=home.environ, stdout=theirs, stderr=subprocess.PIPE, timeout=60
+    )
+    os.close(theirs)
+    assert (done.returncode, done.stderr) == (0, b"")

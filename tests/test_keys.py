@@ -342,7 +342,10 @@ def test_a_key_may_be_configured_as_text_file_or_hash(home: Tau) -> None:
         home("shutdown")
 
 
-@pytest.mark.parametrize("line", ['api_key = "your-secret-key"', 'api_key_hash = "abc"', 'api_key_file = "/nowhere"'])
+@pytest.mark.parametrize(
+    "line",
+    ['api_key = "your-secret-key"', 'api_key_hash = "abc"', 'api_key_file = "/nowhere"', 'api_key_file = "/dev/null"'],
+)
 def test_a_key_that_could_be_guessed_is_refused(home: Tau, line: str) -> None:
     (home.home / "tau.toml").write_text(f"[auth]\n{line}\n")
     assert refusal_of(start(home)) == "bad_request"
