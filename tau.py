@@ -6357,6 +6357,8 @@ class Exchange(Connection):
         try:
             while not self.last:
                 await self.exchange()
+                await asyncio.sleep(0)  # the next request may be here already, which is read without a wait
+                await self.writable.wait()
             self.transport.close()
         except Unreadable as refused:
             self.turn_away(refused.problem, refused.status, *refused.headers)
@@ -6378,6 +6380,7 @@ class Exchange(Connection):
         page = PAGES.get(head.path)
         if page is None or not page.open:
             await self.authenticate(head)
+        self.last = self.last or self.caller is None  # strangers may look in, once
         if page is not None:
             self.show(head, page)
         elif head.path == "/rpc":

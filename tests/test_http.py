@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import http.client
 import json
+import os
+import signal
 import socket
 import struct
 import subprocess
@@ -190,6 +192,67 @@ def test_not_ready_is_said_with_its_reason(web: Tau) -> None:
     made.home.parent.rmdir()
     assert b" 503 " in answer
     assert b"the queue is full" in answer
+
+
+def test_a_stranger_gets_one_page_and_a_goodbye(web: Tau) -> None:
+    answer = say(web, b"GET /healthz HTTP/1.1\r\nHost: t\r\n\r\n" * 3)
+    assert answer.count(b"HTTP/1.1 200 OK") == 1
+    assert b"Connection: close" in answer
+
+
+def open_door(web: Tau) -> http.client.HTTPConnection:
+    """A connection that has shown its key."""
+    connection = connect(web)
+    ask_for_metrics(connection, web)
+    pings(connection)
+    return connection
+
+
+def ask_for_metrics(connection: http.client.HTTPConnection, web: Tau) -> None:
+    """Asks; the answer is not read."""
+    connection.request("GET", "/metrics", headers={"Authorization": f"Bearer {key_of(web)}"})
+
+
+def pings(connection: http.client.HTTPConnection) -> float:
+    """How many pings had been answered when the metrics were."""
+    lines = connection.getresponse().read().decode().splitlines()
+    found = [line for line in lines if line.startswith('tau_request_duration_seconds_count{method="ping"}')]
+    return float(found[0].split()[-1]) if found else 0.0
+
+
+def pings_before_others(web: Tau, first: bytes) -> tuple[float, http.client.HTTPConnection]:
+    """How many pings are answered before another peer has its turn, if one has sent all this at once, and the one."""
+    greedy, other = open_door(web), open_door(web)
+    ask_for_metrics(other, web)
+    before = pings(other)
+    os.kill(web.pid(), signal.SIGSTOP)  # so that it finds both at once
+    try:
+        greedy.sock.sendall(first)
+        ask_for_metrics(other, web)
+    finally:
+        os.kill(web.pid(), signal.SIGCONT)
+    answered = pings(other) - before
+    other.close()
+    return answered, greedy
+
+
+PING = b'{"id":1,"method":"ping"}'
+
+
+def test_whoever_sends_many_requests_at_once_leaves_others_their_turn(web: Tau) -> None:
+    answered, greedy = pings_before_others(web, post(web, PING, f"Content-Length: {len(PING)}") * 1000)
+    greedy.close()
+    assert answered < 100
+
+
+def test_whoever_does_not_read_pages_gets_no_more_of_them(web: Tau) -> None:
+    page = f"GET /metrics HTTP/1.1\r\nHost: t\r\nAuthorization: Bearer {key_of(web)}\r\n\r\n".encode()
+    body = post(web, PING, f"Content-Length: {len(PING)}", "Connection: close")
+    answered, greedy = pings_before_others(web, page * 300 + body)
+    assert answered == 0
+    with greedy.sock.makefile("rb") as answers:
+        assert answers.read().endswith(b"}\n")  # the ping's, which is last
+    greedy.close()
 
 
 SMUGGLED = {
