@@ -6187,7 +6187,7 @@ class Lines(Connection):
             self.turn_away(problem)
             return
         except InvalidRequest as problem:
-            self.send(refusal(None, problem))
+            self.send(refusal(None, problem)) if self.caller else self.turn_away(problem)
             return
         self.greeting = self.caller is None
         work = self.greet(message) if self.greeting else self.handle(message)
