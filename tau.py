@@ -6436,7 +6436,7 @@ class Exchange(Connection):
             raise Unreadable(413, BadRequest(f"a request may have {LINE_BYTES_MAX:,} bytes", HTTP_HINT))
         if head.headers["Content-Encoding"] is not None:
             raise Unreadable(415, BadRequest("the body must not be compressed", HTTP_HINT))
-        if head.headers["Expect"] is not None:
+        if head.headers["Expect"] is not None and not head.old:
             if head.headers["Expect"].lower() != "100-continue":
                 raise Unreadable(417, BadRequest("only 100-continue can be expected", HTTP_HINT))
             self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
@@ -6474,9 +6474,9 @@ class Exchange(Connection):
         if self.pulse is not None:
             self.pulse.cancel()
 
-    def respond(self, status: int, kind: str, body: bytes) -> None:
+    def respond(self, status: int, kind: str, body: bytes, *headers: str) -> None:
         """Sends a whole answer."""
-        self.write_head(status, kind, f"Content-Length: {len(body)}" if kind else "")
+        self.write_head(status, kind, f"Content-Length: {len(body)}" if kind else "", *headers)
         if self.head is None or self.head.method != "HEAD":
             self.transport.write(body)
 
@@ -6495,9 +6495,7 @@ class Exchange(Connection):
         if self.transport.is_closing():
             return
         self.last = True
-        body = encode(refusal(None, problem))
-        self.write_head(status, "application/json", f"Content-Length: {len(body)}", *headers)
-        self.transport.write(body)
+        self.respond(status, "application/json", encode(refusal(None, problem)), *headers)
         self.linger()
 
 
@@ -6559,6 +6557,7 @@ async def read_chunks(reader: asyncio.StreamReader) -> bytes:
                 raise Unreadable(413, BadRequest(f"a request may have {LINE_BYTES_MAX:,} bytes", HTTP_HINT))
             if found is None or len(line) > 256:
                 break
+            await asyncio.sleep(0)  # many chunks may be here already
             if size == 0:
                 for _ in range(100):
                     if (line := await reader.readuntil(b"\r\n")) == b"\r\n":

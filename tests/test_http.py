@@ -245,6 +245,13 @@ def test_whoever_sends_many_requests_at_once_leaves_others_their_turn(web: Tau) 
     assert answered < 100
 
 
+def test_a_body_in_crumbs_leaves_others_their_turn(web: Tau) -> None:
+    crumbs = b"1\r\n \r\n" * 5000 + b"%x\r\n%b\r\n0\r\n\r\n" % (len(PING), PING)
+    answered, greedy = pings_before_others(web, post(web, crumbs, "Transfer-Encoding: chunked"))
+    greedy.close()
+    assert answered == 0
+
+
 def test_whoever_does_not_read_pages_gets_no_more_of_them(web: Tau) -> None:
     page = f"GET /metrics HTTP/1.1\r\nHost: t\r\nAuthorization: Bearer {key_of(web)}\r\n\r\n".encode()
     body = post(web, PING, f"Content-Length: {len(PING)}", "Connection: close")
@@ -298,6 +305,18 @@ def test_what_two_readers_could_read_differently_is_refused(web: Tau, name: str)
     assert answer.startswith(f"HTTP/1.1 {status} ".encode()), answer[:300]
     assert answer.count(b"HTTP/1.1 ") == 1  # nothing after it is read
     assert json.loads(answer.partition(b"\r\n\r\n")[2])["error"]["data"]["hint"]
+
+
+def test_the_answer_to_head_has_no_body_whatever_it_is(web: Tau) -> None:
+    for line in (b"HEAD /metrics", b"HEAD /nothing", b"HEAD /healthz"):
+        answer = say(web, line + b" HTTP/1.1\r\nHost: t\r\nContent-Type: x\r\nConnection: close\r\n\r\n")
+        assert answer.endswith(b"\r\n\r\n"), answer
+        assert b"\r\nContent-Length: " in answer
+
+
+def test_an_old_client_is_not_told_to_continue(web: Tau) -> None:
+    headers = [f"Content-Length: {len(PING)}", "Expect: 100-continue"]
+    assert say(web, post(web, PING, *headers, version="1.0")).startswith(b"HTTP/1.1 200 OK")
 
 
 REQUEST_LINES = {
