@@ -5204,10 +5204,19 @@ class Daemon:
             if isinstance(listener, Door):
                 listener.context = tls
         self.keys.change(given)
+        self.turn_out()
         self.store.executors = self.settings["executors"]
         later = [name for name in changed if name not in now]
         told = f"; after a restart {', '.join(later)} will hold too" if later else ""
         logging.getLogger("tau").info("the configuration is read again%s", told)
+
+    def turn_out(self, answered: Connection | None = None) -> None:
+        """Whoever came in with a key that is none any more is out; one of them is still *answered*, and no more."""
+        for connection in tuple(self.connections):
+            if connection.caller is not None and self.keys.is_revoked(connection.caller):
+                connection.caller.revoked = True
+                if connection is not answered:
+                    connection.transport.abort()
 
     def summary(self) -> str:
         """What there is to do, in one line."""
@@ -5880,7 +5889,8 @@ class Call:
         self.connection.rest()
 
     async def emit(self, event: Json) -> None:
-        """Sends one event of a followed request; waits while the reader is slow."""
+        """Sends one event of a followed request; waits while the reader is slow.  Forbidden once its key has ended."""
+        self.caller.check_time()
         params = {"request": self.request, **event}
         await self.connection.send_slowly({"jsonrpc": "2.0", "method": "event", "params": params})
 
@@ -6093,7 +6103,7 @@ class Lines(Connection):
             try:
                 if not name:
                     raise Forbidden("this socket belongs to another user", "see [daemon] group")
-                self.admit(Caller(name, "admin", local=True))
+                self.admit(Caller(name, "admin"))
             except Forbidden as problem:
                 self.turn_away(problem)
             except Unavailable as problem:
@@ -7861,9 +7871,7 @@ async def key_revoke(call: Call, name: str) -> Json:
     """
     changed = await call.daemon.store.write(call.daemon.store.revoke_key, name, call.actor)
     call.daemon.keys.open()
-    for connection in tuple(call.daemon.connections):
-        if connection is not call.connection and connection.caller is not None and connection.caller.has(name):
-            connection.transport.abort()
+    call.daemon.turn_out(call.connection)
     return {"name": name, "changed": changed}
 
 
@@ -8021,13 +8029,14 @@ CUTS: tuple[tuple[str, Callable[[Any], Any], int], ...] = (
 class Caller:
     """Who asks: a user of this machine, or whoever has a key."""
 
-    __slots__ = ("expires_at", "local", "name", "patterns", "scope", "used_at")
+    __slots__ = ("digest", "expires_at", "name", "patterns", "revoked", "scope", "used_at")
 
     def __init__(
-        self, name: str, scope: str, patterns: Sequence[str] = (), expires_at: str | None = None, local: bool = False
+        self, name: str, scope: str, patterns: Sequence[str] = (), expires_at: str | None = None, digest: bytes = b""
     ) -> None:
         self.name, self.scope, self.patterns, self.expires_at = name, scope, tuple(patterns), expires_at
-        self.local = local  # whether the system told who it is
+        self.digest = digest  # of the key; none where the system told who it is
+        self.revoked = False
         self.used_at = 0.0  # when its use was last written down
 
     def check(self, chosen: Operation) -> None:
@@ -8038,7 +8047,9 @@ class Caller:
             raise Forbidden(message, f"tau key create NAME --scope {chosen.scope}")
 
     def check_time(self) -> None:
-        """Forbidden once the key has expired."""
+        """Forbidden once the key has expired, or is a key no more."""
+        if self.revoked:
+            raise Forbidden(f"the key '{self.name}' opens nothing any more", "tau key create NAME makes another")
         if self.expires_at is not None and rfc3339(time.time()) >= self.expires_at:
             raise Forbidden(f"the key '{self.name}' expired at {self.expires_at}", "tau key create NAME makes another")
 
@@ -8068,10 +8079,14 @@ class Keys:
 
     def open(self) -> None:
         """All keys are known: those that were created, and what was given otherwise."""
-        self.holders = {digest: Caller("key", "admin") for digest in self.given}
+        self.holders = {digest: Caller("key", "admin", digest=digest) for digest in self.given}
         for row in self.store.ask.keys(live=True):
-            caller = Caller(row["name"], row["scope"], row["pipelines"], row["expires_at"])
-            self.holders[bytes.fromhex(row["sha256"])] = caller
+            digest = bytes.fromhex(row["sha256"])
+            self.holders[digest] = Caller(row["name"], row["scope"], row["pipelines"], row["expires_at"], digest)
+
+    def is_revoked(self, caller: Caller) -> bool:
+        """Whether somebody came in with a key that is none any more."""
+        return bool(caller.digest) and caller.digest not in self.holders
 
     def open_door(self, public: bool) -> bool:
         """The keys for TCP are known too; whether there is any.  Without a configured one the home's own will do,
