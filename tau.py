@@ -6944,6 +6944,8 @@ async def show(call: Call, name: PipelineName) -> Json:
         document["schedule"] = {key: described[key] for key in (*SCHEDULE_SHOWN, "paused")}
     up, down = chains_seen(call, name)
     document["upstream"], document["downstream"] = [one["pipeline"] for one in up], down
+    if after := document["options"].get("after"):
+        document["options"]["after"] = call.caller.sift(after)
     return document
 
 
