@@ -7831,6 +7831,8 @@ async def key_create(
     patterns = [one.strip() for one in (pipelines or "").split(",") if one.strip()]
     if not re.fullmatch(NAME_RULE, name) or name == "key":
         raise BadRequest(f"{name[:WORD_MAX]!r} cannot be a key's name", "letters, digits, '_', '.', '-'; not 'key'")
+    if pipelines is not None and not patterns:
+        raise BadRequest(f"no name is like '{pipelines}'", "leave out --pipelines: the key is for all then")
     if patterns and scope == "admin":
         raise BadRequest("an admin's key is for all pipelines", "leave out --pipelines, or choose --scope operate")
     until = None if expires is None else rfc3339(time.time() + parse_duration(expires, "'expires'"))
