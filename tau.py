@@ -8152,6 +8152,7 @@ class Failures:
 
     def __init__(self) -> None:
         self.total = 0
+        self.telling = (0.0, 0)  # since when, and how often since something was to be recorded
         self.by_address: dict[str, tuple[float, int]] = {}  # since when, and how often since; the latest at the end
 
     def note(self, remote: str, now: float) -> tuple[float, Json]:
@@ -8167,8 +8168,15 @@ class Failures:
         if len(self.by_address) > FAILURES_MAX:
             del self.by_address[next(iter(self.by_address))]
         over = count - FAILURES_FREE
-        told = {"failures": count + 1, "failures_in_all": self.total} if count == 0 or over == 0 else {}
+        tell = (count == 0 or over == 0) and self.may_tell(now)
+        told = {"failures": count + 1, "failures_in_all": self.total} if tell else {}
         return (min(DELAY_MAX_S, 2.0 ** min(over, 10)) if over >= 0 else 0.0), told
+
+    def may_tell(self, now: float) -> bool:
+        """Whether one more may be recorded: those who have many addresses are not to fill the ledger."""
+        since, count = self.telling
+        self.telling = (now, 1) if now - since > FAILURES_S else (since, count + 1)
+        return self.telling[1] <= FAILURES_TOLD
 
 
 #: A key that is used is written down as used at most so often.
@@ -8176,6 +8184,8 @@ KEY_USE_S = 600.0
 #: Of wrong keys from one address so many a minute are answered at once, then each waits twice as long.
 FAILURES_FREE = 5
 FAILURES_S = 60.0
+#: So often in that time something is recorded, wherever they come from.
+FAILURES_TOLD = 20
 FAILURES_MAX = 1024
 DELAY_MAX_S = 30.0
 
