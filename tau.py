@@ -268,6 +268,8 @@ LINGER_S = 1.0
 #: A key of fewer characters could be guessed.
 KEY_CHARACTERS_MIN = 32
 LIST_MAX = 10_000
+#: So many runs one `wait` may name.
+WAIT_MAX = 1_000
 LOGS_MAX = 100_000
 TICKS_MAX = 1_000
 #: A deployment, all files together, and how many they may be: in base64 it must fit into a line.
@@ -6804,6 +6806,8 @@ class staging:  # noqa: N801 (a context manager, as in contextlib)
 def read_sources(files: list[Json]) -> dict[str, bytes]:
     """The deployed files by path; BadRequest or LoadFailed for what cannot be one."""
     sources: dict[str, bytes] = {}
+    if len(files) > DEPLOYMENT_FILES_MAX:
+        raise LoadFailed(TOO_LARGE, KEEP_SMALL, kind="load")
     for file in files:
         path = file.get("path")
         if not isinstance(path, str) or not is_inside(path) or path in sources:
@@ -6816,10 +6820,12 @@ def read_sources(files: list[Json]) -> dict[str, bytes]:
     clash = next((path for path in sources if any(other.startswith(path + "/") for other in sources)), None)
     if clash is not None:
         raise BadRequest(f"'{clash}' is a file and a folder", "use relative paths, each once")
-    if sum(map(len, sources.values())) > DEPLOYMENT_BYTES_MAX or len(sources) > DEPLOYMENT_FILES_MAX:
-        limit = f"{DEPLOYMENT_BYTES_MAX:,} bytes or {DEPLOYMENT_FILES_MAX:,} files"
-        raise LoadFailed(f"more than {limit}", KEEP_SMALL, kind="load")
+    if sum(map(len, sources.values())) > DEPLOYMENT_BYTES_MAX:
+        raise LoadFailed(TOO_LARGE, KEEP_SMALL, kind="load")
     return sources
+
+
+TOO_LARGE = f"more than {DEPLOYMENT_BYTES_MAX:,} bytes or {DEPLOYMENT_FILES_MAX:,} files"
 
 
 def check_source(path: str, content: bytes) -> None:
@@ -7069,21 +7075,20 @@ async def wait(call: Call, run_id: list[RunId], *, timeout: float | None = None)
         tau wait 1m82hsw4knxmxg 1m82hsx --timeout 60
     """
     daemon = call.daemon
+    if not 0 < len(run_id) <= WAIT_MAX:
+        raise BadRequest(f"which runs? from 1 to {WAIT_MAX:,}", "tau wait RUN_ID")
     wanted = [daemon.store.ask.find_run(one) for one in run_id]
-    if not wanted:
-        raise BadRequest("which runs?", "tau wait RUN_ID")
     late = False
     call.rest()
     try:
         await asyncio.wait_for(asyncio.gather(*map(daemon.feed.finished, wanted)), timeout)
     except TimeoutError:
         late = True
-    ends = [
-        unfinished_run(daemon.store, one)
-        if late and daemon.store.ask.status_of(one) not in FINAL
-        else describe(daemon.store, one)
-        for one in wanted
-    ]
+    ends = []
+    for one in wanted:
+        unfinished = late and daemon.store.ask.status_of(one) not in FINAL
+        ends.append((unfinished_run if unfinished else describe)(daemon.store, one))
+        await asyncio.sleep(0)  # there may be many
     return ends[0] if len(ends) == 1 else {"runs": ends}
 
 
@@ -7117,7 +7122,7 @@ async def retry(
     old = store.ask.run(store.ask.find_run(run_id))
     if old["status"] not in FINAL:
         raise Conflict(f"run {old['run_id']} is {old['status']}", f"tau wait {old['run_id']}")
-    if version not in ("live", "same") and not version.isdecimal():
+    if version not in ("live", "same") and not re.fullmatch("[0-9]{1,9}", version):
         raise BadRequest(f"there is no version '{version[:WORD_MAX]}'", "live, same, or a number")
     number = {"live": None, "same": old["version"]}.get(version, int(version) if version.isdecimal() else None)
     origin = {"retry_of": old["run_id"], "scheduled_for": old["scheduled_for"], "version": number}
@@ -8056,10 +8061,6 @@ class Caller:
             raise Forbidden(f"the key '{self.name}' opens nothing any more", "tau key create NAME makes another")
         if self.expires_at is not None and rfc3339(time.time()) >= self.expires_at:
             raise Forbidden(f"the key '{self.name}' expired at {self.expires_at}", "tau key create NAME makes another")
-
-    def has(self, key: str) -> bool:
-        """Whether it came in with the key of this name."""
-        return not self.local and self.name == key
 
     def sees(self, pipeline: str) -> bool:
         """Whether a pipeline is there for this caller."""
