@@ -6699,11 +6699,13 @@ async def check(call: Call, files: list[Json], *, include: list[Json] | None = N
             answer["environments"] = [one for one in environments.values() if one is not None]
             scanned = await scan(daemon, staged, sources, environments)
             found = choose(await load_all(daemon, staged, environments), None)
+            for one in found:
+                check_sight(call.caller, one)
             answer["pipelines"] = [preview_pipeline(daemon, one) for one in found]
             if not daemon.unscheduled:
                 await daemon.store.write(daemon.agenda.check, found)
             answer["ok"] = True
-        except (BadRequest, LoadFailed) as problem:
+        except (BadRequest, LoadFailed, NotFound, Forbidden) as problem:
             answer["error"] = problem.to_json()
     missing = sorted(name for name, found in scanned["secrets"].items() if found is None)
     return answer | scanned | {"missing_secrets": missing}

@@ -194,6 +194,10 @@ def test_a_scoped_key_works_with_its_own(net: Tau) -> None:
     assert ask(net, key, "status", {})["pipelines"] == 3
     text = "from tau import pipeline\n@pipeline(after=['foreign'])\ndef etl_new(ctx): ...\n"
     assert ask(net, key, "deploy", {"files": [{"path": "x.py", "text": text}]}) == "not_found"
+    for name in ("foreign", "foreig"):
+        checked = ask(net, key, "check", {"files": [{"path": "x.py", "text": text.replace("foreign", name)}]})
+        assert checked["error"]["message"] == f"no pipeline named '{name}'"
+        assert "foreign" not in checked["error"]["hint"]
     text = "from tau import pipeline\n@pipeline\ndef etl_a(ctx): ...\n@pipeline\ndef mine(ctx): ...\n"
     assert ask(net, key, "deploy", {"files": [{"path": "x.py", "text": text}]}) == "forbidden"
     for word in (net.call("runs", name="foreign")["runs"][0]["run_id"], "foreign", "foreig", "0", "1"):
