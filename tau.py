@@ -6020,15 +6020,25 @@ class Connection(Protocol):
             return await self.reply(message)
         if not 0 < len(message) <= IN_FLIGHT_MAX:
             return refusal(None, InvalidRequest(f"a batch has 1 to {IN_FLIGHT_MAX} requests", "send fewer"))
-        replies = await asyncio.gather(*map(self.reply, message))
+        room = LINE_BYTES_MAX  # all answers are held until the last one is there
+
+        async def reply_within(one: Any) -> Json | None:
+            nonlocal room
+            reply = await self.reply(one, crowded=room < 0)
+            room -= 0 if reply is None else len(encode_json(reply))
+            return reply
+
+        replies = await asyncio.gather(*map(reply_within, message))
         return [reply for reply in replies if reply is not None] or None
 
-    async def reply(self, message: Any) -> Json | None:
-        """The response to one request; every error has become a document here."""
+    async def reply(self, message: Any, crowded: bool = False) -> Json | None:
+        """The response to one request, *crowded* out if need be; every error has become a document here."""
         request = message.get("id") if isinstance(message, dict) else None
         problem: TauError
         began = time.perf_counter()
         try:
+            if crowded and isinstance(message, dict) and "id" in message:
+                raise InvalidRequest("the answers of the batch are too long", "send fewer requests at once")
             result = await self.perform(message)
             self.daemon.store.metrics.request(message["method"], time.perf_counter() - began)
             return response(request, result) if "id" in message else None
@@ -6215,7 +6225,8 @@ class Lines(Connection):
         self.begin_lines()
 
     async def handle(self, message: Any) -> None:
-        """One request or batch has its answer."""
+        """One request or batch has its answer, once the peer has read those before it."""
+        await self.writable.wait()
         answer = await self.answer(message)
         if answer is not None:
             self.send(answer)

@@ -194,6 +194,36 @@ def test_not_ready_is_said_with_its_reason(web: Tau) -> None:
     assert b"the queue is full" in answer
 
 
+LOUD = "def it(ctx):\n    for _ in range(400):\n        ctx.log('x' * 10_000)"
+
+
+def logs_told(web: Tau) -> float:
+    """How many logs have been told so far."""
+    return metrics(web).get('tau_request_duration_seconds_count{method="logs"}', 0.0)
+
+
+def test_whoever_does_not_read_lines_gets_no_more_of_them(web: Tau) -> None:
+    web.run_it(LOUD)
+    before = logs_told(web)
+    with web.connect() as greedy:
+        greedy.send(b'{"id":1,"method":"logs","params":{"name":"it"}}\n' * 60)
+        eventually(lambda: logs_told(web) > before)
+        assert logs_told(web) - before < 30
+        answers = [greedy.receive() for _ in range(60)]
+    assert [len(answer["result"]["lines"]) for answer in answers] == [200] * 60
+
+
+def test_a_batch_has_no_more_answers_than_fit_into_a_line(web: Tau) -> None:
+    web.run_it(LOUD)
+    batch = [{"id": n, "method": "logs", "params": {"name": "it", "tail": 400}} for n in range(60)]
+    _, (answers,) = ask(web, batch)
+    told = [one for one in answers if "result" in one]
+    refused = [one["error"]["data"]["code"] for one in answers if "error" in one]
+    assert 2 <= len(told) <= 3  # four megabytes each
+    assert refused == ["invalid_request"] * (60 - len(told))
+    assert sorted(one["id"] for one in answers) == [*range(60)]
+
+
 def test_a_stranger_gets_one_page_and_a_goodbye(web: Tau) -> None:
     answer = say(web, b"GET /healthz HTTP/1.1\r\nHost: t\r\n\r\n" * 3)
     assert answer.count(b"HTTP/1.1 200 OK") == 1
