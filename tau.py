@@ -270,6 +270,8 @@ LINGER_S = 1.0
 #: A key of fewer characters could be guessed.
 KEY_CHARACTERS_MIN = 32
 LIST_MAX = 10_000
+#: So many runs one `wait` may name.
+WAIT_MAX = 1_000
 LOGS_MAX = 100_000
 TICKS_MAX = 1_000
 #: A deployment, all files together, and how many they may be: in base64 it must fit into a line.
@@ -5149,10 +5151,19 @@ class Daemon:
         logging.getLogger().setLevel(self.settings["log_level"].upper())
         self.listeners.change(tls)
         self.keys.change(given)
+        self.turn_out()
         self.store.executors = self.settings["executors"]
         later = [name for name in changed if name not in now]
         told = f"; after a restart {', '.join(later)} will hold too" if later else ""
         logging.getLogger("tau").info("the configuration is read again%s", told)
+
+    def turn_out(self, answered: Connection | None = None) -> None:
+        """Whoever came in with a key that is none any more is out; one of them is still *answered*, and no more."""
+        for connection in tuple(self.connections):
+            if connection.caller is not None and self.keys.is_revoked(connection.caller):
+                connection.caller.revoked = True
+                if connection is not answered:
+                    connection.transport.abort()
 
     def summary(self) -> str:
         """What there is to do, in one line."""
@@ -5923,7 +5934,8 @@ class Call:
         self.connection.rest()
 
     async def emit(self, event: Json) -> None:
-        """Sends one event of a followed request; waits while the reader is slow."""
+        """Sends one event of a followed request; waits while the reader is slow.  Forbidden once its key has ended."""
+        self.caller.check_time()
         params = {"request": self.request, **event}
         await self.connection.send_slowly({"jsonrpc": "2.0", "method": "event", "params": params})
 
@@ -6051,15 +6063,25 @@ class Connection(Protocol):
             return await self.reply(message)
         if not 0 < len(message) <= IN_FLIGHT_MAX:
             return refusal(None, InvalidRequest(f"a batch has 1 to {IN_FLIGHT_MAX} requests", "send fewer"))
-        replies = await asyncio.gather(*map(self.reply, message))
+        room = LINE_BYTES_MAX  # all answers are held until the last one is there
+
+        async def reply_within(one: Any) -> Json | None:
+            nonlocal room
+            reply = await self.reply(one, crowded=room < 0)
+            room -= 0 if reply is None else len(encode_json(reply))
+            return reply
+
+        replies = await asyncio.gather(*map(reply_within, message))
         return [reply for reply in replies if reply is not None] or None
 
-    async def reply(self, message: Any) -> Json | None:
-        """The response to one request; every error has become a document here."""
+    async def reply(self, message: Any, crowded: bool = False) -> Json | None:
+        """The response to one request, *crowded* out if need be; every error has become a document here."""
         request = message.get("id") if isinstance(message, dict) else None
         problem: TauError
         began = time.perf_counter()
         try:
+            if crowded and isinstance(message, dict) and "id" in message:
+                raise InvalidRequest("the answers of the batch are too long", "send fewer requests at once")
             result = await self.perform(message)
             self.daemon.store.metrics.request(message["method"], time.perf_counter() - began)
             return response(request, result) if "id" in message else None
@@ -6136,7 +6158,7 @@ class Lines(Connection):
             try:
                 if not name:
                     raise Forbidden("this socket belongs to another user", "see [daemon] group")
-                self.admit(Caller(name, "admin", local=True))
+                self.admit(Caller(name, "admin"))
             except Forbidden as problem:
                 self.turn_away(problem)
             except Unavailable as problem:
@@ -6230,7 +6252,7 @@ class Lines(Connection):
             self.turn_away(problem)
             return
         except InvalidRequest as problem:
-            self.send(refusal(None, problem))
+            self.send(refusal(None, problem)) if self.caller else self.turn_away(problem)
             return
         self.greeting = self.caller is None
         work = self.greet(message) if self.greeting else self.handle(message)
@@ -6246,7 +6268,8 @@ class Lines(Connection):
         self.begin_lines()
 
     async def handle(self, message: Any) -> None:
-        """One request or batch has its answer."""
+        """One request or batch has its answer, once the peer has read those before it."""
+        await self.writable.wait()
         answer = await self.answer(message)
         if answer is not None:
             self.send(answer)
@@ -6394,6 +6417,8 @@ class Exchange(Connection):
         try:
             while not self.last:
                 await self.exchange()
+                await asyncio.sleep(0)  # the next request may be here already, which is read without a wait
+                await self.writable.wait()
             self.transport.close()
         except Unreadable as refused:
             self.turn_away(refused.problem, refused.status, *refused.headers)
@@ -6415,6 +6440,7 @@ class Exchange(Connection):
         page = PAGES.get(head.path)
         if page is None or not page.open:
             await self.authenticate(head)
+        self.last = self.last or self.caller is None  # strangers may look in, once
         if page is not None:
             self.show(head, page)
         elif head.path == "/rpc":
@@ -6470,7 +6496,7 @@ class Exchange(Connection):
             raise Unreadable(413, BadRequest(f"a request may have {LINE_BYTES_MAX:,} bytes", HTTP_HINT))
         if head.headers["Content-Encoding"] is not None:
             raise Unreadable(415, BadRequest("the body must not be compressed", HTTP_HINT))
-        if head.headers["Expect"] is not None:
+        if head.headers["Expect"] is not None and not head.old:
             if head.headers["Expect"].lower() != "100-continue":
                 raise Unreadable(417, BadRequest("only 100-continue can be expected", HTTP_HINT))
             self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
@@ -6508,9 +6534,9 @@ class Exchange(Connection):
         if self.pulse is not None:
             self.pulse.cancel()
 
-    def respond(self, status: int, kind: str, body: bytes) -> None:
+    def respond(self, status: int, kind: str, body: bytes, *headers: str) -> None:
         """Sends a whole answer."""
-        self.write_head(status, kind, f"Content-Length: {len(body)}" if kind else "")
+        self.write_head(status, kind, f"Content-Length: {len(body)}" if kind else "", *headers)
         if self.head is None or self.head.method != "HEAD":
             self.transport.write(body)
 
@@ -6529,9 +6555,7 @@ class Exchange(Connection):
         if self.transport.is_closing():
             return
         self.last = True
-        body = encode(refusal(None, problem))
-        self.write_head(status, "application/json", f"Content-Length: {len(body)}", *headers)
-        self.transport.write(body)
+        self.respond(status, "application/json", encode(refusal(None, problem)), *headers)
         self.linger()
 
 
@@ -6593,6 +6617,7 @@ async def read_chunks(reader: asyncio.StreamReader) -> bytes:
                 raise Unreadable(413, BadRequest(f"a request may have {LINE_BYTES_MAX:,} bytes", HTTP_HINT))
             if found is None or len(line) > 256:
                 break
+            await asyncio.sleep(0)  # many chunks may be here already
             if size == 0:
                 for _ in range(100):
                     if (line := await reader.readuntil(b"\r\n")) == b"\r\n":
@@ -6722,11 +6747,13 @@ async def check(call: Call, files: list[Json], *, include: list[Json] | None = N
             answer["environments"] = [one for one in environments.values() if one is not None]
             scanned = await scan(daemon, staged, sources, environments)
             found = choose(await load_all(daemon, staged, environments), None)
+            for one in found:
+                check_sight(call.caller, one)
             answer["pipelines"] = [preview_pipeline(daemon, one) for one in found]
             if not daemon.unscheduled:
                 await daemon.store.write(daemon.agenda.check, found)
             answer["ok"] = True
-        except (BadRequest, LoadFailed) as problem:
+        except (BadRequest, LoadFailed, NotFound, Forbidden) as problem:
             answer["error"] = problem.to_json()
     missing = sorted(name for name, found in scanned["secrets"].items() if found is None)
     return answer | scanned | {"missing_secrets": missing}
@@ -6829,6 +6856,8 @@ class staging:  # noqa: N801 (a context manager, as in contextlib)
 def read_sources(files: list[Json]) -> dict[str, bytes]:
     """The deployed files by path; BadRequest or LoadFailed for what cannot be one."""
     sources: dict[str, bytes] = {}
+    if len(files) > DEPLOYMENT_FILES_MAX:
+        raise LoadFailed(TOO_LARGE, KEEP_SMALL, kind="load")
     for file in files:
         path = file.get("path")
         if not isinstance(path, str) or not is_inside(path) or path in sources:
@@ -6841,10 +6870,12 @@ def read_sources(files: list[Json]) -> dict[str, bytes]:
     clash = next((path for path in sources if any(other.startswith(path + "/") for other in sources)), None)
     if clash is not None:
         raise BadRequest(f"'{clash}' is a file and a folder", "use relative paths, each once")
-    if sum(map(len, sources.values())) > DEPLOYMENT_BYTES_MAX or len(sources) > DEPLOYMENT_FILES_MAX:
-        limit = f"{DEPLOYMENT_BYTES_MAX:,} bytes or {DEPLOYMENT_FILES_MAX:,} files"
-        raise LoadFailed(f"more than {limit}", KEEP_SMALL, kind="load")
+    if sum(map(len, sources.values())) > DEPLOYMENT_BYTES_MAX:
+        raise LoadFailed(TOO_LARGE, KEEP_SMALL, kind="load")
     return sources
+
+
+TOO_LARGE = f"more than {DEPLOYMENT_BYTES_MAX:,} bytes or {DEPLOYMENT_FILES_MAX:,} files"
 
 
 def check_source(path: str, content: bytes) -> None:
@@ -6969,6 +7000,8 @@ async def show(call: Call, name: PipelineName) -> Json:
         document["schedule"] = {key: described[key] for key in (*SCHEDULE_SHOWN, "paused")}
     up, down = chains_seen(call, name)
     document["upstream"], document["downstream"] = [one["pipeline"] for one in up], down
+    if after := document["options"].get("after"):
+        document["options"]["after"] = call.caller.sift(after)
     return document
 
 
@@ -7092,21 +7125,20 @@ async def wait(call: Call, run_id: list[RunId], *, timeout: float | None = None)
         tau wait 1m82hsw4knxmxg 1m82hsx --timeout 60
     """
     daemon = call.daemon
+    if not 0 < len(run_id) <= WAIT_MAX:
+        raise BadRequest(f"which runs? from 1 to {WAIT_MAX:,}", "tau wait RUN_ID")
     wanted = [daemon.store.ask.find_run(one) for one in run_id]
-    if not wanted:
-        raise BadRequest("which runs?", "tau wait RUN_ID")
     late = False
     call.rest()
     try:
         await asyncio.wait_for(asyncio.gather(*map(daemon.feed.finished, wanted)), timeout)
     except TimeoutError:
         late = True
-    ends = [
-        unfinished_run(daemon.store, one)
-        if late and daemon.store.ask.status_of(one) not in FINAL
-        else describe(daemon.store, one)
-        for one in wanted
-    ]
+    ends = []
+    for one in wanted:
+        unfinished = late and daemon.store.ask.status_of(one) not in FINAL
+        ends.append((unfinished_run if unfinished else describe)(daemon.store, one))
+        await asyncio.sleep(0)  # there may be many
     return ends[0] if len(ends) == 1 else {"runs": ends}
 
 
@@ -7140,7 +7172,7 @@ async def retry(
     old = store.ask.run(store.ask.find_run(run_id))
     if old["status"] not in FINAL:
         raise Conflict(f"run {old['run_id']} is {old['status']}", f"tau wait {old['run_id']}")
-    if version not in ("live", "same") and not version.isdecimal():
+    if version not in ("live", "same") and not re.fullmatch("[0-9]{1,9}", version):
         raise BadRequest(f"there is no version '{version[:WORD_MAX]}'", "live, same, or a number")
     number = {"live": None, "same": old["version"]}.get(version, int(version) if version.isdecimal() else None)
     origin = {"retry_of": old["run_id"], "scheduled_for": old["scheduled_for"], "version": number}
@@ -7854,6 +7886,8 @@ async def key_create(
     patterns = [one.strip() for one in (pipelines or "").split(",") if one.strip()]
     if not re.fullmatch(NAME_RULE, name) or name == "key":
         raise BadRequest(f"{name[:WORD_MAX]!r} cannot be a key's name", "letters, digits, '_', '.', '-'; not 'key'")
+    if pipelines is not None and not patterns:
+        raise BadRequest(f"no name is like '{pipelines}'", "leave out --pipelines: the key is for all then")
     if patterns and scope == "admin":
         raise BadRequest("an admin's key is for all pipelines", "leave out --pipelines, or choose --scope operate")
     until = None if expires is None else rfc3339(time.time() + parse_duration(expires, "'expires'"))
@@ -7896,9 +7930,7 @@ async def key_revoke(call: Call, name: str) -> Json:
     """
     changed = await call.daemon.store.write(call.daemon.store.revoke_key, name, call.actor)
     call.daemon.keys.open()
-    for connection in tuple(call.daemon.connections):
-        if connection is not call.connection and connection.caller is not None and connection.caller.has(name):
-            connection.transport.abort()
+    call.daemon.turn_out(call.connection)
     return {"name": name, "changed": changed}
 
 
@@ -8056,13 +8088,14 @@ CUTS: tuple[tuple[str, Callable[[Any], Any], int], ...] = (
 class Caller:
     """Who asks: a user of this machine, or whoever has a key."""
 
-    __slots__ = ("expires_at", "local", "name", "patterns", "scope", "used_at")
+    __slots__ = ("digest", "expires_at", "name", "patterns", "revoked", "scope", "used_at")
 
     def __init__(
-        self, name: str, scope: str, patterns: Sequence[str] = (), expires_at: str | None = None, local: bool = False
+        self, name: str, scope: str, patterns: Sequence[str] = (), expires_at: str | None = None, digest: bytes = b""
     ) -> None:
         self.name, self.scope, self.patterns, self.expires_at = name, scope, tuple(patterns), expires_at
-        self.local = local  # whether the system told who it is
+        self.digest = digest  # of the key; none where the system told who it is
+        self.revoked = False
         self.used_at = 0.0  # when its use was last written down
 
     def check(self, chosen: Operation) -> None:
@@ -8073,13 +8106,11 @@ class Caller:
             raise Forbidden(message, f"tau key create NAME --scope {chosen.scope}")
 
     def check_time(self) -> None:
-        """Forbidden once the key has expired."""
+        """Forbidden once the key has expired, or is a key no more."""
+        if self.revoked:
+            raise Forbidden(f"the key '{self.name}' opens nothing any more", "tau key create NAME makes another")
         if self.expires_at is not None and rfc3339(time.time()) >= self.expires_at:
             raise Forbidden(f"the key '{self.name}' expired at {self.expires_at}", "tau key create NAME makes another")
-
-    def has(self, key: str) -> bool:
-        """Whether it came in with the key of this name."""
-        return not self.local and self.name == key
 
     def sees(self, pipeline: str) -> bool:
         """Whether a pipeline is there for this caller."""
@@ -8103,10 +8134,14 @@ class Keys:
 
     def open(self) -> None:
         """All keys are known: those that were created, and what was given otherwise."""
-        self.holders = {digest: Caller("key", "admin") for digest in self.given}
+        self.holders = {digest: Caller("key", "admin", digest=digest) for digest in self.given}
         for row in self.store.ask.keys(live=True):
-            caller = Caller(row["name"], row["scope"], row["pipelines"], row["expires_at"])
-            self.holders[bytes.fromhex(row["sha256"])] = caller
+            digest = bytes.fromhex(row["sha256"])
+            self.holders[digest] = Caller(row["name"], row["scope"], row["pipelines"], row["expires_at"], digest)
+
+    def is_revoked(self, caller: Caller) -> bool:
+        """Whether somebody came in with a key that is none any more."""
+        return bool(caller.digest) and caller.digest not in self.holders
 
     def open_door(self, public: bool) -> bool:
         """The keys for TCP are known too; whether there is any.  Without a configured one the home's own will do,
@@ -8168,6 +8203,7 @@ class Failures:
 
     def __init__(self) -> None:
         self.total = 0
+        self.telling = (0.0, 0)  # since when, and how often since something was to be recorded
         self.by_address: dict[str, tuple[float, int]] = {}  # since when, and how often since; the latest at the end
 
     def note(self, remote: str, now: float) -> tuple[float, Json]:
@@ -8183,8 +8219,15 @@ class Failures:
         if len(self.by_address) > FAILURES_MAX:
             del self.by_address[next(iter(self.by_address))]
         over = count - FAILURES_FREE
-        told = {"failures": count + 1, "failures_in_all": self.total} if count == 0 or over == 0 else {}
+        tell = (count == 0 or over == 0) and self.may_tell(now)
+        told = {"failures": count + 1, "failures_in_all": self.total} if tell else {}
         return (min(DELAY_MAX_S, 2.0 ** min(over, 10)) if over >= 0 else 0.0), told
+
+    def may_tell(self, now: float) -> bool:
+        """Whether one more may be recorded: those who have many addresses are not to fill the ledger."""
+        since, count = self.telling
+        self.telling = (now, 1) if now - since > FAILURES_S else (since, count + 1)
+        return self.telling[1] <= FAILURES_TOLD
 
 
 #: A key that is used is written down as used at most so often.
@@ -8192,6 +8235,8 @@ KEY_USE_S = 600.0
 #: Of wrong keys from one address so many a minute are answered at once, then each waits twice as long.
 FAILURES_FREE = 5
 FAILURES_S = 60.0
+#: So often in that time something is recorded, wherever they come from.
+FAILURES_TOLD = 20
 FAILURES_MAX = 1024
 DELAY_MAX_S = 30.0
 

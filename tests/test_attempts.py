@@ -291,7 +291,8 @@ def test_a_retry_runs_the_version_that_is_asked_for(tau: Tau) -> None:
     assert (same["status"], same["version"], same["params"]) == ("failed", failed["version"], {"x": 7})
     assert tau("retry", failed["run_id"], "--version", str(failed["version"] + 1))["result"] == 7
     assert "no version 99" in tau("retry", failed["run_id"], "--version", "99", exit=3)["message"]
-    assert tau("retry", failed["run_id"], "--version", "newest", exit=2)["code"] == "bad_request"
+    for word in ("newest", "9" * 5000, "٣", "-1"):
+        assert tau("retry", failed["run_id"], f"--version={word}", exit=2)["code"] == "bad_request"
     tau.deploy(flaky("", "time.sleep(300)"))
     live = tau.call("run", name="flaky", wait=False)["run_id"]
     assert tau("retry", live, exit=5)["code"] == "conflict"

@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import Tau, eventually, is_running, python
+from conftest import Tau, eventually, free_port, is_running, python
 
 import tau as module
 
@@ -424,6 +424,17 @@ def test_tcp_on_loopback_takes_the_key_of_the_home(home: Tau) -> None:
         answers = stranger.makefile().read().splitlines()
     assert len(answers) == 1
     assert "error" in json.loads(answers[0])
+
+
+@pytest.mark.parametrize("line", [b"[" * 70 + b"]" * 70, b"[]", b"{}", b'[{"method":"hello"}]', b'{"method":"hello"}'])
+def test_a_stranger_says_one_line_whatever_it_is(home: Tau, line: bytes) -> None:
+    port = free_port()
+    home.start("--port", str(port))
+    key = (home.home / "key").read_bytes().strip()
+    with socket.create_connection(("127.0.0.1", port), 10) as stranger:
+        stranger.sendall(line + b'\n{"id":2,"method":"hello","params":{"api_key":"%b"}}\n' % key)
+        answers = stranger.makefile().read().splitlines()
+    assert ["error" in json.loads(answer) for answer in answers] == [True]
 
 
 def test_a_public_address_without_a_configured_key_is_forbidden(home: Tau) -> None:

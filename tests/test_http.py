@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import http.client
 import json
+import os
+import signal
 import socket
 import struct
 import subprocess
@@ -192,6 +194,104 @@ def test_not_ready_is_said_with_its_reason(web: Tau) -> None:
     assert b"the queue is full" in answer
 
 
+LOUD = "def it(ctx):\n    for _ in range(400):\n        ctx.log('x' * 10_000)"
+
+
+def logs_told(web: Tau) -> float:
+    """How many logs have been told so far."""
+    return metrics(web).get('tau_request_duration_seconds_count{method="logs"}', 0.0)
+
+
+def test_whoever_does_not_read_lines_gets_no_more_of_them(web: Tau) -> None:
+    web.run_it(LOUD)
+    before = logs_told(web)
+    with web.connect() as greedy:
+        greedy.send(b'{"id":1,"method":"logs","params":{"name":"it"}}\n' * 60)
+        eventually(lambda: logs_told(web) > before)
+        assert logs_told(web) - before < 30
+        answers = [greedy.receive() for _ in range(60)]
+    assert [len(answer["result"]["lines"]) for answer in answers] == [200] * 60
+
+
+def test_a_batch_has_no_more_answers_than_fit_into_a_line(web: Tau) -> None:
+    web.run_it(LOUD)
+    batch = [{"id": n, "method": "logs", "params": {"name": "it", "tail": 400}} for n in range(60)]
+    _, (answers,) = ask(web, batch)
+    told = [one for one in answers if "result" in one]
+    refused = [one["error"]["data"]["code"] for one in answers if "error" in one]
+    assert 2 <= len(told) <= 3  # four megabytes each
+    assert refused == ["invalid_request"] * (60 - len(told))
+    assert sorted(one["id"] for one in answers) == [*range(60)]
+
+
+def test_a_stranger_gets_one_page_and_a_goodbye(web: Tau) -> None:
+    answer = say(web, b"GET /healthz HTTP/1.1\r\nHost: t\r\n\r\n" * 3)
+    assert answer.count(b"HTTP/1.1 200 OK") == 1
+    assert b"Connection: close" in answer
+
+
+def open_door(web: Tau) -> http.client.HTTPConnection:
+    """A connection that has shown its key."""
+    connection = connect(web)
+    ask_for_metrics(connection, web)
+    pings(connection)
+    return connection
+
+
+def ask_for_metrics(connection: http.client.HTTPConnection, web: Tau) -> None:
+    """Asks; the answer is not read."""
+    connection.request("GET", "/metrics", headers={"Authorization": f"Bearer {key_of(web)}"})
+
+
+def pings(connection: http.client.HTTPConnection) -> float:
+    """How many pings had been answered when the metrics were."""
+    lines = connection.getresponse().read().decode().splitlines()
+    found = [line for line in lines if line.startswith('tau_request_duration_seconds_count{method="ping"}')]
+    return float(found[0].split()[-1]) if found else 0.0
+
+
+def pings_before_others(web: Tau, first: bytes) -> tuple[float, http.client.HTTPConnection]:
+    """How many pings are answered before another peer has its turn, if one has sent all this at once, and the one."""
+    greedy, other = open_door(web), open_door(web)
+    ask_for_metrics(other, web)
+    before = pings(other)
+    os.kill(web.pid(), signal.SIGSTOP)  # so that it finds both at once
+    try:
+        greedy.sock.sendall(first)
+        ask_for_metrics(other, web)
+    finally:
+        os.kill(web.pid(), signal.SIGCONT)
+    answered = pings(other) - before
+    other.close()
+    return answered, greedy
+
+
+PING = b'{"id":1,"method":"ping"}'
+
+
+def test_whoever_sends_many_requests_at_once_leaves_others_their_turn(web: Tau) -> None:
+    answered, greedy = pings_before_others(web, post(web, PING, f"Content-Length: {len(PING)}") * 1000)
+    greedy.close()
+    assert answered < 100
+
+
+def test_a_body_in_crumbs_leaves_others_their_turn(web: Tau) -> None:
+    crumbs = b"1\r\n \r\n" * 5000 + b"%x\r\n%b\r\n0\r\n\r\n" % (len(PING), PING)
+    answered, greedy = pings_before_others(web, post(web, crumbs, "Transfer-Encoding: chunked"))
+    greedy.close()
+    assert answered == 0
+
+
+def test_whoever_does_not_read_pages_gets_no_more_of_them(web: Tau) -> None:
+    page = f"GET /metrics HTTP/1.1\r\nHost: t\r\nAuthorization: Bearer {key_of(web)}\r\n\r\n".encode()
+    body = post(web, PING, f"Content-Length: {len(PING)}", "Connection: close")
+    answered, greedy = pings_before_others(web, page * 300 + body)
+    assert answered == 0
+    with greedy.sock.makefile("rb") as answers:
+        assert answers.read().endswith(b"}\n")  # the ping's, which is last
+    greedy.close()
+
+
 SMUGGLED = {
     "two lengths": (b"{}", ["Content-Length: 2", "Content-Length: 3"], 400),
     "the same length twice": (b"{}", ["Content-Length: 2", "Content-Length: 2"], 400),
@@ -235,6 +335,18 @@ def test_what_two_readers_could_read_differently_is_refused(web: Tau, name: str)
     assert answer.startswith(f"HTTP/1.1 {status} ".encode()), answer[:300]
     assert answer.count(b"HTTP/1.1 ") == 1  # nothing after it is read
     assert json.loads(answer.partition(b"\r\n\r\n")[2])["error"]["data"]["hint"]
+
+
+def test_the_answer_to_head_has_no_body_whatever_it_is(web: Tau) -> None:
+    for line in (b"HEAD /metrics", b"HEAD /nothing", b"HEAD /healthz"):
+        answer = say(web, line + b" HTTP/1.1\r\nHost: t\r\nContent-Type: x\r\nConnection: close\r\n\r\n")
+        assert answer.endswith(b"\r\n\r\n"), answer
+        assert b"\r\nContent-Length: " in answer
+
+
+def test_an_old_client_is_not_told_to_continue(web: Tau) -> None:
+    headers = [f"Content-Length: {len(PING)}", "Expect: 100-continue"]
+    assert say(web, post(web, PING, *headers, version="1.0")).startswith(b"HTTP/1.1 200 OK")
 
 
 REQUEST_LINES = {

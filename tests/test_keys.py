@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import signal
 import sqlite3
 import subprocess
 from collections.abc import Iterator
@@ -186,11 +188,16 @@ def test_a_scoped_key_works_with_its_own(net: Tau) -> None:
     assert ask(net, key, "inspect", {"name": own})["pipeline"] == "etl_b"
     assert ask(net, key, "show", {"name": "etl_a"})["downstream"] == []
     assert ask(net, key, "show", {"name": "etl_after"})["upstream"] == []
+    assert "foreign" not in json.dumps(ask(net, key, "show", {"name": "etl_after"}))
     assert ask(net, key, "why", {"name": "etl_after"})["upstream"] == []
     assert ask(net, key, "pause", {"all": True}) == "forbidden"
     assert ask(net, key, "status", {})["pipelines"] == 3
     text = "from tau import pipeline\n@pipeline(after=['foreign'])\ndef etl_new(ctx): ...\n"
     assert ask(net, key, "deploy", {"files": [{"path": "x.py", "text": text}]}) == "not_found"
+    for name in ("foreign", "foreig"):
+        checked = ask(net, key, "check", {"files": [{"path": "x.py", "text": text.replace("foreign", name)}]})
+        assert checked["error"]["message"] == f"no pipeline named '{name}'"
+        assert "foreign" not in checked["error"]["hint"]
     text = "from tau import pipeline\n@pipeline\ndef etl_a(ctx): ...\n@pipeline\ndef mine(ctx): ...\n"
     assert ask(net, key, "deploy", {"files": [{"path": "x.py", "text": text}]}) == "forbidden"
     for word in (net.call("runs", name="foreign")["runs"][0]["run_id"], "foreign", "foreig", "0", "1"):
@@ -256,6 +263,71 @@ def test_an_expired_key_says_so(net: Tau) -> None:
     assert [one["status"] for one in net.call("key_list")["keys"] if one["name"] == "brief"] == ["expired"]
 
 
+def open_lines(net: Tau, key: str) -> Any:
+    """A connection of a client that has come in with a key, by whatever transport it is."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TAU_API_KEY", key)
+        patch.setenv("TAU_CA_FILE", net.environ.get("TAU_CA_FILE", ""))
+        client = module.Client(net.environ["TAU_HOST"])
+        client.call("version", {})
+    return client
+
+
+GATED = """
+from pathlib import Path
+import time
+from tau import pipeline
+
+@pipeline
+def gated(ctx):
+    ctx.log("begun")
+    while not Path("go").exists():
+        time.sleep(0.01)
+    ctx.log("ended")
+"""
+
+
+def test_a_followed_request_ends_with_its_key(net: Tau) -> None:
+    net.deploy(GATED, "gated.py")
+    key = key_for(net, "short", "--expires", "2")
+    events: list[Any] = []
+
+    def on_event(event: Any) -> None:
+        events.append(event)
+        if event.get("message") == "begun":
+            eventually(lambda: ask(net, key, "list", {}) == "forbidden")
+            (net.home / "data/gated/go").touch()
+
+    with open_lines(net, key) as client, pytest.raises(module.Forbidden, match="expired at"):
+        client.call("run", {"name": "gated", "follow": True}, on_event)
+    assert events
+    assert "ended" not in [event.get("message") for event in events]
+    net.call("undeploy", name="gated")
+
+
+def test_who_revokes_its_own_key_is_answered_and_out(net: Tau) -> None:
+    with open_lines(net, key_for(net, "own", "--scope", "admin")) as client:
+        assert client.call("key_revoke", {"name": "own"})["changed"] is True
+        with pytest.raises(module.Forbidden):
+            client.call("key_create", {"name": "again"})
+    assert "again" not in names(net)
+
+
+def test_a_configured_key_that_is_replaced_opens_nothing_and_whoever_came_with_it_is_out(home: Tau) -> None:
+    config, keys = home.home / "tau.toml", [module.new_key() for _ in range(2)]
+    config.write_text(f'[auth]\napi_key = "{keys[0]}"\n')
+    home.environ["TAU_HOST"] = json.loads(start(home).stdout)["addresses"][1]
+    assert home("key", "create", "stays", TAU_API_KEY=keys[0])["name"] == "stays"
+    with open_lines(home, keys[0]) as old:
+        pid = old.call("status", {})["pid"]
+        config.write_text(f'[auth]\napi_key = "{keys[1]}"\n')
+        os.kill(pid, signal.SIGHUP)
+        eventually(lambda: ask(home, keys[1], "list", {}) == {"pipelines": []})
+        with pytest.raises(module.TauError):
+            old.call("undeploy", {"name": "nothing"})
+    assert ask(home, keys[0], "list", {}) == "forbidden"
+
+
 def test_no_key_is_anywhere_but_where_it_was_printed(net: Tau) -> None:
     key = key_for(net, "printed")
     ask(net, key, "list", {})
@@ -291,12 +363,21 @@ def test_wrong_keys_wait_longer_and_longer() -> None:
     assert len(failures.by_address) <= 1024
 
 
+def test_wrong_keys_from_everywhere_do_not_fill_the_ledger() -> None:
+    failures = module.Failures()
+    told = [failures.note(f"address {number}", number / 1000)[1] for number in range(10_000)]
+    assert 0 < len([one for one in told if one]) <= 20
+    assert failures.note("later", 1000.0)[1] == {"failures": 1, "failures_in_all": 10_001}
+
+
 MALFORMED = {
     ("x", "--scope", "root"): "bad_request",
     ("a b",): "bad_request",
     ("key",): "bad_request",
     ("x", "--scope", "admin", "--pipelines", "etl_*"): "bad_request",
     ("x", "--expires", "tomorrow"): "bad_request",
+    ("x", "--pipelines", ""): "bad_request",
+    ("x", "--pipelines", " , "): "bad_request",
     ("taken",): "conflict",
 }
 

@@ -255,6 +255,13 @@ def test_what_to_do_next_is_the_same_run_again(tau: Tau) -> None:
     assert tau("run", "it", "--detach", "--follow", exit=2)["code"] == "bad_request"
 
 
+def test_wait_takes_no_more_runs_than_can_be_told_soon(tau: Tau) -> None:
+    with tau.connect() as wire:
+        for count, code in ((1000, "not_found"), (1001, "bad_request")):
+            answer = wire.ask({"id": 1, "method": "wait", "params": {"run_id": ["nothing"] * count}})
+            assert answer["error"]["data"]["code"] == code
+
+
 def test_wait_takes_several_runs_and_exits_with_the_worst(tau: Tau) -> None:
     tau.deploy_it("def it(ctx):\n    return 1 / ctx.params['n']")
     ids = [tau("run", "it", "--detach", "-p", f"n={n}")["run_id"] for n in (1, 0)]
@@ -631,3 +638,11 @@ def test_why_tells_of_the_last_run_where_no_tick_was_decided(tau: Tau) -> None:
     assert tau("why", "unscheduled")["answer"].startswith("Nothing ran: no tick has been decided yet.")
     run_id = tau("run", "unscheduled")["run_id"]
     assert f"It last ran by manual ({run_id}: success)." in tau("why", "unscheduled")["answer"]
+
+
+def test_too_many_files_are_refused_before_they_are_compared(tau: Tau) -> None:
+    files = [{"path": path, "text": ""} for path in ("a", "a/b", *map(str, range(1000)))]
+    with tau.connect() as wire:
+        for params in ({"files": files}, {"files": files[:1], "include": files[1:]}):
+            answer = wire.ask({"id": 1, "method": "deploy", "params": params})
+            assert "or 1,000 files" in answer["error"]["message"]
