@@ -4008,10 +4008,10 @@ def look_at_daemon(patient: Patient) -> Finding:
 
 
 def warning_remedy(warnings: list[str]) -> str:
-    """What to do about what the daemon warns of: its words say it themselves, but for one."""
-    if any(one.startswith("taud runs as root") for one in warnings):
-        return "start taud as a user that may do what its pipelines need, and no more"
-    return "do what it says, and restart taud"
+    """What to do about what the daemon warns of: most warnings say it themselves."""
+    root = [one for one in warnings if one.startswith("taud runs as root")]
+    remedies = ["start taud as a user that may do what its pipelines need, and no more"] if root else []
+    return "; ".join(remedies + ["do what it says"] * (len(warnings) > len(root)))
 
 
 def look_at_fork_server(patient: Patient) -> Finding:
