@@ -1858,8 +1858,8 @@ def make_parser(prog: str, description: str, examples: Sequence[str], end: str =
 
 
 def help_format(prog: str) -> argparse.HelpFormatter:
-    """Help of one width everywhere: the README can show it, and argparse need not import shutil."""
-    return argparse.HelpFormatter(prog, max_help_position=32, width=96)
+    """Help of one width everywhere, that of the narrowest terminal; and argparse need not import shutil."""
+    return argparse.HelpFormatter(prog, max_help_position=28, width=79)
 
 
 def keep_standard_descriptors() -> None:
@@ -1946,7 +1946,16 @@ def printable(text: str) -> str:
 def pairs(document: Json) -> str:
     """A document as aligned `key  value` lines for a person."""
     width = max(map(len, document), default=0)
-    return "\n".join(f"{key:<{width}}  {printable(plain(value))}" for key, value in document.items())
+    return "\n".join(f"{key:<{width}}  {printable(spoken(value))}" for key, value in document.items())
+
+
+def spoken(value: Any) -> str:
+    """A JSON value as a person reads it in one line: what is in it by name, without quotes and brackets."""
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {spoken(item)}" for key, item in value.items()) or "-"
+    if isinstance(value, list):
+        return ("; " if any(isinstance(item, dict) for item in value) else ", ").join(map(spoken, value)) or "-"
+    return plain(value)
 
 
 def plain(value: Any) -> str:
@@ -3052,7 +3061,7 @@ def build_parser(chosen: Operation) -> argparse.ArgumentParser:
     # Named for the flag: an argument of the command may have the bare name.
     for flag, metavar, meaning in (
         ("--env", "NAME", "an environment of `tau env list` (TAU_ENV)"),
-        ("--host", "ADDRESS", "unix:///path or tcp://host:port (TAU_HOST)"),
+        ("--host", "ADDRESS", "unix:///path, tcp://host:port or https://host (TAU_HOST)"),
         ("--home", "DIR", "home of the daemon (TAU_HOME)"),
     ):
         common.add_argument(flag, dest=flag, metavar=metavar, help=meaning)
@@ -3062,8 +3071,9 @@ def build_parser(chosen: Operation) -> argparse.ArgumentParser:
 
 EXITS = """
 exit codes:
-  0 done   1 the run did not succeed   2 bad usage or input   3 not found   4 not allowed
-  5 conflict   6 no daemon   7 gave up waiting   9 a bug in Tau   130 interrupted
+  0 done   1 the run did not succeed   2 bad usage or input   3 not found
+  4 not allowed   5 conflict   6 no daemon   7 gave up waiting
+  9 a bug in Tau   130 interrupted
 """
 
 
@@ -3670,7 +3680,7 @@ def env_add(
     cert_key_file  key of that certificate
 
     Examples:
-        tau env add production https://tau.example.com --api-key-file ~/.secrets/tau-production
+        tau env add production https://tau.example.com --api-key-file ~/tau.key
         tau env add staging https://staging.example.com - < key
     """
     _, view = desk
@@ -4033,8 +4043,15 @@ def look_at_daemon(patient: Patient) -> Finding:
     if about["version"] != __version__:
         return "warn", f"{found}, but this is {__version__}", "tau shutdown; taud --detach"
     if about["warnings"]:
-        return "warn", f"{found}: {'; '.join(map(str, about['warnings']))}", "see the log of taud"
+        return "warn", f"{found}: {'; '.join(map(str, about['warnings']))}", warning_remedy(about["warnings"])
     return passed(found)
+
+
+def warning_remedy(warnings: list[str]) -> str:
+    """What to do about what the daemon warns of: most warnings say it themselves."""
+    root = [one for one in warnings if one.startswith("taud runs as root")]
+    remedies = ["start taud as a user that may do what its pipelines need, and no more"] if root else []
+    return "; ".join(remedies + ["do what it says"] * (len(warnings) > len(root)))
 
 
 def look_at_fork_server(patient: Patient) -> Finding:
@@ -4194,11 +4211,19 @@ MARKS = {"pass": ("✓", "success"), "warn": ("!", "warning"), "fail": ("✗", "
 TABLES = {
     "list": ("pipelines", ("name", "version", "last_status", "last_run_at", "next_at", "tags", "description")),
     "runs": ("runs", ("run_id", "pipeline", "version", "status", "trigger", "queued_at", "duration_ms")),
-    "errors": ("errors", ("run_id", "pipeline", "status", "finished_at", "where", "what")),
+    "errors": ("errors", ("run_id", "pipeline", "finished_at", "where", "what")),
     "wait": ("runs", ("run_id", "pipeline", "status", "duration_ms")),
     "backfill": ("runs", ("scheduled_for", "run_id")),
     "env_list": ("environments", ("name", "host", "key", "in_use")),
+    "key_list": ("keys", ("name", "scope", "pipelines", "status", "expires_at", "used_at")),
 }
+#: Column → a shorter heading than its name.
+HEADINGS = {"version": "ver", "last_status": "last", "duration_ms": "took"}
+#: Columns that are cut where the terminal is narrow, and to how little; names, ids and times are pasted, thus whole.
+ELASTIC = ("tags", "pipelines", "description", "what")
+ELASTIC_MIN = 12
+#: Columns that are left out, in this order, where that does not suffice.
+SPARE = ("tags", "pipelines", "description", "where")
 
 
 class View:
@@ -4236,18 +4261,28 @@ class View:
 
     def table(self, document: Json, key: str, columns: tuple[str, ...]) -> str:
         """Rows under headings, and how to get what is not shown."""
-        rows = document[key]
-        if not rows:
-            return f"no {key}"
-        cells = [[one_line(cell(row, column), 60) for column in columns] for row in rows]
-        widths = [max(len(text) for text in column) for column in zip(columns, *cells, strict=True)]
-        lines = [self.paint("  ".join(map(str.ljust, columns, widths)).rstrip(), "bold")]
-        for row in cells:
-            padded = [self.paint(text.ljust(width), text) for text, width in zip(row, widths, strict=True)]
-            lines.append("  ".join(padded).rstrip())
+        lines = self.rows(document[key], columns) if document[key] else [f"no {key}"]
         if cut := document.get("truncated"):
             lines.append(self.paint(f"{cut['shown']} of {cut['total']}; all: {cut['get']}", "dim"))
+        if spoken_to := document.get("daemon"):
+            told = spoken_to.get("error") or f"{spoken_to['host']} ({spoken_to['from']})"
+            lines.append(self.paint(f"commands speak to: {printable(told)}", "dim"))
         return "\n".join(lines)
+
+    def rows(self, rows: list[Json], columns: tuple[str, ...]) -> list[str]:
+        """The lines of a table, no wider than the terminal if that can be."""
+        cells = {column: [one_line(cell(row, column), 60) for row in rows] for column in columns}
+        widths = {column: max(len(HEADINGS.get(column, column)), *map(len, texts)) for column, texts in cells.items()}
+        shrink(widths, terminal_width())
+        heads = [HEADINGS.get(column, column).ljust(width) for column, width in widths.items()]
+        lines = [self.paint("  ".join(heads).rstrip(), "bold")]
+        for at in range(len(rows)):
+            padded = [
+                self.paint(one_line(cells[column][at], width).ljust(width), cells[column][at])
+                for column, width in widths.items()
+            ]
+            lines.append("  ".join(padded).rstrip())
+        return lines
 
     def summary(self, run: Json) -> str:
         """How a run ended, for a person: status, result or error with its place, and what to do next."""
@@ -4330,6 +4365,29 @@ class View:
         self.current = ""
 
 
+def terminal_width() -> int:
+    """How many characters a line of the terminal has; very many where it does not say."""
+    try:
+        return os.get_terminal_size(1).columns or sys.maxsize
+    except OSError:
+        return sys.maxsize
+
+
+def shrink(widths: dict[str, int], room: int) -> None:
+    """Makes columns fewer, then narrower, until a line of a table has *room*."""
+    least = {column: min(width, ELASTIC_MIN) if column in ELASTIC else width for column, width in widths.items()}
+    for column in SPARE:
+        if column in widths and line_width(least) > room:
+            del widths[column], least[column]
+    for column in sorted(set(ELASTIC) & set(widths), key=lambda one: -widths[one]):
+        widths[column] = max(least[column], widths[column] - max(0, line_width(widths) - room))
+
+
+def line_width(widths: dict[str, int]) -> int:
+    """How wide a line of a table is, with two spaces between its columns."""
+    return sum(widths.values()) + 2 * (len(widths) - 1)
+
+
 def progress_text(event: Json) -> str:
     """How far a run is, as a person reads it."""
     done, total = event["done"], event["total"]
@@ -4352,7 +4410,13 @@ def cell(row: Json, column: str) -> str:
             return f"{error['type']}: {error['message']}"
         return f"{error['file']}:{error['line']}" if error.get("file") else "-"
     value = row.get(column)
-    return duration(value) if column == "duration_ms" and value is not None else plain(value)
+    if column == "next_at" and row.get("held"):
+        return str(row["held"])
+    if value is None:
+        return "-"
+    if column == "duration_ms":
+        return duration(value)
+    return f"{value[:19]}Z" if column.endswith("_at") else spoken(value)
 
 
 def duration(millis: float) -> str:
@@ -4380,7 +4444,9 @@ def schedule_text(document: Json) -> str:
 def why_text(document: Json) -> str:
     """Why a pipeline did or did not run: the answer, what holds it, and the last decisions, newest first."""
     lines = [printable(document["answer"])]
-    lines += [printable(f"held by {one['by']}  {one.get('hint', '')}".rstrip()) for one in document["held"]]
+    for one in document["held"]:
+        because = f" ({one['reason']})" if one.get("reason") else ""
+        lines.append(printable(f"held by {one['by']}{because}  {one.get('hint', '')}".rstrip()))
     for one in document["recent"]:
         what = one.get("status") or one.get("message") or one.get("reason") or ""
         lines.append(printable(f"{one['scheduled_for']}  {one['decision']:<7}  {one.get('run_id') or ''}  {what}"))
@@ -4749,9 +4815,10 @@ def open_tcp(address: Address, context: ssl.SSLContext | None) -> socket.socket:
 
 def no_daemon(problem: OSError, address: Address) -> Unavailable:
     """Why a connection could not be opened, and what to do."""
-    where, start = address.where, "taud --detach"
-    if address.scheme != "unix":
-        start = f"start taud there: taud --port {address.port}"
+    where, start = address.where, f"start taud there: taud --port {address.port}"
+    if address.scheme == "unix":
+        home = os.path.dirname(address.path)
+        start = "taud --detach" if home == find_home(None) else f"taud --home {shlex.quote(home)} --detach"
     kinds: tuple[tuple[type[OSError] | None, str, str, str], ...] = (
         (PermissionError, "not_allowed", f"not allowed to connect to {where}", "it is another user's: [daemon] group"),
         (FileNotFoundError, "no_socket", f"no daemon: there is no socket at {where}", start),
@@ -7063,7 +7130,7 @@ async def run(
 
     Examples:
         tau run orders -p day=2026-01-01 -p limit=10
-        tau run orders --detach --key orders-2026-01-01  # the same key never makes a second run
+        tau run orders --detach --key orders-2026-01-01  # the same key, the same run
     """
     store, params = call.daemon.store, params or {}
     text = encode_json(params)
@@ -7980,6 +8047,7 @@ def describe(store: Store, run_id: str, full: bool = False, number: int | None =
             run,
             store.ask.version(run["pipeline"], run["version"])["entry"],
             os.path.isdir(os.path.join(store.home, "memos", run_id)),
+            store.ask.told_executor(run_id),
         ),
     }
     return document if full else shorten(document)
@@ -8002,15 +8070,17 @@ RUN_SHOWN = (
 )
 
 
-def next_commands(run: Json, entry: str, kept: bool) -> list[str]:
+def next_commands(run: Json, entry: str, kept: bool, executor: str | None) -> list[str]:
     """What an agent would do next, as commands to paste; *entry* is the file that was deployed.
 
-    *kept* says that the run has left something that need not be done again.
+    *kept* says that the run has left something that need not be done again, *executor* where it was told to run.
     """
     name, run_id = run["pipeline"], run["run_id"]
     see_log, again = f"tau logs {name} --run {run_id}", f"tau run {name}"
     if run["params"] and len(text := encode_json(run["params"])) < 500:
         again += " --params '" + text.replace("'", "'\\''") + "'"
+    if executor is not None:
+        again += f" --executor {executor}"
     if run["status"] not in FINAL:
         return [f"tau wait {run_id}", f"{see_log} --follow", f"tau cancel {run_id}"]
     if run["status"] == "success":
@@ -8195,7 +8265,10 @@ class Keys:
             logging.getLogger("tau").warning("not written down: %s", problem)
 
 
-KEY_HINT = "set TAU_API_KEY, or use the daemon's own home; `tau key create NAME` there makes a key"
+KEY_HINT = (
+    "`tau key create NAME` beside the daemon makes one; show it with TAU_API_KEY, `tau env add NAME HOST -`,"
+    " or over HTTP with `Authorization: Bearer KEY`"
+)
 
 
 class Failures:
@@ -17653,9 +17726,11 @@ def error_document(problem: BaseException, folder: str, journal: Journal) -> Jso
     frames = user_frames(problem.__traceback__, folder)
     mine = [frame for frame in frames if frame["user"]]
     place = mine[-1] if mine else {"file": None, "line": None, "code": None, "function": ""}
+    message = safe_text(problem)
     if isinstance(problem, SyntaxError) and problem.filename and not mine:
         text = (problem.text or "").strip()
         place = {"file": short_path(problem.filename, folder)[0], "line": problem.lineno, "code": text, "function": ""}
+        message = message.removesuffix(f" ({os.path.basename(problem.filename)}, line {problem.lineno})")
     name = type(problem).__name__
     found = [str(place[key] or "") for key in ("file", "function", "code")]
     if not mine:
@@ -17663,7 +17738,7 @@ def error_document(problem: BaseException, folder: str, journal: Journal) -> Jso
     return {
         "kind": kind,
         "type": name,
-        "message": safe_text(problem),
+        "message": message,
         "step": journal.step_of(problem),
         **{key: place[key] for key in ("file", "line", "code")},
         "frames": frames,

@@ -97,6 +97,14 @@ def test_repeated_requests_do_not_repeat_their_events(home: Tau) -> None:
     assert seen == [1, 2, 3, 4]
 
 
+def test_the_hint_starts_the_daemon_that_was_asked_for(home: Tau) -> None:
+    assert home("status", exit=6)["hint"] == "taud --detach"
+    assert home("--home", home.home, "status", exit=6)["hint"] == "taud --detach"
+    other = home.work / "another home"
+    for words in (["--home", other], ["--host", f"unix://{other}/tau.sock"]):
+        assert home(*words, "status", exit=6)["hint"] == f"taud --home '{other}' --detach"
+
+
 def test_what_answers_may_be_no_tau(home: Tau) -> None:
     with fake(home.home, lambda count, line: b"HTTP/1.1 400 Bad Request\r\n"):
         error = home("undeploy", "x", exit=6)

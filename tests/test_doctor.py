@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import signal
 import sqlite3
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Tau
+from conftest import Tau, eventually
 from test_terminal import on_terminal
 
 import tau as module
@@ -117,6 +118,19 @@ def test_each_disease_is_found_and_has_a_remedy(
     assert remedy in found[name]["remedy"]
     if harm is no_socket:
         (home.home / "tau.sock").unlink()
+
+
+def test_a_warning_of_the_daemon_has_a_remedy(home: Tau) -> None:
+    (home.home / "tau.toml").write_text("")
+    home.start()
+    (home.home / "tau.toml").write_text("nonsense")
+    os.kill(home.pid(), signal.SIGHUP)
+    eventually(lambda: "not read again" in str(home.call("status")["warnings"]))
+    (home.home / "tau.toml").write_text("")  # else doctor stumbles over it by itself
+    found = checks(home)["daemon"]
+    assert found["status"] == "warn"
+    told = {"start taud as a user that may do what its pipelines need, and no more", "do what it says"}
+    assert set(found["remedy"].split("; ")) == (told if os.geteuid() == 0 else {"do what it says"})
 
 
 def test_people_see_marks_and_remedies(home: Tau) -> None:

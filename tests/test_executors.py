@@ -117,7 +117,7 @@ def comparable(run: Json) -> Json:
     document: Json = plain(run)
     document["executor"] = None
     document["trace"]["log_tail"].sort()  # what is written to a descriptor has no place among what is logged
-    text = json.dumps(document).replace(run["run_id"], "RUN")
+    text = re.sub(r" --executor \w+", "", json.dumps(document).replace(run["run_id"], "RUN"))
     return json.loads(re.sub(r"0x[0-9a-f]+", "0x", text))
 
 
@@ -581,6 +581,14 @@ def test_an_unknown_executor_is_refused_at_deploy_and_at_run(lone: Tau) -> None:
     assert lone("run", "it", "--executor", "fra", exit=2)["hint"] == "did you mean 'far'?"
     assert "[executors.worker1]" in lone("run", "it", "--executor", "elsewhere", exit=2)["hint"]
     assert lone("runs", "it")["runs"] == []
+
+
+@pytest.mark.parametrize("lone", [config_of(["env"])], indirect=True)
+def test_what_to_do_next_is_to_run_it_there_again(lone: Tau) -> None:
+    lone.deploy_it("def it(ctx):\n    return 1 / 0")
+    for executor in ("far", "local"):
+        assert lone("run", "it", "--executor", executor, exit=1)["next"][-1] == f"tau run it --executor {executor}"
+    assert lone("run", "it", exit=1)["next"][-1] == "tau run it"
 
 
 @pytest.mark.parametrize("lone", [config_of(["env"])], indirect=True)

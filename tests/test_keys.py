@@ -454,3 +454,12 @@ def test_a_created_key_is_enough_to_listen_everywhere(home: Tau) -> None:
     port = addresses[1].rpartition(":")[2]
     for host in (f"tcp://127.0.0.1:{port}", f"tcp://[::1]:{port}", f"http://[::1]:{port}"):
         assert home("--host", host, "list", TAU_API_KEY=key) == {"pipelines": []}
+
+
+def test_whoever_is_refused_reads_how_to_show_a_key(home: Tau) -> None:
+    port = free_port()
+    home.start("--port", str(port))
+    for scheme in ("tcp", "http"):
+        refused = home("--host", f"{scheme}://127.0.0.1:{port}", "list", TAU_API_KEY="x" * 40, exit=4)
+        assert refused["message"] == "the key is not right"
+        assert all(word in refused["hint"] for word in ("tau key create", "TAU_API_KEY", "tau env add", "Bearer KEY"))

@@ -531,6 +531,8 @@ def test_check_tells_what_a_file_has_needs_and_lacks(tau: Tau) -> None:
     assert done.exit == 2
     assert done.json["error"]["message"].startswith("not.py does not load, line 1: ModuleNotFoundError")
     assert done.json["missing_imports"] == ["absent_module"]
+    broken = tau("deploy", tau.write("def it(ctx)\n    return 1\n", "broken.py"), exit=2)
+    assert broken["message"] == "broken.py does not load, line 1: SyntaxError: expected ':'"
 
 
 OPTIONS = [

@@ -6,6 +6,7 @@ import os
 import pty
 import re
 import subprocess
+import termios
 from typing import Any
 
 import pytest
@@ -14,9 +15,11 @@ from conftest import Tau, python
 import tau as module
 
 
-def on_terminal(tau: Tau, *words: Any, **environ: str) -> tuple[int, str]:
-    """Exit code and screen text of a command whose stdout and stderr are a terminal."""
+def on_terminal(tau: Tau, *words: Any, columns: int = 0, **environ: str) -> tuple[int, str]:
+    """Exit code and screen text of a command whose stdout and stderr are a terminal, of so many columns if it says."""
     ours, theirs = pty.openpty()
+    if columns:
+        termios.tcsetwinsize(theirs, (24, columns))
     child = subprocess.Popen(
         [*python("main"), *map(str, words)],
         env=tau.environ | {"TERM": "xterm"} | environ,
@@ -82,11 +85,77 @@ def test_tables_are_aligned_and_honour_no_color(tau: Tau) -> None:
     tau("run", "it")
     code, screen = on_terminal(tau, "runs", "it", "--last", "1", NO_COLOR="1")
     head, row, *rest = screen.splitlines()
-    assert head.split() == list(module.TABLES["runs"][1])
+    assert head.split() == [module.HEADINGS.get(column, column) for column in module.TABLES["runs"][1]]
     assert row.index("success") == head.index("status")
     assert "\x1b" not in screen
     assert not rest or "of" in rest[0]
     assert on_terminal(tau, "errors", "--limit", "1")[0] == code == 0
+
+
+def test_tables_fit_a_narrow_terminal(home: Tau) -> None:
+    home.start()
+    about = "description='What all of it is about, at a length that no terminal has room for', tags=['daily', 'money']"
+    source = (
+        f"from tau import pipeline\n@pipeline({about}, every='1h')\ndef orders(ctx):\n    raise ValueError('n' * 99)\n"
+    )
+    home.deploy(source)
+    home("run", "orders", exit=1)
+    home("key", "create", "dashboard", "--pipelines", "orders,customers,shipments,invoices", "--expires", "30d")
+    for words in (["list"], ["runs"], ["errors"], ["key", "list"]):
+        lines = on_terminal(home, *words, columns=80, NO_COLOR="1")[1].splitlines()
+        assert len(lines) == 2, lines
+        assert max(map(len, lines)) <= 80
+    assert "ValueError: n" in on_terminal(home, "errors", columns=80)[1]
+    assert "What all of" in on_terminal(home, "list", columns=100)[1]
+    wide = on_terminal(home, "list", columns=200)[1]
+    assert "What all of it is about, at a length that no terminal has" in wide
+    assert "daily, money" in wide
+
+
+def test_a_table_is_as_narrow_as_it_must_be() -> None:
+    widths = {"name": 10, "tags": 20, "description": 40}
+    for room, expected in (
+        (74, {"name": 10, "tags": 20, "description": 40}),
+        (60, {"name": 10, "tags": 20, "description": 26}),
+        (40, {"name": 10, "tags": 14, "description": 12}),
+        (30, {"name": 10, "description": 18}),
+        (20, {"name": 10}),
+        (5, {"name": 10}),
+    ):
+        left = dict(widths)
+        module.shrink(left, room)
+        assert left == expected, room
+
+
+def test_what_holds_a_pipeline_is_seen_with_its_reason(tau: Tau) -> None:
+    tau.deploy_it("def it(ctx): ...")
+    tau("schedule", "it", "--every", "1h")
+    tau("pause", "it", "--reason", "the source is down")
+    assert "held by paused (the source is down)  tau resume it" in on_terminal(tau, "why", "it")[1]
+    screen = on_terminal(tau, "list", NO_COLOR="1")[1]
+    (row,) = (line for line in screen.splitlines() if line.startswith("it "))
+    assert "paused" in row.split()
+    tau("resume", "it")
+    tau("schedule", "it", "--clear")
+
+
+def test_environments_are_listed_with_the_daemon_that_is_spoken_to(home: Tau) -> None:
+    assert on_terminal(home, "env", "list", NO_COLOR="1") == (
+        0,
+        f"no environments\ncommands speak to: unix://{home.socket} (home)\n",
+    )
+    home("env", "add", "far", "http://127.0.0.1:9")
+    screen = on_terminal(home, "--env", "far", "env", "list", NO_COLOR="1")[1]
+    assert screen.endswith("commands speak to: http://127.0.0.1:9 (--env)\n")
+
+
+def test_nested_values_are_words(home: Tau) -> None:
+    home.start()
+    screen = on_terminal(home, "status")[1]
+    assert re.search(r"^processes +role daemon, pid \d+; role fork server, pid \d+$", screen, re.MULTILINE)
+    assert re.search(r"^slots +total 10, used 0$", screen, re.MULTILINE)
+    assert re.search(r"^executors +-$", screen, re.MULTILINE)
+    assert "{" not in screen
 
 
 def test_json_on_a_terminal_is_indented_for_inspect_and_compact_on_request(tau: Tau) -> None:
