@@ -17193,6 +17193,14 @@ def returned(result: Any, most: int, journal: Journal) -> Json:
     return {"t": "returned", "result": plain_result, "stopped": journal.stopped}
 
 
+def unwritten(lines: bytes, written: int) -> bytes:
+    """What is still to be written of some lines, so much of which is: each of them whole, or only its end."""
+    whole = lines.rfind(b"\n", 0, written) + 1
+    if written in (whole, len(lines)) or lines[written : written + 1] == b"\n":
+        return lines[written:]
+    return b"\n" + lines[whole:]  # what was written of a line is a torn one, which nobody reads
+
+
 #: So much of a trace waits in memory while the disk is full.
 WAITING_BYTES_MAX = 16 << 20
 
@@ -17267,10 +17275,9 @@ class Journal:
     def write_line(self, line: bytes) -> bool:
         """Appends a line; False if the disk is full: then it waits here, and others behind it, as long as they fit."""
         if not self.waiting:
-            written = self.append(line)
-            if written == len(line):
+            if (written := self.append(line)) == len(line):
                 return True
-            self.waiting = b"\n" + line if written else line  # what was written of it is a torn line
+            self.waiting = unwritten(line, written)
             return False
         fits = len(self.waiting) + len(line) <= WAITING_BYTES_MAX
         if fits:
@@ -17289,10 +17296,7 @@ class Journal:
 
     def flush(self) -> bool:
         """Writes what has found no room before; whether nothing waits any more."""
-        data = self.waiting
-        written = self.append(data)
-        whole = data.rfind(b"\n", 0, written) + 1  # lines of which all is written
-        self.waiting = b"" if written == len(data) else (b"\n" if written > whole else b"") + data[whole:]
+        self.waiting = unwritten(self.waiting, self.append(self.waiting))
         return not self.waiting
 
     def log(self, message: str, level: str, step: Step | None, fields: Json | None, stream: str | None) -> None:
