@@ -446,9 +446,13 @@ ERRORS: dict[str, type[TauError]] = {
 }
 
 
+#: What is less alike than this was not meant: 'orders' by 'code' is 0.6, 'far' by 'fra' 0.67.
+NEARNESS_MIN = 0.65
+
+
 def did_you_mean(word: str, words: Iterable[str], otherwise: str = "") -> str:
     """A hint that names the nearest of *words*, or *otherwise*."""
-    near = difflib.get_close_matches(word[:WORD_MAX], [*words], 1, 0.5)
+    near = difflib.get_close_matches(word[:WORD_MAX], [*words], 1, NEARNESS_MIN)
     return f"did you mean '{near[0]}'? {otherwise}".strip() if near else otherwise
 
 
@@ -833,7 +837,9 @@ def read_file(path: str, name: str) -> Json:
         with open(path, "rb") as file:
             content = file.read(DEPLOYMENT_BYTES_MAX + 1)
     except OSError as problem:
-        raise BadRequest(f"cannot read {path}: {problem.strerror}", "give the path of a Python file") from None
+        raise BadRequest(
+            f"cannot read {path}: {problem.strerror}", "give the path of a Python file, or of a folder"
+        ) from None
     if len(content) > DEPLOYMENT_BYTES_MAX:
         raise LoadFailed(f"{path} is larger than {DEPLOYMENT_BYTES_MAX:,} bytes", KEEP_SMALL, file=path)
     try:
@@ -3059,7 +3065,7 @@ def read_params(chosen: Operation, options: Json) -> Json:
             try:
                 params[name] = KINDS[argument.kind].from_shell(value)
             except ValueError:
-                wanted = KINDS[argument.kind].schema["type"]
+                wanted = "whole number" if argument.kind == "int" else "number"
                 raise BadRequest(f"{argument.flags[0]}: '{value}' is not a {wanted}", argument.meaning) from None
         elif value is not None:
             params[name] = value
@@ -4183,7 +4189,7 @@ HEADINGS = {"version": "ver", "last_status": "last", "duration_ms": "took"}
 ELASTIC = ("tags", "pipelines", "description", "what")
 ELASTIC_MIN = 12
 #: Columns that are left out, in this order, where that does not suffice.
-SPARE = ("tags", "pipelines", "description", "where")
+SPARE = ("tags", "pipelines", "description", "version", "trigger", "where")
 
 
 class View:
@@ -7027,7 +7033,8 @@ async def code(
     folder = os.path.join(call.daemon.home, "versions", found["sha256"])
     files = await asyncio.to_thread(deployed_files, folder)
     if file is not None and file not in files:
-        raise NotFound(f"{name} v{found['version']} has no file '{file[:WORD_MAX]}'", did_you_mean(file, files))
+        hint = did_you_mean(file, files, f"tau code {name} --json lists its files")
+        raise NotFound(f"{name} v{found['version']} has no file '{file[:WORD_MAX]}'", hint)
     content = read_bytes(os.path.join(folder, file or found["entry"]))
     if content is None:
         raise NotFound(f"the source of {name} v{found['version']} is gone", "deploy the file again")
@@ -7621,10 +7628,21 @@ def past_words(tick: Json) -> str:
         what = f"The {several} ticks from {tick['from']} to {when} were" if several > 1 else f"The tick of {when} was"
         return f"{what} {decision}{why_late} ({tick.get('message') or tick['reason']})."
     if last := tick.get("last_run"):
-        return f"It last ran by {last['trigger']} ({last['run_id']}: {last['status']})."
+        return f"It last ran {RAN_BY[last['trigger']]} ({last['run_id']}: {last['status']})."
     return f"Nothing ran: {tick['reason']}."
 
 
+#: Trigger → how a run came about, in words.
+RAN_BY = {
+    "manual": "by hand",
+    "schedule": "by its schedule",
+    "catchup": "late, by its schedule",
+    "retry": "as a retry",
+    "chain": "after its upstream",
+    "backfill": "by a backfill",
+    "webhook": "by a webhook",
+    "heal": "to be healed",
+}
 CAUSES = {
     "daemon_down": "the daemon was down",
     "suspended": "the machine slept",
@@ -7935,7 +7953,7 @@ async def key_revoke(call: Call, name: str) -> Json:
 def bounded(limit: int, most: int = LIST_MAX) -> int:
     """The limit, if it is one a list may have."""
     if not 1 <= limit <= most:
-        raise BadRequest(f"the limit must be from 1 to {most:,}, not {limit:,}", "the newest come first")
+        raise BadRequest(f"the limit must be from 1 to {most:,}, not {limit:,}", "--limit 20")
     return limit
 
 
@@ -8845,8 +8863,15 @@ class Outcome:
         self.retry = retry  # whether its exception is one to be retried, if it was one
 
 
-def verdict(outcome: Json | None, ended: Json | None, stopping: str | None, start: Json | None = None) -> Outcome:
-    """Reads the end of a process: its last record, its end record, why we stopped it, if we did, and who it was.
+def verdict(
+    outcome: Json | None,
+    ended: Json | None,
+    stopping: str | None,
+    start: Json | None = None,
+    limit_s: float | None = None,
+) -> Outcome:
+    """Reads the end of a process: its last record, its end record, why we stopped it, if we did, who it was, and how
+    much time it had.
 
     The order of these lines is the precedence.  A returned-record written before any stop decides for success
     whatever came after it; an exit code of 0 without one decides nothing.
@@ -8856,6 +8881,8 @@ def verdict(outcome: Json | None, ended: Json | None, stopping: str | None, star
     raised: Json = outcome["error"] if outcome is not None and outcome["t"] == "raised" else {}
     if stopping:
         error = bare_error(*STOPPED[stopping])
+        if stopping == "timed_out" and limit_s is not None:
+            error["message"] += f" of {limit_s:g} s"
         kept = ("step", "file", "line", "code", "frames")
         return Outcome(stopping, None, error | {key: raised[key] for key in kept if key in raised})
     if raised:
@@ -9056,7 +9083,8 @@ class Process:
         at = rfc3339(time.time())
         about = {"t": "log", "at": at, "level": "info", "step": None, "stream": stream, "fields": None}
         for line in kept:
-            self.keep({**about, "message": line.decode("utf-8", "replace")}, records)
+            text = line.removesuffix(b"\r").decode("utf-8", "replace")  # ssh ends its lines like a terminal
+            self.keep({**about, "message": text}, records)
         return more
 
     def remove_files(self) -> None:
@@ -9503,7 +9531,7 @@ class Executor:
         if process.start is not None and process.ended is None:
             end_session(process.start)
             process.ended = process.far_end()  # its supervisor here is gone, not the one there
-        process.verdict = verdict(process.outcome, process.end(), process.stopping, process.start)
+        process.verdict = verdict(process.outcome, process.end(), process.stopping, process.start, process.timeout_s)
         if process.run_id is None:
             return
         finish, about = self.store.finish, (process.run_id, process.attempt)

@@ -376,3 +376,17 @@ def test_a_retry_is_a_run_and_exits_like_one(tau: Tau) -> None:
     assert tau("retry", run_id, "--detach")["status"] in ("queued", "running")
     *events, document = tau.command("retry", run_id, "--follow").lines
     assert (events[-1]["type"], document["status"]) == ("run.finished", "failed")
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["orders"], "`tau --help` lists them"),
+        (["stauts"], "did you mean 'status'? `tau --help` lists them"),
+        (["runs", "--last", "ten"], "--last: 'ten' is not a whole number"),
+        (["run", "it", "--timeout", "soon"], "--timeout: 'soon' is not a number"),
+    ],
+)
+def test_what_was_not_understood_is_said_in_words(tau: Tau, words: list[str], expected: str) -> None:
+    error = tau(*words, exit=2)
+    assert expected in (error["message"], error["hint"])
