@@ -1877,7 +1877,8 @@ def complain(problem: TauError, as_json: bool) -> int:
     """Prints an error on stderr, for a person or as JSON; returns its exit code."""
     if people_read(sys.stderr, as_json):
         log = [f"  {line}" for line in problem.detail.get("log", ())]
-        text = printable("\n".join([*log, f"error: {problem}"]))
+        line = [f"       {source}"] if (source := problem.detail.get("source_line")) else []
+        text = printable("\n".join([*log, f"error: {problem}", *line]))
         if problem.hint:
             text += f"\n hint: {printable(problem.hint)}"
     else:
@@ -3083,7 +3084,11 @@ def show_answer(client: Client, chosen: Operation, params: Json, view: View) -> 
 
 def run_command(client: Client, chosen: Operation, params: Json, view: View) -> int:
     """`tau run`, and `tau retry`, which is one too: live on a terminal."""
-    document = run_watched(client, params, view, chosen.name)
+    try:
+        document = run_watched(client, params, view, chosen.name)
+    except KeyboardInterrupt:
+        view.leave_run()
+        raise
     view.show("run", document)
     return exit_of(document)
 
@@ -4199,6 +4204,7 @@ class View:
         self.people = people_read(sys.stdout, as_json)
         self.colours = self.people and not os.environ.get("NO_COLOR")
         self.current = ""  # the live line at the cursor, not yet ended
+        self.run_id = ""  # of the run that is shown live
 
     def show(self, name: str, document: Json) -> None:
         """Prints the one answer of a command."""
@@ -4322,7 +4328,14 @@ class View:
             text = f"attempt {event['attempt']} {event['status']}; again at {event['retry_at'][11:19]}"
             print(self.paint(f"  {text}", "warning"), flush=True)
         elif kind == "run.queued":
-            print(f"{event['pipeline']}  {event['run_id']}", flush=True)
+            self.run_id = event["run_id"]
+            print(f"{event['pipeline']}  {self.run_id}", flush=True)
+
+    def leave_run(self) -> None:
+        """A person who interrupts `tau run` is told that this has not stopped the run, and what would."""
+        self.end_live()
+        if self.run_id:
+            write_out(f"\n{self.run_id} goes on\nnext    tau wait {self.run_id}\nnext    tau cancel {self.run_id}")
 
     def end_live(self) -> None:
         """The line at the cursor, if any, is ended."""
