@@ -4513,6 +4513,8 @@ class Client:
                 self.close()
                 now = time.monotonic()
                 lost_at = lost_at or now
+                if not connected and problem.detail.get("reason") == "lost" and self.shows_no_certificate():
+                    problem.hint = CLIENT_HINT
                 if not repeatable or (not connected and lost_at == now) or now - lost_at > RECONNECT_S:
                     raise
                 if problem.detail.get("retryable") is False:
@@ -4576,6 +4578,11 @@ class Client:
         if not os.path.lexists(place) and os.path.lexists(SERVICE_SOCKET):
             place = SERVICE_SOCKET
         return Address(f"unix://{place}")
+
+    def shows_no_certificate(self) -> bool:
+        """Whether a daemon that demands a certificate must have hung up on us: in TLS 1.3 it does so without a word."""
+        shown = self.target.cert_file or os.environ.get("TAU_CERT_FILE")
+        return not shown and self.find_address().secure
 
     def find_key(self, peer: str) -> str:
         """The key of the target; on loopback else the key that the daemon of this home made for it."""
@@ -4833,6 +4840,9 @@ def no_daemon(problem: OSError, address: Address) -> Unavailable:
     return Unavailable(f"cannot connect to {where}: {problem}", hint, reason="unreachable")
 
 
+CLIENT_HINT = (
+    "does the daemon demand a certificate of yours? TAU_CERT_FILE and TAU_CERT_KEY_FILE name it; or it stopped"
+)
 CA_HINT = "TAU_CA_FILE names the authority's certificate; the host must be one that the daemon's certificate names"
 
 
