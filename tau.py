@@ -450,9 +450,13 @@ ERRORS: dict[str, type[TauError]] = {
 }
 
 
+#: What is less alike than this was not meant: 'orders' by 'code' is 0.6, 'far' by 'fra' 0.67.
+NEARNESS_MIN = 0.65
+
+
 def did_you_mean(word: str, words: Iterable[str], otherwise: str = "") -> str:
     """A hint that names the nearest of *words*, or *otherwise*."""
-    near = difflib.get_close_matches(word[:WORD_MAX], [*words], 1, 0.5)
+    near = difflib.get_close_matches(word[:WORD_MAX], [*words], 1, NEARNESS_MIN)
     return f"did you mean '{near[0]}'? {otherwise}".strip() if near else otherwise
 
 
@@ -837,7 +841,9 @@ def read_file(path: str, name: str) -> Json:
         with open(path, "rb") as file:
             content = file.read(DEPLOYMENT_BYTES_MAX + 1)
     except OSError as problem:
-        raise BadRequest(f"cannot read {path}: {problem.strerror}", "give the path of a Python file") from None
+        raise BadRequest(
+            f"cannot read {path}: {problem.strerror}", "give the path of a Python file, or of a folder"
+        ) from None
     if len(content) > DEPLOYMENT_BYTES_MAX:
         raise LoadFailed(f"{path} is larger than {DEPLOYMENT_BYTES_MAX:,} bytes", KEEP_SMALL, file=path)
     try:
@@ -1902,7 +1908,8 @@ def complain(problem: TauError, as_json: bool) -> int:
     """Prints an error on stderr, for a person or as JSON; returns its exit code."""
     if people_read(sys.stderr, as_json):
         log = [f"  {line}" for line in problem.detail.get("log", ())]
-        text = printable("\n".join([*log, f"error: {problem}"]))
+        line = [f"       {source}"] if (source := problem.detail.get("source_line")) else []
+        text = printable("\n".join([*log, f"error: {problem}", *line]))
         if problem.hint:
             text += f"\n hint: {printable(problem.hint)}"
     else:
@@ -3114,7 +3121,7 @@ def read_params(chosen: Operation, options: Json) -> Json:
             try:
                 params[name] = KINDS[argument.kind].from_shell(value)
             except ValueError:
-                wanted = KINDS[argument.kind].schema["type"]
+                wanted = "whole number" if argument.kind == "int" else "number"
                 raise BadRequest(f"{argument.flags[0]}: '{value}' is not a {wanted}", argument.meaning) from None
         elif value is not None:
             params[name] = value
@@ -3132,7 +3139,11 @@ def show_answer(client: Client, chosen: Operation, params: Json, view: View) -> 
 
 def run_command(client: Client, chosen: Operation, params: Json, view: View) -> int:
     """`tau run`, and `tau retry`, which is one too: live on a terminal."""
-    document = run_watched(client, params, view, chosen.name)
+    try:
+        document = run_watched(client, params, view, chosen.name)
+    except KeyboardInterrupt:
+        view.leave_run()
+        raise
     view.show("run", document)
     return exit_of(document)
 
@@ -4223,7 +4234,7 @@ HEADINGS = {"version": "ver", "last_status": "last", "duration_ms": "took"}
 ELASTIC = ("tags", "pipelines", "description", "what")
 ELASTIC_MIN = 12
 #: Columns that are left out, in this order, where that does not suffice.
-SPARE = ("tags", "pipelines", "description", "where")
+SPARE = ("tags", "pipelines", "description", "version", "trigger", "where")
 
 
 class View:
@@ -4233,6 +4244,7 @@ class View:
         self.people = people_read(sys.stdout, as_json)
         self.colours = self.people and not os.environ.get("NO_COLOR")
         self.current = ""  # the live line at the cursor, not yet ended
+        self.run_id = ""  # of the run that is shown live
 
     def show(self, name: str, document: Json) -> None:
         """Prints the one answer of a command."""
@@ -4356,7 +4368,14 @@ class View:
             text = f"attempt {event['attempt']} {event['status']}; again at {event['retry_at'][11:19]}"
             print(self.paint(f"  {text}", "warning"), flush=True)
         elif kind == "run.queued":
-            print(f"{event['pipeline']}  {event['run_id']}", flush=True)
+            self.run_id = event["run_id"]
+            print(f"{event['pipeline']}  {self.run_id}", flush=True)
+
+    def leave_run(self) -> None:
+        """A person who interrupts `tau run` is told that this has not stopped the run, and what would."""
+        self.end_live()
+        if self.run_id:
+            write_out(f"\n{self.run_id} goes on\nnext    tau wait {self.run_id}\nnext    tau cancel {self.run_id}")
 
     def end_live(self) -> None:
         """The line at the cursor, if any, is ended."""
@@ -4533,6 +4552,8 @@ class Client:
                 self.close()
                 now = time.monotonic()
                 lost_at = lost_at or now
+                if not connected and problem.detail.get("reason") == "lost" and self.shows_no_certificate():
+                    problem.hint = CLIENT_HINT
                 if not repeatable or (not connected and lost_at == now) or now - lost_at > RECONNECT_S:
                     raise
                 if problem.detail.get("retryable") is False:
@@ -4587,6 +4608,11 @@ class Client:
         except BaseException:
             connection.close()
             raise
+
+    def shows_no_certificate(self) -> bool:
+        """Whether a daemon that demands a certificate must have hung up on us: in TLS 1.3 it does so without a word."""
+        shown = self.target.cert_file or os.environ.get("TAU_CERT_FILE")
+        return not shown and Address(self.target.address).secure
 
     def find_key(self, peer: str) -> str:
         """The key of the target; on loopback else the key that the daemon of this home made for it."""
@@ -4839,6 +4865,9 @@ def no_daemon(problem: OSError, address: Address) -> Unavailable:
     return Unavailable(f"cannot connect to {where}: {problem}", hint, reason="unreachable")
 
 
+CLIENT_HINT = (
+    "does the daemon demand a certificate of yours? TAU_CERT_FILE and TAU_CERT_KEY_FILE name it; or it stopped"
+)
 CA_HINT = "TAU_CA_FILE names the authority's certificate; the host must be one that the daemon's certificate names"
 
 
@@ -7097,7 +7126,8 @@ async def code(
     folder = os.path.join(call.daemon.home, "versions", found["sha256"])
     files = await asyncio.to_thread(deployed_files, folder)
     if file is not None and file not in files:
-        raise NotFound(f"{name} v{found['version']} has no file '{file[:WORD_MAX]}'", did_you_mean(file, files))
+        hint = did_you_mean(file, files, f"tau code {name} --json lists its files")
+        raise NotFound(f"{name} v{found['version']} has no file '{file[:WORD_MAX]}'", hint)
     content = read_bytes(os.path.join(folder, file or found["entry"]))
     if content is None:
         raise NotFound(f"the source of {name} v{found['version']} is gone", "deploy the file again")
@@ -7690,10 +7720,21 @@ def past_words(tick: Json) -> str:
         what = f"The {several} ticks from {tick['from']} to {when} were" if several > 1 else f"The tick of {when} was"
         return f"{what} {decision}{why_late} ({tick.get('message') or tick['reason']})."
     if last := tick.get("last_run"):
-        return f"It last ran by {last['trigger']} ({last['run_id']}: {last['status']})."
+        return f"It last ran {RAN_BY[last['trigger']]} ({last['run_id']}: {last['status']})."
     return f"Nothing ran: {tick['reason']}."
 
 
+#: Trigger → how a run came about, in words.
+RAN_BY = {
+    "manual": "by hand",
+    "schedule": "by its schedule",
+    "catchup": "late, by its schedule",
+    "retry": "as a retry",
+    "chain": "after its upstream",
+    "backfill": "by a backfill",
+    "webhook": "by a webhook",
+    "heal": "to be healed",
+}
 CAUSES = {
     "daemon_down": "the daemon was down",
     "suspended": "the machine slept",
@@ -8004,7 +8045,7 @@ async def key_revoke(call: Call, name: str) -> Json:
 def bounded(limit: int, most: int = LIST_MAX) -> int:
     """The limit, if it is one a list may have."""
     if not 1 <= limit <= most:
-        raise BadRequest(f"the limit must be from 1 to {most:,}, not {limit:,}", "the newest come first")
+        raise BadRequest(f"the limit must be from 1 to {most:,}, not {limit:,}", "--limit 20")
     return limit
 
 
@@ -8916,8 +8957,15 @@ class Outcome:
         self.retry = retry  # whether its exception is one to be retried, if it was one
 
 
-def verdict(outcome: Json | None, ended: Json | None, stopping: str | None, start: Json | None = None) -> Outcome:
-    """Reads the end of a process: its last record, its end record, why we stopped it, if we did, and who it was.
+def verdict(
+    outcome: Json | None,
+    ended: Json | None,
+    stopping: str | None,
+    start: Json | None = None,
+    limit_s: float | None = None,
+) -> Outcome:
+    """Reads the end of a process: its last record, its end record, why we stopped it, if we did, who it was, and how
+    much time it had.
 
     The order of these lines is the precedence.  A returned-record written before any stop decides for success
     whatever came after it; an exit code of 0 without one decides nothing.
@@ -8927,6 +8975,8 @@ def verdict(outcome: Json | None, ended: Json | None, stopping: str | None, star
     raised: Json = outcome["error"] if outcome is not None and outcome["t"] == "raised" else {}
     if stopping:
         error = bare_error(*STOPPED[stopping])
+        if stopping == "timed_out" and limit_s is not None:
+            error["message"] += f" of {limit_s:g} s"
         kept = ("step", "file", "line", "code", "frames")
         return Outcome(stopping, None, error | {key: raised[key] for key in kept if key in raised})
     if raised:
@@ -9132,7 +9182,8 @@ class Process:
         at = rfc3339(time.time())
         about = {"t": "log", "at": at, "level": "info", "step": None, "stream": stream, "fields": None}
         for line in kept:
-            self.keep({**about, "message": line.decode("utf-8", "replace")}, records)
+            text = line.removesuffix(b"\r").decode("utf-8", "replace")  # ssh ends its lines like a terminal
+            self.keep({**about, "message": text}, records)
         return more
 
     def remove_files(self) -> None:
@@ -9579,7 +9630,7 @@ class Executor:
         if process.start is not None and process.ended is None:
             end_session(process.start)
             process.ended = process.far_end()  # its supervisor here is gone, not the one there
-        process.verdict = verdict(process.outcome, process.end(), process.stopping, process.start)
+        process.verdict = verdict(process.outcome, process.end(), process.stopping, process.start, process.timeout_s)
         if process.run_id is None:
             return
         finish, about = self.store.finish, (process.run_id, process.attempt)

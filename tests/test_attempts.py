@@ -152,6 +152,7 @@ def test_a_run_that_takes_too_long_times_out_with_all_it_started(tau: Tau) -> No
     assert run.exit == 1
     error = run.json["error"]
     assert (run.json["status"], error["kind"], error["step"]) == ("timed_out", "timeout", "waiting")
+    assert error["message"] == "stopped at its time limit of 0.2 s"
     pid = tau("logs", "slow")["lines"][0]["fields"]["pid"]
     assert not is_running(pid)
 

@@ -387,3 +387,17 @@ def test_a_terminal_that_has_been_closed_changes_no_exit_code(home: Tau) -> None
     )
     os.close(theirs)
     assert (done.returncode, done.stderr) == (0, b"")
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["orders"], "`tau --help` lists them"),
+        (["stauts"], "did you mean 'status'? `tau --help` lists them"),
+        (["runs", "--last", "ten"], "--last: 'ten' is not a whole number"),
+        (["run", "it", "--timeout", "soon"], "--timeout: 'soon' is not a number"),
+    ],
+)
+def test_what_was_not_understood_is_said_in_words(tau: Tau, words: list[str], expected: str) -> None:
+    error = tau(*words, exit=2)
+    assert expected in (error["message"], error["hint"])

@@ -449,6 +449,7 @@ def test_a_folder_is_deployed_with_all_it_needs(tau: Tau) -> None:
     assert (code["entry"], code["files"]) == ("main.py", FILES)
     assert tau("code", "helped", "--file", "helper.py")["source"] == "def double(x): return 2 * x\n"
     assert "did you mean 'helper.py'" in tau("code", "helped", "--file", "helpers.py", exit=3)["hint"]
+    assert tau("code", "helped", "--file", "x", exit=3)["hint"] == "tau code helped --json lists its files"
     (root / "helper.py").write_text("def double(x): return 3 * x\n")
     assert tau("deploy", root)["changed"] is True
     assert tau("run", "helped")["result"][0] == 6
@@ -639,7 +640,7 @@ def test_why_tells_of_the_last_run_where_no_tick_was_decided(tau: Tau) -> None:
     tau.deploy("from tau import pipeline\n@pipeline\ndef unscheduled(ctx): ...\n")
     assert tau("why", "unscheduled")["answer"].startswith("Nothing ran: no tick has been decided yet.")
     run_id = tau("run", "unscheduled")["run_id"]
-    assert f"It last ran by manual ({run_id}: success)." in tau("why", "unscheduled")["answer"]
+    assert f"It last ran by hand ({run_id}: success)." in tau("why", "unscheduled")["answer"]
 
 
 def test_too_many_files_are_refused_before_they_are_compared(tau: Tau) -> None:

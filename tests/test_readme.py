@@ -331,7 +331,7 @@ def test_the_commands_of_an_upgrade_work(home: Tau) -> None:
         elif program == "tau":
             assert home.command(*words).exit == 0, line
         else:
-            assert words == ["install", "--upgrade", "tau-pipelines"]
+            assert words == ["install", "--upgrade", "."]
     assert home("inspect", run_id)["status"] == "success"
 
 

@@ -289,6 +289,11 @@ def test_prints_are_log_lines_of_their_step(tau: Tau) -> None:
     assert {("raw \ufffd bytes", None, "stdout"), ("from a child", None, "stdout")} == set(seen[6:])
 
 
+def test_a_line_that_ends_as_on_a_terminal_is_logged_without_that(tau: Tau) -> None:
+    tau.run_it("import os\ndef it(ctx):\n    os.write(2, b'refused\\r\\n10 %\\r20 %\\r\\n\\r\\n')")
+    assert [line["message"] for line in tau("logs", "it")["lines"]] == ["refused", "10 %\r20 %", ""]
+
+
 def test_a_line_of_100_mb_is_cut(tau: Tau) -> None:
     run = tau.run_it("import os\ndef it(ctx):\n    print('x' * 100_000_000)\n    os.write(1, b'y' * 1_000_000)")
     assert run["status"] == "success"
@@ -343,6 +348,7 @@ def test_a_module_may_be_named_like_one_of_the_standard_library(tau: Tau) -> Non
     for name in ("json.py", "tau.py", "not a word.py"):
         tau.deploy("import tau\n@tau.pipeline(name='it')\ndef it(ctx):\n    return __name__", name)
         assert tau("run", "it")["status"] == "success"
+        (tau.work / name).unlink()  # what is started in this directory would import it
 
 
 def test_files_that_were_not_closed_are_written_all_the_same(tau: Tau) -> None:
@@ -369,6 +375,7 @@ def test_files_that_were_not_closed_are_written_all_the_same(tau: Tau) -> None:
 def test_a_module_that_hides_one_of_ours_does_not_hide_the_error(tau: Tau) -> None:
     tau.deploy("from tau import pipeline\n@pipeline(name='it')\ndef it(ctx):\n    1 / 0\n", "hashlib.py")
     assert tau("run", "it", exit=1)["error"]["type"] == "ZeroDivisionError"
+    (tau.work / "hashlib.py").unlink()
 
 
 def test_without_its_stdout_a_run_still_returns(tau: Tau) -> None:

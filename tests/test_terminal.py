@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pty
 import re
+import signal
 import subprocess
 import termios
 from typing import Any
@@ -172,6 +173,40 @@ def test_code_is_bare_and_logs_are_lines(tau: Tau) -> None:
     assert on_terminal(tau, "code", "it")[1].startswith("from tau import pipeline\n")
     screen = on_terminal(tau, "logs", "it", NO_COLOR="1")[1]
     assert re.fullmatch(r"\d\d:\d\d:\d\d\.\d{3} warning \\x1b\]0;title\\x07 and text rows=3\n", screen)
+
+
+def test_a_file_that_does_not_load_is_shown_with_its_line(tau: Tau) -> None:
+    code, screen = on_terminal(tau, "deploy", tau.write("def it(ctx)\n    return 1\n", "broken.py"))
+    assert code == 2
+    told = [
+        "error: broken.py does not load, line 1: SyntaxError: expected ':'",
+        "       def it(ctx)",
+        " hint: mend the file",
+    ]
+    assert screen.splitlines() == told
+
+
+def test_who_interrupts_a_run_is_told_that_it_goes_on(tau: Tau) -> None:
+    tau.deploy_it("import time\ndef it(ctx):\n    ctx.log('begun')\n    time.sleep(600)")
+    ours, theirs = pty.openpty()
+    ignored = signal.signal(signal.SIGINT, signal.SIG_DFL)  # a test run in the background ignores it
+    child = subprocess.Popen(
+        [*python("main"), "run", "it"], env=tau.environ, stdin=theirs, stdout=theirs, stderr=theirs, cwd=tau.work
+    )
+    signal.signal(signal.SIGINT, ignored)
+    os.close(theirs)
+    screen = b""
+    while b"begun" not in screen:
+        screen += os.read(ours, 65536)
+    child.send_signal(signal.SIGINT)
+    assert child.wait(timeout=30) == 130
+    while b"tau cancel" not in screen:
+        screen += os.read(ours, 65536)
+    os.close(ours)
+    run_id = screen.split()[1].decode()
+    told = f"\n{run_id} goes on\nnext    tau wait {run_id}\nnext    tau cancel {run_id}\n"
+    assert screen.decode().replace("\r\n", "\n").endswith(told)
+    assert tau("cancel", run_id)["changed"] is True
 
 
 def test_an_error_is_two_lines_of_text(tau: Tau) -> None:

@@ -100,7 +100,10 @@ def test_a_certificate_of_the_client_may_be_demanded(tmp_path: Path) -> None:
     config = made.home / "tau.toml"
     config.write_text(config.read_text() + f'tls_client_ca = "{cert}"\n')
     for _ in started(made):
-        assert made("list", exit=6)["code"] == "unavailable"
+        for scheme in ("tls", "https"):
+            refused = made("--host", f"{scheme}://127.0.0.1:{made.port}", "list", exit=6)
+            assert refused["code"] == "unavailable"
+            assert "TAU_CERT_FILE" in refused["hint"]
         assert made("list", TAU_CERT_FILE=str(cert), TAU_CERT_KEY_FILE=str(key)) == {"pipelines": []}
 
 
