@@ -6338,9 +6338,13 @@ class Doorstep(Connection):
 class Unreadable(Exception):
     """A request that is answered by a status of HTTP alone; the connection ends with it."""
 
-    def __init__(self, status: int, problem: TauError, *headers: str) -> None:
+    def __init__(self, status: int, problem: TauError | str, *headers: str) -> None:
         super().__init__(status)
-        self.status, self.problem, self.headers = status, problem, headers
+        self.status, self.headers = status, headers
+        self.problem = BadRequest(problem, HTTP_HINT) if isinstance(problem, str) else problem
+
+
+HTTP_HINT = "POST /rpc with a JSON-RPC document; GET /healthz, /readyz, /metrics"
 
 
 class Exchange(Connection):
@@ -6407,7 +6411,7 @@ class Exchange(Connection):
             async with asyncio.timeout(IDLE_S if self.caller else HELLO_S):
                 block = await self.reader.readuntil(b"\r\n\r\n")
         except asyncio.LimitOverrunError:
-            raise Unreadable(431, BadRequest("the head of the request is too long", HTTP_HINT)) from None
+            raise Unreadable(431, "the head of the request is too long") from None
         self.head = head = read_head(block[:-4].removeprefix(b"\r\n"))
         self.last = self.last or not head.keep
         if head.headers["Origin"] is not None:
@@ -6436,16 +6440,16 @@ class Exchange(Connection):
     def show(self, head: Head, page: Page) -> None:
         """Answers with a page."""
         if head.method not in ("GET", "HEAD"):
-            raise Unreadable(405, BadRequest(f"{head.path} is read with GET", HTTP_HINT), "Allow: GET, HEAD")
+            raise Unreadable(405, f"{head.path} is read with GET", "Allow: GET, HEAD")
         if head.length != 0:
-            raise Unreadable(400, BadRequest(f"{head.path} is read without a body", HTTP_HINT))
+            raise Unreadable(400, f"{head.path} is read without a body")
         status, text = page.write(self.daemon)
         self.respond(status, page.kind, text.encode("utf-8"))
 
     async def call(self, head: Head) -> None:
         """Answers a JSON-RPC document: at once as a whole, or in pieces if there are events or it takes long."""
         if head.method != "POST":
-            raise Unreadable(405, BadRequest("/rpc takes POST", HTTP_HINT), "Allow: POST")
+            raise Unreadable(405, "/rpc takes POST", "Allow: POST")
         try:
             message = decode(await self.read_body(head))
         except BadRequest as problem:
@@ -6467,12 +6471,12 @@ class Exchange(Connection):
     async def read_body(self, head: Head) -> bytes:
         """The body of a request, whole."""
         if head.length is not None and head.length > LINE_BYTES_MAX:
-            raise Unreadable(413, BadRequest(f"a request may have {LINE_BYTES_MAX:,} bytes", HTTP_HINT))
+            raise Unreadable(413, f"a request may have {LINE_BYTES_MAX:,} bytes")
         if head.headers["Content-Encoding"] is not None:
-            raise Unreadable(415, BadRequest("the body must not be compressed", HTTP_HINT))
+            raise Unreadable(415, "the body must not be compressed")
         if head.headers["Expect"] is not None:
             if head.headers["Expect"].lower() != "100-continue":
-                raise Unreadable(417, BadRequest("only 100-continue can be expected", HTTP_HINT))
+                raise Unreadable(417, "only 100-continue can be expected")
             self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         async with asyncio.timeout(PATIENCE_S):
             if head.length is not None:
@@ -6508,9 +6512,9 @@ class Exchange(Connection):
         if self.pulse is not None:
             self.pulse.cancel()
 
-    def respond(self, status: int, kind: str, body: bytes) -> None:
+    def respond(self, status: int, kind: str, body: bytes, *headers: str) -> None:
         """Sends a whole answer."""
-        self.write_head(status, kind, f"Content-Length: {len(body)}" if kind else "")
+        self.write_head(status, kind, f"Content-Length: {len(body)}" if kind else "", *headers)
         if self.head is None or self.head.method != "HEAD":
             self.transport.write(body)
 
@@ -6529,13 +6533,8 @@ class Exchange(Connection):
         if self.transport.is_closing():
             return
         self.last = True
-        body = encode(refusal(None, problem))
-        self.write_head(status, "application/json", f"Content-Length: {len(body)}", *headers)
-        self.transport.write(body)
+        self.respond(status, "application/json", encode(refusal(None, problem)), *headers)
         self.linger()
-
-
-HTTP_HINT = "POST /rpc with a JSON-RPC document; GET /healthz, /readyz, /metrics"
 
 
 class Head:
@@ -6549,16 +6548,16 @@ class Head:
         lengths, codings = (headers.get_all(name, []) for name in ("Content-Length", "Transfer-Encoding"))
         self.length: int | None = None  # of the body; None if it comes in chunks
         if len(lengths) + len(codings) > 1:
-            raise Unreadable(400, BadRequest("the length of the body is told twice", HTTP_HINT))
+            raise Unreadable(400, "the length of the body is told twice")
         if codings and (old or codings[0].lower() != "chunked"):
-            raise Unreadable(501 if not old else 400, BadRequest("only chunked can be read", HTTP_HINT))
+            raise Unreadable(501 if not old else 400, "only chunked can be read")
         if not codings:
             text = lengths[0] if lengths else "0"
             if not re.fullmatch("[0-9]{1,12}", text):
-                raise Unreadable(400, BadRequest("Content-Length is not a number", HTTP_HINT))
+                raise Unreadable(400, "Content-Length is not a number")
             self.length = int(text)
         if len(headers.get_all("Host", [])) != 1 and not old:
-            raise Unreadable(400, BadRequest("one Host header is wanted", HTTP_HINT))
+            raise Unreadable(400, "one Host header is wanted")
 
 
 def read_head(block: bytes) -> Head:
@@ -6566,14 +6565,14 @@ def read_head(block: bytes) -> Head:
     first, _, rest = block.partition(b"\r\n")
     request = re.fullmatch(rb"(TOKEN) (/[!-~]*) HTTP/1\.([01])".replace(b"TOKEN", TOKEN), first)
     if request is None:
-        raise Unreadable(400, BadRequest("this is neither JSON nor HTTP/1.1", HTTP_HINT))
+        raise Unreadable(400, "this is neither JSON nor HTTP/1.1")
     # The library is lenient where others are not: lines that are continued, odd names, bare carriage returns.
     if rest and not all(re.fullmatch(TOKEN + rb":[\t -~\x80-\xff]*", line) for line in rest.split(b"\r\n")):
-        raise Unreadable(400, BadRequest("a header is malformed", HTTP_HINT))
+        raise Unreadable(400, "a header is malformed")
     try:
         headers = http.client.parse_headers(io.BytesIO(rest + b"\r\n\r\n"))
     except http.client.HTTPException:
-        raise Unreadable(431, BadRequest("too many headers", HTTP_HINT)) from None
+        raise Unreadable(431, "too many headers") from None
     method, path, minor = (part.decode("ascii") for part in request.groups())
     return Head(method, path.partition("?")[0], minor == "0", headers)
 
@@ -6590,7 +6589,7 @@ async def read_chunks(reader: asyncio.StreamReader) -> bytes:
             found = re.fullmatch(rb"([0-9A-Fa-f]{1,8})(?:;[\t -~]*)?\r\n", line)
             size = int(found[1], 16) if found else 0
             if len(body) + size > LINE_BYTES_MAX:
-                raise Unreadable(413, BadRequest(f"a request may have {LINE_BYTES_MAX:,} bytes", HTTP_HINT))
+                raise Unreadable(413, f"a request may have {LINE_BYTES_MAX:,} bytes")
             if found is None or len(line) > 256:
                 break
             if size == 0:
@@ -6604,7 +6603,7 @@ async def read_chunks(reader: asyncio.StreamReader) -> bytes:
             body += piece[:-2]
     except asyncio.LimitOverrunError:
         pass
-    raise Unreadable(400, BadRequest("a chunk is malformed", HTTP_HINT))
+    raise Unreadable(400, "a chunk is malformed")
 
 
 class Page:
