@@ -14,18 +14,18 @@ The file is laid out in the order a request travels.  Calls go down the page, or
                                   31 Database   32 Sources   33 Metrics
                  │ one JSON document a line: jobs over a socket, the trace through a journal file
     Part IV   the run process     34 Outpost   35 Fork server   36 Relay   37 Run process
-                                  38 Pipeline API   39 Parameters   40 Assertions   41 Memos
-                                  42 Places   43 Web   44 Warehouses   45 Formats   46 Rows
-                                  47 Trace
+                                  38 Control groups   39 Pipeline API   40 Parameters
+                                  41 Assertions   42 Memos   43 Places   44 Web   45 Warehouses
+                                  46 Formats   47 Rows   48 Trace
 
 `tau run hello`, in one read:
   main §9 builds one parser from the signature of `run` §20 and calls Client.call §14;
   the line reaches Connection §18, which checks it and calls the operation `run` §20;
   Store §29 makes the run durable and, in the same commit, Executor.admit §24 moves it to running;
   ForkServer §35 creates the journal (that is the permission to start) and forks;
-  run_process §37 loads the deployed file and calls your function with a PipelineContext §38;
+  run_process §37 loads the deployed file and calls your function with a PipelineContext §39;
   (on an executor's machine an outpost §34 does that, and a relay §36 here feeds the command that leads there;)
-  its records go to the Journal §47; the fork server appends the end record when the process is gone;
+  its records go to the Journal §48; the fork server appends the end record when the process is gone;
   Executor §24 reads the journal, `verdict` §24 turns it into an outcome, Store §29 keeps it;
   Feed §25 wakes the waiting `run` §20; Connection §18 answers; main §9 prints and exits 0 or 1.
 """
@@ -1956,7 +1956,7 @@ def plain(value: Any) -> str:
 
 # --- 7. System ---------------------------------------------------------------------------
 # Owns what more than one part asks of the operating system: the time, processes by more than their pid, files,
-# and what it says of file systems and control groups.
+# and what it says of file systems.
 # Calls nothing.  Promises that no signal reaches a stranger who has been given an old pid.
 
 
@@ -2076,46 +2076,6 @@ def file_system(path: str) -> str | None:
     except OSError:
         return None
     return kind
-
-
-#: Where a control group counts what the kernel has killed in it for want of memory: by the controller's name in
-#: /proc/self/cgroup, the type of the file system, and the file.  The first is cgroup v2.
-OOM_COUNTERS = (("", "cgroup2", "memory.events"), ("memory", "cgroup", "memory.oom_control"))
-
-
-def control_groups() -> dict[str, str]:
-    """Our own control groups as far as they can be about memory: the file that counts such deaths → the directory."""
-    try:
-        with open("/proc/self/cgroup", encoding="utf-8") as file:
-            groups = [line.rstrip("\n").split(":", 2) for line in file]
-        with open("/proc/self/mountinfo", encoding="utf-8", errors="replace") as file:
-            mounts = [line.split() for line in file]
-    except OSError:
-        return {}
-    found: dict[str, str] = {}
-    for controller, kind, name in OOM_COUNTERS:
-        for mount in mounts:
-            root, at, (type_name, _, options, *_) = mount[3], mount[4], mount[mount.index("-") + 1 :]
-            if type_name == kind and (not controller or controller in options.split(",")):
-                ours = [group for _, names, group in groups if controller in names.split(",")]
-                for one in ours:
-                    found[name] = os.path.normpath(os.path.join(at, os.path.relpath(one, root)))
-    return found
-
-
-def oom_counter() -> str | None:
-    """The file that counts what the kernel kills in our control group; None where there is none."""
-    paths = [os.path.join(folder, name) for name, folder in control_groups().items()]
-    return next(filter(os.path.exists, paths), None)
-
-
-def oom_kills(path: str | None) -> int:
-    """How often the kernel has killed for want of memory, as its counter says; 0 where it does not say."""
-    try:
-        with open(path or os.devnull, encoding="ascii") as file:
-            return sum(int(line.split()[1]) for line in file if line.startswith("oom_kill "))
-    except OSError:
-        return 0
 
 
 def start_python(
@@ -12711,9 +12671,9 @@ class Outpost:
 
 
 # --- 35. Fork server ---------------------------------------------------------------------
-# Owns the processes that run user code, from permission to end record, and their control groups.
-# Calls Relay, Run process, Pipeline API and Trace.  Promises that nothing a process started outlives it, and
-# that its end is written down even without a daemon.
+# Owns the processes that run user code, from permission to end record.  Calls Relay, Run process, Control groups,
+# Pipeline API and Trace.  Promises that nothing a process started outlives it, and that its end is written down even
+# without a daemon.
 
 #: A process that dies while its siblings are being listed can hide one of them: look again after this long.
 RECHECK_S = 0.1
@@ -13064,66 +13024,6 @@ class ForkServer:
             pass
 
 
-#: How systemd marks a control group that it leaves to us (`Delegate=memory`).
-DELEGATED = ("user.delegate", "trusted.delegate")
-#: What the control groups of runs are named, before their journal's stem.
-GROUP_PREFIX = "tau-run-"
-
-
-def delegated_group() -> str | None:
-    """The control group (cgroup v2) in which those of runs can be made: the one above ours, if that is ours to divide.
-
-    Above ours, for a group that hands on a controller may hold no process: `DelegateSubgroup=` has put us below it.
-    """
-    ours = control_groups().get(OOM_COUNTERS[0][2])
-    if ours is None:
-        return None
-    above = os.path.dirname(ours)
-    try:
-        if not any(name in DELEGATED and os.getxattr(above, name) == b"1" for name in os.listxattr(above)):
-            return None
-        write_text(os.path.join(above, "cgroup.subtree_control"), "+memory")
-        for name in os.listdir(above):
-            if name.startswith(GROUP_PREFIX):
-                remove_group(os.path.join(above, name))  # of a fork server that was killed, unless its run lives
-    except OSError:
-        return None
-    return above
-
-
-def make_group(above: str, stem: str, most: int) -> str | None:
-    """A control group for one run, with so much memory and no swap; None where the system refuses."""
-    group = os.path.join(above, GROUP_PREFIX + stem)
-    try:
-        os.mkdir(group)
-        write_text(os.path.join(group, "memory.max"), str(most))
-        write_text(os.path.join(group, "memory.oom.group"), "1")  # who is left without its leader is no use
-        if os.path.exists(os.path.join(group, "memory.swap.max")):
-            write_text(os.path.join(group, "memory.swap.max"), "0")
-    except OSError:
-        remove_group(group)
-        return None
-    return group
-
-
-def remove_group(group: str | None) -> None:
-    """A control group without processes is gone."""
-    try:
-        if group is not None:
-            os.rmdir(group)
-    except OSError:
-        pass  # it was not there, or something still runs in it: the next fork server looks again
-
-
-def write_text(path: str, text: str) -> None:
-    """One write to a file that is there: how the kernel takes orders."""
-    file = os.open(path, os.O_WRONLY)
-    try:
-        os.write(file, text.encode())
-    finally:
-        os.close(file)
-
-
 def file_size(path: str) -> int:
     """How long a file is; 0 if there is none."""
     try:
@@ -13398,7 +13298,7 @@ def end_as(code: int) -> int:
 
 
 # --- 37. Run process ---------------------------------------------------------------------
-# Owns one attempt from its first record to its last.  Calls Pipeline API and Trace.
+# Owns one attempt from its first record to its last.  Calls Control groups, Pipeline API and Trace.
 # Promises a returned or a raised record whenever Python itself lives to write it.
 
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
@@ -13536,16 +13436,6 @@ def limit_process(limits: Json, group: str | None) -> None:
             hard = resource.getrlimit(kind)[1]
             most = limits[name] if hard == resource.RLIM_INFINITY else min(limits[name], hard)
             resource.setrlimit(kind, (most, hard))
-
-
-def join_group(group: str) -> bool:
-    """Whether this process, and whatever it starts, is in a control group now."""
-    try:
-        with open(os.path.join(group, "cgroup.procs"), "w", encoding="ascii") as file:
-            file.write("0")
-    except OSError:
-        return False
-    return True
 
 
 def load_module(folder: str, entry: str) -> None:
@@ -13746,7 +13636,120 @@ class Captured(io.TextIOBase):
         return io.FileIO(self.descriptor, "wb", closefd=False)
 
 
-# --- 38. Pipeline API --------------------------------------------------------------------
+# --- 38. Control groups ------------------------------------------------------------------
+# Owns what the kernel tells of memory, and groups of our own for runs with a limit, where systemd lets us make them.
+# Calls nothing of its part.  Promises that no group is touched that is not ours, and that without any a run goes on.
+
+#: Where a control group counts what the kernel has killed in it for want of memory: by the controller's name in
+#: /proc/self/cgroup, the type of the file system, and the file.  The first is cgroup v2.
+OOM_COUNTERS = (("", "cgroup2", "memory.events"), ("memory", "cgroup", "memory.oom_control"))
+
+
+def control_groups() -> dict[str, str]:
+    """Our own control groups as far as they can be about memory: the file that counts such deaths → the directory."""
+    try:
+        with open("/proc/self/cgroup", encoding="utf-8") as file:
+            groups = [line.rstrip("\n").split(":", 2) for line in file]
+        with open("/proc/self/mountinfo", encoding="utf-8", errors="replace") as file:
+            mounts = [line.split() for line in file]
+    except OSError:
+        return {}
+    found: dict[str, str] = {}
+    for controller, kind, name in OOM_COUNTERS:
+        for mount in mounts:
+            root, at, (type_name, _, options, *_) = mount[3], mount[4], mount[mount.index("-") + 1 :]
+            if type_name == kind and (not controller or controller in options.split(",")):
+                ours = [group for _, names, group in groups if controller in names.split(",")]
+                for one in ours:
+                    found[name] = os.path.normpath(os.path.join(at, os.path.relpath(one, root)))
+    return found
+
+
+def oom_counter() -> str | None:
+    """The file that counts what the kernel kills in our control group; None where there is none."""
+    paths = [os.path.join(folder, name) for name, folder in control_groups().items()]
+    return next(filter(os.path.exists, paths), None)
+
+
+def oom_kills(path: str | None) -> int:
+    """How often the kernel has killed for want of memory, as its counter says; 0 where it does not say."""
+    try:
+        with open(path or os.devnull, encoding="ascii") as file:
+            return sum(int(line.split()[1]) for line in file if line.startswith("oom_kill "))
+    except OSError:
+        return 0
+
+
+#: How systemd marks a control group that it leaves to us (`Delegate=memory`).
+DELEGATED = ("user.delegate", "trusted.delegate")
+#: What the control groups of runs are named, before their journal's stem.
+GROUP_PREFIX = "tau-run-"
+
+
+def delegated_group() -> str | None:
+    """The control group (cgroup v2) in which those of runs can be made: the one above ours, if that is ours to divide.
+
+    Above ours, for a group that hands on a controller may hold no process: `DelegateSubgroup=` has put us below it.
+    """
+    ours = control_groups().get(OOM_COUNTERS[0][2])
+    if ours is None:
+        return None
+    above = os.path.dirname(ours)
+    try:
+        if not any(name in DELEGATED and os.getxattr(above, name) == b"1" for name in os.listxattr(above)):
+            return None
+        write_text(os.path.join(above, "cgroup.subtree_control"), "+memory")
+        for name in os.listdir(above):
+            if name.startswith(GROUP_PREFIX):
+                remove_group(os.path.join(above, name))  # of a fork server that was killed, unless its run lives
+    except OSError:
+        return None
+    return above
+
+
+def make_group(above: str, stem: str, most: int) -> str | None:
+    """A control group for one run, with so much memory and no swap; None where the system refuses."""
+    group = os.path.join(above, GROUP_PREFIX + stem)
+    try:
+        os.mkdir(group)
+        write_text(os.path.join(group, "memory.max"), str(most))
+        write_text(os.path.join(group, "memory.oom.group"), "1")  # who is left without its leader is no use
+        if os.path.exists(os.path.join(group, "memory.swap.max")):
+            write_text(os.path.join(group, "memory.swap.max"), "0")
+    except OSError:
+        remove_group(group)
+        return None
+    return group
+
+
+def join_group(group: str) -> bool:
+    """Whether this process, and whatever it starts, is in a control group now."""
+    try:
+        write_text(os.path.join(group, "cgroup.procs"), "0")
+    except OSError:
+        return False
+    return True
+
+
+def remove_group(group: str | None) -> None:
+    """A control group without processes is gone."""
+    try:
+        if group is not None:
+            os.rmdir(group)
+    except OSError:
+        pass  # it was not there, or something still runs in it: the next fork server looks again
+
+
+def write_text(path: str, text: str) -> None:
+    """One write to a file that is there: how the kernel takes orders."""
+    file = os.open(path, os.O_WRONLY)
+    try:
+        os.write(file, text.encode())
+    finally:
+        os.close(file)
+
+
+# --- 39. Pipeline API --------------------------------------------------------------------
 # Owns what user code sees: @pipeline and PipelineContext.  Calls all that follows.
 # Promises that using it outside a run (a test, a REPL) does nothing surprising.
 
@@ -14309,7 +14312,7 @@ def per_row(function: Callable[[Json], Any]) -> PerRow:
     return PerRow(function)
 
 
-# --- 39. Parameters ----------------------------------------------------------------------
+# --- 40. Parameters ----------------------------------------------------------------------
 # Owns how a pipeline's signature becomes a JSON Schema, and JSON the values of its annotations.  Calls Trace.
 # Promises that what the schema admits can be converted.
 
@@ -14535,7 +14538,7 @@ def path_type(hint: Any, origin: Any, arguments: tuple[Any, ...], name: str) -> 
     return ParamType({"type": "string"}, hint) if hasattr(hint, "__fspath__") else None
 
 
-# --- 40. Assertions ----------------------------------------------------------------------
+# --- 41. Assertions ----------------------------------------------------------------------
 # Owns ctx.check: what is asserted, under which name, and with which values it failed.  Calls Rows and Trace.
 # Promises that every assertion is evaluated and recorded before the first failure is raised.
 
@@ -14647,7 +14650,7 @@ def truth_of(value: Any) -> bool:
     return bool(value)
 
 
-# --- 41. Memos ---------------------------------------------------------------------------
+# --- 42. Memos ---------------------------------------------------------------------------
 # Owns ctx.memo: results that outlive the attempt that made them.  Calls Rows and Trace.
 # Promises that what is kept is whole, that what is found is what was returned, and no secret on the disk.
 
@@ -14720,7 +14723,7 @@ def memo_key(arguments: tuple[Any, ...]) -> str:
         return short_repr(arguments)
 
 
-# --- 42. Places --------------------------------------------------------------------------
+# --- 43. Places --------------------------------------------------------------------------
 # Owns where data is: which place a name means, files here and remote, the author's own sources.
 # Calls Web, Warehouses, Formats, Rows and Trace.
 # Promises that a write is whole or did not happen, and that no URL's password is told.
@@ -15140,7 +15143,7 @@ class RemoteFile(DataFile):
             store.put_file(file.name, path)
 
 
-# --- 43. Web -----------------------------------------------------------------------------
+# --- 44. Web -----------------------------------------------------------------------------
 # Owns what is read over http(s): requests, pages, retries.  Calls Formats and Trace.
 # Promises that a body cut short is never taken for a whole one, and that no header reaches another origin.
 
@@ -15442,7 +15445,7 @@ def retry_after(text: str | None) -> float | None:
     return max(0.0, then.timestamp() - time.time())
 
 
-# --- 44. Warehouses ----------------------------------------------------------------------
+# --- 45. Warehouses ----------------------------------------------------------------------
 # Owns databases: SQLite by itself, all others through SQLAlchemy.  Calls Rows and Trace.
 # Promises one transaction a load, values always bound and never spelled into SQL, names always quoted.
 
@@ -15940,7 +15943,7 @@ def database_cell(value: Any) -> Any:
     return text_or_number(value)
 
 
-# --- 45. Formats -------------------------------------------------------------------------
+# --- 46. Formats -------------------------------------------------------------------------
 # Owns bytes ↔ rows: CSV, TSV, JSON, JSON lines, Parquet, and the types of text cells.  Calls Rows and Trace.
 # Promises an error with its line for what is malformed, never a row that is silently wrong.
 
@@ -16442,7 +16445,7 @@ def cast_column(rows: Rows, name: str, cast: Callable[[str], Any], lines: list[i
         raise SourceError(f"line {lines[position]}: {told}", hint) from problem
 
 
-# --- 46. Rows ----------------------------------------------------------------------------
+# --- 47. Rows ----------------------------------------------------------------------------
 # Owns data on its way through a pipeline: lists of dicts, streams of batches, the steps between them.
 # Calls Trace.  Promises answers that can be used at once and awaited too, and steps that count by themselves.
 
@@ -17030,7 +17033,7 @@ def quote_name(name: str) -> str:
     return '"' + str(name).replace('"', '""') + '"'
 
 
-# --- 47. Trace ---------------------------------------------------------------------------
+# --- 48. Trace ---------------------------------------------------------------------------
 # Owns how a run is written down: the journal, values as JSON, errors as documents.  Calls nothing of its part.
 # Promises records that parse, within limits, without what looks secret, whatever user objects do.
 
