@@ -146,35 +146,11 @@ else:
             return getattr(module, attribute)
 
     for name in (
-        *(
-            "argparse",
-            "ast",
-            "asyncio",
-            "base64",
-            "bisect",
-            "contextlib",
-            "croniter",
-            "csv",
-            "ctypes",
-            "datetime",
-            "decimal",
-            "difflib",
-        ),
-        *(
-            "email.utils",
-            "fcntl",
-            "fnmatch",
-            "grp",
-            "gzip",
-            "hashlib",
-            "hmac",
-            "http.client",
-            "importlib.util",
-            "inspect",
-        ),
-        *("linecache", "logging", "operator", "pickle", "pwd", "queue", "random", "re", "resource", "select"),
-        *("shlex", "shutil", "signal", "sqlite3", "ssl", "struct", "subprocess", "tempfile", "threading", "tomllib"),
-        *("typing", "urllib.parse", "uuid", "zlib", "zoneinfo"),
+        *("argparse", "ast", "asyncio", "base64", "bisect", "contextlib", "croniter", "csv", "ctypes", "datetime"),
+        *("decimal", "difflib", "email.utils", "fcntl", "fnmatch", "grp", "gzip", "hashlib", "hmac", "http.client"),
+        *("importlib.util", "inspect", "linecache", "logging", "operator", "pickle", "pwd", "queue", "random", "re"),
+        *("resource", "select", "shlex", "shutil", "signal", "sqlite3", "ssl", "struct", "subprocess", "tempfile"),
+        *("threading", "tomllib", "typing", "urllib.parse", "uuid", "zlib", "zoneinfo"),
     ):
         globals()[name.partition(".")[0]] = Later(name)
 
