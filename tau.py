@@ -1352,17 +1352,12 @@ NUMBER_NAMES = {int: "whole number", float: "number"}
 
 SETTINGS = (
     Setting(
-        "daemon",
-        "host",
-        "",
+        *("daemon", "host", ""),
         "addresses to listen on besides the Unix socket, with commas between; 0.0.0.0 and :: are all there are",
         flag="--host",
     ),
     Setting(
-        "daemon",
-        "port",
-        0,
-        "TCP port; 0 means the Unix socket only",
+        *("daemon", "port", 0, "TCP port; 0 means the Unix socket only"),
         environment="TAU_PORT",
         flag="--port",
         most=65_535,
@@ -1375,10 +1370,7 @@ SETTINGS = (
     Setting("daemon", "tls_key", "", "file with the certificate's private key"),
     Setting("daemon", "tls_client_ca", "", "file with the authorities that must have signed a client's certificate"),
     Setting(
-        "daemon",
-        "start_method",
-        "fork",
-        "how runs start: fork or spawn",
+        *("daemon", "start_method", "fork", "how runs start: fork or spawn"),
         environment="TAU_START_METHOD",
         choices=("fork", "spawn"),
     ),
@@ -7891,17 +7883,8 @@ def describe(store: Store, run_id: str, full: bool = False, number: int | None =
 #: What a run's document has of its row, in this order.
 RUN_SHOWN = (
     *("run_id", "pipeline", "version", "status", "trigger", "executor", "attempt", "params", "key"),
-    *(
-        "scheduled_for",
-        "queued_at",
-        "started_at",
-        "finished_at",
-        "duration_ms",
-        "result",
-        "error",
-        "retry_of",
-        "retry_at",
-    ),
+    *("scheduled_for", "queued_at", "started_at", "finished_at"),
+    *("duration_ms", "result", "error", "retry_of", "retry_at"),
 )
 
 
@@ -12425,18 +12408,10 @@ class Metrics:
             for (method, code), count in sorted(self.refusals.items())
         )
         yield "tau_request_errors_total", "counter", "Requests answered by an error.", refused
-        yield (
-            "tau_runs_finished_total",
-            "counter",
-            "Runs that have ended.",
-            (f'tau_runs_finished_total{{status="{status}"}} {self.ended.get(status, 0)}' for status in FINAL),
-        )
-        yield (
-            "tau_events_total",
-            "counter",
-            "Facts in the ledger.",
-            (f'tau_events_total{{type="{name}"}} {count}' for name, count in sorted(self.events.items())),
-        )
+        ended = (f'tau_runs_finished_total{{status="{status}"}} {self.ended.get(status, 0)}' for status in FINAL)
+        yield "tau_runs_finished_total", "counter", "Runs that have ended.", ended
+        events = (f'tau_events_total{{type="{name}"}} {count}' for name, count in sorted(self.events.items()))
+        yield "tau_events_total", "counter", "Facts in the ledger.", events
         for name, meaning, times in (
             ("tau_run_wait_seconds", "Time from queued to the first instruction of a run.", self.waits),
             ("tau_run_duration_seconds", "Time that runs took.", self.durations),
