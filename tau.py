@@ -5488,26 +5488,29 @@ class Door:
             peer.close()
 
     async def meet(self, peer: socket.socket) -> None:
-        """A peer that speaks is let in, after a handshake if there must be one; else it is let go."""
-        limits = {} if self.context is None else {"ssl_handshake_timeout": HELLO_S, "ssl_shutdown_timeout": HELLO_S}
+        """A peer that speaks as it should is let in; any other is let go."""
+        task = asyncio.current_task()
+        assert task is not None
         try:
             first = await first_byte(peer)
-            task = asyncio.current_task()
-            assert task is not None
             self.silent.pop(task, None)
-            if self.context is not None:
-                if first != TLS_BEGINS:
-                    peer.recv(1 << 16)  # what is left unread at the close would take the answer with it
-                    peer.send(encode(refusal(None, BadRequest("this port speaks TLS", "tls:// or https://"))))
-                    peer.close()
-                    return
-                put_last(self.shaking, task, self.shaking_max)
+            if first and (self.context is None or first == TLS_BEGINS):
+                await self.let_in(peer, task)
+                return
             if first:
-                await asyncio.get_running_loop().connect_accepted_socket(self.on_peer, peer, ssl=self.context, **limits)
-            else:
-                peer.close()
+                peer.recv(1 << 16)  # what is left unread at the close would take the answer with it
+                peer.send(encode(refusal(None, BadRequest("this port speaks TLS", "tls:// or https://"))))
         except (OSError, asyncio.CancelledError):  # TimeoutError too
-            peer.close()
+            pass
+        peer.close()
+
+    async def let_in(self, peer: socket.socket, task: asyncio.Task[None]) -> None:
+        """A peer has its connection, after a handshake if there must be one."""
+        limits = {}
+        if self.context is not None:
+            limits = {"ssl_handshake_timeout": HELLO_S, "ssl_shutdown_timeout": HELLO_S}
+            put_last(self.shaking, task, self.shaking_max)
+        await asyncio.get_running_loop().connect_accepted_socket(self.on_peer, peer, ssl=self.context, **limits)
 
 
 async def first_byte(peer: socket.socket) -> bytes:
