@@ -14,18 +14,18 @@ The file is laid out in the order a request travels.  Calls go down the page, or
                                   31 Database   32 Sources   33 Metrics
                  │ one JSON document a line: jobs over a socket, the trace through a journal file
     Part IV   the run process     34 Outpost   35 Fork server   36 Relay   37 Run process
-                                  38 Pipeline API   39 Parameters   40 Assertions   41 Memos
-                                  42 Places   43 Web   44 Warehouses   45 Formats   46 Rows
-                                  47 Trace
+                                  38 Control groups   39 Pipeline API   40 Parameters
+                                  41 Assertions   42 Memos   43 Places   44 Web   45 Warehouses
+                                  46 Formats   47 Rows   48 Trace
 
 `tau run hello`, in one read:
   main §9 builds one parser from the signature of `run` §20 and calls Client.call §14;
   the line reaches Connection §18, which checks it and calls the operation `run` §20;
   Store §29 makes the run durable and, in the same commit, Executor.admit §24 moves it to running;
   ForkServer §35 creates the journal (that is the permission to start) and forks;
-  run_process §37 loads the deployed file and calls your function with a PipelineContext §38;
+  run_process §37 loads the deployed file and calls your function with a PipelineContext §39;
   (on an executor's machine an outpost §34 does that, and a relay §36 here feeds the command that leads there;)
-  its records go to the Journal §47; the fork server appends the end record when the process is gone;
+  its records go to the Journal §48; the fork server appends the end record when the process is gone;
   Executor §24 reads the journal, `verdict` §24 turns it into an outcome, Store §29 keeps it;
   Feed §25 wakes the waiting `run` §20; Connection §18 answers; main §9 prints and exits 0 or 1.
 """
@@ -146,35 +146,11 @@ else:
             return getattr(module, attribute)
 
     for name in (
-        *(
-            "argparse",
-            "ast",
-            "asyncio",
-            "base64",
-            "bisect",
-            "contextlib",
-            "croniter",
-            "csv",
-            "ctypes",
-            "datetime",
-            "decimal",
-            "difflib",
-        ),
-        *(
-            "email.utils",
-            "fcntl",
-            "fnmatch",
-            "grp",
-            "gzip",
-            "hashlib",
-            "hmac",
-            "http.client",
-            "importlib.util",
-            "inspect",
-        ),
-        *("linecache", "logging", "operator", "pickle", "pwd", "queue", "random", "re", "resource", "select"),
-        *("shlex", "shutil", "signal", "sqlite3", "ssl", "struct", "subprocess", "tempfile", "threading", "tomllib"),
-        *("typing", "urllib.parse", "uuid", "zlib", "zoneinfo"),
+        *("argparse", "ast", "asyncio", "base64", "bisect", "contextlib", "croniter", "csv", "ctypes", "datetime"),
+        *("decimal", "difflib", "email.utils", "fcntl", "fnmatch", "grp", "gzip", "hashlib", "hmac", "http.client"),
+        *("importlib.util", "inspect", "linecache", "logging", "operator", "pickle", "pwd", "queue", "random", "re"),
+        *("resource", "select", "shlex", "shutil", "signal", "sqlite3", "ssl", "struct", "subprocess", "tempfile"),
+        *("threading", "tomllib", "typing", "urllib.parse", "uuid", "zlib", "zoneinfo"),
     ):
         globals()[name.partition(".")[0]] = Later(name)
 
@@ -1384,17 +1360,12 @@ NUMBER_NAMES = {int: "whole number", float: "number"}
 
 SETTINGS = (
     Setting(
-        "daemon",
-        "host",
-        "",
+        *("daemon", "host", ""),
         "addresses to listen on besides the Unix socket, with commas between; 0.0.0.0 and :: are all there are",
         flag="--host",
     ),
     Setting(
-        "daemon",
-        "port",
-        0,
-        "TCP port; 0 means the Unix socket only",
+        *("daemon", "port", 0, "TCP port; 0 means the Unix socket only"),
         environment="TAU_PORT",
         flag="--port",
         most=65_535,
@@ -1407,10 +1378,7 @@ SETTINGS = (
     Setting("daemon", "tls_key", "", "file with the certificate's private key"),
     Setting("daemon", "tls_client_ca", "", "file with the authorities that must have signed a client's certificate"),
     Setting(
-        "daemon",
-        "start_method",
-        "fork",
-        "how runs start: fork or spawn",
+        *("daemon", "start_method", "fork", "how runs start: fork or spawn"),
         environment="TAU_START_METHOD",
         choices=("fork", "spawn"),
     ),
@@ -1974,7 +1942,7 @@ def plain(value: Any) -> str:
 
 # --- 7. System ---------------------------------------------------------------------------
 # Owns what more than one part asks of the operating system: the time, processes by more than their pid, files,
-# and what it says of file systems and control groups.
+# and what it says of file systems.
 # Calls nothing.  Promises that no signal reaches a stranger who has been given an old pid.
 
 
@@ -2094,46 +2062,6 @@ def file_system(path: str) -> str | None:
     except OSError:
         return None
     return kind
-
-
-#: Where a control group counts what the kernel has killed in it for want of memory: by the controller's name in
-#: /proc/self/cgroup, the type of the file system, and the file.  The first is cgroup v2.
-OOM_COUNTERS = (("", "cgroup2", "memory.events"), ("memory", "cgroup", "memory.oom_control"))
-
-
-def control_groups() -> dict[str, str]:
-    """Our own control groups as far as they can be about memory: the file that counts such deaths → the directory."""
-    try:
-        with open("/proc/self/cgroup", encoding="utf-8") as file:
-            groups = [line.rstrip("\n").split(":", 2) for line in file]
-        with open("/proc/self/mountinfo", encoding="utf-8", errors="replace") as file:
-            mounts = [line.split() for line in file]
-    except OSError:
-        return {}
-    found: dict[str, str] = {}
-    for controller, kind, name in OOM_COUNTERS:
-        for mount in mounts:
-            root, at, (type_name, _, options, *_) = mount[3], mount[4], mount[mount.index("-") + 1 :]
-            if type_name == kind and (not controller or controller in options.split(",")):
-                ours = [group for _, names, group in groups if controller in names.split(",")]
-                for one in ours:
-                    found[name] = os.path.normpath(os.path.join(at, os.path.relpath(one, root)))
-    return found
-
-
-def oom_counter() -> str | None:
-    """The file that counts what the kernel kills in our control group; None where there is none."""
-    paths = [os.path.join(folder, name) for name, folder in control_groups().items()]
-    return next(filter(os.path.exists, paths), None)
-
-
-def oom_kills(path: str | None) -> int:
-    """How often the kernel has killed for want of memory, as its counter says; 0 where it does not say."""
-    try:
-        with open(path or os.devnull, encoding="ascii") as file:
-            return sum(int(line.split()[1]) for line in file if line.startswith("oom_kill "))
-    except OSError:
-        return 0
 
 
 def start_python(
@@ -5667,26 +5595,29 @@ class Door:
             peer.close()
 
     async def meet(self, peer: socket.socket) -> None:
-        """A peer that speaks is let in, after a handshake if there must be one; else it is let go."""
-        limits = {} if self.context is None else {"ssl_handshake_timeout": HELLO_S, "ssl_shutdown_timeout": HELLO_S}
+        """A peer that speaks as it should is let in; any other is let go."""
+        task = asyncio.current_task()
+        assert task is not None
         try:
             first = await first_byte(peer)
-            task = asyncio.current_task()
-            assert task is not None
             self.silent.pop(task, None)
-            if self.context is not None:
-                if first != TLS_BEGINS:
-                    peer.recv(1 << 16)  # what is left unread at the close would take the answer with it
-                    peer.send(encode(refusal(None, BadRequest("this port speaks TLS", "tls:// or https://"))))
-                    peer.close()
-                    return
-                put_last(self.shaking, task, self.shaking_max)
+            if first and (self.context is None or first == TLS_BEGINS):
+                await self.let_in(peer, task)
+                return
             if first:
-                await asyncio.get_running_loop().connect_accepted_socket(self.on_peer, peer, ssl=self.context, **limits)
-            else:
-                peer.close()
+                peer.recv(1 << 16)  # what is left unread at the close would take the answer with it
+                peer.send(encode(refusal(None, BadRequest("this port speaks TLS", "tls:// or https://"))))
         except (OSError, asyncio.CancelledError):  # TimeoutError too
-            peer.close()
+            pass
+        peer.close()
+
+    async def let_in(self, peer: socket.socket, task: asyncio.Task[None]) -> None:
+        """A peer has its connection, after a handshake if there must be one."""
+        limits = {}
+        if self.context is not None:
+            limits = {"ssl_handshake_timeout": HELLO_S, "ssl_shutdown_timeout": HELLO_S}
+            put_last(self.shaking, task, self.shaking_max)
+        await asyncio.get_running_loop().connect_accepted_socket(self.on_peer, peer, ssl=self.context, **limits)
 
 
 async def first_byte(peer: socket.socket) -> bytes:
@@ -6457,9 +6388,13 @@ class Doorstep(Connection):
 class Unreadable(Exception):
     """A request that is answered by a status of HTTP alone; the connection ends with it."""
 
-    def __init__(self, status: int, problem: TauError, *headers: str) -> None:
+    def __init__(self, status: int, problem: TauError | str, *headers: str) -> None:
         super().__init__(status)
-        self.status, self.problem, self.headers = status, problem, headers
+        self.status, self.headers = status, headers
+        self.problem = BadRequest(problem, HTTP_HINT) if isinstance(problem, str) else problem
+
+
+HTTP_HINT = "POST /rpc with a JSON-RPC document; GET /healthz, /readyz, /metrics"
 
 
 class Exchange(Connection):
@@ -6528,7 +6463,7 @@ class Exchange(Connection):
             async with asyncio.timeout(IDLE_S if self.caller else HELLO_S):
                 block = await self.reader.readuntil(b"\r\n\r\n")
         except asyncio.LimitOverrunError:
-            raise Unreadable(431, BadRequest("the head of the request is too long", HTTP_HINT)) from None
+            raise Unreadable(431, "the head of the request is too long") from None
         self.head = head = read_head(block[:-4].removeprefix(b"\r\n"))
         self.last = self.last or not head.keep
         if head.headers["Origin"] is not None:
@@ -6558,16 +6493,16 @@ class Exchange(Connection):
     def show(self, head: Head, page: Page) -> None:
         """Answers with a page."""
         if head.method not in ("GET", "HEAD"):
-            raise Unreadable(405, BadRequest(f"{head.path} is read with GET", HTTP_HINT), "Allow: GET, HEAD")
+            raise Unreadable(405, f"{head.path} is read with GET", "Allow: GET, HEAD")
         if head.length != 0:
-            raise Unreadable(400, BadRequest(f"{head.path} is read without a body", HTTP_HINT))
+            raise Unreadable(400, f"{head.path} is read without a body")
         status, text = page.write(self.daemon)
         self.respond(status, page.kind, text.encode("utf-8"))
 
     async def call(self, head: Head) -> None:
         """Answers a JSON-RPC document: at once as a whole, or in pieces if there are events or it takes long."""
         if head.method != "POST":
-            raise Unreadable(405, BadRequest("/rpc takes POST", HTTP_HINT), "Allow: POST")
+            raise Unreadable(405, "/rpc takes POST", "Allow: POST")
         try:
             message = decode(await self.read_body(head))
         except BadRequest as problem:
@@ -6589,12 +6524,12 @@ class Exchange(Connection):
     async def read_body(self, head: Head) -> bytes:
         """The body of a request, whole."""
         if head.length is not None and head.length > LINE_BYTES_MAX:
-            raise Unreadable(413, BadRequest(f"a request may have {LINE_BYTES_MAX:,} bytes", HTTP_HINT))
+            raise Unreadable(413, f"a request may have {LINE_BYTES_MAX:,} bytes")
         if head.headers["Content-Encoding"] is not None:
-            raise Unreadable(415, BadRequest("the body must not be compressed", HTTP_HINT))
+            raise Unreadable(415, "the body must not be compressed")
         if head.headers["Expect"] is not None and not head.old:
             if head.headers["Expect"].lower() != "100-continue":
-                raise Unreadable(417, BadRequest("only 100-continue can be expected", HTTP_HINT))
+                raise Unreadable(417, "only 100-continue can be expected")
             self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         async with asyncio.timeout(PATIENCE_S):
             if head.length is not None:
@@ -6655,9 +6590,6 @@ class Exchange(Connection):
         self.linger()
 
 
-HTTP_HINT = "POST /rpc with a JSON-RPC document; GET /healthz, /readyz, /metrics"
-
-
 class Head:
     """The head of an HTTP request; Unreadable for one that two readers could read differently."""
 
@@ -6669,16 +6601,16 @@ class Head:
         lengths, codings = (headers.get_all(name, []) for name in ("Content-Length", "Transfer-Encoding"))
         self.length: int | None = None  # of the body; None if it comes in chunks
         if len(lengths) + len(codings) > 1:
-            raise Unreadable(400, BadRequest("the length of the body is told twice", HTTP_HINT))
+            raise Unreadable(400, "the length of the body is told twice")
         if codings and (old or codings[0].lower() != "chunked"):
-            raise Unreadable(501 if not old else 400, BadRequest("only chunked can be read", HTTP_HINT))
+            raise Unreadable(501 if not old else 400, "only chunked can be read")
         if not codings:
             text = lengths[0] if lengths else "0"
             if not re.fullmatch("[0-9]{1,12}", text):
-                raise Unreadable(400, BadRequest("Content-Length is not a number", HTTP_HINT))
+                raise Unreadable(400, "Content-Length is not a number")
             self.length = int(text)
         if len(headers.get_all("Host", [])) != 1 and not old:
-            raise Unreadable(400, BadRequest("one Host header is wanted", HTTP_HINT))
+            raise Unreadable(400, "one Host header is wanted")
 
 
 def read_head(block: bytes) -> Head:
@@ -6686,14 +6618,14 @@ def read_head(block: bytes) -> Head:
     first, _, rest = block.partition(b"\r\n")
     request = re.fullmatch(rb"(TOKEN) (/[!-~]*) HTTP/1\.([01])".replace(b"TOKEN", TOKEN), first)
     if request is None:
-        raise Unreadable(400, BadRequest("this is neither JSON nor HTTP/1.1", HTTP_HINT))
+        raise Unreadable(400, "this is neither JSON nor HTTP/1.1")
     # The library is lenient where others are not: lines that are continued, odd names, bare carriage returns.
     if rest and not all(re.fullmatch(TOKEN + rb":[\t -~\x80-\xff]*", line) for line in rest.split(b"\r\n")):
-        raise Unreadable(400, BadRequest("a header is malformed", HTTP_HINT))
+        raise Unreadable(400, "a header is malformed")
     try:
         headers = http.client.parse_headers(io.BytesIO(rest + b"\r\n\r\n"))
     except http.client.HTTPException:
-        raise Unreadable(431, BadRequest("too many headers", HTTP_HINT)) from None
+        raise Unreadable(431, "too many headers") from None
     method, path, minor = (part.decode("ascii") for part in request.groups())
     return Head(method, path.partition("?")[0], minor == "0", headers)
 
@@ -6710,7 +6642,7 @@ async def read_chunks(reader: asyncio.StreamReader) -> bytes:
             found = re.fullmatch(rb"([0-9A-Fa-f]{1,8})(?:;[\t -~]*)?\r\n", line)
             size = int(found[1], 16) if found else 0
             if len(body) + size > LINE_BYTES_MAX:
-                raise Unreadable(413, BadRequest(f"a request may have {LINE_BYTES_MAX:,} bytes", HTTP_HINT))
+                raise Unreadable(413, f"a request may have {LINE_BYTES_MAX:,} bytes")
             if found is None or len(line) > 256:
                 break
             await asyncio.sleep(0)  # many chunks may be here already
@@ -6725,7 +6657,7 @@ async def read_chunks(reader: asyncio.StreamReader) -> bytes:
             body += piece[:-2]
     except asyncio.LimitOverrunError:
         pass
-    raise Unreadable(400, BadRequest("a chunk is malformed", HTTP_HINT))
+    raise Unreadable(400, "a chunk is malformed")
 
 
 class Page:
@@ -8097,17 +8029,8 @@ def describe(store: Store, run_id: str, full: bool = False, number: int | None =
 #: What a run's document has of its row, in this order.
 RUN_SHOWN = (
     *("run_id", "pipeline", "version", "status", "trigger", "executor", "attempt", "params", "key"),
-    *(
-        "scheduled_for",
-        "queued_at",
-        "started_at",
-        "finished_at",
-        "duration_ms",
-        "result",
-        "error",
-        "retry_of",
-        "retry_at",
-    ),
+    *("scheduled_for", "queued_at", "started_at", "finished_at"),
+    *("duration_ms", "result", "error", "retry_of", "retry_at"),
 )
 
 
@@ -12659,18 +12582,10 @@ class Metrics:
             for (method, code), count in sorted(self.refusals.items())
         )
         yield "tau_request_errors_total", "counter", "Requests answered by an error.", refused
-        yield (
-            "tau_runs_finished_total",
-            "counter",
-            "Runs that have ended.",
-            (f'tau_runs_finished_total{{status="{status}"}} {self.ended.get(status, 0)}' for status in FINAL),
-        )
-        yield (
-            "tau_events_total",
-            "counter",
-            "Facts in the ledger.",
-            (f'tau_events_total{{type="{name}"}} {count}' for name, count in sorted(self.events.items())),
-        )
+        ended = (f'tau_runs_finished_total{{status="{status}"}} {self.ended.get(status, 0)}' for status in FINAL)
+        yield "tau_runs_finished_total", "counter", "Runs that have ended.", ended
+        events = (f'tau_events_total{{type="{name}"}} {count}' for name, count in sorted(self.events.items()))
+        yield "tau_events_total", "counter", "Facts in the ledger.", events
         for name, meaning, times in (
             ("tau_run_wait_seconds", "Time from queued to the first instruction of a run.", self.waits),
             ("tau_run_duration_seconds", "Time that runs took.", self.durations),
@@ -12881,9 +12796,9 @@ class Outpost:
 
 
 # --- 35. Fork server ---------------------------------------------------------------------
-# Owns the processes that run user code, from permission to end record, and their control groups.
-# Calls Relay, Run process, Pipeline API and Trace.  Promises that nothing a process started outlives it, and
-# that its end is written down even without a daemon.
+# Owns the processes that run user code, from permission to end record.  Calls Relay, Run process, Control groups,
+# Pipeline API and Trace.  Promises that nothing a process started outlives it, and that its end is written down even
+# without a daemon.
 
 #: A process that dies while its siblings are being listed can hide one of them: look again after this long.
 RECHECK_S = 0.1
@@ -13234,66 +13149,6 @@ class ForkServer:
             pass
 
 
-#: How systemd marks a control group that it leaves to us (`Delegate=memory`).
-DELEGATED = ("user.delegate", "trusted.delegate")
-#: What the control groups of runs are named, before their journal's stem.
-GROUP_PREFIX = "tau-run-"
-
-
-def delegated_group() -> str | None:
-    """The control group (cgroup v2) in which those of runs can be made: the one above ours, if that is ours to divide.
-
-    Above ours, for a group that hands on a controller may hold no process: `DelegateSubgroup=` has put us below it.
-    """
-    ours = control_groups().get(OOM_COUNTERS[0][2])
-    if ours is None:
-        return None
-    above = os.path.dirname(ours)
-    try:
-        if not any(name in DELEGATED and os.getxattr(above, name) == b"1" for name in os.listxattr(above)):
-            return None
-        write_text(os.path.join(above, "cgroup.subtree_control"), "+memory")
-        for name in os.listdir(above):
-            if name.startswith(GROUP_PREFIX):
-                remove_group(os.path.join(above, name))  # of a fork server that was killed, unless its run lives
-    except OSError:
-        return None
-    return above
-
-
-def make_group(above: str, stem: str, most: int) -> str | None:
-    """A control group for one run, with so much memory and no swap; None where the system refuses."""
-    group = os.path.join(above, GROUP_PREFIX + stem)
-    try:
-        os.mkdir(group)
-        write_text(os.path.join(group, "memory.max"), str(most))
-        write_text(os.path.join(group, "memory.oom.group"), "1")  # who is left without its leader is no use
-        if os.path.exists(os.path.join(group, "memory.swap.max")):
-            write_text(os.path.join(group, "memory.swap.max"), "0")
-    except OSError:
-        remove_group(group)
-        return None
-    return group
-
-
-def remove_group(group: str | None) -> None:
-    """A control group without processes is gone."""
-    try:
-        if group is not None:
-            os.rmdir(group)
-    except OSError:
-        pass  # it was not there, or something still runs in it: the next fork server looks again
-
-
-def write_text(path: str, text: str) -> None:
-    """One write to a file that is there: how the kernel takes orders."""
-    file = os.open(path, os.O_WRONLY)
-    try:
-        os.write(file, text.encode())
-    finally:
-        os.close(file)
-
-
 def file_size(path: str) -> int:
     """How long a file is; 0 if there is none."""
     try:
@@ -13568,7 +13423,7 @@ def end_as(code: int) -> int:
 
 
 # --- 37. Run process ---------------------------------------------------------------------
-# Owns one attempt from its first record to its last.  Calls Pipeline API and Trace.
+# Owns one attempt from its first record to its last.  Calls Control groups, Pipeline API and Trace.
 # Promises a returned or a raised record whenever Python itself lives to write it.
 
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
@@ -13706,16 +13561,6 @@ def limit_process(limits: Json, group: str | None) -> None:
             hard = resource.getrlimit(kind)[1]
             most = limits[name] if hard == resource.RLIM_INFINITY else min(limits[name], hard)
             resource.setrlimit(kind, (most, hard))
-
-
-def join_group(group: str) -> bool:
-    """Whether this process, and whatever it starts, is in a control group now."""
-    try:
-        with open(os.path.join(group, "cgroup.procs"), "w", encoding="ascii") as file:
-            file.write("0")
-    except OSError:
-        return False
-    return True
 
 
 def load_module(folder: str, entry: str) -> None:
@@ -13916,7 +13761,120 @@ class Captured(io.TextIOBase):
         return io.FileIO(self.descriptor, "wb", closefd=False)
 
 
-# --- 38. Pipeline API --------------------------------------------------------------------
+# --- 38. Control groups ------------------------------------------------------------------
+# Owns what the kernel tells of memory, and groups of our own for runs with a limit, where systemd lets us make them.
+# Calls nothing of its part.  Promises that no group is touched that is not ours, and that without any a run goes on.
+
+#: Where a control group counts what the kernel has killed in it for want of memory: by the controller's name in
+#: /proc/self/cgroup, the type of the file system, and the file.  The first is cgroup v2.
+OOM_COUNTERS = (("", "cgroup2", "memory.events"), ("memory", "cgroup", "memory.oom_control"))
+
+
+def control_groups() -> dict[str, str]:
+    """Our own control groups as far as they can be about memory: the file that counts such deaths → the directory."""
+    try:
+        with open("/proc/self/cgroup", encoding="utf-8") as file:
+            groups = [line.rstrip("\n").split(":", 2) for line in file]
+        with open("/proc/self/mountinfo", encoding="utf-8", errors="replace") as file:
+            mounts = [line.split() for line in file]
+    except OSError:
+        return {}
+    found: dict[str, str] = {}
+    for controller, kind, name in OOM_COUNTERS:
+        for mount in mounts:
+            root, at, (type_name, _, options, *_) = mount[3], mount[4], mount[mount.index("-") + 1 :]
+            if type_name == kind and (not controller or controller in options.split(",")):
+                ours = [group for _, names, group in groups if controller in names.split(",")]
+                for one in ours:
+                    found[name] = os.path.normpath(os.path.join(at, os.path.relpath(one, root)))
+    return found
+
+
+def oom_counter() -> str | None:
+    """The file that counts what the kernel kills in our control group; None where there is none."""
+    paths = [os.path.join(folder, name) for name, folder in control_groups().items()]
+    return next(filter(os.path.exists, paths), None)
+
+
+def oom_kills(path: str | None) -> int:
+    """How often the kernel has killed for want of memory, as its counter says; 0 where it does not say."""
+    try:
+        with open(path or os.devnull, encoding="ascii") as file:
+            return sum(int(line.split()[1]) for line in file if line.startswith("oom_kill "))
+    except OSError:
+        return 0
+
+
+#: How systemd marks a control group that it leaves to us (`Delegate=memory`).
+DELEGATED = ("user.delegate", "trusted.delegate")
+#: What the control groups of runs are named, before their journal's stem.
+GROUP_PREFIX = "tau-run-"
+
+
+def delegated_group() -> str | None:
+    """The control group (cgroup v2) in which those of runs can be made: the one above ours, if that is ours to divide.
+
+    Above ours, for a group that hands on a controller may hold no process: `DelegateSubgroup=` has put us below it.
+    """
+    ours = control_groups().get(OOM_COUNTERS[0][2])
+    if ours is None:
+        return None
+    above = os.path.dirname(ours)
+    try:
+        if not any(name in DELEGATED and os.getxattr(above, name) == b"1" for name in os.listxattr(above)):
+            return None
+        write_text(os.path.join(above, "cgroup.subtree_control"), "+memory")
+        for name in os.listdir(above):
+            if name.startswith(GROUP_PREFIX):
+                remove_group(os.path.join(above, name))  # of a fork server that was killed, unless its run lives
+    except OSError:
+        return None
+    return above
+
+
+def make_group(above: str, stem: str, most: int) -> str | None:
+    """A control group for one run, with so much memory and no swap; None where the system refuses."""
+    group = os.path.join(above, GROUP_PREFIX + stem)
+    try:
+        os.mkdir(group)
+        write_text(os.path.join(group, "memory.max"), str(most))
+        write_text(os.path.join(group, "memory.oom.group"), "1")  # who is left without its leader is no use
+        if os.path.exists(os.path.join(group, "memory.swap.max")):
+            write_text(os.path.join(group, "memory.swap.max"), "0")
+    except OSError:
+        remove_group(group)
+        return None
+    return group
+
+
+def join_group(group: str) -> bool:
+    """Whether this process, and whatever it starts, is in a control group now."""
+    try:
+        write_text(os.path.join(group, "cgroup.procs"), "0")
+    except OSError:
+        return False
+    return True
+
+
+def remove_group(group: str | None) -> None:
+    """A control group without processes is gone."""
+    try:
+        if group is not None:
+            os.rmdir(group)
+    except OSError:
+        pass  # it was not there, or something still runs in it: the next fork server looks again
+
+
+def write_text(path: str, text: str) -> None:
+    """One write to a file that is there: how the kernel takes orders."""
+    file = os.open(path, os.O_WRONLY)
+    try:
+        os.write(file, text.encode())
+    finally:
+        os.close(file)
+
+
+# --- 39. Pipeline API --------------------------------------------------------------------
 # Owns what user code sees: @pipeline and PipelineContext.  Calls all that follows.
 # Promises that using it outside a run (a test, a REPL) does nothing surprising.
 
@@ -14479,7 +14437,7 @@ def per_row(function: Callable[[Json], Any]) -> PerRow:
     return PerRow(function)
 
 
-# --- 39. Parameters ----------------------------------------------------------------------
+# --- 40. Parameters ----------------------------------------------------------------------
 # Owns how a pipeline's signature becomes a JSON Schema, and JSON the values of its annotations.  Calls Trace.
 # Promises that what the schema admits can be converted.
 
@@ -14705,7 +14663,7 @@ def path_type(hint: Any, origin: Any, arguments: tuple[Any, ...], name: str) -> 
     return ParamType({"type": "string"}, hint) if hasattr(hint, "__fspath__") else None
 
 
-# --- 40. Assertions ----------------------------------------------------------------------
+# --- 41. Assertions ----------------------------------------------------------------------
 # Owns ctx.check: what is asserted, under which name, and with which values it failed.  Calls Rows and Trace.
 # Promises that every assertion is evaluated and recorded before the first failure is raised.
 
@@ -14817,7 +14775,7 @@ def truth_of(value: Any) -> bool:
     return bool(value)
 
 
-# --- 41. Memos ---------------------------------------------------------------------------
+# --- 42. Memos ---------------------------------------------------------------------------
 # Owns ctx.memo: results that outlive the attempt that made them.  Calls Rows and Trace.
 # Promises that what is kept is whole, that what is found is what was returned, and no secret on the disk.
 
@@ -14890,7 +14848,7 @@ def memo_key(arguments: tuple[Any, ...]) -> str:
         return short_repr(arguments)
 
 
-# --- 42. Places --------------------------------------------------------------------------
+# --- 43. Places --------------------------------------------------------------------------
 # Owns where data is: which place a name means, files here and remote, the author's own sources.
 # Calls Web, Warehouses, Formats, Rows and Trace.
 # Promises that a write is whole or did not happen, and that no URL's password is told.
@@ -15310,7 +15268,7 @@ class RemoteFile(DataFile):
             store.put_file(file.name, path)
 
 
-# --- 43. Web -----------------------------------------------------------------------------
+# --- 44. Web -----------------------------------------------------------------------------
 # Owns what is read over http(s): requests, pages, retries.  Calls Formats and Trace.
 # Promises that a body cut short is never taken for a whole one, and that no header reaches another origin.
 
@@ -15612,7 +15570,7 @@ def retry_after(text: str | None) -> float | None:
     return max(0.0, then.timestamp() - time.time())
 
 
-# --- 44. Warehouses ----------------------------------------------------------------------
+# --- 45. Warehouses ----------------------------------------------------------------------
 # Owns databases: SQLite by itself, all others through SQLAlchemy.  Calls Rows and Trace.
 # Promises one transaction a load, values always bound and never spelled into SQL, names always quoted.
 
@@ -16110,7 +16068,7 @@ def database_cell(value: Any) -> Any:
     return text_or_number(value)
 
 
-# --- 45. Formats -------------------------------------------------------------------------
+# --- 46. Formats -------------------------------------------------------------------------
 # Owns bytes ↔ rows: CSV, TSV, JSON, JSON lines, Parquet, and the types of text cells.  Calls Rows and Trace.
 # Promises an error with its line for what is malformed, never a row that is silently wrong.
 
@@ -16612,7 +16570,7 @@ def cast_column(rows: Rows, name: str, cast: Callable[[str], Any], lines: list[i
         raise SourceError(f"line {lines[position]}: {told}", hint) from problem
 
 
-# --- 46. Rows ----------------------------------------------------------------------------
+# --- 47. Rows ----------------------------------------------------------------------------
 # Owns data on its way through a pipeline: lists of dicts, streams of batches, the steps between them.
 # Calls Trace.  Promises answers that can be used at once and awaited too, and steps that count by themselves.
 
@@ -17200,7 +17158,7 @@ def quote_name(name: str) -> str:
     return '"' + str(name).replace('"', '""') + '"'
 
 
-# --- 47. Trace ---------------------------------------------------------------------------
+# --- 48. Trace ---------------------------------------------------------------------------
 # Owns how a run is written down: the journal, values as JSON, errors as documents.  Calls nothing of its part.
 # Promises records that parse, within limits, without what looks secret, whatever user objects do.
 

@@ -137,6 +137,13 @@ def test_health_is_for_everybody_and_metrics_are_not(web: Tau) -> None:
     assert b" 401 " in say(web, b"GET /anything HTTP/1.1\r\nHost: t\r\n\r\n")
 
 
+def test_a_refusal_of_head_has_a_length_and_no_body(web: Tau) -> None:
+    answer = say(web, b"HEAD /nowhere HTTP/1.1\r\nHost: tau\r\nAuthorization: Bearer wrong\r\n\r\n")
+    assert answer.startswith(b"HTTP/1.1 401 ")
+    assert b"Content-Length: " in answer
+    assert answer.endswith(b"\r\n\r\n")
+
+
 def metrics(web: Tau) -> dict[str, float]:
     """Every sample by its name and labels; fails for a line that Prometheus would not read."""
     connection = connect(web)

@@ -148,7 +148,7 @@ S6 | two daemons
     test_a_second_daemon_is_refused_and_told_the_owner test_of_simultaneous_starts_exactly_one_serves
 S7 | the database is of a newer Tau
     test_a_database_of_a_newer_tau_is_refused_untouched test_what_cannot_be_used_is_refused_untouched
-S8 | the database is of an older Tau | The store is copied to `tau.db.before-vN` before
+S8 | the database is of an older Tau | copied to `tau.db.before-vN`
     test_a_store_of_every_schema_opens_with_its_runs test_before_a_migration_there_is_a_whole_copy
     test_an_upgrade_under_a_live_run_and_the_way_back test_a_released_migration_is_never_edited
 S9 | a backup while runs are added
