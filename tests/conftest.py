@@ -350,11 +350,20 @@ def home() -> Iterator[Tau]:
 
 
 def started(made: Tau) -> Iterator[Tau]:
-    """A started daemon, stopped afterwards."""
+    """A started daemon, stopped afterwards; for fixtures."""
+    with running(made):
+        yield made
+
+
+@contextmanager
+def running(made: Tau) -> Iterator[Tau]:
+    """A started daemon, stopped afterwards, also when the test fails."""
     made.start()
-    yield made
-    made.stop()
-    made.home.parent.rmdir()
+    try:
+        yield made
+    finally:
+        made.stop()
+        made.home.parent.rmdir()
 
 
 class Context(module.PipelineContext):

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import REPOSITORY, Tau, eventually, is_running, make_home, started
+from conftest import REPOSITORY, Tau, eventually, is_running, make_home, running, started
 from elsewhere import MACHINES, PYTHON
 from test_environments import wheel
 
@@ -546,9 +546,8 @@ def test_ssh_gets_words_that_its_shell_leaves_alone(tmp_path: Path) -> None:
     folder = tmp_path / 'it\'s "here" $HOME & there'
     folder.mkdir()
     (folder / "python").symlink_to(PYTHON)
-    with MACHINES["ssh"]() as command:
-        for tau in started(make_home(config_of(command, python=str(folder / "python")))):
-            assert run_far(tau, "import sys\ndef it(ctx):\n    return sys.executable")["result"] == f"{folder}/python"
+    with MACHINES["ssh"]() as command, running(make_home(config_of(command, python=str(folder / "python")))) as tau:
+        assert run_far(tau, "import sys\ndef it(ctx):\n    return sys.executable")["result"] == f"{folder}/python"
 
 
 def test_what_a_killed_run_left_there_is_removed_by_a_later_one(tmp_path: Path) -> None:
@@ -560,7 +559,7 @@ def test_what_a_killed_run_left_there_is_removed_by_a_later_one(tmp_path: Path) 
         os.utime(folder, (0, 0))
     held = os.open(folders[1], os.O_RDONLY)
     fcntl.flock(held, fcntl.LOCK_EX)
-    for tau in started(make_home(config_of(["env", f"TMPDIR={tmp_path}"]))):
+    with running(make_home(config_of(["env", f"TMPDIR={tmp_path}"]))) as tau:
         assert run_far(tau, "import tempfile\ndef it(ctx):\n    return tempfile.gettempdir()")["result"] == str(
             tmp_path
         )
@@ -700,7 +699,7 @@ def test_another_version_of_python_may_be_there() -> None:
         pytest.skip("there is but one Python")
     text = "import sys\ndef it(ctx):\n    with ctx.step('a'):\n        ctx.log('in')\n    return sys.executable"
     for python in pythons:
-        for tau in started(make_home(config_of(["env"], python=python))):
+        with running(make_home(config_of(["env"], python=python))) as tau:
             run = run_far(tau, text)
             assert (Path(run["result"]).resolve(), run["trace"]["log_tail"]) == (Path(python).resolve(), ["in"])
 

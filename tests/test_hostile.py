@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from attacks import ATTACKS, Crowd
-from conftest import Tau, eventually, make_home, started
+from conftest import Tau, eventually, make_home, running, started
 
 import tau as module
 
@@ -66,7 +66,7 @@ def test_the_log_tells_of_attacks_in_few_words_and_no_secrets(target: Tau) -> No
 
 @pytest.mark.parametrize(("said", "most"), [(b"", module.SILENT_MAX), (b"P", module.STRANGERS_MAX)])
 def test_the_one_who_waits_longest_goes_first(said: bytes, most: int) -> None:
-    for target in started(make_home("", "tcp")):
+    with running(make_home("", "tcp")) as target:
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         resource.setrlimit(resource.RLIMIT_NOFILE, (min(4096, hard), hard))
         crowd = Crowd(target.port, most + 2)

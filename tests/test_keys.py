@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import TRANSPORTS, Tau, eventually, free_port, make_home, python, started
+from conftest import TRANSPORTS, Tau, eventually, free_port, make_home, python, running
 
 import tau as module
 
@@ -85,7 +85,7 @@ def fill(value: Any, **words: str) -> Any:
 @pytest.fixture(scope="module", params=TRANSPORTS[1:])
 def net(request: pytest.FixtureRequest) -> Iterator[Tau]:
     """A daemon with four pipelines, each of which has run, reached over the network."""
-    for made in started(make_home("", request.param)):
+    with running(make_home("", request.param)) as made:
         made.deploy(SOURCE)
         for name in ("etl_a", "etl_b", "foreign"):
             made.command("run", name)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Tau, eventually, free_port, make_certificate, make_home, python, started
+from conftest import Tau, eventually, free_port, make_certificate, make_home, python, running, started
 
 import tau as module
 
@@ -80,7 +80,7 @@ def shown(made: Tau) -> str:
 
 
 def test_a_renewed_certificate_is_picked_up_without_a_restart() -> None:
-    for made in started(make_home("", "tls")):
+    with running(make_home("", "tls")) as made:
         first, pid = shown(made), made.pid()
         with module.Client(f"unix://{made.socket}") as client:
             client.call("list", {})
@@ -99,7 +99,7 @@ def test_a_certificate_of_the_client_may_be_demanded(tmp_path: Path) -> None:
     made = make_home("[daemon]\nstop_grace_s = 1.0\n", "tls")
     config = made.home / "tau.toml"
     config.write_text(config.read_text() + f'tls_client_ca = "{cert}"\n')
-    for _ in started(made):
+    with running(made):
         for scheme in ("tls", "https"):
             refused = made("--host", f"{scheme}://127.0.0.1:{made.port}", "list", exit=6)
             assert refused["code"] == "unavailable"
@@ -193,21 +193,20 @@ def stream(made: Tau, go: Path, ways: dict[str, str], *words: str) -> list[Any]:
 
 @pytest.mark.parametrize("extra", ["", "proxy_http_version 1.1; proxy_set_header Connection '';"])
 def test_everything_works_through_nginx(tmp_path: Path, extra: str) -> None:
-    for made in started(make_home("", "http")):
-        with nginx(made, tmp_path, extra) as host:
-            ways = {"TAU_HOST": host, "TAU_CA_FILE": str(tmp_path / "cert.pem")}
-            ways["TAU_API_KEY"] = made("--home", made.home, "key", "create", "proxy")["key"]
-            assert made("deploy", made.write(WAITS), **ways)["changed"] is True
-            go = made.home / "data/waits/go"
-            *events, document = stream(made, go, ways, "run", "waits", "--follow")
-            assert [one["message"] for one in events if one["type"] == "log"] == ["begun", "ended"]
-            assert (document["status"], document["result"]) == ("success", 7)
-            run_id = made("run", "waits", "--detach", **ways)["run_id"]
-            lines = stream(made, go, ways, "logs", run_id, "--follow")
-            assert [one["message"] for one in lines] == ["begun", "ended"]
-            assert made("inspect", run_id, **ways)["result"] == 7
-            assert made("list", exit=4, **ways | {"TAU_API_KEY": "wrong" * 10})["code"] == "forbidden"
-            made("--home", made.home, "shutdown")
-            assert made("undeploy", "waits", exit=6, **ways)["reason"] == "gateway"
-            made.start()
-            assert [one["name"] for one in made("list", **ways)["pipelines"]] == ["waits"]
+    with running(make_home("", "http")) as made, nginx(made, tmp_path, extra) as host:
+        ways = {"TAU_HOST": host, "TAU_CA_FILE": str(tmp_path / "cert.pem")}
+        ways["TAU_API_KEY"] = made("--home", made.home, "key", "create", "proxy")["key"]
+        assert made("deploy", made.write(WAITS), **ways)["changed"] is True
+        go = made.home / "data/waits/go"
+        *events, document = stream(made, go, ways, "run", "waits", "--follow")
+        assert [one["message"] for one in events if one["type"] == "log"] == ["begun", "ended"]
+        assert (document["status"], document["result"]) == ("success", 7)
+        run_id = made("run", "waits", "--detach", **ways)["run_id"]
+        lines = stream(made, go, ways, "logs", run_id, "--follow")
+        assert [one["message"] for one in lines] == ["begun", "ended"]
+        assert made("inspect", run_id, **ways)["result"] == 7
+        assert made("list", exit=4, **ways | {"TAU_API_KEY": "wrong" * 10})["code"] == "forbidden"
+        made("--home", made.home, "shutdown")
+        assert made("undeploy", "waits", exit=6, **ways)["reason"] == "gateway"
+        made.start()
+        assert [one["name"] for one in made("list", **ways)["pipelines"]] == ["waits"]
