@@ -7374,7 +7374,7 @@ async def status(call: Call) -> Json:
         "runs": counts,
         "queued": counts["queued"],
         "slots": {"total": daemon.settings["max_concurrent"], "used": daemon.executor.used()},
-        "executors": daemon.executor.elsewhere(),
+        "executors": daemon.executor.elsewhere(commands=call.caller.scope == "admin"),
         "scheduler": {**daemon.agenda.ask.counts(), "paused": daemon.agenda.ask.pause("")},
         "start_latency": daemon.executor.latency(),
         "connections": len(daemon.connections),
@@ -9623,11 +9623,12 @@ class Executor:
                 found.append(about | ({"executor": process.executor} if process.executor else {}))
         return found
 
-    def elsewhere(self) -> Json:
-        """The executors: by which command, and how many runs are live there."""
+    def elsewhere(self, commands: bool) -> Json:
+        """The executors: how many runs are live there and, if that is asked for, by which command."""
         names = [process.executor for process in self.live.values()]
         known = self.settings["executors"].items()
-        return {name: {"command": one["command"], "live": names.count(name)} for name, one in known}
+        told = {name: {"command": one["command"]} if commands else {} for name, one in known}
+        return {name: {**about, "live": names.count(name)} for name, about in told.items()}
 
     def latency(self) -> Json:
         """Milliseconds from queued to the first instruction in the run process: median and 99th percentile."""
