@@ -12803,7 +12803,7 @@ class Outpost:
 
 #: A process that dies while its siblings are being listed can hide one of them: look again after this long.
 RECHECK_S = 0.1
-#: How often to look where the kernel does not tell when a process ends (no pidfd: macOS).
+#: How often to look where the kernel does not tell when a process ends (no pidfd: macOS; what a run has left).
 LOOK_S = 0.02
 #: How long after a start a child is kept that was forked ahead of the next one.
 SPARE_S = 10.0
@@ -12910,7 +12910,7 @@ class ForkServer:
             times.append(self.recheck_at)
         if self.spare is not None:
             times.append(self.spare_until)
-        if len(self.watches) + len(self.dead) < len(self.jobs):
+        if self.strays or len(self.watches) + len(self.dead) < len(self.jobs):
             times.append(now + LOOK_S)
         return max(0.0, min(times) - now) * 1000 + 1 if times else None
 
@@ -13045,7 +13045,7 @@ class ForkServer:
             for pid in self.jobs.keys() - self.dead.keys() - set(self.watches.values()):
                 if os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None:
                     self.note_death(pid)
-        if not self.dead and not self.recheck_at:
+        if not self.dead and not self.strays and not self.recheck_at:
             return
         self.find_strays()
         self.end_strays()

@@ -7,7 +7,7 @@ import signal
 from pathlib import Path
 
 import pytest
-from conftest import Tau, eventually, is_running
+from conftest import Tau, eventually, is_running, make_home, started
 
 import tau as module
 
@@ -394,3 +394,12 @@ def test_a_deploy_whose_fork_server_dies_is_not_blamed_on_the_file(fresh: Tau) -
         eventually(lambda: list((fresh.home / "versions").glob(".load-*")))
         os.kill(server, signal.SIGKILL)
         assert wire.receive()["result"]["pipelines"][0]["name"] == "loaded"
+
+
+def test_what_a_run_leaves_and_ends_when_asked_is_not_waited_for() -> None:
+    config = '[daemon]\nstop_grace_s = 50.0\nstart_method = "spawn"\n'  # which has no other reason to look again
+    for made in started(make_home(config)):
+        for session in (False, True):
+            code = f"subprocess.Popen(['sleep', '1000'], start_new_session={session})"
+            made.deploy_it(f"import subprocess\ndef it(ctx):\n    {code}\n")
+            assert made("run", "it", timeout=25)["status"] == "success"
