@@ -1867,6 +1867,15 @@ def leave_stdout() -> None:
         os.dup2(null.fileno(), 1)
 
 
+def leave_stderr() -> None:
+    """What cannot be written to stderr goes nowhere, for at the end it would become the exit code (120)."""
+    try:
+        sys.stderr.flush()
+    except (OSError, ValueError):
+        with open(os.devnull, "wb") as null:
+            os.dup2(null.fileno(), 2)
+
+
 def people_read(stream: Any, as_json: bool) -> bool:
     """Whether a stream goes to a person: a terminal, unless JSON was asked for."""
     return not as_json and os.environ.get("TAU_OUTPUT") != "json" and bool(stream.isatty())
@@ -4886,6 +4895,7 @@ def taud(argv: Sequence[str] | None = None) -> int:
         return 130
     finally:
         manager.close()
+        leave_stderr()
     return 0
 
 
