@@ -1447,9 +1447,14 @@ def find_home(flag: str | None) -> str:
     return os.path.abspath(os.path.join(state, "tau"))
 
 
+def is_read_only() -> bool:
+    """Whether this client may only read: $TAU_READ_ONLY."""
+    return os.environ.get("TAU_READ_ONLY", "") not in ("", "0")
+
+
 def refuse_writes(method: str, effect: str) -> None:
     """Forbidden where TAU_READ_ONLY is set, unless the effect is only to read."""
-    if effect not in ("reads", "local") and os.environ.get("TAU_READ_ONLY", "") not in ("", "0"):
+    if effect not in ("reads", "local") and is_read_only():
         raise Forbidden(f"TAU_READ_ONLY is set: '{method}' would change something", "unset TAU_READ_ONLY")
 
 
@@ -1659,10 +1664,12 @@ def read_settings(flags: Mapping[str, Any], config: str | None) -> Json:
 def read_credential(name: str) -> str:
     """What systemd's LoadCredential= has under this name, or nothing; BadRequest if it cannot be read."""
     folder = os.environ.get("CREDENTIALS_DIRECTORY", "")
+    if not folder:
+        return ""
     path = os.path.join(folder, name)
     try:
         with open(path, encoding="utf-8") as file:
-            return file.read().strip() if folder else ""
+            return file.read().strip()
     except FileNotFoundError:
         return ""
     except (OSError, UnicodeDecodeError) as problem:
@@ -1858,13 +1865,13 @@ def write_out(text: str) -> None:
         # A terminal that has been closed says EIO; a disk that says so is another matter.
         if problem.errno != errno.EPIPE and not (problem.errno == errno.EIO and stat.S_ISCHR(os.fstat(1).st_mode)):
             raise
-        leave_stdout()
+        leave_output(1)
 
 
-def leave_stdout() -> None:
-    """What is still to be flushed to stdout goes nowhere."""
+def leave_output(number: int) -> None:
+    """What is still to be flushed to descriptor 1 or 2 goes nowhere."""
     with open(os.devnull, "wb") as null:
-        os.dup2(null.fileno(), 1)
+        os.dup2(null.fileno(), number)
 
 
 def leave_stderr() -> None:
@@ -1872,8 +1879,7 @@ def leave_stderr() -> None:
     try:
         sys.stderr.flush()
     except (OSError, ValueError):
-        with open(os.devnull, "wb") as null:
-            os.dup2(null.fileno(), 2)
+        leave_output(2)
 
 
 def people_read(stream: Any, as_json: bool) -> bool:
@@ -2842,7 +2848,7 @@ def outcome_of(words: list[str]) -> int:
     except KeyboardInterrupt:
         return 130
     except OSError as problem:
-        leave_stdout()
+        leave_output(1)
         return complain(StorageFull(f"cannot write the answer: {problem}", "where does stdout go?"), False)
     except Exception as bug:
         where = bug.__traceback__
@@ -4444,7 +4450,7 @@ class Client:
     def __init__(self, host: str | None = None, home: str | None = None, env: str | None = None) -> None:
         self.target = find_daemon(host, env, home)
         self.host, self.home = self.target.host, self.target.home
-        self.read_only = os.environ.get("TAU_READ_ONLY", "") not in ("", "0")
+        self.read_only = is_read_only()
         self.channel: Lined | Posted | None = None
         self.requests = 0
 
@@ -5062,7 +5068,7 @@ def serve(daemon: Daemon, as_json: bool) -> None:
 
     def on_ready(ready: Json) -> None:
         if not announce(ready, as_json):  # whoever waited for the line may go; later writes must not fail
-            leave_stdout()
+            leave_output(1)
 
     asyncio.run(daemon.serve(on_ready))
 
@@ -5186,7 +5192,6 @@ class Daemon:
         self.listeners.change(tls)
         self.keys.change(given)
         self.turn_out()
-        self.store.executors = self.settings["executors"]
         later = [name for name in changed if name not in now]
         told = f"; after a restart {', '.join(later)} will hold too" if later else ""
         logging.getLogger("tau").info("the configuration is read again%s", told)
@@ -8307,7 +8312,7 @@ def configured_keys(settings: Json) -> list[bytes]:
 
 def check_key(key: str) -> None:
     """BadRequest for a configured key that could be guessed."""
-    if key and len(key) < KEY_CHARACTERS_MIN:
+    if len(key) < KEY_CHARACTERS_MIN:
         hint = 'python3 -c "import secrets; print(secrets.token_urlsafe(32))" makes one'
         raise BadRequest(f"[auth] api_key is shorter than {KEY_CHARACTERS_MIN} characters", hint)
 
@@ -11065,7 +11070,7 @@ class Store:
         self.clock = clock or Clock()
         self.home = home
         self.database = Database(database_path(settings["url"], home))
-        self.max_queued, self.executors = settings["max_queued"], settings["executors"]
+        self.settings, self.max_queued = settings, settings["max_queued"]
         self.backfill_concurrent = settings["backfill_concurrent"]
         self.on_finish: Callable[[str, str, str], None] = lambda pipeline, run_id, status: None  # told in the commit
         self.metrics = Metrics()
@@ -11204,7 +11209,7 @@ class Store:
         options = self.options(name, version)
         demand(options["params"], json.loads(params), "params", f"tau show {name}")
         if origin.get("executor") is not None:
-            demand_executor(origin["executor"], self.executors, options.get("environment"))
+            demand_executor(origin["executor"], self.settings["executors"], options.get("environment"))
         if self.db.execute("SELECT runs FROM totals WHERE status = 'queued'").fetchone()[0] >= self.max_queued:
             hint = "wait, or raise [scheduler] max_queued; `tau status` shows the queue"
             raise QueueFull(f"{self.max_queued:,} runs are queued already", hint)
