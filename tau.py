@@ -430,6 +430,11 @@ ERRORS: dict[str, type[TauError]] = {
 NEARNESS_MIN = 0.65
 
 
+def cut_text(text: str, most: int) -> str:
+    """The text, or its beginning and `…` if it has more than so many characters."""
+    return text if len(text) <= most else text[: most - 1] + "…"
+
+
 def did_you_mean(word: str, words: Iterable[str], otherwise: str = "") -> str:
     """A hint that names the nearest of *words*, or *otherwise*."""
     near = difflib.get_close_matches(word[:WORD_MAX], [*words], 1, NEARNESS_MIN)
@@ -753,11 +758,7 @@ def read_object(text: str) -> Json:
     if text == "-":
         text = sys.stdin.read()
     elif text.startswith("@"):
-        try:
-            with open(text[1:], encoding="utf-8") as file:
-                text = file.read()
-        except (OSError, UnicodeDecodeError) as problem:
-            raise BadRequest(f"cannot read {text[1:]}: {problem}", "give the path of a JSON file") from None
+        text = read_text(text[1:], "give the path of a JSON file")
     hint = 'an object looks like \'{"key": "value"}\''
     try:
         value = decode(text.encode("utf-8", "replace"))
@@ -817,9 +818,7 @@ def read_file(path: str, name: str) -> Json:
         with open(path, "rb") as file:
             content = file.read(DEPLOYMENT_BYTES_MAX + 1)
     except OSError as problem:
-        raise BadRequest(
-            f"cannot read {path}: {problem.strerror}", "give the path of a Python file, or of a folder"
-        ) from None
+        raise cannot_read(path, problem, "give the path of a Python file, or of a folder") from None
     if len(content) > DEPLOYMENT_BYTES_MAX:
         raise LoadFailed(f"{path} is larger than {DEPLOYMENT_BYTES_MAX:,} bytes", KEEP_SMALL, file=path)
     try:
@@ -1143,7 +1142,7 @@ def one_of(value: Any) -> str:
     """A value of a request as it is repeated in a refusal: what kind, and how it begins."""
     text = encode_json(value)
     kind = json_type(value)
-    return kind if kind == "null" else f"{kind} {text[:60]}{'…' if len(text) > 60 else ''}"
+    return kind if kind == "null" else f"{kind} {cut_text(text, 60)}"
 
 
 # --- 4. Wire -----------------------------------------------------------------------------
@@ -1529,11 +1528,7 @@ def environment_key(host: str) -> str:
 
 def read_key_file(path: str, hint: str) -> str:
     """The key in a file, without the white space around it."""
-    try:
-        with open(path, encoding="utf-8") as file:
-            return one_key(file.read(), path)
-    except (OSError, UnicodeDecodeError) as problem:
-        raise BadRequest(f"cannot read the key in {path}: {problem}", hint) from None
+    return one_key(read_text(path, hint), path)
 
 
 def one_key(text: str, origin: str) -> str:
@@ -1564,32 +1559,29 @@ def environments_path() -> str:
 
 def chosen_environment() -> str:
     """The environment that `tau env use` has chosen; empty if none is."""
-    try:
-        with open(environments_path().removesuffix("s.toml"), encoding="utf-8", errors="replace") as file:
-            return file.read().strip()
-    except (FileNotFoundError, NotADirectoryError):
-        return ""
-    except OSError as problem:
-        raise BadRequest(f"cannot read {problem.filename}: {problem.strerror}", "tau env use --none") from None
+    return read_text(environments_path().removesuffix("s.toml"), "tau env use --none", missing="").strip()
 
 
 def read_environments() -> dict[str, dict[str, str]]:
     """The client's environments by name, as they are written; Forbidden if others could read a key in there."""
     path = environments_path()
-    try:
-        with open(path, "rb") as file:
-            tables: dict[str, dict[str, str]] = tomllib.load(file)
-    except (FileNotFoundError, NotADirectoryError):
-        return {}
-    except OSError as problem:
-        raise BadRequest(f"cannot read {path}: {problem.strerror}", f"ls -l {path}") from None
-    except ValueError as problem:
-        raise BadRequest(f"{path}: {problem}", "it must be TOML in UTF-8") from None
+    tables: dict[str, dict[str, str]] = read_toml(path, f"ls -l {path}", missing="")
     for name, table in tables.items():
         check_environment(path, name, table)
         if "api_key" in table:
             demand_own(path)
     return tables
+
+
+def read_toml(path: str, hint: str, missing: str | None = None) -> Json:
+    """The tables of a file, or of the text *missing* if there is no such file; BadRequest if it cannot be read."""
+    text = read_text(path, hint, missing)
+    if not text:
+        return {}  # without an import of tomllib
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as problem:
+        raise BadRequest(f"{path}: {problem}", "it must be TOML") from None
 
 
 def demand_own(path: str) -> None:
@@ -1666,14 +1658,7 @@ def read_credential(name: str) -> str:
     folder = os.environ.get("CREDENTIALS_DIRECTORY", "")
     if not folder:
         return ""
-    path = os.path.join(folder, name)
-    try:
-        with open(path, encoding="utf-8") as file:
-            return file.read().strip()
-    except FileNotFoundError:
-        return ""
-    except (OSError, UnicodeDecodeError) as problem:
-        raise BadRequest(f"cannot read {path}: {problem}", "see LoadCredential= of the unit") from None
+    return read_text(os.path.join(folder, name), "see LoadCredential= of the unit", missing="").strip()
 
 
 def check_zone(name: str) -> None:
@@ -1689,15 +1674,9 @@ def check_zone(name: str) -> None:
 
 def read_config(path: str) -> Json:
     """The tables of a configuration file; BadRequest for anything Tau does not know."""
-    try:
-        with open(path, "rb") as file:
-            tables = tomllib.load(file)
-        if "api_key" in tables.get("auth", {}):
-            check_private(path)
-    except OSError as problem:
-        raise BadRequest(f"cannot read {path}: {problem.strerror}", "check --config and TAU_CONFIG") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as problem:
-        raise BadRequest(f"{path}: {problem}", "it must be TOML") from None
+    tables = read_toml(path, "check --config and TAU_CONFIG")
+    if "api_key" in tables.get("auth", {}):
+        check_private(path)
     for section, table in tables.items():
         if section in NAMED_TABLES:
             for name, one in table.items() if isinstance(table, dict) else [("", table)]:
@@ -1963,11 +1942,7 @@ def plain(value: Any) -> str:
 
 def boot_id() -> str:
     """What distinguishes this boot of the machine from the others; empty where it cannot be known."""
-    try:
-        with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
-            return file.read().strip()
-    except OSError:
-        return ""
+    return peek("/proc/sys/kernel/random/boot_id").strip()
 
 
 def stat_fields(pid: int) -> list[bytes]:
@@ -2038,6 +2013,23 @@ class Clock:
         return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))  # macOS counts sleep here
 
 
+class Ending:
+    """Something that must end: SIGTERM at once, SIGKILL at each look() once its grace is over.
+
+    *send* sends a signal to it.
+    """
+
+    __slots__ = ("kill_at", "send")
+
+    def __init__(self, send: Callable[[int], object], grace: float) -> None:
+        self.send, self.kill_at = send, time.monotonic() + grace
+        send(signal.SIGTERM)
+
+    def look(self) -> None:
+        if time.monotonic() >= self.kill_at:
+            self.send(signal.SIGKILL)
+
+
 def is_locked(file: int) -> bool:
     """Whether the lock of a file is ours now."""
     try:
@@ -2045,6 +2037,42 @@ def is_locked(file: int) -> bool:
     except OSError:
         return False
     return True
+
+
+def lock_file(path: str, wait: bool = True, create: bool = False) -> int:
+    """A descriptor of a file or directory that has its lock until it is closed, even by kill -9.
+
+    Without *wait* it is -1 where another process has the lock, or the file system knows none.
+    flock, since fcntl locks vanish when any descriptor closes.
+    """
+    file = os.open(path, os.O_RDWR | os.O_CREAT if create else os.O_RDONLY | os.O_NONBLOCK, 0o600)
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except OSError:
+        os.close(file)
+        if wait:
+            raise
+        return -1
+    return file
+
+
+class LineBuffer:
+    """Bytes of a stream, taken out line by line; `rest` is the line whose end has not come yet."""
+
+    __slots__ = ("rest",)
+
+    def __init__(self) -> None:
+        self.rest = bytearray()
+
+    def add(self, data: bytes) -> list[bytes]:
+        """The lines that these bytes complete, without their ends."""
+        first, *others = data.split(b"\n")
+        self.rest += first
+        if not others:
+            return []
+        lines = [bytes(self.rest), *others[:-1]]
+        self.rest[:] = others[-1]
+        return lines
 
 
 def keep_alive(peer: socket.socket) -> None:
@@ -2068,14 +2096,12 @@ NETWORKS = ("nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "fuse.sshfs", "ceph", 
 def file_system(path: str) -> str | None:
     """The type of the file system that holds a path; None where it cannot be known."""
     kind, longest, place = "unknown", 0, os.path.realpath(path) + "/"
-    try:
-        with open("/proc/self/mounts", encoding="utf-8", errors="replace") as file:
-            for line in file:
-                _, at, found, *_ = line.split()
-                if place.startswith(at.rstrip("/") + "/") and len(at) >= longest:
-                    kind, longest = found, len(at)
-    except OSError:
+    if not (mounts := peek("/proc/self/mounts")):
         return None
+    for line in mounts.splitlines():
+        _, at, found, *_ = line.split()
+        if place.startswith(at.rstrip("/") + "/") and len(at) >= longest:
+            kind, longest = found, len(at)
     return kind
 
 
@@ -2205,7 +2231,7 @@ def sync(path: str) -> None:
 
 
 def read_bytes(path: str) -> bytes | None:
-    """What a file holds; None if there is no such file."""
+    """What a file holds; None if it cannot be read."""
     try:
         with open(path, "rb") as file:
             return file.read()
@@ -2213,19 +2239,73 @@ def read_bytes(path: str) -> bytes | None:
         return None
 
 
+def peek(path: str) -> str:
+    """The text of a file; empty if it cannot be read."""
+    return (read_bytes(path) or b"").decode("utf-8", "replace")
+
+
+def read_text(path: str, hint: str, missing: str | None = None) -> str:
+    """The text of a file, or *missing* if there is no such file; BadRequest if it cannot be read."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            return file.read()
+    except (OSError, UnicodeDecodeError) as problem:
+        if missing is not None and isinstance(problem, (FileNotFoundError, NotADirectoryError)):
+            return missing
+        raise cannot_read(path, problem, hint) from None
+
+
+def cannot_read(path: str, problem: Exception, hint: str) -> BadRequest:
+    return BadRequest(f"cannot read {path}: {getattr(problem, 'strerror', None) or problem}", hint)
+
+
+class Replacement:
+    """`with` it: a new file, open for bytes, that takes the place of the one at *path* at the end.
+
+    After an exception the old file is there as before.  *durable*: what was written survives a power loss.
+    The file's `name` is where it is meanwhile.
+    """
+
+    numbers = itertools.count()
+
+    def __init__(self, path: str, mode: int = 0o600, durable: bool = True) -> None:
+        self.path, self.mode, self.durable = path, mode, durable
+        self.beside = os.path.join(os.path.dirname(path), f".tau-{os.getpid()}-{next(self.numbers)}.part")
+
+    def __enter__(self) -> io.BufferedWriter:
+        flags = os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW
+        self.file = open(self.beside, "wb", opener=lambda path, _: os.open(path, flags, 0o600))
+        return self.file
+
+    def __exit__(self, kind: object, *exception: object) -> None:
+        try:
+            with self.file:
+                if kind is None:
+                    self.finish()
+            if kind is None:
+                self.put()
+        finally:
+            remove_file(self.beside)
+
+    def finish(self) -> None:
+        """All is on disk, under the mode that was asked for."""
+        self.file.flush()
+        if self.mode != 0o600:
+            os.fchmod(self.file.fileno(), self.mode)
+        if self.durable:
+            os.fsync(self.file.fileno())
+
+    def put(self) -> None:
+        """The file gets its name."""
+        os.rename(self.beside, self.path)
+        if self.durable:
+            sync(os.path.dirname(self.path) or ".")
+
+
 def replace_file(path: str, data: bytes, durable: bool = True) -> None:
     """The file holds these bytes, for its owner alone, whole or not at all; OSError if it cannot be written."""
-    beside = f"{path}.{os.getpid()}"
-    try:
-        with open(os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600), "wb") as file:
-            file.write(data)
-            file.flush()
-            if durable:
-                os.fsync(file.fileno())
-        os.rename(beside, path)
-    except OSError:
-        remove_file(beside)
-        raise
+    with Replacement(path, durable=durable) as file:
+        file.write(data)
 
 
 def check_private(path: str) -> None:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -90,3 +92,46 @@ def test_a_process_is_known_by_its_pid_and_its_start() -> None:
 def test_the_nearest_word_is_suggested() -> None:
     assert module.did_you_mean("statsu", ["status", "show"], "else") == "did you mean 'status'? else"
     assert module.did_you_mean("xyz", ["status"], "else") == "else"
+
+
+def test_a_buffer_gives_whole_lines_however_the_bytes_come() -> None:
+    for size in (1, 2, 3, 100):
+        buffer, lines = module.LineBuffer(), []
+        data = b"one\n\ntwo two\nrest"
+        for at in range(0, len(data), size):
+            lines += buffer.add(data[at : at + size])
+        assert (lines, bytes(buffer.rest)) == ([b"one", b"", b"two two"], b"rest"), size
+
+
+def test_a_replacement_is_whole_or_not_at_all(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    module.replace_file(str(path), b"old")
+    with pytest.raises(KeyError), module.Replacement(str(path)) as file:
+        file.write(b"new")
+        raise KeyError
+    assert path.read_bytes() == b"old"
+    with module.Replacement(str(path), mode=0o640) as file:
+        file.write(b"new")
+        assert path.read_bytes() == b"old"
+    assert path.read_bytes() == b"new"
+    assert path.stat().st_mode & 0o777 == 0o640
+    assert os.listdir(tmp_path) == ["file"]
+
+
+def test_a_lock_is_had_by_one_until_it_is_closed(tmp_path: Path) -> None:
+    for path, create in ((tmp_path / "lock", True), (tmp_path, False)):
+        held = module.lock_file(str(path), create=create)
+        assert module.lock_file(str(path), wait=False, create=create) == -1
+        os.close(held)
+        again = module.lock_file(str(path), wait=False)
+        assert again >= 0
+        os.close(again)
+
+
+def test_what_must_end_is_asked_first() -> None:
+    for grace, expected in ((60.0, ["SIGTERM"]), (0.0, ["SIGTERM", "SIGKILL", "SIGKILL"])):
+        sent: list[str] = []
+        ending = module.Ending(lambda number, sent=sent: sent.append(signal.Signals(number).name), grace)
+        ending.look()
+        ending.look()
+        assert sent == expected
