@@ -5213,7 +5213,8 @@ class Daemon:
             os.pwrite(lock, encode(ready), 0)
             logging.getLogger("tau").info("taud %s serves %s, pid %s", __version__, self.home, os.getpid())
             loop.add_signal_handler(signal.SIGHUP, self.reload)
-            self.manager.begin(self.summary)
+            self.manager.tell(READY=1)
+            self.manager.ping()
             announce(ready | {"home": self.home, "addresses": self.listeners.addresses})
             await self.ended.wait()
         finally:
@@ -5226,7 +5227,6 @@ class Daemon:
             self.feed.changed(run_id)
         self.executor.set_alarm()
         self.executor.wake()
-        self.manager.refresh()
 
     @property
     def stopping(self) -> bool:
@@ -5247,7 +5247,7 @@ class Daemon:
         """SIGHUP: the configuration file is read again.  One that cannot be used changes nothing, and is told."""
         if self.ended is None or self.ended.is_set():
             return
-        self.manager.say_reloading()
+        self.manager.tell(RELOADING=1, MONOTONIC_USEC=time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000)
         if self.unread in self.warnings:
             self.warnings.remove(self.unread)
         self.unread = ""
@@ -5259,7 +5259,7 @@ class Daemon:
             self.unread = f"the configuration was not read again: {problem}"
             self.warn(self.unread)
         finally:
-            self.manager.say_ready()
+            self.manager.tell(READY=1)
 
     def apply(self, settings: Json) -> None:
         """What may change while we serve holds from now on; of the rest is said that it needs a restart."""
@@ -5283,12 +5283,6 @@ class Daemon:
                 connection.caller.revoked = True
                 if connection is not answered:
                     connection.transport.abort()
-
-    def summary(self) -> str:
-        """What there is to do, in one line."""
-        queued, used = self.store.ask.totals()["queued"], self.executor.used()
-        text = f"{used} of {self.settings['max_concurrent']} slots used, {queued} queued"
-        return f"{text}; {self.unread}" if self.unread else text
 
     def on_signal(self) -> None:
         """SIGTERM: stop now, leaving live runs to the next daemon.  A second one: at once."""
@@ -5354,7 +5348,7 @@ class Daemon:
 
     async def close(self) -> None:
         """Nothing is open any more; live runs go on and the next daemon adopts them."""
-        self.manager.say_stopping()
+        self.manager.tell(STOPPING=1)
         self.executor.paused = True
         self.listeners.close()
         waiting = {task for connection in self.connections for task in connection.say_goodbye()}
@@ -5754,10 +5748,9 @@ KNOCKING_MAX = 256
 
 #: Where the descriptors begin that are handed over (sd_listen_fds(3)).
 FIRST_DESCRIPTOR = 3
-#: So long may a notification wait for room.
+#: How long a notification may wait for room.
 NOTIFY_PATIENCE_S = 1.0
-#: The least time between two status lines.
-STATUS_S = 1.0
+LISTEN_HINT = "the socket unit needs ListenStream= and Accept=no"
 
 
 class ServiceManager:
@@ -5767,29 +5760,30 @@ class ServiceManager:
         self.address = ""  # where notifications go
         self.ping_s = 0.0  # seconds between two pings; 0 if nobody watches
         self.sockets: list[socket.socket] = []  # that we were given: they are never removed or changed
-        self.describe: Callable[[], str] | None = None  # the status line; None unless we are serving
-        self.described = ""
-        self.timer: asyncio.TimerHandle | None = None  # while a status line is to follow
 
     def meet(self, environ: MutableMapping[str, str]) -> None:
         """Takes out of *environ* all that is meant for this very process; BadRequest for sockets of no use."""
         told = {name: environ.pop(name) for name in [*environ] if name.startswith(MANAGER_ENVIRONMENT)}
+        ours = str(os.getpid())
         self.address = told.get("NOTIFY_SOCKET", "")
-        self.ping_s = watchdog_interval(told)
-        for number, name in inherited_descriptors(told).items():
-            self.sockets.append(inherited_socket(number, name))
+        if told.get("WATCHDOG_PID", ours) == ours:
+            self.ping_s = digits(told.get("WATCHDOG_USEC", "")) / 2e6
+        if told.get("LISTEN_PID") == ours:
+            count = digits(told.get("LISTEN_FDS", ""))
+            names = told.get("LISTEN_FDNAMES", "").split(":") + [""] * count
+            for number in range(count):
+                self.sockets.append(inherited_socket(FIRST_DESCRIPTOR + number, names[number]))
 
     def close(self) -> None:
         """What we were given is closed here, and stays open where it came from."""
         for one in self.sockets:
             one.close()
 
-    def tell(self, **words: object) -> None:
+    def tell(self, **words: int) -> None:
         """Sends one notification; that it cannot be delivered is logged and changes nothing."""
         if not self.address.startswith(("/", "@")):
             return
-        # A word with a line break would be two: what a file or a path says must not speak for us.
-        text = "\n".join(f"{name}={printable(str(word))}".replace("\n", " ") for name, word in words.items())
+        text = "\n".join(f"{name}={word}" for name, word in words.items())
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as channel:
             channel.settimeout(NOTIFY_PATIENCE_S)
             try:
@@ -5797,61 +5791,16 @@ class ServiceManager:
             except OSError as problem:
                 logging.getLogger("tau").warning("cannot notify %s: %s", self.address, problem)
 
-    def begin(self, describe: Callable[[], str]) -> None:
-        """We serve from now on, and ping."""
-        self.describe = describe
-        self.say_ready()
-        self.ping()
-
     def ping(self) -> None:
         """The event loop goes round: told from within it, so that a blocked one falls silent."""
         if self.ping_s:
             self.tell(WATCHDOG=1)
             asyncio.get_running_loop().call_later(self.ping_s, self.ping)
 
-    def say_ready(self) -> None:
-        """All that was begun is done: start, or reload."""
-        if self.describe is not None and self.address:
-            self.tell(READY=1)
-            self.tell_status()
 
-    def say_reloading(self) -> None:
-        """The configuration is being read; say_ready() must follow."""
-        self.tell(RELOADING=1, MONOTONIC_USEC=time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000)
-
-    def say_stopping(self) -> None:
-        """We go; there is no status any more."""
-        self.describe = None
-        self.tell(STOPPING=1, STATUS="stopping; live runs go on")
-
-    def refresh(self) -> None:
-        """The status may have changed: its line follows in a moment."""
-        if self.address and self.describe is not None and self.timer is None:
-            self.timer = asyncio.get_running_loop().call_later(STATUS_S, self.tell_status)
-
-    def tell_status(self) -> None:
-        """Tells the status if it is another than the last."""
-        self.timer = None
-        if self.describe is not None and (text := self.describe()) != self.described:
-            self.described = text
-            self.tell(STATUS=text)
-
-
-def watchdog_interval(told: Mapping[str, str]) -> float:
-    """Seconds between two pings, half of what the watchdog waits; 0 if it does not watch this very process."""
-    waits = told.get("WATCHDOG_USEC", "")
-    ours = told.get("WATCHDOG_PID", str(os.getpid())) == str(os.getpid())
-    return int(waits) / 2e6 if ours and waits.isascii() and waits.isdigit() else 0.0
-
-
-def inherited_descriptors(told: Mapping[str, str]) -> dict[int, str]:
-    """Number → name of the descriptors that have been handed over to this very process."""
-    count = told.get("LISTEN_FDS", "")
-    if told.get("LISTEN_PID") != str(os.getpid()) or not count.isascii() or not count.isdigit():
-        return {}
-    names = told.get("LISTEN_FDNAMES", "").split(":")
-    numbers = range(FIRST_DESCRIPTOR, FIRST_DESCRIPTOR + int(count))
-    return dict(zip(numbers, [*names, *[""] * len(numbers)], strict=False))
+def digits(text: str) -> int:
+    """The number that a text spells; 0 if it is none."""
+    return int(text) if text.isascii() and text.isdigit() else 0
 
 
 def inherited_socket(number: int, name: str) -> socket.socket:
@@ -5870,9 +5819,6 @@ def inherited_socket(number: int, name: str) -> socket.socket:
         return found
     found.close()
     raise BadRequest(f"{title} {wrong}", LISTEN_HINT)
-
-
-LISTEN_HINT = "the socket unit needs ListenStream= and Accept=no"
 
 
 def runtime_directory() -> str:
@@ -5900,20 +5846,27 @@ def unit_text(kind: str, path: str) -> str:
     return UNITS[kind].strip("\n").replace("ExecStart=taud", f"ExecStart={word}")
 
 
-#: What both services have: they tell when they are ready, are watched, and leave their runs alone.
+#: Both services: the system's has more to it.
 UNIT_SERVICE = """
+# Tau {whose}, in {where}/taud.service.
+# Change it with `systemctl edit`.
+
+[Unit]
+Description=Tau pipeline orchestration
+StartLimitIntervalSec=60
+StartLimitBurst=5
+{unit}
+[Service]
 Type=notify
 NotifyAccess=main
 ExecStart=taud
 ExecReload=/bin/kill -HUP $MAINPID
-
 # Only the daemon is stopped: its runs go on, and the next daemon adopts them.
 KillMode=process
 OOMPolicy=continue
 TimeoutStopSec=30
 # A new version copies the store before it migrates it.
 TimeoutStartSec=15min
-
 # The event loop pings; a blocked one writes where it is into the journal (SIGABRT), or is killed 5 s later.
 WatchdogSec=30
 TimeoutAbortSec=5
@@ -5921,44 +5874,34 @@ Restart=on-failure
 RestartSec=1
 # A wrong configuration, or one that is not allowed, does not mend itself.
 RestartPreventExitStatus=2 4
+UMask=0077
+LimitCORE=0
+{service}
+[Install]
+WantedBy={target}
 """
-
 UNITS = {
-    "service": f"""
-# Tau as a system service: `taud --print-unit service`, in /etc/systemd/system/taud.service.
-# Change it with `systemctl edit taud`; the configuration is /etc/tau/tau.toml.
-
-[Unit]
-Description=Tau pipeline orchestration
-Wants=network-online.target
-After=network-online.target time-sync.target
-StartLimitIntervalSec=60
-StartLimitBurst=5
-
-[Service]
-{UNIT_SERVICE.strip()}
-
-# The home is /var/lib/tau; people come in through /run/tau/tau.sock.
+    "user": UNIT_SERVICE.format(
+        whose="for one user", where="~/.config/systemd/user", unit="", service="", target="default.target"
+    ),
+    "service": UNIT_SERVICE.format(
+        whose="as a system service",
+        where="/etc/systemd/system",
+        unit="Wants=network-online.target\nAfter=network-online.target time-sync.target\n",
+        target="multi-user.target\nAlso=taud.socket",
+        service="""
+# The home is /var/lib/tau; people come in through /run/tau/tau.sock, the socket of taud.socket, which stays.
 User=tau
 Group=tau
-UMask=0077
 StateDirectory=tau
 StateDirectoryMode=0700
 RuntimeDirectory=tau
 RuntimeDirectoryMode=0750
-# The socket of taud.socket is in there, and outlives the daemon.
 RuntimeDirectoryPreserve=yes
-# The key that TCP clients must send, in a file for root alone:
-#LoadCredential={KEY_CREDENTIAL}:/etc/tau/api_key
-
 LimitNOFILE=65536
-LimitCORE=0
 TasksMax=4096
-# With systemd 254 or newer, [limits] memory_bytes can bound what a run and all that it starts really use
-# (and ProtectControlGroups=no below):
-#Delegate=memory
-#DelegateSubgroup=taud
 
+# No more than pipelines and runs that outlive the daemon can bear; the README says what is left out.
 NoNewPrivileges=yes
 CapabilityBoundingSet=
 ProtectSystem=full
@@ -5974,25 +5917,10 @@ RestrictRealtime=yes
 RestrictSUIDSGID=yes
 LockPersonality=yes
 SystemCallArchitectures=native
-
-# Left out, since pipelines or surviving runs would break:
-#   PrivateTmp, RemoveIPC             a restart would take /tmp and shared memory from under live runs
-#   ProtectHome, ProtectSystem=strict files that pipelines read and write (with ReadWritePaths= you may)
-#   PrivateDevices, ProtectClock      GPUs (before systemd 253 ProtectClock closes all devices)
-#   MemoryDenyWriteExecute            JIT compilers, some ctypes and cffi
-#   SystemCallFilter                  native wheels
-#   PrivateNetwork, IPAddressDeny     databases and APIs
-#   ProcSubset=pid, PrivateUsers      psutil; files that belong to a group
-# Whatever your pipelines do not need may be set in a drop-in; one that needs more (sudo, containers, a browser's
-# sandbox) wants NoNewPrivileges=no, RestrictNamespaces=no, RestrictSUIDSGID=no there.
-
-[Install]
-WantedBy=multi-user.target
-Also=taud.socket
 """,
+    ),
     "socket": """
-# The socket of Tau's system service: `taud --print-unit socket`, in /etc/systemd/system/taud.socket.
-# The first connection starts taud, and those that come while it restarts wait for it.
+# The socket of Tau's system service, in /etc/systemd/system/taud.socket: the first connection starts taud.
 
 [Unit]
 Description=Tau pipeline orchestration, socket
@@ -6008,26 +5936,6 @@ RemoveOnStop=yes
 
 [Install]
 WantedBy=sockets.target
-""",
-    "user": f"""
-# Tau for one user: `taud --print-unit user`, in ~/.config/systemd/user/taud.service.
-# Its home is the usual one, ~/.local/state/tau, where `tau` finds it.  `loginctl enable-linger` keeps it
-# running while you are logged out.
-
-[Unit]
-Description=Tau pipeline orchestration
-StartLimitIntervalSec=60
-StartLimitBurst=5
-
-[Service]
-{UNIT_SERVICE.strip()}
-
-UMask=0077
-LimitCORE=0
-# No sandbox: a pipeline may do what you may.
-
-[Install]
-WantedBy=default.target
 """,
 }
 

@@ -253,13 +253,11 @@ def test_a_blocked_event_loop_stops_pinging_and_says_where_it_is(home: Tau) -> N
 
 
 @pytest.mark.parametrize("abstract", [False, True])
-def test_it_tells_that_it_is_ready_what_it_does_and_that_it_stops(home: Tau, abstract: bool) -> None:
+def test_it_tells_that_it_is_ready_and_that_it_stops(home: Tau, abstract: bool) -> None:
     with Supervisor(home, abstract=abstract) as service:
         home("list", TAU_HOST=service.host)
         eventually(lambda: service.heard("READY") == ["1"])
-        assert service.heard("STATUS") == ["0 of 10 slots used, 0 queued"]
         run_id = begin_waiting_run(home)
-        eventually(lambda: service.heard("STATUS")[-1] == "1 of 10 slots used, 0 queued")
         pid = home.pid()
         os.kill(pid, signal.SIGTERM)
         eventually(lambda: service.exits)
@@ -289,15 +287,15 @@ def test_a_service_manager_that_does_not_listen_does_no_harm(home: Tau) -> None:
     assert running.wait(30) == 0
 
 
-def test_what_is_told_is_one_line_a_word(tmp_path: Path) -> None:
+def test_what_is_meant_for_this_process_is_taken_out_of_the_environment(tmp_path: Path) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as channel:
         channel.bind(str(tmp_path / "notify"))
         environ = {"NOTIFY_SOCKET": str(tmp_path / "notify"), "LISTEN_FDS": "1", "WATCHDOG_USEC": "1", "HOME": "/"}
         manager = module.ServiceManager()
         manager.meet(environ)
         assert environ == {"HOME": "/"}
-        manager.tell(STATUS="a\nREADY=1", STOPPING=1)
-        assert channel.recv(999) == b"STATUS=a READY=1\nSTOPPING=1"
+        manager.tell(RELOADING=1, MONOTONIC_USEC=2)
+        assert channel.recv(999) == b"RELOADING=1\nMONOTONIC_USEC=2"
 
 
 # Reloading.
@@ -331,12 +329,10 @@ def test_sighup_reads_the_configuration_again(home: Tau) -> None:
         told = f"the configuration was not read again: {config}: unknown key 'prot' in [daemon]"
         assert told in status["warnings"]
         assert told in service.log
-        assert told in service.heard("STATUS")[-1]
         assert home("run", "it")["result"] == [{"x": 1}]
 
         status = reload("[daemon]\nlog_level = 'warning'\n")
         assert not [text for text in status["warnings"] if "configuration" in text]
-        assert "configuration" not in service.heard("STATUS")[-1]
         read = service.log.count("is read again")
         reload("[daemon]\nlog_level = 'warning'\n")
         assert service.log.count("is read again") == read
@@ -575,18 +571,9 @@ def printed(taud: Path, *words: str, exit: int = 0) -> str:
     return done.stdout or done.stderr
 
 
-EXAMPLES = {
-    "service": ("taud.service", "/opt/tau/bin/taud"),
-    "socket": ("taud.socket", ""),
-    "user": ("taud.user.service", "%h/.local/bin/taud"),
-}
-
-
-@pytest.mark.parametrize("kind", EXAMPLES)
-def test_the_units_in_the_examples_are_those_that_taud_prints(taud: Path, kind: str) -> None:
-    name, path = EXAMPLES[kind]
-    text = printed(taud, kind).replace(f'ExecStart="{taud}"', f"ExecStart={path}")
-    assert (REPOSITORY / "examples" / name).read_text() == text
+@pytest.mark.parametrize("kind", ["service", "user"])
+def test_the_printed_unit_starts_the_taud_that_prints_it(taud: Path, kind: str) -> None:
+    assert f'ExecStart="{taud}"' in printed(taud, kind).splitlines()
     assert kind != "service" or printed(taud) == printed(taud, kind)
 
 
@@ -648,8 +635,6 @@ def test_every_word_of_the_readme_about_units_prints_one(taud: Path) -> None:
     assert {*kinds} >= {"service", "socket", "user"}
     for kind in {*kinds} - {""}:
         assert printed(taud, kind).count("[Install]") == 1
-    named = re.findall(r"`(?:examples/)(taud[\w.]*)`", text)
-    assert {*named} == {name for name, _ in EXAMPLES.values()}
 
 
 # Under systemd itself.
@@ -776,5 +761,4 @@ def test_under_systemd_itself(home: Tau, taud: Path) -> None:
         assert systemd.main_pid() == 0
         assert not home.socket.exists()
         assert systemd.status()["slots"]["used"] == 1  # its socket is still there, and starts it again
-        eventually(lambda: "1 of 10 slots used" in systemd.systemctl("show", "--property=StatusText", "taud"))
         assert_run_is_whole(home, run_id)
