@@ -7527,11 +7527,8 @@ def timing_of(times: Times) -> Json:
 def agenda_row(agenda: Agenda, name: str) -> Json:
     """A schedule as it is kept, with what else is known of it."""
     row = agenda.ask.schedule(name)
-    options = row["options"]
     paused = agenda.ask.pause(name) or agenda.ask.pause("")
-    zone = options["timezone"] or agenda.timezone
-    known = agenda.ask.croniter_of(options["cron"], zone) if options["cron"] else None
-    return row | {"paused": paused, "croniter": known}
+    return row | {"paused": paused}
 
 
 def describe_schedule(row: Json, timezone: str, now: int) -> Json:
@@ -7551,7 +7548,6 @@ def describe_schedule(row: Json, timezone: str, now: int) -> Json:
         "paused": row["paused"],
         "watermark_at": row["watermark_at"],
         "next_at": row["next_at"] if row["due_at"] and not row["paused"] else None,
-        "croniter": row["croniter"],
         **preview(found, zone),
     }
 
@@ -8694,7 +8690,6 @@ class Scheduler:
     async def take_over(self) -> None:
         """The ledger says since when nobody has been here."""
         self.seen = self.clocks()
-        await self.write(self.agenda.adopt)
         now, alive = self.seen[0], self.agenda.ask.remembered("alive")
         if alive is not None and now >= alive["until"]:
             await self.note_gap("daemon_down", alive["until"], now)
@@ -8823,35 +8818,10 @@ class Scheduler:
             names = self.agenda.ask.scheduled(names[-1], SLICE)
 
     async def refresh(self, names: list[str]) -> None:
-        """Computes the next ticks anew, and compares expressions with what another croniter made of them."""
-        version = await asyncio.to_thread(croniter_version)
+        """Computes the next ticks anew."""
         for begin in range(0, len(names), SLICE):
-            unknown = await self.write(self.agenda.refresh, names[begin : begin + SLICE], version)
-            for cron, timezone in unknown:
-                digest = await asyncio.to_thread(digest_ticks, cron, timezone)
-                await self.write(self.agenda.keep_digest, cron, timezone, version, digest)
+            await self.write(self.agenda.refresh, names[begin : begin + SLICE])
         self.wanted.set()
-
-
-def croniter_version() -> str:
-    """Which croniter is installed."""
-    metadata: Any = __import__("importlib.metadata", fromlist=["version"])
-    try:
-        return str(metadata.version("croniter"))
-    except ImportError:  # it was not installed but put there
-        return "unknown"
-
-
-#: Digests are of the ticks after this instant, 2026-01-01T00:00:00Z.
-DIGEST_FROM = 1_767_225_600
-DIGEST_TICKS = 50
-
-
-def digest_ticks(cron: str, timezone: str) -> str:
-    """Tells whether the ticks of an expression in a zone are what they were."""
-    times = CronTimes(Cron(cron), Zone(timezone))
-    found = [at for at, _ in itertools.islice(times.ticks(DIGEST_FROM), DIGEST_TICKS)]
-    return fingerprint(*map(str, found))
 
 
 # --- 24. Executor ------------------------------------------------------------------------
@@ -9805,16 +9775,6 @@ class Agenda:
             check_params(one["name"], one, options)
         return commands
 
-    def adopt(self) -> None:
-        """Pipelines that were deployed before there were schedules have their rows."""
-        rows = self.db.execute(
-            "SELECT name FROM pipelines WHERE deployed = 1 AND name NOT IN (SELECT pipeline FROM schedules)"
-        ).fetchall()
-        for row in rows:
-            live = self.live(row["name"]) or {}
-            self.chains.keep(row["name"], live.get("after") or [])
-            self.sync(row["name"], "taud")
-
     def undeploy(self, name: str, actor: str) -> list[str] | None:
         """Takes a pipeline out of service: nothing of it is due, and it follows nobody."""
         cancelled = self.store.undeploy(name, actor)
@@ -10163,34 +10123,16 @@ class Agenda:
                 first += 1
             self.keep_row(row | {"anchor_at": rfc3339(first - every), "watermark_at": rfc3339(first - 1)})
 
-    def refresh(self, names: list[str], version: str) -> list[tuple[str, str]]:
-        """Computes next ticks anew; the expressions, with their zones, of which this croniter has no digest."""
-        unknown = []
+    def refresh(self, names: list[str]) -> None:
+        """Computes next ticks anew."""
         for name in names:
             row = self.row(name)
-            if row["options"]["cron"] is None:
+            times = None if row["options"]["cron"] is None else self.times(row)
+            if times is None:
                 continue
-            times = self.times(row)
-            tick = None if times is None else times.next(instant_of(row["watermark_at"]))
+            tick = times.next(instant_of(row["watermark_at"]))
             if row | self.next_columns(row, tick) != row:
                 self.keep_row(row)
-            key = (row["options"]["cron"], row["options"]["timezone"] or self.timezone)
-            found = self.db.execute(
-                "SELECT 1 FROM digests WHERE cron = ? AND timezone = ? AND croniter = ?", (*key, version)
-            ).fetchone()
-            if found is None and key not in unknown:
-                unknown.append(key)
-        return unknown
-
-    def keep_digest(self, cron: str, timezone: str, version: str, digest: str) -> None:
-        """Remembers what the ticks of an expression are; the ledger says if another croniter told others."""
-        was = self.db.execute(
-            "SELECT croniter, digest FROM digests WHERE cron = ? AND timezone = ?", (cron, timezone)
-        ).fetchone()
-        if was is not None and was["digest"] != digest:
-            about = {"cron": cron, "timezone": timezone, "croniter": version, "croniter_before": was["croniter"]}
-            self.store.event("schedule.ticks_differ", None, None, about)
-        self.db.execute("INSERT OR REPLACE INTO digests VALUES (?, ?, ?, ?)", (cron, timezone, version, digest))
 
 
 TICK_COLUMNS = ("next_at", "moved", "due_at", "expect_at")
@@ -10425,11 +10367,6 @@ class AgendaQuestions:
         return self.ask.count(
             "SELECT count(*) FROM runs WHERE pipeline = ? AND status IN ('running', 'retrying')", name
         )
-
-    def croniter_of(self, cron: str, timezone: str) -> str | None:
-        """Which croniter has been asked about an expression in a zone."""
-        found = self.first("SELECT croniter FROM digests WHERE cron = ? AND timezone = ?", cron, timezone)
-        return None if found is None else str(found["croniter"])
 
 
 DECISIONS = "SELECT seq, at, type, run_id, data, scheduled_for FROM events WHERE pipeline = ? AND scheduled_for > ''"

@@ -768,24 +768,6 @@ def test_a_scheduler_that_is_closed_ends_whatever_comes_at_the_same_moment(tmp_p
     in_world(tmp_path, story)
 
 
-def test_another_croniter_is_compared_with_the_last(tmp_path: Path) -> None:
-    async def story(world: World) -> None:
-        await world.set("p", cron="0 6 * * *")
-        key = ("0 6 * * *", "UTC")
-        assert await world.write(world.agenda.refresh, ["p"], "7.0.0") == [key]
-        digest = module.digest_ticks(*key)
-        await world.write(world.agenda.keep_digest, *key, "7.0.0", digest)
-        assert await world.write(world.agenda.refresh, ["p"], "7.0.0") == []
-        assert await world.write(world.agenda.refresh, ["p"], "8.0.0") == [key]
-        await world.write(world.agenda.keep_digest, *key, "8.0.0", digest)
-        assert world.events("schedule.ticks_differ") == []
-        await world.write(world.agenda.keep_digest, *key, "9.0.0", "other")
-        (differs,) = world.events("schedule.ticks_differ")
-        assert (differs["cron"], differs["croniter"], differs["croniter_before"]) == ("0 6 * * *", "9.0.0", "8.0.0")
-
-    in_world(tmp_path, story)
-
-
 # Two simulated years.
 
 ZONES = (
@@ -1337,17 +1319,3 @@ def test_a_daemon_that_was_down_catches_up_and_can_say_why(home: Tau) -> None:
     assert told["tick"]["cause"]["what"] == "daemon_down"
     assert f"the daemon was down from {before}" in told["answer"]
     home("shutdown")
-
-
-def test_pipelines_of_an_older_database_get_their_schedules(tmp_path: Path) -> None:
-    async def story(world: World) -> None:
-        await world.deploy("old", schedule="0 6 * * *", after=["p"])
-        world.store.db.execute("DELETE FROM schedules")
-        world.store.db.execute("DELETE FROM chains")
-        world.end()
-        await world.begin()
-        await world.pass_time(DAY)
-        assert world.ticks("old") == [6]
-        assert world.rows("SELECT comes_after FROM chains") == [("p",)]
-
-    in_world(tmp_path, story)
