@@ -5949,11 +5949,16 @@ WantedBy=sockets.target
 class Call:
     """One request being answered, as an operation sees it."""
 
-    __slots__ = ("actor", "caller", "connection", "daemon", "request")
+    __slots__ = ("actor", "ask", "caller", "connection", "daemon", "request")
 
     def __init__(self, connection: Connection, caller: Caller, request: Any) -> None:
         self.connection, self.caller, self.request = connection, caller, request
         self.daemon, self.actor = connection.daemon, caller.name
+        self.ask = self.daemon.store.ask
+
+    async def write(self, work: Callable[..., Answer], *arguments: Any) -> Answer:
+        """Writes something in the caller's name, which is the last argument."""
+        return await self.daemon.store.write(work, *arguments, self.actor)
 
     def among(self) -> list[str] | None:
         """The pipelines that the caller sees; None if that is all of them."""
@@ -6723,36 +6728,21 @@ async def deploy(
     if schedule is not None:
         Cron(schedule)
     daemon = call.daemon
-    sources, entries = read_deployment(files, include, entry)
-    versions = os.path.join(daemon.home, "versions")
-    digest = digest_of(sources)
-    async with staging(daemon, versions, digest, sources) as staged:
-        environments = await prepare_environments(daemon, sources, entries)
-        found = choose(await load_all(daemon, staged, environments), name)
+    deployment = Deployment(daemon, files, include, entry)
+    try:
+        built = await deployment.prepare()
+        found = await deployment.load(call.caller, name)
         if daemon.unscheduled:
             found = [one | {"schedule": None, "every": None, "after": []} for one in found]
         if schedule is not None and len(found) > 1:
             raise BadRequest("there are several pipelines: which one is scheduled?", "add --name NAME")
-        for one in found:
-            check_sight(call.caller, one)
-        async with daemon.keeping:
-            await asyncio.to_thread(keep, staged, os.path.join(versions, digest), sources)
+        digest = await deployment.save()
         deployed = await daemon.store.write(daemon.agenda.deploy, found, digest, call.actor, schedule)
+    finally:
+        deployment.close()
     daemon.scheduler.wake(*(one["name"] for one in deployed))
     answer: Json = {"changed": any(one["changed"] for one in deployed), "pipelines": deployed}
-    built = [one for one in environments.values() if one is not None]
     return answer | {"environments": built} if built else answer
-
-
-def check_sight(caller: Caller, one: Json) -> None:
-    """Forbidden unless the caller may deploy this pipeline; NotFound if it comes after one that it does not see."""
-    if not caller.sees(one["name"]):
-        raise Forbidden(
-            f"the key '{caller.name}' is for {', '.join(caller.patterns)}, not for '{one['name']}'", SEEN_HINT
-        )
-    for name in one.get("after") or []:
-        if not caller.sees(name):
-            raise NotFound(f"no pipeline named '{name}'", SEEN_HINT)
 
 
 @sifts
@@ -6769,216 +6759,33 @@ async def check(call: Call, files: list[Json], *, include: list[Json] | None = N
         tau check shop --entry main.py
     """
     daemon = call.daemon
-    sources, entries = read_deployment(files, include, entry)
+    deployment = Deployment(daemon, files, include, entry)
     answer: Json = {"ok": False, "error": None, "pipelines": [], "environments": []}
     scanned: Json = {"secrets": {}, "missing_imports": []}
-    async with staging(daemon, os.path.join(daemon.home, "versions"), digest_of(sources), sources) as staged:
-        try:
-            environments = await prepare_environments(daemon, sources, entries)
-            answer["environments"] = [one for one in environments.values() if one is not None]
-            scanned = await scan(daemon, staged, sources, environments)
-            found = choose(await load_all(daemon, staged, environments), None)
-            for one in found:
-                check_sight(call.caller, one)
-            answer["pipelines"] = [preview_pipeline(daemon, one) for one in found]
-            if not daemon.unscheduled:
-                await daemon.store.write(daemon.agenda.check, found)
-            answer["ok"] = True
-        except (BadRequest, LoadFailed, NotFound, Forbidden) as problem:
-            answer["error"] = problem.to_json()
-    missing = sorted(name for name, found in scanned["secrets"].items() if found is None)
+    try:
+        answer["environments"] = await deployment.prepare()
+        scanned = await deployment.scan()
+        found = await deployment.load(call.caller)
+        answer["pipelines"] = [await preview_pipeline(daemon, one) for one in found]
+        if not daemon.unscheduled:
+            await daemon.store.write(daemon.agenda.check, found)
+        answer["ok"] = True
+    except (BadRequest, LoadFailed, NotFound, Forbidden) as problem:
+        answer["error"] = problem.to_json()
+    finally:
+        deployment.close()
+    missing = sorted(name for name, places in scanned["secrets"].items() if places is None)
     return answer | scanned | {"missing_secrets": missing}
 
 
-def read_deployment(
-    files: list[Json], include: list[Json] | None, entry: str | None
-) -> tuple[dict[str, bytes], list[str]]:
-    """The files of a deployment by path, and which of them are loaded."""
-    main = read_sources(files)
-    sources = read_sources([*files, *(include or [])])
-    if entry is not None:
-        if entry not in sources:
-            hint = did_you_mean(entry, sources, f"one of {', '.join(sorted(sources))[:500]}")
-            raise BadRequest(f"the entry '{entry[:WORD_MAX]}' is not among the files", hint)
-        return sources, [entry]
-    if len(main) == 1:
-        return sources, [*main]
-    entries = [path for path, content in sorted(main.items()) if "/" not in path and has_pipeline(path, content)]
-    if not entries:
-        raise LoadFailed(
-            "no file of the folder uses @pipeline", "say which file is loaded: --entry main.py", kind="load"
-        )
-    return sources, entries
-
-
-def has_pipeline(path: str, content: bytes) -> bool:
-    """Whether a file looks as if it had a pipeline."""
-    return path.endswith(".py") and re.search(rb"^[ \t]*@(\w+\.)*pipeline\b", content, re.MULTILINE) is not None
-
-
-async def prepare_environments(daemon: Daemon, sources: dict[str, bytes], entries: list[str]) -> dict[str, Json | None]:
-    """The environment of each entry, built if need be; None for those that name no dependencies."""
-    headers = {entry: read_header(sources[entry].decode("utf-8"), entry) for entry in entries}
-    return {
-        entry: None if header is None else await daemon.environments.build(header, entry)
-        for entry, header in headers.items()
-    }
-
-
-async def load_all(daemon: Daemon, folder: str, environments: dict[str, Json | None]) -> list[Json]:
-    """The pipelines of all entries; LoadFailed if one of them does not load or has none."""
-    found = []
-    for entry, environment in environments.items():
-        digest = None if environment is None else environment["digest"]
-        job = {"kind": "load", "python": daemon.environments.python(digest)}
-        for one in loaded(await daemon.executor.load(folder, entry, job), entry):
-            if one["executor"] is not None:
-                demand_executor(one["executor"], daemon.settings["executors"], digest)
-            found.append(one | {"entry": entry, "environment": digest})
-    return found
-
-
-async def scan(daemon: Daemon, folder: str, sources: dict[str, bytes], environments: dict[str, Json | None]) -> Json:
-    """The secrets that the files name, with where they are, and the modules they lack."""
-    entry, environment = next(iter(environments.items()))
-    python = daemon.environments.python(None if environment is None else environment["digest"])
-    paths = sorted(path for path in sources if path.endswith(".py"))
-    outcome = await daemon.executor.load(folder, entry, {"kind": "scan", "python": python, "files": paths})
-    loaded(outcome, entry)
-    found: Json = outcome.result
-    return found
-
-
-def preview_pipeline(daemon: Daemon, one: Json) -> Json:
+async def preview_pipeline(daemon: Daemon, one: Json) -> Json:
     """A pipeline that is not deployed, with its next ticks."""
-    ticks = []
-    if one["schedule"] is not None or one["every"] is not None:
-        zone = Zone(one["timezone"] or daemon.settings["timezone"])
-        now = int(time.time())
-        times = read_times(one["schedule"], one["every"], None, zone, now)
-        ticks = preview([*itertools.islice(times.between(now, TIME_MAX), 5)], zone)["ticks"]
+    zone = Zone(one["timezone"] or daemon.settings["timezone"])
+    now = int(time.time())
+    timed = one["schedule"] is not None or one["every"] is not None
+    times = read_times(one["schedule"], one["every"], None, zone, now) if timed else None
+    ticks = (await preview(times, now, zone))["ticks"]
     return {key: value for key, value in one.items() if key != "function"} | {"ticks": ticks}
-
-
-class staging:  # noqa: N801 (a context manager, as in contextlib)
-    """`async with` the directory that holds the files durably; it is gone afterwards unless it was kept.
-
-    Meanwhile nothing is put away: what is there may be wanted by a version that is not in the store yet.
-    """
-
-    def __init__(self, daemon: Daemon, versions: str, digest: str, sources: dict[str, bytes]) -> None:
-        self.daemon, self.arguments, self.digest = daemon, (versions, digest, sources), digest
-
-    async def __aenter__(self) -> str:
-        self.daemon.retention.deploying += 1
-        try:
-            self.staged = await asyncio.to_thread(stage, *self.arguments)
-        except BaseException:
-            self.daemon.retention.deploying -= 1
-            raise
-        return self.staged
-
-    async def __aexit__(self, *exception: object) -> None:
-        self.daemon.retention.deploying -= 1
-        if os.path.basename(self.staged) != self.digest:
-            shutil.rmtree(self.staged, ignore_errors=True)
-
-
-def read_sources(files: list[Json]) -> dict[str, bytes]:
-    """The deployed files by path; BadRequest or LoadFailed for what cannot be one."""
-    sources: dict[str, bytes] = {}
-    if len(files) > DEPLOYMENT_FILES_MAX:
-        raise LoadFailed(TOO_LARGE, KEEP_SMALL, kind="load")
-    for file in files:
-        path = file.get("path")
-        if not isinstance(path, str) or not is_inside(path) or path in sources:
-            raise BadRequest(
-                f"'{str(path)[:WORD_MAX]}' is not a file's path inside the deployment", "use relative paths, each once"
-            )
-        sources[path] = read_content(file)
-        if path.endswith(".py") or len(files) == 1:
-            check_source(path, sources[path])
-    clash = next((path for path in sources if any(other.startswith(path + "/") for other in sources)), None)
-    if clash is not None:
-        raise BadRequest(f"'{clash}' is a file and a folder", "use relative paths, each once")
-    if sum(map(len, sources.values())) > DEPLOYMENT_BYTES_MAX:
-        raise LoadFailed(TOO_LARGE, KEEP_SMALL, kind="load")
-    return sources
-
-
-TOO_LARGE = f"more than {DEPLOYMENT_BYTES_MAX:,} bytes or {DEPLOYMENT_FILES_MAX:,} files"
-
-
-def check_source(path: str, content: bytes) -> None:
-    """LoadFailed unless this can be Python source."""
-    if b"\0" in content:
-        hint = "deploy Python source text; a compiled or binary file cannot be a pipeline"
-        raise LoadFailed(f"{path} is not a text file", hint, kind="load", file=path)
-    try:
-        content.decode("utf-8")
-    except UnicodeDecodeError as problem:
-        line = content.count(b"\n", 0, problem.start) + 1
-        raise LoadFailed(f"{path} is not UTF-8", "save the file as UTF-8", kind="load", file=path, line=line) from None
-
-
-def is_inside(path: str) -> bool:
-    """Whether a path names a file below the directory it is relative to."""
-    parts = path.split("/")
-    plain_parts = all(part not in ("", ".", "..") and len(part.encode()) <= 200 for part in parts)
-    return 0 < len(path) < 512 and "\0" not in path and plain_parts
-
-
-def read_content(file: Json) -> bytes:
-    """The bytes of a deployed file, which came as text or as base64."""
-    if isinstance(file.get("text"), str):
-        return str(file["text"]).encode("utf-8")
-    try:
-        return base64.b64decode(file["base64"], validate=True)
-    except (KeyError, TypeError, ValueError):
-        raise BadRequest(f"{file['path']}: neither text nor base64", "send one of them") from None
-
-
-def loaded(outcome: Outcome, entry: str) -> list[Json]:
-    """The pipelines of a file; LoadFailed if it did not load or has none."""
-    if outcome.error is not None:
-        error = outcome.error
-        told = {key: error[key] for key in ("kind", "type", "file", "line")} | {"source_line": error["code"]}
-        where = f", line {error['line']}" if error["line"] else ""
-        message = f"{entry} does not load{where}: {error['type']}: {error['message']}"
-        raise LoadFailed(message, load_hint(error), **told, frames=error["frames"], cause=error["cause"])
-    found: list[Json] = outcome.result
-    if not found:
-        hint = "decorate a function: from tau import pipeline; @pipeline; def hello(ctx): ..."
-        raise LoadFailed(f"{entry} has no @pipeline", hint, kind="load", file=entry)
-    return found
-
-
-def choose(found: list[Json], name: str | None) -> list[Json]:
-    """Which of the loaded pipelines are deployed; LoadFailed if two share a name or none has the one asked."""
-    names, entry = [one["name"] for one in found], found[0]["entry"]
-    if twice := next((one for one in found[::-1] if names.count(one["name"]) > 1), None):
-        message = f"{twice['entry']} has two pipelines named '{twice['name']}'"
-        if len({one["entry"] for one in found if one["name"] == twice["name"]}) > 1:
-            message = f"two files have a pipeline named '{twice['name']}'"
-        raise LoadFailed(message, "give each its own name", kind="load", file=twice["entry"], line=twice["line"])
-    if name is None:
-        return found
-    if name in names:
-        return [found[names.index(name)]]
-    if len(found) > 1:
-        hint = did_you_mean(name, names, f"it has {', '.join(names)}")
-        raise LoadFailed(f"{entry} has no pipeline named '{name}'", hint, kind="load", file=entry)
-    check_name(name)
-    return [found[0] | {"name": name}]
-
-
-def load_hint(error: Json) -> str:
-    """What to do about a file that does not load."""
-    if error["type"] == "ModuleNotFoundError":
-        return f"install the module for {sys.executable}, and restart taud if it still is not found"
-    if error["kind"] == "timeout":
-        return "move work out of the module's top level into the pipeline function"
-    return error.get("hint") or "mend the file"
 
 
 @destroys
@@ -6991,11 +6798,11 @@ async def undeploy(call: Call, name: PipelineName) -> Json:
         tau undeploy orders
         tau --env production undeploy orders  # a daemon elsewhere
     """
-    store = call.daemon.store
-    cancelled = await store.write(call.daemon.agenda.undeploy, name, call.actor)
+    daemon = call.daemon
+    cancelled = await call.write(daemon.agenda.undeploy, name)
     if name == CANARY:
-        await store.write(store.forget, name)
-        shutil.rmtree(os.path.join(call.daemon.home, "data", CANARY), ignore_errors=True)
+        await daemon.store.write(daemon.store.forget, name)
+        shutil.rmtree(os.path.join(daemon.home, "data", CANARY), ignore_errors=True)
     return {"name": name, "changed": cancelled is not None, "cancelled_runs": cancelled or []}
 
 
@@ -7010,7 +6817,7 @@ async def list_(call: Call, *, limit: int = 20) -> Json:
         tau list
         tau list --limit 100
     """
-    rows, total = call.daemon.store.ask.pipelines(bounded(limit), call.among())
+    rows, total = call.ask.pipelines(bounded(limit), call.among())
     return listing("pipelines", rows, total, "tau list")
 
 
@@ -7024,13 +6831,12 @@ async def show(call: Call, name: PipelineName) -> Json:
         tau show orders
         tau --env production show orders
     """
-    document, agenda = call.daemon.store.ask.pipeline(name), call.daemon.agenda
-    row = agenda_row(agenda, name)
-    described = await asyncio.to_thread(describe_schedule, row, agenda.timezone, int(time.time()))
-    if described["kind"] is not None:
-        document["schedule"] = {key: described[key] for key in (*SCHEDULE_SHOWN, "paused")}
+    document = call.ask.pipeline(name)
+    _, schedule = await find_schedule(call, name)
+    if schedule["kind"] is not None:
+        document["schedule"] = {key: schedule[key] for key in (*SCHEDULE_SHOWN, "paused")}
     up, down = chains_seen(call, name)
-    document["upstream"], document["downstream"] = [one["pipeline"] for one in up], down
+    document |= {"upstream": [one["pipeline"] for one in up], "downstream": down}
     if after := document["options"].get("after"):
         document["options"]["after"] = call.caller.sift(after)
     return document
@@ -7097,42 +6903,44 @@ async def run(
         tau run orders -p day=2026-01-01 -p limit=10
         tau run orders --detach --key orders-2026-01-01  # the same key, the same run
     """
-    store, params = call.daemon.store, params or {}
-    text = encode_json(params)
+    text = encode_json(params or {})
     if len(text) > PARAMS_BYTES_MAX:
         raise BadRequest(f"params are larger than {PARAMS_BYTES_MAX:,} bytes", "pass a path instead of the data")
-
-    def add() -> tuple[str, str, bool]:
-        return store.add_run(name, text, key, "manual", call.actor, executor=executor)
-
-    return await answer_run(call, wait, timeout, follow, add)
+    about = {"executor": executor}
+    return await answer_run(call, (name, text, key, "manual"), about, wait, timeout, follow)
 
 
 async def answer_run(
-    call: Call, wait: bool, timeout: float | None, follow: bool, add: Callable[[], tuple[str, str, bool]]
+    call: Call, asked: tuple[str, str, str | None, str], about: Json, wait: bool, timeout: float | None, follow: bool
 ) -> Json:
     """Adds a run: its document when it has ended, unless nobody waits for that."""
     if follow and not wait:
         raise BadRequest("--follow waits for the run, --detach does not", "choose one of them")
     daemon = call.daemon
-    queued = daemon.store.write(add)
+    queued = daemon.store.write(lambda: daemon.store.add_run(*asked, call.actor, **about))
     daemon.executor.wake()  # now: so that the run is queued and admitted in one commit
-    run_id, status, deduplicated = await queued
-    if not wait:
-        answer: Json = {"run_id": run_id, "status": status}
-        return answer | {"deduplicated": True} if deduplicated else answer
-    call.rest()
+    run_id, status, again = await queued
+    document: Json = {"run_id": run_id, "status": status}
+    if wait:
+        call.rest()
+        await within_time(attend(call, run_id, follow), timeout)
+        document = describe_end(daemon.store, run_id)
+    return document | {"deduplicated": True} if again else document
+
+
+async def within_time(work: Awaitable[Any], timeout: float | None) -> None:
+    """Waits for something, so many seconds at most."""
     try:
-        await asyncio.wait_for(attend(call, run_id, follow), timeout)
+        await asyncio.wait_for(work, timeout)
     except TimeoutError:
-        return unfinished_run(daemon.store, run_id)
-    document = describe(daemon.store, run_id)
-    return document | {"deduplicated": True} if deduplicated else document
+        pass
 
 
-def unfinished_run(store: Store, run_id: str) -> Json:
-    """What there is to say of a run that nobody waits for any longer."""
+def describe_end(store: Store, run_id: str) -> Json:
+    """The document of a run that has ended; of another one what there is to say when nobody waits any longer."""
     status = store.ask.status_of(run_id)
+    if status in FINAL:
+        return describe(store, run_id)
     return {"run_id": run_id, "status": status, "waited": False, "next": [f"tau wait {run_id}"]}
 
 
@@ -7156,20 +6964,14 @@ async def wait(call: Call, run_id: list[RunId], *, timeout: float | None = None)
         tau wait 1m82hsw4knxmxg
         tau wait 1m82hsw4knxmxg 1m82hsx --timeout 60
     """
-    daemon = call.daemon
     if not 0 < len(run_id) <= WAIT_MAX:
         raise BadRequest(f"which runs? from 1 to {WAIT_MAX:,}", "tau wait RUN_ID")
-    wanted = [daemon.store.ask.find_run(one) for one in run_id]
-    late = False
+    wanted = [call.ask.find_run(one) for one in run_id]
     call.rest()
-    try:
-        await asyncio.wait_for(asyncio.gather(*map(daemon.feed.finished, wanted)), timeout)
-    except TimeoutError:
-        late = True
+    await within_time(asyncio.gather(*map(call.daemon.feed.finished, wanted)), timeout)
     ends = []
     for one in wanted:
-        unfinished = late and daemon.store.ask.status_of(one) not in FINAL
-        ends.append((unfinished_run if unfinished else describe)(daemon.store, one))
+        ends.append(describe_end(call.daemon.store, one))
         await asyncio.sleep(0)  # there may be many
     return ends[0] if len(ends) == 1 else {"runs": ends}
 
@@ -7200,23 +7002,22 @@ async def retry(
         tau retry 1m82hsw4knxmxg
         tau retry 1m82 --from-failure --version same
     """
-    store = call.daemon.store
-    old = store.ask.run(store.ask.find_run(run_id))
+    old = call.ask.run(call.ask.find_run(run_id))
+    run_id = old["run_id"]
     if old["status"] not in FINAL:
-        raise Conflict(f"run {old['run_id']} is {old['status']}", f"tau wait {old['run_id']}")
+        raise Conflict(f"run {run_id} is {old['status']}", f"tau wait {run_id}")
     if version not in ("live", "same") and not re.fullmatch("[0-9]{1,9}", version):
         raise BadRequest(f"there is no version '{version[:WORD_MAX]}'", "live, same, or a number")
-    number = {"live": None, "same": old["version"]}.get(version, int(version) if version.isdecimal() else None)
-    origin = {"retry_of": old["run_id"], "scheduled_for": old["scheduled_for"], "version": number}
-    origin |= {"resume_from": old["run_id"] if from_failure else None, "upstream": old["upstream"]}
-    origin["executor"] = store.ask.told_executor(old["run_id"])
-    params, upstream = encode_json(old["params"]), origin["upstream"]
-    origin["upstream"] = None if upstream is None else encode_json(upstream)
-
-    def add() -> tuple[str, str, bool]:
-        return store.add_run(old["pipeline"], params, key, "retry", call.actor, **origin)
-
-    return await answer_run(call, wait, timeout, follow, add)
+    about = {
+        "retry_of": run_id,
+        "resume_from": run_id if from_failure else None,
+        "scheduled_for": old["scheduled_for"],
+        "version": {"live": None, "same": old["version"]}[version] if version.isalpha() else int(version),
+        "upstream": old["upstream"] and encode_json(old["upstream"]),
+        "executor": call.ask.told_executor(run_id),
+    }
+    asked = (old["pipeline"], encode_json(old["params"]), key, "retry")
+    return await answer_run(call, asked, about, wait, timeout, follow)
 
 
 @destroys
@@ -7230,15 +7031,15 @@ async def cancel(call: Call, run_id: RunId, *, force: bool = False) -> Json:
         tau cancel 1m82hsw4knxmxg
         tau cancel 1m82 --force
     """
-    daemon = call.daemon
-    run_id = daemon.store.ask.find_run(run_id)
-    moved = await daemon.store.write(daemon.store.cancel_waiting, run_id, call.actor)
-    if not moved and daemon.store.ask.status_of(run_id) not in FINAL:
+    daemon, ask = call.daemon, call.ask
+    run_id = ask.find_run(run_id)
+    moved = await call.write(daemon.store.cancel_waiting, run_id)
+    if not moved and ask.status_of(run_id) not in FINAL:
         await daemon.executor.stop(run_id, "cancelled", force)
         call.rest()
         await daemon.feed.finished(run_id)
-        moved = daemon.store.ask.status_of(run_id) == "cancelled"
-    return {"run_id": run_id, "status": daemon.store.ask.status_of(run_id), "changed": moved}
+        moved = ask.status_of(run_id) == "cancelled"
+    return {"run_id": run_id, "status": ask.status_of(run_id), "changed": moved}
 
 
 @sifts
@@ -7257,10 +7058,10 @@ async def runs(call: Call, name: PipelineName | None = None, *, limit: int = 20,
     if status is not None:
         demand_word("status", status, MOVES)
     if name is not None:
-        call.daemon.store.ask.known(name)
-    rows, total = call.daemon.store.ask.runs(name, status, bounded(limit), call.among())
-    words = ["tau runs", name or "", f"--status {status}" if status else ""]
-    return listing("runs", rows, total, " ".join(word for word in words if word))
+        call.ask.known(name)
+    rows, total = call.ask.runs(name, status, bounded(limit), call.among())
+    words = ["tau runs", name, status and f"--status {status}"]
+    return listing("runs", rows, total, " ".join(filter(None, words)))
 
 
 @reads
@@ -7285,8 +7086,7 @@ async def inspect_(
         tau inspect orders --last-run
         tau inspect 1m82hsw4knxmxg --attempt 1 --full
     """
-    store = call.daemon.store
-    return describe(store, store.ask.pick_run(name, run_id), full, attempt)
+    return describe(call.daemon.store, call.ask.pick_run(name, run_id), full, attempt)
 
 
 @reads
@@ -7315,21 +7115,20 @@ async def logs(
         tau logs orders --follow --level warning
         tau logs --run 1m82hsw4knxmxg --tail 20 --step load
     """
-    store = call.daemon.store
     if level is not None:
         demand_word("level", level, LEVELS)
-    wanted = LEVELS[LEVELS.index(level) :] if level else ()
-    run_id = store.ask.pick_run(name, run_id)
+    levels = LEVELS[LEVELS.index(level or LEVELS[0]) :]
+    run_id = call.ask.pick_run(name, run_id)
+    tail = bounded(tail, LOGS_MAX)
     if not follow:
-        lines, total, dropped = store.ask.logs(run_id, wanted, step, bounded(tail, LOGS_MAX), attempt)
+        lines, total, dropped = call.ask.logs(run_id, levels if level else (), step, tail, attempt)
         answer = listing("lines", lines, total, f"tau logs --run {run_id}", "--tail")
         return {"run_id": run_id, **answer, "log_dropped": dropped}
     call.rest()
-    async for event in call.daemon.feed.events(run_id, bounded(tail, LOGS_MAX)):
-        inside = step is None or is_within(event.get("step"), step)
-        if event["type"] == "log" and inside and (not wanted or event["level"] in wanted):
+    async for event in call.daemon.feed.events(run_id, tail):
+        if event["type"] == "log" and event["level"] in levels and is_within(event["step"], step):
             await call.emit(event)
-    return {"run_id": run_id, "status": store.ask.status_of(run_id)}
+    return {"run_id": run_id, "status": call.ask.status_of(run_id)}
 
 
 @sifts
@@ -7343,7 +7142,7 @@ async def errors(call: Call, *, limit: int = 20) -> Json:
         tau errors
         tau errors --limit 100
     """
-    rows, total = call.daemon.store.ask.failures(bounded(limit), call.among())
+    rows, total = call.ask.failures(bounded(limit), call.among())
     for row in rows:
         shown = ("kind", "type", "message", "step", "file", "line", "code", "fingerprint")
         row["error"] = {key: row["error"].get(key) for key in shown}
@@ -7360,9 +7159,9 @@ async def status(call: Call) -> Json:
         tau status
         tau --home /var/lib/tau status
     """
-    daemon = call.daemon
-    counts = daemon.store.ask.totals()
+    daemon, counts = call.daemon, call.ask.totals()
     live = [one for one in daemon.executor.processes() if is_seen(call, one.get("run_id"))]
+    disk = os.statvfs(daemon.home)
     return {
         "pid": os.getpid(),
         "version": __version__,
@@ -7373,7 +7172,7 @@ async def status(call: Call) -> Json:
         "addresses": daemon.listeners.addresses,
         "start_method": daemon.settings["start_method"],
         "processes": [{"role": "daemon", "pid": os.getpid()}, *live],
-        "pipelines": daemon.store.ask.pipeline_count(call.among()),
+        "pipelines": call.ask.pipeline_count(call.among()),
         "runs": counts,
         "queued": counts["queued"],
         "slots": {"total": daemon.settings["max_concurrent"], "used": daemon.executor.used()},
@@ -7382,7 +7181,7 @@ async def status(call: Call) -> Json:
         "start_latency": daemon.executor.latency(),
         "connections": len(daemon.connections),
         "strangers": len(daemon.strangers),
-        "storage": storage(daemon),
+        "storage": {"free_bytes": disk.f_bavail * disk.f_frsize, "refused_at": daemon.store.database.refused_at},
         "stopping": daemon.stopping,
         "warnings": daemon.warnings,
     }
@@ -7392,8 +7191,7 @@ def is_seen(call: Call, run_id: str | None) -> bool:
     """Whether a run, if it is one, is there for the caller."""
     if run_id is None or not call.caller.patterns:
         return True
-    ask = call.daemon.store.ask
-    return ask.has_run(run_id) and call.caller.sees(ask.run(run_id)["pipeline"])
+    return call.ask.has_run(run_id) and call.caller.sees(call.ask.run(run_id)["pipeline"])
 
 
 @sifts
@@ -7422,14 +7220,20 @@ async def ticks(
     zone = Zone(timezone or call.daemon.settings["timezone"])
     begin = int(time.time()) if after is None else parse_time(after, zone)
     times = read_times(expr, every, None, zone, begin)
-    bounded(limit, TICKS_MAX)
-    # In a thread, for some expressions are due but once in forty years.
-    found = await asyncio.to_thread(lambda: [*itertools.islice(times.between(begin, TIME_MAX), limit)])
-    return preview(found, zone) | {"kind": times.kind, "timezone": zone.name}
+    found = await preview(times, begin, zone, bounded(limit, TICKS_MAX))
+    return found | {"kind": times.kind, "timezone": zone.name}
 
 
-def preview(found: list[Tick], zone: Zone) -> Json:
-    """Ticks as an answer: their instants, what a clock shows then, whether a change of it has moved them."""
+TICKS_SHOWN = 5
+
+
+async def preview(times: Times | None, after: int, zone: Zone, limit: int = TICKS_SHOWN) -> Json:
+    """The next ticks: their instants, what a clock shows then, whether a change of it has moved them."""
+
+    def find() -> list[Tick]:  # in a thread: some expressions are due once in forty years
+        return [] if times is None else [*itertools.islice(times.between(after, TIME_MAX), limit)]
+
+    found = await asyncio.to_thread(find)
     return {
         "ticks": [rfc3339(at) for at, _ in found],
         "local": [zone.local(at) for at, _ in found],
@@ -7479,7 +7283,6 @@ async def schedule(
     before = agenda.ask.schedule(name)
     zone = Zone(timezone or before["options"]["timezone"] or agenda.timezone)
     told: Json = {"timezone": timezone, "params": params, **read_policies(misfire, overlap, catchup_window, jitter)}
-    told = {key: value for key, value in told.items() if value is not None}
     command = {} if clear else before["command"]
     if expr is not None or every is not None or at is not None:
         times = read_times(expr, every, at, zone, now)
@@ -7488,15 +7291,14 @@ async def schedule(
         command, enable = retimed(command, timing_of(times)), not disable
     if disable and enable:
         raise BadRequest("--disable and --enable are opposites", "choose one of them")
+    command = command | {key: value for key, value in told.items() if value is not None}
     changed = False
-    if told or enable or disable or clear or command != before["command"]:
+    if disable or enable or clear or command != before["command"]:
         enabled = False if disable else True if enable or clear else None
-        write = call.daemon.store.write
-        changed = await write(agenda.set_schedule, name, command | told, enabled, call.actor)
+        changed = await call.write(agenda.set_schedule, name, command, enabled)
         call.daemon.scheduler.wake(name)
-    return await asyncio.to_thread(describe_schedule, agenda_row(agenda, name), agenda.timezone, now) | {
-        "changed": changed
-    }
+    _, document = await find_schedule(call, name)
+    return document | {"changed": changed}
 
 
 def read_policies(
@@ -7524,31 +7326,25 @@ def timing_of(times: Times) -> Json:
     return {"at": rfc3339(times.at)}
 
 
-def agenda_row(agenda: Agenda, name: str) -> Json:
-    """A schedule as it is kept, with what else is known of it."""
+async def find_schedule(call: Call, name: str) -> tuple[Json, Json]:
+    """The row of a schedule, and it as a document: what holds, who said so, and the next ticks."""
+    agenda = call.daemon.agenda
     row = agenda.ask.schedule(name)
-    paused = agenda.ask.pause(name) or agenda.ask.pause("")
-    return row | {"paused": paused}
-
-
-def describe_schedule(row: Json, timezone: str, now: int) -> Json:
-    """A schedule as a document: what holds, who said so, and the next ticks."""
-    options = row["options"]
-    zone = Zone(options["timezone"] or timezone)
-    times = times_of(options, instant_of(row["anchor_at"]), timezone)
-    after = max(now, instant_of(row["watermark_at"]))
-    found = [] if times is None else [*itertools.islice(times.between(after, TIME_MAX), TICKS_SHOWN)]
-    return {
+    options, paused = row["options"], agenda.ask.pause(name) or agenda.ask.pause("")
+    zone = Zone(options["timezone"] or agenda.timezone)
+    times = times_of(options, instant_of(row["anchor_at"]), agenda.timezone)
+    after = max(int(time.time()), instant_of(row["watermark_at"]))
+    return row, {
         "pipeline": row["pipeline"],
         "source": source_of(options, row["command"]),
         **options,
         "timezone": zone.name,
-        "kind": None if times is None else times.kind,
+        "kind": times and times.kind,
         "enabled": bool(row["enabled"]),
-        "paused": row["paused"],
+        "paused": paused,
         "watermark_at": row["watermark_at"],
-        "next_at": row["next_at"] if row["due_at"] and not row["paused"] else None,
-        **preview(found, zone),
+        "next_at": row["next_at"] if row["due_at"] and not paused else None,
+        **await preview(times, after, zone),
     }
 
 
@@ -7564,22 +7360,20 @@ async def why(call: Call, name: PipelineName, *, at: str | None = None) -> Json:
         tau why orders --at 2026-01-01T06:00
     """
     agenda, now = call.daemon.agenda, int(time.time())
-    row = agenda_row(agenda, name)
-    described = await asyncio.to_thread(describe_schedule, row, agenda.timezone, now)
-    zone = Zone(described["timezone"])
-    asked = None if at is None else parse_time(at, zone)
+    row, schedule = await find_schedule(call, name)
+    asked = None if at is None else parse_time(at, Zone(schedule["timezone"]))
     tick = tick_at(agenda, row, asked, now)
     up, down = chains_seen(call, name)
     held = what_holds(call.daemon, row, up)
-    upcoming = {key: described[key][0] if described[key] else None for key in ("ticks", "local", "moved")}
+    coming = {key: next(iter(schedule[key]), None) for key in ("ticks", "local", "moved")}
     return {
         "pipeline": name,
-        "answer": " ".join(sentence for sentence in (past_words(tick), future_words(described, held, up)) if sentence),
+        "answer": f"{past_words(tick)} {future_words(schedule['kind'], coming, held, up)}",
         "asked_at": rfc3339(now if asked is None else asked),
         "tick": tick,
         "held": held,
-        "next": {"tick": upcoming["ticks"], "local": upcoming["local"], "moved": upcoming["moved"]},
-        "schedule": {key: described[key] for key in SCHEDULE_SHOWN},
+        "next": {"tick": coming["ticks"], "local": coming["local"], "moved": coming["moved"]},
+        "schedule": {key: schedule[key] for key in SCHEDULE_SHOWN},
         "upstream": up,
         "downstream": down,
         "recent": agenda.ask.decisions(name, TICKS_SHOWN),
@@ -7588,71 +7382,75 @@ async def why(call: Call, name: PipelineName, *, at: str | None = None) -> Json:
 
 #: What `why` and `show` repeat of a schedule.
 SCHEDULE_SHOWN = ("source", *TIMINGS, "timezone", "misfire", "catchup_window_s", "overlap", "enabled", "next_at")
-TICKS_SHOWN = 5
 
 
 def tick_at(agenda: Agenda, row: Json, asked: int | None, now: int) -> Json:
     """What became of the tick at an instant, or of the last one."""
     name, nothing = row["pipeline"], {"scheduled_for": None, "decision": "none"}
     if asked is None:
+        decided = agenda.ask.decisions(name, 1)
         undecided = nothing | {"reason": "no tick has been decided yet", "last_run": agenda.ask.last_run(name)}
-        return next(iter(agenda.ask.decisions(name, 1)), undecided)
+        return decided[0] if decided else undecided
     text = rfc3339(asked)
-    found = agenda.ask.decision_on(name, text)
-    if found is not None:
+    if (found := agenda.ask.decision_on(name, text)) is not None:
         return found
     times = times_of(row["options"], instant_of(row["anchor_at"]), agenda.timezone)
-    is_tick = times is not None and times.next(asked - 1) in ((asked, False), (asked, True))
+    is_tick = times is not None and (times.next(asked - 1) or [None])[0] == asked
     if is_tick and asked > instant_of(row["watermark_at"]):
         reason = "it is still to come" if asked > now else "it has not been decided yet"
         return {"scheduled_for": text, "decision": "undecided", "reason": reason}
-    before = agenda.ask.decision_before(name, text)
     reason = "the schedule that holds now was made later" if is_tick else "it is no tick of the schedule"
-    return nothing | {"reason": reason, "before": before}
+    return nothing | {"reason": reason, "before": agenda.ask.decision_before(name, text)}
 
 
 def what_holds(daemon: Daemon, row: Json, upstream: list[Json]) -> list[Json]:
     """What keeps a pipeline from running by itself just now, each with its particulars."""
-    ask, name = daemon.agenda.ask, row["pipeline"]
-    held: list[Json] = []
-    if not row["enabled"]:
-        held.append({"by": "disabled", "hint": f"tau schedule {name} --enable"})
-    for scope, hint in ((name, f"tau resume {name}"), ("", "tau resume --all")):
-        if (pause := ask.pause(scope)) is not None:
-            held.append({"by": "paused", **pause, "all": not scope, "hint": hint})
-    if row["options"]["overlap"] != "allow" and (active := ask.unfinished(name)):
-        held.append({"by": "overlap", "overlap": row["options"]["overlap"], "run_ids": active[:TICKS_SHOWN]})
+    ask, name, overlap = daemon.agenda.ask, row["pipeline"], row["options"]["overlap"]
+    pauses = [(ask.pause(name), f"tau resume {name}"), (ask.pause(""), "tau resume --all")]
+    active = [] if overlap == "allow" else ask.unfinished(name)
     queued = daemon.store.ask.totals()["queued"]
-    if queued >= daemon.settings["max_queued"]:
-        held.append({"by": "queue full", "queued": queued, "hint": "tau status"})
-    limit = daemon.store.ask.version(name, None)["options"].get("max_concurrent")
-    if limit is not None and ask.live_runs(name) >= limit:
-        held.append({"by": "max_concurrent", "max_concurrent": limit, "hint": f"tau runs {name}"})
-    if waiting := [one["pipeline"] for one in upstream if one["run_id"] is None]:
-        held.append({"by": "upstream", "waiting_for": waiting})
-    return held
+    most = daemon.store.ask.version(name, None)["options"].get("max_concurrent")
+    waiting = [one["pipeline"] for one in upstream if one["run_id"] is None]
+    held = [
+        not row["enabled"] and {"by": "disabled", "hint": f"tau schedule {name} --enable"},
+        *(one and {"by": "paused", **one, "all": hint.endswith("--all"), "hint": hint} for one, hint in pauses),
+        active and {"by": "overlap", "overlap": overlap, "run_ids": active[:TICKS_SHOWN]},
+        queued >= daemon.settings["max_queued"] and {"by": "queue full", "queued": queued, "hint": "tau status"},
+        most is not None
+        and ask.live_runs(name) >= most
+        and {"by": "max_concurrent", "max_concurrent": most, "hint": f"tau runs {name}"},
+        waiting and {"by": "upstream", "waiting_for": waiting},
+    ]
+    return [one for one in held if one]
 
 
 def past_words(tick: Json) -> str:
     """What became of a tick, as a sentence."""
-    when, decision = tick["scheduled_for"], tick["decision"]
-    cause = tick.get("cause")
-    why_late = (
-        f": {CAUSES.get(cause['what'], cause['what'])} from {cause['from']} until {cause['until']}" if cause else ""
-    )
-    if decision == "fired":
-        late = f" late ({tick['trigger']}{why_late})" if tick["trigger"] == "catchup" else ""
-        moved = ", moved there by DST" if tick.get("moved") else ""
-        return f"The tick of {when}{moved} has run {tick['run_id']}{late}: {tick['status']}."
-    if decision == "skipped" and tick["reason"] == "overlap":
-        return f"The tick of {when} was skipped: run {tick['run_id']} of an earlier tick was unfinished."
-    if decision in ("skipped", "missed", "dropped"):
-        several = tick.get("ticks", 1)
-        what = f"The {several} ticks from {tick['from']} to {when} were" if several > 1 else f"The tick of {when} was"
-        return f"{what} {decision}{why_late} ({tick.get('message') or tick['reason']})."
-    if last := tick.get("last_run"):
-        return f"It last ran {RAN_BY[last['trigger']]} ({last['run_id']}: {last['status']})."
-    return f"Nothing ran: {tick['reason']}."
+    key, cause, last = tick["decision"], tick.get("cause"), tick.get("last_run")
+    words = {"message": tick.get("reason"), "ticks": 1, "trigger": "", **tick, **(last or {})}
+    if key in ("skipped", "missed", "dropped"):
+        overlaps = (key, tick["reason"]) == ("skipped", "overlap")
+        key = "overlap" if overlaps else "some" if words["ticks"] > 1 else "one"
+    words["why"] = CAUSED.format(**cause | {"what": CAUSES.get(cause["what"], cause["what"])}) if cause else ""
+    words["late"] = LATE.format(**words) if words["trigger"] == "catchup" else ""
+    words["moved"] = MOVED if tick.get("moved") else ""
+    words["how"] = RAN_BY.get(words["trigger"])
+    return SENTENCES["ran" if last else key].format(**words)
+
+
+MOVED = ", moved there by DST"
+LATE = " late ({trigger}{why})"
+CAUSED = ": {what} from {from} until {until}"
+#: What became of a tick, in words.
+SENTENCES = {
+    "fired": "The tick of {scheduled_for}{moved} has run {run_id}{late}: {status}.",
+    "overlap": "The tick of {scheduled_for} was skipped: run {run_id} of an earlier tick was unfinished.",
+    "some": "The {ticks} ticks from {from} to {scheduled_for} were {decision}{why} ({message}).",
+    "one": "The tick of {scheduled_for} was {decision}{why} ({message}).",
+    "ran": "It last ran {how} ({run_id}: {status}).",
+    "none": "Nothing ran: {reason}.",
+    "undecided": "Nothing ran: {reason}.",
+}
 
 
 #: Trigger → how a run came about, in words.
@@ -7675,17 +7473,16 @@ CAUSES = {
 }
 
 
-def future_words(described: Json, held: list[Json], upstream: list[Json]) -> str:
+def future_words(kind: str | None, coming: Json, held: list[Json], upstream: list[Json]) -> str:
     """When a pipeline runs next, as a sentence."""
-    stops = [one["by"] for one in held if one["by"] in ("disabled", "paused")]
+    stops = dict.fromkeys(one["by"] for one in held if one["by"] in ("disabled", "paused"))
     if stops:
-        return f"It does not run by itself: {', '.join(dict.fromkeys(stops))}."
-    if not described["ticks"]:
-        if upstream and not described["kind"]:
-            return f"It runs when these have succeeded: {', '.join(one['pipeline'] for one in upstream)}."
-        return "No tick is to come." if described["kind"] else "It has no schedule."
-    moved = ", moved there by DST" if described["moved"][0] else ""
-    return f"It runs next at {described['local'][0]} ({described['ticks'][0]}{moved})."
+        return f"It does not run by itself: {', '.join(stops)}."
+    if coming["ticks"]:
+        return f"It runs next at {coming['local']} ({coming['ticks']}{MOVED if coming['moved'] else ''})."
+    if upstream and not kind:
+        return f"It runs when these have succeeded: {', '.join(one['pipeline'] for one in upstream)}."
+    return "No tick is to come." if kind else "It has no schedule."
 
 
 @writes
@@ -7729,14 +7526,10 @@ async def backfill(
     chosen = wanted[: bounded(limit)]
     runs: list[Json] = [{"scheduled_for": tick, "run_id": None} for tick in chosen]
     if not dry_run and chosen:
-        store = call.daemon.store
-        runs = await store.write(agenda.backfill, name, chosen, only, call.actor)
+        runs = await call.write(agenda.backfill, name, chosen, only)
     again = f"tau backfill {name} --from {from_}" + (f" --to {to}" if to else "") + f" --only {only}"
-    about = {"pipeline": name, "dry_run": dry_run, "ticks": len(found)}
-    if len(runs) < len(wanted):
-        more = {"shown": len(runs), "total": len(wanted), "get": f"{again} --limit {min(len(wanted), LIST_MAX)}"}
-        return {**about, "runs": runs, "truncated": more}
-    return {**about, "runs": runs}
+    answer = listing("runs", runs, len(wanted), again)
+    return {"pipeline": name, "dry_run": dry_run, "ticks": len(found), **answer}
 
 
 BACKFILL_TICKS_MAX = 100_000
@@ -7763,8 +7556,7 @@ async def pause(
         tau pause orders --reason "the warehouse is down"
         tau pause --all
     """
-    scope = scope_of(name, all_)
-    changed = await call.daemon.store.write(call.daemon.agenda.pause, scope, reason[:1000], call.actor)
+    changed = await call.write(call.daemon.agenda.pause, scope_of(name, all_), reason[:1000])
     return {"pipeline": name, "all": all_, "paused": True, "changed": changed}
 
 
@@ -7779,8 +7571,7 @@ async def resume(call: Call, name: PipelineName | None = None, *, all_: bool = F
         tau resume orders
         tau resume --all
     """
-    scope = scope_of(name, all_)
-    changed = await call.daemon.store.write(call.daemon.agenda.resume, scope, call.actor)
+    changed = await call.write(call.daemon.agenda.resume, scope_of(name, all_))
     call.daemon.scheduler.wake()
     return {"pipeline": name, "all": all_, "paused": False, "changed": changed}
 
@@ -7790,12 +7581,6 @@ def scope_of(name: str | None, everything: bool) -> str:
     if (name is None) != everything or name == "":
         raise BadRequest("give the name of a pipeline, or --all", "tau pause NAME")
     return name or ""
-
-
-def storage(daemon: Daemon) -> Json:
-    """How much room there is where everything is kept, and when a write last found none."""
-    disk = os.statvfs(daemon.home)
-    return {"free_bytes": disk.f_bavail * disk.f_frsize, "refused_at": daemon.store.database.refused_at}
 
 
 @sifts
@@ -7848,16 +7633,15 @@ async def backup(call: Call, file: str | None = None, *, force: bool = False) ->
         tau backup
         tau backup tau.backup --force
     """
-    daemon = call.daemon
+    daemon, store = call.daemon, call.daemon.store
     path = file or default_copy(daemon.home, time.time())
     if not os.path.isabs(path) or "\0" in path:
         raise BadRequest(f"'{path}' is not an absolute path", "it is a file of the daemon's machine")
-    database = daemon.store.database.path
+    database = store.database.path
     async with daemon.copying:
         check_target(path, database, force)
         written = await asyncio.to_thread(write_copy, database, daemon.home, path)
-    store = daemon.store
-    await store.write(store.event, "store.copied", None, None, written, call.actor)
+    await call.write(store.event, "store.copied", None, None, written)
     return written
 
 
@@ -7873,10 +7657,9 @@ async def shutdown(call: Call, *, drain: float = 0.0, cancel: bool = False) -> J
         tau shutdown
         tau shutdown --drain 60  # live runs have a minute to end
     """
-    daemon = call.daemon
     # In a task of the daemon's own: a client that goes away must not leave the drain half done.
-    await asyncio.shield(daemon.begin_stopping(drain, cancel))
-    left = {"live_runs": daemon.executor.used(), "queued_runs": daemon.store.ask.totals()["queued"]}
+    await asyncio.shield(call.daemon.begin_stopping(drain, cancel))
+    left = {"live_runs": call.daemon.executor.used(), "queued_runs": call.ask.totals()["queued"]}
     return {"pid": os.getpid(), "stopping": True, **left}
 
 
@@ -7929,13 +7712,17 @@ async def key_create(
         raise BadRequest(f"no name is like '{pipelines}'", "leave out --pipelines: the key is for all then")
     if patterns and scope == "admin":
         raise BadRequest("an admin's key is for all pipelines", "leave out --pipelines, or choose --scope operate")
-    until = None if expires is None else rfc3339(time.time() + parse_duration(expires, "'expires'"))
-    key, keys = new_key(), call.daemon.keys
+    key, now = new_key(), time.time()
+    shown: Json = {
+        "name": name,
+        "scope": scope,
+        "pipelines": patterns,
+        "created_at": rfc3339(now),
+        "expires_at": None if expires is None else rfc3339(now + parse_duration(expires, "'expires'")),
+    }
     digest = hashlib.sha256(key.encode("ascii")).hexdigest()
-    shown: Json = {"name": name, "scope": scope, "pipelines": patterns, "created_at": rfc3339(time.time())}
-    shown |= {"expires_at": until}
-    await call.daemon.store.write(call.daemon.store.keep_key, shown | {"sha256": digest}, call.actor)
-    keys.open()
+    await call.write(call.daemon.store.keep_key, shown | {"sha256": digest})
+    call.daemon.keys.open()
     return shown | {"key": key}
 
 
@@ -7948,8 +7735,7 @@ async def key_list(call: Call) -> Json:
         tau key list
         tau key list --json
     """
-    now = rfc3339(time.time())
-    rows = call.daemon.store.ask.keys()
+    now, rows = rfc3339(time.time()), call.ask.keys()
     for row in rows:
         expired = row["expires_at"] is not None and row["expires_at"] <= now
         row["status"] = "revoked" if row["revoked_at"] else "expired" if expired else "live"
@@ -7967,7 +7753,7 @@ async def key_revoke(call: Call, name: str) -> Json:
         tau key revoke ci
         tau key revoke monitoring --json
     """
-    changed = await call.daemon.store.write(call.daemon.store.revoke_key, name, call.actor)
+    changed = await call.write(call.daemon.store.revoke_key, name)
     call.daemon.keys.open()
     call.daemon.turn_out(call.connection)
     return {"name": name, "changed": changed}
@@ -7980,9 +7766,9 @@ def bounded(limit: int, most: int = LIST_MAX) -> int:
     return limit
 
 
-def is_within(path: str | None, step: str) -> bool:
-    """Whether the step at *path* is *step* or inside it."""
-    return path is not None and (path == step or path.startswith(step + "/"))
+def is_within(path: str | None, step: str | None) -> bool:
+    """Whether the step at *path* is *step* or inside it; each is inside no step in particular."""
+    return step is None or (path is not None and (path == step or path.startswith(step + "/")))
 
 
 def listing(key: str, rows: list[Json], total: int, get: str, flag: str = "--limit") -> Json:
@@ -7991,7 +7777,7 @@ def listing(key: str, rows: list[Json], total: int, get: str, flag: str = "--lim
         return {key: rows}
     most = LOGS_MAX if key == "lines" else LIST_MAX
     more: Json = {"shown": len(rows), "total": total, "get": f"{get} {flag} {min(total, most)}"}
-    if total > most:
+    if total == most + 1:
         more["at_least"] = True  # counting stops there
     return {key: rows, "truncated": more}
 
@@ -8056,14 +7842,13 @@ def shorten(document: Json) -> Json:
     """The document in about DOCUMENT_BYTES: parts are cut, least telling first, until it fits."""
     get = f"tau inspect {document['run_id']} --full"
     cut: list[Json] = []
-    for part, shown, limit in CUTS:
-        holder, _, key = part.rpartition(".")
-        place = document[holder] if holder else document
-        if place is None or place.get(key) is None:
-            continue
-        size = len(encode_json(place[key]))
+    for part, limit, shown in CUTS:
+        *holder, key = part.split(".")
+        place = document[holder[0]] if holder else document
+        value = place and place.get(key)
+        size = 0 if value is None else len(encode_json(value))
         if size > limit and (limit or len(encode_json(document)) > DOCUMENT_BYTES):
-            place[key] = shown(place[key])
+            place[key] = shown(value)
             cut.append({"path": part, "bytes": size, "get": get})
     return document | {"cut": cut} if cut else document
 
@@ -8071,15 +7856,10 @@ def shorten(document: Json) -> Json:
 def cut_value(value: Any) -> Any:
     """The beginning of a large JSON value: whole items of a list or an object, the head of a text."""
     if isinstance(value, str):
-        return value[:500] + "…"
+        return cut_text(value, 500)
     items = [*value.items()] if isinstance(value, dict) else value
-    kept: list[Any] = []
-    room = RESULT_SHOWN_BYTES // 2
-    for item in items if isinstance(items, list) else ():
-        room -= len(encode_json(item))
-        if room < 0:
-            break
-        kept.append(item)
+    sizes = itertools.accumulate(len(encode_json(item)) for item in items)
+    kept = [item for item, size in zip(items, sizes, strict=True) if size <= RESULT_SHOWN_BYTES // 2]
     return dict(kept) if isinstance(value, dict) else kept
 
 
@@ -8090,26 +7870,192 @@ def cut_steps(steps: list[Json]) -> list[Json]:
     return [step | {"steps": cut_steps(step["steps"])} for step in kept[:20]]
 
 
-def cut_frames(frames: list[Json]) -> list[Json]:
-    """The innermost frames; only the last keeps its locals."""
-    return [*({**frame, "locals": {}} for frame in frames[-6:-1]), frames[-1]]
-
-
-def cut_tail(lines: list[str]) -> list[str]:
-    """The last lines, each in brief."""
-    return [line[:100] for line in lines[-3:]]
-
-
-#: What may be cut from an inspect document: path, what is shown instead, and the size in bytes from which
-#: it is always cut (0: only if the document is still too large when its turn comes).
-CUTS: tuple[tuple[str, Callable[[Any], Any], int], ...] = (
-    ("result", cut_value, RESULT_SHOWN_BYTES),
-    ("params", cut_value, RESULT_SHOWN_BYTES // 2),
-    ("trace.log_tail", cut_tail, 0),
-    ("trace.steps", cut_steps, 0),
-    ("error.frames", cut_frames, 0),
-    ("error.message", cut_value, 1_000),
+#: What may be cut from a run's document: path, the size in bytes from which it is always cut (0: only if the document
+#: is still too large when its turn comes), and what is shown instead.
+CUTS: tuple[tuple[str, int, Callable[[Any], Any]], ...] = (
+    ("result", RESULT_SHOWN_BYTES, cut_value),
+    ("params", RESULT_SHOWN_BYTES // 2, cut_value),
+    ("trace.log_tail", 0, lambda lines: [line[:100] for line in lines[-3:]]),
+    ("trace.steps", 0, cut_steps),
+    # The innermost frames; only the last has its locals.
+    ("error.frames", 0, lambda frames: [*({**frame, "locals": {}} for frame in frames[-6:-1]), frames[-1]]),
+    ("error.message", 1_000, cut_value),
 )
+
+
+class Deployment:
+    """Files that are to be deployed, or only checked; close() ends that.
+
+    Meanwhile no virtual environment is removed: a version that is not in the store yet may need it.
+    """
+
+    def __init__(self, daemon: Daemon, files: list[Json], include: list[Json] | None, entry: str | None) -> None:
+        self.daemon, self.sources = daemon, read_sources([*files, *(include or [])])
+        self.entries = find_entries(self.sources, [file["path"] for file in files], entry)
+        self.venvs: dict[str, Json | None] = {}  # by entry
+        self.versions, self.folder = os.path.join(daemon.home, "versions"), ""
+        self.digest = digest_of(self.sources)
+        daemon.retention.deploying += 1
+
+    def close(self) -> None:
+        """The unpacked files are not needed any more."""
+        self.daemon.retention.deploying -= 1
+        if os.path.basename(self.folder) != self.digest:
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+    async def prepare(self) -> list[Json]:
+        """Unpacks the files, and builds the virtual environments that the entries ask for; those."""
+        self.folder = await asyncio.to_thread(stage, self.versions, self.digest, self.sources)
+        headers = {entry: read_header(self.sources[entry].decode("utf-8"), entry) for entry in self.entries}
+        for entry, header in headers.items():
+            self.venvs[entry] = header and await self.daemon.environments.build(header, entry)
+        return [venv for venv in self.venvs.values() if venv]
+
+    async def load(self, caller: Caller, name: str | None = None) -> list[Json]:
+        """The pipelines of all entries, or the one that is meant by *name*; LoadFailed if there is none."""
+        found = []
+        for entry in self.entries:
+            pipelines = await self.ask(entry, {"kind": "load"})
+            if not pipelines:
+                hint = "decorate a function: from tau import pipeline; @pipeline; def hello(ctx): ..."
+                raise LoadFailed(f"{entry} has no @pipeline", hint, kind="load", file=entry)
+            found += [one | {"entry": entry, "environment": self.venv(entry)} for one in pipelines]
+        found = choose(found, name)
+        for one in found:
+            if one["executor"] is not None:
+                demand_executor(one["executor"], self.daemon.settings["executors"], one["environment"])
+            check_sight(caller, one)
+        return found
+
+    async def save(self) -> str:
+        """The files take their place, durably; their digest."""
+        async with self.daemon.keeping:
+            await asyncio.to_thread(keep, self.folder, os.path.join(self.versions, self.digest), self.sources)
+        return self.digest
+
+    async def scan(self) -> Json:
+        """The secrets that the files name, with where they are, and the modules they lack."""
+        paths = sorted(path for path in self.sources if path.endswith(".py"))
+        found: Json = await self.ask(self.entries[0], {"kind": "scan", "files": paths})
+        return found
+
+    async def ask(self, entry: str, job: Json) -> Any:
+        """What a process of their own finds in the files; LoadFailed if that fails."""
+        python = self.daemon.environments.python(self.venv(entry))
+        outcome = await self.daemon.executor.load(self.folder, entry, job | {"python": python})
+        if outcome.error is not None:
+            raise load_error(entry, outcome.error)
+        return outcome.result
+
+    def venv(self, entry: str) -> str | None:
+        """The digest of the virtual environment of an entry; None if it needs none."""
+        return (self.venvs[entry] or {}).get("digest")
+
+
+def read_sources(files: list[Json]) -> dict[str, bytes]:
+    """The files of a deployment by path; BadRequest or LoadFailed for what cannot be one."""
+    sources: dict[str, bytes] = {}
+    for file in files:
+        path = file.get("path")
+        if not isinstance(path, str) or not is_inside(path) or path in sources:
+            message = f"'{str(path)[:WORD_MAX]}' is not a file's path inside the deployment"
+            raise BadRequest(message, "use relative paths, each once")
+        sources[path] = read_content(file)
+        if path.endswith(".py"):
+            check_source(path, sources[path])
+    if len(files) > DEPLOYMENT_FILES_MAX or sum(map(len, sources.values())) > DEPLOYMENT_BYTES_MAX:
+        message = f"more than {DEPLOYMENT_BYTES_MAX:,} bytes or {DEPLOYMENT_FILES_MAX:,} files"
+        raise LoadFailed(message, KEEP_SMALL, kind="load")
+    folders = {path[:end] for path in sources for end, letter in enumerate(path) if letter == "/"}
+    for path in folders & {*sources}:
+        raise BadRequest(f"'{path}' is a file and a folder", "use relative paths, each once")
+    return sources
+
+
+def is_inside(path: str) -> bool:
+    """Whether a path names a file below the directory it is relative to."""
+    parts = path.split("/")
+    plain = all(part not in ("", ".", "..") and len(part.encode()) <= 200 for part in parts)
+    return plain and len(path) < 512 and "\0" not in path
+
+
+def read_content(file: Json) -> bytes:
+    """The bytes of a deployed file, which came as text or as base64."""
+    if isinstance(file.get("text"), str):
+        return str(file["text"]).encode("utf-8")
+    try:
+        return base64.b64decode(file["base64"], validate=True)
+    except (KeyError, TypeError, ValueError):
+        raise BadRequest(f"{file['path']}: neither text nor base64", "send one of them") from None
+
+
+def check_source(path: str, content: bytes) -> None:
+    """LoadFailed unless this can be Python source."""
+    if b"\0" in content:
+        hint = "deploy Python source text; a compiled or binary file cannot be a pipeline"
+        raise LoadFailed(f"{path} is not a text file", hint, kind="load", file=path)
+    try:
+        content.decode("utf-8")
+    except UnicodeDecodeError as problem:
+        line = content.count(b"\n", 0, problem.start) + 1
+        raise LoadFailed(f"{path} is not UTF-8", "save the file as UTF-8", kind="load", file=path, line=line) from None
+
+
+def find_entries(sources: dict[str, bytes], main: list[str], entry: str | None) -> list[str]:
+    """Which files are loaded: the *entry*, the only one, or those of a folder that look as if they had a pipeline."""
+    if entry is not None and entry not in sources:
+        hint = did_you_mean(entry, sources, f"one of {', '.join(sorted(sources))[:500]}")
+        raise BadRequest(f"the entry '{entry[:WORD_MAX]}' is not among the files", hint)
+    decorated = re.compile(rb"^[ \t]*@(\w+\.)*pipeline\b", re.MULTILINE)
+    entries = [path for path in sorted(main) if re.fullmatch(r"[^/]+\.py", path) and decorated.search(sources[path])]
+    if entry is not None or len(main) == 1:
+        entries = [entry or main[0]]
+    if not entries:
+        hint = "say which file is loaded: --entry main.py"
+        raise LoadFailed("no file of the folder uses @pipeline", hint, kind="load")
+    for path in entries:
+        check_source(path, sources[path])
+    return entries
+
+
+def load_error(entry: str, error: Json) -> LoadFailed:
+    """The refusal for a file that does not load."""
+    hints = {
+        "ModuleNotFoundError": f"install the module for {sys.executable}, and restart taud if it still is not found",
+        "timeout": "move work out of the module's top level into the pipeline function",
+    }
+    hint = hints.get(error["type"]) or hints.get(error["kind"]) or error.get("hint") or "mend the file"
+    where = f", line {error['line']}" if error["line"] else ""
+    told = {key: error[key] for key in ("kind", "type", "file", "line", "frames", "cause")}
+    message = f"{entry} does not load{where}: {error['type']}: {error['message']}"
+    return LoadFailed(message, hint, **told, source_line=error["code"])
+
+
+def choose(found: list[Json], name: str | None) -> list[Json]:
+    """Which of the loaded pipelines are deployed; LoadFailed if two share a name or none has the one asked."""
+    names: dict[str, Json] = {}
+    for one in found:
+        if (other := names.setdefault(one["name"], one)) is not one:
+            who = f"{one['entry']} has two pipelines" if one["entry"] == other["entry"] else "two files have a pipeline"
+            about = {"kind": "load", "file": one["entry"], "line": one["line"]}
+            raise LoadFailed(f"{who} named '{one['name']}'", "give each its own name", **about)
+    if name is None or name in names:
+        return found if name is None else [names[name]]
+    if len(found) > 1:
+        entry, hint = found[0]["entry"], did_you_mean(name, names, f"it has {', '.join(names)}")
+        raise LoadFailed(f"{entry} has no pipeline named '{name}'", hint, kind="load", file=entry)
+    check_name(name)
+    return [found[0] | {"name": name}]
+
+
+def check_sight(caller: Caller, one: Json) -> None:
+    """Forbidden unless the caller may deploy this pipeline; NotFound if it comes after one that it does not see."""
+    if not caller.sees(one["name"]):
+        message = f"the key '{caller.name}' is for {', '.join(caller.patterns)}, not for '{one['name']}'"
+        raise Forbidden(message, SEEN_HINT)
+    for name in one.get("after") or []:
+        if not caller.sees(name):
+            raise NotFound(f"no pipeline named '{name}'", SEEN_HINT)
 
 
 # --- 21. Callers -------------------------------------------------------------------------
