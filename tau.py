@@ -13,7 +13,7 @@ The file is laid out in the order a request travels.  Calls go down the page, or
                                   27 Retention   28 Backup   29 Store   30 Questions
                                   31 Database   32 Sources   33 Metrics
                  │ one JSON document a line: jobs over a socket, the trace through a journal file
-    Part IV   the run process     34 Outpost   35 Fork server   36 Relay   37 Run process
+    Part IV   the run process     34 Fork server   35 Outpost   36 Relay   37 Run process
                                   38 Control groups   39 Pipeline API   40 Parameters
                                   41 Assertions   42 Memos   43 Places   44 Web   45 Warehouses
                                   46 Formats   47 Rows   48 Trace
@@ -22,9 +22,9 @@ The file is laid out in the order a request travels.  Calls go down the page, or
   main §9 builds one parser from the signature of `run` §20 and calls Client.call §14;
   the line reaches Connection §18, which checks it and calls the operation `run` §20;
   Store §29 makes the run durable and, in the same commit, Executor.admit §24 moves it to running;
-  ForkServer §35 creates the journal (that is the permission to start) and forks;
+  ForkServer §34 creates the journal (that is the permission to start) and forks;
   run_process §37 loads the deployed file and calls your function with a PipelineContext §39;
-  (on an executor's machine an outpost §34 does that, and a relay §36 here feeds the command that leads there;)
+  (on an executor's machine an outpost §35 does that, and a relay §36 here feeds the command that leads there;)
   its records go to the Journal §48; the fork server appends the end record when the process is gone;
   Executor §24 reads the journal, `verdict` §24 turns it into an outcome, Store §29 keeps it;
   Feed §25 wakes the waiting `run` §20; Connection §18 answers; main §9 prints and exits 0 or 1.
@@ -89,6 +89,7 @@ if TYPE_CHECKING:
     import ssl
     import struct
     import subprocess
+    import tarfile
     import tempfile
     import threading
     import tomllib
@@ -149,8 +150,8 @@ else:
         *("argparse", "ast", "asyncio", "base64", "bisect", "contextlib", "croniter", "csv", "ctypes", "datetime"),
         *("decimal", "difflib", "email.utils", "fcntl", "fnmatch", "grp", "gzip", "hashlib", "hmac", "http.client"),
         *("importlib.util", "inspect", "linecache", "logging", "operator", "pickle", "pwd", "queue", "random", "re"),
-        *("resource", "select", "shlex", "shutil", "signal", "sqlite3", "ssl", "struct", "subprocess", "tempfile"),
-        *("threading", "tomllib", "typing", "urllib.parse", "uuid", "zlib", "zoneinfo"),
+        *("resource", "select", "shlex", "shutil", "signal", "sqlite3", "ssl", "struct", "subprocess", "tarfile"),
+        *("tempfile", "threading", "tomllib", "typing", "urllib.parse", "uuid", "zlib", "zoneinfo"),
     ):
         globals()[name.partition(".")[0]] = Later(name)
 
@@ -1997,6 +1998,14 @@ def send_signal(process: Json, number: int) -> bool:
     return True
 
 
+def signal_group(leader: int, number: int) -> None:
+    """Signals a process group whose leader is not yet reaped, so that its number is still its own."""
+    try:
+        os.killpg(leader, number)
+    except (ProcessLookupError, PermissionError):
+        pass
+
+
 class Clock:
     """What time it is; a test has its own."""
 
@@ -2160,7 +2169,7 @@ def find_module(name: str) -> bool:
 
 #: So much of a growing file is read at once.
 READ_BYTES = 128 << 10
-#: What has been read of an output is given back to the disk, so much at a time: it might fill it.
+#: What has been read of an output is given back to the disk, so much at a time.
 OUTPUT_SLACK_BYTES = 16 << 20
 
 
@@ -2212,6 +2221,22 @@ def release_blocks(path: str, end: int) -> None:
         pass  # another system, where the file grows
     finally:
         os.close(file)
+
+
+def give_back(path: str, position: Json, name: str) -> None:
+    """What has been read of a growing file, as *position* says, is given back to the disk: it might fill it."""
+    released = f"{name}_released"
+    if position[name] - position.get(released, 0) > OUTPUT_SLACK_BYTES:
+        release_blocks(path, position[name])
+        position[released] = position[name]
+
+
+def read_output(stem: str, stream: str, position: Json, final: bool) -> tuple[list[bytes], bool]:
+    """The next lines of descriptor 1 or 2 of a process, and whether there are more; *position* moves on."""
+    path = f"{stem}.{stream}"
+    lines, position[stream], more = read_lines(path, position[stream], LOG_LINE_BYTES_MAX, final)
+    give_back(path, position, stream)
+    return lines, more
 
 
 def deployed_files(folder: str) -> list[str]:
@@ -9000,14 +9025,9 @@ class Process:
 
     def read_output(self, stream: str, records: list[Json], limits: Json, final: bool) -> bool:
         """New lines of descriptor 1 or 2 become log records, up to the limits; whether there are more."""
-        path, released = f"{self.path}.{stream}", f"{stream}_released"
-        lines, offset, more = read_lines(path, self.position[stream], LOG_LINE_BYTES_MAX, final)
-        self.position[stream] = offset
+        lines, more = read_output(self.path, stream, self.position, final)
         room = limits["log_lines"] - (self.log_lines - self.log_dropped)
-        room = 0 if offset > limits["log_bytes"] else max(room, 0)
-        if offset - self.position.get(released, 0) > OUTPUT_SLACK_BYTES:
-            release_blocks(path, offset)
-            self.position[released] = offset
+        room = 0 if self.position[stream] > limits["log_bytes"] else max(room, 0)
         kept, beyond = lines[:room], lines[room:]
         if beyond:
             self.log_lines += len(beyond)
@@ -12512,177 +12532,7 @@ def process_figures() -> Iterator[Family]:
 # === Part IV: the run process ==============================================================
 # One per attempt; the only place where user code runs.  Speaks to nobody: it writes its journal.
 
-# --- 34. Outpost -------------------------------------------------------------------------
-# Owns an attempt on another machine: a fork server of one job there, whose journal goes out on descriptor 1.
-# Calls Fork server, Relay, Run process and Trace.  Promises that nothing of it outlives the connection: no process,
-# and no file.
-
-FORWARD_S = 0.05
-#: A slow reader must not keep us from looking at the run: so many pieces are sent on between two looks.
-FORWARDS = 16
-#: A directory that is older and that nobody holds any more has been left by a kill.
-ABANDONED_S = 300.0
-
-
-def outpost(folder: str, parcel: Json) -> None:
-    """The entry on another machine, from the bootstrap of Relay: runs the job of a parcel in a private folder."""
-    is_locked(os.open(folder, os.O_RDONLY | os.O_DIRECTORY))  # held as long as we live, where that can be
-    remove_left(folder)
-    adopt_orphans()
-    os.umask(0o077)
-    faulthandler.enable(2)  # as fork_server() does
-    import_all()
-    Outpost(unpack(folder, parcel)).serve()
-
-
-def remove_left(folder: str) -> None:
-    """Removes what outposts that were killed have left beside our folder: ours, old, and held by nobody."""
-    for entry in os.scandir(os.path.dirname(folder)):
-        if not entry.name.startswith(OUTPOST_PREFIX) or not entry.is_dir(follow_symlinks=False):
-            continue
-        try:
-            about, file = entry.stat(follow_symlinks=False), os.open(entry.path, os.O_RDONLY | os.O_DIRECTORY)
-        except OSError:
-            continue  # it goes just now, or is somebody else's
-        if about.st_uid == os.getuid() and time.time() - about.st_mtime > ABANDONED_S and is_locked(file):
-            shutil.rmtree(entry.path, ignore_errors=True)
-        os.close(file)
-
-
-def unpack(folder: str, parcel: Json) -> Json:
-    """The parcel's files are in the folder; its job, as it is here."""
-    for kind in ("files", "memos", "old_memos"):
-        make_directory(os.path.join(folder, kind))
-        for name, data in parcel[kind].items():
-            path = os.path.join(folder, kind, name)
-            make_directory(os.path.dirname(path))
-            with open(path, "wb") as file:
-                file.write(base64.b64decode(data))
-    own = {"memos": "memos", "old_memos": "old_memos", "directory": "data", "folder": "files", "journal": "run"}
-    job: Json = parcel["job"] | {key: os.path.join(folder, name) for key, name in own.items()}
-    job["lost_after_s"] = job["executor"]["lost_after_s"]
-    job["place"] = {"host": socket.gethostname(), "python": sys.version.split()[0]}
-    job["method"] = "spawn" if sys.platform == "darwin" else "fork"
-    job["secrets"], job["executor"] = parcel["secrets"], None
-    return job
-
-
-class Outpost:
-    """One job, until it has ended and that has been told, or until nobody hears of it any more."""
-
-    def __init__(self, job: Json) -> None:
-        nobody, channel = socket.socketpair()
-        nobody.close()
-        self.job, self.server = job, ForkServer(channel)
-        self.poll = self.server.poll
-        self.read = {"stdout": 0, "stderr": 0}  # how much of each output has become log records
-        self.released: dict[str, int] = {}  # path → how much of it has been given back to the disk
-        self.sent = 0  # how much of the journal has gone out
-        self.heard_at = self.told_at = monotonic()
-        self.connected = True
-        self.asked = False  # whether the run is to stop
-        self.kill_at: float | None = None  # when it is killed, once it has been told to stop
-
-    def serve(self) -> None:
-        """Starts the job, and sends on what it writes to its end."""
-        os.write(1, b"\n")  # ends what a login shell may have printed
-        for descriptor in (0, 1):
-            os.set_blocking(descriptor, False)
-        stream: Any = sys.stdin.buffer
-        self.asked = STOP in stream.peek()  # it may have been read along with the parcel
-        self.poll.register(0, select.POLLIN)
-        self.server.start(self.job)
-        self.path = self.job["journal"] + ".journal"
-        self.journal = Journal(self.path, self.job["limits"])
-        more = False
-        with open(self.path, "rb", buffering=0) as self.source:
-            while self.server.jobs or (self.connected and (more or self.has_unsent())):
-                for descriptor, _ in self.poll.poll(0 if more else FORWARD_S * 1000):
-                    if descriptor == 0:
-                        self.listen()
-                    else:
-                        self.server.unwatch(descriptor)
-                self.server.sweep()
-                more = self.take_output(final=not self.server.jobs)
-                self.forward()
-                self.watch_over()
-
-    def has_unsent(self) -> bool:
-        """Whether the journal has more than has gone out."""
-        return os.fstat(self.source.fileno()).st_size > self.sent
-
-    def listen(self) -> None:
-        """A sign of life, the request to stop, or the end of the connection."""
-        try:
-            data = os.read(0, 4096)
-        except BlockingIOError:
-            return
-        except OSError:
-            data = b""
-        self.heard_at = monotonic()
-        self.asked |= STOP in data
-        if not data:
-            self.poll.unregister(0)
-            self.connected = False
-
-    def take_output(self, final: bool) -> bool:
-        """The next lines of descriptors 1 and 2 become log records; whether there are more."""
-        left = False
-        for stream in self.read:
-            path = f"{self.job['journal']}.{stream}"
-            lines, self.read[stream], more = read_lines(path, self.read[stream], LOG_LINE_BYTES_MAX, final)
-            left |= more
-            if self.journal.lines > self.job["limits"]["log_lines"]:  # of a flood the last are kept
-                self.journal.dropped += len(lines[:-LOG_TAIL])
-                lines = lines[-LOG_TAIL:]
-            for line in lines:
-                self.journal.log(line.decode("utf-8", "replace"), "info", None, None, stream)
-            self.release(path, self.read[stream])
-        if final and not left:
-            self.journal.finish()
-        return left
-
-    def release(self, path: str, end: int) -> None:
-        """What is not needed any more of a file that grows is given back to the disk."""
-        if end - self.released.get(path, 0) > OUTPUT_SLACK_BYTES:
-            release_blocks(path, end)
-            self.released[path] = end
-
-    def forward(self) -> None:
-        """What the journal has more goes out, as far as it is taken; or a sign of life."""
-        for _ in range(FORWARDS):
-            data = os.pread(self.source.fileno(), READ_BYTES, self.sent)
-            if not data and monotonic() - self.told_at < self.job["lost_after_s"] / BEATS:
-                break
-            try:
-                count = os.write(1, data or BEAT)
-            except BlockingIOError:
-                break
-            except OSError:
-                self.connected = False
-                break
-            self.told_at = monotonic()
-            self.sent += count if data else 0
-        self.release(self.path, self.sent)
-
-    def watch_over(self) -> None:
-        """Stops the run when it is asked to, or when nobody hears of it any more: SIGTERM, grace, SIGKILL."""
-        at = monotonic()
-        if at - self.heard_at > self.job["lost_after_s"]:
-            self.connected = False
-        pending = {signal.Signals(number).name for number in signal.sigpending()}
-        self.asked |= not self.connected or not pending.isdisjoint(HELD_SIGNALS)
-        leaders = self.server.jobs.keys() - self.server.dead.keys()
-        if self.asked and self.kill_at is None and os.stat(self.path).st_size:  # it leads its group by now
-            self.kill_at = at + self.job["grace_s"]
-            for pid in leaders:
-                signal_group(pid, signal.SIGTERM)
-        elif self.kill_at is not None and at > self.kill_at:
-            for pid in leaders:
-                signal_group(pid, signal.SIGKILL)
-
-
-# --- 35. Fork server ---------------------------------------------------------------------
+# --- 34. Fork server ---------------------------------------------------------------------
 # Owns the processes that run user code, from permission to end record.  Calls Relay, Run process, Control groups,
 # Pipeline API and Trace.  Promises that nothing a process started outlives it, and that its end is written down even
 # without a daemon.
@@ -12702,15 +12552,11 @@ def fork_server() -> int:
     and it does not hold the daemon's lock.
     """
     os.setsid()  # Ctrl-C in taud's terminal must reach taud alone
-    os.umask(0o077)
-    faulthandler.enable(2)  # a segmentation fault of a run leaves its Python frames on descriptor 2
-    adopt_orphans()
+    prepare_interpreter()
     rehearse(20)
-    import_all()
     gc.collect()
     gc.freeze()  # the pages of these objects stay shared with every child
-    with socket.socket(fileno=0) as channel:
-        ForkServer(channel).serve()
+    ForkServer().serve()
     return 0
 
 
@@ -12745,30 +12591,21 @@ def rehearse(times: int) -> None:
     os.close(journal.descriptor)
 
 
-class Stray:
-    """A process that dead leaders have left: which ones it keeps from being closed, and when it is killed."""
-
-    __slots__ = ("asked", "deadline", "owners")
-
-    def __init__(self, owners: set[int], deadline: float) -> None:
-        self.owners, self.deadline, self.asked = owners, deadline, False
-
-
 class ForkServer:
-    """Jobs in, processes out, end records into journals."""
+    """Jobs in, processes out, end records into journals.
 
-    def __init__(self, channel: socket.socket) -> None:
-        self.channel = channel
-        self.buffer = b""
-        self.open = True  # whether the daemon still holds its end
+    Descriptor 0 is a socket: jobs come in on it, and starts and ends go out.
+    """
+
+    def __init__(self) -> None:
+        self.lines = LineBuffer()
+        self.open = True  # whether the other end is still there
         self.jobs: dict[int, Json] = {}  # leader's pid → its job, until the end record is written
         self.watches: dict[int, int] = {}  # pidfd → pid of each leader that has not ended
-        self.dead: dict[int, float] = {}  # leaders that have ended → when what they left is killed
-        self.fresh: set[int] = set()  # leaders that have ended since strays were last looked for
-        self.strays: dict[int, Stray] = {}  # by pid: processes that dead leaders have left
+        self.dead: dict[int, Ending] = {}  # leaders that have ended → the end of their process groups
+        self.strays: dict[int, tuple[set[int], Ending]] = {}  # pid → the dead leaders that may have left it; its end
         self.spare: tuple[int, int] | None = None  # a child that waits for its job, and the pipe to it
-        self.spare_until = 0.0
-        self.recheck_at = 0.0
+        self.spare_until = self.recheck_at = 0.0
         self.identity = identity(os.getpid())
         self.delegated = delegated_group()
         self.oom_counter = oom_counter()
@@ -12776,29 +12613,114 @@ class ForkServer:
         self.poll = select.poll()
 
     def serve(self) -> None:
-        """Until the daemon has gone and the last child is reaped."""
-        self.channel.setblocking(False)
-        self.poll.register(self.channel, select.POLLIN)
+        """Until the other end has gone and the last child is reaped."""
+        os.set_blocking(0, False)
+        self.poll.register(0, select.POLLIN)
         while self.open or self.jobs:
             for descriptor, _ in self.poll.poll(self.patience()):
                 if descriptor in self.watches:
                     self.unwatch(descriptor)
-                elif not self.receive():
-                    self.poll.unregister(self.channel)
+                else:
+                    self.receive()
             self.sweep()
-            self.keep_spare()
+            self.proceed()
 
     def patience(self) -> float | None:
         """Milliseconds until something must be done unasked; None if nothing must."""
-        times = [*self.dead.values(), *(stray.deadline for stray in self.strays.values())]
-        now = time.monotonic()
-        if self.recheck_at:
-            times.append(self.recheck_at)
+        if self.strays or len(self.watches) + len(self.dead) < len(self.jobs):
+            return LOOK_S * 1000
+        times = [self.recheck_at] if self.recheck_at else []
         if self.spare is not None:
             times.append(self.spare_until)
-        if self.strays or len(self.watches) + len(self.dead) < len(self.jobs):
-            times.append(now + LOOK_S)
-        return max(0.0, min(times) - now) * 1000 + 1 if times else None
+        return max(0.0, min(times) - time.monotonic()) * 1000 + 1 if times else None
+
+    def receive(self) -> None:
+        """Takes what came in.  What was not read when the other end goes is not started."""
+        try:
+            data = os.read(0, 1 << 18)
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        if not data:
+            self.open = False
+            self.poll.unregister(0)
+        self.take(data)
+
+    def take(self, data: bytes) -> None:
+        for line in self.lines.add(data):
+            self.start(json.loads(line))
+
+    def start(self, job: Json) -> None:
+        """Starts one process, if its journal can be created: that is the permission."""
+        try:
+            os.close(os.open(job["journal"] + ".journal", os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
+        except FileExistsError:
+            return  # a recovering daemon has taken the permission away
+        except OSError as problem:
+            self.write_end(job, None, f"cannot create its journal: {problem.strerror}")
+            return
+        job["server"] = self.identity
+        if not self.jobs:  # what was killed while nothing of ours ran explains nothing of ours
+            self.oom_kills = oom_kills(self.oom_counter)
+        if self.delegated is not None and job["limits"].get("memory_bytes"):
+            job["group"] = make_group(self.delegated, job["stem"], job["limits"]["memory_bytes"])
+        try:
+            fresh = job["method"] == "spawn" or job["python"] is not None
+            pid = self.spawn(job) if fresh else self.give(job)
+        except OSError as problem:
+            self.write_end(job, None, f"cannot start a process: {problem.strerror}")
+            return
+        self.jobs[pid] = job
+        self.watch(pid)
+        self.tell({"stem": job["stem"], "pid": pid})
+
+    def spawn(self, job: Json) -> int:
+        """A fresh interpreter runs the job, where fork is not safe or its environment is another; its pid."""
+        with tempfile.TemporaryFile() as file:
+            file.write(encode(job))
+            file.seek(0)
+            return start_python("spawned_process", (), {0: file.fileno()}, os.environ, job["python"])
+
+    def give(self, job: Json) -> int:
+        """A copy of this process runs the job, the one that waits for it or a new one; its pid."""
+        self.spare_until = time.monotonic() + SPARE_S
+        spare, self.spare = self.spare, None
+        pid, pipe = spare or self.fork(ahead=False)
+        try:
+            with open(pipe, "wb") as file:
+                file.write(encode(job))
+        except BrokenPipeError:  # somebody has killed it; sweep() reaps it
+            if spare is None:
+                raise
+            return self.give(job)
+        return pid
+
+    def fork(self, ahead: bool) -> tuple[int, int]:
+        """A copy of this process that waits for its job: its pid, and the pipe to it."""
+        source, pipe = os.pipe()
+        try:
+            pid = os.fork()
+        except OSError:
+            os.close(source)
+            os.close(pipe)
+            raise
+        if pid:
+            os.close(source)
+            return pid, pipe
+        code = 70
+        try:
+            for descriptor in (pipe, *self.watches):
+                os.close(descriptor)
+            drop_stdin()
+            born = settle_in()
+            if ahead and not self.jobs:  # nothing else wants the processor: fault in the pages that a run will write
+                rehearse(1)
+            with open(source, "rb") as file:
+                job = file.read()
+            code = attempt_process(json.loads(job), born) if job.endswith(b"\n") else 0  # else it is not needed
+        finally:
+            os._exit(code)
 
     def watch(self, pid: int) -> None:
         """poll() will tell when this process ends, where the kernel can."""
@@ -12817,100 +12739,15 @@ class ForkServer:
         self.note_death(self.watches.pop(descriptor))
 
     def note_death(self, pid: int) -> None:
-        """A leader has ended; it is reaped when what it left behind is gone."""
-        self.dead[pid] = time.monotonic() + self.jobs[pid]["grace_s"]
-        self.fresh.add(pid)
+        """A leader has ended; it is reaped when what it left behind is gone, for until then its number is its own."""
+        self.dead[pid] = Ending(lambda number: signal_group(pid, number), self.jobs[pid]["grace_s"])
 
-    def receive(self) -> bool:
-        """Starts the jobs that came in; False when the daemon is gone: then unread ones are not started."""
-        try:
-            data = self.channel.recv(1 << 18)
-        except BlockingIOError:
-            return True
-        except OSError:
-            data = b""
-        self.open = bool(data)
-        *lines, self.buffer = (self.buffer + data).split(b"\n")
-        for line in lines:
-            self.start(json.loads(line))
-        return self.open
-
-    def start(self, job: Json) -> None:
-        """Starts one process, if its journal can be created: that is the permission."""
-        try:
-            os.close(os.open(job["journal"] + ".journal", os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
-        except FileExistsError:
-            return  # a recovering daemon has taken the permission away
-        except OSError as problem:
-            reason = f"cannot create its journal: {problem.strerror}"
-            end = {"exit_code": None, "signal": None, "reason": reason, "at": time.time()}
-            self.tell({"stem": job["stem"], "end": end})
-            return
-        job["server"] = self.identity
-        if not self.jobs:  # what was killed while nothing of ours ran explains nothing of ours
-            self.oom_kills = oom_kills(self.oom_counter)
-        if self.delegated is not None and job["limits"].get("memory_bytes"):
-            job["group"] = make_group(self.delegated, job["stem"], job["limits"]["memory_bytes"])
-        try:
-            fresh = job["method"] == "spawn" or job["python"] is not None
-            pid = self.spawn(job) if fresh else self.use_spare(job) or self.fork(job)
-        except OSError as problem:
-            reason = f"cannot start a process: {problem.strerror}"
-            self.write_end(job, {"exit_code": None, "signal": None, "reason": reason})
-            remove_group(job.get("group"))
-            return
-        self.jobs[pid] = job
-        self.watch(pid)
-        self.tell({"stem": job["stem"], "pid": pid})
-
-    def fork(self, job: Json | None) -> int:
-        """A copy of this process runs the job, or (None) waits for one as the spare; its pid."""
-        read, write = os.pipe() if job is None else (-1, -1)
-        pid = os.fork()
-        if pid:
-            if job is None:
-                os.close(read)
-                self.spare = (pid, write)
-            return pid
-        code = 70
-        try:
-            for descriptor in (*self.watches, *(self.spare or ())[1:], *([write] if job is None else [])):
-                os.close(descriptor)
-            self.channel.detach()
-            drop_stdin()
-            born = settle_in()
-            job = job or self.await_job(read)
-            code = 0 if job is None else attempt_process(job, born)
-        finally:
-            os._exit(code)
-
-    def await_job(self, pipe: int) -> Json | None:
-        """In the spare: its job, when it comes; None if it is not needed any more."""
-        if not self.jobs:  # nothing else wants the processor: fault in the pages that a run will write
-            rehearse(1)
-        with open(pipe, "rb") as file:
-            line = file.read()
-        return dict(json.loads(line)) if line.endswith(b"\n") else None
-
-    def use_spare(self, job: Json) -> int | None:
-        """Gives the job to the child that waits for one: its pid; None if there is none alive."""
-        self.spare_until = time.monotonic() + SPARE_S
-        if self.spare is None:
-            return None
-        (pid, pipe), self.spare = self.spare, None
-        try:
-            with open(pipe, "wb") as file:
-                file.write(encode(job))
-        except BrokenPipeError:
-            return None  # somebody has killed it; sweep() reaps it
-        return pid
-
-    def keep_spare(self) -> None:
+    def proceed(self) -> None:
         """While runs are being started a child is forked ahead; it goes when none has come for a while."""
         wanted = self.open and time.monotonic() < self.spare_until
         if wanted and self.spare is None:
             try:
-                self.fork(None)
+                self.spare = self.fork(ahead=True)
             except OSError:
                 self.spare_until = 0.0  # as many processes as there may be
         elif not wanted and self.spare is not None:
@@ -12918,64 +12755,49 @@ class ForkServer:
             self.spare = None
             self.recheck_at = time.monotonic() + RECHECK_S
 
-    def spawn(self, job: Json) -> int:
-        """A fresh interpreter runs the job, where fork is not safe or its environment is another; its pid."""
-        with tempfile.TemporaryFile() as file:
-            file.write(encode(job))
-            file.seek(0)
-            return start_python("spawned_process", (), {0: file.fileno()}, os.environ, job["python"])
-
     def sweep(self) -> None:
         """Sees which processes have ended, ends what they left behind, and writes their end records."""
         if len(self.watches) + len(self.dead) < len(self.jobs):
-            for pid in self.jobs.keys() - self.dead.keys() - set(self.watches.values()):
+            for pid in self.jobs.keys() - self.dead.keys() - {*self.watches.values()}:
                 if os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None:
                     self.note_death(pid)
-        if not self.dead and not self.strays and not self.recheck_at:
-            return
-        self.find_strays()
-        self.end_strays()
-        owners = {owner for stray in self.strays.values() for owner in stray.owners}
-        for pid in self.dead.keys() - owners:
-            self.close_process(pid)
-        for pid, deadline in self.dead.items():
-            signal_group(pid, signal.SIGKILL if time.monotonic() >= deadline else signal.SIGTERM)
+        if self.dead or self.strays or self.recheck_at:
+            self.find_strays()
+            for _, ending in self.strays.values():
+                ending.look()
+            for pid in self.dead.keys() - {owner for owners, _ in self.strays.values() for owner in owners}:
+                self.close_process(pid)
+            for ending in self.dead.values():
+                ending.look()
 
     def find_strays(self) -> None:
         """Notes our children that no job is about: dead leaders left them, for live ones adopt their own."""
         self.recheck_at = 0.0
-        try:
-            with open(f"/proc/self/task/{os.getpid()}/children", encoding="ascii") as file:
-                children = [int(pid) for pid in file.read().split()]
-        except OSError:
-            children = []  # no /proc: the process group is all that can be reached
+        # Without /proc the process group is all that can be reached.
+        children = {int(pid) for pid in peek(f"/proc/self/task/{os.getpid()}/children").split()}
         # A leader may have ended since the last poll(), and left what has just been listed: it must be known
         # before its strays are, or it would be closed without them.
         for descriptor, _ in self.poll.poll(0):
             if descriptor in self.watches:
                 self.unwatch(descriptor)
-        ours = {*self.jobs, *(self.spare or ())[:1]}
-        found = {pid for pid in children if pid not in ours and os.waitpid(pid, os.WNOHANG)[0] == 0}
-        heirs = {owner for stray in self.strays.values() for owner in stray.owners}
-        for pid in found - self.strays.keys():
-            session = session_of(pid)
-            # Out of its session: of one that has just ended, else a child that a dying stray has left.
-            owners = {session} if session in self.dead else (self.fresh or heirs) & self.dead.keys()
-            grace = max((self.dead[owner] for owner in owners), default=time.monotonic() + RECHECK_S)
-            self.strays[pid] = Stray(owners, grace)
-        self.strays = {pid: stray for pid, stray in self.strays.items() if pid in found}
-        self.fresh.clear()
+        children -= {*self.jobs, *(self.spare or ())[:1]}
+        left = {pid for pid in children if os.waitpid(pid, os.WNOHANG)[0] == 0}
+        self.strays = {pid: self.strays.get(pid) or self.stray(pid) for pid in left}
 
-    def end_strays(self) -> None:
-        """SIGTERM at first sight, SIGKILL after the grace; a pid of a child cannot be anybody else's."""
-        now = time.monotonic()
-        for pid, stray in self.strays.items():
-            if not stray.asked:
-                stray.asked, stray.deadline = True, max(stray.deadline, now + RECHECK_S)
-                os.kill(pid, signal.SIGTERM)
-            elif now >= stray.deadline:
-                stray.deadline = now + RECHECK_S
-                os.kill(pid, signal.SIGKILL)
+    def stray(self, pid: int) -> tuple[set[int], Ending]:
+        """The leaders that have to wait for it, and its end; a pid of a child cannot be anybody else's."""
+
+        def send(number: int) -> None:
+            try:
+                os.kill(pid, number)
+            except PermissionError:
+                owners.clear()  # it is another user's by now (sudo): nobody need wait for what we cannot end
+
+        session = os.getsid(pid)
+        # Whoever is out of its session may be of any leader that has ended, or of a stray of that.
+        owners = {session} if session in self.dead else {*self.dead}
+        grace = max((self.dead[owner].kill_at for owner in owners), default=0.0) - time.monotonic()
+        return owners, Ending(send, max(grace, RECHECK_S))
 
     def close_process(self, pid: int) -> None:
         """Reaps a dead leader whose descendants are gone, and writes its end record."""
@@ -12985,18 +12807,10 @@ class ForkServer:
         job = self.jobs.pop(pid)
         del self.dead[pid]
         code = os.waitstatus_to_exitcode(status)
-        unit = 1 if sys.platform == "darwin" else 1024
-        self.write_end(
-            job,
-            {
-                "exit_code": code if code >= 0 else None,
-                "signal": -code if code < 0 else None,
-                "reason": self.why_killed(job) if code == -signal.SIGKILL else None,
-                "cpu_ms": round((usage.ru_utime + usage.ru_stime) * 1000, 3),
-                "max_rss_bytes": usage.ru_maxrss * unit,
-            },
-        )
-        remove_group(job.get("group"))
+        cpu_ms = round((usage.ru_utime + usage.ru_stime) * 1000, 3)
+        size = usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+        reason = self.why_killed(job) if code == -signal.SIGKILL else None
+        self.write_end(job, code, reason, cpu_ms=cpu_ms, max_rss_bytes=size)
         self.recheck_at = time.monotonic() + RECHECK_S
 
     def why_killed(self, job: Json) -> str | None:
@@ -13013,25 +12827,26 @@ class ForkServer:
             return "killed by SIGKILL, probably out of memory: it has a memory limit"
         return None
 
-    def write_end(self, job: Json, how: Json) -> None:
+    def write_end(self, job: Json, code: int | None, reason: str | None, **measured: float) -> None:
         """Appends the end record, and tells the daemon, which has it then even if the journal has no room."""
-        path = job["journal"]
-        sizes = {name + "_bytes": file_size(f"{path}.{name}") for name in ("stdout", "stderr")}
-        record = {"t": "end", "at": time.time(), "mono": time.monotonic(), **how, **sizes, **job.get("place", {})}
+        died = code is not None and code < 0
+        how = {"exit_code": None if died else code, "signal": -code if code and died else None, "reason": reason}
+        record = {"t": "end", "at": time.time(), "mono": time.monotonic(), **how, **measured}
+        for name in ("stdout", "stderr"):
+            record[name + "_bytes"] = file_size(f"{job['journal']}.{name}")
+        record |= job.get("place", {})
         try:
-            journal = os.open(path + ".journal", os.O_WRONLY | os.O_APPEND)
-            try:
-                os.write(journal, b"\n" + encode(record))  # the newline ends a line that a crash has torn
-            finally:
-                os.close(journal)
+            with open(os.open(job["journal"] + ".journal", os.O_WRONLY | os.O_APPEND), "wb", 0) as journal:
+                journal.write(b"\n" + encode(record))  # the newline ends a line that a crash has torn
         except OSError:
             pass  # the disk is full, or the run has removed its journal: nothing of that may stop us
         self.tell({"stem": job["stem"], "end": record})
+        remove_group(job.get("group"))
 
     def tell(self, message: Json) -> None:
         """Says something to the daemon, unless it is gone or too busy: nothing depends on it."""
         try:
-            self.channel.send(encode(message), socket.MSG_DONTWAIT)
+            os.write(0, encode(message))
         except OSError:
             pass
 
@@ -13042,22 +12857,6 @@ def file_size(path: str) -> int:
         return os.stat(path).st_size
     except OSError:
         return 0
-
-
-def session_of(pid: int) -> int:
-    """The session of a child of ours; 0 if it has just gone."""
-    try:
-        return os.getsid(pid)
-    except ProcessLookupError:
-        return 0
-
-
-def signal_group(leader: int, number: int) -> None:
-    """Signals a process group whose leader is not yet reaped, so that its number is still its own."""
-    try:
-        os.killpg(leader, number)
-    except (ProcessLookupError, PermissionError):
-        pass
 
 
 def drop_stdin() -> None:
@@ -13072,14 +12871,140 @@ def spawned_process() -> int:
     with open(0, "rb", closefd=False) as file:
         job = json.loads(file.read())
     drop_stdin()
-    faulthandler.enable(2)
-    import_all()
+    prepare_interpreter()
     os._exit(attempt_process(job, settle_in()))
 
 
 def attempt_process(job: Json, born: str | None) -> int:
     """An attempt in this process, or the near end of one that runs elsewhere; its exit code."""
     return run_process(job, born) if job["executor"] is None else relay(job, born)
+
+
+# --- 35. Outpost -------------------------------------------------------------------------
+# Owns an attempt on another machine: a fork server of one job there, whose journal goes out on descriptor 1.
+# Calls Fork server, Relay, Run process and Trace.  Promises that nothing of it outlives the connection: no process,
+# and no file.
+
+FORWARD_S = 0.05
+#: A slow reader must not keep us from looking at the run: so many pieces are sent on between two looks.
+FORWARDS = 16
+#: A directory that is older and that nobody holds any more has been left by a kill.
+ABANDONED_S = 300.0
+
+
+def outpost(folder: str, job: Json) -> None:
+    """The entry on another machine, from the bootstrap of Relay: runs a job whose files are in a private folder."""
+    lock_file(folder, wait=False)  # held as long as we live, where that can be
+    remove_left(folder)
+    prepare_interpreter()
+    own = {"memos": "memos", "old_memos": "old_memos", "directory": "data", "folder": "files", "journal": "run"}
+    job |= {key: os.path.join(folder, name) for key, name in own.items()}
+    job["place"] = {"host": socket.gethostname(), "python": sys.version.split()[0]}
+    job["method"] = "spawn" if sys.platform == "darwin" else "fork"
+    lost_after_s, job["executor"] = job["executor"]["lost_after_s"], None
+    Outpost(job, lost_after_s).serve()
+
+
+def remove_left(folder: str) -> None:
+    """Removes what outposts that were killed have left beside our folder: ours, old, and held by nobody."""
+    for entry in os.scandir(os.path.dirname(folder)):
+        if not entry.name.startswith(OUTPOST_PREFIX) or not entry.is_dir(follow_symlinks=False):
+            continue
+        try:
+            about = entry.stat(follow_symlinks=False)
+            old = about.st_uid == os.getuid() and time.time() - about.st_mtime > ABANDONED_S
+            file = lock_file(entry.path, wait=False) if old else -1
+        except OSError:
+            continue  # it goes just now
+        if file >= 0:
+            shutil.rmtree(entry.path, ignore_errors=True)
+            os.close(file)
+
+
+class Outpost(ForkServer):
+    """A fork server of one job, until that has ended and its journal has gone out, or nobody hears of it any more.
+
+    Descriptor 0 brings signs of life and the request to stop; the journal goes out on descriptor 1.
+    """
+
+    def __init__(self, job: Json, lost_after_s: float) -> None:
+        super().__init__()
+        os.write(1, b"\n")  # ends what a login shell may have printed
+        for descriptor in (0, 1):
+            os.set_blocking(descriptor, False)
+        stream: Any = sys.stdin.buffer
+        self.asked = STOP in stream.peek()  # whether the run is to stop; it may have been read along with the parcel
+        self.ending: Ending | None = None
+        self.lost_after_s = lost_after_s
+        self.heard_at = self.told_at = monotonic()
+        self.more = False  # whether there is more output to read
+        self.job, self.path = job, job["journal"] + ".journal"
+        self.position: Json = {"stdout": 0, "stderr": 0, "journal": 0}  # how much of each has been read and sent on
+        self.start(job)
+        self.journal = Journal(self.path, job["limits"])
+        self.source = os.open(self.path, os.O_RDONLY)
+
+    def patience(self) -> float:
+        return 0.0 if self.more else FORWARD_S * 1000
+
+    def take(self, data: bytes) -> None:
+        self.heard_at = monotonic()
+        self.asked |= STOP in data
+
+    def tell(self, message: Json) -> None:
+        """Nothing is told but by the journal."""
+
+    def proceed(self) -> None:
+        """Sends on what the run writes; ends when it has ended and all of that has gone out."""
+        left = [self.take_output(stream) for stream in ("stdout", "stderr")]
+        self.more = True in left
+        if not self.jobs and not self.more:
+            self.journal.finish()
+        self.forward()
+        self.watch_over()
+        if not self.jobs and not self.more and self.position["journal"] == os.fstat(self.source).st_size:
+            self.open = False
+
+    def take_output(self, stream: str) -> bool:
+        """The next lines of descriptor 1 or 2 become log records; whether there are more."""
+        lines, more = read_output(self.job["journal"], stream, self.position, final=not self.jobs)
+        if self.journal.lines > self.job["limits"]["log_lines"]:  # of a flood the last are kept
+            self.journal.dropped += len(lines[:-LOG_TAIL])
+            lines = lines[-LOG_TAIL:]
+        for line in lines:
+            self.journal.log(line.decode("utf-8", "replace"), "info", None, None, stream)
+        return more
+
+    def forward(self) -> None:
+        """What the journal has more goes out, as far as it is taken; or a sign of life."""
+        for _ in range(FORWARDS):
+            data = os.pread(self.source, READ_BYTES, self.position["journal"])
+            if not data and monotonic() - self.told_at < self.lost_after_s / BEATS:
+                break
+            try:
+                count = os.write(1, data or BEAT)
+            except BlockingIOError:
+                break
+            except OSError:
+                self.open = False
+                break
+            self.told_at = monotonic()
+            self.position["journal"] += count if data else 0
+        give_back(self.path, self.position, "journal")
+
+    def watch_over(self) -> None:
+        """Stops the run when it is asked to, or when nobody hears of it any more."""
+        if monotonic() - self.heard_at > self.lost_after_s:
+            self.open = False
+        self.asked |= not self.open or bool(signal.sigpending())
+        if self.ending is not None:
+            self.ending.look()
+        elif self.asked and os.fstat(self.source).st_size:  # it leads its group by now
+            self.ending = Ending(self.signal_all, self.job["grace_s"])
+
+    def signal_all(self, number: int) -> None:
+        for pid in self.jobs.keys() - self.dead.keys():
+            signal_group(pid, number)
 
 
 # --- 36. Relay ---------------------------------------------------------------------------
@@ -13095,30 +13020,24 @@ BOOTSTRAP = (
 )
 #: How the private directories there are named.
 OUTPOST_PREFIX = "tau-run-"
-#: What it takes from there: `i` is the stream, on which the parcel follows.  The directory goes on every path.
+#: That rest.  `i` is the stream, on which the job and the files follow; the signals are held back for Outpost to see.
+#: The directory of tau.py goes on every path.
 WELCOME = b"""
-import base64, importlib.util, json, os, shutil, signal, sys, tempfile, zlib
-parcel = json.loads(zlib.decompress(i.read(int(i.read(10)))))
+import io, json, os, shutil, signal, sys, tarfile, tempfile
+job, files = (i.read(int(i.read(10))) for _ in range(2))
 signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
 folder = tempfile.mkdtemp(prefix="%b")
 try:
-    os.mkdir(folder + "/tau")
-    with open(folder + "/tau/tau.py", "w", encoding="utf-8") as file:
-        file.write(parcel.pop("tau"))
-    magic, code = parcel.pop("compiled")
-    if magic == importlib.util.MAGIC_NUMBER.hex():
-        os.mkdir(folder + "/tau/__pycache__")
-        with open(importlib.util.cache_from_source(folder + "/tau/tau.py"), "wb") as file:
-            file.write(bytes.fromhex(magic) + bytes([1] + [0] * 11) + base64.b64decode(code))
+    with tarfile.open(fileobj=io.BytesIO(files)) as archive:
+        archive.extraction_filter = lambda member, path: member
+        archive.extractall(folder)
     sys.path[:] = [folder + "/tau", *filter(None, sys.path)]
     import tau
     sys.path.append(sys.path.pop(0))
-    tau.outpost(folder, parcel)
+    tau.outpost(folder, json.loads(job))
 finally:
     shutil.rmtree(folder, ignore_errors=True)
 """ % OUTPOST_PREFIX.encode()
-#: The signals that WELCOME holds back, for the outpost to see.
-HELD_SIGNALS = ("SIGTERM", "SIGHUP", "SIGINT")
 #: What descriptor 0 brings after the parcel: a sign of life, and the request to stop.
 BEAT, STOP = b"\n", b"s"
 #: Both ends say something so many times in the time after which silence counts as a lost connection.
@@ -13138,13 +13057,13 @@ def relay(job: Json, born: str | None) -> int:
     words = command_words(job)
     errors = os.open(job["journal"] + ".stderr", os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
     try:
-        one = Relay(job, journal, make_parcel(job, journal), wake)
+        parcel = make_parcel(job, journal)
         pipe, output = subprocess.PIPE, journal.descriptor
         command = subprocess.Popen(words, stdin=pipe, stdout=output, stderr=errors, process_group=0)
     except OSError as problem:
         os.write(errors, f"tau: cannot run {words[0]}: {problem.strerror}: {problem.filename}\n".encode())
         return 127
-    return end_as(one.serve(command))
+    return end_as(Relay(job, journal, command).serve(parcel, wake))
 
 
 def command_words(job: Json) -> list[str]:
@@ -13161,143 +13080,116 @@ def command_words(job: Json) -> list[str]:
 
 
 def make_parcel(job: Json, journal: Journal) -> bytes:
-    """All that the run needs there: Tau, its job, the deployed files, secrets, what was memoized."""
-    sources = contents(job["folder"], deployed_files(job["folder"]))
-    memos: dict[str, dict[str, bytes]] = {}
+    """All that the run needs there: its job with its secrets, Tau, the deployed files, what was memoized."""
+    sources = deployed_files(job["folder"])
+    places = {os.path.join(job["folder"], path): f"files/{path}" for path in sources} | {__file__: "tau/tau.py"}
+    cache = importlib.util.cache_from_source(__file__)  # spares the same Python there to compile it
+    if os.path.exists(cache):
+        places[cache] = f"tau/__pycache__/{os.path.basename(cache)}"
+    places |= memos_to_send(job, journal)
+    data = io.BytesIO()
+    with tarfile.open(fileobj=data, mode="w:gz", compresslevel=1, dereference=True) as archive:
+        for path, name in places.items():
+            archive.add(path, name)
+    parts = (WELCOME, encode(job | {"secrets": secrets_to_send(job, sources)}), data.getvalue())
+    return b"".join(b"%010d%b" % (len(part), part) for part in parts)
+
+
+def memos_to_send(job: Json, journal: Journal) -> dict[str, str]:
+    """The files of memos by path, as far as they fit: what each is named there."""
+    places: dict[str, str] = {}
     room = job["limits"]["memo_bytes"]
     for name in ("memos", "old_memos"):
-        found = os.listdir(job[name]) if job[name] is not None and os.path.isdir(job[name]) else []
-        memos[name] = contents(job[name], (key for key in found if "." not in key))
-        room -= sum(map(len, memos[name].values()))
-        if room < 0:
-            memos[name] = {}
+        folder = job[name] or ""
+        keys = [key for key in os.listdir(folder) if "." not in key] if os.path.isdir(folder) else []
+        found = {os.path.join(folder, key): f"{name}/{key}" for key in keys}
+        room -= sum(map(os.path.getsize, found))
+        if room >= 0:
+            places |= found
+        else:
             journal.log("what was memoized is too much to be sent: it is done again", "warning", None, None, None)
-    with open(__file__, encoding="utf-8") as file:
-        parcel = {"tau": file.read(), "job": job, "secrets": sent_secrets(job, sources)}
-    parcel["compiled"] = compiled_tau()
-    for name, files in {"files": sources, **memos}.items():
-        parcel[name] = {path: base64.b64encode(data).decode("ascii") for path, data in files.items()}
-    data = zlib.compress(encode(parcel), 1)
-    return b"%010d%b%010d%b" % (len(WELCOME), WELCOME, len(data), data)
+    return places
 
 
-def compiled_tau() -> tuple[str, str]:
-    """What the same Python can use there instead of compiling this file: its magic number and the code, as text.
-
-    The header that is put before it (PEP 552) says that nobody need compare it with the source.
-    """
-    data, source = read_bytes(importlib.util.cache_from_source(__file__)) or b"", os.stat(__file__)
-    if data[4:16] != struct.pack("<3I", 0, int(source.st_mtime) & 0xFFFFFFFF, source.st_size & 0xFFFFFFFF):
-        return "", ""  # it is of another source
-    return data[:4].hex(), base64.b64encode(data[16:]).decode("ascii")
-
-
-def contents(folder: str, names: Iterable[str]) -> dict[str, bytes]:
-    """The files of a folder by name."""
-    found = {}
-    for name in names:
-        with open(os.path.join(folder, name), "rb") as file:
-            found[name] = file.read()
-    return found
-
-
-def sent_secrets(job: Json, sources: dict[str, bytes]) -> dict[str, str]:
+def secrets_to_send(job: Json, sources: Sequence[str]) -> dict[str, str]:
     """The secrets of the home, and those from elsewhere that the sources or the connections name."""
     names = {*os.listdir(job["secrets"])} if os.path.isdir(job["secrets"]) else set()
     for connection in job["connections"].values():
         names.update(re.findall(r"\$\{(\w+)\}", connection["url"]))
-    for path, content in sources.items():
+    for path in sources:
         try:
-            names.update(named_secrets(ast.walk(ast.parse(content))) if path.endswith(".py") else ())
+            source = read_bytes(os.path.join(job["folder"], path)) if path.endswith(".py") else None
+            names.update(named_secrets(ast.walk(ast.parse(source or b""))))
         except (SyntaxError, ValueError):
             pass  # a file that nobody imports
     found = {}
     for name in names:
         try:
-            value = read_secret(name, job["secrets"])[0]
+            found[name] = read_secret(name, job["secrets"])[0]
         except (BadRequest, MissingSecret, OSError, UnicodeDecodeError):
             continue
-        if value is not None:
-            found[name] = value
-    return found
+    return {name: value for name, value in found.items() if value is not None}
 
 
 class Relay:
     """Feeds the command, hands on the request to stop, and ends it when nothing is heard any more."""
 
-    def __init__(self, job: Json, journal: Journal, parcel: bytes, wake: int) -> None:
+    def __init__(self, job: Json, journal: Journal, command: subprocess.Popen[bytes]) -> None:
         self.name, self.lost_after_s = job["executor"]["name"], job["executor"]["lost_after_s"]
         self.grace_s: float = job["grace_s"]
-        self.kill_at: float | None = None  # when the command is killed, once silence has ended it
-        self.journal, self.parcel, self.wake = journal, memoryview(parcel), wake
+        self.journal, self.command = journal, command
         self.size = self.heard_of = os.fstat(journal.descriptor).st_size  # how long the journal was, before and now
-        self.heard_at = self.told_at = monotonic()
-        self.asked = self.obeyed = False  # whether the run is to stop, and that has been said
-        self.poll = select.poll()
-        self.poll.register(wake, select.POLLIN)
+        self.heard_at = monotonic()
+        self.fed = False  # whether the command has the parcel
+        self.ending: Ending | None = None  # of the command, once silence has ended it
 
-    def serve(self, command: subprocess.Popen[bytes]) -> int:
+    def serve(self, parcel: bytes, wake: int) -> int:
         """Until the command has ended: how."""
-        assert command.stdin is not None
-        self.command, self.stdin = command, command.stdin.fileno()
-        os.set_blocking(self.stdin, False)
-        self.poll.register(self.stdin, select.POLLOUT)
+        threading.Thread(target=self.feed, args=(parcel,), daemon=True).start()
         while (code := self.command.poll()) is None:
-            for descriptor, _ in self.poll.poll(self.lost_after_s / BEATS * 500):
-                if descriptor == self.wake:
-                    self.asked |= signal.SIGTERM in os.read(self.wake, 4096)
-            self.feed()
-            if self.asked and not self.obeyed:
+            ready, _, _ = select.select([wake], [], [], self.lost_after_s / BEATS / 2)
+            if ready and signal.SIGTERM in os.read(wake, 4096):
                 self.stop()
             self.listen()
         return code
 
-    def has_begun(self) -> bool:
-        """Whether anything came from there."""
-        return self.heard_of > self.size
+    def feed(self, parcel: bytes) -> None:
+        """In a thread: sends the parcel, and from then on a sign of life now and then."""
+        self.fed = self.tell(parcel)
+        while True:
+            time.sleep(self.lost_after_s / BEATS)
+            if self.heard_of > self.size:
+                self.tell(BEAT)
 
-    def feed(self) -> None:
-        """The parcel, as fast as it is taken; from then on a sign of life now and then."""
-        if self.parcel:
-            self.parcel = self.parcel[self.tell(self.parcel[:READ_BYTES]) :]
-            if not self.parcel:
-                self.parcel = memoryview(b"")  # which lets go of the rest
-                self.poll.unregister(self.stdin)
-        elif self.has_begun() and monotonic() - self.told_at > self.lost_after_s / BEATS:
-            self.tell(BEAT)
-
-    def tell(self, data: bytes | memoryview) -> int:
-        """Writes what there is room for; how much.  All is taken by who does not listen any more."""
+    def tell(self, data: bytes) -> bool:
+        """Whether the command takes the data: it may have closed its input."""
+        assert self.command.stdin is not None
         try:
-            count = os.write(self.stdin, data)
-        except BlockingIOError:
-            return 0
-        except BrokenPipeError:
-            return len(self.parcel)
-        self.told_at = monotonic()
-        return count
+            self.command.stdin.write(data)
+            self.command.stdin.flush()
+        except OSError:
+            return False
+        return True
 
     def stop(self) -> None:
         """Asks the other end to stop the run; a command that waits, for a queue or a host, is itself ended."""
-        self.obeyed = True
         self.listen()
-        if self.parcel or not self.has_begun() or not self.tell(STOP):
+        if not self.fed or self.heard_of == self.size or not self.tell(STOP):
             self.command.terminate()
 
     def listen(self) -> None:
         """Notices what has come; ends the command when nothing does, for then nothing will."""
-        size, at = os.fstat(self.journal.descriptor).st_size, monotonic()
-        if self.kill_at is not None:
-            if at > self.kill_at:
-                self.command.kill()  # it alone: srun has a child that tidies up when it is gone
+        size = os.fstat(self.journal.descriptor).st_size
+        if self.ending is not None:
+            self.ending.look()
         elif size != self.heard_of:
-            self.heard_of, self.heard_at = size, at
-        elif self.has_begun() and at - self.heard_at > self.lost_after_s:
-            self.kill_at = at + self.grace_s
+            self.heard_of, self.heard_at = size, monotonic()
+        elif size > self.size and monotonic() - self.heard_at > self.lost_after_s:
             told = f"nothing was heard of executor '{self.name}' for {self.lost_after_s:g} s"
             self.journal.write_line(b"\n")  # half a line may have come
             self.journal.log(told, "error", None, None, None)
-            self.command.terminate()
+            # It alone is killed: srun has a child that tidies up when it is gone.
+            self.ending = Ending(self.command.send_signal, self.grace_s)
 
 
 def end_as(code: int) -> int:
@@ -13318,8 +13210,11 @@ PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
 LIBC: list[Callable[..., int]] = []
 
 
-def import_all() -> None:
-    """Everything that the end of a run may need is imported before user code can stand in its way."""
+def prepare_interpreter() -> None:
+    """For runs, and what forks to become one: all that the end of a run may need is imported before user code is."""
+    os.umask(0o077)
+    faulthandler.enable(2)  # a segmentation fault leaves its Python frames on descriptor 2
+    adopt_orphans()
     for module, name in (
         *((atexit, "register"), (gc, "collect"), (asyncio, "run"), (fcntl, "fcntl"), (hashlib, "sha256")),
         *((linecache, "getline"), (signal, "Signals"), (threading, "Thread")),
@@ -13339,7 +13234,6 @@ def settle_in() -> str | None:
         pass  # it leads one already
     adopt_orphans()
     volunteer()
-    os.umask(0o077)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())  # on another machine some are held back
     return process_started(os.getpid())
 
@@ -13357,17 +13251,12 @@ OOM_SCORE = 500
 
 def volunteer() -> None:
     """Should memory run out the kernel takes this run, and what it starts, before the daemon (Linux)."""
+    path = "/proc/self/oom_score_adj"
     try:
-        file = os.open("/proc/self/oom_score_adj", os.O_RDWR)
-    except OSError:
-        return
-    try:
-        if int(os.read(file, 16)) < OOM_SCORE:
-            os.pwrite(file, b"%d" % OOM_SCORE, 0)
-    except OSError:
+        if int(peek(path)) < OOM_SCORE:
+            write_text(path, str(OOM_SCORE))
+    except (OSError, ValueError):
         pass  # a stricter system: it is taken as soon as any other
-    finally:
-        os.close(file)
 
 
 def run_process(job: Json, born: str | None) -> int:
@@ -13652,44 +13541,27 @@ class Captured(io.TextIOBase):
 # Owns what the kernel tells of memory, and groups of our own for runs with a limit, where systemd lets us make them.
 # Calls nothing of its part.  Promises that no group is touched that is not ours, and that without any a run goes on.
 
-#: Where a control group counts what the kernel has killed in it for want of memory: by the controller's name in
-#: /proc/self/cgroup, the type of the file system, and the file.  The first is cgroup v2.
-OOM_COUNTERS = (("", "cgroup2", "memory.events"), ("memory", "cgroup", "memory.oom_control"))
+#: Where a control group, of cgroup v2 and v1, counts what the kernel has killed in it for want of memory: the name of
+#: the controller in /proc/self/cgroup, where its tree is mounted, and the file.
+OOM_COUNTERS = (("", "/sys/fs/cgroup", "memory.events"), ("memory", "/sys/fs/cgroup/memory", "memory.oom_control"))
 
 
-def control_groups() -> dict[str, str]:
-    """Our own control groups as far as they can be about memory: the file that counts such deaths → the directory."""
-    try:
-        with open("/proc/self/cgroup", encoding="utf-8") as file:
-            groups = [line.rstrip("\n").split(":", 2) for line in file]
-        with open("/proc/self/mountinfo", encoding="utf-8", errors="replace") as file:
-            mounts = [line.split() for line in file]
-    except OSError:
-        return {}
-    found: dict[str, str] = {}
-    for controller, kind, name in OOM_COUNTERS:
-        for mount in mounts:
-            root, at, (type_name, _, options, *_) = mount[3], mount[4], mount[mount.index("-") + 1 :]
-            if type_name == kind and (not controller or controller in options.split(",")):
-                ours = [group for _, names, group in groups if controller in names.split(",")]
-                for one in ours:
-                    found[name] = os.path.normpath(os.path.join(at, os.path.relpath(one, root)))
-    return found
+def own_group(controller: str, root: str) -> str:
+    """The directory of our own control group.  In a container its path may be the host's; then it is the root."""
+    groups = [line.split(":", 2) for line in peek("/proc/self/cgroup").splitlines()]
+    path = next((path for _, names, path in groups if controller in names.split(",")), "/")
+    return root + path if os.path.isdir(root + path) else root
 
 
 def oom_counter() -> str | None:
     """The file that counts what the kernel kills in our control group; None where there is none."""
-    paths = [os.path.join(folder, name) for name, folder in control_groups().items()]
+    paths = (os.path.join(own_group(controller, root), name) for controller, root, name in OOM_COUNTERS)
     return next(filter(os.path.exists, paths), None)
 
 
 def oom_kills(path: str | None) -> int:
     """How often the kernel has killed for want of memory, as its counter says; 0 where it does not say."""
-    try:
-        with open(path or os.devnull, encoding="ascii") as file:
-            return sum(int(line.split()[1]) for line in file if line.startswith("oom_kill "))
-    except OSError:
-        return 0
+    return sum(int(line.split()[1]) for line in peek(path or "").splitlines() if line.startswith("oom_kill "))
 
 
 #: How systemd marks a control group that it leaves to us (`Delegate=memory`).
@@ -13703,10 +13575,7 @@ def delegated_group() -> str | None:
 
     Above ours, for a group that hands on a controller may hold no process: `DelegateSubgroup=` has put us below it.
     """
-    ours = control_groups().get(OOM_COUNTERS[0][2])
-    if ours is None:
-        return None
-    above = os.path.dirname(ours)
+    above = os.path.dirname(os.path.normpath(own_group(*OOM_COUNTERS[0][:2])))
     try:
         if not any(name in DELEGATED and os.getxattr(above, name) == b"1" for name in os.listxattr(above)):
             return None
@@ -13754,11 +13623,8 @@ def remove_group(group: str | None) -> None:
 
 def write_text(path: str, text: str) -> None:
     """One write to a file that is there: how the kernel takes orders."""
-    file = os.open(path, os.O_WRONLY)
-    try:
-        os.write(file, text.encode())
-    finally:
-        os.close(file)
+    with open(path, "r+b", 0) as file:
+        file.write(text.encode())
 
 
 # --- 39. Pipeline API --------------------------------------------------------------------
