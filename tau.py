@@ -487,7 +487,7 @@ def id_at(seconds: float) -> str:
 
 
 # --- 2. Records --------------------------------------------------------------------------
-# Owns the shape of what is remembered: the SQL schema and the columns that are JSON.
+# Owns the shape of what is remembered: the SQL schema, the columns that are JSON, and how rows become documents.
 # Calls Words.  Promises that a column, a JSON key and an option for the same thing share one name.
 
 #: Marks the file as Tau's for `file(1)` and for ourselves: "tau1".
@@ -507,34 +507,62 @@ MIGRATIONS = (
         options TEXT NOT NULL, deployed_at TEXT NOT NULL, actor TEXT NOT NULL,
         PRIMARY KEY (pipeline, version)
     ) STRICT, WITHOUT ROWID;
+    CREATE INDEX versions_by_source ON versions (sha256);
 
+    -- What is deployed: each pipeline with its live version.
+    CREATE VIEW live AS
+        SELECT v.*, p.created_at, p.updated_at FROM pipelines p
+        JOIN versions v ON v.pipeline = p.name AND v.version = p.version WHERE p.deployed = 1;
+
+    -- The files of a deployment, under the digest of all of them.  They go with the last version that needs them.
+    CREATE TABLE sources (
+        sha256 TEXT NOT NULL, path TEXT NOT NULL, content BLOB NOT NULL, PRIMARY KEY (sha256, path)
+    ) STRICT;
+    CREATE TRIGGER version_removed AFTER DELETE ON versions
+        WHEN NOT EXISTS (SELECT 1 FROM versions WHERE sha256 = old.sha256) BEGIN
+        DELETE FROM sources WHERE sha256 = old.sha256;
+    END;
+
+    -- `executor` is where it was told to run, whatever its version says; at `expires_at` it has waited in the queue
+    -- for too long.  A tick has one run; a run again of a failed one says which, and each failed one has but one.
     CREATE TABLE runs (
         run_id TEXT PRIMARY KEY, pipeline TEXT NOT NULL, version INTEGER NOT NULL, status TEXT NOT NULL,
-        "trigger" TEXT NOT NULL, attempt INTEGER NOT NULL, params TEXT NOT NULL, key TEXT,
-        scheduled_for TEXT, queued_at TEXT NOT NULL, started_at TEXT, finished_at TEXT,
+        "trigger" TEXT NOT NULL, executor TEXT, attempt INTEGER NOT NULL, params TEXT NOT NULL, key TEXT,
+        scheduled_for TEXT, upstream TEXT, retry_of TEXT, resume_from TEXT,
+        queued_at TEXT NOT NULL, expires_at TEXT, started_at TEXT, retry_at TEXT, finished_at TEXT,
         duration_ms REAL, result TEXT, error TEXT,
         FOREIGN KEY (pipeline, version) REFERENCES versions (pipeline, version)
     ) STRICT, WITHOUT ROWID;
     CREATE INDEX runs_of_pipeline ON runs (pipeline, run_id);
+    CREATE INDEX runs_of_version ON runs (pipeline, version);
     CREATE INDEX runs_by_status ON runs (pipeline, status, run_id);
     CREATE UNIQUE INDEX runs_by_key ON runs (pipeline, key) WHERE key IS NOT NULL;
     CREATE INDEX runs_queued ON runs (run_id) WHERE status = 'queued';
+    CREATE INDEX runs_waiting ON runs (pipeline, run_id) WHERE status = 'queued';
+    CREATE INDEX runs_expiring ON runs (expires_at, run_id) WHERE status = 'queued' AND expires_at IS NOT NULL;
     CREATE INDEX runs_live ON runs (run_id) WHERE status IN ('running', 'retrying');
+    CREATE INDEX runs_retrying ON runs (retry_at, run_id) WHERE status = 'retrying';
     CREATE INDEX runs_broken ON runs (finished_at, run_id) WHERE status IN ('failed', 'timed_out', 'lost');
+    CREATE UNIQUE INDEX runs_by_tick ON runs (pipeline, scheduled_for)
+        WHERE scheduled_for IS NOT NULL AND retry_of IS NULL;
+    CREATE INDEX runs_of_tick ON runs (pipeline, scheduled_for, run_id) WHERE scheduled_for IS NOT NULL;
+    CREATE UNIQUE INDEX runs_again ON runs (retry_of) WHERE trigger = 'backfill' AND retry_of IS NOT NULL;
 
     -- One try of a run.  `position` is how far its journal has been read: it moves in the same
     -- transaction as the rows made from it, so nothing is read twice and nothing is missed.
     CREATE TABLE attempts (
         run_id TEXT NOT NULL REFERENCES runs (run_id) ON DELETE CASCADE, attempt INTEGER NOT NULL,
+        status TEXT, started_at TEXT, finished_at TEXT, duration_ms REAL, error TEXT,
         journal TEXT NOT NULL, position TEXT NOT NULL, process TEXT, outcome TEXT, ended TEXT,
         stopping TEXT, log_lines INTEGER NOT NULL, log_dropped INTEGER NOT NULL,
         PRIMARY KEY (run_id, attempt)
     ) STRICT, WITHOUT ROWID;
 
+    -- `columns` are the columns and types that the step has seen go by: drift can be seen later.
     CREATE TABLE steps (
         run_id TEXT NOT NULL REFERENCES runs (run_id) ON DELETE CASCADE, attempt INTEGER NOT NULL,
         step INTEGER NOT NULL, parent INTEGER, name TEXT NOT NULL, path TEXT NOT NULL, status TEXT NOT NULL,
-        started_at TEXT NOT NULL, duration_ms REAL, rows_in INTEGER, rows_out INTEGER, error TEXT,
+        started_at TEXT NOT NULL, duration_ms REAL, rows_in INTEGER, rows_out INTEGER, columns TEXT, error TEXT,
         n INTEGER NOT NULL, finished_n INTEGER, finished_at TEXT,
         PRIMARY KEY (run_id, attempt, step)
     ) STRICT, WITHOUT ROWID;
@@ -546,11 +574,22 @@ MIGRATIONS = (
         PRIMARY KEY (run_id, attempt, n)
     ) STRICT, WITHOUT ROWID;
 
+    -- What a run said of its data: its checks and metrics, and the last word of its progress.
+    CREATE TABLE observations (
+        run_id TEXT NOT NULL REFERENCES runs (run_id) ON DELETE CASCADE, attempt INTEGER NOT NULL,
+        n INTEGER NOT NULL, kind TEXT NOT NULL, at TEXT NOT NULL, step TEXT, name TEXT NOT NULL,
+        data TEXT NOT NULL,
+        PRIMARY KEY (run_id, attempt, n)
+    ) STRICT, WITHOUT ROWID;
+
+    -- `scheduled_for` is the tick that an event decides about.
     CREATE TABLE events (
         seq INTEGER PRIMARY KEY, at TEXT NOT NULL, type TEXT NOT NULL,
-        pipeline TEXT, run_id TEXT, data TEXT NOT NULL, actor TEXT NOT NULL
+        pipeline TEXT, run_id TEXT, scheduled_for TEXT, data TEXT NOT NULL, actor TEXT NOT NULL
     ) STRICT;
     CREATE INDEX events_of_run ON events (run_id, seq) WHERE run_id IS NOT NULL;
+    CREATE INDEX events_of_no_run ON events (at) WHERE run_id IS NULL;
+    CREATE INDEX events_of_tick ON events (pipeline, scheduled_for, seq) WHERE scheduled_for IS NOT NULL;
 
     -- Counting a million rows takes 50 ms; these rows are moved by the same transaction as the run.
     CREATE TABLE totals (status TEXT PRIMARY KEY, runs INTEGER NOT NULL) STRICT, WITHOUT ROWID;
@@ -566,26 +605,13 @@ MIGRATIONS = (
     END;
     INSERT INTO totals VALUES ('queued', 0), ('running', 0), ('retrying', 0), ('success', 0),
         ('failed', 0), ('timed_out', 0), ('cancelled', 0), ('lost', 0);
-    """,
-    """
-    -- The columns and types that a step has seen go by: drift can be seen later.
-    ALTER TABLE steps ADD COLUMN columns TEXT;
-
-    -- What a run said of its data: its checks and metrics, and the last word of its progress.
-    CREATE TABLE observations (
-        run_id TEXT NOT NULL REFERENCES runs (run_id) ON DELETE CASCADE, attempt INTEGER NOT NULL,
-        n INTEGER NOT NULL, kind TEXT NOT NULL, at TEXT NOT NULL, step TEXT, name TEXT NOT NULL,
-        data TEXT NOT NULL,
-        PRIMARY KEY (run_id, attempt, n)
-    ) STRICT, WITHOUT ROWID;
 
     -- ctx.state: what one successful run leaves to the next.
     CREATE TABLE states (
         pipeline TEXT PRIMARY KEY REFERENCES pipelines (name), state TEXT NOT NULL,
         run_id TEXT NOT NULL, updated_at TEXT NOT NULL
     ) STRICT, WITHOUT ROWID;
-    """,
-    """
+
     -- When a pipeline runs by itself.  `command` is what the command line has set, `options` what holds: that,
     -- then the decorator's, then defaults.  Ticks up to the watermark are decided; the next one is decided when
     -- it is due, which nothing is that is held (undeployed, disabled, paused).
@@ -608,44 +634,9 @@ MIGRATIONS = (
     ) STRICT, WITHOUT ROWID;
     CREATE INDEX chains_down ON chains (comes_after, pipeline);
 
-    -- What the ticks of an expression were when a version of croniter was first asked.
-    CREATE TABLE digests (
-        cron TEXT NOT NULL, timezone TEXT NOT NULL, croniter TEXT NOT NULL, digest TEXT NOT NULL,
-        PRIMARY KEY (cron, timezone)
-    ) STRICT, WITHOUT ROWID;
-
     -- What the scheduler itself remembers, by name.
     CREATE TABLE memory (name TEXT PRIMARY KEY, data TEXT NOT NULL) STRICT, WITHOUT ROWID;
 
-    -- A tick has one run; a run again of a failed one says which, and each failed one has but one of those.
-    ALTER TABLE runs ADD COLUMN upstream TEXT;
-    ALTER TABLE runs ADD COLUMN retry_of TEXT;
-    CREATE UNIQUE INDEX runs_by_tick ON runs (pipeline, scheduled_for)
-        WHERE scheduled_for IS NOT NULL AND retry_of IS NULL;
-    CREATE INDEX runs_of_tick ON runs (pipeline, scheduled_for, run_id) WHERE scheduled_for IS NOT NULL;
-    CREATE UNIQUE INDEX runs_again ON runs (retry_of) WHERE trigger = 'backfill' AND retry_of IS NOT NULL;
-    CREATE INDEX runs_waiting ON runs (pipeline, run_id) WHERE status = 'queued';
-
-    -- Decisions about ticks can be found by the tick, or the last of several.
-    ALTER TABLE events ADD COLUMN scheduled_for TEXT;
-    CREATE INDEX events_of_tick ON events (pipeline, scheduled_for, seq) WHERE scheduled_for IS NOT NULL;
-    """,
-    """
-    -- How each attempt ended, when the next one begins, and until when a run may wait in the queue.
-    ALTER TABLE attempts ADD COLUMN status TEXT;
-    ALTER TABLE attempts ADD COLUMN started_at TEXT;
-    ALTER TABLE attempts ADD COLUMN finished_at TEXT;
-    ALTER TABLE attempts ADD COLUMN duration_ms REAL;
-    ALTER TABLE attempts ADD COLUMN error TEXT;
-    UPDATE attempts SET (status, started_at, finished_at, duration_ms, error) = (SELECT
-        status, started_at, finished_at, duration_ms, error FROM runs r WHERE r.run_id = attempts.run_id);
-    ALTER TABLE runs ADD COLUMN retry_at TEXT;
-    ALTER TABLE runs ADD COLUMN expires_at TEXT;
-    ALTER TABLE runs ADD COLUMN resume_from TEXT;
-    CREATE INDEX runs_retrying ON runs (retry_at, run_id) WHERE status = 'retrying';
-    CREATE INDEX runs_expiring ON runs (expires_at, run_id) WHERE status = 'queued' AND expires_at IS NOT NULL;
-    """,
-    """
     -- Keys of the network: of each only the digest (SHA-256, hex).  `pipelines` are patterns; none means all.
     CREATE TABLE keys (
         name TEXT PRIMARY KEY, sha256 TEXT NOT NULL UNIQUE, scope TEXT NOT NULL, pipelines TEXT NOT NULL,
@@ -675,7 +666,7 @@ def find_damage(db: sqlite3.Connection, tables: Sequence[str] = ()) -> str | Non
     return None
 
 
-#: Columns that hold JSON text; they become values when a row leaves the store.
+#: Columns that hold JSON text: values when a row leaves the store, and before it is put there.
 JSON_COLUMNS = frozenset(
     (
         *("params", "result", "error", "options", "data", "fields", "position", "process", "outcome", "ended"),
@@ -684,20 +675,52 @@ JSON_COLUMNS = frozenset(
 )
 
 
-#: Where a run `r` runs, in SQL: as `tau run --executor` told the ledger, else as its version says; null is here.
-EXECUTOR = (
-    "nullif(coalesce((SELECT json_extract(e.data, '$.executor') FROM events e WHERE e.run_id = r.run_id"
-    " AND e.type = 'run.queued' LIMIT 1), (SELECT json_extract(v.options, '$.executor') FROM versions v"
-    f" WHERE v.pipeline = r.pipeline AND v.version = r.version)), '{LOCAL_EXECUTOR}')"
-)
+class Sql:
+    """A connection to the store, asked and told in single lines.  Rows are documents: JSON columns are values."""
+
+    def __init__(self, db: sqlite3.Connection) -> None:
+        self.db = db
+
+    def rows(self, question: str, *values: Any) -> list[Json]:
+        """The rows that answer a question."""
+        return [to_document(row) for row in self.db.execute(question, values)]
+
+    def row(self, question: str, *values: Any) -> Json | None:
+        """The first of them, if there is any."""
+        row = self.db.execute(question, values).fetchone()
+        return None if row is None else to_document(row)
+
+    def value(self, question: str, *values: Any) -> Any:
+        """The first column of the first row; None without a row."""
+        row = self.db.execute(question, values).fetchone()
+        return None if row is None else row[0]
+
+    def put(self, table: str, *rows: Json, clash: str = "ABORT") -> int:
+        """Adds rows, all with the same columns; how many.  *clash*, for a key that is taken: IGNORE, REPLACE, ABORT."""
+        names = [*rows[0]] if rows else []
+        statement = f"INSERT OR {clash} INTO {table} ({', '.join(names)}) VALUES (:{', :'.join(names)})"
+        return self.db.executemany(statement, map(to_row, rows)).rowcount if rows else 0
+
+    def set(self, table: str, key: Json, **columns: Any) -> int:
+        """Sets columns of the rows that have these values; how many."""
+        changes, where = ", ".join(f"{name} = ?" for name in columns), " AND ".join(f"{name} = ?" for name in key)
+        values = (*to_row(columns).values(), *key.values())
+        return self.db.execute(f"UPDATE {table} SET {changes} WHERE {where}", values).rowcount
 
 
 def to_document(row: sqlite3.Row) -> Json:
     """A row of the store as a JSON object with the same names."""
-    return {
-        key: json.loads(value) if value is not None and key in JSON_COLUMNS else value
-        for key, value in zip(row.keys(), row, strict=True)
-    }
+    document = dict(zip(row.keys(), row, strict=True))
+    for key in JSON_COLUMNS.intersection(document):
+        if document[key] is not None:
+            document[key] = json.loads(document[key])
+    return document
+
+
+def to_row(document: Json) -> Json:
+    """A document as the values of a row."""
+    json_columns = [key for key in JSON_COLUMNS.intersection(document) if document[key] is not None]
+    return document | {key: encode_json(document[key]) for key in json_columns}
 
 
 def nest(steps: list[Json]) -> list[Json]:
@@ -6762,7 +6785,13 @@ async def deploy(
         if schedule is not None and len(found) > 1:
             raise BadRequest("there are several pipelines: which one is scheduled?", "add --name NAME")
         digest = await deployment.save()
-        deployed = await daemon.store.write(daemon.agenda.deploy, found, digest, call.actor, schedule)
+
+        def commit() -> list[Json]:
+            deployed = daemon.agenda.deploy(found, digest, call.actor, schedule)
+            daemon.store.add_sources(digest, deployment.sources)
+            return deployed
+
+        deployed = await daemon.store.write(commit)
     finally:
         deployment.close()
     daemon.scheduler.wake(*(one["name"] for one in deployed))
@@ -6928,15 +6957,14 @@ async def run(
         tau run orders -p day=2026-01-01 -p limit=10
         tau run orders --detach --key orders-2026-01-01  # the same key, the same run
     """
-    text = encode_json(params or {})
-    if len(text) > PARAMS_BYTES_MAX:
+    if len(encode_json(params or {})) > PARAMS_BYTES_MAX:
         raise BadRequest(f"params are larger than {PARAMS_BYTES_MAX:,} bytes", "pass a path instead of the data")
     about = {"executor": executor}
-    return await answer_run(call, (name, text, key, "manual"), about, wait, timeout, follow)
+    return await answer_run(call, (name, params or {}, key, "manual"), about, wait, timeout, follow)
 
 
 async def answer_run(
-    call: Call, asked: tuple[str, str, str | None, str], about: Json, wait: bool, timeout: float | None, follow: bool
+    call: Call, asked: tuple[str, Json, str | None, str], about: Json, wait: bool, timeout: float | None, follow: bool
 ) -> Json:
     """Adds a run: its document when it has ended, unless nobody waits for that."""
     if follow and not wait:
@@ -7038,10 +7066,10 @@ async def retry(
         "resume_from": run_id if from_failure else None,
         "scheduled_for": old["scheduled_for"],
         "version": {"live": None, "same": old["version"]}[version] if version.isalpha() else int(version),
-        "upstream": old["upstream"] and encode_json(old["upstream"]),
-        "executor": call.ask.told_executor(run_id),
+        "upstream": old["upstream"],
+        "executor": old["executor"],
     }
-    asked = (old["pipeline"], encode_json(old["params"]), key, "retry")
+    asked = (old["pipeline"], old["params"], key, "retry")
     return await answer_run(call, asked, about, wait, timeout, follow)
 
 
@@ -7665,7 +7693,7 @@ async def backup(call: Call, file: str | None = None, *, force: bool = False) ->
     database = store.database.path
     async with daemon.copying:
         check_target(path, database, force)
-        written = await asyncio.to_thread(write_copy, database, daemon.home, path)
+        written = await asyncio.to_thread(write_copy, database, path)
     await call.write(store.event, "store.copied", None, None, written)
     return written
 
@@ -7815,8 +7843,11 @@ def describe(store: Store, run_id: str, full: bool = False, number: int | None =
     run, attempt, steps, tail, observed = store.ask.whole_run(run_id, number)
     ended = (attempt["ended"] if attempt else None) or {}
     spent = ("cpu_ms", "max_rss_bytes", "exit_code", "signal")
+    version = store.ask.version(run["pipeline"], run["version"])
+    executor = run["executor"] or version["options"].get("executor")
     document = {
         **{key: run[key] for key in RUN_SHOWN},
+        "executor": None if executor == LOCAL_EXECUTOR else executor,
         "attempts": store.ask.attempts(run_id),
         "trace": {
             "steps": nest(steps),
@@ -7826,12 +7857,7 @@ def describe(store: Store, run_id: str, full: bool = False, number: int | None =
             "log_tail": [line["message"] for line in tail],
         },
         "resources": {key: ended.get(key) for key in spent},
-        "next": next_commands(
-            run,
-            store.ask.version(run["pipeline"], run["version"])["entry"],
-            os.path.isdir(os.path.join(store.home, "memos", run_id)),
-            store.ask.told_executor(run_id),
-        ),
+        "next": next_commands(run, version["entry"], os.path.isdir(os.path.join(store.home, "memos", run_id))),
     }
     return document if full else shorten(document)
 
@@ -7844,17 +7870,17 @@ RUN_SHOWN = (
 )
 
 
-def next_commands(run: Json, entry: str, kept: bool, executor: str | None) -> list[str]:
+def next_commands(run: Json, entry: str, kept: bool) -> list[str]:
     """What an agent would do next, as commands to paste; *entry* is the file that was deployed.
 
-    *kept* says that the run has left something that need not be done again, *executor* where it was told to run.
+    *kept* says that the run has left something that need not be done again.
     """
     name, run_id = run["pipeline"], run["run_id"]
     see_log, again = f"tau logs {name} --run {run_id}", f"tau run {name}"
     if run["params"] and len(text := encode_json(run["params"])) < 500:
         again += " --params '" + text.replace("'", "'\\''") + "'"
-    if executor is not None:
-        again += f" --executor {executor}"
+    if run["executor"] is not None:
+        again += f" --executor {run['executor']}"
     if run["status"] not in FINAL:
         return [f"tau wait {run_id}", f"{see_log} --follow", f"tau cancel {run_id}"]
     if run["status"] == "success":
@@ -9656,45 +9682,17 @@ class Feed:
 
         `seq` grows along that order and is the same each time too.  *tail* begins with the last log lines.
         """
-        ledger_seq, before, attempt = 0, 0, 1
-        place = (0, 0) if tail is None else self.store.ask.tail_place(run_id, tail)
+        seq = self.store.ask.story_begin(run_id, tail)
         while True:
             change = self.next(run_id)
-            for event in self.store.ask.run_events(run_id, ledger_seq):
-                ledger_seq = event.pop("seq")
-                if event["type"] == "run.started":
-                    attempt = event["attempt"]
-                elif event["type"] in ("run.retrying", "run.finished"):
-                    # The trace of the attempt was in the store before: it is told first.
-                    while page := self.store.ask.trace(run_id, place, attempt):
-                        for place, traced in page:
-                            yield {"seq": story_place(*place), **traced}
-                beside = LEDGER_PLACES.get(event["type"])
-                before = before + 1 if beside is None else story_place(attempt, beside)
-                yield {"seq": before, **event}
-                if event["type"] == "run.finished":
-                    self.changed(run_id)
-                    return
-            while page := self.store.ask.trace(run_id, place, attempt):
-                for place, event in page:
-                    yield {"seq": story_place(*place), **event}
+            while page := self.store.ask.story(run_id, seq):
+                for event in page:
+                    seq = event["seq"]
+                    yield event
+                    if event["type"] == "run.finished":
+                        self.changed(run_id)
+                        return
             await change
-
-
-def story_place(attempt: int, n: int) -> int:
-    """Where in a run's story record *n* of an attempt is; the ledger's events have places before and after."""
-    return (attempt - 1) * SEQ_STRIDE + LEDGER_ROOM + n
-
-
-#: Room for what the ledger says of a run before its first attempt, and for the trace of one attempt.
-LEDGER_ROOM = 10
-SEQ_STRIDE = 1_000_000_000
-#: What the ledger says of an attempt → its place beside the attempt's trace.
-LEDGER_PLACES = {
-    "run.started": 0,
-    "run.retrying": SEQ_STRIDE - LEDGER_ROOM - 1,
-    "run.finished": SEQ_STRIDE - LEDGER_ROOM - 1,
-}
 
 
 # --- 26. Agenda --------------------------------------------------------------------------
@@ -9753,7 +9751,7 @@ class Agenda:
         """Keeps what the command line says of a schedule; whether that changed anything."""
         live = self.live(name)
         if live is None:
-            raise unknown_pipeline(self.db, name)
+            raise self.store.sql.unknown(name)
         options, now = schedule_options(live, command), int(self.store.clock.time())
         check_params(name, live, options)
         times = times_of(options, now, self.timezone)
@@ -9907,7 +9905,7 @@ class Agenda:
             data = {"reason": "has a run", "run_id": taken["run_id"]}
             self.store.event("tick.skipped", name, None, told | data, "scheduler", tick)
             return None
-        params, trigger = encode_json(row["options"]["params"]), decision["trigger"]
+        params, trigger = row["options"]["params"], decision["trigger"]
         try:
             run_id, _, _ = self.store.add_run(name, params, None, trigger, "scheduler", scheduled_for=tick)
         except TauError as refused:
@@ -9942,7 +9940,7 @@ class Agenda:
         """Queues runs for past ticks that still want one: their ids.  Asked again it makes none run twice."""
         row = self.row(name)
         made: list[Json] = []
-        params = encode_json(row["options"]["params"])
+        params = row["options"]["params"]
         for tick in ticks:
             latest = self.tick_run(name, tick)
             if wants_backfill(latest, only):
@@ -9966,7 +9964,7 @@ class Agenda:
     def pause(self, name: str, reason: str, actor: str) -> bool:
         """A pipeline, or everything (''), starts nothing by itself any more; False if that was so already."""
         if name and self.live(name) is None:
-            raise unknown_pipeline(self.db, name)
+            raise self.store.sql.unknown(name)
         added = self.db.execute(
             "INSERT OR IGNORE INTO pauses VALUES (?, ?, ?, ?)", (name, rfc3339(self.store.clock.time()), reason, actor)
         )
@@ -9979,7 +9977,7 @@ class Agenda:
     def resume(self, name: str, actor: str) -> bool:
         """A pipeline, or everything (''), starts by itself again, from now on; False if it was not paused."""
         if name and self.live(name) is None:
-            raise unknown_pipeline(self.db, name)
+            raise self.store.sql.unknown(name)
         found = self.db.execute("SELECT paused_at FROM pauses WHERE pipeline = ?", (name,)).fetchone()
         if found is None:
             return False
@@ -10184,9 +10182,9 @@ class Chains:
             self.store.event("chain.skipped", name, None, {"reason": "paused", "upstream": upstream}, "scheduler")
             return
         found = self.db.execute("SELECT options FROM schedules WHERE pipeline = ?", (name,)).fetchone()
-        params = encode_json(json.loads(found["options"])["params"])
+        params = json.loads(found["options"])["params"]
         try:
-            self.store.add_run(name, params, None, "chain", "scheduler", upstream=encode_json(upstream))
+            self.store.add_run(name, params, None, "chain", "scheduler", upstream=upstream)
         except TauError as refused:
             data = {"reason": refused.code, "message": str(refused), "upstream": upstream}
             self.store.event("chain.skipped", name, None, data, "scheduler")
@@ -10232,7 +10230,7 @@ class AgendaQuestions:
         self.ask.known(name)
         found = self.first("SELECT * FROM schedules WHERE pipeline = ?", name)
         if found is None or found["held"] == "undeployed":
-            raise unknown_pipeline(self.ask.db, name)
+            raise self.ask.unknown(name)
         return found
 
     def first_due(self) -> str | None:
@@ -10754,10 +10752,8 @@ def count_going(db: sqlite3.Connection, ask: Questions, terms: Json, now: float)
 
 
 # --- 28. Backup --------------------------------------------------------------------------
-# Owns the copy of a home in one file: the database, and in a table of their own the deployed sources.
+# Owns the copy of a home in one file, which is that of its database.
 # Calls Database and Sources.  Promises a copy of one moment, whole or not there; nothing is lost by either way.
-
-SOURCES_TABLE = "CREATE TABLE sources (folder TEXT NOT NULL, path TEXT NOT NULL, content BLOB NOT NULL) STRICT"
 
 
 def default_copy(home: str, now: float) -> str:
@@ -10786,17 +10782,24 @@ def check_target(path: str, database: str, force: bool) -> None:
         raise Conflict(f"{path} is not a backup", "only a backup is replaced; give another name")
 
 
-def write_copy(database: str, home: str, path: str) -> Json:
-    """A copy of the database and of the sources it knows is at *path*; in a thread, beside the writer."""
+def write_copy(database: str, path: str) -> Json:
+    """A copy of the database is at *path*; in a thread, beside the writer."""
     found: Json = {"file": path}
     source = read_only(database, shared=True)
     try:
-        copy_database(source, path, lambda copy: found.update(add_sources(copy, home)))
+        copy_database(source, path, lambda copy: found.update(count_copy(copy)))
     except (OSError, sqlite3.Error) as problem:
         raise cannot_copy(path, problem) from None
     finally:
         source.close()
     return found | {"bytes": os.path.getsize(path)}
+
+
+def count_copy(copy: sqlite3.Connection) -> Json:
+    """How many runs and deployed sources a copy has."""
+    sql = Sql(copy)
+    runs, sources = sql.value("SELECT sum(runs) FROM totals"), sql.value("SELECT count(DISTINCT sha256) FROM sources")
+    return {"runs": runs, "sources": sources}
 
 
 def cannot_copy(path: str, problem: Exception) -> TauError:
@@ -10808,24 +10811,6 @@ def cannot_copy(path: str, problem: Exception) -> TauError:
         return StorageFull(f"there is no room for {path}", "make room on the disk, or choose another place")
     why = getattr(problem, "strerror", None) or str(problem)
     return Conflict(f"{path} cannot be written: {why}", "choose another place")
-
-
-def add_sources(copy: sqlite3.Connection, home: str) -> Json:
-    """The sources of all versions go into the copy; how many there are, and which are not whole any more."""
-    copy.execute("BEGIN")
-    copy.execute(SOURCES_TABLE)
-    missing, kept = [], 0
-    for (digest,) in copy.execute("SELECT DISTINCT sha256 FROM versions").fetchall():
-        folder = os.path.join(home, "versions", digest)
-        sources = {path: read_bytes(os.path.join(folder, path)) or b"" for path in deployed_files(folder)}
-        if digest_of(sources) != digest:
-            missing.append(digest)
-        kept += bool(sources)
-        rows = [(digest, path, content) for path, content in sources.items()]
-        copy.executemany("INSERT INTO sources VALUES (?, ?, ?)", rows)
-    copy.execute("COMMIT")
-    runs = copy.execute("SELECT sum(runs) FROM totals").fetchone()[0]
-    return {"runs": runs, "sources": kept, "missing_sources": missing}
 
 
 def restore_copy(home: str, database: str, path: str, replace: bool, now: float) -> Json:
@@ -10878,28 +10863,20 @@ def settle_copy(copy: sqlite3.Connection, schema: int, home: str, path: str, now
     copy.row_factory = sqlite3.Row
     upgrade(copy, schema)
     copy.execute("BEGIN")
-    sources = take_sources(copy, home)
+    take_sources(Questions(copy), home)
     pass_over_ticks(copy, int(now))
     ended = end_old_runs(copy, os.path.join(home, "runs"), now)
     add_event(copy, now, "store.restored", None, None, {"file": os.path.basename(path), **ended})
     copy.execute("COMMIT")
-    runs = copy.execute("SELECT sum(runs) FROM totals").fetchone()[0]
-    return {"runs": runs, "sources": sources, **ended}
+    return count_copy(copy) | ended
 
 
-def take_sources(copy: sqlite3.Connection, home: str) -> int:
-    """The sources of a copy are in the home's versions/, and no longer in the copy; how many there were."""
-    if not copy.execute("SELECT 1 FROM sqlite_master WHERE name = 'sources'").fetchone():
-        return 0  # a copy made before a migration: the home has them
+def take_sources(copy: Questions, home: str) -> None:
+    """The sources of a copy are in the home's versions/."""
     versions = os.path.join(home, "versions")
-    folders = [row["folder"] for row in copy.execute("SELECT DISTINCT folder FROM sources").fetchall()]
-    for folder in folders:
-        rows = copy.execute("SELECT path, content FROM sources WHERE folder = ?", (folder,))
-        sources = {row["path"]: row["content"] for row in rows}
-        if digest_of(sources) == folder:
-            keep(stage(versions, folder, sources), os.path.join(versions, folder), sources)
-    copy.execute("DROP TABLE sources")
-    return len(folders)
+    for row in copy.rows("SELECT DISTINCT sha256 FROM sources"):
+        digest, sources = row["sha256"], copy.sources(row["sha256"])
+        keep(stage(versions, digest, sources), os.path.join(versions, digest), sources)
 
 
 def pass_over_ticks(copy: sqlite3.Connection, now: int) -> None:
@@ -10976,7 +10953,8 @@ class Store:
         if examine(self.database.path) == 0 and (left := deployed_folders(self.home)):
             raise unusable(self.database.path, f"it is empty, but {self.home} holds {left} deployed sources")
         self.database.open(loop)
-        self.db, self.ask = self.database.writer, Questions(self.database.reader)
+        self.db, self.sql = self.database.writer, Questions(self.database.writer)
+        self.ask = Questions(self.database.reader)
         newest = self.ask.newest_run()
         self.last_id = read_id(newest) if newest else 0
 
@@ -11053,6 +11031,11 @@ class Store:
         same = (row["sha256"], row["entry"], row["options"]) == (digest, entry, options)
         return (row["version"], not row["deployed"]) if same else (row["version"] + 1, True)
 
+    def add_sources(self, digest: str, sources: dict[str, bytes]) -> None:
+        """The files of a deployment are kept, if they are not already."""
+        rows = [{"sha256": digest, "path": path, "content": content} for path, content in sources.items()]
+        self.sql.put("sources", *rows, clash="IGNORE")
+
     def undeploy(self, name: str, actor: str) -> list[str] | None:
         """Takes a pipeline out of service and cancels its queued runs, named; None if it was not in service."""
         changed = self.db.execute("UPDATE pipelines SET deployed = 0 WHERE name = ? AND deployed = 1", (name,))
@@ -11077,45 +11060,36 @@ class Store:
             del self.known_options[key]  # its versions begin again at 1
 
     def add_run(
-        self, name: str, params: str, key: str | None, trigger: str, actor: str, **origin: Any
+        self, name: str, params: Json, key: str | None, trigger: str, actor: str, **origin: Any
     ) -> tuple[str, str, bool]:
         """Queues a run of the live version: its id, its status, and whether *key* had made it before.
 
         *origin* says where it comes from: `scheduled_for`, `retry_of`, `upstream`, `resume_from`; a `version`
         in it is one that need not be live, an `executor` not the pipeline's own.
         """
-        live = self.db.execute("SELECT version FROM pipelines WHERE name = ? AND deployed = 1", (name,)).fetchone()
+        live = self.sql.value("SELECT version FROM live WHERE pipeline = ?", name)
         if live is None:
-            raise unknown_pipeline(self.db, name)
+            raise self.sql.unknown(name)
         if key is not None:
-            row = self.db.execute(
-                "SELECT run_id, status, params FROM runs WHERE pipeline = ? AND key = ?", (name, key)
-            ).fetchone()
+            row = self.sql.row("SELECT run_id, status, params FROM runs WHERE pipeline = ? AND key = ?", name, key)
             if row is not None:
-                if json.loads(row["params"]) != json.loads(params):
+                if row["params"] != params:
                     hint = f"tau inspect {row['run_id']}; use another --key"
                     raise Conflict(f"key '{key}' was used with other params", hint)
                 return row["run_id"], row["status"], True
-        version = origin.get("version") or live["version"]
+        version = origin.get("version") or live
         options = self.options(name, version)
-        demand(options["params"], json.loads(params), "params", f"tau show {name}")
+        demand(options["params"], params, "params", f"tau show {name}")
         if origin.get("executor") is not None:
             demand_executor(origin["executor"], self.settings["executors"], options.get("environment"))
-        if self.db.execute("SELECT runs FROM totals WHERE status = 'queued'").fetchone()[0] >= self.max_queued:
+        if self.sql.value("SELECT runs FROM totals WHERE status = 'queued'") >= self.max_queued:
             hint = "wait, or raise [scheduler] max_queued; `tau status` shows the queue"
             raise QueueFull(f"{self.max_queued:,} runs are queued already", hint)
-        run_id, now = self.new_id(), self.clock.time()
-        patience = options.get("queue_timeout")
-        self.db.execute(
-            "INSERT INTO runs (run_id, pipeline, version, status, trigger, attempt, params, key, queued_at,"
-            " expires_at, scheduled_for, retry_of, upstream, resume_from)"
-            " VALUES (?, ?, ?, 'queued', ?, 1, ?, ?, ?, ?, ?, ?, ?, ?)",
-            (
-                *(run_id, name, version, trigger, params, key, rfc3339(now)),
-                None if patience is None else rfc3339(now + patience),
-                *(origin.get(column) for column in ("scheduled_for", "retry_of", "upstream", "resume_from")),
-            ),
-        )
+        run_id, now, patience = self.new_id(), self.clock.time(), options.get("queue_timeout")
+        run = {"run_id": run_id, "pipeline": name, "version": version, "status": "queued", "trigger": trigger}
+        run |= {"attempt": 1, "params": params, "key": key, "queued_at": rfc3339(now)}
+        run |= {"expires_at": None if patience is None else rfc3339(now + patience)}
+        self.sql.put("runs", run | {column: origin.get(column) for column in ORIGINS})
         told = {"version": version, "trigger": trigger}
         told |= {key: value for key, value in origin.items() if value is not None and key not in told | {"upstream": 0}}
         self.event("run.queued", name, run_id, told, actor)
@@ -11264,7 +11238,8 @@ class Store:
             "SELECT r.pipeline, r.version, r.params, r.scheduled_for, r.upstream, r.resume_from, s.state,"
             " v.sha256, v.entry, v.function, json_extract(v.options, '$.environment') AS environment,"
             " json_extract(v.options, '$.timeout') AS timeout,"
-            f" json_extract(v.options, '$.memory') AS memory_bytes, {EXECUTOR} AS executor,"
+            " json_extract(v.options, '$.memory') AS memory_bytes,"
+            f" nullif(coalesce(r.executor, json_extract(v.options, '$.executor')), '{LOCAL_EXECUTOR}') AS executor,"
             " (SELECT started_at FROM runs WHERE pipeline = r.pipeline AND status = 'success'"
             " ORDER BY run_id DESC LIMIT 1) AS last_success FROM runs r"
             " JOIN versions v ON v.pipeline = r.pipeline AND v.version = r.version"
@@ -11421,6 +11396,8 @@ FORGOTTEN = (
 #: How often an attempt that never began is handed to a fork server: each time a daemon or a server was killed.
 STARTS_MAX = 20
 OPTIONS_KEPT = 10_000
+#: What a run may be told of where it comes from and where it goes.
+ORIGINS = ("executor", "scheduled_for", "retry_of", "upstream", "resume_from")
 #: How far a journal and its outputs have been read before they are; how many records were kept, and were bad.
 NOWHERE = {"journal": 0, "stdout": 0, "stderr": 0, "n": 0, "bad": 0}
 DONE_COLUMNS = ("status", "duration_ms", "rows_in", "rows_out", "columns", "error", "finished_at", "finished_n")
@@ -11546,11 +11523,8 @@ def json_or_null(value: Any) -> str | None:
 # Promises documents with the names of the columns, each answer of one moment.
 
 
-class Questions:
-    """What is asked of the store, on the loop: one method a question.  Rows become documents here."""
-
-    def __init__(self, db: sqlite3.Connection) -> None:
-        self.db = db
+class Questions(Sql):
+    """What is asked of the store: one method a question.  On the loop, and within a write too."""
 
     def snapshot(self, ask: Callable[[], Answer]) -> Answer:
         """What several questions together find, all of the same moment."""
@@ -11559,10 +11533,6 @@ class Questions:
             return ask()
         finally:
             self.db.execute("COMMIT")
-
-    def rows(self, question: str, *values: Any) -> list[Json]:
-        """The rows that answer a question."""
-        return [to_document(row) for row in self.db.execute(question, values)]
 
     def count(self, question: str, *values: Any) -> int:
         """The number that answers a question."""
@@ -11583,7 +11553,14 @@ class Questions:
     def known(self, name: str) -> None:
         """NotFound unless there is, or was, a pipeline of this name."""
         if not self.is_known(name):
-            raise unknown_pipeline(self.db, name)
+            raise self.unknown(name)
+
+    def unknown(self, name: str) -> NotFound:
+        """The refusal for a pipeline that is not deployed, with the nearest name."""
+        if self.value("SELECT deployed FROM pipelines WHERE name = ?", name) == 0:
+            return NotFound(f"pipeline '{name}' was undeployed", "tau deploy FILE.py brings it back")
+        names = [row["pipeline"] for row in self.rows("SELECT pipeline FROM live")]
+        return NotFound(f"no pipeline named '{name[:WORD_MAX]}'", did_you_mean(name, names, "`tau list` shows all"))
 
     def pipelines(self, limit: int, among: list[str] | None = None) -> tuple[list[Json], int]:
         """The deployed pipelines with their last runs, and how many there are; only *among* those if it is given."""
@@ -11612,7 +11589,7 @@ class Questions:
         """Everything about one deployed pipeline."""
         rows = self.rows("SELECT version, created_at, updated_at FROM pipelines WHERE name = ? AND deployed = 1", name)
         if not rows:
-            raise unknown_pipeline(self.db, name)
+            raise self.unknown(name)
         versions = self.rows(
             "SELECT version, sha256, entry, options, deployed_at, actor FROM versions WHERE pipeline = ?"
             " ORDER BY version DESC LIMIT 20",
@@ -11690,16 +11667,15 @@ class Questions:
         try:
             return self.find_run(name)
         except NotFound:
-            raise unknown_pipeline(self.db, name) from None
+            raise self.unknown(name) from None
 
     def run(self, run_id: str) -> Json:
         """A run, alone."""
         return self.rows("SELECT * FROM runs WHERE run_id = ?", run_id)[0]
 
-    def told_executor(self, run_id: str) -> str | None:
-        """Where a run was told to run, whatever its pipeline says."""
-        rows = self.rows("SELECT data FROM events WHERE run_id = ? AND type = 'run.queued' LIMIT 1", run_id)
-        return rows[0]["data"].get("executor") if rows else None
+    def sources(self, digest: str) -> dict[str, bytes]:
+        """The files of a deployment by path."""
+        return dict(self.db.execute("SELECT path, content FROM sources WHERE sha256 = ? ORDER BY path", (digest,)))
 
     def status_of(self, run_id: str) -> str:
         """The status of a run."""
@@ -11755,7 +11731,7 @@ class Questions:
         self, run_id: str, number: int | None
     ) -> tuple[Json, Json | None, list[Json], list[Json], list[Json]]:
         """Those parts, from one moment."""
-        found = self.rows(f"SELECT r.*, {EXECUTOR} AS executor FROM runs r WHERE run_id = ?", run_id)
+        found = self.rows("SELECT * FROM runs WHERE run_id = ?", run_id)
         if not found:
             raise removed_run(run_id)
         run = found[0]
@@ -11790,50 +11766,21 @@ class Questions:
         dropped = self.rows("SELECT sum(log_dropped) AS dropped FROM attempts WHERE run_id = ?", run_id)
         return lines[::-1], total, dropped[0]["dropped"] or 0
 
-    def run_events(self, run_id: str, after: int) -> list[Json]:
-        """What the ledger says of a run, after an event."""
-        rows = self.rows("SELECT * FROM events WHERE run_id = ? AND seq > ? ORDER BY seq", run_id, after)
-        keys = ("seq", "type", "at", "run_id", "pipeline")
-        return [{**row["data"], **{key: row[key] for key in keys}} for row in rows]
+    def story(self, run_id: str, after: int) -> list[Json]:
+        """The next page of all that a run did, as events."""
+        attempt, n = after // SEQ_STRIDE + 1, after % SEQ_STRIDE - STORY_LEAD
+        rows = self.db.execute(STORY, {"run_id": run_id, "attempt": attempt, "n": n})
+        return [{"seq": row["seq"], "type": row["type"], "at": row["at"], **json.loads(row["data"])} for row in rows]
 
-    def trace(self, run_id: str, after: tuple[int, int], last: int) -> list[tuple[tuple[int, int], Json]]:
-        """The next page of a run's trace up to an attempt, as events with their places (attempt, n)."""
-        return self.snapshot(lambda: self.trace_page(run_id, after, last))
-
-    def trace_page(self, run_id: str, after: tuple[int, int], most: int) -> list[tuple[tuple[int, int], Json]]:
-        """That page, from one moment: a line committed between its questions would be skipped for good."""
-        attempts = self.rows(
-            "SELECT attempt FROM attempts WHERE run_id = ? AND attempt BETWEEN ? AND ? ORDER BY attempt",
-            *(run_id, after[0], most),
+    def story_begin(self, run_id: str, tail: int | None) -> int:
+        """After which event of a run its last *tail* log lines begin, those of its last attempt; 0 is before all."""
+        lines = self.rows(
+            "SELECT attempt, n FROM logs WHERE run_id = ? ORDER BY attempt DESC, n DESC LIMIT ?", run_id, tail or 0
         )
-        for row in attempts:
-            attempt = row["attempt"]
-            seen = after[1] if attempt == after[0] else 0
-            where = "run_id = ? AND attempt = ?"
-            logs = self.rows(f"SELECT * FROM logs WHERE {where} AND n > ? ORDER BY n LIMIT 500", run_id, attempt, seen)
-            last = logs[-1]["n"] if len(logs) == 500 else 1 << 62
-            steps = self.rows(
-                f"SELECT * FROM steps WHERE {where} AND (n BETWEEN ? AND ? OR finished_n BETWEEN ? AND ?)",
-                *(run_id, attempt, seen + 1, last, seen + 1, last),
-            )
-            observed = self.rows(
-                f"SELECT * FROM observations WHERE {where} AND n BETWEEN ? AND ?", run_id, attempt, seen + 1, last
-            )
-            found = [(line["n"], log_event(line)) for line in logs]
-            found += [(one["n"], observation_event(one)) for one in observed]
-            for step in steps:
-                found += [(n, event) for n, event in step_events(step) if seen < n <= last]
-            if found:
-                return [((attempt, n), event) for n, event in sorted(found, key=lambda pair: pair[0])]
-        return []
-
-    def tail_place(self, run_id: str, tail: int) -> tuple[int, int]:
-        """The place in the trace before the last *tail* log lines of the last attempt."""
-        rows = self.rows(
-            "SELECT attempt, n FROM logs WHERE run_id = ? ORDER BY attempt DESC, n DESC LIMIT ?", run_id, tail
-        )
-        last = [row["n"] for row in rows if row["attempt"] == rows[0]["attempt"]]
-        return (rows[0]["attempt"], last[-1] - 1) if len(rows) == tail and last else (0, 0)
+        last = [line for line in lines if line["attempt"] == lines[0]["attempt"]]
+        if not last or len(lines) < (tail or 0):
+            return 0
+        return int((last[-1]["attempt"] - 1) * SEQ_STRIDE + STORY_LEAD + last[-1]["n"] - 1)
 
     # What retention asks.
 
@@ -11946,15 +11893,6 @@ def within(column: str, names: list[str] | None) -> tuple[str, list[str]]:
     return ("", []) if names is None else (f" AND {column} IN (SELECT value FROM json_each(?))", [encode_json(names)])
 
 
-def unknown_pipeline(db: sqlite3.Connection, name: str) -> NotFound:
-    """The refusal for a pipeline that is not deployed, with the nearest name."""
-    row = db.execute("SELECT deployed FROM pipelines WHERE name = ?", (name,)).fetchone()
-    if row is not None and not row["deployed"]:
-        return NotFound(f"pipeline '{name}' was undeployed", "tau deploy FILE.py brings it back")
-    names = [found["name"] for found in db.execute("SELECT name FROM pipelines WHERE deployed = 1")]
-    return NotFound(f"no pipeline named '{name[:WORD_MAX]}'", did_you_mean(name, names, "`tau list` shows all"))
-
-
 def runs_between(bound: str, name: str | None, status: str | None, after: str) -> tuple[str, list[str]]:
     """The condition for the final runs below an id and after another, of a pipeline and a status or of all."""
     conditions = {"run_id > ?": after, "run_id < ?": bound, "pipeline = ?": name, "status = ?": status}
@@ -11968,23 +11906,34 @@ def removed_run(run_id: str) -> NotFound:
     return NotFound(f"run {run_id} has been removed", "see [retention]")
 
 
-def log_event(line: Json) -> Json:
-    """A log line as a followed event."""
-    return {"type": "log", **{key: line[key] for key in ("at", "level", "step", "stream", "message", "fields")}}
-
-
-def observation_event(one: Json) -> Json:
-    """A check, a metric or a word of progress as a followed event."""
-    return {"type": one["kind"], **{key: one[key] for key in ("at", "step", "name")}, **one["data"]}
-
-
-def step_events(step: Json) -> Iterator[tuple[int, Json]]:
-    """A step as one or two followed events, each with its place in the trace."""
-    yield step["n"], {"type": "step.started", "at": step["started_at"], "step": step["path"]}
-    if step["finished_n"] is not None:
-        shown = ("status", "duration_ms", "rows_in", "rows_out", "error")
-        end = {"type": "step.finished", "at": step["finished_at"], "step": step["path"]}
-        yield step["finished_n"], end | {key: step[key] for key in shown}
+#: The next page of all that a run did, in the order (attempt, n): n is the number of the record in the attempt's
+#: journal, below 0 what came before the first attempt, 0 its start, beyond all records its end and that of the run.
+STORY = """
+    WITH page AS (
+        SELECT attempt, n, at, 'log' AS type, json_object('level', level, 'step', step, 'stream', stream,
+            'message', message, 'fields', json(fields)) AS data FROM logs WHERE {after}
+        UNION ALL
+        SELECT attempt, n, at, kind, json_set(data, '$.step', step, '$.name', name) FROM observations WHERE {after}
+        UNION ALL
+        SELECT attempt, n, started_at, 'step.started', json_object('step', path) FROM steps WHERE {after}
+        UNION ALL
+        SELECT attempt, finished_n, finished_at, 'step.finished', json_object('step', path, 'status', status,
+            'duration_ms', duration_ms, 'rows_in', rows_in, 'rows_out', rows_out, 'error', json(error))
+            FROM steps WHERE run_id = :run_id AND (attempt, finished_n) > (:attempt, :n)
+        UNION ALL
+        SELECT attempt, n, at, type, json_set(data, '$.run_id', run_id, '$.pipeline', pipeline) FROM (
+            SELECT *, CASE type WHEN 'run.finished' THEN (SELECT attempt FROM runs r WHERE r.run_id = e.run_id)
+                ELSE coalesce(json_extract(data, '$.attempt'), 1) END AS attempt,
+            CASE type WHEN 'run.started' THEN 0 WHEN 'run.retrying' THEN 999999989 WHEN 'run.finished' THEN 999999990
+                ELSE (SELECT count(*) FROM events b WHERE b.run_id = e.run_id AND b.seq <= e.seq) - 10 END AS n
+            FROM events e) WHERE {after}
+        ORDER BY attempt, n LIMIT 500
+    )
+    SELECT (attempt - 1) * 1000000000 + 10 + n AS seq, at, type, data FROM page ORDER BY seq
+""".replace("{after}", "run_id = :run_id AND (attempt, n) > (:attempt, :n)")
+#: Room for what the ledger says of a run before its first attempt, and for all of one attempt.
+STORY_LEAD = 10
+SEQ_STRIDE = 1_000_000_000
 
 
 # --- 31. Database ------------------------------------------------------------------------

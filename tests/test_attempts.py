@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
-import sqlite3
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -429,25 +426,6 @@ def test_a_run_of_an_older_time_is_retried_where_its_process_vanished(fresh: Tau
     fresh.start()
     run = fresh("wait", run_id)
     assert [one["status"] for one in run["attempts"]] == ["lost", "success"]
-
-
-def test_attempts_of_an_earlier_schema_are_told_too(tmp_path: Path) -> None:
-    db = sqlite3.connect(":memory:")
-    for text in module.MIGRATIONS[:3]:
-        db.executescript(text)
-    db.execute("INSERT INTO pipelines VALUES ('p', 1, 1, 'T', 'T')")
-    db.execute("INSERT INTO versions VALUES ('p', 1, 'x', 'p.py', 'p', '{}', 'T', 'me')")
-    columns = "run_id, pipeline, version, status, trigger, attempt, params, queued_at, finished_at, error"
-    error = json.dumps(module.bare_error("died", "ProcessDied", "x"))
-    db.execute(
-        f"INSERT INTO runs ({columns}) VALUES ('r', 'p', 1, 'failed', 'manual', 1, '{{}}', 'T', 'F', ?)", (error,)
-    )
-    db.execute(
-        "INSERT INTO attempts (run_id, attempt, journal, position, log_lines, log_dropped) VALUES ('r', 1, 'j', '{}', 0, 0)"
-    )
-    db.executescript(module.MIGRATIONS[3])
-    assert db.execute("SELECT status, finished_at, error FROM attempts").fetchone() == ("failed", "F", error)
-    db.close()
 
 
 DEAF = "signal.signal(signal.SIGTERM, signal.SIG_IGN)\n    ctx.log('deaf')\n    while True: time.sleep(1)"

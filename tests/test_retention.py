@@ -328,7 +328,7 @@ def test_the_file_shrinks_and_others_go_first(tmp_path: Path) -> None:
         pruning = asyncio.ensure_future(retention.prune(TERMS, NOW, "me", thorough=True))
         answers = 0
         while not pruning.done():
-            await write(store.add_run, "p", "{}", None, "manual", "me")
+            await write(store.add_run, "p", {}, None, "manual", "me")
             answers += 1
         removed = await pruning
         assert (removed["runs"], removed["log_lines"]) == (1001, 30_000)

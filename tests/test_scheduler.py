@@ -633,9 +633,9 @@ def test_a_pipelines_limit_holds_and_holds_up_nobody_else(tmp_path: Path) -> Non
         await world.deploy("one", max_concurrent=1)
         await world.deploy("other")
         for _ in range(module.PASSED_MAX + 150):
-            await world.write(world.store.add_run, "one", "{}", None, "manual", "me")
+            await world.write(world.store.add_run, "one", {}, None, "manual", "me")
         for _ in range(3):
-            await world.write(world.store.add_run, "other", "{}", None, "manual", "me")
+            await world.write(world.store.add_run, "other", {}, None, "manual", "me")
         admitted = [job["pipeline"] for job in await world.write(world.store.admit, 5, {})]
         assert admitted == ["one", "other"]
         assert [job["pipeline"] for job in await world.write(world.store.admit, 5, {})] == ["other"]
@@ -655,7 +655,7 @@ def test_chains_run_when_all_they_come_after_have_succeeded(tmp_path: Path) -> N
         await world.deploy("first", after=["a"])
 
         async def succeed(name: str, status: str = "success") -> str:
-            run_id = str((await world.write(world.store.add_run, name, "{}", None, "manual", "me"))[0])
+            run_id = str((await world.write(world.store.add_run, name, {}, None, "manual", "me"))[0])
             await world.write(world.finish, run_id, status)
             return run_id
 
@@ -708,7 +708,7 @@ def test_an_overdue_success_is_told_once_also_after_a_downtime(tmp_path: Path) -
     async def story(world: World) -> None:
         await world.deploy("p", expect_success_within=25 * 3600.0)
         await world.pass_time(20 * HOUR)
-        run_id = (await world.write(world.store.add_run, "p", "{}", None, "manual", "me"))[0]
+        run_id = (await world.write(world.store.add_run, "p", {}, None, "manual", "me"))[0]
         await world.write(world.finish, run_id)
         await world.pass_time(24 * HOUR)
         assert world.events("success.overdue") == []
@@ -718,7 +718,7 @@ def test_an_overdue_success_is_told_once_also_after_a_downtime(tmp_path: Path) -
         await world.pass_time(60 * HOUR)
         (overdue,) = world.events("success.overdue")
         assert overdue["last_success_at"][:13] == "2026-06-01T20"
-        run_id = (await world.write(world.store.add_run, "p", "{}", None, "manual", "me"))[0]
+        run_id = (await world.write(world.store.add_run, "p", {}, None, "manual", "me"))[0]
         await world.write(world.finish, run_id)
         await world.pass_time(26 * HOUR)
         assert len(world.events("success.overdue")) == 2

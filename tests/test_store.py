@@ -37,9 +37,11 @@ def with_store(tmp_path: Path, story: Callable[[module.Store], Awaitable[Any]]) 
     return asyncio.run(told())
 
 
-def add(store: module.Store, key: str | None = None, params: str = "{}") -> Awaitable[tuple[str, str, bool]]:
+def add(
+    store: module.Store, key: str | None = None, params: dict[str, Any] | None = None
+) -> Awaitable[tuple[str, str, bool]]:
     """A queued run of `p`."""
-    return store.write(store.add_run, "p", params, key, "manual", "me")
+    return store.write(store.add_run, "p", params or {}, key, "manual", "me")
 
 
 def state(**more: Any) -> dict[str, Any]:
@@ -57,7 +59,7 @@ def test_writes_of_one_turn_share_a_commit_and_their_failures_are_their_own(tmp_
 
         before = store.db.total_changes
         answers = await asyncio.gather(
-            add(store), store.write(store.add_run, "absent", "{}", None, "manual", "me"), store.write(bug), add(store),
+            add(store), store.write(store.add_run, "absent", {}, None, "manual", "me"), store.write(bug), add(store),
             return_exceptions=True,
         )  # fmt: skip
         assert [type(answer) for answer in answers] == [tuple, module.NotFound, module.Internal, tuple]
@@ -72,7 +74,7 @@ def test_a_full_disk_refuses_and_recovers_by_itself(tmp_path: Path) -> None:
         run_id = (await add(store))[0]
         pages = store.db.execute("PRAGMA page_count").fetchone()[0]
         store.db.execute(f"PRAGMA max_page_count = {pages}")
-        params = '{"x": "' + "y" * 100_000 + '"}'
+        params = {"x": "y" * 100_000}
         with pytest.raises(module.StorageFull):
             await add(store, params=params)
         assert store.ask.totals()["queued"] == 1
@@ -260,7 +262,7 @@ class Books(RuleBasedStateMachine):
     def run_to_the_end(self, name: str, statuses: list[str]) -> None:
         for status in statuses:
             if self.live[name][0]:
-                self.add_run(name, None, "{}")
+                self.add_run(name, None, {})
                 self.admit(30)
                 self.finish(0, status)
                 self.clock.now += 3600
@@ -284,8 +286,8 @@ class Books(RuleBasedStateMachine):
             for run_id in waiting:
                 self.end(run_id, "cancelled")
 
-    @rule(name=NAMES, key=KEYS, params=st.sampled_from(["{}", '{"x": 1}']))
-    def add_run(self, name: str, key: str | None, params: str) -> None:
+    @rule(name=NAMES, key=KEYS, params=st.sampled_from([{}, {"x": 1}]))
+    def add_run(self, name: str, key: str | None, params: dict[str, Any]) -> None:
         served, version, _ = self.live.get(name, (False, 0, ""))
         same = [one for one, run in self.runs.items() if key and (run["pipeline"], run["key"]) == (name, key)]
         asked = (self.store.add_run, name, params, key, "manual", "me")
