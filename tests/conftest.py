@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import functools
 import json
 import os
 import re
@@ -19,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from nursery import Nursery
 
 import tau as module
 
@@ -57,8 +60,8 @@ def is_running(pid: int) -> bool:
 class Done:
     """A finished command."""
 
-    def __init__(self, done: subprocess.CompletedProcess[str]) -> None:
-        self.exit, self.out, self.err = done.returncode, done.stdout, done.stderr
+    def __init__(self, exit: int, out: str, err: str) -> None:
+        self.exit, self.out, self.err = exit, out, err
 
     @property
     def json(self) -> Any:
@@ -74,6 +77,35 @@ class Done:
     def error(self) -> Any:
         """The error on stderr."""
         return json.loads(self.err)["error"]
+
+
+@functools.cache
+def nursery() -> Nursery:
+    """The process that forks for the commands of this one's tests."""
+    made = Nursery(ENVIRON)
+    atexit.register(made.close)
+    return made
+
+
+def run(
+    function: str, *words: Any, cwd: Path, environ: dict[str, str], stdin: str = "", timeout: float = 60.0
+) -> Done:  # fmt: skip
+    """Runs a function of tau as its console script would, to the end."""
+    command = list(map(str, words))
+    if not nursery().can_start(environ):
+        done = subprocess.run(
+            [*python(function), *command], env=environ, cwd=cwd, input=stdin, capture_output=True, text=True,
+            timeout=timeout,
+        )  # fmt: skip
+        return Done(done.returncode, done.stdout, done.stderr)
+    with tempfile.TemporaryFile() as given, tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
+        given.write(stdin.encode())
+        given.seek(0)
+        files = [given.fileno(), out.fileno(), err.fileno()]
+        code = nursery().start(function, command, files, cwd=cwd, environ=environ).wait(timeout)
+        for file in (out, err):
+            file.seek(0)
+        return Done(code, out.read().decode(), err.read().decode())
 
 
 #: How `tau` reaches the daemon in tests of the command line: always by the first, with TAU_TRANSPORTS=all by each.
@@ -144,16 +176,7 @@ class Tau:
 
     def command(self, *words: Any, stdin: str = "", timeout: float = 60.0, **environ: str) -> Done:
         """Runs `tau` to its end, whatever that is."""
-        done = subprocess.run(
-            [*python("main"), *map(str, words)],
-            env=self.environ | environ,
-            cwd=self.work,
-            input=stdin,
-            capture_output=True,
-            text=True,
-            timeout=timeout,
-        )
-        return Done(done)
+        return run("main", *words, stdin=stdin, timeout=timeout, cwd=self.work, environ=self.environ | environ)
 
     def __call__(self, *words: Any, exit: int = 0, **more: Any) -> Any:
         """The document that `tau` prints, or the error if a failure is expected."""
@@ -165,16 +188,9 @@ class Tau:
         """`taud --detach`; what it prints."""
         if self.port:
             words = (*words, "--port", str(self.port))
-        done = subprocess.run(
-            [*python("taud"), "--detach", *words],
-            env=self.environ,
-            cwd=self.work,
-            capture_output=True,
-            text=True,
-            timeout=60,
-        )
-        assert done.returncode == 0, done.stderr
-        return json.loads(done.stdout)
+        done = run("taud", "--detach", *words, cwd=self.work, environ=self.environ)
+        assert done.exit == 0, done.err
+        return done.json
 
     def write(self, text: str, name: str = "pipelines.py") -> Path:
         """A file in the work directory."""
@@ -236,9 +252,12 @@ class Tau:
         shutil.rmtree(self.work)
 
     def remains(self) -> list[int]:
-        """Every process that has this home in its environment."""
+        """Every process that has this home in its environment, and its daemon, which may have been forked."""
         mark = f"TAU_HOME={self.home}\0".encode()
-        found = []
+        try:
+            found = [pid for pid in [self.pid()] if is_running(pid)]
+        except (OSError, ValueError, KeyError):
+            found = []
         for path in Path("/proc").glob("[0-9]*"):
             try:
                 if mark in (path / "environ").read_bytes():
