@@ -13597,20 +13597,14 @@ class Pipeline:
 
     def call(self, context: PipelineContext) -> Any:
         """Calls the function with its context and those of the params that it names."""
-        if self.parameters.types or self.parameters.takes_others:
-            return self.function(context, **context.params)
-        return self.function(context)
+        takes_params = self.parameters.types or self.parameters.takes_others
+        return self.function(context, **context.params if takes_params else {})
 
     def to_json(self) -> Json:
         """What `deploy` stores of it."""
         code: CodeType | None = getattr(self.function, "__code__", None)
-        return {
-            "name": self.name,
-            "function": self.name,
-            **self.options,
-            "params": self.parameters.schema(),
-            "line": code.co_firstlineno if code is not None else None,
-        }
+        about = {"name": self.name, "function": self.name, "params": self.parameters.schema()}
+        return about | self.options | {"line": code.co_firstlineno if code is not None else None}
 
 
 def pipeline(
@@ -13806,6 +13800,72 @@ def check_pipeline(told: Json) -> Json:
     return checked
 
 
+def eager(work: Coroutine[Any, Any, Any]) -> Any:
+    """The answer of *work*, which is done now as far as it need not wait; else what is to be awaited.
+
+    It works in a context of its own, so that the steps of several that wait side by side nest right.
+    """
+    context = contextvars.copy_context()
+    try:
+        context.run(work.send, None)
+    except StopIteration as done:
+        return done.value
+    return Unfinished(work, context)
+
+
+def eagerly(method: Function) -> Function:
+    """Makes an async method one that works at once, and can be awaited too."""
+
+    def answer(self: PipelineContext, *arguments: Any, **options: Any) -> Any:
+        return eager(method(self, *arguments, **options))
+
+    answer.__doc__, answer.__wrapped__ = method.__doc__, method  # type: ignore[attr-defined]
+    return answer  # type: ignore[return-value]
+
+
+class Unfinished:
+    """Work that waits for an async function of the author's, and goes on in a task once this is awaited."""
+
+    #: Those that nobody has awaited yet.
+    waiting: set[Unfinished] = set()  # noqa: RUF012
+
+    def __init__(self, work: Coroutine[Any, Any, Any], context: contextvars.Context) -> None:
+        self.work, self.context = work, context
+        self.waiting.add(self)
+        self.rest = self.__await__()  # for a task that is made of this
+
+    def __await__(self) -> Generator[Any, Any, Any]:
+        self.waiting.discard(self)
+        task = asyncio.get_running_loop().create_task(self.work, context=self.context)
+        return (yield from task.__await__())
+
+    def send(self, value: Any) -> Any:
+        return self.rest.send(value)
+
+    def throw(self, problem: BaseException) -> Any:
+        """Goes on with an exception, or ends the work before it goes on at all."""
+        if self not in self.waiting:
+            return self.rest.throw(problem)
+        self.waiting.discard(self)
+        return self.context.run(self.work.throw, problem)
+
+    def close(self) -> None:
+        self.work.close()
+
+    def __iter__(self) -> Any:
+        raise TypeError("this waits for an async function: write `await ctx.…(…)`")
+
+    __len__ = __getitem__ = __bool__ = __iter__
+
+    @classmethod
+    def check(cls) -> None:
+        """BadRequest if the pipeline returned without having awaited what must be."""
+        if cls.waiting:
+            steps = [one.context.run(CURRENT.get) for one in cls.waiting]
+            names = ", ".join(sorted("ctx.check" if step is None else step.path for step in steps))
+            raise BadRequest(f"never awaited: {names}", "an async function is in it: write `await ctx.…(…)`")
+
+
 class PipelineContext:
     """What a pipeline function is given: its run, its params, its data, its log and its steps.
 
@@ -13886,7 +13946,8 @@ class PipelineContext:
 
     # Data.
 
-    def extract(self, source: Any, resource: str | None = None, *, stream: bool = False, **options: Any) -> Any:
+    @eagerly
+    async def extract(self, source: Any, resource: str | None = None, *, stream: bool = False, **options: Any) -> Any:
         """The rows of a source, a list of dicts; with *stream* batches of them, in bounded memory.
 
         *source* is a path or URL (file, http, database, anything fsspec or SQLAlchemy know), a connection of
@@ -13896,9 +13957,11 @@ class PipelineContext:
         step = self.step(f"extract {place.label}")
         if stream:
             return Stream(step, batches_from(place, check_count(1, 1 << 40)(options.get("batch_rows", BATCH_ROWS))))
-        return eager(gather_rows(step, place))
+        with step:
+            return put_out(step, collect(await settle(place.read(None))))
 
-    def transform(self, data: Any, steps: Sequence[Any]) -> Any:
+    @eagerly
+    async def transform(self, data: Any, steps: Sequence[Any]) -> Any:
         """The rows that come out of *steps*, one after the other.
 
         A step is a function of the rows, a @per_row function of each, or SQL over the table `data`, where
@@ -13910,9 +13973,10 @@ class PipelineContext:
         parts = [(self.step(name_of_step(step)), make_step(step, self.params)) for step in steps]
         if isinstance(data, Stream):
             return stream_through(whole, parts, data)
-        return eager(pass_through(whole, parts, as_rows(data)))
+        return await pass_through(whole, parts, as_rows(data))
 
-    def load(
+    @eagerly
+    async def load(
         self, target: Any, data: Any, resource: str | None = None, *, mode: str = "append",
         key: str | Sequence[str] = (), **options: Any,
     ) -> Any:  # fmt: skip
@@ -13923,24 +13987,32 @@ class PipelineContext:
         """
         keys = check_mode(mode, key)
         place = find_place(target, resource, self._around, options, writing=True)
-        return eager(load_rows(self.step(f"load {place.label}"), place, data, mode, keys))
+        with self.step(f"load {place.label}") as step:
+            said = await settle(place.write(counted(step, batches_of(data)), mode, keys))
+            step.rows_out = step.rows_in if said is None else int(said)
+            return Count(step.rows_out or 0)
 
-    def sql(self, query: str, params: Mapping[str, Any] | None = None, connection: str | None = None) -> Any:
+    @eagerly
+    async def sql(self, query: str, params: Mapping[str, Any] | None = None, connection: str | None = None) -> Any:
         """The rows of a query, or how many rows a statement changed; `:name` stands for a value of *params*.
 
         *connection* is a URL or a connection of tau.toml; without it `[connections.default]`.
         """
         place = find_warehouse(connection, self._around)
-        step = self.step(f"sql {brief(query)}")
-        return eager(ask_warehouse(step, place, query, dict(params or {})))
+        with self.step(f"sql {brief(query)}") as step:
+            found = place.run(query, dict(params or {}))
+            if isinstance(found, Rows):
+                return put_out(step, found)
+            step.rows_out = max(found, 0)
+            return Count(step.rows_out)
 
-    def check(self, *assertions: Any, severity: str = "error") -> Any:
+    @eagerly
+    async def check(self, *assertions: Any, severity: str = "error") -> Any:
         """Records assertions: booleans, functions, or (name, boolean); raises CheckFailed if any is false.
 
         One without a name is named by its source text.  severity="warn" only records; true if all hold.
         """
-        demand_word("severity", severity, SEVERITIES)
-        return eager(check_all(self._journal, name_assertions(assertions), severity))
+        return await check_all(self._journal, assertions, severity)
 
     def secret(self, name: str, default: str | None = None) -> str:
         """A secret: from the environment, $CREDENTIALS_DIRECTORY, or <home>/secrets; else *default*.
@@ -13975,6 +14047,124 @@ def moment(text: str | None) -> datetime.datetime | None:
     return None if text is None else datetime.datetime.fromisoformat(text)
 
 
+# The steps of ctx.transform.
+
+
+class PerRow:
+    """A step of `ctx.transform` that is called with each row; see per_row."""
+
+    def __init__(self, function: Callable[[Json], Any]) -> None:
+        self.function = function
+        self.__name__ = getattr(function, "__name__", type(function).__name__)
+
+    def __call__(self, row: Json) -> Any:
+        return self.function(row)
+
+    def of_rows(self, rows: Rows) -> Any:
+        """What the function makes of each row; to be awaited if it is async."""
+        made = [self.function(row) for row in rows]
+        return await_each(made) if any(hasattr(one, "__await__") for one in made[:1]) else flat(made)
+
+
+async def await_each(made: list[Any]) -> list[Json]:
+    return flat([await one for one in made])
+
+
+def flat(made: list[Any]) -> list[Json]:
+    """Rows, Nones and lists of rows as rows."""
+    if {*map(type, made)} <= {dict}:
+        return made
+    rows: list[Json] = []
+    for position, one in enumerate(made):
+        if isinstance(one, dict):
+            rows.append(one)
+        elif one is not None and (isinstance(one, (str, bytes)) or not hasattr(one, "__iter__")):
+            what = f"of row {position + 1} made {safe_repr(one)}"
+            raise BadRequest(f"a @per_row function {what}", "return a dict, None, or a list of dicts")
+        else:
+            rows += one or ()
+    return rows
+
+
+class SqlStep:
+    """A step of `ctx.transform` in SQL, over the table `data`."""
+
+    def __init__(self, query: str, params: Json) -> None:
+        self.query, self.params = query, {name: value for name, value in params.items() if f":{name}" in query}
+
+    def __call__(self, rows: Rows) -> Rows:
+        table = StepTable(rows)
+        try:
+            with table:
+                table.fill()
+                return collect(table.ask(self.query, self.params, None))
+        except SourceError as problem:
+            if table.scan.columns or "no such column" not in str(problem):
+                raise
+            return Rows()  # nobody knows the columns of no rows
+
+
+def name_of_step(step: Any) -> str:
+    """What a step of transform is called in the trace."""
+    if isinstance(step, str):
+        return brief(step)
+    while hasattr(step, "func"):  # functools.partial
+        step = step.func
+    return str(getattr(step, "__name__", type(step).__name__))
+
+
+def make_step(step: Any, params: Json) -> Callable[[Rows], Any]:
+    """A step of transform as a function of the rows."""
+    if isinstance(step, str):
+        return SqlStep(step, params)
+    if not callable(step):
+        raise BadRequest(f"{safe_repr(step)} is no step", "a function of the rows, a @per_row function, or SQL")
+    return step.of_rows if isinstance(step, PerRow) else step
+
+
+async def pass_through(whole: Step, parts: list[tuple[Step, Callable[[Rows], Any]]], rows: Rows) -> Rows:
+    """The rows after all steps, each of which is traced."""
+    with whole:
+        whole.rows_in = len(rows)
+        for step, work in parts:
+            with step:
+                step.rows_in = len(rows)
+                rows = put_out(step, step_result(await settle(work(rows)), rows, step.name))
+        return put_out(whole, rows)
+
+
+def step_result(result: Any, rows: Rows, name: str) -> Rows:
+    """What a step returned, as rows."""
+    if result is None:
+        raise BadRequest(f"step '{name}' returned None, not rows", "return the rows, or mark the function @per_row")
+    found = as_rows(result)
+    if not found and not found.columns:
+        found.columns = columns_of(rows)  # so that a SQL step after it still knows them
+    return found
+
+
+def stream_through(whole: Step, parts: list[tuple[Step, Callable[[Rows], Any]]], stream: Stream) -> Stream:
+    """The same for a stream: each step is one of its own, and sees batch after batch."""
+    for step, work in parts:
+        if isinstance(work, SqlStep):
+            raise BadRequest("a SQL step needs all rows at once", "extract without stream=True, or use functions")
+        stream = Stream(step, map_batches(step, work, stream), stream, whole)
+    return Stream(whole, counted(whole, stream), stream)
+
+
+def map_batches(step: Step, work: Callable[[Rows], Any], stream: Stream) -> Iterator[Rows]:
+    """A step applied to batch after batch."""
+    for batch in counted(step, stream):
+        result = work(batch)
+        if hasattr(result, "__await__") and not isinstance(result, Rows):
+            result.close()
+            raise BadRequest("a step of a stream cannot be async", "use `async for batch in …` and await it there")
+        yield step_result(result, batch, step.name)
+
+
+# Without a daemon.
+
+
 def run_local(
     function: Callable[..., Any],
     params: Json | None = None,
@@ -13999,49 +14189,27 @@ def run_local(
         raise BadRequest(f"{safe_repr(function)} is no pipeline", "decorate it: @pipeline")
     if asyncio._get_running_loop() is not None:
         raise BadRequest("run_local runs a loop of its own", "await asyncio.to_thread(run_local, …)")
-    given = params or {}
-    demand(chosen.parameters.schema(), given, "params", "see the signature of the pipeline")
+    demand(chosen.parameters.schema(), params or {}, "params", "see the signature of the pipeline")
     with tempfile.TemporaryDirectory(prefix="tau-local-") as folder:
-        job = local_job(chosen.name, folder, os.fspath(data_dir) if data_dir else folder)
-        os.mkdir(job["secrets"], 0o700)
-        job |= {
-            "params": given,
-            "state": state,
-            "connections": dict(connections or {}),
-            "last_success": last_successful_run,
-            "scheduled_for": scheduled_for,
-            "upstream": {name: {"run_id": LOCAL_RUN, "result": one} for name, one in (upstream or {}).items()},
-        }
-        for name, value in (secrets or {}).items():
-            with open(os.path.join(job["secrets"], name), "w", encoding="utf-8", opener=private_opener) as file:
-                file.write(value)
-        return call_locally(chosen, job)
+        job = local_job(chosen.name, folder, os.path.abspath(data_dir or folder))
+        job |= {"params": params or {}, "state": state, "connections": dict(connections or {})}
+        job |= {"last_success": last_successful_run, "scheduled_for": scheduled_for}
+        job["secrets"] = {name: value for name, value in (secrets or {}).items() if name not in os.environ}
+        job["upstream"] = {name: {"run_id": LOCAL_RUN, "result": one} for name, one in (upstream or {}).items()}
+        return call_locally(chosen, job, os.path.join(folder, "run.journal"))
 
 
 def local_job(name: str, folder: str, directory: str) -> Json:
-    """What run_local tells the context of its run."""
-    secrets = os.path.join(folder, "secrets")
-    about = {"run_id": LOCAL_RUN, "pipeline": name, "version": 0, "attempt": 1, "folder": folder}
-    about |= {"memos": os.path.join(folder, "memos"), "old_memos": None, "limits": LOCAL_LIMITS}
-    return {
-        **about,
-        "directory": os.path.abspath(directory),
-        "journal": os.path.join(folder, "run"),
-        "secrets": secrets,
-    }
+    """What the context of a run without a daemon is told."""
+    job = {"run_id": LOCAL_RUN, "pipeline": name, "version": 0, "attempt": 1, "directory": directory, "secrets": {}}
+    return job | {"limits": LOCAL_LIMITS, "memos": os.path.join(folder, "memos"), "old_memos": None}
 
 
 LOCAL_LIMITS = {"log_lines": LOGS_MAX, "log_bytes": 1 << 30, "result_bytes": 1 << 30, "memo_bytes": 1 << 30}
 
 
-def private_opener(path: str, flags: int) -> int:
-    """Opens a file that only its owner may read."""
-    return os.open(path, flags, 0o600)
-
-
-def call_locally(chosen: Pipeline, job: Json) -> Json:
-    """Calls a pipeline in this process; its document, from its journal."""
-    path = job["journal"] + ".journal"
+def call_locally(chosen: Pipeline, job: Json, path: str) -> Json:
+    """Calls a pipeline in this process; its document, from its journal at *path*."""
     os.close(os.open(path, os.O_WRONLY | os.O_CREAT, 0o600))
     journal = Journal(path, LOCAL_LIMITS)
     context = PipelineContext(job, journal)
@@ -14050,7 +14218,7 @@ def call_locally(chosen: Pipeline, job: Json) -> Json:
     os.chdir(job["directory"])
     try:
         value = call_function(chosen, context, journal)
-        record = returned(value, 1 << 30, journal) | context.changed_state()
+        record = returned(value, LOCAL_LIMITS["result_bytes"], journal) | context.changed_state()
     finally:
         os.chdir(before)
         journal.finish()
@@ -14061,12 +14229,8 @@ def call_locally(chosen: Pipeline, job: Json) -> Json:
         records = [json.loads(line) for line in file]
     took = round((perf_counter() - began) * 1000, 3)
     head = {"pipeline": chosen.name, "status": "success", "duration_ms": took, "params": job["params"]}
-    return {
-        **head,
-        "result": record["result"],
-        "state": record.get("state", job["state"] or {}),
-        **told_locally(records),
-    }
+    head |= {"result": record["result"], "state": record.get("state", job["state"] or {})}
+    return {**head, "trace": trace_of(records), "logs": [one["message"] for one in records if one["t"] == "log"]}
 
 
 def call_function(chosen: Pipeline, context: PipelineContext, journal: Journal) -> Any:
@@ -14089,7 +14253,7 @@ def call_function(chosen: Pipeline, context: PipelineContext, journal: Journal) 
     return asyncio.run(awaited())
 
 
-def told_locally(records: list[Json]) -> Json:
+def trace_of(records: list[Json]) -> Json:
     """The trace of a journal, without a store."""
     steps: dict[int, Json] = {}
     for record in records:
@@ -14099,8 +14263,7 @@ def told_locally(records: list[Json]) -> Json:
         elif record["t"] == "done":
             steps[record["step"]] |= record
     observed = [record | {"kind": record["t"]} for record in records if record["t"] in OBSERVATIONS]
-    trace = {"steps": nest([*steps.values()]), **told_observations(observed)}
-    return {"trace": trace, "logs": [record["message"] for record in records if record["t"] == "log"]}
+    return {"steps": nest([*steps.values()]), **told_observations(observed)}
 
 
 def to_fields(fields: Json) -> Json:
@@ -14140,43 +14303,8 @@ def per_row(function: Callable[[Json], Any]) -> PerRow:
 
 
 # --- 40. Parameters ----------------------------------------------------------------------
-# Owns how a pipeline's signature becomes a JSON Schema, and JSON the values of its annotations.  Calls Trace.
-# Promises that what the schema admits can be converted.
-
-
-class ParamType:
-    """A type that a param may have: its JSON Schema, and what makes a Python value of its JSON."""
-
-    __slots__ = ("convert", "schema")
-
-    def __init__(self, schema: Json, convert: Callable[[Any], Any] | None = None) -> None:
-        self.schema, self.convert = schema, convert or (lambda value: value)
-
-
-#: A type's full name → its schema and converter.
-SCALARS: dict[str, tuple[Json, Callable[[Any], Any] | None]] = {
-    "builtins.str": ({"type": "string"}, None),
-    "builtins.int": ({"type": "integer"}, None),
-    "builtins.float": ({"type": "number"}, float),
-    "builtins.bool": ({"type": "boolean"}, None),
-    "builtins.dict": ({"type": "object"}, None),
-    "builtins.list": ({"type": "array"}, None),
-    "builtins.NoneType": ({"type": "null"}, None),
-    "builtins.object": ({}, None),
-    "typing.Any": ({}, None),
-    "datetime.date": ({"type": "string", "format": "date"}, lambda text: datetime.date.fromisoformat(text)),
-    "datetime.datetime": (
-        {"type": "string", "format": "date-time"},
-        lambda text: datetime.datetime.fromisoformat(text),
-    ),
-    "datetime.time": ({"type": "string", "format": "time"}, lambda text: datetime.time.fromisoformat(text)),
-    "datetime.timedelta": ({"type": "number"}, lambda seconds: datetime.timedelta(seconds=seconds)),
-    "decimal.Decimal": (
-        {"anyOf": [{"type": "string", "format": "decimal"}, {"type": "number"}]},
-        lambda value: decimal.Decimal(str(value)),
-    ),
-    "uuid.UUID": ({"type": "string", "format": "uuid"}, lambda text: uuid.UUID(text)),
-}
+# Owns how a pipeline's signature becomes a JSON Schema, and JSON the values of its annotations.
+# Calls Rows and Trace.  Promises that what the schema admits can be converted.
 
 
 class Parameters:
@@ -14219,13 +14347,11 @@ class Parameters:
 
     def schema(self) -> Json:
         """The params as JSON Schema."""
-        properties = {}
-        for name, found in self.types.items():
-            properties[name] = found.schema
-            if name in self.defaults:
-                properties[name] = found.schema | {"default": default_json(self.defaults[name])}
+        properties = {name: found.schema for name, found in self.types.items()}
         if not properties and self.others:
             return {"type": "object"}
+        for name, default in self.defaults.items():
+            properties[name] = properties[name] | {"default": default_json(default)}
         required = [name for name in properties if name not in self.defaults]
         shape: Json = {"type": "object", "properties": properties, "required": required}
         return shape if self.others else shape | {"additionalProperties": False}
@@ -14262,15 +14388,20 @@ def default_json(value: Any) -> Any:
         return safe_repr(value)
 
 
+class ParamType:
+    """A type that a param may have: its JSON Schema, and what makes a Python value of its JSON."""
+
+    __slots__ = ("convert", "schema")
+
+    def __init__(self, schema: Json, convert: Callable[[Any], Any] | None = None) -> None:
+        self.schema, self.convert = schema, convert or (lambda value: value)
+
+
 def param_type(hint: Any, name: str) -> ParamType:
     """What an annotation stands for; BadRequest if JSON cannot carry it."""
-    hint = getattr(hint, "__supertype__", hint)  # typing.NewType
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    full_name = f"{getattr(hint, '__module__', '')}.{getattr(hint, '__qualname__', '') or hint}"
-    if hint is None or (origin is None and full_name in SCALARS):  # `list[int]` has the name of `list`
-        return ParamType(*SCALARS["builtins.NoneType" if hint is None else full_name])
-    for shape in (union_type, literal_type, enum_type, record_type, array_type, object_type, path_type):
-        if (found := shape(hint, origin, arguments, name)) is not None:
+    one = Annotation(hint, name)
+    for shape in (one.scalar, one.union, one.enum, one.record, one.array, one.mapping):
+        if (found := shape()) is not None:
             return found
     known = "str, int, float, bool, date, datetime, Decimal, UUID, Path, Enum, Literal, list[…], dict[str, …]"
     raise BadRequest(f"param '{name}': JSON cannot carry {safe_repr(hint)}", f"use {known}, … | None")
@@ -14285,84 +14416,93 @@ def any_of(options: list[ParamType]) -> ParamType:
     return ParamType({"anyOf": [one.schema for one in options]}, convert)
 
 
-def union_type(hint: Any, origin: Any, arguments: tuple[Any, ...], name: str) -> ParamType | None:
-    """`int | None`, `Optional`, `Union`; of `Annotated` what is annotated."""
-    if hasattr(hint, "__metadata__"):
-        return param_type(arguments[0], name)
-    if origin is typing.Union or getattr(origin, "__name__", "") == "UnionType":
-        return any_of([param_type(one, name) for one in arguments])
-    return None
-
-
-def literal_type(hint: Any, origin: Any, arguments: tuple[Any, ...], name: str) -> ParamType | None:
-    """`Literal["eu", "us"]`."""
-    return ParamType({"enum": [*arguments]}) if origin is typing.Literal else None
-
-
-def enum_type(hint: Any, origin: Any, arguments: tuple[Any, ...], name: str) -> ParamType | None:
-    """A subclass of Enum: its values in JSON, its members in Python."""
-    if not hasattr(hint, "_value2member_map_"):
-        return None
-    members = {encode_json(to_json(one.value, name)): one for one in hint}
-    schema = {"enum": [json.loads(text) for text in members]}
-    return ParamType(schema, lambda value: members[encode_json(value)])
-
-
-def record_type(hint: Any, origin: Any, arguments: tuple[Any, ...], name: str) -> ParamType | None:
-    """A dataclass: an object with its fields."""
-    if not hasattr(hint, "__dataclass_fields__"):
-        return None
-    fields = Parameters()
-    try:
-        hints = typing.get_type_hints(hint)
-    except Exception as problem:
-        raise unresolved(f"a field of {hint.__name__}", problem) from problem
-    for one in inspect.signature(hint).parameters.values():
-        make = getattr(hint.__dataclass_fields__[one.name], "default_factory", None)
-        default = make() if callable(make) else one.default  # the signature shows a stand-in
-        fields.add(one.replace(annotation=hints[one.name], default=default))
-    return ParamType(fields.schema(), lambda value: hint(**fields.convert(value)))
-
-
-#: The kinds of arrays → what is made of a list.
+#: What is made of a JSON array.
 ARRAYS: dict[str, Callable[[list[Any]], Any]] = {"list": list, "set": set, "frozenset": frozenset, "tuple": tuple}
 ARRAYS |= {"Sequence": list, "Iterable": list, "Collection": list}
 
 
-def array_type(hint: Any, origin: Any, arguments: tuple[Any, ...], name: str) -> ParamType | None:
-    """`list[int]`, `set[str]`, `tuple[int, ...]`, `tuple[int, str]`."""
-    make = ARRAYS.get(getattr(origin or hint, "__name__", ""))
-    if make is None:
-        return None
-    inner = [param_type(one, name) for one in arguments if one is not ...]
-    if make is tuple and arguments and arguments[-1] is not ...:
-        schemas = [one.schema for one in inner]
+class Annotation:
+    """The annotation of a param; each shape is a kind of type that it may be, and None if it is not."""
+
+    def __init__(self, hint: Any, name: str) -> None:
+        hint = getattr(hint, "__supertype__", hint)  # typing.NewType
+        self.hint: Any = object if hint is typing.Any else type(None) if hint is None else hint
+        self.name = name
+        self.origin, self.arguments = typing.get_origin(self.hint), typing.get_args(self.hint)
+        self.word = getattr(self.origin or self.hint, "__name__", "")
+
+    def inner(self) -> list[ParamType]:
+        """The types between its brackets."""
+        return [param_type(one, self.name) for one in self.arguments if one is not ...]
+
+    def scalar(self) -> ParamType | None:
+        """`int`, `date`, `Decimal`, `Path`, `Literal["eu", "us"]`."""
+        if self.origin is typing.Literal:
+            return ParamType({"enum": [*self.arguments]})
+        if hasattr(self.hint, "__fspath__"):
+            return ParamType({"type": "string"}, self.hint)
+        full_name = f"{getattr(self.hint, '__module__', '')}.{self.word}"
+        kind = next((one for one in KINDS_OF_VALUE if one.classes[0] == full_name), None)
+        if kind is None or kind.schema is None or self.origin is not None:
+            return None
+        return ParamType(kind.schema, kind.convert)
+
+    def union(self) -> ParamType | None:
+        """`int | None`, `Optional`, `Union`; of `Annotated` what is annotated."""
+        if hasattr(self.hint, "__metadata__"):
+            return param_type(self.arguments[0], self.name)
+        return any_of(self.inner()) if self.origin is typing.Union or self.word == "UnionType" else None
+
+    def enum(self) -> ParamType | None:
+        """A subclass of Enum: its values in JSON, its members in Python."""
+        if not hasattr(self.hint, "_value2member_map_"):
+            return None
+        members = {encode_json(to_json(one.value, self.name)): one for one in self.hint}
+        schema = {"enum": [json.loads(text) for text in members]}
+        return ParamType(schema, lambda value: members[encode_json(value)])
+
+    def record(self) -> ParamType | None:
+        """A dataclass: an object with its fields."""
+        make = self.hint
+        if not hasattr(make, "__dataclass_fields__"):
+            return None
+        fields = Parameters()
+        try:
+            hints = typing.get_type_hints(make)
+        except Exception as problem:
+            raise unresolved(f"a field of {make.__name__}", problem) from problem
+        for one in inspect.signature(make).parameters.values():
+            factory = getattr(make.__dataclass_fields__[one.name], "default_factory", None)
+            default = factory() if callable(factory) else one.default  # the signature shows a stand-in
+            fields.add(one.replace(annotation=hints[one.name], default=default))
+        return ParamType(fields.schema(), lambda value: make(**fields.convert(value)))
+
+    def array(self) -> ParamType | None:
+        """`list[int]`, `set[str]`, `tuple[int, ...]`, `tuple[int, str]`."""
+        make = ARRAYS.get(self.word)
+        if make is None:
+            return None
+        inner = self.inner()
+        if make is tuple and inner and self.arguments[-1] is not ...:
+            return ParamType(
+                {"type": "array", "prefixItems": [one.schema for one in inner]}
+                | {"minItems": len(inner), "maxItems": len(inner)},
+                lambda value: tuple(one.convert(item) for one, item in zip(inner, value, strict=True)),
+            )
+        if not inner:
+            return ParamType({"type": "array"}, make)
+        schema = {"type": "array", "items": inner[0].schema}
+        return ParamType(schema, lambda value: make([inner[0].convert(item) for item in value]))
+
+    def mapping(self) -> ParamType | None:
+        """`dict[str, int]`, `Mapping[str, date]`."""
+        if self.word not in ("dict", "Mapping", "MutableMapping") or (self.arguments and self.arguments[0] is not str):
+            return None
+        item = self.inner()[1] if self.arguments else ParamType({})
         return ParamType(
-            {"type": "array", "prefixItems": schemas, "minItems": len(inner), "maxItems": len(inner)},
-            lambda value: tuple(one.convert(item) for one, item in zip(inner, value, strict=True)),
+            {"type": "object", "additionalProperties": item.schema},
+            lambda value: {key: item.convert(one) for key, one in value.items()},
         )
-    if not inner:
-        return ParamType({"type": "array"}, make)
-    item = inner[0]
-    return ParamType({"type": "array", "items": item.schema}, lambda value: make([item.convert(one) for one in value]))
-
-
-def object_type(hint: Any, origin: Any, arguments: tuple[Any, ...], name: str) -> ParamType | None:
-    """`dict[str, int]`, `Mapping[str, date]`."""
-    if getattr(origin or hint, "__name__", "") not in ("dict", "Mapping", "MutableMapping") or (
-        arguments and arguments[0] is not str
-    ):
-        return None
-    item = param_type(arguments[1], name) if arguments else ParamType({})
-    return ParamType(
-        {"type": "object", "additionalProperties": item.schema},
-        lambda value: {key: item.convert(one) for key, one in value.items()},
-    )
-
-
-def path_type(hint: Any, origin: Any, arguments: tuple[Any, ...], name: str) -> ParamType | None:
-    """`Path`: text in JSON."""
-    return ParamType({"type": "string"}, hint) if hasattr(hint, "__fspath__") else None
 
 
 # --- 41. Assertions ----------------------------------------------------------------------
@@ -14378,8 +14518,20 @@ class Assertion:
 
     __slots__ = ("name", "subject", "values")
 
-    def __init__(self, name: str, subject: Any, values: Mapping[str, Any]) -> None:
+    def __init__(self, name: str, subject: Any, values: Json) -> None:
         self.name, self.subject, self.values = clip(name, 500), subject, values
+
+
+async def check_all(journal: Journal, given: tuple[Any, ...], severity: str) -> Count:
+    """Evaluates and records every assertion; CheckFailed names all that do not hold, unless they only warn."""
+    demand_word("severity", severity, SEVERITIES)
+    failed = [one.name for one in name_assertions(given) if not await holds_true(journal, one, severity)]
+    if failed and severity == "error":
+        count = f"{len(failed)} of {len(given)} checks failed: " if len(given) > 1 else "check failed: "
+        raise CheckFailed(count + "; ".join(failed), "the values are in trace.checks")
+    for name in failed:
+        journal.log(f"check failed: {name}", "warning", CURRENT.get(), None, None)
+    return Count(not failed)
 
 
 def name_assertions(given: tuple[Any, ...]) -> list[Assertion]:
@@ -14387,12 +14539,9 @@ def name_assertions(given: tuple[Any, ...]) -> list[Assertion]:
     frame = sys._getframe(1)
     while frame.f_code.co_filename == __file__ and frame.f_back is not None:
         frame = frame.f_back
-    texts = matched(argument_texts(frame), len(given))
-    found = []
-    for position, subject in enumerate(given):
-        text, values = f"assertion {position + 1}", {}
-        if (node := texts[position]) is not None:
-            text, values = node[0], names_in(node[1], frame)
+    known, found = {**frame.f_globals, **frame.f_locals}, []
+    for position, (subject, node) in enumerate(zip(given, matched(call_arguments(frame), len(given)), strict=True)):
+        text, values = (f"assertion {position + 1}", {}) if node is None else (node[0], names_in(node[1], known))
         if isinstance(subject, tuple) and len(subject) == 2 and isinstance(subject[0], str):
             text, subject = subject
         elif callable(subject) and getattr(subject, "__name__", "<lambda>") != "<lambda>":
@@ -14401,71 +14550,52 @@ def name_assertions(given: tuple[Any, ...]) -> list[Assertion]:
     return found
 
 
-def argument_texts(frame: FrameType) -> list[tuple[str, ast.expr]] | None:
-    """The source texts of the arguments of the call that a frame is in; None where they cannot be known."""
+def call_arguments(frame: FrameType) -> list[tuple[str, ast.expr]]:
+    """The arguments of the call that a frame is in, with their source texts; none where they cannot be known."""
     code = frame.f_code
-    place = next(itertools.islice(code.co_positions(), frame.f_lasti // 2, None), None)
-    if place is None or None in place:
-        return None
-    first, last, begin, end = (part or 0 for part in place)
+    first, last, begin, end = next(itertools.islice(code.co_positions(), frame.f_lasti // 2, None), (None,) * 4)
+    if first is None or last is None:
+        return []
     lines = [line.encode() for line in linecache.getlines(code.co_filename, frame.f_globals)[first - 1 : last]]
     if not lines:
-        return None
+        return []
     lines[-1] = lines[-1][:end]
-    text = b"".join([lines[0][begin:], *lines[1:]]).decode()
-    text = f"({text}\n)"
+    lines[0] = lines[0][begin:]
+    text = f"({b''.join(lines).decode()}\n)"
     try:
         call = ast.parse(text, mode="eval").body
     except (SyntaxError, ValueError):
-        return None
-    if not isinstance(call, ast.Call):
-        return None
-    segments = [(ast.get_source_segment(text, one) or "", one) for one in call.args]
-    return [(re.sub(r"\s*\n\s*", " ", segment), one) for segment, one in segments]
+        return []
+    arguments = call.args if isinstance(call, ast.Call) else ()
+    return [(re.sub(r"\s*\n\s*", " ", ast.get_source_segment(text, one) or ""), one) for one in arguments]
 
 
-def matched(texts: list[tuple[str, ast.expr]] | None, count: int) -> list[tuple[str, ast.expr] | None]:
-    """Which text belongs to each of *count* values; None for those of a starred argument."""
-    texts = texts or []
-    stars = [i for i, (_, node) in enumerate(texts) if isinstance(node, ast.Starred)]
+def matched(arguments: list[tuple[str, ast.expr]], count: int) -> list[tuple[str, ast.expr] | None]:
+    """Which argument each of *count* values is; None for those of a starred one."""
+    stars = [i for i, (_, node) in enumerate(arguments) if isinstance(node, ast.Starred)]
     if not stars:
-        return [*texts] if len(texts) == count else [None] * count
-    after = texts[stars[-1] + 1 :]
-    before: list[tuple[str, ast.expr] | None] = [*texts[: stars[0]]]
-    return before + [None] * (count - len(before) - len(after)) + [*after]
+        return [*arguments] if len(arguments) == count else [None] * count
+    before, after = arguments[: stars[0]], arguments[stars[-1] + 1 :]
+    return [*before, *[None] * (count - len(before) - len(after)), *after]
 
 
-def names_in(node: ast.expr, frame: FrameType) -> Json:
+def names_in(node: ast.expr, known: Json) -> Json:
     """The values of the variables that an expression names."""
     names = dict.fromkeys(one.id for one in ast.walk(node) if isinstance(one, ast.Name))
-    known = {**frame.f_globals, **frame.f_locals}
-    values = {name: known[name] for name in names if name in known}
-    return {name: value for name, value in values.items() if not isinstance(value, DEFINITIONS)}
-
-
-async def check_all(journal: Journal, assertions: list[Assertion], severity: str) -> Count:
-    """Evaluates and records every assertion; CheckFailed names all that do not hold, unless they only warn."""
-    failed = [one.name for one in assertions if not await holds_true(journal, one, severity)]
-    if failed and severity == "error":
-        count = f"{len(failed)} of {len(assertions)} checks failed: " if len(assertions) > 1 else "check failed: "
-        raise CheckFailed(count + "; ".join(failed), "the values are in trace.checks")
-    for name in failed:
-        journal.log(f"check failed: {name}", "warning", CURRENT.get(), None, None)
-    return Count(not failed)
+    return {name: known[name] for name in names if name in known and not isinstance(known[name], DEFINITIONS)}
 
 
 async def holds_true(journal: Journal, one: Assertion, severity: str) -> bool:
     """Whether an assertion holds; what it raises is its failure."""
     why = None
     try:
-        subject = one.subject() if callable(one.subject) else one.subject
-        passed = truth_of(await settle(subject))
+        passed = truth_of(await settle(one.subject() if callable(one.subject) else one.subject))
     except Exception as problem:
         passed, why = False, f"{type(problem).__name__}: {safe_text(problem)[:500]}"
     shown = {} if passed else dict(itertools.islice(one.values.items(), VALUES_SHOWN))
     values = {name: "***" if is_secret(name) else safe_repr(value) for name, value in shown.items()}
-    told = {"passed": passed, "severity": severity, "values": values, "error": why}
-    journal.observe("check", one.name, told, CURRENT.get())
+    data = {"passed": passed, "severity": severity, "values": values, "error": why}
+    journal.observe("check", one.name, data, CURRENT.get())
     return passed
 
 
@@ -14594,19 +14724,23 @@ class Surroundings:
         self.engines: dict[str, Any] = {}  # URL → SQLAlchemy's engine: it keeps connections
 
     def url_of(self, name: str) -> str:
-        """A URL, that of a connection if it is the name of one; its password is hidden from now on."""
+        """A URL, or that of the connection of this name, with its secrets; its password is hidden from now on."""
         url = str(self.connections[name]["url"]) if name in self.connections else name
-        user = url.partition("://")[0], url.rpartition("@")[0]  # what is between them names the user
-
-        def fill(found: re.Match[str]) -> str:
-            value = self.secret(found[1], f"connection '{name}' needs {found[0]}")
-            inside = len(user[0]) < found.start() < len(user[1])
-            return urllib.parse.quote(value, safe="") if inside and user[0] != url else value
-
-        url = re.sub(r"\$\{(\w+)\}", fill, url)
-        for password in passwords_in(url) if "://" in url else ():
+        scheme, marks, rest = url.partition("://")
+        user, at, place = rest.rpartition("@")
+        url = self.filled(scheme, name) + marks + self.filled(user, name, quoted=True) + at + self.filled(place, name)
+        for password in passwords_in(url) if marks else ():
             self.journal.hide(password)
         return url
+
+    def filled(self, text: str, connection: str, quoted: bool = False) -> str:
+        """A part of a URL with its secrets; *quoted* where @ and / would end the part."""
+
+        def secret(found: re.Match[str]) -> str:
+            value = self.secret(found[1], f"connection '{connection}' needs {found[0]}")
+            return urllib.parse.quote(value, safe="") if quoted else value
+
+        return re.sub(r"\$\{(\w+)\}", secret, text)
 
     def secret(self, name: str, lacking: str, default: str | None = None) -> str:
         """A secret, hidden from now on; MissingSecret says what is *lacking* and where it would be found."""
@@ -14636,6 +14770,23 @@ def passwords_in(url: str) -> Iterator[str]:
     yield from (value for name, value in pairs if is_secret(name) and value)
 
 
+class Place:
+    """Where rows are.  `read` makes batches of them; `write` takes batches, and says how many rows if not all.
+
+    *label* names it in the trace, *options* are what `extract` and `load` were given for it.
+    """
+
+    def __init__(self, label: str, options: Json) -> None:
+        self.label, self.options = label, options
+
+    def fit(self, what: str, known: Iterable[str], otherwise: str = "") -> Json:
+        """The options; BadRequest if *what* does not take one of them: the nearest that it takes, or *otherwise*."""
+        if unknown := next((name for name in self.options if name not in known), None):
+            hint = did_you_mean(unknown, known, otherwise or f"{what} takes {', '.join(known) or 'none'}")
+            raise BadRequest(f"{what} has no option '{unknown}'", hint)
+        return self.options
+
+
 def find_place(source: Any, resource: str | None, around: Surroundings, options: Json, writing: bool = False) -> Any:
     """The place that a source or target means; BadRequest if it can be none."""
     registry = TARGETS if writing else SOURCES
@@ -14648,11 +14799,7 @@ def find_place(source: Any, resource: str | None, around: Surroundings, options:
     url = around.url_of(name)
     scheme, marks, rest = url.partition("://")
     if not marks:
-        if "format" not in options and re.search(r"\.(db|sqlite3?|duckdb)$", url):
-            hint = f"{'duckdb' if url.endswith('duckdb') else 'sqlite'}:///{url.removeprefix('sqlite:')}"
-            raise BadRequest(f"'{name}' is a path, and a database is named by a URL", hint)
-        if "format" not in options and name not in around.connections:
-            check_word(name, registry, around)
+        check_path(name, url, options, registry, around)
         return LocalFile(joined(url, resource), options)
     if scheme == "file":
         host, _, path = rest.partition("/")
@@ -14683,13 +14830,33 @@ def find_warehouse(connection: str | None, around: Surroundings) -> Table:
     return place
 
 
-def check_word(name: str, registry: Mapping[str, Any], around: Surroundings) -> None:
-    """BadRequest for a word that is neither a registered name nor looks like a path."""
-    if "." in name or "/" in name or os.path.exists(name):
+def check_path(name: str, path: str, options: Json, registry: Iterable[str], around: Surroundings) -> None:
+    """BadRequest for the path of a database, and for a word that is neither a registered name nor looks like a path."""
+    if "format" in options:
         return
+    if re.search(r"\.(db|sqlite3?|duckdb)$", path):
+        hint = f"{'duckdb' if path.endswith('duckdb') else 'sqlite'}:///{path.removeprefix('sqlite:')}"
+        raise BadRequest(f"'{name}' is a path, and a database is named by a URL", hint)
     known = (*registry, *around.connections)
-    hint = did_you_mean(name, known, "known: " + (", ".join(known) or "none; a path has a suffix such as .csv"))
-    raise BadRequest(f"'{name}' is no path, no connection of tau.toml and no @source or @target", hint)
+    if not ("." in name or "/" in name or name in around.connections or os.path.exists(name)):
+        hint = did_you_mean(name, known, "known: " + (", ".join(known) or "none; a path has a suffix such as .csv"))
+        raise BadRequest(f"'{name}' is no path, no connection of tau.toml and no @source or @target", hint)
+
+
+MODES = ("append", "replace", "upsert")
+
+
+def check_mode(mode: str, key: str | Sequence[str]) -> list[str]:
+    """The columns of the key; BadRequest if the mode is none, or lacks or forbids a key."""
+    demand_word("mode", mode, MODES)
+    keys: list[Any] = [key] if isinstance(key, str) or not hasattr(key, "__iter__") else [*key]
+    if not all(isinstance(name, str) for name in keys):
+        raise BadRequest(f"a key is the names of columns, not {safe_repr(key)}", 'key=["id"]')
+    if mode == "upsert" and not keys:
+        raise BadRequest(
+            "mode='upsert' needs a key: the columns that name a row", 'ctx.load(…, mode="upsert", key=["id"])'
+        )
+    return keys
 
 
 def joined(base: str, resource: str | None) -> str:
@@ -14716,27 +14883,25 @@ def is_remote(scheme: str) -> bool:
         return False
 
 
-class Registered:
+class Registered(Place):
     """A source or target that the author wrote."""
 
     def __init__(self, name: str, function: Callable[..., Any], resource: str | None, options: Json) -> None:
-        self.label, self.function = name, function
-        self.given: Json = {"resource": resource} | options
+        super().__init__(name, options if resource is None else {"resource": resource, **options})
+        self.function = function
 
     def call(self, *arguments: Any, **more: Any) -> Any:
         """The function with what it takes of what there is; an option it does not take is a BadRequest."""
-        names = inspect.signature(self.function).parameters
+        signature = inspect.signature(self.function)
+        names = signature.parameters
         anything = any(one.kind is one.VAR_KEYWORD for one in names.values())
-        offered = {"resource": self.given["resource"], **more}
-        given = self.given | {name: value for name, value in offered.items() if name in names}
-        if given["resource"] is None and "resource" not in names:
-            del given["resource"]
+        given = {name: value for name, value in {"resource": None, **more}.items() if name in names} | self.options
         for name in given:
             if name not in names and not anything:
                 hint = did_you_mean(name, names, f"it takes {', '.join(names) or 'nothing'}")
                 raise BadRequest(f"'{self.label}' takes no '{name}'", hint)
         try:
-            inspect.signature(self.function).bind(*arguments, **given)
+            signature.bind(*arguments, **given)
         except TypeError as problem:
             raise BadRequest(f"'{self.label}': {problem}", "options of extract and load go to it") from None
         return self.function(*arguments, **given)
@@ -14744,78 +14909,73 @@ class Registered:
     def read(self, batch_rows: int | None) -> Any:
         """Its rows in batches; to be awaited if the function is async."""
         made = self.call()
-        if hasattr(made, "__await__") or hasattr(made, "__aiter__"):
-            if batch_rows is not None:
-                if hasattr(made, "close"):
-                    made.close()  # a coroutine that nobody will await
-                told = f"the async source '{self.label}' cannot be a stream"
-                raise BadRequest(told, "extract without stream=True")
+        if not hasattr(made, "__await__") and not hasattr(made, "__aiter__"):
+            return batched(made, batch_rows)
+        if batch_rows is None:
             return self.wait_for(made)
-        return batched(made, batch_rows)
+        if hasattr(made, "close"):
+            made.close()  # a coroutine that nobody will await
+        raise BadRequest(f"the async source '{self.label}' cannot be a stream", "extract without stream=True")
 
     async def wait_for(self, made: Any) -> list[Rows]:
         """All rows of an async function or generator."""
         return [as_rows([row async for row in made] if hasattr(made, "__aiter__") else await made)]
 
-    async def write(self, batches: Iterable[Rows], mode: str, keys: list[str]) -> int:
-        """Hands all rows to the function."""
-        rows = collect(batches)
-        said = await settle(self.call(rows, mode=mode, key=keys))
-        return len(rows) if said is None else int(said)
+    def write(self, batches: Iterable[Rows], mode: str, keys: list[str]) -> Any:
+        """Hands all rows to the function; what it says, to be awaited if it is async."""
+        return self.call(collect(batches), mode=mode, key=keys)
 
 
 # Files, wherever they are.
 
 
-class DataFile:
-    """A file in a format that is told by its name or the option `format`; subclasses say where it is."""
+class DataFile(Place):
+    """A file in a format that is named by the option `format`, or its suffix; subclasses say where it is.
+
+    They `open` it to be read, say whether it `exists`, and `replace` it by what a function writes, if it succeeds.
+    """
 
     def __init__(self, path: str, options: Json) -> None:
-        self.path, self.options = path, dict(options)
-        self.label = os.path.basename(path.rstrip("/")) or path
-        named = self.options.pop("format", None)
-        self.format = find_format(named, self.label)
+        self.path = path
+        super().__init__(os.path.basename(path.rstrip("/")) or path, dict(options))
+        self.format = find_format(self.options.pop("format", None), self.label)
 
     def open(self) -> Any:
-        """Its bytes, to be read."""
         raise NotImplementedError
 
     def exists(self) -> bool:
-        """Whether it is there."""
         raise NotImplementedError
 
     def replace(self, write: Callable[[Any], None]) -> None:
-        """What *write* writes takes its place, if it succeeds."""
         raise NotImplementedError
 
     def read(self, batch_rows: int | None) -> Iterator[Rows]:
         """Its rows in batches."""
-        options = options_for(self.format.read, self.options, f"reading {self.format.name}")
-        with self.open() as file, unpacked(file, self.label) as plain_file:
-            yield from told_of(self.label, self.format.read(plain_file, batch_rows, **options))
+        options = self.fit(f"reading {self.format.name}", self.format.reads)
+        with self.open() as file:
+            plain_file = gzip.GzipFile(fileobj=file, mode="rb") if self.label.endswith(".gz") else file
+            yield from labelled(self.label, self.format.read(plain_file, batch_rows, **options))
 
-    def write(self, batches: Iterable[Rows], mode: str, keys: list[str]) -> int:
-        """Writes the rows; the number of those given."""
-        options = options_for(self.format.write, self.options, f"writing {self.format.name}")
-        known = self.format.read.__kwdefaults__ or {}
+    def write(self, batches: Iterable[Rows], mode: str, keys: list[str]) -> None:
+        """Writes the rows, with those that are there already."""
+        options = self.fit(f"writing {self.format.name}", self.format.writes)
         # With `columns` a reader would take the header for a row.
-        self.options = {name: options[name] for name in options if name in known and name != "columns"}
-        tally = Tally(batches)
+        self.options = {name: options[name] for name in options if name in self.format.reads and name != "columns"}
         old: Iterator[Rows] = iter(())
         if mode != "replace" and self.exists():
             at_once = mode == "upsert" or self.format.name == "parquet"  # whose first batches decide the types
             old = self.read(None if at_once else BATCH_ROWS)
+        merged = appended(old, iter(batches))
         if mode == "upsert":
-            merged = iter([upserted(collect(old), collect(tally), keys, self.format.key)])
-        else:
-            merged = appended(old, iter(tally))
+            merged = iter([upserted(collect(old), collect(batches), keys, self.format.key)])
 
         def write(file: Any) -> None:
-            with packed(file, self.label) as plain_file:
-                self.format.write(plain_file, merged, **options)
+            # The same rows give the same bytes: without a name and a time.
+            is_packed = self.label.endswith(".gz")
+            with gzip.GzipFile("", "wb", fileobj=file, mtime=0) if is_packed else contextlib.nullcontext(file) as plain:
+                self.format.write(plain, merged, **options)
 
         self.replace(write)
-        return tally.rows
 
 
 def appended(old: Iterator[Rows], new: Iterator[Rows]) -> Iterator[Rows]:
@@ -14825,24 +14985,12 @@ def appended(old: Iterator[Rows], new: Iterator[Rows]) -> Iterator[Rows]:
     yield from itertools.chain([first], old, [fresh], new)
 
 
-class Tally:
-    """Batches on their way, and how many rows they had."""
-
-    def __init__(self, batches: Iterable[Rows]) -> None:
-        self.batches, self.rows = batches, 0
-
-    def __iter__(self) -> Iterator[Rows]:
-        for batch in self.batches:
-            self.rows += len(batch)
-            yield batch
-
-
-def upserted(old: Rows, new: Rows, keys: list[str], spell: Callable[[Any], Any]) -> Rows:
+def upserted(old: Rows, new: Rows, keys: list[str], key_of: Callable[[Any], Any]) -> Rows:
     """The old rows, with the new ones over those of the same key."""
     merged: dict[Any, Json] = {}
     for row in itertools.chain(old, new):
         check_keys(row, keys)
-        key = tuple([spell(row[name]) for name in keys])
+        key = tuple([key_of(row[name]) for name in keys])
         merged[key] = {**merged.get(key, {}), **row}
     return Rows(merged.values(), dict.fromkeys((*columns_of(old), *columns_of(new))))
 
@@ -14852,14 +15000,12 @@ class LocalFile(DataFile):
 
     is_new = False  # whether what is written must not take the place of another's
 
-    def write(self, batches: Iterable[Rows], mode: str, keys: list[str]) -> int:
+    def write(self, batches: Iterable[Rows], mode: str, keys: list[str]) -> None:
         """Writes the rows, one run after the other: what another appends meanwhile is not lost."""
-        if mode == "replace":
-            return super().write(batches, mode, keys)
-        lock = self.lock()
-        self.is_new = lock is None
+        lock = None if mode == "replace" else self.lock()
+        self.is_new = mode != "replace" and lock is None
         try:
-            return super().write(batches, mode, keys)
+            super().write(batches, mode, keys)
         finally:
             if lock is not None:
                 os.close(lock)
@@ -14868,74 +15014,61 @@ class LocalFile(DataFile):
         """A descriptor of the file, once nobody else writes to it; None if there is no file."""
         while True:
             try:
-                descriptor = os.open(self.path, os.O_RDONLY | os.O_NONBLOCK)
+                descriptor = lock_file(self.path)
             except OSError:
                 return None
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-            if file_of(descriptor) == file_at(self.path):
-                return descriptor
+            with contextlib.suppress(OSError):
+                if os.path.samestat(os.fstat(descriptor), os.stat(self.path)):
+                    return descriptor
             os.close(descriptor)  # whoever held it has put another in its place
 
     def open(self) -> Any:
-        """Its bytes; SourceError if there is no such file."""
         try:
             return open(self.path, "rb")
         except OSError as problem:
             raise SourceError(f"cannot read {self.path}: {problem.strerror}", path_hint(self.path)) from None
 
     def exists(self) -> bool:
-        """Whether it is there."""
         return os.path.exists(self.path)
 
     def replace(self, write: Callable[[Any], None]) -> None:
-        """Writes beside it, then renames: a reader sees the old file or the new one."""
+        """A reader sees the old file or the new one."""
+        with contextlib.ExitStack() as stack:
+            try:
+                file = stack.enter_context(self.replacement())
+            except OSError as problem:
+                raise SourceError(f"cannot write {self.path}: {problem.strerror}", path_hint(self.path)) from None
+            write(file)
+
+    def replacement(self) -> Replacement:
+        """A new file, under the mode of the old one."""
         path = os.path.realpath(self.path)
-        try:
-            mode, descriptor, beside = self.begin(path)
-        except OSError as problem:
-            raise SourceError(f"cannot write {self.path}: {problem.strerror}", path_hint(self.path)) from None
-        try:
-            with open(descriptor, "wb") as file:
-                write(file)
-                file.flush()
-                os.fchmod(file.fileno(), mode)
-                os.fsync(file.fileno())
-            self.put(beside, path)
-        except BaseException:
-            remove_file(beside)
-            raise
-
-    def put(self, beside: str, path: str) -> None:
-        """The file gets its name; SourceError if it was to be a new one and another has it by now."""
-        try:
-            if self.is_new:
-                os.link(beside, path)
-                os.unlink(beside)
-                return
-        except FileExistsError:
-            raise SourceError(f"another has made {self.path} meanwhile", "run again, to add to it") from None
-        except OSError:
-            pass  # a file system without links
-        os.replace(beside, path)
-
-    def begin(self, path: str) -> tuple[int, int, str]:
-        """A new file beside: the mode it shall have, its descriptor and its path."""
-        mode = 0o600
-        if os.path.exists(path):
-            found = os.stat(path).st_mode
-            if not stat.S_ISREG(found):
-                raise SourceError(f"{self.path} is no plain file", "load to a path of its own")
-            mode = found & 0o777
         make_directory(os.path.dirname(path))
-        return mode, *tempfile.mkstemp(prefix=".tau-", suffix=".part", dir=os.path.dirname(path))
+        mode = os.stat(path).st_mode if os.path.exists(path) else stat.S_IFREG | 0o600
+        if not stat.S_ISREG(mode):
+            raise SourceError(f"{self.path} is no plain file", "load to a path of its own")
+        return (NewFile if self.is_new else Replacement)(path, mode & 0o777)
+
+
+class NewFile(Replacement):
+    """A file that takes the place of no other; SourceError if there is one by now."""
+
+    def put(self) -> None:
+        try:
+            os.link(self.beside, self.path)
+        except FileExistsError:
+            name = os.path.basename(self.path)
+            raise SourceError(f"another has made {name} meanwhile", "run again, to add to it") from None
+        except OSError:
+            super().put()  # a file system without links
 
 
 class RemoteFile(DataFile):
     """A file in a store that fsspec knows; the option `storage_options` is the store's."""
 
     def __init__(self, url: str, options: Json) -> None:
-        self.storage: Json = dict(options.get("storage_options") or {})
-        super().__init__(url, {name: value for name, value in options.items() if name != "storage_options"})
+        super().__init__(url, options)
+        self.storage: Json = self.options.pop("storage_options", None) or {}
 
     def store(self) -> tuple[Any, str]:
         """fsspec's file system and the path in it."""
@@ -14948,16 +15081,14 @@ class RemoteFile(DataFile):
         return found
 
     def open(self) -> Any:
-        """Its bytes."""
         store, path = self.store()
         try:
             return store.open(path, "rb")
         except (OSError, ValueError) as problem:
-            told = f"cannot read {self.label}: {problem or type(problem).__name__}"
-            raise SourceError(told, "check the URL and the credentials") from None
+            wrong = f"cannot read {self.label}: {problem or type(problem).__name__}"
+            raise SourceError(wrong, "check the URL and the credentials") from None
 
     def exists(self) -> bool:
-        """Whether it is there."""
         store, path = self.store()
         return bool(store.exists(path))
 
@@ -14993,7 +15124,7 @@ class Passing(Exception):
         self.after = after
 
 
-class Web:
+class Web(Place):
     """Rows behind http(s) URLs, page after page.  To be read only."""
 
     def __init__(self, url: str, around: Surroundings, options: Json) -> None:
@@ -15003,12 +15134,11 @@ class Web:
             user = urllib.parse.unquote(f"{parts.username}:{parts.password or ''}").encode()
             self.headers["Authorization"] = f"Basic {base64.b64encode(user).decode()}"
         self.url = parts._replace(netloc=parts.netloc.rpartition("@")[2], fragment="").geturl()
-        self.label = parts.path.rstrip("/").rpartition("/")[2] or str(parts.hostname)
-        known = Web.configure.__kwdefaults__ or {}
-        self.options = {name: value for name, value in options.items() if name not in known}
-        formats = (name for form in FILE_FORMATS.values() for name in form.read.__kwdefaults__ or ())
-        check_options(self.options, (*known, *formats), "http(s)", f"it takes {', '.join(known)}")
-        self.configure(**{name: value for name, value in options.items() if name in known})
+        super().__init__(parts.path.rstrip("/").rpartition("/")[2] or str(parts.hostname), dict(options))
+        known = [*(Web.configure.__kwdefaults__ or ())]
+        formats = itertools.chain.from_iterable(form.reads for form in FILE_FORMATS.values())
+        self.fit("http(s)", (*known, *formats), f"it takes {', '.join(known)}")
+        self.configure(**{name: self.options.pop(name) for name in options if name in known})
 
     def configure(
         self, *, headers: Mapping[str, str] | None = None, query: Mapping[str, Any] | None = None,
@@ -15031,80 +15161,70 @@ class Web:
         self.max_bytes, self.max_pages, self.records, self.named = max_bytes, max_pages, records, format
         self.url = with_query(self.url, query or {})
 
-    def write(self, batches: Iterable[Rows], mode: str, keys: list[str]) -> int:
+    def write(self, batches: Iterable[Rows], mode: str, keys: list[str]) -> None:
         """Refused: how rows go into a web service is for the author to say."""
         raise BadRequest("http(s) can only be read", "write a function: @target('crm') def crm(rows): …")
 
     def read(self, batch_rows: int | None) -> Iterator[Rows]:
         """Its rows in batches: at least one a page."""
-        url: str | None = (
-            self.url if self.page_param is None else with_query(self.url, {self.page_param: self.first_page})
-        )
+        first = {} if self.page_param is None else {self.page_param: self.first_page}
+        url: str | None = with_query(self.url, first)
         seen: set[str] = set()
-        for position in itertools.count():
-            if url is None:
-                return
-            if url in seen or position >= self.max_pages:
+        while url is not None:
+            if url in seen or len(seen) >= self.max_pages:
                 why = "the next link leads back" if url in seen else f"more than {self.max_pages:,} pages"
                 raise SourceError(f"{self.label}: {why}", "check next_link, or raise max_pages")
             seen.add(url)
             with tempfile.TemporaryFile() as page:
                 headers, at = self.fetch(url, page)
-                rows, found = told_of(self.label, self.page_rows(page, headers, at, batch_rows)), 0
-                for batch in rows:
-                    found += len(batch)
-                    if batch or position == 0:
+                count = 0
+                for batch in labelled(self.label, self.page_rows(page, headers, at, batch_rows)):
+                    count += len(batch)
+                    if batch or len(seen) == 1:
                         yield batch
-                url = self.next_url(page, headers, at, position, found)
+                url = self.next_url(page, headers, at, len(seen), count)
 
     def page_rows(self, page: Any, headers: Any, url: str, batch_rows: int | None) -> Iterator[Rows]:
         """The rows of one page."""
-        if not page.seek(0, os.SEEK_END):
+        if not page.tell():
             return  # 204, or a last page with nothing on it
         form = self.form_of(str(headers.get_content_type()), urllib.parse.urlsplit(url).path)
-        options = dict(self.options)
+        options = dict(self.fit(f"reading {form.name}", form.reads))
         if form.name == "json":
             options["records"] = self.records
         charset = headers.get_content_charset()
-        if charset not in (None, "utf-8") and "encoding" in (form.read.__kwdefaults__ or {}):
+        if charset not in (None, "utf-8") and "encoding" in form.reads:
             options.setdefault("encoding", charset)
         page.seek(0)
         with open(os.dup(page.fileno()), "rb") as file:
-            packed_twice = file.peek(2)[:2] == b"\x1f\x8b"  # a .gz file, and no Content-Encoding
-            plain: Any = Bounded(unpacked(file, ".gz"), self) if packed_twice else file
-            yield from form.read(plain, batch_rows, **options_for(form.read, options, f"reading {form.name}"))
+            yield from form.read(file, batch_rows, **options)
 
     def form_of(self, media: str, path: str) -> FileFormat:
         """The format of an answer: as it was named, as the path says, as its header says."""
         suffix = path.removesuffix(".gz").rpartition(".")[2].lower()
-        told = "json" if media.endswith("+json") else MEDIA_TYPES.get(media)
-        if self.named is None and (media == "text/html" or (told is None and suffix not in FILE_FORMATS)):
+        named = "json" if media.endswith("+json") else MEDIA_TYPES.get(media)
+        if self.named is None and (media == "text/html" or (named is None and suffix not in FILE_FORMATS)):
             hint = "a page for people, not data?" if media == "text/html" else "say format='json', 'csv', …"
             raise SourceError(f"the answer is {media}", hint)
-        return find_format(self.named or (suffix if suffix in FILE_FORMATS else told), self.label)
+        return find_format(self.named or (suffix if suffix in FILE_FORMATS else named), self.label)
 
-    def next_url(self, page: Any, headers: Any, url: str, position: int, found: int) -> str | None:
-        """Where the next page is; None after the last."""
+    def next_url(self, page: Any, headers: Any, url: str, pages: int, count: int) -> str | None:
+        """Where the page after so many is, the last of which had *count* rows; None if there is none."""
         if self.page_param is not None:
-            return with_query(self.url, {self.page_param: self.first_page + position + 1}) if found else None
+            return with_query(self.url, {self.page_param: self.first_page + pages}) if count else None
         if self.next_link is None:
             return None
-        if self.next_link == "header":
-            told = ", ".join(headers.get_all("Link", ()))
-            links = re.findall(r'<([^>]*)>[^,<]*;\s*rel\s*=\s*"?next\b', told, re.IGNORECASE)
-            link = links[0] if links else None
-        else:
-            link = self.link_in(page, position)
+        link = self.link_in(page, pages) if self.next_link != "header" else header_link(headers)
         if link is not None and not isinstance(link, str):
             raise SourceError(f"{self.label}: next_link='{self.next_link}' is {safe_repr(link)}", "it must be a URL")
         if not link:
             return None
-        found_url = urllib.parse.quote(urllib.parse.urljoin(url, link), safe=URL_CHARACTERS)
-        if not found_url.startswith(("http://", "https://")):
+        following = urllib.parse.quote(urllib.parse.urljoin(url, link), safe=URL_CHARACTERS)
+        if not following.startswith(("http://", "https://")):
             raise SourceError(f"{self.label}: the next link is {clip(link, 200)}", "only http(s) is followed")
-        return found_url
+        return following
 
-    def link_in(self, page: Any, position: int) -> Any:
+    def link_in(self, page: Any, pages: int) -> Any:
         """What is at `next_link` in the document of a page."""
         page.seek(0)
         try:
@@ -15114,26 +15234,24 @@ class Web:
             raise SourceError(f"{self.label}: there is no next_link in what is not JSON", hint) from None
         link = at_path(document, str(self.next_link))
         word = str(self.next_link).rpartition(".")[2]
-        if link is None and not position and f'"{word}":' not in encode_json(document):
+        if link is None and pages == 1 and f'"{word}":' not in encode_json(document):
             self.around.warn(f"{self.label}: no '{self.next_link}' in the first page; is next_link right?")
         return link
 
     def fetch(self, url: str, page: Any) -> tuple[Any, str]:
         """One page into a file, however often it must be tried: its headers, and where it was in the end."""
-        for attempt in itertools.count():
+        for attempt in itertools.count(1):
             try:
-                page.seek(0)
-                page.truncate()
                 return self.fetch_once(url, page)
             except Passing as failure:
-                pause = self.backoff * 2**attempt * random.uniform(0.5, 1.0)
+                pause = self.backoff * 2 ** (attempt - 1) * random.uniform(0.5, 1.0)
                 pause = pause if failure.after is None else failure.after
-                told = f"GET {bare_url(url)}: {failure}"
-                if attempt >= self.retries:
-                    raise SourceError(f"{told} (tried {attempt + 1} times)", "is the service well?") from None
+                why = f"GET {bare_url(url)}: {failure}"
+                if attempt > self.retries:
+                    raise SourceError(f"{why} (tried {attempt} times)", "is the service well?") from None
                 if pause > WAIT_MAX_S:
-                    raise SourceError(f"{told}; it asks to wait {pause:.0f} s", "run again later") from None
-                self.around.warn(f"{told}; again in {pause:.1f} s")
+                    raise SourceError(f"{why}; it asks to wait {pause:.0f} s", "run again later") from None
+                self.around.warn(f"{why}; again in {pause:.1f} s")
                 time.sleep(pause)
         raise AssertionError
 
@@ -15149,7 +15267,7 @@ class Web:
                 return answer.headers, answer.url
         except urllib.error.HTTPError as problem:
             raise answer_error(problem, url) from None
-        except (EOFError, zlib.error) as problem:
+        except (EOFError, zlib.error, http.client.IncompleteRead) as problem:
             raise Passing(f"the body is cut short: {problem}") from None
         except OSError as problem:  # URLError, time-outs, resets
             reason = getattr(problem, "reason", problem)
@@ -15159,70 +15277,42 @@ class Web:
         except (http.client.InvalidURL, ValueError) as problem:
             raise SourceError(f"cannot ask {bare_url(url)}: {problem}", "check the URL and the headers") from None
         except http.client.HTTPException as problem:
-            short = isinstance(problem, http.client.IncompleteRead)
-            raise Passing(f"the body is cut short: {problem!r}" if short else repr(problem)) from None
+            raise Passing(repr(problem)) from None
 
-    def download(self, answer: Any, page: Any) -> None:
+    def download(self, answer: http.client.HTTPResponse, page: Any) -> None:
         """The body, unpacked, into the file; EOFError if it is shorter than its headers say."""
-        counted_body = Body(answer)
         coding = answer.headers.get("Content-Encoding", "identity").strip().lower()
         if coding not in ("", "identity", "gzip", "x-gzip"):
             raise SourceError(f"{self.label}: packed as {coding}, which nobody asked for", "ask its owner")
-        zipped = coding.endswith("gzip")
-        source: Any = gzip.GzipFile(fileobj=counted_body, mode="rb") if zipped else counted_body  # type: ignore[call-overload]
-        shutil.copyfileobj(Bounded(source, self), page, 1 << 16)
-        counted_body.check()
+        body: Any = io.BufferedReader(answer)
+        if coding.endswith("gzip"):
+            body = gzip.GzipFile(fileobj=body)
+        if body.peek(2)[:2] == b"\x1f\x8b":  # the body is a .gz file
+            body = gzip.GzipFile(fileobj=body)
+        page.seek(0)
+        page.truncate()
+        while piece := body.read(1 << 16):
+            page.write(piece)
+            if page.tell() > self.max_bytes:
+                raise SourceError(f"{self.label} is larger than max_bytes={self.max_bytes:,}", "raise it, or page")
+        if answer.length:
+            size = int(answer.headers["Content-Length"])
+            raise EOFError(f"{size - answer.length:,} of {size:,} bytes came")
 
 
-class Bounded(io.RawIOBase):
-    """Bytes, as many as `max_bytes` of a web source; SourceError for more."""
-
-    def __init__(self, file: Any, web: Web) -> None:
-        self.file, self.web, self.taken = file, web, 0
-
-    def readable(self) -> bool:
-        """It is."""
-        return True
-
-    def read(self, size: int = -1) -> bytes:
-        """The next bytes."""
-        piece: bytes = self.file.read(size if size >= 0 else self.web.max_bytes + 1)
-        self.taken += len(piece)
-        if self.taken > self.web.max_bytes:
-            told = f"{self.web.label} is larger than max_bytes={self.web.max_bytes:,}"
-            raise SourceError(told, "raise it, or page")
-        return piece
-
-    read1 = read
-
-
-class Body:
-    """The body of an answer, counted: cut short and read in pieces it would end as if it were whole."""
-
-    def __init__(self, answer: Any) -> None:
-        self.answer, self.taken = answer, 0
-        self.length = answer.headers.get("Content-Length", "")
-
-    def read(self, size: int = -1) -> bytes:
-        """The next bytes."""
-        piece: bytes = self.answer.read(size)
-        self.taken += len(piece)
-        return piece
-
-    def check(self) -> None:
-        """EOFError unless all of it came."""
-        if self.length.isdigit() and self.taken < int(self.length):
-            raise EOFError(f"{self.taken:,} of {int(self.length):,} bytes came")
+def header_link(headers: Any) -> str | None:
+    """The next page, as the Link header says."""
+    links = re.findall(r'<([^>]*)>[^,<]*;\s*rel\s*=\s*"?next\b', ", ".join(headers.get_all("Link", ())), re.IGNORECASE)
+    return links[0] if links else None
 
 
 def careful_redirects() -> Any:
     """urllib's handler of redirects, which takes no header to another origin and follows http(s) only."""
 
     class Redirects(urllib.request.HTTPRedirectHandler):
-        """As said."""
+        """Of a request's headers only those of every request go to another origin."""
 
         def redirect_request(self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Any:
-            """The request to follow with."""
             if not newurl.startswith(("http://", "https://")):
                 fp.close()
                 raise SourceError(f"a redirect leads to {newurl[:200]}", "only http(s) is followed")
@@ -15276,62 +15366,86 @@ def retry_after(text: str | None) -> float | None:
 # Owns databases: SQLite by itself, all others through SQLAlchemy.  Calls Rows and Trace.
 # Promises one transaction a load, values always bound and never spelled into SQL, names always quoted.
 
-#: Kind of column → how SQLite spells it.
-SQLITE_TYPES = {"integer": "INTEGER", "real": "REAL", "boolean": "BOOLEAN", "bytes": "BLOB", None: ""}
-SQLITE_TYPES |= {"decimal": "NUMERIC"}  # as text 9.5 would be more than 10
-#: Kind of column → SQLAlchemy's type, which each dialect spells its own way.
-ALCHEMY_TYPES = {"integer": "BigInteger", "real": "Double", "boolean": "Boolean", "bytes": "LargeBinary"}
-ALCHEMY_TYPES |= {"date": "Date", "datetime": "DateTime", "time": "Time", "decimal": "Numeric"}
 #: Dialects whose NUMERIC holds any decimal; others want to be told how many digits.
 ANY_DECIMAL = ("postgresql", "oracle", "cockroachdb")
+#: Dialects whose keys cannot be texts of any length.
+SHORT_KEYS = ("mysql", "mariadb", "mssql", "oracle")
+#: Dialects that know `INSERT … ON CONFLICT (key) DO UPDATE`.
+ON_CONFLICT = ("sqlite", "postgresql", "duckdb", "cockroachdb")
+#: Kinds of column that SQLite has itself.
+SQLITE_KINDS = ("integer", "real", "text", "bytes", "other", None)
+#: SQLite reckons with decimals as binary numbers, which hold this many digits.
+DECIMAL_DIGITS = 15
 INT64 = 1 << 63
 COLUMNS_OF = """SELECT column_name, data_type FROM information_schema.columns
     WHERE table_schema = :schema AND table_name = :name"""
 #: What a query begins with, where a resource may also be the name of a table with spaces in it.
 QUERY = r"\s*(\(|--|/\*|(select|with|values|from|table|show|describe|explain|pragma|call|exec)\s)"
-#: Dialects that know `INSERT … ON CONFLICT (key) DO UPDATE`.
-ON_CONFLICT = ("sqlite", "postgresql", "duckdb", "cockroachdb")
-MODES = ("append", "replace", "upsert")
+#: What a statement begins with that makes a database where there is none; for others that is an empty one.
+MAKING = r"\s*(--|/\*|create|pragma|vacuum|attach)"
 #: Drivers that SQLAlchemy may use where a URL names none, the usual one first.
 DRIVERS = {"postgresql": ("psycopg2", "psycopg", "pg8000"), "mysql": ("MySQLdb", "pymysql", "mysql.connector")}
+#: How long a database that another run writes to is waited for.
+LOCKED_S = 60.0
+#: What a database says → what to do about it.
+SQL_HINTS = {
+    r"on conflict|no unique or exclusion|not referenced by a unique": (
+        "upsert needs a UNIQUE index on its key: CREATE UNIQUE INDEX … ON table (key)"
+    ),
+    r"no such (table|column)|does not exist": "check the name; ctx.load makes tables",
+    r"binding|bind parameter": "params={…} gives :name its value; a colon in a text is written \\:",
+    r"one statement": "one statement a call",
+    r"64 bits": "a step can make text of it",
+    r"locked": "another process writes to it; so does a stream from the same file that is not yet read",
+}
 
 
-class Table:
+class Table(Place):
     """A table, or a query, of a database."""
 
     def __init__(self, url: str, resource: str | None, around: Surroundings, options: Json) -> None:
+        label = brief(resource) if resource else bare_url(url).rpartition("/")[2] or url.partition(":")[0]
+        super().__init__(label, options)
         self.url, self.resource, self.around = url, resource, around
-        params = options.pop("params", None)
-        if options:
-            hint = did_you_mean(next(iter(options)), ("params", "batch_rows", "stream"), "a database takes params={…}")
-            raise BadRequest(f"a database has no option '{next(iter(options))}'", hint)
-        self.params: Json = dict(params or {})
+        self.fit("a database", ("params",))
         self.is_query = resource is not None and re.match(QUERY, resource, re.IGNORECASE) is not None
-        self.label = brief(resource) if resource else bare_url(url).rpartition("/")[2] or url.partition(":")[0]
 
-    def connect(self, begin: str) -> Any:
+    def connect(self, begin: str, makes: bool = False) -> Any:
         """A connection, to be used in a `with`: a transaction, undone if it is left with an exception."""
-        return connect_warehouse(self.url, self.around, begin)
+        if self.url.partition(":")[0].partition("+")[0] == "sqlite":
+            return SQLite(sqlite_path(self.url), begin, makes)
+        return Alchemy(self.url, self.around)
 
     def read(self, batch_rows: int | None) -> Iterator[Rows]:
-        """The rows of the table or query in batches."""
         if self.resource is None:
             raise BadRequest("which table or query?", 'ctx.extract("sqlite:///shop.db", "orders")')
         with self.connect("BEGIN") as house:
             query = self.resource if self.is_query else f"SELECT * FROM {house.quoted(self.resource)}"
-            yield from house.ask(query, self.params, batch_rows)
+            yield from house.ask(query, self.options.get("params") or {}, batch_rows)
 
-    def write(self, batches: Iterable[Rows], mode: str, keys: list[str]) -> int:
-        """Writes the rows in one transaction; how many."""
+    def write(self, batches: Iterable[Rows], mode: str, keys: list[str]) -> None:
+        """Writes the rows in one transaction."""
         if self.resource is None or self.is_query:
             raise BadRequest("which table?", 'ctx.load("sqlite:///shop.db", rows, "orders")')
-        written = 0
-        with self.connect("BEGIN IMMEDIATE") as house:
-            table = Loading(house, self.resource, mode, keys)
+        with self.connect("BEGIN IMMEDIATE", makes=True) as house:
+            loading = Loading(house, self.resource, mode, keys)
             for batch in batches:
-                table.add(batch)
-                written += len(batch)
-        return written
+                loading.add(batch)
+
+    def run(self, statement: str, params: Json) -> Rows | int:
+        """The rows of a query, or how many a statement changed: outside of transactions, for VACUUM wants none."""
+        with self.connect("", re.match(MAKING, statement, re.IGNORECASE) is not None) as house:
+            names, answer = house.execute(statement, params)
+            return int(answer) if names is None else collect(rows_of(names, answer, None))
+
+
+def sqlite_path(url: str) -> str:
+    """The file of a URL; BadRequest if it names none."""
+    path = os.path.realpath(url.partition(":///")[2] or ".")
+    if os.path.isdir(path) or url.endswith(":memory:"):
+        hint = "sqlite:///shop.db (in ctx.data_dir) or sqlite:////absolute/path.db"
+        raise BadRequest(f"'{url}' names no file", hint)
+    return path
 
 
 class Loading:
@@ -15339,10 +15453,10 @@ class Loading:
 
     def __init__(self, house: Any, name: str, mode: str, keys: list[str]) -> None:
         self.house, self.mode, self.keys = house, mode, keys
-        self.name, self.quoted = name, house.quoted(name)
+        self.table = house.quoted(name)
         self.columns: dict[str, str | None] | None = house.columns_of(name)  # with their kinds
         if mode == "replace" and self.columns is not None:
-            house.change(f"DELETE FROM {self.quoted}", {})
+            house.execute(f"DELETE FROM {self.table}", {})
 
     def add(self, batch: Rows) -> None:
         """One batch: the table gets the columns it lacks, then the rows."""
@@ -15359,56 +15473,51 @@ class Loading:
             self.insert(Scan(Rows(rows)), [*shape] or scan.columns[:1])
 
     def widen(self, scan: Scan) -> None:
-        """The table is there and has these columns, none of which would cut off what is after the point."""
-        house, kinds = self.house, {name: column_kind(scan, name) for name in scan.columns}
-        if self.columns is None:
-            fresh = scan.columns
-        else:
-            fresh = [name for name in scan.columns if not house.has(self.columns, name)]
-            for name in scan.columns:
-                if house.rounds and self.columns.get(name) == "integer" and kinds[name] in ("real", "decimal"):
-                    check_whole(scan, name)
-        spelled = [
-            f"{house.quoted(name, False)} {house.type_of(kinds[name], scan, name, name in self.keys)}" for name in fresh
+        """Makes the table, or the columns that it lacks; SourceError for a number that a column would round."""
+        house, known = self.house, self.columns or {}
+        kinds = {name: column_kind(scan, name) for name in scan.columns if house.fold(name) not in known}
+        declared = [
+            f"{house.spell(name)} {house.type_of(kind, scan, name, name in self.keys)}" for name, kind in kinds.items()
         ]
         if self.columns is None:
             key = f", PRIMARY KEY ({self.listed(self.keys)})" if self.keys else ""
-            house.change(f"CREATE TABLE {self.quoted} ({', '.join(spelled)}{key})", {})
+            house.execute(f"CREATE TABLE {self.table} ({', '.join(declared)}{key})", {})
         else:
-            for column in spelled:
-                house.change(f"ALTER TABLE {self.quoted} ADD COLUMN {column}", {})
-        self.columns = (self.columns or {}) | {name: kinds[name] for name in fresh}
+            for column in declared:
+                house.execute(f"ALTER TABLE {self.table} ADD COLUMN {column}", {})
+        self.columns = known | {house.fold(name): kind for name, kind in kinds.items()}
+        for name in scan.columns if house.rounds else ():
+            if self.columns[name] == "integer" and scan.kind(name) in ("real", "decimal"):
+                check_whole(scan, name)
 
     def listed(self, names: Iterable[str]) -> str:
         """Names as a list of SQL."""
-        return ", ".join(self.house.quoted(name, False) for name in names)
+        return ", ".join(map(self.house.spell, names))
 
     def insert(self, scan: Scan, shape: list[str]) -> None:
         """Rows that all have the same columns."""
-        if self.mode == "upsert" and self.house.dialect not in ON_CONFLICT:
-            for row in scan.rows:
-                self.replace_one(row, shape)
+        house, marks = self.house, ", ".join(map(self.house.mark, range(len(shape))))
+        statement = f"INSERT INTO {self.table} ({self.listed(shape)}) VALUES ({marks})"
+        if self.mode == "upsert" and house.dialect not in ON_CONFLICT:
+            self.replace(scan, shape, statement)
             return
-        statement = f"INSERT INTO {self.quoted} ({self.listed(shape)}) VALUES ({self.house.marks(len(shape))})"
         if self.mode == "upsert":
-            changed = [self.house.quoted(name, False) for name in shape if name not in self.keys]
-            change = "UPDATE SET " + ", ".join(f"{name} = excluded.{name}" for name in changed)
-            statement += f" ON CONFLICT ({self.listed(self.keys)}) DO {change if changed else 'NOTHING'}"
-        self.house.change_many(statement, scan, shape)
+            others = map(house.spell, (name for name in shape if name not in self.keys))
+            changes = ", ".join(f"{name} = excluded.{name}" for name in others)
+            change = f"UPDATE SET {changes}" if changes else "NOTHING"
+            statement += f" ON CONFLICT ({self.listed(self.keys)}) DO {change}"
+        house.change(statement, scan, shape)
 
-    def replace_one(self, row: Json, shape: list[str]) -> None:
-        """Update, else insert: for databases that have no word for it."""
-        house, others = self.house, [name for name in shape if name not in self.keys]
-        where = " AND ".join(f"{house.quoted(name, False)} = :k{i}" for i, name in enumerate(self.keys))
-        change = ", ".join(f"{house.quoted(name, False)} = :c{i}" for i, name in enumerate(others))
-        keys = {f"k{i}": database_cell(row[name]) for i, name in enumerate(self.keys)}
-        values = {f"c{i}": database_cell(row[name]) for i, name in enumerate(others)}
-        if not next(house.ask(f"SELECT 1 FROM {self.quoted} WHERE {where}", keys, None)):
-            marks = house.marks(len(shape))
-            insert = f"INSERT INTO {self.quoted} ({self.listed(shape)}) VALUES ({marks})"
-            house.change_many(insert, Scan(Rows([row])), shape)
-        elif change:
-            house.change(f"UPDATE {self.quoted} SET {change} WHERE {where}", keys | values)
+    def replace(self, scan: Scan, shape: list[str], insert: str) -> None:
+        """Updates each row, else inserts it: for databases that have no word for that."""
+        equal = {name: f"{self.house.spell(name)} = {self.house.mark(i)}" for i, name in enumerate(shape)}
+        changes = [equal[name] for name in shape if name not in self.keys] or equal.values()
+        where = " AND ".join(equal[name] for name in self.keys)
+        update = f"UPDATE {self.table} SET {', '.join(changes)} WHERE {where}"
+        for row in scan.rows:
+            one = Scan(Rows([row]))
+            if not self.house.change(update, one, shape):
+                self.house.change(insert, one, shape)
 
 
 def column_kind(scan: Scan, name: str) -> str | None:
@@ -15427,224 +15536,181 @@ def check_whole(scan: Scan, name: str) -> None:
             raise SourceError(f"column '{name}' holds integers, which {cell} is not", hint)
 
 
-def check_mode(mode: str, key: str | Sequence[str]) -> list[str]:
-    """The columns of the key; BadRequest if the mode is none, or lacks or forbids a key."""
-    demand_word("mode", mode, MODES)
-    keys: list[Any] = [key] if isinstance(key, str) or not hasattr(key, "__iter__") else [*key]
-    if not all(isinstance(name, str) for name in keys):
-        raise BadRequest(f"a key is the names of columns, not {safe_repr(key)}", 'key=["id"]')
-    if mode == "upsert" and not keys:
-        raise BadRequest(
-            "mode='upsert' needs a key: the columns that name a row", 'ctx.load(…, mode="upsert", key=["id"])'
-        )
-    return keys
+def has_long_decimals(scan: Scan, name: str) -> bool:
+    """Whether SQLite would round a decimal of this column."""
+    decimals = (cell for cell in scan.cells_of(name) if isinstance(cell, decimal.Decimal))
+    return any(len(cell.as_tuple().digits) > DECIMAL_DIGITS for cell in decimals)
 
 
-async def load_rows(step: Step, place: Any, data: Any, mode: str, keys: list[str]) -> Count:
-    """Rows go into a place, as one step; how many were written."""
-    with step:
-        batches = batches_of(data)
-        step.rows_out = await settle(place.write(counted(step, batches), mode, keys))
-        return Count(step.rows_out)
+def rows_of(names: list[str], cursor: Any, batch_rows: int | None) -> Iterator[Rows]:
+    """What a query found, in batches; in one, without a size."""
+    check_distinct(names)
+    if batch_rows is None:
+        yield named_rows(names, cursor)
+        return
+    while cells := cursor.fetchmany(batch_rows):
+        yield named_rows(names, cells)
 
 
-async def ask_warehouse(step: Step, place: Table, query: str, params: Json) -> Rows | Count:
-    """The rows of a query, or how many a statement changed, as one step."""
-    with step:
-        with place.connect("") as house:  # one statement is a transaction of its own, and VACUUM wants none
-            found = house.run(query, params)
-        if isinstance(found, int):
-            step.rows_out = max(found, 0)
-            return Count(step.rows_out)
-        step.rows_out, step.columns = len(found), observed(found)
-        return found  # type: ignore[no-any-return]
-
-
-def connect_warehouse(url: str, around: Surroundings, begin: str) -> Any:
-    """A connection to a database; SQLite is told how to begin."""
-    return SQLite(url, begin) if url.partition(":")[0].partition("+")[0] == "sqlite" else Alchemy(url, around)
+def named_rows(names: list[str], cells: Iterable[Sequence[Any]]) -> Rows:
+    return Rows([dict(zip(names, row, strict=True)) for row in cells], names)
 
 
 class Warehouse:
-    """A connection to a database; subclasses say how it is opened and spoken to."""
+    """A connection to a database, used in a `with`; subclasses say how it is opened and spoken to."""
 
+    dialect = label = ""
     rounds = True  # whether a column of integers makes 2 of 1.5
+    errors: Any = ()  # what the library raises
+    connection: Any = None
+    fold: Callable[[str], str] = staticmethod(str)  # what makes names equal that mean the same column
+
+    def __exit__(self, kind: type[BaseException] | None, problem: BaseException | None, trace: object) -> None:
+        try:
+            if problem is None:
+                self.connection.commit()
+            else:
+                self.connection.rollback()
+        except self.errors as late:
+            problem = problem or late
+        finally:
+            self.connection.close()
+        if isinstance(problem, self.errors):
+            text = cause_text(problem)
+            raise SourceError(f"{self.label}: {text}", self.hint(text)) from problem
+
+    def hint(self, problem: str) -> str:
+        """What to do about an error of the database."""
+        hints = (hint for pattern, hint in SQL_HINTS.items() if re.search(pattern, problem, re.IGNORECASE))
+        return next(hints, "nothing of this transaction was kept")
+
+    def spell(self, name: str) -> str:
+        """A name between SQL's own marks."""
+        return '"' + str(name).replace('"', '""') + '"'
+
+    def quoted(self, name: str) -> str:
+        """The name of a table, perhaps with that of its schema."""
+        return ".".join(map(self.spell, name.split(".")))
 
     def execute(self, query: str, params: Json, stream: bool = False) -> tuple[list[str] | None, Any]:
         """The names of the columns and a cursor; None and how many rows were changed, if it was no query."""
         raise NotImplementedError
 
-    def spell(self, name: str) -> str:
-        """A name between this dialect's marks."""
-        raise NotImplementedError
-
-    def quoted(self, name: str, dotted: bool = True) -> str:
-        """A name as SQL takes it; *dotted* ones are a schema's."""
-        return ".".join(map(self.spell, name.split("."))) if dotted else self.spell(name)
-
     def ask(self, query: str, params: Json, batch_rows: int | None) -> Iterator[Rows]:
-        """The rows of a query in batches; in one, without."""
+        """The rows of a query in batches; in one, without a size."""
         names, cursor = self.execute(query, params, batch_rows is not None)
         if names is None:
-            raise BadRequest(f"no query, but a statement: {brief(query)}", "ctx.sql(…) executes statements")
-        check_distinct(names)
-        while found := cursor.fetchall() if batch_rows is None else cursor.fetchmany(batch_rows):
-            yield named_rows(names, found)
-        if batch_rows is None:
-            yield Rows((), names)
-
-    def run(self, query: str, params: Json) -> Rows | int:
-        """The rows of a query, or how many rows a statement changed."""
-        names, found = self.execute(query, params)
-        if names is None:
-            return int(found)
-        check_distinct(names)
-        return named_rows(names, found.fetchall())
+            raise BadRequest(f"this must be a query: {brief(query)}", "SELECT …; ctx.sql(…) executes statements")
+        yield from rows_of(names, cursor, batch_rows)
 
 
 class SQLite(Warehouse):
-    """A connection to an SQLite file."""
+    """A connection to an SQLite file; it *makes* one where there is none, or is told that there is one."""
 
     dialect, rounds = "sqlite", False
+    fold = staticmethod(str.lower)
+    types_read = 0  # what sqlite3 makes of declared types
     #: The files that this process is reading.
     read_from: list[str] = []  # noqa: RUF012
 
-    def __init__(self, url: str, begin: str) -> None:
-        self.path, self.begin = os.path.realpath(url.partition(":///")[2] or "."), begin
-        if os.path.isdir(self.path) or url.endswith(":memory:"):
-            raise BadRequest(
-                f"'{url}' names no file", "sqlite:///shop.db (in ctx.data_dir) or sqlite:////absolute/path.db"
-            )
+    def __init__(self, path: str, begin: str, makes: bool) -> None:
+        self.errors = (sqlite3.Error, sqlite3.Warning, UnicodeEncodeError, OverflowError)
+        self.path, self.begin, self.makes = path, begin, makes
+        self.label = os.path.basename(path)
 
     def __enter__(self) -> SQLite:
-        there = os.path.exists(self.path)
-        if self.begin == "BEGIN" and not there:
+        is_lacking = not self.makes and not os.path.exists(self.path)
+        if is_lacking and self.begin:
             raise SourceError(f"there is no database {self.path}", path_hint(self.path))
-        self.made = not there
         try:
             make_directory(os.path.dirname(os.path.abspath(self.path)))
-            while not self.open():
-                pass
+            self.open(":memory:" if is_lacking else self.path)
         except (sqlite3.Error, OSError) as problem:
             raise SourceError(f"cannot open {self.path}: {problem}", path_hint(self.path)) from None
         if self.begin == "BEGIN":
             self.read_from.append(self.path)
         return self
 
-    def open(self) -> bool:
-        """Connects and begins; False if whoever had made the file took it away meanwhile, see `leave`."""
-        os.close(os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600)) if self.made else None
-        before = file_at(self.path)
-        self.db = sqlite3.connect(self.path, timeout=LOCKED_S, isolation_level=None, check_same_thread=False)
+    def open(self, path: str) -> None:
+        self.connection = sqlite3.connect(
+            path, timeout=LOCKED_S, isolation_level=None, check_same_thread=False, detect_types=self.types_read
+        )
         try:
-            self.db.execute(self.begin)
+            self.connection.execute(self.begin)
         except BaseException:
-            self.db.close()
+            self.connection.close()
             raise
-        if before == file_at(self.path):
-            return True
-        self.db.close()
-        return False
 
     def __exit__(self, kind: type[BaseException] | None, problem: BaseException | None, trace: object) -> None:
-        try:
-            if self.db.in_transaction:
-                self.db.execute("COMMIT" if problem is None else "ROLLBACK")
-        except sqlite3.Error as late:
-            problem = problem or late
-        finally:
-            self.leave()
-        if isinstance(problem, OverflowError):
-            problem = sqlite3.DataError("an integer has more than 64 bits; a step can make text of it")
-        if isinstance(problem, (sqlite3.Error, sqlite3.Warning, UnicodeEncodeError)):
-            raise SourceError(f"{os.path.basename(self.path)}: {problem}", sql_hint(str(problem))) from problem
+        if self.begin == "BEGIN":
+            self.read_from.remove(self.path)
+        super().__exit__(kind, problem, trace)
 
-    def leave(self) -> None:
-        """Disconnects.  A file that we have made and nothing was written to is no more, unless others wait."""
-        try:
-            if self.made and not os.path.getsize(self.path):
-                self.db.execute("PRAGMA busy_timeout = 0")
-                self.db.execute("BEGIN EXCLUSIVE")  # so that who has it open looks again, see `open`
-                os.unlink(self.path)
-        except (sqlite3.Error, OSError):
-            pass  # others write to it
-        finally:
-            if self.begin == "BEGIN":
-                self.read_from.remove(self.path)
-            self.db.close()
-
-    def spell(self, name: str) -> str:
-        """A name between SQL's own marks."""
-        return quote_name(name)
-
-    def marks(self, count: int) -> str:
-        """Places for values."""
-        return ", ".join("?" * count)
+    def mark(self, position: int) -> str:
+        """The place of a value in a statement."""
+        return "?"
 
     def type_of(self, kind: str | None, scan: Scan, name: str, is_key: bool) -> str:
         """How a kind of column is declared; one without any value takes them as they come."""
-        exact = kind == "decimal" and any(map(is_long, scan.cells_of(name)))
-        return "TEXT" if exact else SQLITE_TYPES.get(kind, "TEXT")
-
-    def has(self, columns: Iterable[str], name: str) -> bool:
-        """Whether a column is there: SQLite does not tell capitals."""
-        return name.lower() in {column.lower() for column in columns}
+        is_text = kind == "decimal" and has_long_decimals(scan, name)
+        return "TEXT" if is_text else KINDS_OF_COLUMN[kind].sqlite_type
 
     def columns_of(self, table: str) -> dict[str, str | None] | None:
         """The columns of a table; None if there is none."""
         schema, _, name = table.rpartition(".")
-        prefix = f"{quote_name(schema)}." if schema else ""
-        found = self.db.execute(f"PRAGMA {prefix}table_info({quote_name(name)})")
-        return {row[1]: None for row in found} or None
+        prefix = f"{self.spell(schema)}." if schema else ""
+        found = self.connection.execute(f"PRAGMA {prefix}table_info({self.spell(name)})")
+        return {self.fold(row[1]): None for row in found} or None
 
     def execute(self, query: str, params: Json, stream: bool = False) -> tuple[list[str] | None, Any]:
-        """The names of the columns and a cursor; None and how many rows were changed, if it was no query."""
-        cursor = self.db.execute(query, {name: plain_cell(value) for name, value in params.items()})
+        cursor = self.connection.execute(query, {name: sqlite_cell(value) for name, value in params.items()})
         if cursor.description is None:
             return None, cursor.rowcount
         return [column[0] for column in cursor.description], cursor
 
-    def change(self, statement: str, values: Json) -> int:
-        """How many rows a statement changed."""
-        return self.db.execute(statement, values).rowcount
-
-    def change_many(self, statement: str, scan: Scan, shape: list[str]) -> None:
-        """A statement with the values of each row.
+    def change(self, statement: str, scan: Scan, shape: list[str]) -> int:
+        """A statement with the values of each row; how many rows it changed.
 
         A stream from this very file keeps it from being written to before the end: all waits in memory.
         """
         if self.path in self.read_from:
-            self.db.execute("PRAGMA cache_spill = 1000000000")  # pages; OFF would be too late
-        self.db.executemany(statement, scan.cells(shape, plain_cell))
+            self.connection.execute("PRAGMA cache_spill = 1000000000")  # pages; OFF would be too late
+        return int(self.connection.executemany(statement, scan.cells(shape, sqlite_cell)).rowcount)
 
 
-#: How long a database that another run writes to is waited for.
-LOCKED_S = 60.0
-#: What a database says → what to do about it.
-SQL_HINTS = {
-    r"on conflict|no unique or exclusion|not referenced by a unique": (
-        "upsert needs a UNIQUE index on its key: CREATE UNIQUE INDEX … ON table (key)"
-    ),
-    r"no such (table|column)|does not exist": "check the name; ctx.load makes tables",
-    r"binding|bind parameter": "params={…} gives :name its value; a colon in a text is written \\:",
-    r"one statement": "one statement a call",
-    r"locked": "another process writes to it; so does a stream from the same file that is not yet read",
-}
+class StepTable(SQLite):
+    """The table `data` of a SQL step, in memory: every kind of value comes back as it was."""
 
+    def __init__(self, rows: Rows) -> None:
+        super().__init__(":memory:", "BEGIN IMMEDIATE", True)
+        self.label, self.types_read = "SQL step", sqlite3.PARSE_DECLTYPES
+        self.scan = Scan(rows)
 
-def sql_hint(problem: str) -> str:
-    """What to do about an error of a database."""
-    found = (hint for pattern, hint in SQL_HINTS.items() if re.search(pattern, problem, re.IGNORECASE))
-    return next(found, "nothing of this transaction was kept")
+    def fill(self) -> None:
+        """Puts the rows into the table."""
+        scan = self.scan if self.scan.columns else Scan(Rows((), ["?"]))
+        table = Loading(self, "data", "append", [])
+        table.widen(scan)
+        table.insert(scan, scan.columns)
 
+    def type_of(self, kind: str | None, scan: Scan, name: str, is_key: bool) -> str:
+        """What sqlite3 knows a kind of column by that SQLite does not have."""
+        if kind == "decimal" and has_long_decimals(scan, name):
+            hint = "a step in Python reckons with all digits"
+            raise SourceError(f"SQL step: '{name}' has decimals of more than {DECIMAL_DIGITS} digits", hint)
+        parse = KINDS_OF_COLUMN[kind].parse
+        if kind in SQLITE_KINDS or parse is None:
+            return ""
+        sqlite3.register_converter(f"tau_{kind}", lambda cell: parse(cell.decode()))
+        return f"tau_{kind}"
 
-def file_at(path: str) -> tuple[int, int] | None:
-    """Which file is at a path: device and inode."""
-    try:
-        found = os.stat(path)
-    except OSError:
-        return None
-    return found.st_dev, found.st_ino
+    def hint(self, problem: str) -> str:
+        columns = self.scan.columns
+        if "64 bits" in problem:
+            return super().hint(problem)
+        return did_you_mean(
+            problem.rpartition(": ")[2], columns, f"data has the columns {', '.join(columns) or '(none)'}"
+        )
 
 
 class Alchemy(Warehouse):
@@ -15652,11 +15718,11 @@ class Alchemy(Warehouse):
 
     def __init__(self, url: str, around: Surroundings) -> None:
         self.alchemy = need("sqlalchemy", "sql", url.partition(":")[0])
+        self.errors = self.alchemy.exc.SQLAlchemyError
         if url not in around.engines:
             around.engines[url] = self.make_engine(url)
         self.engine = around.engines[url]
-        self.dialect = self.engine.dialect.name
-        self.marked = self.engine.dialect.identifier_preparer
+        self.dialect = self.label = self.engine.dialect.name
 
     def make_engine(self, url: str) -> Any:
         """SQLAlchemy's engine, with a driver that is there."""
@@ -15677,97 +15743,61 @@ class Alchemy(Warehouse):
     def __enter__(self) -> Alchemy:
         try:
             self.connection = self.engine.connect()
-        except self.alchemy.exc.SQLAlchemyError as problem:
+        except self.errors as problem:
             raise SourceError(f"cannot connect to {self.dialect}: {cause_text(problem)}", "check the URL") from None
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, problem: BaseException | None, trace: object) -> None:
-        try:
-            if problem is None:
-                self.connection.commit()
-            else:
-                self.connection.rollback()
-        except self.alchemy.exc.SQLAlchemyError as late:
-            problem = late
-        finally:
-            self.connection.close()
-        if isinstance(problem, self.alchemy.exc.SQLAlchemyError):
-            text = cause_text(problem)
-            raise SourceError(f"{self.dialect}: {text}", sql_hint(text)) from problem
-
     def spell(self, name: str) -> str:
         """A name between this dialect's marks, in which SQLAlchemy is to find no parameter."""
-        end = self.marked.final_quote
-        inner = str(name).replace(end, end * 2).replace(":", "\\:")
-        return f"{self.marked.initial_quote}{inner}{end}"
+        marks = self.engine.dialect.identifier_preparer
+        inner = str(name).replace(marks.final_quote, marks.final_quote * 2).replace(":", "\\:")
+        return f"{marks.initial_quote}{inner}{marks.final_quote}"
 
-    def marks(self, count: int) -> str:
-        """Places for values."""
-        return ", ".join(f":c{i}" for i in range(count))
+    def mark(self, position: int) -> str:
+        return f":c{position}"
 
     def type_of(self, kind: str | None, scan: Scan, name: str, is_key: bool) -> str:
         """How a kind of column is declared."""
-        types = self.alchemy.types
-        made = getattr(types, ALCHEMY_TYPES.get(kind or "", "Text"))()
+        types, word = self.alchemy.types, KINDS_OF_COLUMN[kind].alchemy_type
+        made = getattr(types, word)()
         if kind == "datetime":
-            zones = {getattr(cell, "tzinfo", None) for cell in scan.cells_of(name)} - {None}
-            made = types.DateTime(timezone=bool(zones))
+            made = types.DateTime(timezone=any(getattr(cell, "tzinfo", None) for cell in scan.cells_of(name)))
         elif kind == "decimal" and self.dialect not in ANY_DECIMAL:
             digits = [-cell.as_tuple().exponent for cell in scan.cells_of(name) if hasattr(cell, "as_tuple")]
             made = types.Numeric(38, min(max([9, *digits]), 30))
-        elif kind in ("text", None) and is_key and self.dialect in ("mysql", "mariadb", "mssql", "oracle"):
-            made = types.String(255)  # they have no keys of any length
+        elif word == "Text" and is_key and self.dialect in SHORT_KEYS:
+            made = types.String(255)
         return str(made.compile(dialect=self.engine.dialect))
-
-    def has(self, columns: Iterable[str], name: str) -> bool:
-        """Whether a column is there."""
-        return name in columns
 
     def columns_of(self, table: str) -> dict[str, str | None] | None:
         """The columns of a table, which of them are integers; None if there is none."""
         schema, _, name = table.rpartition(".")
         if self.dialect == "duckdb":  # which lacks tables that SQLAlchemy asks of its like
-            asked = {"schema": schema or "main", "name": name}
-            types = self.alchemy.text(COLUMNS_OF), asked
-            kinds = {one: "integer" if "INT" in kind else None for one, kind in self.connection.execute(*types)}
-            return kinds or None
-        look = self.alchemy.inspect(self.connection)
+            found = self.execute(COLUMNS_OF, {"schema": schema or "main", "name": name})[1]
+            return {column: "integer" if "INT" in kind else None for column, kind in found} or None
+        look, whole_type = self.alchemy.inspect(self.connection), self.alchemy.types.Integer
         if not look.has_table(name, schema or None):
             return None
-        whole_type = self.alchemy.types.Integer
-        found = look.get_columns(name, schema or None)
-        return {one["name"]: "integer" if isinstance(one["type"], whole_type) else None for one in found}
+        columns = look.get_columns(name, schema or None)
+        return {one["name"]: "integer" if isinstance(one["type"], whole_type) else None for one in columns}
 
-    def execute(self, query: str, params: Json, stream: bool = False) -> tuple[list[str] | None, Any]:
-        """The names of the columns and a cursor; None and how many rows were changed, if it was no query."""
+    def execute(self, query: str, params: Any, stream: bool = False) -> tuple[list[str] | None, Any]:
         connection = self.connection.execution_options(stream_results=stream)
         done = connection.execute(self.alchemy.text(query), params)
         return ([*done.keys()], done) if done.returns_rows else (None, done.rowcount)
 
-    def change(self, statement: str, values: Json) -> int:
-        """How many rows a statement changed."""
-        return int(self.connection.execute(self.alchemy.text(statement), values).rowcount)
-
-    def change_many(self, statement: str, scan: Scan, shape: list[str]) -> None:
-        """A statement with the values of each row."""
+    def change(self, statement: str, scan: Scan, shape: list[str]) -> int:
         names = [f"c{i}" for i in range(len(shape))]
         values = [dict(zip(names, row, strict=True)) for row in scan.cells(shape, database_cell)]
-        if values:
-            self.connection.execute(self.alchemy.text(statement), values)
+        return int(self.connection.execute(self.alchemy.text(statement), values).rowcount) if values else 0
 
 
 def cause_text(problem: BaseException) -> str:
-    """What the driver said, in one line, without SQLAlchemy's statement, parameters and links."""
+    """What a driver said, in one line, without SQLAlchemy's statement, parameters and links."""
+    if isinstance(problem, OverflowError):
+        return "an integer has more than 64 bits"
     text = str(getattr(problem, "orig", None) or problem).partition("\n[SQL")[0]
     return clip(" ".join(text.partition("(Background on this error")[0].split()), 500)
-
-
-def database_cell(value: Any) -> Any:
-    """A value as drivers take it: what they have no type for as text."""
-    kind = CELL_KINDS.get(type(value).__name__)  # none of a class of its own
-    if type(value) in PLAIN_TYPES or (kind in ALCHEMY_TYPES and not hasattr(value, "item")):
-        return value
-    return text_or_number(value)
 
 
 # --- 46. Formats -------------------------------------------------------------------------
@@ -15776,13 +15806,23 @@ def database_cell(value: Any) -> Any:
 
 
 class FileFormat:
-    """How rows are read from a binary file and written to one; options are the functions' keyword arguments."""
+    """How rows are read from a binary file and written to one.
 
-    __slots__ = ("key", "name", "read", "write")
+    Options are keyword arguments of the functions; *fixed* are those that the format has decided.  *key* makes
+    of a cell what it has in common with others that are the same key.
+    """
 
-    def __init__(self, name: str, read: Any, write: Any, key: Callable[[Any], Any]) -> None:
-        self.name, self.read, self.write = name, read, write
-        self.key = key  # what two cells have in common that are the same key in this format
+    def __init__(self, name: str, reader: Any, writer: Any, key: Callable[[Any], str], **fixed: Any) -> None:
+        self.name, self.reader, self.writer, self.key, self.fixed = name, reader, writer, key, fixed
+        self.reads, self.writes = (
+            [option for option in work.__kwdefaults__ or () if option not in fixed] for work in (reader, writer)
+        )
+
+    def read(self, file: Any, batch_rows: int | None, **options: Any) -> Iterator[Rows]:
+        return self.reader(file, batch_rows, **self.fixed, **options)  # type: ignore[no-any-return]
+
+    def write(self, file: Any, batches: Iterable[Rows], **options: Any) -> None:
+        self.writer(file, batches, **self.fixed, **options)
 
 
 def find_format(named: str | None, path: str) -> FileFormat:
@@ -15794,42 +15834,16 @@ def find_format(named: str | None, path: str) -> FileFormat:
     return FILE_FORMATS[suffix]
 
 
-def options_for(work: Callable[..., Any], options: Json, what: str) -> Json:
-    """The options, if they all are keyword arguments of *work*; BadRequest names one that is not."""
-    known = getattr(work, "__kwdefaults__", None) or {}
-    check_options(options, known, what, f"{what} takes {', '.join(known) or 'none'}")
-    return options
-
-
-def check_options(options: Json, known: Iterable[str], what: str, otherwise: str) -> None:
-    """BadRequest names an option that is not known, and the nearest that is, or *otherwise*."""
-    if unknown := next((name for name in options if name not in known), None):
-        raise BadRequest(f"{what} has no option '{unknown}'", did_you_mean(unknown, known, otherwise))
-
-
-def told_of(label: str, batches: Iterator[Rows]) -> Iterator[Rows]:
-    """The batches of what is called *label*; SourceError names it for all that can be wrong with a file."""
-    hint = "is it whole, and of this format?"
+def labelled(label: str, batches: Iterator[Rows]) -> Iterator[Rows]:
+    """The batches of a file; SourceError names it for all that can be wrong with it."""
     try:
         yield from batches
-    except SourceError as problem:
-        raise SourceError(f"{label}: {problem}", problem.hint) from problem.__cause__
-    except BadRequest as problem:
-        raise BadRequest(f"{label}: {problem}", problem.hint) from problem.__cause__
+    except (SourceError, BadRequest) as problem:
+        raise type(problem)(f"{label}: {problem}", problem.hint) from problem.__cause__
     except UnicodeDecodeError as problem:
         raise SourceError(f"{label}: {problem}", "say encoding='cp1252', 'latin-1', 'utf-16'…") from None
     except (EOFError, zlib.error, gzip.BadGzipFile) as problem:
-        raise SourceError(f"{label}: {problem}", hint) from None
-
-
-def unpacked(file: Any, name: str) -> Any:
-    """The bytes of a file, decompressed if its name says so."""
-    return gzip.GzipFile(fileobj=file, mode="rb") if name.endswith(".gz") else file
-
-
-def packed(file: Any, name: str) -> Any:
-    """A file to be written, compressed if its name says so; the same rows give the same bytes."""
-    return gzip.GzipFile("", "wb", fileobj=file, mtime=0) if name.endswith(".gz") else contextlib.nullcontext(file)
+        raise SourceError(f"{label}: {problem}", "is it whole, and of this format?") from None
 
 
 def read_csv(
@@ -15843,12 +15857,15 @@ def read_csv(
         lines = CsvLines(text, delimiter, skip_lines)
         names = [*columns] if columns is not None else lines.header()
         check_distinct(names, "columns=[…], skip_lines=1 names them anew")
+        fitted = lines.fitted(len(names), ragged, types is not None)
         for position in itertools.count() if names else ():
-            rows = lines.take(names, batch_rows, ragged, types is not None)
-            if rows or not position:  # without any row there still are columns
-                yield cast.rows(rows, lines.numbers)
-            if lines.ended:
+            rows = Rows([dict(zip(names, line)) for line in itertools.islice(fitted, batch_rows)], names)  # noqa: B905
+            if position and not rows:
                 return
+            yield cast.rows(rows, lines.numbers)  # without any row there still are columns
+            lines.numbers.clear()
+    except csv.Error as problem:
+        raise SourceError(f"line {lines.number}: {problem}", "is it whole, and quoted as CSV is?") from None
     finally:
         text.detach()  # the file is not ours to close
 
@@ -15862,55 +15879,40 @@ def text_layer(file: Any, encoding: str) -> io.TextIOWrapper:
 
 
 class CsvLines:
-    """The lines of a CSV file on their way to rows; errors say which line."""
+    """The lines of a CSV file as lists of cells; `number` is that of the last."""
 
     def __init__(self, text: Iterable[str], delimiter: str, skipped: int) -> None:
         try:
             self.reader = csv.reader(itertools.islice(text, skipped, None), delimiter=delimiter, strict=True)
         except TypeError as problem:
             raise BadRequest(f"delimiter={delimiter!r}: {problem}", "one character, such as ';'") from None
-        self.skipped, self.ended = skipped, False
-        self.numbers: list[int] = []  # of the rows last taken, where types may ask for them
+        self.skipped = skipped
+        self.numbers: list[int] = []  # of the lines since it was cleared, where types may ask for them
 
-    def line(self) -> int:
-        """The number of the line last read."""
+    @property
+    def number(self) -> int:
         return int(self.reader.line_num) + self.skipped
 
     def header(self) -> list[str]:
         """The names of the columns; none of an empty file."""
-        try:
-            names: list[str] = next(self.reader, [])
-        except csv.Error as problem:
-            raise SourceError(f"line {self.line()}: {problem}", "is it CSV?") from None
+        names: list[str] = next(self.reader, [])
         if len(names) == 1 and (other := next((c for c in ";\t|" if c in names[0]), None)):
             raise SourceError(f"the header is one column: {safe_repr(names[0])}", f"delimiter={other!r}")
         return names
 
-    def take(self, names: list[str], most: int | None, ragged: bool, numbered: bool) -> Rows:
-        """The next rows, all without *most*."""
-        rows = Rows((), names)
-        add, width, self.numbers, self.ended = rows.append, len(names), [], most is None
-        line = None
-        try:
-            for line in itertools.islice(self.reader, most):
-                if len(line) != width:
-                    if not line:
-                        continue  # a blank one
-                    line = self.fitted(line, width, ragged)
-                add(dict(zip(names, line)))  # noqa: B905 (they are of one length, and strict costs)
-                if numbered:
-                    self.numbers.append(self.line())
-        except csv.Error as problem:
-            raise SourceError(f"line {self.line()}: {problem}", "is it whole, and quoted as CSV is?") from None
-        self.ended = self.ended or line is None
-        return rows
-
-    def fitted(self, line: list[str], width: int, ragged: bool) -> list[str]:
-        """A line of another length than the header, filled or cut; SourceError unless that was asked for."""
-        if not ragged:
-            told = f"line {self.line()} has {len(line)} cells, the header {width}"
-            raise SourceError(told, "ragged=True fills and cuts such lines")
-        return (line + [""] * width)[:width]
+    def fitted(self, width: int, ragged: bool, numbered: bool) -> Iterator[list[str]]:
+        """All lines but blank ones, as long as the header; *ragged* fills and cuts others."""
+        for line in self.reader:
+            if len(line) != width:
+                if not line:
+                    continue
+                if not ragged:
+                    wrong = f"line {self.number} has {len(line)} cells, the header {width}"
+                    raise SourceError(wrong, "ragged=True fills and cuts such lines")
+                line = (line + [""] * width)[:width]
+            if numbered:
+                self.numbers.append(self.number)
+            yield line
 
 
 def write_csv(
@@ -15924,9 +15926,7 @@ def write_csv(
         write_cells(text, [names] if names else [], delimiter)
         for batch in batches:
             check_columns(batch, names)
-            scan = Scan(batch)
-            check_writable(scan, "CSV")
-            lines = scan.cells(names, cell_text)
+            lines = Scan(batch).cells(names, csv_cell)
             while some := [*itertools.islice(lines, BATCH_ROWS)]:
                 write_cells(text, some, delimiter)
     finally:
@@ -15942,70 +15942,26 @@ def write_cells(text: io.TextIOWrapper, lines: list[Any], delimiter: str) -> Non
     for quoting in (csv.QUOTE_MINIMAL, csv.QUOTE_ALL):
         block = io.StringIO(newline="")
         csv.writer(block, delimiter=delimiter, lineterminator="\n", quoting=quoting).writerows(lines)
-        if "\r" not in (found := block.getvalue()):
+        if "\r" not in (written := block.getvalue()):
             break
     try:
-        text.write(found)
+        text.write(written)
     except UnicodeEncodeError as problem:
         raise SourceError(f"a cell cannot be written: {problem}", "encoding='utf-8' takes all text") from None
 
 
-def check_writable(scan: Scan, what: str) -> None:
-    """SourceError for columns of bytes, which a text format cannot hold."""
-    for name, types in scan.types.items():
-        if types & {bytes, bytearray, memoryview}:
-            raise SourceError(f"column '{name}' holds bytes, {what} text", "base64.b64encode(…).decode()")
-
-
 def first_columns(batches: Iterable[Rows], named: Sequence[str] | None) -> tuple[list[str], Iterable[Rows]]:
-    """The columns of a file to be written, from its first rows and the first new ones, and all batches."""
-    if named is not None:
-        return [*named], batches
+    """The columns of a file to be written, and all batches: those that are named, or in the first two batches."""
     source = iter(batches)
-    seen: list[Rows] = []
-    names: dict[str, None] = {}
-    for batch in source:
-        seen.append(batch)
-        names |= dict.fromkeys(columns_of(batch))
-        if len(seen) == 2:
-            break
-    return [*names], itertools.chain(seen, source)
+    first = [*itertools.islice(source, 0 if named is not None else 2)]
+    names = itertools.chain(*map(columns_of, first)) if named is None else named
+    return [*dict.fromkeys(names)], itertools.chain(first, source)
 
 
 def check_columns(batch: Rows, names: list[str]) -> None:
     """SourceError for a column that appears after the header has been written."""
     if late := next((name for name in columns_of(batch) if name not in names), None):
         raise SourceError(f"column '{late}' appears only after the header", "name all: columns=[…], or load at once")
-
-
-def cell_text(value: Any) -> Any:
-    """A value as a CSV cell; what is native to CSV stays as it is."""
-    if type(value) in PLAIN_TYPES:
-        return value
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    return text_or_number(value)
-
-
-def csv_key(value: Any) -> str:
-    """A cell of a key as text, the way it stands in the file."""
-    return str(cell_text(value))
-
-
-def read_tsv(
-    file: Any, batch_rows: int | None, *, types: Any = None, encoding: str = "utf-8-sig",
-    columns: Sequence[str] | None = None, ragged: bool = False, skip_lines: int = 0,
-) -> Iterator[Rows]:  # fmt: skip
-    """CSV whose cells are separated by tabs."""
-    more: Json = {"columns": columns, "ragged": ragged, "skip_lines": skip_lines}
-    return read_csv(file, batch_rows, types=types, delimiter="\t", encoding=encoding, **more)
-
-
-def write_tsv(
-    file: Any, batches: Iterable[Rows], *, encoding: str = "utf-8", columns: Sequence[str] | None = None
-) -> None:
-    """The same, written."""
-    write_csv(file, batches, delimiter="\t", encoding=encoding, columns=columns)
 
 
 def read_json(file: Any, batch_rows: int | None, *, records: str | None = None) -> Iterator[Rows]:
@@ -16020,23 +15976,19 @@ def read_json(file: Any, batch_rows: int | None, *, records: str | None = None) 
 
 def records_of(document: Any, path: str | None) -> list[Any]:
     """The rows in a JSON document; SourceError if they are not where *path* says, or it must say so."""
+    members = document if isinstance(document, dict) else {}
     if path is None:
         if isinstance(document, list):
             return document
-        lists = [name for name, value in document.items() if is_records(value)] if isinstance(document, dict) else []
-        if lists:
-            raise SourceError("the document is an object with lists in it", f"say records='{lists[0]}'")
+        for name, value in members.items():
+            if isinstance(value, list) and value and isinstance(value[0], dict):
+                raise SourceError("the document is an object with lists in it", f"say records='{name}'")
         return [document]
     found = at_path(document, path)
     if not isinstance(found, list):
-        hint = f"the document has {', '.join(document)}" if isinstance(document, dict) else "leave records out"
+        hint = f"the document has {', '.join(members)}" if members else "leave records out"
         raise SourceError(f"there is no list at records='{path}'", hint[:500])
     return found
-
-
-def is_records(value: Any) -> bool:
-    """Whether a value is a list of objects."""
-    return isinstance(value, list) and bool(value) and isinstance(value[0], dict)
 
 
 def at_path(document: Any, path: str) -> Any:
@@ -16050,34 +16002,29 @@ def at_path(document: Any, path: str) -> Any:
 def write_json(file: Any, batches: Iterable[Rows]) -> None:
     """One array, an object a line."""
     separator = b"[\n"
-    for batch in batches:
-        for row in batch:
-            file.write(separator + json_row(row))
-            separator = b",\n"
+    for row in itertools.chain.from_iterable(batches):
+        file.write(separator + json_row(row))
+        separator = b",\n"
     file.write(b"[]\n" if separator == b"[\n" else b"\n]\n")
 
 
 def read_json_lines(file: Any, batch_rows: int | None) -> Iterator[Rows]:
     """An object a line; blank lines are skipped."""
-    lines = enumerate(file, 1)
+    lines = ((number, line) for number, line in enumerate(file, 1) if line.strip())
+    return batched((json_line(*one) for one in lines), batch_rows)
 
-    def read() -> Iterator[Any]:
-        for number_of_line, line in lines:
-            if line.strip():
-                try:
-                    row = json.loads(line)
-                except (ValueError, RecursionError) as problem:
-                    told = f"line {number_of_line} is not JSON: {problem}"
-                    raise SourceError(told, "an object a line") from None
-                if type(row) is not dict:
-                    raise SourceError(f"line {number_of_line} is no object", "an object a line")
-                yield row
 
-    return batched(read(), batch_rows)
+def json_line(number: int, line: bytes) -> Json:
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError) as problem:
+        raise SourceError(f"line {number} is not JSON: {problem}", "an object a line") from None
+    if type(row) is not dict:
+        raise SourceError(f"line {number} is no object", "an object a line")
+    return row
 
 
 def write_json_lines(file: Any, batches: Iterable[Rows]) -> None:
-    """An object a line."""
     for batch in batches:
         file.writelines([json_row(row) + b"\n" for row in batch])
 
@@ -16096,32 +16043,31 @@ def json_row(row: Json) -> bytes:
 
 def json_cell(value: Any) -> Any:
     """A value that JSON has no word for, in JSON."""
-    if isinstance(value, (bytes, bytearray, memoryview)):
-        raise BadResult("JSON cannot hold bytes")
-    return to_json(value, "cell")
+    return refuse_bytes(value) if isinstance(value, (bytes, bytearray, memoryview)) else to_json(value, "cell")
 
 
 encode_row = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False, default=json_cell).encode
 
 
+def parquet_and_arrow() -> tuple[Any, Any]:
+    return need("pyarrow.parquet", "parquet", "Parquet"), need("pyarrow", "parquet", "Parquet")
+
+
 def read_parquet(file: Any, batch_rows: int | None) -> Iterator[Rows]:
     """Parquet, through pyarrow."""
-    parquet, arrow = need("pyarrow.parquet", "parquet", "Parquet"), need("pyarrow", "parquet", "Parquet")
+    parquet, arrow = parquet_and_arrow()
     try:
         table = parquet.ParquetFile(file)
-        names = table.schema_arrow.names
-        if batch_rows is None:
-            yield Rows(table.read().to_pylist(), names)
-            return
-        for batch in table.iter_batches(batch_rows):
-            yield Rows(batch.to_pylist(), names)
+        batches = [table.read()] if batch_rows is None else table.iter_batches(batch_rows)
+        for batch in batches:
+            yield Rows(batch.to_pylist(), table.schema_arrow.names)
     except arrow.ArrowException as problem:
         raise SourceError(f"not Parquet: {problem}", "is it whole, and of this format?") from None
 
 
 def write_parquet(file: Any, batches: Iterable[Rows]) -> None:
     """Parquet, through pyarrow; the first batches decide the types."""
-    parquet, arrow = need("pyarrow.parquet", "parquet", "Parquet"), need("pyarrow", "parquet", "Parquet")
+    parquet, arrow = parquet_and_arrow()
     names, batches = first_columns(batches, None)
     source = (batch for batch in batches if batch)
     try:
@@ -16145,14 +16091,17 @@ def full_table(arrow: Any, batch: Rows, names: list[str], schema: Any) -> Any:
     return arrow.Table.from_pylist([{name: row.get(name) for name in names} for row in batch], schema)
 
 
+def csv_key(value: Any) -> str:
+    return str(csv_cell(value))
+
+
 def json_key(value: Any) -> str:
-    """A cell of a key as JSON."""
     return encode_json(to_json(value, "key"))
 
 
 FILE_FORMATS = {
     "csv": FileFormat("csv", read_csv, write_csv, csv_key),
-    "tsv": FileFormat("tsv", read_tsv, write_tsv, csv_key),
+    "tsv": FileFormat("tsv", read_csv, write_csv, csv_key, delimiter="\t"),
     "json": FileFormat("json", read_json, write_json, json_key),
     "jsonl": FileFormat("jsonl", read_json_lines, write_json_lines, json_key),
     "ndjson": FileFormat("jsonl", read_json_lines, write_json_lines, json_key),
@@ -16161,52 +16110,6 @@ FILE_FORMATS = {
 
 
 # The types of text cells.
-
-
-TRUTHS = {"true": True, "t": True, "yes": True, "y": True, "1": True, "on": True}
-TRUTHS |= {"false": False, "f": False, "no": False, "n": False, "0": False, "off": False}
-
-
-def truth(text: str) -> bool:
-    """`true` and `false`, and other words for them, in any case."""
-    return TRUTHS[text.strip().lower()]
-
-
-def whole(text: str) -> int:
-    """A whole number; not 1_000, which Python would take for one."""
-    if "_" in text:
-        raise ValueError(text)
-    return int(text)
-
-
-def real(text: str) -> float:
-    """A finite number."""
-    value = float(text)
-    if "_" in text or value - value != 0:
-        raise ValueError(text)
-    return value
-
-
-#: The types that a text column may have, and what makes a value of the text.
-CASTS: dict[str, Callable[[str], Any]] = {
-    "integer": whole,
-    "real": real,
-    "boolean": truth,
-    "date": lambda text: datetime.date.fromisoformat(text),
-    "datetime": lambda text: datetime.datetime.fromisoformat(text),
-    "text": str,
-}
-#: Other words for them: Python's types by name.
-CAST_WORDS = {"int": "integer", "float": "real", "bool": "boolean", "str": "text"}
-#: What every cell of a column must look like for a type that nobody named, the narrowest first: 007 is a
-#: code and 20 digits are a name, so they stay text, and 2026-W05 is no day.
-GUESSES = {
-    "integer": r"-?(0|[1-9][0-9]{0,17})",
-    "real": r"-?((0|[1-9][0-9]{0,14})(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]+)?",
-    "boolean": r"(?i:true|false)",
-    "date": r"[0-9]{4}-[0-9]{2}-[0-9]{2}",
-    "datetime": r"[0-9]{4}-[0-9]{2}-[0-9]{2}[T ][0-9]{2}:[0-9]{2}.*",
-}
 
 
 class Cast:
@@ -16222,42 +16125,42 @@ class Cast:
         """The rows, which are from these lines, with their cells cast; empty cells become None."""
         if self.guess and rows:
             self.guess = False
-            self.casts = {name: guess_cast(rows, name) for name in rows.columns}
-        for name, cast in self.casts.items():
+            self.casts = {name: guess_cast({row[name] for row in rows} - {""}) for name in rows.columns}
+        for name, (kind, cast) in self.casts.items():
             if name not in rows.columns:
                 hint = did_you_mean(name, rows.columns, f"there are {', '.join(rows.columns)}")
                 raise SourceError(f"types: there is no column '{name}'", hint)
-            cast_column(rows, name, cast, lines)
+            cast_column(rows, name, kind, cast, lines)
         return rows
 
 
-def cast_of(kind: Any, column: str) -> Callable[[str], Any]:
-    """The function that a type stands for: a word, a Python type, or any function of the text."""
-    word = kind if isinstance(kind, str) else getattr(kind, "__name__", "")
-    word = CAST_WORDS.get(word, word)
-    if word in CASTS:
-        return CASTS[word]
+def cast_of(kind: Any, column: str) -> tuple[str, Callable[[str], Any]]:
+    """A type, as its name and what makes it of text: a word, a Python type, or any function of the text."""
+    word = kind if isinstance(kind, str) else getattr(kind, "__name__", "of its type")
+    found = KINDS_OF_COLUMN.get(word) or KINDS_OF_CLASS.get(word)
+    if found is not None and found.parse is not None:
+        return str(found.name), found.parse
     if not callable(kind):
-        hint = did_you_mean(str(kind), CASTS, "one of " + ", ".join(CASTS))
+        words = [str(one.name) for one in KINDS_OF_COLUMN.values() if one.parse is not None]
+        hint = did_you_mean(str(kind), words, "one of " + ", ".join(words))
         raise BadRequest(f"types: '{kind}' of column '{column}' is no type", hint)
-    return kind  # type: ignore[no-any-return]
+    return word, kind
 
 
-def guess_cast(rows: Rows, name: str) -> Callable[[str], Any]:
-    """The narrowest type that every cell of a column has."""
-    texts = {row[name] for row in rows} - {""}
-    for word, pattern in GUESSES.items() if texts else ():
+def guess_cast(texts: set[str]) -> tuple[str, Callable[[str], Any]]:
+    """The narrowest type that all these texts have."""
+    for kind in KINDS_OF_VALUE if texts else ():
         try:
-            if all(map(re.compile(pattern).fullmatch, texts)):
+            if kind.parse and kind.pattern and all(map(re.compile(kind.pattern).fullmatch, texts)):
                 for text in texts:
-                    CASTS[word](text)
-                return CASTS[word]
+                    kind.parse(text)
+                return str(kind.name), kind.parse
         except ValueError:
             continue  # 2026-02-31 looks like a day
-    return CASTS["text"]
+    return "text", str
 
 
-def cast_column(rows: Rows, name: str, cast: Callable[[str], Any], lines: list[int]) -> None:
+def cast_column(rows: Rows, name: str, kind: str, cast: Callable[[str], Any], lines: list[int]) -> None:
     """Casts the cells of a column in place; SourceError names the line of one that has another type."""
     position = 0
     try:
@@ -16265,16 +16168,14 @@ def cast_column(rows: Rows, name: str, cast: Callable[[str], Any], lines: list[i
             text = row[name]
             row[name] = cast(text) if text != "" else None
     except (ValueError, KeyError, ArithmeticError) as problem:
-        names = {one: word for word, one in CASTS.items()}
-        kind = names.get(cast, getattr(cast, "__name__", "of its type"))
-        told = f"'{clip(rows[position][name], 100)}' in column '{name}' is not {kind}"
+        wrong = f"'{clip(rows[position][name], 100)}' in column '{name}' is not {kind}"
         hint = f"name its type: types={{'{name}': 'text'}}"
-        raise SourceError(f"line {lines[position]}: {told}", hint) from problem
+        raise SourceError(f"line {lines[position]}: {wrong}", hint) from problem
 
 
 # --- 47. Rows ----------------------------------------------------------------------------
-# Owns data on its way through a pipeline: lists of dicts, streams of batches, the steps between them.
-# Calls Trace.  Promises answers that can be used at once and awaited too, and steps that count by themselves.
+# Owns data on its way through a pipeline: lists of dicts, streams of batches, and the kinds of value in them.
+# Calls Trace.  Promises that a value is of one kind everywhere, and that a stream holds one batch at a time.
 
 #: Rows in a batch of a stream.
 BATCH_ROWS = 10_000
@@ -16284,7 +16185,7 @@ OBSERVED_COLUMNS = 50
 
 
 class Ready:
-    """What is there already, and can be awaited, or made a task of, as if it were to come."""
+    """A value that can also be awaited, or made a task of."""
 
     __slots__ = ()
 
@@ -16293,15 +16194,13 @@ class Ready:
         return self
 
     def send(self, value: None) -> Any:
-        """A task asks for it."""
         raise StopIteration(self)
 
-    def throw(self, *problem: Any) -> Any:
-        """A task is cancelled before it asked."""
-        raise problem[-1] if isinstance(problem[-1], BaseException) else problem[0]
+    def throw(self, problem: BaseException) -> Any:
+        raise problem
 
     def close(self) -> None:
-        """Nothing is open."""
+        pass
 
 
 class Rows(Ready, list["Json"]):
@@ -16320,90 +16219,16 @@ class Count(Ready, int):
     """A number that can be awaited."""
 
 
-def eager(work: Coroutine[Any, Any, Any]) -> Any:
-    """The answer of *work*, which is done now as far as it need not wait; else what is to be awaited.
-
-    It works in a context of its own, so that the steps of several that wait side by side nest right.
-    """
-    context = contextvars.copy_context()
-    try:
-        context.run(work.send, None)
-    except StopIteration as done:
-        return done.value
-    return Unfinished(work, context)
-
-
-class Unfinished:
-    """Work that waits for an async function of the author's, which begins only when this is awaited."""
-
-    #: Those that nobody has awaited yet.
-    waiting: set[Unfinished] = set()  # noqa: RUF012
-
-    def __init__(self, work: Coroutine[Any, Any, Any], context: contextvars.Context) -> None:
-        self.work, self.context = work, context
-        self.waiting.add(self)
-
-    def send(self, value: Any) -> Any:
-        """Goes on, for who awaits it or for a task that was made of it."""
-        self.waiting.discard(self)
-        return self.context.run(self.work.send, value)
-
-    def throw(self, *problem: Any) -> Any:
-        """Goes on with an exception."""
-        self.waiting.discard(self)
-        return self.context.run(self.work.throw, *problem)
-
-    def close(self) -> None:
-        """Ends it."""
-        self.waiting.discard(self)
-        self.context.run(self.work.close)
-
-    def __await__(self) -> Generator[Any, Any, Any]:
-        go_on: Any = (self.send, None)
-        while True:
-            try:
-                waiting = go_on[0](go_on[1])
-            except StopIteration as done:
-                return done.value
-            try:
-                go_on = (self.send, (yield waiting))
-            except BaseException as problem:
-                go_on = (self.throw, problem)
-
-    def __iter__(self) -> Any:
-        raise TypeError("this waits for an async function: write `await ctx.…(…)`")
-
-    __len__ = __getitem__ = __bool__ = __iter__
-
-    @classmethod
-    def check(cls) -> None:
-        """BadRequest if the pipeline returned without having awaited what must be."""
-        if cls.waiting:
-            steps = [one.context.run(CURRENT.get) for one in cls.waiting]
-            names = ", ".join(sorted("ctx.check" if step is None else step.path for step in steps))
-            raise BadRequest(f"never awaited: {names}", "an async function is in it: write `await ctx.…(…)`")
-
-
-class Pause:
-    """What lets `eager` return before async code of the author's begins: that is the awaiting task's."""
-
-    def __await__(self) -> Generator[Any, Any, None]:
-        yield
-
-
 async def settle(value: Any) -> Any:
-    """The value, or what it comes to where it must be awaited; in sync code a loop is run for it."""
+    """The value, awaited if it must be: in sync code in a loop of its own.
+
+    In async code it pauses before, so that `eager` returns: what follows belongs to the task that awaits.
+    """
     if not hasattr(value, "__await__") or isinstance(value, Ready):
         return value
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-
-        async def awaited() -> Any:
-            return await value
-
-        return asyncio.run(awaited())
-    await Pause()
+    if asyncio._get_running_loop() is None:
+        return asyncio.run(asyncio.wait_for(value, None))
+    await asyncio.sleep(0)
     return await value
 
 
@@ -16436,17 +16261,171 @@ def from_frame(data: Any) -> Any:
     return data
 
 
-def columns_of(rows: Rows) -> list[str]:
-    """The columns of all rows, in the order in which they are first seen."""
-    return Scan.columns_in(rows)[0]
+def batches_of(data: Any) -> Iterable[Rows]:
+    """Data in batches: those of a stream, those that an iterator yields as lists, else all in one."""
+    if isinstance(data, Stream):
+        return data
+    if hasattr(data, "__next__"):
+        first = next(data, None)
+        rest = data if first is None else itertools.chain([first], data)
+        return map(as_rows, rest) if isinstance(first, list) else [as_rows(rest)]
+    return [as_rows(data)]
 
 
-#: Class → kind of column.  The first class of a type's that is known counts; numpy's classes have names too.
-CELL_KINDS = {"bool": "boolean", "bool_": "boolean", "int": "integer", "signedinteger": "integer", "float": "real"}
-CELL_KINDS |= {"unsignedinteger": "integer", "floating": "real", "str": "text", "Decimal": "decimal"}
-CELL_KINDS |= {"timedelta": "real"}
-CELL_KINDS |= {"bytes": "bytes", "bytearray": "bytes", "memoryview": "bytes", "datetime": "datetime"}
-CELL_KINDS |= {"date": "date", "time": "time", "UUID": "uuid", "dict": "json", "list": "json", "tuple": "json"}
+def batched(rows: Any, batch_rows: int | None) -> Iterator[Rows]:
+    """Rows in batches of a size; in one, without."""
+    if batch_rows is None:
+        yield as_rows(rows)
+        return
+    rows = from_frame(rows)
+    source = iter(rows if hasattr(rows, "__iter__") and not isinstance(rows, dict) else as_rows(rows))
+    while batch := as_rows(itertools.islice(source, batch_rows)):
+        yield batch
+
+
+def collect(batches: Iterable[Rows]) -> Rows:
+    """Batches as one list."""
+    found = [*batches]
+    if len(found) == 1:
+        return found[0]
+    return Rows(itertools.chain.from_iterable(found), found[0].columns if found else ())
+
+
+def check_keys(row: Json, keys: Iterable[str]) -> None:
+    """SourceError if a row lacks a part of its key."""
+    if missing := next((name for name in keys if row.get(name) is None), None):
+        hint = did_you_mean(missing, row, f"it has {', '.join(map(str, row))}")
+        raise SourceError(f"a row has no '{missing}', which is part of the key: {safe_repr(row)}", hint)
+
+
+def check_distinct(names: Sequence[str], hint: str = "name one of them otherwise: AS …") -> None:
+    """SourceError if two columns have one name: a row could hold only one of them."""
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise SourceError(f"two columns are named '{twice}'", hint)
+
+
+# Kinds of value: what each is in JSON, in text, in SQLite and in other databases.
+
+
+TRUTHS = dict.fromkeys(("true", "t", "yes", "y", "1", "on"), True)
+TRUTHS |= dict.fromkeys(("false", "f", "no", "n", "0", "off"), False)
+
+
+def truth(text: str) -> bool:
+    return TRUTHS[text.strip().lower()]
+
+
+def whole(text: str) -> int:
+    """A whole number; not 1_000, which Python would take for one."""
+    if "_" in text:
+        raise ValueError(text)
+    return int(text)
+
+
+def real(text: str) -> float:
+    """A finite number."""
+    value = float(text)
+    if "_" in text or value - value != 0:
+        raise ValueError(text)
+    return value
+
+
+def plain_cell(value: Any) -> Any:
+    """A value as text or a number, by way of its JSON; SourceError if it has none."""
+    try:
+        document = to_json(value, "cell")
+    except BadResult as problem:
+        raise SourceError(f"{problem}: {safe_repr(value)}", "a step can make text or a number of it") from None
+    return encode_json(document) if isinstance(document, (dict, list)) else document
+
+
+def native_cell(value: Any) -> Any:
+    """A value that databases have a type for, as it is; but numpy's, which drivers do not know."""
+    return plain_cell(value) if hasattr(value, "item") else value
+
+
+def refuse_bytes(value: Any) -> Any:
+    """SourceError: a text format cannot hold this."""
+    raise SourceError(f"text cannot hold bytes: {safe_repr(value)}", "base64.b64encode(…).decode()")
+
+
+class ValueKind:
+    """A kind of value: what it is in each place.
+
+    *name* is the kind of a column that holds it, *classes* are Python's and numpy's.  *schema* is its JSON
+    Schema as a param, and *convert* makes it of JSON.  *sqlite_type* and *alchemy_type* declare its columns.
+    *parse* makes it of text; texts that all match *pattern* are of this kind where nobody named a type.
+    *csv*, *sqlite* and *native* make a cell of it: for text formats, for SQLite, for other databases.
+    """
+
+    convert: Callable[[Any], Any] | None = None
+    parse: Callable[[str], Any] | None = None
+    pattern = ""
+    csv = sqlite = staticmethod(plain_cell)
+
+    def __init__(
+        self, name: str | None, classes: str, schema: Json | None, sqlite_type: str = "TEXT",
+        alchemy_type: str = "Text", **ways: Any,
+    ) -> None:  # fmt: skip
+        self.name, self.classes, self.schema = name, classes.split(), schema
+        self.sqlite_type, self.alchemy_type = sqlite_type, alchemy_type
+        self.native = plain_cell if alchemy_type == "Text" else native_cell
+        if schema is not None and "format" in schema:
+            self.convert = self.parse = FORMATS[schema["format"]][1]
+        vars(self).update(ways)
+
+
+DAY_PATTERN = r"[0-9]{4}-[0-9]{2}-[0-9]{2}"
+NUMBER_PATTERN = r"-?((0|[1-9][0-9]{0,14})(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]+)?"
+#: The narrowest pattern first: 007 is a code and 20 digits are a name, so they stay text, and 2026-W05 is no day.
+KINDS_OF_VALUE = (
+    ValueKind(
+        *("integer", "builtins.int integer", {"type": "integer"}, "INTEGER", "BigInteger"),
+        parse=whole,
+        pattern=r"-?(0|[1-9][0-9]{0,17})",
+    ),
+    ValueKind(
+        *("real", "builtins.float floating", {"type": "number"}, "REAL", "Double"),
+        parse=real,
+        convert=float,
+        pattern=NUMBER_PATTERN,
+    ),
+    ValueKind(
+        *("real", "datetime.timedelta", {"type": "number"}), convert=lambda seconds: datetime.timedelta(seconds=seconds)
+    ),
+    ValueKind(
+        *("boolean", "builtins.bool bool_", {"type": "boolean"}, "BOOLEAN", "Boolean"),
+        parse=truth,
+        pattern=r"(?i:true|false)",
+        csv=lambda value: "true" if value else "false",
+    ),
+    ValueKind("date", "datetime.date", {"type": "string", "format": "date"}, "TEXT", "Date", pattern=DAY_PATTERN),
+    ValueKind(
+        *("datetime", "datetime.datetime", {"type": "string", "format": "date-time"}, "TEXT", "DateTime"),
+        pattern=DAY_PATTERN + r"[T ][0-9]{2}:[0-9]{2}.*",
+        sqlite=lambda value: value.isoformat(" "),
+    ),
+    ValueKind("time", "datetime.time", {"type": "string", "format": "time"}, "TEXT", "Time"),
+    ValueKind(
+        *("decimal", "decimal.Decimal", {"anyOf": [{"type": "string", "format": "decimal"}, {"type": "number"}]}),
+        *("NUMERIC", "Numeric"),  # as text 9.5 would be more than 10
+        parse=FORMATS["decimal"][1],
+        convert=lambda value: decimal.Decimal(str(value)),
+    ),
+    ValueKind("uuid", "uuid.UUID", {"type": "string", "format": "uuid"}),
+    ValueKind("json", "builtins.dict", {"type": "object"}, parse=json.loads),
+    ValueKind("json", "builtins.list tuple", {"type": "array"}),
+    ValueKind("text", "builtins.str", {"type": "string"}, parse=str),
+    ValueKind(
+        "bytes", "builtins.bytes bytearray memoryview", None, "BLOB", "LargeBinary", csv=refuse_bytes, sqlite=bytes
+    ),
+    ValueKind("other", "builtins.object", {}),
+    ValueKind(None, "builtins.NoneType", {"type": "null"}, ""),
+)
+KINDS_OF_COLUMN = {kind.name: kind for kind in reversed(KINDS_OF_VALUE)}
+KINDS_OF_CLASS = {name.rpartition(".")[2]: kind for kind in KINDS_OF_VALUE for name in kind.classes}
+#: What SQLite and CSV take as it is.
+PLAIN_TYPES = frozenset((int, float, str, type(None)))
 #: Kinds that have a common one; any other mixture is text.
 MIXTURES = (
     *(({"integer", "real"}, "real"), ({"integer", "real", "decimal"}, "decimal")),
@@ -16454,9 +16433,21 @@ MIXTURES = (
 )
 
 
-def kind_of(type_of_cell: type) -> str:
-    """What kind of column a type makes."""
-    return next((CELL_KINDS[one.__name__] for one in type_of_cell.__mro__ if one.__name__ in CELL_KINDS), "other")
+def kind_of(type_of_value: type) -> ValueKind:
+    """The kind of the first class of a type's that is known: of `object` if of no other."""
+    return next(KINDS_OF_CLASS[one.__name__] for one in type_of_value.__mro__ if one.__name__ in KINDS_OF_CLASS)
+
+
+def csv_cell(value: Any) -> Any:
+    return value if type(value) in PLAIN_TYPES else kind_of(type(value)).csv(value)
+
+
+def sqlite_cell(value: Any) -> Any:
+    return value if type(value) in PLAIN_TYPES else kind_of(type(value)).sqlite(value)
+
+
+def database_cell(value: Any) -> Any:
+    return value if type(value) in PLAIN_TYPES else kind_of(type(value)).native(value)
 
 
 class Scan:
@@ -16482,7 +16473,7 @@ class Scan:
 
     def kind(self, name: str) -> str | None:
         """The kind of a column by all of its cells; None if all are None."""
-        kinds = {kind_of(one) for one in self.types.get(name, ())}
+        kinds = {kind_of(one).name for one in self.types.get(name, ())}
         if len(kinds) > 1:
             return next((common for parts, common in MIXTURES if kinds <= parts), "text")
         return next(iter(kinds), None)
@@ -16505,9 +16496,12 @@ def converted(
     for row in tuples:
         values = [*row]
         for i in foreign:
-            if values[i] is not None:
-                values[i] = convert(values[i])
+            values[i] = convert(values[i])
         yield tuple(values)
+
+
+def columns_of(rows: Rows) -> list[str]:
+    return Scan.columns_in(rows)[0]
 
 
 def observed(rows: Rows) -> dict[str, str]:
@@ -16516,41 +16510,37 @@ def observed(rows: Rows) -> dict[str, str]:
     seen = {}
     for name in columns_of(sample)[:OBSERVED_COLUMNS]:
         types = {type(row[name]) for row in sample if name in row}
-        words = sorted(map(kind_of, types - {type(None)})) + ["null"] * (type(None) in types)
+        words = sorted(kind_of(one).name or "" for one in types - {type(None)}) + ["null"] * (type(None) in types)
         seen[clip(name, WORD_MAX)] = "|".join(dict.fromkeys(words))
     return seen
 
 
-async def gather_rows(step: Step, place: Any) -> Rows:
-    """All rows of a place, as one step."""
-    with step:
-        rows = collect(await settle(place.read(None)))
-        step.rows_out, step.columns = len(rows), observed(rows)
-        return rows
+# Streams, and the steps that count rows.
 
 
-def batches_of(data: Any) -> Iterable[Rows]:
-    """Data in batches: those of a stream, those that an iterator yields as lists, else all in one."""
-    if isinstance(data, Stream):
-        return data
-    if hasattr(data, "__next__"):
-        first = next(data, None)
-        rest = data if first is None else itertools.chain([first], data)
-        return map(as_rows, rest) if isinstance(first, list) else [as_rows(rest)]
-    return [as_rows(data)]
+def brief(query: str) -> str:
+    """A statement as the name of a step."""
+    return cut_text(SECRETS.text(" ".join(query.split())), 60)
+
+
+def put_out(step: Step, rows: Rows) -> Rows:
+    """The rows, which the step has come to."""
+    step.rows_out, step.columns = len(rows), observed(rows)
+    return rows
+
+
+def counted(step: Step, batches: Iterable[Rows]) -> Iterator[Rows]:
+    """The batches as they are; the step's rows_in counts them."""
+    step.rows_in = 0
+    for batch in batches:
+        step.rows_in += len(batch)
+        step.columns = step.columns or observed(batch)
+        yield batch
 
 
 def batches_from(place: Any, batch_rows: int) -> Iterator[Rows]:
     """The batches of a place, which is asked for them when the first is wanted."""
     yield from place.read(batch_rows)
-
-
-def collect(batches: Iterable[Rows]) -> Rows:
-    """Batches as one list."""
-    found = [*batches]
-    if len(found) == 1:
-        return found[0]
-    return Rows(itertools.chain.from_iterable(found), found[0].columns if found else ())
 
 
 class Stream(Ready):
@@ -16602,262 +16592,6 @@ class Stream(Ready):
             self.step.rows_out = (self.step.rows_out or 0) + len(batch)
             self.step.columns = self.step.columns or observed(batch)
         return batch
-
-
-def batched(rows: Any, batch_rows: int | None) -> Iterator[Rows]:
-    """Rows in batches of a size; in one, without."""
-    if batch_rows is None:
-        yield as_rows(rows)
-        return
-    rows = from_frame(rows)
-    source = iter(rows if hasattr(rows, "__iter__") and not isinstance(rows, dict) else as_rows(rows))
-    while batch := as_rows(itertools.islice(source, batch_rows)):
-        yield batch
-
-
-def check_keys(row: Json, keys: Iterable[str]) -> None:
-    """SourceError if a row lacks a part of its key."""
-    if missing := next((name for name in keys if row.get(name) is None), None):
-        hint = did_you_mean(missing, row, f"it has {', '.join(map(str, row))}")
-        raise SourceError(f"a row has no '{missing}', which is part of the key: {safe_repr(row)}", hint)
-
-
-class PerRow:
-    """A step of `ctx.transform` that is called with each row; see per_row."""
-
-    def __init__(self, function: Callable[[Json], Any]) -> None:
-        self.function = function
-        self.__name__ = getattr(function, "__name__", type(function).__name__)
-
-    def __call__(self, row: Json) -> Any:
-        """The function itself, for who calls it with one row."""
-        return self.function(row)
-
-
-# Transforming.
-
-
-def brief(query: str) -> str:
-    """A statement as the name of a step."""
-    text = SECRETS.text(" ".join(query.split()))
-    return text if len(text) <= 60 else text[:59] + "…"
-
-
-def name_of_step(step: Any) -> str:
-    """What a step of transform is called in the trace."""
-    if isinstance(step, str):
-        return brief(step)
-    while hasattr(step, "func"):  # functools.partial
-        step = step.func
-    return str(getattr(step, "__name__", type(step).__name__))
-
-
-def make_step(step: Any, params: Json) -> Callable[[Rows], Any]:
-    """A step of transform as a function of the rows."""
-    if isinstance(step, str):
-        return SqlStep(step, params)
-    if isinstance(step, PerRow):
-        return lambda rows: each_row(step, rows)
-    if not callable(step):
-        raise BadRequest(f"{safe_repr(step)} is no step", "a function of the rows, a @per_row function, or SQL")
-    return step  # type: ignore[no-any-return]
-
-
-async def pass_through(whole: Step, parts: list[tuple[Step, Callable[[Rows], Any]]], rows: Rows) -> Rows:
-    """The rows after all steps, each of which is traced."""
-    with whole:
-        whole.rows_in = len(rows)
-        for step, work in parts:
-            with step:
-                step.rows_in = len(rows)
-                rows = step_result(await settle(work(rows)), rows, step.name)
-                step.rows_out, step.columns = len(rows), observed(rows)
-        whole.rows_out, whole.columns = len(rows), observed(rows)
-    return rows
-
-
-def step_result(result: Any, rows: Rows, name: str) -> Rows:
-    """What a step returned, as rows."""
-    if result is None:
-        raise BadRequest(f"step '{name}' returned None, not rows", "return the rows, or mark the function @per_row")
-    found = as_rows(result)
-    if not found and not found.columns:
-        found.columns = columns_of(rows)  # so that a SQL step after it still knows them
-    return found
-
-
-def stream_through(whole: Step, parts: list[tuple[Step, Callable[[Rows], Any]]], stream: Stream) -> Stream:
-    """The same for a stream: each step is one of its own, and sees batch after batch."""
-    for step, work in parts:
-        if isinstance(work, SqlStep):
-            raise BadRequest("a SQL step needs all rows at once", "extract without stream=True, or use functions")
-        stream = Stream(step, map_batches(step, work, stream), stream, whole)
-    return Stream(whole, counted(whole, stream), stream)
-
-
-def map_batches(step: Step, work: Callable[[Rows], Any], stream: Stream) -> Iterator[Rows]:
-    """A step applied to batch after batch."""
-    for batch in counted(step, stream):
-        result = work(batch)
-        if hasattr(result, "__await__") and not isinstance(result, Rows):
-            result.close()
-            raise BadRequest("a step of a stream cannot be async", "use `async for batch in …` and await it there")
-        yield step_result(result, batch, step.name)
-
-
-def counted(step: Step, batches: Iterable[Rows]) -> Iterator[Rows]:
-    """The batches as they are; the step's rows_in counts them."""
-    step.rows_in = 0
-    for batch in batches:
-        step.rows_in += len(batch)
-        step.columns = step.columns or observed(batch)
-        yield batch
-
-
-def each_row(step: PerRow, rows: Rows) -> Any:
-    """What a function makes of each row: a row, None for none, or several."""
-    function = step.function
-    made = [function(row) for row in rows]
-    if any(hasattr(one, "__await__") for one in made[:1]):
-        return await_each(made)
-    return flat(made)
-
-
-async def await_each(made: list[Any]) -> list[Json]:
-    """The same of an async function."""
-    return flat([await one for one in made])
-
-
-def flat(made: list[Any]) -> list[Json]:
-    """Rows, Nones and lists of rows as rows."""
-    if {*map(type, made)} <= {dict}:
-        return made
-    rows: list[Json] = []
-    for position, one in enumerate(made):
-        if isinstance(one, dict):
-            rows.append(one)
-        elif one is not None and (isinstance(one, (str, bytes)) or not hasattr(one, "__iter__")):
-            what = f"of row {position + 1} made {safe_repr(one)}"
-            raise BadRequest(f"a @per_row function {what}", "return a dict, None, or a list of dicts")
-        else:
-            rows += one or ()
-    return rows
-
-
-class SqlStep:
-    """A step of transform in SQL: over the table `data`, in an SQLite of its own."""
-
-    def __init__(self, query: str, params: Json) -> None:
-        self.query, self.params = query, params
-
-    def __call__(self, rows: Rows) -> Rows:
-        scan = Scan(rows)
-        db = sqlite3.connect(":memory:", isolation_level=None, detect_types=sqlite3.PARSE_DECLTYPES)
-        try:
-            fill_table(db, scan)
-            return self.ask(db, scan.columns)
-        except (sqlite3.Error, UnicodeEncodeError) as problem:  # of the table, not of the query
-            raise SourceError(f"SQL step: {problem}", "a step in Python can change the rows before") from None
-        finally:
-            db.close()
-
-    def ask(self, db: sqlite3.Connection, columns: list[str]) -> Rows:
-        """The rows of the query; SourceError says which columns there are."""
-        try:
-            asked = {name: value for name, value in self.params.items() if f":{name}" in self.query}
-            cursor = db.execute(self.query, {name: plain_cell(value) for name, value in asked.items()})
-            if cursor.description is None:
-                raise BadRequest("a SQL step must be a query", "SELECT … FROM data")
-            names = [column[0] for column in cursor.description]
-            check_distinct(names)
-            return named_rows(names, cursor)
-        except (sqlite3.Error, sqlite3.Warning) as problem:
-            if not columns and "no such column" in str(problem):
-                return Rows()  # nobody knows the columns of no rows
-            wrong = str(problem).rpartition(": ")[2]
-            hint = did_you_mean(wrong, columns, f"data has the columns {', '.join(columns) or '(none)'}")
-            raise SourceError(f"SQL step: {problem}", hint) from None
-
-
-def named_rows(names: list[str], cells: Iterable[Sequence[Any]]) -> Rows:
-    """The rows of a cursor, by the names of its columns."""
-    return Rows([dict(zip(names, row, strict=True)) for row in cells], names)
-
-
-def check_distinct(names: Sequence[str], hint: str = "name one of them otherwise: AS …") -> None:
-    """SourceError if two columns have one name: a row could hold only one of them."""
-    if twice := next((name for name in names if names.count(name) > 1), None):
-        raise SourceError(f"two columns are named '{twice}'", hint)
-
-
-#: Kinds of column that SQLite does not have → declared type, how a value becomes text or a number, and back.
-KEPT_KINDS: dict[str, tuple[str, Callable[[Any], Any], Callable[[str], Any]]] = {
-    "boolean": ("tau_bool", int, lambda text: text == "1"),
-    "date": ("tau_date", lambda value: value.isoformat(), lambda text: datetime.date.fromisoformat(text)),
-    "datetime": (
-        *("tau_datetime", lambda value: value.isoformat(" ")),
-        lambda text: datetime.datetime.fromisoformat(text),
-    ),
-    "time": ("tau_time", lambda value: value.isoformat(), lambda text: datetime.time.fromisoformat(text)),
-    "decimal": ("tau_decimal", str, lambda text: decimal.Decimal(text)),
-    "json": ("tau_json", lambda value: encode_json(to_json(value, "cell")), json.loads),
-    "uuid": ("tau_uuid", str, lambda text: uuid.UUID(text)),
-    "bytes": ("blob", bytes, lambda text: text.encode()),
-}
-#: What SQLite and CSV take as it is.
-PLAIN_TYPES = frozenset((int, float, str, type(None)))
-#: SQLite reckons with decimals as binary numbers, which hold this many digits.
-DECIMAL_DIGITS = 15
-
-
-def plain_cell(value: Any) -> Any:
-    """A value as SQLite takes it."""
-    if type(value) in PLAIN_TYPES:
-        return value
-    kept = KEPT_KINDS.get(kind_of(type(value)))
-    return text_or_number(value) if kept is None else kept[1](value)
-
-
-def text_or_number(value: Any) -> Any:
-    """A value as a cell of a format that has text and numbers only; SourceError if it has no such form."""
-    try:
-        plain_value = to_json(value, "cell")
-    except BadResult as problem:
-        raise SourceError(f"{problem}: {safe_repr(value)}", "a step can make text or a number of it") from None
-    return encode_json(plain_value) if isinstance(plain_value, (dict, list)) else plain_value
-
-
-def is_long(value: Any) -> bool:
-    """Whether SQLite would round this decimal."""
-    return isinstance(value, decimal.Decimal) and len(value.as_tuple().digits) > DECIMAL_DIGITS
-
-
-def fill_table(db: sqlite3.Connection, scan: Scan) -> None:
-    """The table `data` holds the rows; columns of a kind that SQLite does not have are declared so."""
-    declared = []
-    for column in scan.columns or ["?"]:
-        kind = scan.kind(column) or ""
-        if kind == "decimal" and any(map(is_long, scan.cells_of(column))):
-            hint = "a step in Python reckons with all digits"
-            raise SourceError(f"SQL step: '{column}' has decimals of more than {DECIMAL_DIGITS} digits", hint)
-        type_name, _, back = KEPT_KINDS.get(kind, ("", None, None))
-        if back is not None and kind != "bytes":
-            sqlite3.register_converter(type_name, lambda cell, back=back: back(cell.decode()))  # type: ignore[misc]
-        declared.append(f"{quote_name(column)} {type_name}")
-    db.execute(f"CREATE TABLE data ({', '.join(declared)})")
-    db.execute("BEGIN")
-    try:
-        marks = ", ".join("?" * len(scan.columns))
-        if scan.columns:
-            db.executemany(f"INSERT INTO data VALUES ({marks})", scan.cells(scan.columns, plain_cell))
-    except OverflowError:
-        raise SourceError("SQL step: an integer has more than 64 bits", "a step can make text of it") from None
-    db.execute("COMMIT")
-
-
-def quote_name(name: str) -> str:
-    """A name as SQL takes any name."""
-    return '"' + str(name).replace('"', '""') + '"'
 
 
 # --- 48. Trace ---------------------------------------------------------------------------

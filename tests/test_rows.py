@@ -6,6 +6,7 @@ import asyncio
 import datetime
 import sqlite3
 import uuid
+from collections.abc import Iterator
 from decimal import Decimal
 from typing import Any
 
@@ -345,6 +346,30 @@ def test_tasks_can_be_made_of_what_is_there_and_of_what_is_to_come(ctx: Context)
         return [task.result() for task in tasks] + [await asyncio.wait_for(ctx.check(True), 1)]
 
     assert asyncio.run(it()) == [[{"a": 1}] * 2, [{"a": 1}], True]
+
+
+def test_a_task_that_is_cancelled_before_it_begins_ends_its_step(ctx: Context) -> None:
+    class Double:
+        """Work that is awaited, and does not mind if it is not."""
+
+        def __init__(self, rows: list[dict[str, int]]) -> None:
+            self.rows = rows
+
+        def __await__(self) -> Iterator[Any]:
+            yield from asyncio.sleep(0).__await__()
+            return self.rows * 2
+
+    async def it() -> None:
+        task = asyncio.ensure_future(asyncio.wait_for(ctx.transform([{"a": 1}], [Double]), 1))
+        made = asyncio.get_running_loop().create_task(ctx.transform([{"a": 1}], [Double]))
+        made.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await made
+        assert await task == [{"a": 1}] * 2
+        module.Unfinished.check()
+
+    asyncio.run(it())
+    assert sorted(done["status"] for done in ctx.records("done")) == ["failed"] * 2 + ["success"] * 2
 
 
 def test_an_async_step_that_is_cancelled_ends_its_step(ctx: Context) -> None:

@@ -109,6 +109,11 @@ def test_values_come_back_as_they_were(house: str, ctx: Context) -> None:
     assert second == {"id": 2} | nothing
 
 
+def test_a_length_of_time_is_its_seconds(house: str, ctx: Context) -> None:
+    ctx.load(house, [{"id": 1, "took": datetime.timedelta(minutes=1, milliseconds=500)}], "t")
+    assert rows_in(ctx, house) == [{"id": 1, "took": 60.5}]
+
+
 def test_documents_are_kept_as_json(house: str, ctx: Context) -> None:
     ctx.load(house, [{"id": 1, "d": {"a": [1, None]}, "l": ["é"]}], "t")
     assert rows_in(ctx, house) == [{"id": 1, "d": '{"a":[1,null]}', "l": '["é"]'}]
@@ -120,6 +125,25 @@ def test_columns_of_mixed_kinds(house: str, ctx: Context) -> None:
     assert [(float(row["n"]), float(row["m"]), row["x"]) for row in rows_in(ctx, house)] == [
         (1, 1, "a"),
         (2.5, 2.5, "5"),
+    ]
+
+
+def test_a_database_without_on_conflict_updates_else_inserts(
+    postgres: str, ctx: Context, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "ON_CONFLICT", ())
+    ctx.sql("DROP TABLE IF EXISTS t", connection=postgres)
+    for rows in (
+        [{"id": 1, "a": 1}, {"id": 2, "a": 2}],
+        [{"id": 2, "b": "x"}, {"id": 3, "a": 3}],
+        [{"id": 3}, {"id": 4}],
+    ):
+        assert ctx.load(postgres, rows, "t", mode="upsert", key="id") == 2
+    assert rows_in(ctx, postgres) == [
+        {"id": 1, "a": 1, "b": None},
+        {"id": 2, "a": 2, "b": "x"},
+        {"id": 3, "a": 3, "b": None},
+        {"id": 4, "a": None, "b": None},
     ]
 
 
@@ -257,10 +281,14 @@ def test_a_database_that_is_not_there_is_not_made_by_reading(ctx: Context) -> No
     for work in (
         lambda: ctx.extract("sqlite:///typo.db", "t"),
         lambda: ctx.sql("SELECT * FROM t", connection="sqlite:///typo.db"),
+        lambda: ctx.sql("INSERT INTO t VALUES (1)", connection="sqlite:///typo.db"),
     ):
         with pytest.raises(module.SourceError, match=r"no database|no such table"):
             work()
+    assert ctx.sql("SELECT 1 AS n", connection="sqlite:///typo.db") == [{"n": 1}]
     assert not Path("typo.db").exists()
+    ctx.sql("CREATE TABLE t (id)", connection="sqlite:///made.db")
+    assert (ctx.extract("sqlite:///made.db", "t"), Path("made.db").exists()) == ([], True)
 
 
 def test_what_sqlite_wants_outside_of_transactions(ctx: Context) -> None:
