@@ -276,34 +276,24 @@ WORD_MAX = 128
 NAME_RULE = r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}"
 
 
-# TauError
-#   BadRequest       malformed or impossible as asked                 exit 2
-#     ParseError     not one JSON document in UTF-8                   exit 2
-#     InvalidRequest JSON, but not a request                          exit 2
-#     UnknownMethod  no such operation                                exit 2
-#   LoadFailed       the pipeline file does not load                  exit 2
-#   NotFound         no such pipeline, version or run                 exit 3
-#   Forbidden        not allowed                                      exit 4
-#   Conflict         legal, but not now                               exit 5
-#   QueueFull        too many runs are waiting                        exit 5
-#   StorageFull      no room on the disk                              exit 5
-#   Unavailable      no daemon answers                                exit 6
-#   Internal         a bug in Tau                                     exit 9
-#   PipelineError    what the context raises to pipeline code; unless caught, the run's error
-#     CheckFailed    an assertion does not hold
-#     StepTimeout    a step took longer than it may; a TimeoutError too
-#     SourceError    a source or target cannot be read or written
-#     MissingSecret  no secret of this name
-#     MissingExtra   a library is not installed
+#: code → the error of that name, as it goes over the wire.
+ERRORS: dict[str, type[TauError]] = {}
 
 
 class TauError(Exception):
     """Anything Tau refuses or fails to do, in one shape for shell, socket and agent.
 
     `hint` is a command or a sentence that says what to do next; `detail` is more JSON for the reader.
+    `number` is JSON-RPC's, `exit` the exit code of a command that fails so.
     """
 
     code, number, exit, retryable = "internal", -32603, 9, False
+
+    def __init_subclass__(cls, **face: Any) -> None:
+        for name, value in face.items():
+            setattr(cls, name, value)
+        if "number" in face:
+            ERRORS[cls.code] = cls
 
     def __init__(self, message: str, hint: str = "", **detail: Any) -> None:
         super().__init__(message)
@@ -318,84 +308,60 @@ class TauError(Exception):
 
     def to_wire(self) -> Json:
         """The error as a JSON-RPC 2.0 error object."""
-        data = {"code": self.code, "hint": self.hint, "retryable": self.retryable} | self.detail
-        return {"code": self.number, "message": str(self), "data": data}
+        data = self.to_json()
+        return {"code": self.number, "message": data.pop("message"), "data": data}
 
 
-class BadRequest(TauError):
+class BadRequest(TauError, code="bad_request", number=-32602, exit=2):
     """The caller asked for something malformed."""
 
-    code, number, exit = "bad_request", -32602, 2
 
-
-class ParseError(BadRequest):
+class ParseError(BadRequest, code="parse_error", number=-32700):
     """A line that is not one JSON document in UTF-8."""
 
-    code, number = "parse_error", -32700
 
-
-class InvalidRequest(BadRequest):
+class InvalidRequest(BadRequest, code="invalid_request", number=-32600):
     """JSON that is not a request."""
 
-    code, number = "invalid_request", -32600
 
-
-class UnknownMethod(BadRequest):
+class UnknownMethod(BadRequest, code="method_not_found", number=-32601):
     """No such operation."""
 
-    code, number = "method_not_found", -32601
 
-
-class LoadFailed(TauError):
+class LoadFailed(TauError, code="load_failed", number=-32002, exit=2):
     """The pipeline file does not load."""
 
-    code, number, exit = "load_failed", -32002, 2
 
-
-class NotFound(TauError):
+class NotFound(TauError, code="not_found", number=-32004, exit=3):
     """No such pipeline, version or run."""
 
-    code, number, exit = "not_found", -32004, 3
 
-
-class Forbidden(TauError):
+class Forbidden(TauError, code="forbidden", number=-32005, exit=4):
     """The caller may not do this."""
 
-    code, number, exit = "forbidden", -32005, 4
 
-
-class Conflict(TauError):
+class Conflict(TauError, code="conflict", number=-32006, exit=5):
     """Legal, but not now."""
 
-    code, number, exit = "conflict", -32006, 5
 
-
-class QueueFull(TauError):
+class QueueFull(TauError, code="queue_full", number=-32007, exit=5, retryable=True):
     """Too many runs are waiting."""
 
-    code, number, exit, retryable = "queue_full", -32007, 5, True
 
-
-class StorageFull(TauError):
+class StorageFull(TauError, code="storage_full", number=-32008, exit=5, retryable=True):
     """The disk has no room for the fact; nothing was recorded."""
 
-    code, number, exit, retryable = "storage_full", -32008, 5, True
 
-
-class Unavailable(TauError):
+class Unavailable(TauError, code="unavailable", number=-32009, exit=6, retryable=True):
     """No daemon answers at this address, or it is going away."""
 
-    code, number, exit, retryable = "unavailable", -32009, 6, True
 
-
-class Internal(TauError):
+class Internal(TauError, code="internal", number=-32603, exit=9):
     """A bug in Tau; the daemon's log has the traceback."""
 
 
-class PipelineError(TauError):
+class PipelineError(TauError, code="failed", exit=1):
     """What the context raises to pipeline code; unless it is caught it is the run's error."""
-
-    code, exit = "failed", 1
 
 
 class CheckFailed(PipelineError):
@@ -416,15 +382,6 @@ class MissingExtra(PipelineError):
 
 class MissingSecret(PipelineError):
     """There is no secret of this name; the hint says where to put it."""
-
-
-ERRORS: dict[str, type[TauError]] = {
-    kind.code: kind
-    for kind in (
-        *(BadRequest, ParseError, InvalidRequest, UnknownMethod, LoadFailed, NotFound, Forbidden),
-        *(Conflict, QueueFull, StorageFull, Unavailable, Internal),
-    )
-}
 
 
 #: What is less alike than this was not meant: 'orders' by 'code' is 0.6, 'far' by 'fra' 0.67.

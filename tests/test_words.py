@@ -106,9 +106,8 @@ def test_a_buffer_gives_whole_lines_however_the_bytes_come() -> None:
 def test_a_replacement_is_whole_or_not_at_all(tmp_path: Path) -> None:
     path = tmp_path / "file"
     module.replace_file(str(path), b"old")
-    with pytest.raises(KeyError), module.Replacement(str(path)) as file:
-        file.write(b"new")
-        raise KeyError
+    with pytest.raises(TypeError), module.Replacement(str(path)) as file:
+        file.write(b"new" * 10_000 + None)  # type: ignore[operator]
     assert path.read_bytes() == b"old"
     with module.Replacement(str(path), mode=0o640) as file:
         file.write(b"new")
