@@ -273,7 +273,6 @@ CANARY = "tau.canary"
 
 #: A longer word is cut before it is compared or repeated.
 WORD_MAX = 128
-NAME_RULE = r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}"
 
 
 #: code → the error of that name, as it goes over the wire.
@@ -406,11 +405,11 @@ def demand_word(what: str, word: Any, words: Iterable[str]) -> None:
         raise BadRequest(f"there is no {what} '{text}'", did_you_mean(text, words, "one of " + ", ".join(words)))
 
 
-def check_name(name: str) -> None:
-    """BadRequest unless this can be a pipeline's name: it becomes a word of commands and a directory."""
-    if not re.fullmatch(NAME_RULE, name):
-        hint = "letters, digits, '_', '.', '-', at most 128, the first a letter or digit"
-        raise BadRequest(f"{name[:200]!r} cannot be a pipeline's name", hint)
+def check_name(name: Any, what: str = "a pipeline's name", most: int = 128, marks: str = "_.-") -> None:
+    """BadRequest unless this can be a name: it becomes a word of commands, and maybe a directory."""
+    if not isinstance(name, str) or not re.fullmatch(f"[A-Za-z0-9][A-Za-z0-9{marks}]{{0,{most - 1}}}", name):
+        hint = f"letters, digits, {', '.join(map(repr, marks))}, at most {most}, the first a letter or digit"
+        raise BadRequest(f"{str(name)[:WORD_MAX]!r} cannot be {what}", hint)
 
 
 def rfc3339(seconds: float) -> str:
@@ -721,17 +720,12 @@ def fingerprint(*parts: str) -> str:
 
 
 class Kind:
-    """A type that an argument may have: how it is checked and described, and how it is read from the shell."""
+    """A type that an argument may have: its JSON Schema, and how it is read from the shell."""
 
     __slots__ = ("from_shell", "schema")
 
     def __init__(self, schema: Json, from_shell: Callable[[str], Any]) -> None:
         self.schema, self.from_shell = schema, from_shell
-
-    def json_types(self) -> list[str]:
-        """What JSON calls the types it may have."""
-        named: str | list[str] = self.schema["type"]
-        return [named] if isinstance(named, str) else named
 
 
 def read_object(text: str) -> Json:
@@ -847,7 +841,7 @@ CHOICES: dict[str, Sequence[str]] = {
 class Argument:
     """One argument of an operation, as its signature and docstring declare it."""
 
-    __slots__ = ("default", "flags", "kind", "meaning", "name", "optional", "positional", "required")
+    __slots__ = ("default", "flags", "kind", "meaning", "name", "optional", "positional", "required", "wanted")
 
     def __init__(self, name: str, annotation: str, default: Any, positional: bool, doc: tuple[str, str]):
         self.name, self.positional = name, positional
@@ -857,22 +851,24 @@ class Argument:
         self.default = None if self.required else default
         flags, self.meaning = doc
         self.flags = flags.split() or [("--no-" if default is True else "--") + name.replace("_", "-")]
+        #: The schema of what it may be but for null.
+        self.wanted = KINDS[kind].schema | ({"enum": [*CHOICES[name]]} if name in CHOICES else {})
 
     def check(self, value: Any) -> Any:
         """The value, if JSON of this type was meant; BadRequest otherwise."""
         if self.kind == "list[RunId]" and type(value) is str:
             return [value]
         if not (value is None and self.optional):
-            demand(KINDS[self.kind].schema, value, f"'{self.name}'", self.meaning)
+            demand(self.wanted, value, f"'{self.name}'", self.meaning)
         return value
 
     def schema(self) -> Json:
         """This argument as JSON Schema."""
-        face = dict(KINDS[self.kind].schema)
+        face = dict(self.wanted)
         if self.optional:
-            face["type"] = [*KINDS[self.kind].json_types(), "null"]
-        if self.name in CHOICES:
-            face["enum"] = [*CHOICES[self.name], *([None] if self.optional else [])]
+            kinds = face["type"]
+            face["type"] = [*([kinds] if isinstance(kinds, str) else kinds), "null"]
+            face |= {"enum": [*face["enum"], None]} if "enum" in face else {}
         face["description"] = self.meaning
         return face if self.required or self.default is None else face | {"default": self.default}
 
@@ -925,30 +921,18 @@ class Operation:
         positional = names[: code.co_argcount - 1]
         values = dict(zip(positional[len(positional) - len(defaults) :], defaults, strict=True))
         values |= function.__kwdefaults__ or {}
-        docs = dict(self.read_docstring())
+        docs = self.read_docstring()
         for variable in names:
             name = variable.rstrip("_")
             annotation = function.__annotations__[variable]
             doc = docs.get(name, ("", ""))
             yield Argument(name, annotation, values.get(variable, ...), variable in positional, doc)
 
-    def read_docstring(self) -> Iterator[tuple[str, tuple[str, str]]]:
-        """(name, (flags, meaning)) for each `name --flag  meaning` line of the docstring, up to its examples."""
-        name, flags, meaning = "", "", ""
-        told, _, _ = (self.handler.__doc__ or "").partition("Examples:\n")
-        for line in told.splitlines()[1:]:
-            if line.startswith("        ") and name:
-                meaning += " " + line.strip()
-                continue
-            if name:
-                yield name, (flags, meaning)
-            head, _, meaning = line.strip().partition("  ")
-            name, _, flags = head.partition(" ")
-            meaning = meaning.strip()
-            if not meaning:
-                name = ""
-        if name:
-            yield name, (flags, meaning)
+    def read_docstring(self) -> dict[str, tuple[str, str]]:
+        """name → (flags, meaning), from the lines `name --flag  meaning` of the docstring."""
+        line = r"^ {0,4}(\w+)((?: -[\w-]+)*)  +(.+(?:\n {8,}.+)*)"
+        found = re.finditer(line, self.handler.__doc__ or "", re.MULTILINE)
+        return {name: (flags, " ".join(meaning.split())) for name, flags, meaning in (one.groups() for one in found)}
 
     def check(self, given: Json) -> Json:
         """The arguments to call the handler with; BadRequest names what is unknown, missing or wrong."""
@@ -1025,65 +1009,95 @@ def sifts(handler: Function) -> Function:
 
 
 JSON_TYPES = {str: "string", bool: "boolean", int: "integer", float: "number", dict: "object", list: "array"}
+JSON_TYPES |= {tuple: "array", type(None): "null"}
 
 
 def json_type(value: Any) -> str:
-    """What JSON calls the type of *value*."""
-    return JSON_TYPES.get(type(value), "null")
+    """What JSON calls the type of a value; of a value that is not JSON, what Python does."""
+    return JSON_TYPES.get(type(value), type(value).__name__)
 
 
-def demand(schema: Json, value: Any, place: str, hint: str) -> None:
-    """BadRequest unless a JSON value is what its schema asks for: where, what was expected and what came."""
+def demand(schema: Json, value: Any, place: str, hint: str = "") -> Any:
+    """The value, if it is what its schema asks for; else BadRequest: where, what was expected and what came."""
     if (wrong := mismatch(schema, value, place)) is not None:
-        raise BadRequest(wrong, hint)
+        raise wrong if wrong.hint else BadRequest(str(wrong), hint)
+    return value
 
 
-def mismatch(schema: Json, value: Any, place: str) -> str | None:
-    """Why a JSON value does not match a JSON Schema of the kinds that Tau makes; None if it does."""
+def mismatch(schema: Json, value: Any, place: str) -> BadRequest | None:
+    """Why a value does not match a JSON Schema of the kinds that Tau makes; None if it does."""
+    if "anyOf" in schema:
+        return mismatch_in_choice(schema, value, place)
+    if not has_form(schema, value):
+        return misfit(schema, value, place)
+    if isinstance(value, (list, tuple)):
+        return mismatch_in_array(schema, value, place)
+    return mismatch_in_object(schema, value, place) if isinstance(value, dict) else None
+
+
+def has_form(schema: Json, value: Any) -> bool:
+    """Whether a value has the type, form and bounds that a schema asks for, whatever is inside of it."""
     kind = json_type(value)
     wanted = schema.get("type", kind)
-    kinds = wanted if isinstance(wanted, list) else [wanted]
-    if "anyOf" in schema:
-        reasons = [mismatch(one, value, place) for one in schema["anyOf"]]
-        fits = None in reasons
-        if not fits and len(told := [why for why in reasons if why and not why.startswith(f"{place}: ")]) == 1:
-            return told[0]  # the one that fits but for something inside it
-    else:
-        choices = schema.get("enum", [value])
-        fits = any(type(one) is type(value) and one == value for one in choices)
-        fits = fits and (kind in kinds or (kind == "integer" and "number" in kinds))
-        fits = fits and has_format(value, schema.get("format"))
-    if not fits:
-        return f"{place}: expected {expected(schema)}, given {one_of(value)}"
-    if kind == "array":
-        return mismatch_in_array(schema, value, place)
-    return mismatch_in_object(schema, value, place) if kind == "object" else None
+    kinds = [wanted] if isinstance(wanted, str) else wanted
+    if kind not in kinds and not (kind == "integer" and "number" in kinds):
+        return False
+    if "enum" in schema:
+        return any(type(one) is type(value) and one == value for one in schema["enum"])
+    if kind in ("integer", "number"):
+        return bool(schema.get("minimum", value) <= value <= schema.get("maximum", value))
+    if kind == "string" and "format" in schema:
+        return can_be(FORMATS[schema["format"]][1], value)
+    return kind != "string" or bool(len(value) >= schema.get("minLength", 0))
 
 
-def mismatch_in_array(schema: Json, value: list[Any], place: str) -> str | None:
+def misfit(schema: Json, value: Any, place: str) -> BadRequest:
+    hint = schema.get("description", "")
+    if isinstance(value, str) and "enum" in schema:
+        hint = did_you_mean(value, filter(None, schema["enum"]), hint)
+    return BadRequest(f"{place}: expected {expected(schema)}, given {one_of(value)}", hint)
+
+
+def mismatch_in_choice(schema: Json, value: Any, place: str) -> BadRequest | None:
+    """Why none of several schemas fits: if one does but for something inside of the value, that."""
+    reasons = [mismatch(one, value, place) for one in schema["anyOf"]]
+    if None in reasons:
+        return None
+    inner = [why for why in reasons if not str(why).startswith(f"{place}: ")]
+    return inner[0] if len(inner) == 1 else misfit(schema, value, place)
+
+
+def mismatch_in_array(schema: Json, value: Sequence[Any], place: str) -> BadRequest | None:
     """The first item that is not what the schema asks for."""
-    count = len(schema.get("prefixItems", value))
-    if count != len(value):
-        return f"{place}: expected {count} items, given {len(value)}"
-    schemas = schema.get("prefixItems") or itertools.repeat(schema.get("items", {}))
-    found = (mismatch(one, item, f"{place}[{i}]") for i, (one, item) in enumerate(zip(schemas, value)))  # noqa: B905
+    count, least = len(value), schema.get("minItems", 0)
+    if not least <= count <= schema.get("maxItems", count):
+        more = "" if "maxItems" in schema else "at least "
+        return BadRequest(f"{place}: expected {more}{least} items, given {count}")
+    schemas = schema.get("prefixItems") or itertools.repeat(schema.get("items", {}), count)
+    found = (mismatch(one, item, f"{place}[{i}]") for i, (one, item) in enumerate(zip(schemas, value, strict=True)))
     return next((why for why in found if why is not None), None)
 
 
-def mismatch_in_object(schema: Json, value: Json, place: str) -> str | None:
+def mismatch_in_object(schema: Json, value: Json, place: str) -> BadRequest | None:
     """The first key that is unknown, missing, or has a value that is not what the schema asks for."""
     known, others = schema.get("properties", {}), schema.get("additionalProperties", {})
     for name in value:
         if name not in known and others is False:
             near = did_you_mean(name, known, "known: " + (", ".join(known) or "none"))
-            return f"{place}: unknown key '{name[:WORD_MAX]}'; {near}"
+            return BadRequest(f"{place}: unknown key '{name[:WORD_MAX]}'; {near}")
     for name in schema.get("required", ()):
         if name not in value:
-            return f"{place}: '{name}' is missing: expected {expected(known[name])}"
-    found = (mismatch(known.get(name, others), item, f"{place}.{name}") for name, item in value.items())
+            hint = known[name].get("description", "")
+            return BadRequest(f"{place}: '{name}' is missing: expected {expected(known[name])}", hint)
+    names = schema.get("propertyNames", {})
+    found = (
+        mismatch(names, name, f"{place}.{name}") or mismatch(known.get(name, others), item, f"{place}.{name}")
+        for name, item in value.items()
+    )
     return next((why for why in found if why is not None), None)
 
 
+STRINGS: Json = {"type": "array", "items": {"type": "string"}}
 #: format → an example, and how the standard library reads it.
 FORMATS: dict[str, tuple[str, Callable[[str], object]]] = {
     "date": ("a date such as 2026-01-31", lambda text: datetime.date.fromisoformat(text)),
@@ -1094,12 +1108,10 @@ FORMATS: dict[str, tuple[str, Callable[[str], object]]] = {
 }
 
 
-def has_format(value: Any, name: str | None) -> bool:
-    """Whether a text can be read as this format."""
-    if name is None or not isinstance(value, str):
-        return True
+def can_be(read: Callable[[str], object], text: str) -> bool:
+    """Whether a text can be read so."""
     try:
-        FORMATS[name][1](value)
+        read(text)
     except (ValueError, ArithmeticError):
         return False
     return True
@@ -1114,6 +1126,9 @@ def expected(schema: Json) -> str:
     if "format" in schema:
         return FORMATS[schema["format"]][0]
     kind = schema.get("type", "anything")
+    if "maximum" in schema:
+        number = "a whole number" if kind == "integer" else "a number"
+        return f"{number} from {schema['minimum']:,} to {schema['maximum']:,}"
     if kind == "array" and schema.get("items"):
         return f"array of {expected(schema['items'])}"
     return " or ".join(kind) if isinstance(kind, list) else str(kind)
@@ -1121,8 +1136,8 @@ def expected(schema: Json) -> str:
 
 def one_of(value: Any) -> str:
     """A value of a request as it is repeated in a refusal: what kind, and how it begins."""
-    text = encode_json(value)
     kind = json_type(value)
+    text = encode_json(value) if kind in JSON_TYPES.values() else repr(value)
     return kind if kind == "null" else f"{kind} {cut_text(text, 60)}"
 
 
@@ -1302,41 +1317,35 @@ class SocketPath:
 
 
 class Setting:
-    """One row of configuration: its default's type is its type."""
+    """One row of configuration; its type is its default's, *bounds* are more of its JSON Schema."""
 
-    __slots__ = ("choices", "default", "environment", "flag", "least", "meaning", "most", "name", "section")
+    __slots__ = ("default", "environment", "flag", "meaning", "name", "schema", "section")
 
     def __init__(
         self, section: str, name: str, default: Any, meaning: str, *, environment: str = "", flag: str = "",
-        choices: tuple[str, ...] = (), least: int = 0, most: int = 1 << 40,
+        **bounds: Any,
     ) -> None:  # fmt: skip
         self.section, self.name, self.default = section, name, default
         self.environment, self.flag, self.meaning = environment, flag, meaning
-        self.choices, self.least, self.most = choices, least, most
+        usual = {} if type(default) is str else {"minimum": 0, "maximum": 1 << 40}
+        self.schema: Json = {"type": json_type(default), **usual, **bounds}
 
-    def convert(self, value: Any, origin: str) -> Any:
-        """The value as this setting's type and within its bounds; BadRequest names the origin."""
+    def read(self, value: Any, place: str) -> Any:
+        """The value as this setting's type, for which a text may stand; BadRequest names where it comes from."""
         wanted = type(self.default)
-        hint = f"{self.meaning}; the default is {encode_json(self.default)}"
-        if wanted is str:
-            if not isinstance(value, str):
-                raise BadRequest(f"{origin}: {self.name} must be text", hint)
-            if self.choices and value not in self.choices:
-                choices = did_you_mean(value, self.choices, "one of " + ", ".join(self.choices))
-                raise BadRequest(f"{origin}: {self.name} cannot be '{value}'", choices)
-            return value
-        try:
-            number = None if isinstance(value, bool) else wanted(value)
-        except (TypeError, ValueError, OverflowError):
-            number = None
-        exact = isinstance(value, str) or number == value
-        if number is None or not exact or not self.least <= number <= self.most:
-            bounds = f"a {NUMBER_NAMES[wanted]} from {self.least:,} to {self.most:,}"
-            raise BadRequest(f"{origin}: {self.name} must be {bounds}", hint)
-        return number
+        if isinstance(value, str) and wanted is not str:
+            value = read_number(value)
+        demand(self.schema, value, place, f"{self.meaning}; the default is {encode_json(self.default)}")
+        return wanted(value)
 
 
-NUMBER_NAMES = {int: "whole number", float: "number"}
+def read_number(text: str) -> Any:
+    """The number that a text is; else the text."""
+    try:
+        return decode(text.encode("utf-8", "replace"))
+    except BadRequest:
+        return text
+
 
 SETTINGS = (
     Setting(
@@ -1348,10 +1357,10 @@ SETTINGS = (
         *("daemon", "port", 0, "TCP port; 0 means the Unix socket only"),
         environment="TAU_PORT",
         flag="--port",
-        most=65_535,
+        maximum=65_535,
     ),
     Setting(
-        "daemon", "log_level", "info", "what taud logs", environment="TAU_LOG_LEVEL", flag="--log-level", choices=LEVELS
+        "daemon", "log_level", "info", "what taud logs", environment="TAU_LOG_LEVEL", flag="--log-level", enum=LEVELS
     ),
     Setting("daemon", "group", "", "group that may use the socket besides the owner"),
     Setting("daemon", "tls_cert", "", "file with the certificate, and its chain, for the TCP port: only TLS then"),
@@ -1360,16 +1369,23 @@ SETTINGS = (
     Setting(
         *("daemon", "start_method", "fork", "how runs start: fork or spawn"),
         environment="TAU_START_METHOD",
-        choices=("fork", "spawn"),
+        enum=("fork", "spawn"),
     ),
     Setting("daemon", "load_timeout_s", 10.0, "time a pipeline file has to load at deploy"),
     Setting("daemon", "build_timeout_s", 600.0, "time to install the dependencies of a pipeline"),
     Setting("daemon", "stop_grace_s", 10.0, "time between asking a run to stop and killing it"),
     Setting("database", "url", "sqlite:///tau.db", "where the store is", environment="TAU_DATABASE_URL"),
-    Setting("scheduler", "max_concurrent", 10, "runs at the same time", flag="--max-concurrent", least=1, most=10_000),
+    Setting(
+        "scheduler", "max_concurrent", 10, "runs at the same time", flag="--max-concurrent", minimum=1, maximum=10_000
+    ),
     Setting("scheduler", "max_queued", 100_000, "runs that may wait"),
     Setting(
-        "scheduler", "backfill_concurrent", 2, "backfilled runs of a pipeline at the same time", least=1, most=10_000
+        "scheduler",
+        "backfill_concurrent",
+        2,
+        "backfilled runs of a pipeline at the same time",
+        minimum=1,
+        maximum=10_000,
     ),
     Setting("scheduler", "timezone", "UTC", "time zone of schedules that name none"),
     Setting(
@@ -1377,14 +1393,14 @@ SETTINGS = (
     ),
     Setting("auth", "api_key_file", "", "file that holds this key, instead", environment="TAU_API_KEY_FILE"),
     Setting("auth", "api_key_hash", "", "SHA-256 of this key in hex, instead"),
-    Setting("retention", "run_days", 90.0, "how long runs are kept", least=1),
-    Setting("retention", "failed_days", 365.0, "how long runs that failed, timed out or were lost are kept", least=1),
+    Setting("retention", "run_days", 90.0, "how long runs are kept", minimum=1),
+    Setting("retention", "failed_days", 365.0, "how long runs that failed, timed out or were lost are kept", minimum=1),
     Setting(
-        "retention", "runs_per_pipeline", 10_000, "runs of a pipeline that are kept, and as many failed ones", least=1
+        "retention", "runs_per_pipeline", 10_000, "runs of a pipeline that are kept, and as many failed ones", minimum=1
     ),
-    Setting("retention", "log_days", 30.0, "how long logs and memos are kept", least=1),
-    Setting("retention", "event_days", 365.0, "how long events that belong to no run are kept", least=1),
-    Setting("retention", "database_bytes", 2 << 30, "size from which the oldest go sooner", least=1 << 20),
+    Setting("retention", "log_days", 30.0, "how long logs and memos are kept", minimum=1),
+    Setting("retention", "event_days", 365.0, "how long events that belong to no run are kept", minimum=1),
+    Setting("retention", "database_bytes", 2 << 30, "size from which the oldest go sooner", minimum=1 << 20),
     Setting("limits", "log_lines", 10_000, "log lines kept of a run; the rest is counted"),
     Setting("limits", "log_bytes", 8 << 20, "log bytes kept of a run; the rest is counted"),
     Setting("limits", "result_bytes", 1 << 20, "largest result of a run"),
@@ -1529,7 +1545,16 @@ ENVIRONMENT_KEYS = {
     "cert_file": "certificate of the client",
     "cert_key_file": "key of that certificate",
 }
-ENVIRONMENT_RULE = "[A-Za-z0-9][A-Za-z0-9_-]{0,63}"
+#: At most so many characters, and those that are neither letters nor digits.
+ENVIRONMENT_NAME = (64, "_-")
+ENVIRONMENT_SCHEMA: Json = {
+    "type": "object",
+    "properties": {
+        key: {"type": "string", "minLength": 1, "description": meaning} for key, meaning in ENVIRONMENT_KEYS.items()
+    },
+    "required": ["host"],
+    "additionalProperties": False,
+}
 
 
 def environments_path() -> str:
@@ -1548,7 +1573,11 @@ def read_environments() -> dict[str, dict[str, str]]:
     path = environments_path()
     tables: dict[str, dict[str, str]] = read_toml(path, f"ls -l {path}", missing="")
     for name, table in tables.items():
-        check_environment(path, name, table)
+        place = f"{path}: [{name}]"
+        check_name(name, "an environment's name", *ENVIRONMENT_NAME)
+        demand(ENVIRONMENT_SCHEMA, table, place, f'[{name}] host = "https://tau.example.com"')
+        if "api_key" in table and "api_key_file" in table:
+            raise BadRequest(f"{place} has api_key and api_key_file", "remove one of them")
         if "api_key" in table:
             demand_own(path)
     return tables
@@ -1569,20 +1598,6 @@ def demand_own(path: str) -> None:
     """Forbidden if others than its owner can read or write a file."""
     if os.stat(path).st_mode & 0o077:
         raise Forbidden(f"{path} holds a key and others can read or write it", f"chmod 600 {path}")
-
-
-def check_environment(path: str, name: str, table: Any) -> None:
-    """BadRequest unless it has a host, what Tau knows, and nothing else; a key at most once."""
-    hint = f'[{name}] host = "https://tau.example.com"'
-    if not isinstance(table, dict) or not table.get("host") or not re.fullmatch(ENVIRONMENT_RULE, name):
-        raise BadRequest(f"{path}: the environment [{name}] needs a host", hint)
-    for key, value in table.items():
-        if key not in ENVIRONMENT_KEYS:
-            raise BadRequest(f"{path}: unknown key '{key}' in [{name}]", did_you_mean(key, ENVIRONMENT_KEYS, hint))
-        if not isinstance(value, str):
-            raise BadRequest(f"{path}: {key} in [{name}] must be text", ENVIRONMENT_KEYS[key])
-    if "api_key" in table and "api_key_file" in table:
-        raise BadRequest(f"{path}: [{name}] has api_key and api_key_file", "remove one of them")
 
 
 def named_environment(name: str, origin: str = "") -> dict[str, str]:
@@ -1620,17 +1635,16 @@ def read_settings(flags: Mapping[str, Any], config: str | None) -> Json:
     file = read_config(config) if config else {}
     settings = {}
     for row in SETTINGS:
-        value, origin = row.default, ""
-        if flags.get(row.name) is not None:
-            value, origin = flags[row.name], row.flag
-        elif row.environment and os.environ.get(row.environment):
-            value, origin = os.environ[row.environment], f"${row.environment}"
-        elif row.name in file.get(row.section, {}):
-            value, origin = file[row.section][row.name], f"{config} [{row.section}]"
-        settings[row.name] = row.convert(value, origin) if origin else value
+        sources = (
+            (flags.get(row.name), row.flag),
+            (os.environ.get(row.environment) or None, f"${row.environment}"),
+            (file.get(row.section, {}).get(row.name), f"{config}: [{row.section}].{row.name}"),
+        )
+        given = next((source for source in sources if source[0] is not None), None)
+        settings[row.name] = row.read(*given) if given else row.default
     settings["api_key"] = settings["api_key"] or read_credential(KEY_CREDENTIAL)
     check_zone(settings["timezone"])
-    executors = {name: executor_defaults() | table for name, table in file.get("executors", {}).items()}
+    executors = {name: EXECUTOR_DEFAULTS | table for name, table in file.get("executors", {}).items()}
     return settings | {"connections": file.get("connections", {}), "executors": executors}
 
 
@@ -1653,71 +1667,53 @@ def check_zone(name: str) -> None:
         raise BadRequest(f"there is no time zone '{name}'", hint) from None
 
 
+CONNECTION_SCHEMA: Json = {
+    "type": "object",
+    "properties": {"url": {"type": "string"}},
+    "required": ["url"],
+    "additionalProperties": False,
+}
+EXECUTOR_SCHEMA: Json = {
+    "type": "object",
+    "properties": {
+        "command": {"type": "array", "items": {"type": "string", "minLength": 1}, "minItems": 1},
+        "python": {"type": "string", "minLength": 1},
+        "lost_after_s": {"type": "number", "minimum": 1, "maximum": 86_400},
+        "has_dependencies": {"type": "boolean"},
+    },
+    "required": ["command"],
+    "additionalProperties": False,
+}
+EXECUTOR_DEFAULTS = {"python": "python3", "lost_after_s": 60.0, "has_dependencies": False}
+EXECUTOR_HINT = '[executors.worker1] command = ["ssh", "worker1"]'
+#: Sections whose tables have names of their own → what each table is, and an example.
+NAMED_TABLES = {
+    "connections": (CONNECTION_SCHEMA, '[connections.shop] url = "postgresql://tau:${PG_PASSWORD}@db/shop"'),
+    "executors": (EXECUTOR_SCHEMA, EXECUTOR_HINT),
+}
+
+
 def read_config(path: str) -> Json:
     """The tables of a configuration file; BadRequest for anything Tau does not know."""
     tables = read_toml(path, "check --config and TAU_CONFIG")
+    known: Json = {section: {"type": "object"} for section in NAMED_TABLES}
+    for row in SETTINGS:
+        known.setdefault(row.section, {"type": "object", "properties": {}, "additionalProperties": False})
+        known[row.section]["properties"][row.name] = {}
+        if row.name in tables:
+            raise BadRequest(f"{path}: unknown section [{row.name}]", f"it belongs into [{row.section}]")
+    demand({"properties": {name: {} for name in known}, "additionalProperties": False}, tables, path, f"edit {path}")
+    for section, table in tables.items():
+        demand(known[section], table, f"{path}: [{section}]", f"edit {path}")
+    for section, (schema, hint) in NAMED_TABLES.items():
+        for name, table in tables.get(section, {}).items():
+            check_name(name, f"a name of [{section}] in {path}")
+            demand(schema, table, f"{path}: [{section}.{name}]", hint)
+    if LOCAL_EXECUTOR in tables.get("executors", {}):
+        raise BadRequest(f"{path}: [executors.{LOCAL_EXECUTOR}] is this machine", EXECUTOR_HINT)
     if "api_key" in tables.get("auth", {}):
         check_private(path)
-    for section, table in tables.items():
-        if section in NAMED_TABLES:
-            for name, one in table.items() if isinstance(table, dict) else [("", table)]:
-                NAMED_TABLES[section](path, name, one)
-            continue
-        names = [row.name for row in SETTINGS if row.section == section]
-        if not names or not isinstance(table, dict):
-            home = next((row.section for row in SETTINGS if row.name == section), None)
-            near = did_you_mean(section, {*NAMED_TABLES, *(row.section for row in SETTINGS)})
-            raise BadRequest(f"{path}: unknown section [{section}]", f"it belongs into [{home}]" if home else near)
-        for name in table:
-            if name not in names:
-                raise BadRequest(f"{path}: unknown key '{name}' in [{section}]", did_you_mean(name, names))
     return tables
-
-
-def check_connection(path: str, name: str, table: Any) -> None:
-    """BadRequest unless [connections.NAME] has a url and nothing else."""
-    hint = '[connections.shop] url = "postgresql://tau:${PG_PASSWORD}@db/shop"'
-    if not isinstance(table, dict) or not isinstance(table.get("url"), str) or not re.fullmatch(NAME_RULE, name):
-        raise BadRequest(f"{path}: [connections.{name}] needs a url, a text", hint)
-    if unknown := next((key for key in table if key != "url"), None):
-        near = did_you_mean(unknown, ["url"], hint)
-        raise BadRequest(f"{path}: unknown key '{unknown}' in [connections.{name}]", near)
-
-
-def is_command(value: Any) -> bool:
-    """Whether this is a list of words, the first a program."""
-    return isinstance(value, list) and bool(value) and all(isinstance(word, str) and word for word in value)
-
-
-#: Key of [executors.NAME] → its default (the command has none), what it must be, and whether a value is that.
-EXECUTOR_KEYS: dict[str, tuple[Any, str, Callable[[Any], bool]]] = {
-    "command": (None, "a list of words", is_command),
-    "python": ("python3", "the name or path of an interpreter", lambda value: isinstance(value, str) and bool(value)),
-    "lost_after_s": (
-        *(60.0, "a number of seconds from 1 to 86,400"),
-        lambda value: type(value) in (int, float) and 1 <= value <= 86_400,
-    ),
-    "has_dependencies": (False, "true or false", lambda value: isinstance(value, bool)),
-}
-EXECUTOR_HINT = '[executors.worker1] command = ["ssh", "worker1"]'
-
-
-def executor_defaults() -> Json:
-    """An executor of which nothing has been said."""
-    return {key: default for key, (default, _, _) in EXECUTOR_KEYS.items()}
-
-
-def check_executor(path: str, name: str, table: Any) -> None:
-    """BadRequest unless [executors.NAME] has a command, and nothing that Tau does not know."""
-    where = f"{path}: [executors.{name}]"
-    if not isinstance(table, dict) or not re.fullmatch(NAME_RULE, name) or name == LOCAL_EXECUTOR:
-        raise BadRequest(f"{where} cannot be an executor; 'local' is this machine", EXECUTOR_HINT)
-    if unknown := next((key for key in table if key not in EXECUTOR_KEYS), None):
-        near = did_you_mean(unknown, EXECUTOR_KEYS, ", ".join(EXECUTOR_KEYS))
-        raise BadRequest(f"{path}: unknown key '{unknown}' in [executors.{name}]", near)
-    for key, (default, meaning, fits) in EXECUTOR_KEYS.items():
-        if not fits(table.get(key, default)):
-            raise BadRequest(f"{where}: {key} must be {meaning}", EXECUTOR_HINT)
 
 
 def demand_executor(name: str, executors: Json, environment: str | None) -> None:
@@ -1730,13 +1726,6 @@ def demand_executor(name: str, executors: Json, environment: str | None) -> None
     if environment is not None and not executors[name]["has_dependencies"]:
         hint = f'[executors.{name}] python = "/path/to/one/that/has/them" and has_dependencies = true'
         raise BadRequest(f"Tau does not install the file's dependencies on executor '{name}'", hint)
-
-
-#: Sections whose tables have names of their own → what checks each.
-NAMED_TABLES: dict[str, Callable[[str, str, Any], None]] = {
-    "connections": check_connection,
-    "executors": check_executor,
-}
 
 
 def read_secret(name: str, folder: str | Mapping[str, str]) -> tuple[str | None, str | None]:
@@ -3551,7 +3540,6 @@ def completion(desk: tuple[Json, View], shell: str) -> int:
         tau completion bash > ~/.tau.bash  # then in ~/.bashrc: source ~/.tau.bash
         tau completion fish > ~/.config/fish/completions/tau.fish
     """
-    demand_word("shell", shell, SHELLS)
     write_out(SCRIPTS[shell].strip("\n"))
     return 0
 
@@ -3723,10 +3711,7 @@ def env_add(
         tau env add staging https://staging.example.com - < key
     """
     _, view = desk
-    if not re.fullmatch(ENVIRONMENT_RULE, name):
-        raise BadRequest(
-            f"{name[:WORD_MAX]!r} cannot be an environment's name", "letters, digits, '_', '-', at most 64"
-        )
+    check_name(name, "an environment's name", *ENVIRONMENT_NAME)
     Address(host)  # or it is refused
     if key not in (None, "-") or (key and api_key_file):
         raise BadRequest("a key is not a word of a command: others could see it", "give `-` and the key on stdin")
@@ -7065,8 +7050,6 @@ async def runs(call: Call, name: PipelineName | None = None, *, limit: int = 20,
         tau runs orders --last 10
         tau runs --status failed
     """
-    if status is not None:
-        demand_word("status", status, MOVES)
     if name is not None:
         call.ask.known(name)
     rows, total = call.ask.runs(name, status, bounded(limit), call.among())
@@ -7125,8 +7108,6 @@ async def logs(
         tau logs orders --follow --level warning
         tau logs --run 1m82hsw4knxmxg --tail 20 --step load
     """
-    if level is not None:
-        demand_word("level", level, LEVELS)
     levels = LEVELS[LEVELS.index(level or LEVELS[0]) :]
     run_id = call.ask.pick_run(name, run_id)
     tail = bounded(tail, LOGS_MAX)
@@ -7315,9 +7296,6 @@ def read_policies(
     misfire: str | None, overlap: str | None, window: float | str | None, jitter: float | str | None
 ) -> Json:
     """What is to be done about late and crowded ticks; BadRequest for what cannot be."""
-    for name, value, choices in (("misfire", misfire, MISFIRES), ("overlap", overlap, OVERLAPS)):
-        if value is not None:
-            demand_word(name, value, choices)
     return {
         "misfire": misfire,
         "overlap": overlap,
@@ -7521,7 +7499,6 @@ async def backfill(
     """
     agenda, now = call.daemon.agenda, int(time.time())
     row = agenda.ask.schedule(name)
-    demand_word("--only", only, BACKFILLS)
     times = times_of(row["options"], instant_of(row["anchor_at"]), agenda.timezone)
     if times is None:
         raise BadRequest(f"'{name}' has no schedule: there are no ticks", f'tau schedule {name} "0 6 * * *"')
@@ -7714,10 +7691,10 @@ async def key_create(
         tau key create ci --scope operate --pipelines 'etl_*' --expires 30d
         tau key create monitoring --scope read
     """
-    demand_word("scope", scope, SCOPES)
     patterns = [one.strip() for one in (pipelines or "").split(",") if one.strip()]
-    if not re.fullmatch(NAME_RULE, name) or name == "key":
-        raise BadRequest(f"{name[:WORD_MAX]!r} cannot be a key's name", "letters, digits, '_', '.', '-'; not 'key'")
+    check_name(name, "a key's name")
+    if name == "key":
+        raise BadRequest("'key' cannot be a key's name: it is that of the configured one", "choose another")
     if pipelines is not None and not patterns:
         raise BadRequest(f"no name is like '{pipelines}'", "leave out --pipelines: the key is for all then")
     if patterns and scope == "admin":
@@ -8351,16 +8328,20 @@ def read_header(source: str, entry: str) -> Json | None:
     return header if header.get("dependencies") else None
 
 
+#: What the header of a script may have (PEP 723).
+HEADER_SCHEMA: Json = {
+    "properties": {"dependencies": STRINGS, "requires-python": {"type": "string"}, "tool": {}},
+    "additionalProperties": False,
+}
+
+
 def check_header(header: Json, entry: str, line: int) -> None:
     """LoadFailed for keys that a header cannot have, and for a Python that is not this one."""
-    known = ("dependencies", "requires-python", "tool")
-    if unknown := next((key for key in header if key not in known), None):
-        near = did_you_mean(unknown, known, ", ".join(known))
-        raise header_error(entry, line, f"unknown key '{unknown}' in the header; {near}")
-    needed = header.get("dependencies", [])
-    if not isinstance(needed, list) or not all(isinstance(one, str) and one[:1].isalnum() for one in needed):
+    if (wrong := mismatch(HEADER_SCHEMA, header, "the header")) is not None:
+        raise header_error(entry, line, str(wrong))
+    if not all(one[:1].isalnum() for one in header.get("dependencies", ())):
         raise header_error(entry, line, "the header's dependencies must be a list of requirements")
-    wanted = str(header.get("requires-python", ""))
+    wanted = header.get("requires-python", "")
     if not admits(wanted, sys.version_info[:3]):
         mine = ".".join(map(str, sys.version_info[:3]))
         raise header_error(entry, line, f"the header requires Python {wanted}, taud runs on {mine}")
@@ -13621,9 +13602,6 @@ def pipeline(
     return register if function is None else register(function)
 
 
-RETRIES_MAX = 100
-
-
 def check_seconds(value: Any) -> float:
     """A duration in seconds: a number, text such as 15m, or a timedelta."""
     return parse_duration(value.total_seconds() if hasattr(value, "total_seconds") else value)
@@ -13635,38 +13613,6 @@ def check_limit(value: Any) -> float:
     if not seconds:
         raise BadRequest("a limit of no time at all", "leave it out for none")
     return seconds
-
-
-def check_count(least: int, most: int) -> Callable[[Any], int]:
-    """A whole number within bounds."""
-
-    def count(value: Any) -> int:
-        if type(value) is not int or not least <= value <= most:
-            raise BadRequest(f"expected a whole number from {least} to {most:,}, not {safe_repr(value)}")
-        return int(value)
-
-    return count
-
-
-def check_choice(choices: tuple[str, ...]) -> Callable[[Any], str]:
-    """One of some words."""
-
-    def choice(value: Any) -> str:
-        demand_word("such choice as", value, choices)
-        return str(value)
-
-    return choice
-
-
-def check_share(least: float, most: float) -> Callable[[Any], float]:
-    """A number within bounds."""
-
-    def share(value: Any) -> float:
-        if type(value) not in (int, float) or not least <= value <= most:
-            raise BadRequest(f"expected a number from {least:g} to {most:g}, not {safe_repr(value)}")
-        return float(value)
-
-    return share
 
 
 #: Ends of an attempt that are no exceptions, as @pipeline(retry_on=…) and an error's `kind` name them.
@@ -13696,51 +13642,43 @@ def check_size(value: Any) -> int:
     return size
 
 
-def check_words(value: Any) -> list[str]:
-    """A list of texts."""
-    if isinstance(value, str) or not all(isinstance(word, str) for word in value):
-        raise BadRequest("expected a list of strings", 'tags=["daily"]')
-    return [*value]
-
-
 def check_names(value: Any) -> list[str]:
     """A pipeline's name, or a list of them."""
-    names = check_words([value] if isinstance(value, str) else value)
-    for name in names:
+    names = [value] if isinstance(value, str) else value
+    for name in demand(STRINGS, names, "names"):
         check_name(name)
-    return names
+    return [*names]
 
 
 def check_zone_name(value: Any) -> str:
-    """The name of a time zone."""
     check_zone(str(value))
     return str(value)
 
 
-#: Option of @pipeline → what checks it and makes JSON of it.  None means that the option is not used.
-PIPELINE_OPTIONS: dict[str, Callable[[Any], Any]] = {
-    "tags": check_words,
+#: Option of @pipeline → its JSON Schema, or what checks it and makes JSON of it.  None means that it is not used.
+PIPELINE_OPTIONS: dict[str, Json | Callable[[Any], Any]] = {
+    "tags": lambda value: [*demand(STRINGS, value, "tags")],
     "schedule": lambda value: Cron(value).text,
     "every": lambda value: parse_interval(value if isinstance(value, str) else check_seconds(value)),
     "timezone": check_zone_name,
     "timeout": check_limit,
-    "retries": check_count(0, RETRIES_MAX),
+    "retries": {"type": "integer", "minimum": 0, "maximum": 100},
     "retry_delay": check_seconds,
-    "retry_backoff": check_share(1.0, 100.0),
+    "retry_backoff": {"type": "number", "minimum": 1, "maximum": 100},
     "retry_delay_max": check_limit,
-    "retry_jitter": check_share(0.0, 1.0),
+    "retry_jitter": {"type": "number", "minimum": 0, "maximum": 1},
     "retry_on": check_causes,
     "queue_timeout": check_limit,
     "memory": check_size,
-    "max_concurrent": check_count(1, 10_000),
-    "overlap": check_choice(OVERLAPS),
-    "misfire": check_choice(MISFIRES),
+    "max_concurrent": {"type": "integer", "minimum": 1, "maximum": 10_000},
+    "overlap": {"enum": OVERLAPS},
+    "misfire": {"enum": MISFIRES},
     "catchup_window": check_seconds,
     "jitter": check_seconds,
     "after": check_names,
-    "pause_after_failures": check_count(1, 1_000),
+    "pause_after_failures": {"type": "integer", "minimum": 1, "maximum": 1_000},
     "expect_success_within": check_limit,
-    "executor": lambda value: check_words([value])[0],
+    "executor": {"type": "string"},
 }
 
 
@@ -13749,9 +13687,15 @@ def check_pipeline(told: Json) -> Json:
     if told["schedule"] is not None and told["every"] is not None:
         raise BadRequest("@pipeline: schedule and every are two ways to say when", "choose one of them")
     checked = {}
-    for name, check in PIPELINE_OPTIONS.items():
+    for name, wanted in PIPELINE_OPTIONS.items():
+        value = checked[name] = told[name]
+        if value is None:
+            continue
+        if isinstance(wanted, dict):
+            demand(wanted, value, f"@pipeline({name}=…)")
+            continue
         try:
-            checked[name] = None if told[name] is None else check(told[name])
+            checked[name] = wanted(value)
         except BadRequest as problem:
             raise BadRequest(f"@pipeline({name}=…): {problem}", problem.hint, **problem.detail) from None
     return checked
@@ -13913,7 +13857,9 @@ class PipelineContext:
         place = find_place(source, resource, self._around, options)
         step = self.step(f"extract {place.label}")
         if stream:
-            return Stream(step, batches_from(place, check_count(1, 1 << 40)(options.get("batch_rows", BATCH_ROWS))))
+            counts = {"type": "integer", "minimum": 1, "maximum": 1 << 40}
+            batch_rows = demand(counts, options.get("batch_rows", BATCH_ROWS), "batch_rows")
+            return Stream(step, batches_from(place, batch_rows))
         with step:
             return put_out(step, collect(await settle(place.read(None))))
 
@@ -14660,8 +14606,7 @@ REMOTE_FILES = (
 
 def register_place(registry: dict[str, Callable[..., Any]], kind: str, name: str) -> Callable[[Function], Function]:
     """A decorator that enters its function under *name*."""
-    if not isinstance(name, str) or not re.fullmatch(NAME_RULE, name):
-        raise BadRequest(f"{safe_repr(name)} cannot be the name of a {kind}", f'@{kind}("orders")')
+    check_name(name, f"a {kind}'s name")
 
     def register(function: Function) -> Function:
         registry[name] = function

@@ -253,10 +253,10 @@ def test_a_choice_that_is_gone_stops_commands_but_not_those_that_mend_it(home: T
 
 
 WRONG = {
-    "[a]\nhost = 5": "host in [a] must be text",
-    "[a]\napi_key = 'x'": "needs a host",
-    "a = 5": "needs a host",
-    "['no good']\nhost = 'x'": "needs a host",
+    "[a]\nhost = 5": "[a].host: expected string, given integer 5",
+    "[a]\napi_key = 'x'": "[a]: 'host' is missing",
+    "a = 5": "[a]: expected object, given integer 5",
+    "['no good']\nhost = 'x'": "cannot be an environment's name",
     "[a]\nhost = 'x'\napi_kye = 'y'": "unknown key 'api_kye'",
     "[a]\nhost = 'x'\napi_key = 'y'\napi_key_file = 'z'": "api_key and api_key_file",
     "[a": "environments.toml",

@@ -92,7 +92,7 @@ MALFORMED = {
     "no comment": ("# /// script\n# dependencies = [\n'x',\n# ]\n# ///\n", "is not closed"),
     "not TOML": ("# /// script\n# dependencies = [\n# ///\n", "not TOML"),
     "twice": (header("a") + "\n" + header("b"), "is there twice"),
-    "not a list": ('# /// script\n# dependencies = "a"\n# ///\n', "must be a list"),
+    "not a list": ('# /// script\n# dependencies = "a"\n# ///\n', "expected array of string"),
     "an option": ('# /// script\n# dependencies = ["--index-url=x"]\n# ///\n', "must be a list"),
     "typo": ('# /// script\n# dependancies = ["a"]\n# ///\n', "did you mean 'dependencies'"),
     "too new": ('# /// script\n# requires-python = ">=4.0"\n# dependencies = ["a"]\n# ///\n', "requires Python >=4.0"),

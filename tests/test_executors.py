@@ -619,16 +619,22 @@ def test_dependencies_must_be_there_already(lone: Tau) -> None:
 
 
 REFUSED = [
-    ("[executors]\nfar = 'x'\n", "[executors.far] cannot be an executor"),
-    ("[executors.local]\ncommand = ['env']\n", "[executors.local] cannot be an executor; 'local' is this machine"),
-    ("[executors.far]\npython = 'python3'\n", "[executors.far]: command must be a list of words"),
-    ("[executors.far]\ncommand = 'ssh worker1'\n", "command must be a list of words"),
-    ("[executors.far]\ncommand = []\n", "command must be a list of words"),
-    ("[executors.far]\ncommand = ['env', 5]\n", "command must be a list of words"),
-    ("[executors.far]\ncommand = ['env']\npython = ['x']\n", "python must be the name or path of an interpreter"),
-    ("[executors.far]\ncommand = ['env']\nlost_after_s = 0\n", "lost_after_s must be a number of seconds from 1 to"),
-    ("[executors.far]\ncommand = ['env']\nhas_dependencies = 1\n", "has_dependencies must be true or false"),
-    ("[executors.far]\ncomand = ['env']\n", "unknown key 'comand' in [executors.far]"),
+    ("[executors]\nfar = 'x'\n", '[executors.far]: expected object, given string "x"'),
+    ("[executors.local]\ncommand = ['env']\n", "[executors.local] is this machine"),
+    ("[executors.far]\npython = 'python3'\n", "[executors.far]: 'command' is missing: expected array of string"),
+    ("[executors.far]\ncommand = 'ssh worker1'\n", "[executors.far].command: expected array of string, given string"),
+    ("[executors.far]\ncommand = []\n", "[executors.far].command: expected at least 1 items, given 0"),
+    ("[executors.far]\ncommand = ['env', 5]\n", "[executors.far].command[1]: expected string, given integer 5"),
+    ("[executors.far]\ncommand = ['env']\npython = ['x']\n", "[executors.far].python: expected string, given array"),
+    (
+        "[executors.far]\ncommand = ['env']\nlost_after_s = 0\n",
+        "[executors.far].lost_after_s: expected a number from 1 to 86,400",
+    ),
+    (
+        "[executors.far]\ncommand = ['env']\nhas_dependencies = 1\n",
+        "[executors.far].has_dependencies: expected boolean, given integer 1",
+    ),
+    ("[executors.far]\ncomand = ['env']\n", "[executors.far]: unknown key 'comand'; did you mean 'command'?"),
 ]
 
 

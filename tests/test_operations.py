@@ -549,11 +549,11 @@ OPTIONS = [
     ("retries=True", "a whole number from 0"),
     ("retry_delay='-1s'", "must be a time"),
     ("max_concurrent=0", "a whole number from 1"),
-    ("overlap='maybe'", "one of skip, queue, cancel_running, allow"),
-    ("misfire='first'", "one of last, skip, all"),
-    ("catchup_window=None, after=[1]", "a list of strings"),
+    ("overlap='maybe'", 'one of "skip", "queue", "cancel_running", "allow"'),
+    ("misfire='first'", 'one of "last", "skip", "all"'),
+    ("catchup_window=None, after=[1]", "names[0]: expected string, given integer 1"),
     ("after='no good name'", "cannot be a pipeline's name"),
-    ("tags='daily'", "a list of strings"),
+    ("tags='daily'", "expected array of string, given"),
 ]
 
 

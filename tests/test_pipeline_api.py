@@ -51,7 +51,7 @@ def test_a_function_must_take_the_context() -> None:
 
 
 def test_tags_must_be_a_list() -> None:
-    with pytest.raises(module.BadRequest, match="list of strings"):
+    with pytest.raises(module.BadRequest, match="expected array of string"):
         module.pipeline(name="x", tags="example")(lambda ctx: None)
 
 

@@ -200,12 +200,7 @@ BAD: dict[str, tuple[Callable[[Context], Any], type[Exception], str, str]] = {
         "cannot write a.csv/b.csv",
         "",
     ),
-    "a source's name": (
-        lambda ctx: module.source("a b"),
-        module.BadRequest,
-        "cannot be the name of a source",
-        "@source",
-    ),
+    "a source's name": (lambda ctx: module.source("a b"), module.BadRequest, "cannot be a source's name", "letters"),
 }
 
 

@@ -115,7 +115,7 @@ def sample() -> str:
         if row.section != section:
             section = row.section
             lines += ["", f"[{section}]"]
-        more = [f"${row.environment}" if row.environment else "", row.flag, ", ".join(row.choices)]
+        more = [f"${row.environment}" if row.environment else "", row.flag, ", ".join(row.schema.get("enum", ()))]
         told = "; ".join(filter(None, more))
         mark = "# " if row.name == "api_key" else ""  # a key that everybody knows is none
         lines += [

@@ -1143,8 +1143,11 @@ BAD = [
     (["schedule", "bad_input", "--at", "2020-01-01"], "is in the past"),
     (["schedule", "bad_input", "--at", "soon"], "is not a time"),
     (["schedule", "bad_input", "* * * * *", "--every", "5"], "give one of"),
-    (["schedule", "bad_input", "--misfire", "never"], "there is no misfire 'never'"),
-    (["schedule", "bad_input", "--overlap", "skipp"], "there is no overlap 'skipp'"),
+    (
+        ["schedule", "bad_input", "--misfire", "never"],
+        '\'misfire\': expected one of "last", "skip", "all", given string "never"',
+    ),
+    (["schedule", "bad_input", "--overlap", "skipp"], '\'overlap\': expected one of "skip", "queue"'),
     (["schedule", "bad_input", "--catchup-window", "-1"], "the catch-up window must be"),
     (["schedule", "bad_input", "--disable", "--enable"], "opposites"),
     (["backfill", "bad_input"], "'backfill' needs 'from'"),
@@ -1232,7 +1235,7 @@ def test_a_backfill_runs_each_past_tick_once_and_failed_ones_again(tau: Tau) -> 
     assert [run["scheduled_for"][:10] for run in again] == ["2026-01-03"]
     assert tau("wait", again[0]["run_id"])["result"] == 3
     assert tau(*words, "--only", "all")["runs"] == []
-    assert "there is no --only 'some'" in tau(*words, "--only", "some", exit=2)["message"]
+    assert '\'only\': expected one of "missing", "failed", "all"' in tau(*words, "--only", "some", exit=2)["message"]
 
 
 def test_a_pause_holds_schedules_and_chains_but_not_tau_run(tau: Tau) -> None:

@@ -326,7 +326,7 @@ def test_sighup_reads_the_configuration_again(home: Tau) -> None:
         assert home("run", "it")["result"] == [{"x": 1}]
 
         status = reload("[daemon]\nlog_level = 'error'\nprot = 1\n")
-        told = f"the configuration was not read again: {config}: unknown key 'prot' in [daemon]"
+        told = f"the configuration was not read again: {config}: [daemon]: unknown key 'prot'; did you mean 'port'?"
         assert told in status["warnings"]
         assert told in service.log
         assert home("run", "it")["result"] == [{"x": 1}]

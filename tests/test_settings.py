@@ -71,20 +71,20 @@ def test_the_configuration_is_found_in_this_order(tmp_path: Path, monkeypatch: p
 
 
 BAD = {
-    "[daemom]\nport = 1": ("unknown section [daemom]", "did you mean 'daemon'?"),
+    "[daemom]\nport = 1": ("unknown key 'daemom'; did you mean 'daemon'?", "edit /"),
     "[max_concurrent]\nx = 1": ("unknown section [max_concurrent]", "[scheduler]"),
-    "[daemon]\nprot = 1": ("unknown key 'prot'", "did you mean 'port'?"),
-    "[daemon]\nport = 'x'": ("port must be a whole number", "TCP port"),
-    "[daemon]\nport = -1": ("port must be a whole number", "TCP port"),
+    "[daemon]\nprot = 1": ("[daemon]: unknown key 'prot'; did you mean 'port'?", "edit /"),
+    "[daemon]\nport = 'x'": ("[daemon].port: expected a whole number", "TCP port"),
+    "[daemon]\nport = -1": ("[daemon].port: expected a whole number", "TCP port"),
     "[scheduler]\ntimezone = 'Europe/Londn'": ("there is no time zone", "did you mean 'Europe/London'?"),
     "[auth]\napi_key = 'your-secret-key'\n[daemon]\nport = 1": ("shorter than 32 characters", "token_urlsafe"),
-    "[daemon]\nport = 8400.5": ("port must be a whole number", "TCP port"),
+    "[daemon]\nport = 8400.5": ("[daemon].port: expected a whole number", "TCP port"),
     "[daemon]\nport = 99999": ("from 0 to 65,535", "TCP port"),
-    "[daemon]\nport = [1]": ("port must be a whole number", "TCP port"),
+    "[daemon]\nport = [1]": ("[daemon].port: expected a whole number", "TCP port"),
     "[scheduler]\nmax_concurrent = 0": ("from 1 to 10,000", "runs at the same time"),
-    "[daemon]\nport = true": ("port must be a whole number", "TCP port"),
-    "[daemon]\nlog_level = 'inof'": ("log_level cannot be 'inof'", "did you mean 'info'?"),
-    "[daemon]\nhost = 7": ("host must be text", "address"),
+    "[daemon]\nport = true": ("[daemon].port: expected a whole number", "TCP port"),
+    "[daemon]\nlog_level = 'inof'": ('[daemon].log_level: expected one of "debug"', "did you mean 'info'?"),
+    "[daemon]\nhost = 7": ("[daemon].host: expected string", "address"),
     "[daemon": ("tau.toml", "it must be TOML"),
     "[database]\nurl = 'postgresql://x/y'": ("the store is SQLite", "sqlite:///tau.db"),
 }
@@ -135,12 +135,14 @@ def test_the_sample_configuration_has_every_setting_with_its_default(monkeypatch
 
 
 CONNECTIONS = [
-    ("[connections]\nshop = 'x'\n", "[connections.shop] needs a url"),
-    ("connections = 5\n", "needs a url"),
-    ("[connections.shop]\nurl = 5\n", "[connections.shop] needs a url"),
-    ("[connections.shop]\nurl = 'x'\nulr = 'y'\n", "unknown key 'ulr' in [connections.shop]"),
-    ("[connections.'no good']\nurl = 'x'\n", "[connections.no good] needs a url"),
-    ("[connection.shop]\nurl = 'x'\n", "unknown section [connection]"),
+    ("[connections]\nshop = 'x'\n", '[connections.shop]: expected object, given string "x"'),
+    ("connections = 5\n", "[connections]: expected object, given integer 5"),
+    ("[connections.shop]\nurl = 5\n", "[connections.shop].url: expected string, given integer 5"),
+    ("[connections.shop]\nul = 'y'\n", "[connections.shop]: unknown key 'ul'; did you mean 'url'?"),
+    ("[connections.shop]\n", "[connections.shop]: 'url' is missing"),
+    ("[connections.shop]\nurl = 'x'\nulr = 'y'\n", "[connections.shop]: unknown key 'ulr'"),
+    ("[connections.'no good']\nurl = 'x'\n", "'no good' cannot be a name of [connections] in "),
+    ("[connection.shop]\nurl = 'x'\n", "unknown key 'connection'; did you mean 'connections'?"),
 ]
 
 
