@@ -5196,7 +5196,7 @@ class Daemon:
             sweep_copies(self.home)
             await self.listeners.open()  # an address that cannot be had is found out before anything runs
             await self.executor.open()
-            await self.scheduler.open()
+            self.scheduler.open()
             self.executor.spawn(self.retention.watch())
             await self.listeners.start()
             ready = {"pid": os.getpid(), "socket": self.socket_path}
@@ -5211,12 +5211,12 @@ class Daemon:
             await self.close()
             os.close(lock)
 
-    def on_commit(self, run_ids: set[str]) -> None:
-        """Something about these runs is on disk now: whoever waits hears of it, and a slot may be wanted."""
+    def on_commit(self, run_ids: set[str], *settled: Any) -> None:
+        """Something about these runs is on disk now: whoever waits hears of it, and what is due begins."""
         for run_id in run_ids:
             self.feed.changed(run_id)
-        self.executor.set_alarm()
-        self.executor.wake()
+        if settled:
+            self.scheduler.begin(*settled)
 
     @property
     def stopping(self) -> bool:
@@ -6736,7 +6736,6 @@ async def deploy(
         deployed = await daemon.store.write(commit)
     finally:
         deployment.close()
-    daemon.scheduler.wake(*(one["name"] for one in deployed))
     answer: Json = {"changed": any(one["changed"] for one in deployed), "pipelines": deployed}
     return answer | {"environments": built} if built else answer
 
@@ -6912,9 +6911,7 @@ async def answer_run(
     if follow and not wait:
         raise BadRequest("--follow waits for the run, --detach does not", "choose one of them")
     daemon = call.daemon
-    queued = daemon.store.write(lambda: daemon.store.add_run(*asked, call.actor, **about))
-    daemon.executor.wake()  # now: so that the run is queued and admitted in one commit
-    run_id, status, again = await queued
+    run_id, status, again = await daemon.store.write(lambda: daemon.store.add_run(*asked, call.actor, **about))
     document: Json = {"run_id": run_id, "status": status}
     if wait:
         call.rest()
@@ -7287,7 +7284,6 @@ async def schedule(
     if disable or enable or clear or command != before["command"]:
         enabled = False if disable else True if enable or clear else None
         changed = await call.write(agenda.set_schedule, name, command, enabled)
-        call.daemon.scheduler.wake(name)
     _, document = await find_schedule(call, name)
     return document | {"changed": changed}
 
@@ -7559,7 +7555,6 @@ async def resume(call: Call, name: PipelineName | None = None, *, all_: bool = F
         tau resume --all
     """
     changed = await call.write(call.daemon.agenda.resume, scope_of(name, all_))
-    call.daemon.scheduler.wake()
     return {"pipeline": name, "all": all_, "paused": False, "changed": changed}
 
 
@@ -8488,12 +8483,13 @@ ON_TIME_S = 10
 COUNT_MAX = 200
 #: So many schedules are decided in one transaction, and so many computed anew: nobody waits for long.
 BATCH, SLICE = 250, 20
-#: While anything is scheduled the clock is looked at this often, for it may be set, or the machine sleep.
+#: While anything is due to come the clock is looked at this often, for it may be set, or the machine sleep.
 WATCH_S = 1.0
 #: A wall clock that moves by more than this against the monotonic one has been set.
 STEP_S = 1.0
 #: How often the store is told that we are alive, and the ticks are computed anew, for zones may change.
 ALIVE_S, REFRESH_S = 60.0, 86_400.0
+Clocks = tuple[float, float, float]  # the time, awake time, and elapsed time, of one moment
 
 #: Whatever became due before one of these ended is not run: nobody wanted it then.
 HOLDS = ("paused", "disabled", "undeployed", "edited", "restored")
@@ -8594,169 +8590,127 @@ def cause_of_gap(tick: int, gaps: Sequence[Json]) -> Json:
 
 
 class Scheduler:
-    """Waits until something is due and has it decided; knows when it could not look."""
+    """Does what is due, as the last work of each group of writes, and knows when nobody could.
+
+    Its one timer rings at the next instant at which anything is due, for a group that holds nothing else.
+    """
 
     def __init__(self, agenda: Agenda, executor: Executor) -> None:
         self.agenda, self.executor = agenda, executor
-        self.clock, self.write = agenda.store.clock, agenda.store.write
-        self.wanted = asyncio.Event()  # set when something may be due earlier than was known
-        self.edited: set[str] = set()  # schedules that are new: what is computed in the background is not yet
-        self.task: asyncio.Task[None] | None = None
-        self.told_at = self.refreshed_at = 0.0  # when the store was told that we live, and all was computed anew
-        self.seen = self.clocks()
-        self.unset = False  # whether the clock shows a time that cannot be
+        self.store, self.clock = agenda.store, agenda.store.clock
+        self.seen: Clocks | None = None  # the clocks when ticks were last decided, on disk; None before that
+        self.unset = False  # whether the ledger says that the clock shows a time that cannot be
         self.stuck_at = 0.0  # since when nothing can be written
+        self.patience = ALIVE_S  # how long at most the timer runs
+        self.timer: asyncio.TimerHandle | None = None
+        self.refreshed_at = 0.0  # when all ticks were last computed anew
         self.closing = False
-        self.rest = ALIVE_S  # how long at most it meant to sleep
 
-    def clocks(self) -> tuple[float, float, float]:
-        """The time, awake time, and elapsed time, of one moment."""
-        return self.clock.time(), self.clock.monotonic(), self.clock.elapsed()
-
-    async def open(self) -> None:
+    def open(self) -> None:
         """Decides about what was due while nobody was here, and from now on in time."""
-        try:
-            await self.take_over()
-        except StorageFull as problem:  # what can be read can be served all the same
-            logging.getLogger("tau").error("scheduler: %s", problem)
-            self.stuck_at = self.clock.time()
-        self.task = asyncio.get_running_loop().create_task(self.run())
-
-    async def take_over(self) -> None:
-        """The ledger says since when nobody has been here."""
-        self.seen = self.clocks()
-        now, alive = self.seen[0], self.agenda.ask.remembered("alive")
-        if alive is not None and now >= alive["until"]:
-            await self.note_gap("daemon_down", alive["until"], now)
-        elif alive is not None and now >= CLOCK_MIN:
-            await self.step_back(alive["until"], now)
-        await self.say_alive(now)
+        self.store.database.settle = self.decide, self.admit
+        self.store.database.on_settled = self.settled
+        self.store.database.ring()
 
     async def close(self) -> None:
-        """Nothing is decided any more; the store knows until when something was."""
-        # Not by cancelling: wait_for() of Python 3.11 loses that if what it waits for comes at the same time.
+        """The store knows until when ticks were decided; nothing is begun any more."""
         self.closing = True
-        self.wanted.set()
-        if self.task is not None:
-            await asyncio.wait([self.task])
-            try:
-                await self.say_alive(self.clock.time())
-            except TauError:
-                pass  # the disk is full: it will seem a little longer that nobody was here
+        if self.timer is not None:
+            self.timer.cancel()
+        try:
+            await self.store.write(self.agenda.remember, "alive", {"until": int(self.clock.time())})
+        except TauError:
+            pass  # the disk is full: it will seem a little longer that nobody was here
 
-    def wake(self, *names: str) -> None:
-        """Schedules have changed, these among them: looks again at once."""
-        self.edited.update(names)
-        self.wanted.set()
+    # On the writer's thread.
 
-    async def run(self) -> None:
-        """Looks, and sleeps until the next look, until it is closed."""
-        while not self.closing:
-            self.wanted.clear()
-            try:
-                patience = await self.look()
-            except TauError as problem:  # no room on the disk: what is due waits, and is decided late
-                logging.getLogger("tau").error("scheduler: %s", problem)
-                patience, self.stuck_at = WATCH_S, self.stuck_at or self.clock.time()
-            except Exception:  # a bug must not end all schedules: it is told each time, and tried again
-                logging.getLogger("tau").exception("scheduler")
-                patience = ON_TIME_S
-            try:
-                await asyncio.wait_for(self.wanted.wait(), patience)
-            except TimeoutError:
-                pass
-
-    async def look(self) -> float:
-        """One look at the clock and at what is due; for how many seconds to sleep then."""
-        now = await self.watch_clock()
-        if now < CLOCK_MIN or self.executor.paused:
-            return WATCH_S
-        if self.stuck_at:
-            await self.note_gap("storage_full", self.stuck_at, now)
-            self.stuck_at = 0.0
-        if not 0 <= now - self.told_at < ALIVE_S:
-            await self.say_alive(now)
-        if self.agenda.ask.pause("") is None:
-            await self.decide(int(now))
-        if self.agenda.ask.is_overdue(int(now)):
-            await self.write(self.agenda.report_overdue, int(now))
-        if not 0 <= now - self.refreshed_at < REFRESH_S:
-            self.refreshed_at = now
-            self.executor.spawn(self.refresh_all())
-        elif self.edited:
-            names, self.edited = sorted(self.edited), set()
-            self.executor.spawn(self.refresh(names))
-        return self.patience()
-
-    def patience(self) -> float:
-        """Seconds until something is due, at most WATCH_S if anything ever is."""
-        first = self.agenda.ask.first_due()
-        self.rest = ALIVE_S if first is None else WATCH_S
-        return self.rest if first is None else max(0.0, min(instant_of(first) - self.clock.time(), WATCH_S))
-
-    async def decide(self, now: int) -> None:
-        """Everything that is due by now is decided, a batch a transaction."""
-        while not self.closing and self.agenda.ask.is_due(now):
-            claimed = self.write(self.agenda.claim, now, BATCH)
-            self.executor.wake()  # now: so that what fires is admitted in the same commit
-            for run_id in await claimed:
-                await self.executor.stop(run_id, "cancelled")
-
-    # The clock.
-
-    async def watch_clock(self) -> float:
-        """The time; if the clock did anything since the last look but run on, the ledger says what."""
-        before, seen = self.seen, self.clocks()
-        if seen[0] < CLOCK_MIN:
+    def decide(self) -> tuple[Clocks, bool, list[str]]:
+        """Decides all that is due by now: what the clocks showed, and the runs that must make room."""
+        seen = self.clock.time(), self.clock.monotonic(), self.clock.elapsed()
+        now = int(seen[0])
+        if now < CLOCK_MIN:
             if not self.unset:
-                await self.write(self.agenda.note_unset_clock, int(seen[0]))
-            self.unset = True
-            return seen[0]  # what it did meanwhile is seen when it has been set
-        self.seen, self.unset = seen, False
-        passed, awake, elapsed = (new - old for new, old in zip(self.seen, before, strict=True))
-        stepped = passed - elapsed
-        if stepped < -STEP_S:
-            await self.step_back(before[0] + elapsed, self.seen[0])
-        elif stepped > STEP_S:
-            await self.note_gap("clock_set_forward", before[0], self.seen[0])
+                self.store.event("clock.unset", None, None, {"shows": rfc3339(now)})
+            return self.seen or seen, True, []  # what it does until it is set is seen then
+        if self.executor.paused:
+            return self.seen or seen, False, []
+        self.watch_clock(seen)
+        if self.stuck_at:
+            self.agenda.note_gap("storage_full", self.stuck_at, now)
+        alive = self.agenda.remembered("alive")
+        if alive is None or not 0 <= now - alive["until"] < ALIVE_S:
+            self.agenda.remember("alive", {"until": now})
+        self.store.expire_queued()
+        stops = [] if self.agenda.is_paused("") else self.agenda.claim(now, BATCH)
+        self.agenda.report_overdue(now)
+        return seen, False, stops
+
+    def watch_clock(self, seen: Clocks) -> None:
+        """The ledger says what the clock did since the last look, if it did anything but run on."""
+        now = seen[0]
+        if self.seen is None:
+            alive = self.agenda.remembered("alive")
+            if alive is not None and now >= alive["until"]:
+                self.agenda.note_gap("daemon_down", alive["until"], now)
+            elif alive is not None:
+                self.agenda.step_back(alive["until"], int(now))
+            return
+        before = self.seen[0]
+        passed, awake, elapsed = (new - old for new, old in zip(seen, self.seen, strict=True))
+        if passed - elapsed < -STEP_S:
+            self.agenda.step_back(int(before + elapsed), int(now))
+        elif passed - elapsed > STEP_S:
+            self.agenda.note_gap("clock_set_forward", before, now)
         elif elapsed - awake > STEP_S:
-            await self.note_gap("suspended", before[0], self.seen[0])
-        elif awake > self.rest + ON_TIME_S:
-            await self.note_gap("daemon_busy", before[0], self.seen[0])
-        return self.seen[0]
+            self.agenda.note_gap("suspended", before, now)
+        elif awake > self.patience + ON_TIME_S:
+            self.agenda.note_gap("daemon_busy", before, now)
 
-    async def note_gap(self, cause: str, begin: float, until: float) -> None:
-        """Remembers, and says in the ledger, that nobody could decide for a while."""
-        await self.write(self.agenda.note_gap, cause, int(begin), int(until))
+    def admit(self) -> tuple[list[Json], float | None]:
+        """Admits runs as far as there are slots: their jobs, and when anything is due next."""
+        jobs = [] if self.executor.paused else self.store.admit_some(self.executor.starter.server)
+        return jobs, self.agenda.next_due(self.clock.time())
 
-    async def step_back(self, before: float, now: float) -> None:
-        """The clock shows an earlier time than before: no tick comes twice, intervals keep their distance."""
-        logging.getLogger("tau").warning("the clock was set back by %.1f s", before - now)
-        await self.write(self.agenda.step_back, int(before), int(now))
+    def settled(self, decided: Any, admitted: Any) -> None:
+        """What a group ended with is on disk, or has failed: only what is on disk has been seen."""
+        if not isinstance(decided, TauError):
+            self.seen, self.unset, _ = decided
+            self.stuck_at = 0.0
+        elif isinstance(decided, StorageFull) and not self.stuck_at:
+            logging.getLogger("tau").error("scheduler: %s", decided)
+            self.stuck_at = self.clock.time()
+        self.patience = ALIVE_S if not isinstance(admitted, TauError) and admitted[1] is None else WATCH_S
 
-    async def say_alive(self, now: float) -> None:
-        """The store knows until when ticks were decided in time."""
-        self.told_at = now
-        if now >= CLOCK_MIN:
-            await self.write(self.agenda.remember, "alive", {"until": int(now)})
+    # On the loop.
 
-    # What may have changed under us: time zones, croniter.
+    def begin(self, decided: Any, admitted: Any) -> None:
+        """What a group has decided begins; the timer is set for what is due next."""
+        if self.closing:
+            return
+        now, pause = self.clock.time(), WATCH_S
+        if not isinstance(decided, TauError):
+            for run_id in decided[2]:
+                self.executor.spawn(self.executor.stop(run_id, "cancelled"))
+        if not isinstance(admitted, TauError):
+            jobs, due_at = admitted
+            for job in jobs:
+                self.executor.dispatch(job)
+            if not isinstance(decided, TauError):
+                pause = self.patience if due_at is None else max(0.0, min(due_at - now, self.patience))
+        if self.timer is not None:
+            self.timer.cancel()
+        self.timer = asyncio.get_running_loop().call_later(pause, self.store.database.ring)
+        if now >= CLOCK_MIN and not 0 <= now - self.refreshed_at < REFRESH_S:
+            self.refreshed_at = now
+            self.executor.spawn(self.refresh())
 
-    async def refresh_all(self) -> None:
-        """All schedules are refreshed, slice by slice; time zones are read again from their files."""
-        names = self.agenda.ask.scheduled("", SLICE)
-        if names:
-            zoneinfo.ZoneInfo.clear_cache()
-            await self.write(self.agenda.forget_times)
-        while names:
-            await self.refresh(names)
-            names = self.agenda.ask.scheduled(names[-1], SLICE)
-
-    async def refresh(self, names: list[str]) -> None:
-        """Computes the next ticks anew."""
-        for begin in range(0, len(names), SLICE):
-            await self.write(self.agenda.refresh, names[begin : begin + SLICE])
-        self.wanted.set()
+    async def refresh(self) -> None:
+        """Computes all next ticks anew, a slice a write: the system may have other time zones by now."""
+        zoneinfo.ZoneInfo.clear_cache()
+        await self.store.write(self.agenda.forget_times)
+        name: str | None = ""
+        while name is not None:
+            name = await self.store.write(self.agenda.refresh, name, SLICE)
 
 
 # --- 24. Executor ------------------------------------------------------------------------
@@ -8769,8 +8723,6 @@ POLL_WATCHED_S = 0.05
 BIRTH_S = 2.0
 #: How long the end of a run that is stopped elsewhere is waited for.
 FAR_S = 5.0
-#: The clock may be set: an appointment is looked at again after this long.
-LOOK_AHEAD_S = 15.0
 #: An unknown journal may have taken away a permission to start: it stays this long.
 SWEEP_S = 3600.0
 
@@ -9144,10 +9096,7 @@ class Executor:
         self.latencies: list[float] = []  # milliseconds from queued to started, the last thousand
         self.starter = Starter(home, settings, self.hear, lambda: self.spawn(self.replace_server()))
         self.tasks: set[asyncio.Task[None]] = set()
-        self.admitting = self.again = False
-        self.paused = False  # nothing is admitted any more
-        self.alarm: asyncio.TimerHandle | None = None  # when to look at the queue again unasked
-        self.alarm_for: str | None = None  # the appointment that it is set for
+        self.paused = False  # nothing is decided or admitted any more
         self.busy = asyncio.Event()  # set while anything is live
 
     async def open(self) -> None:
@@ -9156,14 +9105,10 @@ class Executor:
         await self.starter.open()
         self.recover()
         self.spawn(self.watch())
-        self.set_alarm()
-        self.wake()
 
     async def close(self) -> None:
         """Nothing is started any more; live runs and their fork server go on by themselves."""
         self.paused = True
-        if self.alarm is not None:
-            self.alarm.cancel()
         for task in self.tasks:
             task.cancel()
         if self.tasks:
@@ -9184,60 +9129,9 @@ class Executor:
 
     # From the queue to a process.
 
-    def wake(self) -> None:
-        """Admits what is queued as far as there are slots; called whenever either may have changed."""
-        free = self.settings["max_concurrent"] - self.used()
-        if self.admitting:
-            self.again = True
-        elif free > 0 and not self.paused and self.store.has_queue():
-            self.admitting, self.again = True, False
-            # The store is asked at once, so that a run and its admission share a commit.
-            self.spawn(self.admit(self.store.write(self.store.admit, free, self.starter.server)))
-
-    def set_alarm(self) -> None:
-        """Looks again when the next run is to be tried again, or has waited for too long.
-
-        Only a commit can change when that is.
-        """
-        due = self.store.ask.next_appointment()
-        if due == self.alarm_for:
-            return
-        if self.alarm is not None:
-            self.alarm.cancel()
-        self.alarm, self.alarm_for = None, due
-        if due is not None and not self.paused:
-            pause = min(max(instant_ms(due) / 1000 - self.store.clock.time(), 0.0), LOOK_AHEAD_S)
-            self.alarm = asyncio.get_running_loop().call_later(pause, self.ring)
-
-    def ring(self) -> None:
-        """An appointment has come, or the clock is to be looked at again."""
-        self.alarm, self.alarm_for = None, None
-        if self.store.ask.has_expired(self.store.clock.time()):
-            self.spawn(self.expire())
-        self.set_alarm()
-        self.wake()
-
-    async def expire(self) -> None:
-        """Ends the runs that have waited in the queue for longer than they may."""
-        await self.store.write(self.store.expire_queued)
-
     def used(self) -> int:
         """How many runs are live."""
-        return sum(process.run_id is not None for process in self.live.values())
-
-    async def admit(self, admitted: Awaitable[list[Json]]) -> None:
-        """Hands runs to the fork server that the store has moved from queued to running."""
-        try:
-            for job in await admitted:
-                self.dispatch(job)
-        except TauError as problem:
-            logging.getLogger("tau").error("cannot admit runs: %s", problem)
-            await asyncio.sleep(1.0)
-            self.again = True
-        finally:
-            self.admitting = False
-        if self.again:
-            self.wake()
+        return self.store.ask.totals()["running"]
 
     def dispatch(self, job: Json) -> Process:
         """One admitted run goes to the fork server."""
@@ -9445,7 +9339,6 @@ class Executor:
             process.remove_files()
             if process.run_id is not None and process.verdict and process.verdict.status == "success":
                 shutil.rmtree(self.memos(process.run_id), ignore_errors=True)
-            self.wake()
 
     async def conclude(self, process: Process) -> None:
         """Stores what is left to read together with the outcome, in one commit if it is not much."""
@@ -9992,23 +9885,21 @@ class Agenda:
         found = self.db.execute("SELECT data FROM memory WHERE name = ?", (name,)).fetchone()
         return None if found is None else json.loads(found["data"])
 
-    def note_gap(self, cause: str, begin: int, until: int) -> None:
+    def note_gap(self, cause: str, begin: float, until: float) -> None:
         """Remembers for a while when nobody could, or was to, decide; the ledger keeps it."""
+        begin, until = int(begin), int(until)
         gaps = self.remembered("gaps") or []
         self.remember("gaps", [*gaps, {"from": begin, "until": until, "cause": cause}][-GAPS_KEPT:])
         if cause != "paused":  # that is in the ledger already
             data = {"cause": cause, "from": rfc3339(begin), "until": rfc3339(until), "seconds": until - begin}
             self.store.event("scheduler.gap", None, None, data)
 
-    def note_unset_clock(self, now: int) -> None:
-        """The ledger says that nothing is decided until the clock has been set."""
-        self.store.event("clock.unset", None, None, {"shows": rfc3339(now)})
-
     def step_back(self, before: int, now: int) -> None:
         """The clock was set back.  What is decided stays so; intervals go on at their distance from here.
 
         An interval whose ticks would fall on instants that it has had already falls one second beside them.
         """
+        logging.getLogger("tau").warning("the clock was set back by %d s", before - now)
         data = {"from": rfc3339(before), "to": rfc3339(now), "seconds": now - before}
         self.store.event("clock.set_back", None, None, data)
         self.store.shift_waiting(now - before)
@@ -10025,16 +9916,32 @@ class Agenda:
                 first += 1
             self.keep_row(row | {"anchor_at": rfc3339(first - every), "watermark_at": rfc3339(first - 1)})
 
-    def refresh(self, names: list[str]) -> None:
-        """Computes next ticks anew."""
-        for name in names:
-            row = self.row(name)
+    def refresh(self, after: str, most: int) -> str | None:
+        """Computes the next ticks of some schedules anew, by name; the last of them, None if there was none."""
+        rows = self.db.execute(
+            "SELECT * FROM schedules WHERE next_at IS NOT NULL AND pipeline > ? ORDER BY pipeline LIMIT ?",
+            (after, most),
+        ).fetchall()
+        for row in map(to_document, rows):
+            after = row["pipeline"]
             times = None if row["options"]["cron"] is None else self.times(row)
-            if times is None:
-                continue
-            tick = times.next(instant_of(row["watermark_at"]))
-            if row | self.next_columns(row, tick) != row:
-                self.keep_row(row)
+            if times is not None:
+                tick = times.next(instant_of(row["watermark_at"]))
+                if row | self.next_columns(row, tick) != row:
+                    self.keep_row(row)
+        return after if rows else None
+
+    def next_due(self, now: float) -> float | None:
+        """When anything is due next, if anything ever is."""
+        ticks = "" if self.is_paused("") else "SELECT min(due_at) FROM schedules WHERE due_at IS NOT NULL UNION ALL "
+        rows = self.db.execute(
+            f"{ticks}SELECT min(expect_at) FROM schedules WHERE expect_at IS NOT NULL UNION ALL"
+            " SELECT min(expires_at) FROM runs WHERE status = 'queued' AND expires_at IS NOT NULL UNION ALL"
+            # What was due before now waits for a slot, and for the group that frees it.
+            " SELECT min(retry_at) FROM runs WHERE status = 'retrying' AND retry_at > ?",
+            (rfc3339(now),),
+        )
+        return min((instant_ms(at) / 1000 for (at,) in rows if at is not None), default=None)
 
 
 TICK_COLUMNS = ("next_at", "moved", "due_at", "expect_at")
@@ -10171,22 +10078,6 @@ class AgendaQuestions:
             raise self.ask.unknown(name)
         return found
 
-    def first_due(self) -> str | None:
-        """When the scheduler must look at the latest, for something is due, or a success overdue."""
-        found = self.rows(
-            "SELECT min(due_at) AS at FROM schedules WHERE due_at IS NOT NULL UNION ALL"
-            " SELECT min(expect_at) FROM schedules WHERE expect_at IS NOT NULL"
-        )
-        return min((row["at"] for row in found if row["at"]), default=None)
-
-    def is_due(self, now: int) -> bool:
-        """Whether anything is due by now."""
-        return self.first("SELECT 1 FROM schedules WHERE due_at <= ? LIMIT 1", rfc3339(now)) is not None
-
-    def is_overdue(self, now: int) -> bool:
-        """Whether a success is overdue that nobody has been told of."""
-        return self.first("SELECT 1 FROM schedules WHERE expect_at <= ? LIMIT 1", rfc3339(now)) is not None
-
     def pause(self, name: str) -> Json | None:
         """Since when, why and by whom a pipeline, or everything (''), is paused."""
         return self.first("SELECT paused_at, reason, actor FROM pauses WHERE pipeline = ?", name)
@@ -10195,14 +10086,6 @@ class AgendaQuestions:
         """What the scheduler remembers under a name."""
         found = self.first("SELECT data FROM memory WHERE name = ?", name)
         return None if found is None else found["data"]
-
-    def scheduled(self, after: str, limit: int) -> list[str]:
-        """The next pipelines by name that have a schedule."""
-        rows = self.rows(
-            "SELECT pipeline FROM schedules WHERE next_at IS NOT NULL AND pipeline > ? ORDER BY pipeline LIMIT ?",
-            *(after, limit),
-        )
-        return [row["pipeline"] for row in rows]
 
     def counts(self) -> Json:
         """How many schedules there are, and when the next is due."""
@@ -10908,10 +10791,6 @@ class Store:
         """
         return self.database.write(work, arguments)
 
-    def has_queue(self) -> bool:
-        """Whether any run may be waiting: one is on disk, or writes are on their way there."""
-        return bool(self.database.pending) or self.ask.has_queued(self.clock.time())
-
     def event(
         self, type_name: str, pipeline: str | None, run_id: str | None, data: Json, actor: str = "taud",
         tick: str | None = None,
@@ -11107,6 +10986,12 @@ class Store:
                 self.on_finish(row["pipeline"], row["run_id"], "timed_out")
 
     # What the executor writes.
+
+    def admit_some(self, server: Json) -> list[Json]:
+        """Moves waiting runs to running, as far as there are slots: their jobs."""
+        runs = Questions(self.db).totals()
+        free = self.settings["max_concurrent"] - runs["running"]
+        return self.admit(free, server) if free > 0 and runs["queued"] + runs["retrying"] else []
 
     def admit(self, free: int, server: Json) -> list[Json]:
         """Moves the oldest runs that may begin to running, as many as are free: their jobs.
@@ -11783,23 +11668,6 @@ class Questions(Sql):
         newest: str | None = self.db.execute("SELECT max(run_id) FROM runs").fetchone()[0]
         return newest
 
-    def has_queued(self, now: float) -> bool:
-        """Whether any run is queued, or to be tried again by now."""
-        found = self.db.execute("SELECT 1 FROM runs WHERE status = 'queued' LIMIT 1").fetchone()
-        return found is not None or bool(self.rows(RETRIES_DUE, rfc3339(now), 1))
-
-    def next_appointment(self) -> str | None:
-        """When the next run is to be tried again, or will have waited for too long."""
-        found: str | None = self.db.execute(
-            "SELECT min(at) FROM (SELECT min(retry_at) AS at FROM runs WHERE status = 'retrying' UNION ALL"
-            " SELECT min(expires_at) FROM runs WHERE status = 'queued' AND expires_at IS NOT NULL)"
-        ).fetchone()[0]
-        return found
-
-    def has_expired(self, now: float) -> bool:
-        """Whether any run has waited in the queue for too long."""
-        return bool(self.rows(f"{EXPIRED} LIMIT 1", rfc3339(now)))
-
     def unfinished(self) -> list[Json]:
         """The attempts that were live when the last daemon ended."""
         return self.rows(
@@ -11899,7 +11767,9 @@ class Write:
 
     __slots__ = ("arguments", "future", "work")
 
-    def __init__(self, work: Callable[..., Any], arguments: tuple[Any, ...], future: asyncio.Future[Any]) -> None:
+    def __init__(
+        self, work: Callable[..., Any], arguments: tuple[Any, ...], future: asyncio.Future[Any] | None
+    ) -> None:
         self.work, self.arguments, self.future = work, arguments, future
 
 
@@ -11911,7 +11781,9 @@ class Database:
         self.pending: list[Write] = []  # writes of this turn of the loop: they travel together
         self.inbox: queue.SimpleQueue[list[Write] | None] = queue.SimpleQueue()
         self.touched: set[str] = set()  # runs that the transaction under way changes
-        self.on_commit: Callable[[set[str]], None] = lambda run_ids: None  # told, on the loop, what changed
+        self.settle: tuple[Callable[[], Any], ...] = ()  # work that is done at the end of each group of writes
+        self.on_settled: Callable[..., None] = lambda *answers: None  # told, on the writer's thread, what it answered
+        self.on_commit: Callable[..., None] = lambda run_ids, *answers: None  # told that, and what changed, on the loop
         self.thread: threading.Thread | None = None
         self.refused_at: str | None = None  # when a write last found no room on the disk
         self.is_full = False  # whether none has found room since
@@ -11992,6 +11864,10 @@ class Database:
         self.pending.append(Write(work, arguments, future))
         return future
 
+    def ring(self) -> None:
+        """Has a group end that holds no write."""
+        self.inbox.put([])
+
     def flush(self) -> None:
         """Hands the writes of this turn of the loop to the writer."""
         if self.pending:
@@ -12009,9 +11885,12 @@ class Database:
                     break
                 last = more is None
                 group += more or ()
-            answers, touched = self.commit(group)
+            answers, touched = self.commit([*group, *(Write(work, (), None) for work in self.settle)])
+            settled = [answer for one, answer in answers if one.future is None]
+            if settled:
+                self.on_settled(*settled)
             try:
-                self.loop.call_soon_threadsafe(self.deliver, answers, touched)
+                self.loop.call_soon_threadsafe(self.deliver, answers, touched, settled)
             except RuntimeError:
                 pass  # the loop has ended; the facts are on disk all the same
             if last:
@@ -12020,7 +11899,7 @@ class Database:
     def commit(self, group: list[Write]) -> tuple[list[tuple[Write, Any]], set[str]]:
         """Does a group of writes in one transaction, or each in its own if any breaks."""
         answers: list[tuple[Write, Any]] = []
-        self.touched = set()
+        self.touched, changes = set(), self.writer.total_changes
         try:
             self.writer.execute("BEGIN IMMEDIATE")
             for one in group:
@@ -12029,7 +11908,8 @@ class Database:
                 except TauError as refusal:
                     answers.append((one, refusal))
             self.writer.execute("COMMIT")
-            self.is_full = False
+            if self.writer.total_changes != changes:
+                self.is_full = False
         except Exception as problem:  # of SQLite, the disk or a bug: the others must not suffer
             if is_sync_failure(problem):
                 give_up(problem)
@@ -12044,17 +11924,16 @@ class Database:
             return [answer for some, _ in apart for answer in some], set().union(*(runs for _, runs in apart))
         return answers, self.touched
 
-    def deliver(self, answers: list[tuple[Write, Any]], touched: set[str]) -> None:
+    def deliver(self, answers: list[tuple[Write, Any]], touched: set[str], settled: list[Any]) -> None:
         """Back on the loop: each writer gets its answer, and who waits for a run hears of it."""
         for one, answer in answers:
-            if one.future.cancelled():
+            if one.future is None or one.future.cancelled():
                 continue
             if isinstance(answer, Exception):
                 one.future.set_exception(answer)
             else:
                 one.future.set_result(answer)
-        if touched:
-            self.on_commit(touched)
+        self.on_commit(touched, *settled)
 
 
 #: Of a larger database the start of a daemon looks only through the tables that stay small.

@@ -11,6 +11,7 @@ import os
 import random
 import sqlite3
 import time
+import types
 import zoneinfo
 from collections.abc import Callable, Coroutine
 from concurrent.futures import ProcessPoolExecutor
@@ -211,16 +212,11 @@ class FakeExecutor:
     """Takes what the scheduler asks of the executor."""
 
     def __init__(self) -> None:
-        self.paused = False
+        self.paused, self.starter = False, types.SimpleNamespace(server={})
         self.stopped: list[str] = []
-
-    def wake(self) -> None: ...
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> None:
         work.close()
-
-    async def stop(self, run_id: str, status: str) -> None:
-        self.stopped.append(run_id)
 
 
 class World:
@@ -233,7 +229,8 @@ class World:
 
     def open(self) -> None:
         """A daemon begins, as far as it is about schedules."""
-        self.store = module.Store(self.home, module.read_settings({}, None), self.clock)
+        settings = module.read_settings({}, None) | {"max_concurrent": 0}  # runs are admitted by hand
+        self.store = module.Store(self.home, settings, self.clock)
         self.store.open(asyncio.get_running_loop())
         self.store.db.execute("PRAGMA synchronous = OFF")
         self.store.db.execute("PRAGMA cache_size = -200000")
@@ -247,7 +244,16 @@ class World:
     async def begin(self) -> None:
         """A daemon begins, and takes over."""
         self.open()
-        await self.scheduler.take_over()
+        await self.look()
+
+    async def look(self) -> None:
+        """What is decided at the end of a group of writes, and when the timer rings at once."""
+        due_at: float | None = 0.0
+        while due_at is not None and due_at <= self.clock.wall:
+            decided, admitted = await self.write(self.scheduler.decide), await self.write(self.scheduler.admit)
+            self.scheduler.settled(decided, admitted)
+            self.executor.stopped += decided[2]
+            _, due_at = admitted
 
     def end(self) -> None:
         """It is gone."""
@@ -289,13 +295,18 @@ class World:
         """Time passes with a look each second, as far as anything can be due."""
         end = self.clock.gone + seconds
         while self.clock.gone < end:
-            due = self.agenda.ask.first_due()
+            due = self.agenda.next_due(self.clock.wall)
             wait = end - self.clock.gone
-            if due is not None and (sooner := module.instant_of(due) - self.clock.wall) > 0:
+            if due is not None and (sooner := due - self.clock.wall) > 0:
                 wait = min(wait, sooner)
             self.clock.run(wait)
-            self.scheduler.seen = tuple(value - 0.0001 for value in self.scheduler.clocks())  # type: ignore[assignment]
-            await self.scheduler.look()
+            self.note_look()
+            await self.look()
+
+    def note_look(self) -> None:
+        """As if somebody had looked just before, which somebody does each second."""
+        clocks = self.clock.time(), self.clock.monotonic(), self.clock.elapsed()
+        self.scheduler.seen = tuple(value - 0.001 for value in clocks)  # type: ignore[assignment]
 
     def finish(self, run_id: str, status: str = "success") -> None:
         """A run that is queued or runs has ended so."""
@@ -357,7 +368,7 @@ def test_a_suspended_machine_catches_up_and_the_ledger_says_why(tmp_path: Path) 
         await world.pass_time(HOUR + 60)
         await world.finish_all()
         world.clock.sleep(8 * HOUR)
-        await world.scheduler.look()
+        await world.look()
         assert world.ticks() == [1, 9]
         (gap,) = world.events("scheduler.gap")
         assert (gap["cause"], gap["seconds"]) == ("suspended", 8 * HOUR)
@@ -373,7 +384,7 @@ def test_a_clock_that_is_set_forward_is_a_miss(tmp_path: Path) -> None:
         await world.set("p", cron="0 * * * *")
         await world.pass_time(60)
         world.clock.step(3_650 * DAY)
-        await world.scheduler.look()
+        await world.look()
         assert len(world.ticks()) == 1
         assert [gap["cause"] for gap in world.events("scheduler.gap")] == ["clock_set_forward"]
         assert world.events("tick.missed")[0]["at_least"]
@@ -386,7 +397,7 @@ def test_a_clock_that_is_set_back_repeats_nothing(tmp_path: Path) -> None:
         await world.set("p", cron="*/10 * * * *", overlap="allow")
         await world.pass_time(HOUR)
         world.clock.step(-HOUR)
-        await world.scheduler.look()
+        await world.look()
         await world.pass_time(HOUR + 600)
         assert world.ticks() == [n / 6 for n in range(1, 8)]
         (back,) = world.events("clock.set_back")
@@ -401,7 +412,7 @@ def test_a_pause_does_not_come_again_when_the_clock_is_set_back(tmp_path: Path) 
         await world.pass_time(2 * HOUR)
         await world.write(world.agenda.resume, "", "me")
         world.clock.step(-HOUR)
-        await world.scheduler.look()
+        await world.look()
         await world.set("p", cron="*/30 * * * *", overlap="allow")
         await world.pass_time(HOUR)
         assert world.ticks() == [1.5, 2]
@@ -414,12 +425,12 @@ def test_an_interval_keeps_its_distance_when_the_clock_is_set_back(tmp_path: Pat
         await world.set("p", every_s=600, overlap="allow")
         await world.pass_time(HOUR)
         world.clock.step(-HOUR)
-        await world.scheduler.look()
+        await world.look()
         await world.pass_time(HOUR)
         assert len(world.ticks()) == 11
         assert len({*world.ticks()}) == 11
         world.clock.step(-90)
-        await world.scheduler.look()
+        await world.look()
         await world.pass_time(HOUR)
         assert len({*world.ticks()}) == 17
 
@@ -430,11 +441,11 @@ def test_a_clock_that_was_never_set_decides_nothing(tmp_path: Path) -> None:
     async def story(world: World) -> None:
         await world.set("p", every_s=60)
         world.clock.step(-world.clock.wall + 1_000)
-        await world.scheduler.look()
+        await world.look()
         await world.pass_time(HOUR)
         assert world.ticks() == []
         world.clock.step(MONDAY + 2 * HOUR - world.clock.wall)
-        await world.scheduler.look()
+        await world.look()
         assert world.ticks() == [2]
         assert len(world.events("clock.unset")) == 1
 
@@ -449,13 +460,13 @@ def test_a_clock_that_starts_at_1970_decides_nothing_until_it_is_set(tmp_path: P
         world.clock.wall = 60.0  # no battery: the machine was switched on a minute ago
         await world.begin()
         for _ in range(3):
-            await world.scheduler.look()
+            await world.look()
             world.clock.run(600)
         assert world.ticks() == [1]
         (told,) = world.events("clock.unset")
         assert told["at"].startswith("1970-01-01")
         world.clock.step(MONDAY + 3 * HOUR + 60 - world.clock.wall)
-        await world.scheduler.look()
+        await world.look()
         assert world.ticks() == [1, 2, 3]
         causes = [event.get("cause", {}).get("what") for event in world.events("tick.fired")]
         assert causes[1:] == ["clock_set_forward", "clock_set_forward"]
@@ -470,7 +481,7 @@ def test_a_leap_second_is_nothing_whether_stepped_or_smeared(tmp_path: Path) -> 
         for step in (0.0, -1.0, 0.5, -0.5, 1.0):
             world.clock.step(step)
             world.clock.run(1)
-            await world.scheduler.look()
+            await world.look()
         await world.pass_time(120)
         assert [round(tick * 60) for tick in world.ticks()] == [1, 2, 3, 4, 5]
         assert world.events("clock.set_back", "scheduler.gap") == []
@@ -498,13 +509,13 @@ def test_a_time_zone_that_changes_moves_what_is_due(tmp_path: Path) -> None:
             await world.set(name, cron="0 6 * * *", timezone="Here/There")
         write_zone(zones, 2)  # the country has moved its clocks, and the system has new data
         await world.pass_time(HOUR)
-        await world.scheduler.refresh_all()  # what is done each day
+        await world.scheduler.refresh()  # what is done each day
         await world.pass_time(3 * HOUR)
         assert (world.ticks("p"), world.ticks("q")) == ([4], [4])
         write_zone(zones, 3)
         world.end()
         await world.begin()  # and at each start
-        await world.scheduler.refresh_all()
+        await world.scheduler.refresh()
         await world.finish_all()
         await world.pass_time(DAY + 2 * HOUR)
         assert world.ticks("p") == [4, 27]
@@ -527,7 +538,7 @@ def test_a_daemon_that_was_down_says_from_when_until_when(tmp_path: Path) -> Non
         world.end()
         world.clock.run(3 * HOUR)
         await world.begin()
-        await world.scheduler.look()
+        await world.look()
         assert world.ticks() == [6]
         cause = world.events("tick.fired")[0]["cause"]
         assert (cause["what"], cause["from"][11:16], cause["until"][11:16]) == ("daemon_down", "05:00", "08:00")
@@ -542,13 +553,13 @@ def test_a_kill_before_the_commit_changes_nothing(tmp_path: Path) -> None:
         world.clock.run(12)
         world.kill_next = True
         with pytest.raises(Killed):
-            await world.scheduler.look()
+            await world.look()
         world.kill_next = False
         assert world.ticks() == []
         world.end()
         await world.begin()
-        await world.scheduler.look()
-        await world.scheduler.look()
+        await world.look()
+        await world.look()
         assert world.ticks() == [6]
         assert len(world.events("tick.fired")) == 1
 
@@ -577,7 +588,7 @@ def test_edits_pauses_and_disabling_move_the_watermark_to_now(tmp_path: Path) ->
             await world.pass_time(3 * HOUR + 60)
             assert len(world.ticks()) == before
             await go()
-            await world.scheduler.look()
+            await world.look()
             assert len(world.ticks()) == before
             await world.pass_time(HOUR)
             assert len(world.ticks()) == before + 1
@@ -597,7 +608,7 @@ def test_a_tick_that_is_undecided_when_its_schedule_is_edited_is_told(tmp_path: 
         await world.set("p", cron="0 * * * *")
         world.clock.run(2 * HOUR + 60)
         await world.set("p", cron="30 * * * *")
-        await world.scheduler.look()
+        await world.look()
         assert world.ticks() == []
         (skipped,) = world.events("tick.skipped")
         assert (skipped["reason"], skipped["ticks"]) == ("edited", 2)
@@ -731,7 +742,7 @@ def test_a_daemon_that_could_not_look_says_so(tmp_path: Path) -> None:
         await world.set("p", cron="0 * * * *")
         await world.pass_time(HOUR - 5)
         world.clock.run(60)
-        await world.scheduler.look()
+        await world.look()
         assert [gap["cause"] for gap in world.events("scheduler.gap")] == ["daemon_busy"]
         assert world.events("tick.fired")[0]["cause"]["what"] == "daemon_busy"
 
@@ -757,13 +768,16 @@ def test_a_scheduler_that_is_closed_ends_whatever_comes_at_the_same_moment(tmp_p
         for turns in range(40):
             world.end()
             world.open()
-            await world.scheduler.open()
+            del world.store.write  # the writer's own thread does it
+            world.store.database.on_commit = lambda run_ids, *settled: world.scheduler.begin(*settled)
+            world.scheduler.open()
             for turn in range(turns % 8):
                 await asyncio.sleep(0)
                 if turn == turns % 3:
-                    world.scheduler.wake("p")
-            world.scheduler.wake()
+                    world.store.database.ring()
+            world.store.database.ring()
             await asyncio.wait_for(world.scheduler.close(), 10)
+            assert world.scheduler.timer is None or world.scheduler.timer.cancelled()
 
     in_world(tmp_path, story)
 
@@ -920,16 +934,15 @@ class Simulation(World):
         """What the scheduler does when it wakes, and the executor after it; a kill is survived."""
         self.kill_next = self.doomed
         try:
-            await self.scheduler.look()
+            await super().look()
             self.kill_next = False
         except Killed:
             self.kill_next = self.doomed = False
             await self.restart(self.random.choice([0.2, 2, 30]))
-            await self.scheduler.look()
         for run_id in self.executor.stopped:
             heapq.heappush(self.ends, (self.clock.gone + 1, run_id))
         self.executor.stopped.clear()
-        if self.store.has_queue():
+        if self.store.ask.totals()["queued"]:
             await self.write(self.admit)
 
     def admit(self) -> None:
@@ -967,17 +980,14 @@ class Simulation(World):
     async def wait(self, until: float) -> None:
         """Elapsed time passes, with a look when something is due."""
         while self.clock.gone < until:
-            due = self.agenda.ask.first_due() if "" not in self.paused else None
+            due = self.agenda.next_due(self.clock.wall)
             wait = until - self.clock.gone
             if due is not None:
-                wait = min(wait, max(module.instant_of(due) - self.clock.wall, 0.01))
+                wait = min(wait, max(due - self.clock.wall, 0.01))
             self.clock.run(wait)
             if self.ends and self.ends[0][0] <= self.clock.gone:
                 await self.write(self.end_runs)
-            # As if it had looked just before, which it does each second.
-            self.scheduler.seen = tuple(value - 0.001 for value in self.scheduler.clocks())  # type: ignore[assignment]
-            if self.clock.wall - self.scheduler.told_at < HOUR:
-                self.scheduler.told_at = self.clock.wall
+            self.note_look()
             await self.look()
 
     # What must be true in the end.
