@@ -8615,8 +8615,9 @@ class Scheduler:
     async def close(self) -> None:
         """The store knows until when ticks were decided; nothing is begun any more."""
         self.closing = True
-        if self.timer is not None:
-            self.timer.cancel()
+        if self.timer is None:
+            return
+        self.timer.cancel()
         try:
             await self.store.write(self.agenda.remember, "alive", {"until": int(self.clock.time())})
         except TauError:

@@ -749,6 +749,38 @@ def test_a_daemon_that_could_not_look_says_so(tmp_path: Path) -> None:
     in_world(tmp_path, story)
 
 
+def test_what_is_due_and_cannot_be_done_is_not_asked_for_without_a_pause(tmp_path: Path) -> None:
+    async def story(world: World) -> None:
+        await world.set("p", cron="0 * * * *")
+        await world.write(world.agenda.pause, "", "test", "me")
+        world.clock.run(HOUR)
+        _, due_at = await world.write(world.scheduler.admit)
+        assert due_at is None  # until everything is resumed
+        run_id = (await world.write(world.store.add_run, "p", "{}", None, "manual", "me"))[0]
+        world.store.move(run_id, "running")
+        world.store.move(run_id, "retrying", ", retry_at = ?", module.rfc3339(world.clock.wall + 60))
+        assert (await world.write(world.scheduler.admit))[1] == world.clock.wall + 60
+        world.clock.run(60)
+        assert (await world.write(world.scheduler.admit))[1] is None  # until there is a slot
+
+    in_world(tmp_path, story)
+
+
+def test_what_the_clock_did_is_told_although_the_first_commit_after_it_fails(tmp_path: Path) -> None:
+    async def story(world: World) -> None:
+        await world.set("p", cron="0 * * * *")
+        world.clock.sleep(2 * HOUR)
+        world.kill_next = True
+        with pytest.raises(Killed):
+            await world.look()
+        world.kill_next = False
+        await world.look()
+        assert [gap["cause"] for gap in world.events("scheduler.gap")] == ["suspended"]
+        assert world.events("tick.fired")[0]["cause"]["what"] == "suspended"
+
+    in_world(tmp_path, story)
+
+
 def test_a_time_zone_that_the_system_has_lost_stops_nobody_else(tmp_path: Path) -> None:
     async def story(world: World) -> None:
         await world.deploy("lost")

@@ -116,11 +116,14 @@ class Story:
         raise AssertionError("never answered")
 
     def tell(self) -> dict[str, Any]:
-        """Deploys, runs, retries, cancels, undeploys: the documents of the runs."""
+        """Deploys, runs, cancels, schedules, pauses, retries, undeploys: the documents of the runs."""
         self.ask("deploy", files=[{"path": "story.py", "text": PIPELINES}])
         found = {"good": self.ask("run", name="good", key="a"), "flaky": self.ask("run", name="flaky", key="b")}
         slow = self.ask("run", name="slow", key="c", wait=False)["run_id"]
         self.ask("cancel", run_id=slow)
+        self.ask("schedule", name="good", every=3600)
+        self.ask("pause", name="slow")
+        self.ask("resume", name="slow")
         found["slow"] = self.ask("wait", run_id=[slow])
         found["again"] = self.ask("retry", run_id=found["good"]["run_id"], key="d")
         for one in self.ask("runs", name="follower")["runs"]:
