@@ -769,7 +769,7 @@ def test_what_is_due_and_cannot_be_done_is_not_asked_for_without_a_pause(tmp_pat
 def test_what_the_clock_did_is_told_although_the_first_commit_after_it_fails(tmp_path: Path) -> None:
     async def story(world: World) -> None:
         await world.set("p", cron="0 * * * *")
-        world.clock.sleep(2 * HOUR)
+        world.clock.sleep(2 * HOUR + 60)
         world.kill_next = True
         with pytest.raises(Killed):
             await world.look()
