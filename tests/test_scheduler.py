@@ -756,7 +756,7 @@ def test_what_is_due_and_cannot_be_done_is_not_asked_for_without_a_pause(tmp_pat
         world.clock.run(HOUR)
         _, due_at = await world.write(world.scheduler.admit)
         assert due_at is None  # until everything is resumed
-        run_id = (await world.write(world.store.add_run, "p", "{}", None, "manual", "me"))[0]
+        run_id = (await world.write(world.store.add_run, "p", {}, None, "manual", "me"))[0]
         world.store.move(run_id, "running")
         world.store.move(run_id, "retrying", ", retry_at = ?", module.rfc3339(world.clock.wall + 60))
         assert (await world.write(world.scheduler.admit))[1] == world.clock.wall + 60
