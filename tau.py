@@ -40,7 +40,6 @@ import gc
 import io
 import itertools
 import json
-import marshal
 import os
 import socket
 import stat
@@ -93,6 +92,7 @@ if TYPE_CHECKING:
     import tempfile
     import threading
     import tomllib
+    import traceback
     import typing
     import urllib.error
     import urllib.parse
@@ -114,7 +114,7 @@ if TYPE_CHECKING:
         Sequence,
     )
     from types import CodeType, FrameType, TracebackType
-    from typing import Any, TypeVar
+    from typing import Any, AnyStr, TypeVar
 
     import croniter  # type: ignore[import-untyped]
 
@@ -151,7 +151,7 @@ else:
         *("decimal", "difflib", "email.utils", "fcntl", "fnmatch", "grp", "gzip", "hashlib", "hmac", "http.client"),
         *("importlib.util", "inspect", "linecache", "logging", "operator", "pickle", "pwd", "queue", "random", "re"),
         *("resource", "select", "shlex", "shutil", "signal", "sqlite3", "ssl", "struct", "subprocess", "tarfile"),
-        *("tempfile", "threading", "tomllib", "typing", "urllib.parse", "uuid", "zlib", "zoneinfo"),
+        *("tempfile", "threading", "tomllib", "traceback", "typing", "urllib.parse", "uuid", "zlib", "zoneinfo"),
     ):
         globals()[name.partition(".")[0]] = Later(name)
 
@@ -12333,9 +12333,8 @@ def rehearse(times: int) -> None:
     A child that only reads a page shares it; each page it writes (and specialising writes into the code)
     costs a fault of some microseconds, and a run's start is made of nothing else.
     """
-    limits = LOCAL_LIMITS | {"result_bytes": 1 << 20}
-    journal = Journal(os.devnull, limits)
-    job = local_job("rehearsal", os.sep, os.sep) | {"limits": limits, "params": {}, "journal": os.devnull}
+    job = local_job("rehearsal", os.sep, os.sep) | {"params": {}}
+    attempt = Attempt(job, Journal(os.devnull, job["limits"]))
 
     async def act(ctx: PipelineContext) -> dict[str, int]:
         with ctx.step("step") as step:
@@ -12346,16 +12345,12 @@ def rehearse(times: int) -> None:
     for _ in range(times):
         process_started(os.getpid())
         signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM))
-        exec(marshal.loads(marshal.dumps(compile("rows = 1", "rehearsal", "exec"))), {})
-        stream = Captured(journal, "stdout", 1)
+        stream = Captured(attempt.journal, "stdout", 1)
         stream.write("line\n")
         pipeline(name="rehearsal")(act)  # the patterns that it compiles stay compiled
-        chosen, context = PIPELINES.pop(), PipelineContext(job, journal)
-        context.params = chosen.parameters.convert(job["params"])
-        result = call_function(chosen, context, journal)
-        journal.write(returned(result, limits["result_bytes"], journal) | context.changed_state())
+        attempt.journal.write(returned_by(PIPELINES.pop(), PipelineContext(attempt)))
         stream.finish()
-    os.close(journal.descriptor)
+    os.close(attempt.journal.descriptor)
 
 
 class ForkServer:
@@ -12739,7 +12734,7 @@ class Outpost(ForkServer):
             self.journal.dropped += len(lines[:-LOG_TAIL])
             lines = lines[-LOG_TAIL:]
         for line in lines:
-            self.journal.log(line.decode("utf-8", "replace"), "info", None, None, stream)
+            self.journal.log(line.decode("utf-8", "replace"), stream=stream)
         return more
 
     def forward(self) -> None:
@@ -12874,7 +12869,7 @@ def memos_to_send(job: Json, journal: Journal) -> dict[str, str]:
         if room >= 0:
             places |= found
         else:
-            journal.log("what was memoized is too much to be sent: it is done again", "warning", None, None, None)
+            journal.log("what was memoized is too much to be sent: it is done again", "warning")
     return places
 
 
@@ -12953,8 +12948,8 @@ class Relay:
             self.heard_of, self.heard_at = size, monotonic()
         elif size > self.size and monotonic() - self.heard_at > self.lost_after_s:
             told = f"nothing was heard of executor '{self.name}' for {self.lost_after_s:g} s"
-            self.journal.write_line(b"\n")  # half a line may have come
-            self.journal.log(told, "error", None, None, None)
+            self.journal.write_bytes(b"\n")  # half a line may have come
+            self.journal.log(told, "error")
             # It alone is killed: srun has a child that tidies up when it is gone.
             self.ending = Ending(self.command.send_signal, self.grace_s)
 
@@ -12987,10 +12982,6 @@ def prepare_interpreter() -> None:
         *((linecache, "getline"), (signal, "Signals"), (threading, "Thread")),
     ):
         assert hasattr(module, name)  # which imports it
-
-
-class Stopped(BaseException):
-    """This run was asked to stop (SIGTERM)."""
 
 
 def settle_in() -> str | None:
@@ -13028,21 +13019,20 @@ def volunteer() -> None:
 
 def run_process(job: Json, born: str | None) -> int:
     """One attempt, or one load, in this process, which was started at *born*; its exit code."""
-    journal = Journal(job["journal"] + ".journal", job["limits"])
-    journal.write(start_record(job, born))
-    streams: tuple[Captured, ...] = ()
+    attempt = Attempt(job, Journal(job["journal"] + ".journal", job["limits"]))
+    attempt.journal.write(start_record(job, born))
     try:
         try:
-            streams = prepare(job, journal)
-            record = WORK[job["kind"]](job, journal)
+            prepare(attempt)
+            record = WORK[job["kind"]](attempt)
         finally:
-            journal.settled = True  # from here on a request to stop comes too late
+            attempt.on_stop = int  # from here on a request to stop comes too late
     except BaseException as problem:  # SystemExit and KeyboardInterrupt too: whatever ends a run is its outcome
-        journal.settled = True
-        document = error_document(problem, job["folder"], journal)
-        again = isinstance(problem, journal.retry_on)
-        record = {"t": "raised", "error": document, "stopped": journal.stopped, "retry": again}
-    return wind_down(record, journal, streams)
+        attempt.on_stop = int
+        again = isinstance(problem, attempt.retry_on)
+        error = error_document(problem, attempt)
+        record = {"t": "raised", "error": error, "stopped": attempt.stopped, "retry": again}
+    return wind_down(record, attempt)
 
 
 def adopt_orphans() -> None:
@@ -13059,13 +13049,13 @@ def end_with_parent() -> None:
         LIBC[0](PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
 
 
-def prepare(job: Json, journal: Journal) -> tuple[Captured, ...]:
+def prepare(attempt: Attempt) -> None:
     """The surroundings that user code finds: directory, environment, captured output, a stop signal."""
+    job = attempt.job
     for number, stream in ((1, "stdout"), (2, "stderr")):
         file = os.open(f"{job['journal']}.{stream}", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         os.dup2(file, number)
         os.close(file)
-    journal.owns_output = True
     limit_process(job["limits"], job.get("group"))
     try:
         os.chdir(job["directory"])
@@ -13075,21 +13065,15 @@ def prepare(job: Json, journal: Journal) -> tuple[Captured, ...]:
     if job["kind"] == "run":
         os.environ["TAU_RUN_ID"] = job["run_id"]
     sys.argv = [os.path.join(job["folder"], job["entry"])]
-    sys.stdout, sys.stderr = streams = Captured(journal, "stdout", 1), Captured(journal, "stderr", 2)
-    os.register_at_fork(after_in_child=journal.leave)
+    attempt.streams = [Captured(attempt.journal, "stdout", 1), Captured(attempt.journal, "stderr", 2)]
+    sys.stdout, sys.stderr = attempt.streams
+    os.register_at_fork(after_in_child=attempt.leave)
 
     def stop(number: int, frame: FrameType | None) -> None:
-        journal.stopped = True
-        if journal.written:
-            os._exit(1)
-        if journal.settled:
-            return  # the outcome is being written
-        if journal.cancel is None:
-            raise Stopped("asked to stop")
-        journal.cancel()
+        attempt.stopped = True
+        attempt.on_stop()
 
     signal.signal(signal.SIGTERM, stop)
-    return streams
 
 
 def limit_process(limits: Json, group: str | None) -> None:
@@ -13112,54 +13096,34 @@ def load_module(folder: str, entry: str) -> None:
     name = os.path.basename(entry).removesuffix(".py")
     if name in sys.modules:  # `json.py`, `tau.py`: what others have imported must stay what it is
         name = f"pipeline_{name}"
-    module = type(sys)(name)
-    module.__file__ = path
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
     sys.path.insert(0, os.path.dirname(path))
     sys.modules[name] = module
-    exec(compiled(path), module.__dict__)
+    spec.loader.exec_module(module)
 
 
-def compiled(path: str) -> CodeType:
-    """The code of a deployed file, compiled once for this Python.
-
-    importlib would do, at twice the cost: it looks again whether a source has changed that never does.
-    """
-    cache = f"{path}.{sys.implementation.cache_tag}"
-    try:
-        with open(cache, "rb") as file:
-            code: CodeType = marshal.loads(file.read())
-        if code.co_filename == path:  # else it was staged, or the home has moved
-            return code
-    except (OSError, ValueError, EOFError, TypeError):
-        pass
-    with open(path, "rb") as file:
-        code = compile(file.read(), path, "exec", dont_inherit=True)
-    try:
-        replace_file(cache, marshal.dumps(code), durable=False)
-    except OSError:
-        pass  # it only costs time
-    return code
-
-
-def load_pipelines(job: Json, journal: Journal) -> Json:
+def load_pipelines(attempt: Attempt) -> Json:
     """Loads a file and says which pipelines it has."""
-    load_module(job["folder"], job["entry"])
-    return returned([one.to_json() for one in PIPELINES], LINE_BYTES_MAX, journal)
+    load_module(attempt.job["folder"], attempt.job["entry"])
+    return attempt.returned([one.to_json() for one in PIPELINES], LINE_BYTES_MAX)
 
 
-def scan_files(job: Json, journal: Journal) -> Json:
+def scan_files(attempt: Attempt) -> Json:
     """Says which secrets the files of a deployment name, and which imports they lack, without running them."""
+    job = attempt.job
     secrets: dict[str, str | None] = {}
-    imports: dict[str, bool] = {}
+    imports: set[str] = set()
     sys.path.insert(0, os.path.dirname(os.path.join(job["folder"], job["entry"])))
     for path in job["files"]:
         with open(os.path.join(job["folder"], path), "rb") as file:
             nodes = [*ast.walk(ast.parse(file.read(), path))]
-        for name in named_secrets(nodes):
-            secrets[name] = place_of_secret(name, job["secrets"])
-        imports |= {name: find_module(name) for name in named_imports(nodes)}
-    missing = sorted(name for name, found in imports.items() if not found)
-    return returned({"secrets": dict(sorted(secrets.items())), "missing_imports": missing}, LINE_BYTES_MAX, journal)
+        secrets |= {name: place_of_secret(name, job["secrets"]) for name in named_secrets(nodes)}
+        imports.update(named_imports(nodes))
+    missing = sorted(name for name in imports if not find_module(name))
+    return attempt.returned({"secrets": dict(sorted(secrets.items())), "missing_imports": missing}, LINE_BYTES_MAX)
 
 
 def place_of_secret(name: str, folder: str) -> str | None:
@@ -13188,47 +13152,46 @@ def named_imports(nodes: Iterable[ast.AST]) -> Iterator[str]:
             yield node.module.partition(".")[0]
 
 
-def call_pipeline(job: Json, journal: Journal) -> Json:
+def call_pipeline(attempt: Attempt) -> Json:
     """Loads the file and calls its pipeline; the record of its return."""
+    job = attempt.job
     if "place" in job:
         end_with_parent()
         PIPELINE_OPTIONS["timezone"] = str  # checked at deploy; here the zones need not be known
     load_module(job["folder"], job["entry"])
-    journal.loaded = True
+    attempt.loaded = True
     chosen = next(one for one in PIPELINES if one.name == job["function"])
-    journal.retry_on = chosen.retry_on
-    context = PipelineContext(job, journal)
-    context.params = chosen.parameters.convert(job["params"])
-    result = call_function(chosen, context, journal)
-    return returned(result, job["limits"]["result_bytes"], journal) | context.changed_state()
+    attempt.retry_on = chosen.retry_on
+    return returned_by(chosen, PipelineContext(attempt))
 
 
 #: What a process may be for.
-WORK: dict[str, Callable[[Json, Journal], Json]] = {"run": call_pipeline, "load": load_pipelines, "scan": scan_files}
+WORK: dict[str, Callable[[Attempt], Json]] = {"run": call_pipeline, "load": load_pipelines, "scan": scan_files}
 
 
-def wind_down(record: Json, journal: Journal, streams: Iterable[Captured]) -> int:
+def wind_down(record: Json, attempt: Attempt) -> int:
     """Ends the process as the interpreter would: the outcome first, then threads, exit handlers, open files."""
-    for stream in streams:
+    journal = attempt.journal
+    for stream in attempt.streams:
         stream.finish()
-    for sieve in journal.sieves:
+    for sieve in attempt.sieves:
         sieve.finish()
     journal.finish()
     journal.write_outcome(record | {"at": now(), "mono": monotonic()})
+    attempt.on_stop = lambda: os._exit(1)
     try:
         threading._shutdown()  # type: ignore[attr-defined]
         atexit._run_exitfuncs()
         flush_files()
     except BaseException as problem:
-        journal.log(f"at exit: {safe_text(problem)}", "error", None, None, None)
-    for stream in streams:
+        journal.log(f"at exit: {safe_text(problem)}", "error")
+    for stream in attempt.streams:
         stream.finish()
     return 0 if record["t"] == "returned" else 1
 
 
 def flush_files() -> None:
     """What user code has written to files that it did not close is in them, text layers before byte layers."""
-
     found = gc.get_objects()  # frozen ones, the fork server's own, are not among them
     for kind in (io.TextIOWrapper, io.BufferedWriter, io.BufferedRandom):
         for one in found:
@@ -13242,19 +13205,15 @@ def flush_files() -> None:
 class Captured(io.TextIOBase):
     """sys.stdout or sys.stderr of a run: whole lines become log records, with the step they were printed in."""
 
-    def __init__(self, journal: Journal, stream: str, descriptor: int) -> None:
-        self.journal, self.stream, self.descriptor = journal, stream, descriptor
-        self.partial: dict[int, str] = {}  # thread → its unfinished line
-
     encoding = "utf-8"
     errors = "replace"
     mode = "w"
     line_buffering = True
 
-    @property
-    def name(self) -> str:
-        """What the interpreter calls it."""
-        return f"<{self.stream}>"
+    def __init__(self, journal: Journal, stream: str, descriptor: int) -> None:
+        self.journal, self.stream, self.descriptor = journal, stream, descriptor
+        self.name = f"<{stream}>"
+        self.partial: dict[int, str] = {}  # thread → its unfinished line
 
     def reconfigure(self, **options: Any) -> None:
         """Accepted and ignored: it takes any text, line by line."""
@@ -13268,30 +13227,25 @@ class Captured(io.TextIOBase):
         """Takes text; what is not yet a line waits for its end."""
         thread = threading.get_ident()
         *lines, rest = (self.partial.get(thread, "") + text).split("\n")
+        if len(rest) > LOG_LINE_BYTES_MAX:
+            begin, rest = SECRETS.split(rest)
+            lines.append(begin)
         for line in lines:
             self.emit(line)
-        if len(rest) > LOG_LINE_BYTES_MAX:
-            rest = SECRETS.text(rest)
-            keep = len(rest) - SECRETS.longest  # what may be the beginning of a secret waits for its end
-            self.emit(rest[:keep])
-            rest = rest[keep:]
         self.partial[thread] = rest
         return len(text)
 
     def emit(self, line: str) -> None:
         """One line; of a progress bar only its last state."""
-        line = line.rstrip("\r").rpartition("\r")[2]
-        self.journal.log(line, "info", CURRENT.get(), None, self.stream)
+        self.journal.log(line.rstrip("\r").rpartition("\r")[2], stream=self.stream)
 
     def finish(self) -> None:
         """What was printed without a last newline is logged too."""
-        for rest in self.partial.values():
-            if rest:
-                self.emit(rest)
+        for rest in filter(None, self.partial.values()):
+            self.emit(rest)
         self.partial.clear()
 
     def writable(self) -> bool:
-        """It is."""
         return True
 
     def fileno(self) -> int:
@@ -13654,8 +13608,9 @@ class PipelineContext:
     only where an async function of yours has to be waited for, `await` is needed.
     """
 
-    def __init__(self, job: Json, journal: Journal) -> None:
-        self._journal, self._job = journal, job
+    def __init__(self, attempt: Attempt) -> None:
+        job = self._job = attempt.job
+        self._attempt = attempt
         self.run_id: str = job["run_id"]
         self.pipeline: str = job["pipeline"]
         self.version: int = job["version"]
@@ -13664,7 +13619,7 @@ class PipelineContext:
         self.data_dir: str = job["directory"]
         #: What the last successful run left here; kept if this run succeeds.  A small JSON object.
         self.state: Json = json.loads(encode_json(job.get("state") or {}))
-        self._around = Surroundings(job, journal)
+        self._around = Surroundings(attempt)
 
     @property
     def scheduled_for(self) -> datetime.datetime | None:
@@ -13694,7 +13649,7 @@ class PipelineContext:
         """
         demand_word("level", level, LEVELS)
         extra = to_fields(fields) if fields else None
-        self._journal.log(message if type(message) is str else str(message), level, CURRENT.get(), extra, None)
+        self._attempt.journal.log(message if type(message) is str else str(message), level, extra)
 
     def step(self, name: str, timeout: float | str | None = None) -> Step:
         """A timed part of the run: `with ctx.step("load") as step:` or `async with`; steps nest.
@@ -13703,7 +13658,7 @@ class PipelineContext:
         After *timeout* (seconds, or text such as "5m") it raises StepTimeout: in an `async with` at the next
         `await`, else in the main thread wherever it is.
         """
-        return Step(self._journal, name, None if timeout is None else check_limit(timeout))
+        return Step(self._attempt, name, None if timeout is None else check_limit(timeout))
 
     def memo(self, name: str, function: Callable[..., Any], *arguments: Any, pickle: bool = False) -> Any:
         """What `function(*arguments)` comes to, as a step; kept with the run, so that it is not done twice.
@@ -13712,18 +13667,17 @@ class PipelineContext:
         the same arguments.  It must be JSON, and comes back as JSON says it, or anything with *pickle*.  In an
         async function it must be awaited.
         """
-        memos = Memos(self._job, self._journal)
-        work = remember(self.step(name), memos, name, lambda: function(*arguments), arguments, pickle)
+        work = remember(self.step(name), Memos(self._attempt), name, lambda: function(*arguments), arguments, pickle)
         return eager(work) if asyncio._get_running_loop() is None else work
 
     def progress(self, done: float, total: float | None = None, message: str = "") -> None:
         """Says how far the run is: shown live, and the last word is kept."""
         told = {"done": number(done, "done"), "total": None if total is None else number(total, "total")}
-        self._journal.progress({**told, "message": clip(message, 500)}, CURRENT.get())
+        self._attempt.journal.progress({**told, "message": clip(message, 500)})
 
     def metric(self, name: str, value: float) -> None:
         """Keeps a number under a name: rows rejected, euros billed, seconds behind."""
-        self._journal.observe("metric", clip(name, WORD_MAX), {"value": number(value, name)}, CURRENT.get())
+        self._attempt.journal.observe("metric", clip(name, WORD_MAX), {"value": number(value, name)})
 
     # Data.
 
@@ -13795,7 +13749,7 @@ class PipelineContext:
 
         One without a name is named by its source text.  severity="warn" only records; true if all hold.
         """
-        return await check_all(self._journal, assertions, severity)
+        return await check_all(self._attempt.journal, assertions, severity)
 
     def secret(self, name: str, default: str | None = None) -> str:
         """A secret: from the environment, $CREDENTIALS_DIRECTORY, or <home>/secrets; else *default*.
@@ -13994,18 +13948,16 @@ LOCAL_LIMITS = {"log_lines": LOGS_MAX, "log_bytes": 1 << 30, "result_bytes": 1 <
 def call_locally(chosen: Pipeline, job: Json, path: str) -> Json:
     """Calls a pipeline in this process; its document, from its journal at *path*."""
     os.close(os.open(path, os.O_WRONLY | os.O_CREAT, 0o600))
-    journal = Journal(path, LOCAL_LIMITS)
-    context = PipelineContext(job, journal)
-    context.params = chosen.parameters.convert(job["params"])
+    attempt = Attempt(job, Journal(path, LOCAL_LIMITS))
+    context = PipelineContext(attempt)
     before, began = os.getcwd(), perf_counter()
     os.chdir(job["directory"])
     try:
-        value = call_function(chosen, context, journal)
-        record = returned(value, LOCAL_LIMITS["result_bytes"], journal) | context.changed_state()
+        record = returned_by(chosen, context)
     finally:
         os.chdir(before)
-        journal.finish()
-        os.close(journal.descriptor)
+        attempt.journal.finish()
+        os.close(attempt.journal.descriptor)
         for engine in context._around.engines.values():
             engine.dispose()
     with open(path, "rb") as file:
@@ -14016,22 +13968,30 @@ def call_locally(chosen: Pipeline, job: Json, path: str) -> Json:
     return {**head, "trace": trace_of(records), "logs": [one["message"] for one in records if one["t"] == "log"]}
 
 
-def call_function(chosen: Pipeline, context: PipelineContext, journal: Journal) -> Any:
+def returned_by(chosen: Pipeline, context: PipelineContext) -> Json:
+    """The record of what the author's function returns."""
+    job, attempt = context._job, context._attempt
+    context.params = chosen.parameters.convert(job["params"])
+    result = call_function(chosen, context)
+    return attempt.returned(result, job["limits"]["result_bytes"]) | context.changed_state()
+
+
+def call_function(chosen: Pipeline, context: PipelineContext) -> Any:
     """What the author's function returns, in an event loop if it is a coroutine."""
-    value = chosen.call(context)
+    value, attempt = chosen.call(context), context._attempt
     if not hasattr(value, "__await__") or isinstance(value, Ready):
         return value
 
     async def awaited() -> Any:
         task, loop = asyncio.current_task(), asyncio.get_running_loop()
         assert task is not None
-        journal.cancel = lambda: loop.call_soon_threadsafe(task.cancel)
+        before, attempt.on_stop = attempt.on_stop, lambda: loop.call_soon_threadsafe(task.cancel)
         try:
             result = await value
             Unfinished.check()
             return result
         finally:
-            journal.cancel = None
+            attempt.on_stop = before
 
     return asyncio.run(awaited())
 
@@ -14313,7 +14273,7 @@ async def check_all(journal: Journal, given: tuple[Any, ...], severity: str) -> 
         count = f"{len(failed)} of {len(given)} checks failed: " if len(given) > 1 else "check failed: "
         raise CheckFailed(count + "; ".join(failed), "the values are in trace.checks")
     for name in failed:
-        journal.log(f"check failed: {name}", "warning", CURRENT.get(), None, None)
+        journal.log(f"check failed: {name}", "warning")
     return Count(not failed)
 
 
@@ -14378,7 +14338,7 @@ async def holds_true(journal: Journal, one: Assertion, severity: str) -> bool:
     shown = {} if passed else dict(itertools.islice(one.values.items(), VALUES_SHOWN))
     values = {name: "***" if is_secret(name) else safe_repr(value) for name, value in shown.items()}
     data = {"passed": passed, "severity": severity, "values": values, "error": why}
-    journal.observe("check", one.name, data, CURRENT.get())
+    journal.observe("check", one.name, data)
     return passed
 
 
@@ -14402,8 +14362,8 @@ MEMO_SENT_BYTES_MAX = LINE_BYTES_MAX
 class Memos:
     """The directory of what a run has kept, and of the run that it resumes."""
 
-    def __init__(self, job: Json, journal: Journal) -> None:
-        self.journal, self.folder = journal, job["memos"]
+    def __init__(self, attempt: Attempt) -> None:
+        job, self.journal = attempt.job, attempt.journal
         self.folders = [folder for folder in (job["memos"], job["old_memos"]) if folder is not None]
         self.most: int = job["limits"]["memo_bytes"]
         self.travels = "place" in job  # whether what is kept must reach the home through the journal
@@ -14415,28 +14375,28 @@ class Memos:
 
     def keep(self, name: str, key: str, data: bytes) -> None:
         """The data is kept, whole; what may not be kept is said in the log, for only time is lost by that."""
-        why = None
+        why: str | None = None
         if len(data) > self.most:
             why = f"it has {len(data):,} bytes, [limits] memo_bytes is {self.most:,}"
-        elif self.travels and len(data) > MEMO_SENT_BYTES_MAX:
-            why = f"it has {len(data):,} bytes, of which {MEMO_SENT_BYTES_MAX:,} could be sent from here"
-        elif SECRETS.bytes_pattern is not None and SECRETS.bytes_pattern.search(data):
+        elif self.travels and len(data) > LINE_BYTES_MAX:  # it would be one line of the journal
+            why = f"it has {len(data):,} bytes, of which {LINE_BYTES_MAX:,} could be sent from here"
+        elif SECRETS.text(data) != data:
             why = "it holds a secret"
-        if why is None:
+        else:
             try:
                 self.write(key, data)
             except OSError as problem:
-                why = str(problem.strerror)
+                why = problem.strerror
         if why is not None:
-            self.journal.log(f"memo '{name}' is not kept: {why}", "warning", CURRENT.get(), None, None)
+            self.journal.log(f"memo '{name}' is not kept: {why}", "warning")
 
     def write(self, key: str, data: bytes) -> None:
         """It is on disk, and on its way to where the run came from."""
-        make_directory(self.folder)
-        replace_file(os.path.join(self.folder, key), data)
+        make_directory(self.folders[0])
+        replace_file(os.path.join(self.folders[0], key), data)
         if self.travels:
             record = {"t": "memo", "key": key, "data": base64.b64encode(data).decode("ascii")}
-            self.journal.write_line(encode(record))
+            self.journal.write_bytes(encode(record))
 
 
 async def remember(
@@ -14447,7 +14407,7 @@ async def remember(
     with step:
         found = memos.find(key)
         if found is not None:
-            memos.journal.log(f"memo '{name}' is used again", "info", CURRENT.get(), None, None)
+            memos.journal.log(f"memo '{name}' is used again")
         else:
             value = await settle(work())
             found = pickle.dumps(value) if use_pickle else encode(to_json(value, f"memo {name}"))
@@ -14498,11 +14458,12 @@ def register_place(registry: dict[str, Callable[..., Any]], kind: str, name: str
 class Surroundings:
     """What places need to know of the run: connections, secrets, and who hides and logs for it."""
 
-    def __init__(self, job: Json, journal: Journal) -> None:
+    def __init__(self, attempt: Attempt) -> None:
+        job = attempt.job
         self.connections: dict[str, Json] = job.get("connections", {})
         self.secrets: str | dict[str, str] = job["secrets"]  # a folder, or what was sent of it
         self.is_local = job["run_id"] == LOCAL_RUN
-        self.journal = journal
+        self.attempt = attempt
         self.engines: dict[str, Any] = {}  # URL → SQLAlchemy's engine: it keeps connections
 
     def url_of(self, name: str) -> str:
@@ -14512,7 +14473,7 @@ class Surroundings:
         user, at, place = rest.rpartition("@")
         url = self.filled(scheme, name) + marks + self.filled(user, name, quoted=True) + at + self.filled(place, name)
         for password in passwords_in(url) if marks else ():
-            self.journal.hide(password)
+            self.attempt.hide(password)
         return url
 
     def filled(self, text: str, connection: str, quoted: bool = False) -> str:
@@ -14532,12 +14493,12 @@ class Surroundings:
             place = "<home>/secrets" if isinstance(self.secrets, dict) else os.path.realpath(self.secrets)
             where = f"export {name}=… for taud, or write it to {os.path.join(place, name)} (chmod 600)"
             raise MissingSecret(lacking, f'run_local(…, secrets={{"{name}": "…"}})' if self.is_local else where)
-        self.journal.hide(str(value))
+        self.attempt.hide(str(value))
         return str(value)
 
     def warn(self, text: str) -> None:
         """A line in the log of the run."""
-        self.journal.log(text, "warning", CURRENT.get(), None, None)
+        self.attempt.journal.log(text, "warning")
 
 
 def passwords_in(url: str) -> Iterator[str]:
@@ -16397,6 +16358,8 @@ PROGRESS_S = 0.1
 SECRET_CHARACTERS_MIN = 6
 #: How long the end of a run waits for a child that still holds its output.
 SIEVE_S = 0.5
+#: So much of a trace waits in memory while the disk is full.
+WAITING_BYTES_MAX = 16 << 20
 SECRET_WORDS = ("password", "secret", "token", "api_key", "apikey")
 
 
@@ -16404,190 +16367,40 @@ class BadResult(Exception):
     """A result that has no JSON form."""
 
 
-RESULT_HINT = "return plain data; ctx.memo(…, pickle=True) keeps any object"
+class Stopped(BaseException):
+    """This run was asked to stop (SIGTERM)."""
 
 
-#: Exceptions whose kind of error is not `exception`.
-ERROR_KINDS: dict[type[BaseException], str] = {BadResult: "result", CheckFailed: "check", StepTimeout: "timeout"}
+def raise_stopped() -> None:
+    raise Stopped("asked to stop")
 
 
-def returned(result: Any, most: int, journal: Journal) -> Json:
-    """The record of a return; BadResult if the value has no JSON form or is too large."""
-    plain_result = to_json(result, "result")
-    size = len(encode(plain_result))
-    if size > most:
-        raise BadResult(f"the result has {size:,} bytes, the limit is {most:,}; return a path or a summary")
-    return {"t": "returned", "result": plain_result, "stopped": journal.stopped}
+class Attempt:
+    """One attempt in its process: its job, its journal, and how far it is."""
 
-
-def unwritten(lines: bytes, written: int) -> bytes:
-    """What is still to be written of some lines, so much of which is: each of them whole, or only its end."""
-    whole = lines.rfind(b"\n", 0, written) + 1
-    if written in (whole, len(lines)) or lines[written : written + 1] == b"\n":
-        return lines[written:]
-    return b"\n" + lines[whole:]  # what was written of a line is a torn one, which nobody reads
-
-
-#: So much of a trace waits in memory while the disk is full.
-WAITING_BYTES_MAX = 16 << 20
-
-
-class Journal:
-    """The trace of this process on its way to the daemon: one JSON line each, appended in one write."""
-
-    def __init__(self, path: str, limits: Json) -> None:
-        self.path, self.limits = path, limits
-        self.pid = os.getpid()
-        self.descriptor = self.open()
-        self.lines = self.bytes = 0  # of log records
-        self.tail: list[bytes] = []  # the last lines beyond the limit, written at the end
-        self.dropped = 0  # lines that fell out of the tail and were not yet reported
-        self.waiting = b""  # lines that have found no room on the disk
-        self.reported_at = 0.0
+    def __init__(self, job: Json, journal: Journal) -> None:
+        self.job, self.journal = job, journal
         self.stopped = False  # whether we were asked to stop
-        self.retry_on: tuple[type[BaseException], ...] = ()  # exceptions after which the run is tried again
+        self.on_stop: Callable[[], object] = raise_stopped  # what that does
         self.loaded = False  # whether the deployed file has been executed to its end
-        self.settled = False  # whether user code has come to its end
-        self.written = False  # whether the outcome is in the journal
-        self.cancel: Callable[[], object] | None = None  # how to stop a running event loop
+        self.retry_on: tuple[type[BaseException], ...] = ()  # exceptions after which the run is tried again
         self.steps = itertools.count(1)
-        self.observed = itertools.count(1)
-        self.progressed_at = 0.0  # when progress was last written
-        self.progress_left: Json | None = None  # the last word of progress that was not written yet
-        self.owns_output = False  # whether descriptors 1 and 2 are this run's own files
-        self.sieves: list[Sieve] = []  # what keeps secrets out of descriptors 1 and 2, once there are any
-        self.first_step = 0  # what this process's step numbers begin after: forks have their own
         self.failed: tuple[BaseException | None, str | None] = (None, None)  # an exception → its innermost step
-
-    def open(self) -> int:
-        """The journal's descriptor, for appending."""
-        low = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
-        descriptor = fcntl.fcntl(low, fcntl.F_DUPFD_CLOEXEC, JOURNAL_FD)
-        os.close(low)
-        self.file = file_of(descriptor)
-        return int(descriptor)
+        self.streams: list[Captured] = []  # sys.stdout and sys.stderr, if descriptors 1 and 2 are this run's own
+        self.sieves: list[Sieve] = []  # what keeps secrets out of those, once there are any
 
     def leave(self) -> None:
         """A fork that user code made goes on in this process: its steps get numbers of their own."""
-        self.waiting = b""  # the parent's own
-        self.first_step = os.getpid() << 32
-        self.steps = itertools.count(self.first_step + 1)
+        self.journal.waiting = b""  # the parent's own
+        self.steps = itertools.count((os.getpid() << 32) + 1)
 
-    def write(self, record: Json) -> None:
-        """Appends a record, without secrets."""
-        self.write_line(encode(masked(record)))
-
-    def write_outcome(self, record: Json) -> None:
-        """Appends the outcome; waits for a full disk to have room again."""
-        if os.getpid() != self.pid:
-            return  # a fork that user code let return is not the run
-        if not self.is_mine():
-            self.descriptor = self.open()
-        for name, resource_name in PROCESS_LIMITS.items():  # a run that has reached its limit must still say so
-            if self.limits.get(name):
-                kind = getattr(resource, resource_name)
-                resource.setrlimit(kind, (resource.getrlimit(kind)[1],) * 2)
-        self.write_line(encode(masked(record)))
-        while self.waiting and not self.flush():
-            time.sleep(0.5)
-        self.written = True
-
-    def is_mine(self) -> bool:
-        """Whether our descriptor still is the journal: user code may have closed it and opened another file."""
-        try:
-            return self.file == file_of(self.descriptor)
-        except OSError:
-            return False
-
-    def write_line(self, line: bytes) -> bool:
-        """Appends a line; False if the disk is full: then it waits here, and others behind it, as long as they fit."""
-        if not self.waiting:
-            if (written := self.append(line)) == len(line):
-                return True
-            self.waiting = unwritten(line, written)
-            return False
-        fits = len(self.waiting) + len(line) <= WAITING_BYTES_MAX
-        if fits:
-            self.waiting += line
-        return self.flush() and fits
-
-    def append(self, data: bytes) -> int:
-        """How much of it could be written.  Opens a descriptor that user code has closed again."""
-        try:
-            return os.write(self.descriptor, data)
-        except OSError as problem:
-            if problem.errno != errno.EBADF:
-                return 0
-            self.descriptor = self.open()
-            return os.write(self.descriptor, data)
-
-    def flush(self) -> bool:
-        """Writes what has found no room before; whether nothing waits any more."""
-        self.waiting = unwritten(self.waiting, self.append(self.waiting))
-        return not self.waiting
-
-    def log(self, message: str, level: str, step: Step | None, fields: Json | None, stream: str | None) -> None:
-        """Keeps one log line: in the journal up to the limits, then the last LOG_TAIL; the rest is counted."""
-        message = SECRETS.text(message)  # before it is cut: a half of a secret would not be known as one
-        if len(message) > LOG_LINE_BYTES_MAX:
-            message = f"{message[:LOG_LINE_BYTES_MAX]}… ({len(message) - LOG_LINE_BYTES_MAX:,} characters cut)"
-        # Spelled out, for a log line must cost little more than the write itself.
-        more = "" if fields is None else f',"fields":{bounded_fields(fields)}'
-        more += "" if step is None else f',"step":{step.quoted}'
-        more += "" if stream is None else f',"stream":"{stream}"'
-        text = f'{{"t":"log","at":{now()!r},"level":"{level}","message":{quote(message)}{more}}}\n'
-        line = text.encode("utf-8", "replace")
-        self.lines += 1
-        self.bytes += len(line)
-        room = not self.waiting or len(self.waiting) + len(line) <= WAITING_BYTES_MAX
-        if self.lines <= self.limits["log_lines"] and self.bytes <= self.limits["log_bytes"] and room:
-            self.write_line(line)
-        else:
-            self.keep_tail(line)
-
-    def keep_tail(self, line: bytes) -> None:
-        """Beyond the limit: remembers the last lines, and reports now and then how many are lost."""
-        self.tail.append(line)
-        if len(self.tail) > 2 * LOG_TAIL:
-            self.dropped += len(self.tail) - LOG_TAIL
-            del self.tail[:-LOG_TAIL]
-            if monotonic() - self.reported_at > 1.0:
-                self.report_dropped()
-
-    def report_dropped(self) -> None:
-        """Writes how many lines were dropped since the last report."""
-        if self.dropped:
-            self.write({"t": "dropped", "lines": self.dropped})
-        self.dropped, self.reported_at = 0, monotonic()
-
-    def finish(self) -> None:
-        """The count of dropped lines and the last lines are in the journal."""
-        if self.progress_left is not None:
-            self.write(self.progress_left)
-        self.dropped += max(len(self.tail) - LOG_TAIL, 0)
-        self.report_dropped()
-        for line in self.tail[-LOG_TAIL:]:
-            self.write_line(line)
-        self.tail.clear()
-
-    def observe(self, kind: str, name: str, data: Json, step: Step | None) -> None:
-        """Keeps a check or a metric, up to OBSERVATIONS_MAX of them."""
-        count = next(self.observed)
-        if count <= OBSERVATIONS_MAX:
-            place = None if step is None else step.path
-            self.write({"t": kind, "at": now(), "name": name, "step": place, "data": data})
-        elif count == OBSERVATIONS_MAX + 1:
-            told = f"more than {OBSERVATIONS_MAX:,} checks and metrics; the rest is not kept"
-            self.log(told, "warning", step, None, None)
-
-    def progress(self, data: Json, step: Step | None) -> None:
-        """Keeps the last word of progress; written a few times a second at most."""
-        place = None if step is None else step.path
-        self.progress_left = {"t": "progress", "at": now(), "name": "", "step": place, "data": data}
-        if monotonic() - self.progressed_at > PROGRESS_S:
-            self.progressed_at = monotonic()
-            self.write(self.progress_left)
-            self.progress_left = None
+    def returned(self, result: Any, most: int) -> Json:
+        """The record of a return; BadResult if the value has no JSON form or is too large."""
+        plain_result = to_json(result, "result")
+        size = len(encode(plain_result))
+        if size > most:
+            raise BadResult(f"the result has {size:,} bytes, the limit is {most:,}; return a path or a summary")
+        return {"t": "returned", "result": plain_result, "stopped": self.stopped}
 
     def hide(self, value: str) -> None:
         """From now on the value is `***` wherever this run keeps or prints text."""
@@ -16595,9 +16408,9 @@ class Journal:
             return
         if 0 < len(value) < SECRET_CHARACTERS_MIN:
             told = f"a secret of less than {SECRET_CHARACTERS_MIN} characters cannot be hidden in text"
-            self.log(told, "warning", CURRENT.get(), None, None)
+            self.journal.log(told, "warning")
         SECRETS.add(value)
-        if self.owns_output and not self.sieves:
+        if self.streams and not self.sieves:
             self.sieves = [Sieve(1), Sieve(2)]
             faulthandler.enable(self.sieves[1].file)  # written in a crash, when no thread runs any more
 
@@ -16610,18 +16423,169 @@ class Journal:
         return None
 
 
+def unwritten(lines: bytes, written: int) -> bytes:
+    """What is still to be written of some lines, so much of which is: each of them whole, or only its end."""
+    whole = lines.rfind(b"\n", 0, written) + 1
+    if written in (whole, len(lines)) or lines[written : written + 1] == b"\n":
+        return lines[written:]
+    return b"\n" + lines[whole:]  # what was written of a line is a torn one, which nobody reads
+
+
+class Journal:
+    """The trace of this process on its way to the daemon: one JSON line each, appended in one write."""
+
+    def __init__(self, path: str, limits: Json) -> None:
+        self.path, self.limits = path, limits
+        self.pid = os.getpid()
+        self.descriptor = self.open()
+        self.waiting = b""  # lines that have found no room on the disk
+        self.lines = self.bytes = 0  # of log records
+        self.tail: list[bytes] = []  # the last lines beyond the limit, written at the end
+        self.dropped = 0  # lines that fell out of the tail and were not yet reported
+        self.observed = 0
+        self.reported_at = self.progressed_at = 0.0  # when dropped lines and progress were last written
+        self.unsaid: Json | None = None  # the last word of progress, if it was not written yet
+
+    def open(self) -> int:
+        """The journal's descriptor, for appending."""
+        low = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
+        descriptor: int = fcntl.fcntl(low, fcntl.F_DUPFD_CLOEXEC, JOURNAL_FD)
+        os.close(low)
+        self.file = file_of(descriptor)
+        return descriptor
+
+    def write(self, record: Json) -> None:
+        """Appends a record, without secrets; its kind, its times and its status are Tau's own words."""
+        if SECRETS.forms:
+            ours = ("t", "at", "mono", "status", "kind")
+            record = {key: value if key in ours else SECRETS.document(value) for key, value in record.items()}
+        self.write_bytes(encode(record))
+
+    def write_outcome(self, record: Json) -> None:
+        """Appends the outcome; waits for a full disk to have room again."""
+        if os.getpid() != self.pid:
+            return  # a fork that user code let return is not the run
+        if not self.is_mine():
+            self.descriptor = self.open()
+        for name, resource_name in PROCESS_LIMITS.items():  # a run that has reached its limit must still say so
+            if self.limits.get(name):
+                kind = getattr(resource, resource_name)
+                resource.setrlimit(kind, (resource.getrlimit(kind)[1],) * 2)
+        self.write(record)
+        while self.waiting:
+            time.sleep(0.5)
+            self.flush()
+
+    def is_mine(self) -> bool:
+        """Whether our descriptor still is the journal: user code may have closed it and opened another file."""
+        try:
+            return self.file == file_of(self.descriptor)
+        except OSError:
+            return False
+
+    def has_room(self, line: bytes) -> bool:
+        return not self.waiting or len(self.waiting) + len(line) <= WAITING_BYTES_MAX
+
+    def write_bytes(self, line: bytes) -> None:
+        """Appends a line; if the disk is full it waits here, and others behind it as long as they fit."""
+        if self.waiting:
+            self.waiting += line if self.has_room(line) else b""
+            self.flush()
+        elif (written := self.append(line)) < len(line):  # threads write side by side: nothing else is shared
+            self.waiting = unwritten(line, written)
+
+    def flush(self) -> None:
+        """Writes what waits, as far as there is room."""
+        self.waiting = unwritten(self.waiting, self.append(self.waiting))
+
+    def append(self, data: bytes) -> int:
+        """How much of it could be written.  Opens a descriptor that user code has closed again."""
+        try:
+            return os.write(self.descriptor, data)
+        except OSError as problem:
+            if problem.errno != errno.EBADF:
+                return 0
+            self.descriptor = self.open()
+            return os.write(self.descriptor, data)
+
+    def log(self, message: str, level: str = "info", fields: Json | None = None, stream: str | None = None) -> None:
+        """Keeps one log line: in the journal up to the limits, then the last LOG_TAIL; the rest is counted."""
+        message = SECRETS.text(message)  # before it is cut: a half of a secret would not be known as one
+        if len(message) > LOG_LINE_BYTES_MAX:
+            message = f"{message[:LOG_LINE_BYTES_MAX]}… ({len(message) - LOG_LINE_BYTES_MAX:,} characters cut)"
+        # Spelled out, for a log line must cost little more than the write itself.
+        more = "" if fields is None else f',"fields":{bounded_fields(fields)}'
+        more += "" if (step := CURRENT.get()) is None else f',"step":{quote(step.path)}'
+        more += "" if stream is None else f',"stream":"{stream}"'
+        text = f'{{"t":"log","at":{now()!r},"level":"{level}","message":{quote(message)}{more}}}\n'
+        line = text.encode("utf-8", "replace")
+        self.lines += 1
+        self.bytes += len(line)
+        if self.lines <= self.limits["log_lines"] and self.bytes <= self.limits["log_bytes"] and self.has_room(line):
+            self.write_bytes(line)
+        else:
+            self.keep_tail(line)
+
+    def keep_tail(self, line: bytes) -> None:
+        """Beyond the limit: remembers the last lines, and reports now and then how many are lost."""
+        self.tail.append(line)
+        if len(self.tail) > 2 * LOG_TAIL:
+            self.cut_tail()
+            if monotonic() - self.reported_at > 1.0:
+                self.report_dropped()
+
+    def cut_tail(self) -> None:
+        self.dropped += len(self.tail[:-LOG_TAIL])
+        del self.tail[:-LOG_TAIL]
+
+    def report_dropped(self) -> None:
+        """Writes how many lines were dropped since the last report."""
+        if self.dropped:
+            self.write({"t": "dropped", "lines": self.dropped})
+        self.dropped, self.reported_at = 0, monotonic()
+
+    def finish(self) -> None:
+        """The last word of progress, the count of dropped lines and the last lines are in the journal."""
+        self.say_progress()
+        self.cut_tail()
+        self.report_dropped()
+        for line in self.tail:
+            self.write_bytes(line)
+        self.tail.clear()
+
+    def observe(self, kind: str, name: str, data: Json) -> None:
+        """Keeps a check or a metric, up to OBSERVATIONS_MAX of them."""
+        self.observed += 1
+        if self.observed <= OBSERVATIONS_MAX:
+            self.write({"t": kind, "at": now(), "name": name, "step": current_path(), "data": data})
+        elif self.observed == OBSERVATIONS_MAX + 1:
+            self.log(f"more than {OBSERVATIONS_MAX:,} checks and metrics; the rest is not kept", "warning")
+
+    def progress(self, data: Json) -> None:
+        """Keeps the last word of progress; written a few times a second at most."""
+        self.unsaid = {"t": "progress", "at": now(), "name": "", "step": current_path(), "data": data}
+        if monotonic() - self.progressed_at > PROGRESS_S:
+            self.progressed_at = monotonic()
+            self.say_progress()
+
+    def say_progress(self) -> None:
+        if self.unsaid is not None:
+            self.write(self.unsaid)
+            self.unsaid = None
+
+
 class Step:
     """A timed part of a run, entered with `with` or `async with`."""
 
     __slots__ = (
-        *("began", "columns", "depth", "journal", "limit", "name", "number", "outer", "path", "quoted"),
-        *("recorded", "rows_in", "rows_out", "timeout"),
+        *("attempt", "began", "columns", "depth", "limit", "name", "number", "outer", "path"),
+        *("rows_in", "rows_out", "timeout"),
     )
 
-    def __init__(self, journal: Journal, name: str, timeout: float | None = None) -> None:
+    def __init__(self, attempt: Attempt, name: str, timeout: float | None = None) -> None:
         self.timeout = timeout  # seconds it may take
         self.limit: Any = None  # what watches over that while it runs
-        self.journal, self.name = journal, clip(name, 200)
+        self.attempt, self.name = attempt, clip(name, 200)
         self.rows_in: int | None = None
         self.rows_out: int | None = None
         self.columns: dict[str, str] | None = None  # those it put out, with their types
@@ -16663,7 +16627,6 @@ class Step:
             raise late from problem
 
     def too_late(self) -> StepTimeout:
-        """The error of a step that has taken too long."""
         return StepTimeout(f"step '{self.path}' took longer than {self.timeout:g} s", "raise its timeout")
 
     def start(self, outer: Step | None) -> None:
@@ -16671,37 +16634,28 @@ class Step:
         self.outer = outer
         while outer is not None and outer.depth >= STEP_DEPTH_MAX:
             outer = outer.outer  # deeper ones are told as siblings
+        self.number = next(self.attempt.steps)
         self.depth: int = 0 if outer is None else outer.depth + 1
         self.path: str = self.name if outer is None else f"{outer.path}/{self.name}"
-        self.quoted = quote(self.path)
-        journal = self.journal
-        self.number = next(journal.steps)
-        self.recorded = self.number - journal.first_step <= STEPS_MAX
-        if self.recorded:
-            parent = "null" if outer is None else outer.number
-            text = (
-                f'{{"t":"step","step":{self.number},"parent":{parent},"name":{quote(self.name)},'
-                f'"path":{self.quoted},"at":{now()!r}}}\n'
-            )
-            journal.write_line(text.encode("utf-8", "replace"))
+        parent = None if outer is None else outer.number
+        self.write({"t": "step", "step": self.number, "parent": parent, "name": self.name, "path": self.path})
 
     def finish(self, problem: BaseException | None, took: float) -> None:
         """Writes how it ended, after *took* milliseconds."""
-        journal = self.journal
-        status, error = "success", "null"
+        attempt, status, error = self.attempt, "success", None
         if problem is not None:
-            if journal.step_of(problem) is None:
-                journal.failed = (problem, self.path)
-            status = "cancelled" if journal.stopped else "failed"
-            error = encode_json({"type": type(problem).__name__, "message": safe_text(problem)[:500]})
-        if self.recorded:
-            columns = "null" if self.columns is None else encode_json(SECRETS.document(self.columns))
-            text = (
-                f'{{"t":"done","step":{self.number},"at":{now()!r},"status":"{status}",'
-                f'"duration_ms":{took:.3f},"rows_in":{row_count(self.rows_in)},'
-                f'"rows_out":{row_count(self.rows_out)},"columns":{columns},"error":{error}}}\n'
-            )
-            journal.write_line(text.encode("utf-8", "replace"))
+            if attempt.step_of(problem) is None:
+                attempt.failed = (problem, self.path)
+            status = "cancelled" if attempt.stopped else "failed"
+            error = {"type": type(problem).__name__, "message": safe_text(problem)[:500]}
+        about = {"t": "done", "step": self.number, "status": status, "duration_ms": round(took, 3)}
+        rows = {"rows_in": row_count(self.rows_in), "rows_out": row_count(self.rows_out)}
+        self.write({**about, **rows, "columns": self.columns, "error": error})
+
+    def write(self, record: Json) -> None:
+        """The first STEPS_MAX steps are kept, of a fork of the run as well."""
+        if self.number & 0xFFFFFFFF <= STEPS_MAX:
+            self.attempt.journal.write(record | {"at": now()})
 
 
 class Alarm:
@@ -16731,15 +16685,13 @@ class Alarm:
             signal.setitimer(signal.ITIMER_REAL, rest)
 
 
-def row_count(count: Any) -> str:
-    """A row count as JSON; what is no whole number that SQLite can hold is left out."""
-    if count is None:
-        return "null"
+def row_count(count: Any) -> int | None:
+    """A row count; None for what is no whole number that SQLite can hold."""
     try:
         number = int(count)
     except (TypeError, ValueError, OverflowError):
-        return "null"
-    return str(number) if -(1 << 63) <= number < 1 << 63 else "null"
+        return None
+    return number if -(1 << 63) <= number < 1 << 63 else None
 
 
 #: The step that the running code is in, by task and thread context.
@@ -16752,6 +16704,11 @@ def file_of(descriptor: int) -> tuple[int, int]:
     return found.st_dev, found.st_ino
 
 
+def current_path() -> str | None:
+    step = CURRENT.get()
+    return None if step is None else step.path
+
+
 class Mask:
     """Secrets, and `***` in their place."""
 
@@ -16759,8 +16716,7 @@ class Mask:
         self.values: set[str] = set()
         self.forms: set[str] = set()
         self.longest = 0
-        self.pattern: re.Pattern[str] | None = None  # of all forms; None while there are none
-        self.bytes_pattern: re.Pattern[bytes] | None = None
+        self.patterns: dict[type, re.Pattern[Any]] = {}  # of all forms, for text and for bytes
 
     def add(self, value: str) -> None:
         """Knows one more secret, in every form in which it may turn up."""
@@ -16773,37 +16729,36 @@ class Mask:
         longest_first = sorted(self.forms, key=len, reverse=True)
         self.longest = len(longest_first[0].encode())
         text = "|".join(map(re.escape, longest_first))
-        self.pattern, self.bytes_pattern = re.compile(text), re.compile(text.encode("utf-8", "replace"))
+        self.patterns = {str: re.compile(text), bytes: re.compile(text.encode("utf-8", "replace"))}
 
-    def text(self, text: str) -> str:
-        """The text without secrets."""
-        return text if self.pattern is None else self.pattern.sub("***", text)
+    def text(self, text: AnyStr) -> AnyStr:
+        """The text, or the bytes, without secrets."""
+        if not self.patterns:
+            return text
+        if isinstance(text, bytes):
+            return self.patterns[bytes].sub(b"***", text)
+        return self.patterns[str].sub("***", text)
+
+    def split(self, line: AnyStr) -> tuple[AnyStr, AnyStr]:
+        """Of a line that is too long to wait for its end: what can go on, and what may be the beginning of a secret."""
+        line = self.text(line)
+        return line[: len(line) - self.longest], line[len(line) - self.longest :]
 
     def document(self, value: Any) -> Any:
         """A JSON value without secrets, keys included."""
-        if self.pattern is None or value is None or isinstance(value, bool):
-            return value
         if isinstance(value, str):
-            return self.pattern.sub("***", value)
-        if isinstance(value, (int, float)):
+            return self.text(value)
+        if isinstance(value, (int, float)) and not isinstance(value, bool):
             return "***" if str(value) in self.forms else value
         if isinstance(value, dict):
             return {self.document(key): self.document(item) for key, item in value.items()}
-        return [self.document(item) for item in value]
+        if isinstance(value, list):
+            return [self.document(item) for item in value]
+        return value
 
 
 #: What ctx.secret has handed out in this process.
 SECRETS = Mask()
-
-
-def masked(record: Json) -> Json:
-    """A journal record without secrets; its kind, its times and its status are Tau's own words."""
-    if SECRETS.pattern is None:
-        return record
-    return {
-        key: value if key in ("t", "at", "mono", "status", "kind") else SECRETS.document(value)
-        for key, value in record.items()
-    }
 
 
 def spellings(value: str) -> set[str]:
@@ -16842,31 +16797,27 @@ class Sieve:
             whole_lines, newline, self.rest = (self.rest + data).rpartition(b"\n")
             self.write(whole_lines + newline)
             if len(self.rest) > LOG_LINE_BYTES_MAX:
-                self.rest = self.without_secrets(self.rest)
-                keep = len(self.rest) - SECRETS.longest  # what may begin a secret waits for its end
-                self.write(self.rest[:keep])
-                self.rest = self.rest[keep:]
-        self.write(self.rest)
-        self.rest = b""
-
-    def without_secrets(self, data: bytes) -> bytes:
-        """The bytes, masked."""
-        return data if SECRETS.bytes_pattern is None else SECRETS.bytes_pattern.sub(b"***", data)
+                begin, self.rest = SECRETS.split(self.rest)
+                self.write(begin)
+        self.write_rest()
 
     def write(self, data: bytes) -> None:
         """Into the file, without secrets."""
         try:
-            os.write(self.file, self.without_secrets(data))
+            os.write(self.file, SECRETS.text(data))
         except OSError:
             pass  # the disk is full: the outcome is what must get through
+
+    def write_rest(self) -> None:
+        rest, self.rest = self.rest, b""
+        self.write(rest)
 
     def finish(self) -> None:
         """What was written so far is in the file; what a child writes later still comes through."""
         os.dup2(self.file, self.descriptor)
         self.thread.join(SIEVE_S)
         if self.thread.is_alive():  # a child holds the other end
-            rest, self.rest = self.rest, b""
-            self.write(rest)
+            self.write_rest()
 
 
 def clip(text: object, most: int) -> str:
@@ -16950,33 +16901,44 @@ def key_text(key: Any, path: str, holder: dict[Any, Any]) -> str:
     return text
 
 
-def error_document(problem: BaseException, folder: str, journal: Journal) -> Json:
+#: Exceptions whose kind of error is not `exception`.
+ERROR_KINDS: dict[type[BaseException], str] = {BadResult: "result", CheckFailed: "check", StepTimeout: "timeout"}
+
+
+def error_document(problem: BaseException, attempt: Attempt) -> Json:
     """An exception as the structured error of a run."""
-    kind = "exception" if journal.loaded else "load"
+    folder, name, text = attempt.job["folder"], type(problem).__name__, safe_text(problem)
+    kind = "exception" if attempt.loaded else "load"
     kind = next((word for cause, word in ERROR_KINDS.items() if isinstance(problem, cause)), kind)
     frames = user_frames(problem.__traceback__, folder)
-    mine = [frame for frame in frames if frame["user"]]
-    place = mine[-1] if mine else {"file": None, "line": None, "code": None, "function": ""}
-    message = safe_text(problem)
-    if isinstance(problem, SyntaxError) and problem.filename and not mine:
-        text = (problem.text or "").strip()
-        place = {"file": short_path(problem.filename, folder)[0], "line": problem.lineno, "code": text, "function": ""}
-        message = message.removesuffix(f" ({os.path.basename(problem.filename)}, line {problem.lineno})")
-    name = type(problem).__name__
+    place, message = place_of(problem, frames, folder), text
     found = [str(place[key] or "") for key in ("file", "function", "code")]
-    if not mine:
-        found.append(safe_text(problem))  # nothing but the message tells one from another
+    if not any(frame["user"] for frame in frames):
+        found.append(text)  # nothing but the message tells one from another
+        if isinstance(problem, SyntaxError) and problem.filename:
+            message = text.removesuffix(f" ({os.path.basename(problem.filename)}, line {problem.lineno})")
     return {
         "kind": kind,
         "type": name,
         "message": message,
-        "step": journal.step_of(problem),
+        "step": attempt.step_of(problem),
         **{key: place[key] for key in ("file", "line", "code")},
         "frames": frames,
         "cause": cause_of(problem, folder),
         "fingerprint": fingerprint(kind, name, *found),
         "hint": hint_for(problem),
     }
+
+
+def place_of(problem: BaseException, frames: list[Json], folder: str) -> Json:
+    """Where in user code an exception comes from, as far as that is known."""
+    mine = [frame for frame in frames if frame["user"]]
+    if mine:
+        return mine[-1]
+    if isinstance(problem, SyntaxError) and problem.filename:
+        file, text = short_path(problem.filename, folder)[0], (problem.text or "").strip()
+        return {"file": file, "line": problem.lineno, "code": text, "function": ""}
+    return {"file": None, "line": None, "code": None, "function": ""}
 
 
 def hint_for(problem: BaseException) -> str | None:
@@ -16986,7 +16948,7 @@ def hint_for(problem: BaseException) -> str | None:
     if isinstance(problem, FileNotFoundError) and isinstance(problem.filename, str):
         return path_hint(problem.filename)
     if isinstance(problem, BadResult):
-        return RESULT_HINT
+        return "return plain data; ctx.memo(…, pickle=True) keeps any object"
     if isinstance(problem, MemoryError):
         return "process less at once (stream=True), or raise @pipeline(memory=…) or [limits] memory_bytes"
     if isinstance(problem, ModuleNotFoundError):
@@ -16997,6 +16959,13 @@ def hint_for(problem: BaseException) -> str | None:
     return None
 
 
+def path_hint(path: str) -> str:
+    """What to do about a file that is not there."""
+    if os.path.isabs(path):
+        return "is it on the machine where this ran?"
+    return "relative paths begin in ctx.data_dir; files shipped with `tau deploy --include` are beside __file__"
+
+
 def cause_of(problem: BaseException, folder: str, level: int = 0) -> Json | None:
     """What an exception was raised from, in brief; exceptions of a group count as causes."""
     cause = problem.__cause__ or (None if problem.__suppress_context__ else problem.__context__)
@@ -17005,42 +16974,25 @@ def cause_of(problem: BaseException, folder: str, level: int = 0) -> Json | None
         cause = inner[0]
     if cause is None or level > 3:
         return None
-    mine = [frame for frame in user_frames(cause.__traceback__, folder) if frame["user"]]
-    place = {key: mine[-1][key] if mine else None for key in ("file", "line", "code")}
+    place = place_of(cause, user_frames(cause.__traceback__, folder), folder)
+    where = {key: place[key] for key in ("file", "line", "code")}
     deeper = cause_of(cause, folder, level + 1)
-    return {"type": type(cause).__name__, "message": safe_text(cause)[:500], **place, "cause": deeper}
+    return {"type": type(cause).__name__, "message": safe_text(cause)[:500], **where, "cause": deeper}
 
 
 def user_frames(trace: TracebackType | None, folder: str) -> list[Json]:
     """The frames from the first user frame inwards, the innermost FRAMES_MAX, with locals of user frames."""
-    found: list[tuple[FrameType, int]] = []
-    while trace is not None:
-        if trace.tb_frame.f_code.co_filename != __file__:
-            found.append((trace.tb_frame, trace.tb_lineno))
-        trace = trace.tb_next
-    frames = [describe_frame(frame, line, folder) for frame, line in found]
-    begin = next((i for i, frame in enumerate(frames) if frame["user"]), len(frames))
-    shown = [*zip(frames[begin:], found[begin:], strict=True)][-FRAMES_MAX:]
-    room = LOCALS_BYTES
-    for document, (frame, _) in reversed(shown):  # the innermost matter most
-        if document["user"]:
-            room = add_locals(document, frame, room)
-    return [document for document, _ in shown]
-
-
-def describe_frame(frame: FrameType, line: int, folder: str) -> Json:
-    """One frame: where it is and what its line says."""
-    code = frame.f_code
-    file, mine = short_path(code.co_filename, folder)
-    text = linecache.getline(code.co_filename, line, frame.f_globals).strip()
-    return {"file": file, "line": line, "function": code.co_name, "code": text[:200], "locals": {}, "user": mine}
-
-
-def path_hint(path: str) -> str:
-    """What to do about a file that is not there."""
-    if os.path.isabs(path):
-        return "is it on the machine where this ran?"
-    return "relative paths begin in ctx.data_dir; files shipped with `tau deploy --include` are beside __file__"
+    pairs = ((frame, line) for frame, line in traceback.walk_tb(trace) if frame.f_code.co_filename != __file__)
+    found = itertools.dropwhile(lambda pair: not short_path(pair[0].f_code.co_filename, folder)[1], pairs)
+    frames, room = [], LOCALS_BYTES
+    for frame, line in [*found][: -FRAMES_MAX - 1 : -1]:  # the innermost matter most
+        code = frame.f_code
+        file, mine = short_path(code.co_filename, folder)
+        values, room = shown_locals(frame, room) if mine else ({}, room)
+        text = linecache.getline(code.co_filename, line, frame.f_globals).strip()[:200]
+        about = {"file": file, "line": line, "function": code.co_name, "code": text}
+        frames.append({**about, "locals": values, "user": mine})
+    return frames[::-1]
 
 
 def short_path(path: str, folder: str) -> tuple[str, bool]:
@@ -17053,8 +17005,9 @@ def short_path(path: str, folder: str) -> tuple[str, bool]:
     return path, False
 
 
-def add_locals(document: Json, frame: FrameType, room: int) -> int:
-    """Adds the frame's locals as far as there is room; the room that is left."""
+def shown_locals(frame: FrameType, room: int) -> tuple[dict[str, str], int]:
+    """The locals of a frame, as far as there is room; the room that is left."""
+    shown: dict[str, str] = {}
     for name, value in frame.f_locals.items():
         ours = type(value).__module__ == __name__ and not isinstance(value, (list, int))  # rows and counts
         if name.startswith(("__", ".")) or isinstance(value, DEFINITIONS) or ours:
@@ -17062,14 +17015,14 @@ def add_locals(document: Json, frame: FrameType, room: int) -> int:
         text = "***" if is_secret(name) else safe_repr(value)
         room -= len(name) + len(text) + 6
         if room < 0:
-            document["locals"]["…"] = "more"
+            shown["…"] = "more"
             break
-        document["locals"][name] = text
-    return room
+        shown[name] = text
+    return shown, room
 
 
 #: The types of modules, classes, and functions in C and in Python.
-DEFINITIONS = (type(os), type, type(os.getpid), type(add_locals))
+DEFINITIONS = (type(os), type, type(os.getpid), type(shown_locals))
 
 
 def is_secret(name: object) -> bool:
@@ -17104,8 +17057,7 @@ def timed(work: Callable[[Any], str], value: Any) -> str:
 
 def safe_text(problem: BaseException) -> str:
     """The message of an exception, bounded."""
-    text = SECRETS.text(timed(str, problem))
-    return text if len(text) <= ERROR_BYTES_MAX else text[:ERROR_BYTES_MAX] + "…"
+    return cut_text(SECRETS.text(timed(str, problem)), ERROR_BYTES_MAX)
 
 
 def safe_repr(value: Any) -> str:

@@ -394,7 +394,8 @@ class Context(module.PipelineContext):
         job = {"run_id": "r", "pipeline": "it", "version": 1, "attempt": 1, "params": {}, "directory": str(folder)}
         job |= {"secrets": str(folder / "secrets")}
         job |= {"connections": {name: {"url": url} for name, url in connections.items()}}
-        super().__init__(job, module.Journal(str(self.journal), {"log_lines": 1000, "log_bytes": 1 << 20}))
+        journal = module.Journal(str(self.journal), {"log_lines": 1000, "log_bytes": 1 << 20})
+        super().__init__(module.Attempt(job, journal))
 
     def records(self, kind: str) -> list[Any]:
         """The records of a kind in the journal."""
@@ -403,7 +404,7 @@ class Context(module.PipelineContext):
 
     def close(self) -> None:
         """Nothing is open afterwards."""
-        os.close(self._journal.descriptor)
+        os.close(self._attempt.journal.descriptor)
         for engine in self._around.engines.values():
             engine.dispose()
 

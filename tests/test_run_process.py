@@ -441,7 +441,7 @@ def test_a_file_that_fails_to_load_in_a_run_is_of_kind_load(tau: Tau) -> None:
 
 
 def test_what_finds_no_room_on_the_disk_waits_and_comes_in_order(ctx: Context, monkeypatch: pytest.MonkeyPatch) -> None:
-    journal, write, room = ctx._journal, os.write, [0]
+    journal, write, room = ctx._attempt.journal, os.write, [0]
 
     def scarce(file: int, data: bytes) -> int:
         if file != journal.descriptor:
