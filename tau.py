@@ -119,6 +119,8 @@ if TYPE_CHECKING:
     import croniter  # type: ignore[import-untyped]
 
     Json = dict[str, Any]
+    #: Who is in there, the one that came first first, and how it is dropped.
+    Peers = dict[Any, Callable[[], object]]
     #: Of metrics: name, kind, meaning, samples.
     Family = tuple[str, str, str, Iterable[str]]
     Tick = tuple[int, bool]
@@ -5160,7 +5162,6 @@ class Daemon:
         self.agenda = Agenda(self.store, settings["timezone"], due)
         self.scheduler = Scheduler(self.agenda, self.executor)
         self.connections: set[Connection] = set()
-        self.strangers: dict[Connection, None] = {}  # those that have not shown a key, the oldest first
         self.keys = Keys(home, settings, self.store)
         self.listeners = Listeners(self)
         self.started = time.time()
@@ -5194,11 +5195,11 @@ class Daemon:
             sweep_sources(self.home, self.store.ask.source_names())
             self.environments.sweep(self.store.ask.environments())
             sweep_copies(self.home)
-            await self.listeners.open()  # an address that cannot be had is found out before anything runs
+            self.listeners.open()  # an address that cannot be had is found out before anything runs
             await self.executor.open()
             self.scheduler.open()
             self.executor.spawn(self.retention.watch())
-            await self.listeners.start()
+            self.listeners.start()
             ready = {"pid": os.getpid(), "socket": self.socket_path}
             os.pwrite(lock, encode(ready), 0)
             logging.getLogger("tau").info("taud %s serves %s, pid %s", __version__, self.home, os.getpid())
@@ -5259,8 +5260,8 @@ class Daemon:
         tls, given = make_tls(held), configured_keys(held)  # either may be refused, and then all stays as it was
         self.settings.update(held)
         logging.getLogger().setLevel(self.settings["log_level"].upper())
-        self.listeners.change(tls)
-        self.keys.change(given)
+        self.listeners.tls = tls
+        self.keys.configure(given)
         self.turn_out()
         later = [name for name in changed if name not in now]
         told = f"; after a restart {', '.join(later)} will hold too" if later else ""
@@ -5269,8 +5270,9 @@ class Daemon:
     def turn_out(self, answered: Connection | None = None) -> None:
         """Whoever came in with a key that is none any more is out; one of them is still *answered*, and no more."""
         for connection in tuple(self.connections):
-            if connection.caller is not None and self.keys.is_revoked(connection.caller):
-                connection.caller.revoked = True
+            caller = connection.caller
+            if caller is not None and caller.digest and caller.digest not in self.keys.holders:
+                caller.revoked = True
                 if connection is not answered:
                     connection.transport.abort()
 
@@ -5310,7 +5312,7 @@ class Daemon:
             ("tau_database_bytes", "gauge", "Size of the store's file.", self.store.ask.file_bytes()),
             ("tau_disk_free_bytes", "gauge", "Room where everything is kept.", disk.f_bavail * disk.f_frsize),
             ("tau_uptime_seconds", "gauge", "Time since taud began.", round(time.time() - self.started, 1)),
-            ("tau_auth_failures_total", "counter", "Wrong keys.", self.keys.failures.total),
+            ("tau_auth_failures_total", "counter", "Wrong keys.", self.keys.failures),
         )
         yield from self.store.metrics.families()
         yield from process_figures()
@@ -5382,65 +5384,61 @@ def set_up_log(level: str) -> None:
 # Calls Service manager, Server and Callers.  Promises that no live socket is taken away from anybody, that nobody
 # listens to the network without a key, and that a flood of peers is no burden to those who are in.
 
+#: The first byte of a TLS handshake.
+TLS_BEGINS = b"\x16"
+ACCEPT_PAUSE_S = 0.05
+ACCEPTED_AT_ONCE = 16
+#: How many peers of this machine, and of the network, may wait to be let in.  Of the latter no more than can be
+#: served in some fifty milliseconds: under a flood a new one waits no longer, or its system tries again later.
+LOCAL_BACKLOG = 1024
+NETWORK_BACKLOG = 256
+
 
 class Listeners:
-    """The sockets at which peers come in: opened, then served, then closed."""
+    """The sockets at which peers come in: bound, then served, then closed.
+
+    Peers are let in here and not by asyncio's own server, which would take as many as there are at once and have
+    buffers for each: a few in each turn of the loop, and from the network nobody who has not said a byte.
+    """
 
     def __init__(self, daemon: Daemon) -> None:
         self.daemon = daemon
-        self.servers: list[asyncio.Server | Door] = []
+        self.bound: list[socket.socket] = []
         self.addresses: list[str] = []  # theirs
-        self.unix: list[socket.socket] = []  # the Unix sockets among theirs
         self.paths: list[str] = []  # of the sockets that are ours to remove
         self.tls = make_tls(daemon.settings)
+        self.group: int | None = None  # that may come in besides the owner
         self.room = 0  # descriptors that peers may have in all
+        self.tasks: set[asyncio.Task[None]] = set()  # those that let peers in, and the peers on their way
+        self.silent: Peers = {}  # peers that have not said a byte
+        self.shaking: Peers = {}  # peers in the middle of a TLS handshake
+        self.strangers: Peers = {}  # peers that have not shown a key
 
-    async def open(self) -> None:
+    def open(self) -> None:
         """The Unix sockets, those that we were given and, if asked for, the TCP port are bound."""
         settings, given = self.daemon.settings, self.daemon.manager.sockets
         self.room = raise_file_limit() - DESCRIPTORS_KEPT
-        group = find_group(settings["group"])
+        self.group = find_group(settings["group"])
         for folder in socket_folders(self.daemon.home, given):
             path = os.path.join(folder, "tau.sock")
-            ours = bind_unix(folder, path, group)
+            self.bound.append(socket.socket(socket.AF_UNIX))
+            bind_unix(self.bound[-1], folder, path, self.group)
             self.paths.append(path)
-            await self.serve_unix(ours, path, group)
-        for one in given:
-            if one.family == socket.AF_UNIX:
-                await self.serve_unix(one, socket_name(one), group)
-        network = [one for one in given if one.family != socket.AF_UNIX]
+        self.bound += given
         if settings["port"] or settings["host"]:
-            network += bind_tcp(settings["host"], settings["port"] or 8400)
-        if network:
-            self.serve_tcp(network)
+            for one in bind_tcp(settings["host"], settings["port"] or 8400):
+                self.bound.append(one)
+        self.bound.sort(key=is_network)
+        self.demand_key([one.getsockname()[0] for one in self.bound if is_network(one)])
+        self.addresses = [f"unix://{path}" for path in self.paths]
+        self.addresses += [self.address(one) for one in self.bound[len(self.paths) :]]
 
-    async def serve_unix(self, bound: socket.socket, name: str, group: int | None) -> None:
-        """A Unix socket will be served, to whom it admits by its peer credentials."""
-        self.addresses.append(f"unix://{name}")
-        self.unix.append(bound)
-        server = await asyncio.get_running_loop().create_unix_server(
-            lambda: Lines(self.daemon, group=group),
-            sock=bound,
-            backlog=DESCRIPTORS_KEPT // 2,
-            start_serving=False,
-            **KEEP_FILE,
-        )
-        self.servers.append(server)
-
-    def serve_tcp(self, bound: list[socket.socket]) -> None:
-        """Bound TCP sockets will be served, to whoever has a key."""
-        try:
-            self.demand_key([one.getsockname()[0] for one in bound])
-            self.servers += [self.make_door(one) for one in bound]
-        except BaseException:
-            for one in bound:
-                one.close()
-            raise
-
-    def demand_key(self, places: list[str]) -> None:
+    def demand_key(self, hosts: list[str]) -> None:
         """These addresses may be listened on: there is a key for whoever comes; Forbidden if there is none."""
-        public = [place for place in places if not is_loopback(place)]
-        if not self.daemon.keys.open_door(bool(public)):
+        public = [host for host in hosts if not is_loopback(host)]
+        if hosts:
+            self.daemon.keys.open_door(bool(public))
+        if public and not self.daemon.keys.holders:
             hint = (
                 "`tau key create NAME` makes one, [auth] api_key is one; or listen on 127.0.0.1, behind an SSH tunnel"
             )
@@ -5449,68 +5447,124 @@ class Listeners:
             told = "is not encrypted: set [daemon] tls_cert, or put TLS in front"
             self.daemon.warn(f"what is sent to {public[0]} {told}")
 
-    def make_door(self, bound: socket.socket) -> Door:
-        """What serves a bound TCP socket, once it starts."""
-        host, port, *_ = bound.getsockname()
-        self.addresses.append(f"{'tcp' if self.tls is None else 'tls'}://{at_port(host, port)}")
-
-        return Door(bound, self.tls, lambda: Doorstep(self.daemon), self.most(SILENT_MAX), self.most(SHAKING_MAX))
+    def address(self, bound: socket.socket) -> str:
+        """Where peers find a socket."""
+        if not is_network(bound):
+            return f"unix://{socket_name(bound)}"
+        return f"{'tcp' if self.tls is None else 'tls'}://{at_port(*bound.getsockname()[:2])}"
 
     def most(self, bound: int) -> int:
         """How many peers of a kind there may be: *bound*, but all together they have only so many descriptors."""
         return max(min(bound, self.room // 4), 1)
 
-    async def start(self) -> None:
-        """All are served from now on."""
-        for server in self.servers:
-            await server.start_serving()
-        for one in self.unix:
-            one.listen(1024)  # so many may knock; asyncio takes in fewer at once
+    def put_last(self, peers: Peers, one: Any, drop: Callable[[], object], most: int) -> None:
+        """One more waits; if they are too many, the one that has waited longest is dropped."""
+        peers[one] = drop
+        if len(peers) > self.most(most):
+            peers.pop(next(iter(peers)))()
 
-    def change(self, tls: ssl.SSLContext | None) -> None:
-        """Who comes from now on sees these certificates."""
-        self.tls = tls
-        for server in self.servers:
-            if isinstance(server, Door):
-                server.context = tls
+    def start(self) -> None:
+        """All are served from now on."""
+        for one in self.bound:
+            one.setblocking(False)
+            one.listen(NETWORK_BACKLOG if is_network(one) else LOCAL_BACKLOG)
+            self.spawn(self.accept(one))
+
+    def spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        """A task that ends when nobody is let in any more."""
+        task = asyncio.get_running_loop().create_task(work)
+        self.tasks.add(task)
+        task.add_done_callback(self.tasks.discard)
 
     def close(self) -> None:
         """Nobody is let in any more."""
-        for server in self.servers:
-            server.close()
+        for task in self.tasks:
+            task.cancel()
+        for one in self.bound:
+            one.close()
 
     def remove(self) -> None:
         """The files of our own sockets are gone."""
         for path in self.paths:
             remove_file(path)
 
+    async def accept(self, bound: socket.socket) -> None:
+        """Takes peers for ever."""
+        loop = asyncio.get_running_loop()
+        for count in itertools.count(1):
+            try:
+                peer, _ = await loop.sock_accept(bound)
+            except OSError:  # no descriptors left, or a peer that was gone before it was here
+                await asyncio.sleep(ACCEPT_PAUSE_S)
+                continue
+            self.spawn(self.meet(peer))
+            if count % ACCEPTED_AT_ONCE == 0:
+                await asyncio.sleep(0)  # sock_accept() does not wait while there is somebody
 
-#: asyncio is not to remove the file of a socket: that of one we were given is not ours.
-KEEP_FILE: Json = {"cleanup_socket": False} if sys.version_info >= (3, 13) else {}
+    async def meet(self, peer: socket.socket) -> None:
+        """A peer that speaks as it should has its connection; any other is let go."""
+        task, tls = asyncio.current_task(), self.tls if is_network(peer) else None
+        assert task is not None
+        try:
+            if is_network(peer):
+                self.put_last(self.silent, task, task.cancel, SILENT_MAX)
+                first = await first_byte(peer)
+                self.silent.pop(task, None)
+                if tls is not None and first != TLS_BEGINS:
+                    peer.recv(1 << 16)  # what is left unread at the close would take the answer with it
+                    peer.send(encode(refusal(None, BadRequest("this port speaks TLS", "tls:// or https://"))))
+                    raise ConnectionAbortedError
+            limits = {}
+            if tls is not None:
+                self.put_last(self.shaking, task, task.cancel, SHAKING_MAX)
+                limits = {"ssl_handshake_timeout": HELLO_S, "ssl_shutdown_timeout": HELLO_S}
+            connect = asyncio.get_running_loop().connect_accepted_socket
+            await connect(lambda: Connection(self.daemon, self.group), peer, ssl=tls, **limits)
+        except (OSError, asyncio.CancelledError):  # TimeoutError too
+            peer.close()
+        finally:
+            self.silent.pop(task, None)
+            self.shaking.pop(task, None)
+
+
+def is_network(one: socket.socket) -> bool:
+    """Whether peers from the network come through a socket."""
+    return one.family != socket.AF_UNIX
+
+
+async def first_byte(peer: socket.socket) -> bytes:
+    """What a peer says first, which stays to be read.  TimeoutError after HELLO_S, ConnectionError if it is gone."""
+    loop, ready = asyncio.get_running_loop(), asyncio.Event()
+    loop.add_reader(peer, ready.set)
+    try:
+        async with asyncio.timeout(HELLO_S):
+            await ready.wait()
+    finally:
+        loop.remove_reader(peer)
+    if not (first := peer.recv(1, socket.MSG_PEEK)):
+        raise ConnectionAbortedError
+    return first
 
 
 def socket_folders(home: str, given: list[socket.socket]) -> list[str]:
     """Where sockets of our own are bound: the home, and what the service manager made, unless one given is there."""
     taken = {os.path.realpath(socket_name(one)) for one in given}
-    folders = dict.fromkeys(os.path.realpath(folder) for folder in (home, runtime_directory()) if folder)
-    free = [folder for folder in folders if os.path.join(folder, "tau.sock") not in taken]
-    return [home if folder == os.path.realpath(home) else folder for folder in free]
+    folders = {os.path.realpath(folder): folder for folder in (runtime_directory(), home) if folder}
+    return [folder for real, folder in reversed(folders.items()) if os.path.join(real, "tau.sock") not in taken]
 
 
 def socket_name(bound: socket.socket) -> str:
     """The path of a Unix socket, @name if it is abstract; the host of any other."""
     name = bound.getsockname()
-    name = name if isinstance(name, (str, bytes)) else name[0]
-    return os.fsdecode(name).replace("\0", "@")
+    return os.fsdecode(name if isinstance(name, (str, bytes)) else name[0]).replace("\0", "@")
 
 
 def raise_file_limit() -> int:
     """As many descriptors as the system lets us have, within reason: how many."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = 65_536 if hard == resource.RLIM_INFINITY else min(hard, 65_536)
-    if soft < wanted:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
-    return max(soft, wanted) if soft != resource.RLIM_INFINITY else wanted
+    wanted = max(soft, 65_536 if hard == resource.RLIM_INFINITY else min(hard, 65_536))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+    return wanted
 
 
 def find_group(name: str) -> int | None:
@@ -5521,82 +5575,45 @@ def find_group(name: str) -> int | None:
         raise BadRequest(f"[daemon] group: there is no group '{name}'", "getent group") from None
 
 
-def bind_unix(home: str, path: str, group: int | None) -> socket.socket:
-    """The bound Unix socket.  A stale one is replaced; a live one, a link or a stranger's file never.
+def bind_unix(bound: socket.socket, folder: str, path: str, group: int | None) -> None:
+    """Gives a Unix socket its path.  A stale one is replaced; a live one, a link or a stranger's file never.
 
     By hand, under the home's lock: asyncio would unlink a live socket without asking (cpython issue 121252).
     """
-    bound = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    try:
-        with SocketPath(path) as short:
-            if os.path.lexists(path):
-                found = os.lstat(path)
-                if not stat.S_ISSOCK(found.st_mode) or found.st_uid != os.geteuid():
-                    raise Conflict(f"{path} is not a socket of ours", "remove it, or choose another --home")
-                if answers(short.path):
+    with SocketPath(path) as short:
+        if os.path.lexists(path):
+            found = os.lstat(path)
+            if not stat.S_ISSOCK(found.st_mode) or found.st_uid != os.geteuid():
+                raise Conflict(f"{path} is not a socket of ours", "remove it, or choose another --home")
+            with socket.socket(socket.AF_UNIX) as probe:
+                probe.settimeout(1.0)
+                # One that is only busy is better refused than stolen.
+                if probe.connect_ex(short.path) not in (errno.ECONNREFUSED, errno.ENOENT):
                     raise Conflict(f"somebody listens at {path} already", "tau status")
-                os.unlink(path)
-            bound.bind(short.path)  # under umask 077, so it is born 0600
-        if group is not None:
-            os.chown(home, -1, group)
-            os.chmod(home, 0o750)
-            os.chown(path, -1, group)
-            os.chmod(path, 0o660)
-        bound.setblocking(False)
-    except BaseException:
-        bound.close()
-        raise
-    return bound
+            os.unlink(path)
+        bound.bind(short.path)  # under umask 077, so it is born 0600
+    if group is not None:
+        for one, mode in ((folder, 0o750), (path, 0o660)):
+            os.chown(one, -1, group)
+            os.chmod(one, mode)
 
 
-def answers(path: str) -> bool:
-    """Whether anybody listens at a Unix socket."""
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        probe.settimeout(1.0)
-        try:
-            probe.connect(path)
-        except (ConnectionRefusedError, FileNotFoundError):
-            return False
-        except OSError:
-            return True  # it exists and is busy: better to refuse than to steal it
-        return True
-
-
-def bind_tcp(hosts: str, port: int) -> list[socket.socket]:
+def bind_tcp(hosts: str, port: int) -> Iterator[socket.socket]:
     """A bound socket for each of the addresses; without any for those of loopback."""
-    bound: list[socket.socket] = []
-    try:
-        for host in map(str.strip, (hosts or "127.0.0.1,::1").split(",")):
+    for host in map(str.strip, (hosts or "127.0.0.1,::1").split(",")):
+        try:
+            found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        except OSError as problem:
+            raise BadRequest(f"--host {host}: {problem.strerror}", "give addresses of this machine") from None
+        for family, *_, address in found:
             try:
-                found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+                made = socket.create_server(address, family=family)
             except OSError as problem:
-                raise BadRequest(f"--host {host}: {problem.strerror}", "give addresses of this machine") from None
-            for family, kind, protocol, _, address in found:
-                try:
-                    bound.append(bind_one(socket.socket(family, kind, protocol), address))
-                except OSError as problem:
-                    if host == "::1" and not hosts:
-                        continue  # nobody asked for it, and there is no IPv6 here
-                    message = f"cannot listen on {host}:{port}: {problem.strerror}"
-                    raise Conflict(message, "choose another --port") from None
-    except BaseException:
-        for one in bound:
-            one.close()
-        raise
-    return bound
-
-
-def bind_one(made: socket.socket, address: Any) -> socket.socket:
-    """The socket, bound; closed if that fails."""
-    try:
-        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if made.family == socket.AF_INET6:
-            made.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-        made.bind(address)
-    except BaseException:
-        made.close()
-        raise
-    return made
+                if host == "::1" and not hosts:
+                    continue  # nobody asked for it, and there is no IPv6 here
+                message = f"cannot listen on {host}:{port}: {os.strerror(problem.errno or 0)}"
+                raise Conflict(message, "choose another --port") from None
+            yield made
 
 
 def make_tls(settings: Json) -> ssl.SSLContext | None:
@@ -5619,117 +5636,6 @@ def make_tls(settings: Json) -> ssl.SSLContext | None:
     except (OSError, ValueError) as problem:
         raise BadRequest(f"[daemon] tls_cert {cert}: {problem}", "PEM files; see tls_key, tls_client_ca") from None
     return context
-
-
-class Door:
-    """Lets peers in from the network: few in each turn of the loop, and nobody who has not said a byte.
-
-    asyncio's own server would take as many as there are at once, and have buffers for each.  With a *context* they
-    must speak TLS.  Those who keep it waiting are bounded in number: one more, and the oldest must go.
-    """
-
-    def __init__(
-        self, bound: socket.socket, context: ssl.SSLContext | None, on_peer: Callable[[], Connection],
-        silent_max: int, shaking_max: int,
-    ) -> None:  # fmt: skip
-        self.bound, self.context, self.on_peer = bound, context, on_peer
-        self.silent_max, self.shaking_max = silent_max, shaking_max
-        self.silent: dict[asyncio.Task[None], None] = {}  # those who have not said a byte, the oldest first
-        self.shaking: dict[asyncio.Task[None], None] = {}  # those in the middle of a handshake
-        self.accepting: asyncio.Task[None] | None = None
-
-    async def start_serving(self) -> None:
-        """Listens from now on."""
-        self.bound.setblocking(False)
-        self.bound.listen(KNOCKING_MAX)
-        self.accepting = asyncio.get_running_loop().create_task(self.accept())
-
-    def close(self) -> None:
-        """Listens no more, and nobody is left on the threshold."""
-        for task in (self.accepting, *self.silent, *self.shaking):
-            if task is not None:
-                task.cancel()
-        self.bound.close()
-
-    async def accept(self) -> None:
-        """Takes peers for ever."""
-        loop = asyncio.get_running_loop()
-        for count in itertools.count(1):
-            try:
-                peer, _ = await loop.sock_accept(self.bound)
-            except OSError:  # no descriptors left, or a peer that was gone before it was here
-                await asyncio.sleep(ACCEPT_PAUSE_S)
-                continue
-            task = loop.create_task(self.meet(peer))
-            task.add_done_callback(lambda done, peer=peer: self.forget(done, peer))  # type: ignore[misc]
-            put_last(self.silent, task, self.silent_max)
-            if count % ACCEPTED_AT_ONCE == 0:
-                await asyncio.sleep(0)  # sock_accept() does not wait while there is somebody
-
-    def forget(self, task: asyncio.Task[None], peer: socket.socket) -> None:
-        """A peer is in, or gone."""
-        self.silent.pop(task, None)
-        self.shaking.pop(task, None)
-        if task.cancelled():  # before it began
-            peer.close()
-
-    async def meet(self, peer: socket.socket) -> None:
-        """A peer that speaks as it should is let in; any other is let go."""
-        task = asyncio.current_task()
-        assert task is not None
-        try:
-            first = await first_byte(peer)
-            self.silent.pop(task, None)
-            if first and (self.context is None or first == TLS_BEGINS):
-                await self.let_in(peer, task)
-                return
-            if first:
-                peer.recv(1 << 16)  # what is left unread at the close would take the answer with it
-                peer.send(encode(refusal(None, BadRequest("this port speaks TLS", "tls:// or https://"))))
-        except (OSError, asyncio.CancelledError):  # TimeoutError too
-            pass
-        peer.close()
-
-    async def let_in(self, peer: socket.socket, task: asyncio.Task[None]) -> None:
-        """A peer has its connection, after a handshake if there must be one."""
-        limits = {}
-        if self.context is not None:
-            limits = {"ssl_handshake_timeout": HELLO_S, "ssl_shutdown_timeout": HELLO_S}
-            put_last(self.shaking, task, self.shaking_max)
-        await asyncio.get_running_loop().connect_accepted_socket(self.on_peer, peer, ssl=self.context, **limits)
-
-
-async def first_byte(peer: socket.socket) -> bytes:
-    """What a peer says first, which stays to be read; nothing if it is gone.  TimeoutError after HELLO_S."""
-    try:
-        return peer.recv(1, socket.MSG_PEEK)  # most have said it before they are let in
-    except BlockingIOError:
-        pass
-    loop, ready = asyncio.get_running_loop(), asyncio.Event()
-    loop.add_reader(peer, ready.set)
-    try:
-        async with asyncio.timeout(HELLO_S):
-            await ready.wait()
-    finally:
-        loop.remove_reader(peer)
-    return peer.recv(1, socket.MSG_PEEK)
-
-
-def put_last(waiting: dict[asyncio.Task[None], None], task: asyncio.Task[None], most: int) -> None:
-    """One more waits; if they are too many the oldest need not wait any longer."""
-    waiting[task] = None
-    if len(waiting) > most:
-        oldest = next(iter(waiting))
-        del waiting[oldest]
-        oldest.cancel()
-
-
-TLS_BEGINS = b"\x16"
-ACCEPT_PAUSE_S = 0.05
-ACCEPTED_AT_ONCE = 16
-#: So many peers may wait to be let in: no more than can be served in some fifty milliseconds.  Under a flood a new one
-#: waits no longer than that, or its system tries again a second later.
-KNOCKING_MAX = 256
 
 
 # --- 17. Service manager -----------------------------------------------------------------
@@ -5956,57 +5862,80 @@ class Call:
 
     def rest(self) -> None:
         """From now on this request only waits for a run: others may begin meanwhile."""
-        self.connection.rest()
+        self.connection.speech.rest()
 
     async def emit(self, event: Json) -> None:
         """Sends one event of a followed request; waits while the reader is slow.  Forbidden once its key has ended."""
         self.caller.check_time()
         params = {"request": self.request, **event}
-        await self.connection.send_slowly({"jsonrpc": "2.0", "method": "event", "params": params})
+        await self.connection.writable.wait()
+        self.connection.speech.send({"jsonrpc": "2.0", "method": "event", "params": params})
 
 
 class Connection(Protocol):
-    """One peer, as asyncio's protocol; what Lines and Exchange have in common.
+    """One peer, as asyncio's protocol: what it says, what it is told, and the conversation about it.
 
-    Over a network a peer is a stranger until it has shown a key; of those there are only so many at a time.
+        from a Unix socket ───────────────────────────> Lines
+        from the network ─┬─ the first byte is [ or { ─> Lines
+                          └─ it is a letter ───────────> Exchange, HTTP
+
+    What a peer says is read only while the conversation waits for it, so that no peer can fill a buffer.  Over a
+    network a peer is a stranger until it has shown a key; of those there are only so many at a time.
     """
 
     transport: asyncio.Transport
 
-    def __init__(self, daemon: Daemon) -> None:
-        self.daemon = daemon
-        self.caller: Caller | None = None  # who it is, once it has shown that
+    def __init__(self, daemon: Daemon, group: int | None) -> None:
+        self.daemon, self.group = daemon, group
         self.remote = ""  # its address, unless it comes through a Unix socket
-        self.tasks: set[asyncio.Task[None]] = set()  # requests not yet answered
-        self.lingering = False  # closed by us, and waiting for the peer to see it
+        self.caller: Caller | None = None  # who it is, once it has shown that
+        self.speech: Lines | Exchange = Lines(self)
+        self.tasks: set[asyncio.Task[Any]] = set()  # the conversation, and requests not yet answered
+        self.last = False  # whether nothing is read after the request being answered
+        self.buffer = bytearray()  # what was said and is not yet read
+        self.heard = asyncio.Event()  # something was, or the peer has said all
+        self.ended = self.lingering = False  # it has said all; we have, and wait for the peer to see it
         self.writable = asyncio.Event()
         self.writable.set()
-        self.timer: asyncio.TimerHandle | None = None  # while something is overdue
         self.blocked: asyncio.TimerHandle | None = None  # while the peer does not read
-        self.looking: asyncio.TimerHandle | None = None  # while the peer has said all and waits for answers
 
     # asyncio calls these.
 
     def connection_made(self, transport: Any) -> None:
-        """A peer is there."""
+        """A peer is there.  Too many strangers, and the one that came first must go."""
         self.transport = transport
         transport.set_write_buffer_limits(high=WRITE_BUFFER_BYTES)
         self.daemon.connections.add(self)
+        if transport.get_extra_info("socket").family != socket.AF_UNIX:
+            self.remote = str((transport.get_extra_info("peername") or ("?",))[0])
+            self.daemon.listeners.put_last(self.daemon.listeners.strangers, self, transport.abort, STRANGERS_MAX)
+        self.spawn(self.converse())
 
     def connection_lost(self, problem: Exception | None) -> None:
         """Nothing of this connection is left: no task, no timer."""
         self.daemon.connections.discard(self)
-        self.daemon.strangers.pop(self, None)
-        self.writable.set()
-        for handle in (self.timer, self.blocked, self.looking):
-            if handle is not None:
-                handle.cancel()
+        self.daemon.listeners.strangers.pop(self, None)
+        self.resume_writing()
         for task in self.tasks:
             task.cancel()
 
+    def data_received(self, data: bytes) -> None:
+        """What came waits to be read; if nobody waits for it, the peer has to."""
+        if self.lingering:
+            return
+        self.buffer += data
+        if self.heard.is_set():
+            self.transport.pause_reading()
+        self.heard.set()
+
     def eof_received(self) -> bool:
-        """The peer has said all; whether it may still be answered."""
-        return False
+        """The peer has said all; it still gets its answers, unless it is gone altogether."""
+        if self.lingering:
+            return False
+        self.ended = True
+        self.heard.set()
+        self.spawn(self.look_for_peer())
+        return self.transport.get_extra_info("sslcontext") is None  # TLS ends both ways at once
 
     def pause_writing(self) -> None:
         """The peer does not read: nothing more is sent, and after PATIENCE_S it is dropped."""
@@ -6018,55 +5947,83 @@ class Connection(Protocol):
         self.writable.set()
         if self.blocked is not None:
             self.blocked.cancel()
-        self.blocked = None
 
-    # Those who speak differently do this differently.
+    # What the peer says.
 
-    def turn_away(self, problem: TauError) -> None:
-        """Tells the peer that it is not admitted, and closes."""
-        raise NotImplementedError
+    async def listen(self) -> None:
+        """Waits until the peer says something more; EOFError if it has said all."""
+        if self.ended:
+            raise EOFError
+        self.heard.clear()
+        self.transport.resume_reading()
+        await self.heard.wait()
 
-    def send(self, document: Any) -> None:
-        """Sends one document."""
-        raise NotImplementedError
+    async def read_until(self, mark: bytes, most: int) -> bytes:
+        """What is said before a mark; InvalidRequest if that is more than so many bytes."""
+        seen = 0
+        while (end := self.buffer.find(mark, seen)) < 0 and len(self.buffer) <= most:
+            seen = max(len(self.buffer) - len(mark) + 1, 0)
+            await self.listen()
+        if not 0 <= end <= most:
+            raise InvalidRequest("the line is too long", f"a line may have {most:,} bytes")
+        return self.take(end, len(mark))
 
-    def rest(self) -> None:
-        """The request being answered only waits from now on; the next may begin."""
+    async def read_exactly(self, count: int) -> bytes:
+        """So many bytes."""
+        while len(self.buffer) < count:
+            await self.listen()
+        return self.take(count)
 
-    def say_goodbye(self) -> set[asyncio.Task[None]]:
-        """The daemon goes: what waits is told so, by the tasks returned."""
-        for task in self.tasks:
-            task.cancel()
-        return self.tasks
+    def take(self, count: int, mark: int = 0) -> bytes:
+        """The first bytes of the buffer, which has them and the mark after them no more."""
+        taken = bytes(self.buffer[:count])
+        del self.buffer[: count + mark]
+        return taken
 
-    # Ours.
+    async def look_for_peer(self) -> None:
+        """Drops a peer that has closed both ways: asyncio tells only that it will say no more."""
+        poll = select.poll()
+        poll.register(self.transport.get_extra_info("socket").fileno(), 0)
+        while not poll.poll(0):  # POLLHUP or POLLERR, which need not be asked for
+            await asyncio.sleep(LOOK_FOR_PEER_S)
+        self.transport.abort()
+
+    # The conversation.
+
+    def spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """A task that ends with the connection."""
+        task = asyncio.get_running_loop().create_task(work)
+        self.tasks.add(task)
+        task.add_done_callback(self.tasks.discard)
+        return task
+
+    async def converse(self) -> None:
+        """The whole conversation."""
+        try:
+            if self.remote:
+                if not self.buffer:
+                    async with asyncio.timeout(HELLO_S):
+                        await self.listen()
+                if re.match(rb"[A-Z\r]", self.buffer):
+                    self.speech = Exchange(self)
+            await self.speech.converse()
+        except (EOFError, TimeoutError):
+            pass
+        self.transport.close()
 
     def admit(self, caller: Caller) -> None:
         """The peer is a stranger no more; Unavailable if there are too many like it."""
-        self.daemon.strangers.pop(self, None)
-        if len(self.daemon.connections) - len(self.daemon.strangers) > self.daemon.listeners.most(CONNECTIONS_MAX):
+        self.daemon.listeners.strangers.pop(self, None)
+        if len(self.daemon.connections) - len(self.daemon.listeners.strangers) > self.daemon.listeners.most(
+            CONNECTIONS_MAX
+        ):
             raise Unavailable("too many connections", "close some, or try again later")
         if self.caller is None and self.remote:
             keep_alive(self.transport.get_extra_info("socket"))
         self.caller = caller
 
-    def forget_timer(self) -> None:
-        """Nothing is overdue."""
-        if self.timer is not None:
-            self.timer.cancel()
-        self.timer = None
-
-    def look_for_peer(self) -> None:
-        """Drops a peer that has closed both ways: asyncio tells only that it will say no more."""
-        poll = select.poll()
-        poll.register(self.transport.get_extra_info("socket").fileno(), 0)
-        if poll.poll(0):  # POLLHUP or POLLERR, which need not be asked for
-            self.transport.abort()
-        elif not self.transport.is_closing():
-            self.looking = asyncio.get_running_loop().call_later(LOOK_FOR_PEER_S, self.look_for_peer)
-
-    def linger(self) -> None:
-        """Closes our side, and the rest soon: closing over unread input would take the error from the peer."""
+    async def linger(self) -> None:
+        """Closes our side, and soon the rest: closing over unread input would take the error from the peer."""
         self.lingering = True
         self.transport.resume_reading()  # to be thrown away
         if self.transport.can_write_eof():
@@ -6074,13 +6031,17 @@ class Connection(Protocol):
                 self.transport.write_eof()
             except OSError:  # the peer has gone meanwhile
                 self.transport.abort()
-        self.forget_timer()
-        self.timer = asyncio.get_running_loop().call_later(LINGER_S, self.transport.abort)
+        await asyncio.sleep(LINGER_S)
+        self.transport.abort()
 
-    async def send_slowly(self, document: Any) -> None:
-        """Sends one document when the peer has read what came before it."""
-        await self.writable.wait()
-        self.send(document)
+    def say_goodbye(self) -> set[asyncio.Task[Any]]:
+        """The daemon goes: what waits is told so, by the tasks returned."""
+        self.last = True
+        for task in self.tasks:
+            task.cancel()
+        return self.tasks
+
+    # Requests.
 
     async def answer(self, message: Any) -> Any:
         """The answer to one request or one batch; None to notifications."""
@@ -6101,15 +6062,12 @@ class Connection(Protocol):
 
     async def reply(self, message: Any, crowded: bool = False) -> Json | None:
         """The response to one request, *crowded* out if need be; every error has become a document here."""
-        request = message.get("id") if isinstance(message, dict) else None
-        problem: TauError
-        began = time.perf_counter()
+        request = message if isinstance(message, dict) else {}
+        problem, began = None, time.perf_counter()
         try:
-            if crowded and isinstance(message, dict) and "id" in message:
+            if crowded and "id" in request:
                 raise InvalidRequest("the answers of the batch are too long", "send fewer requests at once")
             result = await self.perform(message)
-            self.daemon.store.metrics.request(message["method"], time.perf_counter() - began)
-            return response(request, result) if "id" in message else None
         except TauError as refused:
             problem = refused
         except asyncio.CancelledError:
@@ -6119,12 +6077,15 @@ class Connection(Protocol):
         except Exception as bug:
             logging.getLogger("tau").exception("while answering %.1000s", message)
             problem = Internal(f"{type(bug).__name__}: {bug}", "the daemon's log has the traceback")
-        method = message.get("method") if isinstance(message, dict) else None
-        known = method if isinstance(method, str) and method in OPERATIONS else "other"
-        self.daemon.store.metrics.request(known, time.perf_counter() - began, problem.code)
-        if isinstance(message, dict) and "id" not in message and not isinstance(problem, InvalidRequest):
+        method, number = request.get("method"), request.get("id")
+        known = isinstance(method, str) and (problem is None or method in OPERATIONS)
+        code, seconds = problem.code if problem else "", time.perf_counter() - began
+        self.daemon.store.metrics.request(str(method) if known else "other", seconds, code)
+        if "id" not in request and not isinstance(problem, InvalidRequest):
             return None
-        return refusal(request if isinstance(request, (str, int, float)) else None, problem)
+        if problem is None:
+            return response(number, result)
+        return refusal(number if isinstance(number, (str, int, float)) else None, problem)
 
     async def perform(self, message: Any) -> Json:
         """Checks the shape of a request and who sends it, and calls its operation."""
@@ -6152,235 +6113,122 @@ class Connection(Protocol):
         return await confined(call, chosen, arguments) if self.caller.patterns else await chosen.call(call, arguments)
 
 
-class Lines(Connection):
-    """A peer that speaks in lines; they are split here, for speed and to bound every buffer.
+class Lines:
+    """A peer that speaks in lines of JSON.
 
-    Of one that comes through a Unix socket the system tells who it is; *group* may come in too.
+        greet ──> wait for room ──> read a line ──> begin it ──> wait for room ──> …
+                                                     └─ its task answers, whenever that is
+
+    A line that is no JSON ends the conversation, for its place in the stream is lost; so does the end of what the
+    peer says.  What is in flight is still answered.
     """
 
-    def __init__(self, daemon: Daemon, group: int | None = None) -> None:
-        super().__init__(daemon)
-        self.group = group
-        self.buffer = bytearray()  # the unfinished line; never longer than line_max
-        self.lines: list[bytes] = []  # complete lines not yet begun, newest first
-        self.resting: set[asyncio.Task[Any]] = set()  # requests that only wait for a run
-        self.greeting = False  # whether the first line is being answered; until then no other begins
-        self.closing = False  # no line is read any more; what is in flight is still answered
-        self.refused = False  # closed by us
+    def __init__(self, peer: Connection) -> None:
+        self.peer = peer
+        self.begun: set[asyncio.Task[None]] = set()  # requests not yet answered
+        self.busy: set[asyncio.Task[None]] = set()  # those of them that do not only wait for a run
+        self.freed = asyncio.Event()  # one less
 
-    @property
-    def line_max(self) -> int:
-        """How long a line may be: strangers get less."""
-        return LINE_BYTES_MAX if self.caller else LINE_BYTES_STRANGER
+    async def converse(self) -> None:
+        """Line after line, while the peer has something to say."""
+        try:
+            await self.greet()
+            while True:
+                await self.wait_for_room()
+                await self.begin(await self.read_line())
+        except TauError as problem:
+            self.send(refusal(None, problem))
+            await self.finish()
+            if not isinstance(problem, Unavailable):  # else there may be no descriptors to spare
+                await self.peer.linger()
+        except EOFError:
+            await self.finish()
 
-    # asyncio calls these.
-
-    def connection_made(self, transport: Any) -> None:
-        """Admits the peer, or tells it why not and closes."""
-        super().connection_made(transport)
-        if not self.remote:
-            name = local_peer(transport.get_extra_info("socket"), self.group)
-            try:
-                if not name:
-                    raise Forbidden("this socket belongs to another user", "see [daemon] group")
-                self.admit(Caller(name, "admin"))
-            except Forbidden as problem:
-                self.turn_away(problem)
-            except Unavailable as problem:
-                self.send(refusal(None, problem))
-                transport.close()  # at once, for there may be no descriptors to spare
-
-    def data_received(self, data: bytes) -> None:
-        """Splits what came into lines and begins as many as may be in flight."""
-        if self.closing:
+    async def greet(self) -> None:
+        """Finds out who the peer is: from the system, or by its first line, `hello` with a key."""
+        peer = self.peer
+        if not peer.remote:
+            name = local_peer(peer.transport.get_extra_info("socket"), peer.group)
+            if not name:
+                raise Forbidden("this socket belongs to another user", "see [daemon] group")
+            peer.admit(Caller(name, "admin"))
             return
-        start = len(self.buffer)
-        self.buffer += data
-        end = self.buffer.rfind(b"\n", start)
-        if end >= 0:
-            whole = bytes(self.buffer[:end])
-            del self.buffer[: end + 1]
-            self.lines[:0] = whole.split(b"\n")[::-1]
-        self.begin_lines()
-        self.expect_rest(new=end >= 0)
-        if len(self.buffer) > self.line_max and not self.closing and not self.greeting:
-            hint = f"a line may have {self.line_max:,} bytes"
-            self.turn_away(InvalidRequest("the line is too long", hint))
+        if not peer.buffer.startswith((b"{", b"[")):
+            raise BadRequest("this is neither JSON nor HTTP", f"TLS is set by [daemon] tls_cert; {HTTP_HINT}")
+        async with asyncio.timeout(HELLO_S):
+            message = decode(await peer.read_until(b"\n", LINE_BYTES_STRANGER))
+        params = message.get("params") if isinstance(message, dict) else None
+        if not isinstance(params, dict) or message.get("method") != "hello":
+            raise Forbidden("hello with a key first", KEY_HINT)
+        if (spoken := params.get("protocol", PROTOCOL)) != PROTOCOL:
+            raise Conflict(f"this taud {__version__} speaks protocol {PROTOCOL}, not {spoken!r:.20}", SKEW_HINT)
+        peer.admit(await peer.daemon.keys.admit(params.get("api_key"), peer.remote))
+        self.send(response(message.get("id"), {"protocol": PROTOCOL, "version": __version__}))
 
-    def eof_received(self) -> bool:
-        """The peer has said all; it still gets its answers, unless it is gone altogether."""
-        if self.lingering:
-            return False
-        self.closing = True
-        self.buffer.clear()
-        self.expect_rest(new=True)
-        self.look_for_peer()
-        self.close_if_done()
-        return self.transport.get_extra_info("sslcontext") is None  # TLS ends both ways at once
+    async def read_line(self) -> bytes:
+        """The next line.  The peer may be silent before it, but must finish it in PATIENCE_S."""
+        if not self.peer.buffer:
+            await self.peer.listen()
+        async with asyncio.timeout(PATIENCE_S):
+            return await self.peer.read_until(b"\n", LINE_BYTES_MAX)
 
-    def connection_lost(self, problem: Exception | None) -> None:
-        """Nothing of this connection is left: no task, no timer."""
-        self.closing = True
-        super().connection_lost(problem)
-
-    def resume_writing(self) -> None:
-        """The peer reads again."""
-        super().resume_writing()
-        self.begin_lines()
-
-    # Ours.
-
-    def expect_rest(self, new: bool) -> None:
-        """An unfinished line must be finished in PATIENCE_S, counted from its (*new*) beginning."""
-        if not self.caller:
-            return  # the time for the hello is running
-        if self.timer is not None and (new or not self.buffer):
-            self.forget_timer()
-        if self.buffer and self.timer is None and not self.lines:
-            loop = asyncio.get_running_loop()
-            self.timer = loop.call_later(PATIENCE_S, self.transport.abort)
-
-    def rest(self) -> None:
-        """The request being answered only waits from now on; the next may begin."""
-        task = asyncio.current_task()
-        if task in self.tasks:
-            self.resting.add(task)
-            asyncio.get_running_loop().call_soon(self.begin_lines)
-
-    def has_room(self) -> bool:
-        """Whether another request may begin."""
-        busy = len(self.tasks) - len(self.resting)
-        few = busy < IN_FLIGHT_MAX and len(self.tasks) < WAITING_MAX
-        return few and self.writable.is_set() and not self.greeting
-
-    def begin_lines(self) -> None:
-        """Begins waiting lines while there is room in flight; else stops reading for a while."""
-        while self.lines and self.has_room():
-            self.begin(self.lines.pop())
-        if self.transport.is_closing():
-            return
-        if self.lines or self.greeting:
-            self.transport.pause_reading()
-        elif not self.closing:
-            self.transport.resume_reading()
-        self.close_if_done()
-
-    def begin(self, line: bytes) -> None:
-        """One line becomes a task; what is no JSON ends the connection, for its place in the stream is lost."""
+    async def begin(self, line: bytes) -> None:
+        """One line becomes a task; ParseError if it is no JSON."""
         if not line.strip():
+            await asyncio.sleep(0)  # there may be millions of them
             return
         try:
-            if len(line) > self.line_max:
-                raise ParseError("the line is too long", f"a line may have {self.line_max:,} bytes")
             message = decode(line)
-        except ParseError as problem:
-            self.turn_away(problem)
-            return
         except InvalidRequest as problem:
-            self.send(refusal(None, problem)) if self.caller else self.turn_away(problem)
+            self.send(refusal(None, problem))
             return
-        self.greeting = self.caller is None
-        work = self.greet(message) if self.greeting else self.handle(message)
-        task = asyncio.get_running_loop().create_task(work)
-        self.tasks.add(task)
-        task.add_done_callback(self.forget)
-
-    def forget(self, task: asyncio.Task[None]) -> None:
-        """A request has been answered; the next may begin."""
-        self.greeting = False
-        self.tasks.discard(task)
-        self.resting.discard(task)
-        self.begin_lines()
+        task = self.peer.spawn(self.handle(message))
+        self.begun.add(task)
+        self.busy.add(task)
+        task.add_done_callback(self.end)
 
     async def handle(self, message: Any) -> None:
         """One request or batch has its answer, once the peer has read those before it."""
-        await self.writable.wait()
-        answer = await self.answer(message)
+        await self.peer.writable.wait()
+        answer = await self.peer.answer(message)
         if answer is not None:
             self.send(answer)
 
-    async def greet(self, message: Any) -> None:
-        """The first line on TCP: `hello` with a key, else Forbidden."""
-        params = message.get("params") if isinstance(message, dict) else None
-        given = params.get("api_key") if isinstance(params, dict) else None
-        try:
-            if not isinstance(message, dict) or message.get("method") != "hello" or not isinstance(params, dict):
-                raise Forbidden("hello with a key first", KEY_HINT)
-            if (spoken := params.get("protocol", PROTOCOL)) != PROTOCOL:
-                raise Conflict(f"this taud {__version__} speaks protocol {PROTOCOL}, not {spoken!r:.20}", SKEW_HINT)
-            self.admit(await self.daemon.keys.admit(given, self.remote))
-        except TauError as problem:
-            self.turn_away(problem)
-            return
-        self.forget_timer()
-        self.send(response(message.get("id"), {"protocol": PROTOCOL, "version": __version__}))
+    def end(self, task: asyncio.Task[None]) -> None:
+        """A request has been answered."""
+        self.begun.discard(task)
+        self.busy.discard(task)
+        self.freed.set()
+
+    def rest(self) -> None:
+        """The request being answered only waits from now on."""
+        task: Any = asyncio.current_task()
+        self.busy.discard(task)
+        self.freed.set()
+
+    async def wait_for_room(self) -> None:
+        """Waits until another request may begin."""
+        while len(self.busy) >= IN_FLIGHT_MAX or len(self.begun) >= WAITING_MAX:
+            self.freed.clear()
+            await self.freed.wait()
+        await self.peer.writable.wait()
+
+    async def finish(self) -> None:
+        """All that has begun is answered."""
+        if self.begun:
+            await asyncio.wait(self.begun)
 
     def send(self, document: Any) -> None:
         """Sends one line."""
-        if not self.transport.is_closing():
-            self.transport.write(encode(document))
-
-    def turn_away(self, problem: TauError) -> None:
-        """Sends an error and closes: nothing after it on this connection is read."""
-        self.send(refusal(None, problem))
-        self.closing = self.refused = True
-        self.lines.clear()
-        self.buffer.clear()
-        self.close_if_done()
-
-    def say_goodbye(self) -> set[asyncio.Task[None]]:
-        """The daemon goes: what waits is told so, by the tasks returned."""
-        self.closing = True
-        self.lines.clear()
-        return super().say_goodbye()
-
-    def close_if_done(self) -> None:
-        """Closes once the peer has said all and has all its answers."""
-        if not self.closing or self.tasks or self.lines or self.transport.is_closing():
-            return
-        if not self.refused:
-            self.transport.close()
-        elif not self.lingering:
-            self.linger()
-
-
-class Doorstep(Connection):
-    """A peer from the network that has not said a word: its first byte tells how it speaks."""
-
-    def connection_made(self, transport: Any) -> None:
-        """The peer is a stranger; too many of them, and the one that is silent longest must go."""
-        super().connection_made(transport)
-        self.remote = str((transport.get_extra_info("peername") or ("?",))[0])
-        self.timer = asyncio.get_running_loop().call_later(HELLO_S, transport.abort)
-        strangers = self.daemon.strangers
-        strangers[self] = None
-        if len(strangers) > self.daemon.listeners.most(STRANGERS_MAX):
-            oldest = next(iter(strangers))
-            del strangers[oldest]
-            oldest.transport.abort()
-
-    def data_received(self, data: bytes) -> None:
-        """Hands the connection to what understands it."""
-        if not re.match(rb"[\[{A-Z\r]", data):
-            self.turn_away(BadRequest("this is neither JSON nor HTTP", f"TLS is set by [daemon] tls_cert; {HTTP_HINT}"))
-            return
-        heir = (Lines if data[:1] in (b"{", b"[") else Exchange)(self.daemon)
-        heir.remote, heir.timer = self.remote, self.timer
-        self.daemon.connections.discard(self)
-        self.daemon.strangers[heir] = self.daemon.strangers.pop(self, None)
-        self.transport.set_protocol(heir)
-        heir.connection_made(self.transport)
-        heir.data_received(data)
-
-    def turn_away(self, problem: TauError) -> None:
-        """Tells the peer that it is not admitted, and closes."""
-        self.transport.write(encode(refusal(None, problem)))
-        self.transport.close()
+        if not self.peer.transport.is_closing():
+            self.peer.transport.write(encode(document))
 
 
 # --- 19. HTTP ----------------------------------------------------------------------------
 # Owns the TCP port's other tongue, HTTP/1.1: POST /rpc, and pages for machines that watch.  Calls Server, Callers,
 # Metrics.  Promises that a message whose end could be found in two places is refused (RFC 9112, 6.3 and 11.2).
+
+HTTP_HINT = "POST /rpc with a JSON-RPC document; GET /healthz, /readyz, /metrics"
 
 
 class Unreadable(Exception):
@@ -6392,151 +6240,92 @@ class Unreadable(Exception):
         self.problem = BadRequest(problem, HTTP_HINT) if isinstance(problem, str) else problem
 
 
-HTTP_HINT = "POST /rpc with a JSON-RPC document; GET /healthz, /readyz, /metrics"
-
-
-class Exchange(Connection):
+class Exchange:
     """A peer that speaks HTTP: one request after the other."""
 
-    def __init__(self, daemon: Daemon) -> None:
-        super().__init__(daemon)
-        self.reader = asyncio.StreamReader(limit=HEAD_BYTES_MAX)
+    def __init__(self, peer: Connection) -> None:
+        self.peer = peer
         self.head: Head | None = None  # of the request being answered
         self.streaming = False  # whether its answer has begun, in pieces
-        self.last = False  # whether no request is read after it
         self.pulse: asyncio.TimerHandle | None = None  # while it waits: nobody on the way must think it dead
-
-    # asyncio calls these.
-
-    def connection_made(self, transport: Any) -> None:
-        """The conversation begins."""
-        super().connection_made(transport)
-        self.reader.set_transport(transport)
-        task = asyncio.get_running_loop().create_task(self.converse())
-        self.tasks.add(task)
-        task.add_done_callback(self.tasks.discard)
-
-    def data_received(self, data: bytes) -> None:
-        """What came waits to be read; too much of it stops the peer."""
-        if not self.lingering:
-            self.reader.feed_data(data)
-
-    def eof_received(self) -> bool:
-        """The peer has said all; it still gets its answer."""
-        if self.lingering:
-            return False
-        self.reader.feed_eof()
-        self.look_for_peer()
-        return self.transport.get_extra_info("sslcontext") is None  # TLS ends both ways at once
-
-    def connection_lost(self, problem: Exception | None) -> None:
-        """Nothing of this connection is left."""
-        self.stop_pulse()
-        super().connection_lost(problem)
-
-    # Ours.
-
-    def say_goodbye(self) -> set[asyncio.Task[None]]:
-        """The daemon goes: what waits is told so."""
-        self.last = True
-        return super().say_goodbye()
 
     async def converse(self) -> None:
         """Request, answer, request, answer, until one side has enough."""
         try:
-            while not self.last:
+            while not self.peer.last:
                 await self.exchange()
                 await asyncio.sleep(0)  # the next request may be here already, which is read without a wait
-                await self.writable.wait()
-            self.transport.close()
+                await self.peer.writable.wait()
         except Unreadable as refused:
-            self.turn_away(refused.problem, refused.status, *refused.headers)
-        except (asyncio.IncompleteReadError, TimeoutError):
-            self.transport.close()
+            self.peer.last = True
+            self.respond(refused.status, "application/json", encode(refusal(None, refused.problem)), *refused.headers)
+            await self.peer.linger()
 
     async def exchange(self) -> None:
         """One request and its answer."""
+        peer = self.peer
         self.head, self.streaming = None, False
         try:
-            async with asyncio.timeout(IDLE_S if self.caller else HELLO_S):
-                block = await self.reader.readuntil(b"\r\n\r\n")
-        except asyncio.LimitOverrunError:
+            async with asyncio.timeout(IDLE_S if peer.caller else HELLO_S):
+                block = await peer.read_until(b"\r\n\r\n", HEAD_BYTES_MAX)
+        except InvalidRequest:
             raise Unreadable(431, "the head of the request is too long") from None
-        self.head = head = read_head(block[:-4].removeprefix(b"\r\n"))
-        self.last = self.last or not head.keep
-        if head.headers["Origin"] is not None:
-            raise Unreadable(403, Forbidden("requests of web pages are not answered", "there is no CORS here"))
-        page = PAGES.get(head.path)
-        if page is None or not page.open:
+        self.head = head = Head(block.removeprefix(b"\r\n"))
+        head.check()
+        is_open, kind, write = PAGES.get(head.path, (False, "", None))
+        if not is_open:
             await self.authenticate(head)
-        self.last = self.last or self.caller is None  # strangers may look in, once
-        if page is not None:
-            self.show(head, page)
+        peer.last = peer.last or not head.keep or peer.caller is None  # strangers may look in, once
+        if write is not None:
+            head.demand("GET", "HEAD")
+            status, text = write(peer.daemon)
+            self.respond(status, kind, text.encode("utf-8"))
         elif head.path == "/rpc":
+            head.demand("POST")
             await self.call(head)
         else:
             raise Unreadable(404, NotFound(f"no page {head.path[:WORD_MAX]}", HTTP_HINT))
 
     async def authenticate(self, head: Head) -> None:
         """The request has a right key; 401 if it has not."""
-        scheme, _, given = str(head.headers["Authorization"] or "").partition(" ")
+        scheme, _, given = head.get("Authorization").partition(" ")
+        key = given.strip() if scheme.lower() == "bearer" else None
         try:
-            self.admit(await self.daemon.keys.admit(given.strip() if scheme.lower() == "bearer" else None, self.remote))
+            self.peer.admit(await self.peer.daemon.keys.admit(key, self.peer.remote))
         except Forbidden as problem:
             raise Unreadable(401, problem, "WWW-Authenticate: Bearer") from None
         except Unavailable as problem:
             raise Unreadable(503, problem) from None
-        self.forget_timer()
-
-    def show(self, head: Head, page: Page) -> None:
-        """Answers with a page."""
-        if head.method not in ("GET", "HEAD"):
-            raise Unreadable(405, f"{head.path} is read with GET", "Allow: GET, HEAD")
-        if head.length != 0:
-            raise Unreadable(400, f"{head.path} is read without a body")
-        status, text = page.write(self.daemon)
-        self.respond(status, page.kind, text.encode("utf-8"))
 
     async def call(self, head: Head) -> None:
         """Answers a JSON-RPC document: at once as a whole, or in pieces if there are events or it takes long."""
-        if head.method != "POST":
-            raise Unreadable(405, "/rpc takes POST", "Allow: POST")
+        if head.expects:
+            self.peer.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         try:
-            message = decode(await self.read_body(head))
+            async with asyncio.timeout(PATIENCE_S):
+                message = decode(await self.peer.read_exactly(head.length))
         except BadRequest as problem:
             raise Unreadable(400, problem) from None
         self.beat(begun=True)
         try:
-            answer = await self.answer(message)
+            answer = await self.peer.answer(message)
         finally:
-            self.stop_pulse()
-        if answer is not None:
-            await self.writable.wait()
+            assert self.pulse is not None
+            self.pulse.cancel()
+        await self.peer.writable.wait()
         if self.streaming:
             self.send_piece(b"" if answer is None else encode(answer), last=True)
         elif answer is None:
-            self.respond(204, "", b"")
+            self.write_head(204)
         else:
             self.respond(200, "application/json", encode(answer))
 
-    async def read_body(self, head: Head) -> bytes:
-        """The body of a request, whole."""
-        if head.length is not None and head.length > LINE_BYTES_MAX:
-            raise Unreadable(413, f"a request may have {LINE_BYTES_MAX:,} bytes")
-        if head.headers["Content-Encoding"] is not None:
-            raise Unreadable(415, "the body must not be compressed")
-        if head.headers["Expect"] is not None and not head.old:
-            if head.headers["Expect"].lower() != "100-continue":
-                raise Unreadable(417, "only 100-continue can be expected")
-            self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-        async with asyncio.timeout(PATIENCE_S):
-            if head.length is not None:
-                return await self.reader.readexactly(head.length)
-            return await read_chunks(self.reader)
+    def rest(self) -> None:
+        """There is only one request at a time: that it only waits changes nothing."""
 
     def send(self, document: Any) -> None:
         """Sends an event, as a line of the answer."""
-        if not self.transport.is_closing():
+        if not self.peer.transport.is_closing():
             self.send_piece(encode(document))
 
     def send_piece(self, piece: bytes, last: bool = False) -> None:
@@ -6545,131 +6334,101 @@ class Exchange(Connection):
         in_chunks = not self.head.old
         if not self.streaming:
             self.streaming = True
-            length = "Transfer-Encoding: chunked" if in_chunks else "Connection: close"
-            self.write_head(200, "application/x-ndjson", length)
+            self.write_head(200, "Content-Type: application/x-ndjson", *["Transfer-Encoding: chunked"] * in_chunks)
         if piece:
-            self.transport.write(b"%x\r\n%b\r\n" % (len(piece), piece) if in_chunks else piece)
+            self.peer.transport.write(b"%x\r\n%b\r\n" % (len(piece), piece) if in_chunks else piece)
         if last and in_chunks:
-            self.transport.write(b"0\r\n\r\n")
+            self.peer.transport.write(b"0\r\n\r\n")
 
     def beat(self, begun: bool = False) -> None:
         """Says that the answer is still to come: an empty line, which is nothing in JSON."""
-        if not begun and self.writable.is_set():
+        if not begun and self.peer.writable.is_set():
             self.send_piece(b"\n")
         self.pulse = asyncio.get_running_loop().call_later(PULSE_S, self.beat)
 
-    def stop_pulse(self) -> None:
-        """The answer is there."""
-        if self.pulse is not None:
-            self.pulse.cancel()
-
     def respond(self, status: int, kind: str, body: bytes, *headers: str) -> None:
         """Sends a whole answer."""
-        self.write_head(status, kind, f"Content-Length: {len(body)}" if kind else "", *headers)
+        self.write_head(status, f"Content-Type: {kind}", f"Content-Length: {len(body)}", *headers)
         if self.head is None or self.head.method != "HEAD":
-            self.transport.write(body)
+            self.peer.transport.write(body)
 
-    def write_head(self, status: int, kind: str, *more: str) -> None:
+    def write_head(self, status: int, *headers: str) -> None:
         """Sends the head of an answer."""
-        lines = [f"HTTP/1.1 {status} {http.HTTPStatus(status).phrase}", f"Date: {email.utils.formatdate(usegmt=True)}"]
-        lines += [f"Content-Type: {kind}"] if kind else []
-        lines += [*more, f"Tau-Protocol: {PROTOCOL}", "Cache-Control: no-store", "X-Accel-Buffering: no"]
-        lines += ["X-Content-Type-Options: nosniff"]
-        if self.last and "Connection: close" not in more:
-            lines.append("Connection: close")
-        self.transport.write("\r\n".join([*filter(None, lines), "", ""]).encode("latin-1"))
+        lines = [
+            f"HTTP/1.1 {status} {http.HTTPStatus(status).phrase}",
+            f"Date: {email.utils.formatdate(usegmt=True)}",
+            *headers,
+            f"Tau-Protocol: {PROTOCOL}",
+            "Cache-Control: no-store",
+            "X-Accel-Buffering: no",
+            "X-Content-Type-Options: nosniff",
+            *["Connection: close"] * self.peer.last,
+        ]
+        self.peer.transport.write("\r\n".join([*lines, "", ""]).encode("latin-1"))
 
-    def turn_away(self, problem: TauError, status: int = 503, *headers: str) -> None:
-        """Sends an error and closes."""
-        if self.transport.is_closing():
-            return
-        self.last = True
-        self.respond(status, "application/json", encode(refusal(None, problem)), *headers)
-        self.linger()
+
+TOKEN = rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
+#: Headers that no request may have: status, and why.
+REFUSED_HEADERS = {
+    "Origin": (403, "requests of web pages are not answered: there is no CORS here"),
+    "Transfer-Encoding": (411, "a body must come whole, with its Content-Length"),
+    "Content-Encoding": (415, "the body must not be compressed"),
+}
 
 
 class Head:
     """The head of an HTTP request; Unreadable for one that two readers could read differently."""
 
-    __slots__ = ("headers", "keep", "length", "method", "old", "path")
+    def __init__(self, block: bytes) -> None:
+        first, _, rest = block.partition(b"\r\n")
+        request = re.fullmatch(rb"(%b) (/[!-~]*) HTTP/1\.([01])" % TOKEN, first)
+        if request is None:
+            raise Unreadable(400, "this is neither JSON nor HTTP/1.1")
+        # The library is lenient where others are not: lines that are continued, odd names, bare carriage returns.
+        if rest and not all(re.fullmatch(TOKEN + rb":[\t -~\x80-\xff]*", line) for line in rest.split(b"\r\n")):
+            raise Unreadable(400, "a header is malformed")
+        try:
+            self.headers = http.client.parse_headers(io.BytesIO(rest + b"\r\n\r\n"))
+        except http.client.HTTPException:
+            raise Unreadable(431, "too many headers") from None
+        self.method, path, minor = (part.decode("ascii") for part in request.groups())
+        self.path, self.old = path.partition("?")[0], minor == "0"
+        self.keep = not self.old and "close" not in self.get("Connection").lower()
+        self.length = self.body_length()
+        self.expects = "" if self.old else self.get("Expect")
 
-    def __init__(self, method: str, path: str, old: bool, headers: http.client.HTTPMessage) -> None:
-        self.method, self.path, self.old, self.headers = method, path, old, headers
-        self.keep = not old and "close" not in str(headers["Connection"] or "").lower()
-        lengths, codings = (headers.get_all(name, []) for name in ("Content-Length", "Transfer-Encoding"))
-        self.length: int | None = None  # of the body; None if it comes in chunks
-        if len(lengths) + len(codings) > 1:
+    def get(self, name: str) -> str:
+        """A header; empty if there is none."""
+        return str(self.headers[name] or "")
+
+    def body_length(self) -> int:
+        """How long the body is."""
+        lengths = self.headers.get_all("Content-Length", [])
+        if len(lengths) + len(self.headers.get_all("Transfer-Encoding", [])) > 1:
             raise Unreadable(400, "the length of the body is told twice")
-        if codings and (old or codings[0].lower() != "chunked"):
-            raise Unreadable(501 if not old else 400, "only chunked can be read")
-        if not codings:
-            text = lengths[0] if lengths else "0"
-            if not re.fullmatch("[0-9]{1,12}", text):
-                raise Unreadable(400, "Content-Length is not a number")
-            self.length = int(text)
-        if len(headers.get_all("Host", [])) != 1 and not old:
+        text = lengths[0] if lengths else "0"
+        if not re.fullmatch("[0-9]{1,12}", text):
+            raise Unreadable(400, "Content-Length is not a number")
+        return int(text)
+
+    def check(self) -> None:
+        """Unreadable for a request that is not for us."""
+        if len(self.headers.get_all("Host", [])) != 1 and not self.old:
             raise Unreadable(400, "one Host header is wanted")
+        for name, (status, reason) in REFUSED_HEADERS.items():
+            if self.headers[name] is not None:
+                raise Unreadable(status, reason)
+        if self.length > LINE_BYTES_MAX:
+            raise Unreadable(413, f"a request may have {LINE_BYTES_MAX:,} bytes")
+        if self.expects.lower() not in ("", "100-continue"):
+            raise Unreadable(417, "only 100-continue can be expected")
 
-
-def read_head(block: bytes) -> Head:
-    """The head of a request, without its final empty line."""
-    first, _, rest = block.partition(b"\r\n")
-    request = re.fullmatch(rb"(TOKEN) (/[!-~]*) HTTP/1\.([01])".replace(b"TOKEN", TOKEN), first)
-    if request is None:
-        raise Unreadable(400, "this is neither JSON nor HTTP/1.1")
-    # The library is lenient where others are not: lines that are continued, odd names, bare carriage returns.
-    if rest and not all(re.fullmatch(TOKEN + rb":[\t -~\x80-\xff]*", line) for line in rest.split(b"\r\n")):
-        raise Unreadable(400, "a header is malformed")
-    try:
-        headers = http.client.parse_headers(io.BytesIO(rest + b"\r\n\r\n"))
-    except http.client.HTTPException:
-        raise Unreadable(431, "too many headers") from None
-    method, path, minor = (part.decode("ascii") for part in request.groups())
-    return Head(method, path.partition("?")[0], minor == "0", headers)
-
-
-TOKEN = rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
-
-
-async def read_chunks(reader: asyncio.StreamReader) -> bytes:
-    """A body that comes in chunks, whole; what follows the last one is read and forgotten."""
-    body = bytearray()
-    try:
-        while True:
-            line = await reader.readuntil(b"\r\n")
-            found = re.fullmatch(rb"([0-9A-Fa-f]{1,8})(?:;[\t -~]*)?\r\n", line)
-            size = int(found[1], 16) if found else 0
-            if len(body) + size > LINE_BYTES_MAX:
-                raise Unreadable(413, f"a request may have {LINE_BYTES_MAX:,} bytes")
-            if found is None or len(line) > 256:
-                break
-            await asyncio.sleep(0)  # many chunks may be here already
-            if size == 0:
-                for _ in range(100):
-                    if (line := await reader.readuntil(b"\r\n")) == b"\r\n":
-                        return bytes(body)
-                break
-            piece = await reader.readexactly(size + 2)
-            if not piece.endswith(b"\r\n"):
-                break
-            body += piece[:-2]
-    except asyncio.LimitOverrunError:
-        pass
-    raise Unreadable(400, "a chunk is malformed")
-
-
-class Page:
-    """A page for machines that watch: its kind, what it says, and whether it says so to strangers."""
-
-    __slots__ = ("kind", "open", "write")
-
-    def __init__(self, kind: str, write: Callable[[Daemon], tuple[int, str]], is_open: bool) -> None:
-        self.kind, self.write, self.open = kind, write, is_open
-
-
-def health(daemon: Daemon) -> tuple[int, str]:
-    """That the loop turns."""
-    return 200, "ok\n"
+    def demand(self, *methods: str) -> None:
+        """Unreadable for another method, or a body that is not read."""
+        if self.method not in methods:
+            raise Unreadable(405, f"{self.path} takes {methods[0]}", f"Allow: {', '.join(methods)}")
+        if self.length and methods[0] == "GET":
+            raise Unreadable(400, f"{self.path} is read without a body")
 
 
 def readiness(daemon: Daemon) -> tuple[int, str]:
@@ -6678,11 +6437,13 @@ def readiness(daemon: Daemon) -> tuple[int, str]:
     return (503, "\n".join(reasons) + "\n") if reasons else (200, "ready\n")
 
 
-PAGES = {
-    "/healthz": Page("text/plain; charset=utf-8", health, is_open=True),
-    "/readyz": Page("text/plain; charset=utf-8", readiness, is_open=True),
-    "/metrics": Page(
-        "text/plain; version=0.0.4; charset=utf-8", lambda daemon: (200, exposition(daemon.figures())), is_open=False
+#: Pages for machines that watch: whether strangers may look at it, its kind, and what it says.
+PAGES: dict[str, tuple[bool, str, Callable[[Daemon], tuple[int, str]]]] = {
+    "/healthz": (True, "text/plain; charset=utf-8", lambda daemon: (200, "ok\n")),
+    "/readyz": (True, "text/plain; charset=utf-8", readiness),
+    "/metrics": (
+        *(False, "text/plain; version=0.0.4; charset=utf-8"),
+        lambda daemon: (200, exposition(daemon.figures())),
     ),
 }
 
@@ -7168,7 +6929,7 @@ async def status(call: Call) -> Json:
         "scheduler": {**daemon.agenda.ask.counts(), "paused": daemon.agenda.ask.pause("")},
         "start_latency": daemon.executor.latency(),
         "connections": len(daemon.connections),
-        "strangers": len(daemon.strangers),
+        "strangers": len(daemon.listeners.strangers),
         "storage": {"free_bytes": disk.f_bavail * disk.f_frsize, "refused_at": daemon.store.database.refused_at},
         "stopping": daemon.stopping,
         "warnings": daemon.warnings,
@@ -7704,7 +7465,7 @@ async def key_create(
     }
     digest = hashlib.sha256(key.encode("ascii")).hexdigest()
     await call.write(call.daemon.store.keep_key, shown | {"sha256": digest})
-    call.daemon.keys.open()
+    call.daemon.keys.read()
     return shown | {"key": key}
 
 
@@ -7736,7 +7497,7 @@ async def key_revoke(call: Call, name: str) -> Json:
         tau key revoke monitoring --json
     """
     changed = await call.write(call.daemon.store.revoke_key, name)
-    call.daemon.keys.open()
+    call.daemon.keys.read()
     call.daemon.turn_out(call.connection)
     return {"name": name, "changed": changed}
 
@@ -8043,11 +7804,20 @@ def check_sight(caller: Caller, one: Json) -> None:
 # Promises that a key is kept as its digest only, compared in constant time, and that what it does not see is to it
 # as if it were not there.
 
+#: A key that is used is written down as used at most so often.
+KEY_USE_S = 600.0
+#: How long a wrong key waits for its answer, and how often at most wrong keys are recorded, wherever they come from.
+WRONG_KEY_S = 0.2
+FAILURES_S = 60.0
+KEY_HINT = (
+    "`tau key create NAME` beside the daemon makes one; show it with TAU_API_KEY, `tau env add NAME HOST -`,"
+    " or over HTTP with `Authorization: Bearer KEY`"
+)
+SEEN_HINT = "`tau list` shows what this key sees"
+
 
 class Caller:
     """Who asks: a user of this machine, or whoever has a key."""
-
-    __slots__ = ("digest", "expires_at", "name", "patterns", "revoked", "scope", "used_at")
 
     def __init__(
         self, name: str, scope: str, patterns: Sequence[str] = (), expires_at: str | None = None, digest: bytes = b""
@@ -8081,126 +7851,61 @@ class Caller:
 
 
 class Keys:
-    """The keys that open the door to the network."""
+    """The keys that open the door to the network: configured, created, or, failing a configured one, the home's own."""
 
     def __init__(self, home: str, settings: Json, store: Store) -> None:
         self.home, self.settings, self.store = home, settings, store
-        self.holders: dict[bytes, Caller] = {}  # by the digest of the key
-        self.serving = self.public = False  # whether TCP is, and to more than this machine
-        self.given: list[bytes] = []  # digests of the keys that open though nobody has created them
-        self.failures = Failures()
-        self.writing: set[asyncio.Future[Any]] = set()
+        self.public: bool | None = None  # whether the door leads to more than this machine; None while there is none
+        self.given: list[bytes] = []  # digests of the keys that nobody has created
+        self.holders: dict[bytes, Caller] = {}  # who comes in with a key, by its digest
+        self.failures = 0  # wrong keys so far
+        self.recorded_at = -FAILURES_S  # when that was last recorded
 
-    def open(self) -> None:
-        """All keys are known: those that were created, and what was given otherwise."""
+    def open_door(self, public: bool) -> None:
+        """The door is to be opened: all keys are read."""
+        self.public = public
+        self.configure(configured_keys(self.settings))
+
+    def configure(self, configured: list[bytes]) -> None:
+        """These are the digests of the configured keys from now on; the home's own is for this machine alone."""
+        self.given = configured
+        if not configured and self.public is False:
+            self.given = [hashlib.sha256(make_key(self.home)).digest()]
+        self.read()
+
+    def read(self) -> None:
+        """Whoever has a key is known: one that is given, or was created."""
         self.holders = {digest: Caller("key", "admin", digest=digest) for digest in self.given}
         for row in self.store.ask.keys(live=True):
             digest = bytes.fromhex(row["sha256"])
             self.holders[digest] = Caller(row["name"], row["scope"], row["pipelines"], row["expires_at"], digest)
 
-    def is_revoked(self, caller: Caller) -> bool:
-        """Whether somebody came in with a key that is none any more."""
-        return bool(caller.digest) and caller.digest not in self.holders
-
-    def open_door(self, public: bool) -> bool:
-        """The keys for TCP are known too; whether there is any.  Without a configured one the home's own will do,
-        unless the door is *public*."""
-        self.serving, self.public = True, public
-        self.change(configured_keys(self.settings))
-        return bool(self.holders)
-
-    def change(self, configured: list[bytes]) -> None:
-        """These are the digests of the configured keys from now on."""
-        if self.serving:
-            at_home = () if configured or self.public else (make_key(self.home),)
-            self.given = configured + [hashlib.sha256(key).digest() for key in at_home]
-            self.open()
-
     async def admit(self, given: Any, remote: str) -> Caller:
-        """Who has this key; Forbidden if nobody has, and the more often it happens the later."""
-        digest, found = hashlib.sha256(given.encode("utf-8") if isinstance(given, str) else b"").digest(), None
-        for known, caller in self.holders.items():
-            if hmac.compare_digest(known, digest):
-                found = caller
-        if found is not None:
-            found.check_time()
-            self.note_use(found)
-            return found
-        delay, tell = self.failures.note(remote, time.monotonic())
-        if tell:
-            logging.getLogger("tau").warning("wrong keys come from %s, %s so far", remote, self.failures.total)
-            self.write(self.store.event, "auth.failed", None, None, {"address": remote, **tell})
-        await asyncio.sleep(delay)
+        """Who has this key; Forbidden, after a while, if nobody has."""
+        digest = hashlib.sha256(given.encode("utf-8") if isinstance(given, str) else b"").digest()
+        for caller in [one for known, one in self.holders.items() if hmac.compare_digest(known, digest)]:
+            caller.check_time()
+            if caller.name != "key" and time.time() - caller.used_at > KEY_USE_S:
+                caller.used_at = time.time()
+                self.write(self.store.note_key_use, caller.name)
+            return caller
+        self.failures += 1
+        if time.monotonic() - self.recorded_at > FAILURES_S:
+            self.recorded_at = time.monotonic()
+            logging.getLogger("tau").warning("wrong keys come from %s, %s so far", remote, self.failures)
+            told = {"address": remote, "failures_in_all": self.failures}
+            self.write(self.store.event, "auth.failed", None, None, told)
+        await asyncio.sleep(WRONG_KEY_S)
         raise Forbidden("the key is not right" if given else "a key is needed", KEY_HINT)
-
-    def note_use(self, caller: Caller) -> None:
-        """Writes down that a key is in use, now and then."""
-        now = time.time()
-        if caller.name != "key" and now - caller.used_at > KEY_USE_S:
-            caller.used_at = now
-            self.write(self.store.note_key_use, caller.name)
 
     def write(self, work: Callable[..., Any], *arguments: Any) -> None:
         """Writes something that nobody waits for."""
-        if len(self.writing) < FAILURES_MAX:
-            writing = asyncio.ensure_future(self.store.write(work, *arguments))
-            self.writing.add(writing)
-            writing.add_done_callback(self.wrote)
 
-    def wrote(self, writing: asyncio.Future[Any]) -> None:
-        """What nobody waited for has been written, or not."""
-        self.writing.discard(writing)
-        if not writing.cancelled() and (problem := writing.exception()) is not None:
-            logging.getLogger("tau").warning("not written down: %s", problem)
+        def look(writing: asyncio.Future[Any]) -> None:
+            if not writing.cancelled() and (problem := writing.exception()) is not None:
+                logging.getLogger("tau").warning("not written down: %s", problem)
 
-
-KEY_HINT = (
-    "`tau key create NAME` beside the daemon makes one; show it with TAU_API_KEY, `tau env add NAME HOST -`,"
-    " or over HTTP with `Authorization: Bearer KEY`"
-)
-
-
-class Failures:
-    """How often wrong keys came, by address; of the addresses that were seen last."""
-
-    def __init__(self) -> None:
-        self.total = 0
-        self.telling = (0.0, 0)  # since when, and how often since something was to be recorded
-        self.by_address: dict[str, tuple[float, int]] = {}  # since when, and how often since; the latest at the end
-
-    def note(self, remote: str, now: float) -> tuple[float, Json]:
-        """One more from an address: the seconds that its answer waits, and what is to be recorded of it, if anything.
-
-        A right key never waits, so that nobody can lock out others who come from the same address.
-        """
-        self.total += 1
-        since, count = self.by_address.pop(remote, (now, 0))
-        if now - since > FAILURES_S:
-            since, count = now, 0
-        self.by_address[remote] = (since, count + 1)
-        if len(self.by_address) > FAILURES_MAX:
-            del self.by_address[next(iter(self.by_address))]
-        over = count - FAILURES_FREE
-        tell = (count == 0 or over == 0) and self.may_tell(now)
-        told = {"failures": count + 1, "failures_in_all": self.total} if tell else {}
-        return (min(DELAY_MAX_S, 2.0 ** min(over, 10)) if over >= 0 else 0.0), told
-
-    def may_tell(self, now: float) -> bool:
-        """Whether one more may be recorded: those who have many addresses are not to fill the ledger."""
-        since, count = self.telling
-        self.telling = (now, 1) if now - since > FAILURES_S else (since, count + 1)
-        return self.telling[1] <= FAILURES_TOLD
-
-
-#: A key that is used is written down as used at most so often.
-KEY_USE_S = 600.0
-#: Of wrong keys from one address so many a minute are answered at once, then each waits twice as long.
-FAILURES_FREE = 5
-FAILURES_S = 60.0
-#: So often in that time something is recorded, wherever they come from.
-FAILURES_TOLD = 20
-FAILURES_MAX = 1024
-DELAY_MAX_S = 30.0
+        asyncio.ensure_future(self.store.write(work, *arguments)).add_done_callback(look)
 
 
 def configured_keys(settings: Json) -> list[bytes]:
@@ -8215,16 +7920,11 @@ def configured_keys(settings: Json) -> list[bytes]:
         keys.append(read_key_file(path, "see [auth] in the configuration"))
         check_private(path)
     for key in filter(None, keys):
-        check_key(key)
+        if len(key) < KEY_CHARACTERS_MIN:
+            hint = 'python3 -c "import secrets; print(secrets.token_urlsafe(32))" makes one'
+            raise BadRequest(f"[auth] api_key is shorter than {KEY_CHARACTERS_MIN} characters", hint)
         found.append(hashlib.sha256(key.encode("utf-8")).digest())
     return found
-
-
-def check_key(key: str) -> None:
-    """BadRequest for a configured key that could be guessed."""
-    if len(key) < KEY_CHARACTERS_MIN:
-        hint = 'python3 -c "import secrets; print(secrets.token_urlsafe(32))" makes one'
-        raise BadRequest(f"[auth] api_key is shorter than {KEY_CHARACTERS_MIN} characters", hint)
 
 
 def new_key() -> str:
@@ -8235,25 +7935,22 @@ def new_key() -> str:
 def make_key(home: str) -> bytes:
     """The key of this home for loopback TCP: read from <home>/key (0600), or made there."""
     path = os.path.join(home, "key")
-    if not os.path.exists(path):
-        replace_file(path, f"{new_key()}\n".encode("ascii"))
-    with open(path, "rb") as file:
-        key = file.read().strip()
-    if len(key) < KEY_CHARACTERS_MIN:
+    if (key := read_bytes(path)) is None:
+        key = new_key().encode("ascii")
+        replace_file(path, key + b"\n")
+    if len(key.strip()) < KEY_CHARACTERS_MIN:
         raise Forbidden(f"{path} does not hold a key", "remove it: taud makes another")
-    return key
+    return key.strip()
 
 
 async def confined(call: Call, chosen: Operation, arguments: Json) -> Json:
     """Calls an operation for a caller that sees only some pipelines: the others are as if they were not there."""
     caller, ask = call.caller, call.daemon.store.ask
-    given = [(one.kind.removeprefix("list[").rstrip("]"), arguments.get(one.name)) for one in chosen.arguments.values()]
-    words = [
-        (kind, word)
-        for kind, value in given
-        if kind in SUBJECTS and value is not None
-        for word in (value if isinstance(value, list) else [value])
-    ]
+    words = []
+    for argument in chosen.arguments.values():
+        kind, value = argument.kind.removeprefix("list[").rstrip("]"), arguments.get(argument.name)
+        if kind in SUBJECTS and value is not None:
+            words += [(kind, word) for word in (value if isinstance(value, list) else [value])]
     if not words and not chosen.sifts:
         raise Forbidden(f"the key '{caller.name}' is for {', '.join(caller.patterns)} only", SEEN_HINT)
     try:
@@ -8265,9 +7962,6 @@ async def confined(call: Call, chosen: Operation, arguments: Json) -> Json:
     except NotFound as problem:
         problem.hint = SEEN_HINT  # its own may name what this caller does not see
         raise
-
-
-SEEN_HINT = "`tau list` shows what this key sees"
 
 
 def owner_of(ask: Questions, word: str) -> str:

@@ -97,10 +97,7 @@ def test_one_connection_carries_many_requests(web: Tau) -> None:
     assert answers.count(b"HTTP/1.1 200 OK") == 4
 
 
-def test_bodies_may_come_in_chunks_and_old_clients_get_no_chunks(web: Tau) -> None:
-    chunks = b'5;ext=1\r\n{"id"\r\n14\r\n:3,"method":"version\r\n2\r\n"}\r\n0\r\nTrailer: x\r\n\r\n'
-    answer = say(web, post(web, chunks, "Transfer-Encoding: chunked", "Connection: close"))
-    assert b'"id":3,"result"' in answer
+def test_old_clients_get_no_chunks(web: Tau) -> None:
     body = b'{"id":1,"method":"run","params":{"name":"it","follow":true}}'
     web.deploy_it("def it(ctx):\n    ctx.log('one')\n    return 3")
     answer = say(web, post(web, body, f"Content-Length: {len(body)}", version="1.0"))
@@ -282,13 +279,6 @@ def test_whoever_sends_many_requests_at_once_leaves_others_their_turn(web: Tau) 
     assert answered < 100
 
 
-def test_a_body_in_crumbs_leaves_others_their_turn(web: Tau) -> None:
-    crumbs = b"1\r\n \r\n" * 5000 + b"%x\r\n%b\r\n0\r\n\r\n" % (len(PING), PING)
-    answered, greedy = pings_before_others(web, post(web, crumbs, "Transfer-Encoding: chunked"))
-    greedy.close()
-    assert answered == 0
-
-
 def test_whoever_does_not_read_pages_gets_no_more_of_them(web: Tau) -> None:
     page = f"GET /metrics HTTP/1.1\r\nHost: t\r\nAuthorization: Bearer {key_of(web)}\r\n\r\n".encode()
     body = post(web, PING, f"Content-Length: {len(PING)}", "Connection: close")
@@ -306,8 +296,10 @@ SMUGGLED = {
     "length and chunks": (b"0\r\n\r\n", ["Content-Length: 2", "Transfer-Encoding: chunked"], 400),
     "chunks and length": (b"0\r\n\r\n", ["Transfer-Encoding: chunked", "Content-Length: 2"], 400),
     "two codings": (b"0\r\n\r\n", ["Transfer-Encoding: chunked", "Transfer-Encoding: identity"], 400),
-    "an odd coding": (b"0\r\n\r\n", ["Transfer-Encoding: xchunked"], 501),
-    "a list of codings": (b"0\r\n\r\n", ["Transfer-Encoding: gzip, chunked"], 501),
+    "chunks": (b'5\r\n{"id"\r\n0\r\n\r\n', ["Transfer-Encoding: chunked"], 411),
+    "an odd coding": (b"0\r\n\r\n", ["Transfer-Encoding: xchunked"], 411),
+    "a list of codings": (b"0\r\n\r\n", ["Transfer-Encoding: gzip, chunked"], 411),
+    "an empty length": (b"", ["Content-Length:"], 400),
     "a signed length": (b"{}", ["Content-Length: +2"], 400),
     "a length in hex": (b"{}", ["Content-Length: 0x2"], 400),
     "a huge length": (b"", ["Content-Length: 99999999999"], 413),
@@ -324,12 +316,6 @@ SMUGGLED = {
     "a page of the web": (b"{}", ["Origin: http://evil.example", "Content-Length: 2"], 403),
     "a packed body": (b"{}", ["Content-Encoding: gzip", "Content-Length: 2"], 415),
     "great expectations": (b"{}", ["Expect: 200-ok", "Content-Length: 2"], 417),
-    "a chunk that is no number": (b"x\r\n", ["Transfer-Encoding: chunked"], 400),
-    "a signed chunk": (b"-1\r\n", ["Transfer-Encoding: chunked"], 400),
-    "a chunk without its end": (b"2\r\n{}xx0\r\n\r\n", ["Transfer-Encoding: chunked"], 400),
-    "a chunk of a gigabyte": (b"40000000\r\n", ["Transfer-Encoding: chunked"], 413),
-    "a chunk with a long extension": (b"2;" + b"x" * 300 + b"\r\n{}\r\n0\r\n\r\n", ["Transfer-Encoding: chunked"], 400),
-    "endless trailers": (b"0\r\n" + b"X: y\r\n" * 200, ["Transfer-Encoding: chunked"], 400),
     "a body that is no JSON": (b"hi", ["Content-Length: 2"], 400),
 }
 
