@@ -8,7 +8,7 @@ The file is laid out in the order a request travels.  Calls go down the page, or
                                   12 Doctor   13 Terminal   14 Client
                  │ one JSON document a line, over a socket
     Part III  the daemon, `taud`  15 Daemon   16 Listeners   17 Service manager   18 Server
-                                  19 HTTP   20 Operations   21 Callers   22 Environments
+                                  19 HTTP   20 Operations   21 Callers   22 Venvs
                                   23 Scheduler   24 Executor   25 Feed   26 Agenda
                                   27 Retention   28 Backup   29 Store   30 Questions
                                   31 Database   32 Sources   33 Metrics
@@ -5067,7 +5067,7 @@ def restore(home: str, settings: Json, file: str, replace: bool) -> Json:
 
 async def build_again(home: str, settings: Json, database: str) -> list[str]:
     """The environments of the restored pipelines are there; names those for which that did not work."""
-    environments, failed = Environments(home, settings), []
+    venvs, failed = Venvs(home, settings), []
     db = read_only(database)
     rows = db.execute(
         "SELECT p.name, v.sha256, v.entry, json_extract(v.options, '$.environment') AS digest FROM pipelines p"
@@ -5079,7 +5079,7 @@ async def build_again(home: str, settings: Json, database: str) -> list[str]:
         source = read_bytes(os.path.join(home, "versions", folder, entry)) or b""
         try:
             header = read_header(source.decode("utf-8", "replace"), entry)
-            built = {} if header is None else await environments.build(header, entry)
+            built = {} if header is None else await venvs.build(header, entry)
             if built.get("digest") != digest:
                 failed.append(name)
         except TauError:
@@ -5157,8 +5157,8 @@ class Daemon:
         self.store = Store(home, settings)
         self.feed = Feed(self.store)
         self.store.database.on_commit = self.on_commit
-        self.environments = Environments(home, settings)
-        self.executor = Executor(home, settings, self.store, self.feed, self.environments)
+        self.venvs = Venvs(home, settings)
+        self.executor = Executor(home, settings, self.store, self.feed, self.venvs)
         self.agenda = Agenda(self.store, settings["timezone"], due)
         self.scheduler = Scheduler(self.agenda, self.executor)
         self.connections: set[Connection] = set()
@@ -5192,8 +5192,9 @@ class Daemon:
             signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until there is something to reload
             self.store.open(loop)
             self.agenda.open()
-            sweep_sources(self.home, self.store.ask.source_names())
-            self.environments.sweep(self.store.ask.environments())
+            make_directory(os.path.join(self.home, "versions"))
+            sweep(os.path.join(self.home, "versions"), self.store.ask.source_names())
+            self.venvs.sweep(self.store.ask.environments())
             sweep_copies(self.home)
             self.listeners.open()  # an address that cannot be had is found out before anything runs
             await self.executor.open()
@@ -7649,7 +7650,7 @@ class Deployment:
         self.folder = await asyncio.to_thread(stage, self.versions, self.digest, self.sources)
         headers = {entry: read_header(self.sources[entry].decode("utf-8"), entry) for entry in self.entries}
         for entry, header in headers.items():
-            self.venvs[entry] = header and await self.daemon.environments.build(header, entry)
+            self.venvs[entry] = header and await self.daemon.venvs.build(header, entry)
         return [venv for venv in self.venvs.values() if venv]
 
     async def load(self, caller: Caller, name: str | None = None) -> list[Json]:
@@ -7682,7 +7683,7 @@ class Deployment:
 
     async def ask(self, entry: str, job: Json) -> Any:
         """What a process of their own finds in the files; LoadFailed if that fails."""
-        python = self.daemon.environments.python(self.venv(entry))
+        python = self.daemon.venvs.python(self.venv(entry))
         outcome = await self.daemon.executor.load(self.folder, entry, job | {"python": python})
         if outcome.error is not None:
             raise load_error(entry, outcome.error)
@@ -7986,7 +7987,7 @@ def local_peer(peer: Any, group: int | None) -> str:
     return name if admitted else ""
 
 
-# --- 22. Environments --------------------------------------------------------------------
+# --- 22. Venvs ---------------------------------------------------------------------------
 # Owns the virtual environments that the headers of pipelines ask for (PEP 723).  Calls nothing of its part.
 # Promises one environment a set of dependencies, built once, and that a failed build changes nothing.
 
@@ -8002,18 +8003,17 @@ def read_header(source: str, entry: str) -> Json | None:
     if begin is None:
         return None
     line = source.count("\n", 0, begin.start()) + 1
-    blocks = [found for found in re.finditer(HEADER, source) if found["type"] == "script"]
-    if len(blocks) != 1:
-        why = (
-            "is not closed by `# ///`, or has a line that does not begin with `# `" if not blocks else "is there twice"
-        )
-        raise header_error(entry, line, f"the header `# /// script` {why}")
-    text = "".join(row[2:] if row.startswith("# ") else row[1:] for row in blocks[0]["content"].splitlines(True))
+    blocks = [found["content"] for found in re.finditer(HEADER, source) if found["type"] == "script"]
     try:
-        header = tomllib.loads(text)
+        if len(blocks) != 1:
+            unclosed = "is not closed by `# ///`, or has a line that does not begin with `# `"
+            raise BadRequest(f"the header `# /// script` {'is there twice' if blocks else unclosed}")
+        header = tomllib.loads(re.sub("(?m)^# ?", "", blocks[0]))
+        check_header(header)
     except tomllib.TOMLDecodeError as problem:
         raise header_error(entry, line, f"the header `# /// script` is not TOML: {problem}") from None
-    check_header(header, entry, line)
+    except BadRequest as problem:
+        raise header_error(entry, line, str(problem)) from None
     return header if header.get("dependencies") else None
 
 
@@ -8024,50 +8024,49 @@ HEADER_SCHEMA: Json = {
 }
 
 
-def check_header(header: Json, entry: str, line: int) -> None:
-    """LoadFailed for keys that a header cannot have, and for a Python that is not this one."""
-    if (wrong := mismatch(HEADER_SCHEMA, header, "the header")) is not None:
-        raise header_error(entry, line, str(wrong))
+def check_header(header: Json) -> None:
+    """BadRequest for keys that a header cannot have, and for a Python that is not this one."""
+    demand(HEADER_SCHEMA, header, "the header", "")
     if not all(one[:1].isalnum() for one in header.get("dependencies", ())):
-        raise header_error(entry, line, "the header's dependencies must be a list of requirements")
+        raise BadRequest("the header's dependencies must be a list of requirements")
     wanted = header.get("requires-python", "")
     if not admits(wanted, sys.version_info[:3]):
         mine = ".".join(map(str, sys.version_info[:3]))
-        raise header_error(entry, line, f"the header requires Python {wanted}, taud runs on {mine}")
+        raise BadRequest(f"the header requires Python {wanted}, taud runs on {mine}")
 
 
 def header_error(entry: str, line: int, message: str) -> LoadFailed:
-    """A refusal that names the header's place."""
     return LoadFailed(f"{entry}, line {line}: {message}", HEADER_HINT, kind="load", file=entry, line=line)
 
 
-#: How a version of Python is compared with a bound of `requires-python` (PEP 440, without epochs and suffixes).
-COMPARISONS: dict[str, Callable[[tuple[int, ...], tuple[int, ...]], bool]] = {
-    ">=": lambda mine, bound: mine >= bound,
-    "<=": lambda mine, bound: mine <= bound,
-    "==": lambda mine, bound: mine[: len(bound)] == bound,
-    "!=": lambda mine, bound: mine[: len(bound)] != bound,
-    "~=": lambda mine, bound: mine >= bound and mine[: len(bound) - 1] == bound[:-1],
-    ">": lambda mine, bound: mine[: len(bound)] > bound,
-    "<": lambda mine, bound: mine[: len(bound)] < bound,
-}
-
-
 def admits(wanted: str, mine: tuple[int, ...]) -> bool:
-    """Whether a `requires-python` admits this version; what cannot be read admits none."""
-    for part in filter(None, (word.strip() for word in wanted.split(","))):
+    """Whether a `requires-python` (PEP 440, without epochs and suffixes) admits a version; nothing unreadable does."""
+    for part in filter(None, map(str.strip, wanted.split(","))):
         found = re.fullmatch(r"(>=|<=|==|!=|~=|>|<)\s*(\d+(?:\.\d+)*)(?:\.\*)?", part)
-        if found is None or not COMPARISONS[found[1]](mine, tuple(map(int, found[2].split(".")))):
+        if found is None:
+            return False
+        named = tuple(map(int, found[2].split(".")))
+        bound = (*named, 0, 0, 0)[:3]
+        alike = mine[: len(named)] == named
+        fits = {
+            ">=": mine >= bound,
+            "<=": mine <= bound,
+            ">": mine > bound,
+            "<": mine < bound,
+            "==": alike,
+            "!=": not alike,
+            "~=": mine >= bound and mine[: len(named) - 1] == named[:-1],
+        }
+        if not fits[found[1]]:
             return False
     return True
 
 
-class Environments:
+class Venvs:
     """The virtual environments of a home, by the digest of what is in them."""
 
     def __init__(self, home: str, settings: Json) -> None:
         self.folder, self.settings = os.path.join(home, "environments"), settings
-        self.building = asyncio.Lock()
 
     def python(self, digest: str | None) -> str | None:
         """The interpreter of an environment; None stands for the daemon's own."""
@@ -8078,41 +8077,43 @@ class Environments:
         needed = sorted(header["dependencies"])
         digest = fingerprint(sys.version, *needed)
         path = os.path.join(self.folder, digest)
-        about: Json = {"entry": entry, "digest": digest, "dependencies": needed}
         make_directory(self.folder)
-        async with self.building, FileLock(f"{path}.lock"):
-            if os.path.exists(os.path.join(path, "built")) and os.path.exists(str(self.python(digest))):
-                return about | {"built": False, "log": []}
-            shutil.rmtree(path, ignore_errors=True)
-            log: list[str] = []
-            try:
-                for words in build_commands(path, needed):
-                    await self.run(words, log, entry)
-                with open(os.path.join(path, "built"), "w", encoding="utf-8") as file:
-                    file.write(encode_json(about))
-            except BaseException:
-                shutil.rmtree(path, ignore_errors=True)
-                raise
-        return about | {"built": True, "log": log[-BUILD_LINES:]}
+        while (lock := lock_file(f"{path}.lock", wait=False, create=True)) < 0:
+            await asyncio.sleep(0.1)
+        try:
+            there = all(os.path.exists(os.path.join(path, *parts)) for parts in (["built"], ["bin", "python"]))
+            log = [] if there else await self.install(path, needed, entry)
+        finally:
+            os.close(lock)
+        return {"entry": entry, "digest": digest, "dependencies": needed, "built": not there, "log": log}
 
-    async def run(self, words: list[str], log: list[str], entry: str) -> None:
-        """One command of a build, its output added to the log; LoadFailed if it fails."""
-        log.append("$ " + " ".join(words))
-        code = await run_to_end(words, log, self.settings["build_timeout_s"])
-        if code:
-            wrong = (line for line in reversed(log) if re.search("error|conflict|took longer", line, re.IGNORECASE))
-            message = f"the dependencies of {entry} cannot be installed: {next(wrong, log[-1]).strip()[:300]}"
-            hint = "see the log; mend the header and deploy again"
-            raise LoadFailed(message, hint, kind="load", file=entry, log=log[-BUILD_LINES:])
+    async def install(self, path: str, needed: list[str], entry: str) -> list[str]:
+        """Makes an environment anew; the log of that.  Nothing is left of one that fails."""
+        log: list[str] = []
+        shutil.rmtree(path, ignore_errors=True)
+        try:
+            for words in build_commands(path, needed):
+                log.append("$ " + " ".join(words))
+                if await run_to_end(words, log, self.settings["build_timeout_s"]):
+                    raise build_error(entry, log)
+            replace_file(os.path.join(path, "built"), encode(needed))
+        except BaseException:
+            shutil.rmtree(path, ignore_errors=True)
+            raise
+        return log[-BUILD_LINES:]
 
     def sweep(self, known: set[str]) -> None:
         """Environments that no version needs are removed; a linked folder is another home's."""
-        if os.path.islink(self.folder) or not os.path.isdir(self.folder):
-            return
-        for name in os.listdir(self.folder):
-            if name.removesuffix(".lock") not in known:
-                path = os.path.join(self.folder, name)
-                remove_file(path) if os.path.isfile(path) else shutil.rmtree(path, ignore_errors=True)
+        if os.path.isdir(self.folder) and not os.path.islink(self.folder):
+            sweep(self.folder, known)
+
+
+def build_error(entry: str, log: list[str]) -> LoadFailed:
+    """The refusal for dependencies that cannot be installed, with the line of the log that says why."""
+    wrong = (line for line in reversed(log) if re.search("error|conflict|took longer", line, re.IGNORECASE))
+    message = f"the dependencies of {entry} cannot be installed: {next(wrong, log[-1]).strip()[:300]}"
+    hint = "see the log; mend the header and deploy again"
+    return LoadFailed(message, hint, kind="load", file=entry, log=log[-BUILD_LINES:])
 
 
 async def run_to_end(words: list[str], log: list[str], patience: float) -> int:
@@ -8145,25 +8146,6 @@ def build_commands(path: str, needed: list[str]) -> list[list[str]]:
         make = [uv, "venv", "--quiet", "--python", sys.executable, path]
         return [make, [uv, "pip", "install", "--python", python, *needed]]
     return [[sys.executable, "-m", "venv", path], [python, "-m", "pip", "install", "--progress-bar", "off", *needed]]
-
-
-class FileLock:
-    """`async with` a lock that other processes respect too."""
-
-    def __init__(self, path: str) -> None:
-        self.path = path
-
-    async def __aenter__(self) -> None:
-        self.file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            while not is_locked(self.file):
-                await asyncio.sleep(0.1)
-        except BaseException:
-            os.close(self.file)
-            raise
-
-    async def __aexit__(self, *exception: object) -> None:
-        os.close(self.file)
 
 
 # --- 23. Scheduler -----------------------------------------------------------------------
@@ -8783,9 +8765,9 @@ class Starter:
 class Executor:
     """Queue → fork server → journal → outcome."""
 
-    def __init__(self, home: str, settings: Json, store: Store, feed: Feed, environments: Environments) -> None:
+    def __init__(self, home: str, settings: Json, store: Store, feed: Feed, venvs: Venvs) -> None:
         self.home, self.settings, self.store, self.feed = home, settings, store, feed
-        self.environments = environments
+        self.venvs = venvs
         self.folder = os.path.join(home, "runs")
         self.live: dict[str, Process] = {}  # by stem; never more than max_concurrent with a run
         self.latencies: list[float] = []  # milliseconds from queued to started, the last thousand
@@ -8833,7 +8815,7 @@ class Executor:
         process = Process(self.folder, job["stem"], job["run_id"], job["attempt"], self.starter.server)
         job["folder"] = os.path.join(self.home, "versions", job["sha256"])
         job["directory"] = os.path.join(self.home, "data", job["pipeline"])
-        job["python"] = self.environments.python(job["environment"])
+        job["python"] = self.venvs.python(job["environment"])
         job["memos"] = self.memos(job["run_id"])
         job["old_memos"] = self.memos(job["resume_from"]) if job["resume_from"] else None
         process.timeout_s = job["timeout"]
@@ -9005,7 +8987,7 @@ class Executor:
         if process.start is not None and not began and process.run_id is not None and process.attempt == 1:
             queued_at = (read_id(process.run_id) >> ID_SALT_BITS) / 1000
             waited = max(process.start["at"] - queued_at, 0.0)
-            self.store.metrics.waits.observe(waited)
+            self.store.metrics.tally("tau_run_wait_seconds").add(waited)
             self.latencies.append(waited * 1000)
             del self.latencies[:-1000]
 
@@ -11859,13 +11841,12 @@ def keep(staged: str, kept: str, sources: dict[str, bytes]) -> None:
     sync(os.path.dirname(kept))
 
 
-def sweep_sources(home: str, known: set[str]) -> None:
-    """Sources that a crash left without a version are removed."""
-    folder = os.path.join(home, "versions")
-    make_directory(folder)
+def sweep(folder: str, known: set[str]) -> None:
+    """What is in a directory and not known is removed."""
     for name in os.listdir(folder):
-        if name not in known:
-            shutil.rmtree(os.path.join(folder, name), ignore_errors=True)
+        path = os.path.join(folder, name)
+        if name.removesuffix(".lock") not in known:
+            remove_file(path) if os.path.isfile(path) else shutil.rmtree(path, ignore_errors=True)
 
 
 def deployed_folders(home: str) -> int:
@@ -11882,24 +11863,25 @@ def deployed_folders(home: str) -> int:
 
 
 class Histogram:
-    """How often a time was at most so many seconds."""
+    """How often something has happened; with bounds, how often it has taken at most so many seconds."""
 
     __slots__ = ("bounds", "counts", "total")
 
-    def __init__(self, *bounds: float) -> None:
+    def __init__(self, bounds: tuple[float, ...]) -> None:
         self.bounds, self.counts, self.total = bounds, [0] * (len(bounds) + 1), 0.0
 
-    def observe(self, seconds: float) -> None:
-        """Counts one."""
+    def add(self, seconds: float = 0.0) -> None:
         self.counts[bisect.bisect_left(self.bounds, seconds)] += 1
         self.total += seconds
 
-    def lines(self, name: str, labels: str = "") -> Iterator[str]:
-        """As the text format wants it: cumulative."""
-        mark = f"{labels}," if labels else ""
+    def lines(self, name: str, labels: str) -> Iterator[str]:
+        """It in the text format, where buckets are cumulative."""
+        face, mark = f"{{{labels}}}" if labels else "", f"{labels}," if labels else ""
+        if not self.bounds:
+            yield f"{name}{face} {self.counts[0]}"
+            return
         for bound, count in zip((*self.bounds, "+Inf"), itertools.accumulate(self.counts), strict=True):
             yield f'{name}_bucket{{{mark}le="{bound}"}} {count}'
-        face = f"{{{labels}}}" if labels else ""
         yield f"{name}_sum{face} {self.total:.6f}"
         yield f"{name}_count{face} {sum(self.counts)}"
 
@@ -11909,65 +11891,63 @@ FAST = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 10.0)
 SLOW = (0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 30.0, 60.0, 300.0, 1800.0, 3600.0, 21600.0)
 
 
+#: What is counted → its meaning, and the bounds of the histogram if it is a time.
+FAMILIES: dict[str, tuple[str, tuple[float, ...]]] = {
+    "tau_request_duration_seconds": ("Time to answer a request.", FAST),
+    "tau_request_errors_total": ("Requests answered by an error.", ()),
+    "tau_runs_finished_total": ("Runs that have ended.", ()),
+    "tau_events_total": ("Facts in the ledger.", ()),
+    "tau_run_wait_seconds": ("Time from queued to the first instruction of a run.", SLOW),
+    "tau_run_duration_seconds": ("Time that runs took.", SLOW),
+    "tau_schedule_lateness_seconds": ("Time from a tick to its run being queued.", SLOW),
+}
+
+
 class Metrics:
     """What has happened since the daemon began, in numbers."""
 
     def __init__(self) -> None:
-        self.requests: dict[str, Histogram] = {}  # by method
-        self.refusals: dict[tuple[str, str], int] = {}  # by method and error code
-        self.events: dict[str, int] = {}  # by type
-        self.ended: dict[str, int] = {}  # by status
-        self.waits, self.durations, self.lateness = Histogram(*SLOW), Histogram(*SLOW), Histogram(*SLOW)
+        self.tallies: dict[str, dict[str, Histogram]] = {name: {} for name in FAMILIES}  # by family and labels
+        for status in FINAL:
+            self.tally("tau_runs_finished_total", f'status="{status}"')
+        for name, (_, bounds) in FAMILIES.items():
+            if bounds == SLOW:
+                self.tally(name)
+
+    def tally(self, name: str, labels: str = "") -> Histogram:
+        """What is counted under a family's labels."""
+        known = self.tallies[name]
+        if labels not in known:
+            known[labels] = Histogram(FAMILIES[name][1])
+        return known[labels]
 
     def request(self, method: str, seconds: float, code: str = "") -> None:
         """A request has been answered; *code* is that of its error, if it has one."""
-        if (known := self.requests.get(method)) is None:
-            known = self.requests[method] = Histogram(*FAST)
-        known.observe(seconds)
+        self.tally("tau_request_duration_seconds", f'method="{method}"').add(seconds)
         if code:
-            self.refusals[method, code] = self.refusals.get((method, code), 0) + 1
+            self.tally("tau_request_errors_total", f'method="{method}",code="{code}"').add()
 
     def fact(self, type_name: str, data: Json, late: float | None) -> None:
         """A fact goes into the ledger; *late* is how long after its tick a run was queued."""
-        self.events[type_name] = self.events.get(type_name, 0) + 1
+        self.tally("tau_events_total", f'type="{type_name}"').add()
         if type_name == "run.finished":
-            self.ended[data["status"]] = self.ended.get(data["status"], 0) + 1
+            self.tally("tau_runs_finished_total", f'status="{data["status"]}"').add()
             if data["duration_ms"] is not None:
-                self.durations.observe(data["duration_ms"] / 1000)
+                self.tally("tau_run_duration_seconds").add(data["duration_ms"] / 1000)
         if late is not None:
-            self.lateness.observe(max(late, 0.0))
+            self.tally("tau_schedule_lateness_seconds").add(max(late, 0.0))
 
     def families(self) -> Iterator[Family]:
-        """All that is counted here."""
-        requests = (
-            line
-            for method, times in sorted(self.requests.items())
-            for line in times.lines("tau_request_duration_seconds", f'method="{method}"')
-        )
-        yield "tau_request_duration_seconds", "histogram", "Time to answer a request.", requests
-        refused = (
-            f'tau_request_errors_total{{method="{method}",code="{code}"}} {count}'
-            for (method, code), count in sorted(self.refusals.items())
-        )
-        yield "tau_request_errors_total", "counter", "Requests answered by an error.", refused
-        ended = (f'tau_runs_finished_total{{status="{status}"}} {self.ended.get(status, 0)}' for status in FINAL)
-        yield "tau_runs_finished_total", "counter", "Runs that have ended.", ended
-        events = (f'tau_events_total{{type="{name}"}} {count}' for name, count in sorted(self.events.items()))
-        yield "tau_events_total", "counter", "Facts in the ledger.", events
-        for name, meaning, times in (
-            ("tau_run_wait_seconds", "Time from queued to the first instruction of a run.", self.waits),
-            ("tau_run_duration_seconds", "Time that runs took.", self.durations),
-            ("tau_schedule_lateness_seconds", "Time from a tick to its run being queued.", self.lateness),
-        ):
-            yield name, "histogram", meaning, times.lines(name)
+        for name, (meaning, bounds) in FAMILIES.items():
+            tallies = sorted(self.tallies[name].items())
+            samples = [line for labels, tally in tallies for line in tally.lines(name, labels)]
+            yield name, "histogram" if bounds else "counter", meaning, samples
 
 
 def exposition(families: Iterable[Family]) -> str:
     """Families of metrics as text."""
-    lines = []
-    for name, kind, meaning, samples in families:
-        lines += [f"# HELP {name} {meaning}", f"# TYPE {name} {kind}", *samples]
-    return "\n".join(lines) + "\n"
+    lines = ([f"# HELP {name} {meaning}", f"# TYPE {name} {kind}", *rows] for name, kind, meaning, rows in families)
+    return "\n".join(itertools.chain(*lines)) + "\n"
 
 
 def single_figures(*rows: tuple[str, str, str, float]) -> Iterator[Family]:
@@ -11978,15 +11958,15 @@ def single_figures(*rows: tuple[str, str, str, float]) -> Iterator[Family]:
 def process_figures() -> Iterator[Family]:
     """What the process itself uses, under the names that Prometheus's own clients use."""
     used = resource.getrusage(resource.RUSAGE_SELF)
-    figures = [("process_cpu_seconds_total", "counter", "CPU time.", round(used.ru_utime + used.ru_stime, 2))]
-    if os.path.exists("/proc/self/statm"):
-        with open("/proc/self/statm", encoding="ascii") as file:
-            pages = int(file.read().split()[1])
-        open_files = len(os.listdir("/proc/self/fd"))
-        figures += [("process_resident_memory_bytes", "gauge", "Memory.", pages * os.sysconf("SC_PAGE_SIZE"))]
-        figures += [("process_open_fds", "gauge", "Open descriptors.", open_files)]
     limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-    figures += [("process_max_fds", "gauge", "Descriptors that may be open.", limit)]
+    figures = [
+        ("process_cpu_seconds_total", "counter", "CPU time.", round(used.ru_utime + used.ru_stime, 2)),
+        ("process_max_fds", "gauge", "Descriptors that may be open.", limit),
+    ]
+    if pages := peek("/proc/self/statm").split()[1:2]:
+        bytes_used, open_files = int(pages[0]) * os.sysconf("SC_PAGE_SIZE"), len(os.listdir("/proc/self/fd"))
+        figures.append(("process_resident_memory_bytes", "gauge", "Memory.", bytes_used))
+        figures.append(("process_open_fds", "gauge", "Open descriptors.", open_files))
     return single_figures(*figures)
 
 
