@@ -2210,13 +2210,6 @@ def read_output(stem: str, stream: str, position: Json, final: bool) -> tuple[li
     return lines, more
 
 
-def deployed_files(folder: str) -> list[str]:
-    """The files of a version, but for what Python has cached beside them."""
-    cached = re.compile(r"(^|/)__pycache__/|\.py\.[a-z]+-\d+(\.\d+)?$")
-    found = (os.path.relpath(os.path.join(at, name), folder) for at, _, names in os.walk(folder) for name in names)
-    return sorted(path for path in found if not cached.search(path))
-
-
 def sync(path: str) -> None:
     """What the file holds, or what the directory lists, is on disk."""
     descriptor = os.open(path, os.O_RDONLY)
@@ -5067,23 +5060,17 @@ def restore(home: str, settings: Json, file: str, replace: bool) -> Json:
 
 async def build_again(home: str, settings: Json, database: str) -> list[str]:
     """The environments of the restored pipelines are there; names those for which that did not work."""
-    venvs, failed = Venvs(home, settings), []
-    db = read_only(database)
-    rows = db.execute(
-        "SELECT p.name, v.sha256, v.entry, json_extract(v.options, '$.environment') AS digest FROM pipelines p"
-        " JOIN versions v ON v.pipeline = p.name AND v.version = p.version"
-        " WHERE p.deployed = 1 AND digest NOT NULL"
-    ).fetchall()
-    db.close()
-    for name, folder, entry, digest in rows:
-        source = read_bytes(os.path.join(home, "versions", folder, entry)) or b""
+    venvs, failed, db = Venvs(home, settings), [], read_only(database)
+    db.row_factory = sqlite3.Row
+    for row in Questions(db).rows("SELECT * FROM live JOIN sources USING (sha256) WHERE path = entry"):
         try:
-            header = read_header(source.decode("utf-8", "replace"), entry)
-            built = {} if header is None else await venvs.build(header, entry)
-            if built.get("digest") != digest:
-                failed.append(name)
+            header = read_header(row["content"].decode("utf-8", "replace"), row["entry"])
+            built = {} if header is None else await venvs.build(header, row["entry"])
+            if built.get("digest") != row["options"].get("environment"):
+                failed.append(row["pipeline"])
         except TauError:
-            failed.append(name)
+            failed.append(row["pipeline"])
+    db.close()
     return failed
 
 
@@ -5158,7 +5145,8 @@ class Daemon:
         self.feed = Feed(self.store)
         self.store.database.on_commit = self.on_commit
         self.venvs = Venvs(home, settings)
-        self.executor = Executor(home, settings, self.store, self.feed, self.venvs)
+        self.sources = Sources(home, self.store)
+        self.executor = Executor(home, settings, self.store, self.feed, self.venvs, self.sources)
         self.agenda = Agenda(self.store, settings["timezone"], due)
         self.scheduler = Scheduler(self.agenda, self.executor)
         self.connections: set[Connection] = set()
@@ -5166,7 +5154,6 @@ class Daemon:
         self.listeners = Listeners(self)
         self.started = time.time()
         self.warnings: list[str] = []
-        self.keeping = asyncio.Lock()  # held while a deployed source takes its place
         self.copying = asyncio.Lock()  # held while a backup is written
         self.unscheduled = bool(options["unscheduled"])  # whether nothing that is deployed here runs by itself
         self.retention = Retention(home, settings, self.store, self.executor.used)
@@ -5192,8 +5179,7 @@ class Daemon:
             signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until there is something to reload
             self.store.open(loop)
             self.agenda.open()
-            make_directory(os.path.join(self.home, "versions"))
-            sweep(os.path.join(self.home, "versions"), self.store.ask.source_names())
+            self.sources.open()
             self.venvs.sweep(self.store.ask.environments())
             sweep_copies(self.home)
             self.listeners.open()  # an address that cannot be had is found out before anything runs
@@ -6488,16 +6474,16 @@ async def deploy(
             found = [one | {"schedule": None, "every": None, "after": []} for one in found]
         if schedule is not None and len(found) > 1:
             raise BadRequest("there are several pipelines: which one is scheduled?", "add --name NAME")
-        digest = await deployment.save()
+        digest = digest_of(deployment.sources)
 
         def commit() -> list[Json]:
-            deployed = daemon.agenda.deploy(found, digest, call.actor, schedule)
             daemon.store.add_sources(digest, deployment.sources)
-            return deployed
+            return daemon.agenda.deploy(found, digest, call.actor, schedule)
 
         deployed = await daemon.store.write(commit)
     finally:
         deployment.close()
+    daemon.sources.mend(digest, found[0]["entry"])
     answer: Json = {"changed": any(one["changed"] for one in deployed), "pipelines": deployed}
     return answer | {"environments": built} if built else answer
 
@@ -6620,17 +6606,14 @@ async def code(
         tau code orders --raw > orders.py
         tau code orders --version 1
     """
-    found = call.daemon.store.ask.version(name, version)
-    folder = os.path.join(call.daemon.home, "versions", found["sha256"])
-    files = await asyncio.to_thread(deployed_files, folder)
-    if file is not None and file not in files:
-        hint = did_you_mean(file, files, f"tau code {name} --json lists its files")
-        raise NotFound(f"{name} v{found['version']} has no file '{file[:WORD_MAX]}'", hint)
-    content = read_bytes(os.path.join(folder, file or found["entry"]))
-    if content is None:
-        raise NotFound(f"the source of {name} v{found['version']} is gone", "deploy the file again")
+    found = call.ask.version(name, version)
+    sources = call.ask.sources(found["sha256"])
+    path = file or found["entry"]
+    if path not in sources:
+        hint = did_you_mean(path, sources, f"tau code {name} --json lists its files")
+        raise NotFound(f"{name} v{found['version']} has no file '{path[:WORD_MAX]}'", hint)
     head = {key: found[key] for key in ("pipeline", "version", "sha256", "entry", "deployed_at")}
-    return head | {"files": files, "source": content.decode("utf-8", "replace")}
+    return head | {"files": [*sources], "source": sources[path].decode("utf-8", "replace")}
 
 
 @writes
@@ -7635,19 +7618,17 @@ class Deployment:
         self.daemon, self.sources = daemon, read_sources([*files, *(include or [])])
         self.entries = find_entries(self.sources, [file["path"] for file in files], entry)
         self.venvs: dict[str, Json | None] = {}  # by entry
-        self.versions, self.folder = os.path.join(daemon.home, "versions"), ""
-        self.digest = digest_of(self.sources)
+        self.folder = os.path.join(daemon.sources.folder, f".staged-{os.urandom(8).hex()}")
         daemon.retention.deploying += 1
 
     def close(self) -> None:
         """The unpacked files are not needed any more."""
         self.daemon.retention.deploying -= 1
-        if os.path.basename(self.folder) != self.digest:
-            shutil.rmtree(self.folder, ignore_errors=True)
+        shutil.rmtree(self.folder, ignore_errors=True)
 
     async def prepare(self) -> list[Json]:
         """Unpacks the files, and builds the virtual environments that the entries ask for; those."""
-        self.folder = await asyncio.to_thread(stage, self.versions, self.digest, self.sources)
+        await asyncio.to_thread(write_sources, self.sources, self.folder)
         headers = {entry: read_header(self.sources[entry].decode("utf-8"), entry) for entry in self.entries}
         for entry, header in headers.items():
             self.venvs[entry] = header and await self.daemon.venvs.build(header, entry)
@@ -7668,12 +7649,6 @@ class Deployment:
                 demand_executor(one["executor"], self.daemon.settings["executors"], one["environment"])
             check_sight(caller, one)
         return found
-
-    async def save(self) -> str:
-        """The files take their place, durably; their digest."""
-        async with self.daemon.keeping:
-            await asyncio.to_thread(keep, self.folder, os.path.join(self.versions, self.digest), self.sources)
-        return self.digest
 
     async def scan(self) -> Json:
         """The secrets that the files name, with where they are, and the modules they lack."""
@@ -8765,9 +8740,9 @@ class Starter:
 class Executor:
     """Queue → fork server → journal → outcome."""
 
-    def __init__(self, home: str, settings: Json, store: Store, feed: Feed, venvs: Venvs) -> None:
+    def __init__(self, home: str, settings: Json, store: Store, feed: Feed, venvs: Venvs, sources: Sources) -> None:
         self.home, self.settings, self.store, self.feed = home, settings, store, feed
-        self.venvs = venvs
+        self.venvs, self.sources = venvs, sources
         self.folder = os.path.join(home, "runs")
         self.live: dict[str, Process] = {}  # by stem; never more than max_concurrent with a run
         self.latencies: list[float] = []  # milliseconds from queued to started, the last thousand
@@ -8813,22 +8788,24 @@ class Executor:
     def dispatch(self, job: Json) -> Process:
         """One admitted run goes to the fork server."""
         process = Process(self.folder, job["stem"], job["run_id"], job["attempt"], self.starter.server)
-        job["folder"] = os.path.join(self.home, "versions", job["sha256"])
         job["directory"] = os.path.join(self.home, "data", job["pipeline"])
         job["python"] = self.venvs.python(job["environment"])
         job["memos"] = self.memos(job["run_id"])
         job["old_memos"] = self.memos(job["resume_from"]) if job["resume_from"] else None
         process.timeout_s = job["timeout"]
-        if (name := job["executor"]) is not None:
-            chosen = self.settings["executors"].get(name)
-            if chosen is None:
-                reason = f"there is no executor '{name}' in tau.toml any more"
-                process.ended = {"exit_code": None, "signal": None, "reason": reason}
-                self.enlist(process)
-                self.spawn(self.finish(process))
-                return process
-            job |= {"executor": {"name": name, **chosen}, "python": None}
-        self.launch(process, job)
+        try:
+            job["folder"] = self.sources.place(job["sha256"], job["entry"])
+            if (name := job["executor"]) is not None:
+                if (chosen := self.settings["executors"].get(name)) is None:
+                    raise NotFound(f"there is no executor '{name}' in tau.toml any more")
+                files = [*self.store.ask.sources(job["sha256"])]
+                job |= {"executor": {"name": name, **chosen}, "python": None, "files": files}
+        except TauError as problem:
+            process.ended = {"exit_code": None, "signal": None, "reason": str(problem)}
+            self.enlist(process)
+            self.spawn(self.finish(process))
+        else:
+            self.launch(process, job)
         return process
 
     def memos(self, run_id: str) -> str:
@@ -10327,7 +10304,6 @@ def restore_copy(home: str, database: str, path: str, replace: bool, now: float)
         raise Conflict(f"{home} has a store already", hint)
     found: Json = {"home": home, "restored": path}
     source, fresh = read_only(path), f"{database}.restored"
-    make_directory(os.path.join(home, "versions"))
     try:
         copy_database(source, fresh, lambda copy: found.update(settle_copy(copy, schema, home, path, now)))
     except (OSError, sqlite3.Error) as problem:
@@ -10357,24 +10333,15 @@ def move_aside(database: str) -> str | None:
 
 
 def settle_copy(copy: sqlite3.Connection, schema: int, home: str, path: str, now: float) -> Json:
-    """A copy becomes the present: its sources take their places, and what was under way then has an end."""
+    """A copy becomes the present: what was under way then has an end."""
     copy.row_factory = sqlite3.Row
     upgrade(copy, schema)
     copy.execute("BEGIN")
-    take_sources(Questions(copy), home)
     pass_over_ticks(copy, int(now))
     ended = end_old_runs(copy, os.path.join(home, "runs"), now)
     add_event(copy, now, "store.restored", None, None, {"file": os.path.basename(path), **ended})
     copy.execute("COMMIT")
     return count_copy(copy) | ended
-
-
-def take_sources(copy: Questions, home: str) -> None:
-    """The sources of a copy are in the home's versions/."""
-    versions = os.path.join(home, "versions")
-    for row in copy.rows("SELECT DISTINCT sha256 FROM sources"):
-        digest, sources = row["sha256"], copy.sources(row["sha256"])
-        keep(stage(versions, digest, sources), os.path.join(versions, digest), sources)
 
 
 def pass_over_ticks(copy: sqlite3.Connection, now: int) -> None:
@@ -10448,8 +10415,10 @@ class Store:
 
         Conflict if it cannot be used, or if there should be one and is none.
         """
-        if examine(self.database.path) == 0 and (left := deployed_folders(self.home)):
-            raise unusable(self.database.path, f"it is empty, but {self.home} holds {left} deployed sources")
+        versions = os.path.join(self.home, "versions")
+        left = [name for name in os.listdir(versions) if len(name) == 64] if os.path.isdir(versions) else []
+        if examine(self.database.path) == 0 and left:
+            raise unusable(self.database.path, f"it is empty, but {self.home} holds {len(left)} deployed sources")
         self.database.open(loop)
         self.db, self.sql = self.database.writer, Questions(self.database.writer)
         self.ask = Questions(self.database.reader)
@@ -11793,8 +11762,8 @@ def storage_error(problem: Exception) -> TauError:
 
 
 # --- 32. Sources -------------------------------------------------------------------------
-# Owns versions/: deployed files, in a directory a digest.  Calls nothing of its part.
-# Promises that such a directory is whole or not there, and never changes.
+# Owns versions/: deployed files as the store has them, in a directory a digest, for those who run them.  Calls Store.
+# Promises that who is given such a directory finds it whole, whatever became of it: it is only a cache.
 
 
 def digest_of(sources: dict[str, bytes]) -> str:
@@ -11805,40 +11774,48 @@ def digest_of(sources: dict[str, bytes]) -> str:
     return digest.hexdigest()
 
 
-def stage(versions: str, digest: str, sources: dict[str, bytes]) -> str:
-    """A directory that holds the files durably: the version's own if it is whole, else a staged one."""
-    kept = os.path.join(versions, digest)
-    if holds(kept, sources):
-        return kept
-    staged = tempfile.mkdtemp(prefix=".staged-", dir=versions)
+class Sources:
+    """The directories of deployed files that runs use, made from the store; on the loop, so that nobody is between."""
+
+    def __init__(self, home: str, store: Store) -> None:
+        self.folder, self.store = os.path.join(home, "versions"), store
+        self.whole: set[str] = set()  # those that have been compared with the store
+
+    def open(self) -> None:
+        """Only what some version needs is there."""
+        make_directory(self.folder)
+        sweep(self.folder, self.store.ask.source_names())
+
+    def place(self, digest: str, entry: str) -> str:
+        """The directory with the files of a version; StorageFull if there is no room for it."""
+        path = os.path.join(self.folder, digest)
+        if digest not in self.whole or not os.path.exists(os.path.join(path, entry)):
+            write_sources(self.store.ask.sources(digest), path)
+            self.whole.add(digest)
+        return path
+
+    def mend(self, digest: str, entry: str) -> None:
+        """Whatever runs have done to the directory of a version, the next one finds the files as they were deployed."""
+        self.whole.discard(digest)
+        try:
+            self.place(digest, entry)
+        except StorageFull:
+            pass  # the next run says so, if there still is no room
+
+
+def write_sources(sources: dict[str, bytes], folder: str) -> None:
+    """A directory holds these files, whole; StorageFull if there is no room for it."""
+    if all(read_bytes(os.path.join(folder, path)) == content for path, content in sources.items()):
+        return
+    shutil.rmtree(folder, ignore_errors=True)
     try:
         for path, content in sources.items():
-            place = os.path.join(staged, path)
+            place = os.path.join(folder, path)
             make_directory(os.path.dirname(place))
             with open(place, "wb") as file:
                 file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
     except OSError as problem:
-        shutil.rmtree(staged, ignore_errors=True)
         raise StorageFull(f"cannot keep the source: {problem.strerror}", "make room on the disk") from None
-    return staged
-
-
-def holds(folder: str, sources: dict[str, bytes]) -> bool:
-    """Whether a directory has all of these files, whole."""
-    return all(read_bytes(os.path.join(folder, path)) == content for path, content in sources.items())
-
-
-def keep(staged: str, kept: str, sources: dict[str, bytes]) -> None:
-    """The staged directory has taken its place, durably, unless the same files are there already."""
-    if staged == kept or holds(kept, sources):
-        return
-    if os.path.exists(kept):  # a run has damaged it
-        os.rename(kept, staged + ".old")
-    os.rename(staged, kept)
-    shutil.rmtree(staged + ".old", ignore_errors=True)
-    sync(os.path.dirname(kept))
 
 
 def sweep(folder: str, known: set[str]) -> None:
@@ -11847,13 +11824,6 @@ def sweep(folder: str, known: set[str]) -> None:
         path = os.path.join(folder, name)
         if name.removesuffix(".lock") not in known:
             remove_file(path) if os.path.isfile(path) else shutil.rmtree(path, ignore_errors=True)
-
-
-def deployed_folders(home: str) -> int:
-    """How many directories of deployed sources a home has: each was somebody's, and its database knew whose."""
-    folder = os.path.join(home, "versions")
-    names = os.listdir(folder) if os.path.isdir(folder) else ()
-    return sum(bool(re.fullmatch("[0-9a-f]{64}", name)) for name in names)
 
 
 # --- 33. Metrics -------------------------------------------------------------------------
@@ -12517,7 +12487,7 @@ def command_words(job: Json) -> list[str]:
 
 def make_parcel(job: Json, journal: Journal) -> bytes:
     """All that the run needs there: its job with its secrets, Tau, the deployed files, what was memoized."""
-    sources = deployed_files(job["folder"])
+    sources = job["files"]
     places = {os.path.join(job["folder"], path): f"files/{path}" for path in sources} | {__file__: "tau/tau.py"}
     cache = importlib.util.cache_from_source(__file__)  # spares the same Python there to compile it
     if os.path.exists(cache):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -382,18 +384,38 @@ def test_the_same_new_file_deployed_at_once_is_one_version(tau: Tau) -> None:
     assert sum(answer["changed"] for answer in answers) == 1
 
 
-VANDAL = "import glob, os\ndef it(ctx):\n    for path in glob.glob(__file__ + '*'):\n        os.unlink(path)\n"
+VANDAL = """
+import glob, os
+def it(ctx):
+    for path in glob.glob(__file__ + "*"):
+        os.unlink(path)
+    if ctx.params.get("spoil"):
+        open(__file__, "w").write("not Python")
+"""
 
 
 def test_a_damaged_source_is_repaired_by_deploying_it_again(tau: Tau) -> None:
     version = tau.deploy_it(VANDAL)["pipelines"][0]["version"]
-    tau("run", "it")
-    assert tau("code", "it", exit=3)["code"] == "not_found"
+    tau("run", "it", "-p", "spoil=true")
+    assert "glob.glob" in tau("code", "it")["source"]
     run = tau("run", "it", exit=1)
     assert run["error"]["kind"] == "load"
     again = tau.deploy_it(VANDAL)
     assert again["pipelines"] == [{"name": "it", "version": version, "changed": False}]
     assert tau("run", "it")["status"] == "success"
+
+
+def test_what_is_deployed_is_in_the_store_and_its_directory_only_a_cache(tau: Tau) -> None:
+    tau.deploy_it(VANDAL)
+    for _ in range(2):
+        assert tau("run", "it")["status"] == "success"  # though the first one has removed the file
+    digest = tau("code", "it")["sha256"]
+    (tau.home / "versions" / digest / "more.py").write_text("more = 1")
+    assert tau("code", "it")["files"] == ["pipelines.py"]
+    shutil.rmtree(tau.home / "versions")
+    assert tau("run", "it")["status"] == "success"
+    assert tau("deploy", tau.work / "pipelines.py")["changed"] is False
+    assert os.listdir(tau.home / "versions") == [digest]
 
 
 @pytest.mark.parametrize("paths", [["a", "a/b.py"], ["a", "a/b/c.py"], ["x" * 300 + ".py"]])
