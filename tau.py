@@ -4,7 +4,7 @@ The file is laid out in the order a request travels.  Calls go down the page, or
 
     Part I    the shared words    1 Words   2 Records   3 Signatures   4 Wire   5 Settings
                                   6 Shell   7 System   8 Ticks
-    Part II   the client, `tau`   9 Command line   10 Completion   11 Daemons elsewhere
+    Part II   the client, `tau`   9 Command line   10 Arguments   11 Daemons elsewhere
                                   12 Doctor   13 Terminal   14 Client
                  │ one JSON document a line, over a socket
     Part III  the daemon, `taud`  15 Daemon   16 Listeners   17 Service manager   18 Server
@@ -90,6 +90,7 @@ if TYPE_CHECKING:
     import subprocess
     import tarfile
     import tempfile
+    import textwrap
     import threading
     import tomllib
     import traceback
@@ -153,7 +154,8 @@ else:
         *("decimal", "difflib", "email.utils", "fcntl", "fnmatch", "grp", "gzip", "hashlib", "hmac", "http.client"),
         *("importlib.util", "inspect", "linecache", "logging", "operator", "pickle", "pwd", "queue", "random", "re"),
         *("resource", "select", "shlex", "shutil", "signal", "sqlite3", "ssl", "struct", "subprocess", "tarfile"),
-        *("tempfile", "threading", "tomllib", "traceback", "typing", "urllib.parse", "uuid", "zlib", "zoneinfo"),
+        *("tempfile", "textwrap", "threading", "tomllib", "traceback", "typing", "urllib.parse", "uuid", "zlib"),
+        *("zoneinfo",),
     ):
         globals()[name.partition(".")[0]] = Later(name)
 
@@ -976,12 +978,8 @@ def operation(effect: str, registry: dict[str, Operation]) -> Callable[[Function
 
 
 reads, writes, destroys = (operation(effect, OPERATIONS) for effect in ("reads", "writes", "destroys"))
-#: What `tau` does with a daemon, and what it does on this machine alone.
-local = operation("local", LOCAL_COMMANDS)
+#: What `tau` does by itself.
 reads_here, writes_here = (operation(effect, LOCAL_COMMANDS) for effect in ("reads", "writes"))
-
-#: Options of every command, with whether they take a value.
-COMMON = {"--env": True, "--host": True, "--home": True, "--json": False}
 
 
 def shell_commands() -> dict[str, Operation]:
@@ -1452,7 +1450,7 @@ def is_read_only() -> bool:
 
 def refuse_writes(method: str, effect: str) -> None:
     """Forbidden where TAU_READ_ONLY is set, unless the effect is only to read."""
-    if effect not in ("reads", "local") and is_read_only():
+    if effect != "reads" and is_read_only():
         raise Forbidden(f"TAU_READ_ONLY is set: '{method}' would change something", "unset TAU_READ_ONLY")
 
 
@@ -2886,7 +2884,7 @@ def delay_of(pipeline: str, jitter_s: float) -> int:
 # Short-lived, synchronous, light.  Speaks to the daemon in lines only.
 
 # --- 9. Command line ---------------------------------------------------------------------
-# Owns argv, stdout, stderr and the exit code of `tau`.  Calls Completion, Terminal and Client.
+# Owns argv, stdout, stderr and the exit code of `tau`.  Calls Arguments, Terminal and Client.
 # Promises one JSON document (or one a line) on stdout, everything else on stderr, and never a traceback.
 
 
@@ -2912,6 +2910,8 @@ def outcome_of(words: list[str]) -> int:
     """Runs a command line and says what went wrong, if anything; the exit code."""
     try:
         return command(words)
+    except SystemExit:
+        return 0  # argparse has printed a page of help
     except TauError as problem:
         return complain(problem, "--json" in words)
     except KeyboardInterrupt:
@@ -2932,69 +2932,255 @@ def command(words: list[str]) -> int:
     """Runs one command line; the exit code."""
     if words[:1] == [COMPLETE]:
         return print_completions(words[1:])
-    chosen, rest = find_command(words)
+    name, options = read_line(words or ["--help"], parse_words)
+    chosen = shell_commands().get(name)
     if chosen is None:
-        write_out(group_page(rest[0]) if rest else overview())
-        return 0
-    options = parse_words(chosen, rest)
+        raise BadRequest(f"no command after {words[-1]}", "`tau --help` lists them")
     view = View(options.pop("--json", False))
     asked = {name: options.pop(f"--{name}", None) for name in ("host", "env", "home")}
     refuse_writes(chosen.words, chosen.effect)
     params = read_params(chosen, options)
-    handler: Callable[..., Any] = chosen.handler
-    if chosen.name in LOCAL_COMMANDS and chosen.effect != "local":
-        return int(handler((asked, view), **params))
-    with Client(**asked) as client:
-        if chosen.name in LOCAL_COMMANDS:
-            return int(handler((client, view), **params))
-        return FACES.get(chosen.name, show_answer)(client, chosen, params, view)
+    if chosen.name in LOCAL_COMMANDS:
+        handler: Callable[..., Any] = chosen.handler
+        document: Json = handler((asked, view), **params)
+    else:
+        with Client(**asked) as client:
+            document = ASKING.get(chosen.name, ask_daemon)(client, chosen.name, params, view)
+    if document:
+        view.show(chosen.name, document)
+    return exit_of(chosen.name, document)
 
 
-def find_command(words: list[str]) -> tuple[Operation | None, list[str]]:
-    """The command and all other words; None where the overview, or the page of the group in the words, is wanted."""
-    name, rest = split_command(words)
-    asks = name == "help" and bool(rest)
-    if asks:
-        name, rest = split_command(rest)
-    if name is None or name == "help":
-        return None, []
-    commands, groups = shell_commands(), command_groups()
-    if name in groups:
-        verb, rest = split_command(rest, name)
-        if verb is None:
-            return None, [name]
-        commands = {entry.words: entry for entry in groups[name]}
-        name = f"{name} {verb}"
-    if name not in commands:
-        known = {*commands, *groups} if " " not in name else commands
-        page = "tau --help" if " " not in name else f"tau {name.partition(' ')[0]}"
-        raise BadRequest(f"no command '{name[:WORD_MAX]}'", did_you_mean(name, known, f"`{page}` lists them"))
-    return commands[name], ["--help"] if asks else rest
+def exit_of(name: str, document: Json) -> int:
+    """The exit code that an answer means; of several runs the worst."""
+    if name in ("run", "retry", "wait", "try"):
+        return max(map(exit_of_run, document.get("runs", [document])))
+    if document.get("ok", True):
+        return 0
+    return LoadFailed.exit if name == "check" else 1
 
 
-def split_command(words: list[str], group: str = "") -> tuple[str | None, list[str]]:
-    """The command's name and all other words; common options may stand before the name.
+def exit_of_run(run: Json) -> int:
+    """0 for success or a run that was not waited for, 1 for any other end, 7 for having given up waiting."""
+    if run.get("waited") is False:
+        return 7
+    return 1 if run["status"] in FINAL and run["status"] != "success" else 0
 
-    After a *group* it is the second word of the name.
+
+def ask_daemon(client: Client, name: str, params: Json, view: View) -> Json:
+    """The answer of the daemon."""
+    return client.call(name, params)
+
+
+def ask_for_run(client: Client, name: str, params: Json, view: View) -> Json:
+    """The document of a run, which is shown live on a terminal; always with a key, so that a lost connection can be
+    repeated."""
+    own_key = "key" not in params
+    if own_key:
+        params["key"] = os.urandom(12).hex()
+    follow = params.get("follow", False)
+    live = view.people and params.get("wait", True) and not follow
+    if live:
+        params["follow"] = True
+    try:
+        document = client.call(name, params, view.event if follow else view.live if live else None)
+    except KeyboardInterrupt:
+        view.leave_run()
+        raise
+    if own_key:
+        document.pop("deduplicated", None)
+    view.end_line()
+    return document
+
+
+def ask_for_logs(client: Client, name: str, params: Json, view: View) -> Json:
+    """The log; with --follow each line as it comes, and nothing in the end."""
+    document = client.call(name, params, view.log_line)
+    return {} if params.get("follow") else document
+
+
+def ask_for_code(client: Client, name: str, params: Json, view: View) -> Json:
+    """The source; with --raw as on a terminal."""
+    view.people = view.people or params.get("raw", False)
+    return client.call(name, params)
+
+
+def ask_for_check(client: Client, name: str, params: Json, view: View) -> Json:
+    """What the daemon that would be deployed to says of the files; or, if there is none, one of our own."""
+    try:
+        return client.call(name, params)
+    except Unavailable:
+        if client.host:
+            raise
+        with ThrowAway(client.home) as own:
+            return own.call(name, params)
+
+
+def ask_for_backup(client: Client, name: str, params: Json, view: View) -> Json:
+    """The backup; a path is meant from here, unless the daemon is elsewhere."""
+    if "file" in params and not client.host.partition("unix://")[0]:
+        params["file"] = os.path.abspath(params["file"])
+    return client.call(name, params)
+
+
+def ask_for_version(client: Client, name: str, params: Json, view: View) -> Json:
+    """Our version, and the daemon's if there is one."""
+    document: Json = {"version": __version__, "python": sys.version.split()[0], "daemon": None}
+    try:
+        document["daemon"] = client.call(name, {})["version"]
+    except Unavailable:
+        pass
+    return document
+
+
+def ask_for_shutdown(client: Client, name: str, params: Json, view: View) -> Json:
+    """The answer, when the daemon is gone."""
+    document = client.call(name, params)
+    client.wait_for_end()
+    return document
+
+
+#: Commands that do more than ask the daemon.
+ASKING = {
+    "run": ask_for_run,
+    "retry": ask_for_run,
+    "logs": ask_for_logs,
+    "code": ask_for_code,
+    "check": ask_for_check,
+    "backup": ask_for_backup,
+    "version": ask_for_version,
+    "shutdown": ask_for_shutdown,
+}
+
+
+@reads_here
+def try_(
+    desk: tuple[Json, View],
+    files: list[Json],
+    *,
+    include: list[Json] | None = None,
+    entry: str | None = None,
+    name: str | None = None,
+    params: Json | None = None,
+    timeout: float | None = None,
+) -> Json:
+    """Run a file without deploying it and without a daemon, in a home that is thrown away.
+
+    files         the file, or a folder, as `deploy` takes it
+    include       what goes with it
+    entry         which files of the folder are loaded: this one only, not all that use @pipeline
+    name          which pipeline, if there are several
+    params --params -p  what the pipeline sees as ctx.params: a JSON object, @file, or - for stdin;
+                    -p KEY=VALUE sets one of them
+    timeout       seconds it may take at most
+
+    Examples:
+        tau try orders.py -p day=2026-01-01
+        tau try shop --entry main.py --timeout 60
     """
-    skip = False
-    for position, word in enumerate(words):
-        if skip:
-            skip = False
-        elif word in ("-h", "--help"):
-            return None, words
-        elif word == "--version" and not group:
-            return "version", words[:position] + words[position + 1 :]
-        elif word.startswith("-"):
-            option, equals, _ = word.partition("=")
-            if option not in COMMON:
-                raise BadRequest(f"unknown option {option}", did_you_mean(option, COMMON, "`tau --help`"))
-            skip = COMMON[option] and not equals
+    asked, view = desk
+    with ThrowAway(find_daemon(**asked).home) as own:
+        deployed = own.call("deploy", {"files": files, "include": include, "entry": entry})
+        names = [one["name"] for one in deployed["pipelines"]]
+        if name is None and len(names) > 1:
+            raise BadRequest("the file has several pipelines", f"--name: one of {', '.join(names)}")
+        wanted = {"name": name or names[0], "params": params, "timeout": timeout}
+        document = ask_for_run(own, "run", wanted, view)
+        run = {"run_id": document["run_id"]}
+        if document.get("waited") is False:
+            own.call("cancel", run)
+            document = own.call("inspect", run)
+        # Nobody can ask for them later.
+        document["trace"]["log_tail"] = [line["message"] for line in own.call("logs", run)["lines"]]
+    verb = "deploy" if document["status"] == "success" else "try"
+    return document | {"next": [f"tau {verb} {files[0]['path']}"]}
+
+
+# --- 10. Arguments -----------------------------------------------------------------------
+# Owns what words on a command line mean: argparse's parsers, their help, and what a shell offers on Tab.
+# Calls Signatures, Shell and Client.  Promises one grammar, and that Tab changes nothing, says nothing when
+# something is wrong, and keeps nobody waiting.
+
+#: Options of every command: what their value is called, if they have one, and what they mean.
+COMMON = {
+    "--env": ("NAME", "an environment of `tau env list` (TAU_ENV)"),
+    "--host": ("ADDRESS", "unix:///path, tcp://host:port or https://host (TAU_HOST)"),
+    "--home": ("DIR", "home of the daemon (TAU_HOME)"),
+    "--json": ("", "JSON, on a terminal too"),
+}
+
+
+def read_line(words: list[str], parse: Callable[[str, list[str]], Json]) -> tuple[str, Json]:
+    """The name of the command on a line, and what is given to it; *parse* reads the words after a part of the name.
+
+    Options that all commands have may stand before the name, and between the two words of one.
+    """
+    name = ""
+    given: Json = {}
+    while True:
+        given |= parse(name, words)
+        if "command" not in given:
+            return name, given
+        word, words = given.pop("command"), given.pop("rest")
+        if word == "help" and not name:
+            words = [*words, "--help"]
+            continue
+        name = known_command(name, word)
+        if name in command_groups():
+            words = words or ["--help"]
+
+
+def known_command(group: str, word: str) -> str:
+    """The name of a command or of a group of commands; BadRequest names the nearest."""
+    groups = command_groups()
+    name = f"{group} {word}".strip()
+    known = [one.words for one in groups[group]] if group else [*shell_commands(), *groups]
+    if name not in known:
+        page = f"tau {group}" if group else "tau --help"
+        raise BadRequest(f"no command '{name[:WORD_MAX]}'", did_you_mean(name, known, f"`{page}` lists them"))
+    return name
+
+
+def parse_words(name: str, words: list[str]) -> Json:
+    """What argparse reads in the words after a command, or after the part of its name that is known so far.
+
+    Where there is no option among them argparse need not be asked: importing it costs as much as the answer.
+    """
+    chosen = shell_commands().get(name)
+    if chosen is None:
+        if words and not words[0].startswith("-"):
+            return {"command": words[0], "rest": words[1:]}
+    elif not any(word.startswith("-") for word in words):
+        places = [one for one in chosen.arguments.values() if one.positional]
+        if sum(one.required for one in places) <= len(words) <= len(places):
+            return {one.name: word for one, word in zip(places, words)}  # noqa: B905 (some may be left out)
+    return vars(parser_of(name).parse_args(words))
+
+
+def parser_of(name: str) -> argparse.ArgumentParser:
+    """The argparse parser of a command; of a group of commands; or, for no name, of all."""
+    chosen = shell_commands().get(name)
+    parser = build_parser(chosen) if chosen is not None else group_parser(name)
+    common = parser.add_argument_group("which daemon, and how to print")
+    for flag, (metavar, meaning) in COMMON.items():
+        # Named for the flag: an argument of the command may have the bare name.
+        if metavar:
+            common.add_argument(flag, dest=flag, metavar=metavar, help=meaning)
         else:
-            return word, words[:position] + words[position + 1 :]
-    if words and not group:
-        raise BadRequest(f"no command after {words[-1]}", "`tau --help` lists them")
-    return None, words
+            common.add_argument(flag, dest=flag, action="store_const", const=True, help=meaning)
+    return parser
+
+
+def group_parser(group: str) -> argparse.ArgumentParser:
+    """The parser of the next word of a command's name, which leaves all others alone."""
+    parser = make_parser(f"tau {group}".strip(), "", ())
+    parser.argument_default = argparse.SUPPRESS
+    parser.format_help = lambda: group_page(group) if group else overview()  # type: ignore[method-assign]
+    parser.add_argument("command").required = False
+    parser.add_argument("rest", nargs=argparse.REMAINDER, default=[]).required = False
+    if not group:
+        parser.add_argument("--version", dest="command", action="store_const", const="version")
+    return parser
 
 
 #: purpose → the commands for it, by their first words; those that are in no row are shown as `more`.
@@ -3013,14 +3199,17 @@ def overview() -> str:
     """One screen: what Tau is, every command by its purpose, first steps, what all commands have in common."""
     groups = command_groups()
     first = dict.fromkeys(words.partition(" ")[0] for words in [*shell_commands(), "help"])
-    shown = {purpose: [name for name in names.split() if name in first] for purpose, names in PURPOSES.items()}
-    listed = {name for names in shown.values() for name in names}
-    shown["more"] = [name for name in first if name not in listed]
+    listed = {name for names in PURPOSES.values() for name in names.split()}
+    more = " ".join(name for name in first if name not in listed)
     lines = ["tau: deploy, run and inspect pipelines of a taud daemon.", "", "usage: tau COMMAND [...]", ""]
-    for purpose, names in shown.items():
-        if names:
-            verbs = [f"{name} ({', '.join(verbs_of(groups[name]))})" if name in groups else name for name in names]
-            lines += filled(f"  {purpose:<10}", ", ".join(verbs))
+    for purpose, names in (PURPOSES | {"more": more}).items():
+        shown = [
+            f"{name} ({', '.join(verbs_of(groups[name]))})" if name in groups else name
+            for name in names.split()
+            if name in first
+        ]
+        if shown:
+            lines.append(filled(f"  {purpose:<10} ", ", ".join(shown)))
     return "\n".join([*lines, OVERVIEW_END])
 
 
@@ -3033,17 +3222,13 @@ first steps:
 
   tau COMMAND --help              arguments and examples of one command
   --env NAME, --host ADDRESS, --home DIR     which daemon (TAU_ENV, TAU_HOST)
-  --json                          JSON, on a terminal too"""
+  --json                          JSON, on a terminal too
+"""
 
 
-def filled(head: str, text: str) -> list[str]:
+def filled(head: str, text: str) -> str:
     """The words of a text after a head, in lines of PAGE_WIDTH below each other."""
-    lines = [head]
-    for word in text.split():
-        if len(lines[-1]) + 1 + len(word) > PAGE_WIDTH:
-            lines.append(" " * len(head))
-        lines[-1] += f" {word}"
-    return lines
+    return textwrap.fill(text, PAGE_WIDTH, initial_indent=head, subsequent_indent=" " * len(head))
 
 
 def verbs_of(group: list[Operation]) -> list[str]:
@@ -3053,38 +3238,17 @@ def verbs_of(group: list[Operation]) -> list[str]:
 
 def group_page(group: str) -> str:
     """The commands of a group, each with its summary."""
-    entries = command_groups()[group]
-    lines = [f"usage: tau {group} COMMAND [...]", ""]
-    lines += [line for entry in entries for line in filled(f"  tau {entry.words:<14}", entry.summary)]
-    return "\n".join([*lines, "", f"  tau {group} COMMAND --help     arguments and examples of one command"])
-
-
-def parse_words(chosen: Operation, words: list[str]) -> Json:
-    """The arguments in the words of a command line.
-
-    Where there is no option among them argparse need not be asked: importing it costs as much as the answer.
-    """
-    positional = [one for one in chosen.arguments.values() if one.positional and not one.kind.startswith("list")]
-    least = sum(one.required for one in chosen.arguments.values() if one.positional)
-    if least <= len(words) <= len(positional) and not any(word.startswith("-") for word in words):
-        return {one.name: word for one, word in zip(positional, words)}  # noqa: B905 (some may be left out)
-    return vars(build_parser(chosen).parse_args(words))
+    lines = [filled(f"  tau {entry.words:<14} ", entry.summary) for entry in command_groups()[group]]
+    end = f"  tau {group} COMMAND --help     arguments and examples of one command\n"
+    return "\n".join([f"usage: tau {group} COMMAND [...]", "", *lines, "", end])
 
 
 def build_parser(chosen: Operation) -> argparse.ArgumentParser:
     """The argparse parser of one operation, derived from its signature."""
     parser = make_parser(f"tau {chosen.words}", chosen.summary, chosen.examples, EXITS)
+    parser.argument_default = argparse.SUPPRESS  # what is not given is not sent
     for argument in chosen.arguments.values():
         add_argument(parser, argument)
-    common = parser.add_argument_group("which daemon, and how to print")
-    # Named for the flag: an argument of the command may have the bare name.
-    for flag, metavar, meaning in (
-        ("--env", "NAME", "an environment of `tau env list` (TAU_ENV)"),
-        ("--host", "ADDRESS", "unix:///path, tcp://host:port or https://host (TAU_HOST)"),
-        ("--home", "DIR", "home of the daemon (TAU_HOME)"),
-    ):
-        common.add_argument(flag, dest=flag, metavar=metavar, help=meaning)
-    common.add_argument("--json", dest="--json", action="store_true", help="JSON, on a terminal too")
     return parser
 
 
@@ -3097,223 +3261,55 @@ exit codes:
 
 
 def add_argument(parser: argparse.ArgumentParser, argument: Argument) -> None:
-    """One argument of an operation becomes one of the shell's; what is not given is not sent."""
+    """One argument of an operation becomes one of the shell's; a JSON object becomes two."""
     meaning = argument.meaning.replace("%", "%%")
     if argument.default not in (None, "") and argument.kind != "bool":
         meaning += f" [{argument.default}]"
-    metavar = "FILE" if argument.kind == "list[Json]" else argument.name.upper()
+    how: Json = {"help": meaning, "metavar": argument.name.upper()}
     if argument.positional:
-        count = "+" if argument.kind == "list[RunId]" else None if argument.required else "?"
-        parser.add_argument(argument.name, nargs=count, metavar=metavar, help=meaning)
+        if argument.kind == "list[Json]":
+            how["metavar"] = "FILE"
+        elif argument.kind == "list[RunId]":
+            how["nargs"] = "+"
+        elif not argument.required:
+            how["nargs"] = "?"
+        parser.add_argument(argument.name, **how)
+        return
+    flags = argument.flags
+    if argument.kind == "bool":
+        how = {"help": meaning, "action": "store_const", "const": not argument.default}
     elif argument.kind == "list[Json]":
-        parser.add_argument(*argument.flags, dest=argument.name, nargs="+", metavar="PATH", help=meaning)
-    elif argument.kind == "bool":
-        parser.add_argument(
-            *argument.flags, dest=argument.name, action="store_const", const=not argument.default, help=meaning
-        )
+        how |= {"nargs": "+", "metavar": "PATH"}
     elif argument.kind == "Json":
-        long = [flag for flag in argument.flags if flag.startswith("--")]
-        short = [flag for flag in argument.flags if flag not in long]
-        parser.add_argument(*long, dest=argument.name, metavar="JSON", help=meaning)
-        parser.add_argument(*short, dest="pairs", action="append", metavar="KEY=VALUE", help="one of them; repeatable")
-    else:
-        parser.add_argument(*argument.flags, dest=argument.name, metavar=metavar, help=meaning)
+        *flags, short = flags
+        how["metavar"] = "JSON"
+    parser.add_argument(*flags, dest=argument.name, **how)
+    if argument.kind == "Json":
+        parser.add_argument(short, dest="pairs", action="append", metavar="KEY=VALUE", help="one of them; repeatable")
 
 
 def read_params(chosen: Operation, options: Json) -> Json:
-    """What argparse found, as the params of a request; BadRequest says what does not parse."""
-    pairs = options.pop("pairs", None)
-    params: Json = {}
-    for name, value in options.items():
-        argument = chosen.arguments[name]
-        if value is not None and argument.kind == "list[Json]":
-            paths = [value] if isinstance(value, str) else value
-            params[name] = [file for path in paths for file in read_files(path, options["files"])]
-        elif value is not None and isinstance(value, str):
-            try:
-                params[name] = KINDS[argument.kind].from_shell(value)
-            except ValueError:
-                wanted = "whole number" if argument.kind == "int" else "number"
-                raise BadRequest(f"{argument.flags[0]}: '{value}' is not a {wanted}", argument.meaning) from None
-        elif value is not None:
-            params[name] = value
+    """What was given on the command line, as the params of a request; BadRequest says what does not parse."""
+    pairs = options.pop("pairs", ())
+    params = {name: read_value(chosen.arguments[name], options[name], options) for name in options}
     if pairs:
-        given = params.get("params", {})
-        params["params"] = {**given, **dict(map(read_pair, pairs))} if isinstance(given, dict) else given
+        params["params"] = params.get("params", {}) | dict(map(read_pair, pairs))
     return chosen.check(params)
 
 
-def show_answer(client: Client, chosen: Operation, params: Json, view: View) -> int:
-    """Calls the operation and prints its answer."""
-    view.show(chosen.name, client.call(chosen.name, params))
-    return 0
-
-
-def run_command(client: Client, chosen: Operation, params: Json, view: View) -> int:
-    """`tau run`, and `tau retry`, which is one too: live on a terminal."""
+def read_value(argument: Argument, value: Any, options: Json) -> Any:
+    """What was given for an argument; files elsewhere have paths relative to those that are deployed."""
+    if argument.kind == "list[Json]":
+        paths = [value] if isinstance(value, str) else value
+        return [file for path in paths for file in read_files(path, options["files"])]
+    if not isinstance(value, str):
+        return value
     try:
-        document = run_watched(client, params, view, chosen.name)
-    except KeyboardInterrupt:
-        view.leave_run()
-        raise
-    view.show("run", document)
-    return exit_of(document)
+        return KINDS[argument.kind].from_shell(value)
+    except ValueError:
+        wanted = "whole number" if argument.kind == "int" else "number"
+        raise BadRequest(f"{argument.flags[0]}: '{value}' is not a {wanted}", argument.meaning) from None
 
-
-def run_watched(client: Client, params: Json, view: View, method: str = "run") -> Json:
-    """A run's document; always with a key, so that a lost connection can be repeated."""
-    own_key = "key" not in params
-    if own_key:
-        params["key"] = os.urandom(12).hex()
-    follow = params.get("follow", False)
-    live = view.people and params.get("wait", True) and not follow
-    if live:
-        params["follow"] = True
-    watch = view.event if follow else view.live if live else None
-    document = client.call(method, params, watch)
-    if own_key:
-        document.pop("deduplicated", None)
-    view.end_live()
-    return document
-
-
-def wait_command(client: Client, chosen: Operation, params: Json, view: View) -> int:
-    """`tau wait`: the worst exit code of the runs waited for."""
-    document = client.call("wait", params)
-    view.show("wait", document)
-    return max(exit_of(run) for run in document.get("runs", [document]))
-
-
-def exit_of(document: Json) -> int:
-    """0 for success or not yet asked to wait, 1 for any other end, 7 for having given up waiting."""
-    if document.get("waited") is False:
-        return 7
-    return 1 if document["status"] in FINAL and document["status"] != "success" else 0
-
-
-def logs_command(client: Client, chosen: Operation, params: Json, view: View) -> int:
-    """`tau logs`: with --follow each line as it comes."""
-    if params.get("follow"):
-        client.call("logs", params, view.log_line)
-        return 0
-    return show_answer(client, chosen, params, view)
-
-
-def code_command(client: Client, chosen: Operation, params: Json, view: View) -> int:
-    """`tau code`: the bare source on a terminal or with --raw, else JSON."""
-    document = client.call("code", params)
-    if view.people or params.get("raw"):
-        write_out(document["source"].removesuffix("\n"))
-        return 0
-    view.show("code", document)
-    return 0
-
-
-def check_command(client: Client, chosen: Operation, params: Json, view: View) -> int:
-    """`tau check`: by the daemon that would be deployed to, or by one of its own if there is none."""
-    try:
-        document = client.call("check", params)
-    except Unavailable:
-        if client.host:
-            raise
-        with ThrowAway(client.home) as own:
-            document = own.call("check", params)
-    view.show("check", document)
-    return 0 if document["ok"] else LoadFailed.exit
-
-
-def backup_command(client: Client, chosen: Operation, params: Json, view: View) -> int:
-    """`tau backup`: a path is meant from here, unless the daemon is elsewhere."""
-    if "file" in params and not client.host.partition("unix://")[0]:
-        params["file"] = os.path.abspath(params["file"])
-    return show_answer(client, chosen, params, view)
-
-
-def version_command(client: Client, chosen: Operation, params: Json, view: View) -> int:
-    """`tau version`: works without a daemon too."""
-    document: Json = {"version": __version__, "python": sys.version.split()[0], "daemon": None}
-    try:
-        document["daemon"] = client.call("version", {})["version"]
-    except Unavailable:
-        pass
-    view.show("version", document)
-    return 0
-
-
-def shutdown_command(client: Client, chosen: Operation, params: Json, view: View) -> int:
-    """`tau shutdown`: returns when the daemon is gone."""
-    document = client.call("shutdown", params)
-    client.wait_for_end()
-    view.show("shutdown", document)
-    return 0
-
-
-#: Commands that do more than call and print.
-FACES = {
-    "run": run_command,
-    "retry": run_command,
-    "wait": wait_command,
-    "logs": logs_command,
-    "code": code_command,
-    "check": check_command,
-    "backup": backup_command,
-    "version": version_command,
-    "shutdown": shutdown_command,
-}
-
-
-@local
-def try_(
-    desk: tuple[Client, View],
-    files: list[Json],
-    *,
-    include: list[Json] | None = None,
-    entry: str | None = None,
-    name: str | None = None,
-    params: Json | None = None,
-    timeout: float | None = None,
-) -> int:
-    """Run a file without deploying it and without a daemon, in a home that is thrown away.
-
-    files         the file, or a folder, as `deploy` takes it
-    include       what goes with it
-    entry         which files of the folder are loaded: this one only, not all that use @pipeline
-    name          which pipeline, if there are several
-    params --params -p  what the pipeline sees as ctx.params: a JSON object, @file, or - for stdin;
-                    -p KEY=VALUE sets one of them
-    timeout       seconds it may take at most
-
-    Examples:
-        tau try orders.py -p day=2026-01-01
-        tau try shop --entry main.py --timeout 60
-    """
-    client, view = desk
-    with ThrowAway(client.home) as own:
-        deployed = own.call("deploy", {"files": files, "include": include, "entry": entry})
-        names = [one["name"] for one in deployed["pipelines"]]
-        if name is None and len(names) > 1:
-            raise BadRequest("the file has several pipelines", f"--name: one of {', '.join(names)}")
-        asked = {"name": name or names[0], "params": params, "timeout": timeout}
-        document = run_watched(own, asked, view)
-        if document.get("waited") is False:
-            own.call("cancel", {"run_id": document["run_id"]})
-            document = own.call("inspect", {"run_id": document["run_id"]})
-        document["trace"]["log_tail"] = log_texts(own, document["run_id"])
-    view.show(
-        "run", document | {"next": [f"tau {'deploy' if document['status'] == 'success' else 'try'} {files[0]['path']}"]}
-    )
-    return exit_of(document)
-
-
-def log_texts(client: Client, run_id: str) -> list[str]:
-    """The messages of a run's log, the last ones: nobody can ask for them later."""
-    return [line["message"] for line in client.call("logs", {"run_id": run_id})["lines"]]
-
-
-# --- 10. Completion ----------------------------------------------------------------------
-# Owns what a shell offers when Tab is pressed: its script, and the words for the place of the cursor.
-# Calls Terminal and Client.  Promises to change nothing, to say nothing when something is wrong, and not to keep
-# anybody waiting.
 
 #: The hidden command that the scripts call with the words up to the cursor; the last of them is not finished yet.
 COMPLETE = "__complete"
@@ -3321,6 +3317,8 @@ COMPLETE = "__complete"
 COMPLETE_S = 1.0
 #: A line that asks the shell for its own completion of paths.
 PATHS = (":files", "")
+#: The word that argparse is given in place of the unfinished one: where it puts that, the cursor is.
+CURSOR = "\0"
 
 #: A word and what it means.
 Offer = tuple[str, str]
@@ -3339,194 +3337,126 @@ def print_completions(words: list[str]) -> int:
 
 def offers_for(words: list[str]) -> list[Offer]:
     """What begins as the last word does and can stand in its place."""
-    *before, current = [word for word in words[:-1] if word != "="] + words[-1:]  # bash breaks words at `=`
-    current = "" if current == "=" else current
-    cursor = Cursor(before)
+    before = [word for word in words[:-1] if word not in ("=", "-h", "--help")]  # bash breaks words at `=`
+    current = "" if words[-1] == "=" else words[-1]
     option, equals, _ = current.partition("=")
-    if current.startswith("-") and cursor.is_list(cursor.open):
-        cursor.open = ""
-    if cursor.open or (equals and current.startswith("--")):
-        head = "" if cursor.open else option + equals
-        offers = [(head + word, meaning) for word, meaning in cursor.values_of(cursor.open or option)]
-        offers = [PATHS if word == head + PATHS[0] else (word, meaning) for word, meaning in offers]
-    else:
-        offers = cursor.options() if current.startswith("-") else cursor.words()
+    head = option + equals if equals and option.startswith("--") else ""
+    if head:
+        before.append(option)
+    wants_option = current.startswith("-") and not head
+    try:
+        offers = Tab(before).options() if wants_option else Tab([*before, CURSOR]).values()
+    except BadRequest:  # the words before are none that `tau` understands
+        return []
+    offers = [(word if word == PATHS[0] else head + word, meaning) for word, meaning in offers]
     return [offer for offer in offers if offer == PATHS or offer[0].startswith(current)]
 
 
-class Cursor:
-    """A place on a command line, as the words before it have made it."""
+class Tab:
+    """A place on a command line, as argparse sees it when nothing is required yet."""
 
-    def __init__(self, before: list[str]) -> None:
-        self.chosen: Operation | None = None
-        self.group = ""
-        self.lost = False  # a word that is no command: nobody knows what could follow
-        self.open = ""  # the option whose value is here
-        self.given: dict[str, str] = {}  # option → its last value
-        self.positional: list[str] = []
-        for word in before:
-            self.read(word)
+    def __init__(self, words: list[str]) -> None:
+        self.place = ""  # what the word at the cursor would be given to
+        self.name, self.given = read_line(words, self.parse)
 
-    def read(self, word: str) -> None:
-        """Takes the next word into account."""
-        option, equals, value = word.partition("=")
-        if word.startswith("-") and word != "-" and (not self.open or self.is_list(self.open)):
-            self.given[option] = value
-            self.open = "" if equals or not self.takes_value(option) else option
-        elif self.open:
-            self.given[self.open] = word
-            self.open = self.open if self.is_list(self.open) else ""
-        elif self.chosen is not None:
-            self.positional.append(word)
-        else:
-            self.read_name(word)
+    def parse(self, name: str, words: list[str]) -> Json:
+        """What argparse reads in the words after *name*; the place of the cursor is kept, and given nothing."""
+        self.parser = parser_of(name)
+        for action in self.parser._actions:
+            action.required = False
+        given = vars(self.parser.parse_known_args([word for word in words if word != "--help"])[0])
+        for place, value in [*given.items()]:
+            if place != "rest" and CURSOR in (value if isinstance(value, list) else [value]):
+                self.place = place
+                del given[place]
+        return given
 
-    def read_name(self, word: str) -> None:
-        """Takes a word of the command's name into account."""
-        if word == "help" and not self.group:
-            return
-        if word in command_groups() and not self.group:
-            self.group = word
-            return
-        self.chosen = shell_commands().get(f"{self.group} {word}".strip())
-        self.lost = self.lost or self.chosen is None
+    def options(self) -> list[Offer]:
+        """The options that have not been given yet; KEY=VALUE can be repeated."""
+        actions = [one for one in self.parser._actions if one.dest not in self.given or one.dest == "pairs"]
+        return [(flag, one.help or "") for one in actions for flag in one.option_strings if flag.startswith("--")]
 
-    def argument(self, option: str) -> Argument | None:
-        """The argument of the command that this option sets."""
-        known = self.chosen.arguments.values() if self.chosen is not None else ()
-        return next((one for one in known if not one.positional and option in one.flags), None)
-
-    def takes_value(self, option: str) -> bool:
-        """Whether a value follows the option."""
-        argument = self.argument(option)
-        return argument.kind != "bool" if argument is not None else COMMON.get(option, False)
-
-    def is_list(self, option: str) -> bool:
-        """Whether any number of values follows the option."""
-        argument = self.argument(option)
-        return argument is not None and argument.kind == "list[Json]"
-
-    def words(self) -> list[Offer]:
-        """What can stand here that is no option: a command, or a positional argument."""
-        if self.chosen is None:
-            return [] if self.lost else self.names()
-        places = [one for one in self.chosen.arguments.values() if one.positional]
-        at = len(self.positional)
-        if at >= len(places) and not (places and places[-1].kind == "list[RunId]"):
-            return []
-        return self.values(places[min(at, len(places) - 1)])
+    def values(self) -> list[Offer]:
+        """The words that can stand at the cursor and are no options."""
+        if self.place == "command":
+            return self.names()
+        chosen = shell_commands().get(self.name)
+        argument = chosen.arguments.get(self.place) if chosen is not None else None
+        if argument is not None and argument.name in CHOICES:
+            return [(word, "") for word in CHOICES[argument.name]]
+        kind = argument.kind if argument is not None else ""
+        if self.place.endswith("file") or self.place == "--home" or kind == "list[Json]":
+            return [PATHS]
+        places = (f"{self.name} {self.place}", self.place, kind)
+        return next((VALUES[place](self) for place in places if place in VALUES), [])
 
     def names(self) -> list[Offer]:
         """The commands, or those of the group."""
         groups = command_groups()
-        if self.group:
-            return [(one.words.partition(" ")[2], one.summary) for one in groups[self.group]]
+        if self.name:
+            return [(one.words.partition(" ")[2], one.summary) for one in groups[self.name]]
         single = [(words, one.summary) for words, one in shell_commands().items() if " " not in words]
         several = [(group, ", ".join(one.words for one in entries)) for group, entries in groups.items()]
         return [*single, *several, ("help", "Show the arguments and examples of a command.")]
 
-    def options(self) -> list[Offer]:
-        """The options that have not been given yet; those of a pair or a list can be given again."""
-        offers = [("--help", "arguments and examples")]
-        for argument in self.chosen.arguments.values() if self.chosen is not None else ():
-            if not argument.positional and not (argument.kind != "Json" and {*argument.flags} & {*self.given}):
-                offers += [(flag, argument.meaning) for flag in argument.flags if flag.startswith("--")]
-        return offers + [(option, "of every command") for option in COMMON if option not in self.given]
-
-    def values_of(self, option: str) -> list[Offer]:
-        """What can be the value of an option."""
-        argument = self.argument(option)
-        return self.values(argument) if argument is not None else VALUES.get(option, nothing)(self)
-
-    def values(self, argument: Argument) -> list[Offer]:
-        """What can be the value of an argument."""
-        assert self.chosen is not None
-        if argument.kind == "list[Json]":
-            return [PATHS]
-        if argument.name in CHOICES:
-            return [(word, "") for word in CHOICES[argument.name]]
-        group = self.chosen.words.partition(" ")[0] if " " in self.chosen.words else ""
-        places = (f"{self.chosen.name}.{argument.name}", f"{group}.{argument.name}", argument.kind)
-        return next((VALUES[place] for place in places if place in VALUES), nothing)(self)
-
-    def ask(self, method: str, params: Json) -> Json:
-        """The answer of the daemon that the command line means; empty if there is none within COMPLETE_S.
+    def ask(self, method: str, rows: str, **params: Any) -> list[Json]:
+        """Rows of the answer of the daemon that the command line means; none if it takes longer than COMPLETE_S.
 
         In a thread: looking up the name of a host cannot be interrupted.
         """
-        answers: list[Json] = []
+        found: list[Json] = []
 
         def wait_for_answer() -> None:
             try:
-                host, env, home = (self.given.get(option) for option in ("--host", "--env", "--home"))
-                with Client(host, home, env) as client:
-                    answers.append(client.call(method, params))
+                with Client(*(self.given.get(option) for option in ("--host", "--home", "--env"))) as client:
+                    found.extend(client.call(method, params)[rows])
             except Exception:  # silent, as print_completions() is
                 pass
 
         thread = threading.Thread(target=wait_for_answer, daemon=True)
         thread.start()
         thread.join(COMPLETE_S)
-        return answers[0] if answers else {}
+        return found
 
 
-def nothing(cursor: Cursor) -> list[Offer]:
-    """Whatever stands here is the user's own."""
-    return []
-
-
-def some_paths(cursor: Cursor) -> list[Offer]:
-    """Files and folders."""
-    return [PATHS]
-
-
-def some_pipelines(cursor: Cursor) -> list[Offer]:
+def some_pipelines(tab: Tab) -> list[Offer]:
     """The deployed pipelines."""
-    return [(row["name"], row["description"] or "") for row in cursor.ask("list", {"limit": 1000}).get("pipelines", ())]
+    return [(row["name"], row["description"] or "") for row in tab.ask("list", "pipelines", limit=1000)]
 
 
-def some_runs(cursor: Cursor) -> list[Offer]:
+def some_runs(tab: Tab) -> list[Offer]:
     """The last runs, of the pipeline alone that the command line has named."""
-    params: Json = {"limit": 50}
-    assert cursor.chosen is not None
-    if cursor.positional and next(iter(cursor.chosen.arguments)) == "name":
-        params["name"] = cursor.positional[0]
-    rows = cursor.ask("runs", params).get("runs", ())
+    of = {"name": tab.given["name"]} if "name" in tab.given else {}
+    rows = tab.ask("runs", "runs", limit=50, **of)
     return [(row["run_id"], f"{row['pipeline']} {row['status']} {row['queued_at']}") for row in rows]
 
 
-def some_environments(cursor: Cursor) -> list[Offer]:
+def some_environments(tab: Tab) -> list[Offer]:
     """The client's environments."""
     return [(name, table["host"]) for name, table in read_environments().items()]
 
 
-def some_keys(cursor: Cursor) -> list[Offer]:
+def some_keys(tab: Tab) -> list[Offer]:
     """The keys of the daemon that still open something."""
-    rows = cursor.ask("key_list", {}).get("keys", ())
-    return [(row["name"], row["scope"]) for row in rows if row["status"] == "live"]
+    return [(row["name"], row["scope"]) for row in tab.ask("key_list", "keys") if row["status"] == "live"]
 
 
-#: command.argument, group.argument, kind of argument, or common option → what it can be.
-VALUES: dict[str, Callable[[Cursor], list[Offer]]] = {
+#: An argument of a command, an option of all commands, or a kind of argument → what it can be.
+VALUES: dict[str, Callable[[Tab], list[Offer]]] = {
     "PipelineName": some_pipelines,
     "Subject": some_pipelines,
     "RunId": some_runs,
     "list[RunId]": some_runs,
-    "key_revoke.name": some_keys,
-    "backup.file": some_paths,
-    "env.name": some_environments,
-    "env_add.name": nothing,
-    "env.api_key_file": some_paths,
-    "env.ca_file": some_paths,
-    "env.cert_file": some_paths,
-    "env.cert_key_file": some_paths,
+    "key revoke name": some_keys,
+    "env show name": some_environments,
+    "env use name": some_environments,
+    "env remove name": some_environments,
     "--env": some_environments,
-    "--home": some_paths,
 }
 
 
 @reads_here
-def completion(desk: tuple[Json, View], shell: str) -> int:
+def completion(desk: tuple[Json, View], shell: str) -> Json:
     """Print the script by which a shell completes commands, options, pipelines, runs and environments on Tab.
 
     shell         bash, zsh or fish
@@ -3536,7 +3466,7 @@ def completion(desk: tuple[Json, View], shell: str) -> int:
         tau completion fish > ~/.config/fish/completions/tau.fish
     """
     write_out(SCRIPTS[shell].strip("\n"))
-    return 0
+    return {}
 
 
 SCRIPTS = {
@@ -3597,36 +3527,34 @@ complete -c tau -f -a '(__tau_complete)'
 
 
 # --- 11. Daemons elsewhere ---------------------------------------------------------------
-# Owns `tau env`: the daemons that a user knows by name.  Calls Settings and Terminal.
-# Promises that a key is neither a word of a command line nor printed, and that a user's own text stays as it is.
+# Owns `tau env`: the daemons that a user knows by name.  Calls Settings.
+# Promises that a key is neither a word of a command line nor printed, and that the rest of a user's file stays.
 
 
 @reads_here
-def env_list(desk: tuple[Json, View]) -> int:
+def env_list(desk: tuple[Json, View]) -> Json:
     """List the environments, and which daemon a command would speak to.
 
     Examples:
         tau env list
         tau --env production env list  # what this would mean
     """
-    asked, view = desk
-    target = told_target(asked)
+    daemon = daemon_meant(desk)
     rows = [
         {"name": name, "host": table["host"], "key": key_of(table)}
-        | {"in_use": target["from"] if target.get("env") == name else None}
+        | {"in_use": daemon["from"] if daemon["env"] == name else None}
         for name, table in read_environments().items()
     ]
-    view.show("env_list", {"environments": rows, "daemon": target, "file": environments_path()})
-    return 0
+    return {"environments": rows, "daemon": daemon, "file": environments_path()}
 
 
-def told_target(asked: Json) -> Json:
-    """The daemon that a command with these options would speak to, and what says so; or why that is not known."""
+def daemon_meant(desk: tuple[Json, View]) -> Json:
+    """The daemon that a command with these options would speak to, and what names it; or why that is not known."""
     try:
-        found = find_daemon(**asked)
+        daemon = find_daemon(**desk[0])
     except TauError as problem:
         return {"env": None, "host": None, "from": None, "error": str(problem)}
-    return {"env": found.env, "host": found.address, "from": found.origin}
+    return {"env": daemon.env, "host": daemon.address, "from": daemon.origin}
 
 
 def key_of(table: Mapping[str, str]) -> str | None:
@@ -3635,7 +3563,7 @@ def key_of(table: Mapping[str, str]) -> str | None:
 
 
 @reads_here
-def env_show(desk: tuple[Json, View], name: str | None = None) -> int:
+def env_show(desk: tuple[Json, View], name: str | None = None) -> Json:
     """Show an environment, its key masked.
 
     name          which environment; without it the one that is used
@@ -3644,19 +3572,16 @@ def env_show(desk: tuple[Json, View], name: str | None = None) -> int:
         tau env show production
         tau --env production env show
     """
-    asked, view = desk
-    target = told_target(asked)
-    if name is None and target["env"] is None:
-        raise NotFound(f"no environment is used: {target.get('error') or target['host']}", "`tau env list` shows all")
-    table = named_environment(name or target["env"])
-    told = {key: "***" if key == "api_key" else table[key] for key in ENVIRONMENT_KEYS if key in table}
-    in_use = target["from"] if name in (None, target["env"]) else None
-    view.show("env_show", {"name": name or target["env"], **told, "in_use": in_use})
-    return 0
+    daemon = daemon_meant(desk)
+    shown = name or daemon["env"]
+    if shown is None:
+        raise NotFound(f"no environment is used: {daemon.get('error') or daemon['host']}", "`tau env list` shows all")
+    masked = {key: "***" if key == "api_key" else value for key, value in named_environment(shown).items()}
+    return {"name": shown, **masked, "in_use": daemon["from"] if shown == daemon["env"] else None}
 
 
 @writes_here
-def env_use(desk: tuple[Json, View], name: str | None = None, *, none: bool = False) -> int:
+def env_use(desk: tuple[Json, View], name: str | None = None, *, none: bool = False) -> Json:
     """Choose the environment that commands use unless they are told another.
 
     name          which environment; without it none, and the daemon of this user is used again
@@ -3666,17 +3591,20 @@ def env_use(desk: tuple[Json, View], name: str | None = None, *, none: bool = Fa
         tau env use production
         tau env use --none
     """
-    _, view = desk
     if name is not None and none:
         raise BadRequest(f"--none, or '{name[:WORD_MAX]}'?", "tau env use --none")
     host = None if name is None else named_environment(name)["host"]
-    before = chosen_environment() or None
-    if name != before:
-        keep_private(environments_path().removesuffix("s.toml"), f"{name}\n" if name else "")
+    answer: Json = {"name": name, "host": host, "changed": choose_environment(name or "")}
     stronger = next((one for one in ("TAU_HOST", "TAU_ENV") if os.environ.get(one)), None)
-    told = {"overridden_by": stronger} if stronger else {}
-    view.show("env_use", {"name": name, "host": host, "changed": name != before, **told})
-    return 0
+    return answer | ({"overridden_by": stronger} if stronger else {})
+
+
+def choose_environment(name: str) -> bool:
+    """Commands use this environment, or none; whether it was another before."""
+    if name == chosen_environment():
+        return False
+    write_private(environments_path().removesuffix("s.toml"), name and f"{name}\n")
+    return True
 
 
 @writes_here
@@ -3690,7 +3618,7 @@ def env_add(
     ca_file: str | None = None,
     cert_file: str | None = None,
     cert_key_file: str | None = None,
-) -> int:
+) -> Json:
     """Add an environment, or change it; its key comes from a file or stdin, where no other user can see it.
 
     name          what to call it
@@ -3705,7 +3633,6 @@ def env_add(
         tau env add production https://tau.example.com --api-key-file ~/tau.key
         tau env add staging https://staging.example.com - < key
     """
-    _, view = desk
     check_name(name, "an environment's name", *ENVIRONMENT_NAME)
     Address(host)  # or it is refused
     if key not in (None, "-") or (key and api_key_file):
@@ -3716,13 +3643,11 @@ def env_add(
         read_key_file(table["api_key_file"], "give the path of the file that holds the key")
     if key:
         table["api_key"] = one_key(sys.stdin.read(), "stdin")
-    changed = write_environment(name, table)
-    view.show("env_add", {"name": name, "host": host, "key": key_of(table), "changed": changed})
-    return 0
+    return {"name": name, "host": host, "key": key_of(table), "changed": write_environment(name, table)}
 
 
 @writes_here
-def env_remove(desk: tuple[Json, View], name: str) -> int:
+def env_remove(desk: tuple[Json, View], name: str) -> Json:
     """Remove an environment; if it was chosen, none is.
 
     name          which environment
@@ -3731,90 +3656,60 @@ def env_remove(desk: tuple[Json, View], name: str) -> int:
         tau env remove staging
         tau env remove production
     """
-    _, view = desk
     changed = write_environment(name, None)
     if chosen_environment() == name:
-        keep_private(environments_path().removesuffix("s.toml"), "")
-    view.show("env_remove", {"name": name, "changed": changed})
-    return 0
+        choose_environment("")
+    return {"name": name, "changed": changed}
 
 
 def write_environment(name: str, table: dict[str, str] | None) -> bool:
-    """The environment is as told, or gone; whether it was not so before.  Everything else in the file stays."""
+    """The environment has this table, or is gone; whether that is a change.  Everything else in the file stays."""
     path = environments_path()
     try:
         make_directory(os.path.dirname(path))
-        lock = os.open(os.path.dirname(path), os.O_RDONLY)
+        lock = lock_file(os.path.dirname(path))  # two at once would lose one of their changes
     except OSError as problem:
         raise not_written(path, problem) from None
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # two at once would lose one of their changes
         known = read_environments()
         if known.get(name) == table:
             return False
-        text = ""
-        if os.path.exists(path):
-            with open(path, encoding="utf-8") as file:
-                text = file.read()
-        edited = edit_table(text, name, known.get(name, {}), table)
+        edited = edit_table((read_bytes(path) or b"").decode("utf-8"), name, table)
         wanted = {one: known[one] for one in known if one != name} | ({} if table is None else {name: table})
-        if not parses_as(edited, wanted):
+        if parsed(edited) != wanted:
             raise BadRequest(f"[{name}] is written in a way that cannot be changed here", f"edit {path}")
-        keep_private(path, edited)
+        write_private(path, edited)
         return True
     finally:
         os.close(lock)
 
 
-def parses_as(text: str, wanted: Json) -> bool:
-    """Whether this is the TOML of that: a text that was edited without being understood is tried before it is kept."""
+def parsed(text: str) -> Json | None:
+    """The tables of TOML; None if it is none."""
     try:
-        return tomllib.loads(text) == wanted
+        return tomllib.loads(text)
     except tomllib.TOMLDecodeError:
-        return False
+        return None
 
 
-def edit_table(text: str, name: str, before: Mapping[str, str], after: Mapping[str, str] | None) -> str:
-    """The text with another table of this name, or without it.
+def edit_table(text: str, name: str, table: Mapping[str, str] | None) -> str:
+    """The text with this table in place of the one of the name, or at the end; or without that.
 
-    Comments stay, but for those among the lines of a table that goes; so does each line whose value stays.
+    A table begins with the blank line above it, if there is one, and ends with its last value: comments after that
+    belong to the next.
     """
-    lines = text.splitlines()
-    start, end = table_lines(lines, name)
-    if after is None:
-        lines[start:end] = []
-        if lines[start - 1 : start] == [""] and lines[start : start + 1] in ([], [""]):
-            del lines[start - 1]
-    else:
-        body = lines[start + 1 : end]
-        kept = [line for line in body if (key := key_on(line)) is None or before.get(key) == after.get(key)]
-        there = {key_on(line) for line in kept}
-        fresh = [f"{key} = {json.dumps(value, ensure_ascii=False)}" for key, value in after.items() if key not in there]
-        head = lines[start:end][:1] or [*([""] if lines and lines[-1].strip() else []), f"[{name}]"]
-        lines[start:end] = [*head, *fresh, *kept]
-    return "".join(f"{line}\n" for line in lines)
+    lines = [f"{key} = {json.dumps(value, ensure_ascii=False)}\n" for key, value in (table or {}).items()]
+    block = "".join([f"[{name}]\n", *lines]) if table is not None else ""
+    text = text if text.endswith("\n") or not text else f"{text}\n"
+    header = rf"^(\n?)[ \t]*\[[ \t]*(['\"]?){re.escape(name)}\2[ \t]*\][ \t]*(?:#.*)?\n"
+    rest = r"(?:(?![ \t]*\[).*\n)*?(?=(?:[ \t]*(?:#.*)?\n)*(?:[ \t]*\[|\Z))"
+    edited, count = re.subn(header + rest, lambda found: block and found[1] + block, text, count=1, flags=re.MULTILINE)
+    if count or not block:
+        return edited
+    return f"{text.rstrip()}\n\n{block}" if text.strip() else block
 
 
-def table_lines(lines: list[str], name: str) -> tuple[int, int]:
-    """From the header of a table to after its last value; the end of the text twice if it has none."""
-    header = rf"\s*\[\s*(['\"]?){re.escape(name)}\1\s*\]\s*(#.*)?"
-    start = next((at for at, line in enumerate(lines) if re.fullmatch(header, line)), len(lines))
-    end = min(start + 1, len(lines))
-    for at in range(end, len(lines)):
-        if lines[at].lstrip().startswith("["):
-            break
-        if lines[at].strip() and not lines[at].lstrip().startswith("#"):
-            end = at + 1
-    return start, end
-
-
-def key_on(line: str) -> str | None:
-    """The key that a line of a table sets; None for a comment or an empty line."""
-    text = line.strip()
-    return None if not text or text.startswith("#") else text.partition("=")[0].strip().strip("'\"")
-
-
-def keep_private(path: str, text: str) -> None:
+def write_private(path: str, text: str) -> None:
     """The file holds this text, for its owner alone, whole or not at all; an empty text is no file."""
     place = os.path.realpath(path)  # it may be a link into a user's collection of such files
     try:
@@ -3855,31 +3750,34 @@ def canary(ctx, deed: str):
     return deed
 """
 
-#: pass | warn | fail, what was found, and what to do.
-Finding = tuple[str, str, str]
+#: What was found where nothing is wrong; else warn or fail, what was found, and what to do.
+Finding = str | tuple[str, str, str]
 
 
-@local
-def doctor(desk: tuple[Client, View]) -> int:
+@reads_here
+def doctor(desk: tuple[Json, View]) -> Json:
     """Look for whatever could keep Tau from working, try everything with a pipeline, and name the remedies.
 
     Examples:
         tau doctor
         tau doctor --json
     """
-    client, view = desk
-    patient = Patient(client)
-    checks = []
-    for name, look in CHECKS.items():
-        try:
-            found = look(patient)
-        except Exception as problem:  # a check must never keep the others from being made
-            found = "fail", f"{type(problem).__name__}: {problem}", "this should not happen: please report it"
-        checks.append(dict(zip(("name", "status", "found", "remedy"), (name, *found), strict=True)))
-    checks += try_everything(client, patient)
-    document = {"ok": all(check["status"] != "fail" for check in checks), "checks": checks}
-    view.show("doctor", document)
-    return 0 if document["ok"] else 1
+    asked, _ = desk
+    with Client(**asked) as client:
+        patient = Patient(client)
+        checks = [check_row(name, look, patient) for name, look in CHECKS.items()]
+        checks += try_everything(client, patient)
+    return {"ok": all(check["status"] != "fail" for check in checks), "checks": checks}
+
+
+def check_row(name: str, look: Callable[[Patient], Finding], patient: Patient) -> Json:
+    """What a check has found; an error in it must not keep the others from being made."""
+    try:
+        found = look(patient)
+    except Exception as problem:
+        found = "fail", f"{type(problem).__name__}: {problem}", "this should not happen: please report it"
+    status, text, remedy = ("pass", found, "") if isinstance(found, str) else found
+    return {"name": name, "status": status, "found": text, "remedy": remedy}
 
 
 class Patient:
@@ -3901,29 +3799,28 @@ class Patient:
             self.settings = read_settings({}, self.config)
         except TauError as problem:
             self.wrong = problem
-        url = self.settings.get("url", "sqlite:///tau.db")
-        self.database = database_path(url, self.home)
+        self.database = database_path(self.settings.get("url", "sqlite:///tau.db"), self.home)
         self.here = os.path.isdir(self.home)  # else it is elsewhere, or not there yet
 
-
-def passed(found: str) -> Finding:
-    """Nothing to do."""
-    return "pass", found, ""
+    def open_database(self) -> contextlib.closing[sqlite3.Connection]:
+        """`with` a connection to the store that changes nothing."""
+        return contextlib.closing(read_only(self.database, shared=os.path.exists(self.database + "-wal")))
 
 
 def look_at_home(patient: Patient) -> Finding:
-    """The home is ours, for us alone, and can be written."""
+    """It is ours, for us alone, and can be written."""
+    home = patient.home
     if not patient.here:
-        return "warn", f"there is no {patient.home} on this machine yet", "taud --detach makes it"
-    about = os.stat(patient.home)
+        return "warn", f"there is no {home} on this machine yet", "taud --detach makes it"
+    about = os.stat(home)
     mode = stat.S_IMODE(about.st_mode)
     if about.st_uid != os.geteuid():
-        return ("fail", f"{patient.home} belongs to uid {about.st_uid}", "run as that user, or choose another --home")
+        return "fail", f"{home} belongs to uid {about.st_uid}", "run as that user, or choose another --home"
     if mode & (0o027 if patient.settings.get("group") else 0o077):
-        return "fail", f"{patient.home} has mode {mode:o}: others may enter", f"chmod 700 {patient.home}"
-    if not os.access(patient.home, os.W_OK | os.X_OK):
-        return "fail", f"{patient.home} cannot be written", "mount it writable, or choose another --home"
-    return passed(f"{patient.home}, mode {mode:o}")
+        return "fail", f"{home} has mode {mode:o}: others may enter", f"chmod 700 {home}"
+    if not os.access(home, os.W_OK | os.X_OK):
+        return "fail", f"{home} cannot be written", "mount it writable, or choose another --home"
+    return f"{home}, mode {mode:o}"
 
 
 def look_at_disk(patient: Patient) -> Finding:
@@ -3937,38 +3834,42 @@ def look_at_disk(patient: Patient) -> Finding:
     remedy = "make room, or lower [retention] and run `tau prune`"
     if free < ROOM_FAIL or (about.f_files and files < 1000):
         return "fail", f"{found}, {files:,} files", remedy
-    return ("warn", found, remedy) if free < ROOM_WARN else passed(found)
+    return ("warn", found, remedy) if free < ROOM_WARN else found
 
 
 def look_at_file_system(patient: Patient) -> Finding:
-    """The home is on a file system that can be trusted with a database."""
+    """A database can be trusted to it."""
     kind = file_system(patient.home)
     if kind in NETWORKS:
-        return ("warn", f"the home is on {kind}, where locks cannot be trusted", "keep the home on a local disk")
-    return passed(kind or "not known on this system")
+        return "warn", f"the home is on {kind}, where locks cannot be trusted", "keep the home on a local disk"
+    return kind or "not known on this system"
 
 
 def look_at_clock(patient: Patient) -> Finding:
-    """The clock shows a time that can be, and none before what has happened already."""
+    """It shows a time that can be, and none before what has happened already."""
     now, remedy = time.time(), "set the clock, and let NTP keep it"
     if now < CLOCK_MIN:
         return "fail", f"it shows {rfc3339(now)}", remedy
-    newest = ask_database(patient, "SELECT at FROM events ORDER BY seq DESC LIMIT 1")
+    try:
+        with patient.open_database() as db:
+            newest = db.execute("SELECT (SELECT at FROM events ORDER BY seq DESC LIMIT 1)").fetchone()[0]
+    except sqlite3.Error:
+        newest = None  # there is no store yet, or look_at_database() tells what is wrong with it
     if newest and newest > rfc3339(now + 60):
         return "fail", f"it shows {rfc3339(now)}, but the newest event is of {newest}", remedy
-    return passed(rfc3339(now))
+    return rfc3339(now)
 
 
-def look_at_zones(patient: Patient) -> Finding:
-    """Time zones can be had."""
+def look_at_time_zones(patient: Patient) -> Finding:
+    """They can be had."""
     count = len(zoneinfo.available_timezones())
     if count < 100:
         return "warn", f"only {count} time zones", "install the system's tzdata, or `pip install tzdata`"
-    return passed(f"{count} zones, schedules are in {patient.settings.get('timezone', 'UTC')}")
+    return f"{count} zones, schedules are in {patient.settings.get('timezone', 'UTC')}"
 
 
 def look_at_croniter(patient: Patient) -> Finding:
-    """croniter is there, in a version that we know."""
+    """It is there, in a version that we know."""
     metadata: Any = __import__("importlib.metadata", fromlist=["version"])
     try:
         version = str(metadata.version("croniter"))
@@ -3976,111 +3877,92 @@ def look_at_croniter(patient: Patient) -> Finding:
         return "fail", "croniter is not installed", f"{sys.executable} -m pip install 'croniter>=6,<8'"
     if not "6" <= version.partition(".")[0] < "8":
         return "warn", f"croniter {version} is not tested", "pip install 'croniter>=6,<8'"
-    return passed(f"croniter {version}")
+    return f"croniter {version}"
 
 
 def look_at_python(patient: Patient) -> Finding:
-    """This Python has what Tau needs; taud may run on another one."""
-    version = sys.version.split()[0]
+    """This one has what Tau needs; taud may run on another."""
+    found = f"Python {sys.version.split()[0]} on {sys.platform}"
     if not hasattr(os, "fork"):
-        return "fail", f"Python {version} on {sys.platform} cannot fork", "use Linux, or macOS"
+        return "fail", f"{found} cannot fork", "use Linux, or macOS"
     if not hasattr(os, "pidfd_open"):
-        return "warn", f"Python {version} on {sys.platform} has no pidfd_open", "use Linux for production"
-    return passed(f"Python {version} on {sys.platform}")
+        return "warn", f"{found} has no pidfd_open", "use Linux for production"
+    return found
 
 
 def look_at_sqlite(patient: Patient) -> Finding:
-    """SQLite knows strict tables."""
+    """It knows strict tables."""
+    found = f"SQLite {sqlite3.sqlite_version}"
     if sqlite3.sqlite_version_info < (3, 37):
-        return ("fail", f"SQLite {sqlite3.sqlite_version} is older than 3.37", "use a Python with a newer SQLite")
-    return passed(f"SQLite {sqlite3.sqlite_version}")
+        return "fail", f"{found} is older than 3.37", "use a Python with a newer SQLite"
+    return found
 
 
 def look_at_configuration(patient: Patient) -> Finding:
-    """The configuration is understood."""
+    """It is understood."""
     if patient.wrong is not None:
         return "fail", str(patient.wrong), patient.wrong.hint or "see examples/tau.example.toml"
-    return passed(patient.config or "there is none, so the defaults hold")
+    return patient.config or "there is none, so the defaults hold"
 
 
 def look_at_database(patient: Patient) -> Finding:
-    """The database is of this version and its structure is sound; read by a connection of our own."""
-    path, remedy = patient.database, "taud --restore FILE --replace puts a backup in its place"
+    """It is of this version and its structure is sound; read by a connection of our own."""
+    path = patient.database
     if not os.path.exists(path):
-        return passed(f"there is no {path} yet")
+        return f"there is no {path} yet"
     try:
-        db = read_only(path, shared=os.path.exists(path + "-wal"))
-        try:
+        with patient.open_database() as db:
             schema = db.execute("PRAGMA user_version").fetchone()[0]
             damage = find_damage(db)
-        finally:
-            db.close()
     except sqlite3.Error as problem:
-        return "fail", f"{path}: {problem}", remedy
+        damage = str(problem)
     if damage is not None:
-        return "fail", f"{path}: {damage}", remedy
+        return "fail", f"{path}: {damage}", "taud --restore FILE --replace puts a backup in its place"
     if schema > len(MIGRATIONS):
         return "fail", f"{path} was written by a newer Tau (schema {schema})", "use the newer Tau"
-    return passed(f"{path}, {os.path.getsize(path) >> 20:,} MiB, schema {schema}")
-
-
-def ask_database(patient: Patient, question: str) -> Any:
-    """One value of the store; None if there is none or it cannot be read."""
-    path = patient.database
-    try:
-        db = read_only(path, shared=os.path.exists(path + "-wal"))
-        try:
-            found = db.execute(question).fetchone()
-        finally:
-            db.close()
-    except sqlite3.Error:
-        return None
-    return None if found is None else found[0]
+    return f"{path}, {os.path.getsize(path) >> 20:,} MiB, schema {schema}"
 
 
 def look_at_socket(patient: Patient) -> Finding:
-    """What is at the place of the socket is one, ours, and for us alone."""
+    """What is at its place is one, ours, and for us alone."""
     path = os.path.join(patient.home, "tau.sock")
     if not os.path.lexists(path):
-        return passed("there is none") if patient.status is None else passed("the daemon listens elsewhere")
+        return "there is none" if patient.status is None else "the daemon listens elsewhere"
     about = os.lstat(path)
     if not stat.S_ISSOCK(about.st_mode) or about.st_uid != os.geteuid():
         return "fail", f"{path} is not a socket of ours", f"find out who made it, then remove {path}"
     if stat.S_IMODE(about.st_mode) & 0o007:
         return "fail", f"{path} is open to everybody", "restart taud"
-    return passed(path)
+    return path
 
 
 def look_at_daemon(patient: Patient) -> Finding:
-    """A daemon answers, of this version, and has nothing to complain of."""
+    """It answers, is of this version, and has nothing to complain of."""
     if patient.status is None:
         assert patient.absent is not None
         wrong = patient.absent.code != "unavailable"
         return "fail" if wrong else "warn", str(patient.absent), patient.absent.hint or "taud --detach"
-    about = patient.status
-    found = f"pid {about['pid']}, version {about['version']}"
-    if about["version"] != __version__:
+    version, warnings = patient.status["version"], patient.status["warnings"]
+    found = f"pid {patient.status['pid']}, version {version}"
+    if version != __version__:
         return "warn", f"{found}, but this is {__version__}", "tau shutdown; taud --detach"
-    if about["warnings"]:
-        return "warn", f"{found}: {'; '.join(map(str, about['warnings']))}", warning_remedy(about["warnings"])
-    return passed(found)
+    if warnings:
+        remedies = [ROOT_REMEDY if one.startswith("taud runs as root") else "do what it says" for one in warnings]
+        return "warn", f"{found}: {'; '.join(warnings)}", "; ".join(dict.fromkeys(remedies))
+    return found
 
 
-def warning_remedy(warnings: list[str]) -> str:
-    """What to do about what the daemon warns of: most warnings say it themselves."""
-    root = [one for one in warnings if one.startswith("taud runs as root")]
-    remedies = ["start taud as a user that may do what its pipelines need, and no more"] if root else []
-    return "; ".join(remedies + ["do what it says"] * (len(warnings) > len(root)))
+ROOT_REMEDY = "start taud as a user that may do what its pipelines need, and no more"
 
 
 def look_at_fork_server(patient: Patient) -> Finding:
     """The process that starts the runs is there."""
     if patient.status is None:
-        return passed("no daemon, no fork server")
+        return "no daemon, no fork server"
     pid = next((one["pid"] for one in patient.status["processes"] if one["role"] == "fork server"), None)
     if patient.here and (pid is None or process_started(pid) is None):
         return "fail", "it is dead", "taud starts another within a second; if not, see its log"
-    return passed(f"pid {pid}")
+    return f"pid {pid}"
 
 
 def look_at_limits(patient: Patient) -> Finding:
@@ -4088,136 +3970,96 @@ def look_at_limits(patient: Patient) -> Finding:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if hard != resource.RLIM_INFINITY and hard < DESCRIPTORS_MIN:
         return "warn", f"at most {hard} open files", "ulimit -n 4096, or LimitNOFILE= of the service"
-    return passed(f"{soft} open files, at most {'any number' if hard == resource.RLIM_INFINITY else hard}")
+    return f"{soft} open files, at most {'any number' if hard == resource.RLIM_INFINITY else hard}"
 
 
 def look_at_leftovers(patient: Patient) -> Finding:
     """Nothing lies about that belongs to nobody."""
     folder, old = os.path.join(patient.home, "runs"), time.time() - LEFT_S
     names = os.listdir(folder) if os.path.isdir(folder) else []
-    live = {one["run_id"] for one in (patient.status or {"processes": []})["processes"] if one.get("run_id")}
+    live = {one.get("run_id") for one in patient.status["processes"]} if patient.status else set()
     left = [name for name in names if name.partition(".")[0] not in live]
     left = [name for name in left if os.path.getmtime(os.path.join(folder, name)) < old]
     if left:
-        found = f"{len(left)} old journals in {folder}"
-        return "warn", found, "taud reads or removes them when it is started again"
-    return passed(f"{len(names)} files of live runs")
+        return "warn", f"{len(left)} old journals in {folder}", "taud reads or removes them when it is started again"
+    return f"{len(names)} files of live runs"
 
 
-#: What is looked at, in this order.
+#: What is looked at, in this order, by its name.
 CHECKS: dict[str, Callable[[Patient], Finding]] = {
-    "home": look_at_home,
-    "disk": look_at_disk,
-    "file system": look_at_file_system,
-    "clock": look_at_clock,
-    "time zones": look_at_zones,
-    "croniter": look_at_croniter,
-    "python": look_at_python,
-    "sqlite": look_at_sqlite,
-    "configuration": look_at_configuration,
-    "database": look_at_database,
-    "socket": look_at_socket,
-    "daemon": look_at_daemon,
-    "fork server": look_at_fork_server,
-    "limits": look_at_limits,
-    "leftovers": look_at_leftovers,
+    look.__name__.removeprefix("look_at_").replace("_", " "): look
+    for look in (
+        *(look_at_home, look_at_disk, look_at_file_system, look_at_clock, look_at_time_zones, look_at_croniter),
+        *(look_at_python, look_at_sqlite, look_at_configuration, look_at_database, look_at_socket, look_at_daemon),
+        *(look_at_fork_server, look_at_limits, look_at_leftovers),
+    )
 }
+
+#: What is asked of the canary: name of the check, method, params, how the run must then be.
+STORY: tuple[tuple[str, str, Json, str], ...] = (
+    ("deploy", "deploy", {"files": [{"path": "canary.py", "text": CANARY_SOURCE}]}, ""),
+    ("run", "run", {"name": CANARY, "params": {"deed": "succeed"}, "timeout": CANARY_S}, "success"),
+    ("fail", "run", {"name": CANARY, "params": {"deed": "fail"}, "timeout": CANARY_S}, "failed"),
+    ("retry", "retry", {"timeout": CANARY_S}, "failed"),
+    ("cancel", "run", {"name": CANARY, "params": {"deed": "wait"}, "wait": False}, ""),
+    ("cancel", "cancel", {}, "cancelled"),
+    ("undeploy", "undeploy", {"name": CANARY}, ""),
+)
 
 
 def try_everything(client: Client, patient: Patient) -> list[Json]:
     """The story of a pipeline from its deployment to its end, in the daemon, or in one of our own."""
     if patient.status is not None and not client.read_only:
-        return canary_checks(client, "in the daemon")
+        return try_canary(client, "in the daemon")
     try:
         with ThrowAway(client.home) as own:
-            return canary_checks(own, "in a home that was thrown away")
+            return try_canary(own, "in a home that was thrown away")
     except TauError as problem:
         found = f"a daemon does not even start: {problem}"
         return [{"name": "canary", "status": "fail", "found": found, "remedy": problem.hint}]
 
 
-def canary_checks(client: Client, where: str) -> list[Json]:
+def try_canary(client: Client, where: str) -> list[Json]:
     """A check for each deed of the canary; what follows a failure is not tried, but it is always undeployed."""
-    deeds: dict[str, Callable[[], str]] = {
-        "deploy": lambda: canary_deploy(client),
-        "run": lambda: canary_run(client, "succeed", "success"),
-        "fail": lambda: canary_run(client, "fail", "failed"),
-        "retry": lambda: canary_retry(client),
-        "cancel": lambda: canary_cancel(client),
-        "undeploy": lambda: canary_undeploy(client),
-    }
-    checks, wrong = [], ""
-    for deed, do in deeds.items():
-        if wrong and deed != "undeploy":
+    checks: dict[str, Json] = {}
+    run_id, failed = "", False
+    for deed, method, params, wanted in STORY:
+        if failed and deed != "undeploy":
             continue
-        began, found, remedy = time.monotonic(), "", ""
+        began, wrong, remedy = time.monotonic(), "", ""
+        key = {"key": os.urandom(12).hex()} if method in ("run", "retry") else {}
+        run = {"run_id": run_id} if method in ("retry", "cancel") else {}
         try:
-            found = do()
+            answer = client.call(method, params | key | run)
+            run_id = answer.get("run_id", "")
+            wrong = canary_verdict(answer, wanted)
         except TauError as problem:
-            found, remedy = str(problem), problem.hint
-        wrong = wrong or found
+            wrong, remedy = str(problem), problem.hint
+        failed = failed or bool(wrong)
         took = f"{(time.monotonic() - began) * 1000:.0f} ms {where}"
-        status, remedy = ("fail", remedy or "see the log of taud") if found else ("pass", "")
-        checks.append({"name": f"canary: {deed}", "status": status, "found": found or took, "remedy": remedy})
-    return checks
-
-
-def canary_deploy(client: Client) -> str:
-    """Deploys the canary; what was wrong with that."""
-    client.call("deploy", {"files": [{"path": "canary.py", "text": CANARY_SOURCE}]})
-    return ""
-
-
-def canary_run(client: Client, deed: str, wanted: str) -> str:
-    """Runs the canary to its end; what was wrong with that."""
-    asked = {"name": CANARY, "params": {"deed": deed}, "key": os.urandom(12).hex(), "timeout": CANARY_S}
-    return canary_verdict(client.call("run", asked), wanted)
+        status, remedy = ("fail", remedy or "see the log of taud") if wrong else ("pass", "")
+        checks[deed] = {"name": f"canary: {deed}", "status": status, "found": wrong or took, "remedy": remedy}
+    return [*checks.values()]
 
 
 def canary_verdict(run: Json, wanted: str) -> str:
-    """What is wrong with how a run has ended."""
-    if run["status"] == wanted:
+    """What is wrong with how a run has ended, if a status is wanted."""
+    if not wanted or run["status"] == wanted:
         return ""
     if run.get("waited") is False:
         return f"the run is still {run['status']} after {CANARY_S:g} s: are all slots taken?"
-    error = run["error"] or {"type": "no error", "message": ""}
+    error = run.get("error") or {"type": "no error", "message": ""}
     return f"it ended as {run['status']}, not {wanted}: {error['type']}: {error['message']}"
-
-
-def canary_retry(client: Client) -> str:
-    """Runs the failed canary again; what was wrong with that."""
-    (failed,) = client.call("runs", {"name": CANARY, "limit": 1})["runs"]
-    asked = {"run_id": failed["run_id"], "key": os.urandom(12).hex(), "timeout": CANARY_S}
-    return canary_verdict(client.call("retry", asked), "failed")
-
-
-def canary_cancel(client: Client) -> str:
-    """Cancels a canary that would sing for ever; what was wrong with that."""
-    asked = {"name": CANARY, "params": {"deed": "wait"}, "wait": False, "key": os.urandom(12).hex()}
-    run_id = client.call("run", asked)["run_id"]
-    status = client.call("cancel", {"run_id": run_id})["status"]
-    return "" if status == "cancelled" else f"the cancelled run is {status}"
-
-
-def canary_undeploy(client: Client) -> str:
-    """Undeploys the canary; what was wrong with that."""
-    client.call("undeploy", {"name": CANARY})
-    try:
-        left = client.call("runs", {"name": CANARY})["runs"]
-    except NotFound:
-        return ""
-    return f"{len(left)} of its runs are left"
 
 
 # --- 13. Terminal ------------------------------------------------------------------------
 # Owns how answers look: compact JSON for programs, tables and a live view for people.
-# Calls Words.  Promises that text from outside cannot control the terminal.
+# Calls Words, Shell and Ticks.  Promises that text from outside cannot control the terminal.
 
 
 def one_line(text: str, width: int) -> str:
     """The text in one line of at most *width* characters."""
-    flat = printable(text).replace("\n", " ⏎ ").replace("\t", " ")
-    return flat if len(flat) <= width else flat[: width - 1] + "…"
+    return cut_text(printable(text).replace("\n", " ⏎ ").replace("\t", " "), width)
 
 
 COLOURS = {"success": "32", "failed": "31", "timed_out": "31", "lost": "31", "error": "31", "running": "36"}
@@ -4226,16 +4068,6 @@ COLOURS |= {"warning": "33", "cancelled": "33", "queued": "2", "debug": "2", "di
 #: status of a check → its mark and colour.
 MARKS = {"pass": ("✓", "success"), "warn": ("!", "warning"), "fail": ("✗", "error")}
 
-#: list answer → the key of its rows and the columns shown.
-TABLES = {
-    "list": ("pipelines", ("name", "version", "last_status", "last_run_at", "next_at", "tags", "description")),
-    "runs": ("runs", ("run_id", "pipeline", "version", "status", "trigger", "queued_at", "duration_ms")),
-    "errors": ("errors", ("run_id", "pipeline", "finished_at", "where", "what")),
-    "wait": ("runs", ("run_id", "pipeline", "status", "duration_ms")),
-    "backfill": ("runs", ("scheduled_for", "run_id")),
-    "env_list": ("environments", ("name", "host", "key", "in_use")),
-    "key_list": ("keys", ("name", "scope", "pipelines", "status", "expires_at", "used_at")),
-}
 #: Column → a shorter heading than its name.
 HEADINGS = {"version": "ver", "last_status": "last", "duration_ms": "took"}
 #: Columns that are cut where the terminal is narrow, and to how little; names, ids and times are pasted, thus whole.
@@ -4251,55 +4083,49 @@ class View:
     def __init__(self, as_json: bool) -> None:
         self.people = people_read(sys.stdout, as_json)
         self.colours = self.people and not os.environ.get("NO_COLOR")
-        self.current = ""  # the live line at the cursor, not yet ended
+        self.open = ""  # what the line at the cursor is about, if it has not ended yet
         self.run_id = ""  # of the run that is shown live
 
     def show(self, name: str, document: Json) -> None:
         """Prints the one answer of a command."""
-        if not self.people:
-            text = encode_json(document)
-        elif name in TABLES and TABLES[name][0] in document:
-            text = self.table(document, *TABLES[name])
-        elif name in ("inspect", "show", "schema", "check"):
-            text = json.dumps(document, ensure_ascii=False, indent=2)
-        elif name in ("run", "wait") and "trace" in document:
-            text = self.summary(document)
-        elif name == "doctor":
-            text = "\n".join(map(self.check_text, document["checks"]))
-        elif name in TEXTS:
-            text = TEXTS[name](document)
-        elif name == "logs":
-            text = "\n".join(map(self.log_text, document["lines"]))
-        else:
-            text = pairs(document)
+        text = self.text_of(name, document) if self.people else encode_json(document)
         if text:
             write_out(text)
+
+    def text_of(self, name: str, document: Json) -> str:
+        """The answer of a command for a person."""
+        face = FACES.get(name)
+        if callable(face):
+            return face(self, document)
+        if face is not None and face[0] in document:
+            return self.table(document, *face)
+        return self.summary(document) if "trace" in document else pairs(document)
 
     def paint(self, text: str, style: str) -> str:
         """The text in the colour of a status, where colours are wanted."""
         return f"\x1b[{COLOURS[style]}m{text}\x1b[0m" if self.colours and style in COLOURS else text
 
-    def table(self, document: Json, key: str, columns: tuple[str, ...]) -> str:
+    def table(self, document: Json, key: str, columns: str) -> str:
         """Rows under headings, and how to get what is not shown."""
-        lines = self.rows(document[key], columns) if document[key] else [f"no {key}"]
+        lines = self.rows(document[key], columns.split()) if document[key] else [f"no {key}"]
         if cut := document.get("truncated"):
             lines.append(self.paint(f"{cut['shown']} of {cut['total']}; all: {cut['get']}", "dim"))
-        if spoken_to := document.get("daemon"):
-            told = spoken_to.get("error") or f"{spoken_to['host']} ({spoken_to['from']})"
-            lines.append(self.paint(f"commands speak to: {printable(told)}", "dim"))
+        if daemon := document.get("daemon"):
+            where = daemon.get("error") or f"{daemon['host']} ({daemon['from']})"
+            lines.append(self.paint(f"commands speak to: {printable(where)}", "dim"))
         return "\n".join(lines)
 
-    def rows(self, rows: list[Json], columns: tuple[str, ...]) -> list[str]:
+    def rows(self, rows: list[Json], columns: list[str]) -> list[str]:
         """The lines of a table, no wider than the terminal if that can be."""
         cells = {column: [one_line(cell(row, column), 60) for row in rows] for column in columns}
         widths = {column: max(len(HEADINGS.get(column, column)), *map(len, texts)) for column, texts in cells.items()}
         shrink(widths, terminal_width())
         heads = [HEADINGS.get(column, column).ljust(width) for column, width in widths.items()]
         lines = [self.paint("  ".join(heads).rstrip(), "bold")]
-        for at in range(len(rows)):
+        for texts in zip(*(cells[column] for column in widths), strict=True):
             padded = [
-                self.paint(one_line(cells[column][at], width).ljust(width), cells[column][at])
-                for column, width in widths.items()
+                self.paint(one_line(text, width).ljust(width), text)
+                for text, width in zip(texts, widths.values(), strict=True)
             ]
             lines.append("  ".join(padded).rstrip())
         return lines
@@ -4318,14 +4144,20 @@ class View:
                 lines.append(f"        {error['file']}:{error['line']}  {one_line(error['code'] or '', 120)}")
             if error.get("hint"):
                 lines.append(f"hint    {one_line(error['hint'], 400)}")
-        lines += [f"next    {hint}" for hint in run["next"]]
+        return "\n".join(lines + [f"next    {hint}" for hint in run["next"]])
+
+    def checks(self, document: Json) -> str:
+        """The checks of the doctor, each with its remedy below it."""
+        lines = []
+        for check in document["checks"]:
+            mark = self.paint(*MARKS[check["status"]])
+            remedy = f"\n    {check['remedy']}" if check["remedy"] else ""
+            lines.append(f"{mark} {check['name']:<16} {printable(check['found'] + remedy)}")
         return "\n".join(lines)
 
-    def check_text(self, check: Json) -> str:
-        """One check of the doctor for a person; the remedy below it."""
-        mark, style = MARKS[check["status"]]
-        remedy = f"\n    {check['remedy']}" if check["remedy"] else ""
-        return f"{self.paint(mark, style)} {check['name']:<16} {printable(check['found'] + remedy)}"
+    def log(self, document: Json) -> str:
+        """The lines of a log."""
+        return "\n".join(map(self.log_text, document["lines"]))
 
     def log_text(self, line: Json) -> str:
         """One log line for a person."""
@@ -4347,49 +4179,45 @@ class View:
     def live(self, event: Json) -> None:
         """A followed event on a terminal: steps as they start and finish, logs between them."""
         kind, path = event["type"], printable(event.get("step") or "")
-        indent = "  " * path.count("/")
-        if kind == "step.started":
-            self.end_live()
-            self.current = f"  {indent}… {path.rpartition('/')[2]}"
-            print(self.paint(self.current, "dim"), end="", flush=True)
+        indent, step = "  " * (path.count("/") + 1), path.rpartition("/")[2]
+        if kind == "run.queued":
+            self.run_id = event["run_id"]
+            self.line(f"{event['pipeline']}  {self.run_id}")
+        elif kind == "step.started":
+            self.line(self.paint(f"{indent}… {step}", "dim"), path, ends=False)
         elif kind == "step.finished":
             mark = self.paint("✓", "success") if event["status"] == "success" else self.paint("✗", "error")
-            text = f"{path.rpartition('/')[2]}  {duration(event['duration_ms'])}{rows_text(event)}"
-            if self.current == f"  {indent}… {path.rpartition('/')[2]}":
-                print("\r\x1b[K", end="")
-                self.current = ""
-            self.end_live()
-            print(f"  {indent}{mark} {text}", flush=True)
+            self.line(f"{indent}{mark} {step}  {duration(event['duration_ms'])}{rows_text(event)}", path)
         elif kind == "log":
-            self.end_live()
-            text = printable(event["message"] + fields_text(event))
-            print(self.paint(f"    {indent}{text}", "dim"), flush=True)
+            self.line(self.paint(f"{indent}  {printable(event['message'] + fields_text(event))}", "dim"))
         elif kind == "progress":
-            self.end_live()
-            self.current = f"  {indent}{progress_text(event)}"
-            print(f"\r\x1b[K{self.paint(self.current, 'dim')}", end="", flush=True)
+            self.line(self.paint(f"{indent}{progress_text(event)}", "dim"), f"progress of {path}", ends=False)
         elif kind == "check" and not event["passed"]:
-            self.end_live()
-            print(f"  {indent}{self.paint('✗', 'error')} check {printable(event['name'])}", flush=True)
+            self.line(f"{indent}{self.paint('✗', 'error')} check {printable(event['name'])}")
         elif kind == "run.retrying":
-            self.end_live()
-            text = f"attempt {event['attempt']} {event['status']}; again at {event['retry_at'][11:19]}"
-            print(self.paint(f"  {text}", "warning"), flush=True)
-        elif kind == "run.queued":
-            self.run_id = event["run_id"]
-            print(f"{event['pipeline']}  {self.run_id}", flush=True)
+            text = f"  attempt {event['attempt']} {event['status']}; again at {event['retry_at'][11:19]}"
+            self.line(self.paint(text, "warning"))
+
+    def line(self, text: str, about: str = "", ends: bool = True) -> None:
+        """Writes a line of the live view, over the unfinished one if both are about the same."""
+        if about and about == self.open:
+            print("\r\x1b[K", end="")
+        elif self.open:
+            print()
+        print(text, end="\n" if ends else "", flush=True)
+        self.open = "" if ends else about
+
+    def end_line(self) -> None:
+        """The line at the cursor, if any, is ended."""
+        if self.open:
+            print(flush=True)
+        self.open = ""
 
     def leave_run(self) -> None:
         """A person who interrupts `tau run` is told that this has not stopped the run, and what would."""
-        self.end_live()
+        self.end_line()
         if self.run_id:
             write_out(f"\n{self.run_id} goes on\nnext    tau wait {self.run_id}\nnext    tau cancel {self.run_id}")
-
-    def end_live(self) -> None:
-        """The line at the cursor, if any, is ended."""
-        if self.current:
-            print(flush=True)
-        self.current = ""
 
 
 def terminal_width() -> int:
@@ -4429,14 +4257,20 @@ def fields_text(line: Json) -> str:
     return "".join(f" {key}={plain(value)}" for key, value in (line["fields"] or {}).items())
 
 
+def rows_text(step: Json) -> str:
+    """The row counts of a step, as far as it has any."""
+    counts = ((step["rows_in"], "in"), (step["rows_out"], "out"))
+    text = ", ".join(f"{count:,} {way}" for count, way in counts if count is not None)
+    return f"  {text}" if text else ""
+
+
 def cell(row: Json, column: str) -> str:
     """The text of one table cell; two columns of `errors` are put together from its error."""
-    if column in ("where", "what"):
-        error = row["error"]
-        if column == "what":
-            return f"{error['type']}: {error['message']}"
-        return f"{error['file']}:{error['line']}" if error.get("file") else "-"
-    value = row.get(column)
+    value, error = row.get(column), row.get("error")
+    if column == "what" and error:
+        return f"{error['type']}: {error['message']}"
+    if column == "where" and error and error.get("file"):
+        return f"{error['file']}:{error['line']}"
     if column == "next_at" and row.get("held"):
         return str(row["held"])
     if value is None:
@@ -4447,49 +4281,62 @@ def cell(row: Json, column: str) -> str:
 
 
 def duration(millis: float) -> str:
-    """Milliseconds as a person reads them: 42.1 ms, 3.2 s, 5 min 3 s."""
+    """Milliseconds as a person reads them: 42.1 ms, 3.2 s, 5m3s."""
     if millis < 1000:
         return f"{millis:.1f} ms"
-    if millis < 60_000:
-        return f"{millis / 1000:.1f} s"
-    minutes, seconds = divmod(int(millis / 1000), 60)
-    return f"{minutes} min {seconds} s"
+    return f"{millis / 1000:.1f} s" if millis < 60_000 else duration_text(int(millis / 1000))
 
 
-def ticks_text(document: Json) -> str:
+def indented(view: View, document: Json) -> str:
+    return json.dumps(document, ensure_ascii=False, indent=2)
+
+
+def ticks_text(view: View, document: Json) -> str:
     """Ticks for a person, one a line: in local time, in UTC, and whether a change of the clock has moved it."""
     rows = zip(document["local"], document["ticks"], document["moved"], strict=True)
     return "\n".join(f"{local}  {utc}{'  moved by DST' if moved else ''}" for local, utc, moved in rows)
 
 
-def schedule_text(document: Json) -> str:
-    """A schedule for a person: what has been said of it, then its next ticks."""
-    told = {key: value for key, value in document.items() if value is not None and key not in TICKS_SHAPE}
-    return "\n".join([pairs(told), ticks_text(document)]).rstrip()
+def schedule_text(view: View, document: Json) -> str:
+    """A schedule for a person: its options, then its next ticks."""
+    options = {key: document[key] for key in document if key not in ("ticks", "local", "moved")}
+    told = pairs({key: value for key, value in options.items() if value is not None})
+    return "\n".join([told, ticks_text(view, document)]).rstrip()
 
 
-def why_text(document: Json) -> str:
+def why_text(view: View, document: Json) -> str:
     """Why a pipeline did or did not run: the answer, what holds it, and the last decisions, newest first."""
-    lines = [printable(document["answer"])]
+    lines = [document["answer"]]
     for one in document["held"]:
         because = f" ({one['reason']})" if one.get("reason") else ""
-        lines.append(printable(f"held by {one['by']}{because}  {one.get('hint', '')}".rstrip()))
+        lines.append(f"held by {one['by']}{because}  {one.get('hint', '')}".rstrip())
     for one in document["recent"]:
         what = one.get("status") or one.get("message") or one.get("reason") or ""
-        lines.append(printable(f"{one['scheduled_for']}  {one['decision']:<7}  {one.get('run_id') or ''}  {what}"))
-    return "\n".join(lines)
+        lines.append(f"{one['scheduled_for']}  {one['decision']:<7}  {one.get('run_id') or ''}  {what}")
+    return printable("\n".join(lines))
 
 
-TICKS_SHAPE = ("ticks", "local", "moved")
-#: Answers that have a text of their own.
-TEXTS: dict[str, Callable[[Json], str]] = {"ticks": ticks_text, "schedule": schedule_text, "why": why_text}
-
-
-def rows_text(step: Json) -> str:
-    """The row counts of a step, as far as it has any."""
-    counts = ((step["rows_in"], "in"), (step["rows_out"], "out"))
-    text = ", ".join(f"{count:,} {way}" for count, way in counts if count is not None)
-    return f"  {text}" if text else ""
+#: Command → how a person sees its answer: the key of its rows and their columns, or its text.  Whatever is in no row
+#: is the summary of a run, or pairs of key and value.
+FACES: dict[str, tuple[str, str] | Callable[[View, Json], str]] = {
+    "list": ("pipelines", "name version last_status last_run_at next_at tags description"),
+    "runs": ("runs", "run_id pipeline version status trigger queued_at duration_ms"),
+    "errors": ("errors", "run_id pipeline finished_at where what"),
+    "wait": ("runs", "run_id pipeline status duration_ms"),
+    "backfill": ("runs", "scheduled_for run_id"),
+    "env_list": ("environments", "name host key in_use"),
+    "key_list": ("keys", "name scope pipelines status expires_at used_at"),
+    "inspect": indented,
+    "show": indented,
+    "schema": indented,
+    "check": indented,
+    "code": lambda _, document: str(document["source"]).removesuffix("\n"),
+    "logs": View.log,
+    "doctor": View.checks,
+    "ticks": ticks_text,
+    "schedule": schedule_text,
+    "why": why_text,
+}
 
 
 # --- 14. Client --------------------------------------------------------------------------
@@ -4516,7 +4363,7 @@ class Client:
         self.target = find_daemon(host, env, home)
         self.host, self.home = self.target.host, self.target.home
         self.read_only = is_read_only()
-        self.channel: Lined | Posted | None = None
+        self.channel: Channel | None = None
         self.requests = 0
 
     def __enter__(self) -> Client:
@@ -4537,11 +4384,11 @@ class Client:
         A connection lost in mid-call is opened again and the request repeated for RECONNECT_S seconds,
         if that cannot do anything twice: a reading operation, or one with a key.
         """
-        known = OPERATIONS.get(method)
+        effect = OPERATIONS[method].effect if method in OPERATIONS else "unknown"
         if self.read_only:
-            refuse_writes(method, known.effect if known is not None else "unknown")
-        repeatable = (known is not None and known.effect == "reads") or "key" in params
-        patience, seen, lost_at = 0.05, 0, 0.0
+            refuse_writes(method, effect)
+        repeatable = effect == "reads" or "key" in params
+        give_up_at, pause, seen = 0.0, 0.05, 0
 
         def hand_on(event: Json) -> None:
             nonlocal seen
@@ -4556,18 +4403,31 @@ class Client:
                 self.compare_versions(problem)
                 raise
             except Unavailable as problem:
-                connected = self.channel is not None and self.channel.proven
-                self.close()
+                answered = self.hang_up(problem)
                 now = time.monotonic()
-                lost_at = lost_at or now
-                if not connected and problem.detail.get("reason") == "lost" and self.shows_no_certificate():
-                    problem.hint = CLIENT_HINT
-                if not repeatable or (not connected and lost_at == now) or now - lost_at > RECONNECT_S:
+                if answered and not give_up_at:
+                    give_up_at = now + RECONNECT_S
+                if not repeatable or problem.detail.get("retryable") is False or now >= give_up_at:
                     raise
-                if problem.detail.get("retryable") is False:
-                    raise
-                time.sleep(patience)
-                patience = min(2 * patience, 1.0)
+            time.sleep(pause)
+            pause = min(2 * pause, 1.0)
+
+    def hang_up(self, problem: Unavailable) -> bool:
+        """The connection has failed and is closed; whether a Tau has ever answered on it.
+
+        A daemon that demands a certificate and is shown none hangs up: in TLS 1.3 it does so without a word.
+        """
+        answered = self.channel is not None and self.channel.proven
+        self.close()
+        shown = self.target.cert_file or os.environ.get("TAU_CERT_FILE")
+        if (
+            not answered
+            and not shown
+            and problem.detail.get("reason") == "lost"
+            and Address(self.target.address).secure
+        ):
+            problem.hint = CLIENT_HINT
+        return answered
 
     def ask(self, method: str, params: Json, on_event: Callable[[Json], None]) -> Json:
         """One request and its answer on the open connection."""
@@ -4593,16 +4453,16 @@ class Client:
             message = f"the daemon is tau {there}, this is {__version__}: {problem}"
             raise Conflict(message, SKEW_HINT, reason="version_mismatch")
 
-    def connect(self) -> Lined | Posted:
+    def connect(self) -> Channel:
         """An open connection, to a daemon that takes us in; Unavailable says why there is none, and what to do."""
         address = Address(self.target.address)
         context = client_tls(self.target) if address.secure else None
         try:
-            if address.scheme == "unix":
-                return Lined(open_unix(address.path))
-            connection = open_tcp(address, context)
+            connection = open_unix(address.path) if address.scheme == "unix" else open_tcp(address, context)
         except OSError as problem:
             raise no_daemon(problem, address) from None
+        if address.scheme == "unix":
+            return Lined(connection)
         try:
             peer = connection.getpeername()[0]
             key = self.find_key(peer)
@@ -4617,11 +4477,6 @@ class Client:
             connection.close()
             raise
 
-    def shows_no_certificate(self) -> bool:
-        """Whether a daemon that demands a certificate must have hung up on us: in TLS 1.3 it does so without a word."""
-        shown = self.target.cert_file or os.environ.get("TAU_CERT_FILE")
-        return not shown and Address(self.target.address).secure
-
     def find_key(self, peer: str) -> str:
         """The key of the target; on loopback else the key that the daemon of this home made for it."""
         if key := self.target.api_key:
@@ -4630,21 +4485,43 @@ class Client:
         return (made or b"").decode("ascii", "replace").strip()
 
     def wait_for_end(self) -> None:
-        """Returns when the daemon has closed the connection, or soon if something stands between."""
-        if self.channel is not None:
-            self.channel.wait_for_end()
+        """Returns when the daemon has closed the connection, or after a while if something keeps it open."""
+        if self.channel is None:
+            return
+        try:
+            self.channel.socket.settimeout(self.channel.end_s)
+            while self.channel.socket.recv(1 << 16):
+                pass
+        except OSError:
+            pass
 
 
-class Lined:
-    """A connection that carries lines."""
+class Channel:
+    """A connection to a daemon: *proven* once a Tau has answered on it, *spent* when it can carry no more requests."""
+
+    proven = spent = False
+    end_s = SILENCE_S  # how long the daemon may take to end the connection
 
     def __init__(self, connection: socket.socket) -> None:
-        self.socket, self.buffer = connection, b""
-        self.proven, self.spent = True, False  # whether a Tau has answered; whether it can carry no more requests
+        self.socket = connection
 
     def close(self) -> None:
-        """The connection is closed."""
         self.socket.close()
+
+    def answers(self, message: Json) -> Iterator[Json]:
+        """Sends a request; the messages that come back."""
+        raise NotImplementedError
+
+
+class Lined(Channel):
+    """A connection that carries lines."""
+
+    proven = True
+
+    def __init__(self, connection: socket.socket) -> None:
+        super().__init__(connection)
+        self.buffer = LineBuffer()
+        self.lines: list[bytes] = []
 
     def greet(self, key: str) -> None:
         """Says hello with the key; Forbidden if it is not right, Unavailable if no Tau answers."""
@@ -4657,64 +4534,53 @@ class Lined:
     def answers(self, message: Json) -> Iterator[Json]:
         """Sends a request; the messages that come, for ever."""
         self.socket.settimeout(SEND_S)
-        try:
-            self.socket.sendall(encode(message))
-        except OSError:
-            pass  # what the daemon said before it closed is the better explanation: receive() finds it
+        self.send(message)
         self.socket.settimeout(silence())
         while True:
             yield self.receive()
 
+    def send(self, message: Json) -> None:
+        """Sends a line, if it can be sent: receive() finds what the daemon said before it closed."""
+        try:
+            self.socket.sendall(encode(message))
+        except OSError:
+            pass
+
     def receive(self) -> Json:
         """The next line; Unavailable at the end of the stream, and when even a ping has no answer."""
-        pieces, asked = [self.buffer], False
-        while b"\n" not in pieces[-1]:
+        asked = False
+        while not self.lines:
             try:
-                piece = self.socket.recv(1 << 18)
+                data = self.socket.recv(1 << 18)
             except TimeoutError:
                 if asked:
-                    raise Unavailable(*SILENT, reason="silent") from None
+                    raise silent() from None
                 asked = True
-                self.ping()
+                self.send({"jsonrpc": "2.0", "id": "ping", "method": "ping"})
                 continue
             except OSError:
-                piece = b""
-            if not piece:
+                data = b""
+            if not data:
                 raise lost()
-            pieces.append(piece)
-        line, _, self.buffer = b"".join(pieces).partition(b"\n")
-        return read_message(line)
-
-    def ping(self) -> None:
-        """Asks for a sign of life, while the answer to something else is awaited."""
-        try:
-            self.socket.sendall(encode({"jsonrpc": "2.0", "id": "ping", "method": "ping"}))
-        except OSError:
-            pass
-
-    def wait_for_end(self) -> None:
-        """Returns when the daemon has closed the connection."""
-        try:
-            while self.socket.recv(1 << 16):
-                pass
-        except OSError:
-            pass
+            self.lines += self.buffer.add(data)
+        return read_message(self.lines.pop(0))
 
 
-class Posted:
+class Posted(Channel):
     """A connection that carries HTTP."""
 
+    end_s = CONNECT_S  # a proxy may keep it open
+
     def __init__(self, connection: socket.socket, address: Address, key: str) -> None:
-        self.socket, self.path = connection, address.path + "/rpc"
+        super().__init__(connection)
+        self.path = address.path + "/rpc"
         self.http = http.client.HTTPConnection(address.host, address.port)
         self.http.sock, self.http.auto_open = connection, 0
-        self.proven, self.spent = False, False  # whether a Tau has answered; whether it can carry no more requests
         self.headers = {"Content-Type": "application/json", "User-Agent": f"tau/{__version__}"}
         if key:
             self.headers["Authorization"] = f"Bearer {key}"
 
     def close(self) -> None:
-        """The connection is closed."""
         self.http.close()
 
     def answers(self, message: Json) -> Iterator[Json]:
@@ -4735,7 +4601,7 @@ class Posted:
                         response.read()  # to its end, which the next request begins behind
                     yield message
         except TimeoutError:
-            raise Unavailable(*SILENT, reason="silent") from None
+            raise silent() from None
         except (OSError, http.client.IncompleteRead, http.client.NotConnected):
             raise lost() from None
         except http.client.HTTPException:
@@ -4743,9 +4609,9 @@ class Posted:
 
     def check(self, response: http.client.HTTPResponse) -> None:
         """Unavailable unless it is a Tau that answers, of our protocol."""
-        told = response.headers["Tau-Protocol"]
-        if told is not None:
-            check_protocol(int(told) if told.isdecimal() else told, None)
+        protocol = response.headers["Tau-Protocol"]
+        if protocol is not None:
+            check_protocol(int(protocol) if protocol.isdecimal() else protocol, None)
             self.proven = True
         elif response.status in (502, 503, 504):
             message = f"what stands before the daemon says {response.status} {response.reason}"
@@ -4755,18 +4621,6 @@ class Posted:
             raise Unavailable(f"the daemon is elsewhere: {there}", f"--host {there}", reason="moved", retryable=False)
         else:
             raise stranger()
-
-    def wait_for_end(self) -> None:
-        """Returns when the daemon has closed the connection, or after a while: a proxy may keep it open."""
-        try:
-            self.socket.settimeout(CONNECT_S)
-            while self.socket.recv(1 << 16):
-                pass
-        except OSError:
-            pass
-
-
-SILENT = ("the daemon does not answer", "is it stopped, or the machine overloaded? TAU_TIMEOUT_S waits longer")
 
 
 def silence() -> float:
@@ -4788,23 +4642,26 @@ def read_message(line: bytes) -> Json:
     return message
 
 
+def silent() -> Unavailable:
+    hint = "is it stopped, or the machine overloaded? TAU_TIMEOUT_S waits longer"
+    return Unavailable("the daemon does not answer", hint, reason="silent")
+
+
 def lost() -> Unavailable:
-    """The complaint about a connection that broke off."""
     hint = "the daemon stopped; `taud --detach` starts it, runs go on meanwhile"
     return Unavailable("the connection was lost before the answer", hint, reason="lost")
 
 
 def stranger() -> Unavailable:
-    """The complaint about something that answers in another way."""
     hint = "check --host and TAU_HOST: tcp:// or tls:// for lines, http:// or https:// for HTTP"
     return Unavailable("what answers here is not a Tau daemon", hint, reason="not_a_tau", retryable=False)
 
 
-def check_protocol(spoken: Any, version: str | None) -> None:
+def check_protocol(protocol: Any, version: str | None) -> None:
     """Conflict unless both sides speak alike."""
-    if spoken != PROTOCOL:
+    if protocol != PROTOCOL:
         there = f"tau {version}" if version else "the daemon"
-        message = f"{there} speaks protocol {spoken!r:.20}, this tau {__version__} speaks {PROTOCOL}"
+        message = f"{there} speaks protocol {protocol!r:.20}, this tau {__version__} speaks {PROTOCOL}"
         raise Conflict(message, SKEW_HINT, reason="version_mismatch")
 
 
@@ -4853,24 +4710,25 @@ def no_daemon(problem: OSError, address: Address) -> Unavailable:
     if address.scheme == "unix":
         home = os.path.dirname(address.path)
         start = "taud --detach" if home == find_home(None) else f"taud --home {shlex.quote(home)} --detach"
-    kinds: tuple[tuple[type[OSError] | None, str, str, str], ...] = (
-        (PermissionError, "not_allowed", f"not allowed to connect to {where}", "it is another user's: [daemon] group"),
-        (FileNotFoundError, "no_socket", f"no daemon: there is no socket at {where}", start),
-        (ConnectionRefusedError, "refused", f"no daemon listens at {where}", start),
-        (socket.gaierror, "unknown_host", f"there is no host '{address.host}'", "check --host and TAU_HOST"),
-        (TimeoutError, "no_route", f"{where} does not answer", "is the machine up, and the port open to you?"),
-    )
     if address.secure and isinstance(problem, ssl.SSLCertVerificationError):
         message = f"the certificate of {where} is refused: {problem.verify_message}"
         return Unavailable(message, CA_HINT, reason="certificate_refused", retryable=False)
     if address.secure and isinstance(problem, (ssl.SSLError, ConnectionResetError)):
         message, hint = f"no TLS with {where}: {problem}", "if the daemon speaks plainly there: tcp:// or http://"
         return Unavailable(message, hint, reason="no_tls", retryable=False)
-    for kind, reason, message, hint in kinds:
-        if kind is not None and isinstance(problem, kind):
-            return Unavailable(message, hint, reason=reason)
-    hint = "check --host, --home, TAU_HOST and TAU_HOME"
-    return Unavailable(f"cannot connect to {where}: {problem}", hint, reason="unreachable")
+    kinds: tuple[tuple[type[OSError], str, str, str], ...] = (
+        (PermissionError, "not_allowed", f"not allowed to connect to {where}", "it is another user's: [daemon] group"),
+        (FileNotFoundError, "no_socket", f"no daemon: there is no socket at {where}", start),
+        (ConnectionRefusedError, "refused", f"no daemon listens at {where}", start),
+        (socket.gaierror, "unknown_host", f"there is no host '{address.host}'", "check --host and TAU_HOST"),
+        (TimeoutError, "no_route", f"{where} does not answer", "is the machine up, and the port open to you?"),
+        (
+            *(OSError, "unreachable", f"cannot connect to {where}: {problem}"),
+            "check --host, --home, TAU_HOST and TAU_HOME",
+        ),
+    )
+    _, reason, message, hint = next(row for row in kinds if isinstance(problem, row[0]))
+    return Unavailable(message, hint, reason=reason)
 
 
 CLIENT_HINT = (
@@ -4887,21 +4745,19 @@ class ThrowAway:
 
     def __init__(self, usual: str) -> None:
         self.usual = usual
-        self.home = os.path.join(os.environ.get("TMPDIR", "/tmp"), f"tau-try-{os.urandom(6).hex()}")
-        self.client = Client(home=self.home)
-        self.client.read_only = False  # what is thrown away may be written
 
     def __enter__(self) -> Client:
-        os.mkdir(self.home, 0o700)
+        self.home = tempfile.mkdtemp(prefix="tau-try-")
         try:
-            make_directory(self.usual)
             for name in ("secrets", "environments"):
                 make_directory(os.path.join(self.usual, name))
                 os.symlink(os.path.join(self.usual, name), os.path.join(self.home, name))
             self.start()
         except BaseException:
-            remove_tree(self.home)
+            shutil.rmtree(self.home)
             raise
+        self.client = Client(home=self.home)
+        self.client.read_only = False  # what is thrown away may be written
         return self.client
 
     def __exit__(self, *exception: object) -> None:
@@ -4912,7 +4768,7 @@ class ThrowAway:
         except Unavailable:
             pass
         self.client.close()
-        remove_tree(self.home)
+        shutil.rmtree(self.home)
 
     def start(self) -> None:
         """The daemon is ready; its refusal is raised."""
@@ -4928,17 +4784,6 @@ class ThrowAway:
             text = file.read().decode("utf-8", "replace")
         if os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) != 0:
             raise said_error(text.splitlines()) or Internal(text[-500:])
-
-
-def remove_tree(path: str) -> None:
-    """The directory and all in it do not exist afterwards; links are not followed."""
-    for at, folders, names in os.walk(path, topdown=False):
-        for name in names:
-            remove_file(os.path.join(at, name))
-        for name in folders:
-            place = os.path.join(at, name)
-            remove_file(place) if os.path.islink(place) else os.rmdir(place)
-    os.rmdir(path)
 
 
 # === Part III: the daemon ==================================================================

@@ -53,10 +53,8 @@ def test_an_operation_with_two_words_is_a_command_of_two_words(monkeypatch: pyte
     monkeypatch.setitem(module.OPERATIONS, "key_create", entry)
     assert (entry.name, entry.words) == ("key_create", "key create")
     for words in (["key", "create", "ada"], ["--host", "x:1", "key", "--json", "create", "ada"]):
-        found, rest = module.find_command(words)
-        assert found is entry
-        options = module.parse_words(entry, rest)
-        assert options["name"] == "ada"
+        found, options = module.read_line(words, module.parse_words)
+        assert (found, options["name"]) == ("key create", "ada")
     assert "tau key create" in module.group_page("key")
     with pytest.raises(module.BadRequest, match="'key create' needs 'name'"):
         entry.check({})
@@ -66,7 +64,7 @@ def test_an_operation_with_two_words_is_a_command_of_two_words(monkeypatch: pyte
         (["key_create"], "'key create'"),
     ):
         with pytest.raises(module.BadRequest) as refused:
-            module.find_command(words)
+            module.read_line(words, module.parse_words)
         assert hint in refused.value.hint
 
 

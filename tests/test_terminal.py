@@ -70,6 +70,14 @@ def test_a_run_is_shown_live_with_steps_durations_and_rows(tau: Tau) -> None:
     assert "\x1b[32m" in screen
 
 
+def test_progress_stays_on_its_line(capsys: pytest.CaptureFixture[str]) -> None:
+    view = module.View(as_json=True)
+    for done in (1, 2):
+        view.live({"type": "progress", "step": "load", "done": done, "total": 2, "message": ""})
+    view.live({"type": "log", "message": "loaded", "fields": None})
+    assert capsys.readouterr().out == "  1 of 2 (50 %)\r\x1b[K  2 of 2 (100 %)\n    loaded\n"
+
+
 def test_a_failed_run_shows_its_error_and_place(tau: Tau) -> None:
     tau.deploy_it("def it(ctx):\n    with ctx.step('bad'):\n        raise ValueError('no \\x1b[31m colours')")
     code, screen = on_terminal(tau, "run", "it", NO_COLOR="1")
@@ -86,7 +94,7 @@ def test_tables_are_aligned_and_honour_no_color(tau: Tau) -> None:
     tau("run", "it")
     code, screen = on_terminal(tau, "runs", "it", "--last", "1", NO_COLOR="1")
     head, row, *rest = screen.splitlines()
-    assert head.split() == [module.HEADINGS.get(column, column) for column in module.TABLES["runs"][1]]
+    assert head.split() == [module.HEADINGS.get(column, column) for column in module.FACES["runs"][1].split()]
     assert row.index("success") == head.index("status")
     assert "\x1b" not in screen
     assert not rest or "of" in rest[0]
@@ -230,7 +238,7 @@ def test_nothing_to_list_is_said(home: Tau) -> None:
 
 
 @pytest.mark.parametrize(
-    ("millis", "text"), [(0.04, "0.0 ms"), (999.9, "999.9 ms"), (3200, "3.2 s"), (303_000, "5 min 3 s")]
+    ("millis", "text"), [(0.04, "0.0 ms"), (999.9, "999.9 ms"), (3200, "3.2 s"), (303_000, "5m3s")]
 )
 def test_durations_read_well(millis: float, text: str) -> None:
     assert module.duration(millis) == text
