@@ -3996,7 +3996,7 @@ CHECKS: dict[str, Callable[[Patient], Finding]] = {
 }
 
 #: What is asked of the canary: name of the check, method, params, how the run must then be.
-STORY: tuple[tuple[str, str, Json, str], ...] = (
+CANARY_DEEDS: tuple[tuple[str, str, Json, str], ...] = (
     ("deploy", "deploy", {"files": [{"path": "canary.py", "text": CANARY_SOURCE}]}, ""),
     ("run", "run", {"name": CANARY, "params": {"deed": "succeed"}, "timeout": CANARY_S}, "success"),
     ("fail", "run", {"name": CANARY, "params": {"deed": "fail"}, "timeout": CANARY_S}, "failed"),
@@ -4023,7 +4023,7 @@ def try_canary(client: Client, where: str) -> list[Json]:
     """A check for each deed of the canary; what follows a failure is not tried, but it is always undeployed."""
     checks: dict[str, Json] = {}
     run_id, failed = "", False
-    for deed, method, params, wanted in STORY:
+    for deed, method, params, wanted in CANARY_DEEDS:
         if failed and deed != "undeploy":
             continue
         began, wrong, remedy = time.monotonic(), "", ""
