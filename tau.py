@@ -64,6 +64,7 @@ if TYPE_CHECKING:
     import email.utils
     import fcntl
     import fnmatch
+    import functools
     import grp
     import gzip
     import hashlib
@@ -125,6 +126,8 @@ if TYPE_CHECKING:
     #: Of metrics: name, kind, meaning, samples.
     Family = tuple[str, str, str, Iterable[str]]
     Tick = tuple[int, bool]
+    #: A zone's clock is set: at this instant; what it is ahead of UTC before and after, in seconds.
+    Change = tuple[int, int, int]
     # What a text or a number means to an operation: see KINDS.
     Duration = float | str
     PipelineName = str
@@ -151,11 +154,11 @@ else:
 
     for name in (
         *("argparse", "ast", "asyncio", "base64", "bisect", "contextlib", "croniter", "csv", "ctypes", "datetime"),
-        *("decimal", "difflib", "email.utils", "fcntl", "fnmatch", "grp", "gzip", "hashlib", "hmac", "http.client"),
-        *("importlib.util", "inspect", "linecache", "logging", "operator", "pickle", "pwd", "queue", "random", "re"),
-        *("resource", "select", "shlex", "shutil", "signal", "sqlite3", "ssl", "struct", "subprocess", "tarfile"),
-        *("tempfile", "textwrap", "threading", "tomllib", "traceback", "typing", "urllib.parse", "uuid", "zlib"),
-        *("zoneinfo",),
+        *("decimal", "difflib", "email.utils", "fcntl", "fnmatch", "functools", "grp", "gzip", "hashlib", "hmac"),
+        *("http.client", "importlib.util", "inspect", "linecache", "logging", "operator", "pickle", "pwd", "queue"),
+        *("random", "re", "resource", "select", "shlex", "shutil", "signal", "sqlite3", "ssl", "struct"),
+        *("subprocess", "tarfile", "tempfile", "textwrap", "threading", "tomllib", "traceback", "typing"),
+        *("urllib.parse", "uuid", "zlib", "zoneinfo"),
     ):
         globals()[name.partition(".")[0]] = Later(name)
 
@@ -2381,15 +2384,6 @@ def parse_time(text: str, zone: Zone) -> int:
         raise BadRequest(f"'{text[:WORD_MAX]}' is not a time since 1970", TIME_HINT) from None
 
 
-class Change:
-    """An instant at which a zone's clock is set: what it is ahead of UTC before and after, in seconds."""
-
-    __slots__ = ("after", "at", "before")
-
-    def __init__(self, at: int, before: int, after: int) -> None:
-        self.at, self.before, self.after = at, before, after
-
-
 #: Clocks are looked at this often: no zone of the last fifty years has changed twice within it.
 LOOK_SPAN_S = 3 * 86_400
 LOOKS_MAX = 10_000
@@ -2419,7 +2413,7 @@ class Zone:
                     self.found.clear()
                 self.found[span] = self.look(span * LOOK_SPAN_S - 1, (span + 1) * LOOK_SPAN_S - 1)
             found = self.found[span]
-            if found is not None and after < found.at <= until:
+            if found is not None and after < found[0] <= until:
                 return found
         return None
 
@@ -2428,20 +2422,16 @@ class Zone:
         before, after = self.offset(low), self.offset(high)
         if before == after:
             return None
-        while high - low > 1:
-            middle = (low + high) // 2
-            if self.offset(middle) == before:
-                low = middle
-            else:
-                high = middle
-        return Change(high, before, after)
+        instants = range(low, high + 1)
+        at = bisect.bisect_left(instants, True, key=lambda instant: self.offset(instant) != before)
+        return instants[at], before, after
 
     def repeated_until(self, at: int) -> int | None:
         """The wall time at which the clock was set back, if it shows at this instant what it showed before."""
         if self.name == "UTC" or not datetime.datetime.fromtimestamp(at, self.info).fold:
             return None
-        change = self.change(at - 86_400, at)
-        return None if change is None or change.before - change.after >= CORRECTION_S else change.at + change.before
+        set_at, before, after = self.change(at - 86_400, at) or (0, 0, 0)
+        return set_at + before if 0 < before - after < CORRECTION_S else None
 
     def instant(self, wall: int) -> int:
         """When the clock first shows a wall time, or is set over it."""
@@ -2450,7 +2440,7 @@ class Zone:
         if at + self.offset(at) == wall:
             return at
         change = self.change(at - 86_400, at + 86_400)
-        return at if change is None else change.at
+        return at if change is None else change[0]
 
     def local(self, at: int) -> str:
         """What the clock shows at an instant, as RFC 3339."""
@@ -2463,8 +2453,6 @@ CORRECTION_S = 3 * 3_600
 WEEKDAYS = ("sun", "mon", "tue", "wed", "thu", "fri", "sat")
 MONTHS = ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec")
 DAYS_OF_MONTH = (31, 29, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31)
-DAY_FIELD, MONTH_FIELD, WEEKDAY_FIELD = 2, 3, 4
-
 #: name, least, most, and the names of the values from the least on.
 CRON_FIELDS: tuple[tuple[str, int, int, tuple[str, ...]], ...] = (
     ("minute", 0, 59, ()),
@@ -2498,82 +2486,69 @@ CRON_HINTS = {
 class CronField:
     """One field of a cron expression: which values it names, and its spelling for croniter."""
 
-    __slots__ = ("last", "name", "normal", "nth", "number", "starred", "values")
-
-    def __init__(self, number: int, text: str, position: int) -> None:
-        self.number, self.name = number, CRON_FIELDS[number][0]
+    def __init__(self, number: int, text: str) -> None:
+        self.name, self.least, self.most, self.names = CRON_FIELDS[number]
+        self.place = f"{self.name} (field {number + 1})"
         self.starred = text.startswith("*")
         self.values: set[int] = set()
         self.last = False  # `L`: the last day of the month
-        self.nth: set[tuple[int, str]] = set()  # `5#2`, `L5`: a weekday, and which one of the month
-        normal = []
-        for part in text.lower().split(","):
-            normal.append(self.read_special(part, position) or self.read_part(part, position))
-            position += len(part) + 1
-        self.normal = ",".join(normal)
+        self.nth: set[str] = set()  # `5#2`, `L5`: which one of its weekdays in the month, from 1 to 5 or `l`
+        self.normal = ",".join(self.read_special(part) or self.read_part(part) for part in text.lower().split(","))
 
-    def read_special(self, part: str, position: int) -> str:
-        """Takes `L`, `L5` and `5#2`, which croniter has; empty for what is none of them."""
-        if self.number == DAY_FIELD and part == "l":
+    def read_special(self, part: str) -> str:
+        """`L`, `L5` and `5#2` as croniter has them; empty for what is none of them."""
+        if self.name == "day of month" and part == "l":
             self.last = True
             return part
-        if self.number != WEEKDAY_FIELD or not ("#" in part or part.startswith("l")):
+        found = re.fullmatch("(l)(.*)|(.*?)#(.*)", part) if self.name == "day of week" else None
+        if found is None:
             return ""
-        day, mark, nth = part.partition("#")
-        if not mark:
-            day, nth, position = day[1:], "l", position + 1
-        elif not re.fullmatch("[1-5]", nth):
-            raise self.refusal(nth, position + len(day) + 1, "which one of the month, from 1 to 5")
-        weekday = self.value(day, position) % 7
-        self.nth.add((weekday, nth))
-        return f"l{weekday}" if nth == "l" else f"{weekday}#{nth}"
+        last, last_day, day, nth = found.groups()
+        weekday = self.value(last_day if last else day) % 7
+        if not last:
+            self.whole(nth, 1, 5, "which one of the month, from 1 to 5")
+        self.nth.add(last or nth)
+        return f"l{weekday}" if last else f"{weekday}#{nth}"
 
-    def read_part(self, part: str, position: int) -> str:
+    def read_part(self, part: str) -> str:
         """Takes `*`, a value or a range, each but a value with a step if wanted."""
-        _, least, most, _ = CRON_FIELDS[self.number]
         span, slash, step_text = part.partition("/")
-        step = 1
-        if slash:
-            count = 7 if self.number == WEEKDAY_FIELD else most - least + 1
-            step = self.whole(step_text, position + len(span) + 1, 1, count, f"a step from 1 to {count}")
-        if span == "*":
-            self.add(range(least, most + 1, step))
-            return part if step > 1 else "*"
         low_text, dash, high_text = span.partition("-")
-        low = high = self.value(low_text, position)
-        if dash:
-            high = self.value(high_text, position + len(low_text) + 1)
+        count = 7 if self.most == 7 else self.most - self.least + 1
+        step = self.whole(step_text, 1, count, f"a step from 1 to {count}") if slash else 1
+        if span == "*":
+            self.add(range(self.least, self.most + 1, step))
+            return part if step > 1 else "*"
+        low = self.value(low_text)
+        high = self.value(high_text) if dash else low
         if slash and not dash:
-            raise self.refusal(part, position, f"a step only after * or a range, such as {low}-{most}/{step}")
+            raise self.refusal(part, f"a step only after * or a range, such as {low}-{self.most}/{step}")
         if low > high:
-            raise self.refusal(span, position, "a range that goes up; write two, separated by a comma")
+            raise self.refusal(span, "a range that goes up; write two, separated by a comma")
         return ",".join(map(str, self.add(range(low, high + 1, step))))
 
     def add(self, values: Iterable[int]) -> list[int]:
         """The values are named too; they are returned as croniter counts them: Sunday is 0."""
-        found = sorted({value % 7 for value in values}) if self.number == WEEKDAY_FIELD else [*values]
+        found = sorted({value % 7 for value in values}) if self.most == 7 else [*values]
         self.values.update(found)
         return found
 
-    def value(self, word: str, position: int) -> int:
+    def value(self, word: str) -> int:
         """One value: a number, or a name where the field has names."""
-        _, least, most, names = CRON_FIELDS[self.number]
-        if word in names:
-            return names.index(word) + least
-        expected = f"{least} to {most}" + (f" or {names[0]} to {names[-1]}" if names else "")
-        return self.whole(word, position, least, most, expected)
+        if word in self.names:
+            return self.names.index(word) + self.least
+        names = f" or {self.names[0]} to {self.names[-1]}" if self.names else ""
+        return self.whole(word, self.least, self.most, f"{self.least} to {self.most}{names}")
 
-    def whole(self, word: str, position: int, least: int, most: int, expected: str) -> int:
+    def whole(self, word: str, least: int, most: int, expected: str) -> int:
         """A whole number within bounds."""
         if not word.isdigit() or len(word) > 4 or not least <= int(word) <= most:
-            raise self.refusal(word, position, expected)
+            raise self.refusal(word, expected)
         return int(word)
 
-    def refusal(self, found: str, position: int, expected: str) -> BadRequest:
-        """Why the expression is refused: where, what was found, what was expected."""
-        place = f"{self.name} (field {self.number + 1}, character {position})"
-        message = f"{place}: found '{found[:40]}', expected {expected}"
-        return BadRequest(message, cron_hint(found), field=self.name, position=position)
+    def refusal(self, found: str, expected: str) -> BadRequest:
+        message = f"{self.place}: found '{found[:40]}', expected {expected}"
+        return BadRequest(message, cron_hint(found), field=self.name)
 
 
 def cron_hint(found: str) -> str:
@@ -2586,6 +2561,8 @@ class Cron:
     """A cron expression: which times of a wall clock it names.
 
     `kind` is `wildcard` if its minute or its hour begins with `*`, else `fixed`; see clock_ticks().
+    It is read here, for croniter takes more than Debian's cron and is not there in every process; croniter gets it
+    in the spelling that it cannot misread.
     """
 
     __slots__ = ("kind", "normal", "text", "walker")
@@ -2593,9 +2570,10 @@ class Cron:
     def __init__(self, text: str) -> None:
         self.text = text
         self.walker: Any = None  # croniter's, once it is needed
-        fields = [CronField(number, *word) for number, word in enumerate(split_cron(text))]
-        self.kind = "wildcard" if fields[0].starred or fields[1].starred else "fixed"
-        check_days(fields[DAY_FIELD], fields[MONTH_FIELD], fields[WEEKDAY_FIELD])
+        fields = [CronField(number, word) for number, word in enumerate(split_cron(text))]
+        minute, hour, day, month, weekday, *_ = fields
+        self.kind = "wildcard" if minute.starred or hour.starred else "fixed"
+        check_days(day, month, weekday)
         self.normal = " ".join(field.normal for field in fields)
 
     def next(self, wall: int) -> int | None:
@@ -2610,21 +2588,18 @@ class Cron:
         return found if found < TIME_MAX else None
 
 
-def split_cron(text: str) -> list[tuple[str, int]]:
-    """The five or six fields of an expression, each with its position; aliases are spelled out."""
+def split_cron(text: str) -> list[str]:
+    """The five or six fields of an expression; aliases are spelled out."""
     if not isinstance(text, str) or len(text) > CRON_CHARACTERS_MAX:
         raise BadRequest("a cron expression is a short text", CRON_HINT)
-    for position, letter in enumerate(text, 1):
-        if letter != "\t" and not " " <= letter <= "~":
-            found = f"found {letter!r} at character {position} of {text!r:.80}"
-            raise BadRequest(f"{found}, expected ASCII text, spaces and tabs", CRON_HINT, position=position)
+    if wrong := re.search(r"[^\t -~]", text):
+        found = f"found {wrong[0]!r} at character {wrong.start() + 1} of {text!r:.80}"
+        raise BadRequest(f"{found}, expected ASCII text, spaces and tabs", CRON_HINT)
     word = text.strip(" \t")
-    if word.startswith("@"):
-        if word not in CRON_ALIASES:
-            hint = did_you_mean(word.lower(), CRON_ALIASES, cron_hint(word))
-            raise BadRequest(f"found '{word[:40]}', expected one of {', '.join(CRON_ALIASES)}", hint, position=1)
-        word = text = CRON_ALIASES[word]
-    fields = [(found[0], found.start() + 1) for found in re.finditer(r"[^ \t]+", text)]
+    if word.startswith("@") and word not in CRON_ALIASES:
+        hint = did_you_mean(word.lower(), CRON_ALIASES, cron_hint(word))
+        raise BadRequest(f"found '{word[:40]}', expected one of {', '.join(CRON_ALIASES)}", hint)
+    fields = CRON_ALIASES.get(word, word).split()
     if not 5 <= len(fields) <= 6:
         names = "minute, hour, day of month, month, day of week"
         found = f"'{text[:80]}' has {len(fields)} field{'s' * (len(fields) != 1)}"
@@ -2635,30 +2610,27 @@ def split_cron(text: str) -> list[tuple[str, int]]:
 def check_days(day: CronField, month: CronField, weekday: CronField) -> None:
     """BadRequest for days that never come, and for the combinations that croniter takes for something else."""
     if weekday.nth and weekday.values:
-        message = "day of week (field 5): # and L cannot be mixed with other days"
-        raise BadRequest(message, "write two schedules", field=weekday.name)
+        raise BadRequest(f"{weekday.place}: # and L cannot be mixed with other days", "write two schedules")
     if weekday.nth and not day.starred:
-        message = f"day of month (field 3): found '{day.normal}', expected * beside # or L in day of week"
-        raise BadRequest(message, "write two schedules", field=day.name)
+        message = f"{day.place}: found '{day.normal}', expected * beside # or L in day of week"
+        raise BadRequest(message, "write two schedules")
     lengths = {DAYS_OF_MONTH[number - 1] for number in month.values} | ({28} if 2 in month.values else set())
-    possible = {date for length in lengths for date in range(1, length + 1) if fits(date, length, weekday.nth)}
-    if day.last or day.values & possible:
+    dates = {date for length in lengths for date in nth_dates(length, weekday.nth)}
+    if day.last or day.values & dates:
         return
     # Either day field may match, unless one begins with *: then both must.
     if not (day.starred or weekday.starred):
         day.normal = "*"  # only the weekday ever does
         return
     days, months = sorted(day.values), sorted(month.values)
-    message = f"day of month (field 3) {days} never comes in month (field 4) {months}, expected a real date"
+    message = f"{day.place} {days} never comes in month (field 4) {months}, expected a real date"
     raise BadRequest(message, '"0 0 1 * *" runs on the first of each month', field=day.name)
 
 
-def fits(date: int, length: int, nth: set[tuple[int, str]]) -> bool:
-    """Whether a day of a month of some length can be one of such weekdays; every day can be some weekday."""
-    if not nth:
-        return True
-    numbers = [range(length - 6, length + 1) if n == "l" else range(7 * int(n) - 6, 7 * int(n) + 1) for _, n in nth]
-    return any(date in days for days in numbers)
+def nth_dates(length: int, nth: set[str]) -> set[int]:
+    """On which days of a month of some length its n-th weekdays can be; without *nth* on every day."""
+    weeks = {"l": range(length - 6, length + 1)} | {str(n): range(7 * n - 6, 7 * n + 1) for n in range(1, 6)}
+    return {date for one in nth or weeks for date in weeks[one] if date <= length}
 
 
 class Times:
@@ -2701,31 +2673,18 @@ class CronTimes(Times):
 
     def __init__(self, cron: Cron, zone: Zone) -> None:
         self.cron, self.zone, self.kind = cron, zone, cron.kind
-        # Of many schedules that share it each asks the same.
-        self.asked: tuple[int, Tick | None] = (-1, None)
-        self.counted: dict[tuple[int, int, int], int] = {}
+        # Many schedules share it, and each asks the same.
+        self.first_after = functools.lru_cache(1)(super().next)
+        self.counted = functools.lru_cache(10)(super().count)
 
     def next(self, after: int) -> Tick | None:
-        """The first tick after an instant."""
-        if self.asked[0] != after:
-            self.asked = (after, super().next(after))
-        return self.asked[1]
+        return self.first_after(after)
 
     def ticks(self, after: int) -> Iterator[Tick]:
-        """See clock_ticks()."""
         return clock_ticks(self.cron, self.zone, after)
 
     def count(self, after: int, until: int, most: int) -> int:
-        """Many ticks are counted once."""
-        key = (after, until, most)
-        if key not in self.counted:
-            if len(self.counted) >= COUNTS_KEPT:
-                self.counted.clear()
-            self.counted[key] = super().count(*key)
-        return self.counted[key]
-
-
-COUNTS_KEPT = 10
+        return self.counted(after, until, most)
 
 
 class Interval(Times):
@@ -2767,6 +2726,11 @@ def clock_ticks(cron: Cron, zone: Zone, after: int) -> Iterator[Tick]:
     very instant; where it is set back, fixed times that it repeats are due the first time only.  Wildcard times
     follow the clock.  Where it is set by more than three hours the new time counts at once for both.
     croniter knows no zones here: it only walks from one wall time to the next.
+
+    For example `30 2 * * *` in New York, where the clock goes from 02:00 to 03:00 at 07:00Z on 2026-03-08, after
+    05:00Z.  The clock shows 00:00, so the next wall time is 02:30, which would be 07:30Z.  But before that, at 07:00Z,
+    the clock is set.  It shows 03:00 then: 02:30 was skipped, so 07:00Z is the tick, and a moved one.  croniter goes on
+    from 03:00 to the next day's 02:30, which is 06:30Z by the new offset.
     """
     at, offset, fixed = after, zone.offset(after), cron.kind == "fixed"
     repeated = zone.repeated_until(after) if fixed else None
@@ -2778,15 +2742,13 @@ def clock_ticks(cron: Cron, zone: Zone, after: int) -> Iterator[Tick]:
             yield at, False
             wall = cron.next(wall)
             continue
-        at, offset = change.at, change.after
-        shown, skipped = at + change.after, change.after - change.before
-        if fixed and 0 < skipped <= CORRECTION_S:
-            if wall < shown:
-                regular = cron.next(shown - 1) == shown
-                yield at, not regular
-                wall = cron.next(shown)
-        elif not fixed or not -CORRECTION_S < skipped < 0:
+        at, before, offset = change
+        shown = at + offset
+        if not fixed or not -CORRECTION_S < offset - before <= CORRECTION_S:
             wall = cron.next(shown - 1)
+        elif wall < shown:
+            yield at, cron.next(shown - 1) != shown
+            wall = cron.next(shown)
 
 
 def instant_of(text: str) -> int:
