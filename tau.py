@@ -123,6 +123,8 @@ if TYPE_CHECKING:
     Json = dict[str, Any]
     #: Who is in there, the one that came first first, and how it is dropped.
     Peers = dict[Any, Callable[[], object]]
+    #: Rows on their way, some at a time.
+    Batches = Iterable["Rows"]
     #: Of metrics: name, kind, meaning, samples.
     Family = tuple[str, str, str, Iterable[str]]
     Tick = tuple[int, bool]
@@ -13080,8 +13082,7 @@ class PipelineContext:
     @property
     def upstream(self) -> dict[str, Json]:
         """Of a run that comes after others: the name of each → its `run_id` and its `result`."""
-        found: dict[str, Json] = self._job.get("upstream") or {}
-        return found
+        return self._job.get("upstream") or {}
 
     @property
     def last_successful_run(self) -> datetime.datetime | None:
@@ -13123,8 +13124,9 @@ class PipelineContext:
 
     def progress(self, done: float, total: float | None = None, message: str = "") -> None:
         """Says how far the run is: shown live, and the last word is kept."""
-        told = {"done": number(done, "done"), "total": None if total is None else number(total, "total")}
-        self._attempt.journal.progress({**told, "message": clip(message, 500)})
+        whole = None if total is None else number(total, "total")
+        data = {"done": number(done, "done"), "total": whole, "message": clip(message, 500)}
+        self._attempt.journal.progress(data)
 
     def metric(self, name: str, value: float) -> None:
         """Keeps a number under a name: rows rejected, euros billed, seconds behind."""
@@ -13219,15 +13221,15 @@ class PipelineContext:
         return {"state": state}
 
 
-def number(value: Any, name: str) -> float:
+def number(value: Any, name: str) -> Any:
     """A finite number; BadRequest names what is none."""
     try:
-        found: Any = to_json(value, name)
+        found = to_json(value, name)
     except BadResult:
         found = None
     if type(found) not in (int, float):
         raise BadRequest(f"{name} must be a finite number, not {safe_repr(value)}", "ctx.metric('rows', 42)")
-    return float(found) if type(found) is float else int(found)
+    return found
 
 
 def moment(text: str | None) -> datetime.datetime | None:
@@ -13263,14 +13265,12 @@ def flat(made: list[Any]) -> list[Json]:
     if {*map(type, made)} <= {dict}:
         return made
     rows: list[Json] = []
-    for position, one in enumerate(made):
-        if isinstance(one, dict):
-            rows.append(one)
-        elif one is not None and (isinstance(one, (str, bytes)) or not hasattr(one, "__iter__")):
-            what = f"of row {position + 1} made {safe_repr(one)}"
+    for position, one in enumerate(made, 1):
+        some = [one] if isinstance(one, dict) else () if one is None else one
+        if isinstance(some, (str, bytes)) or not hasattr(some, "__iter__"):
+            what = f"of row {position} made {safe_repr(one)}"
             raise BadRequest(f"a @per_row function {what}", "return a dict, None, or a list of dicts")
-        else:
-            rows += one or ()
+        rows += some
     return rows
 
 
@@ -13340,7 +13340,7 @@ def stream_through(whole: Step, parts: list[tuple[Step, Callable[[Rows], Any]]],
     return Stream(whole, counted(whole, stream), stream)
 
 
-def map_batches(step: Step, work: Callable[[Rows], Any], stream: Stream) -> Iterator[Rows]:
+def map_batches(step: Step, work: Callable[[Rows], Any], stream: Stream) -> Batches:
     """A step applied to batch after batch."""
     for batch in counted(step, stream):
         result = work(batch)
@@ -13400,13 +13400,11 @@ def call_locally(chosen: Pipeline, job: Json, path: str) -> Json:
     """Calls a pipeline in this process; its document, from its journal at *path*."""
     os.close(os.open(path, os.O_WRONLY | os.O_CREAT, 0o600))
     attempt = Attempt(job, Journal(path, LOCAL_LIMITS))
-    context = PipelineContext(attempt)
-    before, began = os.getcwd(), perf_counter()
-    os.chdir(job["directory"])
+    context, began = PipelineContext(attempt), perf_counter()
     try:
-        record = returned_by(chosen, context)
+        with contextlib.chdir(job["directory"]):
+            record = returned_by(chosen, context)
     finally:
-        os.chdir(before)
         attempt.journal.finish()
         os.close(attempt.journal.descriptor)
         for engine in context._around.engines.values():
@@ -13766,11 +13764,10 @@ def call_arguments(frame: FrameType) -> list[tuple[str, ast.expr]]:
 
 def matched(arguments: list[tuple[str, ast.expr]], count: int) -> list[tuple[str, ast.expr] | None]:
     """Which argument each of *count* values is; None for those of a starred one."""
-    stars = [i for i, (_, node) in enumerate(arguments) if isinstance(node, ast.Starred)]
-    if not stars:
-        return [*arguments] if len(arguments) == count else [None] * count
-    before, after = arguments[: stars[0]], arguments[stars[-1] + 1 :]
-    return [*before, *[None] * (count - len(before) - len(after)), *after]
+    found: list[tuple[str, ast.expr] | None] = []
+    for one in arguments:
+        found += [None] * (count - len(arguments) + 1) if isinstance(one[1], ast.Starred) else [one]
+    return found if len(found) == count else [None] * count
 
 
 def names_in(node: ast.expr, known: Json) -> Json:
@@ -13992,23 +13989,26 @@ def find_place(source: Any, resource: str | None, around: Surroundings, options:
         return Registered(name, registry[name], resource, options)
     url = around.url_of(name)
     scheme, marks, rest = url.partition("://")
-    if not marks:
-        check_path(name, url, options, registry, around)
-        return LocalFile(joined(url, resource), options)
-    if scheme == "file":
-        host, _, path = rest.partition("/")
-        if host not in ("", "localhost"):
-            raise BadRequest(f"'{name}' names a machine, '{host}'", "file:///path has three slashes")
-        return LocalFile(joined("/" + urllib.parse.unquote(path), resource), options)
+    if not marks or scheme == "file":
+        path = check_path(name, url, options, registry, around) if not marks else local_path(name, rest)
+        return LocalFile(joined(path, resource), options)
+    kind = scheme.partition("+")[0]
     if scheme in ("http", "https"):
         return Web(joined(url, resource), around, options)
-    kind = scheme.partition("+")[0]
     if kind == "sqlite" or is_database(scheme):
         return Table(url, resource, around, options)
     if kind in REMOTE_FILES or is_remote(scheme):
         return RemoteFile(joined(url, resource), options)
     near = did_you_mean(kind, ("file", "http", "https", "sqlite", *DATABASES, *REMOTE_FILES))
     raise BadRequest(f"unknown scheme '{scheme}://'", near or "a path, http(s)://, sqlite:///, or a database's URL")
+
+
+def local_path(name: str, rest: str) -> str:
+    """The path of a file:// URL."""
+    host, _, path = rest.partition("/")
+    if host not in ("", "localhost"):
+        raise BadRequest(f"'{name}' names a machine, '{host}'", "file:///path has three slashes")
+    return "/" + urllib.parse.unquote(path)
 
 
 def find_warehouse(connection: str | None, around: Surroundings) -> Table:
@@ -14024,17 +14024,18 @@ def find_warehouse(connection: str | None, around: Surroundings) -> Table:
     return place
 
 
-def check_path(name: str, path: str, options: Json, registry: Iterable[str], around: Surroundings) -> None:
-    """BadRequest for the path of a database, and for a word that is neither a registered name nor looks like a path."""
+def check_path(name: str, path: str, options: Json, registry: Iterable[str], around: Surroundings) -> str:
+    """The path; BadRequest for that of a database, and for a word that is no registered name and looks like no path."""
     if "format" in options:
-        return
+        return path
     if re.search(r"\.(db|sqlite3?|duckdb)$", path):
         hint = f"{'duckdb' if path.endswith('duckdb') else 'sqlite'}:///{path.removeprefix('sqlite:')}"
         raise BadRequest(f"'{name}' is a path, and a database is named by a URL", hint)
     known = (*registry, *around.connections)
-    if not ("." in name or "/" in name or name in around.connections or os.path.exists(name)):
-        hint = did_you_mean(name, known, "known: " + (", ".join(known) or "none; a path has a suffix such as .csv"))
-        raise BadRequest(f"'{name}' is no path, no connection of tau.toml and no @source or @target", hint)
+    if "." in name or "/" in name or name in known or os.path.exists(name):
+        return path
+    hint = did_you_mean(name, known, "known: " + (", ".join(known) or "none; a path has a suffix such as .csv"))
+    raise BadRequest(f"'{name}' is no path, no connection of tau.toml and no @source or @target", hint)
 
 
 MODES = ("append", "replace", "upsert")
@@ -14115,7 +14116,7 @@ class Registered(Place):
         """All rows of an async function or generator."""
         return [as_rows([row async for row in made] if hasattr(made, "__aiter__") else await made)]
 
-    def write(self, batches: Iterable[Rows], mode: str, keys: list[str]) -> Any:
+    def write(self, batches: Batches, mode: str, keys: list[str]) -> Any:
         """Hands all rows to the function; what it says, to be awaited if it is async."""
         return self.call(collect(batches), mode=mode, key=keys)
 
@@ -14143,14 +14144,14 @@ class DataFile(Place):
     def replace(self, write: Callable[[Any], None]) -> None:
         raise NotImplementedError
 
-    def read(self, batch_rows: int | None) -> Iterator[Rows]:
+    def read(self, batch_rows: int | None) -> Batches:
         """Its rows in batches."""
         options = self.fit(f"reading {self.format.name}", self.format.reads)
         with self.open() as file:
             plain_file = gzip.GzipFile(fileobj=file, mode="rb") if self.label.endswith(".gz") else file
             yield from labelled(self.label, self.format.read(plain_file, batch_rows, **options))
 
-    def write(self, batches: Iterable[Rows], mode: str, keys: list[str]) -> None:
+    def write(self, batches: Batches, mode: str, keys: list[str]) -> None:
         """Writes the rows, with those that are there already."""
         options = self.fit(f"writing {self.format.name}", self.format.writes)
         # With `columns` a reader would take the header for a row.
@@ -14158,7 +14159,7 @@ class DataFile(Place):
         old: Iterator[Rows] = iter(())
         if mode != "replace" and self.exists():
             at_once = mode == "upsert" or self.format.name == "parquet"  # whose first batches decide the types
-            old = self.read(None if at_once else BATCH_ROWS)
+            old = iter(self.read(None if at_once else BATCH_ROWS))
         merged = appended(old, iter(batches))
         if mode == "upsert":
             merged = iter([upserted(collect(old), collect(batches), keys, self.format.key)])
@@ -14172,7 +14173,7 @@ class DataFile(Place):
         self.replace(write)
 
 
-def appended(old: Iterator[Rows], new: Iterator[Rows]) -> Iterator[Rows]:
+def appended(old: Iterator[Rows], new: Iterator[Rows]) -> Batches:
     """The old batches, then the new ones; first the columns that the first of both have."""
     first, fresh = next(old, Rows()), next(new, Rows())
     yield Rows((), [*columns_of(first), *columns_of(fresh)])
@@ -14194,7 +14195,7 @@ class LocalFile(DataFile):
 
     is_new = False  # whether what is written must not take the place of another's
 
-    def write(self, batches: Iterable[Rows], mode: str, keys: list[str]) -> None:
+    def write(self, batches: Batches, mode: str, keys: list[str]) -> None:
         """Writes the rows, one run after the other: what another appends meanwhile is not lost."""
         lock = None if mode == "replace" else self.lock()
         self.is_new = mode != "replace" and lock is None
@@ -14299,13 +14300,26 @@ class RemoteFile(DataFile):
 # Owns what is read over http(s): requests, pages, retries.  Calls Formats and Trace.
 # Promises that a body cut short is never taken for a whole one, and that no header reaches another origin.
 
-WEB_BYTES_MAX = 1 << 30
+#: What `extract` may be told of a web source, and what it is otherwise.
+WEB_OPTIONS: Json = {
+    "headers": {},  # for this origin alone
+    "query": {},  # is added to the URL
+    "timeout": 30.0,  # seconds, for each wait
+    "retries": 3,  # how many times a request is tried again
+    "backoff": 0.5,  # seconds before that, then twice as many, or when the server says
+    "max_bytes": 1 << 30,  # of each page, unpacked
+    "next_link": None,  # where the next page is: a path in the document, or "header" for the Link header
+    "page_param": None,  # or a parameter that counts pages, until one is empty
+    "first_page": 1,
+    "max_pages": 10_000,
+    "records": None,  # where rows are in a JSON document
+    "format": None,
+}
 WAIT_MAX_S = 60.0
 #: What may be tried again: too early, too many, and what passes by itself.
 TRANSIENT = (408, 425, 429, 500, 502, 503, 504)
-MEDIA_TYPES = {"application/json": "json", "text/csv": "csv", "text/tab-separated-values": "tsv"}
-MEDIA_TYPES |= {"application/x-ndjson": "jsonl", "application/jsonl": "jsonl", "application/ndjson": "jsonl"}
-MEDIA_TYPES |= {"application/csv": "csv", "text/json": "json", "application/jsonlines": "jsonl"}
+#: What media types call a format that has another name.
+SUBTYPES = {"tab-separated-values": "tsv", "jsonlines": "jsonl"}
 #: What a URL may keep as it is; anything else is percent-encoded.
 URL_CHARACTERS = "!#$%&'()*+,/:;=?@[]~"
 
@@ -14322,51 +14336,32 @@ class Web(Place):
     """Rows behind http(s) URLs, page after page.  To be read only."""
 
     def __init__(self, url: str, around: Surroundings, options: Json) -> None:
-        self.around, self.headers = around, {}
         parts = urllib.parse.urlsplit(urllib.parse.quote(url, safe=URL_CHARACTERS))
+        super().__init__(parts.path.rstrip("/").rpartition("/")[2] or str(parts.hostname), options)
+        formats = itertools.chain.from_iterable(form.reads for form in FILE_FORMATS.values())
+        self.fit("http(s)", (*WEB_OPTIONS, *formats), f"it takes {', '.join(WEB_OPTIONS)}")
+        self.around, self.asked = around, WEB_OPTIONS | options
+        self.options = {name: value for name, value in options.items() if name not in WEB_OPTIONS}
+        if self.asked["next_link"] is not None and self.asked["page_param"] is not None:
+            raise BadRequest("next_link and page_param are two ways to find pages", "choose one of them")
+        self.headers = {name: str(value) for name, value in (self.asked["headers"] or {}).items()}
         if parts.username is not None:  # http does not take it there
             user = urllib.parse.unquote(f"{parts.username}:{parts.password or ''}").encode()
-            self.headers["Authorization"] = f"Basic {base64.b64encode(user).decode()}"
-        self.url = parts._replace(netloc=parts.netloc.rpartition("@")[2], fragment="").geturl()
-        super().__init__(parts.path.rstrip("/").rpartition("/")[2] or str(parts.hostname), dict(options))
-        known = [*(Web.configure.__kwdefaults__ or ())]
-        formats = itertools.chain.from_iterable(form.reads for form in FILE_FORMATS.values())
-        self.fit("http(s)", (*known, *formats), f"it takes {', '.join(known)}")
-        self.configure(**{name: self.options.pop(name) for name in options if name in known})
+            self.headers.setdefault("Authorization", f"Basic {base64.b64encode(user).decode()}")
+        url = parts._replace(netloc=parts.netloc.rpartition("@")[2], fragment="").geturl()
+        self.url = with_query(url, self.asked["query"] or {})
 
-    def configure(
-        self, *, headers: Mapping[str, str] | None = None, query: Mapping[str, Any] | None = None,
-        timeout: float = 30.0, retries: int = 3, backoff: float = 0.5, max_bytes: int = WEB_BYTES_MAX,
-        next_link: str | None = None, page_param: str | None = None, first_page: int = 1,
-        max_pages: int = 10_000, records: str | None = None, format: str | None = None,  # noqa: A002
-    ) -> None:  # fmt: skip
-        """What `extract` may be told of a web source.
-
-        *query* is added to the URL; *timeout* (seconds) is for each wait; a request is tried again *retries*
-        times, after *backoff* seconds, then twice as many, or when the server says.  Pages are found by
-        *next_link* (a path in the document, or "header" for the Link header) or by counting *page_param* up
-        from *first_page* until a page is empty.  *max_bytes* bounds each page, unpacked.
-        """
-        if next_link is not None and page_param is not None:
-            raise BadRequest("next_link and page_param are two ways to find pages", "choose one of them")
-        self.headers |= {name: str(value) for name, value in (headers or {}).items()}
-        self.timeout, self.retries, self.backoff = timeout, retries, backoff
-        self.next_link, self.page_param, self.first_page = next_link, page_param, first_page
-        self.max_bytes, self.max_pages, self.records, self.named = max_bytes, max_pages, records, format
-        self.url = with_query(self.url, query or {})
-
-    def write(self, batches: Iterable[Rows], mode: str, keys: list[str]) -> None:
+    def write(self, batches: Batches, mode: str, keys: list[str]) -> None:
         """Refused: how rows go into a web service is for the author to say."""
         raise BadRequest("http(s) can only be read", "write a function: @target('crm') def crm(rows): …")
 
-    def read(self, batch_rows: int | None) -> Iterator[Rows]:
+    def read(self, batch_rows: int | None) -> Batches:
         """Its rows in batches: at least one a page."""
-        first = {} if self.page_param is None else {self.page_param: self.first_page}
-        url: str | None = with_query(self.url, first)
+        url = self.url if self.asked["page_param"] is None else self.counted_page(0)
         seen: set[str] = set()
-        while url is not None:
-            if url in seen or len(seen) >= self.max_pages:
-                why = "the next link leads back" if url in seen else f"more than {self.max_pages:,} pages"
+        while url:
+            if url in seen or len(seen) >= self.asked["max_pages"]:
+                why = "the next link leads back" if url in seen else f"more than {len(seen):,} pages"
                 raise SourceError(f"{self.label}: {why}", "check next_link, or raise max_pages")
             seen.add(url)
             with tempfile.TemporaryFile() as page:
@@ -14376,60 +14371,66 @@ class Web(Place):
                     count += len(batch)
                     if batch or len(seen) == 1:
                         yield batch
-                url = self.next_url(page, headers, at, len(seen), count)
+                url = self.linked_page(page, headers, at, len(seen) == 1)
+                if self.asked["page_param"] is not None:
+                    url = self.counted_page(len(seen)) if count else ""
 
-    def page_rows(self, page: Any, headers: Any, url: str, batch_rows: int | None) -> Iterator[Rows]:
+    def page_rows(self, page: Any, headers: Any, url: str, batch_rows: int | None) -> Batches:
         """The rows of one page."""
         if not page.tell():
             return  # 204, or a last page with nothing on it
         form = self.form_of(str(headers.get_content_type()), urllib.parse.urlsplit(url).path)
-        options = dict(self.fit(f"reading {form.name}", form.reads))
-        if form.name == "json":
-            options["records"] = self.records
+        options = {**self.fit(f"reading {form.name}", form.reads)}
         charset = headers.get_content_charset()
         if charset not in (None, "utf-8") and "encoding" in form.reads:
             options.setdefault("encoding", charset)
+        if form.name == "json":
+            options["records"] = self.asked["records"]
         page.seek(0)
         with open(os.dup(page.fileno()), "rb") as file:
             yield from form.read(file, batch_rows, **options)
 
     def form_of(self, media: str, path: str) -> FileFormat:
         """The format of an answer: as it was named, as the path says, as its header says."""
-        suffix = path.removesuffix(".gz").rpartition(".")[2].lower()
-        named = "json" if media.endswith("+json") else MEDIA_TYPES.get(media)
-        if self.named is None and (media == "text/html" or (named is None and suffix not in FILE_FORMATS)):
+        named, subtype = self.asked["format"], media.partition("/")[2].rpartition("+")[2].removeprefix("x-")
+        words = (path.removesuffix(".gz").rpartition(".")[2].lower(), SUBTYPES.get(subtype, subtype))
+        found = next((word for word in words if word in FILE_FORMATS), None)
+        if named is None and (media == "text/html" or found is None):
             hint = "a page for people, not data?" if media == "text/html" else "say format='json', 'csv', …"
             raise SourceError(f"the answer is {media}", hint)
-        return find_format(self.named or (suffix if suffix in FILE_FORMATS else named), self.label)
+        return find_format(named or found, self.label)
 
-    def next_url(self, page: Any, headers: Any, url: str, pages: int, count: int) -> str | None:
-        """Where the page after so many is, the last of which had *count* rows; None if there is none."""
-        if self.page_param is not None:
-            return with_query(self.url, {self.page_param: self.first_page + pages}) if count else None
-        if self.next_link is None:
-            return None
-        link = self.link_in(page, pages) if self.next_link != "header" else header_link(headers)
-        if link is not None and not isinstance(link, str):
-            raise SourceError(f"{self.label}: next_link='{self.next_link}' is {safe_repr(link)}", "it must be a URL")
+    def counted_page(self, position: int) -> str:
+        return with_query(self.url, {self.asked["page_param"]: self.asked["first_page"] + position})
+
+    def linked_page(self, page: Any, headers: Any, url: str, is_first: bool) -> str:
+        """Where `next_link` leads; nowhere after the last page."""
+        path = self.asked["next_link"]
+        if path == "header":
+            links = ", ".join(headers.get_all("Link", ()))
+            link: Any = next(iter(re.findall(r'<([^>]*)>[^,<]*;\s*rel\s*=\s*"?next\b', links, re.IGNORECASE)), None)
+        else:
+            link = None if path is None else self.link_at(path, page, is_first)
+        if not isinstance(link, str | None):
+            raise SourceError(f"{self.label}: next_link='{path}' is {safe_repr(link)}", "it must be a URL")
         if not link:
-            return None
+            return ""
         following = urllib.parse.quote(urllib.parse.urljoin(url, link), safe=URL_CHARACTERS)
         if not following.startswith(("http://", "https://")):
             raise SourceError(f"{self.label}: the next link is {clip(link, 200)}", "only http(s) is followed")
         return following
 
-    def link_in(self, page: Any, pages: int) -> Any:
-        """What is at `next_link` in the document of a page."""
+    def link_at(self, path: str, page: Any, is_first: bool) -> Any:
+        """What is at a path in the document of a page."""
         page.seek(0)
         try:
             document = json.loads(page.read() or b"null")
         except ValueError:
             hint = "next_link='header' for the Link header, or page_param"
             raise SourceError(f"{self.label}: there is no next_link in what is not JSON", hint) from None
-        link = at_path(document, str(self.next_link))
-        word = str(self.next_link).rpartition(".")[2]
-        if link is None and pages == 1 and f'"{word}":' not in encode_json(document):
-            self.around.warn(f"{self.label}: no '{self.next_link}' in the first page; is next_link right?")
+        link = at_path(document, path)
+        if link is None and is_first and f'"{path.rpartition(".")[2]}":' not in encode_json(document):
+            self.around.warn(f"{self.label}: no '{path}' in the first page; is next_link right?")
         return link
 
     def fetch(self, url: str, page: Any) -> tuple[Any, str]:
@@ -14438,10 +14439,11 @@ class Web(Place):
             try:
                 return self.fetch_once(url, page)
             except Passing as failure:
-                pause = self.backoff * 2 ** (attempt - 1) * random.uniform(0.5, 1.0)
-                pause = pause if failure.after is None else failure.after
+                pause = failure.after
+                if pause is None:
+                    pause = self.asked["backoff"] * 2 ** (attempt - 1) * random.uniform(0.5, 1.0)
                 why = f"GET {bare_url(url)}: {failure}"
-                if attempt > self.retries:
+                if attempt > self.asked["retries"]:
                     raise SourceError(f"{why} (tried {attempt} times)", "is the service well?") from None
                 if pause > WAIT_MAX_S:
                     raise SourceError(f"{why}; it asks to wait {pause:.0f} s", "run again later") from None
@@ -14452,11 +14454,11 @@ class Web(Place):
     def fetch_once(self, url: str, page: Any) -> tuple[Any, str]:
         """One request; Passing for what may be tried again, SourceError for what may not."""
         __import__("urllib.request")  # only here: it costs 25 ms, and ctx.secret needs but urllib.parse
-        opener = urllib.request.build_opener(careful_redirects())
         headers = {"Accept-Encoding": "gzip", "User-Agent": f"tau/{__version__}"}
-        own = self.headers if same_origin(url, self.url) else {}
+        headers |= self.headers if same_origin(url, self.url) else {}
+        request, opener = urllib.request.Request(url, headers=headers), urllib.request.build_opener(redirects())
         try:
-            with opener.open(urllib.request.Request(url, headers=headers | own), timeout=self.timeout) as answer:
+            with opener.open(request, timeout=self.asked["timeout"]) as answer:
                 self.download(answer, page)
                 return answer.headers, answer.url
         except urllib.error.HTTPError as problem:
@@ -14473,7 +14475,7 @@ class Web(Place):
         except http.client.HTTPException as problem:
             raise Passing(repr(problem)) from None
 
-    def download(self, answer: http.client.HTTPResponse, page: Any) -> None:
+    def download(self, answer: Any, page: Any) -> None:
         """The body, unpacked, into the file; EOFError if it is shorter than its headers say."""
         coding = answer.headers.get("Content-Encoding", "identity").strip().lower()
         if coding not in ("", "identity", "gzip", "x-gzip"):
@@ -14485,35 +14487,30 @@ class Web(Place):
             body = gzip.GzipFile(fileobj=body)
         page.seek(0)
         page.truncate()
+        most = self.asked["max_bytes"]
         while piece := body.read(1 << 16):
             page.write(piece)
-            if page.tell() > self.max_bytes:
-                raise SourceError(f"{self.label} is larger than max_bytes={self.max_bytes:,}", "raise it, or page")
+            if page.tell() > most:
+                raise SourceError(f"{self.label} is larger than max_bytes={most:,}", "raise it, or page")
         if answer.length:
             size = int(answer.headers["Content-Length"])
             raise EOFError(f"{size - answer.length:,} of {size:,} bytes came")
 
 
-def header_link(headers: Any) -> str | None:
-    """The next page, as the Link header says."""
-    links = re.findall(r'<([^>]*)>[^,<]*;\s*rel\s*=\s*"?next\b', ", ".join(headers.get_all("Link", ())), re.IGNORECASE)
-    return links[0] if links else None
-
-
-def careful_redirects() -> Any:
+def redirects() -> Any:
     """urllib's handler of redirects, which takes no header to another origin and follows http(s) only."""
 
     class Redirects(urllib.request.HTTPRedirectHandler):
         """Of a request's headers only those of every request go to another origin."""
 
-        def redirect_request(self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Any:
-            if not newurl.startswith(("http://", "https://")):
+        def redirect_request(self, req: Any, fp: Any, *answer: Any) -> Any:
+            url = answer[-1]
+            if not url.startswith(("http://", "https://")):
                 fp.close()
-                raise SourceError(f"a redirect leads to {newurl[:200]}", "only http(s) is followed")
-            again = super().redirect_request(req, fp, code, msg, headers, newurl)
-            if again is not None and not same_origin(newurl, req.full_url):
-                kept = ("Accept-encoding", "User-agent")
-                again.headers = {name: value for name, value in again.headers.items() if name in kept}
+                raise SourceError(f"a redirect leads to {url[:200]}", "only http(s) is followed")
+            again = super().redirect_request(req, fp, *answer)
+            if again is not None and not same_origin(url, req.full_url):
+                again.headers = {name: again.headers[name] for name in ("Accept-encoding", "User-agent")}
             return again
 
     return Redirects()
@@ -14535,25 +14532,22 @@ def with_query(url: str, query: Mapping[str, Any]) -> str:
 
 def answer_error(problem: urllib.error.HTTPError, url: str) -> Exception:
     """What an answer that is no success means."""
-    said = problem.read(500).decode("utf-8", "replace")
-    problem.close()
+    with problem:
+        said = " ".join(problem.read(500).decode("utf-8", "replace").split())[:200]
     if problem.code in TRANSIENT:
-        return Passing(f"{problem.code} {problem.reason}", retry_after(problem.headers.get("Retry-After")))
+        return Passing(f"{problem.code} {problem.reason}", retry_after(problem.headers.get("Retry-After", "")))
     message = f"GET {bare_url(url)} answered {problem.code} {problem.reason}"
-    return SourceError(message, f"it said: {' '.join(said.split())[:200]}" if said.strip() else "check the URL")
+    return SourceError(message, f"it said: {said}" if said else "check the URL")
 
 
-def retry_after(text: str | None) -> float | None:
+def retry_after(text: str) -> float | None:
     """The seconds that a Retry-After header asks to wait: a number, or a date (RFC 9110, 10.2.3)."""
-    if text is None:
-        return None
     if text.strip().isdigit():
         return float(text)
     try:
-        then = email.utils.parsedate_to_datetime(text)
+        return max(0.0, email.utils.parsedate_to_datetime(text).timestamp() - time.time())
     except ValueError:
         return None
-    return max(0.0, then.timestamp() - time.time())
 
 
 # --- 45. Warehouses ----------------------------------------------------------------------
@@ -14610,14 +14604,14 @@ class Table(Place):
             return SQLite(sqlite_path(self.url), begin, makes)
         return Alchemy(self.url, self.around)
 
-    def read(self, batch_rows: int | None) -> Iterator[Rows]:
+    def read(self, batch_rows: int | None) -> Batches:
         if self.resource is None:
             raise BadRequest("which table or query?", 'ctx.extract("sqlite:///shop.db", "orders")')
         with self.connect("BEGIN") as house:
             query = self.resource if self.is_query else f"SELECT * FROM {house.quoted(self.resource)}"
             yield from house.ask(query, self.options.get("params") or {}, batch_rows)
 
-    def write(self, batches: Iterable[Rows], mode: str, keys: list[str]) -> None:
+    def write(self, batches: Batches, mode: str, keys: list[str]) -> None:
         """Writes the rows in one transaction."""
         if self.resource is None or self.is_query:
             raise BadRequest("which table?", 'ctx.load("sqlite:///shop.db", rows, "orders")')
@@ -14736,7 +14730,7 @@ def has_long_decimals(scan: Scan, name: str) -> bool:
     return any(len(cell.as_tuple().digits) > DECIMAL_DIGITS for cell in decimals)
 
 
-def rows_of(names: list[str], cursor: Any, batch_rows: int | None) -> Iterator[Rows]:
+def rows_of(names: list[str], cursor: Any, batch_rows: int | None) -> Batches:
     """What a query found, in batches; in one, without a size."""
     check_distinct(names)
     if batch_rows is None:
@@ -14790,7 +14784,7 @@ class Warehouse:
         """The names of the columns and a cursor; None and how many rows were changed, if it was no query."""
         raise NotImplementedError
 
-    def ask(self, query: str, params: Json, batch_rows: int | None) -> Iterator[Rows]:
+    def ask(self, query: str, params: Json, batch_rows: int | None) -> Batches:
         """The rows of a query in batches; in one, without a size."""
         names, cursor = self.execute(query, params, batch_rows is not None)
         if names is None:
@@ -14892,9 +14886,9 @@ class StepTable(SQLite):
         if kind == "decimal" and has_long_decimals(scan, name):
             hint = "a step in Python reckons with all digits"
             raise SourceError(f"SQL step: '{name}' has decimals of more than {DECIMAL_DIGITS} digits", hint)
-        parse = KINDS_OF_COLUMN[kind].parse
-        if kind in SQLITE_KINDS or parse is None:
+        if kind in SQLITE_KINDS:
             return ""
+        parse = KINDS_OF_COLUMN[kind].parse
         sqlite3.register_converter(f"tau_{kind}", lambda cell: parse(cell.decode()))
         return f"tau_{kind}"
 
@@ -15012,10 +15006,10 @@ class FileFormat:
             [option for option in work.__kwdefaults__ or () if option not in fixed] for work in (reader, writer)
         )
 
-    def read(self, file: Any, batch_rows: int | None, **options: Any) -> Iterator[Rows]:
+    def read(self, file: Any, batch_rows: int | None, **options: Any) -> Batches:
         return self.reader(file, batch_rows, **self.fixed, **options)  # type: ignore[no-any-return]
 
-    def write(self, file: Any, batches: Iterable[Rows], **options: Any) -> None:
+    def write(self, file: Any, batches: Batches, **options: Any) -> None:
         self.writer(file, batches, **self.fixed, **options)
 
 
@@ -15028,7 +15022,7 @@ def find_format(named: str | None, path: str) -> FileFormat:
     return FILE_FORMATS[suffix]
 
 
-def labelled(label: str, batches: Iterator[Rows]) -> Iterator[Rows]:
+def labelled(label: str, batches: Batches) -> Batches:
     """The batches of a file; SourceError names it for all that can be wrong with it."""
     try:
         yield from batches
@@ -15043,7 +15037,7 @@ def labelled(label: str, batches: Iterator[Rows]) -> Iterator[Rows]:
 def read_csv(
     file: Any, batch_rows: int | None, *, types: Any = None, delimiter: str = ",", encoding: str = "utf-8-sig",
     columns: Sequence[str] | None = None, ragged: bool = False, skip_lines: int = 0,
-) -> Iterator[Rows]:  # fmt: skip
+) -> Batches:  # fmt: skip
     """CSV with a header, or with *columns* instead of one; cells are text unless *types* says otherwise."""
     csv.field_size_limit(max(csv.field_size_limit(), LINE_BYTES_MAX))
     cast, text = Cast(types), text_layer(file, encoding)
@@ -15110,7 +15104,7 @@ class CsvLines:
 
 
 def write_csv(
-    file: Any, batches: Iterable[Rows], *, delimiter: str = ",", encoding: str = "utf-8",
+    file: Any, batches: Batches, *, delimiter: str = ",", encoding: str = "utf-8",
     columns: Sequence[str] | None = None,
 ) -> None:  # fmt: skip
     """CSV with a header: *columns*, or those of the first batches."""
@@ -15144,7 +15138,7 @@ def write_cells(text: io.TextIOWrapper, lines: list[Any], delimiter: str) -> Non
         raise SourceError(f"a cell cannot be written: {problem}", "encoding='utf-8' takes all text") from None
 
 
-def first_columns(batches: Iterable[Rows], named: Sequence[str] | None) -> tuple[list[str], Iterable[Rows]]:
+def first_columns(batches: Batches, named: Sequence[str] | None) -> tuple[list[str], Batches]:
     """The columns of a file to be written, and all batches: those that are named, or in the first two batches."""
     source = iter(batches)
     first = [*itertools.islice(source, 0 if named is not None else 2)]
@@ -15158,7 +15152,7 @@ def check_columns(batch: Rows, names: list[str]) -> None:
         raise SourceError(f"column '{late}' appears only after the header", "name all: columns=[…], or load at once")
 
 
-def read_json(file: Any, batch_rows: int | None, *, records: str | None = None) -> Iterator[Rows]:
+def read_json(file: Any, batch_rows: int | None, *, records: str | None = None) -> Batches:
     """One document, read whole: a list of objects, one object, or the list at the path *records*."""
     try:
         document = json.loads(file.read())
@@ -15193,7 +15187,7 @@ def at_path(document: Any, path: str) -> Any:
     return at_path(document.get(word), rest) if rest else None
 
 
-def write_json(file: Any, batches: Iterable[Rows]) -> None:
+def write_json(file: Any, batches: Batches) -> None:
     """One array, an object a line."""
     separator = b"[\n"
     for row in itertools.chain.from_iterable(batches):
@@ -15202,7 +15196,7 @@ def write_json(file: Any, batches: Iterable[Rows]) -> None:
     file.write(b"[]\n" if separator == b"[\n" else b"\n]\n")
 
 
-def read_json_lines(file: Any, batch_rows: int | None) -> Iterator[Rows]:
+def read_json_lines(file: Any, batch_rows: int | None) -> Batches:
     """An object a line; blank lines are skipped."""
     lines = ((number, line) for number, line in enumerate(file, 1) if line.strip())
     return batched((json_line(*one) for one in lines), batch_rows)
@@ -15218,7 +15212,7 @@ def json_line(number: int, line: bytes) -> Json:
     return row
 
 
-def write_json_lines(file: Any, batches: Iterable[Rows]) -> None:
+def write_json_lines(file: Any, batches: Batches) -> None:
     for batch in batches:
         file.writelines([json_row(row) + b"\n" for row in batch])
 
@@ -15247,7 +15241,7 @@ def parquet_and_arrow() -> tuple[Any, Any]:
     return need("pyarrow.parquet", "parquet", "Parquet"), need("pyarrow", "parquet", "Parquet")
 
 
-def read_parquet(file: Any, batch_rows: int | None) -> Iterator[Rows]:
+def read_parquet(file: Any, batch_rows: int | None) -> Batches:
     """Parquet, through pyarrow."""
     parquet, arrow = parquet_and_arrow()
     try:
@@ -15259,7 +15253,7 @@ def read_parquet(file: Any, batch_rows: int | None) -> Iterator[Rows]:
         raise SourceError(f"not Parquet: {problem}", "is it whole, and of this format?") from None
 
 
-def write_parquet(file: Any, batches: Iterable[Rows]) -> None:
+def write_parquet(file: Any, batches: Batches) -> None:
     """Parquet, through pyarrow; the first batches decide the types."""
     parquet, arrow = parquet_and_arrow()
     names, batches = first_columns(batches, None)
@@ -15313,56 +15307,54 @@ class Cast:
         if types is not None and not isinstance(types, (bool, dict)):
             raise BadRequest(f"types must be True or a mapping, not {safe_repr(types)}", 'types={"fare": float}')
         self.guess = types is True
-        self.casts = {name: cast_of(kind, name) for name, kind in types.items()} if isinstance(types, dict) else {}
+        self.kinds = {name: named_kind(kind, name) for name, kind in types.items()} if isinstance(types, dict) else {}
 
     def rows(self, rows: Rows, lines: list[int]) -> Rows:
         """The rows, which are from these lines, with their cells cast; empty cells become None."""
         if self.guess and rows:
             self.guess = False
-            self.casts = {name: guess_cast({row[name] for row in rows} - {""}) for name in rows.columns}
-        for name, (kind, cast) in self.casts.items():
+            self.kinds = {name: guessed_kind({row[name] for row in rows} - {""}) for name in rows.columns}
+        for name, kind in self.kinds.items():
             if name not in rows.columns:
                 hint = did_you_mean(name, rows.columns, f"there are {', '.join(rows.columns)}")
                 raise SourceError(f"types: there is no column '{name}'", hint)
-            cast_column(rows, name, kind, cast, lines)
+            cast_column(rows, name, kind, lines)
         return rows
 
 
-def cast_of(kind: Any, column: str) -> tuple[str, Callable[[str], Any]]:
-    """A type, as its name and what makes it of text: a word, a Python type, or any function of the text."""
+def named_kind(kind: Any, column: str) -> ValueKind:
+    """What a type of `types` means: a word, a Python type, or any function of the text."""
     word = kind if isinstance(kind, str) else getattr(kind, "__name__", "of its type")
     found = KINDS_OF_COLUMN.get(word) or KINDS_OF_CLASS.get(word)
     if found is not None and found.parse is not None:
-        return str(found.name), found.parse
+        return found
     if not callable(kind):
         words = [str(one.name) for one in KINDS_OF_COLUMN.values() if one.parse is not None]
         hint = did_you_mean(str(kind), words, "one of " + ", ".join(words))
         raise BadRequest(f"types: '{kind}' of column '{column}' is no type", hint)
-    return word, kind
+    return ValueKind(word, "", None, parse=kind)
 
 
-def guess_cast(texts: set[str]) -> tuple[str, Callable[[str], Any]]:
-    """The narrowest type that all these texts have."""
+def guessed_kind(texts: set[str]) -> ValueKind:
+    """The narrowest kind that all these texts have."""
     for kind in KINDS_OF_VALUE if texts else ():
         try:
-            if kind.parse and kind.pattern and all(map(re.compile(kind.pattern).fullmatch, texts)):
-                for text in texts:
-                    kind.parse(text)
-                return str(kind.name), kind.parse
+            if kind.pattern and all(map(re.compile(kind.pattern).fullmatch, texts)) and [*map(kind.parse, texts)]:
+                return kind
         except ValueError:
             continue  # 2026-02-31 looks like a day
-    return "text", str
+    return KINDS_OF_COLUMN["text"]
 
 
-def cast_column(rows: Rows, name: str, kind: str, cast: Callable[[str], Any], lines: list[int]) -> None:
+def cast_column(rows: Rows, name: str, kind: ValueKind, lines: list[int]) -> None:
     """Casts the cells of a column in place; SourceError names the line of one that has another type."""
-    position = 0
+    position, parse = 0, kind.parse
     try:
         for position, row in enumerate(rows):  # noqa: B007 (told by the error)
             text = row[name]
-            row[name] = cast(text) if text != "" else None
+            row[name] = parse(text) if text != "" else None
     except (ValueError, KeyError, ArithmeticError) as problem:
-        wrong = f"'{clip(rows[position][name], 100)}' in column '{name}' is not {kind}"
+        wrong = f"'{clip(rows[position][name], 100)}' in column '{name}' is not {kind.name}"
         hint = f"name its type: types={{'{name}': 'text'}}"
         raise SourceError(f"line {lines[position]}: {wrong}", hint) from problem
 
@@ -15455,7 +15447,7 @@ def from_frame(data: Any) -> Any:
     return data
 
 
-def batches_of(data: Any) -> Iterable[Rows]:
+def batches_of(data: Any) -> Batches:
     """Data in batches: those of a stream, those that an iterator yields as lists, else all in one."""
     if isinstance(data, Stream):
         return data
@@ -15466,7 +15458,7 @@ def batches_of(data: Any) -> Iterable[Rows]:
     return [as_rows(data)]
 
 
-def batched(rows: Any, batch_rows: int | None) -> Iterator[Rows]:
+def batched(rows: Any, batch_rows: int | None) -> Batches:
     """Rows in batches of a size; in one, without."""
     if batch_rows is None:
         yield as_rows(rows)
@@ -15477,7 +15469,7 @@ def batched(rows: Any, batch_rows: int | None) -> Iterator[Rows]:
         yield batch
 
 
-def collect(batches: Iterable[Rows]) -> Rows:
+def collect(batches: Batches) -> Rows:
     """Batches as one list."""
     found = [*batches]
     if len(found) == 1:
@@ -15552,8 +15544,8 @@ class ValueKind:
     *csv*, *sqlite* and *native* make a cell of it: for text formats, for SQLite, for other databases.
     """
 
-    convert: Callable[[Any], Any] | None = None
-    parse: Callable[[str], Any] | None = None
+    convert: Any = None
+    parse: Any = None
     pattern = ""
     csv = sqlite = staticmethod(plain_cell)
 
@@ -15723,7 +15715,7 @@ def put_out(step: Step, rows: Rows) -> Rows:
     return rows
 
 
-def counted(step: Step, batches: Iterable[Rows]) -> Iterator[Rows]:
+def counted(step: Step, batches: Batches) -> Batches:
     """The batches as they are; the step's rows_in counts them."""
     step.rows_in = 0
     for batch in batches:
@@ -15732,7 +15724,7 @@ def counted(step: Step, batches: Iterable[Rows]) -> Iterator[Rows]:
         yield batch
 
 
-def batches_from(place: Any, batch_rows: int) -> Iterator[Rows]:
+def batches_from(place: Any, batch_rows: int) -> Batches:
     """The batches of a place, which is asked for them when the first is wanted."""
     yield from place.read(batch_rows)
 
