@@ -4785,6 +4785,7 @@ def obey(words: list[str], manager: ServiceManager) -> None:
     if options["print_unit"]:
         write_out(unit_text(options["print_unit"], taud_path()))
         return
+    os.umask(0o077)
     home = find_home(options["home"])
     config = find_config(options["config"], home)
     settings = read_settings(options, config)
@@ -4795,7 +4796,9 @@ def obey(words: list[str], manager: ServiceManager) -> None:
     else:
         if options["detached"]:
             os.setsid()
-        serve(Daemon(home, config, settings, options, manager), options["json"])
+        faulthandler.enable(2)  # where a blocked daemon is, should its watchdog kill it
+        set_up_log(settings["log_level"])
+        asyncio.run(Daemon(home, config, settings, options, manager).serve())
 
 
 def taud_parser() -> argparse.ArgumentParser:
@@ -4805,18 +4808,20 @@ def taud_parser() -> argparse.ArgumentParser:
         "taud --port 8400 --log-level debug  # in the foreground, on loopback TCP too",
     )
     parser = make_parser("taud", "The Tau daemon: serves one home directory until it is stopped.", examples)
-    parser.add_argument("--home", metavar="DIR", help="where everything is kept (TAU_HOME)")
-    parser.add_argument("--config", metavar="FILE", help="configuration (TAU_CONFIG, <home>/tau.toml)")
-    parser.add_argument("--detach", action="store_true", help="return when it is ready, printing pid and socket")
-    for hidden in ("--detached", "--unscheduled"):
-        parser.add_argument(hidden, action="store_true", help=argparse.SUPPRESS)
-    parser.add_argument("--restore", metavar="FILE", help="put a backup in the home's place, and do not serve")
-    parser.add_argument("--replace", action="store_true", help="with --restore: move the store there is aside")
-    units = ", ".join(UNITS)
-    parser.add_argument(
-        *("--print-unit",), nargs="?", const="service", metavar="KIND", help=f"print a systemd unit: {units} [service]"
-    )
-    parser.add_argument("--json", action="store_true", help="JSON, on a terminal too")
+    for flag, metavar, meaning in (
+        ("--home", "DIR", "where everything is kept (TAU_HOME)"),
+        ("--config", "FILE", "configuration (TAU_CONFIG, <home>/tau.toml)"),
+        ("--restore", "FILE", "put a backup in the home's place, and do not serve"),
+        ("--replace", "", "with --restore: move the store there is aside"),
+        ("--detach", "", "return when it is ready, printing pid and socket"),
+        ("--detached", "", argparse.SUPPRESS),
+        ("--unscheduled", "", argparse.SUPPRESS),
+        ("--json", "", "JSON, on a terminal too"),
+    ):
+        value: Json = {"metavar": metavar} if metavar else {"action": "store_true"}
+        parser.add_argument(flag, help=meaning, **value)
+    units = f"print a systemd unit: {', '.join(UNITS)} [service]"
+    parser.add_argument("--print-unit", nargs="?", const="service", metavar="KIND", help=units)
     parser.add_argument("--version", action="version", version=__version__)
     for row in SETTINGS:
         if row.flag:
@@ -4836,27 +4841,24 @@ def detach(home: str, words: list[str]) -> Json:
     except Conflict as owned:
         return {"changed": False, **read_owner(home), "home": home} | owned.detail
     log_path = os.path.join(home, "taud.log")
-    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
-    log, (answer, child_end), null = os.open(log_path, flags, 0o600), os.pipe(), os.open(os.devnull, os.O_RDWR)
+    log, null = os.open(log_path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600), os.open(os.devnull, os.O_RDWR)
+    answer, child_end = os.pipe()
     said_before = os.fstat(log).st_size
     words = [word for word in words if word != "--detach"] + ["--detached", "--json"]
     pid = start_python("taud", words, {0: null, 1: child_end, 2: log}, dict(os.environ))
-    for descriptor in (null, child_end, log):
-        os.close(descriptor)
-    with open(answer, "rb") as ready:
-        line = ready.readline()
-    if line:
-        return {"changed": True} | dict(json.loads(line))
-    os.waitpid(pid, 0)
-    with open(log_path, encoding="utf-8", errors="replace") as file:
+    os.close(null)
+    os.close(child_end)
+    with open(answer, "rb") as ready, open(log, "rb") as file:
+        if line := ready.readline():
+            return {"changed": True} | dict(json.loads(line))
+        os.waitpid(pid, 0)
         file.seek(said_before)
-        said = file.read().strip().splitlines() or ["it said nothing"]
+        said = file.read().decode("utf-8", "replace").strip().splitlines() or ["it said nothing"]
     raise said_error(said[-1:]) or Internal(f"taud did not start: {said[-1]}", f"see {log_path}")
 
 
 def restore(home: str, settings: Json, file: str, replace: bool) -> Json:
     """The home is as the backup says it was; Conflict if a daemon serves it."""
-    os.umask(0o077)
     make_home(home)
     lock = take_lock(home)
     try:
@@ -4890,18 +4892,17 @@ def make_home(home: str) -> None:
         raise Forbidden(f"{home} belongs to another user", "choose another --home")
 
 
-def take_lock(home: str) -> int:
-    """The descriptor that holds the home's lock until it is closed, even by kill -9.
+#: How long the lock of a daemon that is gone is waited for.
+LOCK_PATIENCE_S = 2.0
 
-    Conflict if another daemon holds it.  flock, since fcntl locks vanish when any descriptor closes.
-    """
-    lock = os.open(os.path.join(home, "tau.lock"), os.O_RDWR | os.O_CREAT, 0o600)
+
+def take_lock(home: str) -> int:
+    """The descriptor that holds the home's lock until it is closed; Conflict if another daemon holds it."""
     until = time.monotonic() + LOCK_PATIENCE_S
-    while not is_locked(lock):
+    while (lock := lock_file(os.path.join(home, "tau.lock"), wait=False, create=True)) < 0:
         owner = read_owner(home)
         # What a killed daemon was just starting has its lock until it executes: a moment longer than itself.
         if process_started(owner.get("pid", os.getpid())) is not None or time.monotonic() > until:
-            os.close(lock)
             hint = "tau status; tau shutdown"
             raise Conflict(f"taud {owner.get('pid', '')} already serves {home}", hint, **owner)
         time.sleep(0.02)
@@ -4909,16 +4910,9 @@ def take_lock(home: str) -> int:
     return lock
 
 
-LOCK_PATIENCE_S = 2.0
-
-
 def read_owner(home: str) -> Json:
-    """What the daemon of this home wrote into its lock file: pid and socket."""
-    try:
-        with open(os.path.join(home, "tau.lock"), encoding="utf-8") as file:
-            return dict(json.load(file))
-    except (OSError, ValueError):
-        return {}  # it is just starting
+    """What the daemon of this home wrote into its lock file: pid and socket; nothing while it is just starting."""
+    return dict(json.loads(peek(os.path.join(home, "tau.lock")) or "{}"))
 
 
 def announce(ready: Json, as_json: bool) -> bool:
@@ -4926,19 +4920,6 @@ def announce(ready: Json, as_json: bool) -> bool:
     people = people_read(sys.stdout, as_json)
     write_out(pairs(ready) if people else encode_json(ready))
     return people
-
-
-def serve(daemon: Daemon, as_json: bool) -> None:
-    """Runs the daemon until it is told to stop; prints one document when it is ready."""
-    os.umask(0o077)
-    faulthandler.enable(2)  # where a blocked daemon is, should its watchdog kill it
-    set_up_log(daemon.settings["log_level"])
-
-    def on_ready(ready: Json) -> None:
-        if not announce(ready, as_json):  # whoever waited for the line may go; later writes must not fail
-            leave_output(1)
-
-    asyncio.run(daemon.serve(on_ready))
 
 
 class Daemon:
@@ -4968,12 +4949,11 @@ class Daemon:
         self.retention = Retention(home, settings, self.store, self.executor.used)
         self.signals = 0  # how often we were asked to end by a signal
         self.winding_up: asyncio.Task[None] | None = None  # waiting for live runs before the end
-        self.ended: asyncio.Event | None = None  # set when serve() may return; None until it runs
+        self.ended = asyncio.Event()  # serve() may return
         self.unread = ""  # the warning that the configuration file could not be read again
 
-    async def serve(self, announce: Callable[[Json], None]) -> None:
-        """From the lock to the last descriptor.  Announces pid and socket when it is ready."""
-        self.ended = asyncio.Event()
+    async def serve(self) -> None:
+        """From the lock to the last descriptor.  Prints one document when it is ready."""
         loop = asyncio.get_running_loop()
         make_home(self.home)
         lock = take_lock(self.home)
@@ -5002,7 +4982,9 @@ class Daemon:
             loop.add_signal_handler(signal.SIGHUP, self.reload)
             self.manager.tell(READY=1)
             self.manager.ping()
-            announce(ready | {"home": self.home, "addresses": self.listeners.addresses})
+            ready |= {"home": self.home, "addresses": self.listeners.addresses}
+            if not announce(ready, self.options["json"]):
+                leave_output(1)  # whoever waited for the line may go; later writes must not fail
             await self.ended.wait()
         finally:
             await self.close()
@@ -5032,7 +5014,7 @@ class Daemon:
 
     def reload(self) -> None:
         """SIGHUP: the configuration file is read again.  One that cannot be used changes nothing, and is told."""
-        if self.ended is None or self.ended.is_set():
+        if self.ended.is_set():
             return
         self.manager.tell(RELOADING=1, MONOTONIC_USEC=time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000)
         if self.unread in self.warnings:
@@ -5082,8 +5064,7 @@ class Daemon:
     def stop(self) -> None:
         """serve() returns."""
         self.executor.paused = True
-        if self.ended is not None:
-            self.ended.set()
+        self.ended.set()
 
     def holds(self) -> list[str]:
         """Why no new work is taken just now, if so."""
@@ -5113,26 +5094,23 @@ class Daemon:
         yield from self.store.metrics.families()
         yield from process_figures()
 
-    def begin_stopping(self, drain: float, cancel: bool) -> asyncio.Future[None]:
+    def begin_stopping(self, drain: float, cancel: bool) -> asyncio.Task[None]:
         """Nothing is admitted any more; resolves when live runs have ended, or need not be waited for.
 
         The daemon stops right after that.  Waits at most *drain* seconds, without a limit if it cancels.
         """
         self.executor.paused = True
-
-        async def wind_up() -> None:
-            if cancel:
-                await self.executor.stop_all("cancelled")
-            if cancel or drain:
-                try:
-                    await asyncio.wait_for(self.executor.drained(), drain or None)
-                except TimeoutError:
-                    pass
-            asyncio.get_running_loop().call_later(0.02, self.stop)  # once the answer is on its way
-
-        loop = asyncio.get_running_loop()
-        self.winding_up = loop.create_task(wind_up())
+        self.winding_up = asyncio.get_running_loop().create_task(self.wind_up(drain, cancel))
         return self.winding_up
+
+    async def wind_up(self, drain: float, cancel: bool) -> None:
+        """Live runs have ended, as far as they are waited for; the daemon stops once the answer is on its way."""
+        if cancel:
+            await self.executor.stop_all("cancelled")
+        if cancel or drain:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self.executor.drained(), drain or None)
+        asyncio.get_running_loop().call_later(0.02, self.stop)
 
     async def close(self) -> None:
         """Nothing is open any more; live runs go on and the next daemon adopts them."""
