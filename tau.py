@@ -65,6 +65,7 @@ if TYPE_CHECKING:
     import fcntl
     import fnmatch
     import functools
+    import graphlib
     import grp
     import gzip
     import hashlib
@@ -156,9 +157,9 @@ else:
 
     for name in (
         *("argparse", "ast", "asyncio", "base64", "bisect", "contextlib", "croniter", "csv", "ctypes", "datetime"),
-        *("decimal", "difflib", "email.utils", "fcntl", "fnmatch", "functools", "grp", "gzip", "hashlib", "hmac"),
-        *("http.client", "importlib.util", "inspect", "linecache", "logging", "operator", "pickle", "pwd", "queue"),
-        *("random", "re", "resource", "select", "shlex", "shutil", "signal", "sqlite3", "ssl", "struct"),
+        *("decimal", "difflib", "email.utils", "fcntl", "fnmatch", "functools", "graphlib", "grp", "gzip", "hashlib"),
+        *("hmac", "http.client", "importlib.util", "inspect", "linecache", "logging", "operator", "pickle", "pwd"),
+        *("queue", "random", "re", "resource", "select", "shlex", "shutil", "signal", "sqlite3", "ssl", "struct"),
         *("subprocess", "tarfile", "tempfile", "textwrap", "threading", "tomllib", "traceback", "typing"),
         *("urllib.parse", "uuid", "zlib", "zoneinfo"),
     ):
@@ -4937,7 +4938,7 @@ class Daemon:
         self.venvs = Venvs(home, settings)
         self.sources = Sources(home, self.store)
         self.executor = Executor(home, settings, self.store, self.feed, self.venvs, self.sources)
-        self.agenda = Agenda(self.store, settings["timezone"], due)
+        self.agenda = Agenda(self.store, settings["timezone"])
         self.scheduler = Scheduler(self.agenda, self.executor)
         self.connections: set[Connection] = set()
         self.keys = Keys(home, settings, self.store)
@@ -6916,7 +6917,7 @@ def tick_at(agenda: Agenda, row: Json, asked: int | None, now: int) -> Json:
         reason = "it is still to come" if asked > now else "it has not been decided yet"
         return {"scheduled_for": text, "decision": "undecided", "reason": reason}
     reason = "the schedule that holds now was made later" if is_tick else "it is no tick of the schedule"
-    return nothing | {"reason": reason, "before": agenda.ask.decision_before(name, text)}
+    return nothing | {"reason": reason, "before": next(iter(agenda.ask.decisions(name, 1, text)), None)}
 
 
 def what_holds(daemon: Daemon, row: Json, upstream: list[Json]) -> list[Json]:
@@ -7915,10 +7916,6 @@ def build_commands(path: str, needed: list[str]) -> list[list[str]]:
 # Calls Executor and Agenda.  Promises each tick one decision and at most one run, whatever the clock does.
 
 
-#: A tick that is decided within this time is on time; a later one has been missed: the misfire policy rules.
-ON_TIME_S = 10
-#: Missed ticks of an expression are counted up to here; beyond it there are more.
-COUNT_MAX = 200
 #: So many schedules are decided in one transaction, and so many computed anew: nobody waits for long.
 BATCH, SLICE = 250, 20
 #: While anything is due to come the clock is looked at this often, for it may be set, or the machine sleep.
@@ -7928,103 +7925,6 @@ STEP_S = 1.0
 #: How often the store is told that we are alive, and the ticks are computed anew, for zones may change.
 ALIVE_S, REFRESH_S = 60.0, 86_400.0
 Clocks = tuple[float, float, float]  # the time, awake time, and elapsed time, of one moment
-
-#: Whatever became due before one of these ended is not run: nobody wanted it then.
-HOLDS = ("paused", "disabled", "undeployed", "edited", "restored")
-
-
-class Plan:
-    """What becomes of a schedule's ticks: decisions in the order of the ticks, and how far they go."""
-
-    __slots__ = ("active", "cancel", "decisions", "next", "schedule", "watermark")
-
-    def __init__(self, schedule: Schedule, active: Sequence[str]) -> None:
-        self.schedule, self.watermark = schedule, schedule.watermark
-        self.next = schedule.next  # the first tick after the watermark
-        self.active: list[str | None] = [*active]  # unfinished runs of its ticks; None for one of this plan
-        self.cancel: list[str] = []  # those of them that have to make room
-        self.decisions: list[Json] = []
-
-    def advance(self, until: int) -> None:
-        """Ticks up to here are decided."""
-        if until > self.watermark:
-            self.watermark = until
-            if self.next is not None and self.next[0] <= until:
-                self.next = self.schedule.times.next(until)
-
-    def pass_over(self, until: int, type_name: str, reason: str, gaps: Sequence[Json]) -> None:
-        """The ticks up to an instant are decided in one go: none of them runs."""
-        if self.next is not None and self.next[0] <= until:
-            times, first = self.schedule.times, self.next[0]
-            count = times.count(first - 1, until, COUNT_MAX)
-            last = times.latest(first, until, 1)[-1][0] if count > 1 else first
-            told: Json = {"type": type_name, "tick": last, "reason": reason, "from": rfc3339(first), "ticks": count}
-            if count > COUNT_MAX and not isinstance(times, Interval):
-                told["at_least"] = True
-            self.decisions.append(told | cause_of_gap(last, gaps))
-        self.advance(until)
-
-    def fire(self, tick: Tick, trigger: str) -> None:
-        """A tick is to run, unless its predecessors are in the way."""
-        at, moved = tick
-        overlap, caught = self.schedule.overlap, trigger == "catchup" and self.schedule.misfire == "all"
-        about: Json = {"tick": at, "moved": moved}
-        if overlap == "skip" and self.active and not caught:
-            self.decisions.append({"type": "tick.skipped", "reason": "overlap", "with": self.active[-1], **about})
-        elif overlap != "allow" and overlap != "cancel_running" and len(self.active) > CATCHUP_MAX:
-            self.decisions.append({"type": "tick.dropped", "reason": "cap", "with": self.active[-1], **about})
-        else:
-            if overlap == "cancel_running":
-                self.cancel = [run_id for run_id in self.active if run_id is not None]
-            self.active.append(None)
-            self.decisions.append({"type": "tick.fired", "trigger": trigger, **about})
-
-
-def due(schedule: Schedule, now: int, active: Sequence[str], gaps: Sequence[Json] = ()) -> Plan:
-    """What becomes of the ticks of a schedule up to *now*.  No clock, no store, no wait.
-
-    *active* are the unfinished runs of earlier ticks; *gaps* are times at which nobody could decide, and why.
-    """
-    plan, until = Plan(schedule, active), now - schedule.delay
-    for gap in gaps:
-        if gap["cause"] in HOLDS:
-            plan.pass_over(min(gap["until"], until), "tick.skipped", gap["cause"], gaps)
-    catch_up(plan, until, gaps)
-    while plan.next is not None and plan.next[0] <= until:
-        tick = plan.next
-        plan.fire(tick, "schedule")
-        plan.advance(tick[0])
-    plan.advance(until)
-    return plan
-
-
-def catch_up(plan: Plan, until: int, gaps: Sequence[Json]) -> None:
-    """Decides about the ticks that were missed: which of them run late, and why the others do not."""
-    schedule, late = plan.schedule, until - ON_TIME_S - 1
-    if plan.next is None or plan.next[0] > late:
-        return
-    plan.pass_over(min(int(until - schedule.window) - 1, late), "tick.missed", "older than catchup_window", gaps)
-    if schedule.misfire == "all":
-        caught = schedule.times.latest(plan.watermark, late, CATCHUP_MAX)
-        others, reason = "tick.dropped", "cap"
-    else:
-        superseded = schedule.misfire == "skip" or next(schedule.times.between(late, until), None) is not None
-        caught = [] if superseded else schedule.times.latest(plan.watermark, late, 1)
-        others, reason = "tick.missed", f"misfire is {schedule.misfire}"
-    plan.pass_over(caught[0][0] - 1 if caught else late, others, reason, gaps)
-    for tick in caught:
-        plan.fire(tick, "catchup")
-        plan.decisions[-1] |= cause_of_gap(tick[0], gaps)
-        plan.advance(tick[0])
-    plan.advance(late)
-
-
-def cause_of_gap(tick: int, gaps: Sequence[Json]) -> Json:
-    """Why nobody could decide about a tick in time, as far as that is known."""
-    for gap in reversed(gaps):
-        if gap["from"] < tick <= gap["until"] and gap["cause"] not in HOLDS:
-            return {"cause": {"what": gap["cause"], "from": rfc3339(gap["from"]), "until": rfc3339(gap["until"])}}
-    return {}
 
 
 class Scheduler:
@@ -8076,11 +7976,11 @@ class Scheduler:
         self.watch_clock(seen)
         if self.stuck_at:
             self.agenda.note_gap("storage_full", self.stuck_at, now)
-        alive = self.agenda.remembered("alive")
+        alive = self.agenda.sql.remembered("alive")
         if alive is None or not 0 <= now - alive["until"] < ALIVE_S:
             self.agenda.remember("alive", {"until": now})
         self.store.expire_queued()
-        stops = [] if self.agenda.is_paused("") else self.agenda.claim(now, BATCH)
+        stops = [] if self.agenda.sql.pause("") else self.agenda.decide_due(now, BATCH)
         self.agenda.report_overdue(now)
         return seen, False, stops
 
@@ -8088,7 +7988,7 @@ class Scheduler:
         """The ledger says what the clock did since the last look, if it did anything but run on."""
         now = seen[0]
         if self.seen is None:
-            alive = self.agenda.remembered("alive")
+            alive = self.agenda.sql.remembered("alive")
             if alive is not None and now >= alive["until"]:
                 self.agenda.note_gap("daemon_down", alive["until"], now)
             elif alive is not None:
@@ -8145,8 +8045,6 @@ class Scheduler:
 
     async def refresh(self) -> None:
         """Computes all next ticks anew, a slice a write: the system may have other time zones by now."""
-        zoneinfo.ZoneInfo.clear_cache()
-        await self.store.write(self.agenda.forget_times)
         name: str | None = ""
         while name is not None:
             name = await self.store.write(self.agenda.refresh, name, SLICE)
@@ -8971,22 +8869,30 @@ class Feed:
 # Owns schedules, pauses and chains: what is set, what is decided, and what follows when a run has ended.
 # Calls Store and Questions.  Promises that a decision, its run and the next tick are one transaction.
 
+EXPRESSIONS_KEPT = 20_000
+GAPS_KEPT = 20
+#: Others wait for the writer's thread: one transaction of decisions takes hardly longer than this.
+DECIDE_S = 0.05
+
 
 class Agenda:
-    """When pipelines run by themselves, as it is remembered: these methods too run on the writer's thread."""
+    """When pipelines run by themselves.  These methods too run on the writer's thread."""
 
-    def __init__(
-        self, store: Store, timezone: str, decide: Callable[[Schedule, int, list[str], list[Json]], Any]
-    ) -> None:
-        self.store, self.timezone, self.due = store, timezone, decide
-        self.known: dict[tuple[str, str], Times] = {}  # expressions that have been read, with their zones
-        self.zones: dict[str, Zone] = {}  # shared, for each remembers when its clock is set
+    def __init__(self, store: Store, timezone: str) -> None:
+        self.store, self.timezone = store, timezone
+        # Reading an expression costs as much as ten ticks; a zone remembers when its clock is set.
+        self.zone = functools.lru_cache(None)(Zone)
+        self.cron_times = functools.lru_cache(EXPRESSIONS_KEPT)(lambda cron, zone: CronTimes(Cron(cron), zone))
         store.on_finish = self.follow
 
     def open(self) -> None:
         """The store is open."""
-        self.db, self.ask = self.store.db, AgendaQuestions(self.store.ask)
-        self.chains = Chains(self.store)
+        self.ask, self.sql = AgendaQuestions(self.store.ask), AgendaQuestions(self.store.sql)
+        self.chains = Chains(self.store, self.sql)
+
+    def now(self) -> int:
+        """The time, in whole seconds as ticks are."""
+        return int(self.store.clock.time())
 
     # What is set.
 
@@ -8995,7 +8901,7 @@ class Agenda:
         commands = self.check(found, cron)
         deployed = self.store.deploy(found, digest, actor)
         for one in found:
-            self.chains.keep(one["name"], one.get("after") or [])
+            self.chains.save(one["name"], one.get("after") or [])
             self.sync(one["name"], actor, commands[one["name"]])
         return deployed
 
@@ -9015,16 +8921,14 @@ class Agenda:
         """Takes a pipeline out of service: nothing of it is due, and it follows nobody."""
         cancelled = self.store.undeploy(name, actor)
         if cancelled is not None:
-            self.chains.keep(name, [])
+            self.chains.save(name, [])
             self.sync(name, actor)
         return cancelled
 
     def set_schedule(self, name: str, command: Json, enabled: bool | None, actor: str) -> bool:
-        """Keeps what the command line says of a schedule; whether that changed anything."""
-        live = self.live(name)
-        if live is None:
-            raise self.store.sql.unknown(name)
-        options, now = schedule_options(live, command), int(self.store.clock.time())
+        """Saves what the command line says of a schedule; whether that changed anything."""
+        live, now = self.demand_live(name), self.now()
+        options = schedule_options(live, command)
         check_params(name, live, options)
         times = times_of(options, now, self.timezone)
         if times is not None and enabled is not False and times.next(now) is None:
@@ -9032,304 +8936,257 @@ class Agenda:
             raise BadRequest(f"the schedule of '{name}' would never be due: all its ticks are in the past", hint)
         return self.sync(name, actor, command, enabled)
 
+    def demand_live(self, name: str) -> Json:
+        """The options of a deployed pipeline; NotFound if it is not deployed."""
+        if (live := self.sql.live(name)) is None:
+            raise self.store.sql.unknown(name)
+        return live
+
     def sync(self, name: str, actor: str, command: Json | None = None, enabled: bool | None = None) -> bool:
-        """The row of a pipeline says what holds now; whether that changed anything.
+        """Makes the row of a pipeline say what holds now; whether that changed anything.
 
         An edit, or the end of what held it, moves the watermark to now: what is undecided by then never runs.
         """
-        row, live, now = self.row(name), self.live(name), int(self.store.clock.time())
+        old, now = self.row(name), self.now()
+        new = old | self.what_holds(old, command, enabled)
+        edited = new["options"] != old["options"]
+        if edited or (old["held"] is not None and new["held"] is None):
+            self.skip_undecided(old, now, old["held"] or "edited")
+            # An edit counts from now even if the clock was set back: a tick that had its run gets no other.
+            new["watermark_at"] = rfc3339(now) if edited else max(rfc3339(now), old["watermark_at"])
+        if new["options"]["every_s"] != old["options"]["every_s"]:
+            new["anchor_at"] = rfc3339(now)
+        if (within := new["options"]["expect_success_within_s"]) != old["options"]["expect_success_within_s"]:
+            last = self.last_success(name) or rfc3339(now)
+            new["expect_at"] = None if within is None else rfc3339(instant_of(last) + int(within))
+        self.save(new)
+        changed = any(new[key] != old[key] for key in ("options", "held", "command"))
+        if changed:
+            told = {"source": source_of(new["options"], new["command"]), "enabled": bool(new["enabled"])}
+            shown = {key: value for key, value in new["options"].items() if value != SCHEDULE_OPTIONS[key]}
+            self.store.event("schedule.changed", name, None, told | {"held": new["held"]} | shown, actor)
+        return changed
+
+    def what_holds(self, row: Json, command: Json | None, enabled: bool | None) -> Json:
+        """What a schedule is told and why nothing of it is due, if so; without *command* or *enabled* as before."""
+        live = self.sql.live(row["pipeline"])
         command = row["command"] if command is None else command
         enabled = bool(row["enabled"]) if enabled is None else enabled
+        reasons = {"undeployed": live is None, "disabled": not enabled, "paused": self.sql.pause(row["pipeline"])}
+        held = next((reason for reason, holds in reasons.items() if holds), None)
         options = schedule_options(live or {}, command)
-        held = self.why_held(name, live is not None, enabled)
-        edited, released = options != row["options"], row["held"] is not None and held is None
-        if edited or released:
-            self.pass_over(row, now, row["held"] or "edited")
-            # An edit counts from now even if the clock was set back: a tick that had its run gets no other.
-            row["watermark_at"] = rfc3339(now) if edited else max(rfc3339(now), row["watermark_at"])
-        if options["every_s"] != row["options"]["every_s"]:
-            row["anchor_at"] = rfc3339(now)
-        if options["expect_success_within_s"] != row["options"]["expect_success_within_s"]:
-            row["expect_at"] = self.expectation(name, options, now)
-        changed: bool = edited or held != row["held"] or command != row["command"]
-        self.keep_row(row | {"command": command, "options": options, "enabled": int(enabled), "held": held})
-        if changed:
-            told = {"source": source_of(options, command), "enabled": enabled, "held": held}
-            shown = {key: value for key, value in options.items() if value != SCHEDULE_OPTIONS[key]}
-            self.store.event("schedule.changed", name, None, told | shown, actor)
-        return changed
+        return {"command": command, "options": options, "enabled": int(enabled), "held": held}
 
     def row(self, name: str) -> Json:
         """The row of a pipeline, or what it would be of one that has none."""
-        found = self.db.execute("SELECT * FROM schedules WHERE pipeline = ?", (name,)).fetchone()
-        if found is not None:
-            return to_document(found)
-        now = rfc3339(int(self.store.clock.time()))
-        row: Json = {"pipeline": name, "command": {}, "options": SCHEDULE_OPTIONS, "enabled": 1, "held": None}
-        return row | {"anchor_at": now, "watermark_at": now, "resumed_at": now} | dict.fromkeys(TICK_COLUMNS)
+        new: Json = {"pipeline": name, "command": {}, "options": SCHEDULE_OPTIONS, "enabled": 1, "held": None}
+        new |= {"expect_at": None} | dict.fromkeys(("anchor_at", "watermark_at", "resumed_at"), rfc3339(self.now()))
+        return self.sql.row("SELECT * FROM schedules WHERE pipeline = ?", name) or new
 
-    def keep_row(self, row: Json) -> None:
-        """The row is in the table, with the next tick after its watermark."""
+    def save(self, row: Json) -> None:
+        """Puts a row into the table, with the next tick after its watermark."""
         times = self.times(row)
         tick = None if times is None else times.next(instant_of(row["watermark_at"]))
-        row = row | self.next_columns(row, tick)
-        row |= {"command": encode_json(row["command"]), "options": encode_json(row["options"])}
-        names = ", ".join(row)
-        self.db.execute(f"INSERT OR REPLACE INTO schedules ({names}) VALUES (:{', :'.join(row)})", row)
+        self.sql.put("schedules", row | self.next_columns(row, tick), clash="REPLACE")
 
     def next_columns(self, row: Json, tick: Tick | None) -> Json:
         """The columns that tell of the next tick."""
         if tick is None:
             return {"next_at": None, "moved": 0, "due_at": None}
-        due_at = tick[0] + delay_of(row["pipeline"], row["options"]["jitter_s"])
-        due = rfc3339(due_at) if row["held"] is None else None
-        return {"next_at": rfc3339(tick[0]), "moved": int(tick[1]), "due_at": due}
+        due_at = rfc3339(tick[0] + delay_of(row["pipeline"], row["options"]["jitter_s"]))
+        return {"next_at": rfc3339(tick[0]), "moved": int(tick[1]), "due_at": due_at if row["held"] is None else None}
 
     def times(self, row: Json) -> Times | None:
-        """When a schedule is due, if it ever is; reading an expression costs like ten ticks, so it is kept."""
+        """When a schedule is due, if it ever is."""
         options = row["options"]
         if options["cron"] is None:
             return times_of(options, instant_of(row["anchor_at"]), self.timezone)
-        key = (options["cron"], options["timezone"] or self.timezone)
         try:
-            if key not in self.known:
-                if len(self.known) >= EXPRESSIONS_KEPT:
-                    self.known.clear()
-                if key[1] not in self.zones:
-                    self.zones[key[1]] = Zone(key[1])
-                self.known[key] = CronTimes(Cron(key[0]), self.zones[key[1]])
-            return self.known[key]
+            times: Times = self.cron_times(options["cron"], self.zone(options["timezone"] or self.timezone))
+            return times
         except BadRequest as problem:  # it was checked when it was set: the system has lost its time zone
             self.store.event("schedule.broken", row["pipeline"], None, {"message": str(problem)})
             return None
 
-    def forget_times(self) -> None:
-        """Expressions and zones are read again when they are needed."""
-        self.known.clear()
-        self.zones.clear()
-
-    def live(self, name: str) -> Json | None:
-        """The options of a deployed pipeline; None if it is not deployed."""
-        found = self.db.execute(
-            "SELECT v.options FROM pipelines p JOIN versions v ON v.pipeline = p.name AND v.version = p.version"
-            " WHERE p.name = ? AND p.deployed = 1",
-            (name,),
-        ).fetchone()
-        return None if found is None else json.loads(found["options"])
-
-    def why_held(self, name: str, deployed: bool, enabled: bool) -> str | None:
-        """Why nothing of a pipeline is due by itself, if that is so."""
-        if not deployed:
-            return "undeployed"
-        return "disabled" if not enabled else "paused" if self.is_paused(name) else None
-
     # What is decided.
 
-    def claim(self, now: int, most: int) -> list[str]:
-        """Decides about what is due, at most so many schedules and not for long; who must make room is told."""
-        until = time.perf_counter() + CLAIM_S
-        rows = self.db.execute(
-            "SELECT * FROM schedules WHERE due_at <= ? ORDER BY due_at, pipeline LIMIT ?", (rfc3339(now), most)
-        ).fetchall()
-        gaps = (self.remembered("gaps") or []) if rows else []
+    def decide_due(self, now: int, most: int) -> list[str]:
+        """Decides what is due, at most so many schedules and not for long; which runs must make room."""
+        until = time.perf_counter() + DECIDE_S
+        due = "SELECT * FROM schedules WHERE due_at <= ? ORDER BY due_at, pipeline LIMIT ?"
+        rows = self.sql.rows(due, rfc3339(now), most)
+        gaps = self.sql.remembered("gaps") or []
         stops: list[str] = []
         for row in rows:
-            stops += self.decide(to_document(row), now, gaps)
+            stops += self.decide(row, now, gaps)
             if time.perf_counter() > until:
                 break
         return stops
 
     def decide(self, row: Json, now: int, gaps: list[Json]) -> list[str]:
-        """Decides about the ticks of a schedule up to now, and keeps that; the runs that must make room."""
-        name, times = row["pipeline"], self.times(row)
+        """Decides the ticks of a schedule up to now; the live runs that must make room."""
+        name, times, key = row["pipeline"], self.times(row), {"pipeline": row["pipeline"]}
         if times is None:
-            self.db.execute("UPDATE schedules SET next_at = NULL, due_at = NULL WHERE pipeline = ?", (name,))
+            self.sql.set("schedules", key, next_at=None, due_at=None)
             return []
-        plan = self.due(Schedule(row, times), now, self.unfinished(name), gaps)
+        plan = due(Schedule(row, times), now, self.sql.unfinished(name), gaps)
         stops = [run_id for run_id in plan.cancel if self.make_room(run_id)]
         earlier = None
         for decision in plan.decisions:
             earlier = self.record(row, decision, earlier) or earlier
-        columns = self.next_columns(row, plan.next) | {"watermark_at": rfc3339(plan.watermark), "pipeline": name}
-        self.db.execute(
-            "UPDATE schedules SET watermark_at = :watermark_at, next_at = :next_at, moved = :moved,"
-            " due_at = :due_at WHERE pipeline = :pipeline",
-            columns,
-        )
+        self.sql.set("schedules", key, watermark_at=rfc3339(plan.watermark), **self.next_columns(row, plan.next))
         return stops
 
-    def pass_over(self, row: Json, now: int, why: str) -> None:
+    def skip_undecided(self, row: Json, now: int, why: str) -> None:
         """What a schedule has left undecided by now never runs."""
         jitter = row["options"] | {"jitter_s": 0.0}
         self.decide(row | {"options": jitter}, now, [{"from": 0, "until": now, "cause": why}])
 
     def record(self, row: Json, decision: Json, earlier: str | None) -> str | None:
-        """One decision is in the ledger, and its run, if there is one, in the queue: its id."""
-        name, tick = row["pipeline"], rfc3339(decision["tick"])
+        """Puts a decision into the ledger and its run, if there is one, into the queue: its id.
+
+        *earlier* is the last run of the same plan, which may be what a tick is skipped for.
+        """
+        name, kind, tick, run_id = row["pipeline"], decision["type"], rfc3339(decision["tick"]), None
         told = {key: value for key, value in decision.items() if key not in ("type", "tick", "with", "trigger")}
         if "with" in decision:
             told["run_id"] = decision["with"] or earlier
-        if decision["type"] != "tick.fired":
-            self.store.event(decision["type"], name, None, told, "scheduler", tick)
-            return None
-        taken = self.tick_run(name, tick)
-        if taken is not None:
-            data = {"reason": "has a run", "run_id": taken["run_id"]}
-            self.store.event("tick.skipped", name, None, told | data, "scheduler", tick)
-            return None
-        params, trigger = row["options"]["params"], decision["trigger"]
-        try:
-            run_id, _, _ = self.store.add_run(name, params, None, trigger, "scheduler", scheduled_for=tick)
-        except TauError as refused:
-            data = {"reason": refused.code, "message": str(refused)}
-            self.store.event("tick.skipped", name, None, told | data, "scheduler", tick)
-            return None
-        self.store.event("tick.fired", name, run_id, told | {"trigger": trigger}, "scheduler", tick)
+        if kind == "tick.fired":
+            params, trigger = row["options"]["params"], decision["trigger"]
+            try:
+                if taken := self.sql.tick_runs(name, tick, tick):
+                    kind, told = "tick.skipped", told | {"reason": "has a run", "run_id": taken[tick]["run_id"]}
+                else:
+                    run_id = self.store.add_run(name, params, None, trigger, "scheduler", scheduled_for=tick)[0]
+                    told["trigger"] = trigger
+            except TauError as refused:
+                kind, told = "tick.skipped", told | {"reason": refused.code, "message": str(refused)}
+        self.store.event(kind, name, run_id, told, "scheduler", tick)
         return run_id
-
-    def unfinished(self, name: str) -> list[str]:
-        """The runs of a schedule's ticks that have not ended, oldest first."""
-        rows = self.db.execute(UNFINISHED_TICKS, (name,)).fetchall()
-        return [row["run_id"] for row in rows]
 
     def make_room(self, run_id: str) -> bool:
         """Ends a run that a later tick takes the place of; True if it lives and has to be stopped."""
         if self.store.cancel_waiting(run_id, "scheduler"):
             return False
-        found = self.db.execute("SELECT attempt FROM runs WHERE run_id = ?", (run_id,)).fetchone()
-        self.store.note_stopping(run_id, found["attempt"], "cancelled")  # should we die before we stop it
+        attempt = self.sql.value("SELECT attempt FROM runs WHERE run_id = ?", run_id)
+        self.store.note_stopping(run_id, attempt, "cancelled")  # should we die before we stop it
         return True
-
-    def tick_run(self, name: str, tick: str) -> Json | None:
-        """The latest run of a tick."""
-        found = self.db.execute(
-            "SELECT run_id, status FROM runs WHERE pipeline = ? AND scheduled_for = ? ORDER BY run_id DESC LIMIT 1",
-            (name, tick),
-        ).fetchone()
-        return None if found is None else to_document(found)
 
     def backfill(self, name: str, ticks: list[str], only: str, actor: str) -> list[Json]:
         """Queues runs for past ticks that still want one: their ids.  Asked again it makes none run twice."""
-        row = self.row(name)
+        params = self.row(name)["options"]["params"]
         made: list[Json] = []
-        params = row["options"]["params"]
         for tick in ticks:
-            latest = self.tick_run(name, tick)
-            if wants_backfill(latest, only):
-                again = None if latest is None else latest["run_id"]
-                about = {"scheduled_for": tick, "retry_of": again}
-                try:
-                    run_id, _, _ = self.store.add_run(name, params, None, "backfill", actor, **about)
-                except QueueFull:
-                    if not made:
-                        raise
-                    break
-                made.append({"scheduled_for": tick, "run_id": run_id})
+            latest = self.sql.tick_runs(name, tick, tick).get(tick)
+            if not wants_backfill(latest, only):
+                continue
+            about = {"scheduled_for": tick, "retry_of": latest and latest["run_id"]}
+            try:
+                run_id, _, _ = self.store.add_run(name, params, None, "backfill", actor, **about)
+            except QueueFull:
+                if not made:
+                    raise
+                break
+            made.append({"scheduled_for": tick, "run_id": run_id})
         return made
+
+    def refresh(self, after: str, most: int) -> str | None:
+        """Computes the next ticks of some schedules anew, by name; the last of them, None if there was none."""
+        if not after:  # zones are read again with the first of them
+            zoneinfo.ZoneInfo.clear_cache()
+            self.zone.cache_clear()
+            self.cron_times.cache_clear()
+        some = "SELECT * FROM schedules WHERE next_at IS NOT NULL AND pipeline > ? ORDER BY pipeline LIMIT ?"
+        rows = self.sql.rows(some, after, most)
+        for row in rows:
+            if row["options"]["cron"] is not None and (times := self.times(row)) is not None:
+                columns = self.next_columns(row, times.next(instant_of(row["watermark_at"])))
+                if row | columns != row:
+                    self.sql.set("schedules", {"pipeline": row["pipeline"]}, **columns)
+        return rows[-1]["pipeline"] if rows else None
+
+    def next_due(self, now: float) -> float | None:
+        """When anything is due next, if anything ever is."""
+        ticks = "" if self.sql.pause("") else "SELECT min(due_at) AS at FROM schedules WHERE due_at > '' UNION ALL "
+        rows = self.sql.rows(
+            f"{ticks}SELECT min(expect_at) AS at FROM schedules WHERE expect_at IS NOT NULL UNION ALL"
+            " SELECT min(expires_at) FROM runs WHERE status = 'queued' AND expires_at IS NOT NULL UNION ALL"
+            # What was due before now waits for a slot, and for the group that frees it.
+            " SELECT min(retry_at) FROM runs WHERE status = 'retrying' AND retry_at > ?",
+            rfc3339(now),
+        )
+        return min((instant_ms(row["at"]) / 1000 for row in rows if row["at"] is not None), default=None)
 
     # Pauses.
 
-    def is_paused(self, name: str) -> bool:
-        """Whether a pipeline, or everything (''), is paused."""
-        return self.db.execute("SELECT 1 FROM pauses WHERE pipeline = ?", (name,)).fetchone() is not None
-
     def pause(self, name: str, reason: str, actor: str) -> bool:
         """A pipeline, or everything (''), starts nothing by itself any more; False if that was so already."""
-        if name and self.live(name) is None:
-            raise self.store.sql.unknown(name)
-        added = self.db.execute(
-            "INSERT OR IGNORE INTO pauses VALUES (?, ?, ?, ?)", (name, rfc3339(self.store.clock.time()), reason, actor)
-        )
-        if added.rowcount:
+        if name:
+            self.demand_live(name)
+        now = rfc3339(self.store.clock.time())
+        row = {"pipeline": name, "paused_at": now, "reason": reason, "actor": actor}
+        added = self.sql.put("pauses", row, clash="IGNORE")
+        if added:
             self.store.event("pipeline.paused", name or None, None, {"reason": reason}, actor)
             if name:
                 self.sync(name, actor)
-        return bool(added.rowcount)
+        return bool(added)
 
     def resume(self, name: str, actor: str) -> bool:
         """A pipeline, or everything (''), starts by itself again, from now on; False if it was not paused."""
-        if name and self.live(name) is None:
-            raise self.store.sql.unknown(name)
-        found = self.db.execute("SELECT paused_at FROM pauses WHERE pipeline = ?", (name,)).fetchone()
-        if found is None:
+        if name:
+            self.demand_live(name)
+        if (pause := self.sql.pause(name)) is None:
             return False
-        now = int(self.store.clock.time())
-        self.db.execute("DELETE FROM pauses WHERE pipeline = ?", (name,))
+        self.sql.db.execute("DELETE FROM pauses WHERE pipeline = ?", (name,))
         self.store.event("pipeline.resumed", name or None, None, {}, actor)
         if name:
             self.sync(name, actor)
-            self.db.execute("UPDATE schedules SET resumed_at = ? WHERE pipeline = ?", (rfc3339(now), name))
+            self.sql.set("schedules", {"pipeline": name}, resumed_at=rfc3339(self.now()))
         else:
-            self.note_gap("paused", instant_of(found["paused_at"]), now)
+            self.note_gap("paused", instant_of(pause["paused_at"]), self.now())
         return True
 
     # What follows when a run has ended.
 
     def follow(self, name: str, run_id: str, status: str) -> None:
         """A run has its final status: others may follow it, and its pipeline may have failed too often."""
-        live = self.live(name)
-        if live is None:
+        row = self.row(name)
+        if row["held"] == "undeployed":
             return
+        within, most = row["options"]["expect_success_within_s"], row["options"]["pause_after_failures"]
         if status == "success":
-            within = live.get("expect_success_within")
             if within:
                 expect_at = rfc3339(int(self.store.clock.time() + within))
-                self.db.execute("UPDATE schedules SET expect_at = ? WHERE pipeline = ?", (expect_at, name))
+                self.sql.set("schedules", {"pipeline": name}, expect_at=expect_at)
             self.chains.follow(name, run_id)
-        elif status in FAILURES and (most := live.get("pause_after_failures")):
-            self.break_circuit(name, most)
-
-    def break_circuit(self, name: str, most: int) -> None:
-        """Pauses a pipeline whose last runs, so many since it was last resumed, have all failed."""
-        resumed = spell_id(instant_of(self.row(name)["resumed_at"]) * 1000 << ID_SALT_BITS)
-        rows = self.db.execute(
-            "SELECT status FROM runs WHERE pipeline = ? AND run_id > ?"
-            " AND status IN ('success', 'failed', 'timed_out', 'lost') ORDER BY run_id DESC LIMIT ?",
-            (name, resumed, most),
-        ).fetchall()
-        if len(rows) == most and all(row["status"] in FAILURES for row in rows):
+        elif status in FAILURES and most and self.sql.has_failed(name, row["resumed_at"], most):
             self.pause(name, f"{most} failures in a row", "taud")
-
-    def expectation(self, name: str, options: Json, now: int) -> str | None:
-        """When a success of a pipeline is overdue, as far as is known now."""
-        if options["expect_success_within_s"] is None:
-            return None
-        last = self.last_success(name)
-        since = now if last is None else instant_of(last)
-        return rfc3339(since + int(options["expect_success_within_s"]))
 
     def last_success(self, name: str) -> str | None:
         """When a run of a pipeline last succeeded."""
-        found = self.db.execute(
-            "SELECT finished_at FROM runs WHERE pipeline = ? AND status = 'success' ORDER BY run_id DESC LIMIT 1",
-            (name,),
-        ).fetchone()
-        return None if found is None else found["finished_at"]
+        last = "SELECT finished_at FROM runs WHERE pipeline = ? AND status = 'success' ORDER BY run_id DESC LIMIT 1"
+        at: str | None = self.sql.value(last, name)
+        return at
 
     def report_overdue(self, now: int) -> None:
         """The ledger says which pipelines should have succeeded by now; each is told once until it succeeds."""
-        rows = self.db.execute("SELECT * FROM schedules WHERE expect_at <= ?", (rfc3339(now),)).fetchall()
-        for row in map(to_document, rows):
+        for row in self.sql.rows("SELECT * FROM schedules WHERE expect_at <= ?", rfc3339(now)):
             name, within = row["pipeline"], row["options"]["expect_success_within_s"]
             data = {"within_s": within, "last_success_at": self.last_success(name), "expected_at": row["expect_at"]}
             self.store.event("success.overdue", name, None, data)
-            self.db.execute("UPDATE schedules SET expect_at = NULL WHERE pipeline = ?", (name,))
+            self.sql.set("schedules", {"pipeline": name}, expect_at=None)
 
     # What the scheduler remembers.
 
     def remember(self, name: str, data: Any) -> None:
-        """Keeps a value under a name."""
-        self.db.execute("INSERT OR REPLACE INTO memory VALUES (?, ?)", (name, encode_json(data)))
-
-    def remembered(self, name: str) -> Any:
-        """The value under a name; None if there is none."""
-        found = self.db.execute("SELECT data FROM memory WHERE name = ?", (name,)).fetchone()
-        return None if found is None else json.loads(found["data"])
+        """Saves a value under a name."""
+        self.sql.put("memory", {"name": name, "data": data}, clash="REPLACE")
 
     def note_gap(self, cause: str, begin: float, until: float) -> None:
         """Remembers for a while when nobody could, or was to, decide; the ledger keeps it."""
         begin, until = int(begin), int(until)
-        gaps = self.remembered("gaps") or []
+        gaps = self.sql.remembered("gaps") or []
         self.remember("gaps", [*gaps, {"from": begin, "until": until, "cause": cause}][-GAPS_KEPT:])
         if cause != "paused":  # that is in the ledger already
             data = {"cause": cause, "from": rfc3339(begin), "until": rfc3339(until), "seconds": until - begin}
@@ -9345,55 +9202,15 @@ class Agenda:
         self.store.event("clock.set_back", None, None, data)
         self.store.shift_waiting(now - before)
         # What is to come again is not what nobody could decide then.
-        gaps = [gap for gap in self.remembered("gaps") or [] if gap["from"] < now]
+        gaps = [gap for gap in self.sql.remembered("gaps") or [] if gap["from"] < now]
         self.remember("gaps", [gap | {"until": min(gap["until"], now)} for gap in gaps])
-        rows = self.db.execute(
-            "SELECT * FROM schedules WHERE next_at IS NOT NULL AND json_extract(options, '$.every_s') > 0"
-        ).fetchall()
-        for row in map(to_document, rows):
+        intervals = "SELECT * FROM schedules WHERE next_at IS NOT NULL AND json_extract(options, '$.every_s') > 0"
+        for row in self.sql.rows(intervals):
             every = int(row["options"]["every_s"])
             first = max(instant_of(row["next_at"]) - (before - now), now + 1)
             if (first - instant_of(row["anchor_at"])) % every == 0 and every > 1:
                 first += 1
-            self.keep_row(row | {"anchor_at": rfc3339(first - every), "watermark_at": rfc3339(first - 1)})
-
-    def refresh(self, after: str, most: int) -> str | None:
-        """Computes the next ticks of some schedules anew, by name; the last of them, None if there was none."""
-        rows = self.db.execute(
-            "SELECT * FROM schedules WHERE next_at IS NOT NULL AND pipeline > ? ORDER BY pipeline LIMIT ?",
-            (after, most),
-        ).fetchall()
-        for row in map(to_document, rows):
-            after = row["pipeline"]
-            times = None if row["options"]["cron"] is None else self.times(row)
-            if times is not None:
-                tick = times.next(instant_of(row["watermark_at"]))
-                if row | self.next_columns(row, tick) != row:
-                    self.keep_row(row)
-        return after if rows else None
-
-    def next_due(self, now: float) -> float | None:
-        """When anything is due next, if anything ever is."""
-        ticks = "" if self.is_paused("") else "SELECT min(due_at) FROM schedules WHERE due_at IS NOT NULL UNION ALL "
-        rows = self.db.execute(
-            f"{ticks}SELECT min(expect_at) FROM schedules WHERE expect_at IS NOT NULL UNION ALL"
-            " SELECT min(expires_at) FROM runs WHERE status = 'queued' AND expires_at IS NOT NULL UNION ALL"
-            # What was due before now waits for a slot, and for the group that frees it.
-            " SELECT min(retry_at) FROM runs WHERE status = 'retrying' AND retry_at > ?",
-            (rfc3339(now),),
-        )
-        return min((instant_ms(at) / 1000 for (at,) in rows if at is not None), default=None)
-
-
-TICK_COLUMNS = ("next_at", "moved", "due_at", "expect_at")
-EXPRESSIONS_KEPT = 20_000
-#: Others wait for the writer's thread: one transaction of decisions takes hardly longer than this.
-CLAIM_S = 0.05
-GAPS_KEPT = 20
-UNFINISHED_TICKS = (
-    "SELECT run_id FROM runs INDEXED BY runs_by_status WHERE pipeline = ?"
-    " AND status IN ('queued', 'running', 'retrying') AND trigger IN ('schedule', 'catchup') ORDER BY run_id"
-)
+            self.save(row | {"anchor_at": rfc3339(first - every), "watermark_at": rfc3339(first - 1)})
 
 
 def retimed(command: Json, timing: Json) -> Json:
@@ -9424,151 +9241,213 @@ def wants_backfill(latest: Json | None, only: str) -> bool:
     return only in ("failed", "all") and latest["status"] in (*FAILURES, "cancelled")
 
 
-def find_circle(graph: dict[str, list[str]]) -> list[str] | None:
-    """A way from a node back to itself, if there is one."""
-    done: set[str] = set()
-    for start in graph:
-        way, branches = [start], [iter(graph[start])]
-        while way and start not in done:
-            step = next(branches[-1], None)
-            if step is None:
-                done.add(way.pop())
-                branches.pop()
-            elif step in way:
-                return [*way[way.index(step) :], step]
-            elif step not in done:
-                way.append(step)
-                branches.append(iter(graph.get(step, ())))
-    return None
+#: Whatever became due before one of these ended is not run: nobody wanted it then.
+HOLDS = ("paused", "disabled", "undeployed", "edited", "restored")
+#: A tick that is decided within this time is on time; a later one has been missed: the misfire policy rules.
+ON_TIME_S = 10
+#: Missed ticks of an expression are counted up to here; beyond it there are more.
+COUNT_MAX = 200
+
+
+def due(schedule: Schedule, now: int, active: Sequence[str], gaps: Sequence[Json] = ()) -> Plan:
+    """What becomes of the ticks of a schedule up to *now*.  No clock, no store, no wait.
+
+    *active* are the unfinished runs of earlier ticks; *gaps* are times at which nobody could decide, and why.
+    """
+    plan, until = Plan(schedule, active, gaps), now - schedule.delay
+    for gap in gaps:
+        if gap["cause"] in HOLDS:
+            plan.skip(min(gap["until"], until), "tick.skipped", gap["cause"])
+    plan.catch_up(until)
+    while plan.next is not None and plan.next[0] <= until:
+        plan.fire(plan.next, "schedule")
+    plan.advance(until)
+    return plan
+
+
+class Plan:
+    """What becomes of a schedule's ticks: decisions in the order of the ticks, and how far they go."""
+
+    def __init__(self, schedule: Schedule, active: Sequence[str], gaps: Sequence[Json]) -> None:
+        self.schedule, self.watermark, self.gaps = schedule, schedule.watermark, gaps
+        self.next = schedule.next  # the first tick after the watermark
+        self.active: list[str | None] = [*active]  # unfinished runs of its ticks; None for one of this plan
+        self.cancel: list[str] = []  # those of them that have to make room
+        self.decisions: list[Json] = []
+
+    def advance(self, until: int) -> None:
+        """Ticks up to here are decided."""
+        if until > self.watermark:
+            self.watermark = until
+            if self.next is not None and self.next[0] <= until:
+                self.next = self.schedule.times.next(until)
+
+    def skip(self, until: int, type_name: str, reason: str) -> None:
+        """Decides the ticks up to an instant in one go: none of them runs."""
+        if self.next is not None and self.next[0] <= until:
+            times, first = self.schedule.times, self.next[0]
+            count = times.count(first - 1, until, COUNT_MAX)
+            last = times.latest(first, until, 1)[-1][0] if count > 1 else first
+            told: Json = {"type": type_name, "tick": last, "reason": reason, "from": rfc3339(first), "ticks": count}
+            if count > COUNT_MAX and not isinstance(times, Interval):
+                told["at_least"] = True
+            self.decisions.append(told | self.cause(last))
+        self.advance(until)
+
+    def catch_up(self, until: int) -> None:
+        """Decides the ticks that were missed: which of them run late, and why the others do not."""
+        schedule, late = self.schedule, until - ON_TIME_S - 1
+        if self.next is None or self.next[0] > late:
+            return
+        self.skip(min(int(until - schedule.window) - 1, late), "tick.missed", "older than catchup_window")
+        if schedule.misfire == "all":
+            caught = schedule.times.latest(self.watermark, late, CATCHUP_MAX)
+            others, reason = "tick.dropped", "cap"
+        else:
+            superseded = schedule.misfire == "skip" or next(schedule.times.between(late, until), None) is not None
+            caught = [] if superseded else schedule.times.latest(self.watermark, late, 1)
+            others, reason = "tick.missed", f"misfire is {schedule.misfire}"
+        self.skip(caught[0][0] - 1 if caught else late, others, reason)
+        for tick in caught:
+            self.fire(tick, "catchup")
+            self.decisions[-1] |= self.cause(tick[0])
+        self.advance(late)
+
+    def fire(self, tick: Tick, trigger: str) -> None:
+        """Decides that a tick runs, unless its predecessors are in the way."""
+        overlap, caught = self.schedule.overlap, trigger == "catchup" and self.schedule.misfire == "all"
+        about: Json = {"tick": tick[0], "moved": tick[1]}
+        if overlap == "skip" and self.active and not caught:
+            self.decisions.append({"type": "tick.skipped", "reason": "overlap", "with": self.active[-1], **about})
+        elif overlap in ("skip", "queue") and len(self.active) > CATCHUP_MAX:
+            self.decisions.append({"type": "tick.dropped", "reason": "cap", "with": self.active[-1], **about})
+        else:
+            if overlap == "cancel_running":
+                self.cancel = [run_id for run_id in self.active if run_id is not None]
+            self.active.append(None)
+            self.decisions.append({"type": "tick.fired", "trigger": trigger, **about})
+        self.advance(tick[0])
+
+    def cause(self, tick: int) -> Json:
+        """Why nobody could decide a tick in time, as far as that is known."""
+        for gap in reversed(self.gaps):
+            if gap["from"] < tick <= gap["until"] and gap["cause"] not in HOLDS:
+                return {"cause": {"what": gap["cause"], "from": rfc3339(gap["from"]), "until": rfc3339(gap["until"])}}
+        return {}
 
 
 class Chains:
-    """Who comes after whom, as it is remembered; on the writer's thread too."""
+    """Who comes after whom; on the writer's thread too."""
 
-    def __init__(self, store: Store) -> None:
-        self.store, self.db = store, store.db
+    def __init__(self, store: Store, sql: AgendaQuestions) -> None:
+        self.store, self.sql = store, sql
 
     def follow(self, upstream: str, run_id: str) -> None:
         """A pipeline has succeeded: those run that come after it, once all they come after have."""
-        changed = self.db.execute("UPDATE chains SET run_id = ? WHERE comes_after = ?", (run_id, upstream))
-        if not changed.rowcount:
-            return
-        rows = self.db.execute("SELECT pipeline FROM chains WHERE comes_after = ?", (upstream,)).fetchall()
-        for row in rows:
-            name = row["pipeline"]
-            links = self.db.execute("SELECT comes_after, run_id FROM chains WHERE pipeline = ?", (name,)).fetchall()
+        self.sql.set("chains", {"comes_after": upstream}, run_id=run_id)
+        _, downstream = self.sql.chains(upstream)
+        for name in downstream:
+            links, _ = self.sql.chains(name)
             if all(link["run_id"] for link in links):
-                self.db.execute("UPDATE chains SET run_id = NULL WHERE pipeline = ?", (name,))
-                self.run(name, {link["comes_after"]: link["run_id"] for link in links})
+                self.sql.set("chains", {"pipeline": name}, run_id=None)
+                self.run(name, {link["pipeline"]: link["run_id"] for link in links})
 
     def run(self, name: str, upstream: dict[str, str]) -> None:
         """A pipeline runs because all that it comes after have succeeded, unless it is held."""
-        paused = self.db.execute("SELECT 1 FROM pauses WHERE pipeline IN ('', ?)", (name,)).fetchone()
-        if paused is not None:
-            self.store.event("chain.skipped", name, None, {"reason": "paused", "upstream": upstream}, "scheduler")
-            return
-        found = self.db.execute("SELECT options FROM schedules WHERE pipeline = ?", (name,)).fetchone()
-        params = json.loads(found["options"])["params"]
-        try:
-            self.store.add_run(name, params, None, "chain", "scheduler", upstream=upstream)
-        except TauError as refused:
-            data = {"reason": refused.code, "message": str(refused), "upstream": upstream}
-            self.store.event("chain.skipped", name, None, data, "scheduler")
+        told: Json = {"reason": "paused", "upstream": upstream}
+        if not self.sql.pause(name) and not self.sql.pause(""):
+            try:
+                params = self.sql.schedule(name)["options"]["params"]
+                self.store.add_run(name, params, None, "chain", "scheduler", upstream=upstream)
+                return
+            except TauError as refused:
+                told |= {"reason": refused.code, "message": str(refused)}
+        self.store.event("chain.skipped", name, None, told, "scheduler")
 
-    def keep(self, name: str, after: list[str]) -> None:
+    def save(self, name: str, after: list[str]) -> None:
         """A pipeline comes after just these; what it has already waited for is not forgotten."""
         marks = ", ".join("?" * len(after))
-        self.db.execute(f"DELETE FROM chains WHERE pipeline = ? AND comes_after NOT IN ({marks})", (name, *after))
-        self.db.executemany("INSERT OR IGNORE INTO chains VALUES (?, ?, NULL)", [(name, one) for one in after])
+        gone = f"DELETE FROM chains WHERE pipeline = ? AND comes_after NOT IN ({marks})"
+        self.sql.db.execute(gone, (name, *after))
+        self.sql.put("chains", *({"pipeline": name, "comes_after": one} for one in after), clash="IGNORE")
 
     def check(self, found: list[Json]) -> None:
         """BadRequest if a pipeline comes after an unknown one, or in the end after itself."""
         after = {one["name"]: one.get("after") or [] for one in found}
-        deployed = {row["name"] for row in self.db.execute("SELECT name FROM pipelines WHERE deployed = 1")}
+        known = {row["pipeline"] for row in self.sql.rows("SELECT pipeline FROM live")} | {*after}
         for name, upstreams in after.items():
             for upstream in upstreams:
-                if upstream not in after and upstream not in deployed:
-                    hint = did_you_mean(upstream, {*deployed, *after}, f"deploy '{upstream}' first, or with it")
-                    message = f"'{name}' comes after '{upstream}': no such pipeline"
-                    raise BadRequest(message, hint)
-        if not any(after.values()):
-            return
-        graph = {name: list[str]() for name in deployed}
-        for row in self.db.execute("SELECT pipeline, comes_after FROM chains"):
+                if upstream not in known:
+                    hint = did_you_mean(upstream, known, f"deploy '{upstream}' first, or with it")
+                    raise BadRequest(f"'{name}' comes after '{upstream}': no such pipeline", hint)
+        graph: dict[str, list[str]] = {}
+        for row in self.sql.rows("SELECT pipeline, comes_after FROM chains") if any(after.values()) else ():
             graph.setdefault(row["pipeline"], []).append(row["comes_after"])
         if circle := find_circle(graph | after):
             hint = "take one `after` away"
             raise BadRequest(f"pipelines come after each other in a circle: {' → '.join(circle)}", hint)
 
 
-class AgendaQuestions:
-    """What is asked about schedules, on the loop."""
+def find_circle(graph: dict[str, list[str]]) -> list[str] | None:
+    """A way from a node back to itself, if there is one; it begins with the first by name."""
+    try:
+        graphlib.TopologicalSorter(graph).prepare()
+    except graphlib.CycleError as problem:
+        circle: list[str] = problem.args[1][:0:-1]
+        first = circle.index(min(circle))
+        return [*circle[first:], *circle[:first], circle[first]]
+    return None
+
+
+class AgendaQuestions(Sql):
+    """What is asked about schedules: on the loop, and on the writer's thread within a write."""
 
     def __init__(self, ask: Questions) -> None:
-        self.ask, self.rows = ask, ask.rows
-
-    def first(self, question: str, *values: Any) -> Json | None:
-        """The first row that answers a question."""
-        return next(iter(self.rows(question, *values)), None)
+        super().__init__(ask.db)
+        self.ask = ask
 
     def schedule(self, name: str) -> Json:
-        """The row of a pipeline's schedule."""
-        self.ask.known(name)
-        found = self.first("SELECT * FROM schedules WHERE pipeline = ?", name)
+        """The row of a pipeline's schedule; NotFound if the pipeline is not deployed."""
+        found = self.row("SELECT * FROM schedules WHERE pipeline = ?", name)
         if found is None or found["held"] == "undeployed":
             raise self.ask.unknown(name)
         return found
 
+    def live(self, name: str) -> Json | None:
+        """The options of a deployed pipeline; None if it is not deployed."""
+        found = self.row("SELECT options FROM live WHERE pipeline = ?", name)
+        return found and found["options"]
+
     def pause(self, name: str) -> Json | None:
         """Since when, why and by whom a pipeline, or everything (''), is paused."""
-        return self.first("SELECT paused_at, reason, actor FROM pauses WHERE pipeline = ?", name)
+        return self.row("SELECT paused_at, reason, actor FROM pauses WHERE pipeline = ?", name)
 
     def remembered(self, name: str) -> Any:
         """What the scheduler remembers under a name."""
-        found = self.first("SELECT data FROM memory WHERE name = ?", name)
-        return None if found is None else found["data"]
+        found = self.row("SELECT data FROM memory WHERE name = ?", name)
+        return found and found["data"]
 
     def counts(self) -> Json:
         """How many schedules there are, and when the next is due."""
-        rows = self.rows("SELECT count(*) AS schedules, min(due_at) AS next_at FROM schedules WHERE due_at > ''")
-        return rows[0]
+        return self.rows("SELECT count(*) AS schedules, min(due_at) AS next_at FROM schedules WHERE due_at > ''")[0]
 
     def chains(self, name: str) -> tuple[list[Json], list[str]]:
         """Whom a pipeline comes after, each with a success not yet followed, and who comes after it."""
-        up = self.rows(
-            "SELECT comes_after AS pipeline, run_id FROM chains WHERE pipeline = ? ORDER BY comes_after", name
-        )
-        down = self.rows("SELECT pipeline FROM chains WHERE comes_after = ? ORDER BY pipeline", name)
-        return up, [row["pipeline"] for row in down]
+        up = "SELECT comes_after AS pipeline, run_id FROM chains WHERE pipeline = ? ORDER BY comes_after"
+        down = "SELECT pipeline FROM chains WHERE comes_after = ? ORDER BY pipeline"
+        return self.rows(up, name), [row["pipeline"] for row in self.rows(down, name)]
 
     def decision_on(self, name: str, tick: str) -> Json | None:
         """What was decided about an instant: the first decision that reaches it, if it is about it."""
-        found = self.first(f"{DECISIONS} AND scheduled_for >= ? ORDER BY scheduled_for, seq LIMIT 1", name, tick)
-        if found is not None and found["scheduled_for"] > tick and not "" < found["data"].get("from", "") <= tick:
+        found = self.row(f"{DECISIONS} AND e.scheduled_for >= ? ORDER BY e.scheduled_for, seq LIMIT 1", name, tick)
+        if found is None or found["data"].get("from", found["scheduled_for"]) > tick:
             return None
-        return None if found is None else self.told(found)
+        return told_decision(found)
 
-    def decision_before(self, name: str, tick: str) -> Json | None:
-        """The last decision about a tick before an instant."""
-        found = self.first(
-            f"{DECISIONS} AND scheduled_for < ? ORDER BY scheduled_for DESC, seq DESC LIMIT 1", name, tick
-        )
-        return None if found is None else self.told(found)
-
-    def decisions(self, name: str, limit: int) -> list[Json]:
-        """The last decisions, newest first."""
-        rows = self.rows(f"{DECISIONS} ORDER BY scheduled_for DESC, seq DESC LIMIT ?", name, limit)
-        return [self.told(row) for row in rows]
-
-    def told(self, event: Json) -> Json:
-        """A decision as a document, with how its run, if there is one, stands."""
-        run_id = event["run_id"] or event["data"].get("run_id")
-        document = {"scheduled_for": event["scheduled_for"], "decision": event["type"].partition(".")[2]}
-        document |= {"decided_at": event["at"], **event["data"]}
-        if not run_id:
-            return document
-        known = self.first("SELECT status FROM runs WHERE run_id = ?", run_id)
-        return document | {"run_id": run_id, "status": known["status"] if known else "forgotten"}
+    def decisions(self, name: str, most: int, before: str = "~") -> list[Json]:
+        """The last decisions about ticks before an instant, or about all, newest first."""
+        some = f"{DECISIONS} AND e.scheduled_for < ? ORDER BY e.scheduled_for DESC, seq DESC LIMIT ?"
+        return [told_decision(row) for row in self.rows(some, name, before, most)]
 
     def tick_runs(self, name: str, begin: str, end: str) -> dict[str, Json]:
         """The latest run of each tick between two instants, both included, by tick."""
@@ -9582,20 +9461,46 @@ class AgendaQuestions:
     def last_run(self, name: str) -> Json | None:
         """The last run of a pipeline, however it came to be."""
         shown = "run_id, trigger, status"
-        return self.first(f"SELECT {shown} FROM runs WHERE pipeline = ? ORDER BY run_id DESC LIMIT 1", name)
+        return self.row(f"SELECT {shown} FROM runs WHERE pipeline = ? ORDER BY run_id DESC LIMIT 1", name)
+
+    def has_failed(self, name: str, since: str, times: int) -> bool:
+        """Whether the last runs of a pipeline, so many since then, have all failed."""
+        rows = self.rows(
+            "SELECT status FROM runs WHERE pipeline = ? AND run_id > ?"
+            " AND status IN ('success', 'failed', 'timed_out', 'lost') ORDER BY run_id DESC LIMIT ?",
+            *(name, spell_id(instant_of(since) * 1000 << ID_SALT_BITS), times),
+        )
+        return len(rows) == times and all(row["status"] in FAILURES for row in rows)
 
     def unfinished(self, name: str) -> list[str]:
-        """The runs of a schedule's ticks that have not ended."""
-        return [row["run_id"] for row in self.rows(UNFINISHED_TICKS, name)]
+        """The runs of a schedule's ticks that have not ended, oldest first."""
+        rows = self.rows(
+            "SELECT run_id FROM runs INDEXED BY runs_by_status WHERE pipeline = ?"
+            " AND status IN ('queued', 'running', 'retrying') AND trigger IN ('schedule', 'catchup') ORDER BY run_id",
+            name,
+        )
+        return [row["run_id"] for row in rows]
 
     def live_runs(self, name: str) -> int:
         """How many runs of a pipeline are live."""
-        return self.ask.count(
-            "SELECT count(*) FROM runs WHERE pipeline = ? AND status IN ('running', 'retrying')", name
-        )
+        live = "SELECT count(*) FROM runs WHERE pipeline = ? AND status IN ('running', 'retrying')"
+        return int(self.value(live, name))
 
 
-DECISIONS = "SELECT seq, at, type, run_id, data, scheduled_for FROM events WHERE pipeline = ? AND scheduled_for > ''"
+#: Decisions about ticks, each with the run that it is about, if it is about one, and how that stands.
+DECISIONS = (
+    "SELECT e.at, e.type, e.data, e.scheduled_for, e.run_id, r.status FROM events e LEFT JOIN runs r"
+    " ON r.run_id = coalesce(e.run_id, json_extract(e.data, '$.run_id'))"
+    " WHERE e.pipeline = ? AND e.scheduled_for > ''"
+)
+
+
+def told_decision(event: Json) -> Json:
+    """A decision as a document, with how its run, if there is one, stands."""
+    document = {"scheduled_for": event["scheduled_for"], "decision": event["type"].partition(".")[2]}
+    document |= {"decided_at": event["at"], **event["data"]}
+    run_id = event["run_id"] or document.get("run_id")
+    return document | {"run_id": run_id, "status": event["status"] or "forgotten"} if run_id else document
 
 
 # --- 27. Retention -----------------------------------------------------------------------

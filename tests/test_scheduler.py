@@ -236,7 +236,7 @@ class World:
         self.store.db.execute("PRAGMA cache_size = -200000")
         self.store.write = self.write  # type: ignore[method-assign]
         self.store.ask = module.Questions(self.store.db)  # which sees what is not committed yet
-        self.agenda = module.Agenda(self.store, "UTC", module.due)
+        self.agenda = module.Agenda(self.store, "UTC")
         self.agenda.open()
         self.executor = FakeExecutor()
         self.scheduler = module.Scheduler(self.agenda, self.executor)  # type: ignore[arg-type]
@@ -707,10 +707,10 @@ def test_failures_in_a_row_pause_a_pipeline_until_it_is_resumed(tmp_path: Path) 
         for _ in range(2):
             await world.pass_time(60)
             await world.finish_all("failed")
-        assert not world.agenda.is_paused("p")
+        assert not world.agenda.sql.pause("p")
         await world.pass_time(60)
         await world.finish_all("failed")
-        assert world.agenda.is_paused("p")
+        assert world.agenda.sql.pause("p")
 
     in_world(tmp_path, story)
 
