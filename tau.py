@@ -132,7 +132,10 @@ if TYPE_CHECKING:
     #: A zone's clock is set: at this instant; what it is ahead of UTC before and after, in seconds.
     Change = tuple[int, int, int]
     # What a text or a number means to an operation: see KINDS.
-    Duration = float | str
+    Duration = float
+    Limit = int
+    LogLimit = int
+    TickLimit = int
     PipelineName = str
     RunId = str
     Subject = str
@@ -730,12 +733,17 @@ def fingerprint(*parts: str) -> str:
 
 
 class Kind:
-    """A type that an argument may have: its JSON Schema, and how it is read from the shell."""
+    """A type that an argument may have: its JSON Schema, how it is read from the shell, and what an operation gets."""
 
-    __slots__ = ("from_shell", "schema")
+    __slots__ = ("from_shell", "read", "schema")
 
-    def __init__(self, schema: Json, from_shell: Callable[[str], Any]) -> None:
-        self.schema, self.from_shell = schema, from_shell
+    def __init__(
+        self,
+        schema: Json,
+        from_shell: Callable[[str], Any],
+        read: Callable[[Any, str], Any] = lambda value, name: value,
+    ) -> None:
+        self.schema, self.from_shell, self.read = schema, from_shell, read
 
 
 def read_object(text: str) -> Json:
@@ -824,7 +832,10 @@ KINDS = {
     "int": Kind({"type": "integer"}, int),
     "float": Kind({"type": "number"}, lambda text: finite(text)),
     "bool": Kind({"type": "boolean"}, bool),
-    "Duration": Kind({"type": ["number", "string"]}, str),
+    "Duration": Kind({"type": ["number", "string"]}, str, lambda value, name: parse_duration(value, name)),
+    "Limit": Kind({"type": "integer", "minimum": 1, "maximum": LIST_MAX}, int),
+    "LogLimit": Kind({"type": "integer", "minimum": 1, "maximum": LOGS_MAX}, int),
+    "TickLimit": Kind({"type": "integer", "minimum": 1, "maximum": TICKS_MAX}, int),
     "PipelineName": Kind({"type": "string"}, str),
     "RunId": Kind({"type": "string"}, str),
     "Subject": Kind({"type": "string"}, str),
@@ -870,6 +881,7 @@ class Argument:
             return [value]
         if not (value is None and self.optional):
             demand(self.wanted, value, f"'{self.name}'", self.meaning)
+            value = KINDS[self.kind].read(value, f"'{self.name}'")
         return value
 
     def schema(self) -> Json:
@@ -3272,7 +3284,7 @@ def read_value(argument: Argument, value: Any, options: Json) -> Any:
     try:
         return KINDS[argument.kind].from_shell(value)
     except ValueError:
-        wanted = "whole number" if argument.kind == "int" else "number"
+        wanted = "whole number" if argument.wanted["type"] == "integer" else "number"
         raise BadRequest(f"{argument.flags[0]}: '{value}' is not a {wanted}", argument.meaning) from None
 
 
@@ -6339,7 +6351,7 @@ async def undeploy(call: Call, name: PipelineName) -> Json:
 
 @sifts
 @reads
-async def list_(call: Call, *, limit: int = 20) -> Json:
+async def list_(call: Call, *, limit: Limit = 20) -> Json:
     """List the deployed pipelines, each with its last run.
 
     limit         how many at most
@@ -6348,7 +6360,7 @@ async def list_(call: Call, *, limit: int = 20) -> Json:
         tau list
         tau list --limit 100
     """
-    rows, total = call.ask.pipelines(bounded(limit), call.among())
+    rows, total = call.ask.pipelines(limit, call.among())
     return listing("pipelines", rows, total, "tau list")
 
 
@@ -6569,7 +6581,7 @@ async def cancel(call: Call, run_id: RunId, *, force: bool = False) -> Json:
 
 @sifts
 @reads
-async def runs(call: Call, name: PipelineName | None = None, *, limit: int = 20, status: str | None = None) -> Json:
+async def runs(call: Call, name: PipelineName | None = None, *, limit: Limit = 20, status: str | None = None) -> Json:
     """List the runs of a pipeline, newest first.
 
     name          which pipeline; without it, of all
@@ -6582,7 +6594,7 @@ async def runs(call: Call, name: PipelineName | None = None, *, limit: int = 20,
     """
     if name is not None:
         call.ask.known(name)
-    rows, total = call.ask.runs(name, status, bounded(limit), call.among())
+    rows, total = call.ask.runs(name, status, limit, call.among())
     words = ["tau runs", name, status and f"--status {status}"]
     return listing("runs", rows, total, " ".join(filter(None, words)))
 
@@ -6618,7 +6630,7 @@ async def logs(
     name: Subject | None = None,
     *,
     run_id: RunId | None = None,
-    tail: int = LOG_TAIL,
+    tail: LogLimit = LOG_TAIL,
     level: str | None = None,
     step: str | None = None,
     attempt: int | None = None,
@@ -6640,7 +6652,6 @@ async def logs(
     """
     levels = LEVELS[LEVELS.index(level or LEVELS[0]) :]
     run_id = call.ask.pick_run(name, run_id)
-    tail = bounded(tail, LOGS_MAX)
     if not follow:
         lines, total, dropped = call.ask.logs(run_id, levels if level else (), step, tail, attempt)
         answer = listing("lines", lines, total, f"tau logs --run {run_id}", "--tail")
@@ -6654,7 +6665,7 @@ async def logs(
 
 @sifts
 @reads
-async def errors(call: Call, *, limit: int = 20) -> Json:
+async def errors(call: Call, *, limit: Limit = 20) -> Json:
     """List the failed runs of all pipelines, latest first, each with its error.
 
     limit         how many at most
@@ -6663,7 +6674,7 @@ async def errors(call: Call, *, limit: int = 20) -> Json:
         tau errors
         tau errors --limit 100
     """
-    rows, total = call.ask.failures(bounded(limit), call.among())
+    rows, total = call.ask.failures(limit, call.among())
     for row in rows:
         shown = ("kind", "type", "message", "step", "file", "line", "code", "fingerprint")
         row["error"] = {key: row["error"].get(key) for key in shown}
@@ -6724,7 +6735,7 @@ async def ticks(
     every: Duration | None = None,
     timezone: str | None = None,
     after: str | None = None,
-    limit: int = 5,
+    limit: TickLimit = 5,
 ) -> Json:
     """Preview when a schedule is due, without a pipeline: in UTC, in local time, and whether DST has moved it.
 
@@ -6741,7 +6752,7 @@ async def ticks(
     zone = Zone(timezone or call.daemon.settings["timezone"])
     begin = int(time.time()) if after is None else parse_time(after, zone)
     times = read_times(expr, every, None, zone, begin)
-    found = await preview(times, begin, zone, bounded(limit, TICKS_MAX))
+    found = await preview(times, begin, zone, limit)
     return found | {"kind": times.kind, "timezone": zone.name}
 
 
@@ -6803,44 +6814,31 @@ async def schedule(
     agenda, now = call.daemon.agenda, int(time.time())
     before = agenda.ask.schedule(name)
     zone = Zone(timezone or before["options"]["timezone"] or agenda.timezone)
-    told: Json = {"timezone": timezone, "params": params, **read_policies(misfire, overlap, catchup_window, jitter)}
     command = {} if clear else before["command"]
     if expr is not None or every is not None or at is not None:
-        times = read_times(expr, every, at, zone, now)
-        if times.next(now) is None:
+        if read_times(expr, every, at, zone, now).next(now) is None:
             raise BadRequest(f"{at or expr} is in the past", f"a time to come, such as --at {rfc3339(now + 3600)}")
-        command, enable = retimed(command, timing_of(times)), not disable
+        command, enable = retimed(command, {}), not disable
     if disable and enable:
         raise BadRequest("--disable and --enable are opposites", "choose one of them")
-    command = command | {key: value for key, value in told.items() if value is not None}
+    given = {
+        "cron": expr,
+        "every_s": None if every is None else parse_interval(every),
+        "at": None if at is None else rfc3339(parse_time(at, zone)),
+        "timezone": timezone,
+        "misfire": misfire,
+        "catchup_window_s": catchup_window,
+        "overlap": overlap,
+        "jitter_s": jitter,
+        "params": params,
+    }
+    command = command | {key: value for key, value in given.items() if value is not None}
     changed = False
     if disable or enable or clear or command != before["command"]:
         enabled = False if disable else True if enable or clear else None
         changed = await call.write(agenda.set_schedule, name, command, enabled)
     _, document = await find_schedule(call, name)
     return document | {"changed": changed}
-
-
-def read_policies(
-    misfire: str | None, overlap: str | None, window: float | str | None, jitter: float | str | None
-) -> Json:
-    """What is to be done about late and crowded ticks; BadRequest for what cannot be."""
-    return {
-        "misfire": misfire,
-        "overlap": overlap,
-        "catchup_window_s": None if window is None else parse_duration(window, "the catch-up window"),
-        "jitter_s": None if jitter is None else parse_duration(jitter, "the jitter"),
-    }
-
-
-def timing_of(times: Times) -> Json:
-    """A schedule's timing as it is kept."""
-    if isinstance(times, CronTimes):
-        return {"cron": times.cron.text}
-    if isinstance(times, Interval):
-        return {"every_s": times.every}
-    assert isinstance(times, Once)
-    return {"at": rfc3339(times.at)}
 
 
 async def find_schedule(call: Call, name: str) -> tuple[Json, Json]:
@@ -7011,7 +7009,7 @@ async def backfill(
     to: str | None = None,
     only: str = "missing",
     dry_run: bool = False,
-    limit: int = 100,
+    limit: Limit = 100,
 ) -> Json:
     """Run a pipeline for past ticks of its schedule, oldest first; asked again it goes on and repeats nothing.
 
@@ -7039,7 +7037,7 @@ async def backfill(
         raise BadRequest(f"no backfill from {from_} to {to or 'now'}: {message}", "choose another --from and --to")
     known = agenda.ask.tick_runs(name, rfc3339(begin), rfc3339(end))
     wanted = [tick for tick in map(rfc3339, found) if wants_backfill(known.get(tick), only)]
-    chosen = wanted[: bounded(limit)]
+    chosen = wanted[:limit]
     runs: list[Json] = [{"scheduled_for": tick, "run_id": None} for tick in chosen]
     if not dry_run and chosen:
         runs = await call.write(agenda.backfill, name, chosen, only)
@@ -7128,8 +7126,7 @@ async def prune(
     daemon = call.daemon
     if keep is not None and keep < 1:
         raise BadRequest("keep at least 1 run", "`tau undeploy NAME` takes a pipeline out of service")
-    age = None if older_than is None else parse_duration(older_than, "'older_than'")
-    terms = retention_terms(daemon.settings, age, keep)
+    terms = retention_terms(daemon.settings, older_than, keep)
     if dry_run:
         return await asyncio.to_thread(foresee, daemon.store.database.path, terms, time.time())
     call.rest()
@@ -7233,7 +7230,7 @@ async def key_create(
         "scope": scope,
         "pipelines": patterns,
         "created_at": rfc3339(now),
-        "expires_at": None if expires is None else rfc3339(now + parse_duration(expires, "'expires'")),
+        "expires_at": None if expires is None else rfc3339(now + expires),
     }
     digest = hashlib.sha256(key.encode("ascii")).hexdigest()
     await call.write(call.daemon.store.keep_key, shown | {"sha256": digest})
@@ -7272,13 +7269,6 @@ async def key_revoke(call: Call, name: str) -> Json:
     call.daemon.keys.read()
     call.daemon.turn_out(call.connection)
     return {"name": name, "changed": changed}
-
-
-def bounded(limit: int, most: int = LIST_MAX) -> int:
-    """The limit, if it is one a list may have."""
-    if not 1 <= limit <= most:
-        raise BadRequest(f"the limit must be from 1 to {most:,}, not {limit:,}", "--limit 20")
-    return limit
 
 
 def is_within(path: str | None, step: str | None) -> bool:
@@ -7378,8 +7368,7 @@ def cut_value(value: Any) -> Any:
 
 def cut_steps(steps: list[Json]) -> list[Json]:
     """The first and last steps of each level, and those that failed."""
-    count = len(steps)
-    kept = [s for i, s in enumerate(steps) if i < 5 or i >= count - 5 or s["status"] not in ("success", "running")]
+    kept = [*steps[:5], *(one for one in steps[5:-5] if one["status"] not in ("success", "running")), *steps[5:][-5:]]
     return [step | {"steps": cut_steps(step["steps"])} for step in kept[:20]]
 
 
@@ -7883,19 +7872,15 @@ async def run_to_end(words: list[str], log: list[str], patience: float) -> int:
     """The exit code of a command, its output added to the log.  However this ends, its processes are gone."""
     environ = public_environment() | {"PIP_DISABLE_PIP_VERSION_CHECK": "1", "PIP_NO_INPUT": "1"}
     pipe, null = asyncio.subprocess.PIPE, asyncio.subprocess.DEVNULL
-    starting = asyncio.ensure_future(
-        asyncio.create_subprocess_exec(
-            *words, stdin=null, stdout=pipe, stderr=asyncio.subprocess.STDOUT, env=environ, start_new_session=True
-        )
+    process = await asyncio.create_subprocess_exec(
+        *words, stdin=null, stdout=pipe, stderr=asyncio.subprocess.STDOUT, env=environ, start_new_session=True
     )
     try:
-        process = await asyncio.shield(starting)
         said, _ = await asyncio.wait_for(process.communicate(), patience)
         log += said.decode("utf-8", "replace").splitlines()
     except TimeoutError:
         log.append(f"it took longer than [daemon] build_timeout_s = {patience:g}")
     finally:
-        process = await starting  # also if we were told to give up while it was being started
         if process.returncode is None:
             os.killpg(process.pid, signal.SIGKILL)
             await process.wait()

@@ -458,8 +458,8 @@ def test_ticks_previews_without_a_pipeline(tau: Tau) -> None:
         (["* * * * *", "--after", "later"], "'later' is not a time"),
         (["* * * * *", "--every", "5"], "give one of"),
         ([], "give one of"),
-        (["* * * * *", "--limit", "0"], "the limit must be from 1"),
-        (["* * * * *", "--limit", "1001"], "the limit must be from 1"),
+        (["* * * * *", "--limit", "0"], "expected a whole number from 1 to 1,000"),
+        (["* * * * *", "--limit", "1001"], "expected a whole number from 1 to 1,000"),
     ],
 )
 def test_bad_input_is_refused_with_what_was_expected(tau: Tau, words: list[str], message: str) -> None:
