@@ -131,6 +131,8 @@ if TYPE_CHECKING:
     Tick = tuple[int, bool]
     #: A zone's clock is set: at this instant; what it is ahead of UTC before and after, in seconds.
     Change = tuple[int, int, int]
+    #: Of the store: what is to be done, with what, and who waits for its answer.
+    Write = tuple[Callable[..., Any], tuple[Any, ...], asyncio.Future[Any] | None]
     # What a text or a number means to an operation: see KINDS.
     Duration = float
     Limit = int
@@ -9696,7 +9698,7 @@ class Retention:
         if self.store.ask.free_pages() > free:
             while await self.batch(self.removal.pages, free) > free:
                 pass
-            await asyncio.to_thread(checkpoint, self.store.database.path)
+            await self.store.write(self.store.database.want_checkpoint)
 
 
 class Removal:
@@ -9838,15 +9840,6 @@ def find_unused(path: str, name: str, before: str) -> list[int]:
         db.close()
 
 
-def checkpoint(path: str) -> None:
-    """What is in the log is in the file, as far as nobody still reads what was; the file has its new size."""
-    db = sqlite3.connect(path, isolation_level=None)
-    try:
-        db.execute("PRAGMA wal_checkpoint(PASSIVE)")
-    finally:
-        db.close()
-
-
 def foresee(path: str, terms: Json, now: float) -> Json:
     """What prune() would remove, but for what the size of the database forces; beside the loop."""
     db = read_only(path, shared=True)
@@ -9916,10 +9909,10 @@ def default_copy(home: str, now: float) -> str:
 
 def sweep_copies(home: str) -> None:
     """What a crash left of copies in the home is removed."""
-    folder = os.path.join(home, BACKUPS)
-    for name in os.listdir(folder) if os.path.isdir(folder) else ():
-        if PARTIAL in name:
-            remove_file(os.path.join(folder, name))
+    for folder in (home, os.path.join(home, BACKUPS)):
+        for name in os.listdir(folder) if os.path.isdir(folder) else ():
+            if name.startswith(".tau-"):
+                remove_file(os.path.join(folder, name))
 
 
 def check_target(path: str, database: str, force: bool) -> None:
@@ -9941,7 +9934,7 @@ def write_copy(database: str, path: str) -> Json:
     try:
         copy_database(source, path, lambda copy: found.update(count_copy(copy)))
     except (OSError, sqlite3.Error) as problem:
-        raise cannot_copy(path, problem) from None
+        raise disk_error(path, problem) from None
     finally:
         source.close()
     return found | {"bytes": os.path.getsize(path)}
@@ -9952,17 +9945,6 @@ def count_copy(copy: sqlite3.Connection) -> Json:
     sql = Sql(copy)
     runs, sources = sql.value("SELECT sum(runs) FROM totals"), sql.value("SELECT count(DISTINCT sha256) FROM sources")
     return {"runs": runs, "sources": sources}
-
-
-def cannot_copy(path: str, problem: Exception) -> TauError:
-    """Why a copy could not be written."""
-    full = getattr(problem, "errno", 0) == errno.ENOSPC or (
-        getattr(problem, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_FULL
-    )
-    if full:
-        return StorageFull(f"there is no room for {path}", "make room on the disk, or choose another place")
-    why = getattr(problem, "strerror", None) or str(problem)
-    return Conflict(f"{path} cannot be written: {why}", "choose another place")
 
 
 def restore_copy(home: str, database: str, path: str, replace: bool, now: float) -> Json:
@@ -9984,7 +9966,7 @@ def restore_copy(home: str, database: str, path: str, replace: bool, now: float)
     try:
         copy_database(source, fresh, lambda copy: found.update(settle_copy(copy, schema, home, path, now)))
     except (OSError, sqlite3.Error) as problem:
-        raise cannot_copy(fresh, problem) from None
+        raise disk_error(fresh, problem) from None
     finally:
         source.close()
     found["moved_aside"] = move_aside(database)
@@ -11067,7 +11049,8 @@ SEQ_STRIDE = 1_000_000_000
 
 # --- 31. Database ------------------------------------------------------------------------
 # Owns the SQLite file: its two connections, its migrations, and the one thread that writes.  Calls Records.
-# Promises that what is answered is on disk, that writes share commits, and that their failures are their own.
+# Promises that what is answered is on disk, that writes share commits and that their failures are their own; and that
+# only the connection of that thread writes or checkpoints: older SQLites lose commits when two do at the same moment.
 
 #: How many writes may share one commit.
 GROUP_MAX = 512
@@ -11085,17 +11068,6 @@ PRAGMAS = (
 )
 
 
-class Write:
-    """One write waiting for its commit."""
-
-    __slots__ = ("arguments", "future", "work")
-
-    def __init__(
-        self, work: Callable[..., Any], arguments: tuple[Any, ...], future: asyncio.Future[Any] | None
-    ) -> None:
-        self.work, self.arguments, self.future = work, arguments, future
-
-
 class Database:
     """One file: a connection for the writer's thread, which makes groups of writes durable, and one to ask."""
 
@@ -11105,6 +11077,7 @@ class Database:
         self.inbox: queue.SimpleQueue[list[Write] | None] = queue.SimpleQueue()
         self.touched: set[str] = set()  # runs that the transaction under way changes
         self.settle: tuple[Callable[[], Any], ...] = ()  # work that is done at the end of each group of writes
+        self.wants_checkpoint = False  # whether the transaction under way ends with a checkpoint
         self.on_settled: Callable[..., None] = lambda *answers: None  # told, on the writer's thread, what it answered
         self.on_commit: Callable[..., None] = lambda run_ids, *answers: None  # told that, and what changed, on the loop
         self.thread: threading.Thread | None = None
@@ -11114,45 +11087,47 @@ class Database:
     def open(self, loop: asyncio.AbstractEventLoop) -> None:
         """The file is there, of this version; its writer runs."""
         self.loop = loop
+        opened: queue.SimpleQueue[Exception | None] = queue.SimpleQueue()
         try:
             # By hand, for SQLite would make it (and then -wal and -shm) as the umask says.  And before there is
             # a connection: closing any other descriptor of the file ends the locks of this whole process, and
             # the next program to look into the file would take the log away from under us.
             os.close(os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600))
-        except OSError as problem:
-            raise cannot_open(self.path, problem) from None
-        self.writer = self.connect()
-        self.migrate()
-        self.take_in_log()
-        self.reader = self.connect()
-        self.reader.execute("PRAGMA query_only = ON")
-        self.thread = threading.Thread(target=self.write_groups, name="tau store")
-        self.thread.start()
+            self.writer = sqlite3.connect(
+                self.path, isolation_level=None, check_same_thread=False, cached_statements=256
+            )
+            thread = threading.Thread(target=self.serve, args=(opened,), name="tau store")
+            thread.start()
+            if (problem := opened.get()) is not None:
+                thread.join()
+                raise problem
+            self.reader = set_up(read_only(self.path, shared=True))
+        except (OSError, sqlite3.Error) as problem:
+            raise disk_error(self.path, problem) from None
+        self.thread = thread
 
     def close(self) -> None:
-        """Everything written is on disk and both connections are closed."""
-        if self.thread is None:
-            return
-        self.flush()
-        self.inbox.put(None)
-        self.thread.join()
-        self.thread = None
-        self.reader.close()
-        self.writer.close()
+        """Everything written is on disk and both connections are closed, the writer's last."""
+        if self.thread is not None:
+            self.flush()
+            self.reader.close()
+            self.inbox.put(None)
+            self.thread.join()
+            self.thread = None
 
-    def connect(self) -> sqlite3.Connection:
-        """A connection with our settings; Conflict says why there is none."""
-        db = sqlite3.connect(self.path, isolation_level=None, check_same_thread=False, cached_statements=256)
-        db.row_factory = sqlite3.Row
+    def serve(self, opened: queue.SimpleQueue[Exception | None]) -> None:
+        """The writer's thread: says whether the file could be opened, and then writes."""
         try:
-            if db.execute("PRAGMA page_count").fetchone()[0] == 0:
-                db.execute("PRAGMA auto_vacuum = INCREMENTAL")  # only before the first table
-            for pragma in PRAGMAS:
-                db.execute(pragma)
-        except sqlite3.DatabaseError as problem:
-            db.close()
-            raise cannot_open(self.path, problem) from None
-        return db
+            set_up(self.writer)
+            self.migrate()
+            self.checkpoint()  # what a predecessor left in the log: its own last sync may have failed
+        except Exception as problem:
+            self.writer.close()
+            opened.put(problem)
+            return
+        opened.put(None)
+        self.write_groups()
+        self.writer.close()
 
     def migrate(self) -> None:
         """Brings the database to this version, after a backup; Conflict if it fails, which changes nothing."""
@@ -11164,18 +11139,20 @@ class Database:
                 copy_database(self.writer, f"{self.path}.before-v{wanted}")
             upgrade(self.writer, found)
         except (OSError, sqlite3.Error) as problem:
-            self.writer.close()
             hint = "make room on the disk, or start the older taud again and report this"
             raise Conflict(f"{self.path} cannot be migrated from schema {found}: {problem}", hint) from None
 
-    def take_in_log(self) -> None:
-        """What a predecessor left in the log is in the file, synced: its own last sync may have failed."""
+    def checkpoint(self) -> None:
+        """What is in the log is in the file, synced, as far as nobody still reads what was there."""
         try:
             self.writer.execute("PRAGMA wal_checkpoint(PASSIVE)")  # which waits for nobody who reads
-        except sqlite3.Error as problem:  # no room: it is taken in later
+        except sqlite3.Error as problem:  # without room it is taken in later
             if is_sync_failure(problem):
-                self.writer.close()
-                raise cannot_open(self.path, problem) from None
+                raise
+
+    def want_checkpoint(self) -> None:
+        """A write that only wants its commit to end with a checkpoint."""
+        self.wants_checkpoint = True
 
     # Writing: many facts, one commit.
 
@@ -11184,7 +11161,7 @@ class Database:
         future: asyncio.Future[Any] = self.loop.create_future()
         if not self.pending:
             self.loop.call_soon(self.flush)
-        self.pending.append(Write(work, arguments, future))
+        self.pending.append((work, arguments, future))
         return future
 
     def ring(self) -> None:
@@ -11198,65 +11175,79 @@ class Database:
             self.pending = []
 
     def write_groups(self) -> None:
-        """The writer's thread: whatever has gathered during one commit shares the next."""
-        while (group := self.inbox.get()) is not None:
-            last = False
-            while len(group) < GROUP_MAX and not last:
-                try:
-                    more = self.inbox.get_nowait()
-                except queue.Empty:
-                    break
+        """Whatever has gathered during one commit shares the next."""
+        last = False
+        while not last and (group := self.inbox.get()) is not None:
+            while len(group) < GROUP_MAX and not last and not self.inbox.empty():
+                more = self.inbox.get()
                 last = more is None
                 group += more or ()
-            answers, touched = self.commit([*group, *(Write(work, (), None) for work in self.settle)])
-            settled = [answer for one, answer in answers if one.future is None]
+            answers, touched = self.commit([*group, *((work, (), None) for work in self.settle)])
+            settled = [answer for (_, _, future), answer in answers if future is None]
             if settled:
                 self.on_settled(*settled)
             try:
                 self.loop.call_soon_threadsafe(self.deliver, answers, touched, settled)
             except RuntimeError:
                 pass  # the loop has ended; the facts are on disk all the same
-            if last:
-                return
 
     def commit(self, group: list[Write]) -> tuple[list[tuple[Write, Any]], set[str]]:
         """Does a group of writes in one transaction, or each in its own if any breaks."""
         answers: list[tuple[Write, Any]] = []
-        self.touched, changes = set(), self.writer.total_changes
+        self.touched, self.wants_checkpoint, changes = set(), False, self.writer.total_changes
         try:
             self.writer.execute("BEGIN IMMEDIATE")
             for one in group:
+                work, arguments, _ = one
                 try:
-                    answers.append((one, one.work(*one.arguments)))
+                    answers.append((one, work(*arguments)))
                 except TauError as refusal:
                     answers.append((one, refusal))
             self.writer.execute("COMMIT")
             if self.writer.total_changes != changes:
                 self.is_full = False
+            if self.wants_checkpoint:
+                self.checkpoint()
         except Exception as problem:  # of SQLite, the disk or a bug: the others must not suffer
             if is_sync_failure(problem):
                 give_up(problem)
             if self.writer.in_transaction:
                 self.writer.execute("ROLLBACK")
             if len(group) == 1:
-                refused = storage_error(problem)
-                if isinstance(refused, StorageFull):
-                    self.refused_at, self.is_full = rfc3339(time.time()), True
-                return [(group[0], refused)], set()
+                return [(group[0], self.refusal(problem))], set()
             apart = [self.commit([one]) for one in group]
             return [answer for some, _ in apart for answer in some], set().union(*(runs for _, runs in apart))
         return answers, self.touched
 
+    def refusal(self, problem: Exception) -> TauError:
+        """What a write that broke means for whoever asked for it."""
+        refused = disk_error("the store", problem)
+        if isinstance(refused, StorageFull):
+            self.refused_at, self.is_full = rfc3339(time.time()), True
+            return refused
+        logging.getLogger("tau").error("store: %r", problem, exc_info=problem)
+        return Internal(f"{type(problem).__name__}: {problem}", "the daemon's log has the traceback")
+
     def deliver(self, answers: list[tuple[Write, Any]], touched: set[str], settled: list[Any]) -> None:
         """Back on the loop: each writer gets its answer, and who waits for a run hears of it."""
-        for one, answer in answers:
-            if one.future is None or one.future.cancelled():
+        for (_, _, future), answer in answers:
+            if future is None or future.cancelled():
                 continue
             if isinstance(answer, Exception):
-                one.future.set_exception(answer)
+                future.set_exception(answer)
             else:
-                one.future.set_result(answer)
+                future.set_result(answer)
         self.on_commit(touched, *settled)
+
+
+def set_up(db: sqlite3.Connection) -> sqlite3.Connection:
+    """A connection with our settings."""
+    db.row_factory = sqlite3.Row
+    if db.execute("PRAGMA page_count").fetchone()[0] == 0:
+        db.execute("PRAGMA auto_vacuum = INCREMENTAL")  # only before the first table
+    for pragma in PRAGMAS:
+        db.execute(pragma)
+    return db
 
 
 #: Of a larger database the start of a daemon looks only through the tables that stay small.
@@ -11279,7 +11270,7 @@ def examine(path: str) -> int:
         with open(path, "rb") as file:
             begins_well = file.read(16) == b"SQLite format 3\0"
     except OSError as problem:
-        raise cannot_open(path, problem) from None
+        raise disk_error(path, problem) from None
     if not begins_well:
         raise unusable(path, "file is not a database")
     try:
@@ -11289,7 +11280,7 @@ def examine(path: str) -> int:
         finally:
             db.close()
     except sqlite3.DatabaseError as problem:
-        raise cannot_open(path, problem) from None
+        raise disk_error(path, problem) from None
 
 
 def upgrade(db: sqlite3.Connection, found: int) -> None:
@@ -11320,14 +11311,16 @@ def unusable(path: str, why: str) -> Conflict:
     return Conflict(f"{path} is not a usable database: {why}", restore_hint(path))
 
 
-def cannot_open(path: str, problem: Exception) -> Conflict:
-    """The refusal of a database that could not be opened: damaged, or in a place where we may not write."""
-    damaged = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
-    if getattr(problem, "sqlite_errorcode", 0) & 0xFF in damaged:
-        return unusable(path, str(problem))
+def disk_error(path: str, problem: Exception) -> TauError:
+    """The refusal for what could not be opened or written: it is damaged, has no room, or may not be written."""
+    code = getattr(problem, "sqlite_errorcode", 0) & 0xFF
     why = getattr(problem, "strerror", None) or str(problem)
-    hint = "make it and its directory writable for this user, or choose another --home"
-    return Conflict(f"{path} cannot be opened for writing: {why}", hint)
+    if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
+        return unusable(path, why)
+    if code in (sqlite3.SQLITE_IOERR, sqlite3.SQLITE_FULL) or getattr(problem, "errno", 0) == errno.ENOSPC:
+        return StorageFull(f"{path} cannot be written: {why}", "make room on the disk; it recovers by itself")
+    hint = "make it and its directory writable for this user, or choose another place"
+    return Conflict(f"{path} cannot be written: {why}", hint)
 
 
 def restore_hint(path: str) -> str:
@@ -11348,7 +11341,8 @@ def newest_backup(path: str) -> str | None:
     found = []
     for at, begin in ((folder, f"{name}.before-v"), (os.path.join(folder, BACKUPS), "")):
         names = os.listdir(at) if os.path.isdir(at) else []
-        found += [os.path.join(at, one) for one in names if one.startswith(begin) and is_copy(os.path.join(at, one))]
+        paths = [os.path.join(at, one) for one in names if one.startswith(begin) and not one.startswith(".")]
+        found += [path for path in paths if is_copy(path)]
     return max(found, key=os.path.getmtime, default=None)
 
 
@@ -11359,13 +11353,10 @@ def is_copy(path: str) -> bool:
             head = file.read(72)
     except OSError:
         return False
-    if len(head) < 72 or path.endswith(PARTIAL):
+    if len(head) < 72:
         return False
     schema, ours = struct.unpack(">I", head[60:64])[0], struct.unpack(">I", head[68:72])[0]
     return bool(ours == APPLICATION_ID and schema <= len(MIGRATIONS))
-
-
-PARTIAL = ".partial"
 
 
 def copy_database(
@@ -11375,12 +11366,8 @@ def copy_database(
 
     In one step: a stepwise copy would begin anew at each commit of another connection.  *finish* may change it.
     """
-    partial = path + PARTIAL
-    for left in (partial, partial + "-journal", partial + "-wal", partial + "-shm"):
-        remove_file(left)
-    os.close(os.open(partial, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
-    try:
-        copy = sqlite3.connect(partial, isolation_level=None)
+    with Replacement(path) as file:
+        copy = sqlite3.connect(file.name, isolation_level=None)
         try:
             source.backup(copy)
             copy.execute("PRAGMA journal_mode = DELETE")  # it is one file, wherever it goes
@@ -11389,12 +11376,6 @@ def copy_database(
                 raise sqlite3.DatabaseError(f"the copy is damaged: {damage}")
         finally:
             copy.close()
-        sync(partial)
-        os.rename(partial, path)
-        sync(os.path.dirname(path))
-    except BaseException:
-        remove_file(partial)
-        raise
 
 
 def add_event(
@@ -11424,18 +11405,6 @@ def give_up(problem: Exception) -> typing.NoReturn:
     )
     logging.shutdown()
     os._exit(1)
-
-
-def storage_error(problem: Exception) -> TauError:
-    """What a write that broke means for whoever asked for it."""
-    if isinstance(problem, sqlite3.Error):
-        code = getattr(problem, "sqlite_errorcode", 0) & 0xFF
-        if code in (sqlite3.SQLITE_IOERR, sqlite3.SQLITE_FULL):  # of the disk, and it may work again later
-            return StorageFull(
-                f"the store cannot be written: {problem}", "make room on the disk; it recovers by itself"
-            )
-    logging.getLogger("tau").error("store: %r", problem, exc_info=problem)
-    return Internal(f"{type(problem).__name__}: {problem}", "the daemon's log has the traceback")
 
 
 # --- 32. Sources -------------------------------------------------------------------------

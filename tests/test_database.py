@@ -148,7 +148,7 @@ def test_before_a_migration_there_is_a_whole_copy(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("next_schema")
 def test_without_a_copy_nothing_is_migrated(tmp_path: Path) -> None:
     path, number = golden(tmp_path / "tau.db"), len(module.MIGRATIONS)
-    (tmp_path / f"tau.db.before-v{number}.partial").mkdir()
+    (tmp_path / f"tau.db.before-v{number}").mkdir()
     with pytest.raises(module.Conflict, match=f"cannot be migrated from schema {number - 1}"):
         opened(tmp_path)
     assert version_of(path) == number - 1
@@ -163,6 +163,7 @@ home, golden, migration = sys.argv[1:]
 tau.MIGRATIONS += (migration,)
 connect = sqlite3.connect
 def opening():
+    tau.sweep_copies(home)
     store = tau.Store(home, tau.read_settings({}, None))
     loop = asyncio.new_event_loop()
     store.open(loop)
@@ -201,7 +202,7 @@ for fatal in range(1, 1000):
     assert corpse.execute("PRAGMA user_version").fetchone()[0] == len(tau.MIGRATIONS)
     assert corpse.execute("SELECT count(*) FROM runs").fetchone()[0] == 7
     corpse.close()
-    assert not [name for name in os.listdir(home) if name.endswith(".partial")]
+    assert not [name for name in os.listdir(home) if name.startswith(".tau-")]
 """
 
 
@@ -413,7 +414,7 @@ def test_a_place_that_cannot_be_written_is_refused_by_name(tmp_path: Path, place
     code = [sys.executable, "-P", "-c", UNPRIVILEGED, home]
     done = subprocess.run(code, env=ENVIRON, capture_output=True, text=True, timeout=30)
     (home / place).chmod(0o700)
-    assert f"{home}/tau.db cannot be opened for writing" in done.stdout, done.stderr
+    assert f"{home}/tau.db cannot be written" in done.stdout, done.stderr
     assert "denied" in done.stdout or "unable to open" in done.stdout or "readonly" in done.stdout
     assert "| make it and its directory writable" in done.stdout
 
