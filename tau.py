@@ -652,18 +652,18 @@ class Sql:
     def __init__(self, db: sqlite3.Connection) -> None:
         self.db = db
 
-    def rows(self, question: str, *values: Any) -> list[Json]:
+    def rows(self, question: str, *values: Any, **named: Any) -> list[Json]:
         """The rows that answer a question."""
-        return [to_document(row) for row in self.db.execute(question, values)]
+        return [to_document(row) for row in self.db.execute(question, named or values)]
 
-    def row(self, question: str, *values: Any) -> Json | None:
+    def row(self, question: str, *values: Any, **named: Any) -> Json | None:
         """The first of them, if there is any."""
-        row = self.db.execute(question, values).fetchone()
+        row = self.db.execute(question, named or values).fetchone()
         return None if row is None else to_document(row)
 
-    def value(self, question: str, *values: Any) -> Any:
+    def value(self, question: str, *values: Any, **named: Any) -> Any:
         """The first column of the first row; None without a row."""
-        row = self.db.execute(question, values).fetchone()
+        row = self.db.execute(question, named or values).fetchone()
         return None if row is None else row[0]
 
     def put(self, table: str, *rows: Json, clash: str = "ABORT") -> int:
@@ -9514,6 +9514,49 @@ FREE_PAGES = 4096
 AGES: tuple[tuple[tuple[str, ...], str], ...] = (("success", "cancelled"), "run_s"), (FAILURES, "failed_s")
 #: What goes when the database is too large, one after the other until it is not: of what age, and at least.
 FORCED = (("logs", YOUNG_S), ("runs", YOUNG_S), ("logs", 3600.0), ("runs", 3600.0))
+#: What goes by its age: its table and key, and which rows; the bounds are those of age_bounds().
+AGED = {
+    "log_lines": (
+        *("logs", "run_id, attempt, n"),
+        "run_id < :log_id AND EXISTS (SELECT 1 FROM runs r WHERE r.run_id = logs.run_id"
+        " AND r.status NOT IN ('running', 'retrying'))",
+    ),
+    "events": ("events", "seq", "run_id IS NULL AND at < :event_at AND seq < (SELECT max(seq) FROM events)"),
+    "versions": (
+        *("versions", "pipeline, version"),
+        "deployed_at < :version_at AND NOT EXISTS (SELECT 1 FROM pipelines p WHERE p.name = versions.pipeline"
+        " AND p.version = versions.version) AND NOT EXISTS (SELECT 1 FROM runs r WHERE r.pipeline = versions.pipeline"
+        " AND r.version = versions.version)",
+    ),
+}
+#: What goes with its run: the same.  The last number of the ledger stays taken.
+OF_RUNS = "run_id IN (SELECT value FROM json_each(:run_ids))"
+OWNED = {
+    "log_lines": ("logs", "run_id, attempt, n", OF_RUNS),
+    "steps": ("steps", "run_id, attempt, step", OF_RUNS),
+    "observations": ("observations", "run_id, attempt, n", OF_RUNS),
+    "events": ("events", "seq", f"{OF_RUNS} AND seq < (SELECT max(seq) FROM events)"),
+}
+#: The runs `r` of `main.runs` that may go: not the last of a pipeline, nor its last success, nor what is referred to.
+GOING = (
+    "r.finished_at < :young_at"
+    " AND r.run_id <> (SELECT max(run_id) FROM main.runs l WHERE l.pipeline = r.pipeline) AND r.run_id IS NOT"
+    " (SELECT max(run_id) FROM main.runs l WHERE l.pipeline = r.pipeline AND l.status = 'success')"
+    " AND NOT EXISTS (SELECT 1 FROM states s WHERE s.pipeline = r.pipeline AND s.run_id = r.run_id)"
+    " AND NOT EXISTS (SELECT 1 FROM chains c WHERE c.comes_after = r.pipeline AND c.run_id = r.run_id)"
+)
+NEXT_RUNS = f"FROM main.runs r WHERE r.run_id > :after AND r.run_id < :run_id AND {GOING}"
+OF_PIPELINE = f"{NEXT_RUNS} AND r.pipeline = :pipeline AND r.status = :status"
+#: The + keeps SQLite from an index in which the oldest do not come first.
+OF_ALL = f"{NEXT_RUNS} AND +r.status IN {FINAL}"
+#: What is asked of a store in which the runs that go are gone already; `going` are those.
+FORESEEN = f"""
+    WITH going AS MATERIALIZED (
+        SELECT r.run_id, r.pipeline FROM json_each(:bounds) b JOIN main.runs r
+        ON r.pipeline = json_extract(b.value, '$[0]') AND r.status = json_extract(b.value, '$[1]')
+        AND r.run_id < json_extract(b.value, '$[2]') WHERE {GOING}
+    ), runs AS (SELECT * FROM main.runs WHERE run_id NOT IN (SELECT run_id FROM going))
+"""
 
 
 def retention_terms(settings: Json, age: float | None = None, keep: int | None = None) -> Json:
@@ -9530,34 +9573,18 @@ def retention_terms(settings: Json, age: float | None = None, keep: int | None =
     }
 
 
-def bounds(ask: Questions, name: str, terms: Json, now: float) -> Iterator[tuple[str, str]]:
-    """For each final status, the id below which runs of a pipeline go."""
+def age_bounds(terms: Json, now: float) -> Json:
+    """Until when, or below which run, everything goes."""
+    ages = {"event_at": "event_s", "version_at": "run_s", "young_at": "young_s"}
+    return {name: rfc3339(now - terms[age]) for name, age in ages.items()} | {"log_id": id_at(now - terms["log_s"])}
+
+
+def run_bounds(ask: Questions, name: str, terms: Json, now: float) -> Iterator[tuple[str, str, str]]:
+    """For each final status of a pipeline's runs, the id below which they go."""
     for statuses, age in AGES:
         beyond = ask.nth_run(name, statuses, terms["runs"])
         bound = min(max(id_at(now - terms[age]), beyond or ""), id_at(now - terms["young_s"]))
-        yield from ((status, bound) for status in statuses)
-
-
-class Pruned:
-    """What has been removed."""
-
-    def __init__(self) -> None:
-        self.counts = dict.fromkeys(("runs", "log_lines", "events", "versions"), 0)
-        self.pipelines: dict[str, int] = {}
-        self.forced: list[str] = []
-
-    def add(self, removed: Json) -> None:
-        """Counts what one batch has removed."""
-        for name in removed["pipelines"]:
-            self.pipelines[name] = self.pipelines.get(name, 0) + 1
-        self.counts["runs"] += len(removed["pipelines"])
-        self.counts["log_lines"] += removed["log_lines"]
-        self.counts["events"] += removed["events"]
-
-    def to_json(self) -> Json:
-        """It as a document."""
-        rows = [{"name": name, "runs": runs} for name, runs in sorted(self.pipelines.items())]
-        return self.counts | {"pipelines": rows, "forced": self.forced}
+        yield from ((name, status, bound) for status in statuses)
 
 
 class Retention:
@@ -9568,7 +9595,8 @@ class Retention:
         self.deploying = 0  # how many deployments may want what no version names yet
         self.removal = Removal(store)
         self.lock = asyncio.Lock()  # one at a time
-        self.event_place = 0  # up to here all events that are left are younger, or belong to a run
+        self.counts: dict[str, int] = {}  # what it has removed
+        self.pipelines: dict[str, int] = {}  # pipeline → how many runs
 
     async def watch(self) -> None:
         """Looks now and then; when nothing is old that costs a few questions."""
@@ -9578,30 +9606,34 @@ class Retention:
                 await self.prune(retention_terms(self.settings), time.time(), "taud")
             except TauError as problem:
                 logging.getLogger("tau").error("cannot remove what is old: %s", problem)
-            except Exception:  # a bug must not end it for good: it is told, and tried again
+            except Exception:  # a bug must not end it for good: it is logged, and tried again
                 logging.getLogger("tau").exception("retention")
             await asyncio.sleep(PRUNE_EVERY_S)
 
     async def prune(self, terms: Json, now: float, actor: str, thorough: bool = False) -> Json:
         """Removes what the terms do not keep; what that was.  *thorough*: the file gets as small as it can."""
-        ask = self.store.ask
+        ask, bounds = self.store.ask, age_bounds(terms, now)
         async with self.lock:
-            pruned, before = Pruned(), ask.file_bytes()
-            await self.prune_logs(pruned, now - terms["log_s"])
+            self.counts, self.pipelines = dict.fromkeys(("runs", *AGED), 0), {}
+            before = ask.file_bytes()
+            await self.remove("log_lines", bounds)
             for name in ask.known_names():
-                await asyncio.sleep(0)
-                for status, bound in bounds(ask, name, terms, now):
-                    await self.prune_runs(pruned, bound, rfc3339(now - terms["young_s"]), name, status)
-            await self.prune_events(pruned, rfc3339(now - terms["event_s"]))
-            await self.prune_versions(pruned, rfc3339(now - terms["run_s"]))
-            await self.prune_memos(id_at(now - terms["log_s"]))
-            await self.force(pruned, terms["bytes"], now)
+                await asyncio.sleep(0)  # some questions for each: others go first
+                for pipeline, status, run_id in run_bounds(ask, name, terms, now):
+                    about = {"pipeline": pipeline, "status": status, "run_id": run_id}
+                    await self.remove_runs(OF_PIPELINE, bounds | about)
+            await self.remove("events", bounds)
+            needed = self.needed()
+            await self.remove("versions", bounds)
+            await self.remove_folders(needed)
+            await self.remove_memos(bounds["log_id"])
+            forced = await self.force(terms["bytes"], now)
             await self.shrink(0 if thorough else FREE_PAGES)
-            sizes = {"bytes_before": before, "bytes_after": ask.file_bytes()}
-            if any(pruned.counts.values()):
-                told = {**pruned.counts, "forced": pruned.forced, **sizes}
-                await self.store.write(self.store.event, "store.pruned", None, None, told, actor)
-            return {"dry_run": False, **pruned.to_json(), **sizes}
+            removed = {**self.counts, "forced": forced, "bytes_before": before, "bytes_after": ask.file_bytes()}
+            if any(self.counts.values()):
+                await self.store.write(self.store.event, "store.pruned", None, None, removed, actor)
+            pipelines = [{"name": name, "runs": runs} for name, runs in sorted(self.pipelines.items())]
+            return {"dry_run": False, **removed, "pipelines": pipelines}
 
     async def batch(self, work: Callable[..., Answer], *arguments: Any) -> Answer:
         """One batch, and a rest after it that lets others go first."""
@@ -9611,87 +9643,75 @@ class Retention:
         await asyncio.sleep((time.monotonic() - began) * rest)
         return answer
 
-    async def prune_logs(self, pruned: Pruned, before: float, limit: Callable[[], bool] = lambda: True) -> None:
-        """Log lines of runs queued before then go, oldest first, as long as the limit wants it."""
-        bound = id_at(before)
-        while limit() and (self.store.ask.oldest_log() or bound) < bound:
-            removed = await self.batch(self.removal.logs, bound)
-            pruned.add(removed)
-            if not removed["log_lines"]:
+    async def remove(self, what: str, bounds: Json, limit: Callable[[], bool] = lambda: True) -> None:
+        """Rows go that are older than their bound, as long as the limit wants it."""
+        table, _, where = AGED[what]
+        some = f"SELECT 1 FROM {table} WHERE {where} LIMIT 1"
+        while limit() and self.store.ask.value(some, **bounds):
+            count = await self.batch(self.removal.aged, what, bounds)
+            self.counts[what] += count
+            if not count:
                 return
 
-    async def prune_runs(
-        self, pruned: Pruned, bound: str, young: str, name: str | None = None, status: str | None = None,
-        limit: Callable[[], bool] = lambda: True,
-    ) -> None:  # fmt: skip
-        """Runs below an id go that ended before *young*, oldest first, as long as the limit wants it."""
+    async def remove_runs(self, going: str, bounds: Json, limit: Callable[[], bool] = lambda: True) -> None:
+        """Runs go, oldest first, as long as the limit wants it."""
         after: str | None = ""
-        while after is not None and limit() and self.store.ask.has_run_below(bound, name, status, after):
-            removed = await self.batch(self.removal.runs, name, status, after, bound, young)
-            pruned.add(removed)
-            after = removed["after"]
-
-    async def prune_events(self, pruned: Pruned, before: str) -> None:
-        """Events of no run go that are older."""
-        place: int | None = self.event_place
-        while place is not None and self.store.ask.has_event(place, before):
-            removed = await self.batch(self.removal.events, place, before)
-            pruned.add(removed)
-            place = removed["after"]
-            self.event_place = place or self.event_place
-
-    async def prune_versions(self, pruned: Pruned, before: str) -> None:
-        """Versions go that are not live, older, and of no run; and what only they needed."""
-        needed = self.needed() if (names := self.store.ask.names_with_versions(before)) else {}
-        for name in names:
-            unused = await asyncio.to_thread(find_unused, self.store.database.path, name, before)
-            for number in unused:
-                pruned.counts["versions"] += await self.batch(self.removal.version, name, number)
-        if names and not self.deploying:
-            now = self.needed()
-            doomed = [one for folder in needed for one in self.put_away(folder, needed[folder] - now[folder])]
-            for path in doomed:
-                await asyncio.to_thread(shutil.rmtree, path, True)
+        some = f"SELECT 1 {going} LIMIT 1"
+        while after is not None and limit() and self.store.ask.value(some, **bounds, after=after):
+            counts, pipelines, after = await self.batch(self.removal.runs, going, bounds, after)
+            for name in pipelines:
+                self.pipelines[name] = self.pipelines.get(name, 0) + 1
+            self.counts["runs"] += len(pipelines)
+            self.counts["log_lines"] += counts["log_lines"]
+            self.counts["events"] += counts["events"]
 
     def needed(self) -> dict[str, set[str]]:
         """The directories that some version needs, by where they are."""
         return {"versions": self.store.ask.source_names(), "environments": self.store.ask.environments()}
 
-    def put_away(self, folder: str, names: set[str]) -> Iterator[str]:
-        """Directories have names that no deployment can find; what they are.  Removing them takes longer."""
-        for name in names:
-            path, gone = (os.path.join(self.home, folder, one) for one in (name, f".gone-{name}"))
-            if os.path.isdir(path):
-                os.rename(path, gone)
-                yield gone
+    async def remove_folders(self, needed: dict[str, set[str]]) -> None:
+        """Directories go that were needed and are no longer, first their names, so that no deployment finds them."""
+        if self.deploying:
+            return
+        now, doomed = self.needed(), []
+        for folder, names in needed.items():
+            for name in names - now[folder]:
+                path, gone = (os.path.join(self.home, folder, one) for one in (name, f".gone-{name}"))
+                if os.path.isdir(path):
+                    os.rename(path, gone)
+                    doomed.append(gone)
+        for path in doomed:
+            await asyncio.to_thread(shutil.rmtree, path, True)
 
-    async def prune_memos(self, bound: str) -> None:
+    async def remove_memos(self, log_id: str) -> None:
         """What runs have kept for a resumption goes with their logs, or with them."""
         folder = os.path.join(self.home, "memos")
         for run_id in os.listdir(folder) if os.path.isdir(folder) else ():
-            if (run_id < bound and not self.store.ask.is_unfinished(run_id)) or not self.store.ask.has_run(run_id):
+            live = self.store.ask.value("SELECT finished_at IS NULL FROM runs WHERE run_id = ?", run_id)
+            if live is None or (run_id < log_id and not live):
                 await asyncio.to_thread(shutil.rmtree, os.path.join(folder, run_id), True)
 
-    async def force(self, pruned: Pruned, most: int, now: float) -> None:
-        """The database is not larger than it may be, whatever else has to go for that; the ledger says so."""
+    async def force(self, most: int, now: float) -> list[str]:
+        """The database is not larger than it may be, whatever else has to go for that; what had to."""
 
         def too_large() -> bool:
             return self.store.ask.used_bytes() > most
 
+        forced: list[str] = []
         for what, age in FORCED:
-            if not too_large():
-                return
-            bytes_before, count = self.store.ask.used_bytes(), sum(pruned.counts.values())
+            used, count = self.store.ask.used_bytes(), sum(self.counts.values())
             if what == "logs":
-                await self.prune_logs(pruned, now - age, too_large)
+                await self.remove("log_lines", {"log_id": id_at(now - age)}, too_large)
             else:
-                await self.prune_runs(pruned, id_at(now - age), rfc3339(now - age), limit=too_large)
-            if sum(pruned.counts.values()) > count:
-                pruned.forced.append(f"{what} older than {duration_text(age)}")
-                data = {"what": what, "older_than_s": age, "bytes": bytes_before, "most_bytes": most}
+                bounds = {"run_id": id_at(now - age), "young_at": rfc3339(now - age)}
+                await self.remove_runs(OF_ALL, bounds, too_large)
+            if sum(self.counts.values()) > count:
+                forced.append(f"{what} older than {duration_text(age)}")
+                data = {"what": what, "older_than_s": age, "bytes": used, "most_bytes": most}
                 await self.store.write(self.store.event, "retention.forced", None, None, data)
         if too_large():
             logging.getLogger("tau").warning("the database is larger than [retention] database_bytes")
+        return forced
 
     async def shrink(self, free: int) -> None:
         """The file has at most so many free pages, and the log is in it."""
@@ -9707,193 +9727,83 @@ class Removal:
     def __init__(self, store: Store) -> None:
         self.store = store
 
-    def logs(self, bound: str) -> Json:
-        """The oldest log lines of runs below an id go; their runs say that they are not kept."""
-        db, until, count = self.store.db, time.monotonic() + PRUNE_S, 0
-        while time.monotonic() < until:
-            rows = db.execute(OLD_LOGS, (bound,)).fetchall()
-            db.executemany("DELETE FROM logs WHERE run_id = ? AND attempt = ? AND n = ?", map(tuple, rows))
-            dropped = "UPDATE attempts SET log_dropped = log_lines WHERE run_id = ? AND attempt = ?"
-            db.executemany(dropped, dict.fromkeys((row["run_id"], row["attempt"]) for row in rows))
-            count += len(rows)
-            if len(rows) < PRUNE_ROWS:
-                break
-        return {"pipelines": [], "log_lines": count, "events": 0}
+    def delete(self, table: str, key: str, where: str, values: Json) -> list[sqlite3.Row]:
+        """Some rows go; their keys."""
+        some = f"SELECT {key} FROM {table} WHERE {where} LIMIT {PRUNE_ROWS}"
+        statement = f"DELETE FROM {table} WHERE ({key}) IN ({some}) RETURNING {key}"
+        return self.store.db.execute(statement, values).fetchall()
 
-    def runs(self, name: str | None, status: str | None, after: str, bound: str, young: str) -> Json:
-        """The next final runs below an id go, with all that is theirs; `after` is where to go on, if at all."""
-        where, values = runs_between(bound, name, status, after)
-        rows = self.store.db.execute(f"{WEIGHED} WHERE {where} ORDER BY run_id LIMIT {PRUNE_ROWS}", values).fetchall()
-        removed: Json = {"pipelines": [], "log_lines": 0, "events": 0, "after": after}
-        kept = {one: kept_runs(self.store.db, one) for one in {row["pipeline"] for row in rows}}
+    def aged(self, what: str, bounds: Json) -> int:
+        """Rows of one kind go, as many as time allows.  The runs of log lines say that they are not kept."""
+        until, count, more = time.monotonic() + PRUNE_S, 0, True
+        while more and time.monotonic() < until:
+            keys = self.delete(*AGED[what], bounds)
+            if what == "log_lines":
+                dropped = "UPDATE attempts SET log_dropped = log_lines WHERE run_id = ? AND attempt = ?"
+                self.store.db.executemany(dropped, {key[:2] for key in keys})
+            count += len(keys)
+            more = len(keys) == PRUNE_ROWS
+        return count
+
+    def runs(self, going: str, bounds: Json, after: str) -> tuple[dict[str, int], list[str], str | None]:
+        """The next runs go: how many rows of theirs, whose runs they were, and after which run there may be more."""
         until = time.monotonic() + PRUNE_S
-        for begin in range(0, len(rows), PRUNE_AT_ONCE):
-            some = rows[begin : begin + PRUNE_AT_ONCE]
-            doomed = [row for row in some if (row["finished_at"] or "~") < young]
-            doomed = [row for row in doomed if row["run_id"] not in kept[row["pipeline"]]]
-            heavy = next((row["run_id"] for row in doomed if row["lines"] + row["others"] > PRUNE_ROWS), None)
-            if heavy is not None:
-                self.lighten(heavy, removed)
-                return removed  # it comes again, until it is light
-            self.remove(doomed, removed)
-            removed["after"] = some[-1]["run_id"]
-            if time.monotonic() > until:
-                return removed
-        return removed if len(rows) == PRUNE_ROWS else removed | {"after": None}
+        counts, pipelines = dict.fromkeys(OWNED, 0), list[str]()
+        while time.monotonic() < until:
+            some = f"SELECT r.run_id {going} ORDER BY r.run_id LIMIT {PRUNE_AT_ONCE}"
+            run_ids = [row["run_id"] for row in self.store.sql.rows(some, **bounds, after=after)]
+            if not run_ids:
+                return counts, pipelines, None
+            if self.strip(run_ids, counts):
+                gone = f"DELETE FROM runs WHERE {OF_RUNS} RETURNING pipeline"
+                pipelines += [name for (name,) in self.store.db.execute(gone, {"run_ids": encode_json(run_ids)})]
+                after = run_ids[-1]
+        return counts, pipelines, after
 
-    def remove(self, rows: list[sqlite3.Row], removed: Json) -> None:
-        """These runs go, with all that is theirs.  The last number of the ledger stays taken."""
-        run_ids = [(row["run_id"],) for row in rows]
-        if run_ids:
-            events = "DELETE FROM events WHERE run_id = ? AND seq < (SELECT max(seq) FROM events)"
-            removed["events"] += self.store.db.executemany(events, run_ids).rowcount
-            self.store.db.executemany("DELETE FROM runs WHERE run_id = ?", run_ids)
-            removed["log_lines"] += sum(row["lines"] for row in rows)
-            removed["pipelines"] += [row["pipeline"] for row in rows]
-
-    def lighten(self, run_id: str, removed: Json) -> None:
-        """A part of what is a run's own goes, so that the rest can go with it."""
-        for table, key in (("logs", "attempt, n"), ("steps", "attempt, step"), ("observations", "attempt, n")):
-            count = self.store.db.execute(
-                f"DELETE FROM {table} WHERE run_id = ? AND ({key}) IN"
-                f" (SELECT {key} FROM {table} WHERE run_id = ? LIMIT {PRUNE_ROWS})",
-                (run_id, run_id),
-            ).rowcount
-            removed["log_lines"] += count if table == "logs" else 0
-
-    def events(self, place: int, before: str) -> Json:
-        """Events of no run go that are older; `after` is where to go on, if there is more."""
-        db = self.store.db
-        rows = db.execute(
-            f"SELECT seq, at, run_id FROM events WHERE seq > ? ORDER BY seq LIMIT {PRUNE_ROWS}", (place,)
-        ).fetchall()
-        old = list(itertools.takewhile(lambda row: row["at"] < before, rows))
-        last = db.execute("SELECT max(seq) FROM events").fetchone()[0]
-        gone = [(row["seq"],) for row in old if row["run_id"] is None and row["seq"] != last]
-        db.executemany("DELETE FROM events WHERE seq = ?", gone)
-        more = old[-1]["seq"] if len(old) == PRUNE_ROWS else None
-        return {"pipelines": [], "log_lines": 0, "events": len(gone), "after": more}
-
-    def version(self, name: str, number: int) -> int:
-        """A version goes unless it is live or a run has come to need it: how many went."""
-        return self.store.db.execute(
-            "DELETE FROM versions WHERE pipeline = ? AND version = ?"
-            " AND version <> (SELECT version FROM pipelines WHERE name = versions.pipeline)"
-            " AND NOT EXISTS (SELECT 1 FROM runs r WHERE r.pipeline = versions.pipeline"
-            " AND r.version = versions.version)",
-            (name, number),
-        ).rowcount
+    def strip(self, run_ids: list[str], counts: dict[str, int]) -> bool:
+        """What these runs own goes; False if that is much, and some of it is left for the next time."""
+        for what, owned in OWNED.items():
+            count = len(self.delete(*owned, {"run_ids": encode_json(run_ids)}))
+            counts[what] += count
+            if count == PRUNE_ROWS:
+                return False
+        return True
 
     def pages(self, most: int) -> int:
         """Free pages go back to the file system; how many are left."""
-        db, until = self.store.db, time.monotonic() + PRUNE_S
-        while (left := int(db.execute("PRAGMA freelist_count").fetchone()[0])) > most:
+        until = time.monotonic() + PRUNE_S
+        while (left := int(self.store.sql.value("PRAGMA freelist_count"))) > most:
             for _ in range(min(left - most, 50)):
-                db.execute("PRAGMA incremental_vacuum(1)")  # it frees one page, whatever the number
+                self.store.db.execute("PRAGMA incremental_vacuum(1)")  # it frees one page, whatever the number
             if time.monotonic() > until:
                 break
         return left
 
 
-def at_most(table: str) -> str:
-    """How many rows of a table are of a run, as far as it matters: counting many takes long."""
-    return f"(SELECT count(*) FROM (SELECT 1 FROM {table} t WHERE t.run_id = runs.run_id LIMIT {PRUNE_ROWS + 1}))"
-
-
-#: The index is named, for SQLite would choose one in which it has to look at every run.
-OLD_LOGS = (
-    "SELECT run_id, attempt, n FROM logs WHERE run_id < ? AND run_id NOT IN"
-    " (SELECT run_id FROM runs INDEXED BY runs_live WHERE status IN ('running', 'retrying'))"
-    f" ORDER BY run_id, attempt, n LIMIT {PRUNE_ROWS}"
-)
-#: Runs with what removing them would cost.
-WEIGHED = (
-    f"SELECT run_id, pipeline, finished_at, {at_most('logs')} AS lines,"
-    f" {at_most('steps')} + {at_most('observations')} AS others FROM runs"
-)
-
-
-def kept_runs(db: sqlite3.Connection, name: str) -> set[str]:
-    """The runs of a pipeline that never go: the last, the last success, and those that something refers to."""
-    found = db.execute(
-        "SELECT max(run_id) FROM runs WHERE pipeline = :name"
-        " UNION SELECT max(run_id) FROM runs WHERE pipeline = :name AND status = 'success'"
-        " UNION SELECT run_id FROM states WHERE pipeline = :name"
-        " UNION SELECT run_id FROM chains WHERE comes_after = :name",
-        {"name": name},
-    )
-    return {run_id for (run_id,) in found if run_id is not None}
-
-
-def find_unused(path: str, name: str, before: str) -> list[int]:
-    """The versions of a pipeline that are not live, older, and of no run; beside the loop: it may take long."""
-    db = read_only(path, shared=True)
-    try:
-        rows = db.execute(
-            "SELECT version FROM versions WHERE pipeline = ? AND deployed_at < ?"
-            " AND version <> (SELECT version FROM pipelines WHERE name = versions.pipeline)"
-            " EXCEPT SELECT version FROM runs WHERE pipeline = ?",
-            (name, before, name),
-        )
-        return [number for (number,) in rows.fetchall()]
-    finally:
-        db.close()
-
-
 def foresee(path: str, terms: Json, now: float) -> Json:
     """What prune() would remove, but for what the size of the database forces; beside the loop."""
     db = read_only(path, shared=True)
-    db.row_factory = sqlite3.Row
     try:
-        db.execute("PRAGMA temp_store = MEMORY")
-        db.execute("CREATE TEMP TABLE going (run_id TEXT PRIMARY KEY, pipeline TEXT NOT NULL) WITHOUT ROWID")
-        db.execute("BEGIN")
-        ask, young = Questions(db), rfc3339(now - terms["young_s"])
-        for name in ask.known_names():
-            kept = kept_runs(db, name)
-            for status, bound in bounds(ask, name, terms, now):
-                where, values = runs_between(bound, name, status, "")
-                marks = ", ".join("?" * len(kept))
-                db.execute(
-                    f"INSERT INTO going SELECT run_id, pipeline FROM runs WHERE {where} AND finished_at < ?"
-                    f" AND run_id NOT IN ({marks})",
-                    (*values, young, *kept),
-                )
-        return {"dry_run": True, **count_going(db, ask, terms, now)}
+        db.row_factory = sqlite3.Row
+        ask = Questions(db)
+        return ask.snapshot(lambda: count_going(ask, terms, now))
     finally:
         db.close()
 
 
-def count_going(db: sqlite3.Connection, ask: Questions, terms: Json, now: float) -> Json:
-    """The runs that go, counted, with what goes beside them."""
-    old = id_at(now - terms["log_s"])
-    lines = (
-        "SELECT (SELECT count(*) FROM logs WHERE run_id < ? AND run_id NOT IN (SELECT run_id FROM runs"
-        " WHERE status IN ('running', 'retrying'))) + (SELECT count(*) FROM going JOIN logs USING (run_id)"
-        " WHERE run_id >= ?)"
-    )
-    events = (
-        "SELECT (SELECT count(*) FROM events WHERE run_id IS NULL AND at < ?"
-        " AND seq < (SELECT max(seq) FROM events))"
-        " + (SELECT count(*) FROM going JOIN events USING (run_id))"
-    )
-    versions = (
-        "SELECT count(*) FROM (SELECT v.pipeline, v.version FROM versions v"
-        " JOIN pipelines p ON p.name = v.pipeline WHERE v.version <> p.version AND v.deployed_at < ?"
-        " EXCEPT SELECT pipeline, version FROM runs"
-        " WHERE run_id NOT IN (SELECT run_id FROM going))"
-    )
-    rows = ask.rows("SELECT pipeline AS name, count(*) AS runs FROM going GROUP BY pipeline ORDER BY pipeline")
-    return {
-        "runs": ask.count("SELECT count(*) FROM going"),
-        "log_lines": ask.count(lines, old, old),
-        "events": ask.count(events, rfc3339(now - terms["event_s"])),
-        "versions": ask.count(versions, rfc3339(now - terms["run_s"])),
-        "pipelines": rows,
-        "forced": [],
-        "bytes_before": ask.file_bytes(),
-        "bytes_after": None,
-    }
+def count_going(ask: Questions, terms: Json, now: float) -> Json:
+    """What goes by its age, and what goes with the runs that go."""
+    bounds = [bound for name in ask.known_names() for bound in run_bounds(ask, name, terms, now)]
+    about = age_bounds(terms, now) | {"bounds": encode_json(bounds)}
+    by_pipeline = f"{FORESEEN} SELECT pipeline AS name, count(*) AS runs FROM going GROUP BY pipeline ORDER BY pipeline"
+    rows = ask.rows(by_pipeline, **about)
+    counts = {"runs": sum(row["runs"] for row in rows)}
+    for what, (table, _, where) in AGED.items():
+        counts[what] = ask.value(f"{FORESEEN} SELECT count(*) FROM {table} WHERE {where}", **about)
+        if what in OWNED:
+            counts[what] += ask.value(f"{FORESEEN} SELECT count(*) FROM going JOIN {table} USING (run_id)", **about)
+    sizes = {"bytes_before": ask.file_bytes(), "bytes_after": None}
+    return {"dry_run": True, **counts, "pipelines": rows, "forced": [], **sizes}
 
 
 # --- 28. Backup --------------------------------------------------------------------------
@@ -10928,45 +10838,17 @@ class Questions(Sql):
         """All pipelines that are or were deployed."""
         return [row["name"] for row in self.rows("SELECT name FROM pipelines ORDER BY name")]
 
-    def names_with_versions(self, before: str) -> list[str]:
-        """The pipelines that have old versions besides the live one."""
-        found = self.rows(
-            "SELECT DISTINCT p.name FROM pipelines p JOIN versions v ON v.pipeline = p.name"
-            " WHERE v.version <> p.version AND v.deployed_at < ?",
-            before,
-        )
-        return [row["name"] for row in found]
-
     def nth_run(self, name: str, statuses: Sequence[str], number: int) -> str | None:
         """The n-th newest run of a pipeline that has one of these statuses; None if there are fewer."""
         newest = "SELECT run_id FROM (SELECT run_id FROM runs WHERE pipeline = ? AND status = ?"
         parts = " UNION ALL ".join([f"{newest} ORDER BY run_id DESC LIMIT {number})"] * len(statuses))
         values = [value for status in statuses for value in (name, status)]
-        found = self.db.execute(f"{parts} ORDER BY run_id DESC LIMIT 1 OFFSET {number - 1}", values).fetchone()
-        return None if found is None else str(found[0])
-
-    def has_run_below(self, bound: str, name: str | None, status: str | None, after: str) -> bool:
-        """Whether there is a final run below an id and after another, of a pipeline and a status or of all."""
-        where, values = runs_between(bound, name, status, after)
-        return self.db.execute(f"SELECT 1 FROM runs WHERE {where} LIMIT 1", values).fetchone() is not None
-
-    def has_event(self, after: int, before: str) -> bool:
-        """Whether the next event after one is older than a time."""
-        found = self.db.execute("SELECT at FROM events WHERE seq > ? ORDER BY seq LIMIT 1", (after,)).fetchone()
-        return found is not None and bool(found["at"] < before)
-
-    def oldest_log(self) -> str | None:
-        """The oldest run that has a log line."""
-        found: str | None = self.db.execute("SELECT min(run_id) FROM logs").fetchone()[0]
+        found: str | None = self.value(f"{parts} ORDER BY run_id DESC LIMIT 1 OFFSET {number - 1}", *values)
         return found
 
     def has_run(self, run_id: str) -> bool:
         """Whether there is a run of this very id."""
         return bool(self.count("SELECT count(*) FROM runs WHERE run_id = ?", run_id))
-
-    def is_unfinished(self, run_id: str) -> bool:
-        """Whether a run is there and not final."""
-        return bool(self.count("SELECT count(*) FROM runs WHERE run_id = ? AND finished_at IS NULL", run_id))
 
     def newest_run(self) -> str | None:
         """The id of the newest run, if there is any."""
@@ -11002,14 +10884,6 @@ RETRIES_DUE = (
 def within(column: str, names: list[str] | None) -> tuple[str, list[str]]:
     """One more condition, that a column has one of the names, with its value; none if there is nothing to keep to."""
     return ("", []) if names is None else (f" AND {column} IN (SELECT value FROM json_each(?))", [encode_json(names)])
-
-
-def runs_between(bound: str, name: str | None, status: str | None, after: str) -> tuple[str, list[str]]:
-    """The condition for the final runs below an id and after another, of a pipeline and a status or of all."""
-    conditions = {"run_id > ?": after, "run_id < ?": bound, "pipeline = ?": name, "status = ?": status}
-    used = {text: value for text, value in conditions.items() if value is not None}
-    final = ", ".join(f"'{one}'" for one in FINAL)
-    return " AND ".join([*used, f"+status IN ({final})"]), [*used.values()]  # + keeps it from choosing the index
 
 
 def removed_run(run_id: str) -> NotFound:

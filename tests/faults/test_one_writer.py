@@ -46,7 +46,8 @@ def watched(place, *words, **more):
     if "tau.db" not in str(place):
         return db
     def authorize(action, *about):
-        if action not in READS and not is_writer():
+        # json_each() has a table declared, of which the authorizer hears though nothing is done.
+        if action not in READS and about[0] != "sqlite_master" and not is_writer():
             accuse("authorizer", action, about)
         return sqlite3.SQLITE_OK
     def trace(statement):
