@@ -445,7 +445,7 @@ def spell_id(number: int) -> str:
 
 
 def read_id(text: str) -> int:
-    """The number that *text* spells; the inverse of spell_id."""
+    """The number that spell_id() has spelled."""
     number = 0
     for letter in text:
         number = number << 5 | ID_LETTERS.index(letter)
@@ -453,7 +453,7 @@ def read_id(text: str) -> int:
 
 
 def id_at(seconds: float) -> str:
-    """Where the ids of that instant begin: each run queued earlier has a smaller one."""
+    """The lowest id of an instant."""
     return spell_id(int(max(seconds, 0.0) * 1000) << ID_SALT_BITS)
 
 
@@ -734,34 +734,15 @@ def fingerprint(*parts: str) -> str:
 # Calls Words.  Promises that an operation is declared once and that its faces cannot disagree.
 
 
-class Kind:
-    """A type that an argument may have: its JSON Schema, how it is read from the shell, and what an operation gets."""
-
-    __slots__ = ("from_shell", "read", "schema")
-
-    def __init__(
-        self,
-        schema: Json,
-        from_shell: Callable[[str], Any],
-        read: Callable[[Any, str], Any] = lambda value, name: value,
-    ) -> None:
-        self.schema, self.from_shell, self.read = schema, from_shell, read
-
-
 def read_object(text: str) -> Json:
     """JSON from the shell: the text itself, `@file`, or `-` for standard input."""
-    if text == "-":
-        text = sys.stdin.read()
-    elif text.startswith("@"):
+    if text.startswith("@"):
         text = read_text(text[1:], "give the path of a JSON file")
-    hint = 'an object looks like \'{"key": "value"}\''
     try:
-        value = decode(text.encode("utf-8", "replace"))
+        value = decode((sys.stdin.read() if text == "-" else text).encode("utf-8", "replace"))
+        return dict(demand({"type": "object"}, value, "params"))
     except BadRequest as problem:
-        raise BadRequest(str(problem), hint) from None
-    if not isinstance(value, dict):
-        raise BadRequest(f"a JSON object is wanted, not {json_type(value)}", hint)
-    return value
+        raise BadRequest(str(problem), 'an object looks like \'{"key": "value"}\'') from None
 
 
 def read_pair(text: str) -> tuple[str, Any]:
@@ -828,22 +809,22 @@ def read_file(path: str, name: str) -> Json:
 KEEP_SMALL = "keep large data out of the deployment: extract it by path or URL"
 
 
-#: annotation → what it means.  `| None` makes an argument optional and adds nothing else.
-KINDS = {
-    "str": Kind({"type": "string"}, str),
-    "int": Kind({"type": "integer"}, int),
-    "float": Kind({"type": "number"}, lambda text: finite(text)),
-    "bool": Kind({"type": "boolean"}, bool),
-    "Duration": Kind({"type": ["number", "string"]}, str, lambda value, name: parse_duration(value, name)),
-    "Limit": Kind({"type": "integer", "minimum": 1, "maximum": LIST_MAX}, int),
-    "LogLimit": Kind({"type": "integer", "minimum": 1, "maximum": LOGS_MAX}, int),
-    "TickLimit": Kind({"type": "integer", "minimum": 1, "maximum": TICKS_MAX}, int),
-    "PipelineName": Kind({"type": "string"}, str),
-    "RunId": Kind({"type": "string"}, str),
-    "Subject": Kind({"type": "string"}, str),
-    "Json": Kind({"type": "object"}, read_object),
-    "list[RunId]": Kind({"type": "array", "items": {"type": "string"}}, str),
-    "list[Json]": Kind({"type": "array", "items": {"type": "object"}}, lambda path: read_files(path, path)),
+#: annotation → its JSON Schema, and how it is read from the shell.  `| None` only makes an argument optional.
+KINDS: dict[str, tuple[Json, Callable[[str], Any]]] = {
+    "str": ({"type": "string"}, str),
+    "int": ({"type": "integer"}, int),
+    "float": ({"type": "number"}, lambda text: finite(text)),
+    "bool": ({"type": "boolean"}, bool),
+    "Duration": ({"type": ["number", "string"]}, str),
+    "Limit": ({"type": "integer", "minimum": 1, "maximum": LIST_MAX}, int),
+    "LogLimit": ({"type": "integer", "minimum": 1, "maximum": LOGS_MAX}, int),
+    "TickLimit": ({"type": "integer", "minimum": 1, "maximum": TICKS_MAX}, int),
+    "PipelineName": ({"type": "string"}, str),
+    "RunId": ({"type": "string"}, str),
+    "Subject": ({"type": "string"}, str),
+    "Json": ({"type": "object"}, read_object),
+    "list[RunId]": ({"type": "array", "items": {"type": "string"}}, str),
+    "list[Json]": ({"type": "array", "items": {"type": "object"}}, lambda path: read_files(path, path)),
 }
 #: Those that name a pipeline, a run (by the first characters of its id), or either.
 SUBJECTS = ("PipelineName", "RunId", "Subject")
@@ -864,10 +845,9 @@ CHOICES: dict[str, Sequence[str]] = {
 class Argument:
     """One argument of an operation, as its signature and docstring declare it."""
 
-    __slots__ = ("default", "flags", "kind", "meaning", "name", "optional", "positional", "required", "wanted")
-
-    def __init__(self, name: str, annotation: str, default: Any, positional: bool, doc: tuple[str, str]):
-        self.name, self.positional = name, positional
+    def __init__(self, variable: str, annotation: str, default: Any, positional: bool, doc: tuple[str, str]) -> None:
+        self.variable, self.positional = variable, positional
+        self.name = name = variable.rstrip("_")
         kind, _, null = annotation.partition(" | ")
         self.kind, self.optional = kind, bool(null)
         self.required = default is ...
@@ -875,16 +855,16 @@ class Argument:
         flags, self.meaning = doc
         self.flags = flags.split() or [("--no-" if default is True else "--") + name.replace("_", "-")]
         #: The schema of what it may be but for null.
-        self.wanted = KINDS[kind].schema | ({"enum": [*CHOICES[name]]} if name in CHOICES else {})
+        self.wanted = KINDS[kind][0] | ({"enum": [*CHOICES[name]]} if name in CHOICES else {})
 
     def check(self, value: Any) -> Any:
-        """The value, if JSON of this type was meant; BadRequest otherwise."""
+        """What the operation gets: the value, a duration in seconds; BadRequest if it is not of this type."""
+        if value is None and self.optional:
+            return None
         if self.kind == "list[RunId]" and type(value) is str:
             return [value]
-        if not (value is None and self.optional):
-            demand(self.wanted, value, f"'{self.name}'", self.meaning)
-            value = KINDS[self.kind].read(value, f"'{self.name}'")
-        return value
+        demand(self.wanted, value, f"'{self.name}'", self.meaning)
+        return parse_duration(value, f"'{self.name}'") if self.kind == "Duration" else value
 
     def schema(self) -> Json:
         """This argument as JSON Schema."""
@@ -932,10 +912,7 @@ class Operation:
 
     def call(self, caller: Any, arguments: Json) -> Awaitable[Json]:
         """Calls the handler; a variable that would be a word of Python ends with `_`, its argument does not."""
-        function: Any = self.handler
-        code = function.__code__
-        variables = {name.rstrip("_"): name for name in code.co_varnames}
-        return self.handler(caller, **{variables[name]: value for name, value in arguments.items()})
+        return self.handler(caller, **{self.arguments[name].variable: value for name, value in arguments.items()})
 
     def read_signature(self) -> Iterator[Argument]:
         """The arguments, from what a function carries anyway: no import of inspect or typing."""
@@ -946,11 +923,9 @@ class Operation:
         values = dict(zip(positional[len(positional) - len(defaults) :], defaults, strict=True))
         values |= function.__kwdefaults__ or {}
         docs = self.read_docstring()
-        for variable in names:
-            name = variable.rstrip("_")
-            annotation = function.__annotations__[variable]
-            doc = docs.get(name, ("", ""))
-            yield Argument(name, annotation, values.get(variable, ...), variable in positional, doc)
+        for name in names:
+            annotation, doc = function.__annotations__[name], docs.get(name.rstrip("_"), ("", ""))
+            yield Argument(name, annotation, values.get(name, ...), name in positional, doc)
 
     def read_docstring(self) -> dict[str, tuple[str, str]]:
         """name → (flags, meaning), from the lines `name --flag  meaning` of the docstring."""
@@ -1074,7 +1049,8 @@ def has_form(schema: Json, value: Any) -> bool:
 def misfit(schema: Json, value: Any, place: str) -> BadRequest:
     hint = schema.get("description", "")
     if isinstance(value, str) and "enum" in schema:
-        hint = did_you_mean(value, filter(None, schema["enum"]), hint)
+        words = [*map(str, schema["enum"])]
+        hint = did_you_mean(value, words, "one of " + ", ".join(words))
     return BadRequest(f"{place}: expected {expected(schema)}, given {one_of(value)}", hint)
 
 
@@ -1258,35 +1234,30 @@ SCHEMES = {
     "https": (True, True, 443),
 }
 SKEW_HINT = "install the same version of tau on both sides, and start the daemon anew"
+ADDRESS_RULE = (
+    r"(?:(?P<scheme>\w+)://)?(?P<host>\[[^]/?#@ ]+\]|[^][:/?#@ ]+)(?::(?P<port>[0-9]{1,5}))?(?P<path>/[^?#@ ]*)?"
+)
 ADDRESS_HINT = "unix:///path/tau.sock, tcp://host:8400, tls://host:8400, http://host:8400 or https://host"
 
 
 class Address:
     """Where a daemon is: `unix:///path`, or a scheme of SCHEMES with a host; `host:port` means tcp."""
 
-    __slots__ = ("host", "path", "port", "scheme", "secure", "text", "web")
-
     def __init__(self, text: str) -> None:
         self.text = text
-        self.scheme, marks, rest = text.partition("://")
-        if not marks:
-            self.scheme, rest = "tcp", text
-        self.host, self.port, self.path, self.web, self.secure = "", 0, "", False, False
+        self.scheme, _, self.path = text.rpartition("://") if text.startswith("unix://") else ("", "", "")
+        self.host, self.port, self.web, self.secure = "", 0, False, False
         if self.scheme == "unix":
-            self.path = rest
             return
-        if self.scheme not in SCHEMES or "@" in rest:
-            raise BadRequest(f"'{self.scheme if '@' in rest else text}' is not an address", ADDRESS_HINT)
-        self.web, self.secure, usual = SCHEMES[self.scheme]
-        place, slash, path = rest.partition("/")
-        host, colon, port = place.rpartition(":")
-        if not colon or place.endswith("]"):
-            host, port = place, str(usual) if marks else ""
-        right = port.isascii() and port.isdigit() and 0 < int(port) < 65_536 and rest.isprintable()
-        if not host or not right or (path and not self.web) or any(mark in rest for mark in "?# "):
-            raise BadRequest(f"'{text}' is not an address", ADDRESS_HINT)
-        self.host, self.port = host.strip("[]"), int(port)
-        self.path = (slash + path).rstrip("/")  # what a reverse proxy may have put before /rpc
+        found = re.fullmatch(ADDRESS_RULE, text) if text.isprintable() else None
+        self.scheme = (found["scheme"] or "tcp") if found else ""
+        self.web, self.secure, usual = SCHEMES.get(self.scheme, (False, False, 0))
+        port = int(found["port"] or (found["scheme"] and usual) or 0) if found and usual else 0
+        if found is None or not 0 < port < 65_536 or (found["path"] and not self.web):
+            told = re.sub(r"^(\w+://)?.*@", r"\1…@", text)  # there may be a password before the @
+            raise BadRequest(f"'{told}' is not an address", ADDRESS_HINT)
+        self.host, self.port = found["host"].strip("[]"), port
+        self.path = (found["path"] or "").rstrip("/")  # what a reverse proxy may have put before /rpc
 
     @property
     def where(self) -> str:
@@ -3284,7 +3255,7 @@ def read_value(argument: Argument, value: Any, options: Json) -> Any:
     if not isinstance(value, str):
         return value
     try:
-        return KINDS[argument.kind].from_shell(value)
+        return KINDS[argument.kind][1](value)
     except ValueError:
         wanted = "whole number" if argument.wanted["type"] == "integer" else "number"
         raise BadRequest(f"{argument.flags[0]}: '{value}' is not a {wanted}", argument.meaning) from None

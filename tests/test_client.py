@@ -146,6 +146,22 @@ def test_addresses(text: str, parsed: tuple[str, str, int, str]) -> None:
     assert (address.scheme, address.host, address.port, address.path) == parsed
 
 
+@pytest.mark.parametrize(
+    "text",
+    ["", "h", "tcp://", "tcp://h:0", "tcp://h:65536", "tcp://h:x", "tcp://h/path", "ftp://h", "https://h?x", "h h:1"],
+)
+def test_what_is_no_address_is_refused(text: str) -> None:
+    with pytest.raises(module.BadRequest, match="is not an address"):
+        module.Address(text)
+
+
+@pytest.mark.parametrize("text", ["https://me:s3cret@h", "me:s3cret@h:1", "tcp://me:s3/cret@h:1"])
+def test_the_password_of_an_address_is_not_repeated(text: str) -> None:
+    with pytest.raises(module.BadRequest, match="…@h") as refused:
+        module.Address(text)
+    assert "cret" not in str(refused.value)
+
+
 @contextmanager
 def speaking(answer: Callable[[socket.socket], None]) -> Iterator[int]:
     """A TCP listener that treats each connection so, and its port."""
