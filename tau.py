@@ -11441,7 +11441,7 @@ def process_figures() -> Iterator[Family]:
 
 #: A process that dies while its siblings are being listed can hide one of them: look again after this long.
 RECHECK_S = 0.1
-#: How often to look where the kernel does not tell when a process ends (no pidfd: macOS; what a run has left).
+#: How often to look while anything of what runs have left lives.
 LOOK_S = 0.02
 #: How long after a start a child is kept that was forked ahead of the next one.
 SPARE_S = 10.0
@@ -11498,7 +11498,6 @@ class ForkServer:
         self.lines = LineBuffer()
         self.open = True  # whether the other end is still there
         self.jobs: dict[int, Json] = {}  # leader's pid → its job, until the end record is written
-        self.watches: dict[int, int] = {}  # pidfd → pid of each leader that has not ended
         self.dead: dict[int, Ending] = {}  # leaders that have ended → the end of their process groups
         self.strays: dict[int, tuple[set[int], Ending]] = {}  # pid → the dead leaders that may have left it; its end
         self.spare: tuple[int, int] | None = None  # a child that waits for its job, and the pipe to it
@@ -11507,29 +11506,29 @@ class ForkServer:
         self.delegated = delegated_group()
         self.oom_counter = oom_counter()
         self.oom_kills = oom_kills(self.oom_counter)  # those that are explained already
-        self.poll = select.poll()
+        self.wake, self.waker = wake_on(signal.SIGCHLD)
+        self.sources = [0, self.wake]
 
     def serve(self) -> None:
         """Until the other end has gone and the last child is reaped."""
         os.set_blocking(0, False)
-        self.poll.register(0, select.POLLIN)
         while self.open or self.jobs:
-            for descriptor, _ in self.poll.poll(self.patience()):
-                if descriptor in self.watches:
-                    self.unwatch(descriptor)
-                else:
-                    self.receive()
+            ready, _, _ = select.select(self.sources, [], [], self.patience())
+            if self.wake in ready:
+                os.read(self.wake, 4096)
+            if 0 in ready:
+                self.receive()
             self.sweep()
             self.proceed()
 
     def patience(self) -> float | None:
-        """Milliseconds until something must be done unasked; None if nothing must."""
-        if self.strays or len(self.watches) + len(self.dead) < len(self.jobs):
-            return LOOK_S * 1000
+        """Seconds until something must be done unasked; None if nothing must."""
+        if self.strays:
+            return LOOK_S
         times = [self.recheck_at] if self.recheck_at else []
         if self.spare is not None:
             times.append(self.spare_until)
-        return max(0.0, min(times) - time.monotonic()) * 1000 + 1 if times else None
+        return max(0.0, min(times) - time.monotonic()) if times else None
 
     def receive(self) -> None:
         """Takes what came in.  What was not read when the other end goes is not started."""
@@ -11541,7 +11540,7 @@ class ForkServer:
             data = b""
         if not data:
             self.open = False
-            self.poll.unregister(0)
+            self.sources.remove(0)
         self.take(data)
 
     def take(self, data: bytes) -> None:
@@ -11569,7 +11568,6 @@ class ForkServer:
             self.write_end(job, None, f"cannot start a process: {problem.strerror}")
             return
         self.jobs[pid] = job
-        self.watch(pid)
         self.tell({"stem": job["stem"], "pid": pid})
 
     def spawn(self, job: Json) -> int:
@@ -11607,8 +11605,10 @@ class ForkServer:
             return pid, pipe
         code = 70
         try:
-            for descriptor in (pipe, *self.watches):
+            signal.set_wakeup_fd(-1)
+            for descriptor in (pipe, self.wake, self.waker):
                 os.close(descriptor)
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             drop_stdin()
             born = settle_in()
             if ahead and not self.jobs:  # nothing else wants the processor: fault in the pages that a run will write
@@ -11618,26 +11618,6 @@ class ForkServer:
             code = attempt_process(json.loads(job), born) if job.endswith(b"\n") else 0  # else it is not needed
         finally:
             os._exit(code)
-
-    def watch(self, pid: int) -> None:
-        """poll() will tell when this process ends, where the kernel can."""
-        if hasattr(os, "pidfd_open"):
-            try:
-                descriptor = os.pidfd_open(pid)
-            except OSError:
-                return  # out of descriptors: sweep() looks for itself
-            self.watches[descriptor] = pid
-            self.poll.register(descriptor, select.POLLIN)
-
-    def unwatch(self, descriptor: int) -> None:
-        """poll() has told that a leader ended."""
-        self.poll.unregister(descriptor)
-        os.close(descriptor)
-        self.note_death(self.watches.pop(descriptor))
-
-    def note_death(self, pid: int) -> None:
-        """A leader has ended; it is reaped when what it left behind is gone, for until then its number is its own."""
-        self.dead[pid] = Ending(lambda number: signal_group(pid, number), self.jobs[pid]["grace_s"])
 
     def proceed(self) -> None:
         """While runs are being started a child is forked ahead; it goes when none has come for a while."""
@@ -11654,10 +11634,7 @@ class ForkServer:
 
     def sweep(self) -> None:
         """Sees which processes have ended, ends what they left behind, and writes their end records."""
-        if len(self.watches) + len(self.dead) < len(self.jobs):
-            for pid in self.jobs.keys() - self.dead.keys() - {*self.watches.values()}:
-                if os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None:
-                    self.note_death(pid)
+        self.note_deaths()
         if self.dead or self.strays or self.recheck_at:
             self.find_strays()
             for _, ending in self.strays.values():
@@ -11667,16 +11644,20 @@ class ForkServer:
             for ending in self.dead.values():
                 ending.look()
 
+    def note_deaths(self) -> None:
+        """A leader that has ended is reaped when what it left is gone, for until then its number is its own."""
+        for pid in self.jobs.keys() - self.dead.keys():
+            if os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None:
+                self.dead[pid] = Ending(functools.partial(signal_group, pid), self.jobs[pid]["grace_s"])
+
     def find_strays(self) -> None:
         """Notes our children that no job is about: dead leaders left them, for live ones adopt their own."""
         self.recheck_at = 0.0
         # Without /proc the process group is all that can be reached.
         children = {int(pid) for pid in peek(f"/proc/self/task/{os.getpid()}/children").split()}
-        # A leader may have ended since the last poll(), and left what has just been listed: it must be known
-        # before its strays are, or it would be closed without them.
-        for descriptor, _ in self.poll.poll(0):
-            if descriptor in self.watches:
-                self.unwatch(descriptor)
+        # A leader may have ended meanwhile, and left what has just been listed: it must be known before its
+        # strays are, or it would be closed without them.
+        self.note_deaths()
         children -= {*self.jobs, *(self.spare or ())[:1]}
         left = {pid for pid in children if os.waitpid(pid, os.WNOHANG)[0] == 0}
         self.strays = {pid: self.strays.get(pid) or self.stray(pid) for pid in left}
@@ -11842,7 +11823,7 @@ class Outpost(ForkServer):
         self.source = os.open(self.path, os.O_RDONLY)
 
     def patience(self) -> float:
-        return 0.0 if self.more else FORWARD_S * 1000
+        return 0.0 if self.more else FORWARD_S
 
     def take(self, data: bytes) -> None:
         self.heard_at = monotonic()
@@ -11943,12 +11924,7 @@ BEATS = 4
 
 def relay(job: Json, born: str | None) -> int:
     """The near end of an attempt, in this process: it starts the executor's command and keeps the books."""
-    wake, end = os.pipe()
-    for descriptor in (wake, end):
-        os.set_blocking(descriptor, False)
-    signal.set_wakeup_fd(end, warn_on_full_buffer=False)
-    for number in (signal.SIGTERM, signal.SIGCHLD):
-        signal.signal(number, lambda number, frame: None)  # they only wake Relay.serve
+    wake, _ = wake_on(signal.SIGTERM, signal.SIGCHLD)
     journal = Journal(job["journal"] + ".journal", job["limits"])
     journal.write(start_record(job, born) | {"executor": job["executor"]["name"]})
     words = command_words(job)
@@ -12117,6 +12093,17 @@ def prepare_interpreter() -> None:
         *((linecache, "getline"), (signal, "Signals"), (threading, "Thread")),
     ):
         assert hasattr(module, name)  # which imports it
+
+
+def wake_on(*numbers: int) -> tuple[int, int]:
+    """A pipe from which the numbers of these signals can be read when they have come."""
+    source, end = os.pipe()
+    for descriptor in (source, end):
+        os.set_blocking(descriptor, False)
+    signal.set_wakeup_fd(end, warn_on_full_buffer=False)
+    for number in numbers:
+        signal.signal(number, lambda number, frame: None)
+    return source, end
 
 
 def settle_in() -> str | None:

@@ -80,11 +80,9 @@ def ssh() -> Iterator[list[str]]:
         f"Port {port}\nListenAddress 127.0.0.1\nHostKey {home}/host\nAuthorizedKeysFile {home}/user.pub\nPidFile none\n"
         "StrictModes no\nUsePAM no\nPasswordAuthentication no\nPermitRootLogin yes\nMaxStartups 100\nLogLevel ERROR\n"
     )
-    # What Debian's service makes before it starts, and sshd wants to see if it is root's.
-    separation = Path("/run/sshd")
-    made = os.getuid() == 0 and not separation.exists()
-    if made:
-        separation.mkdir(mode=0o755)
+    # What Debian's service makes before it starts, and each sshd wants to see if it is root's: ours may be several.
+    if os.getuid() == 0:
+        Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)
     with open(home / "log", "wb") as log:
         process = subprocess.Popen([server, "-D", "-e", "-f", home / "config"], stderr=log, env=ENVIRON)
     options = {"StrictHostKeyChecking": "no", "UserKnownHostsFile": home / "known", "IdentitiesOnly": "yes"}
@@ -96,8 +94,6 @@ def ssh() -> Iterator[list[str]]:
         yield [client, "-F", "none", "-p", str(port), "-i", str(home / "user"), *words, f"{user}@127.0.0.1"]
     finally:
         end([process])
-        if made:
-            separation.rmdir()
         shutil.rmtree(home)
 
 
