@@ -8122,34 +8122,37 @@ class Process:
         self.stopping: str | None = None  # the status it is being stopped for
         self.position = dict(NOWHERE)
         self.log_lines = self.log_dropped = 0
+        self.unsaved: list[Json] = []  # trace records that have been read and are not stored yet
+        self.is_saved = True  # whether the store knows how far it has been read
         self.tails: dict[str, list[bytes]] = {}  # last lines of an output beyond the limit, kept for its end
         self.lock = asyncio.Lock()  # held over reading and storing what was read, so that order is kept
         self.closed = asyncio.Event()  # its outcome is stored
         self.verdict: Outcome | None = None
         self.orphaned_at = 0.0
         self.timeout_s: float | None = None  # its time limit, counted from its start
-        self.memos: dict[str, bytes] = {}  # what a run elsewhere has memoized, until it is kept
+        self.memos: dict[str, bytes] = {}  # what a run elsewhere has memoized, until it is saved
 
     @property
     def executor(self) -> str | None:
         """Where it runs, as far as its first record has told; None is this machine."""
         return None if self.start is None else self.start.get("executor")
 
+    @property
+    def remote(self) -> Json:
+        """What the other machine has told of a run there."""
+        told: Json = (self.start or {}).get("remote", {})
+        return told
+
     def is_overdue(self) -> bool:
         """Whether it has been running for longer than it may; a run elsewhere since we know that it has begun."""
         if self.timeout_s is None or self.start is None or self.stopping is not None:
             return False
-        began = self.start.get("remote", {}).get("seen") if self.executor else self.start["mono"]
+        began = self.remote.get("seen") if self.executor else self.start["mono"]
         return began is not None and time.monotonic() - float(began) > self.timeout_s
 
     def end(self) -> Json | None:
-        """Its end record; of a run elsewhere what is told of its end there, if anything is."""
-        return None if self.ended is None else self.ended | (self.far_end() or {})
-
-    def far_end(self) -> Json | None:
-        """What the other machine told of the end of a run there."""
-        found: Json | None = (self.start or {}).get("remote", {}).get("end")
-        return found
+        """Its end record; of a run elsewhere with what was told of its end there."""
+        return None if self.ended is None else self.ended | self.remote.get("end", {})
 
     def state(self) -> Json:
         """What the store keeps of it, to be able to go on from here."""
@@ -8163,35 +8166,36 @@ class Process:
         }
 
     def restore(self, state: Json) -> None:
-        """Goes on from a state: after a restart, or when what was read could not be stored."""
-        self.position, self.server = dict(state["position"]), state["process"]["server"]
+        """Goes on from a state that an earlier daemon has stored."""
+        self.position, self.server = state["position"], state["process"]["server"]
         self.start = state["process"] if "pid" in state["process"] else None
         self.outcome, self.ended = state["outcome"], state["ended"]
         self.log_lines, self.log_dropped = state["log_lines"], state["log_dropped"]
+        self.stopping, self.timeout_s = state["stopping"], state["timeout"]
 
-    def read(self, limits: Json, final: bool) -> tuple[list[Json], bool]:
-        """The trace records that came since the last call, and whether there are more to read."""
-        records, more = self.read_journal(limits)
+    def read(self, limits: Json, final: bool) -> bool:
+        """Reads trace records that came since the last call; whether there are more to read."""
+        before = dict(self.position)
+        more = self.read_journal(limits)
         for stream in ("stdout", "stderr"):
             size = self.ended.get(stream + "_bytes") if self.ended is not None else None
             if size is None or size > self.position[stream] or stream in self.tails:
-                more |= self.read_output(stream, records, limits, final)
-        return records, more
+                more |= self.read_output(stream, limits, final)
+        self.is_saved &= self.position == before
+        return more
 
-    def read_journal(self, limits: Json) -> tuple[list[Json], bool]:
-        """The journal's new records; those about the process itself are kept here, bad ones are counted."""
-        lines, offset, more = read_lines(self.path + ".journal", self.position["journal"])
-        self.position["journal"] = offset
-        records: list[Json] = []
+    def read_journal(self, limits: Json) -> bool:
+        """Reads the journal's new records; bad ones are counted."""
+        lines, self.position["journal"], more = read_lines(self.path + ".journal", self.position["journal"])
         for line in lines:
             try:
-                self.take(json.loads(line), records, limits)
+                self.take(json.loads(line), limits)
             except (ValueError, KeyError, TypeError, OverflowError, OSError):
                 self.position["bad"] += bool(line)  # torn by a crash, or not ours; the end record begins a line
-        return records, more
+        return more
 
-    def take(self, record: Json, records: list[Json], limits: Json) -> None:
-        """One record: about the process, or (checked, appended to *records*) of its trace."""
+    def take(self, record: Json, limits: Json) -> None:
+        """Takes one record: about the process, or of its trace."""
         kind = record["t"]
         if "mono" in record:
             rfc3339(record["at"])  # or it is none of ours
@@ -8212,7 +8216,7 @@ class Process:
             self.log_lines += 1  # forks of a run keep within its limit each by itself
             self.log_dropped += 1
         else:
-            self.keep(trace_record(record), records)
+            self.add(trace_record(record))
 
     def take_memo(self, key: str, data: str) -> None:
         """What a run elsewhere keeps is to be kept here; the key becomes a file's name."""
@@ -8228,14 +8232,14 @@ class Process:
         else:
             self.start.setdefault("remote", {})["end"] = {key: record[key] for key in FAR_END if key in record}
 
-    def keep(self, record: Json, records: list[Json]) -> None:
-        """A trace record gets its place."""
+    def add(self, record: Json) -> None:
+        """Gives a trace record its place."""
         self.position["n"] += 1
         self.log_lines += record["t"] == "log"
-        records.append(record | {"n": self.position["n"]})
+        self.unsaved.append(record | {"n": self.position["n"]})
 
-    def read_output(self, stream: str, records: list[Json], limits: Json, final: bool) -> bool:
-        """New lines of descriptor 1 or 2 become log records, up to the limits; whether there are more."""
+    def read_output(self, stream: str, limits: Json, final: bool) -> bool:
+        """Makes log records of the new lines of descriptor 1 or 2, up to the limits; whether there are more."""
         lines, more = read_output(self.path, stream, self.position, final)
         room = limits["log_lines"] - (self.log_lines - self.log_dropped)
         room = 0 if self.position[stream] > limits["log_bytes"] else max(room, 0)
@@ -8256,7 +8260,7 @@ class Process:
         about = {"t": "log", "at": at, "level": "info", "step": None, "stream": stream, "fields": None}
         for line in kept:
             text = line.removesuffix(b"\r").decode("utf-8", "replace")  # ssh ends its lines like a terminal
-            self.keep({**about, "message": text}, records)
+            self.add({**about, "message": text})
         return more
 
     def remove_files(self) -> None:
@@ -8267,21 +8271,27 @@ class Process:
 
 def trace_record(record: Json) -> Json:
     """A journal record as the store takes it; raises for one that is not as Tau writes it."""
-    kind, at = record["t"], rfc3339(record["at"])
-    if kind == "log":
-        message, fields = str(record["message"]), record.get("fields")
-        places = {"step": record.get("step"), "stream": record.get("stream")}
-        return {"t": kind, "at": at, "level": str(record["level"]), "message": message, **places, "fields": fields}
-    if kind == "step":
-        names = {"name": str(record["name"]), "path": str(record["path"])}
-        return {"t": kind, "started_at": at, "step": int(record["step"]), "parent": record["parent"], **names}
-    if kind == "done":
-        done = {key: record[key] for key in ("status", "duration_ms", "rows_in", "rows_out", "error")}
-        return {"t": kind, "finished_at": at, "step": int(record["step"]), **done, "columns": record.get("columns")}
-    if kind in OBSERVATIONS:
-        found = {"name": str(record["name"]), "step": record["step"], "data": dict(record["data"])}
-        return {"t": kind, "at": at, **found}
-    raise KeyError(kind)
+    when, needed, others = TRACE[record["t"]]
+    values = {key: convert(record[key]) for key, convert in needed.items()}
+    return {"t": record["t"], when: rfc3339(record["at"]), **values, **{key: record.get(key) for key in others}}
+
+
+def as_it_is(value: Any) -> Any:
+    """The value."""
+    return value
+
+
+#: kind of a trace record → what the store calls its time, what it must have, and what it may have.
+TRACE: dict[str, tuple[str, dict[str, Callable[[Any], Any]], tuple[str, ...]]] = {
+    "log": ("at", {"level": str, "message": str}, ("step", "stream", "fields")),
+    "step": ("started_at", {"name": str, "path": str, "step": int, "parent": as_it_is}, ()),
+    "done": (
+        "finished_at",
+        {"step": int, **dict.fromkeys(("status", "duration_ms", "rows_in", "rows_out", "error"), as_it_is)},
+        ("columns",),
+    ),
+    **dict.fromkeys(OBSERVATIONS, ("at", {"name": str, "data": dict, "step": as_it_is}, ())),
+}
 
 
 class Link(Protocol):
@@ -8431,39 +8441,37 @@ class Executor:
     def dispatch(self, job: Json) -> Process:
         """One admitted run goes to the fork server."""
         process = Process(self.folder, job["stem"], job["run_id"], job["attempt"], self.starter.server)
-        job["directory"] = os.path.join(self.home, "data", job["pipeline"])
-        job["python"] = self.venvs.python(job["environment"])
-        job["memos"] = self.memos(job["run_id"])
-        job["old_memos"] = self.memos(job["resume_from"]) if job["resume_from"] else None
         process.timeout_s = job["timeout"]
+        self.watch_over(process)
         try:
             job["folder"] = self.sources.place(job["sha256"], job["entry"])
+            job["directory"] = os.path.join(self.home, "data", job["pipeline"])
+            job["python"] = self.venvs.python(job["environment"])
+            job["memos"] = self.memos(job["run_id"])
+            job["old_memos"] = self.memos(job["resume_from"]) if job["resume_from"] else None
             if (name := job["executor"]) is not None:
                 if (chosen := self.settings["executors"].get(name)) is None:
                     raise NotFound(f"there is no executor '{name}' in tau.toml any more")
                 files = [*self.store.ask.sources(job["sha256"])]
                 job |= {"executor": {"name": name, **chosen}, "python": None, "files": files}
+            self.starter.send(job | {"journal": process.path})
         except TauError as problem:
-            process.ended = {"exit_code": None, "signal": None, "reason": str(problem)}
-            self.enlist(process)
-            self.spawn(self.finish(process))
-        else:
-            self.launch(process, job)
+            self.spawn(self.fail(process, str(problem)))
         return process
 
     def memos(self, run_id: str) -> str:
         """Where a run keeps what it memoizes."""
         return os.path.join(self.home, "memos", run_id)
 
-    def launch(self, process: Process, job: Json) -> None:
-        """The process is watched, and the fork server is asked to start it."""
-        self.enlist(process)
-        self.starter.send(job | {"journal": process.path})
-
-    def enlist(self, process: Process) -> None:
-        """The process is watched from now on."""
+    def watch_over(self, process: Process) -> None:
+        """The process is live: its journal is read."""
         self.live[process.stem] = process
         self.busy.set()
+
+    async def fail(self, process: Process, reason: str) -> None:
+        """Ends what could not be started."""
+        process.ended = {"exit_code": None, "signal": None, "reason": reason}
+        await self.finish(process)
 
     async def load(self, folder: str, entry: str, job: Json) -> Outcome:
         """What a deployed file holds, found out in an isolated process within load_timeout_s.
@@ -8481,9 +8489,10 @@ class Executor:
         stem = f"load-{os.urandom(8).hex()}"
         process = Process(self.folder, stem, None, 1, self.starter.server)
         directory = tempfile.mkdtemp(prefix=".load-", dir=os.path.join(self.home, "versions"))
-        job = {"stem": stem, "folder": folder, "entry": entry, "directory": directory, **job}
+        job = {"stem": stem, "journal": process.path, "folder": folder, "entry": entry, "directory": directory, **job}
         try:
-            self.launch(process, job)
+            self.watch_over(process)
+            self.starter.send(job)
             await asyncio.wait_for(process.closed.wait(), self.settings["load_timeout_s"])
         except TimeoutError:
             await self.end(process, "timed_out")
@@ -8522,8 +8531,7 @@ class Executor:
         for row in self.store.ask.unfinished():
             process = Process(self.folder, row["journal"], row["run_id"], row["attempt"], {})
             process.restore(row)
-            process.stopping, process.timeout_s = row["stopping"], row["timeout"]
-            self.enlist(process)
+            self.watch_over(process)
             # Of another boot a missing journal proves nothing: it was never synced, and may have gone with the power.
             same_boot = process.server.get("boot") == boot_id()
             if process.start is None and same_boot and claim(process):
@@ -8538,9 +8546,8 @@ class Executor:
         old = time.time() - SWEEP_S
         for name in os.listdir(self.folder):
             path = os.path.join(self.folder, name)
-            if name.removesuffix(".journal").removesuffix(".stdout").removesuffix(".stderr") in known:
-                continue
-            if os.path.getmtime(path) < old or not name.endswith(".journal"):
+            stem, _, kind = name.rpartition(".")
+            if stem not in known and (kind != "journal" or os.path.getmtime(path) < old):
                 remove_file(path)
 
     async def restart(self, process: Process) -> None:
@@ -8554,8 +8561,7 @@ class Executor:
                 if process.stopping is not None:
                     await self.end(heir, process.stopping)
                 return
-        process.ended = {"exit_code": None, "signal": None, "reason": "it could not be started"}
-        await self.finish(process)
+        await self.fail(process, "it could not be started")
 
     async def watch(self) -> None:
         """Reads the journals of what is live a few times a second; sleeps while nothing is."""
@@ -8576,40 +8582,41 @@ class Executor:
         async with process.lock:
             if process.closed.is_set():
                 return
-            more = True
-            while more:
-                _, more = await self.keep_next(process, final=False)
+            while await self.read_next(process, final=False):
+                pass
+            await self.save(process)
         if process.ended is not None or (process.server != self.starter.server and self.is_gone(process)):
             await self.finish(process)
 
-    async def keep_next(self, process: Process, final: bool) -> tuple[list[Json], bool]:
-        """Reads the next chunk of the journal and stores it; what was last read, and whether there is more.
-
-        With *final*, what is last read is not stored: it belongs in one commit with the outcome.
-        """
-        before, began = process.state(), process.start is not None
-        records, more = process.read(self.settings, final)
-        self.note_start(process, began)
-        if process.memos and process.run_id is not None:  # again, should what follows fail: it is the same data
-            await asyncio.to_thread(keep_memos, self.memos(process.run_id), process.memos)
-            process.memos = {}
-        if process.run_id is None or process.position == before["position"] or (final and not more):
-            return records, more
-        try:
-            await self.store.write(self.store.add_trace, process.run_id, process.attempt, records, process.state())
-        except StorageFull:
-            process.restore(before)
-            raise
-        return records, more
-
-    def note_start(self, process: Process, began: bool) -> None:
-        """Remembers how long the run had waited, when its first record has just been read."""
+    async def read_next(self, process: Process, final: bool) -> bool:
+        """Stores what was read of a journal and reads the next part of it; whether there is more."""
+        await self.save(process)
+        began = process.start is not None
+        more = process.read(self.settings, final)
         if process.start is not None and not began and process.run_id is not None and process.attempt == 1:
-            queued_at = (read_id(process.run_id) >> ID_SALT_BITS) / 1000
-            waited = max(process.start["at"] - queued_at, 0.0)
-            self.store.metrics.tally("tau_run_wait_seconds").add(waited)
-            self.latencies.append(waited * 1000)
-            del self.latencies[:-1000]
+            self.note_wait(process.start["at"] - (read_id(process.run_id) >> ID_SALT_BITS) / 1000)
+        if process.memos and process.run_id is not None:
+            await asyncio.to_thread(save_memos, self.memos(process.run_id), process.memos)
+            process.memos = {}
+        return more
+
+    async def save(self, process: Process) -> None:
+        """Stores what was read of a journal; a part that a bug of ours refuses is lost, but not the run."""
+        if not process.is_saved and process.run_id is not None:
+            trace = process.unsaved, process.state()
+            try:
+                await self.store.write(self.store.add_trace, process.run_id, process.attempt, *trace)
+            except StorageFull:
+                raise
+            except TauError as problem:
+                logging.getLogger("tau").error("a part of the trace of %s is lost: %s", process.stem, problem)
+        process.unsaved, process.is_saved = [], True
+
+    def note_wait(self, seconds: float) -> None:
+        """Remembers how long a run has waited to begin."""
+        seconds = max(seconds, 0.0)
+        self.store.metrics.tally("tau_run_wait_seconds").add(seconds)
+        self.latencies = [*self.latencies, seconds * 1000][-1000:]
 
     def is_gone(self, process: Process) -> bool:
         """Whether a process of another fork server can no longer be heard of: it and its server are dead."""
@@ -8639,32 +8646,31 @@ class Executor:
 
     async def conclude(self, process: Process) -> None:
         """Stores what is left to read together with the outcome, in one commit if it is not much."""
-        more = True
-        while more:
-            before = process.state()
-            records, more = await self.keep_next(process, final=True)
+        while await self.read_next(process, final=True):
+            pass
         if process.start is not None and process.ended is None:
             end_session(process.start)
-            process.ended = process.far_end()  # its supervisor here is gone, not the one there
+            process.ended = process.remote.get("end")  # its supervisor here is gone, not the one there
         process.verdict = verdict(process.outcome, process.end(), process.stopping, process.start, process.timeout_s)
         if process.run_id is None:
             return
-        finish, about = self.store.finish, (process.run_id, process.attempt)
+        run, end = (process.run_id, process.attempt), (process.state(), process.verdict)
         try:
-            await self.store.write(finish, *about, records, process.state(), process.verdict)
+            await self.store.write(self.store.finish, *run, process.unsaved, *end)
         except StorageFull:
-            process.restore(before)
             raise
         except TauError:  # a bug of ours in the trace must not keep the outcome from being known
-            await self.store.write(finish, *about, [], process.state(), process.verdict)
+            await self.store.write(self.store.finish, *run, [], *end)
 
     # Stopping.
 
     async def stop(self, run_id: str, status: str, force: bool = False) -> None:
         """Begins to stop a live run, which will end with this status unless it ended before."""
         process = next((one for one in self.live.values() if one.run_id == run_id), None)
-        if process is None or process.stopping is not None:
-            if process is not None and process.start is not None and force:
+        if process is None:
+            return
+        if process.stopping is not None:
+            if force and process.start is not None:
                 send_signal(process.start, signal.SIGKILL)
             return
         process.stopping = status
@@ -8682,21 +8688,23 @@ class Executor:
                 await self.stop(process.run_id, status)
 
     async def end(self, process: Process, status: str, force: bool = False) -> None:
-        """SIGTERM to the process's group, grace, SIGKILL; returns when it has ended or nothing helps."""
+        """SIGTERM to the process's group, grace, SIGKILL (at once by *force*); it has ended then, or nothing helps."""
         process.stopping = status
-        grace = self.settings["stop_grace_s"]
         while process.start is None and not process.closed.is_set() and process.stem in self.live:
             await asyncio.sleep(POLL_WATCHED_S)  # not born yet: watch() reads its first record
+        grace = self.settings["stop_grace_s"]
         if process.executor:
             grace = 2 * grace + FAR_S  # the other machine has the same grace, and its end has a way to go
-        ways = ((signal.SIGTERM, grace), (signal.SIGKILL, 5.0))
-        for number, patience in ways[force:]:
-            if process.start is not None and not process.closed.is_set():
-                send_signal(process.start, number)
-                try:
-                    await asyncio.wait_for(process.closed.wait(), patience)
-                except TimeoutError:
-                    continue
+        if not force:
+            await self.kill(process, signal.SIGTERM, grace)
+        await self.kill(process, signal.SIGKILL, 5.0)
+
+    async def kill(self, process: Process, number: int, patience: float) -> None:
+        """Sends a signal to the group of a process that has not ended, and waits so long for its end."""
+        if process.start is not None and not process.closed.is_set():
+            send_signal(process.start, number)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(process.closed.wait(), patience)
 
     async def drained(self) -> None:
         """Returns when nothing is live."""
@@ -8711,9 +8719,9 @@ class Executor:
         found: list[Json] = [{"role": "fork server", "pid": self.starter.server.get("pid")}]
         for process in self.live.values():
             if process.start is not None:
-                role = "run" if process.run_id else "load"
-                about = {"role": role, "pid": process.start["pid"], "run_id": process.run_id}
-                found.append(about | ({"executor": process.executor} if process.executor else {}))
+                about = {"role": "run" if process.run_id else "load", "pid": process.start["pid"]}
+                where = {"executor": process.executor} if process.executor else {}
+                found.append({**about, "run_id": process.run_id, **where})
         return found
 
     def elsewhere(self, commands: bool) -> Json:
@@ -8726,10 +8734,9 @@ class Executor:
     def latency(self) -> Json:
         """Milliseconds from queued to the first instruction in the run process: median and 99th percentile."""
         known = sorted(self.latencies)
-        if not known:
-            return {"count": 0, "p50_ms": None, "p99_ms": None}
-        middle, high = known[len(known) // 2], known[min(len(known) - 1, len(known) * 99 // 100)]
-        return {"count": len(known), "p50_ms": round(middle, 2), "p99_ms": round(high, 2)}
+        parts = {"p50_ms": 0.5, "p99_ms": 0.99}
+        figures = {name: round(known[int(len(known) * part)], 2) if known else None for name, part in parts.items()}
+        return {"count": len(known), **figures}
 
 
 def claim(process: Process) -> bool:
@@ -8743,7 +8750,7 @@ def claim(process: Process) -> bool:
     return True
 
 
-def keep_memos(folder: str, memos: dict[str, bytes]) -> None:
+def save_memos(folder: str, memos: dict[str, bytes]) -> None:
     """What a run elsewhere has memoized is on disk, as if it had run here."""
     make_directory(folder)
     for key, data in memos.items():
@@ -8756,16 +8763,12 @@ def end_session(process: Json) -> None:
         return
     if process_started(process["pid"]) not in (None, process["started"]):
         return  # a stranger has its pid by now, which is no session's that anybody of the run could still be in
-    for name in os.listdir("/proc"):
+    for pid in map(int, filter(str.isdigit, os.listdir("/proc"))):
         try:
-            session = int(stat_fields(int(name))[3])
+            if int(stat_fields(pid)[3]) == process["pid"]:
+                os.kill(pid, signal.SIGKILL)
         except (OSError, ValueError, IndexError):
-            continue
-        if name.isdigit() and session == process["pid"]:
-            try:
-                os.kill(int(name), signal.SIGKILL)
-            except ProcessLookupError:
-                pass
+            pass  # it has gone meanwhile
 
 
 # --- 25. Feed ----------------------------------------------------------------------------
