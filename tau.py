@@ -1999,15 +1999,6 @@ class Ending:
             self.send(signal.SIGKILL)
 
 
-def is_locked(file: int) -> bool:
-    """Whether the lock of a file is ours now."""
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return False
-    return True
-
-
 def lock_file(path: str, wait: bool = True, create: bool = False) -> int:
     """A descriptor of a file or directory that has its lock until it is closed, even by kill -9.
 
@@ -2023,6 +2014,28 @@ def lock_file(path: str, wait: bool = True, create: bool = False) -> int:
             raise
         return -1
     return file
+
+
+class Tasks(set["asyncio.Future[Any]"]):
+    """What runs beside the rest; the failure of one is logged."""
+
+    def spawn(self, work: Awaitable[Any]) -> asyncio.Future[Any]:
+        """One more begins."""
+        task = asyncio.ensure_future(work)
+        self.add(task)
+        task.add_done_callback(self.end)
+        return task
+
+    def end(self, task: asyncio.Future[Any]) -> None:
+        """One has ended."""
+        self.discard(task)
+        if not task.cancelled() and (problem := task.exception()) is not None:
+            logging.getLogger("tau").error("%r", problem, exc_info=problem)
+
+    def cancel(self) -> None:
+        """All are told to end."""
+        for task in tuple(self):
+            task.cancel()
 
 
 class LineBuffer:
@@ -5169,7 +5182,7 @@ class Listeners:
         self.tls = make_tls(daemon.settings)
         self.group: int | None = None  # that may come in besides the owner
         self.room = 0  # descriptors that peers may have in all
-        self.tasks: set[asyncio.Task[None]] = set()  # those that let peers in, and the peers on their way
+        self.tasks = Tasks()  # those that let peers in, and the peers on their way
         self.silent: Peers = {}  # peers that have not said a byte
         self.shaking: Peers = {}  # peers in the middle of a TLS handshake
         self.strangers: Peers = {}  # peers that have not shown a key
@@ -5179,11 +5192,14 @@ class Listeners:
         settings, given = self.daemon.settings, self.daemon.manager.sockets
         self.room = raise_file_limit() - DESCRIPTORS_KEPT
         self.group = find_group(settings["group"])
-        for folder in socket_folders(self.daemon.home, given):
+        taken = [os.path.realpath(socket_name(one)) for one in given]
+        for folder in filter(None, (self.daemon.home, runtime_directory())):
             path = os.path.join(folder, "tau.sock")
-            self.bound.append(socket.socket(socket.AF_UNIX))
-            bind_unix(self.bound[-1], folder, path, self.group)
-            self.paths.append(path)
+            if os.path.realpath(path) not in taken:
+                taken.append(os.path.realpath(path))
+                self.bound.append(socket.socket(socket.AF_UNIX))
+                bind_unix(self.bound[-1], folder, path, self.group)
+                self.paths.append(path)
         self.bound += given
         if settings["port"] or settings["host"]:
             for one in bind_tcp(settings["host"], settings["port"] or 8400):
@@ -5228,18 +5244,11 @@ class Listeners:
         for one in self.bound:
             one.setblocking(False)
             one.listen(NETWORK_BACKLOG if is_network(one) else LOCAL_BACKLOG)
-            self.spawn(self.accept(one))
-
-    def spawn(self, work: Coroutine[Any, Any, None]) -> None:
-        """A task that ends when nobody is let in any more."""
-        task = asyncio.get_running_loop().create_task(work)
-        self.tasks.add(task)
-        task.add_done_callback(self.tasks.discard)
+            self.tasks.spawn(self.accept(one))
 
     def close(self) -> None:
         """Nobody is let in any more."""
-        for task in self.tasks:
-            task.cancel()
+        self.tasks.cancel()
         for one in self.bound:
             one.close()
 
@@ -5257,7 +5266,7 @@ class Listeners:
             except OSError:  # no descriptors left, or a peer that was gone before it was here
                 await asyncio.sleep(ACCEPT_PAUSE_S)
                 continue
-            self.spawn(self.meet(peer))
+            self.tasks.spawn(self.meet(peer))
             if count % ACCEPTED_AT_ONCE == 0:
                 await asyncio.sleep(0)  # sock_accept() does not wait while there is somebody
 
@@ -5304,13 +5313,6 @@ async def first_byte(peer: socket.socket) -> bytes:
     if not (first := peer.recv(1, socket.MSG_PEEK)):
         raise ConnectionAbortedError
     return first
-
-
-def socket_folders(home: str, given: list[socket.socket]) -> list[str]:
-    """Where sockets of our own are bound: the home, and what the service manager made, unless one given is there."""
-    taken = {os.path.realpath(socket_name(one)) for one in given}
-    folders = {os.path.realpath(folder): folder for folder in (runtime_directory(), home) if folder}
-    return [folder for real, folder in reversed(folders.items()) if os.path.join(real, "tau.sock") not in taken]
 
 
 def socket_name(bound: socket.socket) -> str:
@@ -5650,7 +5652,7 @@ class Connection(Protocol):
         self.remote = ""  # its address, unless it comes through a Unix socket
         self.caller: Caller | None = None  # who it is, once it has shown that
         self.speech: Lines | Exchange = Lines(self)
-        self.tasks: set[asyncio.Task[Any]] = set()  # the conversation, and requests not yet answered
+        self.tasks = Tasks()  # the conversation, and requests not yet answered
         self.last = False  # whether nothing is read after the request being answered
         self.buffer = bytearray()  # what was said and is not yet read
         self.heard = asyncio.Event()  # something was, or the peer has said all
@@ -5669,15 +5671,14 @@ class Connection(Protocol):
         if transport.get_extra_info("socket").family != socket.AF_UNIX:
             self.remote = str((transport.get_extra_info("peername") or ("?",))[0])
             self.daemon.listeners.put_last(self.daemon.listeners.strangers, self, transport.abort, STRANGERS_MAX)
-        self.spawn(self.converse())
+        self.tasks.spawn(self.converse())
 
     def connection_lost(self, problem: Exception | None) -> None:
         """Nothing of this connection is left: no task, no timer."""
         self.daemon.connections.discard(self)
         self.daemon.listeners.strangers.pop(self, None)
         self.resume_writing()
-        for task in self.tasks:
-            task.cancel()
+        self.tasks.cancel()
 
     def data_received(self, data: bytes) -> None:
         """What came waits to be read; if nobody waits for it, the peer has to."""
@@ -5694,7 +5695,7 @@ class Connection(Protocol):
             return False
         self.ended = True
         self.heard.set()
-        self.spawn(self.look_for_peer())
+        self.tasks.spawn(self.look_for_peer())
         return self.transport.get_extra_info("sslcontext") is None  # TLS ends both ways at once
 
     def pause_writing(self) -> None:
@@ -5728,12 +5729,6 @@ class Connection(Protocol):
             raise InvalidRequest("the line is too long", f"a line may have {most:,} bytes")
         return self.take(end, len(mark))
 
-    async def read_exactly(self, count: int) -> bytes:
-        """So many bytes."""
-        while len(self.buffer) < count:
-            await self.listen()
-        return self.take(count)
-
     def take(self, count: int, mark: int = 0) -> bytes:
         """The first bytes of the buffer, which has them and the mark after them no more."""
         taken = bytes(self.buffer[:count])
@@ -5749,13 +5744,6 @@ class Connection(Protocol):
         self.transport.abort()
 
     # The conversation.
-
-    def spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        """A task that ends with the connection."""
-        task = asyncio.get_running_loop().create_task(work)
-        self.tasks.add(task)
-        task.add_done_callback(self.tasks.discard)
-        return task
 
     async def converse(self) -> None:
         """The whole conversation."""
@@ -5794,11 +5782,10 @@ class Connection(Protocol):
         await asyncio.sleep(LINGER_S)
         self.transport.abort()
 
-    def say_goodbye(self) -> set[asyncio.Task[Any]]:
+    def say_goodbye(self) -> Tasks:
         """The daemon goes: what waits is told so, by the tasks returned."""
         self.last = True
-        for task in self.tasks:
-            task.cancel()
+        self.tasks.cancel()
         return self.tasks
 
     # Requests.
@@ -5885,8 +5872,8 @@ class Lines:
 
     def __init__(self, peer: Connection) -> None:
         self.peer = peer
-        self.begun: set[asyncio.Task[None]] = set()  # requests not yet answered
-        self.busy: set[asyncio.Task[None]] = set()  # those of them that do not only wait for a run
+        self.begun: set[Any] = set()  # requests not yet answered
+        self.busy: set[Any] = set()  # those of them that do not only wait for a run
         self.freed = asyncio.Event()  # one less
 
     async def converse(self) -> None:
@@ -5942,7 +5929,7 @@ class Lines:
         except InvalidRequest as problem:
             self.send(refusal(None, problem))
             return
-        task = self.peer.spawn(self.handle(message))
+        task = self.peer.tasks.spawn(self.handle(message))
         self.begun.add(task)
         self.busy.add(task)
         task.add_done_callback(self.end)
@@ -5954,7 +5941,7 @@ class Lines:
         if answer is not None:
             self.send(answer)
 
-    def end(self, task: asyncio.Task[None]) -> None:
+    def end(self, task: asyncio.Future[Any]) -> None:
         """A request has been answered."""
         self.begun.discard(task)
         self.busy.discard(task)
@@ -5962,8 +5949,7 @@ class Lines:
 
     def rest(self) -> None:
         """The request being answered only waits from now on."""
-        task: Any = asyncio.current_task()
-        self.busy.discard(task)
+        self.busy.discard(asyncio.current_task())
         self.freed.set()
 
     async def wait_for_room(self) -> None:
@@ -6063,7 +6049,9 @@ class Exchange:
             self.peer.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         try:
             async with asyncio.timeout(PATIENCE_S):
-                message = decode(await self.peer.read_exactly(head.length))
+                while len(self.peer.buffer) < head.length:
+                    await self.peer.listen()
+            message = decode(self.peer.take(head.length))
         except BadRequest as problem:
             raise Unreadable(400, problem) from None
         self.beat(begun=True)
@@ -7586,6 +7574,7 @@ class Keys:
         self.holders: dict[bytes, Caller] = {}  # who comes in with a key, by its digest
         self.failures = 0  # wrong keys so far
         self.recorded_at = -FAILURES_S  # when that was last recorded
+        self.writing = Tasks()
 
     def open_door(self, public: bool) -> None:
         """The door is to be opened: all keys are read."""
@@ -7613,25 +7602,16 @@ class Keys:
             caller.check_time()
             if caller.name != "key" and time.time() - caller.used_at > KEY_USE_S:
                 caller.used_at = time.time()
-                self.write(self.store.note_key_use, caller.name)
+                self.writing.spawn(self.store.write(self.store.note_key_use, caller.name))
             return caller
         self.failures += 1
         if time.monotonic() - self.recorded_at > FAILURES_S:
             self.recorded_at = time.monotonic()
             logging.getLogger("tau").warning("wrong keys come from %s, %s so far", remote, self.failures)
             told = {"address": remote, "failures_in_all": self.failures}
-            self.write(self.store.event, "auth.failed", None, None, told)
+            self.writing.spawn(self.store.write(self.store.event, "auth.failed", None, None, told))
         await asyncio.sleep(WRONG_KEY_S)
         raise Forbidden("the key is not right" if given else "a key is needed", KEY_HINT)
-
-    def write(self, work: Callable[..., Any], *arguments: Any) -> None:
-        """Writes something that nobody waits for."""
-
-        def look(writing: asyncio.Future[Any]) -> None:
-            if not writing.cancelled() and (problem := writing.exception()) is not None:
-                logging.getLogger("tau").warning("not written down: %s", problem)
-
-        asyncio.ensure_future(self.store.write(work, *arguments)).add_done_callback(look)
 
 
 def configured_keys(settings: Json) -> list[bytes]:
@@ -8294,48 +8274,15 @@ TRACE: dict[str, tuple[str, dict[str, Callable[[Any], Any]], tuple[str, ...]]] =
 }
 
 
-class Link(Protocol):
-    """Our end of the socket to a fork server, as asyncio's protocol."""
-
-    def __init__(self, on_message: Callable[[Json], None], on_loss: Callable[[], None]) -> None:
-        self.on_message, self.on_loss = on_message, on_loss
-        self.transport: Any = None
-        self.buffer = b""
-
-    def connection_made(self, transport: Any) -> None:
-        """Keeps the transport."""
-        self.transport = transport
-
-    def data_received(self, data: bytes) -> None:
-        """Hands on whole lines."""
-        *lines, self.buffer = (self.buffer + data).split(b"\n")
-        for line in lines:
-            self.on_message(json.loads(line))
-
-    def eof_received(self) -> None:
-        """The fork server is gone; the transport closes."""
-
-    def connection_lost(self, problem: Exception | None) -> None:
-        """Tells the starter."""
-        self.on_loss()
-
-    def pause_writing(self) -> None:
-        """Jobs are few and small: at most `max_concurrent` are on their way."""
-
-    def resume_writing(self) -> None:
-        """Nothing to do."""
-
-
 class Starter:
     """The fork server as the executor sees it: there is always one, and it takes jobs."""
 
-    def __init__(
-        self, home: str, settings: Json, on_message: Callable[[Json], None], on_loss: Callable[[], None]
-    ) -> None:
-        self.home, self.settings, self.on_message, self.on_loss = home, settings, on_message, on_loss
+    reader: asyncio.StreamReader
+    writer: asyncio.StreamWriter
+
+    def __init__(self, home: str, settings: Json) -> None:
+        self.home, self.settings = home, settings
         self.server: Json = {}  # identity of the fork server that jobs go to
-        self.link: Link | None = None
-        self.closing = False
 
     async def open(self) -> None:
         """A fork server of ours runs and is connected; it outlives us while it has children."""
@@ -8343,16 +8290,17 @@ class Starter:
         with theirs:
             pid = start_python("fork_server", (), {0: theirs.fileno()}, public_environment())
         self.server = identity(pid)
-        ours.setblocking(False)
-        link = Link(self.on_message, lambda: self.lose(link))
-        await asyncio.get_running_loop().create_unix_connection(lambda: link, sock=ours)
-        self.link = link
+        self.reader, self.writer = await asyncio.open_unix_connection(sock=ours, limit=LINE_BYTES_MAX)
 
-    def lose(self, link: Link) -> None:
-        """The fork server died; its runs go on by themselves."""
-        if not self.closing and link is self.link:
-            logging.getLogger("tau").error("the fork server died; starting another")
-            self.on_loss()
+    async def listen(self, on_message: Callable[[Json], None]) -> None:
+        """Hands on what the fork server says, until it dies; its runs go on by themselves."""
+        try:
+            async for line in self.reader:
+                on_message(json.loads(line))
+        except OSError:
+            pass  # it had not read all
+        self.writer.close()
+        logging.getLogger("tau").error("the fork server died; starting another")
 
     async def replace(self) -> None:
         """Another fork server takes the dead one's place, however often that must be tried."""
@@ -8380,14 +8328,12 @@ class Starter:
             "executor": job.get("executor"),
             "connections": self.settings["connections"],
         }
-        assert self.link is not None
-        self.link.transport.write(encode(job))
+        self.writer.write(encode(job))
 
     def close(self) -> None:
         """We are gone for the fork server: it ends with its last child."""
-        self.closing = True
-        if self.link is not None:
-            self.link.transport.close()
+        if self.server:
+            self.writer.close()
 
 
 class Executor:
@@ -8399,8 +8345,9 @@ class Executor:
         self.folder = os.path.join(home, "runs")
         self.live: dict[str, Process] = {}  # by stem; never more than max_concurrent with a run
         self.latencies: list[float] = []  # milliseconds from queued to started, the last thousand
-        self.starter = Starter(home, settings, self.hear, lambda: self.spawn(self.replace_server()))
-        self.tasks: set[asyncio.Task[None]] = set()
+        self.starter = Starter(home, settings)
+        self.tasks = Tasks()
+        self.spawn = self.tasks.spawn
         self.paused = False  # nothing is decided or admitted any more
         self.busy = asyncio.Event()  # set while anything is live
 
@@ -8409,28 +8356,16 @@ class Executor:
         make_directory(self.folder)
         await self.starter.open()
         self.recover()
+        self.spawn(self.keep_server())
         self.spawn(self.watch())
 
     async def close(self) -> None:
         """Nothing is started any more; live runs and their fork server go on by themselves."""
         self.paused = True
-        for task in self.tasks:
-            task.cancel()
+        self.tasks.cancel()
         if self.tasks:
             await asyncio.wait(self.tasks)
         self.starter.close()
-
-    def spawn(self, work: Any) -> None:
-        """Runs a coroutine of ours beside the others; its failure is logged."""
-        task = asyncio.get_running_loop().create_task(work)
-        self.tasks.add(task)
-        task.add_done_callback(self.forget)
-
-    def forget(self, task: asyncio.Task[None]) -> None:
-        """A task of ours is over."""
-        self.tasks.discard(task)
-        if not task.cancelled() and (problem := task.exception()) is not None:
-            logging.getLogger("tau").error("executor: %r", problem, exc_info=problem)
 
     # From the queue to a process.
 
@@ -8517,12 +8452,14 @@ class Executor:
             process.ended = process.ended or message["end"]  # should the journal not have had room for it
             self.spawn(self.finish(process))
 
-    async def replace_server(self) -> None:
-        """A new fork server; jobs that the old one had not begun go to it."""
-        await self.starter.replace()
-        for process in tuple(self.live.values()):
-            if not process.born and process.start is None and claim(process):
-                await self.restart(process)
+    async def keep_server(self) -> None:
+        """There is always a fork server; jobs that a dead one had not begun go to the next."""
+        while True:
+            await self.starter.listen(self.hear)
+            await self.starter.replace()
+            for process in tuple(self.live.values()):
+                if not process.born and process.start is None and claim(process):
+                    await self.restart(process)
 
     # From the journal to the store.
 
