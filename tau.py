@@ -8,10 +8,10 @@ The file is laid out in the order a request travels.  Calls go down the page, or
                                   12 Doctor   13 Terminal   14 Client
                  │ one JSON document a line, over a socket
     Part III  the daemon, `taud`  15 Daemon   16 Listeners   17 Service manager   18 Server
-                                  19 HTTP   20 Operations   21 Callers   22 Venvs
+                                  19 HTTP   20 Operations   21 Callers   22 Deployment
                                   23 Scheduler   24 Executor   25 Feed   26 Agenda
                                   27 Retention   28 Backup   29 Store   30 Questions
-                                  31 Database   32 Sources   33 Metrics
+                                  31 Database   32 Versions   33 Metrics
                  │ one JSON document a line: jobs over a socket, the trace through a journal file
     Part IV   the run process     34 Fork server   35 Outpost   36 Relay   37 Run process
                                   38 Control groups   39 Pipeline API   40 Parameters
@@ -7346,173 +7346,6 @@ CUTS: tuple[tuple[str, int, Callable[[Any], Any]], ...] = (
 )
 
 
-class Deployment:
-    """Files that are to be deployed, or only checked; close() ends that.
-
-    Meanwhile no virtual environment is removed: a version that is not in the store yet may need it.
-    """
-
-    def __init__(self, daemon: Daemon, files: list[Json], include: list[Json] | None, entry: str | None) -> None:
-        self.daemon, self.sources = daemon, read_sources([*files, *(include or [])])
-        self.entries = find_entries(self.sources, [file["path"] for file in files], entry)
-        self.venvs: dict[str, Json | None] = {}  # by entry
-        self.folder = os.path.join(daemon.sources.folder, f".staged-{os.urandom(8).hex()}")
-        daemon.retention.deploying += 1
-
-    def close(self) -> None:
-        """The unpacked files are not needed any more."""
-        self.daemon.retention.deploying -= 1
-        shutil.rmtree(self.folder, ignore_errors=True)
-
-    async def prepare(self) -> list[Json]:
-        """Unpacks the files, and builds the virtual environments that the entries ask for; those."""
-        await asyncio.to_thread(write_sources, self.sources, self.folder)
-        headers = {entry: read_header(self.sources[entry].decode("utf-8"), entry) for entry in self.entries}
-        for entry, header in headers.items():
-            self.venvs[entry] = header and await self.daemon.venvs.build(header, entry)
-        return [venv for venv in self.venvs.values() if venv]
-
-    async def load(self, caller: Caller, name: str | None = None) -> list[Json]:
-        """The pipelines of all entries, or the one that is meant by *name*; LoadFailed if there is none."""
-        found = []
-        for entry in self.entries:
-            pipelines = await self.ask(entry, {"kind": "load"})
-            if not pipelines:
-                hint = "decorate a function: from tau import pipeline; @pipeline; def hello(ctx): ..."
-                raise LoadFailed(f"{entry} has no @pipeline", hint, kind="load", file=entry)
-            found += [one | {"entry": entry, "environment": self.venv(entry)} for one in pipelines]
-        found = choose(found, name)
-        for one in found:
-            if one["executor"] is not None:
-                demand_executor(one["executor"], self.daemon.settings["executors"], one["environment"])
-            check_sight(caller, one)
-        return found
-
-    async def scan(self) -> Json:
-        """The secrets that the files name, with where they are, and the modules they lack."""
-        paths = sorted(path for path in self.sources if path.endswith(".py"))
-        found: Json = await self.ask(self.entries[0], {"kind": "scan", "files": paths})
-        return found
-
-    async def ask(self, entry: str, job: Json) -> Any:
-        """What a process of their own finds in the files; LoadFailed if that fails."""
-        python = self.daemon.venvs.python(self.venv(entry))
-        outcome = await self.daemon.executor.load(self.folder, entry, job | {"python": python})
-        if outcome.error is not None:
-            raise load_error(entry, outcome.error)
-        return outcome.result
-
-    def venv(self, entry: str) -> str | None:
-        """The digest of the virtual environment of an entry; None if it needs none."""
-        return (self.venvs[entry] or {}).get("digest")
-
-
-def read_sources(files: list[Json]) -> dict[str, bytes]:
-    """The files of a deployment by path; BadRequest or LoadFailed for what cannot be one."""
-    sources: dict[str, bytes] = {}
-    for file in files:
-        path = file.get("path")
-        if not isinstance(path, str) or not is_inside(path) or path in sources:
-            message = f"'{str(path)[:WORD_MAX]}' is not a file's path inside the deployment"
-            raise BadRequest(message, "use relative paths, each once")
-        sources[path] = read_content(file)
-        if path.endswith(".py"):
-            check_source(path, sources[path])
-    if len(files) > DEPLOYMENT_FILES_MAX or sum(map(len, sources.values())) > DEPLOYMENT_BYTES_MAX:
-        message = f"more than {DEPLOYMENT_BYTES_MAX:,} bytes or {DEPLOYMENT_FILES_MAX:,} files"
-        raise LoadFailed(message, KEEP_SMALL, kind="load")
-    folders = {path[:end] for path in sources for end, letter in enumerate(path) if letter == "/"}
-    for path in folders & {*sources}:
-        raise BadRequest(f"'{path}' is a file and a folder", "use relative paths, each once")
-    return sources
-
-
-def is_inside(path: str) -> bool:
-    """Whether a path names a file below the directory it is relative to."""
-    parts = path.split("/")
-    plain = all(part not in ("", ".", "..") and len(part.encode()) <= 200 for part in parts)
-    return plain and len(path) < 512 and "\0" not in path
-
-
-def read_content(file: Json) -> bytes:
-    """The bytes of a deployed file, which came as text or as base64."""
-    if isinstance(file.get("text"), str):
-        return str(file["text"]).encode("utf-8")
-    try:
-        return base64.b64decode(file["base64"], validate=True)
-    except (KeyError, TypeError, ValueError):
-        raise BadRequest(f"{file['path']}: neither text nor base64", "send one of them") from None
-
-
-def check_source(path: str, content: bytes) -> None:
-    """LoadFailed unless this can be Python source."""
-    if b"\0" in content:
-        hint = "deploy Python source text; a compiled or binary file cannot be a pipeline"
-        raise LoadFailed(f"{path} is not a text file", hint, kind="load", file=path)
-    try:
-        content.decode("utf-8")
-    except UnicodeDecodeError as problem:
-        line = content.count(b"\n", 0, problem.start) + 1
-        raise LoadFailed(f"{path} is not UTF-8", "save the file as UTF-8", kind="load", file=path, line=line) from None
-
-
-def find_entries(sources: dict[str, bytes], main: list[str], entry: str | None) -> list[str]:
-    """Which files are loaded: the *entry*, the only one, or those of a folder that look as if they had a pipeline."""
-    if entry is not None and entry not in sources:
-        hint = did_you_mean(entry, sources, f"one of {', '.join(sorted(sources))[:500]}")
-        raise BadRequest(f"the entry '{entry[:WORD_MAX]}' is not among the files", hint)
-    decorated = re.compile(rb"^[ \t]*@(\w+\.)*pipeline\b", re.MULTILINE)
-    entries = [path for path in sorted(main) if re.fullmatch(r"[^/]+\.py", path) and decorated.search(sources[path])]
-    if entry is not None or len(main) == 1:
-        entries = [entry or main[0]]
-    if not entries:
-        hint = "say which file is loaded: --entry main.py"
-        raise LoadFailed("no file of the folder uses @pipeline", hint, kind="load")
-    for path in entries:
-        check_source(path, sources[path])
-    return entries
-
-
-def load_error(entry: str, error: Json) -> LoadFailed:
-    """The refusal for a file that does not load."""
-    hints = {
-        "ModuleNotFoundError": f"install the module for {sys.executable}, and restart taud if it still is not found",
-        "timeout": "move work out of the module's top level into the pipeline function",
-    }
-    hint = hints.get(error["type"]) or hints.get(error["kind"]) or error.get("hint") or "mend the file"
-    where = f", line {error['line']}" if error["line"] else ""
-    told = {key: error[key] for key in ("kind", "type", "file", "line", "frames", "cause")}
-    message = f"{entry} does not load{where}: {error['type']}: {error['message']}"
-    return LoadFailed(message, hint, **told, source_line=error["code"])
-
-
-def choose(found: list[Json], name: str | None) -> list[Json]:
-    """Which of the loaded pipelines are deployed; LoadFailed if two share a name or none has the one asked."""
-    names: dict[str, Json] = {}
-    for one in found:
-        if (other := names.setdefault(one["name"], one)) is not one:
-            who = f"{one['entry']} has two pipelines" if one["entry"] == other["entry"] else "two files have a pipeline"
-            about = {"kind": "load", "file": one["entry"], "line": one["line"]}
-            raise LoadFailed(f"{who} named '{one['name']}'", "give each its own name", **about)
-    if name is None or name in names:
-        return found if name is None else [names[name]]
-    if len(found) > 1:
-        entry, hint = found[0]["entry"], did_you_mean(name, names, f"it has {', '.join(names)}")
-        raise LoadFailed(f"{entry} has no pipeline named '{name}'", hint, kind="load", file=entry)
-    check_name(name)
-    return [found[0] | {"name": name}]
-
-
-def check_sight(caller: Caller, one: Json) -> None:
-    """Forbidden unless the caller may deploy this pipeline; NotFound if it comes after one that it does not see."""
-    if not caller.sees(one["name"]):
-        message = f"the key '{caller.name}' is for {', '.join(caller.patterns)}, not for '{one['name']}'"
-        raise Forbidden(message, SEEN_HINT)
-    for name in one.get("after") or []:
-        if not caller.sees(name):
-            raise NotFound(f"no pipeline named '{name}'", SEEN_HINT)
-
-
 # --- 21. Callers -------------------------------------------------------------------------
 # Owns who may do what: keys, their scopes, patterns and ends, and patience with wrong ones.  Calls Store.
 # Promises that a key is kept as its digest only, compared in constant time, and that what it does not see is to it
@@ -7562,6 +7395,15 @@ class Caller:
     def sift(self, names: Iterable[str]) -> list[str]:
         """Those of the names that this caller sees."""
         return [name for name in names if self.sees(name)]
+
+    def check_deployed(self, one: Json) -> None:
+        """Forbidden unless this caller may deploy a pipeline; NotFound if that comes after one that is hidden."""
+        if not self.sees(one["name"]):
+            message = f"the key '{self.name}' is for {', '.join(self.patterns)}, not for '{one['name']}'"
+            raise Forbidden(message, SEEN_HINT)
+        for name in one.get("after") or []:
+            if not self.sees(name):
+                raise NotFound(f"no pipeline named '{name}'", SEEN_HINT)
 
 
 class Keys:
@@ -7692,161 +7534,166 @@ def local_peer(peer: Any, group: int | None) -> str:
     return name if admitted else ""
 
 
-# --- 22. Venvs ---------------------------------------------------------------------------
-# Owns the virtual environments that the headers of pipelines ask for (PEP 723).  Calls nothing of its part.
-# Promises one environment a set of dependencies, built once, and that a failed build changes nothing.
-
-BUILD_LINES = 200
-#: The block that PEP 723 defines, in its own words.
-HEADER = r"(?m)^# /// (?P<type>[a-zA-Z0-9-]+)$\s(?P<content>(^#(| .*)$\s)+)^# ///$"
-HEADER_HINT = '# /// script\n# dependencies = ["requests"]\n# ///'
+# --- 22. Deployment ----------------------------------------------------------------------
+# Owns the way from files to pipelines: which files are loaded, in which virtual environment, and what they hold.
+# Calls Versions.  Promises that nothing of it is kept unless an operation keeps it.
 
 
-def read_header(source: str, entry: str) -> Json | None:
-    """The metadata of a script (PEP 723), if it names dependencies; LoadFailed if it is malformed."""
-    begin = re.search(r"(?m)^# /// script\s*$", source)
-    if begin is None:
-        return None
-    line = source.count("\n", 0, begin.start()) + 1
-    blocks = [found["content"] for found in re.finditer(HEADER, source) if found["type"] == "script"]
+class Deployment:
+    """Files that are to be deployed, or only checked; close() ends that.
+
+    Meanwhile no virtual environment is removed: a version that is not in the store yet may need it.
+    """
+
+    def __init__(self, daemon: Daemon, files: list[Json], include: list[Json] | None, entry: str | None) -> None:
+        self.daemon, self.sources = daemon, read_sources([*files, *(include or [])])
+        self.entries = find_entries(self.sources, [file["path"] for file in files], entry)
+        self.venvs: dict[str, Json | None] = {}  # by entry
+        self.folder = os.path.join(daemon.sources.folder, f".staged-{os.urandom(8).hex()}")
+        daemon.retention.deploying += 1
+
+    def close(self) -> None:
+        """The unpacked files are not needed any more."""
+        self.daemon.retention.deploying -= 1
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    async def prepare(self) -> list[Json]:
+        """Unpacks the files, and builds the virtual environments that the entries ask for; those."""
+        await asyncio.to_thread(write_sources, self.sources, self.folder)
+        headers = {entry: read_header(self.sources[entry].decode("utf-8"), entry) for entry in self.entries}
+        for entry, header in headers.items():
+            self.venvs[entry] = header and await self.daemon.venvs.build(header, entry)
+        return [venv for venv in self.venvs.values() if venv]
+
+    async def load(self, caller: Caller, name: str | None = None) -> list[Json]:
+        """The pipelines of all entries, or the one that is meant by *name*; LoadFailed if there is none."""
+        found = []
+        for entry in self.entries:
+            pipelines = await self.ask(entry, {"kind": "load"})
+            if not pipelines:
+                hint = "decorate a function: from tau import pipeline; @pipeline; def hello(ctx): ..."
+                raise LoadFailed(f"{entry} has no @pipeline", hint, kind="load", file=entry)
+            found += [one | {"entry": entry, "environment": self.venv(entry)} for one in pipelines]
+        found = choose(found, name)
+        for one in found:
+            if one["executor"] is not None:
+                demand_executor(one["executor"], self.daemon.settings["executors"], one["environment"])
+            caller.check_deployed(one)
+        return found
+
+    async def scan(self) -> Json:
+        """The secrets that the files name, with where they are, and the modules they lack."""
+        paths = sorted(path for path in self.sources if path.endswith(".py"))
+        found: Json = await self.ask(self.entries[0], {"kind": "scan", "files": paths})
+        return found
+
+    async def ask(self, entry: str, job: Json) -> Any:
+        """What a process of their own finds in the files; LoadFailed if that fails."""
+        python = self.daemon.venvs.python(self.venv(entry))
+        outcome = await self.daemon.executor.load(self.folder, entry, job | {"python": python})
+        if outcome.error is not None:
+            raise load_error(entry, outcome.error)
+        return outcome.result
+
+    def venv(self, entry: str) -> str | None:
+        """The digest of the virtual environment of an entry; None if it needs none."""
+        return (self.venvs[entry] or {}).get("digest")
+
+
+def read_sources(files: list[Json]) -> dict[str, bytes]:
+    """The files of a deployment by path; BadRequest or LoadFailed for what cannot be one."""
+    sources: dict[str, bytes] = {}
+    for file in files:
+        path = file.get("path")
+        if not isinstance(path, str) or not is_inside(path) or path in sources:
+            message = f"'{str(path)[:WORD_MAX]}' is not a file's path inside the deployment"
+            raise BadRequest(message, "use relative paths, each once")
+        sources[path] = read_content(file)
+        if path.endswith(".py"):
+            check_source(path, sources[path])
+    if len(files) > DEPLOYMENT_FILES_MAX or sum(map(len, sources.values())) > DEPLOYMENT_BYTES_MAX:
+        message = f"more than {DEPLOYMENT_BYTES_MAX:,} bytes or {DEPLOYMENT_FILES_MAX:,} files"
+        raise LoadFailed(message, KEEP_SMALL, kind="load")
+    folders = {path[:end] for path in sources for end, letter in enumerate(path) if letter == "/"}
+    for path in folders & {*sources}:
+        raise BadRequest(f"'{path}' is a file and a folder", "use relative paths, each once")
+    return sources
+
+
+def is_inside(path: str) -> bool:
+    """Whether a path names a file below the directory it is relative to."""
+    parts = path.split("/")
+    plain = all(part not in ("", ".", "..") and len(part.encode()) <= 200 for part in parts)
+    return plain and len(path) < 512 and "\0" not in path
+
+
+def read_content(file: Json) -> bytes:
+    """The bytes of a deployed file, which came as text or as base64."""
+    if isinstance(file.get("text"), str):
+        return str(file["text"]).encode("utf-8")
     try:
-        if len(blocks) != 1:
-            unclosed = "is not closed by `# ///`, or has a line that does not begin with `# `"
-            raise BadRequest(f"the header `# /// script` {'is there twice' if blocks else unclosed}")
-        header = tomllib.loads(re.sub("(?m)^# ?", "", blocks[0]))
-        check_header(header)
-    except tomllib.TOMLDecodeError as problem:
-        raise header_error(entry, line, f"the header `# /// script` is not TOML: {problem}") from None
-    except BadRequest as problem:
-        raise header_error(entry, line, str(problem)) from None
-    return header if header.get("dependencies") else None
+        return base64.b64decode(file["base64"], validate=True)
+    except (KeyError, TypeError, ValueError):
+        raise BadRequest(f"{file['path']}: neither text nor base64", "send one of them") from None
 
 
-#: What the header of a script may have (PEP 723).
-HEADER_SCHEMA: Json = {
-    "properties": {"dependencies": STRINGS, "requires-python": {"type": "string"}, "tool": {}},
-    "additionalProperties": False,
-}
-
-
-def check_header(header: Json) -> None:
-    """BadRequest for keys that a header cannot have, and for a Python that is not this one."""
-    demand(HEADER_SCHEMA, header, "the header", "")
-    if not all(one[:1].isalnum() for one in header.get("dependencies", ())):
-        raise BadRequest("the header's dependencies must be a list of requirements")
-    wanted = header.get("requires-python", "")
-    if not admits(wanted, sys.version_info[:3]):
-        mine = ".".join(map(str, sys.version_info[:3]))
-        raise BadRequest(f"the header requires Python {wanted}, taud runs on {mine}")
-
-
-def header_error(entry: str, line: int, message: str) -> LoadFailed:
-    return LoadFailed(f"{entry}, line {line}: {message}", HEADER_HINT, kind="load", file=entry, line=line)
-
-
-def admits(wanted: str, mine: tuple[int, ...]) -> bool:
-    """Whether a `requires-python` (PEP 440, without epochs and suffixes) admits a version; nothing unreadable does."""
-    for part in filter(None, map(str.strip, wanted.split(","))):
-        found = re.fullmatch(r"(>=|<=|==|!=|~=|>|<)\s*(\d+(?:\.\d+)*)(?:\.\*)?", part)
-        if found is None:
-            return False
-        named = tuple(map(int, found[2].split(".")))
-        bound = (*named, 0, 0, 0)[:3]
-        alike = mine[: len(named)] == named
-        fits = {
-            ">=": mine >= bound,
-            "<=": mine <= bound,
-            ">": mine > bound,
-            "<": mine < bound,
-            "==": alike,
-            "!=": not alike,
-            "~=": mine >= bound and mine[: len(named) - 1] == named[:-1],
-        }
-        if not fits[found[1]]:
-            return False
-    return True
-
-
-class Venvs:
-    """The virtual environments of a home, by the digest of what is in them."""
-
-    def __init__(self, home: str, settings: Json) -> None:
-        self.folder, self.settings = os.path.join(home, "environments"), settings
-
-    def python(self, digest: str | None) -> str | None:
-        """The interpreter of an environment; None stands for the daemon's own."""
-        return None if digest is None else os.path.join(self.folder, digest, "bin", "python")
-
-    async def build(self, header: Json, entry: str) -> Json:
-        """The environment of a header, built unless it is there; LoadFailed, with the log, if it cannot be."""
-        needed = sorted(header["dependencies"])
-        digest = fingerprint(sys.version, *needed)
-        path = os.path.join(self.folder, digest)
-        make_directory(self.folder)
-        while (lock := lock_file(f"{path}.lock", wait=False, create=True)) < 0:
-            await asyncio.sleep(0.1)
-        try:
-            there = all(os.path.exists(os.path.join(path, *parts)) for parts in (["built"], ["bin", "python"]))
-            log = [] if there else await self.install(path, needed, entry)
-        finally:
-            os.close(lock)
-        return {"entry": entry, "digest": digest, "dependencies": needed, "built": not there, "log": log}
-
-    async def install(self, path: str, needed: list[str], entry: str) -> list[str]:
-        """Makes an environment anew; the log of that.  Nothing is left of one that fails."""
-        log: list[str] = []
-        shutil.rmtree(path, ignore_errors=True)
-        try:
-            for words in build_commands(path, needed):
-                log.append("$ " + " ".join(words))
-                if await run_to_end(words, log, self.settings["build_timeout_s"]):
-                    raise build_error(entry, log)
-            replace_file(os.path.join(path, "built"), encode(needed))
-        except BaseException:
-            shutil.rmtree(path, ignore_errors=True)
-            raise
-        return log[-BUILD_LINES:]
-
-    def sweep(self, known: set[str]) -> None:
-        """Environments that no version needs are removed; a linked folder is another home's."""
-        if os.path.isdir(self.folder) and not os.path.islink(self.folder):
-            sweep(self.folder, known)
-
-
-def build_error(entry: str, log: list[str]) -> LoadFailed:
-    """The refusal for dependencies that cannot be installed, with the line of the log that says why."""
-    wrong = (line for line in reversed(log) if re.search("error|conflict|took longer", line, re.IGNORECASE))
-    message = f"the dependencies of {entry} cannot be installed: {next(wrong, log[-1]).strip()[:300]}"
-    hint = "see the log; mend the header and deploy again"
-    return LoadFailed(message, hint, kind="load", file=entry, log=log[-BUILD_LINES:])
-
-
-async def run_to_end(words: list[str], log: list[str], patience: float) -> int:
-    """The exit code of a command, its output added to the log.  However this ends, its processes are gone."""
-    environ = public_environment() | {"PIP_DISABLE_PIP_VERSION_CHECK": "1", "PIP_NO_INPUT": "1"}
-    pipe, null = asyncio.subprocess.PIPE, asyncio.subprocess.DEVNULL
-    process = await asyncio.create_subprocess_exec(
-        *words, stdin=null, stdout=pipe, stderr=asyncio.subprocess.STDOUT, env=environ, start_new_session=True
-    )
+def check_source(path: str, content: bytes) -> None:
+    """LoadFailed unless this can be Python source."""
+    if b"\0" in content:
+        hint = "deploy Python source text; a compiled or binary file cannot be a pipeline"
+        raise LoadFailed(f"{path} is not a text file", hint, kind="load", file=path)
     try:
-        said, _ = await asyncio.wait_for(process.communicate(), patience)
-        log += said.decode("utf-8", "replace").splitlines()
-    except TimeoutError:
-        log.append(f"it took longer than [daemon] build_timeout_s = {patience:g}")
-    finally:
-        if process.returncode is None:
-            os.killpg(process.pid, signal.SIGKILL)
-            await process.wait()
-    return process.returncode or 0
+        content.decode("utf-8")
+    except UnicodeDecodeError as problem:
+        line = content.count(b"\n", 0, problem.start) + 1
+        raise LoadFailed(f"{path} is not UTF-8", "save the file as UTF-8", kind="load", file=path, line=line) from None
 
 
-def build_commands(path: str, needed: list[str]) -> list[list[str]]:
-    """What makes a virtual environment with these packages: uv where it is on the path, else venv and pip."""
-    python = os.path.join(path, "bin", "python")
-    if uv := shutil.which("uv"):
-        make = [uv, "venv", "--quiet", "--python", sys.executable, path]
-        return [make, [uv, "pip", "install", "--python", python, *needed]]
-    return [[sys.executable, "-m", "venv", path], [python, "-m", "pip", "install", "--progress-bar", "off", *needed]]
+def find_entries(sources: dict[str, bytes], main: list[str], entry: str | None) -> list[str]:
+    """Which files are loaded: the *entry*, the only one, or those of a folder that look as if they had a pipeline."""
+    if entry is not None and entry not in sources:
+        hint = did_you_mean(entry, sources, f"one of {', '.join(sorted(sources))[:500]}")
+        raise BadRequest(f"the entry '{entry[:WORD_MAX]}' is not among the files", hint)
+    decorated = re.compile(rb"^[ \t]*@(\w+\.)*pipeline\b", re.MULTILINE)
+    entries = [path for path in sorted(main) if re.fullmatch(r"[^/]+\.py", path) and decorated.search(sources[path])]
+    if entry is not None or len(main) == 1:
+        entries = [entry or main[0]]
+    if not entries:
+        hint = "say which file is loaded: --entry main.py"
+        raise LoadFailed("no file of the folder uses @pipeline", hint, kind="load")
+    for path in entries:
+        check_source(path, sources[path])
+    return entries
+
+
+def load_error(entry: str, error: Json) -> LoadFailed:
+    """The refusal for a file that does not load."""
+    hints = {
+        "ModuleNotFoundError": f"install the module for {sys.executable}, and restart taud if it still is not found",
+        "timeout": "move work out of the module's top level into the pipeline function",
+    }
+    hint = hints.get(error["type"]) or hints.get(error["kind"]) or error.get("hint") or "mend the file"
+    where = f", line {error['line']}" if error["line"] else ""
+    told = {key: error[key] for key in ("kind", "type", "file", "line", "frames", "cause")}
+    message = f"{entry} does not load{where}: {error['type']}: {error['message']}"
+    return LoadFailed(message, hint, **told, source_line=error["code"])
+
+
+def choose(found: list[Json], name: str | None) -> list[Json]:
+    """Which of the loaded pipelines are deployed; LoadFailed if two share a name or none has the one asked."""
+    names: dict[str, Json] = {}
+    for one in found:
+        if (other := names.setdefault(one["name"], one)) is not one:
+            who = f"{one['entry']} has two pipelines" if one["entry"] == other["entry"] else "two files have a pipeline"
+            about = {"kind": "load", "file": one["entry"], "line": one["line"]}
+            raise LoadFailed(f"{who} named '{one['name']}'", "give each its own name", **about)
+    if name is None or name in names:
+        return found if name is None else [names[name]]
+    if len(found) > 1:
+        entry, hint = found[0]["entry"], did_you_mean(name, names, f"it has {', '.join(names)}")
+        raise LoadFailed(f"{entry} has no pipeline named '{name}'", hint, kind="load", file=entry)
+    check_name(name)
+    return [found[0] | {"name": name}]
 
 
 # --- 23. Scheduler -----------------------------------------------------------------------
@@ -11192,9 +11039,10 @@ def give_up(problem: Exception) -> typing.NoReturn:
     os._exit(1)
 
 
-# --- 32. Sources -------------------------------------------------------------------------
-# Owns versions/: deployed files as the store has them, in a directory a digest, for those who run them.  Calls Store.
-# Promises that who is given such a directory finds it whole, whatever became of it: it is only a cache.
+# --- 32. Versions ------------------------------------------------------------------------
+# Owns what runs need on disk: the files of a version as the store has them, in versions/, and in environments/ the
+# virtual environments that headers ask for (PEP 723).  Calls Store.
+# Promises that both are only caches: whoever asks for one finds it whole, and a failed build changes nothing.
 
 
 def digest_of(sources: dict[str, bytes]) -> str:
@@ -11255,6 +11103,159 @@ def sweep(folder: str, known: set[str]) -> None:
         path = os.path.join(folder, name)
         if name.removesuffix(".lock") not in known:
             remove_file(path) if os.path.isfile(path) else shutil.rmtree(path, ignore_errors=True)
+
+
+BUILD_LINES = 200
+#: The block that PEP 723 defines, in its own words.
+HEADER = r"(?m)^# /// (?P<type>[a-zA-Z0-9-]+)$\s(?P<content>(^#(| .*)$\s)+)^# ///$"
+HEADER_HINT = '# /// script\n# dependencies = ["requests"]\n# ///'
+
+
+def read_header(source: str, entry: str) -> Json | None:
+    """The metadata of a script (PEP 723), if it names dependencies; LoadFailed if it is malformed."""
+    begin = re.search(r"(?m)^# /// script\s*$", source)
+    if begin is None:
+        return None
+    line = source.count("\n", 0, begin.start()) + 1
+    blocks = [found["content"] for found in re.finditer(HEADER, source) if found["type"] == "script"]
+    try:
+        if len(blocks) != 1:
+            unclosed = "is not closed by `# ///`, or has a line that does not begin with `# `"
+            raise BadRequest(f"the header `# /// script` {'is there twice' if blocks else unclosed}")
+        header = tomllib.loads(re.sub("(?m)^# ?", "", blocks[0]))
+        check_header(header)
+    except tomllib.TOMLDecodeError as problem:
+        raise header_error(entry, line, f"the header `# /// script` is not TOML: {problem}") from None
+    except BadRequest as problem:
+        raise header_error(entry, line, str(problem)) from None
+    return header if header.get("dependencies") else None
+
+
+#: What the header of a script may have (PEP 723).
+HEADER_SCHEMA: Json = {
+    "properties": {"dependencies": STRINGS, "requires-python": {"type": "string"}, "tool": {}},
+    "additionalProperties": False,
+}
+
+
+def check_header(header: Json) -> None:
+    """BadRequest for keys that a header cannot have, and for a Python that is not this one."""
+    demand(HEADER_SCHEMA, header, "the header", "")
+    if not all(one[:1].isalnum() for one in header.get("dependencies", ())):
+        raise BadRequest("the header's dependencies must be a list of requirements")
+    wanted = header.get("requires-python", "")
+    if not admits(wanted, sys.version_info[:3]):
+        mine = ".".join(map(str, sys.version_info[:3]))
+        raise BadRequest(f"the header requires Python {wanted}, taud runs on {mine}")
+
+
+def header_error(entry: str, line: int, message: str) -> LoadFailed:
+    return LoadFailed(f"{entry}, line {line}: {message}", HEADER_HINT, kind="load", file=entry, line=line)
+
+
+def admits(wanted: str, mine: tuple[int, ...]) -> bool:
+    """Whether a `requires-python` (PEP 440, without epochs and suffixes) admits a version; nothing unreadable does."""
+    for part in filter(None, map(str.strip, wanted.split(","))):
+        found = re.fullmatch(r"(>=|<=|==|!=|~=|>|<)\s*(\d+(?:\.\d+)*)(?:\.\*)?", part)
+        if found is None:
+            return False
+        named = tuple(map(int, found[2].split(".")))
+        bound = (*named, 0, 0, 0)[:3]
+        alike = mine[: len(named)] == named
+        fits = {
+            ">=": mine >= bound,
+            "<=": mine <= bound,
+            ">": mine > bound,
+            "<": mine < bound,
+            "==": alike,
+            "!=": not alike,
+            "~=": mine >= bound and mine[: len(named) - 1] == named[:-1],
+        }
+        if not fits[found[1]]:
+            return False
+    return True
+
+
+class Venvs:
+    """The virtual environments of a home, by the digest of what is in them."""
+
+    def __init__(self, home: str, settings: Json) -> None:
+        self.folder, self.settings = os.path.join(home, "environments"), settings
+
+    def python(self, digest: str | None) -> str | None:
+        """The interpreter of an environment; None stands for the daemon's own."""
+        return None if digest is None else os.path.join(self.folder, digest, "bin", "python")
+
+    async def build(self, header: Json, entry: str) -> Json:
+        """The environment of a header, built unless it is there; LoadFailed, with the log, if it cannot be."""
+        needed = sorted(header["dependencies"])
+        digest = fingerprint(sys.version, *needed)
+        path = os.path.join(self.folder, digest)
+        make_directory(self.folder)
+        while (lock := lock_file(f"{path}.lock", wait=False, create=True)) < 0:
+            await asyncio.sleep(0.1)
+        try:
+            there = all(os.path.exists(os.path.join(path, *parts)) for parts in (["built"], ["bin", "python"]))
+            log = [] if there else await self.install(path, needed, entry)
+        finally:
+            os.close(lock)
+        return {"entry": entry, "digest": digest, "dependencies": needed, "built": not there, "log": log}
+
+    async def install(self, path: str, needed: list[str], entry: str) -> list[str]:
+        """Makes an environment anew; the log of that.  Nothing is left of one that fails."""
+        log: list[str] = []
+        shutil.rmtree(path, ignore_errors=True)
+        try:
+            for words in build_commands(path, needed):
+                log.append("$ " + " ".join(words))
+                if await run_to_end(words, log, self.settings["build_timeout_s"]):
+                    raise build_error(entry, log)
+            replace_file(os.path.join(path, "built"), encode(needed))
+        except BaseException:
+            shutil.rmtree(path, ignore_errors=True)
+            raise
+        return log[-BUILD_LINES:]
+
+    def sweep(self, known: set[str]) -> None:
+        """Environments that no version needs are removed; a linked folder is another home's."""
+        if os.path.isdir(self.folder) and not os.path.islink(self.folder):
+            sweep(self.folder, known)
+
+
+def build_error(entry: str, log: list[str]) -> LoadFailed:
+    """The refusal for dependencies that cannot be installed, with the line of the log that says why."""
+    wrong = (line for line in reversed(log) if re.search("error|conflict|took longer", line, re.IGNORECASE))
+    message = f"the dependencies of {entry} cannot be installed: {next(wrong, log[-1]).strip()[:300]}"
+    hint = "see the log; mend the header and deploy again"
+    return LoadFailed(message, hint, kind="load", file=entry, log=log[-BUILD_LINES:])
+
+
+async def run_to_end(words: list[str], log: list[str], patience: float) -> int:
+    """The exit code of a command, its output added to the log.  However this ends, its processes are gone."""
+    environ = public_environment() | {"PIP_DISABLE_PIP_VERSION_CHECK": "1", "PIP_NO_INPUT": "1"}
+    pipe, null = asyncio.subprocess.PIPE, asyncio.subprocess.DEVNULL
+    process = await asyncio.create_subprocess_exec(
+        *words, stdin=null, stdout=pipe, stderr=asyncio.subprocess.STDOUT, env=environ, start_new_session=True
+    )
+    try:
+        said, _ = await asyncio.wait_for(process.communicate(), patience)
+        log += said.decode("utf-8", "replace").splitlines()
+    except TimeoutError:
+        log.append(f"it took longer than [daemon] build_timeout_s = {patience:g}")
+    finally:
+        if process.returncode is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            await process.wait()
+    return process.returncode or 0
+
+
+def build_commands(path: str, needed: list[str]) -> list[list[str]]:
+    """What makes a virtual environment with these packages: uv where it is on the path, else venv and pip."""
+    python = os.path.join(path, "bin", "python")
+    if uv := shutil.which("uv"):
+        make = [uv, "venv", "--quiet", "--python", sys.executable, path]
+        return [make, [uv, "pip", "install", "--python", python, *needed]]
+    return [[sys.executable, "-m", "venv", path], [python, "-m", "pip", "install", "--progress-bar", "off", *needed]]
 
 
 # --- 33. Metrics -------------------------------------------------------------------------
