@@ -6284,12 +6284,14 @@ async def check(call: Call, files: list[Json], *, include: list[Json] | None = N
 
 async def preview_pipeline(daemon: Daemon, one: Json) -> Json:
     """A pipeline that is not deployed, with its next ticks."""
-    zone = Zone(one["timezone"] or daemon.settings["timezone"])
-    now = int(time.time())
-    timed = one["schedule"] is not None or one["every"] is not None
-    times = read_times(one["schedule"], one["every"], None, zone, now) if timed else None
-    ticks = (await preview(times, now, zone))["ticks"]
+    times, zone = timing(schedule_options(one, {}), int(time.time()), daemon.settings["timezone"])
+    ticks = (await preview(times, int(time.time()), zone))["ticks"]
     return {key: value for key, value in one.items() if key != "function"} | {"ticks": ticks}
+
+
+def timing(options: Json, anchor: int, timezone: str) -> tuple[Times | None, Zone]:
+    """When a schedule with these options is due, if ever, and its time zone."""
+    return times_of(options, anchor, timezone), Zone(options["timezone"] or timezone)
 
 
 @destroys
@@ -6335,8 +6337,7 @@ async def show(call: Call, name: PipelineName) -> Json:
         tau show orders
         tau --env production show orders
     """
-    document = call.ask.pipeline(name)
-    _, schedule = await find_schedule(call, name)
+    document, schedule = call.ask.pipeline(name), await find_schedule(call, name)
     if schedule["kind"] is not None:
         document["schedule"] = {key: schedule[key] for key in (*SCHEDULE_SHOWN, "paused")}
     up, down = chains_seen(call, name)
@@ -6556,8 +6557,7 @@ async def runs(call: Call, name: PipelineName | None = None, *, limit: Limit = 2
     if name is not None:
         call.ask.known(name)
     rows, total = call.ask.runs(name, status, limit, call.among())
-    words = ["tau runs", name, status and f"--status {status}"]
-    return listing("runs", rows, total, " ".join(filter(None, words)))
+    return listing("runs", rows, total, "tau runs", name, status and f"--status {status}")
 
 
 @reads
@@ -6615,7 +6615,7 @@ async def logs(
     run_id = call.ask.pick_run(name, run_id)
     if not follow:
         lines, total, dropped = call.ask.logs(run_id, levels if level else (), step, tail, attempt)
-        answer = listing("lines", lines, total, f"tau logs --run {run_id}", "--tail")
+        answer = listing("lines", lines, total, f"tau logs --run {run_id}")
         return {"run_id": run_id, **answer, "log_dropped": dropped}
     call.rest()
     async for event in call.daemon.feed.events(run_id, tail):
@@ -6772,13 +6772,12 @@ async def schedule(
         tau schedule orders "0 6 * * *" --timezone Europe/London
         tau schedule orders --every 15m --overlap queue
     """
-    agenda, now = call.daemon.agenda, int(time.time())
+    agenda = call.daemon.agenda
     before = agenda.ask.schedule(name)
-    zone = Zone(timezone or before["options"]["timezone"] or agenda.timezone)
     command = {} if clear else before["command"]
+    zone = Zone(timezone or before["options"]["timezone"] or agenda.timezone)
     if expr is not None or every is not None or at is not None:
-        if read_times(expr, every, at, zone, now).next(now) is None:
-            raise BadRequest(f"{at or expr} is in the past", f"a time to come, such as --at {rfc3339(now + 3600)}")
+        read_times(expr, every, at, zone, 0)  # which checks it
         command, enable = retimed(command, {}), not disable
     if disable and enable:
         raise BadRequest("--disable and --enable are opposites", "choose one of them")
@@ -6798,29 +6797,26 @@ async def schedule(
     if disable or enable or clear or command != before["command"]:
         enabled = False if disable else True if enable or clear else None
         changed = await call.write(agenda.set_schedule, name, command, enabled)
-    _, document = await find_schedule(call, name)
-    return document | {"changed": changed}
+    return await find_schedule(call, name) | {"changed": changed}
 
 
-async def find_schedule(call: Call, name: str) -> tuple[Json, Json]:
-    """The row of a schedule, and it as a document: what holds, who said so, and the next ticks."""
+async def find_schedule(call: Call, name: str) -> Json:
+    """A schedule as a document: what holds, who said so, and the next ticks."""
     agenda = call.daemon.agenda
     row = agenda.ask.schedule(name)
-    options, paused = row["options"], agenda.ask.pause(name) or agenda.ask.pause("")
-    zone = Zone(options["timezone"] or agenda.timezone)
-    times = times_of(options, instant_of(row["anchor_at"]), agenda.timezone)
-    after = max(int(time.time()), instant_of(row["watermark_at"]))
-    return row, {
-        "pipeline": row["pipeline"],
-        "source": source_of(options, row["command"]),
-        **options,
+    paused = agenda.ask.pause(name) or agenda.ask.pause("")
+    times, zone = timing(row["options"], instant_of(row["anchor_at"]), agenda.timezone)
+    return {
+        "pipeline": name,
+        "source": source_of(row["options"], row["command"]),
+        **row["options"],
         "timezone": zone.name,
         "kind": times and times.kind,
         "enabled": bool(row["enabled"]),
         "paused": paused,
         "watermark_at": row["watermark_at"],
         "next_at": row["next_at"] if row["due_at"] and not paused else None,
-        **await preview(times, after, zone),
+        **await preview(times, max(int(time.time()), instant_of(row["watermark_at"])), zone),
     }
 
 
@@ -6836,11 +6832,11 @@ async def why(call: Call, name: PipelineName, *, at: str | None = None) -> Json:
         tau why orders --at 2026-01-01T06:00
     """
     agenda, now = call.daemon.agenda, int(time.time())
-    row, schedule = await find_schedule(call, name)
+    schedule = await find_schedule(call, name)
     asked = None if at is None else parse_time(at, Zone(schedule["timezone"]))
-    tick = tick_at(agenda, row, asked, now)
+    tick = tick_at(agenda, name, asked, now)
     up, down = chains_seen(call, name)
-    held = what_holds(call.daemon, row, up)
+    held = what_holds(call, schedule, up)
     coming = {key: next(iter(schedule[key]), None) for key in ("ticks", "local", "moved")}
     return {
         "pipeline": name,
@@ -6860,17 +6856,16 @@ async def why(call: Call, name: PipelineName, *, at: str | None = None) -> Json:
 SCHEDULE_SHOWN = ("source", *TIMINGS, "timezone", "misfire", "catchup_window_s", "overlap", "enabled", "next_at")
 
 
-def tick_at(agenda: Agenda, row: Json, asked: int | None, now: int) -> Json:
+def tick_at(agenda: Agenda, name: str, asked: int | None, now: int) -> Json:
     """What became of the tick at an instant, or of the last one."""
-    name, nothing = row["pipeline"], {"scheduled_for": None, "decision": "none"}
+    nothing: Json = {"scheduled_for": None, "decision": "none"}
     if asked is None:
-        decided = agenda.ask.decisions(name, 1)
-        undecided = nothing | {"reason": "no tick has been decided yet", "last_run": agenda.ask.last_run(name)}
-        return decided[0] if decided else undecided
-    text = rfc3339(asked)
+        nothing |= {"reason": "no tick has been decided yet", "last_run": agenda.ask.last_run(name)}
+        return next(iter(agenda.ask.decisions(name, 1)), nothing)
+    text, row = rfc3339(asked), agenda.ask.schedule(name)
     if (found := agenda.ask.decision_on(name, text)) is not None:
         return found
-    times = times_of(row["options"], instant_of(row["anchor_at"]), agenda.timezone)
+    times, _ = timing(row["options"], instant_of(row["anchor_at"]), agenda.timezone)
     is_tick = times is not None and (times.next(asked - 1) or [None])[0] == asked
     if is_tick and asked > instant_of(row["watermark_at"]):
         reason = "it is still to come" if asked > now else "it has not been decided yet"
@@ -6879,22 +6874,21 @@ def tick_at(agenda: Agenda, row: Json, asked: int | None, now: int) -> Json:
     return nothing | {"reason": reason, "before": next(iter(agenda.ask.decisions(name, 1, text)), None)}
 
 
-def what_holds(daemon: Daemon, row: Json, upstream: list[Json]) -> list[Json]:
+def what_holds(call: Call, schedule: Json, upstream: list[Json]) -> list[Json]:
     """What keeps a pipeline from running by itself just now, each with its particulars."""
-    ask, name, overlap = daemon.agenda.ask, row["pipeline"], row["options"]["overlap"]
+    ask, name, overlap = call.daemon.agenda.ask, schedule["pipeline"], schedule["overlap"]
     pauses = [(ask.pause(name), f"tau resume {name}"), (ask.pause(""), "tau resume --all")]
     active = [] if overlap == "allow" else ask.unfinished(name)
-    queued = daemon.store.ask.totals()["queued"]
-    most = daemon.store.ask.version(name, None)["options"].get("max_concurrent")
+    queued = call.ask.totals()["queued"]
+    most = call.ask.version(name, None)["options"].get("max_concurrent")
+    full = most is not None and ask.live_runs(name) >= most
     waiting = [one["pipeline"] for one in upstream if one["run_id"] is None]
     held = [
-        not row["enabled"] and {"by": "disabled", "hint": f"tau schedule {name} --enable"},
+        not schedule["enabled"] and {"by": "disabled", "hint": f"tau schedule {name} --enable"},
         *(one and {"by": "paused", **one, "all": hint.endswith("--all"), "hint": hint} for one, hint in pauses),
         active and {"by": "overlap", "overlap": overlap, "run_ids": active[:TICKS_SHOWN]},
-        queued >= daemon.settings["max_queued"] and {"by": "queue full", "queued": queued, "hint": "tau status"},
-        most is not None
-        and ask.live_runs(name) >= most
-        and {"by": "max_concurrent", "max_concurrent": most, "hint": f"tau runs {name}"},
+        queued >= call.daemon.settings["max_queued"] and {"by": "queue full", "queued": queued, "hint": "tau status"},
+        full and {"by": "max_concurrent", "max_concurrent": most, "hint": f"tau runs {name}"},
         waiting and {"by": "upstream", "waiting_for": waiting},
     ]
     return [one for one in held if one]
@@ -6987,10 +6981,9 @@ async def backfill(
     """
     agenda, now = call.daemon.agenda, int(time.time())
     row = agenda.ask.schedule(name)
-    times = times_of(row["options"], instant_of(row["anchor_at"]), agenda.timezone)
+    times, zone = timing(row["options"], instant_of(row["anchor_at"]), agenda.timezone)
     if times is None:
         raise BadRequest(f"'{name}' has no schedule: there are no ticks", f'tau schedule {name} "0 6 * * *"')
-    zone = Zone(row["options"]["timezone"] or agenda.timezone)
     begin, end = parse_time(from_, zone), min(now if to is None else parse_time(to, zone), now)
     found = await asyncio.to_thread(lambda: [*itertools.islice(past_ticks(times, begin, end), BACKFILL_TICKS_MAX + 1)])
     if len(found) > BACKFILL_TICKS_MAX or begin > end:
@@ -6998,12 +6991,12 @@ async def backfill(
         raise BadRequest(f"no backfill from {from_} to {to or 'now'}: {message}", "choose another --from and --to")
     known = agenda.ask.tick_runs(name, rfc3339(begin), rfc3339(end))
     wanted = [tick for tick in map(rfc3339, found) if wants_backfill(known.get(tick), only)]
-    chosen = wanted[:limit]
-    runs: list[Json] = [{"scheduled_for": tick, "run_id": None} for tick in chosen]
-    if not dry_run and chosen:
-        runs = await call.write(agenda.backfill, name, chosen, only)
-    again = f"tau backfill {name} --from {from_}" + (f" --to {to}" if to else "") + f" --only {only}"
-    answer = listing("runs", runs, len(wanted), again)
+    if dry_run or not wanted:
+        runs = [{"scheduled_for": tick, "run_id": None} for tick in wanted[:limit]]
+    else:
+        runs = await call.write(agenda.backfill, name, wanted[:limit], only)
+    again = ["tau backfill", name, f"--from {from_}", to and f"--to {to}", f"--only {only}"]
+    answer = listing("runs", runs, len(wanted), *again)
     return {"pipeline": name, "dry_run": dry_run, "ticks": len(found), **answer}
 
 
@@ -7153,8 +7146,7 @@ async def schema(call: Call) -> Json:
             for name, one in OPERATIONS.items()
         ],
         "errors": [
-            {"code": kind.code, "number": kind.number, "exit": kind.exit, "retryable": kind.retryable}
-            for kind in ERRORS.values()
+            {key: getattr(kind, key) for key in ("code", "number", "exit", "retryable")} for kind in ERRORS.values()
         ],
         "moves": MOVES,
         "triggers": TRIGGERS,
@@ -7237,15 +7229,14 @@ def is_within(path: str | None, step: str | None) -> bool:
     return step is None or (path is not None and (path == step or path.startswith(step + "/")))
 
 
-def listing(key: str, rows: list[Json], total: int, get: str, flag: str = "--limit") -> Json:
-    """A list answer; it says what it does not show and how to get it."""
+def listing(key: str, rows: list[Json], total: int, *words: str | None) -> Json:
+    """A list answer; it says what it does not show and with which command to get it."""
     if len(rows) >= total:
         return {key: rows}
-    most = LOGS_MAX if key == "lines" else LIST_MAX
-    more: Json = {"shown": len(rows), "total": total, "get": f"{get} {flag} {min(total, most)}"}
-    if total == most + 1:
-        more["at_least"] = True  # counting stops there
-    return {key: rows, "truncated": more}
+    flag, most = ("--tail", LOGS_MAX) if key == "lines" else ("--limit", LIST_MAX)
+    get = " ".join([*filter(None, words), flag, str(min(total, most))])
+    more: Json = {"shown": len(rows), "total": total, "get": get}
+    return {key: rows, "truncated": more | {"at_least": True} if total == most + 1 else more}  # counting stops there
 
 
 def describe(store: Store, run_id: str, full: bool = False, number: int | None = None) -> Json:
@@ -7254,8 +7245,8 @@ def describe(store: Store, run_id: str, full: bool = False, number: int | None =
     The trace is that of an attempt, the last one unless its *number* is given.
     """
     run, attempt, steps, tail, observed = store.ask.whole_run(run_id, number)
-    ended = (attempt["ended"] if attempt else None) or {}
-    spent = ("cpu_ms", "max_rss_bytes", "exit_code", "signal")
+    attempt = attempt or {}
+    ended = attempt.get("ended") or {}
     version = store.ask.version(run["pipeline"], run["version"])
     executor = run["executor"] or version["options"].get("executor")
     document = {
@@ -7265,11 +7256,11 @@ def describe(store: Store, run_id: str, full: bool = False, number: int | None =
         "trace": {
             "steps": nest(steps),
             **told_observations(observed),
-            "log_lines": attempt["log_lines"] if attempt else 0,
-            "log_dropped": attempt["log_dropped"] if attempt else 0,
+            "log_lines": attempt.get("log_lines", 0),
+            "log_dropped": attempt.get("log_dropped", 0),
             "log_tail": [line["message"] for line in tail],
         },
-        "resources": {key: ended.get(key) for key in spent},
+        "resources": {key: ended.get(key) for key in ("cpu_ms", "max_rss_bytes", "exit_code", "signal")},
         "next": next_commands(run, version["entry"], os.path.isdir(os.path.join(store.home, "memos", run_id))),
     }
     return document if full else shorten(document)
@@ -7290,8 +7281,9 @@ def next_commands(run: Json, entry: str, kept: bool) -> list[str]:
     """
     name, run_id = run["pipeline"], run["run_id"]
     see_log, again = f"tau logs {name} --run {run_id}", f"tau run {name}"
-    if run["params"] and len(text := encode_json(run["params"])) < 500:
-        again += " --params '" + text.replace("'", "'\\''") + "'"
+    text = encode_json(run["params"]).replace("'", "'\\''")
+    if run["params"] and len(text) < 500:
+        again += f" --params '{text}'"
     if run["executor"] is not None:
         again += f" --executor {run['executor']}"
     if run["status"] not in FINAL:
@@ -7654,15 +7646,14 @@ def find_entries(sources: dict[str, bytes], main: list[str], entry: str | None) 
     if entry is not None and entry not in sources:
         hint = did_you_mean(entry, sources, f"one of {', '.join(sorted(sources))[:500]}")
         raise BadRequest(f"the entry '{entry[:WORD_MAX]}' is not among the files", hint)
+    if entry is not None or len(main) == 1:
+        check_source(entry or main[0], sources[entry or main[0]])
+        return [entry or main[0]]
     decorated = re.compile(rb"^[ \t]*@(\w+\.)*pipeline\b", re.MULTILINE)
     entries = [path for path in sorted(main) if re.fullmatch(r"[^/]+\.py", path) and decorated.search(sources[path])]
-    if entry is not None or len(main) == 1:
-        entries = [entry or main[0]]
     if not entries:
         hint = "say which file is loaded: --entry main.py"
         raise LoadFailed("no file of the folder uses @pipeline", hint, kind="load")
-    for path in entries:
-        check_source(path, sources[path])
     return entries
 
 
@@ -8678,7 +8669,7 @@ class Agenda:
         times = times_of(options, now, self.timezone)
         if times is not None and enabled is not False and times.next(now) is None:
             hint = f"a time to come, such as --at {rfc3339(now + 3600)}"
-            raise BadRequest(f"the schedule of '{name}' would never be due: all its ticks are in the past", hint)
+            raise BadRequest(f"the schedule of '{name}' would never be due: all of it is in the past", hint)
         return self.sync(name, actor, command, enabled)
 
     def demand_live(self, name: str) -> Json:
@@ -11234,15 +11225,19 @@ async def run_to_end(words: list[str], log: list[str], patience: float) -> int:
     """The exit code of a command, its output added to the log.  However this ends, its processes are gone."""
     environ = public_environment() | {"PIP_DISABLE_PIP_VERSION_CHECK": "1", "PIP_NO_INPUT": "1"}
     pipe, null = asyncio.subprocess.PIPE, asyncio.subprocess.DEVNULL
-    process = await asyncio.create_subprocess_exec(
-        *words, stdin=null, stdout=pipe, stderr=asyncio.subprocess.STDOUT, env=environ, start_new_session=True
+    starting = asyncio.ensure_future(
+        asyncio.create_subprocess_exec(
+            *words, stdin=null, stdout=pipe, stderr=asyncio.subprocess.STDOUT, env=environ, start_new_session=True
+        )
     )
     try:
+        process = await asyncio.shield(starting)
         said, _ = await asyncio.wait_for(process.communicate(), patience)
         log += said.decode("utf-8", "replace").splitlines()
     except TimeoutError:
         log.append(f"it took longer than [daemon] build_timeout_s = {patience:g}")
     finally:
+        process = await starting  # also if we were told to give up while it was being started
         if process.returncode is None:
             os.killpg(process.pid, signal.SIGKILL)
             await process.wait()

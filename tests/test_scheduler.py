@@ -1190,7 +1190,7 @@ BAD = [
         '\'misfire\': expected one of "last", "skip", "all", given string "never"',
     ),
     (["schedule", "bad_input", "--overlap", "skipp"], '\'overlap\': expected one of "skip", "queue"'),
-    (["schedule", "bad_input", "--catchup-window", "-1"], "the catch-up window must be"),
+    (["schedule", "bad_input", "--catchup-window", "-1"], "'catchup_window' must be"),
     (["schedule", "bad_input", "--disable", "--enable"], "opposites"),
     (["backfill", "bad_input"], "'backfill' needs 'from'"),
     (["backfill", "bad_input", "--from", "2026-01-01"], "has no schedule"),
