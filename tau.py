@@ -55,6 +55,7 @@ if TYPE_CHECKING:
     import asyncio
     import base64
     import bisect
+    import collections
     import contextlib
     import csv
     import ctypes
@@ -161,12 +162,12 @@ else:
             return getattr(module, attribute)
 
     for name in (
-        *("argparse", "ast", "asyncio", "base64", "bisect", "contextlib", "croniter", "csv", "ctypes", "datetime"),
-        *("decimal", "difflib", "email.utils", "fcntl", "fnmatch", "functools", "graphlib", "grp", "gzip", "hashlib"),
-        *("hmac", "http.client", "importlib.util", "inspect", "linecache", "logging", "operator", "pickle", "pwd"),
-        *("queue", "random", "re", "resource", "select", "shlex", "shutil", "signal", "sqlite3", "ssl", "struct"),
-        *("subprocess", "tarfile", "tempfile", "textwrap", "threading", "tomllib", "traceback", "typing"),
-        *("urllib.parse", "uuid", "zlib", "zoneinfo"),
+        *("argparse", "ast", "asyncio", "base64", "bisect", "collections", "contextlib", "croniter", "csv", "ctypes"),
+        *("datetime", "decimal", "difflib", "email.utils", "fcntl", "fnmatch", "functools", "graphlib", "grp"),
+        *("gzip", "hashlib", "hmac", "http.client", "importlib.util", "inspect", "linecache", "logging", "operator"),
+        *("pickle", "pwd", "queue", "random", "re", "resource", "select", "shlex", "shutil", "signal", "sqlite3"),
+        *("ssl", "struct", "subprocess", "tarfile", "tempfile", "textwrap", "threading", "tomllib", "traceback"),
+        *("typing", "urllib.parse", "uuid", "zlib", "zoneinfo"),
     ):
         globals()[name.partition(".")[0]] = Later(name)
 
@@ -12115,11 +12116,8 @@ def prepare(attempt: Attempt) -> None:
         os.dup2(file, number)
         os.close(file)
     limit_process(job["limits"], job.get("group"))
-    try:
-        os.chdir(job["directory"])
-    except FileNotFoundError:
-        make_directory(job["directory"])
-        os.chdir(job["directory"])
+    make_directory(job["directory"])
+    os.chdir(job["directory"])
     if job["kind"] == "run":
         os.environ["TAU_RUN_ID"] = job["run_id"]
     sys.argv = [os.path.join(job["folder"], job["entry"])]
@@ -15488,7 +15486,7 @@ class Journal:
         self.descriptor = self.open()
         self.waiting = b""  # lines that have found no room on the disk
         self.lines = self.bytes = 0  # of log records
-        self.tail: list[bytes] = []  # the last lines beyond the limit, written at the end
+        self.tail = collections.deque[bytes](maxlen=LOG_TAIL)  # the last lines beyond the limit, written at the end
         self.dropped = 0  # lines that fell out of the tail and were not yet reported
         self.observed = 0
         self.reported_at = self.progressed_at = 0.0  # when dropped lines and progress were last written
@@ -15576,15 +15574,10 @@ class Journal:
 
     def keep_tail(self, line: bytes) -> None:
         """Beyond the limit: remembers the last lines, and reports now and then how many are lost."""
+        self.dropped += len(self.tail) == LOG_TAIL
         self.tail.append(line)
-        if len(self.tail) > 2 * LOG_TAIL:
-            self.cut_tail()
-            if monotonic() - self.reported_at > 1.0:
-                self.report_dropped()
-
-    def cut_tail(self) -> None:
-        self.dropped += len(self.tail[:-LOG_TAIL])
-        del self.tail[:-LOG_TAIL]
+        if monotonic() - self.reported_at > 1.0:
+            self.report_dropped()
 
     def report_dropped(self) -> None:
         """Writes how many lines were dropped since the last report."""
@@ -15595,7 +15588,6 @@ class Journal:
     def finish(self) -> None:
         """The last word of progress, the count of dropped lines and the last lines are in the journal."""
         self.say_progress()
-        self.cut_tail()
         self.report_dropped()
         for line in self.tail:
             self.write_bytes(line)
@@ -15642,18 +15634,16 @@ class Step:
         self.start(CURRENT.get())
         CURRENT.set(self)
         if self.timeout is not None and self.limit is None:
-            self.limit = Alarm(self)
+            self.limit = Alarm(self.timeout, self.too_late)
         self.began = perf_counter()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, problem: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *exception: Any) -> None:
         took = (perf_counter() - self.began) * 1000
         if type(self.limit) is Alarm:
             self.limit.stop()
         CURRENT.set(self.outer)
-        self.finish(problem, took)
+        self.finish(exception[1], took)
 
     async def __aenter__(self) -> Step:
         if self.timeout is not None:
@@ -15661,18 +15651,16 @@ class Step:
             await self.limit.__aenter__()
         return self.__enter__()
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, problem: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *exception: Any) -> None:
         late: StepTimeout | None = None
         if self.limit is not None:
             try:
-                await self.limit.__aexit__(kind, problem, trace)
+                await self.limit.__aexit__(*exception)
             except TimeoutError:
                 late = self.too_late()
-        self.__exit__(kind, late or problem, trace)
+        self.__exit__(None, late or exception[1], None)
         if late is not None:
-            raise late from problem
+            raise late from exception[1]
 
     def too_late(self) -> StepTimeout:
         return StepTimeout(f"step '{self.path}' took longer than {self.timeout:g} s", "raise its timeout")
@@ -15707,30 +15695,28 @@ class Step:
 
 
 class Alarm:
-    """Raises StepTimeout in the main thread when a step has taken too long, unless it is stopped before."""
+    """Raises an error in the main thread when something has taken too long, unless it is stopped before."""
 
-    def __init__(self, step: Step) -> None:
-        assert step.timeout is not None
-        self.began, self.armed = monotonic(), False
+    def __init__(self, seconds: float, make_error: Callable[[], BaseException]) -> None:
         if threading.current_thread() is not threading.main_thread():
             raise BadRequest("a step's timeout works in the main thread only", "use `async with` and await")
-        self.left = signal.getitimer(signal.ITIMER_REAL)[0]  # until the alarm of a step around it
-        if not 0 < self.left <= step.timeout:
-            self.armed = True
 
-            def ring(number: int, frame: FrameType | None) -> None:
-                raise step.too_late()
+        def ring(number: int, frame: FrameType | None) -> None:
+            raise make_error()
 
+        self.began, self.left = monotonic(), signal.getitimer(signal.ITIMER_REAL)[0]
+        self.armed = not 0 < self.left <= seconds  # else the alarm of a step around it comes first
+        if self.armed:
             self.before = signal.signal(signal.SIGALRM, ring)
-            signal.setitimer(signal.ITIMER_REAL, step.timeout)
+            signal.setitimer(signal.ITIMER_REAL, seconds)
 
     def stop(self) -> None:
         """The alarm around it, if there is one, goes on."""
         if self.armed:
-            rest = max(self.left - (monotonic() - self.began), 1e-3) if self.left else 0.0
             signal.setitimer(signal.ITIMER_REAL, 0)
             signal.signal(signal.SIGALRM, self.before)
-            signal.setitimer(signal.ITIMER_REAL, rest)
+            if self.left:
+                signal.setitimer(signal.ITIMER_REAL, max(self.left - (monotonic() - self.began), 1e-3))
 
 
 def row_count(count: Any) -> int | None:
@@ -15913,22 +15899,20 @@ def to_json(value: Any, path: str, level: int = 0) -> Any:
         return sorted((to_json(item, f"{path}{{}}", level + 1) for item in value), key=encode_json)
     if isinstance(value, (bytes, bytearray, memoryview)):
         return {"bytes": len(value)}
-    if hasattr(value, "__dataclass_fields__") and not isinstance(value, type):
-        fields = {name: getattr(value, name) for name in value.__dataclass_fields__}
-        return to_json(fields, path, level + 1)
     for attribute, convert in CONVERSIONS:
         if hasattr(kind, attribute):
             return to_json(convert(value), path, level + 1)
     if kind.__name__ in ("Decimal", "UUID"):
         return str(value)
-    if isinstance(value, (str, int, float)):  # of a class of their own
-        base = next(base for base in (str, int, float) if isinstance(value, base))
-        return to_json(base(value), path, level + 1)
+    for base in (str, int, float):
+        if isinstance(value, base):
+            return to_json(base(value), path, level + 1)
     raise BadResult(f"{path} is a {kind.__module__}.{kind.__qualname__}, which has no JSON form")
 
 
-#: An attribute of a class → how its instances become JSON: enums, dates and times, paths, timedeltas, numpy.
+#: An attribute of a class → how its instances become JSON: dataclasses, enums, dates, paths, timedeltas, numpy.
 CONVERSIONS: tuple[tuple[str, Callable[[Any], Any]], ...] = (
+    ("__dataclass_fields__", lambda value: {name: getattr(value, name) for name in value.__dataclass_fields__}),
     ("_value2member_map_", lambda value: value.value),
     ("isoformat", lambda value: value.isoformat()),
     ("__fspath__", os.fspath),
@@ -15941,9 +15925,12 @@ def key_text(key: Any, path: str, holder: dict[Any, Any]) -> str:
     """A key as JSON's text; BadResult if that would be another key too."""
     if isinstance(key, str):
         return key
-    if not isinstance(key, (int, float, bool)) and key is not None and not hasattr(key, "isoformat"):
+    if hasattr(key, "isoformat"):
+        text: str = key.isoformat()
+    elif key is None or isinstance(key, (int, float)):
+        text = str(key)
+    else:
         raise BadResult(f"{path} has the key {safe_repr(key)}, which is not text")
-    text = key.isoformat() if hasattr(key, "isoformat") else str(key)
     if text in holder:
         raise BadResult(f"{path} has two keys that JSON writes as '{text}'")
     return text
@@ -16085,18 +16072,16 @@ class TookTooLong(BaseException):
 def timed(work: Callable[[Any], str], value: Any) -> str:
     """work(value), or why there is none: user code may raise, hang or answer a gigabyte here."""
 
-    def ring(number: int, frame: FrameType | None) -> None:
-        raise TookTooLong
-
     if threading.current_thread() is not threading.main_thread():
         return work(value)
-    before, left = signal.signal(signal.SIGALRM, ring), signal.setitimer(signal.ITIMER_REAL, REPR_S)
+    alarm = Alarm(REPR_S, TookTooLong)
     try:
         try:
             return work(value)
         finally:
-            signal.setitimer(signal.ITIMER_REAL, *left)  # an alarm of user code goes on
-            signal.signal(signal.SIGALRM, before)
+            alarm.stop()
+    except StepTimeout:
+        raise  # that of a step, which was to come even sooner
     except TookTooLong:
         return f"<{type(value).__name__}: took too long to print>"
     except BaseException as problem:
@@ -16113,28 +16098,30 @@ def safe_repr(value: Any) -> str:
     return timed(short_repr, value)[:LOCAL_BYTES]
 
 
-#: Plain containers → their brackets.  reprlib would do, but it sorts keys and shows what looks secret.
-BRACKETS: dict[type, str] = {dict: "{}", list: "[]", tuple: "()", set: "{}"}
+#: Plain containers → their forms.  reprlib would do, but it sorts keys and shows what looks secret.
+CONTAINERS: dict[type, str] = {dict: "{%s}", list: "[%s]", tuple: "(%s)", set: "{%s}"}
 ITEMS_SHOWN = 6
 
 
 def short_repr(value: Any, level: int = 0) -> str:
     """A repr of the first items of each container, in which the values of secret-looking keys are `***`."""
-    kind = next((one for one in BRACKETS if isinstance(value, one)), type(value))
+    kind = next((one for one in CONTAINERS if isinstance(value, one)), type(value))
     if kind is str and len(value) > LOCAL_BYTES:
         return f"{SECRETS.text(value)[: LOCAL_BYTES // 2]!r}…"
-    if kind not in BRACKETS or not value:
+    if kind not in CONTAINERS or not value:
         return SECRETS.text(repr(value))[:LOCAL_BYTES]
     if level > 2:
         return "…"
-    shown = list(itertools.islice(value.items() if kind is dict else value, ITEMS_SHOWN))
-    if kind is dict:
-        pairs = [(key, "***" if is_secret(key) else item) for key, item in shown]
-        texts = [f"{short_repr(key, 2)}: {short_repr(item, level + 1)}" for key, item in pairs]
-    else:
-        texts = [short_repr(item, level + 1) for item in shown]
-    more = ["..."] if len(value) > ITEMS_SHOWN else [""] if kind is tuple and len(value) == 1 else []
-    return BRACKETS[kind][0] + ", ".join(texts + more).removesuffix(" ") + BRACKETS[kind][1]
+    texts = []
+    for item in itertools.islice(value, ITEMS_SHOWN):
+        if kind is dict:
+            shown = "***" if is_secret(item) else value[item]
+            texts.append(f"{short_repr(item, 2)}: {short_repr(shown, level + 1)}")
+        else:
+            texts.append(short_repr(item, level + 1))
+    if len(value) > ITEMS_SHOWN:
+        texts.append("...")
+    return CONTAINERS[kind] % (", ".join(texts) + "," * (kind is tuple and len(value) == 1))
 
 
 # --- The door ------------------------------------------------------------------------------
