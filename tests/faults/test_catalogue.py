@@ -149,8 +149,8 @@ S6 | two daemons
 S7 | the database is of a newer Tau
     test_a_database_of_a_newer_tau_is_refused_untouched test_what_cannot_be_used_is_refused_untouched
 S8 | the database is of an older Tau | copied to `tau.db.before-vN`
-    test_a_store_of_every_schema_opens_with_its_runs test_before_a_migration_there_is_a_whole_copy
-    test_an_upgrade_under_a_live_run_and_the_way_back test_a_released_migration_is_never_edited
+    test_a_migration_killed_at_any_statement_is_done_or_undone test_before_a_migration_there_is_a_whole_copy
+    test_an_upgrade_under_a_live_run_and_the_way_back
 S9 | a backup while runs are added
     test_a_backup_made_while_runs_are_added_has_all_that_was_acknowledged
 S10 | very many runs | 1,000,000 runs stored
