@@ -161,7 +161,9 @@ def test_a_required_python_is_compared_part_by_part(wanted: str, admitted: bool)
 
 def test_uv_is_used_where_it_is_on_the_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert module.build_commands("/e", ["a"])[0] == [sys.executable, "-m", "venv", "/e"]
+    make, install = module.build_commands("/e", ["a"])
+    assert make == [sys.executable, "-m", "venv", "/e", "--without-pip"]
+    assert install[:5] == [sys.executable, "-m", "pip", "--python", "/e/bin/python"]
     (tmp_path / "uv").write_text("#!/bin/sh\n")
     (tmp_path / "uv").chmod(0o700)
     assert module.build_commands("/e", ["a"])[1] == [

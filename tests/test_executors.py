@@ -326,10 +326,10 @@ def test_a_flood_does_not_keep_a_run_from_being_cancelled(far: Tau) -> None:
         f"import os\ndef it(ctx):\n    open({str(path)!r}, 'w').write(str(os.getpid()))\n    os.system('yes')"
     )
     run_id = far("run", "it", "--executor", "quiet", "--detach")["run_id"]
-    eventually(lambda: far("inspect", run_id)["trace"]["log_lines"] > 1_000_000, 30)
+    eventually(lambda: far("inspect", run_id)["trace"]["log_lines"] > 200_000, 30)
     assert far("cancel", run_id)["status"] == "cancelled"
     assert not is_running(int(path.read_text()))
-    assert far("inspect", run_id)["trace"]["log_lines"] > 1_000_000
+    assert far("inspect", run_id)["trace"]["log_lines"] > 200_000
 
 
 def test_cancelled_code_may_clean_up_and_is_heard(far: Tau) -> None:
@@ -431,7 +431,7 @@ def test_a_connection_that_falls_silent_is_a_lost_run(far: Tau) -> None:
 
 
 def test_a_quiet_run_is_not_a_silent_connection(far: Tau) -> None:
-    far.deploy_it(f"import time\ndef it(ctx):\n    time.sleep({2 * LOST_AFTER_S})\n    return 1")
+    far.deploy_it(f"import time\ndef it(ctx):\n    time.sleep({LOST_AFTER_S + 0.5})\n    return 1")
     assert far("run", "it", "--executor", "quiet")["result"] == 1
 
 
@@ -741,7 +741,8 @@ def test_many_at_once_each_with_its_own_end(lone: Tau) -> None:
 @pytest.mark.parametrize("lone", [config_of(shell('while :; do sleep 600; done & exec "$@"'))], indirect=True)
 def test_what_the_command_leaves_behind_here_is_ended_too(lone: Tau) -> None:
     assert run_far(lone, "def it(ctx):\n    return 1")["result"] == 1
-    eventually(lambda: [one for one in lone.remains() if one not in lone.processes()] == [])
+    left = lambda: {Path(f"/proc/{pid}/comm").read_text().strip() for pid in lone.remains()} & {"sh", "sleep"}  # noqa: E731
+    eventually(lambda: not left())
 
 
 STRANGE = [

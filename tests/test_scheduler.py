@@ -820,8 +820,8 @@ ZONES = (
     *("UTC", "America/New_York", "Europe/London", "Australia/Lord_Howe", "Asia/Kolkata", "America/Santiago"),
     *("Africa/Casablanca", "Pacific/Chatham", "Antarctica/Troll"),
 )
-#: So many schedules share a world; `TAU_SIMULATION=full` simulates eight of them, a process each.
-WORLD = 25
+#: So many schedules share a world; TAU_SIMULATION=full simulates eight of them, a process each.
+WORLD = 25 if "TAU_FAULTS" in os.environ or "TAU_SIMULATION" in os.environ else 10
 SCHEDULES = 8 * WORLD if os.environ.get("TAU_SIMULATION") == "full" else WORLD
 YEARS_S = 730 * DAY
 SEED = int(os.environ.get("TAU_SEED", "20260101"))
