@@ -4990,12 +4990,12 @@ class Daemon:
             await self.close()
             os.close(lock)
 
-    def on_commit(self, run_ids: set[str], *settled: Any) -> None:
+    def on_commit(self, run_ids: set[str], *due: Any) -> None:
         """Something about these runs is on disk now: whoever waits hears of it, and what is due begins."""
         for run_id in run_ids:
             self.feed.changed(run_id)
-        if settled:
-            self.scheduler.begin(*settled)
+        if due:
+            self.scheduler.begin(*due)
 
     @property
     def stopping(self) -> bool:
@@ -7716,6 +7716,7 @@ class Scheduler:
         self.seen: Clocks | None = None  # the clocks when ticks were last decided, on disk; None before that
         self.unset = False  # whether the ledger says that the clock shows a time that cannot be
         self.stuck_at = 0.0  # since when nothing can be written
+        self.due_at: float | None = None  # when anything is due next
         self.patience = ALIVE_S  # how long at most the timer runs
         self.timer: asyncio.TimerHandle | None = None
         self.refreshed_at = 0.0  # when all ticks were last computed anew
@@ -7787,32 +7788,37 @@ class Scheduler:
         jobs = [] if self.executor.paused else self.store.admit_some(self.executor.starter.server)
         return jobs, self.agenda.next_due(self.clock.time())
 
-    def settled(self, decided: Any, admitted: Any) -> None:
-        """What a group ended with is on disk, or has failed: only what is on disk has been seen."""
+    def settled(self, decided: Any, admitted: Any) -> tuple[list[str], list[Json]]:
+        """What a group ended with is on disk, or has failed: the runs to stop, and the jobs to begin.
+
+        Only what is on disk has been seen; what has failed is tried again in a moment.
+        """
+        now, stops, (jobs, self.due_at) = self.clock.time(), [], ([], None)
+        if not isinstance(admitted, TauError):
+            jobs, self.due_at = admitted
         if not isinstance(decided, TauError):
-            self.seen, self.unset, _ = decided
+            self.seen, self.unset, stops = decided
             self.stuck_at = 0.0
         elif isinstance(decided, StorageFull) and not self.stuck_at:
             logging.getLogger("tau").error("scheduler: %s", decided)
-            self.stuck_at = self.clock.time()
-        self.patience = ALIVE_S if not isinstance(admitted, TauError) and admitted[1] is None else WATCH_S
+            self.stuck_at = now
+        if isinstance(admitted, TauError) or isinstance(decided, TauError):
+            self.due_at = now + WATCH_S
+        self.patience = ALIVE_S if self.due_at is None else WATCH_S
+        return stops, jobs
 
     # On the loop.
 
-    def begin(self, decided: Any, admitted: Any) -> None:
+    def begin(self, stops: list[str], jobs: list[Json]) -> None:
         """What a group has decided begins; the timer is set for what is due next."""
         if self.closing:
             return
-        now, pause = self.clock.time(), WATCH_S
-        if not isinstance(decided, TauError):
-            for run_id in decided[2]:
-                self.executor.spawn(self.executor.stop(run_id, "cancelled"))
-        if not isinstance(admitted, TauError):
-            jobs, due_at = admitted
-            for job in jobs:
-                self.executor.dispatch(job)
-            if not isinstance(decided, TauError):
-                pause = self.patience if due_at is None else max(0.0, min(due_at - now, self.patience))
+        for run_id in stops:
+            self.executor.spawn(self.executor.stop(run_id, "cancelled"))
+        for job in jobs:
+            self.executor.dispatch(job)
+        now = self.clock.time()
+        pause = self.patience if self.due_at is None else max(0.0, min(self.due_at - now, self.patience))
         if self.timer is not None:
             self.timer.cancel()
         self.timer = asyncio.get_running_loop().call_later(pause, self.store.database.ring)
@@ -7940,7 +7946,7 @@ class Process:
         self.ended: Json | None = None  # the fork server's end record
         self.stopping: str | None = None  # the status it is being stopped for
         self.position = dict(NOWHERE)
-        self.log_lines = self.log_dropped = 0
+        self.kept = self.dropped = 0  # log lines
         self.unsaved: list[Json] = []  # trace records that have been read and are not stored yet
         self.is_saved = True  # whether the store knows how far it has been read
         self.tails: dict[str, list[bytes]] = {}  # last lines of an output beyond the limit, kept for its end
@@ -7980,8 +7986,8 @@ class Process:
             "process": {**(self.start or {}), "server": self.server},
             "outcome": self.outcome,
             "ended": self.end(),
-            "log_lines": self.log_lines,
-            "log_dropped": self.log_dropped,
+            "log_lines": self.kept + self.dropped,
+            "log_dropped": self.dropped,
         }
 
     def restore(self, state: Json) -> None:
@@ -7989,7 +7995,7 @@ class Process:
         self.position, self.server = state["position"], state["process"]["server"]
         self.start = state["process"] if "pid" in state["process"] else None
         self.outcome, self.ended = state["outcome"], state["ended"]
-        self.log_lines, self.log_dropped = state["log_lines"], state["log_dropped"]
+        self.kept, self.dropped = state["log_lines"] - state["log_dropped"], state["log_dropped"]
         self.stopping, self.timeout_s = state["stopping"], state["timeout"]
 
     def read(self, limits: Json, final: bool) -> bool:
@@ -8029,11 +8035,9 @@ class Process:
         elif kind in ("returned", "raised"):
             self.outcome = record
         elif kind == "dropped":
-            self.log_lines += record["lines"]
-            self.log_dropped += record["lines"]
-        elif kind == "log" and self.log_lines - self.log_dropped >= limits["log_lines"] + 2 * LOG_TAIL:
-            self.log_lines += 1  # forks of a run keep within its limit each by itself
-            self.log_dropped += 1
+            self.dropped += record["lines"]
+        elif kind == "log" and self.kept >= limits["log_lines"] + 2 * LOG_TAIL:
+            self.dropped += 1  # forks of a run keep within its limit each by itself
         else:
             self.add(trace_record(record))
 
@@ -8054,23 +8058,20 @@ class Process:
     def add(self, record: Json) -> None:
         """Gives a trace record its place."""
         self.position["n"] += 1
-        self.log_lines += record["t"] == "log"
+        self.kept += record["t"] == "log"
         self.unsaved.append(record | {"n": self.position["n"]})
 
     def read_output(self, stream: str, limits: Json, final: bool) -> bool:
         """Makes log records of the new lines of descriptor 1 or 2, up to the limits; whether there are more."""
         lines, more = read_output(self.path, stream, self.position, final)
-        room = limits["log_lines"] - (self.log_lines - self.log_dropped)
-        room = 0 if self.position[stream] > limits["log_bytes"] else max(room, 0)
+        room = max(limits["log_lines"] - self.kept, 0) if self.position[stream] <= limits["log_bytes"] else 0
         kept, beyond = lines[:room], lines[room:]
         if beyond:
-            self.log_lines += len(beyond)
-            self.log_dropped += len(beyond)
+            self.dropped += len(beyond)
             self.tails[stream] = (self.tails.get(stream, []) + beyond)[-LOG_TAIL:]
         if final and not more:
             tail = self.tails.pop(stream, [])
-            self.log_lines -= len(tail)  # they are kept after all
-            self.log_dropped -= len(tail)
+            self.dropped -= len(tail)  # they are kept after all
             kept += tail
         if self.start is not None and self.executor and any(lines):
             said = [line for line in lines if line][-1].decode("utf-8", "replace")
@@ -8253,31 +8254,24 @@ class Executor:
         Should its fork server be killed meanwhile, another one tries again: that says nothing about the file.
         """
         while True:
-            server = self.starter.server
-            outcome = await self.load_once(folder, entry, job)
-            if outcome.status == "success" or server == self.starter.server:
-                return outcome
-
-    async def load_once(self, folder: str, entry: str, job: Json) -> Outcome:
-        """The same, tried once."""
-        stem = f"load-{os.urandom(8).hex()}"
-        process = Process(self.folder, stem, None, 1, self.starter.server)
-        directory = tempfile.mkdtemp(prefix=".load-", dir=os.path.join(self.home, "versions"))
-        job = {"stem": stem, "journal": process.path, "folder": folder, "entry": entry, "directory": directory, **job}
-        try:
-            self.watch_over(process)
-            self.starter.send(job)
-            await asyncio.wait_for(process.closed.wait(), self.settings["load_timeout_s"])
-        except TimeoutError:
-            await self.end(process, "timed_out")
-            await process.closed.wait()
-        except asyncio.CancelledError:
-            self.spawn(self.end(process, "timed_out"))
-            raise
-        finally:
-            shutil.rmtree(directory, ignore_errors=True)
-        assert process.verdict is not None
-        return process.verdict
+            process = Process(self.folder, f"load-{os.urandom(8).hex()}", None, 1, self.starter.server)
+            directory = tempfile.mkdtemp(prefix=".load-", dir=os.path.join(self.home, "versions"))
+            about = {"stem": process.stem, "journal": process.path, "directory": directory}
+            try:
+                self.watch_over(process)
+                self.starter.send({"folder": folder, "entry": entry, **about, **job})
+                await asyncio.wait_for(process.closed.wait(), self.settings["load_timeout_s"])
+            except TimeoutError:
+                await self.end(process, "timed_out")
+                await process.closed.wait()
+            except asyncio.CancelledError:
+                self.spawn(self.end(process, "timed_out"))
+                raise
+            finally:
+                shutil.rmtree(directory, ignore_errors=True)
+            assert process.verdict is not None
+            if process.verdict.status == "success" or process.server == self.starter.server:
+                return process.verdict
 
     # What the fork server says.
 
@@ -10702,8 +10696,8 @@ class Database:
         self.touched: set[str] = set()  # runs that the transaction under way changes
         self.settle: tuple[Callable[[], Any], ...] = ()  # work that is done at the end of each group of writes
         self.wants_checkpoint = False  # whether the transaction under way ends with a checkpoint
-        self.on_settled: Callable[..., None] = lambda *answers: None  # told, on the writer's thread, what it answered
-        self.on_commit: Callable[..., None] = lambda run_ids, *answers: None  # told that, and what changed, on the loop
+        self.on_settled: Callable[..., Any] = lambda *answers: ()  # told, on the writer's thread, what it answered
+        self.on_commit: Callable[..., None] = lambda run_ids, *due: None  # told, on the loop, what changed and is due
         self.thread: threading.Thread | None = None
         self.refused_at: str | None = None  # when a write last found no room on the disk
         self.is_full = False  # whether none has found room since
@@ -10808,10 +10802,9 @@ class Database:
                 group += more or ()
             answers, touched = self.commit([*group, *((work, (), None) for work in self.settle)])
             settled = [answer for (_, _, future), answer in answers if future is None]
-            if settled:
-                self.on_settled(*settled)
+            due = self.on_settled(*settled) if settled else ()
             try:
-                self.loop.call_soon_threadsafe(self.deliver, answers, touched, settled)
+                self.loop.call_soon_threadsafe(self.deliver, answers, touched, due)
             except RuntimeError:
                 pass  # the loop has ended; the facts are on disk all the same
 
@@ -10852,7 +10845,7 @@ class Database:
         logging.getLogger("tau").error("store: %r", problem, exc_info=problem)
         return Internal(f"{type(problem).__name__}: {problem}", "the daemon's log has the traceback")
 
-    def deliver(self, answers: list[tuple[Write, Any]], touched: set[str], settled: list[Any]) -> None:
+    def deliver(self, answers: list[tuple[Write, Any]], touched: set[str], due: Iterable[Any]) -> None:
         """Back on the loop: each writer gets its answer, and who waits for a run hears of it."""
         for (_, _, future), answer in answers:
             if future is None or future.cancelled():
@@ -10861,7 +10854,7 @@ class Database:
                 future.set_exception(answer)
             else:
                 future.set_result(answer)
-        self.on_commit(touched, *settled)
+        self.on_commit(touched, *due)
 
 
 def set_up(db: sqlite3.Connection) -> sqlite3.Connection:

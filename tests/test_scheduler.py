@@ -251,9 +251,9 @@ class World:
         due_at: float | None = 0.0
         while due_at is not None and due_at <= self.clock.wall:
             decided, admitted = await self.write(self.scheduler.decide), await self.write(self.scheduler.admit)
-            self.scheduler.settled(decided, admitted)
-            self.executor.stopped += decided[2]
-            _, due_at = admitted
+            stops, _ = self.scheduler.settled(decided, admitted)
+            self.executor.stopped += stops
+            due_at = self.scheduler.due_at
 
     def end(self) -> None:
         """It is gone."""
@@ -801,7 +801,7 @@ def test_a_scheduler_that_is_closed_ends_whatever_comes_at_the_same_moment(tmp_p
             world.end()
             world.open()
             del world.store.write  # the writer's own thread does it
-            world.store.database.on_commit = lambda run_ids, *settled: world.scheduler.begin(*settled)
+            world.store.database.on_commit = lambda run_ids, *due: world.scheduler.begin(*due)
             world.scheduler.open()
             for turn in range(turns % 8):
                 await asyncio.sleep(0)
