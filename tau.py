@@ -2884,10 +2884,7 @@ def outcome_of(words: list[str]) -> int:
         leave_output(1)
         return complain(StorageFull(f"cannot write the answer: {problem}", "where does stdout go?"), False)
     except Exception as bug:
-        where = bug.__traceback__
-        while where is not None and where.tb_next is not None:
-            where = where.tb_next
-        line = where.tb_lineno if where is not None else 0
+        line = traceback.extract_tb(bug.__traceback__)[-1].lineno
         report = Internal(f"{type(bug).__name__}: {bug} (tau.py:{line})", "please report this")
         return complain(report, "--json" in words)
 
@@ -2909,7 +2906,9 @@ def command(words: list[str]) -> int:
         document: Json = handler((asked, view), **params)
     else:
         with Client(**asked) as client:
-            document = ASKING.get(chosen.name, ask_daemon)(client, chosen.name, params, view)
+            ask = ASKING.get(chosen.name)
+            document = ask(client, chosen.name, params, view) if ask else client.call(chosen.name, params)
+    view.people = view.people or params.get("raw", False)
     if document:
         view.show(chosen.name, document)
     return exit_of(chosen.name, document)
@@ -2931,23 +2930,16 @@ def exit_of_run(run: Json) -> int:
     return 1 if run["status"] in FINAL and run["status"] != "success" else 0
 
 
-def ask_daemon(client: Client, name: str, params: Json, view: View) -> Json:
-    """The answer of the daemon."""
-    return client.call(name, params)
-
-
 def ask_for_run(client: Client, name: str, params: Json, view: View) -> Json:
     """The document of a run, which is shown live on a terminal; always with a key, so that a lost connection can be
     repeated."""
     own_key = "key" not in params
     if own_key:
         params["key"] = os.urandom(12).hex()
-    follow = params.get("follow", False)
-    live = view.people and params.get("wait", True) and not follow
-    if live:
+    if view.people and params.get("wait", True):
         params["follow"] = True
     try:
-        document = client.call(name, params, view.event if follow else view.live if live else None)
+        document = client.call(name, params, view.event)
     except KeyboardInterrupt:
         view.leave_run()
         raise
@@ -2961,12 +2953,6 @@ def ask_for_logs(client: Client, name: str, params: Json, view: View) -> Json:
     """The log; with --follow each line as it comes, and nothing in the end."""
     document = client.call(name, params, view.log_line)
     return {} if params.get("follow") else document
-
-
-def ask_for_code(client: Client, name: str, params: Json, view: View) -> Json:
-    """The source; with --raw as on a terminal."""
-    view.people = view.people or params.get("raw", False)
-    return client.call(name, params)
 
 
 def ask_for_check(client: Client, name: str, params: Json, view: View) -> Json:
@@ -3009,7 +2995,6 @@ ASKING = {
     "run": ask_for_run,
     "retry": ask_for_run,
     "logs": ask_for_logs,
-    "code": ask_for_code,
     "check": ask_for_check,
     "backup": ask_for_backup,
     "version": ask_for_version,
@@ -3070,7 +3055,7 @@ COMMON = {
     "--env": ("NAME", "an environment of `tau env list` (TAU_ENV)"),
     "--host": ("ADDRESS", "unix:///path, tcp://host:port or https://host (TAU_HOST)"),
     "--home": ("DIR", "home of the daemon (TAU_HOME)"),
-    "--json": ("", "JSON, on a terminal too"),
+    "--json": (None, "JSON, on a terminal too"),
 }
 
 
@@ -3096,13 +3081,21 @@ def read_line(words: list[str], parse: Callable[[str, list[str]], Json]) -> tupl
 
 def known_command(group: str, word: str) -> str:
     """The name of a command or of a group of commands; BadRequest names the nearest."""
-    groups = command_groups()
     name = f"{group} {word}".strip()
-    known = [one.words for one in groups[group]] if group else [*shell_commands(), *groups]
+    known = {*shell_commands(), *command_groups()}
     if name not in known:
         page = f"tau {group}" if group else "tau --help"
         raise BadRequest(f"no command '{name[:WORD_MAX]}'", did_you_mean(name, known, f"`{page}` lists them"))
     return name
+
+
+def next_words(group: str) -> dict[str, str]:
+    """The words that can follow in the name of a command, with their meaning: of a group the words after it."""
+    if group:
+        return {entry.words.partition(" ")[2]: entry.summary for entry in command_groups()[group]}
+    words = {words: entry.summary for words, entry in shell_commands().items() if " " not in words}
+    words |= {name: ", ".join(next_words(name)) for name in command_groups()}
+    return words | {"help": "Show the arguments and examples of a command."}
 
 
 def parse_words(name: str, words: list[str]) -> Json:
@@ -3127,11 +3120,9 @@ def parser_of(name: str) -> argparse.ArgumentParser:
     parser = build_parser(chosen) if chosen is not None else group_parser(name)
     common = parser.add_argument_group("which daemon, and how to print")
     for flag, (metavar, meaning) in COMMON.items():
+        how: Json = {"metavar": metavar} if metavar else {"action": "store_const", "const": True}
         # Named for the flag: an argument of the command may have the bare name.
-        if metavar:
-            common.add_argument(flag, dest=flag, metavar=metavar, help=meaning)
-        else:
-            common.add_argument(flag, dest=flag, action="store_const", const=True, help=meaning)
+        common.add_argument(flag, dest=flag, help=meaning, **how)
     return parser
 
 
@@ -3161,17 +3152,12 @@ PAGE_WIDTH = 80
 
 def overview() -> str:
     """One screen: what Tau is, every command by its purpose, first steps, what all commands have in common."""
-    groups = command_groups()
-    first = dict.fromkeys(words.partition(" ")[0] for words in [*shell_commands(), "help"])
-    listed = {name for names in PURPOSES.values() for name in names.split()}
-    more = " ".join(name for name in first if name not in listed)
+    groups, words = command_groups(), next_words("")
+    listed = " ".join(PURPOSES.values()).split()
+    more = " ".join(word for word in words if word not in listed)
     lines = ["tau: deploy, run and inspect pipelines of a taud daemon.", "", "usage: tau COMMAND [...]", ""]
     for purpose, names in (PURPOSES | {"more": more}).items():
-        shown = [
-            f"{name} ({', '.join(verbs_of(groups[name]))})" if name in groups else name
-            for name in names.split()
-            if name in first
-        ]
+        shown = [f"{name} ({words[name]})" if name in groups else name for name in names.split() if name in words]
         if shown:
             lines.append(filled(f"  {purpose:<10} ", ", ".join(shown)))
     return "\n".join([*lines, OVERVIEW_END])
@@ -3193,11 +3179,6 @@ first steps:
 def filled(head: str, text: str) -> str:
     """The words of a text after a head, in lines of PAGE_WIDTH below each other."""
     return textwrap.fill(text, PAGE_WIDTH, initial_indent=head, subsequent_indent=" " * len(head))
-
-
-def verbs_of(group: list[Operation]) -> list[str]:
-    """The second words of the commands of a group."""
-    return [entry.words.partition(" ")[2] for entry in group]
 
 
 def group_page(group: str) -> str:
@@ -3227,29 +3208,25 @@ exit codes:
 def add_argument(parser: argparse.ArgumentParser, argument: Argument) -> None:
     """One argument of an operation becomes one of the shell's; a JSON object becomes two."""
     meaning = argument.meaning.replace("%", "%%")
-    if argument.default not in (None, "") and argument.kind != "bool":
-        meaning += f" [{argument.default}]"
-    how: Json = {"help": meaning, "metavar": argument.name.upper()}
-    if argument.positional:
-        if argument.kind == "list[Json]":
-            how["metavar"] = "FILE"
-        elif argument.kind == "list[RunId]":
-            how["nargs"] = "+"
-        elif not argument.required:
-            how["nargs"] = "?"
-        parser.add_argument(argument.name, **how)
-        return
-    flags = argument.flags
+    how: Json = {"help": meaning, "metavar": METAVARS.get(argument.kind, argument.name.upper())}
     if argument.kind == "bool":
         how = {"help": meaning, "action": "store_const", "const": not argument.default}
-    elif argument.kind == "list[Json]":
-        how |= {"nargs": "+", "metavar": "PATH"}
-    elif argument.kind == "Json":
-        *flags, short = flags
-        how["metavar"] = "JSON"
+    elif argument.default not in (None, ""):
+        how["help"] += f" [{argument.default}]"
+    if argument.kind == "list[RunId]" or (argument.kind == "list[Json]" and not argument.positional):
+        how["nargs"] = "+"
+    elif argument.positional and not argument.required:
+        how["nargs"] = "?"
+    if argument.positional:
+        parser.add_argument(argument.name, **how)
+        return
+    flags = [flag for flag in argument.flags if argument.kind != "Json" or flag.startswith("--")]
     parser.add_argument(*flags, dest=argument.name, **how)
-    if argument.kind == "Json":
-        parser.add_argument(short, dest="pairs", action="append", metavar="KEY=VALUE", help="one of them; repeatable")
+    for flag in argument.flags[len(flags) :]:
+        parser.add_argument(flag, dest="pairs", action="append", metavar="KEY=VALUE", help="one of them; repeatable")
+
+
+METAVARS = {"list[Json]": "PATH", "Json": "JSON"}
 
 
 def read_params(chosen: Operation, options: Json) -> Json:
@@ -3343,7 +3320,7 @@ class Tab:
     def values(self) -> list[Offer]:
         """The words that can stand at the cursor and are no options."""
         if self.place == "command":
-            return self.names()
+            return [*next_words(self.name).items()]
         chosen = shell_commands().get(self.name)
         argument = chosen.arguments.get(self.place) if chosen is not None else None
         if argument is not None and argument.name in CHOICES:
@@ -3353,15 +3330,6 @@ class Tab:
             return [PATHS]
         places = (f"{self.name} {self.place}", self.place, kind)
         return next((VALUES[place](self) for place in places if place in VALUES), [])
-
-    def names(self) -> list[Offer]:
-        """The commands, or those of the group."""
-        groups = command_groups()
-        if self.name:
-            return [(one.words.partition(" ")[2], one.summary) for one in groups[self.name]]
-        single = [(words, one.summary) for words, one in shell_commands().items() if " " not in words]
-        several = [(group, ", ".join(one.words for one in entries)) for group, entries in groups.items()]
-        return [*single, *several, ("help", "Show the arguments and examples of a command.")]
 
     def ask(self, method: str, rows: str, **params: Any) -> list[Json]:
         """Rows of the answer of the daemon that the command line means; none if it takes longer than COMPLETE_S.
@@ -3659,18 +3627,19 @@ def parsed(text: str) -> Json | None:
 def edit_table(text: str, name: str, table: Mapping[str, str] | None) -> str:
     """The text with this table in place of the one of the name, or at the end; or without that.
 
-    A table begins with the blank line above it, if there is one, and ends with its last value: comments after that
-    belong to the next.
+    Comments and blank lines above a header are pieces of their own, so that they stay.
     """
     lines = [f"{key} = {json.dumps(value, ensure_ascii=False)}\n" for key, value in (table or {}).items()]
-    block = "".join([f"[{name}]\n", *lines]) if table is not None else ""
-    text = text if text.endswith("\n") or not text else f"{text}\n"
-    header = rf"^(\n?)[ \t]*\[[ \t]*(['\"]?){re.escape(name)}\2[ \t]*\][ \t]*(?:#.*)?\n"
-    rest = r"(?:(?![ \t]*\[).*\n)*?(?=(?:[ \t]*(?:#.*)?\n)*(?:[ \t]*\[|\Z))"
-    edited, count = re.subn(header + rest, lambda found: block and found[1] + block, text, count=1, flags=re.MULTILINE)
-    if count or not block:
-        return edited
-    return f"{text.rstrip()}\n\n{block}" if text.strip() else block
+    block = f"[{name}]\n{''.join(lines)}" if table else ""
+    pieces = re.split(r"(?m)^(?=(?:[ \t]*(?:#.*)?\n)*(?:[ \t]*\[|\Z))", text)
+    tables = [parsed(piece) if piece.lstrip().startswith("[") else None for piece in pieces]
+    at = next((at for at, found in enumerate(tables) if found and name in found), None)
+    if at is None:
+        return f"{text.rstrip()}\n\n{block}" if text.strip() else block
+    pieces[at] = block
+    if not block and pieces[at - 1] == "\n":
+        del pieces[at - 1]
+    return "".join(pieces)
 
 
 def write_private(path: str, text: str) -> None:
@@ -3729,19 +3698,22 @@ def doctor(desk: tuple[Json, View]) -> Json:
     asked, _ = desk
     with Client(**asked) as client:
         patient = Patient(client)
-        checks = [check_row(name, look, patient) for name, look in CHECKS.items()]
+        checks = [check_row(name, finding_of(look, patient)) for name, look in CHECKS.items()]
         checks += try_everything(client, patient)
     return {"ok": all(check["status"] != "fail" for check in checks), "checks": checks}
 
 
-def check_row(name: str, look: Callable[[Patient], Finding], patient: Patient) -> Json:
-    """What a check has found; an error in it must not keep the others from being made."""
+def finding_of(look: Callable[[Patient], Finding], patient: Patient) -> Finding:
+    """What a check finds; an error in it must not keep the others from being made."""
     try:
-        found = look(patient)
+        return look(patient)
     except Exception as problem:
-        found = "fail", f"{type(problem).__name__}: {problem}", "this should not happen: please report it"
-    status, text, remedy = ("pass", found, "") if isinstance(found, str) else found
-    return {"name": name, "status": status, "found": text, "remedy": remedy}
+        return "fail", f"{type(problem).__name__}: {problem}", "this should not happen: please report it"
+
+
+def check_row(name: str, finding: Finding) -> Json:
+    status, found, remedy = ("pass", finding, "") if isinstance(finding, str) else finding
+    return {"name": name, "status": status, "found": found, "remedy": remedy}
 
 
 class Patient:
@@ -3765,6 +3737,7 @@ class Patient:
             self.wrong = problem
         self.database = database_path(self.settings.get("url", "sqlite:///tau.db"), self.home)
         self.here = os.path.isdir(self.home)  # else it is elsewhere, or not there yet
+        self.processes: list[Json] = self.status["processes"] if self.status else []
 
     def open_database(self) -> contextlib.closing[sqlite3.Connection]:
         """`with` a connection to the store that changes nothing."""
@@ -3923,7 +3896,7 @@ def look_at_fork_server(patient: Patient) -> Finding:
     """The process that starts the runs is there."""
     if patient.status is None:
         return "no daemon, no fork server"
-    pid = next((one["pid"] for one in patient.status["processes"] if one["role"] == "fork server"), None)
+    pid = next((one["pid"] for one in patient.processes if one["role"] == "fork server"), None)
     if patient.here and (pid is None or process_started(pid) is None):
         return "fail", "it is dead", "taud starts another within a second; if not, see its log"
     return f"pid {pid}"
@@ -3941,9 +3914,9 @@ def look_at_leftovers(patient: Patient) -> Finding:
     """Nothing lies about that belongs to nobody."""
     folder, old = os.path.join(patient.home, "runs"), time.time() - LEFT_S
     names = os.listdir(folder) if os.path.isdir(folder) else []
-    live = {one.get("run_id") for one in patient.status["processes"]} if patient.status else set()
-    left = [name for name in names if name.partition(".")[0] not in live]
-    left = [name for name in left if os.path.getmtime(os.path.join(folder, name)) < old]
+    live = {one.get("run_id") for one in patient.processes}
+    dead = [name for name in names if name.partition(".")[0] not in live]
+    left = [name for name in dead if os.path.getmtime(os.path.join(folder, name)) < old]
     if left:
         return "warn", f"{len(left)} old journals in {folder}", "taud reads or removes them when it is started again"
     return f"{len(names)} files of live runs"
@@ -3979,41 +3952,40 @@ def try_everything(client: Client, patient: Patient) -> list[Json]:
         with ThrowAway(client.home) as own:
             return try_canary(own, "in a home that was thrown away")
     except TauError as problem:
-        found = f"a daemon does not even start: {problem}"
-        return [{"name": "canary", "status": "fail", "found": found, "remedy": problem.hint}]
+        return [check_row("canary", ("fail", f"a daemon does not even start: {problem}", problem.hint or SEE_LOG))]
+
+
+SEE_LOG = "see the log of taud"
 
 
 def try_canary(client: Client, where: str) -> list[Json]:
     """A check for each deed of the canary; what follows a failure is not tried, but it is always undeployed."""
-    checks: dict[str, Json] = {}
+    findings: dict[str, Finding] = {}
     run_id, failed = "", False
     for deed, method, params, wanted in CANARY_DEEDS:
         if failed and deed != "undeploy":
             continue
-        began, wrong, remedy = time.monotonic(), "", ""
-        key = {"key": os.urandom(12).hex()} if method in ("run", "retry") else {}
-        run = {"run_id": run_id} if method in ("retry", "cancel") else {}
+        began = time.monotonic()
         try:
-            answer = client.call(method, params | key | run)
+            answer = client.call(method, params | ({"run_id": run_id} if method in ("retry", "cancel") else {}))
             run_id = answer.get("run_id", "")
-            wrong = canary_verdict(answer, wanted)
+            if wanted:
+                check_end(answer, wanted)
+            findings[deed] = f"{(time.monotonic() - began) * 1000:.0f} ms {where}"
         except TauError as problem:
-            wrong, remedy = str(problem), problem.hint
-        failed = failed or bool(wrong)
-        took = f"{(time.monotonic() - began) * 1000:.0f} ms {where}"
-        status, remedy = ("fail", remedy or "see the log of taud") if wrong else ("pass", "")
-        checks[deed] = {"name": f"canary: {deed}", "status": status, "found": wrong or took, "remedy": remedy}
-    return [*checks.values()]
+            failed = True
+            findings[deed] = "fail", str(problem), problem.hint or SEE_LOG
+    return [check_row(f"canary: {deed}", finding) for deed, finding in findings.items()]
 
 
-def canary_verdict(run: Json, wanted: str) -> str:
-    """What is wrong with how a run has ended, if a status is wanted."""
-    if not wanted or run["status"] == wanted:
-        return ""
+def check_end(run: Json, wanted: str) -> None:
+    """Conflict unless a run has ended as it should."""
+    if run["status"] == wanted:
+        return
     if run.get("waited") is False:
-        return f"the run is still {run['status']} after {CANARY_S:g} s: are all slots taken?"
+        raise Conflict(f"the run is still {run['status']} after {CANARY_S:g} s: are all slots taken?")
     error = run.get("error") or {"type": "no error", "message": ""}
-    return f"it ended as {run['status']}, not {wanted}: {error['type']}: {error['message']}"
+    raise Conflict(f"it ended as {run['status']}, not {wanted}: {error['type']}: {error['message']}")
 
 
 # --- 13. Terminal ------------------------------------------------------------------------
@@ -4034,6 +4006,8 @@ MARKS = {"pass": ("✓", "success"), "warn": ("!", "warning"), "fail": ("✗", "
 
 #: Column → a shorter heading than its name.
 HEADINGS = {"version": "ver", "last_status": "last", "duration_ms": "took"}
+#: A cell has at most so many characters.
+CELL_MAX = 60
 #: Columns that are cut where the terminal is narrow, and to how little; names, ids and times are pasted, thus whole.
 ELASTIC = ("tags", "pipelines", "description", "what")
 ELASTIC_MIN = 12
@@ -4081,34 +4055,28 @@ class View:
 
     def rows(self, rows: list[Json], columns: list[str]) -> list[str]:
         """The lines of a table, no wider than the terminal if that can be."""
-        cells = {column: [one_line(cell(row, column), 60) for row in rows] for column in columns}
-        widths = {column: max(len(HEADINGS.get(column, column)), *map(len, texts)) for column, texts in cells.items()}
+        texts = {column: [HEADINGS.get(column, column), *(cell(row, column) for row in rows)] for column in columns}
+        widths = {column: min(max(map(len, texts[column])), CELL_MAX) for column in columns}
         shrink(widths, terminal_width())
-        heads = [HEADINGS.get(column, column).ljust(width) for column, width in widths.items()]
-        lines = [self.paint("  ".join(heads).rstrip(), "bold")]
-        for texts in zip(*(cells[column] for column in widths), strict=True):
-            padded = [
-                self.paint(one_line(text, width).ljust(width), text)
-                for text, width in zip(texts, widths.values(), strict=True)
-            ]
-            lines.append("  ".join(padded).rstrip())
-        return lines
+        cells = [[one_line(text, width).ljust(width) for text in texts[column]] for column, width in widths.items()]
+        head, *body = zip(*cells, strict=True)
+        lines = [self.paint("  ".join(head), "bold")]
+        return lines + ["  ".join(self.paint(text, text.strip()) for text in row).rstrip() for row in body]
 
     def summary(self, run: Json) -> str:
         """How a run ended, for a person: status, result or error with its place, and what to do next."""
         took = "" if run["duration_ms"] is None else f" in {duration(run['duration_ms'])}"
         status = self.paint(run["status"], run["status"])
-        lines = [f"{run['pipeline']} v{run['version']}  {status}{took}  {run['run_id']}"]
-        if run["result"] is not None:
-            lines.append(f"result  {one_line(encode_json(run['result']), 400)}")
-        if error := run["error"]:
-            what = one_line(f"{error['type']}: {error['message']}", 400)
-            lines.append(f"error   {self.paint(what, 'error')}")
-            if error.get("file"):
-                lines.append(f"        {error['file']}:{error['line']}  {one_line(error['code'] or '', 120)}")
-            if error.get("hint"):
-                lines.append(f"hint    {one_line(error['hint'], 400)}")
-        return "\n".join(lines + [f"next    {hint}" for hint in run["next"]])
+        error = run["error"] or {}
+        rows = [
+            ("result", "" if run["result"] is None else encode_json(run["result"])),
+            ("error", f"{error['type']}: {error['message']}" if error else ""),
+            ("", f"{error['file']}:{error['line']}  {error['code'] or ''}" if error.get("file") else ""),
+            ("hint", error.get("hint")),
+            *(("next", hint) for hint in run["next"]),
+        ]
+        lines = [f"{label:<7} {self.paint(one_line(text, 400), label)}" for label, text in rows if text]
+        return "\n".join([f"{run['pipeline']} v{run['version']}  {status}{took}  {run['run_id']}", *lines])
 
     def checks(self, document: Json) -> str:
         """The checks of the doctor, each with its remedy below it."""
@@ -4148,27 +4116,24 @@ class View:
             self.run_id = event["run_id"]
             self.line(f"{event['pipeline']}  {self.run_id}")
         elif kind == "step.started":
-            self.line(self.paint(f"{indent}… {step}", "dim"), path, ends=False)
+            self.line(f"{indent}… {step}", "dim", path, ends=False)
         elif kind == "step.finished":
-            mark = self.paint("✓", "success") if event["status"] == "success" else self.paint("✗", "error")
-            self.line(f"{indent}{mark} {step}  {duration(event['duration_ms'])}{rows_text(event)}", path)
+            mark = self.paint(*MARKS["pass" if event["status"] == "success" else "fail"])
+            self.line(f"{indent}{mark} {step}  {duration(event['duration_ms'])}{rows_text(event)}", about=path)
         elif kind == "log":
-            self.line(self.paint(f"{indent}  {printable(event['message'] + fields_text(event))}", "dim"))
+            self.line(f"{indent}  {printable(event['message'] + fields_text(event))}", "dim")
         elif kind == "progress":
-            self.line(self.paint(f"{indent}{progress_text(event)}", "dim"), f"progress of {path}", ends=False)
+            self.line(f"{indent}{progress_text(event)}", "dim", f"progress of {path}", ends=False)
         elif kind == "check" and not event["passed"]:
-            self.line(f"{indent}{self.paint('✗', 'error')} check {printable(event['name'])}")
+            self.line(f"{indent}{self.paint(*MARKS['fail'])} check {printable(event['name'])}")
         elif kind == "run.retrying":
             text = f"  attempt {event['attempt']} {event['status']}; again at {event['retry_at'][11:19]}"
-            self.line(self.paint(text, "warning"))
+            self.line(text, "warning")
 
-    def line(self, text: str, about: str = "", ends: bool = True) -> None:
+    def line(self, text: str, style: str = "", about: str = "", ends: bool = True) -> None:
         """Writes a line of the live view, over the unfinished one if both are about the same."""
-        if about and about == self.open:
-            print("\r\x1b[K", end="")
-        elif self.open:
-            print()
-        print(text, end="\n" if ends else "", flush=True)
+        over = "\r\x1b[K" if about and about == self.open else "\n" if self.open else ""
+        print(over + self.paint(text, style), end="\n" if ends else "", flush=True)
         self.open = "" if ends else about
 
     def end_line(self) -> None:
@@ -4422,24 +4387,28 @@ class Client:
         address = Address(self.target.address)
         context = client_tls(self.target) if address.secure else None
         try:
-            connection = open_unix(address.path) if address.scheme == "unix" else open_tcp(address, context)
+            connection = open_socket(address, context)
         except OSError as problem:
             raise no_daemon(problem, address) from None
-        if address.scheme == "unix":
-            return Lined(connection)
         try:
-            peer = connection.getpeername()[0]
-            key = self.find_key(peer)
-            if key and not address.secure and not is_loopback(peer):
-                caution(f"the key goes to {address.where} in the clear", "use tls:// or https://, or an SSH tunnel")
-            if address.web:
-                return Posted(connection, address, key)
-            lined = Lined(connection)
-            lined.greet(key)
-            return lined
+            return self.enter(connection, address)
         except BaseException:
             connection.close()
             raise
+
+    def enter(self, connection: socket.socket, address: Address) -> Channel:
+        """What carries requests over a connection; the key, where one is needed, has been shown."""
+        if address.scheme == "unix":
+            return Lined(connection)
+        peer = connection.getpeername()[0]
+        key = self.find_key(peer)
+        if key and not address.secure and not is_loopback(peer):
+            caution(f"the key goes to {address.where} in the clear", "use tls:// or https://, or an SSH tunnel")
+        if address.web:
+            return Posted(connection, address, key)
+        lined = Lined(connection)
+        lined.greet(key)
+        return lined
 
     def find_key(self, peer: str) -> str:
         """The key of the target; on loopback else the key that the daemon of this home made for it."""
@@ -4629,17 +4598,23 @@ def check_protocol(protocol: Any, version: str | None) -> None:
         raise Conflict(message, SKEW_HINT, reason="version_mismatch")
 
 
-def open_unix(path: str) -> socket.socket:
-    """A connected Unix socket."""
-    connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+def open_socket(address: Address, context: ssl.SSLContext | None) -> socket.socket:
+    """A connected socket; with a context encrypted, and the daemon's certificate verified."""
+    if address.scheme != "unix":
+        connection = socket.create_connection((address.host, address.port), CONNECT_S)
+    else:
+        connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
-        connection.settimeout(CONNECT_S)
-        with SocketPath(path) as short:
-            connection.connect(short.path)
+        if address.scheme == "unix":
+            connection.settimeout(CONNECT_S)
+            with SocketPath(address.path) as short:
+                connection.connect(short.path)
+            return connection
+        keep_alive(connection)
+        return connection if context is None else context.wrap_socket(connection, server_hostname=address.host)
     except BaseException:
         connection.close()
         raise
-    return connection
 
 
 def client_tls(target: Target) -> ssl.SSLContext:
@@ -4657,48 +4632,42 @@ def client_tls(target: Target) -> ssl.SSLContext:
     return context
 
 
-def open_tcp(address: Address, context: ssl.SSLContext | None) -> socket.socket:
-    """A connected TCP socket; with a context encrypted, and the daemon's certificate verified."""
-    connection = socket.create_connection((address.host, address.port), CONNECT_S)
-    try:
-        keep_alive(connection)
-        return connection if context is None else context.wrap_socket(connection, server_hostname=address.host)
-    except BaseException:
-        connection.close()
-        raise
+#: Why there is no connection → reason, message, hint.
+NO_DAEMON = {
+    "PermissionError": ("not_allowed", "not allowed to connect to {where}", "it is another user's: [daemon] group"),
+    "FileNotFoundError": ("no_socket", "no daemon: there is no socket at {where}", "{start}"),
+    "ConnectionRefusedError": ("refused", "no daemon listens at {where}", "{start}"),
+    "gaierror": ("unknown_host", "there is no host '{host}'", "check --host and TAU_HOST"),
+    "TimeoutError": ("no_route", "{where} does not answer", "is the machine up, and the port open to you?"),
+    "SSLCertVerificationError": (
+        *("certificate_refused", "the certificate of {where} is refused: {why}"),
+        "TAU_CA_FILE names the authority's certificate; the host must be one that the daemon's certificate names",
+    ),
+    "SSLError": ("no_tls", "no TLS with {where}: {why}", "if the daemon speaks plainly there: tcp:// or http://"),
+    "OSError": ("unreachable", "cannot connect to {where}: {why}", "check --host, --home, TAU_HOST and TAU_HOME"),
+}
+CLIENT_HINT = (
+    "does the daemon demand a certificate of yours? TAU_CERT_FILE and TAU_CERT_KEY_FILE name it; or it stopped"
+)
 
 
 def no_daemon(problem: OSError, address: Address) -> Unavailable:
     """Why a connection could not be opened, and what to do."""
-    where, start = address.where, f"start taud there: taud --port {address.port}"
+    start = f"start taud there: taud --port {address.port}"
     if address.scheme == "unix":
         home = os.path.dirname(address.path)
         start = "taud --detach" if home == find_home(None) else f"taud --home {shlex.quote(home)} --detach"
-    if address.secure and isinstance(problem, ssl.SSLCertVerificationError):
-        message = f"the certificate of {where} is refused: {problem.verify_message}"
-        return Unavailable(message, CA_HINT, reason="certificate_refused", retryable=False)
-    if address.secure and isinstance(problem, (ssl.SSLError, ConnectionResetError)):
-        message, hint = f"no TLS with {where}: {problem}", "if the daemon speaks plainly there: tcp:// or http://"
-        return Unavailable(message, hint, reason="no_tls", retryable=False)
-    kinds: tuple[tuple[type[OSError], str, str, str], ...] = (
-        (PermissionError, "not_allowed", f"not allowed to connect to {where}", "it is another user's: [daemon] group"),
-        (FileNotFoundError, "no_socket", f"no daemon: there is no socket at {where}", start),
-        (ConnectionRefusedError, "refused", f"no daemon listens at {where}", start),
-        (socket.gaierror, "unknown_host", f"there is no host '{address.host}'", "check --host and TAU_HOST"),
-        (TimeoutError, "no_route", f"{where} does not answer", "is the machine up, and the port open to you?"),
-        (
-            *(OSError, "unreachable", f"cannot connect to {where}: {problem}"),
-            "check --host, --home, TAU_HOST and TAU_HOME",
-        ),
+    kinds = [kind.__name__ for kind in type(problem).__mro__]
+    if address.secure and "ConnectionResetError" in kinds:
+        kinds = ["SSLError"]
+    reason, message, hint = next(NO_DAEMON[kind] for kind in kinds if kind in NO_DAEMON)
+    about = {"where": address.where, "host": address.host, "start": start}
+    about["why"] = getattr(problem, "verify_message", str(problem))
+    return Unavailable(
+        *(message.format(**about), hint.format(**about)),
+        reason=reason,
+        retryable=reason not in ("certificate_refused", "no_tls"),
     )
-    _, reason, message, hint = next(row for row in kinds if isinstance(problem, row[0]))
-    return Unavailable(message, hint, reason=reason)
-
-
-CLIENT_HINT = (
-    "does the daemon demand a certificate of yours? TAU_CERT_FILE and TAU_CERT_KEY_FILE name it; or it stopped"
-)
-CA_HINT = "TAU_CA_FILE names the authority's certificate; the host must be one that the daemon's certificate names"
 
 
 class ThrowAway:
