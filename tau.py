@@ -123,6 +123,8 @@ if TYPE_CHECKING:
     import croniter  # type: ignore[import-untyped]
 
     Json = dict[str, Any]
+    #: What a command that `tau` does by itself works with: the options that say which daemon, and who reads the answer.
+    Desk = tuple[Json, "View"]
     #: Who is in there, the one that came first first, and how it is dropped.
     Peers = dict[Any, Callable[[], object]]
     #: Rows on their way, some at a time.
@@ -1456,8 +1458,11 @@ class Target:
 
     def __init__(self, origin: str, home: str, host: str = "", env: str | None = None, **told: str) -> None:
         self.origin, self.home, self.host, self.env = origin, home, host, env
-        self.api_key, self.ca_file = told.get("api_key", ""), told.get("ca_file", "")
-        self.cert_file, self.cert_key_file = told.get("cert_file", ""), told.get("cert_key_file", "")
+        self.api_key = told.get("api_key", "")
+        self.ca_file, self.cert_file, self.cert_key_file = (
+            told.get(name) or os.environ.get(f"TAU_{name.upper()}") or None
+            for name in ("ca_file", "cert_file", "cert_key_file")
+        )
 
     @property
     def address(self) -> str:
@@ -1473,17 +1478,15 @@ SERVICE_SOCKET = "/run/tau/tau.sock"
 
 def find_daemon(host: str | None, env: str | None, home: str | None) -> Target:
     """Where the daemon is: --host, --env, --home, TAU_HOST, TAU_ENV, `tau env use`, else the home's socket."""
-    place, environ = find_home(home), os.environ
-    origin, address = next(((flag, value) for flag, value in (("--host", host), ("--env", env)) if value), ("", ""))
-    if not origin and not home:
-        named = (("TAU_HOST", environ.get("TAU_HOST")), ("TAU_ENV", environ.get("TAU_ENV")))
-        origin, address = next(((name, value) for name, value in named if value), ("tau env use", chosen_environment()))
-    if not address:
-        return Target("--home" if home else "home", place)
-    if origin in ("--host", "TAU_HOST"):
-        found = Target(origin, place, address)
-    else:
-        found = Target(origin, place, env=address, **read_environment(address, origin))
+    variables = (("TAU_HOST", os.environ.get("TAU_HOST")), ("TAU_ENV", os.environ.get("TAU_ENV")))
+    named = (("--host", host), ("--env", env), ("--home", home), *variables)
+    origin, name = next((pair for pair in named if pair[1]), ("", ""))
+    if not origin:
+        origin, name = "tau env use", chosen_environment()
+    if origin == "--home" or not name:
+        return Target("--home" if home else "home", find_home(home))
+    environment = {"host": name} if origin in ("--host", "TAU_HOST") else read_environment(name, origin) | {"env": name}
+    found = Target(origin, find_home(home), **environment)
     demand_one_place(found, env, home)
     if not found.api_key and not found.host.startswith("unix:"):
         found.api_key = environment_key(found.host)
@@ -2915,19 +2918,15 @@ def command(words: list[str]) -> int:
 
 
 def exit_of(name: str, document: Json) -> int:
-    """The exit code that an answer means; of several runs the worst."""
-    if name in ("run", "retry", "wait", "try"):
-        return max(map(exit_of_run, document.get("runs", [document])))
-    if document.get("ok", True):
+    """The exit code that an answer means: 7 for having given up waiting, else 1 for a run that did not succeed."""
+    if document.get("ok") is False:
+        return LoadFailed.exit if name == "check" else 1
+    if name not in ("run", "retry", "wait", "try"):
         return 0
-    return LoadFailed.exit if name == "check" else 1
-
-
-def exit_of_run(run: Json) -> int:
-    """0 for success or a run that was not waited for, 1 for any other end, 7 for having given up waiting."""
-    if run.get("waited") is False:
+    runs = document.get("runs", [document])
+    if any(run.get("waited") is False for run in runs):
         return 7
-    return 1 if run["status"] in FINAL and run["status"] != "success" else 0
+    return int(any(run["status"] in FINAL and run["status"] != "success" for run in runs))
 
 
 def ask_for_run(client: Client, name: str, params: Json, view: View) -> Json:
@@ -3004,7 +3003,7 @@ ASKING = {
 
 @reads_here
 def try_(
-    desk: tuple[Json, View],
+    desk: Desk,
     files: list[Json],
     *,
     include: list[Json] | None = None,
@@ -3074,19 +3073,12 @@ def read_line(words: list[str], parse: Callable[[str, list[str]], Json]) -> tupl
         if word == "help" and not name:
             words = [*words, "--help"]
             continue
-        name = known_command(name, word)
+        known, page = {*shell_commands(), *command_groups()}, f"tau {name}" if name else "tau --help"
+        name = f"{name} {word}".strip()
+        if name not in known:
+            raise BadRequest(f"no command '{name[:WORD_MAX]}'", did_you_mean(name, known, f"`{page}` lists them"))
         if name in command_groups():
             words = words or ["--help"]
-
-
-def known_command(group: str, word: str) -> str:
-    """The name of a command or of a group of commands; BadRequest names the nearest."""
-    name = f"{group} {word}".strip()
-    known = {*shell_commands(), *command_groups()}
-    if name not in known:
-        page = f"tau {group}" if group else "tau --help"
-        raise BadRequest(f"no command '{name[:WORD_MAX]}'", did_you_mean(name, known, f"`{page}` lists them"))
-    return name
 
 
 def next_words(group: str) -> dict[str, str]:
@@ -3277,20 +3269,16 @@ def print_completions(words: list[str]) -> int:
 
 
 def offers_for(words: list[str]) -> list[Offer]:
-    """What begins as the last word does and can stand in its place."""
+    """What begins as the last word does and can stand in its place; BadRequest for words that no command has."""
     before = [word for word in words[:-1] if word not in ("=", "-h", "--help")]  # bash breaks words at `=`
-    current = "" if words[-1] == "=" else words[-1]
-    option, equals, _ = current.partition("=")
-    head = option + equals if equals and option.startswith("--") else ""
-    if head:
+    head, current = "", words[-1].removeprefix("=")
+    if current.startswith("--") and "=" in current:
+        option, equals, current = current.partition("=")
+        head = option + equals
         before.append(option)
     wants_option = current.startswith("-") and not head
-    try:
-        offers = Tab(before).options() if wants_option else Tab([*before, CURSOR]).values()
-    except BadRequest:  # the words before are none that `tau` understands
-        return []
-    offers = [(word if word == PATHS[0] else head + word, meaning) for word, meaning in offers]
-    return [offer for offer in offers if offer == PATHS or offer[0].startswith(current)]
+    offers = Tab(before).options() if wants_option else Tab([*before, CURSOR]).values()
+    return [PATHS] if offers == [PATHS] else [(head + word, told) for word, told in offers if word.startswith(current)]
 
 
 class Tab:
@@ -3388,7 +3376,7 @@ VALUES: dict[str, Callable[[Tab], list[Offer]]] = {
 
 
 @reads_here
-def completion(desk: tuple[Json, View], shell: str) -> Json:
+def completion(desk: Desk, shell: str) -> Json:
     """Print the script by which a shell completes commands, options, pipelines, runs and environments on Tab.
 
     shell         bash, zsh or fish
@@ -3464,7 +3452,7 @@ complete -c tau -f -a '(__tau_complete)'
 
 
 @reads_here
-def env_list(desk: tuple[Json, View]) -> Json:
+def env_list(desk: Desk) -> Json:
     """List the environments, and which daemon a command would speak to.
 
     Examples:
@@ -3480,7 +3468,7 @@ def env_list(desk: tuple[Json, View]) -> Json:
     return {"environments": rows, "daemon": daemon, "file": environments_path()}
 
 
-def daemon_meant(desk: tuple[Json, View]) -> Json:
+def daemon_meant(desk: Desk) -> Json:
     """The daemon that a command with these options would speak to, and what names it; or why that is not known."""
     try:
         daemon = find_daemon(**desk[0])
@@ -3495,7 +3483,7 @@ def key_of(table: Mapping[str, str]) -> str | None:
 
 
 @reads_here
-def env_show(desk: tuple[Json, View], name: str | None = None) -> Json:
+def env_show(desk: Desk, name: str | None = None) -> Json:
     """Show an environment, its key masked.
 
     name          which environment; without it the one that is used
@@ -3513,7 +3501,7 @@ def env_show(desk: tuple[Json, View], name: str | None = None) -> Json:
 
 
 @writes_here
-def env_use(desk: tuple[Json, View], name: str | None = None, *, none: bool = False) -> Json:
+def env_use(desk: Desk, name: str | None = None, *, none: bool = False) -> Json:
     """Choose the environment that commands use unless they are told another.
 
     name          which environment; without it none, and the daemon of this user is used again
@@ -3541,7 +3529,7 @@ def choose_environment(name: str) -> bool:
 
 @writes_here
 def env_add(
-    desk: tuple[Json, View],
+    desk: Desk,
     name: str,
     host: str,
     key: str | None = None,
@@ -3579,7 +3567,7 @@ def env_add(
 
 
 @writes_here
-def env_remove(desk: tuple[Json, View], name: str) -> Json:
+def env_remove(desk: Desk, name: str) -> Json:
     """Remove an environment; if it was chosen, none is.
 
     name          which environment
@@ -3688,7 +3676,7 @@ Finding = str | tuple[str, str, str]
 
 
 @reads_here
-def doctor(desk: tuple[Json, View]) -> Json:
+def doctor(desk: Desk) -> Json:
     """Look for whatever could keep Tau from working, try everything with a pipeline, and name the remedies.
 
     Examples:
@@ -4006,8 +3994,6 @@ MARKS = {"pass": ("✓", "success"), "warn": ("!", "warning"), "fail": ("✗", "
 
 #: Column → a shorter heading than its name.
 HEADINGS = {"version": "ver", "last_status": "last", "duration_ms": "took"}
-#: A cell has at most so many characters.
-CELL_MAX = 60
 #: Columns that are cut where the terminal is narrow, and to how little; names, ids and times are pasted, thus whole.
 ELASTIC = ("tags", "pipelines", "description", "what")
 ELASTIC_MIN = 12
@@ -4055,8 +4041,11 @@ class View:
 
     def rows(self, rows: list[Json], columns: list[str]) -> list[str]:
         """The lines of a table, no wider than the terminal if that can be."""
-        texts = {column: [HEADINGS.get(column, column), *(cell(row, column) for row in rows)] for column in columns}
-        widths = {column: min(max(map(len, texts[column])), CELL_MAX) for column in columns}
+        texts = {
+            column: [HEADINGS.get(column, column), *(one_line(cell(row, column), 60) for row in rows)]
+            for column in columns
+        }
+        widths = {column: max(map(len, texts[column])) for column in columns}
         shrink(widths, terminal_width())
         cells = [[one_line(text, width).ljust(width) for text in texts[column]] for column, width in widths.items()]
         head, *body = zip(*cells, strict=True)
@@ -4348,13 +4337,8 @@ class Client:
         """
         answered = self.channel is not None and self.channel.proven
         self.close()
-        shown = self.target.cert_file or os.environ.get("TAU_CERT_FILE")
-        if (
-            not answered
-            and not shown
-            and problem.detail.get("reason") == "lost"
-            and Address(self.target.address).secure
-        ):
+        hung_up = problem.detail.get("reason") == "lost" and not answered
+        if hung_up and Address(self.target.address).secure and not self.target.cert_file:
             problem.hint = CLIENT_HINT
         return answered
 
@@ -4373,7 +4357,7 @@ class Client:
                     raise from_wire(answer["error"])
                 result: Json = answer["result"]
                 return result
-        raise lost()
+        raise unavailable("lost")
 
     def compare_versions(self, problem: UnknownMethod) -> None:
         """Conflict if a method is unknown because the daemon is of another version."""
@@ -4400,8 +4384,9 @@ class Client:
         """What carries requests over a connection; the key, where one is needed, has been shown."""
         if address.scheme == "unix":
             return Lined(connection)
-        peer = connection.getpeername()[0]
-        key = self.find_key(peer)
+        peer, key = connection.getpeername()[0], self.target.api_key
+        if not key and is_loopback(peer):
+            key = peek(os.path.join(self.home, "key")).strip()  # that the daemon of this home has made
         if key and not address.secure and not is_loopback(peer):
             caution(f"the key goes to {address.where} in the clear", "use tls:// or https://, or an SSH tunnel")
         if address.web:
@@ -4409,13 +4394,6 @@ class Client:
         lined = Lined(connection)
         lined.greet(key)
         return lined
-
-    def find_key(self, peer: str) -> str:
-        """The key of the target; on loopback else the key that the daemon of this home made for it."""
-        if key := self.target.api_key:
-            return key
-        made = read_bytes(os.path.join(self.home, "key")) if is_loopback(peer) else None
-        return (made or b"").decode("ascii", "replace").strip()
 
     def wait_for_end(self) -> None:
         """Returns when the daemon has closed the connection, or after a while if something keeps it open."""
@@ -4470,7 +4448,7 @@ class Lined(Channel):
         self.send(message)
         self.socket.settimeout(silence())
         while True:
-            yield self.receive()
+            yield read_message(self.receive())
 
     def send(self, message: Json) -> None:
         """Sends a line, if it can be sent: receive() finds what the daemon said before it closed."""
@@ -4479,7 +4457,7 @@ class Lined(Channel):
         except OSError:
             pass
 
-    def receive(self) -> Json:
+    def receive(self) -> bytes:
         """The next line; Unavailable at the end of the stream, and when even a ping has no answer."""
         asked = False
         while not self.lines:
@@ -4487,16 +4465,16 @@ class Lined(Channel):
                 data = self.socket.recv(1 << 18)
             except TimeoutError:
                 if asked:
-                    raise silent() from None
+                    raise unavailable("silent") from None
                 asked = True
                 self.send({"jsonrpc": "2.0", "id": "ping", "method": "ping"})
                 continue
             except OSError:
                 data = b""
             if not data:
-                raise lost()
+                raise unavailable("lost")
             self.lines += self.buffer.add(data)
-        return read_message(self.lines.pop(0))
+        return self.lines.pop(0)
 
 
 class Posted(Channel):
@@ -4528,17 +4506,17 @@ class Posted(Channel):
             while line := response.readline():
                 if line.strip():
                     if not line.endswith(b"\n"):
-                        raise lost()
+                        raise unavailable("lost")
                     message = read_message(line)
                     if "method" not in message:
                         response.read()  # to its end, which the next request begins behind
                     yield message
         except TimeoutError:
-            raise silent() from None
+            raise unavailable("silent") from None
         except (OSError, http.client.IncompleteRead, http.client.NotConnected):
-            raise lost() from None
+            raise unavailable("lost") from None
         except http.client.HTTPException:
-            raise stranger() from None
+            raise unavailable("not_a_tau") from None
 
     def check(self, response: http.client.HTTPResponse) -> None:
         """Unavailable unless it is a Tau that answers, of our protocol."""
@@ -4547,13 +4525,11 @@ class Posted(Channel):
             check_protocol(int(protocol) if protocol.isdecimal() else protocol, None)
             self.proven = True
         elif response.status in (502, 503, 504):
-            message = f"what stands before the daemon says {response.status} {response.reason}"
-            raise Unavailable(message, "the daemon behind it is down, or just starting", reason="gateway")
+            raise unavailable("gateway", why=f"{response.status} {response.reason}")
         elif response.status in range(301, 309) and (place := response.headers["Location"]):
-            there = place.removesuffix("/rpc")
-            raise Unavailable(f"the daemon is elsewhere: {there}", f"--host {there}", reason="moved", retryable=False)
+            raise unavailable("moved", why=place.removesuffix("/rpc"))
         else:
-            raise stranger()
+            raise unavailable("not_a_tau")
 
 
 def silence() -> float:
@@ -4571,23 +4547,8 @@ def read_message(line: bytes) -> Json:
     except ValueError:
         message = None
     if not isinstance(message, dict):
-        raise stranger()
+        raise unavailable("not_a_tau")
     return message
-
-
-def silent() -> Unavailable:
-    hint = "is it stopped, or the machine overloaded? TAU_TIMEOUT_S waits longer"
-    return Unavailable("the daemon does not answer", hint, reason="silent")
-
-
-def lost() -> Unavailable:
-    hint = "the daemon stopped; `taud --detach` starts it, runs go on meanwhile"
-    return Unavailable("the connection was lost before the answer", hint, reason="lost")
-
-
-def stranger() -> Unavailable:
-    hint = "check --host and TAU_HOST: tcp:// or tls:// for lines, http:// or https:// for HTTP"
-    return Unavailable("what answers here is not a Tau daemon", hint, reason="not_a_tau", retryable=False)
 
 
 def check_protocol(protocol: Any, version: str | None) -> None:
@@ -4620,11 +4581,10 @@ def open_socket(address: Address, context: ssl.SSLContext | None) -> socket.sock
 def client_tls(target: Target) -> ssl.SSLContext:
     """By whom the daemon's certificate must be signed, and the certificate that is shown to it; BadRequest for files
     that are none."""
-    ca, cert, key = target.ca_file, target.cert_file, target.cert_key_file
     try:
-        context = ssl.create_default_context(cafile=ca or os.environ.get("TAU_CA_FILE") or None)
-        if cert := cert or os.environ.get("TAU_CERT_FILE", ""):
-            context.load_cert_chain(cert, key or os.environ.get("TAU_CERT_KEY_FILE") or None)
+        context = ssl.create_default_context(cafile=target.ca_file)
+        if target.cert_file:
+            context.load_cert_chain(target.cert_file, target.cert_key_file)
     except OSError as problem:
         hint = "TAU_CA_FILE, TAU_CERT_FILE and TAU_CERT_KEY_FILE name files in PEM"
         raise BadRequest(f"cannot use the certificates: {problem}", hint) from None
@@ -4632,23 +4592,52 @@ def client_tls(target: Target) -> ssl.SSLContext:
     return context
 
 
-#: Why there is no connection → reason, message, hint.
-NO_DAEMON = {
-    "PermissionError": ("not_allowed", "not allowed to connect to {where}", "it is another user's: [daemon] group"),
-    "FileNotFoundError": ("no_socket", "no daemon: there is no socket at {where}", "{start}"),
-    "ConnectionRefusedError": ("refused", "no daemon listens at {where}", "{start}"),
-    "gaierror": ("unknown_host", "there is no host '{host}'", "check --host and TAU_HOST"),
-    "TimeoutError": ("no_route", "{where} does not answer", "is the machine up, and the port open to you?"),
-    "SSLCertVerificationError": (
-        *("certificate_refused", "the certificate of {where} is refused: {why}"),
+#: Why no daemon answers → message, hint.
+UNAVAILABLE = {
+    "silent": ("the daemon does not answer", "is it stopped, or the machine overloaded? TAU_TIMEOUT_S waits longer"),
+    "lost": (
+        "the connection was lost before the answer",
+        "the daemon stopped; `taud --detach` starts it, runs go on meanwhile",
+    ),
+    "not_a_tau": (
+        "what answers here is not a Tau daemon",
+        "check --host and TAU_HOST: tcp:// or tls:// for lines, http:// or https:// for HTTP",
+    ),
+    "gateway": ("what stands before the daemon says {why}", "the daemon behind it is down, or just starting"),
+    "moved": ("the daemon is elsewhere: {why}", "--host {why}"),
+    "not_allowed": ("not allowed to connect to {where}", "it is another user's: [daemon] group"),
+    "no_socket": ("no daemon: there is no socket at {where}", "{start}"),
+    "refused": ("no daemon listens at {where}", "{start}"),
+    "unknown_host": ("there is no host '{host}'", "check --host and TAU_HOST"),
+    "no_route": ("{where} does not answer", "is the machine up, and the port open to you?"),
+    "certificate_refused": (
+        "the certificate of {where} is refused: {why}",
         "TAU_CA_FILE names the authority's certificate; the host must be one that the daemon's certificate names",
     ),
-    "SSLError": ("no_tls", "no TLS with {where}: {why}", "if the daemon speaks plainly there: tcp:// or http://"),
-    "OSError": ("unreachable", "cannot connect to {where}: {why}", "check --host, --home, TAU_HOST and TAU_HOME"),
+    "no_tls": ("no TLS with {where}: {why}", "if the daemon speaks plainly there: tcp:// or http://"),
+    "unreachable": ("cannot connect to {where}: {why}", "check --host, --home, TAU_HOST and TAU_HOME"),
+}
+#: Another attempt would have the same end.
+HOPELESS = ("not_a_tau", "moved", "certificate_refused", "no_tls")
+#: What the system says where no connection can be opened → why.
+REASONS = {
+    "PermissionError": "not_allowed",
+    "FileNotFoundError": "no_socket",
+    "ConnectionRefusedError": "refused",
+    "gaierror": "unknown_host",
+    "TimeoutError": "no_route",
+    "SSLCertVerificationError": "certificate_refused",
+    "SSLError": "no_tls",
+    "OSError": "unreachable",
 }
 CLIENT_HINT = (
     "does the daemon demand a certificate of yours? TAU_CERT_FILE and TAU_CERT_KEY_FILE name it; or it stopped"
 )
+
+
+def unavailable(reason: str, **about: str) -> Unavailable:
+    message, hint = (text.format(**about) for text in UNAVAILABLE[reason])
+    return Unavailable(message, hint, reason=reason, retryable=reason not in HOPELESS)
 
 
 def no_daemon(problem: OSError, address: Address) -> Unavailable:
@@ -4658,16 +4647,11 @@ def no_daemon(problem: OSError, address: Address) -> Unavailable:
         home = os.path.dirname(address.path)
         start = "taud --detach" if home == find_home(None) else f"taud --home {shlex.quote(home)} --detach"
     kinds = [kind.__name__ for kind in type(problem).__mro__]
-    if address.secure and "ConnectionResetError" in kinds:
-        kinds = ["SSLError"]
-    reason, message, hint = next(NO_DAEMON[kind] for kind in kinds if kind in NO_DAEMON)
-    about = {"where": address.where, "host": address.host, "start": start}
-    about["why"] = getattr(problem, "verify_message", str(problem))
-    return Unavailable(
-        *(message.format(**about), hint.format(**about)),
-        reason=reason,
-        retryable=reason not in ("certificate_refused", "no_tls"),
-    )
+    reason = next(REASONS[kind] for kind in kinds if kind in REASONS)
+    if address.secure and isinstance(problem, ConnectionResetError):
+        reason = "no_tls"
+    why = getattr(problem, "verify_message", str(problem))
+    return unavailable(reason, where=address.where, host=address.host, start=start, why=why)
 
 
 class ThrowAway:

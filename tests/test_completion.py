@@ -320,5 +320,8 @@ WORDS = [
 def test_no_line_is_too_odd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: list[str]) -> None:
     for name in ("TAU_HOME", "HOME", "XDG_CONFIG_HOME"):
         monkeypatch.setenv(name, str(tmp_path))
-    offers = module.offers_for(words)
+    try:
+        offers = module.offers_for(words)
+    except module.BadRequest:
+        return
     assert all(word == ":files" or word.startswith("" if words[-1] == "=" else words[-1]) for word, _ in offers)
