@@ -6198,7 +6198,7 @@ async def deploy(
         deployed = await daemon.store.write(commit)
     finally:
         deployment.close()
-    daemon.sources.mend(digest, found[0]["entry"])
+    daemon.sources.whole.discard(digest)  # a run may have damaged what is unpacked
     answer: Json = {"changed": any(one["changed"] for one in deployed), "pipelines": deployed}
     return answer | {"environments": built} if built else answer
 
@@ -11010,14 +11010,6 @@ class Sources:
             write_sources(self.store.ask.sources(digest), path)
             self.whole.add(digest)
         return path
-
-    def mend(self, digest: str, entry: str) -> None:
-        """Whatever runs have done to the directory of a version, the next one finds the files as they were deployed."""
-        self.whole.discard(digest)
-        try:
-            self.place(digest, entry)
-        except StorageFull:
-            pass  # the next run says so, if there still is no room
 
 
 def write_sources(sources: dict[str, bytes], folder: str) -> None:
