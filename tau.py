@@ -2024,20 +2024,17 @@ class Tasks(set["asyncio.Future[Any]"]):
     """What runs beside the rest; the failure of one is logged."""
 
     def spawn(self, work: Awaitable[Any]) -> asyncio.Future[Any]:
-        """One more begins."""
         task = asyncio.ensure_future(work)
         self.add(task)
         task.add_done_callback(self.end)
         return task
 
     def end(self, task: asyncio.Future[Any]) -> None:
-        """One has ended."""
         self.discard(task)
         if not task.cancelled() and (problem := task.exception()) is not None:
             logging.getLogger("tau").error("%r", problem, exc_info=problem)
 
     def cancel(self) -> None:
-        """All are told to end."""
         for task in tuple(self):
             task.cancel()
 
@@ -4755,7 +4752,6 @@ def obey(words: list[str], manager: ServiceManager) -> None:
 
 
 def taud_parser() -> argparse.ArgumentParser:
-    """The options of `taud`: its own and those of SETTINGS that have a flag."""
     examples = (
         "taud --detach  # in the background; prints pid and socket when it is ready",
         "taud --port 8400 --log-level debug  # in the foreground, on loopback TCP too",
@@ -4896,14 +4892,12 @@ class Daemon:
         self.keys = Keys(home, settings, self.store)
         self.listeners = Listeners(self)
         self.started = time.time()
-        self.warnings: list[str] = []
+        self.warnings: dict[str, str] = {}  # what they are about, and what `status` says
         self.copying = asyncio.Lock()  # held while a backup is written
         self.unscheduled = bool(options["unscheduled"])  # whether nothing that is deployed here runs by itself
         self.retention = Retention(home, settings, self.store, self.executor.used)
-        self.signals = 0  # how often we were asked to end by a signal
-        self.winding_up: asyncio.Task[None] | None = None  # waiting for live runs before the end
+        self.winding_up = Tasks()  # waiting for live runs before the end
         self.ended = asyncio.Event()  # serve() may return
-        self.unread = ""  # the warning that the configuration file could not be read again
 
     async def serve(self) -> None:
         """From the lock to the last descriptor.  Prints one document when it is ready."""
@@ -4929,7 +4923,7 @@ class Daemon:
             self.scheduler.open()
             self.executor.spawn(self.retention.watch())
             self.listeners.start()
-            ready = {"pid": os.getpid(), "socket": self.socket_path}
+            ready = {"pid": os.getpid(), "socket": os.path.join(self.home, "tau.sock")}
             os.pwrite(lock, encode(ready), 0)
             logging.getLogger("tau").info("taud %s serves %s, pid %s", __version__, self.home, os.getpid())
             loop.add_signal_handler(signal.SIGHUP, self.reload)
@@ -4952,17 +4946,11 @@ class Daemon:
 
     @property
     def stopping(self) -> bool:
-        """Whether nothing new is admitted any more."""
         return self.executor.paused
 
-    @property
-    def socket_path(self) -> str:
-        """The Unix socket of this home."""
-        return os.path.join(self.home, "tau.sock")
-
-    def warn(self, text: str) -> None:
-        """Says something in the log and in `status`."""
-        self.warnings.append(text)
+    def warn(self, text: str, about: str = "") -> None:
+        """Says something in the log and, until something else is said *about* the same, in `status`."""
+        self.warnings[about or text] = text
         logging.getLogger("tau").warning("%s", text)
 
     def reload(self) -> None:
@@ -4970,16 +4958,13 @@ class Daemon:
         if self.ended.is_set():
             return
         self.manager.tell(RELOADING=1, MONOTONIC_USEC=time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000)
-        if self.unread in self.warnings:
-            self.warnings.remove(self.unread)
-        self.unread = ""
+        self.warnings.pop("configuration", None)
         try:
             config = find_config(self.options["config"], self.home)
             self.apply(read_settings(self.options, config))
             self.config = config
         except TauError as problem:
-            self.unread = f"the configuration was not read again: {problem}"
-            self.warn(self.unread)
+            self.warn(f"the configuration was not read again: {problem}", "configuration")
         finally:
             self.manager.tell(READY=1)
 
@@ -5009,13 +4994,11 @@ class Daemon:
 
     def on_signal(self) -> None:
         """SIGTERM: stop now, leaving live runs to the next daemon.  A second one: at once."""
-        self.signals += 1
-        if self.signals > 1:
-            os._exit(1)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(number, os._exit, 1)
         self.stop()
 
     def stop(self) -> None:
-        """serve() returns."""
         self.executor.paused = True
         self.ended.set()
 
@@ -5029,7 +5012,6 @@ class Daemon:
         return reasons
 
     def figures(self) -> Iterator[Family]:
-        """What Prometheus is told."""
         counts, disk = self.store.ask.totals(), os.statvfs(self.home)
         yield "tau_info", "gauge", "What serves.", (f'tau_info{{version="{__version__}",protocol="{PROTOCOL}"}} 1',)
         yield "tau_runs", "gauge", "Runs in the store.", (f'tau_runs{{status="{k}"}} {n}' for k, n in counts.items())
@@ -5047,14 +5029,13 @@ class Daemon:
         yield from self.store.metrics.families()
         yield from process_figures()
 
-    def begin_stopping(self, drain: float, cancel: bool) -> asyncio.Task[None]:
+    def begin_stopping(self, drain: float, cancel: bool) -> asyncio.Future[None]:
         """Nothing is admitted any more; resolves when live runs have ended, or need not be waited for.
 
         The daemon stops right after that.  Waits at most *drain* seconds, without a limit if it cancels.
         """
         self.executor.paused = True
-        self.winding_up = asyncio.get_running_loop().create_task(self.wind_up(drain, cancel))
-        return self.winding_up
+        return self.winding_up.spawn(self.wind_up(drain, cancel))
 
     async def wind_up(self, drain: float, cancel: bool) -> None:
         """Live runs have ended, as far as they are waited for; the daemon stops once the answer is on its way."""
@@ -5070,10 +5051,8 @@ class Daemon:
         self.manager.tell(STOPPING=1)
         self.executor.paused = True
         self.listeners.close()
-        waiting = {task for connection in self.connections for task in connection.say_goodbye()}
-        if self.winding_up is not None:
-            self.winding_up.cancel()
-            waiting.add(self.winding_up)
+        self.winding_up.cancel()
+        waiting = {task for connection in self.connections for task in connection.say_goodbye()} | self.winding_up
         if waiting:
             await asyncio.wait(waiting, timeout=1.0)
         await self.scheduler.close()
@@ -5178,7 +5157,6 @@ class Listeners:
             self.daemon.warn(f"what is sent to {public[0]} {told}")
 
     def address(self, bound: socket.socket) -> str:
-        """Where peers find a socket."""
         if not is_network(bound):
             return f"unix://{socket_name(bound)}"
         return f"{'tcp' if self.tls is None else 'tls'}://{at_port(*bound.getsockname()[:2])}"
@@ -5194,25 +5172,21 @@ class Listeners:
             peers.pop(next(iter(peers)))()
 
     def start(self) -> None:
-        """All are served from now on."""
         for one in self.bound:
             one.setblocking(False)
             one.listen(NETWORK_BACKLOG if is_network(one) else LOCAL_BACKLOG)
             self.tasks.spawn(self.accept(one))
 
     def close(self) -> None:
-        """Nobody is let in any more."""
         self.tasks.cancel()
         for one in self.bound:
             one.close()
 
     def remove(self) -> None:
-        """The files of our own sockets are gone."""
         for path in self.paths:
             remove_file(path)
 
     async def accept(self, bound: socket.socket) -> None:
-        """Takes peers for ever."""
         loop = asyncio.get_running_loop()
         for count in itertools.count(1):
             try:
@@ -5251,7 +5225,6 @@ class Listeners:
 
 
 def is_network(one: socket.socket) -> bool:
-    """Whether peers from the network come through a socket."""
     return one.family != socket.AF_UNIX
 
 
@@ -5284,7 +5257,6 @@ def raise_file_limit() -> int:
 
 
 def find_group(name: str) -> int | None:
-    """The number of the group that is admitted, if one is configured."""
     try:
         return grp.getgrnam(name).gr_gid if name else None
     except KeyError:
@@ -5411,7 +5383,6 @@ class ServiceManager:
 
 
 def digits(text: str) -> int:
-    """The number that a text spells; 0 if it is none."""
     return int(text) if text.isascii() and text.isdigit() else 0
 
 
@@ -5658,7 +5629,6 @@ class Connection(Protocol):
         self.blocked = asyncio.get_running_loop().call_later(PATIENCE_S, self.transport.abort)
 
     def resume_writing(self) -> None:
-        """The peer reads again."""
         self.writable.set()
         if self.blocked is not None:
             self.blocked.cancel()
@@ -5700,7 +5670,6 @@ class Connection(Protocol):
     # The conversation.
 
     async def converse(self) -> None:
-        """The whole conversation."""
         try:
             if self.remote:
                 if not self.buffer:
@@ -5831,7 +5800,6 @@ class Lines:
         self.freed = asyncio.Event()  # one less
 
     async def converse(self) -> None:
-        """Line after line, while the peer has something to say."""
         try:
             await self.greet()
             while True:
@@ -5896,7 +5864,6 @@ class Lines:
             self.send(answer)
 
     def end(self, task: asyncio.Future[Any]) -> None:
-        """A request has been answered."""
         self.begun.discard(task)
         self.busy.discard(task)
         self.freed.set()
@@ -5907,19 +5874,16 @@ class Lines:
         self.freed.set()
 
     async def wait_for_room(self) -> None:
-        """Waits until another request may begin."""
         while len(self.busy) >= IN_FLIGHT_MAX or len(self.begun) >= WAITING_MAX:
             self.freed.clear()
             await self.freed.wait()
         await self.peer.writable.wait()
 
     async def finish(self) -> None:
-        """All that has begun is answered."""
         if self.begun:
             await asyncio.wait(self.begun)
 
     def send(self, document: Any) -> None:
-        """Sends one line."""
         if not self.peer.transport.is_closing():
             self.peer.transport.write(encode(document))
 
@@ -5962,7 +5926,6 @@ class Exchange:
             await self.peer.linger()
 
     async def exchange(self) -> None:
-        """One request and its answer."""
         peer = self.peer
         self.head, self.streaming = None, False
         try:
@@ -6049,13 +6012,11 @@ class Exchange:
         self.pulse = asyncio.get_running_loop().call_later(PULSE_S, self.beat)
 
     def respond(self, status: int, kind: str, body: bytes, *headers: str) -> None:
-        """Sends a whole answer."""
         self.write_head(status, f"Content-Type: {kind}", f"Content-Length: {len(body)}", *headers)
         if self.head is None or self.head.method != "HEAD":
             self.peer.transport.write(body)
 
     def write_head(self, status: int, *headers: str) -> None:
-        """Sends the head of an answer."""
         lines = [
             f"HTTP/1.1 {status} {http.HTTPStatus(status).phrase}",
             f"Date: {email.utils.formatdate(usegmt=True)}",
@@ -6100,11 +6061,9 @@ class Head:
         self.expects = "" if self.old else self.get("Expect")
 
     def get(self, name: str) -> str:
-        """A header; empty if there is none."""
         return str(self.headers[name] or "")
 
     def body_length(self) -> int:
-        """How long the body is."""
         lengths = self.headers.get_all("Content-Length", [])
         if len(lengths) + len(self.headers.get_all("Transfer-Encoding", [])) > 1:
             raise Unreadable(400, "the length of the body is told twice")
@@ -6134,7 +6093,6 @@ class Head:
 
 
 def readiness(daemon: Daemon) -> tuple[int, str]:
-    """Whether new work would be taken, and why not."""
     reasons = daemon.holds()
     return (503, "\n".join(reasons) + "\n") if reasons else (200, "ready\n")
 
@@ -6630,7 +6588,7 @@ async def status(call: Call) -> Json:
         "strangers": len(daemon.listeners.strangers),
         "storage": {"free_bytes": disk.f_bavail * disk.f_frsize, "refused_at": daemon.store.database.refused_at},
         "stopping": daemon.stopping,
-        "warnings": daemon.warnings,
+        "warnings": [*daemon.warnings.values()],
     }
 
 
@@ -7335,11 +7293,9 @@ class Caller:
             raise Forbidden(f"the key '{self.name}' expired at {self.expires_at}", "tau key create NAME makes another")
 
     def sees(self, pipeline: str) -> bool:
-        """Whether a pipeline is there for this caller."""
         return not self.patterns or any(fnmatch.fnmatchcase(pipeline, pattern) for pattern in self.patterns)
 
     def sift(self, names: Iterable[str]) -> list[str]:
-        """Those of the names that this caller sees."""
         return [name for name in names if self.sees(name)]
 
     def check_deployed(self, one: Json) -> None:
@@ -7365,7 +7321,6 @@ class Keys:
         self.writing = Tasks()
 
     def open_door(self, public: bool) -> None:
-        """The door is to be opened: all keys are read."""
         self.public = public
         self.configure(configured_keys(self.settings))
 
