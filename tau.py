@@ -8211,8 +8211,9 @@ class Executor:
             process.restore(row)
             self.watch_over(process)
             # Of another boot a missing journal proves nothing: it was never synced, and may have gone with the power.
-            same_boot = process.server.get("boot") == boot_id()
-            if process.start is None and same_boot and claim(process):
+            unborn = process.start is None and process.server.get("boot") == boot_id()
+            # A daemon that was killed before it wrote down the next journal may have claimed this one already.
+            if unborn and (claim(process) or peek(process.path + ".journal").startswith('{"t":"abandoned"')):
                 self.spawn(self.restart(process))
             elif process.stopping:
                 self.spawn(self.end(process, process.stopping))

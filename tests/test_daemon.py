@@ -138,14 +138,15 @@ def test_a_run_that_daemon_after_daemon_could_not_start_happens_once(fresh: Tau)
 
 
 @pytest.mark.parametrize(
-    ("boot", "status", "times"),
-    [(module.boot_id(), "success", 2), ("another", "lost", 1)],
-    ids=["this boot", "another"],
+    ("boot", "claimed", "status", "times"),
+    [(module.boot_id(), False, "success", 2), (module.boot_id(), True, "success", 2), ("another", False, "lost", 1)],
+    ids=["this boot", "claimed by a daemon that was killed", "another"],
 )
 def test_an_unborn_run_is_started_again_only_if_nothing_can_have_started_it(
-    fresh: Tau, boot: str, status: str, times: int
+    fresh: Tau, boot: str, claimed: bool, status: str, times: int
 ) -> None:
-    """What a daemon leaves that was killed between its commit and the fork server's first look.
+    """What a daemon leaves that was killed between its commit and the fork server's first look, or the next daemon
+    between its claim and its commit.
 
     After a reboot the journal that is missing may have been there, and gone with the power before it was synced.
     """
@@ -163,7 +164,10 @@ def test_an_unborn_run_is_started_again_only_if_nothing_can_have_started_it(
                 '{"journal":0,"stdout":0,"stderr":0,"n":0}',
             ),
         )
+        (stem,) = db.execute("SELECT journal FROM attempts").fetchone()
     db.close()
+    if claimed:
+        assert module.claim(module.Process(str(fresh.home / "runs"), stem, done, 1, {}))
     fresh.start()
     assert fresh.call("wait", run_id=[done])["status"] == status
     assert (fresh.home / "data/it/runs").read_text().split() == [done] * times
