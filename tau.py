@@ -951,12 +951,8 @@ class Operation:
     def schema(self) -> Json:
         """The arguments as JSON Schema."""
         arguments = self.arguments.values()
-        return {
-            "type": "object",
-            "properties": {argument.name: argument.schema() for argument in arguments},
-            "required": [argument.name for argument in arguments if argument.required],
-            "additionalProperties": False,
-        }
+        properties = {argument.name: argument.schema() for argument in arguments}
+        return object_schema(properties, *(argument.name for argument in arguments if argument.required))
 
 
 #: What the daemon can do, and what `tau` does by itself.
@@ -1013,6 +1009,14 @@ JSON_TYPES |= {tuple: "array", type(None): "null"}
 def json_type(value: Any) -> str:
     """What JSON calls the type of a value; of a value that is not JSON, what Python does."""
     return JSON_TYPES.get(type(value), type(value).__name__)
+
+
+ANYTHING: Json = {}
+
+
+def object_schema(properties: Json, *required: str) -> Json:
+    """The schema of an object that has these keys and no other."""
+    return {"type": "object", "properties": properties, "required": [*required], "additionalProperties": False}
 
 
 def demand(schema: Json, value: Any, place: str, hint: str = "") -> Any:
@@ -1313,14 +1317,11 @@ class SocketPath:
 class Setting:
     """One row of configuration; its type is its default's, *bounds* are more of its JSON Schema."""
 
-    __slots__ = ("default", "environment", "flag", "meaning", "name", "schema", "section")
-
     def __init__(
-        self, section: str, name: str, default: Any, meaning: str, *, environment: str = "", flag: str = "",
-        **bounds: Any,
-    ) -> None:  # fmt: skip
-        self.section, self.name, self.default = section, name, default
-        self.environment, self.flag, self.meaning = environment, flag, meaning
+        self, section: str, name: str, default: Any, meaning: str, flag: str = "", environment: str = "", **bounds: Any
+    ) -> None:
+        self.section, self.name, self.default, self.meaning = section, name, default, meaning
+        self.flag, self.environment = flag, environment
         usual = {} if type(default) is str else {"minimum": 0, "maximum": 1 << 40}
         self.schema: Json = {"type": json_type(default), **usual, **bounds}
 
@@ -1345,47 +1346,36 @@ SETTINGS = (
     Setting(
         *("daemon", "host", ""),
         "addresses to listen on besides the Unix socket, with commas between; 0.0.0.0 and :: are all there are",
-        flag="--host",
+        "--host",
     ),
-    Setting(
-        *("daemon", "port", 0, "TCP port; 0 means the Unix socket only"),
-        environment="TAU_PORT",
-        flag="--port",
-        maximum=65_535,
-    ),
-    Setting(
-        "daemon", "log_level", "info", "what taud logs", environment="TAU_LOG_LEVEL", flag="--log-level", enum=LEVELS
-    ),
+    Setting("daemon", "port", 0, "TCP port; 0 means the Unix socket only", "--port", "TAU_PORT", maximum=65_535),
+    Setting("daemon", "log_level", "info", "what taud logs", "--log-level", "TAU_LOG_LEVEL", enum=LEVELS),
     Setting("daemon", "group", "", "group that may use the socket besides the owner"),
     Setting("daemon", "tls_cert", "", "file with the certificate, and its chain, for the TCP port: only TLS then"),
     Setting("daemon", "tls_key", "", "file with the certificate's private key"),
     Setting("daemon", "tls_client_ca", "", "file with the authorities that must have signed a client's certificate"),
     Setting(
-        *("daemon", "start_method", "fork", "how runs start: fork or spawn"),
-        environment="TAU_START_METHOD",
+        *("daemon", "start_method", "fork"),
+        "how runs start: fork or spawn",
+        "",
+        "TAU_START_METHOD",
         enum=("fork", "spawn"),
     ),
     Setting("daemon", "load_timeout_s", 10.0, "time a pipeline file has to load at deploy"),
     Setting("daemon", "build_timeout_s", 600.0, "time to install the dependencies of a pipeline"),
     Setting("daemon", "stop_grace_s", 10.0, "time between asking a run to stop and killing it"),
-    Setting("database", "url", "sqlite:///tau.db", "where the store is", environment="TAU_DATABASE_URL"),
-    Setting(
-        "scheduler", "max_concurrent", 10, "runs at the same time", flag="--max-concurrent", minimum=1, maximum=10_000
-    ),
+    Setting("database", "url", "sqlite:///tau.db", "where the store is", "", "TAU_DATABASE_URL"),
+    Setting("scheduler", "max_concurrent", 10, "runs at the same time", "--max-concurrent", minimum=1, maximum=10_000),
     Setting("scheduler", "max_queued", 100_000, "runs that may wait"),
     Setting(
-        "scheduler",
-        "backfill_concurrent",
-        2,
+        *("scheduler", "backfill_concurrent", 2),
         "backfilled runs of a pipeline at the same time",
         minimum=1,
         maximum=10_000,
     ),
     Setting("scheduler", "timezone", "UTC", "time zone of schedules that name none"),
-    Setting(
-        "auth", "api_key", "", "key that TCP clients must send; `tau key create` makes more", environment="TAU_API_KEY"
-    ),
-    Setting("auth", "api_key_file", "", "file that holds this key, instead", environment="TAU_API_KEY_FILE"),
+    Setting("auth", "api_key", "", "key that TCP clients must send; `tau key create` makes more", "", "TAU_API_KEY"),
+    Setting("auth", "api_key_file", "", "file that holds this key, instead", "", "TAU_API_KEY_FILE"),
     Setting("auth", "api_key_hash", "", "SHA-256 of this key in hex, instead"),
     Setting("retention", "run_days", 90.0, "how long runs are kept", minimum=1),
     Setting("retention", "failed_days", 365.0, "how long runs that failed, timed out or were lost are kept", minimum=1),
@@ -1430,11 +1420,13 @@ def public_environment() -> dict[str, str]:
 
 def find_home(flag: str | None) -> str:
     """The home directory of the daemon, absolute: --home, $TAU_HOME, systemd's, XDG's, the user's."""
-    environ = os.environ
-    if path := flag or environ.get("TAU_HOME") or environ.get("STATE_DIRECTORY", "").partition(":")[0]:
-        return os.path.abspath(path)
-    state = environ.get("XDG_STATE_HOME") or os.path.join(os.path.expanduser("~"), ".local", "state")
-    return os.path.abspath(os.path.join(state, "tau"))
+    told = flag or os.environ.get("TAU_HOME") or os.environ.get("STATE_DIRECTORY", "").partition(":")[0]
+    return os.path.abspath(told or user_path("XDG_STATE_HOME", "~/.local/state", "tau"))
+
+
+def user_path(variable: str, usual: str, *below: str) -> str:
+    """A path below a directory of the user that a variable may name (XDG)."""
+    return os.path.abspath(os.path.join(os.environ.get(variable) or os.path.expanduser(usual), *below))
 
 
 def is_read_only() -> bool:
@@ -1453,8 +1445,6 @@ class Target:
 
     *origin* is what has named it: a flag, a variable, `tau env use`, or `home`.  *host* is empty for the home's socket.
     """
-
-    __slots__ = ("api_key", "ca_file", "cert_file", "cert_key_file", "env", "home", "host", "origin")
 
     def __init__(self, origin: str, home: str, host: str = "", env: str | None = None, **told: str) -> None:
         self.origin, self.home, self.host, self.env = origin, home, host, env
@@ -1498,15 +1488,12 @@ def demand_one_place(found: Target, env: str | None, home: str | None) -> None:
     hint = "give one of --host, --env and --home"
     if found.origin == "--host" and env and read_environment(env, "--env")["host"] != found.host:
         raise BadRequest(f"--host {found.host} is not the host of --env {env}", hint)
-    if home and not can_be_at(Address(found.host), found.home):
+    if not home:
+        return
+    address = Address(found.host)
+    here = address.path == os.path.join(found.home, "tau.sock") or address.host == "localhost"
+    if not here and not is_loopback(address.host):
         raise BadRequest(f"{found.origin} {found.env or found.host} is not the daemon of --home {home}", hint)
-
-
-def can_be_at(address: Address, home: str) -> bool:
-    """Whether the daemon of a home of this machine can be at an address."""
-    if address.scheme == "unix":
-        return address.path == os.path.join(home, "tau.sock")
-    return address.host == "localhost" or is_loopback(address.host)
 
 
 def environment_key(host: str) -> str:
@@ -1531,31 +1518,15 @@ def one_key(text: str, origin: str) -> str:
     return key
 
 
-#: What an environment of the client may have, with its meaning; files are relative to environments.toml.
-ENVIRONMENT_KEYS = {
-    "host": "address of the daemon, such as https://tau.example.com",
-    "api_key": "the key that it wants",
-    "api_key_file": "a file that holds the key",
-    "ca_file": "certificates of the authority that has signed the daemon's",
-    "cert_file": "certificate of the client",
-    "cert_key_file": "key of that certificate",
-}
 #: At most so many characters, and those that are neither letters nor digits.
 ENVIRONMENT_NAME = (64, "_-")
-ENVIRONMENT_SCHEMA: Json = {
-    "type": "object",
-    "properties": {
-        key: {"type": "string", "minLength": 1, "description": meaning} for key, meaning in ENVIRONMENT_KEYS.items()
-    },
-    "required": ["host"],
-    "additionalProperties": False,
-}
+ENVIRONMENT_KEYS = ("host", "api_key", "api_key_file", "ca_file", "cert_file", "cert_key_file")
+ENVIRONMENT_SCHEMA = object_schema({key: {"type": "string", "minLength": 1} for key in ENVIRONMENT_KEYS}, "host")
 
 
 def environments_path() -> str:
     """The file of the client's environments; what `tau env use` has chosen is in the file `environment` beside it."""
-    config = os.environ.get("XDG_CONFIG_HOME") or os.path.join(os.path.expanduser("~"), ".config")
-    return os.path.abspath(os.path.join(config, "tau", "environments.toml"))
+    return user_path("XDG_CONFIG_HOME", "~/.config", "tau", "environments.toml")
 
 
 def chosen_environment() -> str:
@@ -1662,23 +1633,16 @@ def check_zone(name: str) -> None:
         raise BadRequest(f"there is no time zone '{name}'", hint) from None
 
 
-CONNECTION_SCHEMA: Json = {
-    "type": "object",
-    "properties": {"url": {"type": "string"}},
-    "required": ["url"],
-    "additionalProperties": False,
-}
-EXECUTOR_SCHEMA: Json = {
-    "type": "object",
-    "properties": {
+CONNECTION_SCHEMA = object_schema({"url": {"type": "string"}}, "url")
+EXECUTOR_SCHEMA = object_schema(
+    {
         "command": {"type": "array", "items": {"type": "string", "minLength": 1}, "minItems": 1},
         "python": {"type": "string", "minLength": 1},
         "lost_after_s": {"type": "number", "minimum": 1, "maximum": 86_400},
         "has_dependencies": {"type": "boolean"},
     },
-    "required": ["command"],
-    "additionalProperties": False,
-}
+    "command",
+)
 EXECUTOR_DEFAULTS = {"python": "python3", "lost_after_s": 60.0, "has_dependencies": False}
 EXECUTOR_HINT = '[executors.worker1] command = ["ssh", "worker1"]'
 #: Sections whose tables have names of their own → what each table is, and an example.
@@ -1693,17 +1657,16 @@ def read_config(path: str) -> Json:
     tables = read_toml(path, "check --config and TAU_CONFIG")
     known: Json = {section: {"type": "object"} for section in NAMED_TABLES}
     for row in SETTINGS:
-        known.setdefault(row.section, {"type": "object", "properties": {}, "additionalProperties": False})
-        known[row.section]["properties"][row.name] = {}
+        known.setdefault(row.section, object_schema({}))["properties"][row.name] = {}
         if row.name in tables:
             raise BadRequest(f"{path}: unknown section [{row.name}]", f"it belongs into [{row.section}]")
-    demand({"properties": {name: {} for name in known}, "additionalProperties": False}, tables, path, f"edit {path}")
+    demand(object_schema(dict.fromkeys(known, ANYTHING)), tables, path, f"edit {path}")
     for section, table in tables.items():
         demand(known[section], table, f"{path}: [{section}]", f"edit {path}")
-    for section, (schema, hint) in NAMED_TABLES.items():
-        for name, table in tables.get(section, {}).items():
+        for name in table if section in NAMED_TABLES else ():
             check_name(name, f"a name of [{section}] in {path}")
-            demand(schema, table, f"{path}: [{section}.{name}]", hint)
+            schema, hint = NAMED_TABLES[section]
+            demand(schema, table[name], f"{path}: [{section}.{name}]", hint)
     if LOCAL_EXECUTOR in tables.get("executors", {}):
         raise BadRequest(f"{path}: [executors.{LOCAL_EXECUTOR}] is this machine", EXECUTOR_HINT)
     if "api_key" in tables.get("auth", {}):
@@ -1736,18 +1699,15 @@ def read_secret(name: str, folder: str | Mapping[str, str]) -> tuple[str | None,
         return os.environ[name], "environment"
     if not isinstance(folder, str):
         return None, None
-    for place, root in (("credentials", os.environ.get("CREDENTIALS_DIRECTORY")), ("home", folder)):
-        if not root or (place == "credentials" and name == KEY_CREDENTIAL):
-            continue  # the key opens the daemon, and is no pipeline's
-        path = os.path.join(os.path.realpath(root), name)
-        try:
-            with open(path, encoding="utf-8") as file:
-                if place == "home" and os.fstat(file.fileno()).st_mode & 0o077:
-                    raise MissingSecret(f"{path} can be read by others", f"chmod 600 {path}")
-                return file.read().removesuffix("\n"), place
-        except (FileNotFoundError, NotADirectoryError):
-            continue
-    return None, None
+    path = os.path.join(os.environ.get("CREDENTIALS_DIRECTORY") or os.devnull, name)
+    if os.path.exists(path) and name != KEY_CREDENTIAL:  # which opens the daemon, and is no pipeline's
+        return read_text(path, f"ls -l {path}").removesuffix("\n"), "credentials"
+    path = os.path.join(os.path.realpath(folder), name)
+    if not os.path.exists(path):
+        return None, None
+    if os.stat(path).st_mode & 0o077:
+        raise MissingSecret(f"{path} can be read by others", f"chmod 600 {path}")
+    return read_text(path, f"ls -l {path}").removesuffix("\n"), "home"
 
 
 def database_path(url: str, home: str) -> str:
@@ -11018,10 +10978,7 @@ def read_header(source: str, entry: str) -> Json | None:
 
 
 #: What the header of a script may have (PEP 723).
-HEADER_SCHEMA: Json = {
-    "properties": {"dependencies": STRINGS, "requires-python": {"type": "string"}, "tool": {}},
-    "additionalProperties": False,
-}
+HEADER_SCHEMA = object_schema({"dependencies": STRINGS, "requires-python": {"type": "string"}, "tool": {}})
 
 
 def check_header(header: Json) -> None:
