@@ -11102,7 +11102,10 @@ def build_commands(path: str, needed: list[str]) -> list[list[str]]:
     if uv := shutil.which("uv"):
         make = [uv, "venv", "--quiet", "--python", sys.executable, path]
         return [make, [uv, "pip", "install", "--python", python, *needed]]
-    return [[sys.executable, "-m", "venv", path], [python, "-m", "pip", "install", "--progress-bar", "off", *needed]]
+    make, pip = [sys.executable, "-m", "venv", path], [python, "-m", "pip"]
+    if find_module("pip"):  # ours installs there too: a pip of its own would take seconds
+        make, pip = [*make, "--without-pip"], [sys.executable, "-m", "pip", "--python", python]
+    return [make, [*pip, "install", "--progress-bar", "off", *needed]]
 
 
 # --- 33. Metrics -------------------------------------------------------------------------
