@@ -144,6 +144,9 @@ if TYPE_CHECKING:
     PipelineName = str
     RunId = str
     Subject = str
+    EnvironmentName = str
+    KeyName = str
+    FilePath = str
     Function = TypeVar("Function", bound=Callable[..., Any])
     Answer = TypeVar("Answer")
 else:
@@ -825,6 +828,9 @@ KINDS: dict[str, tuple[Json, Callable[[str], Any]]] = {
     "PipelineName": ({"type": "string"}, str),
     "RunId": ({"type": "string"}, str),
     "Subject": ({"type": "string"}, str),
+    "EnvironmentName": ({"type": "string"}, str),
+    "KeyName": ({"type": "string"}, str),
+    "FilePath": ({"type": "string"}, str),
     "Json": ({"type": "object"}, read_object),
     "list[RunId]": ({"type": "array", "items": {"type": "string"}}, str),
     "list[Json]": ({"type": "array", "items": {"type": "object"}}, lambda path: read_files(path, path)),
@@ -3006,12 +3012,15 @@ def try_(
 # Calls Signatures, Shell and Client.  Promises one grammar, and that Tab changes nothing, says nothing when
 # something is wrong, and keeps nobody waiting.
 
-#: Options of every command: what their value is called, if they have one, and what they mean.
+#: Options of every command, named for the flag: an argument of the command may have the bare name.
 COMMON = {
-    "--env": ("NAME", "an environment of `tau env list` (TAU_ENV)"),
-    "--host": ("ADDRESS", "unix:///path, tcp://host:port or https://host (TAU_HOST)"),
-    "--home": ("DIR", "home of the daemon (TAU_HOME)"),
-    "--json": (None, "JSON, on a terminal too"),
+    flag: Argument(flag, kind, None, False, (flag, meaning))
+    for flag, kind, meaning in (
+        ("--env", "EnvironmentName", "an environment of `tau env list` (TAU_ENV)"),
+        ("--host", "str", "unix:///path, tcp://host:port or https://host (TAU_HOST)"),
+        ("--home", "FilePath", "home of the daemon (TAU_HOME)"),
+        ("--json", "bool", "JSON, on a terminal too"),
+    )
 }
 
 
@@ -3068,10 +3077,8 @@ def parser_of(name: str) -> argparse.ArgumentParser:
     chosen = shell_commands().get(name)
     parser = build_parser(chosen) if chosen is not None else group_parser(name)
     common = parser.add_argument_group("which daemon, and how to print")
-    for flag, (metavar, meaning) in COMMON.items():
-        how: Json = {"metavar": metavar} if metavar else {"action": "store_const", "const": True}
-        # Named for the flag: an argument of the command may have the bare name.
-        common.add_argument(flag, dest=flag, help=meaning, **how)
+    for option in COMMON.values():
+        add_argument(common, option)
     return parser
 
 
@@ -3154,10 +3161,10 @@ exit codes:
 """
 
 
-def add_argument(parser: argparse.ArgumentParser, argument: Argument) -> None:
+def add_argument(parser: argparse._ActionsContainer, argument: Argument) -> None:
     """One argument of an operation becomes one of the shell's; a JSON object becomes two."""
     meaning = argument.meaning.replace("%", "%%")
-    how: Json = {"help": meaning, "metavar": METAVARS.get(argument.kind, argument.name.upper())}
+    how: Json = {"help": meaning, "metavar": METAVARS.get(argument.kind, argument.name.strip("-").upper())}
     if argument.kind == "bool":
         how = {"help": meaning, "action": "store_const", "const": not argument.default}
     elif argument.default not in (None, ""):
@@ -3175,7 +3182,7 @@ def add_argument(parser: argparse.ArgumentParser, argument: Argument) -> None:
         parser.add_argument(flag, dest="pairs", action="append", metavar="KEY=VALUE", help="one of them; repeatable")
 
 
-METAVARS = {"list[Json]": "PATH", "Json": "JSON"}
+METAVARS = {"list[Json]": "PATH", "FilePath": "PATH", "EnvironmentName": "NAME", "Json": "JSON"}
 
 
 def read_params(chosen: Operation, options: Json) -> Json:
@@ -3267,14 +3274,12 @@ class Tab:
         if self.place == "command":
             return [*next_words(self.name).items()]
         chosen = shell_commands().get(self.name)
-        argument = chosen.arguments.get(self.place) if chosen is not None else None
-        if argument is not None and argument.name in CHOICES:
-            return [(word, "") for word in CHOICES[argument.name]]
-        kind = argument.kind if argument is not None else ""
-        if self.place.endswith("file") or self.place == "--home" or kind == "list[Json]":
-            return [PATHS]
-        places = (f"{self.name} {self.place}", self.place, kind)
-        return next((VALUES[place](self) for place in places if place in VALUES), [])
+        known = COMMON | (chosen.arguments if chosen is not None else {})
+        if self.place not in known:
+            return []
+        if self.place in CHOICES:
+            return [(word, "") for word in CHOICES[self.place]]
+        return VALUES.get(known[self.place].kind, nothing)(self)
 
     def ask(self, method: str, rows: str, **params: Any) -> list[Json]:
         """Rows of the answer of the daemon that the command line means; none if it takes longer than COMPLETE_S.
@@ -3296,8 +3301,15 @@ class Tab:
         return found
 
 
+def nothing(tab: Tab) -> list[Offer]:
+    return []
+
+
+def some_paths(tab: Tab) -> list[Offer]:
+    return [PATHS]
+
+
 def some_pipelines(tab: Tab) -> list[Offer]:
-    """The deployed pipelines."""
     return [(row["name"], row["description"] or "") for row in tab.ask("list", "pipelines", limit=1000)]
 
 
@@ -3309,7 +3321,6 @@ def some_runs(tab: Tab) -> list[Offer]:
 
 
 def some_environments(tab: Tab) -> list[Offer]:
-    """The client's environments."""
     return [(name, table["host"]) for name, table in read_environments().items()]
 
 
@@ -3318,17 +3329,16 @@ def some_keys(tab: Tab) -> list[Offer]:
     return [(row["name"], row["scope"]) for row in tab.ask("key_list", "keys") if row["status"] == "live"]
 
 
-#: An argument of a command, an option of all commands, or a kind of argument → what it can be.
+#: Kind of argument → what it can be.
 VALUES: dict[str, Callable[[Tab], list[Offer]]] = {
     "PipelineName": some_pipelines,
     "Subject": some_pipelines,
     "RunId": some_runs,
     "list[RunId]": some_runs,
-    "key revoke name": some_keys,
-    "env show name": some_environments,
-    "env use name": some_environments,
-    "env remove name": some_environments,
-    "--env": some_environments,
+    "KeyName": some_keys,
+    "EnvironmentName": some_environments,
+    "FilePath": some_paths,
+    "list[Json]": some_paths,
 }
 
 
@@ -3440,7 +3450,7 @@ def key_of(table: Mapping[str, str]) -> str | None:
 
 
 @reads_here
-def env_show(desk: Desk, name: str | None = None) -> Json:
+def env_show(desk: Desk, name: EnvironmentName | None = None) -> Json:
     """Show an environment, its key masked.
 
     name          which environment; without it the one that is used
@@ -3458,7 +3468,7 @@ def env_show(desk: Desk, name: str | None = None) -> Json:
 
 
 @writes_here
-def env_use(desk: Desk, name: str | None = None, *, none: bool = False) -> Json:
+def env_use(desk: Desk, name: EnvironmentName | None = None, *, none: bool = False) -> Json:
     """Choose the environment that commands use unless they are told another.
 
     name          which environment; without it none, and the daemon of this user is used again
@@ -3491,10 +3501,10 @@ def env_add(
     host: str,
     key: str | None = None,
     *,
-    api_key_file: str | None = None,
-    ca_file: str | None = None,
-    cert_file: str | None = None,
-    cert_key_file: str | None = None,
+    api_key_file: FilePath | None = None,
+    ca_file: FilePath | None = None,
+    cert_file: FilePath | None = None,
+    cert_key_file: FilePath | None = None,
 ) -> Json:
     """Add an environment, or change it; its key comes from a file or stdin, where no other user can see it.
 
@@ -3524,7 +3534,7 @@ def env_add(
 
 
 @writes_here
-def env_remove(desk: Desk, name: str) -> Json:
+def env_remove(desk: Desk, name: EnvironmentName) -> Json:
     """Remove an environment; if it was chosen, none is.
 
     name          which environment
@@ -6961,7 +6971,7 @@ async def prune(
 
 @admin
 @writes
-async def backup(call: Call, file: str | None = None, *, force: bool = False) -> Json:
+async def backup(call: Call, file: FilePath | None = None, *, force: bool = False) -> Json:
     """Copy the store and the deployed sources into one file, while everything goes on.
 
     file          where to, on the daemon's machine; without it a new file in backups/ of the home
@@ -7081,7 +7091,7 @@ async def key_list(call: Call) -> Json:
 
 @admin
 @destroys
-async def key_revoke(call: Call, name: str) -> Json:
+async def key_revoke(call: Call, name: KeyName) -> Json:
     """Revoke a key: it opens nothing any more, and whoever came in with it is out.
 
     name          which key

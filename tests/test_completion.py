@@ -154,7 +154,7 @@ def test_a_daemon_that_does_not_answer_is_not_waited_for(home: Tau) -> None:
 def test_the_script_is_printed_for_each_shell(home: Tau) -> None:
     for shell in module.SHELLS:
         assert "__complete" in home.command("completion", shell).out
-    assert home("completion", "tcsh", exit=2)["hint"].endswith("bash, zsh or fish")
+    assert home("completion", "tcsh", exit=2)["hint"].endswith("one of bash, zsh, fish")
 
 
 @pytest.fixture
