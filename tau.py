@@ -10950,7 +10950,7 @@ def write_sources(sources: dict[str, bytes], folder: str) -> None:
             with open(place, "wb") as file:
                 file.write(content)
     except OSError as problem:
-        raise StorageFull(f"cannot keep the source: {problem.strerror}", "make room on the disk") from None
+        raise StorageFull(f"cannot unpack what was deployed: {problem.strerror}", "make room on the disk") from None
 
 
 def sweep(folder: str, known: set[str]) -> None:
@@ -11048,7 +11048,7 @@ class Venvs:
         while (lock := lock_file(f"{path}.lock", wait=False, create=True)) < 0:
             await asyncio.sleep(0.1)
         try:
-            there = all(os.path.exists(os.path.join(path, *parts)) for parts in (["built"], ["bin", "python"]))
+            there = os.path.exists(os.path.join(path, "built")) and os.path.exists(str(self.python(digest)))
             log = [] if there else await self.install(path, needed, entry)
         finally:
             os.close(lock)

@@ -418,6 +418,16 @@ def test_what_is_deployed_is_in_the_store_and_its_directory_only_a_cache(tau: Ta
     assert os.listdir(tau.home / "versions") == [digest]
 
 
+def test_a_run_whose_files_cannot_be_unpacked_says_so(fresh: Tau) -> None:
+    fresh.deploy_it("def it(ctx): ...\n")
+    (fresh.home / "versions").rmdir()
+    (fresh.home / "versions").write_text("in the way")
+    run = fresh("run", "it", exit=1)
+    assert "cannot unpack what was deployed" in run["error"]["message"]
+    (fresh.home / "versions").unlink()
+    assert fresh("run", "it")["status"] == "success"
+
+
 @pytest.mark.parametrize("paths", [["a", "a/b.py"], ["a", "a/b/c.py"], ["x" * 300 + ".py"]])
 def test_paths_that_cannot_be_files_leave_nothing_behind(tau: Tau, paths: list[str]) -> None:
     files = [{"path": path, "text": "x = 1"} for path in paths]
