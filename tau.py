@@ -12700,15 +12700,17 @@ def number(value: Any, name: str) -> Any:
 
 
 def moment(text: str | None) -> datetime.datetime | None:
-    """An instant of the store as an aware datetime."""
     return None if text is None else datetime.datetime.fromisoformat(text)
 
 
 # The steps of ctx.transform.
 
 
-class PerRow:
-    """A step of `ctx.transform` that is called with each row; see per_row."""
+class per_row:  # noqa: N801
+    """Marks a step of `ctx.transform` that is called with each row, not with all.
+
+    It returns the row that takes its place, None to drop it, or a list of rows.
+    """
 
     def __init__(self, function: Callable[[Json], Any]) -> None:
         self.function = function
@@ -12720,7 +12722,7 @@ class PerRow:
     def of_rows(self, rows: Rows) -> Any:
         """What the function makes of each row; to be awaited if it is async."""
         made = [self.function(row) for row in rows]
-        return await_each(made) if any(hasattr(one, "__await__") for one in made[:1]) else flat(made)
+        return await_each(made) if made and hasattr(made[0], "__await__") else flat(made)
 
 
 async def await_each(made: list[Any]) -> list[Json]:
@@ -12741,26 +12743,7 @@ def flat(made: list[Any]) -> list[Json]:
     return rows
 
 
-class SqlStep:
-    """A step of `ctx.transform` in SQL, over the table `data`."""
-
-    def __init__(self, query: str, params: Json) -> None:
-        self.query, self.params = query, {name: value for name, value in params.items() if f":{name}" in query}
-
-    def __call__(self, rows: Rows) -> Rows:
-        table = StepTable(rows)
-        try:
-            with table:
-                table.fill()
-                return collect(table.ask(self.query, self.params, None))
-        except SourceError as problem:
-            if table.scan.columns or "no such column" not in str(problem):
-                raise
-            return Rows()  # nobody knows the columns of no rows
-
-
 def name_of_step(step: Any) -> str:
-    """What a step of transform is called in the trace."""
     if isinstance(step, str):
         return brief(step)
     while hasattr(step, "func"):  # functools.partial
@@ -12769,16 +12752,14 @@ def name_of_step(step: Any) -> str:
 
 
 def make_step(step: Any, params: Json) -> Callable[[Rows], Any]:
-    """A step of transform as a function of the rows."""
     if isinstance(step, str):
         return SqlStep(step, params)
     if not callable(step):
         raise BadRequest(f"{safe_repr(step)} is no step", "a function of the rows, a @per_row function, or SQL")
-    return step.of_rows if isinstance(step, PerRow) else step
+    return step.of_rows if isinstance(step, per_row) else step
 
 
 async def pass_through(whole: Step, parts: list[tuple[Step, Callable[[Rows], Any]]], rows: Rows) -> Rows:
-    """The rows after all steps, each of which is traced."""
     with whole:
         whole.rows_in = len(rows)
         for step, work in parts:
@@ -12789,7 +12770,6 @@ async def pass_through(whole: Step, parts: list[tuple[Step, Callable[[Rows], Any
 
 
 def step_result(result: Any, rows: Rows, name: str) -> Rows:
-    """What a step returned, as rows."""
     if result is None:
         raise BadRequest(f"step '{name}' returned None, not rows", "return the rows, or mark the function @per_row")
     found = as_rows(result)
@@ -12808,7 +12788,6 @@ def stream_through(whole: Step, parts: list[tuple[Step, Callable[[Rows], Any]]],
 
 
 def map_batches(step: Step, work: Callable[[Rows], Any], stream: Stream) -> Batches:
-    """A step applied to batch after batch."""
     for batch in counted(step, stream):
         result = work(batch)
         if hasattr(result, "__await__") and not isinstance(result, Rows):
@@ -12855,7 +12834,6 @@ def run_local(
 
 
 def local_job(name: str, folder: str, directory: str) -> Json:
-    """What the context of a run without a daemon is told."""
     job = {"run_id": LOCAL_RUN, "pipeline": name, "version": 0, "attempt": 1, "directory": directory, "secrets": {}}
     return job | {"limits": LOCAL_LIMITS, "memos": os.path.join(folder, "memos"), "old_memos": None}
 
@@ -12913,7 +12891,6 @@ def call_function(chosen: Pipeline, context: PipelineContext) -> Any:
 
 
 def trace_of(records: list[Json]) -> Json:
-    """The trace of a journal, without a store."""
     steps: dict[int, Json] = {}
     for record in records:
         if record["t"] == "step":
@@ -12953,14 +12930,6 @@ def target(name: str) -> Callable[[Function], Function]:
     return register_place(TARGETS, "target", name)
 
 
-def per_row(function: Callable[[Json], Any]) -> PerRow:
-    """Marks a step of `ctx.transform` that is called with each row, not with all.
-
-    It returns the row that takes its place, None to drop it, or a list of rows.
-    """
-    return PerRow(function)
-
-
 # --- 40. Parameters ----------------------------------------------------------------------
 # Owns how a pipeline's signature becomes a JSON Schema, and JSON the values of its annotations.
 # Calls Rows and Trace.  Promises that what the schema admits can be converted.
@@ -12996,7 +12965,6 @@ class Parameters:
                 self.add(one.replace(annotation=hint_of(function, one)))
 
     def add(self, one: inspect.Parameter) -> None:
-        """One more named param."""
         found = param_type(one.annotation, one.name)
         if one.default is not one.empty:
             self.defaults[one.name] = one.default
@@ -13005,7 +12973,6 @@ class Parameters:
         self.types[one.name] = found
 
     def schema(self) -> Json:
-        """The params as JSON Schema."""
         properties = {name: found.schema for name, found in self.types.items()}
         if not properties and self.others:
             return {"type": "object"}
@@ -13040,7 +13007,6 @@ def unresolved(what: str, problem: Exception) -> BadRequest:
 
 
 def default_json(value: Any) -> Any:
-    """A default as JSON, as far as it has a JSON form."""
     try:
         return to_json(value, "default")
     except BadResult:
@@ -13091,7 +13057,6 @@ class Annotation:
         self.word = getattr(self.origin or self.hint, "__name__", "")
 
     def inner(self) -> list[ParamType]:
-        """The types between its brackets."""
         return [param_type(one, self.name) for one in self.arguments if one is not ...]
 
     def scalar(self) -> ParamType | None:
@@ -13172,19 +13137,15 @@ SEVERITIES = ("error", "warn")
 VALUES_SHOWN = 8
 
 
-class Assertion:
-    """One assertion of ctx.check: its name, what decides it, and the names its text speaks of."""
-
-    __slots__ = ("name", "subject", "values")
-
-    def __init__(self, name: str, subject: Any, values: Json) -> None:
-        self.name, self.subject, self.values = clip(name, 500), subject, values
+#: What an assertion is called, what decides it, and the values of the names that its text speaks of.
+if TYPE_CHECKING:
+    Assertion = tuple[str, Any, Json]
 
 
 async def check_all(journal: Journal, given: tuple[Any, ...], severity: str) -> Count:
     """Evaluates and records every assertion; CheckFailed names all that do not hold, unless they only warn."""
     demand_word("severity", severity, SEVERITIES)
-    failed = [one.name for one in name_assertions(given) if not await holds_true(journal, one, severity)]
+    failed = [one[0] for one in named_assertions(given) if not await holds_true(journal, one, severity)]
     if failed and severity == "error":
         count = f"{len(failed)} of {len(given)} checks failed: " if len(given) > 1 else "check failed: "
         raise CheckFailed(count + "; ".join(failed), "the values are in trace.checks")
@@ -13193,7 +13154,7 @@ async def check_all(journal: Journal, given: tuple[Any, ...], severity: str) -> 
     return Count(not failed)
 
 
-def name_assertions(given: tuple[Any, ...]) -> list[Assertion]:
+def named_assertions(given: tuple[Any, ...]) -> list[Assertion]:
     """The assertions with their names: given ones, those of functions, else the source text of the call."""
     frame = sys._getframe(1)
     while frame.f_code.co_filename == __file__ and frame.f_back is not None:
@@ -13205,7 +13166,7 @@ def name_assertions(given: tuple[Any, ...]) -> list[Assertion]:
             text, subject = subject
         elif callable(subject) and getattr(subject, "__name__", "<lambda>") != "<lambda>":
             text = subject.__name__
-        found.append(Assertion(text, subject, values))
+        found.append((clip(text, 500), subject, values))
     return found
 
 
@@ -13238,22 +13199,21 @@ def matched(arguments: list[tuple[str, ast.expr]], count: int) -> list[tuple[str
 
 
 def names_in(node: ast.expr, known: Json) -> Json:
-    """The values of the variables that an expression names."""
     names = dict.fromkeys(one.id for one in ast.walk(node) if isinstance(one, ast.Name))
     return {name: known[name] for name in names if name in known and not isinstance(known[name], DEFINITIONS)}
 
 
-async def holds_true(journal: Journal, one: Assertion, severity: str) -> bool:
+async def holds_true(journal: Journal, assertion: Assertion, severity: str) -> bool:
     """Whether an assertion holds; what it raises is its failure."""
-    why = None
+    (name, subject, values), why = assertion, None
     try:
-        passed = truth_of(await settle(one.subject() if callable(one.subject) else one.subject))
+        passed = truth_of(await settle(subject() if callable(subject) else subject))
     except Exception as problem:
         passed, why = False, f"{type(problem).__name__}: {safe_text(problem)[:500]}"
-    shown = {} if passed else dict(itertools.islice(one.values.items(), VALUES_SHOWN))
-    values = {name: "***" if is_secret(name) else safe_repr(value) for name, value in shown.items()}
-    data = {"passed": passed, "severity": severity, "values": values, "error": why}
-    journal.observe("check", one.name, data)
+    shown = {} if passed else dict(itertools.islice(values.items(), VALUES_SHOWN))
+    shown = {name: "***" if is_secret(name) else safe_repr(value) for name, value in shown.items()}
+    data = {"passed": passed, "severity": severity, "values": shown, "error": why}
+    journal.observe("check", name, data)
     return passed
 
 
@@ -13360,7 +13320,6 @@ REMOTE_FILES = (
 
 
 def register_place(registry: dict[str, Callable[..., Any]], kind: str, name: str) -> Callable[[Function], Function]:
-    """A decorator that enters its function under *name*."""
     check_name(name, f"a {kind}'s name")
 
     def register(function: Function) -> Function:
@@ -13412,7 +13371,6 @@ class Surroundings:
         return str(value)
 
     def warn(self, text: str) -> None:
-        """A line in the log of the run."""
         self.attempt.journal.log(text, "warning")
 
 
@@ -13437,11 +13395,11 @@ class Place:
     def __init__(self, label: str, options: Json) -> None:
         self.label, self.options = label, options
 
-    def fit(self, what: str, known: Iterable[str], otherwise: str = "") -> Json:
+    def fit(self, what: str, known: Iterable[str], lacks: str = "has no option", otherwise: str = "") -> Json:
         """The options; BadRequest if *what* does not take one of them: the nearest that it takes, or *otherwise*."""
         if unknown := next((name for name in self.options if name not in known), None):
             hint = did_you_mean(unknown, known, otherwise or f"{what} takes {', '.join(known) or 'none'}")
-            raise BadRequest(f"{what} has no option '{unknown}'", hint)
+            raise BadRequest(f"{what} {lacks} '{unknown}'", hint)
         return self.options
 
 
@@ -13471,7 +13429,6 @@ def find_place(source: Any, resource: str | None, around: Surroundings, options:
 
 
 def local_path(name: str, rest: str) -> str:
-    """The path of a file:// URL."""
     host, _, path = rest.partition("/")
     if host not in ("", "localhost"):
         raise BadRequest(f"'{name}' names a machine, '{host}'", "file:///path has three slashes")
@@ -13479,7 +13436,6 @@ def local_path(name: str, rest: str) -> str:
 
 
 def find_warehouse(connection: str | None, around: Surroundings) -> Table:
-    """The database that ctx.sql means."""
     name = "default" if connection is None else str(connection)
     if name not in around.connections and "://" not in name and "." not in name:
         known = ", ".join(around.connections) or "none"
@@ -13522,7 +13478,6 @@ def check_mode(mode: str, key: str | Sequence[str]) -> list[str]:
 
 
 def joined(base: str, resource: str | None) -> str:
-    """A resource inside a base."""
     return base if resource is None else f"{base.rstrip('/')}/{str(resource).lstrip('/')}"
 
 
@@ -13538,7 +13493,6 @@ def is_database(scheme: str) -> bool:
 
 
 def is_remote(scheme: str) -> bool:
-    """Whether fsspec knows this scheme."""
     try:
         return scheme in need("fsspec", "files", "").available_protocols()
     except MissingExtra:
@@ -13556,17 +13510,16 @@ class Registered(Place):
         """The function with what it takes of what there is; an option it does not take is a BadRequest."""
         signature = inspect.signature(self.function)
         names = signature.parameters
-        anything = any(one.kind is one.VAR_KEYWORD for one in names.values())
-        given = {name: value for name, value in {"resource": None, **more}.items() if name in names} | self.options
-        for name in given:
-            if name not in names and not anything:
-                hint = did_you_mean(name, names, f"it takes {', '.join(names) or 'nothing'}")
-                raise BadRequest(f"'{self.label}' takes no '{name}'", hint)
+        self.options = {
+            name: value for name, value in {"resource": None, **more}.items() if name in names
+        } | self.options
+        if not any(one.kind is one.VAR_KEYWORD for one in names.values()):
+            self.fit(f"'{self.label}'", names, "takes no", f"it takes {', '.join(names) or 'nothing'}")
         try:
-            signature.bind(*arguments, **given)
+            signature.bind(*arguments, **self.options)
         except TypeError as problem:
             raise BadRequest(f"'{self.label}': {problem}", "options of extract and load go to it") from None
-        return self.function(*arguments, **given)
+        return self.function(*arguments, **self.options)
 
     def read(self, batch_rows: int | None) -> Any:
         """Its rows in batches; to be awaited if the function is async."""
@@ -13580,7 +13533,6 @@ class Registered(Place):
         raise BadRequest(f"the async source '{self.label}' cannot be a stream", "extract without stream=True")
 
     async def wait_for(self, made: Any) -> list[Rows]:
-        """All rows of an async function or generator."""
         return [as_rows([row async for row in made] if hasattr(made, "__aiter__") else await made)]
 
     def write(self, batches: Batches, mode: str, keys: list[str]) -> Any:
@@ -13597,19 +13549,14 @@ class DataFile(Place):
     They `open` it to be read, say whether it `exists`, and `replace` it by what a function writes, if it succeeds.
     """
 
+    open: Any
+    exists: Any
+    replace: Any
+
     def __init__(self, path: str, options: Json) -> None:
         self.path = path
         super().__init__(os.path.basename(path.rstrip("/")) or path, dict(options))
         self.format = find_format(self.options.pop("format", None), self.label)
-
-    def open(self) -> Any:
-        raise NotImplementedError
-
-    def exists(self) -> bool:
-        raise NotImplementedError
-
-    def replace(self, write: Callable[[Any], None]) -> None:
-        raise NotImplementedError
 
     def read(self, batch_rows: int | None) -> Batches:
         """Its rows in batches."""
@@ -13648,7 +13595,6 @@ def appended(old: Iterator[Rows], new: Iterator[Rows]) -> Batches:
 
 
 def upserted(old: Rows, new: Rows, keys: list[str], key_of: Callable[[Any], Any]) -> Rows:
-    """The old rows, with the new ones over those of the same key."""
     merged: dict[Any, Json] = {}
     for row in itertools.chain(old, new):
         check_keys(row, keys)
@@ -13703,7 +13649,6 @@ class LocalFile(DataFile):
             write(file)
 
     def replacement(self) -> Replacement:
-        """A new file, under the mode of the old one."""
         path = os.path.realpath(self.path)
         make_directory(os.path.dirname(path))
         mode = os.stat(path).st_mode if os.path.exists(path) else stat.S_IFREG | 0o600
@@ -13806,7 +13751,7 @@ class Web(Place):
         parts = urllib.parse.urlsplit(urllib.parse.quote(url, safe=URL_CHARACTERS))
         super().__init__(parts.path.rstrip("/").rpartition("/")[2] or str(parts.hostname), options)
         formats = itertools.chain.from_iterable(form.reads for form in FILE_FORMATS.values())
-        self.fit("http(s)", (*WEB_OPTIONS, *formats), f"it takes {', '.join(WEB_OPTIONS)}")
+        self.fit("http(s)", (*WEB_OPTIONS, *formats), otherwise=f"it takes {', '.join(WEB_OPTIONS)}")
         self.around, self.asked = around, WEB_OPTIONS | options
         self.options = {name: value for name, value in options.items() if name not in WEB_OPTIONS}
         if self.asked["next_link"] is not None and self.asked["page_param"] is not None:
@@ -13843,7 +13788,6 @@ class Web(Place):
                     url = self.counted_page(len(seen)) if count else ""
 
     def page_rows(self, page: Any, headers: Any, url: str, batch_rows: int | None) -> Batches:
-        """The rows of one page."""
         if not page.tell():
             return  # 204, or a last page with nothing on it
         form = self.form_of(str(headers.get_content_type()), urllib.parse.urlsplit(url).path)
@@ -13984,7 +13928,6 @@ def redirects() -> Any:
 
 
 def same_origin(one: str, other: str) -> bool:
-    """Whether two URLs speak to the same server the same way."""
     a, b = urllib.parse.urlsplit(one), urllib.parse.urlsplit(other)
     return (a.scheme, a.hostname, a.port) == (b.scheme, b.hostname, b.port)
 
@@ -14059,11 +14002,12 @@ class Table(Place):
     """A table, or a query, of a database."""
 
     def __init__(self, url: str, resource: str | None, around: Surroundings, options: Json) -> None:
-        label = brief(resource) if resource else bare_url(url).rpartition("/")[2] or url.partition(":")[0]
-        super().__init__(label, options)
-        self.url, self.resource, self.around = url, resource, around
+        super().__init__(
+            brief(resource) if resource else bare_url(url).rpartition("/")[2] or url.partition(":")[0], options
+        )
         self.fit("a database", ("params",))
-        self.is_query = resource is not None and re.match(QUERY, resource, re.IGNORECASE) is not None
+        self.url, self.resource, self.around = url, resource, around
+        self.is_query = re.match(QUERY, resource or "", re.IGNORECASE) is not None
 
     def connect(self, begin: str, makes: bool = False) -> Any:
         """A connection, to be used in a `with`: a transaction, undone if it is left with an exception."""
@@ -14095,7 +14039,6 @@ class Table(Place):
 
 
 def sqlite_path(url: str) -> str:
-    """The file of a URL; BadRequest if it names none."""
     path = os.path.realpath(url.partition(":///")[2] or ".")
     if os.path.isdir(path) or url.endswith(":memory:"):
         hint = "sqlite:///shop.db (in ctx.data_dir) or sqlite:////absolute/path.db"
@@ -14130,23 +14073,20 @@ class Loading:
     def widen(self, scan: Scan) -> None:
         """Makes the table, or the columns that it lacks; SourceError for a number that a column would round."""
         house, known = self.house, self.columns or {}
-        kinds = {name: column_kind(scan, name) for name in scan.columns if house.fold(name) not in known}
-        declared = [
-            f"{house.spell(name)} {house.type_of(kind, scan, name, name in self.keys)}" for name, kind in kinds.items()
-        ]
+        fresh = [Column(scan, name) for name in scan.columns if house.fold(name) not in known]
+        declared = [f"{house.spell(one.name)} {house.type_of(one, one.name in self.keys)}" for one in fresh]
         if self.columns is None:
             key = f", PRIMARY KEY ({self.listed(self.keys)})" if self.keys else ""
             house.execute(f"CREATE TABLE {self.table} ({', '.join(declared)}{key})", {})
         else:
             for column in declared:
                 house.execute(f"ALTER TABLE {self.table} ADD COLUMN {column}", {})
-        self.columns = known | {house.fold(name): kind for name, kind in kinds.items()}
+        self.columns = known | {house.fold(one.name): one.kind for one in fresh}
         for name in scan.columns if house.rounds else ():
             if self.columns[name] == "integer" and scan.kind(name) in ("real", "decimal"):
-                check_whole(scan, name)
+                Column(scan, name).check_whole()
 
     def listed(self, names: Iterable[str]) -> str:
-        """Names as a list of SQL."""
         return ", ".join(map(self.house.spell, names))
 
     def insert(self, scan: Scan, shape: list[str]) -> None:
@@ -14175,40 +14115,36 @@ class Loading:
                 self.house.change(insert, one, shape)
 
 
-def column_kind(scan: Scan, name: str) -> str | None:
-    """The kind of a new column: integers beyond 64 bits are decimals."""
-    kind = scan.kind(name)
-    if kind == "integer" and any(not -INT64 <= cell < INT64 for cell in scan.cells_of(name) if cell is not None):
-        return "decimal"
-    return kind
+class Column:
+    """A column on its way into a table: its kind, and its cells that are not None."""
 
+    def __init__(self, scan: Scan, name: str) -> None:
+        self.name, self.kind = name, scan.kind(name)
+        self.cells = [cell for cell in scan.cells_of(name) if cell is not None]
+        if self.kind == "integer" and not all(-INT64 <= cell < INT64 for cell in self.cells):
+            self.kind = "decimal"
 
-def check_whole(scan: Scan, name: str) -> None:
-    """SourceError for a number with a fraction on its way into a column of integers, which would round it."""
-    for cell in scan.cells_of(name):
-        if cell is not None and cell != cell // 1:
-            hint = f"make the column a wider type, or let a step round '{name}'"
-            raise SourceError(f"column '{name}' holds integers, which {cell} is not", hint)
+    def check_whole(self) -> None:
+        """SourceError for a number with a fraction, which a column of integers would round."""
+        for cell in self.cells:
+            if cell != cell // 1:
+                hint = f"make the column a wider type, or let a step round '{self.name}'"
+                raise SourceError(f"column '{self.name}' holds integers, which {cell} is not", hint)
 
-
-def has_long_decimals(scan: Scan, name: str) -> bool:
-    """Whether SQLite would round a decimal of this column."""
-    decimals = (cell for cell in scan.cells_of(name) if isinstance(cell, decimal.Decimal))
-    return any(len(cell.as_tuple().digits) > DECIMAL_DIGITS for cell in decimals)
+    def has_long_decimals(self) -> bool:
+        """Whether SQLite would round a decimal of it."""
+        decimals = (cell.as_tuple() for cell in self.cells if isinstance(cell, decimal.Decimal))
+        return any(len(one.digits) > DECIMAL_DIGITS for one in decimals)
 
 
 def rows_of(names: list[str], cursor: Any, batch_rows: int | None) -> Batches:
-    """What a query found, in batches; in one, without a size."""
+    """What a query found, in batches; in one, without a size.  Without any row there still are columns."""
     check_distinct(names)
-    if batch_rows is None:
-        yield named_rows(names, cursor)
-        return
-    while cells := cursor.fetchmany(batch_rows):
-        yield named_rows(names, cells)
-
-
-def named_rows(names: list[str], cells: Iterable[Sequence[Any]]) -> Rows:
-    return Rows([dict(zip(names, row, strict=True)) for row in cells], names)
+    for position in itertools.count():
+        cells = cursor.fetchall() if batch_rows is None else cursor.fetchmany(batch_rows)
+        if position and not cells:
+            return
+        yield Rows([dict(zip(names, row, strict=True)) for row in cells], names)
 
 
 class Warehouse:
@@ -14218,9 +14154,10 @@ class Warehouse:
     rounds = True  # whether a column of integers makes 2 of 1.5
     errors: Any = ()  # what the library raises
     connection: Any = None
+    execute: Any  # a statement → the names of its columns and a cursor; None and how many rows it changed, if no query
     fold: Callable[[str], str] = staticmethod(str)  # what makes names equal that mean the same column
 
-    def __exit__(self, kind: type[BaseException] | None, problem: BaseException | None, trace: object) -> None:
+    def __exit__(self, kind: Any, problem: Any, trace: object) -> None:
         try:
             if problem is None:
                 self.connection.commit()
@@ -14244,12 +14181,7 @@ class Warehouse:
         return '"' + str(name).replace('"', '""') + '"'
 
     def quoted(self, name: str) -> str:
-        """The name of a table, perhaps with that of its schema."""
         return ".".join(map(self.spell, name.split(".")))
-
-    def execute(self, query: str, params: Json, stream: bool = False) -> tuple[list[str] | None, Any]:
-        """The names of the columns and a cursor; None and how many rows were changed, if it was no query."""
-        raise NotImplementedError
 
     def ask(self, query: str, params: Json, batch_rows: int | None) -> Batches:
         """The rows of a query in batches; in one, without a size."""
@@ -14279,36 +14211,31 @@ class SQLite(Warehouse):
             raise SourceError(f"there is no database {self.path}", path_hint(self.path))
         try:
             make_directory(os.path.dirname(os.path.abspath(self.path)))
-            self.open(":memory:" if is_lacking else self.path)
+            self.connection = sqlite3.connect(
+                ":memory:" if is_lacking else self.path, timeout=LOCKED_S, isolation_level=None,
+                check_same_thread=False, detect_types=self.types_read,
+            )  # fmt: skip
+            self.connection.execute(self.begin)
         except (sqlite3.Error, OSError) as problem:
+            if self.connection is not None:
+                self.connection.close()
             raise SourceError(f"cannot open {self.path}: {problem}", path_hint(self.path)) from None
         if self.begin == "BEGIN":
             self.read_from.append(self.path)
         return self
 
-    def open(self, path: str) -> None:
-        self.connection = sqlite3.connect(
-            path, timeout=LOCKED_S, isolation_level=None, check_same_thread=False, detect_types=self.types_read
-        )
-        try:
-            self.connection.execute(self.begin)
-        except BaseException:
-            self.connection.close()
-            raise
-
-    def __exit__(self, kind: type[BaseException] | None, problem: BaseException | None, trace: object) -> None:
+    def __exit__(self, kind: Any, problem: Any, trace: object) -> None:
         if self.begin == "BEGIN":
             self.read_from.remove(self.path)
         super().__exit__(kind, problem, trace)
 
     def mark(self, position: int) -> str:
-        """The place of a value in a statement."""
         return "?"
 
-    def type_of(self, kind: str | None, scan: Scan, name: str, is_key: bool) -> str:
-        """How a kind of column is declared; one without any value takes them as they come."""
-        is_text = kind == "decimal" and has_long_decimals(scan, name)
-        return "TEXT" if is_text else KINDS_OF_COLUMN[kind].sqlite_type
+    def type_of(self, column: Column, is_key: bool) -> str:
+        """How a column is declared; one without any value takes them as they come."""
+        is_text = column.kind == "decimal" and column.has_long_decimals()
+        return "TEXT" if is_text else KINDS_OF_COLUMN[column.kind].sqlite_type
 
     def columns_of(self, table: str) -> dict[str, str | None] | None:
         """The columns of a table; None if there is none."""
@@ -14330,42 +14257,49 @@ class SQLite(Warehouse):
         """
         if self.path in self.read_from:
             self.connection.execute("PRAGMA cache_spill = 1000000000")  # pages; OFF would be too late
-        return int(self.connection.executemany(statement, scan.cells(shape, sqlite_cell)).rowcount)
+        return int(self.connection.executemany(statement, scan.cells(shape, "sqlite")).rowcount)
 
 
-class StepTable(SQLite):
-    """The table `data` of a SQL step, in memory: every kind of value comes back as it was."""
+class SqlStep(SQLite):
+    """A step of `ctx.transform` in SQL: over the table `data`, in memory, where every kind of value stays as it is."""
 
-    def __init__(self, rows: Rows) -> None:
+    columns: Sequence[str] = ()
+
+    def __init__(self, query: str, params: Json) -> None:
         super().__init__(":memory:", "BEGIN IMMEDIATE", True)
         self.label, self.types_read = "SQL step", sqlite3.PARSE_DECLTYPES
-        self.scan = Scan(rows)
+        self.query, self.params = query, {name: value for name, value in params.items() if f":{name}" in query}
 
-    def fill(self) -> None:
-        """Puts the rows into the table."""
-        scan = self.scan if self.scan.columns else Scan(Rows((), ["?"]))
-        table = Loading(self, "data", "append", [])
-        table.widen(scan)
-        table.insert(scan, scan.columns)
+    def __call__(self, rows: Rows) -> Rows:
+        self.columns = columns_of(rows)
+        scan = Scan(rows if self.columns else Rows((), ["?"]))
+        try:
+            with self:
+                table = Loading(self, "data", "append", [])
+                table.widen(scan)
+                table.insert(scan, scan.columns)
+                return collect(self.ask(self.query, self.params, None))
+        except SourceError as problem:
+            if self.columns or "no such column" not in str(problem):
+                raise
+            return Rows()  # nobody knows the columns of no rows
 
-    def type_of(self, kind: str | None, scan: Scan, name: str, is_key: bool) -> str:
+    def type_of(self, column: Column, is_key: bool) -> str:
         """What sqlite3 knows a kind of column by that SQLite does not have."""
-        if kind == "decimal" and has_long_decimals(scan, name):
+        if column.kind == "decimal" and column.has_long_decimals():
             hint = "a step in Python reckons with all digits"
-            raise SourceError(f"SQL step: '{name}' has decimals of more than {DECIMAL_DIGITS} digits", hint)
-        if kind in SQLITE_KINDS:
+            raise SourceError(f"SQL step: '{column.name}' has decimals of more than {DECIMAL_DIGITS} digits", hint)
+        if column.kind in SQLITE_KINDS:
             return ""
-        parse = KINDS_OF_COLUMN[kind].parse
-        sqlite3.register_converter(f"tau_{kind}", lambda cell: parse(cell.decode()))
-        return f"tau_{kind}"
+        word, parse = f"tau_{column.kind}", KINDS_OF_COLUMN[column.kind].parse
+        sqlite3.register_converter(word, lambda cell: parse(cell.decode()))
+        return word
 
     def hint(self, problem: str) -> str:
-        columns = self.scan.columns
         if "64 bits" in problem:
             return super().hint(problem)
-        return did_you_mean(
-            problem.rpartition(": ")[2], columns, f"data has the columns {', '.join(columns) or '(none)'}"
-        )
+        known = f"data has the columns {', '.join(self.columns) or '(none)'}"
+        return did_you_mean(problem.rpartition(": ")[2], self.columns, known)
 
 
 class Alchemy(Warehouse):
@@ -14411,14 +14345,13 @@ class Alchemy(Warehouse):
     def mark(self, position: int) -> str:
         return f":c{position}"
 
-    def type_of(self, kind: str | None, scan: Scan, name: str, is_key: bool) -> str:
-        """How a kind of column is declared."""
-        types, word = self.alchemy.types, KINDS_OF_COLUMN[kind].alchemy_type
+    def type_of(self, column: Column, is_key: bool) -> str:
+        types, word = self.alchemy.types, KINDS_OF_COLUMN[column.kind].alchemy_type
         made = getattr(types, word)()
-        if kind == "datetime":
-            made = types.DateTime(timezone=any(getattr(cell, "tzinfo", None) for cell in scan.cells_of(name)))
-        elif kind == "decimal" and self.dialect not in ANY_DECIMAL:
-            digits = [-cell.as_tuple().exponent for cell in scan.cells_of(name) if hasattr(cell, "as_tuple")]
+        if word == "DateTime":
+            made = types.DateTime(timezone=any(getattr(cell, "tzinfo", None) for cell in column.cells))
+        elif word == "Numeric" and self.dialect not in ANY_DECIMAL:
+            digits = [-cell.as_tuple().exponent for cell in column.cells if hasattr(cell, "as_tuple")]
             made = types.Numeric(38, min(max([9, *digits]), 30))
         elif word == "Text" and is_key and self.dialect in SHORT_KEYS:
             made = types.String(255)
@@ -14443,7 +14376,7 @@ class Alchemy(Warehouse):
 
     def change(self, statement: str, scan: Scan, shape: list[str]) -> int:
         names = [f"c{i}" for i in range(len(shape))]
-        values = [dict(zip(names, row, strict=True)) for row in scan.cells(shape, database_cell)]
+        values = [dict(zip(names, row, strict=True)) for row in scan.cells(shape, "native")]
         return int(self.connection.execute(self.alchemy.text(statement), values).rowcount) if values else 0
 
 
@@ -14507,20 +14440,24 @@ def read_csv(
 ) -> Batches:  # fmt: skip
     """CSV with a header, or with *columns* instead of one; cells are text unless *types* says otherwise."""
     csv.field_size_limit(max(csv.field_size_limit(), LINE_BYTES_MAX))
-    cast, text = Cast(types), text_layer(file, encoding)
+    text = text_layer(file, encoding)
     try:
-        lines = CsvLines(text, delimiter, skip_lines)
-        names = [*columns] if columns is not None else lines.header()
+        reader = CsvLines(text, delimiter, skip_lines)
+        names = [*columns] if columns is not None else reader.header()
         check_distinct(names, "columns=[…], skip_lines=1 names them anew")
-        fitted = lines.fitted(len(names), ragged, types is not None)
+        lines = reader.fitted(len(names), ragged)
+        if types is True:  # as the first lines show
+            first = [*itertools.islice(lines, batch_rows)]
+            types = {name: guessed_kind({line[i] for line in first}) for i, name in enumerate(names)}
+            lines = itertools.chain(first, lines)
+        lines = reader.cast(lines, types, names) if types else lines
         for position in itertools.count() if names else ():
-            rows = Rows([dict(zip(names, line)) for line in itertools.islice(fitted, batch_rows)], names)  # noqa: B905
+            rows = Rows([dict(zip(names, line)) for line in itertools.islice(lines, batch_rows)], names)  # noqa: B905
             if position and not rows:
                 return
-            yield cast.rows(rows, lines.numbers)  # without any row there still are columns
-            lines.numbers.clear()
+            yield rows  # without any row there still are columns
     except csv.Error as problem:
-        raise SourceError(f"line {lines.number}: {problem}", "is it whole, and quoted as CSV is?") from None
+        raise SourceError(f"line {reader.number}: {problem}", "is it whole, and quoted as CSV is?") from None
     finally:
         text.detach()  # the file is not ours to close
 
@@ -14542,20 +14479,18 @@ class CsvLines:
         except TypeError as problem:
             raise BadRequest(f"delimiter={delimiter!r}: {problem}", "one character, such as ';'") from None
         self.skipped = skipped
-        self.numbers: list[int] = []  # of the lines since it was cleared, where types may ask for them
 
     @property
     def number(self) -> int:
         return int(self.reader.line_num) + self.skipped
 
     def header(self) -> list[str]:
-        """The names of the columns; none of an empty file."""
         names: list[str] = next(self.reader, [])
         if len(names) == 1 and (other := next((c for c in ";\t|" if c in names[0]), None)):
             raise SourceError(f"the header is one column: {safe_repr(names[0])}", f"delimiter={other!r}")
         return names
 
-    def fitted(self, width: int, ragged: bool, numbered: bool) -> Iterator[list[str]]:
+    def fitted(self, width: int, ragged: bool) -> Iterable[list[Any]]:
         """All lines but blank ones, as long as the header; *ragged* fills and cuts others."""
         for line in self.reader:
             if len(line) != width:
@@ -14565,8 +14500,25 @@ class CsvLines:
                     wrong = f"line {self.number} has {len(line)} cells, the header {width}"
                     raise SourceError(wrong, "ragged=True fills and cuts such lines")
                 line = (line + [""] * width)[:width]
-            if numbered:
-                self.numbers.append(self.number)
+            yield line
+
+    def cast(self, lines: Iterable[list[Any]], types: Any, names: list[str]) -> Iterator[list[Any]]:
+        """The lines with their cells of these types; empty cells become None."""
+        if not isinstance(types, dict):
+            raise BadRequest(f"types must be True or a mapping, not {safe_repr(types)}", 'types={"fare": float}')
+        kinds = {name: named_kind(kind, name) for name, kind in types.items()}
+        if unknown := next((name for name in kinds if name not in names), None):
+            hint = did_you_mean(unknown, names, f"there are {', '.join(names)}")
+            raise SourceError(f"types: there is no column '{unknown}'", hint)
+        places = [(names.index(name), name, kind.parse) for name, kind in kinds.items()]
+        for line in lines:
+            for i, name, parse in places:
+                text = line[i]
+                try:
+                    line[i] = parse(text) if text != "" else None
+                except (ValueError, KeyError, ArithmeticError) as problem:
+                    wrong = f"line {self.number}: '{clip(text, 100)}' in column '{name}' is not {kinds[name].name}"
+                    raise SourceError(wrong, f"name its type: types={{'{name}': 'text'}}") from problem
             yield line
 
 
@@ -14581,7 +14533,7 @@ def write_csv(
         write_cells(text, [names] if names else [], delimiter)
         for batch in batches:
             check_columns(batch, names)
-            lines = Scan(batch).cells(names, csv_cell)
+            lines = Scan(batch).cells(names, "csv")
             while some := [*itertools.islice(lines, BATCH_ROWS)]:
                 write_cells(text, some, delimiter)
     finally:
@@ -14655,7 +14607,6 @@ def at_path(document: Any, path: str) -> Any:
 
 
 def write_json(file: Any, batches: Batches) -> None:
-    """One array, an object a line."""
     separator = b"[\n"
     for row in itertools.chain.from_iterable(batches):
         file.write(separator + json_row(row))
@@ -14709,7 +14660,6 @@ def parquet_and_arrow() -> tuple[Any, Any]:
 
 
 def read_parquet(file: Any, batch_rows: int | None) -> Batches:
-    """Parquet, through pyarrow."""
     parquet, arrow = parquet_and_arrow()
     try:
         table = parquet.ParquetFile(file)
@@ -14741,7 +14691,6 @@ def write_parquet(file: Any, batches: Batches) -> None:
 
 
 def full_table(arrow: Any, batch: Rows, names: list[str], schema: Any) -> Any:
-    """The rows with all columns as an Arrow table."""
     check_columns(batch, names)
     return arrow.Table.from_pylist([{name: row.get(name) for name in names} for row in batch], schema)
 
@@ -14767,30 +14716,10 @@ FILE_FORMATS = {
 # The types of text cells.
 
 
-class Cast:
-    """Text cells → typed cells: as a mapping says, or (types=True) as the first rows show."""
-
-    def __init__(self, types: Any) -> None:
-        if types is not None and not isinstance(types, (bool, dict)):
-            raise BadRequest(f"types must be True or a mapping, not {safe_repr(types)}", 'types={"fare": float}')
-        self.guess = types is True
-        self.kinds = {name: named_kind(kind, name) for name, kind in types.items()} if isinstance(types, dict) else {}
-
-    def rows(self, rows: Rows, lines: list[int]) -> Rows:
-        """The rows, which are from these lines, with their cells cast; empty cells become None."""
-        if self.guess and rows:
-            self.guess = False
-            self.kinds = {name: guessed_kind({row[name] for row in rows} - {""}) for name in rows.columns}
-        for name, kind in self.kinds.items():
-            if name not in rows.columns:
-                hint = did_you_mean(name, rows.columns, f"there are {', '.join(rows.columns)}")
-                raise SourceError(f"types: there is no column '{name}'", hint)
-            cast_column(rows, name, kind, lines)
-        return rows
-
-
 def named_kind(kind: Any, column: str) -> ValueKind:
-    """What a type of `types` means: a word, a Python type, or any function of the text."""
+    """What a type of `types` means: a word, a Python type, or any function of the text; or a kind itself."""
+    if isinstance(kind, ValueKind):
+        return kind
     word = kind if isinstance(kind, str) else getattr(kind, "__name__", "of its type")
     found = KINDS_OF_COLUMN.get(word) or KINDS_OF_CLASS.get(word)
     if found is not None and found.parse is not None:
@@ -14803,7 +14732,8 @@ def named_kind(kind: Any, column: str) -> ValueKind:
 
 
 def guessed_kind(texts: set[str]) -> ValueKind:
-    """The narrowest kind that all these texts have."""
+    """The narrowest kind that all these texts have; empty ones have any."""
+    texts = texts - {""}
     for kind in KINDS_OF_VALUE if texts else ():
         try:
             if kind.pattern and all(map(re.compile(kind.pattern).fullmatch, texts)) and [*map(kind.parse, texts)]:
@@ -14811,19 +14741,6 @@ def guessed_kind(texts: set[str]) -> ValueKind:
         except ValueError:
             continue  # 2026-02-31 looks like a day
     return KINDS_OF_COLUMN["text"]
-
-
-def cast_column(rows: Rows, name: str, kind: ValueKind, lines: list[int]) -> None:
-    """Casts the cells of a column in place; SourceError names the line of one that has another type."""
-    position, parse = 0, kind.parse
-    try:
-        for position, row in enumerate(rows):  # noqa: B007 (told by the error)
-            text = row[name]
-            row[name] = parse(text) if text != "" else None
-    except (ValueError, KeyError, ArithmeticError) as problem:
-        wrong = f"'{clip(rows[position][name], 100)}' in column '{name}' is not {kind.name}"
-        hint = f"name its type: types={{'{name}': 'text'}}"
-        raise SourceError(f"line {lines[position]}: {wrong}", hint) from problem
 
 
 # --- 47. Rows ----------------------------------------------------------------------------
@@ -14937,7 +14854,6 @@ def batched(rows: Any, batch_rows: int | None) -> Batches:
 
 
 def collect(batches: Batches) -> Rows:
-    """Batches as one list."""
     found = [*batches]
     if len(found) == 1:
         return found[0]
@@ -14992,7 +14908,7 @@ def plain_cell(value: Any) -> Any:
     return encode_json(document) if isinstance(document, (dict, list)) else document
 
 
-def native_cell(value: Any) -> Any:
+def known_cell(value: Any) -> Any:
     """A value that databases have a type for, as it is; but numpy's, which drivers do not know."""
     return plain_cell(value) if hasattr(value, "item") else value
 
@@ -15008,24 +14924,29 @@ class ValueKind:
     *name* is the kind of a column that holds it, *classes* are Python's and numpy's.  *schema* is its JSON
     Schema as a param, and *convert* makes it of JSON.  *sqlite_type* and *alchemy_type* declare its columns.
     *parse* makes it of text; texts that all match *pattern* are of this kind where nobody named a type.
-    *csv*, *sqlite* and *native* make a cell of it: for text formats, for SQLite, for other databases.
+    *cell* makes text or a number of it; *csv*, *sqlite* and *native* are what is a cell in text formats, in
+    SQLite, in other databases.
     """
 
     convert: Any = None
     parse: Any = None
     pattern = ""
-    csv = sqlite = staticmethod(plain_cell)
 
     def __init__(
         self, name: str | None, classes: str, schema: Json | None, sqlite_type: str = "TEXT",
-        alchemy_type: str = "Text", **ways: Any,
+        alchemy_type: str = "Text", cell: Callable[[Any], Any] = plain_cell, **ways: Any,
     ) -> None:  # fmt: skip
         self.name, self.classes, self.schema = name, classes.split(), schema
         self.sqlite_type, self.alchemy_type = sqlite_type, alchemy_type
-        self.native = plain_cell if alchemy_type == "Text" else native_cell
+        self.csv = self.sqlite = cell
+        self.native = cell if alchemy_type == "Text" else known_cell
         if schema is not None and "format" in schema:
             self.convert = self.parse = FORMATS[schema["format"]][1]
         vars(self).update(ways)
+
+
+def iso(value: Any) -> str:
+    return value.isoformat()  # type: ignore[no-any-return]
 
 
 DAY_PATTERN = r"[0-9]{4}-[0-9]{2}-[0-9]{2}"
@@ -15051,21 +14972,22 @@ KINDS_OF_VALUE = (
         parse=truth,
         pattern=r"(?i:true|false)",
         csv=lambda value: "true" if value else "false",
+        sqlite=int,
     ),
-    ValueKind("date", "datetime.date", {"type": "string", "format": "date"}, "TEXT", "Date", pattern=DAY_PATTERN),
+    ValueKind("date", "datetime.date", {"type": "string", "format": "date"}, "TEXT", "Date", iso, pattern=DAY_PATTERN),
     ValueKind(
-        *("datetime", "datetime.datetime", {"type": "string", "format": "date-time"}, "TEXT", "DateTime"),
+        *("datetime", "datetime.datetime", {"type": "string", "format": "date-time"}, "TEXT", "DateTime", iso),
         pattern=DAY_PATTERN + r"[T ][0-9]{2}:[0-9]{2}.*",
         sqlite=lambda value: value.isoformat(" "),
     ),
-    ValueKind("time", "datetime.time", {"type": "string", "format": "time"}, "TEXT", "Time"),
+    ValueKind("time", "datetime.time", {"type": "string", "format": "time"}, "TEXT", "Time", iso),
     ValueKind(
         *("decimal", "decimal.Decimal", {"anyOf": [{"type": "string", "format": "decimal"}, {"type": "number"}]}),
-        *("NUMERIC", "Numeric"),  # as text 9.5 would be more than 10
+        *("NUMERIC", "Numeric", str),  # as text 9.5 would be more than 10
         parse=FORMATS["decimal"][1],
         convert=lambda value: decimal.Decimal(str(value)),
     ),
-    ValueKind("uuid", "uuid.UUID", {"type": "string", "format": "uuid"}),
+    ValueKind("uuid", "uuid.UUID", {"type": "string", "format": "uuid"}, cell=str),
     ValueKind("json", "builtins.dict", {"type": "object"}, parse=json.loads),
     ValueKind("json", "builtins.list tuple", {"type": "array"}),
     ValueKind("text", "builtins.str", {"type": "string"}, parse=str),
@@ -15091,16 +15013,12 @@ def kind_of(type_of_value: type) -> ValueKind:
     return next(KINDS_OF_CLASS[one.__name__] for one in type_of_value.__mro__ if one.__name__ in KINDS_OF_CLASS)
 
 
-def csv_cell(value: Any) -> Any:
-    return value if type(value) in PLAIN_TYPES else kind_of(type(value)).csv(value)
+def cell_for(place: str) -> Callable[[Any], Any]:
+    """Makes a function: a value as a cell in this place."""
+    return lambda value: value if type(value) in PLAIN_TYPES else getattr(kind_of(type(value)), place)(value)
 
 
-def sqlite_cell(value: Any) -> Any:
-    return value if type(value) in PLAIN_TYPES else kind_of(type(value)).sqlite(value)
-
-
-def database_cell(value: Any) -> Any:
-    return value if type(value) in PLAIN_TYPES else kind_of(type(value)).native(value)
+csv_cell, sqlite_cell = cell_for("csv"), cell_for("sqlite")
 
 
 class Scan:
@@ -15131,25 +15049,32 @@ class Scan:
             return next((common for parts, common in MIXTURES if kinds <= parts), "text")
         return next(iter(kinds), None)
 
-    def cells(self, columns: Sequence[str], convert: Callable[[Any], Any]) -> Iterator[tuple[Any, ...]]:
-        """The rows as tuples; *convert* is used for columns that hold other types than the plainest."""
-        foreign = [i for i, name in enumerate(columns) if not self.types.get(name, PLAIN_TYPES) <= PLAIN_TYPES]
-        tuples: Iterator[tuple[Any, ...]]
+    def cells(self, columns: Sequence[str], place: str) -> Iterable[tuple[Any, ...]]:
+        """The rows as tuples of cells of a place; what it takes as it is stays so."""
+        ways = {
+            i: self.way(name, place)
+            for i, name in enumerate(columns)
+            if not self.types.get(name, PLAIN_TYPES) <= PLAIN_TYPES
+        }
+        tuples: Iterable[tuple[Any, ...]]
         if self.even and len(columns) > 1 and {*columns} <= {*self.columns}:
             tuples = map(operator.itemgetter(*columns), self.rows)
         else:
             tuples = (tuple([row.get(name) for name in columns]) for row in self.rows)
-        return converted(tuples, foreign, convert) if foreign else tuples
+        return converted(tuples, ways) if ways else tuples
+
+    def way(self, name: str, place: str) -> Callable[[Any], Any]:
+        """What makes cells of a column: for one type it is known at once."""
+        types = self.types[name]
+        return getattr(kind_of(*types), place) if len(types) == 1 else cell_for(place)
 
 
-def converted(
-    tuples: Iterable[tuple[Any, ...]], foreign: list[int], convert: Callable[[Any], Any]
-) -> Iterator[tuple[Any, ...]]:
-    """The tuples with the cells at some places converted."""
+def converted(tuples: Iterable[tuple[Any, ...]], ways: Mapping[int, Callable[[Any], Any]]) -> Iterator[tuple[Any, ...]]:
     for row in tuples:
         values = [*row]
-        for i in foreign:
-            values[i] = convert(values[i])
+        for i, way in ways.items():
+            if values[i] is not None:
+                values[i] = way(values[i])
         yield tuple(values)
 
 
@@ -15172,7 +15097,6 @@ def observed(rows: Rows) -> dict[str, str]:
 
 
 def brief(query: str) -> str:
-    """A statement as the name of a step."""
     return cut_text(SECRETS.text(" ".join(query.split())), 60)
 
 

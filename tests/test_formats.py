@@ -194,7 +194,7 @@ def test_types_are_guessed_carefully(case: str) -> None:
 
 
 def test_types_that_are_named_are_read_as_python_reads_them() -> None:
-    types = {"i": int, "f": "float", "b": bool, "d": Decimal, "t": "datetime", "u": str.upper}
+    types = {"i": int, "f": "float", "b": bool, "d": "decimal", "t": "datetime", "u": str.upper}
     data = b"i,f,b,d,t,u,x\n007, 1.50 ,yes,1.50,2026-01-02,a,1\n,,,,,,\n"
     first, second = read("csv", data, types=types)[0]
     when = datetime.datetime(2026, 1, 2)  # noqa: DTZ001
