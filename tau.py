@@ -2791,20 +2791,6 @@ def times_of(options: Json, anchor: int, timezone: str) -> Times | None:
     return None if options["at"] is None else Once(instant_of(options["at"]))
 
 
-class Schedule:
-    """A schedule as it is decided about: its times, how far it is decided, its next tick, and its policies."""
-
-    __slots__ = ("delay", "misfire", "next", "overlap", "pipeline", "times", "watermark", "window")
-
-    def __init__(self, row: Json, times: Times) -> None:
-        options = row["options"]
-        self.pipeline, self.times = row["pipeline"], times
-        self.watermark = instant_of(row["watermark_at"])
-        self.next: Tick | None = (instant_of(row["next_at"]), bool(row["moved"])) if row["next_at"] else None
-        self.misfire, self.overlap, self.window = (options["misfire"], options["overlap"], options["catchup_window_s"])
-        self.delay = delay_of(self.pipeline, options["jitter_s"])
-
-
 def delay_of(pipeline: str, jitter_s: float) -> int:
     """How long after its ticks a schedule is due: the same for a pipeline each time, spread over the jitter."""
     return int(fingerprint(pipeline), 16) % (int(jitter_s) + 1) if jitter_s else 0
@@ -7764,11 +7750,18 @@ def verdict(
         assert outcome is not None
         return Outcome("failed", None, raised, retry=outcome.get("retry"))
     if ended is None:
-        message = "its process and its supervisor vanished without a verdict"
-        return Outcome("lost", None, bare_error("lost", "ProcessLost", message))
+        return lost("ProcessLost", "its process and its supervisor vanished without a verdict")
     if start is not None and "executor" in start and "host" not in ended:
         return far_verdict(start, ended)
-    return Outcome("failed", None, bare_error("died", "ProcessDied", death_words(ended)))
+    return died(death_words(ended))
+
+
+def lost(type_name: str, message: str) -> Outcome:
+    return Outcome("lost", None, bare_error("lost", type_name, message))
+
+
+def died(message: str) -> Outcome:
+    return Outcome("failed", None, bare_error("died", "ProcessDied", message))
 
 
 def far_verdict(start: Json, ended: Json) -> Outcome:
@@ -7779,10 +7772,8 @@ def far_verdict(start: Json, ended: Json) -> Outcome:
     name, said = start["executor"], f": {start['said']}" if "said" in start else ""
     how = ("was " if ended["signal"] else "") + death_words(ended).removesuffix(" without returning a result")
     if "remote" in start or ended["signal"] or ended["exit_code"] == CONNECTION_FAILED:
-        lost = f"the connection to executor '{name}' was lost; its command {how}{said}"
-        return Outcome("lost", None, bare_error("lost", "ConnectionLost", lost))
-    told = f"the command of executor '{name}' {how} before the run began there{said}"
-    return Outcome("failed", None, bare_error("died", "ProcessDied", told))
+        return lost("ConnectionLost", f"the connection to executor '{name}' was lost; its command {how}{said}")
+    return died(f"the command of executor '{name}' {how} before the run began there{said}")
 
 
 #: The exit code of ssh for whatever went wrong on the way.
@@ -7842,7 +7833,6 @@ class Process:
 
     @property
     def remote(self) -> Json:
-        """What the other machine has told of a run there."""
         told: Json = (self.start or {}).get("remote", {})
         return told
 
@@ -7975,7 +7965,6 @@ def trace_record(record: Json) -> Json:
 
 
 def as_it_is(value: Any) -> Any:
-    """The value."""
     return value
 
 
@@ -8035,7 +8024,6 @@ class Starter:
                 logging.getLogger("tau").error("cannot start a fork server: %s", problem)
 
     def send(self, job: Json) -> None:
-        """Asks the fork server to start a process."""
         limits = ("log_lines", "log_bytes", "result_bytes", "memo_bytes", *PROCESS_LIMITS)
         job |= {
             "method": self.settings["start_method"],
@@ -8088,11 +8076,9 @@ class Executor:
     # From the queue to a process.
 
     def used(self) -> int:
-        """How many runs are live."""
         return self.store.ask.totals()["running"]
 
     def dispatch(self, job: Json) -> Process:
-        """One admitted run goes to the fork server."""
         process = Process(self.folder, job["stem"], job["run_id"], job["attempt"], self.starter.server)
         process.timeout_s = job["timeout"]
         self.watch_over(process)
@@ -8262,7 +8248,6 @@ class Executor:
         process.unsaved, process.is_saved = [], True
 
     def note_wait(self, seconds: float) -> None:
-        """Remembers how long a run has waited to begin."""
         seconds = max(seconds, 0.0)
         self.store.metrics.tally("tau_run_wait_seconds").add(seconds)
         self.latencies = [*self.latencies, seconds * 1000][-1000:]
@@ -8331,7 +8316,6 @@ class Executor:
         self.spawn(self.end(process, status, force))
 
     async def stop_all(self, status: str) -> None:
-        """Begins to stop every live run."""
         for process in tuple(self.live.values()):
             if process.run_id is not None:
                 await self.stop(process.run_id, status)
@@ -8356,7 +8340,6 @@ class Executor:
                 await asyncio.wait_for(process.closed.wait(), patience)
 
     async def drained(self) -> None:
-        """Returns when nothing is live."""
         while self.live:
             await asyncio.gather(*(process.closed.wait() for process in self.live.values()))
             await asyncio.sleep(0)
@@ -8376,9 +8359,10 @@ class Executor:
     def elsewhere(self, commands: bool) -> Json:
         """The executors: how many runs are live there and, if that is asked for, by which command."""
         names = [process.executor for process in self.live.values()]
-        known = self.settings["executors"].items()
-        told = {name: {"command": one["command"]} if commands else {} for name, one in known}
-        return {name: {**about, "live": names.count(name)} for name, about in told.items()}
+        return {
+            name: ({"command": one["command"]} if commands else {}) | {"live": names.count(name)}
+            for name, one in self.settings["executors"].items()
+        }
 
     def latency(self) -> Json:
         """Milliseconds from queued to the first instruction in the run process: median and 99th percentile."""
@@ -8496,7 +8480,6 @@ class Agenda:
         store.on_finish = self.follow
 
     def open(self) -> None:
-        """The store is open."""
         self.ask, self.sql = AgendaQuestions(self.store.ask), AgendaQuestions(self.store.sql)
         self.chains = Chains(self.store, self.sql)
 
@@ -8522,10 +8505,18 @@ class Agenda:
         for one in found:
             if cron is not None:
                 commands[one["name"]] = retimed(commands[one["name"]], {"cron": cron})
-            options = schedule_options(one, commands[one["name"]])
-            times_of(options, 0, self.timezone)  # which checks it, for user code may know other time zones
-            check_params(one["name"], one, options)
+            self.read(one["name"], one, commands[one["name"]])
         return commands
+
+    def read(self, name: str, live: Json, command: Json) -> Times | None:
+        """When a pipeline would be due; BadRequest for what cannot be: user code may know other time zones."""
+        options = schedule_options(live, command)
+        if live.get("after") or any(options[timing] is not None for timing in TIMINGS):
+            wrong = mismatch(live["params"], options["params"], "params")
+            if wrong is not None:
+                hint = f"tau schedule {name} … --params '{{…}}', or give each param a default"
+                raise BadRequest(f"'{name}' cannot run by itself: {wrong}", hint)
+        return times_of(options, self.now(), self.timezone)
 
     def undeploy(self, name: str, actor: str) -> list[str] | None:
         """Takes a pipeline out of service: nothing of it is due, and it follows nobody."""
@@ -8537,10 +8528,7 @@ class Agenda:
 
     def set_schedule(self, name: str, command: Json, enabled: bool | None, actor: str) -> bool:
         """Saves what the command line says of a schedule; whether that changed anything."""
-        live, now = self.demand_live(name), self.now()
-        options = schedule_options(live, command)
-        check_params(name, live, options)
-        times = times_of(options, now, self.timezone)
+        times, now = self.read(name, self.demand_live(name), command), self.now()
         if times is not None and enabled is not False and times.next(now) is None:
             hint = f"a time to come, such as --at {rfc3339(now + 3600)}"
             raise BadRequest(f"the schedule of '{name}' would never be due: all of it is in the past", hint)
@@ -8639,7 +8627,7 @@ class Agenda:
         if times is None:
             self.sql.set("schedules", key, next_at=None, due_at=None)
             return []
-        plan = due(Schedule(row, times), now, self.sql.unfinished(name), gaps)
+        plan = due(row, times, now, self.sql.unfinished(name), gaps)
         stops = [run_id for run_id in plan.cancel if self.make_room(run_id)]
         earlier = None
         for decision in plan.decisions:
@@ -8835,15 +8823,6 @@ def source_of(options: Json, command: Json) -> str | None:
     return "decorator" if any(options[name] is not None for name in TIMINGS) else None
 
 
-def check_params(name: str, live: Json, options: Json) -> None:
-    """BadRequest for a schedule or a chain whose runs would be refused: nobody is there to give them params."""
-    if live.get("after") or any(options[timing] is not None for timing in TIMINGS):
-        wrong = mismatch(live["params"], options["params"], "params")
-        if wrong is not None:
-            hint = f"tau schedule {name} … --params '{{…}}', or give each param a default"
-            raise BadRequest(f"'{name}' cannot run by itself: {wrong}", hint)
-
-
 def wants_backfill(latest: Json | None, only: str) -> bool:
     """Whether a tick with this latest run is among those that a backfill is for."""
     if latest is None:
@@ -8859,12 +8838,13 @@ ON_TIME_S = 10
 COUNT_MAX = 200
 
 
-def due(schedule: Schedule, now: int, active: Sequence[str], gaps: Sequence[Json] = ()) -> Plan:
+def due(row: Json, times: Times, now: int, active: Sequence[str], gaps: Sequence[Json] = ()) -> Plan:
     """What becomes of the ticks of a schedule up to *now*.  No clock, no store, no wait.
 
     *active* are the unfinished runs of earlier ticks; *gaps* are times at which nobody could decide, and why.
     """
-    plan, until = Plan(schedule, active, gaps), now - schedule.delay
+    plan = Plan(row, times, active, gaps)
+    until = now - delay_of(row["pipeline"], row["options"]["jitter_s"])
     for gap in gaps:
         if gap["cause"] in HOLDS:
             plan.skip(min(gap["until"], until), "tick.skipped", gap["cause"])
@@ -8878,9 +8858,10 @@ def due(schedule: Schedule, now: int, active: Sequence[str], gaps: Sequence[Json
 class Plan:
     """What becomes of a schedule's ticks: decisions in the order of the ticks, and how far they go."""
 
-    def __init__(self, schedule: Schedule, active: Sequence[str], gaps: Sequence[Json]) -> None:
-        self.schedule, self.watermark, self.gaps = schedule, schedule.watermark, gaps
-        self.next = schedule.next  # the first tick after the watermark
+    def __init__(self, row: Json, times: Times, active: Sequence[str], gaps: Sequence[Json]) -> None:
+        self.options, self.times, self.gaps = row["options"], times, gaps
+        self.watermark = instant_of(row["watermark_at"])
+        self.next = (instant_of(row["next_at"]), bool(row["moved"])) if row["next_at"] else None
         self.active: list[str | None] = [*active]  # unfinished runs of its ticks; None for one of this plan
         self.cancel: list[str] = []  # those of them that have to make room
         self.decisions: list[Json] = []
@@ -8890,33 +8871,33 @@ class Plan:
         if until > self.watermark:
             self.watermark = until
             if self.next is not None and self.next[0] <= until:
-                self.next = self.schedule.times.next(until)
+                self.next = self.times.next(until)
 
     def skip(self, until: int, type_name: str, reason: str) -> None:
         """Decides the ticks up to an instant in one go: none of them runs."""
         if self.next is not None and self.next[0] <= until:
-            times, first = self.schedule.times, self.next[0]
-            count = times.count(first - 1, until, COUNT_MAX)
-            last = times.latest(first, until, 1)[-1][0] if count > 1 else first
+            first = self.next[0]
+            count = self.times.count(first - 1, until, COUNT_MAX)
+            last = self.times.latest(first, until, 1)[-1][0] if count > 1 else first
             told: Json = {"type": type_name, "tick": last, "reason": reason, "from": rfc3339(first), "ticks": count}
-            if count > COUNT_MAX and not isinstance(times, Interval):
+            if count > COUNT_MAX and not isinstance(self.times, Interval):
                 told["at_least"] = True
             self.decisions.append(told | self.cause(last))
         self.advance(until)
 
     def catch_up(self, until: int) -> None:
         """Decides the ticks that were missed: which of them run late, and why the others do not."""
-        schedule, late = self.schedule, until - ON_TIME_S - 1
+        times, misfire, late = self.times, self.options["misfire"], until - ON_TIME_S - 1
         if self.next is None or self.next[0] > late:
             return
-        self.skip(min(int(until - schedule.window) - 1, late), "tick.missed", "older than catchup_window")
-        if schedule.misfire == "all":
-            caught = schedule.times.latest(self.watermark, late, CATCHUP_MAX)
-            others, reason = "tick.dropped", "cap"
+        oldest = int(until - self.options["catchup_window_s"])
+        self.skip(min(oldest - 1, late), "tick.missed", "older than catchup_window")
+        if misfire == "all":
+            caught, others, reason = times.latest(self.watermark, late, CATCHUP_MAX), "tick.dropped", "cap"
         else:
-            superseded = schedule.misfire == "skip" or next(schedule.times.between(late, until), None) is not None
-            caught = [] if superseded else schedule.times.latest(self.watermark, late, 1)
-            others, reason = "tick.missed", f"misfire is {schedule.misfire}"
+            superseded = misfire == "skip" or next(times.between(late, until), None) is not None
+            caught = [] if superseded else times.latest(self.watermark, late, 1)
+            others, reason = "tick.missed", f"misfire is {misfire}"
         self.skip(caught[0][0] - 1 if caught else late, others, reason)
         for tick in caught:
             self.fire(tick, "catchup")
@@ -8925,7 +8906,7 @@ class Plan:
 
     def fire(self, tick: Tick, trigger: str) -> None:
         """Decides that a tick runs, unless its predecessors are in the way."""
-        overlap, caught = self.schedule.overlap, trigger == "catchup" and self.schedule.misfire == "all"
+        overlap, caught = self.options["overlap"], trigger == "catchup" and self.options["misfire"] == "all"
         about: Json = {"tick": tick[0], "moved": tick[1]}
         if overlap == "skip" and self.active and not caught:
             self.decisions.append({"type": "tick.skipped", "reason": "overlap", "with": self.active[-1], **about})
