@@ -11777,12 +11777,7 @@ def secrets_to_send(job: Json, sources: Sequence[str]) -> dict[str, str]:
             names.update(named_secrets(ast.walk(ast.parse(source or b""))))
         except (SyntaxError, ValueError):
             pass  # a file that nobody imports
-    found = {}
-    for name in names:
-        try:
-            found[name] = read_secret(name, job["secrets"])[0]
-        except (BadRequest, MissingSecret, OSError, UnicodeDecodeError):
-            continue
+    found = {name: usable_secret(name, job["secrets"])[0] for name in names}
     return {name: value for name, value in found.items() if value is not None}
 
 
@@ -11930,27 +11925,26 @@ def run_process(job: Json, born: str | None) -> int:
             prepare(attempt)
             record = WORK[job["kind"]](attempt)
         finally:
-            attempt.on_stop = int  # from here on a request to stop comes too late
+            attempt.on_stop = None  # from here on a request to stop comes too late
     except BaseException as problem:  # SystemExit and KeyboardInterrupt too: whatever ends a run is its outcome
-        attempt.on_stop = int
+        attempt.on_stop = None
         again = isinstance(problem, attempt.retry_on)
         error = error_document(problem, attempt)
         record = {"t": "raised", "error": error, "stopped": attempt.stopped, "retry": again}
     return wind_down(record, attempt)
 
 
-def adopt_orphans() -> None:
-    """Descendants whose parent dies become our children (Linux): whoever leaves the session is still found."""
+def prctl(option: int, value: int) -> None:
+    """Tells Linux something of this process."""
     if sys.platform == "linux":
         if not LIBC:
             LIBC.append(ctypes.CDLL(None).prctl)
-        LIBC[0](PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+        LIBC[0](option, value, 0, 0, 0)
 
 
-def end_with_parent() -> None:
-    """This process is killed when its parent dies (Linux): elsewhere nobody else would know of it."""
-    if LIBC:
-        LIBC[0](PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+def adopt_orphans() -> None:
+    """Descendants whose parent dies become our children (Linux): whoever leaves the session is still found."""
+    prctl(PR_SET_CHILD_SUBREAPER, 1)
 
 
 def prepare(attempt: Attempt) -> None:
@@ -11972,7 +11966,8 @@ def prepare(attempt: Attempt) -> None:
 
     def stop(number: int, frame: FrameType | None) -> None:
         attempt.stopped = True
-        attempt.on_stop()
+        if attempt.on_stop is not None:
+            attempt.on_stop()
 
     signal.signal(signal.SIGTERM, stop)
 
@@ -12021,18 +12016,18 @@ def scan_files(attempt: Attempt) -> Json:
     for path in job["files"]:
         with open(os.path.join(job["folder"], path), "rb") as file:
             nodes = [*ast.walk(ast.parse(file.read(), path))]
-        secrets |= {name: place_of_secret(name, job["secrets"]) for name in named_secrets(nodes)}
+        secrets |= {name: usable_secret(name, job["secrets"])[1] for name in named_secrets(nodes)}
         imports.update(named_imports(nodes))
     missing = sorted(name for name in imports if not find_module(name))
     return attempt.returned({"secrets": dict(sorted(secrets.items())), "missing_imports": missing}, LINE_BYTES_MAX)
 
 
-def place_of_secret(name: str, folder: str) -> str | None:
-    """Where a secret would be found; None if it is nowhere, or where nobody may use it."""
+def usable_secret(name: str, folder: str) -> tuple[str | None, str | None]:
+    """A secret and its place; None if it is nowhere, or where nobody may use it."""
     try:
-        return read_secret(name, folder)[1]
-    except (BadRequest, MissingSecret):
-        return None
+        return read_secret(name, folder)
+    except (BadRequest, MissingSecret, OSError, UnicodeDecodeError):
+        return None, None
 
 
 def named_secrets(nodes: Iterable[ast.AST]) -> Iterator[str]:
@@ -12057,7 +12052,7 @@ def call_pipeline(attempt: Attempt) -> Json:
     """Loads the file and calls its pipeline; the record of its return."""
     job = attempt.job
     if "place" in job:
-        end_with_parent()
+        prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # it ends with its parent: nobody else here knows of it
         PIPELINE_OPTIONS["timezone"] = str  # checked at deploy; here the zones need not be known
     load_module(job["folder"], job["entry"])
     attempt.loaded = True
@@ -15196,7 +15191,7 @@ class Attempt:
     def __init__(self, job: Json, journal: Journal) -> None:
         self.job, self.journal = job, journal
         self.stopped = False  # whether we were asked to stop
-        self.on_stop: Callable[[], object] = raise_stopped  # what that does
+        self.on_stop: Callable[[], object] | None = raise_stopped  # what that does
         self.loaded = False  # whether the deployed file has been executed to its end
         self.retry_on: tuple[type[BaseException], ...] = ()  # exceptions after which the run is tried again
         self.steps = itertools.count(1)
@@ -15266,7 +15261,6 @@ class Journal:
         low = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
         descriptor: int = fcntl.fcntl(low, fcntl.F_DUPFD_CLOEXEC, JOURNAL_FD)
         os.close(low)
-        self.file = file_of(descriptor)
         return descriptor
 
     def write(self, record: Json) -> None:
@@ -15280,8 +15274,10 @@ class Journal:
         """Appends the outcome; waits for a full disk to have room again."""
         if os.getpid() != self.pid:
             return  # a fork that user code let return is not the run
-        if not self.is_mine():
-            self.descriptor = self.open()
+        try:
+            self.descriptor = self.open()  # user code may have closed ours, and opened another file
+        except FileNotFoundError:
+            pass
         for name, resource_name in PROCESS_LIMITS.items():  # a run that has reached its limit must still say so
             if self.limits.get(name):
                 kind = getattr(resource, resource_name)
@@ -15290,13 +15286,6 @@ class Journal:
         while self.waiting:
             time.sleep(0.5)
             self.flush()
-
-    def is_mine(self) -> bool:
-        """Whether our descriptor still is the journal: user code may have closed it and opened another file."""
-        try:
-            return self.file == file_of(self.descriptor)
-        except OSError:
-            return False
 
     def has_room(self, line: bytes) -> bool:
         return not self.waiting or len(self.waiting) + len(line) <= WAITING_BYTES_MAX
@@ -15330,7 +15319,7 @@ class Journal:
             message = f"{message[:LOG_LINE_BYTES_MAX]}… ({len(message) - LOG_LINE_BYTES_MAX:,} characters cut)"
         # Spelled out, for a log line must cost little more than the write itself.
         more = "" if fields is None else f',"fields":{bounded_fields(fields)}'
-        more += "" if (step := CURRENT.get()) is None else f',"step":{quote(step.path)}'
+        more += "" if (path := current_path()) is None else f',"step":{quote(path)}'
         more += "" if stream is None else f',"stream":"{stream}"'
         text = f'{{"t":"log","at":{now()!r},"level":"{level}","message":{quote(message)}{more}}}\n'
         line = text.encode("utf-8", "replace")
@@ -15385,11 +15374,6 @@ class Journal:
 
 class Step:
     """A timed part of a run, entered with `with` or `async with`."""
-
-    __slots__ = (
-        *("attempt", "began", "columns", "depth", "limit", "name", "number", "outer", "path"),
-        *("rows_in", "rows_out", "timeout"),
-    )
 
     def __init__(self, attempt: Attempt, name: str, timeout: float | None = None) -> None:
         self.timeout = timeout  # seconds it may take
@@ -15499,12 +15483,6 @@ def row_count(count: Any) -> int | None:
 
 #: The step that the running code is in, by task and thread context.
 CURRENT: contextvars.ContextVar[Step | None] = contextvars.ContextVar("step", default=None)
-
-
-def file_of(descriptor: int) -> tuple[int, int]:
-    """Which file a descriptor is: device and inode."""
-    found = os.fstat(descriptor)
-    return found.st_dev, found.st_ino
 
 
 def current_path() -> str | None:
