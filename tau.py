@@ -11262,11 +11262,9 @@ def rehearse(times: int) -> None:
     for _ in range(times):
         process_started(os.getpid())
         signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM))
-        stream = Captured(attempt.journal, "stdout", 1)
-        stream.write("line\n")
+        captured(Output(attempt.journal, "stdout", 1)).write("line\n")
         pipeline(name="rehearsal")(act)  # the patterns that it compiles stay compiled
         attempt.journal.write(returned_by(PIPELINES.pop(), PipelineContext(attempt)))
-        stream.finish()
     os.close(attempt.journal.descriptor)
 
 
@@ -11960,8 +11958,8 @@ def prepare(attempt: Attempt) -> None:
     if job["kind"] == "run":
         os.environ["TAU_RUN_ID"] = job["run_id"]
     sys.argv = [os.path.join(job["folder"], job["entry"])]
-    attempt.streams = [Captured(attempt.journal, "stdout", 1), Captured(attempt.journal, "stderr", 2)]
-    sys.stdout, sys.stderr = attempt.streams
+    attempt.outputs = [Output(attempt.journal, "stdout", 1), Output(attempt.journal, "stderr", 2)]
+    sys.stdout, sys.stderr = map(captured, attempt.outputs)
     os.register_at_fork(after_in_child=attempt.leave)
 
     def stop(number: int, frame: FrameType | None) -> None:
@@ -12068,10 +12066,9 @@ WORK: dict[str, Callable[[Attempt], Json]] = {"run": call_pipeline, "load": load
 def wind_down(record: Json, attempt: Attempt) -> int:
     """Ends the process as the interpreter would: the outcome first, then threads, exit handlers, open files."""
     journal = attempt.journal
-    for stream in attempt.streams:
-        stream.finish()
     for sieve in attempt.sieves:
         sieve.finish()
+    attempt.finish_outputs()
     journal.finish()
     journal.write_outcome(record | {"at": now(), "mono": monotonic()})
     attempt.on_stop = lambda: os._exit(1)
@@ -12081,8 +12078,7 @@ def wind_down(record: Json, attempt: Attempt) -> int:
         flush_files()
     except BaseException as problem:
         journal.log(f"at exit: {safe_text(problem)}", "error")
-    for stream in attempt.streams:
-        stream.finish()
+    attempt.finish_outputs()
     return 0 if record["t"] == "returned" else 1
 
 
@@ -12096,62 +12092,6 @@ def flush_files() -> None:
                     one.flush()
                 except (OSError, ValueError):
                     pass  # closed, or nobody to take it any more
-
-
-class Captured(io.TextIOBase):
-    """sys.stdout or sys.stderr of a run: whole lines become log records, with the step they were printed in."""
-
-    encoding = "utf-8"
-    errors = "replace"
-    mode = "w"
-    line_buffering = True
-
-    def __init__(self, journal: Journal, stream: str, descriptor: int) -> None:
-        self.journal, self.stream, self.descriptor = journal, stream, descriptor
-        self.name = f"<{stream}>"
-        self.partial: dict[int, str] = {}  # thread → its unfinished line
-
-    def reconfigure(self, **options: Any) -> None:
-        """Accepted and ignored: it takes any text, line by line."""
-
-    def flush(self) -> None:
-        """In a fork of the run, which may end without more ado, an unfinished line is logged."""
-        if os.getpid() != self.journal.pid:
-            self.finish()
-
-    def write(self, text: str) -> int:
-        """Takes text; what is not yet a line waits for its end."""
-        thread = threading.get_ident()
-        *lines, rest = (self.partial.get(thread, "") + text).split("\n")
-        if len(rest) > LOG_LINE_BYTES_MAX:
-            begin, rest = SECRETS.split(rest)
-            lines.append(begin)
-        for line in lines:
-            self.emit(line)
-        self.partial[thread] = rest
-        return len(text)
-
-    def emit(self, line: str) -> None:
-        """One line; of a progress bar only its last state."""
-        self.journal.log(line.rstrip("\r").rpartition("\r")[2], stream=self.stream)
-
-    def finish(self) -> None:
-        """What was printed without a last newline is logged too."""
-        for rest in filter(None, self.partial.values()):
-            self.emit(rest)
-        self.partial.clear()
-
-    def writable(self) -> bool:
-        return True
-
-    def fileno(self) -> int:
-        """The real descriptor, for subprocesses."""
-        return self.descriptor
-
-    @property
-    def buffer(self) -> io.FileIO:
-        """The real descriptor, for code that writes bytes."""
-        return io.FileIO(self.descriptor, "wb", closefd=False)
 
 
 # --- 38. Control groups ------------------------------------------------------------------
@@ -15196,13 +15136,17 @@ class Attempt:
         self.retry_on: tuple[type[BaseException], ...] = ()  # exceptions after which the run is tried again
         self.steps = itertools.count(1)
         self.failed: tuple[BaseException | None, str | None] = (None, None)  # an exception → its innermost step
-        self.streams: list[Captured] = []  # sys.stdout and sys.stderr, if descriptors 1 and 2 are this run's own
+        self.outputs: list[Output] = []  # what it prints, if descriptors 1 and 2 are this run's own
         self.sieves: list[Sieve] = []  # what keeps secrets out of those, once there are any
 
     def leave(self) -> None:
         """A fork that user code made goes on in this process: its steps get numbers of their own."""
         self.journal.waiting = b""  # the parent's own
         self.steps = itertools.count((os.getpid() << 32) + 1)
+
+    def finish_outputs(self) -> None:
+        for output in self.outputs:
+            output.finish()
 
     def returned(self, result: Any, most: int) -> Json:
         """The record of a return; BadResult if the value has no JSON form or is too large."""
@@ -15220,8 +15164,8 @@ class Attempt:
             told = f"a secret of less than {SECRET_CHARACTERS_MIN} characters cannot be hidden in text"
             self.journal.log(told, "warning")
         SECRETS.add(value)
-        if self.streams and not self.sieves:
-            self.sieves = [Sieve(1), Sieve(2)]
+        if self.outputs and not self.sieves:
+            self.sieves = [*map(Sieve, self.outputs)]
             faulthandler.enable(self.sieves[1].file)  # written in a crash, when no thread runs any more
 
     def step_of(self, problem: BaseException | None) -> str | None:
@@ -15274,14 +15218,14 @@ class Journal:
         """Appends the outcome; waits for a full disk to have room again."""
         if os.getpid() != self.pid:
             return  # a fork that user code let return is not the run
-        try:
-            self.descriptor = self.open()  # user code may have closed ours, and opened another file
-        except FileNotFoundError:
-            pass
         for name, resource_name in PROCESS_LIMITS.items():  # a run that has reached its limit must still say so
             if self.limits.get(name):
                 kind = getattr(resource, resource_name)
                 resource.setrlimit(kind, (resource.getrlimit(kind)[1],) * 2)
+        try:
+            self.descriptor = self.open()  # user code may have closed ours, and opened another file
+        except OSError:
+            pass
         self.write(record)
         while self.waiting:
             time.sleep(0.5)
@@ -15520,11 +15464,6 @@ class Mask:
             return self.patterns[bytes].sub(b"***", text)
         return self.patterns[str].sub("***", text)
 
-    def split(self, line: AnyStr) -> tuple[AnyStr, AnyStr]:
-        """Of a line that is too long to wait for its end: what can go on, and what may be the beginning of a secret."""
-        line = self.text(line)
-        return line[: len(line) - self.longest], line[len(line) - self.longest :]
-
     def document(self, value: Any) -> Any:
         """A JSON value without secrets, keys included."""
         if isinstance(value, str):
@@ -15559,46 +15498,80 @@ def spellings(value: str) -> set[str]:
     return forms
 
 
-class Sieve:
-    """Descriptor 1 or 2 through a thread that takes secrets out of what native code and subprocesses write."""
+def captured(output: Output) -> io.TextIOWrapper:
+    """sys.stdout or sys.stderr of a run."""
+    stream = io.TextIOWrapper(output, "utf-8", "replace", line_buffering=True, write_through=True)
+    stream.mode = "w"  # type: ignore[misc]
+    return stream
 
-    def __init__(self, descriptor: int) -> None:
-        self.descriptor = descriptor
-        self.file = fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, JOURNAL_FD)
+
+class Output(io.RawIOBase):
+    """What a run prints: whole lines become log records, with the step they were printed in."""
+
+    def __init__(self, journal: Journal, stream: str, descriptor: int) -> None:
+        self.journal, self.stream, self.descriptor = journal, stream, descriptor
+        self.name = f"<{stream}>"
+        self.partial: dict[int, bytes] = {}  # thread → its unfinished line
+
+    def write(self, data: Any) -> int:
+        """Takes bytes; what is not yet a line waits for its end."""
+        thread = threading.get_ident()
+        *lines, rest = SECRETS.text(self.partial.pop(thread, b"") + bytes(data)).split(b"\n")
+        if len(rest) > LOG_LINE_BYTES_MAX:
+            keep = len(rest) - SECRETS.longest  # what may be the beginning of a secret waits for its end
+            lines, rest = [*lines, rest[:keep]], rest[keep:]
+        for line in lines:
+            self.emit(line)
+        self.partial[thread] = rest
+        return len(data)
+
+    def emit(self, line: bytes) -> None:
+        """One line; of a progress bar only its last state."""
+        text = line.decode("utf-8", "replace").rstrip("\r").rpartition("\r")[2]
+        self.journal.log(text, stream=self.stream)
+
+    def finish(self) -> None:
+        """What was printed without a last newline is logged too."""
+        while self.partial:
+            if rest := self.partial.popitem()[1]:
+                self.emit(rest)
+
+    def flush(self) -> None:
+        """In a fork of the run, which may end without more ado, an unfinished line is logged."""
+        if os.getpid() != self.journal.pid:
+            self.finish()
+
+    def writable(self) -> bool:
+        return True
+
+    def fileno(self) -> int:
+        """The real descriptor, for subprocesses."""
+        return self.descriptor
+
+    def close(self) -> None:
+        """It stays open for who comes next."""
+
+
+class Sieve:
+    """A thread through which an output gets what native code and subprocesses write, for it takes secrets out."""
+
+    def __init__(self, output: Output) -> None:
+        self.output = output
+        self.file = fcntl.fcntl(output.descriptor, fcntl.F_DUPFD_CLOEXEC, JOURNAL_FD)
         self.source, end = os.pipe()
-        os.dup2(end, descriptor)
+        os.dup2(end, output.descriptor)
         os.close(end)
-        self.rest = b""
         self.thread = threading.Thread(target=self.pump, name="tau sieve", daemon=True)
         self.thread.start()
 
     def pump(self) -> None:
-        """Hands on whole lines, or what is too long to wait for its end."""
         while data := os.read(self.source, 1 << 16):
-            whole_lines, newline, self.rest = (self.rest + data).rpartition(b"\n")
-            self.write(whole_lines + newline)
-            if len(self.rest) > LOG_LINE_BYTES_MAX:
-                begin, self.rest = SECRETS.split(self.rest)
-                self.write(begin)
-        self.write_rest()
-
-    def write(self, data: bytes) -> None:
-        """Into the file, without secrets."""
-        try:
-            os.write(self.file, SECRETS.text(data))
-        except OSError:
-            pass  # the disk is full: the outcome is what must get through
-
-    def write_rest(self) -> None:
-        rest, self.rest = self.rest, b""
-        self.write(rest)
+            self.output.write(data)
 
     def finish(self) -> None:
-        """What was written so far is in the file; what a child writes later still comes through."""
-        os.dup2(self.file, self.descriptor)
-        self.thread.join(SIEVE_S)
-        if self.thread.is_alive():  # a child holds the other end
-            self.write_rest()
+        """All that was written so far has come; what a child writes later still comes through."""
+        os.dup2(self.file, self.output.descriptor)
+        self.thread.join(SIEVE_S)  # a child may hold the other end
 
 
 def clip(text: object, most: int) -> str:

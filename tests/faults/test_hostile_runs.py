@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -192,6 +193,18 @@ def test_a_fork_bomb_meets_the_limit_of_processes_and_can_be_cancelled(home: Tau
     assert home("cancel", run_id)["status"] == "cancelled"
     assert home("run", "quick")["result"] == 1
     assert len(processes_of(NOBODY_ELSE)) <= 4  # the daemon, its fork server, and a child kept ready
+
+
+def test_nobody_waits_for_a_stray_that_has_become_another_users(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(pid: int, number: int) -> None:
+        raise PermissionError(errno.EPERM, "not permitted")  # as for what sudo has started
+
+    monkeypatch.setattr(os, "kill", refuse)
+    monkeypatch.setattr(os, "getsid", lambda pid: pid)
+    server: Any = SimpleNamespace(dead={7: module.Ending(lambda number: None, 10.0)})
+    owners, ending = module.ForkServer.stray(server, 4711)
+    assert owners == set()
+    ending.look()
 
 
 def others_may(path: str) -> bool:
