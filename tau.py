@@ -327,7 +327,6 @@ class TauError(Exception):
         return face | self.detail
 
     def to_wire(self) -> Json:
-        """The error as a JSON-RPC 2.0 error object."""
         data = self.to_json()
         return {"code": self.number, "message": data.pop("message"), "data": data}
 
@@ -876,7 +875,6 @@ class Argument:
         return parse_duration(value, f"'{self.name}'") if self.kind == "Duration" else value
 
     def schema(self) -> Json:
-        """This argument as JSON Schema."""
         face = dict(self.wanted)
         if self.optional:
             kinds = face["type"]
@@ -903,7 +901,6 @@ class Operation:
 
     @property
     def summary(self) -> str:
-        """The first line of the docstring."""
         return (self.handler.__doc__ or "").partition("\n")[0]
 
     @property
@@ -955,7 +952,6 @@ class Operation:
         return {name: arguments[name].check(value) for name, value in given.items()}
 
     def schema(self) -> Json:
-        """The arguments as JSON Schema."""
         arguments = self.arguments.values()
         properties = {argument.name: argument.schema() for argument in arguments}
         return object_schema(properties, *(argument.name for argument in arguments if argument.required))
@@ -983,7 +979,6 @@ reads_here, writes_here = (operation(effect, LOCAL_COMMANDS) for effect in ("rea
 
 
 def shell_commands() -> dict[str, Operation]:
-    """All commands by their names in the shell."""
     return {entry.words: entry for entry in (OPERATIONS | LOCAL_COMMANDS).values()}
 
 
@@ -1118,7 +1113,6 @@ FORMATS: dict[str, tuple[str, Callable[[str], object]]] = {
 
 
 def can_be(read: Callable[[str], object], text: str) -> bool:
-    """Whether a text can be read so."""
     try:
         read(text)
     except (ValueError, ArithmeticError):
@@ -1162,7 +1156,6 @@ encode_json = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_
 
 
 def encode(document: Any) -> bytes:
-    """A document as one line."""
     return encode_json(document).encode("utf-8", "replace") + b"\n"
 
 
@@ -1213,7 +1206,6 @@ def short_int(text: str) -> int:
 
 
 def no_constant(text: str) -> Any:
-    """NaN and Infinity are not JSON."""
     raise ValueError(f"{text} is not JSON")
 
 
@@ -1221,12 +1213,10 @@ DECODER = json.JSONDecoder(parse_float=finite, parse_int=short_int, parse_consta
 
 
 def response(request: Any, result: Json) -> Json:
-    """The answer to a request."""
     return {"jsonrpc": "2.0", "id": request, "result": result}
 
 
 def refusal(request: Any, error: TauError) -> Json:
-    """The answer to a request that is refused or has failed."""
     return {"jsonrpc": "2.0", "id": request, "error": error.to_wire()}
 
 
@@ -1274,12 +1264,10 @@ class Address:
 
     @property
     def where(self) -> str:
-        """The place alone, as messages name it."""
         return self.path if self.scheme == "unix" else at_port(self.host, self.port)
 
 
 def at_port(host: str, port: int) -> str:
-    """A host and a port as addresses have them."""
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
@@ -1341,7 +1329,6 @@ class Setting:
 
 
 def read_number(text: str) -> Any:
-    """The number that a text is; else the text."""
     try:
         return decode(text.encode("utf-8", "replace"))
     except BadRequest:
@@ -1436,7 +1423,6 @@ def user_path(variable: str, usual: str, *below: str) -> str:
 
 
 def is_read_only() -> bool:
-    """Whether this client may only read: $TAU_READ_ONLY."""
     return os.environ.get("TAU_READ_ONLY", "") not in ("", "0")
 
 
@@ -1512,7 +1498,6 @@ def environment_key(host: str) -> str:
 
 
 def read_key_file(path: str, hint: str) -> str:
-    """The key in a file, without the white space around it."""
     return one_key(read_text(path, hint), path)
 
 
@@ -1779,7 +1764,6 @@ def write_out(text: str) -> None:
 
 
 def leave_output(number: int) -> None:
-    """What is still to be flushed to descriptor 1 or 2 goes nowhere."""
     with open(os.devnull, "wb") as null:
         os.dup2(null.fileno(), number)
 
@@ -1821,7 +1805,6 @@ def said_error(lines: Sequence[str]) -> TauError | None:
 
 
 def caution(message: str, hint: str) -> None:
-    """Prints a warning on stderr, for a person or as JSON."""
     warning = encode_json({"warning": {"message": message, "hint": hint}})
     print(f"warning: {message}\n   hint: {hint}" if people_read(sys.stderr, False) else warning, file=sys.stderr)
 
@@ -1859,7 +1842,6 @@ def spoken(value: Any) -> str:
 
 
 def plain(value: Any) -> str:
-    """A JSON value as text for a person."""
     if isinstance(value, list) and all(isinstance(item, str) for item in value):
         return ", ".join(value)
     return value if isinstance(value, str) else "-" if value is None else encode_json(value)
@@ -1912,7 +1894,6 @@ def identity(pid: int) -> Json:
 
 
 def is_alive(process: Json) -> bool:
-    """Whether the very process of this identity still runs."""
     started: str | None = process["started"]
     return process["boot"] == boot_id() and process_started(process["pid"]) == started
 
@@ -1940,7 +1921,6 @@ class Clock:
     """What time it is; a test has its own."""
 
     def time(self) -> float:
-        """Seconds since the epoch, as the machine has been told."""
         return time.time()
 
     def monotonic(self) -> float:
@@ -2014,7 +1994,6 @@ class LineBuffer:
         self.rest = bytearray()
 
     def add(self, data: bytes) -> list[bytes]:
-        """The lines that these bytes complete, without their ends."""
         first, *others = data.split(b"\n")
         self.rest += first
         if not others:
@@ -2034,7 +2013,6 @@ def keep_alive(peer: socket.socket) -> None:
 
 
 def make_directory(path: str) -> None:
-    """The directory exists afterwards, for its owner alone."""
     os.makedirs(path, mode=0o700, exist_ok=True)
 
 
@@ -2095,12 +2073,10 @@ def need(module: str, extra: str, what: str) -> Any:
 
 
 def install_hint(package: str) -> str:
-    """What to do about a library that is not installed."""
     return f"{sys.executable} -m pip install '{package}', or name it in the file's `# /// script` dependencies"
 
 
 def find_module(name: str) -> bool:
-    """Whether a module could be imported."""
     try:
         return importlib.util.find_spec(name) is not None
     except (ImportError, ValueError):
@@ -2254,7 +2230,6 @@ class Replacement:
             os.fsync(self.file.fileno())
 
     def put(self) -> None:
-        """The file gets its name."""
         os.rename(self.beside, self.path)
         if self.durable:
             sync(os.path.dirname(self.path) or ".")
@@ -2277,7 +2252,6 @@ def check_private(path: str) -> None:
 
 
 def remove_file(path: str) -> None:
-    """The file does not exist afterwards."""
     try:
         os.unlink(path)
     except FileNotFoundError:
@@ -2364,10 +2338,9 @@ class Zone:
         check_zone(name)
         self.name = name
         self.info: datetime.tzinfo = datetime.UTC if name == "UTC" else zoneinfo.ZoneInfo(name)
-        self.found: dict[int, Change | None] = {}  # what has been seen of the clock, by LOOK_SPAN_S
+        self.look = functools.lru_cache(LOOKS_MAX)(self.first_change)
 
     def offset(self, at: int) -> int:
-        """How many seconds the clock is ahead of UTC at an instant."""
         ahead = datetime.datetime.fromtimestamp(at, self.info).utcoffset()
         return 0 if ahead is None else ahead.days * 86_400 + ahead.seconds
 
@@ -2375,22 +2348,15 @@ class Zone:
         """The first time that the clock is set after one instant and not after another."""
         if self.name == "UTC":
             return None
-        for span in range(after // LOOK_SPAN_S, until // LOOK_SPAN_S + 1):
-            if span not in self.found:
-                if len(self.found) >= LOOKS_MAX:
-                    self.found.clear()
-                self.found[span] = self.look(span * LOOK_SPAN_S - 1, (span + 1) * LOOK_SPAN_S - 1)
-            found = self.found[span]
-            if found is not None and after < found[0] <= until:
-                return found
-        return None
+        spans = range(after // LOOK_SPAN_S, until // LOOK_SPAN_S + 1)
+        return next((found for found in map(self.look, spans) if found and after < found[0] <= until), None)
 
-    def look(self, low: int, high: int) -> Change | None:
-        """The change after one instant and not after another, found by halving."""
-        before, after = self.offset(low), self.offset(high)
+    def first_change(self, span: int) -> Change | None:
+        """When the clock is set within one LOOK_SPAN_S, found by halving."""
+        instants = range(span * LOOK_SPAN_S, (span + 1) * LOOK_SPAN_S)
+        before, after = self.offset(instants[0] - 1), self.offset(instants[-1])
         if before == after:
             return None
-        instants = range(low, high + 1)
         at = bisect.bisect_left(instants, True, key=lambda instant: self.offset(instant) != before)
         return instants[at], before, after
 
@@ -2411,7 +2377,6 @@ class Zone:
         return at if change is None else change[0]
 
     def local(self, at: int) -> str:
-        """What the clock shows at an instant, as RFC 3339."""
         return datetime.datetime.fromtimestamp(at, self.info).isoformat()
 
 
@@ -2509,7 +2474,6 @@ class CronField:
         return self.whole(word, self.least, self.most, f"{self.least} to {self.most}{names}")
 
     def whole(self, word: str, least: int, most: int, expected: str) -> int:
-        """A whole number within bounds."""
         if not word.isdigit() or len(word) > 4 or not least <= int(word) <= most:
             raise self.refusal(word, expected)
         return int(word)
@@ -2520,7 +2484,6 @@ class CronField:
 
 
 def cron_hint(found: str) -> str:
-    """What to write instead of something that other crons have."""
     meant = (hint for pattern, hint in CRON_HINTS.items() if re.fullmatch(pattern, found, re.IGNORECASE))
     return next(meant, CRON_HINT)
 
@@ -2607,15 +2570,12 @@ class Times:
     kind = ""
 
     def ticks(self, after: int) -> Iterator[Tick]:
-        """The ticks after an instant."""
         raise NotImplementedError
 
     def next(self, after: int) -> Tick | None:
-        """The first tick after an instant."""
         return next(self.ticks(after), None)
 
     def between(self, after: int, until: int) -> Iterator[Tick]:
-        """The ticks after one instant and not after another."""
         return itertools.takewhile(lambda tick: tick[0] <= until, self.ticks(after))
 
     def count(self, after: int, until: int, most: int) -> int:
@@ -2664,12 +2624,10 @@ class Interval(Times):
         self.every, self.anchor = every, anchor
 
     def ticks(self, after: int) -> Iterator[Tick]:
-        """The anchor itself is none."""
         first = max((after - self.anchor) // self.every, 0) + 1
         return ((self.anchor + number * self.every, False) for number in itertools.count(first))
 
     def count(self, after: int, until: int, most: int) -> int:
-        """All of them: they need not be walked."""
         first, last = (max((at - self.anchor) // self.every, 0) for at in (after, until))
         return last - first
 
@@ -2683,7 +2641,6 @@ class Once(Times):
         self.at = at
 
     def ticks(self, after: int) -> Iterator[Tick]:
-        """It, if it is still to come."""
         return iter([(self.at, False)] if self.at > after else [])
 
 
@@ -2756,18 +2713,6 @@ SCHEDULE_OPTIONS: Json = {
     "expect_success_within_s": None,
 }
 TIMINGS = ("cron", "every_s", "at")
-#: What @pipeline calls them.
-DECORATOR_OPTIONS = {
-    "schedule": "cron",
-    "every": "every_s",
-    "timezone": "timezone",
-    "misfire": "misfire",
-    "overlap": "overlap",
-    "catchup_window": "catchup_window_s",
-    "jitter": "jitter_s",
-    "pause_after_failures": "pause_after_failures",
-    "expect_success_within": "expect_success_within_s",
-}
 
 
 def schedule_options(live: Json, command: Json) -> Json:
@@ -2775,7 +2720,9 @@ def schedule_options(live: Json, command: Json) -> Json:
 
     A timing of the command line takes the place of the decorator's and of its time zone.
     """
-    decorated = {name: live.get(option) for option, name in DECORATOR_OPTIONS.items()}
+    # @pipeline calls them so, but for the unit; it has no `at`, and its `params` are those of the function.
+    decorated = {name: live.get(name.removesuffix("_s")) for name in SCHEDULE_OPTIONS if name not in ("at", "params")}
+    decorated["cron"] = live.get("schedule")
     if any(name in command for name in TIMINGS):
         decorated |= dict.fromkeys((*TIMINGS, "timezone"))
     given = {name: value for name, value in decorated.items() if value is not None}
