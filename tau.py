@@ -699,6 +699,11 @@ def to_row(document: Json) -> Json:
     return document | {key: encode_json(document[key]) for key in json_columns}
 
 
+def pick(document: Json, *keys: str) -> Json:
+    """These keys of a document."""
+    return {key: document[key] for key in keys}
+
+
 def nest(steps: list[Json]) -> list[Json]:
     """The steps of an attempt as trees."""
     shown = ("name", "status", "started_at", "duration_ms", "rows_in", "rows_out", "columns", "error")
@@ -7001,7 +7006,7 @@ async def key_create(
         "expires_at": None if expires is None else rfc3339(now + expires),
     }
     digest = hashlib.sha256(key.encode("ascii")).hexdigest()
-    await call.write(call.daemon.store.keep_key, shown | {"sha256": digest})
+    await call.write(call.daemon.store.add_key, shown | {"sha256": digest})
     call.daemon.keys.read()
     return shown | {"key": key}
 
@@ -9520,12 +9525,9 @@ class Store:
     """What is remembered, and how it changes: these methods run on the writer's thread, through write()."""
 
     def __init__(self, home: str, settings: Json, clock: Clock | None = None) -> None:
-        self.clock = clock or Clock()
-        self.home = home
+        self.home, self.settings, self.clock = home, settings, clock or Clock()
         self.database = Database(database_path(settings["url"], home))
-        self.settings, self.max_queued = settings, settings["max_queued"]
-        self.backfill_concurrent = settings["backfill_concurrent"]
-        self.on_finish: Callable[[str, str, str], None] = lambda pipeline, run_id, status: None  # told in the commit
+        self.on_finish: Callable[[str, str, str], None] = lambda pipeline, run_id, status: None  # in the same commit
         self.metrics = Metrics()
         self.last_id = 0  # the newest run id as a number: ids never repeat or go back
         self.known_options: dict[tuple[str, int], Json] = {}  # (pipeline, version) → its options
@@ -9540,10 +9542,14 @@ class Store:
         if examine(self.database.path) == 0 and left:
             raise unusable(self.database.path, f"it is empty, but {self.home} holds {len(left)} deployed sources")
         self.database.open(loop)
-        self.db, self.sql = self.database.writer, Questions(self.database.writer)
+        self.use(self.database.writer)
         self.ask = Questions(self.database.reader)
-        newest = self.ask.newest_run()
+        newest = self.ask.value("SELECT max(run_id) FROM runs")
         self.last_id = read_id(newest) if newest else 0
+
+    def use(self, db: sqlite3.Connection) -> None:
+        """Everything is written through this connection."""
+        self.db, self.sql = db, Questions(db)
 
     def close(self) -> None:
         """Everything written is on disk and nothing is open any more."""
@@ -9557,6 +9563,10 @@ class Store:
         """
         return self.database.write(work, arguments)
 
+    def now(self, later: float = 0.0) -> str:
+        """The time, or what it will be so many seconds later."""
+        return rfc3339(self.clock.time() + later)
+
     def event(
         self, type_name: str, pipeline: str | None, run_id: str | None, data: Json, actor: str = "taud",
         tick: str | None = None,
@@ -9566,53 +9576,55 @@ class Store:
             self.database.touched.add(run_id)
         now = self.clock.time()
         self.metrics.fact(type_name, data, now - instant_of(tick) if tick and type_name == "tick.fired" else None)
-        add_event(self.db, now, type_name, pipeline, run_id, data, actor, tick)
+        event = {"at": rfc3339(now), "type": type_name, "pipeline": pipeline, "run_id": run_id, "data": data}
+        self.sql.put("events", event | {"actor": actor, "scheduled_for": tick})
 
-    def move(self, run_id: str, target: str, columns: str = "", *values: Any) -> bool:
-        """Moves a run if it still may, setting more columns; False says that someone else moved it first."""
-        sources = [status for status, targets in MOVES.items() if target in targets]
-        marks = ", ".join("?" * len(sources))
-        changed = self.db.execute(
-            f"UPDATE runs SET status = ?{columns} WHERE run_id = ? AND status IN ({marks})",
-            (target, *values, run_id, *sources),
-        )
-        return changed.rowcount == 1
+    def move(self, run_id: str, status: str, told: Json | None = None, actor: str = "taud", **columns: Any) -> bool:
+        """Moves a run if MOVES lets it, sets more columns, and tells the ledger and whoever follows it; else False.
+
+        *told* is what the ledger says of a start or a retry; of an end it says what the columns do.
+        """
+        if status in FINAL:
+            columns = {"finished_at": self.now(), "retry_at": None, **columns}
+            told = {"status": status, "duration_ms": columns.get("duration_ms")} | told_error(columns.get("error"))
+        values = to_row({"status": status, **columns})
+        changes = ", ".join(f"{name} = ?" for name in values)
+        moving = f"UPDATE runs SET {changes} WHERE run_id = ? AND status IN ({COMES_FROM[status]}) RETURNING pipeline"
+        pipeline = self.sql.value(moving, *values.values(), run_id)
+        if pipeline is None:
+            return False
+        kinds = {"running": "run.started", "retrying": "run.retrying"}
+        self.event(kinds.get(status, "run.finished"), pipeline, run_id, told or {}, actor)
+        if status in FINAL:
+            self.on_finish(pipeline, run_id, status)
+        return True
 
     # What operations write.
 
     def deploy(self, found: list[Json], digest: str, actor: str) -> list[Json]:
         """Makes each pipeline live; a new version only if its source or its options changed."""
-        deployed = []
-        for one in found:
-            entry = one["entry"]
-            options = encode_json({key: one[key] for key in one if key not in ("name", "line", "entry")})
-            number, changed = self.next_version(one["name"], digest, entry, options)
-            now = rfc3339(self.clock.time())
-            if changed:
-                self.db.execute(
-                    "INSERT INTO pipelines VALUES (?, ?, 1, ?, ?) ON CONFLICT (name)"
-                    " DO UPDATE SET version = excluded.version, deployed = 1, updated_at = excluded.updated_at",
-                    (one["name"], number, now, now),
-                )
-                self.db.execute(
-                    "INSERT INTO versions VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
-                    (one["name"], number, digest, entry, one["function"], options, now, actor),
-                )
-                self.event("pipeline.deployed", one["name"], None, {"version": number, "sha256": digest}, actor)
-            deployed.append({"name": one["name"], "version": number, "changed": changed})
-        return deployed
+        return [self.deploy_one(one, digest, actor) for one in found]
 
-    def next_version(self, name: str, digest: str, entry: str, options: str) -> tuple[int, bool]:
-        """Which version these sources and options are, and whether making it live changes anything."""
-        row = self.db.execute(
+    def deploy_one(self, one: Json, digest: str, actor: str) -> Json:
+        """One of them: its version, and whether making that live changed anything."""
+        name, now = one["name"], self.now()
+        options = {key: one[key] for key in one if key not in ("name", "line", "entry")}
+        last = self.sql.row(
             "SELECT p.deployed, p.version, v.sha256, v.entry, v.options FROM pipelines p"
             " JOIN versions v ON v.pipeline = p.name AND v.version = p.version WHERE p.name = ?",
-            (name,),
-        ).fetchone()
-        if row is None:
-            return 1, True
-        same = (row["sha256"], row["entry"], row["options"]) == (digest, entry, options)
-        return (row["version"], not row["deployed"]) if same else (row["version"] + 1, True)
+            name,
+        ) or {"version": 0}
+        this = {"sha256": digest, "entry": one["entry"], "options": options}
+        same = encode_json(this) == encode_json({key: last.get(key) for key in this})
+        number = last["version"] + (not same)
+        if changed := not same or not last["deployed"]:
+            if not self.sql.set("pipelines", {"name": name}, version=number, deployed=1, updated_at=now):
+                pipeline = {"name": name, "version": number, "deployed": 1, "created_at": now, "updated_at": now}
+                self.sql.put("pipelines", pipeline)
+            version = {"pipeline": name, "version": number, **this, "function": one["function"]}
+            self.sql.put("versions", version | {"deployed_at": now, "actor": actor}, clash="IGNORE")
+            self.event("pipeline.deployed", name, None, {"version": number, "sha256": digest}, actor)
+        return {"name": name, "version": number, "changed": changed}
 
     def add_sources(self, digest: str, sources: dict[str, bytes]) -> None:
         """The files of a deployment are kept, if they are not already."""
@@ -9621,13 +9633,10 @@ class Store:
 
     def undeploy(self, name: str, actor: str) -> list[str] | None:
         """Takes a pipeline out of service and cancels its queued runs, named; None if it was not in service."""
-        changed = self.db.execute("UPDATE pipelines SET deployed = 0 WHERE name = ? AND deployed = 1", (name,))
-        if changed.rowcount == 0:
+        if not self.sql.set("pipelines", {"name": name, "deployed": 1}, deployed=0):
             return None
-        waiting = self.db.execute(
-            "SELECT run_id FROM runs WHERE pipeline = ? AND status IN ('queued', 'retrying')", (name,)
-        )
-        run_ids = [row["run_id"] for row in waiting.fetchall()]
+        waiting = "SELECT run_id FROM runs WHERE pipeline = ? AND status IN ('queued', 'retrying')"
+        run_ids = [row["run_id"] for row in self.sql.rows(waiting, name)]
         for run_id in run_ids:
             self.cancel_waiting(run_id, actor)
         self.event("pipeline.undeployed", name, None, {"cancelled_runs": len(run_ids)}, actor)
@@ -9635,12 +9644,11 @@ class Store:
 
     def forget(self, name: str) -> None:
         """A pipeline without live runs leaves nothing but what the ledger says of it."""
-        if self.db.execute("SELECT 1 FROM runs WHERE pipeline = ? AND finished_at IS NULL", (name,)).fetchone():
+        if self.sql.row("SELECT 1 FROM runs WHERE pipeline = ? AND finished_at IS NULL", name):
             return
-        for table, column in FORGOTTEN:
+        for table, column in NAMED_IN:
             self.db.execute(f"DELETE FROM {table} WHERE {column} = ?", (name,))
-        for key in [key for key in self.known_options if key[0] == name]:
-            del self.known_options[key]  # its versions begin again at 1
+        self.known_options.clear()  # its versions begin again at 1
 
     def add_run(
         self, name: str, params: Json, key: str | None, trigger: str, actor: str, **origin: Any
@@ -9653,73 +9661,59 @@ class Store:
         live = self.sql.value("SELECT version FROM live WHERE pipeline = ?", name)
         if live is None:
             raise self.sql.unknown(name)
-        if key is not None:
-            row = self.sql.row("SELECT run_id, status, params FROM runs WHERE pipeline = ? AND key = ?", name, key)
-            if row is not None:
-                if row["params"] != params:
-                    hint = f"tau inspect {row['run_id']}; use another --key"
-                    raise Conflict(f"key '{key}' was used with other params", hint)
-                return row["run_id"], row["status"], True
-        version = origin.get("version") or live
+        known = self.sql.row("SELECT run_id, status, params FROM runs WHERE pipeline = ? AND key = ?", name, key)
+        if known is not None:
+            if known["params"] != params:
+                hint = f"tau inspect {known['run_id']}; use another --key"
+                raise Conflict(f"key '{key}' was used with other params", hint)
+            return known["run_id"], known["status"], True
+        version = origin.pop("version", None) or live
         options = self.options(name, version)
         demand(options["params"], params, "params", f"tau show {name}")
         if origin.get("executor") is not None:
             demand_executor(origin["executor"], self.settings["executors"], options.get("environment"))
-        if self.sql.value("SELECT runs FROM totals WHERE status = 'queued'") >= self.max_queued:
+        most = self.settings["max_queued"]
+        if self.sql.value("SELECT runs FROM totals WHERE status = 'queued'") >= most:
             hint = "wait, or raise [scheduler] max_queued; `tau status` shows the queue"
-            raise QueueFull(f"{self.max_queued:,} runs are queued already", hint)
-        run_id, now, patience = self.new_id(), self.clock.time(), options.get("queue_timeout")
+            raise QueueFull(f"{most:,} runs are queued already", hint)
+        run_id, patience = self.new_id(), options.get("queue_timeout")
         run = {"run_id": run_id, "pipeline": name, "version": version, "status": "queued", "trigger": trigger}
-        run |= {"attempt": 1, "params": params, "key": key, "queued_at": rfc3339(now)}
-        run |= {"expires_at": None if patience is None else rfc3339(now + patience)}
-        self.sql.put("runs", run | {column: origin.get(column) for column in ORIGINS})
-        told = {"version": version, "trigger": trigger}
-        told |= {key: value for key, value in origin.items() if value is not None and key not in told | {"upstream": 0}}
-        self.event("run.queued", name, run_id, told, actor)
+        run |= {"attempt": 1, "params": params, "key": key, "queued_at": self.now()}
+        self.sql.put("runs", run | {"expires_at": None if patience is None else self.now(patience)} | origin)
+        told = {key: value for key, value in origin.items() if value is not None and key != "upstream"}
+        self.event("run.queued", name, run_id, {"version": version, "trigger": trigger} | told, actor)
         return run_id, "queued", False
 
-    def keep_key(self, row: Json, actor: str) -> None:
+    def add_key(self, key: Json, actor: str) -> None:
         """A key opens the door from now on; Conflict if its name is another's that still does."""
-        name = row["name"]
-        if self.db.execute("SELECT 1 FROM keys WHERE name = ? AND revoked_at IS NULL", (name,)).fetchone():
+        name = key["name"]
+        if self.sql.row("SELECT 1 FROM keys WHERE name = ? AND revoked_at IS NULL", name):
             raise Conflict(f"there is a key '{name}' already", f"tau key revoke {name}, or choose another name")
-        told = {"scope": row["scope"], "pipelines": row["pipelines"], "expires_at": row["expires_at"]}
-        self.db.execute(
-            "REPLACE INTO keys (name, sha256, scope, pipelines, created_at, expires_at, actor)"
-            " VALUES (?, ?, ?, ?, ?, ?, ?)",
-            (
-                *(name, row["sha256"], row["scope"], encode_json(row["pipelines"]), row["created_at"]),
-                *(row["expires_at"], actor),
-            ),
-        )
-        self.event("key.created", None, None, {"name": name, **told}, actor)
+        told = pick(key, "name", "scope", "pipelines", "expires_at")
+        self.sql.put("keys", told | pick(key, "sha256", "created_at") | {"actor": actor}, clash="REPLACE")
+        self.event("key.created", None, None, told, actor)
 
     def revoke_key(self, name: str, actor: str) -> bool:
         """A key opens nothing any more; NotFound if there never was one of this name."""
-        row = self.db.execute("SELECT revoked_at FROM keys WHERE name = ?", (name,)).fetchone()
-        if row is None:
-            names = [found["name"] for found in self.db.execute("SELECT name FROM keys")]
-            raise NotFound(f"no key named '{name[:WORD_MAX]}'", did_you_mean(name, names, "`tau key list` shows all"))
-        if row["revoked_at"] is None:
-            now = rfc3339(self.clock.time())
-            self.db.execute("UPDATE keys SET revoked_at = ? WHERE name = ?", (now, name))
+        keys = {key["name"]: key["revoked_at"] for key in self.sql.rows("SELECT * FROM keys")}
+        if name not in keys:
+            raise NotFound(f"no key named '{name[:WORD_MAX]}'", did_you_mean(name, keys, "`tau key list` shows all"))
+        if keys[name] is None:
+            self.sql.set("keys", {"name": name}, revoked_at=self.now())
             self.event("key.revoked", None, None, {"name": name}, actor)
-        return row["revoked_at"] is None
+        return keys[name] is None
 
     def note_key_use(self, name: str) -> None:
         """A key has been used now."""
-        self.db.execute("UPDATE keys SET used_at = ? WHERE name = ?", (rfc3339(self.clock.time()), name))
+        self.sql.set("keys", {"name": name}, used_at=self.now())
 
     def options(self, name: str, version: int) -> Json:
         """The options of a version; they never change, so they are read once."""
         key = (name, version)
         if key not in self.known_options:
-            found = self.db.execute("SELECT options FROM versions WHERE pipeline = ? AND version = ?", key).fetchone()
-            if found is None:
-                raise NotFound(f"pipeline '{name}' has no version {version}", f"tau show {name}")
             if len(self.known_options) > OPTIONS_KEPT:
                 self.known_options.clear()
-            self.known_options[key] = json.loads(found["options"])
+            self.known_options[key] = self.sql.version(name, version)["options"]
         return self.known_options[key]
 
     def new_id(self) -> str:
@@ -9730,32 +9724,25 @@ class Store:
 
     def cancel_waiting(self, run_id: str, actor: str) -> bool:
         """Cancels a run that has no process, for it has not begun or waits to be tried again; else False."""
-        error = bare_error("cancelled", "Cancelled", "cancelled while it waited")
-        return self.end_waiting(run_id, ("queued", "retrying"), "cancelled", error, actor)
-
-    def end_waiting(self, run_id: str, statuses: Sequence[str], target: str, error: Json, actor: str) -> bool:
-        """Ends a run that waits; False if it does not, or not with one of these statuses."""
-        row = self.db.execute("SELECT pipeline, status FROM runs WHERE run_id = ?", (run_id,)).fetchone()
-        if row is None or row["status"] not in statuses:
+        if not self.sql.row("SELECT 1 FROM runs WHERE run_id = ? AND status IN ('queued', 'retrying')", run_id):
             return False
-        columns = ", finished_at = ?, error = ?, retry_at = NULL"
-        self.move(run_id, target, columns, rfc3339(self.clock.time()), encode_json(error))
-        self.event("run.finished", row["pipeline"], run_id, {"status": target, "duration_ms": None}, actor)
-        return True
+        error = bare_error("cancelled", "Cancelled", "cancelled while it waited")
+        return self.move(run_id, "cancelled", actor=actor, error=error)
 
     def expire_queued(self) -> None:
         """Ends the runs that have waited in the queue for longer than they may."""
-        rows = self.db.execute(f"{EXPIRED} LIMIT ?", (rfc3339(self.clock.time()), EXPIRE_MAX)).fetchall()
-        for row in rows:
-            error = bare_error("timeout", "TimeoutError", "it waited in the queue for longer than queue_timeout")
-            if self.end_waiting(row["run_id"], ("queued",), "timed_out", error, "taud"):
-                self.on_finish(row["pipeline"], row["run_id"], "timed_out")
+        error = bare_error("timeout", "TimeoutError", "it waited in the queue for longer than queue_timeout")
+        expired = (
+            "SELECT run_id FROM runs WHERE status = 'queued' AND expires_at <= ? ORDER BY expires_at, run_id LIMIT ?"
+        )
+        for row in self.sql.rows(expired, self.now(), EXPIRE_MAX):
+            self.move(row["run_id"], "timed_out", error=error)
 
     # What the executor writes.
 
     def admit_some(self, server: Json) -> list[Json]:
         """Moves waiting runs to running, as far as there are slots: their jobs."""
-        runs = Questions(self.db).totals()
+        runs = self.sql.totals()
         free = self.settings["max_concurrent"] - runs["running"]
         return self.admit(free, server) if free > 0 and runs["queued"] + runs["retrying"] else []
 
@@ -9764,204 +9751,136 @@ class Store:
 
         Those that are to be tried again come first: they hold their pipeline's place already.
         """
-        again = self.db.execute(RETRIES_DUE, (rfc3339(self.clock.time()), free)).fetchall()
-        jobs = [self.begin_attempt(row["run_id"], row["attempt"] + 1, server) for row in again]
-        fresh = self.admissible(free - len(jobs)) if len(jobs) < free else []
-        return jobs + [self.begin_attempt(row["run_id"], row["attempt"], server) for row in fresh]
+        again = self.sql.rows(
+            "SELECT run_id, attempt + 1 AS attempt FROM runs WHERE status = 'retrying' AND retry_at <= ?"
+            " ORDER BY retry_at, run_id LIMIT ?",
+            *(self.now(), free),
+        )
+        fresh = self.admissible(free - len(again)) if len(again) < free else []
+        return [self.begin_attempt(row["run_id"], row["attempt"], server) for row in (*again, *fresh)]
 
-    def admissible(self, free: int) -> list[sqlite3.Row]:
+    def admissible(self, free: int) -> list[Json]:
         """The oldest queued runs whose pipelines let them begin now, as many as are free.
 
         Where many wait for their own pipeline at the head of the queue, the rest is asked for by pipeline.
         """
-        crowd = Crowd(self.db.execute(LIVE_RUNS).fetchall(), self.backfill_concurrent)
-        rows = self.db.execute(f"{WAITING} ORDER BY r.run_id LIMIT ?", (free + PASSED_MAX,)).fetchall()
-        chosen = [row for row in rows if len(crowd.admitted) < free and crowd.admit(row)]
+        crowd = Crowd(self.sql.rows(LIVE_RUNS), self.settings["backfill_concurrent"])
+        rows = self.sql.rows(f"{WAITING} ORDER BY r.run_id LIMIT ?", free + PASSED_MAX)
+        chosen = [*itertools.islice(filter(crowd.admit, rows), free)]
         if len(chosen) < free and len(rows) == free + PASSED_MAX:
-            heads = self.db.execute(WAITING_HEADS).fetchall()
-            known = {row["run_id"] for row in rows}
-            later = sorted(row["run_id"] for row in heads if row["run_id"] and row["run_id"] not in known)
-            for run_id in later:
-                row = self.db.execute(f"{WAITING} AND r.run_id = ?", (run_id,)).fetchone()
-                if len(crowd.admitted) < free and crowd.admit(row):
-                    chosen.append(row)
+            heads = f"{WAITING} AND r.run_id IN ({WAITING_HEADS}) AND r.run_id > ? ORDER BY r.run_id"
+            rows = self.sql.rows(heads, rows[-1]["run_id"])
+            chosen += itertools.islice(filter(crowd.admit, rows), free - len(chosen))
         return chosen
 
     def begin_attempt(self, run_id: str, attempt: int, server: Json) -> Json:
         """A run is running, with one more attempt to its name: its job."""
-        now = rfc3339(self.clock.time())
-        columns = ", started_at = coalesce(started_at, ?), attempt = ?, retry_at = NULL"
-        self.move(run_id, "running", columns, now, attempt)
-        stem = f"{run_id}.{attempt}"
-        self.db.execute(
-            "INSERT INTO attempts (run_id, attempt, journal, position, process, log_lines, log_dropped,"
-            " status, started_at) VALUES (?, ?, ?, ?, ?, 0, 0, 'running', ?)",
-            (run_id, attempt, stem, encode_json(NOWHERE), encode_json({"server": server}), now),
-        )
-        job = self.job(run_id, attempt, stem)
-        self.event("run.started", job["pipeline"], run_id, {"attempt": attempt})
-        return job
+        now, stem = self.now(), f"{run_id}.{attempt}"
+        started = {"started_at": now} if attempt == 1 else {}
+        self.move(run_id, "running", {"attempt": attempt}, attempt=attempt, retry_at=None, **started)
+        row = {"run_id": run_id, "attempt": attempt, "status": "running", "started_at": now, "journal": stem}
+        row |= {"position": NOWHERE, "process": {"server": server}, "log_lines": 0, "log_dropped": 0}
+        self.sql.put("attempts", row)
+        return self.job(run_id, attempt, stem)
 
     def rename_journal(self, run_id: str, attempt: int, server: Json) -> Json | None:
         """The job of an attempt that never began, under a new journal; None if it is not wanted any more."""
-        row = self.db.execute(
-            "SELECT a.journal FROM attempts a JOIN runs r USING (run_id)"
-            " WHERE a.run_id = ? AND a.attempt = ? AND r.status = 'running'",
-            (run_id, attempt),
-        ).fetchone()
-        if row is None:
+        named = "SELECT journal FROM attempts a JOIN runs r USING (run_id) WHERE r.status = 'running'"
+        journal: str | None = self.sql.value(f"{named} AND run_id = ? AND a.attempt = ?", run_id, attempt)
+        first, _, again = (journal or "").partition("-")
+        if journal is None or int(again or 1) >= STARTS_MAX:
             return None
-        first, _, again = row["journal"].partition("-")
-        if int(again or 1) >= STARTS_MAX:
-            return None
-        stem = f"{first}-{int(again or 1) + 1}"
-        self.db.execute(
-            "UPDATE attempts SET journal = ?, position = ?, process = ? WHERE run_id = ? AND attempt = ?",
-            (stem, encode_json(NOWHERE), encode_json({"server": server}), run_id, attempt),
-        )
+        stem, key = f"{first}-{int(again or 1) + 1}", {"run_id": run_id, "attempt": attempt}
+        self.sql.set("attempts", key, journal=stem, position=NOWHERE, process={"server": server})
         return self.job(run_id, attempt, stem)
 
     def job(self, run_id: str, attempt: int, stem: str) -> Json:
         """What the run process is told of its attempt."""
-        row = self.db.execute(
-            "SELECT r.pipeline, r.version, r.params, r.scheduled_for, r.upstream, r.resume_from, s.state,"
-            " v.sha256, v.entry, v.function, json_extract(v.options, '$.environment') AS environment,"
-            " json_extract(v.options, '$.timeout') AS timeout,"
-            " json_extract(v.options, '$.memory') AS memory_bytes,"
-            f" nullif(coalesce(r.executor, json_extract(v.options, '$.executor')), '{LOCAL_EXECUTOR}') AS executor,"
-            " (SELECT started_at FROM runs WHERE pipeline = r.pipeline AND status = 'success'"
-            " ORDER BY run_id DESC LIMIT 1) AS last_success FROM runs r"
-            " JOIN versions v ON v.pipeline = r.pipeline AND v.version = r.version"
-            " LEFT JOIN states s ON s.pipeline = r.pipeline WHERE r.run_id = ?",
-            (run_id,),
-        ).fetchone()
-        job = to_document(row)
-        job["upstream"] = {name: self.result_of(run) for name, run in (job["upstream"] or {}).items()}
+        (job,) = self.sql.rows(JOB, run_id)
+        result = "SELECT run_id, result FROM runs WHERE run_id = ?"
+        gone = {"result": None}
+        upstream = (job["upstream"] or {}).items()
+        job["upstream"] = {name: self.sql.row(result, run) or gone | {"run_id": run} for name, run in upstream}
         return {"kind": "run", "stem": stem, "run_id": run_id, "attempt": attempt, **job}
-
-    def result_of(self, run_id: str) -> Json:
-        """A run's id and result, for the run that comes after it."""
-        found = self.db.execute("SELECT result FROM runs WHERE run_id = ?", (run_id,)).fetchone()
-        return {"run_id": run_id, "result": None if found is None else to_document(found)["result"]}
 
     def add_trace(self, run_id: str, attempt: int, records: list[Json], state: Json) -> None:
         """Keeps trace records, and in the same transaction how far the journal has been read."""
         self.database.touched.add(run_id)
-        logs, steps, ends, observed = [], {}, [], {}
         about = {"run_id": run_id, "attempt": attempt}
+        logs: list[Json] = []
+        steps: dict[int, Json] = {}
+        observed: dict[int | None, Json] = {}
         for record in records:
-            if record["t"] == "log":
-                logs.append({**record, **about, "fields": json_or_null(record["fields"])})
-            elif record["t"] == "step":
-                steps[record["step"]] = {**about, **dict.fromkeys(DONE_COLUMNS), "status": "running", **record}
-            elif record["t"] in OBSERVATIONS:
-                kept = record["n"] if record["t"] != "progress" else None  # of progress only the last word
-                observed[kept] = {**record, **about, "kind": record["t"], "data": encode_json(record["data"])}
-            else:
-                documents = {key: json_or_null(record[key]) for key in ("error", "columns")}
-                done = {**record, "finished_n": record["n"], **documents}
+            kind = record["t"]
+            if kind == "log":
+                logs.append(about | pick(record, "n", "at", "level", "step", "stream", "message", "fields"))
+            elif kind == "step":
+                begun = pick(record, "step", "parent", "name", "path", "started_at", "n")
+                steps[record["step"]] = about | begun | dict.fromkeys(DONE) | {"status": "running", "finished_n": None}
+            elif kind == "done":
+                done = pick(record, *DONE) | {"finished_n": record["n"]}
                 if record["step"] in steps:  # began and ended in one batch: one row, written once
-                    steps[record["step"]] |= {key: done[key] for key in DONE_COLUMNS}
+                    steps[record["step"]] |= done
                 else:
-                    ends.append({**about, **done})
-        self.db.executemany(ADD_LOG, logs)
-        self.db.executemany(ADD_STEP, steps.values())
-        self.db.executemany(END_STEP, ends)
+                    self.sql.set("steps", about | {"step": record["step"]}, **done)
+            else:
+                place = record["n"] if kind != "progress" else None  # of progress only the last word
+                observed[place] = about | {"kind": kind} | pick(record, "n", "at", "step", "name", "data")
+        self.sql.put("logs", *logs, clash="IGNORE")
+        self.sql.put("steps", *steps.values(), clash="IGNORE")
         if None in observed:
-            self.db.execute(
-                "DELETE FROM observations WHERE run_id = ? AND attempt = ? AND kind = 'progress'", (run_id, attempt)
-            )
-        self.db.executemany(ADD_OBSERVATION, observed.values())
-        self.db.execute(
-            "UPDATE attempts SET position = ?, process = ?, outcome = ?, ended = ?,"
-            " log_lines = ?, log_dropped = ? WHERE run_id = ? AND attempt = ?",
-            (
-                *(encode_json(state["position"]), encode_json(state["process"])),
-                *(json_or_null(state["outcome"]), json_or_null(state["ended"])),
-                *(state["log_lines"], state["log_dropped"], run_id, attempt),
-            ),
-        )
+            old = "DELETE FROM observations WHERE run_id = ? AND attempt = ? AND kind = 'progress'"
+            self.db.execute(old, (run_id, attempt))
+        self.sql.put("observations", *observed.values(), clash="IGNORE")
+        self.sql.set("attempts", about, **state)
 
     def finish(self, run_id: str, attempt: int, records: list[Json], state: Json, outcome: Outcome) -> None:
         """Keeps the last of the trace and how the attempt ended; the run ends with it, or is tried again."""
         self.add_trace(run_id, attempt, records, state | {"outcome": None})
         self.end_steps(run_id, attempt, outcome)
-        row = self.db.execute(
-            "SELECT pipeline, version, status, started_at FROM runs WHERE run_id = ?", (run_id,)
-        ).fetchone()
-        if row["status"] != "running":
+        (run,) = self.sql.rows("SELECT pipeline, version, status, started_at FROM runs WHERE run_id = ?", run_id)
+        if run["status"] != "running":
             return  # a final status never changes
         times = self.end_attempt(run_id, attempt, state, outcome)
-        pause = retry_pause(self.options(row["pipeline"], row["version"]), attempt, outcome)
+        pause = retry_pause(self.options(run["pipeline"], run["version"]), attempt, outcome)
         if pause is not None:
-            self.retry_later(run_id, row["pipeline"], attempt, outcome, pause)
+            retry_at = self.now(pause)
+            told = {"attempt": attempt, "status": outcome.status, "retry_at": retry_at} | told_error(outcome.error)
+            self.move(run_id, "retrying", told, retry_at=retry_at)
             return
-        if attempt > 1 and times["finished_at"] >= row["started_at"]:  # with all the waiting between
-            times["duration_ms"] = float(instant_ms(times["finished_at"]) - instant_ms(row["started_at"]))
-        self.end_run(run_id, row["pipeline"], attempt, outcome, times)
+        if attempt > 1:  # with all the waiting between
+            times["started_at"] = run["started_at"]
+            if times["finished_at"] >= run["started_at"]:
+                times["duration_ms"] = float(instant_ms(times["finished_at"]) - instant_ms(run["started_at"]))
+        if outcome.state is not None:  # what it leaves to the next run of its pipeline
+            row = {"pipeline": run["pipeline"], "state": outcome.state, "run_id": run_id, "updated_at": self.now()}
+            self.sql.put("states", row, clash="REPLACE")
+        self.move(run_id, outcome.status, result=outcome.result, error=outcome.error, **times)
 
     def end_steps(self, run_id: str, attempt: int, outcome: Outcome) -> None:
         """The steps that were running when an attempt ended have ended too; the innermost is the error's."""
-        unfinished = self.db.execute(
-            "SELECT path FROM steps WHERE run_id = ? AND attempt = ? AND status = 'running' ORDER BY step DESC",
-            (run_id, attempt),
-        ).fetchone()
-        if unfinished is not None:
-            self.db.execute(
-                "UPDATE steps SET status = ? WHERE run_id = ? AND attempt = ? AND status = 'running'",
-                ("cancelled" if outcome.status == "cancelled" else "failed", run_id, attempt),
-            )
+        running = {"run_id": run_id, "attempt": attempt, "status": "running"}
+        innermost = "SELECT path FROM steps WHERE run_id = ? AND attempt = ? AND status = ? ORDER BY step DESC"
+        if path := self.sql.value(innermost, *running.values()):
+            self.sql.set("steps", running, status="cancelled" if outcome.status == "cancelled" else "failed")
             if outcome.error is not None and outcome.error["step"] is None:
-                outcome.error["step"] = unfinished["path"]
+                outcome.error["step"] = path
 
     def end_attempt(self, run_id: str, attempt: int, state: Json, outcome: Outcome) -> Json:
-        """Keeps how an attempt ended: when it began and ended and how long it took."""
+        """Keeps how an attempt ended: when it began, if it did, when it ended and how long it took."""
         last = state["outcome"] or state["ended"] or {}
         process: Json = state["process"]
         if state["outcome"] or "host" in last:  # written elsewhere: by the clock with which it began there
             process = process.get("remote", process)
-        began, ended_at, took = process.get("at"), last.get("at", self.clock.time()), None
-        if began is not None and "mono" in last:
-            took = round(max(last["mono"] - process["mono"], 0.0) * 1000, 3)
-        times = {"started_at": began and rfc3339(began), "finished_at": rfc3339(ended_at), "duration_ms": took}
-        self.db.execute(
-            "UPDATE attempts SET status = ?, started_at = coalesce(?, started_at), finished_at = ?,"
-            " duration_ms = ?, error = ? WHERE run_id = ? AND attempt = ?",
-            (outcome.status, *times.values(), json_or_null(outcome.error), run_id, attempt),
-        )
+        began = process.get("at")
+        times: Json = {"finished_at": rfc3339(last.get("at", self.clock.time())), "duration_ms": None}
+        if began is not None:
+            times["started_at"] = rfc3339(began)
+            if "mono" in last:
+                times["duration_ms"] = round(max(last["mono"] - process["mono"], 0.0) * 1000, 3)
+        key = {"run_id": run_id, "attempt": attempt}
+        self.sql.set("attempts", key, status=outcome.status, error=outcome.error, **times)
         return times
-
-    def retry_later(self, run_id: str, pipeline: str, attempt: int, outcome: Outcome, pause: float) -> None:
-        """The run waits to be tried again."""
-        retry_at = rfc3339(self.clock.time() + pause)
-        self.move(run_id, "retrying", ", retry_at = ?", retry_at)
-        told = {"attempt": attempt, "status": outcome.status, "retry_at": retry_at, "error": told_error(outcome)}
-        self.event("run.retrying", pipeline, run_id, told)
-
-    def end_run(self, run_id: str, pipeline: str, attempt: int, outcome: Outcome, times: Json) -> None:
-        """The run has its final status."""
-        self.move(
-            *(run_id, outcome.status),
-            ", started_at = coalesce(?, started_at), finished_at = ?, duration_ms = ?, result = ?, error = ?",
-            *(times["started_at"] if attempt == 1 else None, times["finished_at"], times["duration_ms"]),
-            *(json_or_null(outcome.result), json_or_null(outcome.error)),
-        )
-        self.keep_state(run_id, outcome.state)
-        data: Json = {"status": outcome.status, "duration_ms": times["duration_ms"]}
-        if outcome.error is not None:
-            data["error"] = told_error(outcome)
-        self.event("run.finished", pipeline, run_id, data)
-        self.on_finish(pipeline, run_id, outcome.status)
-
-    def keep_state(self, run_id: str, state: Json | None) -> None:
-        """What a successful run leaves to the next one of its pipeline, if it has changed it."""
-        if state is not None:
-            self.db.execute(
-                "INSERT INTO states SELECT pipeline, ?, run_id, ? FROM runs WHERE run_id = ?"
-                " ON CONFLICT (pipeline) DO UPDATE SET state = excluded.state, run_id = excluded.run_id,"
-                " updated_at = excluded.updated_at",
-                (encode_json(state), rfc3339(self.clock.time()), run_id),
-            )
 
     def shift_waiting(self, seconds: int) -> None:
         """The clock was set: what waits to be tried again, or in the queue, waits no longer for that."""
@@ -9974,35 +9893,42 @@ class Store:
 
     def note_stopping(self, run_id: str, attempt: int, status: str) -> None:
         """Remembers why a run is being stopped, for a daemon that comes after a crash."""
-        self.db.execute("UPDATE attempts SET stopping = ? WHERE run_id = ? AND attempt = ?", (status, run_id, attempt))
+        self.sql.set("attempts", {"run_id": run_id, "attempt": attempt}, stopping=status)
 
 
+#: status → those that a run may have before it, as SQL lists them.
+COMES_FROM = {
+    status: ", ".join(f"'{source}'" for source, targets in MOVES.items() if status in targets) for status in MOVES
+}
 #: Where a pipeline is named, and by which column; what refers to others comes before them.
-FORGOTTEN = (
+NAMED_IN = (
     *(("states", "pipeline"), ("schedules", "pipeline"), ("chains", "pipeline"), ("chains", "comes_after")),
     *(("pauses", "pipeline"), ("runs", "pipeline"), ("versions", "pipeline"), ("pipelines", "name")),
 )
 #: How often an attempt that never began is handed to a fork server: each time a daemon or a server was killed.
 STARTS_MAX = 20
 OPTIONS_KEPT = 10_000
-#: What a run may be told of where it comes from and where it goes.
-ORIGINS = ("executor", "scheduled_for", "retry_of", "upstream", "resume_from")
+EXPIRE_MAX = 500
 #: How far a journal and its outputs have been read before they are; how many records were kept, and were bad.
 NOWHERE = {"journal": 0, "stdout": 0, "stderr": 0, "n": 0, "bad": 0}
-DONE_COLUMNS = ("status", "duration_ms", "rows_in", "rows_out", "columns", "error", "finished_at", "finished_n")
-STEP_COLUMNS = ("run_id", "attempt", "step", "parent", "name", "path", "started_at", "n", *DONE_COLUMNS)
-LOG_COLUMNS = ("run_id", "attempt", "n", "at", "level", "step", "stream", "message", "fields")
+#: What is known of a step once it has ended.
+DONE = ("status", "duration_ms", "rows_in", "rows_out", "columns", "error", "finished_at")
+JOB = f"""
+    SELECT r.pipeline, r.version, r.params, r.scheduled_for, r.upstream, r.resume_from, s.state,
+    v.sha256, v.entry, v.function, json_extract(v.options, '$.environment') AS environment,
+    json_extract(v.options, '$.timeout') AS timeout, json_extract(v.options, '$.memory') AS memory_bytes,
+    nullif(coalesce(r.executor, json_extract(v.options, '$.executor')), '{LOCAL_EXECUTOR}') AS executor,
+    (SELECT started_at FROM runs WHERE pipeline = r.pipeline AND status = 'success' ORDER BY run_id DESC LIMIT 1)
+    AS last_success FROM runs r JOIN versions v ON v.pipeline = r.pipeline AND v.version = r.version
+    LEFT JOIN states s ON s.pipeline = r.pipeline WHERE r.run_id = ?
+"""
 
 
-EXPIRE_MAX = 500
-
-
-def told_error(outcome: Outcome) -> Json | None:
-    """What the ledger says of an error."""
-    if outcome.error is None:
-        return None
-    told = {key: outcome.error[key] for key in ("kind", "type", "message", "fingerprint")}
-    return told | {"message": told["message"][:500]}
+def told_error(error: Json | None) -> Json:
+    """What the ledger says of an error, if there is one."""
+    if error is None:
+        return {}
+    return {"error": pick(error, "kind", "type", "fingerprint") | {"message": error["message"][:500]}}
 
 
 def retry_pause(options: Json, attempt: int, outcome: Outcome) -> float | None:
@@ -10023,70 +9949,49 @@ def retry_pause(options: Json, attempt: int, outcome: Outcome) -> float | None:
 RETRY_DELAY_MAX_S = 86_400.0
 
 
-def insert(table: str, columns: Sequence[str]) -> str:
-    """The statement that adds a row of named values, unless its key is there already."""
-    return f"INSERT OR IGNORE INTO {table} ({', '.join(columns)}) VALUES (:{', :'.join(columns)})"
-
-
-ADD_STEP = insert("steps", STEP_COLUMNS)
-ADD_LOG = insert("logs", LOG_COLUMNS)
-ADD_OBSERVATION = insert("observations", ("run_id", "attempt", "n", "kind", "at", "step", "name", "data"))
-END_STEP = (
-    f"UPDATE steps SET {', '.join(f'{name} = :{name}' for name in DONE_COLUMNS)}"
-    " WHERE run_id = :run_id AND attempt = :attempt AND step = :step"
-)
-
-
 class Crowd:
-    """The live runs of each pipeline, and whether another one may join them."""
+    """The live runs of each pipeline, of a kind and altogether (""), and whether another one may join them."""
 
-    def __init__(self, live: Sequence[sqlite3.Row], backfill_concurrent: int) -> None:
-        self.of_kind: dict[tuple[str, str], int] = {}
-        self.of_pipeline: dict[str, int] = {}
-        self.full: set[tuple[str, str]] = set()  # who has been found to have no room: many may ask again
+    def __init__(self, live: list[Json], backfill_concurrent: int) -> None:
+        self.live: dict[tuple[str, str], int] = {}
         self.backfill_concurrent = backfill_concurrent
-        self.admitted: list[str] = []
         for row in live:
-            self.join((row["pipeline"], row["kind"]), row["runs"])
+            self.join(row, row["runs"])
 
-    def join(self, key: tuple[str, str], runs: int = 1) -> None:
+    def join(self, row: Json, runs: int = 1) -> None:
         """So many runs of a pipeline and a kind are live too."""
-        self.of_kind[key] = self.of_kind.get(key, 0) + runs
-        self.of_pipeline[key[0]] = self.of_pipeline.get(key[0], 0) + runs
+        for kind in {row["kind"], ""}:
+            key = (row["pipeline"], kind)
+            self.live[key] = self.live.get(key, 0) + runs
 
-    def admit(self, row: sqlite3.Row) -> bool:
+    def admit(self, row: Json) -> bool:
         """Counts a waiting run among the live ones, if its pipeline's limits let it."""
-        key = (row["pipeline"], RUN_KINDS.get(row["trigger"], ""))
-        if key in self.full:
-            return False
-        most = {"tick": 1 if row["overlap"] != "allow" else None, "backfill": self.backfill_concurrent}
-        limits = (
-            (most.get(key[1]), self.of_kind.get(key, 0)),
-            (row["max_concurrent"], self.of_pipeline.get(key[0], 0)),
-        )
-        if any(limit is not None and live >= limit for limit, live in limits):
-            self.full.add(key)
-            return False
-        self.join(key)
-        self.admitted.append(row["run_id"])
+        most = {
+            "": row["max_concurrent"],
+            "tick": None if row["overlap"] == "allow" else 1,
+            "backfill": self.backfill_concurrent,
+        }
+        for kind in {row["kind"], ""}:
+            limit = most[kind]
+            if limit is not None and self.live.get((row["pipeline"], kind), 0) >= limit:
+                return False
+        self.join(row)
         return True
 
 
-#: trigger → which of a pipeline's limits it counts for besides the one for all.
-RUN_KINDS = {"schedule": "tick", "catchup": "tick", "backfill": "backfill"}
+#: Which of a pipeline's limits a run counts for besides the one for all.
+KIND = "CASE trigger WHEN 'schedule' THEN 'tick' WHEN 'catchup' THEN 'tick' WHEN 'backfill' THEN 'backfill' ELSE '' END"
 #: So many queued runs are passed over before the others are looked for by pipeline.
 PASSED_MAX = 100
 LIVE_RUNS = (
-    "SELECT pipeline, CASE trigger WHEN 'schedule' THEN 'tick' WHEN 'catchup' THEN 'tick'"
-    " WHEN 'backfill' THEN 'backfill' ELSE '' END AS kind, count(*) AS runs"
+    f"SELECT pipeline, {KIND} AS kind, count(*) AS runs"
     " FROM runs INDEXED BY runs_live WHERE status IN ('running', 'retrying') GROUP BY 1, 2"
 )
 WAITING = (
-    "SELECT r.run_id, r.attempt, r.pipeline, r.trigger,"
+    f"SELECT r.run_id, r.attempt, r.pipeline, {KIND} AS kind,"
     " json_extract(v.options, '$.max_concurrent') AS max_concurrent,"
     " coalesce(json_extract(s.options, '$.overlap'), 'skip') AS overlap FROM runs r"
-    " JOIN pipelines p ON p.name = r.pipeline"
-    " JOIN versions v ON v.pipeline = p.name AND v.version = p.version"
+    " JOIN live v ON v.pipeline = r.pipeline"
     " LEFT JOIN schedules s ON s.pipeline = r.pipeline WHERE r.status = 'queued'"
 )
 #: The oldest queued run of each pipeline that has any, one step through the index for each.
@@ -10100,11 +10005,6 @@ WAITING_HEADS = (
     "  WHERE r.status = 'queued' AND r.pipeline = waiting.pipeline) AS run_id FROM waiting"
     " WHERE pipeline IS NOT NULL"
 )
-
-
-def json_or_null(value: Any) -> str | None:
-    """A value as JSON text, None as NULL."""
-    return None if value is None else encode_json(value)
 
 
 # --- 30. Questions -----------------------------------------------------------------------
@@ -10401,11 +10301,6 @@ class Questions(Sql):
         """Whether there is a run of this very id."""
         return bool(self.count("SELECT count(*) FROM runs WHERE run_id = ?", run_id))
 
-    def newest_run(self) -> str | None:
-        """The id of the newest run, if there is any."""
-        newest: str | None = self.db.execute("SELECT max(run_id) FROM runs").fetchone()[0]
-        return newest
-
     def unfinished(self) -> list[Json]:
         """The attempts that were live when the last daemon ended."""
         return self.rows(
@@ -10422,14 +10317,6 @@ class Questions(Sql):
             if one["error"] is not None:
                 one["error"] = {key: one["error"].get(key) for key in ("kind", "type", "message", "step")}
         return found
-
-
-EXPIRED = "SELECT run_id, pipeline FROM runs WHERE status = 'queued' AND expires_at <= ? ORDER BY expires_at, run_id"
-
-
-RETRIES_DUE = (
-    "SELECT run_id, attempt FROM runs WHERE status = 'retrying' AND retry_at <= ? ORDER BY retry_at, run_id LIMIT ?"
-)
 
 
 def within(column: str, names: list[str] | None) -> tuple[str, list[str]]:

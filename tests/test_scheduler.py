@@ -311,10 +311,7 @@ class World:
     def finish(self, run_id: str, status: str = "success") -> None:
         """A run that is queued or runs has ended so."""
         self.store.move(run_id, "running")
-        self.store.move(run_id, status, ", finished_at = ?", module.rfc3339(self.clock.wall))
-        name = self.rows("SELECT pipeline FROM runs WHERE run_id = ?", run_id)[0][0]
-        self.store.event("run.finished", name, run_id, {"status": status, "duration_ms": None})
-        self.store.on_finish(name, run_id, status)
+        self.store.move(run_id, status)
 
     async def finish_all(self, status: str = "success") -> None:
         """All runs have ended so."""
@@ -758,7 +755,7 @@ def test_what_is_due_and_cannot_be_done_is_not_asked_for_without_a_pause(tmp_pat
         assert due_at is None  # until everything is resumed
         run_id = (await world.write(world.store.add_run, "p", {}, None, "manual", "me"))[0]
         world.store.move(run_id, "running")
-        world.store.move(run_id, "retrying", ", retry_at = ?", module.rfc3339(world.clock.wall + 60))
+        world.store.move(run_id, "retrying", retry_at=module.rfc3339(world.clock.wall + 60))
         assert (await world.write(world.scheduler.admit))[1] == world.clock.wall + 60
         world.clock.run(60)
         assert (await world.write(world.scheduler.admit))[1] is None  # until there is a slot
