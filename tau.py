@@ -630,6 +630,28 @@ def read_only(path: str, shared: bool = False) -> sqlite3.Connection:
     return sqlite3.connect(uri, uri=True, isolation_level=None)
 
 
+def loses_commits(version: tuple[int, ...]) -> bool:
+    """Whether an SQLite can lose a commit when two connections write or checkpoint at once (sqlite.org/wal.html)."""
+    return version < (3, 44, 6) or (3, 45) <= version < (3, 50, 7) or (3, 51) <= version < (3, 51, 3)
+
+
+def find_strangers(path: str, ours: Sequence[int]) -> list[str]:
+    """Who else is at a store: a replicator that has left its folder there, processes of this user that have it open."""
+    folder, name = os.path.split(os.path.realpath(path))
+    replicator = os.path.join(folder, f".{name}-litestream")
+    found = [replicator] if os.path.isdir(replicator) else []
+    for pid in os.listdir("/proc") if os.path.isdir("/proc/self/fd") else ():
+        if not pid.isdecimal() or int(pid) in ours:
+            continue
+        try:
+            files = [os.readlink(f"/proc/{pid}/fd/{number}") for number in os.listdir(f"/proc/{pid}/fd")]
+            if os.path.join(folder, name) in files and os.stat(f"/proc/{pid}").st_uid == os.geteuid():
+                found.append(f"process {pid} ({peek(f'/proc/{pid}/comm').strip()})")
+        except OSError:
+            pass  # it has ended, or is another user's
+    return found
+
+
 def find_damage(db: sqlite3.Connection, tables: Sequence[str] = ()) -> str | None:
     """What is wrong with the structure of a database, or of some of its tables; None if nothing is.
 
@@ -656,10 +678,18 @@ class Sql:
 
     def __init__(self, db: sqlite3.Connection) -> None:
         self.db = db
+        db.row_factory = sqlite3.Row
 
     def rows(self, question: str, *values: Any, **named: Any) -> list[Json]:
         """The rows that answer a question."""
-        return [to_document(row) for row in self.db.execute(question, named or values)]
+        found = self.db.execute(question, named or values)
+        names = [name for name, *_ in found.description]
+        documents = [dict(zip(names, row, strict=True)) for row in found]
+        for key in JSON_COLUMNS.intersection(names):
+            for document in documents:
+                if document[key] is not None:
+                    document[key] = json.loads(document[key])
+        return documents
 
     def row(self, question: str, *values: Any, **named: Any) -> Json | None:
         """The first of them, if there is any."""
@@ -671,9 +701,9 @@ class Sql:
         row = self.db.execute(question, named or values).fetchone()
         return None if row is None else row[0]
 
-    def put(self, table: str, *rows: Json, clash: str = "ABORT") -> int:
-        """Adds rows, all with the same columns; how many.  *clash*, for a key that is taken: IGNORE, REPLACE, ABORT."""
-        names = [*rows[0]] if rows else []
+    def put(self, table: str, *rows: Json, columns: Sequence[str] = (), clash: str = "ABORT") -> int:
+        """Adds rows, of *columns* or what the first one has; how many.  *clash*, for a key that is taken: IGNORE, …"""
+        names = columns or [*rows[0]] if rows else ()
         statement = f"INSERT OR {clash} INTO {table} ({', '.join(names)}) VALUES (:{', :'.join(names)})"
         return self.db.executemany(statement, map(to_row, rows)).rowcount if rows else 0
 
@@ -695,8 +725,11 @@ def to_document(row: sqlite3.Row) -> Json:
 
 def to_row(document: Json) -> Json:
     """A document as the values of a row."""
-    json_columns = [key for key in JSON_COLUMNS.intersection(document) if document[key] is not None]
-    return document | {key: encode_json(document[key]) for key in json_columns}
+    row = dict(document)
+    for key in JSON_COLUMNS.intersection(row):
+        if row[key] is not None:
+            row[key] = encode_json(row[key])
+    return row
 
 
 def pick(document: Json, *keys: str) -> Json:
@@ -707,12 +740,11 @@ def pick(document: Json, *keys: str) -> Json:
 def nest(steps: list[Json]) -> list[Json]:
     """The steps of an attempt as trees."""
     shown = ("name", "status", "started_at", "duration_ms", "rows_in", "rows_out", "columns", "error")
-    by_number: dict[int, Json] = {}
+    trees = {step["step"]: {**pick(step, *shown), "steps": []} for step in steps}
     roots: list[Json] = []
     for step in steps:
-        node = by_number[step["step"]] = {**{key: step[key] for key in shown}, "steps": []}
-        parent = by_number.get(step["parent"])
-        (roots if parent is None else parent["steps"]).append(node)
+        parent = trees.get(step["parent"])
+        (roots if parent is None else parent["steps"]).append(trees[step["step"]])
     return roots
 
 
@@ -720,7 +752,7 @@ def told_observations(observed: list[Json]) -> Json:
     """The checks, the metrics and the last word of progress of an attempt."""
     seen = {kind: [one for one in observed if one["kind"] == kind] for kind in OBSERVATIONS}
     return {
-        "checks": [{"name": one["name"], "step": one["step"], **one["data"]} for one in seen["check"]],
+        "checks": [pick(one, "name", "step") | one["data"] for one in seen["check"]],
         "metrics": {one["name"]: one["data"]["value"] for one in seen["metric"]},
         "progress": seen["progress"][-1]["data"] if seen["progress"] else None,
     }
@@ -3721,10 +3753,15 @@ def look_at_python(patient: Patient) -> Finding:
 
 
 def look_at_sqlite(patient: Patient) -> Finding:
-    """It knows strict tables."""
+    """It knows strict tables, and is alone at the store if it could lose what two write at once."""
     found = f"SQLite {sqlite3.sqlite_version}"
     if sqlite3.sqlite_version_info < (3, 37):
         return "fail", f"{found} is older than 3.37", "use a Python with a newer SQLite"
+    daemon = patient.status["pid"] if patient.status else os.getpid()
+    strangers = find_strangers(patient.database, (os.getpid(), daemon))
+    if strangers and loses_commits(sqlite3.sqlite_version_info):
+        told = f"{found} can lose commits while somebody else is at the store: {', '.join(strangers)}"
+        return "warn", told, "keep others away from it, or use SQLite 3.51.3, 3.50.7 or 3.44.6"
     return found
 
 
@@ -4719,9 +4756,9 @@ def restore(home: str, settings: Json, file: str, replace: bool) -> Json:
     make_home(home)
     lock = take_lock(home)
     try:
-        database = database_path(settings["url"], home)
-        restored = restore_copy(home, database, os.path.abspath(file), replace, time.time())
-        return restored | {"deploy_again": asyncio.run(build_again(home, settings, database))}
+        store = Store(home, settings)
+        restored = restore_copy(store, os.path.abspath(file), replace)
+        return restored | {"deploy_again": asyncio.run(build_again(home, settings, store.database.path))}
     finally:
         os.close(lock)
 
@@ -4729,7 +4766,6 @@ def restore(home: str, settings: Json, file: str, replace: bool) -> Json:
 async def build_again(home: str, settings: Json, database: str) -> list[str]:
     """The environments of the restored pipelines are there; names those for which that did not work."""
     venvs, failed, db = Venvs(home, settings), [], read_only(database)
-    db.row_factory = sqlite3.Row
     for row in Questions(db).rows("SELECT * FROM live JOIN sources USING (sha256) WHERE path = entry"):
         try:
             header = read_header(row["content"].decode("utf-8", "replace"), row["entry"])
@@ -9338,13 +9374,9 @@ class Removal:
 
 def foresee(path: str, terms: Json, now: float) -> Json:
     """What prune() would remove, but for what the size of the database forces; beside the loop."""
-    db = read_only(path, shared=True)
-    try:
-        db.row_factory = sqlite3.Row
+    with contextlib.closing(read_only(path, shared=True)) as db:
         ask = Questions(db)
-        return ask.snapshot(lambda: count_going(ask, terms, now))
-    finally:
-        db.close()
+        return ask.snapshot(count_going, ask, terms, now)
 
 
 def count_going(ask: Questions, terms: Json, now: float) -> Json:
@@ -9364,7 +9396,7 @@ def count_going(ask: Questions, terms: Json, now: float) -> Json:
 
 # --- 28. Backup --------------------------------------------------------------------------
 # Owns the copy of a home in one file, which is that of its database.
-# Calls Database and Sources.  Promises a copy of one moment, whole or not there; nothing is lost by either way.
+# Calls Store and Database.  Promises a copy of one moment, whole or not there; nothing is lost by either way.
 
 
 def default_copy(home: str, now: float) -> str:
@@ -9396,14 +9428,17 @@ def check_target(path: str, database: str, force: bool) -> None:
 def write_copy(database: str, path: str) -> Json:
     """A copy of the database is at *path*; in a thread, beside the writer."""
     found: Json = {"file": path}
-    source = read_only(database, shared=True)
+    copy_file(database, path, lambda copy: found.update(count_copy(copy)), shared=True)
+    return found | {"bytes": os.path.getsize(path)}
+
+
+def copy_file(source: str, path: str, finish: Callable[[sqlite3.Connection], Any], shared: bool = False) -> None:
+    """A copy of the database at *source*, once *finish* has been at it, is at *path*; or it is said why not."""
     try:
-        copy_database(source, path, lambda copy: found.update(count_copy(copy)))
+        with contextlib.closing(read_only(source, shared)) as db:
+            copy_database(db, path, finish)
     except (OSError, sqlite3.Error) as problem:
         raise disk_error(path, problem) from None
-    finally:
-        source.close()
-    return found | {"bytes": os.path.getsize(path)}
 
 
 def count_copy(copy: sqlite3.Connection) -> Json:
@@ -9413,11 +9448,12 @@ def count_copy(copy: sqlite3.Connection) -> Json:
     return {"runs": runs, "sources": sources}
 
 
-def restore_copy(home: str, database: str, path: str, replace: bool, now: float) -> Json:
-    """The home has the store and the sources of the copy at *path*; what it had is moved aside.
+def restore_copy(store: Store, path: str, replace: bool) -> Json:
+    """The home of a store that is not open has that of the copy at *path*; what it had is moved aside.
 
     Conflict, with nothing changed, if there is a store that is not to be replaced, or the copy is unusable.
     """
+    database = store.database.path
     try:
         if (schema := examine(path)) == 0:
             raise Conflict(f"{path} is not a backup", "")
@@ -9426,15 +9462,10 @@ def restore_copy(home: str, database: str, path: str, replace: bool, now: float)
         raise Conflict(str(refused), hint) from None
     if not replace and any(os.path.exists(database + end) for end in ("", "-wal")):
         hint = f"taud --restore {path} --replace moves it aside"
-        raise Conflict(f"{home} has a store already", hint)
-    found: Json = {"home": home, "restored": path}
-    source, fresh = read_only(path), f"{database}.restored"
-    try:
-        copy_database(source, fresh, lambda copy: found.update(settle_copy(copy, schema, home, path, now)))
-    except (OSError, sqlite3.Error) as problem:
-        raise disk_error(fresh, problem) from None
-    finally:
-        source.close()
+        raise Conflict(f"{store.home} has a store already", hint)
+    found: Json = {"home": store.home, "restored": path}
+    fresh = f"{database}.restored"
+    copy_file(path, fresh, lambda copy: found.update(settle_copy(store, copy, schema, path)))
     found["moved_aside"] = move_aside(database)
     os.rename(fresh, database)
     sync(os.path.dirname(database))
@@ -9457,63 +9488,46 @@ def move_aside(database: str) -> str | None:
     return aside
 
 
-def settle_copy(copy: sqlite3.Connection, schema: int, home: str, path: str, now: float) -> Json:
-    """A copy becomes the present: what was under way then has an end."""
-    copy.row_factory = sqlite3.Row
+def settle_copy(store: Store, copy: sqlite3.Connection, schema: int, path: str) -> Json:
+    """A copy becomes the present: what was under way then has an end, and what has become due since is not run.
+
+    It may have been, by the home that the copy is of.
+    """
     upgrade(copy, schema)
+    store.use(copy)
     copy.execute("BEGIN")
-    pass_over_ticks(copy, int(now))
-    ended = end_old_runs(copy, os.path.join(home, "runs"), now)
-    add_event(copy, now, "store.restored", None, None, {"file": os.path.basename(path), **ended})
+    gaps = (store.sql.row("SELECT data FROM memory WHERE name = 'gaps'") or {"data": []})["data"]
+    gaps += [{"from": 0, "until": int(store.clock.time()), "cause": "restored"}]
+    store.sql.put("memory", {"name": "gaps", "data": gaps}, clash="REPLACE")
+    ended = end_old_runs(store)
+    store.event("store.restored", None, None, {"file": os.path.basename(path), **ended})
     copy.execute("COMMIT")
     return count_copy(copy) | ended
 
 
-def pass_over_ticks(copy: sqlite3.Connection, now: int) -> None:
-    """What has become due since the copy was made is not run: it may have been, by the home that it is of."""
-    found = copy.execute("SELECT data FROM memory WHERE name = 'gaps'").fetchone()
-    gaps = [*json.loads(found["data"] if found else "[]"), {"from": 0, "until": now, "cause": "restored"}]
-    copy.execute("INSERT OR REPLACE INTO memory VALUES ('gaps', ?)", (encode_json(gaps),))
-
-
-def end_old_runs(copy: sqlite3.Connection, journals: str, now: float) -> Json:
+def end_old_runs(store: Store) -> Json:
     """Runs that were waiting or live when the copy was made are over: nothing may be run a second time.
 
     But for those whose journal still lies here: the daemon reads from it how they ended.
     """
     counts: Json = {"lost": 0, "cancelled": 0}
-    live = ", ".join(f"'{status}'" for status, moves in MOVES.items() if moves)
-    rows = copy.execute(
-        "SELECT r.run_id, r.pipeline, r.status, a.journal FROM runs r LEFT JOIN attempts a"
-        f" ON a.run_id = r.run_id AND a.attempt = r.attempt WHERE r.status IN ({live})"
+    rows = store.sql.rows(
+        "SELECT r.run_id, r.attempt, r.status, a.journal FROM runs r LEFT JOIN attempts a"
+        " ON a.run_id = r.run_id AND a.attempt = r.attempt WHERE r.finished_at IS NULL"
     )
-    for row in rows.fetchall():
-        if not (row["journal"] and os.path.exists(os.path.join(journals, f"{row['journal']}.journal"))):
-            counts[end_old_run(copy, row, now)] += 1
+    for row in rows:
+        if row["journal"] and os.path.exists(os.path.join(store.home, "runs", f"{row['journal']}.journal")):
+            continue
+        status, name = ("lost", "ProcessLost") if row["status"] == "running" else ("cancelled", "Cancelled")
+        message = f"it was {row['status']} when the backup was made; what became of it then is not known"
+        error = bare_error(status, name, message)
+        if status == "lost":
+            store.sql.set("steps", {"run_id": row["run_id"], "status": "running"}, status="failed")
+            key = pick(row, "run_id", "attempt")
+            store.sql.set("attempts", key, status=status, finished_at=store.now(), error=error)
+        store.move(row["run_id"], status, error=error)
+        counts[status] += 1
     return counts
-
-
-def end_old_run(copy: sqlite3.Connection, row: sqlite3.Row, now: float) -> str:
-    """The run is over, and the reason is said; how."""
-    run_id, was = row["run_id"], row["status"]
-    status = "lost" if "lost" in MOVES[was] else "cancelled"
-    kind, name = ("lost", "ProcessLost") if status == "lost" else ("cancelled", "Cancelled")
-    message = f"it was {was} when the backup was made; what became of it then is not known"
-    error = bare_error(kind, name, message)
-    copy.execute(
-        "UPDATE runs SET status = ?, finished_at = ?, error = ? WHERE run_id = ?",
-        (status, rfc3339(now), encode_json(error), run_id),
-    )
-    copy.execute(
-        "UPDATE attempts SET status = ?, finished_at = ?, error = ? WHERE run_id = ? AND finished_at IS NULL",
-        (status, rfc3339(now), encode_json(error), run_id),
-    )
-    copy.execute("UPDATE steps SET status = 'failed' WHERE run_id = ? AND status = 'running'", (run_id,))
-    told = {key: error[key] for key in ("kind", "type", "message", "fingerprint")}
-    add_event(
-        copy, now, "run.finished", row["pipeline"], run_id, {"status": status, "duration_ms": None, "error": told}
-    )
-    return status
 
 
 # --- 29. Store ---------------------------------------------------------------------------
@@ -9759,18 +9773,18 @@ class Store:
         fresh = self.admissible(free - len(again)) if len(again) < free else []
         return [self.begin_attempt(row["run_id"], row["attempt"], server) for row in (*again, *fresh)]
 
-    def admissible(self, free: int) -> list[Json]:
+    def admissible(self, free: int) -> list[Any]:
         """The oldest queued runs whose pipelines let them begin now, as many as are free.
 
-        Where many wait for their own pipeline at the head of the queue, the rest is asked for by pipeline.
+        The queue is read only as far as that takes; where many wait for their own pipeline at its head, the rest is
+        asked for by pipeline.
         """
         crowd = Crowd(self.sql.rows(LIVE_RUNS), self.settings["backfill_concurrent"])
-        rows = self.sql.rows(f"{WAITING} ORDER BY r.run_id LIMIT ?", free + PASSED_MAX)
-        chosen = [*itertools.islice(filter(crowd.admit, rows), free)]
-        if len(chosen) < free and len(rows) == free + PASSED_MAX:
+        waiting = self.db.execute(f"{WAITING} ORDER BY r.run_id LIMIT ?", (free + PASSED_MAX,))
+        chosen = [*itertools.islice(filter(crowd.admit, waiting), free)]
+        if len(chosen) < free and crowd.asked == free + PASSED_MAX:
             heads = f"{WAITING} AND r.run_id IN ({WAITING_HEADS}) AND r.run_id > ? ORDER BY r.run_id"
-            rows = self.sql.rows(heads, rows[-1]["run_id"])
-            chosen += itertools.islice(filter(crowd.admit, rows), free - len(chosen))
+            chosen += itertools.islice(filter(crowd.admit, self.db.execute(heads, (crowd.last,))), free - len(chosen))
         return chosen
 
     def begin_attempt(self, run_id: str, attempt: int, server: Json) -> Json:
@@ -9813,25 +9827,24 @@ class Store:
         for record in records:
             kind = record["t"]
             if kind == "log":
-                logs.append(about | pick(record, "n", "at", "level", "step", "stream", "message", "fields"))
+                logs.append({**record, **about})
             elif kind == "step":
-                begun = pick(record, "step", "parent", "name", "path", "started_at", "n")
-                steps[record["step"]] = about | begun | dict.fromkeys(DONE) | {"status": "running", "finished_n": None}
+                steps[record["step"]] = {**NEW_STEP, **record, **about}
             elif kind == "done":
-                done = pick(record, *DONE) | {"finished_n": record["n"]}
+                done = pick(record, *DONE_COLUMNS) | {"finished_n": record["n"]}
                 if record["step"] in steps:  # began and ended in one batch: one row, written once
                     steps[record["step"]] |= done
                 else:
                     self.sql.set("steps", about | {"step": record["step"]}, **done)
             else:
                 place = record["n"] if kind != "progress" else None  # of progress only the last word
-                observed[place] = about | {"kind": kind} | pick(record, "n", "at", "step", "name", "data")
-        self.sql.put("logs", *logs, clash="IGNORE")
-        self.sql.put("steps", *steps.values(), clash="IGNORE")
+                observed[place] = {**record, **about, "kind": kind}
+        self.sql.put("logs", *logs, columns=LOG_COLUMNS, clash="IGNORE")
+        self.sql.put("steps", *steps.values(), columns=STEP_COLUMNS, clash="IGNORE")
         if None in observed:
             old = "DELETE FROM observations WHERE run_id = ? AND attempt = ? AND kind = 'progress'"
             self.db.execute(old, (run_id, attempt))
-        self.sql.put("observations", *observed.values(), clash="IGNORE")
+        self.sql.put("observations", *observed.values(), columns=OBSERVATION_COLUMNS, clash="IGNORE")
         self.sql.set("attempts", about, **state)
 
     def finish(self, run_id: str, attempt: int, records: list[Json], state: Json, outcome: Outcome) -> None:
@@ -9911,8 +9924,11 @@ OPTIONS_KEPT = 10_000
 EXPIRE_MAX = 500
 #: How far a journal and its outputs have been read before they are; how many records were kept, and were bad.
 NOWHERE = {"journal": 0, "stdout": 0, "stderr": 0, "n": 0, "bad": 0}
-#: What is known of a step once it has ended.
-DONE = ("status", "duration_ms", "rows_in", "rows_out", "columns", "error", "finished_at")
+DONE_COLUMNS = ("status", "duration_ms", "rows_in", "rows_out", "columns", "error", "finished_at")
+NEW_STEP = {**dict.fromkeys(DONE_COLUMNS), "status": "running", "finished_n": None}
+STEP_COLUMNS = ("run_id", "attempt", "step", "parent", "name", "path", "started_at", "n", *NEW_STEP)
+LOG_COLUMNS = ("run_id", "attempt", "n", "at", "level", "step", "stream", "message", "fields")
+OBSERVATION_COLUMNS = ("run_id", "attempt", "n", "kind", "at", "step", "name", "data")
 JOB = f"""
     SELECT r.pipeline, r.version, r.params, r.scheduled_for, r.upstream, r.resume_from, s.state,
     v.sha256, v.entry, v.function, json_extract(v.options, '$.environment') AS environment,
@@ -9955,17 +9971,19 @@ class Crowd:
     def __init__(self, live: list[Json], backfill_concurrent: int) -> None:
         self.live: dict[tuple[str, str], int] = {}
         self.backfill_concurrent = backfill_concurrent
+        self.asked, self.last = 0, ""  # how many runs wanted to join, and which was the last
         for row in live:
             self.join(row, row["runs"])
 
-    def join(self, row: Json, runs: int = 1) -> None:
+    def join(self, row: Any, runs: int = 1) -> None:
         """So many runs of a pipeline and a kind are live too."""
         for kind in {row["kind"], ""}:
             key = (row["pipeline"], kind)
             self.live[key] = self.live.get(key, 0) + runs
 
-    def admit(self, row: Json) -> bool:
+    def admit(self, row: sqlite3.Row) -> bool:
         """Counts a waiting run among the live ones, if its pipeline's limits let it."""
+        self.asked, self.last = self.asked + 1, row["run_id"]
         most = {
             "": row["max_concurrent"],
             "tick": None if row["overlap"] == "allow" else 1,
@@ -10015,29 +10033,19 @@ WAITING_HEADS = (
 class Questions(Sql):
     """What is asked of the store: one method a question.  On the loop, and within a write too."""
 
-    def snapshot(self, ask: Callable[[], Answer]) -> Answer:
+    def snapshot(self, ask: Callable[..., Answer], *about: Any) -> Answer:
         """What several questions together find, all of the same moment."""
         self.db.execute("BEGIN")
         try:
-            return ask()
+            return ask(*about)
         finally:
             self.db.execute("COMMIT")
 
-    def count(self, question: str, *values: Any) -> int:
-        """The number that answers a question."""
-        number: int = self.db.execute(question, values).fetchone()[0]
-        return number
+    # Pipelines and keys.
 
     def is_known(self, name: str) -> bool:
         """Whether there is, or was, a pipeline of this name."""
-        return bool(self.rows("SELECT name FROM pipelines WHERE name = ?", name))
-
-    def keys(self, live: bool = False) -> list[Json]:
-        """The keys that were created, without what could open anything; only those that are *live*, with that."""
-        if live:
-            return self.rows("SELECT * FROM keys WHERE revoked_at IS NULL")
-        columns = "name, scope, pipelines, created_at, expires_at, used_at, revoked_at, actor"
-        return self.rows(f"SELECT {columns} FROM keys ORDER BY name")
+        return self.row("SELECT 1 FROM pipelines WHERE name = ?", name) is not None
 
     def known(self, name: str) -> None:
         """NotFound unless there is, or was, a pipeline of this name."""
@@ -10051,73 +10059,62 @@ class Questions(Sql):
         names = [row["pipeline"] for row in self.rows("SELECT pipeline FROM live")]
         return NotFound(f"no pipeline named '{name[:WORD_MAX]}'", did_you_mean(name, names, "`tau list` shows all"))
 
+    def known_names(self) -> list[str]:
+        """All pipelines that are or were deployed."""
+        return [row["name"] for row in self.rows("SELECT name FROM pipelines ORDER BY name")]
+
     def pipelines(self, limit: int, among: list[str] | None = None) -> tuple[list[Json], int]:
         """The deployed pipelines with their last runs, and how many there are; only *among* those if it is given."""
-        condition, values = within("p.name", among)
+        condition, values = where({f"v.{AMONG}": among})
         rows = self.rows(
-            "SELECT p.name, p.version, v.options, p.updated_at,"
+            "SELECT v.pipeline AS name, v.version, v.options, v.updated_at,"
             " r.run_id AS last_run_id, r.status AS last_status, r.queued_at AS last_run_at,"
-            " CASE WHEN s.due_at IS NOT NULL THEN s.next_at END AS next_at, s.held FROM pipelines p"
-            " LEFT JOIN schedules s ON s.pipeline = p.name"
-            " JOIN versions v ON v.pipeline = p.name AND v.version = p.version"
-            " LEFT JOIN runs r ON r.run_id = (SELECT max(run_id) FROM runs WHERE pipeline = p.name)"
-            f" WHERE p.deployed = 1{condition} ORDER BY p.name LIMIT ?",
+            " CASE WHEN s.due_at IS NOT NULL THEN s.next_at END AS next_at, s.held FROM live v"
+            " LEFT JOIN schedules s ON s.pipeline = v.pipeline"
+            " LEFT JOIN runs r ON r.run_id = (SELECT max(run_id) FROM runs WHERE pipeline = v.pipeline)"
+            f"{condition} ORDER BY v.pipeline LIMIT ?",
             *(*values, limit),
         )
         for row in rows:
-            options = row.pop("options")
-            row |= {"description": options["description"], "tags": options["tags"]}
+            row |= pick(row.pop("options"), "description", "tags")
         return rows, self.pipeline_count(among)
 
     def pipeline_count(self, among: list[str] | None = None) -> int:
         """How many pipelines are deployed."""
-        condition, values = within("name", among)
-        return self.count(f"SELECT count(*) FROM pipelines WHERE deployed = 1{condition}", *values)
+        condition, values = where({AMONG: among})
+        return int(self.value(f"SELECT count(*) FROM live{condition}", *values))
 
     def pipeline(self, name: str) -> Json:
         """Everything about one deployed pipeline."""
-        rows = self.rows("SELECT version, created_at, updated_at FROM pipelines WHERE name = ? AND deployed = 1", name)
-        if not rows:
+        live = self.row("SELECT version, options, created_at, updated_at FROM live WHERE pipeline = ?", name)
+        if live is None:
             raise self.unknown(name)
-        versions = self.rows(
-            "SELECT version, sha256, entry, options, deployed_at, actor FROM versions WHERE pipeline = ?"
-            " ORDER BY version DESC LIMIT 20",
-            name,
-        )
-        options = next(one["options"] for one in versions if one["version"] == rows[0]["version"])
-        shown = ("run_id", "status", "queued_at", "finished_at", "duration_ms")
-        last = self.rows(f"SELECT {', '.join(shown)} FROM runs WHERE pipeline = ? ORDER BY run_id DESC LIMIT 1", name)
+        options = live["options"]
+        apart = ("description", "tags", "params", "function")
+        about = {"name": name, **pick(options, "description", "tags"), **pick(live, "version")}
+        about |= {"params": options["params"], "schedule": None, "upstream": [], "downstream": []}
+        about["options"] = {key: value for key, value in options.items() if key not in apart}
+        versions = "SELECT version, sha256, entry, deployed_at, actor FROM versions WHERE pipeline = ?"
+        last = "SELECT run_id, status, queued_at, finished_at, duration_ms FROM runs WHERE pipeline = ?"
         return {
-            "name": name,
-            "description": options["description"],
-            "tags": options["tags"],
-            "version": rows[0]["version"],
-            "params": options["params"],
-            "schedule": None,
-            "upstream": [],
-            "downstream": [],
-            "options": {
-                key: value for key, value in options.items() if key not in ("description", "tags", "params", "function")
-            },
-            "created_at": rows[0]["created_at"],
-            "updated_at": rows[0]["updated_at"],
-            "versions": [
-                {key: one[key] for key in ("version", "sha256", "entry", "deployed_at", "actor")} for one in versions
-            ],
-            "last_run": last[0] if last else None,
+            **about,
+            **pick(live, "created_at", "updated_at"),
+            "versions": self.rows(f"{versions} ORDER BY version DESC LIMIT 20", name),
+            "last_run": self.row(f"{last} ORDER BY run_id DESC LIMIT 1", name),
         }
 
     def version(self, name: str, number: int | None) -> Json:
         """One version of a pipeline, the live one without a number."""
         self.known(name)
-        rows = self.rows(
-            "SELECT v.* FROM versions v JOIN pipelines p ON p.name = v.pipeline"
-            " WHERE v.pipeline = ? AND v.version = coalesce(?, p.version)",
-            *(name, number),
-        )
-        if not rows:
+        live = "coalesce(?, (SELECT version FROM pipelines p WHERE p.name = v.pipeline))"
+        found = self.row(f"SELECT * FROM versions v WHERE pipeline = ? AND version = {live}", name, number)
+        if found is None:
             raise NotFound(f"pipeline '{name}' has no version {number}", f"tau show {name}")
-        return rows[0]
+        return found
+
+    def sources(self, digest: str) -> dict[str, bytes]:
+        """The files of a deployment by path."""
+        return dict(self.db.execute("SELECT path, content FROM sources WHERE sha256 = ? ORDER BY path", (digest,)))
 
     def source_names(self) -> set[str]:
         """The directories below versions/ that some version needs."""
@@ -10127,6 +10124,15 @@ class Questions(Sql):
         """The digests of the environments that some version needs."""
         found = self.rows("SELECT DISTINCT json_extract(options, '$.environment') AS digest FROM versions")
         return {row["digest"] for row in found if row["digest"] is not None}
+
+    def keys(self, live: bool = False) -> list[Json]:
+        """The keys that were created, without what could open anything; only those that are *live*, with that."""
+        if live:
+            return self.rows("SELECT * FROM keys WHERE revoked_at IS NULL")
+        columns = "name, scope, pipelines, created_at, expires_at, used_at, revoked_at, actor"
+        return self.rows(f"SELECT {columns} FROM keys ORDER BY name")
+
+    # Runs.
 
     def find_run(self, prefix: str) -> str:
         """The run whose id begins so; NotFound if there is none, BadRequest if there are several."""
@@ -10143,15 +10149,14 @@ class Questions(Sql):
         """The run that is meant by a pipeline's name (its last), by an id, or by both."""
         if run_id is not None:
             found = self.find_run(run_id)
-            if name is not None and self.rows("SELECT 1 FROM runs WHERE run_id = ? AND pipeline <> ?", found, name):
+            if name is not None and self.run(found)["pipeline"] != name:
                 raise NotFound(f"run {found} is not of pipeline '{name}'", f"tau inspect {found}")
             return found
         if name is None:
             raise BadRequest("which run?", "give a pipeline's name, meaning its last run, or a run id")
-        last = self.rows("SELECT max(run_id) AS run_id FROM runs WHERE pipeline = ?", name)[0]["run_id"]
-        if last is not None:
+        if last := self.value("SELECT max(run_id) FROM runs WHERE pipeline = ?", name):
             return str(last)
-        if self.rows("SELECT 1 FROM pipelines WHERE name = ?", name):
+        if self.is_known(name):
             raise NotFound(f"pipeline '{name}' has not run yet", f"tau run {name}")
         try:
             return self.find_run(name)
@@ -10159,147 +10164,79 @@ class Questions(Sql):
             raise self.unknown(name) from None
 
     def run(self, run_id: str) -> Json:
-        """A run, alone."""
-        return self.rows("SELECT * FROM runs WHERE run_id = ?", run_id)[0]
+        """A run, alone; NotFound if it has been removed since it was found."""
+        run = self.row("SELECT * FROM runs WHERE run_id = ?", run_id)
+        if run is None:
+            raise NotFound(f"run {run_id} has been removed", "see [retention]")
+        return run
 
-    def sources(self, digest: str) -> dict[str, bytes]:
-        """The files of a deployment by path."""
-        return dict(self.db.execute("SELECT path, content FROM sources WHERE sha256 = ? ORDER BY path", (digest,)))
+    def has_run(self, run_id: str) -> bool:
+        """Whether there is a run of this very id."""
+        return self.row("SELECT 1 FROM runs WHERE run_id = ?", run_id) is not None
 
     def status_of(self, run_id: str) -> str:
         """The status of a run."""
-        found = self.db.execute("SELECT status FROM runs WHERE run_id = ?", (run_id,)).fetchone()
-        if found is None:
-            raise removed_run(run_id)
-        return str(found[0])
+        return str(self.value("SELECT status FROM runs WHERE run_id = ?", run_id) or self.run(run_id)["status"])
 
     def totals(self) -> dict[str, int]:
         """How many runs there are of each status, in the order of MOVES."""
-        counts = {row["status"]: row["runs"] for row in self.rows("SELECT status, runs FROM totals")}
-        return {status: counts.get(status, 0) for status in MOVES}
+        counts = dict(self.db.execute("SELECT status, runs FROM totals"))
+        return {status: counts[status] for status in MOVES}
 
     def runs(
         self, name: str | None, status: str | None, limit: int, among: list[str] | None = None
     ) -> tuple[list[Json], int]:
         """The newest runs, of a pipeline and a status if they are given, and how many there are."""
-        conditions = [("pipeline = ?", name), ("status = ?", status)]
-        used = [(text, value) for text, value in conditions if value is not None]
-        condition, only = within("pipeline", among)
-        where = " WHERE " + " AND ".join(["true", *(text for text, _ in used)]) + condition if used or only else ""
-        values = [*(value for _, value in used), *only]
+        condition, values = where({"pipeline = ?": name, "status = ?": status, AMONG: among})
         rows = self.rows(
             "SELECT run_id, pipeline, version, status, trigger, attempt, scheduled_for, queued_at, started_at,"
-            f" finished_at, duration_ms FROM runs{where} ORDER BY run_id DESC LIMIT ?",
+            f" finished_at, duration_ms FROM runs{condition} ORDER BY run_id DESC LIMIT ?",
             *(*values, limit),
         )
         # Counting stops where nobody needs to know more exactly.
-        most = f"SELECT count(*) FROM (SELECT 1 FROM runs{where} LIMIT {LIST_MAX + 1})"
-        return rows, len(rows) if len(rows) < limit else self.count(most, *values)
+        most = f"SELECT count(*) FROM (SELECT 1 FROM runs{condition} LIMIT {LIST_MAX + 1})"
+        return rows, len(rows) if len(rows) < limit else self.value(most, *values)
 
     def failures(self, limit: int, among: list[str] | None = None) -> tuple[list[Json], int]:
         """The latest broken runs with their errors, and how many there are."""
-        condition, values = within("pipeline", among)
-        broken = f"status IN ('failed', 'timed_out', 'lost'){condition}"
+        condition, values = where({f"status IN {FAILURES}": (), AMONG: among})
         rows = self.rows(
             "SELECT run_id, pipeline, version, status, trigger, finished_at, duration_ms, error FROM runs"
-            f" WHERE {broken} ORDER BY finished_at DESC, run_id DESC LIMIT ?",
+            f"{condition} ORDER BY finished_at DESC, run_id DESC LIMIT ?",
             *(*values, limit),
         )
-        if values:
-            return rows, self.count(f"SELECT count(*) FROM runs WHERE {broken}", *values)
-        totals = self.totals()
-        return rows, sum(totals[status] for status in FAILURES)
+        if among is not None:
+            return rows, self.value(f"SELECT count(*) FROM runs{condition}", *values)
+        return rows, sum(pick(self.totals(), *FAILURES).values())
 
     def whole_run(
         self, run_id: str, number: int | None = None
     ) -> tuple[Json, Json | None, list[Json], list[Json], list[Json]]:
         """A run, its last attempt or another, the attempt's steps, its last log lines, what it observed."""
-        return self.snapshot(lambda: self.run_parts(run_id, number))
+        return self.snapshot(self.run_parts, run_id, number)
 
     def run_parts(
         self, run_id: str, number: int | None
     ) -> tuple[Json, Json | None, list[Json], list[Json], list[Json]]:
         """Those parts, from one moment."""
-        found = self.rows("SELECT * FROM runs WHERE run_id = ?", run_id)
-        if not found:
-            raise removed_run(run_id)
-        run = found[0]
-        number = run["attempt"] if number is None else number
-        attempts = self.rows("SELECT * FROM attempts WHERE run_id = ? AND attempt = ?", run_id, number)
-        if not attempts and number != run["attempt"]:
+        run = self.run(run_id)
+        which = (run_id, run["attempt"] if number is None else number)
+        of_attempt = "WHERE run_id = ? AND attempt = ?"
+        attempt = self.row(f"SELECT * FROM attempts {of_attempt}", *which)
+        if attempt is None and which[1] != run["attempt"]:
             raise NotFound(f"run {run_id} has no attempt {number}", f"tau inspect {run_id} lists them")
-        steps = self.rows("SELECT * FROM steps WHERE run_id = ? AND attempt = ?", run_id, number)
-        tail = self.rows(
-            "SELECT message FROM logs WHERE run_id = ? AND attempt = ? ORDER BY n DESC LIMIT 5", *(run_id, number)
-        )
-        observed = self.rows("SELECT * FROM observations WHERE run_id = ? AND attempt = ?", run_id, number)
-        return run, attempts[0] if attempts else None, steps, tail[::-1], observed
+        steps = self.rows(f"SELECT * FROM steps {of_attempt}", *which)
+        tail = self.rows(f"SELECT message FROM logs {of_attempt} ORDER BY n DESC LIMIT 5", *which)
+        observed = self.rows(f"SELECT * FROM observations {of_attempt}", *which)
+        return run, attempt, steps, tail[::-1], observed
 
-    def logs(
-        self, run_id: str, levels: Sequence[str], step: str | None, tail: int, attempt: int | None
-    ) -> tuple[list[Json], int, int]:
-        """The last log lines that are wanted, how many there are, and how many were never kept."""
-        where = "run_id = ? AND attempt = coalesce(?, (SELECT attempt FROM runs WHERE run_id = ?))"
-        values: list[Any] = [run_id, attempt, run_id]
-        if levels:
-            where += f" AND level IN ({', '.join('?' * len(levels))})"
-            values += levels
-        if step is not None:
-            where += " AND (step = ? OR substr(step, 1, length(?) + 1) = ? || '/')"
-            values += [step] * 3
-        lines = self.rows(
-            f"SELECT at, level, step, stream, message, fields FROM logs WHERE {where} ORDER BY n DESC LIMIT ?",
-            *(*values, tail),
-        )
-        total = len(lines) if len(lines) < tail else self.count(f"SELECT count(*) FROM logs WHERE {where}", *values)
-        dropped = self.rows("SELECT sum(log_dropped) AS dropped FROM attempts WHERE run_id = ?", run_id)
-        return lines[::-1], total, dropped[0]["dropped"] or 0
-
-    def story(self, run_id: str, after: int) -> list[Json]:
-        """The next page of all that a run did, as events."""
-        attempt, n = after // SEQ_STRIDE + 1, after % SEQ_STRIDE - STORY_LEAD
-        rows = self.db.execute(STORY, {"run_id": run_id, "attempt": attempt, "n": n})
-        return [{"seq": row["seq"], "type": row["type"], "at": row["at"], **json.loads(row["data"])} for row in rows]
-
-    def story_begin(self, run_id: str, tail: int | None) -> int:
-        """After which event of a run its last *tail* log lines begin, those of its last attempt; 0 is before all."""
-        lines = self.rows(
-            "SELECT attempt, n FROM logs WHERE run_id = ? ORDER BY attempt DESC, n DESC LIMIT ?", run_id, tail or 0
-        )
-        last = [line for line in lines if line["attempt"] == lines[0]["attempt"]]
-        if not last or len(lines) < (tail or 0):
-            return 0
-        return int((last[-1]["attempt"] - 1) * SEQ_STRIDE + STORY_LEAD + last[-1]["n"] - 1)
-
-    # What retention asks.
-
-    def file_bytes(self) -> int:
-        """How large the file is, once what is in its log is in it."""
-        return self.count("PRAGMA page_count") * self.count("PRAGMA page_size")
-
-    def used_bytes(self) -> int:
-        """How much of the file is in use."""
-        return self.file_bytes() - self.free_pages() * self.count("PRAGMA page_size")
-
-    def free_pages(self) -> int:
-        """How many pages of the file are not in use."""
-        return self.count("PRAGMA freelist_count")
-
-    def known_names(self) -> list[str]:
-        """All pipelines that are or were deployed."""
-        return [row["name"] for row in self.rows("SELECT name FROM pipelines ORDER BY name")]
-
-    def nth_run(self, name: str, statuses: Sequence[str], number: int) -> str | None:
-        """The n-th newest run of a pipeline that has one of these statuses; None if there are fewer."""
-        newest = "SELECT run_id FROM (SELECT run_id FROM runs WHERE pipeline = ? AND status = ?"
-        parts = " UNION ALL ".join([f"{newest} ORDER BY run_id DESC LIMIT {number})"] * len(statuses))
-        values = [value for status in statuses for value in (name, status)]
-        found: str | None = self.value(f"{parts} ORDER BY run_id DESC LIMIT 1 OFFSET {number - 1}", *values)
+    def attempts(self, run_id: str) -> list[Json]:
+        """The attempts of a run, in brief."""
+        shown = "attempt, status, started_at, finished_at, duration_ms, error, log_lines"
+        found = self.rows(f"SELECT {shown} FROM attempts WHERE run_id = ? ORDER BY attempt", run_id)
+        for one in found:
+            one["error"] = one["error"] and pick(one["error"], "kind", "type", "message", "step")
         return found
-
-    def has_run(self, run_id: str) -> bool:
-        """Whether there is a run of this very id."""
-        return bool(self.count("SELECT count(*) FROM runs WHERE run_id = ?", run_id))
 
     def unfinished(self) -> list[Json]:
         """The attempts that were live when the last daemon ended."""
@@ -10309,24 +10246,68 @@ class Questions(Sql):
             " JOIN versions v ON v.pipeline = r.pipeline AND v.version = r.version WHERE r.status = 'running'"
         )
 
-    def attempts(self, run_id: str) -> list[Json]:
-        """The attempts of a run, in brief."""
-        shown = "attempt, status, started_at, finished_at, duration_ms, error, log_lines"
-        found = self.rows(f"SELECT {shown} FROM attempts WHERE run_id = ? ORDER BY attempt", run_id)
-        for one in found:
-            if one["error"] is not None:
-                one["error"] = {key: one["error"].get(key) for key in ("kind", "type", "message", "step")}
+    def logs(
+        self, run_id: str, levels: Sequence[str], step: str | None, tail: int, attempt: int | None
+    ) -> tuple[list[Json], int, int]:
+        """The last log lines that are wanted, how many there are, and how many were never kept."""
+        if attempt is None:
+            attempt = self.run(run_id)["attempt"]
+        condition, values = where(
+            {
+                "run_id = ?": run_id,
+                "attempt = ?": attempt,
+                "level IN (SELECT value FROM json_each(?))": [*levels] or None,
+                "instr(step || '/', ? || '/') = 1": step,
+            }
+        )
+        shown = "at, level, step, stream, message, fields"
+        lines = self.rows(f"SELECT {shown} FROM logs{condition} ORDER BY n DESC LIMIT ?", *values, tail)
+        total = len(lines) if len(lines) < tail else self.value(f"SELECT count(*) FROM logs{condition}", *values)
+        dropped = self.value("SELECT sum(log_dropped) FROM attempts WHERE run_id = ?", run_id)
+        return lines[::-1], total, dropped or 0
+
+    def story(self, run_id: str, after: int) -> list[Json]:
+        """The next page of all that a run did, as events."""
+        attempt, n = after // SEQ_STRIDE + 1, after % SEQ_STRIDE - STORY_LEAD
+        rows = self.rows(STORY, run_id=run_id, attempt=attempt, n=n)
+        return [{**pick(row, "seq", "type", "at"), **row["data"]} for row in rows]
+
+    def story_begin(self, run_id: str, tail: int | None) -> int:
+        """After which event of a run its last *tail* log lines begin, those of its last attempt; 0 is before all."""
+        return int(self.value(LAST_LINES, run_id=run_id, tail=tail)) if tail else 0
+
+    # What retention asks.
+
+    def file_bytes(self) -> int:
+        """How large the file is, once what is in its log is in it."""
+        return int(self.value("PRAGMA page_count") * self.value("PRAGMA page_size"))
+
+    def used_bytes(self) -> int:
+        """How much of the file is in use."""
+        return int(self.file_bytes() - self.free_pages() * self.value("PRAGMA page_size"))
+
+    def free_pages(self) -> int:
+        """How many pages of the file are not in use."""
+        return int(self.value("PRAGMA freelist_count"))
+
+    def nth_run(self, name: str, statuses: Sequence[str], number: int) -> str | None:
+        """The n-th newest run of a pipeline that has one of these statuses; None if there are fewer."""
+        newest = "SELECT run_id FROM (SELECT run_id FROM runs WHERE pipeline = ? AND status = ?"
+        parts = " UNION ALL ".join([f"{newest} ORDER BY run_id DESC LIMIT {number})"] * len(statuses))
+        values = [value for status in statuses for value in (name, status)]
+        found: str | None = self.value(f"{parts} ORDER BY run_id DESC LIMIT 1 OFFSET {number - 1}", *values)
         return found
 
 
-def within(column: str, names: list[str] | None) -> tuple[str, list[str]]:
-    """One more condition, that a column has one of the names, with its value; none if there is nothing to keep to."""
-    return ("", []) if names is None else (f" AND {column} IN (SELECT value FROM json_each(?))", [encode_json(names)])
+#: Of the rows of some pipelines, that are given as a list.
+AMONG = "pipeline IN (SELECT value FROM json_each(?))"
 
 
-def removed_run(run_id: str) -> NotFound:
-    """The refusal for a run that has been removed since it was found."""
-    return NotFound(f"run {run_id} has been removed", "see [retention]")
+def where(conditions: dict[str, Any]) -> tuple[str, list[Any]]:
+    """The conditions whose values are not None, as SQL, and their values.  A list is one value, () is none."""
+    used = {text: value for text, value in conditions.items() if value is not None}
+    values = [encode_json(value) if isinstance(value, list) else value for value in used.values() if value != ()]
+    return f" WHERE {' AND '.join(used)}" if used else "", values
 
 
 #: The next page of all that a run did, in the order (attempt, n): n is the number of the record in the attempt's
@@ -10354,6 +10335,12 @@ STORY = """
     )
     SELECT (attempt - 1) * 1000000000 + 10 + n AS seq, at, type, data FROM page ORDER BY seq
 """.replace("{after}", "run_id = :run_id AND (attempt, n) > (:attempt, :n)")
+#: The number of the event before the last log lines of a run's last attempt; if there are not so many lines, 0.
+LAST_LINES = """
+    WITH last AS (SELECT attempt, n FROM logs WHERE run_id = :run_id ORDER BY attempt DESC, n DESC LIMIT :tail)
+    SELECT CASE WHEN count(*) < :tail THEN 0 ELSE (max(attempt) - 1) * 1000000000 + 9
+        + (SELECT min(n) FROM last WHERE attempt = (SELECT max(attempt) FROM last)) END FROM last
+"""
 #: Room for what the ledger says of a run before its first attempt, and for all of one attempt.
 STORY_LEAD = 10
 SEQ_STRIDE = 1_000_000_000
@@ -10553,7 +10540,6 @@ class Database:
 
 def set_up(db: sqlite3.Connection) -> sqlite3.Connection:
     """A connection with our settings."""
-    db.row_factory = sqlite3.Row
     if db.execute("PRAGMA page_count").fetchone()[0] == 0:
         db.execute("PRAGMA auto_vacuum = INCREMENTAL")  # only before the first table
     for pragma in PRAGMAS:
@@ -10585,11 +10571,8 @@ def examine(path: str) -> int:
     if not begins_well:
         raise unusable(path, "file is not a database")
     try:
-        db = read_only(path, shared=bool(waiting))
-        try:
-            return check_schema(path, db)
-        finally:
-            db.close()
+        with contextlib.closing(read_only(path, shared=bool(waiting))) as db:
+            return check_schema(path, Sql(db))
     except sqlite3.DatabaseError as problem:
         raise disk_error(path, problem) from None
 
@@ -10602,17 +10585,17 @@ def upgrade(db: sqlite3.Connection, found: int) -> None:
     )
 
 
-def check_schema(path: str, db: sqlite3.Connection) -> int:
+def check_schema(path: str, sql: Sql) -> int:
     """The schema of an open database; Conflict if it is not ours, of a newer Tau, or damaged."""
-    found: int = db.execute("PRAGMA user_version").fetchone()[0]
-    ours = db.execute("PRAGMA application_id").fetchone()[0] == APPLICATION_ID
-    if not ours and db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
+    found = int(sql.value("PRAGMA user_version"))
+    ours = sql.value("PRAGMA application_id") == APPLICATION_ID
+    if not ours and sql.value("SELECT count(*) FROM sqlite_master"):
         raise Conflict(f"{path} belongs to another program", "see [database] url, or choose another --home")
     if found > len(MIGRATIONS):
         hint = f"start the newer taud again; {restore_hint(path)}"
         raise Conflict(f"{path} was written by a newer Tau (schema {found}, not {len(MIGRATIONS)})", hint)
     large = os.path.getsize(path) > CHECK_BYTES
-    if (damage := find_damage(db, SMALL_TABLES if large and found else ())) is not None:
+    if (damage := find_damage(sql.db, SMALL_TABLES if large and found else ())) is not None:
         raise unusable(path, damage)
     return found if ours else 0
 
@@ -10664,10 +10647,8 @@ def is_copy(path: str) -> bool:
             head = file.read(72)
     except OSError:
         return False
-    if len(head) < 72:
-        return False
-    schema, ours = struct.unpack(">I", head[60:64])[0], struct.unpack(">I", head[68:72])[0]
-    return bool(ours == APPLICATION_ID and schema <= len(MIGRATIONS))
+    schema, _, application = struct.unpack_from(">III", head.ljust(72), 60)
+    return bool(application == APPLICATION_ID and schema <= len(MIGRATIONS))
 
 
 def copy_database(
@@ -10687,17 +10668,6 @@ def copy_database(
                 raise sqlite3.DatabaseError(f"the copy is damaged: {damage}")
         finally:
             copy.close()
-
-
-def add_event(
-    db: sqlite3.Connection, now: float, kind: str, pipeline: str | None, run_id: str | None, data: Json,
-    actor: str = "taud", tick: str | None = None,
-) -> None:  # fmt: skip
-    """Appends a fact to the ledger."""
-    db.execute(
-        "INSERT INTO events (at, type, pipeline, run_id, data, actor, scheduled_for) VALUES (?, ?, ?, ?, ?, ?, ?)",
-        (rfc3339(now), kind, pipeline, run_id, encode_json(data), actor, tick),
-    )
 
 
 def is_sync_failure(problem: Exception) -> bool:

@@ -63,6 +63,7 @@ def saved() -> Iterator[Tau]:
     assert answer["runs"] == 3
     (made.work / "first").write_text(first["run_id"])
     made("shutdown")
+    eventually(lambda: not made.remains())
     yield made
     made.stop()
     made.home.parent.rmdir()
@@ -246,7 +247,7 @@ def test_a_backup_that_cannot_be_used_changes_nothing(home: Tau, saved: Tau, har
 def test_a_backup_of_an_older_schema_is_restored_and_then_migrated(tmp_path: Path) -> None:
     path, home = golden(tmp_path / "old.tau"), tmp_path / "home"
     home.mkdir()
-    answer = module.restore_copy(str(home), str(home / "tau.db"), str(path), False, 2e9)
+    answer = module.restore_copy(module.Store(str(home), module.read_settings({}, None)), str(path), False)
     assert (answer["runs"], answer["lost"], answer["cancelled"]) == (7, 1, 1)
     assert version_of(home / "tau.db") == len(module.MIGRATIONS)
     assert opened(home, lambda store: store.ask.totals()["success"]) == 2
@@ -263,7 +264,7 @@ real = {"connect": sqlite3.connect, "rename": os.rename, "unlink": os.unlink}
 def backup():
     tau.write_copy(database, copy)
 def restore():
-    tau.restore_copy(home, database, copy, True, 2e9)
+    tau.restore_copy(tau.Store(home, tau.read_settings({}, None)), copy, True)
 def runs(path):
     try:
         if tau.examine(path) == 0:

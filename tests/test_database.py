@@ -246,6 +246,7 @@ def lived_in() -> Iterator[Path]:
     for _ in range(3):
         made("run", "it")
     made("shutdown")
+    eventually(lambda: not made.remains())
     (made.home / "backups").mkdir()
     shutil.copy(made.home / "tau.db", made.home / "backups" / "yesterday.tau")
     yield made.home

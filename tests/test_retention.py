@@ -197,7 +197,7 @@ def test_the_ledger_keeps_other_events_longer_and_never_uses_a_number_twice(tmp_
         past.run(100)  # the newest two events are of a run that goes
 
     async def story(store: module.Store, retention: module.Retention, _: None) -> None:
-        last = store.ask.count("SELECT max(seq) FROM events")
+        last = store.ask.value("SELECT max(seq) FROM events")
         removed = await retention.prune(TERMS, NOW, "me")
         assert removed["events"] == 3  # two old ones and one of the run: the newest stays
         left = store.ask.rows("SELECT seq, type FROM events ORDER BY seq")
