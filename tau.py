@@ -637,19 +637,29 @@ def loses_commits(version: tuple[int, ...]) -> bool:
 
 def find_strangers(path: str, ours: Sequence[int]) -> list[str]:
     """Who else is at a store: a replicator that has left its folder there, processes of this user that have it open."""
-    folder, name = os.path.split(os.path.realpath(path))
-    replicator = os.path.join(folder, f".{name}-litestream")
+    path = os.path.realpath(path)
+    replicator = os.path.join(os.path.dirname(path), f".{os.path.basename(path)}-litestream")
     found = [replicator] if os.path.isdir(replicator) else []
     for pid in os.listdir("/proc") if os.path.isdir("/proc/self/fd") else ():
-        if not pid.isdecimal() or int(pid) in ours:
-            continue
-        try:
-            files = [os.readlink(f"/proc/{pid}/fd/{number}") for number in os.listdir(f"/proc/{pid}/fd")]
-            if os.path.join(folder, name) in files and os.stat(f"/proc/{pid}").st_uid == os.geteuid():
-                found.append(f"process {pid} ({peek(f'/proc/{pid}/comm').strip()})")
-        except OSError:
-            pass  # it has ended, or is another user's
+        if pid.isdecimal() and int(pid) not in ours and has_open(pid, path):
+            found.append(f"process {pid} ({peek(f'/proc/{pid}/comm').strip()})")
     return found
+
+
+def has_open(pid: str, path: str) -> bool:
+    """Whether a process of this user has a file open."""
+    try:
+        mine = os.stat(f"/proc/{pid}").st_uid == os.geteuid()
+        numbers = os.listdir(f"/proc/{pid}/fd") if mine else []
+    except OSError:
+        return False  # it has ended, or may not be looked at
+    for number in numbers:
+        try:
+            if os.readlink(f"/proc/{pid}/fd/{number}") == path:
+                return True
+        except OSError:
+            pass  # closed meanwhile
+    return False
 
 
 def find_damage(db: sqlite3.Connection, tables: Sequence[str] = ()) -> str | None:
