@@ -7585,7 +7585,6 @@ class Scheduler:
         self.closing = False
 
     def open(self) -> None:
-        """Decides about what was due while nobody was here, and from now on in time."""
         self.store.database.settle = self.decide, self.admit
         self.store.database.on_settled = self.settled
         self.store.database.ring()
@@ -7789,7 +7788,6 @@ STOPPED = {
 
 
 def death_words(ended: Json) -> str:
-    """Why a process died without a result, from its end record."""
     if reason := ended.get("reason"):
         return str(reason)
     if number := ended["signal"]:
@@ -7857,7 +7855,6 @@ class Process:
         }
 
     def restore(self, state: Json) -> None:
-        """Goes on from a state that an earlier daemon has stored."""
         self.position, self.server = state["position"], state["process"]["server"]
         self.start = state["process"] if "pid" in state["process"] else None
         self.outcome, self.ended = state["outcome"], state["ended"]
@@ -7876,7 +7873,6 @@ class Process:
         return more
 
     def read_journal(self, limits: Json) -> bool:
-        """Reads the journal's new records; bad ones are counted."""
         lines, self.position["journal"], more = read_lines(self.path + ".journal", self.position["journal"])
         for line in lines:
             try:
@@ -7896,8 +7892,8 @@ class Process:
             self.start = record
         elif kind == "end":
             self.ended = record
-        elif kind == "memo":
-            self.take_memo(record["key"], record["data"])
+        elif kind == "memo" and re.fullmatch("[0-9a-f]{12}", record["key"]):  # it becomes the name of a file
+            self.memos[record["key"]] = base64.b64decode(record["data"])
         elif kind in ("returned", "raised"):
             self.outcome = record
         elif kind == "dropped":
@@ -7906,12 +7902,6 @@ class Process:
             self.dropped += 1  # forks of a run keep within its limit each by itself
         else:
             self.add(trace_record(record))
-
-    def take_memo(self, key: str, data: str) -> None:
-        """What a run elsewhere keeps is to be kept here; the key becomes a file's name."""
-        if not re.fullmatch("[0-9a-f]{12}", key):
-            raise ValueError(key)
-        self.memos[key] = base64.b64decode(data)
 
     def take_far(self, record: Json) -> None:
         """What the other machine says of the process that the run has there: it began, or how it ended."""
@@ -7922,7 +7912,6 @@ class Process:
             self.start.setdefault("remote", {})["end"] = {key: record[key] for key in FAR_END if key in record}
 
     def add(self, record: Json) -> None:
-        """Gives a trace record its place."""
         self.position["n"] += 1
         self.kept += record["t"] == "log"
         self.unsaved.append(record | {"n": self.position["n"]})
@@ -7948,11 +7937,6 @@ class Process:
             text = line.removesuffix(b"\r").decode("utf-8", "replace")  # ssh ends its lines like a terminal
             self.add({**about, "message": text})
         return more
-
-    def remove_files(self) -> None:
-        """Its files are gone; what they said is in the store."""
-        for suffix in (".journal", ".stdout", ".stderr"):
-            remove_file(self.path + suffix)
 
 
 def trace_record(record: Json) -> Json:
@@ -8097,16 +8081,13 @@ class Executor:
         return process
 
     def memos(self, run_id: str) -> str:
-        """Where a run keeps what it memoizes."""
         return os.path.join(self.home, "memos", run_id)
 
     def watch_over(self, process: Process) -> None:
-        """The process is live: its journal is read."""
         self.live[process.stem] = process
         self.busy.set()
 
     async def fail(self, process: Process, reason: str) -> None:
-        """Ends what could not be started."""
         process.ended = {"exit_code": None, "signal": None, "reason": reason}
         await self.finish(process)
 
@@ -8227,7 +8208,9 @@ class Executor:
         began = process.start is not None
         more = process.read(self.settings, final)
         if process.start is not None and not began and process.run_id is not None and process.attempt == 1:
-            self.note_wait(process.start["at"] - (read_id(process.run_id) >> ID_SALT_BITS) / 1000)
+            waited = max(process.start["at"] - (read_id(process.run_id) >> ID_SALT_BITS) / 1000, 0.0)
+            self.store.metrics.tally("tau_run_wait_seconds").add(waited)
+            self.latencies = [*self.latencies, waited * 1000][-1000:]
         if process.memos and process.run_id is not None:
             await asyncio.to_thread(save_memos, self.memos(process.run_id), process.memos)
             process.memos = {}
@@ -8244,11 +8227,6 @@ class Executor:
             except TauError as problem:
                 logging.getLogger("tau").error("a part of the trace of %s is lost: %s", process.stem, problem)
         process.unsaved, process.is_saved = [], True
-
-    def note_wait(self, seconds: float) -> None:
-        seconds = max(seconds, 0.0)
-        self.store.metrics.tally("tau_run_wait_seconds").add(seconds)
-        self.latencies = [*self.latencies, seconds * 1000][-1000:]
 
     def is_gone(self, process: Process) -> bool:
         """Whether a process of another fork server can no longer be heard of: it and its server are dead."""
@@ -8272,7 +8250,8 @@ class Executor:
                     logging.getLogger("tau").error("cannot record the end of %s: %s", process.stem, problem)
                     await asyncio.sleep(1.0)
         if self.live.pop(process.stem, None) is not None:
-            process.remove_files()
+            for suffix in (".journal", ".stdout", ".stderr"):
+                remove_file(process.path + suffix)
             if process.run_id is not None and process.verdict and process.verdict.status == "success":
                 shutil.rmtree(self.memos(process.run_id), ignore_errors=True)
 
@@ -8345,7 +8324,6 @@ class Executor:
     # For `status`.
 
     def processes(self) -> list[Json]:
-        """The fork server and the live runs, by role and pid."""
         found: list[Json] = [{"role": "fork server", "pid": self.starter.server.get("pid")}]
         for process in self.live.values():
             if process.start is not None:
@@ -8355,7 +8333,6 @@ class Executor:
         return found
 
     def elsewhere(self, commands: bool) -> Json:
-        """The executors: how many runs are live there and, if that is asked for, by which command."""
         names = [process.executor for process in self.live.values()]
         return {
             name: ({"command": one["command"]} if commands else {}) | {"live": names.count(name)}
@@ -8373,16 +8350,14 @@ class Executor:
 def claim(process: Process) -> bool:
     """Takes away the permission to start, if it has not been used: True proves that the run never began."""
     try:
-        file = os.open(process.path + ".journal", os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with open(process.path + ".journal", "xb") as file:
+            file.write(encode({"t": "abandoned", "at": time.time()}))
     except FileExistsError:
         return False
-    os.write(file, encode({"t": "abandoned", "at": time.time()}))
-    os.close(file)
     return True
 
 
 def save_memos(folder: str, memos: dict[str, bytes]) -> None:
-    """What a run elsewhere has memoized is on disk, as if it had run here."""
     make_directory(folder)
     for key, data in memos.items():
         replace_file(os.path.join(folder, key), data)
@@ -8482,7 +8457,6 @@ class Agenda:
         self.chains = Chains(self.store, self.sql)
 
     def now(self) -> int:
-        """The time, in whole seconds as ticks are."""
         return int(self.store.clock.time())
 
     # What is set.
@@ -8533,7 +8507,6 @@ class Agenda:
         return self.sync(name, actor, command, enabled)
 
     def demand_live(self, name: str) -> Json:
-        """The options of a deployed pipeline; NotFound if it is not deployed."""
         if (live := self.sql.live(name)) is None:
             raise self.store.sql.unknown(name)
         return live
@@ -8580,20 +8553,17 @@ class Agenda:
         return self.sql.row("SELECT * FROM schedules WHERE pipeline = ?", name) or new
 
     def save(self, row: Json) -> None:
-        """Puts a row into the table, with the next tick after its watermark."""
         times = self.times(row)
         tick = None if times is None else times.next(instant_of(row["watermark_at"]))
         self.sql.put("schedules", row | self.next_columns(row, tick), clash="REPLACE")
 
     def next_columns(self, row: Json, tick: Tick | None) -> Json:
-        """The columns that tell of the next tick."""
         if tick is None:
             return {"next_at": None, "moved": 0, "due_at": None}
         due_at = rfc3339(tick[0] + delay_of(row["pipeline"], row["options"]["jitter_s"]))
         return {"next_at": rfc3339(tick[0]), "moved": int(tick[1]), "due_at": due_at if row["held"] is None else None}
 
     def times(self, row: Json) -> Times | None:
-        """When a schedule is due, if it ever is."""
         options = row["options"]
         if options["cron"] is None:
             return times_of(options, instant_of(row["anchor_at"]), self.timezone)
@@ -8717,31 +8687,35 @@ class Agenda:
 
     def pause(self, name: str, reason: str, actor: str) -> bool:
         """A pipeline, or everything (''), starts nothing by itself any more; False if that was so already."""
-        if name:
-            self.demand_live(name)
+        if self.find_pause(name) is not None:
+            return False
         now = rfc3339(self.store.clock.time())
-        row = {"pipeline": name, "paused_at": now, "reason": reason, "actor": actor}
-        added = self.sql.put("pauses", row, clash="IGNORE")
-        if added:
-            self.store.event("pipeline.paused", name or None, None, {"reason": reason}, actor)
-            if name:
-                self.sync(name, actor)
-        return bool(added)
+        self.sql.put("pauses", {"pipeline": name, "paused_at": now, "reason": reason, "actor": actor})
+        self.tell("pipeline.paused", name, {"reason": reason}, actor)
+        return True
 
     def resume(self, name: str, actor: str) -> bool:
         """A pipeline, or everything (''), starts by itself again, from now on; False if it was not paused."""
-        if name:
-            self.demand_live(name)
-        if (pause := self.sql.pause(name)) is None:
+        if (pause := self.find_pause(name)) is None:
             return False
         self.sql.db.execute("DELETE FROM pauses WHERE pipeline = ?", (name,))
-        self.store.event("pipeline.resumed", name or None, None, {}, actor)
-        if name:
-            self.sync(name, actor)
-            self.sql.set("schedules", {"pipeline": name}, resumed_at=rfc3339(self.now()))
-        else:
+        self.tell("pipeline.resumed", name, {}, actor)
+        self.sql.set("schedules", {"pipeline": name}, resumed_at=rfc3339(self.now()))
+        if not name:
             self.note_gap("paused", instant_of(pause["paused_at"]), self.now())
         return True
+
+    def find_pause(self, name: str) -> Json | None:
+        """The pause of a pipeline, which must be deployed, or of everything ('')."""
+        if name:
+            self.demand_live(name)
+        return self.sql.pause(name)
+
+    def tell(self, type_name: str, name: str, data: Json, actor: str) -> None:
+        """The ledger says what has happened to a pipeline, or to everything (''), and its row says what holds now."""
+        self.store.event(type_name, name or None, None, data, actor)
+        if name:
+            self.sync(name, actor)
 
     # What follows when a run has ended.
 
@@ -8760,7 +8734,6 @@ class Agenda:
             self.pause(name, f"{most} failures in a row", "taud")
 
     def last_success(self, name: str) -> str | None:
-        """When a run of a pipeline last succeeded."""
         last = "SELECT finished_at FROM runs WHERE pipeline = ? AND status = 'success' ORDER BY run_id DESC LIMIT 1"
         at: str | None = self.sql.value(last, name)
         return at
@@ -8776,7 +8749,6 @@ class Agenda:
     # What the scheduler remembers.
 
     def remember(self, name: str, data: Any) -> None:
-        """Saves a value under a name."""
         self.sql.put("memory", {"name": name, "data": data}, clash="REPLACE")
 
     def note_gap(self, cause: str, begin: float, until: float) -> None:
@@ -8810,7 +8782,6 @@ class Agenda:
 
 
 def retimed(command: Json, timing: Json) -> Json:
-    """What the command line has said, with another timing."""
     return {name: value for name, value in command.items() if name not in TIMINGS} | timing
 
 
@@ -8905,16 +8876,16 @@ class Plan:
     def fire(self, tick: Tick, trigger: str) -> None:
         """Decides that a tick runs, unless its predecessors are in the way."""
         overlap, caught = self.options["overlap"], trigger == "catchup" and self.options["misfire"] == "all"
-        about: Json = {"tick": tick[0], "moved": tick[1]}
         if overlap == "skip" and self.active and not caught:
-            self.decisions.append({"type": "tick.skipped", "reason": "overlap", "with": self.active[-1], **about})
+            decision: Json = {"type": "tick.skipped", "reason": "overlap", "with": self.active[-1]}
         elif overlap in ("skip", "queue") and len(self.active) > CATCHUP_MAX:
-            self.decisions.append({"type": "tick.dropped", "reason": "cap", "with": self.active[-1], **about})
+            decision = {"type": "tick.dropped", "reason": "cap", "with": self.active[-1]}
         else:
             if overlap == "cancel_running":
                 self.cancel = [run_id for run_id in self.active if run_id is not None]
             self.active.append(None)
-            self.decisions.append({"type": "tick.fired", "trigger": trigger, **about})
+            decision = {"type": "tick.fired", "trigger": trigger}
+        self.decisions.append({**decision, "tick": tick[0], "moved": tick[1]})
         self.advance(tick[0])
 
     def cause(self, tick: int) -> Json:
@@ -8964,11 +8935,9 @@ class Chains:
         """BadRequest if a pipeline comes after an unknown one, or in the end after itself."""
         after = {one["name"]: one.get("after") or [] for one in found}
         known = {row["pipeline"] for row in self.sql.rows("SELECT pipeline FROM live")} | {*after}
-        for name, upstreams in after.items():
-            for upstream in upstreams:
-                if upstream not in known:
-                    hint = did_you_mean(upstream, known, f"deploy '{upstream}' first, or with it")
-                    raise BadRequest(f"'{name}' comes after '{upstream}': no such pipeline", hint)
+        for name, upstream in [(name, one) for name, some in after.items() for one in some if one not in known]:
+            hint = did_you_mean(upstream, known, f"deploy '{upstream}' first, or with it")
+            raise BadRequest(f"'{name}' comes after '{upstream}': no such pipeline", hint)
         graph: dict[str, list[str]] = {}
         for row in self.sql.rows("SELECT pipeline, comes_after FROM chains") if any(after.values()) else ():
             graph.setdefault(row["pipeline"], []).append(row["comes_after"])
@@ -9003,21 +8972,17 @@ class AgendaQuestions(Sql):
         return found
 
     def live(self, name: str) -> Json | None:
-        """The options of a deployed pipeline; None if it is not deployed."""
         found = self.row("SELECT options FROM live WHERE pipeline = ?", name)
         return found and found["options"]
 
     def pause(self, name: str) -> Json | None:
-        """Since when, why and by whom a pipeline, or everything (''), is paused."""
         return self.row("SELECT paused_at, reason, actor FROM pauses WHERE pipeline = ?", name)
 
     def remembered(self, name: str) -> Any:
-        """What the scheduler remembers under a name."""
         found = self.row("SELECT data FROM memory WHERE name = ?", name)
         return found and found["data"]
 
     def counts(self) -> Json:
-        """How many schedules there are, and when the next is due."""
         return self.rows("SELECT count(*) AS schedules, min(due_at) AS next_at FROM schedules WHERE due_at > ''")[0]
 
     def chains(self, name: str) -> tuple[list[Json], list[str]]:
@@ -9048,7 +9013,6 @@ class AgendaQuestions(Sql):
         return {row["scheduled_for"]: row for row in rows}
 
     def last_run(self, name: str) -> Json | None:
-        """The last run of a pipeline, however it came to be."""
         shown = "run_id, trigger, status"
         return self.row(f"SELECT {shown} FROM runs WHERE pipeline = ? ORDER BY run_id DESC LIMIT 1", name)
 
@@ -9071,7 +9035,6 @@ class AgendaQuestions(Sql):
         return [row["run_id"] for row in rows]
 
     def live_runs(self, name: str) -> int:
-        """How many runs of a pipeline are live."""
         live = "SELECT count(*) FROM runs WHERE pipeline = ? AND status IN ('running', 'retrying')"
         return int(self.value(live, name))
 
