@@ -861,9 +861,11 @@ def read_file(path: str, name: str) -> Json:
 KEEP_SMALL = "keep large data out of the deployment: extract it by path or URL"
 
 
+#: Annotations of texts that name a pipeline, a run (by the first characters of its id), or either.
+SUBJECTS = ("PipelineName", "RunId", "Subject")
 #: annotation → its JSON Schema, and how it is read from the shell.  `| None` only makes an argument optional.
 KINDS: dict[str, tuple[Json, Callable[[str], Any]]] = {
-    "str": ({"type": "string"}, str),
+    **dict.fromkeys(("str", *SUBJECTS, "EnvironmentName", "KeyName", "FilePath"), ({"type": "string"}, str)),
     "int": ({"type": "integer"}, int),
     "float": ({"type": "number"}, lambda text: finite(text)),
     "bool": ({"type": "boolean"}, bool),
@@ -871,20 +873,10 @@ KINDS: dict[str, tuple[Json, Callable[[str], Any]]] = {
     "Limit": ({"type": "integer", "minimum": 1, "maximum": LIST_MAX}, int),
     "LogLimit": ({"type": "integer", "minimum": 1, "maximum": LOGS_MAX}, int),
     "TickLimit": ({"type": "integer", "minimum": 1, "maximum": TICKS_MAX}, int),
-    "PipelineName": ({"type": "string"}, str),
-    "RunId": ({"type": "string"}, str),
-    "Subject": ({"type": "string"}, str),
-    "EnvironmentName": ({"type": "string"}, str),
-    "KeyName": ({"type": "string"}, str),
-    "FilePath": ({"type": "string"}, str),
     "Json": ({"type": "object"}, read_object),
     "list[RunId]": ({"type": "array", "items": {"type": "string"}}, str),
     "list[Json]": ({"type": "array", "items": {"type": "object"}}, lambda path: read_files(path, path)),
 }
-#: Those that name a pipeline, a run (by the first characters of its id), or either.
-SUBJECTS = ("PipelineName", "RunId", "Subject")
-
-
 #: argument → the words that it may be.
 CHOICES: dict[str, Sequence[str]] = {
     "status": tuple(MOVES),
@@ -1096,9 +1088,13 @@ def has_form(schema: Json, value: Any) -> bool:
         return any(type(one) is type(value) and one == value for one in schema["enum"])
     if kind in ("integer", "number"):
         return bool(schema.get("minimum", value) <= value <= schema.get("maximum", value))
-    if kind == "string" and "format" in schema:
-        return can_be(FORMATS[schema["format"]][1], value)
-    return kind != "string" or bool(len(value) >= schema.get("minLength", 0))
+    if kind != "string":
+        return True
+    try:
+        FORMATS[schema.get("format")][1](value)
+    except (ValueError, ArithmeticError):
+        return False
+    return len(value) >= int(schema.get("minLength", 0))
 
 
 def misfit(schema: Json, value: Any, place: str) -> BadRequest:
@@ -1150,21 +1146,14 @@ def mismatch_in_object(schema: Json, value: Json, place: str) -> BadRequest | No
 
 STRINGS: Json = {"type": "array", "items": {"type": "string"}}
 #: format → an example, and how the standard library reads it.
-FORMATS: dict[str, tuple[str, Callable[[str], object]]] = {
+FORMATS: dict[str | None, tuple[str, Callable[[str], object]]] = {
+    None: ("any text", str),
     "date": ("a date such as 2026-01-31", lambda text: datetime.date.fromisoformat(text)),
     "date-time": ("a time such as 2026-01-31T06:00:00Z", lambda text: datetime.datetime.fromisoformat(text)),
     "time": ("a time of day such as 06:00:00", lambda text: datetime.time.fromisoformat(text)),
     "decimal": ("a decimal such as 12.50", lambda text: decimal.Decimal(text)),
     "uuid": ("a UUID", lambda text: uuid.UUID(text)),
 }
-
-
-def can_be(read: Callable[[str], object], text: str) -> bool:
-    try:
-        read(text)
-    except (ValueError, ArithmeticError):
-        return False
-    return True
 
 
 def expected(schema: Json) -> str:
