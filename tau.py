@@ -6474,7 +6474,8 @@ async def logs(
         return {"run_id": run_id, **answer, "log_dropped": dropped}
     call.rest()
     async for event in call.daemon.feed.events(run_id, tail):
-        if event["type"] == "log" and event["level"] in levels and is_within(event["step"], step):
+        inside = step is None or f"{event.get('step') or ''}/".startswith(f"{step}/")
+        if inside and event["type"] == "log" and event["level"] in levels:
             await call.emit(event)
     return {"run_id": run_id, "status": call.ask.status_of(run_id)}
 
@@ -7055,11 +7056,7 @@ async def key_list(call: Call) -> Json:
         tau key list
         tau key list --json
     """
-    now, rows = rfc3339(time.time()), call.ask.keys()
-    for row in rows:
-        expired = row["expires_at"] is not None and row["expires_at"] <= now
-        row["status"] = "revoked" if row["revoked_at"] else "expired" if expired else "live"
-    return {"keys": rows, "configured": len(call.daemon.keys.given)}
+    return {"keys": call.ask.keys(rfc3339(time.time())), "configured": len(call.daemon.keys.given)}
 
 
 @admin
@@ -7077,11 +7074,6 @@ async def key_revoke(call: Call, name: KeyName) -> Json:
     call.daemon.keys.read()
     call.daemon.turn_out(call.connection)
     return {"name": name, "changed": changed}
-
-
-def is_within(path: str | None, step: str | None) -> bool:
-    """Whether the step at *path* is *step* or inside it; each is inside no step in particular."""
-    return step is None or (path is not None and (path == step or path.startswith(step + "/")))
 
 
 def listing(key: str, rows: list[Json], total: int, *words: str | None) -> Json:
@@ -7277,7 +7269,7 @@ class Keys:
     def read(self) -> None:
         """Whoever has a key is known: one that is given, or was created."""
         self.holders = {digest: Caller("key", "admin", digest=digest) for digest in self.given}
-        for row in self.store.ask.keys(live=True):
+        for row in self.store.ask.rows("SELECT * FROM keys WHERE revoked_at IS NULL"):
             digest = bytes.fromhex(row["sha256"])
             self.holders[digest] = Caller(row["name"], row["scope"], row["pipelines"], row["expires_at"], digest)
 
@@ -10087,12 +10079,14 @@ class Questions(Sql):
         found = self.rows("SELECT DISTINCT json_extract(options, '$.environment') AS digest FROM versions")
         return {row["digest"] for row in found if row["digest"] is not None}
 
-    def keys(self, live: bool = False) -> list[Json]:
-        """The keys that were created, without what could open anything; only those that are *live*, with that."""
-        if live:
-            return self.rows("SELECT * FROM keys WHERE revoked_at IS NULL")
-        columns = "name, scope, pipelines, created_at, expires_at, used_at, revoked_at, actor"
-        return self.rows(f"SELECT {columns} FROM keys ORDER BY name")
+    def keys(self, now: str) -> list[Json]:
+        """The keys that were created, without what could open anything."""
+        return self.rows(
+            "SELECT name, scope, pipelines, created_at, expires_at, used_at, revoked_at, actor, CASE WHEN revoked_at"
+            " NOT NULL THEN 'revoked' WHEN expires_at <= ? THEN 'expired' ELSE 'live' END AS status"
+            " FROM keys ORDER BY name",
+            now,
+        )
 
     # Runs.
 

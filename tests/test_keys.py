@@ -377,7 +377,7 @@ class Written:
         self.ask, self.event = self, "event"
         self.facts: list[Any] = []
 
-    def keys(self, live: bool) -> list[Any]:
+    def rows(self, question: str) -> list[Any]:
         """Those that were created."""
         return []
 
