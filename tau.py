@@ -3248,66 +3248,42 @@ class Tab:
             return []
         if self.place in CHOICES:
             return [(word, "") for word in CHOICES[self.place]]
-        return VALUES.get(known[self.place].kind, nothing)(self)
+        kind = known[self.place].kind
+        if kind in ("FilePath", "list[Json]"):
+            return [PATHS]
+        if kind == "EnvironmentName":
+            return [(name, table["host"]) for name, table in read_environments().items()]
+        return self.ask(*ASKED[kind]) if kind in ASKED else []
 
-    def ask(self, method: str, rows: str, **params: Any) -> list[Json]:
-        """Rows of the answer of the daemon that the command line means; none if it takes longer than COMPLETE_S.
+    def ask(self, method: str, limit: Json, rows: str, word: str, meaning: str) -> list[Offer]:
+        """What the daemon that the command line means has; nothing if it takes longer than COMPLETE_S.
 
         In a thread: looking up the name of a host cannot be interrupted.
         """
-        found: list[Json] = []
+        offers: list[Offer] = []
+        params = limit | ({"name": self.given["name"]} if method == "runs" and "name" in self.given else {})
 
         def wait_for_answer() -> None:
             try:
                 with Client(*(self.given.get(option) for option in ("--host", "--home", "--env"))) as client:
-                    found.extend(client.call(method, params)[rows])
+                    for row in client.call(method, params)[rows]:
+                        offers.append((row[word], meaning.format(**row)))
             except Exception:  # silent, as print_completions() is
                 pass
 
         thread = threading.Thread(target=wait_for_answer, daemon=True)
         thread.start()
         thread.join(COMPLETE_S)
-        return found
+        return offers
 
 
-def nothing(tab: Tab) -> list[Offer]:
-    return []
-
-
-def some_paths(tab: Tab) -> list[Offer]:
-    return [PATHS]
-
-
-def some_pipelines(tab: Tab) -> list[Offer]:
-    return [(row["name"], row["description"] or "") for row in tab.ask("list", "pipelines", limit=1000)]
-
-
-def some_runs(tab: Tab) -> list[Offer]:
-    """The last runs, of the pipeline alone that the command line has named."""
-    of = {"name": tab.given["name"]} if "name" in tab.given else {}
-    rows = tab.ask("runs", "runs", limit=50, **of)
-    return [(row["run_id"], f"{row['pipeline']} {row['status']} {row['queued_at']}") for row in rows]
-
-
-def some_environments(tab: Tab) -> list[Offer]:
-    return [(name, table["host"]) for name, table in read_environments().items()]
-
-
-def some_keys(tab: Tab) -> list[Offer]:
-    """The keys of the daemon that still open something."""
-    return [(row["name"], row["scope"]) for row in tab.ask("key_list", "keys") if row["status"] == "live"]
-
-
-#: Kind of argument → what it can be.
-VALUES: dict[str, Callable[[Tab], list[Offer]]] = {
-    "PipelineName": some_pipelines,
-    "Subject": some_pipelines,
-    "RunId": some_runs,
-    "list[RunId]": some_runs,
-    "KeyName": some_keys,
-    "EnvironmentName": some_environments,
-    "FilePath": some_paths,
-    "list[Json]": some_paths,
+#: Kind of argument → the operation that lists what it can be, and its params; of each row the word and what it means.
+ASKED: dict[str, tuple[str, Json, str, str, str]] = {
+    "PipelineName": ("list", {"limit": 1000}, "pipelines", "name", "{description}"),
+    "Subject": ("list", {"limit": 1000}, "pipelines", "name", "{description}"),
+    "RunId": ("runs", {"limit": 50}, "runs", "run_id", "{pipeline} {status} {queued_at}"),
+    "list[RunId]": ("runs", {"limit": 50}, "runs", "run_id", "{pipeline} {status} {queued_at}"),
+    "KeyName": ("key_list", {}, "keys", "name", "{status} {scope}"),
 }
 
 
@@ -3397,8 +3373,12 @@ def env_list(desk: Desk) -> Json:
     """
     daemon = daemon_meant(desk)
     rows = [
-        {"name": name, "host": table["host"], "key": key_of(table)}
-        | {"in_use": daemon["from"] if daemon["env"] == name else None}
+        {
+            "name": name,
+            "host": table["host"],
+            "key": key_of(table),
+            "in_use": daemon["from"] if daemon["env"] == name else None,
+        }
         for name, table in read_environments().items()
     ]
     return {"environments": rows, "daemon": daemon, "file": environments_path()}
@@ -3530,22 +3510,18 @@ def write_environment(name: str, table: dict[str, str] | None) -> bool:
         known = read_environments()
         if known.get(name) == table:
             return False
-        edited = edit_table((read_bytes(path) or b"").decode("utf-8"), name, table)
-        wanted = {one: known[one] for one in known if one != name} | ({} if table is None else {name: table})
-        if parsed(edited) != wanted:
+        edited = edit_table(peek(path), name, table)
+        wanted = {one: known[one] for one in known if one != name} | ({name: table} if table else {})
+        try:
+            understood = tomllib.loads(edited) == wanted
+        except tomllib.TOMLDecodeError:
+            understood = False
+        if not understood:
             raise BadRequest(f"[{name}] is written in a way that cannot be changed here", f"edit {path}")
         write_private(path, edited)
         return True
     finally:
         os.close(lock)
-
-
-def parsed(text: str) -> Json | None:
-    """The tables of TOML; None if it is none."""
-    try:
-        return tomllib.loads(text)
-    except tomllib.TOMLDecodeError:
-        return None
 
 
 def edit_table(text: str, name: str, table: Mapping[str, str] | None) -> str:
@@ -3556,8 +3532,8 @@ def edit_table(text: str, name: str, table: Mapping[str, str] | None) -> str:
     lines = [f"{key} = {json.dumps(value, ensure_ascii=False)}\n" for key, value in (table or {}).items()]
     block = f"[{name}]\n{''.join(lines)}" if table else ""
     pieces = re.split(r"(?m)^(?=(?:[ \t]*(?:#.*)?\n)*(?:[ \t]*\[|\Z))", text)
-    tables = [parsed(piece) if piece.lstrip().startswith("[") else None for piece in pieces]
-    at = next((at for at, found in enumerate(tables) if found and name in found), None)
+    header = re.compile(rf"[ \t]*\[[ \t]*(['\"]?){re.escape(name)}\1[ \t]*\]")
+    at = next((at for at, piece in enumerate(pieces) if header.match(piece)), None)
     if at is None:
         return f"{text.rstrip()}\n\n{block}" if text.strip() else block
     pieces[at] = block
@@ -3580,7 +3556,6 @@ def write_private(path: str, text: str) -> None:
 
 
 def not_written(path: str, problem: OSError) -> TauError:
-    """Why a file could not be written."""
     kind = StorageFull if problem.errno in (errno.ENOSPC, errno.EDQUOT) else Forbidden
     return kind(f"cannot write {path}: {problem.strerror}", f"ls -ld {os.path.dirname(path)}")
 
@@ -3644,28 +3619,26 @@ class Patient:
     """What all checks look at: the home, its settings and its daemon, as far as there are any."""
 
     def __init__(self, client: Client) -> None:
-        self.home = client.home
-        self.status: Json | None = None
-        self.absent: TauError | None = None  # why there is no status
-        try:
-            self.status = client.call("status", {})
-            self.home = self.status["home"]
-        except TauError as problem:
-            self.absent = problem
-        self.wrong: TauError | None = None  # why there are no settings
-        self.settings: Json = {}
-        try:
-            self.config = self.status["config"] if self.status else find_config(None, self.home)
-            self.settings = read_settings({}, self.config)
-        except TauError as problem:
-            self.wrong = problem
+        self.status, self.absent = attempt(lambda: client.call("status", {}))
+        self.home = self.status["home"] if self.status else client.home
+        self.processes: list[Json] = self.status["processes"] if self.status else []
+        self.config = self.status["config"] if self.status else find_config(None, self.home)
+        settings, self.wrong = attempt(lambda: read_settings({}, self.config))
+        self.settings = settings or {}
         self.database = database_path(self.settings.get("url", "sqlite:///tau.db"), self.home)
         self.here = os.path.isdir(self.home)  # else it is elsewhere, or not there yet
-        self.processes: list[Json] = self.status["processes"] if self.status else []
 
     def open_database(self) -> contextlib.closing[sqlite3.Connection]:
         """`with` a connection to the store that changes nothing."""
         return contextlib.closing(read_only(self.database, shared=os.path.exists(self.database + "-wal")))
+
+
+def attempt(question: Callable[[], Json]) -> tuple[Json | None, TauError | None]:
+    """The answer to a question, or why there is none."""
+    try:
+        return question(), None
+    except TauError as problem:
+        return None, problem
 
 
 def look_at_home(patient: Patient) -> Finding:
@@ -3685,7 +3658,6 @@ def look_at_home(patient: Patient) -> Finding:
 
 
 def look_at_disk(patient: Patient) -> Finding:
-    """There is room."""
     place = patient.home
     while not os.path.isdir(place):
         place = os.path.dirname(place)
@@ -3699,7 +3671,6 @@ def look_at_disk(patient: Patient) -> Finding:
 
 
 def look_at_file_system(patient: Patient) -> Finding:
-    """A database can be trusted to it."""
     kind = file_system(patient.home)
     if kind in NETWORKS:
         return "warn", f"the home is on {kind}, where locks cannot be trusted", "keep the home on a local disk"
@@ -3722,7 +3693,6 @@ def look_at_clock(patient: Patient) -> Finding:
 
 
 def look_at_time_zones(patient: Patient) -> Finding:
-    """They can be had."""
     count = len(zoneinfo.available_timezones())
     if count < 100:
         return "warn", f"only {count} time zones", "install the system's tzdata, or `pip install tzdata`"
@@ -3730,7 +3700,6 @@ def look_at_time_zones(patient: Patient) -> Finding:
 
 
 def look_at_croniter(patient: Patient) -> Finding:
-    """It is there, in a version that we know."""
     metadata: Any = __import__("importlib.metadata", fromlist=["version"])
     try:
         version = str(metadata.version("croniter"))
@@ -3765,7 +3734,6 @@ def look_at_sqlite(patient: Patient) -> Finding:
 
 
 def look_at_configuration(patient: Patient) -> Finding:
-    """It is understood."""
     if patient.wrong is not None:
         return "fail", str(patient.wrong), patient.wrong.hint or "see examples/tau.example.toml"
     return patient.config or "there is none, so the defaults hold"
@@ -3832,7 +3800,6 @@ def look_at_fork_server(patient: Patient) -> Finding:
 
 
 def look_at_limits(patient: Patient) -> Finding:
-    """Enough descriptors may be open."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if hard != resource.RLIM_INFINITY and hard < DESCRIPTORS_MIN:
         return "warn", f"at most {hard} open files", "ulimit -n 4096, or LimitNOFILE= of the service"
@@ -3952,13 +3919,11 @@ class View:
         self.run_id = ""  # of the run that is shown live
 
     def show(self, name: str, document: Json) -> None:
-        """Prints the one answer of a command."""
         text = self.text_of(name, document) if self.people else encode_json(document)
         if text:
             write_out(text)
 
     def text_of(self, name: str, document: Json) -> str:
-        """The answer of a command for a person."""
         face = FACES.get(name)
         if callable(face):
             return face(self, document)
@@ -4000,8 +3965,8 @@ class View:
         error = run["error"] or {}
         rows = [
             ("result", "" if run["result"] is None else encode_json(run["result"])),
-            ("error", f"{error['type']}: {error['message']}" if error else ""),
-            ("", f"{error['file']}:{error['line']}  {error['code'] or ''}" if error.get("file") else ""),
+            ("error", cell(run, "what") if error else ""),
+            ("", f"{cell(run, 'where')}  {error['code'] or ''}" if error.get("file") else ""),
             ("hint", error.get("hint")),
             *(("next", hint) for hint in run["next"]),
         ]
@@ -4018,11 +3983,9 @@ class View:
         return "\n".join(lines)
 
     def log(self, document: Json) -> str:
-        """The lines of a log."""
         return "\n".join(map(self.log_text, document["lines"]))
 
     def log_text(self, line: Json) -> str:
-        """One log line for a person."""
         place = f" [{line['step']}]" if line["step"] else ""
         text = f"{line['at'][11:23]} {line['level']:<7}{place} {line['message']}{fields_text(line)}"
         return self.paint(printable(text), line["level"])
@@ -4035,7 +3998,6 @@ class View:
             write_out(encode_json(event))
 
     def log_line(self, event: Json) -> None:
-        """One followed log line."""
         write_out(self.log_text(event) if self.people else encode_json(event))
 
     def live(self, event: Json) -> None:
@@ -4098,12 +4060,10 @@ def shrink(widths: dict[str, int], room: int) -> None:
 
 
 def line_width(widths: dict[str, int]) -> int:
-    """How wide a line of a table is, with two spaces between its columns."""
     return sum(widths.values()) + 2 * (len(widths) - 1)
 
 
 def progress_text(event: Json) -> str:
-    """How far a run is, as a person reads it."""
     done, total = event["done"], event["total"]
     text = f"{done:,}" if total is None else f"{done:,} of {total:,}"
     if total:
@@ -4112,12 +4072,10 @@ def progress_text(event: Json) -> str:
 
 
 def fields_text(line: Json) -> str:
-    """The fields of a log line as ` key=value` words."""
     return "".join(f" {key}={plain(value)}" for key, value in (line["fields"] or {}).items())
 
 
 def rows_text(step: Json) -> str:
-    """The row counts of a step, as far as it has any."""
     counts = ((step["rows_in"], "in"), (step["rows_out"], "out"))
     text = ", ".join(f"{count:,} {way}" for count, way in counts if count is not None)
     return f"  {text}" if text else ""
