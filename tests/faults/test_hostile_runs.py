@@ -9,6 +9,8 @@ import shutil
 import sqlite3
 import subprocess
 import sys
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from conftest import REPOSITORY, Tau, eventually, is_running
