@@ -11284,17 +11284,13 @@ def outpost(folder: str, job: Json) -> None:
 def remove_left(folder: str) -> None:
     """Removes what outposts that were killed have left beside our folder: ours, old, and held by nobody."""
     for entry in os.scandir(os.path.dirname(folder)):
-        if not entry.name.startswith(OUTPOST_PREFIX) or not entry.is_dir(follow_symlinks=False):
-            continue
-        try:
-            about = entry.stat(follow_symlinks=False)
-            old = about.st_uid == os.getuid() and time.time() - about.st_mtime > ABANDONED_S
-            file = lock_file(entry.path, wait=False) if old else -1
-        except OSError:
-            continue  # it goes just now
-        if file >= 0:
-            shutil.rmtree(entry.path, ignore_errors=True)
-            os.close(file)
+        if entry.name.startswith(OUTPOST_PREFIX) and entry.is_dir(follow_symlinks=False):
+            with contextlib.suppress(OSError):  # it may go just now
+                about = entry.stat(follow_symlinks=False)
+                old = about.st_uid == os.getuid() and time.time() - about.st_mtime > ABANDONED_S
+                if old and (file := lock_file(entry.path, wait=False)) >= 0:
+                    shutil.rmtree(entry.path, ignore_errors=True)
+                    os.close(file)
 
 
 class Outpost(ForkServer):
@@ -11612,7 +11608,6 @@ def settle_in() -> str | None:
 
 
 def start_record(job: Json, born: str | None) -> Json:
-    """Who this process is."""
     about = {"t": "start", "format": JOURNAL_FORMAT, "pid": os.getpid(), "started": born, "boot": job["boot"]}
     about |= {"session": os.getsid(0), "server": job["server"], "at": now(), "mono": monotonic()}
     return {**about, **job.get("place", {})}
@@ -11718,7 +11713,6 @@ def load_module(folder: str, entry: str) -> None:
 
 
 def load_pipelines(attempt: Attempt) -> Json:
-    """Loads a file and says which pipelines it has."""
     load_module(attempt.job["folder"], attempt.job["entry"])
     return attempt.returned([one.to_json() for one in PIPELINES], LINE_BYTES_MAX)
 
@@ -12878,7 +12872,6 @@ class Memos:
         self.travels = "place" in job  # whether what is kept must reach the home through the journal
 
     def find(self, key: str) -> bytes | None:
-        """What was kept under a key."""
         found = (read_bytes(os.path.join(folder, key)) for folder in self.folders)
         return next((data for data in found if data is not None), None)
 
@@ -14919,7 +14912,6 @@ class Journal:
         self.unsaid: Json | None = None  # the last word of progress, if it was not written yet
 
     def open(self) -> int:
-        """The journal's descriptor, for appending."""
         low = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
         descriptor: int = fcntl.fcntl(low, fcntl.F_DUPFD_CLOEXEC, JOURNAL_FD)
         os.close(low)
@@ -14961,7 +14953,6 @@ class Journal:
             self.waiting = unwritten(line, written)
 
     def flush(self) -> None:
-        """Writes what waits, as far as there is room."""
         self.waiting = unwritten(self.waiting, self.append(self.waiting))
 
     def append(self, data: bytes) -> int:
@@ -15000,7 +14991,6 @@ class Journal:
             self.report_dropped()
 
     def report_dropped(self) -> None:
-        """Writes how many lines were dropped since the last report."""
         if self.dropped:
             self.write({"t": "dropped", "lines": self.dropped})
         self.dropped, self.reported_at = 0, monotonic()
@@ -15234,8 +15224,10 @@ class Output(io.RawIOBase):
     def write(self, data: Any) -> int:
         """Takes bytes; what is not yet a line waits for its end."""
         thread = threading.get_ident()
-        *lines, rest = SECRETS.text(self.partial.pop(thread, b"") + bytes(data)).split(b"\n")
+        whole, newline, rest = (self.partial.pop(thread, b"") + bytes(data)).rpartition(b"\n")
+        lines = SECRETS.text(whole).split(b"\n") if newline else []  # a secret may have several lines
         if len(rest) > LOG_LINE_BYTES_MAX:
+            rest = SECRETS.text(rest)
             keep = len(rest) - SECRETS.longest  # what may be the beginning of a secret waits for its end
             lines, rest = [*lines, rest[:keep]], rest[keep:]
         for line in lines:
@@ -15433,7 +15425,6 @@ def hint_for(problem: BaseException) -> str | None:
 
 
 def path_hint(path: str) -> str:
-    """What to do about a file that is not there."""
     if os.path.isabs(path):
         return "is it on the machine where this ran?"
     return "relative paths begin in ctx.data_dir; files shipped with `tau deploy --include` are beside __file__"

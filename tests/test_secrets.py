@@ -242,3 +242,16 @@ def test_secrets_of_several_lines(ctx: Context, monkeypatch: pytest.MonkeyPatch)
     text = ctx.journal.read_text()
     assert not [line for line in key.splitlines() if line in text]
     assert os.environ["PEM"] == key
+
+
+def test_a_secret_of_several_short_lines_is_hidden_where_it_is_printed(tau: Tau) -> None:
+    path = tau.home / "secrets" / "SHORT_LINES"
+    path.parent.mkdir(mode=0o700, exist_ok=True)
+    path.touch(mode=0o600)
+    path.write_text("one line\ntwo lines\nthree\n")
+    run = tau.run_it(
+        "import os\ndef it(ctx):\n    key = ctx.secret('SHORT_LINES')\n    print('printed', key)\n"
+        "    os.write(1, b'native ' + key.encode() + b'\\n')"
+    )
+    assert sorted(run["trace"]["log_tail"]) == ["native ***", "printed ***"]
+    path.unlink()
