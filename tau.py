@@ -118,7 +118,7 @@ if TYPE_CHECKING:
         Sequence,
     )
     from types import CodeType, FrameType, TracebackType
-    from typing import Any, AnyStr, TypeVar
+    from typing import Any, AnyStr, ParamSpec, TypeVar
 
     import croniter  # type: ignore[import-untyped]
 
@@ -148,6 +148,7 @@ if TYPE_CHECKING:
     KeyName = str
     FilePath = str
     Function = TypeVar("Function", bound=Callable[..., Any])
+    Given = ParamSpec("Given")
     Answer = TypeVar("Answer")
 else:
     Protocol = object  # asyncio asks for the methods of a protocol, not for its class
@@ -12096,14 +12097,15 @@ def eager(work: Coroutine[Any, Any, Any]) -> Any:
     return Unfinished(work, context)
 
 
-def eagerly(method: Function) -> Function:
+def eagerly(method: Callable[Given, Coroutine[Any, Any, Any]]) -> Callable[Given, Any]:
     """Makes an async method one that works at once, and can be awaited too."""
 
-    def answer(self: PipelineContext, *arguments: Any, **options: Any) -> Any:
-        return eager(method(self, *arguments, **options))
+    def answer(*arguments: Given.args, **options: Given.kwargs) -> Any:
+        return eager(method(*arguments, **options))
 
-    answer.__doc__, answer.__wrapped__ = method.__doc__, method  # type: ignore[attr-defined]
-    return answer  # type: ignore[return-value]
+    answer.__name__, answer.__doc__ = method.__name__, method.__doc__
+    answer.__wrapped__ = method  # type: ignore[attr-defined]
+    return answer
 
 
 class Unfinished:
@@ -12471,7 +12473,7 @@ LOCAL_LIMITS = {"log_lines": LOGS_MAX, "log_bytes": 1 << 30, "result_bytes": 1 <
 
 def call_locally(chosen: Pipeline, job: Json, path: str) -> Json:
     """Calls a pipeline in this process; its document, from its journal at *path*."""
-    os.close(os.open(path, os.O_WRONLY | os.O_CREAT, 0o600))
+    replace_file(path, b"", durable=False)
     attempt = Attempt(job, Journal(path, LOCAL_LIMITS))
     context, began = PipelineContext(attempt), perf_counter()
     try:
@@ -12643,8 +12645,6 @@ def default_json(value: Any) -> Any:
 
 class ParamType:
     """A type that a param may have: its JSON Schema, and what makes a Python value of its JSON."""
-
-    __slots__ = ("convert", "schema")
 
     def __init__(self, schema: Json, convert: Callable[[Any], Any] | None = None) -> None:
         self.schema, self.convert = schema, convert or (lambda value: value)
@@ -13137,9 +13137,8 @@ class Registered(Place):
         """The function with what it takes of what there is; an option it does not take is a BadRequest."""
         signature = inspect.signature(self.function)
         names = signature.parameters
-        self.options = {
-            name: value for name, value in {"resource": None, **more}.items() if name in names
-        } | self.options
+        offered = {"resource": None, **more}
+        self.options = {name: offered[name] for name in names if name in offered} | self.options
         if not any(one.kind is one.VAR_KEYWORD for one in names.values()):
             self.fit(f"'{self.label}'", names, "takes no", f"it takes {', '.join(names) or 'nothing'}")
         try:
@@ -13364,11 +13363,7 @@ URL_CHARACTERS = "!#$%&'()*+,/:;=?@[]~"
 
 
 class Passing(Exception):
-    """A request failed in a way that may pass; `after` is when the server asks to be asked again (seconds)."""
-
-    def __init__(self, why: str, after: float | None = None) -> None:
-        super().__init__(why)
-        self.after = after
+    """A request failed in a way that may pass: why, and when the server asks to be asked again (seconds, or None)."""
 
 
 class Web(Place):
@@ -13477,10 +13472,9 @@ class Web(Place):
             try:
                 return self.fetch_once(url, page)
             except Passing as failure:
-                pause = failure.after
+                why, pause = f"GET {bare_url(url)}: {failure.args[0]}", failure.args[1]
                 if pause is None:
                     pause = self.asked["backoff"] * 2 ** (attempt - 1) * random.uniform(0.5, 1.0)
-                why = f"GET {bare_url(url)}: {failure}"
                 if attempt > self.asked["retries"]:
                     raise SourceError(f"{why} (tried {attempt} times)", "is the service well?") from None
                 if pause > WAIT_MAX_S:
@@ -13502,16 +13496,16 @@ class Web(Place):
         except urllib.error.HTTPError as problem:
             raise answer_error(problem, url) from None
         except (EOFError, zlib.error, http.client.IncompleteRead) as problem:
-            raise Passing(f"the body is cut short: {problem}") from None
+            raise Passing(f"the body is cut short: {problem}", None) from None
         except OSError as problem:  # URLError, time-outs, resets
             reason = getattr(problem, "reason", problem)
             if "CERTIFICATE" in str(reason):  # that will not pass
                 raise SourceError(f"GET {bare_url(url)}: {reason}", "is it the right host?") from None
-            raise Passing(str(reason) or type(problem).__name__) from None
+            raise Passing(str(reason) or type(problem).__name__, None) from None
         except (http.client.InvalidURL, ValueError) as problem:
             raise SourceError(f"cannot ask {bare_url(url)}: {problem}", "check the URL and the headers") from None
         except http.client.HTTPException as problem:
-            raise Passing(repr(problem)) from None
+            raise Passing(repr(problem), None) from None
 
     def download(self, answer: Any, page: Any) -> None:
         """The body, unpacked, into the file; EOFError if it is shorter than its headers say."""
@@ -14507,10 +14501,6 @@ TRUTHS = dict.fromkeys(("true", "t", "yes", "y", "1", "on"), True)
 TRUTHS |= dict.fromkeys(("false", "f", "no", "n", "0", "off"), False)
 
 
-def truth(text: str) -> bool:
-    return TRUTHS[text.strip().lower()]
-
-
 def whole(text: str) -> int:
     """A whole number; not 1_000, which Python would take for one."""
     if "_" in text:
@@ -14596,7 +14586,7 @@ KINDS_OF_VALUE = (
     ),
     ValueKind(
         *("boolean", "builtins.bool bool_", {"type": "boolean"}, "BOOLEAN", "Boolean"),
-        parse=truth,
+        parse=lambda text: TRUTHS[text.strip().lower()],
         pattern=r"(?i:true|false)",
         csv=lambda value: "true" if value else "false",
         sqlite=int,

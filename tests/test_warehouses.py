@@ -391,6 +391,7 @@ def test_two_runs_load_into_one_new_file_at_once(tau: Tau) -> None:
         done = [wire.receive()["result"] for _ in range(8)]
     assert sorted(run["status"] for run in done) == ["failed"] * 4 + ["success"] * 4
     path = tau.home / "data" / "it" / "together.db"
+    assert path.stat().st_mode & 0o777 == 0o600
     with sqlite3.connect(path) as db:
         assert db.execute("SELECT count(*), count(DISTINCT id / 1000) FROM t").fetchone() == (4000, 4)
     db.close()
