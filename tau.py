@@ -4644,7 +4644,7 @@ def obey(words: list[str], manager: ServiceManager) -> None:
     settings = read_settings(options, config)
     if options["restore"]:
         announce(restore(home, settings, options["restore"], options["replace"]), options["json"])
-    elif options["detach"]:
+    elif options["detach"] and not options["detached"]:
         announce(detach(home, words), options["json"])
     else:
         if options["detached"]:
@@ -4696,8 +4696,7 @@ def detach(home: str, words: list[str]) -> Json:
     log, null = os.open(log_path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600), os.open(os.devnull, os.O_RDWR)
     answer, child_end = os.pipe()
     said_before = os.fstat(log).st_size
-    words = [word for word in words if word != "--detach"] + ["--detached", "--json"]
-    pid = start_python("taud", words, {0: null, 1: child_end, 2: log}, dict(os.environ))
+    pid = start_python("taud", [*words, "--detached", "--json"], {0: null, 1: child_end, 2: log}, dict(os.environ))
     os.close(null)
     os.close(child_end)
     with open(answer, "rb") as ready, open(log, "rb") as file:
@@ -4974,17 +4973,15 @@ TLS_SETTINGS = ("tls_cert", "tls_key", "tls_client_ca")
 
 def set_up_log(level: str) -> None:
     """The log goes to stderr: with times or, where that is the journal, which has its own, with priorities."""
-    if not stderr_is_journal():
-        logging.basicConfig(level=level.upper(), format="%(asctime)s %(levelname)s %(message)s")
-        return
-    logging.basicConfig(level=level.upper())
+    logging.basicConfig(level=level.upper(), format="%(asctime)s %(levelname)s %(message)s")
     plain_text = logging.Formatter()
 
     def each_line(record: logging.LogRecord) -> str:
         priority = PRIORITIES.get(record.levelname, PRIORITIES["INFO"])
         return "\n".join(f"<{priority}>{line}" for line in plain_text.format(record).splitlines())
 
-    logging.getLogger().handlers[0].format = each_line  # type: ignore[method-assign]
+    if stderr_is_journal():
+        logging.getLogger().handlers[0].format = each_line  # type: ignore[method-assign]
 
 
 # --- 16. Listeners -----------------------------------------------------------------------
@@ -5586,10 +5583,9 @@ class Connection(Protocol):
 
     def admit(self, caller: Caller) -> None:
         """The peer is a stranger no more; Unavailable if there are too many like it."""
-        self.daemon.listeners.strangers.pop(self, None)
-        if len(self.daemon.connections) - len(self.daemon.listeners.strangers) > self.daemon.listeners.most(
-            CONNECTIONS_MAX
-        ):
+        listeners = self.daemon.listeners
+        listeners.strangers.pop(self, None)
+        if len(self.daemon.connections) - len(listeners.strangers) > listeners.most(CONNECTIONS_MAX):
             raise Unavailable("too many connections", "close some, or try again later")
         if self.caller is None and self.remote:
             keep_alive(self.transport.get_extra_info("socket"))
@@ -5853,14 +5849,13 @@ class Exchange:
 
     async def authenticate(self, head: Head) -> None:
         """The request has a right key; 401 if it has not."""
-        scheme, _, given = head.get("Authorization").partition(" ")
+        scheme, _, given = head.get("authorization").partition(" ")
         key = given.strip() if scheme.lower() == "bearer" else None
         try:
             self.peer.admit(await self.peer.daemon.keys.admit(key, self.peer.remote))
-        except Forbidden as problem:
-            raise Unreadable(401, problem, "WWW-Authenticate: Bearer") from None
-        except Unavailable as problem:
-            raise Unreadable(503, problem) from None
+        except (Forbidden, Unavailable) as problem:
+            status = 401 if isinstance(problem, Forbidden) else 503
+            raise Unreadable(status, problem, "WWW-Authenticate: Bearer") from None
 
     async def call(self, head: Head) -> None:
         """Answers a JSON-RPC document: at once as a whole, or in pieces if there are events or it takes long."""
@@ -5933,11 +5928,12 @@ class Exchange:
 
 
 TOKEN = rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
+HEADERS_MAX = 100
 #: Headers that no request may have: status, and why.
 REFUSED_HEADERS = {
-    "Origin": (403, "requests of web pages are not answered: there is no CORS here"),
-    "Transfer-Encoding": (411, "a body must come whole, with its Content-Length"),
-    "Content-Encoding": (415, "the body must not be compressed"),
+    "origin": (403, "requests of web pages are not answered: there is no CORS here"),
+    "transfer-encoding": (411, "a body must come whole, with its Content-Length"),
+    "content-encoding": (415, "the body must not be compressed"),
 }
 
 
@@ -5945,42 +5941,38 @@ class Head:
     """The head of an HTTP request; Unreadable for one that two readers could read differently."""
 
     def __init__(self, block: bytes) -> None:
-        first, _, rest = block.partition(b"\r\n")
+        first, *lines = block.split(b"\r\n")
         request = re.fullmatch(rb"(%b) (/[!-~]*) HTTP/1\.([01])" % TOKEN, first)
         if request is None:
             raise Unreadable(400, "this is neither JSON nor HTTP/1.1")
-        # The library is lenient where others are not: lines that are continued, odd names, bare carriage returns.
-        if rest and not all(re.fullmatch(TOKEN + rb":[\t -~\x80-\xff]*", line) for line in rest.split(b"\r\n")):
-            raise Unreadable(400, "a header is malformed")
-        try:
-            self.headers = http.client.parse_headers(io.BytesIO(rest + b"\r\n\r\n"))
-        except http.client.HTTPException:
-            raise Unreadable(431, "too many headers") from None
+        if len(lines) > HEADERS_MAX:
+            raise Unreadable(431, "too many headers")
+        self.headers: dict[str, list[str]] = {}  # by name in small letters
+        for line in lines:
+            found = re.fullmatch(rb"(%b):[\t ]*([\t -~\x80-\xff]*?)[\t ]*" % TOKEN, line)
+            if found is None:
+                raise Unreadable(400, "a header is malformed")
+            self.headers.setdefault(found[1].decode("ascii").lower(), []).append(found[2].decode("latin-1"))
         self.method, path, minor = (part.decode("ascii") for part in request.groups())
         self.path, self.old = path.partition("?")[0], minor == "0"
-        self.keep = not self.old and "close" not in self.get("Connection").lower()
-        self.length = self.body_length()
-        self.expects = "" if self.old else self.get("Expect")
+        self.keep = not self.old and "close" not in self.get("connection").lower()
+        self.expects = "" if self.old else self.get("expect")
+        self.length = 0  # of the body
 
-    def get(self, name: str) -> str:
-        return str(self.headers[name] or "")
-
-    def body_length(self) -> int:
-        lengths = self.headers.get_all("Content-Length", [])
-        if len(lengths) + len(self.headers.get_all("Transfer-Encoding", [])) > 1:
-            raise Unreadable(400, "the length of the body is told twice")
-        text = lengths[0] if lengths else "0"
-        if not re.fullmatch("[0-9]{1,12}", text):
-            raise Unreadable(400, "Content-Length is not a number")
-        return int(text)
+    def get(self, name: str, missing: str = "") -> str:
+        return self.headers.get(name, [missing])[0]
 
     def check(self) -> None:
-        """Unreadable for a request that is not for us."""
-        if len(self.headers.get_all("Host", [])) != 1 and not self.old:
+        """Unreadable for headers that are not for us; the length of the body is known then."""
+        if len([*self.headers.get("content-length", ()), *self.headers.get("transfer-encoding", ())]) > 1:
+            raise Unreadable(400, "the length of the body is told twice")
+        if not re.fullmatch("[0-9]{1,12}", length := self.get("content-length", "0")):
+            raise Unreadable(400, "Content-Length is not a number")
+        if len(self.headers.get("host", ())) != 1 and not self.old:
             raise Unreadable(400, "one Host header is wanted")
-        for name, (status, reason) in REFUSED_HEADERS.items():
-            if self.headers[name] is not None:
-                raise Unreadable(status, reason)
+        for name in REFUSED_HEADERS.keys() & self.headers.keys():
+            raise Unreadable(*REFUSED_HEADERS[name])
+        self.length = int(length)
         if self.length > LINE_BYTES_MAX:
             raise Unreadable(413, f"a request may have {LINE_BYTES_MAX:,} bytes")
         if self.expects.lower() not in ("", "100-continue"):
