@@ -4779,7 +4779,8 @@ class Daemon:
         self, home: str, config: str | None, settings: Json, options: Json, manager: ServiceManager
     ) -> None:  # fmt: skip
         self.home, self.config, self.settings = home, config, settings
-        self.options = options  # of the command line: they hold over a file that is read again
+        # Of the command line: they hold over a file that is read again.  *unscheduled*: nothing runs by itself.
+        self.options = options
         self.manager = manager
         self.store = Store(home, settings)
         self.feed = Feed(self.store)
@@ -4795,7 +4796,6 @@ class Daemon:
         self.started = time.time()
         self.warnings: dict[str, str] = {}  # what they are about, and what `status` says
         self.copying = asyncio.Lock()  # held while a backup is written
-        self.unscheduled = bool(options["unscheduled"])  # whether nothing that is deployed here runs by itself
         self.retention = Retention(home, settings, self.store, self.executor.used)
         self.winding_up = Tasks()  # waiting for live runs before the end
         self.ended = asyncio.Event()  # serve() may return
@@ -5037,15 +5037,14 @@ class Listeners:
             for one in bind_tcp(settings["host"], settings["port"] or 8400):
                 self.bound.append(one)
         self.bound.sort(key=is_network)
-        self.demand_key([one.getsockname()[0] for one in self.bound if is_network(one)])
         self.addresses = [f"unix://{path}" for path in self.paths]
         self.addresses += [self.address(one) for one in self.bound[len(self.paths) :]]
+        if network := [one for one in self.bound if is_network(one)]:
+            self.demand_key([socket_name(one) for one in network if not is_loopback(socket_name(one))])
 
-    def demand_key(self, hosts: list[str]) -> None:
-        """These addresses may be listened on: there is a key for whoever comes; Forbidden if there is none."""
-        public = [host for host in hosts if not is_loopback(host)]
-        if hosts:
-            self.daemon.keys.open_door(bool(public))
+    def demand_key(self, public: list[str]) -> None:
+        """The network may be listened to; Forbidden if there are *public* addresses and no key for who comes there."""
+        self.daemon.keys.open_door(bool(public))
         if public and not self.daemon.keys.holders:
             hint = (
                 "`tau key create NAME` makes one, [auth] api_key is one; or listen on 127.0.0.1, behind an SSH tunnel"
@@ -5293,13 +5292,11 @@ def inherited_socket(number: int, name: str) -> socket.socket:
         found = socket.socket(fileno=number)
     except OSError as problem:
         raise BadRequest(f"{title} is not a socket: {problem.strerror}", LISTEN_HINT) from None
-    if found.family not in (socket.AF_UNIX, socket.AF_INET, socket.AF_INET6):
-        wrong = "is neither a Unix nor an internet socket"
-    elif found.type != socket.SOCK_STREAM or not found.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
-        wrong = "does not listen for streams"
-    else:
+    known = found.family in (socket.AF_UNIX, socket.AF_INET, socket.AF_INET6)
+    if known and found.type == socket.SOCK_STREAM and found.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
         return found
     found.close()
+    wrong = "does not listen for streams" if known else "is neither a Unix nor an internet socket"
     raise BadRequest(f"{title} {wrong}", LISTEN_HINT)
 
 
@@ -6037,7 +6034,7 @@ async def deploy(
     try:
         built = await deployment.prepare()
         found = await deployment.load(call.caller, name)
-        if daemon.unscheduled:
+        if daemon.options["unscheduled"]:
             found = [one | {"schedule": None, "every": None, "after": []} for one in found]
         if schedule is not None and len(found) > 1:
             raise BadRequest("there are several pipelines: which one is scheduled?", "add --name NAME")
@@ -6077,7 +6074,7 @@ async def check(call: Call, files: list[Json], *, include: list[Json] | None = N
         scanned = await deployment.scan()
         found = await deployment.load(call.caller)
         answer["pipelines"] = [await preview_pipeline(daemon, one) for one in found]
-        if not daemon.unscheduled:
+        if not daemon.options["unscheduled"]:
             await daemon.store.write(daemon.agenda.check, found)
         answer["ok"] = True
     except (BadRequest, LoadFailed, NotFound, Forbidden) as problem:
@@ -7173,10 +7170,10 @@ class Caller:
 
     def check_time(self) -> None:
         """Forbidden once the key has expired, or is a key no more."""
-        if self.revoked:
-            raise Forbidden(f"the key '{self.name}' opens nothing any more", "tau key create NAME makes another")
-        if self.expires_at is not None and rfc3339(time.time()) >= self.expires_at:
-            raise Forbidden(f"the key '{self.name}' expired at {self.expires_at}", "tau key create NAME makes another")
+        is_over = self.expires_at is not None and rfc3339(time.time()) >= self.expires_at
+        if self.revoked or is_over:
+            why = f"expired at {self.expires_at}" if is_over else "opens nothing any more"
+            raise Forbidden(f"the key '{self.name}' {why}", "tau key create NAME makes another")
 
     def sees(self, pipeline: str) -> bool:
         return not self.patterns or any(fnmatch.fnmatchcase(pipeline, pattern) for pattern in self.patterns)
