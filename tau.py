@@ -5628,11 +5628,11 @@ class Connection(Protocol):
     async def reply(self, message: Any, crowded: bool = False) -> Json | None:
         """The response to one request, *crowded* out if need be; every error has become a document here."""
         request = message if isinstance(message, dict) else {}
-        problem, began = None, time.perf_counter()
+        problem, number, began = None, request.get("id"), time.perf_counter()
         try:
             if crowded and "id" in request:
                 raise InvalidRequest("the answers of the batch are too long", "send fewer requests at once")
-            result = await self.perform(message)
+            answer = response(number, await self.perform(request))
         except TauError as refused:
             problem = refused
         except asyncio.CancelledError:
@@ -5642,19 +5642,19 @@ class Connection(Protocol):
         except Exception as bug:
             logging.getLogger("tau").exception("while answering %.1000s", message)
             problem = Internal(f"{type(bug).__name__}: {bug}", "the daemon's log has the traceback")
-        method, number = request.get("method"), request.get("id")
+        method = request.get("method")
         known = isinstance(method, str) and (problem is None or method in OPERATIONS)
         code, seconds = problem.code if problem else "", time.perf_counter() - began
         self.daemon.store.metrics.request(str(method) if known else "other", seconds, code)
         if "id" not in request and not isinstance(problem, InvalidRequest):
             return None
-        if problem is None:
-            return response(number, result)
-        return refusal(number if isinstance(number, (str, int, float)) else None, problem)
+        if problem is not None:
+            answer = refusal(number if isinstance(number, (str, int, float)) else None, problem)
+        return answer
 
-    async def perform(self, message: Any) -> Json:
+    async def perform(self, message: Json) -> Json:
         """Checks the shape of a request and who sends it, and calls its operation."""
-        if not isinstance(message, dict) or not isinstance(message.get("method"), str):
+        if not isinstance(message.get("method"), str):
             raise InvalidRequest("not a request", '{"id": 1, "method": "status", "params": {}}')
         if message.get("jsonrpc", "2.0") != "2.0":
             raise InvalidRequest('jsonrpc must be "2.0"', "leave it out, or send 2.0")
@@ -5790,13 +5790,20 @@ class Lines:
 HTTP_HINT = "POST /rpc with a JSON-RPC document; GET /healthz, /readyz, /metrics"
 
 
-class Unreadable(Exception):
-    """A request that is answered by a status of HTTP alone; the connection ends with it."""
+#: Code of an error → the status that it is told with, and a header; of others it is 400.
+STATUSES: dict[str, tuple[Any, ...]] = {
+    "forbidden": (401, "WWW-Authenticate: Bearer"),
+    "not_found": (404,),
+    "unavailable": (503,),
+}
 
-    def __init__(self, status: int, problem: TauError | str, *headers: str) -> None:
-        super().__init__(status)
-        self.status, self.headers = status, headers
-        self.problem = BadRequest(problem, HTTP_HINT) if isinstance(problem, str) else problem
+
+class Unreadable(BadRequest):
+    """A request for which HTTP has a status of its own, and maybe a header."""
+
+    def __init__(self, message: str, *status: Any) -> None:
+        super().__init__(message, HTTP_HINT)
+        self.status = status
 
 
 class Exchange:
@@ -5815,9 +5822,10 @@ class Exchange:
                 await self.exchange()
                 await asyncio.sleep(0)  # the next request may be here already, which is read without a wait
                 await self.peer.writable.wait()
-        except Unreadable as refused:
+        except TauError as problem:
             self.peer.last = True
-            self.respond(refused.status, "application/json", encode(refusal(None, refused.problem)), *refused.headers)
+            status = problem.status if isinstance(problem, Unreadable) else STATUSES.get(problem.code, (400,))
+            self.respond(encode(refusal(None, problem)), "application/json", *status)
             await self.peer.linger()
 
     async def exchange(self) -> None:
@@ -5827,7 +5835,7 @@ class Exchange:
             async with asyncio.timeout(IDLE_S if peer.caller else HELLO_S):
                 block = await peer.read_until(b"\r\n\r\n", HEAD_BYTES_MAX)
         except InvalidRequest:
-            raise Unreadable(431, "the head of the request is too long") from None
+            raise Unreadable("the head of the request is too long", 431) from None
         self.head = head = Head(block.removeprefix(b"\r\n"))
         head.check()
         is_open, kind, write = PAGES.get(head.path, (False, "", None))
@@ -5837,34 +5845,27 @@ class Exchange:
         if write is not None:
             head.demand("GET", "HEAD")
             status, text = write(peer.daemon)
-            self.respond(status, kind, text.encode("utf-8"))
+            self.respond(text.encode("utf-8"), kind, status)
         elif head.path == "/rpc":
             head.demand("POST")
             await self.call(head)
         else:
-            raise Unreadable(404, NotFound(f"no page {head.path[:WORD_MAX]}", HTTP_HINT))
+            raise NotFound(f"no page {head.path[:WORD_MAX]}", HTTP_HINT)
 
     async def authenticate(self, head: Head) -> None:
-        """The request has a right key; 401 if it has not."""
+        """Forbidden unless the request has a right key."""
         scheme, _, given = head.get("authorization").partition(" ")
         key = given.strip() if scheme.lower() == "bearer" else None
-        try:
-            self.peer.admit(await self.peer.daemon.keys.admit(key, self.peer.remote))
-        except (Forbidden, Unavailable) as problem:
-            status = 401 if isinstance(problem, Forbidden) else 503
-            raise Unreadable(status, problem, "WWW-Authenticate: Bearer") from None
+        self.peer.admit(await self.peer.daemon.keys.admit(key, self.peer.remote))
 
     async def call(self, head: Head) -> None:
         """Answers a JSON-RPC document: at once as a whole, or in pieces if there are events or it takes long."""
         if head.expects:
             self.peer.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-        try:
-            async with asyncio.timeout(PATIENCE_S):
-                while len(self.peer.buffer) < head.length:
-                    await self.peer.listen()
-            message = decode(self.peer.take(head.length))
-        except BadRequest as problem:
-            raise Unreadable(400, problem) from None
+        async with asyncio.timeout(PATIENCE_S):
+            while len(self.peer.buffer) < head.length:
+                await self.peer.listen()
+        message = decode(self.peer.take(head.length))
         self.beat(begun=True)
         try:
             answer = await self.peer.answer(message)
@@ -5877,7 +5878,7 @@ class Exchange:
         elif answer is None:
             self.write_head(204)
         else:
-            self.respond(200, "application/json", encode(answer))
+            self.respond(encode(answer), "application/json", 200)
 
     def rest(self) -> None:
         """There is only one request at a time: that it only waits changes nothing."""
@@ -5905,7 +5906,7 @@ class Exchange:
             self.send_piece(b"\n")
         self.pulse = asyncio.get_running_loop().call_later(PULSE_S, self.beat)
 
-    def respond(self, status: int, kind: str, body: bytes, *headers: str) -> None:
+    def respond(self, body: bytes, kind: str, status: int, *headers: str) -> None:
         self.write_head(status, f"Content-Type: {kind}", f"Content-Length: {len(body)}", *headers)
         if self.head is None or self.head.method != "HEAD":
             self.peer.transport.write(body)
@@ -5926,29 +5927,29 @@ class Exchange:
 
 TOKEN = rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
 HEADERS_MAX = 100
-#: Headers that no request may have: status, and why.
+#: Headers that no request may have: why, and the status.
 REFUSED_HEADERS = {
-    "origin": (403, "requests of web pages are not answered: there is no CORS here"),
-    "transfer-encoding": (411, "a body must come whole, with its Content-Length"),
-    "content-encoding": (415, "the body must not be compressed"),
+    "origin": ("requests of web pages are not answered: there is no CORS here", 403),
+    "transfer-encoding": ("a body must come whole, with its Content-Length", 411),
+    "content-encoding": ("the body must not be compressed", 415),
 }
 
 
 class Head:
-    """The head of an HTTP request; Unreadable for one that two readers could read differently."""
+    """The head of an HTTP request; BadRequest for one that two readers could read differently."""
 
     def __init__(self, block: bytes) -> None:
         first, *lines = block.split(b"\r\n")
         request = re.fullmatch(rb"(%b) (/[!-~]*) HTTP/1\.([01])" % TOKEN, first)
         if request is None:
-            raise Unreadable(400, "this is neither JSON nor HTTP/1.1")
+            raise BadRequest("this is neither JSON nor HTTP/1.1", HTTP_HINT)
         if len(lines) > HEADERS_MAX:
-            raise Unreadable(431, "too many headers")
+            raise Unreadable("too many headers", 431)
         self.headers: dict[str, list[str]] = {}  # by name in small letters
         for line in lines:
             found = re.fullmatch(rb"(%b):[\t ]*([\t -~\x80-\xff]*?)[\t ]*" % TOKEN, line)
             if found is None:
-                raise Unreadable(400, "a header is malformed")
+                raise BadRequest("a header is malformed", HTTP_HINT)
             self.headers.setdefault(found[1].decode("ascii").lower(), []).append(found[2].decode("latin-1"))
         self.method, path, minor = (part.decode("ascii") for part in request.groups())
         self.path, self.old = path.partition("?")[0], minor == "0"
@@ -5960,27 +5961,27 @@ class Head:
         return self.headers.get(name, [missing])[0]
 
     def check(self) -> None:
-        """Unreadable for headers that are not for us; the length of the body is known then."""
+        """BadRequest for headers that are not for us; the length of the body is known then."""
         if len([*self.headers.get("content-length", ()), *self.headers.get("transfer-encoding", ())]) > 1:
-            raise Unreadable(400, "the length of the body is told twice")
+            raise BadRequest("the length of the body is told twice", HTTP_HINT)
         if not re.fullmatch("[0-9]{1,12}", length := self.get("content-length", "0")):
-            raise Unreadable(400, "Content-Length is not a number")
+            raise BadRequest("Content-Length is not a number", HTTP_HINT)
         if len(self.headers.get("host", ())) != 1 and not self.old:
-            raise Unreadable(400, "one Host header is wanted")
+            raise BadRequest("one Host header is wanted", HTTP_HINT)
         for name in REFUSED_HEADERS.keys() & self.headers.keys():
             raise Unreadable(*REFUSED_HEADERS[name])
         self.length = int(length)
         if self.length > LINE_BYTES_MAX:
-            raise Unreadable(413, f"a request may have {LINE_BYTES_MAX:,} bytes")
+            raise Unreadable(f"a request may have {LINE_BYTES_MAX:,} bytes", 413)
         if self.expects.lower() not in ("", "100-continue"):
-            raise Unreadable(417, "only 100-continue can be expected")
+            raise Unreadable("only 100-continue can be expected", 417)
 
     def demand(self, *methods: str) -> None:
-        """Unreadable for another method, or a body that is not read."""
+        """BadRequest for another method, or a body that is not read."""
         if self.method not in methods:
-            raise Unreadable(405, f"{self.path} takes {methods[0]}", f"Allow: {', '.join(methods)}")
+            raise Unreadable(f"{self.path} takes {methods[0]}", 405, f"Allow: {', '.join(methods)}")
         if self.length and methods[0] == "GET":
-            raise Unreadable(400, f"{self.path} is read without a body")
+            raise BadRequest(f"{self.path} is read without a body", HTTP_HINT)
 
 
 def readiness(daemon: Daemon) -> tuple[int, str]:

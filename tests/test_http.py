@@ -183,6 +183,7 @@ def test_metrics_count_what_happens(web: Tau) -> None:
     assert after["process_resident_memory_bytes"] > 1 << 20
     web("schedule", "it", "* * * * * *")
     eventually(lambda: metrics(web)["tau_schedule_lateness_seconds_count"] >= 1)
+    web("schedule", "it", "--clear")
     web("undeploy", "it")
     ask(web, {"id": 1, "method": "no" * 500})
     assert not [name for name in metrics(web) if "nono" in name]
