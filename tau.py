@@ -66,6 +66,7 @@ if TYPE_CHECKING:
     import fcntl
     import fnmatch
     import functools
+    import glob
     import graphlib
     import grp
     import gzip
@@ -169,7 +170,7 @@ else:
 
     for name in (
         *("argparse", "ast", "asyncio", "base64", "bisect", "collections", "contextlib", "croniter", "csv", "ctypes"),
-        *("datetime", "decimal", "difflib", "email.utils", "fcntl", "fnmatch", "functools", "graphlib", "grp"),
+        *("datetime", "decimal", "difflib", "email.utils", "fcntl", "fnmatch", "functools", "glob", "graphlib", "grp"),
         *("gzip", "hashlib", "hmac", "http.client", "importlib.util", "inspect", "linecache", "logging", "operator"),
         *("pickle", "pwd", "queue", "random", "re", "resource", "select", "shlex", "shutil", "signal", "sqlite3"),
         *("ssl", "struct", "subprocess", "tarfile", "tempfile", "textwrap", "threading", "tomllib", "traceback"),
@@ -693,14 +694,7 @@ class Sql:
 
     def rows(self, question: str, *values: Any, **named: Any) -> list[Json]:
         """The rows that answer a question."""
-        found = self.db.execute(question, named or values)
-        names = [name for name, *_ in found.description]
-        documents = [dict(zip(names, row, strict=True)) for row in found]
-        for key in JSON_COLUMNS.intersection(names):
-            for document in documents:
-                if document[key] is not None:
-                    document[key] = json.loads(document[key])
-        return documents
+        return [to_document(row) for row in self.db.execute(question, named or values)]
 
     def row(self, question: str, *values: Any, **named: Any) -> Json | None:
         """The first of them, if there is any."""
@@ -9009,8 +9003,18 @@ FREE_PAGES = 4096
 AGES: tuple[tuple[tuple[str, ...], str], ...] = (("success", "cancelled"), "run_s"), (FAILURES, "failed_s")
 #: What goes when the database is too large, one after the other until it is not: of what age, and at least.
 FORCED = (("logs", YOUNG_S), ("runs", YOUNG_S), ("logs", 3600.0), ("runs", 3600.0))
-#: What goes by its age: its table and key, and which rows; the bounds are those of age_bounds().
-AGED = {
+COUNTED = ("runs", "log_lines", "events", "versions")
+#: The runs `r` of `main.runs` that may go: not the last of a pipeline, nor its last success, nor what is referred to.
+GOING = (
+    "r.finished_at < :young_at"
+    " AND r.run_id <> (SELECT max(run_id) FROM main.runs l WHERE l.pipeline = r.pipeline) AND r.run_id IS NOT"
+    " (SELECT max(run_id) FROM main.runs l WHERE l.pipeline = r.pipeline AND l.status = 'success')"
+    " AND NOT EXISTS (SELECT 1 FROM states s WHERE s.pipeline = r.pipeline AND s.run_id = r.run_id)"
+    " AND NOT EXISTS (SELECT 1 FROM chains c WHERE c.comes_after = r.pipeline AND c.run_id = r.run_id)"
+)
+NEXT_RUNS = f"r.run_id > :after AND r.run_id < :run_id AND {GOING}"
+#: What goes: its table, its key, and which rows.
+PRUNED = {
     "log_lines": (
         *("logs", "run_id, attempt, n"),
         "run_id < :log_id AND EXISTS (SELECT 1 FROM runs r WHERE r.run_id = logs.run_id"
@@ -9023,6 +9027,9 @@ AGED = {
         " AND p.version = versions.version) AND NOT EXISTS (SELECT 1 FROM runs r WHERE r.pipeline = versions.pipeline"
         " AND r.version = versions.version)",
     ),
+    "runs": ("main.runs r", "r.run_id", f"{NEXT_RUNS} AND r.pipeline = :pipeline AND r.status = :status"),
+    # The + keeps SQLite from an index in which the oldest do not come first.
+    "oldest runs": ("main.runs r", "r.run_id", f"{NEXT_RUNS} AND +r.status IN {FINAL}"),
 }
 #: What goes with its run: the same.  The last number of the ledger stays taken.
 OF_RUNS = "run_id IN (SELECT value FROM json_each(:run_ids))"
@@ -9032,18 +9039,6 @@ OWNED = {
     "observations": ("observations", "run_id, attempt, n", OF_RUNS),
     "events": ("events", "seq", f"{OF_RUNS} AND seq < (SELECT max(seq) FROM events)"),
 }
-#: The runs `r` of `main.runs` that may go: not the last of a pipeline, nor its last success, nor what is referred to.
-GOING = (
-    "r.finished_at < :young_at"
-    " AND r.run_id <> (SELECT max(run_id) FROM main.runs l WHERE l.pipeline = r.pipeline) AND r.run_id IS NOT"
-    " (SELECT max(run_id) FROM main.runs l WHERE l.pipeline = r.pipeline AND l.status = 'success')"
-    " AND NOT EXISTS (SELECT 1 FROM states s WHERE s.pipeline = r.pipeline AND s.run_id = r.run_id)"
-    " AND NOT EXISTS (SELECT 1 FROM chains c WHERE c.comes_after = r.pipeline AND c.run_id = r.run_id)"
-)
-NEXT_RUNS = f"FROM main.runs r WHERE r.run_id > :after AND r.run_id < :run_id AND {GOING}"
-OF_PIPELINE = f"{NEXT_RUNS} AND r.pipeline = :pipeline AND r.status = :status"
-#: The + keeps SQLite from an index in which the oldest do not come first.
-OF_ALL = f"{NEXT_RUNS} AND +r.status IN {FINAL}"
 #: What is asked of a store in which the runs that go are gone already; `going` are those.
 FORESEEN = f"""
     WITH going AS MATERIALIZED (
@@ -9088,7 +9083,6 @@ class Retention:
     def __init__(self, home: str, settings: Json, store: Store, live: Callable[[], int]) -> None:
         self.home, self.settings, self.store, self.live = home, settings, store, live
         self.deploying = 0  # how many deployments may want what no version names yet
-        self.removal = Removal(store)
         self.lock = asyncio.Lock()  # one at a time
         self.counts: dict[str, int] = {}  # what it has removed
         self.pipelines: dict[str, int] = {}  # pipeline → how many runs
@@ -9109,14 +9103,13 @@ class Retention:
         """Removes what the terms do not keep; what that was.  *thorough*: the file gets as small as it can."""
         ask, bounds = self.store.ask, age_bounds(terms, now)
         async with self.lock:
-            self.counts, self.pipelines = dict.fromkeys(("runs", *AGED), 0), {}
-            before = ask.file_bytes()
+            self.counts, self.pipelines, before = dict.fromkeys(COUNTED, 0), {}, ask.file_bytes()
             await self.remove("log_lines", bounds)
             for name in ask.known_names():
                 await asyncio.sleep(0)  # some questions for each: others go first
                 for pipeline, status, run_id in run_bounds(ask, name, terms, now):
                     about = {"pipeline": pipeline, "status": status, "run_id": run_id}
-                    await self.remove_runs(OF_PIPELINE, bounds | about)
+                    await self.remove("runs", bounds | about)
             await self.remove("events", bounds)
             needed = self.needed()
             await self.remove("versions", bounds)
@@ -9138,27 +9131,19 @@ class Retention:
         await asyncio.sleep((time.monotonic() - began) * rest)
         return answer
 
-    async def remove(self, what: str, bounds: Json, limit: Callable[[], bool] = lambda: True) -> None:
-        """Rows go that are older than their bound, as long as the limit wants it."""
-        table, _, where = AGED[what]
+    async def remove(self, what: str, bounds: Json, most: int = -1) -> None:
+        """What is beyond its bounds goes, oldest first, as long as the database is larger than *most*."""
+        table, _, where = PRUNED[what]
         some = f"SELECT 1 FROM {table} WHERE {where} LIMIT 1"
-        while limit() and self.store.ask.value(some, **bounds):
-            count = await self.batch(self.removal.aged, what, bounds)
-            self.counts[what] += count
-            if not count:
-                return
-
-    async def remove_runs(self, going: str, bounds: Json, limit: Callable[[], bool] = lambda: True) -> None:
-        """Runs go, oldest first, as long as the limit wants it."""
         after: str | None = ""
-        some = f"SELECT 1 {going} LIMIT 1"
-        while after is not None and limit() and self.store.ask.value(some, **bounds, after=after):
-            counts, pipelines, after = await self.batch(self.removal.runs, going, bounds, after)
-            for name in pipelines:
+        while after is not None and self.store.ask.used_bytes() > most:
+            if not self.store.ask.value(some, **bounds, after=after):
+                return
+            removal = await self.batch(Removal(self.store).some, what, bounds, after)
+            after = removal.after
+            for name in removal.pipelines:
                 self.pipelines[name] = self.pipelines.get(name, 0) + 1
-            self.counts["runs"] += len(pipelines)
-            self.counts["log_lines"] += counts["log_lines"]
-            self.counts["events"] += counts["events"]
+            self.counts = {name: count + removal.counts[name] for name, count in self.counts.items()}
 
     def needed(self) -> dict[str, set[str]]:
         """The directories that some version needs, by where they are."""
@@ -9188,81 +9173,71 @@ class Retention:
 
     async def force(self, most: int, now: float) -> list[str]:
         """The database is not larger than it may be, whatever else has to go for that; what had to."""
-
-        def too_large() -> bool:
-            return self.store.ask.used_bytes() > most
-
         forced: list[str] = []
         for what, age in FORCED:
-            used, count = self.store.ask.used_bytes(), sum(self.counts.values())
-            if what == "logs":
-                await self.remove("log_lines", {"log_id": id_at(now - age)}, too_large)
-            else:
-                bounds = {"run_id": id_at(now - age), "young_at": rfc3339(now - age)}
-                await self.remove_runs(OF_ALL, bounds, too_large)
-            if sum(self.counts.values()) > count:
+            used, counts, bound = self.store.ask.used_bytes(), self.counts, id_at(now - age)
+            bounds = {"log_id": bound, "run_id": bound, "young_at": rfc3339(now - age)}
+            await self.remove({"logs": "log_lines", "runs": "oldest runs"}[what], bounds, most)
+            if self.counts != counts:
                 forced.append(f"{what} older than {duration_text(age)}")
                 data = {"what": what, "older_than_s": age, "bytes": used, "most_bytes": most}
                 await self.store.write(self.store.event, "retention.forced", None, None, data)
-        if too_large():
+        if self.store.ask.used_bytes() > most:
             logging.getLogger("tau").warning("the database is larger than [retention] database_bytes")
         return forced
 
     async def shrink(self, free: int) -> None:
         """The file has at most so many free pages, and the log is in it."""
         if self.store.ask.free_pages() > free:
-            while await self.batch(self.removal.pages, free) > free:
+            while await self.batch(Removal(self.store).pages, free) > free:
                 pass
             await self.store.write(self.store.database.want_checkpoint)
 
 
 class Removal:
-    """What is removed in one batch: these methods run on the writer's thread, and none takes long."""
+    """What one batch removes: its methods run on the writer's thread, for PRUNE_S at most."""
 
     def __init__(self, store: Store) -> None:
         self.store = store
 
-    def delete(self, table: str, key: str, where: str, values: Json) -> list[sqlite3.Row]:
+    def some(self, what: str, bounds: Json, after: str) -> Removal:
+        """Removes as much as time allows; `after` is then the run after which there may be more, if there may."""
+        self.counts, self.pipelines = dict.fromkeys((*COUNTED, *OWNED), 0), list[str]()
+        self.after: str | None = after
+        remove, until = self.runs if "runs" in what else self.rows, time.monotonic() + PRUNE_S
+        while self.after is not None and time.monotonic() < until:
+            remove(what, bounds | {"after": self.after})
+        return self
+
+    def delete(self, what: str, place: tuple[str, str, str], values: Json) -> list[sqlite3.Row]:
         """Some rows go; their keys."""
+        table, key, where = place
         some = f"SELECT {key} FROM {table} WHERE {where} LIMIT {PRUNE_ROWS}"
         statement = f"DELETE FROM {table} WHERE ({key}) IN ({some}) RETURNING {key}"
-        return self.store.db.execute(statement, values).fetchall()
+        keys = self.store.db.execute(statement, values).fetchall()
+        self.counts[what] += len(keys)
+        return keys
 
-    def aged(self, what: str, bounds: Json) -> int:
-        """Rows of one kind go, as many as time allows.  The runs of log lines say that they are not kept."""
-        until, count, more = time.monotonic() + PRUNE_S, 0, True
-        while more and time.monotonic() < until:
-            keys = self.delete(*AGED[what], bounds)
-            if what == "log_lines":
-                dropped = "UPDATE attempts SET log_dropped = log_lines WHERE run_id = ? AND attempt = ?"
-                self.store.db.executemany(dropped, {key[:2] for key in keys})
-            count += len(keys)
-            more = len(keys) == PRUNE_ROWS
-        return count
+    def rows(self, what: str, bounds: Json) -> None:
+        """Rows of one kind go.  The attempts of log lines say that they are not kept."""
+        keys = self.delete(what, PRUNED[what], bounds)
+        if what == "log_lines":
+            dropped = "UPDATE attempts SET log_dropped = log_lines WHERE run_id = ? AND attempt = ?"
+            self.store.db.executemany(dropped, {key[:2] for key in keys})
+        if len(keys) < PRUNE_ROWS:
+            self.after = None
 
-    def runs(self, going: str, bounds: Json, after: str) -> tuple[dict[str, int], list[str], str | None]:
-        """The next runs go: how many rows of theirs, whose runs they were, and after which run there may be more."""
-        until = time.monotonic() + PRUNE_S
-        counts, pipelines = dict.fromkeys(OWNED, 0), list[str]()
-        while time.monotonic() < until:
-            some = f"SELECT r.run_id {going} ORDER BY r.run_id LIMIT {PRUNE_AT_ONCE}"
-            run_ids = [row["run_id"] for row in self.store.sql.rows(some, **bounds, after=after)]
-            if not run_ids:
-                return counts, pipelines, None
-            if self.strip(run_ids, counts):
-                gone = f"DELETE FROM runs WHERE {OF_RUNS} RETURNING pipeline"
-                pipelines += [name for (name,) in self.store.db.execute(gone, {"run_ids": encode_json(run_ids)})]
-                after = run_ids[-1]
-        return counts, pipelines, after
-
-    def strip(self, run_ids: list[str], counts: dict[str, int]) -> bool:
-        """What these runs own goes; False if that is much, and some of it is left for the next time."""
-        for what, owned in OWNED.items():
-            count = len(self.delete(*owned, {"run_ids": encode_json(run_ids)}))
-            counts[what] += count
-            if count == PRUNE_ROWS:
-                return False
-        return True
+    def runs(self, what: str, bounds: Json) -> None:
+        """The next runs go, first what is theirs; if that is much, some of it, and the rest the next time."""
+        table, key, where = PRUNED[what]
+        some = f"SELECT {key} FROM {table} WHERE {where} ORDER BY {key} LIMIT {PRUNE_AT_ONCE}"
+        run_ids = [row["run_id"] for row in self.store.sql.rows(some, **bounds)]
+        about = {"run_ids": encode_json(run_ids)}
+        if all(len(self.delete(owned, place, about)) < PRUNE_ROWS for owned, place in OWNED.items()):
+            gone = self.store.db.execute(f"DELETE FROM runs WHERE {OF_RUNS} RETURNING pipeline", about)
+            self.pipelines += [name for (name,) in gone]
+            self.counts["runs"] += len(run_ids)
+            self.after = run_ids[-1] if run_ids else None
 
     def pages(self, most: int) -> int:
         """Free pages go back to the file system; how many are left."""
@@ -9289,7 +9264,8 @@ def count_going(ask: Questions, terms: Json, now: float) -> Json:
     by_pipeline = f"{FORESEEN} SELECT pipeline AS name, count(*) AS runs FROM going GROUP BY pipeline ORDER BY pipeline"
     rows = ask.rows(by_pipeline, **about)
     counts = {"runs": sum(row["runs"] for row in rows)}
-    for what, (table, _, where) in AGED.items():
+    for what in COUNTED[1:]:
+        table, _, where = PRUNED[what]
         counts[what] = ask.value(f"{FORESEEN} SELECT count(*) FROM {table} WHERE {where}", **about)
         if what in OWNED:
             counts[what] += ask.value(f"{FORESEEN} SELECT count(*) FROM going JOIN {table} USING (run_id)", **about)
@@ -10469,13 +10445,6 @@ def examine(path: str) -> int:
             raise unusable(path, "it is gone or empty, and what it had not yet taken in is still in its -wal")
         return 0
     try:
-        with open(path, "rb") as file:
-            begins_well = file.read(16) == b"SQLite format 3\0"
-    except OSError as problem:
-        raise disk_error(path, problem) from None
-    if not begins_well:
-        raise unusable(path, "file is not a database")
-    try:
         with contextlib.closing(read_only(path, shared=bool(waiting))) as db:
             return check_schema(path, Sql(db))
     except sqlite3.DatabaseError as problem:
@@ -10536,12 +10505,8 @@ BACKUPS = "backups"
 
 def newest_backup(path: str) -> str | None:
     """The newest copy of a database that Tau has made of it, among those that lie where it puts them itself."""
-    folder, name = os.path.split(path)
-    found = []
-    for at, begin in ((folder, f"{name}.before-v"), (os.path.join(folder, BACKUPS), "")):
-        names = os.listdir(at) if os.path.isdir(at) else []
-        paths = [os.path.join(at, one) for one in names if one.startswith(begin) and not one.startswith(".")]
-        found += [path for path in paths if is_copy(path)]
+    beside, backups = f"{path}.before-v", os.path.join(os.path.dirname(path), BACKUPS, "")
+    found = [one for begin in (beside, backups) for one in glob.glob(f"{glob.escape(begin)}*") if is_copy(one)]
     return max(found, key=os.path.getmtime, default=None)
 
 
