@@ -7570,8 +7570,9 @@ class Scheduler:
 
     def admit(self) -> tuple[list[Json], float | None]:
         """Admits runs as far as there are slots: their jobs, and when anything is due next."""
-        jobs = [] if self.executor.paused else self.store.admit_some(self.executor.starter.server)
-        return jobs, self.agenda.next_due(self.clock.time())
+        if self.executor.paused:
+            return [], None
+        return self.store.admit_some(self.executor.starter.server), self.agenda.next_due(self.clock.time())
 
     def settled(self, decided: Any, admitted: Any) -> tuple[list[str], list[Json]]:
         """What a group ended with is on disk, or has failed: the runs to stop, and the jobs to begin.

@@ -759,6 +759,12 @@ def test_what_is_due_and_cannot_be_done_is_not_asked_for_without_a_pause(tmp_pat
         assert (await world.write(world.scheduler.admit))[1] == world.clock.wall + 60
         world.clock.run(60)
         assert (await world.write(world.scheduler.admit))[1] is None  # until there is a slot
+        await world.write(world.agenda.resume, "", "me")
+        await world.set("p", cron="*/10 * * * *")
+        world.clock.run(HOUR)
+        assert (await world.write(world.scheduler.admit))[1] is not None
+        world.executor.paused = True  # taud waits for live runs before it ends
+        assert (await world.write(world.scheduler.admit))[1] is None
 
     in_world(tmp_path, story)
 
