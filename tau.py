@@ -7479,14 +7479,16 @@ def choose(found: list[Json], name: str | None) -> list[Json]:
 # Calls Executor and Agenda.  Promises each tick one decision and at most one run, whatever the clock does.
 
 
-#: So many schedules are decided in one transaction, and so many computed anew: nobody waits for long.
-BATCH, SLICE = 250, 20
+#: So many schedules are decided in one transaction: nobody waits for long.
+BATCH = 250
 #: While anything is due to come the clock is looked at this often, for it may be set, or the machine sleep.
 WATCH_S = 1.0
 #: A wall clock that moves by more than this against the monotonic one has been set.
 STEP_S = 1.0
-#: How often the store is told that we are alive, and the ticks are computed anew, for zones may change.
-ALIVE_S, REFRESH_S = 60.0, 86_400.0
+#: How often the store is told that we are alive.
+ALIVE_S = 60.0
+#: When, after each midnight of UTC, all ticks are computed anew, for zones may change.
+REFRESH_AT_S = 12_345
 Clocks = tuple[float, float, float]  # the time, awake time, and elapsed time, of one moment
 
 
@@ -7505,7 +7507,6 @@ class Scheduler:
         self.due_at: float | None = None  # when anything is due next
         self.patience = ALIVE_S  # how long at most the timer runs
         self.timer: asyncio.TimerHandle | None = None
-        self.refreshed_at = 0.0  # when all ticks were last computed anew
         self.closing = False
 
     def open(self) -> None:
@@ -7542,6 +7543,8 @@ class Scheduler:
         alive = self.agenda.sql.remembered("alive")
         if alive is None or not 0 <= now - alive["until"] < ALIVE_S:
             self.agenda.remember("alive", {"until": now})
+        if self.seen is None or (now - REFRESH_AT_S) // 86_400 != (self.seen[0] - REFRESH_AT_S) // 86_400:
+            self.agenda.refresh(now)
         self.store.expire_queued()
         stops = [] if self.agenda.sql.pause("") else self.agenda.decide_due(now, BATCH)
         self.agenda.report_overdue(now)
@@ -7572,7 +7575,11 @@ class Scheduler:
         """Admits runs as far as there are slots: their jobs, and when anything is due next."""
         if self.executor.paused:
             return [], None
-        return self.store.admit_some(self.executor.starter.server), self.agenda.next_due(self.clock.time())
+        runs = self.store.sql.totals()
+        free = self.store.settings["max_concurrent"] - runs["running"]
+        wanted = free > 0 and runs["queued"] + runs["retrying"]
+        jobs = self.store.admit(free, self.executor.starter.server) if wanted else []
+        return jobs, self.agenda.next_due(self.clock.time())
 
     def settled(self, decided: Any, admitted: Any) -> tuple[list[str], list[Json]]:
         """What a group ended with is on disk, or has failed: the runs to stop, and the jobs to begin.
@@ -7599,24 +7606,15 @@ class Scheduler:
         """What a group has decided begins; the timer is set for what is due next."""
         if self.closing:
             return
+        if self.timer is not None:
+            self.timer.cancel()
+        due_in = ALIVE_S if self.due_at is None else self.due_at - self.clock.time()
+        pause = max(0.0, min(due_in, self.patience))
+        self.timer = asyncio.get_running_loop().call_later(pause, self.store.database.ring)
         for run_id in stops:
             self.executor.spawn(self.executor.stop(run_id, "cancelled"))
         for job in jobs:
             self.executor.dispatch(job)
-        now = self.clock.time()
-        pause = self.patience if self.due_at is None else max(0.0, min(self.due_at - now, self.patience))
-        if self.timer is not None:
-            self.timer.cancel()
-        self.timer = asyncio.get_running_loop().call_later(pause, self.store.database.ring)
-        if now >= CLOCK_MIN and not 0 <= now - self.refreshed_at < REFRESH_S:
-            self.refreshed_at = now
-            self.executor.spawn(self.refresh())
-
-    async def refresh(self) -> None:
-        """Computes all next ticks anew, a slice a write: the system may have other time zones by now."""
-        name: str | None = ""
-        while name is not None:
-            name = await self.store.write(self.agenda.refresh, name, SLICE)
 
 
 # --- 24. Executor ------------------------------------------------------------------------
@@ -8581,20 +8579,13 @@ class Agenda:
             made.append({"scheduled_for": tick, "run_id": run_id})
         return made
 
-    def refresh(self, after: str, most: int) -> str | None:
-        """Computes the next ticks of some schedules anew, by name; the last of them, None if there was none."""
-        if not after:  # zones are read again with the first of them
-            zoneinfo.ZoneInfo.clear_cache()
-            self.zone.cache_clear()
-            self.cron_times.cache_clear()
-        some = "SELECT * FROM schedules WHERE next_at IS NOT NULL AND pipeline > ? ORDER BY pipeline LIMIT ?"
-        rows = self.sql.rows(some, after, most)
-        for row in rows:
-            if row["options"]["cron"] is not None and (times := self.times(row)) is not None:
-                columns = self.next_columns(row, times.next(instant_of(row["watermark_at"])))
-                if row | columns != row:
-                    self.sql.set("schedules", {"pipeline": row["pipeline"]}, **columns)
-        return rows[-1]["pipeline"] if rows else None
+    def refresh(self, now: int) -> None:
+        """Has all ticks of expressions computed anew, for the system may have other time zones by now."""
+        zoneinfo.ZoneInfo.clear_cache()
+        self.zone.cache_clear()
+        self.cron_times.cache_clear()
+        coming = "due_at > :now AND json_extract(options, '$.cron') IS NOT NULL"
+        self.sql.db.execute(f"UPDATE schedules SET due_at = :now WHERE {coming}", {"now": rfc3339(now)})
 
     def next_due(self, now: float) -> float | None:
         """When anything is due next, if anything ever is."""
@@ -8755,7 +8746,7 @@ class Plan:
     def __init__(self, row: Json, times: Times, active: Sequence[str], gaps: Sequence[Json]) -> None:
         self.options, self.times, self.gaps = row["options"], times, gaps
         self.watermark = instant_of(row["watermark_at"])
-        self.next = (instant_of(row["next_at"]), bool(row["moved"])) if row["next_at"] else None
+        self.next = times.next(self.watermark)
         self.active: list[str | None] = [*active]  # unfinished runs of its ticks; None for one of this plan
         self.cancel: list[str] = []  # those of them that have to make room
         self.decisions: list[Json] = []
@@ -9633,12 +9624,6 @@ class Store:
             self.move(row["run_id"], "timed_out", error=error)
 
     # What the executor writes.
-
-    def admit_some(self, server: Json) -> list[Json]:
-        """Moves waiting runs to running, as far as there are slots: their jobs."""
-        runs = self.sql.totals()
-        free = self.settings["max_concurrent"] - runs["running"]
-        return self.admit(free, server) if free > 0 and runs["queued"] + runs["retrying"] else []
 
     def admit(self, free: int, server: Json) -> list[Json]:
         """Moves the oldest runs that may begin to running, as many as are free: their jobs.
