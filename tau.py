@@ -1063,13 +1063,41 @@ def demand(schema: Json, value: Any, place: str, hint: str = "") -> Any:
 
 def mismatch(schema: Json, value: Any, place: str) -> BadRequest | None:
     """Why a value does not match a JSON Schema of the kinds that Tau makes; None if it does."""
+    return next(mismatches(schema, value, place), None)
+
+
+def mismatches(schema: Json, value: Any, place: str) -> Iterator[BadRequest]:
+    """All that is wrong with a value, or with its parts; what comes after the first may follow from it."""
     if "anyOf" in schema:
-        return mismatch_in_choice(schema, value, place)
-    if not has_form(schema, value):
-        return misfit(schema, value, place)
-    if isinstance(value, (list, tuple)):
-        return mismatch_in_array(schema, value, place)
-    return mismatch_in_object(schema, value, place) if isinstance(value, dict) else None
+        reasons = [mismatch(one, value, place) for one in schema["anyOf"]]
+        inner = [why for why in reasons if why and not str(why).startswith(f"{place}: ")]
+        if None not in reasons:  # if one fits but for something inside of the value, that is wrong
+            yield inner[0] if len(inner) == 1 else misfit(schema, value, place)
+    elif not has_form(schema, value):
+        yield misfit(schema, value, place)
+    elif isinstance(value, dict):
+        yield from mismatches_in_object(schema, value, place)
+    elif isinstance(value, (list, tuple)):
+        count, least = len(value), schema.get("minItems", 0)
+        if not least <= count <= schema.get("maxItems", count):
+            more = "" if "maxItems" in schema else "at least "
+            yield BadRequest(f"{place}: expected {more}{least} items, given {count}")
+        schemas = schema.get("prefixItems") or itertools.repeat(schema.get("items", {}), count)
+        for number, (one, item) in enumerate(zip(schemas, value, strict=True)):
+            yield from mismatches(one, item, f"{place}[{number}]")
+
+
+def mismatches_in_object(schema: Json, value: Json, place: str) -> Iterator[BadRequest]:
+    known, others = schema.get("properties", {}), schema.get("additionalProperties", {})
+    for name in value:
+        if name not in known and others is False:
+            near = did_you_mean(name, known, "known: " + (", ".join(known) or "none"))
+            yield BadRequest(f"{place}: unknown key '{name[:WORD_MAX]}'; {near}")
+    for name in schema.get("required", ()):
+        if name not in value:
+            yield BadRequest(f"{place}: '{name}' is missing: expected {expected(known[name])}")
+    for name, item in value.items():
+        yield from mismatches(known.get(name, others), item, f"{place}.{name}")
 
 
 def has_form(schema: Json, value: Any) -> bool:
@@ -1093,50 +1121,9 @@ def has_form(schema: Json, value: Any) -> bool:
 
 
 def misfit(schema: Json, value: Any, place: str) -> BadRequest:
-    hint = schema.get("description", "")
-    if isinstance(value, str) and "enum" in schema:
-        words = [*map(str, schema["enum"])]
-        hint = did_you_mean(value, words, "one of " + ", ".join(words))
+    words = [*map(str, schema.get("enum", ()))]
+    hint = did_you_mean(value, words, "one of " + ", ".join(words)) if words and isinstance(value, str) else ""
     return BadRequest(f"{place}: expected {expected(schema)}, given {one_of(value)}", hint)
-
-
-def mismatch_in_choice(schema: Json, value: Any, place: str) -> BadRequest | None:
-    """Why none of several schemas fits: if one does but for something inside of the value, that."""
-    reasons = [mismatch(one, value, place) for one in schema["anyOf"]]
-    if None in reasons:
-        return None
-    inner = [why for why in reasons if not str(why).startswith(f"{place}: ")]
-    return inner[0] if len(inner) == 1 else misfit(schema, value, place)
-
-
-def mismatch_in_array(schema: Json, value: Sequence[Any], place: str) -> BadRequest | None:
-    """The first item that is not what the schema asks for."""
-    count, least = len(value), schema.get("minItems", 0)
-    if not least <= count <= schema.get("maxItems", count):
-        more = "" if "maxItems" in schema else "at least "
-        return BadRequest(f"{place}: expected {more}{least} items, given {count}")
-    schemas = schema.get("prefixItems") or itertools.repeat(schema.get("items", {}), count)
-    found = (mismatch(one, item, f"{place}[{i}]") for i, (one, item) in enumerate(zip(schemas, value, strict=True)))
-    return next((why for why in found if why is not None), None)
-
-
-def mismatch_in_object(schema: Json, value: Json, place: str) -> BadRequest | None:
-    """The first key that is unknown, missing, or has a value that is not what the schema asks for."""
-    known, others = schema.get("properties", {}), schema.get("additionalProperties", {})
-    for name in value:
-        if name not in known and others is False:
-            near = did_you_mean(name, known, "known: " + (", ".join(known) or "none"))
-            return BadRequest(f"{place}: unknown key '{name[:WORD_MAX]}'; {near}")
-    for name in schema.get("required", ()):
-        if name not in value:
-            hint = known[name].get("description", "")
-            return BadRequest(f"{place}: '{name}' is missing: expected {expected(known[name])}", hint)
-    names = schema.get("propertyNames", {})
-    found = (
-        mismatch(names, name, f"{place}.{name}") or mismatch(known.get(name, others), item, f"{place}.{name}")
-        for name, item in value.items()
-    )
-    return next((why for why in found if why is not None), None)
 
 
 STRINGS: Json = {"type": "array", "items": {"type": "string"}}
