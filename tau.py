@@ -2119,21 +2119,16 @@ def read_lines(
     except FileNotFoundError:
         return [], offset, False
     try:
-        want = READ_BYTES
-        while True:
-            data = os.pread(file, want, offset)
-            end = data.rfind(b"\n") + 1
-            if end or len(data) < want or (longest is not None and len(data) >= longest):
-                break
+        want, long = READ_BYTES, longest or sys.maxsize
+        while b"\n" not in (data := os.pread(file, want, offset)) and want == len(data) < long:
             want *= 2  # one long record: its whole line is needed
         more = os.fstat(file).st_size > offset + len(data)
     finally:
         os.close(file)
-    if (final and not more) or (not end and longest is not None and len(data) >= longest):
+    end = data.rfind(b"\n") + 1
+    if (final and not more) or (not end and len(data) >= long):
         end = len(data)
-    lines = data[:end].split(b"\n")
-    if not lines[-1]:
-        lines.pop()
+    lines = data[:end].removesuffix(b"\n").split(b"\n") if end else []
     if longest is not None:
         lines = [line[at : at + longest] for line in lines for at in range(0, max(len(line), 1), longest)]
     return lines, offset + end, more
