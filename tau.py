@@ -420,13 +420,6 @@ def did_you_mean(word: str, words: Iterable[str], otherwise: str = "") -> str:
     return f"did you mean '{near[0]}'? {otherwise}".strip() if near else otherwise
 
 
-def demand_word(what: str, word: Any, words: Iterable[str]) -> None:
-    """BadRequest unless the word is one of *words*; the hint names the nearest."""
-    if word not in words:
-        text = str(word)[:WORD_MAX]
-        raise BadRequest(f"there is no {what} '{text}'", did_you_mean(text, words, "one of " + ", ".join(words)))
-
-
 def check_name(name: Any, what: str = "a pipeline's name", most: int = 128, marks: str = "_.-") -> None:
     """BadRequest unless this can be a name: it becomes a word of commands, and maybe a directory."""
     if not isinstance(name, str) or not re.fullmatch(f"[A-Za-z0-9][A-Za-z0-9{marks}]{{0,{most - 1}}}", name):
@@ -5293,7 +5286,7 @@ def taud_path() -> str:
 
 def unit_text(kind: str, path: str) -> str:
     """A unit that starts this executable, without its last newline."""
-    demand_word("unit", kind, UNITS)
+    demand({"enum": [*UNITS]}, kind, "unit")
     # In a unit % begins a specifier; quotes keep a path with spaces one word.
     word = path.replace("%", "%%")
     if re.search(r"[\s\"'\\]", word):
@@ -12119,7 +12112,8 @@ class PipelineContext:
 
         *level* is debug, info, warning or error; anything else raises BadRequest.
         """
-        demand_word("level", level, LEVELS)
+        if level not in LEVELS:
+            demand({"enum": LEVELS}, level, "level")
         extra = to_fields(fields) if fields else None
         self._attempt.journal.log(message if type(message) is str else str(message), level, extra)
 
@@ -12695,7 +12689,7 @@ if TYPE_CHECKING:
 
 async def check_all(journal: Journal, given: tuple[Any, ...], severity: str) -> Count:
     """Evaluates and records every assertion; CheckFailed names all that do not hold, unless they only warn."""
-    demand_word("severity", severity, SEVERITIES)
+    demand({"enum": SEVERITIES}, severity, "severity")
     failed = [one[0] for one in named_assertions(given) if not await holds_true(journal, one, severity)]
     if failed and severity == "error":
         count = f"{len(failed)} of {len(given)} checks failed: " if len(given) > 1 else "check failed: "
@@ -13016,7 +13010,7 @@ MODES = ("append", "replace", "upsert")
 
 def check_mode(mode: str, key: str | Sequence[str]) -> list[str]:
     """The columns of the key; BadRequest if the mode is none, or lacks or forbids a key."""
-    demand_word("mode", mode, MODES)
+    demand({"enum": MODES}, mode, "mode")
     keys: list[Any] = [key] if isinstance(key, str) or not hasattr(key, "__iter__") else [*key]
     if not all(isinstance(name, str) for name in keys):
         raise BadRequest(f"a key is the names of columns, not {safe_repr(key)}", 'key=["id"]')

@@ -256,7 +256,10 @@ IMPOSSIBLE: dict[str, tuple[Any, str]] = {
         lambda ctx: ctx.load("sqlite:///a.db", [], "t", mode="upsert", key=5),
         "a key is the names of columns",
     ),
-    "no mode": (lambda ctx: ctx.load("sqlite:///a.db", [], "t", mode="upset"), "no mode 'upset'"),
+    "no mode": (
+        lambda ctx: ctx.load("sqlite:///a.db", [], "t", mode="upset"),
+        'mode: expected one of "append", "replace", "upsert", given string "upset"',
+    ),
     "no table": (lambda ctx: ctx.load("sqlite:///a.db", [{"a": 1}]), "which table"),
     "no table to read": (lambda ctx: ctx.extract("sqlite:///a.db"), "which table or query"),
     "a query as a target": (lambda ctx: ctx.load("sqlite:///a.db", [{"a": 1}], "SELECT 1"), "which table"),
