@@ -775,25 +775,20 @@ def fingerprint(*parts: str) -> str:
 
 
 def read_object(text: str) -> Json:
-    """JSON from the shell: the text itself, `@file`, or `-` for standard input."""
+    """What the shell says of an object: its JSON, `@file`, `-` for standard input, or `key=value`, JSON or text."""
+    key, equals, value = text.partition("=")
+    if equals and key and key[0] not in "@{[":
+        try:
+            return {key: decode(value.encode("utf-8", "replace"))}
+        except ParseError:
+            return {key: value}
     if text.startswith("@"):
         text = read_text(text[1:], "give the path of a JSON file")
     try:
         value = decode((sys.stdin.read() if text == "-" else text).encode("utf-8", "replace"))
         return dict(demand({"type": "object"}, value, "params"))
     except BadRequest as problem:
-        raise BadRequest(str(problem), 'an object looks like \'{"key": "value"}\'') from None
-
-
-def read_pair(text: str) -> tuple[str, Any]:
-    """`key=value` from the shell; the value is JSON if it parses as JSON, else text."""
-    key, equals, value = text.partition("=")
-    if not equals or not key:
-        raise BadRequest(f"'{text}' is not key=value", "write -p day=2026-01-01")
-    try:
-        return key, decode(value.encode("utf-8", "replace"))
-    except ParseError:
-        return key, value
+        raise BadRequest(str(problem), 'write -p day=2026-01-01, or an object: \'{"key": "value"}\'') from None
 
 
 def read_files(path: str, main: str) -> list[Json]:
@@ -3101,7 +3096,7 @@ exit codes:
 
 
 def add_argument(parser: argparse._ActionsContainer, argument: Argument) -> None:
-    """One argument of an operation becomes one of the shell's; a JSON object becomes two."""
+    """One argument of an operation becomes one of the shell's."""
     meaning = argument.meaning.replace("%", "%%")
     how: Json = {"help": meaning, "metavar": METAVARS.get(argument.kind, argument.name.strip("-").upper())}
     if argument.kind == "bool":
@@ -3115,22 +3110,17 @@ def add_argument(parser: argparse._ActionsContainer, argument: Argument) -> None
     if argument.positional:
         parser.add_argument(argument.name, **how)
         return
-    flags = [flag for flag in argument.flags if argument.kind != "Json" or flag.startswith("--")]
-    parser.add_argument(*flags, dest=argument.name, **how)
-    for flag in argument.flags[len(flags) :]:
-        parser.add_argument(flag, dest="pairs", action="append", metavar="KEY=VALUE", help="one of them; repeatable")
+    if argument.kind == "Json":
+        how["action"] = "append"
+    parser.add_argument(*argument.flags, dest=argument.name, **how)
 
 
-METAVARS = {"list[Json]": "PATH", "FilePath": "PATH", "EnvironmentName": "NAME", "Json": "JSON"}
+METAVARS = {"list[Json]": "PATH", "FilePath": "PATH", "EnvironmentName": "NAME", "Json": "KEY=VALUE"}
 
 
 def read_params(chosen: Operation, options: Json) -> Json:
     """What was given on the command line, as the params of a request; BadRequest says what does not parse."""
-    pairs = options.pop("pairs", ())
-    params = {name: read_value(chosen.arguments[name], options[name], options) for name in options}
-    if pairs:
-        params["params"] = params.get("params", {}) | dict(map(read_pair, pairs))
-    return chosen.check(params)
+    return chosen.check({name: read_value(chosen.arguments[name], options[name], options) for name in options})
 
 
 def read_value(argument: Argument, value: Any, options: Json) -> Any:
@@ -3138,6 +3128,8 @@ def read_value(argument: Argument, value: Any, options: Json) -> Any:
     if argument.kind == "list[Json]":
         paths = [value] if isinstance(value, str) else value
         return [file for path in paths for file in read_files(path, options["files"])]
+    if argument.kind == "Json":
+        return {key: item for text in value for key, item in read_object(text).items()}
     if not isinstance(value, str):
         return value
     try:
@@ -3204,8 +3196,8 @@ class Tab:
         return given
 
     def options(self) -> list[Offer]:
-        """The options that have not been given yet; KEY=VALUE can be repeated."""
-        actions = [one for one in self.parser._actions if one.dest not in self.given or one.dest == "pairs"]
+        """The options that have not been given yet, and those that can be repeated."""
+        actions = [one for one in self.parser._actions if one.dest not in self.given or one.metavar == "KEY=VALUE"]
         return [(flag, one.help or "") for one in actions for flag in one.option_strings if flag.startswith("--")]
 
     def values(self) -> list[Offer]:
@@ -3879,6 +3871,18 @@ ELASTIC_MIN = 12
 SPARE = ("tags", "pipelines", "description", "version", "trigger", "where")
 
 
+#: Type of event → style and text of its line, and what that is about.
+LIVE = {
+    "run.queued": ("", "{pipeline}  {run_id}", ""),
+    "run.retrying": ("warning", "  attempt {attempt} {status}; again at {retry_at:.19}", ""),
+    "step.started": ("dim", "{indent}… {step}", "{}"),
+    "step.finished": ("", "{indent}{mark} {step}  {took}{rows}", "{}"),
+    "log": ("dim", "{indent}  {message}{fields}", ""),
+    "progress": ("dim", "{indent}{progress}", "progress of {}"),
+    "check": ("", "{indent}{mark} check {name}", ""),
+}
+
+
 class View:
     """stdout: text for people on a terminal, JSON for everybody else."""
 
@@ -3973,24 +3977,20 @@ class View:
     def live(self, event: Json) -> None:
         """A followed event on a terminal: steps as they start and finish, logs between them."""
         kind, path = event["type"], printable(event.get("step") or "")
-        indent, step = "  " * (path.count("/") + 1), path.rpartition("/")[2]
-        if kind == "run.queued":
-            self.run_id = event["run_id"]
-            self.line(f"{event['pipeline']}  {self.run_id}")
-        elif kind == "step.started":
-            self.line(f"{indent}… {step}", "dim", path, ends=False)
-        elif kind == "step.finished":
-            mark = self.paint(*MARKS["pass" if event["status"] == "success" else "fail"])
-            self.line(f"{indent}{mark} {step}  {duration(event['duration_ms'])}{rows_text(event)}", about=path)
-        elif kind == "log":
-            self.line(f"{indent}  {printable(event['message'] + fields_text(event))}", "dim")
-        elif kind == "progress":
-            self.line(f"{indent}{progress_text(event)}", "dim", f"progress of {path}", ends=False)
-        elif kind == "check" and not event["passed"]:
-            self.line(f"{indent}{self.paint(*MARKS['fail'])} check {printable(event['name'])}")
-        elif kind == "run.retrying":
-            text = f"  attempt {event['attempt']} {event['status']}; again at {event['retry_at'][11:19]}"
-            self.line(text, "warning")
+        if kind not in LIVE or (kind == "check" and event["passed"]):
+            return
+        self.run_id = event.get("run_id", self.run_id)
+        words = {key: printable(str(value)) for key, value in event.items()} | {
+            "indent": "  " * (path.count("/") + 1),
+            "step": path.rpartition("/")[2],
+            "mark": self.paint(*MARKS["pass" if event.get("status") == "success" else "fail"]),
+            "took": duration(event.get("duration_ms") or 0),
+            "rows": rows_text(event),
+            "fields": printable(fields_text(event)),
+            "progress": progress_text(event) if kind == "progress" else "",
+        }
+        style, text, about = LIVE[kind]
+        self.line(text.format(**words), style, about.format(path), ends=kind not in ("step.started", "progress"))
 
     def line(self, text: str, style: str = "", about: str = "", ends: bool = True) -> None:
         """Writes a line of the live view, over the unfinished one if both are about the same."""
@@ -4042,11 +4042,11 @@ def progress_text(event: Json) -> str:
 
 
 def fields_text(line: Json) -> str:
-    return "".join(f" {key}={plain(value)}" for key, value in (line["fields"] or {}).items())
+    return "".join(f" {key}={plain(value)}" for key, value in (line.get("fields") or {}).items())
 
 
 def rows_text(step: Json) -> str:
-    counts = ((step["rows_in"], "in"), (step["rows_out"], "out"))
+    counts = ((step.get("rows_in"), "in"), (step.get("rows_out"), "out"))
     text = ", ".join(f"{count:,} {way}" for count, way in counts if count is not None)
     return f"  {text}" if text else ""
 
