@@ -5432,10 +5432,11 @@ class Connection(Protocol):
                           └─ it is a letter ───────────> Exchange, HTTP
 
     What a peer says is read only while the conversation waits for it, so that no peer can fill a buffer.  Over a
-    network a peer is a stranger until it has shown a key; of those there are only so many at a time.
+    network a peer is a stranger until it has shown a key, for HELLO_S at most; of those there are only so many.
     """
 
     transport: asyncio.Transport
+    hello: asyncio.Future[Any]  # drops a stranger that does not show its key in time
 
     def __init__(self, daemon: Daemon, group: int | None) -> None:
         self.daemon, self.group = daemon, group
@@ -5449,7 +5450,7 @@ class Connection(Protocol):
         self.ended = self.lingering = False  # it has said all; we have, and wait for the peer to see it
         self.writable = asyncio.Event()
         self.writable.set()
-        self.blocked: asyncio.TimerHandle | None = None  # while the peer does not read
+        self.blocked: asyncio.Future[Any] | None = None  # drops a peer that does not read
 
     # asyncio calls these.
 
@@ -5461,13 +5462,14 @@ class Connection(Protocol):
         if transport.get_extra_info("socket").family != socket.AF_UNIX:
             self.remote = str((transport.get_extra_info("peername") or ("?",))[0])
             self.daemon.listeners.put_last(self.daemon.listeners.strangers, self, transport.abort, STRANGERS_MAX)
+            self.hello = self.tasks.spawn(self.drop(HELLO_S))
         self.tasks.spawn(self.converse())
 
     def connection_lost(self, problem: Exception | None) -> None:
         """Nothing of this connection is left: no task, no timer."""
         self.daemon.connections.discard(self)
         self.daemon.listeners.strangers.pop(self, None)
-        self.resume_writing()
+        self.writable.set()
         self.tasks.cancel()
 
     def data_received(self, data: bytes) -> None:
@@ -5491,7 +5493,7 @@ class Connection(Protocol):
     def pause_writing(self) -> None:
         """The peer does not read: nothing more is sent, and after PATIENCE_S it is dropped."""
         self.writable.clear()
-        self.blocked = asyncio.get_running_loop().call_later(PATIENCE_S, self.transport.abort)
+        self.blocked = self.tasks.spawn(self.drop(PATIENCE_S))
 
     def resume_writing(self) -> None:
         self.writable.set()
@@ -5538,8 +5540,7 @@ class Connection(Protocol):
         try:
             if self.remote:
                 if not self.buffer:
-                    async with asyncio.timeout(HELLO_S):
-                        await self.listen()
+                    await self.listen()
                 if re.match(rb"[A-Z\r]", self.buffer):
                     self.speech = Exchange(self)
             await self.speech.converse()
@@ -5554,6 +5555,7 @@ class Connection(Protocol):
         if len(self.daemon.connections) - len(listeners.strangers) > listeners.most(CONNECTIONS_MAX):
             raise Unavailable("too many connections", "close some, or try again later")
         if self.caller is None and self.remote:
+            self.hello.cancel()
             keep_alive(self.transport.get_extra_info("socket"))
         self.caller = caller
 
@@ -5566,7 +5568,11 @@ class Connection(Protocol):
                 self.transport.write_eof()
             except OSError:  # the peer has gone meanwhile
                 self.transport.abort()
-        await asyncio.sleep(LINGER_S)
+        await self.drop(LINGER_S)
+
+    async def drop(self, patience: float) -> None:
+        """The peer is gone after this time, unless it is called off."""
+        await asyncio.sleep(patience)
         self.transport.abort()
 
     def say_goodbye(self) -> Tasks:
@@ -5688,8 +5694,7 @@ class Lines:
             return
         if not peer.buffer.startswith((b"{", b"[")):
             raise BadRequest("this is neither JSON nor HTTP", f"TLS is set by [daemon] tls_cert; {HTTP_HINT}")
-        async with asyncio.timeout(HELLO_S):
-            message = decode(await peer.read_until(b"\n", LINE_BYTES_STRANGER))
+        message = decode(await peer.read_until(b"\n", LINE_BYTES_STRANGER))
         params = message.get("params") if isinstance(message, dict) else None
         if not isinstance(params, dict) or message.get("method") != "hello":
             raise Forbidden("hello with a key first", KEY_HINT)
@@ -5801,7 +5806,7 @@ class Exchange:
         peer = self.peer
         self.head, self.streaming = None, False
         try:
-            async with asyncio.timeout(IDLE_S if peer.caller else HELLO_S):
+            async with asyncio.timeout(IDLE_S):
                 block = await peer.read_until(b"\r\n\r\n", HEAD_BYTES_MAX)
         except InvalidRequest:
             raise Unreadable("the head of the request is too long", 431) from None

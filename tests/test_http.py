@@ -10,6 +10,7 @@ import socket
 import struct
 import subprocess
 from collections.abc import Iterator
+from contextlib import closing
 from typing import Any
 
 import pytest
@@ -392,6 +393,19 @@ def test_a_long_wait_gives_signs_of_life() -> None:
     made = make_home("", "http")
     with served(made, code="tau.PULSE_S = 0.05"):
         wait_through_pulses(made)
+    made.stop()
+    made.home.parent.rmdir()
+
+
+def test_a_stranger_must_show_its_key_in_time_and_may_be_silent_then() -> None:
+    made = make_home("", "http")
+    with served(made, code="tau.HELLO_S = 0.3"), closing(open_door(made)) as known:
+        for said in (b"", b"P", b'{"id":', b"POST /rpc HTTP/1.1\r\nX: "):
+            with socket.create_connection(("127.0.0.1", made.port), 20) as stranger:
+                stranger.sendall(said)
+                assert stranger.recv(1) == b""
+        ask_for_metrics(known, made)
+        assert pings(known) == 0
     made.stop()
     made.home.parent.rmdir()
 
