@@ -21,7 +21,7 @@ The file is laid out in the order a request travels.  Calls go down the page, or
 `tau run hello`, in one read:
   main §9 builds one parser from the signature of `run` §20 and calls Client.call §14;
   the line reaches Connection §18, which checks it and calls the operation `run` §20;
-  Store §29 makes the run durable and, in the same commit, Executor.admit §24 moves it to running;
+  Store §29 makes the run durable and, in the same commit, Scheduler.admit §23 moves it to running;
   ForkServer §34 creates the journal (that is the permission to start) and forks;
   run_process §37 loads the deployed file and calls your function with a PipelineContext §39;
   (on an executor's machine an outpost §35 does that, and a relay §36 here feeds the command that leads there;)
@@ -589,7 +589,7 @@ MIGRATIONS = (
     CREATE TABLE schedules (
         pipeline TEXT PRIMARY KEY REFERENCES pipelines (name), command TEXT NOT NULL, options TEXT NOT NULL,
         enabled INTEGER NOT NULL, held TEXT, anchor_at TEXT NOT NULL, watermark_at TEXT NOT NULL,
-        next_at TEXT, moved INTEGER NOT NULL, due_at TEXT, expect_at TEXT, resumed_at TEXT NOT NULL
+        next_at TEXT, due_at TEXT, expect_at TEXT, resumed_at TEXT NOT NULL
     ) STRICT, WITHOUT ROWID;
     CREATE INDEX schedules_due ON schedules (due_at, pipeline) WHERE due_at IS NOT NULL;
     CREATE INDEX schedules_expecting ON schedules (expect_at) WHERE expect_at IS NOT NULL;
@@ -8462,9 +8462,9 @@ class Agenda:
 
     def next_columns(self, row: Json, tick: Tick | None) -> Json:
         if tick is None:
-            return {"next_at": None, "moved": 0, "due_at": None}
+            return {"next_at": None, "due_at": None}
         due_at = rfc3339(tick[0] + delay_of(row["pipeline"], row["options"]["jitter_s"]))
-        return {"next_at": rfc3339(tick[0]), "moved": int(tick[1]), "due_at": due_at if row["held"] is None else None}
+        return {"next_at": rfc3339(tick[0]), "due_at": due_at if row["held"] is None else None}
 
     def times(self, row: Json) -> Times | None:
         options = row["options"]

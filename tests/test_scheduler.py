@@ -31,8 +31,6 @@ HOUR, DAY = 3_600, 86_400
 def schedule(times: module.Times, watermark: int, **options: Any) -> tuple[dict[str, Any], module.Times]:
     """The row and the times of a schedule that is decided up to an instant."""
     row = {"pipeline": "p", "watermark_at": module.rfc3339(watermark), "options": module.SCHEDULE_OPTIONS | options}
-    tick = times.next(watermark)
-    row |= {"next_at": module.rfc3339(tick[0]) if tick else None, "moved": tick[1] if tick else 0}
     return row, times
 
 
