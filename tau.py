@@ -2451,7 +2451,7 @@ class CronField:
         count = 7 if self.most == 7 else self.most - self.least + 1
         step = self.whole(step_text, 1, count, f"a step from 1 to {count}") if slash else 1
         if span == "*":
-            self.add(range(self.least, self.most + 1, step))
+            self.values.update(range(self.least, self.most + 1, step))
             return part if step > 1 else "*"
         low = self.value(low_text)
         high = self.value(high_text) if dash else low
@@ -2459,13 +2459,9 @@ class CronField:
             raise self.refusal(part, f"a step only after * or a range, such as {low}-{self.most}/{step}")
         if low > high:
             raise self.refusal(span, "a range that goes up; write two, separated by a comma")
-        return ",".join(map(str, self.add(range(low, high + 1, step))))
-
-    def add(self, values: Iterable[int]) -> list[int]:
-        """The values are named too; they are returned as croniter counts them: Sunday is 0."""
-        found = sorted({value % 7 for value in values}) if self.most == 7 else [*values]
-        self.values.update(found)
-        return found
+        values = range(low, high + 1, step)
+        self.values.update(values)
+        return ",".join(map(str, values))
 
     def value(self, word: str) -> int:
         """One value: a number, or a name where the field has names."""
