@@ -642,7 +642,6 @@ def find_strangers(path: str, ours: Sequence[int]) -> list[str]:
 
 
 def has_open(pid: str, path: str) -> bool:
-    """Whether a process of this user has a file open."""
     try:
         mine = os.stat(f"/proc/{pid}").st_uid == os.geteuid()
         numbers = os.listdir(f"/proc/{pid}/fd") if mine else []
@@ -713,7 +712,6 @@ class Sql:
 
 
 def to_document(row: sqlite3.Row) -> Json:
-    """A row of the store as a JSON object with the same names."""
     document = dict(zip(row.keys(), row, strict=True))
     for key in JSON_COLUMNS.intersection(document):
         if document[key] is not None:
@@ -731,12 +729,10 @@ def to_row(document: Json) -> Json:
 
 
 def pick(document: Json, *keys: str) -> Json:
-    """These keys of a document."""
     return {key: document[key] for key in keys}
 
 
 def nest(steps: list[Json]) -> list[Json]:
-    """The steps of an attempt as trees."""
     shown = ("name", "status", "started_at", "duration_ms", "rows_in", "rows_out", "columns", "error")
     trees = {step["step"]: {**pick(step, *shown), "steps": []} for step in steps}
     roots: list[Json] = []
@@ -8294,7 +8290,6 @@ class Feed:
             future.set_result(None)
 
     def watched(self) -> bool:
-        """Whether anybody waits for a live run."""
         return bool(self.waiting)
 
     def next(self, run_id: str) -> Awaitable[None]:
@@ -9222,23 +9217,19 @@ def foresee(path: str, terms: Json, now: float) -> Json:
     """What prune() would remove, but for what the size of the database forces; beside the loop."""
     with contextlib.closing(read_only(path, shared=True)) as db:
         ask = Questions(db)
-        return ask.snapshot(count_going, ask, terms, now)
-
-
-def count_going(ask: Questions, terms: Json, now: float) -> Json:
-    """What goes by its age, and what goes with the runs that go."""
-    bounds = [bound for name in ask.known_names() for bound in run_bounds(ask, name, terms, now)]
-    about = age_bounds(terms, now) | {"bounds": encode_json(bounds)}
-    by_pipeline = f"{FORESEEN} SELECT pipeline AS name, count(*) AS runs FROM going GROUP BY pipeline ORDER BY pipeline"
-    rows = ask.rows(by_pipeline, **about)
-    counts = {"runs": sum(row["runs"] for row in rows)}
-    for what in COUNTED[1:]:
-        table, _, where = PRUNED[what]
-        counts[what] = ask.value(f"{FORESEEN} SELECT count(*) FROM {table} WHERE {where}", **about)
-        if what in OWNED:
-            counts[what] += ask.value(f"{FORESEEN} SELECT count(*) FROM going JOIN {table} USING (run_id)", **about)
-    sizes = {"bytes_before": ask.file_bytes(), "bytes_after": None}
-    return {"dry_run": True, **counts, "pipelines": rows, "forced": [], **sizes}
+        db.execute("BEGIN")  # all of one moment
+        bounds = [bound for name in ask.known_names() for bound in run_bounds(ask, name, terms, now)]
+        about = age_bounds(terms, now) | {"bounds": encode_json(bounds)}
+        going = f"{FORESEEN} SELECT pipeline AS name, count(*) AS runs FROM going GROUP BY pipeline ORDER BY pipeline"
+        pipelines = ask.rows(going, **about)
+        counts = {"runs": sum(row["runs"] for row in pipelines)}
+        for what in COUNTED[1:]:
+            table, _, where = PRUNED[what]
+            counts[what] = ask.value(f"{FORESEEN} SELECT count(*) FROM {table} WHERE {where}", **about)
+            if what in OWNED:
+                counts[what] += ask.value(f"{FORESEEN} SELECT count(*) FROM going JOIN {table} USING (run_id)", **about)
+        sizes = {"bytes_before": ask.file_bytes(), "bytes_after": None}
+        return {"dry_run": True, **counts, "pipelines": pipelines, "forced": [], **sizes}
 
 
 # --- 28. Backup --------------------------------------------------------------------------
@@ -9247,7 +9238,6 @@ def count_going(ask: Questions, terms: Json, now: float) -> Json:
 
 
 def default_copy(home: str, now: float) -> str:
-    """A new name for a copy, in the home."""
     make_directory(os.path.join(home, BACKUPS))
     return os.path.join(home, BACKUPS, f"{rfc3339(now).replace(':', '-')}.tau")
 
@@ -9565,7 +9555,6 @@ class Store:
         return keys[name] is None
 
     def note_key_use(self, name: str) -> None:
-        """A key has been used now."""
         self.sql.set("keys", {"name": name}, used_at=self.now())
 
     def options(self, name: str, version: int) -> Json:
@@ -9629,7 +9618,6 @@ class Store:
         return chosen
 
     def begin_attempt(self, run_id: str, attempt: int, server: Json) -> Json:
-        """A run is running, with one more attempt to its name: its job."""
         now, stem = self.now(), f"{run_id}.{attempt}"
         started = {"started_at": now} if attempt == 1 else {}
         self.move(run_id, "running", {"attempt": attempt}, attempt=attempt, retry_at=None, **started)
@@ -9874,14 +9862,6 @@ WAITING_HEADS = (
 class Questions(Sql):
     """What is asked of the store: one method a question.  On the loop, and within a write too."""
 
-    def snapshot(self, ask: Callable[..., Answer], *about: Any) -> Answer:
-        """What several questions together find, all of the same moment."""
-        self.db.execute("BEGIN")
-        try:
-            return ask(*about)
-        finally:
-            self.db.execute("COMMIT")
-
     # Pipelines and keys.
 
     def is_known(self, name: str) -> bool:
@@ -9921,7 +9901,6 @@ class Questions(Sql):
         return rows, self.pipeline_count(among)
 
     def pipeline_count(self, among: list[str] | None = None) -> int:
-        """How many pipelines are deployed."""
         condition, values = where({AMONG: among})
         return int(self.value(f"SELECT count(*) FROM live{condition}", *values))
 
@@ -9954,7 +9933,6 @@ class Questions(Sql):
         return found
 
     def sources(self, digest: str) -> dict[str, bytes]:
-        """The files of a deployment by path."""
         return dict(self.db.execute("SELECT path, content FROM sources WHERE sha256 = ? ORDER BY path", (digest,)))
 
     def source_names(self) -> set[str]:
@@ -10014,11 +9992,9 @@ class Questions(Sql):
         return run
 
     def has_run(self, run_id: str) -> bool:
-        """Whether there is a run of this very id."""
         return self.row("SELECT 1 FROM runs WHERE run_id = ?", run_id) is not None
 
     def status_of(self, run_id: str) -> str:
-        """The status of a run."""
         return str(self.value("SELECT status FROM runs WHERE run_id = ?", run_id) or self.run(run_id)["status"])
 
     def totals(self) -> dict[str, int]:
@@ -10056,25 +10032,20 @@ class Questions(Sql):
         self, run_id: str, number: int | None = None
     ) -> tuple[Json, Json | None, list[Json], list[Json], list[Json]]:
         """A run, its last attempt or another, the attempt's steps, its last log lines, what it observed."""
-        return self.snapshot(self.run_parts, run_id, number)
-
-    def run_parts(
-        self, run_id: str, number: int | None
-    ) -> tuple[Json, Json | None, list[Json], list[Json], list[Json]]:
-        """Those parts, from one moment."""
-        run = self.run(run_id)
-        which = (run_id, run["attempt"] if number is None else number)
-        of_attempt = "WHERE run_id = ? AND attempt = ?"
-        attempt = self.row(f"SELECT * FROM attempts {of_attempt}", *which)
-        if attempt is None and which[1] != run["attempt"]:
-            raise NotFound(f"run {run_id} has no attempt {number}", f"tau inspect {run_id} lists them")
-        steps = self.rows(f"SELECT * FROM steps {of_attempt}", *which)
-        tail = self.rows(f"SELECT message FROM logs {of_attempt} ORDER BY n DESC LIMIT 5", *which)
-        observed = self.rows(f"SELECT * FROM observations {of_attempt}", *which)
+        self.db.execute("BEGIN")
+        with self.db:  # all of one moment
+            run = self.run(run_id)
+            which = (run_id, run["attempt"] if number is None else number)
+            of_attempt = "WHERE run_id = ? AND attempt = ?"
+            attempt = self.row(f"SELECT * FROM attempts {of_attempt}", *which)
+            if attempt is None and which[1] != run["attempt"]:
+                raise NotFound(f"run {run_id} has no attempt {number}", f"tau inspect {run_id} lists them")
+            steps = self.rows(f"SELECT * FROM steps {of_attempt}", *which)
+            tail = self.rows(f"SELECT message FROM logs {of_attempt} ORDER BY n DESC LIMIT 5", *which)
+            observed = self.rows(f"SELECT * FROM observations {of_attempt}", *which)
         return run, attempt, steps, tail[::-1], observed
 
     def attempts(self, run_id: str) -> list[Json]:
-        """The attempts of a run, in brief."""
         shown = "attempt, status, started_at, finished_at, duration_ms, error, log_lines"
         found = self.rows(f"SELECT {shown} FROM attempts WHERE run_id = ? ORDER BY attempt", run_id)
         for one in found:
@@ -10126,11 +10097,9 @@ class Questions(Sql):
         return int(self.value("PRAGMA page_count") * self.value("PRAGMA page_size"))
 
     def used_bytes(self) -> int:
-        """How much of the file is in use."""
         return int(self.file_bytes() - self.free_pages() * self.value("PRAGMA page_size"))
 
     def free_pages(self) -> int:
-        """How many pages of the file are not in use."""
         return int(self.value("PRAGMA freelist_count"))
 
     def nth_run(self, name: str, statuses: Sequence[str], number: int) -> str | None:
@@ -10437,7 +10406,6 @@ def check_schema(path: str, sql: Sql) -> int:
 
 
 def unusable(path: str, why: str) -> Conflict:
-    """The refusal of a database that is damaged."""
     return Conflict(f"{path} is not a usable database: {why}", restore_hint(path))
 
 

@@ -28,7 +28,7 @@ SECONDS = 20.0 if int(os.environ.get("TAU_FAULTS", "12")) >= 100 else 4.0
 #: Every connection to a store tells what it does, and what it may not do becomes a line of the file `violations`.
 WATCHED = """
 import os, sqlite3, threading
-connect, HARMLESS = sqlite3.connect, ("SELECT", "BEGIN", "COMMIT", "WITH", "EXPLAIN")
+connect, HARMLESS = sqlite3.connect, ("SELECT", "BEGIN", "COMMIT", "ROLLBACK", "WITH")
 READS = {
     sqlite3.SQLITE_SELECT, sqlite3.SQLITE_READ, sqlite3.SQLITE_FUNCTION, sqlite3.SQLITE_TRANSACTION,
     sqlite3.SQLITE_RECURSIVE, sqlite3.SQLITE_PRAGMA,
