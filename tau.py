@@ -6000,22 +6000,22 @@ async def deploy(
     deployment = Deployment(daemon, files, include, entry)
     try:
         built = await deployment.prepare()
-        found = await deployment.load(call.caller, name)
+        pipelines = await deployment.load(call.caller, name)
         if daemon.options["unscheduled"]:
-            found = [one | {"schedule": None, "every": None, "after": []} for one in found]
-        if schedule is not None and len(found) > 1:
+            pipelines = [row | {"schedule": None, "every": None, "after": []} for row in pipelines]
+        if schedule is not None and len(pipelines) > 1:
             raise BadRequest("there are several pipelines: which one is scheduled?", "add --name NAME")
         digest = digest_of(deployment.sources)
 
         def commit() -> list[Json]:
             daemon.store.add_sources(digest, deployment.sources)
-            return daemon.agenda.deploy(found, digest, call.actor, schedule)
+            return daemon.agenda.deploy(pipelines, digest, call.actor, schedule)
 
         deployed = await daemon.store.write(commit)
     finally:
         deployment.close()
     daemon.sources.whole.discard(digest)  # a run may have damaged what is unpacked
-    answer: Json = {"changed": any(one["changed"] for one in deployed), "pipelines": deployed}
+    answer: Json = {"changed": any(row["changed"] for row in deployed), "pipelines": deployed}
     return answer | {"environments": built} if built else answer
 
 
@@ -6039,10 +6039,10 @@ async def check(call: Call, files: list[Json], *, include: list[Json] | None = N
     try:
         answer["environments"] = await deployment.prepare()
         scanned = await deployment.scan()
-        found = await deployment.load(call.caller)
-        answer["pipelines"] = [await preview_pipeline(daemon, one) for one in found]
+        pipelines = await deployment.load(call.caller)
+        answer["pipelines"] = [await preview_pipeline(daemon, row) for row in pipelines]
         if not daemon.options["unscheduled"]:
-            await daemon.store.write(daemon.agenda.check, found)
+            await daemon.store.write(daemon.agenda.check, pipelines)
         answer["ok"] = True
     except (BadRequest, LoadFailed, NotFound, Forbidden) as problem:
         answer["error"] = problem.to_json()
@@ -6052,11 +6052,11 @@ async def check(call: Call, files: list[Json], *, include: list[Json] | None = N
     return answer | scanned | {"missing_secrets": missing}
 
 
-async def preview_pipeline(daemon: Daemon, one: Json) -> Json:
+async def preview_pipeline(daemon: Daemon, row: Json) -> Json:
     """A pipeline that is not deployed, with its next ticks."""
-    times, zone = timing(schedule_options(one, {}), int(time.time()), daemon.settings["timezone"])
+    times, zone = timing(schedule_options(row, {}), int(time.time()), daemon.settings["timezone"])
     ticks = (await preview(times, int(time.time()), zone))["ticks"]
-    return {key: value for key, value in one.items() if key != "function"} | {"ticks": ticks}
+    return {key: value for key, value in row.items() if key != "function"} | {"ticks": ticks}
 
 
 def timing(options: Json, anchor: int, timezone: str) -> tuple[Times | None, Zone]:
@@ -6109,7 +6109,7 @@ async def show(call: Call, name: PipelineName) -> Json:
     """
     document, schedule = call.ask.pipeline(name), await find_schedule(call, name)
     if schedule["kind"] is not None:
-        document["schedule"] = {key: schedule[key] for key in (*SCHEDULE_SHOWN, "paused")}
+        document["schedule"] = pick(schedule, *SCHEDULE_SHOWN, "paused")
     up, down = chains_seen(call, name)
     document |= {"upstream": [one["pipeline"] for one in up], "downstream": down}
     if after := document["options"].get("after"):
@@ -6144,7 +6144,7 @@ async def code(
     if path not in sources:
         hint = did_you_mean(path, sources, f"tau code {name} --json lists its files")
         raise NotFound(f"{name} v{found['version']} has no file '{path[:WORD_MAX]}'", hint)
-    head = {key: found[key] for key in ("pipeline", "version", "sha256", "entry", "deployed_at")}
+    head = pick(found, "pipeline", "version", "sha256", "entry", "deployed_at")
     return head | {"files": [*sources], "source": sources[path].decode("utf-8", "replace")}
 
 
@@ -6616,7 +6616,7 @@ async def why(call: Call, name: PipelineName, *, at: str | None = None) -> Json:
         "tick": tick,
         "held": held,
         "next": {"tick": coming["ticks"], "local": coming["local"], "moved": coming["moved"]},
-        "schedule": {key: schedule[key] for key in SCHEDULE_SHOWN},
+        "schedule": pick(schedule, *SCHEDULE_SHOWN),
         "upstream": up,
         "downstream": down,
         "recent": agenda.ask.decisions(name, TICKS_SHOWN),
@@ -7012,7 +7012,7 @@ def describe(store: Store, run_id: str, full: bool = False, number: int | None =
     version = store.ask.version(run["pipeline"], run["version"])
     executor = run["executor"] or version["options"].get("executor")
     document = {
-        **{key: run[key] for key in RUN_SHOWN},
+        **pick(run, *RUN_SHOWN),
         "executor": None if executor == LOCAL_EXECUTOR else executor,
         "attempts": store.ask.attempts(run_id),
         "trace": {
@@ -7318,28 +7318,27 @@ class Deployment:
 
     async def load(self, caller: Caller, name: str | None = None) -> list[Json]:
         """The pipelines of all entries, or the one that is meant by *name*; LoadFailed if there is none."""
-        found = []
+        pipelines = []
         for entry in self.entries:
-            pipelines = await self.ask(entry, {"kind": "load"})
-            if not pipelines:
+            if not (rows := await self.ask(entry, {"kind": "load"})):
                 hint = "decorate a function: from tau import pipeline; @pipeline; def hello(ctx): ..."
                 raise LoadFailed(f"{entry} has no @pipeline", hint, kind="load", file=entry)
-            found += [one | {"entry": entry, "environment": self.venv(entry)} for one in pipelines]
-        found = choose(found, name)
-        for one in found:
-            if one["executor"] is not None:
-                demand_executor(one["executor"], self.daemon.settings["executors"], one["environment"])
-            caller.check_deployed(one)
-        return found
+            pipelines += [row | {"entry": entry, "environment": self.venv(entry)} for row in rows]
+        pipelines = choose(pipelines, name)
+        for row in pipelines:
+            if row["executor"] is not None:
+                demand_executor(row["executor"], self.daemon.settings["executors"], row["environment"])
+            caller.check_deployed(row)
+        return pipelines
 
     async def scan(self) -> Json:
         """The secrets that the files name, with where they are, and the modules they lack."""
         paths = sorted(path for path in self.sources if path.endswith(".py"))
-        found: Json = await self.ask(self.entries[0], {"kind": "scan", "files": paths})
-        return found
+        scanned: Json = await self.ask(self.entries[0], {"kind": "scan", "files": paths})
+        return scanned
 
     async def ask(self, entry: str, job: Json) -> Any:
-        """What a process of their own finds in the files; LoadFailed if that fails."""
+        """What a process that loads an entry, or scans all files, has found; LoadFailed if that fails."""
         python = self.daemon.venvs.python(self.venv(entry))
         outcome = await self.daemon.executor.load(self.folder, entry, job | {"python": python})
         if outcome.error is not None:
@@ -7424,26 +7423,27 @@ def load_error(entry: str, error: Json) -> LoadFailed:
     }
     hint = hints.get(error["type"]) or hints.get(error["kind"]) or error.get("hint") or "mend the file"
     where = f", line {error['line']}" if error["line"] else ""
-    told = {key: error[key] for key in ("kind", "type", "file", "line", "frames", "cause")}
+    detail = pick(error, "kind", "type", "file", "line", "frames", "cause")
     message = f"{entry} does not load{where}: {error['type']}: {error['message']}"
-    return LoadFailed(message, hint, **told, source_line=error["code"])
+    return LoadFailed(message, hint, **detail, source_line=error["code"])
 
 
-def choose(found: list[Json], name: str | None) -> list[Json]:
+def choose(pipelines: list[Json], name: str | None) -> list[Json]:
     """Which of the loaded pipelines are deployed; LoadFailed if two share a name or none has the one asked."""
-    names: dict[str, Json] = {}
-    for one in found:
-        if (other := names.setdefault(one["name"], one)) is not one:
-            who = f"{one['entry']} has two pipelines" if one["entry"] == other["entry"] else "two files have a pipeline"
-            about = {"kind": "load", "file": one["entry"], "line": one["line"]}
-            raise LoadFailed(f"{who} named '{one['name']}'", "give each its own name", **about)
-    if name is None or name in names:
-        return found if name is None else [names[name]]
-    if len(found) > 1:
-        entry, hint = found[0]["entry"], did_you_mean(name, names, f"it has {', '.join(names)}")
+    by_name: dict[str, Json] = {}
+    for row in pipelines:
+        entry = row["entry"]
+        if (other := by_name.setdefault(row["name"], row)) is not row:
+            who = f"{entry} has two pipelines" if entry == other["entry"] else "two files have a pipeline"
+            message, hint = f"{who} named '{row['name']}'", "give each its own name"
+            raise LoadFailed(message, hint, kind="load", file=entry, line=row["line"])
+    if name is None or name in by_name:
+        return pipelines if name is None else [by_name[name]]
+    if len(pipelines) > 1:
+        entry, hint = pipelines[0]["entry"], did_you_mean(name, by_name, f"it has {', '.join(by_name)}")
         raise LoadFailed(f"{entry} has no pipeline named '{name}'", hint, kind="load", file=entry)
     check_name(name)
-    return [found[0] | {"name": name}]
+    return [pipelines[0] | {"name": name}]
 
 
 # --- 23. Scheduler -----------------------------------------------------------------------
