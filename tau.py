@@ -11801,11 +11801,6 @@ class Pipeline:
         self.retry_on = retry_on
         self.parameters = Parameters(function)
 
-    def call(self, context: PipelineContext) -> Any:
-        """Calls the function with its context and those of the params that it names."""
-        takes_params = self.parameters.types or self.parameters.takes_others
-        return self.function(context, **context.params if takes_params else {})
-
     def to_json(self) -> Json:
         """What `deploy` stores of it."""
         code: CodeType | None = getattr(self.function, "__code__", None)
@@ -12083,7 +12078,7 @@ class PipelineContext:
         """
         if level not in LEVELS:
             demand({"enum": LEVELS}, level, "level")
-        extra = to_fields(fields) if fields else None
+        extra = {field: json_or_repr(value, field) for field, value in fields.items()} or None
         self._attempt.journal.log(message if type(message) is str else str(message), level, extra)
 
     def step(self, name: str, timeout: float | str | None = None) -> Step:
@@ -12316,17 +12311,11 @@ def map_batches(step: Step, work: Callable[[Rows], Any], stream: Stream) -> Batc
 
 
 def run_local(
-    function: Callable[..., Any],
-    params: Json | None = None,
-    *,
-    secrets: Mapping[str, str] | None = None,
-    state: Json | None = None,
-    data_dir: str | None = None,
-    connections: Mapping[str, Json] | None = None,
-    last_successful_run: str | None = None,
-    scheduled_for: str | None = None,
+    function: Callable[..., Any], params: Json | None = None, *, secrets: Mapping[str, str] | None = None,
+    state: Json | None = None, data_dir: str | None = None, connections: Mapping[str, Json] | None = None,
+    last_successful_run: str | None = None, scheduled_for: str | None = None,
     upstream: Mapping[str, Any] | None = None,
-) -> Json:
+) -> Json:  # fmt: skip
     """Runs a pipeline in this process, for unit tests: its result and trace as `tau inspect` prints them.
 
     *function* is the decorated one; *params* are JSON, checked as for a run (BadRequest).  What the function
@@ -12387,8 +12376,12 @@ def returned_by(chosen: Pipeline, context: PipelineContext) -> Json:
 
 
 def call_function(chosen: Pipeline, context: PipelineContext) -> Any:
-    """What the author's function returns, in an event loop if it is a coroutine."""
-    value, attempt = chosen.call(context), context._attempt
+    """What the author's function returns, in an event loop if it is a coroutine.
+
+    It is called with its context and those of the params that it names.
+    """
+    takes_params = chosen.parameters.types or chosen.parameters.takes_others
+    value, attempt = chosen.function(context, **context.params if takes_params else {}), context._attempt
     if not hasattr(value, "__await__") or isinstance(value, Ready):
         return value
 
@@ -12416,17 +12409,6 @@ def trace_of(records: list[Json]) -> Json:
             steps[record["step"]] |= record
     observed = [record | {"kind": record["t"]} for record in records if record["t"] in OBSERVATIONS]
     return {"steps": nest([*steps.values()]), **told_observations(observed)}
-
-
-def to_fields(fields: Json) -> Json:
-    """The fields of a log line as JSON; what has no JSON form becomes its repr: logging must not fail."""
-    document = {}
-    for name, value in fields.items():
-        try:
-            document[name] = to_json(value, name)
-        except Exception:  # BadResult, or whatever the methods of a user's object raise
-            document[name] = safe_repr(value)
-    return document
 
 
 def source(name: str) -> Callable[[Function], Function]:
@@ -12493,7 +12475,7 @@ class Parameters:
         if not properties and self.others:
             return {"type": "object"}
         for name, default in self.defaults.items():
-            properties[name] = properties[name] | {"default": default_json(default)}
+            properties[name] = properties[name] | {"default": json_or_repr(default, name)}
         required = [name for name in properties if name not in self.defaults]
         shape: Json = {"type": "object", "properties": properties, "required": required}
         return shape if self.others else shape | {"additionalProperties": False}
@@ -12522,10 +12504,11 @@ def unresolved(what: str, problem: Exception) -> BadRequest:
     return BadRequest(message, "import its types outside of `if TYPE_CHECKING:`")
 
 
-def default_json(value: Any) -> Any:
+def json_or_repr(value: Any, name: str) -> Any:
+    """A value as JSON; its repr, if it has no such form or its methods raise."""
     try:
-        return to_json(value, "default")
-    except BadResult:
+        return to_json(value, name)
+    except Exception:
         return safe_repr(value)
 
 
@@ -12883,9 +12866,6 @@ class Surroundings:
         self.attempt.hide(str(value))
         return str(value)
 
-    def warn(self, text: str) -> None:
-        self.attempt.journal.log(text, "warning")
-
 
 def passwords_in(url: str) -> Iterator[str]:
     """What is secret in a URL, as it stands there and as it is meant; BadRequest if it is no URL."""
@@ -12927,10 +12907,15 @@ def find_place(source: Any, resource: str | None, around: Surroundings, options:
         return Registered(name, registry[name], resource, options)
     url = around.url_of(name)
     scheme, marks, rest = url.partition("://")
-    if not marks or scheme == "file":
-        path = check_path(name, url, options, registry, around) if not marks else local_path(name, rest)
-        return LocalFile(joined(path, resource), options)
     kind = scheme.partition("+")[0]
+    if not marks:
+        check_path(name, url, options, registry, around)
+        return LocalFile(joined(url, resource), options)
+    if scheme == "file":
+        host, _, path = rest.partition("/")
+        if host not in ("", "localhost"):
+            raise BadRequest(f"'{name}' names a machine, '{host}'", "file:///path has three slashes")
+        return LocalFile(joined("/" + urllib.parse.unquote(path), resource), options)
     if scheme in ("http", "https"):
         return Web(joined(url, resource), around, options)
     if kind == "sqlite" or is_database(scheme):
@@ -12939,13 +12924,6 @@ def find_place(source: Any, resource: str | None, around: Surroundings, options:
         return RemoteFile(joined(url, resource), options)
     near = did_you_mean(kind, ("file", "http", "https", "sqlite", *DATABASES, *REMOTE_FILES))
     raise BadRequest(f"unknown scheme '{scheme}://'", near or "a path, http(s)://, sqlite:///, or a database's URL")
-
-
-def local_path(name: str, rest: str) -> str:
-    host, _, path = rest.partition("/")
-    if host not in ("", "localhost"):
-        raise BadRequest(f"'{name}' names a machine, '{host}'", "file:///path has three slashes")
-    return "/" + urllib.parse.unquote(path)
 
 
 def find_warehouse(connection: str | None, around: Surroundings) -> Table:
@@ -12960,33 +12938,31 @@ def find_warehouse(connection: str | None, around: Surroundings) -> Table:
     return place
 
 
-def check_path(name: str, path: str, options: Json, registry: Iterable[str], around: Surroundings) -> str:
-    """The path; BadRequest for that of a database, and for a word that is no registered name and looks like no path."""
+def check_path(name: str, path: str, options: Json, registry: Iterable[str], around: Surroundings) -> None:
+    """BadRequest for the path of a database, and for a word that is no registered name and looks like no path."""
     if "format" in options:
-        return path
+        return
     if re.search(r"\.(db|sqlite3?|duckdb)$", path):
         hint = f"{'duckdb' if path.endswith('duckdb') else 'sqlite'}:///{path.removeprefix('sqlite:')}"
         raise BadRequest(f"'{name}' is a path, and a database is named by a URL", hint)
     known = (*registry, *around.connections)
-    if "." in name or "/" in name or name in known or os.path.exists(name):
-        return path
-    hint = did_you_mean(name, known, "known: " + (", ".join(known) or "none; a path has a suffix such as .csv"))
-    raise BadRequest(f"'{name}' is no path, no connection of tau.toml and no @source or @target", hint)
+    if not ("." in name or "/" in name or name in known or os.path.exists(name)):
+        hint = did_you_mean(name, known, "known: " + (", ".join(known) or "none; a path has a suffix such as .csv"))
+        raise BadRequest(f"'{name}' is no path, no connection of tau.toml and no @source or @target", hint)
 
 
 MODES = ("append", "replace", "upsert")
 
 
 def check_mode(mode: str, key: str | Sequence[str]) -> list[str]:
-    """The columns of the key; BadRequest if the mode is none, or lacks or forbids a key."""
+    """The columns of the key; BadRequest if the mode is none, or lacks a key."""
     demand({"enum": MODES}, mode, "mode")
     keys: list[Any] = [key] if isinstance(key, str) or not hasattr(key, "__iter__") else [*key]
-    if not all(isinstance(name, str) for name in keys):
+    if mismatch(STRINGS, keys, "key") is not None:
         raise BadRequest(f"a key is the names of columns, not {safe_repr(key)}", 'key=["id"]')
     if mode == "upsert" and not keys:
-        raise BadRequest(
-            "mode='upsert' needs a key: the columns that name a row", 'ctx.load(…, mode="upsert", key=["id"])'
-        )
+        hint = 'ctx.load(…, mode="upsert", key=["id"])'
+        raise BadRequest("mode='upsert' needs a key: the columns that name a row", hint)
     return keys
 
 
@@ -13349,7 +13325,9 @@ class Web(Place):
             raise SourceError(f"{self.label}: there is no next_link in what is not JSON", hint) from None
         link = at_path(document, path)
         if link is None and is_first and f'"{path.rpartition(".")[2]}":' not in encode_json(document):
-            self.around.warn(f"{self.label}: no '{path}' in the first page; is next_link right?")
+            self.around.attempt.journal.log(
+                f"{self.label}: no '{path}' in the first page; is next_link right?", "warning"
+            )
         return link
 
     def fetch(self, url: str, page: Any) -> tuple[Any, str]:
@@ -13365,7 +13343,7 @@ class Web(Place):
                     raise SourceError(f"{why} (tried {attempt} times)", "is the service well?") from None
                 if pause > WAIT_MAX_S:
                     raise SourceError(f"{why}; it asks to wait {pause:.0f} s", "run again later") from None
-                self.around.warn(f"{why}; again in {pause:.1f} s")
+                self.around.attempt.journal.log(f"{why}; again in {pause:.1f} s", "warning")
                 time.sleep(pause)
         raise AssertionError
 
@@ -13488,8 +13466,11 @@ COLUMNS_OF = """SELECT column_name, data_type FROM information_schema.columns
 QUERY = r"\s*(\(|--|/\*|(select|with|values|from|table|show|describe|explain|pragma|call|exec)\s)"
 #: What a statement begins with that makes a database where there is none; for others that is an empty one.
 MAKING = r"\s*(--|/\*|create|pragma|vacuum|attach)"
-#: Drivers that SQLAlchemy may use where a URL names none, the usual one first.
-DRIVERS = {"postgresql": ("psycopg2", "psycopg", "pg8000"), "mysql": ("MySQLdb", "pymysql", "mysql.connector")}
+#: Drivers that SQLAlchemy may use where a URL names none, the usual one first: module → its name in a URL.
+DRIVERS = {
+    "postgresql": {"psycopg2": "psycopg2", "psycopg": "psycopg", "pg8000": "pg8000"},
+    "mysql": {"MySQLdb": "mysqldb", "pymysql": "pymysql", "mysql.connector": "mysqlconnector"},
+}
 #: How long a database that another run writes to is waited for.
 LOCKED_S = 60.0
 #: What a database says → what to do about it.
@@ -13518,9 +13499,13 @@ class Table(Place):
 
     def connect(self, begin: str, makes: bool = False) -> Any:
         """A connection, to be used in a `with`: a transaction, undone if it is left with an exception."""
-        if self.url.partition(":")[0].partition("+")[0] == "sqlite":
-            return SQLite(sqlite_path(self.url), begin, makes)
-        return Alchemy(self.url, self.around)
+        if self.url.partition(":")[0].partition("+")[0] != "sqlite":
+            return Alchemy(self.url, self.around)
+        path = os.path.realpath(self.url.partition(":///")[2] or ".")
+        if os.path.isdir(path) or self.url.endswith(":memory:"):
+            hint = "sqlite:///shop.db (in ctx.data_dir) or sqlite:////absolute/path.db"
+            raise BadRequest(f"'{self.url}' names no file", hint)
+        return SQLite(path, begin, makes)
 
     def read(self, batch_rows: int | None) -> Batches:
         if self.resource is None:
@@ -13543,14 +13528,6 @@ class Table(Place):
         with self.connect("", re.match(MAKING, statement, re.IGNORECASE) is not None) as house:
             names, answer = house.execute(statement, params)
             return int(answer) if names is None else collect(rows_of(names, answer, None))
-
-
-def sqlite_path(url: str) -> str:
-    path = os.path.realpath(url.partition(":///")[2] or ".")
-    if os.path.isdir(path) or url.endswith(":memory:"):
-        hint = "sqlite:///shop.db (in ctx.data_dir) or sqlite:////absolute/path.db"
-        raise BadRequest(f"'{url}' names no file", hint)
-    return path
 
 
 class Loading:
@@ -13824,12 +13801,9 @@ class Alchemy(Warehouse):
         """SQLAlchemy's engine, with a driver that is there."""
         scheme, _, rest = url.partition("://")
         scheme = "postgresql" if scheme == "postgres" else scheme
-        for driver in DRIVERS.get(scheme, ()):
-            if find_module(driver):
-                scheme += "+" + ("mysqldb" if driver == "MySQLdb" else driver.replace("mysql.", "mysql"))
-                break
+        drivers = [driver for module, driver in DRIVERS.get(scheme, {}).items() if find_module(module)]
         try:
-            return self.alchemy.create_engine(f"{scheme}://{rest}")
+            return self.alchemy.create_engine(f"{'+'.join([scheme, *drivers[:1]])}://{rest}")
         except ImportError as problem:
             hint = install_hint(str(problem.name))
             raise MissingExtra(f"{scheme} needs {problem.name}, which is not installed", hint) from None
