@@ -2121,27 +2121,21 @@ def read_lines(
 FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE = 1, 2
 
 
-def release_blocks(path: str, end: int) -> None:
-    """Gives the beginning of a file back to the disk; its length stays, who appends notices nothing (Linux)."""
-    try:
-        file = os.open(path, os.O_WRONLY)
-    except OSError:
-        return
-    try:
-        how = FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE
-        ctypes.CDLL(None).fallocate(file, how, ctypes.c_int64(0), ctypes.c_int64(end))
-    except AttributeError:
-        pass  # another system, where the file grows
-    finally:
-        os.close(file)
-
-
 def give_back(path: str, position: Json, name: str) -> None:
-    """What has been read of a growing file, as *position* says, is given back to the disk: it might fill it."""
-    released = f"{name}_released"
-    if position[name] - position.get(released, 0) > OUTPUT_SLACK_BYTES:
-        release_blocks(path, position[name])
-        position[released] = position[name]
+    """What has been read of a growing file, as *position* says, is given back to the disk: it might fill it (Linux).
+
+    The file's length stays; who appends to it notices nothing.
+    """
+    released, end = f"{name}_released", position[name]
+    if end - position.get(released, 0) <= OUTPUT_SLACK_BYTES:
+        return
+    position[released] = end
+    try:
+        with open(path, "r+b", 0) as file:
+            how = FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE
+            ctypes.CDLL(None).fallocate(file.fileno(), how, ctypes.c_int64(0), ctypes.c_int64(end))
+    except (OSError, AttributeError):
+        pass  # it is gone, or the system is another, where it grows
 
 
 def read_output(stem: str, stream: str, position: Json, final: bool) -> tuple[list[bytes], bool]:
@@ -7761,9 +7755,7 @@ class Process:
         before = dict(self.position)
         more = self.read_journal(limits)
         for stream in ("stdout", "stderr"):
-            size = self.ended.get(stream + "_bytes") if self.ended is not None else None
-            if size is None or size > self.position[stream] or stream in self.tails:
-                more |= self.read_output(stream, limits, final)
+            more |= self.read_output(stream, limits, final)
         self.is_saved &= self.position == before
         return more
 
@@ -11093,10 +11085,7 @@ class ForkServer:
         """Appends the end record, and tells the daemon, which has it then even if the journal has no room."""
         died = code is not None and code < 0
         how = {"exit_code": None if died else code, "signal": -code if code and died else None, "reason": reason}
-        record = {"t": "end", "at": time.time(), "mono": time.monotonic(), **how, **measured}
-        for name in ("stdout", "stderr"):
-            record[name + "_bytes"] = file_size(f"{job['journal']}.{name}")
-        record |= job.get("place", {})
+        record = {"t": "end", "at": time.time(), "mono": time.monotonic(), **how, **measured, **job.get("place", {})}
         try:
             with open(os.open(job["journal"] + ".journal", os.O_WRONLY | os.O_APPEND), "wb", 0) as journal:
                 journal.write(b"\n" + encode(record))  # the newline ends a line that a crash has torn
@@ -11111,14 +11100,6 @@ class ForkServer:
             os.write(0, encode(message))
         except OSError:
             pass
-
-
-def file_size(path: str) -> int:
-    """How long a file is; 0 if there is none."""
-    try:
-        return os.stat(path).st_size
-    except OSError:
-        return 0
 
 
 def drop_stdin() -> None:
