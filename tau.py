@@ -19,7 +19,7 @@ The file is laid out in the order a request travels.  Calls go down the page, or
                                   46 Formats   47 Rows   48 Trace
 
 `tau run hello`, in one read:
-  main §9 builds one parser from the signature of `run` §20 and calls Client.call §14;
+  main §9 reads the words by parser_of §10, made from the signature of `run` §20, and calls Client.call §14;
   the line reaches Connection §18, which checks it and calls the operation `run` §20;
   Store §29 makes the run durable and, in the same commit, Scheduler.admit §23 moves it to running;
   ForkServer §34 creates the journal (that is the permission to start) and forks;
@@ -2776,7 +2776,6 @@ def outcome_of(words: list[str]) -> int:
 
 
 def command(words: list[str]) -> int:
-    """Runs one command line; the exit code."""
     if words[:1] == [COMPLETE]:
         return print_completions(words[1:])
     name, options = read_line(words or ["--help"], parse_words)
@@ -2856,7 +2855,6 @@ def ask_for_backup(client: Client, name: str, params: Json, view: View) -> Json:
 
 
 def ask_for_version(client: Client, name: str, params: Json, view: View) -> Json:
-    """Our version, and the daemon's if there is one."""
     document: Json = {"version": __version__, "python": sys.version.split()[0], "daemon": None}
     try:
         document["daemon"] = client.call(name, {})["version"]
@@ -2995,7 +2993,13 @@ def parse_words(name: str, words: list[str]) -> Json:
 def parser_of(name: str) -> argparse.ArgumentParser:
     """The argparse parser of a command; of a group of commands; or, for no name, of all."""
     chosen = shell_commands().get(name)
-    parser = build_parser(chosen) if chosen is not None else group_parser(name)
+    if chosen is None:
+        parser = group_parser(name)
+    else:
+        parser = make_parser(f"tau {name}", chosen.summary, chosen.examples, EXITS)
+        parser.argument_default = argparse.SUPPRESS  # what is not given is not sent
+        for argument in chosen.arguments.values():
+            add_argument(parser, argument)
     common = parser.add_argument_group("which daemon, and how to print")
     for option in COMMON.values():
         add_argument(common, option)
@@ -3058,19 +3062,9 @@ def filled(head: str, text: str) -> str:
 
 
 def group_page(group: str) -> str:
-    """The commands of a group, each with its summary."""
     lines = [filled(f"  tau {entry.words:<14} ", entry.summary) for entry in command_groups()[group]]
     end = f"  tau {group} COMMAND --help     arguments and examples of one command\n"
     return "\n".join([f"usage: tau {group} COMMAND [...]", "", *lines, "", end])
-
-
-def build_parser(chosen: Operation) -> argparse.ArgumentParser:
-    """The argparse parser of one operation, derived from its signature."""
-    parser = make_parser(f"tau {chosen.words}", chosen.summary, chosen.examples, EXITS)
-    parser.argument_default = argparse.SUPPRESS  # what is not given is not sent
-    for argument in chosen.arguments.values():
-        add_argument(parser, argument)
-    return parser
 
 
 EXITS = """
@@ -3082,7 +3076,6 @@ exit codes:
 
 
 def add_argument(parser: argparse._ActionsContainer, argument: Argument) -> None:
-    """One argument of an operation becomes one of the shell's."""
     meaning = argument.meaning.replace("%", "%%")
     how: Json = {"help": meaning, "metavar": METAVARS.get(argument.kind, argument.name.strip("-").upper())}
     if argument.kind == "bool":
@@ -3105,7 +3098,6 @@ METAVARS = {"list[Json]": "PATH", "FilePath": "PATH", "EnvironmentName": "NAME",
 
 
 def read_params(chosen: Operation, options: Json) -> Json:
-    """What was given on the command line, as the params of a request; BadRequest says what does not parse."""
     return chosen.check({name: read_value(chosen.arguments[name], options[name], options) for name in options})
 
 
@@ -3342,7 +3334,6 @@ def daemon_meant(desk: Desk) -> Json:
 
 
 def key_of(table: Mapping[str, str]) -> str | None:
-    """Where an environment has its key."""
     return next((key for key in ("api_key", "api_key_file") if key in table), None)
 
 
@@ -3577,7 +3568,6 @@ class Patient:
         self.here = os.path.isdir(self.home)  # else it is elsewhere, or not there yet
 
     def open_database(self) -> contextlib.closing[sqlite3.Connection]:
-        """`with` a connection to the store that changes nothing."""
         return contextlib.closing(read_only(self.database, shared=os.path.exists(self.database + "-wal")))
 
 
@@ -3590,7 +3580,6 @@ def attempt(question: Callable[[], Json]) -> tuple[Json | None, TauError | None]
 
 
 def look_at_home(patient: Patient) -> Finding:
-    """It is ours, for us alone, and can be written."""
     home = patient.home
     if not patient.here:
         return "warn", f"there is no {home} on this machine yet", "taud --detach makes it"
@@ -3659,7 +3648,6 @@ def look_at_croniter(patient: Patient) -> Finding:
 
 
 def look_at_python(patient: Patient) -> Finding:
-    """This one has what Tau needs; taud may run on another."""
     found = f"Python {sys.version.split()[0]} on {sys.platform}"
     if not hasattr(os, "fork"):
         return "fail", f"{found} cannot fork", "use Linux, or macOS"
@@ -3706,7 +3694,6 @@ def look_at_database(patient: Patient) -> Finding:
 
 
 def look_at_socket(patient: Patient) -> Finding:
-    """What is at its place is one, ours, and for us alone."""
     path = os.path.join(patient.home, "tau.sock")
     if not os.path.lexists(path):
         return "there is none" if patient.status is None else "the daemon listens elsewhere"
@@ -3719,7 +3706,6 @@ def look_at_socket(patient: Patient) -> Finding:
 
 
 def look_at_daemon(patient: Patient) -> Finding:
-    """It answers, is of this version, and has nothing to complain of."""
     if patient.status is None:
         assert patient.absent is not None
         wrong = patient.absent.code != "unavailable"
@@ -3738,7 +3724,6 @@ ROOT_REMEDY = "start taud as a user that may do what its pipelines need, and no 
 
 
 def look_at_fork_server(patient: Patient) -> Finding:
-    """The process that starts the runs is there."""
     if patient.status is None:
         return "no daemon, no fork server"
     pid = next((one["pid"] for one in patient.processes if one["role"] == "fork server"), None)
@@ -3755,7 +3740,6 @@ def look_at_limits(patient: Patient) -> Finding:
 
 
 def look_at_leftovers(patient: Patient) -> Finding:
-    """Nothing lies about that belongs to nobody."""
     folder, old = os.path.join(patient.home, "runs"), time.time() - LEFT_S
     names = os.listdir(folder) if os.path.isdir(folder) else []
     live = {one.get("run_id") for one in patient.processes}
@@ -3823,7 +3807,6 @@ def try_canary(client: Client, where: str) -> list[Json]:
 
 
 def check_end(run: Json, wanted: str) -> None:
-    """Conflict unless a run has ended as it should."""
     if run["status"] == wanted:
         return
     if run.get("waited") is False:
@@ -3838,7 +3821,6 @@ def check_end(run: Json, wanted: str) -> None:
 
 
 def one_line(text: str, width: int) -> str:
-    """The text in one line of at most *width* characters."""
     return cut_text(printable(text).replace("\n", " ⏎ ").replace("\t", " "), width)
 
 
@@ -3896,7 +3878,6 @@ class View:
         return f"\x1b[{COLOURS[style]}m{text}\x1b[0m" if self.colours and style in COLOURS else text
 
     def table(self, document: Json, key: str, columns: str) -> str:
-        """Rows under headings, and how to get what is not shown."""
         lines = self.rows(document[key], columns.split()) if document[key] else [f"no {key}"]
         if cut := document.get("truncated"):
             lines.append(self.paint(f"{cut['shown']} of {cut['total']}; all: {cut['get']}", "dim"))
@@ -3906,7 +3887,6 @@ class View:
         return "\n".join(lines)
 
     def rows(self, rows: list[Json], columns: list[str]) -> list[str]:
-        """The lines of a table, no wider than the terminal if that can be."""
         texts = {
             column: [HEADINGS.get(column, column), *(one_line(cell(row, column), 60) for row in rows)]
             for column in columns
@@ -3934,7 +3914,6 @@ class View:
         return "\n".join([f"{run['pipeline']} v{run['version']}  {status}{took}  {run['run_id']}", *lines])
 
     def checks(self, document: Json) -> str:
-        """The checks of the doctor, each with its remedy below it."""
         lines = []
         for check in document["checks"]:
             mark = self.paint(*MARKS[check["status"]])
@@ -3951,7 +3930,6 @@ class View:
         return self.paint(printable(text), line["level"])
 
     def event(self, event: Json) -> None:
-        """One followed event: a line of JSON, or of text."""
         if self.people:
             self.live(event)
         else:
@@ -3985,7 +3963,6 @@ class View:
         self.open = "" if ends else about
 
     def end_line(self) -> None:
-        """The line at the cursor, if any, is ended."""
         if self.open:
             print(flush=True)
         self.open = ""
@@ -4198,7 +4175,6 @@ class Client:
         return answered
 
     def ask(self, method: str, params: Json, on_event: Callable[[Json], None]) -> Json:
-        """One request and its answer on the open connection."""
         if self.channel is not None and self.channel.spent:
             self.close()
         channel = self.channel = self.channel or self.connect()
@@ -4290,7 +4266,6 @@ class Lined(Channel):
         self.lines: list[bytes] = []
 
     def greet(self, key: str) -> None:
-        """Says hello with the key; Forbidden if it is not right, Unavailable if no Tau answers."""
         hello = {"api_key": key, "protocol": PROTOCOL}
         answer = next(self.answers({"jsonrpc": "2.0", "id": 0, "method": "hello", "params": hello}))
         if "error" in answer:
@@ -4415,18 +4390,17 @@ def check_protocol(protocol: Any, version: str | None) -> None:
 
 
 def open_socket(address: Address, context: ssl.SSLContext | None) -> socket.socket:
-    """A connected socket; with a context encrypted, and the daemon's certificate verified."""
-    if address.scheme != "unix":
-        connection = socket.create_connection((address.host, address.port), CONNECT_S)
-    else:
+    if address.scheme == "unix":
         connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        connection.settimeout(CONNECT_S)
+    else:
+        connection = socket.create_connection((address.host, address.port), CONNECT_S)
     try:
         if address.scheme == "unix":
-            connection.settimeout(CONNECT_S)
             with SocketPath(address.path) as short:
                 connection.connect(short.path)
-            return connection
-        keep_alive(connection)
+        else:
+            keep_alive(connection)
         return connection if context is None else context.wrap_socket(connection, server_hostname=address.host)
     except BaseException:
         connection.close()

@@ -26,7 +26,7 @@ def test_the_operations_are_these() -> None:
 @pytest.mark.parametrize("name", [*NAMES, *LOCAL])
 def test_every_argument_is_explained_and_in_every_face(name: str) -> None:
     chosen = COMMANDS[name]
-    schema, parser = chosen.schema(), module.build_parser(chosen)
+    schema, parser = chosen.schema(), module.parser_of(chosen.words)
     known = {action.dest for action in parser._actions}
     assert chosen.summary.endswith((".", "terminal."))
     assert list(schema["properties"]) == list(chosen.arguments)
