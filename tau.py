@@ -4620,7 +4620,7 @@ def detach(home: str, words: list[str]) -> Json:
     try:
         os.close(take_lock(home))
     except Conflict as owned:
-        return {"changed": False, **read_owner(home), "home": home} | owned.detail
+        return {"changed": False, "home": home} | owned.detail
     log_path = os.path.join(home, "taud.log")
     log, null = os.open(log_path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600), os.open(os.devnull, os.O_RDWR)
     answer, child_end = os.pipe()
@@ -4759,7 +4759,7 @@ class Daemon:
             loop.add_signal_handler(signal.SIGHUP, self.reload)
             self.manager.tell(READY=1)
             self.manager.ping()
-            ready |= {"home": self.home, "addresses": self.listeners.addresses}
+            ready |= {"home": self.home, "addresses": [*self.listeners.bound]}
             if not announce(ready, self.options["json"]):
                 leave_output(1)  # whoever waited for the line may go; later writes must not fail
             await self.ended.wait()
@@ -4787,7 +4787,7 @@ class Daemon:
         """SIGHUP: the configuration file is read again.  One that cannot be used changes nothing, and is told."""
         if self.ended.is_set():
             return
-        self.manager.tell(RELOADING=1, MONOTONIC_USEC=time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000)
+        self.manager.tell(RELOADING=1, MONOTONIC_USEC=time.monotonic_ns() // 1000)
         self.warnings.pop("configuration", None)
         try:
             config = find_config(self.options["config"], self.home)
@@ -4906,7 +4906,7 @@ def set_up_log(level: str) -> None:
     plain_text = logging.Formatter()
 
     def each_line(record: logging.LogRecord) -> str:
-        priority = PRIORITIES.get(record.levelname, PRIORITIES["INFO"])
+        priority = PRIORITIES[record.levelname]
         return "\n".join(f"<{priority}>{line}" for line in plain_text.format(record).splitlines())
 
     if stderr_is_journal():
@@ -4937,8 +4937,7 @@ class Listeners:
 
     def __init__(self, daemon: Daemon) -> None:
         self.daemon = daemon
-        self.bound: list[socket.socket] = []
-        self.addresses: list[str] = []  # theirs
+        self.bound: dict[str, socket.socket] = {}  # by address
         self.paths: list[str] = []  # of the sockets that are ours to remove
         self.tls = make_tls(daemon.settings)
         self.group: int | None = None  # that may come in besides the owner
@@ -4958,18 +4957,16 @@ class Listeners:
             path = os.path.join(folder, "tau.sock")
             if os.path.realpath(path) not in taken:
                 taken.append(os.path.realpath(path))
-                self.bound.append(socket.socket(socket.AF_UNIX))
-                bind_unix(self.bound[-1], folder, path, self.group)
+                self.bound[f"unix://{path}"] = socket.socket(socket.AF_UNIX)
+                bind_unix(self.bound[f"unix://{path}"], folder, path, self.group)
                 self.paths.append(path)
-        self.bound += given
+        for one in sorted(given, key=is_network):
+            self.bound[self.address(one)] = one
         if settings["port"] or settings["host"]:
             for one in bind_tcp(settings["host"], settings["port"] or 8400):
-                self.bound.append(one)
-        self.bound.sort(key=is_network)
-        self.addresses = [f"unix://{path}" for path in self.paths]
-        self.addresses += [self.address(one) for one in self.bound[len(self.paths) :]]
-        if network := [one for one in self.bound if is_network(one)]:
-            self.demand_key([socket_name(one) for one in network if not is_loopback(socket_name(one))])
+                self.bound[self.address(one)] = one
+        if network := [socket_name(one) for one in self.bound.values() if is_network(one)]:
+            self.demand_key([host for host in network if not is_loopback(host)])
 
     def demand_key(self, public: list[str]) -> None:
         """The network may be listened to; Forbidden if there are *public* addresses and no key for who comes there."""
@@ -4999,14 +4996,14 @@ class Listeners:
             peers.pop(next(iter(peers)))()
 
     def start(self) -> None:
-        for one in self.bound:
+        for one in self.bound.values():
             one.setblocking(False)
             one.listen(NETWORK_BACKLOG if is_network(one) else LOCAL_BACKLOG)
             self.tasks.spawn(self.accept(one))
 
     def close(self) -> None:
         self.tasks.cancel()
-        for one in self.bound:
+        for one in self.bound.values():
             one.close()
 
     def remove(self) -> None:
@@ -5747,7 +5744,6 @@ class Exchange:
         self.peer = peer
         self.head: Head | None = None  # of the request being answered
         self.streaming = False  # whether its answer has begun, in pieces
-        self.pulse: asyncio.TimerHandle | None = None  # while it waits: nobody on the way must think it dead
 
     async def converse(self) -> None:
         """Request, answer, request, answer, until one side has enough."""
@@ -5775,7 +5771,8 @@ class Exchange:
         is_open, kind, write = PAGES.get(head.path, (False, "", None))
         if not is_open:
             await self.authenticate(head)
-        peer.last = peer.last or not head.keep or peer.caller is None  # strangers may look in, once
+        is_last = head.old or "close" in head.get("connection").lower()
+        peer.last = peer.last or is_last or peer.caller is None  # strangers may look in, once
         if write is not None:
             head.demand("GET", "HEAD")
             status, text = write(peer.daemon)
@@ -5800,12 +5797,11 @@ class Exchange:
             while len(self.peer.buffer) < head.length:
                 await self.peer.listen()
         message = decode(self.peer.take(head.length))
-        self.beat(begun=True)
+        pulse = self.peer.tasks.spawn(self.beat())
         try:
             answer = await self.peer.answer(message)
         finally:
-            assert self.pulse is not None
-            self.pulse.cancel()
+            pulse.cancel()
         await self.peer.writable.wait()
         if self.streaming:
             self.send_piece(b"" if answer is None else encode(answer), last=True)
@@ -5834,11 +5830,12 @@ class Exchange:
         if last and in_chunks:
             self.peer.transport.write(b"0\r\n\r\n")
 
-    def beat(self, begun: bool = False) -> None:
-        """Says that the answer is still to come: an empty line, which is nothing in JSON."""
-        if not begun and self.peer.writable.is_set():
-            self.send_piece(b"\n")
-        self.pulse = asyncio.get_running_loop().call_later(PULSE_S, self.beat)
+    async def beat(self) -> None:
+        """Says now and then that the answer is still to come, by an empty line, which is nothing in JSON."""
+        while True:
+            await asyncio.sleep(PULSE_S)
+            if self.peer.writable.is_set():
+                self.send_piece(b"\n")
 
     def respond(self, body: bytes, kind: str, status: int, *headers: str) -> None:
         self.write_head(status, f"Content-Type: {kind}", f"Content-Length: {len(body)}", *headers)
@@ -5887,7 +5884,6 @@ class Head:
             self.headers.setdefault(found[1].decode("ascii").lower(), []).append(found[2].decode("latin-1"))
         self.method, path, minor = (part.decode("ascii") for part in request.groups())
         self.path, self.old = path.partition("?")[0], minor == "0"
-        self.keep = not self.old and "close" not in self.get("connection").lower()
         self.expects = "" if self.old else self.get("expect")
         self.length = 0  # of the body
 
@@ -6401,7 +6397,7 @@ async def status(call: Call) -> Json:
         "uptime_s": round(time.time() - daemon.started, 1),
         "home": daemon.home,
         "config": daemon.config,
-        "addresses": daemon.listeners.addresses,
+        "addresses": [*daemon.listeners.bound],
         "start_method": daemon.settings["start_method"],
         "processes": [{"role": "daemon", "pid": os.getpid()}, *live],
         "pipelines": call.ask.pipeline_count(call.among()),
@@ -7243,8 +7239,7 @@ def local_peer(peer: Any, group: int | None) -> str:
     """The user name behind a Unix socket, if it may speak: ourselves, root, or a member of *group*."""
     if not hasattr(socket, "SO_PEERCRED"):  # macOS: the directory's mode alone guards the socket
         return pwd.getpwuid(os.geteuid()).pw_name
-    credentials = peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
-    _, uid, gid = struct.unpack("3i", credentials)
+    _, uid, gid = struct.unpack("3i", peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
     try:
         name = pwd.getpwuid(uid).pw_name
     except KeyError:
