@@ -5532,6 +5532,10 @@ class Connection(Protocol):
         await asyncio.sleep(patience)
         self.transport.abort()
 
+    def write(self, data: bytes) -> None:
+        if not self.transport.is_closing():
+            self.transport.write(data)
+
     def say_goodbye(self) -> Tasks:
         """The daemon goes: what waits is told so, by the tasks returned."""
         self.last = True
@@ -5710,8 +5714,7 @@ class Lines:
             await asyncio.wait(self.begun)
 
     def send(self, document: Any) -> None:
-        if not self.peer.transport.is_closing():
-            self.peer.transport.write(encode(document))
+        self.peer.write(encode(document))
 
 
 # --- 19. HTTP ----------------------------------------------------------------------------
@@ -5792,7 +5795,7 @@ class Exchange:
     async def call(self, head: Head) -> None:
         """Answers a JSON-RPC document: at once as a whole, or in pieces if there are events or it takes long."""
         if head.expects:
-            self.peer.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+            self.peer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         async with asyncio.timeout(PATIENCE_S):
             while len(self.peer.buffer) < head.length:
                 await self.peer.listen()
@@ -5815,8 +5818,7 @@ class Exchange:
 
     def send(self, document: Any) -> None:
         """Sends an event, as a line of the answer."""
-        if not self.peer.transport.is_closing():
-            self.send_piece(encode(document))
+        self.send_piece(encode(document))
 
     def send_piece(self, piece: bytes, last: bool = False) -> None:
         """Sends some of an answer whose length is not known before; by HTTP/1.0 it ends with the connection."""
@@ -5826,9 +5828,9 @@ class Exchange:
             self.streaming = True
             self.write_head(200, "Content-Type: application/x-ndjson", *["Transfer-Encoding: chunked"] * in_chunks)
         if piece:
-            self.peer.transport.write(b"%x\r\n%b\r\n" % (len(piece), piece) if in_chunks else piece)
+            self.peer.write(b"%x\r\n%b\r\n" % (len(piece), piece) if in_chunks else piece)
         if last and in_chunks:
-            self.peer.transport.write(b"0\r\n\r\n")
+            self.peer.write(b"0\r\n\r\n")
 
     async def beat(self) -> None:
         """Says now and then that the answer is still to come, by an empty line, which is nothing in JSON."""
@@ -5840,7 +5842,7 @@ class Exchange:
     def respond(self, body: bytes, kind: str, status: int, *headers: str) -> None:
         self.write_head(status, f"Content-Type: {kind}", f"Content-Length: {len(body)}", *headers)
         if self.head is None or self.head.method != "HEAD":
-            self.peer.transport.write(body)
+            self.peer.write(body)
 
     def write_head(self, status: int, *headers: str) -> None:
         lines = [
@@ -5853,7 +5855,7 @@ class Exchange:
             "X-Content-Type-Options: nosniff",
             *["Connection: close"] * self.peer.last,
         ]
-        self.peer.transport.write("\r\n".join([*lines, "", ""]).encode("latin-1"))
+        self.peer.write("\r\n".join([*lines, "", ""]).encode("latin-1"))
 
 
 TOKEN = rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+"

@@ -440,6 +440,7 @@ def test_a_client_that_goes_leaves_nothing(web: Tau) -> None:
         peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         peer.close()
     eventually(lambda: web.call("status")["connections"] == before)
+    eventually((web.home / "data/it").exists)
     (web.home / "data/it/go2").touch()
     eventually(lambda: web.call("status")["slots"]["used"] == 0)
 
