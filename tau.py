@@ -6150,7 +6150,7 @@ async def run(
 async def answer_run(
     call: Call, asked: tuple[str, Json, str | None, str], about: Json, wait: bool, timeout: float | None, follow: bool
 ) -> Json:
-    """Adds a run: its document when it has ended, unless nobody waits for that."""
+    """Adds a run; returns its document at its end, or at once unless *wait*."""
     if follow and not wait:
         raise BadRequest("--follow waits for the run, --detach does not", "choose one of them")
     daemon = call.daemon
@@ -6164,7 +6164,7 @@ async def answer_run(
 
 
 async def within_time(work: Awaitable[Any], timeout: float | None) -> None:
-    """Waits for something, so many seconds at most."""
+    """Waits for something, at most *timeout* seconds."""
     try:
         await asyncio.wait_for(work, timeout)
     except TimeoutError:
@@ -6172,7 +6172,7 @@ async def within_time(work: Awaitable[Any], timeout: float | None) -> None:
 
 
 def describe_end(store: Store, run_id: str) -> Json:
-    """The document of a run that has ended; of another one what there is to say when nobody waits any longer."""
+    """The document of a run that has ended; of another its status, and how to wait for it."""
     status = store.ask.status_of(run_id)
     if status in FINAL:
         return describe(store, run_id)
@@ -6180,7 +6180,7 @@ def describe_end(store: Store, run_id: str) -> Json:
 
 
 async def attend(call: Call, run_id: str, follow: bool) -> None:
-    """Returns when the run is final; until then its events are sent, if they are wanted."""
+    """Waits until a run has ended; sends its events meanwhile if *follow*."""
     if not follow:
         await call.daemon.feed.finished(run_id)
         return
@@ -6612,7 +6612,7 @@ def tick_at(agenda: Agenda, name: str, asked: int | None, now: int) -> Json:
 
 
 def what_holds(call: Call, schedule: Json, upstream: list[Json]) -> list[Json]:
-    """What keeps a pipeline from running by itself just now, each with its particulars."""
+    """What keeps a pipeline from running by itself now, each reason with its particulars."""
     ask, name, overlap = call.daemon.agenda.ask, schedule["pipeline"], schedule["overlap"]
     pauses = [(ask.pause(name), f"tau resume {name}"), (ask.pause(""), "tau resume --all")]
     active = [] if overlap == "allow" else ask.unfinished(name)
@@ -6781,7 +6781,7 @@ async def resume(call: Call, name: PipelineName | None = None, *, all_: bool = F
 
 
 def scope_of(name: str | None, everything: bool) -> str:
-    """The name under which a pause is kept: a pipeline's, or '' for all."""
+    """The name that a pause is stored under: a pipeline's, or '' for all."""
     if (name is None) != everything or name == "":
         raise BadRequest("give the name of a pipeline, or --all", "tau pause NAME")
     return name or ""
@@ -6958,7 +6958,7 @@ async def key_revoke(call: Call, name: KeyName) -> Json:
 
 
 def listing(key: str, rows: list[Json], total: int, *words: str | None) -> Json:
-    """A list answer; it says what it does not show and with which command to get it."""
+    """A list as an answer; if it is cut, with the command that gets more."""
     if len(rows) >= total:
         return {key: rows}
     flag, most = ("--tail", LOGS_MAX) if key == "lines" else ("--limit", LIST_MAX)
@@ -7256,7 +7256,7 @@ def local_peer(peer: Any, group: int | None) -> str:
 
 
 class Deployment:
-    """Files that are to be deployed, or only checked; close() ends that.
+    """Files that are deployed or checked, until close().
 
     Meanwhile no virtual environment is removed: a version that is not in the store yet may need it.
     """
@@ -7269,12 +7269,12 @@ class Deployment:
         daemon.retention.deploying += 1
 
     def close(self) -> None:
-        """The unpacked files are not needed any more."""
+        """Removes the unpacked files."""
         self.daemon.retention.deploying -= 1
         shutil.rmtree(self.folder, ignore_errors=True)
 
     async def prepare(self) -> list[Json]:
-        """Unpacks the files, and builds the virtual environments that the entries ask for; those."""
+        """Unpacks the files and builds the virtual environments that the entries ask for; returns those."""
         await asyncio.to_thread(write_sources, self.sources, self.folder)
         headers = {entry: read_header(self.sources[entry].decode("utf-8"), entry) for entry in self.entries}
         for entry, header in headers.items():
@@ -7282,7 +7282,7 @@ class Deployment:
         return [venv for venv in self.venvs.values() if venv]
 
     async def load(self, caller: Caller, name: str | None = None) -> list[Json]:
-        """The pipelines of all entries, or the one that is meant by *name*; LoadFailed if there is none."""
+        """Returns the pipelines of all entries, or only the one called *name*; LoadFailed if there is none."""
         pipelines = []
         for entry in self.entries:
             if not (rows := await self.ask(entry, {"kind": "load"})):
@@ -10466,14 +10466,14 @@ def digest_of(sources: dict[str, bytes]) -> str:
 
 
 class Sources:
-    """The directories of deployed files that runs use, made from the store; on the loop, so that nobody is between."""
+    """The unpacked files of versions, for the runs that use them; written on the loop only, so never by two at once."""
 
     def __init__(self, home: str, store: Store) -> None:
         self.folder, self.store = os.path.join(home, "versions"), store
         self.whole: set[str] = set()  # those that have been compared with the store
 
     def open(self) -> None:
-        """Only what some version needs is there."""
+        """Removes what no version needs."""
         make_directory(self.folder)
         sweep(self.folder, self.store.ask.source_names())
 
@@ -10487,7 +10487,7 @@ class Sources:
 
 
 def write_sources(sources: dict[str, bytes], folder: str) -> None:
-    """A directory holds these files, whole; StorageFull if there is no room for it."""
+    """Writes files into a directory unless all are there, whole; StorageFull if there is no room."""
     if all(read_bytes(os.path.join(folder, path)) == content for path, content in sources.items()):
         return
     shutil.rmtree(folder, ignore_errors=True)
@@ -10502,7 +10502,7 @@ def write_sources(sources: dict[str, bytes], folder: str) -> None:
 
 
 def sweep(folder: str, known: set[str]) -> None:
-    """What is in a directory and not known is removed."""
+    """Removes what is in a directory and not known."""
     for name in os.listdir(folder):
         path = os.path.join(folder, name)
         if name.removesuffix(".lock") not in known:
@@ -10588,7 +10588,7 @@ class Venvs:
         return None if digest is None else os.path.join(self.folder, digest, "bin", "python")
 
     async def build(self, header: Json, entry: str) -> Json:
-        """The environment of a header, built unless it is there; LoadFailed, with the log, if it cannot be."""
+        """Builds the environment of a header unless it is there; LoadFailed, with the log, if that fails."""
         needed = sorted(header["dependencies"])
         digest = fingerprint(sys.version, *needed)
         path = os.path.join(self.folder, digest)
@@ -10603,7 +10603,7 @@ class Venvs:
         return {"entry": entry, "digest": digest, "dependencies": needed, "built": not there, "log": log}
 
     async def install(self, path: str, needed: list[str], entry: str) -> list[str]:
-        """Makes an environment anew; the log of that.  Nothing is left of one that fails."""
+        """Makes an environment anew and returns the log; removes one that fails."""
         log: list[str] = []
         shutil.rmtree(path, ignore_errors=True)
         try:
@@ -10618,7 +10618,7 @@ class Venvs:
         return log[-BUILD_LINES:]
 
     def sweep(self, known: set[str]) -> None:
-        """Environments that no version needs are removed; a linked folder is another home's."""
+        """Removes environments that no version needs; a linked folder is another home's."""
         if os.path.isdir(self.folder) and not os.path.islink(self.folder):
             sweep(self.folder, known)
 
