@@ -277,6 +277,7 @@ TICKS_MAX = 1_000
 #: A deployment, all files together, and how many they may be: in base64 it must fit into a line.
 DEPLOYMENT_BYTES_MAX = 5 << 20
 DEPLOYMENT_FILES_MAX = 1_000
+KEEP_SMALL = "keep large data out of the deployment: extract it by path or URL"
 #: So many ticks of one schedule may be caught up, or wait for their turn; older ones are dropped.
 CATCHUP_MAX = 100
 PARAMS_BYTES_MAX = 256 << 10
@@ -766,95 +767,25 @@ def fingerprint(*parts: str) -> str:
 
 
 # --- 3. Signatures -----------------------------------------------------------------------
-# Owns OPERATIONS: an operation's signature and docstring become dispatch, checks, argparse, JSON Schema, help.
+# Owns OPERATIONS: an operation's signature and docstring become dispatch, checks, JSON Schema, help.
 # Calls Words.  Promises that an operation is declared once and that its faces cannot disagree.
-
-
-def read_object(text: str) -> Json:
-    """What the shell says of an object: its JSON, `@file`, `-` for standard input, or `key=value`, JSON or text."""
-    key, equals, value = text.partition("=")
-    if equals and key and key[0] not in "@{[":
-        try:
-            return {key: decode(value.encode("utf-8", "replace"))}
-        except ParseError:
-            return {key: value}
-    if text.startswith("@"):
-        text = read_text(text[1:], "give the path of a JSON file")
-    try:
-        value = decode((sys.stdin.read() if text == "-" else text).encode("utf-8", "replace"))
-        return dict(demand({"type": "object"}, value, "params"))
-    except BadRequest as problem:
-        raise BadRequest(str(problem), 'write -p day=2026-01-01, or an object: \'{"key": "value"}\'') from None
-
-
-def read_files(path: str, main: str) -> list[Json]:
-    """The file at *path*, or the files of that folder, as the wire carries them.
-
-    Their paths are relative to where *main* is, the file or folder that is deployed; those of files elsewhere
-    to the folder that they are in.
-    """
-    root = os.path.realpath(main if os.path.isdir(main) else os.path.dirname(main) or ".")
-    found = []
-    for place in sorted(files_in(path)) if os.path.isdir(path) else [path]:
-        relative = os.path.relpath(os.path.realpath(place), root)
-        if relative.startswith(os.pardir + os.sep):
-            relative = os.path.relpath(place, os.path.dirname(os.path.normpath(path)) or ".")
-        found.append(read_file(place, relative))
-    if not found:
-        raise BadRequest(f"{path} has no files", "tau deploy my_pipeline.py")
-    return found
-
-
-def files_in(folder: str) -> Iterator[str]:
-    """The files of a folder and its folders, but for hidden ones, caches and virtual environments."""
-    for at, folders, names in os.walk(folder):
-        folders[:] = [
-            name
-            for name in folders
-            if not name.startswith((".", "__pycache__")) and not os.path.exists(os.path.join(at, name, "pyvenv.cfg"))
-        ]
-        yield from (os.path.join(at, name) for name in names if not name.startswith(".") and not name.endswith(".pyc"))
-
-
-def read_file(path: str, name: str) -> Json:
-    """One file as the wire carries it: its name and its text, or base64 if it is not UTF-8."""
-    try:
-        # Never open a fifo or a device: it would hang or never end.
-        if not stat.S_ISREG(os.stat(path).st_mode):
-            raise BadRequest(f"{path} is not a regular file", "tau deploy my_pipeline.py")
-        with open(path, "rb") as file:
-            content = file.read(DEPLOYMENT_BYTES_MAX + 1)
-    except OSError as problem:
-        raise cannot_read(path, problem, "give the path of a Python file, or of a folder") from None
-    if len(content) > DEPLOYMENT_BYTES_MAX:
-        raise LoadFailed(f"{path} is larger than {DEPLOYMENT_BYTES_MAX:,} bytes", KEEP_SMALL, file=path)
-    try:
-        text = content.decode("utf-8")
-        if len(encode(text)) <= len(content) * 4 // 3 + 100:  # control characters are long in JSON
-            return {"path": name, "text": text}
-    except UnicodeDecodeError:
-        pass
-    return {"path": name, "base64": base64.b64encode(content).decode("ascii")}
-
-
-KEEP_SMALL = "keep large data out of the deployment: extract it by path or URL"
 
 
 #: Annotations of texts that name a pipeline, a run (by the first characters of its id), or either.
 SUBJECTS = ("PipelineName", "RunId", "Subject")
-#: annotation → its JSON Schema, and how it is read from the shell.  `| None` only makes an argument optional.
-KINDS: dict[str, tuple[Json, Callable[[str], Any]]] = {
-    **dict.fromkeys(("str", *SUBJECTS, "EnvironmentName", "KeyName", "FilePath"), ({"type": "string"}, str)),
-    "int": ({"type": "integer"}, int),
-    "float": ({"type": "number"}, lambda text: finite(text)),
-    "bool": ({"type": "boolean"}, bool),
-    "Duration": ({"type": ["number", "string"]}, str),
-    "Limit": ({"type": "integer", "minimum": 1, "maximum": LIST_MAX}, int),
-    "LogLimit": ({"type": "integer", "minimum": 1, "maximum": LOGS_MAX}, int),
-    "TickLimit": ({"type": "integer", "minimum": 1, "maximum": TICKS_MAX}, int),
-    "Json": ({"type": "object"}, read_object),
-    "list[RunId]": ({"type": "array", "items": {"type": "string"}}, str),
-    "list[Json]": ({"type": "array", "items": {"type": "object"}}, lambda path: read_files(path, path)),
+#: annotation → its JSON Schema.  `| None` only makes an argument optional.
+KINDS: dict[str, Json] = {
+    **{kind: {"type": "string"} for kind in ("str", *SUBJECTS, "EnvironmentName", "KeyName", "FilePath")},
+    "int": {"type": "integer"},
+    "float": {"type": "number"},
+    "bool": {"type": "boolean"},
+    "Duration": {"type": ["number", "string"]},
+    "Limit": {"type": "integer", "minimum": 1, "maximum": LIST_MAX},
+    "LogLimit": {"type": "integer", "minimum": 1, "maximum": LOGS_MAX},
+    "TickLimit": {"type": "integer", "minimum": 1, "maximum": TICKS_MAX},
+    "Json": {"type": "object"},
+    "list[RunId]": {"type": "array", "items": {"type": "string"}},
+    "list[Json]": {"type": "array", "items": {"type": "object"}},
 }
 #: argument → the words that it may be.
 CHOICES: dict[str, Sequence[str]] = {
@@ -881,7 +812,7 @@ class Argument:
         flags, self.meaning = doc
         self.flags = flags.split() or [("--no-" if default is True else "--") + name.replace("_", "-")]
         #: The schema of what it may be but for null.
-        self.wanted = KINDS[kind][0] | ({"enum": [*CHOICES[name]]} if name in CHOICES else {})
+        self.wanted = KINDS[kind] | ({"enum": [*CHOICES[name]]} if name in CHOICES else {})
 
     def check(self, value: Any) -> Any:
         """What the operation gets: the value, a duration in seconds; BadRequest if it is not of this type."""
@@ -2926,7 +2857,7 @@ def try_(
 
 
 # --- 10. Arguments -----------------------------------------------------------------------
-# Owns what words on a command line mean: argparse's parsers, their help, and what a shell offers on Tab.
+# Owns what words on a command line mean: argparse's parsers, their help, values, and what a shell offers on Tab.
 # Calls Signatures, Shell and Client.  Promises one grammar, and that Tab changes nothing, says nothing when
 # something is wrong, and keeps nobody waiting.
 
@@ -3108,13 +3039,81 @@ def read_value(argument: Argument, value: Any, options: Json) -> Any:
         return [file for path in paths for file in read_files(path, options["files"])]
     if argument.kind == "Json":
         return {key: item for text in value for key, item in read_object(text).items()}
-    if not isinstance(value, str):
+    kind = argument.wanted["type"]
+    if kind not in ("integer", "number"):
         return value
     try:
-        return KINDS[argument.kind][1](value)
+        return int(value) if kind == "integer" else finite(value)
     except ValueError:
-        wanted = "whole number" if argument.wanted["type"] == "integer" else "number"
+        wanted = "whole number" if kind == "integer" else "number"
         raise BadRequest(f"{argument.flags[0]}: '{value}' is not a {wanted}", argument.meaning) from None
+
+
+def read_object(text: str) -> Json:
+    """What the shell says of an object: its JSON, `@file`, `-` for standard input, or `key=value`, JSON or text."""
+    key, equals, value = text.partition("=")
+    if equals and key and key[0] not in "@{[":
+        try:
+            return {key: decode(value.encode("utf-8", "replace"))}
+        except ParseError:
+            return {key: value}
+    if text.startswith("@"):
+        text = read_text(text[1:], "give the path of a JSON file")
+    try:
+        value = decode((sys.stdin.read() if text == "-" else text).encode("utf-8", "replace"))
+        return dict(demand({"type": "object"}, value, "params"))
+    except BadRequest as problem:
+        raise BadRequest(str(problem), 'write -p day=2026-01-01, or an object: \'{"key": "value"}\'') from None
+
+
+def read_files(path: str, main: str) -> list[Json]:
+    """The file at *path*, or the files of that folder, as the wire carries them.
+
+    Their paths are relative to where *main* is, the file or folder that is deployed; those of files elsewhere
+    to the folder that they are in.
+    """
+    root = os.path.realpath(main if os.path.isdir(main) else os.path.dirname(main) or ".")
+    found = []
+    for place in sorted(files_in(path)) if os.path.isdir(path) else [path]:
+        relative = os.path.relpath(os.path.realpath(place), root)
+        if relative.startswith(os.pardir + os.sep):
+            relative = os.path.relpath(place, os.path.dirname(os.path.normpath(path)) or ".")
+        found.append(read_file(place, relative))
+    if not found:
+        raise BadRequest(f"{path} has no files", "tau deploy my_pipeline.py")
+    return found
+
+
+def files_in(folder: str) -> Iterator[str]:
+    """The files of a folder and its folders, but for hidden ones, caches and virtual environments."""
+    for at, folders, names in os.walk(folder):
+        folders[:] = [
+            name
+            for name in folders
+            if not name.startswith((".", "__pycache__")) and not os.path.exists(os.path.join(at, name, "pyvenv.cfg"))
+        ]
+        yield from (os.path.join(at, name) for name in names if not name.startswith(".") and not name.endswith(".pyc"))
+
+
+def read_file(path: str, name: str) -> Json:
+    """One file as the wire carries it: its name and its text, or base64 if it is not UTF-8."""
+    try:
+        # Never open a fifo or a device: it would hang or never end.
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            raise BadRequest(f"{path} is not a regular file", "tau deploy my_pipeline.py")
+        with open(path, "rb") as file:
+            content = file.read(DEPLOYMENT_BYTES_MAX + 1)
+    except OSError as problem:
+        raise cannot_read(path, problem, "give the path of a Python file, or of a folder") from None
+    if len(content) > DEPLOYMENT_BYTES_MAX:
+        raise LoadFailed(f"{path} is larger than {DEPLOYMENT_BYTES_MAX:,} bytes", KEEP_SMALL, file=path)
+    try:
+        text = content.decode("utf-8")
+        if len(encode(text)) <= len(content) * 4 // 3 + 100:  # control characters are long in JSON
+            return {"path": name, "text": text}
+    except UnicodeDecodeError:
+        pass
+    return {"path": name, "base64": base64.b64encode(content).decode("ascii")}
 
 
 #: The hidden command that the scripts call with the words up to the cursor; the last of them is not finished yet.
