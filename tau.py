@@ -13062,6 +13062,8 @@ class LocalFile(DataFile):
         while True:
             try:
                 descriptor = lock_file(self.path)
+            except StepTimeout:  # which is an OSError as well
+                raise
             except OSError:
                 return None
             with contextlib.suppress(OSError):
@@ -13130,6 +13132,8 @@ class RemoteFile(DataFile):
         store, path = self.store()
         try:
             return store.open(path, "rb")
+        except StepTimeout:
+            raise
         except (OSError, ValueError) as problem:
             wrong = f"cannot read {self.label}: {problem or type(problem).__name__}"
             raise SourceError(wrong, "check the URL and the credentials") from None
@@ -13314,6 +13318,8 @@ class Web(Place):
             raise Passing(f"the body is cut short: {problem}", None) from None
         except OSError as problem:  # URLError, time-outs, resets
             reason = getattr(problem, "reason", problem)
+            if isinstance(reason, StepTimeout):  # which is an OSError as well
+                raise reason from None
             if "CERTIFICATE" in str(reason):  # that will not pass
                 raise SourceError(f"GET {bare_url(url)}: {reason}", "is it the right host?") from None
             raise Passing(str(reason) or type(problem).__name__, None) from None
@@ -13654,6 +13660,8 @@ class SQLite(Warehouse):
         except (sqlite3.Error, OSError) as problem:
             if self.connection is not None:
                 self.connection.close()
+            if isinstance(problem, StepTimeout):
+                raise
             raise SourceError(f"cannot open {self.path}: {problem}", path_hint(self.path)) from None
         if self.begin == "BEGIN":
             self.read_from.append(self.path)

@@ -314,6 +314,15 @@ def test_what_several_append_at_once_is_all_there(ctx: Context) -> None:
     assert sorted(found) == sorted(["-1", *(str(n) for n in range(8) for _ in range(100))])
 
 
+def test_a_step_that_is_over_before_a_file_is_free_says_so(ctx: Context) -> None:
+    ctx.load("rows.csv", ROWS)
+    other = module.lock_file("rows.csv")
+    with pytest.raises(module.StepTimeout), ctx.step("wait", timeout=0.1):
+        ctx.load("rows.csv", ROWS)
+    os.close(other)
+    assert ctx.extract("rows.csv") == ROWS
+
+
 def test_a_file_that_another_made_meanwhile_is_not_overwritten(ctx: Context) -> None:
     def rows() -> Iterator[list[dict[str, int]]]:
         yield [{"n": 1}]

@@ -7,6 +7,7 @@ import sqlite3
 import subprocess
 import sys
 import textwrap
+import threading
 from collections.abc import Iterator
 from decimal import Decimal
 from pathlib import Path
@@ -399,6 +400,17 @@ def test_two_runs_load_into_one_new_file_at_once(tau: Tau) -> None:
         assert db.execute("SELECT count(*), count(DISTINCT id / 1000) FROM t").fetchone() == (4000, 4)
     db.close()
     path.unlink()
+
+
+def test_a_step_that_is_over_before_a_database_is_free_says_so(ctx: Context) -> None:
+    ctx.load("sqlite:///house.db", [{"id": 1}], "t")
+    other = sqlite3.connect("house.db", isolation_level=None, check_same_thread=False)
+    other.execute("BEGIN EXCLUSIVE")
+    threading.Timer(0.4, other.rollback).start()
+    with pytest.raises(module.StepTimeout), ctx.step("wait", timeout=0.1):
+        ctx.load("sqlite:///house.db", [{"id": 2}], "t")
+    other.close()
+    assert ctx.extract("sqlite:///house.db", "t") == [{"id": 1}]
 
 
 def test_a_stream_from_a_database_into_itself(ctx: Context) -> None:

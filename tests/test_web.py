@@ -250,6 +250,19 @@ def test_a_server_that_does_not_answer_is_not_waited_for(server: Server, ctx: Co
     going.set()
 
 
+def test_a_step_that_is_over_is_no_failure_of_the_server(server: Server, ctx: Context) -> None:
+    going = threading.Event()
+
+    def hang(path: str) -> Any:
+        going.wait(30)
+        return plain([])
+
+    with pytest.raises(module.StepTimeout), ctx.step("fetch", timeout=0.2):
+        ctx.extract(server.tell("/slow", hang), timeout=5)
+    going.set()
+    assert len(server.asked) == 1
+
+
 def test_redirects_take_headers_to_their_own_origin_only(server: Server, other: Server, ctx: Context) -> None:
     headers = {"Authorization": "Bearer s3cret-token", "X-Key": "s3cret-key"}
     server.tell("/here", ROWS)
