@@ -743,7 +743,7 @@ def nest(steps: list[Json]) -> list[Json]:
     return roots
 
 
-def told_observations(observed: list[Json]) -> Json:
+def observation_summary(observed: list[Json]) -> Json:
     """The checks, the metrics and the last word of progress of an attempt."""
     seen = {kind: [one for one in observed if one["kind"] == kind] for kind in OBSERVATIONS}
     return {
@@ -6042,7 +6042,7 @@ async def undeploy(call: Call, name: PipelineName) -> Json:
     daemon = call.daemon
     cancelled = await call.write(daemon.agenda.undeploy, name)
     if name == CANARY:
-        await daemon.store.write(daemon.store.forget, name)
+        await daemon.store.write(daemon.store.delete_pipeline, name)
         shutil.rmtree(os.path.join(daemon.home, "data", CANARY), ignore_errors=True)
     return {"name": name, "changed": cancelled is not None, "cancelled_runs": cancelled or []}
 
@@ -6982,7 +6982,7 @@ def describe(store: Store, run_id: str, full: bool = False, number: int | None =
         "attempts": store.ask.attempts(run_id),
         "trace": {
             "steps": nest(steps),
-            **told_observations(observed),
+            **observation_summary(observed),
             "log_lines": attempt.get("log_lines", 0),
             "log_dropped": attempt.get("log_dropped", 0),
             "log_tail": [line["message"] for line in tail],
@@ -8905,28 +8905,28 @@ def told_decision(event: Json) -> Json:
 
 
 # --- 27. Retention -----------------------------------------------------------------------
-# Owns what is forgotten, and when.  Calls Store, Questions and Database.
+# Owns what is deleted, and when.  Calls Store, Questions and Database.
 # Promises that nobody waits for it: it removes a little, lets others go first, and removes a little more.
 
 DAY_S = 86_400.0
-#: It looks so soon after the start, and then so often.
+#: When it first looks after the start, and how often then.
 PRUNE_FIRST_S = 0.5
 PRUNE_EVERY_S = 3600.0
-#: So long one batch may keep the writer's thread, and so many rows it looks at.
+#: How long one batch may take of the writer's thread, and how many rows one statement deletes.
 PRUNE_S = 0.005
 PRUNE_ROWS = 250
 PRUNE_AT_ONCE = 20
-#: For each second of work so many of rest; while runs are live, and while none is.
-REST_BUSY, REST_IDLE = 8.0, 1.0
-#: Nothing younger goes, unless the size of the database forces it.
+#: Seconds of pause for each second of work, while runs are live and while none is.
+PAUSE_BUSY, PAUSE_IDLE = 8.0, 1.0
+#: Nothing younger is deleted, unless the size of the database forces it.
 YOUNG_S = DAY_S
-#: Whoever waits for a run, or asks again with its key, still finds it so long after its end.
+#: A run can be found for at least this time after its end: somebody may wait for it, or ask again with its key.
 FRESH_S = 60.0
-#: Of free pages so many stay in the file, for what comes next.
+#: How many free pages stay in the file, for what comes next.
 FREE_PAGES = 4096
-#: status of the runs that go → how long they are kept.
+#: statuses → the term after which their runs are deleted.
 AGES: tuple[tuple[tuple[str, ...], str], ...] = (("success", "cancelled"), "run_s"), (FAILURES, "failed_s")
-#: What goes when the database is too large, one after the other until it is not: of what age, and at least.
+#: What is deleted when the database is too large, in this order until it is small enough, and from which age on.
 FORCED = (("logs", YOUNG_S), ("runs", YOUNG_S), ("logs", 3600.0), ("runs", 3600.0))
 COUNTED = ("runs", "log_lines", "events", "versions")
 #: The runs `r` of `main.runs` that may go: not the last of a pipeline, nor its last success, nor what is referred to.
@@ -8975,7 +8975,7 @@ FORESEEN = f"""
 
 
 def retention_terms(settings: Json, age: float | None = None, keep: int | None = None) -> Json:
-    """How long everything is kept, in seconds: as configured, or at most for *age*; and how many runs."""
+    """After how many seconds things are deleted, as configured or at most *age*; and how many runs stay."""
     days = {"run_s": "run_days", "failed_s": "failed_days", "log_s": "log_days", "event_s": "event_days"}
     terms: Json = {name: settings[row] * DAY_S for name, row in days.items()}
     if age is not None:
@@ -9003,7 +9003,7 @@ def run_bounds(ask: Questions, name: str, terms: Json, now: float) -> Iterator[t
 
 
 class Retention:
-    """Removes what is old, batch by batch, beside everything else."""
+    """Deletes what is old, batch by batch, beside everything else."""
 
     def __init__(self, home: str, settings: Json, store: Store, live: Callable[[], int]) -> None:
         self.home, self.settings, self.store, self.live = home, settings, store, live
@@ -9025,7 +9025,7 @@ class Retention:
             await asyncio.sleep(PRUNE_EVERY_S)
 
     async def prune(self, terms: Json, now: float, actor: str, thorough: bool = False) -> Json:
-        """Removes what the terms do not keep; what that was.  *thorough*: the file gets as small as it can."""
+        """Deletes what the terms say; what that was.  *thorough*: the file gets as small as it can."""
         ask, bounds = self.store.ask, age_bounds(terms, now)
         async with self.lock:
             self.counts, self.pipelines, before = dict.fromkeys(COUNTED, 0), {}, ask.file_bytes()
@@ -9049,15 +9049,15 @@ class Retention:
             return {"dry_run": False, **removed, "pipelines": pipelines}
 
     async def batch(self, work: Callable[..., Answer], *arguments: Any) -> Answer:
-        """One batch, and a rest after it that lets others go first."""
+        """Does one batch, and pauses so that others go first."""
         began = time.monotonic()
         answer = await self.store.write(work, *arguments)
-        rest = REST_BUSY if self.live() else REST_IDLE
-        await asyncio.sleep((time.monotonic() - began) * rest)
+        pause = PAUSE_BUSY if self.live() else PAUSE_IDLE
+        await asyncio.sleep((time.monotonic() - began) * pause)
         return answer
 
     async def remove(self, what: str, bounds: Json, most: int = -1) -> None:
-        """What is beyond its bounds goes, oldest first, as long as the database is larger than *most*."""
+        """Deletes what is beyond its bounds, oldest first, as long as the database is larger than *most*."""
         table, _, where = PRUNED[what]
         some = f"SELECT 1 FROM {table} WHERE {where} LIMIT 1"
         after: str | None = ""
@@ -9075,7 +9075,7 @@ class Retention:
         return {"versions": self.store.ask.source_names(), "environments": self.store.ask.environments()}
 
     async def remove_folders(self, needed: dict[str, set[str]]) -> None:
-        """Directories go that were needed and are no longer, first their names, so that no deployment finds them."""
+        """Deletes directories that nothing needs any more, first their names, so that no deployment finds them."""
         if self.deploying:
             return
         now, doomed = self.needed(), []
@@ -9089,7 +9089,7 @@ class Retention:
             await asyncio.to_thread(shutil.rmtree, path, True)
 
     async def remove_memos(self, log_id: str) -> None:
-        """What runs have kept for a resumption goes with their logs, or with them."""
+        """Deletes the memos of runs with their logs, or with the runs."""
         folder = os.path.join(self.home, "memos")
         for run_id in os.listdir(folder) if os.path.isdir(folder) else ():
             live = self.store.ask.value("SELECT finished_at IS NULL FROM runs WHERE run_id = ?", run_id)
@@ -9097,7 +9097,7 @@ class Retention:
                 await asyncio.to_thread(shutil.rmtree, os.path.join(folder, run_id), True)
 
     async def force(self, most: int, now: float) -> list[str]:
-        """The database is not larger than it may be, whatever else has to go for that; what had to."""
+        """Deletes more, if the database is too large; what that was."""
         forced: list[str] = []
         for what, age in FORCED:
             used, counts, bound = self.store.ask.used_bytes(), self.counts, id_at(now - age)
@@ -9120,13 +9120,13 @@ class Retention:
 
 
 class Removal:
-    """What one batch removes: its methods run on the writer's thread, for PRUNE_S at most."""
+    """What one batch deletes.  These methods run on the writer's thread, for PRUNE_S at most."""
 
     def __init__(self, store: Store) -> None:
         self.store = store
 
     def some(self, what: str, bounds: Json, after: str) -> Removal:
-        """Removes as much as time allows; `after` is then the run after which there may be more, if there may."""
+        """Deletes as much as time allows; `after` is then the run after which there may be more, or None."""
         self.counts, self.pipelines = dict.fromkeys((*COUNTED, *OWNED), 0), list[str]()
         self.after: str | None = after
         remove, until = self.runs if "runs" in what else self.rows, time.monotonic() + PRUNE_S
@@ -9135,7 +9135,7 @@ class Removal:
         return self
 
     def delete(self, what: str, place: tuple[str, str, str], values: Json) -> list[sqlite3.Row]:
-        """Some rows go; their keys."""
+        """Deletes some rows; their keys."""
         table, key, where = place
         some = f"SELECT {key} FROM {table} WHERE {where} LIMIT {PRUNE_ROWS}"
         statement = f"DELETE FROM {table} WHERE ({key}) IN ({some}) RETURNING {key}"
@@ -9144,7 +9144,7 @@ class Removal:
         return keys
 
     def rows(self, what: str, bounds: Json) -> None:
-        """Rows of one kind go.  The attempts of log lines say that they are not kept."""
+        """Deletes rows of one kind; the attempts of log lines count these as dropped."""
         keys = self.delete(what, PRUNED[what], bounds)
         if what == "log_lines":
             dropped = "UPDATE attempts SET log_dropped = log_lines WHERE run_id = ? AND attempt = ?"
@@ -9153,7 +9153,7 @@ class Removal:
             self.after = None
 
     def runs(self, what: str, bounds: Json) -> None:
-        """The next runs go, first what is theirs; if that is much, some of it, and the rest the next time."""
+        """Deletes the next runs, first what belongs to them; if that is much, some of it now and more the next time."""
         table, key, where = PRUNED[what]
         some = f"SELECT {key} FROM {table} WHERE {where} ORDER BY {key} LIMIT {PRUNE_AT_ONCE}"
         run_ids = [row["run_id"] for row in self.store.sql.rows(some, **bounds)]
@@ -9392,14 +9392,14 @@ class Store:
         event = {"at": rfc3339(now), "type": type_name, "pipeline": pipeline, "run_id": run_id, "data": data}
         self.sql.put("events", event | {"actor": actor, "scheduled_for": tick})
 
-    def move(self, run_id: str, status: str, told: Json | None = None, actor: str = "taud", **columns: Any) -> bool:
-        """Moves a run if MOVES lets it, sets more columns, and tells the ledger and whoever follows it; else False.
+    def move(self, run_id: str, status: str, data: Json | None = None, actor: str = "taud", **columns: Any) -> bool:
+        """Moves a run if MOVES lets it, sets more columns, adds the event, and calls on_finish; else False.
 
-        *told* is what the ledger says of a start or a retry; of an end it says what the columns do.
+        *data* is that of the event of a start or a retry; that of an end comes from the columns.
         """
         if status in FINAL:
             columns = {"finished_at": self.now(), "retry_at": None, **columns}
-            told = {"status": status, "duration_ms": columns.get("duration_ms")} | told_error(columns.get("error"))
+            data = {"status": status, "duration_ms": columns.get("duration_ms")} | error_summary(columns.get("error"))
         values = to_row({"status": status, **columns})
         changes = ", ".join(f"{name} = ?" for name in values)
         moving = f"UPDATE runs SET {changes} WHERE run_id = ? AND status IN ({COMES_FROM[status]}) RETURNING pipeline"
@@ -9407,7 +9407,7 @@ class Store:
         if pipeline is None:
             return False
         kinds = {"running": "run.started", "retrying": "run.retrying"}
-        self.event(kinds.get(status, "run.finished"), pipeline, run_id, told or {}, actor)
+        self.event(kinds.get(status, "run.finished"), pipeline, run_id, data or {}, actor)
         if status in FINAL:
             self.on_finish(pipeline, run_id, status)
         return True
@@ -9440,7 +9440,7 @@ class Store:
         return {"name": name, "version": number, "changed": changed}
 
     def add_sources(self, digest: str, sources: dict[str, bytes]) -> None:
-        """The files of a deployment are kept, if they are not already."""
+        """Adds the files of a deployment, unless they are there already."""
         rows = [{"sha256": digest, "path": path, "content": content} for path, content in sources.items()]
         self.sql.put("sources", *rows, clash="IGNORE")
 
@@ -9455,8 +9455,8 @@ class Store:
         self.event("pipeline.undeployed", name, None, {"cancelled_runs": len(run_ids)}, actor)
         return run_ids
 
-    def forget(self, name: str) -> None:
-        """A pipeline without live runs leaves nothing but what the ledger says of it."""
+    def delete_pipeline(self, name: str) -> None:
+        """Deletes a pipeline without live runs, all but its events."""
         if self.sql.row("SELECT 1 FROM runs WHERE pipeline = ? AND finished_at IS NULL", name):
             return
         for table, column in NAMED_IN:
@@ -9493,8 +9493,8 @@ class Store:
         run = {"run_id": run_id, "pipeline": name, "version": version, "status": "queued", "trigger": trigger}
         run |= {"attempt": 1, "params": params, "key": key, "queued_at": self.now()}
         self.sql.put("runs", run | {"expires_at": None if patience is None else self.now(patience)} | origin)
-        told = {key: value for key, value in origin.items() if value is not None and key != "upstream"}
-        self.event("run.queued", name, run_id, {"version": version, "trigger": trigger} | told, actor)
+        about = {key: value for key, value in origin.items() if value is not None and key != "upstream"}
+        self.event("run.queued", name, run_id, {"version": version, "trigger": trigger} | about, actor)
         return run_id, "queued", False
 
     def add_key(self, key: Json, actor: str) -> None:
@@ -9502,9 +9502,9 @@ class Store:
         name = key["name"]
         if self.sql.row("SELECT 1 FROM keys WHERE name = ? AND revoked_at IS NULL", name):
             raise Conflict(f"there is a key '{name}' already", f"tau key revoke {name}, or choose another name")
-        told = pick(key, "name", "scope", "pipelines", "expires_at")
-        self.sql.put("keys", told | pick(key, "sha256", "created_at") | {"actor": actor}, clash="REPLACE")
-        self.event("key.created", None, None, told, actor)
+        about = pick(key, "name", "scope", "pipelines", "expires_at")
+        self.sql.put("keys", about | pick(key, "sha256", "created_at") | {"actor": actor}, clash="REPLACE")
+        self.event("key.created", None, None, about, actor)
 
     def revoke_key(self, name: str, actor: str) -> bool:
         """A key opens nothing any more; NotFound if there never was one of this name."""
@@ -9609,7 +9609,7 @@ class Store:
         return {"kind": "run", "stem": stem, "run_id": run_id, "attempt": attempt, **job}
 
     def add_trace(self, run_id: str, attempt: int, records: list[Json], state: Json) -> None:
-        """Keeps trace records, and in the same transaction how far the journal has been read."""
+        """Saves trace records, and in the same transaction how far the journal has been read."""
         self.database.touched.add(run_id)
         about = {"run_id": run_id, "attempt": attempt}
         logs: list[Json] = []
@@ -9639,7 +9639,7 @@ class Store:
         self.sql.set("attempts", about, **state)
 
     def finish(self, run_id: str, attempt: int, records: list[Json], state: Json, outcome: Outcome) -> None:
-        """Keeps the last of the trace and how the attempt ended; the run ends with it, or is tried again."""
+        """Saves the last of the trace and how the attempt ended; the run ends with it, or is tried again."""
         self.add_trace(run_id, attempt, records, state | {"outcome": None})
         self.end_steps(run_id, attempt, outcome)
         (run,) = self.sql.rows("SELECT pipeline, version, status, started_at FROM runs WHERE run_id = ?", run_id)
@@ -9649,8 +9649,8 @@ class Store:
         pause = retry_pause(self.options(run["pipeline"], run["version"]), attempt, outcome)
         if pause is not None:
             retry_at = self.now(pause)
-            told = {"attempt": attempt, "status": outcome.status, "retry_at": retry_at} | told_error(outcome.error)
-            self.move(run_id, "retrying", told, retry_at=retry_at)
+            data = {"attempt": attempt, "status": outcome.status, "retry_at": retry_at} | error_summary(outcome.error)
+            self.move(run_id, "retrying", data, retry_at=retry_at)
             return
         if attempt > 1:  # with all the waiting between
             times["started_at"] = run["started_at"]
@@ -9671,7 +9671,7 @@ class Store:
                 outcome.error["step"] = path
 
     def end_attempt(self, run_id: str, attempt: int, state: Json, outcome: Outcome) -> Json:
-        """Keeps how an attempt ended: when it began, if it did, when it ended and how long it took."""
+        """Saves how an attempt ended; when it began, if it did, when it ended and how long it took."""
         last = state["outcome"] or state["ended"] or {}
         process: Json = state["process"]
         if state["outcome"] or "host" in last:  # written elsewhere: by the clock with which it began there
@@ -9713,7 +9713,7 @@ NAMED_IN = (
 STARTS_MAX = 20
 OPTIONS_KEPT = 10_000
 EXPIRE_MAX = 500
-#: How far a journal and its outputs have been read before they are; how many records were kept, and were bad.
+#: How far a journal and its outputs have been read before they are; how many records were read, and were bad.
 NOWHERE = {"journal": 0, "stdout": 0, "stderr": 0, "n": 0, "bad": 0}
 DONE_COLUMNS = ("status", "duration_ms", "rows_in", "rows_out", "columns", "error", "finished_at")
 NEW_STEP = {**dict.fromkeys(DONE_COLUMNS), "status": "running", "finished_n": None}
@@ -9731,8 +9731,8 @@ JOB = f"""
 """
 
 
-def told_error(error: Json | None) -> Json:
-    """What the ledger says of an error, if there is one."""
+def error_summary(error: Json | None) -> Json:
+    """What an event says of an error, if there is one."""
     if error is None:
         return {}
     return {"error": pick(error, "kind", "type", "fingerprint") | {"message": error["message"][:500]}}
@@ -10025,7 +10025,7 @@ class Questions(Sql):
     def logs(
         self, run_id: str, levels: Sequence[str], step: str | None, tail: int, attempt: int | None
     ) -> tuple[list[Json], int, int]:
-        """The last log lines that are wanted, how many there are, and how many were never kept."""
+        """The last log lines that are wanted, how many there are, and how many were dropped."""
         if attempt is None:
             attempt = self.run(run_id)["attempt"]
         condition, values = where(
@@ -12359,7 +12359,7 @@ def trace_of(records: list[Json]) -> Json:
         elif record["t"] == "done":
             steps[record["step"]] |= record
     observed = [record | {"kind": record["t"]} for record in records if record["t"] in OBSERVATIONS]
-    return {"steps": nest([*steps.values()]), **told_observations(observed)}
+    return {"steps": nest([*steps.values()]), **observation_summary(observed)}
 
 
 def source(name: str) -> Callable[[Function], Function]:
