@@ -623,7 +623,7 @@ def read_only(path: str, shared: bool = False) -> sqlite3.Connection:
     # Without a log there is nothing to agree on with others, so SQLite need not make files for that.
     place = path.replace("%", "%25").replace("?", "%3f").replace("#", "%23")
     uri = f"file:{place}?mode=ro{'' if shared else '&immutable=1'}"
-    return sqlite3.connect(uri, uri=True, isolation_level=None)
+    return sqlite3.connect(uri, uri=True, isolation_level=None, check_same_thread=False)
 
 
 def loses_commits(version: tuple[int, ...]) -> bool:
@@ -10174,7 +10174,6 @@ class Database:
             if (problem := opened.get()) is not None:
                 thread.join()
                 raise problem
-            self.reader = set_up(read_only(self.path, shared=True))
         except (OSError, sqlite3.Error) as problem:
             raise disk_error(self.path, problem) from None
         self.thread = thread
@@ -10194,6 +10193,7 @@ class Database:
             set_up(self.writer)
             self.migrate()
             self.checkpoint()  # what a predecessor left in the log: its own last sync may have failed
+            self.reader = set_up(read_only(self.path, shared=True))
         except Exception as problem:
             self.writer.close()
             opened.put(problem)
