@@ -233,7 +233,7 @@ LEVELS = ("debug", "info", "warning", "error")
 LOCAL_RUN = "local"
 #: The executor that needs no configuration: this machine.
 LOCAL_EXECUTOR = "local"
-#: What becomes of ticks that nobody could decide in time, and of those that find an earlier run unfinished.
+#: What to do with ticks that come late, and with ticks that find an earlier run unfinished.
 MISFIRES = ("last", "skip", "all")
 OVERLAPS = ("skip", "queue", "cancel_running", "allow")
 #: Which past ticks a backfill runs.
@@ -246,15 +246,15 @@ LINE_BYTES_STRANGER = 8 << 10
 JSON_DEPTH_MAX = 64
 INT_DIGITS_MAX = 20
 CONNECTIONS_MAX = 1024
-#: Of the descriptors that taud may have so many are for its own work; where that leaves few, bounds on peers are lower.
+#: Descriptors that taud keeps for its own work; where few others are left, the bounds on peers are lower.
 DESCRIPTORS_KEPT = 64
-#: Connections from the network that have not said a byte, that are in the middle of a TLS handshake, and that have
-#: not shown a key yet: of each so many, and for one more the oldest must go.
+#: Connections from the network that are silent, that are in a TLS handshake, and that have shown no key yet: at most
+#: so many of each; the oldest is dropped.
 SILENT_MAX = 1024
 SHAKING_MAX = 128
 STRANGERS_MAX = 256
 IN_FLIGHT_MAX = 64
-#: Requests that only wait for a run do not count as in flight; so many of them a connection may have.
+#: Requests that only wait for a run are not in flight; a connection may have so many of them.
 WAITING_MAX = 1024
 WRITE_BUFFER_BYTES = 1 << 20
 #: A request must be complete, and a blocked reader must read on, within this time.
@@ -263,22 +263,22 @@ HELLO_S = 5.0
 #: The head of an HTTP request; and how long a connection may be silent between two.
 HEAD_BYTES_MAX = 16 << 10
 IDLE_S = 600.0
-#: An answer over HTTP that takes long says so often that it is still to come.
+#: While an answer over HTTP is not ready, a sign of life is sent this often.
 PULSE_S = 10.0
 LOOK_FOR_PEER_S = 1.0
 LINGER_S = 1.0
 #: A key of fewer characters could be guessed.
 KEY_CHARACTERS_MIN = 32
 LIST_MAX = 10_000
-#: So many runs one `wait` may name.
+#: Runs that one `wait` may name.
 WAIT_MAX = 1_000
 LOGS_MAX = 100_000
 TICKS_MAX = 1_000
-#: A deployment, all files together, and how many they may be: in base64 it must fit into a line.
+#: The bytes of a deployment's files together, which fit into a line in base64, and their number.
 DEPLOYMENT_BYTES_MAX = 5 << 20
 DEPLOYMENT_FILES_MAX = 1_000
 KEEP_SMALL = "keep large data out of the deployment: extract it by path or URL"
-#: So many ticks of one schedule may be caught up, or wait for their turn; older ones are dropped.
+#: At most so many ticks of a schedule are caught up, or wait for their turn; older ones are dropped.
 CATCHUP_MAX = 100
 PARAMS_BYTES_MAX = 256 << 10
 STATE_BYTES_MAX = 64 << 10
@@ -290,7 +290,7 @@ STEP_DEPTH_MAX = 20
 DOCUMENT_BYTES = 6_000
 RESULT_SHOWN_BYTES = 2_000
 
-#: No clock that is right shows an earlier time: such a one was never set.
+#: A clock that shows an earlier time was never set.
 CLOCK_MIN = 1_767_225_600
 #: The pipeline by which `tau doctor` tries everything; undeployed, it leaves no run behind.
 CANARY = "tau.canary"
@@ -406,7 +406,7 @@ class MissingSecret(PipelineError):
     """There is no secret of this name; the hint says where to put it."""
 
 
-#: What is less alike than this was not meant: 'orders' by 'code' is 0.6, 'far' by 'fra' 0.67.
+#: Words less alike than this are not suggested: 'orders' for 'code' is 0.6, 'far' for 'fra' 0.67.
 NEARNESS_MIN = 0.65
 
 
@@ -768,7 +768,7 @@ def fingerprint(*parts: str) -> str:
 
 # --- 3. Signatures -----------------------------------------------------------------------
 # Owns OPERATIONS: an operation's signature and docstring become dispatch, checks, JSON Schema, help.
-# Calls Words.  Promises that an operation is declared once and that its faces cannot disagree.
+# Calls Words and Wire.  Promises that an operation is declared once and that its faces cannot disagree.
 
 
 #: Annotations of texts that name a pipeline, a run (by the first characters of its id), or either.
@@ -977,12 +977,12 @@ def demand(schema: Json, value: Any, place: str, hint: str = "") -> Any:
 
 
 def mismatch(schema: Json, value: Any, place: str) -> BadRequest | None:
-    """Why a value does not match a JSON Schema of the kinds that Tau makes; None if it does."""
+    """Why a value does not match a JSON Schema, as far as Tau uses it; None if it does."""
     return next(mismatches(schema, value, place), None)
 
 
 def mismatches(schema: Json, value: Any, place: str) -> Iterator[BadRequest]:
-    """All that is wrong with a value, or with its parts; what comes after the first may follow from it."""
+    """What is wrong with a value and its parts.  Only the first is sure: others may follow from it."""
     if "anyOf" in schema:
         reasons = [mismatch(one, value, place) for one in schema["anyOf"]]
         inner = [why for why in reasons if why and not str(why).startswith(f"{place}: ")]
@@ -1071,7 +1071,7 @@ def expected(schema: Json) -> str:
 
 
 def one_of(value: Any) -> str:
-    """A value of a request as it is repeated in a refusal: what kind, and how it begins."""
+    """A value as a refusal repeats it: its kind, and how it begins."""
     kind = json_type(value)
     text = encode_json(value) if kind in JSON_TYPES.values() else repr(value)
     return kind if kind == "null" else f"{kind} {cut_text(text, 60)}"
@@ -1238,7 +1238,7 @@ class SocketPath:
 
 # --- 5. Settings -------------------------------------------------------------------------
 # Owns every setting as a row, and where a home, a configuration file, a daemon and its key are found.
-# Calls Words and Wire.  Promises one precedence: flag, then environment, then file, then default.
+# Calls Words, Signatures, Wire and System.  Promises one precedence: flag, then environment, then file, then default.
 
 
 class Setting:
@@ -1672,7 +1672,7 @@ def help_format(prog: str) -> argparse.HelpFormatter:
 
 
 def keep_standard_descriptors() -> None:
-    """Descriptors 0, 1 and 2 are open, so that no socket or database can become stdout."""
+    """Opens descriptors 0, 1 and 2 if they are closed, so that no socket or database can become stdout."""
     while (number := os.open(os.devnull, os.O_RDWR)) <= 2:
         os.set_inheritable(number, True)
     os.close(number)
@@ -1686,7 +1686,7 @@ def keep_standard_descriptors() -> None:
 
 
 def write_out(text: str) -> None:
-    """Prints on stdout; that nobody reads it any more changes nothing, least of all the exit code."""
+    """Prints on stdout; a reader who is gone changes nothing, not even the exit code."""
     try:
         print(text, flush=True)
     except OSError as problem:
@@ -1702,7 +1702,7 @@ def leave_output(number: int) -> None:
 
 
 def leave_stderr() -> None:
-    """What cannot be written to stderr goes nowhere, for at the end it would become the exit code (120)."""
+    """Drops what cannot be written to stderr: at the end it would become the exit code (120)."""
     try:
         sys.stderr.flush()
     except (OSError, ValueError):
@@ -1729,7 +1729,7 @@ def complain(problem: TauError, as_json: bool) -> int:
 
 
 def said_error(lines: Sequence[str]) -> TauError | None:
-    """The last error that complain() has printed among the lines of another process, if it did."""
+    """The last error among the lines that another process has printed by complain(); None without one."""
     printed = [line for line in lines if line.startswith('{"error":')]
     if not printed:
         return None
@@ -1787,12 +1787,12 @@ def plain(value: Any) -> str:
 
 
 def boot_id() -> str:
-    """What distinguishes this boot of the machine from the others; empty where it cannot be known."""
+    """The name of this boot of the machine; empty where it cannot be known."""
     return peek("/proc/sys/kernel/random/boot_id").strip()
 
 
 def stat_fields(pid: int) -> list[bytes]:
-    """What Linux says of a process, from its state on (proc_pid_stat(5)); OSError if there is no such process."""
+    """The fields of a process from its state on (proc_pid_stat(5)); OSError if there is no such process."""
     file = os.open(f"/proc/{pid}/stat", os.O_RDONLY)
     try:
         return os.read(file, 4096).rpartition(b")")[2].split()  # the name before it may hold spaces
@@ -2018,7 +2018,7 @@ def find_module(name: str) -> bool:
 
 #: So much of a growing file is read at once.
 READ_BYTES = 128 << 10
-#: What has been read of an output is given back to the disk, so much at a time.
+#: The blocks of an output that has been read are freed, so much at a time.
 OUTPUT_SLACK_BYTES = 16 << 20
 
 
@@ -2053,7 +2053,7 @@ FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE = 1, 2
 
 
 def give_back(path: str, position: Json, name: str) -> None:
-    """What has been read of a growing file, as *position* says, is given back to the disk: it might fill it (Linux).
+    """Frees the blocks of a growing file that have been read, as *position* says: they might fill the disk (Linux).
 
     The file's length stays; who appends to it notices nothing.
     """
@@ -12676,10 +12676,6 @@ def truth_of(value: Any) -> bool:
 # --- 42. Memos ---------------------------------------------------------------------------
 # Owns ctx.memo: results that outlive the attempt that made them.  Calls Rows and Trace.
 # Promises that what is kept is whole, that what is found is what was returned, and no secret on the disk.
-
-
-#: A larger memo does not travel from another machine: it would be one line of the journal.
-MEMO_SENT_BYTES_MAX = LINE_BYTES_MAX
 
 
 class Memos:
