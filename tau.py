@@ -4615,7 +4615,6 @@ def detach(home: str, words: list[str]) -> Json:
 
     On a home whose daemon is alive it answers that one's, with `"changed": false`.
     """
-    make_home(home)
     try:
         os.close(take_lock(home))
     except Conflict as owned:
@@ -4638,14 +4637,10 @@ def detach(home: str, words: list[str]) -> Json:
 
 def restore(home: str, settings: Json, file: str, replace: bool) -> Json:
     """The home is as the backup says it was; Conflict if a daemon serves it."""
-    make_home(home)
-    lock = take_lock(home)
-    try:
+    with os.fdopen(take_lock(home)):
         store = Store(home, settings)
         restored = restore_copy(store, os.path.abspath(file), replace)
         return restored | {"deploy_again": asyncio.run(build_again(home, settings, store.database.path))}
-    finally:
-        os.close(lock)
 
 
 async def build_again(home: str, settings: Json, database: str) -> list[str]:
@@ -4663,22 +4658,22 @@ async def build_again(home: str, settings: Json, database: str) -> list[str]:
     return failed
 
 
-def make_home(home: str) -> None:
-    """The home exists and is ours; Forbidden if it is somebody else's."""
-    make_directory(home)
-    if os.stat(home).st_uid != os.geteuid():
-        raise Forbidden(f"{home} belongs to another user", "choose another --home")
-
-
 #: How long the lock of a daemon that is gone is waited for.
 LOCK_PATIENCE_S = 2.0
 
 
 def take_lock(home: str) -> int:
-    """The descriptor that holds the home's lock until it is closed; Conflict if another daemon holds it."""
+    """The descriptor that holds the home's lock until it is closed; Conflict if another daemon holds it.
+
+    The home is made if there is none; Forbidden if it is somebody else's.
+    """
+    make_directory(home)
+    if os.stat(home).st_uid != os.geteuid():
+        raise Forbidden(f"{home} belongs to another user", "choose another --home")
+    path = os.path.join(home, "tau.lock")
     until = time.monotonic() + LOCK_PATIENCE_S
-    while (lock := lock_file(os.path.join(home, "tau.lock"), wait=False, create=True)) < 0:
-        owner = read_owner(home)
+    while (lock := lock_file(path, wait=False, create=True)) < 0:
+        owner = json.loads(peek(path) or "{}")  # pid and socket; nothing while it is just starting
         # What a killed daemon was just starting has its lock until it executes: a moment longer than itself.
         if process_started(owner.get("pid", os.getpid())) is not None or time.monotonic() > until:
             hint = "tau status; tau shutdown"
@@ -4686,11 +4681,6 @@ def take_lock(home: str) -> int:
         time.sleep(0.02)
     os.truncate(lock, 0)  # what the last owner wrote is no longer true
     return lock
-
-
-def read_owner(home: str) -> Json:
-    """What the daemon of this home wrote into its lock file: pid and socket; nothing while it is just starting."""
-    return dict(json.loads(peek(os.path.join(home, "tau.lock")) or "{}"))
 
 
 def announce(ready: Json, as_json: bool) -> bool:
@@ -4731,7 +4721,6 @@ class Daemon:
     async def serve(self) -> None:
         """From the lock to the last descriptor.  Prints one document when it is ready."""
         loop = asyncio.get_running_loop()
-        make_home(self.home)
         lock = take_lock(self.home)
         try:
             os.chmod(self.home, 0o700)
