@@ -4909,7 +4909,6 @@ def set_up_log(level: str) -> None:
 #: The first byte of a TLS handshake.
 TLS_BEGINS = b"\x16"
 ACCEPT_PAUSE_S = 0.05
-ACCEPTED_AT_ONCE = 16
 #: How many peers of this machine, and of the network, may wait to be let in.  Of the latter no more than can be
 #: served in some fifty milliseconds: under a flood a new one waits no longer, or its system tries again later.
 LOCAL_BACKLOG = 1024
@@ -4920,7 +4919,7 @@ class Listeners:
     """The sockets at which peers come in: bound, then served, then closed.
 
     Peers are let in here and not by asyncio's own server, which would take as many as there are at once and have
-    buffers for each: a few in each turn of the loop, and from the network nobody who has not said a byte.
+    buffers for each: one in each turn of the loop, and from the network nobody who has not said a byte.
     """
 
     def __init__(self, daemon: Daemon) -> None:
@@ -5000,15 +4999,14 @@ class Listeners:
 
     async def accept(self, bound: socket.socket) -> None:
         loop = asyncio.get_running_loop()
-        for count in itertools.count(1):
+        while True:
             try:
                 peer, _ = await loop.sock_accept(bound)
             except OSError:  # no descriptors left, or a peer that was gone before it was here
                 await asyncio.sleep(ACCEPT_PAUSE_S)
                 continue
             self.tasks.spawn(self.meet(peer))
-            if count % ACCEPTED_AT_ONCE == 0:
-                await asyncio.sleep(0)  # sock_accept() does not wait while there is somebody
+            await asyncio.sleep(0)  # sock_accept() does not wait while there is somebody
 
     async def meet(self, peer: socket.socket) -> None:
         """A peer that speaks as it should has its connection; any other is let go."""
@@ -5624,13 +5622,13 @@ class Lines:
             while True:
                 await self.wait_for_room()
                 await self.begin(await self.read_line())
-        except TauError as problem:
-            self.send(refusal(None, problem))
-            await self.finish()
-            if not isinstance(problem, Unavailable):  # else there may be no descriptors to spare
+        except (TauError, EOFError) as end:
+            if isinstance(end, TauError):
+                self.send(refusal(None, end))
+            if self.begun:
+                await asyncio.wait(self.begun)
+            if not isinstance(end, (EOFError, Unavailable)):  # where too many came there may be no descriptors to spare
                 await self.peer.linger()
-        except EOFError:
-            await self.finish()
 
     async def greet(self) -> None:
         """Finds out who the peer is: from the system, or by its first line, `hello` with a key."""
@@ -5696,10 +5694,6 @@ class Lines:
             self.freed.clear()
             await self.freed.wait()
         await self.peer.writable.wait()
-
-    async def finish(self) -> None:
-        if self.begun:
-            await asyncio.wait(self.begun)
 
     def send(self, document: Any) -> None:
         self.peer.write(encode(document))
