@@ -11367,9 +11367,8 @@ class Relay:
         elif size != self.heard_of:
             self.heard_of, self.heard_at = size, monotonic()
         elif size > self.size and monotonic() - self.heard_at > self.lost_after_s:
-            told = f"nothing was heard of executor '{self.name}' for {self.lost_after_s:g} s"
             self.journal.write_bytes(b"\n")  # half a line may have come
-            self.journal.log(told, "error")
+            self.journal.log(f"nothing was heard of executor '{self.name}' for {self.lost_after_s:g} s", "error")
             # It alone is killed: srun has a child that tidies up when it is gone.
             self.ending = Ending(self.command.send_signal, self.grace_s)
 
@@ -12674,8 +12673,8 @@ class Memos:
         found = (read_bytes(os.path.join(folder, key)) for folder in self.folders)
         return next((data for data in found if data is not None), None)
 
-    def keep(self, name: str, key: str, data: bytes) -> None:
-        """The data is kept, whole; what may not be kept is said in the log, for only time is lost by that."""
+    def save(self, name: str, key: str, data: bytes) -> None:
+        """Saves the data, whole; the log says what cannot be saved, for only time is lost by that."""
         why: str | None = None
         if len(data) > self.most:
             why = f"it has {len(data):,} bytes, [limits] memo_bytes is {self.most:,}"
@@ -12692,7 +12691,7 @@ class Memos:
             self.journal.log(f"memo '{name}' is not kept: {why}", "warning")
 
     def write(self, key: str, data: bytes) -> None:
-        """It is on disk, and on its way to where the run came from."""
+        """To disk, and on the way to where the run came from."""
         make_directory(self.folders[0])
         replace_file(os.path.join(self.folders[0], key), data)
         if self.travels:
@@ -12703,7 +12702,7 @@ class Memos:
 async def remember(
     step: Step, memos: Memos, name: str, work: Callable[[], Any], arguments: tuple[Any, ...], use_pickle: bool
 ) -> Any:
-    """What the work comes to, or what was kept of it."""
+    """The result of the work, or what was saved of it earlier."""
     key = fingerprint(name, memo_key(arguments), str(use_pickle))
     with step:
         found = memos.find(key)
@@ -12712,12 +12711,12 @@ async def remember(
         else:
             value = await settle(work())
             found = pickle.dumps(value) if use_pickle else encode(to_json(value, f"memo {name}"))
-            memos.keep(name, key, found)
+            memos.save(name, key, found)
         return pickle.loads(found) if use_pickle else json.loads(found)
 
 
 def memo_key(arguments: tuple[Any, ...]) -> str:
-    """What arguments have in common that are the same."""
+    """A text that is the same for the same arguments."""
     try:
         return encode_json(to_json(list(arguments), "arguments"))
     except BadResult:
@@ -14660,8 +14659,8 @@ class Attempt:
         if value in SECRETS.values:
             return
         if 0 < len(value) < SECRET_CHARACTERS_MIN:
-            told = f"a secret of less than {SECRET_CHARACTERS_MIN} characters cannot be hidden in text"
-            self.journal.log(told, "warning")
+            short = f"a secret of less than {SECRET_CHARACTERS_MIN} characters"
+            self.journal.log(f"{short} cannot be hidden in text", "warning")
         SECRETS.add(value)
         if self.outputs and not self.sieves:
             self.sieves = [*map(Sieve, self.outputs)]
@@ -14941,8 +14940,6 @@ class Mask:
 
     def add(self, value: str) -> None:
         """Knows one more secret, in every form in which it may turn up."""
-        if value in self.values:
-            return
         self.values.add(value)
         if len(value) < SECRET_CHARACTERS_MIN:
             return
@@ -15166,7 +15163,7 @@ def error_document(problem: BaseException, attempt: Attempt) -> Json:
     frames = user_frames(problem.__traceback__, folder)
     place, message = place_of(problem, frames, folder), text
     found = [str(place[key] or "") for key in ("file", "function", "code")]
-    if not any(frame["user"] for frame in frames):
+    if "user" not in place:
         found.append(text)  # nothing but the message tells one from another
         if isinstance(problem, SyntaxError) and problem.filename:
             message = text.removesuffix(f" ({os.path.basename(problem.filename)}, line {problem.lineno})")
