@@ -7395,8 +7395,8 @@ def choose(pipelines: list[Json], name: str | None) -> list[Json]:
 
 
 # --- 23. Scheduler -----------------------------------------------------------------------
-# Owns when pipelines run by themselves: what is due, the wait for it, and the watch over the clock.
-# Calls Executor and Agenda.  Promises each tick one decision and at most one run, whatever the clock does.
+# Owns the clock and the timer: what is due is done at the end of each group of writes.
+# Calls Executor, Agenda and Store.  Promises each tick one decision and at most one run, whatever the clock does.
 
 
 #: So many schedules are decided in one transaction: nobody waits for long.
@@ -7872,7 +7872,7 @@ class Executor:
         self.home, self.settings, self.store, self.feed = home, settings, store, feed
         self.venvs, self.sources = venvs, sources
         self.folder = os.path.join(home, "runs")
-        self.live: dict[str, Process] = {}  # by stem; never more than max_concurrent with a run
+        self.live: dict[str, Process] = {}  # by stem
         self.latencies: list[float] = []  # milliseconds from queued to started, the last thousand
         self.starter = Starter(home, settings)
         self.tasks = Tasks()
@@ -7975,7 +7975,7 @@ class Executor:
             await self.starter.listen(self.hear)
             await self.starter.replace()
             for process in tuple(self.live.values()):
-                if not process.born and process.start is None and claim(process):
+                if not process.born and process.start is None and revoke_start(process):
                     await self.restart(process)
 
     # From the journal to the store.
@@ -7988,8 +7988,8 @@ class Executor:
             self.watch_over(process)
             # Of another boot a missing journal proves nothing: it was never synced, and may have gone with the power.
             unborn = process.start is None and process.server.get("boot") == boot_id()
-            # A daemon that was killed before it wrote down the next journal may have claimed this one already.
-            if unborn and (claim(process) or peek(process.path + ".journal").startswith('{"t":"abandoned"')):
+            # A daemon that was killed before it wrote down the next journal may have revoked this one already.
+            if unborn and (revoke_start(process) or peek(process.path + ".journal").startswith('{"t":"abandoned"')):
                 self.spawn(self.restart(process))
             elif process.stopping:
                 self.spawn(self.end(process, process.stopping))
@@ -8188,7 +8188,7 @@ class Executor:
         return {"count": len(known), **figures}
 
 
-def claim(process: Process) -> bool:
+def revoke_start(process: Process) -> bool:
     """Takes away the permission to start, if it has not been used: True proves that the run never began."""
     try:
         with open(process.path + ".journal", "xb") as file:

@@ -167,7 +167,7 @@ def test_an_unborn_run_is_started_again_only_if_nothing_can_have_started_it(
         (stem,) = db.execute("SELECT journal FROM attempts").fetchone()
     db.close()
     if claimed:
-        assert module.claim(module.Process(str(fresh.home / "runs"), stem, done, 1, {}))
+        assert module.revoke_start(module.Process(str(fresh.home / "runs"), stem, done, 1, {}))
     fresh.start()
     assert fresh.call("wait", run_id=[done])["status"] == status
     assert (fresh.home / "data/it/runs").read_text().split() == [done] * times
