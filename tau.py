@@ -15015,7 +15015,7 @@ def spellings(value: str) -> set[str]:
 
 def captured(output: Output) -> io.TextIOWrapper:
     """sys.stdout or sys.stderr of a run."""
-    stream = io.TextIOWrapper(output, "utf-8", "replace", line_buffering=True, write_through=True)
+    stream = io.TextIOWrapper(output, "utf-8", "replace", write_through=True)
     stream.mode = "w"  # type: ignore[misc]
     return stream
 
