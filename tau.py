@@ -2607,14 +2607,11 @@ def instant_ms(text: str) -> int:
 
 def read_times(cron: str | None, every: float | str | None, at: str | None, zone: Zone, anchor: int) -> Times:
     """The schedule that is meant by one of: expression, interval, time; BadRequest unless it is just one."""
-    given = [value for value in (cron, every, at) if value is not None]
-    if len(given) != 1:
+    if [cron, every, at].count(None) != 2:
         raise BadRequest("give one of: a cron expression, --every, --at", CRON_HINT)
     if cron is not None:
         return CronTimes(Cron(cron), zone)
-    if every is not None:
-        return Interval(parse_interval(every), anchor)
-    return Once(parse_time(str(at), zone))
+    return Once(parse_time(str(at), zone)) if every is None else Interval(parse_interval(every), anchor)
 
 
 #: What a schedule can be told → what holds unless it is.

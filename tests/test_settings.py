@@ -73,6 +73,7 @@ def test_the_configuration_is_found_in_this_order(tmp_path: Path, monkeypatch: p
 BAD = {
     "[daemom]\nport = 1": ("unknown key 'daemom'; did you mean 'daemon'?", "edit /"),
     "[max_concurrent]\nx = 1": ("unknown section [max_concurrent]", "[scheduler]"),
+    "auth = 3": ("[auth]: expected object, given integer 3", "edit /"),
     "[daemon]\nprot = 1": ("[daemon]: unknown key 'prot'; did you mean 'port'?", "edit /"),
     "[daemon]\nport = 'x'": ("[daemon].port: expected a whole number", "TCP port"),
     "[daemon]\nport = -1": ("[daemon].port: expected a whole number", "TCP port"),
