@@ -4732,7 +4732,7 @@ class Daemon:
             self.store.open(loop)
             self.agenda.open()
             self.sources.open()
-            self.venvs.sweep(self.store.ask.environments())
+            self.venvs.sweep(self.store.ask.needed()["environments"])
             sweep_copies(self.home)
             self.listeners.open()  # an address that cannot be had is found out before anything runs
             await self.executor.open()
@@ -9017,7 +9017,7 @@ class Retention:
                     about = {"pipeline": pipeline, "status": status, "run_id": run_id}
                     await self.remove("runs", bounds | about)
             await self.remove("events", bounds)
-            needed = self.needed()
+            needed = ask.needed()
             await self.remove("versions", bounds)
             await self.remove_folders(needed)
             await self.remove_memos(bounds["log_id"])
@@ -9051,15 +9051,11 @@ class Retention:
                 self.pipelines[name] = self.pipelines.get(name, 0) + 1
             self.counts = {name: count + removal.counts[name] for name, count in self.counts.items()}
 
-    def needed(self) -> dict[str, set[str]]:
-        """The directories that some version needs, by where they are."""
-        return {"versions": self.store.ask.source_names(), "environments": self.store.ask.environments()}
-
     async def remove_folders(self, needed: dict[str, set[str]]) -> None:
         """Deletes directories that nothing needs any more, first their names, so that no deployment finds them."""
         if self.deploying:
             return
-        now, doomed = self.needed(), []
+        now, doomed = self.store.ask.needed(), []
         for folder, names in needed.items():
             for name in names - now[folder]:
                 path, gone = (os.path.join(self.home, folder, one) for one in (name, f".gone-{name}"))
@@ -9878,14 +9874,11 @@ class Questions(Sql):
     def sources(self, digest: str) -> dict[str, bytes]:
         return dict(self.db.execute("SELECT path, content FROM sources WHERE sha256 = ? ORDER BY path", (digest,)))
 
-    def source_names(self) -> set[str]:
-        """The directories below versions/ that some version needs."""
-        return {row["sha256"] for row in self.rows("SELECT DISTINCT sha256 FROM versions")}
-
-    def environments(self) -> set[str]:
-        """The digests of the environments that some version needs."""
-        found = self.rows("SELECT DISTINCT json_extract(options, '$.environment') AS digest FROM versions")
-        return {row["digest"] for row in found if row["digest"] is not None}
+    def needed(self) -> dict[str, set[str]]:
+        """The directories that some version needs, by where they are in the home."""
+        columns = {"versions": "sha256", "environments": "json_extract(options, '$.environment')"}
+        found = {place: self.db.execute(f"SELECT DISTINCT {column} FROM versions") for place, column in columns.items()}
+        return {place: {name for (name,) in rows if name is not None} for place, rows in found.items()}
 
     def keys(self, now: str) -> list[Json]:
         """The keys that were created, without what could open anything."""
@@ -10455,7 +10448,7 @@ class Sources:
     def open(self) -> None:
         """Removes what no version needs."""
         make_directory(self.folder)
-        sweep(self.folder, self.store.ask.source_names())
+        sweep(self.folder, self.store.ask.needed()["versions"])
 
     def place(self, digest: str, entry: str) -> str:
         """The directory with the files of a version; StorageFull if there is no room for it."""
