@@ -11142,11 +11142,12 @@ class Outpost(ForkServer):
         """Sends on what the run writes; ends when it has ended and all of that has gone out."""
         left = [self.take_output(stream) for stream in ("stdout", "stderr")]
         self.more = True in left
-        if not self.jobs and not self.more:
+        ended = not self.jobs and not self.more
+        if ended:
             self.journal.finish()
         self.forward()
         self.watch_over()
-        if not self.jobs and not self.more and self.position["journal"] == os.fstat(self.source).st_size:
+        if ended and self.position["journal"] == os.fstat(self.source).st_size:
             self.open = False
 
     def take_output(self, stream: str) -> bool:
