@@ -4957,13 +4957,12 @@ class Listeners:
         """The network may be listened to; Forbidden if there are *public* addresses and no key for who comes there."""
         self.daemon.keys.open_door(bool(public))
         if public and not self.daemon.keys.holders:
-            hint = (
-                "`tau key create NAME` makes one, [auth] api_key is one; or listen on 127.0.0.1, behind an SSH tunnel"
-            )
+            hint = "`tau key create NAME` makes one, or set [auth] api_key; or listen on 127.0.0.1, by an SSH tunnel"
             raise Forbidden(f"taud does not listen on {public[0]} without a configured key", hint)
         if public and self.tls is None:
-            told = "is not encrypted: set [daemon] tls_cert, or put TLS in front"
-            self.daemon.warn(f"what is sent to {public[0]} {told}")
+            self.daemon.warn(
+                f"what is sent to {public[0]} is not encrypted: set [daemon] tls_cert, or put TLS in front"
+            )
 
     def address(self, bound: socket.socket) -> str:
         if not is_network(bound):
