@@ -13879,7 +13879,8 @@ def read_csv(
         if types is True:  # as the first lines show
             first = [*itertools.islice(lines, batch_rows)]
             types = {name: guessed_kind({line[i] for line in first}) for i, name in enumerate(names)}
-            lines = itertools.chain(first, lines)
+            first.reverse()  # so that each line is dropped when it has become a row
+            lines = itertools.chain((first.pop() for _ in range(len(first))), lines)
         lines = reader.cast(lines, types, names) if types else lines
         for position in itertools.count() if names else ():
             rows = Rows([dict(zip(names, line)) for line in itertools.islice(lines, batch_rows)], names)  # noqa: B905
