@@ -121,9 +121,10 @@ class Story:
         found = {"good": self.ask("run", name="good", key="a"), "flaky": self.ask("run", name="flaky", key="b")}
         slow = self.ask("run", name="slow", key="c", wait=False)["run_id"]
         self.ask("cancel", run_id=slow)
-        self.ask("schedule", name="good", every=3600)
-        self.ask("pause", name="slow")
-        self.ask("resume", name="slow")
+        for name in ("good", "slow", "flaky"):
+            self.ask("schedule", name=name, every=3600)
+            self.ask("pause", name=name)
+            self.ask("resume", name=name)
         found["slow"] = self.ask("wait", run_id=[slow])
         found["again"] = self.ask("retry", run_id=found["good"]["run_id"], key="d")
         for one in self.ask("runs", name="follower")["runs"]:
