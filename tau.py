@@ -131,8 +131,6 @@ if TYPE_CHECKING:
     Peers = dict[Any, Callable[[], object]]
     #: Rows on their way, some at a time.
     Batches = Iterable["Rows"]
-    #: Of metrics: name, kind, meaning, samples.
-    Family = tuple[str, str, str, Iterable[str]]
     Tick = tuple[int, bool]
     #: A zone's clock is set: at this instant; what it is ahead of UTC before and after, in seconds.
     Change = tuple[int, int, int]
@@ -4827,10 +4825,12 @@ class Daemon:
             reasons.append("the store cannot be written")
         return reasons
 
-    def figures(self) -> Iterator[Family]:
+    def figures(self) -> Iterator[str]:
         counts, disk = self.store.ask.totals(), os.statvfs(self.home)
-        yield "tau_info", "gauge", "What serves.", (f'tau_info{{version="{__version__}",protocol="{PROTOCOL}"}} 1',)
-        yield "tau_runs", "gauge", "Runs in the store.", (f'tau_runs{{status="{k}"}} {n}' for k, n in counts.items())
+        info = f'tau_info{{version="{__version__}",protocol="{PROTOCOL}"}} 1'
+        yield family("tau_info", "gauge", "What serves.", info)
+        runs = [f'tau_runs{{status="{status}"}} {count}' for status, count in counts.items()]
+        yield family("tau_runs", "gauge", "Runs in the store.", *runs)
         yield from single_figures(
             ("tau_queue_length", "gauge", "Runs that wait.", counts["queued"]),
             ("tau_slots", "gauge", "Runs that may go on at the same time.", self.settings["max_concurrent"]),
@@ -5904,10 +5904,7 @@ def readiness(daemon: Daemon) -> tuple[int, str]:
 PAGES: dict[str, tuple[bool, str, Callable[[Daemon], tuple[int, str]]]] = {
     "/healthz": (True, "text/plain; charset=utf-8", lambda daemon: (200, "ok\n")),
     "/readyz": (True, "text/plain; charset=utf-8", readiness),
-    "/metrics": (
-        *(False, "text/plain; version=0.0.4; charset=utf-8"),
-        lambda daemon: (200, exposition(daemon.figures())),
-    ),
+    "/metrics": (*(False, "text/plain; version=0.0.4; charset=utf-8"), lambda daemon: (200, "".join(daemon.figures()))),
 }
 
 
@@ -5999,14 +5996,17 @@ async def check(call: Call, files: list[Json], *, include: list[Json] | None = N
 
 async def preview_pipeline(daemon: Daemon, row: Json) -> Json:
     """A pipeline that is not deployed, with its next ticks."""
-    times, zone = timing(schedule_options(row, {}), int(time.time()), daemon.settings["timezone"])
-    ticks = (await preview(times, int(time.time()), zone))["ticks"]
+    now = time.time()
+    schedule = {"options": schedule_options(row, {}), "anchor_at": rfc3339(now)}
+    ticks = (await preview(*timing(schedule, daemon.agenda), int(now)))["ticks"]
     return {key: value for key, value in row.items() if key != "function"} | {"ticks": ticks}
 
 
-def timing(options: Json, anchor: int, timezone: str) -> tuple[Times | None, Zone]:
-    """When a schedule with these options is due, if ever, and its time zone."""
-    return times_of(options, anchor, timezone), Zone(options["timezone"] or timezone)
+def timing(row: Json, agenda: Agenda) -> tuple[Times | None, Zone]:
+    """When a schedule is due, if ever, and its time zone."""
+    options = row["options"]
+    times = times_of(options, instant_of(row["anchor_at"]), agenda.timezone)
+    return times, Zone(options["timezone"] or agenda.timezone)
 
 
 @destroys
@@ -6055,8 +6055,8 @@ async def show(call: Call, name: PipelineName) -> Json:
     document, schedule = call.ask.pipeline(name), await find_schedule(call, name)
     if schedule["kind"] is not None:
         document["schedule"] = pick(schedule, *SCHEDULE_SHOWN, "paused")
-    up, down = chains_seen(call, name)
-    document |= {"upstream": [one["pipeline"] for one in up], "downstream": down}
+    upstream, document["downstream"] = chains_seen(call, name)
+    document["upstream"] = [row["pipeline"] for row in upstream]
     if after := document["options"].get("after"):
         document["options"]["after"] = call.caller.sift(after)
     return document
@@ -6064,8 +6064,8 @@ async def show(call: Call, name: PipelineName) -> Json:
 
 def chains_seen(call: Call, name: str) -> tuple[list[Json], list[str]]:
     """Whom a pipeline comes after and who comes after it, as far as the caller sees them."""
-    up, down = call.daemon.agenda.ask.chains(name)
-    return [one for one in up if call.caller.sees(one["pipeline"])], call.caller.sift(down)
+    upstream, downstream = call.daemon.agenda.ask.chains(name)
+    return [row for row in upstream if call.caller.sees(row["pipeline"])], call.caller.sift(downstream)
 
 
 @reads
@@ -6083,14 +6083,14 @@ async def code(
         tau code orders --raw > orders.py
         tau code orders --version 1
     """
-    found = call.ask.version(name, version)
-    sources = call.ask.sources(found["sha256"])
-    path = file or found["entry"]
+    row = call.ask.version(name, version)
+    sources = call.ask.sources(row["sha256"])
+    path = file or row["entry"]
     if path not in sources:
         hint = did_you_mean(path, sources, f"tau code {name} --json lists its files")
-        raise NotFound(f"{name} v{found['version']} has no file '{path[:WORD_MAX]}'", hint)
-    head = pick(found, "pipeline", "version", "sha256", "entry", "deployed_at")
-    return head | {"files": [*sources], "source": sources[path].decode("utf-8", "replace")}
+        raise NotFound(f"{name} v{row['version']} has no file '{path[:WORD_MAX]}'", hint)
+    document = pick(row, "pipeline", "version", "sha256", "entry", "deployed_at")
+    return document | {"files": [*sources], "source": sources[path].decode("utf-8", "replace")}
 
 
 @writes
@@ -6132,39 +6132,37 @@ async def answer_run(
     """Adds a run; returns its document at its end, or at once unless *wait*."""
     if follow and not wait:
         raise BadRequest("--follow waits for the run, --detach does not", "choose one of them")
-    daemon = call.daemon
-    run_id, status, again = await daemon.store.write(lambda: daemon.store.add_run(*asked, call.actor, **about))
+    store = call.daemon.store
+    run_id, status, again = await store.write(lambda: store.add_run(*asked, call.actor, **about))
     document: Json = {"run_id": run_id, "status": status}
     if wait:
-        call.rest()
-        await within_time(attend(call, run_id, follow), timeout)
-        document = describe_end(daemon.store, run_id)
+        [document] = await await_runs(call, [run_id], timeout, follow)
     return document | {"deduplicated": True} if again else document
 
 
-async def within_time(work: Awaitable[Any], timeout: float | None) -> None:
-    """Waits for something, at most *timeout* seconds."""
+async def await_runs(call: Call, run_ids: list[str], timeout: float | None, follow: bool = False) -> list[Json]:
+    """Waits until runs have ended, at most *timeout* seconds; their documents, of a live one how to wait for it.
+
+    *follow* sends the events of the first one meanwhile.
+    """
+    call.rest()
+    daemon = call.daemon
     try:
-        await asyncio.wait_for(work, timeout)
+        async with asyncio.timeout(timeout):
+            if follow:
+                async for event in daemon.feed.events(run_ids[0]):
+                    await call.emit(event)
+            for run_id in run_ids:
+                await daemon.feed.finished(run_id)
     except TimeoutError:
         pass
-
-
-def describe_end(store: Store, run_id: str) -> Json:
-    """The document of a run that has ended; of another its status, and how to wait for it."""
-    status = store.ask.status_of(run_id)
-    if status in FINAL:
-        return describe(store, run_id)
-    return {"run_id": run_id, "status": status, "waited": False, "next": [f"tau wait {run_id}"]}
-
-
-async def attend(call: Call, run_id: str, follow: bool) -> None:
-    """Waits until a run has ended; sends its events meanwhile if *follow*."""
-    if not follow:
-        await call.daemon.feed.finished(run_id)
-        return
-    async for event in call.daemon.feed.events(run_id):
-        await call.emit(event)
+    documents = []
+    for run_id in run_ids:
+        status = call.ask.status_of(run_id)
+        live = {"run_id": run_id, "status": status, "waited": False, "next": [f"tau wait {run_id}"]}
+        documents.append(describe(daemon.store, run_id) if status in FINAL else live)
+        await asyncio.sleep(0)  # there may be many
+    return documents
 
 
 @reads
@@ -6180,14 +6178,8 @@ async def wait(call: Call, run_id: list[RunId], *, timeout: float | None = None)
     """
     if not 0 < len(run_id) <= WAIT_MAX:
         raise BadRequest(f"which runs? from 1 to {WAIT_MAX:,}", "tau wait RUN_ID")
-    wanted = [call.ask.find_run(one) for one in run_id]
-    call.rest()
-    await within_time(asyncio.gather(*map(call.daemon.feed.finished, wanted)), timeout)
-    ends = []
-    for one in wanted:
-        ends.append(describe_end(call.daemon.store, one))
-        await asyncio.sleep(0)  # there may be many
-    return ends[0] if len(ends) == 1 else {"runs": ends}
+    documents = await await_runs(call, [*map(call.ask.find_run, run_id)], timeout)
+    return documents[0] if len(documents) == 1 else {"runs": documents}
 
 
 @writes
@@ -6369,7 +6361,9 @@ async def status(call: Call) -> Json:
         tau --home /var/lib/tau status
     """
     daemon, counts = call.daemon, call.ask.totals()
-    live = [one for one in daemon.executor.processes() if is_seen(call, one.get("run_id"))]
+    live = daemon.executor.processes()
+    if call.caller.patterns:
+        live = [row for row in live if row.get("run_id") is None or call.caller.sees(call.ask.owner(row["run_id"]))]
     disk = os.statvfs(daemon.home)
     return {
         "pid": os.getpid(),
@@ -6394,13 +6388,6 @@ async def status(call: Call) -> Json:
         "stopping": daemon.stopping,
         "warnings": [*daemon.warnings.values()],
     }
-
-
-def is_seen(call: Call, run_id: str | None) -> bool:
-    """Whether a run, if it is one, is there for the caller."""
-    if run_id is None or not call.caller.patterns:
-        return True
-    return call.ask.has_run(run_id) and call.caller.sees(call.ask.run(run_id)["pipeline"])
 
 
 @sifts
@@ -6429,24 +6416,23 @@ async def ticks(
     zone = Zone(timezone or call.daemon.settings["timezone"])
     begin = int(time.time()) if after is None else parse_time(after, zone)
     times = read_times(expr, every, None, zone, begin)
-    found = await preview(times, begin, zone, limit)
-    return found | {"kind": times.kind, "timezone": zone.name}
+    return await preview(times, zone, begin, limit) | {"kind": times.kind, "timezone": zone.name}
 
 
 TICKS_SHOWN = 5
 
 
-async def preview(times: Times | None, after: int, zone: Zone, limit: int = TICKS_SHOWN) -> Json:
+async def preview(times: Times | None, zone: Zone, after: int, limit: int = TICKS_SHOWN) -> Json:
     """The next ticks: their instants, what a clock shows then, whether a change of it has moved them."""
 
     def find() -> list[Tick]:  # in a thread: some expressions are due once in forty years
         return [] if times is None else [*itertools.islice(times.between(after, TIME_MAX), limit)]
 
-    found = await asyncio.to_thread(find)
+    ticks = await asyncio.to_thread(find)
     return {
-        "ticks": [rfc3339(at) for at, _ in found],
-        "local": [zone.local(at) for at, _ in found],
-        "moved": [moved for _, moved in found],
+        "ticks": [rfc3339(at) for at, _ in ticks],
+        "local": [zone.local(at) for at, _ in ticks],
+        "moved": [moved for _, moved in ticks],
     }
 
 
@@ -6521,7 +6507,7 @@ async def find_schedule(call: Call, name: str) -> Json:
     agenda = call.daemon.agenda
     row = agenda.ask.schedule(name)
     paused = agenda.ask.pause(name) or agenda.ask.pause("")
-    times, zone = timing(row["options"], instant_of(row["anchor_at"]), agenda.timezone)
+    times, zone = timing(row, agenda)
     return {
         "pipeline": name,
         "source": source_of(row["options"], row["command"]),
@@ -6532,7 +6518,7 @@ async def find_schedule(call: Call, name: str) -> Json:
         "paused": paused,
         "watermark_at": row["watermark_at"],
         "next_at": row["next_at"] if row["due_at"] and not paused else None,
-        **await preview(times, max(int(time.time()), instant_of(row["watermark_at"])), zone),
+        **await preview(times, zone, max(int(time.time()), instant_of(row["watermark_at"]))),
     }
 
 
@@ -6552,15 +6538,15 @@ async def why(call: Call, name: PipelineName, *, at: str | None = None) -> Json:
     asked = None if at is None else parse_time(at, Zone(schedule["timezone"]))
     tick = tick_at(agenda, name, asked, now)
     up, down = chains_seen(call, name)
-    held = what_holds(call, schedule, up)
-    coming = {key: next(iter(schedule[key]), None) for key in ("ticks", "local", "moved")}
+    held = [*what_holds(call, schedule, up)]
+    coming = {key: next(iter(schedule[plural]), None) for key, plural in COMING.items()}
     return {
         "pipeline": name,
         "answer": f"{past_words(tick)} {future_words(schedule['kind'], coming, held, up)}",
         "asked_at": rfc3339(now if asked is None else asked),
         "tick": tick,
         "held": held,
-        "next": {"tick": coming["ticks"], "local": coming["local"], "moved": coming["moved"]},
+        "next": coming,
         "schedule": pick(schedule, *SCHEDULE_SHOWN),
         "upstream": up,
         "downstream": down,
@@ -6568,6 +6554,8 @@ async def why(call: Call, name: PipelineName, *, at: str | None = None) -> Json:
     }
 
 
+#: What `why` tells of the next tick → where a schedule has it for several.
+COMING = {"tick": "ticks", "local": "local", "moved": "moved"}
 #: What `why` and `show` repeat of a schedule.
 SCHEDULE_SHOWN = ("source", *TIMINGS, "timezone", "misfire", "catchup_window_s", "overlap", "enabled", "next_at")
 
@@ -6579,9 +6567,9 @@ def tick_at(agenda: Agenda, name: str, asked: int | None, now: int) -> Json:
         nothing |= {"reason": "no tick has been decided yet", "last_run": agenda.ask.last_run(name)}
         return next(iter(agenda.ask.decisions(name, 1)), nothing)
     text, row = rfc3339(asked), agenda.ask.schedule(name)
-    if (found := agenda.ask.decision_on(name, text)) is not None:
-        return found
-    times, _ = timing(row["options"], instant_of(row["anchor_at"]), agenda.timezone)
+    if (decision := agenda.ask.decision_on(name, text)) is not None:
+        return decision
+    times, _ = timing(row, agenda)
     is_tick = times is not None and (times.next(asked - 1) or [None])[0] == asked
     if is_tick and asked > instant_of(row["watermark_at"]):
         reason = "it is still to come" if asked > now else "it has not been decided yet"
@@ -6590,33 +6578,33 @@ def tick_at(agenda: Agenda, name: str, asked: int | None, now: int) -> Json:
     return nothing | {"reason": reason, "before": next(iter(agenda.ask.decisions(name, 1, text)), None)}
 
 
-def what_holds(call: Call, schedule: Json, upstream: list[Json]) -> list[Json]:
-    """What keeps a pipeline from running by itself now, each reason with its particulars."""
+def what_holds(call: Call, schedule: Json, upstream: list[Json]) -> Iterator[Json]:
+    """What prevents a pipeline from running by itself now, each reason with its particulars."""
     ask, name, overlap = call.daemon.agenda.ask, schedule["pipeline"], schedule["overlap"]
-    pauses = [(ask.pause(name), f"tau resume {name}"), (ask.pause(""), "tau resume --all")]
-    active = [] if overlap == "allow" else ask.unfinished(name)
-    queued = call.ask.totals()["queued"]
+    if not schedule["enabled"]:
+        yield {"by": "disabled", "hint": f"tau schedule {name} --enable"}
+    for scope, words in ((name, name), ("", "--all")):
+        if pause := ask.pause(scope):
+            yield {"by": "paused", **pause, "all": not scope, "hint": f"tau resume {words}"}
+    if overlap != "allow" and (active := ask.unfinished(name)):
+        yield {"by": "overlap", "overlap": overlap, "run_ids": active[:TICKS_SHOWN]}
+    if (queued := call.ask.totals()["queued"]) >= call.daemon.settings["max_queued"]:
+        yield {"by": "queue full", "queued": queued, "hint": "tau status"}
     most = call.ask.version(name, None)["options"].get("max_concurrent")
-    full = most is not None and ask.live_runs(name) >= most
-    waiting = [one["pipeline"] for one in upstream if one["run_id"] is None]
-    held = [
-        not schedule["enabled"] and {"by": "disabled", "hint": f"tau schedule {name} --enable"},
-        *(one and {"by": "paused", **one, "all": hint.endswith("--all"), "hint": hint} for one, hint in pauses),
-        active and {"by": "overlap", "overlap": overlap, "run_ids": active[:TICKS_SHOWN]},
-        queued >= call.daemon.settings["max_queued"] and {"by": "queue full", "queued": queued, "hint": "tau status"},
-        full and {"by": "max_concurrent", "max_concurrent": most, "hint": f"tau runs {name}"},
-        waiting and {"by": "upstream", "waiting_for": waiting},
-    ]
-    return [one for one in held if one]
+    if most is not None and ask.live_runs(name) >= most:
+        yield {"by": "max_concurrent", "max_concurrent": most, "hint": f"tau runs {name}"}
+    if waiting := [row["pipeline"] for row in upstream if row["run_id"] is None]:
+        yield {"by": "upstream", "waiting_for": waiting}
 
 
 def past_words(tick: Json) -> str:
     """What became of a tick, as a sentence."""
     key, cause, last = tick["decision"], tick.get("cause"), tick.get("last_run")
     words = {"message": tick.get("reason"), "ticks": 1, "trigger": "", **tick, **(last or {})}
-    if key in ("skipped", "missed", "dropped"):
-        overlaps = (key, tick["reason"]) == ("skipped", "overlap")
-        key = "overlap" if overlaps else "some" if words["ticks"] > 1 else "one"
+    if (key, words["message"]) == ("skipped", "overlap"):
+        key = "overlap"
+    elif key in ("skipped", "missed", "dropped"):
+        key = "some" if words["ticks"] > 1 else "single"
     words["why"] = CAUSED.format(**cause | {"what": CAUSES.get(cause["what"], cause["what"])}) if cause else ""
     words["late"] = LATE.format(**words) if words["trigger"] == "catchup" else ""
     words["moved"] = MOVED if tick.get("moved") else ""
@@ -6632,7 +6620,7 @@ SENTENCES = {
     "fired": "The tick of {scheduled_for}{moved} has run {run_id}{late}: {status}.",
     "overlap": "The tick of {scheduled_for} was skipped: run {run_id} of an earlier tick was unfinished.",
     "some": "The {ticks} ticks from {from} to {scheduled_for} were {decision}{why} ({message}).",
-    "one": "The tick of {scheduled_for} was {decision}{why} ({message}).",
+    "single": "The tick of {scheduled_for} was {decision}{why} ({message}).",
     "ran": "It last ran {how} ({run_id}: {status}).",
     "none": "Nothing ran: {reason}.",
     "undecided": "Nothing ran: {reason}.",
@@ -6661,13 +6649,13 @@ CAUSES = {
 
 def future_words(kind: str | None, coming: Json, held: list[Json], upstream: list[Json]) -> str:
     """When a pipeline runs next, as a sentence."""
-    stops = dict.fromkeys(one["by"] for one in held if one["by"] in ("disabled", "paused"))
+    stops = dict.fromkeys(reason["by"] for reason in held if reason["by"] in ("disabled", "paused"))
     if stops:
         return f"It does not run by itself: {', '.join(stops)}."
-    if coming["ticks"]:
-        return f"It runs next at {coming['local']} ({coming['ticks']}{MOVED if coming['moved'] else ''})."
+    if coming["tick"]:
+        return f"It runs next at {coming['local']} ({coming['tick']}{MOVED if coming['moved'] else ''})."
     if upstream and not kind:
-        return f"It runs when these have succeeded: {', '.join(one['pipeline'] for one in upstream)}."
+        return f"It runs when these have succeeded: {', '.join(row['pipeline'] for row in upstream)}."
     return "No tick is to come." if kind else "It has no schedule."
 
 
@@ -6697,33 +6685,36 @@ async def backfill(
     """
     agenda, now = call.daemon.agenda, int(time.time())
     row = agenda.ask.schedule(name)
-    times, zone = timing(row["options"], instant_of(row["anchor_at"]), agenda.timezone)
+    times, zone = timing(row, agenda)
     if times is None:
         raise BadRequest(f"'{name}' has no schedule: there are no ticks", f'tau schedule {name} "0 6 * * *"')
     begin, end = parse_time(from_, zone), min(now if to is None else parse_time(to, zone), now)
-    found = await asyncio.to_thread(lambda: [*itertools.islice(past_ticks(times, begin, end), BACKFILL_TICKS_MAX + 1)])
-    if len(found) > BACKFILL_TICKS_MAX or begin > end:
+    past = await asyncio.to_thread(past_ticks, times, begin, end)
+    if len(past) > BACKFILL_TICKS_MAX or begin > end:
         message = f"more than {BACKFILL_TICKS_MAX:,} ticks" if begin <= end else "--from is after --to, or to come"
         raise BadRequest(f"no backfill from {from_} to {to or 'now'}: {message}", "choose another --from and --to")
-    known = agenda.ask.tick_runs(name, rfc3339(begin), rfc3339(end))
-    wanted = [tick for tick in map(rfc3339, found) if wants_backfill(known.get(tick), only)]
-    if dry_run or not wanted:
+    latest = agenda.ask.tick_runs(name, rfc3339(begin), rfc3339(end))
+    wanted = [tick for tick in past if wants_backfill(latest.get(tick), only)]
+    if dry_run:
         runs = [{"scheduled_for": tick, "run_id": None} for tick in wanted[:limit]]
     else:
         runs = await call.write(agenda.backfill, name, wanted[:limit], only)
     again = ["tau backfill", name, f"--from {from_}", to and f"--to {to}", f"--only {only}"]
     answer = listing("runs", runs, len(wanted), *again)
-    return {"pipeline": name, "dry_run": dry_run, "ticks": len(found), **answer}
+    return {"pipeline": name, "dry_run": dry_run, "ticks": len(past), **answer}
 
 
 BACKFILL_TICKS_MAX = 100_000
 
 
-def past_ticks(times: Times, begin: int, end: int) -> Iterator[int]:
-    """The ticks from one instant to another, both included; of an interval before its anchor too."""
+def past_ticks(times: Times, begin: int, end: int) -> list[str]:
+    """The ticks from one instant to another, both included; of an interval before its anchor too.
+
+    No more than BACKFILL_TICKS_MAX + 1.
+    """
     if isinstance(times, Interval):
         times = Interval(times.every, begin - 1 - (begin - 1 - times.anchor) % times.every)
-    return (at for at, _ in times.between(begin - 1, end))
+    return [rfc3339(at) for at, _ in itertools.islice(times.between(begin - 1, end), BACKFILL_TICKS_MAX + 1)]
 
 
 @writes
@@ -6857,9 +6848,9 @@ async def schema(call: Call) -> Json:
     return {
         "protocol": PROTOCOL,
         "operations": [
-            {"name": name, "command": f"tau {one.words}", "summary": one.summary, "effect": one.effect}
-            | {"params": one.schema(), "examples": one.examples}
-            for name, one in OPERATIONS.items()
+            {"name": name, "command": f"tau {entry.words}", "summary": entry.summary, "effect": entry.effect}
+            | {"params": entry.schema(), "examples": entry.examples}
+            for name, entry in OPERATIONS.items()
         ],
         "errors": [
             {key: getattr(kind, key) for key in ("code", "number", "exit", "retryable")} for kind in ERRORS.values()
@@ -6885,7 +6876,7 @@ async def key_create(
         tau key create ci --scope operate --pipelines 'etl_*' --expires 30d
         tau key create monitoring --scope read
     """
-    patterns = [one.strip() for one in (pipelines or "").split(",") if one.strip()]
+    patterns = (pipelines or "").replace(",", " ").split()
     check_name(name, "a key's name")
     if name == "key":
         raise BadRequest("'key' cannot be a key's name: it is that of the configured one", "choose another")
@@ -6901,8 +6892,7 @@ async def key_create(
         "created_at": rfc3339(now),
         "expires_at": None if expires is None else rfc3339(now + expires),
     }
-    digest = hashlib.sha256(key.encode("ascii")).hexdigest()
-    await call.write(call.daemon.store.add_key, shown | {"sha256": digest})
+    await call.write(call.daemon.store.add_key, shown | {"sha256": digest_key(key).hex()})
     call.daemon.keys.read()
     return shown | {"key": key}
 
@@ -6981,24 +6971,24 @@ RUN_SHOWN = (
 )
 
 
-def next_commands(run: Json, entry: str, kept: bool) -> list[str]:
+def next_commands(run: Json, entry: str, resumable: bool) -> list[str]:
     """What an agent would do next, as commands to paste; *entry* is the file that was deployed.
 
-    *kept* says that the run has left something that need not be done again.
+    *resumable* says that the run has saved something that need not be computed again.
     """
     name, run_id = run["pipeline"], run["run_id"]
     see_log, again = f"tau logs {name} --run {run_id}", f"tau run {name}"
+    if run["status"] not in FINAL:
+        return [f"tau wait {run_id}", f"{see_log} --follow", f"tau cancel {run_id}"]
     text = encode_json(run["params"]).replace("'", "'\\''")
     if run["params"] and len(text) < 500:
         again += f" --params '{text}'"
     if run["executor"] is not None:
         again += f" --executor {run['executor']}"
-    if run["status"] not in FINAL:
-        return [f"tau wait {run_id}", f"{see_log} --follow", f"tau cancel {run_id}"]
     if run["status"] == "success":
         return [see_log, again]
     mend = [see_log, f"tau code {name} --version {run['version']}", f"tau deploy {entry}"]
-    return [*mend, f"tau retry {run_id} --from-failure" if kept else again]
+    return [*mend, f"tau retry {run_id} --from-failure" if resumable else again]
 
 
 def shorten(document: Json) -> Json:
@@ -7022,14 +7012,14 @@ def cut_value(value: Any) -> Any:
         return cut_text(value, 500)
     items = [*value.items()] if isinstance(value, dict) else value
     sizes = itertools.accumulate(len(encode_json(item)) for item in items)
-    kept = [item for item, size in zip(items, sizes, strict=True) if size <= RESULT_SHOWN_BYTES // 2]
-    return dict(kept) if isinstance(value, dict) else kept
+    shown = itertools.takewhile(lambda pair: pair[1] <= RESULT_SHOWN_BYTES // 2, zip(items, sizes, strict=True))
+    return type(value)(item for item, _ in shown)
 
 
 def cut_steps(steps: list[Json]) -> list[Json]:
     """The first and last steps of each level, and those that failed."""
-    kept = [*steps[:5], *(one for one in steps[5:-5] if one["status"] not in ("success", "running")), *steps[5:][-5:]]
-    return [step | {"steps": cut_steps(step["steps"])} for step in kept[:20]]
+    failed = [step for step in steps[5:-5] if step["status"] not in ("success", "running")]
+    return [step | {"steps": cut_steps(step["steps"])} for step in [*steps[:5], *failed, *steps[5:][-5:]][:20]]
 
 
 #: What may be cut from a run's document: path, the size in bytes from which it is always cut (0: only if the document
@@ -7068,7 +7058,7 @@ class Caller:
     def __init__(
         self, name: str, scope: str, patterns: Sequence[str] = (), expires_at: str | None = None, digest: bytes = b""
     ) -> None:
-        self.name, self.scope, self.patterns, self.expires_at = name, scope, tuple(patterns), expires_at
+        self.name, self.scope, self.patterns, self.expires_at = name, scope, patterns, expires_at
         self.digest = digest  # of the key; none where the system told who it is
         self.revoked = False
         self.used_at = 0.0  # when its use was last written down
@@ -7081,7 +7071,7 @@ class Caller:
             raise Forbidden(message, f"tau key create NAME --scope {chosen.scope}")
 
     def check_time(self) -> None:
-        """Forbidden once the key has expired, or is a key no more."""
+        """Forbidden once the key has expired or was revoked."""
         is_over = self.expires_at is not None and rfc3339(time.time()) >= self.expires_at
         if self.revoked or is_over:
             why = f"expired at {self.expires_at}" if is_over else "opens nothing any more"
@@ -7093,12 +7083,12 @@ class Caller:
     def sift(self, names: Iterable[str]) -> list[str]:
         return [name for name in names if self.sees(name)]
 
-    def check_deployed(self, one: Json) -> None:
+    def check_deployed(self, row: Json) -> None:
         """Forbidden unless this caller may deploy a pipeline; NotFound if that comes after one that is hidden."""
-        if not self.sees(one["name"]):
-            message = f"the key '{self.name}' is for {', '.join(self.patterns)}, not for '{one['name']}'"
+        if not self.sees(row["name"]):
+            message = f"the key '{self.name}' is for {', '.join(self.patterns)}, not for '{row['name']}'"
             raise Forbidden(message, SEEN_HINT)
-        for name in one.get("after") or []:
+        for name in row.get("after") or ():
             if not self.sees(name):
                 raise NotFound(f"no pipeline named '{name}'", SEEN_HINT)
 
@@ -7123,11 +7113,11 @@ class Keys:
         """These are the digests of the configured keys from now on; the home's own is for this machine alone."""
         self.given = configured
         if not configured and self.public is False:
-            self.given = [hashlib.sha256(make_key(self.home)).digest()]
+            self.given = [digest_key(make_key(self.home))]
         self.read()
 
     def read(self) -> None:
-        """Whoever has a key is known: one that is given, or was created."""
+        """Reads who has a key: one that is given, or was created."""
         self.holders = {digest: Caller("key", "admin", digest=digest) for digest in self.given}
         for row in self.store.ask.rows("SELECT * FROM keys WHERE revoked_at IS NULL"):
             digest = bytes.fromhex(row["sha256"])
@@ -7135,30 +7125,30 @@ class Keys:
 
     async def admit(self, given: Any, remote: str) -> Caller:
         """Who has this key; Forbidden, after a while, if nobody has."""
-        digest = hashlib.sha256(given.encode("utf-8") if isinstance(given, str) else b"").digest()
-        for caller in [one for known, one in self.holders.items() if hmac.compare_digest(known, digest)]:
+        digest, now = digest_key(given if isinstance(given, str) else ""), time.time()
+        for caller in [caller for known, caller in self.holders.items() if hmac.compare_digest(known, digest)]:
             caller.check_time()
-            if caller.name != "key" and time.time() - caller.used_at > KEY_USE_S:
-                caller.used_at = time.time()
+            if caller.name != "key" and now - caller.used_at > KEY_USE_S:
+                caller.used_at = now
                 self.writing.spawn(self.store.write(self.store.note_key_use, caller.name))
             return caller
         self.failures += 1
         if time.monotonic() - self.recorded_at > FAILURES_S:
             self.recorded_at = time.monotonic()
             logging.getLogger("tau").warning("wrong keys come from %s, %s so far", remote, self.failures)
-            told = {"address": remote, "failures_in_all": self.failures}
-            self.writing.spawn(self.store.write(self.store.event, "auth.failed", None, None, told))
+            data = {"address": remote, "failures_in_all": self.failures}
+            self.writing.spawn(self.store.write(self.store.event, "auth.failed", None, None, data))
         await asyncio.sleep(WRONG_KEY_S)
         raise Forbidden("the key is not right" if given else "a key is needed", KEY_HINT)
 
 
 def configured_keys(settings: Json) -> list[bytes]:
     """The digests of the configured keys, however they are given; BadRequest for one that could be guessed."""
-    found = []
+    digests = []
     if text := settings["api_key_hash"]:
         if not re.fullmatch("[0-9a-f]{64}", text):
             raise BadRequest("[auth] api_key_hash must be the SHA-256 of a key in hex", "printf %s KEY | sha256sum")
-        found.append(bytes.fromhex(text))
+        digests.append(bytes.fromhex(text))
     keys = [settings["api_key"]]
     if path := settings["api_key_file"]:
         keys.append(read_key_file(path, "see [auth] in the configuration"))
@@ -7167,8 +7157,12 @@ def configured_keys(settings: Json) -> list[bytes]:
         if len(key) < KEY_CHARACTERS_MIN:
             hint = 'python3 -c "import secrets; print(secrets.token_urlsafe(32))" makes one'
             raise BadRequest(f"[auth] api_key is shorter than {KEY_CHARACTERS_MIN} characters", hint)
-        found.append(hashlib.sha256(key.encode("utf-8")).digest())
-    return found
+        digests.append(digest_key(key))
+    return digests
+
+
+def digest_key(key: str) -> bytes:
+    return hashlib.sha256(key.encode("utf-8")).digest()
 
 
 def new_key() -> str:
@@ -7176,32 +7170,30 @@ def new_key() -> str:
     return "tau_sk_" + base64.urlsafe_b64encode(os.urandom(32)).rstrip(b"=").decode("ascii")
 
 
-def make_key(home: str) -> bytes:
+def make_key(home: str) -> str:
     """The key of this home for loopback TCP: read from <home>/key (0600), or made there."""
     path = os.path.join(home, "key")
-    if (key := read_bytes(path)) is None:
-        key = new_key().encode("ascii")
-        replace_file(path, key + b"\n")
-    if len(key.strip()) < KEY_CHARACTERS_MIN:
+    if not (key := peek(path).strip()):
+        key = new_key()
+        replace_file(path, key.encode("ascii") + b"\n")
+    if len(key) < KEY_CHARACTERS_MIN:
         raise Forbidden(f"{path} does not hold a key", "remove it: taud makes another")
-    return key.strip()
+    return key
 
 
 async def confined(call: Call, chosen: Operation, arguments: Json) -> Json:
     """Calls an operation for a caller that sees only some pipelines: the others are as if they were not there."""
-    caller, ask = call.caller, call.daemon.store.ask
-    words = []
-    for argument in chosen.arguments.values():
-        kind, value = argument.kind.removeprefix("list[").rstrip("]"), arguments.get(argument.name)
-        if kind in SUBJECTS and value is not None:
-            words += [(kind, word) for word in (value if isinstance(value, list) else [value])]
-    if not words and not chosen.sifts:
+    caller, ask = call.caller, call.ask
+    subjects = [(chosen.arguments[name].kind, value) for name, value in arguments.items() if value is not None]
+    subjects = [(kind, value) for kind, value in subjects if kind in (*SUBJECTS, "list[RunId]")]
+    if not subjects and not chosen.sifts:
         raise Forbidden(f"the key '{caller.name}' is for {', '.join(caller.patterns)} only", SEEN_HINT)
     try:
-        for kind, word in words:
-            named = kind == "PipelineName" or (kind == "Subject" and ask.is_known(word))
-            if not caller.sees(word if named else owner_of(ask, word)):
-                raise NotFound(f"no {'pipeline named' if named else 'run'} '{word[:WORD_MAX]}'")
+        for kind, value in subjects:
+            for word in value if isinstance(value, list) else [value]:
+                named = kind == "PipelineName" or (kind == "Subject" and ask.is_known(word))
+                if not caller.sees(word if named else owner_of(ask, word)):
+                    raise NotFound(f"no {'pipeline named' if named else 'run'} '{word[:WORD_MAX]}'")
         return await chosen.call(call, arguments)
     except NotFound as problem:
         problem.hint = SEEN_HINT  # its own may name what this caller does not see
@@ -7211,7 +7203,7 @@ async def confined(call: Call, chosen: Operation, arguments: Json) -> Json:
 def owner_of(ask: Questions, word: str) -> str:
     """The pipeline of the run that is meant; NotFound, and BadRequest that does not name the runs it could be."""
     try:
-        return str(ask.run(ask.find_run(word))["pipeline"])
+        return ask.owner(ask.find_run(word))
     except BadRequest as problem:
         raise BadRequest(str(problem), "give more of the id") from None
 
@@ -7243,7 +7235,7 @@ class Deployment:
     def __init__(self, daemon: Daemon, files: list[Json], include: list[Json] | None, entry: str | None) -> None:
         self.daemon, self.sources = daemon, read_sources([*files, *(include or [])])
         self.entries = find_entries(self.sources, [file["path"] for file in files], entry)
-        self.venvs: dict[str, Json | None] = {}  # by entry
+        self.venvs: dict[str, str] = {}  # entry → digest of the virtual environment that it needs
         self.folder = os.path.join(daemon.sources.folder, f".staged-{os.urandom(8).hex()}")
         daemon.retention.deploying += 1
 
@@ -7256,9 +7248,9 @@ class Deployment:
         """Unpacks the files and builds the virtual environments that the entries ask for; returns those."""
         await asyncio.to_thread(write_sources, self.sources, self.folder)
         headers = {entry: read_header(self.sources[entry].decode("utf-8"), entry) for entry in self.entries}
-        for entry, header in headers.items():
-            self.venvs[entry] = header and await self.daemon.venvs.build(header, entry)
-        return [venv for venv in self.venvs.values() if venv]
+        built = [await self.daemon.venvs.build(header, entry) for entry, header in headers.items() if header]
+        self.venvs = {venv["entry"]: venv["digest"] for venv in built}
+        return built
 
     async def load(self, caller: Caller, name: str | None = None) -> list[Json]:
         """Returns the pipelines of all entries, or only the one called *name*; LoadFailed if there is none."""
@@ -7267,7 +7259,7 @@ class Deployment:
             if not (rows := await self.ask(entry, {"kind": "load"})):
                 hint = "decorate a function: from tau import pipeline; @pipeline; def hello(ctx): ..."
                 raise LoadFailed(f"{entry} has no @pipeline", hint, kind="load", file=entry)
-            pipelines += [row | {"entry": entry, "environment": self.venv(entry)} for row in rows]
+            pipelines += [row | {"entry": entry, "environment": self.venvs.get(entry)} for row in rows]
         pipelines = choose(pipelines, name)
         for row in pipelines:
             if row["executor"] is not None:
@@ -7283,15 +7275,11 @@ class Deployment:
 
     async def ask(self, entry: str, job: Json) -> Any:
         """What a process that loads an entry, or scans all files, has found; LoadFailed if that fails."""
-        python = self.daemon.venvs.python(self.venv(entry))
-        outcome = await self.daemon.executor.load(self.folder, entry, job | {"python": python})
+        job["python"] = self.daemon.venvs.python(self.venvs.get(entry))
+        outcome = await self.daemon.executor.load(self.folder, entry, job)
         if outcome.error is not None:
             raise load_error(entry, outcome.error)
         return outcome.result
-
-    def venv(self, entry: str) -> str | None:
-        """The digest of the virtual environment of an entry; None if it needs none."""
-        return (self.venvs[entry] or {}).get("digest")
 
 
 def read_sources(files: list[Json]) -> dict[str, bytes]:
@@ -7345,12 +7333,14 @@ def check_source(path: str, content: bytes) -> None:
 
 def find_entries(sources: dict[str, bytes], main: list[str], entry: str | None) -> list[str]:
     """Which files are loaded: the *entry*, the only one, or those of a folder that look as if they had a pipeline."""
-    if entry is not None and entry not in sources:
-        hint = did_you_mean(entry, sources, f"one of {', '.join(sorted(sources))[:500]}")
-        raise BadRequest(f"the entry '{entry[:WORD_MAX]}' is not among the files", hint)
-    if entry is not None or len(main) == 1:
-        check_source(entry or main[0], sources[entry or main[0]])
-        return [entry or main[0]]
+    if entry is None and len(main) == 1:
+        entry = main[0]
+    if entry is not None:
+        if entry not in sources:
+            hint = did_you_mean(entry, sources, f"one of {', '.join(sorted(sources))[:500]}")
+            raise BadRequest(f"the entry '{entry[:WORD_MAX]}' is not among the files", hint)
+        check_source(entry, sources[entry])
+        return [entry]
     decorated = re.compile(rb"^[ \t]*@(\w+\.)*pipeline\b", re.MULTILINE)
     entries = [path for path in sorted(main) if re.fullmatch(r"[^/]+\.py", path) and decorated.search(sources[path])]
     if not entries:
@@ -7376,18 +7366,18 @@ def choose(pipelines: list[Json], name: str | None) -> list[Json]:
     """Which of the loaded pipelines are deployed; LoadFailed if two share a name or none has the one asked."""
     by_name: dict[str, Json] = {}
     for row in pipelines:
-        entry = row["entry"]
-        if (other := by_name.setdefault(row["name"], row)) is not row:
+        entry, other = row["entry"], by_name.setdefault(row["name"], row)
+        if other is not row:
             who = f"{entry} has two pipelines" if entry == other["entry"] else "two files have a pipeline"
             message, hint = f"{who} named '{row['name']}'", "give each its own name"
             raise LoadFailed(message, hint, kind="load", file=entry, line=row["line"])
-    if name is None or name in by_name:
-        return pipelines if name is None else [by_name[name]]
-    if len(pipelines) > 1:
+    if name is None:
+        return pipelines
+    if name not in by_name and len(pipelines) > 1:
         entry, hint = pipelines[0]["entry"], did_you_mean(name, by_name, f"it has {', '.join(by_name)}")
         raise LoadFailed(f"{entry} has no pipeline named '{name}'", hint, kind="load", file=entry)
     check_name(name)
-    return [pipelines[0] | {"name": name}]
+    return [by_name.get(name, pipelines[0]) | {"name": name}]
 
 
 # --- 23. Scheduler -----------------------------------------------------------------------
@@ -8025,7 +8015,7 @@ class Executor:
                     self.spawn(self.stop(process.run_id, "timed_out"))
             if not self.live:
                 self.busy.clear()
-            watched = self.feed.watched() or any(process.stopping for process in self.live.values())
+            watched = self.feed.waiting or any(process.stopping for process in self.live.values())
             await asyncio.sleep(POLL_WATCHED_S if watched else POLL_S)
 
     async def catch_up(self, process: Process) -> None:
@@ -8046,7 +8036,7 @@ class Executor:
         more = process.read(self.settings, final)
         if process.start is not None and not began and process.run_id is not None and process.attempt == 1:
             waited = max(process.start["at"] - (read_id(process.run_id) >> ID_SALT_BITS) / 1000, 0.0)
-            self.store.metrics.tally("tau_run_wait_seconds").add(waited)
+            self.store.metrics.add("tau_run_wait_seconds", waited)
             self.latencies = [*self.latencies, waited * 1000][-1000:]
         if process.memos and process.run_id is not None:
             await asyncio.to_thread(save_memos, self.memos(process.run_id), process.memos)
@@ -8220,52 +8210,42 @@ def end_session(process: Json) -> None:
 
 
 class Feed:
-    """The road back up: what a run did, for those who wait for it."""
+    """Wakes those who wait for a run.
+
+    They look into the store first and then wait, without a pause between: so they miss no change.
+    """
 
     def __init__(self, store: Store) -> None:
         self.store = store
-        self.waiting: dict[str, asyncio.Future[None]] = {}  # run → what the next change will resolve
+        self.waiting: dict[str, asyncio.Event] = {}  # run → what its next change sets
 
     def changed(self, run_id: str) -> None:
         """Something new about this run is in the store."""
-        if (future := self.waiting.pop(run_id, None)) is not None and not future.done():
-            future.set_result(None)
+        if (event := self.waiting.pop(run_id, None)) is not None:
+            event.set()
 
-    def watched(self) -> bool:
-        return bool(self.waiting)
-
-    def next(self, run_id: str) -> Awaitable[None]:
-        """Resolves at the next change; shared by all who wait, and a waiter that gives up disturbs no other."""
-        future = self.waiting.get(run_id)
-        if future is None:
-            future = self.waiting[run_id] = asyncio.get_running_loop().create_future()
-        return asyncio.shield(future)
+    async def next_change(self, run_id: str) -> None:
+        await self.waiting.setdefault(run_id, asyncio.Event()).wait()
 
     async def finished(self, run_id: str) -> None:
         """Returns when the run has its final status."""
-        while True:
-            change = self.next(run_id)
-            if self.store.ask.status_of(run_id) in FINAL:
-                self.changed(run_id)
-                return
-            await change
+        while self.store.ask.status_of(run_id) not in FINAL:
+            await self.next_change(run_id)
 
     async def events(self, run_id: str, tail: int | None = None) -> AsyncIterator[Json]:
-        """Everything a run did and does, in one order that is the same each time, until it is final.
+        """Everything a run did and does, in the same order each time, until it is final; `seq` grows along it.
 
-        `seq` grows along that order and is the same each time too.  *tail* begins with the last log lines.
+        *tail* begins with that many last log lines.
         """
         seq = self.store.ask.story_begin(run_id, tail)
         while True:
-            change = self.next(run_id)
             while page := self.store.ask.story(run_id, seq):
                 for event in page:
-                    seq = event["seq"]
                     yield event
                     if event["type"] == "run.finished":
-                        self.changed(run_id)
                         return
-            await change
+                seq = page[-1]["seq"]
+            await self.next_change(run_id)
 
 
 # --- 26. Agenda --------------------------------------------------------------------------
@@ -9926,8 +9906,9 @@ class Questions(Sql):
             raise NotFound(f"run {run_id} has been removed", "see [retention]")
         return run
 
-    def has_run(self, run_id: str) -> bool:
-        return self.row("SELECT 1 FROM runs WHERE run_id = ?", run_id) is not None
+    def owner(self, run_id: str) -> str:
+        """The pipeline of a run; '' if the run has been removed."""
+        return self.value("SELECT pipeline FROM runs WHERE run_id = ?", run_id) or ""
 
     def status_of(self, run_id: str) -> str:
         return str(self.value("SELECT status FROM runs WHERE run_id = ?", run_id) or self.run(run_id)["status"])
@@ -10460,14 +10441,14 @@ class Sources:
 
 def write_sources(sources: dict[str, bytes], folder: str) -> None:
     """Writes files into a directory unless all are there, whole; StorageFull if there is no room."""
-    if all(read_bytes(os.path.join(folder, path)) == content for path, content in sources.items()):
+    files = {os.path.join(folder, path): content for path, content in sources.items()}
+    if all(read_bytes(path) == content for path, content in files.items()):
         return
     shutil.rmtree(folder, ignore_errors=True)
     try:
-        for path, content in sources.items():
-            place = os.path.join(folder, path)
-            make_directory(os.path.dirname(place))
-            with open(place, "wb") as file:
+        for path, content in files.items():
+            make_directory(os.path.dirname(path))
+            with open(path, "wb") as file:
                 file.write(content)
     except OSError as problem:
         raise StorageFull(f"cannot unpack what was deployed: {problem.strerror}", "make room on the disk") from None
@@ -10492,18 +10473,18 @@ def read_header(source: str, entry: str) -> Json | None:
     begin = re.search(r"(?m)^# /// script\s*$", source)
     if begin is None:
         return None
-    line = source.count("\n", 0, begin.start()) + 1
-    blocks = [found["content"] for found in re.finditer(HEADER, source) if found["type"] == "script"]
+    blocks = [match["content"] for match in re.finditer(HEADER, source) if match["type"] == "script"]
     try:
         if len(blocks) != 1:
             unclosed = "is not closed by `# ///`, or has a line that does not begin with `# `"
             raise BadRequest(f"the header `# /// script` {'is there twice' if blocks else unclosed}")
         header = tomllib.loads(re.sub("(?m)^# ?", "", blocks[0]))
         check_header(header)
-    except tomllib.TOMLDecodeError as problem:
-        raise header_error(entry, line, f"the header `# /// script` is not TOML: {problem}") from None
-    except BadRequest as problem:
-        raise header_error(entry, line, str(problem)) from None
+    except (BadRequest, tomllib.TOMLDecodeError) as problem:
+        what = "" if isinstance(problem, BadRequest) else "the header `# /// script` is not TOML: "
+        line = source.count("\n", 0, begin.start()) + 1
+        message = f"{entry}, line {line}: {what}{problem}"
+        raise LoadFailed(message, HEADER_HINT, kind="load", file=entry, line=line) from None
     return header if header.get("dependencies") else None
 
 
@@ -10514,7 +10495,7 @@ HEADER_SCHEMA = object_schema({"dependencies": STRINGS, "requires-python": {"typ
 def check_header(header: Json) -> None:
     """BadRequest for keys that a header cannot have, and for a Python that is not this one."""
     demand(HEADER_SCHEMA, header, "the header", "")
-    if not all(one[:1].isalnum() for one in header.get("dependencies", ())):
+    if not all(need[:1].isalnum() for need in header.get("dependencies", ())):
         raise BadRequest("the header's dependencies must be a list of requirements")
     wanted = header.get("requires-python", "")
     if not admits(wanted, sys.version_info[:3]):
@@ -10522,17 +10503,13 @@ def check_header(header: Json) -> None:
         raise BadRequest(f"the header requires Python {wanted}, taud runs on {mine}")
 
 
-def header_error(entry: str, line: int, message: str) -> LoadFailed:
-    return LoadFailed(f"{entry}, line {line}: {message}", HEADER_HINT, kind="load", file=entry, line=line)
-
-
 def admits(wanted: str, mine: tuple[int, ...]) -> bool:
     """Whether a `requires-python` (PEP 440, without epochs and suffixes) admits a version; nothing unreadable does."""
     for part in filter(None, map(str.strip, wanted.split(","))):
-        found = re.fullmatch(r"(>=|<=|==|!=|~=|>|<)\s*(\d+(?:\.\d+)*)(?:\.\*)?", part)
-        if found is None:
+        match = re.fullmatch(r"(>=|<=|==|!=|~=|>|<)\s*(\d+(?:\.\d+)*)(?:\.\*)?", part)
+        if match is None:
             return False
-        named = tuple(map(int, found[2].split(".")))
+        named = tuple(map(int, match[2].split(".")))
         bound = (*named, 0, 0, 0)[:3]
         alike = mine[: len(named)] == named
         fits = {
@@ -10544,7 +10521,7 @@ def admits(wanted: str, mine: tuple[int, ...]) -> bool:
             "!=": not alike,
             "~=": mine >= bound and mine[: len(named) - 1] == named[:-1],
         }
-        if not fits[found[1]]:
+        if not fits[match[1]]:
             return False
     return True
 
@@ -10606,20 +10583,16 @@ def build_error(entry: str, log: list[str]) -> LoadFailed:
 async def run_to_end(words: list[str], log: list[str], patience: float) -> int:
     """The exit code of a command, its output added to the log.  However this ends, its processes are gone."""
     environ = public_environment() | {"PIP_DISABLE_PIP_VERSION_CHECK": "1", "PIP_NO_INPUT": "1"}
-    pipe, null = asyncio.subprocess.PIPE, asyncio.subprocess.DEVNULL
-    starting = asyncio.ensure_future(
-        asyncio.create_subprocess_exec(
-            *words, stdin=null, stdout=pipe, stderr=asyncio.subprocess.STDOUT, env=environ, start_new_session=True
-        )
+    pipe, null, both = asyncio.subprocess.PIPE, asyncio.subprocess.DEVNULL, asyncio.subprocess.STDOUT
+    process = await asyncio.create_subprocess_exec(
+        *words, stdin=null, stdout=pipe, stderr=both, env=environ, start_new_session=True
     )
     try:
-        process = await asyncio.shield(starting)
-        said, _ = await asyncio.wait_for(process.communicate(), patience)
-        log += said.decode("utf-8", "replace").splitlines()
+        output, _ = await asyncio.wait_for(process.communicate(), patience)
+        log += output.decode("utf-8", "replace").splitlines()
     except TimeoutError:
         log.append(f"it took longer than [daemon] build_timeout_s = {patience:g}")
     finally:
-        process = await starting  # also if we were told to give up while it was being started
         if process.returncode is None:
             os.killpg(process.pid, signal.SIGKILL)
             await process.wait()
@@ -10652,20 +10625,20 @@ class Histogram:
     def __init__(self, bounds: tuple[float, ...]) -> None:
         self.bounds, self.counts, self.total = bounds, [0] * (len(bounds) + 1), 0.0
 
-    def add(self, seconds: float = 0.0) -> None:
+    def add(self, seconds: float) -> None:
         self.counts[bisect.bisect_left(self.bounds, seconds)] += 1
         self.total += seconds
 
     def lines(self, name: str, labels: str) -> Iterator[str]:
         """It in the text format, where buckets are cumulative."""
-        face, mark = f"{{{labels}}}" if labels else "", f"{labels}," if labels else ""
+        braced = f"{{{labels}}}" if labels else ""
         if not self.bounds:
-            yield f"{name}{face} {self.counts[0]}"
+            yield f"{name}{braced} {self.counts[0]}"
             return
         for bound, count in zip((*self.bounds, "+Inf"), itertools.accumulate(self.counts), strict=True):
-            yield f'{name}_bucket{{{mark}le="{bound}"}} {count}'
-        yield f"{name}_sum{face} {self.total:.6f}"
-        yield f"{name}_count{face} {sum(self.counts)}"
+            yield f'{name}_bucket{{{labels}{"," if labels else ""}le="{bound}"}} {count}'
+        yield f"{name}_sum{braced} {self.total:.6f}"
+        yield f"{name}_count{braced} {sum(self.counts)}"
 
 
 #: Bounds in seconds: of answers, and of what may take longer.
@@ -10689,67 +10662,62 @@ class Metrics:
     """What has happened since the daemon began, in numbers."""
 
     def __init__(self) -> None:
-        self.tallies: dict[str, dict[str, Histogram]] = {name: {} for name in FAMILIES}  # by family and labels
-        for status in FINAL:
-            self.tally("tau_runs_finished_total", f'status="{status}"')
-        for name, (_, bounds) in FAMILIES.items():
-            if bounds == SLOW:
-                self.tally(name)
+        # By family and labels; what has no labels, or known ones, is shown before it happens.
+        self.tallies = {
+            name: {"": Histogram(bounds)} if bounds == SLOW else {} for name, (_, bounds) in FAMILIES.items()
+        }
+        self.tallies["tau_runs_finished_total"] = {f'status="{status}"': Histogram(()) for status in FINAL}
 
-    def tally(self, name: str, labels: str = "") -> Histogram:
-        """What is counted under a family's labels."""
-        known = self.tallies[name]
-        if labels not in known:
-            known[labels] = Histogram(FAMILIES[name][1])
-        return known[labels]
+    def add(self, name: str, seconds: float = 0.0, labels: str = "") -> None:
+        self.tallies[name].setdefault(labels, Histogram(FAMILIES[name][1])).add(seconds)
 
     def request(self, method: str, seconds: float, code: str = "") -> None:
         """A request has been answered; *code* is that of its error, if it has one."""
-        self.tally("tau_request_duration_seconds", f'method="{method}"').add(seconds)
+        self.add("tau_request_duration_seconds", seconds, f'method="{method}"')
         if code:
-            self.tally("tau_request_errors_total", f'method="{method}",code="{code}"').add()
+            self.add("tau_request_errors_total", labels=f'method="{method}",code="{code}"')
 
     def fact(self, type_name: str, data: Json, late: float | None) -> None:
         """A fact goes into the ledger; *late* is how long after its tick a run was queued."""
-        self.tally("tau_events_total", f'type="{type_name}"').add()
+        self.add("tau_events_total", labels=f'type="{type_name}"')
         if type_name == "run.finished":
-            self.tally("tau_runs_finished_total", f'status="{data["status"]}"').add()
+            self.add("tau_runs_finished_total", labels=f'status="{data["status"]}"')
             if data["duration_ms"] is not None:
-                self.tally("tau_run_duration_seconds").add(data["duration_ms"] / 1000)
+                self.add("tau_run_duration_seconds", data["duration_ms"] / 1000)
         if late is not None:
-            self.tally("tau_schedule_lateness_seconds").add(max(late, 0.0))
+            self.add("tau_schedule_lateness_seconds", max(late, 0.0))
 
-    def families(self) -> Iterator[Family]:
+    def families(self) -> Iterator[str]:
         for name, (meaning, bounds) in FAMILIES.items():
-            tallies = sorted(self.tallies[name].items())
-            samples = [line for labels, tally in tallies for line in tally.lines(name, labels)]
-            yield name, "histogram" if bounds else "counter", meaning, samples
+            samples = [
+                line for labels, tally in sorted(self.tallies[name].items()) for line in tally.lines(name, labels)
+            ]
+            yield family(name, "histogram" if bounds else "counter", meaning, *samples)
 
 
-def exposition(families: Iterable[Family]) -> str:
-    """Families of metrics as text."""
-    lines = ([f"# HELP {name} {meaning}", f"# TYPE {name} {kind}", *rows] for name, kind, meaning, rows in families)
-    return "\n".join(itertools.chain(*lines)) + "\n"
+def family(name: str, kind: str, meaning: str, *samples: str) -> str:
+    """A family of metrics as the text format has it."""
+    return "\n".join((f"# HELP {name} {meaning}", f"# TYPE {name} {kind}", *samples, ""))
 
 
-def single_figures(*rows: tuple[str, str, str, float]) -> Iterator[Family]:
+def single_figures(*rows: tuple[str, str, str, float]) -> Iterator[str]:
     """A family of one sample for each name, kind, meaning and value."""
-    return ((name, kind, meaning, (f"{name} {value}",)) for name, kind, meaning, value in rows)
+    return (family(name, kind, meaning, f"{name} {value}") for name, kind, meaning, value in rows)
 
 
-def process_figures() -> Iterator[Family]:
+def process_figures() -> Iterator[str]:
     """What the process itself uses, under the names that Prometheus's own clients use."""
     used = resource.getrusage(resource.RUSAGE_SELF)
     limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-    figures = [
+    yield from single_figures(
         ("process_cpu_seconds_total", "counter", "CPU time.", round(used.ru_utime + used.ru_stime, 2)),
         ("process_max_fds", "gauge", "Descriptors that may be open.", limit),
-    ]
+    )
     if pages := peek("/proc/self/statm").split()[1:2]:
-        bytes_used, open_files = int(pages[0]) * os.sysconf("SC_PAGE_SIZE"), len(os.listdir("/proc/self/fd"))
-        figures.append(("process_resident_memory_bytes", "gauge", "Memory.", bytes_used))
-        figures.append(("process_open_fds", "gauge", "Open descriptors.", open_files))
-    return single_figures(*figures)
+        yield from single_figures(
+            ("process_resident_memory_bytes", "gauge", "Memory.", int(pages[0]) * os.sysconf("SC_PAGE_SIZE")),
+            ("process_open_fds", "gauge", "Open descriptors.", len(os.listdir("/proc/self/fd"))),
+        )
 
 
 # === Part IV: the run process ==============================================================
