@@ -9,7 +9,7 @@ The file is laid out in the order a request travels.  Calls go down the page, or
                  │ one JSON document a line, over a socket
     Part III  the daemon, `taud`  15 Daemon   16 Listeners   17 Service manager   18 Server
                                   19 HTTP   20 Operations   21 Callers   22 Deployment
-                                  23 Scheduler   24 Executor   25 Feed   26 Agenda
+                                  23 Scheduler   24 Runner   25 Feed   26 Agenda
                                   27 Retention   28 Backup   29 Store   30 Questions
                                   31 Database   32 Versions   33 Metrics
                  │ one JSON document a line: jobs over a socket, the trace through a journal file
@@ -26,7 +26,7 @@ The file is laid out in the order a request travels.  Calls go down the page, or
   run_process §37 loads the deployed file and calls your function with a PipelineContext §39;
   (on an executor's machine an outpost §35 does that, and a relay §36 here feeds the command that leads there;)
   its records go to the Journal §48; the fork server appends the end record when the process is gone;
-  Executor §24 reads the journal, `verdict` §24 turns it into an outcome, Store §29 keeps it;
+  Runner §24 reads the journal, `verdict` §24 turns it into an outcome, Store §29 keeps it;
   Feed §25 wakes the waiting `run` §20; Connection §18 answers; main §9 prints and exits 0 or 1.
 """
 
@@ -4701,16 +4701,16 @@ class Daemon:
         self.store.database.on_commit = self.on_commit
         self.venvs = Venvs(home, settings)
         self.sources = Sources(home, self.store)
-        self.executor = Executor(home, settings, self.store, self.feed, self.venvs, self.sources)
+        self.runner = Runner(home, settings, self.store, self.feed, self.venvs, self.sources)
         self.agenda = Agenda(self.store, settings["timezone"])
-        self.scheduler = Scheduler(self.agenda, self.executor)
+        self.scheduler = Scheduler(self.agenda, self.runner)
         self.connections: set[Connection] = set()
         self.keys = Keys(home, settings, self.store)
         self.listeners = Listeners(self)
         self.started = time.time()
         self.warnings: dict[str, str] = {}  # what they are about, and what `status` says
         self.copying = asyncio.Lock()  # held while a backup is written
-        self.retention = Retention(home, settings, self.store, self.executor.used)
+        self.retention = Retention(home, settings, self.store, self.runner.used)
         self.winding_up = Tasks()  # waiting for live runs before the end
         self.ended = asyncio.Event()  # serve() may return
 
@@ -4733,9 +4733,9 @@ class Daemon:
             self.venvs.sweep(self.store.ask.needed()["environments"])
             sweep_copies(self.home)
             self.listeners.open()  # an address that cannot be had is found out before anything runs
-            await self.executor.open()
+            await self.runner.open()
             self.scheduler.open()
-            self.executor.spawn(self.retention.watch())
+            self.runner.spawn(self.retention.watch())
             self.listeners.start()
             ready = {"pid": os.getpid(), "socket": os.path.join(self.home, "tau.sock")}
             os.pwrite(lock, encode(ready), 0)
@@ -4760,7 +4760,7 @@ class Daemon:
 
     @property
     def stopping(self) -> bool:
-        return self.executor.paused
+        return self.runner.paused
 
     def warn(self, text: str, about: str = "") -> None:
         """Says something in the log and, until something else is said *about* the same, in `status`."""
@@ -4813,7 +4813,7 @@ class Daemon:
         self.stop()
 
     def stop(self) -> None:
-        self.executor.paused = True
+        self.runner.paused = True
         self.ended.set()
 
     def holds(self) -> list[str]:
@@ -4834,7 +4834,7 @@ class Daemon:
         yield from single_figures(
             ("tau_queue_length", "gauge", "Runs that wait.", counts["queued"]),
             ("tau_slots", "gauge", "Runs that may go on at the same time.", self.settings["max_concurrent"]),
-            ("tau_slots_used", "gauge", "Runs that go on.", self.executor.used()),
+            ("tau_slots_used", "gauge", "Runs that go on.", self.runner.used()),
             ("tau_pipelines", "gauge", "Pipelines deployed.", self.store.ask.pipeline_count()),
             ("tau_connections", "gauge", "Connections open.", len(self.connections)),
             ("tau_database_bytes", "gauge", "Size of the store's file.", self.store.ask.file_bytes()),
@@ -4850,29 +4850,29 @@ class Daemon:
 
         The daemon stops right after that.  Waits at most *drain* seconds, without a limit if it cancels.
         """
-        self.executor.paused = True
+        self.runner.paused = True
         return self.winding_up.spawn(self.wind_up(drain, cancel))
 
     async def wind_up(self, drain: float, cancel: bool) -> None:
         """Live runs have ended, as far as they are waited for; the daemon stops once the answer is on its way."""
         if cancel:
-            await self.executor.stop_all("cancelled")
+            await self.runner.stop_all("cancelled")
         if cancel or drain:
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self.executor.drained(), drain or None)
+                await asyncio.wait_for(self.runner.drained(), drain or None)
         asyncio.get_running_loop().call_later(0.02, self.stop)
 
     async def close(self) -> None:
         """Nothing is open any more; live runs go on and the next daemon adopts them."""
         self.manager.tell(STOPPING=1)
-        self.executor.paused = True
+        self.runner.paused = True
         self.listeners.close()
         self.winding_up.cancel()
         waiting = {task for connection in self.connections for task in connection.say_goodbye()} | self.winding_up
         if waiting:
             await asyncio.wait(waiting, timeout=1.0)
         await self.scheduler.close()
-        await self.executor.close()
+        await self.runner.close()
         self.store.close()
         for connection in tuple(self.connections):
             connection.transport.close()
@@ -6241,7 +6241,7 @@ async def cancel(call: Call, run_id: RunId, *, force: bool = False) -> Json:
     run_id = ask.find_run(run_id)
     moved = await call.write(daemon.store.cancel_waiting, run_id)
     if not moved and ask.status_of(run_id) not in FINAL:
-        await daemon.executor.stop(run_id, "cancelled", force)
+        await daemon.runner.stop(run_id, "cancelled", force)
         call.rest()
         await daemon.feed.finished(run_id)
         moved = ask.status_of(run_id) == "cancelled"
@@ -6361,7 +6361,7 @@ async def status(call: Call) -> Json:
         tau --home /var/lib/tau status
     """
     daemon, counts = call.daemon, call.ask.totals()
-    live = daemon.executor.processes()
+    live = daemon.runner.processes()
     if call.caller.patterns:
         live = [row for row in live if row.get("run_id") is None or call.caller.sees(call.ask.owner(row["run_id"]))]
     disk = os.statvfs(daemon.home)
@@ -6378,10 +6378,10 @@ async def status(call: Call) -> Json:
         "pipelines": call.ask.pipeline_count(call.among()),
         "runs": counts,
         "queued": counts["queued"],
-        "slots": {"total": daemon.settings["max_concurrent"], "used": daemon.executor.used()},
-        "executors": daemon.executor.elsewhere(commands=call.caller.scope == "admin"),
+        "slots": {"total": daemon.settings["max_concurrent"], "used": daemon.runner.used()},
+        "executors": daemon.runner.elsewhere(commands=call.caller.scope == "admin"),
         "scheduler": {**daemon.agenda.ask.counts(), "paused": daemon.agenda.ask.pause("")},
-        "start_latency": daemon.executor.latency(),
+        "start_latency": daemon.runner.latency(),
         "connections": len(daemon.connections),
         "strangers": len(daemon.listeners.strangers),
         "storage": {"free_bytes": disk.f_bavail * disk.f_frsize, "refused_at": daemon.store.database.refused_at},
@@ -6832,7 +6832,7 @@ async def shutdown(call: Call, *, drain: float = 0.0, cancel: bool = False) -> J
     """
     # In a task of the daemon's own: a client that goes away must not leave the drain half done.
     await asyncio.shield(call.daemon.begin_stopping(drain, cancel))
-    left = {"live_runs": call.daemon.executor.used(), "queued_runs": call.ask.totals()["queued"]}
+    left = {"live_runs": call.daemon.runner.used(), "queued_runs": call.ask.totals()["queued"]}
     return {"pid": os.getpid(), "stopping": True, **left}
 
 
@@ -7276,7 +7276,7 @@ class Deployment:
     async def ask(self, entry: str, job: Json) -> Any:
         """What a process that loads an entry, or scans all files, has found; LoadFailed if that fails."""
         job["python"] = self.daemon.venvs.python(self.venvs.get(entry))
-        outcome = await self.daemon.executor.load(self.folder, entry, job)
+        outcome = await self.daemon.runner.load(self.folder, entry, job)
         if outcome.error is not None:
             raise load_error(entry, outcome.error)
         return outcome.result
@@ -7382,7 +7382,7 @@ def choose(pipelines: list[Json], name: str | None) -> list[Json]:
 
 # --- 23. Scheduler -----------------------------------------------------------------------
 # Owns the clock and the timer: what is due is done at the end of each group of writes.
-# Calls Executor, Agenda and Store.  Promises each tick one decision and at most one run, whatever the clock does.
+# Calls Runner, Agenda and Store.  Promises each tick one decision and at most one run, whatever the clock does.
 
 
 #: So many schedules are decided in one transaction: nobody waits for long.
@@ -7404,8 +7404,8 @@ class Scheduler:
     Its one timer rings at the next instant at which anything is due, for a group that holds nothing else.
     """
 
-    def __init__(self, agenda: Agenda, executor: Executor) -> None:
-        self.agenda, self.executor = agenda, executor
+    def __init__(self, agenda: Agenda, runner: Runner) -> None:
+        self.agenda, self.runner = agenda, runner
         self.store, self.clock = agenda.store, agenda.store.clock
         self.seen: Clocks | None = None  # the clocks when ticks were last decided, on disk; None before that
         self.unset = False  # whether the ledger says that the clock shows a time that cannot be
@@ -7441,7 +7441,7 @@ class Scheduler:
             if not self.unset:
                 self.store.event("clock.unset", None, None, {"shows": rfc3339(now)})
             return self.seen or seen, True, []  # what it does until it is set is seen then
-        if self.executor.paused:
+        if self.runner.paused:
             return self.seen or seen, False, []
         self.watch_clock(seen)
         if self.stuck_at:
@@ -7479,12 +7479,12 @@ class Scheduler:
 
     def admit(self) -> tuple[list[Json], float | None]:
         """Admits runs as far as there are slots: their jobs, and when anything is due next."""
-        if self.executor.paused:
+        if self.runner.paused:
             return [], None
         runs = self.store.sql.totals()
         free = self.store.settings["max_concurrent"] - runs["running"]
         wanted = free > 0 and runs["queued"] + runs["retrying"]
-        jobs = self.store.admit(free, self.executor.starter.server) if wanted else []
+        jobs = self.store.admit(free, self.runner.starter.server) if wanted else []
         return jobs, self.agenda.next_due(self.clock.time())
 
     def settled(self, decided: Any, admitted: Any) -> tuple[list[str], list[Json]]:
@@ -7518,12 +7518,12 @@ class Scheduler:
         pause = max(0.0, min(due_in, self.patience))
         self.timer = asyncio.get_running_loop().call_later(pause, self.store.database.ring)
         for run_id in stops:
-            self.executor.spawn(self.executor.stop(run_id, "cancelled"))
+            self.runner.spawn(self.runner.stop(run_id, "cancelled"))
         for job in jobs:
-            self.executor.dispatch(job)
+            self.runner.dispatch(job)
 
 
-# --- 24. Executor ------------------------------------------------------------------------
+# --- 24. Runner --------------------------------------------------------------------------
 # Owns every isolated process from its job to its outcome, and the fork server that starts them.
 # Calls Feed and Store.  Promises at most `max_concurrent` live runs, one outcome for each, and no run twice.
 
@@ -7538,7 +7538,7 @@ SWEEP_S = 3600.0
 
 
 class Outcome:
-    """How an attempt ended: all that the executor tells the rest of Tau."""
+    """How an attempt ended: all that the runner tells the rest of Tau."""
 
     __slots__ = ("error", "result", "retry", "state", "status")
 
@@ -7791,7 +7791,7 @@ TRACE: dict[str, tuple[str, dict[str, Callable[[Any], Any]], tuple[str, ...]]] =
 
 
 class Starter:
-    """The fork server as the executor sees it: there is always one, and it takes jobs."""
+    """The fork server as the runner sees it: there is always one, and it takes jobs."""
 
     reader: asyncio.StreamReader
     writer: asyncio.StreamWriter
@@ -7851,7 +7851,7 @@ class Starter:
             self.writer.close()
 
 
-class Executor:
+class Runner:
     """Queue → fork server → journal → outcome."""
 
     def __init__(self, home: str, settings: Json, store: Store, feed: Feed, venvs: Venvs, sources: Sources) -> None:
@@ -9506,7 +9506,7 @@ class Store:
         for row in self.sql.rows(expired, self.now(), EXPIRE_MAX):
             self.move(row["run_id"], "timed_out", error=error)
 
-    # What the executor writes.
+    # What the runner writes.
 
     def admit(self, free: int, server: Json) -> list[Json]:
         """Moves the oldest runs that may begin to running, as many as are free: their jobs.

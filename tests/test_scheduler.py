@@ -206,8 +206,8 @@ class Killed(Exception):
     """The daemon dies before its transaction is committed."""
 
 
-class FakeExecutor:
-    """Takes what the scheduler asks of the executor."""
+class FakeRunner:
+    """Takes what the scheduler asks of the runner."""
 
     def __init__(self) -> None:
         self.paused, self.starter = False, types.SimpleNamespace(server={})
@@ -236,8 +236,8 @@ class World:
         self.store.ask = module.Questions(self.store.db)  # which sees what is not committed yet
         self.agenda = module.Agenda(self.store, "UTC")
         self.agenda.open()
-        self.executor = FakeExecutor()
-        self.scheduler = module.Scheduler(self.agenda, self.executor)  # type: ignore[arg-type]
+        self.runner = FakeRunner()
+        self.scheduler = module.Scheduler(self.agenda, self.runner)  # type: ignore[arg-type]
 
     async def begin(self) -> None:
         """A daemon begins, and takes over."""
@@ -250,7 +250,7 @@ class World:
         while due_at is not None and due_at <= self.clock.wall:
             decided, admitted = await self.write(self.scheduler.decide), await self.write(self.scheduler.admit)
             stops, _ = self.scheduler.settled(decided, admitted)
-            self.executor.stopped += stops
+            self.runner.stopped += stops
             due_at = self.scheduler.due_at
 
     def end(self) -> None:
@@ -628,7 +628,7 @@ def test_overlapping_ticks_wait_are_skipped_or_take_over(tmp_path: Path) -> None
         assert {job["pipeline"] for job in await world.write(world.store.admit, 10, {})} == {"a"}
         statuses = world.rows("SELECT status FROM runs WHERE pipeline = 'c' ORDER BY run_id")
         assert statuses == [("running",), ("cancelled",), ("queued",)]
-        assert {*world.executor.stopped} == {world.rows("SELECT min(run_id) FROM runs WHERE pipeline = 'c'")[0][0]}
+        assert {*world.runner.stopped} == {world.rows("SELECT min(run_id) FROM runs WHERE pipeline = 'c'")[0][0]}
 
     in_world(tmp_path, story)
 
@@ -760,7 +760,7 @@ def test_what_is_due_and_cannot_be_done_is_not_asked_for_without_a_pause(tmp_pat
         await world.set("p", cron="*/10 * * * *")
         world.clock.run(HOUR)
         assert (await world.write(world.scheduler.admit))[1] is not None
-        world.executor.paused = True  # taud waits for live runs before it ends
+        world.runner.paused = True  # taud waits for live runs before it ends
         assert (await world.write(world.scheduler.admit))[1] is None
 
     in_world(tmp_path, story)
@@ -963,7 +963,7 @@ class Simulation(World):
             await self.step_clock(-pick.choice([5, HOUR, 3 * HOUR]) * pick.random() - 2)
 
     async def look(self) -> None:
-        """What the scheduler does when it wakes, and the executor after it; a kill is survived."""
+        """What the scheduler does when it wakes, and the runner after it; a kill is survived."""
         self.kill_next = self.doomed
         try:
             await super().look()
@@ -971,9 +971,9 @@ class Simulation(World):
         except Killed:
             self.kill_next = self.doomed = False
             await self.restart(self.random.choice([0.2, 2, 30]))
-        for run_id in self.executor.stopped:
+        for run_id in self.runner.stopped:
             heapq.heappush(self.ends, (self.clock.gone + 1, run_id))
-        self.executor.stopped.clear()
+        self.runner.stopped.clear()
         if self.store.ask.totals()["queued"]:
             await self.write(self.admit)
 
