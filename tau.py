@@ -4086,12 +4086,12 @@ FACES: dict[str, tuple[str, str] | Callable[[View, Json], str]] = {
 
 # --- 14. Client --------------------------------------------------------------------------
 # Owns one blocking connection, in lines or over HTTP.  Calls Wire, Settings and Shell.
-# Promises that an error comes back as its own class, that only what may be repeated is repeated, that a daemon which
-# has fallen silent is given up, and that no key goes in the clear to another machine without a warning.
+# Promises that an error comes back as its own class, that a request is sent again only where that does nothing twice,
+# that no silent daemon is waited for, and that a key goes in the clear to another machine only with a warning.
 
 CONNECT_S = 5.0
 RECONNECT_S = 30.0
-#: A request must be on its way, and a daemon that is silent for so long is asked whether it is still there.
+#: Longest time to send a request, and longest silence before the daemon is asked whether it is still there.
 SEND_S = 300.0
 SILENCE_S = 30.0
 
@@ -4110,6 +4110,7 @@ class Client:
         self.read_only = is_read_only()
         self.channel: Channel | None = None
         self.requests = 0
+        self.seen = 0  # the last event of a call
 
     def __enter__(self) -> Client:
         return self
@@ -4118,7 +4119,7 @@ class Client:
         self.close()
 
     def close(self) -> None:
-        """The connection is closed; a later call opens a new one."""
+        """Close the connection; a later call opens a new one."""
         if self.channel is not None:
             self.channel.close()
         self.channel = None
@@ -4126,24 +4127,17 @@ class Client:
     def call(self, method: str, params: Json, on_event: Callable[[Json], None] | None = None) -> Json:
         """The result of one operation; its events go to *on_event* as they come.
 
-        A connection lost in mid-call is opened again and the request repeated for RECONNECT_S seconds,
-        if that cannot do anything twice: a reading operation, or one with a key.
+        If the connection is lost, the request is sent again for RECONNECT_S seconds, but only where that does
+        nothing twice: to an operation that only reads, or with a key.
         """
         effect = OPERATIONS[method].effect if method in OPERATIONS else "unknown"
         if self.read_only:
             refuse_writes(method, effect)
         repeatable = effect == "reads" or "key" in params
-        give_up_at, pause, seen = 0.0, 0.05, 0
-
-        def hand_on(event: Json) -> None:
-            nonlocal seen
-            if on_event is not None and event["seq"] > seen:  # a repeated request replays its events
-                seen = event["seq"]
-                on_event(event)
-
+        give_up_at, pause, self.seen = 0.0, 0.05, 0
         while True:
             try:
-                return self.ask(method, params, hand_on)
+                return self.ask(method, params, on_event)
             except UnknownMethod as problem:
                 self.compare_versions(problem)
                 raise
@@ -4158,42 +4152,43 @@ class Client:
             pause = min(2 * pause, 1.0)
 
     def hang_up(self, problem: Unavailable) -> bool:
-        """The connection has failed and is closed; whether a Tau has ever answered on it.
+        """Closes a connection that has failed; whether a Tau has ever answered on it.
 
-        A daemon that demands a certificate and is shown none hangs up: in TLS 1.3 it does so without a word.
+        A daemon that demands a certificate and gets none closes the connection, in TLS 1.3 without a word.
         """
         answered = self.channel is not None and self.channel.proven
         self.close()
-        hung_up = problem.detail.get("reason") == "lost" and not answered
-        if hung_up and Address(self.target.address).secure and not self.target.cert_file:
+        closed = problem.detail.get("reason") == "lost" and not answered
+        if closed and Address(self.target.address).secure and not self.target.cert_file:
             problem.hint = CLIENT_HINT
         return answered
 
-    def ask(self, method: str, params: Json, on_event: Callable[[Json], None]) -> Json:
+    def ask(self, method: str, params: Json, on_event: Callable[[Json], None] | None = None) -> Json:
         if self.channel is not None and self.channel.spent:
             self.close()
         channel = self.channel = self.channel or self.connect()
         self.requests += 1
         message = {"jsonrpc": "2.0", "id": self.requests, "method": method, "params": params}
         for answer in channel.answers(message):
-            if answer.get("method") == "event" and answer["params"].pop("request") == self.requests:
-                on_event(answer["params"])
+            if answer.get("method") == "event":
+                event = answer["params"]
+                # A repeated request replays its events.
+                if event.pop("request") == self.requests and on_event and event["seq"] > self.seen:
+                    self.seen = event["seq"]
+                    on_event(event)
             elif answer.get("id") == self.requests or ("error" in answer and answer.get("id") is None):
-                if "error" in answer:
-                    raise from_wire(answer["error"])
-                result: Json = answer["result"]
-                return result
+                return result_of(answer)
         raise unavailable("lost")
 
     def compare_versions(self, problem: UnknownMethod) -> None:
         """Conflict if a method is unknown because the daemon is of another version."""
-        there = self.ask("ping", {}, lambda event: None).get("version")
+        there = self.ask("ping", {}).get("version")
         if there != __version__:
             message = f"the daemon is tau {there}, this is {__version__}: {problem}"
             raise Conflict(message, SKEW_HINT, reason="version_mismatch")
 
     def connect(self) -> Channel:
-        """An open connection, to a daemon that takes us in; Unavailable says why there is none, and what to do."""
+        """A connection to a daemon that accepts this client; Unavailable says why there is none, and what to do."""
         address = Address(self.target.address)
         context = client_tls(self.target) if address.secure else None
         try:
@@ -4207,22 +4202,25 @@ class Client:
             raise
 
     def enter(self, connection: socket.socket, address: Address) -> Channel:
-        """What carries requests over a connection; the key, where one is needed, has been shown."""
+        """The channel over an open socket, once the daemon has accepted the key where it needs one."""
         if address.scheme == "unix":
             return Lined(connection)
         peer, key = connection.getpeername()[0], self.target.api_key
         if not key and is_loopback(peer):
-            key = peek(os.path.join(self.home, "key")).strip()  # that the daemon of this home has made
+            key = peek(os.path.join(self.home, "key")).strip()  # which the daemon of this home has made
         if key and not address.secure and not is_loopback(peer):
             caution(f"the key goes to {address.where} in the clear", "use tls:// or https://, or an SSH tunnel")
         if address.web:
             return Posted(connection, address, key)
         lined = Lined(connection)
-        lined.greet(key)
+        hello = {"api_key": key, "protocol": PROTOCOL}
+        greeting = {"jsonrpc": "2.0", "id": 0, "method": "hello", "params": hello}
+        answer = result_of(next(lined.answers(greeting)))
+        check_protocol(answer.get("protocol"), answer.get("version"))
         return lined
 
     def wait_for_end(self) -> None:
-        """Returns when the daemon has closed the connection, or after a while if something keeps it open."""
+        """Waits until the daemon has closed the connection, but not for ever."""
         if self.channel is None:
             return
         try:
@@ -4246,7 +4244,20 @@ class Channel:
         self.socket.close()
 
     def answers(self, message: Json) -> Iterator[Json]:
-        """Sends a request; the messages that come back."""
+        """Sends a request; the messages that come back.  Unavailable if a Tau sends none."""
+        try:
+            for line in self.exchange(encode(message)):
+                answer = json.loads(line)
+                if not isinstance(answer, dict):
+                    raise ValueError(line)
+                yield answer
+        except Exception as problem:
+            if reason := reason_of(problem, BROKEN):
+                raise unavailable(reason) from None
+            raise
+
+    def exchange(self, request: bytes) -> Iterator[bytes]:
+        """Sends a request; the lines that come back."""
         raise NotImplementedError
 
 
@@ -4260,44 +4271,34 @@ class Lined(Channel):
         self.buffer = LineBuffer()
         self.lines: list[bytes] = []
 
-    def greet(self, key: str) -> None:
-        hello = {"api_key": key, "protocol": PROTOCOL}
-        answer = next(self.answers({"jsonrpc": "2.0", "id": 0, "method": "hello", "params": hello}))
-        if "error" in answer:
-            raise from_wire(answer["error"])
-        check_protocol(answer["result"].get("protocol"), answer["result"].get("version"))
-
-    def answers(self, message: Json) -> Iterator[Json]:
-        """Sends a request; the messages that come, for ever."""
+    def exchange(self, request: bytes) -> Iterator[bytes]:
         self.socket.settimeout(SEND_S)
-        self.send(message)
+        self.send(request)
         self.socket.settimeout(silence())
         while True:
-            yield read_message(self.receive())
+            yield self.receive()
 
-    def send(self, message: Json) -> None:
-        """Sends a line, if it can be sent: receive() finds what the daemon said before it closed."""
+    def send(self, line: bytes) -> None:
+        """Sends a line, if it can: receive() returns what the daemon said before it closed the connection."""
         try:
-            self.socket.sendall(encode(message))
+            self.socket.sendall(line)
         except OSError:
             pass
 
     def receive(self) -> bytes:
-        """The next line; Unavailable at the end of the stream, and when even a ping has no answer."""
+        """The next line; TimeoutError if the daemon does not even answer a ping."""
         asked = False
         while not self.lines:
             try:
                 data = self.socket.recv(1 << 18)
             except TimeoutError:
                 if asked:
-                    raise unavailable("silent") from None
+                    raise
                 asked = True
-                self.send({"jsonrpc": "2.0", "id": "ping", "method": "ping"})
+                self.send(encode({"jsonrpc": "2.0", "id": "ping", "method": "ping"}))
                 continue
-            except OSError:
-                data = b""
             if not data:
-                raise unavailable("lost")
+                raise ConnectionError
             self.lines += self.buffer.add(data)
         return self.lines.pop(0)
 
@@ -4315,33 +4316,25 @@ class Posted(Channel):
         self.headers = {"Content-Type": "application/json", "User-Agent": f"tau/{__version__}"}
         if key:
             self.headers["Authorization"] = f"Bearer {key}"
+        self.response: http.client.HTTPResponse | None = None
 
     def close(self) -> None:
         self.http.close()
 
-    def answers(self, message: Json) -> Iterator[Json]:
-        """Sends a request; the messages that come back, to the end of the response."""
-        try:
-            self.socket.settimeout(SEND_S)
-            self.http.request("POST", self.path, encode(message), self.headers)
-            self.socket.settimeout(silence())
-            response = self.http.getresponse()
-            self.check(response)
-            self.spent = response.will_close
-            while line := response.readline():
-                if line.strip():
-                    if not line.endswith(b"\n"):
-                        raise unavailable("lost")
-                    message = read_message(line)
-                    if "method" not in message:
-                        response.read()  # to its end, which the next request begins behind
-                    yield message
-        except TimeoutError:
-            raise unavailable("silent") from None
-        except (OSError, http.client.IncompleteRead, http.client.NotConnected):
-            raise unavailable("lost") from None
-        except http.client.HTTPException:
-            raise unavailable("not_a_tau") from None
+    def exchange(self, request: bytes) -> Iterator[bytes]:
+        self.socket.settimeout(SEND_S)
+        if self.response is not None:
+            self.response.read()  # to its end, after which the next one comes
+        self.http.request("POST", self.path, request, self.headers)
+        self.socket.settimeout(silence())
+        response = self.response = self.http.getresponse()
+        self.check(response)
+        self.spent = response.will_close
+        while line := response.readline():
+            if not line.endswith(b"\n"):
+                raise ConnectionError
+            if line.strip():
+                yield line
 
     def check(self, response: http.client.HTTPResponse) -> None:
         """Unavailable unless it is a Tau that answers, of our protocol."""
@@ -4365,19 +4358,15 @@ def silence() -> float:
         raise BadRequest("TAU_TIMEOUT_S is not a number of seconds", f"TAU_TIMEOUT_S={SILENCE_S:g}") from None
 
 
-def read_message(line: bytes) -> Json:
-    """A line from the daemon; Unavailable if no daemon can have sent it."""
-    try:
-        message = json.loads(line)
-    except ValueError:
-        message = None
-    if not isinstance(message, dict):
-        raise unavailable("not_a_tau")
-    return message
+def result_of(answer: Json) -> Json:
+    if "error" in answer:
+        raise from_wire(answer["error"])
+    result: Json = answer["result"]
+    return result
 
 
 def check_protocol(protocol: Any, version: str | None) -> None:
-    """Conflict unless both sides speak alike."""
+    """Conflict unless both sides speak the same protocol."""
     if protocol != PROTOCOL:
         there = f"tau {version}" if version else "the daemon"
         message = f"{there} speaks protocol {protocol!r:.20}, this tau {__version__} speaks {PROTOCOL}"
@@ -4403,8 +4392,7 @@ def open_socket(address: Address, context: ssl.SSLContext | None) -> socket.sock
 
 
 def client_tls(target: Target) -> ssl.SSLContext:
-    """By whom the daemon's certificate must be signed, and the certificate that is shown to it; BadRequest for files
-    that are none."""
+    """TLS with the user's authority and certificate; BadRequest if their files cannot be used."""
     try:
         context = ssl.create_default_context(cafile=target.ca_file)
         if target.cert_file:
@@ -4419,14 +4407,8 @@ def client_tls(target: Target) -> ssl.SSLContext:
 #: Why no daemon answers → message, hint.
 UNAVAILABLE = {
     "silent": ("the daemon does not answer", "is it stopped, or the machine overloaded? TAU_TIMEOUT_S waits longer"),
-    "lost": (
-        "the connection was lost before the answer",
-        "the daemon stopped; `taud --detach` starts it, runs go on meanwhile",
-    ),
-    "not_a_tau": (
-        "what answers here is not a Tau daemon",
-        "check --host and TAU_HOST: tcp:// or tls:// for lines, http:// or https:// for HTTP",
-    ),
+    "lost": ("the connection was lost before the answer", "the daemon stopped: `taud --detach`; runs go on meanwhile"),
+    "not_a_tau": ("what answers here is not a Tau daemon", "check --host: tcp:// or tls:// for lines, else https://"),
     "gateway": ("what stands before the daemon says {why}", "the daemon behind it is down, or just starting"),
     "moved": ("the daemon is elsewhere: {why}", "--host {why}"),
     "not_allowed": ("not allowed to connect to {where}", "it is another user's: [daemon] group"),
@@ -4441,10 +4423,10 @@ UNAVAILABLE = {
     "no_tls": ("no TLS with {where}: {why}", "if the daemon speaks plainly there: tcp:// or http://"),
     "unreachable": ("cannot connect to {where}: {why}", "check --host, --home, TAU_HOST and TAU_HOME"),
 }
-#: Another attempt would have the same end.
+#: Another attempt would fail in the same way.
 HOPELESS = ("not_a_tau", "moved", "certificate_refused", "no_tls")
-#: What the system says where no connection can be opened → why.
-REASONS = {
+#: Class of an exception → why, while a connection is opened.
+REFUSED = {
     "PermissionError": "not_allowed",
     "FileNotFoundError": "no_socket",
     "ConnectionRefusedError": "refused",
@@ -4452,11 +4434,22 @@ REASONS = {
     "TimeoutError": "no_route",
     "SSLCertVerificationError": "certificate_refused",
     "SSLError": "no_tls",
-    "OSError": "unreachable",
 }
-CLIENT_HINT = (
-    "does the daemon demand a certificate of yours? TAU_CERT_FILE and TAU_CERT_KEY_FILE name it; or it stopped"
-)
+#: Class of an exception → why, while a request is sent or answered.
+BROKEN = {
+    "TimeoutError": "silent",
+    "OSError": "lost",
+    "IncompleteRead": "lost",
+    "HTTPException": "not_a_tau",
+    "ValueError": "not_a_tau",
+}
+CLIENT_HINT = "the daemon stopped, or demands a certificate: TAU_CERT_FILE and TAU_CERT_KEY_FILE name yours"
+
+
+def reason_of(problem: Exception, reasons: Mapping[str, str]) -> str | None:
+    """Why, by the nearest class that is in the table; None if none is."""
+    names = (kind.__name__ for kind in type(problem).__mro__)
+    return next((reasons[name] for name in names if name in reasons), None)
 
 
 def unavailable(reason: str, **about: str) -> Unavailable:
@@ -4465,23 +4458,20 @@ def unavailable(reason: str, **about: str) -> Unavailable:
 
 
 def no_daemon(problem: OSError, address: Address) -> Unavailable:
-    """Why a connection could not be opened, and what to do."""
     start = f"start taud there: taud --port {address.port}"
     if address.scheme == "unix":
         home = os.path.dirname(address.path)
         start = "taud --detach" if home == find_home(None) else f"taud --home {shlex.quote(home)} --detach"
-    kinds = [kind.__name__ for kind in type(problem).__mro__]
-    reason = next(REASONS[kind] for kind in kinds if kind in REASONS)
-    if address.secure and isinstance(problem, ConnectionResetError):
-        reason = "no_tls"
+    reset = address.secure and isinstance(problem, ConnectionResetError)
+    reason = "no_tls" if reset else reason_of(problem, REFUSED) or "unreachable"
     why = getattr(problem, "verify_message", str(problem))
     return unavailable(reason, where=address.where, host=address.host, start=start, why=why)
 
 
 class ThrowAway:
-    """`with` a daemon of one's own, in a home that is gone afterwards: its client.
+    """`with` it: the client of a daemon in a new home, which is removed at the end.
 
-    It has the configuration, the secrets and the built environments of the usual home.
+    That daemon has the configuration, the secrets and the built environments of the usual home.
     """
 
     def __init__(self, usual: str) -> None:
@@ -4498,7 +4488,7 @@ class ThrowAway:
             shutil.rmtree(self.home)
             raise
         self.client = Client(home=self.home)
-        self.client.read_only = False  # what is thrown away may be written
+        self.client.read_only = False  # TAU_READ_ONLY protects other homes
         return self.client
 
     def __exit__(self, *exception: object) -> None:
@@ -4512,11 +4502,10 @@ class ThrowAway:
         shutil.rmtree(self.home)
 
     def start(self) -> None:
-        """The daemon is ready; its refusal is raised."""
+        """Starts the daemon and waits until it is ready; raises the error that it prints."""
         words = ["--detach", "--json", "--home", self.home, "--unscheduled", "--log-level", "warning"]
-        words += ["--host", "", "--port", "0"]
-        if config := find_config(None, self.usual):
-            words += ["--config", config]
+        config = find_config(None, self.usual)
+        words += ["--host", "", "--port", "0", *(["--config", config] if config else [])]
         environ = {name: value for name, value in os.environ.items() if name not in ("TAU_HOST", "TAU_CONFIG")}
         said, end = os.pipe()
         pid = start_python("taud", words, {1: end, 2: end}, environ | {"TAU_DATABASE_URL": "sqlite:///tau.db"})
