@@ -3495,10 +3495,10 @@ def not_written(path: str, problem: OSError) -> TauError:
 
 
 # --- 12. Doctor --------------------------------------------------------------------------
-# Owns `tau doctor`: what is looked at, and what to do about it.  Calls Terminal, Client and Records.
-# Promises to change nothing but what its own pipeline does, and to name a remedy for whatever it finds.
+# Owns `tau doctor`: its checks, and their remedies.  Calls Terminal, Client and Records.
+# Promises to change nothing but what its own pipeline does, and to name a remedy for each trouble.
 
-#: Less free room is a warning, and a failure.
+#: Less free room than this is a warning; than that, a failure.
 ROOM_WARN, ROOM_FAIL = 1 << 30, 100 << 20
 DESCRIPTORS_MIN = 512
 LEFT_S = 7200.0
@@ -3516,20 +3516,19 @@ def canary(ctx, deed: str):
     return deed
 """
 
-#: What was found where nothing is wrong; else warn or fail, what was found, and what to do.
+#: A text where nothing is wrong; else warn or fail, what is wrong, and the remedy.
 Finding = str | tuple[str, str, str]
 
 
 @reads_here
 def doctor(desk: Desk) -> Json:
-    """Look for whatever could keep Tau from working, try everything with a pipeline, and name the remedies.
+    """Check what Tau needs in order to work, try every step with a pipeline, and name the remedies.
 
     Examples:
         tau doctor
         tau doctor --json
     """
-    asked, _ = desk
-    with Client(**asked) as client:
+    with Client(**desk[0]) as client:
         patient = Patient(client)
         checks = [check_row(name, finding_of(look, patient)) for name, look in CHECKS.items()]
         checks += try_everything(client, patient)
@@ -3537,10 +3536,9 @@ def doctor(desk: Desk) -> Json:
 
 
 def finding_of(look: Callable[[Patient], Finding], patient: Patient) -> Finding:
-    """What a check finds; an error in it must not keep the others from being made."""
     try:
         return look(patient)
-    except Exception as problem:
+    except Exception as problem:  # the other checks are made all the same
         return "fail", f"{type(problem).__name__}: {problem}", "this should not happen: please report it"
 
 
@@ -3550,15 +3548,14 @@ def check_row(name: str, finding: Finding) -> Json:
 
 
 class Patient:
-    """What all checks look at: the home, its settings and its daemon, as far as there are any."""
+    """What the checks look at: the home, its settings, and the status of its daemon, empty if none answers."""
 
     def __init__(self, client: Client) -> None:
         self.status, self.absent = attempt(lambda: client.call("status", {}))
-        self.home = self.status["home"] if self.status else client.home
-        self.processes: list[Json] = self.status["processes"] if self.status else []
+        self.home = self.status.get("home", client.home)
+        self.processes: list[Json] = self.status.get("processes", [])
         self.config = self.status["config"] if self.status else find_config(None, self.home)
-        settings, self.wrong = attempt(lambda: read_settings({}, self.config))
-        self.settings = settings or {}
+        self.settings, self.wrong = attempt(lambda: read_settings({}, self.config))
         self.database = database_path(self.settings.get("url", "sqlite:///tau.db"), self.home)
         self.here = os.path.isdir(self.home)  # else it is elsewhere, or not there yet
 
@@ -3566,12 +3563,12 @@ class Patient:
         return contextlib.closing(read_only(self.database, shared=os.path.exists(self.database + "-wal")))
 
 
-def attempt(question: Callable[[], Json]) -> tuple[Json | None, TauError | None]:
-    """The answer to a question, or why there is none."""
+def attempt(question: Callable[[], Json]) -> tuple[Json, TauError | None]:
+    """The answer to a question and None, or nothing and why there is none."""
     try:
         return question(), None
     except TauError as problem:
-        return None, problem
+        return {}, problem
 
 
 def look_at_home(patient: Patient) -> Finding:
@@ -3610,7 +3607,7 @@ def look_at_file_system(patient: Patient) -> Finding:
 
 
 def look_at_clock(patient: Patient) -> Finding:
-    """It shows a time that can be, and none before what has happened already."""
+    """It shows a possible time, which is not before the newest event."""
     now, remedy = time.time(), "set the clock, and let NTP keep it"
     if now < CLOCK_MIN:
         return "fail", f"it shows {rfc3339(now)}", remedy
@@ -3618,7 +3615,7 @@ def look_at_clock(patient: Patient) -> Finding:
         with patient.open_database() as db:
             newest = db.execute("SELECT (SELECT at FROM events ORDER BY seq DESC LIMIT 1)").fetchone()[0]
     except sqlite3.Error:
-        newest = None  # there is no store yet, or look_at_database() tells what is wrong with it
+        newest = None  # there is no store yet, or look_at_database() says what is wrong with it
     if newest and newest > rfc3339(now + 60):
         return "fail", f"it shows {rfc3339(now)}, but the newest event is of {newest}", remedy
     return rfc3339(now)
@@ -3652,26 +3649,24 @@ def look_at_python(patient: Patient) -> Finding:
 
 
 def look_at_sqlite(patient: Patient) -> Finding:
-    """It knows strict tables, and is alone at the store if it could lose what two write at once."""
+    """It knows strict tables.  An SQLite that can lose commits is the only one that has the store open."""
     found = f"SQLite {sqlite3.sqlite_version}"
     if sqlite3.sqlite_version_info < (3, 37):
         return "fail", f"{found} is older than 3.37", "use a Python with a newer SQLite"
-    daemon = patient.status["pid"] if patient.status else os.getpid()
-    strangers = find_strangers(patient.database, (os.getpid(), daemon))
+    strangers = find_strangers(patient.database, (os.getpid(), patient.status.get("pid", os.getpid())))
     if strangers and loses_commits(sqlite3.sqlite_version_info):
-        told = f"{found} can lose commits while somebody else is at the store: {', '.join(strangers)}"
-        return "warn", told, "keep others away from it, or use SQLite 3.51.3, 3.50.7 or 3.44.6"
+        danger = f"{found} can lose commits while others have the store open: {', '.join(strangers)}"
+        return "warn", danger, "keep others away from it, or use SQLite 3.51.3, 3.50.7 or 3.44.6"
     return found
 
 
 def look_at_configuration(patient: Patient) -> Finding:
-    if patient.wrong is not None:
-        return "fail", str(patient.wrong), patient.wrong.hint or "see examples/tau.example.toml"
+    if wrong := patient.wrong:
+        return "fail", str(wrong), wrong.hint or "see examples/tau.example.toml"
     return patient.config or "there is none, so the defaults hold"
 
 
 def look_at_database(patient: Patient) -> Finding:
-    """It is of this version and its structure is sound; read by a connection of our own."""
     path = patient.database
     if not os.path.exists(path):
         return f"there is no {path} yet"
@@ -3691,7 +3686,7 @@ def look_at_database(patient: Patient) -> Finding:
 def look_at_socket(patient: Patient) -> Finding:
     path = os.path.join(patient.home, "tau.sock")
     if not os.path.lexists(path):
-        return "there is none" if patient.status is None else "the daemon listens elsewhere"
+        return "the daemon listens elsewhere" if patient.status else "there is none"
     about = os.lstat(path)
     if not stat.S_ISSOCK(about.st_mode) or about.st_uid != os.geteuid():
         return "fail", f"{path} is not a socket of ours", f"find out who made it, then remove {path}"
@@ -3701,16 +3696,15 @@ def look_at_socket(patient: Patient) -> Finding:
 
 
 def look_at_daemon(patient: Patient) -> Finding:
-    if patient.status is None:
-        assert patient.absent is not None
-        wrong = patient.absent.code != "unavailable"
-        return "fail" if wrong else "warn", str(patient.absent), patient.absent.hint or "taud --detach"
+    if absent := patient.absent:
+        status = "warn" if isinstance(absent, Unavailable) else "fail"
+        return status, str(absent), absent.hint or "taud --detach"
     version, warnings = patient.status["version"], patient.status["warnings"]
     found = f"pid {patient.status['pid']}, version {version}"
     if version != __version__:
         return "warn", f"{found}, but this is {__version__}", "tau shutdown; taud --detach"
     if warnings:
-        remedies = [ROOT_REMEDY if one.startswith("taud runs as root") else "do what it says" for one in warnings]
+        remedies = [ROOT_REMEDY if text.startswith("taud runs as root") else "do what it says" for text in warnings]
         return "warn", f"{found}: {'; '.join(warnings)}", "; ".join(dict.fromkeys(remedies))
     return found
 
@@ -3719,9 +3713,9 @@ ROOT_REMEDY = "start taud as a user that may do what its pipelines need, and no 
 
 
 def look_at_fork_server(patient: Patient) -> Finding:
-    if patient.status is None:
+    if not patient.status:
         return "no daemon, no fork server"
-    pid = next((one["pid"] for one in patient.processes if one["role"] == "fork server"), None)
+    pid = next((process["pid"] for process in patient.processes if process["role"] == "fork server"), None)
     if patient.here and (pid is None or process_started(pid) is None):
         return "fail", "it is dead", "taud starts another within a second; if not, see its log"
     return f"pid {pid}"
@@ -3737,7 +3731,7 @@ def look_at_limits(patient: Patient) -> Finding:
 def look_at_leftovers(patient: Patient) -> Finding:
     folder, old = os.path.join(patient.home, "runs"), time.time() - LEFT_S
     names = os.listdir(folder) if os.path.isdir(folder) else []
-    live = {one.get("run_id") for one in patient.processes}
+    live = {process.get("run_id") for process in patient.processes}
     dead = [name for name in names if name.partition(".")[0] not in live]
     left = [name for name in dead if os.path.getmtime(os.path.join(folder, name)) < old]
     if left:
@@ -3745,7 +3739,7 @@ def look_at_leftovers(patient: Patient) -> Finding:
     return f"{len(names)} files of live runs"
 
 
-#: What is looked at, in this order, by its name.
+#: The checks by name, in their order.
 CHECKS: dict[str, Callable[[Patient], Finding]] = {
     look.__name__.removeprefix("look_at_").replace("_", " "): look
     for look in (
@@ -3755,7 +3749,7 @@ CHECKS: dict[str, Callable[[Patient], Finding]] = {
     )
 }
 
-#: What is asked of the canary: name of the check, method, params, how the run must then be.
+#: Name of the check, method, params, how the run must end.
 CANARY_DEEDS: tuple[tuple[str, str, Json, str], ...] = (
     ("deploy", "deploy", {"files": [{"path": "canary.py", "text": CANARY_SOURCE}]}, ""),
     ("run", "run", {"name": CANARY, "params": {"deed": "succeed"}, "timeout": CANARY_S}, "success"),
@@ -3768,8 +3762,8 @@ CANARY_DEEDS: tuple[tuple[str, str, Json, str], ...] = (
 
 
 def try_everything(client: Client, patient: Patient) -> list[Json]:
-    """The story of a pipeline from its deployment to its end, in the daemon, or in one of our own."""
-    if patient.status is not None and not client.read_only:
+    """The checks made with a pipeline, in the daemon, or in a daemon of our own."""
+    if patient.status and not client.read_only:
         return try_canary(client, "in the daemon")
     try:
         with ThrowAway(client.home) as own:
@@ -3782,7 +3776,7 @@ SEE_LOG = "see the log of taud"
 
 
 def try_canary(client: Client, where: str) -> list[Json]:
-    """A check for each deed of the canary; what follows a failure is not tried, but it is always undeployed."""
+    """A check for each deed of the canary; after a failure only `undeploy` is tried."""
     findings: dict[str, Finding] = {}
     run_id, failed = "", False
     for deed, method, params, wanted in CANARY_DEEDS:
