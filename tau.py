@@ -2672,19 +2672,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     waiting, 9 a bug in Tau, 130 interrupted.
     """
     keep_standard_descriptors()
+    code = outcome_of(sys.argv[1:] if argv is None else [*argv])
     if argv is not None:
-        return outcome_of([*argv])
-    code = outcome_of(sys.argv[1:])
+        return code
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()
         except (OSError, ValueError):
-            pass  # whatever mattered has been flushed, and its failure told
+            pass  # what matters has been flushed, and a failure of that reported
     os._exit(code)  # nothing is left to tidy up, and the interpreter would take a fifth of our time for it
 
 
 def outcome_of(words: list[str]) -> int:
-    """Runs a command line and says what went wrong, if anything; the exit code."""
+    """Runs a command line and reports what goes wrong; the exit code."""
     try:
         return command(words)
     except SystemExit:
@@ -2714,8 +2714,7 @@ def command(words: list[str]) -> int:
     refuse_writes(chosen.words, chosen.effect)
     params = read_params(chosen, options)
     if chosen.name in LOCAL_COMMANDS:
-        handler: Callable[..., Any] = chosen.handler
-        document: Json = handler((asked, view), **params)
+        document: Json = chosen.call((asked, view), params)  # type: ignore[assignment]
     else:
         with Client(**asked) as client:
             ask = ASKING.get(chosen.name)
@@ -2727,7 +2726,6 @@ def command(words: list[str]) -> int:
 
 
 def exit_of(name: str, document: Json) -> int:
-    """The exit code that an answer means: 7 for having given up waiting, else 1 for a run that did not succeed."""
     if document.get("ok") is False:
         return LoadFailed.exit if name == "check" else 1
     if name not in ("run", "retry", "wait", "try"):
@@ -2739,8 +2737,7 @@ def exit_of(name: str, document: Json) -> int:
 
 
 def ask_for_run(client: Client, name: str, params: Json, view: View) -> Json:
-    """The document of a run, which is shown live on a terminal; always with a key, so that a lost connection can be
-    repeated."""
+    """The document of a run, which a terminal shows live.  It has a key, so that it can be asked for again."""
     own_key = "key" not in params
     if own_key:
         params["key"] = os.urandom(12).hex()
@@ -2758,13 +2755,12 @@ def ask_for_run(client: Client, name: str, params: Json, view: View) -> Json:
 
 
 def ask_for_logs(client: Client, name: str, params: Json, view: View) -> Json:
-    """The log; with --follow each line as it comes, and nothing in the end."""
     document = client.call(name, params, view.log_line)
     return {} if params.get("follow") else document
 
 
 def ask_for_check(client: Client, name: str, params: Json, view: View) -> Json:
-    """What the daemon that would be deployed to says of the files; or, if there is none, one of our own."""
+    """What the daemon says of the files; if there is none on this machine, a daemon of our own."""
     try:
         return client.call(name, params)
     except Unavailable:
@@ -2775,8 +2771,7 @@ def ask_for_check(client: Client, name: str, params: Json, view: View) -> Json:
 
 
 def ask_for_backup(client: Client, name: str, params: Json, view: View) -> Json:
-    """The backup; a path is meant from here, unless the daemon is elsewhere."""
-    if "file" in params and not client.host.partition("unix://")[0]:
+    if "file" in params and (not client.host or client.host.startswith("unix://")):
         params["file"] = os.path.abspath(params["file"])
     return client.call(name, params)
 
@@ -2791,7 +2786,6 @@ def ask_for_version(client: Client, name: str, params: Json, view: View) -> Json
 
 
 def ask_for_shutdown(client: Client, name: str, params: Json, view: View) -> Json:
-    """The answer, when the daemon is gone."""
     document = client.call(name, params)
     client.wait_for_end()
     return document
@@ -2837,7 +2831,7 @@ def try_(
     asked, view = desk
     with ThrowAway(find_daemon(**asked).home) as own:
         deployed = own.call("deploy", {"files": files, "include": include, "entry": entry})
-        names = [one["name"] for one in deployed["pipelines"]]
+        names = [pipeline["name"] for pipeline in deployed["pipelines"]]
         if name is None and len(names) > 1:
             raise BadRequest("the file has several pipelines", f"--name: one of {', '.join(names)}")
         wanted = {"name": name or names[0], "params": params, "timeout": timeout}
@@ -2846,7 +2840,7 @@ def try_(
         if document.get("waited") is False:
             own.call("cancel", run)
             document = own.call("inspect", run)
-        # Nobody can ask for them later.
+        # Nobody can ask for the log later.
         document["trace"]["log_tail"] = [line["message"] for line in own.call("logs", run)["lines"]]
     verb = "deploy" if document["status"] == "success" else "try"
     return document | {"next": [f"tau {verb} {files[0]['path']}"]}
@@ -2854,10 +2848,10 @@ def try_(
 
 # --- 10. Arguments -----------------------------------------------------------------------
 # Owns what words on a command line mean: argparse's parsers, their help, values, and what a shell offers on Tab.
-# Calls Signatures, Shell and Client.  Promises one grammar, and that Tab changes nothing, says nothing when
-# something is wrong, and keeps nobody waiting.
+# Calls Signatures, Shell and Client.  Promises one grammar, and that Tab changes nothing, prints no error, and
+# takes a second at most.
 
-#: Options of every command, named for the flag: an argument of the command may have the bare name.
+#: Options of every command.  They have their flag as name, for an argument of the command may have the bare one.
 COMMON = {
     flag: Argument(flag, kind, None, False, (flag, meaning))
     for flag, kind, meaning in (
@@ -2870,9 +2864,9 @@ COMMON = {
 
 
 def read_line(words: list[str], parse: Callable[[str, list[str]], Json]) -> tuple[str, Json]:
-    """The name of the command on a line, and what is given to it; *parse* reads the words after a part of the name.
+    """The name of the command on a line, and its options; *parse* reads the words after a part of the name.
 
-    Options that all commands have may stand before the name, and between the two words of one.
+    The options of COMMON may stand before the name, and between its two words.
     """
     name = ""
     given: Json = {}
@@ -2880,7 +2874,7 @@ def read_line(words: list[str], parse: Callable[[str, list[str]], Json]) -> tupl
         given |= parse(name, words)
         if "command" not in given:
             return name, given
-        word, words = given.pop("command"), given.pop("rest")
+        word, words = given.pop("command"), given.pop("after")
         if word == "help" and not name:
             words = [*words, "--help"]
             continue
@@ -2893,7 +2887,7 @@ def read_line(words: list[str], parse: Callable[[str, list[str]], Json]) -> tupl
 
 
 def next_words(group: str) -> dict[str, str]:
-    """The words that can follow in the name of a command, with their meaning: of a group the words after it."""
+    """The first words of commands, or the second ones of a group, with their meaning."""
     if group:
         return {entry.words.partition(" ")[2]: entry.summary for entry in command_groups()[group]}
     words = {words: entry.summary for words, entry in shell_commands().items() if " " not in words}
@@ -2902,46 +2896,39 @@ def next_words(group: str) -> dict[str, str]:
 
 
 def parse_words(name: str, words: list[str]) -> Json:
-    """What argparse reads in the words after a command, or after the part of its name that is known so far.
+    """What argparse reads in the words after a command, or after the first word of one.
 
-    Where there is no option among them argparse need not be asked: importing it costs as much as the answer.
+    Where there is no option among them it is done without argparse: importing that takes as long as the answer.
     """
     chosen = shell_commands().get(name)
     if chosen is None:
         if words and not words[0].startswith("-"):
-            return {"command": words[0], "rest": words[1:]}
+            return {"command": words[0], "after": words[1:]}
     elif not any(word.startswith("-") for word in words):
-        places = [one for one in chosen.arguments.values() if one.positional]
-        if sum(one.required for one in places) <= len(words) <= len(places):
-            return {one.name: word for one, word in zip(places, words)}  # noqa: B905 (some may be left out)
+        places = [argument for argument in chosen.arguments.values() if argument.positional]
+        if sum(place.required for place in places) <= len(words) <= len(places):
+            return {place.name: word for place, word in zip(places, words)}  # noqa: B905 (some may be left out)
     return vars(parser_of(name).parse_args(words))
 
 
 def parser_of(name: str) -> argparse.ArgumentParser:
-    """The argparse parser of a command; of a group of commands; or, for no name, of all."""
+    """The parser of a command; of a group, or for no name of all commands, the parser of the next word."""
     chosen = shell_commands().get(name)
-    if chosen is None:
-        parser = group_parser(name)
-    else:
-        parser = make_parser(f"tau {name}", chosen.summary, chosen.examples, EXITS)
-        parser.argument_default = argparse.SUPPRESS  # what is not given is not sent
+    face = (chosen.summary, chosen.examples, EXITS) if chosen else ("", ())
+    parser = make_parser(f"tau {name}".strip(), *face)
+    parser.argument_default = argparse.SUPPRESS  # what is not given is not sent
+    if chosen:
         for argument in chosen.arguments.values():
             add_argument(parser, argument)
+    else:
+        parser.format_help = lambda: group_page(name) if name else overview()  # type: ignore[method-assign]
+        parser.add_argument("command").required = False
+        parser.add_argument("after", nargs=argparse.REMAINDER, default=[]).required = False
+        if not name:
+            parser.add_argument("--version", dest="command", action="store_const", const="version")
     common = parser.add_argument_group("which daemon, and how to print")
     for option in COMMON.values():
         add_argument(common, option)
-    return parser
-
-
-def group_parser(group: str) -> argparse.ArgumentParser:
-    """The parser of the next word of a command's name, which leaves all others alone."""
-    parser = make_parser(f"tau {group}".strip(), "", ())
-    parser.argument_default = argparse.SUPPRESS
-    parser.format_help = lambda: group_page(group) if group else overview()  # type: ignore[method-assign]
-    parser.add_argument("command").required = False
-    parser.add_argument("rest", nargs=argparse.REMAINDER, default=[]).required = False
-    if not group:
-        parser.add_argument("--version", dest="command", action="store_const", const="version")
     return parser
 
 
@@ -2958,7 +2945,6 @@ PAGE_WIDTH = 80
 
 
 def overview() -> str:
-    """One screen: what Tau is, every command by its purpose, first steps, what all commands have in common."""
     groups, words = command_groups(), next_words("")
     listed = " ".join(PURPOSES.values()).split()
     more = " ".join(word for word in words if word not in listed)
@@ -2984,7 +2970,6 @@ first steps:
 
 
 def filled(head: str, text: str) -> str:
-    """The words of a text after a head, in lines of PAGE_WIDTH below each other."""
     return textwrap.fill(text, PAGE_WIDTH, initial_indent=head, subsequent_indent=" " * len(head))
 
 
@@ -3029,7 +3014,7 @@ def read_params(chosen: Operation, options: Json) -> Json:
 
 
 def read_value(argument: Argument, value: Any, options: Json) -> Any:
-    """What was given for an argument; files elsewhere have paths relative to those that are deployed."""
+    """The value that the words given for an argument mean."""
     if argument.kind == "list[Json]":
         paths = [value] if isinstance(value, str) else value
         return [file for path in paths for file in read_files(path, options["files"])]
@@ -3046,7 +3031,8 @@ def read_value(argument: Argument, value: Any, options: Json) -> Any:
 
 
 def read_object(text: str) -> Json:
-    """What the shell says of an object: its JSON, `@file`, `-` for standard input, or `key=value`, JSON or text."""
+    """The object that a word means: JSON, `@file`, `-` for standard input, or `key=value`, where the value is JSON or
+    text."""
     key, equals, value = text.partition("=")
     if equals and key and key[0] not in "@{[":
         try:
@@ -3063,25 +3049,25 @@ def read_object(text: str) -> Json:
 
 
 def read_files(path: str, main: str) -> list[Json]:
-    """The file at *path*, or the files of that folder, as the wire carries them.
+    """The file at *path*, or the files of that folder, for the wire.
 
     Their paths are relative to where *main* is, the file or folder that is deployed; those of files elsewhere
     to the folder that they are in.
     """
     root = os.path.realpath(main if os.path.isdir(main) else os.path.dirname(main) or ".")
-    found = []
+    files = []
     for place in sorted(files_in(path)) if os.path.isdir(path) else [path]:
         relative = os.path.relpath(os.path.realpath(place), root)
         if relative.startswith(os.pardir + os.sep):
             relative = os.path.relpath(place, os.path.dirname(os.path.normpath(path)) or ".")
-        found.append(read_file(place, relative))
-    if not found:
+        files.append(read_file(place, relative))
+    if not files:
         raise BadRequest(f"{path} has no files", "tau deploy my_pipeline.py")
-    return found
+    return files
 
 
 def files_in(folder: str) -> Iterator[str]:
-    """The files of a folder and its folders, but for hidden ones, caches and virtual environments."""
+    """All files below a folder but hidden ones, caches and virtual environments."""
     for at, folders, names in os.walk(folder):
         folders[:] = [
             name
@@ -3092,7 +3078,6 @@ def files_in(folder: str) -> Iterator[str]:
 
 
 def read_file(path: str, name: str) -> Json:
-    """One file as the wire carries it: its name and its text, or base64 if it is not UTF-8."""
     try:
         # Never open a fifo or a device: it would hang or never end.
         if not stat.S_ISREG(os.stat(path).st_mode):
@@ -3112,17 +3097,16 @@ def read_file(path: str, name: str) -> Json:
     return {"path": name, "base64": base64.b64encode(content).decode("ascii")}
 
 
-#: The hidden command that the scripts call with the words up to the cursor; the last of them is not finished yet.
+#: The hidden command that the scripts call with the words up to the cursor; the last of them is unfinished.
 COMPLETE = "__complete"
-#: Whoever has pressed Tab does not wait longer for a daemon.
+#: Longest time that Tab waits for a daemon.
 COMPLETE_S = 1.0
-#: A line that asks the shell for its own completion of paths.
-PATHS = (":files", "")
-#: The word that argparse is given in place of the unfinished one: where it puts that, the cursor is.
-CURSOR = "\0"
-
-#: A word and what it means.
+#: A word and its meaning.
 Offer = tuple[str, str]
+#: This one makes the shell offer paths.
+PATHS = (":files", "")
+#: Stands for the unfinished word: argparse gives it to the argument at the cursor.
+CURSOR = "\0"
 
 
 def print_completions(words: list[str]) -> int:
@@ -3137,7 +3121,7 @@ def print_completions(words: list[str]) -> int:
 
 
 def offers_for(words: list[str]) -> list[Offer]:
-    """What begins as the last word does and can stand in its place; BadRequest for words that no command has."""
+    """What can stand in place of the last word and begins as it does; BadRequest if there is no such command."""
     before = [word for word in words[:-1] if word not in ("=", "-h", "--help")]  # bash breaks words at `=`
     head, current = "", words[-1].removeprefix("=")
     if current.startswith("--") and "=" in current:
@@ -3146,35 +3130,37 @@ def offers_for(words: list[str]) -> list[Offer]:
         before.append(option)
     wants_option = current.startswith("-") and not head
     offers = Tab(before).options() if wants_option else Tab([*before, CURSOR]).values()
-    return [PATHS] if offers == [PATHS] else [(head + word, told) for word, told in offers if word.startswith(current)]
+    if offers == [PATHS]:
+        return offers
+    return [(head + word, meaning) for word, meaning in offers if word.startswith(current)]
 
 
 class Tab:
-    """A place on a command line, as argparse sees it when nothing is required yet."""
+    """A place on a command line, as argparse sees it when no argument is required."""
 
     def __init__(self, words: list[str]) -> None:
-        self.place = ""  # what the word at the cursor would be given to
+        self.place = ""  # the argument at the cursor
         self.name, self.given = read_line(words, self.parse)
 
     def parse(self, name: str, words: list[str]) -> Json:
-        """What argparse reads in the words after *name*; the place of the cursor is kept, and given nothing."""
+        """What argparse reads in the words after *name*, but for the argument at the cursor."""
         self.parser = parser_of(name)
         for action in self.parser._actions:
             action.required = False
         given = vars(self.parser.parse_known_args([word for word in words if word != "--help"])[0])
         for place, value in [*given.items()]:
-            if place != "rest" and CURSOR in (value if isinstance(value, list) else [value]):
+            if place != "after" and CURSOR in (value if isinstance(value, list) else [value]):
                 self.place = place
                 del given[place]
         return given
 
     def options(self) -> list[Offer]:
-        """The options that have not been given yet, and those that can be repeated."""
-        actions = [one for one in self.parser._actions if one.dest not in self.given or one.metavar == "KEY=VALUE"]
-        return [(flag, one.help or "") for one in actions for flag in one.option_strings if flag.startswith("--")]
+        """The options that are not given yet, and those that can be repeated."""
+        actions = [it for it in self.parser._actions if it.dest not in self.given or it.metavar == "KEY=VALUE"]
+        return [(flag, it.help or "") for it in actions for flag in it.option_strings if flag.startswith("--")]
 
     def values(self) -> list[Offer]:
-        """The words that can stand at the cursor and are no options."""
+        """The words other than options that can stand at the cursor."""
         if self.place == "command":
             return [*next_words(self.name).items()]
         chosen = shell_commands().get(self.name)
@@ -3191,7 +3177,7 @@ class Tab:
         return self.ask(*ASKED[kind]) if kind in ASKED else []
 
     def ask(self, method: str, limit: Json, rows: str, word: str, meaning: str) -> list[Offer]:
-        """What the daemon that the command line means has; nothing if it takes longer than COMPLETE_S.
+        """What the daemon answers within COMPLETE_S.
 
         In a thread: looking up the name of a host cannot be interrupted.
         """
@@ -3212,14 +3198,13 @@ class Tab:
         return offers
 
 
-#: Kind of argument → the operation that lists what it can be, and its params; of each row the word and what it means.
+#: Kind of argument → the operation that lists its values, its params, the key of the rows, word and meaning of each.
 ASKED: dict[str, tuple[str, Json, str, str, str]] = {
     "PipelineName": ("list", {"limit": 1000}, "pipelines", "name", "{description}"),
-    "Subject": ("list", {"limit": 1000}, "pipelines", "name", "{description}"),
     "RunId": ("runs", {"limit": 50}, "runs", "run_id", "{pipeline} {status} {queued_at}"),
-    "list[RunId]": ("runs", {"limit": 50}, "runs", "run_id", "{pipeline} {status} {queued_at}"),
     "KeyName": ("key_list", {}, "keys", "name", "{status} {scope}"),
 }
+ASKED |= {"Subject": ASKED["PipelineName"], "list[RunId]": ASKED["RunId"]}
 
 
 @reads_here
