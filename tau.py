@@ -3280,7 +3280,7 @@ complete -c tau -f -a '(__tau_complete)'
 
 # --- 11. Daemons elsewhere ---------------------------------------------------------------
 # Owns `tau env`: the daemons that a user knows by name.  Calls Settings.
-# Promises that a key is neither a word of a command line nor printed, and that the rest of a user's file stays.
+# Promises that a key is neither a word of a command line nor printed, and that nothing else in a user's file changes.
 
 
 @reads_here
@@ -3305,7 +3305,7 @@ def env_list(desk: Desk) -> Json:
 
 
 def daemon_meant(desk: Desk) -> Json:
-    """The daemon that a command with these options would speak to, and what names it; or why that is not known."""
+    """The daemon that a command with these options would speak to, and what names it; or why none is known."""
     try:
         daemon = find_daemon(**desk[0])
     except TauError as problem:
@@ -3337,7 +3337,7 @@ def env_show(desk: Desk, name: EnvironmentName | None = None) -> Json:
 
 @writes_here
 def env_use(desk: Desk, name: EnvironmentName | None = None, *, none: bool = False) -> Json:
-    """Choose the environment that commands use unless they are told another.
+    """Choose the environment that commands use unless an option or a variable names another.
 
     name          which environment; without it none, and the daemon of this user is used again
     none          the same as no name
@@ -3350,16 +3350,13 @@ def env_use(desk: Desk, name: EnvironmentName | None = None, *, none: bool = Fal
         raise BadRequest(f"--none, or '{name[:WORD_MAX]}'?", "tau env use --none")
     host = None if name is None else named_environment(name)["host"]
     answer: Json = {"name": name, "host": host, "changed": choose_environment(name or "")}
-    stronger = next((one for one in ("TAU_HOST", "TAU_ENV") if os.environ.get(one)), None)
+    stronger = next((variable for variable in ("TAU_HOST", "TAU_ENV") if os.environ.get(variable)), None)
     return answer | ({"overridden_by": stronger} if stronger else {})
 
 
 def choose_environment(name: str) -> bool:
-    """Commands use this environment, or none; whether it was another before."""
-    if name == chosen_environment():
-        return False
-    write_private(environments_path().removesuffix("s.toml"), name and f"{name}\n")
-    return True
+    """Whether commands used another environment until now; an empty name is none."""
+    return change_file(environments_path().removesuffix("s.toml"), lambda _: name and f"{name}\n")
 
 
 @writes_here
@@ -3378,7 +3375,7 @@ def env_add(
 
     name          what to call it
     host          address of the daemon: https://tau.example.com, tls://host:port, tcp://host:port, unix:///path
-    key           only `-`: the key is read from stdin and kept in environments.toml
+    key           only `-`: the key is read from stdin and written to environments.toml
     api_key_file  a file that holds the key
     ca_file       certificates of the authority that has signed the daemon's
     cert_file     certificate of the client
@@ -3389,7 +3386,7 @@ def env_add(
         tau env add staging https://staging.example.com - < key
     """
     check_name(name, "an environment's name", *ENVIRONMENT_NAME)
-    Address(host)  # or it is refused
+    Address(host)  # BadRequest if it is none
     if key not in (None, "-") or (key and api_key_file):
         raise BadRequest("a key is not a word of a command: others could see it", "give `-` and the key on stdin")
     files = {"ca_file": ca_file, "cert_file": cert_file, "cert_key_file": cert_key_file, "api_key_file": api_key_file}
@@ -3418,33 +3415,28 @@ def env_remove(desk: Desk, name: EnvironmentName) -> Json:
 
 
 def write_environment(name: str, table: dict[str, str] | None) -> bool:
-    """The environment has this table, or is gone; whether that is a change.  Everything else in the file stays."""
+    """Writes the table of an environment, or removes it for None; whether that is a change."""
     path = environments_path()
-    try:
-        make_directory(os.path.dirname(path))
-        lock = lock_file(os.path.dirname(path))  # two at once would lose one of their changes
-    except OSError as problem:
-        raise not_written(path, problem) from None
-    try:
+
+    def edit(text: str) -> str:
         known = read_environments()
         if known.get(name) == table:
-            return False
-        edited = edit_table(peek(path), name, table)
-        wanted = {one: known[one] for one in known if one != name} | ({name: table} if table else {})
+            return text
+        edited = edit_table(text, name, table)
+        wanted = {other: known[other] for other in known if other != name} | ({name: table} if table else {})
         try:
             understood = tomllib.loads(edited) == wanted
         except tomllib.TOMLDecodeError:
             understood = False
         if not understood:
             raise BadRequest(f"[{name}] is written in a way that cannot be changed here", f"edit {path}")
-        write_private(path, edited)
-        return True
-    finally:
-        os.close(lock)
+        return edited
+
+    return change_file(path, edit)
 
 
 def edit_table(text: str, name: str, table: Mapping[str, str] | None) -> str:
-    """The text with this table in place of the one of the name, or at the end; or without that.
+    """The text with this table in place of the one of that name, or at the end; without any, for None.
 
     Comments and blank lines above a header are pieces of their own, so that they stay.
     """
@@ -3461,22 +3453,28 @@ def edit_table(text: str, name: str, table: Mapping[str, str] | None) -> str:
     return "".join(pieces)
 
 
-def write_private(path: str, text: str) -> None:
-    """The file holds this text, for its owner alone, whole or not at all; an empty text is no file."""
+def change_file(path: str, edit: Callable[[str], str]) -> bool:
+    """Whether *edit* changes the text of a file, which only its owner may read; an empty text removes the file."""
     place = os.path.realpath(path)  # it may be a link into a user's collection of such files
     try:
-        if not text:
-            remove_file(place)
-            return
-        make_directory(os.path.dirname(place))
-        replace_file(place, text.encode("utf-8"))
+        make_directory(os.path.dirname(path))
+        lock = lock_file(os.path.dirname(path))  # two at once would lose one of their changes
+        try:
+            text = read_text(place, f"ls -l {place}", missing="")
+            edited = edit(text)
+            if edited == text:
+                return False
+            if edited:
+                make_directory(os.path.dirname(place))
+                replace_file(place, edited.encode("utf-8"))
+            else:
+                remove_file(place)
+            return True
+        finally:
+            os.close(lock)
     except OSError as problem:
-        raise not_written(place, problem) from None
-
-
-def not_written(path: str, problem: OSError) -> TauError:
-    kind = StorageFull if problem.errno in (errno.ENOSPC, errno.EDQUOT) else Forbidden
-    return kind(f"cannot write {path}: {problem.strerror}", f"ls -ld {os.path.dirname(path)}")
+        kind = StorageFull if problem.errno in (errno.ENOSPC, errno.EDQUOT) else Forbidden
+        raise kind(f"cannot write {path}: {problem.strerror}", f"ls -ld {os.path.dirname(path)}") from None
 
 
 # --- 12. Doctor --------------------------------------------------------------------------
@@ -3806,14 +3804,13 @@ MARKS = {"pass": ("✓", "success"), "warn": ("!", "warning"), "fail": ("✗", "
 
 #: Column → a shorter heading than its name.
 HEADINGS = {"version": "ver", "last_status": "last", "duration_ms": "took"}
-#: Columns that are cut where the terminal is narrow, and to how little; names, ids and times are pasted, thus whole.
+#: Columns that a narrow terminal shortens, to ELASTIC_MIN at least; people paste names, ids and times, so those stay.
 ELASTIC = ("tags", "pipelines", "description", "what")
 ELASTIC_MIN = 12
-#: Columns that are left out, in this order, where that does not suffice.
+#: Columns that are left out, in this order, where that is not enough.
 SPARE = ("tags", "pipelines", "description", "version", "trigger", "where")
 
-
-#: Type of event → style and text of its line, and what that is about.
+#: Type of event → style and text of its line, and its subject: a line replaces an unfinished one with the same.
 LIVE = {
     "run.queued": ("", "{pipeline}  {run_id}", ""),
     "run.retrying": ("warning", "  attempt {attempt} {status}; again at {retry_at:.19}", ""),
@@ -3831,12 +3828,11 @@ class View:
     def __init__(self, as_json: bool) -> None:
         self.people = people_read(sys.stdout, as_json)
         self.colours = self.people and not os.environ.get("NO_COLOR")
-        self.open = ""  # what the line at the cursor is about, if it has not ended yet
+        self.open = ""  # the subject of the line at the cursor, if that has not ended yet
         self.run_id = ""  # of the run that is shown live
 
     def show(self, name: str, document: Json) -> None:
-        text = self.text_of(name, document) if self.people else encode_json(document)
-        if text:
+        if text := self.text_of(name, document) if self.people else encode_json(document):
             write_out(text)
 
     def text_of(self, name: str, document: Json) -> str:
@@ -3848,7 +3844,6 @@ class View:
         return self.summary(document) if "trace" in document else pairs(document)
 
     def paint(self, text: str, style: str) -> str:
-        """The text in the colour of a status, where colours are wanted."""
         return f"\x1b[{COLOURS[style]}m{text}\x1b[0m" if self.colours and style in COLOURS else text
 
     def table(self, document: Json, key: str, columns: str) -> str:
@@ -3873,7 +3868,6 @@ class View:
         return lines + ["  ".join(self.paint(text, text.strip()) for text in row).rstrip() for row in body]
 
     def summary(self, run: Json) -> str:
-        """How a run ended, for a person: status, result or error with its place, and what to do next."""
         took = "" if run["duration_ms"] is None else f" in {duration(run['duration_ms'])}"
         status = self.paint(run["status"], run["status"])
         error = run["error"] or {}
@@ -3895,9 +3889,6 @@ class View:
             lines.append(f"{mark} {check['name']:<16} {printable(check['found'] + remedy)}")
         return "\n".join(lines)
 
-    def log(self, document: Json) -> str:
-        return "\n".join(map(self.log_text, document["lines"]))
-
     def log_text(self, line: Json) -> str:
         place = f" [{line['step']}]" if line["step"] else ""
         text = f"{line['at'][11:23]} {line['level']:<7}{place} {line['message']}{fields_text(line)}"
@@ -3913,7 +3904,6 @@ class View:
         write_out(self.log_text(event) if self.people else encode_json(event))
 
     def live(self, event: Json) -> None:
-        """A followed event on a terminal: steps as they start and finish, logs between them."""
         kind, path = event["type"], printable(event.get("step") or "")
         if kind not in LIVE or (kind == "check" and event["passed"]):
             return
@@ -3928,13 +3918,10 @@ class View:
             "progress": progress_text(event) if kind == "progress" else "",
         }
         style, text, about = LIVE[kind]
-        self.line(text.format(**words), style, about.format(path), ends=kind not in ("step.started", "progress"))
-
-    def line(self, text: str, style: str = "", about: str = "", ends: bool = True) -> None:
-        """Writes a line of the live view, over the unfinished one if both are about the same."""
-        over = "\r\x1b[K" if about and about == self.open else "\n" if self.open else ""
-        print(over + self.paint(text, style), end="\n" if ends else "", flush=True)
-        self.open = "" if ends else about
+        subject, ends = about.format(path), kind not in ("step.started", "progress")
+        over = "\r\x1b[K" if subject and subject == self.open else "\n" if self.open else ""
+        print(over + self.paint(text.format(**words), style), end="\n" if ends else "", flush=True)
+        self.open = "" if ends else subject
 
     def end_line(self) -> None:
         if self.open:
@@ -3942,14 +3929,14 @@ class View:
         self.open = ""
 
     def leave_run(self) -> None:
-        """A person who interrupts `tau run` is told that this has not stopped the run, and what would."""
+        """Says that the run goes on, and how to stop it, to a person who has interrupted `tau run`."""
         self.end_line()
         if self.run_id:
             write_out(f"\n{self.run_id} goes on\nnext    tau wait {self.run_id}\nnext    tau cancel {self.run_id}")
 
 
 def terminal_width() -> int:
-    """How many characters a line of the terminal has; very many where it does not say."""
+    """How many characters a line of the terminal has; sys.maxsize where it does not say."""
     try:
         return os.get_terminal_size(1).columns or sys.maxsize
     except OSError:
@@ -3957,12 +3944,12 @@ def terminal_width() -> int:
 
 
 def shrink(widths: dict[str, int], room: int) -> None:
-    """Makes columns fewer, then narrower, until a line of a table has *room*."""
+    """Removes columns, then narrows them, until a line of a table has at most *room* characters."""
     least = {column: min(width, ELASTIC_MIN) if column in ELASTIC else width for column, width in widths.items()}
     for column in SPARE:
         if column in widths and line_width(least) > room:
             del widths[column], least[column]
-    for column in sorted(set(ELASTIC) & set(widths), key=lambda one: -widths[one]):
+    for column in sorted(set(ELASTIC) & set(widths), key=lambda column: -widths[column]):
         widths[column] = max(least[column], widths[column] - max(0, line_width(widths) - room))
 
 
@@ -3989,7 +3976,6 @@ def rows_text(step: Json) -> str:
 
 
 def cell(row: Json, column: str) -> str:
-    """The text of one table cell; two columns of `errors` are put together from its error."""
     value, error = row.get(column), row.get("error")
     if column == "what" and error:
         return f"{error['type']}: {error['message']}"
@@ -4016,32 +4002,29 @@ def indented(view: View, document: Json) -> str:
 
 
 def ticks_text(view: View, document: Json) -> str:
-    """Ticks for a person, one a line: in local time, in UTC, and whether a change of the clock has moved it."""
     rows = zip(document["local"], document["ticks"], document["moved"], strict=True)
     return "\n".join(f"{local}  {utc}{'  moved by DST' if moved else ''}" for local, utc, moved in rows)
 
 
 def schedule_text(view: View, document: Json) -> str:
-    """A schedule for a person: its options, then its next ticks."""
-    options = {key: document[key] for key in document if key not in ("ticks", "local", "moved")}
-    told = pairs({key: value for key, value in options.items() if value is not None})
-    return "\n".join([told, ticks_text(view, document)]).rstrip()
+    listed = ("ticks", "local", "moved")
+    options = {key: value for key, value in document.items() if key not in listed and value is not None}
+    return f"{pairs(options)}\n{ticks_text(view, document)}".rstrip()
 
 
 def why_text(view: View, document: Json) -> str:
-    """Why a pipeline did or did not run: the answer, what holds it, and the last decisions, newest first."""
     lines = [document["answer"]]
-    for one in document["held"]:
-        because = f" ({one['reason']})" if one.get("reason") else ""
-        lines.append(f"held by {one['by']}{because}  {one.get('hint', '')}".rstrip())
-    for one in document["recent"]:
-        what = one.get("status") or one.get("message") or one.get("reason") or ""
-        lines.append(f"{one['scheduled_for']}  {one['decision']:<7}  {one.get('run_id') or ''}  {what}")
+    for hold in document["held"]:
+        because = f" ({hold['reason']})" if hold.get("reason") else ""
+        lines.append(f"held by {hold['by']}{because}  {hold.get('hint', '')}".rstrip())
+    for tick in document["recent"]:
+        what = tick.get("status") or tick.get("message") or tick.get("reason") or ""
+        lines.append(f"{tick['scheduled_for']}  {tick['decision']:<7}  {tick.get('run_id') or ''}  {what}")
     return printable("\n".join(lines))
 
 
-#: Command → how a person sees its answer: the key of its rows and their columns, or its text.  Whatever is in no row
-#: is the summary of a run, or pairs of key and value.
+#: Command → how a person sees its answer: the key of its rows and their columns, or a function that makes the text.
+#: Other answers are shown as the summary of a run, or as pairs of key and value.
 FACES: dict[str, tuple[str, str] | Callable[[View, Json], str]] = {
     "list": ("pipelines", "name version last_status last_run_at next_at tags description"),
     "runs": ("runs", "run_id pipeline version status trigger queued_at duration_ms"),
@@ -4055,7 +4038,7 @@ FACES: dict[str, tuple[str, str] | Callable[[View, Json], str]] = {
     "schema": indented,
     "check": indented,
     "code": lambda _, document: str(document["source"]).removesuffix("\n"),
-    "logs": View.log,
+    "logs": lambda view, document: "\n".join(map(view.log_text, document["lines"])),
     "doctor": View.checks,
     "ticks": ticks_text,
     "schedule": schedule_text,
