@@ -804,17 +804,16 @@ class Argument:
     def __init__(self, variable: str, annotation: str, default: Any, positional: bool, doc: tuple[str, str]) -> None:
         self.variable, self.positional = variable, positional
         self.name = name = variable.rstrip("_")
-        kind, _, null = annotation.partition(" | ")
-        self.kind, self.optional = kind, bool(null)
-        self.required = default is ...
+        self.kind, _, null = annotation.partition(" | ")
+        self.optional, self.required = bool(null), default is ...
         self.default = None if self.required else default
         flags, self.meaning = doc
         self.flags = flags.split() or [("--no-" if default is True else "--") + name.replace("_", "-")]
         #: The schema of what it may be but for null.
-        self.wanted = KINDS[kind] | ({"enum": [*CHOICES[name]]} if name in CHOICES else {})
+        self.wanted = KINDS[self.kind] | ({"enum": [*CHOICES[name]]} if name in CHOICES else {})
 
     def check(self, value: Any) -> Any:
-        """What the operation gets: the value, a duration in seconds; BadRequest if it is not of this type."""
+        """The value as the operation gets it: a duration in seconds, one run id as a list."""
         if value is None and self.optional:
             return None
         if self.kind == "list[RunId]" and type(value) is str:
@@ -859,13 +858,12 @@ class Operation:
 
     @property
     def arguments(self) -> dict[str, Argument]:
-        """The arguments by name, in the order of the signature; read from it once."""
         if self.known is None:
             self.known = {argument.name: argument for argument in self.read_signature()}
         return self.known
 
     def call(self, caller: Any, arguments: Json) -> Awaitable[Json]:
-        """Calls the handler; a variable that would be a word of Python ends with `_`, its argument does not."""
+        # A variable that would be a word of Python ends with `_`; its argument does not.
         return self.handler(caller, **{self.arguments[name].variable: value for name, value in arguments.items()})
 
     def read_signature(self) -> Iterator[Argument]:
@@ -884,25 +882,26 @@ class Operation:
     def read_docstring(self) -> dict[str, tuple[str, str]]:
         """name → (flags, meaning), from the lines `name --flag  meaning` of the docstring."""
         line = r"^ {0,4}(\w+)((?: -[\w-]+)*)  +(.+(?:\n {8,}.+)*)"
-        found = re.finditer(line, self.handler.__doc__ or "", re.MULTILINE)
-        return {name: (flags, " ".join(meaning.split())) for name, flags, meaning in (one.groups() for one in found)}
+        lines = re.findall(line, self.handler.__doc__ or "", re.MULTILINE)
+        return {name: (flags, " ".join(meaning.split())) for name, flags, meaning in lines}
 
     def check(self, given: Json) -> Json:
         """The arguments to call the handler with; BadRequest names what is unknown, missing or wrong."""
-        arguments = self.arguments
         for name in given:
-            if name not in arguments:
-                hint = did_you_mean(name, arguments, f"`tau {self.words} --help` lists them")
+            if name not in self.arguments:
+                hint = did_you_mean(name, self.arguments, f"`tau {self.words} --help` lists them")
                 raise BadRequest(f"'{self.name}' has no argument '{name[:WORD_MAX]}'", hint)
-        for argument in arguments.values():
-            if argument.required and argument.name not in given:
-                raise BadRequest(f"'{self.words}' needs '{argument.name}'", f"`tau {self.words} --help`")
-        return {name: arguments[name].check(value) for name, value in given.items()}
+        for name in self.required():
+            if name not in given:
+                raise BadRequest(f"'{self.words}' needs '{name}'", f"`tau {self.words} --help`")
+        return {name: self.arguments[name].check(value) for name, value in given.items()}
+
+    def required(self) -> list[str]:
+        return [name for name, argument in self.arguments.items() if argument.required]
 
     def schema(self) -> Json:
-        arguments = self.arguments.values()
-        properties = {argument.name: argument.schema() for argument in arguments}
-        return object_schema(properties, *(argument.name for argument in arguments if argument.required))
+        properties = {name: argument.schema() for name, argument in self.arguments.items()}
+        return object_schema(properties, *self.required())
 
 
 #: What the daemon can do, and what `tau` does by itself.
@@ -911,8 +910,6 @@ LOCAL_COMMANDS: dict[str, Operation] = {}
 
 
 def operation(effect: str, registry: dict[str, Operation]) -> Callable[[Function], Function]:
-    """A decorator that enters its function into a registry with this effect."""
-
     def register(handler: Function) -> Function:
         entry = Operation(handler, effect)
         registry[entry.name] = entry
@@ -922,7 +919,6 @@ def operation(effect: str, registry: dict[str, Operation]) -> Callable[[Function
 
 
 reads, writes, destroys = (operation(effect, OPERATIONS) for effect in ("reads", "writes", "destroys"))
-#: What `tau` does by itself.
 reads_here, writes_here = (operation(effect, LOCAL_COMMANDS) for effect in ("reads", "writes"))
 
 
@@ -946,7 +942,7 @@ def admin(handler: Function) -> Function:
 
 
 def sifts(handler: Function) -> Function:
-    """A decorator: the operation need not name a pipeline, for it keeps to those that its caller sees."""
+    """A decorator: the operation need not name a pipeline, because it only shows those that its caller sees."""
     OPERATIONS[handler.__name__.rstrip("_")].sifts = True
     return handler
 
@@ -956,11 +952,8 @@ JSON_TYPES |= {tuple: "array", type(None): "null"}
 
 
 def json_type(value: Any) -> str:
-    """What JSON calls the type of a value; of a value that is not JSON, what Python does."""
+    """What JSON calls the type of a value, or what Python calls it."""
     return JSON_TYPES.get(type(value), type(value).__name__)
-
-
-ANYTHING: Json = {}
 
 
 def object_schema(properties: Json, *required: str) -> Json:
@@ -969,21 +962,20 @@ def object_schema(properties: Json, *required: str) -> Json:
 
 
 def demand(schema: Json, value: Any, place: str, hint: str = "") -> Any:
-    """The value, if it is what its schema asks for; else BadRequest: where, what was expected and what came."""
+    """The value, if it matches its schema; else BadRequest with *hint*, unless mismatch() knows a better one."""
     if (wrong := mismatch(schema, value, place)) is not None:
         raise wrong if wrong.hint else BadRequest(str(wrong), hint)
     return value
 
 
 def mismatch(schema: Json, value: Any, place: str) -> BadRequest | None:
-    """Why a value does not match a JSON Schema, as far as Tau uses it; None if it does."""
+    """Why a value does not match a JSON Schema, as far as Tau uses it: where, what was expected, what came."""
     return next(mismatches(schema, value, place), None)
 
 
 def mismatches(schema: Json, value: Any, place: str) -> Iterator[BadRequest]:
-    """What is wrong with a value and its parts.  Only the first is sure: others may follow from it."""
     if "anyOf" in schema:
-        reasons = [mismatch(one, value, place) for one in schema["anyOf"]]
+        reasons = [mismatch(option, value, place) for option in schema["anyOf"]]
         inner = [why for why in reasons if why and not str(why).startswith(f"{place}: ")]
         if None not in reasons:  # if one fits but for something inside of the value, that is wrong
             yield inner[0] if len(inner) == 1 else misfit(schema, value, place)
@@ -997,16 +989,16 @@ def mismatches(schema: Json, value: Any, place: str) -> Iterator[BadRequest]:
             more = "" if "maxItems" in schema else "at least "
             yield BadRequest(f"{place}: expected {more}{least} items, given {count}")
         schemas = schema.get("prefixItems") or itertools.repeat(schema.get("items", {}), count)
-        for number, (one, item) in enumerate(zip(schemas, value, strict=True)):
-            yield from mismatches(one, item, f"{place}[{number}]")
+        for number, (inner_schema, item) in enumerate(zip(schemas, value, strict=True)):
+            yield from mismatches(inner_schema, item, f"{place}[{number}]")
 
 
 def mismatches_in_object(schema: Json, value: Json, place: str) -> Iterator[BadRequest]:
     known, others = schema.get("properties", {}), schema.get("additionalProperties", {})
     for name in value:
         if name not in known and others is False:
-            near = did_you_mean(name, known, "known: " + (", ".join(known) or "none"))
-            yield BadRequest(f"{place}: unknown key '{name[:WORD_MAX]}'; {near}")
+            hint = did_you_mean(name, known, "known: " + (", ".join(known) or "none"))
+            yield BadRequest(f"{place}: unknown key '{name[:WORD_MAX]}'", hint)
     for name in schema.get("required", ()):
         if name not in value:
             yield BadRequest(f"{place}: '{name}' is missing: expected {expected(known[name])}")
@@ -1022,7 +1014,7 @@ def has_form(schema: Json, value: Any) -> bool:
     if kind not in kinds and not (kind == "integer" and "number" in kinds):
         return False
     if "enum" in schema:
-        return any(type(one) is type(value) and one == value for one in schema["enum"])
+        return any(type(word) is type(value) and word == value for word in schema["enum"])
     if kind in ("integer", "number"):
         return bool(schema.get("minimum", value) <= value <= schema.get("maximum", value))
     if kind != "string":
@@ -1037,7 +1029,7 @@ def has_form(schema: Json, value: Any) -> bool:
 def misfit(schema: Json, value: Any, place: str) -> BadRequest:
     words = [*map(str, schema.get("enum", ()))]
     hint = did_you_mean(value, words, "one of " + ", ".join(words)) if words and isinstance(value, str) else ""
-    return BadRequest(f"{place}: expected {expected(schema)}, given {one_of(value)}", hint)
+    return BadRequest(f"{place}: expected {expected(schema)}, given {given_text(value)}", hint)
 
 
 STRINGS: Json = {"type": "array", "items": {"type": "string"}}
@@ -1069,7 +1061,7 @@ def expected(schema: Json) -> str:
     return " or ".join(kind) if isinstance(kind, list) else str(kind)
 
 
-def one_of(value: Any) -> str:
+def given_text(value: Any) -> str:
     """A value as a refusal repeats it: its kind, and how it begins."""
     kind = json_type(value)
     text = encode_json(value) if kind in JSON_TYPES.values() else repr(value)
@@ -1578,17 +1570,20 @@ NAMED_TABLES = {
 def read_config(path: str) -> Json:
     """The tables of a configuration file; BadRequest for anything Tau does not know."""
     tables = read_toml(path, "check --config and TAU_CONFIG")
-    known: Json = {section: {"type": "object"} for section in NAMED_TABLES}
+    known: Json = {section: {} for section in NAMED_TABLES}
     for row in SETTINGS:
-        known.setdefault(row.section, object_schema({}))["properties"][row.name] = {}
+        known.setdefault(row.section, {})[row.name] = {}
         if row.name in tables:
             raise BadRequest(f"{path}: unknown section [{row.name}]", f"it belongs into [{row.section}]")
-    demand(object_schema(dict.fromkeys(known, ANYTHING)), tables, path, f"edit {path}")
+    demand(object_schema({section: {} for section in known}), tables, path)
     for section, table in tables.items():
-        demand(known[section], table, f"{path}: [{section}]", f"edit {path}")
-        for name in table if section in NAMED_TABLES else ():
+        if section not in NAMED_TABLES:
+            hint = f"write [{section}] and below it what you set of: {', '.join(known[section])}"
+            demand(object_schema(known[section]), table, f"{path}: [{section}]", hint)
+            continue
+        schema, hint = NAMED_TABLES[section]
+        for name in demand({"type": "object"}, table, f"{path}: [{section}]", hint):
             check_name(name, f"a name of [{section}] in {path}")
-            schema, hint = NAMED_TABLES[section]
             demand(schema, table[name], f"{path}: [{section}.{name}]", hint)
     if LOCAL_EXECUTOR in tables.get("executors", {}):
         raise BadRequest(f"{path}: [executors.{LOCAL_EXECUTOR}] is this machine", EXECUTOR_HINT)
@@ -2230,16 +2225,16 @@ TIME_HINT = "2026-01-01T06:00:00Z, or 2026-01-01T06:00 or 2026-01-01 in the time
 def parse_time(text: str, zone: Zone) -> int:
     """The instant that a text names: RFC 3339, or a date, or a time as a clock of the zone shows it.
 
-    A fraction of a second is rounded up.  A time that the clock skips is the instant when it does; of a time
-    that it shows twice the first is meant.
+    A fraction of a second is rounded up.  A time that the clock skips means the instant at which it is set;
+    a time that it shows twice means the first.
     """
     try:
         if not re.fullmatch(TIME_RULE, text, re.ASCII):
             raise ValueError(text)
-        found = datetime.datetime.fromisoformat(text.upper())
-        whole = found.replace(microsecond=0, tzinfo=datetime.UTC) - (found.utcoffset() or datetime.timedelta())
-        seconds = int(whole.timestamp()) + bool(found.microsecond)
-        at = zone.instant(seconds) if found.tzinfo is None else seconds
+        named = datetime.datetime.fromisoformat(text.upper())
+        whole = named.replace(microsecond=0, tzinfo=named.tzinfo or datetime.UTC)
+        seconds = int(whole.timestamp()) + bool(named.microsecond)
+        at = zone.instant(seconds) if named.tzinfo is None else seconds
         if not 0 <= at < TIME_MAX:
             raise ValueError(text)
         return at
@@ -2249,7 +2244,8 @@ def parse_time(text: str, zone: Zone) -> int:
 
 #: Clocks are looked at this often: no zone of the last fifty years has changed twice within it.
 LOOK_SPAN_S = 3 * 86_400
-LOOKS_MAX = 10_000
+#: A clock set by more than this was wrong before: the new time counts at once, and nothing is caught up.
+CORRECTION_S = 3 * 3_600
 
 
 class Zone:
@@ -2259,18 +2255,20 @@ class Zone:
         check_zone(name)
         self.name = name
         self.info: datetime.tzinfo = datetime.UTC if name == "UTC" else zoneinfo.ZoneInfo(name)
-        self.look = functools.lru_cache(LOOKS_MAX)(self.first_change)
+        self.look = functools.lru_cache(10_000)(self.first_change)
+
+    def shown(self, at: int) -> datetime.datetime:
+        return datetime.datetime.fromtimestamp(at, self.info)
 
     def offset(self, at: int) -> int:
-        ahead = datetime.datetime.fromtimestamp(at, self.info).utcoffset()
-        return 0 if ahead is None else ahead.days * 86_400 + ahead.seconds
+        return int(self.shown(at).replace(tzinfo=datetime.UTC).timestamp()) - at
 
     def change(self, after: int, until: int) -> Change | None:
         """The first time that the clock is set after one instant and not after another."""
         if self.name == "UTC":
             return None
         spans = range(after // LOOK_SPAN_S, until // LOOK_SPAN_S + 1)
-        return next((found for found in map(self.look, spans) if found and after < found[0] <= until), None)
+        return next((change for change in map(self.look, spans) if change and after < change[0] <= until), None)
 
     def first_change(self, span: int) -> Change | None:
         """When the clock is set within one LOOK_SPAN_S, found by halving."""
@@ -2283,7 +2281,7 @@ class Zone:
 
     def repeated_until(self, at: int) -> int | None:
         """The wall time at which the clock was set back, if it shows at this instant what it showed before."""
-        if self.name == "UTC" or not datetime.datetime.fromtimestamp(at, self.info).fold:
+        if self.name == "UTC" or not self.shown(at).fold:
             return None
         set_at, before, after = self.change(at - 86_400, at) or (0, 0, 0)
         return set_at + before if 0 < before - after < CORRECTION_S else None
@@ -2298,23 +2296,18 @@ class Zone:
         return at if change is None else change[0]
 
     def local(self, at: int) -> str:
-        return datetime.datetime.fromtimestamp(at, self.info).isoformat()
+        return self.shown(at).isoformat()
 
 
-#: A clock set by more than this was wrong before: the new time counts at once, and nothing is caught up.
-CORRECTION_S = 3 * 3_600
-
-WEEKDAYS = ("sun", "mon", "tue", "wed", "thu", "fri", "sat")
-MONTHS = ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec")
 DAYS_OF_MONTH = (31, 29, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31)
 #: name, least, most, and the names of the values from the least on.
-CRON_FIELDS: tuple[tuple[str, int, int, tuple[str, ...]], ...] = (
-    ("minute", 0, 59, ()),
-    ("hour", 0, 23, ()),
-    ("day of month", 1, 31, ()),
-    ("month", 1, 12, MONTHS),
-    ("day of week", 0, 7, WEEKDAYS),
-    ("second", 0, 59, ()),
+CRON_FIELDS = (
+    ("minute", 0, 59, ""),
+    ("hour", 0, 23, ""),
+    ("day of month", 1, 31, ""),
+    ("month", 1, 12, "jan feb mar apr may jun jul aug sep oct nov dec"),
+    ("day of week", 0, 7, "sun mon tue wed thu fri sat"),
+    ("second", 0, 59, ""),
 )
 CRON_ALIASES = {
     "@yearly": "0 0 1 1 *",
@@ -2325,7 +2318,6 @@ CRON_ALIASES = {
     "@midnight": "0 0 * * *",
     "@hourly": "0 * * * *",
 }
-CRON_CHARACTERS_MAX = 1_000
 CRON_HINT = '"0 6 * * *" runs daily at 06:00, "*/15 * * * *" every quarter of an hour'
 #: What other crons have → what to write instead.
 CRON_HINTS = {
@@ -2341,34 +2333,33 @@ class CronField:
     """One field of a cron expression: which values it names, and its spelling for croniter."""
 
     def __init__(self, number: int, text: str) -> None:
-        self.name, self.least, self.most, self.names = CRON_FIELDS[number]
+        self.name, self.least, self.most, names = CRON_FIELDS[number]
+        self.names = names.split()
         self.place = f"{self.name} (field {number + 1})"
         self.starred = text.startswith("*")
         self.values: set[int] = set()
-        self.last = False  # `L`: the last day of the month
-        self.nth: set[str] = set()  # `5#2`, `L5`: which one of its weekdays in the month, from 1 to 5 or `l`
-        self.normal = ",".join(self.read_special(part) or self.read_part(part) for part in text.lower().split(","))
-
-    def read_special(self, part: str) -> str:
-        """`L`, `L5` and `5#2` as croniter has them; empty for what is none of them."""
-        if self.name == "day of month" and part == "l":
-            self.last = True
-            return part
-        found = re.fullmatch("(l)(.*)|(.*?)#(.*)", part) if self.name == "day of week" else None
-        if found is None:
-            return ""
-        last, last_day, day, nth = found.groups()
-        weekday = self.value(last_day if last else day) % 7
-        if not last:
-            self.whole(nth, 1, 5, "which one of the month, from 1 to 5")
-        self.nth.add(last or nth)
-        return f"l{weekday}" if last else f"{weekday}#{nth}"
+        self.weeks: set[int] = set()  # of `5#2` and `L5`: which such day of the month, 1 to 5, or 0 for the last
+        self.normal = ",".join(map(self.read_part, text.lower().split(",")))
 
     def read_part(self, part: str) -> str:
-        """Takes `*`, a value or a range, each but a value with a step if wanted."""
+        """Takes one part of a list, and returns it as croniter reads it."""
+        if self.name == "day of month" and part == "l":
+            self.values.update(range(28, 32))  # each is the last day of some month
+            return part
+        if self.name == "day of week" and part.startswith("l"):
+            self.weeks.add(0)
+            return f"l{self.value(part[1:]) % 7}"
+        if self.name == "day of week" and "#" in part:
+            day, _, week = part.partition("#")
+            self.weeks.add(self.whole(week, 1, 5, "which one of the month, from 1 to 5"))
+            return f"{self.value(day) % 7}#{int(week)}"
+        return self.read_span(part)
+
+    def read_span(self, part: str) -> str:
+        """Takes `*`, a value or a range; the first and the last may have a step."""
         span, slash, step_text = part.partition("/")
         low_text, dash, high_text = span.partition("-")
-        count = 7 if self.most == 7 else self.most - self.least + 1
+        count = len(self.names) or self.most - self.least + 1
         step = self.whole(step_text, 1, count, f"a step from 1 to {count}") if slash else 1
         if span == "*":
             self.values.update(range(self.least, self.most + 1, step))
@@ -2395,22 +2386,22 @@ class CronField:
             raise self.refusal(word, expected)
         return int(word)
 
-    def refusal(self, found: str, expected: str) -> BadRequest:
-        message = f"{self.place}: found '{found[:40]}', expected {expected}"
-        return BadRequest(message, cron_hint(found), field=self.name)
+    def refusal(self, word: str, expected: str) -> BadRequest:
+        message = f"{self.place}: found '{word[:40]}', expected {expected}"
+        return BadRequest(message, cron_hint(word), field=self.name)
 
 
-def cron_hint(found: str) -> str:
-    meant = (hint for pattern, hint in CRON_HINTS.items() if re.fullmatch(pattern, found, re.IGNORECASE))
-    return next(meant, CRON_HINT)
+def cron_hint(word: str) -> str:
+    hints = (hint for pattern, hint in CRON_HINTS.items() if re.fullmatch(pattern, word, re.IGNORECASE))
+    return next(hints, CRON_HINT)
 
 
 class Cron:
     """A cron expression: which times of a wall clock it names.
 
     `kind` is `wildcard` if its minute or its hour begins with `*`, else `fixed`; see clock_ticks().
-    It is read here, for croniter takes more than Debian's cron and is not there in every process; croniter gets it
-    in the spelling that it cannot misread.
+    It is read here, because croniter takes more than Debian's cron and not every process has it.  croniter gets it
+    in a spelling that it cannot misread.
     """
 
     __slots__ = ("kind", "normal", "text", "walker")
@@ -2425,60 +2416,58 @@ class Cron:
         self.normal = " ".join(field.normal for field in fields)
 
     def next(self, wall: int) -> int | None:
-        """The next time it names after one; None if there is none any more.  Wall times, not instants."""
+        """The next wall time that it names after one; None if there is none within fifty years."""
         if self.walker is None:
             rule = {"implement_cron_bug": True, "max_years_between_matches": 50}
             self.walker = croniter.croniter(self.normal, 0.0, **rule)
         try:
-            found = int(self.walker.get_next(float, start_time=float(wall)))
-        except (ValueError, OverflowError):  # no such date within fifty years, or the calendar ends
+            following = int(self.walker.get_next(float, start_time=float(wall)))
+        except (ValueError, OverflowError):  # no such date, or the calendar ends
             return None
-        return found if found < TIME_MAX else None
+        return following if following < TIME_MAX else None
 
 
 def split_cron(text: str) -> list[str]:
     """The five or six fields of an expression; aliases are spelled out."""
-    if not isinstance(text, str) or len(text) > CRON_CHARACTERS_MAX:
+    if not isinstance(text, str) or len(text) > 1_000:
         raise BadRequest("a cron expression is a short text", CRON_HINT)
     if wrong := re.search(r"[^\t -~]", text):
-        found = f"found {wrong[0]!r} at character {wrong.start() + 1} of {text!r:.80}"
-        raise BadRequest(f"{found}, expected ASCII text, spaces and tabs", CRON_HINT)
+        place = f"{wrong[0]!r} at character {wrong.start() + 1} of {text!r:.80}"
+        raise BadRequest(f"found {place}, expected ASCII text, spaces and tabs", CRON_HINT)
     word = text.strip(" \t")
     if word.startswith("@") and word not in CRON_ALIASES:
         hint = did_you_mean(word.lower(), CRON_ALIASES, cron_hint(word))
         raise BadRequest(f"found '{word[:40]}', expected one of {', '.join(CRON_ALIASES)}", hint)
     fields = CRON_ALIASES.get(word, word).split()
     if not 5 <= len(fields) <= 6:
-        names = "minute, hour, day of month, month, day of week"
-        found = f"'{text[:80]}' has {len(fields)} field{'s' * (len(fields) != 1)}"
-        raise BadRequest(f"{found}, expected five ({names}) or six (then second)", CRON_HINT)
+        count = f"{len(fields)} field{'s' * (len(fields) != 1)}"
+        names = "five (minute, hour, day of month, month, day of week) or six (then second)"
+        raise BadRequest(f"'{text[:80]}' has {count}, expected {names}", CRON_HINT)
     return fields
 
 
 def check_days(day: CronField, month: CronField, weekday: CronField) -> None:
     """BadRequest for days that never come, and for the combinations that croniter takes for something else."""
-    if weekday.nth and weekday.values:
+    if weekday.weeks and weekday.values:
         raise BadRequest(f"{weekday.place}: # and L cannot be mixed with other days", "write two schedules")
-    if weekday.nth and not day.starred:
+    if weekday.weeks and not day.starred:
         message = f"{day.place}: found '{day.normal}', expected * beside # or L in day of week"
         raise BadRequest(message, "write two schedules")
     lengths = {DAYS_OF_MONTH[number - 1] for number in month.values} | ({28} if 2 in month.values else set())
-    dates = {date for length in lengths for date in nth_dates(length, weekday.nth)}
-    if day.last or day.values & dates:
+    if any(day.values & dates_in(length, weekday.weeks) for length in lengths):
         return
     # Either day field may match, unless one begins with *: then both must.
     if not (day.starred or weekday.starred):
         day.normal = "*"  # only the weekday ever does
         return
-    days, months = sorted(day.values), sorted(month.values)
-    message = f"{day.place} {days} never comes in month (field 4) {months}, expected a real date"
-    raise BadRequest(message, '"0 0 1 * *" runs on the first of each month', field=day.name)
+    message = f"{day.place} {sorted(day.values)} never comes in month (field 4) {sorted(month.values)}"
+    raise BadRequest(f"{message}, expected a real date", '"0 0 1 * *" runs on the first of each month', field=day.name)
 
 
-def nth_dates(length: int, nth: set[str]) -> set[int]:
-    """On which days of a month of some length its n-th weekdays can be; without *nth* on every day."""
-    weeks = {"l": range(length - 6, length + 1)} | {str(n): range(7 * n - 6, 7 * n + 1) for n in range(1, 6)}
-    return {date for one in nth or weeks for date in weeks[one] if date <= length}
+def dates_in(length: int, weeks: set[int]) -> set[int]:
+    """The dates of a month that can be in these weeks (0 is the last seven days); without *weeks* all."""
+    dates = range(1, length + 1)
+    return {date for date in dates if not weeks or (date + 6) // 7 in weeks or (0 in weeks and date > length - 7)}
 
 
 class Times:
@@ -2496,29 +2485,28 @@ class Times:
         return itertools.takewhile(lambda tick: tick[0] <= until, self.ticks(after))
 
     def count(self, after: int, until: int, most: int) -> int:
-        """How many ticks there are after one instant and not after another; beyond *most* it stops counting."""
+        """How many ticks `between` has; beyond *most* it may stop counting."""
         return sum(1 for _ in itertools.islice(self.between(after, until), most + 1))
 
     def latest(self, after: int, until: int, most: int) -> list[Tick]:
-        """The last ticks, at most so many, after one instant and not after another, oldest first.
+        """The last ticks of `between`, at most so many, oldest first.
 
-        However long ago the first instant is: it looks back from the second one, further and further.
+        It looks back from *until*, further and further, because *after* may be years ago.
         """
-        span = 60
-        while True:
+        span, begin = 60, until
+        ticks: list[Tick] = []
+        while begin > after and len(ticks) < most:
             begin = max(after, until - span)
-            found = [*self.between(begin, until)]
-            if begin == after or len(found) >= most:
-                return found[-most:]
+            ticks = [*self.between(begin, until)]
             span *= 8
+        return ticks[-most:]
 
 
 class CronTimes(Times):
-    """The ticks of a cron expression in a time zone."""
+    """The ticks of a cron expression in a time zone.  Many schedules share it and ask the same."""
 
     def __init__(self, cron: Cron, zone: Zone) -> None:
         self.cron, self.zone, self.kind = cron, zone, cron.kind
-        # Many schedules share it, and each asks the same.
         self.first_after = functools.lru_cache(1)(super().next)
         self.counted = functools.lru_cache(10)(super().count)
 
@@ -2533,7 +2521,7 @@ class CronTimes(Times):
 
 
 class Interval(Times):
-    """Ticks at equal distances from an anchor, whatever the runs and the clocks on walls do."""
+    """Ticks at equal distances from an anchor."""
 
     kind = "interval"
 
@@ -2562,12 +2550,12 @@ class Once(Times):
 
 
 def clock_ticks(cron: Cron, zone: Zone, after: int) -> Iterator[Tick]:
-    """The instants at which a clock on a wall of the zone shows a time that the expression names.
+    """The instants at which a clock of the zone shows a time that the expression names.
 
-    The rule is Debian cron's.  Where the clock is set forward, fixed times that it skips are due once, at that
-    very instant; where it is set back, fixed times that it repeats are due the first time only.  Wildcard times
-    follow the clock.  Where it is set by more than three hours the new time counts at once for both.
-    croniter knows no zones here: it only walks from one wall time to the next.
+    The rule is Debian cron's.  Where the clock is set forward, fixed times that it skips are due once, when it is
+    set.  Where it is set back, fixed times that it repeats are due the first time only.  Wildcard times follow the
+    clock.  Where it is set by more than three hours, the new time counts at once for both.
+    croniter only walks from one wall time to the next; it knows no zones.
 
     For example `30 2 * * *` in New York, where the clock goes from 02:00 to 03:00 at 07:00Z on 2026-03-08, after
     05:00Z.  The clock shows 00:00, so the next wall time is 02:30, which would be 07:30Z.  But before that, at 07:00Z,
@@ -2595,24 +2583,14 @@ def clock_ticks(cron: Cron, zone: Zone, after: int) -> Iterator[Tick]:
 
 def instant_of(text: str) -> int:
     """The instant of a time as rfc3339() writes it."""
-    return int(datetime.datetime.fromisoformat(text).timestamp())
+    return instant_ms(text) // 1000
 
 
 def instant_ms(text: str) -> int:
-    """The same in milliseconds since the epoch."""
     return round(datetime.datetime.fromisoformat(text).timestamp() * 1000)
 
 
-def read_times(cron: str | None, every: float | str | None, at: str | None, zone: Zone, anchor: int) -> Times:
-    """The schedule that is meant by one of: expression, interval, time; BadRequest unless it is just one."""
-    if [cron, every, at].count(None) != 2:
-        raise BadRequest("give one of: a cron expression, --every, --at", CRON_HINT)
-    if cron is not None:
-        return CronTimes(Cron(cron), zone)
-    return Once(parse_time(str(at), zone)) if every is None else Interval(parse_interval(every), anchor)
-
-
-#: What a schedule can be told → what holds unless it is.
+#: The options of a schedule and their defaults.
 SCHEDULE_OPTIONS: Json = {
     "cron": None,
     "every_s": None,
@@ -2630,11 +2608,11 @@ TIMINGS = ("cron", "every_s", "at")
 
 
 def schedule_options(live: Json, command: Json) -> Json:
-    """What holds of a schedule: what the command line has said, then the decorator, then the defaults.
+    """The options of a schedule: the command line's, then the decorator's, then the defaults.
 
-    A timing of the command line takes the place of the decorator's and of its time zone.
+    A timing of the command line replaces the decorator's and its time zone.
     """
-    # @pipeline calls them so, but for the unit; it has no `at`, and its `params` are those of the function.
+    # The decorator has the same names without the unit.  It has no `at`; its `params` are those of the function.
     decorated = {name: live.get(name.removesuffix("_s")) for name in SCHEDULE_OPTIONS if name not in ("at", "params")}
     decorated["cron"] = live.get("schedule")
     if any(name in command for name in TIMINGS):
@@ -2643,8 +2621,17 @@ def schedule_options(live: Json, command: Json) -> Json:
     return SCHEDULE_OPTIONS | given | command
 
 
+def read_timing(cron: str | None, every: float | str | None, at: str | None, zone: Zone) -> Json:
+    """The option that says when a schedule is due; BadRequest unless it is just one of these."""
+    if [cron, every, at].count(None) != 2:
+        raise BadRequest("give one of: a cron expression, --every, --at", CRON_HINT)
+    if every is not None:
+        return {"every_s": parse_interval(every)}
+    return {"cron": cron} if at is None else {"at": rfc3339(parse_time(at, zone))}
+
+
 def times_of(options: Json, anchor: int, timezone: str) -> Times | None:
-    """When a schedule with these options is due; None if they hold no timing."""
+    """When a schedule with these options is due; None if they do not say."""
     if options["cron"] is not None:
         return CronTimes(Cron(options["cron"]), Zone(options["timezone"] or timezone))
     if options["every_s"] is not None:
@@ -2653,7 +2640,7 @@ def times_of(options: Json, anchor: int, timezone: str) -> Times | None:
 
 
 def delay_of(pipeline: str, jitter_s: float) -> int:
-    """How long after its ticks a schedule is due: the same for a pipeline each time, spread over the jitter."""
+    """How many seconds after its ticks a schedule is due: always the same for a pipeline, spread over the jitter."""
     return int(fingerprint(pipeline), 16) % (int(jitter_s) + 1) if jitter_s else 0
 
 
@@ -4729,7 +4716,7 @@ class Daemon:
             self.apply(read_settings(self.options, config))
             self.config = config
         except TauError as problem:
-            self.warn(f"the configuration was not read again: {problem}", "configuration")
+            self.warn(f"the configuration was not read again: {problem}; {problem.hint}", "configuration")
         finally:
             self.manager.tell(READY=1)
 
@@ -6366,8 +6353,8 @@ async def ticks(
     """
     zone = Zone(timezone or call.daemon.settings["timezone"])
     begin = int(time.time()) if after is None else parse_time(after, zone)
-    times = read_times(expr, every, None, zone, begin)
-    return await preview(times, zone, begin, limit) | {"kind": times.kind, "timezone": zone.name}
+    times = times_of(SCHEDULE_OPTIONS | read_timing(expr, every, None, zone), begin, zone.name)
+    return await preview(times, zone, begin, limit) | {"kind": times and times.kind, "timezone": zone.name}
 
 
 TICKS_SHOWN = 5
@@ -6430,14 +6417,10 @@ async def schedule(
     command = {} if clear else before["command"]
     zone = Zone(timezone or before["options"]["timezone"] or agenda.timezone)
     if expr is not None or every is not None or at is not None:
-        read_times(expr, every, at, zone, 0)  # which checks it
-        command, enable = retimed(command, {}), not disable
+        command, enable = retimed(command, read_timing(expr, every, at, zone)), not disable
     if disable and enable:
         raise BadRequest("--disable and --enable are opposites", "choose one of them")
     given = {
-        "cron": expr,
-        "every_s": None if every is None else parse_interval(every),
-        "at": None if at is None else rfc3339(parse_time(at, zone)),
         "timezone": timezone,
         "misfire": misfire,
         "catchup_window_s": catchup_window,
@@ -8254,7 +8237,7 @@ class Agenda:
             wrong = mismatch(live["params"], options["params"], "params")
             if wrong is not None:
                 hint = f"tau schedule {name} … --params '{{…}}', or give each param a default"
-                raise BadRequest(f"'{name}' cannot run by itself: {wrong}", hint)
+                raise BadRequest(f"'{name}' cannot run by itself: {wrong}", wrong.hint or hint)
         return times_of(options, self.now(), self.timezone)
 
     def undeploy(self, name: str, actor: str) -> list[str] | None:

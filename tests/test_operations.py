@@ -638,7 +638,7 @@ def test_params_of_the_wrong_type_never_make_a_run(tau: Tau, params: str, messag
         """
     )
     error = tau("run", "typed", "--params", params, exit=2)
-    assert error["message"].startswith(message)
+    assert f"{error['message']}; {error['hint']}".startswith(message)
     assert tau("runs", "typed")["runs"] == []
 
 

@@ -153,7 +153,9 @@ WRONG: list[tuple[Any, Any, str]] = [
 
 @pytest.mark.parametrize(("hint", "given", "message"), WRONG, ids=[str(one[:2]) for one in WRONG])
 def test_what_does_not_fit_is_told_with_its_place(hint: Any, given: Any, message: str) -> None:
-    assert message in str(module.mismatch(annotated(hint).schema(), {"x": given}, "params"))
+    wrong = module.mismatch(annotated(hint).schema(), {"x": given}, "params")
+    assert wrong is not None
+    assert message in f"{wrong}; {wrong.hint}"
 
 
 @pytest.mark.parametrize("hint", [bytes, type, dict[int, str], object(), typing.TypeVar("T"), complex, Callable])
