@@ -2720,18 +2720,15 @@ def exit_of(name: str, document: Json) -> int:
     runs = document.get("runs", [document])
     if any(run.get("waited") is False for run in runs):
         return 7
-    return int(any(run["status"] in FINAL and run["status"] != "success" for run in runs))
+    return int(any(run["status"] in (*FAILURES, "cancelled") for run in runs))
 
 
 def ask_for_run(client: Client, name: str, params: Json, view: View) -> Json:
     """The document of a run, which a terminal shows live.  It has a key, so that it can be asked for again."""
-    own_key = "key" not in params
-    if own_key:
-        params["key"] = os.urandom(12).hex()
-    if view.people and params.get("wait", True):
-        params["follow"] = True
+    own_key = {} if "key" in params else {"key": os.urandom(12).hex()}
+    follow = {"follow": True} if view.people and params.get("wait", True) else {}
     try:
-        document = client.call(name, params, view.event)
+        document = client.call(name, params | own_key | follow, view.event)
     except KeyboardInterrupt:
         view.leave_run()
         raise
@@ -2772,21 +2769,15 @@ def ask_for_version(client: Client, name: str, params: Json, view: View) -> Json
     return document
 
 
-def ask_for_shutdown(client: Client, name: str, params: Json, view: View) -> Json:
-    document = client.call(name, params)
-    client.wait_for_end()
-    return document
-
-
 #: Commands that do more than ask the daemon.
-ASKING = {
+ASKING: dict[str, Callable[[Client, str, Json, View], Json]] = {
     "run": ask_for_run,
     "retry": ask_for_run,
     "logs": ask_for_logs,
     "check": ask_for_check,
     "backup": ask_for_backup,
     "version": ask_for_version,
-    "shutdown": ask_for_shutdown,
+    "shutdown": lambda client, name, params, view: client.shut_down(params),
 }
 
 
@@ -2821,8 +2812,8 @@ def try_(
         names = [pipeline["name"] for pipeline in deployed["pipelines"]]
         if name is None and len(names) > 1:
             raise BadRequest("the file has several pipelines", f"--name: one of {', '.join(names)}")
-        wanted = {"name": name or names[0], "params": params, "timeout": timeout}
-        document = ask_for_run(own, "run", wanted, view)
+        order = {"name": name or names[0], "params": params, "timeout": timeout}
+        document = ask_for_run(own, "run", order, view)
         run = {"run_id": document["run_id"]}
         if document.get("waited") is False:
             own.call("cancel", run)
@@ -2975,12 +2966,12 @@ exit codes:
 
 
 def add_argument(parser: argparse._ActionsContainer, argument: Argument) -> None:
-    meaning = argument.meaning.replace("%", "%%")
-    how: Json = {"help": meaning, "metavar": METAVARS.get(argument.kind, argument.name.strip("-").upper())}
+    how: Json = {"help": argument.meaning.replace("%", "%%")}
     if argument.kind == "bool":
-        how = {"help": meaning, "action": "store_const", "const": not argument.default}
-    elif argument.default not in (None, ""):
-        how["help"] += f" [{argument.default}]"
+        how |= {"action": "store_const", "const": not argument.default}
+    else:
+        how["metavar"] = METAVARS.get(argument.kind, argument.name.strip("-").upper())
+        how["help"] += f" [{argument.default}]" if argument.default not in (None, "") else ""
     if argument.kind == "list[RunId]" or (argument.kind == "list[Json]" and not argument.positional):
         how["nargs"] = "+"
     elif argument.positional and not argument.required:
@@ -3022,10 +3013,7 @@ def read_object(text: str) -> Json:
     text."""
     key, equals, value = text.partition("=")
     if equals and key and key[0] not in "@{[":
-        try:
-            return {key: decode(value.encode("utf-8", "replace"))}
-        except ParseError:
-            return {key: value}
+        return {key: read_number(value)}
     if text.startswith("@"):
         text = read_text(text[1:], "give the path of a JSON file")
     try:
@@ -3611,8 +3599,6 @@ def look_at_croniter(patient: Patient) -> Finding:
 
 def look_at_python(patient: Patient) -> Finding:
     found = f"Python {sys.version.split()[0]} on {sys.platform}"
-    if not hasattr(os, "fork"):
-        return "fail", f"{found} cannot fork", "use Linux, or macOS"
     if not hasattr(os, "pidfd_open"):
         return "warn", f"{found} has no pidfd_open", "use Linux for production"
     return found
@@ -3702,10 +3688,9 @@ def look_at_leftovers(patient: Patient) -> Finding:
     folder, old = os.path.join(patient.home, "runs"), time.time() - LEFT_S
     names = os.listdir(folder) if os.path.isdir(folder) else []
     live = {process.get("run_id") for process in patient.processes}
-    dead = [name for name in names if name.partition(".")[0] not in live]
-    left = [name for name in dead if os.path.getmtime(os.path.join(folder, name)) < old]
-    if left:
-        return "warn", f"{len(left)} old journals in {folder}", "taud reads or removes them when it is started again"
+    others = (os.path.join(folder, name) for name in names if name.partition(".")[0] not in live)
+    if left := sum(os.path.getmtime(path) < old for path in others):
+        return "warn", f"{left} old journals in {folder}", "taud reads or removes them when it is started again"
     return f"{len(names)} files of live runs"
 
 
@@ -3770,8 +3755,8 @@ def check_end(run: Json, wanted: str) -> None:
         return
     if run.get("waited") is False:
         raise Conflict(f"the run is still {run['status']} after {CANARY_S:g} s: are all slots taken?")
-    error = run.get("error") or {"type": "no error", "message": ""}
-    raise Conflict(f"it ended as {run['status']}, not {wanted}: {error['type']}: {error['message']}")
+    why = "{type}: {message}".format_map(run.get("error") or {"type": "no error", "message": ""})
+    raise Conflict(f"it ended as {run['status']}, not {wanted}: {why}")
 
 
 # --- 13. Terminal ------------------------------------------------------------------------
@@ -4154,30 +4139,30 @@ class Client:
         """The channel over an open socket, once the daemon has accepted the key where it needs one."""
         if address.scheme == "unix":
             return Lined(connection)
-        peer, key = connection.getpeername()[0], self.target.api_key
-        if not key and is_loopback(peer):
+        near, key = is_loopback(connection.getpeername()[0]), self.target.api_key
+        if near and not key:
             key = peek(os.path.join(self.home, "key")).strip()  # which the daemon of this home has made
-        if key and not address.secure and not is_loopback(peer):
+        if key and not near and not address.secure:
             caution(f"the key goes to {address.where} in the clear", "use tls:// or https://, or an SSH tunnel")
         if address.web:
             return Posted(connection, address, key)
         lined = Lined(connection)
-        hello = {"api_key": key, "protocol": PROTOCOL}
-        greeting = {"jsonrpc": "2.0", "id": 0, "method": "hello", "params": hello}
-        answer = result_of(next(lined.answers(greeting)))
+        hello = {"jsonrpc": "2.0", "id": 0, "method": "hello", "params": {"api_key": key, "protocol": PROTOCOL}}
+        answer = result_of(next(lined.answers(hello)))
         check_protocol(answer.get("protocol"), answer.get("version"))
         return lined
 
-    def wait_for_end(self) -> None:
-        """Waits until the daemon has closed the connection, but not for ever."""
-        if self.channel is None:
-            return
+    def shut_down(self, params: Json) -> Json:
+        """Stops the daemon, and waits until it closes the connection, but not for ever."""
+        answer = self.call("shutdown", params)
+        assert self.channel is not None
         try:
             self.channel.socket.settimeout(self.channel.end_s)
             while self.channel.socket.recv(1 << 16):
                 pass
         except OSError:
             pass
+        return answer
 
 
 class Channel:
@@ -4206,7 +4191,6 @@ class Channel:
             raise
 
     def exchange(self, request: bytes) -> Iterator[bytes]:
-        """Sends a request; the lines that come back."""
         raise NotImplementedError
 
 
@@ -4300,7 +4284,6 @@ class Posted(Channel):
 
 
 def silence() -> float:
-    """How long a daemon may be silent, in seconds: $TAU_TIMEOUT_S, or SILENCE_S."""
     try:
         return max(float(os.environ.get("TAU_TIMEOUT_S") or SILENCE_S), 0.1)
     except ValueError:
@@ -4442,9 +4425,8 @@ class ThrowAway:
 
     def __exit__(self, *exception: object) -> None:
         try:
-            self.client.close()  # it may have been left in the middle of an answer
-            self.client.call("shutdown", {"cancel": True})
-            self.client.wait_for_end()
+            self.client.close()  # it may be in the middle of an answer
+            self.client.shut_down({"cancel": True})
         except Unavailable:
             pass
         self.client.close()
@@ -4455,12 +4437,11 @@ class ThrowAway:
         words = ["--detach", "--json", "--home", self.home, "--unscheduled", "--log-level", "warning"]
         config = find_config(None, self.usual)
         words += ["--host", "", "--port", "0", *(["--config", config] if config else [])]
-        environ = {name: value for name, value in os.environ.items() if name not in ("TAU_HOST", "TAU_CONFIG")}
-        said, end = os.pipe()
-        pid = start_python("taud", words, {1: end, 2: end}, environ | {"TAU_DATABASE_URL": "sqlite:///tau.db"})
+        output, end = os.pipe()
+        pid = start_python("taud", words, {1: end, 2: end}, os.environ | {"TAU_DATABASE_URL": "sqlite:///tau.db"})
         os.close(end)
-        with open(said, "rb") as file:
-            text = file.read().decode("utf-8", "replace")
+        with open(output, encoding="utf-8", errors="replace") as file:
+            text = file.read()
         if os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) != 0:
             raise said_error(text.splitlines()) or Internal(text[-500:])
 

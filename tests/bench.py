@@ -158,8 +158,7 @@ class Daemon:
 
     def stop(self) -> None:
         """The daemon and all runs are gone."""
-        self.client.call("shutdown", {"cancel": True})
-        self.client.wait_for_end()
+        self.client.shut_down({"cancel": True})
         self.client.close()
 
 
@@ -521,8 +520,7 @@ def million() -> Iterator[dict[str, Any]]:
     count = 1_000_000
     with daemon() as running:
         running.run("noop")
-        running.client.call("shutdown", {})
-        running.client.wait_for_end()
+        running.client.shut_down({})
         running.client.close()
         fill(os.path.join(running.home, "tau.db"), count)
         began = time.perf_counter()
@@ -606,8 +604,7 @@ def ten_thousand() -> Iterator[dict[str, Any]]:
     """10,000 schedules that are due in the same second: when all are queued, and `status` meanwhile."""
     count = 10_000
     with daemon("[scheduler]\nmax_concurrent = 2\n") as running:
-        running.client.call("shutdown", {})
-        running.client.wait_for_end()
+        running.client.shut_down({})
         running.client.close()
         due = int(time.time()) + 6
         crowd(os.path.join(running.home, "tau.db"), count, due)

@@ -243,8 +243,7 @@ class Tau:
         """No process of this home is left, and nothing of it lies about."""
         try:
             with module.Client(home=str(self.home)) as client:
-                client.call("shutdown", {"cancel": True})
-                client.wait_for_end()
+                client.shut_down({"cancel": True})
         except module.Unavailable:
             pass  # nobody serves it
         eventually(lambda: not self.remains())
