@@ -1244,27 +1244,19 @@ class Setting:
         self.schema: Json = {"type": json_type(default), **usual, **bounds}
 
     def read(self, value: Any, place: str) -> Any:
-        """The value as this setting's type, for which a text may stand; BadRequest names where it comes from."""
+        """The value as this setting's type; a text may be its JSON.  *place* is where it comes from."""
         wanted = type(self.default)
         if isinstance(value, str) and wanted is not str:
-            value = read_number(value)
+            try:
+                value = decode(os.fsencode(value))
+            except BadRequest:
+                pass  # which the next line refuses
         demand(self.schema, value, place, f"{self.meaning}; the default is {encode_json(self.default)}")
         return wanted(value)
 
 
-def read_number(text: str) -> Any:
-    try:
-        return decode(text.encode("utf-8", "replace"))
-    except BadRequest:
-        return text
-
-
 SETTINGS = (
-    Setting(
-        *("daemon", "host", ""),
-        "addresses to listen on besides the Unix socket, with commas between; 0.0.0.0 and :: are all there are",
-        "--host",
-    ),
+    Setting("daemon", "host", "", "addresses to listen on, with commas between; 0.0.0.0 and :: mean all", "--host"),
     Setting("daemon", "port", 0, "TCP port; 0 means the Unix socket only", "--port", "TAU_PORT", maximum=65_535),
     Setting("daemon", "log_level", "info", "what taud logs", "--log-level", "TAU_LOG_LEVEL", enum=LEVELS),
     Setting("daemon", "group", "", "group that may use the socket besides the owner"),
@@ -1272,11 +1264,7 @@ SETTINGS = (
     Setting("daemon", "tls_key", "", "file with the certificate's private key"),
     Setting("daemon", "tls_client_ca", "", "file with the authorities that must have signed a client's certificate"),
     Setting(
-        *("daemon", "start_method", "fork"),
-        "how runs start: fork or spawn",
-        "",
-        "TAU_START_METHOD",
-        enum=("fork", "spawn"),
+        "daemon", "start_method", "fork", "start runs by fork or spawn", "", "TAU_START_METHOD", enum=("fork", "spawn")
     ),
     Setting("daemon", "load_timeout_s", 10.0, "time a pipeline file has to load at deploy"),
     Setting("daemon", "build_timeout_s", 600.0, "time to install the dependencies of a pipeline"),
@@ -1284,21 +1272,14 @@ SETTINGS = (
     Setting("database", "url", "sqlite:///tau.db", "where the store is", "", "TAU_DATABASE_URL"),
     Setting("scheduler", "max_concurrent", 10, "runs at the same time", "--max-concurrent", minimum=1, maximum=10_000),
     Setting("scheduler", "max_queued", 100_000, "runs that may wait"),
-    Setting(
-        *("scheduler", "backfill_concurrent", 2),
-        "backfilled runs of a pipeline at the same time",
-        minimum=1,
-        maximum=10_000,
-    ),
+    Setting("scheduler", "backfill_concurrent", 2, "backfilled runs of a pipeline at once", minimum=1, maximum=10_000),
     Setting("scheduler", "timezone", "UTC", "time zone of schedules that name none"),
     Setting("auth", "api_key", "", "key that TCP clients must send; `tau key create` makes more", "", "TAU_API_KEY"),
     Setting("auth", "api_key_file", "", "file that holds this key, instead", "", "TAU_API_KEY_FILE"),
     Setting("auth", "api_key_hash", "", "SHA-256 of this key in hex, instead"),
     Setting("retention", "run_days", 90.0, "how long runs are kept", minimum=1),
     Setting("retention", "failed_days", 365.0, "how long runs that failed, timed out or were lost are kept", minimum=1),
-    Setting(
-        "retention", "runs_per_pipeline", 10_000, "runs of a pipeline that are kept, and as many failed ones", minimum=1
-    ),
+    Setting("retention", "runs_per_pipeline", 10_000, "kept runs of a pipeline, and as many failed ones", minimum=1),
     Setting("retention", "log_days", 30.0, "how long logs and memos are kept", minimum=1),
     Setting("retention", "event_days", 365.0, "how long events that belong to no run are kept", minimum=1),
     Setting("retention", "database_bytes", 2 << 30, "size from which the oldest go sooner", minimum=1 << 20),
@@ -1306,9 +1287,7 @@ SETTINGS = (
     Setting("limits", "log_bytes", 8 << 20, "log bytes kept of a run; the rest is counted"),
     Setting("limits", "result_bytes", 1 << 20, "largest result of a run"),
     Setting("limits", "memo_bytes", 64 << 20, "largest result that ctx.memo keeps"),
-    Setting(
-        "limits", "memory_bytes", 0, "memory of a run: address space of its process, or a control group; 0 is no limit"
-    ),
+    Setting("limits", "memory_bytes", 0, "memory of a run (address space or control group); 0 is no limit"),
     Setting("limits", "file_bytes", 0, "largest file that a run may write; 0 is no limit"),
     Setting("limits", "processes", 0, "processes that the user of taud may have in all; 0 is no limit"),
     Setting("limits", "open_files", 0, "descriptors that a run may open; 0 is what taud may"),
@@ -1322,27 +1301,25 @@ PROCESS_LIMITS = {
     "processes": "RLIMIT_NPROC",
     "open_files": "RLIMIT_NOFILE",
 }
-#: systemd's channels to the daemon itself: no other process is to answer in its name.
+#: systemd's channels to the daemon itself: no other process may answer in its name.
 MANAGER_ENVIRONMENT = ("NOTIFY_SOCKET", "LISTEN_", "WATCHDOG_")
-#: Environment of the daemon that runs must not see: keys, and those channels.
+#: Environment of the daemon that runs and builds must not see: keys, and those channels.
 PRIVATE_ENVIRONMENT = ("TAU_API_KEY", *MANAGER_ENVIRONMENT)
 #: The configured key as a credential of the service: LoadCredential=tau_api_key:/etc/tau/api_key.
 KEY_CREDENTIAL = "tau_api_key"
 
 
 def public_environment() -> dict[str, str]:
-    """The environment of the daemon without what runs and builds must not see."""
     return {name: value for name, value in os.environ.items() if not name.startswith(PRIVATE_ENVIRONMENT)}
 
 
 def find_home(flag: str | None) -> str:
     """The home directory of the daemon, absolute: --home, $TAU_HOME, systemd's, XDG's, the user's."""
-    told = flag or os.environ.get("TAU_HOME") or os.environ.get("STATE_DIRECTORY", "").partition(":")[0]
-    return os.path.abspath(told or user_path("XDG_STATE_HOME", "~/.local/state", "tau"))
+    named = flag or os.environ.get("TAU_HOME") or os.environ.get("STATE_DIRECTORY", "").partition(":")[0]
+    return os.path.abspath(named or user_path("XDG_STATE_HOME", "~/.local/state", "tau"))
 
 
 def user_path(variable: str, usual: str, *below: str) -> str:
-    """A path below a directory of the user that a variable may name (XDG)."""
     return os.path.abspath(os.path.join(os.environ.get(variable) or os.path.expanduser(usual), *below))
 
 
@@ -1357,22 +1334,23 @@ def refuse_writes(method: str, effect: str) -> None:
 
 
 class Target:
-    """The daemon that the client speaks to, and what it is told and shown there.
+    """The daemon that the client speaks to, and the key and certificates for it.
 
     *origin* is what has named it: a flag, a variable, `tau env use`, or `home`.  *host* is empty for the home's socket.
     """
 
-    def __init__(self, origin: str, home: str, host: str = "", env: str | None = None, **told: str) -> None:
-        self.origin, self.home, self.host, self.env = origin, home, host, env
-        self.api_key = told.get("api_key", "")
+    def __init__(
+        self, origin: str, home: str, host: str = "", env: str | None = None, api_key: str = "", **files: str
+    ) -> None:
+        self.origin, self.home, self.host, self.env, self.api_key = origin, home, host, env, api_key
         self.ca_file, self.cert_file, self.cert_key_file = (
-            told.get(name) or os.environ.get(f"TAU_{name.upper()}") or None
+            files.get(name) or os.environ.get(f"TAU_{name.upper()}") or None
             for name in ("ca_file", "cert_file", "cert_key_file")
         )
 
     @property
     def address(self) -> str:
-        """Where it is: as told, else the socket of the home, else a service's."""
+        """Its host, else the socket of the home, else a service's."""
         place = os.path.join(self.home, "tau.sock")
         if not os.path.lexists(place) and os.path.lexists(SERVICE_SOCKET):
             place = SERVICE_SOCKET
@@ -1384,36 +1362,34 @@ SERVICE_SOCKET = "/run/tau/tau.sock"
 
 def find_daemon(host: str | None, env: str | None, home: str | None) -> Target:
     """Where the daemon is: --host, --env, --home, TAU_HOST, TAU_ENV, `tau env use`, else the home's socket."""
-    variables = (("TAU_HOST", os.environ.get("TAU_HOST")), ("TAU_ENV", os.environ.get("TAU_ENV")))
-    named = (("--host", host), ("--env", env), ("--home", home), *variables)
-    origin, name = next((pair for pair in named if pair[1]), ("", ""))
-    if not origin:
-        origin, name = "tau env use", chosen_environment()
-    if origin == "--home" or not name:
+    flags = (("--host", host), ("--env", env), ("--home", home))
+    named = (*flags, *((variable, os.environ.get(variable)) for variable in ("TAU_HOST", "TAU_ENV")))
+    origin, name = next((pair for pair in named if pair[1]), ("tau env use", ""))
+    if not (name := name or chosen_environment()) or origin == "--home":
         return Target("--home" if home else "home", find_home(home))
     environment = {"host": name} if origin in ("--host", "TAU_HOST") else read_environment(name, origin) | {"env": name}
-    found = Target(origin, find_home(home), **environment)
-    demand_one_place(found, env, home)
-    if not found.api_key and not found.host.startswith("unix:"):
-        found.api_key = environment_key(found.host)
-    return found
+    target = Target(origin, find_home(home), **environment)
+    check_flags(target, env, home)
+    if not target.api_key and not target.host.startswith("unix:"):
+        target.api_key = environment_key(target.host)
+    return target
 
 
-def demand_one_place(found: Target, env: str | None, home: str | None) -> None:
+def check_flags(target: Target, env: str | None, home: str | None) -> None:
     """BadRequest if flags name different daemons; a home beside a loopback address says whose key is sent."""
     hint = "give one of --host, --env and --home"
-    if found.origin == "--host" and env and read_environment(env, "--env")["host"] != found.host:
-        raise BadRequest(f"--host {found.host} is not the host of --env {env}", hint)
+    if target.origin == "--host" and env and read_environment(env, "--env")["host"] != target.host:
+        raise BadRequest(f"--host {target.host} is not the host of --env {env}", hint)
     if not home:
         return
-    address = Address(found.host)
-    here = address.path == os.path.join(found.home, "tau.sock") or address.host == "localhost"
+    address = Address(target.host)
+    here = address.path == os.path.join(target.home, "tau.sock") or address.host == "localhost"
     if not here and not is_loopback(address.host):
-        raise BadRequest(f"{found.origin} {found.env or found.host} is not the daemon of --home {home}", hint)
+        raise BadRequest(f"{target.origin} {target.env or target.host} is not the daemon of --home {home}", hint)
 
 
 def environment_key(host: str) -> str:
-    """The key in TAU_API_KEY_FILE or TAU_API_KEY; where TAU_HOST is set they belong to that host alone."""
+    """The key in TAU_API_KEY_FILE or TAU_API_KEY.  Where TAU_HOST is set, they belong to that host alone."""
     if os.environ.get("TAU_HOST") not in (None, "", host):
         return ""
     if path := os.environ.get("TAU_API_KEY_FILE"):
@@ -1422,10 +1398,10 @@ def environment_key(host: str) -> str:
 
 
 def read_key_file(path: str, hint: str) -> str:
-    return one_key(read_text(path, hint), path)
+    return parse_key(read_text(path, hint), path)
 
 
-def one_key(text: str, origin: str) -> str:
+def parse_key(text: str, origin: str) -> str:
     """The key that a text holds; BadRequest if it is not one word."""
     key = text.strip()
     if not key or not key.isascii() or any(not " " < letter < "\x7f" for letter in key):
@@ -1435,8 +1411,10 @@ def one_key(text: str, origin: str) -> str:
 
 #: At most so many characters, and those that are neither letters nor digits.
 ENVIRONMENT_NAME = (64, "_-")
-ENVIRONMENT_KEYS = ("host", "api_key", "api_key_file", "ca_file", "cert_file", "cert_key_file")
-ENVIRONMENT_SCHEMA = object_schema({key: {"type": "string", "minLength": 1} for key in ENVIRONMENT_KEYS}, "host")
+WORD = {"type": "string", "minLength": 1}
+ENVIRONMENT_SCHEMA = object_schema(
+    dict.fromkeys(("host", "api_key", "api_key_file", "ca_file", "cert_file", "cert_key_file"), WORD), "host"
+)
 
 
 def environments_path() -> str:
@@ -1445,7 +1423,7 @@ def environments_path() -> str:
 
 
 def chosen_environment() -> str:
-    """The environment that `tau env use` has chosen; empty if none is."""
+    """The environment that `tau env use` has chosen, or nothing."""
     return read_text(environments_path().removesuffix("s.toml"), "tau env use --none", missing="").strip()
 
 
@@ -1465,7 +1443,6 @@ def read_environments() -> dict[str, dict[str, str]]:
 
 
 def read_toml(path: str, hint: str, missing: str | None = None) -> Json:
-    """The tables of a file, or of the text *missing* if there is no such file; BadRequest if it cannot be read."""
     text = read_text(path, hint, missing)
     if not text:
         return {}  # without an import of tomllib
@@ -1486,21 +1463,21 @@ def named_environment(name: str, origin: str = "") -> dict[str, str]:
     known = read_environments()
     if name not in known:
         remedy = "tau env use --none" if origin == "tau env use" else "`tau env list` shows all"
-        by = f" ({origin})" if origin else ""
-        raise NotFound(f"no environment '{name[:WORD_MAX]}'{by}", did_you_mean(name, known, remedy))
+        named_by = f" ({origin})" if origin else ""
+        raise NotFound(f"no environment '{name[:WORD_MAX]}'{named_by}", did_you_mean(name, known, remedy))
     return known[name]
 
 
 def read_environment(name: str, origin: str) -> dict[str, str]:
     """What a Target takes of an environment: its key read, its files absolute."""
-    folder, told = os.path.dirname(environments_path()), dict(named_environment(name, origin))
-    for key in told:
+    folder, table = os.path.dirname(environments_path()), dict(named_environment(name, origin))
+    for key in table:
         if key.endswith("_file"):
-            told[key] = os.path.join(folder, os.path.expanduser(told[key]))
-    if path := told.pop("api_key_file", None):
-        told["api_key"] = read_key_file(path, f"check api_key_file of [{name}]")
+            table[key] = os.path.join(folder, os.path.expanduser(table[key]))
+    if path := table.pop("api_key_file", None):
+        table["api_key"] = read_key_file(path, f"check api_key_file of [{name}]")
         demand_own(path)
-    return told
+    return table
 
 
 def find_config(flag: str | None, home: str) -> str | None:
@@ -1523,26 +1500,19 @@ def read_settings(flags: Mapping[str, Any], config: str | None) -> Json:
         )
         given = next((source for source in sources if source[0] is not None), None)
         settings[row.name] = row.read(*given) if given else row.default
-    settings["api_key"] = settings["api_key"] or read_credential(KEY_CREDENTIAL)
+    if not settings["api_key"] and (folder := os.environ.get("CREDENTIALS_DIRECTORY")):
+        path = os.path.join(folder, KEY_CREDENTIAL)
+        settings["api_key"] = read_text(path, "see LoadCredential= of the unit", missing="").strip()
     check_zone(settings["timezone"])
     executors = {name: EXECUTOR_DEFAULTS | table for name, table in file.get("executors", {}).items()}
     return settings | {"connections": file.get("connections", {}), "executors": executors}
 
 
-def read_credential(name: str) -> str:
-    """What systemd's LoadCredential= has under this name, or nothing; BadRequest if it cannot be read."""
-    folder = os.environ.get("CREDENTIALS_DIRECTORY", "")
-    if not folder:
-        return ""
-    return read_text(os.path.join(folder, name), "see LoadCredential= of the unit", missing="").strip()
-
-
 def check_zone(name: str) -> None:
     """BadRequest unless the system knows this time zone."""
-    if name == "UTC":
-        return
     try:
-        zoneinfo.ZoneInfo(name)
+        if name != "UTC":
+            zoneinfo.ZoneInfo(name)
     except (zoneinfo.ZoneInfoNotFoundError, ValueError, OSError):
         hint = did_you_mean(name, zoneinfo.available_timezones(), "for example Europe/London")
         raise BadRequest(f"there is no time zone '{name}'", hint) from None
@@ -1551,8 +1521,8 @@ def check_zone(name: str) -> None:
 CONNECTION_SCHEMA = object_schema({"url": {"type": "string"}}, "url")
 EXECUTOR_SCHEMA = object_schema(
     {
-        "command": {"type": "array", "items": {"type": "string", "minLength": 1}, "minItems": 1},
-        "python": {"type": "string", "minLength": 1},
+        "command": {"type": "array", "items": WORD, "minItems": 1},
+        "python": WORD,
         "lost_after_s": {"type": "number", "minimum": 1, "maximum": 86_400},
         "has_dependencies": {"type": "boolean"},
     },
@@ -1560,7 +1530,7 @@ EXECUTOR_SCHEMA = object_schema(
 )
 EXECUTOR_DEFAULTS = {"python": "python3", "lost_after_s": 60.0, "has_dependencies": False}
 EXECUTOR_HINT = '[executors.worker1] command = ["ssh", "worker1"]'
-#: Sections whose tables have names of their own → what each table is, and an example.
+#: Sections of named tables → the schema of such a table, and an example.
 NAMED_TABLES = {
     "connections": (CONNECTION_SCHEMA, '[connections.shop] url = "postgresql://tau:${PG_PASSWORD}@db/shop"'),
     "executors": (EXECUTOR_SCHEMA, EXECUTOR_HINT),
@@ -1607,7 +1577,7 @@ def demand_executor(name: str, executors: Json, environment: str | None) -> None
 def read_secret(name: str, folder: str | Mapping[str, str]) -> tuple[str | None, str | None]:
     """The value of a secret and where it is: environment, $CREDENTIALS_DIRECTORY, the home's secrets/.
 
-    On another machine there is no such folder but what was sent of it, by name.
+    On another machine *folder* is what was sent of it, by name.
     """
     if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_.-]{0,127}", name):
         raise BadRequest(f"{str(name)[:WORD_MAX]!r} cannot be a secret's name", 'ctx.secret("API_KEY")')
@@ -1615,17 +1585,15 @@ def read_secret(name: str, folder: str | Mapping[str, str]) -> tuple[str | None,
         return folder[name], "home"
     if name in os.environ and not name.startswith(PRIVATE_ENVIRONMENT):
         return os.environ[name], "environment"
-    if not isinstance(folder, str):
-        return None, None
-    path = os.path.join(os.environ.get("CREDENTIALS_DIRECTORY") or os.devnull, name)
-    if os.path.exists(path) and name != KEY_CREDENTIAL:  # which opens the daemon, and is no pipeline's
-        return read_text(path, f"ls -l {path}").removesuffix("\n"), "credentials"
-    path = os.path.join(os.path.realpath(folder), name)
-    if not os.path.exists(path):
-        return None, None
-    if os.stat(path).st_mode & 0o077:
-        raise MissingSecret(f"{path} can be read by others", f"chmod 600 {path}")
-    return read_text(path, f"ls -l {path}").removesuffix("\n"), "home"
+    folders = {"home": os.path.realpath(folder)} if isinstance(folder, str) else {}
+    if folders and name != KEY_CREDENTIAL:  # which opens the daemon, and is no pipeline's
+        folders = {"credentials": os.environ.get("CREDENTIALS_DIRECTORY") or os.devnull} | folders
+    for where, place in folders.items():
+        if os.path.exists(path := os.path.join(place, name)):
+            if where == "home" and os.stat(path).st_mode & 0o077:
+                raise MissingSecret(f"{path} can be read by others", f"chmod 600 {path}")
+            return read_text(path, f"ls -l {path}").removesuffix("\n"), where
+    return None, None
 
 
 def database_path(url: str, home: str) -> str:
@@ -1644,28 +1612,25 @@ def database_path(url: str, home: str) -> str:
 
 def make_parser(prog: str, description: str, examples: Sequence[str], end: str = "") -> argparse.ArgumentParser:
     """An argparse parser whose complaints are BadRequest; its help ends with examples as they are written."""
-    parser = argparse.ArgumentParser(
-        prog=prog, description=description, formatter_class=help_format, allow_abbrev=False
-    )
+
+    def layout(prog: str) -> argparse.HelpFormatter:  # of one width, so that argparse need not import shutil
+        return argparse.HelpFormatter(prog, max_help_position=28, width=79)
+
+    parser = argparse.ArgumentParser(prog=prog, description=description, formatter_class=layout, allow_abbrev=False)
 
     def refuse(message: str) -> Any:
         raise BadRequest(message, f"`{prog} --help`")
 
     def with_examples() -> str:
-        told = "".join(f"  {line}\n" for line in examples)
-        return argparse.ArgumentParser.format_help(parser) + (f"\nexamples:\n{told}" if told else "") + end
+        lines = "".join(f"  {line}\n" for line in examples)
+        return argparse.ArgumentParser.format_help(parser) + (f"\nexamples:\n{lines}" if lines else "") + end
 
     parser.error = refuse  # type: ignore[method-assign]
     parser.format_help = with_examples  # type: ignore[method-assign]
     return parser
 
 
-def help_format(prog: str) -> argparse.HelpFormatter:
-    """Help of one width everywhere, that of the narrowest terminal; and argparse need not import shutil."""
-    return argparse.HelpFormatter(prog, max_help_position=28, width=79)
-
-
-def keep_standard_descriptors() -> None:
+def open_standard_descriptors() -> None:
     """Opens descriptors 0, 1 and 2 if they are closed, so that no socket or database can become stdout."""
     while (number := os.open(os.devnull, os.O_RDWR)) <= 2:
         os.set_inheritable(number, True)
@@ -1722,8 +1687,8 @@ def complain(problem: TauError, as_json: bool) -> int:
     return problem.exit
 
 
-def said_error(lines: Sequence[str]) -> TauError | None:
-    """The last error among the lines that another process has printed by complain(); None without one."""
+def printed_error(lines: Sequence[str]) -> TauError | None:
+    """The last error that another process has printed by complain() among these lines; None without one."""
     printed = [line for line in lines if line.startswith('{"error":')]
     if not printed:
         return None
@@ -1741,11 +1706,11 @@ PRIORITIES = {"DEBUG": 7, "INFO": 6, "WARNING": 4, "ERROR": 3, "CRITICAL": 2}
 
 
 def stderr_is_journal() -> bool:
-    """Whether stderr is the very stream to the journal that systemd has opened: $JOURNAL_STREAM names it."""
+    """Whether stderr is the stream to the journal that systemd has opened: $JOURNAL_STREAM names it."""
     if not (named := os.environ.get("JOURNAL_STREAM")):
         return False
-    found = os.fstat(2)
-    return named == f"{found.st_dev}:{found.st_ino}"
+    stream = os.fstat(2)
+    return named == f"{stream.st_dev}:{stream.st_ino}"
 
 
 def printable(text: str) -> str:
@@ -1754,13 +1719,13 @@ def printable(text: str) -> str:
 
 
 def pairs(document: Json) -> str:
-    """A document as aligned `key  value` lines for a person."""
+    """A document as aligned `key  value` lines."""
     width = max(map(len, document), default=0)
     return "\n".join(f"{key:<{width}}  {printable(spoken(value))}" for key, value in document.items())
 
 
 def spoken(value: Any) -> str:
-    """A JSON value as a person reads it in one line: what is in it by name, without quotes and brackets."""
+    """A JSON value in one line for a person: names and values, without quotes and brackets."""
     if isinstance(value, dict):
         return ", ".join(f"{key} {spoken(item)}" for key, item in value.items()) or "-"
     if isinstance(value, list):
@@ -1769,8 +1734,6 @@ def spoken(value: Any) -> str:
 
 
 def plain(value: Any) -> str:
-    if isinstance(value, list) and all(isinstance(item, str) for item in value):
-        return ", ".join(value)
     return value if isinstance(value, str) else "-" if value is None else encode_json(value)
 
 
@@ -2658,7 +2621,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     0 done, 1 the run failed, 2 bad usage or input, 3 not found, 4 forbidden, 5 conflict, 6 no daemon, 7 gave up
     waiting, 9 a bug in Tau, 130 interrupted.
     """
-    keep_standard_descriptors()
+    open_standard_descriptors()
     code = outcome_of(sys.argv[1:] if argv is None else [*argv])
     if argv is not None:
         return code
@@ -3369,7 +3332,7 @@ def env_add(
     if api_key_file:
         read_key_file(table["api_key_file"], "give the path of the file that holds the key")
     if key:
-        table["api_key"] = one_key(sys.stdin.read(), "stdin")
+        table["api_key"] = parse_key(sys.stdin.read(), "stdin")
     return {"name": name, "host": host, "key": key_of(table), "changed": write_environment(name, table)}
 
 
@@ -4443,7 +4406,7 @@ class ThrowAway:
         with open(output, encoding="utf-8", errors="replace") as file:
             text = file.read()
         if os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) != 0:
-            raise said_error(text.splitlines()) or Internal(text[-500:])
+            raise printed_error(text.splitlines()) or Internal(text[-500:])
 
 
 # === Part III: the daemon ==================================================================
@@ -4456,7 +4419,7 @@ class ThrowAway:
 
 def taud(argv: Sequence[str] | None = None) -> int:
     """The `taud` command: serves until it is stopped; its exit code."""
-    keep_standard_descriptors()
+    open_standard_descriptors()
     words = [*(sys.argv[1:] if argv is None else argv)]
     manager = ServiceManager()
     try:
@@ -4547,7 +4510,7 @@ def detach(home: str, words: list[str]) -> Json:
         os.waitpid(pid, 0)
         file.seek(said_before)
         said = file.read().decode("utf-8", "replace").strip().splitlines() or ["it said nothing"]
-    raise said_error(said[-1:]) or Internal(f"taud did not start: {said[-1]}", f"see {log_path}")
+    raise printed_error(said[-1:]) or Internal(f"taud did not start: {said[-1]}", f"see {log_path}")
 
 
 def restore(home: str, settings: Json, file: str, replace: bool) -> Json:
