@@ -1247,12 +1247,17 @@ class Setting:
         """The value as this setting's type; a text may be its JSON.  *place* is where it comes from."""
         wanted = type(self.default)
         if isinstance(value, str) and wanted is not str:
-            try:
-                value = decode(os.fsencode(value))
-            except BadRequest:
-                pass  # which the next line refuses
+            value = read_number(value)
         demand(self.schema, value, place, f"{self.meaning}; the default is {encode_json(self.default)}")
         return wanted(value)
+
+
+def read_number(text: str) -> Any:
+    """The JSON value that a text spells, or the text itself."""
+    try:
+        return decode(os.fsencode(text))
+    except BadRequest:
+        return text
 
 
 SETTINGS = (
