@@ -208,6 +208,17 @@ class Tau:
         path = self.write("from tau import pipeline\n" + decorated)
         return self.call("deploy", files=[{"path": path.name, "text": path.read_text(encoding="utf-8")}])
 
+    @property
+    def go(self) -> Path:
+        """The file that the runs of deploy_held() wait for."""
+        return self.work / "go"
+
+    def deploy_held(self, before: str = "pass", after: str = "pass") -> None:
+        """Deploys an `it` whose runs do one line, wait for the file `go`, and do another."""
+        self.go.unlink(missing_ok=True)
+        wait = f"while not os.path.exists({str(self.go)!r}):\n        time.sleep(0.01)"
+        self.deploy_it(f"import os, time\ndef it(ctx):\n    {before}\n    {wait}\n    {after}\n")
+
     def run_it(self, text: str, *words: str, exit: int = 0) -> Any:
         """Deploys such text and runs it; its document."""
         self.deploy_it(text)

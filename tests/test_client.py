@@ -285,15 +285,11 @@ def test_a_method_that_a_daemon_of_another_version_lacks_is_said_to_be_one(home:
 
 
 def test_a_daemon_that_works_long_is_not_given_up(tau: Tau) -> None:
-    tau.deploy_it(
-        "import time\nfrom pathlib import Path\ndef it(ctx):\n    while not Path('go').exists(): time.sleep(0.01)"
-    )
-    go = tau.home / "data/it/go"
-    waiting = threading.Timer(0.7, lambda: go.touch())
+    tau.deploy_held()
+    waiting = threading.Timer(0.7, tau.go.touch)
     waiting.start()
     assert tau("run", "it", TAU_TIMEOUT_S="0.1")["status"] == "success"
     waiting.join()
-    go.unlink()
 
 
 def test_a_key_in_the_clear_to_another_machine_is_a_warning(home: Tau) -> None:

@@ -237,9 +237,7 @@ def test_closed_or_full_outputs_are_no_bug(tau: Tau) -> None:
 
 
 def test_interruption_is_exit_130_and_the_run_goes_on(tau: Tau) -> None:
-    tau.deploy_it(
-        "import time\nfrom pathlib import Path\ndef it(ctx):\n    while not Path('go').exists():\n        time.sleep(0.01)"
-    )
+    tau.deploy_held()
     live = tau.call("status")["runs"]["running"]
     ignored = signal.signal(signal.SIGINT, signal.SIG_DFL)  # a test run in the background ignores it
     running = subprocess.Popen([*python("main"), "run", "it"], env=tau.environ, stderr=subprocess.PIPE, text=True)
@@ -248,9 +246,8 @@ def test_interruption_is_exit_130_and_the_run_goes_on(tau: Tau) -> None:
     running.send_signal(2)
     assert running.communicate(timeout=30)[1] == ""
     assert running.returncode == 130
-    (tau.home / "data/it/go").touch()
+    tau.go.touch()
     assert tau("wait", tau("runs", "it", "--last", 1)["runs"][0]["run_id"])["status"] == "success"
-    (tau.home / "data/it/go").unlink()
 
 
 def test_output_is_json_unless_a_terminal_reads_it(tau: Tau) -> None:

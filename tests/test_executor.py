@@ -197,9 +197,7 @@ def test_nothing_printed_can_forge_a_record(tau: Tau) -> None:
 def test_at_most_max_concurrent_runs_are_live_and_the_queue_is_in_order(home: Tau) -> None:
     home.home.joinpath("tau.toml").write_text("[scheduler]\nmax_concurrent = 2\nmax_queued = 3\n")
     home.start()
-    home.deploy_it(
-        "import time\nfrom pathlib import Path\ndef it(ctx):\n    while not Path('go').exists():\n        time.sleep(0.01)\n    with open('order', 'a') as f:\n        f.write(ctx.run_id + '\\n')"
-    )
+    home.deploy_held(after="with open('order', 'a') as f:\n        f.write(ctx.run_id + '\\n')")
     ids = [home("run", "it", "--detach")["run_id"] for _ in range(2)]
     eventually(lambda: home.call("status")["slots"]["used"] == 2)
     ids += [home("run", "it", "--detach")["run_id"] for _ in range(3)]
@@ -208,7 +206,7 @@ def test_at_most_max_concurrent_runs_are_live_and_the_queue_is_in_order(home: Ta
     error = home("run", "it", "--detach", exit=5)
     assert (error["code"], error["retryable"]) == ("queue_full", True)
     assert home("cancel", ids[4])["status"] == "cancelled"
-    (home.home / "data/it/go").touch()
+    home.go.touch()
     home("wait", *ids[:4])
     order = (home.home / "data/it/order").read_text().split()
     assert set(order[:2]) == set(ids[:2])
@@ -231,16 +229,14 @@ def test_a_fresh_interpreter_can_be_the_start_method(home: Tau) -> None:
 
 
 def test_a_dead_fork_server_is_replaced_and_its_runs_end_truly(fresh: Tau) -> None:
-    fresh.deploy_it(
-        "import time\nfrom pathlib import Path\ndef it(ctx):\n    ctx.log('in')\n    while not Path('go').exists():\n        time.sleep(0.01)\n    return 'done'"
-    )
+    fresh.deploy_held(before="ctx.log('in')", after="return 'done'")
     run_id = fresh("run", "it", "--detach")["run_id"]
     eventually(lambda: fresh.call("logs", run_id=run_id)["lines"])
     old = next(one["pid"] for one in fresh.call("status")["processes"] if one["role"] == "fork server")
     os.kill(old, signal.SIGKILL)
     eventually(lambda: all(one["pid"] != old for one in fresh.call("status")["processes"]))
     other = fresh("run", "it", "--detach")["run_id"]
-    (fresh.home / "data/it/go").touch()
+    fresh.go.touch()
     assert [run["status"] for run in fresh("wait", run_id, other)["runs"]] == ["success", "success"]
 
 
@@ -279,18 +275,16 @@ def test_a_run_that_vanishes_with_its_fork_server_is_lost(fresh: Tau) -> None:
 
 
 def test_runs_that_come_close_together_all_start(tau: Tau) -> None:
-    tau.deploy_it(
-        "import time\nfrom pathlib import Path\ndef it(ctx):\n    while not Path('go').exists():\n        time.sleep(0.01)"
-    )
+    tau.deploy_held()
     for _ in range(10):
         with tau.connect() as one, tau.connect() as two:
             for wire in (one, two):
                 wire.send({"id": 1, "method": "run", "params": {"name": "it", "wait": False}})
             ids = [wire.receive()["result"]["run_id"] for wire in (one, two)]
         eventually(lambda: tau.call("status")["queued"] == 0, 2.0)
-        (tau.home / "data/it/go").touch()
+        tau.go.touch()
         tau.call("wait", run_id=ids)
-        (tau.home / "data/it/go").unlink()
+        tau.go.unlink()
 
 
 def test_a_run_that_removes_its_journal_runs_once_and_harms_no_other(tau: Tau) -> None:

@@ -412,9 +412,7 @@ def test_a_stranger_must_show_its_key_in_time_and_may_be_silent_then() -> None:
 
 def wait_through_pulses(made: Tau) -> None:
     """Runs something that takes longer than some pulses."""
-    made.deploy_it(
-        "from pathlib import Path\nimport time\ndef it(ctx):\n    while not Path('go').exists(): time.sleep(0.01)\n    return 5"
-    )
+    made.deploy_held(after="return 5")
     body = b'{"id":1,"method":"run","params":{"name":"it"}}'
     with socket.create_connection(("127.0.0.1", made.port), 20) as peer:
         peer.sendall(post(made, body, f"Content-Length: {len(body)}", "Connection: close"))
@@ -422,14 +420,12 @@ def wait_through_pulses(made: Tau) -> None:
         while file.readline() != b"\r\n":
             pass
         assert [file.readline() for _ in range(3)] == [b"1\r\n", b"\n", b"\r\n"]
-        (made.home / "data/it/go").touch()
+        made.go.touch()
         assert b'"result":5' in file.read()
 
 
 def test_a_client_that_goes_leaves_nothing(web: Tau) -> None:
-    web.deploy_it(
-        "from pathlib import Path\nimport time\ndef it(ctx):\n    while not Path('go2').exists(): time.sleep(0.01)"
-    )
+    web.deploy_held()
     body = b'{"id":1,"method":"run","params":{"name":"it"}}'
     before = web.call("status")["connections"]
     peers = [socket.create_connection(("127.0.0.1", web.port), 20) for _ in range(5)]
@@ -440,15 +436,12 @@ def test_a_client_that_goes_leaves_nothing(web: Tau) -> None:
         peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         peer.close()
     eventually(lambda: web.call("status")["connections"] == before)
-    eventually((web.home / "data/it").exists)
-    (web.home / "data/it/go2").touch()
+    web.go.touch()
     eventually(lambda: web.call("status")["slots"]["used"] == 0)
 
 
 def test_a_daemon_that_stops_tells_those_who_wait(fresh_web: Tau) -> None:
-    fresh_web.deploy_it(
-        "from pathlib import Path\nimport time\ndef it(ctx):\n    while not Path('go').exists(): time.sleep(0.01)"
-    )
+    fresh_web.deploy_held()
     body = b'{"id":1,"method":"run","params":{"name":"it"}}'
     with socket.create_connection(("127.0.0.1", fresh_web.port), 20) as peer:
         peer.sendall(post(fresh_web, body, f"Content-Length: {len(body)}"))
@@ -456,7 +449,7 @@ def test_a_daemon_that_stops_tells_those_who_wait(fresh_web: Tau) -> None:
         fresh_web("--home", fresh_web.home, "shutdown")
         answer = peer.makefile("rb").read()
     assert b'"unavailable"' in answer
-    (fresh_web.home / "data/it/go").touch()
+    fresh_web.go.touch()
 
 
 @pytest.fixture

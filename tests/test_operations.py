@@ -142,29 +142,24 @@ def test_undeploy_takes_out_of_service_and_keeps_history(tau: Tau) -> None:
 def test_undeploy_cancels_what_is_queued_and_lets_live_runs_end(home: Tau) -> None:
     home.home.joinpath("tau.toml").write_text("[scheduler]\nmax_concurrent = 1\n")
     home.start()
-    home.deploy_it(
-        "import time\nfrom pathlib import Path\ndef it(ctx):\n    while not Path('go').exists():\n        time.sleep(0.01)"
-    )
+    home.deploy_held()
     live = home("run", "it", "--detach")["run_id"]
     eventually(lambda: home.call("status")["slots"]["used"] == 1)
     queued = home("run", "it", "--detach")["run_id"]
     assert home("undeploy", "it")["cancelled_runs"] == [queued]
-    (home.home / "data/it/go").touch()
+    home.go.touch()
     assert home("wait", live)["status"] == "success"
     assert home("wait", queued, exit=1)["status"] == "cancelled"
 
 
 def test_a_run_keeps_the_version_it_was_queued_with(tau: Tau) -> None:
-    tau.deploy_it(
-        "import time\nfrom pathlib import Path\ndef it(ctx):\n    while not Path('go').exists():\n        time.sleep(0.01)\n    return 'old'"
-    )
+    tau.deploy_held(after="return 'old'")
     run_id = tau("run", "it", "--detach")["run_id"]
     new = tau.deploy_it("def it(ctx):\n    return 'new'")["pipelines"][0]["version"]
-    (tau.home / "data/it/go").touch()
+    tau.go.touch()
     old = tau("wait", run_id)
     assert (old["result"], old["version"]) == ("old", new - 1)
     assert tau("run", "it")["result"] == "new"
-    (tau.home / "data/it/go").unlink()
 
 
 def test_show_and_list_tell_what_is_deployed(tau: Tau) -> None:
@@ -239,15 +234,12 @@ def test_concurrent_requests_with_one_key_make_one_run(tau: Tau) -> None:
 
 
 def test_giving_up_waiting_is_exit_7_and_the_run_goes_on(tau: Tau) -> None:
-    tau.deploy_it(
-        "import time\nfrom pathlib import Path\ndef it(ctx):\n    while not Path('go').exists():\n        time.sleep(0.01)"
-    )
+    tau.deploy_held()
     gave_up = tau("run", "it", "--timeout", "0.2", exit=7)
     assert (gave_up["status"], gave_up["waited"]) == ("running", False)
     assert tau("wait", gave_up["run_id"], "--timeout", "0.1", exit=7)["waited"] is False
-    (tau.home / "data/it/go").touch()
+    tau.go.touch()
     assert tau("wait", gave_up["run_id"][:13])["status"] == "success"
-    (tau.home / "data/it/go").unlink()
 
 
 def test_what_to_do_next_is_the_same_run_again(tau: Tau) -> None:

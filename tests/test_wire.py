@@ -131,9 +131,7 @@ def test_a_peer_that_has_said_all_still_gets_its_answers(tau: Tau) -> None:
 
 
 def test_clients_that_die_waiting_are_let_go(tau: Tau) -> None:
-    tau.deploy_it(
-        "import time\nfrom pathlib import Path\ndef it(ctx):\n    while not Path('go').exists():\n        time.sleep(0.01)"
-    )
+    tau.deploy_held()
     run_id = tau("run", "it", "--detach")["run_id"]
     for _ in range(20):
         with tau.connect() as wire:
@@ -142,9 +140,8 @@ def test_clients_that_die_waiting_are_let_go(tau: Tau) -> None:
     with tau.connect() as wire:  # one that has only said all it has to say is not let go
         wire.send({"id": 1, "method": "wait", "params": {"run_id": run_id}})
         wire.socket.shutdown(1)
-        (tau.home / "data/it/go").touch()
+        tau.go.touch()
         assert wire.receive()["result"]["status"] == "success"
-    (tau.home / "data/it/go").unlink()
 
 
 def test_many_waits_do_not_keep_a_cancel_on_the_same_connection_waiting(tau: Tau) -> None:
