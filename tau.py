@@ -4703,9 +4703,9 @@ class Daemon:
         self.runner.paused = True
         self.ended.set()
 
-    def holds(self) -> list[str]:
-        """Why no new work is taken just now, if so."""
-        reasons = ["taud is shutting down"] if self.stopping else []
+    def obstacles(self) -> list[str]:
+        """Why no new work is taken just now; empty if it is."""
+        reasons = [SHUTTING_DOWN[0]] if self.stopping else []
         if self.store.ask.totals()["queued"] >= self.settings["max_queued"]:
             reasons.append("the queue is full")
         if self.store.database.is_full:
@@ -4755,7 +4755,11 @@ class Daemon:
         self.runner.paused = True
         self.listeners.close()
         self.winding_up.cancel()
-        waiting = {task for connection in self.connections for task in connection.say_goodbye()} | self.winding_up
+        waiting: set[asyncio.Future[Any]] = set(self.winding_up)
+        for connection in self.connections:
+            connection.last = True
+            connection.tasks.cancel()  # what waits is told why
+            waiting |= connection.tasks
         if waiting:
             await asyncio.wait(waiting, timeout=1.0)
         await self.scheduler.close()
@@ -5221,6 +5225,9 @@ WantedBy=sockets.target
 # buffered for ever.
 
 
+SHUTTING_DOWN = ("taud is shutting down", "taud --detach starts it again")
+
+
 class Call:
     """One request being answered, as an operation sees it."""
 
@@ -5232,34 +5239,34 @@ class Call:
         self.ask = self.daemon.store.ask
 
     async def write(self, work: Callable[..., Answer], *arguments: Any) -> Answer:
-        """Writes something in the caller's name, which is the last argument."""
+        """Gives *work* the caller's name as its last argument."""
         return await self.daemon.store.write(work, *arguments, self.actor)
 
     def among(self) -> list[str] | None:
-        """The pipelines that the caller sees; None if that is all of them."""
+        """The pipelines that the caller sees; None means all."""
         return self.caller.sift(self.daemon.store.ask.known_names()) if self.caller.patterns else None
 
-    def rest(self) -> None:
-        """From now on this request only waits for a run: others may begin meanwhile."""
-        self.connection.speech.rest()
+    def only_waits(self) -> None:
+        """From now on this request only waits for a run, and others may begin."""
+        self.connection.free(asyncio.current_task())
 
     async def emit(self, event: Json) -> None:
         """Sends one event of a followed request; waits while the reader is slow.  Forbidden once its key has ended."""
         self.caller.check_time()
-        params = {"request": self.request, **event}
         await self.connection.writable.wait()
+        params = {"request": self.request, **event}
         self.connection.speech.send({"jsonrpc": "2.0", "method": "event", "params": params})
 
 
 class Connection(Protocol):
-    """One peer, as asyncio's protocol: what it says, what it is told, and the conversation about it.
+    """One peer, as a protocol of asyncio.
 
         from a Unix socket ───────────────────────────> Lines
         from the network ─┬─ the first byte is [ or { ─> Lines
                           └─ it is a letter ───────────> Exchange, HTTP
 
-    What a peer says is read only while the conversation waits for it, so that no peer can fill a buffer.  Over a
-    network a peer is a stranger until it has shown a key, for HELLO_S at most; of those there are only so many.
+    Input is read only while the conversation waits for it, so that no peer can fill a buffer.  A network peer is a
+    stranger until it shows a key, within HELLO_S.
     """
 
     transport: asyncio.Transport
@@ -5268,13 +5275,15 @@ class Connection(Protocol):
     def __init__(self, daemon: Daemon, group: int | None) -> None:
         self.daemon, self.group = daemon, group
         self.remote = ""  # its address, unless it comes through a Unix socket
-        self.caller: Caller | None = None  # who it is, once it has shown that
+        self.caller: Caller | None = None  # None for a stranger
         self.speech: Lines | Exchange = Lines(self)
         self.tasks = Tasks()  # the conversation, and requests not yet answered
         self.last = False  # whether nothing is read after the request being answered
-        self.buffer = bytearray()  # what was said and is not yet read
-        self.heard = asyncio.Event()  # something was, or the peer has said all
-        self.ended = self.lingering = False  # it has said all; we have, and wait for the peer to see it
+        self.busy: set[Any] = set()  # tasks of requests, without those that only wait for a run
+        self.freed = asyncio.Event()  # one of them is done, or only waits
+        self.buffer = bytearray()  # input not yet read
+        self.heard = asyncio.Event()  # there is more input, or it has ended
+        self.ended = self.lingering = False  # the peer sends no more; we send no more
         self.writable = asyncio.Event()
         self.writable.set()
         self.blocked: asyncio.Future[Any] | None = None  # drops a peer that does not read
@@ -5282,7 +5291,6 @@ class Connection(Protocol):
     # asyncio calls these.
 
     def connection_made(self, transport: Any) -> None:
-        """A peer is there.  Too many strangers, and the one that came first must go."""
         self.transport = transport
         transport.set_write_buffer_limits(high=WRITE_BUFFER_BYTES)
         self.daemon.connections.add(self)
@@ -5293,14 +5301,12 @@ class Connection(Protocol):
         self.tasks.spawn(self.converse())
 
     def connection_lost(self, problem: Exception | None) -> None:
-        """Nothing of this connection is left: no task, no timer."""
         self.daemon.connections.discard(self)
         self.daemon.listeners.strangers.pop(self, None)
         self.writable.set()
         self.tasks.cancel()
 
     def data_received(self, data: bytes) -> None:
-        """What came waits to be read; if nobody waits for it, the peer has to."""
         if self.lingering:
             return
         self.buffer += data
@@ -5309,7 +5315,7 @@ class Connection(Protocol):
         self.heard.set()
 
     def eof_received(self) -> bool:
-        """The peer has said all; it still gets its answers, unless it is gone altogether."""
+        """The peer sends no more; it still gets its answers, unless it is gone altogether."""
         if self.lingering:
             return False
         self.ended = True
@@ -5327,10 +5333,10 @@ class Connection(Protocol):
         if self.blocked is not None:
             self.blocked.cancel()
 
-    # What the peer says.
+    # Input.
 
     async def listen(self) -> None:
-        """Waits until the peer says something more; EOFError if it has said all."""
+        """Waits for more input; EOFError if it has ended."""
         if self.ended:
             raise EOFError
         self.heard.clear()
@@ -5338,7 +5344,7 @@ class Connection(Protocol):
         await self.heard.wait()
 
     async def read_until(self, mark: bytes, most: int) -> bytes:
-        """What is said before a mark; InvalidRequest if that is more than so many bytes."""
+        """The input before a mark; InvalidRequest if that is more than so many bytes."""
         seen = 0
         while (end := self.buffer.find(mark, seen)) < 0 and len(self.buffer) <= most:
             seen = max(len(self.buffer) - len(mark) + 1, 0)
@@ -5348,13 +5354,13 @@ class Connection(Protocol):
         return self.take(end, len(mark))
 
     def take(self, count: int, mark: int = 0) -> bytes:
-        """The first bytes of the buffer, which has them and the mark after them no more."""
+        """Takes the first bytes out of the buffer, and the *mark* bytes after them."""
         taken = bytes(self.buffer[:count])
         del self.buffer[: count + mark]
         return taken
 
     async def look_for_peer(self) -> None:
-        """Drops a peer that has closed both ways: asyncio tells only that it will say no more."""
+        """Drops a peer that has closed both ways: asyncio tells only that it sends no more."""
         poll = select.poll()
         poll.register(self.transport.get_extra_info("socket").fileno(), 0)
         while not poll.poll(0):  # POLLHUP or POLLERR, which need not be asked for
@@ -5376,7 +5382,7 @@ class Connection(Protocol):
         self.transport.close()
 
     def admit(self, caller: Caller) -> None:
-        """The peer is a stranger no more; Unavailable if there are too many like it."""
+        """The peer is no stranger any more; Unavailable if there are too many connections."""
         listeners = self.daemon.listeners
         listeners.strangers.pop(self, None)
         if len(self.daemon.connections) - len(listeners.strangers) > listeners.most(CONNECTIONS_MAX):
@@ -5387,7 +5393,7 @@ class Connection(Protocol):
         self.caller = caller
 
     async def linger(self) -> None:
-        """Closes our side, and soon the rest: closing over unread input would take the error from the peer."""
+        """Closes our side first: if we closed over unread input, the peer might lose our last error."""
         self.lingering = True
         self.transport.resume_reading()  # to be thrown away
         if self.transport.can_write_eof():
@@ -5398,7 +5404,6 @@ class Connection(Protocol):
         await self.drop(LINGER_S)
 
     async def drop(self, patience: float) -> None:
-        """The peer is gone after this time, unless it is called off."""
         await asyncio.sleep(patience)
         self.transport.abort()
 
@@ -5406,25 +5411,23 @@ class Connection(Protocol):
         if not self.transport.is_closing():
             self.transport.write(data)
 
-    def say_goodbye(self) -> Tasks:
-        """The daemon goes: what waits is told so, by the tasks returned."""
-        self.last = True
-        self.tasks.cancel()
-        return self.tasks
+    def free(self, task: asyncio.Future[Any] | None) -> None:
+        self.busy.discard(task)
+        self.freed.set()
 
     # Requests.
 
     async def answer(self, message: Any) -> Any:
-        """The answer to one request or one batch; None to notifications."""
+        """The answer to a request or a batch; None if there were only notifications."""
         if not isinstance(message, list):
             return await self.reply(message)
         if not 0 < len(message) <= IN_FLIGHT_MAX:
             return refusal(None, InvalidRequest(f"a batch has 1 to {IN_FLIGHT_MAX} requests", "send fewer"))
-        room = LINE_BYTES_MAX  # all answers are held until the last one is there
+        room = LINE_BYTES_MAX  # for all answers: they wait for the last one
 
-        async def reply_within(one: Any) -> Json | None:
+        async def reply_within(request: Any) -> Json | None:
             nonlocal room
-            reply = await self.reply(one, crowded=room < 0)
+            reply = await self.reply(request, crowded=room < 0)
             room -= 0 if reply is None else len(encode_json(reply))
             return reply
 
@@ -5432,7 +5435,7 @@ class Connection(Protocol):
         return [reply for reply in replies if reply is not None] or None
 
     async def reply(self, message: Any, crowded: bool = False) -> Json | None:
-        """The response to one request, *crowded* out if need be; every error has become a document here."""
+        """The response to one request, or a document of its error; *crowded*: a batch has no room for it."""
         request = message if isinstance(message, dict) else {}
         problem, number, began = None, request.get("id"), time.perf_counter()
         try:
@@ -5444,7 +5447,7 @@ class Connection(Protocol):
         except asyncio.CancelledError:
             if self.transport.is_closing():
                 raise
-            problem = Unavailable("taud is shutting down", "taud --detach starts it again")
+            problem = Unavailable(*SHUTTING_DOWN)
         except Exception as bug:
             logging.getLogger("tau").exception("while answering %.1000s", message)
             problem = Internal(f"{type(bug).__name__}: {bug}", "the daemon's log has the traceback")
@@ -5471,15 +5474,14 @@ class Connection(Protocol):
             return {"protocol": PROTOCOL, "version": __version__}
         chosen = OPERATIONS.get(method)
         if chosen is None:
-            hint = did_you_mean(method, OPERATIONS, "`schema` lists all")
-            raise UnknownMethod(f"no method '{method}'", hint)
+            raise UnknownMethod(f"no method '{method}'", did_you_mean(method, OPERATIONS, "`schema` lists all"))
         if not isinstance(params, dict):
             raise BadRequest("params must be an object", f"`tau {method} --help`")
         assert self.caller is not None
         self.caller.check(chosen)
         arguments = chosen.check(params)
         if self.daemon.stopping and chosen.effect != "reads":
-            raise Unavailable("taud is shutting down", "taud --detach starts it again")
+            raise Unavailable(*SHUTTING_DOWN)
         call = Call(self, self.caller, message.get("id"))
         return await confined(call, chosen, arguments) if self.caller.patterns else await chosen.call(call, arguments)
 
@@ -5490,15 +5492,13 @@ class Lines:
         greet ──> wait for room ──> read a line ──> begin it ──> wait for room ──> …
                                                      └─ its task answers, whenever that is
 
-    A line that is no JSON ends the conversation, for its place in the stream is lost; so does the end of what the
-    peer says.  What is in flight is still answered.
+    A line that is not JSON ends the conversation, for the next line cannot be found; so does the end of input.
+    Requests already begun are still answered.
     """
 
     def __init__(self, peer: Connection) -> None:
         self.peer = peer
-        self.begun: set[Any] = set()  # requests not yet answered
-        self.busy: set[Any] = set()  # those of them that do not only wait for a run
-        self.freed = asyncio.Event()  # one less
+        self.begun: set[Any] = set()  # tasks of requests not yet answered
 
     async def converse(self) -> None:
         try:
@@ -5515,7 +5515,7 @@ class Lines:
                 await self.peer.linger()
 
     async def greet(self) -> None:
-        """Finds out who the peer is: from the system, or by its first line, `hello` with a key."""
+        """Learns who the peer is: from the system, or by its first line, `hello` with a key."""
         peer = self.peer
         if not peer.remote:
             name = local_peer(peer.transport.get_extra_info("socket"), peer.group)
@@ -5535,14 +5535,13 @@ class Lines:
         self.send(response(message.get("id"), {"protocol": PROTOCOL, "version": __version__}))
 
     async def read_line(self) -> bytes:
-        """The next line.  The peer may be silent before it, but must finish it in PATIENCE_S."""
+        """The next line: it may begin at any time, but must end within PATIENCE_S."""
         if not self.peer.buffer:
             await self.peer.listen()
         async with asyncio.timeout(PATIENCE_S):
             return await self.peer.read_until(b"\n", LINE_BYTES_MAX)
 
     async def begin(self, line: bytes) -> None:
-        """One line becomes a task; ParseError if it is no JSON."""
         if not line.strip():
             await asyncio.sleep(0)  # there may be millions of them
             return
@@ -5553,11 +5552,10 @@ class Lines:
             return
         task = self.peer.tasks.spawn(self.handle(message))
         self.begun.add(task)
-        self.busy.add(task)
+        self.peer.busy.add(task)
         task.add_done_callback(self.end)
 
     async def handle(self, message: Any) -> None:
-        """One request or batch has its answer, once the peer has read those before it."""
         await self.peer.writable.wait()
         answer = await self.peer.answer(message)
         if answer is not None:
@@ -5565,18 +5563,12 @@ class Lines:
 
     def end(self, task: asyncio.Future[Any]) -> None:
         self.begun.discard(task)
-        self.busy.discard(task)
-        self.freed.set()
-
-    def rest(self) -> None:
-        """The request being answered only waits from now on."""
-        self.busy.discard(asyncio.current_task())
-        self.freed.set()
+        self.peer.free(task)
 
     async def wait_for_room(self) -> None:
-        while len(self.busy) >= IN_FLIGHT_MAX or len(self.begun) >= WAITING_MAX:
-            self.freed.clear()
-            await self.freed.wait()
+        while len(self.peer.busy) >= IN_FLIGHT_MAX or len(self.begun) >= WAITING_MAX:
+            self.peer.freed.clear()
+            await self.peer.freed.wait()
         await self.peer.writable.wait()
 
     def send(self, document: Any) -> None:
@@ -5588,9 +5580,7 @@ class Lines:
 # Metrics.  Promises that a message whose end could be found in two places is refused (RFC 9112, 6.3 and 11.2).
 
 HTTP_HINT = "POST /rpc with a JSON-RPC document; GET /healthz, /readyz, /metrics"
-
-
-#: Code of an error → the status that it is told with, and a header; of others it is 400.
+#: Code of an error → its status, and maybe a header.
 STATUSES: dict[str, tuple[Any, ...]] = {
     "forbidden": (401, "WWW-Authenticate: Bearer"),
     "not_found": (404,),
@@ -5598,12 +5588,13 @@ STATUSES: dict[str, tuple[Any, ...]] = {
 }
 
 
-class Unreadable(BadRequest):
-    """A request for which HTTP has a status of its own, and maybe a header."""
+class Unreadable(TauError):
+    """A request that is refused with a status of its own, and maybe a header."""
 
-    def __init__(self, message: str, *status: Any) -> None:
+    def __init__(self, message: str, status: int = 400, *headers: str) -> None:
         super().__init__(message, HTTP_HINT)
-        self.status = status
+        kind = Forbidden if status == 403 else BadRequest
+        self.code, self.number, self.status = kind.code, kind.number, (status, *headers)
 
 
 class Exchange:
@@ -5615,7 +5606,6 @@ class Exchange:
         self.streaming = False  # whether its answer has begun, in pieces
 
     async def converse(self) -> None:
-        """Request, answer, request, answer, until one side has enough."""
         try:
             while not self.peer.last:
                 await self.exchange()
@@ -5639,9 +5629,10 @@ class Exchange:
         head.check()
         is_open, kind, write = PAGES.get(head.path, (False, "", None))
         if not is_open:
-            await self.authenticate(head)
-        is_last = head.old or "close" in head.get("connection").lower()
-        peer.last = peer.last or is_last or peer.caller is None  # strangers may look in, once
+            scheme, _, key = head.get("authorization").partition(" ")
+            peer.admit(await peer.daemon.keys.admit(key.strip() if scheme.lower() == "bearer" else None, peer.remote))
+        peer.last |= head.old or "close" in head.get("connection").lower()
+        peer.last |= peer.caller is None  # a stranger has one request
         if write is not None:
             head.demand("GET", "HEAD")
             status, text = write(peer.daemon)
@@ -5652,14 +5643,8 @@ class Exchange:
         else:
             raise NotFound(f"no page {head.path[:WORD_MAX]}", HTTP_HINT)
 
-    async def authenticate(self, head: Head) -> None:
-        """Forbidden unless the request has a right key."""
-        scheme, _, given = head.get("authorization").partition(" ")
-        key = given.strip() if scheme.lower() == "bearer" else None
-        self.peer.admit(await self.peer.daemon.keys.admit(key, self.peer.remote))
-
     async def call(self, head: Head) -> None:
-        """Answers a JSON-RPC document: at once as a whole, or in pieces if there are events or it takes long."""
+        """Answers a JSON-RPC document: as a whole, or in pieces if there are events or it takes long."""
         if head.expects:
             self.peer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         async with asyncio.timeout(PATIENCE_S):
@@ -5673,33 +5658,27 @@ class Exchange:
             pulse.cancel()
         await self.peer.writable.wait()
         if self.streaming:
-            self.send_piece(b"" if answer is None else encode(answer), last=True)
+            if answer is not None:
+                self.send(answer)
+            self.send_piece(b"")
         elif answer is None:
             self.write_head(204)
         else:
             self.respond(encode(answer), "application/json", 200)
 
-    def rest(self) -> None:
-        """There is only one request at a time: that it only waits changes nothing."""
-
     def send(self, document: Any) -> None:
-        """Sends an event, as a line of the answer."""
         self.send_piece(encode(document))
 
-    def send_piece(self, piece: bytes, last: bool = False) -> None:
-        """Sends some of an answer whose length is not known before; by HTTP/1.0 it ends with the connection."""
-        assert self.head is not None
-        in_chunks = not self.head.old
+    def send_piece(self, piece: bytes) -> None:
+        """Sends a piece of an answer of unknown length.  An empty piece ends it; HTTP/1.0 closes the connection too."""
+        in_chunks = self.head is not None and not self.head.old
         if not self.streaming:
             self.streaming = True
             self.write_head(200, "Content-Type: application/x-ndjson", *["Transfer-Encoding: chunked"] * in_chunks)
-        if piece:
-            self.peer.write(b"%x\r\n%b\r\n" % (len(piece), piece) if in_chunks else piece)
-        if last and in_chunks:
-            self.peer.write(b"0\r\n\r\n")
+        self.peer.write(b"%x\r\n%b\r\n" % (len(piece), piece) if in_chunks else piece)
 
     async def beat(self) -> None:
-        """Says now and then that the answer is still to come, by an empty line, which is nothing in JSON."""
+        """While the answer is not ready, sends empty lines, which JSON ignores."""
         while True:
             await asyncio.sleep(PULSE_S)
             if self.peer.writable.is_set():
@@ -5726,72 +5705,69 @@ class Exchange:
 
 TOKEN = rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
 HEADERS_MAX = 100
-#: Headers that no request may have: why, and the status.
-REFUSED_HEADERS = {
-    "origin": ("requests of web pages are not answered: there is no CORS here", 403),
-    "transfer-encoding": ("a body must come whole, with its Content-Length", 411),
-    "content-encoding": ("the body must not be compressed", 415),
-}
 
 
 class Head:
-    """The head of an HTTP request; BadRequest for one that two readers could read differently."""
+    """The head of an HTTP request; Unreadable if two readers could read it differently."""
 
     def __init__(self, block: bytes) -> None:
         first, *lines = block.split(b"\r\n")
         request = re.fullmatch(rb"(%b) (/[!-~]*) HTTP/1\.([01])" % TOKEN, first)
         if request is None:
-            raise BadRequest("this is neither JSON nor HTTP/1.1", HTTP_HINT)
+            raise Unreadable("this is neither JSON nor HTTP/1.1")
         if len(lines) > HEADERS_MAX:
             raise Unreadable("too many headers", 431)
         self.headers: dict[str, list[str]] = {}  # by name in small letters
         for line in lines:
-            found = re.fullmatch(rb"(%b):[\t ]*([\t -~\x80-\xff]*?)[\t ]*" % TOKEN, line)
-            if found is None:
-                raise BadRequest("a header is malformed", HTTP_HINT)
-            self.headers.setdefault(found[1].decode("ascii").lower(), []).append(found[2].decode("latin-1"))
+            header = re.fullmatch(rb"(%b):[\t ]*([\t -~\x80-\xff]*?)[\t ]*" % TOKEN, line)
+            if header is None:
+                raise Unreadable("a header is malformed")
+            self.headers.setdefault(header[1].decode("ascii").lower(), []).append(header[2].decode("latin-1"))
         self.method, path, minor = (part.decode("ascii") for part in request.groups())
         self.path, self.old = path.partition("?")[0], minor == "0"
         self.expects = "" if self.old else self.get("expect")
-        self.length = 0  # of the body
+        length = self.get("content-length", "0")
+        self.length = int(length) if re.fullmatch("[0-9]{1,12}", length) else -1  # of the body
 
     def get(self, name: str, missing: str = "") -> str:
         return self.headers.get(name, [missing])[0]
 
     def check(self) -> None:
-        """BadRequest for headers that are not for us; the length of the body is known then."""
-        if len([*self.headers.get("content-length", ()), *self.headers.get("transfer-encoding", ())]) > 1:
-            raise BadRequest("the length of the body is told twice", HTTP_HINT)
-        if not re.fullmatch("[0-9]{1,12}", length := self.get("content-length", "0")):
-            raise BadRequest("Content-Length is not a number", HTTP_HINT)
-        if len(self.headers.get("host", ())) != 1 and not self.old:
-            raise BadRequest("one Host header is wanted", HTTP_HINT)
-        for name in REFUSED_HEADERS.keys() & self.headers.keys():
-            raise Unreadable(*REFUSED_HEADERS[name])
-        self.length = int(length)
-        if self.length > LINE_BYTES_MAX:
-            raise Unreadable(f"a request may have {LINE_BYTES_MAX:,} bytes", 413)
-        if self.expects.lower() not in ("", "100-continue"):
-            raise Unreadable("only 100-continue can be expected", 417)
+        """Raises Unreadable for a request that is not for us, or whose end is not certain."""
+        headers = self.headers
+        lengths = [*headers.get("content-length", ()), *headers.get("transfer-encoding", ())]
+        faults: tuple[tuple[Any, ...], ...] = (
+            (len(lengths) > 1, "the length of the body is told twice"),
+            (self.length < 0, "Content-Length is not a number"),
+            (len(headers.get("host", ())) != 1 and not self.old, "one Host header is wanted"),
+            ("origin" in headers, "requests of web pages are not answered: there is no CORS here", 403),
+            ("transfer-encoding" in headers, "a body must come whole, with its Content-Length", 411),
+            ("content-encoding" in headers, "the body must not be compressed", 415),
+            (self.length > LINE_BYTES_MAX, f"a request may have {LINE_BYTES_MAX:,} bytes", 413),
+            (self.expects.lower() not in ("", "100-continue"), "only 100-continue can be expected", 417),
+        )
+        for is_wrong, *fault in faults:
+            if is_wrong:
+                raise Unreadable(*fault)
 
     def demand(self, *methods: str) -> None:
-        """BadRequest for another method, or a body that is not read."""
         if self.method not in methods:
             raise Unreadable(f"{self.path} takes {methods[0]}", 405, f"Allow: {', '.join(methods)}")
         if self.length and methods[0] == "GET":
-            raise BadRequest(f"{self.path} is read without a body", HTTP_HINT)
+            raise Unreadable(f"{self.path} is read without a body")
 
 
 def readiness(daemon: Daemon) -> tuple[int, str]:
-    reasons = daemon.holds()
+    reasons = daemon.obstacles()
     return (503, "\n".join(reasons) + "\n") if reasons else (200, "ready\n")
 
 
-#: Pages for machines that watch: whether strangers may look at it, its kind, and what it says.
+PLAIN = "text/plain; charset=utf-8"
+#: Path of a page → whether strangers may see it, its content type, and what writes it.
 PAGES: dict[str, tuple[bool, str, Callable[[Daemon], tuple[int, str]]]] = {
-    "/healthz": (True, "text/plain; charset=utf-8", lambda daemon: (200, "ok\n")),
-    "/readyz": (True, "text/plain; charset=utf-8", readiness),
-    "/metrics": (*(False, "text/plain; version=0.0.4; charset=utf-8"), lambda daemon: (200, "".join(daemon.figures()))),
+    "/healthz": (True, PLAIN, lambda daemon: (200, "ok\n")),
+    "/readyz": (True, PLAIN, readiness),
+    "/metrics": (False, "text/plain; version=0.0.4; charset=utf-8", lambda daemon: (200, "".join(daemon.figures()))),
 }
 
 
@@ -6032,7 +6008,7 @@ async def await_runs(call: Call, run_ids: list[str], timeout: float | None, foll
 
     *follow* sends the events of the first one meanwhile.
     """
-    call.rest()
+    call.only_waits()
     daemon = call.daemon
     try:
         async with asyncio.timeout(timeout):
@@ -6129,7 +6105,7 @@ async def cancel(call: Call, run_id: RunId, *, force: bool = False) -> Json:
     moved = await call.write(daemon.store.cancel_waiting, run_id)
     if not moved and ask.status_of(run_id) not in FINAL:
         await daemon.runner.stop(run_id, "cancelled", force)
-        call.rest()
+        call.only_waits()
         await daemon.feed.finished(run_id)
         moved = ask.status_of(run_id) == "cancelled"
     return {"run_id": run_id, "status": ask.status_of(run_id), "changed": moved}
@@ -6211,7 +6187,7 @@ async def logs(
         lines, total, dropped = call.ask.logs(run_id, levels if level else (), step, tail, attempt)
         answer = listing("lines", lines, total, f"tau logs --run {run_id}")
         return {"run_id": run_id, **answer, "log_dropped": dropped}
-    call.rest()
+    call.only_waits()
     async for event in call.daemon.feed.events(run_id, tail):
         inside = step is None or f"{event.get('step') or ''}/".startswith(f"{step}/")
         if inside and event["type"] == "log" and event["level"] in levels:
@@ -6673,7 +6649,7 @@ async def prune(
     terms = retention_terms(daemon.settings, older_than, keep)
     if dry_run:
         return await asyncio.to_thread(foresee, daemon.store.database.path, terms, time.time())
-    call.rest()
+    call.only_waits()
     return await daemon.retention.prune(terms, time.time(), call.actor, thorough=True)
 
 
