@@ -1513,11 +1513,12 @@ def read_settings(flags: Mapping[str, Any], config: str | None) -> Json:
     return settings | {"connections": file.get("connections", {}), "executors": executors}
 
 
-def check_zone(name: str) -> None:
-    """BadRequest unless the system knows this time zone."""
+def check_zone(name: str) -> str:
+    """The name of a time zone; BadRequest unless the system knows it."""
     try:
         if name != "UTC":
             zoneinfo.ZoneInfo(name)
+        return name
     except (zoneinfo.ZoneInfoNotFoundError, ValueError, OSError):
         hint = did_you_mean(name, zoneinfo.available_timezones(), "for example Europe/London")
         raise BadRequest(f"there is no time zone '{name}'", hint) from None
@@ -11575,9 +11576,9 @@ class Pipeline:
 
     def to_json(self) -> Json:
         """What `deploy` stores of it."""
-        code: CodeType | None = getattr(self.function, "__code__", None)
+        line = getattr(getattr(self.function, "__code__", None), "co_firstlineno", None)
         about = {"name": self.name, "function": self.name, "params": self.parameters.schema()}
-        return about | self.options | {"line": code.co_firstlineno if code is not None else None}
+        return about | self.options | {"line": line}
 
 
 def pipeline(
@@ -11622,23 +11623,21 @@ def pipeline(
     Durations are seconds or text such as `"15m"`.  The function is called with a PipelineContext and, by
     their names, its params; what it returns is the run's result.  Raises BadRequest for what cannot be.
     """
-    told = {option: value for option, value in locals().items() if option in PIPELINE_OPTIONS}
+    options = {option: value for option, value in locals().items() if option in PIPELINE_OPTIONS}
 
     def register(decorated: Function) -> Function:
         chosen = decorated.__name__ if name is None else name
         check_name(chosen)
         summary = (decorated.__doc__ or "").strip().partition("\n")[0] if description is None else description
         causes = (retry_on,) if isinstance(retry_on, type) else tuple(retry_on or ())
-        types = tuple(one for one in causes if isinstance(one, type))
-        made = Pipeline(decorated, chosen, {"description": summary, **check_pipeline(told)}, types)
-        PIPELINES.append(made)
+        types = tuple(cause for cause in causes if isinstance(cause, type))
+        PIPELINES.append(Pipeline(decorated, chosen, {"description": summary, **check_pipeline(options)}, types))
         return decorated
 
     return register if function is None else register(function)
 
 
 def check_seconds(value: Any) -> float:
-    """A duration in seconds: a number, text such as 15m, or a timedelta."""
     return parse_duration(value.total_seconds() if hasattr(value, "total_seconds") else value)
 
 
@@ -11655,13 +11654,13 @@ CAUSES_OF_RETRY = ("died", "lost", "timeout")
 
 
 def check_causes(value: Any) -> list[str]:
-    """What is tried again after: types of exceptions by their names, and the words for other ends."""
-    found = [value] if isinstance(value, (str, type)) else [*value]
-    for one in found:
-        if one not in CAUSES_OF_RETRY and not (isinstance(one, type) and issubclass(one, BaseException)):
+    """Exceptions by the names of their types, and the words for other ends."""
+    causes = [value] if isinstance(value, (str, type)) else [*value]
+    for cause in causes:
+        if cause not in CAUSES_OF_RETRY and not (isinstance(cause, type) and issubclass(cause, BaseException)):
             hint = f"retry_on=[ConnectionError, {', '.join(map(repr, CAUSES_OF_RETRY))}]"
-            raise BadRequest(f"expected types of exceptions, not {safe_repr(one)}", hint)
-    return [one if isinstance(one, str) else one.__name__ for one in found]
+            raise BadRequest(f"expected types of exceptions, not {safe_repr(cause)}", hint)
+    return [cause if isinstance(cause, str) else cause.__name__ for cause in causes]
 
 
 SIZE_UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
@@ -11669,9 +11668,9 @@ MEMORY_LEAST = 64 << 20
 
 
 def check_size(value: Any) -> int:
-    """A number of bytes of memory: whole, or text such as 512M."""
-    found = re.fullmatch(r"(\d+)([KMGT]?)(?:i?B)?", str(value), re.IGNORECASE | re.ASCII)
-    size = int(found[1]) * SIZE_UNITS[found[2].upper()] if found and not isinstance(value, bool) else 0
+    """Bytes of memory, from a whole number or text such as 512M."""
+    parts = re.fullmatch(r"(\d+)([KMGT]?)(?:i?B)?", str(value), re.IGNORECASE | re.ASCII)
+    size = int(parts[1]) * SIZE_UNITS[parts[2].upper()] if parts and not isinstance(value, bool) else 0
     if size < MEMORY_LEAST:
         raise BadRequest(f"expected a size from {MEMORY_LEAST >> 20}M, not {safe_repr(value)}", '"512M", "2G"')
     return size
@@ -11685,17 +11684,12 @@ def check_names(value: Any) -> list[str]:
     return [*names]
 
 
-def check_zone_name(value: Any) -> str:
-    check_zone(str(value))
-    return str(value)
-
-
 #: Option of @pipeline → its JSON Schema, or what checks it and makes JSON of it.  None means that it is not used.
 PIPELINE_OPTIONS: dict[str, Json | Callable[[Any], Any]] = {
     "tags": lambda value: [*demand(STRINGS, value, "tags")],
     "schedule": lambda value: Cron(value).text,
     "every": lambda value: parse_interval(value if isinstance(value, str) else check_seconds(value)),
-    "timezone": check_zone_name,
+    "timezone": lambda value: check_zone(str(value)),
     "timeout": check_limit,
     "retries": {"type": "integer", "minimum": 0, "maximum": 100},
     "retry_delay": check_seconds,
@@ -11717,22 +11711,22 @@ PIPELINE_OPTIONS: dict[str, Json | Callable[[Any], Any]] = {
 }
 
 
-def check_pipeline(told: Json) -> Json:
+def check_pipeline(options: Json) -> Json:
     """The options of @pipeline as JSON; BadRequest names the one that cannot be."""
-    if told["schedule"] is not None and told["every"] is not None:
+    if options["schedule"] is not None and options["every"] is not None:
         raise BadRequest("@pipeline: schedule and every are two ways to say when", "choose one of them")
-    checked = {}
+    checked = dict(options)
     for name, wanted in PIPELINE_OPTIONS.items():
-        value = checked[name] = told[name]
-        if value is None:
+        place = f"@pipeline({name}=…)"
+        if options[name] is None:
             continue
         if isinstance(wanted, dict):
-            demand(wanted, value, f"@pipeline({name}=…)")
+            demand(wanted, options[name], place)
             continue
         try:
-            checked[name] = wanted(value)
+            checked[name] = wanted(options[name])
         except BadRequest as problem:
-            raise BadRequest(f"@pipeline({name}=…): {problem}", problem.hint, **problem.detail) from None
+            raise BadRequest(f"{place}: {problem}", problem.hint, **problem.detail) from None
     return checked
 
 
@@ -11796,9 +11790,9 @@ class Unfinished:
 
     @classmethod
     def check(cls) -> None:
-        """BadRequest if the pipeline returned without having awaited what must be."""
+        """BadRequest if the pipeline has returned without awaiting some of them."""
         if cls.waiting:
-            steps = [one.context.run(CURRENT.get) for one in cls.waiting]
+            steps = [unfinished.context.run(CURRENT.get) for unfinished in cls.waiting]
             names = ", ".join(sorted("ctx.check" if step is None else step.path for step in steps))
             raise BadRequest(f"never awaited: {names}", "an async function is in it: write `await ctx.…(…)`")
 
@@ -11819,27 +11813,16 @@ class PipelineContext:
         self.attempt: int = job["attempt"]
         self.params: Json = job["params"]
         self.data_dir: str = job["directory"]
-        #: What the last successful run left here; kept if this run succeeds.  A small JSON object.
+        #: What the last successful run left here; saved if this run succeeds.  A small JSON object.
         self.state: Json = json.loads(encode_json(job.get("state") or {}))
+        #: The name of each pipeline that this run comes after → the `run_id` and the `result` of its run.
+        self.upstream: dict[str, Json] = job.get("upstream") or {}
+        #: The instant this run was due (aware, UTC); None if nobody scheduled it.
+        self.scheduled_for = moment(job.get("scheduled_for"))
+        #: When the last successful run of this pipeline began (aware, UTC); None if there is none.
+        #: Its beginning and not its end: reading what has changed since then misses nothing.
+        self.last_successful_run = moment(job.get("last_success"))
         self._around = Surroundings(attempt)
-
-    @property
-    def scheduled_for(self) -> datetime.datetime | None:
-        """The instant this run was due (aware, UTC); None if nobody scheduled it."""
-        return moment(self._job.get("scheduled_for"))
-
-    @property
-    def upstream(self) -> dict[str, Json]:
-        """Of a run that comes after others: the name of each → its `run_id` and its `result`."""
-        return self._job.get("upstream") or {}
-
-    @property
-    def last_successful_run(self) -> datetime.datetime | None:
-        """When the last successful run of this pipeline began (aware, UTC); None if there is none.
-
-        Its beginning and not its end: reading what has changed since then misses nothing.
-        """
-        return moment(self._job.get("last_success"))
 
     # What happened.
 
@@ -11873,10 +11856,9 @@ class PipelineContext:
         return eager(work) if asyncio._get_running_loop() is None else work
 
     def progress(self, done: float, total: float | None = None, message: str = "") -> None:
-        """Says how far the run is: shown live, and the last word is kept."""
+        """Says how far the run is: shown live, and the last word is saved."""
         whole = None if total is None else number(total, "total")
-        data = {"done": number(done, "done"), "total": whole, "message": clip(message, 500)}
-        self._attempt.journal.progress(data)
+        self._attempt.journal.progress({"done": number(done, "done"), "total": whole, "message": clip(message, 500)})
 
     def metric(self, name: str, value: float) -> None:
         """Keeps a number under a name: rows rejected, euros billed, seconds behind."""
@@ -11885,8 +11867,11 @@ class PipelineContext:
     # Data.
 
     @eagerly
-    async def extract(self, source: Any, resource: str | None = None, *, stream: bool = False, **options: Any) -> Any:
-        """The rows of a source, a list of dicts; with *stream* batches of them, in bounded memory.
+    async def extract(
+        self, source: Any, resource: str | None = None, *, stream: bool = False, batch_rows: int | None = None,
+        **options: Any,
+    ) -> Any:  # fmt: skip
+        """The rows of a source, a list of dicts; with *stream* batches of *batch_rows* (10,000), in bounded memory.
 
         *source* is a path or URL (file, http, database, anything fsspec or SQLAlchemy know), a connection of
         tau.toml or the name of an @source; *resource* the table, query or file in it.  Raises SourceError.
@@ -11894,9 +11879,9 @@ class PipelineContext:
         place = find_place(source, resource, self._around, options)
         step = self.step(f"extract {place.label}")
         if stream:
-            counts = {"type": "integer", "minimum": 1, "maximum": 1 << 40}
-            batch_rows = demand(counts, options.get("batch_rows", BATCH_ROWS), "batch_rows")
-            return Stream(step, batches_from(place, batch_rows))
+            count = BATCH_ROWS if batch_rows is None else batch_rows
+            demand({"type": "integer", "minimum": 1, "maximum": 1 << 40}, count, "batch_rows")
+            return Stream(step, batches_from(place, count))
         with step:
             return put_out(step, collect(await settle(place.read(None))))
 
@@ -11940,10 +11925,10 @@ class PipelineContext:
         """
         place = find_warehouse(connection, self._around)
         with self.step(f"sql {brief(query)}") as step:
-            found = place.run(query, dict(params or {}))
-            if isinstance(found, Rows):
-                return put_out(step, found)
-            step.rows_out = max(found, 0)
+            result = place.run(query, dict(params or {}))
+            if isinstance(result, Rows):
+                return put_out(step, result)
+            step.rows_out = max(result, 0)
             return Count(step.rows_out)
 
     @eagerly
@@ -11973,13 +11958,10 @@ class PipelineContext:
 
 def number(value: Any, name: str) -> Any:
     """A finite number; BadRequest names what is none."""
-    try:
-        found = to_json(value, name)
-    except BadResult:
-        found = None
-    if type(found) not in (int, float):
+    document = json_or_repr(value, name)
+    if type(document) not in (int, float):
         raise BadRequest(f"{name} must be a finite number, not {safe_repr(value)}", "ctx.metric('rows', 42)")
-    return found
+    return document
 
 
 def moment(text: str | None) -> datetime.datetime | None:
@@ -12009,7 +11991,7 @@ class per_row:  # noqa: N801
 
 
 async def await_each(made: list[Any]) -> list[Json]:
-    return flat([await one for one in made])
+    return flat([await result for result in made])
 
 
 def flat(made: list[Any]) -> list[Json]:
@@ -12017,10 +11999,10 @@ def flat(made: list[Any]) -> list[Json]:
     if {*map(type, made)} <= {dict}:
         return made
     rows: list[Json] = []
-    for position, one in enumerate(made, 1):
-        some = [one] if isinstance(one, dict) else () if one is None else one
+    for position, result in enumerate(made, 1):
+        some = [result] if isinstance(result, dict) else () if result is None else result
         if isinstance(some, (str, bytes)) or not hasattr(some, "__iter__"):
-            what = f"of row {position} made {safe_repr(one)}"
+            what = f"of row {position} made {safe_repr(result)}"
             raise BadRequest(f"a @per_row function {what}", "return a dict, None, or a list of dicts")
         rows += some
     return rows
@@ -12055,10 +12037,10 @@ async def pass_through(whole: Step, parts: list[tuple[Step, Callable[[Rows], Any
 def step_result(result: Any, rows: Rows, name: str) -> Rows:
     if result is None:
         raise BadRequest(f"step '{name}' returned None, not rows", "return the rows, or mark the function @per_row")
-    found = as_rows(result)
-    if not found and not found.columns:
-        found.columns = columns_of(rows)  # so that a SQL step after it still knows them
-    return found
+    new = as_rows(result)
+    if not new and not new.columns:
+        new.columns = columns_of(rows)  # so that a SQL step after it still knows them
+    return new
 
 
 def stream_through(whole: Step, parts: list[tuple[Step, Callable[[Rows], Any]]], stream: Stream) -> Stream:
@@ -12095,7 +12077,7 @@ def run_local(
     ctx.secret finds where the environment has none, *upstream* the results of the pipelines it comes after.
     The document has `state` and `logs` besides.
     """
-    chosen = next((one for one in PIPELINES if one.function is function), None)
+    chosen = next((pipeline for pipeline in PIPELINES if pipeline.function is function), None)
     if chosen is None:
         raise BadRequest(f"{safe_repr(function)} is no pipeline", "decorate it: @pipeline")
     if asyncio._get_running_loop() is not None:
@@ -12103,10 +12085,10 @@ def run_local(
     demand(chosen.parameters.schema(), params or {}, "params", "see the signature of the pipeline")
     with tempfile.TemporaryDirectory(prefix="tau-local-") as folder:
         job = local_job(chosen.name, folder, os.path.abspath(data_dir or folder))
-        job |= {"params": params or {}, "state": state, "connections": dict(connections or {})}
+        job |= {"params": params or {}, "state": state or {}, "connections": dict(connections or {})}
         job |= {"last_success": last_successful_run, "scheduled_for": scheduled_for}
         job["secrets"] = {name: value for name, value in (secrets or {}).items() if name not in os.environ}
-        job["upstream"] = {name: {"run_id": LOCAL_RUN, "result": one} for name, one in (upstream or {}).items()}
+        job["upstream"] = {name: {"run_id": LOCAL_RUN, "result": result} for name, result in (upstream or {}).items()}
         return call_locally(chosen, job, os.path.join(folder, "run.journal"))
 
 
@@ -12135,8 +12117,12 @@ def call_locally(chosen: Pipeline, job: Json, path: str) -> Json:
         records = [json.loads(line) for line in file]
     took = round((perf_counter() - began) * 1000, 3)
     head = {"pipeline": chosen.name, "status": "success", "duration_ms": took, "params": job["params"]}
-    head |= {"result": record["result"], "state": record.get("state", job["state"] or {})}
-    return {**head, "trace": trace_of(records), "logs": [one["message"] for one in records if one["t"] == "log"]}
+    head |= {"result": record["result"], "state": record.get("state", job["state"])}
+    return {
+        **head,
+        "trace": trace_of(records),
+        "logs": [record["message"] for record in records if record["t"] == "log"],
+    }
 
 
 def returned_by(chosen: Pipeline, context: PipelineContext) -> Json:
@@ -12221,31 +12207,31 @@ class Parameters:
 
     def read(self, function: Callable[..., Any], name: str) -> None:
         """Reads the signature; BadRequest for one that cannot be called with a context and params."""
-        found = [*inspect.signature(function).parameters.values()]
-        if not found or found[0].kind in (found[0].KEYWORD_ONLY, found[0].VAR_KEYWORD):
+        context, *others = inspect.signature(function).parameters.values() or (None,)
+        if context is None or context.kind in (context.KEYWORD_ONLY, context.VAR_KEYWORD):
             raise BadRequest(f"{name}() must take a PipelineContext", f"def {name}(ctx): ...")
-        rest = found[1:]
-        self.others = not rest
-        for one in rest:
-            if one.kind is one.POSITIONAL_ONLY:
-                raise BadRequest(f"{name}(): '{one.name}' must not be positional-only", "params come by name")
-            if one.kind is one.VAR_KEYWORD:
+        self.others = not others
+        for parameter in others:
+            if parameter.kind is parameter.POSITIONAL_ONLY:
+                wrong = f"{name}(): '{parameter.name}' must not be positional-only"
+                raise BadRequest(wrong, "params come by name")
+            if parameter.kind is parameter.VAR_KEYWORD:
                 self.others = self.takes_others = True
-            elif one.kind is not one.VAR_POSITIONAL:
-                self.add(one.replace(annotation=hint_of(function, one)))
+            elif parameter.kind is not parameter.VAR_POSITIONAL:
+                self.add(parameter.replace(annotation=hint_of(function, parameter)))
 
-    def add(self, one: inspect.Parameter) -> None:
-        found = param_type(one.annotation, one.name)
-        if one.default is not one.empty:
-            self.defaults[one.name] = one.default
-            if one.default is None and mismatch(found.schema, None, "") is not None:
-                found = any_of([found, ParamType({"type": "null"})])
-        self.types[one.name] = found
+    def add(self, parameter: inspect.Parameter) -> None:
+        kind = param_type(parameter.annotation, parameter.name)
+        if parameter.default is not parameter.empty:
+            self.defaults[parameter.name] = parameter.default
+            if parameter.default is None and mismatch(kind.schema, None, "") is not None:
+                kind = any_of([kind, ParamType({"type": "null"})])
+        self.types[parameter.name] = kind
 
     def schema(self) -> Json:
-        properties = {name: found.schema for name, found in self.types.items()}
-        if not properties and self.others:
+        if not self.types and self.others:
             return {"type": "object"}
+        properties = {name: kind.schema for name, kind in self.types.items()}
         for name, default in self.defaults.items():
             properties[name] = properties[name] | {"default": json_or_repr(default, name)}
         required = [name for name in properties if name not in self.defaults]
@@ -12258,16 +12244,14 @@ class Parameters:
         return {name: default for name, default in self.defaults.items() if name not in values} | values
 
 
-def hint_of(function: Callable[..., Any], one: inspect.Parameter) -> Any:
+def hint_of(function: Callable[..., Any], parameter: inspect.Parameter) -> Any:
     """A param's annotation, evaluated where it is text."""
-    if one.annotation is one.empty:
-        return object
-    if not isinstance(one.annotation, str):
-        return one.annotation
+    if not isinstance(parameter.annotation, str):
+        return object if parameter.annotation is parameter.empty else parameter.annotation
     try:
-        return eval(one.annotation, inspect.unwrap(function).__globals__)
+        return eval(parameter.annotation, inspect.unwrap(function).__globals__)
     except Exception as problem:
-        raise unresolved(f"'{one.name}'", problem) from problem
+        raise unresolved(f"'{parameter.name}'", problem) from problem
 
 
 def unresolved(what: str, problem: Exception) -> BadRequest:
@@ -12302,12 +12286,12 @@ def param_type(hint: Any, name: str) -> ParamType:
 
 
 def any_of(options: list[ParamType]) -> ParamType:
-    """One of several types: the first that fits."""
+    """The first of several types that fits."""
 
     def convert(value: Any) -> Any:
-        return next(one for one in options if mismatch(one.schema, value, "") is None).convert(value)
+        return next(option for option in options if mismatch(option.schema, value, "") is None).convert(value)
 
-    return ParamType({"anyOf": [one.schema for one in options]}, convert)
+    return ParamType({"anyOf": [option.schema for option in options]}, convert)
 
 
 #: What is made of a JSON array.
@@ -12377,10 +12361,10 @@ class Annotation:
             return None
         inner = self.inner()
         if make is tuple and inner and self.arguments[-1] is not ...:
+            count = len(inner)
             return ParamType(
-                {"type": "array", "prefixItems": [one.schema for one in inner]}
-                | {"minItems": len(inner), "maxItems": len(inner)},
-                lambda value: tuple(one.convert(item) for one, item in zip(inner, value, strict=True)),
+                {"type": "array", "prefixItems": [part.schema for part in inner], "minItems": count, "maxItems": count},
+                lambda value: tuple(part.convert(item) for part, item in zip(inner, value, strict=True)),
             )
         if not inner:
             return ParamType({"type": "array"}, make)
@@ -12406,15 +12390,10 @@ SEVERITIES = ("error", "warn")
 VALUES_SHOWN = 8
 
 
-#: What an assertion is called, what decides it, and the values of the names that its text speaks of.
-if TYPE_CHECKING:
-    Assertion = tuple[str, Any, Json]
-
-
 async def check_all(journal: Journal, given: tuple[Any, ...], severity: str) -> Count:
     """Evaluates and records every assertion; CheckFailed names all that do not hold, unless they only warn."""
     demand({"enum": SEVERITIES}, severity, "severity")
-    failed = [one[0] for one in named_assertions(given) if not await holds_true(journal, one, severity)]
+    failed = [name for name, *about in named_assertions(given) if not await holds_true(journal, severity, name, *about)]
     if failed and severity == "error":
         count = f"{len(failed)} of {len(given)} checks failed: " if len(given) > 1 else "check failed: "
         raise CheckFailed(count + "; ".join(failed), "the values are in trace.checks")
@@ -12423,20 +12402,23 @@ async def check_all(journal: Journal, given: tuple[Any, ...], severity: str) -> 
     return Count(not failed)
 
 
-def named_assertions(given: tuple[Any, ...]) -> list[Assertion]:
-    """The assertions with their names: given ones, those of functions, else the source text of the call."""
+def named_assertions(given: tuple[Any, ...]) -> list[tuple[str, Any, Json]]:
+    """The name of each assertion, what decides it, and the values of the names in its source text.
+
+    Its name is the one given with it, or that of the function, or its source text.
+    """
     frame = sys._getframe(1)
     while frame.f_code.co_filename == __file__ and frame.f_back is not None:
         frame = frame.f_back
-    known, found = {**frame.f_globals, **frame.f_locals}, []
+    known, assertions = {**frame.f_globals, **frame.f_locals}, []
     for position, (subject, node) in enumerate(zip(given, matched(call_arguments(frame), len(given)), strict=True)):
         text, values = (f"assertion {position + 1}", {}) if node is None else (node[0], names_in(node[1], known))
         if isinstance(subject, tuple) and len(subject) == 2 and isinstance(subject[0], str):
             text, subject = subject
         elif callable(subject) and getattr(subject, "__name__", "<lambda>") != "<lambda>":
             text = subject.__name__
-        found.append((clip(text, 500), subject, values))
-    return found
+        assertions.append((clip(text, 500), subject, values))
+    return assertions
 
 
 def call_arguments(frame: FrameType) -> list[tuple[str, ast.expr]]:
@@ -12455,43 +12437,39 @@ def call_arguments(frame: FrameType) -> list[tuple[str, ast.expr]]:
         call = ast.parse(text, mode="eval").body
     except (SyntaxError, ValueError):
         return []
-    arguments = call.args if isinstance(call, ast.Call) else ()
-    return [(re.sub(r"\s*\n\s*", " ", ast.get_source_segment(text, one) or ""), one) for one in arguments]
+    nodes = call.args if isinstance(call, ast.Call) else ()
+    return [(re.sub(r"\s*\n\s*", " ", ast.get_source_segment(text, node) or ""), node) for node in nodes]
 
 
 def matched(arguments: list[tuple[str, ast.expr]], count: int) -> list[tuple[str, ast.expr] | None]:
     """Which argument each of *count* values is; None for those of a starred one."""
-    found: list[tuple[str, ast.expr] | None] = []
-    for one in arguments:
-        found += [None] * (count - len(arguments) + 1) if isinstance(one[1], ast.Starred) else [one]
-    return found if len(found) == count else [None] * count
+    matches: list[tuple[str, ast.expr] | None] = []
+    for argument in arguments:
+        is_starred = isinstance(argument[1], ast.Starred)
+        matches += [None] * (count - len(arguments) + 1) if is_starred else [argument]
+    return matches if len(matches) == count else [None] * count
 
 
 def names_in(node: ast.expr, known: Json) -> Json:
-    names = dict.fromkeys(one.id for one in ast.walk(node) if isinstance(one, ast.Name))
+    names = dict.fromkeys(part.id for part in ast.walk(node) if isinstance(part, ast.Name))
     return {name: known[name] for name in names if name in known and not isinstance(known[name], DEFINITIONS)}
 
 
-async def holds_true(journal: Journal, assertion: Assertion, severity: str) -> bool:
+async def holds_true(journal: Journal, severity: str, name: str, subject: Any, values: Json) -> bool:
     """Whether an assertion holds; what it raises is its failure."""
-    (name, subject, values), why = assertion, None
+    passed, why = False, None
     try:
-        passed = truth_of(await settle(subject() if callable(subject) else subject))
+        value = await settle(subject() if callable(subject) else subject)
+        if isinstance(value, str) or hasattr(value, "gi_frame"):
+            what = "text" if isinstance(value, str) else "a generator"
+            raise BadRequest(f"{what} is always true", 'ctx.check(all(x > 0 for x in values), ("name", bool))')
+        passed = bool(value)
     except Exception as problem:
-        passed, why = False, f"{type(problem).__name__}: {safe_text(problem)[:500]}"
-    shown = {} if passed else dict(itertools.islice(values.items(), VALUES_SHOWN))
-    shown = {name: "***" if is_secret(name) else safe_repr(value) for name, value in shown.items()}
-    data = {"passed": passed, "severity": severity, "values": shown, "error": why}
-    journal.observe("check", name, data)
+        why = f"{type(problem).__name__}: {safe_text(problem)[:500]}"
+    some = [] if passed else [*values.items()][:VALUES_SHOWN]
+    shown = {name: "***" if is_secret(name) else safe_repr(value) for name, value in some}
+    journal.observe("check", name, {"passed": passed, "severity": severity, "values": shown, "error": why})
     return passed
-
-
-def truth_of(value: Any) -> bool:
-    """The truth of what was asserted; BadRequest for what is true whatever it says."""
-    if isinstance(value, str) or hasattr(value, "gi_frame"):
-        what = "text" if isinstance(value, str) else "a generator"
-        raise BadRequest(f"{what} is always true", 'ctx.check(all(x > 0 for x in values), ("name", bool))')
-    return bool(value)
 
 
 # --- 42. Memos ---------------------------------------------------------------------------
@@ -12607,8 +12585,8 @@ class Surroundings:
     def url_of(self, name: str) -> str:
         """A URL, or that of the connection of this name, with its secrets; its password is hidden from now on."""
         url = str(self.connections[name]["url"]) if name in self.connections else name
-        scheme, marks, rest = url.partition("://")
-        user, at, place = rest.rpartition("@")
+        scheme, marks, address = url.partition("://")
+        user, at, place = address.rpartition("@")
         url = self.filled(scheme, name) + marks + self.filled(user, name, quoted=True) + at + self.filled(place, name)
         for password in passwords_in(url) if marks else ():
             self.attempt.hide(password)
@@ -12617,16 +12595,16 @@ class Surroundings:
     def filled(self, text: str, connection: str, quoted: bool = False) -> str:
         """A part of a URL with its secrets; *quoted* where @ and / would end the part."""
 
-        def secret(found: re.Match[str]) -> str:
-            value = self.secret(found[1], f"connection '{connection}' needs {found[0]}")
+        def secret(mark: re.Match[str]) -> str:
+            value = self.secret(mark[1], f"connection '{connection}' needs {mark[0]}")
             return urllib.parse.quote(value, safe="") if quoted else value
 
         return re.sub(r"\$\{(\w+)\}", secret, text)
 
     def secret(self, name: str, lacking: str, default: str | None = None) -> str:
         """A secret, hidden from now on; MissingSecret says what is *lacking* and where it would be found."""
-        found = read_secret(name, self.secrets)[0]
-        value = default if found is None else found
+        value = read_secret(name, self.secrets)[0]
+        value = default if value is None else value
         if value is None:
             place = "<home>/secrets" if isinstance(self.secrets, dict) else os.path.realpath(self.secrets)
             where = f"export {name}=… for taud, or write it to {os.path.join(place, name)} (chmod 600)"
@@ -12667,20 +12645,19 @@ class Place:
 def find_place(source: Any, resource: str | None, around: Surroundings, options: Json, writing: bool = False) -> Any:
     """The place that a source or target means; BadRequest if it can be none."""
     registry = TARGETS if writing else SOURCES
-    options = {name: value for name, value in options.items() if name != "batch_rows"}
     name = os.fspath(source) if hasattr(source, "__fspath__") else source
     if not isinstance(name, str) or not name:
         raise BadRequest(f"{safe_repr(source)} is no place", "a path, a URL, a connection, or the name of an @source")
     if name in registry:
         return Registered(name, registry[name], resource, options)
     url = around.url_of(name)
-    scheme, marks, rest = url.partition("://")
+    scheme, marks, address = url.partition("://")
     kind = scheme.partition("+")[0]
     if not marks:
         check_path(name, url, options, registry, around)
         return LocalFile(joined(url, resource), options)
     if scheme == "file":
-        host, _, path = rest.partition("/")
+        host, _, path = address.partition("/")
         if host not in ("", "localhost"):
             raise BadRequest(f"'{name}' names a machine, '{host}'", "file:///path has three slashes")
         return LocalFile(joined("/" + urllib.parse.unquote(path), resource), options)
@@ -12723,7 +12700,7 @@ MODES = ("append", "replace", "upsert")
 
 
 def check_mode(mode: str, key: str | Sequence[str]) -> list[str]:
-    """The columns of the key; BadRequest if the mode is none, or lacks a key."""
+    """The columns of the key; BadRequest for an unknown mode, or an upsert without a key."""
     demand({"enum": MODES}, mode, "mode")
     keys: list[Any] = [key] if isinstance(key, str) or not hasattr(key, "__iter__") else [*key]
     if mismatch(STRINGS, keys, "key") is not None:
@@ -12739,7 +12716,7 @@ def joined(base: str, resource: str | None) -> str:
 
 
 def is_database(scheme: str) -> bool:
-    """Whether SQLAlchemy speaks to databases of this scheme, or would."""
+    """Whether SQLAlchemy knows databases of this scheme, or would if it were installed."""
     if scheme.partition("+")[0] in DATABASES:
         return True
     try:
@@ -12766,10 +12743,9 @@ class Registered(Place):
     def call(self, *arguments: Any, **more: Any) -> Any:
         """The function with what it takes of what there is; an option it does not take is a BadRequest."""
         signature = inspect.signature(self.function)
-        names = signature.parameters
-        offered = {"resource": None, **more}
+        names, offered = signature.parameters, {"resource": None, **more}
         self.options = {name: offered[name] for name in names if name in offered} | self.options
-        if not any(one.kind is one.VAR_KEYWORD for one in names.values()):
+        if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in names.values()):
             self.fit(f"'{self.label}'", names, "takes no", f"it takes {', '.join(names) or 'nothing'}")
         try:
             signature.bind(*arguments, **self.options)
@@ -12778,7 +12754,6 @@ class Registered(Place):
         return self.function(*arguments, **self.options)
 
     def read(self, batch_rows: int | None) -> Any:
-        """Its rows in batches; to be awaited if the function is async."""
         made = self.call()
         if not hasattr(made, "__await__") and not hasattr(made, "__aiter__"):
             return batched(made, batch_rows)
@@ -12792,7 +12767,6 @@ class Registered(Place):
         return [as_rows([row async for row in made] if hasattr(made, "__aiter__") else await made)]
 
     def write(self, batches: Batches, mode: str, keys: list[str]) -> Any:
-        """Hands all rows to the function; what it says, to be awaited if it is async."""
         return self.call(collect(batches), mode=mode, key=keys)
 
 
@@ -12815,24 +12789,21 @@ class DataFile(Place):
         self.format = find_format(self.options.pop("format", None), self.label)
 
     def read(self, batch_rows: int | None) -> Batches:
-        """Its rows in batches."""
         options = self.fit(f"reading {self.format.name}", self.format.reads)
         with self.open() as file:
             plain_file = gzip.GzipFile(fileobj=file, mode="rb") if self.label.endswith(".gz") else file
             yield from labelled(self.label, self.format.read(plain_file, batch_rows, **options))
 
     def write(self, batches: Batches, mode: str, keys: list[str]) -> None:
-        """Writes the rows, with those that are there already."""
         options = self.fit(f"writing {self.format.name}", self.format.writes)
         # With `columns` a reader would take the header for a row.
         self.options = {name: options[name] for name in options if name in self.format.reads and name != "columns"}
         old: Iterator[Rows] = iter(())
+        is_upsert = mode == "upsert"
         if mode != "replace" and self.exists():
-            at_once = mode == "upsert" or self.format.name == "parquet"  # whose first batches decide the types
+            at_once = is_upsert or self.format.name == "parquet"  # whose first batches decide the types
             old = iter(self.read(None if at_once else BATCH_ROWS))
-        merged = appended(old, iter(batches))
-        if mode == "upsert":
-            merged = iter([upserted(collect(old), collect(batches), keys, self.format.key)])
+        merged = upserted(old, batches, keys, self.format.key) if is_upsert else appended(old, iter(batches))
 
         def write(file: Any) -> None:
             # The same rows give the same bytes: without a name and a time.
@@ -12850,13 +12821,17 @@ def appended(old: Iterator[Rows], new: Iterator[Rows]) -> Batches:
     yield from itertools.chain([first], old, [fresh], new)
 
 
-def upserted(old: Rows, new: Rows, keys: list[str], key_of: Callable[[Any], Any]) -> Rows:
+def upserted(old: Batches, new: Batches, keys: list[str], key_of: Callable[[Any], Any]) -> Batches:
+    """All rows in one batch: a new row changes the old one of the same key."""
     merged: dict[Any, Json] = {}
-    for row in itertools.chain(old, new):
-        check_keys(row, keys)
-        key = tuple([key_of(row[name]) for name in keys])
-        merged[key] = {**merged.get(key, {}), **row}
-    return Rows(merged.values(), dict.fromkeys((*columns_of(old), *columns_of(new))))
+    columns: dict[str, None] = {}
+    for batch in itertools.chain(old, new):
+        columns |= dict.fromkeys(columns_of(batch))
+        for row in batch:
+            check_keys(row, keys)
+            key = tuple([key_of(row[name]) for name in keys])
+            merged[key] = {**merged.get(key, {}), **row}
+    yield Rows(merged.values(), columns)
 
 
 class LocalFile(DataFile):
@@ -12898,7 +12873,6 @@ class LocalFile(DataFile):
         return os.path.exists(self.path)
 
     def replace(self, write: Callable[[Any], None]) -> None:
-        """A reader sees the old file or the new one."""
         with contextlib.ExitStack() as stack:
             try:
                 file = stack.enter_context(self.replacement())
@@ -12940,10 +12914,9 @@ class RemoteFile(DataFile):
         scheme = self.path.partition(":")[0]
         core = need("fsspec", "files", scheme).core
         try:
-            found: tuple[Any, str] = core.url_to_fs(self.path, **self.storage)
+            return core.url_to_fs(self.path, **self.storage)  # type: ignore[no-any-return]
         except ImportError as problem:
             raise MissingExtra(f"{scheme}: {problem}", install_hint(str(problem.name or "fsspec"))) from None
-        return found
 
     def open(self) -> Any:
         store, path = self.store()
@@ -12960,7 +12933,7 @@ class RemoteFile(DataFile):
         return bool(store.exists(path))
 
     def replace(self, write: Callable[[Any], None]) -> None:
-        """Writes a file here, then puts it there: a failure leaves what was."""
+        """Writes a file here, then copies it there: a failure leaves what was there."""
         store, path = self.store()
         with tempfile.NamedTemporaryFile() as file:
             write(file)
@@ -13020,7 +12993,6 @@ class Web(Place):
         self.url = with_query(url, self.asked["query"] or {})
 
     def write(self, batches: Batches, mode: str, keys: list[str]) -> None:
-        """Refused: how rows go into a web service is for the author to say."""
         raise BadRequest("http(s) can only be read", "write a function: @target('crm') def crm(rows): …")
 
     def read(self, batch_rows: int | None) -> Batches:
@@ -13061,11 +13033,11 @@ class Web(Place):
         """The format of an answer: as it was named, as the path says, as its header says."""
         named, subtype = self.asked["format"], media.partition("/")[2].rpartition("+")[2].removeprefix("x-")
         words = (path.removesuffix(".gz").rpartition(".")[2].lower(), SUBTYPES.get(subtype, subtype))
-        found = next((word for word in words if word in FILE_FORMATS), None)
-        if named is None and (media == "text/html" or found is None):
+        guess = next((word for word in words if word in FILE_FORMATS), None)
+        if named is None and (media == "text/html" or guess is None):
             hint = "a page for people, not data?" if media == "text/html" else "say format='json', 'csv', …"
             raise SourceError(f"the answer is {media}", hint)
-        return find_format(named or found, self.label)
+        return find_format(named or guess, self.label)
 
     def counted_page(self, position: int) -> str:
         return with_query(self.url, {self.asked["page_param"]: self.asked["first_page"] + position})
@@ -13075,13 +13047,14 @@ class Web(Place):
         path = self.asked["next_link"]
         if path == "header":
             links = ", ".join(headers.get_all("Link", ()))
-            link: Any = next(iter(re.findall(r'<([^>]*)>[^,<]*;\s*rel\s*=\s*"?next\b', links, re.IGNORECASE)), None)
+            link: Any = re.search(r'<([^>]*)>[^,<]*;\s*rel\s*=\s*"?next\b', links, re.IGNORECASE)
+            link = link and link[1]
         else:
-            link = None if path is None else self.link_at(path, page, is_first)
-        if not isinstance(link, str | None):
-            raise SourceError(f"{self.label}: next_link='{path}' is {safe_repr(link)}", "it must be a URL")
-        if not link:
+            link = path and self.link_at(path, page, is_first)
+        if link is None or link == "":
             return ""
+        if not isinstance(link, str):
+            raise SourceError(f"{self.label}: next_link='{path}' is {safe_repr(link)}", "it must be a URL")
         following = urllib.parse.quote(urllib.parse.urljoin(url, link), safe=URL_CHARACTERS)
         if not following.startswith(("http://", "https://")):
             raise SourceError(f"{self.label}: the next link is {clip(link, 200)}", "only http(s) is followed")
@@ -13097,9 +13070,8 @@ class Web(Place):
             raise SourceError(f"{self.label}: there is no next_link in what is not JSON", hint) from None
         link = at_path(document, path)
         if link is None and is_first and f'"{path.rpartition(".")[2]}":' not in encode_json(document):
-            self.around.attempt.journal.log(
-                f"{self.label}: no '{path}' in the first page; is next_link right?", "warning"
-            )
+            wrong = f"{self.label}: no '{path}' in the first page; is next_link right?"
+            self.around.attempt.journal.log(wrong, "warning")
         return link
 
     def fetch(self, url: str, page: Any) -> tuple[Any, str]:
@@ -13131,19 +13103,17 @@ class Web(Place):
                 return answer.headers, answer.url
         except urllib.error.HTTPError as problem:
             raise answer_error(problem, url) from None
+        except (http.client.InvalidURL, ValueError) as problem:
+            raise SourceError(f"cannot ask {bare_url(url)}: {problem}", "check the URL and the headers") from None
         except (EOFError, zlib.error, http.client.IncompleteRead) as problem:
             raise Passing(f"the body is cut short: {problem}", None) from None
-        except OSError as problem:  # URLError, time-outs, resets
+        except (OSError, http.client.HTTPException) as problem:  # URLError, time-outs, resets
             reason = getattr(problem, "reason", problem)
             if isinstance(reason, StepTimeout):  # which is an OSError as well
                 raise reason from None
             if "CERTIFICATE" in str(reason):  # that will not pass
                 raise SourceError(f"GET {bare_url(url)}: {reason}", "is it the right host?") from None
-            raise Passing(str(reason) or type(problem).__name__, None) from None
-        except (http.client.InvalidURL, ValueError) as problem:
-            raise SourceError(f"cannot ask {bare_url(url)}: {problem}", "check the URL and the headers") from None
-        except http.client.HTTPException as problem:
-            raise Passing(repr(problem), None) from None
+            raise Passing(str(reason) or repr(problem), None) from None
 
     def download(self, answer: Any, page: Any) -> None:
         """The body, unpacked, into the file; EOFError if it is shorter than its headers say."""
@@ -13186,16 +13156,16 @@ def redirects() -> Any:
     return Redirects()
 
 
-def same_origin(one: str, other: str) -> bool:
-    a, b = urllib.parse.urlsplit(one), urllib.parse.urlsplit(other)
-    return (a.scheme, a.hostname, a.port) == (b.scheme, b.hostname, b.port)
+def same_origin(*urls: str) -> bool:
+    parts = map(urllib.parse.urlsplit, urls)
+    return len({(part.scheme, part.hostname, part.port) for part in parts}) == 1
 
 
 def with_query(url: str, query: Mapping[str, Any]) -> str:
     """The URL with these parameters, in place of those of the same name."""
     before, mark, old = url.partition("?")
-    kept = [pair for pair in old.split("&") if urllib.parse.unquote_plus(pair.partition("=")[0]) not in query]
-    parts = [part for part in (*kept, urllib.parse.urlencode(query, doseq=True)) if part]
+    others = [pair for pair in old.split("&") if urllib.parse.unquote_plus(pair.partition("=")[0]) not in query]
+    parts = [part for part in (*others, urllib.parse.urlencode(query, doseq=True)) if part]
     return before + ("?" if parts else mark) + "&".join(parts)
 
 
@@ -13272,14 +13242,22 @@ class Table(Place):
         self.is_query = re.match(QUERY, resource or "", re.IGNORECASE) is not None
 
     def connect(self, begin: str, makes: bool = False) -> Any:
-        """A connection, to be used in a `with`: a transaction, undone if it is left with an exception."""
+        """A connection, to be used in a `with`: a transaction, undone if it is left with an exception.
+
+        It makes a database that is not there, or reads an empty one, or raises SourceError where it is to `begin`.
+        """
         if self.url.partition(":")[0].partition("+")[0] != "sqlite":
             return Alchemy(self.url, self.around)
         path = os.path.realpath(self.url.partition(":///")[2] or ".")
         if os.path.isdir(path) or self.url.endswith(":memory:"):
             hint = "sqlite:///shop.db (in ctx.data_dir) or sqlite:////absolute/path.db"
             raise BadRequest(f"'{self.url}' names no file", hint)
-        return SQLite(path, begin, makes)
+        house = SQLite(path, begin)
+        if not makes and not os.path.exists(path):
+            if begin:
+                raise SourceError(f"there is no database {path}", path_hint(path))
+            house.path = ":memory:"
+        return house
 
     def read(self, batch_rows: int | None) -> Batches:
         if self.resource is None:
@@ -13289,7 +13267,6 @@ class Table(Place):
             yield from house.ask(query, self.options.get("params") or {}, batch_rows)
 
     def write(self, batches: Batches, mode: str, keys: list[str]) -> None:
-        """Writes the rows in one transaction."""
         if self.resource is None or self.is_query:
             raise BadRequest("which table?", 'ctx.load("sqlite:///shop.db", rows, "orders")')
         with self.connect("BEGIN IMMEDIATE", makes=True) as house:
@@ -13317,32 +13294,35 @@ class Loading:
     def add(self, batch: Rows) -> None:
         """One batch: the table gets the columns it lacks, then the rows."""
         scan = Scan(batch)
-        if not scan.columns:
-            return
-        self.widen(scan)
+        if scan.columns:
+            self.widen(scan)
         for row in batch if self.mode == "upsert" else ():
             check_keys(row, self.keys)
-        if scan.even:
+        if scan.even and scan.columns:
             self.insert(scan, scan.columns)
             return
-        for shape, rows in itertools.groupby(batch, tuple):  # in their order: the last of a key wins
+        for shape, rows in itertools.groupby(batch if scan.columns else (), tuple):  # in order: the last of a key wins
             self.insert(Scan(Rows(rows)), [*shape] or scan.columns[:1])
 
     def widen(self, scan: Scan) -> None:
         """Makes the table, or the columns that it lacks; SourceError for a number that a column would round."""
         house, known = self.house, self.columns or {}
         fresh = [Column(scan, name) for name in scan.columns if house.fold(name) not in known]
-        declared = [f"{house.spell(one.name)} {house.type_of(one, one.name in self.keys)}" for one in fresh]
+        declared = [f"{house.spell(column.name)} {house.type_of(column, column.name in self.keys)}" for column in fresh]
         if self.columns is None:
             key = f", PRIMARY KEY ({self.listed(self.keys)})" if self.keys else ""
             house.execute(f"CREATE TABLE {self.table} ({', '.join(declared)}{key})", {})
         else:
             for column in declared:
                 house.execute(f"ALTER TABLE {self.table} ADD COLUMN {column}", {})
-        self.columns = known | {house.fold(one.name): one.kind for one in fresh}
+        self.columns = known | {house.fold(column.name): column.kind for column in fresh}
         for name in scan.columns if house.rounds else ():
-            if self.columns[name] == "integer" and scan.kind(name) in ("real", "decimal"):
-                Column(scan, name).check_whole()
+            if self.columns[name] != "integer" or scan.kind(name) not in ("real", "decimal"):
+                continue
+            broken = [cell for cell in scan.cells_of(name) if cell is not None and cell != cell // 1]
+            if broken:
+                hint = f"make the column a wider type, or let a step round '{name}'"
+                raise SourceError(f"column '{name}' holds integers, which {broken[0]} is not", hint)
 
     def listed(self, names: Iterable[str]) -> str:
         return ", ".join(map(self.house.spell, names))
@@ -13368,9 +13348,9 @@ class Loading:
         where = " AND ".join(equal[name] for name in self.keys)
         update = f"UPDATE {self.table} SET {', '.join(changes)} WHERE {where}"
         for row in scan.rows:
-            one = Scan(Rows([row]))
-            if not self.house.change(update, one, shape):
-                self.house.change(insert, one, shape)
+            row_scan = Scan(Rows([row]))
+            if not self.house.change(update, row_scan, shape):
+                self.house.change(insert, row_scan, shape)
 
 
 class Column:
@@ -13382,17 +13362,10 @@ class Column:
         if self.kind == "integer" and not all(-INT64 <= cell < INT64 for cell in self.cells):
             self.kind = "decimal"
 
-    def check_whole(self) -> None:
-        """SourceError for a number with a fraction, which a column of integers would round."""
-        for cell in self.cells:
-            if cell != cell // 1:
-                hint = f"make the column a wider type, or let a step round '{self.name}'"
-                raise SourceError(f"column '{self.name}' holds integers, which {cell} is not", hint)
-
     def has_long_decimals(self) -> bool:
         """Whether SQLite would round a decimal of it."""
         decimals = (cell.as_tuple() for cell in self.cells if isinstance(cell, decimal.Decimal))
-        return any(len(one.digits) > DECIMAL_DIGITS for one in decimals)
+        return any(len(parts.digits) > DECIMAL_DIGITS for parts in decimals)
 
 
 def rows_of(names: list[str], cursor: Any, batch_rows: int | None) -> Batches:
@@ -13450,7 +13423,7 @@ class Warehouse:
 
 
 class SQLite(Warehouse):
-    """A connection to an SQLite file; it *makes* one where there is none, or is told that there is one."""
+    """A connection to an SQLite file, made if there is none."""
 
     dialect, rounds = "sqlite", False
     fold = staticmethod(str.lower)
@@ -13458,21 +13431,17 @@ class SQLite(Warehouse):
     #: The files that this process is reading.
     read_from: list[str] = []  # noqa: RUF012
 
-    def __init__(self, path: str, begin: str, makes: bool) -> None:
+    def __init__(self, path: str, begin: str) -> None:
         self.errors = (sqlite3.Error, sqlite3.Warning, UnicodeEncodeError, OverflowError)
-        self.path, self.begin, self.makes = path, begin, makes
+        self.path, self.begin = path, begin
         self.label = os.path.basename(path)
 
     def __enter__(self) -> SQLite:
-        is_lacking = not self.makes and not os.path.exists(self.path)
-        if is_lacking and self.begin:
-            raise SourceError(f"there is no database {self.path}", path_hint(self.path))
         try:
             make_directory(os.path.dirname(os.path.abspath(self.path)))
             self.connection = sqlite3.connect(
-                ":memory:" if is_lacking else self.path, timeout=LOCKED_S, isolation_level=None,
-                check_same_thread=False, detect_types=self.types_read,
-            )  # fmt: skip
+                self.path, timeout=LOCKED_S, isolation_level=None, check_same_thread=False, detect_types=self.types_read
+            )
             self.connection.execute(self.begin)
         except (sqlite3.Error, OSError) as problem:
             if self.connection is not None:
@@ -13501,8 +13470,8 @@ class SQLite(Warehouse):
         """The columns of a table; None if there is none."""
         schema, _, name = table.rpartition(".")
         prefix = f"{self.spell(schema)}." if schema else ""
-        found = self.connection.execute(f"PRAGMA {prefix}table_info({self.spell(name)})")
-        return {self.fold(row[1]): None for row in found} or None
+        rows = self.connection.execute(f"PRAGMA {prefix}table_info({self.spell(name)})")
+        return {self.fold(row[1]): None for row in rows} or None
 
     def execute(self, query: str, params: Json, stream: bool = False) -> tuple[list[str] | None, Any]:
         cursor = self.connection.execute(query, {name: sqlite_cell(value) for name, value in params.items()})
@@ -13526,7 +13495,7 @@ class SqlStep(SQLite):
     columns: Sequence[str] = ()
 
     def __init__(self, query: str, params: Json) -> None:
-        super().__init__(":memory:", "BEGIN IMMEDIATE", True)
+        super().__init__(":memory:", "BEGIN IMMEDIATE")
         self.label, self.types_read = "SQL step", sqlite3.PARSE_DECLTYPES
         self.query, self.params = query, {name: value for name, value in params.items() if f":{name}" in query}
 
@@ -13575,11 +13544,11 @@ class Alchemy(Warehouse):
 
     def make_engine(self, url: str) -> Any:
         """SQLAlchemy's engine, with a driver that is there."""
-        scheme, _, rest = url.partition("://")
+        scheme, _, address = url.partition("://")
         scheme = "postgresql" if scheme == "postgres" else scheme
         drivers = [driver for module, driver in DRIVERS.get(scheme, {}).items() if find_module(module)]
         try:
-            return self.alchemy.create_engine(f"{'+'.join([scheme, *drivers[:1]])}://{rest}")
+            return self.alchemy.create_engine(f"{'+'.join([scheme, *drivers[:1]])}://{address}")
         except ImportError as problem:
             hint = install_hint(str(problem.name))
             raise MissingExtra(f"{scheme} needs {problem.name}, which is not installed", hint) from None
@@ -13618,13 +13587,13 @@ class Alchemy(Warehouse):
         """The columns of a table, which of them are integers; None if there is none."""
         schema, _, name = table.rpartition(".")
         if self.dialect == "duckdb":  # which lacks tables that SQLAlchemy asks of its like
-            found = self.execute(COLUMNS_OF, {"schema": schema or "main", "name": name})[1]
-            return {column: "integer" if "INT" in kind else None for column, kind in found} or None
-        look, whole_type = self.alchemy.inspect(self.connection), self.alchemy.types.Integer
+            rows = self.execute(COLUMNS_OF, {"schema": schema or "main", "name": name})[1]
+            return {column: "integer" if "INT" in kind else None for column, kind in rows} or None
+        look, integer = self.alchemy.inspect(self.connection), self.alchemy.types.Integer
         if not look.has_table(name, schema or None):
             return None
         columns = look.get_columns(name, schema or None)
-        return {one["name"]: "integer" if isinstance(one["type"], whole_type) else None for one in columns}
+        return {column["name"]: "integer" if isinstance(column["type"], integer) else None for column in columns}
 
     def execute(self, query: str, params: Any, stream: bool = False) -> tuple[list[str] | None, Any]:
         connection = self.connection.execution_options(stream_results=stream)
@@ -13653,12 +13622,11 @@ def cause_text(problem: BaseException) -> str:
 class FileFormat:
     """How rows are read from a binary file and written to one.
 
-    Options are keyword arguments of the functions; *fixed* are those that the format has decided.  *key* makes
-    of a cell what it has in common with others that are the same key.
+    Options are keyword arguments of the functions; *fixed* are those that the format has decided.
     """
 
-    def __init__(self, name: str, reader: Any, writer: Any, key: Callable[[Any], str], **fixed: Any) -> None:
-        self.name, self.reader, self.writer, self.key, self.fixed = name, reader, writer, key, fixed
+    def __init__(self, name: str, reader: Any, writer: Any, **fixed: Any) -> None:
+        self.name, self.reader, self.writer, self.fixed = name, reader, writer, fixed
         self.reads, self.writes = (
             [option for option in work.__kwdefaults__ or () if option not in fixed] for work in (reader, writer)
         )
@@ -13668,6 +13636,10 @@ class FileFormat:
 
     def write(self, file: Any, batches: Batches, **options: Any) -> None:
         self.writer(file, batches, **self.fixed, **options)
+
+    def key(self, cell: Any) -> str:
+        """What a cell has in common with others that are the same key."""
+        return str(csv_cell(cell)) if self.reader is read_csv else encode_json(to_json(cell, "key"))
 
 
 def find_format(named: str | None, path: str) -> FileFormat:
@@ -13843,25 +13815,23 @@ def records_of(document: Any, path: str | None) -> list[Any]:
     """The rows in a JSON document; SourceError if they are not where *path* says, or it must say so."""
     members = document if isinstance(document, dict) else {}
     if path is None:
-        if isinstance(document, list):
-            return document
         for name, value in members.items():
             if isinstance(value, list) and value and isinstance(value[0], dict):
                 raise SourceError("the document is an object with lists in it", f"say records='{name}'")
-        return [document]
-    found = at_path(document, path)
-    if not isinstance(found, list):
+        return document if isinstance(document, list) else [document]
+    rows = at_path(document, path)
+    if not isinstance(rows, list):
         hint = f"the document has {', '.join(members)}" if members else "leave records out"
         raise SourceError(f"there is no list at records='{path}'", hint[:500])
-    return found
+    return rows
 
 
 def at_path(document: Any, path: str) -> Any:
     """What is at a dotted path of a JSON document, whose keys may have dots too; None if nothing is."""
     if not isinstance(document, dict) or path in document:
         return document[path] if isinstance(document, dict) else None
-    word, _, rest = path.partition(".")
-    return at_path(document.get(word), rest) if rest else None
+    word, _, inner = path.partition(".")
+    return at_path(document.get(word), inner) if inner else None
 
 
 def write_json(file: Any, batches: Batches) -> None:
@@ -13874,8 +13844,7 @@ def write_json(file: Any, batches: Batches) -> None:
 
 def read_json_lines(file: Any, batch_rows: int | None) -> Batches:
     """An object a line; blank lines are skipped."""
-    lines = ((number, line) for number, line in enumerate(file, 1) if line.strip())
-    return batched((json_line(*one) for one in lines), batch_rows)
+    return batched((json_line(number, line) for number, line in enumerate(file, 1) if line.strip()), batch_rows)
 
 
 def json_line(number: int, line: bytes) -> Json:
@@ -13913,8 +13882,8 @@ def json_cell(value: Any) -> Any:
 encode_row = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False, default=json_cell).encode
 
 
-def parquet_and_arrow() -> tuple[Any, Any]:
-    return need("pyarrow.parquet", "parquet", "Parquet"), need("pyarrow", "parquet", "Parquet")
+def parquet_and_arrow() -> list[Any]:
+    return [need(name, "parquet", "Parquet") for name in ("pyarrow.parquet", "pyarrow")]
 
 
 def read_parquet(file: Any, batch_rows: int | None) -> Batches:
@@ -13953,22 +13922,14 @@ def full_table(arrow: Any, batch: Rows, names: list[str], schema: Any) -> Any:
     return arrow.Table.from_pylist([{name: row.get(name) for name in names} for row in batch], schema)
 
 
-def csv_key(value: Any) -> str:
-    return str(csv_cell(value))
-
-
-def json_key(value: Any) -> str:
-    return encode_json(to_json(value, "key"))
-
-
 FILE_FORMATS = {
-    "csv": FileFormat("csv", read_csv, write_csv, csv_key),
-    "tsv": FileFormat("tsv", read_csv, write_csv, csv_key, delimiter="\t"),
-    "json": FileFormat("json", read_json, write_json, json_key),
-    "jsonl": FileFormat("jsonl", read_json_lines, write_json_lines, json_key),
-    "ndjson": FileFormat("jsonl", read_json_lines, write_json_lines, json_key),
-    "parquet": FileFormat("parquet", read_parquet, write_parquet, json_key),
+    "csv": FileFormat("csv", read_csv, write_csv),
+    "tsv": FileFormat("tsv", read_csv, write_csv, delimiter="\t"),
+    "json": FileFormat("json", read_json, write_json),
+    "jsonl": FileFormat("jsonl", read_json_lines, write_json_lines),
+    "parquet": FileFormat("parquet", read_parquet, write_parquet),
 }
+FILE_FORMATS["ndjson"] = FILE_FORMATS["jsonl"]
 
 
 # The types of text cells.
@@ -13979,11 +13940,11 @@ def named_kind(kind: Any, column: str) -> ValueKind:
     if isinstance(kind, ValueKind):
         return kind
     word = kind if isinstance(kind, str) else getattr(kind, "__name__", "of its type")
-    found = KINDS_OF_COLUMN.get(word) or KINDS_OF_CLASS.get(word)
-    if found is not None and found.parse is not None:
-        return found
+    known = KINDS_OF_COLUMN.get(word) or KINDS_OF_CLASS.get(word)
+    if known is not None and known.parse is not None:
+        return known
     if not callable(kind):
-        words = [str(one.name) for one in KINDS_OF_COLUMN.values() if one.parse is not None]
+        words = [str(name) for name, known in KINDS_OF_COLUMN.items() if known.parse is not None]
         hint = did_you_mean(str(kind), words, "one of " + ", ".join(words))
         raise BadRequest(f"types: '{kind}' of column '{column}' is no type", hint)
     return ValueKind(word, "", None, parse=kind)
@@ -14094,9 +14055,10 @@ def batches_of(data: Any) -> Batches:
     if isinstance(data, Stream):
         return data
     if hasattr(data, "__next__"):
-        first = next(data, None)
-        rest = data if first is None else itertools.chain([first], data)
-        return map(as_rows, rest) if isinstance(first, list) else [as_rows(rest)]
+        first = [*itertools.islice(data, 1)]
+        data = itertools.chain(first, data)
+        if first and isinstance(first[0], list):
+            return map(as_rows, data)
     return [as_rows(data)]
 
 
@@ -14112,10 +14074,10 @@ def batched(rows: Any, batch_rows: int | None) -> Batches:
 
 
 def collect(batches: Batches) -> Rows:
-    found = [*batches]
-    if len(found) == 1:
-        return found[0]
-    return Rows(itertools.chain.from_iterable(found), found[0].columns if found else ())
+    every = [*batches]
+    if len(every) == 1:
+        return every[0]
+    return Rows(itertools.chain.from_iterable(every), every[0].columns if every else ())
 
 
 def check_keys(row: Json, keys: Iterable[str]) -> None:
@@ -14263,8 +14225,8 @@ MIXTURES = (
 
 
 def kind_of(type_of_value: type) -> ValueKind:
-    """The kind of the first class of a type's that is known: of `object` if of no other."""
-    return next(KINDS_OF_CLASS[one.__name__] for one in type_of_value.__mro__ if one.__name__ in KINDS_OF_CLASS)
+    """The kind of the first class of a type's that is known; at last that of `object`."""
+    return next(KINDS_OF_CLASS[base.__name__] for base in type_of_value.__mro__ if base.__name__ in KINDS_OF_CLASS)
 
 
 def cell_for(place: str) -> Callable[[Any], Any]:
@@ -14298,29 +14260,24 @@ class Scan:
 
     def kind(self, name: str) -> str | None:
         """The kind of a column by all of its cells; None if all are None."""
-        kinds = {kind_of(one).name for one in self.types.get(name, ())}
+        kinds = {kind_of(cell_type).name for cell_type in self.types.get(name, ())}
         if len(kinds) > 1:
             return next((common for parts, common in MIXTURES if kinds <= parts), "text")
         return next(iter(kinds), None)
 
     def cells(self, columns: Sequence[str], place: str) -> Iterable[tuple[Any, ...]]:
         """The rows as tuples of cells of a place; what it takes as it is stays so."""
-        ways = {
-            i: self.way(name, place)
-            for i, name in enumerate(columns)
-            if not self.types.get(name, PLAIN_TYPES) <= PLAIN_TYPES
-        }
+        ways = {}
+        for i, name in enumerate(columns):
+            types = self.types.get(name, PLAIN_TYPES)
+            if not types <= PLAIN_TYPES:  # for one type it is known at once what makes cells
+                ways[i] = getattr(kind_of(*types), place) if len(types) == 1 else cell_for(place)
         tuples: Iterable[tuple[Any, ...]]
         if self.even and len(columns) > 1 and {*columns} <= {*self.columns}:
             tuples = map(operator.itemgetter(*columns), self.rows)
         else:
             tuples = (tuple([row.get(name) for name in columns]) for row in self.rows)
         return converted(tuples, ways) if ways else tuples
-
-    def way(self, name: str, place: str) -> Callable[[Any], Any]:
-        """What makes cells of a column: for one type it is known at once."""
-        types = self.types[name]
-        return getattr(kind_of(*types), place) if len(types) == 1 else cell_for(place)
 
 
 def converted(tuples: Iterable[tuple[Any, ...]], ways: Mapping[int, Callable[[Any], Any]]) -> Iterator[tuple[Any, ...]]:
