@@ -7245,15 +7245,15 @@ def choose(pipelines: list[Json], name: str | None) -> list[Json]:
 # Calls Runner, Agenda and Store.  Promises each tick one decision and at most one run, whatever the clock does.
 
 
-#: So many schedules are decided in one transaction: nobody waits for long.
+#: At most this many schedules are decided in one transaction: nobody waits for long.
 BATCH = 250
-#: While anything is due to come the clock is looked at this often, for it may be set, or the machine sleep.
+#: While anything is due later, the clock is read this often: it may be set, or the machine may sleep.
 WATCH_S = 1.0
 #: A wall clock that moves by more than this against the monotonic one has been set.
 STEP_S = 1.0
-#: How often the store is told that we are alive.
+#: How often the daemon saves that it is alive.
 ALIVE_S = 60.0
-#: When, after each midnight of UTC, all ticks are computed anew, for zones may change.
+#: This long after each midnight of UTC all ticks are computed anew, for zones may change.
 REFRESH_AT_S = 12_345
 Clocks = tuple[float, float, float]  # the time, awake time, and elapsed time, of one moment
 
@@ -7271,7 +7271,6 @@ class Scheduler:
         self.unset = False  # whether the ledger says that the clock shows a time that cannot be
         self.stuck_at = 0.0  # since when nothing can be written
         self.due_at: float | None = None  # when anything is due next
-        self.patience = ALIVE_S  # how long at most the timer runs
         self.timer: asyncio.TimerHandle | None = None
         self.closing = False
 
@@ -7280,34 +7279,40 @@ class Scheduler:
         self.store.database.on_settled = self.settled
         self.store.database.ring()
 
+    @property
+    def patience(self) -> float:
+        """How long the timer runs at most."""
+        return ALIVE_S if self.due_at is None else WATCH_S
+
     async def close(self) -> None:
-        """The store knows until when ticks were decided; nothing is begun any more."""
+        """Saves until when ticks were decided; nothing is started any more."""
         self.closing = True
         if self.timer is None:
             return
         self.timer.cancel()
-        try:
+        with contextlib.suppress(TauError):  # of a full disk: the gap will look a little longer
             await self.store.write(self.agenda.remember, "alive", {"until": int(self.clock.time())})
-        except TauError:
-            pass  # the disk is full: it will seem a little longer that nobody was here
 
     # On the writer's thread.
 
     def decide(self) -> tuple[Clocks, bool, list[str]]:
-        """Decides all that is due by now: what the clocks showed, and the runs that must make room."""
+        """Decides all that is due by now.
+
+        Returns what the clocks showed, whether they show a time that cannot be, and the runs to be stopped.
+        """
         seen = self.clock.time(), self.clock.monotonic(), self.clock.elapsed()
         now = int(seen[0])
         if now < CLOCK_MIN:
             if not self.unset:
                 self.store.event("clock.unset", None, None, {"shows": rfc3339(now)})
-            return self.seen or seen, True, []  # what it does until it is set is seen then
+            return self.seen or seen, True, []
         if self.runner.paused:
             return self.seen or seen, False, []
-        self.watch_clock(seen)
+        alive_at = (self.agenda.sql.remembered("alive") or {}).get("until")
+        self.watch_clock(seen, alive_at)
         if self.stuck_at:
             self.agenda.note_gap("storage_full", self.stuck_at, now)
-        alive = self.agenda.sql.remembered("alive")
-        if alive is None or not 0 <= now - alive["until"] < ALIVE_S:
+        if alive_at is None or not 0 <= now - alive_at < ALIVE_S:
             self.agenda.remember("alive", {"until": now})
         if self.seen is None or (now - REFRESH_AT_S) // 86_400 != (self.seen[0] - REFRESH_AT_S) // 86_400:
             self.agenda.refresh(now)
@@ -7316,15 +7321,17 @@ class Scheduler:
         self.agenda.report_overdue(now)
         return seen, False, stops
 
-    def watch_clock(self, seen: Clocks) -> None:
-        """The ledger says what the clock did since the last look, if it did anything but run on."""
+    def watch_clock(self, seen: Clocks, alive_at: int | None) -> None:
+        """Records what the clock did since the last look, if it did anything but run on.
+
+        At the first look, *alive_at* is when a daemon last said that it was alive.
+        """
         now = seen[0]
         if self.seen is None:
-            alive = self.agenda.sql.remembered("alive")
-            if alive is not None and now >= alive["until"]:
-                self.agenda.note_gap("daemon_down", alive["until"], now)
-            elif alive is not None:
-                self.agenda.step_back(alive["until"], int(now))
+            if alive_at is not None and now < alive_at:
+                self.agenda.step_back(alive_at, int(now))
+            elif alive_at is not None:
+                self.agenda.note_gap("daemon_down", alive_at, now)
             return
         before = self.seen[0]
         passed, awake, elapsed = (new - old for new, old in zip(seen, self.seen, strict=True))
@@ -7338,7 +7345,7 @@ class Scheduler:
             self.agenda.note_gap("daemon_busy", before, now)
 
     def admit(self) -> tuple[list[Json], float | None]:
-        """Admits runs as far as there are slots: their jobs, and when anything is due next."""
+        """Admits runs as far as there are slots; returns their jobs, and when anything is due next."""
         if self.runner.paused:
             return [], None
         runs = self.store.sql.totals()
@@ -7348,35 +7355,33 @@ class Scheduler:
         return jobs, self.agenda.next_due(self.clock.time())
 
     def settled(self, decided: Any, admitted: Any) -> tuple[list[str], list[Json]]:
-        """What a group ended with is on disk, or has failed: the runs to stop, and the jobs to begin.
+        """Takes what `decide` and `admit` returned once it is on disk; returns the runs to stop and the jobs to start.
 
-        Only what is on disk has been seen; what has failed is tried again in a moment.
+        What failed is tried again in a moment.
         """
-        now, stops, (jobs, self.due_at) = self.clock.time(), [], ([], None)
-        if not isinstance(admitted, TauError):
-            jobs, self.due_at = admitted
-        if not isinstance(decided, TauError):
+        now = self.clock.time()
+        stops: list[str] = []
+        jobs, self.due_at = ([], now + WATCH_S) if isinstance(admitted, TauError) else admitted
+        if isinstance(decided, TauError):
+            self.due_at = now + WATCH_S
+            if isinstance(decided, StorageFull) and not self.stuck_at:
+                logging.getLogger("tau").error("scheduler: %s", decided)
+                self.stuck_at = now
+        else:
             self.seen, self.unset, stops = decided
             self.stuck_at = 0.0
-        elif isinstance(decided, StorageFull) and not self.stuck_at:
-            logging.getLogger("tau").error("scheduler: %s", decided)
-            self.stuck_at = now
-        if isinstance(admitted, TauError) or isinstance(decided, TauError):
-            self.due_at = now + WATCH_S
-        self.patience = ALIVE_S if self.due_at is None else WATCH_S
         return stops, jobs
 
     # On the loop.
 
     def begin(self, stops: list[str], jobs: list[Json]) -> None:
-        """What a group has decided begins; the timer is set for what is due next."""
+        """Starts and stops runs as decided, and sets the timer for what is due next."""
         if self.closing:
             return
         if self.timer is not None:
             self.timer.cancel()
-        due_in = ALIVE_S if self.due_at is None else self.due_at - self.clock.time()
-        pause = max(0.0, min(due_in, self.patience))
-        self.timer = asyncio.get_running_loop().call_later(pause, self.store.database.ring)
+        pause = self.patience if self.due_at is None else min(self.due_at - self.clock.time(), self.patience)
+        self.timer = asyncio.get_running_loop().call_later(max(pause, 0.0), self.store.database.ring)
         for run_id in stops:
             self.runner.spawn(self.runner.stop(run_id, "cancelled"))
         for job in jobs:
@@ -7389,11 +7394,11 @@ class Scheduler:
 
 POLL_S = 0.2
 POLL_WATCHED_S = 0.05
-#: How long a journal without its first record may stay so once its fork server is dead.
+#: How long after its fork server's death a journal may still get its first record.
 BIRTH_S = 2.0
-#: How long the end of a run that is stopped elsewhere is waited for.
+#: How much longer than the grace times we wait for the end of a run on another machine.
 FAR_S = 5.0
-#: An unknown journal may have taken away a permission to start: it stays this long.
+#: An unknown journal may have revoked a permission to start: it is deleted after this time only.
 SWEEP_S = 3600.0
 
 
@@ -7417,8 +7422,7 @@ def verdict(
     start: Json | None = None,
     limit_s: float | None = None,
 ) -> Outcome:
-    """Reads the end of a process: its last record, its end record, why we stopped it, if we did, who it was, and how
-    much time it had.
+    """How a process ended: from its last record, its end record, why we stopped it, its first record and its limit.
 
     The order of these lines is the precedence.  A returned-record written before any stop decides for success
     whatever came after it; an exit code of 0 without one decides nothing.
@@ -7430,8 +7434,8 @@ def verdict(
         error = bare_error(*STOPPED[stopping])
         if stopping == "timed_out" and limit_s is not None:
             error["message"] += f" of {limit_s:g} s"
-        kept = ("step", "file", "line", "code", "frames")
-        return Outcome(stopping, None, error | {key: raised[key] for key in kept if key in raised})
+        places = ("step", "file", "line", "code", "frames")
+        return Outcome(stopping, None, error | {key: raised[key] for key in places if key in raised})
     if raised:
         assert outcome is not None
         return Outcome("failed", None, raised, retry=outcome.get("retry"))
@@ -7451,9 +7455,9 @@ def died(message: str) -> Outcome:
 
 
 def far_verdict(start: Json, ended: Json) -> Outcome:
-    """The end of a run elsewhere of which nothing came but the end of the command that led there.
+    """How a run on another machine ended of which we know only how the command that led there ended.
 
-    Once it has begun nobody knows how it ended; nor where ssh says that the connection failed, or was killed.
+    It is lost if it has begun there, or if the command was killed or says that the connection failed.
     """
     name, said = start["executor"], f": {start['said']}" if "said" in start else ""
     how = ("was " if ended["signal"] else "") + death_words(ended).removesuffix(" without returning a result")
@@ -7462,14 +7466,12 @@ def far_verdict(start: Json, ended: Json) -> Outcome:
     return died(f"the command of executor '{name}' {how} before the run began there{said}")
 
 
-#: The exit code of ssh for whatever went wrong on the way.
+#: The exit code of ssh when the connection failed.
 CONNECTION_FAILED = 255
-#: What counts of the end record of a run elsewhere: what was measured there, where, and when by its clock.
+#: The fields that count in the end record of a run on another machine; times are by its clock.
 FAR_END = ("at", "mono", "host", "exit_code", "signal", "reason", "cpu_ms", "max_rss_bytes")
 SAID_CHARACTERS = 300
-
-
-#: What a run was stopped for → kind, type and message of its error.
+#: Why a run was stopped → kind, type and message of its error.
 STOPPED = {
     "cancelled": ("cancelled", "Cancelled", "cancelled on request"),
     "timed_out": ("timeout", "TimeoutError", "stopped at its time limit"),
@@ -7499,82 +7501,81 @@ class Process:
         self.outcome: Json | None = None  # `returned` or `raised`
         self.ended: Json | None = None  # the fork server's end record
         self.stopping: str | None = None  # the status it is being stopped for
-        self.position = dict(NOWHERE)
-        self.kept = self.dropped = 0  # log lines
+        self.position = dict(NOWHERE)  # how far its files have been read
+        self.saved = dict(NOWHERE)  # the position that is in the store
+        self.logged = self.dropped = 0  # log lines
         self.unsaved: list[Json] = []  # trace records that have been read and are not stored yet
-        self.is_saved = True  # whether the store knows how far it has been read
-        self.tails: dict[str, list[bytes]] = {}  # last lines of an output beyond the limit, kept for its end
-        self.lock = asyncio.Lock()  # held over reading and storing what was read, so that order is kept
+        self.tails: dict[str, list[bytes]] = {}  # last lines of an output beyond the limit, logged at its end
+        self.lock = asyncio.Lock()  # around reading and storing, so that the order stays
         self.closed = asyncio.Event()  # its outcome is stored
         self.verdict: Outcome | None = None
         self.orphaned_at = 0.0
         self.timeout_s: float | None = None  # its time limit, counted from its start
-        self.memos: dict[str, bytes] = {}  # what a run elsewhere has memoized, until it is saved
+        self.memos: dict[str, bytes] = {}  # memos of a run on another machine that are not saved yet
 
     @property
     def executor(self) -> str | None:
-        """Where it runs, as far as its first record has told; None is this machine."""
+        """The name of the executor it runs on, from its first record; None is this machine, or not known yet."""
         return None if self.start is None else self.start.get("executor")
 
     @property
     def remote(self) -> Json:
-        told: Json = (self.start or {}).get("remote", {})
-        return told
+        """What the other machine said: `start` fields, `seen` and `end`."""
+        record: Json = (self.start or {}).get("remote", {})
+        return record
 
     def is_overdue(self) -> bool:
-        """Whether it has been running for longer than it may; a run elsewhere since we know that it has begun."""
+        """Whether it has run for longer than it may; on another machine this counts from when we heard its start."""
         if self.timeout_s is None or self.start is None or self.stopping is not None:
             return False
         began = self.remote.get("seen") if self.executor else self.start["mono"]
         return began is not None and time.monotonic() - float(began) > self.timeout_s
 
     def end(self) -> Json | None:
-        """Its end record; of a run elsewhere with what was told of its end there."""
+        """Its end record, with that of the other machine."""
         return None if self.ended is None else self.ended | self.remote.get("end", {})
 
     def state(self) -> Json:
-        """What the store keeps of it, to be able to go on from here."""
+        """The columns of its attempt from which another daemon can go on."""
         return {
             "position": dict(self.position),
             "process": {**(self.start or {}), "server": self.server},
             "outcome": self.outcome,
             "ended": self.end(),
-            "log_lines": self.kept + self.dropped,
+            "log_lines": self.logged + self.dropped,
             "log_dropped": self.dropped,
         }
 
     def restore(self, state: Json) -> None:
-        self.position, self.server = state["position"], state["process"]["server"]
+        self.position, self.saved, self.server = state["position"], {**state["position"]}, state["process"]["server"]
         self.start = state["process"] if "pid" in state["process"] else None
         self.outcome, self.ended = state["outcome"], state["ended"]
-        self.kept, self.dropped = state["log_lines"] - state["log_dropped"], state["log_dropped"]
+        self.logged, self.dropped = state["log_lines"] - state["log_dropped"], state["log_dropped"]
         self.stopping, self.timeout_s = state["stopping"], state["timeout"]
 
     def read(self, limits: Json, final: bool) -> bool:
         """Reads trace records that came since the last call; whether there are more to read."""
-        before = dict(self.position)
-        more = self.read_journal(limits)
-        for stream in ("stdout", "stderr"):
-            more |= self.read_output(stream, limits, final)
-        self.is_saved &= self.position == before
-        return more
-
-    def read_journal(self, limits: Json) -> bool:
         lines, self.position["journal"], more = read_lines(self.path + ".journal", self.position["journal"])
         for line in lines:
             try:
                 self.take(json.loads(line), limits)
             except (ValueError, KeyError, TypeError, OverflowError, OSError):
                 self.position["bad"] += bool(line)  # torn by a crash, or not ours; the end record begins a line
+        for stream in ("stdout", "stderr"):
+            more |= self.read_output(stream, limits, final)
         return more
 
     def take(self, record: Json, limits: Json) -> None:
-        """Takes one record: about the process, or of its trace."""
+        """Takes one record: about the process, or of its trace.  Raises an exception for one that is not ours."""
         kind = record["t"]
         if "mono" in record:
-            rfc3339(record["at"])  # or it is none of ours
-        if "host" in record:
-            self.take_far(record)
+            rfc3339(record["at"])  # checks it
+        if "host" in record:  # of the other machine: the process that the run has there began, or ended
+            assert self.start is not None
+            if kind == "start":
+                self.start["remote"] = record | {"seen": time.monotonic()}
+            else:
+                self.start.setdefault("remote", {})["end"] = {key: record[key] for key in FAR_END if key in record}
         elif kind == "start":
             self.start = record
         elif kind == "end":
@@ -7585,49 +7586,41 @@ class Process:
             self.outcome = record
         elif kind == "dropped":
             self.dropped += record["lines"]
-        elif kind == "log" and self.kept >= limits["log_lines"] + 2 * LOG_TAIL:
-            self.dropped += 1  # forks of a run keep within its limit each by itself
+        elif kind == "log" and self.logged >= limits["log_lines"] + 2 * LOG_TAIL:
+            self.dropped += 1  # each fork of a run counts its lines by itself
         else:
             self.add(trace_record(record))
 
-    def take_far(self, record: Json) -> None:
-        """What the other machine says of the process that the run has there: it began, or how it ended."""
-        assert self.start is not None
-        if record["t"] == "start":
-            self.start["remote"] = record | {"seen": time.monotonic()}
-        else:
-            self.start.setdefault("remote", {})["end"] = {key: record[key] for key in FAR_END if key in record}
-
     def add(self, record: Json) -> None:
         self.position["n"] += 1
-        self.kept += record["t"] == "log"
+        self.logged += record["t"] == "log"
         self.unsaved.append(record | {"n": self.position["n"]})
 
     def read_output(self, stream: str, limits: Json, final: bool) -> bool:
         """Makes log records of the new lines of descriptor 1 or 2, up to the limits; whether there are more."""
         lines, more = read_output(self.path, stream, self.position, final)
-        room = max(limits["log_lines"] - self.kept, 0) if self.position[stream] <= limits["log_bytes"] else 0
-        kept, beyond = lines[:room], lines[room:]
+        room = max(limits["log_lines"] - self.logged, 0) if self.position[stream] <= limits["log_bytes"] else 0
+        logged, beyond = lines[:room], lines[room:]
         if beyond:
             self.dropped += len(beyond)
             self.tails[stream] = (self.tails.get(stream, []) + beyond)[-LOG_TAIL:]
         if final and not more:
             tail = self.tails.pop(stream, [])
-            self.dropped -= len(tail)  # they are kept after all
-            kept += tail
+            self.dropped -= len(tail)
+            logged += tail
         if self.start is not None and self.executor and any(lines):
             said = [line for line in lines if line][-1].decode("utf-8", "replace")
             self.start["said"] = said[:SAID_CHARACTERS].strip()
         at = rfc3339(time.time())
         about = {"t": "log", "at": at, "level": "info", "step": None, "stream": stream, "fields": None}
-        for line in kept:
+        for line in logged:
             text = line.removesuffix(b"\r").decode("utf-8", "replace")  # ssh ends its lines like a terminal
             self.add({**about, "message": text})
         return more
 
 
 def trace_record(record: Json) -> Json:
-    """A journal record as the store takes it; raises for one that is not as Tau writes it."""
+    """A journal record as the store takes it; raises an exception for one that is not as Tau writes it."""
     when, needed, others = TRACE[record["t"]]
     values = {key: convert(record[key]) for key, convert in needed.items()}
     return {"t": record["t"], when: rfc3339(record["at"]), **values, **{key: record.get(key) for key in others}}
@@ -7637,7 +7630,7 @@ def as_it_is(value: Any) -> Any:
     return value
 
 
-#: kind of a trace record → what the store calls its time, what it must have, and what it may have.
+#: Kind of a trace record → the store's name for its time, the fields it must have, and those it may have.
 TRACE: dict[str, tuple[str, dict[str, Callable[[Any], Any]], tuple[str, ...]]] = {
     "log": ("at", {"level": str, "message": str}, ("step", "stream", "fields")),
     "step": ("started_at", {"name": str, "path": str, "step": int, "parent": as_it_is}, ()),
@@ -7669,26 +7662,18 @@ class Starter:
         self.reader, self.writer = await asyncio.open_unix_connection(sock=ours, limit=LINE_BYTES_MAX)
 
     async def listen(self, on_message: Callable[[Json], None]) -> None:
-        """Hands on what the fork server says, until it dies; its runs go on by themselves."""
-        try:
+        """Passes on the fork server's messages until it dies, and starts another; its runs go on by themselves."""
+        with contextlib.suppress(OSError):  # it died before it read all
             async for line in self.reader:
                 on_message(json.loads(line))
-        except OSError:
-            pass  # it had not read all
         self.writer.close()
         logging.getLogger("tau").error("the fork server died; starting another")
-
-    async def replace(self) -> None:
-        """Another fork server takes the dead one's place, however often that must be tried."""
         while True:
             await asyncio.sleep(POLL_S)  # should it die at once again, do not spin
-            try:
+            with contextlib.suppress(ChildProcessError):
                 os.waitpid(self.server["pid"], os.WNOHANG)
-            except ChildProcessError:
-                pass
             try:
-                await self.open()
-                return
+                return await self.open()
             except OSError as problem:
                 logging.getLogger("tau").error("cannot start a fork server: %s", problem)
 
@@ -7727,7 +7712,7 @@ class Runner:
         self.busy = asyncio.Event()  # set while anything is live
 
     async def open(self) -> None:
-        """Ready to start runs; those that an earlier daemon left are taken over."""
+        """Takes over the runs of an earlier daemon, and is ready to start others."""
         make_directory(self.folder)
         await self.starter.open()
         self.recover()
@@ -7735,7 +7720,7 @@ class Runner:
         self.spawn(self.watch())
 
     async def close(self) -> None:
-        """Nothing is started any more; live runs and their fork server go on by themselves."""
+        """Starts nothing any more; live runs and their fork server go on by themselves."""
         self.paused = True
         self.tasks.cancel()
         if self.tasks:
@@ -7779,20 +7764,18 @@ class Runner:
         await self.finish(process)
 
     async def load(self, folder: str, entry: str, job: Json) -> Outcome:
-        """What a deployed file holds, found out in an isolated process within load_timeout_s.
+        """Loads a deployed file in an isolated process, within load_timeout_s.
 
-        Should its fork server be killed meanwhile, another one tries again: that says nothing about the file.
+        If the fork server dies meanwhile, another one tries again: that says nothing about the file.
         """
         while True:
             process = Process(self.folder, f"load-{os.urandom(8).hex()}", None, 1, self.starter.server)
+            process.timeout_s = self.settings["load_timeout_s"]
             directory = tempfile.mkdtemp(prefix=".load-", dir=os.path.join(self.home, "versions"))
             about = {"stem": process.stem, "journal": process.path, "directory": directory}
             try:
                 self.watch_over(process)
                 self.starter.send({"folder": folder, "entry": entry, **about, **job})
-                await asyncio.wait_for(process.closed.wait(), self.settings["load_timeout_s"])
-            except TimeoutError:
-                await self.end(process, "timed_out")
                 await process.closed.wait()
             except asyncio.CancelledError:
                 self.spawn(self.end(process, "timed_out"))
@@ -7806,7 +7789,7 @@ class Runner:
     # What the fork server says.
 
     def hear(self, message: Json) -> None:
-        """The fork server has started a process, or has seen it end."""
+        """Takes a message: the fork server has started a process, or has seen it end."""
         process = self.live.get(message["stem"])
         if process is None:
             return
@@ -7816,10 +7799,9 @@ class Runner:
             self.spawn(self.finish(process))
 
     async def keep_server(self) -> None:
-        """There is always a fork server; jobs that a dead one had not begun go to the next."""
+        """Sends the jobs that a dead fork server had not begun to the next one."""
         while True:
             await self.starter.listen(self.hear)
-            await self.starter.replace()
             for process in tuple(self.live.values()):
                 if not process.born and process.start is None and revoke_start(process):
                     await self.restart(process)
@@ -7834,7 +7816,7 @@ class Runner:
             self.watch_over(process)
             # Of another boot a missing journal proves nothing: it was never synced, and may have gone with the power.
             unborn = process.start is None and process.server.get("boot") == boot_id()
-            # A daemon that was killed before it wrote down the next journal may have revoked this one already.
+            # A daemon that was killed before it saved the name of the next journal may have revoked this one.
             if unborn and (revoke_start(process) or peek(process.path + ".journal").startswith('{"t":"abandoned"')):
                 self.spawn(self.restart(process))
             elif process.stopping:
@@ -7842,7 +7824,7 @@ class Runner:
         self.sweep()
 
     def sweep(self) -> None:
-        """Removes files that a crash left, once no fork server can want to create one of them again."""
+        """Removes the files that a crash left, once no fork server can create one of them again."""
         known = {process.stem for process in self.live.values()}
         old = time.time() - SWEEP_S
         for name in os.listdir(self.folder):
@@ -7852,15 +7834,15 @@ class Runner:
                 remove_file(path)
 
     async def restart(self, process: Process) -> None:
-        """Starts an admitted run that never began, under a new journal; ends what is not wanted any more."""
+        """Starts an admitted run that never began, under a new journal; ends it if it is not wanted any more."""
         if process.run_id is not None and process.stopping is None:
             rename = self.store.rename_journal
             job = await self.store.write(rename, process.run_id, process.attempt, self.starter.server)
             if job is not None:
                 del self.live[process.stem]
-                heir = self.dispatch(job)
+                successor = self.dispatch(job)
                 if process.stopping is not None:
-                    await self.end(heir, process.stopping)
+                    await self.end(successor, process.stopping)
                 return
         await self.fail(process, "it could not be started")
 
@@ -7871,15 +7853,15 @@ class Runner:
             for process in tuple(self.live.values()):
                 if not process.lock.locked():
                     self.spawn(self.catch_up(process))
-                if process.run_id is not None and process.is_overdue():
-                    self.spawn(self.stop(process.run_id, "timed_out"))
+                if process.is_overdue():
+                    self.spawn(self.stop_process(process, "timed_out"))
             if not self.live:
                 self.busy.clear()
             watched = self.feed.waiting or any(process.stopping for process in self.live.values())
             await asyncio.sleep(POLL_WATCHED_S if watched else POLL_S)
 
     async def catch_up(self, process: Process) -> None:
-        """Stores what a live process has written meanwhile, and sees whether it has ended."""
+        """Stores what a live process has written, and finishes it if it has ended."""
         async with process.lock:
             if process.closed.is_set():
                 return
@@ -7905,7 +7887,7 @@ class Runner:
 
     async def save(self, process: Process) -> None:
         """Stores what was read of a journal; a part that a bug of ours refuses is lost, but not the run."""
-        if not process.is_saved and process.run_id is not None:
+        if process.position != process.saved and process.run_id is not None:
             trace = process.unsaved, process.state()
             try:
                 await self.store.write(self.store.add_trace, process.run_id, process.attempt, *trace)
@@ -7913,21 +7895,21 @@ class Runner:
                 raise
             except TauError as problem:
                 logging.getLogger("tau").error("a part of the trace of %s is lost: %s", process.stem, problem)
-        process.unsaved, process.is_saved = [], True
+        process.unsaved, process.saved = [], dict(process.position)
 
     def is_gone(self, process: Process) -> bool:
-        """Whether a process of another fork server can no longer be heard of: it and its server are dead."""
+        """Whether a process of another fork server is dead as well as its server: nobody will tell of its end."""
         if is_alive(process.server):
             return False
         if process.start is not None:
             return not is_alive(process.start)
         if process.server.get("boot") != boot_id():
-            return True  # nobody is left who could still start it
+            return True  # nobody can start it any more
         process.orphaned_at = process.orphaned_at or time.monotonic()
         return time.monotonic() - process.orphaned_at > BIRTH_S
 
     async def finish(self, process: Process) -> None:
-        """Reads the rest of the journal, gives the verdict, and keeps it however long the disk is full."""
+        """Reads the rest of the journal and stores the verdict; tries again for as long as the disk is full."""
         async with process.lock:
             while not process.closed.is_set():
                 try:
@@ -7943,12 +7925,12 @@ class Runner:
                 shutil.rmtree(self.memos(process.run_id), ignore_errors=True)
 
     async def conclude(self, process: Process) -> None:
-        """Stores what is left to read together with the outcome, in one commit if it is not much."""
+        """Stores the last records together with the outcome, in one commit if they are few."""
         while await self.read_next(process, final=True):
             pass
         if process.start is not None and process.ended is None:
             end_session(process.start)
-            process.ended = process.remote.get("end")  # its supervisor here is gone, not the one there
+            process.ended = process.remote.get("end")  # its supervisor here is gone, not the one over there
         process.verdict = verdict(process.outcome, process.end(), process.stopping, process.start, process.timeout_s)
         if process.run_id is None:
             return
@@ -7957,23 +7939,26 @@ class Runner:
             await self.store.write(self.store.finish, *run, process.unsaved, *end)
         except StorageFull:
             raise
-        except TauError:  # a bug of ours in the trace must not keep the outcome from being known
+        except TauError:  # a bug of ours in the trace must not prevent the outcome
             await self.store.write(self.store.finish, *run, [], *end)
 
     # Stopping.
 
     async def stop(self, run_id: str, status: str, force: bool = False) -> None:
         """Begins to stop a live run, which will end with this status unless it ended before."""
-        process = next((one for one in self.live.values() if one.run_id == run_id), None)
-        if process is None:
-            return
+        process = next((process for process in self.live.values() if process.run_id == run_id), None)
+        if process is not None:
+            await self.stop_process(process, status, force)
+
+    async def stop_process(self, process: Process, status: str, force: bool = False) -> None:
         if process.stopping is not None:
             if force and process.start is not None:
                 send_signal(process.start, signal.SIGKILL)
             return
         process.stopping = status
         try:
-            await self.store.write(self.store.note_stopping, run_id, process.attempt, status)
+            if process.run_id is not None:
+                await self.store.write(self.store.note_stopping, process.run_id, process.attempt, status)
         except TauError:
             process.stopping = None
             raise
@@ -7985,19 +7970,19 @@ class Runner:
                 await self.stop(process.run_id, status)
 
     async def end(self, process: Process, status: str, force: bool = False) -> None:
-        """SIGTERM to the process's group, grace, SIGKILL (at once by *force*); it has ended then, or nothing helps."""
+        """Sends SIGTERM to the process's group, waits the grace time, and sends SIGKILL; *force* does so at once."""
         process.stopping = status
         while process.start is None and not process.closed.is_set() and process.stem in self.live:
             await asyncio.sleep(POLL_WATCHED_S)  # not born yet: watch() reads its first record
         grace = self.settings["stop_grace_s"]
         if process.executor:
-            grace = 2 * grace + FAR_S  # the other machine has the same grace, and its end has a way to go
+            grace = 2 * grace + FAR_S  # the other machine waits for the same grace before its news can reach us
         if not force:
             await self.kill(process, signal.SIGTERM, grace)
         await self.kill(process, signal.SIGKILL, 5.0)
 
     async def kill(self, process: Process, number: int, patience: float) -> None:
-        """Sends a signal to the group of a process that has not ended, and waits so long for its end."""
+        """Sends a signal to the group of a process that has not ended, and waits *patience* seconds for its end."""
         if process.start is not None and not process.closed.is_set():
             send_signal(process.start, number)
             with contextlib.suppress(TimeoutError):
@@ -8011,19 +7996,19 @@ class Runner:
     # For `status`.
 
     def processes(self) -> list[Json]:
-        found: list[Json] = [{"role": "fork server", "pid": self.starter.server.get("pid")}]
+        rows: list[Json] = [{"role": "fork server", "pid": self.starter.server.get("pid")}]
         for process in self.live.values():
             if process.start is not None:
                 about = {"role": "run" if process.run_id else "load", "pid": process.start["pid"]}
                 where = {"executor": process.executor} if process.executor else {}
-                found.append({**about, "run_id": process.run_id, **where})
-        return found
+                rows.append({**about, "run_id": process.run_id, **where})
+        return rows
 
     def elsewhere(self, commands: bool) -> Json:
         names = [process.executor for process in self.live.values()]
         return {
-            name: ({"command": one["command"]} if commands else {}) | {"live": names.count(name)}
-            for name, one in self.settings["executors"].items()
+            name: (pick(executor, "command") if commands else {}) | {"live": names.count(name)}
+            for name, executor in self.settings["executors"].items()
         }
 
     def latency(self) -> Json:
@@ -8035,7 +8020,7 @@ class Runner:
 
 
 def revoke_start(process: Process) -> bool:
-    """Takes away the permission to start, if it has not been used: True proves that the run never began."""
+    """Revokes the permission to start, unless it has been used; True proves that the run never began."""
     try:
         with open(process.path + ".journal", "xb") as file:
             file.write(encode({"t": "abandoned", "at": time.time()}))
@@ -8055,7 +8040,7 @@ def end_session(process: Json) -> None:
     if process["boot"] != boot_id() or not os.path.isdir("/proc/self"):
         return
     if process_started(process["pid"]) not in (None, process["started"]):
-        return  # a stranger has its pid by now, which is no session's that anybody of the run could still be in
+        return  # a stranger has its pid by now, so nobody of the run is left in its session
     for pid in map(int, filter(str.isdigit, os.listdir("/proc"))):
         try:
             if int(stat_fields(pid)[3]) == process["pid"]:
@@ -8109,55 +8094,56 @@ class Feed:
 
 
 # --- 26. Agenda --------------------------------------------------------------------------
-# Owns schedules, pauses and chains: what is set, what is decided, and what follows when a run has ended.
+# Owns schedules, pauses and chains: what is set, what is decided, and what follows the end of a run.
 # Calls Store and Questions.  Promises that a decision, its run and the next tick are one transaction.
 
-EXPRESSIONS_KEPT = 20_000
-GAPS_KEPT = 20
-#: Others wait for the writer's thread: one transaction of decisions takes hardly longer than this.
+EXPRESSIONS_CACHED = 20_000
+GAPS_MAX = 20
+#: Others wait for the writer's thread: one transaction decides for about this long at most.
 DECIDE_S = 0.05
 
 
 class Agenda:
-    """When pipelines run by themselves.  These methods too run on the writer's thread."""
+    """When pipelines run by themselves.  These methods run on the writer's thread."""
 
     def __init__(self, store: Store, timezone: str) -> None:
         self.store, self.timezone = store, timezone
-        # Reading an expression costs as much as ten ticks; a zone remembers when its clock is set.
+        # Reading an expression costs as much as ten ticks; a zone caches when its clock is set.
         self.zone = functools.lru_cache(None)(Zone)
-        self.cron_times = functools.lru_cache(EXPRESSIONS_KEPT)(lambda cron, zone: CronTimes(Cron(cron), zone))
+        self.cron_times = functools.lru_cache(EXPRESSIONS_CACHED)(lambda cron, zone: CronTimes(Cron(cron), zone))
         store.on_finish = self.follow
 
     def open(self) -> None:
         self.ask, self.sql = AgendaQuestions(self.store.ask), AgendaQuestions(self.store.sql)
-        self.chains = Chains(self.store, self.sql)
 
     def now(self) -> int:
         return int(self.store.clock.time())
 
     # What is set.
 
-    def deploy(self, found: list[Json], digest: str, actor: str, cron: str | None = None) -> list[Json]:
+    def deploy(self, pipelines: list[Json], digest: str, actor: str, cron: str | None = None) -> list[Json]:
         """Makes each pipeline live, with its schedule and its chain; *cron* is one from the command line."""
-        commands = self.check(found, cron)
-        deployed = self.store.deploy(found, digest, actor)
-        for one in found:
-            self.chains.save(one["name"], one.get("after") or [])
-            self.sync(one["name"], actor, commands[one["name"]])
+        self.check(pipelines, cron)
+        deployed = self.store.deploy(pipelines, digest, actor)
+        for pipeline in pipelines:
+            name = pipeline["name"]
+            self.save_chain(name, pipeline.get("after") or [])
+            self.sync(name, actor, self.command(name, cron))
         return deployed
 
-    def check(self, found: list[Json], cron: str | None = None) -> dict[str, Json]:
-        """BadRequest unless all of these can be deployed; what the command line says of the schedules."""
-        self.chains.check(found)
-        commands = {one["name"]: self.row(one["name"])["command"] for one in found}
-        for one in found:
-            if cron is not None:
-                commands[one["name"]] = retimed(commands[one["name"]], {"cron": cron})
-            self.read(one["name"], one, commands[one["name"]])
-        return commands
+    def check(self, pipelines: list[Json], cron: str | None = None) -> None:
+        """BadRequest unless all of these can be deployed."""
+        self.check_chains(pipelines)
+        for pipeline in pipelines:
+            self.read(pipeline["name"], pipeline, self.command(pipeline["name"], cron))
+
+    def command(self, name: str, cron: str | None) -> Json:
+        """What the command line says of a schedule."""
+        command: Json = self.row(name)["command"]
+        return command if cron is None else retimed(command, {"cron": cron})
 
     def read(self, name: str, live: Json, command: Json) -> Times | None:
-        """When a pipeline would be due; BadRequest for what cannot be: user code may know other time zones."""
+        """When a pipeline would be due; BadRequest if its params, timing or time zone cannot be."""
         options = schedule_options(live, command)
         if live.get("after") or any(options[timing] is not None for timing in TIMINGS):
             wrong = mismatch(live["params"], options["params"], "params")
@@ -8170,7 +8156,7 @@ class Agenda:
         """Takes a pipeline out of service: nothing of it is due, and it follows nobody."""
         cancelled = self.store.undeploy(name, actor)
         if cancelled is not None:
-            self.chains.save(name, [])
+            self.save_chain(name, [])
             self.sync(name, actor)
         return cancelled
 
@@ -8178,7 +8164,7 @@ class Agenda:
         """Saves what the command line says of a schedule; whether that changed anything."""
         times, now = self.read(name, self.demand_live(name), command), self.now()
         if times is not None and enabled is not False and times.next(now) is None:
-            hint = f"a time to come, such as --at {rfc3339(now + 3600)}"
+            hint = f"give a time to come, such as --at {rfc3339(now + 3600)}"
             raise BadRequest(f"the schedule of '{name}' would never be due: all of it is in the past", hint)
         return self.sync(name, actor, command, enabled)
 
@@ -8188,32 +8174,34 @@ class Agenda:
         return live
 
     def sync(self, name: str, actor: str, command: Json | None = None, enabled: bool | None = None) -> bool:
-        """Makes the row of a pipeline say what holds now; whether that changed anything.
+        """Brings the row of a pipeline up to date; whether that changed anything.
 
-        An edit, or the end of what held it, moves the watermark to now: what is undecided by then never runs.
+        *command* and *enabled* are new words of the command line.  An edit, or the end of what held the schedule,
+        moves the watermark to now: what is undecided by then never runs.
         """
-        old, now = self.row(name), self.now()
-        new = old | self.what_holds(old, command, enabled)
-        edited = new["options"] != old["options"]
-        if edited or (old["held"] is not None and new["held"] is None):
-            self.skip_undecided(old, now, old["held"] or "edited")
+        old, at = self.row(name), self.now()
+        new, now = old | self.what_holds(old, command, enabled), rfc3339(at)
+        before, options = old["options"], new["options"]
+        if options != before or (old["held"] is not None and new["held"] is None):
+            hold = {"from": 0, "until": at, "cause": old["held"] or "edited"}
+            self.decide(old | {"options": before | {"jitter_s": 0.0}}, at, [hold])
             # An edit counts from now even if the clock was set back: a tick that had its run gets no other.
-            new["watermark_at"] = rfc3339(now) if edited else max(rfc3339(now), old["watermark_at"])
-        if new["options"]["every_s"] != old["options"]["every_s"]:
-            new["anchor_at"] = rfc3339(now)
-        if (within := new["options"]["expect_success_within_s"]) != old["options"]["expect_success_within_s"]:
-            last = self.last_success(name) or rfc3339(now)
+            new["watermark_at"] = now if options != before else max(now, old["watermark_at"])
+        if options["every_s"] != before["every_s"]:
+            new["anchor_at"] = now
+        if (within := options["expect_success_within_s"]) != before["expect_success_within_s"]:
+            last = self.last_success(name) or now
             new["expect_at"] = None if within is None else rfc3339(instant_of(last) + int(within))
         self.save(new)
         changed = any(new[key] != old[key] for key in ("options", "held", "command"))
         if changed:
-            told = {"source": source_of(new["options"], new["command"]), "enabled": bool(new["enabled"])}
-            shown = {key: value for key, value in new["options"].items() if value != SCHEDULE_OPTIONS[key]}
-            self.store.event("schedule.changed", name, None, told | {"held": new["held"]} | shown, actor)
+            data = {"source": source_of(options, new["command"]), "enabled": bool(new["enabled"]), "held": new["held"]}
+            data |= {key: value for key, value in options.items() if value != SCHEDULE_OPTIONS[key]}
+            self.store.event("schedule.changed", name, None, data, actor)
         return changed
 
     def what_holds(self, row: Json, command: Json | None, enabled: bool | None) -> Json:
-        """What a schedule is told and why nothing of it is due, if so; without *command* or *enabled* as before."""
+        """The columns that follow from the deployment, the command line and the pause of a pipeline."""
         live = self.sql.live(row["pipeline"])
         command = row["command"] if command is None else command
         enabled = bool(row["enabled"]) if enabled is None else enabled
@@ -8223,7 +8211,7 @@ class Agenda:
         return {"command": command, "options": options, "enabled": int(enabled), "held": held}
 
     def row(self, name: str) -> Json:
-        """The row of a pipeline, or what it would be of one that has none."""
+        """The row of a pipeline; a new one if it has none."""
         new: Json = {"pipeline": name, "command": {}, "options": SCHEDULE_OPTIONS, "enabled": 1, "held": None}
         new |= {"expect_at": None} | dict.fromkeys(("anchor_at", "watermark_at", "resumed_at"), rfc3339(self.now()))
         return self.sql.row("SELECT * FROM schedules WHERE pipeline = ?", name) or new
@@ -8253,20 +8241,19 @@ class Agenda:
     # What is decided.
 
     def decide_due(self, now: int, most: int) -> list[str]:
-        """Decides what is due, at most so many schedules and not for long; which runs must make room."""
+        """Decides what is due of at most so many schedules, and not for long; returns the runs to be stopped."""
         until = time.perf_counter() + DECIDE_S
         due = "SELECT * FROM schedules WHERE due_at <= ? ORDER BY due_at, pipeline LIMIT ?"
-        rows = self.sql.rows(due, rfc3339(now), most)
         gaps = self.sql.remembered("gaps") or []
         stops: list[str] = []
-        for row in rows:
+        for row in self.sql.rows(due, rfc3339(now), most):
             stops += self.decide(row, now, gaps)
             if time.perf_counter() > until:
                 break
         return stops
 
     def decide(self, row: Json, now: int, gaps: list[Json]) -> list[str]:
-        """Decides the ticks of a schedule up to now; the live runs that must make room."""
+        """Decides the ticks of a schedule up to now; returns the live runs that must make room."""
         name, times, key = row["pipeline"], self.times(row), {"pipeline": row["pipeline"]}
         if times is None:
             self.sql.set("schedules", key, next_at=None, due_at=None)
@@ -8279,35 +8266,30 @@ class Agenda:
         self.sql.set("schedules", key, watermark_at=rfc3339(plan.watermark), **self.next_columns(row, plan.next))
         return stops
 
-    def skip_undecided(self, row: Json, now: int, why: str) -> None:
-        """What a schedule has left undecided by now never runs."""
-        jitter = row["options"] | {"jitter_s": 0.0}
-        self.decide(row | {"options": jitter}, now, [{"from": 0, "until": now, "cause": why}])
-
     def record(self, row: Json, decision: Json, earlier: str | None) -> str | None:
-        """Puts a decision into the ledger and its run, if there is one, into the queue: its id.
+        """Puts a decision into the ledger and its run, if there is one, into the queue; returns the run's id.
 
-        *earlier* is the last run of the same plan, which may be what a tick is skipped for.
+        *earlier* is the last run of the same plan: a tick may be skipped because of it.
         """
         name, kind, tick, run_id = row["pipeline"], decision["type"], rfc3339(decision["tick"]), None
-        told = {key: value for key, value in decision.items() if key not in ("type", "tick", "with", "trigger")}
+        data = {key: value for key, value in decision.items() if key not in ("type", "tick", "with", "trigger")}
         if "with" in decision:
-            told["run_id"] = decision["with"] or earlier
+            data["run_id"] = decision["with"] or earlier
         if kind == "tick.fired":
             params, trigger = row["options"]["params"], decision["trigger"]
             try:
-                if taken := self.sql.tick_runs(name, tick, tick):
-                    kind, told = "tick.skipped", told | {"reason": "has a run", "run_id": taken[tick]["run_id"]}
+                if runs := self.sql.tick_runs(name, tick, tick):
+                    kind, data = "tick.skipped", data | {"reason": "has a run", "run_id": runs[tick]["run_id"]}
                 else:
                     run_id = self.store.add_run(name, params, None, trigger, "scheduler", scheduled_for=tick)[0]
-                    told["trigger"] = trigger
+                    data["trigger"] = trigger
             except TauError as refused:
-                kind, told = "tick.skipped", told | {"reason": refused.code, "message": str(refused)}
-        self.store.event(kind, name, run_id, told, "scheduler", tick)
+                kind, data = "tick.skipped", data | {"reason": refused.code, "message": str(refused)}
+        self.store.event(kind, name, run_id, data, "scheduler", tick)
         return run_id
 
     def make_room(self, run_id: str) -> bool:
-        """Ends a run that a later tick takes the place of; True if it lives and has to be stopped."""
+        """Ends a run that a later tick replaces; True if it lives and must be stopped."""
         if self.store.cancel_waiting(run_id, "scheduler"):
             return False
         attempt = self.sql.value("SELECT attempt FROM runs WHERE run_id = ?", run_id)
@@ -8315,7 +8297,7 @@ class Agenda:
         return True
 
     def backfill(self, name: str, ticks: list[str], only: str, actor: str) -> list[Json]:
-        """Queues runs for past ticks that still want one: their ids.  Asked again it makes none run twice."""
+        """Queues runs for past ticks that still want one; asked again, it makes none run twice."""
         params = self.row(name)["options"]["params"]
         made: list[Json] = []
         for tick in ticks:
@@ -8333,7 +8315,7 @@ class Agenda:
         return made
 
     def refresh(self, now: int) -> None:
-        """Has all ticks of expressions computed anew, for the system may have other time zones by now."""
+        """Makes all expressions due, so that their ticks are computed anew: time zones may have changed."""
         zoneinfo.ZoneInfo.clear_cache()
         self.zone.cache_clear()
         self.cron_times.cache_clear()
@@ -8358,8 +8340,8 @@ class Agenda:
         """A pipeline, or everything (''), starts nothing by itself any more; False if that was so already."""
         if self.find_pause(name) is not None:
             return False
-        now = rfc3339(self.store.clock.time())
-        self.sql.put("pauses", {"pipeline": name, "paused_at": now, "reason": reason, "actor": actor})
+        pause = {"pipeline": name, "paused_at": self.store.now(), "reason": reason, "actor": actor}
+        self.sql.put("pauses", pause)
         self.tell("pipeline.paused", name, {"reason": reason}, actor)
         return True
 
@@ -8381,7 +8363,7 @@ class Agenda:
         return self.sql.pause(name)
 
     def tell(self, type_name: str, name: str, data: Json, actor: str) -> None:
-        """The ledger says what has happened to a pipeline, or to everything (''), and its row says what holds now."""
+        """Records an event of a pipeline, or of everything (''), and brings its row up to date."""
         self.store.event(type_name, name or None, None, data, actor)
         if name:
             self.sync(name, actor)
@@ -8389,7 +8371,7 @@ class Agenda:
     # What follows when a run has ended.
 
     def follow(self, name: str, run_id: str, status: str) -> None:
-        """A run has its final status: others may follow it, and its pipeline may have failed too often."""
+        """A run has ended: others may follow it, or its pipeline may have failed too often."""
         row = self.row(name)
         if row["held"] == "undeployed":
             return
@@ -8398,7 +8380,7 @@ class Agenda:
             if within:
                 expect_at = rfc3339(int(self.store.clock.time() + within))
                 self.sql.set("schedules", {"pipeline": name}, expect_at=expect_at)
-            self.chains.follow(name, run_id)
+            self.follow_chains(name, run_id)
         elif status in FAILURES and most and self.sql.has_failed(name, row["resumed_at"], most):
             self.pause(name, f"{most} failures in a row", "taud")
 
@@ -8408,12 +8390,59 @@ class Agenda:
         return at
 
     def report_overdue(self, now: int) -> None:
-        """The ledger says which pipelines should have succeeded by now; each is told once until it succeeds."""
+        """Records which pipelines should have succeeded by now, each once until it succeeds."""
         for row in self.sql.rows("SELECT * FROM schedules WHERE expect_at <= ?", rfc3339(now)):
             name, within = row["pipeline"], row["options"]["expect_success_within_s"]
             data = {"within_s": within, "last_success_at": self.last_success(name), "expected_at": row["expect_at"]}
             self.store.event("success.overdue", name, None, data)
             self.sql.set("schedules", {"pipeline": name}, expect_at=None)
+
+    # Chains: who comes after whom.
+
+    def follow_chains(self, upstream: str, run_id: str) -> None:
+        """After a success: those pipelines run all of whose upstream has succeeded now."""
+        self.sql.set("chains", {"comes_after": upstream}, run_id=run_id)
+        _, downstream = self.sql.chains(upstream)
+        for name in downstream:
+            links, _ = self.sql.chains(name)
+            if all(link["run_id"] for link in links):
+                self.sql.set("chains", {"pipeline": name}, run_id=None)
+                self.run_after(name, {link["pipeline"]: link["run_id"] for link in links})
+
+    def run_after(self, name: str, upstream: dict[str, str]) -> None:
+        """Queues a run of a pipeline after these runs of its upstream, unless it is paused."""
+        data: Json = {"reason": "paused", "upstream": upstream}
+        if not self.sql.pause(name) and not self.sql.pause(""):
+            try:
+                params = self.sql.schedule(name)["options"]["params"]
+                self.store.add_run(name, params, None, "chain", "scheduler", upstream=upstream)
+                return
+            except TauError as refused:
+                data |= {"reason": refused.code, "message": str(refused)}
+        self.store.event("chain.skipped", name, None, data, "scheduler")
+
+    def save_chain(self, name: str, after: list[str]) -> None:
+        """A pipeline comes after just these; successes that it has waited for still count."""
+        marks = ", ".join("?" * len(after))
+        old = f"DELETE FROM chains WHERE pipeline = ? AND comes_after NOT IN ({marks})"
+        self.sql.db.execute(old, (name, *after))
+        self.sql.put("chains", *({"pipeline": name, "comes_after": upstream} for upstream in after), clash="IGNORE")
+
+    def check_chains(self, pipelines: list[Json]) -> None:
+        """BadRequest if a pipeline comes after an unknown one, or in the end after itself."""
+        after = {pipeline["name"]: pipeline.get("after") or [] for pipeline in pipelines}
+        if not any(after.values()):
+            return
+        known = {row["pipeline"] for row in self.sql.rows("SELECT pipeline FROM live")} | {*after}
+        for name, upstream in [(name, other) for name, some in after.items() for other in some if other not in known]:
+            hint = did_you_mean(upstream, known, f"deploy '{upstream}' first, or with it")
+            raise BadRequest(f"'{name}' comes after '{upstream}': no such pipeline", hint)
+        graph: dict[str, list[str]] = {}
+        for row in self.sql.rows("SELECT pipeline, comes_after FROM chains"):
+            graph.setdefault(row["pipeline"], []).append(row["comes_after"])
+        if circle := find_circle(graph | after):
+            hint = "take one `after` away"
+            raise BadRequest(f"pipelines come after each other in a circle: {' → '.join(circle)}", hint)
 
     # What the scheduler remembers.
 
@@ -8421,24 +8450,24 @@ class Agenda:
         self.sql.put("memory", {"name": name, "data": data}, clash="REPLACE")
 
     def note_gap(self, cause: str, begin: float, until: float) -> None:
-        """Remembers for a while when nobody could, or was to, decide; the ledger keeps it."""
+        """Remembers a time in which nobody could decide, or should; the ledger has it too."""
         begin, until = int(begin), int(until)
         gaps = self.sql.remembered("gaps") or []
-        self.remember("gaps", [*gaps, {"from": begin, "until": until, "cause": cause}][-GAPS_KEPT:])
-        if cause != "paused":  # that is in the ledger already
+        self.remember("gaps", [*gaps, {"from": begin, "until": until, "cause": cause}][-GAPS_MAX:])
+        if cause != "paused":  # the ledger has that already
             data = {"cause": cause, "from": rfc3339(begin), "until": rfc3339(until), "seconds": until - begin}
             self.store.event("scheduler.gap", None, None, data)
 
     def step_back(self, before: int, now: int) -> None:
-        """The clock was set back.  What is decided stays so; intervals go on at their distance from here.
+        """The clock was set back.  What is decided stays decided; intervals go on from the new time.
 
-        An interval whose ticks would fall on instants that it has had already falls one second beside them.
+        If the ticks of an interval would fall on instants that it has had already, they come a second later.
         """
         logging.getLogger("tau").warning("the clock was set back by %d s", before - now)
         data = {"from": rfc3339(before), "to": rfc3339(now), "seconds": now - before}
         self.store.event("clock.set_back", None, None, data)
         self.store.shift_waiting(now - before)
-        # What is to come again is not what nobody could decide then.
+        # A time that comes again is no gap any more.
         gaps = [gap for gap in self.sql.remembered("gaps") or [] if gap["from"] < now]
         self.remember("gaps", [gap | {"until": min(gap["until"], now)} for gap in gaps])
         intervals = "SELECT * FROM schedules WHERE next_at IS NOT NULL AND json_extract(options, '$.every_s') > 0"
@@ -8462,15 +8491,15 @@ def source_of(options: Json, command: Json) -> str | None:
 
 
 def wants_backfill(latest: Json | None, only: str) -> bool:
-    """Whether a tick with this latest run is among those that a backfill is for."""
+    """Whether a backfill is for a tick with this latest run."""
     if latest is None:
         return only in ("missing", "all")
     return only in ("failed", "all") and latest["status"] in (*FAILURES, "cancelled")
 
 
-#: Whatever became due before one of these ended is not run: nobody wanted it then.
+#: What became due before one of these ended never runs: nobody wanted it then.
 HOLDS = ("paused", "disabled", "undeployed", "edited", "restored")
-#: A tick that is decided within this time is on time; a later one has been missed: the misfire policy rules.
+#: A tick that is decided within this time is on time; a later one was missed, and the misfire policy rules.
 ON_TIME_S = 10
 #: Missed ticks of an expression are counted up to here; beyond it there are more.
 COUNT_MAX = 200
@@ -8505,7 +8534,7 @@ class Plan:
         self.decisions: list[Json] = []
 
     def advance(self, until: int) -> None:
-        """Ticks up to here are decided."""
+        """Marks the ticks up to here as decided."""
         if until > self.watermark:
             self.watermark = until
             if self.next is not None and self.next[0] <= until:
@@ -8517,14 +8546,14 @@ class Plan:
             first = self.next[0]
             count = self.times.count(first - 1, until, COUNT_MAX)
             last = self.times.latest(first, until, 1)[-1][0] if count > 1 else first
-            told: Json = {"type": type_name, "tick": last, "reason": reason, "from": rfc3339(first), "ticks": count}
+            data: Json = {"type": type_name, "tick": last, "reason": reason, "from": rfc3339(first), "ticks": count}
             if count > COUNT_MAX and not isinstance(self.times, Interval):
-                told["at_least"] = True
-            self.decisions.append(told | self.cause(last))
+                data["at_least"] = True
+            self.decisions.append(data | self.cause(last))
         self.advance(until)
 
     def catch_up(self, until: int) -> None:
-        """Decides the ticks that were missed: which of them run late, and why the others do not."""
+        """Decides which of the missed ticks run late, and why the others do not."""
         times, misfire, late = self.times, self.options["misfire"], until - ON_TIME_S - 1
         if self.next is None or self.next[0] > late:
             return
@@ -8543,7 +8572,7 @@ class Plan:
         self.advance(late)
 
     def fire(self, tick: Tick, trigger: str) -> None:
-        """Decides that a tick runs, unless its predecessors are in the way."""
+        """Decides whether a tick runs: unfinished runs may prevent it."""
         overlap, caught = self.options["overlap"], trigger == "catchup" and self.options["misfire"] == "all"
         if overlap == "skip" and self.active and not caught:
             decision: Json = {"type": "tick.skipped", "reason": "overlap", "with": self.active[-1]}
@@ -8558,65 +8587,15 @@ class Plan:
         self.advance(tick[0])
 
     def cause(self, tick: int) -> Json:
-        """Why nobody could decide a tick in time, as far as that is known."""
+        """Why nobody decided a tick in time, if that is known."""
         for gap in reversed(self.gaps):
             if gap["from"] < tick <= gap["until"] and gap["cause"] not in HOLDS:
                 return {"cause": {"what": gap["cause"], "from": rfc3339(gap["from"]), "until": rfc3339(gap["until"])}}
         return {}
 
 
-class Chains:
-    """Who comes after whom; on the writer's thread too."""
-
-    def __init__(self, store: Store, sql: AgendaQuestions) -> None:
-        self.store, self.sql = store, sql
-
-    def follow(self, upstream: str, run_id: str) -> None:
-        """A pipeline has succeeded: those run that come after it, once all they come after have."""
-        self.sql.set("chains", {"comes_after": upstream}, run_id=run_id)
-        _, downstream = self.sql.chains(upstream)
-        for name in downstream:
-            links, _ = self.sql.chains(name)
-            if all(link["run_id"] for link in links):
-                self.sql.set("chains", {"pipeline": name}, run_id=None)
-                self.run(name, {link["pipeline"]: link["run_id"] for link in links})
-
-    def run(self, name: str, upstream: dict[str, str]) -> None:
-        """A pipeline runs because all that it comes after have succeeded, unless it is held."""
-        told: Json = {"reason": "paused", "upstream": upstream}
-        if not self.sql.pause(name) and not self.sql.pause(""):
-            try:
-                params = self.sql.schedule(name)["options"]["params"]
-                self.store.add_run(name, params, None, "chain", "scheduler", upstream=upstream)
-                return
-            except TauError as refused:
-                told |= {"reason": refused.code, "message": str(refused)}
-        self.store.event("chain.skipped", name, None, told, "scheduler")
-
-    def save(self, name: str, after: list[str]) -> None:
-        """A pipeline comes after just these; what it has already waited for is not forgotten."""
-        marks = ", ".join("?" * len(after))
-        gone = f"DELETE FROM chains WHERE pipeline = ? AND comes_after NOT IN ({marks})"
-        self.sql.db.execute(gone, (name, *after))
-        self.sql.put("chains", *({"pipeline": name, "comes_after": one} for one in after), clash="IGNORE")
-
-    def check(self, found: list[Json]) -> None:
-        """BadRequest if a pipeline comes after an unknown one, or in the end after itself."""
-        after = {one["name"]: one.get("after") or [] for one in found}
-        known = {row["pipeline"] for row in self.sql.rows("SELECT pipeline FROM live")} | {*after}
-        for name, upstream in [(name, one) for name, some in after.items() for one in some if one not in known]:
-            hint = did_you_mean(upstream, known, f"deploy '{upstream}' first, or with it")
-            raise BadRequest(f"'{name}' comes after '{upstream}': no such pipeline", hint)
-        graph: dict[str, list[str]] = {}
-        for row in self.sql.rows("SELECT pipeline, comes_after FROM chains") if any(after.values()) else ():
-            graph.setdefault(row["pipeline"], []).append(row["comes_after"])
-        if circle := find_circle(graph | after):
-            hint = "take one `after` away"
-            raise BadRequest(f"pipelines come after each other in a circle: {' → '.join(circle)}", hint)
-
-
 def find_circle(graph: dict[str, list[str]]) -> list[str] | None:
-    """A way from a node back to itself, if there is one; it begins with the first by name."""
+    """A way from a node back to itself, if there is one, from the first of its nodes by name."""
     try:
         graphlib.TopologicalSorter(graph).prepare()
     except graphlib.CycleError as problem:
@@ -8627,7 +8606,7 @@ def find_circle(graph: dict[str, list[str]]) -> list[str] | None:
 
 
 class AgendaQuestions(Sql):
-    """What is asked about schedules: on the loop, and on the writer's thread within a write."""
+    """Questions about schedules: on the loop, and on the writer's thread within a write."""
 
     def __init__(self, ask: Questions) -> None:
         super().__init__(ask.db)
@@ -8635,42 +8614,43 @@ class AgendaQuestions(Sql):
 
     def schedule(self, name: str) -> Json:
         """The row of a pipeline's schedule; NotFound if the pipeline is not deployed."""
-        found = self.row("SELECT * FROM schedules WHERE pipeline = ?", name)
-        if found is None or found["held"] == "undeployed":
+        row = self.row("SELECT * FROM schedules WHERE pipeline = ?", name)
+        if row is None or row["held"] == "undeployed":
             raise self.ask.unknown(name)
-        return found
+        return row
 
     def live(self, name: str) -> Json | None:
-        found = self.row("SELECT options FROM live WHERE pipeline = ?", name)
-        return found and found["options"]
+        """The options of a deployed pipeline."""
+        row = self.row("SELECT options FROM live WHERE pipeline = ?", name)
+        return row and row["options"]
 
     def pause(self, name: str) -> Json | None:
         return self.row("SELECT paused_at, reason, actor FROM pauses WHERE pipeline = ?", name)
 
     def remembered(self, name: str) -> Any:
-        found = self.row("SELECT data FROM memory WHERE name = ?", name)
-        return found and found["data"]
+        row = self.row("SELECT data FROM memory WHERE name = ?", name)
+        return row and row["data"]
 
     def counts(self) -> Json:
         return self.rows("SELECT count(*) AS schedules, min(due_at) AS next_at FROM schedules WHERE due_at > ''")[0]
 
     def chains(self, name: str) -> tuple[list[Json], list[str]]:
-        """Whom a pipeline comes after, each with a success not yet followed, and who comes after it."""
+        """The upstream of a pipeline, each with a success that was not followed yet, and its downstream."""
         up = "SELECT comes_after AS pipeline, run_id FROM chains WHERE pipeline = ? ORDER BY comes_after"
         down = "SELECT pipeline FROM chains WHERE comes_after = ? ORDER BY pipeline"
         return self.rows(up, name), [row["pipeline"] for row in self.rows(down, name)]
 
     def decision_on(self, name: str, tick: str) -> Json | None:
-        """What was decided about an instant: the first decision that reaches it, if it is about it."""
-        found = self.row(f"{DECISIONS} AND e.scheduled_for >= ? ORDER BY e.scheduled_for, seq LIMIT 1", name, tick)
-        if found is None or found["data"].get("from", found["scheduled_for"]) > tick:
+        """What was decided about an instant."""
+        row = self.row(f"{DECISIONS} AND e.scheduled_for >= ? ORDER BY e.scheduled_for, seq LIMIT 1", name, tick)
+        if row is None or row["data"].get("from", row["scheduled_for"]) > tick:
             return None
-        return told_decision(found)
+        return decision_document(row)
 
     def decisions(self, name: str, most: int, before: str = "~") -> list[Json]:
         """The last decisions about ticks before an instant, or about all, newest first."""
         some = f"{DECISIONS} AND e.scheduled_for < ? ORDER BY e.scheduled_for DESC, seq DESC LIMIT ?"
-        return [told_decision(row) for row in self.rows(some, name, before, most)]
+        return [decision_document(row) for row in self.rows(some, name, before, most)]
 
     def tick_runs(self, name: str, begin: str, end: str) -> dict[str, Json]:
         """The latest run of each tick between two instants, both included, by tick."""
@@ -8682,11 +8662,11 @@ class AgendaQuestions(Sql):
         return {row["scheduled_for"]: row for row in rows}
 
     def last_run(self, name: str) -> Json | None:
-        shown = "run_id, trigger, status"
-        return self.row(f"SELECT {shown} FROM runs WHERE pipeline = ? ORDER BY run_id DESC LIMIT 1", name)
+        last = "SELECT run_id, trigger, status FROM runs WHERE pipeline = ? ORDER BY run_id DESC LIMIT 1"
+        return self.row(last, name)
 
     def has_failed(self, name: str, since: str, times: int) -> bool:
-        """Whether the last runs of a pipeline, so many since then, have all failed."""
+        """Whether there were so many runs of a pipeline since then and the last ones have all failed."""
         rows = self.rows(
             "SELECT status FROM runs WHERE pipeline = ? AND run_id > ?"
             " AND status IN ('success', 'failed', 'timed_out', 'lost') ORDER BY run_id DESC LIMIT ?",
@@ -8708,7 +8688,7 @@ class AgendaQuestions(Sql):
         return int(self.value(live, name))
 
 
-#: Decisions about ticks, each with the run that it is about, if it is about one, and how that stands.
+#: Decisions about ticks, each with the status of its run, if there is one.
 DECISIONS = (
     "SELECT e.at, e.type, e.data, e.scheduled_for, e.run_id, r.status FROM events e LEFT JOIN runs r"
     " ON r.run_id = coalesce(e.run_id, json_extract(e.data, '$.run_id'))"
@@ -8716,8 +8696,8 @@ DECISIONS = (
 )
 
 
-def told_decision(event: Json) -> Json:
-    """A decision as a document, with how its run, if there is one, stands."""
+def decision_document(event: Json) -> Json:
+    """A decision as a document, with the status of its run, if there is one."""
     document = {"scheduled_for": event["scheduled_for"], "decision": event["type"].partition(".")[2]}
     document |= {"decided_at": event["at"], **event["data"]}
     run_id = event["run_id"] or document.get("run_id")
