@@ -7440,30 +7440,26 @@ def verdict(
         assert outcome is not None
         return Outcome("failed", None, raised, retry=outcome.get("retry"))
     if ended is None:
-        return lost("ProcessLost", "its process and its supervisor vanished without a verdict")
-    if start is not None and "executor" in start and "host" not in ended:
-        return far_verdict(start, ended)
-    return died(death_words(ended))
+        error = bare_error("lost", "ProcessLost", "its process and its supervisor vanished without a verdict")
+        return Outcome("lost", None, error)
+    return end_verdict(ended, start or {})
 
 
-def lost(type_name: str, message: str) -> Outcome:
-    return Outcome("lost", None, bare_error("lost", type_name, message))
+def end_verdict(ended: Json, start: Json) -> Outcome:
+    """How a process ended of which there is but an end record.
 
-
-def died(message: str) -> Outcome:
-    return Outcome("failed", None, bare_error("died", "ProcessDied", message))
-
-
-def far_verdict(start: Json, ended: Json) -> Outcome:
-    """How a run on another machine ended of which we know only how the command that led there ended.
-
-    It is lost if it has begun there, or if the command was killed or says that the connection failed.
+    On another machine that may be the end record of the command that leads there.  Then the run is lost if it has begun
+    there, or if the command was killed or says that the connection failed.
     """
-    name, said = start["executor"], f": {start['said']}" if "said" in start else ""
-    how = ("was " if ended["signal"] else "") + death_words(ended).removesuffix(" without returning a result")
-    if "remote" in start or ended["signal"] or ended["exit_code"] == CONNECTION_FAILED:
-        return lost("ConnectionLost", f"the connection to executor '{name}' was lost; its command {how}{said}")
-    return died(f"the command of executor '{name}' {how} before the run began there{said}")
+    words = death_words(ended)
+    if "executor" in start and "host" not in ended:
+        name, said = start["executor"], f": {start['said']}" if "said" in start else ""
+        how = ("was " if ended["signal"] else "") + words.removesuffix(" without returning a result")
+        if "remote" in start or ended["signal"] or ended["exit_code"] == CONNECTION_FAILED:
+            message = f"the connection to executor '{name}' was lost; its command {how}{said}"
+            return Outcome("lost", None, bare_error("lost", "ConnectionLost", message))
+        words = f"the command of executor '{name}' {how} before the run began there{said}"
+    return Outcome("failed", None, bare_error("died", "ProcessDied", words))
 
 
 #: The exit code of ssh when the connection failed.
@@ -7496,7 +7492,6 @@ class Process:
     def __init__(self, folder: str, stem: str, run_id: str | None, attempt: int, server: Json) -> None:
         self.path, self.stem, self.run_id, self.attempt = os.path.join(folder, stem), stem, run_id, attempt
         self.server = server  # identity of the fork server it was given to
-        self.born = False  # whether the fork server has said that it started it
         self.start: Json | None = None  # its first record: who it is
         self.outcome: Json | None = None  # `returned` or `raised`
         self.ended: Json | None = None  # the fork server's end record
@@ -7557,10 +7552,9 @@ class Process:
         """Reads trace records that came since the last call; whether there are more to read."""
         lines, self.position["journal"], more = read_lines(self.path + ".journal", self.position["journal"])
         for line in lines:
-            try:
+            # A line may be torn by a crash, or not ours; the end record begins a new one.
+            with contextlib.suppress(ValueError, KeyError, TypeError, OverflowError, OSError):
                 self.take(json.loads(line), limits)
-            except (ValueError, KeyError, TypeError, OverflowError, OSError):
-                self.position["bad"] += bool(line)  # torn by a crash, or not ours; the end record begins a line
         for stream in ("stdout", "stderr"):
             more |= self.read_output(stream, limits, final)
         return more
@@ -7626,20 +7620,12 @@ def trace_record(record: Json) -> Json:
     return {"t": record["t"], when: rfc3339(record["at"]), **values, **{key: record.get(key) for key in others}}
 
 
-def as_it_is(value: Any) -> Any:
-    return value
-
-
 #: Kind of a trace record → the store's name for its time, the fields it must have, and those it may have.
 TRACE: dict[str, tuple[str, dict[str, Callable[[Any], Any]], tuple[str, ...]]] = {
     "log": ("at", {"level": str, "message": str}, ("step", "stream", "fields")),
-    "step": ("started_at", {"name": str, "path": str, "step": int, "parent": as_it_is}, ()),
-    "done": (
-        "finished_at",
-        {"step": int, **dict.fromkeys(("status", "duration_ms", "rows_in", "rows_out", "error"), as_it_is)},
-        ("columns",),
-    ),
-    **dict.fromkeys(OBSERVATIONS, ("at", {"name": str, "data": dict, "step": as_it_is}, ())),
+    "step": ("started_at", {"name": str, "path": str, "step": int}, ("parent",)),
+    "done": ("finished_at", {"step": int, "status": str}, ("duration_ms", "rows_in", "rows_out", "error", "columns")),
+    **dict.fromkeys(OBSERVATIONS, ("at", {"name": str, "data": dict}, ("step",))),
 }
 
 
@@ -7789,12 +7775,9 @@ class Runner:
     # What the fork server says.
 
     def hear(self, message: Json) -> None:
-        """Takes a message: the fork server has started a process, or has seen it end."""
+        """Takes a message of the fork server: a process has ended."""
         process = self.live.get(message["stem"])
-        if process is None:
-            return
-        process.born = True
-        if "end" in message:
+        if process is not None:
             process.ended = process.ended or message["end"]  # should the journal not have had room for it
             self.spawn(self.finish(process))
 
@@ -7803,7 +7786,7 @@ class Runner:
         while True:
             await self.starter.listen(self.hear)
             for process in tuple(self.live.values()):
-                if not process.born and process.start is None and revoke_start(process):
+                if process.start is None and revoke_start(process):
                     await self.restart(process)
 
     # From the journal to the store.
@@ -9510,7 +9493,7 @@ STARTS_MAX = 20
 OPTIONS_KEPT = 10_000
 EXPIRE_MAX = 500
 #: How far a journal and its outputs have been read before they are; how many records were read, and were bad.
-NOWHERE = {"journal": 0, "stdout": 0, "stderr": 0, "n": 0, "bad": 0}
+NOWHERE = {"journal": 0, "stdout": 0, "stderr": 0, "n": 0}
 DONE_COLUMNS = ("status", "duration_ms", "rows_in", "rows_out", "columns", "error", "finished_at")
 NEW_STEP = {**dict.fromkeys(DONE_COLUMNS), "status": "running", "finished_n": None}
 STEP_COLUMNS = ("run_id", "attempt", "step", "parent", "name", "path", "started_at", "n", *NEW_STEP)
@@ -10619,7 +10602,7 @@ def rehearse(times: int) -> None:
 class ForkServer:
     """Jobs in, processes out, end records into journals.
 
-    Descriptor 0 is a socket: jobs come in on it, and starts and ends go out.
+    Descriptor 0 is a socket: jobs come in on it, and end records go out.
     """
 
     def __init__(self) -> None:
@@ -10696,7 +10679,6 @@ class ForkServer:
             self.write_end(job, None, f"cannot start a process: {problem.strerror}")
             return
         self.jobs[pid] = job
-        self.tell({"stem": job["stem"], "pid": pid})
 
     def spawn(self, job: Json) -> int:
         """A fresh interpreter runs the job, where fork is not safe or its environment is another; its pid."""

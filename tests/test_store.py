@@ -46,7 +46,7 @@ def add(
 
 def state(**more: Any) -> dict[str, Any]:
     """What is kept of a process that has just been admitted."""
-    position = {"journal": 10, "stdout": 0, "stderr": 0, "n": 0, "bad": 0}
+    position = {"journal": 10, "stdout": 0, "stderr": 0, "n": 0}
     return {
         "position": position, "process": {"server": {}}, "outcome": None, "ended": None, "log_lines": 0, "log_dropped": 0,
     } | more  # fmt: skip
