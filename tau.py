@@ -7261,7 +7261,7 @@ Clocks = tuple[float, float, float]  # the time, awake time, and elapsed time, o
 class Scheduler:
     """Does what is due, as the last work of each group of writes, and knows when nobody could.
 
-    Its one timer rings at the next instant at which anything is due, for a group that holds nothing else.
+    Its one timer rings when anything is due next, for a group without other writes.
     """
 
     def __init__(self, agenda: Agenda, runner: Runner) -> None:
@@ -7702,7 +7702,7 @@ class Runner:
         make_directory(self.folder)
         await self.starter.open()
         self.recover()
-        self.spawn(self.keep_server())
+        self.spawn(self.replace_servers())
         self.spawn(self.watch())
 
     async def close(self) -> None:
@@ -7781,12 +7781,12 @@ class Runner:
             process.ended = process.ended or message["end"]  # should the journal not have had room for it
             self.spawn(self.finish(process))
 
-    async def keep_server(self) -> None:
+    async def replace_servers(self) -> None:
         """Sends the jobs that a dead fork server had not begun to the next one."""
         while True:
             await self.starter.listen(self.hear)
             for process in tuple(self.live.values()):
-                if process.start is None and revoke_start(process):
+                if process.ended is None and process.start is None and revoke_start(process):
                     await self.restart(process)
 
     # From the journal to the store.
@@ -7881,7 +7881,7 @@ class Runner:
         process.unsaved, process.saved = [], dict(process.position)
 
     def is_gone(self, process: Process) -> bool:
-        """Whether a process of another fork server is dead as well as its server: nobody will tell of its end."""
+        """Whether a process of another fork server and that server are dead: nobody will tell of its end."""
         if is_alive(process.server):
             return False
         if process.start is not None:
@@ -8163,11 +8163,11 @@ class Agenda:
         moves the watermark to now: what is undecided by then never runs.
         """
         old, at = self.row(name), self.now()
-        new, now = old | self.what_holds(old, command, enabled), rfc3339(at)
+        new, now = old | self.current_columns(old, command, enabled), rfc3339(at)
         before, options = old["options"], new["options"]
         if options != before or (old["held"] is not None and new["held"] is None):
-            hold = {"from": 0, "until": at, "cause": old["held"] or "edited"}
-            self.decide(old | {"options": before | {"jitter_s": 0.0}}, at, [hold])
+            gap = {"from": 0, "until": at, "cause": old["held"] or "edited"}
+            self.decide(old | {"options": before | {"jitter_s": 0.0}}, at, [gap])
             # An edit counts from now even if the clock was set back: a tick that had its run gets no other.
             new["watermark_at"] = now if options != before else max(now, old["watermark_at"])
         if options["every_s"] != before["every_s"]:
@@ -8183,7 +8183,7 @@ class Agenda:
             self.store.event("schedule.changed", name, None, data, actor)
         return changed
 
-    def what_holds(self, row: Json, command: Json | None, enabled: bool | None) -> Json:
+    def current_columns(self, row: Json, command: Json | None, enabled: bool | None) -> Json:
         """The columns that follow from the deployment, the command line and the pause of a pipeline."""
         live = self.sql.live(row["pipeline"])
         command = row["command"] if command is None else command
@@ -8215,8 +8215,7 @@ class Agenda:
         if options["cron"] is None:
             return times_of(options, instant_of(row["anchor_at"]), self.timezone)
         try:
-            times: Times = self.cron_times(options["cron"], self.zone(options["timezone"] or self.timezone))
-            return times
+            return self.cron_times(options["cron"], self.zone(options["timezone"] or self.timezone))
         except BadRequest as problem:  # it was checked when it was set: the system has lost its time zone
             self.store.event("schedule.broken", row["pipeline"], None, {"message": str(problem)})
             return None
@@ -8224,7 +8223,7 @@ class Agenda:
     # What is decided.
 
     def decide_due(self, now: int, most: int) -> list[str]:
-        """Decides what is due of at most so many schedules, and not for long; returns the runs to be stopped."""
+        """Decides what is due, of at most *most* schedules and for DECIDE_S; returns the runs to be stopped."""
         until = time.perf_counter() + DECIDE_S
         due = "SELECT * FROM schedules WHERE due_at <= ? ORDER BY due_at, pipeline LIMIT ?"
         gaps = self.sql.remembered("gaps") or []
@@ -8361,8 +8360,7 @@ class Agenda:
         within, most = row["options"]["expect_success_within_s"], row["options"]["pause_after_failures"]
         if status == "success":
             if within:
-                expect_at = rfc3339(int(self.store.clock.time() + within))
-                self.sql.set("schedules", {"pipeline": name}, expect_at=expect_at)
+                self.sql.set("schedules", {"pipeline": name}, expect_at=rfc3339(self.now() + int(within)))
             self.follow_chains(name, run_id)
         elif status in FAILURES and most and self.sql.has_failed(name, row["resumed_at"], most):
             self.pause(name, f"{most} failures in a row", "taud")
@@ -8649,13 +8647,13 @@ class AgendaQuestions(Sql):
         return self.row(last, name)
 
     def has_failed(self, name: str, since: str, times: int) -> bool:
-        """Whether there were so many runs of a pipeline since then and the last ones have all failed."""
-        rows = self.rows(
-            "SELECT status FROM runs WHERE pipeline = ? AND run_id > ?"
-            " AND status IN ('success', 'failed', 'timed_out', 'lost') ORDER BY run_id DESC LIMIT ?",
+        """Whether there were this many runs of a pipeline since then and the last ones have all failed."""
+        failures = self.value(
+            "SELECT count(*) FROM (SELECT status FROM runs WHERE pipeline = ? AND run_id > ? AND status IN"
+            " ('success', 'failed', 'timed_out', 'lost') ORDER BY run_id DESC LIMIT ?) WHERE status <> 'success'",
             *(name, spell_id(instant_of(since) * 1000 << ID_SALT_BITS), times),
         )
-        return len(rows) == times and all(row["status"] in FAILURES for row in rows)
+        return bool(failures == times)
 
     def unfinished(self, name: str) -> list[str]:
         """The runs of a schedule's ticks that have not ended, oldest first."""

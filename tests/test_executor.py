@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import os
 import signal
+import types
 from pathlib import Path
 
 import pytest
@@ -405,6 +407,27 @@ def test_the_verdict_is_one_function(record: dict, ended: dict, stopping: str, s
     outcome = module.verdict(record, ended, stopping)
     assert outcome.status == status
     assert (outcome.error is None) == (status == "success")
+
+
+def test_a_run_that_has_ended_is_not_started_again_when_its_fork_server_dies(tmp_path: Path) -> None:
+    """One that could not be started has no journal, and its end may wait for room on the disk."""
+    runner, started = module.Runner.__new__(module.Runner), []
+    processes = [module.Process(str(tmp_path), stem, stem, 1, {}) for stem in ("ended", "fresh", "born")]
+    processes[0].ended = {"exit_code": None, "signal": None, "reason": "cannot create its journal"}
+    (tmp_path / "born.journal").touch()
+
+    async def listen(on_message: object) -> None:
+        if started:
+            raise asyncio.CancelledError
+
+    async def restart(process: module.Process) -> None:
+        started.append(process.stem)
+
+    runner.live = {process.stem: process for process in processes}
+    runner.starter, runner.restart = types.SimpleNamespace(listen=listen), restart
+    with contextlib.suppress(asyncio.CancelledError):
+        asyncio.run(runner.replace_servers())
+    assert started == ["fresh"]
 
 
 def test_a_deploy_whose_fork_server_dies_is_not_blamed_on_the_file(fresh: Tau) -> None:
