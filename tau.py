@@ -7869,16 +7869,22 @@ class Runner:
         return more
 
     async def save(self, process: Process) -> None:
-        """Stores what was read of a journal; a part that a bug of ours refuses is lost, but not the run."""
-        if process.position != process.saved and process.run_id is not None:
-            trace = process.unsaved, process.state()
-            try:
-                await self.store.write(self.store.add_trace, process.run_id, process.attempt, *trace)
-            except StorageFull:
-                raise
-            except TauError as problem:
-                logging.getLogger("tau").error("a part of the trace of %s is lost: %s", process.stem, problem)
+        if process.position != process.saved:
+            await self.store_trace(process, self.store.add_trace)
         process.unsaved, process.saved = [], dict(process.position)
+
+    async def store_trace(self, process: Process, work: Callable[..., None], *outcome: Outcome) -> None:
+        """Stores what was read of a run; records that a bug of ours refuses are lost, but not the run."""
+        if process.run_id is None:
+            return
+        run = process.run_id, process.attempt
+        try:
+            await self.store.write(work, *run, process.unsaved, process.state(), *outcome)
+        except StorageFull:
+            raise
+        except TauError as problem:
+            logging.getLogger("tau").error("a part of the trace of %s is lost: %s", process.stem, problem)
+            await self.store.write(work, *run, [], process.state(), *outcome)
 
     def is_gone(self, process: Process) -> bool:
         """Whether a process of another fork server and that server are dead: nobody will tell of its end."""
@@ -7915,15 +7921,7 @@ class Runner:
             end_session(process.start)
             process.ended = process.remote.get("end")  # its supervisor here is gone, not the one over there
         process.verdict = verdict(process.outcome, process.end(), process.stopping, process.start, process.timeout_s)
-        if process.run_id is None:
-            return
-        run, end = (process.run_id, process.attempt), (process.state(), process.verdict)
-        try:
-            await self.store.write(self.store.finish, *run, process.unsaved, *end)
-        except StorageFull:
-            raise
-        except TauError:  # a bug of ours in the trace must not prevent the outcome
-            await self.store.write(self.store.finish, *run, [], *end)
+        await self.store_trace(process, self.store.finish, process.verdict)
 
     # Stopping.
 
