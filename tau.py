@@ -4617,8 +4617,8 @@ class Daemon:
             signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until there is something to reload
             self.store.open(loop)
             self.agenda.open()
-            self.sources.open()
-            self.venvs.sweep(self.store.ask.needed()["environments"])
+            for folder, names in self.store.ask.needed().items():
+                sweep(os.path.join(self.home, folder), names)
             sweep_copies(self.home)
             self.listeners.open()  # an address that cannot be had is found out before anything runs
             await self.runner.open()
@@ -5844,7 +5844,8 @@ async def check(call: Call, files: list[Json], *, include: list[Json] | None = N
     scanned: Json = {"secrets": {}, "missing_imports": []}
     try:
         answer["environments"] = await deployment.prepare()
-        scanned = await deployment.scan()
+        paths = sorted(path for path in deployment.sources if path.endswith(".py"))
+        scanned = await deployment.ask(deployment.entries[0], {"kind": "scan", "files": paths})
         pipelines = await deployment.load(call.caller)
         answer["pipelines"] = [await preview_pipeline(daemon, row) for row in pipelines]
         if not daemon.options["unscheduled"]:
@@ -6209,8 +6210,7 @@ async def errors(call: Call, *, limit: Limit = 20) -> Json:
     """
     rows, total = call.ask.failures(limit, call.among())
     for row in rows:
-        shown = ("kind", "type", "message", "step", "file", "line", "code", "fingerprint")
-        row["error"] = {key: row["error"].get(key) for key in shown}
+        row["error"] = pick(row["error"], "kind", "type", "message", "step", "file", "line", "code", "fingerprint")
         row["next"] = [f"tau inspect {row['run_id']}"]
     return listing("errors", rows, total, "tau errors")
 
@@ -6328,11 +6328,11 @@ async def schedule(
     misfire       what is done about missed ticks: run the last one, skip them, or run all
     catchup_window  how long a missed tick may still run late
     overlap       when the run of an earlier tick is unfinished: skip, queue, cancel_running, allow
-    jitter        at most so long after its ticks it runs, always by the same, to spread the load
+    jitter        it runs up to so long after its ticks, always by the same, to spread the load
     params --params -p  the params of its runs
     disable       nothing is due until it is enabled again
     enable        due again, from now on
-    clear         forget what the command line has said: the decorator holds again
+    clear         drop what the command line has said: the decorator holds again
 
     Examples:
         tau schedule orders "0 6 * * *" --timezone Europe/London
@@ -6460,21 +6460,21 @@ def what_holds(call: Call, schedule: Json, upstream: list[Json]) -> Iterator[Jso
 def past_words(tick: Json) -> str:
     """What became of a tick, as a sentence."""
     key, cause, last = tick["decision"], tick.get("cause"), tick.get("last_run")
-    words = {"message": tick.get("reason"), "ticks": 1, "trigger": "", **tick, **(last or {})}
+    words = {"message": tick.get("reason"), "ticks": 1, "trigger": "", "why": "", "late": "", **tick, **(last or {})}
     if (key, words["message"]) == ("skipped", "overlap"):
         key = "overlap"
     elif key in ("skipped", "missed", "dropped"):
         key = "some" if words["ticks"] > 1 else "single"
-    words["why"] = CAUSED.format(**cause | {"what": CAUSES.get(cause["what"], cause["what"])}) if cause else ""
-    words["late"] = LATE.format(**words) if words["trigger"] == "catchup" else ""
+    if cause:
+        words["why"] = f": {CAUSES.get(cause['what'], cause['what'])} from {cause['from']} until {cause['until']}"
+    if words["trigger"] == "catchup":
+        words["late"] = f" late (catchup{words['why']})"
     words["moved"] = MOVED if tick.get("moved") else ""
     words["how"] = RAN_BY.get(words["trigger"])
     return SENTENCES["ran" if last else key].format(**words)
 
 
 MOVED = ", moved there by DST"
-LATE = " late ({trigger}{why})"
-CAUSED = ": {what} from {from} until {until}"
 #: What became of a tick, in words.
 SENTENCES = {
     "fired": "The tick of {scheduled_for}{moved} has run {run_id}{late}: {status}.",
@@ -7127,12 +7127,6 @@ class Deployment:
             caller.check_deployed(row)
         return pipelines
 
-    async def scan(self) -> Json:
-        """The secrets that the files name, with where they are, and the modules they lack."""
-        paths = sorted(path for path in self.sources if path.endswith(".py"))
-        scanned: Json = await self.ask(self.entries[0], {"kind": "scan", "files": paths})
-        return scanned
-
     async def ask(self, entry: str, job: Json) -> Any:
         """What a process that loads an entry, or scans all files, has found; LoadFailed if that fails."""
         job["python"] = self.daemon.venvs.python(self.venvs.get(entry))
@@ -7149,7 +7143,7 @@ def read_sources(files: list[Json]) -> dict[str, bytes]:
         path = file.get("path")
         if not isinstance(path, str) or not is_inside(path) or path in sources:
             message = f"'{str(path)[:WORD_MAX]}' is not a file's path inside the deployment"
-            raise BadRequest(message, "use relative paths, each once")
+            raise BadRequest(message, ONCE_HINT)
         sources[path] = read_content(file)
         if path.endswith(".py"):
             check_source(path, sources[path])
@@ -7158,8 +7152,11 @@ def read_sources(files: list[Json]) -> dict[str, bytes]:
         raise LoadFailed(message, KEEP_SMALL, kind="load")
     folders = {path[:end] for path in sources for end, letter in enumerate(path) if letter == "/"}
     for path in folders & {*sources}:
-        raise BadRequest(f"'{path}' is a file and a folder", "use relative paths, each once")
+        raise BadRequest(f"'{path}' is a file and a folder", ONCE_HINT)
     return sources
+
+
+ONCE_HINT = "use relative paths, each once"
 
 
 def is_inside(path: str) -> bool:
@@ -10244,11 +10241,6 @@ class Sources:
         self.folder, self.store = os.path.join(home, "versions"), store
         self.whole: set[str] = set()  # those that have been compared with the store
 
-    def open(self) -> None:
-        """Removes what no version needs."""
-        make_directory(self.folder)
-        sweep(self.folder, self.store.ask.needed()["versions"])
-
     def place(self, digest: str, entry: str) -> str:
         """The directory with the files of a version; StorageFull if there is no room for it."""
         path = os.path.join(self.folder, digest)
@@ -10274,8 +10266,8 @@ def write_sources(sources: dict[str, bytes], folder: str) -> None:
 
 
 def sweep(folder: str, known: set[str]) -> None:
-    """Removes what is in a directory and not known."""
-    for name in os.listdir(folder):
+    """Removes what is in a directory and not known; a linked directory is another home's."""
+    for name in os.listdir(folder) if os.path.isdir(folder) and not os.path.islink(folder) else ():
         path = os.path.join(folder, name)
         if name.removesuffix(".lock") not in known:
             remove_file(path) if os.path.isfile(path) else shutil.rmtree(path, ignore_errors=True)
@@ -10384,11 +10376,6 @@ class Venvs:
             shutil.rmtree(path, ignore_errors=True)
             raise
         return log[-BUILD_LINES:]
-
-    def sweep(self, known: set[str]) -> None:
-        """Removes environments that no version needs; a linked folder is another home's."""
-        if os.path.isdir(self.folder) and not os.path.islink(self.folder):
-            sweep(self.folder, known)
 
 
 def build_error(entry: str, log: list[str]) -> LoadFailed:
