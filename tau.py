@@ -5774,7 +5774,7 @@ PAGES: dict[str, tuple[bool, str, Callable[[Daemon], tuple[int, str]]]] = {
 
 # --- 20. Operations ----------------------------------------------------------------------
 # Owns everything Tau can do, one function each; the docstrings are the reference manual.
-# Calls all that the daemon holds.  Promises verbs that may be repeated, and lists that say how to get the rest.
+# Calls every part of the daemon.  Promises that a repeated call does no harm, and that a cut list says how to get all.
 
 
 @sifts
@@ -5987,18 +5987,16 @@ async def run(
     """
     if len(encode_json(params or {})) > PARAMS_BYTES_MAX:
         raise BadRequest(f"params are larger than {PARAMS_BYTES_MAX:,} bytes", "pass a path instead of the data")
-    about = {"executor": executor}
-    return await answer_run(call, (name, params or {}, key, "manual"), about, wait, timeout, follow)
+    asked = {"name": name, "params": params or {}, "key": key, "trigger": "manual", "executor": executor}
+    return await answer_run(call, asked, wait, timeout, follow)
 
 
-async def answer_run(
-    call: Call, asked: tuple[str, Json, str | None, str], about: Json, wait: bool, timeout: float | None, follow: bool
-) -> Json:
-    """Adds a run; returns its document at its end, or at once unless *wait*."""
+async def answer_run(call: Call, asked: Json, wait: bool, timeout: float | None, follow: bool) -> Json:
+    """Adds the run that is *asked* for; returns its document at its end, or at once unless *wait*."""
     if follow and not wait:
         raise BadRequest("--follow waits for the run, --detach does not", "choose one of them")
     store = call.daemon.store
-    run_id, status, again = await store.write(lambda: store.add_run(*asked, call.actor, **about))
+    run_id, status, again = await store.write(lambda: store.add_run(actor=call.actor, **asked))
     document: Json = {"run_id": run_id, "status": status}
     if wait:
         [document] = await await_runs(call, [run_id], timeout, follow)
@@ -6063,7 +6061,7 @@ async def retry(
 
     run_id        which run: its id, or its first characters
     version       of the pipeline: live, same (as the run had), or a number
-    from_failure  what the run has kept with ctx.memo is used again, not computed anew
+    from_failure  what the run has saved with ctx.memo is used again, not computed anew
     wait --detach  do not wait: answer as soon as the new run is durable
     key           a word of your own: the same key gives the same run, never a second one
     timeout       seconds to wait at most; the run goes on
@@ -6079,16 +6077,16 @@ async def retry(
         raise Conflict(f"run {run_id} is {old['status']}", f"tau wait {run_id}")
     if version not in ("live", "same") and not re.fullmatch("[0-9]{1,9}", version):
         raise BadRequest(f"there is no version '{version[:WORD_MAX]}'", "live, same, or a number")
-    about = {
+    asked = {
+        "name": old["pipeline"],
+        **pick(old, "params", "scheduled_for", "upstream", "executor"),
+        "trigger": "retry",
+        "key": key,
         "retry_of": run_id,
         "resume_from": run_id if from_failure else None,
-        "scheduled_for": old["scheduled_for"],
         "version": {"live": None, "same": old["version"]}[version] if version.isalpha() else int(version),
-        "upstream": old["upstream"],
-        "executor": old["executor"],
     }
-    asked = (old["pipeline"], old["params"], key, "retry")
-    return await answer_run(call, asked, about, wait, timeout, follow)
+    return await answer_run(call, asked, wait, timeout, follow)
 
 
 @destroys
@@ -6328,11 +6326,11 @@ async def schedule(
     misfire       what is done about missed ticks: run the last one, skip them, or run all
     catchup_window  how long a missed tick may still run late
     overlap       when the run of an earlier tick is unfinished: skip, queue, cancel_running, allow
-    jitter        it runs up to so long after its ticks, always by the same, to spread the load
+    jitter        it runs up to this long after each tick, always with the same delay, to spread the load
     params --params -p  the params of its runs
     disable       nothing is due until it is enabled again
     enable        due again, from now on
-    clear         drop what the command line has said: the decorator holds again
+    clear         delete what the command line has set: the decorator counts again
 
     Examples:
         tau schedule orders "0 6 * * *" --timezone Europe/London
@@ -6384,7 +6382,7 @@ async def find_schedule(call: Call, name: str) -> Json:
 
 @reads
 async def why(call: Call, name: PipelineName, *, at: str | None = None) -> Json:
-    """Explain why a pipeline did or did not run, when it runs next, and what holds it.
+    """Explain why a pipeline did or did not run, when it runs next, and what prevents it.
 
     name          which pipeline
     at            about this time; without it about the last tick
@@ -6398,14 +6396,14 @@ async def why(call: Call, name: PipelineName, *, at: str | None = None) -> Json:
     asked = None if at is None else parse_time(at, Zone(schedule["timezone"]))
     tick = tick_at(agenda, name, asked, now)
     up, down = chains_seen(call, name)
-    held = [*what_holds(call, schedule, up)]
+    blockers = [*find_blockers(call, schedule, up)]
     coming = {key: next(iter(schedule[plural]), None) for key, plural in COMING.items()}
     return {
         "pipeline": name,
-        "answer": f"{past_words(tick)} {future_words(schedule['kind'], coming, held, up)}",
+        "answer": f"{past_words(tick)} {future_words(schedule['kind'], coming, blockers, up)}",
         "asked_at": rfc3339(now if asked is None else asked),
         "tick": tick,
-        "held": held,
+        "held": blockers,
         "next": coming,
         "schedule": pick(schedule, *SCHEDULE_SHOWN),
         "upstream": up,
@@ -6438,7 +6436,7 @@ def tick_at(agenda: Agenda, name: str, asked: int | None, now: int) -> Json:
     return nothing | {"reason": reason, "before": next(iter(agenda.ask.decisions(name, 1, text)), None)}
 
 
-def what_holds(call: Call, schedule: Json, upstream: list[Json]) -> Iterator[Json]:
+def find_blockers(call: Call, schedule: Json, upstream: list[Json]) -> Iterator[Json]:
     """What prevents a pipeline from running by itself now, each reason with its particulars."""
     ask, name, overlap = call.daemon.agenda.ask, schedule["pipeline"], schedule["overlap"]
     if not schedule["enabled"]:
@@ -6507,9 +6505,9 @@ CAUSES = {
 }
 
 
-def future_words(kind: str | None, coming: Json, held: list[Json], upstream: list[Json]) -> str:
+def future_words(kind: str | None, coming: Json, blockers: list[Json], upstream: list[Json]) -> str:
     """When a pipeline runs next, as a sentence."""
-    stops = dict.fromkeys(reason["by"] for reason in held if reason["by"] in ("disabled", "paused"))
+    stops = dict.fromkeys(reason["by"] for reason in blockers if reason["by"] in ("disabled", "paused"))
     if stops:
         return f"It does not run by itself: {', '.join(stops)}."
     if coming["tick"]:
@@ -6600,7 +6598,7 @@ async def resume(call: Call, name: PipelineName | None = None, *, all_: bool = F
     """Resume what was paused; the ticks that it missed meanwhile do not run.
 
     name          which pipeline
-    all           everything; what was paused by name stays so
+    all           everything; what was paused by name stays paused
 
     Examples:
         tau resume orders
@@ -6638,7 +6636,7 @@ async def prune(
 
     dry_run       only tell what would go
     older_than    runs and logs that are older go, of every status: 30d, 12h, or seconds
-    keep          of each pipeline only the newest so many runs stay, and as many failed ones
+    keep          how many runs of each pipeline stay: the newest ones, and as many failed ones
 
     Examples:
         tau prune --dry-run
@@ -6728,9 +6726,9 @@ async def key_create(
     """Create a key for the network; this is the only time that it is shown.
 
     name          a name for it; what is done with the key is recorded under this name
-    scope         read: look; operate: deploy and run too; admin: all there is
-    pipelines     only pipelines with such names are there for it: 'etl_*', or several with commas between them
-    expires       it opens nothing after this time: 30d, 12h, or seconds; without it, it does until it is revoked
+    scope         read: look; operate: deploy and run too; admin: everything
+    pipelines     it sees only pipelines with such names: 'etl_*', or several with commas between them
+    expires       it is valid for this long: 30d, 12h, or seconds; without it until it is revoked
 
     Examples:
         tau key create ci --scope operate --pipelines 'etl_*' --expires 30d
@@ -6760,7 +6758,7 @@ async def key_create(
 @admin
 @reads
 async def key_list(call: Call) -> Json:
-    """List the keys of the network, without what could open anything.
+    """List the keys of the network, without their secrets.
 
     Examples:
         tau key list
@@ -6772,7 +6770,7 @@ async def key_list(call: Call) -> Json:
 @admin
 @destroys
 async def key_revoke(call: Call, name: KeyName) -> Json:
-    """Revoke a key: it opens nothing any more, and whoever came in with it is out.
+    """Revoke a key: it is refused from now on, and its connections are closed.
 
     name          which key
 
@@ -6900,9 +6898,9 @@ CUTS: tuple[tuple[str, int, Callable[[Any], Any]], ...] = (
 # Promises that a key is kept as its digest only, compared in constant time, and that what it does not see is to it
 # as if it were not there.
 
-#: A key that is used is written down as used at most so often.
+#: The use of a key is recorded at most this often.
 KEY_USE_S = 600.0
-#: How long a wrong key waits for its answer, and how often at most wrong keys are recorded, wherever they come from.
+#: A wrong key is answered after this time; wrong keys are recorded at most this often, for all peers together.
 WRONG_KEY_S = 0.2
 FAILURES_S = 60.0
 KEY_HINT = (
@@ -7026,7 +7024,7 @@ def digest_key(key: str) -> bytes:
 
 
 def new_key() -> str:
-    """A key: 256 bits that nobody can guess, and a head by which it is known for one."""
+    """A key: a prefix that scanners for secrets know, and 256 random bits."""
     return "tau_sk_" + base64.urlsafe_b64encode(os.urandom(32)).rstrip(b"=").decode("ascii")
 
 
@@ -7083,7 +7081,7 @@ def local_peer(peer: Any, group: int | None) -> str:
 
 # --- 22. Deployment ----------------------------------------------------------------------
 # Owns the way from files to pipelines: which files are loaded, in which virtual environment, and what they hold.
-# Calls Versions.  Promises that nothing of it is kept unless an operation keeps it.
+# Calls Versions.  Promises that nothing of it stays unless an operation stores it.
 
 
 class Deployment:
@@ -7220,7 +7218,7 @@ def load_error(entry: str, error: Json) -> LoadFailed:
 
 
 def choose(pipelines: list[Json], name: str | None) -> list[Json]:
-    """Which of the loaded pipelines are deployed; LoadFailed if two share a name or none has the one asked."""
+    """Which of the loaded pipelines are deployed; LoadFailed if two share a name or none has the one asked for."""
     by_name: dict[str, Json] = {}
     for row in pipelines:
         entry, other = row["entry"], by_name.setdefault(row["name"], row)
@@ -10292,9 +10290,10 @@ def read_header(source: str, entry: str) -> Json | None:
         header = tomllib.loads(re.sub("(?m)^# ?", "", blocks[0]))
         check_header(header)
     except (BadRequest, tomllib.TOMLDecodeError) as problem:
-        what = "" if isinstance(problem, BadRequest) else "the header `# /// script` is not TOML: "
+        if not isinstance(problem, BadRequest):
+            problem = BadRequest(f"the header `# /// script` is not TOML: {problem}")
         line = source.count("\n", 0, begin.start()) + 1
-        message = f"{entry}, line {line}: {what}{problem}"
+        message = f"{entry}, line {line}: {problem} {problem.hint}".strip()
         raise LoadFailed(message, HEADER_HINT, kind="load", file=entry, line=line) from None
     return header if header.get("dependencies") else None
 
@@ -10424,7 +10423,7 @@ def build_commands(path: str, needed: list[str]) -> list[list[str]]:
 
 
 class Histogram:
-    """How often something has happened; with bounds, how often it has taken at most so many seconds."""
+    """How often something has happened; with bounds (seconds), how often it took no longer than each of them."""
 
     __slots__ = ("bounds", "counts", "total")
 
