@@ -10389,15 +10389,19 @@ async def run_to_end(words: list[str], log: list[str], patience: float) -> int:
     """The exit code of a command, its output added to the log.  However this ends, its processes are gone."""
     environ = public_environment() | {"PIP_DISABLE_PIP_VERSION_CHECK": "1", "PIP_NO_INPUT": "1"}
     pipe, null, both = asyncio.subprocess.PIPE, asyncio.subprocess.DEVNULL, asyncio.subprocess.STDOUT
-    process = await asyncio.create_subprocess_exec(
-        *words, stdin=null, stdout=pipe, stderr=both, env=environ, start_new_session=True
+    starting = asyncio.ensure_future(
+        asyncio.create_subprocess_exec(
+            *words, stdin=null, stdout=pipe, stderr=both, env=environ, start_new_session=True
+        )
     )
     try:
+        process = await asyncio.shield(starting)
         output, _ = await asyncio.wait_for(process.communicate(), patience)
         log += output.decode("utf-8", "replace").splitlines()
     except TimeoutError:
         log.append(f"it took longer than [daemon] build_timeout_s = {patience:g}")
     finally:
+        process = await starting  # a start that is cancelled would kill the command, but not what it has started
         if process.returncode is None:
             os.killpg(process.pid, signal.SIGKILL)
             await process.wait()
