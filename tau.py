@@ -136,6 +136,7 @@ if TYPE_CHECKING:
     Change = tuple[int, int, int]
     #: Of the store: what is to be done, with what, and who waits for its answer.
     Write = tuple[Callable[..., Any], tuple[Any, ...], asyncio.Future[Any] | None]
+    Reply = tuple[asyncio.Future[Any] | None, Any]
     # What a text or a number means to an operation: see KINDS.
     Duration = float
     Limit = int
@@ -618,10 +619,11 @@ MIGRATIONS = (
 
 
 def read_only(path: str, shared: bool = False) -> sqlite3.Connection:
-    """A connection that changes nothing.  *shared*: there is a log, and maybe others who write."""
-    # Without a log there is nothing to agree on with others, so SQLite need not make files for that.
+    """A connection that changes nothing.  *shared*: others may write meanwhile; so they may if there is a log."""
+    # Where nobody writes there is nothing to agree on, so SQLite need not make files for that.
+    alone = "" if shared or os.path.exists(path + "-wal") else "&immutable=1"
     place = path.replace("%", "%25").replace("?", "%3f").replace("#", "%23")
-    uri = f"file:{place}?mode=ro{'' if shared else '&immutable=1'}"
+    uri = f"file:{place}?mode=ro{alone}"
     return sqlite3.connect(uri, uri=True, isolation_level=None, check_same_thread=False)
 
 
@@ -632,28 +634,17 @@ def loses_commits(version: tuple[int, ...]) -> bool:
 
 def find_strangers(path: str, ours: Sequence[int]) -> list[str]:
     """Who else is at a store: a replicator that has left its folder there, processes of this user that have it open."""
-    path = os.path.realpath(path)
-    replicator = os.path.join(os.path.dirname(path), f".{os.path.basename(path)}-litestream")
-    found = [replicator] if os.path.isdir(replicator) else []
-    for pid in os.listdir("/proc") if os.path.isdir("/proc/self/fd") else ():
-        if pid.isdecimal() and int(pid) not in ours and has_open(pid, path):
-            found.append(f"process {pid} ({peek(f'/proc/{pid}/comm').strip()})")
-    return found
-
-
-def has_open(pid: str, path: str) -> bool:
-    try:
-        mine = os.stat(f"/proc/{pid}").st_uid == os.geteuid()
-        numbers = os.listdir(f"/proc/{pid}/fd") if mine else []
-    except OSError:
-        return False  # it has ended, or may not be looked at
-    for number in numbers:
+    path, pids = os.path.realpath(path), set[int]()
+    for link in glob.iglob("/proc/[0-9]*/fd/*"):
+        pid = int(link.split("/")[2])
         try:
-            if os.readlink(f"/proc/{pid}/fd/{number}") == path:
-                return True
+            if pid not in ours and os.readlink(link) == path and os.stat(f"/proc/{pid}").st_uid == os.geteuid():
+                pids.add(pid)
         except OSError:
-            pass  # closed meanwhile
-    return False
+            pass  # it was closed meanwhile, or may not be looked at
+    replicator = os.path.join(os.path.dirname(path), f".{os.path.basename(path)}-litestream")
+    processes = [f"process {pid} ({peek(f'/proc/{pid}/comm').strip()})" for pid in sorted(pids)]
+    return [replicator] * os.path.isdir(replicator) + processes
 
 
 def find_damage(db: sqlite3.Connection, tables: Sequence[str] = ()) -> str | None:
@@ -683,13 +674,13 @@ class Sql:
     def __init__(self, db: sqlite3.Connection) -> None:
         self.db = db
         db.row_factory = sqlite3.Row
+        # To write the same text anew for each row takes longer than to bind its values.
+        self.insertion, self.update = functools.lru_cache(100)(insertion), functools.lru_cache(100)(update)
 
     def rows(self, question: str, *values: Any, **named: Any) -> list[Json]:
-        """The rows that answer a question."""
         return [to_document(row) for row in self.db.execute(question, named or values)]
 
     def row(self, question: str, *values: Any, **named: Any) -> Json | None:
-        """The first of them, if there is any."""
         row = self.db.execute(question, named or values).fetchone()
         return None if row is None else to_document(row)
 
@@ -700,31 +691,36 @@ class Sql:
 
     def put(self, table: str, *rows: Json, columns: Sequence[str] = (), clash: str = "ABORT") -> int:
         """Adds rows, of *columns* or what the first one has; how many.  *clash*, for a key that is taken: IGNORE, …"""
-        names = columns or [*rows[0]] if rows else ()
-        statement = f"INSERT OR {clash} INTO {table} ({', '.join(names)}) VALUES (:{', :'.join(names)})"
-        return self.db.executemany(statement, map(to_row, rows)).rowcount if rows else 0
+        if not rows:
+            return 0
+        return self.db.executemany(self.insertion(table, clash, *(columns or rows[0])), map(to_row, rows)).rowcount
 
     def set(self, table: str, key: Json, **columns: Any) -> int:
         """Sets columns of the rows that have these values; how many."""
-        changes, where = ", ".join(f"{name} = ?" for name in columns), " AND ".join(f"{name} = ?" for name in key)
-        values = (*to_row(columns).values(), *key.values())
-        return self.db.execute(f"UPDATE {table} SET {changes} WHERE {where}", values).rowcount
+        values = (*recode(columns, encode_json).values(), *key.values())
+        return self.db.execute(self.update(table, tuple(columns), tuple(key)), values).rowcount
+
+
+def insertion(table: str, clash: str, *columns: str) -> str:
+    return f"INSERT OR {clash} INTO {table} ({', '.join(columns)}) VALUES (:{', :'.join(columns)})"
+
+
+def update(table: str, columns: tuple[str, ...], key: tuple[str, ...]) -> str:
+    return f"UPDATE {table} SET {' = ?, '.join(columns)} = ? WHERE {' = ? AND '.join(key)} = ?"
 
 
 def to_document(row: sqlite3.Row) -> Json:
-    document = dict(zip(row.keys(), row, strict=True))
-    for key in JSON_COLUMNS.intersection(document):
-        if document[key] is not None:
-            document[key] = json.loads(document[key])
-    return document
+    return recode(dict(zip(row.keys(), row, strict=True)), json.loads)
 
 
 def to_row(document: Json) -> Json:
-    """A document as the values of a row."""
-    row = dict(document)
+    return recode(dict(document), encode_json)
+
+
+def recode(row: Json, code: Callable[[Any], Any]) -> Json:
     for key in JSON_COLUMNS.intersection(row):
         if row[key] is not None:
-            row[key] = encode_json(row[key])
+            row[key] = code(row[key])
     return row
 
 
@@ -744,10 +740,10 @@ def nest(steps: list[Json]) -> list[Json]:
 
 def observation_summary(observed: list[Json]) -> Json:
     """The checks, the metrics and the last word of progress of an attempt."""
-    seen = {kind: [one for one in observed if one["kind"] == kind] for kind in OBSERVATIONS}
+    seen = {kind: [row for row in observed if row["kind"] == kind] for kind in OBSERVATIONS}
     return {
-        "checks": [pick(one, "name", "step") | one["data"] for one in seen["check"]],
-        "metrics": {one["name"]: one["data"]["value"] for one in seen["metric"]},
+        "checks": [pick(row, "name", "step") | row["data"] for row in seen["check"]],
+        "metrics": {row["name"]: row["data"]["value"] for row in seen["metric"]},
         "progress": seen["progress"][-1]["data"] if seen["progress"] else None,
     }
 
@@ -756,8 +752,7 @@ def bare_error(kind: str, type_name: str, message: str) -> Json:
     """An error document (of a run or a load) that knows no place in user code; all its keys, in order."""
     places: Json = dict.fromkeys(("step", "file", "line", "code"))
     document = {"kind": kind, "type": type_name, "message": message, **places, "frames": [], "cause": None}
-    same = fingerprint(kind, type_name, message if kind == "died" else "")
-    return document | {"fingerprint": same, "hint": None}
+    return document | {"fingerprint": fingerprint(kind, type_name, message if kind == "died" else ""), "hint": None}
 
 
 def fingerprint(*parts: str) -> str:
@@ -3487,7 +3482,7 @@ class Patient:
         self.here = os.path.isdir(self.home)  # else it is elsewhere, or not there yet
 
     def open_database(self) -> contextlib.closing[sqlite3.Connection]:
-        return contextlib.closing(read_only(self.database, shared=os.path.exists(self.database + "-wal")))
+        return contextlib.closing(read_only(self.database))
 
 
 def attempt(question: Callable[[], Json]) -> tuple[Json, TauError | None]:
@@ -4598,7 +4593,7 @@ class Daemon:
         self.started = time.time()
         self.warnings: dict[str, str] = {}  # what they are about, and what `status` says
         self.copying = asyncio.Lock()  # held while a backup is written
-        self.retention = Retention(home, settings, self.store, self.runner.used)
+        self.retention = Retention(self.store, self.runner.used)
         self.winding_up = Tasks()  # waiting for live runs before the end
         self.ended = asyncio.Event()  # serve() may return
 
@@ -8701,7 +8696,10 @@ FREE_PAGES = 4096
 #: statuses → the term after which their runs are deleted.
 AGES: tuple[tuple[tuple[str, ...], str], ...] = (("success", "cancelled"), "run_s"), (FAILURES, "failed_s")
 #: What is deleted when the database is too large, in this order until it is small enough, and from which age on.
-FORCED = (("logs", YOUNG_S), ("runs", YOUNG_S), ("logs", 3600.0), ("runs", 3600.0))
+FORCED = (
+    *(("logs", "log_lines", YOUNG_S), ("runs", "oldest runs", YOUNG_S)),
+    *(("logs", "log_lines", 3600.0), ("runs", "oldest runs", 3600.0)),
+)
 COUNTED = ("runs", "log_lines", "events", "versions")
 #: The runs `r` of `main.runs` that may go: not the last of a pipeline, nor its last success, nor what is referred to.
 GOING = (
@@ -8751,15 +8749,11 @@ FORESEEN = f"""
 def retention_terms(settings: Json, age: float | None = None, keep: int | None = None) -> Json:
     """After how many seconds things are deleted, as configured or at most *age*; and how many runs stay."""
     days = {"run_s": "run_days", "failed_s": "failed_days", "log_s": "log_days", "event_s": "event_days"}
-    terms: Json = {name: settings[row] * DAY_S for name, row in days.items()}
+    terms: Json = {term: settings[name] * DAY_S for term, name in days.items()}
     if age is not None:
-        terms |= {name: max(age, FRESH_S) for name in ("run_s", "failed_s", "log_s")}
-    young = YOUNG_S if age is None else min(YOUNG_S, terms["run_s"])
-    return terms | {
-        "young_s": young,
-        "runs": keep or settings["runs_per_pipeline"],
-        "bytes": settings["database_bytes"],
-    }
+        terms |= dict.fromkeys(("run_s", "failed_s", "log_s"), max(age, FRESH_S))
+    terms["young_s"] = YOUNG_S if age is None else min(YOUNG_S, terms["run_s"])
+    return terms | {"runs": keep or settings["runs_per_pipeline"], "bytes": settings["database_bytes"]}
 
 
 def age_bounds(terms: Json, now: float) -> Json:
@@ -8779,36 +8773,36 @@ def run_bounds(ask: Questions, name: str, terms: Json, now: float) -> Iterator[t
 class Retention:
     """Deletes what is old, batch by batch, beside everything else."""
 
-    def __init__(self, home: str, settings: Json, store: Store, live: Callable[[], int]) -> None:
-        self.home, self.settings, self.store, self.live = home, settings, store, live
+    def __init__(self, store: Store, live: Callable[[], int]) -> None:
+        self.home, self.store, self.live = store.home, store, live
         self.deploying = 0  # how many deployments may want what no version names yet
         self.lock = asyncio.Lock()  # one at a time
-        self.counts: dict[str, int] = {}  # what it has removed
-        self.pipelines: dict[str, int] = {}  # pipeline → how many runs
+        self.counts: collections.Counter[str] = collections.Counter()  # what it has removed
+        self.pipelines: collections.Counter[str] = collections.Counter()  # pipeline → how many runs
 
     async def watch(self) -> None:
         """Looks now and then; when nothing is old that costs a few questions."""
         await asyncio.sleep(PRUNE_FIRST_S)
         while True:
             try:
-                await self.prune(retention_terms(self.settings), time.time(), "taud")
-            except TauError as problem:
-                logging.getLogger("tau").error("cannot remove what is old: %s", problem)
-            except Exception:  # a bug must not end it for good: it is logged, and tried again
-                logging.getLogger("tau").exception("retention")
+                await self.prune(retention_terms(self.store.settings), time.time(), "taud")
+            except Exception as problem:  # a bug must not end it for good: it is logged, and tried again
+                trace = None if isinstance(problem, TauError) else problem
+                logging.getLogger("tau").error("cannot remove what is old: %s", problem, exc_info=trace)
             await asyncio.sleep(PRUNE_EVERY_S)
 
     async def prune(self, terms: Json, now: float, actor: str, thorough: bool = False) -> Json:
         """Deletes what the terms say; what that was.  *thorough*: the file gets as small as it can."""
         ask, bounds = self.store.ask, age_bounds(terms, now)
         async with self.lock:
-            self.counts, self.pipelines, before = dict.fromkeys(COUNTED, 0), {}, ask.file_bytes()
+            before = ask.file_bytes()
+            self.counts.clear()
+            self.pipelines.clear()
             await self.remove("log_lines", bounds)
             for name in ask.known_names():
                 await asyncio.sleep(0)  # some questions for each: others go first
                 for pipeline, status, run_id in run_bounds(ask, name, terms, now):
-                    about = {"pipeline": pipeline, "status": status, "run_id": run_id}
-                    await self.remove("runs", bounds | about)
+                    await self.remove("runs", bounds | {"pipeline": pipeline, "status": status, "run_id": run_id})
             await self.remove("events", bounds)
             needed = ask.needed()
             await self.remove("versions", bounds)
@@ -8816,8 +8810,9 @@ class Retention:
             await self.remove_memos(bounds["log_id"])
             forced = await self.force(terms["bytes"], now)
             await self.shrink(0 if thorough else FREE_PAGES)
-            removed = {**self.counts, "forced": forced, "bytes_before": before, "bytes_after": ask.file_bytes()}
-            if any(self.counts.values()):
+            counts = {what: self.counts[what] for what in COUNTED}
+            removed = {**counts, "forced": forced, "bytes_before": before, "bytes_after": ask.file_bytes()}
+            if any(counts.values()):
                 await self.store.write(self.store.event, "store.pruned", None, None, removed, actor)
             pipelines = [{"name": name, "runs": runs} for name, runs in sorted(self.pipelines.items())]
             return {"dry_run": False, **removed, "pipelines": pipelines}
@@ -8834,15 +8829,13 @@ class Retention:
         """Deletes what is beyond its bounds, oldest first, as long as the database is larger than *most*."""
         table, _, where = PRUNED[what]
         some = f"SELECT 1 FROM {table} WHERE {where} LIMIT 1"
-        after: str | None = ""
-        while after is not None and self.store.ask.used_bytes() > most:
-            if not self.store.ask.value(some, **bounds, after=after):
+        ask, removal = self.store.ask, Removal(self.store)
+        while removal.after is not None and ask.used_bytes() > most:
+            if not ask.value(some, **bounds, after=removal.after):
                 return
-            removal = await self.batch(Removal(self.store).some, what, bounds, after)
-            after = removal.after
-            for name in removal.pipelines:
-                self.pipelines[name] = self.pipelines.get(name, 0) + 1
-            self.counts = {name: count + removal.counts[name] for name, count in self.counts.items()}
+            await self.batch(removal.some, what, bounds, removal.after)
+            self.counts.update(removal.counts)
+            self.pipelines.update(removal.pipelines)
 
     async def remove_folders(self, needed: dict[str, set[str]]) -> None:
         """Deletes directories that nothing needs any more, first their names, so that no deployment finds them."""
@@ -8851,7 +8844,7 @@ class Retention:
         now, doomed = self.store.ask.needed(), []
         for folder, names in needed.items():
             for name in names - now[folder]:
-                path, gone = (os.path.join(self.home, folder, one) for one in (name, f".gone-{name}"))
+                path, gone = os.path.join(self.home, folder, name), os.path.join(self.home, folder, f".gone-{name}")
                 if os.path.isdir(path):
                     os.rename(path, gone)
                     doomed.append(gone)
@@ -8869,11 +8862,10 @@ class Retention:
     async def force(self, most: int, now: float) -> list[str]:
         """Deletes more, if the database is too large; what that was."""
         forced: list[str] = []
-        for what, age in FORCED:
-            used, counts, bound = self.store.ask.used_bytes(), self.counts, id_at(now - age)
-            bounds = {"log_id": bound, "run_id": bound, "young_at": rfc3339(now - age)}
-            await self.remove({"logs": "log_lines", "runs": "oldest runs"}[what], bounds, most)
-            if self.counts != counts:
+        for what, kind, age in FORCED:
+            used, before, bound = self.store.ask.used_bytes(), self.counts.total(), id_at(now - age)
+            await self.remove(kind, {"log_id": bound, "run_id": bound, "young_at": rfc3339(now - age)}, most)
+            if self.counts.total() > before:
                 forced.append(f"{what} older than {duration_text(age)}")
                 data = {"what": what, "older_than_s": age, "bytes": used, "most_bytes": most}
                 await self.store.write(self.store.event, "retention.forced", None, None, data)
@@ -8894,18 +8886,16 @@ class Removal:
 
     def __init__(self, store: Store) -> None:
         self.store = store
+        self.after: str | None = ""  # the run after which there may be more; None if there is no more
 
-    def some(self, what: str, bounds: Json, after: str) -> Removal:
-        """Deletes as much as time allows; `after` is then the run after which there may be more, or None."""
-        self.counts, self.pipelines = dict.fromkeys((*COUNTED, *OWNED), 0), list[str]()
-        self.after: str | None = after
+    def some(self, what: str, bounds: Json, after: str) -> None:
+        """Deletes as much as time allows, of runs those after this one.  After a rollback it is done once more."""
+        self.counts, self.pipelines, self.after = collections.Counter[str](), list[str](), after
         remove, until = self.runs if "runs" in what else self.rows, time.monotonic() + PRUNE_S
         while self.after is not None and time.monotonic() < until:
             remove(what, bounds | {"after": self.after})
-        return self
 
     def delete(self, what: str, place: tuple[str, str, str], values: Json) -> list[sqlite3.Row]:
-        """Deletes some rows; their keys."""
         table, key, where = place
         some = f"SELECT {key} FROM {table} WHERE {where} LIMIT {PRUNE_ROWS}"
         statement = f"DELETE FROM {table} WHERE ({key}) IN ({some}) RETURNING {key}"
@@ -8935,13 +8925,11 @@ class Removal:
             self.after = run_ids[-1] if run_ids else None
 
     def pages(self, most: int) -> int:
-        """Free pages go back to the file system; how many are left."""
+        """Gives free pages back to the file system; how many are left."""
         until = time.monotonic() + PRUNE_S
-        while (left := int(self.store.sql.value("PRAGMA freelist_count"))) > most:
+        while (left := self.store.sql.free_pages()) > most and time.monotonic() < until:
             for _ in range(min(left - most, 50)):
                 self.store.db.execute("PRAGMA incremental_vacuum(1)")  # it frees one page, whatever the number
-            if time.monotonic() > until:
-                break
         return left
 
 
@@ -8975,11 +8963,10 @@ def default_copy(home: str, now: float) -> str:
 
 
 def sweep_copies(home: str) -> None:
-    """What a crash left of copies in the home is removed."""
+    """Removes what a crash left of copies in the home."""
     for folder in (home, os.path.join(home, BACKUPS)):
-        for name in os.listdir(folder) if os.path.isdir(folder) else ():
-            if name.startswith(".tau-"):
-                remove_file(os.path.join(folder, name))
+        for path in glob.iglob(os.path.join(glob.escape(folder), ".tau-*")):
+            remove_file(path)
 
 
 def check_target(path: str, database: str, force: bool) -> None:
@@ -8996,25 +8983,12 @@ def check_target(path: str, database: str, force: bool) -> None:
 
 def write_copy(database: str, path: str) -> Json:
     """A copy of the database is at *path*; in a thread, beside the writer."""
-    found: Json = {"file": path}
-    copy_file(database, path, lambda copy: found.update(count_copy(copy)), shared=True)
-    return found | {"bytes": os.path.getsize(path)}
-
-
-def copy_file(source: str, path: str, finish: Callable[[sqlite3.Connection], Any], shared: bool = False) -> None:
-    """A copy of the database at *source*, once *finish* has been at it, is at *path*; or it is said why not."""
-    try:
-        with contextlib.closing(read_only(source, shared)) as db:
-            copy_database(db, path, finish)
-    except (OSError, sqlite3.Error) as problem:
-        raise disk_error(path, problem) from None
+    return {"file": path} | copy_database(database, path, count_copy, shared=True) | {"bytes": os.path.getsize(path)}
 
 
 def count_copy(copy: sqlite3.Connection) -> Json:
-    """How many runs and deployed sources a copy has."""
-    sql = Sql(copy)
-    runs, sources = sql.value("SELECT sum(runs) FROM totals"), sql.value("SELECT count(DISTINCT sha256) FROM sources")
-    return {"runs": runs, "sources": sources}
+    sources = "(SELECT count(DISTINCT sha256) FROM sources) AS sources"
+    return Sql(copy).rows(f"SELECT sum(runs) AS runs, {sources} FROM totals")[0]
 
 
 def restore_copy(store: Store, path: str, replace: bool) -> Json:
@@ -9023,22 +8997,20 @@ def restore_copy(store: Store, path: str, replace: bool) -> Json:
     Conflict, with nothing changed, if there is a store that is not to be replaced, or the copy is unusable.
     """
     database = store.database.path
+    fresh = f"{database}.restored"
     try:
         if (schema := examine(path)) == 0:
             raise Conflict(f"{path} is not a backup", "")
     except Conflict as refused:
-        hint = "choose another backup, or start a taud as new as the one that made it"
-        raise Conflict(str(refused), hint) from None
+        refused.hint = "choose another backup, or start a taud as new as the one that made it"
+        raise
     if not replace and any(os.path.exists(database + end) for end in ("", "-wal")):
-        hint = f"taud --restore {path} --replace moves it aside"
-        raise Conflict(f"{store.home} has a store already", hint)
-    found: Json = {"home": store.home, "restored": path}
-    fresh = f"{database}.restored"
-    copy_file(path, fresh, lambda copy: found.update(settle_copy(store, copy, schema, path)))
-    found["moved_aside"] = move_aside(database)
+        raise Conflict(f"{store.home} has a store already", f"taud --restore {path} --replace moves it aside")
+    counts = copy_database(path, fresh, lambda copy: settle_copy(store, copy, schema, path))
+    moved = move_aside(database)
     os.rename(fresh, database)
     sync(os.path.dirname(database))
-    return found
+    return {"home": store.home, "restored": path, **counts, "moved_aside": moved}
 
 
 def move_aside(database: str) -> str | None:
@@ -9113,7 +9085,7 @@ class Store:
         self.on_finish: Callable[[str, str, str], None] = lambda pipeline, run_id, status: None  # in the same commit
         self.metrics = Metrics()
         self.last_id = 0  # the newest run id as a number: ids never repeat or go back
-        self.known_options: dict[tuple[str, int], Json] = {}  # (pipeline, version) → its options
+        self.options = functools.lru_cache(OPTIONS_KEPT)(self.read_options)
 
     def open(self, loop: asyncio.AbstractEventLoop) -> None:
         """The database is there, of this version, and takes writes and questions.
@@ -9131,11 +9103,9 @@ class Store:
         self.last_id = read_id(newest) if newest else 0
 
     def use(self, db: sqlite3.Connection) -> None:
-        """Everything is written through this connection."""
         self.db, self.sql = db, Questions(db)
 
     def close(self) -> None:
-        """Everything written is on disk and nothing is open any more."""
         self.database.close()
 
     def write(self, work: Callable[..., Answer], *arguments: Any) -> Awaitable[Answer]:
@@ -9167,50 +9137,48 @@ class Store:
 
         *data* is that of the event of a start or a retry; that of an end comes from the columns.
         """
+        before = self.sql.row("SELECT pipeline, status FROM runs WHERE run_id = ?", run_id)
+        if before is None or status not in MOVES[before["status"]]:
+            return False
         if status in FINAL:
             columns = {"finished_at": self.now(), "retry_at": None, **columns}
             data = {"status": status, "duration_ms": columns.get("duration_ms")} | error_summary(columns.get("error"))
-        values = to_row({"status": status, **columns})
-        changes = ", ".join(f"{name} = ?" for name in values)
-        moving = f"UPDATE runs SET {changes} WHERE run_id = ? AND status IN ({COMES_FROM[status]}) RETURNING pipeline"
-        pipeline = self.sql.value(moving, *values.values(), run_id)
-        if pipeline is None:
-            return False
+        self.sql.set("runs", {"run_id": run_id}, status=status, **columns)
         kinds = {"running": "run.started", "retrying": "run.retrying"}
-        self.event(kinds.get(status, "run.finished"), pipeline, run_id, data or {}, actor)
+        self.event(kinds.get(status, "run.finished"), before["pipeline"], run_id, data or {}, actor)
         if status in FINAL:
-            self.on_finish(pipeline, run_id, status)
+            self.on_finish(before["pipeline"], run_id, status)
         return True
 
     # What operations write.
 
-    def deploy(self, found: list[Json], digest: str, actor: str) -> list[Json]:
+    def deploy(self, pipelines: list[Json], digest: str, actor: str) -> list[Json]:
         """Makes each pipeline live; a new version only if its source or its options changed."""
-        return [self.deploy_one(one, digest, actor) for one in found]
+        return [self.deploy_pipeline(pipeline, digest, actor) for pipeline in pipelines]
 
-    def deploy_one(self, one: Json, digest: str, actor: str) -> Json:
-        """One of them: its version, and whether making that live changed anything."""
-        name, now = one["name"], self.now()
-        options = {key: one[key] for key in one if key not in ("name", "line", "entry")}
+    def deploy_pipeline(self, pipeline: Json, digest: str, actor: str) -> Json:
+        """Its version, and whether making that live changed anything."""
+        name, now = pipeline["name"], self.now()
+        options = {key: value for key, value in pipeline.items() if key not in ("name", "line", "entry")}
         last = self.sql.row(
             "SELECT p.deployed, p.version, v.sha256, v.entry, v.options FROM pipelines p"
             " JOIN versions v ON v.pipeline = p.name AND v.version = p.version WHERE p.name = ?",
             name,
         ) or {"version": 0}
-        this = {"sha256": digest, "entry": one["entry"], "options": options}
+        this = {"sha256": digest, "entry": pipeline["entry"], "options": options}
         same = encode_json(this) == encode_json({key: last.get(key) for key in this})
         number = last["version"] + (not same)
         if changed := not same or not last["deployed"]:
             if not self.sql.set("pipelines", {"name": name}, version=number, deployed=1, updated_at=now):
-                pipeline = {"name": name, "version": number, "deployed": 1, "created_at": now, "updated_at": now}
-                self.sql.put("pipelines", pipeline)
-            version = {"pipeline": name, "version": number, **this, "function": one["function"]}
+                row = {"name": name, "version": number, "deployed": 1, "created_at": now, "updated_at": now}
+                self.sql.put("pipelines", row)
+            version = {"pipeline": name, "version": number, **this, "function": pipeline["function"]}
             self.sql.put("versions", version | {"deployed_at": now, "actor": actor}, clash="IGNORE")
+            self.options.cache_clear()  # this number may have meant another one: rolled back, or deleted
             self.event("pipeline.deployed", name, None, {"version": number, "sha256": digest}, actor)
         return {"name": name, "version": number, "changed": changed}
 
     def add_sources(self, digest: str, sources: dict[str, bytes]) -> None:
-        """Adds the files of a deployment, unless they are there already."""
         rows = [{"sha256": digest, "path": path, "content": content} for path, content in sources.items()]
         self.sql.put("sources", *rows, clash="IGNORE")
 
@@ -9231,12 +9199,11 @@ class Store:
             return
         for table, column in NAMED_IN:
             self.db.execute(f"DELETE FROM {table} WHERE {column} = ?", (name,))
-        self.known_options.clear()  # its versions begin again at 1
 
     def add_run(
         self, name: str, params: Json, key: str | None, trigger: str, actor: str, **origin: Any
     ) -> tuple[str, str, bool]:
-        """Queues a run of the live version: its id, its status, and whether *key* had made it before.
+        """Queues a run of the live version: its id, its status, and whether an earlier request with *key* did.
 
         *origin* says where it comes from: `scheduled_for`, `retry_of`, `upstream`, `resume_from`; a `version`
         in it is one that need not be live, an `executor` not the pipeline's own.
@@ -9244,12 +9211,12 @@ class Store:
         live = self.sql.value("SELECT version FROM live WHERE pipeline = ?", name)
         if live is None:
             raise self.sql.unknown(name)
-        known = self.sql.row("SELECT run_id, status, params FROM runs WHERE pipeline = ? AND key = ?", name, key)
-        if known is not None:
-            if known["params"] != params:
-                hint = f"tau inspect {known['run_id']}; use another --key"
+        same_key = "SELECT run_id, status, params FROM runs WHERE pipeline = ? AND key = ?"
+        if key is not None and (earlier := self.sql.row(same_key, name, key)):
+            if earlier["params"] != params:
+                hint = f"tau inspect {earlier['run_id']}; use another --key"
                 raise Conflict(f"key '{key}' was used with other params", hint)
-            return known["run_id"], known["status"], True
+            return earlier["run_id"], earlier["status"], True
         version = origin.pop("version", None) or live
         options = self.options(name, version)
         demand(options["params"], params, "params", f"tau show {name}")
@@ -9289,14 +9256,10 @@ class Store:
     def note_key_use(self, name: str) -> None:
         self.sql.set("keys", {"name": name}, used_at=self.now())
 
-    def options(self, name: str, version: int) -> Json:
-        """The options of a version; they never change, so they are read once."""
-        key = (name, version)
-        if key not in self.known_options:
-            if len(self.known_options) > OPTIONS_KEPT:
-                self.known_options.clear()
-            self.known_options[key] = self.sql.version(name, version)["options"]
-        return self.known_options[key]
+    def read_options(self, name: str, version: int) -> Json:
+        """The options of a version, which never change."""
+        options: Json = self.sql.version(name, version)["options"]
+        return options
 
     def new_id(self) -> str:
         """An id later than every earlier one, whatever the clock does."""
@@ -9306,18 +9269,15 @@ class Store:
 
     def cancel_waiting(self, run_id: str, actor: str) -> bool:
         """Cancels a run that has no process, for it has not begun or waits to be tried again; else False."""
-        if not self.sql.row("SELECT 1 FROM runs WHERE run_id = ? AND status IN ('queued', 'retrying')", run_id):
-            return False
         error = bare_error("cancelled", "Cancelled", "cancelled while it waited")
-        return self.move(run_id, "cancelled", actor=actor, error=error)
+        waits = self.sql.value("SELECT status FROM runs WHERE run_id = ?", run_id) in ("queued", "retrying")
+        return waits and self.move(run_id, "cancelled", actor=actor, error=error)
 
     def expire_queued(self) -> None:
         """Ends the runs that have waited in the queue for longer than they may."""
         error = bare_error("timeout", "TimeoutError", "it waited in the queue for longer than queue_timeout")
-        expired = (
-            "SELECT run_id FROM runs WHERE status = 'queued' AND expires_at <= ? ORDER BY expires_at, run_id LIMIT ?"
-        )
-        for row in self.sql.rows(expired, self.now(), EXPIRE_MAX):
+        expired = "SELECT run_id FROM runs WHERE status = 'queued' AND expires_at <= ? ORDER BY expires_at, run_id"
+        for row in self.sql.rows(f"{expired} LIMIT {EXPIRE_MAX}", self.now()):
             self.move(row["run_id"], "timed_out", error=error)
 
     # What the runner writes.
@@ -9327,19 +9287,16 @@ class Store:
 
         Those that are to be tried again come first: they hold their pipeline's place already.
         """
-        again = self.sql.rows(
-            "SELECT run_id, attempt + 1 AS attempt FROM runs WHERE status = 'retrying' AND retry_at <= ?"
-            " ORDER BY retry_at, run_id LIMIT ?",
-            *(self.now(), free),
-        )
+        due = "status = 'retrying' AND retry_at <= ? ORDER BY retry_at, run_id LIMIT ?"
+        again = self.sql.rows(f"SELECT run_id, attempt + 1 AS attempt FROM runs WHERE {due}", self.now(), free)
         fresh = self.admissible(free - len(again)) if len(again) < free else []
         return [self.begin_attempt(row["run_id"], row["attempt"], server) for row in (*again, *fresh)]
 
     def admissible(self, free: int) -> list[Any]:
         """The oldest queued runs whose pipelines let them begin now, as many as are free.
 
-        The queue is read only as far as that takes; where many wait for their own pipeline at its head, the rest is
-        asked for by pipeline.
+        The queue is read only as far as that takes; where many at its head wait for their own pipeline, the oldest
+        run of each other pipeline comes next.
         """
         crowd = Crowd(self.sql.rows(LIVE_RUNS), self.settings["backfill_concurrent"])
         waiting = self.db.execute(f"{WAITING} ORDER BY r.run_id LIMIT ?", (free + PASSED_MAX,))
@@ -9370,12 +9327,10 @@ class Store:
         return self.job(run_id, attempt, stem)
 
     def job(self, run_id: str, attempt: int, stem: str) -> Json:
-        """What the run process is told of its attempt."""
         (job,) = self.sql.rows(JOB, run_id)
         result = "SELECT run_id, result FROM runs WHERE run_id = ?"
-        gone = {"result": None}
         upstream = (job["upstream"] or {}).items()
-        job["upstream"] = {name: self.sql.row(result, run) or gone | {"run_id": run} for name, run in upstream}
+        job["upstream"] = {name: self.sql.row(result, run) or {"run_id": run, "result": None} for name, run in upstream}
         return {"kind": "run", "stem": stem, "run_id": run_id, "attempt": attempt, **job}
 
     def add_trace(self, run_id: str, attempt: int, records: list[Json], state: Json) -> None:
@@ -9470,10 +9425,6 @@ class Store:
         self.sql.set("attempts", {"run_id": run_id, "attempt": attempt}, stopping=status)
 
 
-#: status → those that a run may have before it, as SQL lists them.
-COMES_FROM = {
-    status: ", ".join(f"'{source}'" for source, targets in MOVES.items() if status in targets) for status in MOVES
-}
 #: Where a pipeline is named, and by which column; what refers to others comes before them.
 NAMED_IN = (
     *(("states", "pipeline"), ("schedules", "pipeline"), ("chains", "pipeline"), ("chains", "comes_after")),
@@ -9502,7 +9453,6 @@ JOB = f"""
 
 
 def error_summary(error: Json | None) -> Json:
-    """What an event says of an error, if there is one."""
     if error is None:
         return {}
     return {"error": pick(error, "kind", "type", "fingerprint") | {"message": error["message"][:500]}}
@@ -9530,29 +9480,23 @@ class Crowd:
     """The live runs of each pipeline, of a kind and altogether (""), and whether another one may join them."""
 
     def __init__(self, live: list[Json], backfill_concurrent: int) -> None:
-        self.live: dict[tuple[str, str], int] = {}
+        self.live: collections.Counter[tuple[str, str]] = collections.Counter()
         self.backfill_concurrent = backfill_concurrent
         self.asked, self.last = 0, ""  # how many runs wanted to join, and which was the last
         for row in live:
             self.join(row, row["runs"])
 
     def join(self, row: Any, runs: int = 1) -> None:
-        """So many runs of a pipeline and a kind are live too."""
         for kind in {row["kind"], ""}:
-            key = (row["pipeline"], kind)
-            self.live[key] = self.live.get(key, 0) + runs
+            self.live[row["pipeline"], kind] += runs
 
     def admit(self, row: sqlite3.Row) -> bool:
         """Counts a waiting run among the live ones, if its pipeline's limits let it."""
         self.asked, self.last = self.asked + 1, row["run_id"]
-        most = {
-            "": row["max_concurrent"],
-            "tick": None if row["overlap"] == "allow" else 1,
-            "backfill": self.backfill_concurrent,
-        }
+        tick_most = None if row["overlap"] == "allow" else 1
+        most = {"": row["max_concurrent"], "tick": tick_most, "backfill": self.backfill_concurrent}
         for kind in {row["kind"], ""}:
-            limit = most[kind]
-            if limit is not None and self.live.get((row["pipeline"], kind), 0) >= limit:
+            if most[kind] is not None and self.live[row["pipeline"], kind] >= most[kind]:
                 return False
         self.join(row)
         return True
@@ -9560,7 +9504,7 @@ class Crowd:
 
 #: Which of a pipeline's limits a run counts for besides the one for all.
 KIND = "CASE trigger WHEN 'schedule' THEN 'tick' WHEN 'catchup' THEN 'tick' WHEN 'backfill' THEN 'backfill' ELSE '' END"
-#: So many queued runs are passed over before the others are looked for by pipeline.
+#: After so many queued runs that may not begin, the others are looked for by pipeline.
 PASSED_MAX = 100
 LIVE_RUNS = (
     f"SELECT pipeline, {KIND} AS kind, count(*) AS runs"
@@ -9597,7 +9541,6 @@ class Questions(Sql):
     # Pipelines and keys.
 
     def is_known(self, name: str) -> bool:
-        """Whether there is, or was, a pipeline of this name."""
         return self.row("SELECT 1 FROM pipelines WHERE name = ?", name) is not None
 
     def known(self, name: str) -> None:
@@ -9613,24 +9556,31 @@ class Questions(Sql):
         return NotFound(f"no pipeline named '{name[:WORD_MAX]}'", did_you_mean(name, names, "`tau list` shows all"))
 
     def known_names(self) -> list[str]:
-        """All pipelines that are or were deployed."""
         return [row["name"] for row in self.rows("SELECT name FROM pipelines ORDER BY name")]
 
     def pipelines(self, limit: int, among: list[str] | None = None) -> tuple[list[Json], int]:
         """The deployed pipelines with their last runs, and how many there are; only *among* those if it is given."""
-        condition, values = where({f"v.{AMONG}": among})
-        rows = self.rows(
-            "SELECT v.pipeline AS name, v.version, v.options, v.updated_at,"
-            " r.run_id AS last_run_id, r.status AS last_status, r.queued_at AS last_run_at,"
-            " CASE WHEN s.due_at IS NOT NULL THEN s.next_at END AS next_at, s.held FROM live v"
-            " LEFT JOIN schedules s ON s.pipeline = v.pipeline"
-            " LEFT JOIN runs r ON r.run_id = (SELECT max(run_id) FROM runs WHERE pipeline = v.pipeline)"
-            f"{condition} ORDER BY v.pipeline LIMIT ?",
-            *(*values, limit),
+        columns = (
+            "v.pipeline AS name, v.version, v.options, v.updated_at, r.run_id AS last_run_id, r.status AS last_status,"
+            " r.queued_at AS last_run_at, CASE WHEN s.due_at IS NOT NULL THEN s.next_at END AS next_at, s.held"
         )
+        source = (
+            "live v LEFT JOIN schedules s ON s.pipeline = v.pipeline"
+            " LEFT JOIN runs r ON r.run_id = (SELECT max(run_id) FROM runs WHERE pipeline = v.pipeline)"
+        )
+        rows, total = self.page(columns, source, {f"v.{AMONG}": among}, "v.pipeline", limit)
         for row in rows:
             row |= pick(row.pop("options"), "description", "tags")
-        return rows, self.pipeline_count(among)
+        return rows, total
+
+    def page(
+        self, columns: str, source: str, conditions: Json, order: str, limit: int, most: int = LIST_MAX
+    ) -> tuple[list[Json], int]:
+        """The first rows, and how many there are; counting stops at *most* + 1."""
+        condition, values = where(conditions)
+        rows = self.rows(f"SELECT {columns} FROM {source}{condition} ORDER BY {order} LIMIT ?", *values, limit)
+        count = f"SELECT count(*) FROM (SELECT 1 FROM {source}{condition} LIMIT {most + 1})"
+        return rows, len(rows) if len(rows) < limit else self.value(count, *values)
 
     def pipeline_count(self, among: list[str] | None = None) -> int:
         condition, values = where({AMONG: among})
@@ -9641,16 +9591,19 @@ class Questions(Sql):
         live = self.row("SELECT version, options, created_at, updated_at FROM live WHERE pipeline = ?", name)
         if live is None:
             raise self.unknown(name)
-        options = live["options"]
-        apart = ("description", "tags", "params", "function")
-        about = {"name": name, **pick(options, "description", "tags"), **pick(live, "version")}
-        about |= {"params": options["params"], "schedule": None, "upstream": [], "downstream": []}
-        about["options"] = {key: value for key, value in options.items() if key not in apart}
+        options, apart = live.pop("options"), ("description", "tags", "params", "function")
         versions = "SELECT version, sha256, entry, deployed_at, actor FROM versions WHERE pipeline = ?"
         last = "SELECT run_id, status, queued_at, finished_at, duration_ms FROM runs WHERE pipeline = ?"
         return {
-            **about,
-            **pick(live, "created_at", "updated_at"),
+            "name": name,
+            **pick(options, "description", "tags"),
+            "version": live.pop("version"),
+            "params": options["params"],
+            "schedule": None,
+            "upstream": [],
+            "downstream": [],
+            "options": {key: value for key, value in options.items() if key not in apart},
+            **live,
             "versions": self.rows(f"{versions} ORDER BY version DESC LIMIT 20", name),
             "last_run": self.row(f"{last} ORDER BY run_id DESC LIMIT 1", name),
         }
@@ -9659,10 +9612,10 @@ class Questions(Sql):
         """One version of a pipeline, the live one without a number."""
         self.known(name)
         live = "coalesce(?, (SELECT version FROM pipelines p WHERE p.name = v.pipeline))"
-        found = self.row(f"SELECT * FROM versions v WHERE pipeline = ? AND version = {live}", name, number)
-        if found is None:
+        row = self.row(f"SELECT * FROM versions v WHERE pipeline = ? AND version = {live}", name, number)
+        if row is None:
             raise NotFound(f"pipeline '{name}' has no version {number}", f"tau show {name}")
-        return found
+        return row
 
     def sources(self, digest: str) -> dict[str, bytes]:
         return dict(self.db.execute("SELECT path, content FROM sources WHERE sha256 = ? ORDER BY path", (digest,)))
@@ -9670,8 +9623,8 @@ class Questions(Sql):
     def needed(self) -> dict[str, set[str]]:
         """The directories that some version needs, by where they are in the home."""
         columns = {"versions": "sha256", "environments": "json_extract(options, '$.environment')"}
-        found = {place: self.db.execute(f"SELECT DISTINCT {column} FROM versions") for place, column in columns.items()}
-        return {place: {name for (name,) in rows if name is not None} for place, rows in found.items()}
+        rows = {place: self.db.execute(f"SELECT DISTINCT {column} FROM versions") for place, column in columns.items()}
+        return {place: {name for (name,) in names if name is not None} for place, names in rows.items()}
 
     def keys(self, now: str) -> list[Json]:
         """The keys that were created, without what could open anything."""
@@ -9688,20 +9641,20 @@ class Questions(Sql):
         """The run whose id begins so; NotFound if there is none, BadRequest if there are several."""
         lowered = prefix.lower()
         rows = self.rows("SELECT run_id FROM runs WHERE run_id >= ? ORDER BY run_id LIMIT 2", lowered)
-        found = [row["run_id"] for row in rows if row["run_id"].startswith(lowered)]
-        if not found or not prefix:
+        run_ids = [str(row["run_id"]) for row in rows if row["run_id"].startswith(lowered)]
+        if not run_ids or not prefix:
             raise NotFound(f"no run '{prefix[:WORD_MAX]}'", "`tau runs` lists them")
-        if len(found) > 1 and found[0] != lowered:
-            raise BadRequest(f"several runs begin with '{prefix}'", f"{found[0]}, {found[1]}, …")
-        return str(found[0])
+        if len(run_ids) > 1 and run_ids[0] != lowered:
+            raise BadRequest(f"several runs begin with '{prefix}'", f"{run_ids[0]}, {run_ids[1]}, …")
+        return run_ids[0]
 
     def pick_run(self, name: str | None, run_id: str | None) -> str:
         """The run that is meant by a pipeline's name (its last), by an id, or by both."""
         if run_id is not None:
-            found = self.find_run(run_id)
-            if name is not None and self.run(found)["pipeline"] != name:
-                raise NotFound(f"run {found} is not of pipeline '{name}'", f"tau inspect {found}")
-            return found
+            run_id = self.find_run(run_id)
+            if name is not None and self.run(run_id)["pipeline"] != name:
+                raise NotFound(f"run {run_id} is not of pipeline '{name}'", f"tau inspect {run_id}")
+            return run_id
         if name is None:
             raise BadRequest("which run?", "give a pipeline's name, meaning its last run, or a run id")
         if last := self.value("SELECT max(run_id) FROM runs WHERE pipeline = ?", name):
@@ -9714,7 +9667,7 @@ class Questions(Sql):
             raise self.unknown(name) from None
 
     def run(self, run_id: str) -> Json:
-        """A run, alone; NotFound if it has been removed since it was found."""
+        """A run without its attempts; NotFound if it has been removed meanwhile."""
         run = self.row("SELECT * FROM runs WHERE run_id = ?", run_id)
         if run is None:
             raise NotFound(f"run {run_id} has been removed", "see [retention]")
@@ -9736,27 +9689,15 @@ class Questions(Sql):
         self, name: str | None, status: str | None, limit: int, among: list[str] | None = None
     ) -> tuple[list[Json], int]:
         """The newest runs, of a pipeline and a status if they are given, and how many there are."""
-        condition, values = where({"pipeline = ?": name, "status = ?": status, AMONG: among})
-        rows = self.rows(
-            "SELECT run_id, pipeline, version, status, trigger, attempt, scheduled_for, queued_at, started_at,"
-            f" finished_at, duration_ms FROM runs{condition} ORDER BY run_id DESC LIMIT ?",
-            *(*values, limit),
-        )
-        # Counting stops where nobody needs to know more exactly.
-        most = f"SELECT count(*) FROM (SELECT 1 FROM runs{condition} LIMIT {LIST_MAX + 1})"
-        return rows, len(rows) if len(rows) < limit else self.value(most, *values)
+        columns = "run_id, pipeline, version, status, trigger, attempt, scheduled_for, queued_at, started_at"
+        conditions = {"pipeline = ?": name, "status = ?": status, AMONG: among}
+        return self.page(f"{columns}, finished_at, duration_ms", "runs", conditions, "run_id DESC", limit)
 
     def failures(self, limit: int, among: list[str] | None = None) -> tuple[list[Json], int]:
         """The latest broken runs with their errors, and how many there are."""
-        condition, values = where({f"status IN {FAILURES}": (), AMONG: among})
-        rows = self.rows(
-            "SELECT run_id, pipeline, version, status, trigger, finished_at, duration_ms, error FROM runs"
-            f"{condition} ORDER BY finished_at DESC, run_id DESC LIMIT ?",
-            *(*values, limit),
-        )
-        if among is not None:
-            return rows, self.value(f"SELECT count(*) FROM runs{condition}", *values)
-        return rows, sum(pick(self.totals(), *FAILURES).values())
+        columns = "run_id, pipeline, version, status, trigger, finished_at, duration_ms, error"
+        conditions = {f"status IN {FAILURES}": (), AMONG: among}
+        return self.page(columns, "runs", conditions, "finished_at DESC, run_id DESC", limit)
 
     def whole_run(
         self, run_id: str, number: int | None = None
@@ -9777,10 +9718,10 @@ class Questions(Sql):
 
     def attempts(self, run_id: str) -> list[Json]:
         shown = "attempt, status, started_at, finished_at, duration_ms, error, log_lines"
-        found = self.rows(f"SELECT {shown} FROM attempts WHERE run_id = ? ORDER BY attempt", run_id)
-        for one in found:
-            one["error"] = one["error"] and pick(one["error"], "kind", "type", "message", "step")
-        return found
+        rows = self.rows(f"SELECT {shown} FROM attempts WHERE run_id = ? ORDER BY attempt", run_id)
+        for row in rows:
+            row["error"] = row["error"] and pick(row["error"], "kind", "type", "message", "step")
+        return rows
 
     def unfinished(self) -> list[Json]:
         """The attempts that were live when the last daemon ended."""
@@ -9794,19 +9735,14 @@ class Questions(Sql):
         self, run_id: str, levels: Sequence[str], step: str | None, tail: int, attempt: int | None
     ) -> tuple[list[Json], int, int]:
         """The last log lines that are wanted, how many there are, and how many were dropped."""
-        if attempt is None:
-            attempt = self.run(run_id)["attempt"]
-        condition, values = where(
-            {
-                "run_id = ?": run_id,
-                "attempt = ?": attempt,
-                "level IN (SELECT value FROM json_each(?))": [*levels] or None,
-                "instr(step || '/', ? || '/') = 1": step,
-            }
-        )
-        shown = "at, level, step, stream, message, fields"
-        lines = self.rows(f"SELECT {shown} FROM logs{condition} ORDER BY n DESC LIMIT ?", *values, tail)
-        total = len(lines) if len(lines) < tail else self.value(f"SELECT count(*) FROM logs{condition}", *values)
+        conditions = {
+            "run_id = ?": run_id,
+            "attempt = ?": self.run(run_id)["attempt"] if attempt is None else attempt,
+            "level IN (SELECT value FROM json_each(?))": [*levels] or None,
+            "instr(step || '/', ? || '/') = 1": step,
+        }
+        columns = "at, level, step, stream, message, fields"
+        lines, total = self.page(columns, "logs", conditions, "n DESC", tail, LOGS_MAX)
         dropped = self.value("SELECT sum(log_dropped) FROM attempts WHERE run_id = ?", run_id)
         return lines[::-1], total, dropped or 0
 
@@ -9837,8 +9773,8 @@ class Questions(Sql):
         newest = "SELECT run_id FROM (SELECT run_id FROM runs WHERE pipeline = ? AND status = ?"
         parts = " UNION ALL ".join([f"{newest} ORDER BY run_id DESC LIMIT {number})"] * len(statuses))
         values = [value for status in statuses for value in (name, status)]
-        found: str | None = self.value(f"{parts} ORDER BY run_id DESC LIMIT 1 OFFSET {number - 1}", *values)
-        return found
+        run_id: str | None = self.value(f"{parts} ORDER BY run_id DESC LIMIT 1 OFFSET {number - 1}", *values)
+        return run_id
 
 
 #: Of the rows of some pipelines, that are given as a list.
@@ -9896,16 +9832,9 @@ SEQ_STRIDE = 1_000_000_000
 #: How many writes may share one commit.
 GROUP_MAX = 512
 
-PRAGMAS = (
-    "PRAGMA journal_mode = WAL",
-    "PRAGMA synchronous = FULL",
-    "PRAGMA busy_timeout = 5000",
-    "PRAGMA foreign_keys = ON",
-    "PRAGMA trusted_schema = OFF",
-    "PRAGMA journal_size_limit = 67108864",
-    "PRAGMA temp_store = MEMORY",
-    "PRAGMA mmap_size = 0",
-    "PRAGMA fullfsync = 1",
+SETTINGS_OF_SQLITE = (
+    *("journal_mode = WAL", "synchronous = FULL", "busy_timeout = 5000", "foreign_keys = ON", "trusted_schema = OFF"),
+    *("journal_size_limit = 67108864", "temp_store = MEMORY", "mmap_size = 0", "fullfsync = 1"),
 )
 
 
@@ -9934,13 +9863,11 @@ class Database:
             # a connection: closing any other descriptor of the file ends the locks of this whole process, and
             # the next program to look into the file would take the log away from under us.
             os.close(os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600))
-            self.writer = sqlite3.connect(
-                self.path, isolation_level=None, check_same_thread=False, cached_statements=256
-            )
+            given: Json = {"isolation_level": None, "check_same_thread": False, "cached_statements": 256}
+            self.writer = sqlite3.connect(self.path, **given)
             thread = threading.Thread(target=self.serve, args=(opened,), name="tau store")
             thread.start()
             if (problem := opened.get()) is not None:
-                thread.join()
                 raise problem
         except (OSError, sqlite3.Error) as problem:
             raise disk_error(self.path, problem) from None
@@ -9972,16 +9899,16 @@ class Database:
 
     def migrate(self) -> None:
         """Brings the database to this version, after a backup; Conflict if it fails, which changes nothing."""
-        found, wanted = self.writer.execute("PRAGMA user_version").fetchone()[0], len(MIGRATIONS)
-        if found == wanted:
+        schema, wanted = self.writer.execute("PRAGMA user_version").fetchone()[0], len(MIGRATIONS)
+        if schema == wanted:
             return
         try:
-            if found:
-                copy_database(self.writer, f"{self.path}.before-v{wanted}")
-            upgrade(self.writer, found)
-        except (OSError, sqlite3.Error) as problem:
+            if schema:
+                copy_database(self.path, f"{self.path}.before-v{wanted}", lambda copy: None, shared=True)
+            upgrade(self.writer, schema)
+        except (TauError, sqlite3.Error) as problem:
             hint = "make room on the disk, or start the older taud again and report this"
-            raise Conflict(f"{self.path} cannot be migrated from schema {found}: {problem}", hint) from None
+            raise Conflict(f"{self.path} cannot be migrated from schema {schema}: {problem}", hint) from None
 
     def checkpoint(self) -> None:
         """What is in the log is in the file, synced, as far as nobody still reads what was there."""
@@ -10010,7 +9937,6 @@ class Database:
         self.inbox.put([])
 
     def flush(self) -> None:
-        """Hands the writes of this turn of the loop to the writer."""
         if self.pending:
             self.inbox.put(self.pending)
             self.pending = []
@@ -10024,25 +9950,24 @@ class Database:
                 last = more is None
                 group += more or ()
             answers, touched = self.commit([*group, *((work, (), None) for work in self.settle)])
-            settled = [answer for (_, _, future), answer in answers if future is None]
+            settled = [answer for future, answer in answers if future is None]
             due = self.on_settled(*settled) if settled else ()
             try:
                 self.loop.call_soon_threadsafe(self.deliver, answers, touched, due)
             except RuntimeError:
                 pass  # the loop has ended; the facts are on disk all the same
 
-    def commit(self, group: list[Write]) -> tuple[list[tuple[Write, Any]], set[str]]:
+    def commit(self, group: list[Write]) -> tuple[list[Reply], set[str]]:
         """Does a group of writes in one transaction, or each in its own if any breaks."""
-        answers: list[tuple[Write, Any]] = []
+        answers: list[Reply] = []
         self.touched, self.wants_checkpoint, changes = set(), False, self.writer.total_changes
         try:
             self.writer.execute("BEGIN IMMEDIATE")
-            for one in group:
-                work, arguments, _ = one
+            for work, arguments, future in group:
                 try:
-                    answers.append((one, work(*arguments)))
+                    answers.append((future, work(*arguments)))
                 except TauError as refusal:
-                    answers.append((one, refusal))
+                    answers.append((future, refusal))
             self.writer.execute("COMMIT")
             if self.writer.total_changes != changes:
                 self.is_full = False
@@ -10054,8 +9979,8 @@ class Database:
             if self.writer.in_transaction:
                 self.writer.execute("ROLLBACK")
             if len(group) == 1:
-                return [(group[0], self.refusal(problem))], set()
-            apart = [self.commit([one]) for one in group]
+                return [(group[0][2], self.refusal(problem))], set()
+            apart = [self.commit([write]) for write in group]
             return [answer for some, _ in apart for answer in some], set().union(*(runs for _, runs in apart))
         return answers, self.touched
 
@@ -10068,9 +9993,9 @@ class Database:
         logging.getLogger("tau").error("store: %r", problem, exc_info=problem)
         return Internal(f"{type(problem).__name__}: {problem}", "the daemon's log has the traceback")
 
-    def deliver(self, answers: list[tuple[Write, Any]], touched: set[str], due: Iterable[Any]) -> None:
+    def deliver(self, answers: list[Reply], touched: set[str], due: Iterable[Any]) -> None:
         """Back on the loop: each writer gets its answer, and who waits for a run hears of it."""
-        for (_, _, future), answer in answers:
+        for future, answer in answers:
             if future is None or future.cancelled():
                 continue
             if isinstance(answer, Exception):
@@ -10081,11 +10006,10 @@ class Database:
 
 
 def set_up(db: sqlite3.Connection) -> sqlite3.Connection:
-    """A connection with our settings."""
     if db.execute("PRAGMA page_count").fetchone()[0] == 0:
         db.execute("PRAGMA auto_vacuum = INCREMENTAL")  # only before the first table
-    for pragma in PRAGMAS:
-        db.execute(pragma)
+    for setting in SETTINGS_OF_SQLITE:
+        db.execute(f"PRAGMA {setting}")
     return db
 
 
@@ -10106,33 +10030,33 @@ def examine(path: str) -> int:
             raise unusable(path, "it is gone or empty, and what it had not yet taken in is still in its -wal")
         return 0
     try:
-        with contextlib.closing(read_only(path, shared=bool(waiting))) as db:
+        with contextlib.closing(read_only(path)) as db:
             return check_schema(path, Sql(db))
     except sqlite3.DatabaseError as problem:
         raise disk_error(path, problem) from None
 
 
-def upgrade(db: sqlite3.Connection, found: int) -> None:
-    """A database of an older schema, or of none, is of this one: all of it, or after a crash nothing."""
+def upgrade(db: sqlite3.Connection, schema: int) -> None:
+    """A database of an older schema, or of none, gets this one: all of it, or after a crash nothing."""
     db.executescript(
-        f"BEGIN IMMEDIATE; {';'.join(MIGRATIONS[found:])}; PRAGMA application_id = {APPLICATION_ID};"
+        f"BEGIN IMMEDIATE; {';'.join(MIGRATIONS[schema:])}; PRAGMA application_id = {APPLICATION_ID};"
         f"PRAGMA user_version = {len(MIGRATIONS)}; COMMIT;"
     )
 
 
 def check_schema(path: str, sql: Sql) -> int:
     """The schema of an open database; Conflict if it is not ours, of a newer Tau, or damaged."""
-    found = int(sql.value("PRAGMA user_version"))
+    schema, newest = int(sql.value("PRAGMA user_version")), len(MIGRATIONS)
     ours = sql.value("PRAGMA application_id") == APPLICATION_ID
     if not ours and sql.value("SELECT count(*) FROM sqlite_master"):
         raise Conflict(f"{path} belongs to another program", "see [database] url, or choose another --home")
-    if found > len(MIGRATIONS):
+    if schema > newest:
         hint = f"start the newer taud again; {restore_hint(path)}"
-        raise Conflict(f"{path} was written by a newer Tau (schema {found}, not {len(MIGRATIONS)})", hint)
+        raise Conflict(f"{path} was written by a newer Tau (schema {schema}, not {newest})", hint)
     large = os.path.getsize(path) > CHECK_BYTES
-    if (damage := find_damage(sql.db, SMALL_TABLES if large and found else ())) is not None:
+    if (damage := find_damage(sql.db, SMALL_TABLES if large and schema else ())) is not None:
         raise unusable(path, damage)
-    return found if ours else 0
+    return schema if ours else 0
 
 
 def unusable(path: str, why: str) -> Conflict:
@@ -10152,22 +10076,17 @@ def disk_error(path: str, problem: Exception) -> TauError:
 
 
 def restore_hint(path: str) -> str:
-    """What to do about a database that cannot be used: the command that brings back the newest backup."""
-    newest = newest_backup(path)
-    if newest is None:
+    """What to do about a database that cannot be used: the command that brings back the newest copy Tau has made."""
+    beside, backups = f"{path}.before-v", os.path.join(os.path.dirname(path), BACKUPS, "")
+    paths = [name for begin in (beside, backups) for name in glob.glob(f"{glob.escape(begin)}*") if is_copy(name)]
+    if not paths:
         return "no backup lies beside it; `taud --restore FILE --replace` brings one back from elsewhere"
+    newest = max(paths, key=os.path.getmtime)
     return f"`taud --restore {newest} --replace` brings back the newest backup and moves this one aside"
 
 
 #: Where `tau backup` puts a copy that is given no name, beside the database.
 BACKUPS = "backups"
-
-
-def newest_backup(path: str) -> str | None:
-    """The newest copy of a database that Tau has made of it, among those that lie where it puts them itself."""
-    beside, backups = f"{path}.before-v", os.path.join(os.path.dirname(path), BACKUPS, "")
-    found = [one for begin in (beside, backups) for one in glob.glob(f"{glob.escape(begin)}*") if is_copy(one)]
-    return max(found, key=os.path.getmtime, default=None)
 
 
 def is_copy(path: str) -> bool:
@@ -10182,22 +10101,24 @@ def is_copy(path: str) -> bool:
 
 
 def copy_database(
-    source: sqlite3.Connection, path: str, finish: Callable[[sqlite3.Connection], Any] = lambda copy: None
-) -> None:
-    """A consistent copy of a database is at *path*, whole and durable; if this fails, nothing new is.
+    source: str, path: str, finish: Callable[[sqlite3.Connection], Answer], shared: bool = False
+) -> Answer:
+    """A consistent copy of a database is at *path*, whole and durable; a TauError says why not, and nothing new is.
 
-    In one step: a stepwise copy would begin anew at each commit of another connection.  *finish* may change it.
+    In one step: a stepwise copy would begin anew at each commit of another connection.  *finish* may change the copy;
+    its answer is ours.
     """
-    with Replacement(path) as file:
-        copy = sqlite3.connect(file.name, isolation_level=None)
-        try:
-            source.backup(copy)
+    try:
+        with Replacement(path) as file, contextlib.closing(sqlite3.connect(file.name, isolation_level=None)) as copy:
+            with contextlib.closing(read_only(source, shared)) as db:
+                db.backup(copy)
             copy.execute("PRAGMA journal_mode = DELETE")  # it is one file, wherever it goes
-            finish(copy)
+            answer = finish(copy)
             if (damage := find_damage(copy)) is not None:
                 raise sqlite3.DatabaseError(f"the copy is damaged: {damage}")
-        finally:
-            copy.close()
+            return answer
+    except (OSError, sqlite3.Error) as problem:
+        raise disk_error(path, problem) from None
 
 
 def is_sync_failure(problem: Exception) -> bool:
@@ -10211,9 +10132,8 @@ def give_up(problem: Exception) -> typing.NoReturn:
 
     Live runs go on.  The next daemon reads the file and its log again, and says nothing of what was not acknowledged.
     """
-    logging.getLogger("tau").critical(
-        "the disk has failed to keep the store: %s; taud ends, to be started again", problem
-    )
+    text = "the disk has failed to keep the store: %s; taud ends, to be started again"
+    logging.getLogger("tau").critical(text, problem)
     logging.shutdown()
     os._exit(1)
 

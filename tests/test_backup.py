@@ -213,6 +213,17 @@ def test_a_store_is_replaced_only_when_told_and_never_while_it_is_served(fresh: 
     assert taud(fresh, "--restore", path, "--replace")[1]["moved_aside"].endswith("tau.db.replaced-2")
 
 
+def test_what_was_moved_aside_comes_back_with_what_its_log_has(fresh: Tau, saved: Tau) -> None:
+    fresh.deploy_it("def it(ctx):\n    return 'old'\n")
+    old = fresh("run", "it")["run_id"]
+    fresh.kill()
+    aside = Path(taud(fresh, "--restore", saved.work / "saved.tau", "--replace")[1]["moved_aside"])
+    assert Path(f"{aside}-wal").stat().st_size > 0
+    assert taud(fresh, "--restore", aside, "--replace")[0] == 0
+    fresh.start()
+    assert fresh("inspect", old)["status"] == "success"
+
+
 def spoil(path: Path) -> None:
     """Pages in the middle were written over."""
     content = bytearray(path.read_bytes())
