@@ -79,6 +79,12 @@ class Done:
         return json.loads(self.err)["error"]
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """Two workers a core: half of a test's time is a wait for processes."""
+    return 2 * (os.cpu_count() or 1)
+
+
 @functools.cache
 def nursery() -> Nursery:
     """The process that forks for the commands of this one's tests."""
