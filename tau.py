@@ -1101,7 +1101,7 @@ TOO_DEEP = (f"nested more than {JSON_DEPTH_MAX} deep", "send flatter JSON")
 
 
 def depth(document: Any) -> int:
-    """How deeply arrays and objects are nested; without recursion, for it may be very deep."""
+    """How deeply arrays and objects are nested; without recursion, because it may be very deep."""
     level, here = 0, [document]
     while here := [item for item in here if isinstance(item, (dict, list))]:
         level += 1
@@ -1141,11 +1141,9 @@ def refusal(request: Any, error: TauError) -> Json:
 
 def from_wire(error: Json) -> TauError:
     """The exception that a JSON-RPC error object stands for."""
-    data = dict(error.get("data") or {})
-    kind = ERRORS.get(data.pop("code", ""), Internal)
-    hint = data.pop("hint", "")
-    data.pop("retryable", None)
-    return kind(error.get("message", ""), hint, **data)
+    data = {"code": "", "hint": "", "retryable": None} | (error.get("data") or {})
+    code, hint, _ = (data.pop(key) for key in ("code", "hint", "retryable"))
+    return ERRORS.get(code, Internal)(error.get("message", ""), hint, **data)
 
 
 #: scheme of an address → whether it is HTTP, whether it is encrypted, the port unless one is given.
@@ -1171,15 +1169,16 @@ class Address:
         self.host, self.port, self.web, self.secure = "", 0, False, False
         if self.scheme == "unix":
             return
-        found = re.fullmatch(ADDRESS_RULE, text) if text.isprintable() else None
-        self.scheme = (found["scheme"] or "tcp") if found else ""
+        match = re.fullmatch(ADDRESS_RULE, text) if text.isprintable() else None
+        parts = match.groupdict("") if match else dict.fromkeys(("scheme", "host", "port", "path"), "")
+        self.scheme = parts["scheme"] or "tcp"
         self.web, self.secure, usual = SCHEMES.get(self.scheme, (False, False, 0))
-        port = int(found["port"] or (found["scheme"] and usual) or 0) if found and usual else 0
-        if found is None or not 0 < port < 65_536 or (found["path"] and not self.web):
-            told = re.sub(r"^(\w+://)?.*@", r"\1…@", text)  # there may be a password before the @
-            raise BadRequest(f"'{told}' is not an address", ADDRESS_HINT)
-        self.host, self.port = found["host"].strip("[]"), port
-        self.path = (found["path"] or "").rstrip("/")  # what a reverse proxy may have put before /rpc
+        self.port = int(parts["port"] or (usual if parts["scheme"] else 0)) if usual else 0
+        if not 0 < self.port < 65_536 or (parts["path"] and not self.web):
+            shown = re.sub(r"^(\w+://)?.*@", r"\1…@", text)  # there may be a password before the @
+            raise BadRequest(f"'{shown}' is not an address", ADDRESS_HINT)
+        self.host = parts["host"].strip("[]")
+        self.path = parts["path"].rstrip("/")  # what a reverse proxy may have put before /rpc
 
     @property
     def where(self) -> str:
@@ -1749,13 +1748,9 @@ def boot_id() -> str:
     return peek("/proc/sys/kernel/random/boot_id").strip()
 
 
-def stat_fields(pid: int) -> list[bytes]:
-    """The fields of a process from its state on (proc_pid_stat(5)); OSError if there is no such process."""
-    file = os.open(f"/proc/{pid}/stat", os.O_RDONLY)
-    try:
-        return os.read(file, 4096).rpartition(b")")[2].split()  # the name before it may hold spaces
-    finally:
-        os.close(file)
+def stat_fields(pid: int) -> list[str]:
+    """The fields of a process from its state on (proc_pid_stat(5)); none if there is no such process."""
+    return peek(f"/proc/{pid}/stat").rpartition(")")[2].split()  # the name before it may hold spaces
 
 
 def process_started(pid: int) -> str | None:
@@ -1764,23 +1759,21 @@ def process_started(pid: int) -> str | None:
     A pid alone may by now belong to a stranger; pid and start time together name one process of one boot.
     A zombie counts as gone: it runs nothing any more.
     """
-    try:
-        fields = stat_fields(pid)
-        return None if fields[0] in (b"Z", b"X") else fields[19].decode()
-    except OSError:
-        if os.path.exists("/proc/self/stat"):
-            return None
+    if fields := stat_fields(pid):
+        return None if fields[0] in ("Z", "X") else fields[19]
+    if os.path.exists("/proc/self/stat"):
+        return None
     try:  # no /proc (macOS): existence is the best that can be known
         os.kill(pid, 0)
-        return ""
     except ProcessLookupError:
         return None
     except PermissionError:
-        return ""
+        pass
+    return ""
 
 
 def identity(pid: int) -> Json:
-    """What names one process for ever: pid, start time, boot."""
+    """What names one process for ever."""
     return {"pid": pid, "started": process_started(pid), "boot": boot_id()}
 
 
@@ -1789,15 +1782,10 @@ def is_alive(process: Json) -> bool:
     return process["boot"] == boot_id() and process_started(process["pid"]) == started
 
 
-def send_signal(process: Json, number: int) -> bool:
-    """Signal a run's whole process group, if its leader is still the one we mean; False when it is gone."""
-    if not is_alive(process):
-        return False
-    try:
-        os.killpg(process["pid"], number)
-    except ProcessLookupError:
-        return False
-    return True
+def send_signal(process: Json, number: int) -> None:
+    """Signals the process group of a run, if its leader is still the one that we mean."""
+    if is_alive(process):
+        signal_group(process["pid"], number)
 
 
 def signal_group(leader: int, number: int) -> None:
@@ -1815,19 +1803,16 @@ class Clock:
         return time.time()
 
     def monotonic(self) -> float:
-        """Seconds that have passed since some instant while the machine was awake."""
+        """Seconds since some instant, without those in which the machine slept."""
         return time.monotonic()
 
     def elapsed(self) -> float:
-        """Seconds that have passed since some instant, asleep or awake."""
+        """Seconds since some instant, with those in which the machine slept."""
         return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))  # macOS counts sleep here
 
 
 class Ending:
-    """Something that must end: SIGTERM at once, SIGKILL at each look() once its grace is over.
-
-    *send* sends a signal to it.
-    """
+    """Something that must end: *send* sends SIGTERM at once, and SIGKILL at each look() once its grace is over."""
 
     __slots__ = ("kill_at", "send")
 
@@ -1858,7 +1843,7 @@ def lock_file(path: str, wait: bool = True, create: bool = False) -> int:
 
 
 class Tasks(set["asyncio.Future[Any]"]):
-    """What runs beside the rest; the failure of one is logged."""
+    """Tasks in the background; a failure is logged."""
 
     def spawn(self, work: Awaitable[Any]) -> asyncio.Future[Any]:
         task = asyncio.ensure_future(work)
@@ -1877,25 +1862,26 @@ class Tasks(set["asyncio.Future[Any]"]):
 
 
 class LineBuffer:
-    """Bytes of a stream, taken out line by line; `rest` is the line whose end has not come yet."""
+    """Bytes of a stream, taken out line by line; `tail` is the line whose end has not come yet."""
 
-    __slots__ = ("rest",)
+    __slots__ = ("tail",)
 
     def __init__(self) -> None:
-        self.rest = bytearray()
+        self.tail = bytearray()
 
     def add(self, data: bytes) -> list[bytes]:
+        """The lines that these bytes complete."""
         first, *others = data.split(b"\n")
-        self.rest += first
+        self.tail += first
         if not others:
             return []
-        lines = [bytes(self.rest), *others[:-1]]
-        self.rest[:] = others[-1]
+        lines = [bytes(self.tail), *others[:-1]]
+        self.tail[:] = others[-1]
         return lines
 
 
-def keep_alive(peer: socket.socket) -> None:
-    """A TCP connection sends at once, and finds out within two minutes that its peer is gone."""
+def set_tcp_options(peer: socket.socket) -> None:
+    """The connection sends at once, and notices within two minutes that its peer is gone."""
     peer.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     peer.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     for name, value in (("TCP_KEEPIDLE", 60), ("TCP_KEEPINTVL", 10), ("TCP_KEEPCNT", 6)):
@@ -1913,14 +1899,10 @@ NETWORKS = ("nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "fuse.sshfs", "ceph", 
 
 def file_system(path: str) -> str | None:
     """The type of the file system that holds a path; None where it cannot be known."""
-    kind, longest, place = "unknown", 0, os.path.realpath(path) + "/"
-    if not (mounts := peek("/proc/self/mounts")):
-        return None
-    for line in mounts.splitlines():
-        _, at, found, *_ = line.split()
-        if place.startswith(at.rstrip("/") + "/") and len(at) >= longest:
-            kind, longest = found, len(at)
-    return kind
+    place = os.path.realpath(path) + "/"
+    mounts = [line.split()[1:3] for line in peek("/proc/self/mounts").splitlines()]
+    above = [mount for mount in mounts if place.startswith(mount[0].rstrip("/") + "/")]
+    return max(reversed(above), key=lambda mount: len(mount[0]))[1] if above else None  # the last mounted is on top
 
 
 def start_python(
@@ -1935,8 +1917,8 @@ def start_python(
         folder = os.path.dirname(python)
         paths = f"{folder}{os.pathsep}{environ.get('PATH', os.defpath)}"
         environ = {**environ, "PATH": paths, "VIRTUAL_ENV": os.path.dirname(folder)}
-    # Through the import system, for its compiled cache; our own imports first, for the directory may
-    # hold modules that shadow the standard library's.
+    # The import system has a compiled cache.  Our own imports come first, because the directory may hold modules
+    # that shadow the standard library's.
     code = (
         "import json, os, socket, sys, time\n"
         f"sys.path.insert(0, {os.path.dirname(os.path.abspath(__file__))!r})\n"
@@ -1947,9 +1929,6 @@ def start_python(
     return os.posix_spawn(python, [python, "-P", "-c", code, *words], environ, file_actions=actions)
 
 
-EXTRAS = ("sql", "files", "parquet")
-
-
 def need(module: str, extra: str, what: str) -> Any:
     """An optional module, imported; MissingExtra says how to get it."""
     try:
@@ -1957,7 +1936,7 @@ def need(module: str, extra: str, what: str) -> Any:
     except ImportError as problem:
         if problem.name is None or problem.name.partition(".")[0] != module.partition(".")[0]:
             raise
-        package = extra if extra not in EXTRAS else f"tau-pipelines[{extra}]"
+        package = f"tau-pipelines[{extra}]" if extra in ("sql", "files", "parquet") else extra
         missing = f"{what} needs {module.partition('.')[0]}, which is not installed"
         raise MissingExtra(missing, install_hint(package)) from None
     return sys.modules[module]
@@ -1974,10 +1953,9 @@ def find_module(name: str) -> bool:
         return False
 
 
-#: So much of a growing file is read at once.
+#: A growing file is read in pieces of this size, and what has been read is freed in pieces of the other.
 READ_BYTES = 128 << 10
-#: The blocks of an output that has been read are freed, so much at a time.
-OUTPUT_SLACK_BYTES = 16 << 20
+FREED_BYTES = 16 << 20
 
 
 def read_lines(
@@ -2007,31 +1985,28 @@ def read_lines(
     return lines, offset + end, more
 
 
-FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE = 1, 2
+def free_blocks(path: str, position: Json, name: str) -> None:
+    """Frees the blocks of a growing file that have been read, as *position* says: they might fill the disk.
 
-
-def give_back(path: str, position: Json, name: str) -> None:
-    """Frees the blocks of a growing file that have been read, as *position* says: they might fill the disk (Linux).
-
-    The file's length stays; who appends to it notices nothing.
+    The file's length stays; who appends to it notices nothing.  Only Linux can; elsewhere the file grows.
     """
-    released, end = f"{name}_released", position[name]
-    if end - position.get(released, 0) <= OUTPUT_SLACK_BYTES:
+    freed, end = f"{name}_released", position[name]
+    if end - position.get(freed, 0) <= FREED_BYTES:
         return
-    position[released] = end
+    position[freed] = end
     try:
         with open(path, "r+b", 0) as file:
-            how = FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE
-            ctypes.CDLL(None).fallocate(file.fileno(), how, ctypes.c_int64(0), ctypes.c_int64(end))
+            punch_hole_keep_size = 2 | 1
+            ctypes.CDLL(None).fallocate(file.fileno(), punch_hole_keep_size, ctypes.c_int64(0), ctypes.c_int64(end))
     except (OSError, AttributeError):
-        pass  # it is gone, or the system is another, where it grows
+        pass
 
 
 def read_output(stem: str, stream: str, position: Json, final: bool) -> tuple[list[bytes], bool]:
     """The next lines of descriptor 1 or 2 of a process, and whether there are more; *position* moves on."""
     path = f"{stem}.{stream}"
     lines, position[stream], more = read_lines(path, position[stream], LOG_LINE_BYTES_MAX, final)
-    give_back(path, position, stream)
+    free_blocks(path, position, stream)
     return lines, more
 
 
@@ -2102,7 +2077,6 @@ class Replacement:
             remove_file(self.beside)
 
     def finish(self) -> None:
-        """All is on disk, under the mode that was asked for."""
         self.file.flush()
         if self.mode != 0o600:
             os.fchmod(self.file.fileno(), self.mode)
@@ -4280,7 +4254,7 @@ def open_socket(address: Address, context: ssl.SSLContext | None) -> socket.sock
             with SocketPath(address.path) as short:
                 connection.connect(short.path)
         else:
-            keep_alive(connection)
+            set_tcp_options(connection)
         return connection if context is None else context.wrap_socket(connection, server_hostname=address.host)
     except BaseException:
         connection.close()
@@ -5385,7 +5359,7 @@ class Connection(Protocol):
             raise Unavailable("too many connections", "close some, or try again later")
         if self.caller is None and self.remote:
             self.hello.cancel()
-            keep_alive(self.transport.get_extra_info("socket"))
+            set_tcp_options(self.transport.get_extra_info("socket"))
         self.caller = caller
 
     async def linger(self) -> None:
@@ -10870,7 +10844,7 @@ class Outpost(ForkServer):
                 break
             self.told_at = monotonic()
             self.position["journal"] += count if data else 0
-        give_back(self.path, self.position, "journal")
+        free_blocks(self.path, self.position, "journal")
 
     def watch_over(self) -> None:
         """Stops the run when it is asked to, or when nobody hears of it any more."""

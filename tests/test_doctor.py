@@ -102,7 +102,7 @@ def no_socket(home: Path) -> None:
         (spoilt, "database", "taud --restore"),
         (no_database, "database", "taud --restore"),
         (of_the_future, "clock", "set the clock"),
-        (misconfigured, "configuration", "tau.toml"),
+        (misconfigured, "configuration", "did you mean 'run_days'?"),
         (no_socket, "socket", "remove"),
     ],
 )
@@ -116,7 +116,7 @@ def test_each_disease_is_found_and_has_a_remedy(
     found = checks(home, exit=1)
     assert found[name]["status"] == "fail"
     assert remedy in found[name]["remedy"]
-    assert harm is not misconfigured or "did you mean 'run_days'?" in found[name]["found"]
+    assert harm is not misconfigured or "tau.toml: [retention]: unknown key 'run_dayz'" in found[name]["found"]
     if harm is no_socket:
         (home.home / "tau.sock").unlink()
 
