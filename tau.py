@@ -204,28 +204,23 @@ __version__ = "0.1.0"
 # Owns the vocabulary: statuses and their moves, limits, errors, names, ids, time.
 # Calls nothing.  Promises that a word means the same in Python, SQL, JSON and on the command line.
 
-#: Version of the wire protocol, told by `hello` and `status`.
+#: Version of the wire protocol, which `hello` and `status` say.
 PROTOCOL = 1
-
 #: Version of the journal's records; a newer taud reads every older one.
 JOURNAL_FORMAT = 1
 
-#: status → the statuses a run may move to next.  Any other move is somebody arriving too late.
+#: status → the statuses a run may move to next.  Any other move comes too late.
 MOVES: dict[str, tuple[str, ...]] = {
     "queued": ("running", "cancelled", "timed_out"),
     "running": ("success", "failed", "timed_out", "cancelled", "lost", "retrying"),
     "retrying": ("running", "cancelled", "failed"),
-    "success": (),
-    "failed": (),
-    "timed_out": (),
-    "cancelled": (),
-    "lost": (),
+    **dict.fromkeys(("success", "failed", "timed_out", "cancelled", "lost"), ()),
 }
 FINAL = tuple(status for status, moves in MOVES.items() if not moves)
-#: What a key may be for: to look, to deploy and run, or all there is.  Each includes those before it.
+#: What a key may do: look, also deploy and run, or everything.
 SCOPES = ("read", "operate", "admin")
 FAILURES = ("failed", "timed_out", "lost")
-#: What a run may say of its data beside its steps and its log.
+#: What a run may report beside its steps and its log.
 OBSERVATIONS = ("check", "metric", "progress")
 TRIGGERS = ("manual", "schedule", "catchup", "retry", "chain", "backfill", "webhook", "heal")
 LEVELS = ("debug", "info", "warning", "error")
@@ -233,37 +228,36 @@ LEVELS = ("debug", "info", "warning", "error")
 LOCAL_RUN = "local"
 #: The executor that needs no configuration: this machine.
 LOCAL_EXECUTOR = "local"
-#: What to do with ticks that come late, and with ticks that find an earlier run unfinished.
+#: What happens to late ticks, and to ticks while an earlier run is unfinished.
 MISFIRES = ("last", "skip", "all")
 OVERLAPS = ("skip", "queue", "cancel_running", "allow")
 #: Which past ticks a backfill runs.
 BACKFILLS = ("missing", "failed", "all")
 SHELLS = ("bash", "zsh", "fish")
 
-#: A request line, once the peer is known, and before.
+#: The longest request line of a known peer and of a stranger.
 LINE_BYTES_MAX = 8 << 20
 LINE_BYTES_STRANGER = 8 << 10
 JSON_DEPTH_MAX = 64
 INT_DIGITS_MAX = 20
 CONNECTIONS_MAX = 1024
-#: Descriptors that taud keeps for its own work; where few others are left, the bounds on peers are lower.
+#: Descriptors for taud's own work; if few others are left, fewer peers may connect.
 DESCRIPTORS_KEPT = 64
-#: Connections from the network that are silent, that are in a TLS handshake, and that have shown no key yet: at most
-#: so many of each; the oldest is dropped.
+#: At most so many network connections are silent, in a TLS handshake, or without a key; the oldest is dropped.
 SILENT_MAX = 1024
 SHAKING_MAX = 128
 STRANGERS_MAX = 256
 IN_FLIGHT_MAX = 64
-#: Requests that only wait for a run are not in flight; a connection may have so many of them.
+#: Requests of a connection that only wait for a run; they are not in flight.
 WAITING_MAX = 1024
 WRITE_BUFFER_BYTES = 1 << 20
-#: A request must be complete, and a blocked reader must read on, within this time.
+#: Within this time a request must be complete and a blocked reader must read on.
 PATIENCE_S = 30.0
 HELLO_S = 5.0
-#: The head of an HTTP request; and how long a connection may be silent between two.
+#: The head of an HTTP request, and the longest silence between two.
 HEAD_BYTES_MAX = 16 << 10
 IDLE_S = 600.0
-#: While an answer over HTTP is not ready, a sign of life is sent this often.
+#: How often a waiting HTTP client gets a sign of life.
 PULSE_S = 10.0
 LOOK_FOR_PEER_S = 1.0
 LINGER_S = 1.0
@@ -274,11 +268,11 @@ LIST_MAX = 10_000
 WAIT_MAX = 1_000
 LOGS_MAX = 100_000
 TICKS_MAX = 1_000
-#: The bytes of a deployment's files together, which fit into a line in base64, and their number.
+#: All files of a deployment together (in base64 they fit into a line), and their number.
 DEPLOYMENT_BYTES_MAX = 5 << 20
 DEPLOYMENT_FILES_MAX = 1_000
 KEEP_SMALL = "keep large data out of the deployment: extract it by path or URL"
-#: At most so many ticks of a schedule are caught up, or wait for their turn; older ones are dropped.
+#: At most so many ticks of a schedule are caught up or wait; older ones are dropped.
 CATCHUP_MAX = 100
 PARAMS_BYTES_MAX = 256 << 10
 STATE_BYTES_MAX = 64 << 10
@@ -292,12 +286,10 @@ RESULT_SHOWN_BYTES = 2_000
 
 #: A clock that shows an earlier time was never set.
 CLOCK_MIN = 1_767_225_600
-#: The pipeline by which `tau doctor` tries everything; undeployed, it leaves no run behind.
+#: The pipeline by which `tau doctor` tries everything; its undeploy leaves no run behind.
 CANARY = "tau.canary"
-
 #: A longer word is cut before it is compared or repeated.
 WORD_MAX = 128
-
 
 #: code → the error of that name, as it goes over the wire.
 ERRORS: dict[str, type[TauError]] = {}
@@ -312,10 +304,10 @@ class TauError(Exception):
 
     code, number, exit, retryable = "internal", -32603, 9, False
 
-    def __init_subclass__(cls, **face: Any) -> None:
-        for name, value in face.items():
+    def __init_subclass__(cls, **attributes: Any) -> None:
+        for name, value in attributes.items():
             setattr(cls, name, value)
-        if "number" in face:
+        if "number" in attributes:
             ERRORS[cls.code] = cls
 
     def __init__(self, message: str, hint: str = "", **detail: Any) -> None:
@@ -325,9 +317,8 @@ class TauError(Exception):
             self.add_note(f"hint: {hint}")  # shown where Python prints the exception, as in a unit test
 
     def to_json(self) -> Json:
-        """The error as the command line prints it."""
-        face = {"code": self.code, "message": str(self), "hint": self.hint, "retryable": self.retryable}
-        return face | self.detail
+        known = {"code": self.code, "message": str(self), "hint": self.hint, "retryable": self.retryable}
+        return known | self.detail
 
     def to_wire(self) -> Json:
         data = self.to_json()
@@ -411,7 +402,6 @@ NEARNESS_MIN = 0.65
 
 
 def cut_text(text: str, most: int) -> str:
-    """The text, or its beginning and `…` if it has more than so many characters."""
     return text if len(text) <= most else text[: most - 1] + "…"
 
 
@@ -446,7 +436,6 @@ def spell_id(number: int) -> str:
 
 
 def read_id(text: str) -> int:
-    """The number that spell_id() has spelled."""
     number = 0
     for letter in text:
         number = number << 5 | ID_LETTERS.index(letter)
@@ -1140,7 +1129,6 @@ def refusal(request: Any, error: TauError) -> Json:
 
 
 def from_wire(error: Json) -> TauError:
-    """The exception that a JSON-RPC error object stands for."""
     data = {"code": "", "hint": "", "retryable": None} | (error.get("data") or {})
     code, hint, _ = (data.pop(key) for key in ("code", "hint", "retryable"))
     return ERRORS.get(code, Internal)(error.get("message", ""), hint, **data)
@@ -1196,16 +1184,12 @@ def bare_url(url: str) -> str:
 
 
 def is_loopback(address: Any) -> bool:
-    """Whether only this machine can reach a listener at this address."""
     text = str(address).removeprefix("::ffff:")
     return text == "::1" or text.startswith("127.")
 
 
 class SocketPath:
-    """A Unix socket's path that fits its 108 bytes: `with` it, use `.path`.
-
-    A longer one is reached through its directory's descriptor.
-    """
+    """`with` it: `.path` is a Unix socket's path of at most 108 bytes.  A longer one goes through a descriptor."""
 
     def __init__(self, path: str) -> None:
         self.path, self.directory = path, -1
@@ -1422,7 +1406,6 @@ def environments_path() -> str:
 
 
 def chosen_environment() -> str:
-    """The environment that `tau env use` has chosen, or nothing."""
     return read_text(environments_path().removesuffix("s.toml"), "tau env use --none", missing="").strip()
 
 
@@ -1597,7 +1580,6 @@ def read_secret(name: str, folder: str | Mapping[str, str]) -> tuple[str | None,
 
 
 def database_path(url: str, home: str) -> str:
-    """The file of a `sqlite:///path` URL, relative to the home."""
     scheme, marks, path = url.partition(":///")
     if scheme not in ("sqlite", "sqlite+aiosqlite") or not marks or not path:
         hint = "write sqlite:///tau.db (relative to the home) or sqlite:////absolute/path.db"
@@ -2069,19 +2051,16 @@ class Replacement:
     def __exit__(self, kind: object, *exception: object) -> None:
         try:
             with self.file:
-                if kind is None:
-                    self.finish()
-            if kind is None:
-                self.put()
+                if kind is not None:
+                    return
+                self.file.flush()
+                if self.mode != 0o600:
+                    os.fchmod(self.file.fileno(), self.mode)
+                if self.durable:
+                    os.fsync(self.file.fileno())
+            self.put()
         finally:
             remove_file(self.beside)
-
-    def finish(self) -> None:
-        self.file.flush()
-        if self.mode != 0o600:
-            os.fchmod(self.file.fileno(), self.mode)
-        if self.durable:
-            os.fsync(self.file.fileno())
 
     def put(self) -> None:
         os.rename(self.beside, self.path)
@@ -2155,7 +2134,7 @@ def parse_interval(value: float | str) -> int:
 
 
 TIME_RULE = r"\d{4}-\d\d-\d\d(?:[Tt ]\d\d:\d\d(?::\d\d(?:\.\d{1,9})?)?(?:[Zz]|[+-]\d\d:\d\d)?)?"
-#: Instants from the epoch to here (in the year 9987) can be asked about: calendars end with the year 9999.
+#: No instant is later (it is in the year 9987): calendars end with the year 9999.
 TIME_MAX = 253_000_000_000
 TIME_HINT = "2026-01-01T06:00:00Z, or 2026-01-01T06:00 or 2026-01-01 in the time zone"
 
@@ -2338,8 +2317,7 @@ class Cron:
     """A cron expression: which times of a wall clock it names.
 
     `kind` is `wildcard` if its minute or its hour begins with `*`, else `fixed`; see clock_ticks().
-    It is read here, because croniter takes more than Debian's cron and not every process has it.  croniter gets it
-    in a spelling that it cannot misread.
+    croniter would take more than Debian's cron, and not every process has it.  It gets what it cannot misread.
     """
 
     __slots__ = ("kind", "normal", "text", "walker")
@@ -2409,12 +2387,10 @@ def dates_in(length: int, weeks: set[int]) -> set[int]:
 
 
 class Times:
-    """When a schedule is due: the instants, in order, strictly after a given one."""
+    """When a schedule is due: *ticks* are the instants, in order, strictly after a given one."""
 
-    kind = ""
-
-    def ticks(self, after: int) -> Iterator[Tick]:
-        raise NotImplementedError
+    def __init__(self, kind: str, ticks: Callable[[int], Iterator[Tick]]) -> None:
+        self.kind, self.ticks = kind, ticks
 
     def next(self, after: int) -> Tick | None:
         return next(self.ticks(after), None)
@@ -2444,15 +2420,12 @@ class CronTimes(Times):
     """The ticks of a cron expression in a time zone.  Many schedules share it and ask the same."""
 
     def __init__(self, cron: Cron, zone: Zone) -> None:
-        self.cron, self.zone, self.kind = cron, zone, cron.kind
+        super().__init__(cron.kind, lambda after: clock_ticks(cron, zone, after))
         self.first_after = functools.lru_cache(1)(super().next)
         self.counted = functools.lru_cache(10)(super().count)
 
     def next(self, after: int) -> Tick | None:
         return self.first_after(after)
-
-    def ticks(self, after: int) -> Iterator[Tick]:
-        return clock_ticks(self.cron, self.zone, after)
 
     def count(self, after: int, until: int, most: int) -> int:
         return self.counted(after, until, most)
@@ -2461,30 +2434,23 @@ class CronTimes(Times):
 class Interval(Times):
     """Ticks at equal distances from an anchor."""
 
-    kind = "interval"
-
     def __init__(self, every: int, anchor: int) -> None:
+        super().__init__("interval", self.steps)
         self.every, self.anchor = every, anchor
 
-    def ticks(self, after: int) -> Iterator[Tick]:
-        first = max((after - self.anchor) // self.every, 0) + 1
-        return ((self.anchor + number * self.every, False) for number in itertools.count(first))
+    def number(self, at: int) -> int:
+        """How many ticks there are up to an instant."""
+        return max((at - self.anchor) // self.every, 0)
+
+    def steps(self, after: int) -> Iterator[Tick]:
+        return ((self.anchor + number * self.every, False) for number in itertools.count(self.number(after) + 1))
 
     def count(self, after: int, until: int, most: int) -> int:
-        first, last = (max((at - self.anchor) // self.every, 0) for at in (after, until))
-        return last - first
+        return self.number(until) - self.number(after)
 
 
-class Once(Times):
-    """One tick."""
-
-    kind = "once"
-
-    def __init__(self, at: int) -> None:
-        self.at = at
-
-    def ticks(self, after: int) -> Iterator[Tick]:
-        return iter([(self.at, False)] if self.at > after else [])
+def once(at: int) -> Times:
+    return Times("once", lambda after: iter([(at, False)] if at > after else []))
 
 
 def clock_ticks(cron: Cron, zone: Zone, after: int) -> Iterator[Tick]:
@@ -2574,7 +2540,7 @@ def times_of(options: Json, anchor: int, timezone: str) -> Times | None:
         return CronTimes(Cron(options["cron"]), Zone(options["timezone"] or timezone))
     if options["every_s"] is not None:
         return Interval(int(options["every_s"]), anchor)
-    return None if options["at"] is None else Once(instant_of(options["at"]))
+    return None if options["at"] is None else once(instant_of(options["at"]))
 
 
 def delay_of(pipeline: str, jitter_s: float) -> int:

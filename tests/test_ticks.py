@@ -281,8 +281,8 @@ def test_an_interval_counts_from_its_anchor() -> None:
     times = module.Interval(3600, 1_000)
     assert [at for at, _ in itertools.islice(times.ticks(900), 2)] == [4_600, 8_200]
     assert [at for at, _ in itertools.islice(times.ticks(4_600), 2)] == [8_200, 11_800]
-    assert module.Once(5).next(4) == (5, False)
-    assert module.Once(5).next(5) is None
+    assert module.once(5).next(4) == (5, False)
+    assert module.once(5).next(5) is None
 
 
 #: An expression that is refused → what the message names.
