@@ -1060,7 +1060,14 @@ def given_text(value: Any) -> str:
 #   ← {"jsonrpc": "2.0", "method": "event", "params": {"request": 1, "seq": 7, "type": "step.finished", …}}
 #   ← {"jsonrpc": "2.0", "id": 1, "result": {…}}     or     "error": {"code", "message", "data"}
 
-encode_json = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode
+#: Made once: JSONEncoder.encode makes one for each document, which takes as long as to encode a small one.
+ENCODER = json.encoder.c_make_encoder(  # type: ignore[attr-defined]
+    None, json.JSONEncoder().default, json.encoder.encode_basestring, None, ":", ",", False, False, False
+)
+
+
+def encode_json(document: Any) -> str:
+    return "".join(ENCODER(document, 0))
 
 
 def encode(document: Any) -> bytes:
@@ -10401,7 +10408,7 @@ def process_figures() -> Iterator[str]:
 RECHECK_S = 0.1
 #: How often to look while anything of what runs have left lives.
 LOOK_S = 0.02
-#: How long after a start a child is kept that was forked ahead of the next one.
+#: How long after a start the next child waits for its job.
 SPARE_S = 10.0
 
 
@@ -10488,7 +10495,7 @@ class ForkServer:
         return max(0.0, min(times) - time.monotonic()) if times else None
 
     def receive(self) -> None:
-        """Takes what came in.  What was not read when the other end goes is not started."""
+        """Reads what came in.  A job that was not read when the other end goes is not started."""
         try:
             data = os.read(0, 1 << 18)
         except BlockingIOError:
@@ -10559,7 +10566,7 @@ class ForkServer:
         if pid:
             os.close(source)
             return pid, pipe
-        code = 70
+        code = 70  # EX_SOFTWARE: an error of ours
         try:
             signal.set_wakeup_fd(-1)
             for descriptor in (pipe, self.wake, self.waker):
@@ -10683,16 +10690,14 @@ class ForkServer:
 
 
 def drop_stdin() -> None:
-    """Descriptor 0 holds nothing: it was the channel or the job, which a run must not keep open."""
-    null = os.open(os.devnull, os.O_RDONLY)
-    os.dup2(null, 0)
-    os.close(null)
+    """Descriptor 0 was the channel or the job, which a run must not hold open."""
+    with open(os.devnull, "rb") as null:
+        os.dup2(null.fileno(), 0)
 
 
 def spawned_process() -> int:
     """The entry of a run process in a fresh interpreter: the job comes on descriptor 0."""
-    with open(0, "rb", closefd=False) as file:
-        job = json.loads(file.read())
+    job = json.load(sys.stdin.buffer)
     drop_stdin()
     prepare_interpreter()
     os._exit(attempt_process(job, settle_in()))
@@ -10709,15 +10714,15 @@ def attempt_process(job: Json, born: str | None) -> int:
 # and no file.
 
 FORWARD_S = 0.05
-#: A slow reader must not keep us from looking at the run: so many pieces are sent on between two looks.
+#: At most so many pieces are sent between two looks at the run: a slow reader must not delay those.
 FORWARDS = 16
-#: A directory that is older and that nobody holds any more has been left by a kill.
+#: A kill has left a directory that is older and that nobody has locked.
 ABANDONED_S = 300.0
 
 
 def outpost(folder: str, job: Json) -> None:
     """The entry on another machine, from the bootstrap of Relay: runs a job whose files are in a private folder."""
-    lock_file(folder, wait=False)  # held as long as we live, where that can be
+    lock_file(folder, wait=False)  # until we end, where the file system has locks
     remove_left(folder)
     prepare_interpreter()
     own = {"memos": "memos", "old_memos": "old_memos", "directory": "data", "folder": "files", "journal": "run"}
@@ -10729,12 +10734,12 @@ def outpost(folder: str, job: Json) -> None:
 
 
 def remove_left(folder: str) -> None:
-    """Removes what outposts that were killed have left beside our folder: ours, old, and held by nobody."""
+    """Removes the folders beside ours that killed outposts have left: of our user, old, and without a lock."""
     for entry in os.scandir(os.path.dirname(folder)):
         if entry.name.startswith(OUTPOST_PREFIX) and entry.is_dir(follow_symlinks=False):
             with contextlib.suppress(OSError):  # it may go just now
-                about = entry.stat(follow_symlinks=False)
-                old = about.st_uid == os.getuid() and time.time() - about.st_mtime > ABANDONED_S
+                status = entry.stat(follow_symlinks=False)
+                old = status.st_uid == os.getuid() and time.time() - status.st_mtime > ABANDONED_S
                 if old and (file := lock_file(entry.path, wait=False)) >= 0:
                     shutil.rmtree(entry.path, ignore_errors=True)
                     os.close(file)
@@ -10771,7 +10776,7 @@ class Outpost(ForkServer):
         self.asked |= STOP in data
 
     def tell(self, message: Json) -> None:
-        """Nothing is told but by the journal."""
+        """The journal says it."""
 
     def proceed(self) -> None:
         """Sends on what the run writes; ends when it has ended and all of that has gone out."""
@@ -10788,7 +10793,7 @@ class Outpost(ForkServer):
     def take_output(self, stream: str) -> bool:
         """The next lines of descriptor 1 or 2 become log records; whether there are more."""
         lines, more = read_output(self.job["journal"], stream, self.position, final=not self.jobs)
-        if self.journal.lines > self.job["limits"]["log_lines"]:  # of a flood the last are kept
+        if self.journal.lines > self.job["limits"]["log_lines"]:  # of a flood only the last count
             self.journal.dropped += len(lines[:-LOG_TAIL])
             lines = lines[-LOG_TAIL:]
         for line in lines:
@@ -10831,8 +10836,8 @@ class Outpost(ForkServer):
 # Owns the near end of an attempt on another machine: the executor's command, what it is sent, and its silence.
 # Calls Run process and Trace.  Promises to end as the command ends, and that a dead connection has an end.
 
-#: What the interpreter elsewhere is given to run: it takes the rest, Python source again, from descriptor 0.
-#: One line without characters that a shell of any kind would take for its own once it is quoted.
+#: What the interpreter elsewhere runs first: it reads WELCOME from descriptor 0 and executes it.
+#: One line, without characters that any shell would interpret inside of quotes.
 BOOTSTRAP = (
     "import sys; sys.version_info < (3, 11) and sys.exit("
     '"tau: Python 3.11 or newer is needed here, this is " + sys.version.split()[0]); '
@@ -10840,8 +10845,7 @@ BOOTSTRAP = (
 )
 #: How the private directories there are named.
 OUTPOST_PREFIX = "tau-run-"
-#: That rest.  `i` is the stream, on which the job and the files follow; the signals are held back for Outpost to see.
-#: The directory of tau.py goes on every path.
+#: `i` is the stream, on which the job and the files follow.  The signals are blocked, for Outpost to see.
 WELCOME = b"""
 import io, json, os, shutil, signal, sys, tarfile, tempfile
 job, files = (i.read(int(i.read(10))) for _ in range(2))
@@ -10860,7 +10864,7 @@ finally:
 """ % OUTPOST_PREFIX.encode()
 #: What descriptor 0 brings after the parcel: a sign of life, and the request to stop.
 BEAT, STOP = b"\n", b"s"
-#: Both ends say something so many times in the time after which silence counts as a lost connection.
+#: How often both ends say something within the time after which silence counts as a lost connection.
 BEATS = 4
 
 
@@ -10887,11 +10891,11 @@ def command_words(job: Json) -> list[str]:
     words: list[str] = executor["command"]
     for name in ("run_id", "pipeline", "attempt"):
         words = [word.replace(f"{{{name}}}", str(job[name])) for word in words]
-    rest = [executor["python"], "-c", BOOTSTRAP]
+    python = [executor["python"], "-c", BOOTSTRAP]
     if os.path.basename(words[0]) != "ssh":
-        return words + rest
-    # ssh makes one line of its words, for a shell.  An ssh that others come to share would be ended with this run.
-    return [words[0], "-o", "ControlMaster=no", *words[1:], *map(shlex.quote, rest)]
+        return words + python
+    # ssh makes one line of its words, for a shell.  A shared ssh would end, for all who share it, with this run.
+    return [words[0], "-o", "ControlMaster=no", *words[1:], *map(shlex.quote, python)]
 
 
 def make_parcel(job: Json, journal: Journal) -> bytes:
@@ -10911,16 +10915,16 @@ def make_parcel(job: Json, journal: Journal) -> bytes:
 
 
 def memos_to_send(job: Json, journal: Journal) -> dict[str, str]:
-    """The files of memos by path, as far as they fit: what each is named there."""
+    """The paths of memos, as far as they fit → their names there."""
     places: dict[str, str] = {}
     room = job["limits"]["memo_bytes"]
     for name in ("memos", "old_memos"):
         folder = job[name] or ""
         keys = [key for key in os.listdir(folder) if "." not in key] if os.path.isdir(folder) else []
-        found = {os.path.join(folder, key): f"{name}/{key}" for key in keys}
-        room -= sum(map(os.path.getsize, found))
+        paths = {os.path.join(folder, key): f"{name}/{key}" for key in keys}
+        room -= sum(map(os.path.getsize, paths))
         if room >= 0:
-            places |= found
+            places |= paths
         else:
             journal.log("what was memoized is too much to be sent: it is done again", "warning")
     return places
@@ -10937,12 +10941,12 @@ def secrets_to_send(job: Json, sources: Sequence[str]) -> dict[str, str]:
             names.update(named_secrets(ast.walk(ast.parse(source or b""))))
         except (SyntaxError, ValueError):
             pass  # a file that nobody imports
-    found = {name: usable_secret(name, job["secrets"])[0] for name in names}
-    return {name: value for name, value in found.items() if value is not None}
+    values = {name: usable_secret(name, job["secrets"])[0] for name in names}
+    return {name: value for name, value in values.items() if value is not None}
 
 
 class Relay:
-    """Feeds the command, hands on the request to stop, and ends it when nothing is heard any more."""
+    """Feeds the command, passes the request to stop on to it, and ends it when it has been silent too long."""
 
     def __init__(self, job: Json, journal: Journal, command: subprocess.Popen[bytes]) -> None:
         self.name, self.lost_after_s = job["executor"]["name"], job["executor"]["lost_after_s"]
@@ -10988,7 +10992,7 @@ class Relay:
             self.command.terminate()
 
     def listen(self) -> None:
-        """Notices what has come; ends the command when nothing does, for then nothing will."""
+        """Notices what has come; ends the command when it has been silent too long."""
         size = os.fstat(self.journal.descriptor).st_size
         if self.ending is not None:
             self.ending.look()
@@ -10997,7 +11001,7 @@ class Relay:
         elif size > self.size and monotonic() - self.heard_at > self.lost_after_s:
             self.journal.write_bytes(b"\n")  # half a line may have come
             self.journal.log(f"nothing was heard of executor '{self.name}' for {self.lost_after_s:g} s", "error")
-            # It alone is killed: srun has a child that tidies up when it is gone.
+            # Only the command itself: srun has a child that cleans up afterwards.
             self.ending = Ending(self.command.send_signal, self.grace_s)
 
 
@@ -11014,21 +11018,19 @@ def end_as(code: int) -> int:
 # Owns one attempt from its first record to its last.  Calls Control groups, Pipeline API and Trace.
 # Promises a returned or a raised record whenever Python itself lives to write it.
 
+#: The second: descendants whose parent dies become our children, even those that have left the session.
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
-#: The C library's prctl, found once: looking it up again would cost each run.
+#: The C library's prctl, looked up once.
 LIBC: list[Callable[..., int]] = []
 
 
 def prepare_interpreter() -> None:
-    """For runs, and what forks to become one: all that the end of a run may need is imported before user code is."""
+    """For runs, and for what forks to run: imports all that a run may need before user code can change it."""
     os.umask(0o077)
     faulthandler.enable(2)  # a segmentation fault leaves its Python frames on descriptor 2
-    adopt_orphans()
-    for module, name in (
-        *((atexit, "register"), (gc, "collect"), (asyncio, "run"), (fcntl, "fcntl"), (hashlib, "sha256")),
-        *((linecache, "getline"), (signal, "Signals"), (threading, "Thread")),
-    ):
-        assert hasattr(module, name)  # which imports it
+    prctl(PR_SET_CHILD_SUBREAPER, 1)
+    for module in (asyncio, fcntl, hashlib, linecache, signal, threading):
+        assert module.__name__  # which imports it
 
 
 def wake_on(*numbers: int) -> tuple[int, int]:
@@ -11043,14 +11045,14 @@ def wake_on(*numbers: int) -> tuple[int, int]:
 
 
 def settle_in() -> str | None:
-    """This process leads a session of its own, and keeps its orphans; when it was started."""
+    """This process leads its own session and adopts its orphans; when it was started."""
     try:
         os.setsid()
     except PermissionError:
         pass  # it leads one already
-    adopt_orphans()
+    prctl(PR_SET_CHILD_SUBREAPER, 1)
     volunteer()
-    signal.pthread_sigmask(signal.SIG_SETMASK, ())  # on another machine some are held back
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())  # on another machine some are blocked
     return process_started(os.getpid())
 
 
@@ -11065,13 +11067,13 @@ OOM_SCORE = 500
 
 
 def volunteer() -> None:
-    """Should memory run out the kernel takes this run, and what it starts, before the daemon (Linux)."""
+    """When memory runs out the kernel kills this run, and what it starts, before the daemon (Linux)."""
     path = "/proc/self/oom_score_adj"
     try:
         if int(peek(path)) < OOM_SCORE:
             write_text(path, str(OOM_SCORE))
     except (OSError, ValueError):
-        pass  # a stricter system: it is taken as soon as any other
+        pass  # a stricter system
 
 
 def run_process(job: Json, born: str | None) -> int:
@@ -11093,31 +11095,22 @@ def run_process(job: Json, born: str | None) -> int:
 
 
 def prctl(option: int, value: int) -> None:
-    """Tells Linux something of this process."""
     if sys.platform == "linux":
         if not LIBC:
             LIBC.append(ctypes.CDLL(None).prctl)
         LIBC[0](option, value, 0, 0, 0)
 
 
-def adopt_orphans() -> None:
-    """Descendants whose parent dies become our children (Linux): whoever leaves the session is still found."""
-    prctl(PR_SET_CHILD_SUBREAPER, 1)
-
-
 def prepare(attempt: Attempt) -> None:
-    """The surroundings that user code finds: directory, environment, captured output, a stop signal."""
+    """Makes what surrounds user code: directory, environment, captured output, a stop signal."""
     job = attempt.job
     for number, stream in ((1, "stdout"), (2, "stderr")):
         file = os.open(f"{job['journal']}.{stream}", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         os.dup2(file, number)
         os.close(file)
     limit_process(job["limits"], job.get("group"))
-    try:
-        os.chdir(job["directory"])
-    except FileNotFoundError:
-        make_directory(job["directory"])
-        os.chdir(job["directory"])
+    make_directory(job["directory"])
+    os.chdir(job["directory"])
     if job["kind"] == "run":
         os.environ["TAU_RUN_ID"] = job["run_id"]
     sys.argv = [os.path.join(job["folder"], job["entry"])]
@@ -11134,9 +11127,9 @@ def prepare(attempt: Attempt) -> None:
 
 
 def limit_process(limits: Json, group: str | None) -> None:
-    """The limits that the system enforces hold from now on; soft ones, so that the end can still be told.
+    """Sets the limits that the system enforces: soft ones, which write_outcome() raises.
 
-    Memory is limited by the run's control group, if it has one, else as the address space of each process.
+    The run's control group limits memory, if it has one; else the limit is the address space of each process.
     """
     inside = group is not None and join_group(group)
     for name, resource_name in PROCESS_LIMITS.items():
@@ -11181,7 +11174,7 @@ def compiled(path: str) -> CodeType:
 
 def load_pipelines(attempt: Attempt) -> Json:
     load_module(attempt.job["folder"], attempt.job["entry"])
-    return attempt.returned([one.to_json() for one in PIPELINES], LINE_BYTES_MAX)
+    return attempt.returned([pipeline.to_json() for pipeline in PIPELINES], LINE_BYTES_MAX)
 
 
 def scan_files(attempt: Attempt) -> Json:
@@ -11233,7 +11226,7 @@ def call_pipeline(attempt: Attempt) -> Json:
         PIPELINE_OPTIONS["timezone"] = str  # checked at deploy; here the zones need not be known
     load_module(job["folder"], job["entry"])
     attempt.loaded = True
-    chosen = next(one for one in PIPELINES if one.name == job["function"])
+    chosen = next(pipeline for pipeline in PIPELINES if pipeline.name == job["function"])
     attempt.retry_on = chosen.retry_on
     return returned_by(chosen, PipelineContext(attempt))
 
@@ -11262,54 +11255,52 @@ def wind_down(record: Json, attempt: Attempt) -> int:
 
 
 def flush_files() -> None:
-    """What user code has written to files that it did not close is in them, text layers before byte layers."""
-    found = gc.get_objects()  # frozen ones, the fork server's own, are not among them
+    """Flushes the files that user code did not close, text layers before byte layers."""
+    objects = gc.get_objects()  # without the frozen ones, which are the fork server's
     for kind in (io.TextIOWrapper, io.BufferedWriter, io.BufferedRandom):
-        for one in found:
-            if issubclass(type(one), kind):
-                try:
-                    one.flush()
-                except (OSError, ValueError):
-                    pass  # closed, or nobody to take it any more
+        for file in objects:
+            if issubclass(type(file), kind):
+                with contextlib.suppress(OSError, ValueError):  # closed, or a pipe without a reader
+                    file.flush()
 
 
 # --- 38. Control groups ------------------------------------------------------------------
-# Owns what the kernel tells of memory, and groups of our own for runs with a limit, where systemd lets us make them.
-# Calls nothing of its part.  Promises that no group is touched that is not ours, and that without any a run goes on.
+# Owns the counters of out-of-memory kills, and groups for runs with a limit, where systemd lets us make them.
+# Calls nothing of its part.  Promises that no other group is touched, and that a run goes on without one.
 
-#: Where a control group, of cgroup v2 and v1, counts what the kernel has killed in it for want of memory: the name of
-#: the controller in /proc/self/cgroup, where its tree is mounted, and the file.
+#: Where a control group, of cgroup v2 and v1, counts its out-of-memory kills: the name of the controller in
+#: /proc/self/cgroup, where its tree is mounted, and the file.
 OOM_COUNTERS = (("", "/sys/fs/cgroup", "memory.events"), ("memory", "/sys/fs/cgroup/memory", "memory.oom_control"))
 
 
 def own_group(controller: str, root: str) -> str:
-    """The directory of our own control group.  In a container its path may be the host's; then it is the root."""
+    """The directory of our control group; the root if the path is the host's, as it may be in a container."""
     groups = [line.split(":", 2) for line in peek("/proc/self/cgroup").splitlines()]
     path = next((path for _, names, path in groups if controller in names.split(",")), "/")
     return root + path if os.path.isdir(root + path) else root
 
 
 def oom_counter() -> str | None:
-    """The file that counts what the kernel kills in our control group; None where there is none."""
+    """The file that counts the out-of-memory kills in our control group; None where there is none."""
     paths = (os.path.join(own_group(controller, root), name) for controller, root, name in OOM_COUNTERS)
     return next(filter(os.path.exists, paths), None)
 
 
 def oom_kills(path: str | None) -> int:
-    """How often the kernel has killed for want of memory, as its counter says; 0 where it does not say."""
+    """How often the kernel has killed for lack of memory; 0 where it does not say."""
     return sum(int(line.split()[1]) for line in peek(path or "").splitlines() if line.startswith("oom_kill "))
 
 
 #: How systemd marks a control group that it leaves to us (`Delegate=memory`).
 DELEGATED = ("user.delegate", "trusted.delegate")
-#: What the control groups of runs are named, before their journal's stem.
+#: The name of a run's control group is this and its journal's stem.
 GROUP_PREFIX = "tau-run-"
 
 
 def delegated_group() -> str | None:
-    """The control group (cgroup v2) in which those of runs can be made: the one above ours, if that is ours to divide.
+    """The control group (cgroup v2) for those of runs: the one above ours, if systemd has delegated it.
 
-    Above ours, for a group that hands on a controller may hold no process: `DelegateSubgroup=` has put us below it.
+    Ours cannot have any, as it has processes: `DelegateSubgroup=` has put us below the delegated one.
     """
     above = os.path.dirname(os.path.normpath(own_group(*OOM_COUNTERS[0][:2])))
     try:
@@ -11325,12 +11316,12 @@ def delegated_group() -> str | None:
 
 
 def make_group(above: str, stem: str, most: int) -> str | None:
-    """A control group for one run, with so much memory and no swap; None where the system refuses."""
+    """A control group for one run, with *most* bytes of memory and no swap; None where the system refuses."""
     group = os.path.join(above, GROUP_PREFIX + stem)
     try:
         os.mkdir(group)
         write_text(os.path.join(group, "memory.max"), str(most))
-        write_text(os.path.join(group, "memory.oom.group"), "1")  # who is left without its leader is no use
+        write_text(os.path.join(group, "memory.oom.group"), "1")  # one kill ends all of the run
         if os.path.exists(os.path.join(group, "memory.swap.max")):
             write_text(os.path.join(group, "memory.swap.max"), "0")
     except OSError:
@@ -11340,7 +11331,7 @@ def make_group(above: str, stem: str, most: int) -> str | None:
 
 
 def join_group(group: str) -> bool:
-    """Whether this process, and whatever it starts, is in a control group now."""
+    """Moves this process into a control group; whether that worked."""
     try:
         write_text(os.path.join(group, "cgroup.procs"), "0")
     except OSError:
@@ -11349,16 +11340,14 @@ def join_group(group: str) -> bool:
 
 
 def remove_group(group: str | None) -> None:
-    """A control group without processes is gone."""
-    try:
-        if group is not None:
+    """Removes a control group that has no processes."""
+    if group is not None:
+        with contextlib.suppress(OSError):  # something still runs in it: the next fork server tries again
             os.rmdir(group)
-    except OSError:
-        pass  # it was not there, or something still runs in it: the next fork server looks again
 
 
 def write_text(path: str, text: str) -> None:
-    """One write to a file that is there: how the kernel takes orders."""
+    """Writes to an existing file at once, as the kernel demands it."""
     with open(path, "r+b", 0) as file:
         file.write(text.encode())
 
@@ -11660,7 +11649,8 @@ class PipelineContext:
         the same arguments.  It must be JSON, and comes back as JSON says it, or anything with *pickle*.  In an
         async function it must be awaited.
         """
-        work = remember(self.step(name), Memos(self._attempt), name, lambda: function(*arguments), arguments, pickle)
+        memos = Memos(self._attempt)
+        work = memos.remember(self.step(name), name, lambda: function(*arguments), arguments, pickle)
         return eager(work) if asyncio._get_running_loop() is None else work
 
     def progress(self, done: float, total: float | None = None, message: str = "") -> None:
@@ -12282,24 +12272,36 @@ async def holds_true(journal: Journal, severity: str, name: str, subject: Any, v
 
 # --- 42. Memos ---------------------------------------------------------------------------
 # Owns ctx.memo: results that outlive the attempt that made them.  Calls Rows and Trace.
-# Promises that what is kept is whole, that what is found is what was returned, and no secret on the disk.
+# Promises that a memo is whole and is what was returned, and that no secret is on the disk.
 
 
 class Memos:
-    """The directory of what a run has kept, and of the run that it resumes."""
+    """The memos of a run, and of the run that it resumes: a file each, named by what was called."""
 
     def __init__(self, attempt: Attempt) -> None:
         job, self.journal = attempt.job, attempt.journal
         self.folders = [folder for folder in (job["memos"], job["old_memos"]) if folder is not None]
         self.most: int = job["limits"]["memo_bytes"]
-        self.travels = "place" in job  # whether what is kept must reach the home through the journal
+        self.travels = "place" in job  # whether the journal must bring memos to the home
 
-    def find(self, key: str) -> bytes | None:
-        found = (read_bytes(os.path.join(folder, key)) for folder in self.folders)
-        return next((data for data in found if data is not None), None)
+    async def remember(
+        self, step: Step, name: str, work: Callable[[], Any], arguments: tuple[Any, ...], use_pickle: bool
+    ) -> Any:
+        """The result of the work, or what was saved of it earlier."""
+        key = fingerprint(name, memo_key(arguments), str(use_pickle))
+        with step:
+            files = (read_bytes(os.path.join(folder, key)) for folder in self.folders)
+            data = next((data for data in files if data is not None), None)
+            if data is not None:
+                self.journal.log(f"memo '{name}' is used again")
+            else:
+                value = await settle(work())
+                data = pickle.dumps(value) if use_pickle else encode(to_json(value, f"memo {name}"))
+                self.save(name, key, data)
+            return pickle.loads(data) if use_pickle else json.loads(data)
 
     def save(self, name: str, key: str, data: bytes) -> None:
-        """Saves the data, whole; the log says what cannot be saved, for only time is lost by that."""
+        """Saves the data, whole.  The log says what cannot be saved: it only costs time."""
         why: str | None = None
         if len(data) > self.most:
             why = f"it has {len(data):,} bytes, [limits] memo_bytes is {self.most:,}"
@@ -12309,39 +12311,18 @@ class Memos:
             why = "it holds a secret"
         else:
             try:
-                self.write(key, data)
+                make_directory(self.folders[0])
+                replace_file(os.path.join(self.folders[0], key), data)
             except OSError as problem:
                 why = problem.strerror
         if why is not None:
             self.journal.log(f"memo '{name}' is not kept: {why}", "warning")
-
-    def write(self, key: str, data: bytes) -> None:
-        """To disk, and on the way to where the run came from."""
-        make_directory(self.folders[0])
-        replace_file(os.path.join(self.folders[0], key), data)
-        if self.travels:
+        elif self.travels:
             record = {"t": "memo", "key": key, "data": base64.b64encode(data).decode("ascii")}
             self.journal.write_bytes(encode(record))
 
 
-async def remember(
-    step: Step, memos: Memos, name: str, work: Callable[[], Any], arguments: tuple[Any, ...], use_pickle: bool
-) -> Any:
-    """The result of the work, or what was saved of it earlier."""
-    key = fingerprint(name, memo_key(arguments), str(use_pickle))
-    with step:
-        found = memos.find(key)
-        if found is not None:
-            memos.journal.log(f"memo '{name}' is used again")
-        else:
-            value = await settle(work())
-            found = pickle.dumps(value) if use_pickle else encode(to_json(value, f"memo {name}"))
-            memos.save(name, key, found)
-        return pickle.loads(found) if use_pickle else json.loads(found)
-
-
 def memo_key(arguments: tuple[Any, ...]) -> str:
-    """A text that is the same for the same arguments."""
     try:
         return encode_json(to_json(list(arguments), "arguments"))
     except BadResult:
@@ -14199,19 +14180,20 @@ JOURNAL_FD = 90
 #: Bound before user code can replace them in the module.
 now, monotonic, perf_counter = time.time, time.monotonic, time.perf_counter
 FRAMES_MAX = 12
+CAUSES_MAX = 4
 #: Python itself refuses to print integers much longer than this.
 INT_BITS_MAX = 10_000
 LOCALS_BYTES = 2_400
 LOCAL_BYTES = 160
 REPR_S = 0.2
-#: Checks and metrics kept of a run.
+#: Checks and metrics of a run.
 OBSERVATIONS_MAX = 1_000
 PROGRESS_S = 0.1
 #: A shorter secret would take innocent words out of the text.
 SECRET_CHARACTERS_MIN = 6
-#: How long the end of a run waits for a child that still holds its output.
+#: How long the end of a run waits for a child that still has its output open.
 SIEVE_S = 0.5
-#: So much of a trace waits in memory while the disk is full.
+#: How much of a trace waits in memory while the disk is full.
 WAITING_BYTES_MAX = 16 << 20
 SECRET_WORDS = ("password", "secret", "token", "api_key", "apikey")
 
@@ -14239,12 +14221,12 @@ class Attempt:
         self.retry_on: tuple[type[BaseException], ...] = ()  # exceptions after which the run is tried again
         self.steps = itertools.count(1)
         self.failed: tuple[BaseException | None, str | None] = (None, None)  # an exception → its innermost step
-        self.outputs: list[Output] = []  # what it prints, if descriptors 1 and 2 are this run's own
-        self.sieves: list[Sieve] = []  # what keeps secrets out of those, once there are any
+        self.outputs: list[Output] = []  # of descriptors 1 and 2, if those are this run's
+        self.sieves: list[Sieve] = []  # what takes secrets out of those, once there are any
 
     def leave(self) -> None:
-        """A fork that user code made goes on in this process: its steps get numbers of their own."""
-        self.journal.waiting = b""  # the parent's own
+        """In a process that user code has forked: its steps get other numbers."""
+        self.journal.waiting = b""  # the parent writes it
         self.steps = itertools.count((os.getpid() << 32) + 1)
 
     def finish_outputs(self) -> None:
@@ -14260,7 +14242,7 @@ class Attempt:
         return {"t": "returned", "result": plain_result, "stopped": self.stopped}
 
     def hide(self, value: str) -> None:
-        """From now on the value is `***` wherever this run keeps or prints text."""
+        """From now on the value is `***` wherever this run saves or prints text."""
         if value in SECRETS.values:
             return
         if 0 < len(value) < SECRET_CHARACTERS_MIN:
@@ -14281,11 +14263,11 @@ class Attempt:
 
 
 def unwritten(lines: bytes, written: int) -> bytes:
-    """What is still to be written of some lines, so much of which is: each of them whole, or only its end."""
+    """What to write of some lines after their first *written* bytes: a line that was cut is written anew."""
     whole = lines.rfind(b"\n", 0, written) + 1
     if written in (whole, len(lines)) or lines[written : written + 1] == b"\n":
         return lines[written:]
-    return b"\n" + lines[whole:]  # what was written of a line is a torn one, which nobody reads
+    return b"\n" + lines[whole:]
 
 
 class Journal:
@@ -14295,13 +14277,13 @@ class Journal:
         self.path, self.limits = path, limits
         self.pid = os.getpid()
         self.descriptor = self.open()
-        self.waiting = b""  # lines that have found no room on the disk
+        self.waiting = b""  # lines for which the disk had no room
         self.lines = self.bytes = 0  # of log records
         self.tail = collections.deque[bytes](maxlen=LOG_TAIL)  # the last lines beyond the limit, written at the end
-        self.dropped = 0  # lines that fell out of the tail and were not yet reported
+        self.dropped = 0  # lines dropped from the tail since the last report
         self.observed = 0
         self.reported_at = self.progressed_at = 0.0  # when dropped lines and progress were last written
-        self.unsaid: Json | None = None  # the last word of progress, if it was not written yet
+        self.unsaid: Json | None = None  # the latest progress, if it was not written yet
 
     def open(self) -> int:
         low = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
@@ -14331,7 +14313,7 @@ class Journal:
         self.write(record)
         while self.waiting:
             time.sleep(0.5)
-            self.flush()
+            self.write_bytes(b"")
 
     def has_room(self, line: bytes) -> bool:
         return not self.waiting or len(self.waiting) + len(line) <= WAITING_BYTES_MAX
@@ -14339,16 +14321,13 @@ class Journal:
     def write_bytes(self, line: bytes) -> None:
         """Appends a line; if the disk is full it waits here, and others behind it as long as they fit."""
         if self.waiting:
-            self.waiting += line if self.has_room(line) else b""
-            self.flush()
-        elif (written := self.append(line)) < len(line):  # threads write side by side: nothing else is shared
+            line = self.waiting + (line if self.has_room(line) else b"")
+        written = self.append(line)
+        if self.waiting or written < len(line):  # else another thread may just have set it
             self.waiting = unwritten(line, written)
 
-    def flush(self) -> None:
-        self.waiting = unwritten(self.waiting, self.append(self.waiting))
-
     def append(self, data: bytes) -> int:
-        """How much of it could be written.  Opens a descriptor that user code has closed again."""
+        """How much of it could be written.  Opens the journal again if user code has closed it."""
         try:
             return os.write(self.descriptor, data)
         except OSError as problem:
@@ -14358,8 +14337,8 @@ class Journal:
             return os.write(self.descriptor, data)
 
     def log(self, message: str, level: str = "info", fields: Json | None = None, stream: str | None = None) -> None:
-        """Keeps one log line: in the journal up to the limits, then the last LOG_TAIL; the rest is counted."""
-        message = SECRETS.text(message)  # before it is cut: a half of a secret would not be known as one
+        """Writes a log line, up to the limits; beyond them the last LOG_TAIL are written at the end."""
+        message = SECRETS.text(message)  # before it is cut: half a secret would not be recognised
         if len(message) > LOG_LINE_BYTES_MAX:
             message = f"{message[:LOG_LINE_BYTES_MAX]}… ({len(message) - LOG_LINE_BYTES_MAX:,} characters cut)"
         # Spelled out, for a log line must cost little more than the write itself.
@@ -14372,11 +14351,7 @@ class Journal:
         self.bytes += len(line)
         if self.lines <= self.limits["log_lines"] and self.bytes <= self.limits["log_bytes"] and self.has_room(line):
             self.write_bytes(line)
-        else:
-            self.keep_tail(line)
-
-    def keep_tail(self, line: bytes) -> None:
-        """Beyond the limit: remembers the last lines, and reports now and then how many are lost."""
+            return
         self.dropped += len(self.tail) == LOG_TAIL
         self.tail.append(line)
         if monotonic() - self.reported_at > 1.0:
@@ -14388,15 +14363,15 @@ class Journal:
         self.dropped, self.reported_at = 0, monotonic()
 
     def finish(self) -> None:
-        """The last word of progress, the count of dropped lines and the last lines are in the journal."""
-        self.say_progress()
+        """Writes the latest progress, the count of dropped lines and the last lines."""
+        self.write_progress()
         self.report_dropped()
         for line in self.tail:
             self.write_bytes(line)
         self.tail.clear()
 
     def observe(self, kind: str, name: str, data: Json) -> None:
-        """Keeps a check or a metric, up to OBSERVATIONS_MAX of them."""
+        """Writes a check or a metric, up to OBSERVATIONS_MAX of them."""
         self.observed += 1
         if self.observed <= OBSERVATIONS_MAX:
             self.write({"t": kind, "at": now(), "name": name, "step": current_path(), "data": data})
@@ -14404,13 +14379,13 @@ class Journal:
             self.log(f"more than {OBSERVATIONS_MAX:,} checks and metrics; the rest is not kept", "warning")
 
     def progress(self, data: Json) -> None:
-        """Keeps the last word of progress; written a few times a second at most."""
+        """Writes the progress, unless it has just done so: then finish() writes the latest."""
         self.unsaid = {"t": "progress", "at": now(), "name": "", "step": current_path(), "data": data}
         if monotonic() - self.progressed_at > PROGRESS_S:
             self.progressed_at = monotonic()
-            self.say_progress()
+            self.write_progress()
 
-    def say_progress(self) -> None:
+    def write_progress(self) -> None:
         if self.unsaid is not None:
             self.write(self.unsaid)
             self.unsaid = None
@@ -14421,11 +14396,11 @@ class Step:
 
     def __init__(self, attempt: Attempt, name: str, timeout: float | None = None) -> None:
         self.timeout = timeout  # seconds it may take
-        self.limit: Any = None  # what watches over that while it runs
+        self.limit: Any = None  # an Alarm or an asyncio.timeout
         self.attempt, self.name = attempt, clip(name, 200)
         self.rows_in: int | None = None
         self.rows_out: int | None = None
-        self.columns: dict[str, str] | None = None  # those it put out, with their types
+        self.columns: dict[str, str] | None = None  # of its output, with their types
 
     def __enter__(self) -> Step:
         self.start(CURRENT.get())
@@ -14466,7 +14441,7 @@ class Step:
         """Writes that it has begun, inside of *outer*."""
         self.outer = outer
         while outer is not None and outer.depth >= STEP_DEPTH_MAX:
-            outer = outer.outer  # deeper ones are told as siblings
+            outer = outer.outer  # deeper ones are shown as siblings
         self.number = next(self.attempt.steps)
         self.depth: int = 0 if outer is None else outer.depth + 1
         self.path: str = self.name if outer is None else f"{outer.path}/{self.name}"
@@ -14481,14 +14456,15 @@ class Step:
                 attempt.failed = (problem, self.path)
             status = "cancelled" if attempt.stopped else "failed"
             error = {"type": type(problem).__name__, "message": safe_text(problem)[:500]}
-        about = {"t": "done", "step": self.number, "status": status, "duration_ms": round(took, 3)}
-        rows = {"rows_in": row_count(self.rows_in), "rows_out": row_count(self.rows_out)}
-        self.write({**about, **rows, "columns": self.columns, "error": error})
+        record = {"t": "done", "step": self.number, "status": status, "duration_ms": round(took, 3), "error": error}
+        record |= {"rows_in": row_count(self.rows_in), "rows_out": row_count(self.rows_out), "columns": self.columns}
+        self.write(record)
 
     def write(self, record: Json) -> None:
-        """The first STEPS_MAX steps are kept, of a fork of the run as well."""
+        """Only the first STEPS_MAX steps are in the journal; a fork of the run has as many."""
         if self.number & 0xFFFFFFFF <= STEPS_MAX:
-            self.attempt.journal.write(record | {"at": now()})
+            record["at"] = now()
+            self.attempt.journal.write(record)
 
 
 class Alarm:
@@ -14517,7 +14493,9 @@ class Alarm:
 
 
 def row_count(count: Any) -> int | None:
-    """A row count; None for what is no whole number that SQLite can hold."""
+    """A row count; None for what is no whole number that SQLite can store."""
+    if count is None:
+        return None
     try:
         number = int(count)
     except (TypeError, ValueError, OverflowError):
@@ -14612,32 +14590,33 @@ class Output(io.RawIOBase):
         self.partial: dict[int, bytes] = {}  # thread → its unfinished line
 
     def write(self, data: Any) -> int:
-        """Takes bytes; what is not yet a line waits for its end."""
+        """Takes bytes; an unfinished line waits for its end."""
         thread = threading.get_ident()
-        whole, newline, rest = (self.partial.pop(thread, b"") + bytes(data)).rpartition(b"\n")
+        whole, newline, end = (self.partial.pop(thread, b"") + data).rpartition(b"\n")
         lines = SECRETS.text(whole).split(b"\n") if newline else []  # a secret may have several lines
-        if len(rest) > LOG_LINE_BYTES_MAX:
-            rest = SECRETS.text(rest)
-            keep = len(rest) - SECRETS.longest  # what may be the beginning of a secret waits for its end
-            lines, rest = [*lines, rest[:keep]], rest[keep:]
+        if len(end) > LOG_LINE_BYTES_MAX:
+            end = SECRETS.text(end)
+            cut = len(end) - SECRETS.longest  # the beginning of a secret waits for its end
+            lines.append(end[:cut])
+            end = end[cut:]
         for line in lines:
             self.emit(line)
-        self.partial[thread] = rest
+        self.partial[thread] = end
         return len(data)
 
     def emit(self, line: bytes) -> None:
-        """One line; of a progress bar only its last state."""
+        """Logs one line; of a progress bar only its last state."""
         text = line.decode("utf-8", "replace").rstrip("\r").rpartition("\r")[2]
         self.journal.log(text, stream=self.stream)
 
     def finish(self) -> None:
-        """What was printed without a last newline is logged too."""
+        """Logs unfinished lines."""
         while self.partial:
-            if rest := self.partial.popitem()[1]:
-                self.emit(rest)
+            if line := self.partial.popitem()[1]:
+                self.emit(line)
 
     def flush(self) -> None:
-        """In a fork of the run, which may end without more ado, an unfinished line is logged."""
+        """A fork of the run may end without a finish()."""
         if os.getpid() != self.journal.pid:
             self.finish()
 
@@ -14653,7 +14632,7 @@ class Output(io.RawIOBase):
 
 
 class Sieve:
-    """A thread through which an output gets what native code and subprocesses write, for it takes secrets out."""
+    """A thread that brings what native code and subprocesses write to an output, which takes secrets out."""
 
     def __init__(self, output: Output) -> None:
         self.output = output
@@ -14669,7 +14648,7 @@ class Sieve:
             self.output.write(data)
 
     def finish(self) -> None:
-        """All that was written so far has come; what a child writes later still comes through."""
+        """Waits for what was written so far; what a child writes later still comes through."""
         os.dup2(self.file, self.output.descriptor)
         self.thread.join(SIEVE_S)  # a child may hold the other end
 
@@ -14680,7 +14659,7 @@ def clip(text: object, most: int) -> str:
 
 
 def bounded_fields(fields: Json) -> str:
-    """The fields of a log line as JSON text that is not longer than a line may be."""
+    """The fields of a log line as JSON text, cut to the length that a line may have."""
     fields = SECRETS.document(fields)
     text = encode_json(fields)
     if len(text) > LOG_LINE_BYTES_MAX:
@@ -14693,10 +14672,10 @@ quote = json.encoder.encode_basestring
 
 
 def to_json(value: Any, path: str, level: int = 0) -> Any:
-    """A value as JSON would have it.
+    """A value as JSON.  BadResult names the place of what has no JSON form.
 
-    Dates, times and UUIDs become text, as do decimals and paths; timedeltas seconds; bytes their count; sets
-    sorted lists; enums their value; dataclasses objects.  BadResult names the place of anything else.
+    Dates, times, UUIDs, decimals and paths become text; timedeltas seconds; bytes their count; sets sorted lists;
+    enums their value; dataclasses objects.
     """
     kind = type(value)
     if value is None or kind in (str, bool):
@@ -14722,22 +14701,22 @@ def to_json(value: Any, path: str, level: int = 0) -> Any:
     for attribute, convert in CONVERSIONS:
         if hasattr(kind, attribute):
             return to_json(convert(value), path, level + 1)
-    if kind.__name__ in ("Decimal", "UUID"):
-        return str(value)
     for base in (str, int, float):
         if isinstance(value, base):
             return to_json(base(value), path, level + 1)
     raise BadResult(f"{path} is a {kind.__module__}.{kind.__qualname__}, which has no JSON form")
 
 
-#: An attribute of a class → how its instances become JSON: dataclasses, enums, dates, paths, timedeltas, numpy.
+#: An attribute of a class → how its instances become JSON.
 CONVERSIONS: tuple[tuple[str, Callable[[Any], Any]], ...] = (
     ("__dataclass_fields__", lambda value: {name: getattr(value, name) for name in value.__dataclass_fields__}),
     ("_value2member_map_", lambda value: value.value),
     ("isoformat", lambda value: value.isoformat()),
     ("__fspath__", os.fspath),
     ("total_seconds", lambda value: value.total_seconds()),
-    ("item", lambda value: value.item()),
+    ("item", lambda value: value.item()),  # numpy
+    ("is_subnormal", str),  # decimals
+    ("bytes_le", str),  # UUIDs
 )
 
 
@@ -14745,12 +14724,10 @@ def key_text(key: Any, path: str, holder: dict[Any, Any]) -> str:
     """A key as JSON's text; BadResult if that would be another key too."""
     if isinstance(key, str):
         return key
-    if hasattr(key, "isoformat"):
-        text: str = key.isoformat()
-    elif key is None or isinstance(key, (int, float)):
-        text = str(key)
-    else:
+    plain_key = to_json(key, f"a key of {path}")
+    if isinstance(plain_key, (dict, list)):
         raise BadResult(f"{path} has the key {safe_repr(key)}, which is not text")
+    text = str(plain_key)
     if text in holder:
         raise BadResult(f"{path} has two keys that JSON writes as '{text}'")
     return text
@@ -14762,38 +14739,42 @@ ERROR_KINDS: dict[type[BaseException], str] = {BadResult: "result", CheckFailed:
 
 def error_document(problem: BaseException, attempt: Attempt) -> Json:
     """An exception as the structured error of a run."""
-    folder, name, text = attempt.job["folder"], type(problem).__name__, safe_text(problem)
     kind = "exception" if attempt.loaded else "load"
     kind = next((word for cause, word in ERROR_KINDS.items() if isinstance(problem, cause)), kind)
-    frames = user_frames(problem.__traceback__, folder)
-    place, message = place_of(problem, frames, folder), text
-    found = [str(place[key] or "") for key in ("file", "function", "code")]
-    if "user" not in place:
-        found.append(text)  # nothing but the message tells one from another
-        if isinstance(problem, SyntaxError) and problem.filename:
-            message = text.removesuffix(f" ({os.path.basename(problem.filename)}, line {problem.lineno})")
+    frames = user_frames(problem.__traceback__, attempt.job["folder"])
+    brief_error = error_in_brief(problem, frames, attempt.job["folder"])
+    functions = [frame["function"] for frame in frames if frame["user"]]
+    message = safe_text(problem)
+    # Without a place only the message tells one error from another.
+    marks = [*(functions[-1:] or [message]), brief_error["file"] or "", brief_error["code"] or ""]
+    if not functions and isinstance(problem, SyntaxError):
+        message = message.removesuffix(f" ({os.path.basename(problem.filename or '')}, line {problem.lineno})")
     return {
         "kind": kind,
-        "type": name,
+        **brief_error,
         "message": message,
         "step": attempt.step_of(problem),
-        **{key: place[key] for key in ("file", "line", "code")},
         "frames": frames,
-        "cause": cause_of(problem, folder),
-        "fingerprint": fingerprint(kind, name, *found),
+        "fingerprint": fingerprint(kind, brief_error["type"], *marks),
         "hint": hint_for(problem),
     }
 
 
-def place_of(problem: BaseException, frames: list[Json], folder: str) -> Json:
-    """Where in user code an exception comes from, as far as that is known."""
-    mine = [frame for frame in frames if frame["user"]]
-    if mine:
-        return mine[-1]
-    if isinstance(problem, SyntaxError) and problem.filename:
+def error_in_brief(problem: BaseException, frames: list[Json], folder: str, level: int = 0) -> Json:
+    """An exception's type and message, its place in user code if that is known, and its cause."""
+    place: Json = {"file": None, "line": None, "code": None}
+    if mine := [frame for frame in frames if frame["user"]]:
+        place = {key: mine[-1][key] for key in place}
+    elif isinstance(problem, SyntaxError) and problem.filename:
         file, text = short_path(problem.filename, folder)[0], (problem.text or "").strip()
-        return {"file": file, "line": problem.lineno, "code": text, "function": ""}
-    return {"file": None, "line": None, "code": None, "function": ""}
+        place = {"file": file, "line": problem.lineno, "code": text}
+    cause = problem.__cause__ or (None if problem.__suppress_context__ else problem.__context__)
+    if cause is None and isinstance(problem, BaseExceptionGroup):
+        cause = problem.exceptions[0]
+    deeper = None
+    if cause is not None and level < CAUSES_MAX:
+        deeper = error_in_brief(cause, user_frames(cause.__traceback__, folder), folder, level + 1)
+    return {"type": type(problem).__name__, "message": safe_text(problem)[:500], **place, "cause": deeper}
 
 
 def hint_for(problem: BaseException) -> str | None:
@@ -14820,26 +14801,12 @@ def path_hint(path: str) -> str:
     return "relative paths begin in ctx.data_dir; files shipped with `tau deploy --include` are beside __file__"
 
 
-def cause_of(problem: BaseException, folder: str, level: int = 0) -> Json | None:
-    """What an exception was raised from, in brief; exceptions of a group count as causes."""
-    cause = problem.__cause__ or (None if problem.__suppress_context__ else problem.__context__)
-    inner = getattr(problem, "exceptions", ())
-    if cause is None and isinstance(inner, tuple) and inner and isinstance(inner[0], BaseException):
-        cause = inner[0]
-    if cause is None or level > 3:
-        return None
-    place = place_of(cause, user_frames(cause.__traceback__, folder), folder)
-    where = {key: place[key] for key in ("file", "line", "code")}
-    deeper = cause_of(cause, folder, level + 1)
-    return {"type": type(cause).__name__, "message": safe_text(cause)[:500], **where, "cause": deeper}
-
-
 def user_frames(trace: TracebackType | None, folder: str) -> list[Json]:
     """The frames from the first user frame inwards, the innermost FRAMES_MAX, with locals of user frames."""
     pairs = ((frame, line) for frame, line in traceback.walk_tb(trace) if frame.f_code.co_filename != __file__)
-    found = itertools.dropwhile(lambda pair: not short_path(pair[0].f_code.co_filename, folder)[1], pairs)
+    inner = itertools.dropwhile(lambda pair: not short_path(pair[0].f_code.co_filename, folder)[1], pairs)
     frames, room = [], LOCALS_BYTES
-    for frame, line in [*found][: -FRAMES_MAX - 1 : -1]:  # the innermost matter most
+    for frame, line in [*inner][: -FRAMES_MAX - 1 : -1]:  # the innermost matter most
         code = frame.f_code
         file, mine = short_path(code.co_filename, folder)
         values, room = shown_locals(frame, room) if mine else ({}, room)
@@ -14889,8 +14856,7 @@ class TookTooLong(BaseException):
 
 
 def timed(work: Callable[[Any], str], value: Any) -> str:
-    """work(value), or why there is none: user code may raise, hang or answer a gigabyte here."""
-
+    """work(value), or why there is none: user code may raise, hang or return a gigabyte here."""
     if threading.current_thread() is not threading.main_thread():
         return work(value)
     alarm = Alarm(REPR_S, TookTooLong)
@@ -14900,7 +14866,7 @@ def timed(work: Callable[[Any], str], value: Any) -> str:
         finally:
             alarm.stop()
     except StepTimeout:
-        raise  # that of a step, which was to come even sooner
+        raise  # of a step around it, whose time was over sooner
     except TookTooLong:
         return f"<{type(value).__name__}: took too long to print>"
     except BaseException as problem:
@@ -14924,7 +14890,7 @@ ITEMS_SHOWN = 6
 
 def short_repr(value: Any, level: int = 0) -> str:
     """A repr of the first items of each container, in which the values of secret-looking keys are `***`."""
-    kind = next((one for one in CONTAINERS if isinstance(value, one)), type(value))
+    kind = next((container for container in CONTAINERS if isinstance(value, container)), type(value))
     if kind is str and len(value) > LOCAL_BYTES:
         return f"{SECRETS.text(value)[: LOCAL_BYTES // 2]!r}…"
     if kind not in CONTAINERS or not value:
