@@ -10404,7 +10404,7 @@ def process_figures() -> Iterator[str]:
 # Pipeline API and Trace.  Promises that nothing a process started outlives it, and that its end is written down even
 # without a daemon.
 
-#: A process that dies while its siblings are being listed can hide one of them: look again after this long.
+#: A process that dies while its siblings are listed can hide one of them: look again after this long.
 RECHECK_S = 0.1
 #: How often to look while anything of what runs have left lives.
 LOOK_S = 0.02
@@ -10415,8 +10415,7 @@ SPARE_S = 10.0
 def fork_server() -> int:
     """Starts a process for each job that comes in on descriptor 0; ends with its last child once taud is gone.
 
-    A fresh interpreter that has imported what runs need: a fork of it costs a millisecond, it has one thread,
-    and it does not hold the daemon's lock.
+    It has imported what runs need, has one thread and no lock of the daemon: a fork costs a millisecond.
     """
     os.setsid()  # Ctrl-C in taud's terminal must reach taud alone
     prepare_interpreter()
@@ -10428,10 +10427,9 @@ def fork_server() -> int:
 
 
 def rehearse(times: int) -> None:
-    """Does what every run does, often enough that the interpreter has specialised that code.
+    """Does what every run does, so often that the interpreter specialises that code.
 
-    A child that only reads a page shares it; each page it writes (and specialising writes into the code)
-    costs a fault of some microseconds, and a run's start is made of nothing else.
+    Specialising writes to the code, and each page that a child writes costs it some microseconds.
     """
     job = local_job("rehearsal", os.sep, os.sep) | {"params": {}}
     attempt = Attempt(job, Journal(os.devnull, job["limits"]))
@@ -10541,7 +10539,7 @@ class ForkServer:
             return start_python("spawned_process", (), {0: file.fileno()}, os.environ, job["python"])
 
     def give(self, job: Json) -> int:
-        """A copy of this process runs the job, the one that waits for it or a new one; its pid."""
+        """A copy of this process runs the job: the spare one, or a new one; its pid."""
         self.spare_until = time.monotonic() + SPARE_S
         spare, self.spare = self.spare, None
         pid, pipe = spare or self.fork(ahead=False)
@@ -10655,9 +10653,9 @@ class ForkServer:
         self.recheck_at = time.monotonic() + RECHECK_S
 
     def why_killed(self, job: Json) -> str | None:
-        """Out of memory, if that is why a run got SIGKILL: the kernel has counted one more victim since the last.
+        """Why a run got SIGKILL: lack of memory, if the kernel has counted one more kill since the last.
 
-        A child of a run that was such a victim, and of which nobody has told us, can be taken for it.
+        That kill may have been of a child of a run, which we cannot know.
         """
         if (group := job.get("group")) and oom_kills(os.path.join(group, OOM_COUNTERS[0][2])):
             return f"killed by SIGKILL: out of memory, of which it may use {job['limits']['memory_bytes']:,} bytes"
@@ -10746,7 +10744,7 @@ def remove_left(folder: str) -> None:
 
 
 class Outpost(ForkServer):
-    """A fork server of one job, until that has ended and its journal has gone out, or nobody hears of it any more.
+    """A fork server of one job, until that has ended and its journal is sent, or the connection is lost.
 
     Descriptor 0 brings signs of life and the request to stop; the journal goes out on descriptor 1.
     """
@@ -10887,10 +10885,8 @@ def relay(job: Json, born: str | None) -> int:
 
 def command_words(job: Json) -> list[str]:
     """The executor's command with the interpreter and what that is to run."""
-    executor = job["executor"]
-    words: list[str] = executor["command"]
-    for name in ("run_id", "pipeline", "attempt"):
-        words = [word.replace(f"{{{name}}}", str(job[name])) for word in words]
+    executor, names = job["executor"], re.compile(r"\{(run_id|pipeline|attempt)\}")
+    words = [names.sub(lambda name: str(job[name[1]]), word) for word in executor["command"]]
     python = [executor["python"], "-c", BOOTSTRAP]
     if os.path.basename(words[0]) != "ssh":
         return words + python
@@ -10900,8 +10896,7 @@ def command_words(job: Json) -> list[str]:
 
 def make_parcel(job: Json, journal: Journal) -> bytes:
     """All that the run needs there: its job with its secrets, Tau, the deployed files, what was memoized."""
-    sources = job["files"]
-    places = {os.path.join(job["folder"], path): f"files/{path}" for path in sources} | {__file__: "tau/tau.py"}
+    places = {os.path.join(job["folder"], path): f"files/{path}" for path in job["files"]} | {__file__: "tau/tau.py"}
     cache = importlib.util.cache_from_source(__file__)  # spares the same Python there to compile it
     if os.path.exists(cache):
         places[cache] = f"tau/__pycache__/{os.path.basename(cache)}"
@@ -10910,7 +10905,7 @@ def make_parcel(job: Json, journal: Journal) -> bytes:
     with tarfile.open(fileobj=data, mode="w:gz", compresslevel=1, dereference=True) as archive:
         for path, name in places.items():
             archive.add(path, name)
-    parts = (WELCOME, encode(job | {"secrets": secrets_to_send(job, sources)}), data.getvalue())
+    parts = (WELCOME, encode(job | {"secrets": secrets_to_send(job)}), data.getvalue())
     return b"".join(b"%010d%b" % (len(part), part) for part in parts)
 
 
@@ -10930,17 +10925,12 @@ def memos_to_send(job: Json, journal: Journal) -> dict[str, str]:
     return places
 
 
-def secrets_to_send(job: Json, sources: Sequence[str]) -> dict[str, str]:
+def secrets_to_send(job: Json) -> dict[str, str]:
     """The secrets of the home, and those from elsewhere that the sources or the connections name."""
-    names = {*os.listdir(job["secrets"])} if os.path.isdir(job["secrets"]) else set()
+    names, _ = scan_sources(job)
+    names.update(os.listdir(job["secrets"]) if os.path.isdir(job["secrets"]) else ())
     for connection in job["connections"].values():
         names.update(re.findall(r"\$\{(\w+)\}", connection["url"]))
-    for path in sources:
-        try:
-            source = read_bytes(os.path.join(job["folder"], path)) if path.endswith(".py") else None
-            names.update(named_secrets(ast.walk(ast.parse(source or b""))))
-        except (SyntaxError, ValueError):
-            pass  # a file that nobody imports
     values = {name: usable_secret(name, job["secrets"])[0] for name in names}
     return {name: value for name, value in values.items() if value is not None}
 
@@ -11057,9 +11047,9 @@ def settle_in() -> str | None:
 
 
 def start_record(job: Json, born: str | None) -> Json:
-    about = {"t": "start", "format": JOURNAL_FORMAT, "pid": os.getpid(), "started": born, "boot": job["boot"]}
-    about |= {"session": os.getsid(0), "server": job["server"], "at": now(), "mono": monotonic()}
-    return {**about, **job.get("place", {})}
+    record = {"t": "start", "format": JOURNAL_FORMAT, "pid": os.getpid(), "started": born, "boot": job["boot"]}
+    record |= {"session": os.getsid(0), "server": job["server"], "at": now(), "mono": monotonic()}
+    return {**record, **job.get("place", {})}
 
 
 #: How much sooner than others a run is taken when the machine is out of memory (proc(5), oom_score_adj; of 1000).
@@ -11180,16 +11170,23 @@ def load_pipelines(attempt: Attempt) -> Json:
 def scan_files(attempt: Attempt) -> Json:
     """Says which secrets the files of a deployment name, and which imports they lack, without running them."""
     job = attempt.job
-    secrets: dict[str, str | None] = {}
-    imports: set[str] = set()
+    names, imports = scan_sources(job)
     sys.path.insert(0, os.path.dirname(os.path.join(job["folder"], job["entry"])))
-    for path in job["files"]:
-        with open(os.path.join(job["folder"], path), "rb") as file:
-            nodes = [*ast.walk(ast.parse(file.read(), path))]
-        secrets |= {name: usable_secret(name, job["secrets"])[1] for name in named_secrets(nodes)}
-        imports.update(named_imports(nodes))
+    secrets = {name: usable_secret(name, job["secrets"])[1] for name in sorted(names)}
     missing = sorted(name for name in imports if not find_module(name))
-    return attempt.returned({"secrets": dict(sorted(secrets.items())), "missing_imports": missing}, LINE_BYTES_MAX)
+    return attempt.returned({"secrets": secrets, "missing_imports": missing}, LINE_BYTES_MAX)
+
+
+def scan_sources(job: Json) -> tuple[set[str], set[str]]:
+    """The secrets that the Python files of a deployment name, and the modules that they import."""
+    secrets: set[str] = set()
+    imports: set[str] = set()
+    for path in job["files"]:
+        if path.endswith(".py"):
+            nodes = [*ast.walk(ast.parse(read_bytes(os.path.join(job["folder"], path)) or b"", path))]
+            secrets.update(named_secrets(nodes))
+            imports.update(named_imports(nodes))
+    return secrets, imports
 
 
 def usable_secret(name: str, folder: str) -> tuple[str | None, str | None]:
@@ -14484,7 +14481,7 @@ class Alarm:
             signal.setitimer(signal.ITIMER_REAL, seconds)
 
     def stop(self) -> None:
-        """The alarm around it, if there is one, goes on."""
+        """Turns it off; the alarm around it, if there is one, goes on."""
         if self.armed:
             signal.setitimer(signal.ITIMER_REAL, 0)
             signal.signal(signal.SIGALRM, self.before)
@@ -14522,7 +14519,6 @@ class Mask:
         self.patterns: dict[type, re.Pattern[Any]] = {}  # of all forms, for text and for bytes
 
     def add(self, value: str) -> None:
-        """Knows one more secret, in every form in which it may turn up."""
         self.values.add(value)
         if len(value) < SECRET_CHARACTERS_MIN:
             return
@@ -14536,16 +14532,16 @@ class Mask:
         """The text, or the bytes, without secrets."""
         if not self.patterns:
             return text
-        if isinstance(text, bytes):
-            return self.patterns[bytes].sub(b"***", text)
-        return self.patterns[str].sub("***", text)
+        kind, stars = (bytes, b"***") if isinstance(text, bytes) else (str, "***")
+        hidden: AnyStr = self.patterns[kind].sub(stars, text)
+        return hidden
 
     def document(self, value: Any) -> Any:
         """A JSON value without secrets, keys included."""
         if isinstance(value, str):
             return self.text(value)
-        if isinstance(value, (int, float)) and not isinstance(value, bool):
-            return "***" if str(value) in self.forms else value
+        if isinstance(value, (int, float)) and str(value) in self.forms:
+            return "***"
         if isinstance(value, dict):
             return {self.document(key): self.document(item) for key, item in value.items()}
         if isinstance(value, list):
@@ -14565,7 +14561,7 @@ def spellings(value: str) -> set[str]:
     data = value.encode("utf-8", "replace")
     forms |= {value.strip(), repr(data)[2:-1], data.hex()}
     forms |= {form.replace("'", "''") for form in forms}  # a text in SQL
-    forms |= {re.sub("%..", lambda found: found[0].lower(), form) for form in forms}  # %2f for %2F
+    forms |= {re.sub("%..", lambda match: match[0].lower(), form) for form in forms}  # %2f for %2F
     for alphabet in (base64.b64encode, base64.urlsafe_b64encode):
         forms.add(alphabet(data).decode())
         for offset in range(3):  # inside of other text, as in `user:password`
@@ -14847,7 +14843,6 @@ DEFINITIONS = (type(os), type, type(os.getpid), type(shown_locals))
 
 
 def is_secret(name: object) -> bool:
-    """Whether something of this name is not to be shown."""
     return isinstance(name, str) and any(word in name.lower() for word in SECRET_WORDS)
 
 
@@ -14874,7 +14869,6 @@ def timed(work: Callable[[Any], str], value: Any) -> str:
 
 
 def safe_text(problem: BaseException) -> str:
-    """The message of an exception, bounded."""
     return cut_text(SECRETS.text(timed(str, problem)), ERROR_BYTES_MAX)
 
 
