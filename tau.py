@@ -11235,9 +11235,8 @@ WORK: dict[str, Callable[[Attempt], Json]] = {"run": call_pipeline, "load": load
 def wind_down(record: Json, attempt: Attempt) -> int:
     """Ends the process as the interpreter would: the outcome first, then threads, exit handlers, open files."""
     journal = attempt.journal
-    for sieve in attempt.sieves:
-        sieve.finish()
-    attempt.finish_outputs()
+    for output in attempt.outputs:
+        output.finish()
     journal.finish()
     journal.write_outcome(record | {"at": now(), "mono": monotonic()})
     attempt.on_stop = lambda: os._exit(1)
@@ -11247,7 +11246,8 @@ def wind_down(record: Json, attempt: Attempt) -> int:
         flush_files()
     except BaseException as problem:
         journal.log(f"at exit: {safe_text(problem)}", "error")
-    attempt.finish_outputs()
+    for output in attempt.outputs:
+        output.finish()
     return 0 if record["t"] == "returned" else 1
 
 
@@ -14189,7 +14189,7 @@ PROGRESS_S = 0.1
 #: A shorter secret would take innocent words out of the text.
 SECRET_CHARACTERS_MIN = 6
 #: How long the end of a run waits for a child that still has its output open.
-SIEVE_S = 0.5
+DRAIN_S = 0.5
 #: How much of a trace waits in memory while the disk is full.
 WAITING_BYTES_MAX = 16 << 20
 SECRET_WORDS = ("password", "secret", "token", "api_key", "apikey")
@@ -14219,16 +14219,11 @@ class Attempt:
         self.steps = itertools.count(1)
         self.failed: tuple[BaseException | None, str | None] = (None, None)  # an exception → its innermost step
         self.outputs: list[Output] = []  # of descriptors 1 and 2, if those are this run's
-        self.sieves: list[Sieve] = []  # what takes secrets out of those, once there are any
 
     def leave(self) -> None:
         """In a process that user code has forked: its steps get other numbers."""
         self.journal.waiting = b""  # the parent writes it
         self.steps = itertools.count((os.getpid() << 32) + 1)
-
-    def finish_outputs(self) -> None:
-        for output in self.outputs:
-            output.finish()
 
     def returned(self, result: Any, most: int) -> Json:
         """The record of a return; BadResult if the value has no JSON form or is too large."""
@@ -14246,9 +14241,9 @@ class Attempt:
             short = f"a secret of less than {SECRET_CHARACTERS_MIN} characters"
             self.journal.log(f"{short} cannot be hidden in text", "warning")
         SECRETS.add(value)
-        if self.outputs and not self.sieves:
-            self.sieves = [*map(Sieve, self.outputs)]
-            faulthandler.enable(self.sieves[1].file)  # written in a crash, when no thread runs any more
+        for output in self.outputs:
+            if output.file is None:
+                faulthandler.enable(output.divert())  # written in a crash, when no thread runs any more
 
     def step_of(self, problem: BaseException | None) -> str | None:
         """The innermost step that an exception, or what caused it, came out of."""
@@ -14299,10 +14294,9 @@ class Journal:
         """Appends the outcome; waits for a full disk to have room again."""
         if os.getpid() != self.pid:
             return  # a fork that user code let return is not the run
-        for name, resource_name in PROCESS_LIMITS.items():  # a run that has reached its limit must still say so
-            if self.limits.get(name):
-                kind = getattr(resource, resource_name)
-                resource.setrlimit(kind, (resource.getrlimit(kind)[1],) * 2)
+        for kind in PROCESS_LIMITS.values():  # a run that has reached its limit must still say so
+            number = getattr(resource, kind)
+            resource.setrlimit(number, (resource.getrlimit(number)[1],) * 2)
         try:
             self.descriptor = self.open()  # user code may have closed ours, and opened another file
         except OSError:
@@ -14584,6 +14578,8 @@ class Output(io.RawIOBase):
         self.journal, self.stream, self.descriptor = journal, stream, descriptor
         self.name = f"<{stream}>"
         self.partial: dict[int, bytes] = {}  # thread → its unfinished line
+        self.file: int | None = None  # what the descriptor was before divert()
+        self.thread: threading.Thread | None = None
 
     def write(self, data: Any) -> int:
         """Takes bytes; an unfinished line waits for its end."""
@@ -14605,8 +14601,26 @@ class Output(io.RawIOBase):
         text = line.decode("utf-8", "replace").rstrip("\r").rpartition("\r")[2]
         self.journal.log(text, stream=self.stream)
 
+    def divert(self) -> int:
+        """From now on a thread brings what native code and subprocesses write, without secrets; the file so far."""
+        self.file = file = int(fcntl.fcntl(self.descriptor, fcntl.F_DUPFD_CLOEXEC, JOURNAL_FD))
+        source, end = os.pipe()
+        os.dup2(end, self.descriptor)
+        os.close(end)
+        self.thread = threading.Thread(target=self.pump, args=(source,), name="tau output", daemon=True)
+        self.thread.start()
+        return file
+
+    def pump(self, source: int) -> None:
+        while data := os.read(source, 1 << 16):
+            self.write(data)
+
     def finish(self) -> None:
-        """Logs unfinished lines."""
+        """Waits for what was written so far, and logs unfinished lines."""
+        if self.thread is not None and self.file is not None and os.getpid() == self.journal.pid:
+            os.dup2(self.file, self.descriptor)  # what a child writes later still comes through
+            self.thread.join(DRAIN_S)
+            self.thread = None
         while self.partial:
             if line := self.partial.popitem()[1]:
                 self.emit(line)
@@ -14625,28 +14639,6 @@ class Output(io.RawIOBase):
 
     def close(self) -> None:
         """It stays open for who comes next."""
-
-
-class Sieve:
-    """A thread that brings what native code and subprocesses write to an output, which takes secrets out."""
-
-    def __init__(self, output: Output) -> None:
-        self.output = output
-        self.file = fcntl.fcntl(output.descriptor, fcntl.F_DUPFD_CLOEXEC, JOURNAL_FD)
-        self.source, end = os.pipe()
-        os.dup2(end, output.descriptor)
-        os.close(end)
-        self.thread = threading.Thread(target=self.pump, name="tau sieve", daemon=True)
-        self.thread.start()
-
-    def pump(self) -> None:
-        while data := os.read(self.source, 1 << 16):
-            self.output.write(data)
-
-    def finish(self) -> None:
-        """Waits for what was written so far; what a child writes later still comes through."""
-        os.dup2(self.file, self.output.descriptor)
-        self.thread.join(SIEVE_S)  # a child may hold the other end
 
 
 def clip(text: object, most: int) -> str:
