@@ -10413,7 +10413,7 @@ SPARE_S = 10.0
 
 
 def fork_server() -> int:
-    """Starts a process for each job that comes in on descriptor 0; ends with its last child once taud is gone.
+    """Starts a process for each job from descriptor 0; ends with its last child once taud is gone.
 
     It has imported what runs need, has one thread and no lock of the daemon: a fork costs a millisecond.
     """
@@ -10472,7 +10472,7 @@ class ForkServer:
         self.sources = [0, self.wake]
 
     def serve(self) -> None:
-        """Until the other end has gone and the last child is reaped."""
+        """Runs until the other end has gone and the last child is reaped."""
         os.set_blocking(0, False)
         while self.open or self.jobs:
             ready, _, _ = select.select(self.sources, [], [], self.patience())
@@ -10484,7 +10484,7 @@ class ForkServer:
             self.proceed()
 
     def patience(self) -> float | None:
-        """Seconds until something must be done unasked; None if nothing must."""
+        """Seconds until something is due; None if nothing is."""
         if self.strays:
             return LOOK_S
         times = [self.recheck_at] if self.recheck_at else []
@@ -10532,14 +10532,14 @@ class ForkServer:
         self.jobs[pid] = job
 
     def spawn(self, job: Json) -> int:
-        """A fresh interpreter runs the job, where fork is not safe or its environment is another; its pid."""
+        """Starts a fresh interpreter for the job, where fork is not safe or in a venv; its pid."""
         with tempfile.TemporaryFile() as file:
             file.write(encode(job))
             file.seek(0)
             return start_python("spawned_process", (), {0: file.fileno()}, os.environ, job["python"])
 
     def give(self, job: Json) -> int:
-        """A copy of this process runs the job: the spare one, or a new one; its pid."""
+        """Gives the job to a copy of this process, the spare one or a new one; its pid."""
         self.spare_until = time.monotonic() + SPARE_S
         spare, self.spare = self.spare, None
         pid, pipe = spare or self.fork(ahead=False)
@@ -10553,7 +10553,7 @@ class ForkServer:
         return pid
 
     def fork(self, ahead: bool) -> tuple[int, int]:
-        """A copy of this process that waits for its job: its pid, and the pipe to it."""
+        """Makes a copy of this process that waits for its job: its pid, and the pipe to it."""
         source, pipe = os.pipe()
         try:
             pid = os.fork()
@@ -10581,7 +10581,7 @@ class ForkServer:
             os._exit(code)
 
     def proceed(self) -> None:
-        """While runs are being started a child is forked ahead; it goes when none has come for a while."""
+        """Forks a child ahead while runs are being started; lets it go when none has come for a while."""
         wanted = self.open and time.monotonic() < self.spare_until
         if wanted and self.spare is None:
             try:
@@ -10594,7 +10594,7 @@ class ForkServer:
             self.recheck_at = time.monotonic() + RECHECK_S
 
     def sweep(self) -> None:
-        """Sees which processes have ended, ends what they left behind, and writes their end records."""
+        """Notes which processes have ended, ends what they left, and writes their end records."""
         self.note_deaths()
         if self.dead or self.strays or self.recheck_at:
             self.find_strays()
@@ -10606,34 +10606,33 @@ class ForkServer:
                 ending.look()
 
     def note_deaths(self) -> None:
-        """A leader that has ended is reaped when what it left is gone, for until then its number is its own."""
+        """Notes ended leaders, without reaping them: until what they left is gone nobody else may get their pid."""
         for pid in self.jobs.keys() - self.dead.keys():
             if os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None:
                 self.dead[pid] = Ending(functools.partial(signal_group, pid), self.jobs[pid]["grace_s"])
 
     def find_strays(self) -> None:
-        """Notes our children that no job is about: dead leaders left them, for live ones adopt their own."""
+        """Notes our children that are no leaders: dead ones left them, for live ones adopt their own."""
         self.recheck_at = 0.0
         # Without /proc the process group is all that can be reached.
         children = {int(pid) for pid in peek(f"/proc/self/task/{os.getpid()}/children").split()}
-        # A leader may have ended meanwhile, and left what has just been listed: it must be known before its
-        # strays are, or it would be closed without them.
+        # A leader may have ended meanwhile and left some of these: it must not be closed before them.
         self.note_deaths()
         children -= {*self.jobs, *(self.spare or ())[:1]}
         left = {pid for pid in children if os.waitpid(pid, os.WNOHANG)[0] == 0}
         self.strays = {pid: self.strays.get(pid) or self.stray(pid) for pid in left}
 
     def stray(self, pid: int) -> tuple[set[int], Ending]:
-        """The leaders that have to wait for it, and its end; a pid of a child cannot be anybody else's."""
+        """The dead leaders that may have left it, and its end."""
 
         def send(number: int) -> None:
             try:
                 os.kill(pid, number)
             except PermissionError:
-                owners.clear()  # it is another user's by now (sudo): nobody need wait for what we cannot end
+                owners.clear()  # another user's by now (sudo): nobody waits for what we cannot end
 
         session = os.getsid(pid)
-        # Whoever is out of its session may be of any leader that has ended, or of a stray of that.
+        # One that left its session may be of any dead leader.
         owners = {session} if session in self.dead else {*self.dead}
         grace = max((self.dead[owner].kill_at for owner in owners), default=0.0) - time.monotonic()
         return owners, Ending(send, max(grace, RECHECK_S))
@@ -10667,24 +10666,21 @@ class ForkServer:
         return None
 
     def write_end(self, job: Json, code: int | None, reason: str | None, **measured: float) -> None:
-        """Appends the end record, and tells the daemon, which has it then even if the journal has no room."""
+        """Appends the end record, and tells the daemon, in case the disk is full."""
         died = code is not None and code < 0
         how = {"exit_code": None if died else code, "signal": -code if code and died else None, "reason": reason}
         record = {"t": "end", "at": time.time(), "mono": time.monotonic(), **how, **measured, **job.get("place", {})}
-        try:
-            with open(os.open(job["journal"] + ".journal", os.O_WRONLY | os.O_APPEND), "wb", 0) as journal:
-                journal.write(b"\n" + encode(record))  # the newline ends a line that a crash has torn
-        except OSError:
-            pass  # the disk is full, or the run has removed its journal: nothing of that may stop us
+        with contextlib.suppress(OSError):  # the disk is full, or the run has removed its journal
+            journal = os.open(job["journal"] + ".journal", os.O_WRONLY | os.O_APPEND)
+            with open(journal, "wb", 0) as file:
+                file.write(b"\n" + encode(record))  # the newline ends a line that a crash has torn
         self.tell({"stem": job["stem"], "end": record})
         remove_group(job.get("group"))
 
     def tell(self, message: Json) -> None:
-        """Says something to the daemon, unless it is gone or too busy: nothing depends on it."""
-        try:
+        """Tells the daemon, unless it is gone or too busy: nothing depends on it."""
+        with contextlib.suppress(OSError):
             os.write(0, encode(message))
-        except OSError:
-            pass
 
 
 def drop_stdin() -> None:
@@ -10702,12 +10698,12 @@ def spawned_process() -> int:
 
 
 def attempt_process(job: Json, born: str | None) -> int:
-    """An attempt in this process, or the near end of one that runs elsewhere; its exit code."""
+    """Runs an attempt in this process, or the near end of one that runs elsewhere; the exit code."""
     return run_process(job, born) if job["executor"] is None else relay(job, born)
 
 
 # --- 35. Outpost -------------------------------------------------------------------------
-# Owns an attempt on another machine: a fork server of one job there, whose journal goes out on descriptor 1.
+# Owns an attempt on another machine: a fork server of a single job, whose journal goes out on descriptor 1.
 # Calls Fork server, Relay, Run process and Trace.  Promises that nothing of it outlives the connection: no process,
 # and no file.
 
@@ -10719,7 +10715,7 @@ ABANDONED_S = 300.0
 
 
 def outpost(folder: str, job: Json) -> None:
-    """The entry on another machine, from the bootstrap of Relay: runs a job whose files are in a private folder."""
+    """The entry on another machine, called by WELCOME: runs a job whose files are in a private folder."""
     lock_file(folder, wait=False)  # until we end, where the file system has locks
     remove_left(folder)
     prepare_interpreter()
@@ -10777,7 +10773,7 @@ class Outpost(ForkServer):
         """The journal says it."""
 
     def proceed(self) -> None:
-        """Sends on what the run writes; ends when it has ended and all of that has gone out."""
+        """Sends what the run writes; ends when the run has ended and all is sent."""
         left = [self.take_output(stream) for stream in ("stdout", "stderr")]
         self.more = True in left
         ended = not self.jobs and not self.more
@@ -10789,7 +10785,7 @@ class Outpost(ForkServer):
             self.open = False
 
     def take_output(self, stream: str) -> bool:
-        """The next lines of descriptor 1 or 2 become log records; whether there are more."""
+        """Makes log records of the next lines of descriptor 1 or 2; whether there are more."""
         lines, more = read_output(self.job["journal"], stream, self.position, final=not self.jobs)
         if self.journal.lines > self.job["limits"]["log_lines"]:  # of a flood only the last count
             self.journal.dropped += len(lines[:-LOG_TAIL])
@@ -10799,7 +10795,7 @@ class Outpost(ForkServer):
         return more
 
     def forward(self) -> None:
-        """What the journal has more goes out, as far as it is taken; or a sign of life."""
+        """Sends what is new in the journal, as far as the other end takes it; or a sign of life."""
         for _ in range(FORWARDS):
             data = os.pread(self.source, READ_BYTES, self.position["journal"])
             if not data and monotonic() - self.told_at < self.lost_after_s / BEATS:
@@ -10816,7 +10812,7 @@ class Outpost(ForkServer):
         free_blocks(self.path, self.position, "journal")
 
     def watch_over(self) -> None:
-        """Stops the run when it is asked to, or when nobody hears of it any more."""
+        """Stops the run when it is asked to, or when the connection is lost."""
         if monotonic() - self.heard_at > self.lost_after_s:
             self.open = False
         self.asked |= not self.open or bool(signal.sigpending())
@@ -10867,7 +10863,7 @@ BEATS = 4
 
 
 def relay(job: Json, born: str | None) -> int:
-    """The near end of an attempt, in this process: it starts the executor's command and keeps the books."""
+    """The near end of an attempt, in this process: starts the executor's command; its exit code."""
     wake, _ = wake_on(signal.SIGTERM, signal.SIGCHLD)
     journal = Journal(job["journal"] + ".journal", job["limits"])
     journal.write(start_record(job, born) | {"executor": job["executor"]["name"]})
@@ -10948,7 +10944,7 @@ class Relay:
         self.ending: Ending | None = None  # of the command, once silence has ended it
 
     def serve(self, parcel: bytes, wake: int) -> int:
-        """Until the command has ended: how."""
+        """Waits for the end of the command; its exit code."""
         threading.Thread(target=self.feed, args=(parcel,), daemon=True).start()
         while (code := self.command.poll()) is None:
             ready, _, _ = select.select([wake], [], [], self.lost_after_s / BEATS / 2)
@@ -10966,7 +10962,7 @@ class Relay:
                 self.tell(BEAT)
 
     def tell(self, data: bytes) -> bool:
-        """Whether the command takes the data: it may have closed its input."""
+        """Sends data to the command; False if that has closed its input."""
         assert self.command.stdin is not None
         try:
             self.command.stdin.write(data)
@@ -10996,7 +10992,7 @@ class Relay:
 
 
 def end_as(code: int) -> int:
-    """An exit code as it is; for a negative one this process dies by that signal, as the command has."""
+    """The exit code; if it is negative this process dies by the same signal as the command has."""
     if code < 0:
         if -code not in (signal.SIGKILL, signal.SIGSTOP):
             signal.signal(-code, signal.SIG_DFL)
@@ -11005,7 +11001,7 @@ def end_as(code: int) -> int:
 
 
 # --- 37. Run process ---------------------------------------------------------------------
-# Owns one attempt from its first record to its last.  Calls Control groups, Pipeline API and Trace.
+# Owns an attempt from its first record to its last.  Calls Control groups, Pipeline API and Trace.
 # Promises a returned or a raised record whenever Python itself lives to write it.
 
 #: The second: descendants whose parent dies become our children, even those that have left the session.
@@ -11024,7 +11020,7 @@ def prepare_interpreter() -> None:
 
 
 def wake_on(*numbers: int) -> tuple[int, int]:
-    """A pipe from which the numbers of these signals can be read when they have come."""
+    """A pipe that receives the numbers of these signals."""
     source, end = os.pipe()
     for descriptor in (source, end):
         os.set_blocking(descriptor, False)
@@ -11036,10 +11032,8 @@ def wake_on(*numbers: int) -> tuple[int, int]:
 
 def settle_in() -> str | None:
     """This process leads its own session and adopts its orphans; when it was started."""
-    try:
+    with contextlib.suppress(PermissionError):  # it is a leader already
         os.setsid()
-    except PermissionError:
-        pass  # it leads one already
     prctl(PR_SET_CHILD_SUBREAPER, 1)
     volunteer()
     signal.pthread_sigmask(signal.SIG_SETMASK, ())  # on another machine some are blocked
@@ -11059,15 +11053,13 @@ OOM_SCORE = 500
 def volunteer() -> None:
     """When memory runs out the kernel kills this run, and what it starts, before the daemon (Linux)."""
     path = "/proc/self/oom_score_adj"
-    try:
+    with contextlib.suppress(OSError, ValueError):  # a stricter system
         if int(peek(path)) < OOM_SCORE:
             write_text(path, str(OOM_SCORE))
-    except (OSError, ValueError):
-        pass  # a stricter system
 
 
 def run_process(job: Json, born: str | None) -> int:
-    """One attempt, or one load, in this process, which was started at *born*; its exit code."""
+    """Does the work of a job in this process, which was started at *born*; its exit code."""
     attempt = Attempt(job, Journal(job["journal"] + ".journal", job["limits"]))
     attempt.journal.write(start_record(job, born))
     try:
@@ -11098,13 +11090,13 @@ def prepare(attempt: Attempt) -> None:
         file = os.open(f"{job['journal']}.{stream}", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         os.dup2(file, number)
         os.close(file)
+        attempt.outputs.append(Output(attempt.journal, stream, number))
     limit_process(job["limits"], job.get("group"))
     make_directory(job["directory"])
     os.chdir(job["directory"])
     if job["kind"] == "run":
         os.environ["TAU_RUN_ID"] = job["run_id"]
     sys.argv = [os.path.join(job["folder"], job["entry"])]
-    attempt.outputs = [Output(attempt.journal, "stdout", 1), Output(attempt.journal, "stderr", 2)]
     sys.stdout, sys.stderr = map(captured, attempt.outputs)
     os.register_at_fork(after_in_child=attempt.leave)
 
@@ -11131,7 +11123,7 @@ def limit_process(limits: Json, group: str | None) -> None:
 
 
 def load_module(folder: str, entry: str) -> None:
-    """Executes the deployed file as a module of its own name; modules beside it can be imported."""
+    """Executes the deployed file as a module of that name, which can import those beside it."""
     path = os.path.join(folder, entry)
     name = os.path.basename(entry).removesuffix(".py")
     if name in sys.modules:  # `json.py`, `tau.py`: what others have imported must stay what it is
@@ -11146,7 +11138,7 @@ def load_module(folder: str, entry: str) -> None:
 def compiled(path: str) -> CodeType:
     """The code of a deployed file, compiled once for this Python.
 
-    importlib would do, but costs each run 0.2 ms: it looks again whether a source has changed that never does.
+    importlib would cost each run 0.2 ms: it looks whether a source has changed that never does.
     """
     cache = f"{path}.{sys.implementation.cache_tag}"
     try:
@@ -11168,7 +11160,7 @@ def load_pipelines(attempt: Attempt) -> Json:
 
 
 def scan_files(attempt: Attempt) -> Json:
-    """Says which secrets the files of a deployment name, and which imports they lack, without running them."""
+    """The secrets that a deployment's files name, with their places, and the modules that are missing."""
     job = attempt.job
     names, imports = scan_sources(job)
     sys.path.insert(0, os.path.dirname(os.path.join(job["folder"], job["entry"])))
@@ -11178,41 +11170,35 @@ def scan_files(attempt: Attempt) -> Json:
 
 
 def scan_sources(job: Json) -> tuple[set[str], set[str]]:
-    """The secrets that the Python files of a deployment name, and the modules that they import."""
+    """The secrets that the Python files of a deployment name, and the top-level modules that they import."""
     secrets: set[str] = set()
     imports: set[str] = set()
     for path in job["files"]:
-        if path.endswith(".py"):
-            nodes = [*ast.walk(ast.parse(read_bytes(os.path.join(job["folder"], path)) or b"", path))]
-            secrets.update(named_secrets(nodes))
-            imports.update(named_imports(nodes))
+        source = read_bytes(os.path.join(job["folder"], path)) if path.endswith(".py") else None
+        for node in ast.walk(ast.parse(source or b"", path)):
+            if isinstance(node, ast.Call):
+                secrets.update(named_secrets(node))
+            elif isinstance(node, ast.Import):
+                imports.update(alias.name.partition(".")[0] for alias in node.names)
+            elif isinstance(node, ast.ImportFrom) and not node.level and node.module:
+                imports.add(node.module.partition(".")[0])
     return secrets, imports
 
 
+def named_secrets(call: ast.Call) -> Iterator[str]:
+    """The name in `….secret("NAME")`."""
+    if isinstance(call.func, ast.Attribute) and call.func.attr == "secret":
+        for given in (*call.args[:1], *(word.value for word in call.keywords if word.arg == "name")):
+            if isinstance(given, ast.Constant) and isinstance(given.value, str):
+                yield given.value
+
+
 def usable_secret(name: str, folder: str) -> tuple[str | None, str | None]:
-    """A secret and its place; None if it is nowhere, or where nobody may use it."""
+    """A secret and its place; None for both if there is none that may be used."""
     try:
         return read_secret(name, folder)
     except (BadRequest, MissingSecret, OSError, UnicodeDecodeError):
         return None, None
-
-
-def named_secrets(nodes: Iterable[ast.AST]) -> Iterator[str]:
-    """The names in `….secret("NAME")`."""
-    for node in nodes:
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "secret":
-            given = [*node.args[:1], *(word.value for word in node.keywords if word.arg == "name")]
-            if given and isinstance(given[0], ast.Constant) and isinstance(given[0].value, str):
-                yield given[0].value
-
-
-def named_imports(nodes: Iterable[ast.AST]) -> Iterator[str]:
-    """The top-level modules that are imported, but for relative ones."""
-    for node in nodes:
-        if isinstance(node, ast.Import):
-            yield from (alias.name.partition(".")[0] for alias in node.names)
-        elif isinstance(node, ast.ImportFrom) and not node.level and node.module:
-            yield node.module.partition(".")[0]
 
 
 def call_pipeline(attempt: Attempt) -> Json:
@@ -14246,7 +14232,7 @@ class Attempt:
                 faulthandler.enable(output.divert())  # written in a crash, when no thread runs any more
 
     def step_of(self, problem: BaseException | None) -> str | None:
-        """The innermost step that an exception, or what caused it, came out of."""
+        """The innermost step in which an exception, or its cause, was raised."""
         while problem is not None:
             if problem is self.failed[0]:
                 return self.failed[1]
@@ -14297,10 +14283,8 @@ class Journal:
         for kind in PROCESS_LIMITS.values():  # a run that has reached its limit must still say so
             number = getattr(resource, kind)
             resource.setrlimit(number, (resource.getrlimit(number)[1],) * 2)
-        try:
+        with contextlib.suppress(OSError):
             self.descriptor = self.open()  # user code may have closed ours, and opened another file
-        except OSError:
-            pass
         self.write(record)
         while self.waiting:
             time.sleep(0.5)
@@ -14367,7 +14351,7 @@ class Journal:
         if self.observed <= OBSERVATIONS_MAX:
             self.write({"t": kind, "at": now(), "name": name, "step": current_path(), "data": data})
         elif self.observed == OBSERVATIONS_MAX + 1:
-            self.log(f"more than {OBSERVATIONS_MAX:,} checks and metrics; the rest is not kept", "warning")
+            self.log(f"more than {OBSERVATIONS_MAX:,} checks and metrics; further ones are dropped", "warning")
 
     def progress(self, data: Json) -> None:
         """Writes the progress, unless it has just done so: then finish() writes the latest."""
@@ -14404,7 +14388,7 @@ class Step:
     def __exit__(self, *exception: Any) -> None:
         took = (perf_counter() - self.began) * 1000
         if type(self.limit) is Alarm:
-            self.limit.stop()
+            self.limit.close()
         CURRENT.set(self.outer)
         self.finish(exception[1], took)
 
@@ -14415,15 +14399,14 @@ class Step:
         return self.__enter__()
 
     async def __aexit__(self, *exception: Any) -> None:
-        late: StepTimeout | None = None
-        if self.limit is not None:
-            try:
+        try:
+            if self.limit is not None:
                 await self.limit.__aexit__(*exception)
-            except TimeoutError:
-                late = self.too_late()
-        self.__exit__(None, late or exception[1], None)
-        if late is not None:
+        except TimeoutError:
+            late = self.too_late()
+            self.__exit__(None, late, None)
             raise late from exception[1]
+        self.__exit__(*exception)
 
     def too_late(self) -> StepTimeout:
         return StepTimeout(f"step '{self.path}' took longer than {self.timeout:g} s", "raise its timeout")
@@ -14474,7 +14457,7 @@ class Alarm:
             self.before = signal.signal(signal.SIGALRM, ring)
             signal.setitimer(signal.ITIMER_REAL, seconds)
 
-    def stop(self) -> None:
+    def close(self) -> None:
         """Turns it off; the alarm around it, if there is one, goes on."""
         if self.armed:
             signal.setitimer(signal.ITIMER_REAL, 0)
@@ -14846,12 +14829,9 @@ def timed(work: Callable[[Any], str], value: Any) -> str:
     """work(value), or why there is none: user code may raise, hang or return a gigabyte here."""
     if threading.current_thread() is not threading.main_thread():
         return work(value)
-    alarm = Alarm(REPR_S, TookTooLong)
     try:
-        try:
+        with contextlib.closing(Alarm(REPR_S, TookTooLong)):
             return work(value)
-        finally:
-            alarm.stop()
     except StepTimeout:
         raise  # of a step around it, whose time was over sooner
     except TookTooLong:
