@@ -10469,13 +10469,12 @@ class ForkServer:
         self.oom_counter = oom_counter()
         self.oom_kills = oom_kills(self.oom_counter)  # those that are explained already
         self.wake, self.waker = wake_on(signal.SIGCHLD)
-        self.sources = [0, self.wake]
 
     def serve(self) -> None:
         """Runs until the other end has gone and the last child is reaped."""
         os.set_blocking(0, False)
         while self.open or self.jobs:
-            ready, _, _ = select.select(self.sources, [], [], self.patience())
+            ready, _, _ = select.select([self.wake, 0] if self.open else [self.wake], [], [], self.patience())
             if self.wake in ready:
                 os.read(self.wake, 4096)
             if 0 in ready:
@@ -10500,9 +10499,7 @@ class ForkServer:
             return
         except OSError:
             data = b""
-        if not data:
-            self.open = False
-            self.sources.remove(0)
+        self.open = self.open and data != b""
         self.take(data)
 
     def take(self, data: bytes) -> None:
@@ -10519,7 +10516,7 @@ class ForkServer:
             self.write_end(job, None, f"cannot create its journal: {problem.strerror}")
             return
         job["server"] = self.identity
-        if not self.jobs:  # what was killed while nothing of ours ran explains nothing of ours
+        if not self.jobs:  # kills while nothing of ours ran are of others
             self.oom_kills = oom_kills(self.oom_counter)
         if self.delegated is not None and job["limits"].get("memory_bytes"):
             job["group"] = make_group(self.delegated, job["stem"], job["limits"]["memory_bytes"])
