@@ -2564,11 +2564,7 @@ def delay_of(pipeline: str, jitter_s: float) -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The `tau` command; its exit code.
-
-    0 done, 1 the run failed, 2 bad usage or input, 3 not found, 4 forbidden, 5 conflict, 6 no daemon, 7 gave up
-    waiting, 9 a bug in Tau, 130 interrupted.
-    """
+    """The `tau` command; its exit code, as EXITS explains it."""
     open_standard_descriptors()
     code = outcome_of(sys.argv[1:] if argv is None else [*argv])
     if argv is not None:
@@ -2795,7 +2791,7 @@ def parse_words(name: str, words: list[str]) -> Json:
             return {"command": words[0], "after": words[1:]}
     elif not any(word.startswith("-") for word in words):
         places = [argument for argument in chosen.arguments.values() if argument.positional]
-        if sum(place.required for place in places) <= len(words) <= len(places):
+        if len(words) <= len(places):
             return {place.name: word for place, word in zip(places, words)}  # noqa: B905 (some may be left out)
     return vars(parser_of(name).parse_args(words))
 
@@ -2887,12 +2883,12 @@ def add_argument(parser: argparse._ActionsContainer, argument: Argument) -> None
         how["nargs"] = "+"
     elif argument.positional and not argument.required:
         how["nargs"] = "?"
-    if argument.positional:
-        parser.add_argument(argument.name, **how)
-        return
     if argument.kind == "Json":
         how["action"] = "append"
-    parser.add_argument(*argument.flags, dest=argument.name, **how)
+    if argument.positional:
+        parser.add_argument(argument.name, **how).required = False  # Operation.check() says what is missing
+    else:
+        parser.add_argument(*argument.flags, dest=argument.name, **how)
 
 
 METAVARS = {"list[Json]": "PATH", "FilePath": "PATH", "EnvironmentName": "NAME", "Json": "KEY=VALUE"}
@@ -3022,7 +3018,7 @@ def offers_for(words: list[str]) -> list[Offer]:
 
 
 class Tab:
-    """A place on a command line, as argparse sees it when no argument is required."""
+    """A place on a command line, as argparse sees it."""
 
     def __init__(self, words: list[str]) -> None:
         self.place = ""  # the argument at the cursor
@@ -3031,8 +3027,6 @@ class Tab:
     def parse(self, name: str, words: list[str]) -> Json:
         """What argparse reads in the words after *name*, but for the argument at the cursor."""
         self.parser = parser_of(name)
-        for action in self.parser._actions:
-            action.required = False
         given = vars(self.parser.parse_known_args([word for word in words if word != "--help"])[0])
         for place, value in [*given.items()]:
             if place != "after" and CURSOR in (value if isinstance(value, list) else [value]):
@@ -3461,11 +3455,11 @@ def look_at_disk(patient: Patient) -> Finding:
         place = os.path.dirname(place)
     about = os.statvfs(place)
     free, files = about.f_bavail * about.f_frsize, about.f_favail
-    found = f"{free >> 20:,} MiB free on the disk of {place}"
+    room = f"{free >> 20:,} MiB free on the disk of {place}"
     remedy = "make room, or lower [retention] and run `tau prune`"
     if free < ROOM_FAIL or (about.f_files and files < 1000):
-        return "fail", f"{found}, {files:,} files", remedy
-    return ("warn", found, remedy) if free < ROOM_WARN else found
+        return "fail", f"{room}, {files:,} files", remedy
+    return ("warn", room, remedy) if free < ROOM_WARN else room
 
 
 def look_at_file_system(patient: Patient) -> Finding:
@@ -3509,22 +3503,22 @@ def look_at_croniter(patient: Patient) -> Finding:
 
 
 def look_at_python(patient: Patient) -> Finding:
-    found = f"Python {sys.version.split()[0]} on {sys.platform}"
+    python = f"Python {sys.version.split()[0]} on {sys.platform}"
     if not hasattr(os, "pidfd_open"):
-        return "warn", f"{found} has no pidfd_open", "use Linux for production"
-    return found
+        return "warn", f"{python} has no pidfd_open", "use Linux for production"
+    return python
 
 
 def look_at_sqlite(patient: Patient) -> Finding:
     """It knows strict tables.  An SQLite that can lose commits is the only one that has the store open."""
-    found = f"SQLite {sqlite3.sqlite_version}"
+    library = f"SQLite {sqlite3.sqlite_version}"
     if sqlite3.sqlite_version_info < (3, 37):
-        return "fail", f"{found} is older than 3.37", "use a Python with a newer SQLite"
+        return "fail", f"{library} is older than 3.37", "use a Python with a newer SQLite"
     strangers = find_strangers(patient.database, (os.getpid(), patient.status.get("pid", os.getpid())))
     if strangers and loses_commits(sqlite3.sqlite_version_info):
-        danger = f"{found} can lose commits while others have the store open: {', '.join(strangers)}"
+        danger = f"{library} can lose commits while others have the store open: {', '.join(strangers)}"
         return "warn", danger, "keep others away from it, or use SQLite 3.51.3, 3.50.7 or 3.44.6"
-    return found
+    return library
 
 
 def look_at_configuration(patient: Patient) -> Finding:
@@ -3567,13 +3561,13 @@ def look_at_daemon(patient: Patient) -> Finding:
         status = "warn" if isinstance(absent, Unavailable) else "fail"
         return status, str(absent), absent.hint or "taud --detach"
     version, warnings = patient.status["version"], patient.status["warnings"]
-    found = f"pid {patient.status['pid']}, version {version}"
+    daemon = f"pid {patient.status['pid']}, version {version}"
     if version != __version__:
-        return "warn", f"{found}, but this is {__version__}", "tau shutdown; taud --detach"
+        return "warn", f"{daemon}, but this is {__version__}", "tau shutdown; taud --detach"
     if warnings:
         remedies = [ROOT_REMEDY if text.startswith("taud runs as root") else "do what it says" for text in warnings]
-        return "warn", f"{found}: {'; '.join(warnings)}", "; ".join(dict.fromkeys(remedies))
-    return found
+        return "warn", f"{daemon}: {'; '.join(warnings)}", "; ".join(dict.fromkeys(remedies))
+    return daemon
 
 
 ROOT_REMEDY = "start taud as a user that may do what its pipelines need, and no more"
@@ -4259,10 +4253,7 @@ UNAVAILABLE = {
     "refused": ("no daemon listens at {where}", "{start}"),
     "unknown_host": ("there is no host '{host}'", "check --host and TAU_HOST"),
     "no_route": ("{where} does not answer", "is the machine up, and the port open to you?"),
-    "certificate_refused": (
-        "the certificate of {where} is refused: {why}",
-        "TAU_CA_FILE names the authority's certificate; the host must be one that the daemon's certificate names",
-    ),
+    "certificate_refused": ("the certificate of {where} is refused: {why}", "TAU_CA_FILE names the authority's"),
     "no_tls": ("no TLS with {where}: {why}", "if the daemon speaks plainly there: tcp:// or http://"),
     "unreachable": ("cannot connect to {where}: {why}", "check --host, --home, TAU_HOST and TAU_HOME"),
 }
@@ -4708,10 +4699,10 @@ class Daemon:
         await self.scheduler.close()
         await self.runner.close()
         self.store.close()
+        self.listeners.remove()  # before anybody who waits for the end can see it
         for connection in tuple(self.connections):
             connection.transport.close()
         await asyncio.sleep(0)
-        self.listeners.remove()
 
 
 #: Settings that hold as soon as the configuration file is read again: they are looked up whenever they are used.
