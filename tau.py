@@ -4521,8 +4521,7 @@ class Daemon:
         self.feed = Feed(self.store)
         self.store.database.on_commit = self.on_commit
         self.venvs = Venvs(home, settings)
-        self.sources = Sources(home, self.store)
-        self.runner = Runner(home, settings, self.store, self.feed, self.venvs, self.sources)
+        self.runner = Runner(home, settings, self.store, self.feed, self.venvs)
         self.agenda = Agenda(self.store, settings["timezone"])
         self.scheduler = Scheduler(self.agenda, self.runner)
         self.connections: set[Connection] = set()
@@ -5753,7 +5752,7 @@ async def deploy(
         deployed = await daemon.store.write(commit)
     finally:
         deployment.close()
-    daemon.sources.whole.discard(digest)  # a run may have damaged what is unpacked
+    daemon.runner.unpacked.discard(digest)  # a run may have damaged it
     answer: Json = {"changed": any(row["changed"] for row in deployed), "pipelines": deployed}
     return answer | {"environments": built} if built else answer
 
@@ -5774,11 +5773,11 @@ async def check(call: Call, files: list[Json], *, include: list[Json] | None = N
     daemon = call.daemon
     deployment = Deployment(daemon, files, include, entry)
     answer: Json = {"ok": False, "error": None, "pipelines": [], "environments": []}
-    scanned: Json = {"secrets": {}, "missing_imports": []}
+    answer |= {"secrets": {}, "missing_imports": []}
     try:
         answer["environments"] = await deployment.prepare()
         paths = sorted(path for path in deployment.sources if path.endswith(".py"))
-        scanned = await deployment.ask(deployment.entries[0], {"kind": "scan", "files": paths})
+        answer |= await deployment.ask(deployment.entries[0], {"kind": "scan", "files": paths})
         pipelines = await deployment.load(call.caller)
         answer["pipelines"] = [await preview_pipeline(daemon, row) for row in pipelines]
         if not daemon.options["unscheduled"]:
@@ -5788,8 +5787,8 @@ async def check(call: Call, files: list[Json], *, include: list[Json] | None = N
         answer["error"] = problem.to_json()
     finally:
         deployment.close()
-    missing = sorted(name for name, places in scanned["secrets"].items() if places is None)
-    return answer | scanned | {"missing_secrets": missing}
+    missing = sorted(name for name, places in answer["secrets"].items() if places is None)
+    return answer | {"missing_secrets": missing}
 
 
 async def preview_pipeline(daemon: Daemon, row: Json) -> Json:
@@ -6416,8 +6415,6 @@ SENTENCES = {
     "none": "Nothing ran: {reason}.",
     "undecided": "Nothing ran: {reason}.",
 }
-
-
 #: Trigger → how a run came about, in words.
 RAN_BY = {
     "manual": "by hand",
@@ -6490,8 +6487,8 @@ async def backfill(
         runs = [{"scheduled_for": tick, "run_id": None} for tick in wanted[:limit]]
     else:
         runs = await call.write(agenda.backfill, name, wanted[:limit], only)
-    again = ["tau backfill", name, f"--from {from_}", to and f"--to {to}", f"--only {only}"]
-    answer = listing("runs", runs, len(wanted), *again)
+    words = ("tau backfill", name, f"--from {from_}", to and f"--to {to}", f"--only {only}")
+    answer = listing("runs", runs, len(wanted), *words)
     return {"pipeline": name, "dry_run": dry_run, "ticks": len(past), **answer}
 
 
@@ -6828,8 +6825,8 @@ CUTS: tuple[tuple[str, int, Callable[[Any], Any]], ...] = (
 
 # --- 21. Callers -------------------------------------------------------------------------
 # Owns who may do what: keys, their scopes, patterns and ends, and patience with wrong ones.  Calls Store.
-# Promises that a key is kept as its digest only, compared in constant time, and that what it does not see is to it
-# as if it were not there.
+# Promises that only the digest of a key is stored, that it is compared in constant time, and that what a key does
+# not see does not exist for it.
 
 #: The use of a key is recorded at most this often.
 KEY_USE_S = 600.0
@@ -6863,9 +6860,9 @@ class Caller:
 
     def check_time(self) -> None:
         """Forbidden once the key has expired or was revoked."""
-        is_over = self.expires_at is not None and rfc3339(time.time()) >= self.expires_at
-        if self.revoked or is_over:
-            why = f"expired at {self.expires_at}" if is_over else "opens nothing any more"
+        expired = self.expires_at is not None and rfc3339(time.time()) >= self.expires_at
+        if self.revoked or expired:
+            why = f"expired at {self.expires_at}" if expired else "opens nothing any more"
             raise Forbidden(f"the key '{self.name}' {why}", "tau key create NAME makes another")
 
     def sees(self, pipeline: str) -> bool:
@@ -6875,7 +6872,7 @@ class Caller:
         return [name for name in names if self.sees(name)]
 
     def check_deployed(self, row: Json) -> None:
-        """Forbidden unless this caller may deploy a pipeline; NotFound if that comes after one that is hidden."""
+        """Forbidden unless this caller may deploy a pipeline; NotFound if that comes after a hidden one."""
         if not self.sees(row["name"]):
             message = f"the key '{self.name}' is for {', '.join(self.patterns)}, not for '{row['name']}'"
             raise Forbidden(message, SEEN_HINT)
@@ -6885,13 +6882,13 @@ class Caller:
 
 
 class Keys:
-    """The keys that open the door to the network: configured, created, or, failing a configured one, the home's own."""
+    """The keys of the network: the configured ones, else the home's own, and those that were created."""
 
     def __init__(self, home: str, settings: Json, store: Store) -> None:
         self.home, self.settings, self.store = home, settings, store
-        self.public: bool | None = None  # whether the door leads to more than this machine; None while there is none
-        self.given: list[bytes] = []  # digests of the keys that nobody has created
-        self.holders: dict[bytes, Caller] = {}  # who comes in with a key, by its digest
+        self.public: bool | None = None  # whether others than this machine can connect; None without a TCP address
+        self.given: list[bytes] = []  # digests of the configured keys, or of the home's own
+        self.holders: dict[bytes, Caller] = {}  # digest of a key → whose it is
         self.failures = 0  # wrong keys so far
         self.recorded_at = -FAILURES_S  # when that was last recorded
         self.writing = Tasks()
@@ -6901,14 +6898,14 @@ class Keys:
         self.configure(configured_keys(self.settings))
 
     def configure(self, configured: list[bytes]) -> None:
-        """These are the digests of the configured keys from now on; the home's own is for this machine alone."""
+        """Takes the digests of the configured keys; without any, the home's own, if only this machine can connect."""
         self.given = configured
         if not configured and self.public is False:
             self.given = [digest_key(make_key(self.home))]
         self.read()
 
     def read(self) -> None:
-        """Reads who has a key: one that is given, or was created."""
+        """Reads anew who has a key, configured or created."""
         self.holders = {digest: Caller("key", "admin", digest=digest) for digest in self.given}
         for row in self.store.ask.rows("SELECT * FROM keys WHERE revoked_at IS NULL"):
             digest = bytes.fromhex(row["sha256"])
@@ -6934,7 +6931,7 @@ class Keys:
 
 
 def configured_keys(settings: Json) -> list[bytes]:
-    """The digests of the configured keys, however they are given; BadRequest for one that could be guessed."""
+    """The digests of the configured keys; BadRequest for one that could be guessed."""
     digests = []
     if text := settings["api_key_hash"]:
         if not re.fullmatch("[0-9a-f]{64}", text):
@@ -6973,7 +6970,7 @@ def make_key(home: str) -> str:
 
 
 async def confined(call: Call, chosen: Operation, arguments: Json) -> Json:
-    """Calls an operation for a caller that sees only some pipelines: the others are as if they were not there."""
+    """Calls an operation for a caller that sees only some pipelines: the others do not exist for it."""
     caller, ask = call.caller, call.ask
     subjects = [(chosen.arguments[name].kind, value) for name, value in arguments.items() if value is not None]
     subjects = [(kind, value) for kind, value in subjects if kind in (*SUBJECTS, "list[RunId]")]
@@ -6992,7 +6989,7 @@ async def confined(call: Call, chosen: Operation, arguments: Json) -> Json:
 
 
 def owner_of(ask: Questions, word: str) -> str:
-    """The pipeline of the run that is meant; NotFound, and BadRequest that does not name the runs it could be."""
+    """The pipeline of a run; NotFound, or BadRequest for several, which does not name them."""
     try:
         return ask.owner(ask.find_run(word))
     except BadRequest as problem:
@@ -7000,7 +6997,7 @@ def owner_of(ask: Questions, word: str) -> str:
 
 
 def local_peer(peer: Any, group: int | None) -> str:
-    """The user name behind a Unix socket, if it may speak: ourselves, root, or a member of *group*."""
+    """The user name behind a Unix socket; empty unless it is our own, root's, or of a member of *group*."""
     if not hasattr(socket, "SO_PEERCRED"):  # macOS: the directory's mode alone guards the socket
         return pwd.getpwuid(os.geteuid()).pw_name
     _, uid, gid = struct.unpack("3i", peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
@@ -7027,7 +7024,7 @@ class Deployment:
         self.daemon, self.sources = daemon, read_sources([*files, *(include or [])])
         self.entries = find_entries(self.sources, [file["path"] for file in files], entry)
         self.venvs: dict[str, str] = {}  # entry → digest of the virtual environment that it needs
-        self.folder = os.path.join(daemon.sources.folder, f".staged-{os.urandom(8).hex()}")
+        self.folder = os.path.join(daemon.home, "versions", f".staged-{os.urandom(8).hex()}")
         daemon.retention.deploying += 1
 
     def close(self) -> None:
@@ -7059,7 +7056,7 @@ class Deployment:
         return pipelines
 
     async def ask(self, entry: str, job: Json) -> Any:
-        """What a process that loads an entry, or scans all files, has found; LoadFailed if that fails."""
+        """The result of a process that loads an entry, or scans all files; LoadFailed if that fails."""
         job["python"] = self.daemon.venvs.python(self.venvs.get(entry))
         outcome = await self.daemon.runner.load(self.folder, entry, job)
         if outcome.error is not None:
@@ -7071,9 +7068,10 @@ def read_sources(files: list[Json]) -> dict[str, bytes]:
     """The files of a deployment by path; BadRequest or LoadFailed for what cannot be one."""
     sources: dict[str, bytes] = {}
     for file in files:
-        path = file.get("path")
-        if not isinstance(path, str) or not is_inside(path) or path in sources:
-            message = f"'{str(path)[:WORD_MAX]}' is not a file's path inside the deployment"
+        path: str = file["path"] if isinstance(file.get("path"), str) else ""
+        plain = all(part not in ("", ".", "..") and len(part.encode()) <= 200 for part in path.split("/"))
+        if not plain or len(path) >= 512 or "\0" in path or path in sources:
+            message = f"'{str(file.get('path'))[:WORD_MAX]}' is not a file's path inside the deployment"
             raise BadRequest(message, ONCE_HINT)
         sources[path] = read_content(file)
         if path.endswith(".py"):
@@ -7088,13 +7086,6 @@ def read_sources(files: list[Json]) -> dict[str, bytes]:
 
 
 ONCE_HINT = "use relative paths, each once"
-
-
-def is_inside(path: str) -> bool:
-    """Whether a path names a file below the directory it is relative to."""
-    parts = path.split("/")
-    plain = all(part not in ("", ".", "..") and len(part.encode()) <= 200 for part in parts)
-    return plain and len(path) < 512 and "\0" not in path
 
 
 def read_content(file: Json) -> bytes:
@@ -7120,7 +7111,7 @@ def check_source(path: str, content: bytes) -> None:
 
 
 def find_entries(sources: dict[str, bytes], main: list[str], entry: str | None) -> list[str]:
-    """Which files are loaded: the *entry*, the only one, or those of a folder that look as if they had a pipeline."""
+    """Which files are loaded: the *entry*, the only one, or those of a folder that seem to have a pipeline."""
     if entry is None and len(main) == 1:
         entry = main[0]
     if entry is not None:
@@ -7613,10 +7604,10 @@ class Starter:
 class Runner:
     """Queue → fork server → journal → outcome."""
 
-    def __init__(self, home: str, settings: Json, store: Store, feed: Feed, venvs: Venvs, sources: Sources) -> None:
+    def __init__(self, home: str, settings: Json, store: Store, feed: Feed, venvs: Venvs) -> None:
         self.home, self.settings, self.store, self.feed = home, settings, store, feed
-        self.venvs, self.sources = venvs, sources
-        self.folder = os.path.join(home, "runs")
+        self.venvs, self.folder = venvs, os.path.join(home, "runs")
+        self.unpacked: set[str] = set()  # versions whose files have been compared with the store
         self.live: dict[str, Process] = {}  # by stem
         self.latencies: list[float] = []  # milliseconds from queued to started, the last thousand
         self.starter = Starter(home, settings)
@@ -7646,12 +7637,20 @@ class Runner:
     def used(self) -> int:
         return self.store.ask.totals()["running"]
 
+    def unpack(self, digest: str, entry: str) -> str:
+        """The directory with the files of a version; StorageFull if there is no room for it."""
+        path = os.path.join(self.home, "versions", digest)
+        if digest not in self.unpacked or not os.path.exists(os.path.join(path, entry)):
+            write_sources(self.store.ask.sources(digest), path)
+            self.unpacked.add(digest)
+        return path
+
     def dispatch(self, job: Json) -> Process:
         process = Process(self.folder, job["stem"], job["run_id"], job["attempt"], self.starter.server)
         process.timeout_s = job["timeout"]
         self.watch_over(process)
         try:
-            job["folder"] = self.sources.place(job["sha256"], job["entry"])
+            job["folder"] = self.unpack(job["sha256"], job["entry"])
             job["directory"] = os.path.join(self.home, "data", job["pipeline"])
             job["python"] = self.venvs.python(job["environment"])
             job["memos"] = self.memos(job["run_id"])
@@ -10078,8 +10077,8 @@ def give_up(problem: Exception) -> typing.NoReturn:
 
 # --- 32. Versions ------------------------------------------------------------------------
 # Owns what runs need on disk: the files of a version as the store has them, in versions/, and in environments/ the
-# virtual environments that headers ask for (PEP 723).  Calls Store.
-# Promises that both are only caches: whoever asks for one finds it whole, and a failed build changes nothing.
+# virtual environments that headers ask for (PEP 723).  Calls nothing.
+# Promises that both are only caches: each is there whole when it is asked for, and a failed build changes nothing.
 
 
 def digest_of(sources: dict[str, bytes]) -> str:
@@ -10088,22 +10087,6 @@ def digest_of(sources: dict[str, bytes]) -> str:
     for path, content in sorted(sources.items()):
         digest.update(f"{len(path.encode())} {len(content)} {path}\n".encode() + content)
     return digest.hexdigest()
-
-
-class Sources:
-    """The unpacked files of versions, for the runs that use them; written on the loop only, so never by two at once."""
-
-    def __init__(self, home: str, store: Store) -> None:
-        self.folder, self.store = os.path.join(home, "versions"), store
-        self.whole: set[str] = set()  # those that have been compared with the store
-
-    def place(self, digest: str, entry: str) -> str:
-        """The directory with the files of a version; StorageFull if there is no room for it."""
-        path = os.path.join(self.folder, digest)
-        if digest not in self.whole or not os.path.exists(os.path.join(path, entry)):
-            write_sources(self.store.ask.sources(digest), path)
-            self.whole.add(digest)
-        return path
 
 
 def write_sources(sources: dict[str, bytes], folder: str) -> None:
@@ -10172,7 +10155,7 @@ def check_header(header: Json) -> None:
 
 
 def admits(wanted: str, mine: tuple[int, ...]) -> bool:
-    """Whether a `requires-python` (PEP 440, without epochs and suffixes) admits a version; nothing unreadable does."""
+    """Whether a `requires-python` (PEP 440 without epochs and suffixes) admits a version; False if unreadable."""
     for part in filter(None, map(str.strip, wanted.split(","))):
         match = re.fullmatch(r"(>=|<=|==|!=|~=|>|<)\s*(\d+(?:\.\d+)*)(?:\.\*)?", part)
         if match is None:
@@ -10244,7 +10227,7 @@ def build_error(entry: str, log: list[str]) -> LoadFailed:
 
 
 async def run_to_end(words: list[str], log: list[str], patience: float) -> int:
-    """The exit code of a command, its output added to the log.  However this ends, its processes are gone."""
+    """The exit code of a command; its output goes to the log.  Its processes are gone however this ends."""
     environ = public_environment() | {"PIP_DISABLE_PIP_VERSION_CHECK": "1", "PIP_NO_INPUT": "1"}
     pipe, null, both = asyncio.subprocess.PIPE, asyncio.subprocess.DEVNULL, asyncio.subprocess.STDOUT
     starting = asyncio.ensure_future(
@@ -10267,7 +10250,7 @@ async def run_to_end(words: list[str], log: list[str], patience: float) -> int:
 
 
 def build_commands(path: str, needed: list[str]) -> list[list[str]]:
-    """What makes a virtual environment with these packages: uv where it is on the path, else venv and pip."""
+    """Commands that make a virtual environment with these packages: uv's if it is on the path, else venv and pip."""
     python = os.path.join(path, "bin", "python")
     if uv := shutil.which("uv"):
         make = [uv, "venv", "--quiet", "--python", sys.executable, path]
