@@ -4352,7 +4352,7 @@ class ThrowAway:
 # Asynchronous, long-lived, one per home.  Never imports user code.
 
 # --- 15. Daemon --------------------------------------------------------------------------
-# Owns the home: its lock, start, recovery, reload and stop; holds all that serves it.
+# Owns the home: its lock, start, recovery, reload and stop.
 # Calls everything below.  Promises one daemon per home, and that runs outlive it.
 
 
@@ -4360,10 +4360,8 @@ def taud(argv: Sequence[str] | None = None) -> int:
     """The `taud` command: serves until it is stopped; its exit code."""
     open_standard_descriptors()
     words = [*(sys.argv[1:] if argv is None else argv)]
-    manager = ServiceManager()
     try:
-        manager.meet(os.environ)  # first, for what it takes away no child may inherit
-        obey(words, manager)
+        obey(words, ServiceManager(os.environ))  # first: no child may inherit what it takes away
     except TauError as problem:
         return complain(problem, "--json" in words)
     except OSError as problem:
@@ -4372,13 +4370,11 @@ def taud(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     finally:
-        manager.close()
         leave_stderr()
     return 0
 
 
 def obey(words: list[str], manager: ServiceManager) -> None:
-    """Does what the command line asks for: serves, unless it is for something else."""
     options = vars(taud_parser().parse_args(words))
     if options["print_unit"]:
         write_out(unit_text(options["print_unit"], taud_path()))
@@ -4394,7 +4390,7 @@ def obey(words: list[str], manager: ServiceManager) -> None:
     else:
         if options["detached"]:
             os.setsid()
-        faulthandler.enable(2)  # where a blocked daemon is, should its watchdog kill it
+        faulthandler.enable(2)  # says where a blocked daemon is when its watchdog kills it
         set_up_log(settings["log_level"])
         asyncio.run(Daemon(home, config, settings, options, manager).serve())
 
@@ -4437,23 +4433,22 @@ def detach(home: str, words: list[str]) -> Json:
     except Conflict as owned:
         return {"changed": False, "home": home} | owned.detail
     log_path = os.path.join(home, "taud.log")
-    log, null = os.open(log_path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600), os.open(os.devnull, os.O_RDWR)
     answer, child_end = os.pipe()
-    said_before = os.fstat(log).st_size
-    pid = start_python("taud", [*words, "--detached", "--json"], {0: null, 1: child_end, 2: log}, dict(os.environ))
-    os.close(null)
-    os.close(child_end)
-    with open(answer, "rb") as ready, open(log, "rb") as file:
+    with open(log_path, "a+b") as log, open(answer, "rb") as ready:
+        start = log.seek(0, os.SEEK_END)
+        with open(os.devnull) as null, open(child_end, "wb") as written:
+            files = {0: null.fileno(), 1: written.fileno(), 2: log.fileno()}
+            pid = start_python("taud", [*words, "--detached", "--json"], files, dict(os.environ))
         if line := ready.readline():
             return {"changed": True} | dict(json.loads(line))
         os.waitpid(pid, 0)
-        file.seek(said_before)
-        said = file.read().decode("utf-8", "replace").strip().splitlines() or ["it said nothing"]
+        log.seek(start)
+        said = log.read().decode("utf-8", "replace").strip().splitlines() or ["it said nothing"]
     raise printed_error(said[-1:]) or Internal(f"taud did not start: {said[-1]}", f"see {log_path}")
 
 
 def restore(home: str, settings: Json, file: str, replace: bool) -> Json:
-    """The home is as the backup says it was; Conflict if a daemon serves it."""
+    """Puts a backup in the home's place; Conflict if a daemon serves it."""
     with os.fdopen(take_lock(home)):
         store = Store(home, settings)
         restored = restore_copy(store, os.path.abspath(file), replace)
@@ -4461,28 +4456,27 @@ def restore(home: str, settings: Json, file: str, replace: bool) -> Json:
 
 
 async def build_again(home: str, settings: Json, database: str) -> list[str]:
-    """The environments of the restored pipelines are there; names those for which that did not work."""
+    """Builds the environments of the restored pipelines; names those that failed."""
     venvs, failed, db = Venvs(home, settings), [], read_only(database)
     for row in Questions(db).rows("SELECT * FROM live JOIN sources USING (sha256) WHERE path = entry"):
-        try:
+        built: Json | None = None
+        with contextlib.suppress(TauError):
             header = read_header(row["content"].decode("utf-8", "replace"), row["entry"])
             built = {} if header is None else await venvs.build(header, row["entry"])
-            if built.get("digest") != row["options"].get("environment"):
-                failed.append(row["pipeline"])
-        except TauError:
+        if built is None or built.get("digest") != row["options"].get("environment"):
             failed.append(row["pipeline"])
     db.close()
     return failed
 
 
-#: How long the lock of a daemon that is gone is waited for.
+#: How long we wait for the lock of a daemon that is gone.
 LOCK_PATIENCE_S = 2.0
 
 
 def take_lock(home: str) -> int:
-    """The descriptor that holds the home's lock until it is closed; Conflict if another daemon holds it.
+    """The descriptor that has the home's lock until it is closed; Conflict if another daemon has it.
 
-    The home is made if there is none; Forbidden if it is somebody else's.
+    Makes a home that is missing; Forbidden if it is somebody else's.
     """
     make_directory(home)
     if os.stat(home).st_uid != os.geteuid():
@@ -4491,17 +4485,17 @@ def take_lock(home: str) -> int:
     until = time.monotonic() + LOCK_PATIENCE_S
     while (lock := lock_file(path, wait=False, create=True)) < 0:
         owner = json.loads(peek(path) or "{}")  # pid and socket; nothing while it is just starting
-        # What a killed daemon was just starting has its lock until it executes: a moment longer than itself.
+        # A child of a killed daemon has its lock until it executes, so a moment longer.
         if process_started(owner.get("pid", os.getpid())) is not None or time.monotonic() > until:
             hint = "tau status; tau shutdown"
             raise Conflict(f"taud {owner.get('pid', '')} already serves {home}", hint, **owner)
         time.sleep(0.02)
-    os.truncate(lock, 0)  # what the last owner wrote is no longer true
+    os.truncate(lock, 0)  # the last owner's words
     return lock
 
 
 def announce(ready: Json, as_json: bool) -> bool:
-    """Prints that a daemon is ready: where, for a person or as JSON; whether a person reads it."""
+    """Prints a document; whether a person reads it."""
     people = people_read(sys.stdout, as_json)
     write_out(pairs(ready) if people else encode_json(ready))
     return people
@@ -4514,8 +4508,7 @@ class Daemon:
         self, home: str, config: str | None, settings: Json, options: Json, manager: ServiceManager
     ) -> None:  # fmt: skip
         self.home, self.config, self.settings = home, config, settings
-        # Of the command line: they hold over a file that is read again.  *unscheduled*: nothing runs by itself.
-        self.options = options
+        self.options = options  # of the command line; they win over the file's
         self.manager = manager
         self.store = Store(home, settings)
         self.feed = Feed(self.store)
@@ -4528,14 +4521,13 @@ class Daemon:
         self.keys = Keys(home, settings, self.store)
         self.listeners = Listeners(self)
         self.started = time.time()
-        self.warnings: dict[str, str] = {}  # what they are about, and what `status` says
+        self.warnings: dict[str, str] = {}  # in `status`, by subject
         self.copying = asyncio.Lock()  # held while a backup is written
         self.retention = Retention(self.store, self.runner.used)
-        self.winding_up = Tasks()  # waiting for live runs before the end
         self.ended = asyncio.Event()  # serve() may return
 
     async def serve(self) -> None:
-        """From the lock to the last descriptor.  Prints one document when it is ready."""
+        """Serves until the end; prints one document when it is ready."""
         loop = asyncio.get_running_loop()
         lock = take_lock(self.home)
         try:
@@ -4546,13 +4538,13 @@ class Daemon:
                 self.warn(f"the home is on {kind}, where locks cannot be trusted: keep it on a local disk")
             for number in (signal.SIGTERM, signal.SIGINT):
                 loop.add_signal_handler(number, self.on_signal)
-            signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until there is something to reload
+            signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until we can reload
             self.store.open(loop)
             self.agenda.open()
             for folder, names in self.store.ask.needed().items():
                 sweep(os.path.join(self.home, folder), names)
             sweep_copies(self.home)
-            self.listeners.open()  # an address that cannot be had is found out before anything runs
+            self.listeners.open()  # which may fail, so before anything runs
             await self.runner.open()
             self.scheduler.open()
             self.runner.spawn(self.retention.watch())
@@ -4565,14 +4557,14 @@ class Daemon:
             self.manager.ping()
             ready |= {"home": self.home, "addresses": [*self.listeners.bound]}
             if not announce(ready, self.options["json"]):
-                leave_output(1)  # whoever waited for the line may go; later writes must not fail
+                leave_output(1)  # its reader may go, and later writes must not fail
             await self.ended.wait()
         finally:
             await self.close()
             os.close(lock)
 
     def on_commit(self, run_ids: set[str], *due: Any) -> None:
-        """Something about these runs is on disk now: whoever waits hears of it, and what is due begins."""
+        """Tells who follows these runs, whose changes are on disk now, and begins what is due."""
         for run_id in run_ids:
             self.feed.changed(run_id)
         if due:
@@ -4583,12 +4575,12 @@ class Daemon:
         return self.runner.paused
 
     def warn(self, text: str, about: str = "") -> None:
-        """Says something in the log and, until something else is said *about* the same, in `status`."""
+        """Writes a warning to the log, and to `status` until there is another *about* the same."""
         self.warnings[about or text] = text
         logging.getLogger("tau").warning("%s", text)
 
     def reload(self) -> None:
-        """SIGHUP: the configuration file is read again.  One that cannot be used changes nothing, and is told."""
+        """SIGHUP: reads the configuration file again.  A wrong one changes nothing but the warnings."""
         if self.ended.is_set():
             return
         self.manager.tell(RELOADING=1, MONOTONIC_USEC=time.monotonic_ns() // 1000)
@@ -4603,22 +4595,21 @@ class Daemon:
             self.manager.tell(READY=1)
 
     def apply(self, settings: Json) -> None:
-        """What may change while we serve holds from now on; of the rest is said that it needs a restart."""
-        changed = [name for name, value in settings.items() if value != self.settings[name]]
-        now = RELOADED if self.listeners.tls is None or not settings["tls_cert"] else (*RELOADED, *TLS_SETTINGS)
-        held = self.settings | {name: settings[name] for name in changed if name in now}
-        tls, given = make_tls(held), configured_keys(held)  # either may be refused, and then all stays as it was
-        self.settings.update(held)
-        logging.getLogger().setLevel(self.settings["log_level"].upper())
+        """Changes what may change while we serve; logs what needs a restart."""
+        names = RELOADED if self.listeners.tls is None or not settings["tls_cert"] else (*RELOADED, *TLS_SETTINGS)
+        mixed = self.settings | {name: settings[name] for name in names}
+        tls, given = make_tls(mixed), configured_keys(mixed)  # if either is refused, nothing has changed
+        self.settings.update(mixed)
+        logging.getLogger().setLevel(mixed["log_level"].upper())
         self.listeners.tls = tls
         self.keys.configure(given)
-        self.turn_out()
-        later = [name for name in changed if name not in now]
-        told = f"; after a restart {', '.join(later)} will hold too" if later else ""
-        logging.getLogger("tau").info("the configuration is read again%s", told)
+        self.drop_revoked()
+        later = ", ".join(name for name in settings if settings[name] != mixed[name])
+        note = f"; after a restart {later} will hold too" if later else ""
+        logging.getLogger("tau").info("the configuration is read again%s", note)
 
-    def turn_out(self, answered: Connection | None = None) -> None:
-        """Whoever came in with a key that is none any more is out; one of them is still *answered*, and no more."""
+    def drop_revoked(self, answered: Connection | None = None) -> None:
+        """Drops connections whose key is no key any more; one of them is still *answered*, and no more."""
         for connection in tuple(self.connections):
             caller = connection.caller
             if caller is not None and caller.digest and caller.digest not in self.keys.holders:
@@ -4665,16 +4656,12 @@ class Daemon:
         yield from self.store.metrics.families()
         yield from process_figures()
 
-    def begin_stopping(self, drain: float, cancel: bool) -> asyncio.Future[None]:
-        """Nothing is admitted any more; resolves when live runs have ended, or need not be waited for.
+    async def wind_up(self, drain: float, cancel: bool) -> None:
+        """Admits nothing more, waits for live runs, and stops the daemon once the answer is on its way.
 
-        The daemon stops right after that.  Waits at most *drain* seconds, without a limit if it cancels.
+        Waits at most *drain* seconds; without a limit if it cancels them and *drain* is 0.
         """
         self.runner.paused = True
-        return self.winding_up.spawn(self.wind_up(drain, cancel))
-
-    async def wind_up(self, drain: float, cancel: bool) -> None:
-        """Live runs have ended, as far as they are waited for; the daemon stops once the answer is on its way."""
         if cancel:
             await self.runner.stop_all("cancelled")
         if cancel or drain:
@@ -4683,56 +4670,51 @@ class Daemon:
         asyncio.get_running_loop().call_later(0.02, self.stop)
 
     async def close(self) -> None:
-        """Nothing is open any more; live runs go on and the next daemon adopts them."""
+        """Live runs go on, and the next daemon adopts them."""
         self.manager.tell(STOPPING=1)
         self.runner.paused = True
         self.listeners.close()
-        self.winding_up.cancel()
-        waiting: set[asyncio.Future[Any]] = set(self.winding_up)
         for connection in self.connections:
             connection.last = True
             connection.tasks.cancel()  # what waits is told why
-            waiting |= connection.tasks
-        if waiting:
+        if waiting := {task for connection in self.connections for task in connection.tasks}:
             await asyncio.wait(waiting, timeout=1.0)
         await self.scheduler.close()
         await self.runner.close()
         self.store.close()
-        self.listeners.remove()  # before anybody who waits for the end can see it
+        for path in self.listeners.paths:  # before anybody who waits for the end can see it
+            remove_file(path)
         for connection in tuple(self.connections):
             connection.transport.close()
         await asyncio.sleep(0)
 
 
-#: Settings that hold as soon as the configuration file is read again: they are looked up whenever they are used.
+#: Settings that hold as soon as the configuration file is read again.
 RELOADED = ("log_level", "connections", "executors", "api_key", "api_key_file", "api_key_hash")
 #: These too, and the files that they name, where the port speaks TLS already.
 TLS_SETTINGS = ("tls_cert", "tls_key", "tls_client_ca")
 
 
 def set_up_log(level: str) -> None:
-    """The log goes to stderr: with times or, where that is the journal, which has its own, with priorities."""
+    """The log goes to stderr: with times, or with priorities for the journal, which has its own times."""
     logging.basicConfig(level=level.upper(), format="%(asctime)s %(levelname)s %(message)s")
-    plain_text = logging.Formatter()
-
-    def each_line(record: logging.LogRecord) -> str:
-        priority = PRIORITIES[record.levelname]
-        return "\n".join(f"<{priority}>{line}" for line in plain_text.format(record).splitlines())
-
     if stderr_is_journal():
-        logging.getLogger().handlers[0].format = each_line  # type: ignore[method-assign]
+        plain = logging.Formatter()
+        logging.getLogger().handlers[0].format = lambda record: "\n".join(  # type: ignore[method-assign]
+            f"<{PRIORITIES[record.levelname]}>{line}" for line in plain.format(record).splitlines()
+        )
 
 
 # --- 16. Listeners -----------------------------------------------------------------------
-# Owns where peers come in: the sockets of the home, of a service manager and of the network, TLS, and the door there.
-# Calls Service manager, Server and Callers.  Promises that no live socket is taken away from anybody, that nobody
+# Owns where peers connect: the sockets of the home, of a service manager and of the network, and TLS.
+# Calls Service manager, Server and Callers.  Promises that no live socket is taken from anybody, that nobody
 # listens to the network without a key, and that a flood of peers is no burden to those who are in.
 
 #: The first byte of a TLS handshake.
 TLS_BEGINS = b"\x16"
 ACCEPT_PAUSE_S = 0.05
-#: How many peers of this machine, and of the network, may wait to be let in.  Of the latter no more than can be
-#: served in some fifty milliseconds: under a flood a new one waits no longer, or its system tries again later.
+#: Peers of this machine, and of the network, that may wait for accept().  We accept 256 within some 50 ms: in a flood
+#: a new peer waits no longer, or its system tries again later.
 LOCAL_BACKLOG = 1024
 NETWORK_BACKLOG = 256
 
@@ -4740,8 +4722,8 @@ NETWORK_BACKLOG = 256
 class Listeners:
     """The sockets at which peers come in: bound, then served, then closed.
 
-    Peers are let in here and not by asyncio's own server, which would take as many as there are at once and have
-    buffers for each: one in each turn of the loop, and from the network nobody who has not said a byte.
+    We accept one peer in each turn of the loop, and give a network peer its buffers only after its first byte.
+    asyncio's own server would accept all at once, with buffers for each.
     """
 
     def __init__(self, daemon: Daemon) -> None:
@@ -4749,44 +4731,45 @@ class Listeners:
         self.bound: dict[str, socket.socket] = {}  # by address
         self.paths: list[str] = []  # of the sockets that are ours to remove
         self.tls = make_tls(daemon.settings)
-        self.group: int | None = None  # that may come in besides the owner
-        self.room = 0  # descriptors that peers may have in all
-        self.tasks = Tasks()  # those that let peers in, and the peers on their way
+        self.group: int | None = None  # whose members may connect, besides the owner
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        files = max(soft, 65_536 if hard == resource.RLIM_INFINITY else min(hard, 65_536))
+        resource.setrlimit(resource.RLIMIT_NOFILE, (files, hard))
+        self.room = files - DESCRIPTORS_KEPT  # descriptors for all peers
+        self.tasks = Tasks()  # one for each listener, and for each peer that has no connection yet
         self.silent: Peers = {}  # peers that have not said a byte
         self.shaking: Peers = {}  # peers in the middle of a TLS handshake
         self.strangers: Peers = {}  # peers that have not shown a key
 
     def open(self) -> None:
-        """The Unix sockets, those that we were given and, if asked for, the TCP port are bound."""
+        """Binds the Unix sockets and, if asked for, the TCP port; takes over the sockets that we were given."""
         settings, given = self.daemon.settings, self.daemon.manager.sockets
-        self.room = raise_file_limit() - DESCRIPTORS_KEPT
-        self.group = find_group(settings["group"])
-        taken = [os.path.realpath(socket_name(one)) for one in given]
+        try:
+            self.group = grp.getgrnam(settings["group"]).gr_gid if settings["group"] else None
+        except KeyError:
+            raise BadRequest(f"[daemon] group: there is no group '{settings['group']}'", "getent group") from None
+        taken = {os.path.realpath(socket_name(each)) for each in given}
         for folder in filter(None, (self.daemon.home, runtime_directory())):
             path = os.path.join(folder, "tau.sock")
-            if os.path.realpath(path) not in taken:
-                taken.append(os.path.realpath(path))
-                self.bound[f"unix://{path}"] = socket.socket(socket.AF_UNIX)
-                bind_unix(self.bound[f"unix://{path}"], folder, path, self.group)
+            if (real := os.path.realpath(path)) not in taken:
+                taken.add(real)
+                self.bound[f"unix://{path}"] = bind_unix(path, self.group)
                 self.paths.append(path)
-        for one in sorted(given, key=is_network):
-            self.bound[self.address(one)] = one
-        if settings["port"] or settings["host"]:
-            for one in bind_tcp(settings["host"], settings["port"] or 8400):
-                self.bound[self.address(one)] = one
-        if network := [socket_name(one) for one in self.bound.values() if is_network(one)]:
-            self.demand_key([host for host in network if not is_loopback(host)])
+        network = bind_tcp(settings["host"], settings["port"] or 8400) if settings["port"] or settings["host"] else ()
+        for each in (*sorted(given, key=is_network), *network):
+            self.bound[self.address(each)] = each
+        if hosts := [socket_name(each) for each in self.bound.values() if is_network(each)]:
+            self.demand_key([host for host in hosts if not is_loopback(host)])
 
     def demand_key(self, public: list[str]) -> None:
-        """The network may be listened to; Forbidden if there are *public* addresses and no key for who comes there."""
+        """Forbidden if there are *public* addresses and no key for them."""
         self.daemon.keys.open_door(bool(public))
         if public and not self.daemon.keys.holders:
             hint = "`tau key create NAME` makes one, or set [auth] api_key; or listen on 127.0.0.1, by an SSH tunnel"
             raise Forbidden(f"taud does not listen on {public[0]} without a configured key", hint)
         if public and self.tls is None:
-            self.daemon.warn(
-                f"what is sent to {public[0]} is not encrypted: set [daemon] tls_cert, or put TLS in front"
-            )
+            remedy = "set [daemon] tls_cert, or put TLS in front"
+            self.daemon.warn(f"what is sent to {public[0]} is not encrypted: {remedy}")
 
     def address(self, bound: socket.socket) -> str:
         if not is_network(bound):
@@ -4794,29 +4777,25 @@ class Listeners:
         return f"{'tcp' if self.tls is None else 'tls'}://{at_port(*bound.getsockname()[:2])}"
 
     def most(self, bound: int) -> int:
-        """How many peers of a kind there may be: *bound*, but all together they have only so many descriptors."""
+        """How many peers of a kind there may be: *bound*, or fewer where descriptors are few."""
         return max(min(bound, self.room // 4), 1)
 
-    def put_last(self, peers: Peers, one: Any, drop: Callable[[], object], most: int) -> None:
-        """One more waits; if they are too many, the one that has waited longest is dropped."""
-        peers[one] = drop
+    def put_last(self, peers: Peers, peer: Any, drop: Callable[[], object], most: int) -> None:
+        """Adds a peer; if there are too many, drops the one that has waited longest."""
+        peers[peer] = drop
         if len(peers) > self.most(most):
             peers.pop(next(iter(peers)))()
 
     def start(self) -> None:
-        for one in self.bound.values():
-            one.setblocking(False)
-            one.listen(NETWORK_BACKLOG if is_network(one) else LOCAL_BACKLOG)
-            self.tasks.spawn(self.accept(one))
+        for bound in self.bound.values():
+            bound.setblocking(False)
+            bound.listen(NETWORK_BACKLOG if is_network(bound) else LOCAL_BACKLOG)
+            self.tasks.spawn(self.accept(bound))
 
     def close(self) -> None:
         self.tasks.cancel()
-        for one in self.bound.values():
-            one.close()
-
-    def remove(self) -> None:
-        for path in self.paths:
-            remove_file(path)
+        for bound in self.bound.values():
+            bound.close()
 
     async def accept(self, bound: socket.socket) -> None:
         loop = asyncio.get_running_loop()
@@ -4827,27 +4806,25 @@ class Listeners:
                 await asyncio.sleep(ACCEPT_PAUSE_S)
                 continue
             self.tasks.spawn(self.meet(peer))
-            await asyncio.sleep(0)  # sock_accept() does not wait while there is somebody
+            await asyncio.sleep(0)  # sock_accept() does not yield while somebody waits
 
     async def meet(self, peer: socket.socket) -> None:
-        """A peer that speaks as it should has its connection; any other is let go."""
-        task, tls = asyncio.current_task(), self.tls if is_network(peer) else None
-        assert task is not None
+        task: Any = asyncio.current_task()
+        tls, limits = None, {}
         try:
             if is_network(peer):
                 self.put_last(self.silent, task, task.cancel, SILENT_MAX)
-                first = await first_byte(peer)
+                first, tls = await first_byte(peer), self.tls
                 self.silent.pop(task, None)
                 if tls is not None and first != TLS_BEGINS:
-                    peer.recv(1 << 16)  # what is left unread at the close would take the answer with it
+                    peer.recv(1 << 16)  # unread input at the close would lose the answer
                     peer.send(encode(refusal(None, BadRequest("this port speaks TLS", "tls:// or https://"))))
                     raise ConnectionAbortedError
-            limits = {}
             if tls is not None:
                 self.put_last(self.shaking, task, task.cancel, SHAKING_MAX)
                 limits = {"ssl_handshake_timeout": HELLO_S, "ssl_shutdown_timeout": HELLO_S}
             connect = asyncio.get_running_loop().connect_accepted_socket
-            await connect(lambda: Connection(self.daemon, self.group), peer, ssl=tls, **limits)
+            await connect(lambda: Connection(self.daemon), peer, ssl=tls, **limits)
         except (OSError, asyncio.CancelledError):  # TimeoutError too
             peer.close()
         finally:
@@ -4855,12 +4832,12 @@ class Listeners:
             self.shaking.pop(task, None)
 
 
-def is_network(one: socket.socket) -> bool:
-    return one.family != socket.AF_UNIX
+def is_network(bound: socket.socket) -> bool:
+    return bound.family != socket.AF_UNIX
 
 
 async def first_byte(peer: socket.socket) -> bytes:
-    """What a peer says first, which stays to be read.  TimeoutError after HELLO_S, ConnectionError if it is gone."""
+    """Peeks at the first byte of a peer.  TimeoutError after HELLO_S, ConnectionError if it is gone."""
     loop, ready = asyncio.get_running_loop(), asyncio.Event()
     loop.add_reader(peer, ready.set)
     try:
@@ -4879,30 +4856,16 @@ def socket_name(bound: socket.socket) -> str:
     return os.fsdecode(name if isinstance(name, (str, bytes)) else name[0]).replace("\0", "@")
 
 
-def raise_file_limit() -> int:
-    """As many descriptors as the system lets us have, within reason: how many."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = max(soft, 65_536 if hard == resource.RLIM_INFINITY else min(hard, 65_536))
-    resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
-    return wanted
-
-
-def find_group(name: str) -> int | None:
-    try:
-        return grp.getgrnam(name).gr_gid if name else None
-    except KeyError:
-        raise BadRequest(f"[daemon] group: there is no group '{name}'", "getent group") from None
-
-
-def bind_unix(bound: socket.socket, folder: str, path: str, group: int | None) -> None:
-    """Gives a Unix socket its path.  A stale one is replaced; a live one, a link or a stranger's file never.
+def bind_unix(path: str, group: int | None) -> socket.socket:
+    """A socket at this path.  Replaces a stale socket of ours; never a live one, a link or another file.
 
     By hand, under the home's lock: asyncio would unlink a live socket without asking (cpython issue 121252).
     """
+    bound = socket.socket(socket.AF_UNIX)
     with SocketPath(path) as short:
         if os.path.lexists(path):
-            found = os.lstat(path)
-            if not stat.S_ISSOCK(found.st_mode) or found.st_uid != os.geteuid():
+            status = os.lstat(path)
+            if not stat.S_ISSOCK(status.st_mode) or status.st_uid != os.geteuid():
                 raise Conflict(f"{path} is not a socket of ours", "remove it, or choose another --home")
             with socket.socket(socket.AF_UNIX) as probe:
                 probe.settimeout(1.0)
@@ -4912,34 +4875,28 @@ def bind_unix(bound: socket.socket, folder: str, path: str, group: int | None) -
             os.unlink(path)
         bound.bind(short.path)  # under umask 077, so it is born 0600
     if group is not None:
-        for one, mode in ((folder, 0o750), (path, 0o660)):
-            os.chown(one, -1, group)
-            os.chmod(one, mode)
+        for shared, mode in ((os.path.dirname(path), 0o750), (path, 0o660)):
+            os.chown(shared, -1, group)
+            os.chmod(shared, mode)
+    return bound
 
 
 def bind_tcp(hosts: str, port: int) -> Iterator[socket.socket]:
     """A bound socket for each of the addresses; without any for those of loopback."""
     for host in map(str.strip, (hosts or "127.0.0.1,::1").split(",")):
         try:
-            found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-        except OSError as problem:
+            for family, *_, address in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE):
+                yield socket.create_server(address, family=family)
+        except socket.gaierror as problem:
             raise BadRequest(f"--host {host}: {problem.strerror}", "give addresses of this machine") from None
-        for family, *_, address in found:
-            try:
-                made = socket.create_server(address, family=family)
-            except OSError as problem:
-                if host == "::1" and not hosts:
-                    continue  # nobody asked for it, and there is no IPv6 here
+        except OSError as problem:
+            if host != "::1" or hosts:  # nobody asked for ::1, and there may be no IPv6 here
                 message = f"cannot listen on {host}:{port}: {os.strerror(problem.errno or 0)}"
                 raise Conflict(message, "choose another --port") from None
-            yield made
 
 
 def make_tls(settings: Json) -> ssl.SSLContext | None:
-    """What the TCP port needs to speak TLS 1.2 and later, with the certificates as they are in their files now.
-
-    None if it speaks plainly; BadRequest for files that are none.
-    """
+    """TLS 1.2 and later for the TCP port; None without a certificate.  BadRequest for files of no use."""
     cert, key, authorities = settings["tls_cert"], settings["tls_key"] or None, settings["tls_client_ca"]
     if not cert:
         return None
@@ -4959,55 +4916,45 @@ def make_tls(settings: Json) -> ssl.SSLContext | None:
 
 # --- 17. Service manager -----------------------------------------------------------------
 # Owns what systemd and taud tell each other: sockets handed over, ready, alive, reloading, stopping; the units.
-# Calls nothing.  Promises that without a service manager nothing of it happens, and that no child hears of it.
+# Calls nothing.  Promises that nothing happens without a service manager, and that no child has its environment.
 
-#: Where the descriptors begin that are handed over (sd_listen_fds(3)).
+#: The first of the descriptors that are handed over (sd_listen_fds(3)).
 FIRST_DESCRIPTOR = 3
-#: How long a notification may wait for room.
-NOTIFY_PATIENCE_S = 1.0
 LISTEN_HINT = "the socket unit needs ListenStream= and Accept=no"
 
 
 class ServiceManager:
-    """Whoever has started us, as sd_notify(3) and sd_listen_fds(3) know it.  It may be nobody."""
+    """Whoever has started us, as sd_notify(3) and sd_listen_fds(3) know it.  It may be nobody.
 
-    def __init__(self) -> None:
-        self.address = ""  # where notifications go
-        self.ping_s = 0.0  # seconds between two pings; 0 if nobody watches
-        self.sockets: list[socket.socket] = []  # that we were given: they are never removed or changed
+    Takes what is meant for this process out of *environ*; BadRequest for sockets of no use.
+    """
 
-    def meet(self, environ: MutableMapping[str, str]) -> None:
-        """Takes out of *environ* all that is meant for this very process; BadRequest for sockets of no use."""
-        told = {name: environ.pop(name) for name in [*environ] if name.startswith(MANAGER_ENVIRONMENT)}
+    def __init__(self, environ: MutableMapping[str, str]) -> None:
+        words = {name: environ.pop(name) for name in [*environ] if name.startswith(MANAGER_ENVIRONMENT)}
         ours = str(os.getpid())
-        self.address = told.get("NOTIFY_SOCKET", "")
-        if told.get("WATCHDOG_PID", ours) == ours:
-            self.ping_s = digits(told.get("WATCHDOG_USEC", "")) / 2e6
-        if told.get("LISTEN_PID") == ours:
-            count = digits(told.get("LISTEN_FDS", ""))
-            names = told.get("LISTEN_FDNAMES", "").split(":") + [""] * count
-            for number in range(count):
-                self.sockets.append(inherited_socket(FIRST_DESCRIPTOR + number, names[number]))
-
-    def close(self) -> None:
-        """What we were given is closed here, and stays open where it came from."""
-        for one in self.sockets:
-            one.close()
+        self.address = words.get("NOTIFY_SOCKET", "")
+        watched = words.get("WATCHDOG_PID", ours) == ours
+        self.ping_s = digits(words.get("WATCHDOG_USEC", "")) / 2e6 if watched else 0.0  # between two pings; 0 for none
+        self.sockets: list[socket.socket] = []  # that we were given: we never remove or change them
+        if words.get("LISTEN_PID") == ours:
+            count = digits(words.get("LISTEN_FDS", ""))
+            names = words.get("LISTEN_FDNAMES", "").split(":") + [""] * count
+            self.sockets += map(inherited_socket, range(FIRST_DESCRIPTOR, FIRST_DESCRIPTOR + count), names)
 
     def tell(self, **words: int) -> None:
-        """Sends one notification; that it cannot be delivered is logged and changes nothing."""
+        """Sends one notification; a failure is only logged."""
         if not self.address.startswith(("/", "@")):
             return
         text = "\n".join(f"{name}={word}" for name, word in words.items())
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as channel:
-            channel.settimeout(NOTIFY_PATIENCE_S)
+            channel.settimeout(1.0)
             try:
                 channel.sendto(text.encode(), re.sub("^@", "\0", self.address))
             except OSError as problem:
                 logging.getLogger("tau").warning("cannot notify %s: %s", self.address, problem)
 
     def ping(self) -> None:
-        """The event loop goes round: told from within it, so that a blocked one falls silent."""
+        """Says that the event loop works: sent from within it, so that a blocked one is silent."""
         if self.ping_s:
             self.tell(WATCHDOG=1)
             asyncio.get_running_loop().call_later(self.ping_s, self.ping)
@@ -5022,25 +4969,25 @@ def inherited_socket(number: int, name: str) -> socket.socket:
     title = f"descriptor {number} ({name})" if name else f"descriptor {number}"
     try:
         os.set_inheritable(number, False)
-        found = socket.socket(fileno=number)
+        given = socket.socket(fileno=number)
     except OSError as problem:
         raise BadRequest(f"{title} is not a socket: {problem.strerror}", LISTEN_HINT) from None
-    known = found.family in (socket.AF_UNIX, socket.AF_INET, socket.AF_INET6)
-    if known and found.type == socket.SOCK_STREAM and found.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
-        return found
-    found.close()
+    known = given.family in (socket.AF_UNIX, socket.AF_INET, socket.AF_INET6)
+    if known and given.type == socket.SOCK_STREAM and given.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+        return given
+    given.close()
     wrong = "does not listen for streams" if known else "is neither a Unix nor an internet socket"
     raise BadRequest(f"{title} {wrong}", LISTEN_HINT)
 
 
 def runtime_directory() -> str:
-    """The first of $RUNTIME_DIRECTORY, if it was made for this very process and not for one that started us."""
+    """The first of $RUNTIME_DIRECTORY, if it is ours and not that of a process that started us."""
     ours = os.environ.get("SYSTEMD_EXEC_PID", str(os.getpid())) == str(os.getpid())
     return os.environ.get("RUNTIME_DIRECTORY", "").partition(":")[0] if ours else ""
 
 
 def taud_path() -> str:
-    """The executable that this is, or that stands beside this interpreter; NotFound if there is none."""
+    """Our executable, or that beside this interpreter; NotFound if there is none."""
     for path in (sys.argv[0], os.path.join(os.path.dirname(sys.executable), "taud")):
         if os.path.basename(path) == "taud" and os.path.isfile(path) and os.access(path, os.X_OK):
             return os.path.abspath(path)
@@ -5049,7 +4996,6 @@ def taud_path() -> str:
 
 
 def unit_text(kind: str, path: str) -> str:
-    """A unit that starts this executable, without its last newline."""
     demand({"enum": [*UNITS]}, kind, "unit")
     # In a unit % begins a specifier; quotes keep a path with spaces one word.
     word = path.replace("%", "%%")
@@ -5153,9 +5099,8 @@ WantedBy=sockets.target
 
 
 # --- 18. Server --------------------------------------------------------------------------
-# Owns a connection: who speaks, how much of it at once, requests in, answers out.  Calls HTTP, Callers and the
-# operation asked for.  Promises that nothing a peer sends costs another connection anything, and that no reader is
-# buffered for ever.
+# Owns a connection: who speaks, how much at once, requests in, answers out.  Calls HTTP, Callers and Operations.
+# Promises that nothing a peer sends costs another connection anything, and that no slow reader fills our memory.
 
 
 SHUTTING_DOWN = ("taud is shutting down", "taud --detach starts it again")
@@ -5163,8 +5108,6 @@ SHUTTING_DOWN = ("taud is shutting down", "taud --detach starts it again")
 
 class Call:
     """One request being answered, as an operation sees it."""
-
-    __slots__ = ("actor", "ask", "caller", "connection", "daemon", "request")
 
     def __init__(self, connection: Connection, caller: Caller, request: Any) -> None:
         self.connection, self.caller, self.request = connection, caller, request
@@ -5184,7 +5127,7 @@ class Call:
         self.connection.free(asyncio.current_task())
 
     async def emit(self, event: Json) -> None:
-        """Sends one event of a followed request; waits while the reader is slow.  Forbidden once its key has ended."""
+        """Sends one event, once the reader has read those before.  Forbidden once its key has ended."""
         self.caller.check_time()
         await self.connection.writable.wait()
         params = {"request": self.request, **event}
@@ -5203,10 +5146,11 @@ class Connection(Protocol):
     """
 
     transport: asyncio.Transport
+    socket: socket.socket
     hello: asyncio.Future[Any]  # drops a stranger that does not show its key in time
 
-    def __init__(self, daemon: Daemon, group: int | None) -> None:
-        self.daemon, self.group = daemon, group
+    def __init__(self, daemon: Daemon) -> None:
+        self.daemon, self.listeners = daemon, daemon.listeners
         self.remote = ""  # its address, unless it comes through a Unix socket
         self.caller: Caller | None = None  # None for a stranger
         self.speech: Lines | Exchange = Lines(self)
@@ -5224,18 +5168,18 @@ class Connection(Protocol):
     # asyncio calls these.
 
     def connection_made(self, transport: Any) -> None:
-        self.transport = transport
+        self.transport, self.socket = transport, transport.get_extra_info("socket")
         transport.set_write_buffer_limits(high=WRITE_BUFFER_BYTES)
         self.daemon.connections.add(self)
-        if transport.get_extra_info("socket").family != socket.AF_UNIX:
+        if self.socket.family != socket.AF_UNIX:
             self.remote = str((transport.get_extra_info("peername") or ("?",))[0])
-            self.daemon.listeners.put_last(self.daemon.listeners.strangers, self, transport.abort, STRANGERS_MAX)
+            self.listeners.put_last(self.listeners.strangers, self, transport.abort, STRANGERS_MAX)
             self.hello = self.tasks.spawn(self.drop(HELLO_S))
         self.tasks.spawn(self.converse())
 
     def connection_lost(self, problem: Exception | None) -> None:
         self.daemon.connections.discard(self)
-        self.daemon.listeners.strangers.pop(self, None)
+        self.listeners.strangers.pop(self, None)
         self.writable.set()
         self.tasks.cancel()
 
@@ -5295,7 +5239,7 @@ class Connection(Protocol):
     async def look_for_peer(self) -> None:
         """Drops a peer that has closed both ways: asyncio tells only that it sends no more."""
         poll = select.poll()
-        poll.register(self.transport.get_extra_info("socket").fileno(), 0)
+        poll.register(self.socket, 0)
         while not poll.poll(0):  # POLLHUP or POLLERR, which need not be asked for
             await asyncio.sleep(LOOK_FOR_PEER_S)
         self.transport.abort()
@@ -5316,13 +5260,13 @@ class Connection(Protocol):
 
     def admit(self, caller: Caller) -> None:
         """The peer is no stranger any more; Unavailable if there are too many connections."""
-        listeners = self.daemon.listeners
-        listeners.strangers.pop(self, None)
-        if len(self.daemon.connections) - len(listeners.strangers) > listeners.most(CONNECTIONS_MAX):
+        strangers = self.listeners.strangers
+        strangers.pop(self, None)
+        if len(self.daemon.connections) - len(strangers) > self.listeners.most(CONNECTIONS_MAX):
             raise Unavailable("too many connections", "close some, or try again later")
         if self.caller is None and self.remote:
             self.hello.cancel()
-            set_tcp_options(self.transport.get_extra_info("socket"))
+            set_tcp_options(self.socket)
         self.caller = caller
 
     async def linger(self) -> None:
@@ -5384,18 +5328,14 @@ class Connection(Protocol):
         except Exception as bug:
             logging.getLogger("tau").exception("while answering %.1000s", message)
             problem = Internal(f"{type(bug).__name__}: {bug}", "the daemon's log has the traceback")
-        method = request.get("method")
-        known = isinstance(method, str) and (problem is None or method in OPERATIONS)
-        code, seconds = problem.code if problem else "", time.perf_counter() - began
-        self.daemon.store.metrics.request(str(method) if known else "other", seconds, code)
-        if "id" not in request and not isinstance(problem, InvalidRequest):
-            return None
+        method, code = str(request.get("method")), ""
         if problem is not None:
+            method, code = method if method in OPERATIONS else "other", problem.code
             answer = refusal(number if isinstance(number, (str, int, float)) else None, problem)
-        return answer
+        self.daemon.store.metrics.request(method, time.perf_counter() - began, code)
+        return answer if "id" in request or isinstance(problem, InvalidRequest) else None
 
     async def perform(self, message: Json) -> Json:
-        """Checks the shape of a request and who sends it, and calls its operation."""
         if not isinstance(message.get("method"), str):
             raise InvalidRequest("not a request", '{"id": 1, "method": "status", "params": {}}')
         if message.get("jsonrpc", "2.0") != "2.0":
@@ -5438,21 +5378,24 @@ class Lines:
             await self.greet()
             while True:
                 await self.wait_for_room()
-                await self.begin(await self.read_line())
+                if not self.peer.buffer:
+                    await self.peer.listen()
+                async with asyncio.timeout(PATIENCE_S):  # for the end of a line that has begun
+                    line = await self.peer.read_until(b"\n", LINE_BYTES_MAX)
+                await self.begin(line)
         except (TauError, EOFError) as end:
             if isinstance(end, TauError):
                 self.send(refusal(None, end))
             if self.begun:
                 await asyncio.wait(self.begun)
-            if not isinstance(end, (EOFError, Unavailable)):  # where too many came there may be no descriptors to spare
+            if not isinstance(end, (EOFError, Unavailable)):  # too many peers may leave no descriptors to spare
                 await self.peer.linger()
 
     async def greet(self) -> None:
         """Learns who the peer is: from the system, or by its first line, `hello` with a key."""
         peer = self.peer
         if not peer.remote:
-            name = local_peer(peer.transport.get_extra_info("socket"), peer.group)
-            if not name:
+            if not (name := local_peer(peer.socket, peer.listeners.group)):
                 raise Forbidden("this socket belongs to another user", "see [daemon] group")
             peer.admit(Caller(name, "admin"))
             return
@@ -5467,13 +5410,6 @@ class Lines:
         peer.admit(await peer.daemon.keys.admit(params.get("api_key"), peer.remote))
         self.send(response(message.get("id"), {"protocol": PROTOCOL, "version": __version__}))
 
-    async def read_line(self) -> bytes:
-        """The next line: it may begin at any time, but must end within PATIENCE_S."""
-        if not self.peer.buffer:
-            await self.peer.listen()
-        async with asyncio.timeout(PATIENCE_S):
-            return await self.peer.read_until(b"\n", LINE_BYTES_MAX)
-
     async def begin(self, line: bytes) -> None:
         if not line.strip():
             await asyncio.sleep(0)  # there may be millions of them
@@ -5486,17 +5422,14 @@ class Lines:
         task = self.peer.tasks.spawn(self.handle(message))
         self.begun.add(task)
         self.peer.busy.add(task)
-        task.add_done_callback(self.end)
+        task.add_done_callback(self.begun.discard)
+        task.add_done_callback(self.peer.free)
 
     async def handle(self, message: Any) -> None:
         await self.peer.writable.wait()
         answer = await self.peer.answer(message)
         if answer is not None:
             self.send(answer)
-
-    def end(self, task: asyncio.Future[Any]) -> None:
-        self.begun.discard(task)
-        self.peer.free(task)
 
     async def wait_for_room(self) -> None:
         while len(self.peer.busy) >= IN_FLIGHT_MAX or len(self.begun) >= WAITING_MAX:
@@ -5509,8 +5442,8 @@ class Lines:
 
 
 # --- 19. HTTP ----------------------------------------------------------------------------
-# Owns the TCP port's other tongue, HTTP/1.1: POST /rpc, and pages for machines that watch.  Calls Server, Callers,
-# Metrics.  Promises that a message whose end could be found in two places is refused (RFC 9112, 6.3 and 11.2).
+# Owns the TCP port's other protocol, HTTP/1.1: POST /rpc, and pages for monitoring.  Calls Server, Callers, Metrics.
+# Promises that a message whose end is ambiguous is refused (RFC 9112, 6.3 and 11.2).
 
 HTTP_HINT = "POST /rpc with a JSON-RPC document; GET /healthz, /readyz, /metrics"
 #: Code of an error → its status, and maybe a header.
@@ -5564,8 +5497,8 @@ class Exchange:
         if not is_open:
             scheme, _, key = head.get("authorization").partition(" ")
             peer.admit(await peer.daemon.keys.admit(key.strip() if scheme.lower() == "bearer" else None, peer.remote))
-        peer.last |= head.old or "close" in head.get("connection").lower()
-        peer.last |= peer.caller is None  # a stranger has one request
+        stranger = peer.caller is None  # that has one request
+        peer.last |= stranger or head.old or "close" in head.get("connection").lower()
         if write is not None:
             head.demand("GET", "HEAD")
             status, text = write(peer.daemon)
@@ -5603,7 +5536,7 @@ class Exchange:
         self.send_piece(encode(document))
 
     def send_piece(self, piece: bytes) -> None:
-        """Sends a piece of an answer of unknown length.  An empty piece ends it; HTTP/1.0 closes the connection too."""
+        """Sends a piece of an answer of unknown length; an empty one ends it (in HTTP/1.0, the connection does)."""
         in_chunks = self.head is not None and not self.head.old
         if not self.streaming:
             self.streaming = True
@@ -5636,7 +5569,7 @@ class Exchange:
         self.peer.write("\r\n".join([*lines, "", ""]).encode("latin-1"))
 
 
-TOKEN = rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
+TOKEN = r"([!#$%&'*+.^_`|~0-9A-Za-z-]+)"
 HEADERS_MAX = 100
 
 
@@ -5644,20 +5577,19 @@ class Head:
     """The head of an HTTP request; Unreadable if two readers could read it differently."""
 
     def __init__(self, block: bytes) -> None:
-        first, *lines = block.split(b"\r\n")
-        request = re.fullmatch(rb"(%b) (/[!-~]*) HTTP/1\.([01])" % TOKEN, first)
+        first, *lines = block.decode("latin-1").split("\r\n")
+        request = re.fullmatch(TOKEN + r" (/[!-~]*) HTTP/1\.([01])", first)
         if request is None:
             raise Unreadable("this is neither JSON nor HTTP/1.1")
         if len(lines) > HEADERS_MAX:
             raise Unreadable("too many headers", 431)
         self.headers: dict[str, list[str]] = {}  # by name in small letters
         for line in lines:
-            header = re.fullmatch(rb"(%b):[\t ]*([\t -~\x80-\xff]*?)[\t ]*" % TOKEN, line)
+            header = re.fullmatch(TOKEN + r":[\t ]*([\t -~\x80-\xff]*?)[\t ]*", line)
             if header is None:
                 raise Unreadable("a header is malformed")
-            self.headers.setdefault(header[1].decode("ascii").lower(), []).append(header[2].decode("latin-1"))
-        self.method, path, minor = (part.decode("ascii") for part in request.groups())
-        self.path, self.old = path.partition("?")[0], minor == "0"
+            self.headers.setdefault(header[1].lower(), []).append(header[2])
+        self.method, self.path, self.old = request[1], request[2].partition("?")[0], request[3] == "0"
         self.expects = "" if self.old else self.get("expect")
         length = self.get("content-length", "0")
         self.length = int(length) if re.fullmatch("[0-9]{1,12}", length) else -1  # of the body
@@ -5692,7 +5624,7 @@ class Head:
 
 def readiness(daemon: Daemon) -> tuple[int, str]:
     reasons = daemon.obstacles()
-    return (503, "\n".join(reasons) + "\n") if reasons else (200, "ready\n")
+    return 503 if reasons else 200, "\n".join(reasons or ["ready"]) + "\n"
 
 
 PLAIN = "text/plain; charset=utf-8"
@@ -6619,7 +6551,7 @@ async def shutdown(call: Call, *, drain: float = 0.0, cancel: bool = False) -> J
         tau shutdown --drain 60  # live runs have a minute to end
     """
     # In a task of the daemon's own: a client that goes away must not leave the drain half done.
-    await asyncio.shield(call.daemon.begin_stopping(drain, cancel))
+    await asyncio.shield(call.daemon.runner.spawn(call.daemon.wind_up(drain, cancel)))
     left = {"live_runs": call.daemon.runner.used(), "queued_runs": call.ask.totals()["queued"]}
     return {"pid": os.getpid(), "stopping": True, **left}
 
@@ -6710,7 +6642,7 @@ async def key_revoke(call: Call, name: KeyName) -> Json:
     """
     changed = await call.write(call.daemon.store.revoke_key, name)
     call.daemon.keys.read()
-    call.daemon.turn_out(call.connection)
+    call.daemon.drop_revoked(call.connection)
     return {"name": name, "changed": changed}
 
 
@@ -6961,10 +6893,9 @@ def new_key() -> str:
 def make_key(home: str) -> str:
     """The key of this home for loopback TCP: read from <home>/key (0600), or made there."""
     path = os.path.join(home, "key")
-    if not (key := peek(path).strip()):
-        key = new_key()
-        replace_file(path, key.encode("ascii") + b"\n")
-    if len(key) < KEY_CHARACTERS_MIN:
+    if not os.path.exists(path):
+        replace_file(path, new_key().encode("ascii") + b"\n")
+    if len(key := peek(path).strip()) < KEY_CHARACTERS_MIN:
         raise Forbidden(f"{path} does not hold a key", "remove it: taud makes another")
     return key
 

@@ -291,8 +291,7 @@ def test_what_is_meant_for_this_process_is_taken_out_of_the_environment(tmp_path
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as channel:
         channel.bind(str(tmp_path / "notify"))
         environ = {"NOTIFY_SOCKET": str(tmp_path / "notify"), "LISTEN_FDS": "1", "WATCHDOG_USEC": "1", "HOME": "/"}
-        manager = module.ServiceManager()
-        manager.meet(environ)
+        manager = module.ServiceManager(environ)
         assert environ == {"HOME": "/"}
         manager.tell(RELOADING=1, MONOTONIC_USEC=2)
         assert channel.recv(999) == b"RELOADING=1\nMONOTONIC_USEC=2"
