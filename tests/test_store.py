@@ -398,7 +398,7 @@ class Books(RuleBasedStateMachine):
 #: More of them, and others each time, with for example EXAMPLES=2000.
 EXAMPLES = int(os.environ.get("EXAMPLES", "0"))
 Books.TestCase.settings = settings(
-    max_examples=EXAMPLES or 30, stateful_step_count=40, deadline=None, derandomize=not EXAMPLES, database=None,
+    max_examples=EXAMPLES or 15, stateful_step_count=40, deadline=None, derandomize=not EXAMPLES, database=None,
     suppress_health_check=[HealthCheck.too_slow],
 )  # fmt: skip
 TestBooks = Books.TestCase

@@ -190,13 +190,13 @@ def told(mode: str, wanted: int) -> int:
         tau.home.parent.rmdir()
 
 
-EVERY = 1 if int(os.environ.get("TAU_FAULTS", "12")) >= 100 else 9
+EVERY = 1 if int(os.environ.get("TAU_FAULTS", "12")) >= 100 else 12
 
 
 @pytest.mark.parametrize("mode", ["before", "after", "full"])
 def test_a_fault_at_each_commit_costs_nothing_and_doubles_nothing(mode: str) -> None:
     commits = told("none", 0)
     assert commits > 20
-    first = {"before": 1, "after": 4, "full": 7}[mode] if EVERY > 1 else 1
+    first = {"before": 1, "after": 5, "full": 9}[mode] if EVERY > 1 else 1
     for wanted in range(first, commits + 1, EVERY):
         told(mode, wanted)

@@ -169,7 +169,7 @@ def test_a_daemon_that_dies_while_it_deploys_serves_one_version_or_the_other(mor
         mortal.end()
         if answer is not None:
             break  # a deploy has no more places to die at
-        served, fatal = found, fatal + (1 if EVERY_PLACE else 6)
+        served, fatal = found, fatal + (1 if EVERY_PLACE else 9)
     assert number > 4
     eventually(lambda: not tau.remains())
     tau.start()

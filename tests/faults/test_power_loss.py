@@ -14,7 +14,7 @@ from typing import Any
 from conftest import Tau, Wire, eventually, make_home
 from disk import disk  # noqa: F401
 
-EVERY = 1 if int(os.environ.get("TAU_FAULTS", "12")) >= 100 else 4
+EVERY = 1 if int(os.environ.get("TAU_FAULTS", "12")) >= 100 else 8
 
 PIPELINES = """
 import os, time
@@ -38,7 +38,7 @@ def endless(ctx):
 #: The daemon, after the words that are put before its start.
 SERVE = "import sys, tau\n{}\nsys.exit(tau.taud([]))"
 ANOTHER_BOOT = "tau.boot_id = lambda: 'another'"
-CARELESS = "tau.PRAGMAS = tuple(one.replace('FULL', 'NORMAL') for one in tau.PRAGMAS)"
+CARELESS = "tau.SETTINGS_OF_SQLITE = tuple(one.replace('FULL', 'NORMAL') for one in tau.SETTINGS_OF_SQLITE)"
 
 
 class Power:
