@@ -412,7 +412,7 @@ def did_you_mean(word: str, words: Iterable[str], otherwise: str = "") -> str:
 
 
 def check_name(name: Any, what: str = "a pipeline's name", most: int = 128, marks: str = "_.-") -> None:
-    """BadRequest unless this can be a name: it becomes a word of commands, and maybe a directory."""
+    """BadRequest unless this can be a name, which is a word of commands and maybe a directory."""
     if not isinstance(name, str) or not re.fullmatch(f"[A-Za-z0-9][A-Za-z0-9{marks}]{{0,{most - 1}}}", name):
         hint = f"letters, digits, {', '.join(map(repr, marks))}, at most {most}, the first a letter or digit"
         raise BadRequest(f"{str(name)[:WORD_MAX]!r} cannot be {what}", hint)
@@ -836,7 +836,7 @@ class Operation:
 
     @property
     def examples(self) -> list[str]:
-        """The command lines under `Examples:` at the end of the docstring, each maybe with a `  # comment`."""
+        """The command lines under `Examples:` in the docstring; some have a `  # comment`."""
         _, _, block = (self.handler.__doc__ or "").partition("Examples:\n")
         return [line.strip() for line in block.splitlines() if line.strip()]
 
@@ -870,7 +870,7 @@ class Operation:
         return {name: (flags, " ".join(meaning.split())) for name, flags, meaning in lines}
 
     def check(self, given: Json) -> Json:
-        """The arguments to call the handler with; BadRequest names what is unknown, missing or wrong."""
+        """The arguments for the handler; BadRequest names what is unknown, missing or wrong."""
         for name in given:
             if name not in self.arguments:
                 hint = did_you_mean(name, self.arguments, f"`tau {self.words} --help` lists them")
@@ -926,7 +926,7 @@ def admin(handler: Function) -> Function:
 
 
 def sifts(handler: Function) -> Function:
-    """A decorator: the operation need not name a pipeline, because it only shows those that its caller sees."""
+    """A decorator: the operation itself only shows pipelines that its caller sees."""
     OPERATIONS[handler.__name__.rstrip("_")].sifts = True
     return handler
 
@@ -946,14 +946,14 @@ def object_schema(properties: Json, *required: str) -> Json:
 
 
 def demand(schema: Json, value: Any, place: str, hint: str = "") -> Any:
-    """The value, if it matches its schema; else BadRequest with *hint*, unless mismatch() knows a better one."""
+    """The value; BadRequest if it does not match, with *hint* unless mismatch() has a better one."""
     if (wrong := mismatch(schema, value, place)) is not None:
         raise wrong if wrong.hint else BadRequest(str(wrong), hint)
     return value
 
 
 def mismatch(schema: Json, value: Any, place: str) -> BadRequest | None:
-    """Why a value does not match a JSON Schema, as far as Tau uses it: where, what was expected, what came."""
+    """Why a value does not match a JSON Schema: where, what was expected, what came."""
     return next(mismatches(schema, value, place), None)
 
 
@@ -991,7 +991,7 @@ def mismatches_in_object(schema: Json, value: Json, place: str) -> Iterator[BadR
 
 
 def has_form(schema: Json, value: Any) -> bool:
-    """Whether a value has the type, form and bounds that a schema asks for, whatever is inside of it."""
+    """Whether a value has the type, form and bounds of a schema, whatever is inside of it."""
     kind = json_type(value)
     wanted = schema.get("type", kind)
     kinds = [wanted] if isinstance(wanted, str) else wanted
@@ -1229,7 +1229,7 @@ class Setting:
         self.schema: Json = {"type": json_type(default), **usual, **bounds}
 
     def read(self, value: Any, place: str) -> Any:
-        """The value as this setting's type; a text may be its JSON.  *place* is where it comes from."""
+        """The value as this setting's type; it may be a text.  *place* is where it comes from."""
         wanted = type(self.default)
         if isinstance(value, str) and wanted is not str:
             value = read_number(value)
@@ -1366,7 +1366,7 @@ def find_daemon(host: str | None, env: str | None, home: str | None) -> Target:
 
 
 def check_flags(target: Target, env: str | None, home: str | None) -> None:
-    """BadRequest if flags name different daemons; a home beside a loopback address says whose key is sent."""
+    """BadRequest if flags name different daemons.  --home beside a loopback address says whose key is sent."""
     hint = "give one of --host, --env and --home"
     if target.origin == "--host" and env and read_environment(env, "--env")["host"] != target.host:
         raise BadRequest(f"--host {target.host} is not the host of --env {env}", hint)
@@ -1408,7 +1408,7 @@ ENVIRONMENT_SCHEMA = object_schema(
 
 
 def environments_path() -> str:
-    """The file of the client's environments; what `tau env use` has chosen is in the file `environment` beside it."""
+    """The file of the client's environments; beside it `environment` names the chosen one."""
     return user_path("XDG_CONFIG_HOME", "~/.config", "tau", "environments.toml")
 
 
@@ -1417,7 +1417,7 @@ def chosen_environment() -> str:
 
 
 def read_environments() -> dict[str, dict[str, str]]:
-    """The client's environments by name, as they are written; Forbidden if others could read a key in there."""
+    """The client's environments as they are written; Forbidden if others could read a key."""
     path = environments_path()
     tables: dict[str, dict[str, str]] = read_toml(path, f"ls -l {path}", missing="")
     for name, table in tables.items():
@@ -1508,22 +1508,21 @@ def check_zone(name: str) -> str:
         raise BadRequest(f"there is no time zone '{name}'", hint) from None
 
 
-CONNECTION_SCHEMA = object_schema({"url": {"type": "string"}}, "url")
-EXECUTOR_SCHEMA = object_schema(
-    {
-        "command": {"type": "array", "items": WORD, "minItems": 1},
-        "python": WORD,
-        "lost_after_s": {"type": "number", "minimum": 1, "maximum": 86_400},
-        "has_dependencies": {"type": "boolean"},
-    },
-    "command",
-)
+EXECUTOR_KEYS = {
+    "command": {"type": "array", "items": WORD, "minItems": 1},
+    "python": WORD,
+    "lost_after_s": {"type": "number", "minimum": 1, "maximum": 86_400},
+    "has_dependencies": {"type": "boolean"},
+}
 EXECUTOR_DEFAULTS = {"python": "python3", "lost_after_s": 60.0, "has_dependencies": False}
 EXECUTOR_HINT = '[executors.worker1] command = ["ssh", "worker1"]'
 #: Sections of named tables → the schema of such a table, and an example.
 NAMED_TABLES = {
-    "connections": (CONNECTION_SCHEMA, '[connections.shop] url = "postgresql://tau:${PG_PASSWORD}@db/shop"'),
-    "executors": (EXECUTOR_SCHEMA, EXECUTOR_HINT),
+    "connections": (
+        object_schema({"url": {"type": "string"}}, "url"),
+        '[connections.shop] url = "postgresql://tau:${PG_PASSWORD}@db/shop"',
+    ),
+    "executors": (object_schema(EXECUTOR_KEYS, "command"), EXECUTOR_HINT),
 }
 
 
@@ -1553,7 +1552,7 @@ def read_config(path: str) -> Json:
 
 
 def demand_executor(name: str, executors: Json, environment: str | None) -> None:
-    """BadRequest unless there is such an executor, and one that can have the *environment* of a pipeline."""
+    """BadRequest unless there is such an executor that can have the *environment* of a pipeline."""
     if name == LOCAL_EXECUTOR:
         return
     if name not in executors:
@@ -1600,7 +1599,7 @@ def database_path(url: str, home: str) -> str:
 
 
 def make_parser(prog: str, description: str, examples: Sequence[str], end: str = "") -> argparse.ArgumentParser:
-    """An argparse parser whose complaints are BadRequest; its help ends with examples as they are written."""
+    """An argparse parser that raises BadRequest; its help ends with the examples as they are written."""
 
     def layout(prog: str) -> argparse.HelpFormatter:  # of one width, so that argparse need not import shutil
         return argparse.HelpFormatter(prog, max_help_position=28, width=79)
@@ -1620,7 +1619,7 @@ def make_parser(prog: str, description: str, examples: Sequence[str], end: str =
 
 
 def open_standard_descriptors() -> None:
-    """Opens descriptors 0, 1 and 2 if they are closed, so that no socket or database can become stdout."""
+    """Opens descriptors 0 to 2 if they are closed: no socket or database may become stdout."""
     while (number := os.open(os.devnull, os.O_RDWR)) <= 2:
         os.set_inheritable(number, True)
     os.close(number)
@@ -1677,7 +1676,7 @@ def complain(problem: TauError, as_json: bool) -> int:
 
 
 def printed_error(lines: Sequence[str]) -> TauError | None:
-    """The last error that another process has printed by complain() among these lines; None without one."""
+    """The last error that complain() has printed among these lines."""
     printed = [line for line in lines if line.startswith('{"error":')]
     if not printed:
         return None
@@ -1695,7 +1694,7 @@ PRIORITIES = {"DEBUG": 7, "INFO": 6, "WARNING": 4, "ERROR": 3, "CRITICAL": 2}
 
 
 def stderr_is_journal() -> bool:
-    """Whether stderr is the stream to the journal that systemd has opened: $JOURNAL_STREAM names it."""
+    """Whether stderr is systemd's stream to the journal, which $JOURNAL_STREAM names."""
     if not (named := os.environ.get("JOURNAL_STREAM")):
         return False
     stream = os.fstat(2)
@@ -1703,7 +1702,7 @@ def stderr_is_journal() -> bool:
 
 
 def printable(text: str) -> str:
-    """The text with its control characters spelled out, so that a log line cannot drive a terminal."""
+    """The text with control characters spelled out: it cannot drive a terminal."""
     return "".join(c if c.isprintable() or c in "\t\n" else c.encode("unicode_escape").decode() for c in text)
 
 
@@ -1738,15 +1737,14 @@ def boot_id() -> str:
 
 
 def stat_fields(pid: int) -> list[str]:
-    """The fields of a process from its state on (proc_pid_stat(5)); none if there is no such process."""
+    """The fields of proc_pid_stat(5) from the state on; none if there is no such process."""
     return peek(f"/proc/{pid}/stat").rpartition(")")[2].split()  # the name before it may hold spaces
 
 
 def process_started(pid: int) -> str | None:
-    """When a process started, in the kernel's own ticks since boot; None when there is no such process.
+    """When a process started, in the kernel's ticks since boot; None if it is gone or a zombie.
 
-    A pid alone may by now belong to a stranger; pid and start time together name one process of one boot.
-    A zombie counts as gone: it runs nothing any more.
+    A pid may by now belong to a stranger; pid and start time name one process of a boot.
     """
     if fields := stat_fields(pid):
         return None if fields[0] in ("Z", "X") else fields[19]
@@ -1778,7 +1776,7 @@ def send_signal(process: Json, number: int) -> None:
 
 
 def signal_group(leader: int, number: int) -> None:
-    """Signals a process group whose leader is not yet reaped, so that its number is still its own."""
+    """Signals a process group whose leader is not yet reaped: its number is still its own."""
     try:
         os.killpg(leader, number)
     except (ProcessLookupError, PermissionError):
@@ -1801,7 +1799,7 @@ class Clock:
 
 
 class Ending:
-    """Something that must end: *send* sends SIGTERM at once, and SIGKILL at each look() once its grace is over."""
+    """What must end: *send* sends SIGTERM at once, and SIGKILL at each look() after the grace."""
 
     __slots__ = ("kill_at", "send")
 
@@ -1975,9 +1973,9 @@ def read_lines(
 
 
 def free_blocks(path: str, position: Json, name: str) -> None:
-    """Frees the blocks of a growing file that have been read, as *position* says: they might fill the disk.
+    """Frees the blocks of a growing file that have been read, as *position* says; only Linux can.
 
-    The file's length stays; who appends to it notices nothing.  Only Linux can; elsewhere the file grows.
+    The file's length stays; who appends to it notices nothing.
     """
     freed, end = f"{name}_released", position[name]
     if end - position.get(freed, 0) <= FREED_BYTES:
@@ -1992,7 +1990,7 @@ def free_blocks(path: str, position: Json, name: str) -> None:
 
 
 def read_output(stem: str, stream: str, position: Json, final: bool) -> tuple[list[bytes], bool]:
-    """The next lines of descriptor 1 or 2 of a process, and whether there are more; *position* moves on."""
+    """The next lines of descriptor 1 or 2 of a process, and whether there are more."""
     path = f"{stem}.{stream}"
     lines, position[stream], more = read_lines(path, position[stream], LOG_LINE_BYTES_MAX, final)
     free_blocks(path, position, stream)
@@ -2076,13 +2074,13 @@ class Replacement:
 
 
 def replace_file(path: str, data: bytes, durable: bool = True) -> None:
-    """The file holds these bytes, for its owner alone, whole or not at all; OSError if it cannot be written."""
+    """Writes a file for its owner alone, whole or not at all; OSError if it cannot be written."""
     with Replacement(path, durable=durable) as file:
         file.write(data)
 
 
 def check_private(path: str) -> None:
-    """Forbidden if any user of this machine can read a file: its mode says so, and no directory is in the way."""
+    """Forbidden if every user can read a file: its mode says so, and no directory is in the way."""
     at = os.path.realpath(path)
     reachable = os.stat(at).st_mode & 0o004
     while reachable and at != (at := os.path.dirname(at)):
@@ -2109,7 +2107,7 @@ DURATION_HINT = "write seconds, or a text such as 30s, 15m, 1h30m, 24h or 2d"
 
 
 def parse_duration(value: float | str, name: str = "the duration") -> float:
-    """Seconds, from a number or a text like `1h30m`; BadRequest for anything else, negative ones too."""
+    """Seconds, from a number or a text like `1h30m`; BadRequest for anything else."""
     seconds = -1.0
     if isinstance(value, str):
         parts = re.fullmatch(r"(?:(\d+)w)?(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d+(?:\.\d+)?)s?)?", value, re.ASCII)
@@ -2204,7 +2202,7 @@ class Zone:
         return instants[at], before, after
 
     def repeated_until(self, at: int) -> int | None:
-        """The wall time at which the clock was set back, if it shows at this instant what it showed before."""
+        """The wall time at which the clock was set back, if it shows a time for the second time now."""
         if self.name == "UTC" or not self.shown(at).fold:
             return None
         set_at, before, after = self.change(at - 86_400, at) or (0, 0, 0)
@@ -2370,7 +2368,7 @@ def split_cron(text: str) -> list[str]:
 
 
 def check_days(day: CronField, month: CronField, weekday: CronField) -> None:
-    """BadRequest for days that never come, and for the combinations that croniter takes for something else."""
+    """BadRequest for days that never come, and for combinations that croniter misreads."""
     if weekday.weeks and weekday.values:
         raise BadRequest(f"{weekday.place}: # and L cannot be mixed with other days", "write two schedules")
     if weekday.weeks and not day.starred:
@@ -2388,7 +2386,7 @@ def check_days(day: CronField, month: CronField, weekday: CronField) -> None:
 
 
 def dates_in(length: int, weeks: set[int]) -> set[int]:
-    """The dates of a month that can be in these weeks (0 is the last seven days); without *weeks* all."""
+    """The dates of a month in these weeks (0 is the last seven days); without *weeks* all."""
     dates = range(1, length + 1)
     return {date for date in dates if not weeks or (date + 6) // 7 in weeks or (0 in weeks and date > length - 7)}
 
@@ -2551,7 +2549,7 @@ def times_of(options: Json, anchor: int, timezone: str) -> Times | None:
 
 
 def delay_of(pipeline: str, jitter_s: float) -> int:
-    """How many seconds after its ticks a schedule is due: always the same for a pipeline, spread over the jitter."""
+    """How many seconds after its ticks a schedule is due: always the same for a pipeline."""
     return int(fingerprint(pipeline), 16) % (int(jitter_s) + 1) if jitter_s else 0
 
 
