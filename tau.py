@@ -148,7 +148,8 @@ if TYPE_CHECKING:
     EnvironmentName = str
     KeyName = str
     FilePath = str
-    Function = TypeVar("Function", bound=Callable[..., Any])
+    AnyFunction = Callable[..., Any]
+    Function = TypeVar("Function", bound=AnyFunction)
     Given = ParamSpec("Given")
     Answer = TypeVar("Answer")
 else:
@@ -11248,21 +11249,20 @@ class Pipeline:
     """One decorated function."""
 
     def __init__(
-        self, function: Callable[..., Any], name: str, options: Json, retry_on: tuple[type[BaseException], ...]
+        self, function: AnyFunction, name: str, options: Json, retry_on: tuple[type[BaseException], ...]
     ) -> None:
         self.function, self.name, self.options = function, name, options
         self.retry_on = retry_on
         self.parameters = Parameters(function)
 
     def to_json(self) -> Json:
-        """What `deploy` stores of it."""
         line = getattr(getattr(self.function, "__code__", None), "co_firstlineno", None)
         about = {"name": self.name, "function": self.name, "params": self.parameters.schema()}
         return about | self.options | {"line": line}
 
 
 def pipeline(
-    function: Callable[..., Any] | None = None,
+    function: AnyFunction | None = None,
     *,
     name: str | None = None,
     description: str | None = None,
@@ -11322,7 +11322,6 @@ def check_seconds(value: Any) -> float:
 
 
 def check_limit(value: Any) -> float:
-    """A duration that is longer than nothing."""
     seconds = check_seconds(value)
     if not seconds:
         raise BadRequest("a limit of no time at all", "leave it out for none")
@@ -11348,7 +11347,6 @@ MEMORY_LEAST = 64 << 20
 
 
 def check_size(value: Any) -> int:
-    """Bytes of memory, from a whole number or text such as 512M."""
     parts = re.fullmatch(r"(\d+)([KMGT]?)(?:i?B)?", str(value), re.IGNORECASE | re.ASCII)
     size = int(parts[1]) * SIZE_UNITS[parts[2].upper()] if parts and not isinstance(value, bool) else 0
     if size < MEMORY_LEAST:
@@ -11357,7 +11355,6 @@ def check_size(value: Any) -> int:
 
 
 def check_names(value: Any) -> list[str]:
-    """A pipeline's name, or a list of them."""
     names = [value] if isinstance(value, str) else value
     for name in demand(STRINGS, names, "names"):
         check_name(name)
@@ -11525,7 +11522,7 @@ class PipelineContext:
         """
         return Step(self._attempt, name, None if timeout is None else check_limit(timeout))
 
-    def memo(self, name: str, function: Callable[..., Any], *arguments: Any, pickle: bool = False) -> Any:
+    def memo(self, name: str, function: AnyFunction, *arguments: Any, pickle: bool = False) -> Any:
         """What `function(*arguments)` comes to, as a step; kept with the run, so that it is not done twice.
 
         A later attempt of this run, and `tau retry RUN --from-failure`, take what was kept under this name for
@@ -11746,7 +11743,7 @@ def map_batches(step: Step, work: Callable[[Rows], Any], stream: Stream) -> Batc
 
 
 def run_local(
-    function: Callable[..., Any], params: Json | None = None, *, secrets: Mapping[str, str] | None = None,
+    function: AnyFunction, params: Json | None = None, *, secrets: Mapping[str, str] | None = None,
     state: Json | None = None, data_dir: str | None = None, connections: Mapping[str, Json] | None = None,
     last_successful_run: str | None = None, scheduled_for: str | None = None,
     upstream: Mapping[str, Any] | None = None,
@@ -11807,7 +11804,6 @@ def call_locally(chosen: Pipeline, job: Json, path: str) -> Json:
 
 
 def returned_by(chosen: Pipeline, context: PipelineContext) -> Json:
-    """The record of what the author's function returns."""
     job, attempt = context._job, context._attempt
     context.params = chosen.parameters.convert(job["params"])
     result = call_function(chosen, context)
@@ -11875,7 +11871,7 @@ def target(name: str) -> Callable[[Function], Function]:
 class Parameters:
     """What a pipeline function takes besides its context; or, without one, the fields of a record."""
 
-    def __init__(self, function: Callable[..., Any] | None = None) -> None:
+    def __init__(self, function: AnyFunction | None = None) -> None:
         self.types: dict[str, ParamType] = {}
         self.defaults: Json = {}
         self.others = False  # whether any key may be given
@@ -11886,7 +11882,7 @@ class Parameters:
         elif function is not None:
             self.read(function, code.co_name if code is not None else "the pipeline")
 
-    def read(self, function: Callable[..., Any], name: str) -> None:
+    def read(self, function: AnyFunction, name: str) -> None:
         """Reads the signature; BadRequest for one that cannot be called with a context and params."""
         context, *others = inspect.signature(function).parameters.values() or (None,)
         if context is None or context.kind in (context.KEYWORD_ONLY, context.VAR_KEYWORD):
@@ -11899,15 +11895,15 @@ class Parameters:
             if parameter.kind is parameter.VAR_KEYWORD:
                 self.others = self.takes_others = True
             elif parameter.kind is not parameter.VAR_POSITIONAL:
-                self.add(parameter.replace(annotation=hint_of(function, parameter)))
+                self.add(parameter.name, hint_of(function, parameter), parameter.default)
 
-    def add(self, parameter: inspect.Parameter) -> None:
-        kind = param_type(parameter.annotation, parameter.name)
-        if parameter.default is not parameter.empty:
-            self.defaults[parameter.name] = parameter.default
-            if parameter.default is None and mismatch(kind.schema, None, "") is not None:
+    def add(self, name: str, hint: Any, default: Any) -> None:
+        kind = param_type(hint, name)
+        if default is not inspect.Parameter.empty:
+            self.defaults[name] = default
+            if default is None and mismatch(kind.schema, None, "") is not None:
                 kind = any_of([kind, ParamType({"type": "null"})])
-        self.types[parameter.name] = kind
+        self.types[name] = kind
 
     def schema(self) -> Json:
         if not self.types and self.others:
@@ -11925,8 +11921,7 @@ class Parameters:
         return {name: default for name, default in self.defaults.items() if name not in values} | values
 
 
-def hint_of(function: Callable[..., Any], parameter: inspect.Parameter) -> Any:
-    """A param's annotation, evaluated where it is text."""
+def hint_of(function: AnyFunction, parameter: inspect.Parameter) -> Any:
     if not isinstance(parameter.annotation, str):
         return object if parameter.annotation is parameter.empty else parameter.annotation
     try:
@@ -11956,14 +11951,44 @@ class ParamType:
         self.schema, self.convert = schema, convert or (lambda value: value)
 
 
+#: What is made of a JSON array.
+ARRAYS: dict[str, AnyFunction] = {"list": list, "set": set, "frozenset": frozenset, "tuple": tuple}
+ARRAYS |= {"Sequence": list, "Iterable": list, "Collection": list}
+MAPPINGS = ("dict", "Mapping", "MutableMapping")
+
+
 def param_type(hint: Any, name: str) -> ParamType:
     """What an annotation stands for; BadRequest if JSON cannot carry it."""
-    one = Annotation(hint, name)
-    for shape in (one.scalar, one.union, one.enum, one.record, one.array, one.mapping):
-        if (found := shape()) is not None:
-            return found
+    hint = getattr(hint, "__supertype__", hint)  # typing.NewType
+    hint = object if hint is typing.Any else type(None) if hint is None else hint
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    word = getattr(origin or hint, "__name__", "")
+    if hasattr(hint, "__metadata__"):  # Annotated
+        return param_type(arguments[0], name)
+    if origin is typing.Literal:
+        return ParamType({"enum": [*arguments]})
+    if hasattr(hint, "__fspath__"):
+        return ParamType({"type": "string"}, hint)
+    if hasattr(hint, "_value2member_map_"):
+        return enum_type(hint, name)
+    if hasattr(hint, "__dataclass_fields__"):
+        return record_type(hint)
+    full_name = f"{getattr(hint, '__module__', '')}.{word}"
+    kind = next((kind for kind in KINDS_OF_VALUE if kind.classes[0] == full_name), None)
+    if kind is not None and kind.schema is not None and origin is None:
+        return ParamType(kind.schema, kind.convert)
+    if origin is typing.Union or word == "UnionType":
+        return any_of(inner_types(arguments, name))
+    if word in ARRAYS:
+        return array_type(ARRAYS[word], inner_types(arguments, name), is_tuple=word == "tuple" and ... not in arguments)
+    if word in MAPPINGS and (not arguments or arguments[0] is str):
+        return mapping_type([ParamType({}), *inner_types(arguments, name)][-1])
     known = "str, int, float, bool, date, datetime, Decimal, UUID, Path, Enum, Literal, list[…], dict[str, …]"
     raise BadRequest(f"param '{name}': JSON cannot carry {safe_repr(hint)}", f"use {known}, … | None")
+
+
+def inner_types(arguments: Sequence[Any], name: str) -> list[ParamType]:
+    return [param_type(hint, name) for hint in arguments if hint is not ...]
 
 
 def any_of(options: list[ParamType]) -> ParamType:
@@ -11975,92 +12000,45 @@ def any_of(options: list[ParamType]) -> ParamType:
     return ParamType({"anyOf": [option.schema for option in options]}, convert)
 
 
-#: What is made of a JSON array.
-ARRAYS: dict[str, Callable[[list[Any]], Any]] = {"list": list, "set": set, "frozenset": frozenset, "tuple": tuple}
-ARRAYS |= {"Sequence": list, "Iterable": list, "Collection": list}
+def enum_type(hint: Any, name: str) -> ParamType:
+    """A subclass of Enum: its values in JSON, its members in Python."""
+    members = {encode_json(to_json(member.value, name)): member for member in hint}
+    return ParamType({"enum": [json.loads(text) for text in members]}, lambda value: members[encode_json(value)])
 
 
-class Annotation:
-    """The annotation of a param; each shape is a kind of type that it may be, and None if it is not."""
+def record_type(make: Any) -> ParamType:
+    """A dataclass: an object with its fields."""
+    fields = Parameters()
+    try:
+        hints = typing.get_type_hints(make)
+    except Exception as problem:
+        raise unresolved(f"a field of {make.__name__}", problem) from problem
+    for name, parameter in inspect.signature(make).parameters.items():
+        factory = getattr(make.__dataclass_fields__[name], "default_factory", None)
+        # The signature shows a stand-in for what a factory makes.
+        fields.add(name, hints[name], factory() if callable(factory) else parameter.default)
+    return ParamType(fields.schema(), lambda value: make(**fields.convert(value)))
 
-    def __init__(self, hint: Any, name: str) -> None:
-        hint = getattr(hint, "__supertype__", hint)  # typing.NewType
-        self.hint: Any = object if hint is typing.Any else type(None) if hint is None else hint
-        self.name = name
-        self.origin, self.arguments = typing.get_origin(self.hint), typing.get_args(self.hint)
-        self.word = getattr(self.origin or self.hint, "__name__", "")
 
-    def inner(self) -> list[ParamType]:
-        return [param_type(one, self.name) for one in self.arguments if one is not ...]
-
-    def scalar(self) -> ParamType | None:
-        """`int`, `date`, `Decimal`, `Path`, `Literal["eu", "us"]`."""
-        if self.origin is typing.Literal:
-            return ParamType({"enum": [*self.arguments]})
-        if hasattr(self.hint, "__fspath__"):
-            return ParamType({"type": "string"}, self.hint)
-        full_name = f"{getattr(self.hint, '__module__', '')}.{self.word}"
-        kind = next((one for one in KINDS_OF_VALUE if one.classes[0] == full_name), None)
-        if kind is None or kind.schema is None or self.origin is not None:
-            return None
-        return ParamType(kind.schema, kind.convert)
-
-    def union(self) -> ParamType | None:
-        """`int | None`, `Optional`, `Union`; of `Annotated` what is annotated."""
-        if hasattr(self.hint, "__metadata__"):
-            return param_type(self.arguments[0], self.name)
-        return any_of(self.inner()) if self.origin is typing.Union or self.word == "UnionType" else None
-
-    def enum(self) -> ParamType | None:
-        """A subclass of Enum: its values in JSON, its members in Python."""
-        if not hasattr(self.hint, "_value2member_map_"):
-            return None
-        members = {encode_json(to_json(one.value, self.name)): one for one in self.hint}
-        schema = {"enum": [json.loads(text) for text in members]}
-        return ParamType(schema, lambda value: members[encode_json(value)])
-
-    def record(self) -> ParamType | None:
-        """A dataclass: an object with its fields."""
-        make = self.hint
-        if not hasattr(make, "__dataclass_fields__"):
-            return None
-        fields = Parameters()
-        try:
-            hints = typing.get_type_hints(make)
-        except Exception as problem:
-            raise unresolved(f"a field of {make.__name__}", problem) from problem
-        for one in inspect.signature(make).parameters.values():
-            factory = getattr(make.__dataclass_fields__[one.name], "default_factory", None)
-            default = factory() if callable(factory) else one.default  # the signature shows a stand-in
-            fields.add(one.replace(annotation=hints[one.name], default=default))
-        return ParamType(fields.schema(), lambda value: make(**fields.convert(value)))
-
-    def array(self) -> ParamType | None:
-        """`list[int]`, `set[str]`, `tuple[int, ...]`, `tuple[int, str]`."""
-        make = ARRAYS.get(self.word)
-        if make is None:
-            return None
-        inner = self.inner()
-        if make is tuple and inner and self.arguments[-1] is not ...:
-            count = len(inner)
-            return ParamType(
-                {"type": "array", "prefixItems": [part.schema for part in inner], "minItems": count, "maxItems": count},
-                lambda value: tuple(part.convert(item) for part, item in zip(inner, value, strict=True)),
-            )
-        if not inner:
-            return ParamType({"type": "array"}, make)
+def array_type(make: AnyFunction, inner: list[ParamType], is_tuple: bool) -> ParamType:
+    """`list[int]`, `set[str]`, `tuple[int, ...]`; with *is_tuple* `tuple[int, str]`."""
+    if not inner:
+        return ParamType({"type": "array"}, make)
+    if not is_tuple:
         schema = {"type": "array", "items": inner[0].schema}
         return ParamType(schema, lambda value: make([inner[0].convert(item) for item in value]))
+    count = len(inner)
+    return ParamType(
+        {"type": "array", "prefixItems": [part.schema for part in inner], "minItems": count, "maxItems": count},
+        lambda value: tuple(part.convert(item) for part, item in zip(inner, value, strict=True)),
+    )
 
-    def mapping(self) -> ParamType | None:
-        """`dict[str, int]`, `Mapping[str, date]`."""
-        if self.word not in ("dict", "Mapping", "MutableMapping") or (self.arguments and self.arguments[0] is not str):
-            return None
-        item = self.inner()[1] if self.arguments else ParamType({})
-        return ParamType(
-            {"type": "object", "additionalProperties": item.schema},
-            lambda value: {key: item.convert(one) for key, one in value.items()},
-        )
+
+def mapping_type(inner: ParamType) -> ParamType:
+    return ParamType(
+        {"type": "object", "additionalProperties": inner.schema},
+        lambda value: {key: inner.convert(item) for key, item in value.items()},
+    )
 
 
 # --- 41. Assertions ----------------------------------------------------------------------
@@ -12219,8 +12197,8 @@ def memo_key(arguments: tuple[Any, ...]) -> str:
 
 
 #: What @source and @target have registered in this process.
-SOURCES: dict[str, Callable[..., Any]] = {}
-TARGETS: dict[str, Callable[..., Any]] = {}
+SOURCES: dict[str, AnyFunction] = {}
+TARGETS: dict[str, AnyFunction] = {}
 
 #: URL schemes of databases and of remote files that libraries of the extras `sql` and `files` know.
 DATABASES = (
@@ -12233,7 +12211,7 @@ REMOTE_FILES = (
 )
 
 
-def register_place(registry: dict[str, Callable[..., Any]], kind: str, name: str) -> Callable[[Function], Function]:
+def register_place(registry: dict[str, AnyFunction], kind: str, name: str) -> Callable[[Function], Function]:
     check_name(name, f"a {kind}'s name")
 
     def register(function: Function) -> Function:
@@ -12257,21 +12235,17 @@ class Surroundings:
     def url_of(self, name: str) -> str:
         """A URL, or that of the connection of this name, with its secrets; its password is hidden from now on."""
         url = str(self.connections[name]["url"]) if name in self.connections else name
-        scheme, marks, address = url.partition("://")
-        user, at, place = address.rpartition("@")
-        url = self.filled(scheme, name) + marks + self.filled(user, name, quoted=True) + at + self.filled(place, name)
-        for password in passwords_in(url) if marks else ():
-            self.attempt.hide(password)
-        return url
-
-    def filled(self, text: str, connection: str, quoted: bool = False) -> str:
-        """A part of a URL with its secrets; *quoted* where @ and / would end the part."""
+        end_of_user = url.rfind("@") if "://" in url else 0
 
         def secret(mark: re.Match[str]) -> str:
-            value = self.secret(mark[1], f"connection '{connection}' needs {mark[0]}")
-            return urllib.parse.quote(value, safe="") if quoted else value
+            value = self.secret(mark[1], f"connection '{name}' needs {mark[0]}")
+            # In a user's name or password @ and / would end it.
+            return urllib.parse.quote(value, safe="") if url.index("://") < mark.start() < end_of_user else value
 
-        return re.sub(r"\$\{(\w+)\}", secret, text)
+        url = re.sub(r"\$\{(\w+)\}", secret, url)
+        for password in passwords_in(url) if "://" in url else ():
+            self.attempt.hide(password)
+        return url
 
     def secret(self, name: str, lacking: str, default: str | None = None) -> str:
         """A secret, hidden from now on; MissingSecret says what is *lacking* and where it would be found."""
@@ -12408,7 +12382,7 @@ def is_remote(scheme: str) -> bool:
 class Registered(Place):
     """A source or target that the author wrote."""
 
-    def __init__(self, name: str, function: Callable[..., Any], resource: str | None, options: Json) -> None:
+    def __init__(self, name: str, function: AnyFunction, resource: str | None, options: Json) -> None:
         super().__init__(name, options if resource is None else {"resource": resource, **options})
         self.function = function
 
@@ -12582,7 +12556,6 @@ class RemoteFile(DataFile):
         self.storage: Json = self.options.pop("storage_options", None) or {}
 
     def store(self) -> tuple[Any, str]:
-        """fsspec's file system and the path in it."""
         scheme = self.path.partition(":")[0]
         core = need("fsspec", "files", scheme).core
         try:
@@ -12668,7 +12641,6 @@ class Web(Place):
         raise BadRequest("http(s) can only be read", "write a function: @target('crm') def crm(rows): …")
 
     def read(self, batch_rows: int | None) -> Batches:
-        """Its rows in batches: at least one a page."""
         url = self.url if self.asked["page_param"] is None else self.counted_page(0)
         seen: set[str] = set()
         while url:
@@ -12733,7 +12705,6 @@ class Web(Place):
         return following
 
     def link_at(self, path: str, page: Any, is_first: bool) -> Any:
-        """What is at a path in the document of a page."""
         page.seek(0)
         try:
             document = json.loads(page.read() or b"null")
@@ -12748,20 +12719,21 @@ class Web(Place):
 
     def fetch(self, url: str, page: Any) -> tuple[Any, str]:
         """One page into a file, however often it must be tried: its headers, and where it was in the end."""
-        for attempt in itertools.count(1):
+        attempt, backoff = 1, self.asked["backoff"]
+        while True:
             try:
                 return self.fetch_once(url, page)
             except Passing as failure:
                 why, pause = f"GET {bare_url(url)}: {failure.args[0]}", failure.args[1]
-                if pause is None:
-                    pause = self.asked["backoff"] * 2 ** (attempt - 1) * random.uniform(0.5, 1.0)
-                if attempt > self.asked["retries"]:
-                    raise SourceError(f"{why} (tried {attempt} times)", "is the service well?") from None
-                if pause > WAIT_MAX_S:
-                    raise SourceError(f"{why}; it asks to wait {pause:.0f} s", "run again later") from None
-                self.around.attempt.journal.log(f"{why}; again in {pause:.1f} s", "warning")
-                time.sleep(pause)
-        raise AssertionError
+            if pause is None:
+                pause = backoff * random.uniform(0.5, 1.0)
+            if attempt > self.asked["retries"]:
+                raise SourceError(f"{why} (tried {attempt} times)", "is the service well?")
+            if pause > WAIT_MAX_S:
+                raise SourceError(f"{why}; it asks to wait {pause:.0f} s", "run again later")
+            self.around.attempt.journal.log(f"{why}; again in {pause:.1f} s", "warning")
+            time.sleep(pause)
+            attempt, backoff = attempt + 1, backoff * 2
 
     def fetch_once(self, url: str, page: Any) -> tuple[Any, str]:
         """One request; Passing for what may be tried again, SourceError for what may not."""
@@ -12842,7 +12814,6 @@ def with_query(url: str, query: Mapping[str, Any]) -> str:
 
 
 def answer_error(problem: urllib.error.HTTPError, url: str) -> Exception:
-    """What an answer that is no success means."""
     with problem:
         said = " ".join(problem.read(500).decode("utf-8", "replace").split())[:200]
     if problem.code in TRANSIENT:
@@ -12966,14 +12937,15 @@ class Loading:
     def add(self, batch: Rows) -> None:
         """One batch: the table gets the columns it lacks, then the rows."""
         scan = Scan(batch)
-        if scan.columns:
-            self.widen(scan)
+        if not scan.columns:
+            return
+        self.widen(scan)
         for row in batch if self.mode == "upsert" else ():
             check_keys(row, self.keys)
-        if scan.even and scan.columns:
+        if scan.even:
             self.insert(scan, scan.columns)
             return
-        for shape, rows in itertools.groupby(batch if scan.columns else (), tuple):  # in order: the last of a key wins
+        for shape, rows in itertools.groupby(batch, tuple):  # in their order: the last of a key wins
             self.insert(Scan(Rows(rows)), [*shape] or scan.columns[:1])
 
     def widen(self, scan: Scan) -> None:
@@ -13000,7 +12972,6 @@ class Loading:
         return ", ".join(map(self.house.spell, names))
 
     def insert(self, scan: Scan, shape: list[str]) -> None:
-        """Rows that all have the same columns."""
         house, marks = self.house, ", ".join(map(self.house.mark, range(len(shape))))
         statement = f"INSERT INTO {self.table} ({self.listed(shape)}) VALUES ({marks})"
         if self.mode == "upsert" and house.dialect not in ON_CONFLICT:
@@ -13075,12 +13046,10 @@ class Warehouse:
             raise SourceError(f"{self.label}: {text}", self.hint(text)) from problem
 
     def hint(self, problem: str) -> str:
-        """What to do about an error of the database."""
         hints = (hint for pattern, hint in SQL_HINTS.items() if re.search(pattern, problem, re.IGNORECASE))
         return next(hints, "nothing of this transaction was kept")
 
     def spell(self, name: str) -> str:
-        """A name between SQL's own marks."""
         return '"' + str(name).replace('"', '""') + '"'
 
     def quoted(self, name: str) -> str:
@@ -13215,7 +13184,6 @@ class Alchemy(Warehouse):
         self.dialect = self.label = self.engine.dialect.name
 
     def make_engine(self, url: str) -> Any:
-        """SQLAlchemy's engine, with a driver that is there."""
         scheme, _, address = url.partition("://")
         scheme = "postgresql" if scheme == "postgres" else scheme
         drivers = [driver for module, driver in DRIVERS.get(scheme, {}).items() if find_module(module)]
@@ -13780,7 +13748,6 @@ def whole(text: str) -> int:
 
 
 def real(text: str) -> float:
-    """A finite number."""
     value = float(text)
     if "_" in text or value - value != 0:
         raise ValueError(text)
