@@ -11408,7 +11408,7 @@ def check_pipeline(options: Json) -> Json:
 
 
 def eager(work: Coroutine[Any, Any, Any]) -> Any:
-    """The answer of *work*, which is done now as far as it need not wait; else what is to be awaited.
+    """Does the work as far as it need not wait: its result, or what is to be awaited.
 
     It works in a context of its own, so that the steps of several that wait side by side nest right.
     """
@@ -11440,25 +11440,24 @@ class Unfinished:
     def __init__(self, work: Coroutine[Any, Any, Any], context: contextvars.Context) -> None:
         self.work, self.context = work, context
         self.waiting.add(self)
-        self.rest = self.__await__()  # for a task that is made of this
+        self.steps = self.__await__()  # for a task that is made of this
 
     def __await__(self) -> Generator[Any, Any, Any]:
         self.waiting.discard(self)
-        task = asyncio.get_running_loop().create_task(self.work, context=self.context)
-        return (yield from task.__await__())
+        return (yield from asyncio.get_running_loop().create_task(self.work, context=self.context))
 
     def send(self, value: Any) -> Any:
-        return self.rest.send(value)
+        return self.steps.send(value)
+
+    def close(self) -> None:
+        self.work.close()
 
     def throw(self, problem: BaseException) -> Any:
         """Goes on with an exception, or ends the work before it goes on at all."""
         if self not in self.waiting:
-            return self.rest.throw(problem)
+            return self.steps.throw(problem)
         self.waiting.discard(self)
         return self.context.run(self.work.throw, problem)
-
-    def close(self) -> None:
-        self.work.close()
 
     def __iter__(self) -> Any:
         raise TypeError("this waits for an async function: write `await ctx.…(…)`")
@@ -11523,9 +11522,9 @@ class PipelineContext:
         return Step(self._attempt, name, None if timeout is None else check_limit(timeout))
 
     def memo(self, name: str, function: AnyFunction, *arguments: Any, pickle: bool = False) -> Any:
-        """What `function(*arguments)` comes to, as a step; kept with the run, so that it is not done twice.
+        """The result of `function(*arguments)`, as a step; saved with the run, so that it is computed only once.
 
-        A later attempt of this run, and `tau retry RUN --from-failure`, take what was kept under this name for
+        A later attempt of this run, and `tau retry RUN --from-failure`, take what was saved under this name for
         the same arguments.  It must be JSON, and comes back as JSON says it, or anything with *pickle*.  In an
         async function it must be awaited.
         """
@@ -11982,7 +11981,11 @@ def param_type(hint: Any, name: str) -> ParamType:
     if word in ARRAYS:
         return array_type(ARRAYS[word], inner_types(arguments, name), is_tuple=word == "tuple" and ... not in arguments)
     if word in MAPPINGS and (not arguments or arguments[0] is str):
-        return mapping_type([ParamType({}), *inner_types(arguments, name)][-1])
+        inner = inner_types(arguments, name)[-1] if arguments else ParamType({})
+        return ParamType(
+            {"type": "object", "additionalProperties": inner.schema},
+            lambda value: {key: inner.convert(item) for key, item in value.items()},
+        )
     known = "str, int, float, bool, date, datetime, Decimal, UUID, Path, Enum, Literal, list[…], dict[str, …]"
     raise BadRequest(f"param '{name}': JSON cannot carry {safe_repr(hint)}", f"use {known}, … | None")
 
@@ -12034,24 +12037,16 @@ def array_type(make: AnyFunction, inner: list[ParamType], is_tuple: bool) -> Par
     )
 
 
-def mapping_type(inner: ParamType) -> ParamType:
-    return ParamType(
-        {"type": "object", "additionalProperties": inner.schema},
-        lambda value: {key: inner.convert(item) for key, item in value.items()},
-    )
-
-
 # --- 41. Assertions ----------------------------------------------------------------------
 # Owns ctx.check: what is asserted, under which name, and with which values it failed.  Calls Rows and Trace.
 # Promises that every assertion is evaluated and recorded before the first failure is raised.
 
-SEVERITIES = ("error", "warn")
 VALUES_SHOWN = 8
 
 
 async def check_all(journal: Journal, given: tuple[Any, ...], severity: str) -> Count:
     """Evaluates and records every assertion; CheckFailed names all that do not hold, unless they only warn."""
-    demand({"enum": SEVERITIES}, severity, "severity")
+    demand({"enum": ("error", "warn")}, severity, "severity")
     failed = [name for name, *about in named_assertions(given) if not await holds_true(journal, severity, name, *about)]
     if failed and severity == "error":
         count = f"{len(failed)} of {len(given)} checks failed: " if len(given) > 1 else "check failed: "
@@ -12193,7 +12188,7 @@ def memo_key(arguments: tuple[Any, ...]) -> str:
 # --- 43. Places --------------------------------------------------------------------------
 # Owns where data is: which place a name means, files here and remote, the author's own sources.
 # Calls Web, Warehouses, Formats, Rows and Trace.
-# Promises that a write is whole or did not happen, and that no URL's password is told.
+# Promises that a write is whole or did not happen, and that no URL's password is shown.
 
 
 #: What @source and @target have registered in this process.
@@ -12507,7 +12502,7 @@ class LocalFile(DataFile):
             with contextlib.suppress(OSError):
                 if os.path.samestat(os.fstat(descriptor), os.stat(self.path)):
                     return descriptor
-            os.close(descriptor)  # whoever held it has put another in its place
+            os.close(descriptor)  # another run has replaced the file
 
     def open(self) -> Any:
         try:
@@ -12590,7 +12585,7 @@ class RemoteFile(DataFile):
 # Owns what is read over http(s): requests, pages, retries.  Calls Formats and Trace.
 # Promises that a body cut short is never taken for a whole one, and that no header reaches another origin.
 
-#: What `extract` may be told of a web source, and what it is otherwise.
+#: Options of `extract` for a web source, with their defaults.
 WEB_OPTIONS: Json = {
     "headers": {},  # for this origin alone
     "query": {},  # is added to the URL
@@ -12836,7 +12831,7 @@ def retry_after(text: str) -> float | None:
 # Owns databases: SQLite by itself, all others through SQLAlchemy.  Calls Rows and Trace.
 # Promises one transaction a load, values always bound and never spelled into SQL, names always quoted.
 
-#: Dialects whose NUMERIC holds any decimal; others want to be told how many digits.
+#: Dialects whose NUMERIC holds any decimal; others need a number of digits.
 ANY_DECIMAL = ("postgresql", "oracle", "cockroachdb")
 #: Dialects whose keys cannot be texts of any length.
 SHORT_KEYS = ("mysql", "mariadb", "mssql", "oracle")
@@ -12918,7 +12913,7 @@ class Table(Place):
                 loading.add(batch)
 
     def run(self, statement: str, params: Json) -> Rows | int:
-        """The rows of a query, or how many a statement changed: outside of transactions, for VACUUM wants none."""
+        """The rows of a query, or how many a statement changed: outside of transactions, as VACUUM must be."""
         with self.connect("", re.match(MAKING, statement, re.IGNORECASE) is not None) as house:
             names, answer = house.execute(statement, params)
             return int(answer) if names is None else collect(rows_of(names, answer, None))
@@ -13012,7 +13007,7 @@ class Column:
 
 
 def rows_of(names: list[str], cursor: Any, batch_rows: int | None) -> Batches:
-    """What a query found, in batches; in one, without a size.  Without any row there still are columns."""
+    """The rows of a query in batches; in one, without a size.  Without any row there still are columns."""
     check_distinct(names)
     for position in itertools.count():
         cells = cursor.fetchall() if batch_rows is None else cursor.fetchmany(batch_rows)
@@ -13047,7 +13042,7 @@ class Warehouse:
 
     def hint(self, problem: str) -> str:
         hints = (hint for pattern, hint in SQL_HINTS.items() if re.search(pattern, problem, re.IGNORECASE))
-        return next(hints, "nothing of this transaction was kept")
+        return next(hints, "this transaction was rolled back")
 
     def spell(self, name: str) -> str:
         return '"' + str(name).replace('"', '""') + '"'
@@ -13226,7 +13221,7 @@ class Alchemy(Warehouse):
     def columns_of(self, table: str) -> dict[str, str | None] | None:
         """The columns of a table, which of them are integers; None if there is none."""
         schema, _, name = table.rpartition(".")
-        if self.dialect == "duckdb":  # which lacks tables that SQLAlchemy asks of its like
+        if self.dialect == "duckdb":  # whose catalog lacks tables that SQLAlchemy reads
             rows = self.execute(COLUMNS_OF, {"schema": schema or "main", "name": name})[1]
             return {column: "integer" if "INT" in kind else None for column, kind in rows} or None
         look, integer = self.alchemy.inspect(self.connection), self.alchemy.types.Integer
@@ -13651,7 +13646,7 @@ class Count(Ready, int):
 async def settle(value: Any) -> Any:
     """The value, awaited if it must be: in sync code in a loop of its own.
 
-    In async code it pauses before, so that `eager` returns: what follows belongs to the task that awaits.
+    In async code it pauses first, so that `eager` returns: the task that awaits does what follows.
     """
     if not hasattr(value, "__await__") or isinstance(value, Ready):
         return value
@@ -13869,7 +13864,7 @@ def kind_of(type_of_value: type) -> ValueKind:
 
 
 def cell_for(place: str) -> Callable[[Any], Any]:
-    """Makes a function: a value as a cell in this place."""
+    """A function that makes a cell of a value in this place."""
     return lambda value: value if type(value) in PLAIN_TYPES else getattr(kind_of(type(value)), place)(value)
 
 
@@ -13877,7 +13872,7 @@ csv_cell, sqlite_cell = cell_for("csv"), cell_for("sqlite")
 
 
 class Scan:
-    """What rows look like: their columns, whether every row has all of them, and the types in each."""
+    """The columns of rows, whether every row has all of them, and the types in each."""
 
     __slots__ = ("columns", "even", "rows", "types")
 
@@ -13938,7 +13933,8 @@ def observed(rows: Rows) -> dict[str, str]:
     seen = {}
     for name in columns_of(sample)[:OBSERVED_COLUMNS]:
         types = {type(row[name]) for row in sample if name in row}
-        words = sorted(kind_of(one).name or "" for one in types - {type(None)}) + ["null"] * (type(None) in types)
+        has_null = type(None) in types
+        words = sorted(kind_of(cell_type).name or "" for cell_type in types - {type(None)}) + ["null"] * has_null
         seen[clip(name, WORD_MAX)] = "|".join(dict.fromkeys(words))
     return seen
 
@@ -13966,7 +13962,7 @@ def counted(step: Step, batches: Batches) -> Batches:
 
 
 def batches_from(place: Any, batch_rows: int) -> Batches:
-    """The batches of a place, which is asked for them when the first is wanted."""
+    """The batches of a place, which is opened when the first one is read."""
     yield from place.read(batch_rows)
 
 
@@ -13982,20 +13978,20 @@ class Stream(Ready):
         if self.batches is None:
             raise BadRequest("a stream can be read only once", "extract again, or without stream=True")
         batches, self.batches = iter(self.batches), None
-        step, problem = self.step, None
-        step.start(self.outer)
-        step.rows_out = 0
+        failure: BaseException | None = None
+        self.step.start(self.outer)
+        self.step.rows_out = 0
         try:
             while (batch := self.pull(batches)) is not None:
                 yield batch
         except GeneratorExit:
-            raise  # whoever reads has had enough
-        except BaseException as found:
-            problem = found
+            raise  # the reader has had enough
+        except BaseException as problem:
+            failure = problem
             raise
         finally:
             before = self.upstream.busy_s if self.upstream is not None else 0.0
-            step.finish(problem, (self.busy_s - before) * 1000)
+            self.step.finish(failure, (self.busy_s - before) * 1000)
 
     async def __aiter__(self) -> AsyncIterator[Rows]:
         for batch in self:
