@@ -1242,7 +1242,7 @@ def read_number(text: str) -> Any:
     """The JSON value that a text spells, or the text itself."""
     try:
         return decode(os.fsencode(text))
-    except BadRequest:
+    except ParseError:
         return text
 
 
@@ -2915,8 +2915,7 @@ def read_value(argument: Argument, value: Any, options: Json) -> Any:
 
 
 def read_object(text: str) -> Json:
-    """The object that a word means: JSON, `@file`, `-` for standard input, or `key=value`, where the value is JSON or
-    text."""
+    """The object that a word means: JSON, `@file`, `-` for stdin, or `key=value` with JSON or text as value."""
     key, equals, value = text.partition("=")
     if equals and key and key[0] not in "@{[":
         return {key: read_number(value)}
@@ -3302,7 +3301,7 @@ def write_environment(name: str, table: dict[str, str] | None) -> bool:
         if known.get(name) == table:
             return text
         edited = edit_table(text, name, table)
-        wanted = {other: known[other] for other in known if other != name} | ({name: table} if table else {})
+        wanted = {key: value for key, value in (known | {name: table}).items() if value is not None}
         try:
             understood = tomllib.loads(edited) == wanted
         except tomllib.TOMLDecodeError:
@@ -3509,7 +3508,7 @@ def look_at_python(patient: Patient) -> Finding:
 
 
 def look_at_sqlite(patient: Patient) -> Finding:
-    """It knows strict tables.  An SQLite that can lose commits is the only one that has the store open."""
+    """It knows strict tables; if it can lose commits, nobody else has the store open."""
     library = f"SQLite {sqlite3.sqlite_version}"
     if sqlite3.sqlite_version_info < (3, 37):
         return "fail", f"{library} is older than 3.37", "use a Python with a newer SQLite"
@@ -4151,8 +4150,7 @@ class Posted(Channel):
         self.http = http.client.HTTPConnection(address.host, address.port)
         self.http.sock, self.http.auto_open = connection, 0
         self.headers = {"Content-Type": "application/json", "User-Agent": f"tau/{__version__}"}
-        if key:
-            self.headers["Authorization"] = f"Bearer {key}"
+        self.headers |= {"Authorization": f"Bearer {key}"} if key else {}
         self.response: http.client.HTTPResponse | None = None
 
     def close(self) -> None:
@@ -4244,7 +4242,10 @@ def client_tls(target: Target) -> ssl.SSLContext:
 UNAVAILABLE = {
     "silent": ("the daemon does not answer", "is it stopped, or the machine overloaded? TAU_TIMEOUT_S waits longer"),
     "lost": ("the connection was lost before the answer", "the daemon stopped: `taud --detach`; runs go on meanwhile"),
-    "not_a_tau": ("what answers here is not a Tau daemon", "check --host: tcp:// or tls:// for lines, else https://"),
+    "not_a_tau": (
+        "what answers here is not a Tau daemon",
+        "check --host and TAU_HOST: tcp:// or tls:// for lines, http:// or https:// for HTTP",
+    ),
     "gateway": ("what stands before the daemon says {why}", "the daemon behind it is down, or just starting"),
     "moved": ("the daemon is elsewhere: {why}", "--host {why}"),
     "not_allowed": ("not allowed to connect to {where}", "it is another user's: [daemon] group"),
@@ -4252,7 +4253,10 @@ UNAVAILABLE = {
     "refused": ("no daemon listens at {where}", "{start}"),
     "unknown_host": ("there is no host '{host}'", "check --host and TAU_HOST"),
     "no_route": ("{where} does not answer", "is the machine up, and the port open to you?"),
-    "certificate_refused": ("the certificate of {where} is refused: {why}", "TAU_CA_FILE names the authority's"),
+    "certificate_refused": (
+        "the certificate of {where} is refused: {why}",
+        "TAU_CA_FILE names the authority's certificate; the daemon's certificate must name the host",
+    ),
     "no_tls": ("no TLS with {where}: {why}", "if the daemon speaks plainly there: tcp:// or http://"),
     "unreachable": ("cannot connect to {where}: {why}", "check --host, --home, TAU_HOST and TAU_HOME"),
 }

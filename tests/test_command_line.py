@@ -211,6 +211,7 @@ def test_numbers_that_json_has_not_are_refused(tau: Tau) -> None:
         ["--params", "[" * 5000 + "]" * 5000],
     ):
         assert tau("run", "it", *words, exit=2)["code"] == "bad_request", words
+    assert "nested" in tau("run", "it", "-p", "a=" + "[" * 100 + "]" * 100, exit=2)["message"]
 
 
 def test_an_option_without_its_value_is_refused(home: Tau) -> None:
