@@ -10911,6 +10911,8 @@ def end_as(code: int) -> int:
 
 #: The second: descendants whose parent dies become our children, even those that have left the session.
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
+#: So that the kernel, when memory runs out, kills a run and what it starts before the daemon (proc(5); of 1000).
+OOM_PATH, OOM_SCORE = "/proc/self/oom_score_adj", 500
 #: The C library's prctl, looked up once.
 LIBC: list[Callable[..., int]] = []
 
@@ -10940,7 +10942,9 @@ def settle_in() -> str | None:
     with contextlib.suppress(PermissionError):  # it is a leader already
         os.setsid()
     prctl(PR_SET_CHILD_SUBREAPER, 1)
-    volunteer()
+    with contextlib.suppress(OSError, ValueError):  # not Linux, or a stricter system
+        if int(peek(OOM_PATH)) < OOM_SCORE:
+            write_text(OOM_PATH, str(OOM_SCORE))
     signal.pthread_sigmask(signal.SIG_SETMASK, ())  # on another machine some are blocked
     return process_started(os.getpid())
 
@@ -10949,18 +10953,6 @@ def start_record(job: Json, born: str | None) -> Json:
     record = {"t": "start", "format": JOURNAL_FORMAT, "pid": os.getpid(), "started": born, "boot": job["boot"]}
     record |= {"session": os.getsid(0), "server": job["server"], "at": now(), "mono": monotonic()}
     return {**record, **job.get("place", {})}
-
-
-#: How much sooner than others a run is taken when the machine is out of memory (proc(5), oom_score_adj; of 1000).
-OOM_SCORE = 500
-
-
-def volunteer() -> None:
-    """When memory runs out the kernel kills this run, and what it starts, before the daemon (Linux)."""
-    path = "/proc/self/oom_score_adj"
-    with contextlib.suppress(OSError, ValueError):  # a stricter system
-        if int(peek(path)) < OOM_SCORE:
-            write_text(path, str(OOM_SCORE))
 
 
 def run_process(job: Json, born: str | None) -> int:
@@ -11018,7 +11010,11 @@ def limit_process(limits: Json, group: str | None) -> None:
 
     The run's control group limits memory, if it has one; else the limit is the address space of each process.
     """
-    inside = group is not None and join_group(group)
+    inside = False
+    if group is not None:
+        with contextlib.suppress(OSError):
+            write_text(os.path.join(group, "cgroup.procs"), "0")
+            inside = True
     for name, resource_name in PROCESS_LIMITS.items():
         if limits.get(name) and not (inside and name == "memory_bytes"):
             kind = getattr(resource, resource_name)
@@ -11216,15 +11212,6 @@ def make_group(above: str, stem: str, most: int) -> str | None:
         remove_group(group)
         return None
     return group
-
-
-def join_group(group: str) -> bool:
-    """Moves this process into a control group; whether that worked."""
-    try:
-        write_text(os.path.join(group, "cgroup.procs"), "0")
-    except OSError:
-        return False
-    return True
 
 
 def remove_group(group: str | None) -> None:
@@ -12148,7 +12135,11 @@ class Memos:
         self, step: Step, name: str, work: Callable[[], Any], arguments: tuple[Any, ...], use_pickle: bool
     ) -> Any:
         """The result of the work, or what was saved of it earlier."""
-        key = fingerprint(name, memo_key(arguments), str(use_pickle))
+        try:
+            text = encode_json(to_json(list(arguments), "arguments"))
+        except BadResult:
+            text = short_repr(arguments)
+        key = fingerprint(name, text, str(use_pickle))
         with step:
             files = (read_bytes(os.path.join(folder, key)) for folder in self.folders)
             data = next((data for data in files if data is not None), None)
@@ -12180,13 +12171,6 @@ class Memos:
         elif self.travels:
             record = {"t": "memo", "key": key, "data": base64.b64encode(data).decode("ascii")}
             self.journal.write_bytes(encode(record))
-
-
-def memo_key(arguments: tuple[Any, ...]) -> str:
-    try:
-        return encode_json(to_json(list(arguments), "arguments"))
-    except BadResult:
-        return short_repr(arguments)
 
 
 # --- 43. Places --------------------------------------------------------------------------
