@@ -14131,9 +14131,10 @@ class Journal:
         """Appends the outcome; waits for a full disk to have room again."""
         if os.getpid() != self.pid:
             return  # a fork that user code let return is not the run
-        for kind in PROCESS_LIMITS.values():  # a run that has reached its limit must still say so
-            number = getattr(resource, kind)
-            resource.setrlimit(number, (resource.getrlimit(number)[1],) * 2)
+        for name, resource_name in PROCESS_LIMITS.items():  # a run that has reached its limit must still say so
+            if self.limits.get(name):
+                kind = getattr(resource, resource_name)
+                resource.setrlimit(kind, (resource.getrlimit(kind)[1],) * 2)
         with contextlib.suppress(OSError):
             self.descriptor = self.open()  # user code may have closed ours, and opened another file
         self.write(record)
