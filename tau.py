@@ -14147,10 +14147,11 @@ class Journal:
 
     def write_bytes(self, line: bytes) -> None:
         """Appends a line; if the disk is full it waits here, and others behind it as long as they fit."""
-        if self.waiting:
-            line = self.waiting + (line if self.has_room(line) else b"")
+        waiting = self.waiting
+        if waiting:
+            line = waiting + (line if self.has_room(line) else b"")
         written = self.append(line)
-        if self.waiting or written < len(line):  # else another thread may just have set it
+        if waiting or written < len(line):  # threads write side by side: nothing else is shared
             self.waiting = unwritten(line, written)
 
     def append(self, data: bytes) -> int:
