@@ -10633,7 +10633,7 @@ def outpost(folder: str, job: Json) -> None:
 
 
 def remove_left(folder: str) -> None:
-    """Removes the folders beside ours that killed outposts have left: of our user, old, and without a lock."""
+    """Removes the folders beside ours that killed outposts have left: our user's, old, not locked."""
     for entry in os.scandir(os.path.dirname(folder)):
         if entry.name.startswith(OUTPOST_PREFIX) and entry.is_dir(follow_symlinks=False):
             with contextlib.suppress(OSError):  # it may go just now
@@ -10796,7 +10796,7 @@ def command_words(job: Json) -> list[str]:
 
 
 def make_parcel(job: Json, journal: Journal) -> bytes:
-    """All that the run needs there: its job with its secrets, Tau, the deployed files, what was memoized."""
+    """All that the run needs there: its job with its secrets, Tau, the deployed files, its memos."""
     places = {os.path.join(job["folder"], path): f"files/{path}" for path in job["files"]} | {__file__: "tau/tau.py"}
     cache = importlib.util.cache_from_source(__file__)  # spares the same Python there to compile it
     if os.path.exists(cache):
@@ -10822,12 +10822,12 @@ def memos_to_send(job: Json, journal: Journal) -> dict[str, str]:
         if room >= 0:
             places |= paths
         else:
-            journal.log("what was memoized is too much to be sent: it is done again", "warning")
+            journal.log("what was memoized is too much to send: it is done again", "warning")
     return places
 
 
 def secrets_to_send(job: Json) -> dict[str, str]:
-    """The secrets of the home, and those from elsewhere that the sources or the connections name."""
+    """The secrets of the home, and others that the sources or the connections name."""
     names, _ = scan_sources(job)
     names.update(os.listdir(job["secrets"]) if os.path.isdir(job["secrets"]) else ())
     for connection in job["connections"].values():
@@ -10837,13 +10837,13 @@ def secrets_to_send(job: Json) -> dict[str, str]:
 
 
 class Relay:
-    """Feeds the command, passes the request to stop on to it, and ends it when it has been silent too long."""
+    """Feeds the command, tells it to stop, and ends it when it has been silent too long."""
 
     def __init__(self, job: Json, journal: Journal, command: subprocess.Popen[bytes]) -> None:
         self.name, self.lost_after_s = job["executor"]["name"], job["executor"]["lost_after_s"]
         self.grace_s: float = job["grace_s"]
         self.journal, self.command = journal, command
-        self.size = self.heard_of = os.fstat(journal.descriptor).st_size  # how long the journal was, before and now
+        self.size = self.heard_of = os.fstat(journal.descriptor).st_size  # of the journal: at first, and now
         self.heard_at = monotonic()
         self.fed = False  # whether the command has the parcel
         self.ending: Ending | None = None  # of the command, once silence has ended it
@@ -10859,7 +10859,7 @@ class Relay:
         return code
 
     def feed(self, parcel: bytes) -> None:
-        """In a thread: sends the parcel, and from then on a sign of life now and then."""
+        """In a thread: sends the parcel, and then signs of life."""
         self.fed = self.tell(parcel)
         while True:
             time.sleep(self.lost_after_s / BEATS)
@@ -10877,7 +10877,7 @@ class Relay:
         return True
 
     def stop(self) -> None:
-        """Asks the other end to stop the run; a command that waits, for a queue or a host, is itself ended."""
+        """Asks the other end to stop the run; ends a command that still waits for a queue or a host."""
         self.listen()
         if not self.fed or self.heard_of == self.size or not self.tell(STOP):
             self.command.terminate()
@@ -14079,7 +14079,7 @@ class Attempt:
             self.journal.log(f"{short} cannot be hidden in text", "warning")
         SECRETS.add(value)
         for output in self.outputs:
-            if output.file is None:
+            if output.file < 0:
                 faulthandler.enable(output.divert())  # written in a crash, when no thread runs any more
 
     def step_of(self, problem: BaseException | None) -> str | None:
@@ -14092,9 +14092,9 @@ class Attempt:
 
 
 def unwritten(lines: bytes, written: int) -> bytes:
-    """What to write of some lines after their first *written* bytes: a line that was cut is written anew."""
+    """What is left of some lines after *written* bytes: a line that was cut is written again whole."""
     whole = lines.rfind(b"\n", 0, written) + 1
-    if written in (whole, len(lines)) or lines[written : written + 1] == b"\n":
+    if written == whole or lines[written : written + 1] == b"\n":
         return lines[written:]
     return b"\n" + lines[whole:]
 
@@ -14121,7 +14121,7 @@ class Journal:
         return descriptor
 
     def write(self, record: Json) -> None:
-        """Appends a record, without secrets; its kind, its times and its status are Tau's own words."""
+        """Appends a record without secrets.  Some fields are Tau's own words, which must stay."""
         if SECRETS.forms:
             ours = ("t", "at", "mono", "status", "kind")
             record = {key: value if key in ours else SECRETS.document(value) for key, value in record.items()}
@@ -14130,7 +14130,7 @@ class Journal:
     def write_outcome(self, record: Json) -> None:
         """Appends the outcome; waits for a full disk to have room again."""
         if os.getpid() != self.pid:
-            return  # a fork that user code let return is not the run
+            return  # a fork in which user code has returned
         for name, resource_name in PROCESS_LIMITS.items():  # a run that has reached its limit must still say so
             if self.limits.get(name):
                 kind = getattr(resource, resource_name)
@@ -14384,7 +14384,7 @@ SECRETS = Mask()
 
 
 def spellings(value: str) -> set[str]:
-    """The forms in which a text may turn up: itself, escaped, quoted for URLs, in base64 at any offset."""
+    """The forms in which a text may appear: itself, escaped, quoted for URLs, in base64 at any offset."""
     forms = {value, repr(value)[1:-1], encode_json(value)[1:-1], json.dumps(value)[1:-1]}
     forms |= {urllib.parse.quote(value, safe=""), urllib.parse.quote(value), urllib.parse.quote_plus(value)}
     forms |= {line for line in value.splitlines() if len(line) >= 16}  # a key of several lines, printed
@@ -14414,7 +14414,7 @@ class Output(io.RawIOBase):
         self.journal, self.stream, self.descriptor = journal, stream, descriptor
         self.name = f"<{stream}>"
         self.partial: dict[int, bytes] = {}  # thread → its unfinished line
-        self.file: int | None = None  # what the descriptor was before divert()
+        self.file = -1  # after divert(): what the descriptor was before
         self.thread: threading.Thread | None = None
 
     def write(self, data: Any) -> int:
@@ -14438,14 +14438,14 @@ class Output(io.RawIOBase):
         self.journal.log(text, stream=self.stream)
 
     def divert(self) -> int:
-        """From now on a thread brings what native code and subprocesses write, without secrets; the file so far."""
-        self.file = file = int(fcntl.fcntl(self.descriptor, fcntl.F_DUPFD_CLOEXEC, JOURNAL_FD))
+        """Starts a thread that brings here what native code and subprocesses write; the file until now."""
+        self.file = fcntl.fcntl(self.descriptor, fcntl.F_DUPFD_CLOEXEC, JOURNAL_FD)
         source, end = os.pipe()
         os.dup2(end, self.descriptor)
         os.close(end)
         self.thread = threading.Thread(target=self.pump, args=(source,), name="tau output", daemon=True)
         self.thread.start()
-        return file
+        return self.file
 
     def pump(self, source: int) -> None:
         while data := os.read(source, 1 << 16):
@@ -14453,7 +14453,7 @@ class Output(io.RawIOBase):
 
     def finish(self) -> None:
         """Waits for what was written so far, and logs unfinished lines."""
-        if self.thread is not None and self.file is not None and os.getpid() == self.journal.pid:
+        if self.thread is not None and os.getpid() == self.journal.pid:
             os.dup2(self.file, self.descriptor)  # what a child writes later still comes through
             self.thread.join(DRAIN_S)
             self.thread = None
@@ -14478,7 +14478,7 @@ class Output(io.RawIOBase):
 
 
 def clip(text: object, most: int) -> str:
-    """The beginning of a text, without secrets: masked before it is cut, for half a secret looks like none."""
+    """The beginning of a text; secrets are masked before it is cut, when they are still whole."""
     return SECRETS.text(str(text))[:most]
 
 
@@ -14626,7 +14626,7 @@ def path_hint(path: str) -> str:
 
 
 def user_frames(trace: TracebackType | None, folder: str) -> list[Json]:
-    """The frames from the first user frame inwards, the innermost FRAMES_MAX, with locals of user frames."""
+    """The innermost FRAMES_MAX frames, from the first user frame on, with locals of user frames."""
     pairs = ((frame, line) for frame, line in traceback.walk_tb(trace) if frame.f_code.co_filename != __file__)
     inner = itertools.dropwhile(lambda pair: not short_path(pair[0].f_code.co_filename, folder)[1], pairs)
     frames, room = [], LOCALS_BYTES
@@ -14698,7 +14698,7 @@ def safe_text(problem: BaseException) -> str:
 
 
 def safe_repr(value: Any) -> str:
-    """The repr of a value, bounded in size, depth and time, with what looks secret masked."""
+    """The repr of a value, limited in size, depth and time, with what looks secret masked."""
     return timed(short_repr, value)[:LOCAL_BYTES]
 
 
@@ -14708,7 +14708,7 @@ ITEMS_SHOWN = 6
 
 
 def short_repr(value: Any, level: int = 0) -> str:
-    """A repr of the first items of each container, in which the values of secret-looking keys are `***`."""
+    """A repr of the first items of each container; the values of secret-looking keys are `***`."""
     kind = next((container for container in CONTAINERS if isinstance(value, container)), type(value))
     if kind is str and len(value) > LOCAL_BYTES:
         return f"{SECRETS.text(value)[: LOCAL_BYTES // 2]!r}…"
