@@ -4429,7 +4429,7 @@ def taud_parser() -> argparse.ArgumentParser:
 def detach(home: str, words: list[str]) -> Json:
     """Starts `taud` in the background and returns its pid and socket when it is ready.
 
-    On a home whose daemon is alive it answers that one's, with `"changed": false`.
+    If the home has a daemon already, returns its pid and socket, with `"changed": false`.
     """
     try:
         os.close(take_lock(home))
@@ -4578,7 +4578,7 @@ class Daemon:
         return self.runner.paused
 
     def warn(self, text: str, about: str = "") -> None:
-        """Writes a warning to the log, and to `status` until there is another *about* the same."""
+        """Logs a warning; `status` shows the last one *about* each subject."""
         self.warnings[about or text] = text
         logging.getLogger("tau").warning("%s", text)
 
@@ -4612,7 +4612,7 @@ class Daemon:
         logging.getLogger("tau").info("the configuration is read again%s", note)
 
     def drop_revoked(self, answered: Connection | None = None) -> None:
-        """Drops connections whose key is no key any more; one of them is still *answered*, and no more."""
+        """Drops connections whose key is revoked, but for the one that is *answered* just now."""
         for connection in tuple(self.connections):
             caller = connection.caller
             if caller is not None and caller.digest and caller.digest not in self.keys.holders:
@@ -4679,7 +4679,7 @@ class Daemon:
         self.listeners.close()
         for connection in self.connections:
             connection.last = True
-            connection.tasks.cancel()  # what waits is told why
+            connection.tasks.cancel()  # each waiting request gets an answer
         if waiting := {task for connection in self.connections for task in connection.tasks}:
             await asyncio.wait(waiting, timeout=1.0)
         await self.scheduler.close()
@@ -4725,8 +4725,8 @@ NETWORK_BACKLOG = 256
 class Listeners:
     """The sockets at which peers come in: bound, then served, then closed.
 
-    We accept one peer in each turn of the loop, and give a network peer its buffers only after its first byte.
-    asyncio's own server would accept all at once, with buffers for each.
+    We accept one peer in each turn of the loop, and give a network peer buffers after its first byte.  asyncio's own
+    server would accept all at once, with buffers for each.
     """
 
     def __init__(self, daemon: Daemon) -> None:
@@ -4740,7 +4740,7 @@ class Listeners:
         resource.setrlimit(resource.RLIMIT_NOFILE, (files, hard))
         self.room = files - DESCRIPTORS_KEPT  # descriptors for all peers
         self.tasks = Tasks()  # one for each listener, and for each peer that has no connection yet
-        self.silent: Peers = {}  # peers that have not said a byte
+        self.silent: Peers = {}  # peers that have not sent a byte
         self.shaking: Peers = {}  # peers in the middle of a TLS handshake
         self.strangers: Peers = {}  # peers that have not shown a key
 
@@ -4936,8 +4936,9 @@ class ServiceManager:
         words = {name: environ.pop(name) for name in [*environ] if name.startswith(MANAGER_ENVIRONMENT)}
         ours = str(os.getpid())
         self.address = words.get("NOTIFY_SOCKET", "")
-        watched = words.get("WATCHDOG_PID", ours) == ours
-        self.ping_s = digits(words.get("WATCHDOG_USEC", "")) / 2e6 if watched else 0.0  # between two pings; 0 for none
+        self.ping_s = 0.0  # between two pings; 0 if nobody watches
+        if words.get("WATCHDOG_PID", ours) == ours:
+            self.ping_s = digits(words.get("WATCHDOG_USEC", "")) / 2e6
         self.sockets: list[socket.socket] = []  # that we were given: we never remove or change them
         if words.get("LISTEN_PID") == ours:
             count = digits(words.get("LISTEN_FDS", ""))
@@ -4957,7 +4958,7 @@ class ServiceManager:
                 logging.getLogger("tau").warning("cannot notify %s: %s", self.address, problem)
 
     def ping(self) -> None:
-        """Says that the event loop works: sent from within it, so that a blocked one is silent."""
+        """Sends pings from within the event loop, so that a blocked one is silent."""
         if self.ping_s:
             self.tell(WATCHDOG=1)
             asyncio.get_running_loop().call_later(self.ping_s, self.ping)
@@ -5088,7 +5089,7 @@ Description=Tau pipeline orchestration, socket
 
 [Socket]
 ListenStream=/run/tau/tau.sock
-# Whom taud admits besides root and itself is said by `[daemon] group` in /etc/tau/tau.toml.
+# taud admits root, itself, and members of the `[daemon] group` in /etc/tau/tau.toml.
 SocketUser=tau
 SocketGroup=tau
 SocketMode=0660
@@ -5368,7 +5369,7 @@ class Lines:
         greet ──> wait for room ──> read a line ──> begin it ──> wait for room ──> …
                                                      └─ its task answers, whenever that is
 
-    A line that is not JSON ends the conversation, for the next line cannot be found; so does the end of input.
+    A line that is not JSON ends the conversation, as the end of input does: who knows where the next line begins.
     Requests already begun are still answered.
     """
 
@@ -5500,8 +5501,8 @@ class Exchange:
         if not is_open:
             scheme, _, key = head.get("authorization").partition(" ")
             peer.admit(await peer.daemon.keys.admit(key.strip() if scheme.lower() == "bearer" else None, peer.remote))
-        stranger = peer.caller is None  # that has one request
-        peer.last |= stranger or head.old or "close" in head.get("connection").lower()
+        # A stranger has one request.
+        peer.last |= peer.caller is None or head.old or "close" in head.get("connection").lower()
         if write is not None:
             head.demand("GET", "HEAD")
             status, text = write(peer.daemon)
