@@ -5771,8 +5771,7 @@ async def list_(call: Call, *, limit: Limit = 20) -> Json:
         tau list
         tau list --limit 100
     """
-    rows, total = call.ask.pipelines(limit, call.among())
-    return listing("pipelines", rows, total, "tau list")
+    return listing("pipelines", *call.ask.pipelines(limit, call.among()), "tau list")
 
 
 @reads
@@ -5994,8 +5993,8 @@ async def runs(call: Call, name: PipelineName | None = None, *, limit: Limit = 2
     """
     if name is not None:
         call.ask.known(name)
-    rows, total = call.ask.runs(name, status, limit, call.among())
-    return listing("runs", rows, total, "tau runs", name, status and f"--status {status}")
+    words = ("tau runs", name, status and f"--status {status}")
+    return listing("runs", *call.ask.runs(name, status, limit, call.among()), *words)
 
 
 @reads
@@ -6265,7 +6264,7 @@ async def why(call: Call, name: PipelineName, *, at: str | None = None) -> Json:
     tick = tick_at(agenda, name, asked, now)
     up, down = chains_seen(call, name)
     blockers = [*find_blockers(call, schedule, up)]
-    coming = {key: next(iter(schedule[plural]), None) for key, plural in COMING.items()}
+    coming = {key.rstrip("s"): next(iter(schedule[key]), None) for key in ("ticks", "local", "moved")}
     return {
         "pipeline": name,
         "answer": f"{past_words(tick)} {future_words(schedule['kind'], coming, blockers, up)}",
@@ -6280,8 +6279,6 @@ async def why(call: Call, name: PipelineName, *, at: str | None = None) -> Json:
     }
 
 
-#: What `why` tells of the next tick → where a schedule has it for several.
-COMING = {"tick": "ticks", "local": "local", "moved": "moved"}
 #: What `why` and `show` repeat of a schedule.
 SCHEDULE_SHOWN = ("source", *TIMINGS, "timezone", "misfire", "catchup_window_s", "overlap", "enabled", "next_at")
 
