@@ -14571,8 +14571,7 @@ def error_document(problem: BaseException, attempt: Attempt) -> Json:
     marks = [*(functions[-1:] or [message]), brief_error["file"] or "", brief_error["code"] or ""]
     if not functions and isinstance(problem, SyntaxError):
         message = message.removesuffix(f" ({os.path.basename(problem.filename or '')}, line {problem.lineno})")
-    return {
-        "kind": kind,
+    return bare_error(kind, brief_error["type"], message) | {  # which has the keys in their order
         **brief_error,
         "message": message,
         "step": attempt.step_of(problem),
