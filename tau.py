@@ -4526,7 +4526,7 @@ class Daemon:
         self.started = time.time()
         self.warnings: dict[str, str] = {}  # in `status`, by subject
         self.copying = asyncio.Lock()  # held while a backup is written
-        self.retention = Retention(self.store, self.runner.used)
+        self.retention = Retention(self.store, lambda: self.store.ask.totals()["running"])
         self.ended = asyncio.Event()  # serve() may return
 
     async def serve(self) -> None:
@@ -4648,7 +4648,7 @@ class Daemon:
         yield from single_figures(
             ("tau_queue_length", "gauge", "Runs that wait.", counts["queued"]),
             ("tau_slots", "gauge", "Runs that may go on at the same time.", self.settings["max_concurrent"]),
-            ("tau_slots_used", "gauge", "Runs that go on.", self.runner.used()),
+            ("tau_slots_used", "gauge", "Runs that go on.", counts["running"]),
             ("tau_pipelines", "gauge", "Pipelines deployed.", self.store.ask.pipeline_count()),
             ("tau_connections", "gauge", "Connections open.", len(self.connections)),
             ("tau_database_bytes", "gauge", "Size of the store's file.", self.store.ask.file_bytes()),
@@ -6107,7 +6107,7 @@ async def status(call: Call) -> Json:
         "pipelines": call.ask.pipeline_count(call.among()),
         "runs": counts,
         "queued": counts["queued"],
-        "slots": {"total": daemon.settings["max_concurrent"], "used": daemon.runner.used()},
+        "slots": {"total": daemon.settings["max_concurrent"], "used": counts["running"]},
         "executors": daemon.runner.elsewhere(commands=call.caller.scope == "admin"),
         "scheduler": {**daemon.agenda.ask.counts(), "paused": daemon.agenda.ask.pause("")},
         "start_latency": daemon.runner.latency(),
@@ -6553,7 +6553,8 @@ async def shutdown(call: Call, *, drain: float = 0.0, cancel: bool = False) -> J
     """
     # In a task of the daemon's own: a client that goes away must not leave the drain half done.
     await asyncio.shield(call.daemon.runner.spawn(call.daemon.wind_up(drain, cancel)))
-    left = {"live_runs": call.daemon.runner.used(), "queued_runs": call.ask.totals()["queued"]}
+    counts = call.ask.totals()
+    left = {"live_runs": counts["running"], "queued_runs": counts["queued"]}
     return {"pid": os.getpid(), "stopping": True, **left}
 
 
@@ -7297,10 +7298,10 @@ def verdict(
 
 
 def end_verdict(ended: Json, start: Json) -> Outcome:
-    """How a process ended of which there is but an end record.
+    """How a process ended that said nothing of its end itself.
 
-    On another machine that may be the end record of the command that leads there.  Then the run is lost if it has begun
-    there, or if the command was killed or says that the connection failed.
+    For a run on another machine *ended* may be about the command that leads there.  Then the run is lost if it has
+    begun there, or if the command was killed or says that the connection failed.
     """
     words = death_words(ended)
     if "executor" in start and "host" not in ended:
@@ -7565,9 +7566,6 @@ class Runner:
         self.starter.close()
 
     # From the queue to a process.
-
-    def used(self) -> int:
-        return self.store.ask.totals()["running"]
 
     def unpack(self, digest: str, entry: str) -> str:
         """The directory with the files of a version; StorageFull if there is no room for it."""
@@ -8002,16 +8000,13 @@ class Agenda:
 
     def set_schedule(self, name: str, command: Json, enabled: bool | None, actor: str) -> bool:
         """Saves what the command line says of a schedule; whether that changed anything."""
-        times, now = self.read(name, self.demand_live(name), command), self.now()
+        if (live := self.sql.live(name)) is None:
+            raise self.store.sql.unknown(name)
+        times, now = self.read(name, live, command), self.now()
         if times is not None and enabled is not False and times.next(now) is None:
             hint = f"give a time to come, such as --at {rfc3339(now + 3600)}"
             raise BadRequest(f"the schedule of '{name}' would never be due: all of it is in the past", hint)
         return self.sync(name, actor, command, enabled)
-
-    def demand_live(self, name: str) -> Json:
-        if (live := self.sql.live(name)) is None:
-            raise self.store.sql.unknown(name)
-        return live
 
     def sync(self, name: str, actor: str, command: Json | None = None, enabled: bool | None = None) -> bool:
         """Brings the row of a pipeline up to date; whether that changed anything.
@@ -8198,7 +8193,7 @@ class Agenda:
     def find_pause(self, name: str) -> Json | None:
         """The pause of a pipeline, which must be deployed, or of everything ('')."""
         if name:
-            self.demand_live(name)
+            self.sql.schedule(name)
         return self.sql.pause(name)
 
     def tell(self, type_name: str, name: str, data: Json, actor: str) -> None:
