@@ -5796,7 +5796,7 @@ async def show(call: Call, name: PipelineName) -> Json:
 
 def chains_seen(call: Call, name: str) -> tuple[list[Json], list[str]]:
     """Whom a pipeline comes after and who comes after it, as far as the caller sees them."""
-    upstream, downstream = call.daemon.agenda.ask.chains(name)
+    upstream, downstream = call.ask.chains(name)
     return [row for row in upstream if call.caller.sees(row["pipeline"])], call.caller.sift(downstream)
 
 
@@ -6109,7 +6109,7 @@ async def status(call: Call) -> Json:
         "queued": counts["queued"],
         "slots": {"total": daemon.settings["max_concurrent"], "used": counts["running"]},
         "executors": daemon.runner.elsewhere(commands=call.caller.scope == "admin"),
-        "scheduler": {**daemon.agenda.ask.counts(), "paused": daemon.agenda.ask.pause("")},
+        "scheduler": {**call.ask.schedule_counts(), "paused": call.ask.pause("")},
         "start_latency": daemon.runner.latency(),
         "connections": len(daemon.connections),
         "strangers": len(daemon.listeners.strangers),
@@ -6204,7 +6204,7 @@ async def schedule(
         tau schedule orders --every 15m --overlap queue
     """
     agenda = call.daemon.agenda
-    before = agenda.ask.schedule(name)
+    before = call.ask.schedule(name)
     command = {} if clear else before["command"]
     zone = Zone(timezone or before["options"]["timezone"] or agenda.timezone)
     if expr is not None or every is not None or at is not None:
@@ -6230,8 +6230,8 @@ async def schedule(
 async def find_schedule(call: Call, name: str) -> Json:
     """A schedule as a document: what holds, who said so, and the next ticks."""
     agenda = call.daemon.agenda
-    row = agenda.ask.schedule(name)
-    paused = agenda.ask.pause(name) or agenda.ask.pause("")
+    row = call.ask.schedule(name)
+    paused = call.ask.pause(name) or call.ask.pause("")
     times, zone = timing(row, agenda)
     return {
         "pipeline": name,
@@ -6275,7 +6275,7 @@ async def why(call: Call, name: PipelineName, *, at: str | None = None) -> Json:
         "schedule": pick(schedule, *SCHEDULE_SHOWN),
         "upstream": up,
         "downstream": down,
-        "recent": agenda.ask.decisions(name, TICKS_SHOWN),
+        "recent": call.ask.decisions(name, TICKS_SHOWN),
     }
 
 
@@ -6287,10 +6287,10 @@ def tick_at(agenda: Agenda, name: str, asked: int | None, now: int) -> Json:
     """What became of the tick at an instant, or of the last one."""
     nothing: Json = {"scheduled_for": None, "decision": "none"}
     if asked is None:
-        nothing |= {"reason": "no tick has been decided yet", "last_run": agenda.ask.last_run(name)}
-        return next(iter(agenda.ask.decisions(name, 1)), nothing)
-    text, row = rfc3339(asked), agenda.ask.schedule(name)
-    if (decision := agenda.ask.decision_on(name, text)) is not None:
+        nothing |= {"reason": "no tick has been decided yet", "last_run": agenda.store.ask.last_run(name)}
+        return next(iter(agenda.store.ask.decisions(name, 1)), nothing)
+    text, row = rfc3339(asked), agenda.store.ask.schedule(name)
+    if (decision := agenda.store.ask.decision_on(name, text)) is not None:
         return decision
     times, _ = timing(row, agenda)
     is_tick = times is not None and (times.next(asked - 1) or [None])[0] == asked
@@ -6298,18 +6298,18 @@ def tick_at(agenda: Agenda, name: str, asked: int | None, now: int) -> Json:
         reason = "it is still to come" if asked > now else "it has not been decided yet"
         return {"scheduled_for": text, "decision": "undecided", "reason": reason}
     reason = "the schedule that holds now was made later" if is_tick else "it is no tick of the schedule"
-    return nothing | {"reason": reason, "before": next(iter(agenda.ask.decisions(name, 1, text)), None)}
+    return nothing | {"reason": reason, "before": next(iter(agenda.store.ask.decisions(name, 1, text)), None)}
 
 
 def find_blockers(call: Call, schedule: Json, upstream: list[Json]) -> Iterator[Json]:
     """What prevents a pipeline from running by itself now, each reason with its particulars."""
-    ask, name, overlap = call.daemon.agenda.ask, schedule["pipeline"], schedule["overlap"]
+    ask, name, overlap = call.ask, schedule["pipeline"], schedule["overlap"]
     if not schedule["enabled"]:
         yield {"by": "disabled", "hint": f"tau schedule {name} --enable"}
     for scope, words in ((name, name), ("", "--all")):
         if pause := ask.pause(scope):
             yield {"by": "paused", **pause, "all": not scope, "hint": f"tau resume {words}"}
-    if overlap != "allow" and (active := ask.unfinished(name)):
+    if overlap != "allow" and (active := ask.unfinished_ticks(name)):
         yield {"by": "overlap", "overlap": overlap, "run_ids": active[:TICKS_SHOWN]}
     if (queued := call.ask.totals()["queued"]) >= call.daemon.settings["max_queued"]:
         yield {"by": "queue full", "queued": queued, "hint": "tau status"}
@@ -6405,7 +6405,7 @@ async def backfill(
         tau backfill orders --from 2026-01-01 --to 2026-01-31 --only failed
     """
     agenda, now = call.daemon.agenda, int(time.time())
-    row = agenda.ask.schedule(name)
+    row = call.ask.schedule(name)
     times, zone = timing(row, agenda)
     if times is None:
         raise BadRequest(f"'{name}' has no schedule: there are no ticks", f'tau schedule {name} "0 6 * * *"')
@@ -6414,7 +6414,7 @@ async def backfill(
     if len(past) > BACKFILL_TICKS_MAX or begin > end:
         message = f"more than {BACKFILL_TICKS_MAX:,} ticks" if begin <= end else "--from is after --to, or to come"
         raise BadRequest(f"no backfill from {from_} to {to or 'now'}: {message}", "choose another --from and --to")
-    latest = agenda.ask.tick_runs(name, rfc3339(begin), rfc3339(end))
+    latest = call.ask.tick_runs(name, rfc3339(begin), rfc3339(end))
     wanted = [tick for tick in past if wants_backfill(latest.get(tick), only)]
     if dry_run:
         runs = [{"scheduled_for": tick, "run_id": None} for tick in wanted[:limit]]
@@ -7952,7 +7952,7 @@ class Agenda:
         store.on_finish = self.follow
 
     def open(self) -> None:
-        self.ask, self.sql = AgendaQuestions(self.store.ask), AgendaQuestions(self.store.sql)
+        self.sql = self.store.sql
 
     def now(self) -> int:
         return int(self.store.clock.time())
@@ -8000,7 +8000,7 @@ class Agenda:
 
     def set_schedule(self, name: str, command: Json, enabled: bool | None, actor: str) -> bool:
         """Saves what the command line says of a schedule; whether that changed anything."""
-        if (live := self.sql.live(name)) is None:
+        if (live := self.sql.live_options(name)) is None:
             raise self.store.sql.unknown(name)
         times, now = self.read(name, live, command), self.now()
         if times is not None and enabled is not False and times.next(now) is None:
@@ -8037,7 +8037,7 @@ class Agenda:
 
     def current_columns(self, row: Json, command: Json | None, enabled: bool | None) -> Json:
         """The columns that follow from the deployment, the command line and the pause of a pipeline."""
-        live = self.sql.live(row["pipeline"])
+        live = self.sql.live_options(row["pipeline"])
         command = row["command"] if command is None else command
         enabled = bool(row["enabled"]) if enabled is None else enabled
         reasons = {"undeployed": live is None, "disabled": not enabled, "paused": self.sql.pause(row["pipeline"])}
@@ -8092,7 +8092,7 @@ class Agenda:
         if times is None:
             self.sql.set("schedules", key, next_at=None, due_at=None)
             return []
-        plan = due(row, times, now, self.sql.unfinished(name), gaps)
+        plan = due(row, times, now, self.sql.unfinished_ticks(name), gaps)
         stops = [run_id for run_id in plan.cancel if self.make_room(run_id)]
         earlier = None
         for decision in plan.decisions:
@@ -8436,105 +8436,6 @@ def find_circle(graph: dict[str, list[str]]) -> list[str] | None:
         first = circle.index(min(circle))
         return [*circle[first:], *circle[:first], circle[first]]
     return None
-
-
-class AgendaQuestions(Sql):
-    """Questions about schedules: on the loop, and on the writer's thread within a write."""
-
-    def __init__(self, ask: Questions) -> None:
-        super().__init__(ask.db)
-        self.ask = ask
-
-    def schedule(self, name: str) -> Json:
-        """The row of a pipeline's schedule; NotFound if the pipeline is not deployed."""
-        row = self.row("SELECT * FROM schedules WHERE pipeline = ?", name)
-        if row is None or row["held"] == "undeployed":
-            raise self.ask.unknown(name)
-        return row
-
-    def live(self, name: str) -> Json | None:
-        """The options of a deployed pipeline."""
-        row = self.row("SELECT options FROM live WHERE pipeline = ?", name)
-        return row and row["options"]
-
-    def pause(self, name: str) -> Json | None:
-        return self.row("SELECT paused_at, reason, actor FROM pauses WHERE pipeline = ?", name)
-
-    def remembered(self, name: str) -> Any:
-        row = self.row("SELECT data FROM memory WHERE name = ?", name)
-        return row and row["data"]
-
-    def counts(self) -> Json:
-        return self.rows("SELECT count(*) AS schedules, min(due_at) AS next_at FROM schedules WHERE due_at > ''")[0]
-
-    def chains(self, name: str) -> tuple[list[Json], list[str]]:
-        """The upstream of a pipeline, each with a success that was not followed yet, and its downstream."""
-        up = "SELECT comes_after AS pipeline, run_id FROM chains WHERE pipeline = ? ORDER BY comes_after"
-        down = "SELECT pipeline FROM chains WHERE comes_after = ? ORDER BY pipeline"
-        return self.rows(up, name), [row["pipeline"] for row in self.rows(down, name)]
-
-    def decision_on(self, name: str, tick: str) -> Json | None:
-        """What was decided about an instant."""
-        row = self.row(f"{DECISIONS} AND e.scheduled_for >= ? ORDER BY e.scheduled_for, seq LIMIT 1", name, tick)
-        if row is None or row["data"].get("from", row["scheduled_for"]) > tick:
-            return None
-        return decision_document(row)
-
-    def decisions(self, name: str, most: int, before: str = "~") -> list[Json]:
-        """The last decisions about ticks before an instant, or about all, newest first."""
-        some = f"{DECISIONS} AND e.scheduled_for < ? ORDER BY e.scheduled_for DESC, seq DESC LIMIT ?"
-        return [decision_document(row) for row in self.rows(some, name, before, most)]
-
-    def tick_runs(self, name: str, begin: str, end: str) -> dict[str, Json]:
-        """The latest run of each tick between two instants, both included, by tick."""
-        rows = self.rows(
-            "SELECT scheduled_for, run_id, status FROM runs WHERE pipeline = ?"
-            " AND scheduled_for BETWEEN ? AND ? ORDER BY run_id",
-            *(name, begin, end),
-        )
-        return {row["scheduled_for"]: row for row in rows}
-
-    def last_run(self, name: str) -> Json | None:
-        last = "SELECT run_id, trigger, status FROM runs WHERE pipeline = ? ORDER BY run_id DESC LIMIT 1"
-        return self.row(last, name)
-
-    def has_failed(self, name: str, since: str, times: int) -> bool:
-        """Whether there were this many runs of a pipeline since then and the last ones have all failed."""
-        failures = self.value(
-            "SELECT count(*) FROM (SELECT status FROM runs WHERE pipeline = ? AND run_id > ? AND status IN"
-            " ('success', 'failed', 'timed_out', 'lost') ORDER BY run_id DESC LIMIT ?) WHERE status <> 'success'",
-            *(name, spell_id(instant_of(since) * 1000 << ID_SALT_BITS), times),
-        )
-        return bool(failures == times)
-
-    def unfinished(self, name: str) -> list[str]:
-        """The runs of a schedule's ticks that have not ended, oldest first."""
-        rows = self.rows(
-            "SELECT run_id FROM runs INDEXED BY runs_by_status WHERE pipeline = ?"
-            " AND status IN ('queued', 'running', 'retrying') AND trigger IN ('schedule', 'catchup') ORDER BY run_id",
-            name,
-        )
-        return [row["run_id"] for row in rows]
-
-    def live_runs(self, name: str) -> int:
-        live = "SELECT count(*) FROM runs WHERE pipeline = ? AND status IN ('running', 'retrying')"
-        return int(self.value(live, name))
-
-
-#: Decisions about ticks, each with the status of its run, if there is one.
-DECISIONS = (
-    "SELECT e.at, e.type, e.data, e.scheduled_for, e.run_id, r.status FROM events e LEFT JOIN runs r"
-    " ON r.run_id = coalesce(e.run_id, json_extract(e.data, '$.run_id'))"
-    " WHERE e.pipeline = ? AND e.scheduled_for > ''"
-)
-
-
-def decision_document(event: Json) -> Json:
-    """A decision as a document, with the status of its run, if there is one."""
-    document = {"scheduled_for": event["scheduled_for"], "decision": event["type"].partition(".")[2]}
-    document |= {"decided_at": event["at"], **event["data"]}
-    run_id = event["run_id"] or document.get("run_id")
-    return document | {"run_id": run_id, "status": event["status"] or "forgotten"} if run_id else document
 
 
 # --- 27. Retention -----------------------------------------------------------------------
@@ -9640,6 +9541,83 @@ class Questions(Sql):
         run_id: str | None = self.value(f"{parts} ORDER BY run_id DESC LIMIT 1 OFFSET {number - 1}", *values)
         return run_id
 
+    # Schedules.
+
+    def schedule(self, name: str) -> Json:
+        """The row of a pipeline's schedule; NotFound if the pipeline is not deployed."""
+        row = self.row("SELECT * FROM schedules WHERE pipeline = ?", name)
+        if row is None or row["held"] == "undeployed":
+            raise self.unknown(name)
+        return row
+
+    def live_options(self, name: str) -> Json | None:
+        """The options of a deployed pipeline."""
+        row = self.row("SELECT options FROM live WHERE pipeline = ?", name)
+        return row and row["options"]
+
+    def pause(self, name: str) -> Json | None:
+        return self.row("SELECT paused_at, reason, actor FROM pauses WHERE pipeline = ?", name)
+
+    def remembered(self, name: str) -> Any:
+        row = self.row("SELECT data FROM memory WHERE name = ?", name)
+        return row and row["data"]
+
+    def schedule_counts(self) -> Json:
+        return self.rows("SELECT count(*) AS schedules, min(due_at) AS next_at FROM schedules WHERE due_at > ''")[0]
+
+    def chains(self, name: str) -> tuple[list[Json], list[str]]:
+        """The upstream of a pipeline, each with a success that was not followed yet, and its downstream."""
+        up = "SELECT comes_after AS pipeline, run_id FROM chains WHERE pipeline = ? ORDER BY comes_after"
+        down = "SELECT pipeline FROM chains WHERE comes_after = ? ORDER BY pipeline"
+        return self.rows(up, name), [row["pipeline"] for row in self.rows(down, name)]
+
+    def decision_on(self, name: str, tick: str) -> Json | None:
+        """What was decided about an instant."""
+        row = self.row(f"{DECISIONS} AND e.scheduled_for >= ? ORDER BY e.scheduled_for, seq LIMIT 1", name, tick)
+        if row is None or row["data"].get("from", row["scheduled_for"]) > tick:
+            return None
+        return decision_document(row)
+
+    def decisions(self, name: str, most: int, before: str = "~") -> list[Json]:
+        """The last decisions about ticks before an instant, or about all, newest first."""
+        some = f"{DECISIONS} AND e.scheduled_for < ? ORDER BY e.scheduled_for DESC, seq DESC LIMIT ?"
+        return [decision_document(row) for row in self.rows(some, name, before, most)]
+
+    def tick_runs(self, name: str, begin: str, end: str) -> dict[str, Json]:
+        """The latest run of each tick between two instants, both included, by tick."""
+        rows = self.rows(
+            "SELECT scheduled_for, run_id, status FROM runs WHERE pipeline = ?"
+            " AND scheduled_for BETWEEN ? AND ? ORDER BY run_id",
+            *(name, begin, end),
+        )
+        return {row["scheduled_for"]: row for row in rows}
+
+    def last_run(self, name: str) -> Json | None:
+        last = "SELECT run_id, trigger, status FROM runs WHERE pipeline = ? ORDER BY run_id DESC LIMIT 1"
+        return self.row(last, name)
+
+    def has_failed(self, name: str, since: str, times: int) -> bool:
+        """Whether there were this many runs of a pipeline since then and the last ones have all failed."""
+        failures = self.value(
+            "SELECT count(*) FROM (SELECT status FROM runs WHERE pipeline = ? AND run_id > ? AND status IN"
+            " ('success', 'failed', 'timed_out', 'lost') ORDER BY run_id DESC LIMIT ?) WHERE status <> 'success'",
+            *(name, spell_id(instant_of(since) * 1000 << ID_SALT_BITS), times),
+        )
+        return bool(failures == times)
+
+    def unfinished_ticks(self, name: str) -> list[str]:
+        """The runs of a schedule's ticks that have not ended, oldest first."""
+        rows = self.rows(
+            "SELECT run_id FROM runs INDEXED BY runs_by_status WHERE pipeline = ?"
+            " AND status IN ('queued', 'running', 'retrying') AND trigger IN ('schedule', 'catchup') ORDER BY run_id",
+            name,
+        )
+        return [row["run_id"] for row in rows]
+
+    def live_runs(self, name: str) -> int:
+        live = "SELECT count(*) FROM runs WHERE pipeline = ? AND status IN ('running', 'retrying')"
+        return int(self.value(live, name))
+
 
 #: Of the rows of some pipelines, that are given as a list.
 AMONG = "pipeline IN (SELECT value FROM json_each(?))"
@@ -9686,6 +9664,22 @@ LAST_LINES = """
 #: Room for what the ledger says of a run before its first attempt, and for all of one attempt.
 STORY_LEAD = 10
 SEQ_STRIDE = 1_000_000_000
+
+
+#: Decisions about ticks, each with the status of its run, if there is one.
+DECISIONS = (
+    "SELECT e.at, e.type, e.data, e.scheduled_for, e.run_id, r.status FROM events e LEFT JOIN runs r"
+    " ON r.run_id = coalesce(e.run_id, json_extract(e.data, '$.run_id'))"
+    " WHERE e.pipeline = ? AND e.scheduled_for > ''"
+)
+
+
+def decision_document(event: Json) -> Json:
+    """A decision as a document, with the status of its run, if there is one."""
+    document = {"scheduled_for": event["scheduled_for"], "decision": event["type"].partition(".")[2]}
+    document |= {"decided_at": event["at"], **event["data"]}
+    run_id = event["run_id"] or document.get("run_id")
+    return document | {"run_id": run_id, "status": event["status"] or "forgotten"} if run_id else document
 
 
 # --- 31. Database ------------------------------------------------------------------------
