@@ -232,8 +232,6 @@ LOCAL_EXECUTOR = "local"
 #: What happens to late ticks, and to ticks while an earlier run is unfinished.
 MISFIRES = ("last", "skip", "all")
 OVERLAPS = ("skip", "queue", "cancel_running", "allow")
-#: Which past ticks a backfill runs.
-BACKFILLS = ("missing", "failed", "all")
 SHELLS = ("bash", "zsh", "fish")
 
 #: The longest request line of a known peer and of a stranger.
@@ -777,7 +775,7 @@ CHOICES: dict[str, Sequence[str]] = {
     "level": LEVELS,
     "misfire": MISFIRES,
     "overlap": OVERLAPS,
-    "only": BACKFILLS,
+    "only": ("missing", "failed", "all"),
     "shell": SHELLS,
     "scope": SCOPES,
 }
@@ -1400,8 +1398,8 @@ def parse_key(text: str, origin: str) -> str:
     return key
 
 
-#: At most so many characters, and those that are neither letters nor digits.
-ENVIRONMENT_NAME = (64, "_-")
+#: What check_name() is given: at most so many characters, and which besides letters and digits.
+ENVIRONMENT_NAME = ("an environment's name", 64, "_-")
 WORD = {"type": "string", "minLength": 1}
 ENVIRONMENT_SCHEMA = object_schema(
     dict.fromkeys(("host", "api_key", "api_key_file", "ca_file", "cert_file", "cert_key_file"), WORD), "host"
@@ -1423,7 +1421,7 @@ def read_environments() -> dict[str, dict[str, str]]:
     tables: dict[str, dict[str, str]] = read_toml(path, f"ls -l {path}", missing="")
     for name, table in tables.items():
         place = f"{path}: [{name}]"
-        check_name(name, "an environment's name", *ENVIRONMENT_NAME)
+        check_name(name, *ENVIRONMENT_NAME)
         demand(ENVIRONMENT_SCHEMA, table, place, f'[{name}] host = "https://tau.example.com"')
         if "api_key" in table and "api_key_file" in table:
             raise BadRequest(f"{place} has api_key and api_key_file", "remove one of them")
@@ -3263,7 +3261,7 @@ def env_add(
         tau env add production https://tau.example.com --api-key-file ~/tau.key
         tau env add staging https://staging.example.com - < key
     """
-    check_name(name, "an environment's name", *ENVIRONMENT_NAME)
+    check_name(name, *ENVIRONMENT_NAME)
     Address(host)  # BadRequest if it is none
     if key not in (None, "-") or (key and api_key_file):
         raise BadRequest("a key is not a word of a command: others could see it", "give `-` and the key on stdin")
