@@ -4357,10 +4357,10 @@ class ThrowAway:
 # Calls everything below.  Promises one daemon per home, and that runs outlive it.
 
 
-def taud(argv: Sequence[str] | None = None) -> int:
+def taud() -> int:
     """The `taud` command: serves until it is stopped; its exit code."""
     open_standard_descriptors()
-    words = [*(sys.argv[1:] if argv is None else argv)]
+    words = sys.argv[1:]
     try:
         obey(words, ServiceManager(os.environ))  # first: no child may inherit what it takes away
     except TauError as problem:
@@ -5338,17 +5338,17 @@ class Connection(Protocol):
         return answer if "id" in request or isinstance(problem, InvalidRequest) else None
 
     async def perform(self, message: Json) -> Json:
-        if not isinstance(message.get("method"), str):
+        method, params = message.get("method"), message.get("params", {})
+        if not isinstance(method, str):
             raise InvalidRequest("not a request", '{"id": 1, "method": "status", "params": {}}')
         if message.get("jsonrpc", "2.0") != "2.0":
             raise InvalidRequest('jsonrpc must be "2.0"', "leave it out, or send 2.0")
         if json_type(message.get("id")) not in ("string", "integer", "number", "null"):
             raise InvalidRequest("id must be a string or a number", "send an id that answers can repeat")
-        method, params = message["method"][:WORD_MAX], message.get("params", {})
         if method in ("ping", "hello"):
             return {"protocol": PROTOCOL, "version": __version__}
-        chosen = OPERATIONS.get(method)
-        if chosen is None:
+        if (chosen := OPERATIONS.get(method)) is None:
+            method = method[:WORD_MAX]
             raise UnknownMethod(f"no method '{method}'", did_you_mean(method, OPERATIONS, "`schema` lists all"))
         if not isinstance(params, dict):
             raise BadRequest("params must be an object", f"`tau {method} --help`")
