@@ -12021,7 +12021,7 @@ VALUES_SHOWN = 8
 
 
 async def check_all(journal: Journal, given: tuple[Any, ...], severity: str) -> Count:
-    """Evaluates and records every assertion; CheckFailed names all that do not hold, unless they only warn."""
+    """Evaluates and records every assertion; CheckFailed names those that fail, unless they only warn."""
     demand({"enum": ("error", "warn")}, severity, "severity")
     failed = [name for name, *about in named_assertions(given) if not await holds_true(journal, severity, name, *about)]
     if failed and severity == "error":
@@ -12052,7 +12052,7 @@ def named_assertions(given: tuple[Any, ...]) -> list[tuple[str, Any, Json]]:
 
 
 def call_arguments(frame: FrameType) -> list[tuple[str, ast.expr]]:
-    """The arguments of the call that a frame is in, with their source texts; none where they cannot be known."""
+    """The arguments of the call that a frame is in, with their source texts; none where there is no source."""
     code = frame.f_code
     first, last, begin, end = next(itertools.islice(code.co_positions(), frame.f_lasti // 2, None), (None,) * 4)
     if first is None or last is None:
@@ -12196,7 +12196,6 @@ class Surroundings:
         job = attempt.job
         self.connections: dict[str, Json] = job.get("connections", {})
         self.secrets: str | dict[str, str] = job["secrets"]  # a folder, or what was sent of it
-        self.is_local = job["run_id"] == LOCAL_RUN
         self.attempt = attempt
         self.engines: dict[str, Any] = {}  # URL → SQLAlchemy's engine: it keeps connections
 
@@ -12222,13 +12221,14 @@ class Surroundings:
         if value is None:
             place = "<home>/secrets" if isinstance(self.secrets, dict) else os.path.realpath(self.secrets)
             where = f"export {name}=… for taud, or write it to {os.path.join(place, name)} (chmod 600)"
-            raise MissingSecret(lacking, f'run_local(…, secrets={{"{name}": "…"}})' if self.is_local else where)
+            is_local = self.attempt.job["run_id"] == LOCAL_RUN
+            raise MissingSecret(lacking, f'run_local(…, secrets={{"{name}": "…"}})' if is_local else where)
         self.attempt.hide(str(value))
         return str(value)
 
 
 def passwords_in(url: str) -> Iterator[str]:
-    """What is secret in a URL, as it stands there and as it is meant; BadRequest if it is no URL."""
+    """The secrets in a URL, as they stand there and decoded; BadRequest if it is no URL."""
     try:
         parts = urllib.parse.urlsplit(url)
         pairs = urllib.parse.parse_qsl(parts.query)
@@ -12249,7 +12249,7 @@ class Place:
         self.label, self.options = label, options
 
     def fit(self, what: str, known: Iterable[str], lacks: str = "has no option", otherwise: str = "") -> Json:
-        """The options; BadRequest if *what* does not take one of them: the nearest that it takes, or *otherwise*."""
+        """The options; BadRequest for one that *what* does not take.  The hint is the nearest, or *otherwise*."""
         if unknown := next((name for name in self.options if name not in known), None):
             hint = did_you_mean(unknown, known, otherwise or f"{what} takes {', '.join(known) or 'none'}")
             raise BadRequest(f"{what} {lacks} '{unknown}'", hint)
@@ -12298,7 +12298,7 @@ def find_warehouse(connection: str | None, around: Surroundings) -> Table:
 
 
 def check_path(name: str, path: str, options: Json, registry: Iterable[str], around: Surroundings) -> None:
-    """BadRequest for the path of a database, and for a word that is no registered name and looks like no path."""
+    """BadRequest for the path of a database, and for a word that looks like no path."""
     if "format" in options:
         return
     if re.search(r"\.(db|sqlite3?|duckdb)$", path):
@@ -12330,7 +12330,7 @@ def joined(base: str, resource: str | None) -> str:
 
 
 def is_database(scheme: str) -> bool:
-    """Whether SQLAlchemy knows databases of this scheme, or would if it were installed."""
+    """Whether SQLAlchemy knows this scheme, or would if it were installed."""
     if scheme.partition("+")[0] in DATABASES:
         return True
     try:
@@ -12355,7 +12355,7 @@ class Registered(Place):
         self.function = function
 
     def call(self, *arguments: Any, **more: Any) -> Any:
-        """The function with what it takes of what there is; an option it does not take is a BadRequest."""
+        """Calls the function with what it takes; BadRequest for an option that it does not take."""
         signature = inspect.signature(self.function)
         names, offered = signature.parameters, {"resource": None, **more}
         self.options = {name: offered[name] for name in names if name in offered} | self.options
@@ -12429,7 +12429,7 @@ class DataFile(Place):
 
 
 def appended(old: Iterator[Rows], new: Iterator[Rows]) -> Batches:
-    """The old batches, then the new ones; first the columns that the first of both have."""
+    """The old batches, then the new ones; before them the columns of the first batch of each."""
     first, fresh = next(old, Rows()), next(new, Rows())
     yield Rows((), [*columns_of(first), *columns_of(fresh)])
     yield from itertools.chain([first], old, [fresh], new)
@@ -12454,7 +12454,7 @@ class LocalFile(DataFile):
     is_new = False  # whether what is written must not take the place of another's
 
     def write(self, batches: Batches, mode: str, keys: list[str]) -> None:
-        """Writes the rows, one run after the other: what another appends meanwhile is not lost."""
+        """Runs write one after the other: what another appends meanwhile is not lost."""
         lock = None if mode == "replace" else self.lock()
         self.is_new = mode != "replace" and lock is None
         try:
@@ -12903,7 +12903,6 @@ class Loading:
             house.execute(f"DELETE FROM {self.table}", {})
 
     def add(self, batch: Rows) -> None:
-        """One batch: the table gets the columns it lacks, then the rows."""
         scan = Scan(batch)
         if not scan.columns:
             return
@@ -13920,7 +13919,7 @@ def brief(query: str) -> str:
 
 
 def put_out(step: Step, rows: Rows) -> Rows:
-    """The rows, which the step has come to."""
+    """The rows, noted as what comes out of the step."""
     step.rows_out, step.columns = len(rows), observed(rows)
     return rows
 
