@@ -483,8 +483,8 @@ MIGRATIONS = (
         DELETE FROM sources WHERE sha256 = old.sha256;
     END;
 
-    -- `executor` is where it was told to run, whatever its version says; at `expires_at` it has waited in the queue
-    -- for too long.  A tick has one run; a run again of a failed one says which, and each failed one has but one.
+    -- `executor` overrides that of the version.  At `expires_at` a run has waited in the queue for too long.
+    -- A tick has one run.  `retry_of` is the failed run that this one repeats; each is repeated once at most.
     CREATE TABLE runs (
         run_id TEXT PRIMARY KEY, pipeline TEXT NOT NULL, version INTEGER NOT NULL, status TEXT NOT NULL,
         "trigger" TEXT NOT NULL, executor TEXT, attempt INTEGER NOT NULL, params TEXT NOT NULL, key TEXT,
@@ -572,9 +572,9 @@ MIGRATIONS = (
         run_id TEXT NOT NULL, updated_at TEXT NOT NULL
     ) STRICT, WITHOUT ROWID;
 
-    -- When a pipeline runs by itself.  `command` is what the command line has set, `options` what holds: that,
-    -- then the decorator's, then defaults.  Ticks up to the watermark are decided; the next one is decided when
-    -- it is due, which nothing is that is held (undeployed, disabled, paused).
+    -- When a pipeline runs by itself.  `command` is what the command line has set; `options` are these, then the
+    -- decorator's, then defaults.  Ticks up to the watermark are decided, the next one when it is due.  A schedule
+    -- that is held (undeployed, disabled, paused) is never due.
     CREATE TABLE schedules (
         pipeline TEXT PRIMARY KEY REFERENCES pipelines (name), command TEXT NOT NULL, options TEXT NOT NULL,
         enabled INTEGER NOT NULL, held TEXT, anchor_at TEXT NOT NULL, watermark_at TEXT NOT NULL,
@@ -583,7 +583,7 @@ MIGRATIONS = (
     CREATE INDEX schedules_due ON schedules (due_at, pipeline) WHERE due_at IS NOT NULL;
     CREATE INDEX schedules_expecting ON schedules (expect_at) WHERE expect_at IS NOT NULL;
 
-    -- Pipelines that start nothing by themselves for now; the one without a name stands for all.
+    -- Pipelines that start nothing by themselves for now; "" means all.
     CREATE TABLE pauses (
         pipeline TEXT PRIMARY KEY, paused_at TEXT NOT NULL, reason TEXT NOT NULL, actor TEXT NOT NULL
     ) STRICT, WITHOUT ROWID;
@@ -657,7 +657,7 @@ JSON_COLUMNS = frozenset(
 
 
 class Sql:
-    """A connection to the store, asked and told in single lines.  Rows are documents: JSON columns are values."""
+    """A connection to the store, for statements in one line each.  Rows are documents: JSON columns are values."""
 
     def __init__(self, db: sqlite3.Connection) -> None:
         self.db = db
@@ -676,6 +676,10 @@ class Sql:
         """The first column of the first row; None without a row."""
         row = self.db.execute(question, named or values).fetchone()
         return None if row is None else row[0]
+
+    def values(self, question: str, *values: Any, **named: Any) -> list[Any]:
+        """The first column of each row."""
+        return [row[0] for row in self.db.execute(question, named or values)]
 
     def put(self, table: str, *rows: Json, columns: Sequence[str] = (), clash: str = "ABORT") -> int:
         """Adds rows, of *columns* or what the first one has; how many.  *clash*, for a key that is taken: IGNORE, …"""
@@ -8264,7 +8268,7 @@ class Agenda:
         after = {pipeline["name"]: pipeline.get("after") or [] for pipeline in pipelines}
         if not any(after.values()):
             return
-        known = {row["pipeline"] for row in self.sql.rows("SELECT pipeline FROM live")} | {*after}
+        known = {*self.sql.values("SELECT pipeline FROM live"), *after}
         for name, upstream in [(name, other) for name, some in after.items() for other in some if other not in known]:
             hint = did_you_mean(upstream, known, f"deploy '{upstream}' first, or with it")
             raise BadRequest(f"'{name}' comes after '{upstream}': no such pipeline", hint)
@@ -8520,13 +8524,13 @@ def retention_terms(settings: Json, age: float | None = None, keep: int | None =
 
 
 def age_bounds(terms: Json, now: float) -> Json:
-    """Until when, or below which run, everything goes."""
+    """The times, and the run id, before which rows are deleted."""
     ages = {"event_at": "event_s", "version_at": "run_s", "young_at": "young_s"}
     return {name: rfc3339(now - terms[age]) for name, age in ages.items()} | {"log_id": id_at(now - terms["log_s"])}
 
 
 def run_bounds(ask: Questions, name: str, terms: Json, now: float) -> Iterator[tuple[str, str, str]]:
-    """For each final status of a pipeline's runs, the id below which they go."""
+    """For each final status of a pipeline's runs, the id below which they are deleted."""
     for statuses, age in AGES:
         beyond = ask.nth_run(name, statuses, terms["runs"])
         bound = min(max(id_at(now - terms[age]), beyond or ""), id_at(now - terms["young_s"]))
@@ -8544,7 +8548,7 @@ class Retention:
         self.pipelines: collections.Counter[str] = collections.Counter()  # pipeline → how many runs
 
     async def watch(self) -> None:
-        """Looks now and then; when nothing is old that costs a few questions."""
+        """Prunes now and then; if nothing is old, that costs a few queries."""
         await asyncio.sleep(PRUNE_FIRST_S)
         while True:
             try:
@@ -8601,7 +8605,7 @@ class Retention:
             self.pipelines.update(removal.pipelines)
 
     async def remove_folders(self, needed: dict[str, set[str]]) -> None:
-        """Deletes directories that nothing needs any more, first their names, so that no deployment finds them."""
+        """Deletes directories that nothing needs; they are renamed first, so that no deployment finds them."""
         if self.deploying:
             return
         now, doomed = self.store.ask.needed(), []
@@ -8637,7 +8641,7 @@ class Retention:
         return forced
 
     async def shrink(self, free: int) -> None:
-        """The file has at most so many free pages, and the log is in it."""
+        """Leaves at most so many free pages in the file, and nothing in its log."""
         if self.store.ask.free_pages() > free:
             while await self.batch(Removal(self.store).pages, free) > free:
                 pass
@@ -8676,14 +8680,13 @@ class Removal:
             self.after = None
 
     def runs(self, what: str, bounds: Json) -> None:
-        """Deletes the next runs, first what belongs to them; if that is much, some of it now and more the next time."""
+        """Deletes the next runs, first their rows elsewhere; many rows take several calls."""
         table, key, where = PRUNED[what]
         some = f"SELECT {key} FROM {table} WHERE {where} ORDER BY {key} LIMIT {PRUNE_AT_ONCE}"
-        run_ids = [row["run_id"] for row in self.store.sql.rows(some, **bounds)]
+        run_ids = self.store.sql.values(some, **bounds)
         about = {"run_ids": encode_json(run_ids)}
         if all(len(self.delete(owned, place, about)) < PRUNE_ROWS for owned, place in OWNED.items()):
-            gone = self.store.db.execute(f"DELETE FROM runs WHERE {OF_RUNS} RETURNING pipeline", about)
-            self.pipelines += [name for (name,) in gone]
+            self.pipelines += self.store.sql.values(f"DELETE FROM runs WHERE {OF_RUNS} RETURNING pipeline", **about)
             self.counts["runs"] += len(run_ids)
             self.after = run_ids[-1] if run_ids else None
 
@@ -8755,7 +8758,7 @@ def count_copy(copy: sqlite3.Connection) -> Json:
 
 
 def restore_copy(store: Store, path: str, replace: bool) -> Json:
-    """The home of a store that is not open has that of the copy at *path*; what it had is moved aside.
+    """Puts the copy at *path* in the place of a store that is not open; the old one is moved aside.
 
     Conflict, with nothing changed, if there is a store that is not to be replaced, or the copy is unusable.
     """
@@ -8777,9 +8780,9 @@ def restore_copy(store: Store, path: str, replace: bool) -> Json:
 
 
 def move_aside(database: str) -> str | None:
-    """The old database has another name, and so has its log: together they can be opened still.
+    """Renames the old database and its log, so that they can still be opened together.
 
-    First the file: whoever finds a log alone knows that something is missing, and examine() does.
+    First the file: examine() refuses a log without one, if a crash comes between.
     """
     left = [end for end in ("", "-wal") if os.path.exists(database + end)]
     if not left:
@@ -8793,10 +8796,7 @@ def move_aside(database: str) -> str | None:
 
 
 def settle_copy(store: Store, copy: sqlite3.Connection, schema: int, path: str) -> Json:
-    """A copy becomes the present: what was under way then has an end, and what has become due since is not run.
-
-    It may have been, by the home that the copy is of.
-    """
+    """Ends what was under way when the copy was made, and skips the ticks since: its home may have run them."""
     upgrade(copy, schema)
     store.use(copy)
     copy.execute("BEGIN")
@@ -8810,9 +8810,9 @@ def settle_copy(store: Store, copy: sqlite3.Connection, schema: int, path: str) 
 
 
 def end_old_runs(store: Store) -> Json:
-    """Runs that were waiting or live when the copy was made are over: nothing may be run a second time.
+    """Ends the runs that were waiting or live when the copy was made, so that nothing runs twice.
 
-    But for those whose journal still lies here: the daemon reads from it how they ended.
+    Those whose journal still lies here are left: the daemon reads from it how they ended.
     """
     counts: Json = {"lost": 0, "cancelled": 0}
     rows = store.sql.rows(
@@ -8851,10 +8851,7 @@ class Store:
         self.options = functools.lru_cache(OPTIONS_KEPT)(self.read_options)
 
     def open(self, loop: asyncio.AbstractEventLoop) -> None:
-        """The database is there, of this version, and takes writes and questions.
-
-        Conflict if it cannot be used, or if there should be one and is none.
-        """
+        """Opens the database; Conflict if it cannot be used, or is missing beside what was deployed."""
         versions = os.path.join(self.home, "versions")
         left = [name for name in os.listdir(versions) if len(name) == 64] if os.path.isdir(versions) else []
         if examine(self.database.path) == 0 and left:
@@ -8872,7 +8869,7 @@ class Store:
         self.database.close()
 
     def write(self, work: Callable[..., Answer], *arguments: Any) -> Awaitable[Answer]:
-        """Has one of the methods below done; its answer comes when it is on disk.
+        """Calls one of the methods below on the writer's thread; its answer comes when it is on disk.
 
         Work must raise its TauError before it changes anything.  Raises what it raises; StorageFull when the
         disk has no room, and then nothing of it is recorded.
@@ -8950,7 +8947,7 @@ class Store:
         if not self.sql.set("pipelines", {"name": name, "deployed": 1}, deployed=0):
             return None
         waiting = "SELECT run_id FROM runs WHERE pipeline = ? AND status IN ('queued', 'retrying')"
-        run_ids = [row["run_id"] for row in self.sql.rows(waiting, name)]
+        run_ids = self.sql.values(waiting, name)
         for run_id in run_ids:
             self.cancel_waiting(run_id, actor)
         self.event("pipeline.undeployed", name, None, {"cancelled_runs": len(run_ids)}, actor)
@@ -8998,7 +8995,7 @@ class Store:
         return run_id, "queued", False
 
     def add_key(self, key: Json, actor: str) -> None:
-        """A key opens the door from now on; Conflict if its name is another's that still does."""
+        """Adds a key; Conflict if one of this name is not revoked."""
         name = key["name"]
         if self.sql.row("SELECT 1 FROM keys WHERE name = ? AND revoked_at IS NULL", name):
             raise Conflict(f"there is a key '{name}' already", f"tau key revoke {name}, or choose another name")
@@ -9007,7 +9004,7 @@ class Store:
         self.event("key.created", None, None, about, actor)
 
     def revoke_key(self, name: str, actor: str) -> bool:
-        """A key opens nothing any more; NotFound if there never was one of this name."""
+        """Revokes a key; False if it was revoked already, NotFound if there never was one of this name."""
         keys = {key["name"]: key["revoked_at"] for key in self.sql.rows("SELECT * FROM keys")}
         if name not in keys:
             raise NotFound(f"no key named '{name[:WORD_MAX]}'", did_you_mean(name, keys, "`tau key list` shows all"))
@@ -9040,15 +9037,15 @@ class Store:
         """Ends the runs that have waited in the queue for longer than they may."""
         error = bare_error("timeout", "TimeoutError", "it waited in the queue for longer than queue_timeout")
         expired = "SELECT run_id FROM runs WHERE status = 'queued' AND expires_at <= ? ORDER BY expires_at, run_id"
-        for row in self.sql.rows(f"{expired} LIMIT {EXPIRE_MAX}", self.now()):
-            self.move(row["run_id"], "timed_out", error=error)
+        for run_id in self.sql.values(f"{expired} LIMIT {EXPIRE_MAX}", self.now()):
+            self.move(run_id, "timed_out", error=error)
 
     # What the runner writes.
 
     def admit(self, free: int, server: Json) -> list[Json]:
         """Moves the oldest runs that may begin to running, as many as are free: their jobs.
 
-        Those that are to be tried again come first: they hold their pipeline's place already.
+        Those that are tried again come first: they have their pipeline's place already.
         """
         due = "status = 'retrying' AND retry_at <= ? ORDER BY retry_at, run_id LIMIT ?"
         again = self.sql.rows(f"SELECT run_id, attempt + 1 AS attempt FROM runs WHERE {due}", self.now(), free)
@@ -9150,7 +9147,7 @@ class Store:
         self.move(run_id, outcome.status, result=outcome.result, error=outcome.error, **times)
 
     def end_steps(self, run_id: str, attempt: int, outcome: Outcome) -> None:
-        """The steps that were running when an attempt ended have ended too; the innermost is the error's."""
+        """Ends the steps that an attempt has left running; the error is the innermost one's."""
         running = {"run_id": run_id, "attempt": attempt, "status": "running"}
         innermost = "SELECT path FROM steps WHERE run_id = ? AND attempt = ? AND status = ? ORDER BY step DESC"
         if path := self.sql.value(innermost, *running.values()):
@@ -9159,7 +9156,7 @@ class Store:
                 outcome.error["step"] = path
 
     def end_attempt(self, run_id: str, attempt: int, state: Json, outcome: Outcome) -> Json:
-        """Saves how an attempt ended; when it began, if it did, when it ended and how long it took."""
+        """Saves how an attempt ended; its times, as columns of a run."""
         last = state["outcome"] or state["ended"] or {}
         process: Json = state["process"]
         if state["outcome"] or "host" in last:  # written elsewhere: by the clock with which it began there
@@ -9175,7 +9172,7 @@ class Store:
         return times
 
     def shift_waiting(self, seconds: int) -> None:
-        """The clock was set: what waits to be tried again, or in the queue, waits no longer for that."""
+        """Shifts the times until which runs wait, because the clock was set."""
         for column, status in (("retry_at", "retrying"), ("expires_at", "queued")):
             self.db.execute(
                 f"UPDATE runs SET {column} = strftime('%Y-%m-%dT%H:%M:%fZ', {column}, ?)"
@@ -9265,7 +9262,7 @@ class Crowd:
         return True
 
 
-#: Which of a pipeline's limits a run counts for besides the one for all.
+#: Which limit a run counts for, besides max_concurrent.
 KIND = "CASE trigger WHEN 'schedule' THEN 'tick' WHEN 'catchup' THEN 'tick' WHEN 'backfill' THEN 'backfill' ELSE '' END"
 #: After so many queued runs that may not begin, the others are looked for by pipeline.
 PASSED_MAX = 100
@@ -9299,12 +9296,12 @@ WAITING_HEADS = (
 
 
 class Questions(Sql):
-    """What is asked of the store: one method a question.  On the loop, and within a write too."""
+    """Queries of the store, one method each; for the loop, and within a write too."""
 
     # Pipelines and keys.
 
     def is_known(self, name: str) -> bool:
-        return self.row("SELECT 1 FROM pipelines WHERE name = ?", name) is not None
+        return bool(self.values("SELECT 1 FROM pipelines WHERE name = ?", name))
 
     def known(self, name: str) -> None:
         """NotFound unless there is, or was, a pipeline of this name."""
@@ -9315,11 +9312,11 @@ class Questions(Sql):
         """The refusal for a pipeline that is not deployed, with the nearest name."""
         if self.value("SELECT deployed FROM pipelines WHERE name = ?", name) == 0:
             return NotFound(f"pipeline '{name}' was undeployed", "tau deploy FILE.py brings it back")
-        names = [row["pipeline"] for row in self.rows("SELECT pipeline FROM live")]
-        return NotFound(f"no pipeline named '{name[:WORD_MAX]}'", did_you_mean(name, names, "`tau list` shows all"))
+        hint = did_you_mean(name, self.values("SELECT pipeline FROM live"), "`tau list` shows all")
+        return NotFound(f"no pipeline named '{name[:WORD_MAX]}'", hint)
 
     def known_names(self) -> list[str]:
-        return [row["name"] for row in self.rows("SELECT name FROM pipelines ORDER BY name")]
+        return self.values("SELECT name FROM pipelines ORDER BY name")
 
     def pipelines(self, limit: int, among: list[str] | None = None) -> tuple[list[Json], int]:
         """The deployed pipelines with their last runs, and how many there are; only *among* those if it is given."""
@@ -9386,8 +9383,10 @@ class Questions(Sql):
     def needed(self) -> dict[str, set[str]]:
         """The directories that some version needs, by where they are in the home."""
         columns = {"versions": "sha256", "environments": "json_extract(options, '$.environment')"}
-        rows = {place: self.db.execute(f"SELECT DISTINCT {column} FROM versions") for place, column in columns.items()}
-        return {place: {name for (name,) in names if name is not None} for place, names in rows.items()}
+        return {
+            place: {*self.values(f"SELECT DISTINCT {column} FROM versions WHERE {column} IS NOT NULL")}
+            for place, column in columns.items()
+        }
 
     def keys(self, now: str) -> list[Json]:
         """The keys that were created, without what could open anything."""
@@ -9403,8 +9402,8 @@ class Questions(Sql):
     def find_run(self, prefix: str) -> str:
         """The run whose id begins so; NotFound if there is none, BadRequest if there are several."""
         lowered = prefix.lower()
-        rows = self.rows("SELECT run_id FROM runs WHERE run_id >= ? ORDER BY run_id LIMIT 2", lowered)
-        run_ids = [str(row["run_id"]) for row in rows if row["run_id"].startswith(lowered)]
+        next_ids: list[str] = self.values("SELECT run_id FROM runs WHERE run_id >= ? ORDER BY run_id LIMIT 2", lowered)
+        run_ids = [run_id for run_id in next_ids if run_id.startswith(lowered)]
         if not run_ids or not prefix:
             raise NotFound(f"no run '{prefix[:WORD_MAX]}'", "`tau runs` lists them")
         if len(run_ids) > 1 and run_ids[0] != lowered:
@@ -9567,7 +9566,7 @@ class Questions(Sql):
         """The upstream of a pipeline, each with a success that was not followed yet, and its downstream."""
         up = "SELECT comes_after AS pipeline, run_id FROM chains WHERE pipeline = ? ORDER BY comes_after"
         down = "SELECT pipeline FROM chains WHERE comes_after = ? ORDER BY pipeline"
-        return self.rows(up, name), [row["pipeline"] for row in self.rows(down, name)]
+        return self.rows(up, name), self.values(down, name)
 
     def decision_on(self, name: str, tick: str) -> Json | None:
         """What was decided about an instant."""
@@ -9704,14 +9703,14 @@ class Database:
         self.touched: set[str] = set()  # runs that the transaction under way changes
         self.settle: tuple[Callable[[], Any], ...] = ()  # work that is done at the end of each group of writes
         self.wants_checkpoint = False  # whether the transaction under way ends with a checkpoint
-        self.on_settled: Callable[..., Any] = lambda *answers: ()  # told, on the writer's thread, what it answered
-        self.on_commit: Callable[..., None] = lambda run_ids, *due: None  # told, on the loop, what changed and is due
+        self.on_settled: Callable[..., Any] = lambda *answers: ()  # on the writer's thread, with its answers
+        self.on_commit: Callable[..., None] = lambda run_ids, *due: None  # on the loop, with what changed and is due
         self.thread: threading.Thread | None = None
         self.refused_at: str | None = None  # when a write last found no room on the disk
         self.is_full = False  # whether none has found room since
 
     def open(self, loop: asyncio.AbstractEventLoop) -> None:
-        """The file is there, of this version; its writer runs."""
+        """Opens the file, or makes it, and starts its writer."""
         self.loop = loop
         opened: queue.SimpleQueue[Exception | None] = queue.SimpleQueue()
         try:
@@ -9730,7 +9729,7 @@ class Database:
         self.thread = thread
 
     def close(self) -> None:
-        """Everything written is on disk and both connections are closed, the writer's last."""
+        """Writes what is pending, and closes both connections, the writer's last."""
         if self.thread is not None:
             self.flush()
             self.reader.close()
@@ -9739,7 +9738,7 @@ class Database:
             self.thread = None
 
     def serve(self, opened: queue.SimpleQueue[Exception | None]) -> None:
-        """The writer's thread: says whether the file could be opened, and then writes."""
+        """The writer's thread: opens the file, answers None or why that failed, and then writes."""
         try:
             set_up(self.writer)
             self.migrate()
@@ -9767,7 +9766,7 @@ class Database:
             raise Conflict(f"{self.path} cannot be migrated from schema {schema}: {problem}", hint) from None
 
     def checkpoint(self) -> None:
-        """What is in the log is in the file, synced, as far as nobody still reads what was there."""
+        """Moves the log into the file, synced, as far as nobody reads the pages that it replaces."""
         try:
             self.writer.execute("PRAGMA wal_checkpoint(PASSIVE)")  # which waits for nobody who reads
         except sqlite3.Error as problem:  # without room it is taken in later
@@ -9789,7 +9788,7 @@ class Database:
         return future
 
     def ring(self) -> None:
-        """Has a group end that holds no write."""
+        """Has `settle` done without a write."""
         self.inbox.put([])
 
     def flush(self) -> None:
@@ -9814,7 +9813,7 @@ class Database:
                 pass  # the loop has ended; the facts are on disk all the same
 
     def commit(self, group: list[Write]) -> tuple[list[Reply], set[str]]:
-        """Does a group of writes in one transaction, or each in its own if any breaks."""
+        """Does a group of writes in one transaction; if any breaks, each in its own."""
         answers: list[Reply] = []
         self.touched, self.wants_checkpoint, changes = set(), False, self.writer.total_changes
         try:
@@ -9841,7 +9840,7 @@ class Database:
         return answers, self.touched
 
     def refusal(self, problem: Exception) -> TauError:
-        """What a write that broke means for whoever asked for it."""
+        """The error for whoever asked for a write that broke."""
         refused = disk_error("the store", problem)
         if isinstance(refused, StorageFull):
             self.refused_at, self.is_full = rfc3339(time.time()), True
@@ -9850,7 +9849,7 @@ class Database:
         return Internal(f"{type(problem).__name__}: {problem}", "the daemon's log has the traceback")
 
     def deliver(self, answers: list[Reply], touched: set[str], due: Iterable[Any]) -> None:
-        """Back on the loop: each writer gets its answer, and who waits for a run hears of it."""
+        """On the loop: gives everybody the answer, and says which runs have changed."""
         for future, answer in answers:
             if future is None or future.cancelled():
                 continue
@@ -9869,7 +9868,7 @@ def set_up(db: sqlite3.Connection) -> sqlite3.Connection:
     return db
 
 
-#: Of a larger database the start of a daemon looks only through the tables that stay small.
+#: Of a larger database a daemon that starts checks only the tables that stay small.
 CHECK_BYTES = 128 << 20
 SMALL_TABLES = ("pipelines", "versions", "totals")
 
@@ -9877,7 +9876,7 @@ SMALL_TABLES = ("pipelines", "versions", "totals")
 def examine(path: str) -> int:
     """The schema of the database at *path*, 0 if there is none yet.
 
-    Conflict for what cannot be used, and says what can be done about it; nothing is touched either way.
+    Conflict for what cannot be used, with what can be done about it; nothing is touched either way.
     """
     log = path + "-wal"
     waiting = os.path.getsize(log) if os.path.exists(log) else 0
@@ -9984,9 +9983,9 @@ def is_sync_failure(problem: Exception) -> bool:
 
 
 def give_up(problem: Exception) -> typing.NoReturn:
-    """The daemon ends here and now: after a failed sync the next one may succeed without what the first has lost.
+    """Ends the daemon at once: after a failed sync the next one may succeed without what the first has lost.
 
-    Live runs go on.  The next daemon reads the file and its log again, and says nothing of what was not acknowledged.
+    Live runs go on.  The next daemon reads the file and its log again, without what was not acknowledged.
     """
     text = "the disk has failed to keep the store: %s; taud ends, to be started again"
     logging.getLogger("tau").critical(text, problem)

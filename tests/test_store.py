@@ -84,6 +84,22 @@ def test_a_full_disk_refuses_and_recovers_by_itself(tmp_path: Path) -> None:
     with_store(tmp_path, story)
 
 
+def test_the_options_of_a_version_that_was_rolled_back_are_not_those_of_the_next(tmp_path: Path) -> None:
+    async def story(store: module.Store) -> Any:
+        def broken() -> None:
+            store.deploy([FOUND[0] | {"queue_timeout": 5.0}], "1" * 64, "me")
+            store.add_run("p", {}, None, "manual", "me")
+            raise RuntimeError("a bug")
+
+        with pytest.raises(module.Internal):
+            await store.write(broken)
+        await store.write(store.deploy, FOUND, "2" * 64, "me")
+        return store.ask.run((await add(store))[0])
+
+    run = with_store(tmp_path, story)
+    assert (run["version"], run["expires_at"]) == (2, None)
+
+
 def test_every_move_is_guarded_by_the_table(tmp_path: Path) -> None:
     async def story(store: module.Store) -> None:
         for source, target in itertools.product(module.MOVES, repeat=2):
