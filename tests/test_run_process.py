@@ -185,6 +185,10 @@ RESULTS: list[tuple[str, Any]] = [
     ("{'a': [1, 2.5, True, None, 'ü']}", {"a": [1, 2.5, True, None, "ü"]}),
     ("(1, (2, 3))", [1, [2, 3]]),
     ("{1: 'a', 2.5: 'b', None: 'c'}", {"1": "a", "2.5": "b", "None": "c"}),
+    (
+        "{__import__('uuid').UUID(int=1): 1, __import__('datetime').date(2026, 1, 2): 2}",
+        {"00000000-0000-0000-0000-000000000001": 1, "2026-01-02": 2},
+    ),
     ("{3, 1, 2}", [1, 2, 3]),
     ("b'abcd'", {"bytes": 4}),
     ("__import__('datetime').date(2026, 1, 2)", "2026-01-02"),
@@ -213,6 +217,7 @@ BAD_RESULTS = {
     "{'f': lambda: 1}": "result.f is a builtins.function",
     "(i for i in range(3))": "result is a builtins.generator",
     "{(1, 2): 3}": "result has the key (1, 2)",
+    "{float('nan'): 1}": "a key of result is nan",
     "{1: 'a', '1': 'b'}": "result has two keys that JSON writes as '1'",
     "(lambda a: (a.append(a), a))([])[1]": "is nested too deeply, or contains itself",
     "'x' * 2_000_000": "the result has 2,000,003 bytes, the limit is 1,048,576",
