@@ -1326,7 +1326,7 @@ def refuse_writes(method: str, effect: str) -> None:
         raise Forbidden(f"TAU_READ_ONLY is set: '{method}' would change something", "unset TAU_READ_ONLY")
 
 
-class Target:
+class Peer:
     """The daemon that the client speaks to, and the key and certificates for it.
 
     *origin* is what has named it: a flag, a variable, `tau env use`, or `home`.  *host* is empty for the home's socket.
@@ -1353,32 +1353,32 @@ class Target:
 SERVICE_SOCKET = "/run/tau/tau.sock"
 
 
-def find_daemon(host: str | None, env: str | None, home: str | None) -> Target:
+def find_daemon(host: str | None, env: str | None, home: str | None) -> Peer:
     """Where the daemon is: --host, --env, --home, TAU_HOST, TAU_ENV, `tau env use`, else the home's socket."""
     flags = (("--host", host), ("--env", env), ("--home", home))
     named = (*flags, *((variable, os.environ.get(variable)) for variable in ("TAU_HOST", "TAU_ENV")))
     origin, name = next((pair for pair in named if pair[1]), ("tau env use", ""))
     if not (name := name or chosen_environment()) or origin == "--home":
-        return Target("--home" if home else "home", find_home(home))
+        return Peer("--home" if home else "home", find_home(home))
     environment = {"host": name} if origin in ("--host", "TAU_HOST") else read_environment(name, origin) | {"env": name}
-    target = Target(origin, find_home(home), **environment)
-    check_flags(target, env, home)
-    if not target.api_key and not target.host.startswith("unix:"):
-        target.api_key = environment_key(target.host)
-    return target
+    peer = Peer(origin, find_home(home), **environment)
+    check_flags(peer, env, home)
+    if not peer.api_key and not peer.host.startswith("unix:"):
+        peer.api_key = environment_key(peer.host)
+    return peer
 
 
-def check_flags(target: Target, env: str | None, home: str | None) -> None:
+def check_flags(peer: Peer, env: str | None, home: str | None) -> None:
     """BadRequest if flags name different daemons.  --home beside a loopback address says whose key is sent."""
     hint = "give one of --host, --env and --home"
-    if target.origin == "--host" and env and read_environment(env, "--env")["host"] != target.host:
-        raise BadRequest(f"--host {target.host} is not the host of --env {env}", hint)
+    if peer.origin == "--host" and env and read_environment(env, "--env")["host"] != peer.host:
+        raise BadRequest(f"--host {peer.host} is not the host of --env {env}", hint)
     if not home:
         return
-    address = Address(target.host)
-    here = address.path == os.path.join(target.home, "tau.sock") or address.host == "localhost"
+    address = Address(peer.host)
+    here = address.path == os.path.join(peer.home, "tau.sock") or address.host == "localhost"
     if not here and not is_loopback(address.host):
-        raise BadRequest(f"{target.origin} {target.env or target.host} is not the daemon of --home {home}", hint)
+        raise BadRequest(f"{peer.origin} {peer.env or peer.host} is not the daemon of --home {home}", hint)
 
 
 def environment_key(host: str) -> str:
@@ -1461,7 +1461,7 @@ def named_environment(name: str, origin: str = "") -> dict[str, str]:
 
 
 def read_environment(name: str, origin: str) -> dict[str, str]:
-    """What a Target takes of an environment: its key read, its files absolute."""
+    """What a Peer takes of an environment: its key read, its files absolute."""
     folder, table = os.path.dirname(environments_path()), dict(named_environment(name, origin))
     for key in table:
         if key.endswith("_file"):
@@ -2998,7 +2998,7 @@ def print_completions(words: list[str]) -> int:
     except Exception:  # an error message in the middle of a command line helps nobody
         offers = []
     if offers:
-        write_out("\n".join(f"{word}\t{one_line(meaning, 80)}" for word, meaning in offers))
+        write_out("\n".join(f"{word}\t{single_line(meaning, 80)}" for word, meaning in offers))
     return 0
 
 
@@ -3669,7 +3669,7 @@ def check_end(run: Json, wanted: str) -> None:
 # Calls Words, Shell and Ticks.  Promises that text from outside cannot control the terminal.
 
 
-def one_line(text: str, width: int) -> str:
+def single_line(text: str, width: int) -> str:
     return cut_text(printable(text).replace("\n", " ⏎ ").replace("\t", " "), width)
 
 
@@ -3734,12 +3734,12 @@ class View:
 
     def rows(self, rows: list[Json], columns: list[str]) -> list[str]:
         texts = {
-            column: [HEADINGS.get(column, column), *(one_line(cell(row, column), 60) for row in rows)]
+            column: [HEADINGS.get(column, column), *(single_line(cell(row, column), 60) for row in rows)]
             for column in columns
         }
         widths = {column: max(map(len, texts[column])) for column in columns}
         shrink(widths, terminal_width())
-        cells = [[one_line(text, width).ljust(width) for text in texts[column]] for column, width in widths.items()]
+        cells = [[single_line(text, width).ljust(width) for text in texts[column]] for column, width in widths.items()]
         head, *body = zip(*cells, strict=True)
         lines = [self.paint("  ".join(head), "bold")]
         return lines + ["  ".join(self.paint(text, text.strip()) for text in row).rstrip() for row in body]
@@ -3755,7 +3755,7 @@ class View:
             ("hint", error.get("hint")),
             *(("next", hint) for hint in run["next"]),
         ]
-        lines = [f"{label:<7} {self.paint(one_line(text, 400), label)}" for label, text in rows if text]
+        lines = [f"{label:<7} {self.paint(single_line(text, 400), label)}" for label, text in rows if text]
         return "\n".join([f"{run['pipeline']} v{run['version']}  {status}{took}  {run['run_id']}", *lines])
 
     def checks(self, document: Json) -> str:
@@ -3839,7 +3839,7 @@ def progress_text(event: Json) -> str:
     text = f"{done:,}" if total is None else f"{done:,} of {total:,}"
     if total:
         text += f" ({100 * done / total:.0f} %)"
-    return f"{text} {one_line(event['message'], 80)}".rstrip()
+    return f"{text} {single_line(event['message'], 80)}".rstrip()
 
 
 def fields_text(line: Json) -> str:
@@ -3944,8 +3944,8 @@ class Client:
     """
 
     def __init__(self, host: str | None = None, home: str | None = None, env: str | None = None) -> None:
-        self.target = find_daemon(host, env, home)
-        self.host, self.home = self.target.host, self.target.home
+        self.peer = find_daemon(host, env, home)
+        self.host, self.home = self.peer.host, self.peer.home
         self.read_only = is_read_only()
         self.channel: Channel | None = None
         self.requests = 0
@@ -3998,7 +3998,7 @@ class Client:
         answered = self.channel is not None and self.channel.proven
         self.close()
         closed = problem.detail.get("reason") == "lost" and not answered
-        if closed and Address(self.target.address).secure and not self.target.cert_file:
+        if closed and Address(self.peer.address).secure and not self.peer.cert_file:
             problem.hint = CLIENT_HINT
         return answered
 
@@ -4028,8 +4028,8 @@ class Client:
 
     def connect(self) -> Channel:
         """A connection to a daemon that accepts this client; Unavailable says why there is none, and what to do."""
-        address = Address(self.target.address)
-        context = client_tls(self.target) if address.secure else None
+        address = Address(self.peer.address)
+        context = client_tls(self.peer) if address.secure else None
         try:
             connection = open_socket(address, context)
         except OSError as problem:
@@ -4044,7 +4044,7 @@ class Client:
         """The channel over an open socket, once the daemon has accepted the key where it needs one."""
         if address.scheme == "unix":
             return Lined(connection)
-        near, key = is_loopback(connection.getpeername()[0]), self.target.api_key
+        near, key = is_loopback(connection.getpeername()[0]), self.peer.api_key
         if near and not key:
             key = peek(os.path.join(self.home, "key")).strip()  # which the daemon of this home has made
         if key and not near and not address.secure:
@@ -4227,12 +4227,12 @@ def open_socket(address: Address, context: ssl.SSLContext | None) -> socket.sock
         raise
 
 
-def client_tls(target: Target) -> ssl.SSLContext:
+def client_tls(peer: Peer) -> ssl.SSLContext:
     """TLS with the user's authority and certificate; BadRequest if their files cannot be used."""
     try:
-        context = ssl.create_default_context(cafile=target.ca_file)
-        if target.cert_file:
-            context.load_cert_chain(target.cert_file, target.cert_key_file)
+        context = ssl.create_default_context(cafile=peer.ca_file)
+        if peer.cert_file:
+            context.load_cert_chain(peer.cert_file, peer.cert_key_file)
     except OSError as problem:
         hint = "TAU_CA_FILE, TAU_CERT_FILE and TAU_CERT_KEY_FILE name files in PEM"
         raise BadRequest(f"cannot use the certificates: {problem}", hint) from None
@@ -12022,7 +12022,7 @@ VALUES_SHOWN = 8
 async def check_all(journal: Journal, given: tuple[Any, ...], severity: str) -> Count:
     """Evaluates and records every assertion; CheckFailed names those that fail, unless they only warn."""
     demand({"enum": ("error", "warn")}, severity, "severity")
-    failed = [name for name, *about in named_assertions(given) if not await holds_true(journal, severity, name, *about)]
+    failed = [name for name, *about in named_assertions(given) if not await is_true(journal, severity, name, *about)]
     if failed and severity == "error":
         count = f"{len(failed)} of {len(given)} checks failed: " if len(given) > 1 else "check failed: "
         raise CheckFailed(count + "; ".join(failed), "the values are in trace.checks")
@@ -12084,7 +12084,7 @@ def names_in(node: ast.expr, known: Json) -> Json:
     return {name: known[name] for name in names if name in known and not isinstance(known[name], DEFINITIONS)}
 
 
-async def holds_true(journal: Journal, severity: str, name: str, subject: Any, values: Json) -> bool:
+async def is_true(journal: Journal, severity: str, name: str, subject: Any, values: Json) -> bool:
     """Whether an assertion holds; what it raises is its failure."""
     passed, why = False, None
     try:

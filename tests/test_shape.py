@@ -148,6 +148,19 @@ def test_what_a_signature_does_not_say_is_explained() -> None:
             assert node.name.startswith("__init__") or node.returns is not None, node.name
 
 
+#: Words that mean too many things to name anything, and what names something else by now.
+VAGUE = re.compile(r"(^|_)(keeps?|forgets?|pass_over|claims?|holds?|rest|told|found|one)(_|$)", re.IGNORECASE)
+TAKEN = {"Executor": "another machine", "Environments": "named daemons", "Target": "where data goes"}
+
+
+def test_names_are_plain_words() -> None:
+    names = {
+        node.name for node in ast.walk(TREE) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)
+    }
+    assert sorted(name for name in names if VAGUE.search(name)) == []
+    assert sorted(names & TAKEN.keys()) == []
+
+
 def test_each_section_says_what_it_owns_calls_and_promises() -> None:
     for line, _, number, name in banners():
         head = " ".join(LINES[line : line + 5])
