@@ -311,8 +311,8 @@ def test_what_is_foreseen_is_what_happens(tmp_path: Path) -> None:
 def test_the_file_shrinks_and_others_go_first(tmp_path: Path) -> None:
     def fill(past: Past) -> None:
         past.run(200, lines=10_000, steps=5_000)
-        for n in range(1000):
-            past.run(100 - n / 100, lines=20)
+        for n in range(2000):
+            past.run(100 - n / 200, lines=20)
         past.run(1.5)
 
     async def story(store: module.Store, retention: module.Retention, _: None) -> None:
@@ -331,7 +331,7 @@ def test_the_file_shrinks_and_others_go_first(tmp_path: Path) -> None:
             await write(store.add_run, "p", {}, None, "manual", "me")
             answers += 1
         removed = await pruning
-        assert (removed["runs"], removed["log_lines"]) == (1001, 30_000)
+        assert (removed["runs"], removed["log_lines"]) == (2001, 50_000)
         assert len(writes) > 30
         assert answers > 30  # each of them waited for one batch at most
         assert removed["bytes_after"] < removed["bytes_before"] / 5

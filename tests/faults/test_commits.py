@@ -47,7 +47,8 @@ class Counting(sqlite3.Connection):
 
 connect = sqlite3.connect
 sqlite3.connect = lambda *words, **more: connect(*words, **{"factory": Counting, **more})
-sys.exit(tau.taud([]))
+del sys.argv[1:]
+sys.exit(tau.taud())
 """
 
 PIPELINES = """

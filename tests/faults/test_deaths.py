@@ -44,7 +44,8 @@ def announce(*words, real=tau.announce):
     return real(*words)
 tau.announce = announce
 sys.addaudithook(on_event)
-code = tau.taud([])
+del sys.argv[1:]
+code = tau.taud()
 note("over")
 sys.exit(code)
 """
