@@ -10293,21 +10293,21 @@ def process_figures() -> Iterator[str]:
 
 # --- 34. Fork server ---------------------------------------------------------------------
 # Owns the processes that run user code, from permission to end record.  Calls Relay, Run process, Control groups,
-# Pipeline API and Trace.  Promises that nothing a process started outlives it, and that its end is written down even
-# without a daemon.
+# Pipeline API and Trace.  Promises that nothing a run started outlives it, and that each run gets an end record,
+# even without a daemon.
 
-#: A process that dies while its siblings are listed can hide one of them: look again after this long.
+#: A process that dies while its siblings are listed can hide one of them: we list them again after this long.
 RECHECK_S = 0.1
-#: How often to look while anything of what runs have left lives.
+#: How often to look while a process that a dead run has left is alive.
 LOOK_S = 0.02
-#: How long after a start the next child waits for its job.
+#: How long after the latest start a spare child is held ready.
 SPARE_S = 10.0
 
 
 def fork_server() -> int:
-    """Starts a process for each job from descriptor 0; ends with its last child once taud is gone.
+    """Starts a process for each job from descriptor 0.  Once taud is gone, it ends with its last child.
 
-    It has imported what runs need, has one thread and no lock of the daemon: a fork costs a millisecond.
+    Forking it takes a millisecond and is safe: it has imported what runs need, and has one thread.
     """
     os.setsid()  # Ctrl-C in taud's terminal must reach taud alone
     prepare_interpreter()
@@ -10319,9 +10319,9 @@ def fork_server() -> int:
 
 
 def rehearse(times: int) -> None:
-    """Does what every run does, so often that the interpreter specialises that code.
+    """Does what every run does, often enough for the interpreter to specialise that code.
 
-    Specialising writes to the code, and each page that a child writes costs it some microseconds.
+    Otherwise each child would, and would copy the memory pages that this changes.
     """
     job = local_job("rehearsal", os.sep, os.sep) | {"params": {}}
     attempt = Attempt(job, Journal(os.devnull, job["limits"]))
@@ -10337,13 +10337,13 @@ def rehearse(times: int) -> None:
         signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM))
         captured(Output(attempt.journal, "stdout", 1)).write("line\n")
         exec(marshal.loads(marshal.dumps(compile("rows = 1", "rehearsal", "exec"))), {})
-        pipeline(name="rehearsal")(act)  # the patterns that it compiles stay compiled
+        pipeline(name="rehearsal")(act)  # compiles regular expressions
         attempt.journal.write(returned_by(PIPELINES.pop(), PipelineContext(attempt)))
     os.close(attempt.journal.descriptor)
 
 
 class ForkServer:
-    """Jobs in, processes out, end records into journals.
+    """Starts a process for each job, and appends the end records to the journals.
 
     Descriptor 0 is a socket: jobs come in on it, and end records go out.
     """
@@ -10352,18 +10352,18 @@ class ForkServer:
         self.lines = LineBuffer()
         self.open = True  # whether the other end is still there
         self.jobs: dict[int, Json] = {}  # leader's pid → its job, until the end record is written
-        self.dead: dict[int, Ending] = {}  # leaders that have ended → the end of their process groups
-        self.strays: dict[int, tuple[set[int], Ending]] = {}  # pid → the dead leaders that may have left it; its end
-        self.spare: tuple[int, int] | None = None  # a child that waits for its job, and the pipe to it
+        self.dead: dict[int, Ending] = {}  # pid of an ended leader → the Ending of its process group
+        self.strays: dict[int, tuple[set[int], Ending]] = {}  # pid → dead leaders that may have left it, its Ending
+        self.spare: tuple[int, int] | None = None  # the pid of a child that waits for a job, and the pipe to it
         self.spare_until = self.recheck_at = 0.0
         self.identity = identity(os.getpid())
         self.delegated = delegated_group()
         self.oom_counter = oom_counter()
-        self.oom_kills = oom_kills(self.oom_counter)  # those that are explained already
+        self.oom_kills = oom_kills(self.oom_counter)  # how many are explained already
         self.wake, self.waker = wake_on(signal.SIGCHLD)
 
     def serve(self) -> None:
-        """Runs until the other end has gone and the last child is reaped."""
+        """Serves until the other end is gone and the last child is reaped."""
         os.set_blocking(0, False)
         while self.open or self.jobs:
             ready, _, _ = select.select([self.wake, 0] if self.open else [self.wake], [], [], self.patience())
@@ -10375,7 +10375,7 @@ class ForkServer:
             self.proceed()
 
     def patience(self) -> float | None:
-        """Seconds until something is due; None if nothing is."""
+        """Seconds until something is due, or None."""
         if self.strays:
             return LOOK_S
         times = [self.recheck_at] if self.recheck_at else []
@@ -10384,7 +10384,7 @@ class ForkServer:
         return max(0.0, min(times) - time.monotonic()) if times else None
 
     def receive(self) -> None:
-        """Reads what came in.  A job that was not read when the other end goes is not started."""
+        """Reads jobs.  One that is not read before the other end is gone is not started."""
         try:
             data = os.read(0, 1 << 18)
         except BlockingIOError:
@@ -10399,16 +10399,16 @@ class ForkServer:
             self.start(json.loads(line))
 
     def start(self, job: Json) -> None:
-        """Starts one process, if its journal can be created: that is the permission."""
+        """Starts one process, if its journal can be created: creating it is the permission."""
         try:
             os.close(os.open(job["journal"] + ".journal", os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
         except FileExistsError:
-            return  # a recovering daemon has taken the permission away
+            return  # a recovering daemon has revoked the permission
         except OSError as problem:
             self.write_end(job, None, f"cannot create its journal: {problem.strerror}")
             return
         job["server"] = self.identity
-        if not self.jobs:  # kills while nothing of ours ran are of others
+        if not self.jobs:  # kills before now were not of our runs
             self.oom_kills = oom_kills(self.oom_counter)
         if self.delegated is not None and job["limits"].get("memory_bytes"):
             job["group"] = make_group(self.delegated, job["stem"], job["limits"]["memory_bytes"])
@@ -10421,28 +10421,28 @@ class ForkServer:
         self.jobs[pid] = job
 
     def spawn(self, job: Json) -> int:
-        """Starts a fresh interpreter for the job, where fork is not safe or in a venv; its pid."""
+        """Starts a new interpreter for the job, where fork is unsafe or for a venv.  Returns its pid."""
         with tempfile.TemporaryFile() as file:
             file.write(encode(job))
             file.seek(0)
             return start_python("spawned_process", (), {0: file.fileno()}, os.environ, job["python"])
 
     def give(self, job: Json) -> int:
-        """Gives the job to a copy of this process, the spare one or a new one; its pid."""
+        """Gives the job to the spare child, or else to a new one.  Returns its pid."""
         self.spare_until = time.monotonic() + SPARE_S
         spare, self.spare = self.spare, None
         pid, pipe = spare or self.fork(ahead=False)
         try:
             with open(pipe, "wb") as file:
                 file.write(encode(job))
-        except BrokenPipeError:  # somebody has killed it; sweep() reaps it
+        except BrokenPipeError:  # the child was killed; sweep() reaps it
             if spare is None:
                 raise
             return self.give(job)
         return pid
 
     def fork(self, ahead: bool) -> tuple[int, int]:
-        """Makes a copy of this process that waits for its job: its pid, and the pipe to it."""
+        """Forks a child that waits for a job.  Returns its pid, and the pipe to it."""
         source, pipe = os.pipe()
         try:
             pid = os.fork()
@@ -10453,7 +10453,7 @@ class ForkServer:
         if pid:
             os.close(source)
             return pid, pipe
-        code = 70  # EX_SOFTWARE: an error of ours
+        code = 70  # EX_SOFTWARE: an error in Tau
         try:
             signal.set_wakeup_fd(-1)
             for descriptor in (pipe, self.wake, self.waker):
@@ -10461,29 +10461,31 @@ class ForkServer:
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             drop_stdin()
             born = settle_in()
-            if ahead and not self.jobs:  # nothing else wants the processor: fault in the pages that a run will write
+            if ahead and not self.jobs:  # use the idle time to copy the pages that a run will write
                 rehearse(1)
             with open(source, "rb") as file:
                 job = file.read()
-            code = attempt_process(json.loads(job), born) if job.endswith(b"\n") else 0  # else it is not needed
+            code = (
+                attempt_process(json.loads(job), born) if job.endswith(b"\n") else 0
+            )  # else it is not needed any more
         finally:
             os._exit(code)
 
     def proceed(self) -> None:
-        """Forks a child ahead while runs are being started; lets it go when none has come for a while."""
+        """Forks a spare child while runs are being started; ends it when no job has come for SPARE_S."""
         wanted = self.open and time.monotonic() < self.spare_until
         if wanted and self.spare is None:
             try:
                 self.spare = self.fork(ahead=True)
             except OSError:
-                self.spare_until = 0.0  # as many processes as there may be
+                self.spare_until = 0.0  # the process limit is reached
         elif not wanted and self.spare is not None:
             os.close(self.spare[1])
             self.spare = None
             self.recheck_at = time.monotonic() + RECHECK_S
 
     def sweep(self) -> None:
-        """Notes which processes have ended, ends what they left, and writes their end records."""
+        """Notes which leaders have ended, ends the processes that they left, and writes end records."""
         self.note_deaths()
         if self.dead or self.strays or self.recheck_at:
             self.find_strays()
@@ -10495,33 +10497,33 @@ class ForkServer:
                 ending.look()
 
     def note_deaths(self) -> None:
-        """Notes ended leaders, without reaping them: until what they left is gone nobody else may get their pid."""
+        """Notes ended leaders.  To reap them before what they left is gone would free their pids."""
         for pid in self.jobs.keys() - self.dead.keys():
             if os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None:
                 self.dead[pid] = Ending(functools.partial(signal_group, pid), self.jobs[pid]["grace_s"])
 
     def find_strays(self) -> None:
-        """Notes our children that are no leaders: dead ones left them, for live ones adopt their own."""
+        """Finds our children that are not leaders.  Dead leaders left them, because live ones adopt theirs."""
         self.recheck_at = 0.0
-        # Without /proc the process group is all that can be reached.
+        # Without /proc there are none: only process groups are ended.
         children = {int(pid) for pid in peek(f"/proc/self/task/{os.getpid()}/children").split()}
-        # A leader may have ended meanwhile and left some of these: it must not be closed before them.
+        # A leader that has just ended may have left some: it must not be closed before they are gone.
         self.note_deaths()
         children -= {*self.jobs, *(self.spare or ())[:1]}
         left = {pid for pid in children if os.waitpid(pid, os.WNOHANG)[0] == 0}
         self.strays = {pid: self.strays.get(pid) or self.stray(pid) for pid in left}
 
     def stray(self, pid: int) -> tuple[set[int], Ending]:
-        """The dead leaders that may have left it, and its end."""
+        """Returns the dead leaders that may have left this process, and its Ending."""
 
         def send(number: int) -> None:
             try:
                 os.kill(pid, number)
             except PermissionError:
-                owners.clear()  # another user's by now (sudo): nobody waits for what we cannot end
+                owners.clear()  # it runs as another user now (sudo): no end record waits for it
 
         session = os.getsid(pid)
-        # One that left its session may be of any dead leader.
+        # A process that has left its session may come from any dead leader.
         owners = {session} if session in self.dead else {*self.dead}
         grace = max((self.dead[owner].kill_at for owner in owners), default=0.0) - time.monotonic()
         return owners, Ending(send, max(grace, RECHECK_S))
@@ -10541,9 +10543,9 @@ class ForkServer:
         self.recheck_at = time.monotonic() + RECHECK_S
 
     def why_killed(self, job: Json) -> str | None:
-        """Why a run got SIGKILL: lack of memory, if the kernel has counted one more kill since the last.
+        """Why a run got SIGKILL: lack of memory, if the kernel counts a kill that is not explained yet.
 
-        That kill may have been of a child of a run, which we cannot know.
+        That kill may have hit a child of some run instead: we cannot know.
         """
         if (group := job.get("group")) and oom_kills(os.path.join(group, OOM_COUNTERS[0][2])):
             return f"killed by SIGKILL: out of memory, of which it may use {job['limits']['memory_bytes']:,} bytes"
@@ -10555,31 +10557,31 @@ class ForkServer:
         return None
 
     def write_end(self, job: Json, code: int | None, reason: str | None, **measured: float) -> None:
-        """Appends the end record, and tells the daemon, in case the disk is full."""
+        """Appends the end record.  Tells the daemon, in case the disk is full."""
         died = code is not None and code < 0
         how = {"exit_code": None if died else code, "signal": -code if code and died else None, "reason": reason}
         record = {"t": "end", "at": time.time(), "mono": time.monotonic(), **how, **measured, **job.get("place", {})}
         with contextlib.suppress(OSError):  # the disk is full, or the run has removed its journal
             journal = os.open(job["journal"] + ".journal", os.O_WRONLY | os.O_APPEND)
             with open(journal, "wb", 0) as file:
-                file.write(b"\n" + encode(record))  # the newline ends a line that a crash has torn
+                file.write(b"\n" + encode(record))  # a crash may have left half a line
         self.tell({"stem": job["stem"], "end": record})
         remove_group(job.get("group"))
 
     def tell(self, message: Json) -> None:
-        """Tells the daemon, unless it is gone or too busy: nothing depends on it."""
+        """Sends a message to the daemon, unless that is gone or busy: nothing depends on it."""
         with contextlib.suppress(OSError):
             os.write(0, encode(message))
 
 
 def drop_stdin() -> None:
-    """Descriptor 0 was the channel or the job, which a run must not hold open."""
+    """Replaces descriptor 0, the channel or the job, which a run must not hold open."""
     with open(os.devnull, "rb") as null:
         os.dup2(null.fileno(), 0)
 
 
 def spawned_process() -> int:
-    """The entry of a run process in a fresh interpreter: the job comes on descriptor 0."""
+    """The entry of a run process in a new interpreter: the job comes on descriptor 0."""
     job = json.load(sys.stdin.buffer)
     drop_stdin()
     prepare_interpreter()
@@ -10587,25 +10589,26 @@ def spawned_process() -> int:
 
 
 def attempt_process(job: Json, born: str | None) -> int:
-    """Runs an attempt in this process, or the near end of one that runs elsewhere; the exit code."""
+    """Runs an attempt here, or relays one that runs elsewhere.  Returns the exit code."""
     return run_process(job, born) if job["executor"] is None else relay(job, born)
 
 
 # --- 35. Outpost -------------------------------------------------------------------------
 # Owns an attempt on another machine: a fork server of a single job, whose journal goes out on descriptor 1.
-# Calls Fork server, Relay, Run process and Trace.  Promises that nothing of it outlives the connection: no process,
-# and no file.
+# Calls Fork server, Relay, Run process and Trace.  Promises that no process and no file of the attempt outlives the
+# connection.
 
+#: How often to look for new output.
 FORWARD_S = 0.05
-#: At most so many pieces are sent between two looks at the run: a slow reader must not delay those.
+#: How many pieces are sent between two looks at the run.
 FORWARDS = 16
-#: A kill has left a directory that is older and that nobody has locked.
+#: A directory that is older, and not locked, was left by a killed outpost.
 ABANDONED_S = 300.0
 
 
 def outpost(folder: str, job: Json) -> None:
     """The entry on another machine, called by WELCOME: runs a job whose files are in a private folder."""
-    lock_file(folder, wait=False)  # until we end, where the file system has locks
+    lock_file(folder, wait=False)  # until we end, if the file system has locks
     remove_left(folder)
     prepare_interpreter()
     own = {"memos": "memos", "old_memos": "old_memos", "directory": "data", "folder": "files", "journal": "run"}
@@ -10617,10 +10620,10 @@ def outpost(folder: str, job: Json) -> None:
 
 
 def remove_left(folder: str) -> None:
-    """Removes the folders beside ours that killed outposts have left: our user's, old, not locked."""
+    """Removes what our user's killed outposts have left beside our folder."""
     for entry in os.scandir(os.path.dirname(folder)):
         if entry.name.startswith(OUTPOST_PREFIX) and entry.is_dir(follow_symlinks=False):
-            with contextlib.suppress(OSError):  # it may go just now
+            with contextlib.suppress(OSError):  # its outpost may remove it meanwhile
                 status = entry.stat(follow_symlinks=False)
                 old = status.st_uid == os.getuid() and time.time() - status.st_mtime > ABANDONED_S
                 if old and (file := lock_file(entry.path, wait=False)) >= 0:
@@ -10629,7 +10632,7 @@ def remove_left(folder: str) -> None:
 
 
 class Outpost(ForkServer):
-    """A fork server of one job, until that has ended and its journal is sent, or the connection is lost.
+    """A fork server of one job: it ends when the journal is sent, or the connection is lost.
 
     Descriptor 0 brings signs of life and the request to stop; the journal goes out on descriptor 1.
     """
@@ -10640,13 +10643,13 @@ class Outpost(ForkServer):
         for descriptor in (0, 1):
             os.set_blocking(descriptor, False)
         stream: Any = sys.stdin.buffer
-        self.asked = STOP in stream.peek()  # whether the run is to stop; it may have been read along with the parcel
+        self.asked = STOP in stream.peek()  # whether to stop the run; STOP may have been read with the parcel
         self.ending: Ending | None = None
         self.lost_after_s = lost_after_s
         self.heard_at = self.told_at = monotonic()
         self.more = False  # whether there is more output to read
         self.job, self.path = job, job["journal"] + ".journal"
-        self.position: Json = {"stdout": 0, "stderr": 0, "journal": 0}  # how much of each has been read and sent on
+        self.position: Json = {"stdout": 0, "stderr": 0, "journal": 0}  # how far each is read, and sent
         self.start(job)
         self.journal = Journal(self.path, job["limits"])
         self.source = os.open(self.path, os.O_RDONLY)
@@ -10659,10 +10662,10 @@ class Outpost(ForkServer):
         self.asked |= STOP in data
 
     def tell(self, message: Json) -> None:
-        """The journal says it."""
+        """Does nothing: the journal has the end record."""
 
     def proceed(self) -> None:
-        """Sends what the run writes; ends when the run has ended and all is sent."""
+        """Sends what the run writes; ends once the run has ended and all is sent."""
         left = [self.take_output(stream) for stream in ("stdout", "stderr")]
         self.more = True in left
         ended = not self.jobs and not self.more
@@ -10674,9 +10677,9 @@ class Outpost(ForkServer):
             self.open = False
 
     def take_output(self, stream: str) -> bool:
-        """Makes log records of the next lines of descriptor 1 or 2; whether there are more."""
+        """Logs the next lines of descriptor 1 or 2.  Returns whether there are more."""
         lines, more = read_output(self.job["journal"], stream, self.position, final=not self.jobs)
-        if self.journal.lines > self.job["limits"]["log_lines"]:  # of a flood only the last count
+        if self.journal.lines > self.job["limits"]["log_lines"]:  # only the last lines of a flood are kept
             self.journal.dropped += len(lines[:-LOG_TAIL])
             lines = lines[-LOG_TAIL:]
         for line in lines:
@@ -10684,7 +10687,7 @@ class Outpost(ForkServer):
         return more
 
     def forward(self) -> None:
-        """Sends what is new in the journal, as far as the other end takes it; or a sign of life."""
+        """Sends what is new in the journal, as far as the other end takes it, or else a sign of life."""
         for _ in range(FORWARDS):
             data = os.pread(self.source, READ_BYTES, self.position["journal"])
             if not data and monotonic() - self.told_at < self.lost_after_s / BEATS:
@@ -10707,7 +10710,7 @@ class Outpost(ForkServer):
         self.asked |= not self.open or bool(signal.sigpending())
         if self.ending is not None:
             self.ending.look()
-        elif self.asked and os.fstat(self.source).st_size:  # it leads its group by now
+        elif self.asked and os.fstat(self.source).st_size:  # the run has started, as leader of its group
             self.ending = Ending(self.signal_all, self.job["grace_s"])
 
     def signal_all(self, number: int) -> None:
@@ -10717,18 +10720,18 @@ class Outpost(ForkServer):
 
 # --- 36. Relay ---------------------------------------------------------------------------
 # Owns the near end of an attempt on another machine: the executor's command, what it is sent, and its silence.
-# Calls Run process and Trace.  Promises to end as the command ends, and that a dead connection has an end.
+# Calls Run process and Trace.  Promises to end as the command ends, and to notice a dead connection.
 
 #: What the interpreter elsewhere runs first: it reads WELCOME from descriptor 0 and executes it.
-#: One line, without characters that any shell would interpret inside of quotes.
+#: It is one line, without characters that a shell interprets in quotes.
 BOOTSTRAP = (
     "import sys; sys.version_info < (3, 11) and sys.exit("
     '"tau: Python 3.11 or newer is needed here, this is " + sys.version.split()[0]); '
     "i = sys.stdin.buffer; exec(i.read(int(i.read(10))))"
 )
-#: How the private directories there are named.
+#: How the names of the private directories there begin.
 OUTPOST_PREFIX = "tau-run-"
-#: `i` is the stream, on which the job and the files follow.  The signals are blocked, for Outpost to see.
+#: Reads the job and the files from `i`.  Blocks the signals that Outpost.watch_over() looks for.
 WELCOME = b"""
 import io, json, os, shutil, signal, sys, tarfile, tempfile
 job, files = (i.read(int(i.read(10))) for _ in range(2))
@@ -10747,12 +10750,12 @@ finally:
 """ % OUTPOST_PREFIX.encode()
 #: What descriptor 0 brings after the parcel: a sign of life, and the request to stop.
 BEAT, STOP = b"\n", b"s"
-#: How often both ends say something within the time after which silence counts as a lost connection.
+#: How often each end says something within lost_after_s, after which a connection is lost.
 BEATS = 4
 
 
 def relay(job: Json, born: str | None) -> int:
-    """The near end of an attempt, in this process: starts the executor's command; its exit code."""
+    """Starts the executor's command and serves it.  Returns its exit code."""
     wake, _ = wake_on(signal.SIGTERM, signal.SIGCHLD)
     journal = Journal(job["journal"] + ".journal", job["limits"])
     journal.write(start_record(job, born) | {"executor": job["executor"]["name"]})
@@ -10769,20 +10772,20 @@ def relay(job: Json, born: str | None) -> int:
 
 
 def command_words(job: Json) -> list[str]:
-    """The executor's command with the interpreter and what that is to run."""
+    """The executor's command, with the interpreter there and its bootstrap."""
     executor, names = job["executor"], re.compile(r"\{(run_id|pipeline|attempt)\}")
     words = [names.sub(lambda name: str(job[name[1]]), word) for word in executor["command"]]
     python = [executor["python"], "-c", BOOTSTRAP]
     if os.path.basename(words[0]) != "ssh":
         return words + python
-    # ssh makes one line of its words, for a shell.  A shared ssh would end, for all who share it, with this run.
+    # ssh joins its words for a shell.  A shared connection would end with this run, for others too.
     return [words[0], "-o", "ControlMaster=no", *words[1:], *map(shlex.quote, python)]
 
 
 def make_parcel(job: Json, journal: Journal) -> bytes:
-    """All that the run needs there: its job with its secrets, Tau, the deployed files, its memos."""
+    """Packs what the run needs there: its job with its secrets, Tau, the deployed files, its memos."""
     places = {os.path.join(job["folder"], path): f"files/{path}" for path in job["files"]} | {__file__: "tau/tau.py"}
-    cache = importlib.util.cache_from_source(__file__)  # spares the same Python there to compile it
+    cache = importlib.util.cache_from_source(__file__)  # the same Python there need not compile it
     if os.path.exists(cache):
         places[cache] = f"tau/__pycache__/{os.path.basename(cache)}"
     places |= memos_to_send(job, journal)
@@ -10795,7 +10798,7 @@ def make_parcel(job: Json, journal: Journal) -> bytes:
 
 
 def memos_to_send(job: Json, journal: Journal) -> dict[str, str]:
-    """The paths of memos, as far as they fit → their names there."""
+    """Returns memos, as far as they fit: path here → name there."""
     places: dict[str, str] = {}
     room = job["limits"]["memo_bytes"]
     for name in ("memos", "old_memos"):
@@ -10811,7 +10814,7 @@ def memos_to_send(job: Json, journal: Journal) -> dict[str, str]:
 
 
 def secrets_to_send(job: Json) -> dict[str, str]:
-    """The secrets of the home, and others that the sources or the connections name."""
+    """The secrets of the home, and other ones that the sources or the connections name."""
     names, _ = scan_sources(job)
     names.update(os.listdir(job["secrets"]) if os.path.isdir(job["secrets"]) else ())
     for connection in job["connections"].values():
@@ -10821,19 +10824,19 @@ def secrets_to_send(job: Json) -> dict[str, str]:
 
 
 class Relay:
-    """Feeds the command, tells it to stop, and ends it when it has been silent too long."""
+    """Feeds the command, asks it to stop, and ends it when it is silent for too long."""
 
     def __init__(self, job: Json, journal: Journal, command: subprocess.Popen[bytes]) -> None:
         self.name, self.lost_after_s = job["executor"]["name"], job["executor"]["lost_after_s"]
         self.grace_s: float = job["grace_s"]
         self.journal, self.command = journal, command
-        self.size = self.heard_of = os.fstat(journal.descriptor).st_size  # of the journal: at first, and now
+        self.size = self.heard_of = os.fstat(journal.descriptor).st_size  # the journal's size at first, and now
         self.heard_at = monotonic()
         self.fed = False  # whether the command has the parcel
-        self.ending: Ending | None = None  # of the command, once silence has ended it
+        self.ending: Ending | None = None  # set once the command has been silent for too long
 
     def serve(self, parcel: bytes, wake: int) -> int:
-        """Waits for the end of the command; its exit code."""
+        """Waits for the end of the command.  Returns its exit code."""
         threading.Thread(target=self.feed, args=(parcel,), daemon=True).start()
         while (code := self.command.poll()) is None:
             ready, _, _ = select.select([wake], [], [], self.lost_after_s / BEATS / 2)
@@ -10843,7 +10846,7 @@ class Relay:
         return code
 
     def feed(self, parcel: bytes) -> None:
-        """In a thread: sends the parcel, and then signs of life."""
+        """Sends the parcel, and then signs of life.  It has its own thread."""
         self.fed = self.tell(parcel)
         while True:
             time.sleep(self.lost_after_s / BEATS)
@@ -10851,7 +10854,7 @@ class Relay:
                 self.tell(BEAT)
 
     def tell(self, data: bytes) -> bool:
-        """Sends data to the command; False if that has closed its input."""
+        """Sends data to the command.  Returns False if the command has closed its input."""
         assert self.command.stdin is not None
         try:
             self.command.stdin.write(data)
@@ -10861,13 +10864,13 @@ class Relay:
         return True
 
     def stop(self) -> None:
-        """Asks the other end to stop the run; ends a command that still waits for a queue or a host."""
+        """Asks the outpost to stop the run.  Ends a command that still waits for a queue or a host."""
         self.listen()
         if not self.fed or self.heard_of == self.size or not self.tell(STOP):
             self.command.terminate()
 
     def listen(self) -> None:
-        """Notices what has come; ends the command when it has been silent too long."""
+        """Notes whether the journal has grown; ends the command when it is silent for too long."""
         size = os.fstat(self.journal.descriptor).st_size
         if self.ending is not None:
             self.ending.look()
@@ -10876,12 +10879,12 @@ class Relay:
         elif size > self.size and monotonic() - self.heard_at > self.lost_after_s:
             self.journal.write_bytes(b"\n")  # half a line may have come
             self.journal.log(f"nothing was heard of executor '{self.name}' for {self.lost_after_s:g} s", "error")
-            # Only the command itself: srun has a child that cleans up afterwards.
+            # Its group is left alone: srun has a child that cleans up afterwards.
             self.ending = Ending(self.command.send_signal, self.grace_s)
 
 
 def end_as(code: int) -> int:
-    """The exit code; if it is negative this process dies by the same signal as the command has."""
+    """Returns the exit code, or dies by the signal that the command has died by."""
     if code < 0:
         if -code not in (signal.SIGKILL, signal.SIGSTOP):
             signal.signal(-code, signal.SIG_DFL)
@@ -10891,27 +10894,27 @@ def end_as(code: int) -> int:
 
 # --- 37. Run process ---------------------------------------------------------------------
 # Owns an attempt from its first record to its last.  Calls Control groups, Pipeline API and Trace.
-# Promises a returned or a raised record whenever Python itself lives to write it.
+# Promises an outcome (a returned or raised record) whenever Python itself lives to write it.
 
-#: The second: descendants whose parent dies become our children, even those that have left the session.
+#: With a subreaper, descendants whose parent dies become its children, even in another session.
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
-#: So that the kernel, when memory runs out, kills a run and what it starts before the daemon (proc(5); of 1000).
+#: With this score (of 1000) the kernel kills runs before the daemon when memory runs out.
 OOM_PATH, OOM_SCORE = "/proc/self/oom_score_adj", 500
-#: The C library's prctl, looked up once.
+#: Holds the C library's prctl once it is looked up.
 LIBC: list[Callable[..., int]] = []
 
 
 def prepare_interpreter() -> None:
-    """For runs, and for what forks to run: imports all that a run may need before user code can change it."""
+    """Prepares a run, or a process that forks runs: imports modules before user code can change them."""
     os.umask(0o077)
     faulthandler.enable(2)  # a segmentation fault leaves its Python frames on descriptor 2
     prctl(PR_SET_CHILD_SUBREAPER, 1)
     for module in (asyncio, fcntl, hashlib, linecache, signal, threading):
-        assert module.__name__  # which imports it
+        assert module.__name__  # reading an attribute imports it
 
 
 def wake_on(*numbers: int) -> tuple[int, int]:
-    """A pipe that receives the numbers of these signals."""
+    """Opens a pipe that receives the numbers of these signals."""
     source, end = os.pipe()
     for descriptor in (source, end):
         os.set_blocking(descriptor, False)
@@ -10922,14 +10925,14 @@ def wake_on(*numbers: int) -> tuple[int, int]:
 
 
 def settle_in() -> str | None:
-    """This process leads its own session and adopts its orphans; when it was started."""
-    with contextlib.suppress(PermissionError):  # it is a leader already
+    """Makes this process lead a session and adopt its orphans.  Returns when it was started."""
+    with contextlib.suppress(PermissionError):  # it leads one already
         os.setsid()
     prctl(PR_SET_CHILD_SUBREAPER, 1)
     with contextlib.suppress(OSError, ValueError):  # not Linux, or a stricter system
         if int(peek(OOM_PATH)) < OOM_SCORE:
             write_text(OOM_PATH, str(OOM_SCORE))
-    signal.pthread_sigmask(signal.SIG_SETMASK, ())  # on another machine some are blocked
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())  # WELCOME has blocked some
     return process_started(os.getpid())
 
 
@@ -10940,7 +10943,7 @@ def start_record(job: Json, born: str | None) -> Json:
 
 
 def run_process(job: Json, born: str | None) -> int:
-    """Does the work of a job in this process, which was started at *born*; its exit code."""
+    """Does the work of a job in this process, started at *born*.  Returns its exit code."""
     attempt = Attempt(job, Journal(job["journal"] + ".journal", job["limits"]))
     attempt.journal.write(start_record(job, born))
     try:
@@ -10948,8 +10951,8 @@ def run_process(job: Json, born: str | None) -> int:
             prepare(attempt)
             record = WORK[job["kind"]](attempt)
         finally:
-            attempt.on_stop = None  # from here on a request to stop comes too late
-    except BaseException as problem:  # SystemExit and KeyboardInterrupt too: whatever ends a run is its outcome
+            attempt.on_stop = None  # from here on it is too late to stop
+    except BaseException as problem:  # SystemExit too: whatever ends a run is its outcome
         attempt.on_stop = None
         again = isinstance(problem, attempt.retry_on)
         error = error_document(problem, attempt)
@@ -10965,7 +10968,7 @@ def prctl(option: int, value: int) -> None:
 
 
 def prepare(attempt: Attempt) -> None:
-    """Makes what surrounds user code: directory, environment, captured output, a stop signal."""
+    """Sets up what user code needs: directory, environment, captured output, limits, a stop signal."""
     job = attempt.job
     for number, stream in ((1, "stdout"), (2, "stderr")):
         file = os.open(f"{job['journal']}.{stream}", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
@@ -10990,9 +10993,9 @@ def prepare(attempt: Attempt) -> None:
 
 
 def limit_process(limits: Json, group: str | None) -> None:
-    """Sets the limits that the system enforces: soft ones, which write_outcome() raises.
+    """Sets limits that the system enforces.  They are soft: write_outcome() raises them.
 
-    The run's control group limits memory, if it has one; else the limit is the address space of each process.
+    If the run has no control group, the memory limit is the address space of each process.
     """
     inside = False
     if group is not None:
@@ -11008,10 +11011,10 @@ def limit_process(limits: Json, group: str | None) -> None:
 
 
 def load_module(folder: str, entry: str) -> None:
-    """Executes the deployed file as a module of that name, which can import those beside it."""
+    """Executes the deployed file as a module, which can import the files beside it."""
     path = os.path.join(folder, entry)
     name = os.path.basename(entry).removesuffix(".py")
-    if name in sys.modules:  # `json.py`, `tau.py`: what others have imported must stay what it is
+    if name in sys.modules:  # `json.py`, `tau.py`: an imported module must not be replaced
         name = f"pipeline_{name}"
     module = type(sys)(name)
     module.__file__ = path
@@ -11021,9 +11024,9 @@ def load_module(folder: str, entry: str) -> None:
 
 
 def compiled(path: str) -> CodeType:
-    """The code of a deployed file, compiled once for this Python.
+    """Returns the code of a deployed file, which is compiled once for this Python.
 
-    importlib would cost each run 0.2 ms: it looks whether a source has changed that never does.
+    importlib would take 0.2 ms more, to look for changes of a source that never changes.
     """
     cache = f"{path}.{sys.implementation.cache_tag}"
     try:
@@ -11034,7 +11037,7 @@ def compiled(path: str) -> CodeType:
         pass
     with open(path, "rb") as file:
         code = compile(file.read(), path, "exec", dont_inherit=True)
-    with contextlib.suppress(OSError):  # it only costs time
+    with contextlib.suppress(OSError):  # without a cache it is only slower
         replace_file(cache, marshal.dumps(code), durable=False)
     return code
 
@@ -11045,7 +11048,7 @@ def load_pipelines(attempt: Attempt) -> Json:
 
 
 def scan_files(attempt: Attempt) -> Json:
-    """The secrets that a deployment's files name, with their places, and the modules that are missing."""
+    """The secrets that a deployment's files name, with their places, and the missing modules."""
     job = attempt.job
     names, imports = scan_sources(job)
     sys.path.insert(0, os.path.dirname(os.path.join(job["folder"], job["entry"])))
@@ -11055,7 +11058,7 @@ def scan_files(attempt: Attempt) -> Json:
 
 
 def scan_sources(job: Json) -> tuple[set[str], set[str]]:
-    """The secrets that the Python files of a deployment name, and the top-level modules that they import."""
+    """The secrets that a deployment's Python files name, and the top-level modules that they import."""
     secrets: set[str] = set()
     imports: set[str] = set()
     for path in job["files"]:
@@ -11071,7 +11074,7 @@ def scan_sources(job: Json) -> tuple[set[str], set[str]]:
 
 
 def named_secrets(call: ast.Call) -> Iterator[str]:
-    """The name in `….secret("NAME")`."""
+    """Yields the name in `….secret("NAME")`."""
     if isinstance(call.func, ast.Attribute) and call.func.attr == "secret":
         for given in (*call.args[:1], *(word.value for word in call.keywords if word.arg == "name")):
             if isinstance(given, ast.Constant) and isinstance(given.value, str):
@@ -11079,7 +11082,7 @@ def named_secrets(call: ast.Call) -> Iterator[str]:
 
 
 def usable_secret(name: str, folder: str) -> tuple[str | None, str | None]:
-    """A secret and its place; None for both if there is none that may be used."""
+    """Returns a secret and its place, or None for both if it is missing or unusable."""
     try:
         return read_secret(name, folder)
     except (BadRequest, MissingSecret, OSError, UnicodeDecodeError):
@@ -11087,11 +11090,11 @@ def usable_secret(name: str, folder: str) -> tuple[str | None, str | None]:
 
 
 def call_pipeline(attempt: Attempt) -> Json:
-    """Loads the file and calls its pipeline; the record of its return."""
+    """Loads the file and calls its pipeline.  Returns the outcome."""
     job = attempt.job
     if "place" in job:
-        prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # it ends with its parent: nobody else here knows of it
-        PIPELINE_OPTIONS["timezone"] = str  # checked at deploy; here the zones need not be known
+        prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # the run dies with the outpost, which alone watches it
+        PIPELINE_OPTIONS["timezone"] = str  # deploy has checked it; this machine may not know the zone
     load_module(job["folder"], job["entry"])
     attempt.loaded = True
     chosen = next(pipeline for pipeline in PIPELINES if pipeline.name == job["function"])
@@ -11099,12 +11102,12 @@ def call_pipeline(attempt: Attempt) -> Json:
     return returned_by(chosen, PipelineContext(attempt))
 
 
-#: What a process may be for.
+#: The kind of a job → what does its work and returns the outcome.
 WORK: dict[str, Callable[[Attempt], Json]] = {"run": call_pipeline, "load": load_pipelines, "scan": scan_files}
 
 
 def wind_down(record: Json, attempt: Attempt) -> int:
-    """Ends the process as the interpreter would: the outcome first, then threads, exit handlers, open files."""
+    """Writes the outcome, then ends as the interpreter would: threads, exit handlers, open files."""
     journal = attempt.journal
     for output in attempt.outputs:
         output.finish()
@@ -11124,7 +11127,7 @@ def wind_down(record: Json, attempt: Attempt) -> int:
 
 def flush_files() -> None:
     """Flushes the files that user code did not close, text layers before byte layers."""
-    objects = gc.get_objects()  # without the frozen ones, which are the fork server's
+    objects = gc.get_objects()  # without the fork server's, which are frozen
     for kind in (io.TextIOWrapper, io.BufferedWriter, io.BufferedRandom):
         for file in objects:
             if issubclass(type(file), kind):
@@ -11133,42 +11136,42 @@ def flush_files() -> None:
 
 
 # --- 38. Control groups ------------------------------------------------------------------
-# Owns the counters of out-of-memory kills, and groups for runs with a limit, where systemd lets us make them.
-# Calls nothing of its part.  Promises that no other group is touched, and that a run goes on without one.
+# Owns the counters of out-of-memory kills, and groups for runs with a memory limit, where systemd delegates one.
+# Calls nothing of its part.  Promises to touch no other group, and that a run also works without a group.
 
-#: Where a control group, of cgroup v2 and v1, counts its out-of-memory kills: the name of the controller in
+#: Where a control group counts its out-of-memory kills, in cgroup v2 and in v1: the controller's name in
 #: /proc/self/cgroup, where its tree is mounted, and the file.
 OOM_COUNTERS = (("", "/sys/fs/cgroup", "memory.events"), ("memory", "/sys/fs/cgroup/memory", "memory.oom_control"))
 
 
 def own_group(controller: str, root: str) -> str:
-    """The directory of our control group; the root if the path is the host's, as it may be in a container."""
+    """The directory of our control group, or the root if a container shows us a path of the host."""
     groups = [line.split(":", 2) for line in peek("/proc/self/cgroup").splitlines()]
     path = next((path for _, names, path in groups if controller in names.split(",")), "/")
     return root + path if os.path.isdir(root + path) else root
 
 
 def oom_counter() -> str | None:
-    """The file that counts the out-of-memory kills in our control group; None where there is none."""
+    """The file that counts the out-of-memory kills in our control group, or None."""
     paths = (os.path.join(own_group(controller, root), name) for controller, root, name in OOM_COUNTERS)
     return next(filter(os.path.exists, paths), None)
 
 
 def oom_kills(path: str | None) -> int:
-    """How often the kernel has killed for lack of memory; 0 where it does not say."""
+    """How many processes the kernel has killed for lack of memory; 0 if it does not say."""
     return sum(int(line.split()[1]) for line in peek(path or "").splitlines() if line.startswith("oom_kill "))
 
 
-#: How systemd marks a control group that it leaves to us (`Delegate=memory`).
+#: How systemd marks a control group that it has delegated to us (`Delegate=memory`).
 DELEGATED = ("user.delegate", "trusted.delegate")
-#: The name of a run's control group is this and its journal's stem.
+#: A run's control group is named by this and its journal's stem.
 GROUP_PREFIX = "tau-run-"
 
 
 def delegated_group() -> str | None:
-    """The control group (cgroup v2) for those of runs: the one above ours, if systemd has delegated it.
+    """The control group (cgroup v2) in which runs get theirs: our parent, if systemd has delegated it.
 
-    Ours cannot have any, as it has processes: `DelegateSubgroup=` has put us below the delegated one.
+    A group with processes cannot have such children, so `DelegateSubgroup=` has put us one below.
     """
     above = os.path.dirname(os.path.normpath(own_group(*OOM_COUNTERS[0][:2])))
     try:
@@ -11177,19 +11180,19 @@ def delegated_group() -> str | None:
         write_text(os.path.join(above, "cgroup.subtree_control"), "+memory")
         for name in os.listdir(above):
             if name.startswith(GROUP_PREFIX):
-                remove_group(os.path.join(above, name))  # of a fork server that was killed, unless its run lives
+                remove_group(os.path.join(above, name))  # a killed fork server left it; a run may still live
     except OSError:
         return None
     return above
 
 
 def make_group(above: str, stem: str, most: int) -> str | None:
-    """A control group for one run, with *most* bytes of memory and no swap; None where the system refuses."""
+    """Makes a control group with *most* bytes of memory and no swap, if the system allows it."""
     group = os.path.join(above, GROUP_PREFIX + stem)
     try:
         os.mkdir(group)
         write_text(os.path.join(group, "memory.max"), str(most))
-        write_text(os.path.join(group, "memory.oom.group"), "1")  # one kill ends all of the run
+        write_text(os.path.join(group, "memory.oom.group"), "1")  # a kill ends the whole run
         if os.path.exists(os.path.join(group, "memory.swap.max")):
             write_text(os.path.join(group, "memory.swap.max"), "0")
     except OSError:
@@ -11201,12 +11204,12 @@ def make_group(above: str, stem: str, most: int) -> str | None:
 def remove_group(group: str | None) -> None:
     """Removes a control group that has no processes."""
     if group is not None:
-        with contextlib.suppress(OSError):  # something still runs in it: the next fork server tries again
+        with contextlib.suppress(OSError):  # a process runs in it: the next fork server tries again
             os.rmdir(group)
 
 
 def write_text(path: str, text: str) -> None:
-    """Writes to an existing file at once, as the kernel demands it."""
+    """Writes to an existing file in one call, as the kernel demands."""
     with open(path, "r+b", 0) as file:
         file.write(text.encode())
 
@@ -12103,11 +12106,11 @@ async def is_true(journal: Journal, severity: str, name: str, subject: Any, valu
 
 # --- 42. Memos ---------------------------------------------------------------------------
 # Owns ctx.memo: results that outlive the attempt that made them.  Calls Rows and Trace.
-# Promises that a memo is whole and is what was returned, and that no secret is on the disk.
+# Promises that a memo is whole and equals the value returned, and that no memo holds a secret.
 
 
 class Memos:
-    """The memos of a run, and of the run that it resumes: a file each, named by what was called."""
+    """The memos of a run and of the run that it resumes: one file each, named by a digest of the call."""
 
     def __init__(self, attempt: Attempt) -> None:
         job, self.journal = attempt.job, attempt.journal
@@ -12118,7 +12121,7 @@ class Memos:
     async def remember(
         self, step: Step, name: str, work: Callable[[], Any], arguments: tuple[Any, ...], use_pickle: bool
     ) -> Any:
-        """The result of the work, or what was saved of it earlier."""
+        """Returns the memo of an earlier call, or does the work and saves its result."""
         try:
             text = encode_json(to_json(list(arguments), "arguments"))
         except BadResult:
@@ -12136,11 +12139,11 @@ class Memos:
             return pickle.loads(data) if use_pickle else json.loads(data)
 
     def save(self, name: str, key: str, data: bytes) -> None:
-        """Saves the data, whole.  The log says what cannot be saved: it only costs time."""
+        """Saves a memo.  If it cannot be saved, the log says why and the run goes on."""
         why: str | None = None
         if len(data) > self.most:
             why = f"it has {len(data):,} bytes, [limits] memo_bytes is {self.most:,}"
-        elif self.travels and len(data) > LINE_BYTES_MAX:  # it would be one line of the journal
+        elif self.travels and len(data) > LINE_BYTES_MAX:  # the journal would carry it in one line
             why = f"it has {len(data):,} bytes, of which {LINE_BYTES_MAX:,} could be sent from here"
         elif SECRETS.text(data) != data:
             why = "it holds a secret"
@@ -13990,28 +13993,32 @@ class Stream(Ready):
 
 # --- 48. Trace ---------------------------------------------------------------------------
 # Owns how a run is written down: the journal, values as JSON, errors as documents.  Calls nothing of its part.
-# Promises records that parse, within limits, without what looks secret, whatever user objects do.
+# Promises that records parse, are within limits and show no secret, whatever user objects do.
 
-#: The journal's descriptor is moved up here, out of the way of code that closes or reuses low ones.
+#: The journal's descriptor is at least this: user code may close or reuse low ones.
 JOURNAL_FD = 90
-#: Bound before user code can replace them in the module.
+#: Copies, because user code may replace these functions in their module.
 now, monotonic, perf_counter = time.time, time.monotonic, time.perf_counter
 FRAMES_MAX = 12
 CAUSES_MAX = 4
 #: Python itself refuses to print integers much longer than this.
 INT_BITS_MAX = 10_000
+#: How much an error shows of all local variables, and of one.
 LOCALS_BYTES = 2_400
 LOCAL_BYTES = 160
+#: How long a __repr__ or __str__ may take.
 REPR_S = 0.2
-#: Checks and metrics of a run.
+#: Checks and metrics of one run.
 OBSERVATIONS_MAX = 1_000
+#: How often progress is written.
 PROGRESS_S = 0.1
-#: A shorter secret would take innocent words out of the text.
+#: Hiding a shorter secret would hide ordinary words too.
 SECRET_CHARACTERS_MIN = 6
 #: How long the end of a run waits for a child that still has its output open.
 DRAIN_S = 0.5
-#: How much of a trace waits in memory while the disk is full.
+#: How many bytes of a trace wait in memory while the disk is full.
 WAITING_BYTES_MAX = 16 << 20
+#: Parts of names whose values are not shown.
 SECRET_WORDS = ("password", "secret", "token", "api_key", "apikey")
 
 
@@ -14028,25 +14035,25 @@ def raise_stopped() -> None:
 
 
 class Attempt:
-    """One attempt in its process: its job, its journal, and how far it is."""
+    """The state of one attempt in its process."""
 
     def __init__(self, job: Json, journal: Journal) -> None:
         self.job, self.journal = job, journal
         self.stopped = False  # whether we were asked to stop
-        self.on_stop: Callable[[], object] | None = raise_stopped  # what that does
-        self.loaded = False  # whether the deployed file has been executed to its end
-        self.retry_on: tuple[type[BaseException], ...] = ()  # exceptions after which the run is tried again
+        self.on_stop: Callable[[], object] | None = raise_stopped  # what SIGTERM does
+        self.loaded = False  # whether the deployed file has been executed
+        self.retry_on: tuple[type[BaseException], ...] = ()  # exceptions that lead to a retry
         self.steps = itertools.count(1)
-        self.failed: tuple[BaseException | None, str | None] = (None, None)  # an exception → its innermost step
-        self.outputs: list[Output] = []  # of descriptors 1 and 2, if those are this run's
+        self.failed: tuple[BaseException | None, str | None] = (None, None)  # the exception, its innermost step
+        self.outputs: list[Output] = []  # what captures descriptors 1 and 2
 
     def leave(self) -> None:
-        """In a process that user code has forked: its steps get other numbers."""
-        self.journal.waiting = b""  # the parent writes it
+        """Runs in a process that user code has forked: its steps get other numbers."""
+        self.journal.waiting = b""  # the parent writes these lines
         self.steps = itertools.count((os.getpid() << 32) + 1)
 
     def returned(self, result: Any, most: int) -> Json:
-        """The record of a return; BadResult if the value has no JSON form or is too large."""
+        """Returns an outcome, or raises BadResult if the result is too large or has no JSON form."""
         plain_result = to_json(result, "result")
         size = len(encode(plain_result))
         if size > most:
@@ -14054,7 +14061,7 @@ class Attempt:
         return {"t": "returned", "result": plain_result, "stopped": self.stopped}
 
     def hide(self, value: str) -> None:
-        """From now on the value is `***` wherever this run saves or prints text."""
+        """Makes the value `***` wherever this run saves or prints text from now on."""
         if value in SECRETS.values:
             return
         if 0 < len(value) < SECRET_CHARACTERS_MIN:
@@ -14063,7 +14070,7 @@ class Attempt:
         SECRETS.add(value)
         for output in self.outputs:
             if output.file < 0:
-                faulthandler.enable(output.divert())  # written in a crash, when no thread runs any more
+                faulthandler.enable(output.divert())  # no thread reads the pipe in a crash
 
     def step_of(self, problem: BaseException | None) -> str | None:
         """The innermost step in which an exception, or its cause, was raised."""
@@ -14075,7 +14082,7 @@ class Attempt:
 
 
 def unwritten(lines: bytes, written: int) -> bytes:
-    """What is left of some lines after *written* bytes: a line that was cut is written again whole."""
+    """What is left of some lines after *written* bytes, with the whole of a line that was cut."""
     whole = lines.rfind(b"\n", 0, written) + 1
     if written == whole or lines[written : written + 1] == b"\n":
         return lines[written:]
@@ -14083,19 +14090,19 @@ def unwritten(lines: bytes, written: int) -> bytes:
 
 
 class Journal:
-    """The trace of this process on its way to the daemon: one JSON line each, appended in one write."""
+    """The file that brings the trace to the daemon: one JSON line, and one write, a record."""
 
     def __init__(self, path: str, limits: Json) -> None:
         self.path, self.limits = path, limits
         self.pid = os.getpid()
         self.descriptor = self.open()
         self.waiting = b""  # lines for which the disk had no room
-        self.lines = self.bytes = 0  # of log records
-        self.tail = collections.deque[bytes](maxlen=LOG_TAIL)  # the last lines beyond the limit, written at the end
-        self.dropped = 0  # lines dropped from the tail since the last report
-        self.observed = 0
-        self.reported_at = self.progressed_at = 0.0  # when dropped lines and progress were last written
-        self.unsaid: Json | None = None  # the latest progress, if it was not written yet
+        self.lines = self.bytes = 0  # size of all log records
+        self.tail = collections.deque[bytes](maxlen=LOG_TAIL)  # the last lines beyond the limits; see finish()
+        self.dropped = 0  # lines lost from the tail since the last report
+        self.observed = 0  # checks and metrics
+        self.reported_at = self.progressed_at = 0.0  # when `dropped` and progress were last written
+        self.unsaid: Json | None = None  # the latest progress, if not yet written
 
     def open(self) -> int:
         low = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
@@ -14104,22 +14111,22 @@ class Journal:
         return descriptor
 
     def write(self, record: Json) -> None:
-        """Appends a record without secrets.  Some fields are Tau's own words, which must stay."""
+        """Appends a record and hides secrets in it, except in fields with Tau's own words."""
         if SECRETS.forms:
             ours = ("t", "at", "mono", "status", "kind")
             record = {key: value if key in ours else SECRETS.document(value) for key, value in record.items()}
         self.write_bytes(encode(record))
 
     def write_outcome(self, record: Json) -> None:
-        """Appends the outcome; waits for a full disk to have room again."""
+        """Appends the outcome.  Waits while the disk is full."""
         if os.getpid() != self.pid:
-            return  # a fork in which user code has returned
-        for name, resource_name in PROCESS_LIMITS.items():  # a run that has reached its limit must still say so
+            return  # user code has returned in a process that it has forked
+        for name, resource_name in PROCESS_LIMITS.items():  # a run at its limit must still say so
             if self.limits.get(name):
                 kind = getattr(resource, resource_name)
                 resource.setrlimit(kind, (resource.getrlimit(kind)[1],) * 2)
         with contextlib.suppress(OSError):
-            self.descriptor = self.open()  # user code may have closed ours, and opened another file
+            self.descriptor = self.open()  # user code may have closed it, and opened another file
         self.write(record)
         while self.waiting:
             time.sleep(0.5)
@@ -14129,16 +14136,16 @@ class Journal:
         return not self.waiting or len(self.waiting) + len(line) <= WAITING_BYTES_MAX
 
     def write_bytes(self, line: bytes) -> None:
-        """Appends a line; if the disk is full it waits here, and others behind it as long as they fit."""
+        """Appends a line.  While the disk is full, lines wait in memory as long as they fit."""
         waiting = self.waiting
         if waiting:
             line = waiting + (line if self.has_room(line) else b"")
         written = self.append(line)
-        if waiting or written < len(line):  # threads write side by side: nothing else is shared
+        if waiting or written < len(line):  # else a thread could clear what another left
             self.waiting = unwritten(line, written)
 
     def append(self, data: bytes) -> int:
-        """How much of it could be written.  Opens the journal again if user code has closed it."""
+        """Returns how many bytes were written.  Reopens the journal if user code has closed it."""
         try:
             return os.write(self.descriptor, data)
         except OSError as problem:
@@ -14148,11 +14155,11 @@ class Journal:
             return os.write(self.descriptor, data)
 
     def log(self, message: str, level: str = "info", fields: Json | None = None, stream: str | None = None) -> None:
-        """Writes a log line, up to the limits; beyond them the last LOG_TAIL are written at the end."""
-        message = SECRETS.text(message)  # before it is cut: half a secret would not be recognised
+        """Writes a log line.  Beyond the limits, finish() writes the last LOG_TAIL lines."""
+        message = SECRETS.text(message)  # before the cut: half a secret is not recognised
         if len(message) > LOG_LINE_BYTES_MAX:
             message = f"{message[:LOG_LINE_BYTES_MAX]}… ({len(message) - LOG_LINE_BYTES_MAX:,} characters cut)"
-        # Spelled out, for a log line must cost little more than the write itself.
+        # Formatted by hand: a log line must cost little more than the write itself.
         more = "" if fields is None else f',"fields":{bounded_fields(fields)}'
         more += "" if (path := current_path()) is None else f',"step":{quote(path)}'
         more += "" if stream is None else f',"stream":"{stream}"'
@@ -14174,7 +14181,7 @@ class Journal:
         self.dropped, self.reported_at = 0, monotonic()
 
     def finish(self) -> None:
-        """Writes the latest progress, the count of dropped lines and the last lines."""
+        """Writes the latest progress, how many lines were dropped, and the last lines."""
         self.write_progress()
         self.report_dropped()
         for line in self.tail:
@@ -14182,7 +14189,7 @@ class Journal:
         self.tail.clear()
 
     def observe(self, kind: str, name: str, data: Json) -> None:
-        """Writes a check or a metric, up to OBSERVATIONS_MAX of them."""
+        """Writes a check or a metric, up to OBSERVATIONS_MAX."""
         self.observed += 1
         if self.observed <= OBSERVATIONS_MAX:
             self.write({"t": kind, "at": now(), "name": name, "step": current_path(), "data": data})
@@ -14190,7 +14197,7 @@ class Journal:
             self.log(f"more than {OBSERVATIONS_MAX:,} checks and metrics; further ones are dropped", "warning")
 
     def progress(self, data: Json) -> None:
-        """Writes the progress, unless it has just done so: then finish() writes the latest."""
+        """Writes progress at most every PROGRESS_S.  finish() writes the latest."""
         self.unsaid = {"t": "progress", "at": now(), "name": "", "step": current_path(), "data": data}
         if monotonic() - self.progressed_at > PROGRESS_S:
             self.progressed_at = monotonic()
@@ -14207,11 +14214,11 @@ class Step:
 
     def __init__(self, attempt: Attempt, name: str, timeout: float | None = None) -> None:
         self.timeout = timeout  # seconds it may take
-        self.limit: Any = None  # an Alarm or an asyncio.timeout
+        self.limit: Any = None  # the Alarm or asyncio.timeout
         self.attempt, self.name = attempt, clip(name, 200)
         self.rows_in: int | None = None
         self.rows_out: int | None = None
-        self.columns: dict[str, str] | None = None  # of its output, with their types
+        self.columns: dict[str, str] | None = None  # column of its output → type
 
     def __enter__(self) -> Step:
         self.start(CURRENT.get())
@@ -14248,10 +14255,10 @@ class Step:
         return StepTimeout(f"step '{self.path}' took longer than {self.timeout:g} s", "raise its timeout")
 
     def start(self, outer: Step | None) -> None:
-        """Writes that it has begun, inside of *outer*."""
+        """Writes that the step has begun, inside of *outer*."""
         self.outer = outer
         while outer is not None and outer.depth >= STEP_DEPTH_MAX:
-            outer = outer.outer  # deeper ones are shown as siblings
+            outer = outer.outer  # deeper steps are shown as siblings
         self.number = next(self.attempt.steps)
         self.depth: int = 0 if outer is None else outer.depth + 1
         self.path: str = self.name if outer is None else f"{outer.path}/{self.name}"
@@ -14259,7 +14266,7 @@ class Step:
         self.write({"t": "step", "step": self.number, "parent": parent, "name": self.name, "path": self.path})
 
     def finish(self, problem: BaseException | None, took: float) -> None:
-        """Writes how it ended, after *took* milliseconds."""
+        """Writes how the step ended, after *took* milliseconds."""
         attempt, status, error = self.attempt, "success", None
         if problem is not None:
             if attempt.step_of(problem) is None:
@@ -14271,14 +14278,14 @@ class Step:
         self.write(record)
 
     def write(self, record: Json) -> None:
-        """Only the first STEPS_MAX steps are in the journal; a fork of the run has as many."""
+        """Writes only the first STEPS_MAX steps of each process."""
         if self.number & 0xFFFFFFFF <= STEPS_MAX:
             record["at"] = now()
             self.attempt.journal.write(record)
 
 
 class Alarm:
-    """Raises an error in the main thread when something has taken too long, unless it is stopped before."""
+    """Raises an error in the main thread after some seconds, unless it is closed before."""
 
     def __init__(self, seconds: float, make_error: Callable[[], BaseException]) -> None:
         if threading.current_thread() is not threading.main_thread():
@@ -14288,13 +14295,13 @@ class Alarm:
             raise make_error()
 
         self.began, self.left = monotonic(), signal.getitimer(signal.ITIMER_REAL)[0]
-        self.armed = not 0 < self.left <= seconds  # else the alarm of a step around it comes first
+        self.armed = not 0 < self.left <= seconds  # else an outer step's alarm comes first
         if self.armed:
             self.before = signal.signal(signal.SIGALRM, ring)
             signal.setitimer(signal.ITIMER_REAL, seconds)
 
     def close(self) -> None:
-        """Turns it off; the alarm around it, if there is one, goes on."""
+        """Turns it off.  An outer alarm goes on."""
         if self.armed:
             signal.setitimer(signal.ITIMER_REAL, 0)
             signal.signal(signal.SIGALRM, self.before)
@@ -14303,7 +14310,7 @@ class Alarm:
 
 
 def row_count(count: Any) -> int | None:
-    """A row count; None for what is no whole number that SQLite can store."""
+    """Returns a row count as a whole number, or None if SQLite could not store it."""
     if count is None:
         return None
     try:
@@ -14313,7 +14320,7 @@ def row_count(count: Any) -> int | None:
     return number if -(1 << 63) <= number < 1 << 63 else None
 
 
-#: The step that the running code is in, by task and thread context.
+#: The step that the running code is in, for each task and thread.
 CURRENT: contextvars.ContextVar[Step | None] = contextvars.ContextVar("step", default=None)
 
 
@@ -14323,13 +14330,13 @@ def current_path() -> str | None:
 
 
 class Mask:
-    """Secrets, and `***` in their place."""
+    """Replaces secrets by `***`."""
 
     def __init__(self) -> None:
         self.values: set[str] = set()
         self.forms: set[str] = set()
         self.longest = 0
-        self.patterns: dict[type, re.Pattern[Any]] = {}  # of all forms, for text and for bytes
+        self.patterns: dict[type, re.Pattern[Any]] = {}  # match all forms: for str, and for bytes
 
     def add(self, value: str) -> None:
         self.values.add(value)
@@ -14342,7 +14349,7 @@ class Mask:
         self.patterns = {str: re.compile(text), bytes: re.compile(text.encode("utf-8", "replace"))}
 
     def text(self, text: AnyStr) -> AnyStr:
-        """The text, or the bytes, without secrets."""
+        """Returns text, or bytes, without secrets."""
         if not self.patterns:
             return text
         kind, stars = (bytes, b"***") if isinstance(text, bytes) else (str, "***")
@@ -14350,7 +14357,7 @@ class Mask:
         return hidden
 
     def document(self, value: Any) -> Any:
-        """A JSON value without secrets, keys included."""
+        """Returns a JSON value without secrets, also in its keys."""
         if isinstance(value, str):
             return self.text(value)
         if isinstance(value, (int, float)) and str(value) in self.forms:
@@ -14362,12 +14369,12 @@ class Mask:
         return value
 
 
-#: What ctx.secret has handed out in this process.
+#: The secrets that ctx.secret has returned in this process.
 SECRETS = Mask()
 
 
 def spellings(value: str) -> set[str]:
-    """The forms in which a text may appear: itself, escaped, quoted for URLs, in base64 at any offset."""
+    """The forms in which a text may appear: as it is, escaped, quoted for URLs, in base64 at any offset."""
     forms = {value, repr(value)[1:-1], encode_json(value)[1:-1], json.dumps(value)[1:-1]}
     forms |= {urllib.parse.quote(value, safe=""), urllib.parse.quote(value), urllib.parse.quote_plus(value)}
     forms |= {line for line in value.splitlines() if len(line) >= 16}  # a key of several lines, printed
@@ -14384,20 +14391,20 @@ def spellings(value: str) -> set[str]:
 
 
 def captured(output: Output) -> io.TextIOWrapper:
-    """sys.stdout or sys.stderr of a run."""
+    """Makes sys.stdout or sys.stderr of a run."""
     stream = io.TextIOWrapper(output, "utf-8", "replace", write_through=True)
     stream.mode = "w"  # type: ignore[misc]
     return stream
 
 
 class Output(io.RawIOBase):
-    """What a run prints: whole lines become log records, with the step they were printed in."""
+    """Makes log records of the lines that a run prints, with the step that prints them."""
 
     def __init__(self, journal: Journal, stream: str, descriptor: int) -> None:
         self.journal, self.stream, self.descriptor = journal, stream, descriptor
         self.name = f"<{stream}>"
         self.partial: dict[int, bytes] = {}  # thread → its unfinished line
-        self.file = -1  # after divert(): what the descriptor was before
+        self.file = -1  # after divert(): a copy of the descriptor as it was before
         self.thread: threading.Thread | None = None
 
     def write(self, data: Any) -> int:
@@ -14407,7 +14414,7 @@ class Output(io.RawIOBase):
         lines = SECRETS.text(whole).split(b"\n") if newline else []  # a secret may have several lines
         if len(end) > LOG_LINE_BYTES_MAX:
             end = SECRETS.text(end)
-            cut = len(end) - SECRETS.longest  # the beginning of a secret waits for its end
+            cut = len(end) - SECRETS.longest  # what may begin a secret waits for its end
             lines.append(end[:cut])
             end = end[cut:]
         for line in lines:
@@ -14416,12 +14423,12 @@ class Output(io.RawIOBase):
         return len(data)
 
     def emit(self, line: bytes) -> None:
-        """Logs one line; of a progress bar only its last state."""
+        """Logs one line.  Only the last state of a progress bar is logged."""
         text = line.decode("utf-8", "replace").rstrip("\r").rpartition("\r")[2]
         self.journal.log(text, stream=self.stream)
 
     def divert(self) -> int:
-        """Starts a thread that brings here what native code and subprocesses write; the file until now."""
+        """Starts a thread for what native code and subprocesses write.  Returns the old file."""
         self.file = fcntl.fcntl(self.descriptor, fcntl.F_DUPFD_CLOEXEC, JOURNAL_FD)
         source, end = os.pipe()
         os.dup2(end, self.descriptor)
@@ -14435,9 +14442,9 @@ class Output(io.RawIOBase):
             self.write(data)
 
     def finish(self) -> None:
-        """Waits for what was written so far, and logs unfinished lines."""
+        """Waits for what was written until now, and logs unfinished lines."""
         if self.thread is not None and os.getpid() == self.journal.pid:
-            os.dup2(self.file, self.descriptor)  # what a child writes later still comes through
+            os.dup2(self.file, self.descriptor)  # closes the pipe, except in children
             self.thread.join(DRAIN_S)
             self.thread = None
         while self.partial:
@@ -14445,7 +14452,7 @@ class Output(io.RawIOBase):
                 self.emit(line)
 
     def flush(self) -> None:
-        """A fork of the run may end without a finish()."""
+        """Finishes in a fork of the run, which may end without a finish()."""
         if os.getpid() != self.journal.pid:
             self.finish()
 
@@ -14453,20 +14460,20 @@ class Output(io.RawIOBase):
         return True
 
     def fileno(self) -> int:
-        """The real descriptor, for subprocesses."""
+        """Returns the real descriptor, for subprocesses."""
         return self.descriptor
 
     def close(self) -> None:
-        """It stays open for who comes next."""
+        """Does nothing: whatever the run prints later must still be logged."""
 
 
 def clip(text: object, most: int) -> str:
-    """The beginning of a text; secrets are masked before it is cut, when they are still whole."""
+    """The beginning of a text.  Secrets are hidden before the cut, while they are whole."""
     return SECRETS.text(str(text))[:most]
 
 
 def bounded_fields(fields: Json) -> str:
-    """The fields of a log line as JSON text, cut to the length that a line may have."""
+    """The fields of a log line as JSON text, cut to LOG_LINE_BYTES_MAX."""
     fields = SECRETS.document(fields)
     text = encode_json(fields)
     if len(text) > LOG_LINE_BYTES_MAX:
@@ -14479,10 +14486,10 @@ quote = json.encoder.encode_basestring
 
 
 def to_json(value: Any, path: str, level: int = 0) -> Any:
-    """A value as JSON.  BadResult names the place of what has no JSON form.
+    """Returns a value as JSON.  Raises BadResult, which says where, if a part has no JSON form.
 
-    Dates, times, UUIDs, decimals and paths become text; timedeltas seconds; bytes their count; sets sorted lists;
-    enums their value; dataclasses objects.
+    Dates, times, UUIDs, decimals and paths become text, timedeltas seconds, bytes their count,
+    sets sorted lists, enums their value, dataclasses objects.
     """
     kind = type(value)
     if value is None or kind in (str, bool):
@@ -14514,7 +14521,7 @@ def to_json(value: Any, path: str, level: int = 0) -> Any:
     raise BadResult(f"{path} is a {kind.__module__}.{kind.__qualname__}, which has no JSON form")
 
 
-#: An attribute of a class → how its instances become JSON.
+#: An attribute that a class has → how its instances become JSON.
 CONVERSIONS: tuple[tuple[str, Callable[[Any], Any]], ...] = (
     ("__dataclass_fields__", lambda value: {name: getattr(value, name) for name in value.__dataclass_fields__}),
     ("_value2member_map_", lambda value: value.value),
@@ -14528,7 +14535,7 @@ CONVERSIONS: tuple[tuple[str, Callable[[Any], Any]], ...] = (
 
 
 def key_text(key: Any, path: str, holder: dict[Any, Any]) -> str:
-    """A key as JSON's text; BadResult if that would be another key too."""
+    """Returns a key as text.  Raises BadResult if another key has the same text."""
     if isinstance(key, str):
         return key
     plain_key = to_json(key, f"a key of {path}")
@@ -14545,18 +14552,18 @@ ERROR_KINDS: dict[type[BaseException], str] = {BadResult: "result", CheckFailed:
 
 
 def error_document(problem: BaseException, attempt: Attempt) -> Json:
-    """An exception as the structured error of a run."""
+    """Returns an exception as the error document of a run."""
     kind = "exception" if attempt.loaded else "load"
     kind = next((word for cause, word in ERROR_KINDS.items() if isinstance(problem, cause)), kind)
     frames = user_frames(problem.__traceback__, attempt.job["folder"])
     brief_error = error_in_brief(problem, frames, attempt.job["folder"])
     functions = [frame["function"] for frame in frames if frame["user"]]
     message = safe_text(problem)
-    # Without a place only the message tells one error from another.
+    # Without a user function only the message tells errors apart.
     marks = [*(functions[-1:] or [message]), brief_error["file"] or "", brief_error["code"] or ""]
     if not functions and isinstance(problem, SyntaxError):
         message = message.removesuffix(f" ({os.path.basename(problem.filename or '')}, line {problem.lineno})")
-    return bare_error(kind, brief_error["type"], message) | {  # which has the keys in their order
+    return bare_error(kind, brief_error["type"], message) | {  # it sets the order of the keys
         **brief_error,
         "message": message,
         "step": attempt.step_of(problem),
@@ -14567,7 +14574,7 @@ def error_document(problem: BaseException, attempt: Attempt) -> Json:
 
 
 def error_in_brief(problem: BaseException, frames: list[Json], folder: str, level: int = 0) -> Json:
-    """An exception's type and message, its place in user code if that is known, and its cause."""
+    """An exception's type and message, its place in user code if known, and its cause."""
     place: Json = {"file": None, "line": None, "code": None}
     if mine := [frame for frame in frames if frame["user"]]:
         place = {key: mine[-1][key] for key in place}
@@ -14584,7 +14591,7 @@ def error_in_brief(problem: BaseException, frames: list[Json], folder: str, leve
 
 
 def hint_for(problem: BaseException) -> str | None:
-    """What to do about an exception, where Tau knows."""
+    """Returns what to do about an exception, if Tau knows."""
     if isinstance(problem, TauError):
         return problem.hint or None
     if isinstance(problem, FileNotFoundError) and isinstance(problem.filename, str):
@@ -14608,7 +14615,7 @@ def path_hint(path: str) -> str:
 
 
 def user_frames(trace: TracebackType | None, folder: str) -> list[Json]:
-    """The innermost FRAMES_MAX frames, from the first user frame on, with locals of user frames."""
+    """Returns the innermost frames from the first user frame on, with locals of user frames."""
     pairs = ((frame, line) for frame, line in traceback.walk_tb(trace) if frame.f_code.co_filename != __file__)
     inner = itertools.dropwhile(lambda pair: not short_path(pair[0].f_code.co_filename, folder)[1], pairs)
     frames, room = [], LOCALS_BYTES
@@ -14623,7 +14630,7 @@ def user_frames(trace: TracebackType | None, folder: str) -> list[Json]:
 
 
 def short_path(path: str, folder: str) -> tuple[str, bool]:
-    """A source file's path as the author knows it, and whether it is the author's."""
+    """A source file's path as the author knows it, and whether the author wrote it."""
     if path.startswith(folder + os.sep):
         return os.path.relpath(path, folder), True
     for mark in ("site-packages" + os.sep, f"python3.{sys.version_info[1]}{os.sep}"):
@@ -14633,12 +14640,12 @@ def short_path(path: str, folder: str) -> tuple[str, bool]:
 
 
 def shown_locals(frame: FrameType, room: int) -> tuple[dict[str, str], int]:
-    """The locals of a frame, as far as there is room; the room that is left."""
+    """Returns the locals of a frame that fit, and the room that is left."""
     shown: dict[str, str] = {}
     for name, value in frame.f_locals.items():
         ours = type(value).__module__ == __name__ and not isinstance(value, (list, int))  # rows and counts
         if name.startswith(("__", ".")) or isinstance(value, DEFINITIONS) or ours:
-            continue  # imports, definitions and our own context say nothing about what went wrong
+            continue  # imports, definitions and Tau's own objects do not explain an error
         text = "***" if is_secret(name) else safe_repr(value)
         room -= len(name) + len(text) + 6
         if room < 0:
@@ -14648,7 +14655,7 @@ def shown_locals(frame: FrameType, room: int) -> tuple[dict[str, str], int]:
     return shown, room
 
 
-#: The types of modules, classes, and functions in C and in Python.
+#: The types of modules, of classes, and of functions in C and in Python.
 DEFINITIONS = (type(os), type, type(os.getpid), type(shown_locals))
 
 
@@ -14661,14 +14668,14 @@ class TookTooLong(BaseException):
 
 
 def timed(work: Callable[[Any], str], value: Any) -> str:
-    """work(value), or why there is none: user code may raise, hang or return a gigabyte here."""
+    """Returns work(value), or why it failed: user code may raise or hang."""
     if threading.current_thread() is not threading.main_thread():
         return work(value)
     try:
         with contextlib.closing(Alarm(REPR_S, TookTooLong)):
             return work(value)
     except StepTimeout:
-        raise  # of a step around it, whose time was over sooner
+        raise  # an outer step's time was over sooner
     except TookTooLong:
         return f"<{type(value).__name__}: took too long to print>"
     except BaseException as problem:
@@ -14680,17 +14687,17 @@ def safe_text(problem: BaseException) -> str:
 
 
 def safe_repr(value: Any) -> str:
-    """The repr of a value, limited in size, depth and time, with what looks secret masked."""
+    """The repr of a value, limited in size, depth and time, without secrets."""
     return timed(short_repr, value)[:LOCAL_BYTES]
 
 
-#: Plain containers → their forms.  reprlib would do, but it sorts keys and shows what looks secret.
+#: Plain container → its form.  (reprlib sorts keys, and shows what looks secret.)
 CONTAINERS: dict[type, str] = {dict: "{%s}", list: "[%s]", tuple: "(%s)", set: "{%s}"}
 ITEMS_SHOWN = 6
 
 
 def short_repr(value: Any, level: int = 0) -> str:
-    """A repr of the first items of each container; the values of secret-looking keys are `***`."""
+    """A repr with the first items of each container, and `***` for what looks secret."""
     kind = next((container for container in CONTAINERS if isinstance(value, container)), type(value))
     if kind is str and len(value) > LOCAL_BYTES:
         return f"{SECRETS.text(value)[: LOCAL_BYTES // 2]!r}…"
@@ -14711,7 +14718,7 @@ def short_repr(value: Any, level: int = 0) -> str:
 
 
 # --- The door ------------------------------------------------------------------------------
-# Run as a script the file would exist twice, as __main__ and as tau, and registries would disagree.
+# As a script the file would be two modules, __main__ and tau, and each would have its own registries.
 
 if __name__ == "__main__":
     from tau import main as enter
