@@ -2565,7 +2565,7 @@ def delay_of(pipeline: str, jitter_s: float) -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The `tau` command; its exit code, as EXITS explains it."""
+    """Runs the `tau` command and returns its exit code, as in EXITS."""
     open_standard_descriptors()
     code = outcome_of(sys.argv[1:] if argv is None else [*argv])
     if argv is not None:
@@ -2574,12 +2574,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         try:
             stream.flush()
         except (OSError, ValueError):
-            pass  # what matters has been flushed, and a failure of that reported
-    os._exit(code)  # nothing is left to tidy up, and the interpreter would take a fifth of our time for it
+            pass  # the answer is flushed already, or its failure reported
+    os._exit(code)  # the interpreter's own end would take a fifth of our time
 
 
 def outcome_of(words: list[str]) -> int:
-    """Runs a command line and reports what goes wrong; the exit code."""
+    """Runs a command line, reports what goes wrong and returns the exit code."""
     try:
         return command(words)
     except SystemExit:
@@ -2632,7 +2632,7 @@ def exit_of(name: str, document: Json) -> int:
 
 
 def ask_for_run(client: Client, name: str, params: Json, view: View) -> Json:
-    """The document of a run, which a terminal shows live.  It has a key, so that it can be asked for again."""
+    """Returns the document of a run and shows it live.  Its key makes the request repeatable."""
     own_key = {} if "key" in params else {"key": os.urandom(12).hex()}
     follow = {"follow": True} if view.people and params.get("wait", True) else {}
     try:
@@ -2652,7 +2652,7 @@ def ask_for_logs(client: Client, name: str, params: Json, view: View) -> Json:
 
 
 def ask_for_check(client: Client, name: str, params: Json, view: View) -> Json:
-    """What the daemon says of the files; if there is none on this machine, a daemon of our own."""
+    """Checks the files in the daemon, or in a throw-away one if no daemon answers on this machine."""
     try:
         return client.call(name, params)
     except Unavailable:
@@ -2677,7 +2677,7 @@ def ask_for_version(client: Client, name: str, params: Json, view: View) -> Json
     return document
 
 
-#: Commands that do more than ask the daemon.
+#: Commands that need more than one plain call, and what runs them.
 ASKING: dict[str, Callable[[Client, str, Json, View], Json]] = {
     "run": ask_for_run,
     "retry": ask_for_run,
@@ -2726,7 +2726,7 @@ def try_(
         if document.get("waited") is False:
             own.call("cancel", run)
             document = own.call("inspect", run)
-        # Nobody can ask for the log later.
+        # The log is removed with the home.
         document["trace"]["log_tail"] = [line["message"] for line in own.call("logs", run)["lines"]]
     verb = "deploy" if document["status"] == "success" else "try"
     return document | {"next": [f"tau {verb} {files[0]['path']}"]}
@@ -2734,10 +2734,10 @@ def try_(
 
 # --- 10. Arguments -----------------------------------------------------------------------
 # Owns what words on a command line mean: argparse's parsers, their help, values, and what a shell offers on Tab.
-# Calls Signatures, Shell and Client.  Promises one grammar, and that Tab changes nothing, prints no error, and
+# Calls Part I, Terminal and Client.  Promises one grammar, and that Tab changes nothing, prints no error, and
 # takes a second at most.
 
-#: Options of every command.  They have their flag as name, for an argument of the command may have the bare one.
+#: Options of every command, named by their flag: a command's own argument may have the bare name.
 COMMON = {
     flag: Argument(flag, kind, None, False, (flag, meaning))
     for flag, kind, meaning in (
@@ -2750,7 +2750,7 @@ COMMON = {
 
 
 def read_line(words: list[str], parse: Callable[[str, list[str]], Json]) -> tuple[str, Json]:
-    """The name of the command on a line, and its options; *parse* reads the words after a part of the name.
+    """Returns the command's name and options.  *parse* takes the name so far, and the words after it.
 
     The options of COMMON may stand before the name, and between its two words.
     """
@@ -2773,7 +2773,7 @@ def read_line(words: list[str], parse: Callable[[str, list[str]], Json]) -> tupl
 
 
 def next_words(group: str) -> dict[str, str]:
-    """The first words of commands, or the second ones of a group, with their meaning."""
+    """Returns word → meaning: first words of commands, or second words in a group."""
     if group:
         return {entry.words.partition(" ")[2]: entry.summary for entry in command_groups()[group]}
     words = {words: entry.summary for words, entry in shell_commands().items() if " " not in words}
@@ -2782,9 +2782,9 @@ def next_words(group: str) -> dict[str, str]:
 
 
 def parse_words(name: str, words: list[str]) -> Json:
-    """What argparse reads in the words after a command, or after the first word of one.
+    """Returns what argparse reads in the words after *name*: a command, a group, or "".
 
-    Where there is no option among them it is done without argparse: importing that takes as long as the answer.
+    Words without options need no argparse, whose import takes as long as the answer.
     """
     chosen = shell_commands().get(name)
     if chosen is None:
@@ -2798,7 +2798,7 @@ def parse_words(name: str, words: list[str]) -> Json:
 
 
 def parser_of(name: str) -> argparse.ArgumentParser:
-    """The parser of a command; of a group, or for no name of all commands, the parser of the next word."""
+    """Returns the parser of a command; for a group, or no name, the parser of the next word."""
     chosen = shell_commands().get(name)
     face = (chosen.summary, chosen.examples, EXITS) if chosen else ("", ())
     parser = make_parser(f"tau {name}".strip(), *face)
@@ -2818,7 +2818,7 @@ def parser_of(name: str) -> argparse.ArgumentParser:
     return parser
 
 
-#: purpose → the commands for it, by their first words; those that are in no row are shown as `more`.
+#: Purpose → the first words of its commands; commands in no row are shown as `more`.
 PURPOSES = {
     "deploy": "deploy check try undeploy",
     "run": "run wait retry cancel backfill",
@@ -2900,7 +2900,6 @@ def read_params(chosen: Operation, options: Json) -> Json:
 
 
 def read_value(argument: Argument, value: Any, options: Json) -> Any:
-    """The value that the words given for an argument mean."""
     if argument.kind == "list[Json]":
         paths = [value] if isinstance(value, str) else value
         return [file for path in paths for file in read_files(path, options["files"])]
@@ -2917,7 +2916,7 @@ def read_value(argument: Argument, value: Any, options: Json) -> Any:
 
 
 def read_object(text: str) -> Json:
-    """The object that a word means: JSON, `@file`, `-` for stdin, or `key=value` with JSON or text as value."""
+    """Reads an object from a word: JSON, `@file`, `-` for stdin, or `key=value` with JSON or text as value."""
     key, equals, value = text.partition("=")
     if equals and key and key[0] not in "@{[":
         return {key: read_number(value)}
@@ -2931,10 +2930,10 @@ def read_object(text: str) -> Json:
 
 
 def read_files(path: str, main: str) -> list[Json]:
-    """The file at *path*, or the files of that folder, for the wire.
+    """Reads the file at *path*, or the files of that folder, for the wire.
 
-    Their paths are relative to where *main* is, the file or folder that is deployed; those of files elsewhere
-    to the folder that they are in.
+    Their paths are relative to *main*, the deployed folder, or the folder of the deployed file; paths of files
+    elsewhere are relative to the folder that *path* is in.
     """
     root = os.path.realpath(main if os.path.isdir(main) else os.path.dirname(main) or ".")
     files = []
@@ -2949,7 +2948,7 @@ def read_files(path: str, main: str) -> list[Json]:
 
 
 def files_in(folder: str) -> Iterator[str]:
-    """All files below a folder but hidden ones, caches and virtual environments."""
+    """Finds all files below a folder, except hidden files, caches and virtual environments."""
     for at, folders, names in os.walk(folder):
         folders[:] = [
             name
@@ -2979,20 +2978,20 @@ def read_file(path: str, name: str) -> Json:
     return {"path": name, "base64": base64.b64encode(content).decode("ascii")}
 
 
-#: The hidden command that the scripts call with the words up to the cursor; the last of them is unfinished.
+#: The hidden command that SCRIPTS call with the words up to the cursor, the last one unfinished.
 COMPLETE = "__complete"
 #: Longest time that Tab waits for a daemon.
 COMPLETE_S = 1.0
 #: A word and its meaning.
 Offer = tuple[str, str]
-#: This one makes the shell offer paths.
+#: An offer that makes the shell offer paths.
 PATHS = (":files", "")
 #: Stands for the unfinished word: argparse gives it to the argument at the cursor.
 CURSOR = "\0"
 
 
 def print_completions(words: list[str]) -> int:
-    """Prints what could stand at the cursor, a line each: the word, a tab, its meaning."""
+    """Prints a line for each word that could stand at the cursor: the word, a tab, its meaning."""
     try:
         offers = offers_for(words or [""])
     except Exception:  # an error message in the middle of a command line helps nobody
@@ -3003,7 +3002,7 @@ def print_completions(words: list[str]) -> int:
 
 
 def offers_for(words: list[str]) -> list[Offer]:
-    """What can stand in place of the last word and begins as it does; BadRequest if there is no such command."""
+    """Returns offers that begin like the last word.  BadRequest if there is no such command."""
     before = [word for word in words[:-1] if word not in ("=", "-h", "--help")]  # bash breaks words at `=`
     head, current = "", words[-1].removeprefix("=")
     if current.startswith("--") and "=" in current:
@@ -3025,7 +3024,7 @@ class Tab:
         self.name, self.given = read_line(words, self.parse)
 
     def parse(self, name: str, words: list[str]) -> Json:
-        """What argparse reads in the words after *name*, but for the argument at the cursor."""
+        """Returns what argparse reads after *name*, except the argument at the cursor."""
         self.parser = parser_of(name)
         given = vars(self.parser.parse_known_args([word for word in words if word != "--help"])[0])
         for place, value in [*given.items()]:
@@ -3057,9 +3056,9 @@ class Tab:
         return self.ask(*ASKED[kind]) if kind in ASKED else []
 
     def ask(self, method: str, limit: Json, rows: str, word: str, meaning: str) -> list[Offer]:
-        """What the daemon answers within COMPLETE_S.
+        """Returns the daemon's offers within COMPLETE_S.
 
-        In a thread: looking up the name of a host cannot be interrupted.
+        A thread asks, because looking up a host's name cannot be interrupted.
         """
         offers: list[Offer] = []
         params = limit | ({"name": self.given["name"]} if method == "runs" and "name" in self.given else {})
@@ -3078,7 +3077,7 @@ class Tab:
         return offers
 
 
-#: Kind of argument → the operation that lists its values, its params, the key of the rows, word and meaning of each.
+#: Kind of argument → operation that lists its values, its params, key of its rows; word and meaning in a row.
 ASKED: dict[str, tuple[str, Json, str, str, str]] = {
     "PipelineName": ("list", {"limit": 1000}, "pipelines", "name", "{description}"),
     "RunId": ("runs", {"limit": 50}, "runs", "run_id", "{pipeline} {status} {queued_at}"),
@@ -3159,7 +3158,7 @@ complete -c tau -f -a '(__tau_complete)'
 
 
 # --- 11. Daemons elsewhere ---------------------------------------------------------------
-# Owns `tau env`: the daemons that a user knows by name.  Calls Settings.
+# Owns `tau env`: the daemons that a user knows by name.  Calls Part I.
 # Promises that a key is neither a word of a command line nor printed, and that nothing else in a user's file changes.
 
 
@@ -3185,7 +3184,7 @@ def env_list(desk: Desk) -> Json:
 
 
 def daemon_meant(desk: Desk) -> Json:
-    """The daemon that a command with these options would speak to, and what names it; or why none is known."""
+    """Returns the daemon that these options lead to and what names it, or why no daemon is known."""
     try:
         daemon = find_daemon(**desk[0])
     except TauError as problem:
@@ -3201,7 +3200,7 @@ def key_of(table: Mapping[str, str]) -> str | None:
 def env_show(desk: Desk, name: EnvironmentName | None = None) -> Json:
     """Show an environment, its key masked.
 
-    name          which environment; without it the one that is used
+    name          which environment (default: the one in use)
 
     Examples:
         tau env show production
@@ -3219,7 +3218,7 @@ def env_show(desk: Desk, name: EnvironmentName | None = None) -> Json:
 def env_use(desk: Desk, name: EnvironmentName | None = None, *, none: bool = False) -> Json:
     """Choose the environment that commands use unless an option or a variable names another.
 
-    name          which environment; without it none, and the daemon of this user is used again
+    name          which environment; without a name, commands use the daemon of this user again
     none          the same as no name
 
     Examples:
@@ -3235,7 +3234,7 @@ def env_use(desk: Desk, name: EnvironmentName | None = None, *, none: bool = Fal
 
 
 def choose_environment(name: str) -> bool:
-    """Whether commands used another environment until now; an empty name is none."""
+    """Makes commands use an environment, or none for ""; returns whether that is a change."""
     return change_file(environments_path().removesuffix("s.toml"), lambda _: name and f"{name}\n")
 
 
@@ -3266,7 +3265,7 @@ def env_add(
         tau env add staging https://staging.example.com - < key
     """
     check_name(name, *ENVIRONMENT_NAME)
-    Address(host)  # BadRequest if it is none
+    Address(host)  # BadRequest if it is not an address
     if key not in (None, "-") or (key and api_key_file):
         raise BadRequest("a key is not a word of a command: others could see it", "give `-` and the key on stdin")
     files = {"ca_file": ca_file, "cert_file": cert_file, "cert_key_file": cert_key_file, "api_key_file": api_key_file}
@@ -3280,7 +3279,7 @@ def env_add(
 
 @writes_here
 def env_remove(desk: Desk, name: EnvironmentName) -> Json:
-    """Remove an environment; if it was chosen, none is.
+    """Remove an environment; if it was chosen, the choice goes too.
 
     name          which environment
 
@@ -3295,7 +3294,7 @@ def env_remove(desk: Desk, name: EnvironmentName) -> Json:
 
 
 def write_environment(name: str, table: dict[str, str] | None) -> bool:
-    """Writes the table of an environment, or removes it for None; whether that is a change."""
+    """Writes the table of an environment, or removes it for None; returns whether that is a change."""
     path = environments_path()
 
     def edit(text: str) -> str:
@@ -3316,9 +3315,9 @@ def write_environment(name: str, table: dict[str, str] | None) -> bool:
 
 
 def edit_table(text: str, name: str, table: Mapping[str, str] | None) -> str:
-    """The text with this table in place of the one of that name, or at the end; without any, for None.
+    """Puts the table in place of that name's table, or at the end of the text; None removes it.
 
-    Comments and blank lines above a header are pieces of their own, so that they stay.
+    Comments and blank lines above a header are separate pieces, which stay.
     """
     lines = [f"{key} = {json.dumps(value, ensure_ascii=False)}\n" for key, value in (table or {}).items()]
     block = f"[{name}]\n{''.join(lines)}" if table else ""
@@ -3334,11 +3333,11 @@ def edit_table(text: str, name: str, table: Mapping[str, str] | None) -> str:
 
 
 def change_file(path: str, edit: Callable[[str], str]) -> bool:
-    """Whether *edit* changes the text of a file, which only its owner may read; an empty text removes the file."""
+    """Edits a file that only its owner may read; returns whether it changed.  An empty text removes it."""
     place = os.path.realpath(path)  # it may be a link into a user's collection of such files
     try:
         make_directory(os.path.dirname(path))
-        lock = lock_file(os.path.dirname(path))  # two at once would lose one of their changes
+        lock = lock_file(os.path.dirname(path))  # of two changes at once, one would be lost
         try:
             text = read_text(place, f"ls -l {place}", missing="")
             edited = edit(text)
@@ -3358,10 +3357,10 @@ def change_file(path: str, edit: Callable[[str], str]) -> bool:
 
 
 # --- 12. Doctor --------------------------------------------------------------------------
-# Owns `tau doctor`: its checks, and their remedies.  Calls Terminal, Client and Records.
-# Promises to change nothing but what its own pipeline does, and to name a remedy for each trouble.
+# Owns `tau doctor`: its checks, and their remedies.  Calls Part I and Client.
+# Promises to change nothing except by its own pipeline, and to name a remedy for each trouble.
 
-#: Less free room than this is a warning; than that, a failure.
+#: Less free room than ROOM_WARN is a warning, less than ROOM_FAIL a failure.
 ROOM_WARN, ROOM_FAIL = 1 << 30, 100 << 20
 DESCRIPTORS_MIN = 512
 LEFT_S = 7200.0
@@ -3379,7 +3378,7 @@ def canary(ctx, deed: str):
     return deed
 """
 
-#: A text where nothing is wrong; else warn or fail, what is wrong, and the remedy.
+#: The text of a check that passed; otherwise warn or fail, what is wrong, and the remedy.
 Finding = str | tuple[str, str, str]
 
 
@@ -3411,7 +3410,7 @@ def check_row(name: str, finding: Finding) -> Json:
 
 
 class Patient:
-    """What the checks look at: the home, its settings, and the status of its daemon, empty if none answers."""
+    """The home to check, its settings, and the status of its daemon, which is empty if no daemon answers."""
 
     def __init__(self, client: Client) -> None:
         self.status, self.absent = attempt(lambda: client.call("status", {}))
@@ -3420,14 +3419,14 @@ class Patient:
         self.config = self.status["config"] if self.status else find_config(None, self.home)
         self.settings, self.wrong = attempt(lambda: read_settings({}, self.config))
         self.database = database_path(self.settings.get("url", "sqlite:///tau.db"), self.home)
-        self.here = os.path.isdir(self.home)  # else it is elsewhere, or not there yet
+        self.here = os.path.isdir(self.home)  # else it is on another machine, or not made yet
 
     def open_database(self) -> contextlib.closing[sqlite3.Connection]:
         return contextlib.closing(read_only(self.database))
 
 
 def attempt(question: Callable[[], Json]) -> tuple[Json, TauError | None]:
-    """The answer to a question and None, or nothing and why there is none."""
+    """Returns the answer and None, or nothing and the error."""
     try:
         return question(), None
     except TauError as problem:
@@ -3470,7 +3469,7 @@ def look_at_file_system(patient: Patient) -> Finding:
 
 
 def look_at_clock(patient: Patient) -> Finding:
-    """It shows a possible time, which is not before the newest event."""
+    """Checks that the clock shows a possible time, not before the newest event."""
     now, remedy = time.time(), "set the clock, and let NTP keep it"
     if now < CLOCK_MIN:
         return "fail", f"it shows {rfc3339(now)}", remedy
@@ -3510,7 +3509,7 @@ def look_at_python(patient: Patient) -> Finding:
 
 
 def look_at_sqlite(patient: Patient) -> Finding:
-    """It knows strict tables; if it can lose commits, nobody else has the store open."""
+    """Checks for strict tables, and that no other process has the store open if commits can be lost."""
     library = f"SQLite {sqlite3.sqlite_version}"
     if sqlite3.sqlite_version_info < (3, 37):
         return "fail", f"{library} is older than 3.37", "use a Python with a newer SQLite"
@@ -3609,7 +3608,7 @@ CHECKS: dict[str, Callable[[Patient], Finding]] = {
     )
 }
 
-#: Name of the check, method, params, how the run must end.
+#: Name of the check, method, params, and the status in which the run must end.
 CANARY_DEEDS: tuple[tuple[str, str, Json, str], ...] = (
     ("deploy", "deploy", {"files": [{"path": "canary.py", "text": CANARY_SOURCE}]}, ""),
     ("run", "run", {"name": CANARY, "params": {"deed": "succeed"}, "timeout": CANARY_S}, "success"),
@@ -3622,7 +3621,7 @@ CANARY_DEEDS: tuple[tuple[str, str, Json, str], ...] = (
 
 
 def try_everything(client: Client, patient: Patient) -> list[Json]:
-    """The checks made with a pipeline, in the daemon, or in a daemon of our own."""
+    """Makes the checks that need a pipeline, in the daemon or in a throw-away one."""
     if patient.status and not client.read_only:
         return try_canary(client, "in the daemon")
     try:
@@ -3636,7 +3635,7 @@ SEE_LOG = "see the log of taud"
 
 
 def try_canary(client: Client, where: str) -> list[Json]:
-    """A check for each deed of the canary; after a failure only `undeploy` is tried."""
+    """Makes a check for each deed of the canary; after a failure only `undeploy` is tried."""
     findings: dict[str, Finding] = {}
     run_id, failed = "", False
     for deed, method, params, wanted in CANARY_DEEDS:
@@ -3666,7 +3665,7 @@ def check_end(run: Json, wanted: str) -> None:
 
 # --- 13. Terminal ------------------------------------------------------------------------
 # Owns how answers look: compact JSON for programs, tables and a live view for people.
-# Calls Words, Shell and Ticks.  Promises that text from outside cannot control the terminal.
+# Calls Part I.  Promises that text from outside cannot control the terminal.
 
 
 def single_line(text: str, width: int) -> str:
@@ -3684,10 +3683,10 @@ HEADINGS = {"version": "ver", "last_status": "last", "duration_ms": "took"}
 #: Columns that a narrow terminal shortens, to ELASTIC_MIN at least; people paste names, ids and times, so those stay.
 ELASTIC = ("tags", "pipelines", "description", "what")
 ELASTIC_MIN = 12
-#: Columns that are left out, in this order, where that is not enough.
+#: Columns that are left out, in this order, where shortening is not enough.
 SPARE = ("tags", "pipelines", "description", "version", "trigger", "where")
 
-#: Type of event → style and text of its line, and its subject: a line replaces an unfinished one with the same.
+#: Type of event → style, text and subject of its line, which replaces an unfinished line of the same subject.
 LIVE = {
     "run.queued": ("", "{pipeline}  {run_id}", ""),
     "run.retrying": ("warning", "  attempt {attempt} {status}; again at {retry_at:.19}", ""),
@@ -3700,13 +3699,13 @@ LIVE = {
 
 
 class View:
-    """stdout: text for people on a terminal, JSON for everybody else."""
+    """Prints on stdout: text for people on a terminal, JSON for programs."""
 
     def __init__(self, as_json: bool) -> None:
         self.people = people_read(sys.stdout, as_json)
         self.colours = self.people and not os.environ.get("NO_COLOR")
-        self.open = ""  # the subject of the line at the cursor, if that has not ended yet
-        self.run_id = ""  # of the run that is shown live
+        self.open = ""  # the subject of an unfinished line at the cursor
+        self.run_id = ""  # the run that is shown live
 
     def show(self, name: str, document: Json) -> None:
         if text := self.text_of(name, document) if self.people else encode_json(document):
@@ -3806,14 +3805,14 @@ class View:
         self.open = ""
 
     def leave_run(self) -> None:
-        """Says that the run goes on, and how to stop it, to a person who has interrupted `tau run`."""
+        """Tells a person who has interrupted `tau run` that the run goes on, and how to stop it."""
         self.end_line()
         if self.run_id:
             write_out(f"\n{self.run_id} goes on\nnext    tau wait {self.run_id}\nnext    tau cancel {self.run_id}")
 
 
 def terminal_width() -> int:
-    """How many characters a line of the terminal has; sys.maxsize where it does not say."""
+    """Returns the width of the terminal, sys.maxsize if unknown."""
     try:
         return os.get_terminal_size(1).columns or sys.maxsize
     except OSError:
@@ -3924,7 +3923,7 @@ FACES: dict[str, tuple[str, str] | Callable[[View, Json], str]] = {
 
 
 # --- 14. Client --------------------------------------------------------------------------
-# Owns one blocking connection, in lines or over HTTP.  Calls Wire, Settings and Shell.
+# Owns one blocking connection, in lines or over HTTP.  Calls Part I.
 # Promises that an error comes back as its own class, that a request is sent again only where that does nothing twice,
 # that no silent daemon is waited for, and that a key goes in the clear to another machine only with a warning.
 
@@ -3939,7 +3938,7 @@ class Client:
     """The asking side of the wire: `with Client() as tau: tau.call("run", {"name": "hello_world"})`.
 
     *host* is an address, *home* the daemon's directory, *env* an environment of environments.toml (default:
-    $TAU_HOST, $TAU_ENV, what `tau env use` says, the socket of $TAU_HOME and so on, a service's).
+    the first of $TAU_HOST, $TAU_ENV, the choice of `tau env use`, and the socket in the home).
     Raises TauError subclasses.
     """
 
@@ -3949,7 +3948,7 @@ class Client:
         self.read_only = is_read_only()
         self.channel: Channel | None = None
         self.requests = 0
-        self.seen = 0  # the last event of a call
+        self.seen = 0  # seq of the last event of a call
 
     def __enter__(self) -> Client:
         return self
@@ -3964,10 +3963,10 @@ class Client:
         self.channel = None
 
     def call(self, method: str, params: Json, on_event: Callable[[Json], None] | None = None) -> Json:
-        """The result of one operation; its events go to *on_event* as they come.
+        """Return the result of one operation; its events go to *on_event* as they come.
 
-        If the connection is lost, the request is sent again for RECONNECT_S seconds, but only where that does
-        nothing twice: to an operation that only reads, or with a key.
+        If the connection is lost, the request is sent again for RECONNECT_S seconds, but only if that does
+        nothing twice: if the operation only reads, or the request has a key.
         """
         effect = OPERATIONS[method].effect if method in OPERATIONS else "unknown"
         if self.read_only:
@@ -3991,7 +3990,7 @@ class Client:
             pause = min(2 * pause, 1.0)
 
     def hang_up(self, problem: Unavailable) -> bool:
-        """Closes a connection that has failed; whether a Tau has ever answered on it.
+        """Closes a failed connection; returns whether a Tau has ever answered on it.
 
         A daemon that demands a certificate and gets none closes the connection, in TLS 1.3 without a word.
         """
@@ -4020,14 +4019,14 @@ class Client:
         raise unavailable("lost")
 
     def compare_versions(self, problem: UnknownMethod) -> None:
-        """Conflict if a method is unknown because the daemon is of another version."""
+        """Raises Conflict if the daemon has another version."""
         there = self.ask("ping", {}).get("version")
         if there != __version__:
             message = f"the daemon is tau {there}, this is {__version__}: {problem}"
             raise Conflict(message, SKEW_HINT, reason="version_mismatch")
 
     def connect(self) -> Channel:
-        """A connection to a daemon that accepts this client; Unavailable says why there is none, and what to do."""
+        """Opens a connection that the daemon accepts; Unavailable if it cannot."""
         address = Address(self.peer.address)
         context = client_tls(self.peer) if address.secure else None
         try:
@@ -4041,12 +4040,12 @@ class Client:
             raise
 
     def enter(self, connection: socket.socket, address: Address) -> Channel:
-        """The channel over an open socket, once the daemon has accepted the key where it needs one."""
+        """Makes a channel of an open socket.  In lines over TCP, hello with the key comes first."""
         if address.scheme == "unix":
             return Lined(connection)
         near, key = is_loopback(connection.getpeername()[0]), self.peer.api_key
         if near and not key:
-            key = peek(os.path.join(self.home, "key")).strip()  # which the daemon of this home has made
+            key = peek(os.path.join(self.home, "key")).strip()  # made by the daemon of this home
         if key and not near and not address.secure:
             caution(f"the key goes to {address.where} in the clear", "use tls:// or https://, or an SSH tunnel")
         if address.web:
@@ -4058,7 +4057,7 @@ class Client:
         return lined
 
     def shut_down(self, params: Json) -> Json:
-        """Stops the daemon, and waits until it closes the connection, but not for ever."""
+        """Stops the daemon, and waits until it closes the connection or is silent for too long."""
         answer = self.call("shutdown", params)
         assert self.channel is not None
         try:
@@ -4083,7 +4082,7 @@ class Channel:
         self.socket.close()
 
     def answers(self, message: Json) -> Iterator[Json]:
-        """Sends a request; the messages that come back.  Unavailable if a Tau sends none."""
+        """Sends a request and yields the messages that come back.  Unavailable if no Tau answers."""
         try:
             for line in self.exchange(encode(message)):
                 answer = json.loads(line)
@@ -4117,14 +4116,14 @@ class Lined(Channel):
             yield self.receive()
 
     def send(self, line: bytes) -> None:
-        """Sends a line, if it can: receive() returns what the daemon said before it closed the connection."""
+        """Ignores failures: receive() returns what the daemon said before it closed."""
         try:
             self.socket.sendall(line)
         except OSError:
             pass
 
     def receive(self) -> bytes:
-        """The next line; TimeoutError if the daemon does not even answer a ping."""
+        """Returns the next line; TimeoutError if the daemon does not even answer a ping."""
         asked = False
         while not self.lines:
             try:
@@ -4161,7 +4160,7 @@ class Posted(Channel):
     def exchange(self, request: bytes) -> Iterator[bytes]:
         self.socket.settimeout(SEND_S)
         if self.response is not None:
-            self.response.read()  # to its end, after which the next one comes
+            self.response.read()  # the next response comes after its end
         self.http.request("POST", self.path, request, self.headers)
         self.socket.settimeout(silence())
         response = self.response = self.http.getresponse()
@@ -4174,7 +4173,7 @@ class Posted(Channel):
                 yield line
 
     def check(self, response: http.client.HTTPResponse) -> None:
-        """Unavailable unless it is a Tau that answers, of our protocol."""
+        """Raises Unavailable unless a Tau answers, Conflict unless it has our protocol."""
         protocol = response.headers["Tau-Protocol"]
         if protocol is not None:
             check_protocol(int(protocol) if protocol.isdecimal() else protocol, None)
@@ -4202,7 +4201,6 @@ def result_of(answer: Json) -> Json:
 
 
 def check_protocol(protocol: Any, version: str | None) -> None:
-    """Conflict unless both sides speak the same protocol."""
     if protocol != PROTOCOL:
         there = f"tau {version}" if version else "the daemon"
         message = f"{there} speaks protocol {protocol!r:.20}, this tau {__version__} speaks {PROTOCOL}"
@@ -4228,7 +4226,7 @@ def open_socket(address: Address, context: ssl.SSLContext | None) -> socket.sock
 
 
 def client_tls(peer: Peer) -> ssl.SSLContext:
-    """TLS with the user's authority and certificate; BadRequest if their files cannot be used."""
+    """Sets up TLS; BadRequest if a certificate file cannot be used."""
     try:
         context = ssl.create_default_context(cafile=peer.ca_file)
         if peer.cert_file:
@@ -4248,9 +4246,9 @@ UNAVAILABLE = {
         "what answers here is not a Tau daemon",
         "check --host and TAU_HOST: tcp:// or tls:// for lines, http:// or https:// for HTTP",
     ),
-    "gateway": ("what stands before the daemon says {why}", "the daemon behind it is down, or just starting"),
+    "gateway": ("the proxy before the daemon says {why}", "the daemon behind it is down, or just starting"),
     "moved": ("the daemon is elsewhere: {why}", "--host {why}"),
-    "not_allowed": ("not allowed to connect to {where}", "it is another user's: [daemon] group"),
+    "not_allowed": ("not allowed to connect to {where}", "the daemon is another user's: see [daemon] group"),
     "no_socket": ("no daemon: there is no socket at {where}", "{start}"),
     "refused": ("no daemon listens at {where}", "{start}"),
     "unknown_host": ("there is no host '{host}'", "check --host and TAU_HOST"),
@@ -4262,9 +4260,9 @@ UNAVAILABLE = {
     "no_tls": ("no TLS with {where}: {why}", "if the daemon speaks plainly there: tcp:// or http://"),
     "unreachable": ("cannot connect to {where}: {why}", "check --host, --home, TAU_HOST and TAU_HOME"),
 }
-#: Another attempt would fail in the same way.
+#: Trying again would fail in the same way.
 HOPELESS = ("not_a_tau", "moved", "certificate_refused", "no_tls")
-#: Class of an exception → why, while a connection is opened.
+#: Class of an exception → key of UNAVAILABLE, while a connection is opened.
 REFUSED = {
     "PermissionError": "not_allowed",
     "FileNotFoundError": "no_socket",
@@ -4274,7 +4272,7 @@ REFUSED = {
     "SSLCertVerificationError": "certificate_refused",
     "SSLError": "no_tls",
 }
-#: Class of an exception → why, while a request is sent or answered.
+#: Class of an exception → key of UNAVAILABLE, while a request is sent or answered.
 BROKEN = {
     "TimeoutError": "silent",
     "OSError": "lost",
@@ -4286,7 +4284,7 @@ CLIENT_HINT = "the daemon stopped, or demands a certificate: TAU_CERT_FILE and T
 
 
 def reason_of(problem: Exception, reasons: Mapping[str, str]) -> str | None:
-    """Why, by the nearest class that is in the table; None if none is."""
+    """Returns the reason of the nearest class in the table; None without such a class."""
     names = (kind.__name__ for kind in type(problem).__mro__)
     return next((reasons[name] for name in names if name in reasons), None)
 
@@ -4308,7 +4306,7 @@ def no_daemon(problem: OSError, address: Address) -> Unavailable:
 
 
 class ThrowAway:
-    """`with` it: the client of a daemon in a new home, which is removed at the end.
+    """Context: the client of a daemon in a new home, which is removed at the end.
 
     That daemon has the configuration, the secrets and the built environments of the usual home.
     """
@@ -4358,15 +4356,15 @@ class ThrowAway:
 
 # --- 15. Daemon --------------------------------------------------------------------------
 # Owns the home: its lock, start, recovery, reload and stop.
-# Calls everything below.  Promises one daemon per home, and that runs outlive it.
+# Calls the rest of Part III.  Promises one daemon per home, and that runs outlive it.
 
 
 def taud() -> int:
-    """The `taud` command: serves until it is stopped; its exit code."""
+    """Runs the `taud` command until it is stopped; returns its exit code."""
     open_standard_descriptors()
     words = sys.argv[1:]
     try:
-        obey(words, ServiceManager(os.environ))  # first: no child may inherit what it takes away
+        obey(words, ServiceManager(os.environ))  # first, as no child may inherit its variables
     except TauError as problem:
         return complain(problem, "--json" in words)
     except OSError as problem:
@@ -4410,7 +4408,7 @@ def taud_parser() -> argparse.ArgumentParser:
         ("--home", "DIR", "where everything is kept (TAU_HOME)"),
         ("--config", "FILE", "configuration (TAU_CONFIG, <home>/tau.toml)"),
         ("--restore", "FILE", "put a backup in the home's place, and do not serve"),
-        ("--replace", "", "with --restore: move the store there is aside"),
+        ("--replace", "", "with --restore: move the present store aside"),
         ("--detach", "", "return when it is ready, printing pid and socket"),
         ("--detached", "", argparse.SUPPRESS),
         ("--unscheduled", "", argparse.SUPPRESS),
@@ -4461,7 +4459,7 @@ def restore(home: str, settings: Json, file: str, replace: bool) -> Json:
 
 
 async def build_again(home: str, settings: Json, database: str) -> list[str]:
-    """Builds the environments of the restored pipelines; names those that failed."""
+    """Builds the environments of the restored pipelines; returns the pipelines whose build failed."""
     venvs, failed, db = Venvs(home, settings), [], read_only(database)
     for row in Questions(db).rows("SELECT * FROM live JOIN sources USING (sha256) WHERE path = entry"):
         built: Json | None = None
@@ -4479,9 +4477,9 @@ LOCK_PATIENCE_S = 2.0
 
 
 def take_lock(home: str) -> int:
-    """The descriptor that has the home's lock until it is closed; Conflict if another daemon has it.
+    """Locks the home until the descriptor is closed; Conflict if another daemon has the lock.
 
-    Makes a home that is missing; Forbidden if it is somebody else's.
+    Makes a missing home.  Forbidden if it is another user's.
     """
     make_directory(home)
     if os.stat(home).st_uid != os.geteuid():
@@ -4489,18 +4487,18 @@ def take_lock(home: str) -> int:
     path = os.path.join(home, "tau.lock")
     until = time.monotonic() + LOCK_PATIENCE_S
     while (lock := lock_file(path, wait=False, create=True)) < 0:
-        owner = json.loads(peek(path) or "{}")  # pid and socket; nothing while it is just starting
-        # A child of a killed daemon has its lock until it executes, so a moment longer.
+        owner = json.loads(peek(path) or "{}")  # pid and socket; empty while that daemon starts
+        # A child of a killed daemon keeps the lock until it executes, a moment longer.
         if process_started(owner.get("pid", os.getpid())) is not None or time.monotonic() > until:
             hint = "tau status; tau shutdown"
             raise Conflict(f"taud {owner.get('pid', '')} already serves {home}", hint, **owner)
         time.sleep(0.02)
-    os.truncate(lock, 0)  # the last owner's words
+    os.truncate(lock, 0)  # what the last owner wrote
     return lock
 
 
 def announce(ready: Json, as_json: bool) -> bool:
-    """Prints a document; whether a person reads it."""
+    """Prints a document; returns whether a person reads it."""
     people = people_read(sys.stdout, as_json)
     write_out(pairs(ready) if people else encode_json(ready))
     return people
@@ -4513,7 +4511,7 @@ class Daemon:
         self, home: str, config: str | None, settings: Json, options: Json, manager: ServiceManager
     ) -> None:  # fmt: skip
         self.home, self.config, self.settings = home, config, settings
-        self.options = options  # of the command line; they win over the file's
+        self.options = options  # from the command line; they win over the file
         self.manager = manager
         self.store = Store(home, settings)
         self.feed = Feed(self.store)
@@ -4526,10 +4524,10 @@ class Daemon:
         self.keys = Keys(home, settings, self.store)
         self.listeners = Listeners(self)
         self.started = time.time()
-        self.warnings: dict[str, str] = {}  # in `status`, by subject
+        self.warnings: dict[str, str] = {}  # by subject, for `status`
         self.copying = asyncio.Lock()  # held while a backup is written
         self.retention = Retention(self.store, lambda: self.store.ask.totals()["running"])
-        self.ended = asyncio.Event()  # serve() may return
+        self.ended = asyncio.Event()  # set when serve() may return
 
     async def serve(self) -> None:
         """Serves until the end; prints one document when it is ready."""
@@ -4549,7 +4547,7 @@ class Daemon:
             for folder, names in self.store.ask.needed().items():
                 sweep(os.path.join(self.home, folder), names)
             sweep_copies(self.home)
-            self.listeners.open()  # which may fail, so before anything runs
+            self.listeners.open()  # may fail, so it comes before any run
             await self.runner.open()
             self.scheduler.open()
             self.runner.spawn(self.retention.watch())
@@ -4569,7 +4567,7 @@ class Daemon:
             os.close(lock)
 
     def on_commit(self, run_ids: set[str], *due: Any) -> None:
-        """Tells who follows these runs, whose changes are on disk now, and begins what is due."""
+        """Tells those who wait for these runs that changes are on disk; stops and starts what is due."""
         for run_id in run_ids:
             self.feed.changed(run_id)
         if due:
@@ -4585,7 +4583,7 @@ class Daemon:
         logging.getLogger("tau").warning("%s", text)
 
     def reload(self) -> None:
-        """SIGHUP: reads the configuration file again.  A wrong one changes nothing but the warnings."""
+        """On SIGHUP, reads the configuration file again; a wrong file changes only the warnings."""
         if self.ended.is_set():
             return
         self.manager.tell(RELOADING=1, MONOTONIC_USEC=time.monotonic_ns() // 1000)
@@ -4614,7 +4612,7 @@ class Daemon:
         logging.getLogger("tau").info("the configuration is read again%s", note)
 
     def drop_revoked(self, answered: Connection | None = None) -> None:
-        """Drops connections whose key is revoked, but for the one that is *answered* just now."""
+        """Drops connections whose key is revoked, except the one being *answered*."""
         for connection in tuple(self.connections):
             caller = connection.caller
             if caller is not None and caller.digest and caller.digest not in self.keys.holders:
@@ -4623,7 +4621,7 @@ class Daemon:
                     connection.transport.abort()
 
     def on_signal(self) -> None:
-        """SIGTERM: stop now, leaving live runs to the next daemon.  A second one: at once."""
+        """Stops now, leaving live runs to the next daemon; a second signal ends the process at once."""
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, os._exit, 1)
         self.stop()
@@ -4633,7 +4631,7 @@ class Daemon:
         self.ended.set()
 
     def obstacles(self) -> list[str]:
-        """Why no new work is taken just now; empty if it is."""
+        """Returns why no new work is taken just now; empty if work is taken."""
         reasons = [SHUTTING_DOWN[0]] if self.stopping else []
         if self.store.ask.totals()["queued"] >= self.settings["max_queued"]:
             reasons.append("the queue is full")
@@ -4664,7 +4662,7 @@ class Daemon:
     async def wind_up(self, drain: float, cancel: bool) -> None:
         """Admits nothing more, waits for live runs, and stops the daemon once the answer is on its way.
 
-        Waits at most *drain* seconds; without a limit if it cancels them and *drain* is 0.
+        Waits at most *drain* seconds; without a limit if *cancel* is set and *drain* is 0.
         """
         self.runner.paused = True
         if cancel:
@@ -4675,7 +4673,7 @@ class Daemon:
         asyncio.get_running_loop().call_later(0.02, self.stop)
 
     async def close(self) -> None:
-        """Live runs go on, and the next daemon adopts them."""
+        """Ends the daemon; live runs go on, and the next daemon adopts them."""
         self.manager.tell(STOPPING=1)
         self.runner.paused = True
         self.listeners.close()
@@ -4687,7 +4685,7 @@ class Daemon:
         await self.scheduler.close()
         await self.runner.close()
         self.store.close()
-        for path in self.listeners.paths:  # before anybody who waits for the end can see it
+        for path in self.listeners.paths:  # before a client that waits for the end sees it
             remove_file(path)
         for connection in tuple(self.connections):
             connection.transport.close()
@@ -4696,12 +4694,12 @@ class Daemon:
 
 #: Settings that hold as soon as the configuration file is read again.
 RELOADED = ("log_level", "connections", "executors", "api_key", "api_key_file", "api_key_hash")
-#: These too, and the files that they name, where the port speaks TLS already.
+#: Settings, with the files they name, that also hold then if the port speaks TLS already.
 TLS_SETTINGS = ("tls_cert", "tls_key", "tls_client_ca")
 
 
 def set_up_log(level: str) -> None:
-    """The log goes to stderr: with times, or with priorities for the journal, which has its own times."""
+    """Logs to stderr: with times, or with priorities for the journal, which has its own times."""
     logging.basicConfig(level=level.upper(), format="%(asctime)s %(levelname)s %(message)s")
     if stderr_is_journal():
         plain = logging.Formatter()
@@ -4712,14 +4710,13 @@ def set_up_log(level: str) -> None:
 
 # --- 16. Listeners -----------------------------------------------------------------------
 # Owns where peers connect: the sockets of the home, of a service manager and of the network, and TLS.
-# Calls Service manager, Server and Callers.  Promises that no live socket is taken from anybody, that nobody
-# listens to the network without a key, and that a flood of peers is no burden to those who are in.
+# Calls Service manager, Server and Callers.  Promises that no live socket is replaced, that no
+# network address is open without a key, and that a flood of peers does not burden connected ones.
 
 #: The first byte of a TLS handshake.
 TLS_BEGINS = b"\x16"
 ACCEPT_PAUSE_S = 0.05
-#: Peers of this machine, and of the network, that may wait for accept().  We accept 256 within some 50 ms: in a flood
-#: a new peer waits no longer, or its system tries again later.
+#: How many local peers, or network peers, may wait for accept().  We accept 256 in some 50 ms; more try again later.
 LOCAL_BACKLOG = 1024
 NETWORK_BACKLOG = 256
 
@@ -4734,14 +4731,14 @@ class Listeners:
     def __init__(self, daemon: Daemon) -> None:
         self.daemon = daemon
         self.bound: dict[str, socket.socket] = {}  # by address
-        self.paths: list[str] = []  # of the sockets that are ours to remove
+        self.paths: list[str] = []  # sockets that we must remove
         self.tls = make_tls(daemon.settings)
-        self.group: int | None = None  # whose members may connect, besides the owner
+        self.group: int | None = None  # the group whose members may connect too
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         files = max(soft, 65_536 if hard == resource.RLIM_INFINITY else min(hard, 65_536))
         resource.setrlimit(resource.RLIMIT_NOFILE, (files, hard))
         self.room = files - DESCRIPTORS_KEPT  # descriptors for all peers
-        self.tasks = Tasks()  # one for each listener, and for each peer that has no connection yet
+        self.tasks = Tasks()  # one for each listener, and each peer without a connection yet
         self.silent: Peers = {}  # peers that have not sent a byte
         self.shaking: Peers = {}  # peers in the middle of a TLS handshake
         self.strangers: Peers = {}  # peers that have not shown a key
@@ -4767,7 +4764,7 @@ class Listeners:
             self.demand_key([host for host in hosts if not is_loopback(host)])
 
     def demand_key(self, public: list[str]) -> None:
-        """Forbidden if there are *public* addresses and no key for them."""
+        """Raises Forbidden if there are *public* addresses but no key; warns without TLS."""
         self.daemon.keys.open_door(bool(public))
         if public and not self.daemon.keys.holders:
             hint = "`tau key create NAME` makes one, or set [auth] api_key; or listen on 127.0.0.1, by an SSH tunnel"
@@ -4782,11 +4779,11 @@ class Listeners:
         return f"{'tcp' if self.tls is None else 'tls'}://{at_port(*bound.getsockname()[:2])}"
 
     def most(self, bound: int) -> int:
-        """How many peers of a kind there may be: *bound*, or fewer where descriptors are few."""
+        """Returns how many peers of a kind there may be: *bound*, or fewer if descriptors are few."""
         return max(min(bound, self.room // 4), 1)
 
     def put_last(self, peers: Peers, peer: Any, drop: Callable[[], object], most: int) -> None:
-        """Adds a peer; if there are too many, drops the one that has waited longest."""
+        """Adds a peer; if there are too many, drops the peer that has waited longest."""
         peers[peer] = drop
         if len(peers) > self.most(most):
             peers.pop(next(iter(peers)))()
@@ -4807,11 +4804,11 @@ class Listeners:
         while True:
             try:
                 peer, _ = await loop.sock_accept(bound)
-            except OSError:  # no descriptors left, or a peer that was gone before it was here
+            except OSError:  # no descriptors left, or the peer has gone already
                 await asyncio.sleep(ACCEPT_PAUSE_S)
                 continue
             self.tasks.spawn(self.meet(peer))
-            await asyncio.sleep(0)  # sock_accept() does not yield while somebody waits
+            await asyncio.sleep(0)  # sock_accept() does not yield while a peer waits
 
     async def meet(self, peer: socket.socket) -> None:
         task: Any = asyncio.current_task()
@@ -4822,7 +4819,7 @@ class Listeners:
                 first, tls = await first_byte(peer), self.tls
                 self.silent.pop(task, None)
                 if tls is not None and first != TLS_BEGINS:
-                    peer.recv(1 << 16)  # unread input at the close would lose the answer
+                    peer.recv(1 << 16)  # closing over unread input would lose the answer
                     peer.send(encode(refusal(None, BadRequest("this port speaks TLS", "tls:// or https://"))))
                     raise ConnectionAbortedError
             if tls is not None:
@@ -4856,15 +4853,15 @@ async def first_byte(peer: socket.socket) -> bytes:
 
 
 def socket_name(bound: socket.socket) -> str:
-    """The path of a Unix socket, @name if it is abstract; the host of any other."""
+    """Returns the path of a Unix socket (@name if abstract), or the host of a network socket."""
     name = bound.getsockname()
     return os.fsdecode(name if isinstance(name, (str, bytes)) else name[0]).replace("\0", "@")
 
 
 def bind_unix(path: str, group: int | None) -> socket.socket:
-    """A socket at this path.  Replaces a stale socket of ours; never a live one, a link or another file.
+    """Binds a socket at this path.  Replaces a stale socket of ours, never a live one or another file.
 
-    By hand, under the home's lock: asyncio would unlink a live socket without asking (cpython issue 121252).
+    The home's lock is held.  asyncio would unlink a live socket without asking (cpython issue 121252).
     """
     bound = socket.socket(socket.AF_UNIX)
     with SocketPath(path) as short:
@@ -4874,11 +4871,11 @@ def bind_unix(path: str, group: int | None) -> socket.socket:
                 raise Conflict(f"{path} is not a socket of ours", "remove it, or choose another --home")
             with socket.socket(socket.AF_UNIX) as probe:
                 probe.settimeout(1.0)
-                # One that is only busy is better refused than stolen.
+                # A socket that is only busy must not be replaced.
                 if probe.connect_ex(short.path) not in (errno.ECONNREFUSED, errno.ENOENT):
-                    raise Conflict(f"somebody listens at {path} already", "tau status")
+                    raise Conflict(f"another process listens at {path} already", "tau status")
             os.unlink(path)
-        bound.bind(short.path)  # under umask 077, so it is born 0600
+        bound.bind(short.path)  # its mode is 0600, by umask 077
     if group is not None:
         for shared, mode in ((os.path.dirname(path), 0o750), (path, 0o660)):
             os.chown(shared, -1, group)
@@ -4887,7 +4884,7 @@ def bind_unix(path: str, group: int | None) -> socket.socket:
 
 
 def bind_tcp(hosts: str, port: int) -> Iterator[socket.socket]:
-    """A bound socket for each of the addresses; without any for those of loopback."""
+    """Binds a socket for each address; without *hosts*, for the addresses of loopback."""
     for host in map(str.strip, (hosts or "127.0.0.1,::1").split(",")):
         try:
             for family, *_, address in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE):
@@ -4895,13 +4892,13 @@ def bind_tcp(hosts: str, port: int) -> Iterator[socket.socket]:
         except socket.gaierror as problem:
             raise BadRequest(f"--host {host}: {problem.strerror}", "give addresses of this machine") from None
         except OSError as problem:
-            if host != "::1" or hosts:  # nobody asked for ::1, and there may be no IPv6 here
+            if host != "::1" or hosts:  # ::1 is only our default, and there may be no IPv6
                 message = f"cannot listen on {host}:{port}: {os.strerror(problem.errno or 0)}"
                 raise Conflict(message, "choose another --port") from None
 
 
 def make_tls(settings: Json) -> ssl.SSLContext | None:
-    """TLS 1.2 and later for the TCP port; None without a certificate.  BadRequest for files of no use."""
+    """Sets up TLS for the TCP port; None without a certificate, BadRequest if a file cannot be used."""
     cert, key, authorities = settings["tls_cert"], settings["tls_key"] or None, settings["tls_client_ca"]
     if not cert:
         return None
@@ -4921,7 +4918,7 @@ def make_tls(settings: Json) -> ssl.SSLContext | None:
 
 # --- 17. Service manager -----------------------------------------------------------------
 # Owns what systemd and taud tell each other: sockets handed over, ready, alive, reloading, stopping; the units.
-# Calls nothing.  Promises that nothing happens without a service manager, and that no child has its environment.
+# Calls Part I.  Promises that nothing happens without a service manager, and that no child inherits its variables.
 
 #: The first of the descriptors that are handed over (sd_listen_fds(3)).
 FIRST_DESCRIPTOR = 3
@@ -4929,19 +4926,19 @@ LISTEN_HINT = "the socket unit needs ListenStream= and Accept=no"
 
 
 class ServiceManager:
-    """Whoever has started us, as sd_notify(3) and sd_listen_fds(3) know it.  It may be nobody.
+    """The service manager that started us, if any: sd_notify(3) and sd_listen_fds(3).
 
-    Takes what is meant for this process out of *environ*; BadRequest for sockets of no use.
+    Takes its variables out of *environ*.  BadRequest if a socket that it hands over cannot be used.
     """
 
     def __init__(self, environ: MutableMapping[str, str]) -> None:
         words = {name: environ.pop(name) for name in [*environ] if name.startswith(MANAGER_ENVIRONMENT)}
         ours = str(os.getpid())
         self.address = words.get("NOTIFY_SOCKET", "")
-        self.ping_s = 0.0  # between two pings; 0 if nobody watches
+        self.ping_s = 0.0  # between two pings; 0 without a watchdog
         if words.get("WATCHDOG_PID", ours) == ours:
             self.ping_s = digits(words.get("WATCHDOG_USEC", "")) / 2e6
-        self.sockets: list[socket.socket] = []  # that we were given: we never remove or change them
+        self.sockets: list[socket.socket] = []  # handed over to us: we never remove or change them
         if words.get("LISTEN_PID") == ours:
             count = digits(words.get("LISTEN_FDS", ""))
             names = words.get("LISTEN_FDNAMES", "").split(":") + [""] * count
@@ -4960,7 +4957,7 @@ class ServiceManager:
                 logging.getLogger("tau").warning("cannot notify %s: %s", self.address, problem)
 
     def ping(self) -> None:
-        """Sends pings from within the event loop, so that a blocked one is silent."""
+        """Sends pings from within the event loop, which sends none while it is blocked."""
         if self.ping_s:
             self.tell(WATCHDOG=1)
             asyncio.get_running_loop().call_later(self.ping_s, self.ping)
@@ -4971,7 +4968,7 @@ def digits(text: str) -> int:
 
 
 def inherited_socket(number: int, name: str) -> socket.socket:
-    """The socket of a descriptor, which no child will have; BadRequest unless it listens for streams."""
+    """Makes a socket of a descriptor; no child inherits it.  BadRequest unless it listens for streams."""
     title = f"descriptor {number} ({name})" if name else f"descriptor {number}"
     try:
         os.set_inheritable(number, False)
@@ -4987,13 +4984,13 @@ def inherited_socket(number: int, name: str) -> socket.socket:
 
 
 def runtime_directory() -> str:
-    """The first of $RUNTIME_DIRECTORY, if it is ours and not that of a process that started us."""
+    """Returns the first path in $RUNTIME_DIRECTORY, unless it is for a process that started us."""
     ours = os.environ.get("SYSTEMD_EXEC_PID", str(os.getpid())) == str(os.getpid())
     return os.environ.get("RUNTIME_DIRECTORY", "").partition(":")[0] if ours else ""
 
 
 def taud_path() -> str:
-    """Our executable, or that beside this interpreter; NotFound if there is none."""
+    """Returns our executable, or the `taud` beside this interpreter; NotFound without either."""
     for path in (sys.argv[0], os.path.join(os.path.dirname(sys.executable), "taud")):
         if os.path.basename(path) == "taud" and os.path.isfile(path) and os.access(path, os.X_OK):
             return os.path.abspath(path)
@@ -5010,7 +5007,7 @@ def unit_text(kind: str, path: str) -> str:
     return UNITS[kind].strip("\n").replace("ExecStart=taud", f"ExecStart={word}")
 
 
-#: Both services: the system's has more to it.
+#: Template of both services; the system's has more in it.
 UNIT_SERVICE = """
 # Tau {whose}, in {where}/taud.service.
 # Change it with `systemctl edit`.
@@ -5121,7 +5118,7 @@ class Call:
         self.ask = self.daemon.store.ask
 
     async def write(self, work: Callable[..., Answer], *arguments: Any) -> Answer:
-        """Gives *work* the caller's name as its last argument."""
+        """Writes to the store; *work* gets the caller's name as its last argument."""
         return await self.daemon.store.write(work, *arguments, self.actor)
 
     def among(self) -> list[str] | None:
@@ -5129,11 +5126,11 @@ class Call:
         return self.caller.sift(self.daemon.store.ask.known_names()) if self.caller.patterns else None
 
     def only_waits(self) -> None:
-        """From now on this request only waits for a run, and others may begin."""
+        """Lets other requests begin: from now on, this one only waits for a run."""
         self.connection.free(asyncio.current_task())
 
     async def emit(self, event: Json) -> None:
-        """Sends one event, once the reader has read those before.  Forbidden once its key has ended."""
+        """Sends one event once the peer has read earlier ones.  Forbidden once its key has ended."""
         self.caller.check_time()
         await self.connection.writable.wait()
         params = {"request": self.request, **event}
@@ -5157,15 +5154,15 @@ class Connection(Protocol):
 
     def __init__(self, daemon: Daemon) -> None:
         self.daemon, self.listeners = daemon, daemon.listeners
-        self.remote = ""  # its address, unless it comes through a Unix socket
+        self.remote = ""  # the peer's address, empty on a Unix socket
         self.caller: Caller | None = None  # None for a stranger
         self.speech: Lines | Exchange = Lines(self)
         self.tasks = Tasks()  # the conversation, and requests not yet answered
         self.last = False  # whether nothing is read after the request being answered
         self.busy: set[Any] = set()  # tasks of requests, without those that only wait for a run
-        self.freed = asyncio.Event()  # one of them is done, or only waits
+        self.freed = asyncio.Event()  # set when a busy task is done, or only waits
         self.buffer = bytearray()  # input not yet read
-        self.heard = asyncio.Event()  # there is more input, or it has ended
+        self.heard = asyncio.Event()  # set when there is more input, or it has ended
         self.ended = self.lingering = False  # the peer sends no more; we send no more
         self.writable = asyncio.Event()
         self.writable.set()
@@ -5227,7 +5224,7 @@ class Connection(Protocol):
         await self.heard.wait()
 
     async def read_until(self, mark: bytes, most: int) -> bytes:
-        """The input before a mark; InvalidRequest if that is more than so many bytes."""
+        """Returns the input before a mark; InvalidRequest if it has more than *most* bytes."""
         seen = 0
         while (end := self.buffer.find(mark, seen)) < 0 and len(self.buffer) <= most:
             seen = max(len(self.buffer) - len(mark) + 1, 0)
@@ -5265,7 +5262,7 @@ class Connection(Protocol):
         self.transport.close()
 
     def admit(self, caller: Caller) -> None:
-        """The peer is no stranger any more; Unavailable if there are too many connections."""
+        """Makes the peer known, no stranger any more; Unavailable if there are too many connections."""
         strangers = self.listeners.strangers
         strangers.pop(self, None)
         if len(self.daemon.connections) - len(strangers) > self.listeners.most(CONNECTIONS_MAX):
@@ -5278,7 +5275,7 @@ class Connection(Protocol):
     async def linger(self) -> None:
         """Closes our side first: if we closed over unread input, the peer might lose our last error."""
         self.lingering = True
-        self.transport.resume_reading()  # to be thrown away
+        self.transport.resume_reading()  # input is thrown away
         if self.transport.can_write_eof():
             try:
                 self.transport.write_eof()
@@ -5306,7 +5303,7 @@ class Connection(Protocol):
             return await self.reply(message)
         if not 0 < len(message) <= IN_FLIGHT_MAX:
             return refusal(None, InvalidRequest(f"a batch has 1 to {IN_FLIGHT_MAX} requests", "send fewer"))
-        room = LINE_BYTES_MAX  # for all answers: they wait for the last one
+        room = LINE_BYTES_MAX  # bytes for the answers, all kept until the last
 
         async def reply_within(request: Any) -> Json | None:
             nonlocal room
@@ -5318,7 +5315,7 @@ class Connection(Protocol):
         return [reply for reply in replies if reply is not None] or None
 
     async def reply(self, message: Any, crowded: bool = False) -> Json | None:
-        """The response to one request, or a document of its error; *crowded*: a batch has no room for it."""
+        """Returns the answer to a request, or its error.  *crowded*: the batch has no room for an answer."""
         request = message if isinstance(message, dict) else {}
         problem, number, began = None, request.get("id"), time.perf_counter()
         try:
@@ -5371,7 +5368,7 @@ class Lines:
         greet ──> wait for room ──> read a line ──> begin it ──> wait for room ──> …
                                                      └─ its task answers, whenever that is
 
-    A line that is not JSON ends the conversation, as the end of input does: who knows where the next line begins.
+    A line that is not JSON ends the conversation, like the end of input: the next line may begin anywhere.
     Requests already begun are still answered.
     """
 
@@ -5418,7 +5415,7 @@ class Lines:
 
     async def begin(self, line: bytes) -> None:
         if not line.strip():
-            await asyncio.sleep(0)  # there may be millions of them
+            await asyncio.sleep(0)  # a peer may send millions of these
             return
         try:
             message = decode(line)
@@ -5448,7 +5445,7 @@ class Lines:
 
 
 # --- 19. HTTP ----------------------------------------------------------------------------
-# Owns the TCP port's other protocol, HTTP/1.1: POST /rpc, and pages for monitoring.  Calls Server, Callers, Metrics.
+# Owns the TCP port's other protocol, HTTP/1.1: POST /rpc, and pages for monitoring.  Calls Server, Callers, Daemon.
 # Promises that a message whose end is ambiguous is refused (RFC 9112, 6.3 and 11.2).
 
 HTTP_HINT = "POST /rpc with a JSON-RPC document; GET /healthz, /readyz, /metrics"
@@ -5474,14 +5471,14 @@ class Exchange:
 
     def __init__(self, peer: Connection) -> None:
         self.peer = peer
-        self.head: Head | None = None  # of the request being answered
-        self.streaming = False  # whether its answer has begun, in pieces
+        self.head: Head | None = None  # head of the request being answered
+        self.streaming = False  # whether its answer is being sent in pieces
 
     async def converse(self) -> None:
         try:
             while not self.peer.last:
                 await self.exchange()
-                await asyncio.sleep(0)  # the next request may be here already, which is read without a wait
+                await asyncio.sleep(0)  # reading a request that is here already yields to no other task
                 await self.peer.writable.wait()
         except TauError as problem:
             self.peer.last = True
@@ -5542,7 +5539,7 @@ class Exchange:
         self.send_piece(encode(document))
 
     def send_piece(self, piece: bytes) -> None:
-        """Sends a piece of an answer of unknown length; an empty one ends it (in HTTP/1.0, the connection does)."""
+        """Sends a piece of an answer.  An empty piece ends it; in HTTP/1.0, closing does."""
         in_chunks = self.head is not None and not self.head.old
         if not self.streaming:
             self.streaming = True
@@ -5598,7 +5595,7 @@ class Head:
         self.method, self.path, self.old = request[1], request[2].partition("?")[0], request[3] == "0"
         self.expects = "" if self.old else self.get("expect")
         length = self.get("content-length", "0")
-        self.length = int(length) if re.fullmatch("[0-9]{1,12}", length) else -1  # of the body
+        self.length = int(length) if re.fullmatch("[0-9]{1,12}", length) else -1  # bytes of the body, or -1
 
     def get(self, name: str, missing: str = "") -> str:
         return self.headers.get(name, [missing])[0]
