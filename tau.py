@@ -5659,7 +5659,7 @@ async def deploy(
 
     files         the file, or a folder with all its files; on the wire a list of {"path", "text" or "base64"}
     include       modules and small data that go with it, files or folders; they lie beside it
-    entry         which files of the folder are loaded: this one only, not all that use @pipeline
+    entry         load only this file of the folder, not all that use @pipeline
     name          deploy only the pipeline of this name, or give the only pipeline this name
     schedule      a cron expression for it, as `tau schedule NAME` takes it
 
@@ -5699,7 +5699,7 @@ async def check(call: Call, files: list[Json], *, include: list[Json] | None = N
 
     files         the file, or a folder, as `deploy` takes it
     include       what goes with it
-    entry         which files of the folder are loaded: this one only, not all that use @pipeline
+    entry         load only this file of the folder, not all that use @pipeline
 
     Examples:
         tau check orders.py
@@ -5727,7 +5727,7 @@ async def check(call: Call, files: list[Json], *, include: list[Json] | None = N
 
 
 async def preview_pipeline(daemon: Daemon, row: Json) -> Json:
-    """A pipeline that is not deployed, with its next ticks."""
+    """Describes a pipeline that is not deployed, with its next ticks."""
     now = time.time()
     schedule = {"options": schedule_options(row, {}), "anchor_at": rfc3339(now)}
     ticks = (await preview(*timing(schedule, daemon.agenda), int(now)))["ticks"]
@@ -5735,7 +5735,7 @@ async def preview_pipeline(daemon: Daemon, row: Json) -> Json:
 
 
 def timing(row: Json, agenda: Agenda) -> tuple[Times | None, Zone]:
-    """When a schedule is due, if ever, and its time zone."""
+    """Returns the times of a schedule, None if it has none, and its time zone."""
     options = row["options"]
     times = times_of(options, instant_of(row["anchor_at"]), agenda.timezone)
     return times, Zone(options["timezone"] or agenda.timezone)
@@ -5794,7 +5794,7 @@ async def show(call: Call, name: PipelineName) -> Json:
 
 
 def chains_seen(call: Call, name: str) -> tuple[list[Json], list[str]]:
-    """Whom a pipeline comes after and who comes after it, as far as the caller sees them."""
+    """Returns the upstream and the downstream of a pipeline, as far as the caller sees them."""
     upstream, downstream = call.ask.chains(name)
     return [row for row in upstream if call.caller.sees(row["pipeline"])], call.caller.sift(downstream)
 
@@ -5870,9 +5870,10 @@ async def answer_run(call: Call, asked: Json, wait: bool, timeout: float | None,
 
 
 async def await_runs(call: Call, run_ids: list[str], timeout: float | None, follow: bool = False) -> list[Json]:
-    """Waits until runs have ended, at most *timeout* seconds; their documents, of a live one how to wait for it.
+    """Waits at most *timeout* seconds until runs have ended, and returns their documents.
 
-    *follow* sends the events of the first one meanwhile.
+    The document of a live run says how to wait for it.
+    *follow* sends the events of the first run meanwhile.
     """
     call.only_waits()
     daemon = call.daemon
@@ -5890,13 +5891,13 @@ async def await_runs(call: Call, run_ids: list[str], timeout: float | None, foll
         status = call.ask.status_of(run_id)
         live = {"run_id": run_id, "status": status, "waited": False, "next": [f"tau wait {run_id}"]}
         documents.append(describe(daemon.store, run_id) if status in FINAL else live)
-        await asyncio.sleep(0)  # there may be many
+        await asyncio.sleep(0)  # gives other tasks a turn
     return documents
 
 
 @reads
 async def wait(call: Call, run_id: list[RunId], *, timeout: float | None = None) -> Json:
-    """Wait for runs to end; one run's document, or a list of them.
+    """Wait for runs to end, and print one run's document or a list of several.
 
     run_id        which runs: ids, or the first characters of one
     timeout       seconds to wait at most; the runs go on
@@ -5926,7 +5927,7 @@ async def retry(
     """Run a finished run again, as a new run with the same params.
 
     run_id        which run: its id, or its first characters
-    version       of the pipeline: live, same (as the run had), or a number
+    version       which version: live, same (that of the run), or a number
     from_failure  what the run has saved with ctx.memo is used again, not computed anew
     wait --detach  do not wait: answer as soon as the new run is durable
     key           a word of your own: the same key gives the same run, never a second one
@@ -5982,7 +5983,7 @@ async def cancel(call: Call, run_id: RunId, *, force: bool = False) -> Json:
 async def runs(call: Call, name: PipelineName | None = None, *, limit: Limit = 20, status: str | None = None) -> Json:
     """List the runs of a pipeline, newest first.
 
-    name          which pipeline; without it, of all
+    name          which pipeline; without it, all of them
     limit --last --limit  how many at most
     status        only those with this status
 
@@ -6011,7 +6012,7 @@ async def inspect_(
     name          a pipeline, meaning its last run; or a run id
     run_id --run  which run: its id, or its first characters
     last_run      the last run of the pipeline
-    attempt       the trace of this attempt; without it of the last one
+    attempt       show the trace of this attempt; without it the last
     full          nothing is cut
 
     Examples:
@@ -6040,7 +6041,7 @@ async def logs(
     tail          how many lines, the last ones
     level         only this level and above: debug, info, warning, error
     step          only lines of this step and the steps in it
-    attempt       of this attempt; without it of the last one
+    attempt       only lines of this attempt; without it the last
     follow        then print each new line until the run ends
 
     Examples:
@@ -6151,7 +6152,7 @@ TICKS_SHOWN = 5
 
 
 async def preview(times: Times | None, zone: Zone, after: int, limit: int = TICKS_SHOWN) -> Json:
-    """The next ticks: their instants, what a clock shows then, whether a change of it has moved them."""
+    """Returns the next ticks: in UTC, in local time, and whether DST has moved each."""
 
     def find() -> list[Tick]:  # in a thread: some expressions are due once in forty years
         return [] if times is None else [*itertools.islice(times.between(after, TIME_MAX), limit)]
@@ -6195,7 +6196,7 @@ async def schedule(
     jitter        it runs up to this long after each tick, always with the same delay, to spread the load
     params --params -p  the params of its runs
     disable       nothing is due until it is enabled again
-    enable        due again, from now on
+    enable        it is due again, from now on
     clear         delete what the command line has set: the decorator counts again
 
     Examples:
@@ -6227,7 +6228,7 @@ async def schedule(
 
 
 async def find_schedule(call: Call, name: str) -> Json:
-    """A schedule as a document: what holds, who said so, and the next ticks."""
+    """Returns a schedule as a document: its options, where they come from, the next ticks."""
     agenda = call.daemon.agenda
     row = call.ask.schedule(name)
     paused = call.ask.pause(name) or call.ask.pause("")
@@ -6278,12 +6279,12 @@ async def why(call: Call, name: PipelineName, *, at: str | None = None) -> Json:
     }
 
 
-#: What `why` and `show` repeat of a schedule.
+#: The fields of a schedule that `why` and `show` repeat.
 SCHEDULE_SHOWN = ("source", *TIMINGS, "timezone", "misfire", "catchup_window_s", "overlap", "enabled", "next_at")
 
 
 def tick_at(agenda: Agenda, name: str, asked: int | None, now: int) -> Json:
-    """What became of the tick at an instant, or of the last one."""
+    """Returns what became of the tick at the instant *asked*, or of the last tick."""
     nothing: Json = {"scheduled_for": None, "decision": "none"}
     if asked is None:
         nothing |= {"reason": "no tick has been decided yet", "last_run": agenda.store.ask.last_run(name)}
@@ -6301,7 +6302,7 @@ def tick_at(agenda: Agenda, name: str, asked: int | None, now: int) -> Json:
 
 
 def find_blockers(call: Call, schedule: Json, upstream: list[Json]) -> Iterator[Json]:
-    """What prevents a pipeline from running by itself now, each reason with its particulars."""
+    """Yields each reason why a pipeline does not run by itself now, with details."""
     ask, name, overlap = call.ask, schedule["pipeline"], schedule["overlap"]
     if not schedule["enabled"]:
         yield {"by": "disabled", "hint": f"tau schedule {name} --enable"}
@@ -6320,7 +6321,7 @@ def find_blockers(call: Call, schedule: Json, upstream: list[Json]) -> Iterator[
 
 
 def past_words(tick: Json) -> str:
-    """What became of a tick, as a sentence."""
+    """Says in a sentence what became of a tick."""
     key, cause, last = tick["decision"], tick.get("cause"), tick.get("last_run")
     words = {"message": tick.get("reason"), "ticks": 1, "trigger": "", "why": "", "late": "", **tick, **(last or {})}
     if (key, words["message"]) == ("skipped", "overlap"):
@@ -6337,7 +6338,7 @@ def past_words(tick: Json) -> str:
 
 
 MOVED = ", moved there by DST"
-#: What became of a tick, in words.
+#: What became of a tick → the sentence that says so.
 SENTENCES = {
     "fired": "The tick of {scheduled_for}{moved} has run {run_id}{late}: {status}.",
     "overlap": "The tick of {scheduled_for} was skipped: run {run_id} of an earlier tick was unfinished.",
@@ -6368,7 +6369,7 @@ CAUSES = {
 
 
 def future_words(kind: str | None, coming: Json, blockers: list[Json], upstream: list[Json]) -> str:
-    """When a pipeline runs next, as a sentence."""
+    """Says in a sentence when a pipeline runs next."""
     stops = dict.fromkeys(reason["by"] for reason in blockers if reason["by"] in ("disabled", "paused"))
     if stops:
         return f"It does not run by itself: {', '.join(stops)}."
@@ -6428,9 +6429,9 @@ BACKFILL_TICKS_MAX = 100_000
 
 
 def past_ticks(times: Times, begin: int, end: int) -> list[str]:
-    """The ticks from one instant to another, both included; of an interval before its anchor too.
+    """Returns the ticks from *begin* to *end*, both included, BACKFILL_TICKS_MAX + 1 at most.
 
-    No more than BACKFILL_TICKS_MAX + 1.
+    An interval has ticks before its anchor too.
     """
     if isinstance(times, Interval):
         times = Interval(times.every, begin - 1 - (begin - 1 - times.anchor) % times.every)
@@ -6471,7 +6472,7 @@ async def resume(call: Call, name: PipelineName | None = None, *, all_: bool = F
 
 
 def scope_of(name: str | None, everything: bool) -> str:
-    """The name that a pause is stored under: a pipeline's, or '' for all."""
+    """Returns the name that a pause is stored under: a pipeline's, or '' for all."""
     if (name is None) != everything or name == "":
         raise BadRequest("give the name of a pipeline, or --all", "tau pause NAME")
     return name or ""
@@ -6550,7 +6551,7 @@ async def shutdown(call: Call, *, drain: float = 0.0, cancel: bool = False) -> J
         tau shutdown
         tau shutdown --drain 60  # live runs have a minute to end
     """
-    # In a task of the daemon's own: a client that goes away must not leave the drain half done.
+    # The daemon owns the task: a client that goes away must not leave the drain half done.
     await asyncio.shield(call.daemon.runner.spawn(call.daemon.wind_up(drain, cancel)))
     counts = call.ask.totals()
     left = {"live_runs": counts["running"], "queued_runs": counts["queued"]}
@@ -6648,7 +6649,7 @@ async def key_revoke(call: Call, name: KeyName) -> Json:
 
 
 def listing(key: str, rows: list[Json], total: int, *words: str | None) -> Json:
-    """A list as an answer; if it is cut, with the command that gets more."""
+    """Returns the answer for a list; if the list is cut, with the command that gets more."""
     if len(rows) >= total:
         return {key: rows}
     flag, most = ("--tail", LOGS_MAX) if key == "lines" else ("--limit", LIST_MAX)
@@ -6658,9 +6659,9 @@ def listing(key: str, rows: list[Json], total: int, *words: str | None) -> Json:
 
 
 def describe(store: Store, run_id: str, full: bool = False, number: int | None = None) -> Json:
-    """A run as `tau inspect` prints it; unless *full*, cut to about DOCUMENT_BYTES, saying what was cut.
+    """Returns a run as `tau inspect` prints it, cut to about DOCUMENT_BYTES unless *full*.
 
-    The trace is that of an attempt, the last one unless its *number* is given.
+    The trace is that of attempt *number*, or of the last attempt.
     """
     run, attempt, steps, tail, observed = store.ask.whole_run(run_id, number)
     attempt = attempt or {}
@@ -6684,7 +6685,7 @@ def describe(store: Store, run_id: str, full: bool = False, number: int | None =
     return document if full else shorten(document)
 
 
-#: What a run's document has of its row, in this order.
+#: The columns of a run that its document has, in this order.
 RUN_SHOWN = (
     *("run_id", "pipeline", "version", "status", "trigger", "executor", "attempt", "params", "key"),
     *("scheduled_for", "queued_at", "started_at", "finished_at"),
@@ -6693,9 +6694,9 @@ RUN_SHOWN = (
 
 
 def next_commands(run: Json, entry: str, resumable: bool) -> list[str]:
-    """What an agent would do next, as commands to paste; *entry* is the file that was deployed.
+    """Returns the commands that an agent would paste next; *entry* is the deployed file.
 
-    *resumable* says that the run has saved something that need not be computed again.
+    *resumable* says that the run has saved memos, which need not be computed again.
     """
     name, run_id = run["pipeline"], run["run_id"]
     see_log, again = f"tau logs {name} --run {run_id}", f"tau run {name}"
@@ -6713,7 +6714,7 @@ def next_commands(run: Json, entry: str, resumable: bool) -> list[str]:
 
 
 def shorten(document: Json) -> Json:
-    """The document in about DOCUMENT_BYTES: parts are cut, least telling first, until it fits."""
+    """Cuts parts of a document, the least telling first, until it has about DOCUMENT_BYTES."""
     get = f"tau inspect {document['run_id']} --full"
     cut: list[Json] = []
     for part, limit, shown in CUTS:
@@ -6743,28 +6744,29 @@ def cut_steps(steps: list[Json]) -> list[Json]:
     return [step | {"steps": cut_steps(step["steps"])} for step in [*steps[:5], *failed, *steps[5:][-5:]][:20]]
 
 
-#: What may be cut from a run's document: path, the size in bytes from which it is always cut (0: only if the document
-#: is still too large when its turn comes), and what is shown instead.
+#: What may be cut from a run's document: path, size in bytes, what is shown instead.
+#: A part that is larger than its size is cut; with 0, only if the document is still too large.
 CUTS: tuple[tuple[str, int, Callable[[Any], Any]], ...] = (
     ("result", RESULT_SHOWN_BYTES, cut_value),
     ("params", RESULT_SHOWN_BYTES // 2, cut_value),
     ("trace.log_tail", 0, lambda lines: [line[:100] for line in lines[-3:]]),
     ("trace.steps", 0, cut_steps),
-    # The innermost frames; only the last has its locals.
+    # The innermost frames stay; only the last keeps its locals.
     ("error.frames", 0, lambda frames: [*({**frame, "locals": {}} for frame in frames[-6:-1]), frames[-1]]),
     ("error.message", 1_000, cut_value),
 )
 
 
 # --- 21. Callers -------------------------------------------------------------------------
-# Owns who may do what: keys, their scopes, patterns and ends, and patience with wrong ones.  Calls Store.
-# Promises that only the digest of a key is stored, that it is compared in constant time, and that what a key does
-# not see does not exist for it.
+# Owns who may do what: keys, their scopes, patterns and expiry, and the delay for wrong keys.
+# Calls Store and Questions.  Promises that only the digest of a key is stored, that it is compared
+# in constant time, and that what a key does not see does not exist for it.
 
 #: The use of a key is recorded at most this often.
 KEY_USE_S = 600.0
-#: A wrong key is answered after this time; wrong keys are recorded at most this often, for all peers together.
+#: A wrong key is refused after this time.
 WRONG_KEY_S = 0.2
+#: Wrong keys of all peers together are recorded at most this often.
 FAILURES_S = 60.0
 KEY_HINT = (
     "`tau key create NAME` beside the daemon makes one; show it with TAU_API_KEY, `tau env add NAME HOST -`,"
@@ -6774,25 +6776,25 @@ SEEN_HINT = "`tau list` shows what this key sees"
 
 
 class Caller:
-    """Who asks: a user of this machine, or whoever has a key."""
+    """The sender of a request: a user of this machine, or the holder of a key."""
 
     def __init__(
         self, name: str, scope: str, patterns: Sequence[str] = (), expires_at: str | None = None, digest: bytes = b""
     ) -> None:
         self.name, self.scope, self.patterns, self.expires_at = name, scope, patterns, expires_at
-        self.digest = digest  # of the key; none where the system told who it is
+        self.digest = digest  # the key's digest; empty for a user of this machine
         self.revoked = False
-        self.used_at = 0.0  # when its use was last written down
+        self.used_at = 0.0  # when the key's use was last recorded
 
     def check(self, chosen: Operation) -> None:
-        """Forbidden unless this caller may still call this operation."""
+        """Raises Forbidden unless this caller may still call this operation."""
         self.check_time()
         if SCOPES.index(chosen.scope) > SCOPES.index(self.scope):
             message = f"'{chosen.name}' needs a key of scope {chosen.scope}; '{self.name}' has {self.scope}"
             raise Forbidden(message, f"tau key create NAME --scope {chosen.scope}")
 
     def check_time(self) -> None:
-        """Forbidden once the key has expired or was revoked."""
+        """Raises Forbidden once the key has expired or was revoked."""
         expired = self.expires_at is not None and rfc3339(time.time()) >= self.expires_at
         if self.revoked or expired:
             why = f"expired at {self.expires_at}" if expired else "opens nothing any more"
@@ -6805,7 +6807,10 @@ class Caller:
         return [name for name in names if self.sees(name)]
 
     def check_deployed(self, row: Json) -> None:
-        """Forbidden unless this caller may deploy a pipeline; NotFound if that comes after a hidden one."""
+        """Raises Forbidden unless this caller may deploy a pipeline.
+
+        Raises NotFound if it comes after a pipeline that the caller does not see.
+        """
         if not self.sees(row["name"]):
             message = f"the key '{self.name}' is for {', '.join(self.patterns)}, not for '{row['name']}'"
             raise Forbidden(message, SEEN_HINT)
@@ -6819,11 +6824,11 @@ class Keys:
 
     def __init__(self, home: str, settings: Json, store: Store) -> None:
         self.home, self.settings, self.store = home, settings, store
-        self.public: bool | None = None  # whether others than this machine can connect; None without a TCP address
-        self.given: list[bytes] = []  # digests of the configured keys, or of the home's own
-        self.holders: dict[bytes, Caller] = {}  # digest of a key → whose it is
+        self.public: bool | None = None  # whether other machines can connect; None without a TCP address
+        self.given: list[bytes] = []  # digests of the configured keys, or of the home's key
+        self.holders: dict[bytes, Caller] = {}  # digest of a key → its holder
         self.failures = 0  # wrong keys so far
-        self.recorded_at = -FAILURES_S  # when that was last recorded
+        self.recorded_at = -FAILURES_S  # when wrong keys were last recorded
         self.writing = Tasks()
 
     def open_door(self, public: bool) -> None:
@@ -6831,21 +6836,24 @@ class Keys:
         self.configure(configured_keys(self.settings))
 
     def configure(self, configured: list[bytes]) -> None:
-        """Takes the digests of the configured keys; without any, the home's own, if only this machine can connect."""
+        """Takes the digests of the configured keys.
+
+        Without any it takes the home's own key, if only this machine can connect.
+        """
         self.given = configured
         if not configured and self.public is False:
             self.given = [digest_key(make_key(self.home))]
         self.read()
 
     def read(self) -> None:
-        """Reads anew who has a key, configured or created."""
+        """Reads all keys anew, configured and created."""
         self.holders = {digest: Caller("key", "admin", digest=digest) for digest in self.given}
         for row in self.store.ask.rows("SELECT * FROM keys WHERE revoked_at IS NULL"):
             digest = bytes.fromhex(row["sha256"])
             self.holders[digest] = Caller(row["name"], row["scope"], row["pipelines"], row["expires_at"], digest)
 
     async def admit(self, given: Any, remote: str) -> Caller:
-        """Who has this key; Forbidden, after a while, if nobody has."""
+        """Returns the holder of a key; raises Forbidden, after WRONG_KEY_S, for a wrong key."""
         digest, now = digest_key(given if isinstance(given, str) else ""), time.time()
         for caller in [caller for known, caller in self.holders.items() if hmac.compare_digest(known, digest)]:
             caller.check_time()
@@ -6864,7 +6872,7 @@ class Keys:
 
 
 def configured_keys(settings: Json) -> list[bytes]:
-    """The digests of the configured keys; BadRequest for one that could be guessed."""
+    """Returns the digests of the configured keys; raises BadRequest for a key that is easily guessed."""
     digests = []
     if text := settings["api_key_hash"]:
         if not re.fullmatch("[0-9a-f]{64}", text):
@@ -6892,7 +6900,7 @@ def new_key() -> str:
 
 
 def make_key(home: str) -> str:
-    """The key of this home for loopback TCP: read from <home>/key (0600), or made there."""
+    """Returns the home's key for loopback TCP, read from <home>/key (0600) or made there."""
     path = os.path.join(home, "key")
     if not os.path.exists(path):
         replace_file(path, new_key().encode("ascii") + b"\n")
@@ -6916,12 +6924,15 @@ async def confined(call: Call, chosen: Operation, arguments: Json) -> Json:
                     raise NotFound(f"no {'pipeline named' if named else 'run'} '{word[:WORD_MAX]}'")
         return await chosen.call(call, arguments)
     except NotFound as problem:
-        problem.hint = SEEN_HINT  # its own may name what this caller does not see
+        problem.hint = SEEN_HINT  # the old hint may name what this caller does not see
         raise
 
 
 def owner_of(ask: Questions, word: str) -> str:
-    """The pipeline of a run; NotFound, or BadRequest for several, which does not name them."""
+    """Returns the pipeline of a run; raises NotFound, or BadRequest if *word* fits several.
+
+    The message of that BadRequest does not name the runs.
+    """
     try:
         return ask.owner(ask.find_run(word))
     except BadRequest as problem:
@@ -6929,7 +6940,10 @@ def owner_of(ask: Questions, word: str) -> str:
 
 
 def local_peer(peer: Any, group: int | None) -> str:
-    """The user name behind a Unix socket; empty unless it is our own, root's, or of a member of *group*."""
+    """Returns the user name of a Unix socket's peer.
+
+    It is empty unless the peer is the daemon's user, root, or a member of *group*.
+    """
     if not hasattr(socket, "SO_PEERCRED"):  # macOS: the directory's mode alone guards the socket
         return pwd.getpwuid(os.geteuid()).pw_name
     _, uid, gid = struct.unpack("3i", peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
@@ -6943,7 +6957,7 @@ def local_peer(peer: Any, group: int | None) -> str:
 
 # --- 22. Deployment ----------------------------------------------------------------------
 # Owns the way from files to pipelines: which files are loaded, in which virtual environment, and what they hold.
-# Calls Versions.  Promises that nothing of it stays unless an operation stores it.
+# Calls Runner and Versions.  Promises that nothing of a deployment stays unless an operation stores it.
 
 
 class Deployment:
@@ -6965,7 +6979,7 @@ class Deployment:
         shutil.rmtree(self.folder, ignore_errors=True)
 
     async def prepare(self) -> list[Json]:
-        """Unpacks the files and builds the virtual environments that the entries ask for; returns those."""
+        """Unpacks the files; builds and returns the virtual environments that the entries ask for."""
         await asyncio.to_thread(write_sources, self.sources, self.folder)
         headers = {entry: read_header(self.sources[entry].decode("utf-8"), entry) for entry in self.entries}
         built = [await self.daemon.venvs.build(header, entry) for entry, header in headers.items() if header]
@@ -6973,7 +6987,7 @@ class Deployment:
         return built
 
     async def load(self, caller: Caller, name: str | None = None) -> list[Json]:
-        """Returns the pipelines of all entries, or only the one called *name*; LoadFailed if there is none."""
+        """Returns the pipelines of all entries, or only *name*; raises LoadFailed if there is none."""
         pipelines = []
         for entry in self.entries:
             if not (rows := await self.ask(entry, {"kind": "load"})):
@@ -6988,7 +7002,7 @@ class Deployment:
         return pipelines
 
     async def ask(self, entry: str, job: Json) -> Any:
-        """The result of a process that loads an entry, or scans all files; LoadFailed if that fails."""
+        """Returns what a process says that loads an entry, or scans all files; may raise LoadFailed."""
         job["python"] = self.daemon.venvs.python(self.venvs.get(entry))
         outcome = await self.daemon.runner.load(self.folder, entry, job)
         if outcome.error is not None:
@@ -6997,7 +7011,7 @@ class Deployment:
 
 
 def read_sources(files: list[Json]) -> dict[str, bytes]:
-    """The files of a deployment by path; BadRequest or LoadFailed for what cannot be one."""
+    """Returns files by path; raises BadRequest or LoadFailed if they cannot be deployed."""
     sources: dict[str, bytes] = {}
     for file in files:
         path: str = file["path"] if isinstance(file.get("path"), str) else ""
@@ -7031,7 +7045,7 @@ def read_content(file: Json) -> bytes:
 
 
 def check_source(path: str, content: bytes) -> None:
-    """LoadFailed unless this can be Python source."""
+    """Raises LoadFailed unless this can be Python source."""
     if b"\0" in content:
         hint = "deploy Python source text; a compiled or binary file cannot be a pipeline"
         raise LoadFailed(f"{path} is not a text file", hint, kind="load", file=path)
@@ -7043,7 +7057,7 @@ def check_source(path: str, content: bytes) -> None:
 
 
 def find_entries(sources: dict[str, bytes], main: list[str], entry: str | None) -> list[str]:
-    """Which files are loaded: the *entry*, the only one, or those of a folder that seem to have a pipeline."""
+    """Returns the files to load: the *entry*, the only file, or all that seem to have a pipeline."""
     if entry is None and len(main) == 1:
         entry = main[0]
     if entry is not None:
@@ -7061,7 +7075,7 @@ def find_entries(sources: dict[str, bytes], main: list[str], entry: str | None) 
 
 
 def load_error(entry: str, error: Json) -> LoadFailed:
-    """The refusal for a file that does not load."""
+    """Returns the exception for a file that does not load."""
     hints = {
         "ModuleNotFoundError": f"install the module for {sys.executable}, and restart taud if it still is not found",
         "timeout": "move work out of the module's top level into the pipeline function",
@@ -7074,7 +7088,7 @@ def load_error(entry: str, error: Json) -> LoadFailed:
 
 
 def choose(pipelines: list[Json], name: str | None) -> list[Json]:
-    """Which of the loaded pipelines are deployed; LoadFailed if two share a name or none has the one asked for."""
+    """Returns the pipelines to deploy; raises LoadFailed if two share a name, or none is *name*."""
     by_name: dict[str, Json] = {}
     for row in pipelines:
         entry, other = row["entry"], by_name.setdefault(row["name"], row)
@@ -7093,10 +7107,11 @@ def choose(pipelines: list[Json], name: str | None) -> list[Json]:
 
 # --- 23. Scheduler -----------------------------------------------------------------------
 # Owns the clock and the timer: what is due is done at the end of each group of writes.
-# Calls Runner, Agenda and Store.  Promises each tick one decision and at most one run, whatever the clock does.
+# Calls Runner, Agenda, Store, Questions and Database.
+# Promises each tick one decision and at most one run, whatever the clock does.
 
 
-#: At most this many schedules are decided in one transaction: nobody waits for long.
+#: At most this many schedules are decided in one transaction: other writes do not wait long.
 BATCH = 250
 #: While anything is due later, the clock is read this often: it may be set, or the machine may sleep.
 WATCH_S = 1.0
@@ -7104,23 +7119,23 @@ WATCH_S = 1.0
 STEP_S = 1.0
 #: How often the daemon saves that it is alive.
 ALIVE_S = 60.0
-#: This long after each midnight of UTC all ticks are computed anew, for zones may change.
+#: This long after each midnight of UTC all ticks are computed anew, because zones may change.
 REFRESH_AT_S = 12_345
-Clocks = tuple[float, float, float]  # the time, awake time, and elapsed time, of one moment
+Clocks = tuple[float, float, float]  # at one moment: wall time, time awake, time with sleep
 
 
 class Scheduler:
-    """Does what is due, as the last work of each group of writes, and knows when nobody could.
+    """Does what is due as the last work of each group of writes, and records when it could not.
 
-    Its one timer rings when anything is due next, for a group without other writes.
+    When anything is due next, its one timer begins a group that needs no other writes.
     """
 
     def __init__(self, agenda: Agenda, runner: Runner) -> None:
         self.agenda, self.runner = agenda, runner
         self.store, self.clock = agenda.store, agenda.store.clock
-        self.seen: Clocks | None = None  # the clocks when ticks were last decided, on disk; None before that
-        self.unset = False  # whether the ledger says that the clock shows a time that cannot be
-        self.stuck_at = 0.0  # since when nothing can be written
+        self.seen: Clocks | None = None  # the clocks at the last decisions on disk; None before them
+        self.unset = False  # whether the ledger says that the clock is wrong
+        self.stuck_at = 0.0  # since when the disk is full; 0 while it is not
         self.due_at: float | None = None  # when anything is due next
         self.timer: asyncio.TimerHandle | None = None
         self.closing = False
@@ -7136,20 +7151,20 @@ class Scheduler:
         return ALIVE_S if self.due_at is None else WATCH_S
 
     async def close(self) -> None:
-        """Saves until when ticks were decided; nothing is started any more."""
+        """Starts nothing any more, and saves up to which time ticks were decided."""
         self.closing = True
         if self.timer is None:
             return
         self.timer.cancel()
-        with contextlib.suppress(TauError):  # of a full disk: the gap will look a little longer
+        with contextlib.suppress(TauError):  # on a full disk the gap looks longer
             await self.store.write(self.agenda.remember, "alive", {"until": int(self.clock.time())})
 
-    # On the writer's thread.
+    # What runs on the writer's thread.
 
     def decide(self) -> tuple[Clocks, bool, list[str]]:
         """Decides all that is due by now.
 
-        Returns what the clocks showed, whether they show a time that cannot be, and the runs to be stopped.
+        Returns the clocks, whether they show an impossible time, and the runs to stop.
         """
         seen = self.clock.time(), self.clock.monotonic(), self.clock.elapsed()
         now = int(seen[0])
@@ -7173,9 +7188,9 @@ class Scheduler:
         return seen, False, stops
 
     def watch_clock(self, seen: Clocks, alive_at: int | None) -> None:
-        """Records what the clock did since the last look, if it did anything but run on.
+        """Records a step of the clock, or a gap, since the last look.
 
-        At the first look, *alive_at* is when a daemon last said that it was alive.
+        At the first look, *alive_at* is when a daemon last saved that it was alive.
         """
         now = seen[0]
         if self.seen is None:
@@ -7206,9 +7221,9 @@ class Scheduler:
         return jobs, self.agenda.next_due(self.clock.time())
 
     def settled(self, decided: Any, admitted: Any) -> tuple[list[str], list[Json]]:
-        """Takes what `decide` and `admit` returned once it is on disk; returns the runs to stop and the jobs to start.
+        """Takes what `decide` and `admit` returned, once it is on disk.
 
-        What failed is tried again in a moment.
+        Returns the runs to stop and the jobs to start.  What failed is tried again after WATCH_S.
         """
         now = self.clock.time()
         stops: list[str] = []
@@ -7223,7 +7238,7 @@ class Scheduler:
             self.stuck_at = 0.0
         return stops, jobs
 
-    # On the loop.
+    # What runs on the event loop.
 
     def begin(self, stops: list[str], jobs: list[Json]) -> None:
         """Starts and stops runs as decided, and sets the timer for what is due next."""
@@ -7241,15 +7256,16 @@ class Scheduler:
 
 # --- 24. Runner --------------------------------------------------------------------------
 # Owns every isolated process from its job to its outcome, and the fork server that starts them.
-# Calls Feed and Store.  Promises at most `max_concurrent` live runs, one outcome for each, and no run twice.
+# Calls Feed, Store, Questions, Versions and Metrics.
+# Promises at most `max_concurrent` live runs, one outcome for each, and no run twice.
 
 POLL_S = 0.2
 POLL_WATCHED_S = 0.05
 #: How long after its fork server's death a journal may still get its first record.
 BIRTH_S = 2.0
-#: How much longer than the grace times we wait for the end of a run on another machine.
+#: How much longer than the grace times the end of a run on another machine may take.
 FAR_S = 5.0
-#: An unknown journal may have revoked a permission to start: it is deleted after this time only.
+#: An unknown journal may revoke a permission to start: it is deleted only after this time.
 SWEEP_S = 3600.0
 
 
@@ -7262,8 +7278,8 @@ class Outcome:
         self, status: str, result: Any, error: Json | None, state: Json | None = None, retry: bool | None = None
     ) -> None:
         self.status, self.result, self.error = status, result, error
-        self.state = state  # what it leaves to the next run, if it has changed that
-        self.retry = retry  # whether its exception is one to be retried, if it was one
+        self.state = state  # the state for the next run, if the attempt changed it
+        self.retry = retry  # whether its exception is to be retried; None without an exception
 
 
 def verdict(
@@ -7273,10 +7289,10 @@ def verdict(
     start: Json | None = None,
     limit_s: float | None = None,
 ) -> Outcome:
-    """How a process ended: from its last record, its end record, why we stopped it, its first record and its limit.
+    """Returns how a process ended; *stopping* is the status it was stopped for, *start* its first record.
 
-    The order of these lines is the precedence.  A returned-record written before any stop decides for success
-    whatever came after it; an exit code of 0 without one decides nothing.
+    The order of these lines is the precedence.  A `returned` record from before any stop means
+    success, whatever came after it; an exit code of 0 without such a record means nothing.
     """
     if outcome is not None and outcome["t"] == "returned" and not (stopping and outcome["stopped"]):
         return Outcome("success", outcome["result"], None, outcome.get("state"))
@@ -7297,10 +7313,10 @@ def verdict(
 
 
 def end_verdict(ended: Json, start: Json) -> Outcome:
-    """How a process ended that said nothing of its end itself.
+    """Returns how a process ended that left only an end record.
 
-    For a run on another machine *ended* may be about the command that leads there.  Then the run is lost if it has
-    begun there, or if the command was killed or says that the connection failed.
+    For a run on another machine, *ended* may be the end record of the command that leads there.
+    Then the run is lost if it had begun there, if the command was killed, or if the connection failed.
     """
     words = death_words(ended)
     if "executor" in start and "host" not in ended:
@@ -7315,7 +7331,7 @@ def end_verdict(ended: Json, start: Json) -> Outcome:
 
 #: The exit code of ssh when the connection failed.
 CONNECTION_FAILED = 255
-#: The fields that count in the end record of a run on another machine; times are by its clock.
+#: The fields that are kept of another machine's end record; times are by its clock.
 FAR_END = ("at", "mono", "host", "exit_code", "signal", "reason", "cpu_ms", "max_rss_bytes")
 SAID_CHARACTERS = 300
 #: Why a run was stopped → kind, type and message of its error.
@@ -7349,11 +7365,11 @@ class Process:
         self.stopping: str | None = None  # the status it is being stopped for
         self.position = dict(NOWHERE)  # how far its files have been read
         self.saved = dict(NOWHERE)  # the position that is in the store
-        self.logged = self.dropped = 0  # log lines
+        self.logged = self.dropped = 0  # numbers of log lines
         self.unsaved: list[Json] = []  # trace records that have been read and are not stored yet
         self.tails: dict[str, list[bytes]] = {}  # last lines of an output beyond the limit, logged at its end
-        self.lock = asyncio.Lock()  # around reading and storing, so that the order stays
-        self.closed = asyncio.Event()  # its outcome is stored
+        self.lock = asyncio.Lock()  # around reading and storing: keeps the order
+        self.closed = asyncio.Event()  # set once its outcome is stored
         self.verdict: Outcome | None = None
         self.orphaned_at = 0.0
         self.timeout_s: float | None = None  # its time limit, counted from its start
@@ -7361,28 +7377,28 @@ class Process:
 
     @property
     def executor(self) -> str | None:
-        """The name of the executor it runs on, from its first record; None is this machine, or not known yet."""
+        """The executor that it runs on; None means this machine, or not known yet."""
         return None if self.start is None else self.start.get("executor")
 
     @property
     def remote(self) -> Json:
-        """What the other machine said: `start` fields, `seen` and `end`."""
+        """The other machine's start record, when it was `seen`, and its `end` record."""
         record: Json = (self.start or {}).get("remote", {})
         return record
 
     def is_overdue(self) -> bool:
-        """Whether it has run for longer than it may; on another machine this counts from when we heard its start."""
+        """Whether it has run for longer than its limit, from when another machine's start was seen."""
         if self.timeout_s is None or self.start is None or self.stopping is not None:
             return False
         began = self.remote.get("seen") if self.executor else self.start["mono"]
         return began is not None and time.monotonic() - float(began) > self.timeout_s
 
     def end(self) -> Json | None:
-        """Its end record, with that of the other machine."""
+        """Its end record, updated with the other machine's."""
         return None if self.ended is None else self.ended | self.remote.get("end", {})
 
     def state(self) -> Json:
-        """The columns of its attempt from which another daemon can go on."""
+        """Returns the columns of its attempt that the next daemon restores it from."""
         return {
             "position": dict(self.position),
             "process": {**(self.start or {}), "server": self.server},
@@ -7400,10 +7416,10 @@ class Process:
         self.stopping, self.timeout_s = state["stopping"], state["timeout"]
 
     def read(self, limits: Json, final: bool) -> bool:
-        """Reads trace records that came since the last call; whether there are more to read."""
+        """Reads the records that came since the last call; returns whether there are more."""
         lines, self.position["journal"], more = read_lines(self.path + ".journal", self.position["journal"])
         for line in lines:
-            # A line may be torn by a crash, or not ours; the end record begins a new one.
+            # A line may be torn by a crash, or not be Tau's; the end record begins a new line.
             with contextlib.suppress(ValueError, KeyError, TypeError, OverflowError, OSError):
                 self.take(json.loads(line), limits)
         for stream in ("stdout", "stderr"):
@@ -7411,11 +7427,11 @@ class Process:
         return more
 
     def take(self, record: Json, limits: Json) -> None:
-        """Takes one record: about the process, or of its trace.  Raises an exception for one that is not ours."""
+        """Takes one record, about the process or of its trace; fails if it is not Tau's."""
         kind = record["t"]
         if "mono" in record:
-            rfc3339(record["at"])  # checks it
-        if "host" in record:  # of the other machine: the process that the run has there began, or ended
+            rfc3339(record["at"])  # fails for a wrong time
+        if "host" in record:  # from the other machine: the run's process there began or ended
             assert self.start is not None
             if kind == "start":
                 self.start["remote"] = record | {"seen": time.monotonic()}
@@ -7425,7 +7441,7 @@ class Process:
             self.start = record
         elif kind == "end":
             self.ended = record
-        elif kind == "memo" and re.fullmatch("[0-9a-f]{12}", record["key"]):  # it becomes the name of a file
+        elif kind == "memo" and re.fullmatch("[0-9a-f]{12}", record["key"]):  # becomes a file name
             self.memos[record["key"]] = base64.b64decode(record["data"])
         elif kind in ("returned", "raised"):
             self.outcome = record
@@ -7442,7 +7458,7 @@ class Process:
         self.unsaved.append(record | {"n": self.position["n"]})
 
     def read_output(self, stream: str, limits: Json, final: bool) -> bool:
-        """Makes log records of the new lines of descriptor 1 or 2, up to the limits; whether there are more."""
+        """Logs new lines of descriptor 1 or 2, up to the limits; returns whether there are more."""
         lines, more = read_output(self.path, stream, self.position, final)
         room = max(limits["log_lines"] - self.logged, 0) if self.position[stream] <= limits["log_bytes"] else 0
         logged, beyond = lines[:room], lines[room:]
@@ -7465,7 +7481,7 @@ class Process:
 
 
 def trace_record(record: Json) -> Json:
-    """A journal record as the store takes it; raises an exception for one that is not as Tau writes it."""
+    """Returns a journal record as the store takes it; fails for a record that is not Tau's."""
     when, needed, others = TRACE[record["t"]]
     values = {key: convert(record[key]) for key, convert in needed.items()}
     return {"t": record["t"], when: rfc3339(record["at"]), **values, **{key: record.get(key) for key in others}}
@@ -7481,7 +7497,7 @@ TRACE: dict[str, tuple[str, dict[str, Callable[[Any], Any]], tuple[str, ...]]] =
 
 
 class Starter:
-    """The fork server as the runner sees it: there is always one, and it takes jobs."""
+    """The connection to the fork server, which is replaced when it dies."""
 
     reader: asyncio.StreamReader
     writer: asyncio.StreamWriter
@@ -7491,7 +7507,7 @@ class Starter:
         self.server: Json = {}  # identity of the fork server that jobs go to
 
     async def open(self) -> None:
-        """A fork server of ours runs and is connected; it outlives us while it has children."""
+        """Starts and connects a fork server, which outlives the daemon while it has children."""
         ours, theirs = socket.socketpair()
         with theirs:
             pid = start_python("fork_server", (), {0: theirs.fileno()}, public_environment())
@@ -7499,14 +7515,14 @@ class Starter:
         self.reader, self.writer = await asyncio.open_unix_connection(sock=ours, limit=LINE_BYTES_MAX)
 
     async def listen(self, on_message: Callable[[Json], None]) -> None:
-        """Passes on the fork server's messages until it dies, and starts another; its runs go on by themselves."""
-        with contextlib.suppress(OSError):  # it died before it read all
+        """Passes on the fork server's messages until it dies, then starts another; runs go on meanwhile."""
+        with contextlib.suppress(OSError):  # the fork server died with messages unread
             async for line in self.reader:
                 on_message(json.loads(line))
         self.writer.close()
         logging.getLogger("tau").error("the fork server died; starting another")
         while True:
-            await asyncio.sleep(POLL_S)  # should it die at once again, do not spin
+            await asyncio.sleep(POLL_S)  # do not spin if the next one dies at once
             with contextlib.suppress(ChildProcessError):
                 os.waitpid(self.server["pid"], os.WNOHANG)
             try:
@@ -7528,13 +7544,13 @@ class Starter:
         self.writer.write(encode(job))
 
     def close(self) -> None:
-        """We are gone for the fork server: it ends with its last child."""
+        """Disconnects the fork server, which then ends with its last child."""
         if self.server:
             self.writer.close()
 
 
 class Runner:
-    """Queue → fork server → journal → outcome."""
+    """Takes each run from the queue, by the fork server and a journal, to its outcome."""
 
     def __init__(self, home: str, settings: Json, store: Store, feed: Feed, venvs: Venvs) -> None:
         self.home, self.settings, self.store, self.feed = home, settings, store, feed
@@ -7567,7 +7583,7 @@ class Runner:
     # From the queue to a process.
 
     def unpack(self, digest: str, entry: str) -> str:
-        """The directory with the files of a version; StorageFull if there is no room for it."""
+        """Returns the directory with a version's files; raises StorageFull if there is no room."""
         path = os.path.join(self.home, "versions", digest)
         if digest not in self.unpacked or not os.path.exists(os.path.join(path, entry)):
             write_sources(self.store.ask.sources(digest), path)
@@ -7608,7 +7624,7 @@ class Runner:
     async def load(self, folder: str, entry: str, job: Json) -> Outcome:
         """Loads a deployed file in an isolated process, within load_timeout_s.
 
-        If the fork server dies meanwhile, another one tries again: that says nothing about the file.
+        If the fork server dies meanwhile, the next one tries again: the file is not to blame.
         """
         while True:
             process = Process(self.folder, f"load-{os.urandom(8).hex()}", None, 1, self.starter.server)
@@ -7634,11 +7650,11 @@ class Runner:
         """Takes a message of the fork server: a process has ended."""
         process = self.live.get(message["stem"])
         if process is not None:
-            process.ended = process.ended or message["end"]  # should the journal not have had room for it
+            process.ended = process.ended or message["end"]  # the journal may have had no room for it
             self.spawn(self.finish(process))
 
     async def replace_servers(self) -> None:
-        """Sends the jobs that a dead fork server had not begun to the next one."""
+        """When a fork server dies, gives the jobs that it had not begun to the next fork server."""
         while True:
             await self.starter.listen(self.hear)
             for process in tuple(self.live.values()):
@@ -7653,7 +7669,7 @@ class Runner:
             process = Process(self.folder, row["journal"], row["run_id"], row["attempt"], {})
             process.restore(row)
             self.watch_over(process)
-            # Of another boot a missing journal proves nothing: it was never synced, and may have gone with the power.
+            # After a reboot a missing journal proves nothing: it was not synced, and may be lost.
             unborn = process.start is None and process.server.get("boot") == boot_id()
             # A daemon that was killed before it saved the name of the next journal may have revoked this one.
             if unborn and (revoke_start(process) or peek(process.path + ".journal").startswith('{"t":"abandoned"')):
@@ -7673,7 +7689,7 @@ class Runner:
                 remove_file(path)
 
     async def restart(self, process: Process) -> None:
-        """Starts an admitted run that never began, under a new journal; ends it if it is not wanted any more."""
+        """Starts an admitted run that never began with a new journal; ends it if it is unwanted."""
         if process.run_id is not None and process.stopping is None:
             rename = self.store.rename_journal
             job = await self.store.write(rename, process.run_id, process.attempt, self.starter.server)
@@ -7686,7 +7702,7 @@ class Runner:
         await self.fail(process, "it could not be started")
 
     async def watch(self) -> None:
-        """Reads the journals of what is live a few times a second; sleeps while nothing is."""
+        """Reads the journals of live processes a few times a second; sleeps while there are none."""
         while True:
             await self.busy.wait()
             for process in tuple(self.live.values()):
@@ -7711,7 +7727,7 @@ class Runner:
             await self.finish(process)
 
     async def read_next(self, process: Process, final: bool) -> bool:
-        """Stores what was read of a journal and reads the next part of it; whether there is more."""
+        """Stores what was read of a journal and reads its next part; returns whether there is more."""
         await self.save(process)
         began = process.start is not None
         more = process.read(self.settings, final)
@@ -7730,7 +7746,7 @@ class Runner:
         process.unsaved, process.saved = [], dict(process.position)
 
     async def store_trace(self, process: Process, work: Callable[..., None], *outcome: Outcome) -> None:
-        """Stores what was read of a run; records that a bug of ours refuses are lost, but not the run."""
+        """Stores what was read of a run; if a bug makes that fail, stores all except its records."""
         if process.run_id is None:
             return
         run = process.run_id, process.attempt
@@ -7743,18 +7759,18 @@ class Runner:
             await self.store.write(work, *run, [], process.state(), *outcome)
 
     def is_gone(self, process: Process) -> bool:
-        """Whether a process of another fork server and that server are dead: nobody will tell of its end."""
+        """Whether a process and its old fork server are dead, which means that no end record comes."""
         if is_alive(process.server):
             return False
         if process.start is not None:
             return not is_alive(process.start)
         if process.server.get("boot") != boot_id():
-            return True  # nobody can start it any more
+            return True  # no fork server can start it any more
         process.orphaned_at = process.orphaned_at or time.monotonic()
         return time.monotonic() - process.orphaned_at > BIRTH_S
 
     async def finish(self, process: Process) -> None:
-        """Reads the rest of the journal and stores the verdict; tries again for as long as the disk is full."""
+        """Reads the rest of the journal and stores the outcome; tries again while the disk is full."""
         async with process.lock:
             while not process.closed.is_set():
                 try:
@@ -7775,7 +7791,7 @@ class Runner:
             pass
         if process.start is not None and process.ended is None:
             end_session(process.start)
-            process.ended = process.remote.get("end")  # its supervisor here is gone, not the one over there
+            process.ended = process.remote.get("end")  # the fork server here is gone, the other machine may not be
         process.verdict = verdict(process.outcome, process.end(), process.stopping, process.start, process.timeout_s)
         await self.store_trace(process, self.store.finish, process.verdict)
 
@@ -7813,7 +7829,7 @@ class Runner:
             await asyncio.sleep(POLL_WATCHED_S)  # not born yet: watch() reads its first record
         grace = self.settings["stop_grace_s"]
         if process.executor:
-            grace = 2 * grace + FAR_S  # the other machine waits for the same grace before its news can reach us
+            grace = 2 * grace + FAR_S  # the other machine waits for the same grace before its news can arrive
         if not force:
             await self.kill(process, signal.SIGTERM, grace)
         await self.kill(process, signal.SIGKILL, 5.0)
@@ -7857,7 +7873,7 @@ class Runner:
 
 
 def revoke_start(process: Process) -> bool:
-    """Revokes the permission to start, unless it has been used; True proves that the run never began."""
+    """Revokes the permission to start, unless it was used; returns whether the run never began."""
     try:
         with open(process.path + ".journal", "xb") as file:
             file.write(encode({"t": "abandoned", "at": time.time()}))
@@ -7877,32 +7893,32 @@ def end_session(process: Json) -> None:
     if process["boot"] != boot_id() or not os.path.isdir("/proc/self"):
         return
     if process_started(process["pid"]) not in (None, process["started"]):
-        return  # a stranger has its pid by now, so nobody of the run is left in its session
+        return  # another process has its pid by now: its session is empty
     for pid in map(int, filter(str.isdigit, os.listdir("/proc"))):
         try:
             if int(stat_fields(pid)[3]) == process["pid"]:
                 os.kill(pid, signal.SIGKILL)
         except (OSError, ValueError, IndexError):
-            pass  # it has gone meanwhile
+            pass  # the process is gone by now
 
 
 # --- 25. Feed ----------------------------------------------------------------------------
-# Owns who waits for which run.  Calls Store.
-# Promises that whoever waits hears of every change, in order and at its own pace: it reads the store.
+# Owns who waits for which run.  Calls Questions.
+# Promises that whoever waits hears of every change, in order and at its own pace.
 
 
 class Feed:
     """Wakes those who wait for a run.
 
-    They look into the store first and then wait, without a pause between: so they miss no change.
+    They miss no change, because they read the store and then wait with no await between.
     """
 
     def __init__(self, store: Store) -> None:
         self.store = store
-        self.waiting: dict[str, asyncio.Event] = {}  # run → what its next change sets
+        self.waiting: dict[str, asyncio.Event] = {}  # run id → what its next change sets
 
     def changed(self, run_id: str) -> None:
-        """Something new about this run is in the store."""
+        """Wakes those who wait for this run: the store has something new about it."""
         if (event := self.waiting.pop(run_id, None)) is not None:
             event.set()
 
@@ -7915,9 +7931,9 @@ class Feed:
             await self.next_change(run_id)
 
     async def events(self, run_id: str, tail: int | None = None) -> AsyncIterator[Json]:
-        """Everything a run did and does, in the same order each time, until it is final; `seq` grows along it.
+        """Yields the events of a run until it is final, each time in the same order, by `seq`.
 
-        *tail* begins with that many last log lines.
+        With *tail* it begins that many log lines before the last.
         """
         seq = self.store.ask.story_begin(run_id, tail)
         while True:
@@ -7936,7 +7952,7 @@ class Feed:
 
 EXPRESSIONS_CACHED = 20_000
 GAPS_MAX = 20
-#: Others wait for the writer's thread: one transaction decides for about this long at most.
+#: One transaction decides for about this long at most, because other writes wait for it.
 DECIDE_S = 0.05
 
 
@@ -7945,7 +7961,7 @@ class Agenda:
 
     def __init__(self, store: Store, timezone: str) -> None:
         self.store, self.timezone = store, timezone
-        # Reading an expression costs as much as ten ticks; a zone caches when its clock is set.
+        # Reading an expression costs as much as ten ticks; a zone caches the changes of its clock.
         self.zone = functools.lru_cache(None)(Zone)
         self.cron_times = functools.lru_cache(EXPRESSIONS_CACHED)(lambda cron, zone: CronTimes(Cron(cron), zone))
         store.on_finish = self.follow
@@ -7959,7 +7975,7 @@ class Agenda:
     # What is set.
 
     def deploy(self, pipelines: list[Json], digest: str, actor: str, cron: str | None = None) -> list[Json]:
-        """Makes each pipeline live, with its schedule and its chain; *cron* is one from the command line."""
+        """Makes pipelines live, with schedules and chains; *cron* comes from the command line."""
         self.check(pipelines, cron)
         deployed = self.store.deploy(pipelines, digest, actor)
         for pipeline in pipelines:
@@ -7969,18 +7985,18 @@ class Agenda:
         return deployed
 
     def check(self, pipelines: list[Json], cron: str | None = None) -> None:
-        """BadRequest unless all of these can be deployed."""
+        """Raises BadRequest unless all of these can be deployed."""
         self.check_chains(pipelines)
         for pipeline in pipelines:
             self.read(pipeline["name"], pipeline, self.command(pipeline["name"], cron))
 
     def command(self, name: str, cron: str | None) -> Json:
-        """What the command line says of a schedule."""
+        """Returns what the command line has set of a schedule, with this *cron* if it is given."""
         command: Json = self.row(name)["command"]
         return command if cron is None else retimed(command, {"cron": cron})
 
     def read(self, name: str, live: Json, command: Json) -> Times | None:
-        """When a pipeline would be due; BadRequest if its params, timing or time zone cannot be."""
+        """Returns when a pipeline would be due; raises BadRequest if its options are wrong."""
         options = schedule_options(live, command)
         if live.get("after") or any(options[timing] is not None for timing in TIMINGS):
             wrong = mismatch(live["params"], options["params"], "params")
@@ -7990,7 +8006,7 @@ class Agenda:
         return times_of(options, self.now(), self.timezone)
 
     def undeploy(self, name: str, actor: str) -> list[str] | None:
-        """Takes a pipeline out of service: nothing of it is due, and it follows nobody."""
+        """Takes a pipeline out of service; returns its cancelled runs, None if it was not deployed."""
         cancelled = self.store.undeploy(name, actor)
         if cancelled is not None:
             self.save_chain(name, [])
@@ -7998,7 +8014,7 @@ class Agenda:
         return cancelled
 
     def set_schedule(self, name: str, command: Json, enabled: bool | None, actor: str) -> bool:
-        """Saves what the command line says of a schedule; whether that changed anything."""
+        """Saves what the command line sets of a schedule; returns whether that changed anything."""
         if (live := self.sql.live_options(name)) is None:
             raise self.store.sql.unknown(name)
         times, now = self.read(name, live, command), self.now()
@@ -8008,10 +8024,10 @@ class Agenda:
         return self.sync(name, actor, command, enabled)
 
     def sync(self, name: str, actor: str, command: Json | None = None, enabled: bool | None = None) -> bool:
-        """Brings the row of a pipeline up to date; whether that changed anything.
+        """Brings a pipeline's schedule row up to date; returns whether that changed anything.
 
-        *command* and *enabled* are new words of the command line.  An edit, or the end of what held the schedule,
-        moves the watermark to now: what is undecided by then never runs.
+        *command* and *enabled* are new from the command line.  An edit, or the end of a hold,
+        moves the watermark to now: ticks that are still undecided then never run.
         """
         old, at = self.row(name), self.now()
         new, now = old | self.current_columns(old, command, enabled), rfc3339(at)
@@ -8019,7 +8035,7 @@ class Agenda:
         if options != before or (old["held"] is not None and new["held"] is None):
             gap = {"from": 0, "until": at, "cause": old["held"] or "edited"}
             self.decide(old | {"options": before | {"jitter_s": 0.0}}, at, [gap])
-            # An edit counts from now even if the clock was set back: a tick that had its run gets no other.
+            # An edit counts from now even if the clock was set back: no tick gets a second run.
             new["watermark_at"] = now if options != before else max(now, old["watermark_at"])
         if options["every_s"] != before["every_s"]:
             new["anchor_at"] = now
@@ -8035,7 +8051,7 @@ class Agenda:
         return changed
 
     def current_columns(self, row: Json, command: Json | None, enabled: bool | None) -> Json:
-        """The columns that follow from the deployment, the command line and the pause of a pipeline."""
+        """Returns the columns that follow from deployment, command line and pause of a pipeline."""
         live = self.sql.live_options(row["pipeline"])
         command = row["command"] if command is None else command
         enabled = bool(row["enabled"]) if enabled is None else enabled
@@ -8045,7 +8061,7 @@ class Agenda:
         return {"command": command, "options": options, "enabled": int(enabled), "held": held}
 
     def row(self, name: str) -> Json:
-        """The row of a pipeline; a new one if it has none."""
+        """Returns the schedule row of a pipeline, or a new row."""
         new: Json = {"pipeline": name, "command": {}, "options": SCHEDULE_OPTIONS, "enabled": 1, "held": None}
         new |= {"expect_at": None} | dict.fromkeys(("anchor_at", "watermark_at", "resumed_at"), rfc3339(self.now()))
         return self.sql.row("SELECT * FROM schedules WHERE pipeline = ?", name) or new
@@ -8074,7 +8090,7 @@ class Agenda:
     # What is decided.
 
     def decide_due(self, now: int, most: int) -> list[str]:
-        """Decides what is due, of at most *most* schedules and for DECIDE_S; returns the runs to be stopped."""
+        """Decides what is due for *most* schedules or DECIDE_S at most; returns the runs to stop."""
         until = time.perf_counter() + DECIDE_S
         due = "SELECT * FROM schedules WHERE due_at <= ? ORDER BY due_at, pipeline LIMIT ?"
         gaps = self.sql.remembered("gaps") or []
@@ -8122,15 +8138,15 @@ class Agenda:
         return run_id
 
     def make_room(self, run_id: str) -> bool:
-        """Ends a run that a later tick replaces; True if it lives and must be stopped."""
+        """Ends a run that a later tick replaces; returns True if it is live and must be stopped."""
         if self.store.cancel_waiting(run_id, "scheduler"):
             return False
         attempt = self.sql.value("SELECT attempt FROM runs WHERE run_id = ?", run_id)
-        self.store.note_stopping(run_id, attempt, "cancelled")  # should we die before we stop it
+        self.store.note_stopping(run_id, attempt, "cancelled")  # the daemon may die before it stops the run
         return True
 
     def backfill(self, name: str, ticks: list[str], only: str, actor: str) -> list[Json]:
-        """Queues runs for past ticks that still want one; asked again, it makes none run twice."""
+        """Queues and returns runs for the past ticks that still want a run."""
         params = self.row(name)["options"]["params"]
         made: list[Json] = []
         for tick in ticks:
@@ -8148,7 +8164,7 @@ class Agenda:
         return made
 
     def refresh(self, now: int) -> None:
-        """Makes all expressions due, so that their ticks are computed anew: time zones may have changed."""
+        """Makes all expressions due: their ticks are computed anew, as time zones may have changed."""
         zoneinfo.ZoneInfo.clear_cache()
         self.zone.cache_clear()
         self.cron_times.cache_clear()
@@ -8156,12 +8172,12 @@ class Agenda:
         self.sql.db.execute(f"UPDATE schedules SET due_at = :now WHERE {coming}", {"now": rfc3339(now)})
 
     def next_due(self, now: float) -> float | None:
-        """When anything is due next, if anything ever is."""
+        """Returns when anything is due next, None if nothing is."""
         ticks = "" if self.sql.pause("") else "SELECT min(due_at) AS at FROM schedules WHERE due_at > '' UNION ALL "
         rows = self.sql.rows(
             f"{ticks}SELECT min(expect_at) AS at FROM schedules WHERE expect_at IS NOT NULL UNION ALL"
             " SELECT min(expires_at) FROM runs WHERE status = 'queued' AND expires_at IS NOT NULL UNION ALL"
-            # What was due before now waits for a slot, and for the group that frees it.
+            # A run whose time has passed waits for a slot: the group that frees one admits it.
             " SELECT min(retry_at) FROM runs WHERE status = 'retrying' AND retry_at > ?",
             rfc3339(now),
         )
@@ -8170,7 +8186,7 @@ class Agenda:
     # Pauses.
 
     def pause(self, name: str, reason: str, actor: str) -> bool:
-        """A pipeline, or everything (''), starts nothing by itself any more; False if that was so already."""
+        """Pauses a pipeline, or everything (''); returns False if it was paused already."""
         if self.find_pause(name) is not None:
             return False
         pause = {"pipeline": name, "paused_at": self.store.now(), "reason": reason, "actor": actor}
@@ -8179,7 +8195,7 @@ class Agenda:
         return True
 
     def resume(self, name: str, actor: str) -> bool:
-        """A pipeline, or everything (''), starts by itself again, from now on; False if it was not paused."""
+        """Resumes a pipeline, or everything (''), from now on; returns False if it was not paused."""
         if (pause := self.find_pause(name)) is None:
             return False
         self.sql.db.execute("DELETE FROM pauses WHERE pipeline = ?", (name,))
@@ -8190,7 +8206,7 @@ class Agenda:
         return True
 
     def find_pause(self, name: str) -> Json | None:
-        """The pause of a pipeline, which must be deployed, or of everything ('')."""
+        """Returns the pause of a deployed pipeline, or of everything ('')."""
         if name:
             self.sql.schedule(name)
         return self.sql.pause(name)
@@ -8204,7 +8220,7 @@ class Agenda:
     # What follows when a run has ended.
 
     def follow(self, name: str, run_id: str, status: str) -> None:
-        """A run has ended: others may follow it, or its pipeline may have failed too often."""
+        """After the end of a run, follows its chains, or pauses a pipeline that failed too often."""
         row = self.row(name)
         if row["held"] == "undeployed":
             return
@@ -8229,10 +8245,10 @@ class Agenda:
             self.store.event("success.overdue", name, None, data)
             self.sql.set("schedules", {"pipeline": name}, expect_at=None)
 
-    # Chains: who comes after whom.
+    # Chains: which pipeline comes after which.
 
     def follow_chains(self, upstream: str, run_id: str) -> None:
-        """After a success: those pipelines run all of whose upstream has succeeded now."""
+        """After a success, runs each downstream pipeline whose whole upstream has succeeded now."""
         self.sql.set("chains", {"comes_after": upstream}, run_id=run_id)
         _, downstream = self.sql.chains(upstream)
         for name in downstream:
@@ -8254,14 +8270,14 @@ class Agenda:
         self.store.event("chain.skipped", name, None, data, "scheduler")
 
     def save_chain(self, name: str, after: list[str]) -> None:
-        """A pipeline comes after just these; successes that it has waited for still count."""
+        """Makes a pipeline come after just these; what has succeeded of them still counts."""
         marks = ", ".join("?" * len(after))
         old = f"DELETE FROM chains WHERE pipeline = ? AND comes_after NOT IN ({marks})"
         self.sql.db.execute(old, (name, *after))
         self.sql.put("chains", *({"pipeline": name, "comes_after": upstream} for upstream in after), clash="IGNORE")
 
     def check_chains(self, pipelines: list[Json]) -> None:
-        """BadRequest if a pipeline comes after an unknown one, or in the end after itself."""
+        """Raises BadRequest if a pipeline comes after an unknown one, or after itself in a circle."""
         after = {pipeline["name"]: pipeline.get("after") or [] for pipeline in pipelines}
         if not any(after.values()):
             return
@@ -8282,18 +8298,18 @@ class Agenda:
         self.sql.put("memory", {"name": name, "data": data}, clash="REPLACE")
 
     def note_gap(self, cause: str, begin: float, until: float) -> None:
-        """Remembers a time in which nobody could decide, or should; the ledger has it too."""
+        """Remembers a time in which no tick could be decided, or should be; tells the ledger too."""
         begin, until = int(begin), int(until)
         gaps = self.sql.remembered("gaps") or []
         self.remember("gaps", [*gaps, {"from": begin, "until": until, "cause": cause}][-GAPS_MAX:])
-        if cause != "paused":  # the ledger has that already
+        if cause != "paused":  # the ledger has the pause already
             data = {"cause": cause, "from": rfc3339(begin), "until": rfc3339(until), "seconds": until - begin}
             self.store.event("scheduler.gap", None, None, data)
 
     def step_back(self, before: int, now: int) -> None:
-        """The clock was set back.  What is decided stays decided; intervals go on from the new time.
+        """Moves intervals and waiting runs to the new time after the clock was set back.
 
-        If the ticks of an interval would fall on instants that it has had already, they come a second later.
+        Decisions stay.  Ticks of an interval that would repeat earlier instants come a second later.
         """
         logging.getLogger("tau").warning("the clock was set back by %d s", before - now)
         data = {"from": rfc3339(before), "to": rfc3339(now), "seconds": now - before}
@@ -8316,31 +8332,31 @@ def retimed(command: Json, timing: Json) -> Json:
 
 
 def source_of(options: Json, command: Json) -> str | None:
-    """Who has said when a pipeline runs; None if nobody has."""
+    """Returns where the timing of a schedule comes from; None if it has no timing."""
     if any(name in command for name in TIMINGS):
         return "command line"
     return "decorator" if any(options[name] is not None for name in TIMINGS) else None
 
 
 def wants_backfill(latest: Json | None, only: str) -> bool:
-    """Whether a backfill is for a tick with this latest run."""
+    """Whether a backfill runs a tick whose latest run is *latest*, None if it has no run."""
     if latest is None:
         return only in ("missing", "all")
     return only in ("failed", "all") and latest["status"] in (*FAILURES, "cancelled")
 
 
-#: What became due before one of these ended never runs: nobody wanted it then.
+#: The causes of gaps whose ticks never run: no run was wanted then.
 HOLDS = ("paused", "disabled", "undeployed", "edited", "restored")
 #: A tick that is decided within this time is on time; a later one was missed, and the misfire policy rules.
 ON_TIME_S = 10
-#: Missed ticks of an expression are counted up to here; beyond it there are more.
+#: Missed ticks of an expression are counted up to here; a higher count says "at least".
 COUNT_MAX = 200
 
 
 def due(row: Json, times: Times, now: int, active: Sequence[str], gaps: Sequence[Json] = ()) -> Plan:
-    """What becomes of the ticks of a schedule up to *now*.  No clock, no store, no wait.
+    """Returns what becomes of a schedule's ticks up to *now*; uses neither clock nor store.
 
-    *active* are the unfinished runs of earlier ticks; *gaps* are times at which nobody could decide, and why.
+    *active* are the unfinished runs of earlier ticks; *gaps* say when no tick could be decided, and why.
     """
     plan = Plan(row, times, active, gaps)
     until = now - delay_of(row["pipeline"], row["options"]["jitter_s"])
@@ -8355,14 +8371,14 @@ def due(row: Json, times: Times, now: int, active: Sequence[str], gaps: Sequence
 
 
 class Plan:
-    """What becomes of a schedule's ticks: decisions in the order of the ticks, and how far they go."""
+    """The decisions on a schedule's ticks, in the order of the ticks, and how far they go."""
 
     def __init__(self, row: Json, times: Times, active: Sequence[str], gaps: Sequence[Json]) -> None:
         self.options, self.times, self.gaps = row["options"], times, gaps
         self.watermark = instant_of(row["watermark_at"])
         self.next = times.next(self.watermark)
-        self.active: list[str | None] = [*active]  # unfinished runs of its ticks; None for one of this plan
-        self.cancel: list[str] = []  # those of them that have to make room
+        self.active: list[str | None] = [*active]  # unfinished runs of its ticks; None for a run of this plan
+        self.cancel: list[str] = []  # the active runs that must make room
         self.decisions: list[Json] = []
 
     def advance(self, until: int) -> None:
@@ -8419,7 +8435,7 @@ class Plan:
         self.advance(tick[0])
 
     def cause(self, tick: int) -> Json:
-        """Why nobody decided a tick in time, if that is known."""
+        """Returns why a tick was not decided in time, if that is known."""
         for gap in reversed(self.gaps):
             if gap["from"] < tick <= gap["until"] and gap["cause"] not in HOLDS:
                 return {"cause": {"what": gap["cause"], "from": rfc3339(gap["from"]), "until": rfc3339(gap["until"])}}
@@ -8427,7 +8443,7 @@ class Plan:
 
 
 def find_circle(graph: dict[str, list[str]]) -> list[str] | None:
-    """A way from a node back to itself, if there is one, from the first of its nodes by name."""
+    """Returns a circle of nodes, if there is one; it begins and ends with its first node by name."""
     try:
         graphlib.TopologicalSorter(graph).prepare()
     except graphlib.CycleError as problem:
