@@ -10478,9 +10478,8 @@ class ForkServer:
                 rehearse(1)
             with open(source, "rb") as file:
                 job = file.read()
-            code = (
-                attempt_process(json.loads(job), born) if job.endswith(b"\n") else 0
-            )  # else it is not needed any more
+            # A pipe that was closed without a job means that this child is not needed.
+            code = attempt_process(json.loads(job), born) if job.endswith(b"\n") else 0
         finally:
             os._exit(code)
 
@@ -10561,7 +10560,7 @@ class ForkServer:
         That kill may have hit a child of some run instead: we cannot know.
         """
         if (group := job.get("group")) and oom_kills(os.path.join(group, OOM_COUNTERS[0][2])):
-            return f"killed by SIGKILL: out of memory, of which it may use {job['limits']['memory_bytes']:,} bytes"
+            return f"killed by SIGKILL: out of memory (it may use {job['limits']['memory_bytes']:,} bytes)"
         if oom_kills(self.oom_counter) > self.oom_kills:
             self.oom_kills += 1
             return "killed by SIGKILL: the kernel was out of memory"
@@ -10822,7 +10821,7 @@ def memos_to_send(job: Json, journal: Journal) -> dict[str, str]:
         if room >= 0:
             places |= paths
         else:
-            journal.log("what was memoized is too much to send: it is done again", "warning")
+            journal.log("the memos are too large to send: their work is done again", "warning")
     return places
 
 
@@ -12157,7 +12156,7 @@ class Memos:
         if len(data) > self.most:
             why = f"it has {len(data):,} bytes, [limits] memo_bytes is {self.most:,}"
         elif self.travels and len(data) > LINE_BYTES_MAX:  # the journal would carry it in one line
-            why = f"it has {len(data):,} bytes, of which {LINE_BYTES_MAX:,} could be sent from here"
+            why = f"it has {len(data):,} bytes, only {LINE_BYTES_MAX:,} can be sent from here"
         elif SECRETS.text(data) != data:
             why = "it holds a secret"
         else:
@@ -14103,7 +14102,7 @@ def unwritten(lines: bytes, written: int) -> bytes:
 
 
 class Journal:
-    """The file that brings the trace to the daemon: one JSON line, and one write, a record."""
+    """The file that brings the trace to the daemon: each record is one JSON line, in one write."""
 
     def __init__(self, path: str, limits: Json) -> None:
         self.path, self.limits = path, limits

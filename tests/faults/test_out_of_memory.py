@@ -155,7 +155,7 @@ def test_a_limit_of_memory_is_a_control_group_where_ours_is_delegated(home: Tau,
     start()
     try:
         home.deploy(BOUNDED)
-        words = "killed by SIGKILL: out of memory, of which it may use 67,108,864 bytes"
+        words = "killed by SIGKILL: out of memory (it may use 67,108,864 bytes)"
         for name in ("hungry", "parent"):
             error = home("run", name, exit=1)["error"]
             assert (error["kind"], error["message"]) == ("died", words)
