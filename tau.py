@@ -11227,11 +11227,12 @@ def write_text(path: str, text: str) -> None:
 
 
 # --- 39. Pipeline API --------------------------------------------------------------------
-# Owns what user code sees: @pipeline and PipelineContext.  Calls all that follows.
+# Owns what user code sees: @pipeline and PipelineContext.
+# Calls Parameters, Assertions, Memos, Places, Warehouses, Rows and Trace.
 # Promises that using it outside a run (a test, a REPL) does nothing surprising.
 
 
-#: What @pipeline has seen in this process, in order.
+#: The pipelines that this process has declared, in order.
 PIPELINES: list[Pipeline] = []
 
 
@@ -11279,19 +11280,20 @@ def pipeline(
     expect_success_within: float | str | None = None,
     executor: str | None = None,
 ) -> Any:
-    """Makes a function, sync or async, a pipeline; it stays callable as it is.
+    """Makes a sync or async function a pipeline.  The function itself stays callable.
 
-    *name* (default: the function's) is what `tau run` takes; *description* (default: the first line of the
-    docstring) and *tags* are shown by `tau list`.  *schedule* is a cron expression, or *every* an interval,
-    in *timezone*; *overlap*, *misfire* and *catchup_window* say what becomes of ticks that cannot run at
-    their time; *after* names pipelines that it follows.  *timeout* ends an attempt, *queue_timeout* a run that
-    has waited so long; *retries* is how many more attempts follow one that failed, *retry_delay* apart, each
-    delay *retry_backoff* times the one before, up to *retry_delay_max*, more or less by a share *retry_jitter*;
-    *retry_on* limits them to exceptions of these types, and to `"died"`, `"lost"`, `"timeout"`.
-    *max_concurrent* is how many of its runs are live at once; *memory* is the address space that each of them
-    may have, in bytes or as text such as `"512M"`; *executor* is where they run, one of tau.toml.
-    Durations are seconds or text such as `"15m"`.  The function is called with a PipelineContext and, by
-    their names, its params; what it returns is the run's result.  Raises BadRequest for what cannot be.
+    The function is called with a PipelineContext and its params by name.  It returns the run's result.
+    `tau run` takes *name* (default: the function's); `tau list` shows *tags* and *description* (default: the
+    first line of the docstring).  Durations are seconds or text such as `"15m"`.
+
+    When: *schedule* is a cron expression in *timezone*, *every* an interval instead.  *overlap*, *misfire* and
+    *catchup_window* decide about ticks that cannot run on time.  *after* names pipelines that it follows.
+    Limits: *timeout* ends an attempt, *queue_timeout* a run that waits longer in the queue.  *max_concurrent* is
+    how many runs may be live at once, *memory* the address space of each (bytes, or text such as `"512M"`).
+    Retries: up to *retries* more attempts follow a failed one, after *retry_delay*.  Each delay is
+    *retry_backoff* times the one before, up to *retry_delay_max*; a random share of up to *retry_jitter* is
+    added or taken off.  *retry_on* limits retries to these exceptions and to `"died"`, `"lost"`, `"timeout"`.
+    *executor* names an executor of tau.toml.  Raises BadRequest for an option that is wrong.
     """
     options = {option: value for option, value in locals().items() if option in PIPELINE_OPTIONS}
 
@@ -11314,16 +11316,15 @@ def check_seconds(value: Any) -> float:
 def check_limit(value: Any) -> float:
     seconds = check_seconds(value)
     if not seconds:
-        raise BadRequest("a limit of no time at all", "leave it out for none")
+        raise BadRequest("a limit of no time at all", "leave it out for no limit")
     return seconds
 
 
-#: Ends of an attempt that are no exceptions, as @pipeline(retry_on=…) and an error's `kind` name them.
+#: Ends of an attempt without an exception, as retry_on and an error's `kind` name them.
 CAUSES_OF_RETRY = ("died", "lost", "timeout")
 
 
 def check_causes(value: Any) -> list[str]:
-    """Exceptions by the names of their types, and the words for other ends."""
     causes = [value] if isinstance(value, (str, type)) else [*value]
     for cause in causes:
         if cause not in CAUSES_OF_RETRY and not (isinstance(cause, type) and issubclass(cause, BaseException)):
@@ -11351,7 +11352,7 @@ def check_names(value: Any) -> list[str]:
     return [*names]
 
 
-#: Option of @pipeline → its JSON Schema, or what checks it and makes JSON of it.  None means that it is not used.
+#: Option of @pipeline → its JSON Schema, or a function that checks it and returns JSON.  A value of None is skipped.
 PIPELINE_OPTIONS: dict[str, Json | Callable[[Any], Any]] = {
     "tags": lambda value: [*demand(STRINGS, value, "tags")],
     "schedule": lambda value: Cron(value).text,
@@ -11379,7 +11380,7 @@ PIPELINE_OPTIONS: dict[str, Json | Callable[[Any], Any]] = {
 
 
 def check_pipeline(options: Json) -> Json:
-    """The options of @pipeline as JSON; BadRequest names the one that cannot be."""
+    """Returns the options of @pipeline as JSON.  BadRequest names the one that is wrong."""
     if options["schedule"] is not None and options["every"] is not None:
         raise BadRequest("@pipeline: schedule and every are two ways to say when", "choose one of them")
     checked = dict(options)
@@ -11398,9 +11399,9 @@ def check_pipeline(options: Json) -> Json:
 
 
 def eager(work: Coroutine[Any, Any, Any]) -> Any:
-    """Does the work as far as it need not wait: its result, or what is to be awaited.
+    """Runs a coroutine until it has to wait.  Returns its result, or an Unfinished to await.
 
-    It works in a context of its own, so that the steps of several that wait side by side nest right.
+    It runs in a copy of the context: otherwise steps that wait side by side would nest in each other.
     """
     context = contextvars.copy_context()
     try:
@@ -11411,7 +11412,7 @@ def eager(work: Coroutine[Any, Any, Any]) -> Any:
 
 
 def eagerly(method: Callable[Given, Coroutine[Any, Any, Any]]) -> Callable[Given, Any]:
-    """Makes an async method one that works at once, and can be awaited too."""
+    """Makes an async method run at once.  Its answer can also be awaited."""
 
     def answer(*arguments: Given.args, **options: Given.kwargs) -> Any:
         return eager(method(*arguments, **options))
@@ -11422,15 +11423,15 @@ def eagerly(method: Callable[Given, Coroutine[Any, Any, Any]]) -> Callable[Given
 
 
 class Unfinished:
-    """Work that waits for an async function of the author's, and goes on in a task once this is awaited."""
+    """Work that waits for an async function of the author's.  Awaiting it continues it in a task."""
 
-    #: Those that nobody has awaited yet.
+    #: All that have not been awaited yet.
     waiting: set[Unfinished] = set()  # noqa: RUF012
 
     def __init__(self, work: Coroutine[Any, Any, Any], context: contextvars.Context) -> None:
         self.work, self.context = work, context
         self.waiting.add(self)
-        self.steps = self.__await__()  # for a task that is made of this
+        self.steps = self.__await__()  # asyncio.create_task(this) drives it by send and throw
 
     def __await__(self) -> Generator[Any, Any, Any]:
         self.waiting.discard(self)
@@ -11443,8 +11444,7 @@ class Unfinished:
         self.work.close()
 
     def throw(self, problem: BaseException) -> Any:
-        """Goes on with an exception, or ends the work before it goes on at all."""
-        if self not in self.waiting:
+        if self not in self.waiting:  # a task goes on with it
             return self.steps.throw(problem)
         self.waiting.discard(self)
         return self.context.run(self.work.throw, problem)
@@ -11456,7 +11456,7 @@ class Unfinished:
 
     @classmethod
     def check(cls) -> None:
-        """BadRequest if the pipeline has returned without awaiting some of them."""
+        """Raises BadRequest if the pipeline has returned and left some of them unawaited."""
         if cls.waiting:
             steps = [unfinished.context.run(CURRENT.get) for unfinished in cls.waiting]
             names = ", ".join(sorted("ctx.check" if step is None else step.path for step in steps))
@@ -11464,10 +11464,10 @@ class Unfinished:
 
 
 class PipelineContext:
-    """What a pipeline function is given: its run, its params, its data, its log and its steps.
+    """The first argument of a pipeline function: its run, params, data, log and steps.
 
-    `extract`, `transform`, `load`, `sql` and `check` work at once, and their answers can be awaited too;
-    only where an async function of yours has to be waited for, `await` is needed.
+    `extract`, `transform`, `load`, `sql` and `check` work at once, and their answers can also be awaited.
+    `await` is needed only if an async function of yours is involved.
     """
 
     def __init__(self, attempt: Attempt) -> None:
@@ -11479,21 +11479,21 @@ class PipelineContext:
         self.attempt: int = job["attempt"]
         self.params: Json = job["params"]
         self.data_dir: str = job["directory"]
-        #: What the last successful run left here; saved if this run succeeds.  A small JSON object.
+        #: A small JSON object, as the last successful run left it; saved if this run succeeds.
         self.state: Json = json.loads(encode_json(job.get("state") or {}))
-        #: The name of each pipeline that this run comes after → the `run_id` and the `result` of its run.
+        #: Pipeline that this run follows → the `run_id` and `result` of its run.
         self.upstream: dict[str, Json] = job.get("upstream") or {}
-        #: The instant this run was due (aware, UTC); None if nobody scheduled it.
+        #: When this run was due (aware, UTC); None if it was not scheduled.
         self.scheduled_for = moment(job.get("scheduled_for"))
         #: When the last successful run of this pipeline began (aware, UTC); None if there is none.
-        #: Its beginning and not its end: reading what has changed since then misses nothing.
+        #: Reading what has changed since its beginning, rather than its end, misses nothing.
         self.last_successful_run = moment(job.get("last_success"))
         self._around = Surroundings(attempt)
 
-    # What happened.
+    # The log, the steps, progress and metrics.
 
     def log(self, message: object, level: str = "info", **fields: Any) -> None:
-        """Adds a line to the run's log, with *fields* as JSON beside it.
+        """Adds a line to the run's log, with *fields* as JSON.
 
         *level* is debug, info, warning or error; anything else raises BadRequest.
         """
@@ -11503,27 +11503,27 @@ class PipelineContext:
         self._attempt.journal.log(message if type(message) is str else str(message), level, extra)
 
     def step(self, name: str, timeout: float | str | None = None) -> Step:
-        """A timed part of the run: `with ctx.step("load") as step:` or `async with`; steps nest.
+        """Opens a timed part of the run: `with ctx.step("load") as step:` or `async with`.  Steps nest.
 
-        Set `step.rows_in` and `step.rows_out` inside.  An exception is recorded on the step and goes on.
-        After *timeout* (seconds, or text such as "5m") it raises StepTimeout: in an `async with` at the next
+        Set `step.rows_in` and `step.rows_out` inside.  An exception is recorded on the step and raised again.
+        After *timeout* (seconds, or text such as "5m") StepTimeout is raised: in an `async with` at the next
         `await`, else in the main thread wherever it is.
         """
         return Step(self._attempt, name, None if timeout is None else check_limit(timeout))
 
     def memo(self, name: str, function: AnyFunction, *arguments: Any, pickle: bool = False) -> Any:
-        """The result of `function(*arguments)`, as a step; saved with the run, so that it is computed only once.
+        """Returns the result of `function(*arguments)` and saves it with the run.  The call is a step.
 
-        A later attempt of this run, and `tau retry RUN --from-failure`, take what was saved under this name for
-        the same arguments.  It must be JSON, and comes back as JSON says it, or anything with *pickle*.  In an
-        async function it must be awaited.
+        A later attempt of this run, and `tau retry RUN --from-failure`, return the result that was saved for this
+        name and the same arguments.  It is kept as JSON (a tuple comes back as a list), unless *pickle* is true.
+        Async code must await it.
         """
         memos = Memos(self._attempt)
         work = memos.remember(self.step(name), name, lambda: function(*arguments), arguments, pickle)
         return eager(work) if asyncio._get_running_loop() is None else work
 
     def progress(self, done: float, total: float | None = None, message: str = "") -> None:
-        """Says how far the run is: shown live, and the last word is saved."""
+        """Says how far the run is.  Tau shows it live and saves the last call."""
         whole = None if total is None else number(total, "total")
         self._attempt.journal.progress({"done": number(done, "done"), "total": whole, "message": clip(message, 500)})
 
@@ -11538,10 +11538,11 @@ class PipelineContext:
         self, source: Any, resource: str | None = None, *, stream: bool = False, batch_rows: int | None = None,
         **options: Any,
     ) -> Any:  # fmt: skip
-        """The rows of a source, a list of dicts; with *stream* batches of *batch_rows* (10,000), in bounded memory.
+        """Returns the rows of a source as a list of dicts, or with *stream* in batches of *batch_rows* (10,000).
 
-        *source* is a path or URL (file, http, database, anything fsspec or SQLAlchemy know), a connection of
-        tau.toml or the name of an @source; *resource* the table, query or file in it.  Raises SourceError.
+        A stream holds one batch in memory.  *source* is a path, a URL (http, a database, anything that fsspec
+        or SQLAlchemy know), a connection of tau.toml or the name of an @source.  *resource* is the table, query
+        or file in it.  Raises SourceError.
         """
         place = find_place(source, resource, self._around, options)
         step = self.step(f"extract {place.label}")
@@ -11554,11 +11555,11 @@ class PipelineContext:
 
     @eagerly
     async def transform(self, data: Any, steps: Sequence[Any]) -> Any:
-        """The rows that come out of *steps*, one after the other.
+        """Passes rows through *steps* in turn and returns those of the last.
 
-        A step is a function of the rows, a @per_row function of each, or SQL over the table `data`, where
-        `:name` is one of the run's params: columns keep their types, what is reckoned has SQLite's.  Of a
-        stream the steps see one batch at a time.
+        A step is a function of all rows, a @per_row function, or SQL over the table `data`, in which `:name` is
+        one of the run's params.  Columns keep their types; SQL expressions have SQLite's.  With a stream the
+        steps see one batch at a time.
         """
         steps = [steps] if isinstance(steps, str) or callable(steps) else steps
         whole = self.step("transform")
@@ -11572,10 +11573,10 @@ class PipelineContext:
         self, target: Any, data: Any, resource: str | None = None, *, mode: str = "append",
         key: str | Sequence[str] = (), **options: Any,
     ) -> Any:  # fmt: skip
-        """Writes rows to a target, a place as `extract` reads them from; how many.
+        """Writes rows to a target, named as for `extract`, and returns how many.
 
-        *mode* is append, replace, or upsert by *key*.  A missing table is made, new columns are added; a load
-        that fails leaves the target as it was.  Raises SourceError.
+        *mode* is append, replace, or upsert by *key*.  Missing tables and columns are added.  A load that fails
+        leaves the target as it was.  Raises SourceError.
         """
         keys = check_mode(mode, key)
         place = find_place(target, resource, self._around, options, writing=True)
@@ -11586,7 +11587,7 @@ class PipelineContext:
 
     @eagerly
     async def sql(self, query: str, params: Mapping[str, Any] | None = None, connection: str | None = None) -> Any:
-        """The rows of a query, or how many rows a statement changed; `:name` stands for a value of *params*.
+        """Returns the rows of a query, or how many rows a statement changed.  `:name` is a value of *params*.
 
         *connection* is a URL or a connection of tau.toml; without it `[connections.default]`.
         """
@@ -11600,21 +11601,21 @@ class PipelineContext:
 
     @eagerly
     async def check(self, *assertions: Any, severity: str = "error") -> Any:
-        """Records assertions: booleans, functions, or (name, boolean); raises CheckFailed if any is false.
+        """Records assertions: booleans, functions, or (name, boolean).  Raises CheckFailed if any is false.
 
-        One without a name is named by its source text.  severity="warn" only records; true if all hold.
+        An unnamed one is named by its source text.  severity="warn" raises nothing.  Returns 1 if all hold, else 0.
         """
         return await check_all(self._attempt.journal, assertions, severity)
 
     def secret(self, name: str, default: str | None = None) -> str:
-        """A secret: from the environment, $CREDENTIALS_DIRECTORY, or <home>/secrets; else *default*.
+        """Returns a secret from the environment, $CREDENTIALS_DIRECTORY or <home>/secrets, else *default*.
 
-        Wherever Tau keeps or prints text its value is `***`.  Raises MissingSecret, which says where to put it.
+        Tau writes `***` for its value in all text that it keeps or prints.  If there is none, MissingSecret says where to put it.
         """
         return self._around.secret(name, f"there is no secret '{name}'", default)
 
     def changed_state(self) -> Json:
-        """`{"state": …}` if the author has changed it; BadResult if it has no JSON form or is too large."""
+        """Returns `{"state": …}` if it was changed.  Raises BadResult if it is no JSON or too large."""
         state = to_json(self.state, "ctx.state")
         if state == (self._job.get("state") or {}):
             return {}
@@ -11624,7 +11625,6 @@ class PipelineContext:
 
 
 def number(value: Any, name: str) -> Any:
-    """A finite number; BadRequest names what is none."""
     document = json_or_repr(value, name)
     if type(document) not in (int, float):
         raise BadRequest(f"{name} must be a finite number, not {safe_repr(value)}", "ctx.metric('rows', 42)")
@@ -11639,9 +11639,9 @@ def moment(text: str | None) -> datetime.datetime | None:
 
 
 class per_row:  # noqa: N801
-    """Marks a step of `ctx.transform` that is called with each row, not with all.
+    """Marks a step of `ctx.transform` that is called with one row at a time.
 
-    It returns the row that takes its place, None to drop it, or a list of rows.
+    It returns a new row, None to drop the row, or a list of rows.
     """
 
     def __init__(self, function: Callable[[Json], Any]) -> None:
@@ -11652,7 +11652,7 @@ class per_row:  # noqa: N801
         return self.function(row)
 
     def of_rows(self, rows: Rows) -> Any:
-        """What the function makes of each row; to be awaited if it is async."""
+        """Calls the function with each row and returns the new rows, or a coroutine if it is async."""
         made = [self.function(row) for row in rows]
         return await_each(made) if made and hasattr(made[0], "__await__") else flat(made)
 
@@ -11662,7 +11662,6 @@ async def await_each(made: list[Any]) -> list[Json]:
 
 
 def flat(made: list[Any]) -> list[Json]:
-    """Rows, Nones and lists of rows as rows."""
     if {*map(type, made)} <= {dict}:
         return made
     rows: list[Json] = []
@@ -11706,12 +11705,12 @@ def step_result(result: Any, rows: Rows, name: str) -> Rows:
         raise BadRequest(f"step '{name}' returned None, not rows", "return the rows, or mark the function @per_row")
     new = as_rows(result)
     if not new and not new.columns:
-        new.columns = columns_of(rows)  # so that a SQL step after it still knows them
+        new.columns = columns_of(rows)  # a SQL step after it needs them
     return new
 
 
 def stream_through(whole: Step, parts: list[tuple[Step, Callable[[Rows], Any]]], stream: Stream) -> Stream:
-    """The same for a stream: each step is one of its own, and sees batch after batch."""
+    """Passes a stream through steps.  Each is recorded as a step and sees one batch at a time."""
     for step, work in parts:
         if isinstance(work, SqlStep):
             raise BadRequest("a SQL step needs all rows at once", "extract without stream=True, or use functions")
@@ -11737,12 +11736,11 @@ def run_local(
     last_successful_run: str | None = None, scheduled_for: str | None = None,
     upstream: Mapping[str, Any] | None = None,
 ) -> Json:  # fmt: skip
-    """Runs a pipeline in this process, for unit tests: its result and trace as `tau inspect` prints them.
+    """Runs a pipeline in this process, for unit tests, and returns what `tau inspect` would show.
 
-    *function* is the decorated one; *params* are JSON, checked as for a run (BadRequest).  What the function
-    raises is raised.  It works in *data_dir*, else in a directory that is removed; *secrets* are what
-    ctx.secret finds where the environment has none, *upstream* the results of the pipelines it comes after.
-    The document has `state` and `logs` besides.
+    The document also has `state` and `logs`.  *function* is the decorated one.  *params* are JSON; wrong ones
+    raise BadRequest.  What the function raises is raised.  It works in *data_dir*, or in a directory that is
+    removed.  ctx.secret looks in the environment, then in *secrets*.  *upstream* holds results by pipeline.
     """
     chosen = next((pipeline for pipeline in PIPELINES if pipeline.function is function), None)
     if chosen is None:
@@ -11768,7 +11766,7 @@ LOCAL_LIMITS = {"log_lines": LOGS_MAX, "log_bytes": 1 << 30, "result_bytes": 1 <
 
 
 def call_locally(chosen: Pipeline, job: Json, path: str) -> Json:
-    """Calls a pipeline in this process; its document, from its journal at *path*."""
+    """Calls a pipeline, with its journal at *path*, and returns the run's document."""
     replace_file(path, b"", durable=False)
     attempt = Attempt(job, Journal(path, LOCAL_LIMITS))
     context, began = PipelineContext(attempt), perf_counter()
@@ -11800,10 +11798,7 @@ def returned_by(chosen: Pipeline, context: PipelineContext) -> Json:
 
 
 def call_function(chosen: Pipeline, context: PipelineContext) -> Any:
-    """What the author's function returns, in an event loop if it is a coroutine.
-
-    It is called with its context and those of the params that it names.
-    """
+    """Calls the author's function with its context and params.  A coroutine runs in an event loop."""
     takes_params = chosen.parameters.types or chosen.parameters.takes_others
     value, attempt = chosen.function(context, **context.params if takes_params else {}), context._attempt
     if not hasattr(value, "__await__") or isinstance(value, Ready):
@@ -11836,9 +11831,9 @@ def trace_of(records: list[Json]) -> Json:
 
 
 def source(name: str) -> Callable[[Function], Function]:
-    """Makes a function a source: `ctx.extract("name", resource=…, **options)` answers with its rows.
+    """Makes a function a source: `ctx.extract("name", resource=…, **options)` returns its rows.
 
-    It is called with *resource* if it takes one, and the options; sync or async, a list or a generator.
+    It is called with *resource*, if it takes one, and the options.  It may be async.  It returns a list, or is a generator.
     """
     return register_place(SOURCES, "source", name)
 
@@ -11846,33 +11841,33 @@ def source(name: str) -> Callable[[Function], Function]:
 def target(name: str) -> Callable[[Function], Function]:
     """Makes a function a target: `ctx.load("name", rows, …)` calls it with the rows, a list.
 
-    It is also given *resource*, *mode* and *key* as far as it takes them, and the options; what it returns
-    is how many rows it wrote, all of them if it returns None.
+    It also gets the options, and *resource*, *mode* and *key* if it takes them.  It returns how many rows it
+    wrote, or None for all.
     """
     return register_place(TARGETS, "target", name)
 
 
 # --- 40. Parameters ----------------------------------------------------------------------
-# Owns how a pipeline's signature becomes a JSON Schema, and JSON the values of its annotations.
+# Owns how a pipeline's signature becomes a JSON Schema, and how JSON becomes values of its annotations.
 # Calls Rows and Trace.  Promises that what the schema admits can be converted.
 
 
 class Parameters:
-    """What a pipeline function takes besides its context; or, without one, the fields of a record."""
+    """The parameters of a pipeline function after its context, or the fields of a dataclass."""
 
     def __init__(self, function: AnyFunction | None = None) -> None:
         self.types: dict[str, ParamType] = {}
         self.defaults: Json = {}
-        self.others = False  # whether any key may be given
-        self.takes_others = False  # whether the function takes those it does not name, as **params
+        self.others = False  # whether unknown params are accepted
+        self.takes_others = False  # whether the function has **params
         code: CodeType | None = getattr(function, "__code__", None)
         if code is not None and code.co_argcount == 1 and not code.co_kwonlyargcount and not code.co_flags & 12:
-            self.others = True  # only the context: there is nothing to find out
+            self.others = True  # it takes the context alone
         elif function is not None:
             self.read(function, code.co_name if code is not None else "the pipeline")
 
     def read(self, function: AnyFunction, name: str) -> None:
-        """Reads the signature; BadRequest for one that cannot be called with a context and params."""
+        """Reads the signature.  Raises BadRequest if a run could not call it."""
         context, *others = inspect.signature(function).parameters.values() or (None,)
         if context is None or context.kind in (context.KEYWORD_ONLY, context.VAR_KEYWORD):
             raise BadRequest(f"{name}() must take a PipelineContext", f"def {name}(ctx): ...")
@@ -11905,7 +11900,7 @@ class Parameters:
         return shape if self.others else shape | {"additionalProperties": False}
 
     def convert(self, given: Json) -> Json:
-        """The params by name, as values of their annotations, with defaults for what is not given."""
+        """Makes JSON params values of their annotations and adds defaults."""
         values = {name: self.types[name].convert(v) if name in self.types else v for name, v in given.items()}
         return {name: default for name, default in self.defaults.items() if name not in values} | values
 
@@ -11920,13 +11915,11 @@ def hint_of(function: AnyFunction, parameter: inspect.Parameter) -> Any:
 
 
 def unresolved(what: str, problem: Exception) -> BadRequest:
-    """The error of an annotation that is text and means nothing when a run begins."""
     message = f"the annotation of {what} cannot be resolved: {problem}"
     return BadRequest(message, "import its types outside of `if TYPE_CHECKING:`")
 
 
 def json_or_repr(value: Any, name: str) -> Any:
-    """A value as JSON; its repr, if it has no such form or its methods raise."""
     try:
         return to_json(value, name)
     except Exception:
@@ -11934,20 +11927,20 @@ def json_or_repr(value: Any, name: str) -> Any:
 
 
 class ParamType:
-    """A type that a param may have: its JSON Schema, and what makes a Python value of its JSON."""
+    """The type of a param: its JSON Schema, and the function from JSON to Python."""
 
     def __init__(self, schema: Json, convert: Callable[[Any], Any] | None = None) -> None:
         self.schema, self.convert = schema, convert or (lambda value: value)
 
 
-#: What is made of a JSON array.
+#: Name of a Python type → what makes it of a JSON array.
 ARRAYS: dict[str, AnyFunction] = {"list": list, "set": set, "frozenset": frozenset, "tuple": tuple}
 ARRAYS |= {"Sequence": list, "Iterable": list, "Collection": list}
 MAPPINGS = ("dict", "Mapping", "MutableMapping")
 
 
 def param_type(hint: Any, name: str) -> ParamType:
-    """What an annotation stands for; BadRequest if JSON cannot carry it."""
+    """Returns the type of an annotation.  Raises BadRequest if JSON cannot carry it."""
     hint = getattr(hint, "__supertype__", hint)  # typing.NewType
     hint = object if hint is typing.Any else type(None) if hint is None else hint
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
@@ -11985,7 +11978,6 @@ def inner_types(arguments: Sequence[Any], name: str) -> list[ParamType]:
 
 
 def any_of(options: list[ParamType]) -> ParamType:
-    """The first of several types that fits."""
 
     def convert(value: Any) -> Any:
         return next(option for option in options if mismatch(option.schema, value, "") is None).convert(value)
@@ -11994,13 +11986,12 @@ def any_of(options: list[ParamType]) -> ParamType:
 
 
 def enum_type(hint: Any, name: str) -> ParamType:
-    """A subclass of Enum: its values in JSON, its members in Python."""
+    """Makes an Enum a type: values in JSON, members in Python."""
     members = {encode_json(to_json(member.value, name)): member for member in hint}
     return ParamType({"enum": [json.loads(text) for text in members]}, lambda value: members[encode_json(value)])
 
 
 def record_type(make: Any) -> ParamType:
-    """A dataclass: an object with its fields."""
     fields = Parameters()
     try:
         hints = typing.get_type_hints(make)
@@ -12008,13 +11999,13 @@ def record_type(make: Any) -> ParamType:
         raise unresolved(f"a field of {make.__name__}", problem) from problem
     for name, parameter in inspect.signature(make).parameters.items():
         factory = getattr(make.__dataclass_fields__[name], "default_factory", None)
-        # The signature shows a stand-in for what a factory makes.
+        # The signature has a placeholder where a factory makes the default.
         fields.add(name, hints[name], factory() if callable(factory) else parameter.default)
     return ParamType(fields.schema(), lambda value: make(**fields.convert(value)))
 
 
 def array_type(make: AnyFunction, inner: list[ParamType], is_tuple: bool) -> ParamType:
-    """`list[int]`, `set[str]`, `tuple[int, ...]`; with *is_tuple* `tuple[int, str]`."""
+    """Makes a type of `list[int]`, `set[str]`, `tuple[int, ...]`; with *is_tuple* of `tuple[int, str]`."""
     if not inner:
         return ParamType({"type": "array"}, make)
     if not is_tuple:
@@ -12028,14 +12019,14 @@ def array_type(make: AnyFunction, inner: list[ParamType], is_tuple: bool) -> Par
 
 
 # --- 41. Assertions ----------------------------------------------------------------------
-# Owns ctx.check: what is asserted, under which name, and with which values it failed.  Calls Rows and Trace.
+# Owns ctx.check: assertions, their names, and the values with which they failed.  Calls Rows and Trace.
 # Promises that every assertion is evaluated and recorded before the first failure is raised.
 
 VALUES_SHOWN = 8
 
 
 async def check_all(journal: Journal, given: tuple[Any, ...], severity: str) -> Count:
-    """Evaluates and records every assertion; CheckFailed names those that fail, unless they only warn."""
+    """Evaluates and records all assertions.  Raises CheckFailed unless failures only warn."""
     demand({"enum": ("error", "warn")}, severity, "severity")
     failed = [name for name, *about in named_assertions(given) if not await is_true(journal, severity, name, *about)]
     if failed and severity == "error":
@@ -12047,9 +12038,9 @@ async def check_all(journal: Journal, given: tuple[Any, ...], severity: str) -> 
 
 
 def named_assertions(given: tuple[Any, ...]) -> list[tuple[str, Any, Json]]:
-    """The name of each assertion, what decides it, and the values of the names in its source text.
+    """Returns for each assertion its name, its subject, and the values of the variables in its source text.
 
-    Its name is the one given with it, or that of the function, or its source text.
+    The name is given with it, or is the function's, or is the source text.
     """
     frame = sys._getframe(1)
     while frame.f_code.co_filename == __file__ and frame.f_back is not None:
@@ -12066,7 +12057,7 @@ def named_assertions(given: tuple[Any, ...]) -> list[tuple[str, Any, Json]]:
 
 
 def call_arguments(frame: FrameType) -> list[tuple[str, ast.expr]]:
-    """The arguments of the call that a frame is in, with their source texts; none where there is no source."""
+    """Returns the arguments of the call in a frame and their source texts, or []."""
     code = frame.f_code
     first, last, begin, end = next(itertools.islice(code.co_positions(), frame.f_lasti // 2, None), (None,) * 4)
     if first is None or last is None:
@@ -12086,7 +12077,7 @@ def call_arguments(frame: FrameType) -> list[tuple[str, ast.expr]]:
 
 
 def matched(arguments: list[tuple[str, ast.expr]], count: int) -> list[tuple[str, ast.expr] | None]:
-    """Which argument each of *count* values is; None for those of a starred one."""
+    """Finds the argument of each of *count* values.  Values of a starred argument have None."""
     matches: list[tuple[str, ast.expr] | None] = []
     for argument in arguments:
         is_starred = isinstance(argument[1], ast.Starred)
@@ -12100,7 +12091,7 @@ def names_in(node: ast.expr, known: Json) -> Json:
 
 
 async def is_true(journal: Journal, severity: str, name: str, subject: Any, values: Json) -> bool:
-    """Whether an assertion holds; what it raises is its failure."""
+    """Evaluates and records an assertion.  One that raises does not hold."""
     passed, why = False, None
     try:
         value = await settle(subject() if callable(subject) else subject)
@@ -12173,16 +12164,16 @@ class Memos:
 
 
 # --- 43. Places --------------------------------------------------------------------------
-# Owns where data is: which place a name means, files here and remote, the author's own sources.
+# Owns where data is: which place a name means, local and remote files, the author's own sources.
 # Calls Web, Warehouses, Formats, Rows and Trace.
 # Promises that a write is whole or did not happen, and that no URL's password is shown.
 
 
-#: What @source and @target have registered in this process.
+#: The functions that @source and @target have registered in this process, by name.
 SOURCES: dict[str, AnyFunction] = {}
 TARGETS: dict[str, AnyFunction] = {}
 
-#: URL schemes of databases and of remote files that libraries of the extras `sql` and `files` know.
+#: URL schemes of databases (extra `sql`) and of remote files (extra `files`).
 DATABASES = (
     *("postgresql", "postgres", "mysql", "mariadb", "oracle", "mssql", "duckdb", "snowflake", "bigquery"),
     *("redshift", "clickhouse", "trino", "databricks", "cockroachdb"),
@@ -12204,23 +12195,23 @@ def register_place(registry: dict[str, AnyFunction], kind: str, name: str) -> Ca
 
 
 class Surroundings:
-    """What places need to know of the run: connections, secrets, and who hides and logs for it."""
+    """The run's connections, secrets and attempt, for places."""
 
     def __init__(self, attempt: Attempt) -> None:
         job = attempt.job
         self.connections: dict[str, Json] = job.get("connections", {})
-        self.secrets: str | dict[str, str] = job["secrets"]  # a folder, or what was sent of it
+        self.secrets: str | dict[str, str] = job["secrets"]  # a folder, or the secrets that were sent
         self.attempt = attempt
-        self.engines: dict[str, Any] = {}  # URL → SQLAlchemy's engine: it keeps connections
+        self.engines: dict[str, Any] = {}  # URL → SQLAlchemy's engine, which keeps connections
 
     def url_of(self, name: str) -> str:
-        """A URL, or that of the connection of this name, with its secrets; its password is hidden from now on."""
+        """Fills the secrets into a URL, or that of a connection, and hides its password."""
         url = str(self.connections[name]["url"]) if name in self.connections else name
         end_of_user = url.rfind("@") if "://" in url else 0
 
         def secret(mark: re.Match[str]) -> str:
             value = self.secret(mark[1], f"connection '{name}' needs {mark[0]}")
-            # In a user's name or password @ and / would end it.
+            # In a user name or password @ and / must be quoted.
             return urllib.parse.quote(value, safe="") if url.index("://") < mark.start() < end_of_user else value
 
         url = re.sub(r"\$\{(\w+)\}", secret, url)
@@ -12229,7 +12220,7 @@ class Surroundings:
         return url
 
     def secret(self, name: str, lacking: str, default: str | None = None) -> str:
-        """A secret, hidden from now on; MissingSecret says what is *lacking* and where it would be found."""
+        """Returns a secret and hides it.  MissingSecret says what is *lacking* and where to put it."""
         value = read_secret(name, self.secrets)[0]
         value = default if value is None else value
         if value is None:
@@ -12242,7 +12233,7 @@ class Surroundings:
 
 
 def passwords_in(url: str) -> Iterator[str]:
-    """The secrets in a URL, as they stand there and decoded; BadRequest if it is no URL."""
+    """Yields the secrets in a URL, as written and decoded.  Raises BadRequest if it is no URL."""
     try:
         parts = urllib.parse.urlsplit(url)
         pairs = urllib.parse.parse_qsl(parts.query)
@@ -12254,16 +12245,16 @@ def passwords_in(url: str) -> Iterator[str]:
 
 
 class Place:
-    """Where rows are.  `read` makes batches of them; `write` takes batches, and says how many rows if not all.
+    """Where rows are.  `read` yields batches.  `write` takes batches and returns how many rows, or None for all.
 
-    *label* names it in the trace, *options* are what `extract` and `load` were given for it.
+    *label* names it in the trace.  *options* come from `extract` or `load`.
     """
 
     def __init__(self, label: str, options: Json) -> None:
         self.label, self.options = label, options
 
     def fit(self, what: str, known: Iterable[str], lacks: str = "has no option", otherwise: str = "") -> Json:
-        """The options; BadRequest for one that *what* does not take.  The hint is the nearest, or *otherwise*."""
+        """Returns the options.  Raises BadRequest for one that *what* does not take."""
         if unknown := next((name for name in self.options if name not in known), None):
             hint = did_you_mean(unknown, known, otherwise or f"{what} takes {', '.join(known) or 'none'}")
             raise BadRequest(f"{what} {lacks} '{unknown}'", hint)
@@ -12271,7 +12262,6 @@ class Place:
 
 
 def find_place(source: Any, resource: str | None, around: Surroundings, options: Json, writing: bool = False) -> Any:
-    """The place that a source or target means; BadRequest if it can be none."""
     registry = TARGETS if writing else SOURCES
     name = os.fspath(source) if hasattr(source, "__fspath__") else source
     if not isinstance(name, str) or not name:
@@ -12312,7 +12302,7 @@ def find_warehouse(connection: str | None, around: Surroundings) -> Table:
 
 
 def check_path(name: str, path: str, options: Json, registry: Iterable[str], around: Surroundings) -> None:
-    """BadRequest for the path of a database, and for a word that looks like no path."""
+    """Raises BadRequest for the path of a database, and for a word that is no path."""
     if "format" in options:
         return
     if re.search(r"\.(db|sqlite3?|duckdb)$", path):
@@ -12328,7 +12318,7 @@ MODES = ("append", "replace", "upsert")
 
 
 def check_mode(mode: str, key: str | Sequence[str]) -> list[str]:
-    """The columns of the key; BadRequest for an unknown mode, or an upsert without a key."""
+    """Returns the columns of the key.  Raises BadRequest for a wrong mode or key."""
     demand({"enum": MODES}, mode, "mode")
     keys: list[Any] = [key] if isinstance(key, str) or not hasattr(key, "__iter__") else [*key]
     if mismatch(STRINGS, keys, "key") is not None:
@@ -12344,7 +12334,7 @@ def joined(base: str, resource: str | None) -> str:
 
 
 def is_database(scheme: str) -> bool:
-    """Whether SQLAlchemy knows this scheme, or would if it were installed."""
+    """Whether this is a scheme of SQLAlchemy, installed or not."""
     if scheme.partition("+")[0] in DATABASES:
         return True
     try:
@@ -12369,7 +12359,7 @@ class Registered(Place):
         self.function = function
 
     def call(self, *arguments: Any, **more: Any) -> Any:
-        """Calls the function with what it takes; BadRequest for an option that it does not take."""
+        """Calls the function.  Raises BadRequest for an option that it does not take."""
         signature = inspect.signature(self.function)
         names, offered = signature.parameters, {"resource": None, **more}
         self.options = {name: offered[name] for name in names if name in offered} | self.options
@@ -12388,7 +12378,7 @@ class Registered(Place):
         if batch_rows is None:
             return self.wait_for(made)
         if hasattr(made, "close"):
-            made.close()  # a coroutine that nobody will await
+            made.close()  # a coroutine that is not awaited would warn
         raise BadRequest(f"the async source '{self.label}' cannot be a stream", "extract without stream=True")
 
     async def wait_for(self, made: Any) -> list[Rows]:
@@ -12398,13 +12388,13 @@ class Registered(Place):
         return self.call(collect(batches), mode=mode, key=keys)
 
 
-# Files, wherever they are.
+# Local and remote files.
 
 
 class DataFile(Place):
-    """A file in a format that is named by the option `format`, or its suffix; subclasses say where it is.
+    """A file in the format of the option `format`, or of its suffix.
 
-    They `open` it to be read, say whether it `exists`, and `replace` it by what a function writes, if it succeeds.
+    Subclasses `open` it to read, say whether it `exists`, and `replace` it if the function that writes succeeds.
     """
 
     open: Any
@@ -12429,12 +12419,12 @@ class DataFile(Place):
         old: Iterator[Rows] = iter(())
         is_upsert = mode == "upsert"
         if mode != "replace" and self.exists():
-            at_once = is_upsert or self.format.name == "parquet"  # whose first batches decide the types
+            at_once = is_upsert or self.format.name == "parquet"  # the first batches decide Parquet's types
             old = iter(self.read(None if at_once else BATCH_ROWS))
         merged = upserted(old, batches, keys, self.format.key) if is_upsert else appended(old, iter(batches))
 
         def write(file: Any) -> None:
-            # The same rows give the same bytes: without a name and a time.
+            # Without a name and a time in it, the same rows give the same bytes.
             is_packed = self.label.endswith(".gz")
             with gzip.GzipFile("", "wb", fileobj=file, mtime=0) if is_packed else contextlib.nullcontext(file) as plain:
                 self.format.write(plain, merged, **options)
@@ -12443,14 +12433,14 @@ class DataFile(Place):
 
 
 def appended(old: Iterator[Rows], new: Iterator[Rows]) -> Batches:
-    """The old batches, then the new ones; before them the columns of the first batch of each."""
+    """Yields the columns of both first batches, then all batches."""
     first, fresh = next(old, Rows()), next(new, Rows())
     yield Rows((), [*columns_of(first), *columns_of(fresh)])
     yield from itertools.chain([first], old, [fresh], new)
 
 
 def upserted(old: Batches, new: Batches, keys: list[str], key_of: Callable[[Any], Any]) -> Batches:
-    """All rows in one batch: a new row changes the old one of the same key."""
+    """Yields one batch, in which new rows have changed the old ones of the same key."""
     merged: dict[Any, Json] = {}
     columns: dict[str, None] = {}
     for batch in itertools.chain(old, new):
@@ -12463,12 +12453,12 @@ def upserted(old: Batches, new: Batches, keys: list[str], key_of: Callable[[Any]
 
 
 class LocalFile(DataFile):
-    """A file of this machine."""
+    """A file on this machine."""
 
-    is_new = False  # whether what is written must not take the place of another's
+    is_new = False  # whether to fail if another run has made the file meanwhile
 
     def write(self, batches: Batches, mode: str, keys: list[str]) -> None:
-        """Runs write one after the other: what another appends meanwhile is not lost."""
+        """Waits until no other run writes, so rows that it appends are not lost."""
         lock = None if mode == "replace" else self.lock()
         self.is_new = mode != "replace" and lock is None
         try:
@@ -12478,11 +12468,11 @@ class LocalFile(DataFile):
                 os.close(lock)
 
     def lock(self) -> int | None:
-        """A descriptor of the file, once nobody else writes to it; None if there is no file."""
+        """Returns a locked descriptor of the file, once no other run writes to it; None if there is no file."""
         while True:
             try:
                 descriptor = lock_file(self.path)
-            except StepTimeout:  # which is an OSError as well
+            except StepTimeout:  # it is an OSError
                 raise
             except OSError:
                 return None
@@ -12518,20 +12508,20 @@ class LocalFile(DataFile):
 
 
 class NewFile(Replacement):
-    """A file that takes the place of no other; SourceError if there is one by now."""
+    """A new file.  Raises SourceError if there is one of its name by now."""
 
     def put(self) -> None:
         try:
             os.link(self.beside, self.path)
         except FileExistsError:
             name = os.path.basename(self.path)
-            raise SourceError(f"another has made {name} meanwhile", "run again, to add to it") from None
+            raise SourceError(f"another run has made {name} meanwhile", "run again, to add to it") from None
         except OSError:
             super().put()  # a file system without links
 
 
 class RemoteFile(DataFile):
-    """A file in a store that fsspec knows; the option `storage_options` is the store's."""
+    """A file in a store that fsspec knows.  The option `storage_options` goes to fsspec."""
 
     def __init__(self, url: str, options: Json) -> None:
         super().__init__(url, options)
@@ -12560,7 +12550,7 @@ class RemoteFile(DataFile):
         return bool(store.exists(path))
 
     def replace(self, write: Callable[[Any], None]) -> None:
-        """Writes a file here, then copies it there: a failure leaves what was there."""
+        """Writes a local file, then uploads it.  A failure leaves the old one."""
         store, path = self.store()
         with tempfile.NamedTemporaryFile() as file:
             write(file)
@@ -12569,39 +12559,39 @@ class RemoteFile(DataFile):
 
 
 # --- 44. Web -----------------------------------------------------------------------------
-# Owns what is read over http(s): requests, pages, retries.  Calls Formats and Trace.
+# Owns what is read over http(s): requests, pages, retries.  Extends Place; calls Formats and Trace.
 # Promises that a body cut short is never taken for a whole one, and that no header reaches another origin.
 
 #: Options of `extract` for a web source, with their defaults.
 WEB_OPTIONS: Json = {
-    "headers": {},  # for this origin alone
-    "query": {},  # is added to the URL
-    "timeout": 30.0,  # seconds, for each wait
+    "headers": {},  # sent to this origin only
+    "query": {},  # added to the URL
+    "timeout": 30.0,  # seconds without an answer or a byte
     "retries": 3,  # how many times a request is tried again
-    "backoff": 0.5,  # seconds before that, then twice as many, or when the server says
-    "max_bytes": 1 << 30,  # of each page, unpacked
+    "backoff": 0.5,  # seconds before the first retry, doubled each time; Retry-After overrides it
+    "max_bytes": 1 << 30,  # the size of a page, unpacked
     "next_link": None,  # where the next page is: a path in the document, or "header" for the Link header
-    "page_param": None,  # or a parameter that counts pages, until one is empty
+    "page_param": None,  # a parameter that counts pages; an empty page is the last
     "first_page": 1,
     "max_pages": 10_000,
     "records": None,  # where rows are in a JSON document
     "format": None,
 }
 WAIT_MAX_S = 60.0
-#: What may be tried again: too early, too many, and what passes by itself.
+#: Status codes after which a request is tried again.
 TRANSIENT = (408, 425, 429, 500, 502, 503, 504)
-#: What media types call a format that has another name.
+#: Subtype of a media type → the format, where they differ.
 SUBTYPES = {"tab-separated-values": "tsv", "jsonlines": "jsonl"}
-#: What a URL may keep as it is; anything else is percent-encoded.
+#: Characters that stay in a URL; others are percent-encoded.
 URL_CHARACTERS = "!#$%&'()*+,/:;=?@[]~"
 
 
 class Passing(Exception):
-    """A request failed in a way that may pass: why, and when the server asks to be asked again (seconds, or None)."""
+    """A failure that may pass: why, and how many seconds the server asks to wait, or None."""
 
 
 class Web(Place):
-    """Rows behind http(s) URLs, page after page.  To be read only."""
+    """Rows behind http(s) URLs, page after page.  They can only be read."""
 
     def __init__(self, url: str, around: Surroundings, options: Json) -> None:
         parts = urllib.parse.urlsplit(urllib.parse.quote(url, safe=URL_CHARACTERS))
@@ -12613,7 +12603,7 @@ class Web(Place):
         if self.asked["next_link"] is not None and self.asked["page_param"] is not None:
             raise BadRequest("next_link and page_param are two ways to find pages", "choose one of them")
         self.headers = {name: str(value) for name, value in (self.asked["headers"] or {}).items()}
-        if parts.username is not None:  # http does not take it there
+        if parts.username is not None:  # urllib does not take it from a URL
             user = urllib.parse.unquote(f"{parts.username}:{parts.password or ''}").encode()
             self.headers.setdefault("Authorization", f"Basic {base64.b64encode(user).decode()}")
         url = parts._replace(netloc=parts.netloc.rpartition("@")[2], fragment="").geturl()
@@ -12643,7 +12633,7 @@ class Web(Place):
 
     def page_rows(self, page: Any, headers: Any, url: str, batch_rows: int | None) -> Batches:
         if not page.tell():
-            return  # 204, or a last page with nothing on it
+            return  # status 204, or an empty last page
         form = self.form_of(str(headers.get_content_type()), urllib.parse.urlsplit(url).path)
         options = {**self.fit(f"reading {form.name}", form.reads)}
         charset = headers.get_content_charset()
@@ -12656,7 +12646,7 @@ class Web(Place):
             yield from form.read(file, batch_rows, **options)
 
     def form_of(self, media: str, path: str) -> FileFormat:
-        """The format of an answer: as it was named, as the path says, as its header says."""
+        """Returns the format by the option, the path's suffix or the Content-Type."""
         named, subtype = self.asked["format"], media.partition("/")[2].rpartition("+")[2].removeprefix("x-")
         words = (path.removesuffix(".gz").rpartition(".")[2].lower(), SUBTYPES.get(subtype, subtype))
         guess = next((word for word in words if word in FILE_FORMATS), None)
@@ -12669,7 +12659,7 @@ class Web(Place):
         return with_query(self.url, {self.asked["page_param"]: self.asked["first_page"] + position})
 
     def linked_page(self, page: Any, headers: Any, url: str, is_first: bool) -> str:
-        """Where `next_link` leads; nowhere after the last page."""
+        """Returns the URL at `next_link`, empty after the last page."""
         path = self.asked["next_link"]
         if path == "header":
             links = ", ".join(headers.get_all("Link", ()))
@@ -12692,7 +12682,7 @@ class Web(Place):
             document = json.loads(page.read() or b"null")
         except ValueError:
             hint = "next_link='header' for the Link header, or page_param"
-            raise SourceError(f"{self.label}: there is no next_link in what is not JSON", hint) from None
+            raise SourceError(f"{self.label}: next_link reads JSON, and the page is not JSON", hint) from None
         link = at_path(document, path)
         if link is None and is_first and f'"{path.rpartition(".")[2]}":' not in encode_json(document):
             wrong = f"{self.label}: no '{path}' in the first page; is next_link right?"
@@ -12700,7 +12690,7 @@ class Web(Place):
         return link
 
     def fetch(self, url: str, page: Any) -> tuple[Any, str]:
-        """One page into a file, however often it must be tried: its headers, and where it was in the end."""
+        """Gets a page into a file, with retries.  Returns its headers and its final URL."""
         attempt, backoff = 1, self.asked["backoff"]
         while True:
             try:
@@ -12718,8 +12708,8 @@ class Web(Place):
             attempt, backoff = attempt + 1, backoff * 2
 
     def fetch_once(self, url: str, page: Any) -> tuple[Any, str]:
-        """One request; Passing for what may be tried again, SourceError for what may not."""
-        __import__("urllib.request")  # only here: it costs 25 ms, and ctx.secret needs but urllib.parse
+        """Makes one request.  Raises Passing if it may be tried again, else SourceError."""
+        __import__("urllib.request")  # only here, because it takes 25 ms
         headers = {"Accept-Encoding": "gzip", "User-Agent": f"tau/{__version__}"}
         headers |= self.headers if same_origin(url, self.url) else {}
         request, opener = urllib.request.Request(url, headers=headers), urllib.request.build_opener(redirects())
@@ -12735,17 +12725,17 @@ class Web(Place):
             raise Passing(f"the body is cut short: {problem}", None) from None
         except (OSError, http.client.HTTPException) as problem:  # URLError, time-outs, resets
             reason = getattr(problem, "reason", problem)
-            if isinstance(reason, StepTimeout):  # which is an OSError as well
+            if isinstance(reason, StepTimeout):  # it is an OSError
                 raise reason from None
-            if "CERTIFICATE" in str(reason):  # that will not pass
+            if "CERTIFICATE" in str(reason):  # a retry would not help
                 raise SourceError(f"GET {bare_url(url)}: {reason}", "is it the right host?") from None
             raise Passing(str(reason) or repr(problem), None) from None
 
     def download(self, answer: Any, page: Any) -> None:
-        """The body, unpacked, into the file; EOFError if it is shorter than its headers say."""
+        """Writes the unpacked body into the file.  Raises EOFError if it is shorter than its headers say."""
         coding = answer.headers.get("Content-Encoding", "identity").strip().lower()
         if coding not in ("", "identity", "gzip", "x-gzip"):
-            raise SourceError(f"{self.label}: packed as {coding}, which nobody asked for", "ask its owner")
+            raise SourceError(f"{self.label}: packed as {coding}, though gzip was asked for", "ask its owner")
         body: Any = io.BufferedReader(answer)
         if coding.endswith("gzip"):
             body = gzip.GzipFile(fileobj=body)
@@ -12764,10 +12754,10 @@ class Web(Place):
 
 
 def redirects() -> Any:
-    """urllib's handler of redirects, which takes no header to another origin and follows http(s) only."""
+    """Returns a handler for urllib that follows http(s) only and takes no header to another origin."""
 
     class Redirects(urllib.request.HTTPRedirectHandler):
-        """Of a request's headers only those of every request go to another origin."""
+        """Sends another origin only the headers that every request has."""
 
         def redirect_request(self, req: Any, fp: Any, *answer: Any) -> Any:
             url = answer[-1]
@@ -12788,7 +12778,7 @@ def same_origin(*urls: str) -> bool:
 
 
 def with_query(url: str, query: Mapping[str, Any]) -> str:
-    """The URL with these parameters, in place of those of the same name."""
+    """Returns the URL with these parameters.  They replace others of the same name."""
     before, mark, old = url.partition("?")
     others = [pair for pair in old.split("&") if urllib.parse.unquote_plus(pair.partition("=")[0]) not in query]
     parts = [part for part in (*others, urllib.parse.urlencode(query, doseq=True)) if part]
@@ -12804,8 +12794,7 @@ def answer_error(problem: urllib.error.HTTPError, url: str) -> Exception:
     return SourceError(message, f"it said: {said}" if said else "check the URL")
 
 
-def retry_after(text: str) -> float | None:
-    """The seconds that a Retry-After header asks to wait: a number, or a date (RFC 9110, 10.2.3)."""
+def retry_after(text: str) -> float | None:  # RFC 9110, 10.2.3
     if text.strip().isdigit():
         return float(text)
     try:
@@ -12815,34 +12804,34 @@ def retry_after(text: str) -> float | None:
 
 
 # --- 45. Warehouses ----------------------------------------------------------------------
-# Owns databases: SQLite by itself, all others through SQLAlchemy.  Calls Rows and Trace.
-# Promises one transaction a load, values always bound and never spelled into SQL, names always quoted.
+# Owns databases: SQLite by itself, all others through SQLAlchemy.  Extends Place; calls Rows and Trace.
+# Promises one transaction a load, values that are always bound, and names that are always quoted.
 
-#: Dialects whose NUMERIC holds any decimal; others need a number of digits.
+#: Dialects whose NUMERIC holds any decimal.  Others must be told how many digits.
 ANY_DECIMAL = ("postgresql", "oracle", "cockroachdb")
-#: Dialects whose keys cannot be texts of any length.
+#: Dialects in which a text of any length cannot be a key.
 SHORT_KEYS = ("mysql", "mariadb", "mssql", "oracle")
 #: Dialects that know `INSERT … ON CONFLICT (key) DO UPDATE`.
 ON_CONFLICT = ("sqlite", "postgresql", "duckdb", "cockroachdb")
-#: Kinds of column that SQLite has itself.
+#: Kinds of column that SQLite has itself.  For others SqlStep registers a converter.
 SQLITE_KINDS = ("integer", "real", "text", "bytes", "other", None)
-#: SQLite reckons with decimals as binary numbers, which hold this many digits.
+#: SQLite computes with binary numbers, which hold this many decimal digits.
 DECIMAL_DIGITS = 15
 INT64 = 1 << 63
 COLUMNS_OF = """SELECT column_name, data_type FROM information_schema.columns
     WHERE table_schema = :schema AND table_name = :name"""
-#: What a query begins with, where a resource may also be the name of a table with spaces in it.
+#: How a query begins.  Any other resource is the name of a table, which may have spaces in it.
 QUERY = r"\s*(\(|--|/\*|(select|with|values|from|table|show|describe|explain|pragma|call|exec)\s)"
-#: What a statement begins with that makes a database where there is none; for others that is an empty one.
+#: How a statement begins that may make a missing database.  Others see an empty one.
 MAKING = r"\s*(--|/\*|create|pragma|vacuum|attach)"
-#: Drivers that SQLAlchemy may use where a URL names none, the usual one first: module → its name in a URL.
+#: Drivers for a URL that names none, the usual one first: module → its name in a URL.
 DRIVERS = {
     "postgresql": {"psycopg2": "psycopg2", "psycopg": "psycopg", "pg8000": "pg8000"},
     "mysql": {"MySQLdb": "mysqldb", "pymysql": "pymysql", "mysql.connector": "mysqlconnector"},
 }
-#: How long a database that another run writes to is waited for.
+#: How long to wait for a database that another run writes to.
 LOCKED_S = 60.0
-#: What a database says → what to do about it.
+#: Pattern of a message of a database → its hint.
 SQL_HINTS = {
     r"on conflict|no unique or exclusion|not referenced by a unique": (
         "upsert needs a UNIQUE index on its key: CREATE UNIQUE INDEX … ON table (key)"
@@ -12851,12 +12840,12 @@ SQL_HINTS = {
     r"binding|bind parameter": "params={…} gives :name its value; a colon in a text is written \\:",
     r"one statement": "one statement a call",
     r"64 bits": "a step can make text of it",
-    r"locked": "another process writes to it; so does a stream from the same file that is not yet read",
+    r"locked": "another process writes to it, or a stream from this file has not been read to its end",
 }
 
 
 class Table(Place):
-    """A table, or a query, of a database."""
+    """A table or a query of a database."""
 
     def __init__(self, url: str, resource: str | None, around: Surroundings, options: Json) -> None:
         super().__init__(
@@ -12867,9 +12856,10 @@ class Table(Place):
         self.is_query = re.match(QUERY, resource or "", re.IGNORECASE) is not None
 
     def connect(self, begin: str, makes: bool = False) -> Any:
-        """A connection, to be used in a `with`: a transaction, undone if it is left with an exception.
+        """Returns a connection for a `with`: a transaction, rolled back by an exception.
 
-        It makes a database that is not there, or reads an empty one, or raises SourceError where it is to `begin`.
+        If the file is missing, *makes* creates it.  Otherwise SourceError is raised, or the database is empty
+        if *begin* is.
         """
         if self.url.partition(":")[0].partition("+")[0] != "sqlite":
             return Alchemy(self.url, self.around)
@@ -12900,7 +12890,7 @@ class Table(Place):
                 loading.add(batch)
 
     def run(self, statement: str, params: Json) -> Rows | int:
-        """The rows of a query, or how many a statement changed: outside of transactions, as VACUUM must be."""
+        """Executes outside of a transaction, as VACUUM needs.  Returns rows, or how many changed."""
         with self.connect("", re.match(MAKING, statement, re.IGNORECASE) is not None) as house:
             names, answer = house.execute(statement, params)
             return int(answer) if names is None else collect(rows_of(names, answer, None))
@@ -12912,7 +12902,7 @@ class Loading:
     def __init__(self, house: Any, name: str, mode: str, keys: list[str]) -> None:
         self.house, self.mode, self.keys = house, mode, keys
         self.table = house.quoted(name)
-        self.columns: dict[str, str | None] | None = house.columns_of(name)  # with their kinds
+        self.columns: dict[str, str | None] | None = house.columns_of(name)  # column → its kind
         if mode == "replace" and self.columns is not None:
             house.execute(f"DELETE FROM {self.table}", {})
 
@@ -12926,11 +12916,11 @@ class Loading:
         if scan.even:
             self.insert(scan, scan.columns)
             return
-        for shape, rows in itertools.groupby(batch, tuple):  # in their order: the last of a key wins
+        for shape, rows in itertools.groupby(batch, tuple):  # in their order: the last row of a key wins
             self.insert(Scan(Rows(rows)), [*shape] or scan.columns[:1])
 
     def widen(self, scan: Scan) -> None:
-        """Makes the table, or the columns that it lacks; SourceError for a number that a column would round."""
+        """Adds what the table lacks.  Raises SourceError for a number that a column would round."""
         house, known = self.house, self.columns or {}
         fresh = [Column(scan, name) for name in scan.columns if house.fold(name) not in known]
         declared = [f"{house.spell(column.name)} {house.type_of(column, column.name in self.keys)}" for column in fresh]
@@ -12966,7 +12956,7 @@ class Loading:
         house.change(statement, scan, shape)
 
     def replace(self, scan: Scan, shape: list[str], insert: str) -> None:
-        """Updates each row, else inserts it: for databases that have no word for that."""
+        """Updates each row, or inserts it, in databases without ON CONFLICT."""
         equal = {name: f"{self.house.spell(name)} = {self.house.mark(i)}" for i, name in enumerate(shape)}
         changes = [equal[name] for name in shape if name not in self.keys] or equal.values()
         where = " AND ".join(equal[name] for name in self.keys)
@@ -12978,7 +12968,7 @@ class Loading:
 
 
 class Column:
-    """A column on its way into a table: its kind, and its cells that are not None."""
+    """A column to be added to a table: its kind, and its cells that are not None."""
 
     def __init__(self, scan: Scan, name: str) -> None:
         self.name, self.kind = name, scan.kind(name)
@@ -12987,13 +12977,13 @@ class Column:
             self.kind = "decimal"
 
     def has_long_decimals(self) -> bool:
-        """Whether SQLite would round a decimal of it."""
+        """Whether SQLite would round one of its decimals."""
         decimals = (cell.as_tuple() for cell in self.cells if isinstance(cell, decimal.Decimal))
         return any(len(parts.digits) > DECIMAL_DIGITS for parts in decimals)
 
 
 def rows_of(names: list[str], cursor: Any, batch_rows: int | None) -> Batches:
-    """The rows of a query in batches; in one, without a size.  Without any row there still are columns."""
+    """Yields the rows of a query in batches, or all in one without a size.  An empty batch has columns."""
     check_distinct(names)
     for position in itertools.count():
         cells = cursor.fetchall() if batch_rows is None else cursor.fetchmany(batch_rows)
@@ -13003,14 +12993,14 @@ def rows_of(names: list[str], cursor: Any, batch_rows: int | None) -> Batches:
 
 
 class Warehouse:
-    """A connection to a database, used in a `with`; subclasses say how it is opened and spoken to."""
+    """A connection to a database, for a `with`.  Subclasses open and use it."""
 
     dialect = label = ""
-    rounds = True  # whether a column of integers makes 2 of 1.5
-    errors: Any = ()  # what the library raises
+    rounds = True  # whether an integer column stores 1.5 as 2
+    errors: Any = ()  # the exceptions of the library
     connection: Any = None
-    execute: Any  # a statement → the names of its columns and a cursor; None and how many rows it changed, if no query
-    fold: Callable[[str], str] = staticmethod(str)  # what makes names equal that mean the same column
+    execute: Any  # a query → its columns and a cursor; a statement → None and how many rows changed
+    fold: Callable[[str], str] = staticmethod(str)  # maps all names of a column to one text
 
     def __exit__(self, kind: Any, problem: Any, trace: object) -> None:
         try:
@@ -13037,7 +13027,7 @@ class Warehouse:
         return ".".join(map(self.spell, name.split(".")))
 
     def ask(self, query: str, params: Json, batch_rows: int | None) -> Batches:
-        """The rows of a query in batches; in one, without a size."""
+        """Yields the rows of a query in batches, or all in one without a size."""
         names, cursor = self.execute(query, params, batch_rows is not None)
         if names is None:
             raise BadRequest(f"this must be a query: {brief(query)}", "SELECT …; ctx.sql(…) executes statements")
@@ -13045,11 +13035,11 @@ class Warehouse:
 
 
 class SQLite(Warehouse):
-    """A connection to an SQLite file, made if there is none."""
+    """A connection to an SQLite file, which is made if missing."""
 
     dialect, rounds = "sqlite", False
     fold = staticmethod(str.lower)
-    types_read = 0  # what sqlite3 makes of declared types
+    types_read = 0  # whether sqlite3 converts declared types (detect_types)
     #: The files that this process is reading.
     read_from: list[str] = []  # noqa: RUF012
 
@@ -13084,12 +13074,11 @@ class SQLite(Warehouse):
         return "?"
 
     def type_of(self, column: Column, is_key: bool) -> str:
-        """How a column is declared; one without any value takes them as they come."""
+        """Returns the declared type of a column, empty if it has no value yet."""
         is_text = column.kind == "decimal" and column.has_long_decimals()
         return "TEXT" if is_text else KINDS_OF_COLUMN[column.kind].sqlite_type
 
     def columns_of(self, table: str) -> dict[str, str | None] | None:
-        """The columns of a table; None if there is none."""
         schema, _, name = table.rpartition(".")
         prefix = f"{self.spell(schema)}." if schema else ""
         rows = self.connection.execute(f"PRAGMA {prefix}table_info({self.spell(name)})")
@@ -13102,17 +13091,17 @@ class SQLite(Warehouse):
         return [column[0] for column in cursor.description], cursor
 
     def change(self, statement: str, scan: Scan, shape: list[str]) -> int:
-        """A statement with the values of each row; how many rows it changed.
+        """Executes a statement with the values of each row and returns how many rows it changed.
 
-        A stream from this very file keeps it from being written to before the end: all waits in memory.
+        While a stream reads this file, nothing can be written to it before the commit: changes stay in memory.
         """
         if self.path in self.read_from:
-            self.connection.execute("PRAGMA cache_spill = 1000000000")  # pages; OFF would be too late
+            self.connection.execute("PRAGMA cache_spill = 1000000000")  # a number of pages; OFF would be too late
         return int(self.connection.executemany(statement, scan.cells(shape, "sqlite")).rowcount)
 
 
 class SqlStep(SQLite):
-    """A step of `ctx.transform` in SQL: over the table `data`, in memory, where every kind of value stays as it is."""
+    """A SQL step of `ctx.transform`, over the table `data` in memory.  Every kind of value is kept."""
 
     columns: Sequence[str] = ()
 
@@ -13133,10 +13122,10 @@ class SqlStep(SQLite):
         except SourceError as problem:
             if self.columns or "no such column" not in str(problem):
                 raise
-            return Rows()  # nobody knows the columns of no rows
+            return Rows()  # the columns of no rows are unknown
 
     def type_of(self, column: Column, is_key: bool) -> str:
-        """What sqlite3 knows a kind of column by that SQLite does not have."""
+        """Returns a type with a converter in sqlite3, empty for a kind that SQLite has itself."""
         if column.kind == "decimal" and column.has_long_decimals():
             hint = "a step in Python reckons with all digits"
             raise SourceError(f"SQL step: '{column.name}' has decimals of more than {DECIMAL_DIGITS} digits", hint)
@@ -13184,7 +13173,7 @@ class Alchemy(Warehouse):
         return self
 
     def spell(self, name: str) -> str:
-        """A name between this dialect's marks, in which SQLAlchemy is to find no parameter."""
+        """Quotes a name for this dialect, and its colons: they are not SQLAlchemy's parameters."""
         marks = self.engine.dialect.identifier_preparer
         inner = str(name).replace(marks.final_quote, marks.final_quote * 2).replace(":", "\\:")
         return f"{marks.initial_quote}{inner}{marks.final_quote}"
@@ -13205,9 +13194,9 @@ class Alchemy(Warehouse):
         return str(made.compile(dialect=self.engine.dialect))
 
     def columns_of(self, table: str) -> dict[str, str | None] | None:
-        """The columns of a table, which of them are integers; None if there is none."""
+        """Returns column → "integer" or None; None if there is no table."""
         schema, _, name = table.rpartition(".")
-        if self.dialect == "duckdb":  # whose catalog lacks tables that SQLAlchemy reads
+        if self.dialect == "duckdb":  # its catalog lacks tables that SQLAlchemy reads
             rows = self.execute(COLUMNS_OF, {"schema": schema or "main", "name": name})[1]
             return {column: "integer" if "INT" in kind else None for column, kind in rows} or None
         look, integer = self.alchemy.inspect(self.connection), self.alchemy.types.Integer
@@ -13228,7 +13217,7 @@ class Alchemy(Warehouse):
 
 
 def cause_text(problem: BaseException) -> str:
-    """What a driver said, in one line, without SQLAlchemy's statement, parameters and links."""
+    """Returns a driver's message in one line, without SQLAlchemy's additions."""
     if isinstance(problem, OverflowError):
         return "an integer has more than 64 bits"
     text = str(getattr(problem, "orig", None) or problem).partition("\n[SQL")[0]
@@ -13237,13 +13226,13 @@ def cause_text(problem: BaseException) -> str:
 
 # --- 46. Formats -------------------------------------------------------------------------
 # Owns bytes ↔ rows: CSV, TSV, JSON, JSON lines, Parquet, and the types of text cells.  Calls Rows and Trace.
-# Promises an error with its line for what is malformed, never a row that is silently wrong.
+# Promises an error with the line number for malformed data, never a row that is silently wrong.
 
 
 class FileFormat:
     """How rows are read from a binary file and written to one.
 
-    Options are keyword arguments of the functions; *fixed* are those that the format has decided.
+    Options are keyword arguments of the functions.  The format itself sets the *fixed* ones.
     """
 
     def __init__(self, name: str, reader: Any, writer: Any, **fixed: Any) -> None:
@@ -13259,12 +13248,11 @@ class FileFormat:
         self.writer(file, batches, **self.fixed, **options)
 
     def key(self, cell: Any) -> str:
-        """What a cell has in common with others that are the same key."""
+        """Returns a text that is the same for cells that are the same key."""
         return str(csv_cell(cell)) if self.reader is read_csv else encode_json(to_json(cell, "key"))
 
 
 def find_format(named: str | None, path: str) -> FileFormat:
-    """The format of a name or of a path's suffix; BadRequest if it is none."""
     suffix = named or path.removesuffix(".gz").rpartition(".")[2].lower()
     if suffix not in FILE_FORMATS:
         hint = did_you_mean(suffix, FILE_FORMATS, "or say format='csv'; known: " + ", ".join(FILE_FORMATS))
@@ -13273,7 +13261,7 @@ def find_format(named: str | None, path: str) -> FileFormat:
 
 
 def labelled(label: str, batches: Batches) -> Batches:
-    """The batches of a file; SourceError names it for all that can be wrong with it."""
+    """Yields the batches of a file and adds its name to errors."""
     try:
         yield from batches
     except (SourceError, BadRequest) as problem:
@@ -13288,33 +13276,32 @@ def read_csv(
     file: Any, batch_rows: int | None, *, types: Any = None, delimiter: str = ",", encoding: str = "utf-8-sig",
     columns: Sequence[str] | None = None, ragged: bool = False, skip_lines: int = 0,
 ) -> Batches:  # fmt: skip
-    """CSV with a header, or with *columns* instead of one; cells are text unless *types* says otherwise."""
+    """Reads CSV with a header, or *columns* instead.  Cells are text unless *types* says otherwise."""
     csv.field_size_limit(max(csv.field_size_limit(), LINE_BYTES_MAX))
     text = text_layer(file, encoding)
     try:
         reader = CsvLines(text, delimiter, skip_lines)
         names = [*columns] if columns is not None else reader.header()
-        check_distinct(names, "columns=[…], skip_lines=1 names them anew")
+        check_distinct(names, "columns=[…], skip_lines=1 renames them")
         lines = reader.fitted(len(names), ragged)
-        if types is True:  # as the first lines show
+        if types is True:  # the first lines decide
             first = [*itertools.islice(lines, batch_rows)]
             types = {name: guessed_kind({line[i] for line in first}) for i, name in enumerate(names)}
-            first.reverse()  # so that each line is dropped when it has become a row
+            first.reverse()  # pop() frees each line once it is a row
             lines = itertools.chain((first.pop() for _ in range(len(first))), lines)
         lines = reader.cast(lines, types, names) if types else lines
         for position in itertools.count() if names else ():
             rows = Rows([dict(zip(names, line)) for line in itertools.islice(lines, batch_rows)], names)  # noqa: B905
             if position and not rows:
                 return
-            yield rows  # without any row there still are columns
+            yield rows  # an empty batch still has columns
     except csv.Error as problem:
         raise SourceError(f"line {reader.number}: {problem}", "is it whole, and quoted as CSV is?") from None
     finally:
-        text.detach()  # the file is not ours to close
+        text.detach()  # the caller closes the file
 
 
 def text_layer(file: Any, encoding: str) -> io.TextIOWrapper:
-    """A binary file as text whose line ends are left as they are."""
     try:
         return io.TextIOWrapper(file, encoding, newline="")
     except LookupError as problem:
@@ -13322,7 +13309,7 @@ def text_layer(file: Any, encoding: str) -> io.TextIOWrapper:
 
 
 class CsvLines:
-    """The lines of a CSV file as lists of cells; `number` is that of the last."""
+    """The lines of a CSV file as lists of cells.  `number` is the number of the last line read."""
 
     def __init__(self, text: Iterable[str], delimiter: str, skipped: int) -> None:
         try:
@@ -13342,7 +13329,7 @@ class CsvLines:
         return names
 
     def fitted(self, width: int, ragged: bool) -> Iterable[list[Any]]:
-        """All lines but blank ones, as long as the header; *ragged* fills and cuts others."""
+        """Yields lines as long as the header and skips blank ones.  *ragged* fills and cuts others."""
         for line in self.reader:
             if len(line) != width:
                 if not line:
@@ -13354,7 +13341,7 @@ class CsvLines:
             yield line
 
     def cast(self, lines: Iterable[list[Any]], types: Any, names: list[str]) -> Iterator[list[Any]]:
-        """The lines with their cells of these types; empty cells become None."""
+        """Converts the cells of lines to these types.  Empty cells become None."""
         if not isinstance(types, dict):
             raise BadRequest(f"types must be True or a mapping, not {safe_repr(types)}", 'types={"fare": float}')
         kinds = {name: named_kind(kind, name) for name, kind in types.items()}
@@ -13377,7 +13364,7 @@ def write_csv(
     file: Any, batches: Batches, *, delimiter: str = ",", encoding: str = "utf-8",
     columns: Sequence[str] | None = None,
 ) -> None:  # fmt: skip
-    """CSV with a header: *columns*, or those of the first batches."""
+    """Writes CSV with a header: *columns*, or those of the first batches."""
     text = text_layer(file, encoding)
     try:
         names, batches = first_columns(batches, columns)
@@ -13388,14 +13375,14 @@ def write_csv(
             while some := [*itertools.islice(lines, BATCH_ROWS)]:
                 write_cells(text, some, delimiter)
     finally:
-        text.detach()  # which flushes it
+        text.detach()  # this flushes it
 
 
 def write_cells(text: io.TextIOWrapper, lines: list[Any], delimiter: str) -> None:
-    """Lines of cells as CSV.
+    """Writes lines of cells as CSV.
 
-    The csv module does not quote a carriage return, which readers take for the end of a line: where there
-    is one, all is quoted.
+    The csv module does not quote a carriage return, which readers take for the end of a line.  If there is
+    one, every cell is quoted.
     """
     for quoting in (csv.QUOTE_MINIMAL, csv.QUOTE_ALL):
         block = io.StringIO(newline="")
@@ -13409,7 +13396,7 @@ def write_cells(text: io.TextIOWrapper, lines: list[Any], delimiter: str) -> Non
 
 
 def first_columns(batches: Batches, named: Sequence[str] | None) -> tuple[list[str], Batches]:
-    """The columns of a file to be written, and all batches: those that are named, or in the first two batches."""
+    """Returns the columns, *named* or those of the first two batches, and all batches."""
     source = iter(batches)
     first = [*itertools.islice(source, 0 if named is not None else 2)]
     names = itertools.chain(*map(columns_of, first)) if named is None else named
@@ -13417,13 +13404,12 @@ def first_columns(batches: Batches, named: Sequence[str] | None) -> tuple[list[s
 
 
 def check_columns(batch: Rows, names: list[str]) -> None:
-    """SourceError for a column that appears after the header has been written."""
     if late := next((name for name in columns_of(batch) if name not in names), None):
-        raise SourceError(f"column '{late}' appears only after the header", "name all: columns=[…], or load at once")
+        raise SourceError(f"column '{late}' appears only after the header", "name all: columns=[…], or use no stream")
 
 
 def read_json(file: Any, batch_rows: int | None, *, records: str | None = None) -> Batches:
-    """One document, read whole: a list of objects, one object, or the list at the path *records*."""
+    """Reads a whole document: a list of objects, one object, or the list at the path *records*."""
     try:
         document = json.loads(file.read())
     except (ValueError, RecursionError) as problem:
@@ -13433,7 +13419,7 @@ def read_json(file: Any, batch_rows: int | None, *, records: str | None = None) 
 
 
 def records_of(document: Any, path: str | None) -> list[Any]:
-    """The rows in a JSON document; SourceError if they are not where *path* says, or it must say so."""
+    """Returns the rows in a JSON document.  Raises SourceError without the right *path*."""
     members = document if isinstance(document, dict) else {}
     if path is None:
         for name, value in members.items():
@@ -13448,7 +13434,7 @@ def records_of(document: Any, path: str | None) -> list[Any]:
 
 
 def at_path(document: Any, path: str) -> Any:
-    """What is at a dotted path of a JSON document, whose keys may have dots too; None if nothing is."""
+    """Returns the value at a dotted path of a JSON document, or None.  Keys may have dots too."""
     if not isinstance(document, dict) or path in document:
         return document[path] if isinstance(document, dict) else None
     word, _, inner = path.partition(".")
@@ -13464,7 +13450,6 @@ def write_json(file: Any, batches: Batches) -> None:
 
 
 def read_json_lines(file: Any, batch_rows: int | None) -> Batches:
-    """An object a line; blank lines are skipped."""
     return batched((json_line(number, line) for number, line in enumerate(file, 1) if line.strip()), batch_rows)
 
 
@@ -13484,7 +13469,7 @@ def write_json_lines(file: Any, batches: Batches) -> None:
 
 
 def json_row(row: Json) -> bytes:
-    """A row as JSON; a NaN is a missing value: null.  SourceError for what JSON cannot express."""
+    """Returns a row as JSON, with null for NaN.  Raises SourceError for what JSON cannot express."""
     try:
         try:
             text = encode_row(row)
@@ -13496,7 +13481,7 @@ def json_row(row: Json) -> bytes:
 
 
 def json_cell(value: Any) -> Any:
-    """A value that JSON has no word for, in JSON."""
+    """Returns the JSON of a value that the json module does not know."""
     return refuse_bytes(value) if isinstance(value, (bytes, bytearray, memoryview)) else to_json(value, "cell")
 
 
@@ -13519,7 +13504,7 @@ def read_parquet(file: Any, batch_rows: int | None) -> Batches:
 
 
 def write_parquet(file: Any, batches: Batches) -> None:
-    """Parquet, through pyarrow; the first batches decide the types."""
+    """Writes Parquet through pyarrow.  The first two batches decide the types."""
     parquet, arrow = parquet_and_arrow()
     names, batches = first_columns(batches, None)
     source = (batch for batch in batches if batch)
@@ -13557,7 +13542,7 @@ FILE_FORMATS["ndjson"] = FILE_FORMATS["jsonl"]
 
 
 def named_kind(kind: Any, column: str) -> ValueKind:
-    """What a type of `types` means: a word, a Python type, or any function of the text; or a kind itself."""
+    """Returns the kind for a word, a Python type, a function of the text, or a kind."""
     if isinstance(kind, ValueKind):
         return kind
     word = kind if isinstance(kind, str) else getattr(kind, "__name__", "of its type")
@@ -13572,14 +13557,14 @@ def named_kind(kind: Any, column: str) -> ValueKind:
 
 
 def guessed_kind(texts: set[str]) -> ValueKind:
-    """The narrowest kind that all these texts have; empty ones have any."""
+    """Returns the narrowest kind that fits all these texts.  Empty texts fit any kind."""
     texts = texts - {""}
     for kind in KINDS_OF_VALUE if texts else ():
         try:
             if kind.pattern and all(map(re.compile(kind.pattern).fullmatch, texts)) and [*map(kind.parse, texts)]:
                 return kind
         except ValueError:
-            continue  # 2026-02-31 looks like a day
+            continue  # 2026-02-31 matches the pattern and is no day
     return KINDS_OF_COLUMN["text"]
 
 
@@ -13587,15 +13572,14 @@ def guessed_kind(texts: set[str]) -> ValueKind:
 # Owns data on its way through a pipeline: lists of dicts, streams of batches, and the kinds of value in them.
 # Calls Trace.  Promises that a value is of one kind everywhere, and that a stream holds one batch at a time.
 
-#: Rows in a batch of a stream.
 BATCH_ROWS = 10_000
-#: How many rows and columns are looked at to tell the types of columns.
+#: How many rows and columns `observed` looks at.
 OBSERVED_ROWS = 1_000
 OBSERVED_COLUMNS = 50
 
 
 class Ready:
-    """A value that can also be awaited, or made a task of."""
+    """A value that can also be awaited, or given to asyncio.create_task."""
 
     __slots__ = ()
 
@@ -13614,10 +13598,10 @@ class Ready:
 
 
 class Rows(Ready, list["Json"]):
-    """Rows: a list of dicts that can be awaited; `columns` names them even where there is no row."""
+    """A list of dicts that can be awaited.  `columns` names its columns even if it is empty."""
 
     __slots__ = ("columns",)
-    #: By identity, for asyncio.gather keeps what it waits for in a dict.
+    #: By identity: asyncio.gather keeps what it waits for in a dict.
     __hash__ = object.__hash__  # type: ignore[assignment]
 
     def __init__(self, rows: Iterable[Json] = (), columns: Iterable[str] = ()) -> None:
@@ -13630,9 +13614,9 @@ class Count(Ready, int):
 
 
 async def settle(value: Any) -> Any:
-    """The value, awaited if it must be: in sync code in a loop of its own.
+    """Returns a value, awaited if needed; in sync code in an event loop of its own.
 
-    In async code it pauses first, so that `eager` returns: the task that awaits does what follows.
+    In async code it yields once before it awaits: there `eager` stops and returns an Unfinished.
     """
     if not hasattr(value, "__await__") or isinstance(value, Ready):
         return value
@@ -13643,10 +13627,10 @@ async def settle(value: Any) -> Any:
 
 
 def as_rows(data: Any) -> Rows:
-    """Data as rows: an iterable of dicts, a data frame, an Arrow table; BadRequest names what is none."""
+    """Makes rows of an iterable of dicts, a data frame or an Arrow table."""
     hint = "rows are a list of dicts, one key a column"
     if isinstance(data, Stream):
-        raise BadRequest("a stream is no rows, but batches of them", "for batch in stream: …")
+        raise BadRequest("a stream has no rows, only batches of rows", "for batch in stream: …")
     data = from_frame(data)
     if isinstance(data, (str, bytes, dict)) or not hasattr(data, "__iter__"):
         raise BadRequest(f"rows are wanted, not {safe_repr(data)}", hint)
@@ -13660,19 +13644,19 @@ def as_rows(data: Any) -> Rows:
 
 
 def from_frame(data: Any) -> Any:
-    """The rows of a data frame (pandas, polars) or an Arrow table; anything else as it is."""
+    """Returns the rows of a pandas or polars frame or an Arrow table; else the data itself."""
     for method in ("to_pylist", "to_dicts"):
         if hasattr(data, method):
             return getattr(data, method)()
     if hasattr(data, "to_dict") and hasattr(data, "columns"):
-        if hasattr(data, "notna"):  # what pandas keeps as NaN is missing
+        if hasattr(data, "notna"):  # NaN is a missing value in pandas
             data = data.astype(object).where(data.notna(), None)
         return data.to_dict("records")
     return data
 
 
 def batches_of(data: Any) -> Batches:
-    """Data in batches: those of a stream, those that an iterator yields as lists, else all in one."""
+    """Returns the batches of a stream, the lists that an iterator yields, or else all data as one batch."""
     if isinstance(data, Stream):
         return data
     if hasattr(data, "__next__"):
@@ -13684,7 +13668,7 @@ def batches_of(data: Any) -> Batches:
 
 
 def batched(rows: Any, batch_rows: int | None) -> Batches:
-    """Rows in batches of a size; in one, without."""
+    """Yields rows in batches of a size, or all in one without a size."""
     if batch_rows is None:
         yield as_rows(rows)
         return
@@ -13702,14 +13686,12 @@ def collect(batches: Batches) -> Rows:
 
 
 def check_keys(row: Json, keys: Iterable[str]) -> None:
-    """SourceError if a row lacks a part of its key."""
     if missing := next((name for name in keys if row.get(name) is None), None):
         hint = did_you_mean(missing, row, f"it has {', '.join(map(str, row))}")
         raise SourceError(f"a row has no '{missing}', which is part of the key: {safe_repr(row)}", hint)
 
 
-def check_distinct(names: Sequence[str], hint: str = "name one of them otherwise: AS …") -> None:
-    """SourceError if two columns have one name: a row could hold only one of them."""
+def check_distinct(names: Sequence[str], hint: str = "rename one of them: AS …") -> None:
     if twice := next((name for name in names if names.count(name) > 1), None):
         raise SourceError(f"two columns are named '{twice}'", hint)
 
@@ -13722,7 +13704,7 @@ TRUTHS |= dict.fromkeys(("false", "f", "no", "n", "0", "off"), False)
 
 
 def whole(text: str) -> int:
-    """A whole number; not 1_000, which Python would take for one."""
+    """Reads a whole number.  Unlike Python it refuses 1_000."""
     if "_" in text:
         raise ValueError(text)
     return int(text)
@@ -13736,7 +13718,7 @@ def real(text: str) -> float:
 
 
 def plain_cell(value: Any) -> Any:
-    """A value as text or a number, by way of its JSON; SourceError if it has none."""
+    """Returns a value as text or a number.  Raises SourceError if it has no JSON form."""
     try:
         document = to_json(value, "cell")
     except BadResult as problem:
@@ -13745,23 +13727,23 @@ def plain_cell(value: Any) -> Any:
 
 
 def known_cell(value: Any) -> Any:
-    """A value that databases have a type for, as it is; but numpy's, which drivers do not know."""
+    """Returns a value for a driver as it is, except numpy's, which drivers do not know."""
     return plain_cell(value) if hasattr(value, "item") else value
 
 
 def refuse_bytes(value: Any) -> Any:
-    """SourceError: a text format cannot hold this."""
     raise SourceError(f"text cannot hold bytes: {safe_repr(value)}", "base64.b64encode(…).decode()")
 
 
 class ValueKind:
-    """A kind of value: what it is in each place.
+    """How a kind of value is declared, read and written: as a param, in text, in databases.
 
-    *name* is the kind of a column that holds it, *classes* are Python's and numpy's.  *schema* is its JSON
-    Schema as a param, and *convert* makes it of JSON.  *sqlite_type* and *alchemy_type* declare its columns.
-    *parse* makes it of text; texts that all match *pattern* are of this kind where nobody named a type.
-    *cell* makes text or a number of it; *csv*, *sqlite* and *native* are what is a cell in text formats, in
-    SQLite, in other databases.
+    *name* is the kind of its columns.  *classes* are Python's and numpy's; a row of KINDS_OF_VALUE needs one,
+    because param_type compares an annotation with the first.  *schema* is the JSON Schema of a param, whose JSON
+    *convert* makes a value.  *sqlite_type* and *alchemy_type* declare columns.  *parse* reads a text.  Without
+    a named type, a column whose texts all match *pattern* is of this kind.  *cell* makes text or a number of a
+    value.  *csv*, *sqlite* and *native* do that for text formats, SQLite and other databases: by default they are
+    *cell*, but *native* keeps a value that has an *alchemy_type*.
     """
 
     convert: Any = None
@@ -13787,7 +13769,8 @@ def iso(value: Any) -> str:
 
 DAY_PATTERN = r"[0-9]{4}-[0-9]{2}-[0-9]{2}"
 NUMBER_PATTERN = r"-?((0|[1-9][0-9]{0,14})(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]+)?"
-#: The narrowest pattern first: 007 is a code and 20 digits are a name, so they stay text, and 2026-W05 is no day.
+#: The narrowest pattern comes first.  Numbers have no leading zero and at most 18 digits: 007 is a code and 20
+#: digits are an id, which stay text.  2026-W05 is text as well.
 KINDS_OF_VALUE = (
     ValueKind(
         *("integer", "builtins.int integer", {"type": "integer"}, "INTEGER", "BigInteger"),
@@ -13819,7 +13802,7 @@ KINDS_OF_VALUE = (
     ValueKind("time", "datetime.time", {"type": "string", "format": "time"}, "TEXT", "Time", iso),
     ValueKind(
         *("decimal", "decimal.Decimal", {"anyOf": [{"type": "string", "format": "decimal"}, {"type": "number"}]}),
-        *("NUMERIC", "Numeric", str),  # as text 9.5 would be more than 10
+        *("NUMERIC", "Numeric", str),  # NUMERIC, because 9.5 is greater than 10 as TEXT
         parse=FORMATS["decimal"][1],
         convert=lambda value: decimal.Decimal(str(value)),
     ),
@@ -13835,9 +13818,9 @@ KINDS_OF_VALUE = (
 )
 KINDS_OF_COLUMN = {kind.name: kind for kind in reversed(KINDS_OF_VALUE)}
 KINDS_OF_CLASS = {name.rpartition(".")[2]: kind for kind in KINDS_OF_VALUE for name in kind.classes}
-#: What SQLite and CSV take as it is.
+#: Types whose values SQLite and CSV take as they are.
 PLAIN_TYPES = frozenset((int, float, str, type(None)))
-#: Kinds that have a common one; any other mixture is text.
+#: Kinds in one column → the kind of the column.  Any other mixture is text.
 MIXTURES = (
     *(({"integer", "real"}, "real"), ({"integer", "real", "decimal"}, "decimal")),
     ({"date", "datetime"}, "datetime"),
@@ -13845,12 +13828,12 @@ MIXTURES = (
 
 
 def kind_of(type_of_value: type) -> ValueKind:
-    """The kind of the first class of a type's that is known; at last that of `object`."""
+    """Returns the kind of the first known class in a type's __mro__, in the end that of `object`."""
     return next(KINDS_OF_CLASS[base.__name__] for base in type_of_value.__mro__ if base.__name__ in KINDS_OF_CLASS)
 
 
 def cell_for(place: str) -> Callable[[Any], Any]:
-    """A function that makes a cell of a value in this place."""
+    """Returns the function that makes a cell of a value: *place* is csv, sqlite or native."""
     return lambda value: value if type(value) in PLAIN_TYPES else getattr(kind_of(type(value)), place)(value)
 
 
@@ -13869,28 +13852,28 @@ class Scan:
 
     @staticmethod
     def columns_in(rows: Rows) -> tuple[list[str], bool]:
-        """The columns, in the order in which they are first seen, and whether every row has all of them."""
+        """Returns the columns, in the order of their first rows, and whether every row has all of them."""
         shapes = dict.fromkeys(map(tuple, rows))
         columns = [*dict.fromkeys(itertools.chain(rows.columns if not rows else (), *shapes))]
         return columns, {*map(len, shapes)} <= {len(columns)}
 
     def cells_of(self, name: str) -> Iterable[Any]:
-        """The cells of a column; None where a row has none."""
+        """Returns the cells of a column, with None for a row that lacks it."""
         return map(operator.itemgetter(name), self.rows) if self.even else (row.get(name) for row in self.rows)
 
     def kind(self, name: str) -> str | None:
-        """The kind of a column by all of its cells; None if all are None."""
+        """Returns the kind that fits all cells of a column; None if all are None."""
         kinds = {kind_of(cell_type).name for cell_type in self.types.get(name, ())}
         if len(kinds) > 1:
             return next((common for parts, common in MIXTURES if kinds <= parts), "text")
         return next(iter(kinds), None)
 
     def cells(self, columns: Sequence[str], place: str) -> Iterable[tuple[Any, ...]]:
-        """The rows as tuples of cells of a place; what it takes as it is stays so."""
+        """Returns the rows as tuples of cells for csv, sqlite or native."""
         ways = {}
         for i, name in enumerate(columns):
             types = self.types.get(name, PLAIN_TYPES)
-            if not types <= PLAIN_TYPES:  # for one type it is known at once what makes cells
+            if not types <= PLAIN_TYPES:  # one type has one function
                 ways[i] = getattr(kind_of(*types), place) if len(types) == 1 else cell_for(place)
         tuples: Iterable[tuple[Any, ...]]
         if self.even and len(columns) > 1 and {*columns} <= {*self.columns}:
@@ -13914,7 +13897,7 @@ def columns_of(rows: Rows) -> list[str]:
 
 
 def observed(rows: Rows) -> dict[str, str]:
-    """The columns with the types seen in their first rows: `{"fare": "real|null"}`."""
+    """Returns the columns with the types in their first rows: `{"fare": "real|null"}`."""
     sample = Rows(rows[:OBSERVED_ROWS], rows.columns)
     seen = {}
     for name in columns_of(sample)[:OBSERVED_COLUMNS]:
@@ -13933,13 +13916,13 @@ def brief(query: str) -> str:
 
 
 def put_out(step: Step, rows: Rows) -> Rows:
-    """The rows, noted as what comes out of the step."""
+    """Notes rows as what comes out of a step and returns them."""
     step.rows_out, step.columns = len(rows), observed(rows)
     return rows
 
 
 def counted(step: Step, batches: Batches) -> Batches:
-    """The batches as they are; the step's rows_in counts them."""
+    """Yields the batches as they are and counts their rows in the step's rows_in."""
     step.rows_in = 0
     for batch in batches:
         step.rows_in += len(batch)
@@ -13948,17 +13931,17 @@ def counted(step: Step, batches: Batches) -> Batches:
 
 
 def batches_from(place: Any, batch_rows: int) -> Batches:
-    """The batches of a place, which is opened when the first one is read."""
+    """Yields the batches of a place, which is opened only when the first is read."""
     yield from place.read(batch_rows)
 
 
 class Stream(Ready):
-    """Rows in batches, to be read once, with `for` or `async for`; a step lasts from the first to the end."""
+    """Rows in batches, to be read once, with `for` or `async for`.  Its step lasts as long as the reading."""
 
     def __init__(self, step: Step, batches: Any, upstream: Stream | None = None, outer: Step | None = None) -> None:
         self.step, self.batches, self.upstream = step, batches, upstream
         self.outer = CURRENT.get() if outer is None else outer
-        self.busy_s = 0.0  # time spent in here, with what is upstream
+        self.busy_s = 0.0  # time spent in this stream and those upstream of it
 
     def __iter__(self) -> Iterator[Rows]:
         if self.batches is None:
@@ -13971,7 +13954,7 @@ class Stream(Ready):
             while (batch := self.pull(batches)) is not None:
                 yield batch
         except GeneratorExit:
-            raise  # the reader has had enough
+            raise  # the reader has stopped early
         except BaseException as problem:
             failure = problem
             raise
@@ -13989,7 +13972,7 @@ class Stream(Ready):
     __getitem__: Any = __len__
 
     def pull(self, batches: Iterator[Rows]) -> Rows | None:
-        """The next batch; what is logged meanwhile belongs to this step."""
+        """Returns the next batch.  What is logged meanwhile belongs to this step."""
         before, began = CURRENT.get(), perf_counter()
         CURRENT.set(self.step)
         try:

@@ -329,7 +329,7 @@ def test_a_file_that_another_made_meanwhile_is_not_overwritten(ctx: Context) -> 
         ctx.load("rows.csv", [{"n": 2}])
         yield [{"n": 3}]
 
-    with pytest.raises(module.SourceError, match=r"another has made rows\.csv meanwhile"):
+    with pytest.raises(module.SourceError, match=r"another run has made rows\.csv meanwhile"):
         ctx.load("rows.csv", rows())
     assert ctx.extract("rows.csv") == [{"n": "2"}]
     assert [path.name for path in Path().iterdir()] == ["rows.csv"]
