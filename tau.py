@@ -7283,7 +7283,7 @@ class Outcome:
 
 
 def verdict(
-    outcome: Json | None,
+    last_record: Json | None,
     ended: Json | None,
     stopping: str | None,
     start: Json | None = None,
@@ -7294,9 +7294,9 @@ def verdict(
     The order of these lines is the precedence.  A `returned` record from before any stop means
     success, whatever came after it; an exit code of 0 without such a record means nothing.
     """
-    if outcome is not None and outcome["t"] == "returned" and not (stopping and outcome["stopped"]):
-        return Outcome("success", outcome["result"], None, outcome.get("state"))
-    raised: Json = outcome["error"] if outcome is not None and outcome["t"] == "raised" else {}
+    if last_record is not None and last_record["t"] == "returned" and not (stopping and last_record["stopped"]):
+        return Outcome("success", last_record["result"], None, last_record.get("state"))
+    raised: Json = last_record["error"] if last_record is not None and last_record["t"] == "raised" else {}
     if stopping:
         error = bare_error(*STOPPED[stopping])
         if stopping == "timed_out" and limit_s is not None:
@@ -7304,10 +7304,10 @@ def verdict(
         places = ("step", "file", "line", "code", "frames")
         return Outcome(stopping, None, error | {key: raised[key] for key in places if key in raised})
     if raised:
-        assert outcome is not None
-        return Outcome("failed", None, raised, retry=outcome.get("retry"))
+        assert last_record is not None
+        return Outcome("failed", None, raised, retry=last_record.get("retry"))
     if ended is None:
-        error = bare_error("lost", "ProcessLost", "its process and its supervisor vanished without a verdict")
+        error = bare_error("lost", "ProcessLost", "its process and fork server vanished without an end record")
         return Outcome("lost", None, error)
     return end_verdict(ended, start or {})
 
@@ -7360,7 +7360,7 @@ class Process:
         self.path, self.stem, self.run_id, self.attempt = os.path.join(folder, stem), stem, run_id, attempt
         self.server = server  # identity of the fork server it was given to
         self.start: Json | None = None  # its first record: who it is
-        self.outcome: Json | None = None  # `returned` or `raised`
+        self.last_record: Json | None = None  # its `returned` or `raised` record
         self.ended: Json | None = None  # the fork server's end record
         self.stopping: str | None = None  # the status it is being stopped for
         self.position = dict(NOWHERE)  # how far its files have been read
@@ -7370,7 +7370,7 @@ class Process:
         self.tails: dict[str, list[bytes]] = {}  # last lines of an output beyond the limit, logged at its end
         self.lock = asyncio.Lock()  # around reading and storing: keeps the order
         self.closed = asyncio.Event()  # set once its outcome is stored
-        self.verdict: Outcome | None = None
+        self.outcome: Outcome | None = None
         self.orphaned_at = 0.0
         self.timeout_s: float | None = None  # its time limit, counted from its start
         self.memos: dict[str, bytes] = {}  # memos of a run on another machine that are not saved yet
@@ -7402,7 +7402,7 @@ class Process:
         return {
             "position": dict(self.position),
             "process": {**(self.start or {}), "server": self.server},
-            "outcome": self.outcome,
+            "outcome": self.last_record,
             "ended": self.end(),
             "log_lines": self.logged + self.dropped,
             "log_dropped": self.dropped,
@@ -7411,7 +7411,7 @@ class Process:
     def restore(self, state: Json) -> None:
         self.position, self.saved, self.server = state["position"], {**state["position"]}, state["process"]["server"]
         self.start = state["process"] if "pid" in state["process"] else None
-        self.outcome, self.ended = state["outcome"], state["ended"]
+        self.last_record, self.ended = state["outcome"], state["ended"]
         self.logged, self.dropped = state["log_lines"] - state["log_dropped"], state["log_dropped"]
         self.stopping, self.timeout_s = state["stopping"], state["timeout"]
 
@@ -7444,7 +7444,7 @@ class Process:
         elif kind == "memo" and re.fullmatch("[0-9a-f]{12}", record["key"]):  # becomes a file name
             self.memos[record["key"]] = base64.b64decode(record["data"])
         elif kind in ("returned", "raised"):
-            self.outcome = record
+            self.last_record = record
         elif kind == "dropped":
             self.dropped += record["lines"]
         elif kind == "log" and self.logged >= limits["log_lines"] + 2 * LOG_TAIL:
@@ -7636,13 +7636,13 @@ class Runner:
                 self.starter.send({"folder": folder, "entry": entry, **about, **job})
                 await process.closed.wait()
             except asyncio.CancelledError:
-                self.spawn(self.end(process, "timed_out"))
+                self.spawn(self.terminate(process, "timed_out"))
                 raise
             finally:
                 shutil.rmtree(directory, ignore_errors=True)
-            assert process.verdict is not None
-            if process.verdict.status == "success" or process.server == self.starter.server:
-                return process.verdict
+            assert process.outcome is not None
+            if process.outcome.status == "success" or process.server == self.starter.server:
+                return process.outcome
 
     # What the fork server says.
 
@@ -7675,7 +7675,7 @@ class Runner:
             if unborn and (revoke_start(process) or peek(process.path + ".journal").startswith('{"t":"abandoned"')):
                 self.spawn(self.restart(process))
             elif process.stopping:
-                self.spawn(self.end(process, process.stopping))
+                self.spawn(self.terminate(process, process.stopping))
         self.sweep()
 
     def sweep(self) -> None:
@@ -7697,7 +7697,7 @@ class Runner:
                 del self.live[process.stem]
                 successor = self.dispatch(job)
                 if process.stopping is not None:
-                    await self.end(successor, process.stopping)
+                    await self.terminate(successor, process.stopping)
                 return
         await self.fail(process, "it could not be started")
 
@@ -7782,7 +7782,7 @@ class Runner:
         if self.live.pop(process.stem, None) is not None:
             for suffix in (".journal", ".stdout", ".stderr"):
                 remove_file(process.path + suffix)
-            if process.run_id is not None and process.verdict and process.verdict.status == "success":
+            if process.run_id is not None and process.outcome and process.outcome.status == "success":
                 shutil.rmtree(self.memos(process.run_id), ignore_errors=True)
 
     async def conclude(self, process: Process) -> None:
@@ -7792,8 +7792,9 @@ class Runner:
         if process.start is not None and process.ended is None:
             end_session(process.start)
             process.ended = process.remote.get("end")  # the fork server here is gone, the other machine may not be
-        process.verdict = verdict(process.outcome, process.end(), process.stopping, process.start, process.timeout_s)
-        await self.store_trace(process, self.store.finish, process.verdict)
+        ended, limit_s = process.end(), process.timeout_s
+        process.outcome = verdict(process.last_record, ended, process.stopping, process.start, limit_s)
+        await self.store_trace(process, self.store.finish, process.outcome)
 
     # Stopping.
 
@@ -7815,14 +7816,14 @@ class Runner:
         except TauError:
             process.stopping = None
             raise
-        self.spawn(self.end(process, status, force))
+        self.spawn(self.terminate(process, status, force))
 
     async def stop_all(self, status: str) -> None:
         for process in tuple(self.live.values()):
             if process.run_id is not None:
                 await self.stop(process.run_id, status)
 
-    async def end(self, process: Process, status: str, force: bool = False) -> None:
+    async def terminate(self, process: Process, status: str, force: bool = False) -> None:
         """Sends SIGTERM to the process's group, waits the grace time, and sends SIGKILL; *force* does so at once."""
         process.stopping = status
         while process.start is None and not process.closed.is_set() and process.stem in self.live:
