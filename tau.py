@@ -11611,7 +11611,8 @@ class PipelineContext:
     def secret(self, name: str, default: str | None = None) -> str:
         """Returns a secret from the environment, $CREDENTIALS_DIRECTORY or <home>/secrets, else *default*.
 
-        Tau writes `***` for its value in all text that it keeps or prints.  If there is none, MissingSecret says where to put it.
+        Tau writes `***` for its value in all text that it keeps or prints.  If there is none, MissingSecret says
+        where to put it.
         """
         return self._around.secret(name, f"there is no secret '{name}'", default)
 
@@ -11834,7 +11835,8 @@ def trace_of(records: list[Json]) -> Json:
 def source(name: str) -> Callable[[Function], Function]:
     """Makes a function a source: `ctx.extract("name", resource=…, **options)` returns its rows.
 
-    It is called with *resource*, if it takes one, and the options.  It may be async.  It returns a list, or is a generator.
+    It is called with *resource*, if it takes one, and the options.  It may be async.  It returns a
+    list, or is a generator.
     """
     return register_place(SOURCES, "source", name)
 
