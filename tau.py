@@ -19,12 +19,12 @@ The file is laid out in the order a request travels.  Calls go down the page, or
                                   46 Formats   47 Rows   48 Trace
 
 `tau run hello`, in one read:
-  main §9 reads the words by parser_of §10, made from the signature of `run` §20, and calls Client.call §14;
+  main §9 reads the words with parser_of §10, made from the signature of `run` §20, and calls Client.call §14;
   the line reaches Connection §18, which checks it and calls the operation `run` §20;
   Store §29 makes the run durable and, in the same commit, Scheduler.admit §23 moves it to running;
-  ForkServer §34 creates the journal (that is the permission to start) and forks;
+  ForkServer §34 creates the journal (the permission to start) and forks;
   run_process §37 loads the deployed file and calls your function with a PipelineContext §39;
-  (on an executor's machine an outpost §35 does that, and a relay §36 here feeds the command that leads there;)
+  (on another machine an outpost §35 does that; a relay §36 here feeds the command that leads there;)
   its records go to the Journal §48; the fork server appends the end record when the process is gone;
   Runner §24 reads the journal, `verdict` §24 turns it into an outcome, Store §29 keeps it;
   Feed §25 wakes the waiting `run` §20; Connection §18 answers; main §9 prints and exits 0 or 1.
@@ -47,7 +47,7 @@ import stat
 import sys
 import time
 
-#: Type checkers take it for True; importing typing costs the client 4 ms.
+#: Type checkers take this for True; to import typing would cost the client 4 ms.
 TYPE_CHECKING = False
 
 if TYPE_CHECKING:
@@ -125,19 +125,20 @@ if TYPE_CHECKING:
     import croniter  # type: ignore[import-untyped]
 
     Json = dict[str, Any]
-    #: What a command that `tau` does by itself works with: the options that say which daemon, and who reads the answer.
+    #: For a command that `tau` does by itself: the options that name the daemon, and the view.
     Desk = tuple[Json, "View"]
-    #: Who is in there, the one that came first first, and how it is dropped.
+    #: peer → the function that drops it; the oldest peer is first.
     Peers = dict[Any, Callable[[], object]]
-    #: Rows on their way, some at a time.
+    #: Rows, some at a time.
     Batches = Iterable["Rows"]
+    #: An instant, and whether a change of the clock moved it.
     Tick = tuple[int, bool]
-    #: A zone's clock is set: at this instant; what it is ahead of UTC before and after, in seconds.
+    #: A change of a zone's clock: its instant, and the seconds ahead of UTC before and after it.
     Change = tuple[int, int, int]
-    #: Of the store: what is to be done, with what, and who waits for its answer.
+    #: A write of the store: the function, its arguments, and the future that waits for its answer.
     Write = tuple[Callable[..., Any], tuple[Any, ...], asyncio.Future[Any] | None]
     Reply = tuple[asyncio.Future[Any] | None, Any]
-    # What a text or a number means to an operation: see KINDS.
+    # Annotations of operations' arguments: see KINDS.
     Duration = float
     Limit = int
     LogLimit = int
@@ -205,7 +206,7 @@ __version__ = "0.1.0"
 # Owns the vocabulary: statuses and their moves, limits, errors, names, ids, time.
 # Calls nothing.  Promises that a word means the same in Python, SQL, JSON and on the command line.
 
-#: Version of the wire protocol, which `hello` and `status` say.
+#: Version of the wire protocol, as `hello` and `status` report it.
 PROTOCOL = 1
 #: Version of the journal's records; a newer taud reads every older one.
 JOURNAL_FORMAT = 1
@@ -218,10 +219,10 @@ MOVES: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("success", "failed", "timed_out", "cancelled", "lost"), ()),
 }
 FINAL = tuple(status for status, moves in MOVES.items() if not moves)
-#: What a key may do: look, also deploy and run, or everything.
+#: What a key may do: read, also deploy and run, or everything.
 SCOPES = ("read", "operate", "admin")
 FAILURES = ("failed", "timed_out", "lost")
-#: What a run may report beside its steps and its log.
+#: What a run may report besides its steps and its log.
 OBSERVATIONS = ("check", "metric", "progress")
 TRIGGERS = ("manual", "schedule", "catchup", "retry", "chain", "backfill", "webhook", "heal")
 LEVELS = ("debug", "info", "warning", "error")
@@ -234,26 +235,26 @@ MISFIRES = ("last", "skip", "all")
 OVERLAPS = ("skip", "queue", "cancel_running", "allow")
 SHELLS = ("bash", "zsh", "fish")
 
-#: The longest request line of a known peer and of a stranger.
+#: The longest request line of a known peer, and of a stranger, who has not shown a key.
 LINE_BYTES_MAX = 8 << 20
 LINE_BYTES_STRANGER = 8 << 10
 JSON_DEPTH_MAX = 64
 INT_DIGITS_MAX = 20
 CONNECTIONS_MAX = 1024
-#: Descriptors for taud's own work; if few others are left, fewer peers may connect.
+#: Descriptors for taud's own work; its peers share the others.
 DESCRIPTORS_KEPT = 64
-#: At most so many network connections are silent, in a TLS handshake, or without a key; the oldest is dropped.
+#: The most network connections silent, in a TLS handshake, or without a key; the oldest is dropped.
 SILENT_MAX = 1024
 SHAKING_MAX = 128
 STRANGERS_MAX = 256
 IN_FLIGHT_MAX = 64
-#: Requests of a connection that only wait for a run; they are not in flight.
+#: Requests of a connection that only wait for a run; IN_FLIGHT_MAX does not count them.
 WAITING_MAX = 1024
 WRITE_BUFFER_BYTES = 1 << 20
-#: Within this time a request must be complete and a blocked reader must read on.
+#: Within this time a request must be complete, and a peer that has stopped reading must read on.
 PATIENCE_S = 30.0
 HELLO_S = 5.0
-#: The head of an HTTP request, and the longest silence between two.
+#: The largest head of an HTTP request, and the longest silence between two requests.
 HEAD_BYTES_MAX = 16 << 10
 IDLE_S = 600.0
 #: How often a waiting HTTP client gets a sign of life.
@@ -263,15 +264,15 @@ LINGER_S = 1.0
 #: A key of fewer characters could be guessed.
 KEY_CHARACTERS_MIN = 32
 LIST_MAX = 10_000
-#: Runs that one `wait` may name.
+#: Runs that a `wait` may name.
 WAIT_MAX = 1_000
 LOGS_MAX = 100_000
 TICKS_MAX = 1_000
-#: All files of a deployment together (in base64 they fit into a line), and their number.
+#: The size of all files of a deployment (in base64 they fit into a line), and their number.
 DEPLOYMENT_BYTES_MAX = 5 << 20
 DEPLOYMENT_FILES_MAX = 1_000
 KEEP_SMALL = "keep large data out of the deployment: extract it by path or URL"
-#: At most so many ticks of a schedule are caught up or wait; older ones are dropped.
+#: The most ticks of a schedule that are caught up or wait; older ticks are dropped.
 CATCHUP_MAX = 100
 PARAMS_BYTES_MAX = 256 << 10
 STATE_BYTES_MAX = 64 << 10
@@ -285,12 +286,12 @@ RESULT_SHOWN_BYTES = 2_000
 
 #: A clock that shows an earlier time was never set.
 CLOCK_MIN = 1_767_225_600
-#: The pipeline by which `tau doctor` tries everything; its undeploy leaves no run behind.
+#: The pipeline with which `tau doctor` tries everything; its undeploy leaves no run behind.
 CANARY = "tau.canary"
 #: A longer word is cut before it is compared or repeated.
 WORD_MAX = 128
 
-#: code → the error of that name, as it goes over the wire.
+#: code of an error on the wire → its class.
 ERRORS: dict[str, type[TauError]] = {}
 
 
@@ -298,7 +299,7 @@ class TauError(Exception):
     """Anything Tau refuses or fails to do, in one shape for shell, socket and agent.
 
     `hint` is a command or a sentence that says what to do next; `detail` is more JSON for the reader.
-    `number` is JSON-RPC's, `exit` the exit code of a command that fails so.
+    `number` is its JSON-RPC code, `exit` the exit code of a command that fails with it.
     """
 
     code, number, exit, retryable = "internal", -32603, 9, False
@@ -361,11 +362,11 @@ class QueueFull(TauError, code="queue_full", number=-32007, exit=5, retryable=Tr
 
 
 class StorageFull(TauError, code="storage_full", number=-32008, exit=5, retryable=True):
-    """The disk has no room for the fact; nothing was recorded."""
+    """The disk has no room; nothing was recorded."""
 
 
 class Unavailable(TauError, code="unavailable", number=-32009, exit=6, retryable=True):
-    """No daemon answers at this address, or it is going away."""
+    """No daemon answers at this address, or the daemon is about to stop."""
 
 
 class Internal(TauError, code="internal", number=-32603, exit=9):
@@ -373,11 +374,11 @@ class Internal(TauError, code="internal", number=-32603, exit=9):
 
 
 class PipelineError(TauError, code="failed", exit=1):
-    """What the context raises to pipeline code; unless it is caught it is the run's error."""
+    """Raised by the context in pipeline code; unless it is caught, it becomes the run's error."""
 
 
 class CheckFailed(PipelineError):
-    """An assertion of ctx.check does not hold; the message names all that do not."""
+    """Assertions of ctx.check do not hold; the message names them all."""
 
 
 class StepTimeout(PipelineError, TimeoutError):
@@ -389,7 +390,7 @@ class SourceError(PipelineError):
 
 
 class MissingExtra(PipelineError):
-    """A library is needed that is not installed; the hint says how to get it."""
+    """A library that is needed is not installed; the hint says how to get it."""
 
 
 class MissingSecret(PipelineError):
@@ -405,13 +406,13 @@ def cut_text(text: str, most: int) -> str:
 
 
 def did_you_mean(word: str, words: Iterable[str], otherwise: str = "") -> str:
-    """A hint that names the nearest of *words*, or *otherwise*."""
+    """A hint: the nearest of *words*, if one is near, then *otherwise*."""
     near = difflib.get_close_matches(word[:WORD_MAX], [*words], 1, NEARNESS_MIN)
     return f"did you mean '{near[0]}'? {otherwise}".strip() if near else otherwise
 
 
 def check_name(name: Any, what: str = "a pipeline's name", most: int = 128, marks: str = "_.-") -> None:
-    """BadRequest unless this can be a name, which is a word of commands and maybe a directory."""
+    """Raises BadRequest unless *name* can be part of commands and paths."""
     if not isinstance(name, str) or not re.fullmatch(f"[A-Za-z0-9][A-Za-z0-9{marks}]{{0,{most - 1}}}", name):
         hint = f"letters, digits, {', '.join(map(repr, marks))}, at most {most}, the first a letter or digit"
         raise BadRequest(f"{str(name)[:WORD_MAX]!r} cannot be {what}", hint)
@@ -423,7 +424,7 @@ def rfc3339(seconds: float) -> str:
     return f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(whole))}.{millis:03d}Z"
 
 
-#: Crockford's base 32: sorts like the number it spells, and no letter is mistaken for a digit.
+#: Crockford's base 32: a text sorts like its number, and no letter is mistaken for a digit.
 ID_LETTERS = "0123456789abcdefghjkmnpqrstvwxyz"
 ID_LENGTH = 14
 ID_SALT_BITS = 25
@@ -442,7 +443,7 @@ def read_id(text: str) -> int:
 
 
 def id_at(seconds: float) -> str:
-    """The lowest id of an instant."""
+    """The lowest run id of an instant."""
     return spell_id(int(max(seconds, 0.0) * 1000) << ID_SALT_BITS)
 
 
@@ -754,7 +755,7 @@ def fingerprint(*parts: str) -> str:
 
 # --- 3. Signatures -----------------------------------------------------------------------
 # Owns OPERATIONS: an operation's signature and docstring become dispatch, checks, JSON Schema, help.
-# Calls Words and Wire.  Promises that an operation is declared once and that its faces cannot disagree.
+# Calls Words, Wire and Ticks.  Promises that an operation is declared once and that these cannot disagree.
 
 
 #: Annotations of texts that name a pipeline, a run (by the first characters of its id), or either.
@@ -773,7 +774,7 @@ KINDS: dict[str, Json] = {
     "list[RunId]": {"type": "array", "items": {"type": "string"}},
     "list[Json]": {"type": "array", "items": {"type": "object"}},
 }
-#: argument → the words that it may be.
+#: argument of any operation → its allowed words; tests/test_completion.py has a row for each.
 CHOICES: dict[str, Sequence[str]] = {
     "status": tuple(MOVES),
     "level": LEVELS,
@@ -796,11 +797,11 @@ class Argument:
         self.default = None if self.required else default
         flags, self.meaning = doc
         self.flags = flags.split() or [("--no-" if default is True else "--") + name.replace("_", "-")]
-        #: The schema of what it may be but for null.
+        #: The schema of its values, except null.
         self.wanted = KINDS[self.kind] | ({"enum": [*CHOICES[name]]} if name in CHOICES else {})
 
     def check(self, value: Any) -> Any:
-        """The value as the operation gets it: a duration in seconds, one run id as a list."""
+        """Returns the value for the operation: a duration in seconds, a single run id as a list."""
         if value is None and self.optional:
             return None
         if self.kind == "list[RunId]" and type(value) is str:
@@ -819,13 +820,13 @@ class Argument:
 
 
 class Operation:
-    """One thing Tau can do: its handler, its effect, and the faces derived from them."""
+    """One thing Tau can do: its handler, its effect, and what is derived from them."""
 
     def __init__(self, handler: Callable[..., Awaitable[Json]], effect: str) -> None:
         self.handler, self.effect = handler, effect
         self.name = handler.__name__.rstrip("_")
-        self.scope = "read" if effect == "reads" else "operate"  # that a key must have
-        self.sifts = False  # whether the handler itself keeps to what the caller sees
+        self.scope = "read" if effect == "reads" else "operate"  # a key needs this scope
+        self.sifts = False  # whether the handler itself leaves out what its caller may not see
         self.known: dict[str, Argument] | None = None
 
     @property
@@ -850,11 +851,11 @@ class Operation:
         return self.known
 
     def call(self, caller: Any, arguments: Json) -> Awaitable[Json]:
-        # A variable that would be a word of Python ends with `_`; its argument does not.
+        # An argument whose name is a keyword of Python has a variable that ends with `_`.
         return self.handler(caller, **{self.arguments[name].variable: value for name, value in arguments.items()})
 
     def read_signature(self) -> Iterator[Argument]:
-        """The arguments, from what a function carries anyway: no import of inspect or typing."""
+        """Reads the arguments from the function's attributes, without inspect and typing."""
         function: Any = self.handler
         code, defaults = function.__code__, function.__defaults__ or ()
         names = code.co_varnames[1 : code.co_argcount + code.co_kwonlyargcount]
@@ -873,7 +874,7 @@ class Operation:
         return {name: (flags, " ".join(meaning.split())) for name, flags, meaning in lines}
 
     def check(self, given: Json) -> Json:
-        """The arguments for the handler; BadRequest names what is unknown, missing or wrong."""
+        """Returns the arguments for the handler; BadRequest names the wrong or missing argument."""
         for name in given:
             if name not in self.arguments:
                 hint = did_you_mean(name, self.arguments, f"`tau {self.words} --help` lists them")
@@ -891,7 +892,7 @@ class Operation:
         return object_schema(properties, *self.required())
 
 
-#: What the daemon can do, and what `tau` does by itself.
+#: Operations of the daemon, and commands that `tau` does by itself.
 OPERATIONS: dict[str, Operation] = {}
 LOCAL_COMMANDS: dict[str, Operation] = {}
 
@@ -923,13 +924,13 @@ def command_groups() -> dict[str, list[Operation]]:
 
 
 def admin(handler: Function) -> Function:
-    """A decorator: the operation concerns the daemon itself, or what everybody has in common."""
+    """Decorates an operation that only `admin` keys may call."""
     OPERATIONS[handler.__name__.rstrip("_")].scope = "admin"
     return handler
 
 
 def sifts(handler: Function) -> Function:
-    """A decorator: the operation itself only shows pipelines that its caller sees."""
+    """Decorates an operation that itself leaves out pipelines that its caller may not see."""
     OPERATIONS[handler.__name__.rstrip("_")].sifts = True
     return handler
 
@@ -939,7 +940,7 @@ JSON_TYPES |= {tuple: "array", type(None): "null"}
 
 
 def json_type(value: Any) -> str:
-    """What JSON calls the type of a value, or what Python calls it."""
+    """Names the type of a value as JSON does, else as Python does."""
     return JSON_TYPES.get(type(value), type(value).__name__)
 
 
@@ -949,14 +950,14 @@ def object_schema(properties: Json, *required: str) -> Json:
 
 
 def demand(schema: Json, value: Any, place: str, hint: str = "") -> Any:
-    """The value; BadRequest if it does not match, with *hint* unless mismatch() has a better one."""
+    """Returns the value if it matches, else raises BadRequest with *hint*, or a hint of mismatch()."""
     if (wrong := mismatch(schema, value, place)) is not None:
         raise wrong if wrong.hint else BadRequest(str(wrong), hint)
     return value
 
 
 def mismatch(schema: Json, value: Any, place: str) -> BadRequest | None:
-    """Why a value does not match a JSON Schema: where, what was expected, what came."""
+    """Returns the first mismatch with a JSON Schema: where it is, what was expected, what was given."""
     return next(mismatches(schema, value, place), None)
 
 
@@ -964,7 +965,7 @@ def mismatches(schema: Json, value: Any, place: str) -> Iterator[BadRequest]:
     if "anyOf" in schema:
         reasons = [mismatch(option, value, place) for option in schema["anyOf"]]
         inner = [why for why in reasons if why and not str(why).startswith(f"{place}: ")]
-        if None not in reasons:  # if one fits but for something inside of the value, that is wrong
+        if None not in reasons:  # if one option fits except for an item in the value, report the item
             yield inner[0] if len(inner) == 1 else misfit(schema, value, place)
     elif not has_form(schema, value):
         yield misfit(schema, value, place)
@@ -994,7 +995,7 @@ def mismatches_in_object(schema: Json, value: Json, place: str) -> Iterator[BadR
 
 
 def has_form(schema: Json, value: Any) -> bool:
-    """Whether a value has the type, form and bounds of a schema, whatever is inside of it."""
+    """Whether a value has the type, form and bounds of a schema, whatever it contains."""
     kind = json_type(value)
     wanted = schema.get("type", kind)
     kinds = [wanted] if isinstance(wanted, str) else wanted
@@ -1032,7 +1033,7 @@ FORMATS: dict[str | None, tuple[str, Callable[[str], object]]] = {
 
 
 def expected(schema: Json) -> str:
-    """What a schema asks for, in words."""
+    """Says in words what a schema asks for."""
     if "anyOf" in schema:
         return " or ".join(dict.fromkeys(map(expected, schema["anyOf"])))
     if "enum" in schema:
@@ -1049,21 +1050,21 @@ def expected(schema: Json) -> str:
 
 
 def given_text(value: Any) -> str:
-    """A value as a refusal repeats it: its kind, and how it begins."""
+    """A value as an error shows it: its type and its beginning."""
     kind = json_type(value)
     text = encode_json(value) if kind in JSON_TYPES.values() else repr(value)
     return kind if kind == "null" else f"{kind} {cut_text(text, 60)}"
 
 
 # --- 4. Wire -----------------------------------------------------------------------------
-# Owns the line: one JSON-RPC 2.0 document in UTF-8, at most LINE_BYTES_MAX.  Addresses.
+# Owns the line (one JSON-RPC 2.0 document in UTF-8, at most LINE_BYTES_MAX) and addresses.
 # Calls Words.  Promises that whatever decode() returns can be stored and encoded again.
 #
 #   → {"jsonrpc": "2.0", "id": 1, "method": "run", "params": {"name": "hello"}}
 #   ← {"jsonrpc": "2.0", "method": "event", "params": {"request": 1, "seq": 7, "type": "step.finished", …}}
 #   ← {"jsonrpc": "2.0", "id": 1, "result": {…}}     or     "error": {"code", "message", "data"}
 
-#: Made once: JSONEncoder.encode makes one for each document, which takes as long as to encode a small one.
+#: Made once: JSONEncoder.encode makes an encoder each time, which doubles the time of a small document.
 ENCODER = json.encoder.c_make_encoder(  # type: ignore[attr-defined]
     None, json.JSONEncoder().default, json.encoder.encode_basestring, None, ":", ",", False, False, False
 )
@@ -1078,9 +1079,9 @@ def encode(document: Any) -> bytes:
 
 
 def decode(line: bytes) -> Any:
-    """The document of a line.  ParseError if it is none; InvalidRequest if it is nested too deeply.
+    """Returns the document of a line; raises ParseError, or InvalidRequest if it is nested too deeply.
 
-    json.loads alone would take UTF-16, NaN, 1e999 as infinity, and lone surrogates that no one can store.
+    json.loads alone would accept UTF-16, NaN, 1e999 as infinity, and lone surrogates, which cannot be stored.
     """
     try:
         document = DECODER.decode(line.decode("utf-8"))
@@ -1090,7 +1091,7 @@ def decode(line: bytes) -> Any:
         raise InvalidRequest(*TOO_DEEP) from None
     except ValueError as problem:
         raise ParseError(f"not JSON: {problem}", "one JSON document a line, in UTF-8") from None
-    # Depth cannot exceed the number of opening brackets, which is far cheaper to count.
+    # The depth is at most the number of opening brackets, which are far cheaper to count.
     if line.count(b"[") + line.count(b"{") > JSON_DEPTH_MAX and depth(document) > JSON_DEPTH_MAX:
         raise InvalidRequest(*TOO_DEEP)
     return document
@@ -1144,7 +1145,7 @@ def from_wire(error: Json) -> TauError:
     return ERRORS.get(code, Internal)(error.get("message", ""), hint, **data)
 
 
-#: scheme of an address → whether it is HTTP, whether it is encrypted, the port unless one is given.
+#: scheme of an address → whether it is HTTP, whether it is encrypted, its usual port.
 SCHEMES = {
     "tcp": (False, False, 8400),
     "tls": (False, True, 8400),
@@ -1176,7 +1177,7 @@ class Address:
             shown = re.sub(r"^(\w+://)?.*@", r"\1…@", text)  # there may be a password before the @
             raise BadRequest(f"'{shown}' is not an address", ADDRESS_HINT)
         self.host = parts["host"].strip("[]")
-        self.path = parts["path"].rstrip("/")  # what a reverse proxy may have put before /rpc
+        self.path = parts["path"].rstrip("/")  # a reverse proxy may put it before /rpc
 
     @property
     def where(self) -> str:
@@ -1188,7 +1189,7 @@ def at_port(host: str, port: int) -> str:
 
 
 def bare_url(url: str) -> str:
-    """A URL without what may be secret in it."""
+    """A URL without its parts that may be secret."""
     parts = urllib.parse.urlsplit(url)
     return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
 
@@ -1199,7 +1200,7 @@ def is_loopback(address: Any) -> bool:
 
 
 class SocketPath:
-    """`with` it: `.path` is a Unix socket's path of at most 108 bytes.  A longer one goes through a descriptor."""
+    """Use `with`: on Linux the `.path` has at most 103 bytes, if need be through a descriptor."""
 
     def __init__(self, path: str) -> None:
         self.path, self.directory = path, -1
@@ -1216,12 +1217,12 @@ class SocketPath:
 
 
 # --- 5. Settings -------------------------------------------------------------------------
-# Owns every setting as a row, and where a home, a configuration file, a daemon and its key are found.
+# Owns every setting as a row, and the search for the home, the configuration file, the daemon and its key.
 # Calls Words, Signatures, Wire and System.  Promises one precedence: flag, then environment, then file, then default.
 
 
 class Setting:
-    """One row of configuration; its type is its default's, *bounds* are more of its JSON Schema."""
+    """One row of configuration.  It has its default's type; *bounds* complete its JSON Schema."""
 
     def __init__(
         self, section: str, name: str, default: Any, meaning: str, flag: str = "", environment: str = "", **bounds: Any
@@ -1232,7 +1233,7 @@ class Setting:
         self.schema: Json = {"type": json_type(default), **usual, **bounds}
 
     def read(self, value: Any, place: str) -> Any:
-        """The value as this setting's type; it may be a text.  *place* is where it comes from."""
+        """Converts a value or text to this setting's type.  *place* says where it is from."""
         wanted = type(self.default)
         if isinstance(value, str) and wanted is not str:
             value = read_number(value)
@@ -1294,9 +1295,9 @@ PROCESS_LIMITS = {
     "processes": "RLIMIT_NPROC",
     "open_files": "RLIMIT_NOFILE",
 }
-#: systemd's channels to the daemon itself: no other process may answer in its name.
+#: Prefixes of variables with systemd's channels to the daemon: no other process may use them.
 MANAGER_ENVIRONMENT = ("NOTIFY_SOCKET", "LISTEN_", "WATCHDOG_")
-#: Environment of the daemon that runs and builds must not see: keys, and those channels.
+#: Prefixes of the variables that runs and builds must not see: keys, and those channels.
 PRIVATE_ENVIRONMENT = ("TAU_API_KEY", *MANAGER_ENVIRONMENT)
 #: The configured key as a credential of the service: LoadCredential=tau_api_key:/etc/tau/api_key.
 KEY_CREDENTIAL = "tau_api_key"
@@ -1307,7 +1308,7 @@ def public_environment() -> dict[str, str]:
 
 
 def find_home(flag: str | None) -> str:
-    """The home directory of the daemon, absolute: --home, $TAU_HOME, systemd's, XDG's, the user's."""
+    """The daemon's home, absolute: from --home, $TAU_HOME, systemd or XDG, else ~/.local/state/tau."""
     named = flag or os.environ.get("TAU_HOME") or os.environ.get("STATE_DIRECTORY", "").partition(":")[0]
     return os.path.abspath(named or user_path("XDG_STATE_HOME", "~/.local/state", "tau"))
 
@@ -1321,7 +1322,7 @@ def is_read_only() -> bool:
 
 
 def refuse_writes(method: str, effect: str) -> None:
-    """Forbidden where TAU_READ_ONLY is set, unless the effect is only to read."""
+    """Raises Forbidden if TAU_READ_ONLY is set, unless the operation only reads."""
     if effect != "reads" and is_read_only():
         raise Forbidden(f"TAU_READ_ONLY is set: '{method}' would change something", "unset TAU_READ_ONLY")
 
@@ -1329,7 +1330,7 @@ def refuse_writes(method: str, effect: str) -> None:
 class Peer:
     """The daemon that the client speaks to, and the key and certificates for it.
 
-    *origin* is what has named it: a flag, a variable, `tau env use`, or `home`.  *host* is empty for the home's socket.
+    *origin* says what named it: a flag, a variable, `tau env use`, or `home`.  Without *host* it has the home's socket.
     """
 
     def __init__(
@@ -1343,7 +1344,7 @@ class Peer:
 
     @property
     def address(self) -> str:
-        """Its host, else the socket of the home, else a service's."""
+        """The host, else the socket of the home, or the service's socket if only that exists."""
         place = os.path.join(self.home, "tau.sock")
         if not os.path.lexists(place) and os.path.lexists(SERVICE_SOCKET):
             place = SERVICE_SOCKET
@@ -1354,7 +1355,7 @@ SERVICE_SOCKET = "/run/tau/tau.sock"
 
 
 def find_daemon(host: str | None, env: str | None, home: str | None) -> Peer:
-    """Where the daemon is: --host, --env, --home, TAU_HOST, TAU_ENV, `tau env use`, else the home's socket."""
+    """Finds the daemon by --host, --env, --home, TAU_HOST, TAU_ENV or `tau env use`, else at the home's socket."""
     flags = (("--host", host), ("--env", env), ("--home", home))
     named = (*flags, *((variable, os.environ.get(variable)) for variable in ("TAU_HOST", "TAU_ENV")))
     origin, name = next((pair for pair in named if pair[1]), ("tau env use", ""))
@@ -1369,7 +1370,7 @@ def find_daemon(host: str | None, env: str | None, home: str | None) -> Peer:
 
 
 def check_flags(peer: Peer, env: str | None, home: str | None) -> None:
-    """BadRequest if flags name different daemons.  --home beside a loopback address says whose key is sent."""
+    """Raises BadRequest if flags name different daemons.  With a loopback address, --home says whose key to send."""
     hint = "give one of --host, --env and --home"
     if peer.origin == "--host" and env and read_environment(env, "--env")["host"] != peer.host:
         raise BadRequest(f"--host {peer.host} is not the host of --env {env}", hint)
@@ -1382,7 +1383,7 @@ def check_flags(peer: Peer, env: str | None, home: str | None) -> None:
 
 
 def environment_key(host: str) -> str:
-    """The key in TAU_API_KEY_FILE or TAU_API_KEY.  Where TAU_HOST is set, they belong to that host alone."""
+    """Returns the key in TAU_API_KEY_FILE or TAU_API_KEY.  With TAU_HOST, it is for that host alone."""
     if os.environ.get("TAU_HOST") not in (None, "", host):
         return ""
     if path := os.environ.get("TAU_API_KEY_FILE"):
@@ -1402,7 +1403,7 @@ def parse_key(text: str, origin: str) -> str:
     return key
 
 
-#: What check_name() is given: at most so many characters, and which besides letters and digits.
+#: Arguments of check_name(): what is named, its greatest length, its marks.
 ENVIRONMENT_NAME = ("an environment's name", 64, "_-")
 WORD = {"type": "string", "minLength": 1}
 ENVIRONMENT_SCHEMA = object_schema(
@@ -1411,7 +1412,7 @@ ENVIRONMENT_SCHEMA = object_schema(
 
 
 def environments_path() -> str:
-    """The file of the client's environments; beside it `environment` names the chosen one."""
+    """The file of the client's environments; the file `environment` beside it has the chosen name."""
     return user_path("XDG_CONFIG_HOME", "~/.config", "tau", "environments.toml")
 
 
@@ -1420,7 +1421,7 @@ def chosen_environment() -> str:
 
 
 def read_environments() -> dict[str, dict[str, str]]:
-    """The client's environments as they are written; Forbidden if others could read a key."""
+    """Returns the client's environments as written; Forbidden if other users could read a key."""
     path = environments_path()
     tables: dict[str, dict[str, str]] = read_toml(path, f"ls -l {path}", missing="")
     for name, table in tables.items():
@@ -1437,7 +1438,7 @@ def read_environments() -> dict[str, dict[str, str]]:
 def read_toml(path: str, hint: str, missing: str | None = None) -> Json:
     text = read_text(path, hint, missing)
     if not text:
-        return {}  # without an import of tomllib
+        return {}  # saves the import of tomllib
     try:
         return tomllib.loads(text)
     except tomllib.TOMLDecodeError as problem:
@@ -1445,13 +1446,13 @@ def read_toml(path: str, hint: str, missing: str | None = None) -> Json:
 
 
 def demand_own(path: str) -> None:
-    """Forbidden if others than its owner can read or write a file."""
+    """Raises Forbidden if other users can read or write a file."""
     if os.stat(path).st_mode & 0o077:
         raise Forbidden(f"{path} holds a key and others can read or write it", f"chmod 600 {path}")
 
 
 def named_environment(name: str, origin: str = "") -> dict[str, str]:
-    """An environment as it is written; NotFound names the nearest, and what has named this one."""
+    """Returns an environment as written; NotFound names the nearest name, and *origin*."""
     known = read_environments()
     if name not in known:
         remedy = "tau env use --none" if origin == "tau env use" else "`tau env list` shows all"
@@ -1461,7 +1462,7 @@ def named_environment(name: str, origin: str = "") -> dict[str, str]:
 
 
 def read_environment(name: str, origin: str) -> dict[str, str]:
-    """What a Peer takes of an environment: its key read, its files absolute."""
+    """Returns a Peer's arguments from an environment: the key itself, and absolute paths."""
     folder, table = os.path.dirname(environments_path()), dict(named_environment(name, origin))
     for key in table:
         if key.endswith("_file"):
@@ -1473,7 +1474,7 @@ def read_environment(name: str, origin: str) -> dict[str, str]:
 
 
 def find_config(flag: str | None, home: str) -> str | None:
-    """The configuration file: --config, $TAU_CONFIG, <home>/tau.toml, /etc/tau/tau.toml; the first there is."""
+    """The configuration file: --config, $TAU_CONFIG, or the first of <home>/tau.toml and /etc/tau/tau.toml."""
     if named := flag or os.environ.get("TAU_CONFIG"):
         return os.path.abspath(named)
     usual = (os.path.join(home, "tau.toml"), "/etc/tau/tau.toml")
@@ -1481,7 +1482,6 @@ def find_config(flag: str | None, home: str) -> str | None:
 
 
 def read_settings(flags: Mapping[str, Any], config: str | None) -> Json:
-    """Every setting by name: flag, then environment, then file, then default."""
     file = read_config(config) if config else {}
     settings = {}
     for row in SETTINGS:
@@ -1519,7 +1519,7 @@ EXECUTOR_KEYS = {
 }
 EXECUTOR_DEFAULTS = {"python": "python3", "lost_after_s": 60.0, "has_dependencies": False}
 EXECUTOR_HINT = '[executors.worker1] command = ["ssh", "worker1"]'
-#: Sections of named tables → the schema of such a table, and an example.
+#: section of named tables → the schema of each table, and an example.
 NAMED_TABLES = {
     "connections": (
         object_schema({"url": {"type": "string"}}, "url"),
@@ -1555,7 +1555,7 @@ def read_config(path: str) -> Json:
 
 
 def demand_executor(name: str, executors: Json, environment: str | None) -> None:
-    """BadRequest unless there is such an executor that can have the *environment* of a pipeline."""
+    """Raises BadRequest unless the executor exists and can have the *environment* of a pipeline."""
     if name == LOCAL_EXECUTOR:
         return
     if name not in executors:
@@ -1567,9 +1567,9 @@ def demand_executor(name: str, executors: Json, environment: str | None) -> None
 
 
 def read_secret(name: str, folder: str | Mapping[str, str]) -> tuple[str | None, str | None]:
-    """The value of a secret and where it is: environment, $CREDENTIALS_DIRECTORY, the home's secrets/.
+    """Returns a secret and where it was found: environment, $CREDENTIALS_DIRECTORY, or the home's secrets/.
 
-    On another machine *folder* is what was sent of it, by name.
+    *folder* is that folder; on another machine it is the secrets that were sent, by name.
     """
     if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_.-]{0,127}", name):
         raise BadRequest(f"{str(name)[:WORD_MAX]!r} cannot be a secret's name", 'ctx.secret("API_KEY")')
@@ -1578,7 +1578,7 @@ def read_secret(name: str, folder: str | Mapping[str, str]) -> tuple[str | None,
     if name in os.environ and not name.startswith(PRIVATE_ENVIRONMENT):
         return os.environ[name], "environment"
     folders = {"home": os.path.realpath(folder)} if isinstance(folder, str) else {}
-    if folders and name != KEY_CREDENTIAL:  # which opens the daemon, and is no pipeline's
+    if folders and name != KEY_CREDENTIAL:  # this key opens the daemon: pipelines must not get it
         folders = {"credentials": os.environ.get("CREDENTIALS_DIRECTORY") or os.devnull} | folders
     for where, place in folders.items():
         if os.path.exists(path := os.path.join(place, name)):
@@ -1604,7 +1604,7 @@ def database_path(url: str, home: str) -> str:
 def make_parser(prog: str, description: str, examples: Sequence[str], end: str = "") -> argparse.ArgumentParser:
     """An argparse parser that raises BadRequest; its help ends with the examples as they are written."""
 
-    def layout(prog: str) -> argparse.HelpFormatter:  # of one width, so that argparse need not import shutil
+    def layout(prog: str) -> argparse.HelpFormatter:  # a fixed width saves the import of shutil
         return argparse.HelpFormatter(prog, max_help_position=28, width=79)
 
     parser = argparse.ArgumentParser(prog=prog, description=description, formatter_class=layout, allow_abbrev=False)
@@ -1627,7 +1627,7 @@ def open_standard_descriptors() -> None:
         os.set_inheritable(number, True)
     os.close(number)
     for name, number in (("stdin", 0), ("stdout", 1), ("stderr", 2)):
-        if getattr(sys, name) is None:  # it was closed when the interpreter looked
+        if getattr(sys, name) is None:  # it was closed when the interpreter started
             stream = open(number, "r" if number == 0 else "w", encoding="utf-8")  # noqa: SIM115 (for ever)
             setattr(sys, name, stream)
     for output in (sys.stdout, sys.stderr):  # JSON is UTF-8 wherever it goes; a terminal gets what it can show
@@ -1636,11 +1636,11 @@ def open_standard_descriptors() -> None:
 
 
 def write_out(text: str) -> None:
-    """Prints on stdout; a reader who is gone changes nothing, not even the exit code."""
+    """Prints on stdout.  If the reader is gone, the exit code stays the same."""
     try:
         print(text, flush=True)
     except OSError as problem:
-        # A terminal that has been closed says EIO; a disk that says so is another matter.
+        # A closed terminal gives EIO; EIO of a disk is a real failure.
         if problem.errno != errno.EPIPE and not (problem.errno == errno.EIO and stat.S_ISCHR(os.fstat(1).st_mode)):
             raise
         leave_output(1)
@@ -1652,7 +1652,7 @@ def leave_output(number: int) -> None:
 
 
 def leave_stderr() -> None:
-    """Drops what cannot be written to stderr: at the end it would become the exit code (120)."""
+    """Drops what cannot be written to stderr, because Python would exit with 120 for it."""
     try:
         sys.stderr.flush()
     except (OSError, ValueError):
@@ -1729,31 +1729,30 @@ def plain(value: Any) -> str:
 
 
 # --- 7. System ---------------------------------------------------------------------------
-# Owns what more than one part asks of the operating system: the time, processes by more than their pid, files,
-# and what it says of file systems.
-# Calls nothing.  Promises that no signal reaches a stranger who has been given an old pid.
+# Owns what several parts ask of the operating system: the time, locks, processes, files, installed modules.
+# Calls Words.  Promises that no signal reaches another process that has got an old pid.
 
 
 def boot_id() -> str:
-    """The name of this boot of the machine; empty where it cannot be known."""
+    """The name of this boot of the machine; empty if it is unknown."""
     return peek("/proc/sys/kernel/random/boot_id").strip()
 
 
 def stat_fields(pid: int) -> list[str]:
-    """The fields of proc_pid_stat(5) from the state on; none if there is no such process."""
+    """The fields of proc_pid_stat(5) from the state on; empty if there is no such process."""
     return peek(f"/proc/{pid}/stat").rpartition(")")[2].split()  # the name before it may hold spaces
 
 
 def process_started(pid: int) -> str | None:
     """When a process started, in the kernel's ticks since boot; None if it is gone or a zombie.
 
-    A pid may by now belong to a stranger; pid and start time name one process of a boot.
+    A pid may belong to another process by now; pid and start time name one process of a boot.
     """
     if fields := stat_fields(pid):
         return None if fields[0] in ("Z", "X") else fields[19]
     if os.path.exists("/proc/self/stat"):
         return None
-    try:  # no /proc (macOS): existence is the best that can be known
+    try:  # no /proc (macOS): only its existence can be known
         os.kill(pid, 0)
     except ProcessLookupError:
         return None
@@ -1763,7 +1762,7 @@ def process_started(pid: int) -> str | None:
 
 
 def identity(pid: int) -> Json:
-    """What names one process for ever."""
+    """Returns values that together name one process for ever."""
     return {"pid": pid, "started": process_started(pid), "boot": boot_id()}
 
 
@@ -1773,13 +1772,13 @@ def is_alive(process: Json) -> bool:
 
 
 def send_signal(process: Json, number: int) -> None:
-    """Signals the process group of a run, if its leader is still the one that we mean."""
+    """Signals the process group of a run, if its leader is still this process."""
     if is_alive(process):
         signal_group(process["pid"], number)
 
 
 def signal_group(leader: int, number: int) -> None:
-    """Signals a process group whose leader is not yet reaped: its number is still its own."""
+    """Signals a process group whose leader is not reaped yet: no other group can have its number."""
     try:
         os.killpg(leader, number)
     except (ProcessLookupError, PermissionError):
@@ -1787,7 +1786,7 @@ def signal_group(leader: int, number: int) -> None:
 
 
 class Clock:
-    """What time it is; a test has its own."""
+    """Tells the time; tests have a clock of their own."""
 
     def time(self) -> float:
         return time.time()
@@ -1798,11 +1797,11 @@ class Clock:
 
     def elapsed(self) -> float:
         """Seconds since some instant, with those in which the machine slept."""
-        return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))  # macOS counts sleep here
+        return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))  # this counts sleep on macOS
 
 
 class Ending:
-    """What must end: *send* sends SIGTERM at once, and SIGKILL at each look() after the grace."""
+    """Ends processes: *send* sends SIGTERM at once, and SIGKILL at each look() after the grace."""
 
     __slots__ = ("kill_at", "send")
 
@@ -1816,10 +1815,10 @@ class Ending:
 
 
 def lock_file(path: str, wait: bool = True, create: bool = False) -> int:
-    """A descriptor of a file or directory that has its lock until it is closed, even by kill -9.
+    """Locks a file or directory until the returned descriptor is closed, even by kill -9.
 
-    Without *wait* it is -1 where another process has the lock, or the file system knows none.
-    flock, since fcntl locks vanish when any descriptor closes.
+    Without *wait* it is -1 if another process has the lock, or the file system has no locks.
+    Uses flock, because fcntl locks vanish when any descriptor closes.
     """
     file = os.open(path, os.O_RDWR | os.O_CREAT if create else os.O_RDONLY | os.O_NONBLOCK, 0o600)
     try:
@@ -1860,7 +1859,7 @@ class LineBuffer:
         self.tail = bytearray()
 
     def add(self, data: bytes) -> list[bytes]:
-        """The lines that these bytes complete."""
+        """Returns the lines that these bytes complete."""
         first, *others = data.split(b"\n")
         self.tail += first
         if not others:
@@ -1871,7 +1870,7 @@ class LineBuffer:
 
 
 def set_tcp_options(peer: socket.socket) -> None:
-    """The connection sends at once, and notices within two minutes that its peer is gone."""
+    """Makes a connection send at once, and notice within two minutes that its peer is gone."""
     peer.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     peer.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     for name, value in (("TCP_KEEPIDLE", 60), ("TCP_KEEPINTVL", 10), ("TCP_KEEPCNT", 6)):
@@ -1888,27 +1887,27 @@ NETWORKS = ("nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "fuse.sshfs", "ceph", 
 
 
 def file_system(path: str) -> str | None:
-    """The type of the file system that holds a path; None where it cannot be known."""
+    """The type of the file system that holds a path; None if it is unknown."""
     place = os.path.realpath(path) + "/"
     mounts = [line.split()[1:3] for line in peek("/proc/self/mounts").splitlines()]
     above = [mount for mount in mounts if place.startswith(mount[0].rstrip("/") + "/")]
-    return max(reversed(above), key=lambda mount: len(mount[0]))[1] if above else None  # the last mounted is on top
+    return max(reversed(above), key=lambda mount: len(mount[0]))[1] if above else None  # the last mount is on top
 
 
 def start_python(
     function: str, words: Sequence[str], files: Mapping[int, int], environ: Mapping[str, str],
     python: str | None = None,
 ) -> int:  # fmt: skip
-    """Starts `tau.function()` of this very file in a fresh interpreter; its pid.
+    """Starts `tau.function()` of this very file in a fresh interpreter and returns its pid.
 
-    *files* gives its descriptors: number there → number here.  *python* is that of a virtual environment.
+    *files* is descriptor there → descriptor here.  *python* is the interpreter of a virtual environment.
     """
     if python is not None:
         folder = os.path.dirname(python)
         paths = f"{folder}{os.pathsep}{environ.get('PATH', os.defpath)}"
         environ = {**environ, "PATH": paths, "VIRTUAL_ENV": os.path.dirname(folder)}
-    # The import system has a compiled cache.  Our own imports come first, because the directory may hold modules
-    # that shadow the standard library's.
+    # An import uses the compiled cache.  The standard library is imported first, because the directory may
+    # have modules that shadow it.
     code = (
         "import json, os, socket, sys, time\n"
         f"sys.path.insert(0, {os.path.dirname(os.path.abspath(__file__))!r})\n"
@@ -1920,7 +1919,7 @@ def start_python(
 
 
 def need(module: str, extra: str, what: str) -> Any:
-    """An optional module, imported; MissingExtra says how to get it."""
+    """Imports an optional module; MissingExtra says how to get it."""
     try:
         __import__(module)
     except ImportError as problem:
@@ -1943,7 +1942,7 @@ def find_module(name: str) -> bool:
         return False
 
 
-#: A growing file is read in pieces of this size, and what has been read is freed in pieces of the other.
+#: Sizes of the pieces in which a growing file is read, and its blocks are freed.
 READ_BYTES = 128 << 10
 FREED_BYTES = 16 << 20
 
@@ -1951,7 +1950,7 @@ FREED_BYTES = 16 << 20
 def read_lines(
     path: str, offset: int, longest: int | None = None, final: bool = False
 ) -> tuple[list[bytes], int, bool]:
-    """Whole lines of a growing file from *offset*: the lines, the offset after them, whether more is there.
+    """Reads whole lines of a growing file; returns them, the offset after them, and whether there is more.
 
     A line longer than *longest* is cut into several.  *final* takes the unfinished last line too.
     """
@@ -1978,7 +1977,7 @@ def read_lines(
 def free_blocks(path: str, position: Json, name: str) -> None:
     """Frees the blocks of a growing file that have been read, as *position* says; only Linux can.
 
-    The file's length stays; who appends to it notices nothing.
+    The file's length stays; a process that appends to it notices nothing.
     """
     freed, end = f"{name}_released", position[name]
     if end - position.get(freed, 0) <= FREED_BYTES:
@@ -1993,7 +1992,7 @@ def free_blocks(path: str, position: Json, name: str) -> None:
 
 
 def read_output(stem: str, stream: str, position: Json, final: bool) -> tuple[list[bytes], bool]:
-    """The next lines of descriptor 1 or 2 of a process, and whether there are more."""
+    """Returns the next lines of descriptor 1 or 2 of a process, and whether there are more."""
     path = f"{stem}.{stream}"
     lines, position[stream], more = read_lines(path, position[stream], LOG_LINE_BYTES_MAX, final)
     free_blocks(path, position, stream)
@@ -2001,7 +2000,7 @@ def read_output(stem: str, stream: str, position: Json, final: bool) -> tuple[li
 
 
 def sync(path: str) -> None:
-    """What the file holds, or what the directory lists, is on disk."""
+    """Forces to disk what a file holds, or what a directory lists."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -2010,7 +2009,6 @@ def sync(path: str) -> None:
 
 
 def read_bytes(path: str) -> bytes | None:
-    """What a file holds; None if it cannot be read."""
     try:
         with open(path, "rb") as file:
             return file.read()
@@ -2039,10 +2037,10 @@ def cannot_read(path: str, problem: Exception, hint: str) -> BadRequest:
 
 
 class Replacement:
-    """`with` it: a new file, open for bytes, that takes the place of the one at *path* at the end.
+    """Opens a new file for bytes, which at the end of `with` takes the place of the file at *path*.
 
-    After an exception the old file is there as before.  *durable*: what was written survives a power loss.
-    The file's `name` is where it is meanwhile.
+    After an exception the old file stays.  If *durable*, the new file survives a power loss.
+    Until then the file's `name` is its path.
     """
 
     numbers = itertools.count()
@@ -2077,13 +2075,13 @@ class Replacement:
 
 
 def replace_file(path: str, data: bytes, durable: bool = True) -> None:
-    """Writes a file for its owner alone, whole or not at all; OSError if it cannot be written."""
+    """Writes a file for its owner alone, whole or not at all."""
     with Replacement(path, durable=durable) as file:
         file.write(data)
 
 
 def check_private(path: str) -> None:
-    """Forbidden if every user can read a file: its mode says so, and no directory is in the way."""
+    """Raises Forbidden if every user can read a file: its mode and all directories above let them."""
     at = os.path.realpath(path)
     reachable = os.stat(at).st_mode & 0o004
     while reachable and at != (at := os.path.dirname(at)):
@@ -2101,8 +2099,8 @@ def remove_file(path: str) -> None:
 
 # --- 8. Ticks ----------------------------------------------------------------------------
 # Owns the arithmetic of time: durations, instants, time zones, cron expressions, the ticks of a schedule.
-# Calls Words and Settings.  Promises cron's true rule, distinct ticks after the time asked about, no clock:
-# time is a parameter.  Instants are whole seconds since the epoch; wall times are those of a clock in UTC.
+# Calls Words, Records and Settings.  Promises the rule of Debian's cron, distinct ticks after a given time, and no
+# look at a clock.  Instants are seconds since the epoch; a wall time is the instant when a clock in UTC shows it.
 
 UNITS_S = {"w": 604_800, "d": 86_400, "h": 3_600, "m": 60, "s": 1}
 DURATION_MAX_S = 10 * 366 * 86_400
@@ -2142,7 +2140,7 @@ def parse_interval(value: float | str) -> int:
 
 
 TIME_RULE = r"\d{4}-\d\d-\d\d(?:[Tt ]\d\d:\d\d(?::\d\d(?:\.\d{1,9})?)?(?:[Zz]|[+-]\d\d:\d\d)?)?"
-#: No instant is later (it is in the year 9987): calendars end with the year 9999.
+#: Every instant is earlier than this one in the year 9987: calendars end with the year 9999.
 TIME_MAX = 253_000_000_000
 TIME_HINT = "2026-01-01T06:00:00Z, or 2026-01-01T06:00 or 2026-01-01 in the time zone"
 
@@ -2150,8 +2148,8 @@ TIME_HINT = "2026-01-01T06:00:00Z, or 2026-01-01T06:00 or 2026-01-01 in the time
 def parse_time(text: str, zone: Zone) -> int:
     """The instant that a text names: RFC 3339, or a date, or a time as a clock of the zone shows it.
 
-    A fraction of a second is rounded up.  A time that the clock skips means the instant at which it is set;
-    a time that it shows twice means the first.
+    A fraction of a second is rounded up.  A time that the clock skips means the instant of the change;
+    a time that it shows twice means the first instant.
     """
     try:
         if not re.fullmatch(TIME_RULE, text, re.ASCII):
@@ -2167,14 +2165,14 @@ def parse_time(text: str, zone: Zone) -> int:
         raise BadRequest(f"'{text[:WORD_MAX]}' is not a time since 1970", TIME_HINT) from None
 
 
-#: Clocks are looked at this often: no zone of the last fifty years has changed twice within it.
+#: Spans in which to look for changes of clocks: in fifty years no zone has changed twice within one.
 LOOK_SPAN_S = 3 * 86_400
-#: A clock set by more than this was wrong before: the new time counts at once, and nothing is caught up.
+#: A clock set by more than this was wrong: the new time counts at once, and no tick is caught up.
 CORRECTION_S = 3 * 3_600
 
 
 class Zone:
-    """A time zone as a clock on a wall there: how far it is ahead of UTC, and when it is set."""
+    """A time zone, seen as a wall clock: how far it is ahead of UTC, and when it is set."""
 
     def __init__(self, name: str) -> None:
         check_zone(name)
@@ -2189,14 +2187,14 @@ class Zone:
         return int(self.shown(at).replace(tzinfo=datetime.UTC).timestamp()) - at
 
     def change(self, after: int, until: int) -> Change | None:
-        """The first time that the clock is set after one instant and not after another."""
+        """Returns the first change of the clock later than *after*, up to *until*."""
         if self.name == "UTC":
             return None
         spans = range(after // LOOK_SPAN_S, until // LOOK_SPAN_S + 1)
         return next((change for change in map(self.look, spans) if change and after < change[0] <= until), None)
 
     def first_change(self, span: int) -> Change | None:
-        """When the clock is set within one LOOK_SPAN_S, found by halving."""
+        """Finds the change of the clock within a span of LOOK_SPAN_S, by bisection."""
         instants = range(span * LOOK_SPAN_S, (span + 1) * LOOK_SPAN_S)
         before, after = self.offset(instants[0] - 1), self.offset(instants[-1])
         if before == after:
@@ -2205,14 +2203,14 @@ class Zone:
         return instants[at], before, after
 
     def repeated_until(self, at: int) -> int | None:
-        """The wall time at which the clock was set back, if it shows a time for the second time now."""
+        """Returns the wall time at which the clock was set back, if it repeats wall times now."""
         if self.name == "UTC" or not self.shown(at).fold:
             return None
         set_at, before, after = self.change(at - 86_400, at) or (0, 0, 0)
         return set_at + before if 0 < before - after < CORRECTION_S else None
 
     def instant(self, wall: int) -> int:
-        """When the clock first shows a wall time, or is set over it."""
+        """Returns the instant at which the clock first shows a wall time, or skips it."""
         naive = datetime.datetime.fromtimestamp(wall, datetime.UTC).replace(tzinfo=self.info)
         at = int(naive.timestamp())
         if at + self.offset(at) == wall:
@@ -2263,7 +2261,7 @@ class CronField:
         self.place = f"{self.name} (field {number + 1})"
         self.starred = text.startswith("*")
         self.values: set[int] = set()
-        self.weeks: set[int] = set()  # of `5#2` and `L5`: which such day of the month, 1 to 5, or 0 for the last
+        self.weeks: set[int] = set()  # 2 for `5#2`, the second Friday of the month; 0 for `L5`, the last
         self.normal = ",".join(map(self.read_part, text.lower().split(",")))
 
     def read_part(self, part: str) -> str:
@@ -2281,7 +2279,7 @@ class CronField:
         return self.read_span(part)
 
     def read_span(self, part: str) -> str:
-        """Takes `*`, a value or a range; the first and the last may have a step."""
+        """Takes `*`, a value or a range; `*` and a range may have a step."""
         span, slash, step_text = part.partition("/")
         low_text, dash, high_text = span.partition("-")
         count = len(self.names) or self.most - self.least + 1
@@ -2325,7 +2323,7 @@ class Cron:
     """A cron expression: which times of a wall clock it names.
 
     `kind` is `wildcard` if its minute or its hour begins with `*`, else `fixed`; see clock_ticks().
-    croniter would take more than Debian's cron, and not every process has it.  It gets what it cannot misread.
+    croniter accepts more than Debian's cron, and not every process has it.  It gets only what it cannot misread.
     """
 
     __slots__ = ("kind", "normal", "text", "walker")
@@ -2340,7 +2338,7 @@ class Cron:
         self.normal = " ".join(field.normal for field in fields)
 
     def next(self, wall: int) -> int | None:
-        """The next wall time that it names after one; None if there is none within fifty years."""
+        """Returns the next wall time that it names after *wall*; None if that is over fifty years away."""
         if self.walker is None:
             rule = {"implement_cron_bug": True, "max_years_between_matches": 50}
             self.walker = croniter.croniter(self.normal, 0.0, **rule)
@@ -2371,7 +2369,7 @@ def split_cron(text: str) -> list[str]:
 
 
 def check_days(day: CronField, month: CronField, weekday: CronField) -> None:
-    """BadRequest for days that never come, and for combinations that croniter misreads."""
+    """Raises BadRequest for days that never come, and for combinations that croniter misreads."""
     if weekday.weeks and weekday.values:
         raise BadRequest(f"{weekday.place}: # and L cannot be mixed with other days", "write two schedules")
     if weekday.weeks and not day.starred:
@@ -2380,22 +2378,22 @@ def check_days(day: CronField, month: CronField, weekday: CronField) -> None:
     lengths = {DAYS_OF_MONTH[number - 1] for number in month.values} | ({28} if 2 in month.values else set())
     if any(day.values & dates_in(length, weekday.weeks) for length in lengths):
         return
-    # Either day field may match, unless one begins with *: then both must.
+    # A date must match one of the day fields; both, if a field begins with *.
     if not (day.starred or weekday.starred):
-        day.normal = "*"  # only the weekday ever does
+        day.normal = "*"  # no date matches it, so only the weekday counts
         return
     message = f"{day.place} {sorted(day.values)} never comes in month (field 4) {sorted(month.values)}"
     raise BadRequest(f"{message}, expected a real date", '"0 0 1 * *" runs on the first of each month', field=day.name)
 
 
 def dates_in(length: int, weeks: set[int]) -> set[int]:
-    """The dates of a month in these weeks (0 is the last seven days); without *weeks* all."""
+    """The dates of a month in these weeks (0 is the last seven days); without *weeks*, all dates."""
     dates = range(1, length + 1)
     return {date for date in dates if not weeks or (date + 6) // 7 in weeks or (0 in weeks and date > length - 7)}
 
 
 class Times:
-    """When a schedule is due: *ticks* are the instants, in order, strictly after a given one."""
+    """When a schedule is due: *ticks* yields all ticks after an instant, in order."""
 
     def __init__(self, kind: str, ticks: Callable[[int], Iterator[Tick]]) -> None:
         self.kind, self.ticks = kind, ticks
@@ -2407,11 +2405,11 @@ class Times:
         return itertools.takewhile(lambda tick: tick[0] <= until, self.ticks(after))
 
     def count(self, after: int, until: int, most: int) -> int:
-        """How many ticks `between` has; beyond *most* it may stop counting."""
+        """Counts the ticks of `between`; beyond *most* it may stop."""
         return sum(1 for _ in itertools.islice(self.between(after, until), most + 1))
 
     def latest(self, after: int, until: int, most: int) -> list[Tick]:
-        """The last ticks of `between`, at most so many, oldest first.
+        """Returns the last ticks of `between`, at most *most*, oldest first.
 
         It looks back from *until*, further and further, because *after* may be years ago.
         """
@@ -2464,15 +2462,15 @@ def once(at: int) -> Times:
 def clock_ticks(cron: Cron, zone: Zone, after: int) -> Iterator[Tick]:
     """The instants at which a clock of the zone shows a time that the expression names.
 
-    The rule is Debian cron's.  Where the clock is set forward, fixed times that it skips are due once, when it is
-    set.  Where it is set back, fixed times that it repeats are due the first time only.  Wildcard times follow the
-    clock.  Where it is set by more than three hours, the new time counts at once for both.
+    The rule is Debian cron's.  If the clock is set forward, fixed times that it skips are due once, when it is
+    set.  If it is set back, fixed times that it repeats are due the first time only.  Wildcard times follow the
+    clock.  If it is set by more than three hours, fixed times follow it at once, too.
     croniter only walks from one wall time to the next; it knows no zones.
 
-    For example `30 2 * * *` in New York, where the clock goes from 02:00 to 03:00 at 07:00Z on 2026-03-08, after
-    05:00Z.  The clock shows 00:00, so the next wall time is 02:30, which would be 07:30Z.  But before that, at 07:00Z,
-    the clock is set.  It shows 03:00 then: 02:30 was skipped, so 07:00Z is the tick, and a moved one.  croniter goes on
-    from 03:00 to the next day's 02:30, which is 06:30Z by the new offset.
+    For example, `30 2 * * *` in New York, from 05:00Z on 2026-03-08.  The clock shows 00:00, so the next wall
+    time is 02:30, which would be 07:30Z.  But at 07:00Z the clock is set from 02:00 to 03:00 and skips 02:30, so
+    the tick is 07:00Z, marked as moved.  croniter goes on from 03:00 to the next day's 02:30, which is 06:30Z by
+    the new offset.
     """
     at, offset, fixed = after, zone.offset(after), cron.kind == "fixed"
     repeated = zone.repeated_until(after) if fixed else None
@@ -2534,7 +2532,7 @@ def schedule_options(live: Json, command: Json) -> Json:
 
 
 def read_timing(cron: str | None, every: float | str | None, at: str | None, zone: Zone) -> Json:
-    """The option that says when a schedule is due; BadRequest unless it is just one of these."""
+    """Returns the option that says when a schedule is due; BadRequest unless exactly one is given."""
     if [cron, every, at].count(None) != 2:
         raise BadRequest("give one of: a cron expression, --every, --at", CRON_HINT)
     if every is not None:
@@ -2543,7 +2541,7 @@ def read_timing(cron: str | None, every: float | str | None, at: str | None, zon
 
 
 def times_of(options: Json, anchor: int, timezone: str) -> Times | None:
-    """When a schedule with these options is due; None if they do not say."""
+    """Returns when a schedule with these options is due; None if they do not say."""
     if options["cron"] is not None:
         return CronTimes(Cron(options["cron"]), Zone(options["timezone"] or timezone))
     if options["every_s"] is not None:
