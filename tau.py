@@ -5733,7 +5733,7 @@ async def preview_pipeline(daemon: Daemon, row: Json) -> Json:
 
 
 def timing(row: Json, agenda: Agenda) -> tuple[Times | None, Zone]:
-    """Returns the times of a schedule, None if it has none, and its time zone."""
+    """Returns the times of a schedule (None: it is never due) and its time zone."""
     options = row["options"]
     times = times_of(options, instant_of(row["anchor_at"]), agenda.timezone)
     return times, Zone(options["timezone"] or agenda.timezone)
@@ -6727,7 +6727,7 @@ def shorten(document: Json) -> Json:
 
 
 def cut_value(value: Any) -> Any:
-    """The beginning of a large JSON value: whole items of a list or an object, the head of a text."""
+    """Returns the beginning of a large value: whole items of a list or object, the head of a text."""
     if isinstance(value, str):
         return cut_text(value, 500)
     items = [*value.items()] if isinstance(value, dict) else value
@@ -6737,13 +6737,13 @@ def cut_value(value: Any) -> Any:
 
 
 def cut_steps(steps: list[Json]) -> list[Json]:
-    """The first and last steps of each level, and those that failed."""
+    """Returns the first and last steps of each level, and the failed ones."""
     failed = [step for step in steps[5:-5] if step["status"] not in ("success", "running")]
     return [step | {"steps": cut_steps(step["steps"])} for step in [*steps[:5], *failed, *steps[5:][-5:]][:20]]
 
 
 #: What may be cut from a run's document: path, size in bytes, what is shown instead.
-#: A part that is larger than its size is cut; with 0, only if the document is still too large.
+#: A part beyond that size is cut; with 0, only if the document is still too large.
 CUTS: tuple[tuple[str, int, Callable[[Any], Any]], ...] = (
     ("result", RESULT_SHOWN_BYTES, cut_value),
     ("params", RESULT_SHOWN_BYTES // 2, cut_value),
@@ -6818,7 +6818,7 @@ class Caller:
 
 
 class Keys:
-    """The keys of the network: the configured ones, else the home's own, and those that were created."""
+    """The keys of the network: the configured keys, else the home's key, and the created keys."""
 
     def __init__(self, home: str, settings: Json, store: Store) -> None:
         self.home, self.settings, self.store = home, settings, store
@@ -6870,7 +6870,7 @@ class Keys:
 
 
 def configured_keys(settings: Json) -> list[bytes]:
-    """Returns the digests of the configured keys; raises BadRequest for a key that is easily guessed."""
+    """Returns the digests of the configured keys; raises BadRequest for a key that is too short."""
     digests = []
     if text := settings["api_key_hash"]:
         if not re.fullmatch("[0-9a-f]{64}", text):
@@ -7000,7 +7000,7 @@ class Deployment:
         return pipelines
 
     async def ask(self, entry: str, job: Json) -> Any:
-        """Returns what a process says that loads an entry, or scans all files; may raise LoadFailed."""
+        """Loads an entry, or scans all files, in a process; returns its result or raises LoadFailed."""
         job["python"] = self.daemon.venvs.python(self.venvs.get(entry))
         outcome = await self.daemon.runner.load(self.folder, entry, job)
         if outcome.error is not None:
@@ -7086,7 +7086,7 @@ def load_error(entry: str, error: Json) -> LoadFailed:
 
 
 def choose(pipelines: list[Json], name: str | None) -> list[Json]:
-    """Returns the pipelines to deploy; raises LoadFailed if two share a name, or none is *name*."""
+    """Returns the pipelines to deploy; raises LoadFailed for a name that two share, or none has."""
     by_name: dict[str, Json] = {}
     for row in pipelines:
         entry, other = row["entry"], by_name.setdefault(row["name"], row)
@@ -7119,13 +7119,13 @@ STEP_S = 1.0
 ALIVE_S = 60.0
 #: This long after each midnight of UTC all ticks are computed anew, because zones may change.
 REFRESH_AT_S = 12_345
-Clocks = tuple[float, float, float]  # at one moment: wall time, time awake, time with sleep
+Clocks = tuple[float, float, float]  # at one moment: wall time, time awake, time awake or asleep
 
 
 class Scheduler:
     """Does what is due as the last work of each group of writes, and records when it could not.
 
-    When anything is due next, its one timer begins a group that needs no other writes.
+    Its one timer begins a group when anything is due next, if no other write does.
     """
 
     def __init__(self, agenda: Agenda, runner: Runner) -> None:
@@ -7157,7 +7157,7 @@ class Scheduler:
         with contextlib.suppress(TauError):  # on a full disk the gap looks longer
             await self.store.write(self.agenda.remember, "alive", {"until": int(self.clock.time())})
 
-    # What runs on the writer's thread.
+    # These run on the writer's thread.
 
     def decide(self) -> tuple[Clocks, bool, list[str]]:
         """Decides all that is due by now.
@@ -7236,7 +7236,7 @@ class Scheduler:
             self.stuck_at = 0.0
         return stops, jobs
 
-    # What runs on the event loop.
+    # This runs on the event loop.
 
     def begin(self, stops: list[str], jobs: list[Json]) -> None:
         """Starts and stops runs as decided, and sets the timer for what is due next."""
@@ -7366,7 +7366,7 @@ class Process:
         self.logged = self.dropped = 0  # numbers of log lines
         self.unsaved: list[Json] = []  # trace records that have been read and are not stored yet
         self.tails: dict[str, list[bytes]] = {}  # last lines of an output beyond the limit, logged at its end
-        self.lock = asyncio.Lock()  # around reading and storing: keeps the order
+        self.lock = asyncio.Lock()  # held for reading and storing, which keeps the order
         self.closed = asyncio.Event()  # set once its outcome is stored
         self.outcome: Outcome | None = None
         self.orphaned_at = 0.0
@@ -7380,12 +7380,12 @@ class Process:
 
     @property
     def remote(self) -> Json:
-        """The other machine's start record, when it was `seen`, and its `end` record."""
+        """The other machine's start record, with the time it was `seen`, and its `end` record."""
         record: Json = (self.start or {}).get("remote", {})
         return record
 
     def is_overdue(self) -> bool:
-        """Whether it has run for longer than its limit, from when another machine's start was seen."""
+        """Whether it has run too long; on another machine, since its start record was seen."""
         if self.timeout_s is None or self.start is None or self.stopping is not None:
             return False
         began = self.remote.get("seen") if self.executor else self.start["mono"]
@@ -7687,7 +7687,7 @@ class Runner:
                 remove_file(path)
 
     async def restart(self, process: Process) -> None:
-        """Starts an admitted run that never began with a new journal; ends it if it is unwanted."""
+        """Starts, with a new journal, an admitted run that never began; ends it if it is unwanted."""
         if process.run_id is not None and process.stopping is None:
             rename = self.store.rename_journal
             job = await self.store.write(rename, process.run_id, process.attempt, self.starter.server)
@@ -7744,7 +7744,7 @@ class Runner:
         process.unsaved, process.saved = [], dict(process.position)
 
     async def store_trace(self, process: Process, work: Callable[..., None], *outcome: Outcome) -> None:
-        """Stores what was read of a run; if a bug makes that fail, stores all except its records."""
+        """Stores what was read of a run; if a bug makes that fail, stores all except its trace records."""
         if process.run_id is None:
             return
         run = process.run_id, process.attempt
@@ -7932,7 +7932,7 @@ class Feed:
     async def events(self, run_id: str, tail: int | None = None) -> AsyncIterator[Json]:
         """Yields the events of a run until it is final, each time in the same order, by `seq`.
 
-        With *tail* it begins that many log lines before the last.
+        With *tail* it begins with the last *tail* log lines.
         """
         seq = self.store.ask.story_begin(run_id, tail)
         while True:
@@ -8089,7 +8089,7 @@ class Agenda:
     # What is decided.
 
     def decide_due(self, now: int, most: int) -> list[str]:
-        """Decides what is due for *most* schedules or DECIDE_S at most; returns the runs to stop."""
+        """Decides at most *most* due schedules, for about DECIDE_S; returns the runs to stop."""
         until = time.perf_counter() + DECIDE_S
         due = "SELECT * FROM schedules WHERE due_at <= ? ORDER BY due_at, pipeline LIMIT ?"
         gaps = self.sql.remembered("gaps") or []
@@ -8269,7 +8269,7 @@ class Agenda:
         self.store.event("chain.skipped", name, None, data, "scheduler")
 
     def save_chain(self, name: str, after: list[str]) -> None:
-        """Makes a pipeline come after just these; what has succeeded of them still counts."""
+        """Makes a pipeline come after just these; their successes so far still count."""
         marks = ", ".join("?" * len(after))
         old = f"DELETE FROM chains WHERE pipeline = ? AND comes_after NOT IN ({marks})"
         self.sql.db.execute(old, (name, *after))
@@ -8297,7 +8297,7 @@ class Agenda:
         self.sql.put("memory", {"name": name, "data": data}, clash="REPLACE")
 
     def note_gap(self, cause: str, begin: float, until: float) -> None:
-        """Remembers a time in which no tick could be decided, or should be; tells the ledger too."""
+        """Remembers a time in which ticks could not, or should not, be decided; the ledger has it too."""
         begin, until = int(begin), int(until)
         gaps = self.sql.remembered("gaps") or []
         self.remember("gaps", [*gaps, {"from": begin, "until": until, "cause": cause}][-GAPS_MAX:])
@@ -8338,7 +8338,7 @@ def source_of(options: Json, command: Json) -> str | None:
 
 
 def wants_backfill(latest: Json | None, only: str) -> bool:
-    """Whether a backfill runs a tick whose latest run is *latest*, None if it has no run."""
+    """Whether a backfill runs a tick; *latest* is the tick's last run, None before the first."""
     if latest is None:
         return only in ("missing", "all")
     return only in ("failed", "all") and latest["status"] in (*FAILURES, "cancelled")
