@@ -449,9 +449,9 @@ def id_at(seconds: float) -> str:
 
 # --- 2. Records --------------------------------------------------------------------------
 # Owns the shape of what is remembered: the SQL schema, the columns that are JSON, and how rows become documents.
-# Calls Words.  Promises that a column, a JSON key and an option for the same thing share one name.
+# Calls Words, Wire and System.  Promises that a column, a JSON key and an option for the same thing share one name.
 
-#: Marks the file as Tau's for `file(1)` and for ourselves: "tau1".
+#: Marks a database as Tau's, for `file(1)` and for Tau: "tau1".
 APPLICATION_ID = 0x74617531
 
 #: Migration n brings a database from user_version n to n + 1.  Never edit a released one.
@@ -475,7 +475,7 @@ MIGRATIONS = (
         SELECT v.*, p.created_at, p.updated_at FROM pipelines p
         JOIN versions v ON v.pipeline = p.name AND v.version = p.version WHERE p.deployed = 1;
 
-    -- The files of a deployment, under the digest of all of them.  They go with the last version that needs them.
+    -- The files of a deployment, under their common digest; deleted with the last version that needs them.
     CREATE TABLE sources (
         sha256 TEXT NOT NULL, path TEXT NOT NULL, content BLOB NOT NULL, PRIMARY KEY (sha256, path)
     ) STRICT;
@@ -484,8 +484,9 @@ MIGRATIONS = (
         DELETE FROM sources WHERE sha256 = old.sha256;
     END;
 
-    -- `executor` overrides that of the version.  At `expires_at` a run has waited in the queue for too long.
-    -- A tick has one run.  `retry_of` is the failed run that this one repeats; each is repeated once at most.
+    -- `executor` overrides the version's executor.  A run that is still queued at `expires_at` times out.
+    -- `retry_of` is the failed run that a run repeats; a backfill repeats it once at most.
+    -- A tick has one run that is not a repeat.
     CREATE TABLE runs (
         run_id TEXT PRIMARY KEY, pipeline TEXT NOT NULL, version INTEGER NOT NULL, status TEXT NOT NULL,
         "trigger" TEXT NOT NULL, executor TEXT, attempt INTEGER NOT NULL, params TEXT NOT NULL, key TEXT,
@@ -519,7 +520,7 @@ MIGRATIONS = (
         PRIMARY KEY (run_id, attempt)
     ) STRICT, WITHOUT ROWID;
 
-    -- `columns` are the columns and types that the step has seen go by: drift can be seen later.
+    -- `columns` are the columns and types of the rows in a step: they show when data changes shape.
     CREATE TABLE steps (
         run_id TEXT NOT NULL REFERENCES runs (run_id) ON DELETE CASCADE, attempt INTEGER NOT NULL,
         step INTEGER NOT NULL, parent INTEGER, name TEXT NOT NULL, path TEXT NOT NULL, status TEXT NOT NULL,
@@ -535,7 +536,7 @@ MIGRATIONS = (
         PRIMARY KEY (run_id, attempt, n)
     ) STRICT, WITHOUT ROWID;
 
-    -- What a run said of its data: its checks and metrics, and the last word of its progress.
+    -- What a run reported about its data: checks, metrics, and its latest progress.
     CREATE TABLE observations (
         run_id TEXT NOT NULL REFERENCES runs (run_id) ON DELETE CASCADE, attempt INTEGER NOT NULL,
         n INTEGER NOT NULL, kind TEXT NOT NULL, at TEXT NOT NULL, step TEXT, name TEXT NOT NULL,
@@ -552,7 +553,7 @@ MIGRATIONS = (
     CREATE INDEX events_of_no_run ON events (at) WHERE run_id IS NULL;
     CREATE INDEX events_of_tick ON events (pipeline, scheduled_for, seq) WHERE scheduled_for IS NOT NULL;
 
-    -- Counting a million rows takes 50 ms; these rows are moved by the same transaction as the run.
+    -- The number of runs of each status, kept by triggers: counting a million rows takes 50 ms.
     CREATE TABLE totals (status TEXT PRIMARY KEY, runs INTEGER NOT NULL) STRICT, WITHOUT ROWID;
     CREATE TRIGGER run_added AFTER INSERT ON runs BEGIN
         UPDATE totals SET runs = runs + 1 WHERE status = new.status;
@@ -573,9 +574,9 @@ MIGRATIONS = (
         run_id TEXT NOT NULL, updated_at TEXT NOT NULL
     ) STRICT, WITHOUT ROWID;
 
-    -- When a pipeline runs by itself.  `command` is what the command line has set; `options` are these, then the
-    -- decorator's, then defaults.  Ticks up to the watermark are decided, the next one when it is due.  A schedule
-    -- that is held (undeployed, disabled, paused) is never due.
+    -- When a pipeline runs by itself.  `options` are in force: first `command`, what a command has set, then the
+    -- decorator's, then defaults.  Ticks up to `watermark_at` are decided; the next one, `next_at`, is decided
+    -- at `due_at`, and never while the schedule is held (undeployed, disabled, paused).
     CREATE TABLE schedules (
         pipeline TEXT PRIMARY KEY REFERENCES pipelines (name), command TEXT NOT NULL, options TEXT NOT NULL,
         enabled INTEGER NOT NULL, held TEXT, anchor_at TEXT NOT NULL, watermark_at TEXT NOT NULL,
@@ -584,12 +585,12 @@ MIGRATIONS = (
     CREATE INDEX schedules_due ON schedules (due_at, pipeline) WHERE due_at IS NOT NULL;
     CREATE INDEX schedules_expecting ON schedules (expect_at) WHERE expect_at IS NOT NULL;
 
-    -- Pipelines that start nothing by themselves for now; "" means all.
+    -- Paused pipelines, which start nothing by themselves; "" means all.
     CREATE TABLE pauses (
         pipeline TEXT PRIMARY KEY, paused_at TEXT NOT NULL, reason TEXT NOT NULL, actor TEXT NOT NULL
     ) STRICT, WITHOUT ROWID;
 
-    -- Who comes after whom.  `run_id` is a success of the upstream that the pipeline has not followed yet.
+    -- `run_id` is a success of the upstream, `comes_after`, that the pipeline has not followed yet.
     CREATE TABLE chains (
         pipeline TEXT NOT NULL, comes_after TEXT NOT NULL, run_id TEXT, PRIMARY KEY (pipeline, comes_after)
     ) STRICT, WITHOUT ROWID;
@@ -598,7 +599,7 @@ MIGRATIONS = (
     -- What the scheduler itself remembers, by name.
     CREATE TABLE memory (name TEXT PRIMARY KEY, data TEXT NOT NULL) STRICT, WITHOUT ROWID;
 
-    -- Keys of the network: of each only the digest (SHA-256, hex).  `pipelines` are patterns; none means all.
+    -- Keys for the network, as digests only (SHA-256, hex).  `pipelines` are patterns; an empty list means all.
     CREATE TABLE keys (
         name TEXT PRIMARY KEY, sha256 TEXT NOT NULL UNIQUE, scope TEXT NOT NULL, pipelines TEXT NOT NULL,
         created_at TEXT NOT NULL, expires_at TEXT, used_at TEXT, revoked_at TEXT, actor TEXT NOT NULL
@@ -608,8 +609,8 @@ MIGRATIONS = (
 
 
 def read_only(path: str, shared: bool = False) -> sqlite3.Connection:
-    """A connection that changes nothing.  *shared*: others may write meanwhile; so they may if there is a log."""
-    # Where nobody writes there is nothing to agree on, so SQLite need not make files for that.
+    """Opens a database for reading.  *shared* says, as a WAL does, that another connection may write."""
+    # Without a writer, SQLite need not create -wal and -shm files.
     alone = "" if shared or os.path.exists(path + "-wal") else "&immutable=1"
     place = path.replace("%", "%25").replace("?", "%3f").replace("#", "%23")
     uri = f"file:{place}?mode=ro{alone}"
@@ -622,7 +623,7 @@ def loses_commits(version: tuple[int, ...]) -> bool:
 
 
 def find_strangers(path: str, ours: Sequence[int]) -> list[str]:
-    """Who else is at a store: a replicator that has left its folder there, processes of this user that have it open."""
+    """Returns who else uses a store: a replicator's folder beside it, this user's processes that have it open."""
     path, pids = os.path.realpath(path), set[int]()
     for link in glob.iglob("/proc/[0-9]*/fd/*"):
         pid = int(link.split("/")[2])
@@ -630,16 +631,16 @@ def find_strangers(path: str, ours: Sequence[int]) -> list[str]:
             if pid not in ours and os.readlink(link) == path and os.stat(f"/proc/{pid}").st_uid == os.geteuid():
                 pids.add(pid)
         except OSError:
-            pass  # it was closed meanwhile, or may not be looked at
+            pass  # the process has ended, or may not be looked at
     replicator = os.path.join(os.path.dirname(path), f".{os.path.basename(path)}-litestream")
     processes = [f"process {pid} ({peek(f'/proc/{pid}/comm').strip()})" for pid in sorted(pids)]
     return [replicator] * os.path.isdir(replicator) + processes
 
 
 def find_damage(db: sqlite3.Connection, tables: Sequence[str] = ()) -> str | None:
-    """What is wrong with the structure of a database, or of some of its tables; None if nothing is.
+    """Returns the first fault in the structure of a database, or of *tables* of it; None if it is sound.
 
-    All of it takes about a millisecond for each megabyte, and nothing can interrupt that.
+    A whole check takes about a millisecond a megabyte, and cannot be interrupted.
     """
     for question in [f"PRAGMA quick_check('{table}')" for table in tables] or ["PRAGMA quick_check(1)"]:
         answer = str(db.execute(question).fetchone()[0])
@@ -648,7 +649,7 @@ def find_damage(db: sqlite3.Connection, tables: Sequence[str] = ()) -> str | Non
     return None
 
 
-#: Columns that hold JSON text: values when a row leaves the store, and before it is put there.
+#: Columns that hold JSON text.  Sql encodes and decodes it; other code has values.
 JSON_COLUMNS = frozenset(
     (
         *("params", "result", "error", "options", "data", "fields", "position", "process", "outcome", "ended"),
@@ -658,12 +659,12 @@ JSON_COLUMNS = frozenset(
 
 
 class Sql:
-    """A connection to the store, for statements in one line each.  Rows are documents: JSON columns are values."""
+    """Runs SQL on a connection to the store.  Rows are documents: JSON columns are values."""
 
     def __init__(self, db: sqlite3.Connection) -> None:
         self.db = db
         db.row_factory = sqlite3.Row
-        # To write the same text anew for each row takes longer than to bind its values.
+        # Composing a statement takes longer than binding its values.
         self.insertion, self.update = functools.lru_cache(100)(insertion), functools.lru_cache(100)(update)
 
     def rows(self, question: str, *values: Any, **named: Any) -> list[Json]:
@@ -674,22 +675,24 @@ class Sql:
         return None if row is None else to_document(row)
 
     def value(self, question: str, *values: Any, **named: Any) -> Any:
-        """The first column of the first row; None without a row."""
+        """Returns the first column of the first row, or None if there is no row."""
         row = self.db.execute(question, named or values).fetchone()
         return None if row is None else row[0]
 
     def values(self, question: str, *values: Any, **named: Any) -> list[Any]:
-        """The first column of each row."""
         return [row[0] for row in self.db.execute(question, named or values)]
 
     def put(self, table: str, *rows: Json, columns: Sequence[str] = (), clash: str = "ABORT") -> int:
-        """Adds rows, of *columns* or what the first one has; how many.  *clash*, for a key that is taken: IGNORE, …"""
+        """Adds rows and returns how many.  *columns* are those of the first row unless given.
+
+        *clash* says what happens to a row whose key is taken: ABORT, IGNORE or REPLACE.
+        """
         if not rows:
             return 0
         return self.db.executemany(self.insertion(table, clash, *(columns or rows[0])), map(to_row, rows)).rowcount
 
     def set(self, table: str, key: Json, **columns: Any) -> int:
-        """Sets columns of the rows that have these values; how many."""
+        """Sets columns of the rows that have the values in *key*, and returns how many."""
         values = (*recode(columns, encode_json).values(), *key.values())
         return self.db.execute(self.update(table, tuple(columns), tuple(key)), values).rowcount
 
@@ -732,7 +735,6 @@ def nest(steps: list[Json]) -> list[Json]:
 
 
 def observation_summary(observed: list[Json]) -> Json:
-    """The checks, the metrics and the last word of progress of an attempt."""
     seen = {kind: [row for row in observed if row["kind"] == kind] for kind in OBSERVATIONS}
     return {
         "checks": [pick(row, "name", "step") | row["data"] for row in seen["check"]],
@@ -742,14 +744,14 @@ def observation_summary(observed: list[Json]) -> Json:
 
 
 def bare_error(kind: str, type_name: str, message: str) -> Json:
-    """An error document (of a run or a load) that knows no place in user code; all its keys, in order."""
+    """Returns an error document, with all its keys in order, that names no place in user code."""
     places: Json = dict.fromkeys(("step", "file", "line", "code"))
     document = {"kind": kind, "type": type_name, "message": message, **places, "frames": [], "cause": None}
     return document | {"fingerprint": fingerprint(kind, type_name, message if kind == "died" else ""), "hint": None}
 
 
 def fingerprint(*parts: str) -> str:
-    """Twelve hex digits that are the same for failures of the same kind at the same place."""
+    """Returns twelve hex digits: the same for failures of the same kind at the same place."""
     return hashlib.sha256("\n".join(parts).encode("utf-8", "replace")).hexdigest()[:12]
 
 
@@ -8454,33 +8456,33 @@ def find_circle(graph: dict[str, list[str]]) -> list[str] | None:
 
 # --- 27. Retention -----------------------------------------------------------------------
 # Owns what is deleted, and when.  Calls Store, Questions and Database.
-# Promises that nobody waits for it: it removes a little, lets others go first, and removes a little more.
+# Promises not to hold up other work: it deletes a little, lets that go first, and goes on.
 
 DAY_S = 86_400.0
-#: When it first looks after the start, and how often then.
+#: Seconds from the start to the first prune, and from each to the next.
 PRUNE_FIRST_S = 0.5
 PRUNE_EVERY_S = 3600.0
-#: How long one batch may take of the writer's thread, and how many rows one statement deletes.
+#: How long one batch may occupy the writer's thread; how many rows, or runs, one statement deletes.
 PRUNE_S = 0.005
 PRUNE_ROWS = 250
 PRUNE_AT_ONCE = 20
 #: Seconds of pause for each second of work, while runs are live and while none is.
 PAUSE_BUSY, PAUSE_IDLE = 8.0, 1.0
-#: Nothing younger is deleted, unless the size of the database forces it.
+#: Nothing younger is deleted, unless a command says so or the database is too large.
 YOUNG_S = DAY_S
-#: A run can be found for at least this time after its end: somebody may wait for it, or ask again with its key.
+#: Even a command leaves a run this long after its end: a client may wait for it, or ask again with its key.
 FRESH_S = 60.0
-#: How many free pages stay in the file, for what comes next.
+#: How many free pages stay in the file for later writes.
 FREE_PAGES = 4096
 #: statuses → the term after which their runs are deleted.
 AGES: tuple[tuple[tuple[str, ...], str], ...] = (("success", "cancelled"), "run_s"), (FAILURES, "failed_s")
-#: What is deleted when the database is too large, in this order until it is small enough, and from which age on.
+#: What is deleted, in this order, until the database is small enough: (name, kind in PRUNED, age).
 FORCED = (
     *(("logs", "log_lines", YOUNG_S), ("runs", "oldest runs", YOUNG_S)),
     *(("logs", "log_lines", 3600.0), ("runs", "oldest runs", 3600.0)),
 )
 COUNTED = ("runs", "log_lines", "events", "versions")
-#: The runs `r` of `main.runs` that may go: not the last of a pipeline, nor its last success, nor what is referred to.
+#: The condition for deleting a run `r`: it is not its pipeline's last run or last success, and nothing refers to it.
 GOING = (
     "r.finished_at < :young_at"
     " AND r.run_id <> (SELECT max(run_id) FROM main.runs l WHERE l.pipeline = r.pipeline) AND r.run_id IS NOT"
@@ -8489,7 +8491,7 @@ GOING = (
     " AND NOT EXISTS (SELECT 1 FROM chains c WHERE c.comes_after = r.pipeline AND c.run_id = r.run_id)"
 )
 NEXT_RUNS = f"r.run_id > :after AND r.run_id < :run_id AND {GOING}"
-#: What goes: its table, its key, and which rows.
+#: Kind of rows → their table, its key, and the condition for deleting them.
 PRUNED = {
     "log_lines": (
         *("logs", "run_id, attempt, n"),
@@ -8504,10 +8506,10 @@ PRUNED = {
         " AND r.version = versions.version)",
     ),
     "runs": ("main.runs r", "r.run_id", f"{NEXT_RUNS} AND r.pipeline = :pipeline AND r.status = :status"),
-    # The + keeps SQLite from an index in which the oldest do not come first.
+    # The + keeps SQLite from using an index that does not begin with the oldest run.
     "oldest runs": ("main.runs r", "r.run_id", f"{NEXT_RUNS} AND +r.status IN {FINAL}"),
 }
-#: What goes with its run: the same.  The last number of the ledger stays taken.
+#: Rows that are deleted with their runs, as in PRUNED.  The last event stays: its number must not come again.
 OF_RUNS = "run_id IN (SELECT value FROM json_each(:run_ids))"
 OWNED = {
     "log_lines": ("logs", "run_id, attempt, n", OF_RUNS),
@@ -8515,7 +8517,7 @@ OWNED = {
     "observations": ("observations", "run_id, attempt, n", OF_RUNS),
     "events": ("events", "seq", f"{OF_RUNS} AND seq < (SELECT max(seq) FROM events)"),
 }
-#: What is asked of a store in which the runs that go are gone already; `going` are those.
+#: The beginning of a query: `going` are the runs that a prune would delete, `runs` are the others.
 FORESEEN = f"""
     WITH going AS MATERIALIZED (
         SELECT r.run_id, r.pipeline FROM json_each(:bounds) b JOIN main.runs r
@@ -8526,7 +8528,7 @@ FORESEEN = f"""
 
 
 def retention_terms(settings: Json, age: float | None = None, keep: int | None = None) -> Json:
-    """After how many seconds things are deleted, as configured or at most *age*; and how many runs stay."""
+    """Returns the ages (seconds) and sizes beyond which rows are deleted; a command may give *age* and *keep*."""
     days = {"run_s": "run_days", "failed_s": "failed_days", "log_s": "log_days", "event_s": "event_days"}
     terms: Json = {term: settings[name] * DAY_S for term, name in days.items()}
     if age is not None:
@@ -8536,13 +8538,13 @@ def retention_terms(settings: Json, age: float | None = None, keep: int | None =
 
 
 def age_bounds(terms: Json, now: float) -> Json:
-    """The times, and the run id, before which rows are deleted."""
+    """Returns the times, and the run id, before which rows are deleted."""
     ages = {"event_at": "event_s", "version_at": "run_s", "young_at": "young_s"}
     return {name: rfc3339(now - terms[age]) for name, age in ages.items()} | {"log_id": id_at(now - terms["log_s"])}
 
 
 def run_bounds(ask: Questions, name: str, terms: Json, now: float) -> Iterator[tuple[str, str, str]]:
-    """For each final status of a pipeline's runs, the id below which they are deleted."""
+    """Yields a pipeline's name, each final status, and the id below which such runs are deleted."""
     for statuses, age in AGES:
         beyond = ask.nth_run(name, statuses, terms["runs"])
         bound = min(max(id_at(now - terms[age]), beyond or ""), id_at(now - terms["young_s"]))
@@ -8550,28 +8552,28 @@ def run_bounds(ask: Questions, name: str, terms: Json, now: float) -> Iterator[t
 
 
 class Retention:
-    """Deletes what is old, batch by batch, beside everything else."""
+    """Deletes what is old, batch by batch, while the daemon works."""
 
     def __init__(self, store: Store, live: Callable[[], int]) -> None:
         self.home, self.store, self.live = store.home, store, live
-        self.deploying = 0  # how many deployments may want what no version names yet
-        self.lock = asyncio.Lock()  # one at a time
-        self.counts: collections.Counter[str] = collections.Counter()  # what it has removed
-        self.pipelines: collections.Counter[str] = collections.Counter()  # pipeline → how many runs
+        self.deploying = 0  # deployments under way: they may need folders that no version names yet
+        self.lock = asyncio.Lock()  # one prune at a time
+        self.counts: collections.Counter[str] = collections.Counter()  # kind → how many rows are deleted
+        self.pipelines: collections.Counter[str] = collections.Counter()  # pipeline → how many of its runs
 
     async def watch(self) -> None:
-        """Prunes now and then; if nothing is old, that costs a few queries."""
+        """Prunes every hour; if nothing is old, that costs a few queries."""
         await asyncio.sleep(PRUNE_FIRST_S)
         while True:
             try:
                 await self.prune(retention_terms(self.store.settings), time.time(), "taud")
-            except Exception as problem:  # a bug must not end it for good: it is logged, and tried again
+            except Exception as problem:  # even a bug does not stop later prunes
                 trace = None if isinstance(problem, TauError) else problem
                 logging.getLogger("tau").error("cannot remove what is old: %s", problem, exc_info=trace)
             await asyncio.sleep(PRUNE_EVERY_S)
 
     async def prune(self, terms: Json, now: float, actor: str, thorough: bool = False) -> Json:
-        """Deletes what the terms say; what that was.  *thorough*: the file gets as small as it can."""
+        """Deletes what the terms say and returns how much.  *thorough* makes the file as small as it can be."""
         ask, bounds = self.store.ask, age_bounds(terms, now)
         async with self.lock:
             before = ask.file_bytes()
@@ -8579,7 +8581,7 @@ class Retention:
             self.pipelines.clear()
             await self.remove("log_lines", bounds)
             for name in ask.known_names():
-                await asyncio.sleep(0)  # some questions for each: others go first
+                await asyncio.sleep(0)  # each pipeline takes several queries: other work goes first
                 for pipeline, status, run_id in run_bounds(ask, name, terms, now):
                     await self.remove("runs", bounds | {"pipeline": pipeline, "status": status, "run_id": run_id})
             await self.remove("events", bounds)
@@ -8597,7 +8599,7 @@ class Retention:
             return {"dry_run": False, **removed, "pipelines": pipelines}
 
     async def batch(self, work: Callable[..., Answer], *arguments: Any) -> Answer:
-        """Does one batch, and pauses so that others go first."""
+        """Does one batch, and pauses to let other work go first."""
         began = time.monotonic()
         answer = await self.store.write(work, *arguments)
         pause = PAUSE_BUSY if self.live() else PAUSE_IDLE
@@ -8605,7 +8607,7 @@ class Retention:
         return answer
 
     async def remove(self, what: str, bounds: Json, most: int = -1) -> None:
-        """Deletes what is beyond its bounds, oldest first, as long as the database is larger than *most*."""
+        """Deletes rows beyond their bounds, oldest first, while the database has more than *most* bytes."""
         table, _, where = PRUNED[what]
         some = f"SELECT 1 FROM {table} WHERE {where} LIMIT 1"
         ask, removal = self.store.ask, Removal(self.store)
@@ -8617,7 +8619,7 @@ class Retention:
             self.pipelines.update(removal.pipelines)
 
     async def remove_folders(self, needed: dict[str, set[str]]) -> None:
-        """Deletes directories that nothing needs; they are renamed first, so that no deployment finds them."""
+        """Deletes directories that no version needs.  It renames them first: none is found half deleted."""
         if self.deploying:
             return
         now, doomed = self.store.ask.needed(), []
@@ -8631,7 +8633,7 @@ class Retention:
             await asyncio.to_thread(shutil.rmtree, path, True)
 
     async def remove_memos(self, log_id: str) -> None:
-        """Deletes the memos of runs with their logs, or with the runs."""
+        """Deletes the memos of deleted runs, and of ended runs whose logs are past their age."""
         folder = os.path.join(self.home, "memos")
         for run_id in os.listdir(folder) if os.path.isdir(folder) else ():
             live = self.store.ask.value("SELECT finished_at IS NULL FROM runs WHERE run_id = ?", run_id)
@@ -8639,7 +8641,7 @@ class Retention:
                 await asyncio.to_thread(shutil.rmtree, os.path.join(folder, run_id), True)
 
     async def force(self, most: int, now: float) -> list[str]:
-        """Deletes more, if the database is too large; what that was."""
+        """Deletes more if the database has more than *most* bytes, and returns what."""
         forced: list[str] = []
         for what, kind, age in FORCED:
             used, before, bound = self.store.ask.used_bytes(), self.counts.total(), id_at(now - age)
@@ -8653,7 +8655,7 @@ class Retention:
         return forced
 
     async def shrink(self, free: int) -> None:
-        """Leaves at most so many free pages in the file, and nothing in its log."""
+        """Shrinks the file to *free* free pages; then the WAL is taken into it."""
         if self.store.ask.free_pages() > free:
             while await self.batch(Removal(self.store).pages, free) > free:
                 pass
@@ -8661,14 +8663,14 @@ class Retention:
 
 
 class Removal:
-    """What one batch deletes.  These methods run on the writer's thread, for PRUNE_S at most."""
+    """Deletes a batch.  Its methods run on the writer's thread, for PRUNE_S at most."""
 
     def __init__(self, store: Store) -> None:
         self.store = store
-        self.after: str | None = ""  # the run after which there may be more; None if there is no more
+        self.after: str | None = ""  # the id after which there may be more to delete; None if nothing is left
 
     def some(self, what: str, bounds: Json, after: str) -> None:
-        """Deletes as much as time allows, of runs those after this one.  After a rollback it is done once more."""
+        """Deletes as much as time allows; of runs, those with an id above *after*.  Called again after a rollback."""
         self.counts, self.pipelines, self.after = collections.Counter[str](), list[str](), after
         remove, until = self.runs if "runs" in what else self.rows, time.monotonic() + PRUNE_S
         while self.after is not None and time.monotonic() < until:
@@ -8683,7 +8685,7 @@ class Removal:
         return keys
 
     def rows(self, what: str, bounds: Json) -> None:
-        """Deletes rows of one kind; the attempts of log lines count these as dropped."""
+        """Deletes rows of one kind.  Attempts that lose log lines count all of theirs as dropped."""
         keys = self.delete(what, PRUNED[what], bounds)
         if what == "log_lines":
             dropped = "UPDATE attempts SET log_dropped = log_lines WHERE run_id = ? AND attempt = ?"
@@ -8692,7 +8694,7 @@ class Removal:
             self.after = None
 
     def runs(self, what: str, bounds: Json) -> None:
-        """Deletes the next runs, first their rows elsewhere; many rows take several calls."""
+        """Deletes what belongs to the next runs, then the runs; many rows take several calls."""
         table, key, where = PRUNED[what]
         some = f"SELECT {key} FROM {table} WHERE {where} ORDER BY {key} LIMIT {PRUNE_AT_ONCE}"
         run_ids = self.store.sql.values(some, **bounds)
@@ -8703,19 +8705,19 @@ class Removal:
             self.after = run_ids[-1] if run_ids else None
 
     def pages(self, most: int) -> int:
-        """Gives free pages back to the file system; how many are left."""
+        """Gives free pages back to the file system, and returns how many are left."""
         until = time.monotonic() + PRUNE_S
         while (left := self.store.sql.free_pages()) > most and time.monotonic() < until:
             for _ in range(min(left - most, 50)):
-                self.store.db.execute("PRAGMA incremental_vacuum(1)")  # it frees one page, whatever the number
+                self.store.db.execute("PRAGMA incremental_vacuum(1)")  # a larger number frees one page too
         return left
 
 
 def foresee(path: str, terms: Json, now: float) -> Json:
-    """What prune() would remove, but for what the size of the database forces; beside the loop."""
+    """Returns what prune() would delete because of age or number, not of size.  Runs in a thread."""
     with contextlib.closing(read_only(path, shared=True)) as db:
         ask = Questions(db)
-        db.execute("BEGIN")  # all of one moment
+        db.execute("BEGIN")  # one snapshot for all queries
         bounds = [bound for name in ask.known_names() for bound in run_bounds(ask, name, terms, now)]
         about = age_bounds(terms, now) | {"bounds": encode_json(bounds)}
         going = f"{FORESEEN} SELECT pipeline AS name, count(*) AS runs FROM going GROUP BY pipeline ORDER BY pipeline"
@@ -8731,8 +8733,8 @@ def foresee(path: str, terms: Json, now: float) -> Json:
 
 
 # --- 28. Backup --------------------------------------------------------------------------
-# Owns the copy of a home in one file, which is that of its database.
-# Calls Store and Database.  Promises a copy of one moment, whole or not there; nothing is lost by either way.
+# Owns backup and restore: a copy of its database is a copy of the home.
+# Calls Store and Database.  Promises a backup of one moment, whole or not there, and that a restore deletes nothing.
 
 
 def default_copy(home: str, now: float) -> str:
@@ -8741,14 +8743,14 @@ def default_copy(home: str, now: float) -> str:
 
 
 def sweep_copies(home: str) -> None:
-    """Removes what a crash left of copies in the home."""
+    """Removes the unfinished copies that a crash left in the home."""
     for folder in (home, os.path.join(home, BACKUPS)):
         for path in glob.iglob(os.path.join(glob.escape(folder), ".tau-*")):
             remove_file(path)
 
 
 def check_target(path: str, database: str, force: bool) -> None:
-    """Conflict unless a copy may be written there: nothing is lost by it but, with *force*, an older copy."""
+    """Raises Conflict unless a backup may be written to *path*: *force* lets it replace an older one."""
     if not os.path.isdir(os.path.dirname(path)):
         raise Conflict(f"there is no directory {os.path.dirname(path)}", f"mkdir -p {os.path.dirname(path)}")
     if not os.path.lexists(path):
@@ -8760,7 +8762,7 @@ def check_target(path: str, database: str, force: bool) -> None:
 
 
 def write_copy(database: str, path: str) -> Json:
-    """A copy of the database is at *path*; in a thread, beside the writer."""
+    """Copies the database to *path* and returns its counts and size.  Runs in a thread."""
     return {"file": path} | copy_database(database, path, count_copy, shared=True) | {"bytes": os.path.getsize(path)}
 
 
@@ -8770,9 +8772,9 @@ def count_copy(copy: sqlite3.Connection) -> Json:
 
 
 def restore_copy(store: Store, path: str, replace: bool) -> Json:
-    """Puts the copy at *path* in the place of a store that is not open; the old one is moved aside.
+    """Puts the backup at *path* in the place of a store that is not open, and moves the old store aside.
 
-    Conflict, with nothing changed, if there is a store that is not to be replaced, or the copy is unusable.
+    Raises Conflict, and changes nothing, if the backup is unusable, or there is a store and not *replace*.
     """
     database = store.database.path
     fresh = f"{database}.restored"
@@ -8792,15 +8794,15 @@ def restore_copy(store: Store, path: str, replace: bool) -> Json:
 
 
 def move_aside(database: str) -> str | None:
-    """Renames the old database and its log, so that they can still be opened together.
+    """Renames the old database and its WAL alike: they can still be opened together.
 
-    First the file: examine() refuses a log without one, if a crash comes between.
+    The WAL comes last: if a crash leaves it without its file, examine() refuses it.
     """
     left = [end for end in ("", "-wal") if os.path.exists(database + end)]
     if not left:
         return None
     number = next(n for n in itertools.count(1) if not os.path.exists(f"{database}.replaced-{n}"))
-    aside = f"{database}.replaced-{number if '' in left else max(number - 1, 1)}"  # a crash came between
+    aside = f"{database}.replaced-{number if '' in left else max(number - 1, 1)}"  # a crash left only the WAL
     for end in left:
         os.rename(database + end, aside + end)
     remove_file(database + "-shm")
@@ -8808,7 +8810,7 @@ def move_aside(database: str) -> str | None:
 
 
 def settle_copy(store: Store, copy: sqlite3.Connection, schema: int, path: str) -> Json:
-    """Ends what was under way when the copy was made, and skips the ticks since: its home may have run them."""
+    """Ends the runs that were live in the backup, and skips the ticks since: the old home may have run them."""
     upgrade(copy, schema)
     store.use(copy)
     copy.execute("BEGIN")
@@ -8822,9 +8824,9 @@ def settle_copy(store: Store, copy: sqlite3.Connection, schema: int, path: str) 
 
 
 def end_old_runs(store: Store) -> Json:
-    """Ends the runs that were waiting or live when the copy was made, so that nothing runs twice.
+    """Ends the runs that the backup has as waiting or live: none may run twice.
 
-    Those whose journal still lies here are left: the daemon reads from it how they ended.
+    A run whose journal is still in this home is left alone: the daemon reads there how it ended.
     """
     counts: Json = {"lost": 0, "cancelled": 0}
     rows = store.sql.rows(
@@ -8847,12 +8849,12 @@ def end_old_runs(store: Store) -> Json:
 
 
 # --- 29. Store ---------------------------------------------------------------------------
-# Owns what is remembered and how it changes.  Calls Questions, Database, Sources and Metrics.
-# Promises that a run moves only as MOVES allows, and that every change is in the ledger, in its transaction.
+# Owns every change of the store.  Calls Questions, Database and Metrics.
+# Promises that a run's status changes only as MOVES allows, and that its event is in the same transaction.
 
 
 class Store:
-    """What is remembered, and how it changes: these methods run on the writer's thread, through write()."""
+    """Opens and changes the store: the methods after write() run on the writer's thread, through it."""
 
     def __init__(self, home: str, settings: Json, clock: Clock | None = None) -> None:
         self.home, self.settings, self.clock = home, settings, clock or Clock()
@@ -8863,7 +8865,7 @@ class Store:
         self.options = functools.lru_cache(OPTIONS_KEPT)(self.read_options)
 
     def open(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Opens the database; Conflict if it cannot be used, or is missing beside what was deployed."""
+        """Opens the database.  Raises Conflict if it is unusable, or empty although pipelines were deployed."""
         versions = os.path.join(self.home, "versions")
         left = [name for name in os.listdir(versions) if len(name) == 64] if os.path.isdir(versions) else []
         if examine(self.database.path) == 0 and left:
@@ -8881,22 +8883,22 @@ class Store:
         self.database.close()
 
     def write(self, work: Callable[..., Answer], *arguments: Any) -> Awaitable[Answer]:
-        """Calls one of the methods below on the writer's thread; its answer comes when it is on disk.
+        """Calls one of the methods below on the writer's thread; the answer comes when its changes are on disk.
 
-        Work must raise its TauError before it changes anything.  Raises what it raises; StorageFull when the
-        disk has no room, and then nothing of it is recorded.
+        *work* must raise a TauError before it changes anything; the caller gets the error.
+        StorageFull says that the disk has no room and nothing was recorded.
         """
         return self.database.write(work, arguments)
 
     def now(self, later: float = 0.0) -> str:
-        """The time, or what it will be so many seconds later."""
+        """Returns the time as text, *later* seconds from now."""
         return rfc3339(self.clock.time() + later)
 
     def event(
         self, type_name: str, pipeline: str | None, run_id: str | None, data: Json, actor: str = "taud",
         tick: str | None = None,
     ) -> None:  # fmt: skip
-        """Appends a fact to the ledger, in the transaction of the change; *tick* is what it decides about."""
+        """Adds an event to the ledger, in the transaction of the change; *tick* is what the event decides about."""
         if run_id is not None:
             self.database.touched.add(run_id)
         now = self.clock.time()
@@ -8905,9 +8907,9 @@ class Store:
         self.sql.put("events", event | {"actor": actor, "scheduled_for": tick})
 
     def move(self, run_id: str, status: str, data: Json | None = None, actor: str = "taud", **columns: Any) -> bool:
-        """Moves a run if MOVES lets it, sets more columns, adds the event, and calls on_finish; else False.
+        """Sets a run's status and columns, adds the event, calls on_finish at an end; False if MOVES forbids it.
 
-        *data* is that of the event of a start or a retry; that of an end comes from the columns.
+        *data* goes into the event of a start or a retry; the event of an end is made from the columns.
         """
         before = self.sql.row("SELECT pipeline, status FROM runs WHERE run_id = ?", run_id)
         if before is None or status not in MOVES[before["status"]]:
@@ -8925,11 +8927,11 @@ class Store:
     # What operations write.
 
     def deploy(self, pipelines: list[Json], digest: str, actor: str) -> list[Json]:
-        """Makes each pipeline live; a new version only if its source or its options changed."""
+        """Makes each pipeline live, in a new version only if its source or its options changed."""
         return [self.deploy_pipeline(pipeline, digest, actor) for pipeline in pipelines]
 
     def deploy_pipeline(self, pipeline: Json, digest: str, actor: str) -> Json:
-        """Its version, and whether making that live changed anything."""
+        """Makes a pipeline live; returns its version and whether that changed anything."""
         name, now = pipeline["name"], self.now()
         options = {key: value for key, value in pipeline.items() if key not in ("name", "line", "entry")}
         last = self.sql.row(
@@ -8946,7 +8948,7 @@ class Store:
                 self.sql.put("pipelines", row)
             version = {"pipeline": name, "version": number, **this, "function": pipeline["function"]}
             self.sql.put("versions", version | {"deployed_at": now, "actor": actor}, clash="IGNORE")
-            self.options.cache_clear()  # this number may have meant another one: rolled back, or deleted
+            self.options.cache_clear()  # a version rolled back or deleted may have had this number
             self.event("pipeline.deployed", name, None, {"version": number, "sha256": digest}, actor)
         return {"name": name, "version": number, "changed": changed}
 
@@ -8955,7 +8957,7 @@ class Store:
         self.sql.put("sources", *rows, clash="IGNORE")
 
     def undeploy(self, name: str, actor: str) -> list[str] | None:
-        """Takes a pipeline out of service and cancels its queued runs, named; None if it was not in service."""
+        """Undeploys a pipeline, cancels its waiting runs, and returns their ids; None if it was not deployed."""
         if not self.sql.set("pipelines", {"name": name, "deployed": 1}, deployed=0):
             return None
         waiting = "SELECT run_id FROM runs WHERE pipeline = ? AND status IN ('queued', 'retrying')"
@@ -8966,7 +8968,7 @@ class Store:
         return run_ids
 
     def delete_pipeline(self, name: str) -> None:
-        """Deletes a pipeline without live runs, all but its events."""
+        """Deletes all of a pipeline except its events, if all its runs have ended."""
         if self.sql.row("SELECT 1 FROM runs WHERE pipeline = ? AND finished_at IS NULL", name):
             return
         for table, column in NAMED_IN:
@@ -8975,10 +8977,10 @@ class Store:
     def add_run(
         self, name: str, params: Json, key: str | None, trigger: str, actor: str, **origin: Any
     ) -> tuple[str, str, bool]:
-        """Queues a run of the live version: its id, its status, and whether an earlier request with *key* did.
+        """Queues a run; returns its id, its status, and whether an earlier request with *key* has queued it.
 
-        *origin* says where it comes from: `scheduled_for`, `retry_of`, `upstream`, `resume_from`; a `version`
-        in it is one that need not be live, an `executor` not the pipeline's own.
+        *origin* says where the run comes from: `scheduled_for`, `retry_of`, `upstream`, `resume_from`.
+        In it a `version` replaces the live one, and an `executor` the pipeline's own.
         """
         live = self.sql.value("SELECT version FROM live WHERE pipeline = ?", name)
         if live is None:
@@ -9007,7 +9009,7 @@ class Store:
         return run_id, "queued", False
 
     def add_key(self, key: Json, actor: str) -> None:
-        """Adds a key; Conflict if one of this name is not revoked."""
+        """Adds a key.  Raises Conflict if a key of this name is not revoked."""
         name = key["name"]
         if self.sql.row("SELECT 1 FROM keys WHERE name = ? AND revoked_at IS NULL", name):
             raise Conflict(f"there is a key '{name}' already", f"tau key revoke {name}, or choose another name")
@@ -9016,7 +9018,7 @@ class Store:
         self.event("key.created", None, None, about, actor)
 
     def revoke_key(self, name: str, actor: str) -> bool:
-        """Revokes a key; False if it was revoked already, NotFound if there never was one of this name."""
+        """Revokes a key.  Returns False if it was revoked already; raises NotFound if no key has this name."""
         keys = {key["name"]: key["revoked_at"] for key in self.sql.rows("SELECT * FROM keys")}
         if name not in keys:
             raise NotFound(f"no key named '{name[:WORD_MAX]}'", did_you_mean(name, keys, "`tau key list` shows all"))
@@ -9029,24 +9031,23 @@ class Store:
         self.sql.set("keys", {"name": name}, used_at=self.now())
 
     def read_options(self, name: str, version: int) -> Json:
-        """The options of a version, which never change."""
+        """Returns the options of a version, which never change."""
         options: Json = self.sql.version(name, version)["options"]
         return options
 
     def new_id(self) -> str:
-        """An id later than every earlier one, whatever the clock does."""
+        """Returns a run id greater than all before, whatever the clock does."""
         fresh = int(self.clock.time() * 1000) << ID_SALT_BITS | random.getrandbits(ID_SALT_BITS)
         self.last_id = max(self.last_id + 1, fresh)
         return spell_id(self.last_id)
 
     def cancel_waiting(self, run_id: str, actor: str) -> bool:
-        """Cancels a run that has no process, for it has not begun or waits to be tried again; else False."""
+        """Cancels a run that is queued or waits to be tried again, and returns whether it was."""
         error = bare_error("cancelled", "Cancelled", "cancelled while it waited")
         waits = self.sql.value("SELECT status FROM runs WHERE run_id = ?", run_id) in ("queued", "retrying")
         return waits and self.move(run_id, "cancelled", actor=actor, error=error)
 
     def expire_queued(self) -> None:
-        """Ends the runs that have waited in the queue for longer than they may."""
         error = bare_error("timeout", "TimeoutError", "it waited in the queue for longer than queue_timeout")
         expired = "SELECT run_id FROM runs WHERE status = 'queued' AND expires_at <= ? ORDER BY expires_at, run_id"
         for run_id in self.sql.values(f"{expired} LIMIT {EXPIRE_MAX}", self.now()):
@@ -9055,9 +9056,9 @@ class Store:
     # What the runner writes.
 
     def admit(self, free: int, server: Json) -> list[Json]:
-        """Moves the oldest runs that may begin to running, as many as are free: their jobs.
+        """Starts the oldest runs that may begin, at most *free*, and returns their jobs.
 
-        Those that are tried again come first: they have their pipeline's place already.
+        Retries come first: within their pipeline's limits they have their place already.
         """
         due = "status = 'retrying' AND retry_at <= ? ORDER BY retry_at, run_id LIMIT ?"
         again = self.sql.rows(f"SELECT run_id, attempt + 1 AS attempt FROM runs WHERE {due}", self.now(), free)
@@ -9065,10 +9066,10 @@ class Store:
         return [self.begin_attempt(row["run_id"], row["attempt"], server) for row in (*again, *fresh)]
 
     def admissible(self, free: int) -> list[Any]:
-        """The oldest queued runs whose pipelines let them begin now, as many as are free.
+        """Returns the oldest queued runs that their pipelines' limits let begin now, at most *free*.
 
-        The queue is read only as far as that takes; where many at its head wait for their own pipeline, the oldest
-        run of each other pipeline comes next.
+        It reads only the beginning of the queue.  If too few of these runs may begin, it goes on with the oldest
+        run of each other pipeline.
         """
         crowd = Crowd(self.sql.rows(LIVE_RUNS), self.settings["backfill_concurrent"])
         waiting = self.db.execute(f"{WAITING} ORDER BY r.run_id LIMIT ?", (free + PASSED_MAX,))
@@ -9088,7 +9089,7 @@ class Store:
         return self.job(run_id, attempt, stem)
 
     def rename_journal(self, run_id: str, attempt: int, server: Json) -> Json | None:
-        """The job of an attempt that never began, under a new journal; None if it is not wanted any more."""
+        """Gives an attempt that never began a new journal and returns its job; None if it is not to begin."""
         named = "SELECT journal FROM attempts a JOIN runs r USING (run_id) WHERE r.status = 'running'"
         journal: str | None = self.sql.value(f"{named} AND run_id = ? AND a.attempt = ?", run_id, attempt)
         first, _, again = (journal or "").partition("-")
@@ -9120,12 +9121,12 @@ class Store:
                 steps[record["step"]] = {**NEW_STEP, **record, **about}
             elif kind == "done":
                 done = pick(record, *DONE_COLUMNS) | {"finished_n": record["n"]}
-                if record["step"] in steps:  # began and ended in one batch: one row, written once
+                if record["step"] in steps:  # it began and ended in one batch: its row is written once
                     steps[record["step"]] |= done
                 else:
                     self.sql.set("steps", about | {"step": record["step"]}, **done)
             else:
-                place = record["n"] if kind != "progress" else None  # of progress only the last word
+                place = record["n"] if kind != "progress" else None  # only the latest progress stays
                 observed[place] = {**record, **about, "kind": kind}
         self.sql.put("logs", *logs, columns=LOG_COLUMNS, clash="IGNORE")
         self.sql.put("steps", *steps.values(), columns=STEP_COLUMNS, clash="IGNORE")
@@ -9136,7 +9137,7 @@ class Store:
         self.sql.set("attempts", about, **state)
 
     def finish(self, run_id: str, attempt: int, records: list[Json], state: Json, outcome: Outcome) -> None:
-        """Saves the last of the trace and how the attempt ended; the run ends with it, or is tried again."""
+        """Saves the rest of the trace and the outcome, and ends the run or has it tried again."""
         self.add_trace(run_id, attempt, records, state | {"outcome": None})
         self.end_steps(run_id, attempt, outcome)
         (run,) = self.sql.rows("SELECT pipeline, version, status, started_at FROM runs WHERE run_id = ?", run_id)
@@ -9149,7 +9150,7 @@ class Store:
             data = {"attempt": attempt, "status": outcome.status, "retry_at": retry_at} | error_summary(outcome.error)
             self.move(run_id, "retrying", data, retry_at=retry_at)
             return
-        if attempt > 1:  # with all the waiting between
+        if attempt > 1:  # a run's duration includes the waits between its attempts
             times["started_at"] = run["started_at"]
             if times["finished_at"] >= run["started_at"]:
                 times["duration_ms"] = float(instant_ms(times["finished_at"]) - instant_ms(run["started_at"]))
@@ -9159,7 +9160,7 @@ class Store:
         self.move(run_id, outcome.status, result=outcome.result, error=outcome.error, **times)
 
     def end_steps(self, run_id: str, attempt: int, outcome: Outcome) -> None:
-        """Ends the steps that an attempt has left running; the error is the innermost one's."""
+        """Ends the steps that an attempt has left running; the error belongs to the innermost step."""
         running = {"run_id": run_id, "attempt": attempt, "status": "running"}
         innermost = "SELECT path FROM steps WHERE run_id = ? AND attempt = ? AND status = ? ORDER BY step DESC"
         if path := self.sql.value(innermost, *running.values()):
@@ -9168,10 +9169,10 @@ class Store:
                 outcome.error["step"] = path
 
     def end_attempt(self, run_id: str, attempt: int, state: Json, outcome: Outcome) -> Json:
-        """Saves how an attempt ended; its times, as columns of a run."""
+        """Saves how an attempt ended, and returns its times as columns of a run."""
         last = state["outcome"] or state["ended"] or {}
         process: Json = state["process"]
-        if state["outcome"] or "host" in last:  # written elsewhere: by the clock with which it began there
+        if state["outcome"] or "host" in last:  # by the clock of the machine that ran it
             process = process.get("remote", process)
         began = process.get("at")
         times: Json = {"finished_at": rfc3339(last.get("at", self.clock.time())), "duration_ms": None}
@@ -9184,7 +9185,7 @@ class Store:
         return times
 
     def shift_waiting(self, seconds: int) -> None:
-        """Shifts the times until which runs wait, because the clock was set."""
+        """Shifts retry_at and expires_at of waiting runs, because the clock was set."""
         for column, status in (("retry_at", "retrying"), ("expires_at", "queued")):
             self.db.execute(
                 f"UPDATE runs SET {column} = strftime('%Y-%m-%dT%H:%M:%fZ', {column}, ?)"
@@ -9193,20 +9194,20 @@ class Store:
             )
 
     def note_stopping(self, run_id: str, attempt: int, status: str) -> None:
-        """Remembers why a run is being stopped, for a daemon that comes after a crash."""
+        """Saves why a run is being stopped, for the daemon after a crash."""
         self.sql.set("attempts", {"run_id": run_id, "attempt": attempt}, stopping=status)
 
 
-#: Where a pipeline is named, and by which column; what refers to others comes before them.
+#: (table, column that names a pipeline): each table before those that it refers to.
 NAMED_IN = (
     *(("states", "pipeline"), ("schedules", "pipeline"), ("chains", "pipeline"), ("chains", "comes_after")),
     *(("pauses", "pipeline"), ("runs", "pipeline"), ("versions", "pipeline"), ("pipelines", "name")),
 )
-#: How often an attempt that never began is handed to a fork server: each time a daemon or a server was killed.
+#: How often an attempt is handed to a fork server, if each time the server or the daemon dies first.
 STARTS_MAX = 20
 OPTIONS_KEPT = 10_000
 EXPIRE_MAX = 500
-#: How far a journal and its outputs have been read before they are; how many records were read, and were bad.
+#: The `position` of an attempt before anything is read: bytes of its files, and the number of its last record.
 NOWHERE = {"journal": 0, "stdout": 0, "stderr": 0, "n": 0}
 DONE_COLUMNS = ("status", "duration_ms", "rows_in", "rows_out", "columns", "error", "finished_at")
 NEW_STEP = {**dict.fromkeys(DONE_COLUMNS), "status": "running", "finished_n": None}
@@ -9231,7 +9232,7 @@ def error_summary(error: Json | None) -> Json:
 
 
 def retry_pause(options: Json, attempt: int, outcome: Outcome) -> float | None:
-    """Seconds until a run is tried again; None if it is not."""
+    """Returns the seconds until a run is tried again; None if it is not."""
     if outcome.status not in FAILURES or attempt > (options.get("retries") or 0):
         return None
     wanted = options.get("retry_on")
@@ -9244,17 +9245,17 @@ def retry_pause(options: Json, attempt: int, outcome: Outcome) -> float | None:
     return pause * (1.0 + random.uniform(-1.0, 1.0) * (options.get("retry_jitter") or 0.0))
 
 
-#: However an author's delays grow, a run is tried again after this time.
+#: The longest delay before a retry, unless retry_delay_max says another.
 RETRY_DELAY_MAX_S = 86_400.0
 
 
 class Crowd:
-    """The live runs of each pipeline, of a kind and altogether (""), and whether another one may join them."""
+    """Counts the live runs of each pipeline, by kind and in all (""), and says whether another run may join."""
 
     def __init__(self, live: list[Json], backfill_concurrent: int) -> None:
         self.live: collections.Counter[tuple[str, str]] = collections.Counter()
         self.backfill_concurrent = backfill_concurrent
-        self.asked, self.last = 0, ""  # how many runs wanted to join, and which was the last
+        self.asked, self.last = 0, ""  # how many runs have asked to join; the id of the last
         for row in live:
             self.join(row, row["runs"])
 
@@ -9263,7 +9264,7 @@ class Crowd:
             self.live[row["pipeline"], kind] += runs
 
     def admit(self, row: sqlite3.Row) -> bool:
-        """Counts a waiting run among the live ones, if its pipeline's limits let it."""
+        """Counts a waiting run as live and returns True, if its pipeline's limits allow that."""
         self.asked, self.last = self.asked + 1, row["run_id"]
         tick_most = None if row["overlap"] == "allow" else 1
         most = {"": row["max_concurrent"], "tick": tick_most, "backfill": self.backfill_concurrent}
@@ -9274,9 +9275,9 @@ class Crowd:
         return True
 
 
-#: Which limit a run counts for, besides max_concurrent.
+#: SQL: the limit that a run counts for besides max_concurrent.
 KIND = "CASE trigger WHEN 'schedule' THEN 'tick' WHEN 'catchup' THEN 'tick' WHEN 'backfill' THEN 'backfill' ELSE '' END"
-#: After so many queued runs that may not begin, the others are looked for by pipeline.
+#: After this many queued runs that may not begin, the oldest run of each pipeline is looked at.
 PASSED_MAX = 100
 LIVE_RUNS = (
     f"SELECT pipeline, {KIND} AS kind, count(*) AS runs"
@@ -9289,7 +9290,7 @@ WAITING = (
     " JOIN live v ON v.pipeline = r.pipeline"
     " LEFT JOIN schedules s ON s.pipeline = r.pipeline WHERE r.status = 'queued'"
 )
-#: The oldest queued run of each pipeline that has any, one step through the index for each.
+#: The oldest queued run of each pipeline, found by one step in the index.
 WAITING_HEADS = (
     "WITH RECURSIVE waiting (pipeline) AS ("
     " SELECT min(pipeline) FROM runs INDEXED BY runs_waiting WHERE status = 'queued' UNION ALL SELECT ("
@@ -9303,12 +9304,12 @@ WAITING_HEADS = (
 
 
 # --- 30. Questions -----------------------------------------------------------------------
-# Owns what is asked of the store: one method a question, on the loop.  Calls Records.
-# Promises documents with the names of the columns, each answer of one moment.
+# Owns the queries of the store, one method each.  Calls Records.
+# Promises documents with the columns' names, and to change nothing.
 
 
 class Questions(Sql):
-    """Queries of the store, one method each; for the loop, and within a write too."""
+    """Asks the store, on the loop or within a write; one method a question."""
 
     # Pipelines and keys.
 
@@ -9316,12 +9317,12 @@ class Questions(Sql):
         return bool(self.values("SELECT 1 FROM pipelines WHERE name = ?", name))
 
     def known(self, name: str) -> None:
-        """NotFound unless there is, or was, a pipeline of this name."""
+        """Raises NotFound unless there is, or was, a pipeline of this name."""
         if not self.is_known(name):
             raise self.unknown(name)
 
     def unknown(self, name: str) -> NotFound:
-        """The refusal for a pipeline that is not deployed, with the nearest name."""
+        """Returns the error for a pipeline that is not deployed, with the nearest name."""
         if self.value("SELECT deployed FROM pipelines WHERE name = ?", name) == 0:
             return NotFound(f"pipeline '{name}' was undeployed", "tau deploy FILE.py brings it back")
         hint = did_you_mean(name, self.values("SELECT pipeline FROM live"), "`tau list` shows all")
@@ -9331,7 +9332,7 @@ class Questions(Sql):
         return self.values("SELECT name FROM pipelines ORDER BY name")
 
     def pipelines(self, limit: int, among: list[str] | None = None) -> tuple[list[Json], int]:
-        """The deployed pipelines with their last runs, and how many there are; only *among* those if it is given."""
+        """Returns the deployed pipelines (of *among*) with their last runs, and how many there are."""
         columns = (
             "v.pipeline AS name, v.version, v.options, v.updated_at, r.run_id AS last_run_id, r.status AS last_status,"
             " r.queued_at AS last_run_at, CASE WHEN s.due_at IS NOT NULL THEN s.next_at END AS next_at, s.held"
@@ -9348,7 +9349,7 @@ class Questions(Sql):
     def page(
         self, columns: str, source: str, conditions: Json, order: str, limit: int, most: int = LIST_MAX
     ) -> tuple[list[Json], int]:
-        """The first rows, and how many there are; counting stops at *most* + 1."""
+        """Returns the first rows and how many there are; it counts to *most* + 1."""
         condition, values = where(conditions)
         rows = self.rows(f"SELECT {columns} FROM {source}{condition} ORDER BY {order} LIMIT ?", *values, limit)
         count = f"SELECT count(*) FROM (SELECT 1 FROM {source}{condition} LIMIT {most + 1})"
@@ -9359,7 +9360,7 @@ class Questions(Sql):
         return int(self.value(f"SELECT count(*) FROM live{condition}", *values))
 
     def pipeline(self, name: str) -> Json:
-        """Everything about one deployed pipeline."""
+        """Returns all about one deployed pipeline."""
         live = self.row("SELECT version, options, created_at, updated_at FROM live WHERE pipeline = ?", name)
         if live is None:
             raise self.unknown(name)
@@ -9381,7 +9382,7 @@ class Questions(Sql):
         }
 
     def version(self, name: str, number: int | None) -> Json:
-        """One version of a pipeline, the live one without a number."""
+        """Returns a version of a pipeline; without a number, the current one."""
         self.known(name)
         live = "coalesce(?, (SELECT version FROM pipelines p WHERE p.name = v.pipeline))"
         row = self.row(f"SELECT * FROM versions v WHERE pipeline = ? AND version = {live}", name, number)
@@ -9393,7 +9394,7 @@ class Questions(Sql):
         return dict(self.db.execute("SELECT path, content FROM sources WHERE sha256 = ? ORDER BY path", (digest,)))
 
     def needed(self) -> dict[str, set[str]]:
-        """The directories that some version needs, by where they are in the home."""
+        """Returns folder of the home → the directories in it that some version needs."""
         columns = {"versions": "sha256", "environments": "json_extract(options, '$.environment')"}
         return {
             place: {*self.values(f"SELECT DISTINCT {column} FROM versions WHERE {column} IS NOT NULL")}
@@ -9401,7 +9402,7 @@ class Questions(Sql):
         }
 
     def keys(self, now: str) -> list[Json]:
-        """The keys that were created, without what could open anything."""
+        """Returns all keys, without their digests."""
         return self.rows(
             "SELECT name, scope, pipelines, created_at, expires_at, used_at, revoked_at, actor, CASE WHEN revoked_at"
             " NOT NULL THEN 'revoked' WHEN expires_at <= ? THEN 'expired' ELSE 'live' END AS status"
@@ -9412,7 +9413,7 @@ class Questions(Sql):
     # Runs.
 
     def find_run(self, prefix: str) -> str:
-        """The run whose id begins so; NotFound if there is none, BadRequest if there are several."""
+        """Returns the run whose id begins so.  Raises NotFound if no id does, BadRequest if several do."""
         lowered = prefix.lower()
         next_ids: list[str] = self.values("SELECT run_id FROM runs WHERE run_id >= ? ORDER BY run_id LIMIT 2", lowered)
         run_ids = [run_id for run_id in next_ids if run_id.startswith(lowered)]
@@ -9423,7 +9424,7 @@ class Questions(Sql):
         return run_ids[0]
 
     def pick_run(self, name: str | None, run_id: str | None) -> str:
-        """The run that is meant by a pipeline's name (its last), by an id, or by both."""
+        """Returns the run that a pipeline's name (its last run), an id, or both stand for."""
         if run_id is not None:
             run_id = self.find_run(run_id)
             if name is not None and self.run(run_id)["pipeline"] != name:
@@ -9441,7 +9442,7 @@ class Questions(Sql):
             raise self.unknown(name) from None
 
     def run(self, run_id: str) -> Json:
-        """A run without its attempts; NotFound if it has been removed meanwhile."""
+        """Returns a run without its attempts.  Raises NotFound if it has been deleted meanwhile."""
         run = self.row("SELECT * FROM runs WHERE run_id = ?", run_id)
         if run is None:
             raise NotFound(f"run {run_id} has been removed", "see [retention]")
@@ -9455,20 +9456,19 @@ class Questions(Sql):
         return str(self.value("SELECT status FROM runs WHERE run_id = ?", run_id) or self.run(run_id)["status"])
 
     def totals(self) -> dict[str, int]:
-        """How many runs there are of each status, in the order of MOVES."""
         counts = dict(self.db.execute("SELECT status, runs FROM totals"))
         return {status: counts[status] for status in MOVES}
 
     def runs(
         self, name: str | None, status: str | None, limit: int, among: list[str] | None = None
     ) -> tuple[list[Json], int]:
-        """The newest runs, of a pipeline and a status if they are given, and how many there are."""
+        """Returns the newest runs, of one pipeline and status if given, and how many there are."""
         columns = "run_id, pipeline, version, status, trigger, attempt, scheduled_for, queued_at, started_at"
         conditions = {"pipeline = ?": name, "status = ?": status, AMONG: among}
         return self.page(f"{columns}, finished_at, duration_ms", "runs", conditions, "run_id DESC", limit)
 
     def failures(self, limit: int, among: list[str] | None = None) -> tuple[list[Json], int]:
-        """The latest broken runs with their errors, and how many there are."""
+        """Returns the latest broken runs with their errors, and how many there are."""
         columns = "run_id, pipeline, version, status, trigger, finished_at, duration_ms, error"
         conditions = {f"status IN {FAILURES}": (), AMONG: among}
         return self.page(columns, "runs", conditions, "finished_at DESC, run_id DESC", limit)
@@ -9476,9 +9476,9 @@ class Questions(Sql):
     def whole_run(
         self, run_id: str, number: int | None = None
     ) -> tuple[Json, Json | None, list[Json], list[Json], list[Json]]:
-        """A run, its last attempt or another, the attempt's steps, its last log lines, what it observed."""
+        """Returns a run, its last attempt or *number*, and the attempt's steps, last log lines, observations."""
         self.db.execute("BEGIN")
-        with self.db:  # all of one moment
+        with self.db:  # one snapshot for all queries
             run = self.run(run_id)
             which = (run_id, run["attempt"] if number is None else number)
             of_attempt = "WHERE run_id = ? AND attempt = ?"
@@ -9498,7 +9498,7 @@ class Questions(Sql):
         return rows
 
     def unfinished(self) -> list[Json]:
-        """The attempts that were live when the last daemon ended."""
+        """Returns the attempts that were live when the last daemon ended."""
         return self.rows(
             "SELECT a.*, json_extract(v.options, '$.timeout') AS timeout FROM runs r"
             " JOIN attempts a ON a.run_id = r.run_id AND a.attempt = r.attempt"
@@ -9508,7 +9508,7 @@ class Questions(Sql):
     def logs(
         self, run_id: str, levels: Sequence[str], step: str | None, tail: int, attempt: int | None
     ) -> tuple[list[Json], int, int]:
-        """The last log lines that are wanted, how many there are, and how many were dropped."""
+        """Returns the last log lines of those wanted, how many these are, and how many the run dropped."""
         conditions = {
             "run_id = ?": run_id,
             "attempt = ?": self.run(run_id)["attempt"] if attempt is None else attempt,
@@ -9521,19 +9521,19 @@ class Questions(Sql):
         return lines[::-1], total, dropped or 0
 
     def story(self, run_id: str, after: int) -> list[Json]:
-        """The next page of all that a run did, as events."""
+        """Returns the next page of all that a run did, as events."""
         attempt, n = after // SEQ_STRIDE + 1, after % SEQ_STRIDE - STORY_LEAD
         rows = self.rows(STORY, run_id=run_id, attempt=attempt, n=n)
         return [{**pick(row, "seq", "type", "at"), **row["data"]} for row in rows]
 
     def story_begin(self, run_id: str, tail: int | None) -> int:
-        """After which event of a run its last *tail* log lines begin, those of its last attempt; 0 is before all."""
+        """Returns after which event the last *tail* log lines of a run's last attempt begin; 0 is before all."""
         return int(self.value(LAST_LINES, run_id=run_id, tail=tail)) if tail else 0
 
     # What retention asks.
 
     def file_bytes(self) -> int:
-        """How large the file is, once what is in its log is in it."""
+        """Returns how large the file is once it has taken in the WAL."""
         return int(self.value("PRAGMA page_count") * self.value("PRAGMA page_size"))
 
     def used_bytes(self) -> int:
@@ -9543,7 +9543,7 @@ class Questions(Sql):
         return int(self.value("PRAGMA freelist_count"))
 
     def nth_run(self, name: str, statuses: Sequence[str], number: int) -> str | None:
-        """The n-th newest run of a pipeline that has one of these statuses; None if there are fewer."""
+        """Returns the n-th newest run of a pipeline that has one of these statuses; None if there are fewer."""
         newest = "SELECT run_id FROM (SELECT run_id FROM runs WHERE pipeline = ? AND status = ?"
         parts = " UNION ALL ".join([f"{newest} ORDER BY run_id DESC LIMIT {number})"] * len(statuses))
         values = [value for status in statuses for value in (name, status)]
@@ -9553,14 +9553,13 @@ class Questions(Sql):
     # Schedules.
 
     def schedule(self, name: str) -> Json:
-        """The row of a pipeline's schedule; NotFound if the pipeline is not deployed."""
+        """Returns a pipeline's row in schedules.  Raises NotFound if the pipeline is not deployed."""
         row = self.row("SELECT * FROM schedules WHERE pipeline = ?", name)
         if row is None or row["held"] == "undeployed":
             raise self.unknown(name)
         return row
 
     def live_options(self, name: str) -> Json | None:
-        """The options of a deployed pipeline."""
         row = self.row("SELECT options FROM live WHERE pipeline = ?", name)
         return row and row["options"]
 
@@ -9575,25 +9574,25 @@ class Questions(Sql):
         return self.rows("SELECT count(*) AS schedules, min(due_at) AS next_at FROM schedules WHERE due_at > ''")[0]
 
     def chains(self, name: str) -> tuple[list[Json], list[str]]:
-        """The upstream of a pipeline, each with a success that was not followed yet, and its downstream."""
+        """Returns the upstream, each with a success that is not followed yet, and the downstream."""
         up = "SELECT comes_after AS pipeline, run_id FROM chains WHERE pipeline = ? ORDER BY comes_after"
         down = "SELECT pipeline FROM chains WHERE comes_after = ? ORDER BY pipeline"
         return self.rows(up, name), self.values(down, name)
 
     def decision_on(self, name: str, tick: str) -> Json | None:
-        """What was decided about an instant."""
+        """Returns the decision about an instant, if there is one."""
         row = self.row(f"{DECISIONS} AND e.scheduled_for >= ? ORDER BY e.scheduled_for, seq LIMIT 1", name, tick)
         if row is None or row["data"].get("from", row["scheduled_for"]) > tick:
             return None
         return decision_document(row)
 
     def decisions(self, name: str, most: int, before: str = "~") -> list[Json]:
-        """The last decisions about ticks before an instant, or about all, newest first."""
+        """Returns the last decisions about ticks before an instant, or about all, newest first."""
         some = f"{DECISIONS} AND e.scheduled_for < ? ORDER BY e.scheduled_for DESC, seq DESC LIMIT ?"
         return [decision_document(row) for row in self.rows(some, name, before, most)]
 
     def tick_runs(self, name: str, begin: str, end: str) -> dict[str, Json]:
-        """The latest run of each tick between two instants, both included, by tick."""
+        """Returns tick → its latest run, between two instants, both included."""
         rows = self.rows(
             "SELECT scheduled_for, run_id, status FROM runs WHERE pipeline = ?"
             " AND scheduled_for BETWEEN ? AND ? ORDER BY run_id",
@@ -9606,7 +9605,7 @@ class Questions(Sql):
         return self.row(last, name)
 
     def has_failed(self, name: str, since: str, times: int) -> bool:
-        """Whether there were this many runs of a pipeline since then and the last ones have all failed."""
+        """Whether a pipeline has had this many runs since an instant, and the last of them all failed."""
         failures = self.value(
             "SELECT count(*) FROM (SELECT status FROM runs WHERE pipeline = ? AND run_id > ? AND status IN"
             " ('success', 'failed', 'timed_out', 'lost') ORDER BY run_id DESC LIMIT ?) WHERE status <> 'success'",
@@ -9615,7 +9614,7 @@ class Questions(Sql):
         return bool(failures == times)
 
     def unfinished_ticks(self, name: str) -> list[str]:
-        """The runs of a schedule's ticks that have not ended, oldest first."""
+        """Returns the runs of a schedule's ticks that have not ended, oldest first."""
         rows = self.rows(
             "SELECT run_id FROM runs INDEXED BY runs_by_status WHERE pipeline = ?"
             " AND status IN ('queued', 'running', 'retrying') AND trigger IN ('schedule', 'catchup') ORDER BY run_id",
@@ -9628,19 +9627,19 @@ class Questions(Sql):
         return int(self.value(live, name))
 
 
-#: Of the rows of some pipelines, that are given as a list.
+#: The condition that a row's pipeline is in a list.
 AMONG = "pipeline IN (SELECT value FROM json_each(?))"
 
 
 def where(conditions: dict[str, Any]) -> tuple[str, list[Any]]:
-    """The conditions whose values are not None, as SQL, and their values.  A list is one value, () is none."""
+    """Returns as SQL the conditions that have a value, and the values.  A list is one value; () binds nothing."""
     used = {text: value for text, value in conditions.items() if value is not None}
     values = [encode_json(value) if isinstance(value, list) else value for value in used.values() if value != ()]
     return f" WHERE {' AND '.join(used)}" if used else "", values
 
 
-#: The next page of all that a run did, in the order (attempt, n): n is the number of the record in the attempt's
-#: journal, below 0 what came before the first attempt, 0 its start, beyond all records its end and that of the run.
+#: The next page of all that a run did, in the order (attempt, n).  n is a record's number in the attempt's journal.
+#: Events before the first attempt have an n below 0, an attempt's start has 0, and its end an n above all records.
 STORY = """
     WITH page AS (
         SELECT attempt, n, at, 'log' AS type, json_object('level', level, 'step', step, 'stream', stream,
@@ -9664,18 +9663,18 @@ STORY = """
     )
     SELECT (attempt - 1) * 1000000000 + 10 + n AS seq, at, type, data FROM page ORDER BY seq
 """.replace("{after}", "run_id = :run_id AND (attempt, n) > (:attempt, :n)")
-#: The number of the event before the last log lines of a run's last attempt; if there are not so many lines, 0.
+#: The number of the event before the last log lines of a run's last attempt; 0 if there are fewer lines.
 LAST_LINES = """
     WITH last AS (SELECT attempt, n FROM logs WHERE run_id = :run_id ORDER BY attempt DESC, n DESC LIMIT :tail)
     SELECT CASE WHEN count(*) < :tail THEN 0 ELSE (max(attempt) - 1) * 1000000000 + 9
         + (SELECT min(n) FROM last WHERE attempt = (SELECT max(attempt) FROM last)) END FROM last
 """
-#: Room for what the ledger says of a run before its first attempt, and for all of one attempt.
+#: How many numbers a run's events before its first attempt have, and how many each attempt has.
 STORY_LEAD = 10
 SEQ_STRIDE = 1_000_000_000
 
 
-#: Decisions about ticks, each with the status of its run, if there is one.
+#: Decisions about ticks, with the status of their runs.
 DECISIONS = (
     "SELECT e.at, e.type, e.data, e.scheduled_for, e.run_id, r.status FROM events e LEFT JOIN runs r"
     " ON r.run_id = coalesce(e.run_id, json_extract(e.data, '$.run_id'))"
@@ -9684,7 +9683,6 @@ DECISIONS = (
 
 
 def decision_document(event: Json) -> Json:
-    """A decision as a document, with the status of its run, if there is one."""
     document = {"scheduled_for": event["scheduled_for"], "decision": event["type"].partition(".")[2]}
     document |= {"decided_at": event["at"], **event["data"]}
     run_id = event["run_id"] or document.get("run_id")
@@ -9693,8 +9691,8 @@ def decision_document(event: Json) -> Json:
 
 # --- 31. Database ------------------------------------------------------------------------
 # Owns the SQLite file: its two connections, its migrations, and the one thread that writes.  Calls Records.
-# Promises that what is answered is on disk, that writes share commits and that their failures are their own; and that
-# only the connection of that thread writes or checkpoints: older SQLites lose commits when two do at the same moment.
+# Promises that an answered write is on disk, that writes share commits but not failures; and that only that thread's
+# connection writes or checkpoints: older SQLites lose commits when two do at the same moment.
 
 #: How many writes may share one commit.
 GROUP_MAX = 512
@@ -9706,29 +9704,29 @@ SETTINGS_OF_SQLITE = (
 
 
 class Database:
-    """One file: a connection for the writer's thread, which makes groups of writes durable, and one to ask."""
+    """The SQLite file: a connection for the thread that commits writes in groups, and one for queries."""
 
     def __init__(self, path: str) -> None:
         self.path = path
-        self.pending: list[Write] = []  # writes of this turn of the loop: they travel together
+        self.pending: list[Write] = []  # writes of this turn of the loop, for one commit
         self.inbox: queue.SimpleQueue[list[Write] | None] = queue.SimpleQueue()
         self.touched: set[str] = set()  # runs that the transaction under way changes
         self.settle: tuple[Callable[[], Any], ...] = ()  # work that is done at the end of each group of writes
         self.wants_checkpoint = False  # whether the transaction under way ends with a checkpoint
-        self.on_settled: Callable[..., Any] = lambda *answers: ()  # on the writer's thread, with its answers
-        self.on_commit: Callable[..., None] = lambda run_ids, *due: None  # on the loop, with what changed and is due
+        self.on_settled: Callable[..., Any] = lambda *answers: ()  # on the writer's thread, with what `settle` returned
+        self.on_commit: Callable[..., None] = lambda run_ids, *due: None  # on the loop, with changed runs and due work
         self.thread: threading.Thread | None = None
         self.refused_at: str | None = None  # when a write last found no room on the disk
-        self.is_full = False  # whether none has found room since
+        self.is_full = False  # whether no write has found room since
 
     def open(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Opens the file, or makes it, and starts its writer."""
+        """Opens or creates the file, and starts its writer."""
         self.loop = loop
         opened: queue.SimpleQueue[Exception | None] = queue.SimpleQueue()
         try:
-            # By hand, for SQLite would make it (and then -wal and -shm) as the umask says.  And before there is
-            # a connection: closing any other descriptor of the file ends the locks of this whole process, and
-            # the next program to look into the file would take the log away from under us.
+            # SQLite would take the umask's mode for the file, -wal and -shm.  This must come before there is a
+            # connection: closing another descriptor of the file ends all locks of this process on it, and the
+            # next program to look into the file would delete the WAL in use.
             os.close(os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600))
             given: Json = {"isolation_level": None, "check_same_thread": False, "cached_statements": 256}
             self.writer = sqlite3.connect(self.path, **given)
@@ -9750,11 +9748,11 @@ class Database:
             self.thread = None
 
     def serve(self, opened: queue.SimpleQueue[Exception | None]) -> None:
-        """The writer's thread: opens the file, answers None or why that failed, and then writes."""
+        """Runs the writer's thread: opens the file, answers None or why that failed, and writes."""
         try:
             set_up(self.writer)
             self.migrate()
-            self.checkpoint()  # what a predecessor left in the log: its own last sync may have failed
+            self.checkpoint()  # the last daemon's sync of its WAL may have failed
             self.reader = set_up(read_only(self.path, shared=True))
         except Exception as problem:
             self.writer.close()
@@ -9765,7 +9763,7 @@ class Database:
         self.writer.close()
 
     def migrate(self) -> None:
-        """Brings the database to this version, after a backup; Conflict if it fails, which changes nothing."""
+        """Migrates the database, after a backup.  If that fails, it raises and changes nothing."""
         schema, wanted = self.writer.execute("PRAGMA user_version").fetchone()[0], len(MIGRATIONS)
         if schema == wanted:
             return
@@ -9778,21 +9776,21 @@ class Database:
             raise Conflict(f"{self.path} cannot be migrated from schema {schema}: {problem}", hint) from None
 
     def checkpoint(self) -> None:
-        """Moves the log into the file, synced, as far as nobody reads the pages that it replaces."""
+        """Moves the WAL into the file and syncs that, except for pages that a reader still needs."""
         try:
-            self.writer.execute("PRAGMA wal_checkpoint(PASSIVE)")  # which waits for nobody who reads
-        except sqlite3.Error as problem:  # without room it is taken in later
+            self.writer.execute("PRAGMA wal_checkpoint(PASSIVE)")  # PASSIVE does not wait for readers
+        except sqlite3.Error as problem:  # if the disk is full, a later one does it
             if is_sync_failure(problem):
                 raise
 
     def want_checkpoint(self) -> None:
-        """A write that only wants its commit to end with a checkpoint."""
+        """As a write, has its commit end with a checkpoint."""
         self.wants_checkpoint = True
 
     # Writing: many facts, one commit.
 
     def write(self, work: Callable[..., Any], arguments: tuple[Any, ...]) -> asyncio.Future[Any]:
-        """Has *work* done on the writer's thread, in one transaction with all that comes in this turn."""
+        """Has *work* done on the writer's thread, in one transaction with all writes of the loop's turn."""
         future: asyncio.Future[Any] = self.loop.create_future()
         if not self.pending:
             self.loop.call_soon(self.flush)
@@ -9800,7 +9798,7 @@ class Database:
         return future
 
     def ring(self) -> None:
-        """Has `settle` done without a write."""
+        """Has the work in `settle` done, without a write."""
         self.inbox.put([])
 
     def flush(self) -> None:
@@ -9809,7 +9807,7 @@ class Database:
             self.pending = []
 
     def write_groups(self) -> None:
-        """Whatever has gathered during one commit shares the next."""
+        """Commits groups of writes: those that arrive during one commit share the next."""
         last = False
         while not last and (group := self.inbox.get()) is not None:
             while len(group) < GROUP_MAX and not last and not self.inbox.empty():
@@ -9825,7 +9823,7 @@ class Database:
                 pass  # the loop has ended; the facts are on disk all the same
 
     def commit(self, group: list[Write]) -> tuple[list[Reply], set[str]]:
-        """Does a group of writes in one transaction; if any breaks, each in its own."""
+        """Does a group of writes in one transaction or, if one breaks, each in its own."""
         answers: list[Reply] = []
         self.touched, self.wants_checkpoint, changes = set(), False, self.writer.total_changes
         try:
@@ -9840,7 +9838,7 @@ class Database:
                 self.is_full = False
             if self.wants_checkpoint:
                 self.checkpoint()
-        except Exception as problem:  # of SQLite, the disk or a bug: the others must not suffer
+        except Exception as problem:  # from SQLite, the disk or a bug; the other writes must not fail too
             if is_sync_failure(problem):
                 give_up(problem)
             if self.writer.in_transaction:
@@ -9852,7 +9850,7 @@ class Database:
         return answers, self.touched
 
     def refusal(self, problem: Exception) -> TauError:
-        """The error for whoever asked for a write that broke."""
+        """Returns the error for the caller of a write that broke."""
         refused = disk_error("the store", problem)
         if isinstance(refused, StorageFull):
             self.refused_at, self.is_full = rfc3339(time.time()), True
@@ -9861,7 +9859,7 @@ class Database:
         return Internal(f"{type(problem).__name__}: {problem}", "the daemon's log has the traceback")
 
     def deliver(self, answers: list[Reply], touched: set[str], due: Iterable[Any]) -> None:
-        """On the loop: gives everybody the answer, and says which runs have changed."""
+        """Gives the callers their answers, on the loop, and tells on_commit which runs changed."""
         for future, answer in answers:
             if future is None or future.cancelled():
                 continue
@@ -9880,21 +9878,21 @@ def set_up(db: sqlite3.Connection) -> sqlite3.Connection:
     return db
 
 
-#: Of a larger database a daemon that starts checks only the tables that stay small.
+#: A daemon that starts with a larger database checks only the small tables.
 CHECK_BYTES = 128 << 20
 SMALL_TABLES = ("pipelines", "versions", "totals")
 
 
 def examine(path: str) -> int:
-    """The schema of the database at *path*, 0 if there is none yet.
+    """Returns the schema number of the database at *path*; 0 if there is none yet.  Changes nothing.
 
-    Conflict for what cannot be used, with what can be done about it; nothing is touched either way.
+    Raises Conflict, with what can be done about it, if the database cannot be used.
     """
     log = path + "-wal"
     waiting = os.path.getsize(log) if os.path.exists(log) else 0
     if not os.path.exists(path) or os.path.getsize(path) == 0:
-        if waiting:  # SQLite would throw the log away
-            raise unusable(path, "it is gone or empty, and what it had not yet taken in is still in its -wal")
+        if waiting:  # SQLite would delete the WAL
+            raise unusable(path, "it is gone or empty, but newer data is still in its -wal")
         return 0
     try:
         with contextlib.closing(read_only(path)) as db:
@@ -9904,7 +9902,7 @@ def examine(path: str) -> int:
 
 
 def upgrade(db: sqlite3.Connection, schema: int) -> None:
-    """A database of an older schema, or of none, gets this one: all of it, or after a crash nothing."""
+    """Brings a database from an older schema, or from none, to this one, in one transaction."""
     db.executescript(
         f"BEGIN IMMEDIATE; {';'.join(MIGRATIONS[schema:])}; PRAGMA application_id = {APPLICATION_ID};"
         f"PRAGMA user_version = {len(MIGRATIONS)}; COMMIT;"
@@ -9912,7 +9910,7 @@ def upgrade(db: sqlite3.Connection, schema: int) -> None:
 
 
 def check_schema(path: str, sql: Sql) -> int:
-    """The schema of an open database; Conflict if it is not ours, of a newer Tau, or damaged."""
+    """Returns the schema number of a database.  Raises Conflict if it is not Tau's, too new, or damaged."""
     schema, newest = int(sql.value("PRAGMA user_version")), len(MIGRATIONS)
     ours = sql.value("PRAGMA application_id") == APPLICATION_ID
     if not ours and sql.value("SELECT count(*) FROM sqlite_master"):
@@ -9931,7 +9929,7 @@ def unusable(path: str, why: str) -> Conflict:
 
 
 def disk_error(path: str, problem: Exception) -> TauError:
-    """The refusal for what could not be opened or written: it is damaged, has no room, or may not be written."""
+    """Returns the error for a file that is damaged, has no room, or may not be written."""
     code = getattr(problem, "sqlite_errorcode", 0) & 0xFF
     why = getattr(problem, "strerror", None) or str(problem)
     if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
@@ -9943,7 +9941,7 @@ def disk_error(path: str, problem: Exception) -> TauError:
 
 
 def restore_hint(path: str) -> str:
-    """What to do about a database that cannot be used: the command that brings back the newest copy Tau has made."""
+    """Returns the hint for an unusable database: how to restore its newest backup."""
     beside, backups = f"{path}.before-v", os.path.join(os.path.dirname(path), BACKUPS, "")
     paths = [name for begin in (beside, backups) for name in glob.glob(f"{glob.escape(begin)}*") if is_copy(name)]
     if not paths:
@@ -9952,12 +9950,12 @@ def restore_hint(path: str) -> str:
     return f"`taud --restore {newest} --replace` brings back the newest backup and moves this one aside"
 
 
-#: Where `tau backup` puts a copy that is given no name, beside the database.
+#: The folder beside the database for backups that are given no name.
 BACKUPS = "backups"
 
 
 def is_copy(path: str) -> bool:
-    """Whether a file is a whole copy that this Tau can restore, as far as its first bytes tell."""
+    """Whether a file is a backup that this Tau can restore, as far as its first bytes tell."""
     try:
         with open(path, "rb") as file:
             head = file.read(72)
@@ -9970,16 +9968,15 @@ def is_copy(path: str) -> bool:
 def copy_database(
     source: str, path: str, finish: Callable[[sqlite3.Connection], Answer], shared: bool = False
 ) -> Answer:
-    """A consistent copy of a database is at *path*, whole and durable; a TauError says why not, and nothing new is.
+    """Copies a database to *path*, consistent and durable.  Raises a TauError, and leaves *path* alone, if it cannot.
 
-    In one step: a stepwise copy would begin anew at each commit of another connection.  *finish* may change the copy;
-    its answer is ours.
+    *finish* may change the copy; its answer is returned.  A copy in steps would begin anew at each commit.
     """
     try:
         with Replacement(path) as file, contextlib.closing(sqlite3.connect(file.name, isolation_level=None)) as copy:
             with contextlib.closing(read_only(source, shared)) as db:
                 db.backup(copy)
-            copy.execute("PRAGMA journal_mode = DELETE")  # it is one file, wherever it goes
+            copy.execute("PRAGMA journal_mode = DELETE")  # without a WAL, it is one file
             answer = finish(copy)
             if (damage := find_damage(copy)) is not None:
                 raise sqlite3.DatabaseError(f"the copy is damaged: {damage}")
@@ -9989,15 +9986,15 @@ def copy_database(
 
 
 def is_sync_failure(problem: Exception) -> bool:
-    """Whether the disk has failed to keep what was written to it."""
+    """Whether the disk has failed to sync what was written to it."""
     code = getattr(problem, "sqlite_errorcode", 0)
     return code in (sqlite3.SQLITE_IOERR_FSYNC, sqlite3.SQLITE_IOERR_DIR_FSYNC)
 
 
 def give_up(problem: Exception) -> typing.NoReturn:
-    """Ends the daemon at once: after a failed sync the next one may succeed without what the first has lost.
+    """Ends the daemon at once: after a failed sync the next may succeed without the data of the first.
 
-    Live runs go on.  The next daemon reads the file and its log again, without what was not acknowledged.
+    Live runs go on.  Only unanswered writes can be missing from what the next daemon reads.
     """
     text = "the disk has failed to keep the store: %s; taud ends, to be started again"
     logging.getLogger("tau").critical(text, problem)
@@ -10006,13 +10003,13 @@ def give_up(problem: Exception) -> typing.NoReturn:
 
 
 # --- 32. Versions ------------------------------------------------------------------------
-# Owns what runs need on disk: the files of a version as the store has them, in versions/, and in environments/ the
-# virtual environments that headers ask for (PEP 723).  Calls nothing.
-# Promises that both are only caches: each is there whole when it is asked for, and a failed build changes nothing.
+# Owns what runs need on disk: in versions/ the files of a version, as the store has them, and in environments/ the
+# virtual environments that headers ask for (PEP 723).  Calls nothing of its part.
+# Promises that both are only caches: what is asked for is there, whole, and a failed build leaves nothing.
 
 
 def digest_of(sources: dict[str, bytes]) -> str:
-    """The sha256 (hex) of a set of files; lengths are part of it, so that no two sets collide by shifting."""
+    """Returns the SHA-256 (hex) of some files.  Lengths are part of it: shifted bytes must not collide."""
     digest = hashlib.sha256()
     for path, content in sorted(sources.items()):
         digest.update(f"{len(path.encode())} {len(content)} {path}\n".encode() + content)
@@ -10020,7 +10017,7 @@ def digest_of(sources: dict[str, bytes]) -> str:
 
 
 def write_sources(sources: dict[str, bytes], folder: str) -> None:
-    """Writes files into a directory unless all are there, whole; StorageFull if there is no room."""
+    """Writes files into a directory unless all are there, whole.  Raises StorageFull if it cannot."""
     files = {os.path.join(folder, path): content for path, content in sources.items()}
     if all(read_bytes(path) == content for path, content in files.items()):
         return
@@ -10035,7 +10032,7 @@ def write_sources(sources: dict[str, bytes], folder: str) -> None:
 
 
 def sweep(folder: str, known: set[str]) -> None:
-    """Removes what is in a directory and not known; a linked directory is another home's."""
+    """Removes what is in a directory and not in *known*; not in a linked one, which is another home's."""
     for name in os.listdir(folder) if os.path.isdir(folder) and not os.path.islink(folder) else ():
         path = os.path.join(folder, name)
         if name.removesuffix(".lock") not in known:
@@ -10043,13 +10040,13 @@ def sweep(folder: str, known: set[str]) -> None:
 
 
 BUILD_LINES = 200
-#: The block that PEP 723 defines, in its own words.
+#: The pattern that PEP 723 gives.
 HEADER = r"(?m)^# /// (?P<type>[a-zA-Z0-9-]+)$\s(?P<content>(^#(| .*)$\s)+)^# ///$"
 HEADER_HINT = '# /// script\n# dependencies = ["requests"]\n# ///'
 
 
 def read_header(source: str, entry: str) -> Json | None:
-    """The metadata of a script (PEP 723), if it names dependencies; LoadFailed if it is malformed."""
+    """Returns a script's header (PEP 723) if it names dependencies.  Raises LoadFailed if it is malformed."""
     begin = re.search(r"(?m)^# /// script\s*$", source)
     if begin is None:
         return None
@@ -10069,12 +10066,12 @@ def read_header(source: str, entry: str) -> Json | None:
     return header if header.get("dependencies") else None
 
 
-#: What the header of a script may have (PEP 723).
+#: The keys of a script's header (PEP 723).
 HEADER_SCHEMA = object_schema({"dependencies": STRINGS, "requires-python": {"type": "string"}, "tool": {}})
 
 
 def check_header(header: Json) -> None:
-    """BadRequest for keys that a header cannot have, and for a Python that is not this one."""
+    """Raises BadRequest if a header has keys that it cannot have, or requires another Python."""
     demand(HEADER_SCHEMA, header, "the header", "")
     if not all(need[:1].isalnum() for need in header.get("dependencies", ())):
         raise BadRequest("the header's dependencies must be a list of requirements")
@@ -10108,17 +10105,17 @@ def admits(wanted: str, mine: tuple[int, ...]) -> bool:
 
 
 class Venvs:
-    """The virtual environments of a home, by the digest of what is in them."""
+    """Builds the virtual environments of a home, named by the digest of what is in them."""
 
     def __init__(self, home: str, settings: Json) -> None:
         self.folder, self.settings = os.path.join(home, "environments"), settings
 
     def python(self, digest: str | None) -> str | None:
-        """The interpreter of an environment; None stands for the daemon's own."""
+        """Returns an environment's interpreter; None stands for the daemon's."""
         return None if digest is None else os.path.join(self.folder, digest, "bin", "python")
 
     async def build(self, header: Json, entry: str) -> Json:
-        """Builds the environment of a header unless it is there; LoadFailed, with the log, if that fails."""
+        """Builds the environment of a header unless it is there.  Raises LoadFailed, with the log, if it fails."""
         needed = sorted(header["dependencies"])
         digest = fingerprint(sys.version, *needed)
         path = os.path.join(self.folder, digest)
@@ -10133,7 +10130,7 @@ class Venvs:
         return {"entry": entry, "digest": digest, "dependencies": needed, "built": not there, "log": log}
 
     async def install(self, path: str, needed: list[str], entry: str) -> list[str]:
-        """Makes an environment anew and returns the log; removes one that fails."""
+        """Makes an environment anew and returns the log; after a failure, removes it."""
         log: list[str] = []
         shutil.rmtree(path, ignore_errors=True)
         try:
@@ -10149,7 +10146,7 @@ class Venvs:
 
 
 def build_error(entry: str, log: list[str]) -> LoadFailed:
-    """The refusal for dependencies that cannot be installed, with the line of the log that says why."""
+    """Returns the error for a failed installation, with the line of the log that says why."""
     wrong = (line for line in reversed(log) if re.search("error|conflict|took longer", line, re.IGNORECASE))
     message = f"the dependencies of {entry} cannot be installed: {next(wrong, log[-1]).strip()[:300]}"
     hint = "see the log; mend the header and deploy again"
@@ -10157,7 +10154,7 @@ def build_error(entry: str, log: list[str]) -> LoadFailed:
 
 
 async def run_to_end(words: list[str], log: list[str], patience: float) -> int:
-    """The exit code of a command; its output goes to the log.  Its processes are gone however this ends."""
+    """Runs a command, adds its output to the log, and returns its exit code.  No process of it is left."""
     environ = public_environment() | {"PIP_DISABLE_PIP_VERSION_CHECK": "1", "PIP_NO_INPUT": "1"}
     pipe, null, both = asyncio.subprocess.PIPE, asyncio.subprocess.DEVNULL, asyncio.subprocess.STDOUT
     starting = asyncio.ensure_future(
@@ -10172,7 +10169,7 @@ async def run_to_end(words: list[str], log: list[str], patience: float) -> int:
     except TimeoutError:
         log.append(f"it took longer than [daemon] build_timeout_s = {patience:g}")
     finally:
-        process = await starting  # a start that is cancelled would kill the command, but not what it has started
+        process = await starting  # cancelling the start would kill the command, but not its children
         if process.returncode is None:
             os.killpg(process.pid, signal.SIGKILL)
             await process.wait()
@@ -10180,25 +10177,26 @@ async def run_to_end(words: list[str], log: list[str], patience: float) -> int:
 
 
 def build_commands(path: str, needed: list[str]) -> list[list[str]]:
-    """Commands that make a virtual environment with these packages: uv's if it is on the path, else venv and pip."""
+    """Returns commands that make a virtual environment: uv's if it is on the path, else venv's and pip's."""
     python = os.path.join(path, "bin", "python")
     if uv := shutil.which("uv"):
         make = [uv, "venv", "--quiet", "--python", sys.executable, path]
         return [make, [uv, "pip", "install", "--python", python, *needed]]
     make, pip = [sys.executable, "-m", "venv", path], [python, "-m", "pip"]
-    if find_module("pip"):  # ours installs there too: a pip of its own would take seconds
+    if find_module("pip"):  # the daemon's pip serves: another would take seconds
         make, pip = [*make, "--without-pip"], [sys.executable, "-m", "pip", "--python", python]
     return [make, [*pip, "install", "--progress-bar", "off", *needed]]
 
 
 # --- 33. Metrics -------------------------------------------------------------------------
-# Owns what is counted since the daemon began, and the page on which Prometheus reads it.  Calls nothing.
+# Owns what is counted since the daemon began, and the page on which Prometheus reads it.
+# Calls nothing of its part.
 # Promises the text format 0.0.4 (prometheus.io/docs/instrumenting/exposition_formats), seconds and bytes as units,
-# and no label that a pipeline's author or a peer could make grow.
+# and no label whose values a pipeline's author or a client chooses.
 
 
 class Histogram:
-    """How often something has happened; with bounds (seconds), how often it took no longer than each of them."""
+    """Counts how often something happened; with bounds (seconds), how often it took no longer than each."""
 
     __slots__ = ("bounds", "counts", "total")
 
@@ -10210,7 +10208,7 @@ class Histogram:
         self.total += seconds
 
     def lines(self, name: str, labels: str) -> Iterator[str]:
-        """It in the text format, where buckets are cumulative."""
+        """Yields the text format, in which buckets are cumulative."""
         braced = f"{{{labels}}}" if labels else ""
         if not self.bounds:
             yield f"{name}{braced} {self.counts[0]}"
@@ -10221,12 +10219,12 @@ class Histogram:
         yield f"{name}_count{braced} {sum(self.counts)}"
 
 
-#: Bounds in seconds: of answers, and of what may take longer.
+#: Bounds in seconds: FAST for answers to requests, SLOW for runs.
 FAST = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 10.0)
 SLOW = (0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 30.0, 60.0, 300.0, 1800.0, 3600.0, 21600.0)
 
 
-#: What is counted → its meaning, and the bounds of the histogram if it is a time.
+#: Family → its meaning, and the bounds of its histogram; a counter has no bounds.
 FAMILIES: dict[str, tuple[str, tuple[float, ...]]] = {
     "tau_request_duration_seconds": ("Time to answer a request.", FAST),
     "tau_request_errors_total": ("Requests answered by an error.", ()),
@@ -10239,10 +10237,10 @@ FAMILIES: dict[str, tuple[str, tuple[float, ...]]] = {
 
 
 class Metrics:
-    """What has happened since the daemon began, in numbers."""
+    """Counts what has happened since the daemon began."""
 
     def __init__(self) -> None:
-        # By family and labels; what has no labels, or known ones, is shown before it happens.
+        # Family → labels → histogram.  A family whose labels are known is shown before it counts.
         self.tallies = {
             name: {"": Histogram(bounds)} if bounds == SLOW else {} for name, (_, bounds) in FAMILIES.items()
         }
@@ -10252,13 +10250,13 @@ class Metrics:
         self.tallies[name].setdefault(labels, Histogram(FAMILIES[name][1])).add(seconds)
 
     def request(self, method: str, seconds: float, code: str = "") -> None:
-        """A request has been answered; *code* is that of its error, if it has one."""
+        """Counts an answered request; *code* is its error's, if it has one."""
         self.add("tau_request_duration_seconds", seconds, f'method="{method}"')
         if code:
             self.add("tau_request_errors_total", labels=f'method="{method}",code="{code}"')
 
     def fact(self, type_name: str, data: Json, late: float | None) -> None:
-        """A fact goes into the ledger; *late* is how long after its tick a run was queued."""
+        """Counts an event of the ledger; *late* is how long after its tick a run was queued."""
         self.add("tau_events_total", labels=f'type="{type_name}"')
         if type_name == "run.finished":
             self.add("tau_runs_finished_total", labels=f'status="{data["status"]}"')
@@ -10276,17 +10274,16 @@ class Metrics:
 
 
 def family(name: str, kind: str, meaning: str, *samples: str) -> str:
-    """A family of metrics as the text format has it."""
     return "\n".join((f"# HELP {name} {meaning}", f"# TYPE {name} {kind}", *samples, ""))
 
 
 def single_figures(*rows: tuple[str, str, str, float]) -> Iterator[str]:
-    """A family of one sample for each name, kind, meaning and value."""
+    """Yields a family of one sample for each name, kind, meaning and value."""
     return (family(name, kind, meaning, f"{name} {value}") for name, kind, meaning, value in rows)
 
 
 def process_figures() -> Iterator[str]:
-    """What the process itself uses, under the names that Prometheus's own clients use."""
+    """Yields what this process uses, under the names that Prometheus's own clients have."""
     used = resource.getrusage(resource.RUSAGE_SELF)
     limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     yield from single_figures(
