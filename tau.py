@@ -11479,12 +11479,22 @@ class PipelineContext:
         self.state: Json = json.loads(encode_json(job.get("state") or {}))
         #: Pipeline that this run follows → the `run_id` and `result` of its run.
         self.upstream: dict[str, Json] = job.get("upstream") or {}
-        #: When this run was due (aware, UTC); None if it was not scheduled.
-        self.scheduled_for = moment(job.get("scheduled_for"))
-        #: When the last successful run of this pipeline began (aware, UTC); None if there is none.
-        #: Reading what has changed since its beginning, rather than its end, misses nothing.
-        self.last_successful_run = moment(job.get("last_success"))
         self._around = Surroundings(attempt)
+
+    # Properties: a run that does not ask for them need not wait for the import of datetime.
+
+    @property
+    def scheduled_for(self) -> datetime.datetime | None:
+        """When this run was due (aware, UTC); None if it was not scheduled."""
+        return moment(self._job.get("scheduled_for"))
+
+    @property
+    def last_successful_run(self) -> datetime.datetime | None:
+        """When the last successful run of this pipeline began (aware, UTC); None if there is none.
+
+        Reading what has changed since its beginning, rather than its end, misses nothing.
+        """
+        return moment(self._job.get("last_success"))
 
     # The log, the steps, progress and metrics.
 
