@@ -255,7 +255,7 @@ class World:
 
     def end(self) -> None:
         """It is gone."""
-        if self.store.db.in_transaction:
+        if "write" in vars(self.store) and self.store.db.in_transaction:  # else the writer's own thread ends its own
             self.store.db.execute("COMMIT")
         self.store.close()
 
