@@ -195,7 +195,8 @@ def test_a_file_that_does_not_load_is_shown_with_its_line(tau: Tau) -> None:
 
 
 def test_who_interrupts_a_run_is_told_that_it_goes_on(tau: Tau) -> None:
-    tau.deploy_it("import time\ndef it(ctx):\n    ctx.log('begun')\n    time.sleep(600)")
+    # A signal just before a blocking call is handled after it, so lines keep coming.
+    tau.deploy_it("import time\ndef it(ctx):\n    while True:\n        ctx.log('begun')\n        time.sleep(0.1)")
     ours, theirs = pty.openpty()
     ignored = signal.signal(signal.SIGINT, signal.SIG_DFL)  # a test run in the background ignores it
     child = subprocess.Popen(
@@ -204,10 +205,14 @@ def test_who_interrupts_a_run_is_told_that_it_goes_on(tau: Tau) -> None:
     signal.signal(signal.SIGINT, ignored)
     os.close(theirs)
     screen = b""
-    while b"begun" not in screen:
-        screen += os.read(ours, 65536)
-    child.send_signal(signal.SIGINT)
-    assert child.wait(timeout=30) == 130
+    try:
+        while b"begun" not in screen:
+            screen += os.read(ours, 65536)
+        child.send_signal(signal.SIGINT)
+        assert child.wait(timeout=30) == 130
+    finally:
+        child.kill()
+        child.wait()
     while b"tau cancel" not in screen:
         screen += os.read(ours, 65536)
     os.close(ours)

@@ -119,11 +119,11 @@ def test_twenty_deaths_in_a_row_while_starting_change_nothing(mortal: Mortal) ->
     assert mortal.serve(0)
     assert mortal.end() == 0
     files = {path.relative_to(tau.home) for path in tau.home.rglob("*")}
-    places = mortal.places("ready", 25)[:-3]  # now and then a start has one event less than the one that was counted
-    assert len(places) >= 20
-    for fatal in places:
-        assert mortal.serve(fatal) is False
-        assert mortal.end() == -signal.SIGKILL
+    deaths = 0
+    for fatal in mortal.places("ready", 25):
+        ready = mortal.serve(fatal)  # now and then a start has fewer events than the one that was counted
+        deaths += mortal.end() == -signal.SIGKILL and not ready
+    assert deaths >= 20
     eventually(lambda: len(tau.remains()) <= 2)  # the run and its fork server: those of dead daemons have ended
     tau.start()
     assert tau("inspect", done)["result"] == tau("retry", done)["result"] == 1
