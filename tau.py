@@ -2827,7 +2827,6 @@ PURPOSES = {
     "daemon": "status doctor backup prune key shutdown version",
     "shell": "env completion schema help",
 }
-PAGE_WIDTH = 80
 
 
 def overview() -> str:
@@ -2856,7 +2855,7 @@ first steps:
 
 
 def filled(head: str, text: str) -> str:
-    return textwrap.fill(text, PAGE_WIDTH, initial_indent=head, subsequent_indent=" " * len(head))
+    return textwrap.fill(text, 80, initial_indent=head, subsequent_indent=" " * len(head))
 
 
 def group_page(group: str) -> str:
@@ -3737,7 +3736,7 @@ class View:
             for column in columns
         }
         widths = {column: max(map(len, texts[column])) for column in columns}
-        shrink(widths, terminal_width())
+        shrink(widths, os.get_terminal_size(1).columns or sys.maxsize)
         cells = [[single_line(text, width).ljust(width) for text in texts[column]] for column, width in widths.items()]
         head, *body = zip(*cells, strict=True)
         lines = [self.paint("  ".join(head), "bold")]
@@ -3809,14 +3808,6 @@ class View:
         self.end_line()
         if self.run_id:
             write_out(f"\n{self.run_id} goes on\nnext    tau wait {self.run_id}\nnext    tau cancel {self.run_id}")
-
-
-def terminal_width() -> int:
-    """Returns the width of the terminal, sys.maxsize if unknown."""
-    try:
-        return os.get_terminal_size(1).columns or sys.maxsize
-    except OSError:
-        return sys.maxsize
 
 
 def shrink(widths: dict[str, int], room: int) -> None:
@@ -3977,8 +3968,11 @@ class Client:
             try:
                 return self.ask(method, params, on_event)
             except UnknownMethod as problem:
-                self.compare_versions(problem)
-                raise
+                there = self.ask("ping", {}).get("version")
+                if there == __version__:
+                    raise
+                skew = f"the daemon is tau {there}, this is {__version__}: {problem}"
+                raise Conflict(skew, SKEW_HINT, reason="version_mismatch") from None
             except Unavailable as problem:
                 answered = self.hang_up(problem)
                 now = time.monotonic()
@@ -4017,13 +4011,6 @@ class Client:
             elif answer.get("id") == self.requests or ("error" in answer and answer.get("id") is None):
                 return result_of(answer)
         raise unavailable("lost")
-
-    def compare_versions(self, problem: UnknownMethod) -> None:
-        """Raises Conflict if the daemon has another version."""
-        there = self.ask("ping", {}).get("version")
-        if there != __version__:
-            message = f"the daemon is tau {there}, this is {__version__}: {problem}"
-            raise Conflict(message, SKEW_HINT, reason="version_mismatch")
 
     def connect(self) -> Channel:
         """Opens a connection that the daemon accepts; Unavailable if it cannot."""
