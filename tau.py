@@ -1944,35 +1944,50 @@ def find_module(name: str) -> bool:
         return False
 
 
-#: Sizes of the pieces in which a growing file is read, and its blocks are freed.
+#: Sizes of the pieces in which a file is read, and its blocks are freed; of a file that is read whole; of a line.
 READ_BYTES = 128 << 10
 FREED_BYTES = 16 << 20
+FILE_BYTES_MAX = 1 << 20
+RECORD_BYTES_MAX = 2 * LINE_BYTES_MAX
+#: Errors of open_file() which say that there is no file of ours; others may pass.
+NOT_OURS = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENXIO, errno.EINVAL, errno.EISDIR, errno.EACCES)
+
+
+def open_file(path: str, flags: int = os.O_RDONLY | os.O_NOFOLLOW) -> int:
+    """Opens a regular file.  Raises OSError, without waiting, if a run or a user has put something else there."""
+    file = os.open(path, flags | os.O_NONBLOCK, 0o600)  # Python adds O_CLOEXEC
+    if stat.S_ISREG(os.fstat(file).st_mode):
+        return file
+    os.close(file)
+    raise OSError(errno.EINVAL, "it is not a regular file", path)
 
 
 def read_lines(
-    path: str, offset: int, longest: int | None = None, final: bool = False
+    path: str, offset: int, longest: int = RECORD_BYTES_MAX, final: bool = False
 ) -> tuple[list[bytes], int, bool]:
     """Reads whole lines of a growing file; returns them, the offset after them, and whether there is more.
 
     A line longer than *longest* is cut into several.  *final* takes the unfinished last line too.
+    What is not a regular file has no lines.
     """
     try:
-        file = os.open(path, os.O_RDONLY)
-    except FileNotFoundError:
+        file = open_file(path)
+    except OSError as problem:
+        if problem.errno not in NOT_OURS:
+            raise
         return [], offset, False
     try:
-        want, long = READ_BYTES, longest or sys.maxsize
-        while b"\n" not in (data := os.pread(file, want, offset)) and want == len(data) < long:
+        want = READ_BYTES
+        while b"\n" not in (data := os.pread(file, want, offset)) and want == len(data) < longest:
             want *= 2  # one long record: its whole line is needed
         more = os.fstat(file).st_size > offset + len(data)
     finally:
         os.close(file)
     end = data.rfind(b"\n") + 1
-    if (final and not more) or (not end and len(data) >= long):
+    if (final and not more) or (not end and len(data) >= longest):
         end = len(data)
     lines = data[:end].removesuffix(b"\n").split(b"\n") if end else []
-    if longest is not None:
-        lines = [line[at : at + longest] for line in lines for at in range(0, max(len(line), 1), longest)]
+    lines = [line[at : at + longest] for line in lines for at in range(0, max(len(line), 1), longest)]
     return lines, offset + end, more
 
 
@@ -1986,7 +2001,7 @@ def free_blocks(path: str, position: Json, name: str) -> None:
         return
     position[freed] = end
     try:
-        with open(path, "r+b", 0) as file:
+        with open(open_file(path, os.O_RDWR | os.O_NOFOLLOW), "r+b", 0) as file:
             punch_hole_keep_size = 2 | 1
             ctypes.CDLL(None).fallocate(file.fileno(), punch_hole_keep_size, ctypes.c_int64(0), ctypes.c_int64(end))
     except (OSError, AttributeError):
@@ -2010,12 +2025,16 @@ def sync(path: str) -> None:
         os.close(descriptor)
 
 
-def read_bytes(path: str) -> bytes | None:
+def read_bytes(path: str, most: int = FILE_BYTES_MAX) -> bytes | None:
+    """The content of a regular file; None if it cannot be read, or has more bytes."""
+    data = b""
     try:
-        with open(path, "rb") as file:
-            return file.read()
+        with open(open_file(path), "rb", 0) as file:
+            while len(data) <= most and (part := file.read(max(READ_BYTES, len(data)))):
+                data += part
     except OSError:
         return None
+    return data if len(data) <= most else None
 
 
 def peek(path: str) -> str:
@@ -2024,10 +2043,16 @@ def peek(path: str) -> str:
 
 
 def read_text(path: str, hint: str, missing: str | None = None) -> str:
-    """The text of a file, or *missing* if there is no such file; BadRequest if it cannot be read."""
+    """The text of a file that its user names, or *missing* if there is none; BadRequest if it cannot be read.
+
+    It may be linked, or a device, such as a pipe of the shell.
+    """
     try:
-        with open(path, encoding="utf-8") as file:
-            return file.read()
+        with open(path if path.startswith("/dev/") else open_file(path, os.O_RDONLY), encoding="utf-8") as file:
+            text = file.read(LINE_BYTES_MAX + 1)
+        if len(text) > LINE_BYTES_MAX:
+            raise OSError(errno.EFBIG, f"it has more than {LINE_BYTES_MAX:,} characters")
+        return text
     except (OSError, UnicodeDecodeError) as problem:
         if missing is not None and isinstance(problem, (FileNotFoundError, NotADirectoryError)):
             return missing
@@ -7404,7 +7429,8 @@ class Process:
 
     def read(self, limits: Json, final: bool) -> bool:
         """Reads the records that came since the last call; returns whether there are more."""
-        lines, self.position["journal"], more = read_lines(self.path + ".journal", self.position["journal"])
+        path, longest = self.path + ".journal", RECORD_BYTES_MAX + limits["result_bytes"]
+        lines, self.position["journal"], more = read_lines(path, self.position["journal"], longest)
         for line in lines:
             # A line may be torn by a crash, or not be Tau's; the end record begins a new line.
             with contextlib.suppress(ValueError, KeyError, TypeError, OverflowError, OSError):
@@ -10006,7 +10032,7 @@ def digest_of(sources: dict[str, bytes]) -> str:
 def write_sources(sources: dict[str, bytes], folder: str) -> None:
     """Writes files into a directory unless all are there, whole.  Raises StorageFull if it cannot."""
     files = {os.path.join(folder, path): content for path, content in sources.items()}
-    if all(read_bytes(path) == content for path, content in files.items()):
+    if all(read_bytes(path, len(content)) == content for path, content in files.items()):
         return
     shutil.rmtree(folder, ignore_errors=True)
     try:
@@ -11025,7 +11051,7 @@ def compiled(path: str) -> CodeType:
     """
     cache = f"{path}.{sys.implementation.cache_tag}"
     try:
-        code: CodeType = marshal.loads(read_bytes(cache) or b"")
+        code: CodeType = marshal.loads(read_bytes(cache, RECORD_BYTES_MAX) or b"")
         if code.co_filename == path:  # else the home has moved
             return code
     except (ValueError, EOFError, TypeError):
@@ -11057,7 +11083,8 @@ def scan_sources(job: Json) -> tuple[set[str], set[str]]:
     secrets: set[str] = set()
     imports: set[str] = set()
     for path in job["files"]:
-        source = read_bytes(os.path.join(job["folder"], path)) if path.endswith(".py") else None
+        path = os.path.join(job["folder"], path)
+        source = read_bytes(path, DEPLOYMENT_BYTES_MAX) if path.endswith(".py") else None
         for node in ast.walk(ast.parse(source or b"", path)):
             if isinstance(node, ast.Call):
                 secrets.update(named_secrets(node))
@@ -12126,7 +12153,7 @@ class Memos:
             text = short_repr(arguments)
         key = fingerprint(name, text, str(use_pickle))
         with step:
-            files = (read_bytes(os.path.join(folder, key)) for folder in self.folders)
+            files = (read_bytes(os.path.join(folder, key), self.most) for folder in self.folders)
             data = next((data for data in files if data is not None), None)
             if data is not None:
                 self.journal.log(f"memo '{name}' is used again")
