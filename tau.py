@@ -11519,7 +11519,7 @@ class PipelineContext:
         """
         if level not in LEVELS:
             demand({"enum": LEVELS}, level, "level")
-        extra = {field: json_or_repr(value, field) for field, value in fields.items()} or None
+        extra = {field: json_or_repr(value, field) for field, value in fields.items()} if fields else None
         self._attempt.journal.log(message if type(message) is str else str(message), level, extra)
 
     def step(self, name: str, timeout: float | str | None = None) -> Step:
@@ -14149,14 +14149,11 @@ class Journal:
             time.sleep(0.5)
             self.write_bytes(b"")
 
-    def has_room(self, line: bytes) -> bool:
-        return not self.waiting or len(self.waiting) + len(line) <= WAITING_BYTES_MAX
-
     def write_bytes(self, line: bytes) -> None:
         """Appends a line.  While the disk is full, lines wait in memory as long as they fit."""
         waiting = self.waiting
         if waiting:
-            line = waiting + (line if self.has_room(line) else b"")
+            line = waiting + (line if len(waiting) + len(line) <= WAITING_BYTES_MAX else b"")
         written = self.append(line)
         if waiting or written < len(line):  # else a thread could clear what another left
             self.waiting = unwritten(line, written)
@@ -14178,13 +14175,14 @@ class Journal:
             message = f"{message[:LOG_LINE_BYTES_MAX]}… ({len(message) - LOG_LINE_BYTES_MAX:,} characters cut)"
         # Formatted by hand: a log line must cost little more than the write itself.
         more = "" if fields is None else f',"fields":{bounded_fields(fields)}'
-        more += "" if (path := current_path()) is None else f',"step":{quote(path)}'
+        more += "" if (step := CURRENT.get()) is None else f',"step":{quote(step.path)}'
         more += "" if stream is None else f',"stream":"{stream}"'
         text = f'{{"t":"log","at":{now()!r},"level":"{level}","message":{quote(message)}{more}}}\n'
         line = text.encode("utf-8", "replace")
         self.lines += 1
         self.bytes += len(line)
-        if self.lines <= self.limits["log_lines"] and self.bytes <= self.limits["log_bytes"] and self.has_room(line):
+        has_room = len(self.waiting) + len(line) <= WAITING_BYTES_MAX
+        if self.lines <= self.limits["log_lines"] and self.bytes <= self.limits["log_bytes"] and has_room:
             self.write_bytes(line)
             return
         self.dropped += len(self.tail) == LOG_TAIL
@@ -14279,26 +14277,31 @@ class Step:
         self.number = next(self.attempt.steps)
         self.depth: int = 0 if outer is None else outer.depth + 1
         self.path: str = self.name if outer is None else f"{outer.path}/{self.name}"
-        parent = None if outer is None else outer.number
-        self.write({"t": "step", "step": self.number, "parent": parent, "name": self.name, "path": self.path})
+        parent = "null" if outer is None else outer.number
+        self.write(
+            f'{{"t":"step","at":{now()!r},"step":{self.number},"parent":{parent},'
+            f'"name":{quote(self.name)},"path":{quote(self.path)}}}\n'
+        )
 
     def finish(self, problem: BaseException | None, took: float) -> None:
         """Writes how the step ended, after *took* milliseconds."""
-        attempt, status, error = self.attempt, "success", None
+        attempt, status, error = self.attempt, "success", "null"
         if problem is not None:
             if attempt.step_of(problem) is None:
                 attempt.failed = (problem, self.path)
             status = "cancelled" if attempt.stopped else "failed"
-            error = {"type": type(problem).__name__, "message": safe_text(problem)[:500]}
-        record = {"t": "done", "step": self.number, "status": status, "duration_ms": round(took, 3), "error": error}
-        record |= {"rows_in": row_count(self.rows_in), "rows_out": row_count(self.rows_out), "columns": self.columns}
-        self.write(record)
+            error = encode_json({"type": type(problem).__name__, "message": safe_text(problem)[:500]})
+        columns = "null" if self.columns is None else encode_json(SECRETS.document(self.columns))
+        self.write(
+            f'{{"t":"done","at":{now()!r},"step":{self.number},"status":"{status}","duration_ms":{took:.3f},'
+            f'"rows_in":{row_count(self.rows_in)},"rows_out":{row_count(self.rows_out)},'
+            f'"columns":{columns},"error":{error}}}\n'
+        )
 
-    def write(self, record: Json) -> None:
-        """Writes only the first STEPS_MAX steps of each process."""
+    def write(self, line: str) -> None:
+        """Writes a record, formatted by hand as log lines are; only of the first STEPS_MAX steps of each process."""
         if self.number & 0xFFFFFFFF <= STEPS_MAX:
-            record["at"] = now()
-            self.attempt.journal.write(record)
+            self.attempt.journal.write_bytes(line.encode("utf-8", "replace"))
 
 
 class Alarm:
@@ -14326,15 +14329,15 @@ class Alarm:
                 signal.setitimer(signal.ITIMER_REAL, max(self.left - (monotonic() - self.began), 1e-3))
 
 
-def row_count(count: Any) -> int | None:
-    """Returns a row count as a whole number, or None if SQLite could not store it."""
+def row_count(count: Any) -> str:
+    """Returns a row count as JSON; null if it is not a number, or SQLite could not store it."""
     if count is None:
-        return None
+        return "null"
     try:
         number = int(count)
     except (TypeError, ValueError, OverflowError):
-        return None
-    return number if -(1 << 63) <= number < 1 << 63 else None
+        return "null"
+    return str(number) if -(1 << 63) <= number < 1 << 63 else "null"
 
 
 #: The step that the running code is in, for each task and thread.
