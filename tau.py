@@ -11675,11 +11675,11 @@ class per_row:  # noqa: N801
     def of_rows(self, rows: Rows) -> Any:
         """Calls the function with each row and returns the new rows, or a coroutine if it is async."""
         made = [self.function(row) for row in rows]
-        return await_each(made) if made and hasattr(made[0], "__await__") else flat(made)
 
+        async def awaited() -> list[Json]:
+            return flat([await result for result in made])
 
-async def await_each(made: list[Any]) -> list[Json]:
-    return flat([await result for result in made])
+        return awaited() if made and hasattr(made[0], "__await__") else flat(made)
 
 
 def flat(made: list[Any]) -> list[Json]:
@@ -11780,16 +11780,14 @@ def run_local(
 
 def local_job(name: str, folder: str, directory: str) -> Json:
     job = {"run_id": LOCAL_RUN, "pipeline": name, "version": 0, "attempt": 1, "directory": directory, "secrets": {}}
-    return job | {"limits": LOCAL_LIMITS, "memos": os.path.join(folder, "memos"), "old_memos": None}
-
-
-LOCAL_LIMITS = {"log_lines": LOGS_MAX, "log_bytes": 1 << 30, "result_bytes": 1 << 30, "memo_bytes": 1 << 30}
+    limits = {"log_lines": LOGS_MAX, "log_bytes": 1 << 30, "result_bytes": 1 << 30, "memo_bytes": 1 << 30}
+    return job | {"limits": limits, "memos": os.path.join(folder, "memos"), "old_memos": None}
 
 
 def call_locally(chosen: Pipeline, job: Json, path: str) -> Json:
     """Calls a pipeline, with its journal at *path*, and returns the run's document."""
     replace_file(path, b"", durable=False)
-    attempt = Attempt(job, Journal(path, LOCAL_LIMITS))
+    attempt = Attempt(job, Journal(path, job["limits"]))
     context, began = PipelineContext(attempt), perf_counter()
     try:
         with contextlib.chdir(job["directory"]):
@@ -11802,13 +11800,9 @@ def call_locally(chosen: Pipeline, job: Json, path: str) -> Json:
     with open(path, "rb") as file:
         records = [json.loads(line) for line in file]
     took = round((perf_counter() - began) * 1000, 3)
-    head = {"pipeline": chosen.name, "status": "success", "duration_ms": took, "params": job["params"]}
-    head |= {"result": record["result"], "state": record.get("state", job["state"])}
-    return {
-        **head,
-        "trace": trace_of(records),
-        "logs": [record["message"] for record in records if record["t"] == "log"],
-    }
+    document = {"pipeline": chosen.name, "status": "success", "duration_ms": took, "params": job["params"]}
+    document |= {"result": record["result"], "state": record.get("state", job["state"]), "trace": trace_of(records)}
+    return document | {"logs": [record["message"] for record in records if record["t"] == "log"]}
 
 
 def returned_by(chosen: Pipeline, context: PipelineContext) -> Json:
@@ -13430,37 +13424,70 @@ def check_columns(batch: Rows, names: list[str]) -> None:
         raise SourceError(f"column '{late}' appears only after the header", "name all: columns=[…], or use no stream")
 
 
-def read_json(file: Any, batch_rows: int | None, *, records: str | None = None) -> Batches:
-    """Reads a whole document: a list of objects, one object, or the list at the path *records*."""
+def read_json(
+    file: Any, batch_rows: int | None, *, encoding: str | None = None, records: str | None = None,
+    meta: Sequence[str] = (), flatten: bool | str = False,
+) -> Batches:  # fmt: skip
+    """Reads a whole document: a list of objects, or one object."""
+    yield from batched(records_of(json_document(file, encoding), records, meta, flatten), batch_rows)
+
+
+def json_document(file: Any, encoding: str | None) -> Any:
+    data = file.read()
     try:
-        document = json.loads(file.read())
+        return json.loads(data if encoding is None else text_layer(io.BytesIO(data), encoding).read())
+    except UnicodeDecodeError:
+        raise
     except (ValueError, RecursionError) as problem:
         hint = "JSON lines have the suffix .jsonl, or format='jsonl'"
         raise SourceError(f"not JSON: {problem}", hint) from None
-    yield from batched(records_of(document, records), batch_rows)
 
 
-def records_of(document: Any, path: str | None) -> list[Any]:
-    """Returns the rows in a JSON document.  Raises SourceError without the right *path*."""
+def records_of(document: Any, path: str | None, meta: Sequence[str], flatten: bool | str) -> list[Any]:
+    """Returns the rows in a JSON document, or in the list at *path*, to which null means no rows.
+
+    The path "." is the document itself.  Each row gets the values at the paths in *meta*.  With *flatten* the
+    members of objects become columns.  Raises SourceError for a path at which nothing is.
+    """
     members = document if isinstance(document, dict) else {}
-    if path is None:
-        for name, value in members.items():
-            if isinstance(value, list) and value and isinstance(value[0], dict):
-                raise SourceError("the document is an object with lists in it", f"say records='{name}'")
-        return document if isinstance(document, list) else [document]
-    rows = at_path(document, path)
-    if not isinstance(rows, list):
+    for name, value in members.items() if path is None else ():
+        if isinstance(value, list) and value and isinstance(value[0], dict):
+            raise SourceError("the document is an object with lists in it", f"say records='{name}'")
+    rows = document if isinstance(document, list) else [document]
+    if path not in (None, ".") and not isinstance(rows := at_path(document, str(path), ()), list | None):
         hint = f"the document has {', '.join(members)}" if members else "leave records out"
         raise SourceError(f"there is no list at records='{path}'", hint[:500])
-    return rows
+    shared = {name: at_path(document, name, ()) for name in demand(STRINGS, meta, "meta", "meta=['page.number']")}
+    if absent := [name for name, value in shared.items() if value == ()]:
+        raise SourceError(f"meta: there is no '{absent[0]}' in the document", f"it has {', '.join(members)}"[:500])
+    return [wider_row(row, shared, flatten) for row in rows or ()] if shared or flatten else rows or []
 
 
-def at_path(document: Any, path: str) -> Any:
-    """Returns the value at a dotted path of a JSON document, or None.  Keys may have dots too."""
+def wider_row(row: Any, shared: Json, flatten: bool | str) -> Any:
+    """Returns a row with what all rows share.  *flatten* makes {"a.b": 1} of {"a": {"b": 1}}; a text is the dot."""
+    if not isinstance(row, dict):
+        return row
+    pairs = [*members_of([*row.items(), *shared.items()], "." if flatten is True else flatten or "")]
+    wider = dict(pairs)
+    if len(wider) < len(pairs):
+        check_distinct([name for name, _ in pairs], "flatten='_' joins names in another way")
+    return wider
+
+
+def members_of(pairs: Iterable[tuple[str, Any]], mark: str, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in pairs:
+        if mark and isinstance(value, dict) and value:
+            yield from members_of(value.items(), mark, f"{prefix}{name}{mark}")
+        else:
+            yield prefix + name, value
+
+
+def at_path(document: Any, path: str, otherwise: Any = None) -> Any:
+    """Returns the value at a dotted path of a JSON document, if there is any.  Keys may have dots too."""
     if not isinstance(document, dict) or path in document:
-        return document[path] if isinstance(document, dict) else None
+        return document[path] if isinstance(document, dict) else otherwise
     word, _, inner = path.partition(".")
-    return at_path(document.get(word), inner) if inner else None
+    return at_path(document.get(word), inner, otherwise) if inner else otherwise
 
 
 def write_json(file: Any, batches: Batches) -> None:
@@ -13471,11 +13498,19 @@ def write_json(file: Any, batches: Batches) -> None:
     file.write(b"[]\n" if separator == b"[\n" else b"\n]\n")
 
 
-def read_json_lines(file: Any, batch_rows: int | None) -> Batches:
-    return batched((json_line(number, line) for number, line in enumerate(file, 1) if line.strip()), batch_rows)
+def read_json_lines(
+    file: Any, batch_rows: int | None, *, encoding: str | None = None, flatten: bool | str = False
+) -> Batches:
+    text = None if encoding is None else text_layer(file, encoding)
+    rows = (json_line(number, line) for number, line in enumerate(text or file, 1) if line.strip())
+    try:
+        yield from batched((wider_row(row, {}, flatten) for row in rows) if flatten else rows, batch_rows)
+    finally:
+        if text is not None:
+            text.detach()  # the caller closes the file
 
 
-def json_line(number: int, line: bytes) -> Json:
+def json_line(number: int, line: str | bytes) -> Json:
     try:
         row = json.loads(line)
     except (ValueError, RecursionError) as problem:

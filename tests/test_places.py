@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import json
 import os
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -333,3 +334,56 @@ def test_a_file_that_another_made_meanwhile_is_not_overwritten(ctx: Context) -> 
         ctx.load("rows.csv", rows())
     assert ctx.extract("rows.csv") == [{"n": "2"}]
     assert [path.name for path in Path().iterdir()] == ["rows.csv"]
+
+
+DOCUMENT = {
+    "at": "noon",
+    "page": {"n": 1},
+    "items": [{"id": 1, "by": {"name": "a", "of": {"x": [1]}}}, {"id": 2, "by": {}}],
+}
+#: Options of a JSON document → its rows, or the message and the hint of an error.
+SHAPES: dict[str, tuple[Any, dict[str, Any], Any]] = {
+    "a list": (DOCUMENT, {"records": "items"}, DOCUMENT["items"]),
+    "null is no rows": ({"items": None}, {"records": "items"}, []),
+    "the document itself": (DOCUMENT, {"records": "."}, [DOCUMENT]),
+    "fields around the list": (
+        DOCUMENT,
+        {"records": "items", "meta": ["at", "page.n"]},
+        [row | {"at": "noon", "page.n": 1} for row in DOCUMENT["items"]],  # type: ignore[operator]
+    ),
+    "a field that is null": ({"x": None, "items": [{}]}, {"records": "items", "meta": ["x"]}, [{"x": None}]),
+    "a field that is not there": (DOCUMENT, {"records": "items", "meta": ["when"]}, ("no 'when' in", "at, page")),
+    "a field that rows have": (
+        {"id": 0, "items": [{"id": 1}]},
+        {"records": "items", "meta": ["id"]},
+        ("named 'id'", ""),
+    ),
+    "fields in a text": (DOCUMENT, {"records": "items", "meta": "at"}, ("expected array of string", "meta=[")),
+    "objects become columns": (
+        DOCUMENT,
+        {"records": "items", "flatten": True},
+        [{"id": 1, "by.name": "a", "by.of.x": [1]}, {"id": 2, "by": {}}],
+    ),
+    "with another mark": ([{"a": {"b": {"c": 1}}}], {"flatten": "__"}, [{"a__b__c": 1}]),
+    "two of one name": ([{"a": {"b": 1}, "a.b": 2}], {"flatten": True}, ("two columns are named 'a.b'", "flatten='_'")),
+    "another charset": ('[{"a": "é"}]'.encode("latin-1"), {"encoding": "latin-1"}, [{"a": "é"}]),
+    "a charset unsaid": ('[{"a": "é"}]'.encode("latin-1"), {}, ("can't decode byte", "encoding='cp1252'")),
+    "another charset of lines": (
+        '{"a": {"é": 1}}\n'.encode("utf-16"),
+        {"encoding": "utf-16", "flatten": True, "format": "jsonl"},
+        [{"a.é": 1}],
+    ),
+    "no charset": (b"[]", {"encoding": "utf-9"}, ("unknown encoding", "utf-8")),
+}
+
+
+@pytest.mark.parametrize("case", SHAPES)
+def test_shapes_of_json_documents(case: str, ctx: Context) -> None:
+    document, options, right = SHAPES[case]
+    Path("it.json").write_bytes(document if isinstance(document, bytes) else json.dumps(document).encode())
+    if not isinstance(right, tuple):
+        assert ctx.extract("it.json", **options) == right
+        return
+    with pytest.raises(module.TauError, match=right[0]) as caught:
+        ctx.extract("it.json", **options)
+    assert right[1] in caught.value.hint
