@@ -1568,6 +1568,9 @@ def demand_executor(name: str, executors: Json, environment: str | None) -> None
         raise BadRequest(f"Tau does not install the file's dependencies on executor '{name}'", hint)
 
 
+SECRET_BYTES_MAX = 64 << 10
+
+
 def read_secret(name: str, folder: str | Mapping[str, str]) -> tuple[str | None, str | None]:
     """Returns a secret and where it was found: environment, $CREDENTIALS_DIRECTORY, or the home's secrets/.
 
@@ -1584,10 +1587,97 @@ def read_secret(name: str, folder: str | Mapping[str, str]) -> tuple[str | None,
         folders = {"credentials": os.environ.get("CREDENTIALS_DIRECTORY") or os.devnull} | folders
     for where, place in folders.items():
         if os.path.exists(path := os.path.join(place, name)):
-            if where == "home" and os.stat(path).st_mode & 0o077:
+            about = os.stat(path)
+            if where == "home" and about.st_mode & 0o077:
                 raise MissingSecret(f"{path} can be read by others", f"chmod 600 {path}")
+            if not stat.S_ISREG(about.st_mode) or about.st_size > SECRET_BYTES_MAX:
+                raise MissingSecret(f"{path} is no file of at most {SECRET_BYTES_MAX:,} bytes", f"ls -l {path}")
             return read_text(path, f"ls -l {path}").removesuffix("\n"), where
     return None, None
+
+
+def usable_secret(name: str, folder: str) -> tuple[str | None, str | None]:
+    """Returns a secret and its place, or None for both if it is missing or unusable."""
+    try:
+        return read_secret(name, folder)
+    except (BadRequest, MissingSecret, OSError, UnicodeDecodeError):
+        return None, None
+
+
+#: Hiding a shorter secret would hide ordinary words too.
+SECRET_CHARACTERS_MIN = 6
+#: A process hides at most this many secrets by name: each makes its text cost more.
+SECRETS_MAX = 100
+#: Fields of records and errors whose values are Tau's words, and those whose keys are.
+OUR_WORDS = ("t", "at", "mono", "status", "kind", "level", "stream")
+OUR_DOCUMENTS = ("error", "cause", "frames")
+
+
+class Mask:
+    """Replaces secrets by `***`."""
+
+    def __init__(self) -> None:
+        self.names: list[str] = []  # of secrets that it was told to hide
+        self.values: set[str] = set()
+        self.forms: list[tuple[str, bytes]] = []  # all spellings, as text and in UTF-8, the longest first
+
+    def learn(self, name: str, folder: str) -> None:
+        """Hides a secret of this machine, if it can be read; *folder* is the home's secrets/."""
+        if name not in self.names and len(self.names) < SECRETS_MAX:
+            self.names.append(name)
+            if (value := usable_secret(name, folder)[0]) is not None:
+                self.add(value)
+
+    def add(self, value: str) -> None:
+        self.values.add(value)
+        forms = {form for form, _ in self.forms} | spellings(value)
+        self.forms = [(form, form.encode("utf-8", "replace")) for form in sorted(forms, key=len, reverse=True)]
+
+    def text(self, text: AnyStr) -> AnyStr:
+        """Returns text, or bytes, without secrets."""
+        for form, data in self.forms:  # one regular expression for all would take longer
+            text = text.replace(form, "***") if isinstance(text, str) else text.replace(data, b"***")
+        return text
+
+    def document(self, value: Any) -> Any:
+        """Returns a JSON value without secrets, also in its keys."""
+        if isinstance(value, str):
+            return self.text(value)
+        if isinstance(value, (int, float)) and self.text(str(value)) == "***":
+            return "***"
+        if isinstance(value, dict):
+            return {self.document(key): self.document(item) for key, item in value.items()}
+        if isinstance(value, list):
+            return [self.document(item) for item in value]
+        return value
+
+    def record(self, value: Any) -> Any:
+        """Returns a record, or an error in it, without secrets in its values; its keys are Tau's."""
+        if isinstance(value, list):
+            return [self.record(item) for item in value]
+        if not self.forms or not isinstance(value, dict):
+            return self.document(value)
+        words = {key: value[key] for key in OUR_WORDS if key in value}
+        documents = {key: self.record(value[key]) for key in OUR_DOCUMENTS if key in value}
+        return {key: self.document(item) for key, item in value.items()} | words | documents
+
+
+def spellings(value: str) -> set[str]:
+    """Returns how a text, or a line of it, may appear: escaped, quoted for URLs, in base64 at any offset."""
+    forms = {value, value.strip(), *value.splitlines()}
+    for form in tuple(forms):
+        forms |= {repr(form)[1:-1], encode_json(form)[1:-1], json.dumps(form)[1:-1]}
+    forms |= {urllib.parse.quote(value, safe=""), urllib.parse.quote(value), urllib.parse.quote_plus(value)}
+    data = value.encode("utf-8", "replace")
+    forms |= {repr(data)[2:-1], data.hex()}
+    forms |= {form.replace("'", "''") for form in forms}  # a text in SQL
+    forms |= {re.sub("%..", lambda match: match[0].lower(), form) for form in forms}  # %2f for %2F
+    for alphabet in (base64.b64encode, base64.urlsafe_b64encode):
+        forms.add(alphabet(data).decode())
+        for offset in range(3):  # inside of other text, as in `user:password`
+            known = (len(data) + offset) * 8 // 6
+            forms.add(alphabet(b"\0" * offset + data).decode()[(0, 2, 3)[offset] : known])
+    return {form for form in forms if len(form) >= SECRET_CHARACTERS_MIN}
 
 
 def database_path(url: str, home: str) -> str:
@@ -8875,7 +8965,8 @@ class Store:
         self.on_finish: Callable[[str, str, str], None] = lambda pipeline, run_id, status: None  # in the same commit
         self.metrics = Metrics()
         self.last_id = 0  # the newest run id as a number: ids never repeat or go back
-        self.options = functools.lru_cache(OPTIONS_KEPT)(self.read_options)
+        # The options of a version, which never change.
+        self.options = functools.lru_cache(OPTIONS_KEPT)(lambda name, number: self.sql.version(name, number)["options"])
 
     def open(self, loop: asyncio.AbstractEventLoop) -> None:
         """Opens the database.  Raises Conflict if it is unusable, or empty although pipelines were deployed."""
@@ -9042,11 +9133,6 @@ class Store:
 
     def note_key_use(self, name: str) -> None:
         self.sql.set("keys", {"name": name}, used_at=self.now())
-
-    def read_options(self, name: str, version: int) -> Json:
-        """Returns the options of a version, which never change."""
-        options: Json = self.sql.version(name, version)["options"]
-        return options
 
     def new_id(self) -> str:
         """Returns a run id greater than all before, whatever the clock does."""
@@ -11103,14 +11189,6 @@ def named_secrets(call: ast.Call) -> Iterator[str]:
                 yield given.value
 
 
-def usable_secret(name: str, folder: str) -> tuple[str | None, str | None]:
-    """Returns a secret and its place, or None for both if it is missing or unusable."""
-    try:
-        return read_secret(name, folder)
-    except (BadRequest, MissingSecret, OSError, UnicodeDecodeError):
-        return None, None
-
-
 def call_pipeline(attempt: Attempt) -> Json:
     """Loads the file and calls its pipeline.  Returns the outcome."""
     job = attempt.job
@@ -12237,14 +12315,14 @@ class Surroundings:
 
     def secret(self, name: str, lacking: str, default: str | None = None) -> str:
         """Returns a secret and hides it.  MissingSecret says what is *lacking* and where to put it."""
-        value = read_secret(name, self.secrets)[0]
-        value = default if value is None else value
+        found = read_secret(name, self.secrets)[0]
+        value = default if found is None else found
         if value is None:
             place = "<home>/secrets" if isinstance(self.secrets, dict) else os.path.realpath(self.secrets)
             where = f"export {name}=… for taud, or write it to {os.path.join(place, name)} (chmod 600)"
             is_local = self.attempt.job["run_id"] == LOCAL_RUN
             raise MissingSecret(lacking, f'run_local(…, secrets={{"{name}": "…"}})' if is_local else where)
-        self.attempt.hide(str(value))
+        self.attempt.hide(str(value), name if found is not None else None)
         return str(value)
 
 
@@ -14064,14 +14142,16 @@ REPR_S = 0.2
 OBSERVATIONS_MAX = 1_000
 #: How often progress is written.
 PROGRESS_S = 0.1
-#: Hiding a shorter secret would hide ordinary words too.
-SECRET_CHARACTERS_MIN = 6
 #: How long the end of a run waits for a child that still has its output open.
 DRAIN_S = 0.5
 #: How many bytes of a trace wait in memory while the disk is full.
 WAITING_BYTES_MAX = 16 << 20
 #: Parts of names whose values are not shown.
 SECRET_WORDS = ("password", "secret", "token", "api_key", "apikey")
+
+
+#: The secrets that this process has read.
+SECRETS = Mask()
 
 
 class BadResult(Exception):
@@ -14112,8 +14192,14 @@ class Attempt:
             raise BadResult(f"the result has {size:,} bytes, the limit is {most:,}; return a path or a summary")
         return {"t": "returned", "result": plain_result, "stopped": self.stopped}
 
-    def hide(self, value: str) -> None:
-        """Makes the value `***` wherever this run saves or prints text from now on."""
+    def hide(self, value: str, name: str | None = None) -> None:
+        """Makes the value `***` wherever this run saves or prints text from now on.
+
+        The daemon learns the *name*, and hides the value in what other processes of the run write.
+        """
+        if name is not None and name not in SECRETS.names:
+            SECRETS.names.append(name)
+            self.journal.write({"t": "secret", "name": name})
         if value in SECRETS.values:
             return
         if 0 < len(value) < SECRET_CHARACTERS_MIN:
@@ -14163,11 +14249,8 @@ class Journal:
         return descriptor
 
     def write(self, record: Json) -> None:
-        """Appends a record and hides secrets in it, except in fields with Tau's own words."""
-        if SECRETS.forms:
-            ours = ("t", "at", "mono", "status", "kind")
-            record = {key: value if key in ours else SECRETS.document(value) for key, value in record.items()}
-        self.write_bytes(encode(record))
+        """Appends a record and hides secrets in it."""
+        self.write_bytes(encode(SECRETS.record(record) if SECRETS.forms else record))
 
     def write_outcome(self, record: Json) -> None:
         """Appends the outcome.  Waits while the disk is full."""
@@ -14384,67 +14467,6 @@ def current_path() -> str | None:
     return None if step is None else step.path
 
 
-class Mask:
-    """Replaces secrets by `***`."""
-
-    def __init__(self) -> None:
-        self.values: set[str] = set()
-        self.forms: set[str] = set()
-        self.longest = 0
-        self.patterns: dict[type, re.Pattern[Any]] = {}  # match all forms: for str, and for bytes
-
-    def add(self, value: str) -> None:
-        self.values.add(value)
-        if len(value) < SECRET_CHARACTERS_MIN:
-            return
-        self.forms |= {form for form in spellings(value) if len(form) >= SECRET_CHARACTERS_MIN}
-        longest_first = sorted(self.forms, key=len, reverse=True)
-        self.longest = len(longest_first[0].encode())
-        text = "|".join(map(re.escape, longest_first))
-        self.patterns = {str: re.compile(text), bytes: re.compile(text.encode("utf-8", "replace"))}
-
-    def text(self, text: AnyStr) -> AnyStr:
-        """Returns text, or bytes, without secrets."""
-        if not self.patterns:
-            return text
-        kind, stars = (bytes, b"***") if isinstance(text, bytes) else (str, "***")
-        hidden: AnyStr = self.patterns[kind].sub(stars, text)
-        return hidden
-
-    def document(self, value: Any) -> Any:
-        """Returns a JSON value without secrets, also in its keys."""
-        if isinstance(value, str):
-            return self.text(value)
-        if isinstance(value, (int, float)) and str(value) in self.forms:
-            return "***"
-        if isinstance(value, dict):
-            return {self.document(key): self.document(item) for key, item in value.items()}
-        if isinstance(value, list):
-            return [self.document(item) for item in value]
-        return value
-
-
-#: The secrets that ctx.secret has returned in this process.
-SECRETS = Mask()
-
-
-def spellings(value: str) -> set[str]:
-    """The forms in which a text may appear: as it is, escaped, quoted for URLs, in base64 at any offset."""
-    forms = {value, repr(value)[1:-1], encode_json(value)[1:-1], json.dumps(value)[1:-1]}
-    forms |= {urllib.parse.quote(value, safe=""), urllib.parse.quote(value), urllib.parse.quote_plus(value)}
-    forms |= {line for line in value.splitlines() if len(line) >= 16}  # a key of several lines, printed
-    data = value.encode("utf-8", "replace")
-    forms |= {value.strip(), repr(data)[2:-1], data.hex()}
-    forms |= {form.replace("'", "''") for form in forms}  # a text in SQL
-    forms |= {re.sub("%..", lambda match: match[0].lower(), form) for form in forms}  # %2f for %2F
-    for alphabet in (base64.b64encode, base64.urlsafe_b64encode):
-        forms.add(alphabet(data).decode())
-        for offset in range(3):  # inside of other text, as in `user:password`
-            known = (len(data) + offset) * 8 // 6
-            forms.add(alphabet(b"\0" * offset + data).decode()[(0, 2, 3)[offset] : known])
-    return forms
-
-
 def captured(output: Output) -> io.TextIOWrapper:
     """Makes sys.stdout or sys.stderr of a run."""
     stream = io.TextIOWrapper(output, "utf-8", "replace", write_through=True)
@@ -14469,7 +14491,8 @@ class Output(io.RawIOBase):
         lines = SECRETS.text(whole).split(b"\n") if newline else []  # a secret may have several lines
         if len(end) > LOG_LINE_BYTES_MAX:
             end = SECRETS.text(end)
-            cut = len(end) - SECRETS.longest  # what may begin a secret waits for its end
+            longest = max((len(form) for _, form in SECRETS.forms), default=0)
+            cut = len(end) - longest  # what may begin a secret waits for its end
             lines.append(end[:cut])
             end = end[cut:]
         for line in lines:
@@ -14714,6 +14737,13 @@ def shown_locals(frame: FrameType, room: int) -> tuple[dict[str, str], int]:
 DEFINITIONS = (type(os), type, type(os.getpid), type(shown_locals))
 
 
+#: In a repr: the end of such a name, and its value; if that is no plain text or word, all that follows.
+NAMED_SECRET = (
+    rf"(?is)((?:{'|'.join(SECRET_WORDS)})\w{{0,99}}['\"]? ?[=:] ?)"
+    r"""(?:b?'(?:[^'\\]|\\.)*'|b?"(?:[^"\\]|\\.)*"|[^\s,'"()\[\]{}]+(?![^\s,)\]}])|.*)"""
+)
+
+
 def is_secret(name: object) -> bool:
     return isinstance(name, str) and any(word in name.lower() for word in SECRET_WORDS)
 
@@ -14757,9 +14787,12 @@ def short_repr(value: Any, level: int = 0) -> str:
     if kind is str and len(value) > LOCAL_BYTES:
         return f"{SECRETS.text(value)[: LOCAL_BYTES // 2]!r}…"
     if kind not in CONTAINERS or not value:
-        return SECRETS.text(repr(value))[:LOCAL_BYTES]
+        text = SECRETS.text(repr(value))[: 2 * LOCAL_BYTES]
+        return (text if kind is str else re.sub(NAMED_SECRET, r"\1***", text))[:LOCAL_BYTES]
     if level > 2:
         return "…"
+    if names := getattr(value, "_fields", None):  # of a named tuple
+        return type(value).__name__ + short_repr(dict(zip(names, value, strict=False)), level)
     texts = []
     for item in itertools.islice(value, ITEMS_SHOWN):
         if kind is dict:

@@ -232,7 +232,9 @@ def test_a_short_secret_is_told_once_that_it_cannot_be_hidden(ctx: Context, monk
 
 
 def test_secrets_of_several_lines(ctx: Context, monkeypatch: pytest.MonkeyPatch) -> None:
-    key = "-----BEGIN KEY-----\nMIIBVwIBADANBgkqhkiG9w0BAQEF\nAASCAUEwggE9AgEAAkEAq7BFUpkGp3\n-----END KEY-----\n"
+    key = (
+        "-----BEGIN KEY-----\nMIIBVwIBADANBgkqhkiG9w0BAQEF\nAASCAUEwggE9AgEAAkEAq7BFUpkGp3\nZ'9/w=\n-----END KEY-----\n"
+    )
     monkeypatch.setenv("PEM", key)
     assert ctx.secret("PEM") == key
     ctx.log(f"whole: {key}")
@@ -254,3 +256,64 @@ def test_a_secret_of_several_short_lines_is_hidden_in_what_native_code_writes(ta
     )
     assert run["trace"]["log_tail"] == ["native ***"]
     path.unlink()
+
+
+LOCALS = """
+    import collections, dataclasses
+    @dataclasses.dataclass
+    class Auto:
+        user: str
+        api_token: object
+    class Client:
+        def __init__(self, **words):
+            self.words = words
+        def __repr__(self):
+            return f"<Client {self.words} {', '.join(f'{key}={value!r}' for key, value in self.words.items())}>"
+    Pair = collections.namedtuple("Pair", "user api_key")
+    def it(ctx):
+        hidden = "abcdef" + str(123456)
+        plain = Auto("ann", hidden)
+        deep = {"list": [Auto("ann", Auto("ann", hidden + " " + hidden))]}
+        held = Auto("ann", [hidden, (hidden,)])
+        pair = [Pair("ann", hidden)]
+        client = Client(my_secret_value=hidden, db_password=[f"{hidden}'{hidden}"])
+        quoted = Client(password='it\\\\"s ' + hidden, user="bob")
+        cut = Client(name="x" * 100, token="y" * 80 + hidden)
+        hidden = None
+        raise ValueError("no")
+"""
+
+
+def test_the_values_of_names_that_look_secret_are_hidden_in_the_locals_of_an_error(tau: Tau) -> None:
+    run = tau.run_it(LOCALS, exit=1)
+    shown = run["error"]["frames"][-1]["locals"]
+    assert "abcdef" not in json.dumps(shown)
+    assert "yyy" not in json.dumps(shown)
+    assert shown["plain"] == "Auto(user='ann', api_token=***)".replace("Auto(", shown["plain"].partition("user")[0])
+    assert shown["pair"] == "[Pair{'user': 'ann', 'api_key': '***'}]"
+    assert "user='bob'" in shown["quoted"]
+
+
+def test_a_secret_that_is_a_word_of_ours_leaves_the_words_of_an_error_alone(home: Tau) -> None:
+    words = ("message", "frames", "exception", "fingerprint", "failed", "ValueError")
+    home.environ |= {f"WORD_{number}": word for number, word in enumerate(words)}
+    home.start()
+    run = home.run_it(
+        f"def it(ctx):\n    for n in range({len(words)}): ctx.secret(f'WORD_{{n}}')\n    raise ValueError('message')",
+        exit=1,
+    )
+    assert (run["status"], run["error"]["kind"]) == ("failed", "exception")
+    assert (run["error"]["message"], run["error"]["type"]) == ("***", "***")
+    assert [frame["function"] for frame in run["error"]["frames"]] == ["it"]
+
+
+def test_a_secret_is_a_regular_file_of_bounded_size(ctx: Context) -> None:
+    folder = Path(ctx.data_dir) / "secrets"
+    folder.mkdir()
+    (folder / "LARGE").write_bytes(b"x" * (module.SECRET_BYTES_MAX + 1))
+    (folder / "LARGE").chmod(0o600)
+    (folder / "FOLDER").mkdir(mode=0o700)
+    os.mkfifo(folder / "FIFO", 0o600)
+    for name in ("LARGE", "FOLDER", "FIFO"):
+        with pytest.raises(module.MissingSecret, match=f"{name} is no file of at most"):
+            ctx.secret(name)
