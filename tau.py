@@ -2339,15 +2339,15 @@ class Zone:
         return self.shown(at).isoformat()
 
 
-DAYS_OF_MONTH = (31, 29, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31)
-#: name, least, most, and the names of the values from the least on.
+CRON_DAYS = "[0-7]|sun|mon|tue|wed|thu|fri|sat"
+#: name, the form of its values, what else it can have, and both in words.
 CRON_FIELDS = (
-    ("minute", 0, 59, ""),
-    ("hour", 0, 23, ""),
-    ("day of month", 1, 31, ""),
-    ("month", 1, 12, "jan feb mar apr may jun jul aug sep oct nov dec"),
-    ("day of week", 0, 7, "sun mon tue wed thu fri sat"),
-    ("second", 0, 59, ""),
+    ("minute", r"[0-5]?\d", "", "0 to 59"),
+    ("hour", r"[01]?\d|2[0-3]", "", "0 to 23"),
+    ("day of month", r"0?[1-9]|[12]\d|3[01]", "|l", "1 to 31 or L"),
+    ("month", r"0?[1-9]|1[0-2]|jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec", "", "1 to 12 or jan to dec"),
+    ("day of week", CRON_DAYS, f"|l[0-7]|(?:{CRON_DAYS})#[1-5]", "0 to 7 or sun to sat, or days such as 5#2 and L5"),
+    ("second", r"[0-5]?\d", "", "0 to 59"),
 )
 CRON_ALIASES = {
     "@yearly": "0 0 1 1 *",
@@ -2369,96 +2369,42 @@ CRON_HINTS = {
 }
 
 
-class CronField:
-    """One field of a cron expression: which values it names, and its spelling for croniter."""
-
-    def __init__(self, number: int, text: str) -> None:
-        self.name, self.least, self.most, names = CRON_FIELDS[number]
-        self.names = names.split()
-        self.place = f"{self.name} (field {number + 1})"
-        self.starred = text.startswith("*")
-        self.values: set[int] = set()
-        self.weeks: set[int] = set()  # 2 for `5#2`, the second Friday of the month; 0 for `L5`, the last
-        self.normal = ",".join(map(self.read_part, text.lower().split(",")))
-
-    def read_part(self, part: str) -> str:
-        """Takes one part of a list, and returns it as croniter reads it."""
-        if self.name == "day of month" and part == "l":
-            self.values.update(range(28, 32))  # each is the last day of some month
-            return part
-        if self.name == "day of week" and part.startswith("l"):
-            self.weeks.add(0)
-            return f"l{self.value(part[1:]) % 7}"
-        if self.name == "day of week" and "#" in part:
-            day, _, week = part.partition("#")
-            self.weeks.add(self.whole(week, 1, 5, "which one of the month, from 1 to 5"))
-            return f"{self.value(day) % 7}#{int(week)}"
-        return self.read_span(part)
-
-    def read_span(self, part: str) -> str:
-        """Takes `*`, a value or a range; `*` and a range may have a step."""
-        span, slash, step_text = part.partition("/")
-        low_text, dash, high_text = span.partition("-")
-        count = len(self.names) or self.most - self.least + 1
-        step = self.whole(step_text, 1, count, f"a step from 1 to {count}") if slash else 1
-        if span == "*":
-            self.values.update(range(self.least, self.most + 1, step))
-            return part if step > 1 else "*"
-        low = self.value(low_text)
-        high = self.value(high_text) if dash else low
-        if slash and not dash:
-            raise self.refusal(part, f"a step only after * or a range, such as {low}-{self.most}/{step}")
-        if low > high:
-            raise self.refusal(span, "a range that goes up; write two, separated by a comma")
-        values = range(low, high + 1, step)
-        self.values.update(values)
-        return ",".join(map(str, values))
-
-    def value(self, word: str) -> int:
-        """One value: a number, or a name where the field has names."""
-        if word in self.names:
-            return self.names.index(word) + self.least
-        names = f" or {self.names[0]} to {self.names[-1]}" if self.names else ""
-        return self.whole(word, self.least, self.most, f"{self.least} to {self.most}{names}")
-
-    def whole(self, word: str, least: int, most: int, expected: str) -> int:
-        if not word.isdigit() or len(word) > 4 or not least <= int(word) <= most:
-            raise self.refusal(word, expected)
-        return int(word)
-
-    def refusal(self, word: str, expected: str) -> BadRequest:
-        message = f"{self.place}: found '{word[:40]}', expected {expected}"
-        return BadRequest(message, cron_hint(word), field=self.name)
-
-
-def cron_hint(word: str) -> str:
-    hints = (hint for pattern, hint in CRON_HINTS.items() if re.fullmatch(pattern, word, re.IGNORECASE))
-    return next(hints, CRON_HINT)
-
-
 class Cron:
     """A cron expression: which times of a wall clock it names.
 
     `kind` is `wildcard` if its minute or its hour begins with `*`, else `fixed`; see clock_ticks().
-    croniter accepts more than Debian's cron, and not every process has it.  It gets only what it cannot misread.
+    croniter accepts more than Debian's cron.  It gets only what it cannot misread.
     """
 
-    __slots__ = ("kind", "normal", "text", "walker")
+    __slots__ = ("kind", "text", "walker")
 
     def __init__(self, text: str) -> None:
         self.text = text
-        self.walker: Any = None  # croniter's, once it is needed
-        fields = [CronField(number, word) for number, word in enumerate(split_cron(text))]
-        minute, hour, day, month, weekday, *_ = fields
-        self.kind = "wildcard" if minute.starred or hour.starred else "fixed"
-        check_days(day, month, weekday)
-        self.normal = " ".join(field.normal for field in fields)
+        words = split_cron(text)
+        fields = [spell_field(number, word) for number, word in enumerate(words)]
+        minute, hour, day, month, weekday, *_ = words
+        self.kind = "wildcard" if minute.startswith("*") or hour.startswith("*") else "fixed"
+        weeks = ["#" in part or part.startswith("l") for part in weekday.split(",")]
+        if any(weeks) and not (all(weeks) and day.startswith("*")):
+            wanted = "# and L only with * as day of month, and with no other days"
+            raise cron_refusal(4, weekday, wanted, "write two schedules")
+        # A date must match one of the day fields; both, if a field begins with *.
+        either = not (day.startswith("*") or weekday.startswith("*"))
+        self.walk([*fields[:4], "*", *fields[5:]] if either else fields)
+        if self.next(CLOCK_MIN) is None:
+            if not either:
+                hint = '"0 0 1 * *" runs on the first of each month'
+                raise cron_refusal(2, day, f"a real date: this never comes in month (field 4) '{month[:40]}'", hint)
+            fields[2] = "*"  # no date matches it, so only the weekday counts
+        if either:
+            self.walk(fields)
+
+    def walk(self, fields: list[str]) -> None:
+        rule = {"implement_cron_bug": True, "max_years_between_matches": 50}
+        self.walker = croniter.croniter(" ".join(fields), 0.0, **rule)
 
     def next(self, wall: int) -> int | None:
         """Returns the next wall time that it names after *wall*; None if that is over fifty years away."""
-        if self.walker is None:
-            rule = {"implement_cron_bug": True, "max_years_between_matches": 50}
-            self.walker = croniter.croniter(self.normal, 0.0, **rule)
         try:
             following = int(self.walker.get_next(float, start_time=float(wall)))
         except (ValueError, OverflowError):  # no such date, or the calendar ends
@@ -2467,46 +2413,44 @@ class Cron:
 
 
 def split_cron(text: str) -> list[str]:
-    """The five or six fields of an expression; aliases are spelled out."""
+    """The five or six fields of an expression in lower case; aliases are spelled out."""
     if not isinstance(text, str) or len(text) > 1_000:
         raise BadRequest("a cron expression is a short text", CRON_HINT)
-    if wrong := re.search(r"[^\t -~]", text):
-        place = f"{wrong[0]!r} at character {wrong.start() + 1} of {text!r:.80}"
-        raise BadRequest(f"found {place}, expected ASCII text, spaces and tabs", CRON_HINT)
     word = text.strip(" \t")
     if word.startswith("@") and word not in CRON_ALIASES:
         hint = did_you_mean(word.lower(), CRON_ALIASES, cron_hint(word))
         raise BadRequest(f"found '{word[:40]}', expected one of {', '.join(CRON_ALIASES)}", hint)
-    fields = CRON_ALIASES.get(word, word).split()
+    fields = re.findall(r"[^ \t]+", CRON_ALIASES.get(word, word).lower())
     if not 5 <= len(fields) <= 6:
         count = f"{len(fields)} field{'s' * (len(fields) != 1)}"
         names = "five (minute, hour, day of month, month, day of week) or six (then second)"
-        raise BadRequest(f"'{text[:80]}' has {count}, expected {names}", CRON_HINT)
+        raise BadRequest(f"{text[:80]!r} has {count}, expected {names}", CRON_HINT)
     return fields
 
 
-def check_days(day: CronField, month: CronField, weekday: CronField) -> None:
-    """Raises BadRequest for days that never come, and for combinations that croniter misreads."""
-    if weekday.weeks and weekday.values:
-        raise BadRequest(f"{weekday.place}: # and L cannot be mixed with other days", "write two schedules")
-    if weekday.weeks and not day.starred:
-        message = f"{day.place}: found '{day.normal}', expected * beside # or L in day of week"
-        raise BadRequest(message, "write two schedules")
-    lengths = {DAYS_OF_MONTH[number - 1] for number in month.values} | ({28} if 2 in month.values else set())
-    if any(day.values & dates_in(length, weekday.weeks) for length in lengths):
-        return
-    # A date must match one of the day fields; both, if a field begins with *.
-    if not (day.starred or weekday.starred):
-        day.normal = "*"  # no date matches it, so only the weekday counts
-        return
-    message = f"{day.place} {sorted(day.values)} never comes in month (field 4) {sorted(month.values)}"
-    raise BadRequest(f"{message}, expected a real date", '"0 0 1 * *" runs on the first of each month', field=day.name)
+def spell_field(number: int, field: str) -> str:
+    """Returns a field as croniter reads it right: ranges as lists.  BadRequest for what it would misread."""
+    _, value, more, meaning = CRON_FIELDS[number]
+    names, (least, most) = croniter.croniter.ALPHACONV[number], croniter.croniter.RANGES[number]
+    spelled = []
+    for part in field.split(","):
+        form = re.fullmatch(rf"(?:\*|({value})-({value}))(?:/([1-9]\d?))?|{value}{more}", part, re.ASCII)
+        low, high, step = (int(names.get(word, word or 0)) for word in form.groups()) if form else (0, 0, 0)
+        if form is None or low > high or step > most - least + 1:
+            wanted = f"{meaning}, a range that goes up, or a step after * or a range"
+            raise cron_refusal(number, field, wanted, cron_hint(part))
+        spelled.append(",".join(map(str, range(low, high + 1, step or 1))) if form[1] else part)
+    return ",".join(spelled)
 
 
-def dates_in(length: int, weeks: set[int]) -> set[int]:
-    """The dates of a month in these weeks (0 is the last seven days); without *weeks*, all dates."""
-    dates = range(1, length + 1)
-    return {date for date in dates if not weeks or (date + 6) // 7 in weeks or (0 in weeks and date > length - 7)}
+def cron_refusal(number: int, field: str, wanted: str, hint: str) -> BadRequest:
+    name = CRON_FIELDS[number][0]
+    return BadRequest(f"{name} (field {number + 1}): found {field[:40]!r}, expected {wanted}", hint, field=name)
+
+
+def cron_hint(word: str) -> str:
+    hints = (hint for pattern, hint in CRON_HINTS.items() if re.fullmatch(pattern, word, re.IGNORECASE))
+    return next(hints, CRON_HINT)
 
 
 class Times:
@@ -7098,10 +7042,22 @@ class Deployment:
             pipelines += [row | {"entry": entry, "environment": self.venvs.get(entry)} for row in rows]
         pipelines = choose(pipelines, name)
         for row in pipelines:
+            self.check_cron(row)
             if row["executor"] is not None:
                 demand_executor(row["executor"], self.daemon.settings["executors"], row["environment"])
             caller.check_deployed(row)
         return pipelines
+
+    def check_cron(self, row: Json) -> None:
+        """Raises LoadFailed if the `schedule` of a pipeline is no cron expression: only the daemon has croniter."""
+        try:
+            Cron(row["schedule"] or "@daily")
+        except BadRequest as problem:
+            entry, line = row["entry"], row["line"]
+            code = self.sources[entry].decode().splitlines()[line - 1 : line]
+            about = {"kind": "load", "file": entry, "line": line, "source_line": "".join(code).strip()}
+            message = f"{entry} does not load, line {line}: @pipeline(schedule=…): {problem}"
+            raise LoadFailed(message, problem.hint, **about) from None
 
     async def ask(self, entry: str, job: Json) -> Any:
         """Loads an entry, or scans all files, in a process; returns its result or raises LoadFailed."""
@@ -11443,7 +11399,7 @@ def check_names(value: Any) -> list[str]:
 #: Option of @pipeline → its JSON Schema, or a function that checks it and returns JSON.  A value of None is skipped.
 PIPELINE_OPTIONS: dict[str, Json | Callable[[Any], Any]] = {
     "tags": lambda value: [*demand(STRINGS, value, "tags")],
-    "schedule": lambda value: Cron(value).text,
+    "schedule": {"type": "string"},
     "every": lambda value: parse_interval(value if isinstance(value, str) else check_seconds(value)),
     "timezone": lambda value: check_zone(str(value)),
     "timeout": check_limit,
