@@ -2376,10 +2376,9 @@ class Cron:
     croniter accepts more than Debian's cron.  It gets only what it cannot misread.
     """
 
-    __slots__ = ("kind", "text", "walker")
+    __slots__ = ("kind", "walker")
 
     def __init__(self, text: str) -> None:
-        self.text = text
         words = split_cron(text)
         fields = [spell_field(number, word) for number, word in enumerate(words)]
         minute, hour, day, month, weekday, *_ = words
@@ -2432,15 +2431,18 @@ def spell_field(number: int, field: str) -> str:
     """Returns a field as croniter reads it right: ranges as lists.  BadRequest for what it would misread."""
     _, value, more, meaning = CRON_FIELDS[number]
     names, (least, most) = croniter.croniter.ALPHACONV[number], croniter.croniter.RANGES[number]
-    spelled = []
+    spelled: list[str] = []
     for part in field.split(","):
         form = re.fullmatch(rf"(?:\*|({value})-({value}))(?:/([1-9]\d?))?|{value}{more}", part, re.ASCII)
         low, high, step = (int(names.get(word, word or 0)) for word in form.groups()) if form else (0, 0, 0)
         if form is None or low > high or step > most - least + 1:
             wanted = f"{meaning}, a range that goes up, or a step after * or a range"
             raise cron_refusal(number, field, wanted, cron_hint(part))
-        spelled.append(",".join(map(str, range(low, high + 1, step or 1))) if form[1] else part)
-    return ",".join(spelled)
+        whole = "*/1" if spelled else "*"  # in a list, croniter takes a later `*` for a field that begins with it
+        values = ",".join(map(str, range(low, high + 1, step or 1)))
+        spelled.append(values if form[1] else whole if part == "*" else part)
+    text = ",".join(spelled)
+    return re.sub("(?<!/)7", "0", text) if number == 4 else text  # beside seconds, croniter 6 does not know day 7
 
 
 def cron_refusal(number: int, field: str, wanted: str, hint: str) -> BadRequest:

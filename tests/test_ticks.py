@@ -92,6 +92,7 @@ CASES = [
     ("0 0 * * 7", "UTC", "2026-01-01 00:00", "01-04 00:00, 01-11 00:00, 01-18 00:00"),
     ("0 0 * * 5-7", "UTC", "2026-01-01 00:00", "01-02 00:00, 01-03 00:00, 01-04 00:00, 01-09 00:00, 01-10 00:00"),
     ("0 0 * JAN,mar Mon-wed", "UTC", "2026-01-26 00:00", "01-27 00:00, 01-28 00:00, 03-02 00:00, 03-03 00:00, 03-04 00:00"),
+    ("0 0 13 * 1,*", "UTC", "2026-01-01 00:00", "01-02 00:00, 01-03 00:00, 01-04 00:00"),
     # What croniter would read as the whole field.
     ("0 5-5 * * *", "UTC", "2026-01-01 00:00", "01-01 05:00, 01-02 05:00, 01-03 05:00"),
     ("0 0 * * 7-7", "UTC", "2026-01-01 00:00", "01-04 00:00, 01-11 00:00"),
@@ -153,7 +154,11 @@ def written(least: int, most: int) -> st.SearchStrategy[Written]:
     stepped = st.integers(1, most - least + 1).map(lambda n: Written(f"*/{n}", {*range(least, most + 1, n)}))
     listed = st.sets(whole, min_size=1, max_size=3).map(lambda some: Written(",".join(map(str, sorted(some))), some))
     ranged = st.tuples(whole, whole, st.integers(1, 7)).map(lambda three: ranged_of(*three))
-    return st.one_of(star, stepped, listed, ranged)
+    plain = st.one_of(star, stepped, listed, ranged)
+    several = st.lists(plain, min_size=2, max_size=3).map(
+        lambda parts: Written(",".join(part.text for part in parts), set().union(*(part.values for part in parts)))
+    )
+    return st.one_of(plain, several)
 
 
 def ranged_of(one: int, other: int, step: int) -> Written:
