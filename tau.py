@@ -5431,7 +5431,8 @@ class Lines:
                 await self.wait_for_room()
                 if not self.peer.buffer:
                     await self.peer.listen()
-                async with asyncio.timeout(PATIENCE_S):  # for the end of a line that has begun
+                # The end of a line that has begun must come in time.
+                async with asyncio.timeout(None if b"\n" in self.peer.buffer else PATIENCE_S):
                     line = await self.peer.read_until(b"\n", LINE_BYTES_MAX)
                 await self.begin(line)
         except (TauError, EOFError) as end:
@@ -5473,8 +5474,11 @@ class Lines:
         task = self.peer.tasks.spawn(self.handle(message))
         self.begun.add(task)
         self.peer.busy.add(task)
-        task.add_done_callback(self.begun.discard)
-        task.add_done_callback(self.peer.free)
+        task.add_done_callback(self.end)
+
+    def end(self, task: asyncio.Future[Any]) -> None:
+        self.begun.discard(task)
+        self.peer.free(task)
 
     async def handle(self, message: Any) -> None:
         await self.peer.writable.wait()
@@ -9105,9 +9109,9 @@ class Store:
         return waits and self.move(run_id, "cancelled", actor=actor, error=error)
 
     def expire_queued(self) -> None:
-        error = bare_error("timeout", "TimeoutError", "it waited in the queue for longer than queue_timeout")
         expired = "SELECT run_id FROM runs WHERE status = 'queued' AND expires_at <= ? ORDER BY expires_at, run_id"
         for run_id in self.sql.values(f"{expired} LIMIT {EXPIRE_MAX}", self.now()):
+            error = bare_error("timeout", "TimeoutError", "it waited in the queue for longer than queue_timeout")
             self.move(run_id, "timed_out", error=error)
 
     # What the runner writes.
@@ -10304,7 +10308,10 @@ class Metrics:
         self.tallies["tau_runs_finished_total"] = {f'status="{status}"': Histogram(()) for status in FINAL}
 
     def add(self, name: str, seconds: float = 0.0, labels: str = "") -> None:
-        self.tallies[name].setdefault(labels, Histogram(FAMILIES[name][1])).add(seconds)
+        tallies = self.tallies[name]
+        if labels not in tallies:
+            tallies[labels] = Histogram(FAMILIES[name][1])
+        tallies[labels].add(seconds)
 
     def request(self, method: str, seconds: float, code: str = "") -> None:
         """Counts an answered request; *code* is its error's, if it has one."""
