@@ -74,6 +74,7 @@ if TYPE_CHECKING:
     import hashlib
     import hmac
     import http.client
+    import importlib.machinery
     import importlib.util
     import inspect
     import linecache
@@ -2212,6 +2213,23 @@ def remove_file(path: str) -> None:
         os.unlink(path)
     except FileNotFoundError:
         pass
+
+
+def remove_tree(path: str) -> None:
+    """Removes what is at a path, whatever it is, as far as it can.  (rmtree would wait for a fifo.)"""
+    if os.path.isdir(path) and not os.path.islink(path):
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with contextlib.suppress(OSError):
+            os.unlink(path)
+
+
+def names_below(folder: str) -> list[str]:
+    """The names in a directory; none if it cannot be listed."""
+    try:
+        return os.listdir(folder)
+    except OSError:
+        return []
 
 
 # --- 8. Ticks ----------------------------------------------------------------------------
@@ -4592,8 +4610,6 @@ class Daemon:
             signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until we can reload
             self.store.open(loop)
             self.agenda.open()
-            for folder, names in self.store.ask.needed().items():
-                sweep(os.path.join(self.home, folder), names)
             sweep_copies(self.home)
             self.listeners.open()  # may fail, so it comes before any run
             await self.runner.open()
@@ -5739,7 +5755,6 @@ async def deploy(
         deployed = await daemon.store.write(commit)
     finally:
         deployment.close()
-    daemon.runner.unpacked.discard(digest)  # a run may have damaged it
     answer: Json = {"changed": any(row["changed"] for row in deployed), "pipelines": deployed}
     return answer | {"environments": built} if built else answer
 
@@ -5807,7 +5822,7 @@ async def undeploy(call: Call, name: PipelineName) -> Json:
     cancelled = await call.write(daemon.agenda.undeploy, name)
     if name == CANARY:
         await daemon.store.write(daemon.store.delete_pipeline, name)
-        shutil.rmtree(os.path.join(daemon.home, "data", CANARY), ignore_errors=True)
+        remove_tree(os.path.join(daemon.home, "data", CANARY))
     return {"name": name, "changed": cancelled is not None, "cancelled_runs": cancelled or []}
 
 
@@ -7028,7 +7043,7 @@ class Deployment:
     def close(self) -> None:
         """Removes the unpacked files."""
         self.daemon.retention.deploying -= 1
-        shutil.rmtree(self.folder, ignore_errors=True)
+        remove_tree(self.folder)
 
     async def prepare(self) -> list[Json]:
         """Unpacks the files; builds and returns the virtual environments that the entries ask for."""
@@ -7083,6 +7098,9 @@ def read_sources(files: list[Json]) -> dict[str, bytes]:
         if not plain or len(path) >= 512 or "\0" in path or path in sources:
             message = f"'{str(file.get('path'))[:WORD_MAX]}' is not a file's path inside the deployment"
             raise BadRequest(message, ONCE_HINT)
+        if "__pycache__" in path.split("/") or path.endswith((".pyc", ".pyo")):
+            message = f"{path} is compiled Python, which `tau code` could not show"
+            raise LoadFailed(message, "deploy its source", kind="load", file=path)
         sources[path] = read_content(file)
         if path.endswith(".py"):
             check_source(path, sources[path])
@@ -7620,7 +7638,7 @@ class Runner:
     def __init__(self, home: str, settings: Json, store: Store, feed: Feed, venvs: Venvs) -> None:
         self.home, self.settings, self.store, self.feed = home, settings, store, feed
         self.venvs, self.folder = venvs, os.path.join(home, "runs")
-        self.unpacked: set[str] = set()  # versions whose files have been compared with the store
+        self.unpacked = Unpacked(store)
         self.live: dict[str, Process] = {}  # by stem
         self.latencies: list[float] = []  # milliseconds from queued to started, the last thousand
         self.starter = Starter(home, settings)
@@ -7647,20 +7665,12 @@ class Runner:
 
     # From the queue to a process.
 
-    def unpack(self, digest: str, entry: str) -> str:
-        """Returns the directory with a version's files; raises StorageFull if there is no room."""
-        path = os.path.join(self.home, "versions", digest)
-        if digest not in self.unpacked or not os.path.exists(os.path.join(path, entry)):
-            write_sources(self.store.ask.sources(digest), path)
-            self.unpacked.add(digest)
-        return path
-
     def dispatch(self, job: Json) -> Process:
         process = Process(self.folder, job["stem"], job["run_id"], job["attempt"], self.starter.server)
         process.timeout_s = job["timeout"]
         self.watch_over(process)
         try:
-            job["folder"] = self.unpack(job["sha256"], job["entry"])
+            job["folder"] = self.unpacked.get(job["sha256"])
             job["directory"] = os.path.join(self.home, "data", job["pipeline"])
             job["python"] = self.venvs.python(job["environment"])
             job["memos"] = self.memos(job["run_id"])
@@ -7704,7 +7714,7 @@ class Runner:
                 self.spawn(self.terminate(process, "timed_out"))
                 raise
             finally:
-                shutil.rmtree(directory, ignore_errors=True)
+                remove_tree(directory)
             assert process.outcome is not None
             if process.outcome.status == "success" or process.server == self.starter.server:
                 return process.outcome
@@ -7750,8 +7760,8 @@ class Runner:
         for name in os.listdir(self.folder):
             path = os.path.join(self.folder, name)
             stem, _, kind = name.rpartition(".")
-            if stem not in known and (kind != "journal" or os.path.getmtime(path) < old):
-                remove_file(path)
+            if stem not in known and (kind != "journal" or os.lstat(path).st_mtime < old):
+                remove_tree(path)
 
     async def restart(self, process: Process) -> None:
         """Starts, with a new journal, an admitted run that never began; ends it if it is unwanted."""
@@ -7846,9 +7856,9 @@ class Runner:
                     await asyncio.sleep(1.0)
         if self.live.pop(process.stem, None) is not None:
             for suffix in (".journal", ".stdout", ".stderr"):
-                remove_file(process.path + suffix)
+                remove_tree(process.path + suffix)
             if process.run_id is not None and process.outcome and process.outcome.status == "success":
-                shutil.rmtree(self.memos(process.run_id), ignore_errors=True)
+                remove_tree(self.memos(process.run_id))
 
     async def conclude(self, process: Process) -> None:
         """Stores the last records together with the outcome, in one commit if they are few."""
@@ -8650,9 +8660,8 @@ class Retention:
                 for pipeline, status, run_id in run_bounds(ask, name, terms, now):
                     await self.remove("runs", bounds | {"pipeline": pipeline, "status": status, "run_id": run_id})
             await self.remove("events", bounds)
-            needed = ask.needed()
             await self.remove("versions", bounds)
-            await self.remove_folders(needed)
+            await self.remove_folders()
             await self.remove_memos(bounds["log_id"])
             forced = await self.force(terms["bytes"], now)
             await self.shrink(0 if thorough else FREE_PAGES)
@@ -8683,27 +8692,22 @@ class Retention:
             self.counts.update(removal.counts)
             self.pipelines.update(removal.pipelines)
 
-    async def remove_folders(self, needed: dict[str, set[str]]) -> None:
-        """Deletes directories that no version needs.  It renames them first: none is found half deleted."""
-        if self.deploying:
-            return
-        now, doomed = self.store.ask.needed(), []
-        for folder, names in needed.items():
-            for name in names - now[folder]:
-                path, gone = os.path.join(self.home, folder, name), os.path.join(self.home, folder, f".gone-{name}")
-                if os.path.isdir(path):
-                    os.rename(path, gone)
-                    doomed.append(gone)
-        for path in doomed:
-            await asyncio.to_thread(shutil.rmtree, path, True)
+    async def remove_folders(self) -> None:
+        """Deletes what no version needs in the directories of sources and virtual environments."""
+        needed = {} if self.deploying else self.store.ask.needed()
+        for path in [path for name, known in needed.items() for path in sweep(os.path.join(self.home, name), known)]:
+            await asyncio.to_thread(remove_tree, path)
 
     async def remove_memos(self, log_id: str) -> None:
         """Deletes the memos of deleted runs, and of ended runs whose logs are past their age."""
         folder = os.path.join(self.home, "memos")
-        for run_id in os.listdir(folder) if os.path.isdir(folder) else ():
+        for run_id in names_below(folder):
+            if not {*run_id} <= {*ID_LETTERS}:
+                logging.getLogger("tau").warning("%a is none of Tau's", os.path.join(folder, run_id))
+                continue
             live = self.store.ask.value("SELECT finished_at IS NULL FROM runs WHERE run_id = ?", run_id)
             if live is None or (run_id < log_id and not live):
-                await asyncio.to_thread(shutil.rmtree, os.path.join(folder, run_id), True)
+                await asyncio.to_thread(remove_tree, os.path.join(folder, run_id))
 
     async def force(self, most: int, now: float) -> list[str]:
         """Deletes more if the database has more than *most* bytes, and returns what."""
@@ -8810,8 +8814,8 @@ def default_copy(home: str, now: float) -> str:
 def sweep_copies(home: str) -> None:
     """Removes the unfinished copies that a crash left in the home."""
     for folder in (home, os.path.join(home, BACKUPS)):
-        for path in glob.iglob(os.path.join(glob.escape(folder), ".tau-*")):
-            remove_file(path)
+        for path in glob.iglob(os.path.join(glob.escape(folder), ".tau-*.part*")):
+            remove_tree(path)
 
 
 def check_target(path: str, database: str, force: bool) -> None:
@@ -8933,7 +8937,7 @@ class Store:
     def open(self, loop: asyncio.AbstractEventLoop) -> None:
         """Opens the database.  Raises Conflict if it is unusable, or empty although pipelines were deployed."""
         versions = os.path.join(self.home, "versions")
-        left = [name for name in os.listdir(versions) if len(name) == 64] if os.path.isdir(versions) else []
+        left = [name for name in names_below(versions) if len(name) == 64]
         if examine(self.database.path) == 0 and left:
             raise unusable(self.database.path, f"it is empty, but {self.home} holds {len(left)} deployed sources")
         self.database.open(loop)
@@ -10078,26 +10082,68 @@ def digest_of(sources: dict[str, bytes]) -> str:
 
 
 def write_sources(sources: dict[str, bytes], folder: str) -> None:
-    """Writes files into a directory unless all are there, whole.  Raises StorageFull if it cannot."""
-    files = {os.path.join(folder, path): content for path, content in sources.items()}
-    if all(read_bytes(path, len(content)) == content for path, content in files.items()):
-        return
-    shutil.rmtree(folder, ignore_errors=True)
+    """Writes files into a new directory, which replaces an old one.  Raises StorageFull if it cannot."""
+    above = os.path.dirname(folder)
+    staged = os.path.join(above, f".staged-{os.urandom(8).hex()}")
     try:
-        for path, content in files.items():
-            make_directory(os.path.dirname(path))
-            with open(path, "wb") as file:
+        for path, content in sources.items():
+            place = os.path.join(staged, "new", path)
+            make_directory(os.path.dirname(place))
+            with open(place, "xb") as file:
                 file.write(content)
+        with contextlib.suppress(FileNotFoundError):
+            os.rename(folder, os.path.join(staged, "old"))  # runs that use it find the same files in the new one
+        os.rename(os.path.join(staged, "new"), folder)
     except OSError as problem:
         raise StorageFull(f"cannot unpack what was deployed: {problem.strerror}", "make room on the disk") from None
+    finally:
+        remove_tree(staged)
 
 
-def sweep(folder: str, known: set[str]) -> None:
-    """Removes what is in a directory and not in *known*; not in a linked one, which is another home's."""
-    for name in os.listdir(folder) if os.path.isdir(folder) and not os.path.islink(folder) else ():
-        path = os.path.join(folder, name)
-        if name.removesuffix(".lock") not in known:
-            remove_file(path) if os.path.isfile(path) else shutil.rmtree(path, ignore_errors=True)
+def state_of(folder: str) -> list[tuple[str, int, int, int]]:
+    """Returns what changes when anything below a directory does: names, sizes, and times that no program can set."""
+    paths = [os.path.join(at, name) for at, _, names in os.walk(folder) for name in ("", *names)]
+    try:
+        found = [(path, os.lstat(path)) for path in paths]
+    except FileNotFoundError:  # it changes just now
+        return []
+    return [(path, status.st_ino, status.st_size, status.st_ctime_ns) for path, status in found]
+
+
+class Unpacked:
+    """The files of versions in the home's versions/, each beside `.code`, where runs save the compiled code.
+
+    Before each use it is made sure that they are what we wrote.  Hashing them would cost a run as much as its start.
+    """
+
+    def __init__(self, store: Store) -> None:
+        self.store, self.folder = store, os.path.join(store.home, "versions")
+        self.states: dict[str, list[tuple[str, int, int, int]]] = {}  # digest → the state of what we wrote
+
+    def get(self, digest: str) -> str:
+        """Returns the directory with a version's files; raises StorageFull if there is no room."""
+        path = os.path.join(self.folder, digest)
+        if digest not in self.states or state_of(path) != self.states[digest]:
+            write_sources(self.store.ask.sources(digest), path)
+            remove_tree(f"{path}.code")  # it may come from other files
+            make_directory(f"{path}.code")
+            self.states[digest] = state_of(path)
+        return path
+
+
+def sweep(folder: str, known: set[str]) -> list[str]:
+    """Renames what is in a directory and not in *known*: nothing is found half deleted.  Returns the new paths.
+
+    A linked directory is another home's.
+    """
+    renamed = []
+    for name in () if os.path.islink(folder) else names_below(folder):
+        if name.partition(".")[0] not in known:
+            path = os.path.join(folder, f".gone-{os.urandom(8).hex()}")
+            with contextlib.suppress(OSError):
+                os.rename(os.path.join(folder, name), path)
+                renamed.append(path)
+    return renamed
 
 
 BUILD_LINES = 200
@@ -11090,25 +11136,46 @@ def load_module(folder: str, entry: str) -> None:
         name = f"pipeline_{name}"
     module = type(sys)(name)
     module.__file__ = path
-    sys.path.insert(0, os.path.dirname(path))
+    import_from(folder, entry)
     sys.modules[name] = module
-    exec(compiled(path), module.__dict__)
+    exec(compiled(folder, path), module.__dict__)
 
 
-def compiled(path: str) -> CodeType:
+def import_from(folder: str, entry: str) -> None:
+    """Has user code import the files beside the entry: sources and extensions, not code that was deployed compiled."""
+
+    def finder(path: str) -> Any:
+        if not f"{path}/".startswith(f"{folder}/"):
+            raise ImportError
+
+        class Loader(importlib.machinery.SourceFileLoader):
+            """Loads sources, with our cache instead of `__pycache__`."""
+
+            def get_code(self, fullname: str) -> CodeType:
+                return compiled(folder, self.path)
+
+        extensions = importlib.machinery.ExtensionFileLoader, importlib.machinery.EXTENSION_SUFFIXES
+        return importlib.machinery.FileFinder(path, (Loader, [".py"]), extensions)
+
+    sys.path_hooks.insert(0, finder)
+    sys.path.insert(0, os.path.dirname(os.path.join(folder, entry)))
+
+
+def compiled(folder: str, path: str) -> CodeType:
     """Returns the code of a deployed file, which is compiled once for this Python.
 
-    importlib would take 0.2 ms more, to look for changes of a source that never changes.
+    The cache is beside the deployed files, if taud has made a directory there, and is named by what it was made from.
     """
-    cache = f"{path}.{sys.implementation.cache_tag}"
+    with open(path, "rb") as file:
+        source = file.read()
+    origin = b"\0".join((str(sys.implementation.cache_tag).encode(), os.fsencode(path), source))
+    cache = os.path.join(f"{folder}.code", hashlib.blake2b(origin, digest_size=16).hexdigest())
     try:
         code: CodeType = marshal.loads(read_bytes(cache, RECORD_BYTES_MAX) or b"")
-        if code.co_filename == path:  # else the home has moved
-            return code
+        return code
     except (ValueError, EOFError, TypeError):
         pass
-    with open(path, "rb") as file:
-        code = compile(file.read(), path, "exec", dont_inherit=True)
+    code = compile(source, path, "exec", dont_inherit=True)
     with contextlib.suppress(OSError):  # without a cache it is only slower
         replace_file(cache, marshal.dumps(code), durable=False)
     return code
@@ -11123,7 +11190,7 @@ def scan_files(attempt: Attempt) -> Json:
     """The secrets that a deployment's files name, with their places, and the missing modules."""
     job = attempt.job
     names, imports = scan_sources(job)
-    sys.path.insert(0, os.path.dirname(os.path.join(job["folder"], job["entry"])))
+    import_from(job["folder"], job["entry"])
     secrets = {name: usable_secret(name, job["secrets"])[1] for name in sorted(names)}
     missing = sorted(name for name in imports if not find_module(name))
     return attempt.returned({"secrets": secrets, "missing_imports": missing}, LINE_BYTES_MAX)

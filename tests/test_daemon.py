@@ -493,7 +493,7 @@ def test_sources_that_a_crash_left_are_swept(home: Tau) -> None:
     left = home.home / "versions" / ".staged-x"
     left.mkdir(parents=True)
     home.start()
-    assert not left.exists()
+    eventually(lambda: not left.exists())
 
 
 def test_a_cancel_of_an_unborn_run_is_not_forgotten(fresh: Tau) -> None:

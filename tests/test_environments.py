@@ -216,7 +216,7 @@ def test_an_environment_that_no_version_needs_goes_with_the_next_start(home: Tau
     stray.mkdir()
     home.kill()
     home.start()
-    assert not stray.exists()
+    eventually(lambda: not stray.exists())
     assert (home.home / "environments" / built).exists()
     assert home("run", "it")["result"] == "1.0"
     shutil.rmtree(home.home / "environments" / built)
