@@ -126,8 +126,8 @@ if TYPE_CHECKING:
     import croniter  # type: ignore[import-untyped]
 
     Json = dict[str, Any]
-    #: For a command that `tau` does by itself: the options that name the daemon, and the view.
-    Desk = tuple[Json, "View"]
+    #: For a command that `tau` does by itself: the options that name the daemon, the view, and its words as they are.
+    Desk = tuple[Json, "View", Json]
     #: peer → the function that drops it; the oldest peer is first.
     Peers = dict[Any, Callable[[], object]]
     #: Rows, some at a time.
@@ -1426,7 +1426,7 @@ def chosen_environment() -> str:
 def read_environments() -> dict[str, dict[str, str]]:
     """Returns the client's environments as written; Forbidden if other users could read a key."""
     path = environments_path()
-    tables: dict[str, dict[str, str]] = read_toml(path, f"ls -l {path}", missing="")
+    tables: dict[str, dict[str, str]] = read_toml(path, shell_line("ls", "-l", path), missing="")
     for name, table in tables.items():
         place = f"{path}: [{name}]"
         check_name(name, *ENVIRONMENT_NAME)
@@ -1451,7 +1451,7 @@ def read_toml(path: str, hint: str, missing: str | None = None) -> Json:
 def demand_own(path: str) -> None:
     """Raises Forbidden if other users can read or write a file."""
     if os.stat(path).st_mode & 0o077:
-        raise Forbidden(f"{path} holds a key and others can read or write it", f"chmod 600 {path}")
+        raise Forbidden(f"{path} holds a key and others can read or write it", shell_line("chmod", "600", path))
 
 
 def named_environment(name: str, origin: str = "") -> dict[str, str]:
@@ -1590,10 +1590,11 @@ def read_secret(name: str, folder: str | Mapping[str, str]) -> tuple[str | None,
         if os.path.exists(path := os.path.join(place, name)):
             about = os.stat(path)
             if where == "home" and about.st_mode & 0o077:
-                raise MissingSecret(f"{path} can be read by others", f"chmod 600 {path}")
+                raise MissingSecret(f"{path} can be read by others", shell_line("chmod", "600", path))
+            look = shell_line("ls", "-l", path)
             if not stat.S_ISREG(about.st_mode) or about.st_size > SECRET_BYTES_MAX:
-                raise MissingSecret(f"{path} is no file of at most {SECRET_BYTES_MAX:,} bytes", f"ls -l {path}")
-            return read_text(path, f"ls -l {path}").removesuffix("\n"), where
+                raise MissingSecret(f"{path} is no file of at most {SECRET_BYTES_MAX:,} bytes", look)
+            return read_text(path, look).removesuffix("\n"), where
     return None, None
 
 
@@ -1690,8 +1691,9 @@ def database_path(url: str, home: str) -> str:
 
 
 # --- 6. Shell ----------------------------------------------------------------------------
-# Owns what the commands `tau` and `taud` have in common: arguments, errors, and who reads the output.
-# Calls Words and Wire.  Promises JSON for programs, text for people, and that no text from outside drives a terminal.
+# Owns what the commands `tau` and `taud` have in common: arguments, errors, commands to paste, who reads the output.
+# Calls Words and Wire.  Promises JSON for programs, text for people, that no text from outside drives a terminal, and
+# that a shell reads the commands we print as they are meant.
 
 
 def make_parser(prog: str, description: str, examples: Sequence[str], end: str = "") -> argparse.ArgumentParser:
@@ -1759,16 +1761,20 @@ def people_read(stream: Any, as_json: bool) -> bool:
 
 def complain(problem: TauError, as_json: bool) -> int:
     """Prints an error on stderr, for a person or as JSON; returns its exit code."""
-    if people_read(sys.stderr, as_json):
-        log = [f"  {line}" for line in problem.detail.get("log", ())]
-        line = [f"       {source}"] if (source := problem.detail.get("source_line")) else []
-        text = printable("\n".join([*log, f"error: {problem}", *line]))
-        if problem.hint:
-            text += f"\n hint: {printable(problem.hint)}"
-    else:
-        text = encode_json({"error": problem.to_json()})
-    print(f"<{PRIORITIES['ERROR']}>{text}" if stderr_is_journal() else text, file=sys.stderr)
+    log = [f"  {line}" for line in problem.detail.get("log", ())]
+    line = [f"       {source}"] if (source := problem.detail.get("source_line")) else []
+    hint = [f" hint: {problem.hint}"] if problem.hint else []
+    report({"error": problem.to_json()}, [*log, f"error: {problem}", *line, *hint], as_json)
     return problem.exit
+
+
+def report(document: Json, lines: list[str], as_json: bool) -> None:
+    """Prints a document on stderr, for a person as these lines.  A line break in a line cannot fake another."""
+    if people_read(sys.stderr, as_json):
+        text = printable("\n".join(line.replace("\n", "\n       ") for line in lines))
+    else:
+        text = json_text(document, sys.stderr)
+    print(f"<{PRIORITIES['ERROR']}>{text}" if stderr_is_journal() else text, file=sys.stderr)
 
 
 def printed_error(lines: Sequence[str]) -> TauError | None:
@@ -1778,11 +1784,6 @@ def printed_error(lines: Sequence[str]) -> TauError | None:
         return None
     error = json.loads(printed[-1])["error"]
     return from_wire({"message": error.pop("message"), "data": error})
-
-
-def caution(message: str, hint: str) -> None:
-    warning = encode_json({"warning": {"message": message, "hint": hint}})
-    print(f"warning: {message}\n   hint: {hint}" if people_read(sys.stderr, False) else warning, file=sys.stderr)
 
 
 #: Level of a message → its priority in the journal (sd-daemon(3)).
@@ -1797,15 +1798,38 @@ def stderr_is_journal() -> bool:
     return named == f"{stream.st_dev}:{stream.st_ino}"
 
 
-def printable(text: str) -> str:
-    """The text with control characters spelled out: it cannot drive a terminal."""
-    return "".join(c if c.isprintable() or c in "\t\n" else c.encode("unicode_escape").decode() for c in text)
+def printable(value: Any) -> Any:
+    """A text or document with what cannot be printed spelled out: control characters, marks of direction, …"""
+    if isinstance(value, str):
+        return "".join(c if c.isprintable() or c in "\t\n" else c.encode("unicode_escape").decode() for c in value)
+    if isinstance(value, dict):
+        return {printable(key): printable(item) for key, item in value.items()}
+    return [*map(printable, value)] if isinstance(value, list) else value
+
+
+def json_text(document: Json, stream: Any, indent: int | None = None) -> str:
+    """A document for a stream; on a terminal, what cannot be printed is spelled \\uXXXX."""
+    text = encode_json(document) if indent is None else json.dumps(document, ensure_ascii=False, indent=indent)
+    if not stream.isatty():
+        return text
+    return "".join(c if c.isprintable() or c == "\n" else json.dumps(c)[1:-1] for c in text)
+
+
+def shell_line(*words: object) -> str:
+    """The command line that a shell reads as these words; None is left out."""
+    return " ".join(shlex.quote(str(word)) for word in words if word is not None)
+
+
+def file_word(path: str) -> str:
+    """A path as a word of a command that is not taken for an option."""
+    return f"./{path}" if path.startswith("-") else path
 
 
 def pairs(document: Json) -> str:
     """A document as aligned `key  value` lines."""
     width = max(map(len, document), default=0)
-    return "\n".join(f"{key:<{width}}  {printable(spoken(value))}" for key, value in document.items())
+    lines = (f"{key:<{width}}  {spoken(value)}".replace("\n", " ⏎ ") for key, value in document.items())
+    return "\n".join(lines)
 
 
 def spoken(value: Any) -> str:
@@ -2025,7 +2049,8 @@ def need(module: str, extra: str, what: str) -> Any:
 
 
 def install_hint(package: str) -> str:
-    return f"{sys.executable} -m pip install '{package}', or name it in the file's `# /// script` dependencies"
+    install = shell_line(sys.executable, "-m", "pip", "install", package)
+    return f"{install}, or name it in the file's `# /// script` dependencies"
 
 
 def find_module(name: str) -> bool:
@@ -2205,7 +2230,7 @@ def check_private(path: str) -> None:
     while reachable and at != (at := os.path.dirname(at)):
         reachable = os.stat(at).st_mode & 0o001
     if reachable:
-        raise Forbidden(f"everybody can read {path}", f"chmod o= {path}")
+        raise Forbidden(f"everybody can read {path}", shell_line("chmod", "o=", path))
 
 
 def remove_file(path: str) -> None:
@@ -2688,7 +2713,7 @@ def command(words: list[str]) -> int:
     refuse_writes(chosen.words, chosen.effect)
     params = read_params(chosen, options)
     if chosen.name in LOCAL_COMMANDS:
-        document: Json = chosen.call((asked, view), params)  # type: ignore[assignment]
+        document: Json = chosen.call((asked, view, options), params)  # type: ignore[assignment]
     else:
         with Client(**asked) as client:
             ask = ASKING.get(chosen.name)
@@ -2793,7 +2818,7 @@ def try_(
         tau try orders.py -p day=2026-01-01
         tau try shop --entry main.py --timeout 60
     """
-    asked, view = desk
+    asked, view, given = desk
     with ThrowAway(find_daemon(**asked).home) as own:
         deployed = own.call("deploy", {"files": files, "include": include, "entry": entry})
         names = [pipeline["name"] for pipeline in deployed["pipelines"]]
@@ -2807,8 +2832,11 @@ def try_(
             document = own.call("inspect", run)
         # The log is removed with the home.
         document["trace"]["log_tail"] = [line["message"] for line in own.call("logs", run)["lines"]]
-    verb = "deploy" if document["status"] == "success" else "try"
-    return document | {"next": [f"tau {verb} {files[0]['path']}"]}
+    words = ["deploy" if document["status"] == "success" else "try", file_word(given["files"])]
+    words += [f"--{option}={given[option]}" for option in ("entry", "name") if option in given]
+    if include:
+        words += ["--include", *map(file_word, given["include"])]
+    return document | {"next": [shell_line("tau", *words)]}
 
 
 # --- 10. Arguments -----------------------------------------------------------------------
@@ -3075,7 +3103,7 @@ def print_completions(words: list[str]) -> int:
     except Exception:  # an error message in the middle of a command line helps nobody
         offers = []
     if offers:
-        write_out("\n".join(f"{word}\t{single_line(meaning, 80)}" for word, meaning in offers))
+        write_out(printable("\n".join(f"{word}\t{single_line(meaning, 80)}" for word, meaning in offers)))
     return 0
 
 
@@ -3417,7 +3445,7 @@ def change_file(path: str, edit: Callable[[str], str]) -> bool:
         make_directory(os.path.dirname(path))
         lock = lock_file(os.path.dirname(path))  # of two changes at once, one would be lost
         try:
-            text = read_text(place, f"ls -l {place}", missing="")
+            text = read_text(place, shell_line("ls", "-l", place), missing="")
             edited = edit(text)
             if edited == text:
                 return False
@@ -3431,7 +3459,8 @@ def change_file(path: str, edit: Callable[[str], str]) -> bool:
             os.close(lock)
     except OSError as problem:
         kind = StorageFull if problem.errno in (errno.ENOSPC, errno.EDQUOT) else Forbidden
-        raise kind(f"cannot write {path}: {problem.strerror}", f"ls -ld {os.path.dirname(path)}") from None
+        hint = shell_line("ls", "-ld", os.path.dirname(path))
+        raise kind(f"cannot write {path}: {problem.strerror}", hint) from None
 
 
 # --- 12. Doctor --------------------------------------------------------------------------
@@ -3520,7 +3549,7 @@ def look_at_home(patient: Patient) -> Finding:
     if about.st_uid != os.geteuid():
         return "fail", f"{home} belongs to uid {about.st_uid}", "run as that user, or choose another --home"
     if mode & (0o027 if patient.settings.get("group") else 0o077):
-        return "fail", f"{home} has mode {mode:o}: others may enter", f"chmod 700 {home}"
+        return "fail", f"{home} has mode {mode:o}: others may enter", shell_line("chmod", "700", home)
     if not os.access(home, os.W_OK | os.X_OK):
         return "fail", f"{home} cannot be written", "mount it writable, or choose another --home"
     return f"{home}, mode {mode:o}"
@@ -3573,7 +3602,7 @@ def look_at_croniter(patient: Patient) -> Finding:
     try:
         version = str(metadata.version("croniter"))
     except ImportError:
-        return "fail", "croniter is not installed", f"{sys.executable} -m pip install 'croniter>=6,<8'"
+        return "fail", "croniter is not installed", shell_line(sys.executable, "-m", "pip", "install", "croniter>=6,<8")
     if not "6" <= version.partition(".")[0] < "8":
         return "warn", f"croniter {version} is not tested", "pip install 'croniter>=6,<8'"
     return f"croniter {version}"
@@ -3747,7 +3776,7 @@ def check_end(run: Json, wanted: str) -> None:
 
 
 def single_line(text: str, width: int) -> str:
-    return cut_text(printable(text).replace("\n", " ⏎ ").replace("\t", " "), width)
+    return cut_text(text.replace("\n", " ⏎ ").replace("\t", " "), width)
 
 
 COLOURS = {"success": "32", "failed": "31", "timed_out": "31", "lost": "31", "error": "31", "running": "36"}
@@ -3777,7 +3806,10 @@ LIVE = {
 
 
 class View:
-    """Prints on stdout: text for people on a terminal, JSON for programs."""
+    """Prints on stdout: text for people on a terminal, JSON for programs.
+
+    What comes from outside is made printable here, as a whole; the functions below add colours to that.
+    """
 
     def __init__(self, as_json: bool) -> None:
         self.people = people_read(sys.stdout, as_json)
@@ -3786,7 +3818,13 @@ class View:
         self.run_id = ""  # the run that is shown live
 
     def show(self, name: str, document: Json) -> None:
-        if text := self.text_of(name, document) if self.people else encode_json(document):
+        if not self.people:
+            text = json_text(document, sys.stdout)
+        elif name in INDENTED:
+            text = json_text(document, sys.stdout, indent=2)
+        else:  # `code --raw` into a file is bare, and as it is
+            text = self.text_of(name, printable(document) if sys.stdout.isatty() else document)
+        if text:
             write_out(text)
 
     def text_of(self, name: str, document: Json) -> str:
@@ -3806,7 +3844,7 @@ class View:
             lines.append(self.paint(f"{cut['shown']} of {cut['total']}; all: {cut['get']}", "dim"))
         if daemon := document.get("daemon"):
             where = daemon.get("error") or f"{daemon['host']} ({daemon['from']})"
-            lines.append(self.paint(f"commands speak to: {printable(where)}", "dim"))
+            lines.append(self.paint(f"commands speak to: {where}", "dim"))
         return "\n".join(lines)
 
     def rows(self, rows: list[Json], columns: list[str]) -> list[str]:
@@ -3840,41 +3878,42 @@ class View:
         for check in document["checks"]:
             mark = self.paint(*MARKS[check["status"]])
             remedy = f"\n    {check['remedy']}" if check["remedy"] else ""
-            lines.append(f"{mark} {check['name']:<16} {printable(check['found'] + remedy)}")
+            lines.append(f"{mark} {check['name']:<16} {check['found'] + remedy}")
         return "\n".join(lines)
 
     def log_text(self, line: Json) -> str:
         place = f" [{line['step']}]" if line["step"] else ""
         text = f"{line['at'][11:23]} {line['level']:<7}{place} {line['message']}{fields_text(line)}"
-        return self.paint(printable(text), line["level"])
+        return self.paint(text.replace("\n", "\n" + " " * 21), line["level"])  # it cannot fake another line
 
     def event(self, event: Json) -> None:
         if self.people:
-            self.live(event)
+            self.live(printable(event))
         else:
-            write_out(encode_json(event))
+            write_out(json_text(event, sys.stdout))
 
     def log_line(self, event: Json) -> None:
-        write_out(self.log_text(event) if self.people else encode_json(event))
+        write_out(self.log_text(printable(event)) if self.people else json_text(event, sys.stdout))
 
     def live(self, event: Json) -> None:
-        kind, path = event["type"], printable(event.get("step") or "")
+        kind, path = event["type"], event.get("step") or ""
         if kind not in LIVE or (kind == "check" and event["passed"]):
             return
         self.run_id = event.get("run_id", self.run_id)
-        words = {key: printable(str(value)) for key, value in event.items()} | {
+        words = {key: str(value) for key, value in event.items()} | {
             "indent": "  " * (path.count("/") + 1),
             "step": path.rpartition("/")[2],
             "mark": self.paint(*MARKS["pass" if event.get("status") == "success" else "fail"]),
             "took": duration(event.get("duration_ms") or 0),
             "rows": rows_text(event),
-            "fields": printable(fields_text(event)),
+            "fields": fields_text(event),
             "progress": progress_text(event) if kind == "progress" else "",
         }
         style, text, about = LIVE[kind]
         subject, ends = about.format(path), kind not in ("step.started", "progress")
         over = "\r\x1b[K" if subject and subject == self.open else "\n" if self.open else ""
-        print(over + self.paint(text.format(**words), style), end="\n" if ends else "", flush=True)
+        line = text.format(**words).replace("\n", "\n        ")
+        print(over + self.paint(line, style), end="\n" if ends else "", flush=True)
         self.open = "" if ends else subject
 
     def end_line(self) -> None:
@@ -3886,7 +3925,8 @@ class View:
         """Tells a person who has interrupted `tau run` that the run goes on, and how to stop it."""
         self.end_line()
         if self.run_id:
-            write_out(f"\n{self.run_id} goes on\nnext    tau wait {self.run_id}\nnext    tau cancel {self.run_id}")
+            commands = (shell_line("tau", verb, self.run_id) for verb in ("wait", "cancel"))
+            write_out("\n".join([f"\n{self.run_id} goes on", *(f"next    {command}" for command in commands)]))
 
 
 def shrink(widths: dict[str, int], room: int) -> None:
@@ -3943,10 +3983,6 @@ def duration(millis: float) -> str:
     return f"{millis / 1000:.1f} s" if millis < 60_000 else duration_text(int(millis / 1000))
 
 
-def indented(view: View, document: Json) -> str:
-    return json.dumps(document, ensure_ascii=False, indent=2)
-
-
 def ticks_text(view: View, document: Json) -> str:
     rows = zip(document["local"], document["ticks"], document["moved"], strict=True)
     return "\n".join(f"{local}  {utc}{'  moved by DST' if moved else ''}" for local, utc, moved in rows)
@@ -3966,9 +4002,11 @@ def why_text(view: View, document: Json) -> str:
     for tick in document["recent"]:
         what = tick.get("status") or tick.get("message") or tick.get("reason") or ""
         lines.append(f"{tick['scheduled_for']}  {tick['decision']:<7}  {tick.get('run_id') or ''}  {what}")
-    return printable("\n".join(lines))
+    return "\n".join(line.replace("\n", " ⏎ ") for line in lines)
 
 
+#: Commands whose answer is JSON for people too.
+INDENTED = ("inspect", "show", "schema", "check")
 #: Command → how a person sees its answer: the key of its rows and their columns, or a function that makes the text.
 #: Other answers are shown as the summary of a run, or as pairs of key and value.
 FACES: dict[str, tuple[str, str] | Callable[[View, Json], str]] = {
@@ -3979,10 +4017,6 @@ FACES: dict[str, tuple[str, str] | Callable[[View, Json], str]] = {
     "backfill": ("runs", "scheduled_for run_id"),
     "env_list": ("environments", "name host key in_use"),
     "key_list": ("keys", "name scope pipelines status expires_at used_at"),
-    "inspect": indented,
-    "show": indented,
-    "schema": indented,
-    "check": indented,
     "code": lambda _, document: str(document["source"]).removesuffix("\n"),
     "logs": lambda view, document: "\n".join(map(view.log_text, document["lines"])),
     "doctor": View.checks,
@@ -4113,7 +4147,9 @@ class Client:
         if near and not key:
             key = peek(os.path.join(self.home, "key")).strip()  # made by the daemon of this home
         if key and not near and not address.secure:
-            caution(f"the key goes to {address.where} in the clear", "use tls:// or https://, or an SSH tunnel")
+            message, hint = f"the key goes to {address.where} in the clear", "use tls:// or https://, or an SSH tunnel"
+            lines = [f"warning: {message}", f"   hint: {hint}"]
+            report({"warning": {"message": message, "hint": hint}}, lines, False)
         if address.web:
             return Posted(connection, address, key)
         lined = Lined(connection)
@@ -4364,7 +4400,7 @@ def no_daemon(problem: OSError, address: Address) -> Unavailable:
     start = f"start taud there: taud --port {address.port}"
     if address.scheme == "unix":
         home = os.path.dirname(address.path)
-        start = "taud --detach" if home == find_home(None) else f"taud --home {shlex.quote(home)} --detach"
+        start = shell_line("taud", *(() if home == find_home(None) else ("--home", home)), "--detach")
     reset = address.secure and isinstance(problem, ConnectionResetError)
     reason = "no_tls" if reset else reason_of(problem, REFUSED) or "unreachable"
     why = getattr(problem, "verify_message", str(problem))
@@ -4566,7 +4602,7 @@ def take_lock(home: str) -> int:
 def announce(ready: Json, as_json: bool) -> bool:
     """Prints a document; returns whether a person reads it."""
     people = people_read(sys.stdout, as_json)
-    write_out(pairs(ready) if people else encode_json(ready))
+    write_out(pairs(printable(ready)) if people else json_text(ready, sys.stdout))
     return people
 
 
@@ -5837,7 +5873,7 @@ async def list_(call: Call, *, limit: Limit = 20) -> Json:
         tau list
         tau list --limit 100
     """
-    return listing("pipelines", *call.ask.pipelines(limit, call.among()), "tau list")
+    return listing("pipelines", *call.ask.pipelines(limit, call.among()), "list")
 
 
 @reads
@@ -5885,7 +5921,7 @@ async def code(
     sources = call.ask.sources(row["sha256"])
     path = file or row["entry"]
     if path not in sources:
-        hint = did_you_mean(path, sources, f"tau code {name} --json lists its files")
+        hint = did_you_mean(path, sources, f"{shell_line('tau', 'code', name, '--json')} lists its files")
         raise NotFound(f"{name} v{row['version']} has no file '{path[:WORD_MAX]}'", hint)
     document = pick(row, "pipeline", "version", "sha256", "entry", "deployed_at")
     return document | {"files": [*sources], "source": sources[path].decode("utf-8", "replace")}
@@ -5956,7 +5992,7 @@ async def await_runs(call: Call, run_ids: list[str], timeout: float | None, foll
     documents = []
     for run_id in run_ids:
         status = call.ask.status_of(run_id)
-        live = {"run_id": run_id, "status": status, "waited": False, "next": [f"tau wait {run_id}"]}
+        live = {"run_id": run_id, "status": status, "waited": False, "next": [shell_line("tau", "wait", run_id)]}
         documents.append(describe(daemon.store, run_id) if status in FINAL else live)
         await asyncio.sleep(0)  # gives other tasks a turn
     return documents
@@ -6008,7 +6044,7 @@ async def retry(
     old = call.ask.run(call.ask.find_run(run_id))
     run_id = old["run_id"]
     if old["status"] not in FINAL:
-        raise Conflict(f"run {run_id} is {old['status']}", f"tau wait {run_id}")
+        raise Conflict(f"run {run_id} is {old['status']}", shell_line("tau", "wait", run_id))
     if version not in ("live", "same") and not re.fullmatch("[0-9]{1,9}", version):
         raise BadRequest(f"there is no version '{version[:WORD_MAX]}'", "live, same, or a number")
     asked = {
@@ -6060,7 +6096,7 @@ async def runs(call: Call, name: PipelineName | None = None, *, limit: Limit = 2
     """
     if name is not None:
         call.ask.known(name)
-    words = ("tau runs", name, status and f"--status {status}")
+    words = ("runs", name, *(("--status", status) if status else ()))
     return listing("runs", *call.ask.runs(name, status, limit, call.among()), *words)
 
 
@@ -6119,7 +6155,7 @@ async def logs(
     run_id = call.ask.pick_run(name, run_id)
     if not follow:
         lines, total, dropped = call.ask.logs(run_id, levels if level else (), step, tail, attempt)
-        answer = listing("lines", lines, total, f"tau logs --run {run_id}")
+        answer = listing("lines", lines, total, "logs", "--run", run_id)
         return {"run_id": run_id, **answer, "log_dropped": dropped}
     call.only_waits()
     async for event in call.daemon.feed.events(run_id, tail):
@@ -6143,8 +6179,8 @@ async def errors(call: Call, *, limit: Limit = 20) -> Json:
     rows, total = call.ask.failures(limit, call.among())
     for row in rows:
         row["error"] = pick(row["error"], "kind", "type", "message", "step", "file", "line", "code", "fingerprint")
-        row["next"] = [f"tau inspect {row['run_id']}"]
-    return listing("errors", rows, total, "tau errors")
+        row["next"] = [shell_line("tau", "inspect", row["run_id"])]
+    return listing("errors", rows, total, "errors")
 
 
 @sifts
@@ -6372,17 +6408,17 @@ def find_blockers(call: Call, schedule: Json, upstream: list[Json]) -> Iterator[
     """Yields each reason why a pipeline does not run by itself now, with details."""
     ask, name, overlap = call.ask, schedule["pipeline"], schedule["overlap"]
     if not schedule["enabled"]:
-        yield {"by": "disabled", "hint": f"tau schedule {name} --enable"}
-    for scope, words in ((name, name), ("", "--all")):
+        yield {"by": "disabled", "hint": shell_line("tau", "schedule", name, "--enable")}
+    for scope, word in ((name, name), ("", "--all")):
         if pause := ask.pause(scope):
-            yield {"by": "paused", **pause, "all": not scope, "hint": f"tau resume {words}"}
+            yield {"by": "paused", **pause, "all": not scope, "hint": shell_line("tau", "resume", word)}
     if overlap != "allow" and (active := ask.unfinished_ticks(name)):
         yield {"by": "overlap", "overlap": overlap, "run_ids": active[:TICKS_SHOWN]}
     if (queued := call.ask.totals()["queued"]) >= call.daemon.settings["max_queued"]:
         yield {"by": "queue full", "queued": queued, "hint": "tau status"}
     most = call.ask.version(name, None)["options"].get("max_concurrent")
     if most is not None and ask.live_runs(name) >= most:
-        yield {"by": "max_concurrent", "max_concurrent": most, "hint": f"tau runs {name}"}
+        yield {"by": "max_concurrent", "max_concurrent": most, "hint": shell_line("tau", "runs", name)}
     if waiting := [row["pipeline"] for row in upstream if row["run_id"] is None]:
         yield {"by": "upstream", "waiting_for": waiting}
 
@@ -6475,7 +6511,8 @@ async def backfill(
     row = call.ask.schedule(name)
     times, zone = timing(row, agenda)
     if times is None:
-        raise BadRequest(f"'{name}' has no schedule: there are no ticks", f'tau schedule {name} "0 6 * * *"')
+        hint = shell_line("tau", "schedule", name, "0 6 * * *")
+        raise BadRequest(f"'{name}' has no schedule: there are no ticks", hint)
     begin, end = parse_time(from_, zone), min(now if to is None else parse_time(to, zone), now)
     past = await asyncio.to_thread(past_ticks, times, begin, end)
     if len(past) > BACKFILL_TICKS_MAX or begin > end:
@@ -6487,7 +6524,7 @@ async def backfill(
         runs = [{"scheduled_for": tick, "run_id": None} for tick in wanted[:limit]]
     else:
         runs = await call.write(agenda.backfill, name, wanted[:limit], only)
-    words = ("tau backfill", name, f"--from {from_}", to and f"--to {to}", f"--only {only}")
+    words = ("backfill", name, "--from", from_, *(("--to", to) if to else ()), "--only", only)
     answer = listing("runs", runs, len(wanted), *words)
     return {"pipeline": name, "dry_run": dry_run, "ticks": len(past), **answer}
 
@@ -6716,11 +6753,11 @@ async def key_revoke(call: Call, name: KeyName) -> Json:
 
 
 def listing(key: str, rows: list[Json], total: int, *words: str | None) -> Json:
-    """Returns the answer for a list; if the list is cut, with the command that gets more."""
+    """Returns the answer for a list; if the list is cut, with the command, of these words, that gets more."""
     if len(rows) >= total:
         return {key: rows}
     flag, most = ("--tail", LOGS_MAX) if key == "lines" else ("--limit", LIST_MAX)
-    get = " ".join([*filter(None, words), flag, str(min(total, most))])
+    get = shell_line("tau", *words, flag, min(total, most))
     more: Json = {"shown": len(rows), "total": total, "get": get}
     return {key: rows, "truncated": more | {"at_least": True} if total == most + 1 else more}  # counting stops there
 
@@ -6766,23 +6803,24 @@ def next_commands(run: Json, entry: str, resumable: bool) -> list[str]:
     *resumable* says that the run has saved memos, which need not be computed again.
     """
     name, run_id = run["pipeline"], run["run_id"]
-    see_log, again = f"tau logs {name} --run {run_id}", f"tau run {name}"
-    if run["status"] not in FINAL:
-        return [f"tau wait {run_id}", f"{see_log} --follow", f"tau cancel {run_id}"]
-    text = encode_json(run["params"]).replace("'", "'\\''")
-    if run["params"] and len(text) < 500:
-        again += f" --params '{text}'"
+    see_log, again = ["logs", name, "--run", run_id], ["run", name]
+    if run["params"] and len(text := encode_json(run["params"])) < 500:
+        again += ["--params", text]
     if run["executor"] is not None:
-        again += f" --executor {run['executor']}"
-    if run["status"] == "success":
-        return [see_log, again]
-    mend = [see_log, f"tau code {name} --version {run['version']}", f"tau deploy {entry}"]
-    return [*mend, f"tau retry {run_id} --from-failure" if resumable else again]
+        again += ["--executor", run["executor"]]
+    mend = [see_log, ["code", name, "--version", run["version"]], ["deploy", file_word(entry)]]
+    if run["status"] not in FINAL:
+        commands = [["wait", run_id], [*see_log, "--follow"], ["cancel", run_id]]
+    elif run["status"] == "success":
+        commands = [see_log, again]
+    else:
+        commands = [*mend, ["retry", run_id, "--from-failure"] if resumable else again]
+    return [shell_line("tau", *words) for words in commands]
 
 
 def shorten(document: Json) -> Json:
     """Cuts parts of a document, the least telling first, until it has about DOCUMENT_BYTES."""
-    get = f"tau inspect {document['run_id']} --full"
+    get = shell_line("tau", "inspect", document["run_id"], "--full")
     cut: list[Json] = []
     for part, limit, shown in CUTS:
         *holder, key = part.split(".")
@@ -8077,7 +8115,7 @@ class Agenda:
         if live.get("after") or any(options[timing] is not None for timing in TIMINGS):
             wrong = mismatch(live["params"], options["params"], "params")
             if wrong is not None:
-                hint = f"tau schedule {name} … --params '{{…}}', or give each param a default"
+                hint = f"{shell_line('tau', 'schedule', name)} … --params '{{…}}', or give each param a default"
                 raise BadRequest(f"'{name}' cannot run by itself: {wrong}", wrong.hint or hint)
         return times_of(options, self.now(), self.timezone)
 
@@ -8821,7 +8859,8 @@ def sweep_copies(home: str) -> None:
 def check_target(path: str, database: str, force: bool) -> None:
     """Raises Conflict unless a backup may be written to *path*: *force* lets it replace an older one."""
     if not os.path.isdir(os.path.dirname(path)):
-        raise Conflict(f"there is no directory {os.path.dirname(path)}", f"mkdir -p {os.path.dirname(path)}")
+        folder = os.path.dirname(path)
+        raise Conflict(f"there is no directory {folder}", shell_line("mkdir", "-p", folder))
     if not os.path.lexists(path):
         return
     if not force:
@@ -8854,7 +8893,8 @@ def restore_copy(store: Store, path: str, replace: bool) -> Json:
         refused.hint = "choose another backup, or start a taud as new as the one that made it"
         raise
     if not replace and any(os.path.exists(database + end) for end in ("", "-wal")):
-        raise Conflict(f"{store.home} has a store already", f"taud --restore {path} --replace moves it aside")
+        hint = f"{shell_line('taud', '--restore', path, '--replace')} moves it aside"
+        raise Conflict(f"{store.home} has a store already", hint)
     counts = copy_database(path, fresh, lambda copy: settle_copy(store, copy, schema, path))
     moved = move_aside(database)
     os.rename(fresh, database)
@@ -9058,12 +9098,12 @@ class Store:
         same_key = "SELECT run_id, status, params FROM runs WHERE pipeline = ? AND key = ?"
         if key is not None and (earlier := self.sql.row(same_key, name, key)):
             if earlier["params"] != params:
-                hint = f"tau inspect {earlier['run_id']}; use another --key"
+                hint = f"{shell_line('tau', 'inspect', earlier['run_id'])}; use another --key"
                 raise Conflict(f"key '{key}' was used with other params", hint)
             return earlier["run_id"], earlier["status"], True
         version = origin.pop("version", None) or live
         options = self.options(name, version)
-        demand(options["params"], params, "params", f"tau show {name}")
+        demand(options["params"], params, "params", shell_line("tau", "show", name))
         if origin.get("executor") is not None:
             demand_executor(origin["executor"], self.settings["executors"], options.get("environment"))
         most = self.settings["max_queued"]
@@ -9082,7 +9122,8 @@ class Store:
         """Adds a key.  Raises Conflict if a key of this name is not revoked."""
         name = key["name"]
         if self.sql.row("SELECT 1 FROM keys WHERE name = ? AND revoked_at IS NULL", name):
-            raise Conflict(f"there is a key '{name}' already", f"tau key revoke {name}, or choose another name")
+            hint = f"{shell_line('tau', 'key', 'revoke', name)}, or choose another name"
+            raise Conflict(f"there is a key '{name}' already", hint)
         about = pick(key, "name", "scope", "pipelines", "expires_at")
         self.sql.put("keys", about | pick(key, "sha256", "created_at") | {"actor": actor}, clash="REPLACE")
         self.event("key.created", None, None, about, actor)
@@ -9452,7 +9493,7 @@ class Questions(Sql):
         live = "coalesce(?, (SELECT version FROM pipelines p WHERE p.name = v.pipeline))"
         row = self.row(f"SELECT * FROM versions v WHERE pipeline = ? AND version = {live}", name, number)
         if row is None:
-            raise NotFound(f"pipeline '{name}' has no version {number}", f"tau show {name}")
+            raise NotFound(f"pipeline '{name}' has no version {number}", shell_line("tau", "show", name))
         return row
 
     def sources(self, digest: str) -> dict[str, bytes]:
@@ -9493,14 +9534,14 @@ class Questions(Sql):
         if run_id is not None:
             run_id = self.find_run(run_id)
             if name is not None and self.run(run_id)["pipeline"] != name:
-                raise NotFound(f"run {run_id} is not of pipeline '{name}'", f"tau inspect {run_id}")
+                raise NotFound(f"run {run_id} is not of pipeline '{name}'", shell_line("tau", "inspect", run_id))
             return run_id
         if name is None:
             raise BadRequest("which run?", "give a pipeline's name, meaning its last run, or a run id")
         if last := self.value("SELECT max(run_id) FROM runs WHERE pipeline = ?", name):
             return str(last)
         if self.is_known(name):
-            raise NotFound(f"pipeline '{name}' has not run yet", f"tau run {name}")
+            raise NotFound(f"pipeline '{name}' has not run yet", shell_line("tau", "run", name))
         try:
             return self.find_run(name)
         except NotFound:
@@ -9549,7 +9590,8 @@ class Questions(Sql):
             of_attempt = "WHERE run_id = ? AND attempt = ?"
             attempt = self.row(f"SELECT * FROM attempts {of_attempt}", *which)
             if attempt is None and which[1] != run["attempt"]:
-                raise NotFound(f"run {run_id} has no attempt {number}", f"tau inspect {run_id} lists them")
+                hint = f"{shell_line('tau', 'inspect', run_id)} lists them"
+                raise NotFound(f"run {run_id} has no attempt {number}", hint)
             steps = self.rows(f"SELECT * FROM steps {of_attempt}", *which)
             tail = self.rows(f"SELECT message FROM logs {of_attempt} ORDER BY n DESC LIMIT 5", *which)
             observed = self.rows(f"SELECT * FROM observations {of_attempt}", *which)
@@ -10012,7 +10054,8 @@ def restore_hint(path: str) -> str:
     if not paths:
         return "no backup lies beside it; `taud --restore FILE --replace` brings one back from elsewhere"
     newest = max(paths, key=os.path.getmtime)
-    return f"`taud --restore {newest} --replace` brings back the newest backup and moves this one aside"
+    command = shell_line("taud", "--restore", newest, "--replace")
+    return f"`{command}` brings back the newest backup and moves this one aside"
 
 
 #: The folder beside the database for backups that are given no name.

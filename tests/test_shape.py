@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import functools
+import itertools
 import re
 import subprocess
 from collections.abc import Iterator
@@ -171,6 +172,24 @@ def test_each_section_says_what_it_owns_calls_and_promises() -> None:
 def test_no_globals_and_no_pile_called_misc() -> None:
     assert not [node for node in ast.walk(TREE) if isinstance(node, ast.Global)]
     assert not [name for _, _, _, name in banners() if re.search("misc|util|common|helper", name, re.IGNORECASE)]
+
+
+#: What a command that we print begins with.
+COMMANDS = re.compile(r"(^|`)(tau|taud --|chmod|ls|mkdir|mv|rm) [^`]*$")
+
+
+def test_commands_that_are_printed_are_quoted_by_one_function() -> None:
+    """Names of commands may stand in them; what comes from outside goes through shell_line()."""
+    wrong = []
+    for node in ast.walk(TREE):
+        parts = node.values if isinstance(node, ast.JoinedStr) else []
+        for before, part in itertools.pairwise(parts):
+            text = before.value if isinstance(before, ast.Constant) else ""
+            if isinstance(part, ast.FormattedValue) and COMMANDS.search(str(text)):
+                wrong.append(f"{node.lineno}: {ast.unparse(part.value)}")
+    ours = {"self.words", "entry.words", "group", "name", "method", "version", "there", "__version__", "chosen.scope"}
+    assert {line.partition(": ")[2] for line in wrong} <= ours, wrong
+    assert sum(line.endswith(": name") for line in wrong) == 2  # of a page of help
 
 
 def test_functions_are_small() -> None:

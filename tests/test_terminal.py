@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pty
 import re
+import shlex
 import signal
 import subprocess
 import termios
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Tau, python
+from conftest import Tau, nursery, python
 
 import tau as module
 
@@ -21,14 +25,8 @@ def on_terminal(tau: Tau, *words: Any, columns: int = 0, **environ: str) -> tupl
     ours, theirs = pty.openpty()
     if columns:
         termios.tcsetwinsize(theirs, (24, columns))
-    child = subprocess.Popen(
-        [*python("main"), *map(str, words)],
-        env=tau.environ | {"TERM": "xterm"} | environ,
-        stdin=theirs,
-        stdout=theirs,
-        stderr=theirs,
-        cwd=tau.work,
-    )
+    variables = tau.environ | {"TERM": "xterm"} | environ
+    child = nursery().start("main", [*map(str, words)], [theirs] * 3, cwd=tau.work, environ=variables)
     os.close(theirs)
     text = b""
     while True:
@@ -40,7 +38,7 @@ def on_terminal(tau: Tau, *words: Any, columns: int = 0, **environ: str) -> tupl
             break
         text += piece
     os.close(ours)
-    return child.wait(timeout=30), text.decode().replace("\r\n", "\n")
+    return child.wait(30), text.decode().replace("\r\n", "\n")
 
 
 STEPS = """
@@ -247,3 +245,136 @@ def test_nothing_to_list_is_said(home: Tau) -> None:
 )
 def test_durations_read_well(millis: float, text: str) -> None:
     assert module.duration(millis) == text
+
+
+#: What names, messages and data may hold: sequences for a terminal, marks of direction and of no width, a shell's signs.
+EVIL = "a\x1b]0;T\x07\x1b[2J\x9b2J\u202e\u200b\u2066\x7f\r\n'\"`touch HOME`;touch $HOME;$(touch HOME)&-x"
+SOURCE = f"""
+from tau import pipeline
+
+class Quiet(Exception): ...
+
+Evil = type({EVIL!a}, (Exception,), {{}})
+
+@pipeline(description={EVIL!a}, tags=[{EVIL!a}])
+def evil(ctx, fail: bool = True):
+    with ctx.step({EVIL!a}) as step:
+        ctx.log({EVIL!a}, **{{{EVIL!a}: {EVIL!a}}})
+        ctx.progress(1, 2, {EVIL!a})
+        print({EVIL!a})
+        if fail:
+            raise Evil({EVIL!a})
+    return {{{EVIL!a}: {EVIL!a}}}
+"""
+#: Commands whose answer has such text, with their exit codes; `file` is the path of SOURCE.
+EVIL_VIEWS = {
+    ("deploy", "file"): 0,
+    ("check", "file"): 0,
+    ("try", "file"): 1,
+    ("run", "evil"): 1,
+    ("run", "evil", "-p", "fail=false"): 0,
+    ("inspect", "evil"): 0,
+    ("logs", "evil"): 0,
+    ("logs", "evil", "--follow"): 0,
+    ("errors",): 0,
+    ("errors", "--limit", "1"): 0,
+    ("runs", "evil"): 0,
+    ("list",): 0,
+    ("show", "evil"): 0,
+    ("schedule", "evil"): 0,
+    ("code", "evil"): 0,
+    ("code", "evil", "--raw"): 0,
+    ("code", "evil", "--file", EVIL): 3,
+    ("why", "evil"): 0,
+    ("status",): 0,
+    ("show", EVIL): 3,
+    ("backfill", "evil", "--from", EVIL): 2,
+    ("--env", EVIL, "list"): 3,
+    ("--host", EVIL, "list"): 2,
+    ("run", "evil", "--params", EVIL): 2,
+    ("deploy", EVIL): 2,
+    (EVIL,): 2,
+    ("run", f"--{EVIL.partition(' ')[0]}"): 2,
+}
+
+
+@pytest.fixture(scope="module")
+def evil(shared: Tau) -> Iterator[Tau]:
+    """A daemon that has a pipeline in a file with such a name, and texts of its kind wherever there can be any."""
+    shared.deploy(SOURCE + f"# {EVIL.replace(chr(13), '').replace(chr(10), '')}", f"{EVIL}.py")
+    shared.command("run", "evil")
+    shared("pause", "evil", "--reason", EVIL)
+    yield shared
+    shared("resume", "evil")
+    shared("undeploy", "evil")
+
+
+def words_of(evil: Tau, view: tuple[str, ...]) -> list[str]:
+    return [f"{evil.work}/{EVIL}.py" if word == "file" else word for word in view]
+
+
+@pytest.mark.parametrize("as_json", [False, True], ids=["people", "json"])
+@pytest.mark.parametrize("view", EVIL_VIEWS, ids=lambda view: " ".join(view).partition("a\x1b")[0])
+def test_no_text_drives_a_terminal(evil: Tau, view: tuple[str, ...], as_json: bool) -> None:
+    where = {"TAU_OUTPUT": "json"} if as_json else {}
+    code, screen = on_terminal(evil, *words_of(evil, view), TMPDIR=str(evil.work), **where)
+    assert code == EVIL_VIEWS[view], screen
+    ours = re.sub(r"\x1b\[(0|1|2|31|32|33|36)?m|\r\x1b\[K", "", screen)
+    assert [letter for letter in ours if not letter.isprintable() and letter not in "\t\n"] == []
+    if as_json and "--raw" not in view:
+        assert [json.loads(line) for line in ours.splitlines()]
+        assert "\x1b" not in screen
+
+
+def test_in_a_pipe_text_is_as_it_was(evil: Tau) -> None:
+    assert evil("show", "evil")["description"] == EVIL
+    raw = evil.command("code", "evil", "--raw").out
+    assert raw == (evil.work / f"{EVIL}.py").read_text().removesuffix("\n") + "\n"
+
+
+def commands_in(document: Any) -> Iterator[str]:
+    """The commands that an answer tells to run."""
+    for key, value in document.items() if isinstance(document, dict) else enumerate(document):
+        if isinstance(value, dict | list):
+            yield from commands_in(value)
+        elif isinstance(value, str) and value.startswith("tau ") and (key in ("get", "hint") or isinstance(key, int)):
+            yield value
+
+
+def read_by_shell(command: str, folder: Path) -> list[str]:
+    """The words that `tau` gets from a shell that is given the command, in an empty directory."""
+    (folder / "bin").mkdir(exist_ok=True)
+    (folder / "empty").mkdir(exist_ok=True)
+    (folder / "bin" / "tau").write_text(f"#!/bin/sh\nprintf '%s\\0' \"$@\" > {folder}/words\n")
+    (folder / "bin" / "tau").chmod(0o700)
+    environ = {"PATH": f"{folder}/bin:{os.environ['PATH']}", "HOME": str(folder / "empty")}
+    subprocess.run(["sh", "-c", command], cwd=folder / "empty", env=environ, check=True, timeout=30)
+    assert os.listdir(folder / "empty") == []
+    return (folder / "words").read_bytes().decode().split("\0")[:-1]
+
+
+@pytest.mark.parametrize("name", [EVIL, "-x y';touch $HOME;`touch HOME`\"&"], ids=["unprintable", "printable"])
+def test_a_shell_reads_every_command_that_is_told_as_it_is_meant(evil: Tau, name: str, tmp_path: Path) -> None:
+    file = evil.write(SOURCE.replace("def evil", "def told"), f"{name}.py")
+    evil("deploy", "--", file.name)
+    evil("schedule", "told", "--every", "1h", "--disable")
+    answers = [
+        evil("run", "told", "-p", f"text={name}", exit=2),
+        evil("run", "told", exit=1),
+        evil("run", "told", exit=1),
+    ]
+    answers += [
+        evil("runs", "told", "--last", "1"),
+        evil("logs", "told", "--tail", "1"),
+        evil("errors", "--limit", "1"),
+    ]
+    answers += [evil("why", "told"), evil("inspect", "told"), evil("try", "--name", "told", "--", file.name, exit=1)]
+    answers += [evil("backfill", "told", "--from", "2026-01-01 06:00", "--limit", "1", "--dry-run")]
+    commands = [*dict.fromkeys(commands_in(answers))]
+    assert len(commands) > 10
+    for command in commands:
+        words = read_by_shell(command, tmp_path)
+        assert ["tau", *words] == shlex.split(command)
+        done = evil.command(*words, TMPDIR=str(tmp_path))
+        assert done.exit in (0, 1), (command, done.err)
+    evil("undeploy", "told")
