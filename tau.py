@@ -1659,9 +1659,13 @@ class Mask:
             return [self.record(item) for item in value]
         if not self.forms or not isinstance(value, dict):
             return self.document(value)
-        words = {key: value[key] for key in OUR_WORDS if key in value}
-        documents = {key: self.record(value[key]) for key in OUR_DOCUMENTS if key in value}
-        return {key: self.document(item) for key, item in value.items()} | words | documents
+        hidden = dict(value)
+        for key, item in value.items():
+            if key in OUR_DOCUMENTS:
+                hidden[key] = self.record(item)
+            elif key == "result" or (key not in OUR_WORDS and not isinstance(item, (int, float))):
+                hidden[key] = self.document(item)
+        return hidden
 
 
 def spellings(value: str) -> set[str]:
@@ -2107,13 +2111,13 @@ def read_lines(
     return lines, offset + end, more
 
 
-def free_blocks(path: str, position: Json, name: str) -> None:
-    """Frees the blocks of a growing file that have been read, as *position* says; only Linux can.
+def free_blocks(path: str, position: Json, name: str, least: int = FREED_BYTES) -> None:
+    """Frees what has been read of a growing file, as *position* says, if it is more than *least*; only Linux can.
 
     The file's length stays; a process that appends to it notices nothing.
     """
     freed, end = f"{name}_released", position[name]
-    if end - position.get(freed, 0) <= FREED_BYTES:
+    if end - position.get(freed, 0) <= least:
         return
     position[freed] = end
     try:
@@ -2122,14 +2126,6 @@ def free_blocks(path: str, position: Json, name: str) -> None:
             ctypes.CDLL(None).fallocate(file.fileno(), punch_hole_keep_size, ctypes.c_int64(0), ctypes.c_int64(end))
     except (OSError, AttributeError):
         pass
-
-
-def read_output(stem: str, stream: str, position: Json, final: bool) -> tuple[list[bytes], bool]:
-    """Returns the next lines of descriptor 1 or 2 of a process, and whether there are more."""
-    path = f"{stem}.{stream}"
-    lines, position[stream], more = read_lines(path, position[stream], LOG_LINE_BYTES_MAX, final)
-    free_blocks(path, position, stream)
-    return lines, more
 
 
 def sync(path: str) -> None:
@@ -7478,6 +7474,7 @@ class Process:
 
     def __init__(self, folder: str, stem: str, run_id: str | None, attempt: int, server: Json) -> None:
         self.path, self.stem, self.run_id, self.attempt = os.path.join(folder, stem), stem, run_id, attempt
+        self.mask, self.secrets = Mask(), os.path.join(folder, os.pardir, "secrets")
         self.server = server  # identity of the fork server it was given to
         self.start: Json | None = None  # its first record: who it is
         self.last_record: Json | None = None  # its `returned` or `raised` record
@@ -7521,7 +7518,7 @@ class Process:
         """Returns the columns of its attempt that the next daemon restores it from."""
         return {
             "position": dict(self.position),
-            "process": {**(self.start or {}), "server": self.server},
+            "process": {**(self.start or {}), "server": self.server, "secrets": self.mask.names},
             "outcome": self.last_record,
             "ended": self.end(),
             "log_lines": self.logged + self.dropped,
@@ -7534,22 +7531,38 @@ class Process:
         self.last_record, self.ended = state["outcome"], state["ended"]
         self.logged, self.dropped = state["log_lines"] - state["log_dropped"], state["log_dropped"]
         self.stopping, self.timeout_s = state["stopping"], state["timeout"]
+        for name in state["process"].get("secrets", ()):
+            self.mask.learn(name, self.secrets)
 
     def read(self, limits: Json, final: bool) -> bool:
         """Reads the records that came since the last call; returns whether there are more."""
-        path, longest = self.path + ".journal", RECORD_BYTES_MAX + limits["result_bytes"]
-        lines, self.position["journal"], more = read_lines(path, self.position["journal"], longest)
+        # The output is read first: the journal then names all secrets that can be in it.
+        outputs = [self.next_lines(stream, LOG_LINE_BYTES_MAX, final) for stream in ("stdout", "stderr")]
+        lines, self.position["journal"], more = self.next_lines("journal", RECORD_BYTES_MAX + limits["result_bytes"])
         for line in lines:
             # A line may be torn by a crash, or not be Tau's; the end record begins a new line.
             with contextlib.suppress(ValueError, KeyError, TypeError, OverflowError, OSError):
                 self.take(json.loads(line), limits)
-        for stream in ("stdout", "stderr"):
-            more |= self.read_output(stream, limits, final)
+        if more:
+            return True
+        for stream, (lines, self.position[stream], left) in zip(("stdout", "stderr"), outputs, strict=True):
+            self.log_output(
+                stream, self.mask.text(b"\n".join(lines)).split(b"\n") if lines else [], limits, final and not left
+            )
+            more |= left
         return more
+
+    def next_lines(self, name: str, longest: int, final: bool = False) -> tuple[list[bytes], int, bool]:
+        return read_lines(f"{self.path}.{name}", self.position[name], longest, final)
+
+    def free(self) -> None:
+        """Frees what was read of its files on the disk: all of it, if that may show secrets."""
+        for name in ("journal", "stdout", "stderr"):
+            free_blocks(f"{self.path}.{name}", self.position, name, 0 if self.mask.names else FREED_BYTES)
 
     def take(self, record: Json, limits: Json) -> None:
         """Takes one record, about the process or of its trace; fails if it is not Tau's."""
-        kind = record["t"]
+        kind, record = record["t"], record if record["t"] == "memo" else self.mask.record(record)
         if "mono" in record:
             rfc3339(record["at"])  # fails for a wrong time
         if "host" in record:  # from the other machine: the run's process there began or ended
@@ -7562,6 +7575,8 @@ class Process:
             self.start = record
         elif kind == "end":
             self.ended = record
+        elif kind == "secret":
+            self.mask.learn(record["name"], self.secrets)
         elif kind == "memo" and re.fullmatch("[0-9a-f]{12}", record["key"]):  # becomes a file name
             self.memos[record["key"]] = base64.b64decode(record["data"])
         elif kind in ("returned", "raised"):
@@ -7578,15 +7593,14 @@ class Process:
         self.logged += record["t"] == "log"
         self.unsaved.append(record | {"n": self.position["n"]})
 
-    def read_output(self, stream: str, limits: Json, final: bool) -> bool:
-        """Logs new lines of descriptor 1 or 2, up to the limits; returns whether there are more."""
-        lines, more = read_output(self.path, stream, self.position, final)
+    def log_output(self, stream: str, lines: list[bytes], limits: Json, last: bool) -> None:
+        """Logs new lines of descriptor 1 or 2, up to the limits."""
         room = max(limits["log_lines"] - self.logged, 0) if self.position[stream] <= limits["log_bytes"] else 0
         logged, beyond = lines[:room], lines[room:]
         if beyond:
             self.dropped += len(beyond)
             self.tails[stream] = (self.tails.get(stream, []) + beyond)[-LOG_TAIL:]
-        if final and not more:
+        if last:
             tail = self.tails.pop(stream, [])
             self.dropped -= len(tail)
             logged += tail
@@ -7598,7 +7612,6 @@ class Process:
         for line in logged:
             text = line.removesuffix(b"\r").decode("utf-8", "replace")  # ssh ends its lines like a terminal
             self.add({**about, "message": text})
-        return more
 
 
 def trace_record(record: Json) -> Json:
@@ -7856,6 +7869,7 @@ class Runner:
     async def save(self, process: Process) -> None:
         if process.position != process.saved:
             await self.store_trace(process, self.store.add_trace)
+            process.free()
         process.unsaved, process.saved = [], dict(process.position)
 
     async def store_trace(self, process: Process, work: Callable[..., None], *outcome: Outcome) -> None:
@@ -7897,6 +7911,8 @@ class Runner:
                 remove_tree(process.path + suffix)
             if process.run_id is not None and process.outcome and process.outcome.status == "success":
                 remove_tree(self.memos(process.run_id))
+            elif process.run_id is not None and process.mask.names:
+                await asyncio.to_thread(remove_unmasked, self.memos(process.run_id), process.mask)
 
     async def conclude(self, process: Process) -> None:
         """Stores the last records together with the outcome, in one commit if they are few."""
@@ -8000,6 +8016,14 @@ def save_memos(folder: str, memos: dict[str, bytes]) -> None:
     make_directory(folder)
     for key, data in memos.items():
         replace_file(os.path.join(folder, key), data)
+
+
+def remove_unmasked(folder: str, mask: Mask) -> None:
+    """Removes memos with a secret in them, which the process that saved them did not know."""
+    for path in glob.glob(os.path.join(glob.escape(folder), "*")):
+        data = read_bytes(path, sys.maxsize) or b""
+        if mask.text(data) != data:
+            remove_file(path)
 
 
 def end_session(process: Json) -> None:
@@ -10839,7 +10863,9 @@ class Outpost(ForkServer):
 
     def take_output(self, stream: str) -> bool:
         """Logs the next lines of descriptor 1 or 2.  Returns whether there are more."""
-        lines, more = read_output(self.job["journal"], stream, self.position, final=not self.jobs)
+        path, begin = f"{self.job['journal']}.{stream}", self.position[stream]
+        lines, self.position[stream], more = read_lines(path, begin, LOG_LINE_BYTES_MAX, final=not self.jobs)
+        free_blocks(path, self.position, stream)
         if self.journal.lines > self.job["limits"]["log_lines"]:  # only the last lines of a flood are kept
             self.journal.dropped += len(lines[:-LOG_TAIL])
             lines = lines[-LOG_TAIL:]
@@ -14483,7 +14509,7 @@ class Step:
             if attempt.step_of(problem) is None:
                 attempt.failed = (problem, self.path)
             status = "cancelled" if attempt.stopped else "failed"
-            error = encode_json({"type": type(problem).__name__, "message": safe_text(problem)[:500]})
+            error = encode_json({"type": clip(type(problem).__name__, 200), "message": safe_text(problem)[:500]})
         columns = "null" if self.columns is None else encode_json(SECRETS.document(self.columns))
         self.write(
             f'{{"t":"done","at":{now()!r},"step":{self.number},"status":"{status}","duration_ms":{took:.3f},'

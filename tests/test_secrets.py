@@ -26,6 +26,7 @@ def traces(home: Path) -> list[str]:
     forms = {
         data,
         json.dumps(SECRET)[1:-1].encode(),
+        json.dumps(SECRET, ensure_ascii=False)[1:-1].encode(),
         repr(SECRET)[1:-1].encode(),
         urllib.parse.quote(SECRET, safe="").encode(),
         urllib.parse.quote_plus(SECRET).encode(),
@@ -317,3 +318,113 @@ def test_a_secret_is_a_regular_file_of_bounded_size(ctx: Context) -> None:
     for name in ("LARGE", "FOLDER", "FIFO"):
         with pytest.raises(module.MissingSecret, match=f"{name} is no file of at most"):
             ctx.secret(name)
+
+
+#: Ways of a secret around the process that has read it; `hold` waits for the test, `tell` says all that a run can say.
+WAYS = """
+import atexit, multiprocessing, os, subprocess, sys, time
+from concurrent.futures import ProcessPoolExecutor
+from tau import pipeline
+
+def hold(ctx):
+    open("waiting", "w").close()
+    while not os.path.exists("go on"): time.sleep(0.01)
+
+def tell(ctx, key):
+    ctx.log(f"it is {key}", url=key, inner={key: [key]})
+    print("printed", key)
+    os.write(1, f"raw {key}\\n{key[:-3]}".encode())
+    os.write(1, key[-3:].encode() + b"\\n")
+    os.write(2, f"raw {key!r}\\n".encode())
+    ctx.metric(key, 1)
+    ctx.progress(1, 2, key)
+    ctx.check((f"named {key}", False), severity="warn")
+    ctx.memo(f"memo {key}", len, key)
+    with ctx.step(f"step {key}") as step:
+        step.columns = {key: key}
+    try:
+        with ctx.step("breaks"):
+            raise type(key.replace("\\0", ""), (Exception,), {})(key)
+    except Exception:
+        pass
+
+def learn(pipe, ctx):
+    pipe.send(ctx.secret("SPELLED_KEY"))
+
+def from_child(ctx):
+    ours, theirs = multiprocessing.Pipe()
+    child = multiprocessing.get_context("fork").Process(target=learn, args=(theirs, ctx))
+    child.start()
+    key = ours.recv()
+    child.join()
+    return key
+
+@pipeline
+def popen(ctx):
+    child = subprocess.Popen(["cat"], stdin=subprocess.PIPE)
+    child.stdin.write((ctx.secret("SPELLED_KEY") + "\\nand " + ctx.secret("SPELLED_KEY") + "\\n").encode())
+    child.stdin.close()
+    child.wait()
+    hold(ctx)
+
+@pipeline
+def pool(ctx):
+    global tell_later
+    def tell_later(key): tell(ctx, key)
+    tell_later.__qualname__ = "tell_later"
+    with ProcessPoolExecutor(1, multiprocessing.get_context("fork")) as workers:
+        workers.submit(int).result()
+        workers.submit(tell_later, ctx.secret("SPELLED_KEY")).result()
+    hold(ctx)
+
+@pipeline
+def fork(ctx):
+    key = from_child(ctx)
+    tell(ctx, key)
+    hold(ctx)
+    ctx.state = {key: key}
+    return {key: [key]}
+
+@pipeline
+def broken(ctx):
+    key = from_child(ctx)
+    hold(ctx)
+    ctx.memo("kept", str, key)
+    ctx.memo("other", str, "harmless")
+    holder = {"a": [key]}
+    raise type(key, (Exception,), {})(f"no {key}") from KeyError(key)
+
+@pipeline
+def leaver(ctx):
+    child = os.fork()
+    if not child:
+        ctx.secret("SPELLED_KEY")
+        os._exit(0)
+    os.waitpid(child, 0)
+    atexit.register(lambda: os.write(1, os.environb[b"SPELLED_KEY"] + b"\\n"))
+    atexit.register(lambda: 1 / 0 if sys.argv else print(os.environ["SPELLED_KEY"]))
+    hold(ctx)
+"""
+
+
+@pytest.mark.parametrize("way", ["popen", "pool", "fork", "broken", "leaver"])
+def test_a_secret_leaves_no_trace_whichever_process_of_a_run_reads_or_tells_it(told: Tau, way: str) -> None:
+    told.deploy(WAYS, "ways.py")
+    run_id = told.call("run", name=way, wait=False)["run_id"]
+    folder = told.home / "data" / way
+    eventually((folder / "waiting").exists)
+    eventually(lambda: not traces(told.home))
+    live = told.command("logs", way, "--tail", "1000").out
+    if way in ("pool", "fork"):
+        told.kill()  # the next daemon hides the same secrets
+        told.start()
+    (folder / "go on").touch()
+    told.command("wait", run_id)
+    answers = [live, told.command("inspect", run_id, "--full").out, told.command("logs", way, "--tail", "1000").out]
+    answers += [told.command("errors").out, json.dumps(told.call("inspect", run_id=run_id, full=True))]
+    (told.home / "copy").write_text("".join(answers))
+    assert traces(told.home) == []
+    assert "***" in answers[-1] + answers[-3]
+    assert json.loads(answers[1])["status"] == ("failed" if way == "broken" else "success")
+    assert [*(told.home / "runs").iterdir()] == []
+    assert len([*(told.home / "memos").rglob("*/*")]) == (way == "broken")
