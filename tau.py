@@ -126,6 +126,7 @@ if TYPE_CHECKING:
     import croniter  # type: ignore[import-untyped]
 
     Json = dict[str, Any]
+    Check = Callable[[Any, "Mask"], Any]
     #: For a command that `tau` does by itself: the options that name the daemon, the view, and its words as they are.
     Desk = tuple[Json, "View", Json]
     #: peer → the function that drops it; the oldest peer is first.
@@ -282,6 +283,8 @@ LOG_LINE_BYTES_MAX = 16 << 10
 LOG_TAIL = 200
 STEPS_MAX = 10_000
 STEP_DEPTH_MAX = 20
+#: Checks and metrics of one run.
+OBSERVATIONS_MAX = 1_000
 DOCUMENT_BYTES = 6_000
 RESULT_SHOWN_BYTES = 2_000
 
@@ -756,6 +759,168 @@ def fingerprint(*parts: str) -> str:
     return hashlib.sha256("\n".join(parts).encode("utf-8", "replace")).hexdigest()[:12]
 
 
+# What a record may say.  A journal can also be written by user code, by a bug, or by strangers on another machine.
+# A Check returns a value of a record without secrets, or raises ValueError.
+
+
+def text_of(most: int) -> Check:
+    """A text, which is cut to *most* characters."""
+
+    def fit(value: Any, mask: Mask) -> str:
+        if type(value) is not str:
+            raise ValueError("it is not text")
+        return cut_text(mask.text(value), most)
+
+    return fit
+
+
+def matching(pattern: str) -> Check:
+    def fit(value: Any, mask: Mask) -> str:
+        if type(value) is not str or not re.fullmatch(pattern, value):
+            raise ValueError(f"it does not match {pattern}")
+        return value
+
+    return fit
+
+
+def word_of(*words: str | bool) -> Check:
+    def fit(value: Any, mask: Mask) -> Any:
+        if type(value) not in (str, bool) or value not in words:
+            raise ValueError(f"it is not one of {words}")
+        return value
+
+    return fit
+
+
+def number_of(least: float, most: float, *types: type) -> Check:
+    def fit(value: Any, mask: Mask) -> Any:
+        if type(value) not in types or not least <= value <= most:
+            raise ValueError(f"it is not a number from {least:g} to {most:g}")
+        return value
+
+    return fit
+
+
+def optional(inner: Check) -> Check:
+    return lambda value, mask: None if value is None else inner(value, mask)
+
+
+def user_value(types: Any) -> Check:
+    """A value that user code made: secrets are hidden in its keys too."""
+
+    def fit(value: Any, mask: Mask) -> Any:
+        if not isinstance(value, types):
+            raise ValueError("it has another type")
+        return mask.document(value)
+
+    return fit
+
+
+def list_of(inner: Check, most: int) -> Check:
+    def fit(value: Any, mask: Mask) -> list[Any]:
+        if type(value) is not list or len(value) > most:
+            raise ValueError(f"it is not a list of at most {most}")
+        return [inner(item, mask) for item in value]
+
+    return fit
+
+
+def object_of(**fields: Check) -> Check:
+    """An object with these fields, of which a missing one is null; others are left out."""
+
+    def fit(value: Any, mask: Mask) -> Json:
+        if type(value) is not dict:
+            raise ValueError("it is not an object")
+        made = {}
+        for name, inner in fields.items():
+            try:
+                made[name] = inner(value.get(name), mask)
+            except ValueError as problem:
+                raise ValueError(f"{name}: {problem}") from None
+        return made
+
+    return fit
+
+
+FLAG, SHORT = word_of(True, False), text_of(LOG_LINE_BYTES_MAX + 64)
+PATH, MESSAGE = text_of(STEP_DEPTH_MAX << 8), text_of(ERROR_BYTES_MAX)
+HEX = matching("[0-9a-f]{12}")
+INTEGER, AMOUNT = number_of(-(1 << 63), (1 << 63) - 1, int), number_of(0, 1 << 53, int, float)
+#: Seconds since the epoch, as far as rfc3339() can write them; seconds of the machine's clock.
+TIME = number_of(0, 253_402_300_799, int, float)
+TIMES = {"at": TIME, "mono": AMOUNT}
+DEATH = {"exit_code": optional(INTEGER), "signal": optional(INTEGER), "reason": optional(SHORT)}
+DEATH |= {"cpu_ms": optional(AMOUNT), "max_rss_bytes": optional(AMOUNT)}
+LIKE_STEP = {"at": TIME, "step": optional(PATH)}
+PLACE = {"file": optional(PATH), "line": optional(INTEGER), "code": optional(SHORT)}
+FRAME = object_of(**PLACE, function=PATH, locals=user_value(dict), user=FLAG)
+CAUSE: Check = object_of(type=PATH, message=MESSAGE, **PLACE, cause=optional(lambda value, mask: CAUSE(value, mask)))
+ERROR = object_of(
+    kind=word_of("exception", "load", "result", "check", "timeout"), type=PATH, message=MESSAGE, step=optional(PATH),
+    **PLACE, frames=list_of(FRAME, 100), cause=optional(CAUSE), fingerprint=HEX, hint=optional(SHORT),
+)  # fmt: skip
+USER_NUMBER = user_value((int, float, type(None)))
+#: What user code reported → its form.
+OBSERVED = {
+    "check": object_of(passed=FLAG, severity=word_of("error", "warn"), values=user_value(dict), error=optional(SHORT)),
+    "metric": object_of(value=USER_NUMBER),
+    "progress": object_of(done=USER_NUMBER, total=USER_NUMBER, message=SHORT),
+}
+#: Kind of a record → who may write it, and its fields.  `start` says who the process is: it is believed in the first
+#: line of a journal only.  `end` has a file of its own, which the fork server writes.  What comes from an executor
+#: (another machine) is about the process there, to which nothing here is ever done.
+RECORDS: dict[str, tuple[str, Check]] = {
+    "start": ("first line", object_of(
+        **TIMES, pid=number_of(2, 1 << 31, int), started=optional(matching("[0-9]*")), boot=matching("[0-9a-f-]*"),
+        executor=optional(SHORT),
+    )),
+    "abandoned": ("first line", object_of(at=TIME)),
+    "end": ("end", object_of(**TIMES, **DEATH)),
+    "far_start": ("executor", object_of(**TIMES, host=SHORT)),
+    "far_end": ("executor", object_of(**TIMES, **DEATH, host=SHORT)),
+    "memo": ("executor", object_of(key=HEX, data=matching("[A-Za-z0-9+/]*={0,2}"))),
+    "secret": ("run", object_of(name=matching(r"[\w.-]{1,200}"))),
+    "returned": ("run", object_of(
+        **TIMES, result=user_value(object), state=optional(user_value(dict)), stopped=FLAG
+    )),
+    "raised": ("run", object_of(**TIMES, error=ERROR, retry=optional(FLAG), stopped=FLAG)),
+    "dropped": ("run", object_of(lines=number_of(0, 1 << 40, int))),
+    "log": ("run", object_of(
+        **LIKE_STEP, level=word_of(*LEVELS), message=SHORT, stream=optional(word_of("stdout", "stderr")),
+        fields=optional(user_value(dict)),
+    )),
+    "step": ("run", object_of(at=TIME, step=INTEGER, parent=optional(INTEGER), name=PATH, path=PATH)),
+    "done": ("run", object_of(
+        at=TIME, step=INTEGER, status=word_of("success", "failed", "cancelled"), duration_ms=optional(AMOUNT),
+        rows_in=optional(INTEGER), rows_out=optional(INTEGER), columns=optional(user_value(dict)),
+        error=optional(object_of(type=PATH, message=MESSAGE)),
+    )),
+    **{kind: ("run", object_of(**LIKE_STEP, name=SHORT, data=OBSERVED[kind])) for kind in OBSERVATIONS},
+}  # fmt: skip
+
+
+def fit_record(record: Any, mask: Mask, *writers: str) -> Json:
+    """Returns a record as RECORDS says, without secrets; raises ValueError if none of *writers* may write it."""
+    kind = record.get("t") if type(record) is dict else None
+    if type(kind) is not str or kind not in RECORDS:
+        raise ValueError("it is not a record")
+    writer, check = RECORDS[kind]
+    if writers and writer not in writers:
+        raise ValueError(f"{kind}: it is not from the {writer}")
+    try:
+        return {"t": kind, **check(record, mask)}
+    except ValueError as problem:
+        raise ValueError(f"{kind}: {problem}") from None
+
+
+def read_record(line: bytes, mask: Mask, *writers: str) -> Json:
+    """Returns the record in a line of a journal; raises ValueError if it is not to be believed."""
+    try:
+        return fit_record(decode(line, RECORD_DECODER), mask, *writers)
+    except TauError as problem:
+        raise ValueError(str(problem)) from None
+
+
 # --- 3. Signatures -----------------------------------------------------------------------
 # Owns OPERATIONS: an operation's signature and docstring become dispatch, checks, JSON Schema, help.
 # Calls Words, Wire and Ticks.  Promises that an operation is declared once and that these cannot disagree.
@@ -1081,13 +1246,13 @@ def encode(document: Any) -> bytes:
     return encode_json(document).encode("utf-8", "replace") + b"\n"
 
 
-def decode(line: bytes) -> Any:
+def decode(line: bytes, decoder: json.JSONDecoder | None = None) -> Any:
     """Returns the document of a line; raises ParseError, or InvalidRequest if it is nested too deeply.
 
     json.loads alone would accept UTF-16, NaN, 1e999 as infinity, and lone surrogates, which cannot be stored.
     """
     try:
-        document = DECODER.decode(line.decode("utf-8"))
+        document = (decoder or DECODER).decode(line.decode("utf-8"))
         if b"\\u" in line:
             encode_json(document).encode("utf-8")
     except RecursionError:
@@ -1132,6 +1297,8 @@ def no_constant(text: str) -> Any:
 
 
 DECODER = json.JSONDecoder(parse_float=finite, parse_int=short_int, parse_constant=no_constant)
+#: For journals: results may have long integers.
+RECORD_DECODER = json.JSONDecoder(parse_float=finite, parse_constant=no_constant)
 
 
 def response(request: Any, result: Json) -> Json:
@@ -1610,9 +1777,6 @@ def usable_secret(name: str, folder: str) -> tuple[str | None, str | None]:
 SECRET_CHARACTERS_MIN = 6
 #: A process hides at most this many secrets by name: each makes its text cost more.
 SECRETS_MAX = 100
-#: Fields of records and errors whose values are Tau's words, and those whose keys are.
-OUR_WORDS = ("t", "at", "mono", "status", "kind", "level", "stream")
-OUR_DOCUMENTS = ("error", "cause", "frames")
 
 
 class Mask:
@@ -1652,20 +1816,6 @@ class Mask:
         if isinstance(value, list):
             return [self.document(item) for item in value]
         return value
-
-    def record(self, value: Any) -> Any:
-        """Returns a record, or an error in it, without secrets in its values; its keys are Tau's."""
-        if isinstance(value, list):
-            return [self.record(item) for item in value]
-        if not self.forms or not isinstance(value, dict):
-            return self.document(value)
-        hidden = dict(value)
-        for key, item in value.items():
-            if key in OUR_DOCUMENTS:
-                hidden[key] = self.record(item)
-            elif key == "result" or (key not in OUR_WORDS and not isinstance(item, (int, float))):
-                hidden[key] = self.document(item)
-        return hidden
 
 
 def spellings(value: str) -> set[str]:
@@ -7399,12 +7549,9 @@ class Outcome:
 
 
 def verdict(
-    last_record: Json | None,
-    ended: Json | None,
-    stopping: str | None,
-    start: Json | None = None,
+    last_record: Json | None, ended: Json | None, stopping: str | None, start: Json | None = None,
     limit_s: float | None = None,
-) -> Outcome:
+) -> Outcome:  # fmt: skip
     """Returns how a process ended; *stopping* is the status it was stopped for, *start* its first record.
 
     The order of these lines is the precedence.  A `returned` record from before any stop means
@@ -7422,9 +7569,9 @@ def verdict(
     if raised:
         assert last_record is not None
         return Outcome("failed", None, raised, retry=last_record.get("retry"))
-    if ended is None:
-        error = bare_error("lost", "ProcessLost", "its process and fork server vanished without an end record")
-        return Outcome("lost", None, error)
+    if ended is None or "lost" in ended:
+        why = ended["lost"] if ended else "its process and fork server vanished without an end record"
+        return Outcome("lost", None, bare_error("lost", "ProcessLost", why))
     return end_verdict(ended, start or {})
 
 
@@ -7435,10 +7582,10 @@ def end_verdict(ended: Json, start: Json) -> Outcome:
     Then the run is lost if it had begun there, if the command was killed, or if the connection failed.
     """
     words = death_words(ended)
-    if "executor" in start and "host" not in ended:
+    if start.get("executor") and "host" not in ended:
         name, said = start["executor"], f": {start['said']}" if "said" in start else ""
         how = ("was " if ended["signal"] else "") + words.removesuffix(" without returning a result")
-        if "remote" in start or ended["signal"] or ended["exit_code"] == CONNECTION_FAILED:
+        if start.get("remote") or ended["signal"] or ended["exit_code"] == CONNECTION_FAILED:
             message = f"the connection to executor '{name}' was lost; its command {how}{said}"
             return Outcome("lost", None, bare_error("lost", "ConnectionLost", message))
         words = f"the command of executor '{name}' {how} before the run began there{said}"
@@ -7447,8 +7594,6 @@ def end_verdict(ended: Json, start: Json) -> Outcome:
 
 #: The exit code of ssh when the connection failed.
 CONNECTION_FAILED = 255
-#: The fields that are kept of another machine's end record; times are by its clock.
-FAR_END = ("at", "mono", "host", "exit_code", "signal", "reason", "cpu_ms", "max_rss_bytes")
 SAID_CHARACTERS = 300
 #: Why a run was stopped → kind, type and message of its error.
 STOPPED = {
@@ -7474,13 +7619,14 @@ class Process:
 
     def __init__(self, folder: str, stem: str, run_id: str | None, attempt: int, server: Json) -> None:
         self.path, self.stem, self.run_id, self.attempt = os.path.join(folder, stem), stem, run_id, attempt
-        self.mask, self.secrets = Mask(), os.path.join(folder, os.pardir, "secrets")
+        self.mask = Mask()  # hides the secrets that its processes have read, in all that is stored of it
+        self.secrets = os.path.join(folder, os.pardir, "secrets")
         self.server = server  # identity of the fork server it was given to
         self.start: Json | None = None  # its first record: who it is
         self.last_record: Json | None = None  # its `returned` or `raised` record
         self.ended: Json | None = None  # the fork server's end record
         self.stopping: str | None = None  # the status it is being stopped for
-        self.position = dict(NOWHERE)  # how far its files have been read
+        self.position: Json = dict(NOWHERE)  # how far its files have been read
         self.saved = dict(NOWHERE)  # the position that is in the store
         self.logged = self.dropped = 0  # numbers of log lines
         self.unsaved: list[Json] = []  # trace records that have been read and are not stored yet
@@ -7500,7 +7646,7 @@ class Process:
     @property
     def remote(self) -> Json:
         """The other machine's start record, with the time it was `seen`, and its `end` record."""
-        record: Json = (self.start or {}).get("remote", {})
+        record: Json = (self.start or {}).setdefault("remote", {})
         return record
 
     def is_overdue(self) -> bool:
@@ -7536,20 +7682,20 @@ class Process:
 
     def read(self, limits: Json, final: bool) -> bool:
         """Reads the records that came since the last call; returns whether there are more."""
+        self.ended = self.ended or self.read_end()
         # The output is read first: the journal then names all secrets that can be in it.
         outputs = [self.next_lines(stream, LOG_LINE_BYTES_MAX, final) for stream in ("stdout", "stderr")]
-        lines, self.position["journal"], more = self.next_lines("journal", RECORD_BYTES_MAX + limits["result_bytes"])
-        for line in lines:
-            # A line may be torn by a crash, or not be Tau's; the end record begins a new line.
-            with contextlib.suppress(ValueError, KeyError, TypeError, OverflowError, OSError):
-                self.take(json.loads(line), limits)
-        if more:
+        if self.read_journal(limits):
             return True
+        more = False
         for stream, (lines, self.position[stream], left) in zip(("stdout", "stderr"), outputs, strict=True):
             self.log_output(
                 stream, self.mask.text(b"\n".join(lines)).split(b"\n") if lines else [], limits, final and not left
             )
             more |= left
+        if final and not more and "skipped" in self.position:
+            count, why = self.position.pop("skipped")
+            self.log([f"lines of its journal that were skipped: {count:,}; the first: {why}"], "warning")
         return more
 
     def next_lines(self, name: str, longest: int, final: bool = False) -> tuple[list[bytes], int, bool]:
@@ -7560,41 +7706,79 @@ class Process:
         for name in ("journal", "stdout", "stderr"):
             free_blocks(f"{self.path}.{name}", self.position, name, 0 if self.mask.names else FREED_BYTES)
 
+    def read_journal(self, limits: Json) -> bool:
+        first = self.position["journal"] == 0
+        lines, self.position["journal"], more = self.next_lines("journal", RECORD_BYTES_MAX + limits["result_bytes"])
+        for line in filter(None, lines):
+            writer = "first line" if first else "executor" if self.executor else "run"
+            try:
+                self.take(read_record(line, self.mask, "run", writer), limits)
+            except ValueError as problem:  # a crash has torn the line, or it is not Tau's
+                if not self.executor or self.remote:  # else a shell may have printed it
+                    count, why = self.position.get("skipped", (0, str(problem)))
+                    self.position["skipped"] = (count + 1, why)
+            first = False
+        return more
+
+    def read_end(self) -> Json | None:
+        """Returns the fork server's end record.  While the process lives, it can only be a forgery."""
+        path = self.path + ".end"
+        if not os.path.lexists(path) or (self.start is not None and is_alive(self.start)):
+            return None
+        try:
+            return read_record(read_bytes(path) or b"", self.mask, "end")
+        except ValueError as problem:
+            return {"lost": f"its end record cannot be read: {problem}"}
+
     def take(self, record: Json, limits: Json) -> None:
-        """Takes one record, about the process or of its trace; fails if it is not Tau's."""
-        kind, record = record["t"], record if record["t"] == "memo" else self.mask.record(record)
-        if "mono" in record:
-            rfc3339(record["at"])  # fails for a wrong time
-        if "host" in record:  # from the other machine: the run's process there began or ended
-            assert self.start is not None
-            if kind == "start":
-                self.start["remote"] = record | {"seen": time.monotonic()}
-            else:
-                self.start.setdefault("remote", {})["end"] = {key: record[key] for key in FAR_END if key in record}
-        elif kind == "start":
+        """Takes one record, about the process or of its trace."""
+        kind = record["t"]
+        if kind == "start":
+            fields = stat_fields(record["pid"])
+            if record["pid"] in (os.getpid(), self.server.get("pid")) or fields[3:4] not in ([], [str(record["pid"])]):
+                raise ValueError("start: it names another process")
             self.start = record
-        elif kind == "end":
-            self.ended = record
+        elif kind == "far_start":
+            self.remote.update({**record, "seen": time.monotonic()} | self.remote)  # only the first counts
+        elif kind == "far_end":
+            self.remote.setdefault("end", record)
+        elif kind == "memo":
+            data = base64.b64decode(record["data"])
+            self.count(kind, len(data), limits["memo_bytes"])
+            self.memos[record["key"]] = data
         elif kind == "secret":
             self.mask.learn(record["name"], self.secrets)
-        elif kind == "memo" and re.fullmatch("[0-9a-f]{12}", record["key"]):  # becomes a file name
-            self.memos[record["key"]] = base64.b64decode(record["data"])
         elif kind in ("returned", "raised"):
             self.last_record = record
         elif kind == "dropped":
             self.dropped += record["lines"]
         elif kind == "log" and self.logged >= limits["log_lines"] + 2 * LOG_TAIL:
             self.dropped += 1  # each fork of a run counts its lines by itself
-        else:
-            self.add(trace_record(record))
+        elif kind != "abandoned":
+            if most := {"step": STEPS_MAX, "check": OBSERVATIONS_MAX, "metric": OBSERVATIONS_MAX}.get(kind):
+                self.count(kind, 1, most)
+            when = {"step": "started_at", "done": "finished_at"}.get(kind, "at")
+            record[when] = rfc3339(record.pop("at"))
+            self.add(record)
+
+    def count(self, kind: str, added: int, most: int) -> None:
+        """Counts what the processes of a run write together; raises ValueError beyond *most*."""
+        self.position[kind] = self.position.get(kind, 0) + added
+        if self.position[kind] > most:
+            raise ValueError(f"{kind}: there is more than {most:,}")
 
     def add(self, record: Json) -> None:
         self.position["n"] += 1
         self.logged += record["t"] == "log"
         self.unsaved.append(record | {"n": self.position["n"]})
 
+    def log(self, messages: Iterable[str], level: str = "info", stream: str | None = None) -> None:
+        about = {"t": "log", "at": rfc3339(time.time()), "level": level, "step": None, "stream": stream, "fields": None}
+        for message in messages:
+            self.add({**about, "message": message})
+
     def log_output(self, stream: str, lines: list[bytes], limits: Json, last: bool) -> None:
-        """Logs new lines of descriptor 1 or 2, up to the limits."""
+        """Logs lines of descriptor 1 or 2, up to the limits; *last* says that no more will come."""
         room = max(limits["log_lines"] - self.logged, 0) if self.position[stream] <= limits["log_bytes"] else 0
         logged, beyond = lines[:room], lines[room:]
         if beyond:
@@ -7607,27 +7791,8 @@ class Process:
         if self.start is not None and self.executor and any(lines):
             said = [line for line in lines if line][-1].decode("utf-8", "replace")
             self.start["said"] = said[:SAID_CHARACTERS].strip()
-        at = rfc3339(time.time())
-        about = {"t": "log", "at": at, "level": "info", "step": None, "stream": stream, "fields": None}
-        for line in logged:
-            text = line.removesuffix(b"\r").decode("utf-8", "replace")  # ssh ends its lines like a terminal
-            self.add({**about, "message": text})
-
-
-def trace_record(record: Json) -> Json:
-    """Returns a journal record as the store takes it; fails for a record that is not Tau's."""
-    when, needed, others = TRACE[record["t"]]
-    values = {key: convert(record[key]) for key, convert in needed.items()}
-    return {"t": record["t"], when: rfc3339(record["at"]), **values, **{key: record.get(key) for key in others}}
-
-
-#: Kind of a trace record → the store's name for its time, the fields it must have, and those it may have.
-TRACE: dict[str, tuple[str, dict[str, Callable[[Any], Any]], tuple[str, ...]]] = {
-    "log": ("at", {"level": str, "message": str}, ("step", "stream", "fields")),
-    "step": ("started_at", {"name": str, "path": str, "step": int}, ("parent",)),
-    "done": ("finished_at", {"step": int, "status": str}, ("duration_ms", "rows_in", "rows_out", "error", "columns")),
-    **dict.fromkeys(OBSERVATIONS, ("at", {"name": str, "data": dict}, ("step",))),
-}
+        # ssh ends its lines like a terminal.
+        self.log((line.removesuffix(b"\r").decode("utf-8", "replace") for line in logged), stream=stream)
 
 
 class Starter:
@@ -7776,7 +7941,7 @@ class Runner:
         """Takes a message of the fork server: a process has ended."""
         process = self.live.get(message["stem"])
         if process is not None:
-            process.ended = process.ended or message["end"]  # the journal may have had no room for it
+            process.ended = message["end"]  # the disk may have had no room for it
             self.spawn(self.finish(process))
 
     async def replace_servers(self) -> None:
@@ -7907,7 +8072,7 @@ class Runner:
                     logging.getLogger("tau").error("cannot record the end of %s: %s", process.stem, problem)
                     await asyncio.sleep(1.0)
         if self.live.pop(process.stem, None) is not None:
-            for suffix in (".journal", ".stdout", ".stderr"):
+            for suffix in (".journal", ".stdout", ".stderr", ".end"):
                 remove_tree(process.path + suffix)
             if process.run_id is not None and process.outcome and process.outcome.status == "success":
                 remove_tree(self.memos(process.run_id))
@@ -9303,7 +9468,7 @@ class Store:
         last = state["outcome"] or state["ended"] or {}
         process: Json = state["process"]
         if state["outcome"] or "host" in last:  # by the clock of the machine that ran it
-            process = process.get("remote", process)
+            process = process.get("remote") or process
         began = process.get("at")
         times: Json = {"finished_at": rfc3339(last.get("at", self.clock.time())), "duration_ms": None}
         if began is not None:
@@ -10542,7 +10707,6 @@ class ForkServer:
         self.strays: dict[int, tuple[set[int], Ending]] = {}  # pid → dead leaders that may have left it, its Ending
         self.spare: tuple[int, int] | None = None  # the pid of a child that waits for a job, and the pipe to it
         self.spare_until = self.recheck_at = 0.0
-        self.identity = identity(os.getpid())
         self.delegated = delegated_group()
         self.oom_counter = oom_counter()
         self.oom_kills = oom_kills(self.oom_counter)  # how many are explained already
@@ -10593,7 +10757,6 @@ class ForkServer:
         except OSError as problem:
             self.write_end(job, None, f"cannot create its journal: {problem.strerror}")
             return
-        job["server"] = self.identity
         if not self.jobs:  # kills before now were not of our runs
             self.oom_kills = oom_kills(self.oom_counter)
         if self.delegated is not None and job["limits"].get("memory_bytes"):
@@ -10742,21 +10905,17 @@ class ForkServer:
         return None
 
     def write_end(self, job: Json, code: int | None, reason: str | None, **measured: float) -> None:
-        """Appends the end record.  Tells the daemon, in case the disk is full."""
         died = code is not None and code < 0
         how = {"exit_code": None if died else code, "signal": -code if code and died else None, "reason": reason}
-        record = {"t": "end", "at": time.time(), "mono": time.monotonic(), **how, **measured, **job.get("place", {})}
-        with contextlib.suppress(OSError):  # the disk is full, or the run has removed its journal
-            journal = os.open(job["journal"] + ".journal", os.O_WRONLY | os.O_APPEND)
-            with open(journal, "wb", 0) as file:
-                file.write(b"\n" + encode(record))  # a crash may have left half a line
-        self.tell({"stem": job["stem"], "end": record})
+        self.save_end(job, {"t": "end", "at": time.time(), "mono": time.monotonic(), **how, **measured})
         remove_group(job.get("group"))
 
-    def tell(self, message: Json) -> None:
-        """Sends a message to the daemon, unless that is gone or busy: nothing depends on it."""
+    def save_end(self, job: Json, record: Json) -> None:
+        """Writes the end record to its file.  Tells the daemon too, in case the disk is full."""
         with contextlib.suppress(OSError):
-            os.write(0, encode(message))
+            replace_file(job["journal"] + ".end", encode(record), durable=False)
+        with contextlib.suppress(OSError):  # the daemon is gone or busy
+            os.write(0, encode({"stem": job["stem"], "end": record}))
 
 
 def drop_stdin() -> None:
@@ -10798,7 +10957,7 @@ def outpost(folder: str, job: Json) -> None:
     prepare_interpreter()
     own = {"memos": "memos", "old_memos": "old_memos", "directory": "data", "folder": "files", "journal": "run"}
     job |= {key: os.path.join(folder, name) for key, name in own.items()}
-    job["place"] = {"host": socket.gethostname(), "python": sys.version.split()[0]}
+    job["place"] = {"host": socket.gethostname()}
     job["method"] = "spawn" if sys.platform == "darwin" else "fork"
     lost_after_s, job["executor"] = job["executor"]["lost_after_s"], None
     Outpost(job, lost_after_s).serve()
@@ -10846,8 +11005,13 @@ class Outpost(ForkServer):
         self.heard_at = monotonic()
         self.asked |= STOP in data
 
-    def tell(self, message: Json) -> None:
-        """Does nothing: the journal has the end record."""
+    def save_end(self, job: Json, record: Json) -> None:
+        """Appends the end record to the journal, which is sent."""
+        line = b"\n" + encode(record | {"t": "far_end", **job["place"]})  # a crash may have left half a line
+        with contextlib.suppress(OSError):  # the disk is full, or the run has removed its journal
+            file = open_file(self.path, os.O_WRONLY | os.O_APPEND | os.O_NOFOLLOW)
+            os.write(file, line)
+            os.close(file)
 
     def proceed(self) -> None:
         """Sends what the run writes; ends once the run has ended and all is sent."""
@@ -11125,8 +11289,8 @@ def settle_in() -> str | None:
 
 def start_record(job: Json, born: str | None) -> Json:
     record = {"t": "start", "format": JOURNAL_FORMAT, "pid": os.getpid(), "started": born, "boot": job["boot"]}
-    record |= {"session": os.getsid(0), "server": job["server"], "at": now(), "mono": monotonic()}
-    return {**record, **job.get("place", {})}
+    record |= {"at": now(), "mono": monotonic()}
+    return record | {"t": "far_start", **job["place"]} if "place" in job else record
 
 
 def run_process(job: Json, born: str | None) -> int:
@@ -14239,8 +14403,6 @@ LOCALS_BYTES = 2_400
 LOCAL_BYTES = 160
 #: How long a __repr__ or __str__ may take.
 REPR_S = 0.2
-#: Checks and metrics of one run.
-OBSERVATIONS_MAX = 1_000
 #: How often progress is written.
 PROGRESS_S = 0.1
 #: How long the end of a run waits for a child that still has its output open.
@@ -14351,7 +14513,7 @@ class Journal:
 
     def write(self, record: Json) -> None:
         """Appends a record and hides secrets in it."""
-        self.write_bytes(encode(SECRETS.record(record) if SECRETS.forms else record))
+        self.write_bytes(encode(fit_record(record, SECRETS) if SECRETS.forms else record))
 
     def write_outcome(self, record: Json) -> None:
         """Appends the outcome.  Waits while the disk is full."""

@@ -747,12 +747,12 @@ def test_what_the_command_leaves_behind_here_is_ended_too(lone: Tau) -> None:
 
 
 STRANGE = [
-    {"t": "start", "host": "h", "at": 1.0, "mono": 1.0},
+    {"t": "far_start", "host": "h", "at": 1.0, "mono": 1.0},
     {"t": "memo", "key": "../../evil", "data": "eA=="},
     {"t": "memo", "key": "0123456789ab", "data": "!"},
     {"t": "memo", "key": None, "data": None},
-    {"t": "end", "host": "h"},
-    {"t": "end", "host": "h", "at": "no time", "mono": 1.0},
+    {"t": "far_end", "host": "h"},
+    {"t": "far_end", "host": "h", "at": "no time", "mono": 1.0},
     {"t": "returned", "result": 5, "stopped": False, "at": 2.0, "mono": 2.5},
 ]
 SPOKEN = shell("cat <<'END'\n" + "\n".join(map(json.dumps, STRANGE)) + "\nEND\ncat >/dev/null & exit 0")
