@@ -5932,7 +5932,7 @@ async def deploy(
 
         def commit() -> list[Json]:
             daemon.store.add_sources(digest, deployment.sources)
-            return daemon.agenda.deploy(pipelines, digest, call.actor, schedule)
+            return daemon.agenda.deploy(pipelines, digest, call.caller, schedule)
 
         deployed = await daemon.store.write(commit)
     finally:
@@ -5965,7 +5965,7 @@ async def check(call: Call, files: list[Json], *, include: list[Json] | None = N
         pipelines = await deployment.load(call.caller)
         answer["pipelines"] = [await preview_pipeline(daemon, row) for row in pipelines]
         if not daemon.options["unscheduled"]:
-            await daemon.store.write(daemon.agenda.check, pipelines)
+            await daemon.store.write(daemon.agenda.check, pipelines, call.caller)
         answer["ok"] = True
     except (BadRequest, LoadFailed, NotFound, Forbidden) as problem:
         answer["error"] = problem.to_json()
@@ -6066,6 +6066,10 @@ async def code(
     row = call.ask.version(name, version)
     sources = call.ask.sources(row["sha256"])
     path = file or row["entry"]
+    shared = call.ask.rows("SELECT DISTINCT pipeline, entry FROM versions WHERE sha256 = ?", row["sha256"])
+    seen = {other["entry"] for other in shared if call.caller.sees(other["pipeline"])}
+    for hidden in {other["entry"] for other in shared} - seen:
+        del sources[hidden]
     if path not in sources:
         hint = did_you_mean(path, sources, f"{shell_line('tau', 'code', name, '--json')} lists its files")
         raise NotFound(f"{name} v{row['version']} has no file '{path[:WORD_MAX]}'", hint)
@@ -7163,16 +7167,16 @@ def make_key(home: str) -> str:
 async def confined(call: Call, chosen: Operation, arguments: Json) -> Json:
     """Calls an operation for a caller that sees only some pipelines: the others do not exist for it."""
     caller, ask = call.caller, call.ask
-    subjects = [(chosen.arguments[name].kind, value) for name, value in arguments.items() if value is not None]
-    subjects = [(kind, value) for kind, value in subjects if kind in (*SUBJECTS, "list[RunId]")]
+    given = [(chosen.arguments[name].kind, value) for name, value in arguments.items() if value is not None]
+    subjects = [pair for pair in given if pair[0] in SUBJECTS]
+    subjects += [("RunId", word) for kind, words in given if kind == "list[RunId]" for word in words]
     if not subjects and not chosen.sifts:
         raise Forbidden(f"the key '{caller.name}' is for {', '.join(caller.patterns)} only", SEEN_HINT)
     try:
-        for kind, value in subjects:
-            for word in value if isinstance(value, list) else [value]:
-                named = kind == "PipelineName" or (kind == "Subject" and ask.is_known(word))
-                if not caller.sees(word if named else owner_of(ask, word)):
-                    raise NotFound(f"no {'pipeline named' if named else 'run'} '{word[:WORD_MAX]}'")
+        for kind, word in subjects:
+            named = kind == "PipelineName" or (kind == "Subject" and ask.is_known(word))
+            if not caller.sees(word if named else owner_of(ask, word)):
+                raise NotFound(f"no {'run' if kind == 'RunId' else 'pipeline named'} '{word[:WORD_MAX]}'")
         return await chosen.call(call, arguments)
     except NotFound as problem:
         problem.hint = SEEN_HINT  # the old hint may name what this caller does not see
@@ -7180,12 +7184,14 @@ async def confined(call: Call, chosen: Operation, arguments: Json) -> Json:
 
 
 def owner_of(ask: Questions, word: str) -> str:
-    """Returns the pipeline of a run; raises NotFound, or BadRequest if *word* fits several.
+    """Returns the pipeline of a run, '' if there is no such run; raises BadRequest if *word* fits several.
 
     The message of that BadRequest does not name the runs.
     """
     try:
         return ask.owner(ask.find_run(word))
+    except NotFound:
+        return ""
     except BadRequest as problem:
         raise BadRequest(str(problem), "give more of the id") from None
 
@@ -8277,9 +8283,10 @@ class Agenda:
 
     # What is set.
 
-    def deploy(self, pipelines: list[Json], digest: str, actor: str, cron: str | None = None) -> list[Json]:
+    def deploy(self, pipelines: list[Json], digest: str, caller: Caller, cron: str | None = None) -> list[Json]:
         """Makes pipelines live, with schedules and chains; *cron* comes from the command line."""
-        self.check(pipelines, cron)
+        self.check(pipelines, caller, cron)
+        actor = caller.name
         deployed = self.store.deploy(pipelines, digest, actor)
         for pipeline in pipelines:
             name = pipeline["name"]
@@ -8287,9 +8294,9 @@ class Agenda:
             self.sync(name, actor, self.command(name, cron))
         return deployed
 
-    def check(self, pipelines: list[Json], cron: str | None = None) -> None:
+    def check(self, pipelines: list[Json], caller: Caller, cron: str | None = None) -> None:
         """Raises BadRequest unless all of these can be deployed."""
-        self.check_chains(pipelines)
+        self.check_chains(pipelines, caller)
         for pipeline in pipelines:
             self.read(pipeline["name"], pipeline, self.command(pipeline["name"], cron))
 
@@ -8579,21 +8586,24 @@ class Agenda:
         self.sql.db.execute(old, (name, *after))
         self.sql.put("chains", *({"pipeline": name, "comes_after": upstream} for upstream in after), clash="IGNORE")
 
-    def check_chains(self, pipelines: list[Json]) -> None:
-        """Raises BadRequest if a pipeline comes after an unknown one, or after itself in a circle."""
+    def check_chains(self, pipelines: list[Json], caller: Caller) -> None:
+        """Raises BadRequest if a pipeline comes after an unknown one, or after itself in a circle.
+
+        The message names only pipelines that the caller sees.
+        """
         after = {pipeline["name"]: pipeline.get("after") or [] for pipeline in pipelines}
         if not any(after.values()):
             return
         known = {*self.sql.values("SELECT pipeline FROM live"), *after}
         for name, upstream in [(name, other) for name, some in after.items() for other in some if other not in known]:
-            hint = did_you_mean(upstream, known, f"deploy '{upstream}' first, or with it")
+            hint = did_you_mean(upstream, caller.sift(known), f"deploy '{upstream}' first, or with it")
             raise BadRequest(f"'{name}' comes after '{upstream}': no such pipeline", hint)
         graph: dict[str, list[str]] = {}
         for row in self.sql.rows("SELECT pipeline, comes_after FROM chains"):
             graph.setdefault(row["pipeline"], []).append(row["comes_after"])
         if circle := find_circle(graph | after):
-            hint = "take one `after` away"
-            raise BadRequest(f"pipelines come after each other in a circle: {' → '.join(circle)}", hint)
+            shown = " → ".join(name if caller.sees(name) else "…" for name in circle)
+            raise BadRequest(f"pipelines come after each other in a circle: {shown}", "take one `after` away")
 
     # What the scheduler remembers.
 

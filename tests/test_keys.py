@@ -220,6 +220,65 @@ def test_what_a_scoped_key_is_told_names_nothing_it_does_not_see(net: Tau) -> No
     assert net.call("runs", name="foreign")["runs"][0]["run_id"] not in done.err
 
 
+#: Files of a folder that hold pipelines of two owners: a key for `vis_*` sees only some of them.
+SHARED = {
+    "vis_one.py": "@pipeline(every='1h', overlap='queue')\ndef vis_one(ctx):\n    ctx.log('one')\n",
+    "vis_end.py": "@pipeline(after=['wis_orders'])\ndef vis_end(ctx):\n    raise ValueError\n",
+    "wis_orders.py": "@pipeline(after=['vis_one'])\ndef wis_orders(ctx): ...\n",
+    "helper.txt": "",
+}
+CIRCLE = "from tau import pipeline\n@pipeline(after=['vis_end'])\ndef vis_one(ctx): ...\n"
+UNKNOWN = "from tau import pipeline\n@pipeline(after=['vis_orders'])\ndef vis_new(ctx): ...\n"
+
+
+def with_key(net: Tau, key: str, method: str, params: dict[str, Any]) -> Any:
+    """The result of one request or its error, with all events."""
+    events: list[Any] = []
+    with open_lines(net, key) as client:
+        try:
+            return {"result": client.call(method, params, events.append), "events": events}
+        except module.TauError as problem:
+            return {"error": problem.to_json(), "events": events}
+
+
+def test_nothing_that_a_scoped_key_is_answered_names_a_pipeline_it_does_not_see(net: Tau) -> None:
+    head = "from tau import pipeline\n"
+    files = [{"path": path, "text": text and head + text} for path, text in SHARED.items()]
+    net.call("deploy", files=files)
+    key = key_for(net, "vis", "--pipelines", "vis_*")
+    net.call("run", name="vis_one")
+    eventually(lambda: net.call("runs", name="vis_end")["runs"] and not net.call("status")["slots"]["used"])
+    theirs = net.call("runs", name="wis_orders")["runs"][0]["run_id"]
+    requests = [(method, fill(params, name="vis_one", run=theirs)) for method, params in REQUESTS.items()]
+    for name in ("vis_end", "vis_orders", "vis_orderss", "wis_orders"):  # two of these exist
+        subjects = [(method, params) for method, params in REQUESTS.items() if "{name}" in params.values()]
+        requests += [(method, fill(params, name=name)) for method, params in subjects if method != "undeploy"]
+        requests += [("inspect", {"name": name}), ("undeploy", {"name": name.replace("vis_end", "vis_ends")})]
+    requests += [("code", {"name": "vis_one", "file": file}) for file in ("vis_orders.py", "wis_orders.py")]
+    for text in (CIRCLE, UNKNOWN):
+        requests += [(method, {"files": [{"path": "x.py", "text": text}]}) for method in ("check", "deploy")]
+    requests += [("logs", {"name": "vis_end", "follow": True}), ("run", {"name": "vis_end", "follow": True})]
+    for method, params in requests:
+        answer = with_key(net, key, method, params)
+        answer.get("result", {}).pop("source", None)  # its own text may say after what it comes
+        asked, told = json.dumps(params), json.dumps(answer)
+        assert theirs not in told or theirs in asked, told
+        if "wis_orders" in asked:  # what is hidden is as if it did not exist
+            missing = with_key(net, key, method, json.loads(asked.replace("wis_orders", "wis_orderz")))
+            told = told.replace("wis_orders", "wis_orderz")
+            assert told == json.dumps(missing)
+        assert "wis_orders" not in told, (method, params)
+    circle = with_key(net, key, "deploy", {"files": [{"path": "x.py", "text": CIRCLE}]})["error"]["message"]
+    assert circle.endswith(": vis_end → … → vis_one → vis_end")
+    assert with_key(net, key, "code", {"name": "vis_end"})["result"]["files"] == [
+        "helper.txt",
+        "vis_end.py",
+        "vis_one.py",
+    ]
+    for name in ("vis_one", "vis_end", "wis_orders"):
+        net.call("undeploy", name=name)
+
+
 def test_live_runs_of_others_are_not_shown(net: Tau) -> None:
     net.deploy("from tau import pipeline\nimport time\n@pipeline\ndef slow(ctx):\n    time.sleep(60)\n", "slow.py")
     run_id = net.call("run", name="slow", wait=False)["run_id"]

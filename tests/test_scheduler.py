@@ -283,7 +283,7 @@ class World:
         """Pipelines are deployed."""
         plain = {"description": "", "tags": [], "params": {"type": "object"}, "entry": "p.py"}
         found = [{"name": name, "function": name, **plain, **options} for name in names]
-        await self.write(self.agenda.deploy, found, "0" * 64, "me")
+        await self.write(self.agenda.deploy, found, "0" * 64, module.Caller("me", "admin"))
 
     async def set(self, name: str, enabled: bool | None = None, **command: Any) -> None:
         """What `tau schedule` does."""
