@@ -112,6 +112,7 @@ if TYPE_CHECKING:
         AsyncIterator,
         Awaitable,
         Callable,
+        Collection,
         Coroutine,
         Generator,
         Iterable,
@@ -2332,14 +2333,12 @@ class Replacement:
     Until then the file's `name` is its path.
     """
 
-    numbers = itertools.count()
-
     def __init__(self, path: str, mode: int = 0o600, durable: bool = True) -> None:
         self.path, self.mode, self.durable = path, mode, durable
-        self.beside = os.path.join(os.path.dirname(path), f".tau-{os.getpid()}-{next(self.numbers)}.part")
+        self.beside = os.path.join(os.path.dirname(path), f".tau-{os.urandom(8).hex()}.part")
 
     def __enter__(self) -> io.BufferedWriter:
-        flags = os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW
+        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL
         self.file = open(self.beside, "wb", opener=lambda path, _: os.open(path, flags, 0o600))
         return self.file
 
@@ -4752,6 +4751,9 @@ def announce(ready: Json, as_json: bool) -> bool:
     return people
 
 
+LOOK_AFTER_S = 5.0
+
+
 class Daemon:
     """One home and everything that serves it; the first thing every operation is given."""
 
@@ -4774,13 +4776,14 @@ class Daemon:
         self.started = time.time()
         self.warnings: dict[str, str] = {}  # by subject, for `status`
         self.copying = asyncio.Lock()  # held while a backup is written
-        self.retention = Retention(self.store, lambda: self.store.ask.totals()["running"])
+        self.retention = Retention(self.store, lambda: self.store.ask.totals()["running"], self.owns_home)
         self.ended = asyncio.Event()  # set when serve() may return
+        self.lock = -1  # descriptor of the home's lock
 
     async def serve(self) -> None:
         """Serves until the end; prints one document when it is ready."""
         loop = asyncio.get_running_loop()
-        lock = take_lock(self.home)
+        self.lock = take_lock(self.home)
         try:
             os.chmod(self.home, 0o700)
             if os.geteuid() == 0:
@@ -4797,9 +4800,10 @@ class Daemon:
             await self.runner.open()
             self.scheduler.open()
             self.runner.spawn(self.retention.watch())
+            self.runner.spawn(self.look_after())
             self.listeners.start()
             ready = {"pid": os.getpid(), "socket": os.path.join(self.home, "tau.sock")}
-            os.pwrite(lock, encode(ready), 0)
+            os.pwrite(self.lock, encode(ready), 0)
             logging.getLogger("tau").info("taud %s serves %s, pid %s", __version__, self.home, os.getpid())
             loop.add_signal_handler(signal.SIGHUP, self.reload)
             self.manager.tell(READY=1)
@@ -4808,9 +4812,26 @@ class Daemon:
             if not announce(ready, self.options["json"]):
                 leave_output(1)  # its reader may go, and later writes must not fail
             await self.ended.wait()
+            if not self.owns_home():
+                raise Conflict(f"{self.home} was renamed or deleted while taud served it", "start taud where it is now")
         finally:
             await self.close()
-            os.close(lock)
+            os.close(self.lock)
+
+    def owns_home(self) -> bool:
+        """Whether our lock is still at its path: otherwise another daemon may serve there."""
+        try:
+            return os.path.samestat(os.fstat(self.lock), os.stat(os.path.join(self.home, "tau.lock")))
+        except OSError:
+            return False
+
+    async def look_after(self) -> None:
+        """Every few seconds, ends the daemon if its home is gone, and reaps what a killed fork server left to it."""
+        left: set[int] = set()
+        while self.owns_home():
+            left = reap_orphans(left)
+            await asyncio.sleep(LOOK_AFTER_S)
+        self.stop()
 
     def on_commit(self, run_ids: set[str], *due: Any) -> None:
         """Tells those who wait for these runs that changes are on disk; stops and starts what is due."""
@@ -4931,7 +4952,7 @@ class Daemon:
         await self.scheduler.close()
         await self.runner.close()
         self.store.close()
-        for path in self.listeners.paths:  # before a client that waits for the end sees it
+        for path in self.listeners.paths if self.owns_home() else ():  # before a client that waits for the end sees it
             remove_file(path)
         for connection in tuple(self.connections):
             connection.transport.close()
@@ -4942,6 +4963,19 @@ class Daemon:
 RELOADED = ("log_level", "connections", "executors", "api_key", "api_key_file", "api_key_hash")
 #: Settings, with the files they name, that also hold then if the port speaks TLS already.
 TLS_SETTINGS = ("tls_cert", "tls_key", "tls_client_ca")
+
+
+def reap_orphans(left: set[int]) -> set[int]:
+    """Reaps ended children that were *left* at the last look already; returns the others, which somebody may await.
+
+    The children of a killed fork server become ours if we are PID 1, as in a container.
+    """
+    lists = [peek(path).split() for path in glob.glob("/proc/self/task/*/children")]
+    ended = {int(pid) for pids in lists for pid in pids if process_started(int(pid)) is None}
+    for pid in ended & left:
+        with contextlib.suppress(ChildProcessError):
+            os.waitpid(pid, os.WNOHANG)
+    return ended - left
 
 
 def set_up_log(level: str) -> None:
@@ -7282,12 +7316,9 @@ class Deployment:
 def read_sources(files: list[Json]) -> dict[str, bytes]:
     """Returns files by path; raises BadRequest or LoadFailed if they cannot be deployed."""
     sources: dict[str, bytes] = {}
+    check_paths([file.get("path") for file in files])
     for file in files:
-        path: str = file["path"] if isinstance(file.get("path"), str) else ""
-        plain = all(part not in ("", ".", "..") and len(part.encode()) <= 200 for part in path.split("/"))
-        if not plain or len(path) >= 512 or "\0" in path or path in sources:
-            message = f"'{str(file.get('path'))[:WORD_MAX]}' is not a file's path inside the deployment"
-            raise BadRequest(message, ONCE_HINT)
+        path: str = file["path"]
         if "__pycache__" in path.split("/") or path.endswith((".pyc", ".pyo")):
             message = f"{path} is compiled Python, which `tau code` could not show"
             raise LoadFailed(message, "deploy its source", kind="load", file=path)
@@ -7297,13 +7328,7 @@ def read_sources(files: list[Json]) -> dict[str, bytes]:
     if len(files) > DEPLOYMENT_FILES_MAX or sum(map(len, sources.values())) > DEPLOYMENT_BYTES_MAX:
         message = f"more than {DEPLOYMENT_BYTES_MAX:,} bytes or {DEPLOYMENT_FILES_MAX:,} files"
         raise LoadFailed(message, KEEP_SMALL, kind="load")
-    folders = {path[:end] for path in sources for end, letter in enumerate(path) if letter == "/"}
-    for path in folders & {*sources}:
-        raise BadRequest(f"'{path}' is a file and a folder", ONCE_HINT)
     return sources
-
-
-ONCE_HINT = "use relative paths, each once"
 
 
 def read_content(file: Json) -> bytes:
@@ -8866,8 +8891,8 @@ def run_bounds(ask: Questions, name: str, terms: Json, now: float) -> Iterator[t
 class Retention:
     """Deletes what is old, batch by batch, while the daemon works."""
 
-    def __init__(self, store: Store, live: Callable[[], int]) -> None:
-        self.home, self.store, self.live = store.home, store, live
+    def __init__(self, store: Store, live: Callable[[], int], owns_home: Callable[[], bool]) -> None:
+        self.home, self.store, self.live, self.owns_home = store.home, store, live, owns_home
         self.deploying = 0  # deployments under way: they may need folders that no version names yet
         self.lock = asyncio.Lock()  # one prune at a time
         self.counts: collections.Counter[str] = collections.Counter()  # kind → how many rows are deleted
@@ -8898,8 +8923,9 @@ class Retention:
                     await self.remove("runs", bounds | {"pipeline": pipeline, "status": status, "run_id": run_id})
             await self.remove("events", bounds)
             await self.remove("versions", bounds)
-            await self.remove_folders()
-            await self.remove_memos(bounds["log_id"])
+            if self.owns_home():
+                await self.remove_folders()
+                await self.remove_memos(bounds["log_id"])
             forced = await self.force(terms["bytes"], now)
             await self.shrink(0 if thorough else FREE_PAGES)
             counts = {what: self.counts[what] for what in COUNTED}
@@ -9057,6 +9083,11 @@ def sweep_copies(home: str) -> None:
 
 def check_target(path: str, database: str, force: bool) -> None:
     """Raises Conflict unless a backup may be written to *path*: *force* lets it replace an older one."""
+    real, ours = os.path.realpath(path), [os.path.realpath(database + end) for end in ("", "-wal", "-shm", "-journal")]
+    # To open one would end the store's locks: they go when any descriptor of the file is closed.
+    same = os.path.exists(real) and any(os.path.samefile(real, each) for each in ours if os.path.exists(each))
+    if same or real in ours:
+        raise Conflict(f"{path} is a file of the store", "give another name")
     if not os.path.isdir(os.path.dirname(path)):
         folder = os.path.dirname(path)
         raise Conflict(f"there is no directory {folder}", shell_line("mkdir", "-p", folder))
@@ -9064,18 +9095,47 @@ def check_target(path: str, database: str, force: bool) -> None:
         return
     if not force:
         raise Conflict(f"{path} exists already", "--force replaces an older backup; or give another name")
-    if not os.path.isfile(path) or os.path.samefile(path, database) or not is_copy(path):
+    if not os.path.isfile(path) or not is_copy(path):
         raise Conflict(f"{path} is not a backup", "only a backup is replaced; give another name")
 
 
 def write_copy(database: str, path: str) -> Json:
     """Copies the database to *path* and returns its counts and size.  Runs in a thread."""
-    return {"file": path} | copy_database(database, path, count_copy, shared=True) | {"bytes": os.path.getsize(path)}
+
+    def finish(copy: sqlite3.Connection) -> Json:
+        check_sources(copy, database, "`tau deploy` what it names again")
+        return count_copy(copy)
+
+    return {"file": path} | copy_database(database, path, finish, shared=True) | {"bytes": os.path.getsize(path)}
+
+
+def check_sources(copy: sqlite3.Connection, path: str, hint: str) -> None:
+    """Raises Conflict unless the sources of all versions are there, and equal their digests."""
+    usual = copy.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, RECORD_BYTES_MAX)
+    sql = Questions(copy)
+    sizes = "SELECT length(content) FROM sources WHERE sha256 = ?"
+    versions = "SELECT pipeline || ' v' || version AS name, entry FROM versions WHERE sha256 = ?"
+    for digest in sql.values("SELECT sha256 FROM versions UNION SELECT sha256 FROM sources"):
+        users = sql.rows(versions, digest) if isinstance(digest, str) else []
+        try:
+            small = sum(sql.values(sizes, digest)) <= DEPLOYMENT_BYTES_MAX
+            sources = sql.sources(digest) if small else {}
+            check_paths(sources)
+            whole = digest_of(sources) == digest and all(user["entry"] in sources for user in users)
+        except (BadRequest, sqlite3.Error):
+            whole = False
+        if not whole:
+            names = ", ".join(user["name"] for user in users[:5]) or digest
+            raise Conflict(f"{path} is not whole: the sources of {names} are missing or changed", hint)
+    copy.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, usual)
 
 
 def count_copy(copy: sqlite3.Connection) -> Json:
     sources = "(SELECT count(DISTINCT sha256) FROM sources) AS sources"
     return Sql(copy).rows(f"SELECT sum(runs) AS runs, {sources} FROM totals")[0]
+
+
+RESTORE_HINT = "choose another backup, or start a taud as new as the one that made it"
 
 
 def restore_copy(store: Store, path: str, replace: bool) -> Json:
@@ -9089,16 +9149,53 @@ def restore_copy(store: Store, path: str, replace: bool) -> Json:
         if (schema := examine(path)) == 0:
             raise Conflict(f"{path} is not a backup", "")
     except Conflict as refused:
-        refused.hint = "choose another backup, or start a taud as new as the one that made it"
+        refused.hint = RESTORE_HINT
         raise
     if not replace and any(os.path.exists(database + end) for end in ("", "-wal")):
         hint = f"{shell_line('taud', '--restore', path, '--replace')} moves it aside"
         raise Conflict(f"{store.home} has a store already", hint)
-    counts = copy_database(path, fresh, lambda copy: settle_copy(store, copy, schema, path))
+    revoked = revoked_keys(database)
+    counts = copy_database(path, fresh, lambda copy: settle_copy(store, copy, schema, path, revoked or {}))
     moved = move_aside(database)
     os.rename(fresh, database)
     sync(os.path.dirname(database))
-    return {"home": store.home, "restored": path, **counts, "moved_aside": moved}
+    known = {"revocations_known": revoked is not None}
+    return {"home": store.home, "restored": path, **counts, **known, "moved_aside": moved}
+
+
+def revoked_keys(database: str) -> dict[str, str] | None:
+    """Returns digest → when it was revoked, of a store that is replaced; None if there is none, or it is damaged."""
+    try:
+        with contextlib.closing(read_only(database)) as old:
+            return dict(old.execute("SELECT sha256, revoked_at FROM keys WHERE revoked_at IS NOT NULL"))
+    except sqlite3.Error:
+        return None
+
+
+#: Texts of a store that become parts of paths: a hostile backup could lead out of the home.
+PATH_PARTS = (
+    *(("pipelines", "name"), ("runs", "run_id"), ("runs", "resume_from"), ("attempts", "journal")),
+    ("versions", "json_extract(options, '$.environment')"),
+)
+UNUSUAL = "{0} NOT GLOB '[A-Za-z0-9]*' OR {0} GLOB '*[^A-Za-z0-9_.-]*' OR length({0}) <> length(CAST({0} AS BLOB))"
+
+
+def check_backup(copy: sqlite3.Connection, schema: int, path: str) -> None:
+    """Raises Conflict unless a copy has our schema and no other SQL, all that its rows refer to, and usual names."""
+    statistics = "'sqlite_stat1', 'sqlite_stat4'"
+    own = f"SELECT type, name, sql FROM sqlite_master WHERE type <> 'table' OR name NOT IN ({statistics})"
+    with contextlib.closing(sqlite3.connect(":memory:")) as ours:
+        ours.executescript(";".join(MIGRATIONS[:schema]))
+        if {*ours.execute(own)} != {*copy.execute(own)}:
+            raise Conflict(f"{path} has another schema than Tau's", RESTORE_HINT)
+    if (row := copy.execute("PRAGMA foreign_key_check").fetchone()) is not None:
+        raise Conflict(
+            f"{path} is not whole: a row of {row[0]} refers to a row of {row[2]} that is missing", RESTORE_HINT
+        )
+    for table, part in PATH_PARTS:
+        if copy.execute(f"SELECT 1 FROM {table} WHERE {UNUSUAL.format(part)} LIMIT 1").fetchone():
+            raise Conflict(f"{path} has a name that Tau never writes: {part} of {table}", RESTORE_HINT)
+    check_sources(copy, path, RESTORE_HINT)
 
 
 def move_aside(database: str) -> str | None:
@@ -9117,8 +9214,12 @@ def move_aside(database: str) -> str | None:
     return aside
 
 
-def settle_copy(store: Store, copy: sqlite3.Connection, schema: int, path: str) -> Json:
-    """Ends the runs that were live in the backup, and skips the ticks since: the old home may have run them."""
+def settle_copy(store: Store, copy: sqlite3.Connection, schema: int, path: str, revoked: dict[str, str]) -> Json:
+    """Checks a copy, and makes it the store of a home: it answers for nothing that the old home may have done since.
+
+    It ends the runs that were live in the backup, skips the ticks since, and revokes the keys that were revoked.
+    """
+    check_backup(copy, schema, path)
     upgrade(copy, schema)
     store.use(copy)
     copy.execute("BEGIN")
@@ -9126,9 +9227,12 @@ def settle_copy(store: Store, copy: sqlite3.Connection, schema: int, path: str) 
     gaps += [{"from": 0, "until": int(store.clock.time()), "cause": "restored"}]
     store.sql.put("memory", {"name": "gaps", "data": gaps}, clash="REPLACE")
     ended = end_old_runs(store)
+    revoke = "UPDATE keys SET revoked_at = ? WHERE sha256 = ? AND revoked_at IS NULL"
+    copy.executemany(revoke, [(at, digest) for digest, at in revoked.items()])
     store.event("store.restored", None, None, {"file": os.path.basename(path), **ended})
     copy.execute("COMMIT")
-    return count_copy(copy) | ended
+    keys = [pick(row, "name", "scope", "status") for row in store.sql.keys(store.now())]
+    return count_copy(copy) | ended | {"keys": keys}
 
 
 def end_old_runs(store: Store) -> Json:
@@ -10264,7 +10368,7 @@ BACKUPS = "backups"
 def is_copy(path: str) -> bool:
     """Whether a file is a backup that this Tau can restore, as far as its first bytes tell."""
     try:
-        with open(path, "rb") as file:
+        with open(open_file(path), "rb") as file:
             head = file.read(72)
     except OSError:
         return False
@@ -10313,6 +10417,21 @@ def give_up(problem: Exception) -> typing.NoReturn:
 # Owns what runs need on disk: in versions/ the files of a version, as the store has them, and in environments/ the
 # virtual environments that headers ask for (PEP 723).  Calls nothing of its part.
 # Promises that both are only caches: what is asked for is there, whole, and a failed build leaves nothing.
+
+
+def check_paths(paths: Collection[Any]) -> None:
+    """Raises BadRequest unless these can be the files of one directory."""
+    folders: set[str] = set()
+    hint = "use relative paths, each once"
+    for path in paths:
+        parts = path.split("/") if isinstance(path, str) and len(path) < 512 and "\0" not in path else [""]
+        if any(part in ("", ".", "..") or len(part.encode()) > 200 for part in parts):
+            raise BadRequest(f"'{str(path)[:WORD_MAX]}' is not a file's path inside the deployment", hint)
+        folders.update("/".join(parts[:end]) for end in range(1, len(parts)))
+    if len({*paths}) < len(paths):
+        raise BadRequest("a path is there twice", hint)
+    for path in folders.intersection(paths):
+        raise BadRequest(f"'{path}' is a file and a folder", hint)
 
 
 def digest_of(sources: dict[str, bytes]) -> str:

@@ -254,6 +254,151 @@ def test_a_backup_that_cannot_be_used_changes_nothing(home: Tau, saved: Tau, har
     assert contents(home.home) == before
 
 
+def deployed(db: sqlite3.Connection, sources: dict[str, bytes]) -> str:
+    """The SQL that puts other sources, under their right digest, in the place of the live version's."""
+    digest = module.digest_of(sources)
+    db.execute("DELETE FROM sources")
+    db.executemany("INSERT INTO sources VALUES (?, ?, ?)", [(digest, *source) for source in sources.items()])
+    return f"UPDATE versions SET sha256 = '{digest}', entry = 'pipelines.py'"
+
+
+PIPELINE = b"from tau import pipeline\n@pipeline\ndef it(ctx): return 'restored'\n"
+#: What a hostile backup, or a damaged one, holds: SQL, or paths beside the pipeline.
+HOSTILE: dict[str, Any] = {
+    "absolute path": ("/tmp/tau-was-here",),
+    "path upwards": ("../../../tau-was-here",),
+    "path upwards inside": ("a/../../../../tau-was-here",),
+    "NUL": ("a\0b",),
+    "file and folder": ("a", "a/b"),
+    "empty part": ("a//b",),
+    "long path": ("a" * 513,),
+    "too large": ("x" * 100, module.DEPLOYMENT_BYTES_MAX),
+    "huge": ("x", 3 * module.RECORD_BYTES_MAX),
+    "no sources": "DELETE FROM sources",
+    "a source is lost": "DELETE FROM sources WHERE rowid = (SELECT min(rowid) FROM sources)",
+    "a source differs": "UPDATE sources SET content = CAST(content || ' ' AS BLOB)",
+    "the entry is lost": "UPDATE versions SET entry = 'other.py'",
+    "sources of nobody": "INSERT INTO sources VALUES ('x', 'pipelines.py', x'')",
+    "sources for later": "INSERT INTO sources SELECT sha256, 'json.py', x'' FROM sources",
+    "digest": "UPDATE versions SET sha256 = '../../x'",
+    "name": "UPDATE pipelines SET name = '../../x'; UPDATE versions SET pipeline = '../../x';"
+    " UPDATE runs SET pipeline = '../../x'",
+    "name with NUL": "UPDATE pipelines SET name = 'x' || char(0) || '/../x'; UPDATE versions SET pipeline ="
+    " 'x' || char(0) || '/../x'; UPDATE runs SET pipeline = 'x' || char(0) || '/../x'",
+    "run id": "UPDATE attempts SET run_id = '/' || run_id; UPDATE runs SET run_id = '/' || run_id",
+    "resumed": "UPDATE runs SET resume_from = '..'",
+    "journal": "UPDATE attempts SET journal = '../../x'",
+    "environment": "UPDATE versions SET options = json_set(options, '$.environment', '../../x')",
+    "trigger": "CREATE TRIGGER evil AFTER INSERT ON events BEGIN DELETE FROM keys; END",
+    "another trigger": "DROP TRIGGER run_added; CREATE TRIGGER run_added AFTER INSERT ON runs BEGIN SELECT 1; END",
+    "view": "DROP VIEW live; CREATE VIEW live AS SELECT 1 AS pipeline",
+    "table": "CREATE TABLE more (a)",
+    "statistics": "CREATE VIEW sqlite_stat AS SELECT 1",
+    "reference": "DELETE FROM runs",
+    "another program's": "PRAGMA application_id = 7",
+}
+
+
+def make_hostile(path: Path, harm: Any) -> None:
+    """Does one of HOSTILE to a backup."""
+    db = sqlite3.connect(path)
+    db.execute("PRAGMA foreign_keys = OFF")
+    if isinstance(harm, tuple):
+        size = [each for each in harm if isinstance(each, int)] or [1]
+        sources = {each: bytes(size[0]) for each in harm if isinstance(each, str)}
+        harm = deployed(db, {"pipelines.py": PIPELINE} | sources)
+    if "sqlite_stat" in harm:
+        db.execute("PRAGMA writable_schema = ON")
+        db.execute("INSERT INTO sqlite_master VALUES ('view', 'sqlite_stat1', 'sqlite_stat1', 0, ?)", (harm,))
+    else:
+        db.executescript(harm)
+    db.commit()
+    db.close()
+
+
+@pytest.mark.parametrize("harm", HOSTILE)
+def test_a_hostile_backup_is_refused_whole(home: Tau, saved: Tau, harm: str) -> None:
+    path = home.work / "hostile.tau"
+    shutil.copy(saved.work / "saved.tau", path)
+    make_hostile(path, HOSTILE[harm])
+    before = contents(home.home.parent)
+    code, refused = taud(home, "--restore", path)
+    assert (code, refused["error"]["code"]) == (5, "conflict"), refused
+    assert str(path) in refused["error"]["message"]
+    (home.home / "tau.lock").unlink()
+    assert contents(home.home.parent) == before
+    assert not os.path.lexists("/tmp/tau-was-here")
+
+
+def test_a_backup_with_other_sources_that_are_whole_is_restored(home: Tau, saved: Tau) -> None:
+    path = home.work / "other.tau"
+    shutil.copy(saved.work / "saved.tau", path)
+    make_hostile(path, ("a..b/..c", "-x", "\n", "caf\u00e9 ☕"))
+    assert taud(home, "--restore", path)[0] == 0
+    home.start()
+    assert home.call("run", name="it")["result"] == "restored"
+
+
+def test_a_backup_of_a_store_that_has_lost_sources_fails(fresh: Tau) -> None:
+    fresh.deploy_it("def it(ctx): ...\n")
+    db = sqlite3.connect(fresh.home / "tau.db")
+    db.execute("DELETE FROM sources")
+    db.commit()
+    refused = fresh("backup", "mine.tau", exit=5)
+    assert "the sources of it v1 are missing" in refused["message"]
+    assert not (fresh.work / "mine.tau").exists()
+    db.close()
+
+
+def test_keys_that_were_revoked_since_a_backup_stay_revoked(fresh: Tau) -> None:
+    for name in ("old", "live", "lost"):
+        fresh("key", "create", name)
+    fresh("key", "revoke", "old")
+    path = fresh("backup")["file"]
+    fresh("key", "revoke", "lost")
+    fresh.kill()
+    code, answer = taud(fresh, "--restore", path, "--replace")
+    assert (code, answer["revocations_known"]) == (0, True)
+    status = {key["name"]: key["status"] for key in answer["keys"]}
+    assert status == {"old": "revoked", "live": "live", "lost": "revoked"}
+    fresh.start()
+    assert {key["name"]: key["status"] for key in fresh("key", "list")["keys"]} == status
+    fresh.kill()
+    (fresh.home / "tau.db").write_bytes(b"x" * 9000)
+    answer = taud(fresh, "--restore", path, "--replace")[1]
+    assert (answer["revocations_known"], len(answer["keys"])) == (False, 3)
+
+
+def locks(path: Path) -> int:
+    """How many POSIX locks a file has."""
+    inode = path.stat().st_ino
+    return sum("POSIX" in line and f":{inode} " in line for line in Path("/proc/locks").read_text().splitlines())
+
+
+def test_no_file_of_the_store_is_a_place_for_a_backup_and_none_is_opened(fresh: Tau) -> None:
+    fresh.deploy_it("def it(ctx): ...\n")
+    before = {end: locks(fresh.home / f"tau.db{end}") for end in ("", "-wal", "-shm")}
+    assert before["-shm"] > 0
+    for end in ("", "-wal", "-shm", "-journal"):
+        link, hard = fresh.work / f"link{end}", fresh.work / f"hard{end}"
+        link.symlink_to(fresh.home / f"tau.db{end}")
+        if end != "-journal":
+            hard.hardlink_to(fresh.home / f"tau.db{end}")
+        for place in (fresh.home / f"tau.db{end}", link, *[hard] * (end != "-journal")):
+            assert "of the store" in fresh("backup", place, "--force", exit=5)["message"]
+    assert {end: locks(fresh.home / f"tau.db{end}") for end in before} == before
+
+
+def test_a_backup_leaves_what_lies_beside_it_alone(fresh: Tau) -> None:
+    for name in ("mine.partial", "mine.part", ".tau-mine", "mine.tau-journal"):
+        (fresh.work / name).write_text(name)
+    fresh("backup", "mine")
+    fresh("backup", "mine.tau")
+    assert all(
+        (fresh.work / n).read_text() == n for n in ("mine.partial", "mine.part", ".tau-mine", "mine.tau-journal")
+    )
+
+
 @pytest.mark.usefixtures("next_schema")
 def test_a_backup_of_an_older_schema_is_restored_and_then_migrated(tmp_path: Path) -> None:
     path, home = golden(tmp_path / "old.tau"), tmp_path / "home"

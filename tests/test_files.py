@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import shutil
+import signal
 import socket
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from conftest import Tau, eventually, is_running, served
 
 import tau as module
 
@@ -77,3 +80,51 @@ def test_a_file_is_read_up_to_a_bound(tmp_path: Path) -> None:
     assert max(sizes) <= module.RECORD_BYTES_MAX
     with pytest.raises(module.BadRequest, match="more than"):
         module.read_text(str(path), "")
+
+
+def test_a_daemon_whose_home_was_renamed_leaves_the_next_one_alone(home: Tau) -> None:
+    home.start()
+    home.deploy_it("def it(ctx): return 'old'\n")
+    old, moved = home.pid(), home.home.with_name("moved")
+    home.home.rename(moved)
+    home.home.mkdir()
+    home.start()
+    home.deploy_it("def it(ctx): return 'new'\n")
+    names = {"tau.sock", "tau.lock", "tau.db", "tau.db-wal"}
+    before = {name: (home.home / name).stat().st_ino for name in names}
+    try:
+        os.kill(old, signal.SIGTERM)
+    except ProcessLookupError:
+        pass  # it has noticed by itself
+    eventually(lambda: not is_running(old))
+    assert {name: (home.home / name).stat().st_ino for name in names} == before
+    assert home("run", "it")["result"] == "new"
+    home.kill()
+    home.start()
+    assert home("run", "it")["result"] == "new"
+    shutil.rmtree(moved)
+
+
+def test_a_daemon_whose_home_is_deleted_ends_and_says_so(home: Tau) -> None:
+    with served(home, code="tau.LOOK_AFTER_S = 0.05") as daemon:
+        shutil.rmtree(home.home)
+        assert daemon.wait(20) == 5
+    assert "renamed or deleted" in (home.work / "taud.log").read_text()
+    home.home.mkdir()
+
+
+def test_what_a_killed_fork_server_leaves_to_a_container_is_reaped(home: Tau) -> None:
+    """As PID 1 of a container, taud gets the orphans."""
+    with served(home, code="tau.LOOK_AFTER_S = 0.05; tau.prctl(tau.PR_SET_CHILD_SUBREAPER, 1)") as daemon:
+        home.deploy_held("import subprocess; subprocess.Popen(['sleep', '0.2'])")
+        runs = [home.call("run", name="it", wait=False)["run_id"] for _ in range(3)]
+        for run_id in runs:
+            eventually(lambda run_id=run_id: home.call("inspect", run_id=run_id)["status"] == "running")
+        children = Path(f"/proc/{daemon.pid}/task/{daemon.pid}/children")
+        server = next(row["pid"] for row in home.call("status")["processes"] if row["role"] == "fork server")
+        os.kill(server, signal.SIGKILL)
+        home.go.touch()
+        for run_id in runs:
+            assert home.call("wait", run_id=run_id)["status"] in ("success", "lost")
+        eventually(lambda: len(children.read_text().split()) == 1)  # the next fork server
+        assert home.call("run", name="it")["status"] == "success"
