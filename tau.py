@@ -7660,6 +7660,7 @@ class Process:
         self.position: Json = dict(NOWHERE)  # how far its files have been read
         self.saved = dict(NOWHERE)  # the position that is in the store
         self.logged = self.dropped = 0  # numbers of log lines
+        self.skipped = 0  # lines of its journal that are not counted in the metrics yet
         self.unsaved: list[Json] = []  # trace records that have been read and are not stored yet
         self.tails: dict[str, list[bytes]] = {}  # last lines of an output beyond the limit, logged at its end
         self.lock = asyncio.Lock()  # held for reading and storing, which keeps the order
@@ -7746,6 +7747,7 @@ class Process:
                 self.take(read_record(line, self.mask, "run", writer), limits)
             except ValueError as problem:  # a crash has torn the line, or it is not Tau's
                 if not self.executor or self.remote:  # else a shell may have printed it
+                    self.skipped += 1
                     count, why = self.position.get("skipped", (0, str(problem)))
                     self.position["skipped"] = (count + 1, why)
             first = False
@@ -8053,6 +8055,9 @@ class Runner:
         await self.save(process)
         began = process.start is not None
         more = process.read(self.settings, final)
+        if process.skipped:
+            self.store.metrics.add("tau_records_skipped_total", times=process.skipped)
+            process.skipped = 0
         if process.start is not None and not began and process.run_id is not None and process.attempt == 1:
             waited = max(process.start["at"] - (read_id(process.run_id) >> ID_SALT_BITS) / 1000, 0.0)
             self.store.metrics.add("tau_run_wait_seconds", waited)
@@ -8102,6 +8107,12 @@ class Runner:
                 except StorageFull as problem:
                     logging.getLogger("tau").error("cannot record the end of %s: %s", process.stem, problem)
                     await asyncio.sleep(1.0)
+                except Exception as problem:  # a bug, which must not take the slot for ever
+                    if process.ended and "lost" in process.ended:
+                        raise
+                    logging.getLogger("tau").exception("cannot record the end of %s", process.stem)
+                    process.last_record, process.unsaved = None, []
+                    process.ended = {"lost": f"its end could not be recorded: {problem!r}"}
         if self.live.pop(process.stem, None) is not None:
             for suffix in (".journal", ".stdout", ".stderr", ".end"):
                 remove_tree(process.path + suffix)
@@ -8209,9 +8220,12 @@ def revoke_start(process: Process) -> bool:
 
 
 def save_memos(folder: str, memos: dict[str, bytes]) -> None:
-    make_directory(folder)
-    for key, data in memos.items():
-        replace_file(os.path.join(folder, key), data)
+    try:
+        make_directory(folder)
+        for key, data in memos.items():
+            replace_file(os.path.join(folder, key), data)
+    except OSError as problem:  # the work is done again
+        logging.getLogger("tau").error("cannot save a memo: %s", problem)
 
 
 def remove_unmasked(folder: str, mask: Mask) -> None:
@@ -10671,8 +10685,8 @@ class Histogram:
     def __init__(self, bounds: tuple[float, ...]) -> None:
         self.bounds, self.counts, self.total = bounds, [0] * (len(bounds) + 1), 0.0
 
-    def add(self, seconds: float) -> None:
-        self.counts[bisect.bisect_left(self.bounds, seconds)] += 1
+    def add(self, seconds: float, times: int = 1) -> None:
+        self.counts[bisect.bisect_left(self.bounds, seconds)] += times
         self.total += seconds
 
     def lines(self, name: str, labels: str) -> Iterator[str]:
@@ -10698,6 +10712,7 @@ FAMILIES: dict[str, tuple[str, tuple[float, ...]]] = {
     "tau_request_errors_total": ("Requests answered by an error.", ()),
     "tau_runs_finished_total": ("Runs that have ended.", ()),
     "tau_events_total": ("Facts in the ledger.", ()),
+    "tau_records_skipped_total": ("Lines of journals that are no records, or not from whom they may be.", ()),
     "tau_run_wait_seconds": ("Time from queued to the first instruction of a run.", SLOW),
     "tau_run_duration_seconds": ("Time that runs took.", SLOW),
     "tau_schedule_lateness_seconds": ("Time from a tick to its run being queued.", SLOW),
@@ -10714,11 +10729,11 @@ class Metrics:
         }
         self.tallies["tau_runs_finished_total"] = {f'status="{status}"': Histogram(()) for status in FINAL}
 
-    def add(self, name: str, seconds: float = 0.0, labels: str = "") -> None:
+    def add(self, name: str, seconds: float = 0.0, labels: str = "", times: int = 1) -> None:
         tallies = self.tallies[name]
         if labels not in tallies:
             tallies[labels] = Histogram(FAMILIES[name][1])
-        tallies[labels].add(seconds)
+        tallies[labels].add(seconds, times)
 
     def request(self, method: str, seconds: float, code: str = "") -> None:
         """Counts an answered request; *code* is its error's, if it has one."""
@@ -11304,7 +11319,7 @@ def secrets_to_send(job: Json) -> dict[str, str]:
 
 
 class Relay:
-    """Feeds the command, asks it to stop, and ends it when it is silent for too long."""
+    """Feeds the command, asks it to stop, and ends it when it is silent for too long or says too much."""
 
     def __init__(self, job: Json, journal: Journal, command: subprocess.Popen[bytes]) -> None:
         self.name, self.lost_after_s = job["executor"]["name"], job["executor"]["lost_after_s"]
@@ -11312,8 +11327,9 @@ class Relay:
         self.journal, self.command = journal, command
         self.size = self.heard_of = os.fstat(journal.descriptor).st_size  # the journal's size at first, and now
         self.heard_at = monotonic()
+        self.most = 4 * sum(job["limits"][name] for name in ("log_bytes", "result_bytes", "memo_bytes"))
         self.fed = False  # whether the command has the parcel
-        self.ending: Ending | None = None  # set once the command has been silent for too long
+        self.ending: Ending | None = None  # set once the command is being ended
 
     def serve(self, parcel: bytes, wake: int) -> int:
         """Waits for the end of the command.  Returns its exit code."""
@@ -11356,11 +11372,16 @@ class Relay:
             self.ending.look()
         elif size != self.heard_of:
             self.heard_of, self.heard_at = size, monotonic()
+            if size - self.size > self.most:
+                self.end(f"executor '{self.name}' has sent more than {self.most:,} bytes")
         elif size > self.size and monotonic() - self.heard_at > self.lost_after_s:
-            self.journal.write_bytes(b"\n")  # half a line may have come
-            self.journal.log(f"nothing was heard of executor '{self.name}' for {self.lost_after_s:g} s", "error")
-            # Its group is left alone: srun has a child that cleans up afterwards.
-            self.ending = Ending(self.command.send_signal, self.grace_s)
+            self.end(f"nothing was heard of executor '{self.name}' for {self.lost_after_s:g} s")
+
+    def end(self, reason: str) -> None:
+        self.journal.write_bytes(b"\n")  # half a line may have come
+        self.journal.log(reason, "error")
+        # Its group is left alone: srun has a child that cleans up afterwards.
+        self.ending = Ending(self.command.send_signal, self.grace_s)
 
 
 def end_as(code: int) -> int:
