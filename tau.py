@@ -134,6 +134,8 @@ if TYPE_CHECKING:
     Peers = dict[Any, Callable[[], object]]
     #: Rows, some at a time.
     Batches = Iterable["Rows"]
+    #: The method, the URL, and the JSON body if there is one.
+    WebRequest = tuple[str, str, Json | None]
     #: An instant, and whether a change of the clock moved it.
     Tick = tuple[int, bool]
     #: A change of a zone's clock: its instant, and the seconds ahead of UTC before and after it.
@@ -11986,7 +11988,7 @@ class PipelineContext:
         self.state: Json = json.loads(encode_json(job.get("state") or {}))
         #: Pipeline that this run follows → the `run_id` and `result` of its run.
         self.upstream: dict[str, Json] = job.get("upstream") or {}
-        self._around = Surroundings(attempt)
+        self._around = Surroundings(self)
 
     # Properties: a run that does not ask for them need not wait for the import of datetime.
 
@@ -12706,7 +12708,8 @@ def register_place(registry: dict[str, AnyFunction], kind: str, name: str) -> Ca
 class Surroundings:
     """The run's connections, secrets and attempt, for places."""
 
-    def __init__(self, attempt: Attempt) -> None:
+    def __init__(self, context: PipelineContext) -> None:
+        self.context, attempt = context, context._attempt
         job = attempt.job
         self.connections: dict[str, Json] = job.get("connections", {})
         self.secrets: str | dict[str, str] = job["secrets"]  # a folder, or the secrets that were sent
@@ -12762,12 +12765,15 @@ class Place:
     def __init__(self, label: str, options: Json) -> None:
         self.label, self.options = label, options
 
-    def fit(self, what: str, known: Iterable[str], lacks: str = "has no option", otherwise: str = "") -> Json:
-        """Returns the options.  Raises BadRequest for one that *what* does not take."""
-        if unknown := next((name for name in self.options if name not in known), None):
-            hint = did_you_mean(unknown, known, otherwise or f"{what} takes {', '.join(known) or 'none'}")
+    def fit(
+        self, what: str, known: Iterable[str], own: Iterable[str] = (), lacks: str = "has no option", hint: str = ""
+    ) -> Json:
+        """Returns the options that are not the place's *own*.  Raises BadRequest for one that *what* does not take."""
+        every = (*known, *own)
+        for unknown in self.options.keys() - {*every}:
+            hint = did_you_mean(unknown, every, hint or f"{what} takes {', '.join(every) or 'none'}")
             raise BadRequest(f"{what} {lacks} '{unknown}'", hint)
-        return self.options
+        return {name: value for name, value in self.options.items() if name not in own}
 
 
 def find_place(source: Any, resource: str | None, around: Surroundings, options: Json, writing: bool = False) -> Any:
@@ -12782,18 +12788,20 @@ def find_place(source: Any, resource: str | None, around: Surroundings, options:
     kind = scheme.partition("+")[0]
     if not marks:
         check_path(name, url, options, registry, around)
-        return LocalFile(joined(url, resource), options)
+        return LocalFile(joined(url, resource), around, options)
     if scheme == "file":
         host, _, path = address.partition("/")
         if host not in ("", "localhost"):
             raise BadRequest(f"'{name}' names a machine, '{host}'", "file:///path has three slashes")
-        return LocalFile(joined("/" + urllib.parse.unquote(path), resource), options)
+        return LocalFile(joined("/" + urllib.parse.unquote(path), resource), around, options)
     if scheme in ("http", "https"):
         return Web(joined(url, resource), around, options)
-    if kind == "sqlite" or is_database(scheme):
+    if kind in ("sqlite", *DATABASES) or is_known(
+        lambda: need("sqlalchemy", "sql", "").dialects.registry.load(scheme.replace("+", "."))
+    ):
         return Table(url, resource, around, options)
-    if kind in REMOTE_FILES or is_remote(scheme):
-        return RemoteFile(joined(url, resource), options)
+    if kind in REMOTE_FILES or is_known(lambda: scheme in need("fsspec", "files", "").available_protocols()):
+        return RemoteFile(joined(url, resource), around, options)
     near = did_you_mean(kind, ("file", "http", "https", "sqlite", *DATABASES, *REMOTE_FILES))
     raise BadRequest(f"unknown scheme '{scheme}://'", near or "a path, http(s)://, sqlite:///, or a database's URL")
 
@@ -12842,21 +12850,11 @@ def joined(base: str, resource: str | None) -> str:
     return base if resource is None else f"{base.rstrip('/')}/{str(resource).lstrip('/')}"
 
 
-def is_database(scheme: str) -> bool:
-    """Whether this is a scheme of SQLAlchemy, installed or not."""
-    if scheme.partition("+")[0] in DATABASES:
-        return True
+def is_known(question: Callable[[], Any]) -> bool:
+    """Whether a library is installed and has an answer."""
     try:
-        need("sqlalchemy", "sql", "").dialects.registry.load(scheme.replace("+", "."))
-    except Exception:  # not installed, or no such dialect
-        return False
-    return True
-
-
-def is_remote(scheme: str) -> bool:
-    try:
-        return scheme in need("fsspec", "files", "").available_protocols()
-    except MissingExtra:
+        return bool(question())
+    except Exception:
         return False
 
 
@@ -12873,7 +12871,7 @@ class Registered(Place):
         names, offered = signature.parameters, {"resource": None, **more}
         self.options = {name: offered[name] for name in names if name in offered} | self.options
         if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in names.values()):
-            self.fit(f"'{self.label}'", names, "takes no", f"it takes {', '.join(names) or 'nothing'}")
+            self.fit(f"'{self.label}'", names, (), "takes no", f"it takes {', '.join(names) or 'nothing'}")
         try:
             signature.bind(*arguments, **self.options)
         except TypeError as problem:
@@ -12900,45 +12898,87 @@ class Registered(Place):
 # Local and remote files.
 
 
-class DataFile(Place):
-    """A file in the format of the option `format`, or of its suffix.
+#: Options of `extract` for files of any format → their JSON Schema.
+FILE_OPTIONS: dict[str, Json] = {
+    "format": {"type": "string"},
+    "file_column": {"type": "string", "minLength": 1},  # a column for the path of each row's file
+    "missing": {"enum": ["error", "ok"]},  # whether no file is an error, or no rows
+    "new_only": {"type": "boolean"},  # whether only files that no successful run has read
+}
+#: Keys of the size and the time of a file in what fsspec's stores say about it.
+FILE_STAMP = ("size", "mtime", "LastModified", "last_modified", "updated", "modified", "created")
+#: Where in ctx.state the files are that were read: place → path → size and time.
+STATE_OF_FILES = "files_read"
 
-    Subclasses `open` it to read, say whether it `exists`, and `replace` it if the function that writes succeeds.
+
+class DataFile(Place):
+    """Files in the format of the option `format`, or of their suffix: one, those in a folder, or those of a pattern.
+
+    Subclasses `find` those to read, path → size and time, and `open` them.  They say whether the only one `exists`,
+    and `replace` it if the function that writes succeeds.
     """
 
+    find: Any
     open: Any
     exists: Any
     replace: Any
 
-    def __init__(self, path: str, options: Json) -> None:
-        self.path = path
+    def __init__(self, path: str, around: Surroundings, options: Json) -> None:
+        self.path, self.around = path, around
         super().__init__(os.path.basename(path.rstrip("/")) or path, dict(options))
-        self.format = find_format(self.options.pop("format", None), self.label)
+        demand({"properties": FILE_OPTIONS}, options, "files")
 
     def read(self, batch_rows: int | None) -> Batches:
-        options = self.fit(f"reading {self.format.name}", self.format.reads)
-        with self.open() as file:
-            plain_file = gzip.GzipFile(fileobj=file, mode="rb") if self.label.endswith(".gz") else file
-            yield from labelled(self.label, self.format.read(plain_file, batch_rows, **options))
+        """Yields the rows of all files in the order of their names.  A file counts as read after its last batch."""
+        files: dict[str, str] = dict(sorted(self.find().items()))
+        if not files and self.options.get("missing") != "ok":
+            if glob.has_magic(self.path):
+                raise SourceError(f"there is no file {self.path}", "missing='ok' makes it no rows")
+            files = {self.path: ""}  # to open it says what is wrong
+        read: dict[str, str] = {}
+        if self.options.get("new_only"):
+            places = self.around.context.state.setdefault(STATE_OF_FILES, {})
+            read = {path: stamp for path, stamp in places.get(self.path, {}).items() if path in files}
+            places[self.path] = read
+        for path, stamp in files.items():
+            if read.get(path) != stamp:
+                yield from self.read_file(path, batch_rows)
+                read[path] = stamp
+
+    def read_file(self, path: str, batch_rows: int | None) -> Batches:
+        label, column = os.path.basename(path) or path, self.options.get("file_column")
+        file_format = find_format(self.options.get("format"), label)
+        options = self.fit(f"reading {file_format.name}", file_format.reads, FILE_OPTIONS)
+        with self.open(path) as file:
+            plain = unpacked(file, path.endswith(".gz"))
+            for batch in labelled(label, file_format.read(plain, batch_rows, **options)):
+                yield batch if column is None else with_column(batch, column, path)
 
     def write(self, batches: Batches, mode: str, keys: list[str]) -> None:
-        options = self.fit(f"writing {self.format.name}", self.format.writes)
-        # With `columns` a reader would take the header for a row.
-        self.options = {name: options[name] for name in options if name in self.format.reads and name != "columns"}
+        file_format = find_format(self.options.get("format"), self.label)
+        options = self.fit(f"writing {file_format.name}", file_format.writes, ("format",))
+        for name in {*options} - {*file_format.reads} | {"columns"}:  # with them a reader takes the header for a row
+            self.options.pop(name, None)
         old: Iterator[Rows] = iter(())
         is_upsert = mode == "upsert"
         if mode != "replace" and self.exists():
-            at_once = is_upsert or self.format.name == "parquet"  # the first batches decide Parquet's types
-            old = iter(self.read(None if at_once else BATCH_ROWS))
-        merged = upserted(old, batches, keys, self.format.key) if is_upsert else appended(old, iter(batches))
+            at_once = is_upsert or file_format.name == "parquet"  # the first batches decide Parquet's types
+            old = iter(self.read_file(self.path, None if at_once else BATCH_ROWS))
+        merged = upserted(old, batches, keys, file_format.key) if is_upsert else appended(old, iter(batches))
 
         def write(file: Any) -> None:
             # Without a name and a time in it, the same rows give the same bytes.
             is_packed = self.label.endswith(".gz")
             with gzip.GzipFile("", "wb", fileobj=file, mtime=0) if is_packed else contextlib.nullcontext(file) as plain:
-                self.format.write(plain, merged, **options)
+                file_format.write(plain, merged, **options)
 
         self.replace(write)
+
+
+def with_column(batch: Rows, name: str, value: str) -> Rows:
+    if name in columns_of(batch):
+        raise SourceError(f"{value}: there is a column '{name}' already", "file_column='…' is another name for it")
+    return Rows(({**row, name: value} for row in batch), [*batch.columns, name])
 
 
 def appended(old: Iterator[Rows], new: Iterator[Rows]) -> Batches:
@@ -12990,11 +13030,18 @@ class LocalFile(DataFile):
                     return descriptor
             os.close(descriptor)  # another run has replaced the file
 
-    def open(self) -> Any:
+    def find(self) -> dict[str, str]:
+        if os.path.isdir(self.path):
+            self.path = os.path.join(glob.escape(self.path), "*")
+        paths = [self.path] if os.path.exists(self.path) else glob.glob(self.path, recursive=True)
+        stats = {path: os.stat(path) for path in paths if not os.path.isdir(path)}
+        return {path: f"{about.st_size} {about.st_mtime_ns}" for path, about in stats.items()}
+
+    def open(self, path: str) -> Any:
         try:
-            return open(self.path, "rb")
+            return open(path, "rb")
         except OSError as problem:
-            raise SourceError(f"cannot read {self.path}: {problem.strerror}", path_hint(self.path)) from None
+            raise SourceError(f"cannot read {path}: {problem.strerror}", path_hint(path)) from None
 
     def exists(self) -> bool:
         return os.path.exists(self.path)
@@ -13032,8 +13079,8 @@ class NewFile(Replacement):
 class RemoteFile(DataFile):
     """A file in a store that fsspec knows.  The option `storage_options` goes to fsspec."""
 
-    def __init__(self, url: str, options: Json) -> None:
-        super().__init__(url, options)
+    def __init__(self, url: str, around: Surroundings, options: Json) -> None:
+        super().__init__(url, around, options)
         self.storage: Json = self.options.pop("storage_options", None) or {}
 
     def store(self) -> tuple[Any, str]:
@@ -13044,15 +13091,29 @@ class RemoteFile(DataFile):
         except ImportError as problem:
             raise MissingExtra(f"{scheme}: {problem}", install_hint(str(problem.name or "fsspec"))) from None
 
-    def open(self) -> Any:
+    def ask(self, question: Callable[[Any, str], Any]) -> Any:
         store, path = self.store()
         try:
-            return store.open(path, "rb")
+            return question(store, path)
         except StepTimeout:
             raise
         except (OSError, ValueError) as problem:
             wrong = f"cannot read {self.label}: {problem or type(problem).__name__}"
             raise SourceError(wrong, "check the URL and the credentials") from None
+
+    def find(self) -> dict[str, str]:
+        """Asks the store only if it must: a single file may be readable in a folder that is not."""
+        if not re.search("[*]|/$", self.path) and not {"missing", "new_only"} & self.options.keys():
+            return {self.path: ""}
+        end = "/*" if self.path.endswith("/") else ""
+        files = self.ask(lambda store, path: store.glob(path.rstrip("/") + end, detail=True))
+        stamps = {
+            path: [about.get(key) for key in FILE_STAMP] for path, about in files.items() if about["type"] == "file"
+        }
+        return {path: " ".join(map(str, filter(None, stamp))) for path, stamp in stamps.items()}
+
+    def open(self, path: str) -> Any:
+        return self.ask(lambda store, own: store.open(own if path == self.path else path, "rb"))
 
     def exists(self) -> bool:
         store, path = self.store()
@@ -13071,20 +13132,26 @@ class RemoteFile(DataFile):
 # Owns what is read over http(s): requests, pages, retries.  Extends Place; calls Formats and Trace.
 # Promises that a body cut short is never taken for a whole one, and that no header reaches another origin.
 
-#: Options of `extract` for a web source, with their defaults.
-WEB_OPTIONS: Json = {
-    "headers": {},  # sent to this origin only
-    "query": {},  # added to the URL
-    "timeout": 30.0,  # seconds without an answer or a byte
-    "retries": 3,  # how many times a request is tried again
-    "backoff": 0.5,  # seconds before the first retry, doubled each time; Retry-After overrides it
-    "max_bytes": 1 << 30,  # the size of a page, unpacked
-    "next_link": None,  # where the next page is: a path in the document, or "header" for the Link header
-    "page_param": None,  # a parameter that counts pages; an empty page is the last
-    "first_page": 1,
-    "max_pages": 10_000,
-    "records": None,  # where rows are in a JSON document
-    "format": None,
+#: Option of `extract` for http(s) → its type in JSON, its default, the option that it needs, and its meaning.
+WEB_OPTIONS: dict[str, tuple[str, Any, str, str]] = {
+    "method": ("string", None, "", "GET, or POST if there is `json`"),
+    "headers": ("", {}, "", "sent to this origin only; a function that returns them is called for each request"),
+    "query": ("object", {}, "", "added to the URL"),
+    "json": ("object", None, "", "the body; `token_param` and `page_param` are then paths in it"),
+    "timeout": ("number", 30.0, "", "seconds without an answer or a byte"),
+    "retries": ("integer", 3, "", "how many times a request is tried again"),
+    "backoff": ("number", 0.5, "", "seconds before the first retry, doubled each time; `Retry-After` can ask for more"),
+    "max_bytes": ("integer", 1 << 30, "", "the size of a page, unpacked"),
+    "max_pages": ("integer", 10_000, "", "more are an error"),
+    "next_link": ("string", None, "", "path of the next page's URL in a page; `header`: it is in the Link header"),
+    "next_token": ("string", None, "token_param", "path of the next page's token in a page"),
+    "token_param": ("string", None, "next_token", "parameter for the token"),
+    "page_param": ("string", None, "", "parameter that counts pages; an empty page is the last"),
+    "page_step": ("integer", None, "page_param", "rows on a page, if the parameter counts rows"),
+    "first_page": ("integer", None, "page_param", "the parameter of the first page: 1, or 0 with `page_step`"),
+    "total": ("string", None, "page_param", "path of the number of all rows in a page"),
+    "page_count": ("string", None, "page_param", "path of the number of all pages in a page"),
+    "format": ("string", None, "", "the format, if neither content type nor path tell it"),
 }
 WAIT_MAX_S = 60.0
 #: Status codes after which a request is tried again.
@@ -13093,10 +13160,26 @@ TRANSIENT = (408, 425, 429, 500, 502, 503, 504)
 SUBTYPES = {"tab-separated-values": "tsv", "jsonlines": "jsonl"}
 #: Characters that stay in a URL; others are percent-encoded.
 URL_CHARACTERS = "!#$%&'()*+,/:;=?@[]~"
+#: A parameter of a link, and a link with its parameters (RFC 8288).
+LINK_PARAM = r"""\s*;\s*([^\s=;,]+)\s*(?:=\s*("(?:[^"\\]|\\.)*"|'[^']*'|[^\s;,]*))?"""
+LINK = rf"<([^>]*)>((?:{LINK_PARAM})*)"
 
 
 class Passing(Exception):
-    """A failure that may pass: why, and how many seconds the server asks to wait, or None."""
+    """A failure that may pass: why, and how many seconds the server asks to wait."""
+
+
+class Page:
+    """An answer: its number, the rows before it and in it, its request, URL, headers, body, and JSON if it is JSON."""
+
+    headers: Any = None
+    document: Any = ()
+    rows = 0
+
+    def __init__(self, number: int, before: int, request: WebRequest, file: Any) -> None:
+        self.number, self.before, self.file = number, before, file
+        self.method, self.url, self.body = request
+        self.name = f"{self.method} {bare_url(self.url)}" + (f" (page {number})" if number > 1 else "")
 
 
 class Web(Place):
@@ -13104,55 +13187,76 @@ class Web(Place):
 
     def __init__(self, url: str, around: Surroundings, options: Json) -> None:
         parts = urllib.parse.urlsplit(urllib.parse.quote(url, safe=URL_CHARACTERS))
-        super().__init__(parts.path.rstrip("/").rpartition("/")[2] or str(parts.hostname), options)
+        label = parts.path.rstrip("/").rpartition("/")[2] or str(parts.hostname)
+        super().__init__(label, {name: value for name, value in options.items() if value is not None})
         formats = itertools.chain.from_iterable(form.reads for form in FILE_FORMATS.values())
-        self.fit("http(s)", (*WEB_OPTIONS, *formats), otherwise=f"it takes {', '.join(WEB_OPTIONS)}")
-        self.around, self.asked = around, WEB_OPTIONS | options
-        self.options = {name: value for name, value in options.items() if name not in WEB_OPTIONS}
-        if self.asked["next_link"] is not None and self.asked["page_param"] is not None:
-            raise BadRequest("next_link and page_param are two ways to find pages", "choose one of them")
-        self.headers = {name: str(value) for name, value in (self.asked["headers"] or {}).items()}
-        if parts.username is not None:  # urllib does not take it from a URL
+        hint = f"it takes {', '.join(WEB_OPTIONS)}; an @source can do anything"
+        self.fit("http(s)", formats, WEB_OPTIONS, hint=hint)
+        self.around, self.pager = around, self.check_options()
+        self.asked = {name: self.options.pop(name, row[1]) for name, row in WEB_OPTIONS.items()}
+        self.user: Json = {}  # the header for the user in the URL, which urllib does not send
+        if parts.username is not None:
             user = urllib.parse.unquote(f"{parts.username}:{parts.password or ''}").encode()
-            self.headers.setdefault("Authorization", f"Basic {base64.b64encode(user).decode()}")
+            self.user = {"Authorization": f"Basic {base64.b64encode(user).decode()}"}
         url = parts._replace(netloc=parts.netloc.rpartition("@")[2], fragment="").geturl()
-        self.url = with_query(url, self.asked["query"] or {})
+        self.url = with_query(url, self.asked["query"])
+
+    def check_options(self) -> str:
+        """Returns the option that finds pages, if any.  Raises BadRequest for options that are wrong."""
+        given = self.options
+        demand(
+            {"properties": {name: {"type": row[0]} for name, row in WEB_OPTIONS.items() if row[0]}}, given, "http(s)"
+        )
+        for name in given.keys() & WEB_OPTIONS.keys():
+            if (needed := WEB_OPTIONS[name][2]) and needed not in given:
+                raise BadRequest(f"{name} needs {needed}", f"{needed}='…': {WEB_OPTIONS[needed][3]}")
+        pagers = [name for name in PAGERS if name in given]
+        if len(pagers) > 1:
+            raise BadRequest(f"{' and '.join(pagers)} are two ways to find pages", "choose one of them")
+        if "page_step" not in given and re.search("(?i)offset|skip|^start", given.get("page_param", "")):
+            hint = "page_step=…: how many rows a page has; 1 if it does count pages"
+            raise BadRequest(f"page_param='{given['page_param']}' seems to count rows, not pages", hint)
+        return "".join(pagers)
 
     def write(self, batches: Batches, mode: str, keys: list[str]) -> None:
         raise BadRequest("http(s) can only be read", "write a function: @target('crm') def crm(rows): …")
 
     def read(self, batch_rows: int | None) -> Batches:
-        url = self.url if self.asked["page_param"] is None else self.counted_page(0)
+        request: WebRequest | None = self.page_at(0) if self.pager == "page_param" else self.request()
         seen: set[str] = set()
-        while url:
-            if url in seen or len(seen) >= self.asked["max_pages"]:
-                why = "the next link leads back" if url in seen else f"more than {len(seen):,} pages"
-                raise SourceError(f"{self.label}: {why}", "check next_link, or raise max_pages")
-            seen.add(url)
-            with tempfile.TemporaryFile() as page:
-                headers, at = self.fetch(url, page)
-                count = 0
-                for batch in labelled(self.label, self.page_rows(page, headers, at, batch_rows)):
-                    count += len(batch)
-                    if batch or len(seen) == 1:
+        rows = 0
+        while request is not None:
+            if (key := repr(request)) in seen or len(seen) >= self.asked["max_pages"]:
+                why = "the next page is an earlier one" if key in seen else f"more than {len(seen):,} pages"
+                raise SourceError(f"{self.label}: {why}", f"check {self.pager}, or raise max_pages")
+            seen.add(key)
+            with tempfile.TemporaryFile() as file:
+                page = Page(len(seen), rows, request, file)
+                self.fetch(page)
+                label = self.label if page.number == 1 else f"{self.label}: {page.name}"
+                for batch in labelled(label, self.page_rows(page, batch_rows)):
+                    page.rows += len(batch)
+                    if batch or page.number == 1:
                         yield batch
-                url = self.linked_page(page, headers, at, len(seen) == 1)
-                if self.asked["page_param"] is not None:
-                    url = self.counted_page(len(seen)) if count else ""
+            rows += page.rows
+            request = PAGERS[self.pager](self, page) if self.pager else None
 
-    def page_rows(self, page: Any, headers: Any, url: str, batch_rows: int | None) -> Batches:
-        if not page.tell():
+    def page_rows(self, page: Page, batch_rows: int | None) -> Batches:
+        if not page.file.tell():
             return  # status 204, or an empty last page
-        form = self.form_of(str(headers.get_content_type()), urllib.parse.urlsplit(url).path)
-        options = {**self.fit(f"reading {form.name}", form.reads)}
-        charset = headers.get_content_charset()
+        form = self.form_of(str(page.headers.get_content_type()), urllib.parse.urlsplit(page.url).path)
+        options = self.fit(f"reading {form.name}", form.reads)
+        charset = page.headers.get_content_charset()
         if charset not in (None, "utf-8") and "encoding" in form.reads:
             options.setdefault("encoding", charset)
-        if form.name == "json":
-            options["records"] = self.asked["records"]
-        page.seek(0)
-        with open(os.dup(page.fileno()), "rb") as file:
-            yield from form.read(file, batch_rows, **options)
+        page.file.seek(0)
+        with open(os.dup(page.file.fileno()), "rb") as file:
+            if form.name != "json":
+                yield from form.read(file, batch_rows, **options)
+                return
+            page.document = json_document(file, options.pop("encoding", None))
+        if page.number == 1 or not lacks_rows(page.document, options.get("records", ".")):
+            yield from batched(records_of(page.document, **options), batch_rows)
 
     def form_of(self, media: str, path: str) -> FileFormat:
         """Returns the format by the option, the path's suffix or the Content-Type."""
@@ -13164,102 +13268,161 @@ class Web(Place):
             raise SourceError(f"the answer is {media}", hint)
         return find_format(named or guess, self.label)
 
-    def counted_page(self, position: int) -> str:
-        return with_query(self.url, {self.asked["page_param"]: self.asked["first_page"] + position})
+    # The request for the page after this one, as one of PAGERS finds it; None after the last.
 
-    def linked_page(self, page: Any, headers: Any, url: str, is_first: bool) -> str:
-        """Returns the URL at `next_link`, empty after the last page."""
-        path = self.asked["next_link"]
-        if path == "header":
-            links = ", ".join(headers.get_all("Link", ()))
-            link: Any = re.search(r'<([^>]*)>[^,<]*;\s*rel\s*=\s*"?next\b', links, re.IGNORECASE)
-            link = link and link[1]
+    def linked_page(self, page: Page) -> WebRequest | None:
+        if self.asked["next_link"] == "header":
+            link = next_link_in(", ".join(page.headers.get_all("Link", ())))
         else:
-            link = path and self.link_at(path, page, is_first)
-        if link is None or link == "":
-            return ""
-        if not isinstance(link, str):
-            raise SourceError(f"{self.label}: next_link='{path}' is {safe_repr(link)}", "it must be a URL")
-        following = urllib.parse.quote(urllib.parse.urljoin(url, link), safe=URL_CHARACTERS)
-        if not following.startswith(("http://", "https://")):
+            link = self.value_in(page, "next_link", str)
+        if not link:
+            return None
+        url = urllib.parse.quote(urllib.parse.urljoin(page.url, link), safe=URL_CHARACTERS)
+        if not url.startswith(("http://", "https://")):
             raise SourceError(f"{self.label}: the next link is {clip(link, 200)}", "only http(s) is followed")
-        return following
+        if not re.search("[/?.]", link):
+            hint = "next_token=… and token_param=… send a token"
+            raise SourceError(f"{self.label}: next_link is {safe_repr(link)}, which is no URL", hint)
+        return page.method, url, page.body
 
-    def link_at(self, path: str, page: Any, is_first: bool) -> Any:
-        page.seek(0)
-        try:
-            document = json.loads(page.read() or b"null")
-        except ValueError:
+    def token_page(self, page: Page) -> WebRequest | None:
+        token = self.value_in(page, "next_token", str, int)
+        return self.request({self.asked["token_param"]: token}) if token else None
+
+    def counted_page(self, page: Page) -> WebRequest | None:
+        step, rows = self.asked["page_step"] or 1, page.before + page.rows
+        total, pages = (self.value_in(page, name, int) for name in ("total", "page_count"))
+        if step > 1 and page.rows and not step * (page.number - 1) == page.before >= rows - step:
+            wrong = f"{page.name}: {page.rows} rows after {page.before} are no step of {step}"
+            raise SourceError(f"{self.label}: {wrong}", "page_step is how many rows a page has")
+        if not page.rows and rows < (total or 0):
+            self.around.attempt.journal.log(f"{page.name} is empty after {rows:,} of {total:,} rows", "warning")
+        is_last = not page.rows or (pages and page.number >= pages) or (total and rows >= total)
+        return None if is_last else self.page_at(page.number)
+
+    def page_at(self, position: int) -> WebRequest:
+        step, first = self.asked["page_step"], self.asked["first_page"]
+        first = int(step is None) if first is None else first
+        return self.request({self.asked["page_param"]: first + position * (step or 1)})
+
+    def request(self, params: Json | None = None) -> WebRequest:
+        """Returns the method, URL and body of the first request, with these parameters."""
+        method, body, params = self.asked["method"], self.asked["json"], params or {}
+        if body is None:
+            return method or "GET", with_query(self.url, params), None
+        for path, value in params.items():
+            body = with_member(body, path, value)
+        return method or "POST", self.url, body
+
+    def value_in(self, page: Page, option: str, *types: type) -> Any:
+        """Returns what a page has at the path that is an option.  None if it is not given, or for nothing."""
+        path = self.asked[option] or ""
+        if path and page.document == () and page.rows:
             hint = "next_link='header' for the Link header, or page_param"
-            raise SourceError(f"{self.label}: next_link reads JSON, and the page is not JSON", hint) from None
-        link = at_path(document, path)
-        if link is None and is_first and f'"{path.rpartition(".")[2]}":' not in encode_json(document):
-            wrong = f"{self.label}: no '{path}' in the first page; is next_link right?"
+            raise SourceError(f"{self.label}: {option} reads JSON, and the page is not JSON", hint)
+        value = at_path(page.document, path, ())
+        if path and value == () and page.number == 1:
+            wrong = f"{self.label}: no '{path}' in the first page; is {option} right?"
             self.around.attempt.journal.log(wrong, "warning")
-        return link
+        if value and type(value) not in types:
+            raise SourceError(f"{self.label}: {option}='{path}' is {safe_repr(value)}", WEB_OPTIONS[option][3])
+        return value or None
 
-    def fetch(self, url: str, page: Any) -> tuple[Any, str]:
-        """Gets a page into a file, with retries.  Returns its headers and its final URL."""
-        attempt, backoff = 1, self.asked["backoff"]
-        while True:
+    # Requests.
+
+    def fetch(self, page: Page) -> None:
+        """Gets the body of a page, with retries."""
+        backoff = self.asked["backoff"]
+        for attempt in itertools.count(1):
             try:
-                return self.fetch_once(url, page)
+                self.fetch_once(page)
+                return
             except Passing as failure:
-                why, pause = f"GET {bare_url(url)}: {failure.args[0]}", failure.args[1]
-            if pause is None:
-                pause = backoff * random.uniform(0.5, 1.0)
+                why, asked_s = f"{page.name}: {failure.args[0]}", failure.args[1]
             if attempt > self.asked["retries"]:
                 raise SourceError(f"{why} (tried {attempt} times)", "is the service well?")
-            if pause > WAIT_MAX_S:
-                raise SourceError(f"{why}; it asks to wait {pause:.0f} s", "run again later")
+            if asked_s > WAIT_MAX_S:
+                raise SourceError(f"{why}; it asks to wait {asked_s:.0f} s", "run again later")
+            pause = max(asked_s, backoff * random.uniform(0.5, 1.0))
             self.around.attempt.journal.log(f"{why}; again in {pause:.1f} s", "warning")
             time.sleep(pause)
-            attempt, backoff = attempt + 1, backoff * 2
+            backoff *= 2
 
-    def fetch_once(self, url: str, page: Any) -> tuple[Any, str]:
+    def fetch_once(self, page: Page) -> None:
         """Makes one request.  Raises Passing if it may be tried again, else SourceError."""
         __import__("urllib.request")  # only here, because it takes 25 ms
         headers = {"Accept-Encoding": "gzip", "User-Agent": f"tau/{__version__}"}
-        headers |= self.headers if same_origin(url, self.url) else {}
-        request, opener = urllib.request.Request(url, headers=headers), urllib.request.build_opener(redirects())
+        if same_origin(page.url, self.url):
+            given = self.asked["headers"]
+            given = demand({"type": "object"}, given() if callable(given) else given, "headers")
+            headers |= self.user | {name: str(value) for name, value in given.items()}
         try:
+            body = None if page.body is None else encode_json(page.body).encode()
+            headers |= {} if body is None else {"Content-Type": "application/json"}
+            request = urllib.request.Request(page.url, body, headers, method=page.method)
+            opener = urllib.request.build_opener(redirects())
             with opener.open(request, timeout=self.asked["timeout"]) as answer:
-                self.download(answer, page)
-                return answer.headers, answer.url
+                self.download(answer, page.file)
+                page.headers, page.url = answer.headers, answer.url
         except urllib.error.HTTPError as problem:
-            raise answer_error(problem, url) from None
-        except (http.client.InvalidURL, ValueError) as problem:
-            raise SourceError(f"cannot ask {bare_url(url)}: {problem}", "check the URL and the headers") from None
+            raise self.answer_error(problem, page) from None
+        except (http.client.InvalidURL, ValueError, TypeError) as problem:
+            raise SourceError(f"cannot ask: {page.name}: {problem}", "check the URL, headers and json") from None
         except (EOFError, zlib.error, http.client.IncompleteRead) as problem:
-            raise Passing(f"the body is cut short: {problem}", None) from None
+            raise Passing(f"the body is cut short: {problem}", 0.0) from None
         except (OSError, http.client.HTTPException) as problem:  # URLError, time-outs, resets
             reason = getattr(problem, "reason", problem)
             if isinstance(reason, StepTimeout):  # it is an OSError
                 raise reason from None
             if "CERTIFICATE" in str(reason):  # a retry would not help
-                raise SourceError(f"GET {bare_url(url)}: {reason}", "is it the right host?") from None
-            raise Passing(str(reason) or repr(problem), None) from None
+                raise SourceError(f"{page.name}: {reason}", "is it the right host?") from None
+            raise Passing(str(reason) or repr(problem), 0.0) from None
 
-    def download(self, answer: Any, page: Any) -> None:
+    def download(self, answer: Any, file: Any) -> None:
         """Writes the unpacked body into the file.  Raises EOFError if it is shorter than its headers say."""
         coding = answer.headers.get("Content-Encoding", "identity").strip().lower()
         if coding not in ("", "identity", "gzip", "x-gzip"):
             raise SourceError(f"{self.label}: packed as {coding}, though gzip was asked for", "ask its owner")
-        body: Any = io.BufferedReader(answer)
-        if coding.endswith("gzip"):
-            body = gzip.GzipFile(fileobj=body)
-        if body.peek(2)[:2] == b"\x1f\x8b":  # the body is a .gz file
-            body = gzip.GzipFile(fileobj=body)
-        page.seek(0)
-        page.truncate()
+        body = unpacked(unpacked(io.BufferedReader(answer), coding.endswith("gzip")))
+        file.seek(0)
+        file.truncate()
         most = self.asked["max_bytes"]
         while piece := body.read(1 << 16):
-            page.write(piece)
-            if page.tell() > most:
+            file.write(piece)
+            if file.tell() > most:
                 raise SourceError(f"{self.label} is larger than max_bytes={most:,}", "raise it, or page")
         if answer.length:
             size = int(answer.headers["Content-Length"])
             raise EOFError(f"{size - answer.length:,} of {size:,} bytes came")
+
+    def answer_error(self, problem: urllib.error.HTTPError, page: Page) -> Exception:
+        with problem:
+            said = " ".join(problem.read(500).decode("utf-8", "replace").split())[:200]
+        if problem.code in TRANSIENT:
+            return Passing(f"{problem.code} {problem.reason}", retry_after(problem.headers.get("Retry-After", "")))
+        message = f"{page.name} answered {problem.code} {problem.reason}"
+        if not same_origin(problem.url, self.url) and (self.user or self.asked["headers"]):
+            message += f"; the headers are for {bare_url(self.url)} and were not sent to another origin"
+        return SourceError(message, f"it said: {said}" if said else "check the URL")
+
+
+#: Option that says how pages are found → what finds the next request.
+PAGERS = {"next_link": Web.linked_page, "next_token": Web.token_page, "page_param": Web.counted_page}
+
+
+def lacks_rows(document: Any, path: str) -> bool:
+    """Whether an object lacks the path of its rows, as some last pages do, and tells no error."""
+    is_object = isinstance(document, dict) and path != "."
+    return is_object and at_path(document, path, ()) == () and not (document.get("error") or document.get("errors"))
+
+
+def next_link_in(headers: str) -> str | None:
+    """Returns the URL of the link rel="next" in Link headers (RFC 8288), if it has results."""
+    for link in re.finditer(LINK, headers):
+        params = {name.lower(): value.strip("\"'").lower() for name, value in reversed(re.findall(LINK_PARAM, link[2]))}
+        if "next" in params.get("rel", "").split() and params.get("results") != "false":
+            return link[1]
+    return None
 
 
 def redirects() -> Any:
@@ -13270,9 +13433,11 @@ def redirects() -> Any:
 
         def redirect_request(self, req: Any, fp: Any, *answer: Any) -> Any:
             url = answer[-1]
-            if not url.startswith(("http://", "https://")):
+            is_get = req.get_method() == "GET"
+            if not url.startswith(("http://", "https://")) or not is_get:
                 fp.close()
-                raise SourceError(f"a redirect leads to {url[:200]}", "only http(s) is followed")
+                hint = "only http(s) is followed" if is_get else "a POST is not sent on: ask that URL"
+                raise SourceError(f"a redirect leads to {url[:200]}", hint)
             again = super().redirect_request(req, fp, *answer)
             if again is not None and not same_origin(url, req.full_url):
                 again.headers = {name: again.headers[name] for name in ("Accept-encoding", "User-agent")}
@@ -13283,7 +13448,7 @@ def redirects() -> Any:
 
 def same_origin(*urls: str) -> bool:
     parts = map(urllib.parse.urlsplit, urls)
-    return len({(part.scheme, part.hostname, part.port) for part in parts}) == 1
+    return len({(part.scheme, part.hostname, part.port or {"http": 80}.get(part.scheme, 443)) for part in parts}) == 1
 
 
 def with_query(url: str, query: Mapping[str, Any]) -> str:
@@ -13294,22 +13459,18 @@ def with_query(url: str, query: Mapping[str, Any]) -> str:
     return before + ("?" if parts else mark) + "&".join(parts)
 
 
-def answer_error(problem: urllib.error.HTTPError, url: str) -> Exception:
-    with problem:
-        said = " ".join(problem.read(500).decode("utf-8", "replace").split())[:200]
-    if problem.code in TRANSIENT:
-        return Passing(f"{problem.code} {problem.reason}", retry_after(problem.headers.get("Retry-After", "")))
-    message = f"GET {bare_url(url)} answered {problem.code} {problem.reason}"
-    return SourceError(message, f"it said: {said}" if said else "check the URL")
+def with_member(document: Json, path: str, value: Any) -> Json:
+    """Returns a JSON object with a value at a dotted path."""
+    word, _, inner = path.partition(".")
+    return document | {word: with_member(document.get(word) or {}, inner, value) if inner else value}
 
 
-def retry_after(text: str) -> float | None:  # RFC 9110, 10.2.3
-    if text.strip().isdigit():
-        return float(text)
+def retry_after(text: str) -> float:  # RFC 9110, 10.2.3
     try:
-        return max(0.0, email.utils.parsedate_to_datetime(text).timestamp() - time.time())
+        is_number = text.strip()[:1].isdigit()
+        return float(text) if is_number else email.utils.parsedate_to_datetime(text).timestamp() - time.time()
     except ValueError:
-        return None
+        return 0.0
 
 
 # --- 45. Warehouses ----------------------------------------------------------------------
@@ -13769,6 +13930,12 @@ def find_format(named: str | None, path: str) -> FileFormat:
     return FILE_FORMATS[suffix]
 
 
+def unpacked(file: Any, is_packed: bool = False) -> Any:
+    """Returns a file to read from.  If it begins like gzip, or *is_packed*, its bytes are unpacked."""
+    file = file if hasattr(file, "peek") else io.BufferedReader(file)
+    return gzip.GzipFile(fileobj=file) if is_packed or file.peek(2)[:2] == b"\x1f\x8b" else file
+
+
 def labelled(label: str, batches: Batches) -> Batches:
     """Yields the batches of a file and adds its name to errors."""
     try:
@@ -13921,8 +14088,8 @@ def read_json(
     file: Any, batch_rows: int | None, *, encoding: str | None = None, records: str | None = None,
     meta: Sequence[str] = (), flatten: bool | str = False,
 ) -> Batches:  # fmt: skip
-    """Reads a whole document: a list of objects, or one object."""
-    yield from batched(records_of(json_document(file, encoding), records, meta, flatten), batch_rows)
+    document = json_document(file, encoding)
+    yield from batched(records_of(document, records=records, meta=meta, flatten=flatten), batch_rows)
 
 
 def json_document(file: Any, encoding: str | None) -> Any:
@@ -13936,20 +14103,22 @@ def json_document(file: Any, encoding: str | None) -> Any:
         raise SourceError(f"not JSON: {problem}", hint) from None
 
 
-def records_of(document: Any, path: str | None, meta: Sequence[str], flatten: bool | str) -> list[Any]:
-    """Returns the rows in a JSON document, or in the list at *path*, to which null means no rows.
+def records_of(
+    document: Any, *, records: str | None = None, meta: Sequence[str] = (), flatten: bool | str = False
+) -> list[Any]:
+    """Returns the rows in a JSON document, or in the list at the path *records*, to which null means no rows.
 
     The path "." is the document itself.  Each row gets the values at the paths in *meta*.  With *flatten* the
     members of objects become columns.  Raises SourceError for a path at which nothing is.
     """
     members = document if isinstance(document, dict) else {}
-    for name, value in members.items() if path is None else ():
+    for name, value in members.items() if records is None else ():
         if isinstance(value, list) and value and isinstance(value[0], dict):
             raise SourceError("the document is an object with lists in it", f"say records='{name}'")
     rows = document if isinstance(document, list) else [document]
-    if path not in (None, ".") and not isinstance(rows := at_path(document, str(path), ()), list | None):
+    if records not in (None, ".") and not isinstance(rows := at_path(document, str(records), ()), list | None):
         hint = f"the document has {', '.join(members)}" if members else "leave records out"
-        raise SourceError(f"there is no list at records='{path}'", hint[:500])
+        raise SourceError(f"there is no list at records='{records}'", hint[:500])
     shared = {name: at_path(document, name, ()) for name in demand(STRINGS, meta, "meta", "meta=['page.number']")}
     if absent := [name for name, value in shared.items() if value == ()]:
         raise SourceError(f"meta: there is no '{absent[0]}' in the document", f"it has {', '.join(members)}"[:500])
@@ -13976,7 +14145,12 @@ def members_of(pairs: Iterable[tuple[str, Any]], mark: str, prefix: str = "") ->
 
 
 def at_path(document: Any, path: str, otherwise: Any = None) -> Any:
-    """Returns the value at a dotted path of a JSON document, if there is any.  Keys may have dots too."""
+    """Returns the value at a dotted path of a JSON document, if there is any.
+
+    Keys may have dots too.  The first and the last item of a list are 0 and -1.
+    """
+    if isinstance(document, list) and document:
+        document = {"0": document[0], "-1": document[-1]}
     if not isinstance(document, dict) or path in document:
         return document[path] if isinstance(document, dict) else otherwise
     word, _, inner = path.partition(".")

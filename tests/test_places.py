@@ -137,7 +137,14 @@ BAD: dict[str, tuple[Callable[[Context], Any], type[Exception], str, str]] = {
         "cannot read /nope/a.csv",
         "machine where this ran",
     ),
-    "a directory": (lambda ctx: ctx.extract(".", format="csv"), module.SourceError, "Is a directory", ""),
+    "an empty folder": (lambda ctx: ctx.extract("."), module.SourceError, r"there is no file \./\*", "missing='ok'"),
+    "a pattern of no file": (
+        lambda ctx: ctx.extract("in/*.csv"),
+        module.SourceError,
+        r"there is no file in/\*.csv",
+        "missing='ok'",
+    ),
+    "a folder to write to": (lambda ctx: ctx.load(".", ROWS, format="csv"), module.SourceError, "is no plain file", ""),
     "no place": (lambda ctx: ctx.extract(5), module.BadRequest, "5 is no place", "a path, a URL"),
     "no rows": (
         lambda ctx: ctx.load("a.csv", "text"),
@@ -387,3 +394,162 @@ def test_shapes_of_json_documents(case: str, ctx: Context) -> None:
     with pytest.raises(module.TauError, match=right[0]) as caught:
         ctx.extract("it.json", **options)
     assert right[1] in caught.value.hint
+
+
+def in_folder(*names: str) -> None:
+    """A folder with a row in each of these files, and with what is none of them."""
+    Path("in/deep").mkdir(parents=True, exist_ok=True)
+    for n, name in enumerate(names):
+        Path("in", name).write_text(f"n\n{n}\n")
+    Path("in/.hidden.csv").write_text("n\n99\n")
+    Path("in/deep/d.csv").write_text("n\n50\n")
+
+
+#: Names of files → their rows in this order.
+MANY: dict[str, tuple[Any, list[str]]] = {
+    "a pattern": ("in/*.csv", ["1", "0"]),
+    "a folder": ("in", ["1", "0"]),
+    "with a slash": ("in/", ["1", "0"]),
+    "a part of the names": ("in/b?.csv", ["0"]),
+    "folders within": ("in/**/*.csv", ["1", "0", "50"]),
+    "a path": (Path("in") / "*.csv", ["1", "0"]),
+}
+
+
+@pytest.mark.parametrize("case", MANY)
+@pytest.mark.parametrize("stream", [False, True])
+def test_many_files_are_read_in_the_order_of_their_names(case: str, stream: bool, ctx: Context) -> None:
+    in_folder("b1.csv", "a2.csv")
+    place, right = MANY[case]
+    rows = ctx.extract(place, stream=stream, types=None)
+    assert [row["n"] for batch in ([rows] if not stream else rows) for row in batch] == right
+    if case == "a pattern":
+        assert (
+            ctx.extract("in", "*.csv")
+            == ctx.extract(Path("in").resolve().as_uri(), "*.csv")
+            == [{"n": "1"}, {"n": "0"}]
+        )
+
+
+def test_the_file_of_each_row_on_request(ctx: Context) -> None:
+    in_folder("b.csv", "a.csv")
+    rows = [{"n": "1", "_file": "in/a.csv"}, {"n": "0", "_file": "in/b.csv"}]
+    assert ctx.extract("in/*.csv", file_column="_file") == rows
+    assert [*ctx.extract("in", stream=True, file_column="_file")] == [rows[:1], rows[1:]]
+    with pytest.raises(module.SourceError, match=r"in/a\.csv: there is a column 'n' already"):
+        ctx.extract("in", file_column="n")
+    Path("in/c.csv").write_text("n\n")
+    assert ctx.extract("in/c.csv", file_column="_file").columns == ["n", "_file"]
+
+
+def test_many_files_of_several_formats(ctx: Context) -> None:
+    in_folder("a.csv")
+    ctx.load("in/b.jsonl.gz", [{"n": 1, "m": 2}])
+    assert ctx.extract("in") == [{"n": "0"}, {"n": 1, "m": 2}]
+    Path("in/notes.txt").write_text("n\n7\n")
+    with pytest.raises(module.BadRequest, match=r"'notes\.txt' has no known format"):
+        ctx.extract("in")
+    assert ctx.extract("in/*.txt", format="csv") == [{"n": "7"}]
+    Path("in/z[1].csv").write_text("n\n8\n")
+    assert ctx.extract("in/z[1].csv") == [{"n": "8"}]
+    ctx.load("in/z[1].csv", [{"n": 9}])
+    assert ctx.extract("in/z[1].csv") == [{"n": "8"}, {"n": "9"}]
+    Path("broken.csv").write_text("a,b\n1\n")
+    with pytest.raises(module.SourceError, match=r"broken\.csv: line 2"):
+        ctx.extract("*.csv")
+
+
+def test_no_file_is_no_rows_on_request(ctx: Context) -> None:
+    for place in ("in/*.csv", "nothing.csv", "."):
+        assert ctx.extract(place, missing="ok") == []
+        assert [*ctx.extract(place, missing="ok", stream=True)] == []
+        with pytest.raises(module.SourceError):
+            ctx.extract(place)
+    assert ctx.load("rows.jsonl", ctx.extract("in/*.csv", missing="ok")) == 0
+
+
+#: Options that are none of files, or of writing them.
+FILE_WORDS: dict[str, tuple[Callable[[Context], Any], str]] = {
+    "another word": (lambda ctx: ctx.extract("a.csv", missing="fine"), 'missing: expected one of "error", "ok"'),
+    "new_only": (lambda ctx: ctx.extract("a.csv", new_only="yes"), "new_only: expected boolean"),
+    "no name": (lambda ctx: ctx.extract("a.csv", file_column=""), "file_column: expected string"),
+    "written": (lambda ctx: ctx.load("a.csv", ROWS, new_only=True), "writing csv has no option 'new_only'"),
+    "an empty name": (lambda ctx: ctx.extract("a.csv", **{"": 1}), "reading csv has no option ''"),
+}
+
+
+@pytest.mark.parametrize("case", FILE_WORDS)
+def test_options_of_files_are_checked(case: str, ctx: Context) -> None:
+    work, message = FILE_WORDS[case]
+    with pytest.raises(module.BadRequest, match=message):
+        work(ctx)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_only_files_that_no_successful_run_has_read_are_new(stream: bool, tau: Tau) -> None:
+    tau.deploy_it(
+        """
+        import os
+        def it(ctx, write={}, remove=(), fails=False, stream=False):
+            os.makedirs("in", exist_ok=True)
+            for name, n in write.items():
+                with open("in/" + name, "w") as file:
+                    file.write(f"n\\n{n}\\n")
+            for name in remove:
+                os.unlink("in/" + name)
+            rows = ctx.extract("in", new_only=True, missing="ok", stream=stream)
+            rows = [row["n"] for batch in (rows if stream else [rows]) for row in batch]
+            if fails:
+                raise ValueError("not today")
+            return [rows, ctx.state]
+        """
+    )
+
+    def run(**params: Any) -> Any:
+        return tau.call("run", name="it", params={"stream": stream, **params})["result"]
+
+    assert run()[0] == []
+    assert run(write={"a.csv": 1, "b.csv": 2}, fails=True) is None
+    assert run()[0] == ["1", "2"]
+    assert run()[0] == []
+    rows, state = run(write={"a.csv": 11, "c.csv": 3})
+    assert (rows, sorted(state["files_read"]["in/*"])) == (["11", "3"], ["in/a.csv", "in/b.csv", "in/c.csv"])
+    assert [*run(remove=["a.csv"])[1]["files_read"]["in/*"]] == ["in/b.csv", "in/c.csv"]
+    assert run(write={"a.csv": 11})[0] == ["11"]
+
+
+def test_a_stream_that_is_left_has_read_what_was_read_to_its_end(ctx: Context) -> None:
+    in_folder("a.csv", "b.csv", "c.csv")
+    for batch in ctx.extract("in", new_only=True, stream=True):
+        if batch == [{"n": "1"}]:
+            break
+    assert [*ctx.state["files_read"]["in/*"]] == ["in/a.csv"]
+    assert ctx.extract("in", new_only=True) == [{"n": "1"}, {"n": "2"}]
+    assert ctx.extract("in", new_only=True) == []
+    assert ctx.extract("in/a.csv", new_only=True) == [{"n": "0"}]
+    assert ctx.extract("in/a.csv", new_only=True) == []
+
+
+def test_files_that_are_gzip_by_another_name_are_unpacked(ctx: Context) -> None:
+    ctx.load("rows.csv.gz", ROWS)
+    Path("rows.csv.gz").rename("rows.csv")
+    assert ctx.extract("rows.csv") == ROWS
+    Path("rows.csv").write_bytes(Path("rows.csv").read_bytes() * 2)
+    assert len(ctx.extract("rows.csv")) == 5
+    Path("short.csv").write_bytes(Path("rows.csv").read_bytes()[:30])
+    with pytest.raises(module.SourceError, match=r"short\.csv: Compressed file ended"):
+        ctx.extract("short.csv")
+
+
+def test_many_remote_files(ctx: Context) -> None:
+    pytest.importorskip("fsspec")
+    for n, name in enumerate(("many/b.csv", "many/a.csv", "many/deep/c.csv")):
+        ctx.load(f"memory://{name}", [{"n": n}])
+    assert ctx.extract("memory://many/*.csv") == ctx.extract("memory://many/") == [{"n": "1"}, {"n": "0"}]
+    assert len(ctx.extract("memory://many/**/*.csv")) == 3
+    assert ctx.extract("memory://many/*.csv", new_only=True, file_column="f")[0] == {"n": "1", "f": "/many/a.csv"}
+    ctx.load("memory://many/b.csv", [{"n": 7}])
+    assert ctx.extract("memory://many/*.csv", new_only=True) == [{"n": "0"}, {"n": "7"}]
+    assert ctx.extract("memory://many/*.json", missing="ok") == ctx.extract("memory://many/x.csv", missing="ok") == []
+    with pytest.raises(module.SourceError, match=r"there is no file memory://many/\*\.json"):
+        ctx.extract("memory://many/*.json")

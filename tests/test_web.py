@@ -28,10 +28,14 @@ class Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         """One request."""
         path = self.path.partition("?")[0]
+        sent = json.loads(self.rfile.read(int(self.headers.get("Content-Length", 0))) or b"{}")
         self.server.asked.append((self.path, dict(self.headers)))
+        self.server.sent.append(sent)
         answers = self.server.answers[path]
         answer = answers.pop(0) if len(answers) > 1 else answers[0]
-        status, headers, body = answer(self.path) if callable(answer) else answer
+        if callable(answer):
+            answer = plain(answer(self.path) if self.command == "GET" else answer(self.path, sent))
+        status, headers, body = answer
         self.send_response(status)
         chunks = isinstance(body, list)
         for name, value in ({} if chunks else {"Content-Length": str(len(body))} | headers).items():
@@ -43,6 +47,8 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(body)
         self.close_connection = True
+
+    do_POST = do_GET  # noqa: N815
 
     def log_message(self, *words: Any) -> None:
         """Says nothing."""
@@ -57,6 +63,7 @@ class Server(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Handler)
         self.answers: dict[str, list[Any]] = {}
         self.asked: list[tuple[str, dict[str, str]]] = []
+        self.sent: list[dict[str, Any]] = []
         self.url = f"http://127.0.0.1:{self.server_address[1]}"
 
     def tell(self, path: str, *answers: Any) -> str:
@@ -179,7 +186,7 @@ def test_pages_by_a_parameter(server: Server, ctx: Context) -> None:
 
 
 def test_pages_that_never_end_are_told(server: Server, ctx: Context) -> None:
-    with pytest.raises(module.SourceError, match="the next link leads back"):
+    with pytest.raises(module.SourceError, match="the next page is an earlier one"):
         ctx.extract(server.tell("/loop", {"rows": [{"id": 1}], "next": "/loop"}), records="rows", next_link="next")
     with pytest.raises(module.SourceError, match="more than 2 pages"):
         ctx.extract(server.tell("/all", [{"id": 1}]), page_param="page", max_pages=2)
@@ -306,6 +313,16 @@ def test_a_user_in_the_url_is_told_to_the_server_alone(server: Server, ctx: Cont
 OPTIONS: dict[str, tuple[dict[str, Any], str, str]] = {
     "a word mistaken": ({"timout": 5}, "no option 'timout'", "did you mean 'timeout'?"),
     "two ways to page": ({"next_link": "a", "page_param": "b"}, "two ways to find pages", "choose one"),
+    "a token for nothing": ({"next_token": "a"}, "next_token needs token_param", "token_param='…': parameter"),
+    "a parameter for nothing": ({"token_param": "a"}, "token_param needs next_token", "next_token='…': path"),
+    "a step of nothing": ({"page_step": 2}, "page_step needs page_param", "page_param="),
+    "an end of nothing": ({"total": "n"}, "total needs page_param", "page_param="),
+    "rows that are counted as pages": ({"page_param": "offset"}, "seems to count rows", "page_step="),
+    "rows by another name": ({"page_param": "startAt"}, "seems to count rows", "page_step="),
+    "and by a third": ({"page_param": "$skip"}, "seems to count rows", "page_step="),
+    "another type": ({"timeout": "5"}, r"http\(s\).timeout: expected number", ""),
+    "a body that is no object": ({"json": [1]}, r"http\(s\).json: expected object", ""),
+    "headers that are none": ({"headers": lambda: "Authorization"}, "headers: expected object", ""),
     "another format's": ({"records": "a", "ragged": True}, "reading json has no option 'ragged'", "records"),
 }
 
@@ -338,3 +355,245 @@ def test_a_run_reads_pages_and_tells_them_as_one_step(server: Server, tau: Tau) 
     (step,) = run["trace"]["steps"]
     assert (step["name"], step["rows_out"]) == ("extract one", 3)
     assert "again in" in tau("logs", "it")["lines"][0]["message"]
+
+
+def listed(path: str) -> Any:
+    """Seven rows, at most three on a page from an offset on, and how many there are."""
+    query = dict(part.split("=") for part in path.partition("?")[2].split("&"))
+    at = int(query["offset"])
+    return {"rows": [{"n": n} for n in range(at, min(at + 3, 7))], "total": 7, "pages": 3}
+
+
+def numbered(path: str) -> Any:
+    """The same three by three, by the number of the page."""
+    page = int(path.rpartition("page=")[2])
+    return listed(f"?offset={page * 3 - 3}") if page <= 3 else (404, {}, b"no such page")
+
+
+SEVEN = [{"n": n} for n in range(7)]
+BY_OFFSET = {"records": "rows", "page_param": "offset"}
+BY_PAGE = {"records": "rows", "page_param": "page"}
+#: Ways to count: the service, options, what was asked for, and the rows or the error.
+COUNTED: dict[str, tuple[Any, dict[str, Any], list[str], Any]] = {
+    "by steps": (listed, BY_OFFSET | {"page_step": 3}, ["0", "3", "6", "9"], SEVEN),
+    "to a total": (listed, BY_OFFSET | {"page_step": 3, "total": "total"}, ["0", "3", "6"], SEVEN),
+    "to a count of pages": (numbered, BY_PAGE | {"page_count": "pages"}, ["1", "2", "3"], SEVEN),
+    "from elsewhere": (listed, BY_OFFSET | {"page_step": 3, "first_page": 3}, ["3", "6", "9"], SEVEN[3:]),
+    "past the end": (numbered, BY_PAGE, ["1", "2", "3", "4"], r"GET .*/rows \(page 4\) answered 404"),
+    "steps too long": (listed, BY_OFFSET | {"page_step": 5}, ["0", "5"], "2 rows after 3 are no step of 5"),
+    "steps too short": (listed, BY_OFFSET | {"page_step": 2}, ["0"], "3 rows after 0 are no step of 2"),
+    "a total that is none": (
+        listed,
+        BY_OFFSET | {"page_step": 3, "total": "rows"},
+        ["0"],
+        r"total='rows' is \[\{'n': 0",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", COUNTED)
+def test_pages_that_are_counted(case: str, server: Server, ctx: Context) -> None:
+    service, options, asked, right = COUNTED[case]
+    url = server.tell("/rows", service)
+    if isinstance(right, list):
+        assert ctx.extract(url, **options) == right
+    else:
+        with pytest.raises(module.SourceError, match=right):
+            ctx.extract(url, **options)
+    assert [path.rpartition("=")[2] for path, _ in server.asked] == asked
+
+
+def test_a_total_that_is_not_reached_is_logged(server: Server, ctx: Context) -> None:
+    url = server.tell("/rows", {"rows": SEVEN, "total": 9}, {"rows": [], "total": 9})
+    assert ctx.extract(url, **BY_PAGE, total="total") == SEVEN
+    assert "(page 2) is empty after 7 of 9 rows" in ctx.records("log")[0]["message"]
+
+
+def by_cursor(path: str, body: Any = None) -> Any:
+    """Two pages by a cursor in the URL, or at `page.after` in the body."""
+    at = (body.get("page") or {}).get("after") if body is not None else path.partition("cursor=")[2]
+    return {"rows": [{"at": at or "start"}], "meta": {"cursor": None if at else "a/b= c"}}
+
+
+def test_pages_by_a_token(server: Server, ctx: Context) -> None:
+    url = server.tell("/rows", by_cursor)
+    options = {"records": "rows", "next_token": "meta.cursor"}
+    assert ctx.extract(url + "?size=1", **options, token_param="cursor") == [{"at": "start"}, {"at": "a%2Fb%3D+c"}]
+    assert server.asked[-1][0] == "/rows?size=1&cursor=a%2Fb%3D+c"
+    asked = {"filter": "open", "page": {"size": 1}}
+    assert ctx.extract(url, **options, token_param="page.after", json=asked) == [{"at": "start"}, {"at": "a/b= c"}]
+    assert server.sent[-2:] == [asked, {"filter": "open", "page": {"size": 1, "after": "a/b= c"}}]
+    assert (server.asked[-1][0], server.asked[-1][1]["Content-Type"]) == ("/rows", "application/json")
+    keyset = server.tell("/ids", {"rows": [{"id": 7}, {"id": 8}]}, {"rows": [{"id": 9}]}, {"rows": []})
+    rows = ctx.extract(keyset, records="rows", next_token="rows.-1.id", token_param="after")
+    assert [row["id"] for row in rows] == [7, 8, 9]
+    assert [path for path, _ in server.asked[-3:]] == ["/ids", "/ids?after=8", "/ids?after=9"]
+    with pytest.raises(module.SourceError, match=r"next_token='rows' is \[.*") as caught:
+        ctx.extract(url, records="rows", next_token="rows", token_param="cursor")
+    assert caught.value.hint == "path of the next page's token in a page"
+
+
+def test_what_a_post_may_do(server: Server, ctx: Context) -> None:
+    url = server.tell("/rows", lambda path, body: {"rows": [{"n": body["at"]}] * (body["at"] < 2)})
+    assert ctx.extract(url, records="rows", json={"q": 1}, page_param="at") == [{"n": 1}]
+    assert server.sent == [{"q": 1, "at": 1}, {"q": 1, "at": 2}]
+    link = {"rows": [{"n": 1}], "next": "/last"}
+    server.tell("/last", lambda path, body: {"rows": [body]})
+    assert ctx.extract(
+        server.tell("/one", lambda path, body: link), records="rows", json={"q": 1}, next_link="next"
+    ) == [{"n": 1}, {"q": 1}]
+    assert ctx.extract(server.tell("/none", lambda path, body: [body]), method="POST") == [{}]
+    server.tell("/flaky", (503, {}, b""), (200, JSON, b"[]"))
+    assert ctx.extract(server.url + "/flaky", json={}, backoff=0.001) == []
+    for status in (301, 303, 307):
+        with pytest.raises(module.SourceError, match=r"a redirect leads to http.*/rows") as caught:
+            ctx.extract(server.tell("/moved", (status, {"Location": "/rows"}, b"")), json={})
+        assert "a POST is not sent on" in caught.value.hint
+
+
+#: A Link header → whether /two follows (RFC 8288, and what services make of it).
+LINKS = {
+    '</two>; rel="next"': True,
+    "</two>; rel=next": True,
+    "</two>; rel='next'": True,
+    '</two>; REL="last Next"': True,
+    '</two>; title="one, two; rel=prev"; rel="next"': True,
+    '</one>; title="<x>, \\"y\\""; rel="prev", </two>; rel="next"': True,
+    '</zero>; rel="prev",</two>;rel="next";results="true"': True,
+    '</two> ; rel = "next"': True,
+    '</two>; rel="next"; results="false"': False,
+    '</two>; rel="nextish"': False,
+    '</two>; title="next"': False,
+    '</two>; rel="prev"; rel="next"': False,
+    '</two>; rel="last", </three>; title="; rel=next"': False,
+    "</two>": False,
+    "": False,
+}
+
+
+@pytest.mark.parametrize("header", LINKS)
+def test_links_of_the_header(header: str, server: Server, ctx: Context) -> None:
+    server.tell("/two", [{"id": 2}])
+    url = server.tell("/one", (200, JSON | {"Link": header}, b'[{"id": 1}]'))
+    assert ctx.extract(url, next_link="header") == [{"id": 1}, {"id": 2}][: 1 + LINKS[header]]
+
+
+@pytest.mark.parametrize("end", [None, "", False, 0, {}, []])
+@pytest.mark.parametrize("options", [{"next_link": "next"}, {"next_token": "next", "token_param": "at"}])
+def test_what_ends_pages(end: Any, options: dict[str, str], server: Server, ctx: Context) -> None:
+    url = server.tell("/rows", {"rows": [{"id": 1}], "next": end})
+    assert ctx.extract(url, records="rows", **options) == [{"id": 1}]
+    assert len(server.asked) == 1
+
+
+@pytest.mark.parametrize("last", [{"rows": None}, {}, {"rows": []}, {"total": 1}])
+@pytest.mark.parametrize("options", [{"next_link": "next"}, {"page_param": "page"}])
+def test_a_page_without_records_has_no_rows(
+    last: Any, options: dict[str, str], server: Server, ctx: Context
+) -> None:  # fmt: skip
+    url = server.tell("/rows", {"rows": [{"id": 1}], "next": "/rows?page=2"}, last)
+    assert ctx.extract(url, records="rows", **options) == [{"id": 1}]
+    assert len(server.asked) == 2
+    assert ctx.extract(server.tell("/first", {"rows": None}), records="rows") == []
+
+
+@pytest.mark.parametrize("last", [{"errors": ["no"]}, {"error": "no", "data": None}, [], "no"])
+def test_a_page_that_is_no_page_is_an_error(last: Any, server: Server, ctx: Context) -> None:
+    url = server.tell("/rows", {"rows": [{"id": 1}]}, last)
+    with pytest.raises(module.SourceError, match=r"rows: GET .*/rows \(page 2\): there is no list at records='rows'"):
+        ctx.extract(url, records="rows", page_param="page")
+    with pytest.raises(module.SourceError, match="there is no list at records='row'"):
+        ctx.extract(server.tell("/one", {"rows": [{"id": 1}]}), records="row", page_param="page")
+
+
+def test_a_token_is_no_link(server: Server, ctx: Context) -> None:
+    url = server.tell("/rows", {"rows": [{"id": 1}], "next": "abc123"})
+    with pytest.raises(module.SourceError, match="next_link is 'abc123', which is no URL") as caught:
+        ctx.extract(url, records="rows", next_link="next")
+    assert "next_token=" in caught.value.hint
+
+
+BREAKS: dict[str, Any] = {
+    "too few bytes": (200, JSON | {"Content-Length": "100"}, b'{"rows": [{"id'),
+    "half a chunk": (200, JSON | {"Transfer-Encoding": "chunked", "Content-Length": ""}, b'20\r\n{"rows": ['),
+    "half of gzip": (200, JSON | {"Content-Encoding": "gzip"}, gzip.compress(b'{"rows": [{"id": 2}]}' * 9)[:-9]),
+}
+
+
+@pytest.mark.parametrize("case", BREAKS)
+def test_a_second_page_that_breaks_is_tried_again(case: str, server: Server, ctx: Context) -> None:
+    server.tell("/two", BREAKS[case], {"rows": [{"id": 2}]})
+    url = server.tell("/one", {"rows": [{"id": 1}], "next": "/two"})
+    options: dict[str, Any] = {"records": "rows", "next_link": "next", "backoff": 0.001}
+    assert ctx.extract(url, **options) == [{"id": 1}, {"id": 2}]
+    server.tell("/two", BREAKS[case])
+    with pytest.raises(module.SourceError, match=r"GET http://.*/two \(page 2\): .*\(tried 4 times\)"):
+        ctx.extract(url, **options)
+
+
+#: Retry-After → the least and the most seconds of a pause whose backing off is 0.04.
+PAUSES = {
+    "0": (0, 0.04),
+    "-5": (0, 0.04),
+    "Wed, 21 Oct 2015 07:28:00 GMT": (0, 0.04),
+    "soon": (0, 0.04),
+    "0.25": (0.25, 0.25),
+}
+
+
+@pytest.mark.parametrize("text", PAUSES)
+def test_retry_after_never_ends_backing_off(text: str, server: Server, ctx: Context) -> None:
+    url = server.tell("/rows", (429, {"Retry-After": text}, b""), (429, {"Retry-After": text}, b""), (200, JSON, b"[]"))
+    slept: list[float] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module.time, "sleep", slept.append)
+        ctx.extract(url, backoff=0.04)
+    least, most = PAUSES[text]
+    assert [
+        max(least, base / 2) <= pause <= max(most, base) for pause, base in zip(slept, (0.04, 0.08), strict=True)
+    ] == [True] * 2
+
+
+def test_default_ports_are_the_same_origin() -> None:
+    assert module.same_origin("http://a.example", "http://a.example:80/x", "http://A.example/y")
+    assert module.same_origin("https://a.example", "https://a.example:443")
+    assert not module.same_origin("http://a.example", "https://a.example")
+    assert not module.same_origin("http://a.example", "http://a.example:443")
+    assert not module.same_origin("http://a.example", "http://b.example")
+
+
+def test_an_error_says_that_headers_were_not_sent(server: Server, other: Server, ctx: Context) -> None:
+    away = other.tell("/two", (401, {}, b"no credentials"))
+    headers = {"Authorization": "Bearer of-this-test"}
+    moved = server.tell("/moved", (302, {"Location": away}, b""))
+    url = server.tell("/one", {"rows": [], "next": away})
+    for options in ({"url": url, "records": "rows", "next_link": "next"}, {"url": moved}):
+        with pytest.raises(
+            module.SourceError, match=r"401 Unauthorized; the headers are for .* were not sent to another origin"
+        ):
+            ctx.extract(options.pop("url"), headers=headers, **options)
+        with pytest.raises(module.SourceError, match=r"401 Unauthorized\nhint"):
+            ctx.extract(url, records="rows", next_link="next")
+
+
+def test_headers_of_a_function_are_made_for_each_request(server: Server, ctx: Context) -> None:
+    url = server.tell("/rows", (503, {}, b""), {"rows": [{"id": 1}], "next": "/two"})
+    server.tell("/two", {"rows": []})
+    tokens = iter("abc")
+    ctx.extract(url, headers=lambda: {"X-Token": next(tokens)}, records="rows", next_link="next", backoff=0.001)
+    assert [headers["X-Token"] for _, headers in server.asked] == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize("charset", ["iso-8859-1", "utf-16", "cp1252", "utf-8"])
+def test_the_charset_of_json_counts(charset: str, server: Server, ctx: Context) -> None:
+    for media, text in (("json", '[{"a": "é"}]'), ("x-ndjson", '{"a": "é"}')):
+        answer = (200, {"Content-Type": f"application/{media}; charset={charset}"}, text.encode(charset))
+        assert ctx.extract(server.tell("/rows", answer)) == [{"a": "é"}]
+
+
+def test_shapes_of_documents_over_http(server: Server, ctx: Context) -> None:
+    url = server.tell("/rows", {"at": 1, "rows": [{"a": {"b": 1}}], "next": "/two"})
+    server.tell("/two", {"at": 2, "rows": [{"a": {"b": 2}}]})
+    rows = ctx.extract(url, records="rows", next_link="next", meta=["at"], flatten=True)
+    assert rows == [{"a.b": 1, "at": 1}, {"a.b": 2, "at": 2}]
+    assert ctx.extract(url, records=".")[0]["next"] == "/two"
