@@ -134,6 +134,8 @@ if TYPE_CHECKING:
     Peers = dict[Any, Callable[[], object]]
     #: Rows, some at a time.
     Batches = Iterable["Rows"]
+    #: An option of extract: its type in JSON, its default, the option that it needs, and its meaning.
+    PlaceOption = tuple[str, Any, str, str]
     #: The method, the URL, and the JSON body if there is one.
     WebRequest = tuple[str, str, Json | None]
     #: An instant, and whether a change of the clock moved it.
@@ -10836,7 +10838,7 @@ def rehearse(times: int) -> None:
         exec(marshal.loads(marshal.dumps(compile("rows = 1", "rehearsal", "exec"))), {})
         pipeline(name="rehearsal")(act)  # compiles regular expressions
         attempt.journal.write(returned_by(PIPELINES.pop(), PipelineContext(attempt)))
-    os.close(attempt.journal.descriptor)
+    attempt.journal.close()
 
 
 class ForkServer:
@@ -12289,7 +12291,8 @@ def call_locally(chosen: Pipeline, job: Json, path: str) -> Json:
             record = returned_by(chosen, context)
     finally:
         attempt.journal.finish()
-        os.close(attempt.journal.descriptor)
+        attempt.journal.close()
+        Unfinished.waiting.clear()
         for engine in context._around.engines.values():
             engine.dispose()
     with open(path, "rb") as file:
@@ -12775,6 +12778,14 @@ class Place:
             raise BadRequest(f"{what} {lacks} '{unknown}'", hint)
         return {name: value for name, value in self.options.items() if name not in own}
 
+    def check(self, known: dict[str, PlaceOption]) -> None:
+        """Raises BadRequest for an option of a wrong type, or without another that it needs."""
+        for name in self.options.keys() & known.keys():
+            kind, _, needed, _ = known[name]
+            demand({"type": kind} if kind else {}, self.options[name], name)
+            if needed and needed not in self.options:
+                raise BadRequest(f"{name} needs {needed}", f"{needed}='…': {known[needed][3]}")
+
 
 def find_place(source: Any, resource: str | None, around: Surroundings, options: Json, writing: bool = False) -> Any:
     registry = TARGETS if writing else SOURCES
@@ -12898,12 +12909,16 @@ class Registered(Place):
 # Local and remote files.
 
 
-#: Options of `extract` for files of any format → their JSON Schema.
-FILE_OPTIONS: dict[str, Json] = {
-    "format": {"type": "string"},
-    "file_column": {"type": "string", "minLength": 1},  # a column for the path of each row's file
-    "missing": {"enum": ["error", "ok"]},  # whether no file is an error, or no rows
-    "new_only": {"type": "boolean"},  # whether only files that no successful run has read
+FILE_OPTIONS: dict[str, PlaceOption] = {
+    "format": ("string", None, "", "`csv`, `json` …, if the name does not tell it"),
+    "file_column": ("string", None, "", "a column for the path of each row's file"),
+    "missing": ("string", "error", "", "`ok`: without a file there are no rows"),
+    "new_only": (
+        "boolean",
+        False,
+        "",
+        "only files of another size or time than a successful run has read (`ctx.state`)",
+    ),
 }
 #: Keys of the size and the time of a file in what fsspec's stores say about it.
 FILE_STAMP = ("size", "mtime", "LastModified", "last_modified", "updated", "modified", "created")
@@ -12926,7 +12941,7 @@ class DataFile(Place):
     def __init__(self, path: str, around: Surroundings, options: Json) -> None:
         self.path, self.around = path, around
         super().__init__(os.path.basename(path.rstrip("/")) or path, dict(options))
-        demand({"properties": FILE_OPTIONS}, options, "files")
+        self.check(FILE_OPTIONS)
 
     def read(self, batch_rows: int | None) -> Batches:
         """Yields the rows of all files in the order of their names.  A file counts as read after its last batch."""
@@ -13132,8 +13147,7 @@ class RemoteFile(DataFile):
 # Owns what is read over http(s): requests, pages, retries.  Extends Place; calls Formats and Trace.
 # Promises that a body cut short is never taken for a whole one, and that no header reaches another origin.
 
-#: Option of `extract` for http(s) → its type in JSON, its default, the option that it needs, and its meaning.
-WEB_OPTIONS: dict[str, tuple[str, Any, str, str]] = {
+WEB_OPTIONS: dict[str, PlaceOption] = {
     "method": ("string", None, "", "GET, or POST if there is `json`"),
     "headers": ("", {}, "", "sent to this origin only; a function that returns them is called for each request"),
     "query": ("object", {}, "", "added to the URL"),
@@ -13151,7 +13165,7 @@ WEB_OPTIONS: dict[str, tuple[str, Any, str, str]] = {
     "first_page": ("integer", None, "page_param", "the parameter of the first page: 1, or 0 with `page_step`"),
     "total": ("string", None, "page_param", "path of the number of all rows in a page"),
     "page_count": ("string", None, "page_param", "path of the number of all pages in a page"),
-    "format": ("string", None, "", "the format, if neither content type nor path tell it"),
+    "format": ("string", None, "", "`csv`, `json` …, if neither content type nor path tell it"),
 }
 WAIT_MAX_S = 60.0
 #: Status codes after which a request is tried again.
@@ -13204,12 +13218,7 @@ class Web(Place):
     def check_options(self) -> str:
         """Returns the option that finds pages, if any.  Raises BadRequest for options that are wrong."""
         given = self.options
-        demand(
-            {"properties": {name: {"type": row[0]} for name, row in WEB_OPTIONS.items() if row[0]}}, given, "http(s)"
-        )
-        for name in given.keys() & WEB_OPTIONS.keys():
-            if (needed := WEB_OPTIONS[name][2]) and needed not in given:
-                raise BadRequest(f"{name} needs {needed}", f"{needed}='…': {WEB_OPTIONS[needed][3]}")
+        self.check(WEB_OPTIONS)
         pagers = [name for name in PAGERS if name in given]
         if len(pagers) > 1:
             raise BadRequest(f"{' and '.join(pagers)} are two ways to find pages", "choose one of them")
@@ -14870,8 +14879,15 @@ class Journal:
         except OSError as problem:
             if problem.errno != errno.EBADF:
                 return 0
+            if self.descriptor < 0:
+                return len(data)
             self.descriptor = self.open()
             return os.write(self.descriptor, data)
+
+    def close(self) -> None:
+        """Drops what comes later, such as the end of a stream that was not read to its end."""
+        os.close(self.descriptor)
+        self.descriptor = -1
 
     def log(self, message: str, level: str = "info", fields: Json | None = None, stream: str | None = None) -> None:
         """Writes a log line.  Beyond the limits, finish() writes the last LOG_TAIL lines."""

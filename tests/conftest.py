@@ -420,7 +420,7 @@ class Context(module.PipelineContext):
 
     def close(self) -> None:
         """Nothing is open afterwards."""
-        os.close(self._attempt.journal.descriptor)
+        self._attempt.journal.close()
         for engine in self._around.engines.values():
             engine.dispose()
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import json
 from pathlib import Path
 
@@ -260,3 +262,48 @@ def test_a_unit_test_is_told_what_to_do_and_can_be_scheduled_and_chained(registr
     assert caught.value.__notes__ == ['hint: run_local(…, secrets={"NOT_THERE_AT_ALL": "…"})']
     found = module.run_local(chained, upstream={"other": 5}, secrets={"NOT_THERE_AT_ALL": "it is"})
     assert found["result"] == [5, None, "it is"]
+
+
+#: What a run leaves unfinished, and what it raises.
+LEFT: dict[str, str] = {
+    "a stream": "for batch in left.append(iter(ctx.extract('rows.jsonl', stream=True, batch_rows=1))) or left[0]: 1 / 0",
+    "a stream that nobody reads on": "next(left.append(iter(ctx.extract('rows.jsonl', stream=True))) or left[0])",
+    "a step": "left.append(step := ctx.step('open')); step.__enter__(); 1 / 0",
+    "an async function": "left.append(ctx.check(wait)); 1 / 0",
+    "a log": "left.append(ctx); ctx.log('first')",
+}
+
+
+@pytest.mark.filterwarnings("ignore:coroutine .* was never awaited:RuntimeWarning")
+@pytest.mark.parametrize("case", LEFT)
+def test_what_a_local_run_leaves_does_not_reach_the_next(
+    case: str, registry: list[module.Pipeline], tmp_path: Path
+) -> None:  # fmt: skip
+    left: list[object] = []
+    (tmp_path / "rows.jsonl").write_text('{"n": 1}\n{"n": 2}\n')
+
+    @module.pipeline
+    async def first(ctx: module.PipelineContext) -> None:
+        async def wait() -> bool:
+            await asyncio.sleep(1)
+            return True
+
+        exec(LEFT[case], {"ctx": ctx, "left": left, "wait": wait})
+
+    @module.pipeline
+    async def second(ctx: module.PipelineContext) -> None:
+        for rest in (left.pop(),):
+            if hasattr(rest, "close"):
+                rest.close()
+            if hasattr(rest, "finish"):
+                rest.finish(None, 0.0)
+            if hasattr(rest, "log"):
+                rest.log("late")
+        with ctx.step("work"):
+            pass
+
+    with contextlib.suppress(ZeroDivisionError):
+        module.run_local(first, data_dir=str(tmp_path))
+    run = module.run_local(second)
+    assert [step["name"] for step in run["trace"]["steps"]] == ["work"]
+    assert run["logs"] == []

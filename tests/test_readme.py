@@ -78,6 +78,16 @@ def settings() -> str:
     return "\n".join(lines) + "\n"
 
 
+def places() -> str:
+    """The table of the options of ctx.extract that are no format's."""
+    lines = ["| for | option | default | meaning |", "|---|---|---|---|"]
+    for what, table in (("files", module.FILE_OPTIONS), ("http(s)", module.WEB_OPTIONS)):
+        for name, (_, default, _, meaning) in table.items():
+            shown = "" if default in (None, False, {}) else f"`{module.encode_json(default)}`"
+            lines.append(f"| {what} | `{name}` | {shown} | {meaning} |")
+    return "\n".join(lines) + "\n"
+
+
 SAMPLE = REPOSITORY / "examples" / "tau.example.toml"
 SAMPLE_END = """
 # Connections that pipelines name: ctx.extract("shop", "orders"), ctx.sql("SELECT …", connection="shop").
@@ -131,7 +141,7 @@ def test_the_sample_configuration_is_derived_from_the_code() -> None:
 
 def with_tables(text: str) -> str:
     """The README with its derived parts as they must be."""
-    for name, table in (("commands", commands()), ("settings", settings())):
+    for name, table in (("commands", commands()), ("settings", settings()), ("places", places())):
         begin, end = rf"(<!-- {name}: .*? -->\n)", rf"(<!-- end of {name} -->)"
         text = re.sub(begin + ".*?" + end, lambda m, table=table: f"{m[1]}\n{table}\n{m[2]}", text, flags=re.DOTALL)
     return text
