@@ -13488,19 +13488,26 @@ def retry_after(text: str) -> float:  # RFC 9110, 10.2.3
 
 #: Dialects whose NUMERIC holds any decimal.  Others must be told how many digits.
 ANY_DECIMAL = ("postgresql", "oracle", "cockroachdb")
+#: Dialects that know `ALTER COLUMN … TYPE` and `COMMENT ON COLUMN`, and the types that Tau declares and may widen.
+ALTERING = ("postgresql", "duckdb", "cockroachdb")
+WIDENED = r"BIGINT|DATE|(NUMERIC|DECIMAL)\(38, ?\d+\)"
+#: The comment on a column that has no value yet.  The first one declares it.
+NO_VALUE = "no value yet"
 #: Dialects in which a text of any length cannot be a key.
 SHORT_KEYS = ("mysql", "mariadb", "mssql", "oracle")
+#: Dialects that take columns for the same if only capitals differ.
+CASELESS = ("duckdb", "mysql", "mariadb", "mssql")
 #: Dialects that know `INSERT … ON CONFLICT (key) DO UPDATE`.
 ON_CONFLICT = ("sqlite", "postgresql", "duckdb", "cockroachdb")
-#: Kinds of column that SQLite has itself.  For others SqlStep registers a converter.
-SQLITE_KINDS = ("integer", "real", "text", "bytes", "other", None)
+#: Kinds of column that SQLite converts values to.
+SQLITE_KINDS = ("integer", "real", "decimal", "boolean", "text")
 #: SQLite computes with binary numbers, which hold this many decimal digits.
 DECIMAL_DIGITS = 15
-INT64 = 1 << 63
-COLUMNS_OF = """SELECT column_name, data_type FROM information_schema.columns
-    WHERE table_schema = :schema AND table_name = :name"""
+#: SQLAlchemy does not see all tables of DuckDB.
+DUCKDB_COLUMNS = """SELECT column_name AS name, data_type AS type, comment FROM duckdb_columns()
+    WHERE lower(schema_name) = lower(:schema) AND lower(table_name) = lower(:name)"""
 #: How a query begins.  Any other resource is the name of a table, which may have spaces in it.
-QUERY = r"\s*(\(|--|/\*|(select|with|values|from|table|show|describe|explain|pragma|call|exec)\s)"
+QUERY = r"\s*(\(|--|/\*|(select|with|values|from|table|show|describe|explain|pragma|call|exec)\b)"
 #: How a statement begins that may make a missing database.  Others see an empty one.
 MAKING = r"\s*(--|/\*|create|pragma|vacuum|attach)"
 #: Drivers for a URL that names none, the usual one first: module → its name in a URL.
@@ -13518,7 +13525,8 @@ SQL_HINTS = {
     r"no such (table|column)|does not exist": "check the name; ctx.load makes tables",
     r"binding|bind parameter": "params={…} gives :name its value; a colon in a text is written \\:",
     r"one statement": "one statement a call",
-    r"64 bits": "a step can make text of it",
+    r"64 bits|out of range": "a step can make text of it",
+    r"NUL\b|0x00|surrogate": "a step can take it out: text.encode(errors='replace').decode().replace('\\0', '')",
     r"locked": "another process writes to it, or a stream from this file has not been read to its end",
 }
 
@@ -13532,7 +13540,6 @@ class Table(Place):
         )
         self.fit("a database", ("params",))
         self.url, self.resource, self.around = url, resource, around
-        self.is_query = re.match(QUERY, resource or "", re.IGNORECASE) is not None
 
     def connect(self, begin: str, makes: bool = False) -> Any:
         """Returns a connection for a `with`: a transaction, rolled back by an exception.
@@ -13557,11 +13564,14 @@ class Table(Place):
         if self.resource is None:
             raise BadRequest("which table or query?", 'ctx.extract("sqlite:///shop.db", "orders")')
         with self.connect("BEGIN") as house:
-            query = self.resource if self.is_query else f"SELECT * FROM {house.quoted(self.resource)}"
+            is_query = re.match(QUERY, self.resource, re.IGNORECASE) is not None
+            if is_query and re.fullmatch(r"[\w -]+", self.resource):
+                is_query = house.columns_of(self.resource) is None  # a table may be named `Call log`
+            query = self.resource if is_query else f"SELECT * FROM {house.quoted(self.resource)}"
             yield from house.ask(query, self.options.get("params") or {}, batch_rows)
 
     def write(self, batches: Batches, mode: str, keys: list[str]) -> None:
-        if self.resource is None or self.is_query:
+        if self.resource is None:
             raise BadRequest("which table?", 'ctx.load("sqlite:///shop.db", rows, "orders")')
         with self.connect("BEGIN IMMEDIATE", makes=True) as house:
             loading = Loading(house, self.resource, mode, keys)
@@ -13581,42 +13591,81 @@ class Loading:
     def __init__(self, house: Any, name: str, mode: str, keys: list[str]) -> None:
         self.house, self.mode, self.keys = house, mode, keys
         self.table = house.quoted(name)
-        self.columns: dict[str, str | None] | None = house.columns_of(name)  # column → its kind
+        house.check_names([name.rpartition(".")[2]])
+        self.columns: dict[str, Column] | None = house.columns_of(name)  # by folded name
+        self.batch, self.count = Rows(), 0  # this batch, and the rows of those before
+        self.holders: dict[str, Column] = {}  # the columns that convert cells of this batch
         if mode == "replace" and self.columns is not None:
             house.execute(f"DELETE FROM {self.table}", {})
 
     def add(self, batch: Rows) -> None:
-        scan = Scan(batch)
-        if not scan.columns:
+        scan, self.batch = Scan(batch), batch
+        if not scan.columns or (self.columns is None and self.keys and not batch):  # a key has no kind yet
             return
         self.widen(scan)
         for row in batch if self.mode == "upsert" else ():
             check_keys(row, self.keys)
         if scan.even:
             self.insert(scan, scan.columns)
-            return
-        for shape, rows in itertools.groupby(batch, tuple):  # in their order: the last row of a key wins
-            self.insert(Scan(Rows(rows)), [*shape] or scan.columns[:1])
+        else:
+            for shape, rows in itertools.groupby(batch, tuple):  # in their order: the last row of a key wins
+                self.insert(Scan(Rows(rows)), [*shape] or scan.columns[:1])
+        self.count += len(batch)
 
     def widen(self, scan: Scan) -> None:
-        """Adds what the table lacks.  Raises SourceError for a number that a column would round."""
+        """Adds and widens what the table lacks.  Raises SourceError for a cell that would come back as another."""
         house, known = self.house, self.columns or {}
-        fresh = [Column(scan, name) for name in scan.columns if house.fold(name) not in known]
-        declared = [f"{house.spell(column.name)} {house.type_of(column, column.name in self.keys)}" for column in fresh]
+        folded = {name: house.fold(name) for name in scan.columns}
+        check_distinct([*folded.values()], f"{house.label} does not tell capitals: a step can rename one")
+        columns = {name: self.fit(scan, name, known.get(folded[name])) for name in scan.columns}
+        fresh = [columns[name] for name in scan.columns if folded[name] not in known]
+        house.check_names([column.name for column in fresh])
+        declared = [f"{house.spell(column.name)} {column.declared}" for column in fresh]
         if self.columns is None:
             key = f", PRIMARY KEY ({self.listed(self.keys)})" if self.keys else ""
             house.execute(f"CREATE TABLE {self.table} ({', '.join(declared)}{key})", {})
         else:
-            for column in declared:
-                house.execute(f"ALTER TABLE {self.table} ADD COLUMN {column}", {})
-        self.columns = known | {house.fold(column.name): column.kind for column in fresh}
-        for name in scan.columns if house.rounds else ():
-            if self.columns[name] != "integer" or scan.kind(name) not in ("real", "decimal"):
-                continue
-            broken = [cell for cell in scan.cells_of(name) if cell is not None and cell != cell // 1]
-            if broken:
-                hint = f"make the column a wider type, or let a step round '{name}'"
-                raise SourceError(f"column '{name}' holds integers, which {broken[0]} is not", hint)
+            for text in declared:
+                house.execute(f"ALTER TABLE {self.table} ADD COLUMN {text}", {})
+        for name, column in columns.items():
+            house.alter(self.table, known.get(folded[name]), column)
+        self.columns = known | {folded[name]: column for name, column in columns.items()}
+        self.holders = {
+            name: column
+            for name, column in columns.items()
+            if column.size is not None or not house.is_alike(column, scan.kinds(name))
+        }
+
+    def fit(self, scan: Scan, name: str, old: Column | None) -> Column:
+        """Returns the old column if it holds all cells of a batch, else the narrowest wider one that does."""
+        house, kinds = self.house, scan.kinds(name)
+        is_empty = old is None or old.is_new or (self.mode == "replace" and not self.count)
+        if old is not None and not (old.is_new and kinds) and self.misfit(old, scan, name) is None:
+            return old
+        common = common_kind(kinds if old is None or is_empty or old.kind is None else kinds | {old.kind.name})
+        for kind in dict.fromkeys((common, *WIDER.get(common, ())[-1:], *["text"] * is_empty)):
+            column: Column = house.declare(name, kind, scan, old, name in self.keys)
+            if self.misfit(column, scan, name) is None and (old is None or is_empty or self.can_widen(old, column)):
+                return column
+        column = column if old is None else old
+        number, cell = self.misfit(column, scan, name) or (0, None)
+        kind = column.kind.name if column.kind is not None else "value"
+        wrong = f"row {self.count + number}: column '{name}' holds {kind}s, which {safe_repr(cell)} is not"
+        raise SourceError(f"{wrong} (it is {column.declared})", house.remedy(self.table, column))
+
+    def can_widen(self, old: Column, column: Column) -> bool:
+        """Whether the old column can become the other, and no value in it is lost."""
+        if old.kind is None or column.kind is None:
+            return False
+        is_wider = column.kind.name in (old.kind.name, *WIDER.get(old.kind.name, ()))
+        return is_wider and bool(self.house.can_widen(self.table, old, column))
+
+    def misfit(self, column: Column, scan: Scan, name: str) -> tuple[int, Any] | None:
+        """Returns the first cell that this column does not hold, after its number."""
+        is_sure = self.house.is_alike(column, scan.kinds(name)) and column.size is None and column.zone is None
+        if is_sure and scan.types[name] == {int}:
+            is_sure = max(map(int.bit_length, filter(None, scan.cells_of(name))), default=0) < 64
+        return None if is_sure else column.misfit(scan.cells_of(name))
 
     def listed(self, names: Iterable[str]) -> str:
         return ", ".join(map(self.house.spell, names))
@@ -13632,7 +13681,20 @@ class Loading:
             changes = ", ".join(f"{name} = excluded.{name}" for name in others)
             change = f"UPDATE SET {changes}" if changes else "NOTHING"
             statement += f" ON CONFLICT ({self.listed(self.keys)}) DO {change}"
-        house.change(statement, scan, shape)
+        try:
+            house.change(statement, scan, shape, self.holders)
+        except house.errors as problem:
+            text = cause_text(problem)
+            raise SourceError(f"{house.label}: {self.table}: {self.culprit(text)}{text}", house.hint(text)) from problem
+
+    def culprit(self, problem: str) -> str:
+        """Names the first text that databases refuse, if that is the problem: half a character, or a NUL."""
+        if re.search(r"NUL\b|0x00|surrogate|utf-?8", problem, re.IGNORECASE):
+            for number, row in enumerate(self.batch, self.count + 1):
+                for name, cell in row.items():
+                    if isinstance(cell, str) and re.search("[\0\ud800-\udfff]", cell):
+                        return f"row {number}, column '{name}': {safe_repr(cell)}: "
+        return ""
 
     def replace(self, scan: Scan, shape: list[str], insert: str) -> None:
         """Updates each row, or inserts it, in databases without ON CONFLICT."""
@@ -13642,23 +13704,8 @@ class Loading:
         update = f"UPDATE {self.table} SET {', '.join(changes)} WHERE {where}"
         for row in scan.rows:
             row_scan = Scan(Rows([row]))
-            if not self.house.change(update, row_scan, shape):
-                self.house.change(insert, row_scan, shape)
-
-
-class Column:
-    """A column to be added to a table: its kind, and its cells that are not None."""
-
-    def __init__(self, scan: Scan, name: str) -> None:
-        self.name, self.kind = name, scan.kind(name)
-        self.cells = [cell for cell in scan.cells_of(name) if cell is not None]
-        if self.kind == "integer" and not all(-INT64 <= cell < INT64 for cell in self.cells):
-            self.kind = "decimal"
-
-    def has_long_decimals(self) -> bool:
-        """Whether SQLite would round one of its decimals."""
-        decimals = (cell.as_tuple() for cell in self.cells if isinstance(cell, decimal.Decimal))
-        return any(len(parts.digits) > DECIMAL_DIGITS for parts in decimals)
+            if not self.house.change(update, row_scan, shape, self.holders):
+                self.house.change(insert, row_scan, shape, self.holders)
 
 
 def rows_of(names: list[str], cursor: Any, batch_rows: int | None) -> Batches:
@@ -13671,11 +13718,16 @@ def rows_of(names: list[str], cursor: Any, batch_rows: int | None) -> Batches:
         yield Rows([dict(zip(names, row, strict=True)) for row in cells], names)
 
 
+def lower_ascii(name: str) -> str:
+    """Folds a name as SQLite and DuckDB do: É and é are two names."""
+    return str(name).encode().lower().decode()
+
+
 class Warehouse:
     """A connection to a database, for a `with`.  Subclasses open and use it."""
 
     dialect = label = ""
-    rounds = True  # whether an integer column stores 1.5 as 2
+    stored = "alchemy_type"  # attribute of ValueKind: kinds that have it in common are stored alike
     errors: Any = ()  # the exceptions of the library
     connection: Any = None
     execute: Any  # a query → its columns and a cursor; a statement → None and how many rows changed
@@ -13699,6 +13751,22 @@ class Warehouse:
         hints = (hint for pattern, hint in SQL_HINTS.items() if re.search(pattern, problem, re.IGNORECASE))
         return next(hints, "this transaction was rolled back")
 
+    def check_names(self, names: Iterable[str]) -> None:
+        """Raises SourceError for a name that this database would cut."""
+
+    def is_alike(self, column: Column, kinds: Iterable[str | None]) -> bool:
+        """Whether values of these kinds need no conversion."""
+        return column.kind is None or {getattr(KINDS_OF_COLUMN[kind], self.stored) for kind in kinds} <= {
+            getattr(column.kind, self.stored)
+        }
+
+    def is_empty(self, table: str, column: Column) -> bool:
+        name = self.spell(column.name)
+        return not self.execute(f"SELECT {name} FROM {table} WHERE {name} IS NOT NULL LIMIT 1", {})[1].fetchall()
+
+    def remedy(self, table: str, column: Column) -> str:
+        return f"a step can convert it, or mode='replace' declares '{column.name}' anew"
+
     def spell(self, name: str) -> str:
         return '"' + str(name).replace('"', '""') + '"'
 
@@ -13716,8 +13784,8 @@ class Warehouse:
 class SQLite(Warehouse):
     """A connection to an SQLite file, which is made if missing."""
 
-    dialect, rounds = "sqlite", False
-    fold = staticmethod(str.lower)
+    dialect, stored = "sqlite", "sqlite_type"
+    fold = staticmethod(lower_ascii)
     types_read = 0  # whether sqlite3 converts declared types (detect_types)
     #: The files that this process is reading.
     read_from: list[str] = []  # noqa: RUF012
@@ -13752,16 +13820,35 @@ class SQLite(Warehouse):
     def mark(self, position: int) -> str:
         return "?"
 
-    def type_of(self, column: Column, is_key: bool) -> str:
-        """Returns the declared type of a column, empty if it has no value yet."""
-        is_text = column.kind == "decimal" and column.has_long_decimals()
-        return "TEXT" if is_text else KINDS_OF_COLUMN[column.kind].sqlite_type
+    def declare(self, name: str, kind: str | None, scan: Scan, old: Column | None, is_key: bool) -> Column:
+        return self.column(name, KINDS_OF_COLUMN[kind].sqlite_type)
 
-    def columns_of(self, table: str) -> dict[str, str | None] | None:
+    def column(self, name: str, declared: str) -> Column:
+        """Returns a column.  SQLite itself knows only some kinds, and computes with 15 digits."""
+        column = Column(name, declared)
+        if column.kind is not None and column.kind.name not in SQLITE_KINDS:
+            column.kind = column.zone = None
+        column.size = (DECIMAL_DIGITS, None) if column.kind is KINDS_OF_COLUMN["decimal"] else None
+        return column
+
+    def columns_of(self, table: str) -> dict[str, Column] | None:
         schema, _, name = table.rpartition(".")
         prefix = f"{self.spell(schema)}." if schema else ""
         rows = self.connection.execute(f"PRAGMA {prefix}table_info({self.spell(name)})")
-        return {self.fold(row[1]): None for row in rows} or None
+        return {self.fold(row[1]): self.column(row[1], row[2]) for row in rows} or None
+
+    def can_widen(self, table: str, old: Column, column: Column) -> bool:
+        """Whether the old column stores these values as well: one of integers stores any number."""
+        return old.kind is KINDS_OF_COLUMN["integer"]
+
+    def alter(self, table: str, old: Column | None, column: Column) -> None:
+        if old is None or old is column:
+            return
+        if self.is_empty(table, old):
+            self.execute(f"ALTER TABLE {table} DROP COLUMN {self.spell(old.name)}", {})
+            self.execute(f"ALTER TABLE {table} ADD COLUMN {self.spell(old.name)} {column.declared}", {})
+        else:
+            column.declared = old.declared
 
     def execute(self, query: str, params: Json, stream: bool = False) -> tuple[list[str] | None, Any]:
         cursor = self.connection.execute(query, {name: sqlite_cell(value) for name, value in params.items()})
@@ -13769,14 +13856,14 @@ class SQLite(Warehouse):
             return None, cursor.rowcount
         return [column[0] for column in cursor.description], cursor
 
-    def change(self, statement: str, scan: Scan, shape: list[str]) -> int:
+    def change(self, statement: str, scan: Scan, shape: list[str], holders: Mapping[str, Column]) -> int:
         """Executes a statement with the values of each row and returns how many rows it changed.
 
         While a stream reads this file, nothing can be written to it before the commit: changes stay in memory.
         """
         if self.path in self.read_from:
             self.connection.execute("PRAGMA cache_spill = 1000000000")  # a number of pages; OFF would be too late
-        return int(self.connection.executemany(statement, scan.cells(shape, "sqlite")).rowcount)
+        return int(self.connection.executemany(statement, scan.cells(shape, "sqlite", holders)).rowcount)
 
 
 class SqlStep(SQLite):
@@ -13803,16 +13890,18 @@ class SqlStep(SQLite):
                 raise
             return Rows()  # the columns of no rows are unknown
 
-    def type_of(self, column: Column, is_key: bool) -> str:
-        """Returns a type with a converter in sqlite3, empty for a kind that SQLite has itself."""
-        if column.kind == "decimal" and column.has_long_decimals():
+    def declare(self, name: str, kind: str | None, scan: Scan, old: Column | None, is_key: bool) -> Column:
+        """Returns a column whose type has a converter in sqlite3.  A kind that SQLite has itself needs none."""
+        column = super().declare(name, kind, scan, old, is_key)
+        if column.size is not None and column.misfit(scan.cells_of(name)) is not None:
             hint = "a step in Python reckons with all digits"
-            raise SourceError(f"SQL step: '{column.name}' has decimals of more than {DECIMAL_DIGITS} digits", hint)
-        if column.kind in SQLITE_KINDS:
-            return ""
-        word, parse = f"tau_{column.kind}", KINDS_OF_COLUMN[column.kind].parse
-        sqlite3.register_converter(word, lambda cell: parse(cell.decode()))
-        return word
+            raise SourceError(f"SQL step: '{name}' has numbers of more than 64 bits or {DECIMAL_DIGITS} digits", hint)
+        column.kind = column.size = None
+        column.declared = ""
+        if kind not in ("integer", "real", "text", "bytes", "other", None):
+            column.declared, parse = f"tau_{kind}", KINDS_OF_COLUMN[kind].parse
+            sqlite3.register_converter(column.declared, lambda cell: parse(cell.decode()))
+        return column
 
     def hint(self, problem: str) -> str:
         if "64 bits" in problem:
@@ -13826,11 +13915,12 @@ class Alchemy(Warehouse):
 
     def __init__(self, url: str, around: Surroundings) -> None:
         self.alchemy = need("sqlalchemy", "sql", url.partition(":")[0])
-        self.errors = self.alchemy.exc.SQLAlchemyError
+        self.errors = (self.alchemy.exc.SQLAlchemyError, UnicodeEncodeError)
         if url not in around.engines:
             around.engines[url] = self.make_engine(url)
         self.engine = around.engines[url]
         self.dialect = self.label = self.engine.dialect.name
+        self.fold = lower_ascii if self.dialect in CASELESS else str
 
     def make_engine(self, url: str) -> Any:
         scheme, _, address = url.partition("://")
@@ -13860,38 +13950,77 @@ class Alchemy(Warehouse):
     def mark(self, position: int) -> str:
         return f":c{position}"
 
-    def type_of(self, column: Column, is_key: bool) -> str:
-        types, word = self.alchemy.types, KINDS_OF_COLUMN[column.kind].alchemy_type
+    def check_names(self, names: Iterable[str]) -> None:
+        for name in names:
+            if not name or (self.dialect == "postgresql" and len(name.encode()) > 63):
+                wrong = f"PostgreSQL cuts names after 63 bytes: '{name}'" if name else "a column has no name"
+                raise SourceError(wrong, "a step can rename it")
+
+    def declare(self, name: str, kind: str | None, scan: Scan, old: Column | None, is_key: bool) -> Column:
+        types, word = self.alchemy.types, KINDS_OF_COLUMN[kind].alchemy_type
         made = getattr(types, word)()
         if word == "DateTime":
-            made = types.DateTime(timezone=any(getattr(cell, "tzinfo", None) for cell in column.cells))
+            made = types.DateTime(timezone=any(getattr(cell, "tzinfo", None) for cell in scan.cells_of(name)))
         elif word == "Numeric" and self.dialect not in ANY_DECIMAL:
-            digits = [-cell.as_tuple().exponent for cell in column.cells if hasattr(cell, "as_tuple")]
-            made = types.Numeric(38, min(max([9, *digits]), 30))
+            numbers = (cell for cell in scan.cells_of(name) if isinstance(cell, (float, decimal.Decimal)))
+            places = [len(format(decimal.Decimal(str(cell)), "f").partition(".")[2]) for cell in numbers]
+            least = 9 if old is None or old.size is None else max(9, old.size[1] or 0)
+            made = types.Numeric(38, min(max([least, *places]), 30))
         elif word == "Text" and is_key and self.dialect in SHORT_KEYS:
             made = types.String(255)
-        return str(made.compile(dialect=self.engine.dialect))
+        column = Column(name, str(made.compile(dialect=self.engine.dialect)))
+        column.is_new = kind is None and self.dialect in ALTERING
+        return column
 
-    def columns_of(self, table: str) -> dict[str, str | None] | None:
-        """Returns column → "integer" or None; None if there is no table."""
+    def columns_of(self, table: str) -> dict[str, Column] | None:
         schema, _, name = table.rpartition(".")
+        look = self.alchemy.inspect(self.connection)
         if self.dialect == "duckdb":  # its catalog lacks tables that SQLAlchemy reads
-            rows = self.execute(COLUMNS_OF, {"schema": schema or "main", "name": name})[1]
-            return {column: "integer" if "INT" in kind else None for column, kind in rows} or None
-        look, integer = self.alchemy.inspect(self.connection), self.alchemy.types.Integer
-        if not look.has_table(name, schema or None):
-            return None
-        columns = look.get_columns(name, schema or None)
-        return {column["name"]: "integer" if isinstance(column["type"], integer) else None for column in columns}
+            rows = self.execute(DUCKDB_COLUMNS, {"schema": schema or "main", "name": name})[1].mappings()
+        else:
+            rows = look.get_columns(name, schema or None) if look.has_table(name, schema or None) else ()
+        columns = {}
+        for row in rows:
+            zone = " WITH TIME ZONE" * getattr(row["type"], "timezone", False)
+            column = columns[self.fold(row["name"])] = Column(row["name"], f"{row['type']}{zone}")
+            column.is_new = row.get("comment") == NO_VALUE
+        return columns or None
+
+    def can_widen(self, table: str, old: Column, column: Column) -> bool:
+        """Whether Tau may have declared the old column, and no value in it would be rounded."""
+        if self.dialect not in ALTERING or re.fullmatch(WIDENED, old.declared) is None or column.zone:
+            return False
+        large = f"SELECT 1 FROM {table} WHERE abs({self.spell(old.name)}) > {1 << 53} LIMIT 1"
+        return column.kind is not KINDS_OF_COLUMN["real"] or not self.execute(large, {})[1].fetchall()
+
+    def alter(self, table: str, old: Column | None, column: Column) -> None:
+        name = self.spell(column.name)
+        if column.is_new and old is None:
+            self.execute(f"COMMENT ON COLUMN {table}.{name} IS '{NO_VALUE}'", {})
+        if old is None or old is column:
+            return
+        self.connection.detach()  # no connection may remember statements for the old type
+        self.engine.dispose()
+        is_empty = self.is_empty(table, old)
+        if self.dialect not in ALTERING or (old.is_new and not is_empty):
+            raise SourceError(f"column '{old.name}' is {old.declared}, not {column.declared}", self.remedy(table, old))
+        using = " USING NULL" * is_empty
+        self.execute(f"ALTER TABLE {table} ALTER COLUMN {name} TYPE {column.declared}{using}", {})
+        if old.is_new:
+            self.execute(f"COMMENT ON COLUMN {table}.{name} IS NULL", {})
+
+    def remedy(self, table: str, column: Column) -> str:
+        hint = super().remedy(table, column)
+        return f"{hint}; wider: ALTER TABLE {table} ALTER COLUMN {self.spell(column.name)} TYPE …"
 
     def execute(self, query: str, params: Any, stream: bool = False) -> tuple[list[str] | None, Any]:
         connection = self.connection.execution_options(stream_results=stream)
         done = connection.execute(self.alchemy.text(query), params)
         return ([*done.keys()], done) if done.returns_rows else (None, done.rowcount)
 
-    def change(self, statement: str, scan: Scan, shape: list[str]) -> int:
+    def change(self, statement: str, scan: Scan, shape: list[str], holders: Mapping[str, Column]) -> int:
         names = [f"c{i}" for i in range(len(shape))]
-        values = [dict(zip(names, row, strict=True)) for row in scan.cells(shape, "native")]
+        values = [dict(zip(names, row, strict=True)) for row in scan.cells(shape, "native", holders)]
         return int(self.connection.execute(self.alchemy.text(statement), values).rowcount) if values else 0
 
 
@@ -14089,8 +14218,10 @@ def first_columns(batches: Batches, named: Sequence[str] | None) -> tuple[list[s
 
 
 def check_columns(batch: Rows, names: list[str]) -> None:
-    if late := next((name for name in columns_of(batch) if name not in names), None):
-        raise SourceError(f"column '{late}' appears only after the header", "name all: columns=[…], or use no stream")
+    if late := [name for name in columns_of(batch) if name not in names]:
+        raise SourceError(
+            f"column '{late[0]}' appears only after the header", "name all: columns=[…], or use no stream"
+        )
 
 
 def read_json(
@@ -14292,12 +14423,10 @@ def named_kind(kind: Any, column: str) -> ValueKind:
 def guessed_kind(texts: set[str]) -> ValueKind:
     """Returns the narrowest kind that fits all these texts.  Empty texts fit any kind."""
     texts = texts - {""}
-    for kind in KINDS_OF_VALUE if texts else ():
-        try:
-            if kind.pattern and all(map(re.compile(kind.pattern).fullmatch, texts)) and [*map(kind.parse, texts)]:
-                return kind
-        except ValueError:
-            continue  # 2026-02-31 matches the pattern and is no day
+    for name in ("integer", "real", "boolean", "date", "datetime") if texts else ():
+        with contextlib.suppress(ValueError):
+            if all(KINDS_OF_COLUMN[name].read(text) is not None for text in texts):
+                return KINDS_OF_COLUMN[name]
     return KINDS_OF_COLUMN["text"]
 
 
@@ -14419,13 +14548,16 @@ def collect(batches: Batches) -> Rows:
 
 
 def check_keys(row: Json, keys: Iterable[str]) -> None:
-    if missing := next((name for name in keys if row.get(name) is None), None):
-        hint = did_you_mean(missing, row, f"it has {', '.join(map(str, row))}")
+    if any(row.get(name) is None for name in keys):
+        missing = next(name for name in keys if row.get(name) is None)
+        others = f"it has {', '.join(map(str, row))}"
+        hint = "a step can drop such rows" if missing in row else did_you_mean(missing, row, others)
         raise SourceError(f"a row has no '{missing}', which is part of the key: {safe_repr(row)}", hint)
 
 
 def check_distinct(names: Sequence[str], hint: str = "rename one of them: AS …") -> None:
-    if twice := next((name for name in names if names.count(name) > 1), None):
+    if len({*names}) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
         raise SourceError(f"two columns are named '{twice}'", hint)
 
 
@@ -14473,15 +14605,16 @@ class ValueKind:
 
     *name* is the kind of its columns.  *classes* are Python's and numpy's; a row of KINDS_OF_VALUE needs one,
     because param_type compares an annotation with the first.  *schema* is the JSON Schema of a param, whose JSON
-    *convert* makes a value.  *sqlite_type* and *alchemy_type* declare columns.  *parse* reads a text.  Without
-    a named type, a column whose texts all match *pattern* is of this kind.  *cell* makes text or a number of a
-    value.  *csv*, *sqlite* and *native* do that for text formats, SQLite and other databases: by default they are
-    *cell*, but *native* keeps a value that has an *alchemy_type*.
+    *convert* makes a value.  *sqlite_type* and *alchemy_type* declare columns, *declared* finds them again.  *parse*
+    reads a text; *pattern* matches the texts that can be nothing else.  *make* makes a value of another kind's.
+    *cell* makes text or a number of a value.  *csv*, *sqlite* and *native* do that for text formats, SQLite and
+    other databases: by default they are *cell*, but *native* keeps a value that has an *alchemy_type*.
     """
 
     convert: Any = None
     parse: Any = None
-    pattern = ""
+    make: Any = None
+    pattern = declared = ""
 
     def __init__(
         self, name: str | None, classes: str, schema: Json | None, sqlite_type: str = "TEXT",
@@ -14495,26 +14628,53 @@ class ValueKind:
             self.convert = self.parse = FORMATS[schema["format"]][1]
         vars(self).update(ways)
 
+    def read(self, text: str) -> Any:
+        """Reads a text that can be nothing else.  Raises ValueError for 007, 1e5 or a date such as 3/4/26."""
+        if not self.pattern or re.fullmatch(self.pattern, text) is None:
+            raise ValueError(text)
+        return self.parse(text)
+
+    def exactly(self, value: Any) -> Any:
+        """Returns a value of any kind as one of this.  Raises ValueError if it would not come back as it was."""
+        other = kind_of(type(value))
+        try:
+            if other.name == self.name or value != value:
+                return value if value == value else None  # NaN is a missing value
+            if self.name == "text":
+                return str(other.csv(value))
+            value = other.native(value)
+            made = self.read(value) if isinstance(value, str) else self.make(value)
+            if isinstance(value, str) or other.make(made) == value:
+                return made
+        except (TypeError, AttributeError, ArithmeticError, SourceError) as problem:
+            raise ValueError(value) from problem
+        raise ValueError(value)
+
 
 def iso(value: Any) -> str:
     return value.isoformat()  # type: ignore[no-any-return]
 
 
 DAY_PATTERN = r"[0-9]{4}-[0-9]{2}-[0-9]{2}"
-NUMBER_PATTERN = r"-?((0|[1-9][0-9]{0,14})(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]+)?"
-#: The narrowest pattern comes first.  Numbers have no leading zero and at most 18 digits: 007 is a code and 20
-#: digits are an id, which stay text.  2026-W05 is text as well.
+CLOCK_PATTERN = r"[0-9]{2}:[0-9]{2}.*"
+DECIMAL_PATTERN = r"-?((0|[1-9][0-9]*)(\.[0-9]*)?|\.[0-9]+)"
+#: The narrowest kind comes first.  Numbers have no leading zero and at most 18 digits, those with a point 15: 007 and
+#: 32E01 are codes and 20 digits are an id, which stay text.  2026-W05 is text as well.
 KINDS_OF_VALUE = (
     ValueKind(
         *("integer", "builtins.int integer", {"type": "integer"}, "INTEGER", "BigInteger"),
         parse=whole,
+        make=int,
         pattern=r"-?(0|[1-9][0-9]{0,17})",
+        declared=r"(?<!PO)INT(?!ERVAL)|SERIAL",
     ),
     ValueKind(
         *("real", "builtins.float floating", {"type": "number"}, "REAL", "Double"),
         parse=real,
         convert=float,
-        pattern=NUMBER_PATTERN,
+        make=float,
+        pattern=rf"(?!-?(\.?[0-9]){{16}})(?![-0-9]+[eE][0-9]){DECIMAL_PATTERN}([eE][+-]?[0-9]+)?",
+        declared=r"REAL|FLOA|DOUB",
     ),
     ValueKind(
         *("real", "datetime.timedelta", {"type": "number"}), convert=lambda seconds: datetime.timedelta(seconds=seconds)
@@ -14522,29 +14682,49 @@ KINDS_OF_VALUE = (
     ValueKind(
         *("boolean", "builtins.bool bool_", {"type": "boolean"}, "BOOLEAN", "Boolean"),
         parse=lambda text: TRUTHS[text.strip().lower()],
+        make=bool,
         pattern=r"(?i:true|false)",
+        declared=r"BOOL",
         csv=lambda value: "true" if value else "false",
         sqlite=int,
     ),
-    ValueKind("date", "datetime.date", {"type": "string", "format": "date"}, "TEXT", "Date", iso, pattern=DAY_PATTERN),
+    ValueKind(
+        *("date", "datetime.date", {"type": "string", "format": "date"}, "TEXT", "Date", iso),
+        make=lambda moment: moment.date(),
+        pattern=DAY_PATTERN,
+        declared=r"^DATE(?!TIME)",
+    ),
     ValueKind(
         *("datetime", "datetime.datetime", {"type": "string", "format": "date-time"}, "TEXT", "DateTime", iso),
-        pattern=DAY_PATTERN + r"[T ][0-9]{2}:[0-9]{2}.*",
+        make=lambda day: datetime.datetime.combine(day, datetime.time()),
+        pattern=f"{DAY_PATTERN}[T ]{CLOCK_PATTERN}",
+        declared=r"^(DATETIME|TIMESTAMP)",
         sqlite=lambda value: value.isoformat(" "),
     ),
-    ValueKind("time", "datetime.time", {"type": "string", "format": "time"}, "TEXT", "Time", iso),
+    ValueKind(
+        *("time", "datetime.time", {"type": "string", "format": "time"}, "TEXT", "Time", iso),
+        pattern=CLOCK_PATTERN,
+        declared=r"^TIME(?!STAMP)",
+    ),
     ValueKind(
         *("decimal", "decimal.Decimal", {"anyOf": [{"type": "string", "format": "decimal"}, {"type": "number"}]}),
         *("NUMERIC", "Numeric", str),  # NUMERIC, because 9.5 is greater than 10 as TEXT
         parse=FORMATS["decimal"][1],
         convert=lambda value: decimal.Decimal(str(value)),
+        make=lambda value: decimal.Decimal(str(+value)),
+        sqlite=lambda value: None if value.is_nan() else str(value),
+        pattern=DECIMAL_PATTERN,
+        declared=r"NUMERIC|DECIMAL|^NUMBER",
     ),
     ValueKind("uuid", "uuid.UUID", {"type": "string", "format": "uuid"}, cell=str),
     ValueKind("json", "builtins.dict", {"type": "object"}, parse=json.loads),
     ValueKind("json", "builtins.list tuple", {"type": "array"}),
-    ValueKind("text", "builtins.str", {"type": "string"}, parse=str),
+    ValueKind("text", "builtins.str", {"type": "string"}, parse=str, declared=r"CHAR|TEXT|CLOB|STRING"),
     ValueKind(
-        "bytes", "builtins.bytes bytearray memoryview", None, "BLOB", "LargeBinary", csv=refuse_bytes, sqlite=bytes
+        *("bytes", "builtins.bytes bytearray memoryview", None, "BLOB", "LargeBinary"),
+        csv=refuse_bytes,
+        sqlite=bytes,
+        declared=r"BLOB|BINARY|BYTEA",
     ),
     ValueKind("other", "builtins.object", {}),
     ValueKind(None, "builtins.NoneType", {"type": "null"}, ""),
@@ -14553,11 +14733,74 @@ KINDS_OF_COLUMN = {kind.name: kind for kind in reversed(KINDS_OF_VALUE)}
 KINDS_OF_CLASS = {name.rpartition(".")[2]: kind for kind in KINDS_OF_VALUE for name in kind.classes}
 #: Types whose values SQLite and CSV take as they are.
 PLAIN_TYPES = frozenset((int, float, str, type(None)))
-#: Kinds in one column → the kind of the column.  Any other mixture is text.
-MIXTURES = (
-    *(({"integer", "real"}, "real"), ({"integer", "real", "decimal"}, "decimal")),
-    ({"date", "datetime"}, "datetime"),
-)
+#: Kind of column → the kinds that hold its values too, the narrowest first.  Text holds the text of any value.
+WIDER: dict[str | None, tuple[str, ...]] = {"integer": ("real", "decimal"), "real": ("decimal",), "date": ("datetime",)}
+
+
+def common_kind(kinds: set[str | None]) -> str | None:
+    """Returns the kind of a column that holds values of these kinds; None for no value."""
+    common = (kind for kind in kinds if all(kind == other or kind in WIDER.get(other, ()) for other in kinds))
+    return next(common, "text" if kinds else None)
+
+
+class Column:
+    """A column with a declared type: the kind of its values, None if it takes any as it is, and their limits."""
+
+    def __init__(self, name: str, declared: str) -> None:
+        text = declared.upper()
+        kinds = (kind for kind in KINDS_OF_VALUE if kind.declared and re.search(kind.declared, text))
+        self.name, self.declared = name, declared
+        self.is_new = False  # whether it has had no value yet, and so has no kind
+        self.kind: ValueKind | None = (
+            None if re.search(r"<|\[\d*\]|^(STRUCT|MAP|UNION|ENUM)", text) else next(kinds, None)
+        )
+        size = re.search(r"\((\d+)(?:, *(\d+))?\)", text)
+        #: How many digits a decimal may have, and how many of them after the point.
+        self.size: tuple[int, int | None] | None = None
+        if size is not None and self.kind is KINDS_OF_COLUMN["decimal"]:
+            self.size = int(size[1]), int(size[2] or 0)
+        #: Whether its times have a zone.
+        self.zone: bool | None = None
+        if self.kind is not None and self.kind.name in ("datetime", "time"):
+            self.zone = re.search(r"WITH (LOCAL )?TIME ZONE|TZ|OFFSET", text) is not None
+
+    def cell(self, value: Any) -> Any:
+        """Returns a value as this column holds it.  Raises ValueError if another would come back."""
+        made = value if self.kind is None or value is None else self.kind.exactly(value)
+        if made is None:
+            return None
+        if self.zone is not None and (made.tzinfo is not None) is not self.zone:
+            raise ValueError(value)
+        if type(made) is int and not -(1 << 63) <= made < 1 << 63:
+            raise ValueError(value)
+        return made if self.size is None else sized(made, *self.size)
+
+    def way(self, place: str) -> Callable[[Any], Any]:
+        """Returns the function that makes a cell of a value for csv, sqlite or native."""
+        make = cell_for(place)
+        return lambda value: make(self.cell(value))
+
+    def misfit(self, cells: Iterable[Any]) -> tuple[int, Any] | None:
+        """Returns the first cell that this column does not hold, after its number from 1."""
+        for number, cell in enumerate(cells, 1):
+            try:
+                self.cell(cell)
+            except ValueError:
+                return number, cell
+        return None
+
+
+def sized(value: Any, digits: int, scale: int | None) -> Any:
+    """Returns a decimal of at most so many digits, *scale* of them after the point.  Raises ValueError for others."""
+    before, _, after = format(abs(value), "f").partition(".")
+    before, after = before.lstrip("0"), after.rstrip("0")
+    if scale is None:
+        fits = len((before + after).strip("0")) <= digits
+    else:
+        fits = len(before) <= digits - scale and len(after) <= scale
+    if not fits or not value.is_finite():
+        raise ValueError(value)
+    return value
 
 
 def kind_of(type_of_value: type) -> ValueKind:
@@ -14594,19 +14837,19 @@ class Scan:
         """Returns the cells of a column, with None for a row that lacks it."""
         return map(operator.itemgetter(name), self.rows) if self.even else (row.get(name) for row in self.rows)
 
-    def kind(self, name: str) -> str | None:
-        """Returns the kind that fits all cells of a column; None if all are None."""
-        kinds = {kind_of(cell_type).name for cell_type in self.types.get(name, ())}
-        if len(kinds) > 1:
-            return next((common for parts, common in MIXTURES if kinds <= parts), "text")
-        return next(iter(kinds), None)
+    def kinds(self, name: str) -> set[str | None]:
+        return {kind_of(cell_type).name for cell_type in self.types[name]}
 
-    def cells(self, columns: Sequence[str], place: str) -> Iterable[tuple[Any, ...]]:
-        """Returns the rows as tuples of cells for csv, sqlite or native."""
+    def cells(
+        self, columns: Sequence[str], place: str, holders: Mapping[str, Column] = {}
+    ) -> Iterable[tuple[Any, ...]]:
+        """Returns the rows as tuples of cells for csv, sqlite or native, as the *holders* of some hold them."""
         ways = {}
         for i, name in enumerate(columns):
             types = self.types.get(name, PLAIN_TYPES)
-            if not types <= PLAIN_TYPES:  # one type has one function
+            if name in holders:
+                ways[i] = holders[name].way(place)
+            elif not types <= PLAIN_TYPES:  # one type has one function
                 ways[i] = getattr(kind_of(*types), place) if len(types) == 1 else cell_for(place)
         tuples: Iterable[tuple[Any, ...]]
         if self.even and len(columns) > 1 and {*columns} <= {*self.columns}:

@@ -60,6 +60,9 @@ def running() -> Iterator[str]:
     server = subprocess.Popen([folder / "postgres", "-D", cluster, *options], **quiet, **as_user)  # type: ignore[call-overload]
     try:
         eventually(lambda: answers(port))
+        eventually(
+            lambda: subprocess.run([folder / "pg_isready", "-q", "-h", "127.0.0.1", "-p", str(port)]).returncode == 0
+        )
         yield f"postgresql://tau:pw-of-postgres@127.0.0.1:{port}/postgres"
     finally:
         server.send_signal(2)

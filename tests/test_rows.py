@@ -98,7 +98,7 @@ BAD_STEPS: dict[str, tuple[Any, type[Exception], str]] = {
     "a number": (lambda rows: 5, module.BadRequest, "rows are wanted, not 5"),
     "numbers": (lambda rows: [1, 2], module.BadRequest, "row 1 is no dict: 1"),
     "rows spoilt in place": (lambda rows: rows.append(7) or rows, module.BadRequest, "row 2 is no dict: 7"),
-    "two names but for capitals": (None, module.SourceError, "duplicate column name"),
+    "two names but for capitals": (None, module.SourceError, "two columns are named 'a'"),
     "no step": (42, module.BadRequest, "42 is no step"),
     "a row that is none": (module.per_row(lambda row: "x"), module.BadRequest, "@per_row function of row 1 made 'x'"),
 }
@@ -213,7 +213,7 @@ class Real(float):
 def test_a_type_is_known_by_its_family(ctx: Context) -> None:
     stamp = type("Timestamp", (datetime.datetime,), {})(2026, 1, 2)
     scan = module.Scan(module.as_rows([{"a": Real(1.5), "b": stamp, "c": 1, "d": None}, {"c": 1.5}]))
-    assert [scan.kind(name) for name in "abcd"] == ["real", "datetime", "real", None]
+    assert [module.common_kind(scan.kinds(name)) for name in "abcd"] == ["real", "datetime", "real", None]
 
 
 def test_streams_pass_in_batches_and_are_read_once(ctx: Context, tmp_path: Any) -> None:
