@@ -2107,8 +2107,16 @@ def lock_file(path: str, wait: bool = True, create: bool = False) -> int:
     return file
 
 
+#: How long after a task that must live has ended it begins anew.
+RESTART_S = 1.0
+
+
 class Tasks(set["asyncio.Future[Any]"]):
-    """Tasks in the background; a failure is logged."""
+    """Tasks in the background; *failed* is told which one failed, and why."""
+
+    def __init__(self, failed: Callable[[str, BaseException], None]) -> None:
+        super().__init__()
+        self.failed = failed
 
     def spawn(self, work: Awaitable[Any]) -> asyncio.Future[Any]:
         task = asyncio.ensure_future(work)
@@ -2119,11 +2127,33 @@ class Tasks(set["asyncio.Future[Any]"]):
     def end(self, task: asyncio.Future[Any]) -> None:
         self.discard(task)
         if not task.cancelled() and (problem := task.exception()) is not None:
-            logging.getLogger("tau").error("%r", problem, exc_info=problem)
+            work = task.get_coro() if isinstance(task, asyncio.Task) else task
+            self.failed(getattr(work, "__qualname__", "write"), problem)
 
     def cancel(self) -> None:
         for task in tuple(self):
             task.cancel()
+
+    def attempt(self, work: Callable[..., object], *arguments: Any) -> None:
+        """Calls a function for one item of a loop, which goes on if that fails."""
+        try:
+            work(*arguments)
+        except Exception as problem:
+            self.failed(work.__qualname__, problem)
+
+    def supervise(self, work: Callable[..., Awaitable[object]], *arguments: Any) -> None:
+        """Does endless work as long as the daemon lives: when it ends, it begins anew."""
+
+        async def again() -> None:
+            while True:
+                try:
+                    await work(*arguments)
+                    self.failed(work.__qualname__, RuntimeError("it has ended"))
+                except Exception as problem:
+                    self.failed(work.__qualname__, problem)
+                await asyncio.sleep(RESTART_S)
+
+        self.spawn(again())
 
 
 class LineBuffer:
@@ -3816,12 +3846,14 @@ def look_at_daemon(patient: Patient) -> Finding:
         status = "warn" if isinstance(absent, Unavailable) else "fail"
         return status, str(absent), absent.hint or "taud --detach"
     version, warnings = patient.status["version"], patient.status["warnings"]
+    failures = [f"{row['task']} failed: {row['error']}" for row in patient.status.get("task_failures", ())]
     daemon = f"pid {patient.status['pid']}, version {version}"
     if version != __version__:
         return "warn", f"{daemon}, but this is {__version__}", "tau shutdown; taud --detach"
-    if warnings:
-        remedies = [ROOT_REMEDY if text.startswith("taud runs as root") else "do what it says" for text in warnings]
-        return "warn", f"{daemon}: {'; '.join(warnings)}", "; ".join(dict.fromkeys(remedies))
+    if warnings or failures:
+        remedies = ["report it with the traceback in taud's log"] * bool(failures)
+        remedies += [ROOT_REMEDY if text.startswith("taud runs as root") else "do what it says" for text in warnings]
+        return "warn", f"{daemon}: {'; '.join([*warnings, *failures])}", "; ".join(dict.fromkeys(remedies))
     return daemon
 
 
@@ -4803,15 +4835,14 @@ class Daemon:
             self.listeners.open()  # may fail, so it comes before any run
             await self.runner.open()
             self.scheduler.open()
-            self.runner.spawn(self.retention.watch())
-            self.runner.spawn(self.look_after())
+            for work in (self.retention.watch, self.look_after, self.scheduler.watch, self.manager.ping):
+                self.runner.tasks.supervise(work)
             self.listeners.start()
             ready = {"pid": os.getpid(), "socket": os.path.join(self.home, "tau.sock")}
             os.pwrite(self.lock, encode(ready), 0)
             logging.getLogger("tau").info("taud %s serves %s, pid %s", __version__, self.home, os.getpid())
             loop.add_signal_handler(signal.SIGHUP, self.reload)
             self.manager.tell(READY=1)
-            self.manager.ping()
             ready |= {"home": self.home, "addresses": [*self.listeners.bound]}
             if not announce(ready, self.options["json"]):
                 leave_output(1)  # its reader may go, and later writes must not fail
@@ -4832,10 +4863,11 @@ class Daemon:
     async def look_after(self) -> None:
         """Every few seconds, ends the daemon if its home is gone, and reaps what a killed fork server left to it."""
         left: set[int] = set()
-        while self.owns_home():
+        while True:
+            if not self.owns_home():
+                self.stop()
             left = reap_orphans(left)
             await asyncio.sleep(LOOK_AFTER_S)
-        self.stop()
 
     def on_commit(self, run_ids: set[str], *due: Any) -> None:
         """Tells those who wait for these runs that changes are on disk; stops and starts what is due."""
@@ -5022,7 +5054,7 @@ class Listeners:
         files = max(soft, 65_536 if hard == resource.RLIM_INFINITY else min(hard, 65_536))
         resource.setrlimit(resource.RLIMIT_NOFILE, (files, hard))
         self.room = files - DESCRIPTORS_KEPT  # descriptors for all peers
-        self.tasks = Tasks()  # one for each listener, and each peer without a connection yet
+        self.tasks = Tasks(daemon.store.metrics.failed)  # one for each listener, and each peer without a connection yet
         self.silent: Peers = {}  # peers that have not sent a byte
         self.shaking: Peers = {}  # peers in the middle of a TLS handshake
         self.strangers: Peers = {}  # peers that have not shown a key
@@ -5076,7 +5108,7 @@ class Listeners:
         for bound in self.bound.values():
             bound.setblocking(False)
             bound.listen(NETWORK_BACKLOG if is_network(bound) else LOCAL_BACKLOG)
-            self.tasks.spawn(self.accept(bound))
+            self.tasks.supervise(self.accept, bound)
 
     def close(self) -> None:
         self.tasks.cancel()
@@ -5240,11 +5272,12 @@ class ServiceManager:
             except OSError as problem:
                 logging.getLogger("tau").warning("cannot notify %s: %s", self.address, problem)
 
-    def ping(self) -> None:
+    async def ping(self) -> None:
         """Sends pings from within the event loop, which sends none while it is blocked."""
-        if self.ping_s:
-            self.tell(WATCHDOG=1)
-            asyncio.get_running_loop().call_later(self.ping_s, self.ping)
+        while True:
+            if self.ping_s:
+                self.tell(WATCHDOG=1)
+            await asyncio.sleep(self.ping_s or 86_400.0)
 
 
 def digits(text: str) -> int:
@@ -5441,7 +5474,7 @@ class Connection(Protocol):
         self.remote = ""  # the peer's address, empty on a Unix socket
         self.caller: Caller | None = None  # None for a stranger
         self.speech: Lines | Exchange = Lines(self)
-        self.tasks = Tasks()  # the conversation, and requests not yet answered
+        self.tasks = Tasks(daemon.store.metrics.failed)  # the conversation, and requests not yet answered
         self.last = False  # whether nothing is read after the request being answered
         self.busy: set[Any] = set()  # tasks of requests, without those that only wait for a run
         self.freed = asyncio.Event()  # set when a busy task is done, or only waits
@@ -6407,6 +6440,7 @@ async def status(call: Call) -> Json:
         "storage": {"free_bytes": disk.f_bavail * disk.f_frsize, "refused_at": daemon.store.database.refused_at},
         "stopping": daemon.stopping,
         "warnings": [*daemon.warnings.values()],
+        "task_failures": [] if call.caller.patterns else [*daemon.store.metrics.failures.values()],
     }
 
 
@@ -7122,7 +7156,7 @@ class Keys:
         self.holders: dict[bytes, Caller] = {}  # digest of a key → its holder
         self.failures = 0  # wrong keys so far
         self.recorded_at = -FAILURES_S  # when wrong keys were last recorded
-        self.writing = Tasks()
+        self.writing = Tasks(store.metrics.failed)
 
     def open_door(self, public: bool) -> None:
         self.public = public
@@ -7446,6 +7480,12 @@ class Scheduler:
         self.store.database.on_settled = self.settled
         self.store.database.ring()
 
+    async def watch(self) -> None:
+        """Begins a group of writes now and then, in case that the timer was lost."""
+        while True:
+            await asyncio.sleep(ALIVE_S)
+            self.store.database.ring()
+
     @property
     def patience(self) -> float:
         """How long the timer runs at most."""
@@ -7552,7 +7592,7 @@ class Scheduler:
         for run_id in stops:
             self.runner.spawn(self.runner.stop(run_id, "cancelled"))
         for job in jobs:
-            self.runner.dispatch(job)
+            self.runner.tasks.attempt(self.runner.dispatch, job)
 
 
 # --- 24. Runner --------------------------------------------------------------------------
@@ -7895,7 +7935,7 @@ class Runner:
         self.live: dict[str, Process] = {}  # by stem
         self.latencies: list[float] = []  # milliseconds from queued to started, the last thousand
         self.starter = Starter(home, settings)
-        self.tasks = Tasks()
+        self.tasks = Tasks(store.metrics.failed)
         self.spawn = self.tasks.spawn
         self.paused = False  # nothing is decided or admitted any more
         self.busy = asyncio.Event()  # set while anything is live
@@ -7905,8 +7945,8 @@ class Runner:
         make_directory(self.folder)
         await self.starter.open()
         self.recover()
-        self.spawn(self.replace_servers())
-        self.spawn(self.watch())
+        self.tasks.supervise(self.replace_servers)
+        self.tasks.supervise(self.watch)
 
     async def close(self) -> None:
         """Starts nothing any more; live runs and their fork server go on by themselves."""
@@ -7934,7 +7974,9 @@ class Runner:
                 files = [*self.store.ask.sources(job["sha256"])]
                 job |= {"executor": {"name": name, **chosen}, "python": None, "files": files}
             self.starter.send(job | {"journal": process.path})
-        except TauError as problem:
+        except Exception as problem:  # even a bug must not leave it running for ever
+            if not isinstance(problem, TauError):
+                self.tasks.failed("dispatch", problem)
             self.spawn(self.fail(process, str(problem)))
         return process
 
@@ -7986,8 +8028,12 @@ class Runner:
         while True:
             await self.starter.listen(self.hear)
             for process in tuple(self.live.values()):
-                if process.ended is None and process.start is None and revoke_start(process):
-                    await self.restart(process)
+                self.tasks.attempt(self.replace, process)
+
+    def replace(self, process: Process) -> None:
+        """Starts a process again that a dead fork server had not begun."""
+        if process.ended is None and process.start is None and revoke_start(process):
+            self.spawn(self.restart(process))
 
     # From the journal to the store.
 
@@ -8034,14 +8080,17 @@ class Runner:
         while True:
             await self.busy.wait()
             for process in tuple(self.live.values()):
-                if not process.lock.locked():
-                    self.spawn(self.catch_up(process))
-                if process.is_overdue():
-                    self.spawn(self.stop_process(process, "timed_out"))
+                self.tasks.attempt(self.look_after, process)
             if not self.live:
                 self.busy.clear()
             watched = self.feed.waiting or any(process.stopping for process in self.live.values())
             await asyncio.sleep(POLL_WATCHED_S if watched else POLL_S)
+
+    def look_after(self, process: Process) -> None:
+        if not process.lock.locked():
+            self.spawn(self.catch_up(process))
+        if process.is_overdue():
+            self.spawn(self.stop_process(process, "timed_out"))
 
     async def catch_up(self, process: Process) -> None:
         """Stores what a live process has written, and finishes it if it has ended."""
@@ -8923,8 +8972,7 @@ class Retention:
             try:
                 await self.prune(retention_terms(self.store.settings), time.time(), "taud")
             except Exception as problem:  # even a bug does not stop later prunes
-                trace = None if isinstance(problem, TauError) else problem
-                logging.getLogger("tau").error("cannot remove what is old: %s", problem, exc_info=trace)
+                self.store.metrics.failed("retention", problem)
             await asyncio.sleep(PRUNE_EVERY_S)
 
     async def prune(self, terms: Json, now: float, actor: str, thorough: bool = False) -> Json:
@@ -9288,9 +9336,9 @@ class Store:
 
     def __init__(self, home: str, settings: Json, clock: Clock | None = None) -> None:
         self.home, self.settings, self.clock = home, settings, clock or Clock()
-        self.database = Database(database_path(settings["url"], home))
-        self.on_finish: Callable[[str, str, str], None] = lambda pipeline, run_id, status: None  # in the same commit
         self.metrics = Metrics()
+        self.database = Database(database_path(settings["url"], home), self.metrics.failed)
+        self.on_finish: Callable[[str, str, str], None] = lambda pipeline, run_id, status: None  # in the same commit
         self.last_id = 0  # the newest run id as a number: ids never repeat or go back
         # The options of a version, which never change.
         self.options = functools.lru_cache(OPTIONS_KEPT)(lambda name, number: self.sql.version(name, number)["options"])
@@ -10134,8 +10182,8 @@ SETTINGS_OF_SQLITE = (
 class Database:
     """The SQLite file: a connection for the thread that commits writes in groups, and one for queries."""
 
-    def __init__(self, path: str) -> None:
-        self.path = path
+    def __init__(self, path: str, failed: Callable[[str, BaseException], None]) -> None:
+        self.path, self.failed = path, failed
         self.pending: list[Write] = []  # writes of this turn of the loop, for one commit
         self.inbox: queue.SimpleQueue[list[Write] | None] = queue.SimpleQueue()
         self.touched: set[str] = set()  # runs that the transaction under way changes
@@ -10242,13 +10290,19 @@ class Database:
                 more = self.inbox.get()
                 last = more is None
                 group += more or ()
-            answers, touched = self.commit([*group, *((work, (), None) for work in self.settle)])
-            settled = [answer for future, answer in answers if future is None]
-            due = self.on_settled(*settled) if settled else ()
+            group = [*group, *((work, (), None) for work in self.settle)]
             try:
+                answers, touched = self.commit(group)
+            except Exception as problem:  # not even a rollback was possible
+                refused = self.refusal(problem)
+                answers, touched = [(future, refused) for _, _, future in group], set()
+            settled, due = [answer for future, answer in answers if future is None], ()
+            try:
+                due = self.on_settled(*settled) if settled else ()
+            except Exception as problem:
+                self.failed("scheduler", problem)
+            with contextlib.suppress(RuntimeError):  # the loop has ended; the facts are on disk all the same
                 self.loop.call_soon_threadsafe(self.deliver, answers, touched, due)
-            except RuntimeError:
-                pass  # the loop has ended; the facts are on disk all the same
 
     def commit(self, group: list[Write]) -> tuple[list[Reply], set[str]]:
         """Does a group of writes in one transaction or, if one breaks, each in its own."""
@@ -10283,7 +10337,7 @@ class Database:
         if isinstance(refused, StorageFull):
             self.refused_at, self.is_full = rfc3339(time.time()), True
             return refused
-        logging.getLogger("tau").error("store: %r", problem, exc_info=problem)
+        self.failed("store", problem)
         return Internal(f"{type(problem).__name__}: {problem}", "the daemon's log has the traceback")
 
     def deliver(self, answers: list[Reply], touched: set[str], due: Iterable[Any]) -> None:
@@ -10717,6 +10771,7 @@ FAMILIES: dict[str, tuple[str, tuple[float, ...]]] = {
     "tau_runs_finished_total": ("Runs that have ended.", ()),
     "tau_events_total": ("Facts in the ledger.", ()),
     "tau_records_skipped_total": ("Lines of journals that are no records, or not from whom they may be.", ()),
+    "tau_task_failures_total": ("Failures of parts of the daemon, which went on.", ()),
     "tau_run_wait_seconds": ("Time from queued to the first instruction of a run.", SLOW),
     "tau_run_duration_seconds": ("Time that runs took.", SLOW),
     "tau_schedule_lateness_seconds": ("Time from a tick to its run being queued.", SLOW),
@@ -10732,12 +10787,22 @@ class Metrics:
             name: {"": Histogram(bounds)} if bounds == SLOW else {} for name, (_, bounds) in FAMILIES.items()
         }
         self.tallies["tau_runs_finished_total"] = {f'status="{status}"': Histogram(()) for status in FINAL}
+        self.failures: dict[str, Json] = {}  # part of the daemon → how often it failed, when last and why
 
     def add(self, name: str, seconds: float = 0.0, labels: str = "", times: int = 1) -> None:
         tallies = self.tallies[name]
         if labels not in tallies:
             tallies[labels] = Histogram(FAMILIES[name][1])
         tallies[labels].add(seconds, times)
+
+    def failed(self, task: str, problem: BaseException) -> None:
+        """Counts, logs and saves for `status` that a part of the daemon has failed; it goes on."""
+        count = self.failures[task]["count"] + 1 if task in self.failures else 1
+        error = f"{type(problem).__name__}: {problem}"[:200]
+        self.failures[task] = {"task": task, "count": count, "last_at": rfc3339(time.time()), "error": error}
+        self.add("tau_task_failures_total", labels=f'task="{task}"')
+        bug = None if isinstance(problem, TauError) else problem
+        logging.getLogger("tau").error("%s failed: %s", task, error, exc_info=bug)
 
     def request(self, method: str, seconds: float, code: str = "") -> None:
         """Counts an answered request; *code* is its error's, if it has one."""

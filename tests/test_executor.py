@@ -395,6 +395,7 @@ def test_a_run_that_has_ended_is_not_started_again_when_its_fork_server_dies(tmp
     (tmp_path / "born.journal").touch()
 
     async def listen(on_message: object) -> None:
+        await asyncio.sleep(0)
         if started:
             raise asyncio.CancelledError
 
@@ -402,6 +403,8 @@ def test_a_run_that_has_ended_is_not_started_again_when_its_fork_server_dies(tmp
         started.append(process.stem)
 
     runner.live = {process.stem: process for process in processes}
+    runner.tasks = module.Tasks(lambda name, problem: None)
+    runner.spawn = runner.tasks.spawn
     runner.starter, runner.restart = types.SimpleNamespace(listen=listen), restart
     with contextlib.suppress(asyncio.CancelledError):
         asyncio.run(runner.replace_servers())
