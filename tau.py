@@ -32,10 +32,8 @@ The file is laid out in the order a request travels.  Calls go down the page, or
 
 from __future__ import annotations
 
-import atexit
 import contextvars
 import errno
-import faulthandler
 import gc
 import io
 import itertools
@@ -47,6 +45,10 @@ import stat
 import sys
 import time
 
+# Nothing that this module makes is garbage: to look for some would take a tenth of its import.
+COLLECTED = gc.isenabled()
+gc.disable()
+
 #: Type checkers take this for True; to import typing would cost the client 4 ms.
 TYPE_CHECKING = False
 
@@ -54,6 +56,7 @@ if TYPE_CHECKING:
     import argparse
     import ast
     import asyncio
+    import atexit
     import base64
     import bisect
     import collections
@@ -64,6 +67,7 @@ if TYPE_CHECKING:
     import decimal
     import difflib
     import email.utils
+    import faulthandler
     import fcntl
     import fnmatch
     import functools
@@ -178,12 +182,12 @@ else:
             return getattr(module, attribute)
 
     for name in (
-        *("argparse", "ast", "asyncio", "base64", "bisect", "collections", "contextlib", "croniter", "csv", "ctypes"),
-        *("datetime", "decimal", "difflib", "email.utils", "fcntl", "fnmatch", "functools", "glob", "graphlib", "grp"),
-        *("gzip", "hashlib", "hmac", "http.client", "importlib.util", "inspect", "linecache", "logging", "operator"),
-        *("pickle", "pwd", "queue", "random", "re", "resource", "select", "shlex", "shutil", "signal", "sqlite3"),
-        *("ssl", "struct", "subprocess", "tarfile", "tempfile", "textwrap", "threading", "tomllib", "traceback"),
-        *("typing", "urllib.parse", "uuid", "zlib", "zoneinfo"),
+        *("argparse", "ast", "asyncio", "atexit", "base64", "bisect", "collections", "contextlib", "croniter", "csv"),
+        *("ctypes", "datetime", "decimal", "difflib", "email.utils", "faulthandler", "fcntl", "fnmatch", "functools"),
+        *("glob", "graphlib", "grp", "gzip", "hashlib", "hmac", "http.client", "importlib.util", "inspect"),
+        *("linecache", "logging", "operator", "pickle", "pwd", "queue", "random", "re", "resource", "select", "shlex"),
+        *("shutil", "signal", "sqlite3", "ssl", "struct", "subprocess", "tarfile", "tempfile", "textwrap"),
+        *("threading", "tomllib", "traceback", "typing", "urllib.parse", "uuid", "zlib", "zoneinfo"),
     ):
         globals()[name.partition(".")[0]] = Later(name)
 
@@ -998,14 +1002,11 @@ class Operation:
     def __init__(self, handler: Callable[..., Awaitable[Json]], effect: str) -> None:
         self.handler, self.effect = handler, effect
         self.name = handler.__name__.rstrip("_")
+        #: Its name in the shell: `key_create` is `key create`.
+        self.words = self.name.replace("_", " ", 1).replace("_", "-")
         self.scope = "read" if effect == "reads" else "operate"  # a key needs this scope
         self.sifts = False  # whether the handler itself leaves out what its caller may not see
         self.known: dict[str, Argument] | None = None
-
-    @property
-    def words(self) -> str:
-        """Its name in the shell: `key_create` is `key create`."""
-        return self.name.replace("_", " ", 1).replace("_", "-")
 
     @property
     def summary(self) -> str:
@@ -1035,7 +1036,7 @@ class Operation:
         positional = names[: code.co_argcount - 1]
         values = dict(zip(positional[len(positional) - len(defaults) :], defaults, strict=True))
         values |= function.__kwdefaults__ or {}
-        docs = self.read_docstring()
+        docs = self.read_docstring() if names else {}  # a command without arguments is spared a regular expression
         for name in names:
             annotation, doc = function.__annotations__[name], docs.get(name.rstrip("_"), ("", ""))
             yield Argument(name, annotation, values.get(name, ...), name in positional, doc)
@@ -1065,15 +1066,21 @@ class Operation:
         return object_schema(properties, *self.required())
 
 
-#: Operations of the daemon, and commands that `tau` does by itself.
+#: Operations of the daemon, and commands that `tau` does by itself, by name.
 OPERATIONS: dict[str, Operation] = {}
 LOCAL_COMMANDS: dict[str, Operation] = {}
+#: Both by their words in the shell; and the first words of commands of two words, each with its commands.
+SHELL_COMMANDS: dict[str, Operation] = {}
+COMMAND_GROUPS: dict[str, list[Operation]] = {}
 
 
 def operation(effect: str, registry: dict[str, Operation]) -> Callable[[Function], Function]:
     def register(handler: Function) -> Function:
         entry = Operation(handler, effect)
-        registry[entry.name] = entry
+        registry[entry.name] = SHELL_COMMANDS[entry.words] = entry
+        group, two, _ = entry.words.partition(" ")
+        if two:
+            COMMAND_GROUPS.setdefault(group, []).append(entry)
         return handler
 
     return register
@@ -1081,19 +1088,6 @@ def operation(effect: str, registry: dict[str, Operation]) -> Callable[[Function
 
 reads, writes, destroys = (operation(effect, OPERATIONS) for effect in ("reads", "writes", "destroys"))
 reads_here, writes_here = (operation(effect, LOCAL_COMMANDS) for effect in ("reads", "writes"))
-
-
-def shell_commands() -> dict[str, Operation]:
-    return {entry.words: entry for entry in (OPERATIONS | LOCAL_COMMANDS).values()}
-
-
-def command_groups() -> dict[str, list[Operation]]:
-    """The first words of commands of two words, each with its commands."""
-    groups: dict[str, list[Operation]] = {}
-    for words, entry in shell_commands().items():
-        if " " in words:
-            groups.setdefault(words.partition(" ")[0], []).append(entry)
-    return groups
 
 
 def admin(handler: Function) -> Function:
@@ -2884,7 +2878,7 @@ def command(words: list[str]) -> int:
     if words[:1] == [COMPLETE]:
         return print_completions(words[1:])
     name, options = read_line(words or ["--help"], parse_words)
-    chosen = shell_commands().get(name)
+    chosen = SHELL_COMMANDS.get(name)
     if chosen is None:
         raise BadRequest(f"no command after {words[-1]}", "`tau --help` lists them")
     view = View(options.pop("--json", False))
@@ -3050,20 +3044,20 @@ def read_line(words: list[str], parse: Callable[[str, list[str]], Json]) -> tupl
         if word == "help" and not name:
             words = [*words, "--help"]
             continue
-        known, page = {*shell_commands(), *command_groups()}, f"tau {name}" if name else "tau --help"
+        known, page = {*SHELL_COMMANDS, *COMMAND_GROUPS}, f"tau {name}" if name else "tau --help"
         name = f"{name} {word}".strip()
         if name not in known:
             raise BadRequest(f"no command '{name[:WORD_MAX]}'", did_you_mean(name, known, f"`{page}` lists them"))
-        if name in command_groups():
+        if name in COMMAND_GROUPS:
             words = words or ["--help"]
 
 
 def next_words(group: str) -> dict[str, str]:
     """Returns word → meaning: first words of commands, or second words in a group."""
     if group:
-        return {entry.words.partition(" ")[2]: entry.summary for entry in command_groups()[group]}
-    words = {words: entry.summary for words, entry in shell_commands().items() if " " not in words}
-    words |= {name: ", ".join(next_words(name)) for name in command_groups()}
+        return {entry.words.partition(" ")[2]: entry.summary for entry in COMMAND_GROUPS[group]}
+    words = {words: entry.summary for words, entry in SHELL_COMMANDS.items() if " " not in words}
+    words |= {name: ", ".join(next_words(name)) for name in COMMAND_GROUPS}
     return words | {"help": "Show the arguments and examples of a command."}
 
 
@@ -3072,7 +3066,7 @@ def parse_words(name: str, words: list[str]) -> Json:
 
     Words without options need no argparse, whose import takes as long as the answer.
     """
-    chosen = shell_commands().get(name)
+    chosen = SHELL_COMMANDS.get(name)
     if chosen is None:
         if words and not words[0].startswith("-"):
             return {"command": words[0], "after": words[1:]}
@@ -3085,7 +3079,7 @@ def parse_words(name: str, words: list[str]) -> Json:
 
 def parser_of(name: str) -> argparse.ArgumentParser:
     """Returns the parser of a command; for a group, or no name, the parser of the next word."""
-    chosen = shell_commands().get(name)
+    chosen = SHELL_COMMANDS.get(name)
     face = (chosen.summary, chosen.examples, EXITS) if chosen else ("", ())
     parser = make_parser(f"tau {name}".strip(), *face)
     parser.argument_default = argparse.SUPPRESS  # what is not given is not sent
@@ -3116,7 +3110,7 @@ PURPOSES = {
 
 
 def overview() -> str:
-    groups, words = command_groups(), next_words("")
+    groups, words = COMMAND_GROUPS, next_words("")
     listed = " ".join(PURPOSES.values()).split()
     more = " ".join(word for word in words if word not in listed)
     lines = ["tau: deploy, run and inspect pipelines of a taud daemon.", "", "usage: tau COMMAND [...]", ""]
@@ -3145,7 +3139,7 @@ def filled(head: str, text: str) -> str:
 
 
 def group_page(group: str) -> str:
-    lines = [filled(f"  tau {entry.words:<14} ", entry.summary) for entry in command_groups()[group]]
+    lines = [filled(f"  tau {entry.words:<14} ", entry.summary) for entry in COMMAND_GROUPS[group]]
     end = f"  tau {group} COMMAND --help     arguments and examples of one command\n"
     return "\n".join([f"usage: tau {group} COMMAND [...]", "", *lines, "", end])
 
@@ -3327,7 +3321,7 @@ class Tab:
         """The words other than options that can stand at the cursor."""
         if self.place == "command":
             return [*next_words(self.name).items()]
-        chosen = shell_commands().get(self.name)
+        chosen = SHELL_COMMANDS.get(self.name)
         known = COMMON | (chosen.arguments if chosen is not None else {})
         if self.place not in known:
             return []
@@ -15718,6 +15712,11 @@ def short_repr(value: Any, level: int = 0) -> str:
 
 # --- The door ------------------------------------------------------------------------------
 # As a script the file would be two modules, __main__ and tau, and each would have its own registries.
+
+gc.freeze()
+gc.unfreeze()  # all that has been made is old now, and is looked at less often
+if COLLECTED:
+    gc.enable()
 
 if __name__ == "__main__":
     from tau import main as enter

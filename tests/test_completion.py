@@ -39,7 +39,7 @@ def offered(tau: Tau, *words: str, **environ: str) -> list[str]:
 
 
 def test_commands_and_groups_are_offered(home: Tau) -> None:
-    assert set(offered(home, "")) == {*(words.partition(" ")[0] for words in module.shell_commands()), "help"}
+    assert set(offered(home, "")) == {*(words.partition(" ")[0] for words in module.SHELL_COMMANDS), "help"}
     assert offered(home, "re") == ["retry", "resume"]
     assert offered(home, "--json", "--home", "/h", "stat") == ["status"]
     assert offered(home, "help", "stat") == ["status"]
@@ -50,7 +50,7 @@ def test_commands_and_groups_are_offered(home: Tau) -> None:
 
 
 def test_every_option_is_offered_once(home: Tau) -> None:
-    for words, entry in module.shell_commands().items():
+    for words, entry in module.SHELL_COMMANDS.items():
         found = offered(home, *words.split(), "-")
         known = {flag for one in entry.arguments.values() if not one.positional for flag in one.flags}
         assert set(found) == {flag for flag in known if flag.startswith("--")} | {*module.COMMON, "--help"}, words

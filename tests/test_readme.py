@@ -41,7 +41,8 @@ def blocks(language: str) -> list[str]:
 def commands() -> str:
     """The reference of all commands, from their signatures."""
     lines = []
-    for name, chosen in module.shell_commands().items():
+    for chosen in (module.OPERATIONS | module.LOCAL_COMMANDS).values():
+        name = chosen.words
         usage = " ".join(usage_of(one) for one in chosen.arguments.values())
         lines += [f"**`tau {name} {usage}`**".replace(" `", "`"), f"<br>{chosen.summary}"]
         lines += ["<br>" + " · ".join(f"`{example.partition('  # ')[0]}`" for example in chosen.examples), ""]
