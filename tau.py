@@ -4671,7 +4671,7 @@ def obey(words: list[str], manager: ServiceManager) -> None:
         if options["detached"]:
             os.setsid()
         faulthandler.enable(2)  # says where a blocked daemon is when its watchdog kills it
-        set_up_log(settings["log_level"])
+        set_up_log(settings["log_level"], os.path.join(home, "taud.log") if options["detached"] else None)
         asyncio.run(Daemon(home, config, settings, options, manager).serve())
 
 
@@ -4713,6 +4713,7 @@ def detach(home: str, words: list[str]) -> Json:
     except Conflict as owned:
         return {"changed": False, "home": home} | owned.detail
     log_path = os.path.join(home, "taud.log")
+    rotate_log(log_path)
     answer, child_end = os.pipe()
     with open(log_path, "a+b") as log, open(answer, "rb") as ready:
         start = log.seek(0, os.SEEK_END)
@@ -5008,14 +5009,58 @@ def reap_orphans(left: set[int]) -> set[int]:
     return ended - left
 
 
-def set_up_log(level: str) -> None:
-    """Logs to stderr: with times, or with priorities for the journal, which has its own times."""
+def set_up_log(level: str, path: str | None = None) -> None:
+    """Logs to stderr: with times, or with priorities for the journal, which has its own times.
+
+    *path* is the file that stderr is, if it is ours.
+    """
     logging.basicConfig(level=level.upper(), format="%(asctime)s %(levelname)s %(message)s")
+    logging.getLogger().handlers[0].addFilter(LogFilter(path))
     if stderr_is_journal():
         plain = logging.Formatter()
         logging.getLogger().handlers[0].format = lambda record: "\n".join(  # type: ignore[method-assign]
             f"<{PRIORITIES[record.levelname]}>{line}" for line in plain.format(record).splitlines()
         )
+
+
+#: A log that is larger is rotated; one old log stays.
+LOG_BYTES_MAX = 1 << 20
+#: A warning counts as repeated if it comes again within this time.
+REPEATED_S = 600.0
+REPEATS_MAX = 100
+
+
+class LogFilter:
+    """Bounds the log: of repeated warnings and errors it passes the 1st, 10th, 100th, …, and it rotates our file."""
+
+    def __init__(self, path: str | None) -> None:
+        self.path = path
+        self.repeats: dict[str, tuple[int, float]] = {}  # text → how often it has come, and when last
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if self.path is not None and rotate_log(self.path):
+            with contextlib.suppress(OSError), open(self.path, "ab") as fresh:
+                os.dup2(fresh.fileno(), 2)
+        if record.levelno < logging.WARNING:
+            return True
+        text = record.getMessage()
+        count, last = self.repeats.pop(text, (0, 0.0))
+        count = count + 1 if record.created - last < REPEATED_S else 1
+        self.repeats[text] = count, record.created
+        if len(self.repeats) > REPEATS_MAX:
+            del self.repeats[next(iter(self.repeats))]
+        if count > 1:
+            record.msg, record.args, record.exc_info = f"{text} ({count:,} times)", (), None
+        return str(count).strip("0") == "1"
+
+
+def rotate_log(path: str) -> bool:
+    """Moves a log aside if it is too large, and returns whether it was."""
+    with contextlib.suppress(OSError):
+        if os.path.getsize(path) > LOG_BYTES_MAX:
+            os.replace(path, f"{path}.1")
+            return True
+    return False
 
 
 # --- 16. Listeners -----------------------------------------------------------------------
