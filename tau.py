@@ -12791,15 +12791,9 @@ class Memos:
 SOURCES: dict[str, AnyFunction] = {}
 TARGETS: dict[str, AnyFunction] = {}
 
-#: URL schemes of databases (extra `sql`) and of remote files (extra `files`).
-DATABASES = (
-    *("postgresql", "postgres", "mysql", "mariadb", "oracle", "mssql", "duckdb", "snowflake", "bigquery"),
-    *("redshift", "clickhouse", "trino", "databricks", "cockroachdb"),
-)
-REMOTE_FILES = (
-    *("s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "adl", "ftp", "sftp", "ssh", "smb", "hdfs", "webhdfs"),
-    *("webdav", "memory", "oss", "github", "hf", "r2"),
-)
+#: The usual URL schemes of databases (extra `sql`) and of remote files (extra `files`).
+DATABASES = ("sqlite", "postgresql", "postgres", "mysql", "mariadb", "oracle", "mssql", "duckdb", "snowflake")
+REMOTE_FILES = ("s3", "gs", "gcs", "az", "abfs", "ftp", "sftp", "ssh", "smb", "hdfs", "webdav", "memory", "github")
 
 
 def register_place(registry: dict[str, AnyFunction], kind: str, name: str) -> Callable[[Function], Function]:
@@ -12911,22 +12905,19 @@ def find_place(source: Any, resource: str | None, around: Surroundings, options:
         return LocalFile(joined("/" + urllib.parse.unquote(path), resource), around, options)
     if scheme in ("http", "https"):
         return Web(joined(url, resource), around, options)
-    if kind in ("sqlite", *DATABASES) or is_known(
-        lambda: need("sqlalchemy", "sql", "").dialects.registry.load(scheme.replace("+", "."))
-    ):
+    dialect = scheme.replace("+", ".")
+    if kind in DATABASES or is_known(lambda: need("sqlalchemy", "sql", "").dialects.registry.load(dialect)):
         return Table(url, resource, around, options)
     if kind in REMOTE_FILES or is_known(lambda: scheme in need("fsspec", "files", "").available_protocols()):
         return RemoteFile(joined(url, resource), around, options)
-    near = did_you_mean(kind, ("file", "http", "https", "sqlite", *DATABASES, *REMOTE_FILES))
-    raise BadRequest(f"unknown scheme '{scheme}://'", near or "a path, http(s)://, sqlite:///, or a database's URL")
+    near = did_you_mean(kind, ("file", "http", "https", *DATABASES, *REMOTE_FILES))
+    raise BadRequest(f"unknown scheme '{scheme}://'", near or install_hint("tau-pipelines[sql,files]"))
 
 
 def find_warehouse(connection: str | None, around: Surroundings) -> Table:
     name = "default" if connection is None else str(connection)
-    if name not in around.connections and "://" not in name and "." not in name:
-        known = ", ".join(around.connections) or "none"
-        hint = f'[connections.{name}] url = "sqlite:///…" in tau.toml; known: {known}'
-        raise BadRequest("which connection?" if connection is None else f"there is no connection '{name}'", hint)
+    if connection is None and name not in around.connections:
+        raise BadRequest("which connection?", '[connections.default] url = "sqlite:///…" in tau.toml')
     place = find_place(name, None, around, {})
     if not isinstance(place, Table):
         raise BadRequest(f"'{name}' is no database", "sqlite:///…, or a URL that SQLAlchemy knows")
@@ -13024,8 +13015,6 @@ FILE_OPTIONS: dict[str, PlaceOption] = {
         "only files of another size or time than a successful run has read (`ctx.state`)",
     ),
 }
-#: Keys of the size and the time of a file in what fsspec's stores say about it.
-FILE_STAMP = ("size", "mtime", "LastModified", "last_modified", "updated", "modified", "created")
 #: Where in ctx.state the files are that were read: place → path → size and time.
 STATE_OF_FILES = "files_read"
 
@@ -13225,11 +13214,14 @@ class RemoteFile(DataFile):
         if not re.search("[*]|/$", self.path) and not {"missing", "new_only"} & self.options.keys():
             return {self.path: ""}
         end = "/*" if self.path.endswith("/") else ""
-        files = self.ask(lambda store, path: store.glob(path.rstrip("/") + end, detail=True))
-        stamps = {
-            path: [about.get(key) for key in FILE_STAMP] for path, about in files.items() if about["type"] == "file"
-        }
-        return {path: " ".join(map(str, filter(None, stamp))) for path, stamp in stamps.items()}
+
+        def files(store: Any, path: str) -> dict[str, str]:
+            abouts = store.glob(path.rstrip("/") + end, detail=True)
+            paths = [path for path in abouts if abouts[path]["type"] == "file"]
+            is_dated = self.options.get("new_only")
+            return {path: f"{abouts[path]['size']} {store.modified(path)}" if is_dated else "" for path in paths}
+
+        return self.ask(files)  # type: ignore[no-any-return]
 
     def open(self, path: str) -> Any:
         return self.ask(lambda store, own: store.open(own if path == self.path else path, "rb"))
@@ -13384,10 +13376,8 @@ class Web(Place):
     # The request for the page after this one, as one of PAGERS finds it; None after the last.
 
     def linked_page(self, page: Page) -> WebRequest | None:
-        if self.asked["next_link"] == "header":
-            link = next_link_in(", ".join(page.headers.get_all("Link", ())))
-        else:
-            link = self.value_in(page, "next_link", str)
+        in_header, links = self.asked["next_link"] == "header", ", ".join(page.headers.get_all("Link", ()))
+        link = next_link_in(links) if in_header else self.value_in(page, "next_link", str)
         if not link:
             return None
         url = urllib.parse.quote(urllib.parse.urljoin(page.url, link), safe=URL_CHARACTERS)
