@@ -219,8 +219,6 @@ __version__ = "0.1.0"
 
 #: Version of the wire protocol, as `hello` and `status` report it.
 PROTOCOL = 1
-#: Version of the journal's records; a newer taud reads every older one.
-JOURNAL_FORMAT = 1
 
 #: status → the statuses a run may move to next.  Any other move comes too late.
 MOVES: dict[str, tuple[str, ...]] = {
@@ -775,69 +773,54 @@ def fingerprint(*parts: str) -> str:
 def text_of(most: int) -> Check:
     """A text, which is cut to *most* characters."""
 
-    def fit(value: Any, mask: Mask) -> str:
+    def check_text(value: Any, mask: Mask) -> str:
         if type(value) is not str:
             raise ValueError("it is not text")
         return cut_text(mask.text(value), most)
 
-    return fit
+    return check_text
+
+
+def value_of(fits: Callable[[Any], bool], kind: str) -> Check:
+    def check_value(value: Any, mask: Mask) -> Any:
+        if not fits(value):
+            raise ValueError(f"it is not {kind}")
+        return value
+
+    return check_value
 
 
 def matching(pattern: str) -> Check:
-    def fit(value: Any, mask: Mask) -> str:
-        if type(value) is not str or not re.fullmatch(pattern, value):
-            raise ValueError(f"it does not match {pattern}")
-        return value
-
-    return fit
+    return value_of(lambda value: type(value) is str and re.fullmatch(pattern, value) is not None, pattern)
 
 
-def word_of(*words: str | bool) -> Check:
-    def fit(value: Any, mask: Mask) -> Any:
-        if type(value) not in (str, bool) or value not in words:
-            raise ValueError(f"it is not one of {words}")
-        return value
-
-    return fit
+def word_of(*words: str) -> Check:
+    return value_of(lambda value: type(value) is str and value in words, f"one of {words}")
 
 
 def number_of(least: float, most: float, *types: type) -> Check:
-    def fit(value: Any, mask: Mask) -> Any:
-        if type(value) not in types or not least <= value <= most:
-            raise ValueError(f"it is not a number from {least:g} to {most:g}")
-        return value
-
-    return fit
+    return value_of(lambda value: type(value) in types and least <= value <= most, f"from {least:g} to {most:g}")
 
 
 def optional(inner: Check) -> Check:
     return lambda value, mask: None if value is None else inner(value, mask)
 
 
-def user_value(types: Any) -> Check:
+def user_value(*types: type) -> Check:
     """A value that user code made: secrets are hidden in its keys too."""
-
-    def fit(value: Any, mask: Mask) -> Any:
-        if not isinstance(value, types):
-            raise ValueError("it has another type")
-        return mask.document(value)
-
-    return fit
+    inner = value_of(lambda value: isinstance(value, types), "of the right type")
+    return lambda value, mask: mask.document(inner(value, mask))
 
 
 def list_of(inner: Check, most: int) -> Check:
-    def fit(value: Any, mask: Mask) -> list[Any]:
-        if type(value) is not list or len(value) > most:
-            raise ValueError(f"it is not a list of at most {most}")
-        return [inner(item, mask) for item in value]
-
-    return fit
+    fits = value_of(lambda value: type(value) is list and len(value) <= most, f"a list of at most {most}")
+    return lambda value, mask: [inner(item, mask) for item in fits(value, mask)]
 
 
 def object_of(**fields: Check) -> Check:
     """An object with these fields, of which a missing one is null; others are left out."""
 
-    def fit(value: Any, mask: Mask) -> Json:
+    def check_object(value: Any, mask: Mask) -> Json:
         if type(value) is not dict:
             raise ValueError("it is not an object")
         made = {}
@@ -848,10 +831,10 @@ def object_of(**fields: Check) -> Check:
                 raise ValueError(f"{name}: {problem}") from None
         return made
 
-    return fit
+    return check_object
 
 
-FLAG, SHORT = word_of(True, False), text_of(LOG_LINE_BYTES_MAX + 64)
+FLAG, SHORT = value_of(lambda value: type(value) is bool, "true or false"), text_of(LOG_LINE_BYTES_MAX + 64)
 PATH, MESSAGE = text_of(STEP_DEPTH_MAX << 8), text_of(ERROR_BYTES_MAX)
 HEX = matching("[0-9a-f]{12}")
 INTEGER, AMOUNT = number_of(-(1 << 63), (1 << 63) - 1, int), number_of(0, 1 << 53, int, float)
@@ -868,7 +851,7 @@ ERROR = object_of(
     kind=word_of("exception", "load", "result", "check", "timeout"), type=PATH, message=MESSAGE, step=optional(PATH),
     **PLACE, frames=list_of(FRAME, 100), cause=optional(CAUSE), fingerprint=HEX, hint=optional(SHORT),
 )  # fmt: skip
-USER_NUMBER = user_value((int, float, type(None)))
+USER_NUMBER = user_value(int, float, type(None))
 #: What user code reported → its form.
 OBSERVED = {
     "check": object_of(passed=FLAG, severity=word_of("error", "warn"), values=user_value(dict), error=optional(SHORT)),
@@ -7683,7 +7666,7 @@ def verdict(
     if raised:
         assert last_record is not None
         return Outcome("failed", None, raised, retry=last_record.get("retry"))
-    if ended is None or "lost" in ended:
+    if ended is None or ("lost" in ended and "host" not in ended):
         why = ended["lost"] if ended else "its process and fork server vanished without an end record"
         return Outcome("lost", None, bare_error("lost", "ProcessLost", why))
     return end_verdict(ended, start or {})
@@ -7797,11 +7780,11 @@ class Process:
 
     def read(self, limits: Json, final: bool) -> bool:
         """Reads the records that came since the last call; returns whether there are more."""
-        self.ended = self.ended or self.read_end()
         # The output is read first: the journal then names all secrets that can be in it.
         outputs = [self.next_lines(stream, LOG_LINE_BYTES_MAX, final) for stream in ("stdout", "stderr")]
         if self.read_journal(limits):
             return True
+        self.ended = self.ended or self.read_end()
         more = False
         for stream, (lines, self.position[stream], left) in zip(("stdout", "stderr"), outputs, strict=True):
             self.log_output(
@@ -7884,9 +7867,9 @@ class Process:
             raise ValueError(f"{kind}: there is more than {most:,}")
 
     def add(self, record: Json) -> None:
-        self.position["n"] += 1
+        self.position["n"] = record["n"] = self.position["n"] + 1
         self.logged += record["t"] == "log"
-        self.unsaved.append(record | {"n": self.position["n"]})
+        self.unsaved.append(record)
 
     def log(self, messages: Iterable[str], level: str = "info", stream: str | None = None) -> None:
         about = {"t": "log", "at": rfc3339(time.time()), "level": level, "step": None, "stream": stream, "fields": None}
@@ -8098,8 +8081,9 @@ class Runner:
         for name in os.listdir(self.folder):
             path = os.path.join(self.folder, name)
             stem, _, kind = name.rpartition(".")
-            if stem not in known and (kind != "journal" or os.lstat(path).st_mtime < old):
-                remove_tree(path)
+            with contextlib.suppress(FileNotFoundError):  # an old fork server is just writing an end
+                if stem not in known and (kind not in ("journal", "part") or os.lstat(path).st_mtime < old):
+                    remove_tree(path)
 
     async def restart(self, process: Process) -> None:
         """Starts, with a new journal, an admitted run that never began; ends it if it is unwanted."""
@@ -11546,7 +11530,7 @@ def settle_in() -> str | None:
 
 
 def start_record(job: Json, born: str | None) -> Json:
-    record = {"t": "start", "format": JOURNAL_FORMAT, "pid": os.getpid(), "started": born, "boot": job["boot"]}
+    record = {"t": "start", "pid": os.getpid(), "started": born, "boot": job["boot"]}
     record |= {"at": now(), "mono": monotonic()}
     return record | {"t": "far_start", **job["place"]} if "place" in job else record
 
@@ -15183,7 +15167,12 @@ class Journal:
 
     def write(self, record: Json) -> None:
         """Appends a record and hides secrets in it."""
-        self.write_bytes(encode(fit_record(record, SECRETS) if SECRETS.forms else record))
+        if SECRETS.forms:
+            try:
+                record = fit_record(record, SECRETS)
+            except ValueError:  # a bug, which must not end the run: the daemon skips the record
+                record = SECRETS.document(record)
+        self.write_bytes(encode(record))
 
     def write_outcome(self, record: Json) -> None:
         """Appends the outcome.  Waits while the disk is full."""

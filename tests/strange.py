@@ -23,7 +23,7 @@ ERROR = {
 }
 DEATH = {"exit_code": 0, "signal": None, "reason": None, "cpu_ms": 1.5, "max_rss_bytes": 1000}
 GOOD: dict[str, dict[str, Any]] = {
-    "start": {**TIMES, "format": 1, "pid": 4_000_000, "started": "1", "boot": "b", "executor": None},
+    "start": {**TIMES, "pid": 4_000_000, "started": "1", "boot": "b", "executor": None},
     "abandoned": {"at": 1.0},
     "end": {**TIMES, **DEATH},
     "far_start": {**TIMES, "host": "h"},
