@@ -39,6 +39,7 @@ def test_errors_have_their_code_number_and_exit() -> None:
         "storage_full": 5,
         "unavailable": 6,
         "internal": 9,
+        "too_much": 2,
     }
     assert {code: kind.exit for code, kind in module.ERRORS.items()} == exits
     numbers = [kind.number for kind in module.ERRORS.values()]
