@@ -13328,7 +13328,7 @@ class DataFile(Place):
             self.options.pop(name, None)
         old: Iterator[Rows] = iter(())
         is_upsert = mode == "upsert"
-        if mode != "replace" and self.exists():
+        if mode != "replace" and self.exists() and not self.is_empty():
             at_once = is_upsert or file_format.name == "parquet"  # the first batches decide Parquet's types
             old = iter(self.read_file(self.path, None if at_once else BATCH_ROWS))
         merged = upserted(old, batches, keys, file_format.key) if is_upsert else appended(old, iter(batches))
@@ -13340,6 +13340,10 @@ class DataFile(Place):
                 file_format.write(plain, merged, **options)
 
         self.replace(write)
+
+    def is_empty(self) -> bool:
+        with self.open(self.path) as file:
+            return not unpacked(file, self.label.endswith(".gz")).peek(1)
 
 
 def with_column(batch: Rows, name: str, value: str) -> Rows:
@@ -13411,7 +13415,7 @@ class LocalFile(DataFile):
             raise SourceError(f"cannot read {path}: {problem.strerror}", path_hint(path)) from None
 
     def exists(self) -> bool:
-        return os.path.exists(self.path)
+        return os.path.isfile(self.path)
 
     def replace(self, write: Callable[[Any], None]) -> None:
         with contextlib.ExitStack() as stack:
@@ -14441,29 +14445,35 @@ def labelled(label: str, batches: Batches) -> Batches:
 
 def read_csv(
     file: Any, batch_rows: int | None, *, types: Any = None, delimiter: str = ",", encoding: str = "utf-8-sig",
-    columns: Sequence[str] | None = None, ragged: bool = False, skip_lines: int = 0,
+    columns: Sequence[str] | None = None, ragged: bool = False, skip_lines: int = 0, quote: str | None = None,
+    escape: str | None = None, skip_spaces: bool = False, nulls: Sequence[str] = (), decimal: str = ".",
+    thousands: str = "",
 ) -> Batches:  # fmt: skip
-    """Reads CSV with a header, or *columns* instead.  Cells are text unless *types* says otherwise."""
+    """Reads CSV with a header, or *columns* instead.  Cells are text unless *types* says otherwise.
+
+    *skip_spaces* drops those after a delimiter.  *nulls* are words for None.  *decimal* and *thousands* are the marks
+    in numbers.  TSV is rarely quoted: a quoted cell of several lines needs quote='"' there.
+    """
     csv.field_size_limit(max(csv.field_size_limit(), LINE_BYTES_MAX))
     text = text_layer(file, encoding)
     try:
-        reader = CsvLines(text, delimiter, skip_lines)
+        reader = CsvLines(text, skip_lines, delimiter, quote, escape, skip_spaces)
         names = [*columns] if columns is not None else reader.header()
         check_distinct(names, "columns=[…], skip_lines=1 renames them")
         lines = reader.fitted(len(names), ragged)
-        if types is True:  # the first lines decide
-            first = [*itertools.islice(lines, batch_rows)]
-            types = {name: guessed_kind({line[i] for line in first}) for i, name in enumerate(names)}
-            first.reverse()  # pop() frees each line once it is a row
-            lines = itertools.chain((first.pop() for _ in range(len(first))), lines)
-        lines = reader.cast(lines, types, names) if types else lines
+        if words := {nulls} if isinstance(nulls, str) else {*nulls}:
+            lines = ([None if cell in words else cell for cell in line] for line in lines)
+        lines = reader.cast(lines, types, names, (decimal, thousands), batch_rows) if types else lines
         for position in itertools.count() if names else ():
             rows = Rows([dict(zip(names, line)) for line in itertools.islice(lines, batch_rows)], names)  # noqa: B905
             if position and not rows:
                 return
             yield rows  # an empty batch still has columns
     except csv.Error as problem:
-        raise SourceError(f"line {reader.number}: {problem}", "is it whole, and quoted as CSV is?") from None
+        hint = (
+            "quote='' if quotes are text, escape='\\\\' if a backslash escapes them, skip_spaces=True if spaces precede"
+        )
+        raise SourceError(f"{reader.place}: {problem}", hint) from None
     finally:
         text.detach()  # the caller closes the file
 
@@ -14476,53 +14486,123 @@ def text_layer(file: Any, encoding: str) -> io.TextIOWrapper:
 
 
 class CsvLines:
-    """The lines of a CSV file as lists of cells.  `number` is the number of the last line read."""
+    """The lines of a CSV file as lists of cells."""
 
-    def __init__(self, text: Iterable[str], delimiter: str, skipped: int) -> None:
+    def __init__(
+        self, text: Any, skipped: int, delimiter: str, quote: str | None, escape: str | None, skip_spaces: bool
+    ) -> None:
+        lines = itertools.islice(text, skipped, None)
+        first = next(lines, "")
+        if named := re.fullmatch(r"sep=(.)\s*", first):  # as Excel writes
+            delimiter, skipped = named[1], skipped + 1
+        #: A quote in TSV is text more often than not.
+        self.is_bare = quote is None and delimiter == "\t"
+        self.last = self.skipped = skipped  # number of the last line of the record before
         try:
-            self.reader = csv.reader(itertools.islice(text, skipped, None), delimiter=delimiter, strict=True)
+            self.reader = csv.reader(
+                lines if named else itertools.chain([first] if first else (), lines),
+                delimiter=delimiter,
+                quotechar=quote or '"',
+                quoting=csv.QUOTE_NONE if quote == "" else csv.QUOTE_MINIMAL,
+                escapechar=escape,
+                skipinitialspace=skip_spaces,
+                strict=True,
+            )
         except TypeError as problem:
-            raise BadRequest(f"delimiter={delimiter!r}: {problem}", "one character, such as ';'") from None
-        self.skipped = skipped
+            wrong = f"delimiter={delimiter!r}, quote={quote!r}, escape={escape!r}: {problem}"
+            raise BadRequest(wrong, "one character each, such as ';'") from None
 
     @property
-    def number(self) -> int:
-        return int(self.reader.line_num) + self.skipped
+    def place(self) -> str:
+        """Where the record is that was read last."""
+        first, last = self.last + 1, self.reader.line_num + self.skipped
+        return f"line {first}" if first >= last else f"line {first} (to {last})"
 
     def header(self) -> list[str]:
-        names: list[str] = next(self.reader, [])
+        """Returns the names in the first line that is not blank."""
+        lines = (line for line in self.reader if len(line) > 1 or "".join(line).strip())
+        names: list[str] = next(lines, [])
+        if not names:
+            raise SourceError(
+                "there is no header", "is the file empty?  skip_lines skips lines, columns=[…] names them"
+            )
         if len(names) == 1 and (other := next((c for c in ";\t|" if c in names[0]), None)):
             raise SourceError(f"the header is one column: {safe_repr(names[0])}", f"delimiter={other!r}")
+        self.last = self.reader.line_num + self.skipped
         return names
 
     def fitted(self, width: int, ragged: bool) -> Iterable[list[Any]]:
         """Yields lines as long as the header and skips blank ones.  *ragged* fills and cuts others."""
-        for line in self.reader:
-            if len(line) != width:
-                if not line:
-                    continue
+        reader, skipped = self.reader, self.skipped
+        is_first = True
+        for line in reader:
+            number = reader.line_num + skipped
+            if self.is_bare and number > self.last + 1:
+                raise SourceError(
+                    f"{self.place}: a quoted cell of several lines",
+                    "quote='' reads quotes as text, quote='\"' as quotes",
+                )
+            if len(line) != width and line:
                 if not ragged:
-                    wrong = f"line {self.number} has {len(line)} cells, the header {width}"
-                    raise SourceError(wrong, "ragged=True fills and cuts such lines")
+                    wrong = f"{self.place} has {len(line)} cells, the header {width}"
+                    raise SourceError(wrong, self.hint_for(line, width, is_first))
                 line = (line + [""] * width)[:width]
-            yield line
+            self.last = number
+            if line:
+                is_first = False
+                yield line
 
-    def cast(self, lines: Iterable[list[Any]], types: Any, names: list[str]) -> Iterator[list[Any]]:
-        """Converts the cells of lines to these types.  Empty cells become None."""
+    def hint_for(self, line: list[str], width: int, is_first: bool) -> str:
+        """Says how to read a line that is longer or shorter than the header, without losing a cell."""
+        if any(cell.startswith(' "') for cell in line):
+            return "skip_spaces=True, if spaces precede the quotes"
+        if len(line) > width and any(line[width:]):
+            header = f"skip_lines={self.last}, if this line is the header" if is_first else ""
+            return header or "is there a delimiter in a cell that is not quoted?  escape='\\\\', if it is escaped"
+        return (
+            "ragged=True cuts empty cells"
+            if len(line) > width
+            else "ragged=True fills such lines; a step can drop a footer"
+        )
+
+    def cast(
+        self, lines: Iterable[list[Any]], types: Any, names: list[str], marks: tuple[str, str], sample: int | None
+    ) -> Iterable[list[Any]]:
+        """Converts cells to these types, with True to those guessed from a sample.  Empty cells become None."""
+        if types is True:
+            first = [*itertools.islice(lines, sample)]
+            kinds = {name: guessed_kind({line[i] for line in first}, marks) for i, name in enumerate(names)}
+            first.reverse()  # pop() frees each line once it is a row
+            sampled = (first.pop() for _ in range(len(first)))
+            guesses = {name: marked(kind, kind.parse, marks) for name, kind in kinds.items()}
+            later = {name: marked(kind, kind.read if kind.pattern else str, marks) for name, kind in kinds.items()}
+            return itertools.chain(
+                self.convert(sampled, names, guesses, kinds), self.convert(lines, names, later, kinds)
+            )
         if not isinstance(types, dict):
             raise BadRequest(f"types must be True or a mapping, not {safe_repr(types)}", 'types={"fare": float}')
         kinds = {name: named_kind(kind, name) for name, kind in types.items()}
         if unknown := next((name for name in kinds if name not in names), None):
             hint = did_you_mean(unknown, names, f"there are {', '.join(names)}")
             raise SourceError(f"types: there is no column '{unknown}'", hint)
-        places = [(names.index(name), name, kind.parse) for name, kind in kinds.items()]
+        parsers = {name: marked(kind, kind.parse, marks) for name, kind in kinds.items()}
+        return self.convert(lines, names, parsers, kinds)
+
+    def convert(
+        self,
+        lines: Iterable[list[Any]],
+        names: list[str],
+        ways: dict[str, Callable[[str], Any]],
+        kinds: dict[str, ValueKind],
+    ) -> Iterator[list[Any]]:
+        places = [(names.index(name), name, way) for name, way in ways.items()]
         for line in lines:
-            for i, name, parse in places:
+            for i, name, way in places:
                 text = line[i]
                 try:
-                    line[i] = parse(text) if text != "" else None
+                    line[i] = way(text) if text else None
                 except (ValueError, KeyError, ArithmeticError) as problem:
-                    wrong = f"line {self.number}: '{clip(text, 100)}' in column '{name}' is not {kinds[name].name}"
+                    wrong = f"line {self.last}: '{clip(text, 100)}' in column '{name}' is not {kinds[name].name}"
                     raise SourceError(wrong, f"name its type: types={{'{name}': 'text'}}") from problem
             yield line
 
@@ -14713,11 +14793,15 @@ def read_parquet(file: Any, batch_rows: int | None) -> Batches:
     parquet, arrow = parquet_and_arrow()
     try:
         table = parquet.ParquetFile(file)
+        check_distinct(table.schema_arrow.names, "rename one where the file is made")
         batches = [table.read()] if batch_rows is None else table.iter_batches(batch_rows)
         for batch in batches:
             yield Rows(batch.to_pylist(), table.schema_arrow.names)
     except arrow.ArrowException as problem:
         raise SourceError(f"not Parquet: {problem}", "is it whole, and of this format?") from None
+    except ValueError as problem:  # nanoseconds that Python's datetime lacks
+        names = ", ".join(f"'{field.name}'" for field in table.schema_arrow if "[ns" in str(field.type))
+        raise SourceError(f"column {names}: {problem}", "write microseconds, or install pandas") from None
 
 
 def write_parquet(file: Any, batches: Batches) -> None:
@@ -14741,8 +14825,22 @@ def write_parquet(file: Any, batches: Batches) -> None:
 
 
 def full_table(arrow: Any, batch: Rows, names: list[str], schema: Any) -> Any:
+    """Makes an Arrow table.  Raises SourceError for a cell that Arrow would change."""
     check_columns(batch, names)
-    return arrow.Table.from_pylist([{name: row.get(name) for name in names} for row in batch], schema)
+    table, scan = (
+        arrow.Table.from_pylist([{name: row.get(name) for name in names} for row in batch], schema),
+        Scan(batch),
+    )
+    for field in table.schema if batch else ():
+        column, kinds = (
+            Column(field.name, str(field.type)),
+            scan.kinds(field.name) if field.name in scan.types else set(),
+        )
+        is_sure = column.kind is None or (column.zone is None and kinds <= {column.kind.name})
+        if not is_sure and (wrong := column.misfit(scan.cells_of(field.name))):
+            message = f"not for Parquet: column '{field.name}' is {field.type}, which {safe_repr(wrong[1])} is not"
+            raise SourceError(message, "each column has one type; a step can convert the value")
+    return table
 
 
 FILE_FORMATS = {
@@ -14773,14 +14871,35 @@ def named_kind(kind: Any, column: str) -> ValueKind:
     return ValueKind(word, "", None, parse=kind)
 
 
-def guessed_kind(texts: set[str]) -> ValueKind:
+def guessed_kind(texts: set[str], marks: tuple[str, str]) -> ValueKind:
     """Returns the narrowest kind that fits all these texts.  Empty texts fit any kind."""
-    texts = texts - {""}
+    texts = texts - {"", None}
     for name in ("integer", "real", "boolean", "date", "datetime") if texts else ():
+        kind = KINDS_OF_COLUMN[name]
+        read = marked(kind, kind.read, marks)
         with contextlib.suppress(ValueError):
-            if all(KINDS_OF_COLUMN[name].read(text) is not None for text in texts):
-                return KINDS_OF_COLUMN[name]
+            for text in texts:
+                read(text)
+            return kind
     return KINDS_OF_COLUMN["text"]
+
+
+def marked(kind: ValueKind, read: Callable[[str], Any], marks: tuple[str, str]) -> Callable[[str], Any]:
+    """Returns the function that reads a text of a kind.  Numbers have these marks for decimals and thousands."""
+    point, comma = marks
+    if marks == (".", "") or kind.name not in ("integer", "real", "decimal"):
+        return read
+
+    def read_marked(text: str) -> Any:
+        whole, mark, part = text.partition(point)
+        if comma and comma in whole and re.fullmatch(rf"-?\d{{1,3}}({re.escape(comma)}\d{{3}})+", whole) is None:
+            raise ValueError(text)
+        plain = whole.replace(comma, "") if comma else whole
+        if not set(plain + part) <= set("-+0123456789eE"):
+            raise ValueError(text)
+        return read(plain + "." * len(mark) + part)
+
+    return read_marked
 
 
 # --- 47. Rows ----------------------------------------------------------------------------
@@ -14967,6 +15086,7 @@ class ValueKind:
     convert: Any = None
     parse: Any = None
     make: Any = None
+    matches: Any = None  # the compiled pattern
     pattern = declared = ""
 
     def __init__(
@@ -14983,7 +15103,9 @@ class ValueKind:
 
     def read(self, text: str) -> Any:
         """Reads a text that can be nothing else.  Raises ValueError for 007, 1e5 or a date such as 3/4/26."""
-        if not self.pattern or re.fullmatch(self.pattern, text) is None:
+        if self.matches is None:
+            self.matches = re.compile(self.pattern or "(?!)").fullmatch
+        if self.matches(text) is None:
             raise ValueError(text)
         return self.parse(text)
 
@@ -15209,15 +15331,20 @@ class Scan:
             tuples = map(operator.itemgetter(*columns), self.rows)
         else:
             tuples = (tuple([row.get(name) for name in columns]) for row in self.rows)
-        return converted(tuples, ways) if ways else tuples
+        return converted(tuples, ways, columns) if ways else tuples
 
 
-def converted(tuples: Iterable[tuple[Any, ...]], ways: Mapping[int, Callable[[Any], Any]]) -> Iterator[tuple[Any, ...]]:
+def converted(
+    tuples: Iterable[tuple[Any, ...]], ways: Mapping[int, Callable[[Any], Any]], columns: Sequence[str]
+) -> Iterator[tuple[Any, ...]]:
     for row in tuples:
         values = [*row]
         for i, way in ways.items():
-            if values[i] is not None:
-                values[i] = way(values[i])
+            try:
+                if values[i] is not None:
+                    values[i] = way(values[i])
+            except SourceError as problem:
+                raise SourceError(f"column '{columns[i]}': {problem}", problem.hint) from None
         yield tuple(values)
 
 

@@ -6,6 +6,7 @@ import datetime
 import gzip
 import io
 import json
+import re
 from collections.abc import Callable
 from decimal import Decimal
 from pathlib import Path
@@ -35,6 +36,8 @@ def write(name: str, *batches: list[dict[str, Any]], **options: Any) -> bytes:
 
 def read(name: str, data: bytes, batch_rows: int | None = None, **options: Any) -> list[list[dict[str, Any]]]:
     """The batches in bytes."""
+    if name == "tsv":
+        options = {"quote": '"'} | options  # a cell may have several lines
     found = module.FILE_FORMATS[name].read(io.BytesIO(data), batch_rows, **options)
     return [list(batch) for batch in found]
 
@@ -49,7 +52,7 @@ def as_text(value: Any) -> str:
 
 
 @pytest.mark.parametrize("name", ["csv", "tsv"])
-@given(rows=st.lists(st.fixed_dictionaries(dict.fromkeys(("a", "b", "c d"), CELLS))))
+@given(rows=st.lists(st.fixed_dictionaries(dict.fromkeys(("a", "b", "c d"), CELLS)), min_size=1))
 @QUICK
 def test_csv_gives_back_the_text_of_every_cell(name: str, rows: list[dict[str, Any]]) -> None:
     again = [row for batch in read(name, write(name, rows)) for row in batch]
@@ -100,7 +103,7 @@ def test_nan_is_a_missing_value_in_json_and_infinity_is_refused() -> None:
 
 def test_no_rows_make_a_file_that_can_be_read() -> None:
     assert (write("csv", []), write("json", []), write("jsonl", [])) == (b"", b"[]\n", b"")
-    for name in FORMATS:
+    for name in ("json", "jsonl"):
         assert [row for batch in read(name, write(name, [])) for row in batch] == []
 
 
@@ -116,6 +119,34 @@ MALFORMED = {
     "a duplicate header": ("csv", b"a,b,a\n1,2,3\n", {}, "two columns are named 'a'"),
     "a quote that is not closed": ("csv", b'a,b\n1,"2\n', {}, "line 2: unexpected end of data"),
     "text after a quote": ("csv", b'a,b\n1,"2"x\n', {}, "line 2: ',' expected after"),
+    "a quote that is not closed, in a long file": (
+        "csv",
+        b'a,b\n1,"2\n' + b"3,4\n" * 99,
+        {},
+        r"line 2 \(to 101\): unexpected end of data",
+    ),
+    "a cell of several lines in TSV": (
+        "tsv",
+        b'a\tb\n\n1\t"x\n2\ty\n3\tz"\n',
+        {"quote": None},
+        r"line 3 \(to 5\): a quoted cell of several lines",
+    ),
+    "an empty file": ("csv", b"", {}, "there is no header"),
+    "blank lines alone": ("csv", b"\xef\xbb\xbf\n \n\n", {}, "there is no header"),
+    "too many lines skipped": ("csv", b"a\n1\n", {"skip_lines": 5}, "there is no header"),
+    "two columns without a name": ("csv", b"id,,\n1,2,3\n", {}, "two columns are named ''"),
+    "a decimal comma that is none": (
+        "csv",
+        b"a\n1.5\n",
+        {"types": {"a": float}, "decimal": ",", "delimiter": ";"},
+        "'1.5' in column 'a' is not real",
+    ),
+    "thousands that are none": (
+        "csv",
+        b"a;b\n1.23;x\n",
+        {"types": {"a": int}, "thousands": ".", "decimal": ",", "delimiter": ";"},
+        "'1.23' in column 'a' is not integer",
+    ),
     "another delimiter": ("csv", b"a;b\n1;2\n", {}, "the header is one column: 'a;b'"),
     "a cell of another type": (
         "csv",
@@ -164,6 +195,20 @@ def test_what_can_be_asked_of_csv() -> None:
     assert read("csv", "a\né\n".encode("cp1252"), encoding="cp1252") == [[{"a": "é"}]]
     assert read("csv", "\ufeffa\n1\n".encode()) == [[{"a": "1"}]]
     assert read("csv", b"a\r\n1\r\n\r\n2\r\n") == [[{"a": "1"}, {"a": "2"}]]
+    assert read("csv", b"\xef\xbb\xbf\n\na\n1\n") == [[{"a": "1"}]]
+    assert read("csv", b"junk\n\na\n1\n", skip_lines=1) == [[{"a": "1"}]]
+    assert read("csv", b"sep=;\r\na;b\r\n1;2\r\n") == [[{"a": "1", "b": "2"}]]
+    assert read("csv", b'a, b\n1, "x, y"\n', skip_spaces=True) == [[{"a": "1", "b": "x, y"}]]
+    assert read("csv", b'a\n"x (\\"y\\")"\n', escape="\\") == [[{"a": 'x ("y")'}]]
+    assert read("csv", b"a,b\n'x,y',\"z\"\n", quote="'") == [[{"a": "x,y", "b": '"z"'}]]
+    assert read("tsv", b'a\tb\n1\t"x\n2\ty"\n', quote="") == [[{"a": "1", "b": '"x'}, {"a": "2", "b": 'y"'}]]
+    assert read("csv", b"a,b\nNA,\n1,NULL\n", nulls=["NA", "NULL"], types={"a": int}) == [
+        [{"a": None, "b": ""}, {"a": 1, "b": None}]
+    ]
+    numbers = {"decimal": ",", "thousands": ".", "delimiter": ";", "types": True}
+    assert read("csv", b"a;b;c\n1.234,50;1.234;1,5x\n-0,5;7;x\n", **numbers) == [
+        [{"a": 1234.5, "b": 1234, "c": "1,5x"}, {"a": -0.5, "b": 7, "c": "x"}]
+    ]
     assert read("json", b'{"page": {"rows": [{"a": 1}]}}', records="page.rows") == [[{"a": 1}]]
     assert read("json", b'{"@odata.rows": [{"a": 1}]}', records="@odata.rows") == [[{"a": 1}]]
 
@@ -204,11 +249,50 @@ def test_types_that_are_named_are_read_as_python_reads_them() -> None:
     assert second == dict.fromkeys(types) | {"x": ""}
 
 
-def test_a_stream_keeps_the_types_of_its_first_batch_and_says_where_they_end() -> None:
-    data = write("csv", [{"a": str(i)} for i in range(5)] + [{"a": "x"}])
-    with pytest.raises(module.SourceError, match="line 7: 'x' in column 'a' is not integer") as caught:
+HINTS = {
+    "a delimiter too many": (b"a,b\n1,2,\n", "ragged=True"),
+    "a cell too many": (b"a,b\n1,2\n3,4,5\n", "is there a delimiter in a cell"),
+    "a preamble": (b"Report,\nid,name,city\n1,ada,rome\n", "skip_lines=1, if this line is the header"),
+    "a long preamble": (b"Report,\n\nid,name,city\n1,ada,rome\n", "skip_lines=2, if this line is the header"),
+    "a footer": (b"a,b,c\n1,2,3\nsum\n", "ragged=True fills such lines; a step can drop a footer"),
+    "spaces before quotes": (b'id, name, city\n1, "Smith, J", "Rome"\n', "skip_spaces=True"),
+    "escaped quotes": (b'"id","title"\n"1","foo (\\"bar\\")"\n', "escape='\\\\' if a backslash escapes"),
+    "another delimiter": (b"id;name\n1;ada\n", "delimiter=';'"),
+}
+
+
+@pytest.mark.parametrize("case", HINTS)
+def test_a_hint_loses_no_cell(case: str) -> None:
+    data, hint = HINTS[case]
+    with pytest.raises(module.SourceError) as caught:
+        read("csv", data)
+    assert hint in caught.value.hint
+
+
+LATER: dict[str, tuple[list[str], str]] = {
+    "a word": (["1", "2", "x"], "integer"),
+    "a code": (["10115", "20095", "01067"], "integer"),
+    "a sign": (["1", "2", "+3"], "integer"),
+    "zeros before": (["1.5", "2.5", "0012.50"], "real"),
+    "an exponent": (["1.5", "2.5", "32E0134"], "real"),
+    "many digits": (["1.5", "2.5", "0.12345678901234567"], "real"),
+    "another truth": (["true", "false", "on"], "boolean"),
+    "a day without lines": (["2026-01-30", "2026-01-31", "20260131"], "date"),
+    "a day that is none": (["2026-01-30", "2026-01-31", "2026-02-30"], "date"),
+    "a day alone": (["2026-01-30 10:00", "2026-01-31 10:00", "2026-01-31"], "datetime"),
+}
+
+
+@pytest.mark.parametrize("case", LATER)
+def test_a_stream_keeps_the_types_of_its_first_batch_and_says_where_they_end(case: str) -> None:
+    texts, kind = LATER[case]
+    data = write("csv", [{"a": text, "b": "x"} for text in texts])
+    wrong = re.escape(f"line 4: '{texts[2]}' in column 'a' is not {kind}")
+    with pytest.raises(module.SourceError, match=wrong) as caught:
         read("csv", data, 2, types=True)
     assert caught.value.hint == "name its type: types={'a': 'text'}"
+    assert read("csv", data, types=True)[0][2]["a"] in (texts[2], 3)
+    assert read("csv", data, 2, types={"a": "text"})[1] == [{"a": texts[2], "b": "x"}]
 
 
 def test_a_column_after_the_header_is_refused() -> None:
@@ -259,9 +343,14 @@ def test_parquet_keeps_types(ctx: Context, tmp_path: Path) -> None:
     assert [row["new"] for row in ctx.extract(path)] == [None, None, True]
 
 
+DAY, WHEN = datetime.date(2026, 1, 2), datetime.datetime(2026, 1, 2, 3)  # noqa: DTZ001
 PARQUET: dict[str, Callable[[Context, Path], object]] = {
     "mixed types": lambda ctx, path: ctx.load(path, [{"a": 1}, {"a": "x"}]),
     "large integers": lambda ctx, path: ctx.load(path, [{"a": 2**70}]),
+    "a fraction among later integers": lambda ctx, path: ctx.load(path, iter([[{"a": 1}], [{"a": 2}], [{"a": 3.7}]])),
+    "a time among days": lambda ctx, path: ctx.load(path, [{"a": DAY}, {"a": WHEN}]),
+    "a zone among times": lambda ctx, path: ctx.load(path, [{"a": WHEN}, {"a": WHEN.replace(tzinfo=datetime.UTC)}]),
+    "bytes among later texts": lambda ctx, path: ctx.load(path, iter([[{"a": "x"}], [{"a": "y"}], [{"a": b"z"}]])),
     "no parquet": lambda ctx, path: path.write_bytes(b"a,b\n1,2\n") and ctx.extract(path),
 }
 
@@ -278,3 +367,33 @@ def test_json_is_written_a_row_a_line(tmp_path: Path, ctx: Context) -> None:
     ctx.load(path, [{"a": 1}, {"a": 2}])
     assert path.read_text() == '[\n{"a":1},\n{"a":2}\n]\n'
     assert json.loads(path.read_text()) == ctx.extract(path)
+
+
+def test_parquet_with_two_columns_of_one_name_is_refused(tmp_path: Path, ctx: Context) -> None:
+    arrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    path = tmp_path / "joined.parquet"
+    parquet.write_table(arrow.table([[10], [100]], names=["value", "value"]), path)
+    with pytest.raises(module.SourceError, match=r"joined.parquet: two columns are named 'value'"):
+        ctx.extract(path)
+
+
+def test_nanoseconds_that_python_lacks_are_told_with_their_column(tmp_path: Path, ctx: Context) -> None:
+    arrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    path = tmp_path / "ticks.parquet"
+    parquet.write_table(arrow.table({"id": [1], "at": arrow.array([1], arrow.timestamp("ns"))}), path)
+    try:
+        assert ctx.extract(path)[0]["at"].nanosecond == 1  # as pandas has it
+    except module.SourceError as problem:
+        wrong, hint = str(problem), problem.hint
+        assert wrong.startswith("ticks.parquet: column 'at':")
+        assert "microseconds" in hint
+
+
+@pytest.mark.parametrize("name", ["csv", "csv.gz", "json", "jsonl"])
+def test_rows_are_added_to_a_file_of_none(name: str, ctx: Context) -> None:
+    ctx.load(f"rows.{name}", [])
+    ctx.load(f"rows.{name}", [{"a": "1"}])
+    assert ctx.extract(f"rows.{name}") == [{"a": "1"}]
+    Path("new.csv").touch()
+    ctx.load("new.csv", [{"a": "1"}], mode="upsert", key="a")
+    assert ctx.extract("new.csv") == [{"a": "1"}]
