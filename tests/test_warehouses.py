@@ -265,7 +265,7 @@ IMPOSSIBLE: dict[str, tuple[Any, str]] = {
     "no table to read": (lambda ctx: ctx.extract("sqlite:///a.db"), "which table or query"),
     "no file": (lambda ctx: ctx.extract("sqlite://", "t"), "names no file"),
     "no such option": (lambda ctx: ctx.extract("sqlite:///a.db", "t", parms={}), "no option 'parms'"),
-    "a connection that is none": (lambda ctx: ctx.sql("SELECT 1", connection="shpo"), "no connection 'shpo'"),
+    "a connection that is none": (lambda ctx: ctx.sql("SELECT 1", connection="shpo"), "'shpo' is no path"),
     "no default": (lambda ctx: ctx.sql("SELECT 1"), "which connection"),
     "a connection that is a file": (lambda ctx: ctx.sql("SELECT 1", connection="file:///a.csv"), "is no database"),
 }
