@@ -4913,12 +4913,19 @@ class Daemon:
             return False
 
     async def look_after(self) -> None:
-        """Every few seconds, ends the daemon if its home is gone, and reaps what a killed fork server left to it."""
-        left: set[int] = set()
+        """Every few seconds, ends the daemon if its home is gone, and reaps ended children that nobody awaits.
+
+        The children of a killed fork server become ours if we are PID 1, as in a container.
+        """
+        ended: set[int] = set()
         while True:
             if not self.owns_home():
                 self.stop()
-            left = reap_orphans(left)
+            children = {int(pid) for path in glob.glob("/proc/self/task/*/children") for pid in peek(path).split()}
+            before, ended = ended, {pid for pid in children if process_started(pid) is None}
+            for pid in ended & before:
+                with contextlib.suppress(ChildProcessError):
+                    os.waitpid(pid, os.WNOHANG)
             await asyncio.sleep(LOOK_AFTER_S)
 
     def on_commit(self, run_ids: set[str], *due: Any) -> None:
@@ -5053,19 +5060,6 @@ QUESTIONS_AT_ONCE = 3
 RELOADED = ("log_level", "connections", "executors", "api_key", "api_key_file", "api_key_hash")
 #: Settings, with the files they name, that also hold then if the port speaks TLS already.
 TLS_SETTINGS = ("tls_cert", "tls_key", "tls_client_ca")
-
-
-def reap_orphans(left: set[int]) -> set[int]:
-    """Reaps ended children that were *left* at the last look already; returns the others, which somebody may await.
-
-    The children of a killed fork server become ours if we are PID 1, as in a container.
-    """
-    lists = [peek(path).split() for path in glob.glob("/proc/self/task/*/children")]
-    ended = {int(pid) for pids in lists for pid in pids if process_started(int(pid)) is None}
-    for pid in ended & left:
-        with contextlib.suppress(ChildProcessError):
-            os.waitpid(pid, os.WNOHANG)
-    return ended - left
 
 
 def set_up_log(level: str, path: str | None = None) -> None:
@@ -10875,33 +10869,25 @@ HEADER_HINT = '# /// script\n# dependencies = ["requests"]\n# ///'
 
 def read_header(source: str, entry: str) -> Json | None:
     """Returns a script's header (PEP 723) if it names dependencies.  Raises LoadFailed if it is malformed."""
-    begin = re.search(r"(?m)^# /// script\s*$", source)
-    if begin is None:
+    lines = source.split("\n")
+    begins = [number for number, line in enumerate(lines, 1) if line.rstrip() == "# /// script"]
+    if not begins:
         return None
-    blocks = [*script_blocks(source)]
+    body = [*itertools.takewhile(lambda line: line == "#" or line.startswith("# "), lines[begins[0] :])]
+    while body and body[-1] != "# ///":
+        body.pop()
     try:
-        if len(blocks) != 1:
+        if len(begins) > 1 or not body:
             unclosed = "is not closed by `# ///`, or has a line that does not begin with `# `"
-            raise BadRequest(f"the header `# /// script` {'is there twice' if blocks else unclosed}")
-        header = tomllib.loads(re.sub("(?m)^# ?", "", blocks[0]))
+            raise BadRequest(f"the header `# /// script` {'is there twice' if body else unclosed}")
+        header = tomllib.loads("\n".join(line[2:] for line in body[:-1]))
         check_header(header)
     except (BadRequest, tomllib.TOMLDecodeError) as problem:
         if not isinstance(problem, BadRequest):
             problem = BadRequest(f"the header `# /// script` is not TOML: {problem}")
-        line = source.count("\n", 0, begin.start()) + 1
-        message = f"{entry}, line {line}: {problem} {problem.hint}".strip()
-        raise LoadFailed(message, HEADER_HINT, kind="load", file=entry, line=line) from None
+        message = f"{entry}, line {begins[0]}: {problem} {problem.hint}".strip()
+        raise LoadFailed(message, HEADER_HINT, kind="load", file=entry, line=begins[0]) from None
     return header if header.get("dependencies") else None
-
-
-def script_blocks(source: str) -> Iterator[str]:
-    """Yields what the pattern of PEP 723 finds, which takes quadratic time."""
-    for is_comment, run in itertools.groupby(source.split("\n"), lambda line: line == "#" or line.startswith("# ")):
-        lines = [*run]
-        begin = next((n for n, line in enumerate(lines) if re.fullmatch("# /// [a-zA-Z0-9-]+", line)), len(lines))
-        end = max((n for n, line in enumerate(lines) if line == "# ///"), default=0)
-        if is_comment and end > begin + 1 and lines[begin] == "# /// script":
-            yield "\n".join([*lines[begin + 1 : end], ""])
 
 
 #: The keys of a script's header (PEP 723).
@@ -10926,17 +10912,10 @@ def admits(wanted: str, mine: tuple[int, ...]) -> bool:
         if match is None:
             return False
         named = tuple(map(int, match[2].split(".")))
-        bound = (*named, 0, 0, 0)[:3]
-        alike = mine[: len(named)] == named
-        fits = {
-            ">=": mine >= bound,
-            "<=": mine <= bound,
-            ">": mine > bound,
-            "<": mine < bound,
-            "==": alike,
-            "!=": not alike,
-            "~=": mine >= bound and mine[: len(named) - 1] == named[:-1],
-        }
+        bound, alike = (*named, 0, 0, 0)[:3], mine[: len(named)] == named
+        last = mine[: len(named) - 1] == named[:-1]
+        fits = {">=": mine >= bound, "<=": mine <= bound, ">": mine > bound, "<": mine < bound}
+        fits |= {"==": alike, "!=": not alike, "~=": mine >= bound and last}
         if not fits[match[1]]:
             return False
     return True
@@ -10975,7 +10954,11 @@ class Venvs:
             for words in build_commands(path, needed):
                 log.append("$ " + " ".join(words))
                 if await run_to_end(words, log, self.settings["build_timeout_s"]):
-                    raise build_error(entry, log)
+                    wrong = (line for line in reversed(log) if re.search("(?i)error|conflict|took longer", line))
+                    why = next(wrong, log[-1]).strip()[:300]
+                    message = f"the dependencies of {entry} cannot be installed: {why}"
+                    hint = "see the log; mend the header and deploy again"
+                    raise LoadFailed(message, hint, kind="load", file=entry, log=log[-BUILD_LINES:])
             replace_file(os.path.join(path, "built"), encode(needed))
         except BaseException:
             shutil.rmtree(path, ignore_errors=True)
@@ -10983,23 +10966,12 @@ class Venvs:
         return log[-BUILD_LINES:]
 
 
-def build_error(entry: str, log: list[str]) -> LoadFailed:
-    """Returns the error for a failed installation, with the line of the log that says why."""
-    wrong = (line for line in reversed(log) if re.search("error|conflict|took longer", line, re.IGNORECASE))
-    message = f"the dependencies of {entry} cannot be installed: {next(wrong, log[-1]).strip()[:300]}"
-    hint = "see the log; mend the header and deploy again"
-    return LoadFailed(message, hint, kind="load", file=entry, log=log[-BUILD_LINES:])
-
-
 async def run_to_end(words: list[str], log: list[str], patience: float) -> int:
     """Runs a command, adds its output to the log, and returns its exit code.  No process of it is left."""
     environ = public_environment() | {"PIP_DISABLE_PIP_VERSION_CHECK": "1", "PIP_NO_INPUT": "1"}
     pipe, null, both = asyncio.subprocess.PIPE, asyncio.subprocess.DEVNULL, asyncio.subprocess.STDOUT
-    starting = asyncio.ensure_future(
-        asyncio.create_subprocess_exec(
-            *words, stdin=null, stdout=pipe, stderr=both, env=environ, start_new_session=True
-        )
-    )
+    given: Json = {"stdin": null, "stdout": pipe, "stderr": both, "env": environ, "start_new_session": True}
+    starting = asyncio.ensure_future(asyncio.create_subprocess_exec(*words, **given))
     try:
         process = await asyncio.shield(starting)
         output, _ = await asyncio.wait_for(process.communicate(), patience)

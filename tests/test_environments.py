@@ -224,3 +224,14 @@ def test_an_environment_that_no_version_needs_goes_with_the_next_start(home: Tau
     assert run["error"]["kind"] == "died"
     assert home.deploy(text)["environments"][0]["built"] is True
     assert home("run", "it")["result"] == "1.0"
+
+
+def test_a_header_is_read_in_linear_time() -> None:
+    """Each of these took minutes as a regular expression."""
+    for line in ("# /// a\n", "# /// script\n", "#\n", "# ///\n"):
+        source = line * 200_000
+        if "script" in line:
+            with pytest.raises(module.LoadFailed):
+                module.read_header(source, "it.py")
+        else:
+            assert module.read_header(source, "it.py") is None
