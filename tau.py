@@ -7564,7 +7564,8 @@ class Deployment:
     def check_cron(self, row: Json) -> None:
         """Raises LoadFailed if the `schedule` of a pipeline is no cron expression: only the daemon has croniter."""
         try:
-            Cron(row["schedule"] or "@daily")
+            if row["schedule"] is not None:
+                Cron(row["schedule"])
         except BadRequest as problem:
             entry, line = row["entry"], row["line"]
             code = self.sources[entry].decode().splitlines()[line - 1 : line]

@@ -564,6 +564,8 @@ def test_check_tells_what_a_file_has_needs_and_lacks(tau: Tau) -> None:
 OPTIONS = [
     ("schedule='61 * * * *'", "minute (field 1"),
     ("schedule='* * *'", "has 3 fields"),
+    ("schedule=''", "has 0 fields"),
+    ("schedule=60", "expected string, given integer 60"),
     ("every=-5", "must be a time from 0"),
     ("every='soon'", "an interval"),
     ("schedule='@daily', every=60", "two ways to say when"),
