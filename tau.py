@@ -32,7 +32,6 @@ The file is laid out in the order a request travels.  Calls go down the page, or
 
 from __future__ import annotations
 
-import contextvars
 import errno
 import gc
 import io
@@ -61,6 +60,7 @@ if TYPE_CHECKING:
     import bisect
     import collections
     import contextlib
+    import contextvars
     import csv
     import ctypes
     import datetime
@@ -182,12 +182,13 @@ else:
             return getattr(module, attribute)
 
     for name in (
-        *("argparse", "ast", "asyncio", "atexit", "base64", "bisect", "collections", "contextlib", "croniter", "csv"),
-        *("ctypes", "datetime", "decimal", "difflib", "email.utils", "faulthandler", "fcntl", "fnmatch", "functools"),
-        *("glob", "graphlib", "grp", "gzip", "hashlib", "hmac", "http.client", "importlib.util", "inspect"),
-        *("linecache", "logging", "operator", "pickle", "pwd", "queue", "random", "re", "resource", "select", "shlex"),
-        *("shutil", "signal", "sqlite3", "ssl", "struct", "subprocess", "tarfile", "tempfile", "textwrap"),
-        *("threading", "tomllib", "traceback", "typing", "urllib.parse", "uuid", "zlib", "zoneinfo"),
+        *("argparse", "ast", "asyncio", "atexit", "base64", "bisect", "collections", "contextlib", "contextvars"),
+        *("croniter", "csv", "ctypes", "datetime", "decimal", "difflib", "email.utils", "faulthandler", "fcntl"),
+        *("fnmatch", "functools", "glob", "graphlib", "grp", "gzip", "hashlib", "hmac", "http.client"),
+        *("importlib.util", "inspect", "linecache", "logging", "operator", "pickle", "pwd", "queue", "random", "re"),
+        *("resource", "select", "shlex", "shutil", "signal", "sqlite3", "ssl", "struct", "subprocess", "tarfile"),
+        *("tempfile", "textwrap", "threading", "tomllib", "traceback", "typing", "urllib.parse", "uuid"),
+        *("zlib", "zoneinfo"),
     ):
         globals()[name.partition(".")[0]] = Later(name)
 
@@ -2762,14 +2763,8 @@ class CronTimes(Times):
 
     def __init__(self, cron: Cron, zone: Zone) -> None:
         super().__init__(cron.kind, lambda after: clock_ticks(cron, zone, after))
-        self.first_after = functools.lru_cache(1)(super().next)
-        self.counted = functools.lru_cache(10)(super().count)
-
-    def next(self, after: int) -> Tick | None:
-        return self.first_after(after)
-
-    def count(self, after: int, until: int, most: int) -> int:
-        return self.counted(after, until, most)
+        self.next = functools.lru_cache(1)(super().next)  # type: ignore[method-assign]
+        self.count = functools.lru_cache(10)(super().count)  # type: ignore[method-assign]
 
 
 class Interval(Times):
@@ -12301,7 +12296,7 @@ class Unfinished:
     def check(cls) -> None:
         """Raises BadRequest if the pipeline has returned and left some of them unawaited."""
         if cls.waiting:
-            steps = [unfinished.context.run(CURRENT.get) for unfinished in cls.waiting]
+            steps = [unfinished.context.run(current_step().get) for unfinished in cls.waiting]
             names = ", ".join(sorted("ctx.check" if step is None else step.path for step in steps))
             raise BadRequest(f"never awaited: {names}", "an async function is in it: write `await ctx.…(…)`")
 
@@ -15369,7 +15364,7 @@ class Stream(Ready):
 
     def __init__(self, step: Step, batches: Any, upstream: Stream | None = None, outer: Step | None = None) -> None:
         self.step, self.batches, self.upstream = step, batches, upstream
-        self.outer = CURRENT.get() if outer is None else outer
+        self.outer = current_step().get() if outer is None else outer
         self.busy_s = 0.0  # time spent in this stream and those upstream of it
 
     def __iter__(self) -> Iterator[Rows]:
@@ -15402,12 +15397,12 @@ class Stream(Ready):
 
     def pull(self, batches: Iterator[Rows]) -> Rows | None:
         """Returns the next batch.  What is logged meanwhile belongs to this step."""
-        before, began = CURRENT.get(), perf_counter()
-        CURRENT.set(self.step)
+        before, began = current_step().get(), perf_counter()
+        current_step().set(self.step)
         try:
             batch = next(batches, None)
         finally:
-            CURRENT.set(before)
+            current_step().set(before)
             self.busy_s += perf_counter() - began
         if batch is not None:
             self.step.rows_out = (self.step.rows_out or 0) + len(batch)
@@ -15597,7 +15592,7 @@ class Journal:
             message = f"{message[:LOG_LINE_BYTES_MAX]}… ({len(message) - LOG_LINE_BYTES_MAX:,} characters cut)"
         # Formatted by hand: a log line must cost little more than the write itself.
         more = "" if fields is None else f',"fields":{bounded_fields(fields)}'
-        more += "" if (step := CURRENT.get()) is None else f',"step":{quote(step.path)}'
+        more += "" if (step := current_step().get()) is None else f',"step":{quote(step.path)}'
         more += "" if stream is None else f',"stream":"{stream}"'
         text = f'{{"t":"log","at":{now()!r},"level":"{level}","message":{quote(message)}{more}}}\n'
         line = text.encode("utf-8", "replace")
@@ -15658,8 +15653,8 @@ class Step:
         self.columns: dict[str, str] | None = None  # column of its output → type
 
     def __enter__(self) -> Step:
-        self.start(CURRENT.get())
-        CURRENT.set(self)
+        self.start(current_step().get())
+        current_step().set(self)
         if self.timeout is not None and self.limit is None:
             self.limit = Alarm(self.timeout, self.too_late)
         self.began = perf_counter()
@@ -15669,7 +15664,7 @@ class Step:
         took = (perf_counter() - self.began) * 1000
         if type(self.limit) is Alarm:
             self.limit.close()
-        CURRENT.set(self.outer)
+        current_step().set(self.outer)
         self.finish(exception[1], took)
 
     async def __aenter__(self) -> Step:
@@ -15762,12 +15757,14 @@ def row_count(count: Any) -> str:
     return str(number) if -(1 << 63) <= number < 1 << 63 else "null"
 
 
-#: The step that the running code is in, for each task and thread.
-CURRENT: contextvars.ContextVar[Step | None] = contextvars.ContextVar("step", default=None)
+@functools.cache
+def current_step() -> contextvars.ContextVar[Step | None]:
+    """The step that the running code is in, for each task and thread."""
+    return contextvars.ContextVar("step", default=None)
 
 
 def current_path() -> str | None:
-    step = CURRENT.get()
+    step = current_step().get()
     return None if step is None else step.path
 
 
