@@ -1866,10 +1866,7 @@ def database_path(url: str, home: str) -> str:
 
 def make_parser(prog: str, description: str, examples: Sequence[str], end: str = "") -> argparse.ArgumentParser:
     """An argparse parser that raises BadRequest; its help ends with the examples as they are written."""
-
-    def layout(prog: str) -> argparse.HelpFormatter:  # a fixed width saves the import of shutil
-        return argparse.HelpFormatter(prog, max_help_position=28, width=79)
-
+    layout = functools.partial(argparse.HelpFormatter, max_help_position=28, width=79)  # saves the import of shutil
     parser = argparse.ArgumentParser(prog=prog, description=description, formatter_class=layout, allow_abbrev=False)
 
     def refuse(message: str) -> Any:
@@ -1914,12 +1911,13 @@ def leave_output(number: int) -> None:
         os.dup2(null.fileno(), number)
 
 
-def leave_stderr() -> None:
-    """Drops what cannot be written to stderr, because Python would exit with 120 for it."""
-    try:
-        sys.stderr.flush()
-    except (OSError, ValueError):
-        leave_output(2)
+def flush_outputs() -> None:
+    """Drops what cannot be written, because Python would exit with 120 for it."""
+    for number, stream in ((1, sys.stdout), (2, sys.stderr)):
+        try:
+            stream.flush()
+        except (OSError, ValueError):
+            leave_output(number)
 
 
 def people_read(stream: Any, as_json: bool) -> bool:
@@ -2898,11 +2896,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     code = outcome_of(sys.argv[1:] if argv is None else [*argv])
     if argv is not None:
         return code
-    for stream in (sys.stdout, sys.stderr):
-        try:
-            stream.flush()
-        except (OSError, ValueError):
-            pass  # the answer is flushed already, or its failure reported
+    flush_outputs()  # the answer is flushed already, or its failure reported
     os._exit(code)  # the interpreter's own end would take a fifth of our time
 
 
@@ -4701,7 +4695,7 @@ def taud() -> int:
     except KeyboardInterrupt:
         return 130
     finally:
-        leave_stderr()
+        flush_outputs()
     return 0
 
 
