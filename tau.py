@@ -253,6 +253,7 @@ INT_DIGITS_MAX = 20
 CONNECTIONS_MAX = 1024
 #: Descriptors for taud's own work; its peers share the others.
 DESCRIPTORS_KEPT = 64
+PEERS_MIN = 16
 #: The most network connections silent, in a TLS handshake, or without a key; the oldest is dropped.
 SILENT_MAX = 1024
 SHAKING_MAX = 128
@@ -5135,6 +5136,9 @@ class Listeners:
         files = max(soft, 65_536 if hard == resource.RLIM_INFINITY else min(hard, 65_536))
         resource.setrlimit(resource.RLIMIT_NOFILE, (files, hard))
         self.room = files - DESCRIPTORS_KEPT  # descriptors for all peers
+        if self.room < PEERS_MIN:
+            message = f"taud may open only {files} files; it needs {DESCRIPTORS_KEPT + PEERS_MIN}"
+            raise Conflict(message, "ulimit -n 4096, or LimitNOFILE= of the service")
         self.tasks = Tasks(daemon.store.metrics.failed)  # one for each listener, and each peer without a connection yet
         self.silent: Peers = {}  # peers that have not sent a byte
         self.shaking: Peers = {}  # peers in the middle of a TLS handshake
@@ -15410,6 +15414,15 @@ class Stream(Ready):
 
 #: The journal's descriptor is at least this: user code may close or reuse low ones.
 JOURNAL_FD = 90
+
+
+def copy_descriptor(number: int) -> int:
+    """A copy of a descriptor, from JOURNAL_FD on if the limit of open files is higher."""
+    with contextlib.suppress(OSError):
+        return fcntl.fcntl(number, fcntl.F_DUPFD_CLOEXEC, JOURNAL_FD)
+    return fcntl.fcntl(number, fcntl.F_DUPFD_CLOEXEC, 3)
+
+
 #: Copies, because user code may replace these functions in their module.
 now, monotonic, perf_counter = time.time, time.monotonic, time.perf_counter
 FRAMES_MAX = 12
@@ -15525,7 +15538,7 @@ class Journal:
 
     def open(self) -> int:
         low = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
-        descriptor: int = fcntl.fcntl(low, fcntl.F_DUPFD_CLOEXEC, JOURNAL_FD)
+        descriptor = copy_descriptor(low)
         os.close(low)
         return descriptor
 
@@ -15802,7 +15815,7 @@ class Output(io.RawIOBase):
 
     def divert(self) -> int:
         """Starts a thread for what native code and subprocesses write.  Returns the old file."""
-        self.file = fcntl.fcntl(self.descriptor, fcntl.F_DUPFD_CLOEXEC, JOURNAL_FD)
+        self.file = copy_descriptor(self.descriptor)
         source, end = os.pipe()
         os.dup2(end, self.descriptor)
         os.close(end)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Tau, eventually, is_running, python
+from conftest import Tau, eventually, is_running, python, served
 
 import tau as module
 
@@ -205,3 +205,53 @@ def test_what_the_store_can_keep_comes_back_as_it_was(tau: Tau) -> None:
 def test_root_is_warned_and_served(tau: Tau) -> None:
     warned = "taud runs as root, and so does every pipeline" in tau("status")["warnings"]
     assert warned == (os.geteuid() == 0)
+
+
+#: Uses what takes descriptors in a run: secrets, forks, processes, memos, a target, an event loop.
+BUSY = """
+import asyncio, os, subprocess
+from tau import pipeline
+
+@pipeline
+async def busy(ctx):
+    ctx.secret("TOKEN")
+    with ctx.step("children"):
+        if (pid := os.fork()) == 0:
+            ctx.log("from a fork")
+            os._exit(0)
+        os.waitpid(pid, 0)
+        subprocess.run(["echo", "from a process"], check=True)
+    await asyncio.to_thread(ctx.load, "sqlite:///busy.db", [{"n": 1}], "numbers")
+    return await ctx.memo("sum", sum, [1, 2])
+"""
+
+
+def stays_busy(tau: Tau) -> None:
+    """More than a dozen such runs at once succeed, and all else goes on."""
+    (tau.home / "secrets").mkdir(mode=0o700, exist_ok=True)
+    (tau.home / "secrets" / "TOKEN").touch(0o600)
+    (tau.home / "secrets" / "TOKEN").write_text("as long as a secret is")
+    tau.deploy(BUSY, "busy.py")
+    runs = [tau.call("run", name="busy", wait=False)["run_id"] for _ in range(15)]
+    for run in tau.call("wait", run_id=runs)["runs"]:
+        assert (run["status"], run["result"]) == ("success", 3), run["error"]
+    lines = sorted(line["message"] for line in tau.call("logs", run_id=runs[0])["lines"])
+    assert lines == ["from a fork", "from a process"]
+    assert tau.call("backup", file=f"{tau.work}/all.backup")["file"]
+    assert tau.command("check", tau.work / "busy.py").json["ok"]
+    assert tau.command("logs", runs[0], "--follow").exit == 0
+
+
+def test_80_descriptors_are_enough_for_a_daemon_and_79_are_refused(home: Tau) -> None:
+    with served(home, files=80):
+        stays_busy(home)
+    with pytest.raises(AssertionError, match="taud may open only 79 files; it needs 80"), served(home, files=79):
+        pass
+
+
+def test_a_run_that_may_open_few_files_can_still_say_how_it_ended(home: Tau) -> None:
+    (home.home / "tau.toml").write_text("[limits]\nopen_files = 32\n")
+    home.start()
+    stays_busy(home)
+    error = home.run_it("def it(ctx):\n    return [open('/dev/null') for _ in range(99)]", exit=1)["error"]
+    assert (error["type"], "Too many open files" in error["message"]) == ("OSError", True)
