@@ -3248,7 +3248,7 @@ def read_object(text: str) -> Json:
     if text.startswith("@"):
         text = read_text(text[1:], "give the path of a JSON file")
     try:
-        value = decode((sys.stdin.read() if text == "-" else text).encode("utf-8", "replace"))
+        value = decode((sys.stdin.read() if text == "-" else text).encode("utf-8", "surrogateescape"))
         return dict(demand({"type": "object"}, value, "params"))
     except BadRequest as problem:
         raise BadRequest(str(problem), 'write -p day=2026-01-01, or an object: \'{"key": "value"}\'') from None
@@ -4406,8 +4406,9 @@ class Channel:
 
     def answers(self, message: Json) -> Iterator[Json]:
         """Sends a request and yields the messages that come back.  Unavailable if no Tau answers."""
+        request = encode_words(message)
         try:
-            for line in self.exchange(encode(message)):
+            for line in self.exchange(request):
                 answer = json.loads(line)
                 if not isinstance(answer, dict):
                     raise ValueError(line)
@@ -4419,6 +4420,17 @@ class Channel:
 
     def exchange(self, request: bytes) -> Iterator[bytes]:
         raise NotImplementedError
+
+
+def encode_words(message: Json) -> bytes:
+    """Returns a line whose words of a command or a path are as they were given; BadRequest unless they are UTF-8."""
+    line = encode_json(message).encode("utf-8", "surrogateescape")
+    try:
+        line.decode("utf-8")
+    except UnicodeDecodeError as problem:
+        near = line[max(0, problem.start - 20) : problem.end + 20]
+        raise BadRequest(f"a word or a name of a file is not UTF-8: {near!r}", "give it in UTF-8") from None
+    return line + b"\n"
 
 
 class Lined(Channel):
@@ -4707,6 +4719,7 @@ def obey(words: list[str], manager: ServiceManager) -> None:
         return
     os.umask(0o077)
     home = find_home(options["home"])
+    check_encoding(home)
     config = find_config(options["config"], home)
     settings = read_settings(options, config)
     if options["restore"]:
@@ -4719,6 +4732,16 @@ def obey(words: list[str], manager: ServiceManager) -> None:
         faulthandler.enable(2)  # says where a blocked daemon is when its watchdog kills it
         set_up_log(settings["log_level"], os.path.join(home, "taud.log") if options["detached"] else None)
         asyncio.run(Daemon(home, config, settings, options, manager).serve())
+
+
+def check_encoding(home: str) -> None:
+    """Raises BadRequest unless the names of files, and that of the home, are UTF-8, as all our texts are."""
+    if (encoding := sys.getfilesystemencoding()) != "utf-8":
+        raise BadRequest(f"taud needs UTF-8 for the names of files, not {encoding}", "LC_ALL=C.UTF-8, no PYTHONUTF8=0")
+    try:
+        home.encode("utf-8")
+    except UnicodeEncodeError:
+        raise BadRequest(f"the home is not UTF-8: {os.fsencode(home)!r}", "choose another --home") from None
 
 
 def taud_parser() -> argparse.ArgumentParser:

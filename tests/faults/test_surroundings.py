@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Tau, eventually, is_running, python, served
+from conftest import Tau, eventually, is_running, python, run, running, served
 
 import tau as module
 
@@ -233,8 +233,8 @@ def stays_busy(tau: Tau) -> None:
     (tau.home / "secrets" / "TOKEN").write_text("as long as a secret is")
     tau.deploy(BUSY, "busy.py")
     runs = [tau.call("run", name="busy", wait=False)["run_id"] for _ in range(15)]
-    for run in tau.call("wait", run_id=runs)["runs"]:
-        assert (run["status"], run["result"]) == ("success", 3), run["error"]
+    for ended in tau.call("wait", run_id=runs)["runs"]:
+        assert (ended["status"], ended["result"]) == ("success", 3), ended["error"]
     lines = sorted(line["message"] for line in tau.call("logs", run_id=runs[0])["lines"])
     assert lines == ["from a fork", "from a process"]
     assert tau.call("backup", file=f"{tau.work}/all.backup")["file"]
@@ -255,3 +255,51 @@ def test_a_run_that_may_open_few_files_can_still_say_how_it_ended(home: Tau) -> 
     stays_busy(home)
     error = home.run_it("def it(ctx):\n    return [open('/dev/null') for _ in range(99)]", exit=1)["error"]
     assert (error["type"], "Too many open files" in error["message"]) == ("OSError", True)
+
+
+#: What means something to a shell, a URL, a format or a terminal.
+ODD = "sp ace\nline 'q\"uo%20te%s?mode=rw#sh;a&b$HOME\x1b]0;x\x07\\[x]{y}~é☃"
+#: An interpreter to which the names of files are ASCII.
+ASCII = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+
+
+def test_a_home_may_have_any_name_in_utf8(tmp_path_factory: pytest.TempPathFactory) -> None:
+    made = Tau(tmp_path_factory.mktemp("odd") / ODD)
+    with running(made):
+        stays_busy(made)
+        assert made("try", made.work / "busy.py", TMPDIR=str(made.work), exit=0)["result"] == 3
+        assert made.command("doctor").json["ok"]
+        made("shutdown")
+        eventually(lambda: not made.socket.exists())
+        words = ("--restore", made.work / "all.backup", "--replace")
+        assert run("taud", *words, cwd=made.work, environ=made.environ).exit == 0
+        made.start()
+        assert made("run", "busy")["result"] == 3
+
+
+def refusal(tau: Tau, function: str, *words: Any, **environ: str) -> str:
+    """The message with which a command is refused."""
+    done = run(function, *words, cwd=tau.work, environ=tau.environ | environ)
+    assert (done.exit, done.error["code"], bool(done.error["hint"])) == (2, "bad_request", True)
+    return str(done.error["message"])
+
+
+def test_what_is_not_utf8_is_refused_by_name(home: Tau) -> None:
+    odd = os.fsdecode(b"caf\xe9")
+    assert "the home is not UTF-8: b'" in refusal(home, "taud", "--detach", TAU_HOME=f"{home.home}/{odd}")
+    assert "names of files, not ascii" in refusal(home, "taud", "--detach", **ASCII)
+    home.start()
+    (home.work / f"{odd}.py").write_text(QUICK)
+    assert "not UTF-8: b'" in refusal(home, "main", "deploy", home.work / f"{odd}.py")
+    home.deploy(QUICK)
+    for words in (("quick", "-p", f"x={odd}"), ("quick", "-p", json.dumps({"x": odd}, ensure_ascii=False)), (odd,)):
+        assert "utf-8" in refusal(home, "main", "run", *words).lower()
+
+
+def test_a_client_in_ascii_sends_what_it_was_given(home: Tau) -> None:
+    home.start()
+    (home.work / "é☃.py").write_text(QUICK)
+    assert home("deploy", "é☃.py", **ASCII)["changed"]
+    assert home("code", "quick", **ASCII)["entry"] == "é☃.py"
+    for word in ("blob=é☃", '{"blob":"é☃"}'):
+        assert home("run", "quick", "-p", word, **ASCII)["result"] == 2
