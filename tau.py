@@ -13058,11 +13058,9 @@ class Surroundings:
     """The run's connections, secrets and attempt, for places."""
 
     def __init__(self, context: PipelineContext) -> None:
-        self.context, attempt = context, context._attempt
-        job = attempt.job
+        self.context, self.attempt, job = context, context._attempt, context._job
         self.connections: dict[str, Json] = job.get("connections", {})
         self.secrets: str | dict[str, str] = job["secrets"]  # a folder, or the secrets that were sent
-        self.attempt = attempt
         self.engines: dict[str, Any] = {}  # URL → SQLAlchemy's engine, which keeps connections
 
     def url_of(self, name: str) -> str:
@@ -13280,7 +13278,7 @@ class DataFile(Place):
     replace: Any
 
     def __init__(self, path: str, around: Surroundings, options: Json) -> None:
-        self.path, self.around = path, around
+        self.path, self.around = path + "*" * path.endswith("/"), around
         super().__init__(os.path.basename(path.rstrip("/")) or path, dict(options))
         self.check(FILE_OPTIONS)
 
@@ -13308,7 +13306,11 @@ class DataFile(Place):
         with self.open(path) as file:
             plain = unpacked(file, path.endswith(".gz"))
             for batch in labelled(label, file_format.read(plain, batch_rows, **options)):
-                yield batch if column is None else with_column(batch, column, path)
+                if column is not None and column in columns_of(batch):
+                    raise SourceError(f"{path}: there is a column '{column}' already", "file_column='…' names another")
+                if column is not None:
+                    batch = Rows(({**row, column: path} for row in batch), [*batch.columns, column])
+                yield batch
 
     def write(self, batches: Batches, mode: str, keys: list[str]) -> None:
         file_format = find_format(self.options.get("format"), self.label)
@@ -13333,12 +13335,6 @@ class DataFile(Place):
     def is_empty(self) -> bool:
         with self.open(self.path) as file:
             return not unpacked(file, self.label.endswith(".gz")).peek(1)
-
-
-def with_column(batch: Rows, name: str, value: str) -> Rows:
-    if name in columns_of(batch):
-        raise SourceError(f"{value}: there is a column '{name}' already", "file_column='…' is another name for it")
-    return Rows(({**row, name: value} for row in batch), [*batch.columns, name])
 
 
 def appended(old: Iterator[Rows], new: Iterator[Rows]) -> Batches:
@@ -13407,20 +13403,17 @@ class LocalFile(DataFile):
         return os.path.isfile(self.path)
 
     def replace(self, write: Callable[[Any], None]) -> None:
+        path = os.path.realpath(self.path)
         with contextlib.ExitStack() as stack:
             try:
-                file = stack.enter_context(self.replacement())
+                make_directory(os.path.dirname(path))
+                mode = os.stat(path).st_mode if os.path.exists(path) else stat.S_IFREG | 0o600
+                if not stat.S_ISREG(mode):
+                    raise SourceError(f"{self.path} is no plain file", "load to a path of its own")
+                file = stack.enter_context((NewFile if self.is_new else Replacement)(path, mode & 0o777))
             except OSError as problem:
                 raise SourceError(f"cannot write {self.path}: {problem.strerror}", path_hint(self.path)) from None
             write(file)
-
-    def replacement(self) -> Replacement:
-        path = os.path.realpath(self.path)
-        make_directory(os.path.dirname(path))
-        mode = os.stat(path).st_mode if os.path.exists(path) else stat.S_IFREG | 0o600
-        if not stat.S_ISREG(mode):
-            raise SourceError(f"{self.path} is no plain file", "load to a path of its own")
-        return (NewFile if self.is_new else Replacement)(path, mode & 0o777)
 
 
 class NewFile(Replacement):
@@ -13463,17 +13456,13 @@ class RemoteFile(DataFile):
 
     def find(self) -> dict[str, str]:
         """Asks the store only if it must: a single file may be readable in a folder that is not."""
-        if not re.search("[*]|/$", self.path) and not {"missing", "new_only"} & self.options.keys():
+        if "*" not in self.path and not {"missing", "new_only"} & self.options.keys():
             return {self.path: ""}
-        end = "/*" if self.path.endswith("/") else ""
-
-        def files(store: Any, path: str) -> dict[str, str]:
-            abouts = store.glob(path.rstrip("/") + end, detail=True)
-            paths = [path for path in abouts if abouts[path]["type"] == "file"]
-            is_dated = self.options.get("new_only")
-            return {path: f"{abouts[path]['size']} {store.modified(path)}" if is_dated else "" for path in paths}
-
-        return self.ask(files)  # type: ignore[no-any-return]
+        return self.ask(  # type: ignore[no-any-return]
+            lambda store, pattern: {
+                path: f"{store.size(path)} {store.modified(path)}" for path in filter(store.isfile, store.glob(pattern))
+            }
+        )
 
     def open(self, path: str) -> Any:
         return self.ask(lambda store, own: store.open(own if path == self.path else path, "rb"))
@@ -13554,8 +13543,11 @@ class Web(Place):
         formats = itertools.chain.from_iterable(form.reads for form in FILE_FORMATS.values())
         hint = f"it takes {', '.join(WEB_OPTIONS)}; an @source can do anything"
         self.fit("http(s)", formats, WEB_OPTIONS, hint=hint)
-        self.around, self.pager = around, self.check_options()
+        self.check(WEB_OPTIONS)
+        self.around, self.pager = around, self.find_pager()
         self.asked = {name: self.options.pop(name, row[1]) for name, row in WEB_OPTIONS.items()}
+        self.step, first = self.asked["page_step"] or 1, self.asked["first_page"]
+        self.first = int(self.asked["page_step"] is None) if first is None else first
         self.user: Json = {}  # the header for the user in the URL, which urllib does not send
         if parts.username is not None:
             user = urllib.parse.unquote(f"{parts.username}:{parts.password or ''}").encode()
@@ -13563,23 +13555,23 @@ class Web(Place):
         url = parts._replace(netloc=parts.netloc.rpartition("@")[2], fragment="").geturl()
         self.url = with_query(url, self.asked["query"])
 
-    def check_options(self) -> str:
-        """Returns the option that finds pages, if any.  Raises BadRequest for options that are wrong."""
-        given = self.options
-        self.check(WEB_OPTIONS)
-        pagers = [name for name in PAGERS if name in given]
+    def find_pager(self) -> str:
+        """Returns the option that finds pages, if any.  Raises BadRequest for two, or for one that counts rows."""
+        pagers = [name for name in PAGERS if name in self.options]
         if len(pagers) > 1:
             raise BadRequest(f"{' and '.join(pagers)} are two ways to find pages", "choose one of them")
-        if "page_step" not in given and re.search("(?i)offset|skip|^start", given.get("page_param", "")):
+        param = self.options.get("page_param", "")
+        if "page_step" not in self.options and re.search("(?i)offset|skip|^start", param):
             hint = "page_step=…: how many rows a page has; 1 if it does count pages"
-            raise BadRequest(f"page_param='{given['page_param']}' seems to count rows, not pages", hint)
+            raise BadRequest(f"page_param='{param}' seems to count rows, not pages", hint)
         return "".join(pagers)
 
     def write(self, batches: Batches, mode: str, keys: list[str]) -> None:
         raise BadRequest("http(s) can only be read", "write a function: @target('crm') def crm(rows): …")
 
     def read(self, batch_rows: int | None) -> Batches:
-        request: WebRequest | None = self.page_at(0) if self.pager == "page_param" else self.request()
+        start = {self.asked["page_param"]: self.first} if self.pager == "page_param" else {}
+        request: WebRequest | None = self.request(start)
         seen: set[str] = set()
         rows = 0
         while request is not None:
@@ -13612,7 +13604,9 @@ class Web(Place):
                 yield from form.read(file, batch_rows, **options)
                 return
             page.document = json_document(file, options.pop("encoding", None))
-        if page.number == 1 or not lacks_rows(page.document, options.get("records", ".")):
+        path, members = options.get("records"), page.document if isinstance(page.document, dict) else {"error": True}
+        is_empty = path not in (None, ".") and at_path(members, path, ()) == ()  # as some last pages are
+        if page.number == 1 or not is_empty or members.get("error") or members.get("errors"):
             yield from batched(records_of(page.document, **options), batch_rows)
 
     def form_of(self, media: str, path: str) -> FileFormat:
@@ -13645,7 +13639,7 @@ class Web(Place):
         return self.request({self.asked["token_param"]: token}) if token else None
 
     def counted_page(self, page: Page) -> WebRequest | None:
-        step, rows = self.asked["page_step"] or 1, page.before + page.rows
+        step, rows = self.step, page.before + page.rows
         total, pages = (self.value_in(page, name, int) for name in ("total", "page_count"))
         if step > 1 and page.rows and not step * (page.number - 1) == page.before >= rows - step:
             wrong = f"{page.name}: {page.rows} rows after {page.before} are no step of {step}"
@@ -13653,16 +13647,11 @@ class Web(Place):
         if not page.rows and rows < (total or 0):
             self.around.attempt.journal.log(f"{page.name} is empty after {rows:,} of {total:,} rows", "warning")
         is_last = not page.rows or (pages and page.number >= pages) or (total and rows >= total)
-        return None if is_last else self.page_at(page.number)
+        return None if is_last else self.request({self.asked["page_param"]: self.first + page.number * step})
 
-    def page_at(self, position: int) -> WebRequest:
-        step, first = self.asked["page_step"], self.asked["first_page"]
-        first = int(step is None) if first is None else first
-        return self.request({self.asked["page_param"]: first + position * (step or 1)})
-
-    def request(self, params: Json | None = None) -> WebRequest:
+    def request(self, params: Json) -> WebRequest:
         """Returns the method, URL and body of the first request, with these parameters."""
-        method, body, params = self.asked["method"], self.asked["json"], params or {}
+        method, body = self.asked["method"], self.asked["json"]
         if body is None:
             return method or "GET", with_query(self.url, params), None
         for path, value in params.items():
@@ -13723,9 +13712,7 @@ class Web(Place):
             raise self.answer_error(problem, page) from None
         except (http.client.InvalidURL, ValueError, TypeError) as problem:
             raise SourceError(f"cannot ask: {page.name}: {problem}", "check the URL, headers and json") from None
-        except (EOFError, zlib.error, http.client.IncompleteRead) as problem:
-            raise Passing(f"the body is cut short: {problem}", 0.0) from None
-        except (OSError, http.client.HTTPException) as problem:  # URLError, time-outs, resets
+        except (OSError, EOFError, zlib.error, http.client.HTTPException) as problem:  # time-outs, resets, short bodies
             reason = getattr(problem, "reason", problem)
             if isinstance(reason, StepTimeout):  # it is an OSError
                 raise reason from None
@@ -13748,7 +13735,7 @@ class Web(Place):
                 raise SourceError(f"{self.label} is larger than max_bytes={most:,}", "raise it, or page")
         if answer.length:
             size = int(answer.headers["Content-Length"])
-            raise EOFError(f"{size - answer.length:,} of {size:,} bytes came")
+            raise EOFError(f"the body is cut short: {size - answer.length:,} of {size:,} bytes came")
 
     def answer_error(self, problem: urllib.error.HTTPError, page: Page) -> Exception:
         with problem:
@@ -13763,12 +13750,6 @@ class Web(Place):
 
 #: Option that says how pages are found → what finds the next request.
 PAGERS = {"next_link": Web.linked_page, "next_token": Web.token_page, "page_param": Web.counted_page}
-
-
-def lacks_rows(document: Any, path: str) -> bool:
-    """Whether an object lacks the path of its rows, as some last pages do, and tells no error."""
-    is_object = isinstance(document, dict) and path != "."
-    return is_object and at_path(document, path, ()) == () and not (document.get("error") or document.get("errors"))
 
 
 def next_link_in(headers: str) -> str | None:
