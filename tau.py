@@ -782,6 +782,15 @@ def fingerprint(*parts: str) -> str:
 # A Check returns a value of a record without secrets, or raises ValueError.
 
 
+def value_of(fits: Callable[[Any], bool], kind: str) -> Check:
+    def check_value(value: Any, mask: Mask) -> Any:
+        if not fits(value):
+            raise ValueError(f"it is not {kind}")
+        return value
+
+    return check_value
+
+
 def text_of(most: int) -> Check:
     """A text, which is cut to *most* characters."""
 
@@ -793,52 +802,39 @@ def text_of(most: int) -> Check:
     return check_text
 
 
-def value_of(fits: Callable[[Any], bool], kind: str) -> Check:
-    def check_value(value: Any, mask: Mask) -> Any:
-        if not fits(value):
-            raise ValueError(f"it is not {kind}")
-        return value
-
-    return check_value
-
-
 def matching(pattern: str) -> Check:
     return value_of(lambda value: type(value) is str and re.fullmatch(pattern, value) is not None, pattern)
-
-
-def word_of(*words: str) -> Check:
-    return value_of(lambda value: type(value) is str and value in words, f"one of {words}")
 
 
 def number_of(least: float, most: float, *types: type) -> Check:
     return value_of(lambda value: type(value) in types and least <= value <= most, f"from {least:g} to {most:g}")
 
 
-def optional(inner: Check) -> Check:
-    return lambda value, mask: None if value is None else inner(value, mask)
-
-
-def user_value(*types: type) -> Check:
+def user_value(kind: type) -> Check:
     """A value that user code made: secrets are hidden in its keys too."""
-    inner = value_of(lambda value: isinstance(value, types), "of the right type")
-    return lambda value, mask: mask.document(inner(value, mask))
+    fits = value_of(lambda value: isinstance(value, kind), f"of type {kind.__name__}")
+    return lambda value, mask: mask.document(fits(value, mask))
 
 
-def list_of(inner: Check, most: int) -> Check:
+def list_of(check: str, most: int) -> Check:
     fits = value_of(lambda value: type(value) is list and len(value) <= most, f"a list of at most {most}")
-    return lambda value, mask: [inner(item, mask) for item in fits(value, mask)]
+    return lambda value, mask: [VALUES[check](item, mask) for item in fits(value, mask)]
 
 
-def object_of(**fields: Check) -> Check:
-    """An object with these fields, of which a missing one is null; others are left out."""
+def object_of(text: str) -> Check:
+    """An object with these fields: `name:check`, or `name:check?` if it may be null.  Others are left out."""
+    fields = [
+        (field.partition(":")[0], field.rstrip("?").partition(":")[2], field[-1] == "?") for field in text.split()
+    ]
 
     def check_object(value: Any, mask: Mask) -> Json:
         if type(value) is not dict:
             raise ValueError("it is not an object")
-        made = {}
-        for name, inner in fields.items():
+        made: Json = {}
+        for name, check, nullable in fields:
+            item = value.get(name)
             try:
-                made[name] = inner(value.get(name), mask)
+                made[name] = None if nullable and item is None else VALUES[check](item, mask)
             except ValueError as problem:
                 raise ValueError(f"{name}: {problem}") from None
         return made
@@ -846,61 +842,65 @@ def object_of(**fields: Check) -> Check:
     return check_object
 
 
-FLAG, SHORT = value_of(lambda value: type(value) is bool, "true or false"), text_of(LOG_LINE_BYTES_MAX + 64)
-PATH, MESSAGE = text_of(STEP_DEPTH_MAX << 8), text_of(ERROR_BYTES_MAX)
-HEX = matching("[0-9a-f]{12}")
-INTEGER, AMOUNT = number_of(-(1 << 63), (1 << 63) - 1, int), number_of(0, 1 << 53, int, float)
-#: Seconds since the epoch, as far as rfc3339() can write them; seconds of the machine's clock.
-TIME = number_of(0, 253_402_300_799, int, float)
-TIMES = {"at": TIME, "mono": AMOUNT}
-DEATH = {"exit_code": optional(INTEGER), "signal": optional(INTEGER), "reason": optional(SHORT)}
-DEATH |= {"cpu_ms": optional(AMOUNT), "max_rss_bytes": optional(AMOUNT)}
-LIKE_STEP = {"at": TIME, "step": optional(PATH)}
-PLACE = {"file": optional(PATH), "line": optional(INTEGER), "code": optional(SHORT)}
-FRAME = object_of(**PLACE, function=PATH, locals=user_value(dict), user=FLAG)
-CAUSE: Check = object_of(type=PATH, message=MESSAGE, **PLACE, cause=optional(lambda value, mask: CAUSE(value, mask)))
-ERROR = object_of(
-    kind=word_of("exception", "load", "result", "check", "timeout"), type=PATH, message=MESSAGE, step=optional(PATH),
-    **PLACE, frames=list_of(FRAME, 100), cause=optional(CAUSE), fingerprint=HEX, hint=optional(SHORT),
-)  # fmt: skip
-USER_NUMBER = user_value(int, float, type(None))
-#: What user code reported → its form.
-OBSERVED = {
-    "check": object_of(passed=FLAG, severity=word_of("error", "warn"), values=user_value(dict), error=optional(SHORT)),
-    "metric": object_of(value=USER_NUMBER),
-    "progress": object_of(done=USER_NUMBER, total=USER_NUMBER, message=SHORT),
+ROWS = "rows_in:integer? rows_out:integer? columns:object?"
+PLACE = "file:path? line:integer? code:line?"
+DEATH = "at:time mono:amount exit_code:integer? signal:integer? reason:line? cpu_ms:amount? max_rss_bytes:amount?"
+VALUES: dict[str, Check] = {
+    "flag": value_of(lambda value: type(value) is bool, "true or false"),
+    "integer": number_of(-(1 << 63), (1 << 63) - 1, int),
+    "count": number_of(0, 1 << 40, int),
+    "amount": number_of(0, 1 << 53, int, float),
+    "time": number_of(0, 253_402_300_799, int, float),  # as far as rfc3339() can write it
+    "pid": number_of(2, 1 << 31, int),
+    "digits": matching("[0-9]*"),
+    "hex": matching("[0-9a-f]{12}"),
+    "uuid": matching("[0-9a-f-]*"),
+    "base64": matching("[A-Za-z0-9+/]*={0,2}"),
+    "name": matching(r"[\w.-]{1,200}"),
+    "line": text_of(LOG_LINE_BYTES_MAX + 64),
+    "path": text_of(STEP_DEPTH_MAX << 8),
+    "message": text_of(ERROR_BYTES_MAX),
+    "level": value_of(LEVELS.__contains__, "a level"),
+    "stream": value_of(("stdout", "stderr").__contains__, "a stream"),
+    "status": value_of(("success", "failed", "cancelled").__contains__, "a status of a step"),
+    "severity": value_of(("error", "warn").__contains__, "a severity"),
+    "kind": matching("exception|load|result|check|timeout"),
+    "any": user_value(object),
+    "object": user_value(dict),
+    "number": number_of(-sys.float_info.max, sys.float_info.max, int, float),
+    "frame": object_of(f"{PLACE} function:path locals:object user:flag"),
+    "frames": list_of("frame", 100),
+    "cause": object_of(f"type:path message:message {PLACE} cause:cause?"),
+    "error": object_of(
+        f"kind:kind type:path message:message step:path? {PLACE} frames:frames cause:cause? fingerprint:hex hint:line?"
+    ),
+    "brief": object_of("type:path message:message"),
+    "check": object_of("passed:flag severity:severity values:object error:line?"),
+    "metric": object_of("value:number"),
+    "progress": object_of("done:number total:number? message:line"),
 }
 #: Kind of a record → who may write it, and its fields.  `start` says who the process is: it is believed in the first
 #: line of a journal only.  `end` has a file of its own, which the fork server writes.  What comes from an executor
 #: (another machine) is about the process there, to which nothing here is ever done.
 RECORDS: dict[str, tuple[str, Check]] = {
-    "start": ("first line", object_of(
-        **TIMES, pid=number_of(2, 1 << 31, int), started=optional(matching("[0-9]*")), boot=matching("[0-9a-f-]*"),
-        executor=optional(SHORT),
-    )),
-    "abandoned": ("first line", object_of(at=TIME)),
-    "end": ("end", object_of(**TIMES, **DEATH)),
-    "far_start": ("executor", object_of(**TIMES, host=SHORT)),
-    "far_end": ("executor", object_of(**TIMES, **DEATH, host=SHORT)),
-    "memo": ("executor", object_of(key=HEX, data=matching("[A-Za-z0-9+/]*={0,2}"))),
-    "secret": ("run", object_of(name=matching(r"[\w.-]{1,200}"))),
-    "returned": ("run", object_of(
-        **TIMES, result=user_value(object), state=optional(user_value(dict)), stopped=FLAG
-    )),
-    "raised": ("run", object_of(**TIMES, error=ERROR, retry=optional(FLAG), stopped=FLAG)),
-    "dropped": ("run", object_of(lines=number_of(0, 1 << 40, int))),
-    "log": ("run", object_of(
-        **LIKE_STEP, level=word_of(*LEVELS), message=SHORT, stream=optional(word_of("stdout", "stderr")),
-        fields=optional(user_value(dict)),
-    )),
-    "step": ("run", object_of(at=TIME, step=INTEGER, parent=optional(INTEGER), name=PATH, path=PATH)),
-    "done": ("run", object_of(
-        at=TIME, step=INTEGER, status=word_of("success", "failed", "cancelled"), duration_ms=optional(AMOUNT),
-        rows_in=optional(INTEGER), rows_out=optional(INTEGER), columns=optional(user_value(dict)),
-        error=optional(object_of(type=PATH, message=MESSAGE)),
-    )),
-    **{kind: ("run", object_of(**LIKE_STEP, name=SHORT, data=OBSERVED[kind])) for kind in OBSERVATIONS},
-}  # fmt: skip
+    kind: (writer, object_of(fields))
+    for kind, writer, fields in (
+        ("start", "first line", "at:time mono:amount pid:pid started:digits? boot:uuid executor:line?"),
+        ("abandoned", "first line", "at:time"),
+        ("end", "end", DEATH),
+        ("far_start", "executor", "at:time mono:amount host:line"),
+        ("far_end", "executor", f"{DEATH} host:line"),
+        ("memo", "executor", "key:hex data:base64"),
+        ("secret", "run", "name:name"),
+        ("returned", "run", "at:time mono:amount result:any state:object? stopped:flag"),
+        ("raised", "run", "at:time mono:amount error:error retry:flag? stopped:flag"),
+        ("dropped", "run", "lines:count"),
+        ("log", "run", "at:time step:path? level:level message:line stream:stream? fields:object?"),
+        ("step", "run", "at:time step:integer parent:integer? name:path path:path"),
+        ("done", "run", f"at:time step:integer status:status duration_ms:amount? {ROWS} error:brief?"),
+        *((kind, "run", f"at:time step:path? name:line data:{kind}") for kind in OBSERVATIONS),
+    )
+}
 
 
 def fit_record(record: Any, mask: Mask, *writers: str) -> Json:
@@ -7326,7 +7326,7 @@ CUTS: tuple[tuple[str, int, Callable[[Any], Any]], ...] = (
     ("trace.log_tail", 0, lambda lines: [line[:100] for line in lines[-3:]]),
     ("trace.steps", 0, cut_steps),
     # The innermost frames stay; only the last keeps its locals.
-    ("error.frames", 0, lambda frames: [*({**frame, "locals": {}} for frame in frames[-6:-1]), frames[-1]]),
+    ("error.frames", 0, lambda frames: [*({**frame, "locals": {}} for frame in frames[-6:-1]), *frames[-1:]]),
     ("error.message", 1_000, cut_value),
 )
 

@@ -185,3 +185,11 @@ def test_a_journal_that_is_one_endless_line_is_read_in_pieces(tau: Tau, tmp_path
 
 def test_wrong_is_more_than_one() -> None:
     assert len({json.dumps(value) for value in WRONG}) == len(WRONG)
+
+
+def test_an_error_without_frames_in_a_long_document_is_shown(tau: Tau) -> None:
+    error = {**GOOD["raised"]["error"], "frames": [], "message": "m" * 60_000}
+    line = line_of({"t": "raised", **GOOD["raised"], "error": error})
+    tau.deploy_it(f"import os\ndef it(ctx):\n    {journal_of(tau)}.write({line!r})\n    os._exit(3)\n")
+    run = tau.call("run", name="it")
+    assert run["error"]["message"].startswith("mmm")
