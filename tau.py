@@ -7039,7 +7039,7 @@ async def resume(call: Call, name: PipelineName | None = None, *, all_: bool = F
         tau resume orders
         tau resume --all
     """
-    changed = await call.write(call.daemon.agenda.resume, scope_of(name, all_))
+    changed = await call.write(call.daemon.agenda.pause, scope_of(name, all_), None)
     return {"pipeline": name, "all": all_, "paused": False, "changed": changed}
 
 
@@ -8829,37 +8829,26 @@ class Agenda:
 
     # Pauses.
 
-    def pause(self, name: str, reason: str, actor: str) -> bool:
-        """Pauses a pipeline, or everything (''); returns False if it was paused already."""
-        if self.find_pause(name) is not None:
-            return False
-        pause = {"pipeline": name, "paused_at": self.store.now(), "reason": reason, "actor": actor}
-        self.sql.put("pauses", pause)
-        self.tell("pipeline.paused", name, {"reason": reason}, actor)
-        return True
-
-    def resume(self, name: str, actor: str) -> bool:
-        """Resumes a pipeline, or everything (''), from now on; returns False if it was not paused."""
-        if (pause := self.find_pause(name)) is None:
-            return False
-        self.sql.db.execute("DELETE FROM pauses WHERE pipeline = ?", (name,))
-        self.tell("pipeline.resumed", name, {}, actor)
-        self.sql.set("schedules", {"pipeline": name}, resumed_at=rfc3339(self.now()))
-        if not name:
-            self.note_gap("paused", instant_of(pause["paused_at"]), self.now())
-        return True
-
-    def find_pause(self, name: str) -> Json | None:
-        """Returns the pause of a deployed pipeline, or of everything ('')."""
+    def pause(self, name: str, reason: str | None, actor: str) -> bool:
+        """Pauses a pipeline, or everything (''), or without a *reason* resumes it; returns whether it was otherwise."""
         if name:
-            self.sql.schedule(name)
-        return self.sql.pause(name)
-
-    def tell(self, type_name: str, name: str, data: Json, actor: str) -> None:
-        """Records an event of a pipeline, or of everything (''), and brings its row up to date."""
-        self.store.event(type_name, name or None, None, data, actor)
+            self.sql.schedule(name)  # raises NotFound
+        pause, now = self.sql.pause(name), self.now()
+        if (pause is None) == (reason is None):
+            return False
+        if pause is None:
+            self.sql.put("pauses", {"pipeline": name, "paused_at": self.store.now(), "reason": reason, "actor": actor})
+            self.store.event("pipeline.paused", name or None, None, {"reason": reason}, actor)
+        else:
+            self.sql.db.execute("DELETE FROM pauses WHERE pipeline = ?", (name,))
+            self.store.event("pipeline.resumed", name or None, None, {}, actor)
         if name:
             self.sync(name, actor)
+        if pause is not None:  # failures and missed ticks count from now on
+            self.sql.set("schedules", {"pipeline": name}, resumed_at=rfc3339(now))
+            if not name:
+                self.note_gap("paused", instant_of(pause["paused_at"]), now)
+        return True
 
     # What follows when a run has ended.
 

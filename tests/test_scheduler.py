@@ -405,7 +405,7 @@ def test_a_pause_does_not_come_again_when_the_clock_is_set_back(tmp_path: Path) 
     async def story(world: World) -> None:
         await world.write(world.agenda.pause, "", "test", "me")
         await world.pass_time(2 * HOUR)
-        await world.write(world.agenda.resume, "", "me")
+        await world.write(world.agenda.pause, "", None, "me")
         world.clock.step(-HOUR)
         await world.look()
         await world.set("p", cron="*/30 * * * *", overlap="allow")
@@ -566,11 +566,11 @@ def test_edits_pauses_and_disabling_move_the_watermark_to_now(tmp_path: Path) ->
         for stop, go in (
             (
                 lambda: world.write(world.agenda.pause, "p", "test", "me"),
-                lambda: world.write(world.agenda.resume, "p", "me"),
+                lambda: world.write(world.agenda.pause, "p", None, "me"),
             ),
             (
                 lambda: world.write(world.agenda.pause, "", "test", "me"),
-                lambda: world.write(world.agenda.resume, "", "me"),
+                lambda: world.write(world.agenda.pause, "", None, "me"),
             ),
             (
                 lambda: world.set("p", False, cron="0 * * * *", misfire="all"),
@@ -697,7 +697,7 @@ def test_failures_in_a_row_pause_a_pipeline_until_it_is_resumed(tmp_path: Path) 
         assert paused["reason"] == "3 failures in a row"
         await world.pass_time(HOUR)
         assert len(world.ticks()) == 6
-        await world.write(world.agenda.resume, "p", "me")
+        await world.write(world.agenda.pause, "p", None, "me")
         for _ in range(2):
             await world.pass_time(60)
             await world.finish_all("failed")
@@ -756,7 +756,7 @@ def test_what_is_due_and_cannot_be_done_is_not_asked_for_without_a_pause(tmp_pat
         assert (await world.write(world.scheduler.admit))[1] == world.clock.wall + 60
         world.clock.run(60)
         assert (await world.write(world.scheduler.admit))[1] is None  # until there is a slot
-        await world.write(world.agenda.resume, "", "me")
+        await world.write(world.agenda.pause, "", None, "me")
         await world.set("p", cron="*/10 * * * *")
         world.clock.run(HOUR)
         assert (await world.write(world.scheduler.admit))[1] is not None
@@ -908,7 +908,7 @@ class Simulation(World):
         """Somebody pauses a pipeline or everything (''), or resumes it."""
         before = self.agenda.row(name)
         if name in self.paused:
-            await self.write(self.agenda.resume, name, "me")
+            await self.write(self.agenda.pause, name, None, "me")
             self.paused.discard(name)
         else:
             await self.write(self.agenda.pause, name, "test", "me")
