@@ -8323,9 +8323,12 @@ class Runner:
         """Starts, with a new journal, an admitted run that never began; ends it if it is unwanted."""
         if process.run_id is not None and process.stopping is None:
             rename = self.store.rename_journal
-            job = await self.store.write(rename, process.run_id, process.attempt, self.starter.server)
+            async with process.lock:  # whoever reads its files must not save their position for the new ones
+                job = await self.store.write(rename, process.run_id, process.attempt, self.starter.server)
+                if job is not None:
+                    process.closed.set()
             if job is not None:
-                del self.live[process.stem]
+                self.live.pop(process.stem, None)
                 successor = self.dispatch(job)
                 if process.stopping is not None:
                     await self.terminate(successor, process.stopping)

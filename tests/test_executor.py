@@ -411,6 +411,33 @@ def test_a_run_that_has_ended_is_not_started_again_when_its_fork_server_dies(tmp
     assert started == ["fresh"]
 
 
+def test_how_far_a_revoked_journal_was_read_is_not_saved_for_its_successor(tmp_path: Path) -> None:
+    runner, saved = module.Runner.__new__(module.Runner), []
+    process = module.Process(str(tmp_path), "run.1", "run", 1, {})
+    assert module.revoke_start(process)
+    reads: list[asyncio.Task[None]] = []
+
+    async def write(work: str, *arguments: object) -> object:
+        saved.append(work)
+        if work == "rename":
+            reads.append(asyncio.create_task(runner.catch_up(process)))
+            for _ in range(20):
+                await asyncio.sleep(0)
+        return {"stem": "run.1-2"}
+
+    async def restart() -> None:
+        await runner.restart(process)
+        await asyncio.gather(*reads)
+
+    runner.live, runner.settings = {"run.1": process}, {"result_bytes": 1, "log_lines": 1, "log_bytes": 1}
+    runner.starter = types.SimpleNamespace(server=process.server)
+    runner.store = types.SimpleNamespace(write=write, rename_journal="rename", add_trace="position")
+    runner.dispatch = lambda job: None
+    asyncio.run(restart())
+    assert saved == ["rename"]
+    assert runner.live == {}
+
+
 def test_a_deploy_whose_fork_server_dies_is_not_blamed_on_the_file(fresh: Tau) -> None:
     server = next(one["pid"] for one in fresh.call("status")["processes"] if one["role"] == "fork server")
     os.kill(server, signal.SIGSTOP)  # what it is asked now it never reads

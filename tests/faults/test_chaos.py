@@ -1,4 +1,4 @@
-"""A random load under random kills; then the books are compared with a record that the pipelines have kept themselves.
+"""A random load, hostile runs in it, under random kills; then the books are compared with a record that the pipelines have kept themselves.
 
 `TAU_FAULTS=2000 TAU_SEED=7 python -m pytest tests/faults` kills two thousand times; without, a short while.
 """
@@ -29,7 +29,7 @@ LINES = 40
 KILLS_OF_A_HOME = 100
 
 PIPELINES = """
-import os, time
+import glob, os, random, signal, subprocess, time
 from tau import pipeline
 
 def note(ctx, word):
@@ -60,7 +60,36 @@ def stubborn(ctx):
 @pipeline(every=1, misfire="all", overlap="allow")
 def ticking(ctx):
     return work(ctx)
+
+FORGED = (
+    b'{{"t":"start"}}', b'{{"t":"raised"}}', b'{{"t":"returned"}}', b'{{"t":"dropped","lines":1e30}}', b'{{"t":"end"}}', b"[[", b"\\xff\\0",
+    b'{{"t":"end","at":1,"mono":1,"exit_code":0,"signal":null,"reason":null}}', b'{{"t":"returned","result":1,"stopped":0}}',
+    b'{{"t":"start","format":1,"pid":1,"started":"1","boot":"x","session":1,"server":{{}},"at":1e300,"mono":-1}}',
+    b'{{"t":"secret","name":"../../tau.db"}}', b'{{"t":"done","step":1e99,"at":NaN}}', b'{{"t":"log","message":' + b'"x' * 999999,
+)
+
+@pipeline
+def hostile(ctx, way: str, pause: float = 0.0):
+    luck = random.Random(ctx.run_id)
+    files = glob.glob(os.path.join(ctx.data_dir, "..", "..", "runs", ctx.run_id + ".*"))
+    if way == "forge":
+        for file in files:
+            with open(file, "ab") as journal:
+                journal.write(b"\\n" + b"\\n".join(luck.choices(FORGED, k=20)) + luck.choice((b"", b"\\n")))
+    elif way == "replace":
+        for file in files:
+            os.unlink(file)
+            luck.choice((os.mkfifo, os.mkdir, lambda path: os.symlink("/dev/zero", path), lambda path: None))(file)
+    elif way == "flood":
+        os.write(1, b"y" * 4000000)
+        for number in range(30000):
+            ctx.log(str(number))
+    elif way == "leave":
+        subprocess.Popen(["sleep", "1000"], start_new_session=luck.random() < 0.5)
+    luck.choice((lambda: None, lambda: os._exit(3), lambda: os.kill(os.getpid(), signal.SIGKILL)))()
 """
+#: What the hostile pipeline does.
+WAYS = ("forge", "forge", "replace", "flood", "leave")
 
 
 class Chaos:
@@ -79,7 +108,7 @@ class Chaos:
 
     def work(self, seed: float) -> None:
         """One request after another, each repeated until it is answered."""
-        choices = [*[self.run] * 6, self.cancel, self.retry, self.retry, self.deploy]
+        choices = [*[self.run] * 6, self.attack, self.cancel, self.retry, self.retry, self.deploy]
         luck = random.Random(seed)
         try:
             while not self.over.is_set():
@@ -109,6 +138,11 @@ class Chaos:
         name, pause = luck.choice(["plain", "stubborn"]), luck.choice([0.0, 0.001, 0.01])
         answer = self.ask("run", name=name, wait=False, key=f"key {next(self.keys)}", params={"pause": pause})
         self.note_run(answer)
+
+    def attack(self, luck: random.Random) -> None:
+        """A run that harms its own files and processes; nothing but its own outcome may suffer."""
+        params = {"way": luck.choice(WAYS)}
+        self.note_run(self.ask("run", name="hostile", wait=False, key=f"key {next(self.keys)}", params=params))
 
     def retry(self, luck: random.Random) -> None:
         """A finished run again."""
@@ -212,7 +246,7 @@ def check_run(db: sqlite3.Connection, run: dict[str, Any], noted: Counter[tuple[
     """A run's books say what it says itself."""
     run_id, attempt = run["run_id"], str(run["attempt"])
     assert run["status"] in module.FINAL
-    if run["status"] == "success":
+    if run["status"] == "success" and run["pipeline"] != "hostile":
         assert noted[run_id, attempt, "end"] == 1
         logged = [row["message"] for row in db.execute(
             "SELECT message FROM logs WHERE run_id = ? AND attempt = ? ORDER BY n", (run_id, attempt))]  # fmt: skip
@@ -242,5 +276,6 @@ def test_the_books_are_right_after_random_kills(victim: Tau, number: int) -> Non
     chaos = Chaos(victim, SEED * 1000 + number)
     chaos.torment(ROUNDS[number])
     ended = compare(chaos)
+    assert victim.call("status")["task_failures"] == []
     print(json.dumps({"seed": SEED, "round": number, "kills": chaos.kills, "known": len(chaos.known), "ended": ended}))
     assert ended["success"] > 0
