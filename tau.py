@@ -1007,7 +1007,6 @@ class Operation:
         self.sifts = False  # whether the handler itself leaves out what its caller may not see
         # What a question may take: seconds of work, rows that it reads, bytes of its answer.
         self.bounds: Json = {"seconds": 10.0, "rows": 200_000, "bytes": ANSWER_BYTES_MAX}
-        self.known: dict[str, Argument] | None = None
 
     @property
     def summary(self) -> str:
@@ -1019,11 +1018,9 @@ class Operation:
         _, _, block = (self.handler.__doc__ or "").partition("Examples:\n")
         return [line.strip() for line in block.splitlines() if line.strip()]
 
-    @property
+    @functools.cached_property
     def arguments(self) -> dict[str, Argument]:
-        if self.known is None:
-            self.known = {argument.name: argument for argument in self.read_signature()}
-        return self.known
+        return {argument.name: argument for argument in self.read_signature()}
 
     @property
     def is_question(self) -> bool:
@@ -1434,42 +1431,41 @@ def read_number(text: str) -> Any:
         return text
 
 
+STARTS = ("fork", "spawn")
 SETTINGS = (
     Setting("daemon", "host", "", "addresses to listen on, with commas between; 0.0.0.0 and :: mean all", "--host"),
     Setting("daemon", "port", 0, "TCP port; 0 means the Unix socket only", "--port", "TAU_PORT", maximum=65_535),
-    Setting("daemon", "log_level", "info", "what taud logs", "--log-level", "TAU_LOG_LEVEL", enum=LEVELS),
+    Setting("daemon", "log_level", "info", "lowest level that taud logs", "--log-level", "TAU_LOG_LEVEL", enum=LEVELS),
     Setting("daemon", "group", "", "group that may use the socket besides the owner"),
     Setting("daemon", "tls_cert", "", "file with the certificate, and its chain, for the TCP port: only TLS then"),
     Setting("daemon", "tls_key", "", "file with the certificate's private key"),
     Setting("daemon", "tls_client_ca", "", "file with the authorities that must have signed a client's certificate"),
-    Setting(
-        "daemon", "start_method", "fork", "start runs by fork or spawn", "", "TAU_START_METHOD", enum=("fork", "spawn")
-    ),
+    Setting("daemon", "start_method", "fork", "how runs start: fork or spawn", "", "TAU_START_METHOD", enum=STARTS),
     Setting("daemon", "load_timeout_s", 10.0, "time a pipeline file has to load at deploy"),
     Setting("daemon", "build_timeout_s", 600.0, "time to install the dependencies of a pipeline"),
     Setting("daemon", "stop_grace_s", 10.0, "time between asking a run to stop and killing it"),
     Setting("database", "url", "sqlite:///tau.db", "where the store is", "", "TAU_DATABASE_URL"),
     Setting("scheduler", "max_concurrent", 10, "runs at the same time", "--max-concurrent", minimum=1, maximum=10_000),
-    Setting("scheduler", "max_queued", 100_000, "runs that may wait"),
+    Setting("scheduler", "max_queued", 100_000, "runs that may wait in the queue"),
     Setting("scheduler", "backfill_concurrent", 2, "backfilled runs of a pipeline at once", minimum=1, maximum=10_000),
-    Setting("scheduler", "timezone", "UTC", "time zone of schedules that name none"),
+    Setting("scheduler", "timezone", "UTC", "time zone of schedules that do not name theirs"),
     Setting("auth", "api_key", "", "key that TCP clients must send; `tau key create` makes more", "", "TAU_API_KEY"),
-    Setting("auth", "api_key_file", "", "file that holds this key, instead", "", "TAU_API_KEY_FILE"),
-    Setting("auth", "api_key_hash", "", "SHA-256 of this key in hex, instead"),
+    Setting("auth", "api_key_file", "", "file that holds this key, in its place", "", "TAU_API_KEY_FILE"),
+    Setting("auth", "api_key_hash", "", "SHA-256 of this key in hex, in its place"),
     Setting("retention", "run_days", 90.0, "how long runs are kept", minimum=1),
     Setting("retention", "failed_days", 365.0, "how long runs that failed, timed out or were lost are kept", minimum=1),
-    Setting("retention", "runs_per_pipeline", 10_000, "kept runs of a pipeline, and as many failed ones", minimum=1),
+    Setting("retention", "runs_per_pipeline", 10_000, "runs kept of a pipeline, and as many failed ones", minimum=1),
     Setting("retention", "log_days", 30.0, "how long logs and memos are kept", minimum=1),
     Setting("retention", "event_days", 365.0, "how long events that belong to no run are kept", minimum=1),
-    Setting("retention", "database_bytes", 2 << 30, "size from which the oldest go sooner", minimum=1 << 20),
-    Setting("limits", "log_lines", 10_000, "log lines kept of a run; the rest is counted"),
-    Setting("limits", "log_bytes", 8 << 20, "log bytes kept of a run; the rest is counted"),
+    Setting("retention", "database_bytes", 2 << 30, "size from which the oldest are deleted sooner", minimum=1 << 20),
+    Setting("limits", "log_lines", 10_000, "log lines that are kept of a run; the others are only counted"),
+    Setting("limits", "log_bytes", 8 << 20, "log bytes that are kept of a run; the others are only counted"),
     Setting("limits", "result_bytes", 1 << 20, "largest result of a run"),
-    Setting("limits", "memo_bytes", 64 << 20, "largest result that ctx.memo keeps"),
+    Setting("limits", "memo_bytes", 64 << 20, "largest result that ctx.memo saves"),
     Setting("limits", "memory_bytes", 0, "memory of a run (address space or control group); 0 is no limit"),
     Setting("limits", "file_bytes", 0, "largest file that a run may write; 0 is no limit"),
     Setting("limits", "processes", 0, "processes that the user of taud may have in all; 0 is no limit"),
-    Setting("limits", "open_files", 0, "descriptors that a run may open; 0 is what taud may"),
+    Setting("limits", "open_files", 0, "descriptors that a run may open; 0 means as many as taud"),
 )
 
 
