@@ -12261,11 +12261,10 @@ def eager(work: Coroutine[Any, Any, Any]) -> Any:
 def eagerly(method: Callable[Given, Coroutine[Any, Any, Any]]) -> Callable[Given, Any]:
     """Makes an async method run at once.  Its answer can also be awaited."""
 
+    @functools.wraps(method)
     def answer(*arguments: Given.args, **options: Given.kwargs) -> Any:
         return eager(method(*arguments, **options))
 
-    answer.__name__, answer.__doc__ = method.__name__, method.__doc__
-    answer.__wrapped__ = method  # type: ignore[attr-defined]
     return answer
 
 
@@ -13501,7 +13500,7 @@ SUBTYPES = {"tab-separated-values": "tsv", "jsonlines": "jsonl"}
 URL_CHARACTERS = "!#$%&'()*+,/:;=?@[]~"
 #: A parameter of a link, and a link with its parameters (RFC 8288).
 LINK_PARAM = r"""\s*;\s*([^\s=;,]+)\s*(?:=\s*("(?:[^"\\]|\\.)*"|'[^']*'|[^\s;,]*))?"""
-LINK = rf"<([^>]*)>((?:{LINK_PARAM})*)"
+LINK = rf"<([^<>]*)>((?:{LINK_PARAM})*)"
 
 
 class Passing(Exception):
@@ -13618,7 +13617,7 @@ class Web(Place):
         if not url.startswith(("http://", "https://")):
             raise SourceError(f"{self.label}: the next link is {clip(link, 200)}", "only http(s) is followed")
         if not re.search("[/?.]", link):
-            hint = "next_token=… and token_param=… send a token"
+            hint = f"next_token='{self.asked['next_link']}' and token_param='…' send a token"
             raise SourceError(f"{self.label}: next_link is {safe_repr(link)}, which is no URL", hint)
         return page.method, url, page.body
 
@@ -13652,8 +13651,8 @@ class Web(Place):
         if path and page.document == () and page.rows:
             hint = "next_link='header' for the Link header, or page_param"
             raise SourceError(f"{self.label}: {option} reads JSON, and the page is not JSON", hint)
-        value = at_path(page.document, path, ())
-        if path and value == () and page.number == 1:
+        value = at_path(page.document, path, ()) if path else None
+        if value == () and page.number == 1:
             wrong = f"{self.label}: no '{path}' in the first page; is {option} right?"
             self.around.attempt.journal.log(wrong, "warning")
         if value and type(value) not in types:

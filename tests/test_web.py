@@ -461,6 +461,7 @@ LINKS = {
     '</one>; title="<x>, \\"y\\""; rel="prev", </two>; rel="next"': True,
     '</zero>; rel="prev",</two>;rel="next";results="true"': True,
     '</two> ; rel = "next"': True,
+    '</zero, </two>; rel="next"': True,
     '</two>; rel="next"; results="false"': False,
     '</two>; rel="nextish"': False,
     '</two>; title="next"': False,
