@@ -4727,7 +4727,12 @@ def obey(words: list[str], manager: ServiceManager) -> None:
             os.setsid()
         faulthandler.enable(2)  # says where a blocked daemon is when its watchdog kills it
         set_up_log(settings["log_level"], os.path.join(home, "taud.log") if options["detached"] else None)
+        sys.setswitchinterval(SWITCH_S)
         asyncio.run(Daemon(home, config, settings, options, manager).serve())
+
+
+#: How long the loop waits for a thread that computes.  It does so several times a request; Python's own is 5 ms.
+SWITCH_S = 0.0005
 
 
 def check_encoding(home: str) -> None:
@@ -7232,7 +7237,7 @@ def describe(call: Call, run_id: str, full: bool = False, number: int | None = N
     The trace is that of attempt *number*, or of the last attempt.
     """
     ask = call.ask
-    run, attempt, steps, tail, observed = ask.whole_run(run_id, number)
+    run, attempt, steps, tail, observed = ask.whole_run(run_id, number, full)
     attempt = attempt or {}
     ended = attempt.get("ended") or {}
     version = ask.version(run["pipeline"], run["version"])
@@ -8573,11 +8578,16 @@ class Feed:
     def __init__(self, store: Store) -> None:
         self.store = store
         self.waiting: dict[str, asyncio.Event] = {}  # run id → what its next change sets
+        self.ending: dict[str, asyncio.Event] = {}  # run id → what its end sets
 
     def changed(self, run_id: str) -> None:
         """Wakes those who wait for this run: the store has something new about it."""
         if (event := self.waiting.pop(run_id, None)) is not None:
             event.set()
+        if run_id in self.ending:
+            status = self.store.ask.value("SELECT status FROM runs WHERE run_id = ?", run_id)
+            if status is None or status in FINAL:
+                self.ending.pop(run_id).set()
 
     def next_change(self, run_id: str) -> asyncio.Event:
         return self.waiting.setdefault(run_id, asyncio.Event())
@@ -8585,7 +8595,7 @@ class Feed:
     async def finished(self, run_id: str) -> None:
         """Returns when the run has its final status."""
         while self.store.ask.status_of(run_id) not in FINAL:
-            await self.next_change(run_id).wait()
+            await self.ending.setdefault(run_id, asyncio.Event()).wait()
 
 
 # --- 26. Agenda --------------------------------------------------------------------------
@@ -10030,7 +10040,9 @@ class Questions(Sql):
         """Returns the error for a pipeline that is not deployed, with the nearest name."""
         if self.value("SELECT deployed FROM pipelines WHERE name = ?", name) == 0:
             return NotFound(f"pipeline '{name}' was undeployed", "tau deploy FILE.py brings it back")
-        hint = did_you_mean(name, self.values("SELECT pipeline FROM live"), "`tau list` shows all")
+        ahead = self.values("SELECT pipeline FROM live WHERE pipeline >= ? ORDER BY pipeline LIMIT 100", name)
+        behind = self.values("SELECT pipeline FROM live WHERE pipeline < ? ORDER BY pipeline DESC LIMIT 100", name)
+        hint = did_you_mean(name, (*ahead, *behind), "`tau list` shows all")
         return NotFound(f"no pipeline named '{name[:WORD_MAX]}'", hint)
 
     def known_names(self) -> list[str]:
@@ -10179,9 +10191,13 @@ class Questions(Sql):
         return self.page(columns, "runs", conditions, "finished_at DESC, run_id DESC", limit)
 
     def whole_run(
-        self, run_id: str, number: int | None = None
+        self, run_id: str, number: int | None, full: bool
     ) -> tuple[Json, Json | None, list[Json], list[Json], list[Json]]:
-        """Returns a run, its last attempt or *number*, and the attempt's steps, last log lines, observations."""
+        """Returns a run, its last attempt or *number*, and the attempt's steps, last log lines, observations.
+
+        Unless *full*, these are the first and the last of many steps, with the steps around them, and the last
+        observations.
+        """
         self.db.execute("BEGIN")
         with self.db:  # one snapshot for all queries
             run = self.run(run_id)
@@ -10191,10 +10207,11 @@ class Questions(Sql):
             if attempt is None and which[1] != run["attempt"]:
                 hint = f"{shell_line('tau', 'inspect', run_id)} lists them"
                 raise NotFound(f"run {run_id} has no attempt {number}", hint)
-            steps = self.rows(f"SELECT * FROM steps {of_attempt}", *which)
+            most = -1 if full else DESCRIBED_MAX
+            steps = self.rows(SOME_STEPS, run_id=run_id, attempt=which[1], most=most)
             tail = self.rows(f"SELECT message FROM logs {of_attempt} ORDER BY n DESC LIMIT 5", *which)
-            observed = self.rows(f"SELECT * FROM observations {of_attempt}", *which)
-        return run, attempt, steps, tail[::-1], observed
+            observed = self.rows(f"SELECT * FROM observations {of_attempt} ORDER BY n DESC LIMIT ?", *which, most)
+        return run, attempt, steps, tail[::-1], observed[::-1]
 
     def attempts(self, run_id: str) -> list[Json]:
         shown = "attempt, status, started_at, finished_at, duration_ms, error, log_lines"
@@ -10380,6 +10397,15 @@ def where(conditions: dict[str, Any]) -> tuple[str, list[Any]]:
     return f" WHERE {' AND '.join(used)}" if used else "", values
 
 
+#: How many first and last steps, and last observations, of an attempt are read for its document.
+DESCRIBED_MAX = 1_000
+SOME_STEPS = """
+    WITH RECURSIVE some (step) AS (
+        SELECT step FROM (SELECT step FROM steps WHERE {this} ORDER BY step LIMIT :most)
+        UNION SELECT step FROM (SELECT step FROM steps WHERE {this} ORDER BY step DESC LIMIT :most)
+        UNION SELECT parent FROM some CROSS JOIN steps USING (step) WHERE {this} AND parent IS NOT NULL
+    ) SELECT * FROM steps WHERE {this} AND step IN some ORDER BY step
+""".replace("{this}", "run_id = :run_id AND attempt = :attempt")
 #: How many events a page of a run's story has.
 STORY_PAGE = 500
 #: The next page of all that a run did, in the order (attempt, n).  n is a record's number in the attempt's journal.
