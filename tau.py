@@ -868,7 +868,7 @@ VALUES: dict[str, Check] = {
     "any": user_value(object),
     "object": user_value(dict),
     "number": number_of(-sys.float_info.max, sys.float_info.max, int, float),
-    "frame": object_of(f"{PLACE} function:path locals:object user:flag"),
+    "frame": object_of("file:path? line:integer? function:path code:line? locals:object user:flag"),
     "frames": list_of("frame", 100),
     "cause": object_of(f"type:path message:message {PLACE} cause:cause?"),
     "error": object_of(
@@ -5081,13 +5081,16 @@ def set_up_log(level: str, path: str | None = None) -> None:
 
     *path* is the file that stderr is, if it is ours.
     """
-    logging.basicConfig(level=level.upper(), format="%(asctime)s %(levelname)s %(message)s")
-    logging.getLogger().handlers[0].addFilter(LogFilter(path))
-    if stderr_is_journal():
-        plain = logging.Formatter()
-        logging.getLogger().handlers[0].format = lambda record: "\n".join(  # type: ignore[method-assign]
-            f"<{PRIORITIES[record.levelname]}>{line}" for line in plain.format(record).splitlines()
-        )
+    handler, journal = logging.StreamHandler(), stderr_is_journal()
+    plain = logging.Formatter(None if journal else "%(asctime)s %(levelname)s %(message)s")
+
+    def layout(record: logging.LogRecord) -> str:
+        mark = f"<{PRIORITIES[record.levelname]}>" if journal else ""
+        return "\n".join(mark + line for line in printable(plain.format(record)).splitlines())
+
+    handler.format = layout  # type: ignore[method-assign]
+    handler.addFilter(LogFilter(path))
+    logging.basicConfig(level=level.upper(), handlers=[handler])
 
 
 #: A log that is larger is rotated; one old log stays.

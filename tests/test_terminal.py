@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Tau, nursery, python
+from conftest import Tau, eventually, nursery, python
 
 import tau as module
 
@@ -330,6 +330,16 @@ def test_in_a_pipe_text_is_as_it_was(evil: Tau) -> None:
     assert evil("show", "evil")["description"] == EVIL
     raw = evil.command("code", "evil", "--raw").out
     assert raw == (evil.work / f"{EVIL}.py").read_text().removesuffix("\n") + "\n"
+
+
+def test_no_text_drives_the_terminal_of_who_reads_the_log(home: Tau) -> None:
+    home.start()
+    (home.home / "tau.toml").write_text(f"[daemon]\n{json.dumps(EVIL)} = 1\n")
+    os.kill(home.pid(), signal.SIGHUP)
+    eventually(lambda: "unknown key" in (home.home / "taud.log").read_text())
+    log = (home.home / "taud.log").read_bytes().decode()
+    assert r"a\x1b]0;T\x07" in log
+    assert [letter for letter in log if not letter.isprintable() and letter != "\n"] == []
 
 
 def commands_in(document: Any) -> Iterator[str]:
