@@ -3882,18 +3882,24 @@ def look_at_daemon(patient: Patient) -> Finding:
         status = "warn" if isinstance(absent, Unavailable) else "fail"
         return status, str(absent), absent.hint or "taud --detach"
     version, warnings = patient.status["version"], patient.status["warnings"]
-    failures = [f"{row['task']} failed: {row['error']}" for row in patient.status.get("task_failures", ())]
     daemon = f"pid {patient.status['pid']}, version {version}"
     if version != __version__:
         return "warn", f"{daemon}, but this is {__version__}", "tau shutdown; taud --detach"
-    if warnings or failures:
-        remedies = ["report it with the traceback in taud's log"] * bool(failures)
-        remedies += [ROOT_REMEDY if text.startswith("taud runs as root") else "do what it says" for text in warnings]
-        return "warn", f"{daemon}: {'; '.join([*warnings, *failures])}", "; ".join(dict.fromkeys(remedies))
+    if warnings:
+        remedies = [ROOT_REMEDY if text.startswith("taud runs as root") else "do what it says" for text in warnings]
+        return "warn", f"{daemon}: {'; '.join(warnings)}", "; ".join(dict.fromkeys(remedies))
     return daemon
 
 
 ROOT_REMEDY = "start taud as a user that may do what its pipelines need, and no more"
+
+
+def look_at_tasks(patient: Patient) -> Finding:
+    """Checks whether a task of the daemon had to be started again."""
+    failures = [f"{row['task']} failed: {row['error']}" for row in patient.status.get("task_failures", ())]
+    if failures:
+        return "warn", "; ".join(failures), "report it with the traceback in taud's log"
+    return "none has failed" if patient.status else "no daemon, no tasks"
 
 
 def look_at_fork_server(patient: Patient) -> Finding:
@@ -3928,7 +3934,7 @@ CHECKS: dict[str, Callable[[Patient], Finding]] = {
     for look in (
         *(look_at_home, look_at_disk, look_at_file_system, look_at_clock, look_at_time_zones, look_at_croniter),
         *(look_at_python, look_at_sqlite, look_at_configuration, look_at_database, look_at_socket, look_at_daemon),
-        *(look_at_fork_server, look_at_limits, look_at_leftovers),
+        *(look_at_tasks, look_at_fork_server, look_at_limits, look_at_leftovers),
     )
 }
 
