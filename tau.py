@@ -1800,10 +1800,9 @@ class Mask:
 
     def learn(self, name: str, folder: str) -> None:
         """Hides a secret of this machine, if it can be read; *folder* is the home's secrets/."""
-        if name not in self.names and len(self.names) < SECRETS_MAX:
+        if name not in self.names and len(self.names) < SECRETS_MAX and (value := usable_secret(name, folder)[0]):
             self.names.append(name)
-            if (value := usable_secret(name, folder)[0]) is not None:
-                self.add(value)
+            self.add(value)
 
     def add(self, value: str) -> None:
         self.values.add(value)
@@ -2138,23 +2137,12 @@ class Tasks(set["asyncio.Future[Any]"]):
         for task in tuple(self):
             task.cancel()
 
-    def attempt(self, work: Callable[..., object], *arguments: Any) -> None:
-        """Calls a function for one item of a loop, which goes on if that fails."""
-        try:
-            work(*arguments)
-        except Exception as problem:
-            self.failed(work.__qualname__, problem)
-
     def supervise(self, work: Callable[..., Awaitable[object]], *arguments: Any) -> None:
-        """Does endless work as long as the daemon lives: when it ends, it begins anew."""
+        """Does endless work in the background, and begins it anew when it ends."""
 
         async def again() -> None:
             while True:
-                try:
-                    await work(*arguments)
-                    self.failed(work.__qualname__, RuntimeError("it has ended"))
-                except Exception as problem:
-                    self.failed(work.__qualname__, problem)
+                await asyncio.wait([self.spawn(work(*arguments))])
                 await asyncio.sleep(RESTART_S)
 
         self.spawn(again())
@@ -4901,6 +4889,7 @@ class Daemon:
             for number in (signal.SIGTERM, signal.SIGINT):
                 loop.add_signal_handler(number, self.on_signal)
             signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until we can reload
+            loop.set_exception_handler(self.note_failure)
             self.store.open(loop)
             self.agenda.open()
             sweep_copies(self.home)
@@ -4958,6 +4947,9 @@ class Daemon:
     @property
     def stopping(self) -> bool:
         return self.runner.paused
+
+    def note_failure(self, loop: asyncio.AbstractEventLoop, context: Json) -> None:
+        self.store.metrics.failed("event loop", context.get("exception") or RuntimeError(context["message"]))
 
     def warn(self, text: str, about: str = "") -> None:
         """Logs a warning; `status` shows the last one *about* each subject."""
@@ -7849,7 +7841,7 @@ class Scheduler:
         for run_id in stops:
             self.runner.spawn(self.runner.stop(run_id, "cancelled"))
         for job in jobs:
-            self.runner.tasks.attempt(self.runner.dispatch, job)
+            self.runner.dispatch(job)
 
 
 # --- 24. Runner --------------------------------------------------------------------------
@@ -8294,12 +8286,12 @@ class Runner:
         while True:
             await self.starter.listen(self.hear)
             for process in tuple(self.live.values()):
-                self.tasks.attempt(self.replace, process)
+                self.spawn(self.replace(process))
 
-    def replace(self, process: Process) -> None:
+    async def replace(self, process: Process) -> None:
         """Starts a process again that a dead fork server had not begun."""
         if process.ended is None and process.start is None and revoke_start(process):
-            self.spawn(self.restart(process))
+            await self.restart(process)
 
     # From the journal to the store.
 
@@ -8350,17 +8342,17 @@ class Runner:
         while True:
             await self.busy.wait()
             for process in tuple(self.live.values()):
-                self.tasks.attempt(self.look_after, process)
+                self.spawn(self.look_after(process))
             if not self.live:
                 self.busy.clear()
             watched = self.feed.waiting or any(process.stopping for process in self.live.values())
             await asyncio.sleep(POLL_WATCHED_S if watched else POLL_S)
 
-    def look_after(self, process: Process) -> None:
-        if not process.lock.locked():
-            self.spawn(self.catch_up(process))
+    async def look_after(self, process: Process) -> None:
         if process.is_overdue():
-            self.spawn(self.stop_process(process, "timed_out"))
+            await self.stop_process(process, "timed_out")
+        if not process.lock.locked():
+            await self.catch_up(process)
 
     async def catch_up(self, process: Process) -> None:
         """Stores what a live process has written, and finishes it if it has ended."""

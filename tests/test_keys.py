@@ -434,7 +434,7 @@ class Written:
     """A store that has no keys and knows what was to be written."""
 
     def __init__(self) -> None:
-        self.ask, self.event = self, "event"
+        self.ask, self.event, self.metrics = self, "event", module.Metrics()
         self.facts: list[Any] = []
 
     def rows(self, question: str) -> list[Any]:

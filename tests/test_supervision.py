@@ -16,27 +16,28 @@ import tau as module
 #: Each of these fails when it is called for the first time.
 PARTS = (
     *("Runner.watch", "Runner.replace_servers", "Runner.look_after", "Scheduler.watch", "Scheduler.settled"),
-    *(
-        "Retention.prune",
-        "Retention.watch",
-        "ServiceManager.ping",
-        "Daemon.look_after",
-        "Listeners.accept",
-        "Database.commit",
-    ),
+    *("Retention.prune", "Retention.watch", "ServiceManager.ping", "Daemon.look_after", "Listeners.accept"),
+    "Database.commit",
 )
 #: A part that has another name in `status`: it is an item of that.
 NAMES = {"Scheduler.settled": "scheduler", "Retention.prune": "retention", "Database.commit": "store"}
 
 CODE = f"""
+import inspect
 tau.RESTART_S = 0.05
 
 def fail_once(owner, name):
     work, failures = getattr(owner, name), [1]
-    def failing(*arguments, **options):
+    def fail():
         if failures:
             raise ZeroDivisionError(f"failure {{failures.pop()}} of {{name}}")
+    def failing(*arguments, **options):
+        fail()
         return work(*arguments, **options)
+    if inspect.iscoroutinefunction(work):
+        async def failing(*arguments, **options):
+            fail()
+            return await work(*arguments, **options)
     failing.__qualname__ = work.__qualname__
     setattr(owner, name, failing)
 
