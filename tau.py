@@ -14504,8 +14504,7 @@ class CsvLines:
 
     def header(self) -> list[str]:
         """Returns the names in the first line that is not blank."""
-        lines = (line for line in self.reader if len(line) > 1 or "".join(line).strip())
-        names: list[str] = next(lines, [])
+        names: list[str] = next(filter(None, self.reader), [])
         if not names:
             raise SourceError(
                 "there is no header", "is the file empty?  skip_lines skips lines, columns=[…] names them"

@@ -132,7 +132,7 @@ MALFORMED = {
         r"line 3 \(to 5\): a quoted cell of several lines",
     ),
     "an empty file": ("csv", b"", {}, "there is no header"),
-    "blank lines alone": ("csv", b"\xef\xbb\xbf\n \n\n", {}, "there is no header"),
+    "blank lines alone": ("csv", b"\xef\xbb\xbf\n\r\n\n", {}, "there is no header"),
     "too many lines skipped": ("csv", b"a\n1\n", {"skip_lines": 5}, "there is no header"),
     "two columns without a name": ("csv", b"id,,\n1,2,3\n", {}, "two columns are named ''"),
     "a decimal comma that is none": (

@@ -7,10 +7,13 @@ import os
 import re
 from collections.abc import Iterator
 from decimal import Decimal
+from pathlib import Path
 from typing import Any
 
 import pytest
 from conftest import Context
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from postgres import importable
 
 import tau as module
@@ -270,3 +273,88 @@ def test_a_text_that_a_database_refuses_is_named(text: str, house: str, ctx: Con
     with pytest.raises(module.SourceError, match="\"t\": row 2, column 'c'") as caught:
         ctx.load(house, rows, "t")
     assert "replace" in caught.value.hint
+
+
+NUMBERS = st.sampled_from([0, 1, -1, 10115, 2**53 + 1, -(2**63), 2**63, 2**70]) | st.integers()
+LIKE_OTHERS = st.sampled_from(
+    [value for value in VALUES if isinstance(value, str)] + ["NULL", "nan", "\ud83d", "a\0b", "é\n"]
+)
+#: Values of one column in one batch are of one of these kinds, or of two.
+KINDS = st.sampled_from(
+    [
+        NUMBERS,
+        st.floats(),
+        LIKE_OTHERS | st.text(max_size=5),
+        st.booleans(),
+        st.dates(),
+        st.datetimes(min_value=datetime.datetime(1900, 1, 1)),  # noqa: DTZ001
+        st.datetimes(min_value=datetime.datetime(1900, 1, 1), timezones=st.just(UTC)),  # noqa: DTZ001
+        st.times(),
+        st.decimals(min_value=-(10**20), max_value=10**20) | st.sampled_from([Decimal("NaN"), Decimal("1.10")]),
+        st.binary(max_size=3),
+        st.none(),
+        st.sampled_from(VALUES),
+    ]
+)
+NAMES = st.sampled_from(
+    ["a", "A", "é", "É", "with space", 'quo"te', "x" * 70, "", "select", "a.b", "%s", ":x"]
+) | st.text(max_size=5)
+
+
+@st.composite
+def loads(draw: Any) -> list[list[dict[str, Any]]]:
+    """Two batches of rows with the same columns, whose kinds differ."""
+    names = draw(st.lists(NAMES, min_size=1, max_size=3, unique=True))
+    batches = []
+    for start in (0, 10):
+        cells = {name: st.none() | draw(KINDS) for name in names}
+        rows = draw(st.lists(st.fixed_dictionaries(cells), min_size=1, max_size=3))
+        batches.append([{"row number": start + number} | row for number, row in enumerate(rows)])
+    return batches
+
+
+def same_in_a_file(name: str, given: Any, back: Any) -> bool:
+    """Whether a value came back from a file, which may have only texts."""
+    if name == "csv":
+        return back == ("" if given is None else str(module.csv_cell(given)))
+    if (isinstance(given, datetime.timedelta) and back == given) or (given != given and back == "NaN"):
+        return True
+    return same(given, back) or (isinstance(given, (dict, list)) and given == back)
+
+
+@pytest.mark.parametrize("target", ["sqlite", "duckdb", "postgresql", "csv", "jsonl", "parquet"])
+@given(batches=loads())
+@settings(max_examples=1000 if FAULTS >= 100 else 10, deadline=None, suppress_health_check=[*HealthCheck])
+def test_any_rows_come_back_or_are_refused_by_name(
+    target: str, batches: list[list[dict[str, Any]]], ctx: Context, request: pytest.FixtureRequest
+) -> None:
+    is_file = target in ("csv", "jsonl", "parquet")
+    if is_file:
+        place, table = f"rows.{target}", None
+        pytest.importorskip("pyarrow")
+        Path(place).unlink(missing_ok=True)
+    else:
+        place, table = request.getfixturevalue("postgres") if target == "postgresql" else f"{target}:///any.db", "t"
+        ctx.sql("DROP TABLE IF EXISTS t", connection=place)
+        for engine in ctx._around.engines.values():
+            engine.dispose()  # connections remember the result types of queries
+    loaded: list[dict[str, Any]] = []
+    refused: list[module.SourceError] = []
+    for batch in batches:
+        try:
+            ctx.load(place, batch, table)
+            loaded += batch
+        except module.SourceError as problem:
+            refused.append(problem)
+    assert all(problem.hint for problem in refused)
+    if not loaded or (target == "duckdb" and not importable("pytz") and "tzinfo" in repr(loaded)):
+        return
+    found = sorted(ctx.extract(place, table), key=lambda row: int(row["row number"]))
+    assert len(found) == len(loaded)
+    for given_row, row in zip(loaded, found, strict=True):
+        row = {
+            key.lower() if target in ("sqlite", "duckdb") and key.isascii() else key: cell for key, cell in row.items()
+        }
+        for key, value in given_row.items():
+            back = row[key.lower() if target in ("sqlite", "duckdb") and key.isascii() else key]
+            assert same_in_a_file(target, value, back) if is_file else same(value, back), (key, value, back)
