@@ -13932,7 +13932,6 @@ class Loading:
     def __init__(self, house: Any, name: str, mode: str, keys: list[str]) -> None:
         self.house, self.mode, self.keys = house, mode, keys
         self.table = house.quoted(name)
-        house.check_names([name.rpartition(".")[2]])
         self.columns: dict[str, Column] | None = house.columns_of(name)  # by folded name
         self.batch, self.count = Rows(), 0  # this batch, and the rows of those before
         self.holders: dict[str, Column] = {}  # the columns that convert cells of this batch
@@ -13960,7 +13959,6 @@ class Loading:
         check_distinct([*folded.values()], f"{house.label} does not tell capitals: a step can rename one")
         columns = {name: self.fit(scan, name, known.get(folded[name])) for name in scan.columns}
         fresh = [columns[name] for name in scan.columns if folded[name] not in known]
-        house.check_names([column.name for column in fresh])
         declared = [f"{house.spell(column.name)} {column.declared}" for column in fresh]
         if self.columns is None:
             key = f", PRIMARY KEY ({self.listed(self.keys)})" if self.keys else ""
@@ -13969,44 +13967,29 @@ class Loading:
             for text in declared:
                 house.execute(f"ALTER TABLE {self.table} ADD COLUMN {text}", {})
         for name, column in columns.items():
-            house.alter(self.table, known.get(folded[name]), column)
+            if column is not (old := known.get(folded[name])):
+                house.alter(self.table, old, column)
         self.columns = known | {folded[name]: column for name, column in columns.items()}
-        self.holders = {
-            name: column
-            for name, column in columns.items()
-            if column.size is not None or not house.is_alike(column, scan.kinds(name))
-        }
+        takers = {name for name, column in columns.items() if column.size is None and column.takes(scan.kinds(name))}
+        self.holders = {name: column for name, column in columns.items() if name not in takers}
 
     def fit(self, scan: Scan, name: str, old: Column | None) -> Column:
         """Returns the old column if it holds all cells of a batch, else the narrowest wider one that does."""
-        house, kinds = self.house, scan.kinds(name)
+        kinds, table = scan.kinds(name), self.table
         is_empty = old is None or old.is_new or (self.mode == "replace" and not self.count)
-        if old is not None and not (old.is_new and kinds) and self.misfit(old, scan, name) is None:
+        if old is not None and not (old.is_new and kinds) and old.misfit(scan, name) is None:
             return old
         common = common_kind(kinds if old is None or is_empty or old.kind is None else kinds | {old.kind.name})
-        for kind in dict.fromkeys((common, *WIDER.get(common, ())[-1:], *["text"] * is_empty)):
-            column: Column = house.declare(name, kind, scan, old, name in self.keys)
-            if self.misfit(column, scan, name) is None and (old is None or is_empty or self.can_widen(old, column)):
+        for kind in dict.fromkeys((common, *WIDER.get(common, ())[-1:], "text")):
+            column: Column = self.house.declare(name, kind, scan, old, name in self.keys)
+            can_be = is_empty or (kind != "text" and self.house.can_widen(table, old, column))
+            if can_be and column.misfit(scan, name) is None:
                 return column
-        column = column if old is None else old
-        number, cell = self.misfit(column, scan, name) or (0, None)
-        kind = column.kind.name if column.kind is not None else "value"
-        wrong = f"row {self.count + number}: column '{name}' holds {kind}s, which {safe_repr(cell)} is not"
-        raise SourceError(f"{wrong} (it is {column.declared})", house.remedy(self.table, column))
-
-    def can_widen(self, old: Column, column: Column) -> bool:
-        """Whether the old column can become the other, and no value in it is lost."""
-        if old.kind is None or column.kind is None:
-            return False
-        is_wider = column.kind.name in (old.kind.name, *WIDER.get(old.kind.name, ()))
-        return is_wider and bool(self.house.can_widen(self.table, old, column))
-
-    def misfit(self, column: Column, scan: Scan, name: str) -> tuple[int, Any] | None:
-        """Returns the first cell that this column does not hold, after its number."""
-        is_sure = self.house.is_alike(column, scan.kinds(name)) and column.size is None and column.zone is None
-        if is_sure and scan.types[name] == {int}:
-            is_sure = max(map(int.bit_length, filter(None, scan.cells_of(name))), default=0) < 64
-        return None if is_sure else column.misfit(scan.cells_of(name))
+        column = old or column
+        number, cell = column.misfit(scan, name) or (0, None)
+        wrong = f"column '{name}' holds {column.kind and column.kind.name}s, which {safe_repr(cell)} is not"
+        hint = f"a step can convert it, or mode='replace' declares the column anew; in {table} it is {column.declared}"
+        raise SourceError(f"row {self.count + number}: {wrong}", hint)
 
     def listed(self, names: Iterable[str]) -> str:
         return ", ".join(map(self.house.spell, names))
@@ -14068,7 +14051,6 @@ class Warehouse:
     """A connection to a database, for a `with`.  Subclasses open and use it."""
 
     dialect = label = ""
-    stored = "alchemy_type"  # attribute of ValueKind: kinds that have it in common are stored alike
     errors: Any = ()  # the exceptions of the library
     connection: Any = None
     execute: Any  # a query → its columns and a cursor; a statement → None and how many rows changed
@@ -14092,21 +14074,9 @@ class Warehouse:
         hints = (hint for pattern, hint in SQL_HINTS.items() if re.search(pattern, problem, re.IGNORECASE))
         return next(hints, "this transaction was rolled back")
 
-    def check_names(self, names: Iterable[str]) -> None:
-        """Raises SourceError for a name that this database would cut."""
-
-    def is_alike(self, column: Column, kinds: Iterable[str | None]) -> bool:
-        """Whether values of these kinds need no conversion."""
-        return column.kind is None or {getattr(KINDS_OF_COLUMN[kind], self.stored) for kind in kinds} <= {
-            getattr(column.kind, self.stored)
-        }
-
     def is_empty(self, table: str, column: Column) -> bool:
         name = self.spell(column.name)
         return not self.execute(f"SELECT {name} FROM {table} WHERE {name} IS NOT NULL LIMIT 1", {})[1].fetchall()
-
-    def remedy(self, table: str, column: Column) -> str:
-        return f"a step can convert it, or mode='replace' declares '{column.name}' anew"
 
     def spell(self, name: str) -> str:
         return '"' + str(name).replace('"', '""') + '"'
@@ -14125,7 +14095,7 @@ class Warehouse:
 class SQLite(Warehouse):
     """A connection to an SQLite file, which is made if missing."""
 
-    dialect, stored = "sqlite", "sqlite_type"
+    dialect = "sqlite"
     fold = staticmethod(lower_ascii)
     types_read = 0  # whether sqlite3 converts declared types (detect_types)
     #: The files that this process is reading.
@@ -14166,10 +14136,11 @@ class SQLite(Warehouse):
 
     def column(self, name: str, declared: str) -> Column:
         """Returns a column.  SQLite itself knows only some kinds, and computes with 15 digits."""
-        column = Column(name, declared)
+        column = Column(name, declared, "sqlite_type")
         if column.kind is not None and column.kind.name not in SQLITE_KINDS:
             column.kind = column.zone = None
-        column.size = (DECIMAL_DIGITS, None) if column.kind is KINDS_OF_COLUMN["decimal"] else None
+        is_number = column.kind is KINDS_OF_COLUMN["decimal"]
+        column.size = (DECIMAL_DIGITS, 400, DECIMAL_DIGITS) if is_number else None
         return column
 
     def columns_of(self, table: str) -> dict[str, Column] | None:
@@ -14183,12 +14154,10 @@ class SQLite(Warehouse):
         return old.kind is KINDS_OF_COLUMN["integer"]
 
     def alter(self, table: str, old: Column | None, column: Column) -> None:
-        if old is None or old is column:
-            return
-        if self.is_empty(table, old):
+        if old is not None and self.is_empty(table, old):
             self.execute(f"ALTER TABLE {table} DROP COLUMN {self.spell(old.name)}", {})
             self.execute(f"ALTER TABLE {table} ADD COLUMN {self.spell(old.name)} {column.declared}", {})
-        else:
+        elif old is not None:
             column.declared = old.declared
 
     def execute(self, query: str, params: Json, stream: bool = False) -> tuple[list[str] | None, Any]:
@@ -14234,7 +14203,7 @@ class SqlStep(SQLite):
     def declare(self, name: str, kind: str | None, scan: Scan, old: Column | None, is_key: bool) -> Column:
         """Returns a column whose type has a converter in sqlite3.  A kind that SQLite has itself needs none."""
         column = super().declare(name, kind, scan, old, is_key)
-        if column.size is not None and column.misfit(scan.cells_of(name)) is not None:
+        if column.size is not None and column.misfit(scan, name) is not None:
             hint = "a step in Python reckons with all digits"
             raise SourceError(f"SQL step: '{name}' has numbers of more than 64 bits or {DECIMAL_DIGITS} digits", hint)
         column.kind = column.size = None
@@ -14284,18 +14253,14 @@ class Alchemy(Warehouse):
 
     def spell(self, name: str) -> str:
         """Quotes a name for this dialect, and its colons: they are not SQLAlchemy's parameters."""
+        if self.dialect == "postgresql" and len(str(name).encode()) > 63:
+            raise SourceError(f"PostgreSQL cuts names after 63 bytes: '{name}'", "a step can rename it")
         marks = self.engine.dialect.identifier_preparer
         inner = str(name).replace(marks.final_quote, marks.final_quote * 2).replace(":", "\\:")
         return f"{marks.initial_quote}{inner}{marks.final_quote}"
 
     def mark(self, position: int) -> str:
         return f":c{position}"
-
-    def check_names(self, names: Iterable[str]) -> None:
-        for name in names:
-            if not name or (self.dialect == "postgresql" and len(name.encode()) > 63):
-                wrong = f"PostgreSQL cuts names after 63 bytes: '{name}'" if name else "a column has no name"
-                raise SourceError(wrong, "a step can rename it")
 
     def declare(self, name: str, kind: str | None, scan: Scan, old: Column | None, is_key: bool) -> Column:
         types, word = self.alchemy.types, KINDS_OF_COLUMN[kind].alchemy_type
@@ -14305,11 +14270,11 @@ class Alchemy(Warehouse):
         elif word == "Numeric" and self.dialect not in ANY_DECIMAL:
             numbers = (cell for cell in scan.cells_of(name) if isinstance(cell, (float, decimal.Decimal)))
             places = [len(format(decimal.Decimal(str(cell)), "f").partition(".")[2]) for cell in numbers]
-            least = 9 if old is None or old.size is None else max(9, old.size[1] or 0)
+            least = 9 if old is None or old.size is None else max(9, old.size[1])
             made = types.Numeric(38, min(max([least, *places]), 30))
         elif word == "Text" and is_key and self.dialect in SHORT_KEYS:
             made = types.String(255)
-        column = Column(name, str(made.compile(dialect=self.engine.dialect)))
+        column = Column(name, str(made.compile(dialect=self.engine.dialect)), "alchemy_type")
         column.is_new = kind is None and self.dialect in ALTERING
         return column
 
@@ -14323,7 +14288,7 @@ class Alchemy(Warehouse):
         columns = {}
         for row in rows:
             zone = " WITH TIME ZONE" * getattr(row["type"], "timezone", False)
-            column = columns[self.fold(row["name"])] = Column(row["name"], f"{row['type']}{zone}")
+            column = columns[self.fold(row["name"])] = Column(row["name"], f"{row['type']}{zone}", "alchemy_type")
             column.is_new = row.get("comment") == NO_VALUE
         return columns or None
 
@@ -14338,21 +14303,17 @@ class Alchemy(Warehouse):
         name = self.spell(column.name)
         if column.is_new and old is None:
             self.execute(f"COMMENT ON COLUMN {table}.{name} IS '{NO_VALUE}'", {})
-        if old is None or old is column:
+        if old is None:
             return
         self.connection.detach()  # no connection may remember statements for the old type
         self.engine.dispose()
         is_empty = self.is_empty(table, old)
         if self.dialect not in ALTERING or (old.is_new and not is_empty):
-            raise SourceError(f"column '{old.name}' is {old.declared}, not {column.declared}", self.remedy(table, old))
+            raise SourceError(f"column '{old.name}' is {old.declared}, not {column.declared}", "a step can convert it")
         using = " USING NULL" * is_empty
         self.execute(f"ALTER TABLE {table} ALTER COLUMN {name} TYPE {column.declared}{using}", {})
         if old.is_new:
             self.execute(f"COMMENT ON COLUMN {table}.{name} IS NULL", {})
-
-    def remedy(self, table: str, column: Column) -> str:
-        hint = super().remedy(table, column)
-        return f"{hint}; wider: ALTER TABLE {table} ALTER COLUMN {self.spell(column.name)} TYPE …"
 
     def execute(self, query: str, params: Any, stream: bool = False) -> tuple[list[str] | None, Any]:
         connection = self.connection.execution_options(stream_results=stream)
@@ -14441,13 +14402,14 @@ def read_csv(
     csv.field_size_limit(max(csv.field_size_limit(), LINE_BYTES_MAX))
     text = text_layer(file, encoding)
     try:
-        reader = CsvLines(text, skip_lines, delimiter, quote, escape, skip_spaces)
-        names = [*columns] if columns is not None else reader.header()
+        dialect = {"escapechar": escape, "skipinitialspace": skip_spaces}
+        reader = CsvLines(text, skip_lines, delimiter, quote, (decimal, thousands), **dialect)
+        names = reader.names = [*columns] if columns is not None else reader.header()
         check_distinct(names, "columns=[…], skip_lines=1 renames them")
-        lines = reader.fitted(len(names), ragged)
+        lines = reader.fitted(ragged)
         if words := {nulls} if isinstance(nulls, str) else {*nulls}:
             lines = ([None if cell in words else cell for cell in line] for line in lines)
-        lines = reader.cast(lines, types, names, (decimal, thousands), batch_rows) if types else lines
+        lines = reader.cast(lines, types, batch_rows) if types else lines
         for position in itertools.count() if names else ():
             rows = Rows([dict(zip(names, line)) for line in itertools.islice(lines, batch_rows)], names)  # noqa: B905
             if position and not rows:
@@ -14472,29 +14434,24 @@ def text_layer(file: Any, encoding: str) -> io.TextIOWrapper:
 class CsvLines:
     """The lines of a CSV file as lists of cells."""
 
+    names: list[str]
+
     def __init__(
-        self, text: Any, skipped: int, delimiter: str, quote: str | None, escape: str | None, skip_spaces: bool
+        self, text: Any, skipped: int, delimiter: str, quote: str | None, marks: tuple[str, str], **dialect: Any
     ) -> None:
         lines = itertools.islice(text, skipped, None)
         first = next(lines, "")
         if named := re.fullmatch(r"sep=(.)\s*", first):  # as Excel writes
-            delimiter, skipped = named[1], skipped + 1
-        #: A quote in TSV is text more often than not.
-        self.is_bare = quote is None and delimiter == "\t"
+            delimiter, skipped, first = named[1], skipped + 1, ""
+        self.marks = marks
+        self.is_bare = quote is None and delimiter == "\t"  # a quote in TSV is text more often than not
         self.last = self.skipped = skipped  # number of the last line of the record before
+        quoting = csv.QUOTE_NONE if quote == "" else csv.QUOTE_MINIMAL
+        dialect |= {"delimiter": delimiter, "quotechar": quote or '"', "quoting": quoting, "strict": True}
         try:
-            self.reader = csv.reader(
-                lines if named else itertools.chain([first] if first else (), lines),
-                delimiter=delimiter,
-                quotechar=quote or '"',
-                quoting=csv.QUOTE_NONE if quote == "" else csv.QUOTE_MINIMAL,
-                escapechar=escape,
-                skipinitialspace=skip_spaces,
-                strict=True,
-            )
+            self.reader = csv.reader(itertools.chain([first] if first else (), lines), **dialect)
         except TypeError as problem:
-            wrong = f"delimiter={delimiter!r}, quote={quote!r}, escape={escape!r}: {problem}"
-            raise BadRequest(wrong, "one character each, such as ';'") from None
+            raise BadRequest(f"delimiter={delimiter!r}, {quote=}: {problem}", "one character, such as ';'") from None
 
     @property
     def place(self) -> str:
@@ -14514,21 +14471,18 @@ class CsvLines:
         self.last = self.reader.line_num + self.skipped
         return names
 
-    def fitted(self, width: int, ragged: bool) -> Iterable[list[Any]]:
+    def fitted(self, ragged: bool) -> Iterable[list[Any]]:
         """Yields lines as long as the header and skips blank ones.  *ragged* fills and cuts others."""
-        reader, skipped = self.reader, self.skipped
-        is_first = True
+        width, reader, skipped, is_first = len(self.names), self.reader, self.skipped, True
         for line in reader:
             number = reader.line_num + skipped
             if self.is_bare and number > self.last + 1:
-                raise SourceError(
-                    f"{self.place}: a quoted cell of several lines",
-                    "quote='' reads quotes as text, quote='\"' as quotes",
-                )
+                hint = "quote='' reads quotes as text, quote='\"' as quotes"
+                raise SourceError(f"{self.place}: a quoted cell of several lines", hint)
             if len(line) != width and line:
                 if not ragged:
-                    wrong = f"{self.place} has {len(line)} cells, the header {width}"
-                    raise SourceError(wrong, self.hint_for(line, width, is_first))
+                    hint = self.hint_for(line, width, is_first)
+                    raise SourceError(f"{self.place} has {len(line)} cells, the header {width}", hint)
                 line = (line + [""] * width)[:width]
             self.last = number
             if line:
@@ -14539,51 +14493,39 @@ class CsvLines:
         """Says how to read a line that is longer or shorter than the header, without losing a cell."""
         if any(cell.startswith(' "') for cell in line):
             return "skip_spaces=True, if spaces precede the quotes"
-        if len(line) > width and any(line[width:]):
-            header = f"skip_lines={self.last}, if this line is the header" if is_first else ""
-            return header or "is there a delimiter in a cell that is not quoted?  escape='\\\\', if it is escaped"
-        return (
-            "ragged=True cuts empty cells"
-            if len(line) > width
-            else "ragged=True fills such lines; a step can drop a footer"
-        )
+        if len(line) <= width:
+            return "ragged=True fills such lines; a step can drop a footer"
+        if not any(line[width:]):
+            return "ragged=True cuts empty cells"
+        lost = "is there a delimiter in a cell that is not quoted?  escape='\\\\', if it is escaped"
+        return f"skip_lines={self.last}, if this line is the header" if is_first else lost
 
-    def cast(
-        self, lines: Iterable[list[Any]], types: Any, names: list[str], marks: tuple[str, str], sample: int | None
-    ) -> Iterable[list[Any]]:
+    def cast(self, lines: Iterable[list[Any]], types: Any, sample: int | None) -> Iterable[list[Any]]:
         """Converts cells to these types, with True to those guessed from a sample.  Empty cells become None."""
+        names = self.names
         if types is True:
             first = [*itertools.islice(lines, sample)]
-            kinds = {name: guessed_kind({line[i] for line in first}, marks) for i, name in enumerate(names)}
+            kinds = {name: guessed_kind({line[i] for line in first}, self.marks) for i, name in enumerate(names)}
             first.reverse()  # pop() frees each line once it is a row
-            sampled = (first.pop() for _ in range(len(first)))
-            guesses = {name: marked(kind, kind.parse, marks) for name, kind in kinds.items()}
-            later = {name: marked(kind, kind.read if kind.pattern else str, marks) for name, kind in kinds.items()}
-            return itertools.chain(
-                self.convert(sampled, names, guesses, kinds), self.convert(lines, names, later, kinds)
-            )
+            sampled = self.convert((first.pop() for _ in range(len(first))), kinds, is_sure=True)
+            return itertools.chain(sampled, self.convert(lines, kinds, is_sure=False))
         if not isinstance(types, dict):
             raise BadRequest(f"types must be True or a mapping, not {safe_repr(types)}", 'types={"fare": float}')
         kinds = {name: named_kind(kind, name) for name, kind in types.items()}
-        if unknown := next((name for name in kinds if name not in names), None):
-            hint = did_you_mean(unknown, names, f"there are {', '.join(names)}")
-            raise SourceError(f"types: there is no column '{unknown}'", hint)
-        parsers = {name: marked(kind, kind.parse, marks) for name, kind in kinds.items()}
-        return self.convert(lines, names, parsers, kinds)
+        if unknown := [name for name in kinds if name not in names]:
+            hint = did_you_mean(unknown[0], names, f"there are {', '.join(names)}")
+            raise SourceError(f"types: there is no column '{unknown[0]}'", hint)
+        return self.convert(lines, kinds, is_sure=True)
 
-    def convert(
-        self,
-        lines: Iterable[list[Any]],
-        names: list[str],
-        ways: dict[str, Callable[[str], Any]],
-        kinds: dict[str, ValueKind],
-    ) -> Iterator[list[Any]]:
-        places = [(names.index(name), name, way) for name, way in ways.items()]
+    def convert(self, lines: Iterable[list[Any]], kinds: dict[str, ValueKind], is_sure: bool) -> Iterator[list[Any]]:
+        """Converts cells.  A kind that is not sure reads only texts that can be nothing else."""
+        reads = {name: kind.parse if is_sure or not kind.pattern else kind.read for name, kind in kinds.items()}
+        places = [(self.names.index(name), name, marked(kinds[name], read, self.marks)) for name, read in reads.items()]
         for line in lines:
-            for i, name, way in places:
+            for i, name, read in places:
                 text = line[i]
                 try:
-                    line[i] = way(text) if text else None
+                    line[i] = read(text) if text else None
                 except (ValueError, KeyError, ArithmeticError) as problem:
                     wrong = f"line {self.last}: '{clip(text, 100)}' in column '{name}' is not {kinds[name].name}"
                     raise SourceError(wrong, f"name its type: types={{'{name}': 'text'}}") from problem
@@ -14810,17 +14752,10 @@ def write_parquet(file: Any, batches: Batches) -> None:
 def full_table(arrow: Any, batch: Rows, names: list[str], schema: Any) -> Any:
     """Makes an Arrow table.  Raises SourceError for a cell that Arrow would change."""
     check_columns(batch, names)
-    table, scan = (
-        arrow.Table.from_pylist([{name: row.get(name) for name in names} for row in batch], schema),
-        Scan(batch),
-    )
-    for field in table.schema if batch else ():
-        column, kinds = (
-            Column(field.name, str(field.type)),
-            scan.kinds(field.name) if field.name in scan.types else set(),
-        )
-        is_sure = column.kind is None or (column.zone is None and kinds <= {column.kind.name})
-        if not is_sure and (wrong := column.misfit(scan.cells_of(field.name))):
+    scan = Scan(Rows([{name: row.get(name) for name in names} for row in batch], names))
+    table = arrow.Table.from_pylist(scan.rows, schema)
+    for field in table.schema:
+        if wrong := Column(field.name, str(field.type)).misfit(scan, field.name):
             message = f"not for Parquet: column '{field.name}' is {field.type}, which {safe_repr(wrong[1])} is not"
             raise SourceError(message, "each column has one type; a step can convert the value")
     return table
@@ -15023,16 +14958,9 @@ TRUTHS = dict.fromkeys(("true", "t", "yes", "y", "1", "on"), True)
 TRUTHS |= dict.fromkeys(("false", "f", "no", "n", "0", "off"), False)
 
 
-def whole(text: str) -> int:
-    """Reads a whole number.  Unlike Python it refuses 1_000."""
-    if "_" in text:
-        raise ValueError(text)
-    return int(text)
-
-
 def real(text: str) -> float:
-    value = float(text)
-    if "_" in text or value - value != 0:
+    value = float(text.replace("_", "x"))  # unlike Python it refuses 1_000
+    if value - value != 0:
         raise ValueError(text)
     return value
 
@@ -15121,7 +15049,7 @@ DECIMAL_PATTERN = r"-?((0|[1-9][0-9]*)(\.[0-9]*)?|\.[0-9]+)"
 KINDS_OF_VALUE = (
     ValueKind(
         *("integer", "builtins.int integer", {"type": "integer"}, "INTEGER", "BigInteger"),
-        parse=whole,
+        parse=lambda text: int(text.replace("_", "x")),
         make=int,
         pattern=r"-?(0|[1-9][0-9]{0,17})",
         declared=r"(?<!PO)INT(?!ERVAL)|SERIAL",
@@ -15131,7 +15059,7 @@ KINDS_OF_VALUE = (
         parse=real,
         convert=float,
         make=float,
-        pattern=rf"(?!-?(\.?[0-9]){{16}})(?![-0-9]+[eE][0-9]){DECIMAL_PATTERN}([eE][+-]?[0-9]+)?",
+        pattern=r"-?(?![0-9.]{17}|[0-9]+[eE][0-9])((0|[1-9][0-9]{0,14})(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]+)?",
         declared=r"REAL|FLOA|DOUB",
     ),
     ValueKind(
@@ -15204,61 +15132,61 @@ def common_kind(kinds: set[str | None]) -> str | None:
 class Column:
     """A column with a declared type: the kind of its values, None if it takes any as it is, and their limits."""
 
-    def __init__(self, name: str, declared: str) -> None:
+    def __init__(self, name: str, declared: str, stored: str = "name") -> None:
         text = declared.upper()
         kinds = (kind for kind in KINDS_OF_VALUE if kind.declared and re.search(kind.declared, text))
-        self.name, self.declared = name, declared
+        self.name, self.declared, self.stored = name, declared, stored
         self.is_new = False  # whether it has had no value yet, and so has no kind
-        self.kind: ValueKind | None = (
-            None if re.search(r"<|\[\d*\]|^(STRUCT|MAP|UNION|ENUM)", text) else next(kinds, None)
-        )
-        size = re.search(r"\((\d+)(?:, *(\d+))?\)", text)
-        #: How many digits a decimal may have, and how many of them after the point.
-        self.size: tuple[int, int | None] | None = None
-        if size is not None and self.kind is KINDS_OF_COLUMN["decimal"]:
-            self.size = int(size[1]), int(size[2] or 0)
+        is_nested = re.search(r"<|\[\d*\]|^(STRUCT|MAP|UNION|ENUM)", text)
+        self.kind: ValueKind | None = None if is_nested else next(kinds, None)
+        #: How many digits a decimal may have: before the point, after it, and in all.
+        self.size: tuple[int, int, int] | None = None
+        if self.kind is KINDS_OF_COLUMN["decimal"] and (size := re.search(r"\((\d+)(?:, *(\d+))?\)", text)):
+            self.size = int(size[1]) - int(size[2] or 0), int(size[2] or 0), int(size[1])
         #: Whether its times have a zone.
         self.zone: bool | None = None
-        if self.kind is not None and self.kind.name in ("datetime", "time"):
+        if self.kind in (KINDS_OF_COLUMN["datetime"], KINDS_OF_COLUMN["time"]):
             self.zone = re.search(r"WITH (LOCAL )?TIME ZONE|TZ|OFFSET", text) is not None
+
+    def takes(self, kinds: Iterable[str | None]) -> bool:
+        """Whether values of these kinds are stored here without a conversion: the attribute *stored* is equal."""
+        stored = {getattr(KINDS_OF_COLUMN[kind], self.stored) for kind in kinds}
+        return self.kind is None or stored <= {getattr(self.kind, self.stored)}
 
     def cell(self, value: Any) -> Any:
         """Returns a value as this column holds it.  Raises ValueError if another would come back."""
         made = value if self.kind is None or value is None else self.kind.exactly(value)
         if made is None:
             return None
-        if self.zone is not None and (made.tzinfo is not None) is not self.zone:
+        is_wrong = self.zone is not None and (made.tzinfo is not None) is not self.zone
+        if type(made) is int:
+            is_wrong = not -(1 << 63) <= made < 1 << 63
+        if self.size is not None:
+            before, _, after = format(abs(made), "f").partition(".")
+            before, after = before.lstrip("0"), after.rstrip("0")
+            lengths = len(before), len(after), len((before + after).strip("0"))
+            is_wrong = not made.is_finite() or any(map(operator.gt, lengths, self.size))
+        if is_wrong:
             raise ValueError(value)
-        if type(made) is int and not -(1 << 63) <= made < 1 << 63:
-            raise ValueError(value)
-        return made if self.size is None else sized(made, *self.size)
+        return made
 
     def way(self, place: str) -> Callable[[Any], Any]:
         """Returns the function that makes a cell of a value for csv, sqlite or native."""
         make = cell_for(place)
         return lambda value: make(self.cell(value))
 
-    def misfit(self, cells: Iterable[Any]) -> tuple[int, Any] | None:
-        """Returns the first cell that this column does not hold, after its number from 1."""
-        for number, cell in enumerate(cells, 1):
+    def misfit(self, scan: Scan, name: str) -> tuple[int, Any] | None:
+        """Returns the first cell of a batch that this column does not hold, after its number from 1."""
+        if self.size is None and self.zone is None and self.takes(scan.kinds(name)):
+            numbers = filter(None, scan.cells_of(name)) if scan.types[name] == {int} else ()
+            if max(map(int.bit_length, numbers), default=0) < 64:
+                return None
+        for number, cell in enumerate(scan.cells_of(name), 1):
             try:
                 self.cell(cell)
             except ValueError:
                 return number, cell
         return None
-
-
-def sized(value: Any, digits: int, scale: int | None) -> Any:
-    """Returns a decimal of at most so many digits, *scale* of them after the point.  Raises ValueError for others."""
-    before, _, after = format(abs(value), "f").partition(".")
-    before, after = before.lstrip("0"), after.rstrip("0")
-    if scale is None:
-        fits = len((before + after).strip("0")) <= digits
-    else:
-        fits = len(before) <= digits - scale and len(after) <= scale
-    if not fits or not value.is_finite():
-        raise ValueError(value)
-    return value
 
 
 def kind_of(type_of_value: type) -> ValueKind:
@@ -15296,7 +15224,7 @@ class Scan:
         return map(operator.itemgetter(name), self.rows) if self.even else (row.get(name) for row in self.rows)
 
     def kinds(self, name: str) -> set[str | None]:
-        return {kind_of(cell_type).name for cell_type in self.types[name]}
+        return {kind_of(cell_type).name for cell_type in self.types.get(name, ())}
 
     def cells(
         self, columns: Sequence[str], place: str, holders: Mapping[str, Column] = {}
