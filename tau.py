@@ -1099,16 +1099,6 @@ def admin(handler: Function) -> Function:
     return handler
 
 
-def bounded(**bounds: float) -> Callable[[Function], Function]:
-    """Decorates an operation that may take more, or must take less, than others."""
-
-    def bound(handler: Function) -> Function:
-        OPERATIONS[handler.__name__.rstrip("_")].bounds |= bounds
-        return handler
-
-    return bound
-
-
 def sifts(handler: Function) -> Function:
     """Decorates an operation that itself leaves out pipelines that its caller may not see."""
     OPERATIONS[handler.__name__.rstrip("_")].sifts = True
