@@ -1032,23 +1032,19 @@ class Operation:
         return self.handler(caller, **{self.arguments[name].variable: value for name, value in arguments.items()})
 
     def read_signature(self) -> Iterator[Argument]:
-        """Reads the arguments from the function's attributes, without inspect and typing."""
+        """Reads the arguments from the function's attributes and docstring, without inspect and typing."""
         function: Any = self.handler
         code, defaults = function.__code__, function.__defaults__ or ()
         names = code.co_varnames[1 : code.co_argcount + code.co_kwonlyargcount]
         positional = names[: code.co_argcount - 1]
         values = dict(zip(positional[len(positional) - len(defaults) :], defaults, strict=True))
         values |= function.__kwdefaults__ or {}
-        docs = self.read_docstring() if names else {}  # a command without arguments is spared a regular expression
+        line = r"^ {0,4}(\w+)((?: -[\w-]+)*)  +(.+(?:\n {8,}.+)*)"  # name --flag  meaning
+        lines = re.findall(line, function.__doc__ or "", re.MULTILINE) if names else ()
+        docs = {name: (flags, " ".join(meaning.split())) for name, flags, meaning in lines}
         for name in names:
             annotation, doc = function.__annotations__[name], docs.get(name.rstrip("_"), ("", ""))
             yield Argument(name, annotation, values.get(name, ...), name in positional, doc)
-
-    def read_docstring(self) -> dict[str, tuple[str, str]]:
-        """name → (flags, meaning), from the lines `name --flag  meaning` of the docstring."""
-        line = r"^ {0,4}(\w+)((?: -[\w-]+)*)  +(.+(?:\n {8,}.+)*)"
-        lines = re.findall(line, self.handler.__doc__ or "", re.MULTILINE)
-        return {name: (flags, " ".join(meaning.split())) for name, flags, meaning in lines}
 
     def check(self, given: Json) -> Json:
         """Returns the arguments for the handler; BadRequest names the wrong or missing argument."""
@@ -5009,17 +5005,15 @@ class Daemon:
         yield family("tau_info", "gauge", "What serves.", info)
         runs = [f'tau_runs{{status="{status}"}} {count}' for status, count in counts.items()]
         yield family("tau_runs", "gauge", "Runs in the store.", *runs)
-        yield from single_figures(
-            ("tau_queue_length", "gauge", "Runs that wait.", counts["queued"]),
-            ("tau_slots", "gauge", "Runs that may go on at the same time.", self.settings["max_concurrent"]),
-            ("tau_slots_used", "gauge", "Runs that go on.", counts["running"]),
-            ("tau_pipelines", "gauge", "Pipelines deployed.", self.store.ask.pipeline_count()),
-            ("tau_connections", "gauge", "Connections open.", len(self.connections)),
-            ("tau_database_bytes", "gauge", "Size of the store's file.", self.store.ask.file_bytes()),
-            ("tau_disk_free_bytes", "gauge", "Room where everything is kept.", disk.f_bavail * disk.f_frsize),
-            ("tau_uptime_seconds", "gauge", "Time since taud began.", round(time.time() - self.started, 1)),
-            ("tau_auth_failures_total", "counter", "Wrong keys.", self.keys.failures),
-        )
+        yield family("tau_queue_length", "gauge", "Runs that wait.", counts["queued"])
+        yield family("tau_slots", "gauge", "Runs that may go on at the same time.", self.settings["max_concurrent"])
+        yield family("tau_slots_used", "gauge", "Runs that go on.", counts["running"])
+        yield family("tau_pipelines", "gauge", "Pipelines deployed.", self.store.ask.pipeline_count())
+        yield family("tau_connections", "gauge", "Connections open.", len(self.connections))
+        yield family("tau_database_bytes", "gauge", "Size of the store's file.", self.store.ask.file_bytes())
+        yield family("tau_disk_free_bytes", "gauge", "Room where everything is kept.", disk.f_bavail * disk.f_frsize)
+        yield family("tau_uptime_seconds", "gauge", "Time since taud began.", round(time.time() - self.started, 1))
+        yield family("tau_auth_failures_total", "counter", "Wrong keys.", self.keys.failures)
         yield from self.store.metrics.families()
         yield from process_figures()
 
@@ -11114,34 +11108,26 @@ class Metrics:
 
     def families(self) -> Iterator[str]:
         for name, (meaning, bounds) in FAMILIES.items():
-            samples = [
-                line for labels, tally in sorted(self.tallies[name].items()) for line in tally.lines(name, labels)
-            ]
+            tallies = sorted(self.tallies[name].items())
+            samples = (line for labels, tally in tallies for line in tally.lines(name, labels))
             yield family(name, "histogram" if bounds else "counter", meaning, *samples)
 
 
-def family(name: str, kind: str, meaning: str, *samples: str) -> str:
-    return "\n".join((f"# HELP {name} {meaning}", f"# TYPE {name} {kind}", *samples, ""))
-
-
-def single_figures(*rows: tuple[str, str, str, float]) -> Iterator[str]:
-    """Yields a family of one sample for each name, kind, meaning and value."""
-    return (family(name, kind, meaning, f"{name} {value}") for name, kind, meaning, value in rows)
+def family(name: str, kind: str, meaning: str, *samples: str | float) -> str:
+    """The text of a family.  A number is its only sample."""
+    lines = (sample if isinstance(sample, str) else f"{name} {sample}" for sample in samples)
+    return "\n".join((f"# HELP {name} {meaning}", f"# TYPE {name} {kind}", *lines, ""))
 
 
 def process_figures() -> Iterator[str]:
     """Yields what this process uses, under the names that Prometheus's own clients have."""
-    used = resource.getrusage(resource.RUSAGE_SELF)
-    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-    yield from single_figures(
-        ("process_cpu_seconds_total", "counter", "CPU time.", round(used.ru_utime + used.ru_stime, 2)),
-        ("process_max_fds", "gauge", "Descriptors that may be open.", limit),
-    )
+    used, (limit, _) = resource.getrusage(resource.RUSAGE_SELF), resource.getrlimit(resource.RLIMIT_NOFILE)
+    yield family("process_cpu_seconds_total", "counter", "CPU time.", round(used.ru_utime + used.ru_stime, 2))
+    yield family("process_max_fds", "gauge", "Descriptors that may be open.", limit)
     if pages := peek("/proc/self/statm").split()[1:2]:
-        yield from single_figures(
-            ("process_resident_memory_bytes", "gauge", "Memory.", int(pages[0]) * os.sysconf("SC_PAGE_SIZE")),
-            ("process_open_fds", "gauge", "Open descriptors.", len(os.listdir("/proc/self/fd"))),
-        )
+        size = int(pages[0]) * os.sysconf("SC_PAGE_SIZE")
+        yield family("process_resident_memory_bytes", "gauge", "Memory.", size)
+        yield family("process_open_fds", "gauge", "Open descriptors.", len(os.listdir("/proc/self/fd")))
 
 
 # === Part IV: the run process ==============================================================
@@ -12822,7 +12808,8 @@ def param_type(hint: Any, name: str) -> ParamType:
     if hasattr(hint, "__fspath__"):
         return ParamType({"type": "string"}, hint)
     if hasattr(hint, "_value2member_map_"):
-        return enum_type(hint, name)
+        members = {encode_json(to_json(member.value, name)): member for member in hint}
+        return ParamType({"enum": [json.loads(text) for text in members]}, lambda value: members[encode_json(value)])
     if hasattr(hint, "__dataclass_fields__"):
         return record_type(hint)
     full_name = f"{getattr(hint, '__module__', '')}.{word}"
@@ -12853,12 +12840,6 @@ def any_of(options: list[ParamType]) -> ParamType:
         return next(option for option in options if mismatch(option.schema, value, "") is None).convert(value)
 
     return ParamType({"anyOf": [option.schema for option in options]}, convert)
-
-
-def enum_type(hint: Any, name: str) -> ParamType:
-    """Makes an Enum a type: values in JSON, members in Python."""
-    members = {encode_json(to_json(member.value, name)): member for member in hint}
-    return ParamType({"enum": [json.loads(text) for text in members]}, lambda value: members[encode_json(value)])
 
 
 def record_type(make: Any) -> ParamType:
