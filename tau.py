@@ -13097,23 +13097,22 @@ class Place:
     def __init__(self, label: str, options: Json) -> None:
         self.label, self.options = label, options
 
-    def fit(
-        self, what: str, known: Iterable[str], own: Iterable[str] = (), lacks: str = "has no option", hint: str = ""
-    ) -> Json:
-        """Returns the options that are not the place's *own*.  Raises BadRequest for one that *what* does not take."""
-        every = (*known, *own)
-        for unknown in self.options.keys() - {*every}:
-            hint = did_you_mean(unknown, every, hint or f"{what} takes {', '.join(every) or 'none'}")
-            raise BadRequest(f"{what} {lacks} '{unknown}'", hint)
-        return {name: value for name, value in self.options.items() if name not in own}
+    def fit(self, what: str, known: Iterable[str], own: Any = (), lacks: str = "has no option", hint: str = "") -> Json:
+        """Returns the options that are not in *own*, a table of PlaceOption.
 
-    def check(self, known: dict[str, PlaceOption]) -> None:
-        """Raises BadRequest for an option of a wrong type, or without another that it needs."""
-        for name in self.options.keys() & known.keys():
-            kind, _, needed, _ = known[name]
-            demand({"type": kind} if kind else {}, self.options[name], name)
+        Raises BadRequest for one that *what* does not take, has another type, or lacks the option that it needs.
+        """
+        every, own = (*known, *own), dict(own)
+        for name, value in self.options.items():
+            if name not in every:
+                hint = did_you_mean(name, every, hint or f"{what} takes {', '.join(every) or 'none'}")
+                raise BadRequest(f"{what} {lacks} '{name}'", hint)
+            kind, _, needed, _ = own.get(name, ("", None, "", ""))
+            if kind:
+                demand({"type": kind}, value, name)
             if needed and needed not in self.options:
-                raise BadRequest(f"{name} needs {needed}", f"{needed}='…': {known[needed][3]}")
+                raise BadRequest(f"{name} needs {needed}", f"{needed}='…': {own[needed][3]}")
+        return {name: value for name, value in self.options.items() if name not in own}
 
 
 def find_place(source: Any, resource: str | None, around: Surroundings, options: Json, writing: bool = False) -> Any:
@@ -13265,7 +13264,6 @@ class DataFile(Place):
     def __init__(self, path: str, around: Surroundings, options: Json) -> None:
         self.path, self.around = path + "*" * path.endswith("/"), around
         super().__init__(os.path.basename(path.rstrip("/")) or path, dict(options))
-        self.check(FILE_OPTIONS)
 
     def read(self, batch_rows: int | None) -> Batches:
         """Yields the rows of all files in the order of their names.  A file counts as read after its last batch."""
@@ -13299,7 +13297,7 @@ class DataFile(Place):
 
     def write(self, batches: Batches, mode: str, keys: list[str]) -> None:
         file_format = find_format(self.options.get("format"), self.label)
-        options = self.fit(f"writing {file_format.name}", file_format.writes, ("format",))
+        options = self.fit(f"writing {file_format.name}", file_format.writes, {"format": FILE_OPTIONS["format"]})
         for name in {*options} - {*file_format.reads} | {"columns"}:  # with them a reader takes the header for a row
             self.options.pop(name, None)
         old: Iterator[Rows] = iter(())
@@ -13480,7 +13478,12 @@ WEB_OPTIONS: dict[str, PlaceOption] = {
     "max_bytes": ("integer", 1 << 30, "", "the size of a page, unpacked"),
     "max_pages": ("integer", 10_000, "", "more are an error"),
     "next_link": ("string", None, "", "path of the next page's URL in a page; `header`: it is in the Link header"),
-    "next_token": ("string", None, "token_param", "path of the next page's token in a page"),
+    "next_token": (
+        "string",
+        None,
+        "token_param",
+        "path of the next page's token in a page: `meta.cursor`, `data.-1.id`",
+    ),
     "token_param": ("string", None, "next_token", "parameter for the token"),
     "page_param": ("string", None, "", "parameter that counts pages; an empty page is the last"),
     "page_step": ("integer", None, "page_param", "rows on a page, if the parameter counts rows"),
@@ -13528,7 +13531,6 @@ class Web(Place):
         formats = itertools.chain.from_iterable(form.reads for form in FILE_FORMATS.values())
         hint = f"it takes {', '.join(WEB_OPTIONS)}; an @source can do anything"
         self.fit("http(s)", formats, WEB_OPTIONS, hint=hint)
-        self.check(WEB_OPTIONS)
         self.around, self.pager = around, self.find_pager()
         self.asked = {name: self.options.pop(name, row[1]) for name, row in WEB_OPTIONS.items()}
         self.step, first = self.asked["page_step"] or 1, self.asked["first_page"]

@@ -430,7 +430,7 @@ def test_pages_by_a_token(server: Server, ctx: Context) -> None:
     assert [path for path, _ in server.asked[-3:]] == ["/ids", "/ids?after=8", "/ids?after=9"]
     with pytest.raises(module.SourceError, match=r"next_token='rows' is \[.*") as caught:
         ctx.extract(url, records="rows", next_token="rows", token_param="cursor")
-    assert caught.value.hint == "path of the next page's token in a page"
+    assert caught.value.hint.startswith("path of the next page's token in a page")
 
 
 def test_what_a_post_may_do(server: Server, ctx: Context) -> None:
