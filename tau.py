@@ -878,6 +878,21 @@ VALUES: dict[str, Check] = {
     "check": object_of("passed:flag severity:severity values:object error:line?"),
     "metric": object_of("value:number"),
     "progress": object_of("done:number total:number? message:line"),
+    # What the process that loads a deployed file says of it.
+    "names": list_of("pipeline_name", 1000),
+    "pipeline_name": matching("[A-Za-z0-9][A-Za-z0-9_.-]{0,127}"),
+    "texts": list_of("line", 1000),
+    "overlap": value_of(OVERLAPS.__contains__, "one of " + ", ".join(OVERLAPS)),
+    "misfire": value_of(MISFIRES.__contains__, "one of " + ", ".join(MISFIRES)),
+    "load": list_of("pipeline", 1000),
+    "pipeline": object_of(
+        "name:pipeline_name function:line params:object description:line tags:texts schedule:line? every:amount?"
+        " timezone:line? timeout:amount? retries:count retry_delay:amount retry_backoff:amount retry_delay_max:amount?"
+        " retry_jitter:amount retry_on:texts? queue_timeout:amount? memory:amount? max_concurrent:count?"
+        " overlap:overlap misfire:misfire catchup_window:amount jitter:amount after:names pause_after_failures:count?"
+        " expect_success_within:amount? executor:line? line:count?"
+    ),
+    "scan": object_of("secrets:object missing_imports:texts"),
 }
 #: Kind of a record → who may write it, and its fields.  `start` says who the process is: it is believed in the first
 #: line of a journal only.  `end` has a file of its own, which the fork server writes.  What comes from an executor
@@ -7581,7 +7596,11 @@ class Deployment:
         outcome = await self.daemon.runner.load(self.folder, entry, job, self.caller.name)
         if outcome.error is not None:
             raise load_error(entry, outcome.error)
-        return outcome.result
+        try:
+            return VALUES[job["kind"]](outcome.result, Mask())
+        except ValueError as problem:
+            message = f"{entry} does not load: what it says of itself is wrong: {problem}"
+            raise LoadFailed(message, "change nothing in tau from a pipeline's file", kind="load", file=entry) from None
 
 
 def read_sources(files: list[Json]) -> dict[str, bytes]:

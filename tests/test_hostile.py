@@ -82,3 +82,34 @@ def test_the_one_who_waits_longest_goes_first(said: bytes, most: int) -> None:
         finally:
             crowd.close()
             resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+#: What a file could do to what Tau asks it → the field that is refused.
+LIES = {
+    "p.name = '../../x; touch HOME'": "name",
+    "p.name = 'a\\x1b]0;x\\x07'": "name",
+    "p.name = 5": "name",
+    "p.to_json = lambda: {'name': 'x'}": "function",
+    "p.to_json = lambda: dict(type(p).to_json(p), params=5)": "params",
+    "p.to_json = lambda: dict(type(p).to_json(p), after=[{}])": "after",
+    "p.to_json = lambda: dict(type(p).to_json(p), description={})": "description",
+    "p.to_json = lambda: dict(type(p).to_json(p), timeout='x')": "timeout",
+    "p.to_json = lambda: dict(type(p).to_json(p), every=-1)": "every",
+    "p.to_json = lambda: dict(type(p).to_json(p), function=['x'])": "function",
+    "p.to_json = lambda: dict(type(p).to_json(p), line={})": "line",
+    "p.to_json = lambda: [p.name]": "it is not an object",
+}
+
+
+@pytest.mark.parametrize("lie", LIES)
+def test_what_a_file_says_of_its_pipelines_is_not_believed(tau: Tau, lie: str) -> None:
+    source = f"import tau\n@tau.pipeline\ndef it(ctx): ...\np = tau.PIPELINES[0]\n{lie}\n"
+    before = tau.call("list")
+    for method in ("deploy", "check"):
+        with tau.connect() as wire:
+            files = [{"path": "it.py", "text": source}]
+            answer = wire.ask({"id": 1, "method": method, "params": {"files": files}})
+        error = answer["error"]["data"] | answer["error"] if method == "deploy" else answer["result"]["error"]
+        assert f"what it says of itself is wrong: {LIES[lie]}" in error["message"]
+        assert error["hint"]
+    assert tau.call("list") == before
