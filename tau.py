@@ -3377,7 +3377,8 @@ class Tab:
             try:
                 with Client(*(self.given.get(option) for option in ("--host", "--home", "--env"))) as client:
                     for row in client.call(method, params)[rows]:
-                        offers.append((row[word], meaning.format(**row)))
+                        if shell_line(row[word]) == row[word]:  # it goes into a command line as it is
+                            offers.append((row[word], meaning.format(**row)))
             except Exception:  # silent, as print_completions() is
                 pass
 

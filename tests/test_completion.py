@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pty
 import re
@@ -10,6 +11,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -138,6 +140,29 @@ def test_what_is_wrong_is_not_told_and_nothing_is_written(home: Tau) -> None:
     assert offered(home, "--env", "") == []
     assert list(home.home.iterdir()) == []
     assert [path.name for path in home.work.rglob("*")] == [".config", "tau", "environments.toml"]
+
+
+def test_a_daemon_cannot_put_commands_into_the_line(home: Tau) -> None:
+    names = ["fine", "x;touch HOME", "$(touch HOME)", "a\x1b]0;T\x07", "two words", "line\nbreak", 5]
+    rows = [{"name": name, "description": "\x1b]0;T\x07"} for name in names]
+    answer = {"jsonrpc": "2.0", "id": 1, "result": {"pipelines": rows}}
+    daemon = socket.socket(socket.AF_UNIX)
+    daemon.bind(str(home.socket))
+    daemon.listen()
+
+    def serve() -> None:
+        peer, _ = daemon.accept()
+        peer.recv(4096)
+        peer.sendall(json.dumps(answer).encode() + b"\n")
+        peer.close()
+
+    with daemon:
+        thread = threading.Thread(target=serve)
+        thread.start()
+        done = home.command("__complete", "run", "")
+        thread.join()
+    home.socket.unlink()
+    assert done.out == "fine\t\\x1b]0;T\\x07\n"
 
 
 def test_a_daemon_that_does_not_answer_is_not_waited_for(home: Tau) -> None:
