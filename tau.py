@@ -2100,7 +2100,8 @@ def lock_file(path: str, wait: bool = True, create: bool = False) -> int:
     Without *wait* it is -1 if another process has the lock, or the file system has no locks.
     Uses flock, because fcntl locks vanish when any descriptor closes.
     """
-    file = os.open(path, os.O_RDWR | os.O_CREAT if create else os.O_RDONLY | os.O_NONBLOCK, 0o600)
+    made = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW
+    file = open_file(path, made) if create else os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     try:
         fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
     except OSError:
@@ -3910,10 +3911,10 @@ def look_at_limits(patient: Patient) -> Finding:
 
 def look_at_leftovers(patient: Patient) -> Finding:
     folder, old = os.path.join(patient.home, "runs"), time.time() - LEFT_S
-    names = os.listdir(folder) if os.path.isdir(folder) else []
+    names = names_below(folder)
     live = {process.get("run_id") for process in patient.processes}
     others = (os.path.join(folder, name) for name in names if name.partition(".")[0] not in live)
-    if left := sum(os.path.getmtime(path) < old for path in others):
+    if left := sum(os.lstat(path).st_mtime < old for path in others):
         return "warn", f"{left} old journals in {folder}", "taud reads or removes them when it is started again"
     return f"{len(names)} files of live runs"
 
@@ -4781,7 +4782,8 @@ def detach(home: str, words: list[str]) -> Json:
     log_path = os.path.join(home, "taud.log")
     rotate_log(log_path)
     answer, child_end = os.pipe()
-    with open(log_path, "a+b") as log, open(answer, "rb") as ready:
+    flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW
+    with open(open_file(log_path, flags), "a+b") as log, open(answer, "rb") as ready:
         start = log.seek(0, os.SEEK_END)
         with open(os.devnull) as null, open(child_end, "wb") as written:
             files = {0: null.fileno(), 1: written.fileno(), 2: log.fileno()}

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import Tau, eventually, is_running, served
+from conftest import Tau, eventually, is_running, run, served
 
 import tau as module
 
@@ -25,7 +25,7 @@ def listening(path: Path) -> None:
 KINDS: dict[str, Callable[[Path], object]] = {
     "fifo": os.mkfifo,
     "directory": lambda path: (path.mkdir(), (path / "inside").touch()),
-    "link to a file": lambda path: path.symlink_to(__file__),
+    "link to a file": lambda path: (Path(f"{path}.file").write_text("x"), path.symlink_to(f"{path}.file")),
     "link to nowhere": lambda path: path.symlink_to("/nonexistent/there"),
     "link to a fifo": lambda path: (os.mkfifo(f"{path}.fifo"), path.symlink_to(f"{path}.fifo")),
     "link to itself": lambda path: path.symlink_to(path.name),
@@ -128,3 +128,47 @@ def test_what_a_killed_fork_server_leaves_to_a_container_is_reaped(home: Tau) ->
             assert home.call("wait", run_id=run_id)["status"] in ("success", "lost")
         eventually(lambda: len(children.read_text().split()) == 1)  # the next fork server
         assert home.call("run", name="it")["status"] == "success"
+
+
+#: Places of a home where a run, a crash or a user may have left something; taud goes on whatever it is.
+PLACES = (
+    *("runs/0000000000000a.1.journal", "runs/0000000000000a.1.stdout", "runs/odd", "runs/load-x.journal", "more"),
+    *("memos/odd", "memos/00000000000000", "memos/caf\udce9", "backups/x.partial", "backups/x.tau", ".tau-x.part"),
+    *("backups/.tau-x.part", "tau.db.before-v1", "tau.db.restored", "versions/odd", f"versions/{'a' * 64}.code"),
+    *("environments/odd", "environments/0123456789ab.lock", "data/it/odd", "secrets/ODD", "runs/caf\udce9.stdout"),
+)
+#: Places that taud needs: what cannot be used there is refused at the start, and named.
+NEEDED = ("tau.db", "tau.toml", "tau.lock", "taud.log", "runs", "tau.sock")
+#: How many homes there are with each kind of file in another place.
+TURNS = len(KINDS) if int(os.environ.get("TAU_FAULTS", "12")) >= 100 else 3
+
+
+@pytest.mark.parametrize("turn", range(TURNS))
+def test_a_home_with_odd_files_everywhere_serves(home: Tau, turn: int) -> None:
+    makers = [*KINDS.values()]
+    for number, place in enumerate(PLACES):
+        path = home.home / place
+        path.parent.mkdir(parents=True, exist_ok=True)
+        makers[(number + turn) % len(makers)](path)
+    home.start()
+    home.deploy_it("def it(ctx):\n    return ctx.memo('m', lambda: 7)\n")
+    for _ in range(2):
+        assert home.call("run", name="it")["result"] == 7
+    assert home.call("prune")["runs"] == 0
+    assert home.call("backup")["runs"] == 2
+    assert "fail" not in [check["status"] for check in home("doctor")["checks"]]
+    home("shutdown")
+    home.start()
+    assert home.call("run", name="it")["result"] == 7
+    log = (home.home / "taud.log").read_text()
+    assert "Traceback" not in log
+    assert len(log) < 5000
+
+
+@pytest.mark.parametrize("place", NEEDED)
+def test_a_place_that_taud_needs_is_refused_and_named_if_something_else_is_there(home: Tau, place: str) -> None:
+    os.mkfifo(home.home / place)
+    done = run("taud", "--detach", cwd=home.work, environ=home.environ, timeout=30)
+    (home.home / place).unlink()
+    assert (done.exit, done.error["code"]) in ((5, "conflict"), (5, "storage_full"), (2, "bad_request"))
+    assert place in done.error["message"]
