@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
+import random
 import shutil
 import sqlite3
 import subprocess
@@ -512,3 +514,69 @@ def test_a_restore_killed_anywhere_can_be_done_again_and_keeps_the_old_store(tor
     for _, _, kept, home, after, *aside in seen:
         assert (kept, home, after) == ("7", "7", "7")
         assert sorted(aside) in (["tau.db.replaced-1", "tau.db.replaced-1-wal"], ["tau.db.replaced-1"])
+
+
+NAMES = (
+    "a",
+    "B",
+    "é",
+    "☕",
+    " ",
+    "-",
+    "'",
+    '"',
+    "\n",
+    "\t",
+    "\\",
+    "..x",
+    ".bak-1",
+    "~",
+    "%2e",
+    "`",
+    "$x",
+    ";",
+    "*",
+    "\x1b",
+    "\u202e",
+)
+COUNTING_FILES = """
+from pathlib import Path
+from tau import pipeline
+import helper, package.part
+@pipeline(name={name!r})
+def it(ctx):
+    here = Path(__file__).parent
+    files = [path for path in here.rglob("*") if path.is_file()]
+    return [helper.WHO, package.part.WHO, len(files), sum(path.stat().st_size for path in files)]
+"""
+
+
+def random_deployment(chance: random.Random, name: str, count: int) -> dict[str, bytes]:
+    """Files with odd names beside a pipeline, a module and a package: sources, data, backups, others' caches."""
+    sources = {"main.py": COUNTING_FILES.format(name=name).encode(), "helper.py": f"WHO = {name!r}".encode()}
+    sources |= {"package/__init__.py": b"", "package/part.py": b"WHO = __name__", "main.py.bak-1": b"not Python ("}
+    while len(sources) < count:
+        parts = ["".join(chance.choices(NAMES, k=chance.randint(1, 6))) for _ in range(chance.randint(1, 3))]
+        path = "/".join(["data", *parts])
+        if not any(f"{path}/".startswith(f"{other}/") or other.startswith(f"{path}/") for other in sources):
+            sources[path] = chance.randbytes(chance.choice((0, 1, 100, 5000)))
+    return sources
+
+
+def test_what_comes_back_of_random_deployments_runs_and_is_equal(fresh: Tau, home: Tau) -> None:
+    chance = random.Random(int(os.environ.get("TAU_SEED", "12")))
+    names = [f"it{number}" for number in range(min(int(os.environ.get("TAU_FAULTS", "12")) // 3, 40))]
+    for name in names:
+        sources = random_deployment(
+            chance, name, module.DEPLOYMENT_FILES_MAX if name == "it0" else chance.randint(5, 40)
+        )
+        files = [{"path": path, "base64": base64.b64encode(text).decode()} for path, text in sources.items()]
+        chance.shuffle(files)
+        fresh.call("deploy", files=files, entry="main.py")
+        assert fresh.call("code", name=name)["files"] == sorted(sources)
+    before = [(fresh.call("run", name=name)["result"], fresh.call("code", name=name)) for name in names]
+    path = fresh.call("backup", file=str(fresh.work / "b.tau"))["file"]
+    assert taud(home, "--restore", path)[0] == 0
+    home.start()
+    assert [(home.call("run", name=name)["result"], home.call("code", name=name)) for name in names] == before
+    assert before[0][0][:3] == ["it0", "package.part", module.DEPLOYMENT_FILES_MAX]
