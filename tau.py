@@ -823,15 +823,12 @@ def list_of(check: str, most: int) -> Check:
 
 def object_of(text: str) -> Check:
     """An object with these fields: `name:check`, or `name:check?` if it may be null.  Others are left out."""
-    fields = [
-        (field.partition(":")[0], field.rstrip("?").partition(":")[2], field[-1] == "?") for field in text.split()
-    ]
 
     def check_object(value: Any, mask: Mask) -> Json:
         if type(value) is not dict:
             raise ValueError("it is not an object")
         made: Json = {}
-        for name, check, nullable in fields:
+        for name, check, nullable in fields_of(text):
             item = value.get(name)
             try:
                 made[name] = None if nullable and item is None else VALUES[check](item, mask)
@@ -840,6 +837,12 @@ def object_of(text: str) -> Check:
         return made
 
     return check_object
+
+
+@functools.cache
+def fields_of(text: str) -> list[tuple[str, str, bool]]:
+    """Returns name, check and whether it may be null: in the run process and the daemon, not in every client."""
+    return [(field.partition(":")[0], field.rstrip("?").partition(":")[2], field[-1] == "?") for field in text.split()]
 
 
 ROWS = "rows_in:integer? rows_out:integer? columns:object?"
