@@ -13823,7 +13823,7 @@ def retry_after(text: str) -> float:  # RFC 9110, 10.2.3
 
 # --- 45. Warehouses ----------------------------------------------------------------------
 # Owns databases: SQLite by itself, all others through SQLAlchemy.  Extends Place; calls Rows and Trace.
-# Promises one transaction a load, values that are always bound, and names that are always quoted.
+# Promises one transaction a load, values that are bound and that no column changes, and names that are quoted.
 
 #: Dialects whose NUMERIC holds any decimal.  Others must be told how many digits.
 ANY_DECIMAL = ("postgresql", "oracle", "cockroachdb")
@@ -14212,8 +14212,6 @@ class SqlStep(SQLite):
         return column
 
     def hint(self, problem: str) -> str:
-        if "64 bits" in problem:
-            return super().hint(problem)
         known = f"data has the columns {', '.join(self.columns) or '(none)'}"
         return did_you_mean(problem.rpartition(": ")[2], self.columns, known)
 
@@ -14299,19 +14297,18 @@ class Alchemy(Warehouse):
 
     def alter(self, table: str, old: Column | None, column: Column) -> None:
         name = self.spell(column.name)
-        if column.is_new and old is None:
-            self.execute(f"COMMENT ON COLUMN {table}.{name} IS '{NO_VALUE}'", {})
-        if old is None:
-            return
-        self.connection.detach()  # no connection may remember statements for the old type
-        self.engine.dispose()
-        is_empty = self.is_empty(table, old)
-        if self.dialect not in ALTERING or (old.is_new and not is_empty):
-            raise SourceError(f"column '{old.name}' is {old.declared}, not {column.declared}", "a step can convert it")
-        using = " USING NULL" * is_empty
-        self.execute(f"ALTER TABLE {table} ALTER COLUMN {name} TYPE {column.declared}{using}", {})
-        if old.is_new:
-            self.execute(f"COMMENT ON COLUMN {table}.{name} IS NULL", {})
+        if old is not None:
+            self.connection.detach()  # no connection may remember statements for the old type
+            self.engine.dispose()
+            is_empty = self.is_empty(table, old)
+            if self.dialect not in ALTERING or (old.is_new and not is_empty):
+                wrong = f"column '{old.name}' is {old.declared}, not {column.declared}"
+                raise SourceError(wrong, "a step can convert it")
+            using = " USING NULL" * is_empty
+            self.execute(f"ALTER TABLE {table} ALTER COLUMN {name} TYPE {column.declared}{using}", {})
+        if column.is_new or (old is not None and old.is_new):
+            comment = f"'{NO_VALUE}'" if column.is_new else "NULL"
+            self.execute(f"COMMENT ON COLUMN {table}.{name} IS {comment}", {})
 
     def execute(self, query: str, params: Any, stream: bool = False) -> tuple[list[str] | None, Any]:
         connection = self.connection.execution_options(stream_results=stream)
@@ -14575,9 +14572,8 @@ def first_columns(batches: Batches, named: Sequence[str] | None) -> tuple[list[s
 
 def check_columns(batch: Rows, names: list[str]) -> None:
     if late := [name for name in columns_of(batch) if name not in names]:
-        raise SourceError(
-            f"column '{late[0]}' appears only after the header", "name all: columns=[…], or use no stream"
-        )
+        hint = "name all: columns=[…], or use no stream"
+        raise SourceError(f"column '{late[0]}' appears only after the header", hint)
 
 
 def read_json(
