@@ -14970,7 +14970,7 @@ def plain_cell(value: Any) -> Any:
 
 def known_cell(value: Any) -> Any:
     """Returns a value for a driver as it is, except numpy's, which drivers do not know."""
-    return plain_cell(value) if hasattr(value, "item") else value
+    return plain_cell(value) if hasattr(value, "tolist") else value
 
 
 def refuse_bytes(value: Any) -> Any:
@@ -15853,7 +15853,7 @@ CONVERSIONS: tuple[tuple[str, Callable[[Any], Any]], ...] = (
     ("isoformat", lambda value: value.isoformat()),
     ("__fspath__", os.fspath),
     ("total_seconds", lambda value: value.total_seconds()),
-    ("item", lambda value: value.item()),  # numpy
+    ("tolist", lambda value: value.tolist()),  # numpy
     ("is_subnormal", str),  # decimals
     ("bytes_le", str),  # UUIDs
 )

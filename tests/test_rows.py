@@ -210,6 +210,27 @@ class Real(float):
     """Quacks like numpy's float64."""
 
 
+class Several:
+    """Quacks like numpy's arrays and scalars."""
+
+    def __init__(self, *values: float) -> None:
+        self.values = values
+
+    def item(self) -> float:
+        (value,) = self.values
+        return value
+
+    def tolist(self) -> Any:
+        return self.values[0] if len(self.values) == 1 else [*self.values]
+
+
+def test_arrays_and_scalars_of_numpy_have_a_form(ctx: Context) -> None:
+    row = {"scalar": Several(1.5), "array": Several(1, 2)}
+    assert module.to_json(row, "result") == {"scalar": 1.5, "array": [1, 2]}
+    ctx.load("rows.jsonl", [row])
+    assert ctx.extract("rows.jsonl") == [{"scalar": 1.5, "array": [1, 2]}]
+
+
 def test_a_type_is_known_by_its_family(ctx: Context) -> None:
     stamp = type("Timestamp", (datetime.datetime,), {})(2026, 1, 2)
     scan = module.Scan(module.as_rows([{"a": Real(1.5), "b": stamp, "c": 1, "d": None}, {"c": 1.5}]))
