@@ -13503,12 +13503,7 @@ WEB_OPTIONS: dict[str, PlaceOption] = {
     "max_bytes": ("integer", 1 << 30, "", "the size of a page, unpacked"),
     "max_pages": ("integer", 10_000, "", "more are an error"),
     "next_link": ("string", None, "", "path of the next page's URL in a page; `header`: it is in the Link header"),
-    "next_token": (
-        "string",
-        None,
-        "token_param",
-        "path of the next page's token in a page: `meta.cursor`, `data.-1.id`",
-    ),
+    "next_token": ("string", None, "token_param", "path of the next page's token: `meta.cursor`, `data.-1.id`"),
     "token_param": ("string", None, "next_token", "parameter for the token"),
     "page_param": ("string", None, "", "parameter that counts pages; an empty page is the last"),
     "page_step": ("integer", None, "page_param", "rows on a page, if the parameter counts rows"),
@@ -13527,10 +13522,6 @@ URL_CHARACTERS = "!#$%&'()*+,/:;=?@[]~"
 #: A parameter of a link, and a link with its parameters (RFC 8288).
 LINK_PARAM = r"""\s*;\s*([^\s=;,]+)\s*(?:=\s*("(?:[^"\\]|\\.)*"|'[^']*'|[^\s;,]*))?"""
 LINK = rf"<([^<>]*)>((?:{LINK_PARAM})*)"
-
-
-class Passing(Exception):
-    """A failure that may pass: why, and how many seconds the server asks to wait."""
 
 
 class Page:
@@ -13690,11 +13681,10 @@ class Web(Place):
         """Gets the body of a page, with retries."""
         backoff = self.asked["backoff"]
         for attempt in itertools.count(1):
-            try:
-                self.fetch_once(page)
+            failure, asked_s = self.fetch_once(page)
+            if not failure:
                 return
-            except Passing as failure:
-                why, asked_s = f"{page.name}: {failure.args[0]}", failure.args[1]
+            why = f"{page.name}: {failure}"
             if attempt > self.asked["retries"]:
                 raise SourceError(f"{why} (tried {attempt} times)", "is the service well?")
             if asked_s > WAIT_MAX_S:
@@ -13704,24 +13694,25 @@ class Web(Place):
             time.sleep(pause)
             backoff *= 2
 
-    def fetch_once(self, page: Page) -> None:
-        """Makes one request.  Raises Passing if it may be tried again, else SourceError."""
+    def fetch_once(self, page: Page) -> tuple[str, float]:
+        """Makes one request.  Returns why it may be tried again, if so, and for how many seconds to wait before."""
         __import__("urllib.request")  # only here, because it takes 25 ms
         headers = {"Accept-Encoding": "gzip", "User-Agent": f"tau/{__version__}"}
+        headers |= {} if page.body is None else {"Content-Type": "application/json"}
         if same_origin(page.url, self.url):
             given = self.asked["headers"]
             given = demand({"type": "object"}, given() if callable(given) else given, "headers")
             headers |= self.user | {name: str(value) for name, value in given.items()}
         try:
             body = None if page.body is None else encode_json(page.body).encode()
-            headers |= {} if body is None else {"Content-Type": "application/json"}
             request = urllib.request.Request(page.url, body, headers, method=page.method)
             opener = urllib.request.build_opener(redirects())
             with opener.open(request, timeout=self.asked["timeout"]) as answer:
                 self.download(answer, page.file)
                 page.headers, page.url = answer.headers, answer.url
+                return "", 0.0
         except urllib.error.HTTPError as problem:
-            raise self.answer_error(problem, page) from None
+            return self.refused(problem, page)
         except (http.client.InvalidURL, ValueError, TypeError) as problem:
             raise SourceError(f"cannot ask: {page.name}: {problem}", "check the URL, headers and json") from None
         except (OSError, EOFError, zlib.error, http.client.HTTPException) as problem:  # time-outs, resets, short bodies
@@ -13730,7 +13721,7 @@ class Web(Place):
                 raise reason from None
             if "CERTIFICATE" in str(reason):  # a retry would not help
                 raise SourceError(f"{page.name}: {reason}", "is it the right host?") from None
-            raise Passing(str(reason) or repr(problem), 0.0) from None
+            return str(reason) or repr(problem), 0.0
 
     def download(self, answer: Any, file: Any) -> None:
         """Writes the unpacked body into the file.  Raises EOFError if it is shorter than its headers say."""
@@ -13749,15 +13740,15 @@ class Web(Place):
             size = int(answer.headers["Content-Length"])
             raise EOFError(f"the body is cut short: {size - answer.length:,} of {size:,} bytes came")
 
-    def answer_error(self, problem: urllib.error.HTTPError, page: Page) -> Exception:
+    def refused(self, problem: urllib.error.HTTPError, page: Page) -> tuple[str, float]:
         with problem:
             said = " ".join(problem.read(500).decode("utf-8", "replace").split())[:200]
         if problem.code in TRANSIENT:
-            return Passing(f"{problem.code} {problem.reason}", retry_after(problem.headers.get("Retry-After", "")))
+            return f"{problem.code} {problem.reason}", retry_after(problem.headers.get("Retry-After", ""))
         message = f"{page.name} answered {problem.code} {problem.reason}"
         if not same_origin(problem.url, self.url) and (self.user or self.asked["headers"]):
             message += f"; the headers are for {bare_url(self.url)} and were not sent to another origin"
-        return SourceError(message, f"it said: {said}" if said else "check the URL")
+        raise SourceError(message, f"it said: {said}" if said else "check the URL") from None
 
 
 #: Option that says how pages are found → what finds the next request.

@@ -430,7 +430,7 @@ def test_pages_by_a_token(server: Server, ctx: Context) -> None:
     assert [path for path, _ in server.asked[-3:]] == ["/ids", "/ids?after=8", "/ids?after=9"]
     with pytest.raises(module.SourceError, match=r"next_token='rows' is \[.*") as caught:
         ctx.extract(url, records="rows", next_token="rows", token_param="cursor")
-    assert caught.value.hint.startswith("path of the next page's token in a page")
+    assert caught.value.hint.startswith("path of the next page's token")
 
 
 def test_what_a_post_may_do(server: Server, ctx: Context) -> None:
@@ -443,6 +443,8 @@ def test_what_a_post_may_do(server: Server, ctx: Context) -> None:
         server.tell("/one", lambda path, body: link), records="rows", json={"q": 1}, next_link="next"
     ) == [{"n": 1}, {"q": 1}]
     assert ctx.extract(server.tell("/none", lambda path, body: [body]), method="POST") == [{}]
+    ctx.extract(url, records="rows", json={"at": 1}, headers={"content-type": "application/vnd.it+json"})
+    assert server.asked[-1][1]["Content-Type"] == "application/vnd.it+json"
     server.tell("/flaky", (503, {}, b""), (200, JSON, b"[]"))
     assert ctx.extract(server.url + "/flaky", json={}, backoff=0.001) == []
     for status in (301, 303, 307):
