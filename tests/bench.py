@@ -401,6 +401,48 @@ def hostile() -> Iterator[dict[str, Any]]:
         yield figure(f"status beside a {name}, p99", p99, "ms", None, None, "<= 20 ms", p99 <= 20)
 
 
+def questioned() -> Iterator[dict[str, Any]]:
+    """How fast `status` answers one caller while another asks long questions, and what the daemon has grown by then."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    with daemon(f"[daemon]\nport = {port}\n") as running:
+        running.run("chatty", lines=10_000)
+        run_id = running.run("noop")["run_id"]
+        key = Path(running.home, "key").read_text(encoding="utf-8").strip()
+        before = resident(running)
+        asked = (
+            ("ticks", {"expr": "0 0 * 2 1#5", "limit": 1000}, 1, 20),
+            ("wait", {"run_id": [run_id] * 1000}, 250, 1),
+            ("show", {"name": "noobs"}, 50, 4),
+            ("logs", {"name": "chatty", "tail": 10_000}, 50, 3),
+        )
+        for method, params, requests, peers in asked:
+
+            def ask(line: tuple[str, Any, int, int] = (method, params, requests, peers)) -> None:
+                question_from_afar(port, key, *line)
+
+            p99 = percentile(meanwhile(running, ask), 0.99)
+            yield figure(f"status beside {requests * peers} {method}, p99", p99, "ms", None, None, "<= 50", p99 <= 50)
+        time.sleep(1)
+        grown = (resident(running) - before) / 1e6
+    yield figure("memory grown by long questions", grown, "MB", None, None, "<= 50 MB", grown <= 50)
+
+
+def question_from_afar(port: int, key: str, method: str, params: Any, requests: int, peers: int) -> None:
+    """Asks for much over a few connections of the key's holder, reads nothing for some seconds, and leaves."""
+    line = tau.encode({"id": 1, "method": method, "params": params})
+    hello = tau.encode({"id": 0, "method": "hello", "params": {"api_key": key}})
+    crowd = [socket.create_connection(("127.0.0.1", port)) for _ in range(peers)]
+    for peer in crowd:
+        peer.setblocking(False)
+        with suppress(BlockingIOError):
+            peer.send(hello + line * requests)
+    time.sleep(4)
+    for peer in crowd:
+        peer.close()
+
+
 def attacked() -> Iterator[dict[str, Any]]:
     """How fast the network's port answers others while it is attacked, and what the daemon has grown by afterwards."""
     for scheme in ("tcp", "tls"):
@@ -686,6 +728,7 @@ FIGURES = (
     idle,
     logging,
     hostile,
+    questioned,
     attacked,
     rows,
     million,
