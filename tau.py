@@ -1258,8 +1258,12 @@ def encode_json(document: Any) -> str:
     return "".join(ENCODER(document, 0))
 
 
+def json_bytes(document: Any) -> bytes:
+    return encode_json(document).encode("utf-8", "replace")
+
+
 def encode(document: Any) -> bytes:
-    return encode_json(document).encode("utf-8", "replace") + b"\n"
+    return json_bytes(document) + b"\n"
 
 
 def decode(line: bytes, decoder: json.JSONDecoder | None = None) -> Any:
@@ -1317,12 +1321,13 @@ DECODER = json.JSONDecoder(parse_float=finite, parse_int=short_int, parse_consta
 RECORD_DECODER = json.JSONDecoder(parse_float=finite, parse_constant=no_constant)
 
 
-def response(request: Any, result: Json) -> Json:
-    return {"jsonrpc": "2.0", "id": request, "result": result}
+def response(request: Any, result: bytes) -> bytes:
+    """Returns the line with a result, which is JSON already."""
+    return b'{"jsonrpc":"2.0","id":%b,"result":%b}\n' % (json_bytes(request), result)
 
 
-def refusal(request: Any, error: TauError) -> Json:
-    return {"jsonrpc": "2.0", "id": request, "error": error.to_wire()}
+def refusal(request: Any, error: TauError) -> bytes:
+    return encode({"jsonrpc": "2.0", "id": request, "error": error.to_wire()})
 
 
 def from_wire(error: Json) -> TauError:
@@ -5251,7 +5256,7 @@ class Listeners:
                 self.silent.pop(task, None)
                 if tls is not None and first != TLS_BEGINS:
                     peer.recv(1 << 16)  # closing over unread input would lose the answer
-                    peer.send(encode(refusal(None, BadRequest("this port speaks TLS", "tls:// or https://"))))
+                    peer.send(refusal(None, BadRequest("this port speaks TLS", "tls:// or https://")))
                     raise ConnectionAbortedError
             if tls is not None:
                 self.put_last(self.shaking, task, task.cancel, SHAKING_MAX)
@@ -5538,6 +5543,7 @@ WantedBy=sockets.target
 # Promises that nothing a peer sends costs another connection anything, and that no slow reader fills our memory.
 
 
+HELLO = json_bytes({"protocol": PROTOCOL, "version": __version__})
 SHUTTING_DOWN = ("taud is shutting down", "taud --detach starts it again")
 
 
@@ -5777,7 +5783,7 @@ class Connection(Protocol):
         if not isinstance(message, list):
             return await self.reply(message)
         if not 0 < len(message) <= IN_FLIGHT_MAX:
-            return encode(refusal(None, InvalidRequest(f"a batch has 1 to {IN_FLIGHT_MAX} requests", "send fewer")))
+            return refusal(None, InvalidRequest(f"a batch has 1 to {IN_FLIGHT_MAX} requests", "send fewer"))
         size = 0
 
         async def reply(request: Any) -> bytes | None:
@@ -5799,8 +5805,7 @@ class Connection(Protocol):
         request = message if isinstance(message, dict) else {}
         problem, number, began = None, request.get("id"), time.perf_counter()
         try:
-            result = await self.perform(request)
-            answer = b'{"jsonrpc":"2.0","id":%b,"result":%b}\n' % (encode(number)[:-1], result)
+            answer = response(number, await self.perform(request))
         except TauError as refused:
             problem = refused
         except asyncio.CancelledError:
@@ -5813,7 +5818,7 @@ class Connection(Protocol):
         method, code = str(request.get("method")), ""
         if problem is not None:
             method, code = method if method in OPERATIONS else "other", problem.code
-            answer = encode(refusal(number if isinstance(number, (str, int, float)) else None, problem))
+            answer = refusal(number if isinstance(number, (str, int, float)) else None, problem)
         self.daemon.store.metrics.request(method, time.perf_counter() - began, code)
         return answer if "id" in request or isinstance(problem, InvalidRequest) else None
 
@@ -5827,7 +5832,7 @@ class Connection(Protocol):
         if json_type(message.get("id")) not in ("string", "integer", "number", "null"):
             raise InvalidRequest("id must be a string or a number", "send an id that answers can repeat")
         if method in ("ping", "hello"):
-            return encode({"protocol": PROTOCOL, "version": __version__})[:-1]
+            return HELLO
         if (chosen := OPERATIONS.get(method)) is None:
             method = method[:WORD_MAX]
             raise UnknownMethod(f"no method '{method}'", did_you_mean(method, OPERATIONS, "`schema` lists all"))
@@ -5860,7 +5865,7 @@ async def perform(call: Call, arguments: Json) -> bytes:
             return await call.beside(answer)
         check_sight(call, arguments)
         result: Json | bytes = await call.chosen.call(call, arguments)
-        return result if isinstance(result, bytes) else encode(result)[:-1]
+        return result if isinstance(result, bytes) else json_bytes(result)
     except NotFound as problem:
         if call.caller.patterns:
             problem.hint = SEEN_HINT
@@ -5910,7 +5915,7 @@ class Lines:
                 await self.begin(line)
         except (TauError, EOFError) as end:
             if isinstance(end, TauError):
-                self.send(encode(refusal(None, end)))
+                self.send(refusal(None, end))
             if self.begun:
                 await asyncio.wait(self.begun)
             if not isinstance(end, (EOFError, Unavailable)):  # too many peers may leave no descriptors to spare
@@ -5933,7 +5938,7 @@ class Lines:
         if (spoken := params.get("protocol", PROTOCOL)) != PROTOCOL:
             raise Conflict(f"this taud {__version__} speaks protocol {PROTOCOL}, not {spoken!r:.20}", SKEW_HINT)
         peer.admit(await peer.daemon.keys.admit(params.get("api_key"), peer.remote))
-        self.send(encode(response(message.get("id"), {"protocol": PROTOCOL, "version": __version__})))
+        self.send(response(message.get("id"), HELLO))
 
     async def begin(self, line: bytes) -> None:
         if not line.strip():
@@ -5942,7 +5947,7 @@ class Lines:
         try:
             message = decode(line)
         except InvalidRequest as problem:
-            self.send(encode(refusal(None, problem)))
+            self.send(refusal(None, problem))
             return
         task = self.peer.tasks.spawn(self.handle(message))
         self.begun.add(task)
@@ -6008,7 +6013,7 @@ class Exchange:
         except TauError as problem:
             self.peer.last = True
             status = problem.status if isinstance(problem, Unreadable) else STATUSES.get(problem.code, (400,))
-            self.respond(encode(refusal(None, problem)), "application/json", *status)
+            self.respond(refusal(None, problem), "application/json", *status)
             await self.peer.linger()
 
     async def exchange(self) -> None:
@@ -6417,8 +6422,12 @@ async def story_of(call: Call, run_id: str, tail: int | None = None) -> AsyncIte
     """
     change: asyncio.Event | None = None
     seq = await call.beside(lambda call: call.ask.story_begin(run_id, tail))
+
+    def read(call: Call) -> list[Json]:
+        return call.ask.story(run_id, seq)
+
     while True:
-        page = await call.beside(functools.partial(read_story, run_id, seq))
+        page = await call.beside(read)
         for event in page:
             yield event
             if event["type"] == "run.finished":
@@ -6428,10 +6437,6 @@ async def story_of(call: Call, run_id: str, tail: int | None = None) -> AsyncIte
             await change.wait()
         if len(page) < STORY_PAGE:
             change = call.daemon.feed.next_change(run_id)  # then the store is read, so that no change is missed
-
-
-def read_story(run_id: str, after: int, call: Call) -> list[Json]:
-    return call.ask.story(run_id, after)
 
 
 def describe_ended(call: Call, run_id: str) -> Json:
@@ -9722,7 +9727,8 @@ class Store:
             return earlier["run_id"], earlier["status"], True
         version = origin.pop("version", None) or live
         options = self.options(name, version)
-        demand(options["params"], params, "params", shell_line("tau", "show", name))
+        if (wrong := mismatch(options["params"], params, "params")) is not None:
+            raise BadRequest(str(wrong), wrong.hint or shell_line("tau", "show", name))
         if origin.get("executor") is not None:
             demand_executor(origin["executor"], self.settings["executors"], options.get("environment"))
         most = self.settings["max_queued"]
