@@ -95,6 +95,9 @@ def test_whatever_runs_say_nobody_else_is_hurt() -> None:
                     tau.call("cancel", run_id=run_id, force=True)
             told = tau.call("wait", run_id=hostile, timeout=60.0)
             ended += told.get("runs", [told])
+            for run_id in hostile:
+                tau.call("inspect", run_id=run_id, full=True)
+                tau.call("logs", run_id=run_id)
             assert {run["status"] for run in ended[-AT_ONCE:]} <= {
                 "success",
                 "failed",
