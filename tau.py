@@ -2340,6 +2340,11 @@ def read_lines(
     return lines, offset + end, more
 
 
+@functools.cache
+def libc() -> Any:
+    return ctypes.CDLL(None)
+
+
 def free_blocks(path: str, position: Json, name: str, least: int = FREED_BYTES) -> None:
     """Frees what has been read of a growing file, as *position* says, if it is more than *least*; only Linux can.
 
@@ -2352,7 +2357,7 @@ def free_blocks(path: str, position: Json, name: str, least: int = FREED_BYTES) 
     try:
         with open(open_file(path, os.O_RDWR | os.O_NOFOLLOW), "r+b", 0) as file:
             punch_hole_keep_size = 2 | 1
-            ctypes.CDLL(None).fallocate(file.fileno(), punch_hole_keep_size, ctypes.c_int64(0), ctypes.c_int64(end))
+            libc().fallocate(file.fileno(), punch_hole_keep_size, ctypes.c_int64(0), ctypes.c_int64(end))
     except (OSError, AttributeError):
         pass
 
@@ -5050,7 +5055,9 @@ class Daemon:
         """
         self.runner.paused = True
         if cancel:
-            await self.runner.stop_all("cancelled")
+            for process in tuple(self.runner.live.values()):
+                if process.run_id is not None:
+                    await self.runner.stop_process(process, "cancelled")
         if cancel or drain:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self.runner.drained(), drain or None)
@@ -8022,7 +8029,10 @@ class Process:
     def read(self, limits: Json, final: bool) -> bool:
         """Reads the records that came since the last call; returns whether there are more."""
         # The output is read first: the journal then names all secrets that can be in it.
-        outputs = [self.next_lines(stream, LOG_LINE_BYTES_MAX, final) for stream in ("stdout", "stderr")]
+        outputs = [
+            read_lines(f"{self.path}.{stream}", self.position[stream], LOG_LINE_BYTES_MAX, final)
+            for stream in ("stdout", "stderr")
+        ]
         if self.read_journal(limits):
             return True
         self.ended = self.ended or self.read_end()
@@ -8037,17 +8047,14 @@ class Process:
             self.log([f"lines of its journal that were skipped: {count:,}; the first: {why}"], "warning")
         return more
 
-    def next_lines(self, name: str, longest: int, final: bool = False) -> tuple[list[bytes], int, bool]:
-        return read_lines(f"{self.path}.{name}", self.position[name], longest, final)
-
     def free(self) -> None:
         """Frees what was read of its files on the disk: all of it, if that may show secrets."""
         for name in ("journal", "stdout", "stderr"):
             free_blocks(f"{self.path}.{name}", self.position, name, 0 if self.mask.names else FREED_BYTES)
 
     def read_journal(self, limits: Json) -> bool:
-        first = self.position["journal"] == 0
-        lines, self.position["journal"], more = self.next_lines("journal", RECORD_BYTES_MAX + limits["result_bytes"])
+        first, longest = self.position["journal"] == 0, RECORD_BYTES_MAX + limits["result_bytes"]
+        lines, self.position["journal"], more = read_lines(f"{self.path}.journal", self.position["journal"], longest)
         for line in filter(None, lines):
             writer = "first line" if first else "executor" if self.executor else "run"
             try:
@@ -8182,11 +8189,6 @@ class Starter:
         }
         self.writer.write(encode(job))
 
-    def close(self) -> None:
-        """Disconnects the fork server, which then ends with its last child."""
-        if self.server:
-            self.writer.close()
-
 
 class Runner:
     """Takes each run from the queue, by the fork server and a journal, to its outcome."""
@@ -8218,7 +8220,8 @@ class Runner:
         self.tasks.cancel()
         if self.tasks:
             await asyncio.wait(self.tasks)
-        self.starter.close()
+        if self.starter.server:
+            self.starter.writer.close()  # the fork server ends with its last child
 
     # From the queue to a process.
 
@@ -8483,11 +8486,6 @@ class Runner:
             raise
         self.spawn(self.terminate(process, status, force))
 
-    async def stop_all(self, status: str) -> None:
-        for process in tuple(self.live.values()):
-            if process.run_id is not None:
-                await self.stop(process.run_id, status)
-
     async def terminate(self, process: Process, status: str, force: bool = False) -> None:
         """Sends SIGTERM to the process's group, waits the grace time, and sends SIGKILL; *force* does so at once."""
         process.stopping = status
@@ -8496,16 +8494,11 @@ class Runner:
         grace = self.settings["stop_grace_s"]
         if process.executor:
             grace = 2 * grace + FAR_S  # the other machine waits for the same grace before its news can arrive
-        if not force:
-            await self.kill(process, signal.SIGTERM, grace)
-        await self.kill(process, signal.SIGKILL, 5.0)
-
-    async def kill(self, process: Process, number: int, patience: float) -> None:
-        """Sends a signal to the group of a process that has not ended, and waits *patience* seconds for its end."""
-        if process.start is not None and not process.closed.is_set():
-            send_signal(process.start, number)
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(process.closed.wait(), patience)
+        for number, patience in ((signal.SIGTERM, grace), (signal.SIGKILL, 5.0))[force:]:
+            if process.start is not None and not process.closed.is_set():
+                send_signal(process.start, number)
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(process.closed.wait(), patience)
 
     async def drained(self) -> None:
         while self.live:
@@ -11292,7 +11285,7 @@ class ForkServer:
         self.jobs[pid] = job
 
     def spawn(self, job: Json) -> int:
-        """Starts a new interpreter for the job, where fork is unsafe or for a venv.  Returns its pid."""
+        """Starts a new interpreter for the job, where fork is unsafe or for a venv."""
         with tempfile.TemporaryFile() as file:
             file.write(encode(job))
             file.seek(0)
@@ -11330,7 +11323,6 @@ class ForkServer:
             for descriptor in (pipe, self.wake, self.waker):
                 os.close(descriptor)
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-            drop_stdin()
             born = settle_in()
             if ahead and not self.jobs:  # use the idle time to copy the pages that a run will write
                 rehearse(1)
@@ -11440,16 +11432,9 @@ class ForkServer:
             os.write(0, encode({"stem": job["stem"], "end": record}))
 
 
-def drop_stdin() -> None:
-    """Replaces descriptor 0, the channel or the job, which a run must not hold open."""
-    with open(os.devnull, "rb") as null:
-        os.dup2(null.fileno(), 0)
-
-
 def spawned_process() -> int:
     """The entry of a run process in a new interpreter: the job comes on descriptor 0."""
     job = json.load(sys.stdin.buffer)
-    drop_stdin()
     prepare_interpreter()
     os._exit(attempt_process(job, settle_in()))
 
@@ -11479,7 +11464,7 @@ def outpost(folder: str, job: Json) -> None:
     prepare_interpreter()
     own = {"memos": "memos", "old_memos": "old_memos", "directory": "data", "folder": "files", "journal": "run"}
     job |= {key: os.path.join(folder, name) for key, name in own.items()}
-    job["place"] = {"host": socket.gethostname()}
+    job["host"] = socket.gethostname()
     job["method"] = "spawn" if sys.platform == "darwin" else "fork"
     lost_after_s, job["executor"] = job["executor"]["lost_after_s"], None
     Outpost(job, lost_after_s).serve()
@@ -11529,7 +11514,7 @@ class Outpost(ForkServer):
 
     def save_end(self, job: Json, record: Json) -> None:
         """Appends the end record to the journal, which is sent."""
-        line = b"\n" + encode(record | {"t": "far_end", **job["place"]})  # a crash may have left half a line
+        line = b"\n" + encode(record | {"t": "far_end", "host": job["host"]})  # a crash may have left half a line
         with contextlib.suppress(OSError):  # the disk is full, or the run has removed its journal
             file = open_file(self.path, os.O_WRONLY | os.O_APPEND | os.O_NOFOLLOW)
             os.write(file, line)
@@ -11641,7 +11626,12 @@ def relay(job: Json, born: str | None) -> int:
     except OSError as problem:
         os.write(errors, f"tau: cannot run {words[0]}: {problem.strerror}: {problem.filename}\n".encode())
         return 127
-    return end_as(Relay(job, journal, command).serve(parcel, wake))
+    code = Relay(job, journal, command).serve(parcel, wake)
+    if code < 0:  # end as the command has ended
+        if -code not in (signal.SIGKILL, signal.SIGSTOP):
+            signal.signal(-code, signal.SIG_DFL)
+        os.kill(os.getpid(), -code)
+    return code
 
 
 def command_words(job: Json) -> list[str]:
@@ -11762,15 +11752,6 @@ class Relay:
         self.ending = Ending(self.command.send_signal, self.grace_s)
 
 
-def end_as(code: int) -> int:
-    """Returns the exit code, or dies by the signal that the command has died by."""
-    if code < 0:
-        if -code not in (signal.SIGKILL, signal.SIGSTOP):
-            signal.signal(-code, signal.SIG_DFL)
-        os.kill(os.getpid(), -code)
-    return code
-
-
 # --- 37. Run process ---------------------------------------------------------------------
 # Owns an attempt from its first record to its last.  Calls Control groups, Pipeline API and Trace.
 # Promises an outcome (a returned or raised record) whenever Python itself lives to write it.
@@ -11779,8 +11760,6 @@ def end_as(code: int) -> int:
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
 #: With this score (of 1000) the kernel kills runs before the daemon when memory runs out.
 OOM_PATH, OOM_SCORE = "/proc/self/oom_score_adj", 500
-#: Holds the C library's prctl once it is looked up.
-LIBC: list[Callable[..., int]] = []
 
 
 def prepare_interpreter() -> None:
@@ -11805,6 +11784,8 @@ def wake_on(*numbers: int) -> tuple[int, int]:
 
 def settle_in() -> str | None:
     """Makes this process lead a session and adopt its orphans.  Returns when it was started."""
+    with open(os.devnull, "rb") as null:
+        os.dup2(null.fileno(), 0)  # was the fork server's channel, or the job
     with contextlib.suppress(PermissionError):  # it leads one already
         os.setsid()
     prctl(PR_SET_CHILD_SUBREAPER, 1)
@@ -11816,9 +11797,10 @@ def settle_in() -> str | None:
 
 
 def start_record(job: Json, born: str | None) -> Json:
-    record = {"t": "start", "pid": os.getpid(), "started": born, "boot": job["boot"]}
-    record |= {"at": now(), "mono": monotonic()}
-    return record | {"t": "far_start", **job["place"]} if "place" in job else record
+    times = {"at": now(), "mono": monotonic()}
+    if "host" in job:
+        return {"t": "far_start", **times, "host": job["host"]}
+    return {"t": "start", **times, "pid": os.getpid(), "started": born, "boot": job["boot"]}
 
 
 def run_process(job: Json, born: str | None) -> int:
@@ -11841,9 +11823,7 @@ def run_process(job: Json, born: str | None) -> int:
 
 def prctl(option: int, value: int) -> None:
     if sys.platform == "linux":
-        if not LIBC:
-            LIBC.append(ctypes.CDLL(None).prctl)
-        LIBC[0](option, value, 0, 0, 0)
+        libc().prctl(option, value, 0, 0, 0)
 
 
 def prepare(attempt: Attempt) -> None:
@@ -11965,8 +11945,10 @@ def scan_sources(job: Json) -> tuple[set[str], set[str]]:
         path = os.path.join(job["folder"], path)
         source = read_bytes(path, DEPLOYMENT_BYTES_MAX) if path.endswith(".py") else None
         for node in ast.walk(ast.parse(source or b"", path)):
-            if isinstance(node, ast.Call):
-                secrets.update(named_secrets(node))
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "secret":
+                given = (*node.args[:1], *(word.value for word in node.keywords if word.arg == "name"))
+                values = (part.value for part in given if isinstance(part, ast.Constant))
+                secrets.update(value for value in values if isinstance(value, str))
             elif isinstance(node, ast.Import):
                 imports.update(alias.name.partition(".")[0] for alias in node.names)
             elif isinstance(node, ast.ImportFrom) and not node.level and node.module:
@@ -11974,18 +11956,10 @@ def scan_sources(job: Json) -> tuple[set[str], set[str]]:
     return secrets, imports
 
 
-def named_secrets(call: ast.Call) -> Iterator[str]:
-    """Yields the name in `….secret("NAME")`."""
-    if isinstance(call.func, ast.Attribute) and call.func.attr == "secret":
-        for given in (*call.args[:1], *(word.value for word in call.keywords if word.arg == "name")):
-            if isinstance(given, ast.Constant) and isinstance(given.value, str):
-                yield given.value
-
-
 def call_pipeline(attempt: Attempt) -> Json:
     """Loads the file and calls its pipeline.  Returns the outcome."""
     job = attempt.job
-    if "place" in job:
+    if "host" in job:
         prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # the run dies with the outpost, which alone watches it
         PIPELINE_OPTIONS["timezone"] = str  # deploy has checked it; this machine may not know the zone
     load_module(job["folder"], job["entry"])
@@ -12095,7 +12069,6 @@ def make_group(above: str, stem: str, most: int) -> str | None:
 
 
 def remove_group(group: str | None) -> None:
-    """Removes a control group that has no processes."""
     if group is not None:
         with contextlib.suppress(OSError):  # a process runs in it: the next fork server tries again
             os.rmdir(group)
@@ -13001,7 +12974,7 @@ class Memos:
         job, self.journal = attempt.job, attempt.journal
         self.folders = [folder for folder in (job["memos"], job["old_memos"]) if folder is not None]
         self.most: int = job["limits"]["memo_bytes"]
-        self.travels = "place" in job  # whether the journal must bring memos to the home
+        self.travels = "host" in job  # whether the journal must bring memos to the home
 
     async def remember(
         self, step: Step, name: str, work: Callable[[], Any], arguments: tuple[Any, ...], use_pickle: bool
@@ -15596,8 +15569,9 @@ class Step:
         self.columns: dict[str, str] | None = None  # column of its output → type
 
     def __enter__(self) -> Step:
-        self.start(current_step().get())
-        current_step().set(self)
+        current = current_step()
+        self.start(current.get())
+        current.set(self)
         if self.timeout is not None and self.limit is None:
             self.limit = Alarm(self.timeout, self.too_late)
         self.began = perf_counter()
@@ -15630,7 +15604,6 @@ class Step:
         return StepTimeout(f"step '{self.path}' took longer than {self.timeout:g} s", "raise its timeout")
 
     def start(self, outer: Step | None) -> None:
-        """Writes that the step has begun, inside of *outer*."""
         self.outer = outer
         while outer is not None and outer.depth >= STEP_DEPTH_MAX:
             outer = outer.outer  # deeper steps are shown as siblings
@@ -15644,7 +15617,6 @@ class Step:
         )
 
     def finish(self, problem: BaseException | None, took: float) -> None:
-        """Writes how the step ended, after *took* milliseconds."""
         attempt, status, error = self.attempt, "success", "null"
         if problem is not None:
             if attempt.step_of(problem) is None:
@@ -15712,7 +15684,6 @@ def current_path() -> str | None:
 
 
 def captured(output: Output) -> io.TextIOWrapper:
-    """Makes sys.stdout or sys.stderr of a run."""
     stream = io.TextIOWrapper(output, "utf-8", "replace", write_through=True)
     stream.mode = "w"  # type: ignore[misc]
     return stream

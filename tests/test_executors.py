@@ -763,3 +763,36 @@ def test_what_comes_from_there_is_kept_within_bounds(lone: Tau) -> None:
     run = run_far(lone, "def it(ctx): ...")
     assert (run["result"], run["duration_ms"]) == (5, 1500.0)
     assert not [path for path in lone.home.rglob("*") if "evil" in path.name]
+
+
+FLOOD = shell('echo; echo \'{"t":"far_start","at":1,"mono":1,"host":"h"}\'; cat /dev/zero')
+BOUNDS = "[limits]\nlog_bytes = 100000\nresult_bytes = 100000\nmemo_bytes = 100000\n"
+
+
+@pytest.mark.parametrize("lone", [config_of(FLOOD) + "\n" + BOUNDS], indirect=True)
+def test_a_command_that_sends_without_end_is_ended(lone: Tau) -> None:
+    lone.deploy_it("def it(ctx): ...")
+    run = lone("run", "it", "--executor", "far", exit=1)
+    assert (run["status"], run["error"]["type"]) == ("lost", "ConnectionLost")
+    assert any("has sent more than 1,200,000 bytes" in line for line in run["trace"]["log_tail"])
+
+
+NAMED = shell(
+    'server=$(cut -d\' \' -f4 /proc/$PPID/stat); echo; echo \'{"t":"far_start","at":1,"mono":1,"host":"h"}\';'
+    ' for t in start far_start; do echo "{\\"t\\":\\"$t\\",\\"at\\":1,\\"mono\\":1,\\"host\\":\\"h\\",'
+    '\\"boot\\":\\"$(cat /proc/sys/kernel/random/boot_id)\\",\\"pid\\":$server,'
+    '\\"started\\":\\"$(cut -d\' \' -f22 /proc/$server/stat)\\"}"; done; cat >/dev/null'
+)
+
+
+@pytest.mark.parametrize("lone", [config_of(NAMED)], indirect=True)
+def test_a_machine_that_names_the_fork_server_does_not_have_it_killed(lone: Tau) -> None:
+    lone.deploy_it("def it(ctx): ...")
+    run_id = lone.call("run", name="it", executor="far", wait=False)["run_id"]
+    eventually(lambda: [row for row in lone.call("status")["processes"] if row.get("run_id") == run_id])
+    server = next(row["pid"] for row in lone.call("status")["processes"] if row["role"] == "fork server")
+    eventually(lambda: (lone.home / "runs" / f"{run_id}.1.journal").read_bytes().count(b"far_start") > 1)
+    assert f'"pid":{server}'.encode() in (lone.home / "runs" / f"{run_id}.1.journal").read_bytes()
+    lone("cancel", run_id, "--force")
+    assert is_running(server)
+    assert server == next(row["pid"] for row in lone.call("status")["processes"] if row["role"] == "fork server")
