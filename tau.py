@@ -7967,6 +7967,7 @@ class Process:
         self.mask = Mask()  # hides the secrets that its processes have read, in all that is stored of it
         self.secrets = os.path.join(folder, os.pardir, "secrets")
         self.server = server  # identity of the fork server it was given to
+        self.leader: Json | None = None  # its identity and start, as the fork server told it
         self.start: Json | None = None  # its first record: who it is
         self.last_record: Json | None = None  # its `returned` or `raised` record
         self.ended: Json | None = None  # the fork server's end record
@@ -8065,12 +8066,15 @@ class Process:
                     count, why = self.position.get("skipped", (0, str(problem)))
                     self.position["skipped"] = (count + 1, why)
             first = False
+        if self.start is None and self.leader and time.monotonic() - self.leader["mono"] > BIRTH_S:
+            self.start = self.leader  # it has removed its first record
         return more
 
     def read_end(self) -> Json | None:
         """Returns the fork server's end record.  While the process lives, it can only be a forgery."""
         path = self.path + ".end"
-        if not os.path.lexists(path) or (self.start is not None and is_alive(self.start)):
+        who = self.start or self.leader
+        if not os.path.lexists(path) or (who is not None and is_alive(who)):
             return None
         try:
             return read_record(read_bytes(path) or b"", self.mask, "end")
@@ -8292,9 +8296,11 @@ class Runner:
     # What the fork server says.
 
     def hear(self, message: Json) -> None:
-        """Takes a message of the fork server: a process has ended."""
+        """Takes a message of the fork server: a process was started, or has ended."""
         process = self.live.get(message["stem"])
-        if process is not None:
+        if process is not None and "pid" in message:
+            process.leader = identity(message["pid"]) | {"at": time.time(), "mono": time.monotonic()}
+        elif process is not None:
             process.ended = message["end"]  # the disk may have had no room for it
             self.spawn(self.finish(process))
 
@@ -11283,6 +11289,7 @@ class ForkServer:
             self.write_end(job, None, f"cannot start a process: {problem.strerror}")
             return
         self.jobs[pid] = job
+        self.tell({"stem": job["stem"], "pid": pid})
 
     def spawn(self, job: Json) -> int:
         """Starts a new interpreter for the job, where fork is unsafe or for a venv."""
@@ -11428,8 +11435,11 @@ class ForkServer:
         """Writes the end record to its file.  Tells the daemon too, in case the disk is full."""
         with contextlib.suppress(OSError):
             replace_file(job["journal"] + ".end", encode(record), durable=False)
+        self.tell({"stem": job["stem"], "end": record})
+
+    def tell(self, message: Json) -> None:
         with contextlib.suppress(OSError):  # the daemon is gone or busy
-            os.write(0, encode({"stem": job["stem"], "end": record}))
+            os.write(0, encode(message))
 
 
 def spawned_process() -> int:
@@ -11512,8 +11522,10 @@ class Outpost(ForkServer):
         self.heard_at = monotonic()
         self.asked |= STOP in data
 
+    def tell(self, message: Json) -> None:
+        """Does nothing: the journal is sent."""
+
     def save_end(self, job: Json, record: Json) -> None:
-        """Appends the end record to the journal, which is sent."""
         line = b"\n" + encode(record | {"t": "far_end", "host": job["host"]})  # a crash may have left half a line
         with contextlib.suppress(OSError):  # the disk is full, or the run has removed its journal
             file = open_file(self.path, os.O_WRONLY | os.O_APPEND | os.O_NOFOLLOW)
@@ -11687,7 +11699,7 @@ def secrets_to_send(job: Json) -> dict[str, str]:
 
 
 class Relay:
-    """Feeds the command, asks it to stop, and ends it when it is silent for too long or says too much."""
+    """Feeds the command, asks it to stop, and ends it when it is silent or sends too much."""
 
     def __init__(self, job: Json, journal: Journal, command: subprocess.Popen[bytes]) -> None:
         self.name, self.lost_after_s = job["executor"]["name"], job["executor"]["lost_after_s"]
@@ -11697,16 +11709,20 @@ class Relay:
         self.heard_at = monotonic()
         self.most = 4 * sum(job["limits"][name] for name in ("log_bytes", "result_bytes", "memo_bytes"))
         self.fed = False  # whether the command has the parcel
-        self.ending: Ending | None = None  # set once the command is being ended
+        self.ending: Ending | None = None  # set once the command is being ended, like the `reason`
+        self.reason = ""
 
     def serve(self, parcel: bytes, wake: int) -> int:
         """Waits for the end of the command.  Returns its exit code."""
         threading.Thread(target=self.feed, args=(parcel,), daemon=True).start()
         while (code := self.command.poll()) is None:
-            ready, _, _ = select.select([wake], [], [], self.lost_after_s / BEATS / 2)
+            ready, _, _ = select.select([wake], [], [], min(self.lost_after_s / BEATS / 2, 1.0))
             if ready and signal.SIGTERM in os.read(wake, 4096):
                 self.stop()
             self.listen()
+        if self.reason:
+            self.journal.write_bytes(b"\n")  # half a line may have come
+            self.journal.log(self.reason, "error")
         return code
 
     def feed(self, parcel: bytes) -> None:
@@ -11746,8 +11762,7 @@ class Relay:
             self.end(f"nothing was heard of executor '{self.name}' for {self.lost_after_s:g} s")
 
     def end(self, reason: str) -> None:
-        self.journal.write_bytes(b"\n")  # half a line may have come
-        self.journal.log(reason, "error")
+        self.reason = reason
         # Its group is left alone: srun has a child that cleans up afterwards.
         self.ending = Ending(self.command.send_signal, self.grace_s)
 

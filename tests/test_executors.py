@@ -765,7 +765,9 @@ def test_what_comes_from_there_is_kept_within_bounds(lone: Tau) -> None:
     assert not [path for path in lone.home.rglob("*") if "evil" in path.name]
 
 
-FLOOD = shell('echo; echo \'{"t":"far_start","at":1,"mono":1,"host":"h"}\'; cat /dev/zero')
+FLOOD = shell(
+    'echo; echo \'{"t":"far_start","at":1,"mono":1,"host":"h"}\'; while :; do head -c 100000 /dev/zero; sleep 0.02; done'
+)
 BOUNDS = "[limits]\nlog_bytes = 100000\nresult_bytes = 100000\nmemo_bytes = 100000\n"
 
 

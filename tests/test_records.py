@@ -193,3 +193,21 @@ def test_an_error_without_frames_in_a_long_document_is_shown(tau: Tau) -> None:
     tau.deploy_it(f"import os\ndef it(ctx):\n    {journal_of(tau)}.write({line!r})\n    os._exit(3)\n")
     run = tau.call("run", name="it")
     assert run["error"]["message"].startswith("mmm")
+
+
+def test_the_time_limit_of_a_run_that_empties_its_journal_holds(tau: Tau) -> None:
+    path = f"{str(tau.home / 'runs')!r} + f'/{{ctx.run_id}}.1'"
+    tau.deploy(
+        f"""
+        import os, time
+        from tau import pipeline
+        @pipeline(timeout=0.5)
+        def empties(ctx):
+            os.truncate({path} + ".journal", 0)
+            with open({path} + ".end", "wb") as file:
+                file.write({line_of({"t": "end", **GOOD["end"]})!r})
+            ctx.log("after")
+            time.sleep(600)
+        """
+    )
+    assert tau.call("run", name="empties")["status"] == "timed_out"
