@@ -1932,19 +1932,18 @@ def people_read(stream: Any, as_json: bool) -> bool:
 
 def complain(problem: TauError, as_json: bool) -> int:
     """Prints an error on stderr, for a person or as JSON; returns its exit code."""
-    log = [f"  {line}" for line in problem.detail.get("log", ())]
-    line = [f"       {source}"] if (source := problem.detail.get("source_line")) else []
-    hint = [f" hint: {problem.hint}"] if problem.hint else []
-    report({"error": problem.to_json()}, [*log, f"error: {problem}", *line, *hint], as_json)
+    report("error", problem.to_json(), as_json)
     return problem.exit
 
 
-def report(document: Json, lines: list[str], as_json: bool) -> None:
-    """Prints a document on stderr, for a person as these lines.  A line break in a line cannot fake another."""
+def report(kind: str, about: Json, as_json: bool) -> None:
     if people_read(sys.stderr, as_json):
-        text = printable("\n".join(line.replace("\n", "\n       ") for line in lines))
+        lines = [*(f"  {line}" for line in about.get("log", ())), f"{kind}: {about['message']}"]
+        after = {"source_line": "      ", "hint": " hint:"}
+        lines += [f"{mark} {about[name]}" for name, mark in after.items() if about.get(name)]
+        text = printable("\n".join(line.replace("\n", "\n       ") for line in lines))  # no line can fake another
     else:
-        text = json_text(document, sys.stderr)
+        text = json_text({kind: about}, sys.stderr)
     print(f"<{PRIORITIES['ERROR']}>{text}" if stderr_is_journal() else text, file=sys.stderr)
 
 
@@ -3747,9 +3746,6 @@ class Patient:
         self.database = database_path(self.settings.get("url", "sqlite:///tau.db"), self.home)
         self.here = os.path.isdir(self.home)  # else it is on another machine, or not made yet
 
-    def open_database(self) -> contextlib.closing[sqlite3.Connection]:
-        return contextlib.closing(read_only(self.database))
-
 
 def attempt(question: Callable[[], Json]) -> tuple[Json, TauError | None]:
     """Returns the answer and None, or nothing and the error."""
@@ -3800,7 +3796,7 @@ def look_at_clock(patient: Patient) -> Finding:
     if now < CLOCK_MIN:
         return "fail", f"it shows {rfc3339(now)}", remedy
     try:
-        with patient.open_database() as db:
+        with contextlib.closing(read_only(patient.database)) as db:
             newest = db.execute("SELECT (SELECT at FROM events ORDER BY seq DESC LIMIT 1)").fetchone()[0]
     except sqlite3.Error:
         newest = None  # there is no store yet, or look_at_database() says what is wrong with it
@@ -3857,7 +3853,7 @@ def look_at_database(patient: Patient) -> Finding:
     if not os.path.exists(path):
         return f"there is no {path} yet"
     try:
-        with patient.open_database() as db:
+        with contextlib.closing(read_only(patient.database)) as db:
             schema = db.execute("PRAGMA user_version").fetchone()[0]
             damage = find_damage(db)
     except sqlite3.Error as problem:
@@ -3890,12 +3886,10 @@ def look_at_daemon(patient: Patient) -> Finding:
     if version != __version__:
         return "warn", f"{daemon}, but this is {__version__}", "tau shutdown; taud --detach"
     if warnings:
-        remedies = [ROOT_REMEDY if text.startswith("taud runs as root") else "do what it says" for text in warnings]
+        less = "start taud as a user that may do what its pipelines need, and no more"
+        remedies = [less if text.startswith("taud runs as root") else "do what it says" for text in warnings]
         return "warn", f"{daemon}: {'; '.join(warnings)}", "; ".join(dict.fromkeys(remedies))
     return daemon
-
-
-ROOT_REMEDY = "start taud as a user that may do what its pipelines need, and no more"
 
 
 def look_at_tasks(patient: Patient) -> Finding:
@@ -4097,8 +4091,12 @@ class View:
             ("hint", error.get("hint")),
             *(("next", hint) for hint in run["next"]),
         ]
-        lines = [f"{label:<7} {self.paint(single_line(text, 400), label)}" for label, text in rows if text]
-        return "\n".join([f"{run['pipeline']} v{run['version']}  {status}{took}  {run['run_id']}", *lines])
+        lines = [f"{run['pipeline']} v{run['version']}  {status}{took}  {run['run_id']}"]
+        for label, text in rows:
+            if text:
+                most = sys.maxsize if label == "next" else 400  # half a command is none
+                lines.append(f"{label:<7} {self.paint(single_line(text, most), label)}")
+        return "\n".join(lines)
 
     def checks(self, document: Json) -> str:
         lines = []
@@ -4374,9 +4372,8 @@ class Client:
         if near and not key:
             key = peek(os.path.join(self.home, "key")).strip()  # made by the daemon of this home
         if key and not near and not address.secure:
-            message, hint = f"the key goes to {address.where} in the clear", "use tls:// or https://, or an SSH tunnel"
-            lines = [f"warning: {message}", f"   hint: {hint}"]
-            report({"warning": {"message": message, "hint": hint}}, lines, False)
+            message = f"the key goes to {address.where} in the clear"
+            report("warning", {"message": message, "hint": "use tls:// or https://, or an SSH tunnel"}, False)
         if address.web:
             return Posted(connection, address, key)
         lined = Lined(connection)
@@ -4670,11 +4667,9 @@ class ThrowAway:
         return self.client
 
     def __exit__(self, *exception: object) -> None:
-        try:
-            self.client.close()  # it may be in the middle of an answer
+        self.client.close()  # it may be in the middle of an answer
+        with contextlib.suppress(Unavailable):
             self.client.shut_down({"cancel": True})
-        except Unavailable:
-            pass
         self.client.close()
         shutil.rmtree(self.home)
 
