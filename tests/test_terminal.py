@@ -326,10 +326,26 @@ def test_no_text_drives_a_terminal(evil: Tau, view: tuple[str, ...], as_json: bo
         assert "\x1b" not in screen
 
 
-def test_in_a_pipe_text_is_as_it_was(evil: Tau) -> None:
-    assert evil("show", "evil")["description"] == EVIL
-    raw = evil.command("code", "evil", "--raw").out
-    assert raw == (evil.work / f"{EVIL}.py").read_text().removesuffix("\n") + "\n"
+@pytest.mark.parametrize("view", EVIL_VIEWS, ids=lambda view: " ".join(view).partition("a\x1b")[0])
+def test_in_a_pipe_text_is_as_it_was(evil: Tau, view: tuple[str, ...]) -> None:
+    done = evil.command(*words_of(evil, view), TMPDIR=str(evil.work))
+    said = done.out + done.err
+    assert done.exit == EVIL_VIEWS[view]
+    if "--raw" in view:
+        assert said == (evil.work / f"{EVIL}.py").read_text().removesuffix("\n") + "\n"
+    else:
+        documents = [json.loads(line) for line in said.splitlines()]
+        assert ("touch HOME" in said) <= any(EVIL in text for text in texts_in(documents))
+
+
+def texts_in(value: Any) -> Iterator[str]:
+    """All texts of a document, its keys too."""
+    if isinstance(value, dict):
+        yield from (text for item in value.items() for text in texts_in(list(item)))
+    elif isinstance(value, list):
+        yield from (text for item in value for text in texts_in(item))
+    elif isinstance(value, str):
+        yield value
 
 
 def test_no_text_drives_the_terminal_of_who_reads_the_log(home: Tau) -> None:
