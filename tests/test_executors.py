@@ -268,6 +268,13 @@ def test_a_secret_is_sent_and_masked(far: Tau) -> None:
     assert run["result"] == [18, "***", False, []]
     assert sorted(run["trace"]["log_tail"]) == ["it is ***", "native ***"]
     assert not any(b"s3cret" in file.read_bytes() for file in (far.home / "runs").iterdir())
+    early = """
+        import subprocess
+        def it(ctx):
+            child = subprocess.Popen(["cat"], stdin=subprocess.PIPE)  # before anything there knows the secret
+            child.communicate(f"early {ctx.secret('FAR_KEY')}".encode())
+        """
+    assert run_far(far, early)["trace"]["log_tail"] == ["early ***"]
     lacking = run_far(far, "def it(ctx):\n    ctx.secret('NONE_' + 'SUCH')", exit=1)["error"]
     assert lacking["type"] == "MissingSecret"
     assert "<home>/secrets/NONE_SUCH" in lacking["hint"]
