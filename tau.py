@@ -2119,7 +2119,7 @@ def lock_file(path: str, wait: bool = True, create: bool = False) -> int:
     return file
 
 
-#: How long after a task that must live has ended it begins anew.
+#: The pause before endless work begins anew that has failed.
 RESTART_S = 1.0
 
 
@@ -2146,13 +2146,13 @@ class Tasks(set["asyncio.Future[Any]"]):
         for task in tuple(self):
             task.cancel()
 
-    def supervise(self, work: Callable[..., Awaitable[object]], *arguments: Any) -> None:
-        """Does endless work in the background, and begins it anew when it ends."""
+    def repeat(self, work: Callable[..., Awaitable[object]], *arguments: Any, pause: float = RESTART_S) -> None:
+        """Does work in the background, and again after a pause whenever it has ended or failed."""
 
         async def again() -> None:
             while True:
                 await asyncio.wait([self.spawn(work(*arguments))])
-                await asyncio.sleep(RESTART_S)
+                await asyncio.sleep(pause)
 
         self.spawn(again())
 
@@ -4886,6 +4886,7 @@ class Daemon:
         self.retention = Retention(self.store, lambda: self.store.ask.totals()["running"], self.owns_home)
         self.turns = Turns(QUESTIONS_AT_ONCE)
         self.ended = asyncio.Event()  # set when serve() may return
+        self.orphans: set[int] = set()  # ended children, as look_after() has seen them last
         self.lock = -1  # descriptor of the home's lock
 
     async def serve(self) -> None:
@@ -4908,8 +4909,11 @@ class Daemon:
             self.listeners.open()  # may fail, so it comes before any run
             await self.runner.open()
             self.scheduler.open()
-            for work in (self.retention.watch, self.look_after, self.scheduler.watch, self.manager.ping):
-                self.runner.tasks.supervise(work)
+            repeat = self.runner.tasks.repeat
+            repeat(self.retention.watch, pause=PRUNE_EVERY_S)
+            repeat(self.scheduler.watch, pause=ALIVE_S)
+            repeat(self.look_after, pause=LOOK_AFTER_S)
+            repeat(self.manager.ping, pause=self.manager.ping_s or DAY_S)
             self.listeners.start()
             ready = {"pid": os.getpid(), "socket": os.path.join(self.home, "tau.sock")}
             os.pwrite(self.lock, encode(ready), 0)
@@ -4934,20 +4938,17 @@ class Daemon:
             return False
 
     async def look_after(self) -> None:
-        """Every few seconds, ends the daemon if its home is gone, and reaps ended children that nobody awaits.
+        """Ends the daemon if its home is gone, and reaps ended children that nobody awaits.
 
         The children of a killed fork server become ours if we are PID 1, as in a container.
         """
-        ended: set[int] = set()
-        while True:
-            if not self.owns_home():
-                self.stop()
-            children = {int(pid) for path in glob.glob("/proc/self/task/*/children") for pid in peek(path).split()}
-            before, ended = ended, {pid for pid in children if process_started(pid) is None}
-            for pid in ended & before:
-                with contextlib.suppress(ChildProcessError):
-                    os.waitpid(pid, os.WNOHANG)
-            await asyncio.sleep(LOOK_AFTER_S)
+        if not self.owns_home():
+            self.stop()
+        children = {int(pid) for path in glob.glob("/proc/self/task/*/children") for pid in peek(path).split()}
+        before, self.orphans = self.orphans, {pid for pid in children if process_started(pid) is None}
+        for pid in self.orphans & before:
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(pid, os.WNOHANG)
 
     def on_commit(self, run_ids: set[str], *due: Any) -> None:
         """Tells those who wait for these runs that changes are on disk; stops and starts what is due."""
@@ -5230,7 +5231,7 @@ class Listeners:
         for bound in self.bound.values():
             bound.setblocking(False)
             bound.listen(NETWORK_BACKLOG if is_network(bound) else LOCAL_BACKLOG)
-            self.tasks.supervise(self.accept, bound)
+            self.tasks.repeat(self.accept, bound)
 
     def close(self) -> None:
         self.tasks.cancel()
@@ -5395,11 +5396,9 @@ class ServiceManager:
                 logging.getLogger("tau").warning("cannot notify %s: %s", self.address, problem)
 
     async def ping(self) -> None:
-        """Sends pings from within the event loop, which sends none while it is blocked."""
-        while True:
-            if self.ping_s:
-                self.tell(WATCHDOG=1)
-            await asyncio.sleep(self.ping_s or 86_400.0)
+        """Sends a ping from within the event loop, which sends none while it is blocked."""
+        if self.ping_s:
+            self.tell(WATCHDOG=1)
 
 
 def digits(text: str) -> int:
@@ -7746,10 +7745,8 @@ class Scheduler:
         self.store.database.ring()
 
     async def watch(self) -> None:
-        """Begins a group of writes now and then, in case that the timer was lost."""
-        while True:
-            await asyncio.sleep(ALIVE_S)
-            self.store.database.ring()
+        """Begins a group of writes, in case that the timer was lost."""
+        self.store.database.ring()
 
     @property
     def patience(self) -> float:
@@ -8166,14 +8163,10 @@ class Starter:
                 on_message(json.loads(line))
         self.writer.close()
         logging.getLogger("tau").error("the fork server died; starting another")
-        while True:
-            await asyncio.sleep(POLL_S)  # do not spin if the next one dies at once
-            with contextlib.suppress(ChildProcessError):
-                os.waitpid(self.server["pid"], os.WNOHANG)
-            try:
-                return await self.open()
-            except OSError as problem:
-                logging.getLogger("tau").error("cannot start a fork server: %s", problem)
+        await asyncio.sleep(POLL_S)  # do not spin if the next one dies at once
+        with contextlib.suppress(ChildProcessError):
+            os.waitpid(self.server["pid"], os.WNOHANG)
+        await self.open()
 
     def send(self, job: Json) -> None:
         limits = ("log_lines", "log_bytes", "result_bytes", "memo_bytes", *PROCESS_LIMITS)
@@ -8210,8 +8203,8 @@ class Runner:
         make_directory(self.folder)
         await self.starter.open()
         self.recover()
-        self.tasks.supervise(self.replace_servers)
-        self.tasks.supervise(self.watch)
+        self.tasks.repeat(self.replace_servers)
+        self.tasks.repeat(self.watch)
 
     async def close(self) -> None:
         """Starts nothing any more; live runs and their fork server go on by themselves."""
@@ -9112,7 +9105,7 @@ def find_circle(graph: dict[str, list[str]]) -> list[str] | None:
 # Promises not to hold up other work: it deletes a little, lets that go first, and goes on.
 
 DAY_S = 86_400.0
-#: Seconds from the start to the first prune, and from each to the next.
+#: Seconds before a prune, and from each to the next.
 PRUNE_FIRST_S = 0.5
 PRUNE_EVERY_S = 3600.0
 #: How long one batch may occupy the writer's thread; how many rows, or runs, one statement deletes.
@@ -9215,14 +9208,9 @@ class Retention:
         self.pipelines: collections.Counter[str] = collections.Counter()  # pipeline → how many of its runs
 
     async def watch(self) -> None:
-        """Prunes every hour; if nothing is old, that costs a few queries."""
+        """Prunes as the settings say; if nothing is old, that costs a few queries."""
         await asyncio.sleep(PRUNE_FIRST_S)
-        while True:
-            try:
-                await self.prune(retention_terms(self.store.settings), time.time(), "taud")
-            except Exception as problem:  # even a bug does not stop later prunes
-                self.store.metrics.failed("retention", problem)
-            await asyncio.sleep(PRUNE_EVERY_S)
+        await self.prune(retention_terms(self.store.settings), time.time(), "taud")
 
     async def prune(self, terms: Json, now: float, actor: str, thorough: bool = False) -> Json:
         """Deletes what the terms say and returns how much.  *thorough* makes the file as small as it can be."""
