@@ -7618,6 +7618,9 @@ class Deployment:
 def read_sources(files: list[Json]) -> dict[str, bytes]:
     """Returns files by path; raises BadRequest or LoadFailed if they cannot be deployed."""
     sources: dict[str, bytes] = {}
+    size = f"more than {DEPLOYMENT_BYTES_MAX:,} bytes or {DEPLOYMENT_FILES_MAX:,} files"
+    if len(files) > DEPLOYMENT_FILES_MAX:
+        raise LoadFailed(size, KEEP_SMALL, kind="load")
     check_paths([file.get("path") for file in files])
     for file in files:
         path: str = file["path"]
@@ -7627,9 +7630,8 @@ def read_sources(files: list[Json]) -> dict[str, bytes]:
         sources[path] = read_content(file)
         if path.endswith(".py"):
             check_source(path, sources[path])
-    if len(files) > DEPLOYMENT_FILES_MAX or sum(map(len, sources.values())) > DEPLOYMENT_BYTES_MAX:
-        message = f"more than {DEPLOYMENT_BYTES_MAX:,} bytes or {DEPLOYMENT_FILES_MAX:,} files"
-        raise LoadFailed(message, KEEP_SMALL, kind="load")
+    if sum(map(len, sources.values())) > DEPLOYMENT_BYTES_MAX:
+        raise LoadFailed(size, KEEP_SMALL, kind="load")
     return sources
 
 
