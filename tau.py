@@ -9388,11 +9388,11 @@ def sweep_copies(home: str) -> None:
 
 def check_target(path: str, database: str, force: bool) -> None:
     """Raises Conflict unless a backup may be written to *path*: *force* lets it replace an older one."""
-    real, ours = os.path.realpath(path), [os.path.realpath(database + end) for end in ("", "-wal", "-shm", "-journal")]
-    # To open one would end the store's locks: they go when any descriptor of the file is closed.
-    same = os.path.exists(real) and any(os.path.samefile(real, each) for each in ours if os.path.exists(each))
-    if same or real in ours:
-        raise Conflict(f"{path} is a file of the store", "give another name")
+    for ours in (database + end for end in ("", "-wal", "-shm", "-journal")):
+        # To open one would end the store's locks: they go when any descriptor of the file is closed.
+        same = os.path.exists(path) and os.path.exists(ours) and os.path.samefile(path, ours)
+        if same or os.path.realpath(path) == os.path.realpath(ours):
+            raise Conflict(f"{path} is a file of the store", "give another name")
     if not os.path.isdir(os.path.dirname(path)):
         folder = os.path.dirname(path)
         raise Conflict(f"there is no directory {folder}", shell_line("mkdir", "-p", folder))
@@ -9416,15 +9416,14 @@ def write_copy(database: str, path: str) -> Json:
 
 def check_sources(copy: sqlite3.Connection, path: str, hint: str) -> None:
     """Raises Conflict unless the sources of all versions are there, and equal their digests."""
-    usual = copy.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, RECORD_BYTES_MAX)
     sql = Questions(copy)
     sizes = "SELECT length(content) FROM sources WHERE sha256 = ?"
     versions = "SELECT pipeline || ' v' || version AS name, entry FROM versions WHERE sha256 = ?"
     for digest in sql.values("SELECT sha256 FROM versions UNION SELECT sha256 FROM sources"):
-        users = sql.rows(versions, digest) if isinstance(digest, str) else []
+        users, sources = sql.rows(versions, digest), {}
         try:
-            small = sum(sql.values(sizes, digest)) <= DEPLOYMENT_BYTES_MAX
-            sources = sql.sources(digest) if small else {}
+            if sum(sql.values(sizes, digest)) <= DEPLOYMENT_BYTES_MAX:
+                sources = sql.sources(digest)
             check_paths(sources)
             whole = digest_of(sources) == digest and all(user["entry"] in sources for user in users)
         except (BadRequest, sqlite3.Error):
@@ -9432,7 +9431,6 @@ def check_sources(copy: sqlite3.Connection, path: str, hint: str) -> None:
         if not whole:
             names = ", ".join(user["name"] for user in users[:5]) or digest
             raise Conflict(f"{path} is not whole: the sources of {names} are missing or changed", hint)
-    copy.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, usual)
 
 
 def count_copy(copy: sqlite3.Connection) -> Json:
