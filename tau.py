@@ -6196,7 +6196,7 @@ async def deploy(
         tau deploy shop --entry main.py  # a folder, of which one file is loaded
     """
     if schedule is not None:
-        Cron(schedule)
+        await asyncio.to_thread(Cron, schedule)
     daemon = call.daemon
     deployment = Deployment(call, files, include, entry)
     try:
@@ -7584,7 +7584,8 @@ class Deployment:
             pipelines += [row | {"entry": entry, "environment": self.venvs.get(entry)} for row in rows]
         pipelines = choose(pipelines, name)
         for row in pipelines:
-            self.check_cron(row)
+            if row["schedule"] is not None:
+                await asyncio.to_thread(self.check_cron, row)  # to find the next date may take 30 ms
             if row["executor"] is not None:
                 demand_executor(row["executor"], self.daemon.settings["executors"], row["environment"])
             self.caller.check_deployed(row)
@@ -7593,8 +7594,7 @@ class Deployment:
     def check_cron(self, row: Json) -> None:
         """Raises LoadFailed if the `schedule` of a pipeline is no cron expression: only the daemon has croniter."""
         try:
-            if row["schedule"] is not None:
-                Cron(row["schedule"])
+            Cron(row["schedule"])
         except BadRequest as problem:
             entry, line = row["entry"], row["line"]
             code = self.sources[entry].decode().splitlines()[line - 1 : line]
