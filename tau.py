@@ -13240,12 +13240,8 @@ FILE_OPTIONS: dict[str, PlaceOption] = {
     "format": ("string", None, "", "`csv`, `json` …, if the name does not tell it"),
     "file_column": ("string", None, "", "a column for the path of each row's file"),
     "missing": ("string", "error", "", "`ok`: without a file there are no rows"),
-    "new_only": (
-        "boolean",
-        False,
-        "",
-        "only files of another size or time than a successful run has read (`ctx.state`)",
-    ),
+    "new_only": ("boolean", False, "", "only files that no successful run has read, by size and time (`ctx.state`)"),
+    "storage_options": ("object", {}, "", 'what fsspec needs: `{"anon": True}`'),
 }
 #: Where in ctx.state the files are that were read: place → path → size and time.
 STATE_OF_FILES = "files_read"
@@ -13299,7 +13295,8 @@ class DataFile(Place):
 
     def write(self, batches: Batches, mode: str, keys: list[str]) -> None:
         file_format = find_format(self.options.get("format"), self.label)
-        options = self.fit(f"writing {file_format.name}", file_format.writes, {"format": FILE_OPTIONS["format"]})
+        own = {name: FILE_OPTIONS[name] for name in ("format", "storage_options")}
+        options = self.fit(f"writing {file_format.name}", file_format.writes, own)
         for name in {*options} - {*file_format.reads} | {"columns"}:  # with them a reader takes the header for a row
             self.options.pop(name, None)
         old: Iterator[Rows] = iter(())
@@ -13415,17 +13412,13 @@ class NewFile(Replacement):
 
 
 class RemoteFile(DataFile):
-    """A file in a store that fsspec knows.  The option `storage_options` goes to fsspec."""
-
-    def __init__(self, url: str, around: Surroundings, options: Json) -> None:
-        super().__init__(url, around, options)
-        self.storage: Json = self.options.pop("storage_options", None) or {}
+    """A file in a store that fsspec knows."""
 
     def store(self) -> tuple[Any, str]:
         scheme = self.path.partition(":")[0]
         core = need("fsspec", "files", scheme).core
         try:
-            return core.url_to_fs(self.path, **self.storage)  # type: ignore[no-any-return]
+            return core.url_to_fs(self.path, **self.options.get("storage_options", {}))  # type: ignore[no-any-return]
         except ImportError as problem:
             raise MissingExtra(f"{scheme}: {problem}", install_hint(str(problem.name or "fsspec"))) from None
 
