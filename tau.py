@@ -13825,6 +13825,7 @@ SQL_HINTS = {
     r"no such (table|column)|does not exist": "check the name; ctx.load makes tables",
     r"binding|bind parameter": "params={…} gives :name its value; a colon in a text is written \\:",
     r"one statement": "one statement a call",
+    r"constraint|not.null": "a step can drop or fill the row; mode='upsert' changes the one of its key",
     r"64 bits|out of range": "a step can make text of it",
     r"NUL\b|0x00|surrogate": "a step can take it out: text.encode(errors='replace').decode().replace('\\0', '')",
     r"locked": "another process writes to it, or a stream from this file has not been read to its end",
@@ -13968,16 +13969,9 @@ class Loading:
             house.change(statement, scan, shape, self.holders)
         except house.errors as problem:
             text = cause_text(problem)
-            raise SourceError(f"{house.label}: {self.table}: {self.culprit(text)}{text}", house.hint(text)) from problem
-
-    def culprit(self, problem: str) -> str:
-        """Names the first text that databases refuse, if that is the problem: half a character, or a NUL."""
-        if re.search(r"NUL\b|0x00|surrogate|utf-?8", problem, re.IGNORECASE):
-            for number, row in enumerate(self.batch, self.count + 1):
-                for name, cell in row.items():
-                    if isinstance(cell, str) and re.search("[\0\ud800-\udfff]", cell):
-                        return f"row {number}, column '{name}': {safe_repr(cell)}: "
-        return ""
+            is_text = re.search(r"NUL\b|0x00|surrogate|utf-?8", text, re.IGNORECASE) is not None
+            where = odd_text(self.batch, self.count + 1) if is_text else ""
+            raise SourceError(f"{house.label}: {self.table}: {where}{text}", house.hint(text)) from problem
 
     def replace(self, scan: Scan, shape: list[str], insert: str) -> None:
         """Updates each row, or inserts it, in databases without ON CONFLICT."""
@@ -14231,8 +14225,15 @@ class Alchemy(Warehouse):
             made = types.Numeric(38, min(max([least, *places]), 30))
         elif word == "Text" and is_key and self.dialect in SHORT_KEYS:
             made = types.String(255)
-        column = Column(name, str(made.compile(dialect=self.engine.dialect)), "alchemy_type")
-        column.is_new = kind is None and self.dialect in ALTERING
+        return self.column(
+            name, str(made.compile(dialect=self.engine.dialect)), kind is None and self.dialect in ALTERING
+        )
+
+    def column(self, name: str, declared: str, is_new: bool) -> Column:
+        column = Column(name, declared, "alchemy_type")
+        column.is_new = is_new
+        if self.dialect not in ALTERING:
+            column.zone = None  # types of others do not tell it
         return column
 
     def columns_of(self, table: str) -> dict[str, Column] | None:
@@ -14245,8 +14246,8 @@ class Alchemy(Warehouse):
         columns = {}
         for row in rows:
             zone = " WITH TIME ZONE" * getattr(row["type"], "timezone", False)
-            column = columns[self.fold(row["name"])] = Column(row["name"], f"{row['type']}{zone}", "alchemy_type")
-            column.is_new = row.get("comment") == NO_VALUE
+            is_new = row.get("comment") == NO_VALUE
+            columns[self.fold(row["name"])] = self.column(row["name"], f"{row['type']}{zone}", is_new)
         return columns or None
 
     def can_widen(self, table: str, old: Column, column: Column) -> bool:
@@ -14708,7 +14709,10 @@ def full_table(arrow: Any, batch: Rows, names: list[str], schema: Any) -> Any:
     """Makes an Arrow table.  Raises SourceError for a cell that Arrow would change."""
     check_columns(batch, names)
     scan = Scan(Rows([{name: row.get(name) for name in names} for row in batch], names))
-    table = arrow.Table.from_pylist(scan.rows, schema)
+    try:
+        table = arrow.Table.from_pylist(scan.rows, schema)
+    except UnicodeEncodeError as problem:
+        raise SourceError(f"not for Parquet: {odd_text(scan.rows)}{problem}", "a step can change it") from None
     for field in table.schema:
         if wrong := Column(field.name, str(field.type)).misfit(scan, field.name):
             message = f"not for Parquet: column '{field.name}' is {field.type}, which {safe_repr(wrong[1])} is not"
@@ -14898,6 +14902,13 @@ def check_keys(row: Json, keys: Iterable[str]) -> None:
         others = f"it has {', '.join(map(str, row))}"
         hint = "a step can drop such rows" if missing in row else did_you_mean(missing, row, others)
         raise SourceError(f"a row has no '{missing}', which is part of the key: {safe_repr(row)}", hint)
+
+
+def odd_text(rows: Rows, first: int = 1) -> str:
+    """Names the first text in rows with half a character or a NUL, if there is one."""
+    cells = ((number, name, cell) for number, row in enumerate(rows, first) for name, cell in row.items())
+    odd = (cell for cell in cells if isinstance(cell[2], str) and re.search("[\0\ud800-\udfff]", cell[2]))
+    return next((f"row {number}, column '{name}': {safe_repr(cell)}: " for number, name, cell in odd), "")
 
 
 def check_distinct(names: Sequence[str], hint: str = "rename one of them: AS …") -> None:
@@ -15092,8 +15103,10 @@ class Column:
         kinds = (kind for kind in KINDS_OF_VALUE if kind.declared and re.search(kind.declared, text))
         self.name, self.declared, self.stored = name, declared, stored
         self.is_new = False  # whether it has had no value yet, and so has no kind
-        is_nested = re.search(r"<|\[\d*\]|^(STRUCT|MAP|UNION|ENUM)", text)
+        is_nested = re.search(r"<|\[\d*\]|^(ARRAY|STRUCT|MAP|UNION|ENUM)", text)
         self.kind: ValueKind | None = None if is_nested else next(kinds, None)
+        #: How many bits its integers have, as far as Tau checks them.
+        self.bits = 128 if re.search(r"^U|HUGE|UNSIGNED", text) else 64
         #: How many digits a decimal may have: before the point, after it, and in all.
         self.size: tuple[int, int, int] | None = None
         if self.kind is KINDS_OF_COLUMN["decimal"] and (size := re.search(r"\((\d+)(?:, *(\d+))?\)", text)):
@@ -15101,7 +15114,7 @@ class Column:
         #: Whether its times have a zone.
         self.zone: bool | None = None
         if self.kind in (KINDS_OF_COLUMN["datetime"], KINDS_OF_COLUMN["time"]):
-            self.zone = re.search(r"WITH (LOCAL )?TIME ZONE|TZ|OFFSET", text) is not None
+            self.zone = re.search(r"WITH TIME ZONE|TZ", text) is not None
 
     def takes(self, kinds: Iterable[str | None]) -> bool:
         """Whether values of these kinds are stored here without a conversion: the attribute *stored* is equal."""
@@ -15115,7 +15128,7 @@ class Column:
             return None
         is_wrong = self.zone is not None and (made.tzinfo is not None) is not self.zone
         if type(made) is int:
-            is_wrong = not -(1 << 63) <= made < 1 << 63
+            is_wrong = not -(1 << self.bits - 1) <= made < 1 << self.bits - 1
         if self.size is not None:
             before, _, after = format(abs(made), "f").partition(".")
             before, after = before.lstrip("0"), after.rstrip("0")
@@ -15134,7 +15147,7 @@ class Column:
         """Returns the first cell of a batch that this column does not hold, after its number from 1."""
         if self.size is None and self.zone is None and self.takes(scan.kinds(name)):
             numbers = filter(None, scan.cells_of(name)) if scan.types[name] == {int} else ()
-            if max(map(int.bit_length, numbers), default=0) < 64:
+            if max(map(int.bit_length, numbers), default=0) < self.bits:
                 return None
         for number, cell in enumerate(scan.cells_of(name), 1):
             try:

@@ -348,6 +348,7 @@ PARQUET: dict[str, Callable[[Context, Path], object]] = {
     "mixed types": lambda ctx, path: ctx.load(path, [{"a": 1}, {"a": "x"}]),
     "large integers": lambda ctx, path: ctx.load(path, [{"a": 2**70}]),
     "a fraction among later integers": lambda ctx, path: ctx.load(path, iter([[{"a": 1}], [{"a": 2}], [{"a": 3.7}]])),
+    "half a character": lambda ctx, path: ctx.load(path, [{"a": "x"}, {"a": "\ud83d"}]),
     "a time among days": lambda ctx, path: ctx.load(path, [{"a": DAY}, {"a": WHEN}]),
     "a zone among times": lambda ctx, path: ctx.load(path, [{"a": WHEN}, {"a": WHEN.replace(tzinfo=datetime.UTC)}]),
     "bytes among later texts": lambda ctx, path: ctx.load(path, iter([[{"a": "x"}], [{"a": "y"}], [{"a": b"z"}]])),

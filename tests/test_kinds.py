@@ -234,6 +234,32 @@ def test_types_that_a_user_declared_are_not_changed(house: str, ctx: Context) ->
                 ctx.load(house, [row], "t")
 
 
+#: Declared type → the kind of its values, and whether they have a zone.
+TYPES: dict[str, tuple[str | None, bool | None]] = {
+    "BIGINT": ("integer", None), "UInt64": ("integer", None), "SERIAL": ("integer", None), "INTERVAL": (None, None),
+    "POINT": (None, None), "INTEGER[]": (None, None), "Array(Int64)": (None, None), "list<item: int64>": (None, None),
+    "STRUCT(a INTEGER)": (None, None), "DOUBLE PRECISION": ("real", None), "float": ("real", None), "bool": ("boolean", None),
+    "DATE": ("date", None), "date32[day]": ("date", None), "DATETIME": ("datetime", False), "TIMESTAMP": ("datetime", False),
+    "TIMESTAMP WITHOUT TIME ZONE": ("datetime", False), "TIMESTAMP WITH TIME ZONE": ("datetime", True),
+    "timestamp[us, tz=UTC]": ("datetime", True), "TIME": ("time", False), "NUMERIC(10, 2)": ("decimal", None),
+    "decimal128(3, 2)": ("decimal", None), "VARCHAR(9)": ("text", None), "large_string": ("text", None), "BYTEA": ("bytes", None),
+    "UUID": (None, None), "JSON": (None, None), "": (None, None),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("declared", TYPES)
+def test_a_declared_type_tells_its_kind(declared: str) -> None:
+    column = module.Column("c", declared)
+    assert (column.kind and column.kind.name, column.zone) == TYPES[declared]
+
+
+def test_large_integers_where_a_column_holds_them(ctx: Context) -> None:
+    pytest.importorskip("duckdb_engine")
+    ctx.sql("CREATE TABLE t (n HUGEINT)", connection="duckdb:///house.db")
+    ctx.load("duckdb:///house.db", [{"n": 2**70}], "t")
+    assert ctx.extract("duckdb:///house.db", "t") == [{"n": 2**70}]
+
+
 def test_names_are_compared_as_the_database_does(house: str, ctx: Context) -> None:
     ctx.load(house, [{"ID": 1, "Name": "ada"}], "Customers")
     if house.startswith("postgresql"):
