@@ -6425,7 +6425,7 @@ async def story_of(call: Call, run_id: str, tail: int | None = None) -> AsyncIte
     seq = await call.beside(lambda call: call.ask.story_begin(run_id, tail))
 
     def read(call: Call) -> list[Json]:
-        return call.ask.story(run_id, seq)
+        return call.daemon.feed.page(call.ask, run_id, seq)
 
     while True:
         page = await call.beside(read)
@@ -8573,6 +8573,9 @@ def end_session(process: Json) -> None:
 # Promises that whoever waits hears of every change, in order and at its own pace.
 
 
+PAGES_KEPT = 4
+
+
 class Feed:
     """Wakes those who wait for a run.
 
@@ -8583,6 +8586,7 @@ class Feed:
         self.store = store
         self.waiting: dict[str, asyncio.Event] = {}  # run id → what its next change sets
         self.ending: dict[str, asyncio.Event] = {}  # run id → what its end sets
+        self.pages: dict[tuple[str, int], list[Json]] = {}  # the last ones: many may follow the same run
 
     def changed(self, run_id: str) -> None:
         """Wakes those who wait for this run: the store has something new about it."""
@@ -8592,6 +8596,15 @@ class Feed:
             status = self.store.ask.value("SELECT status FROM runs WHERE run_id = ?", run_id)
             if status is None or status in FINAL:
                 self.ending.pop(run_id).set()
+
+    def page(self, ask: Questions, run_id: str, after: int) -> list[Json]:
+        """Returns the next events of a run, in a thread.  What is there stays, and more may come."""
+        page = self.pages.get((run_id, after)) or ask.story(run_id, after)
+        if page:
+            self.pages[run_id, after] = page
+            for place in [*self.pages][:-PAGES_KEPT]:
+                self.pages.pop(place, None)
+        return page
 
     def next_change(self, run_id: str) -> asyncio.Event:
         return self.waiting.setdefault(run_id, asyncio.Event())

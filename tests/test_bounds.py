@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import asyncio
 import difflib
 import os
+import re
 import sqlite3
 import subprocess
 from collections.abc import Iterator
@@ -13,6 +15,7 @@ from typing import Any
 import pytest
 from conftest import ENVIRON, Tau, eventually, make_home, python, served
 from test_keys import REQUESTS, fill
+from test_shape import TREE, place
 
 import tau as module
 
@@ -267,6 +270,29 @@ def test_many_who_wait_for_a_run_cost_a_change_of_it_one_query() -> None:
     asyncio.run(play())
 
 
+def test_those_who_follow_a_run_share_its_pages() -> None:
+    class Asked:
+        """Counts the pages that are read: three events, one a page."""
+
+        count = 0
+
+        def story(self, run_id: str, after: int) -> list[Any]:
+            self.count += 1
+            return [{"seq": after + 1}] if after < 3 else []
+
+    asked: Any = Asked()
+    store: Any = None
+    feed = module.Feed(store)
+    for _ in range(100):
+        assert [feed.page(asked, "r", after) for after in range(3)] == [[{"seq": 1}], [{"seq": 2}], [{"seq": 3}]]
+    assert asked.count == 3
+    assert [feed.page(asked, "r", 3), feed.page(asked, "r", 3)] == [[], []]  # what may still come is asked for
+    assert asked.count == 5
+    for number in range(100):
+        feed.page(asked, str(number), 0)
+    assert len(feed.pages) == module.PAGES_KEPT
+
+
 # Regular expressions.
 
 #: Function that reads what outsiders send → its worst text, a megabyte of it.
@@ -294,3 +320,20 @@ def test_no_text_takes_more_than_linear_time(name: str) -> None:
     )
     done = subprocess.run([*python("main")[:-1], code], env=ENVIRON, capture_output=True, text=True, check=False)
     assert done.stdout == "ended\n", done.stderr
+
+
+#: What has patterns that go through a text once, or see few characters of it.
+SHORT = {"matching", "spell_field", "cron_hint", "Operation", "Connection"}
+#: What reads only what the owner of the daemon has written, or a program that they have chosen.
+TRUSTED = {"read_secret", "spellings", "Address", "ServiceManager", "unit_text", "configured_keys", "Venvs"}
+
+
+def test_each_pattern_of_the_daemon_is_tried() -> None:
+    users = {
+        node.name
+        for node in TREE.body
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)
+        and place(node.lineno)[0] in ("I", "III")
+        and re.search(r"\bre\.(?!escape)[a-z]+\(", ast.unparse(node))
+    }
+    assert users - SHORT - TRUSTED == {name for name in WORST if name not in ("read_header", "decode", "did_you_mean")}
