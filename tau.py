@@ -4720,7 +4720,12 @@ def obey(words: list[str], manager: ServiceManager) -> None:
         return
     os.umask(0o077)
     home = find_home(options["home"])
-    check_encoding(home)
+    try:
+        os.fsencode("é" + home).decode("utf-8")
+    except UnicodeError:
+        about = f"the encoding is {sys.getfilesystemencoding()}, the home {home!a}"
+        hint = "LC_ALL=C.UTF-8 without PYTHONUTF8=0, or another --home"
+        raise BadRequest(f"names of files must be UTF-8: {about}", hint) from None
     config = find_config(options["config"], home)
     settings = read_settings(options, config)
     if options["restore"]:
@@ -4738,16 +4743,6 @@ def obey(words: list[str], manager: ServiceManager) -> None:
 
 #: How long the loop waits for a thread that computes.  It does so several times a request; Python's own is 5 ms.
 SWITCH_S = 0.0005
-
-
-def check_encoding(home: str) -> None:
-    """Raises BadRequest unless the names of files, and that of the home, are UTF-8, as all our texts are."""
-    if (encoding := sys.getfilesystemencoding()) != "utf-8":
-        raise BadRequest(f"taud needs UTF-8 for the names of files, not {encoding}", "LC_ALL=C.UTF-8, no PYTHONUTF8=0")
-    try:
-        home.encode("utf-8")
-    except UnicodeEncodeError:
-        raise BadRequest(f"the home is not UTF-8: {os.fsencode(home)!r}", "choose another --home") from None
 
 
 def taud_parser() -> argparse.ArgumentParser:

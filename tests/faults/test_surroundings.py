@@ -286,8 +286,10 @@ def refusal(tau: Tau, function: str, *words: Any, **environ: str) -> str:
 
 def test_what_is_not_utf8_is_refused_by_name(home: Tau) -> None:
     odd = os.fsdecode(b"caf\xe9")
-    assert "the home is not UTF-8: b'" in refusal(home, "taud", "--detach", TAU_HOME=f"{home.home}/{odd}")
-    assert "names of files, not ascii" in refusal(home, "taud", "--detach", **ASCII)
+    assert "names of files must be UTF-8: the encoding is utf-8, the home" in refusal(
+        home, "taud", "--detach", TAU_HOME=f"{home.home}/{odd}"
+    )
+    assert "names of files must be UTF-8: the encoding is ascii" in refusal(home, "taud", "--detach", **ASCII)
     home.start()
     (home.work / f"{odd}.py").write_text(QUICK)
     assert "not UTF-8: b'" in refusal(home, "main", "deploy", home.work / f"{odd}.py")
