@@ -3292,12 +3292,6 @@ def read_file(path: str, name: str) -> Json:
         raise cannot_read(path, problem, "give the path of a Python file, or of a folder") from None
     if len(content) > DEPLOYMENT_BYTES_MAX:
         raise LoadFailed(f"{path} is larger than {DEPLOYMENT_BYTES_MAX:,} bytes", KEEP_SMALL, file=path)
-    try:
-        text = content.decode("utf-8")
-        if len(encode(text)) <= len(content) * 4 // 3 + 100:  # control characters are long in JSON
-            return {"path": name, "text": text}
-    except UnicodeDecodeError:
-        pass
     return {"path": name, "base64": base64.b64encode(content).decode("ascii")}
 
 
