@@ -3142,7 +3142,7 @@ def parser_of(name: str) -> argparse.ArgumentParser:
     return parser
 
 
-#: Purpose → the first words of its commands; commands in no row are shown as `more`.
+#: Purpose → the first words of its commands.
 PURPOSES = {
     "deploy": "deploy check try undeploy",
     "run": "run wait retry cancel backfill",
@@ -3154,14 +3154,11 @@ PURPOSES = {
 
 
 def overview() -> str:
-    groups, words = COMMAND_GROUPS, next_words("")
-    listed = " ".join(PURPOSES.values()).split()
-    more = " ".join(word for word in words if word not in listed)
+    words = next_words("")
     lines = ["tau: deploy, run and inspect pipelines of a taud daemon.", "", "usage: tau COMMAND [...]", ""]
-    for purpose, names in (PURPOSES | {"more": more}).items():
-        shown = [f"{name} ({words[name]})" if name in groups else name for name in names.split() if name in words]
-        if shown:
-            lines.append(filled(f"  {purpose:<10} ", ", ".join(shown)))
+    for purpose, names in PURPOSES.items():
+        shown = [f"{name} ({words[name]})" if name in COMMAND_GROUPS else name for name in names.split()]
+        lines.append(filled(f"  {purpose:<10} ", ", ".join(shown)))
     return "\n".join([*lines, OVERVIEW_END])
 
 
