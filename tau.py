@@ -8010,18 +8010,17 @@ class Process:
     def read(self, limits: Json, final: bool) -> bool:
         """Reads the records that came since the last call; returns whether there are more."""
         # The output is read first: the journal then names all secrets that can be in it.
-        outputs = [
-            read_lines(f"{self.path}.{stream}", self.position[stream], LOG_LINE_BYTES_MAX, final)
+        outputs = {
+            stream: read_lines(f"{self.path}.{stream}", self.position[stream], LOG_LINE_BYTES_MAX, final)
             for stream in ("stdout", "stderr")
-        ]
+        }
         if self.read_journal(limits):
             return True
         self.ended = self.ended or self.read_end()
         more = False
-        for stream, (lines, self.position[stream], left) in zip(("stdout", "stderr"), outputs, strict=True):
-            self.log_output(
-                stream, self.mask.text(b"\n".join(lines)).split(b"\n") if lines else [], limits, final and not left
-            )
+        for stream, (lines, self.position[stream], left) in outputs.items():
+            text = self.mask.text(b"\n".join(lines))
+            self.log_output(stream, text.split(b"\n") if lines else [], limits, final and not left)
             more |= left
         if final and not more and "skipped" in self.position:
             count, why = self.position.pop("skipped")
@@ -10602,12 +10601,7 @@ class Database:
                 more = self.inbox.get()
                 last = more is None
                 group += more or ()
-            group = [*group, *((work, (), None) for work in self.settle)]
-            try:
-                answers, touched = self.commit(group)
-            except Exception as problem:  # not even a rollback was possible
-                refused = self.refusal(problem)
-                answers, touched = [(future, refused) for _, _, future in group], set()
+            answers, touched = self.commit([*group, *((work, (), None) for work in self.settle)])
             settled, due = [answer for future, answer in answers if future is None], ()
             try:
                 due = self.on_settled(*settled) if settled else ()
@@ -10635,7 +10629,7 @@ class Database:
         except Exception as problem:  # from SQLite, the disk or a bug; the other writes must not fail too
             if is_sync_failure(problem):
                 give_up(problem)
-            if self.writer.in_transaction:
+            with contextlib.suppress(sqlite3.Error):  # it was rolled back already, or the next group tries again
                 self.writer.execute("ROLLBACK")
             if len(group) == 1:
                 return [(group[0][2], self.refusal(problem))], set()

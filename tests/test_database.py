@@ -11,6 +11,7 @@ import sqlite3
 import subprocess
 import sys
 import tempfile
+import types
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -116,7 +117,8 @@ def test_a_killed_store_opens_with_its_runs(tmp_path: Path) -> None:
         }  # fmt: skip
         assert [len(store.ask.unfinished()), store.ask.failures(10)[1]] == [1, 1]
         done = next(run for run in runs if run["status"] == "success")
-        document = module.describe(store, done["run_id"])
+        call = types.SimpleNamespace(ask=store.ask, daemon=store)
+        document = module.describe(call, done["run_id"])
         assert document["result"] == {"total": 12.5, "day": "e"}
         assert document["trace"]["log_tail"] == ["fetched", "printed", "slow"]
         assert document["trace"]["steps"][0]["name"] == "extract"

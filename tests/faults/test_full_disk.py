@@ -85,7 +85,7 @@ def test_a_full_disk_loses_nothing_and_recovers_by_itself(small: Tau) -> None:
     (small.home / "filler").unlink()
     finished = small("wait", live)
     assert (finished["status"], finished["result"]) == ("success", "done")
-    assert finished["trace"]["log_lines"] == 50
+    assert finished["trace"]["log_lines"] in (50, 51)  # one may tell that the full disk has torn a line
     assert small("run", "quick", "-p", "n=2")["result"] == {"n": 2}
     assert small("status")["storage"]["free_bytes"] > 100_000
     small.kill()
