@@ -2059,8 +2059,8 @@ def is_alive(process: Json) -> bool:
 
 
 def send_signal(process: Json, number: int) -> None:
-    """Signals the process group of a run, if its leader is still this process."""
-    if is_alive(process):
+    """Signals the process group of a run, if its leader is still this process, and leads its session."""
+    if is_alive(process) and stat_fields(process["pid"])[3:4] in ([], [str(process["pid"])]):
         signal_group(process["pid"], number)
 
 
@@ -7947,7 +7947,8 @@ class Process:
         self.mask = Mask()  # hides the secrets that its processes have read, in all that is stored of it
         self.secrets = os.path.join(folder, os.pardir, "secrets")
         self.server = server  # identity of the fork server it was given to
-        self.leader: Json | None = None  # its identity and start, as the fork server told it
+        self.leader: int | None = None  # its pid, as the fork server told it
+        self.given_at = time.monotonic()
         self.start: Json | None = None  # its first record: who it is
         self.last_record: Json | None = None  # its `returned` or `raised` record
         self.ended: Json | None = None  # the fork server's end record
@@ -8045,18 +8046,21 @@ class Process:
                     count, why = self.position.get("skipped", (0, str(problem)))
                     self.position["skipped"] = (count + 1, why)
             first = False
-        if self.start is None and self.leader and time.monotonic() - self.leader["mono"] > BIRTH_S:
-            self.start = self.leader  # it has removed its first record
+        if self.start is None and self.leader and time.monotonic() - self.given_at > BIRTH_S:
+            # It has removed its first record.
+            self.start = identity(self.leader) | {"at": time.time(), "mono": self.given_at}
         return more
 
     def read_end(self) -> Json | None:
         """Returns the fork server's end record.  While the process lives, it can only be a forgery."""
         path = self.path + ".end"
-        who = self.start or self.leader
-        if not os.path.lexists(path) or (who is not None and is_alive(who)):
+        if not os.path.lexists(path) or (is_alive(self.start) if self.start else process_started(self.leader or 0)):
             return None
+        line = read_bytes(path)
+        if line is not None and not line.endswith(b"\n"):
+            return None  # it is being written
         try:
-            return read_record(read_bytes(path) or b"", self.mask, "end")
+            return read_record(line or b"", self.mask, "end")
         except ValueError as problem:
             return {"lost": f"its end record cannot be read: {problem}"}
 
@@ -8064,8 +8068,7 @@ class Process:
         """Takes one record, about the process or of its trace."""
         kind = record["t"]
         if kind == "start":
-            fields = stat_fields(record["pid"])
-            if record["pid"] in (os.getpid(), self.server.get("pid")) or fields[3:4] not in ([], [str(record["pid"])]):
+            if record["pid"] in (os.getpid(), self.server.get("pid")):
                 raise ValueError("start: it names another process")
             self.start = record
         elif kind == "far_start":
@@ -8274,7 +8277,7 @@ class Runner:
         """Takes a message of the fork server: a process was started, or has ended."""
         process = self.live.get(message["stem"])
         if process is not None and "pid" in message:
-            process.leader = identity(message["pid"]) | {"at": time.time(), "mono": time.monotonic()}
+            process.leader = message["pid"]
         elif process is not None:
             process.ended = message["end"]  # the disk may have had no room for it
             self.spawn(self.finish(process))
@@ -8315,9 +8318,8 @@ class Runner:
         for name in os.listdir(self.folder):
             path = os.path.join(self.folder, name)
             stem, _, kind = name.rpartition(".")
-            with contextlib.suppress(FileNotFoundError):  # an old fork server is just writing an end
-                if stem not in known and (kind not in ("journal", "part") or os.lstat(path).st_mtime < old):
-                    remove_tree(path)
+            if stem not in known and (kind != "journal" or os.lstat(path).st_mtime < old):
+                remove_tree(path)
 
     async def restart(self, process: Process) -> None:
         """Starts, with a new journal, an admitted run that never began; ends it if it is unwanted."""
@@ -11409,8 +11411,13 @@ class ForkServer:
 
     def save_end(self, job: Json, record: Json) -> None:
         """Writes the end record to its file.  Tells the daemon too, in case the disk is full."""
+        path = job["journal"] + ".end"
         with contextlib.suppress(OSError):
-            replace_file(job["journal"] + ".end", encode(record), durable=False)
+            if os.path.lexists(path):
+                remove_tree(path)  # the run's: what it says is not to be believed
+            file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            os.write(file, encode(record))
+            os.close(file)
         self.tell({"stem": job["stem"], "end": record})
 
     def tell(self, message: Json) -> None:

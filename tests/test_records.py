@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -143,14 +145,22 @@ def test_an_end_that_only_the_run_can_have_written_is_not_believed(fresh: Tau, r
     eventually(lambda: not [path for path in (fresh.home / "runs").iterdir() if run_id in path.name])
 
 
-def test_a_run_of_which_no_end_can_be_read_is_lost(fresh: Tau) -> None:
+@pytest.mark.parametrize("forged", ["", "{}\n"])
+def test_a_run_of_which_no_end_can_be_read_is_lost(fresh: Tau, forged: str) -> None:
+    """Its fork server would replace a forged end."""
     fresh.deploy_held(after="os._exit(0)")
     run_id = fresh.call("run", name="it", wait=False)["run_id"]
-    pid = eventually(lambda: [row["pid"] for row in fresh.call("status")["processes"] if row["role"] == "run"])[0]
+    pids = eventually(lambda: [row["pid"] for row in fresh.call("status")["processes"] if row["role"] != "daemon"][1:])
+    server = next(row["pid"] for row in fresh.call("status")["processes"] if row["role"] == "fork server")
     fresh.kill()
-    (fresh.home / "runs" / f"{run_id}.1.end").mkdir()
+    os.kill(server, signal.SIGKILL)
+    end = fresh.home / "runs" / f"{run_id}.1.end"
+    if forged:
+        end.write_text(forged)
+    else:
+        end.mkdir()
     fresh.go.touch()
-    eventually(lambda: not is_running(pid))
+    eventually(lambda: not any(map(is_running, pids)))
     fresh.start()
     run = fresh.call("wait", run_id=[run_id])
     assert (run["status"], run["error"]["type"]) == ("lost", "ProcessLost")
