@@ -13893,13 +13893,13 @@ class Loading:
         self.house, self.mode, self.keys = house, mode, keys
         self.table = house.quoted(name)
         self.columns: dict[str, Column] | None = house.columns_of(name)  # by folded name
-        self.batch, self.count = Rows(), 0  # this batch, and the rows of those before
+        self.count = 0  # rows of the batches before
         self.holders: dict[str, Column] = {}  # the columns that convert cells of this batch
         if mode == "replace" and self.columns is not None:
             house.execute(f"DELETE FROM {self.table}", {})
 
     def add(self, batch: Rows) -> None:
-        scan, self.batch = Scan(batch), batch
+        scan = Scan(batch)
         if not scan.columns or (self.columns is None and self.keys and not batch):  # a key has no kind yet
             return
         self.widen(scan)
@@ -13910,7 +13910,6 @@ class Loading:
         else:
             for shape, rows in itertools.groupby(batch, tuple):  # in their order: the last row of a key wins
                 self.insert(Scan(Rows(rows)), [*shape] or scan.columns[:1])
-        self.count += len(batch)
 
     def widen(self, scan: Scan) -> None:
         """Adds and widens what the table lacks.  Raises SourceError for a cell that would come back as another."""
@@ -13970,8 +13969,9 @@ class Loading:
         except house.errors as problem:
             text = cause_text(problem)
             is_text = re.search(r"NUL\b|0x00|surrogate|utf-?8", text, re.IGNORECASE) is not None
-            where = odd_text(self.batch, self.count + 1) if is_text else ""
+            where = odd_text(scan.rows, self.count + 1) if is_text else ""
             raise SourceError(f"{house.label}: {self.table}: {where}{text}", house.hint(text)) from problem
+        self.count += len(scan.rows)
 
     def replace(self, scan: Scan, shape: list[str], insert: str) -> None:
         """Updates each row, or inserts it, in databases without ON CONFLICT."""
@@ -14103,8 +14103,7 @@ class SQLite(Warehouse):
         return {self.fold(row[1]): self.column(row[1], row[2]) for row in rows} or None
 
     def can_widen(self, table: str, old: Column, column: Column) -> bool:
-        """Whether the old column stores these values as well: one of integers stores any number."""
-        return old.kind is KINDS_OF_COLUMN["integer"]
+        return old.kind is KINDS_OF_COLUMN["integer"]  # it stores any number
 
     def alter(self, table: str, old: Column | None, column: Column) -> None:
         if old is not None and self.is_empty(table, old):
@@ -15139,7 +15138,6 @@ class Column:
         return made
 
     def way(self, place: str) -> Callable[[Any], Any]:
-        """Returns the function that makes a cell of a value for csv, sqlite or native."""
         make = cell_for(place)
         return lambda value: make(self.cell(value))
 

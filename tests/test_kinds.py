@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from conftest import Context
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from postgres import importable
 
@@ -111,7 +111,7 @@ def load_both(house: str, ctx: Context, first: Any, second: Any, mode: str) -> b
 @pytest.mark.parametrize("kind", COLUMNS)
 def test_a_value_comes_back_or_is_refused(kind: str, mode: str, house: str, ctx: Context) -> None:
     """All values of each kind of column and mode in CI; else a share of them, another one each time."""
-    step = 1 if FAULTS >= 100 else 11
+    step = 1 if FAULTS >= 100 else 23
     first = ([*COLUMNS].index(kind) * 3 + len(mode)) % step
     values = VALUES[first::step]
     if house.startswith("duckdb") and not importable("pytz"):  # which it wants for times with a zone
@@ -350,7 +350,12 @@ def same_in_a_file(name: str, given: Any, back: Any) -> bool:
 
 @pytest.mark.parametrize("target", ["sqlite", "duckdb", "postgresql", "csv", "jsonl", "parquet"])
 @given(batches=loads())
-@settings(max_examples=1000 if FAULTS >= 100 else 10, deadline=None, suppress_health_check=[*HealthCheck])
+@settings(
+    max_examples=1000 if FAULTS >= 100 else 10,
+    phases=[*Phase] if FAULTS >= 100 else [Phase.explicit, Phase.generate],  # to shrink takes long
+    deadline=None,
+    suppress_health_check=[*HealthCheck],
+)
 def test_any_rows_come_back_or_are_refused_by_name(
     target: str, batches: list[list[dict[str, Any]]], ctx: Context, request: pytest.FixtureRequest
 ) -> None:
