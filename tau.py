@@ -1009,10 +1009,6 @@ class Argument:
         return face if self.required or self.default is None else face | {"default": self.default}
 
 
-#: The flag of a function's code that says that the function is a coroutine.
-CO_COROUTINE = 0x80
-
-
 class Operation:
     """One thing Tau can do: its handler, its effect, and what is derived from them."""
 
@@ -1023,7 +1019,9 @@ class Operation:
         self.words = self.name.replace("_", " ", 1).replace("_", "-")
         self.scope = "read" if effect == "reads" else "operate"  # a key needs this scope
         self.sifts = False  # whether the handler itself leaves out what its caller may not see
-        # What a question may take: seconds of work, rows that it reads, bytes of its answer.
+        # Whether its handler is a plain function (no coroutine, 0x80), which is called beside the loop.
+        self.is_question = not handler.__code__.co_flags & 0x80
+        # What it may take there: seconds of work, rows that it reads, bytes of its answer.
         self.bounds: Json = {"seconds": 10.0, "rows": 200_000, "bytes": ANSWER_BYTES_MAX}
 
     @property
@@ -1039,11 +1037,6 @@ class Operation:
     @functools.cached_property
     def arguments(self) -> dict[str, Argument]:
         return {argument.name: argument for argument in self.read_signature()}
-
-    @property
-    def is_question(self) -> bool:
-        """Whether its handler is a plain function, which is called beside the loop, and abandoned at its bounds."""
-        return not self.handler.__code__.co_flags & CO_COROUTINE
 
     def call(self, caller: Any, arguments: Json) -> Any:
         # An argument whose name is a keyword of Python has a variable that ends with `_`.
@@ -2183,14 +2176,8 @@ class Turns:
 
     def begin(self) -> None:
         most = max(self.most - 1, 1)
-        while self.taken.total() < self.most:
-            name = min(
-                (name for name in self.waiting if self.taken[name] < most),
-                key=lambda name: self.taken[name],
-                default=None,
-            )
-            if name is None:
-                return
+        while self.taken.total() < self.most and (names := [n for n in self.waiting if self.taken[n] < most]):
+            name = min(names, key=lambda name: self.taken[name])
             turn, *later = self.waiting.pop(name)
             if later:
                 self.waiting[name] = later
@@ -5771,20 +5758,15 @@ class Connection(Protocol):
             return await self.reply(message)
         if not 0 < len(message) <= IN_FLIGHT_MAX:
             return refusal(None, InvalidRequest(f"a batch has 1 to {IN_FLIGHT_MAX} requests", "send fewer"))
-        size = 0
 
-        async def reply(request: Any) -> bytes | None:
-            nonlocal size
-            line = await self.reply(request)
-            size += len(line or b"")
-            self.unsent += len(line or b"")
+        async def reply(request: Any) -> bytes:
+            line = await self.reply(request) or b""
+            self.unsent += len(line)
             return line
 
-        try:
-            lines = await asyncio.gather(*map(reply, message))
-        finally:
-            self.unsent -= size
-        answered = [line.rstrip() for line in lines if line is not None]
+        lines = await asyncio.gather(*map(reply, message))
+        self.unsent -= sum(map(len, lines))
+        answered = [line.rstrip() for line in lines if line]
         return b"[%b]\n" % b",".join(answered) if answered else None
 
     async def reply(self, message: Any) -> bytes | None:
@@ -6403,10 +6385,7 @@ async def await_runs(call: Call, run_ids: list[str], timeout: float | None, foll
 
 
 async def story_of(call: Call, run_id: str, tail: int | None = None) -> AsyncIterator[Json]:
-    """Yields the events of a run until it is final, each time in the same order, by `seq`.
-
-    With *tail* it begins with the last *tail* log lines.
-    """
+    """Yields the events of a run by `seq`, from the last *tail* log lines on, until it is final."""
     change: asyncio.Event | None = None
     seq = await call.beside(lambda call: call.ask.story_begin(run_id, tail))
 
@@ -10189,12 +10168,11 @@ class Questions(Sql):
         return self.page(columns, "runs", conditions, "finished_at DESC, run_id DESC", limit)
 
     def whole_run(
-        self, run_id: str, number: int | None, full: bool
+        self, run_id: str, number: int | None = None, full: bool = False
     ) -> tuple[Json, Json | None, list[Json], list[Json], list[Json]]:
         """Returns a run, its last attempt or *number*, and the attempt's steps, last log lines, observations.
 
-        Unless *full*, these are the first and the last of many steps, with the steps around them, and the last
-        observations.
+        Unless *full*, it leaves out steps in the middle of many, and early observations.
         """
         self.db.execute("BEGIN")
         with self.db:  # one snapshot for all queries
