@@ -3473,13 +3473,9 @@ def env_list(desk: Desk) -> Json:
         tau --env production env list  # what this would mean
     """
     daemon = daemon_meant(desk)
+    in_use = {daemon["env"]: daemon["from"]}
     rows = [
-        {
-            "name": name,
-            "host": table["host"],
-            "key": key_of(table),
-            "in_use": daemon["from"] if daemon["env"] == name else None,
-        }
+        {"name": name, "host": table["host"], "key": key_of(table), "in_use": in_use.get(name)}
         for name, table in read_environments().items()
     ]
     return {"environments": rows, "daemon": daemon, "file": environments_path()}
@@ -4497,14 +4493,15 @@ class Posted(Channel):
         elif response.status in (502, 503, 504):
             raise unavailable("gateway", why=f"{response.status} {response.reason}")
         elif response.status in range(301, 309) and (place := response.headers["Location"]):
-            raise unavailable("moved", why=place.removesuffix("/rpc"))
+            place = place.removesuffix("/rpc")
+            raise unavailable("moved", why=place, host=shell_line(place))
         else:
             raise unavailable("not_a_tau")
 
 
 def silence() -> float:
     try:
-        return max(float(os.environ.get("TAU_TIMEOUT_S") or SILENCE_S), 0.1)
+        return max(finite(os.environ.get("TAU_TIMEOUT_S") or str(SILENCE_S)), 0.1)
     except ValueError:
         raise BadRequest("TAU_TIMEOUT_S is not a number of seconds", f"TAU_TIMEOUT_S={SILENCE_S:g}") from None
 
@@ -4563,7 +4560,7 @@ UNAVAILABLE = {
         "check --host and TAU_HOST: tcp:// or tls:// for lines, http:// or https:// for HTTP",
     ),
     "gateway": ("the proxy before the daemon says {why}", "the daemon behind it is down, or just starting"),
-    "moved": ("the daemon is elsewhere: {why}", "--host {why}"),
+    "moved": ("the daemon is elsewhere: {why}", "--host {host}"),
     "not_allowed": ("not allowed to connect to {where}", "the daemon is another user's: see [daemon] group"),
     "no_socket": ("no daemon: there is no socket at {where}", "{start}"),
     "refused": ("no daemon listens at {where}", "{start}"),

@@ -243,6 +243,10 @@ ANSWERS: dict[str, tuple[str, Callable[[socket.socket], None], int, str, str | N
         "unavailable",
         "moved",
     ),
+    "a redirection into the shell": (
+        *("http", saying(page("301 Moved", "Location: https://x/;touch $HOME"))),
+        *(6, "unavailable", "moved"),
+    ),
     "lines where HTTP is meant": ("http", saying(b'{"id":0}\n'), 6, "unavailable", "not_a_tau"),
     "a wrong key": ("http", saying(page("401 Unauthorized", "Tau-Protocol: 1", body=FORBIDDEN)), 4, "forbidden", None),
     "half an answer": (
@@ -264,6 +268,8 @@ def test_what_answers_is_told_apart(home: Tau, name: str) -> None:
     assert error["hint"]
     if name == "a redirection":
         assert error["hint"] == "--host https://tau.example.com"
+    if name == "a redirection into the shell":
+        assert error["hint"] == "--host 'https://x/;touch $HOME'"
 
 
 def test_a_method_that_a_daemon_of_another_version_lacks_is_said_to_be_one(home: Tau) -> None:
