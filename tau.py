@@ -4760,8 +4760,7 @@ def detach(home: str, words: list[str]) -> Json:
     log_path = os.path.join(home, "taud.log")
     rotate_log(log_path)
     answer, child_end = os.pipe()
-    flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW
-    with open(open_file(log_path, flags), "a+b") as log, open(answer, "rb") as ready:
+    with open(log_path, "a+b") as log, open(answer, "rb") as ready:
         start = log.seek(0, os.SEEK_END)
         with open(os.devnull) as null, open(child_end, "wb") as written:
             files = {0: null.fileno(), 1: written.fileno(), 2: log.fileno()}
@@ -11803,7 +11802,7 @@ def prepare(attempt: Attempt) -> None:
     """Sets up what user code needs: directory, environment, captured output, limits, a stop signal."""
     job = attempt.job
     for number, stream in ((1, "stdout"), (2, "stderr")):
-        file = os.open(f"{job['journal']}.{stream}", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        file = open_file(f"{job['journal']}.{stream}", os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW)
         os.dup2(file, number)
         os.close(file)
         attempt.outputs.append(Output(attempt.journal, stream, number))
@@ -15423,7 +15422,8 @@ class Journal:
         self.unsaid: Json | None = None  # the latest progress, if not yet written
 
     def open(self) -> int:
-        low = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
+        # A run may have put a fifo there, which would let us wait for ever.
+        low = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_NONBLOCK | os.O_NOFOLLOW)
         descriptor = copy_descriptor(low)
         os.close(low)
         return descriptor

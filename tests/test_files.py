@@ -138,7 +138,7 @@ PLACES = (
     *("environments/odd", "environments/0123456789ab.lock", "data/it/odd", "secrets/ODD", "runs/caf\udce9.stdout"),
 )
 #: Places that taud needs: what cannot be used there is refused at the start, and named.
-NEEDED = ("tau.db", "tau.toml", "tau.lock", "taud.log", "runs", "tau.sock")
+NEEDED = ("tau.db", "tau.toml", "tau.lock", "runs", "tau.sock")
 #: How many homes there are with each kind of file in another place.
 TURNS = len(KINDS) if int(os.environ.get("TAU_FAULTS", "12")) >= 100 else 3
 
@@ -172,3 +172,41 @@ def test_a_place_that_taud_needs_is_refused_and_named_if_something_else_is_there
     (home.home / place).unlink()
     assert (done.exit, done.error["code"]) in ((5, "conflict"), (5, "storage_full"), (2, "bad_request"))
     assert place in done.error["message"]
+
+
+#: What a run puts in the place of its own files while it runs.
+SPOILING = """
+import os, shutil, socket
+def it(ctx, place: str = "", kind: str = ""):
+    if not place:
+        return 1
+    path = os.path.join(os.environ["TAU_HOME"], place.format(ctx.run_id))
+    if os.path.isdir(path):
+        shutil.rmtree(path)
+    elif os.path.lexists(path):
+        os.unlink(path)
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    if kind == "directory":
+        os.mkdir(path)
+    elif kind == "socket":
+        os.chdir(os.path.dirname(path))
+        socket.socket(socket.AF_UNIX).bind(os.path.basename(path))
+    elif kind:
+        os.mkfifo(path if kind == "fifo" else path + "x")
+        if kind != "fifo":
+            os.symlink(path + kind[0], path)
+"""
+
+
+@pytest.mark.parametrize("place", ["runs/{}.1.journal", "runs/{}.1.stdout", "memos/{}", "memos", "data/it", "versions"])
+def test_what_a_run_does_to_its_files_holds_nobody_up(fresh: Tau, place: str) -> None:
+    fresh.deploy_it(SPOILING)
+    for kind in ("fifo", "directory", "socket", "nowhere", "x: a fifo", ""):
+        run = fresh.call("run", name="it", params={"place": place, "kind": kind}, timeout=30)
+        assert run["status"] in ("success", "failed", "lost"), kind
+        path = fresh.home / place.format(run["run_id"])
+        if "{" not in place and not path.is_dir():
+            path.unlink(missing_ok=True)
+        assert fresh.call("run", name="it", timeout=30)["result"] == 1, kind
+        fresh.call("prune")
+    assert "Traceback" not in (fresh.home / "taud.log").read_text()
