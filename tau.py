@@ -5107,7 +5107,7 @@ class LogFilter:
 def rotate_log(path: str) -> bool:
     """Moves a log aside if it is too large, and returns whether it was."""
     with contextlib.suppress(OSError):
-        if os.path.getsize(path) > LOG_BYTES_MAX:
+        if os.lstat(path).st_size > LOG_BYTES_MAX:  # where a link leads to is its maker's
             os.replace(path, f"{path}.1")
             return True
     return False
@@ -11064,13 +11064,14 @@ class Metrics:
         tallies[labels].add(seconds, times)
 
     def failed(self, task: str, problem: BaseException) -> None:
-        """Counts, logs and saves for `status` that a part of the daemon has failed; it goes on."""
-        count = self.failures[task]["count"] + 1 if task in self.failures else 1
+        """Logs that a part of the daemon has failed, and goes on; counts a bug, and saves it for `status`."""
+        bug = None if isinstance(problem, TauError) else problem  # else the disk is full, say
         error = f"{type(problem).__name__}: {problem}"[:200]
-        self.failures[task] = {"task": task, "count": count, "last_at": rfc3339(time.time()), "error": error}
-        self.add("tau_task_failures_total", labels=f'task="{task}"')
-        bug = None if isinstance(problem, TauError) else problem
         logging.getLogger("tau").error("%s failed: %s", task, error, exc_info=bug)
+        if bug is not None:
+            count = self.failures[task]["count"] + 1 if task in self.failures else 1
+            self.failures[task] = {"task": task, "count": count, "last_at": rfc3339(time.time()), "error": error}
+            self.add("tau_task_failures_total", labels=f'task="{task}"')
 
     def request(self, method: str, seconds: float, code: str = "") -> None:
         """Counts an answered request; *code* is its error's, if it has one."""
