@@ -14293,10 +14293,29 @@ class FileFormat:
         return str(csv_cell(cell)) if self.reader is read_csv else encode_json(to_json(cell, "key"))
 
 
+#: Suffixes of files that no format= reads → what helps.
+FOREIGN = {
+    "bz2 xz zst zip tar tgz 7z": "of packed files only .gz is known: unpack it first",
+    "xls xlsx xlsm ods": "save it as CSV, or read it by pandas.read_excel: ctx.load takes its frame",
+}
+PACKED_HINT, SHEET_HINT = FOREIGN.values()
+#: How files begin that are no UTF-8 → what helps.  The longer of two comes first.
+BEGINNINGS = {
+    b"\xff\xfe\0\0": "encoding='utf-32'",
+    b"\xff\xfe": "encoding='utf-16'",
+    b"\xfe\xff": "encoding='utf-16'",
+    **dict.fromkeys((b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd"), PACKED_HINT),
+    b"PK\3\4": f"{PACKED_HINT}; of an Excel file: {SHEET_HINT}",
+    b"\xd0\xcf\x11\xe0": SHEET_HINT,
+}
+
+
 def find_format(named: str | None, path: str) -> FileFormat:
     suffix = named or path.removesuffix(".gz").rpartition(".")[2].lower()
     if suffix not in FILE_FORMATS:
         hint = did_you_mean(suffix, FILE_FORMATS, "or say format='csv'; known: " + ", ".join(FILE_FORMATS))
+        if foreign := next((hint for suffixes, hint in FOREIGN.items() if suffix in suffixes.split()), None):
+            hint = f"{foreign}; known: {', '.join(FILE_FORMATS)}"
         raise BadRequest(f"'{path}' has no known format", hint)
     return FILE_FORMATS[suffix]
 
@@ -14314,7 +14333,9 @@ def labelled(label: str, batches: Batches) -> Batches:
     except (SourceError, BadRequest) as problem:
         raise type(problem)(f"{label}: {problem}", problem.hint) from problem.__cause__
     except UnicodeDecodeError as problem:
-        raise SourceError(f"{label}: {problem}", "say encoding='cp1252', 'latin-1', 'utf-16'…") from None
+        known = (hint for start, hint in BEGINNINGS.items() if problem.object.startswith(start))
+        # latin-1 is not named: it reads any bytes, those of other encodings as nonsense
+        raise SourceError(f"{label}: {problem}", next(known, "say encoding='cp1252', 'shift_jis', 'utf-16'…")) from None
     except (EOFError, zlib.error, gzip.BadGzipFile) as problem:
         raise SourceError(f"{label}: {problem}", "is it whole, and of this format?") from None
 
@@ -14336,7 +14357,8 @@ def read_csv(
         dialect = {"escapechar": escape, "skipinitialspace": skip_spaces}
         reader = CsvLines(text, skip_lines, delimiter, quote, (decimal, thousands), **dialect)
         names = reader.names = [*columns] if columns is not None else reader.header()
-        check_distinct(names, "columns=[…], skip_lines=1 renames them")
+        skip = f"skip_lines={reader.last}"
+        check_distinct(names, f"columns=[…], {skip} renames them; {skip} alone, if the header is below")
         lines = reader.fitted(ragged)
         if words := {nulls} if isinstance(nulls, str) else {*nulls}:
             lines = ([None if cell in words else cell for cell in line] for line in lines)
@@ -14350,6 +14372,9 @@ def read_csv(
         hint = (
             "quote='' if quotes are text, escape='\\\\' if a backslash escapes them, skip_spaces=True if spaces precede"
         )
+        after = re.search(r"""["'] ?([,;\t|])""", reader.first)
+        if after and after[1] != delimiter and reader.is_at_start:
+            hint = f"delimiter={after[1]!r}, if it is between cells"
         raise SourceError(f"{reader.place}: {problem}", hint) from None
     finally:
         text.detach()  # the caller closes the file
@@ -14374,7 +14399,7 @@ class CsvLines:
         first = next(lines, "")
         if named := re.fullmatch(r"sep=(.)\s*", first):  # as Excel writes
             delimiter, skipped, first = named[1], skipped + 1, ""
-        self.marks = marks
+        self.marks, self.first = marks, first
         self.is_bare = quote is None and delimiter == "\t"  # a quote in TSV is text more often than not
         self.last = self.skipped = skipped  # number of the last line of the record before
         quoting = csv.QUOTE_NONE if quote == "" else csv.QUOTE_MINIMAL
@@ -14390,6 +14415,11 @@ class CsvLines:
         first, last = self.last + 1, self.reader.line_num + self.skipped
         return f"line {first}" if first >= last else f"line {first} (to {last})"
 
+    @property
+    def is_at_start(self) -> bool:
+        """Whether no record has been read, also no header."""
+        return self.last == self.skipped
+
     def header(self) -> list[str]:
         """Returns the names in the first line that is not blank."""
         names: list[str] = next(filter(None, self.reader), [])
@@ -14397,10 +14427,14 @@ class CsvLines:
             raise SourceError(
                 "there is no header", "is the file empty?  skip_lines skips lines, columns=[…] names them"
             )
-        if len(names) == 1 and (other := next((c for c in ";\t|" if c in names[0]), None)):
+        if other := self.other_delimiter(names):
             raise SourceError(f"the header is one column: {safe_repr(names[0])}", f"delimiter={other!r}")
         self.last = self.reader.line_num + self.skipped
         return names
+
+    @staticmethod
+    def other_delimiter(line: list[str]) -> str | None:
+        return next((mark for mark in ";\t|" if mark in line[0]), None) if len(line) == 1 else None
 
     def fitted(self, ragged: bool) -> Iterable[list[Any]]:
         """Yields lines as long as the header and skips blank ones.  *ragged* fills and cuts others."""
@@ -14424,12 +14458,19 @@ class CsvLines:
         """Says how to read a line that is longer or shorter than the header, without losing a cell."""
         if any(cell.startswith(' "') for cell in line):
             return "skip_spaces=True, if spaces precede the quotes"
+        if self.is_at_start and (other := self.other_delimiter(line)):
+            return f"delimiter={other!r}"
         if len(line) <= width:
             return "ragged=True fills such lines; a step can drop a footer"
         if not any(line[width:]):
             return "ragged=True cuts empty cells"
+        if self.is_at_start:
+            return f"columns=[…] needs {len(line)} names"
+        header = f"skip_lines={self.last}, if this line is the header"
+        if is_first:
+            return f"{header}; columns=[…] with it, if the header lacks a name"
         lost = "is there a delimiter in a cell that is not quoted?  escape='\\\\', if it is escaped"
-        return f"skip_lines={self.last}, if this line is the header" if is_first else lost
+        return f"{header}; {lost}" if width == 1 else lost
 
     def cast(self, lines: Iterable[list[Any]], types: Any, sample: int | None) -> Iterable[list[Any]]:
         """Converts cells to these types, with True to those guessed from a sample.  Empty cells become None."""

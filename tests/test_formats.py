@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bz2
 import datetime
 import gzip
 import io
@@ -258,6 +259,33 @@ HINTS = {
     "spaces before quotes": (b'id, name, city\n1, "Smith, J", "Rome"\n', "skip_spaces=True"),
     "escaped quotes": (b'"id","title"\n"1","foo (\\"bar\\")"\n', "escape='\\\\' if a backslash escapes"),
     "another delimiter": (b"id;name\n1;ada\n", "delimiter=';'"),
+    "another delimiter of quoted cells": (b'"id";"name"\n"1";"ada"\n', "delimiter=';'"),
+    "rows with a name before": (b"A,B\nx,1,2\ny,3,4\n", "columns=[…] with it, if the header lacks a name"),
+    "comments": (b"#one\n#two\n#three\nS,X\n1,2\n", "skip_lines=3, if this line is the header"),
+    "a title": (b",,\nTotal,,\nid,name,city\n1,ada,rome\n", "skip_lines=1 alone, if the header is below"),
+    "two names after blank lines": (b"\n\na,a\n1,2\n", "columns=[…], skip_lines=3 renames them"),
+}
+UNNAMED = {
+    "another delimiter": (b"1;2;3\n", "delimiter=';'"),
+    "a name too few": (b"1,2,3,4\n", "columns=[…] needs 4 names"),
+}
+#: How files begin that are not UTF-8.  Most of these are read in cp1252 too, as nonsense.
+STRANGE = {
+    "UTF-16": ("a.csv", "a,b\n1,2\n".encode("utf-16"), {}, "encoding='utf-16'"),
+    "UTF-16 of the other order": ("a.csv", b"\xfe\xff" + "a,b\n".encode("utf-16-be"), {}, "encoding='utf-16'"),
+    "UTF-32": ("a.csv", "a,b\n1,2\n".encode("utf-32"), {}, "encoding='utf-32'"),
+    "Japanese": (
+        "a.csv",
+        "num,text\n1,サウロン\n".encode("shift_jis"),
+        {},
+        "encoding='cp1252', 'shift_jis', 'utf-16'…",
+    ),
+    "bzip2": ("a.csv", bz2.compress(b"a,b\n1,2\n"), {}, "unpack it first"),
+    "bzip2 by its name": ("a.csv.bz2", bz2.compress(b"a,b\n1,2\n"), {}, "unpack it first"),
+    "a tar archive": ("a.tar.gz", b"", {}, "unpack it first"),
+    "an Excel file": ("a.csv", b"PK\3\4\x14\0\6\0\x8e", {}, "pandas.read_excel"),
+    "an Excel file by its name": ("a.xlsx", b"", {}, "pandas.read_excel"),
+    "an old Excel file": ("a.xls", b"\xd0\xcf\x11\xe0", {"format": "csv"}, "pandas.read_excel"),
 }
 
 
@@ -266,6 +294,23 @@ def test_a_hint_loses_no_cell(case: str) -> None:
     data, hint = HINTS[case]
     with pytest.raises(module.SourceError) as caught:
         read("csv", data)
+    assert hint in caught.value.hint
+
+
+@pytest.mark.parametrize("case", UNNAMED)
+def test_a_hint_knows_that_the_caller_names_the_columns(case: str) -> None:
+    data, hint = UNNAMED[case]
+    with pytest.raises(module.SourceError) as caught:
+        read("csv", data, columns=["a", "b", "c"])
+    assert hint in caught.value.hint
+
+
+@pytest.mark.parametrize("case", STRANGE)
+def test_a_hint_tells_what_a_file_is(case: str, ctx: Context, tmp_path: Path) -> None:
+    name, data, options, hint = STRANGE[case]
+    (tmp_path / name).write_bytes(data)
+    with pytest.raises(module.TauError) as caught:
+        ctx.extract(tmp_path / name, **options)
     assert hint in caught.value.hint
 
 
