@@ -2456,11 +2456,12 @@ def remove_file(path: str) -> None:
 
 def remove_tree(path: str) -> None:
     """Removes what is at a path, whatever it is, as far as it can.  (rmtree would wait for a fifo.)"""
-    if os.path.isdir(path) and not os.path.islink(path):
+    try:
+        os.unlink(path)
+    except FileNotFoundError:
+        pass
+    except OSError:  # it is a directory
         shutil.rmtree(path, ignore_errors=True)
-    else:
-        with contextlib.suppress(OSError):
-            os.unlink(path)
 
 
 def names_below(folder: str) -> list[str]:
