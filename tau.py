@@ -1022,7 +1022,7 @@ class Operation:
         # Whether its handler is a plain function (no coroutine, 0x80), which is called beside the loop.
         self.is_question = not handler.__code__.co_flags & 0x80
         # What it may take there: seconds of work, rows that it reads, bytes of its answer.
-        self.bounds: Json = {"seconds": 10.0, "rows": 200_000, "bytes": ANSWER_BYTES_MAX}
+        self.bounds: Json = {"seconds": 10.0, "rows": 110_000, "bytes": ANSWER_BYTES_MAX}
 
     @property
     def summary(self) -> str:
