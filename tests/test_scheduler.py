@@ -1315,7 +1315,7 @@ def test_a_kill_in_the_middle_of_ten_thousand_schedules_runs_none_twice(home: Ta
     before = queued()
     assert before < count
     home.start("--max-concurrent", "1")
-    eventually(lambda: queued() == count, 30)
+    eventually(lambda: queued() == count, 120)
     assert home("status", timeout=10)["queued"] > 0
     assert db.execute("SELECT max(n) FROM (SELECT count(*) AS n FROM runs GROUP BY pipeline)").fetchone() == (1,)
     fired = db.execute("SELECT count(*), count(DISTINCT pipeline) FROM events WHERE type = 'tick.fired'").fetchone()

@@ -102,7 +102,8 @@ def test_a_home_that_is_mounted_read_only_is_refused_by_name(home: Tau) -> None:
         home.start()
         home("shutdown")
         eventually(lambda: not home.remains())
-        subprocess.run(["mount", "-o", "remount,ro", home.home], check=True)
+        remount = ["mount", "-o", "remount,ro", home.home]
+        eventually(lambda: subprocess.run(remount, check=False, capture_output=True).returncode == 0)
         error = refusal(home)
         assert (str(home.home) in error["message"], "Read-only file system" in error["message"]) == (True, True)
         subprocess.run(["mount", "-o", "remount,rw", home.home], check=True)
