@@ -225,6 +225,7 @@ def test_the_document_of_many_steps_reads_few_of_them() -> None:
     assert some == [*range(1, 1_001), 15_001, *range(19_001, 20_001)]
     with pytest.raises(module.TooMuch):
         asked.rows(module.SOME_STEPS, run_id="r", attempt=1, most=-1)
+    db.close()
 
 
 def test_a_hint_compares_few_words(monkeypatch: pytest.MonkeyPatch) -> None:
