@@ -2322,8 +2322,12 @@ def read_lines(
     if (final and not more) or (not end and len(data) >= longest):
         end = len(data)
     lines = data[:end].removesuffix(b"\n").split(b"\n") if end else []
-    lines = [line[at : at + longest] for line in lines for at in range(0, max(len(line), 1), longest)]
-    return lines, offset + end, more
+    return cut_lines(lines, longest), offset + end, more
+
+
+def cut_lines(lines: Iterable[bytes], longest: int) -> list[bytes]:
+    """Cuts each line longer than *longest* into several."""
+    return [line[at : at + longest] for line in lines for at in range(0, max(len(line), 1), longest)]
 
 
 @functools.cache
@@ -7988,7 +7992,7 @@ class Process:
         """Reads the records that came since the last call; returns whether there are more."""
         # The output is read first: the journal then names all secrets that can be in it.
         outputs = {
-            stream: read_lines(f"{self.path}.{stream}", self.position[stream], LOG_LINE_BYTES_MAX, final)
+            stream: read_lines(f"{self.path}.{stream}", self.position[stream], FILE_BYTES_MAX, final)
             for stream in ("stdout", "stderr")
         }
         if self.read_journal(limits):
@@ -7996,8 +8000,9 @@ class Process:
         self.ended = self.ended or self.read_end()
         more = False
         for stream, (lines, self.position[stream], left) in outputs.items():
-            text = self.mask.text(b"\n".join(lines))
-            self.log_output(stream, text.split(b"\n") if lines else [], limits, final and not left)
+            if lines:  # cut after secrets are hidden: half a secret is not recognised
+                lines = cut_lines(self.mask.text(b"\n".join(lines)).split(b"\n"), LOG_LINE_BYTES_MAX)
+            self.log_output(stream, lines, limits, final and not left)
             more |= left
         if final and not more and "skipped" in self.position:
             count, why = self.position.pop("skipped")

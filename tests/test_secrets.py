@@ -363,7 +363,8 @@ def from_child(ctx):
 @pipeline
 def popen(ctx):
     child = subprocess.Popen(["cat"], stdin=subprocess.PIPE)
-    child.stdin.write((ctx.secret("SPELLED_KEY") + "\\nand " + ctx.secret("SPELLED_KEY") + "\\n").encode())
+    key = ctx.secret("SPELLED_KEY")
+    child.stdin.write(f"{key}\\nand {key}\\n{'x' * (16_384 - 13)}{key}\\n".encode())  # a log line has 16 KiB
     child.stdin.close()
     child.wait()
     hold(ctx)
