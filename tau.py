@@ -139,7 +139,7 @@ if TYPE_CHECKING:
     #: Rows, some at a time.
     Batches = Iterable["Rows"]
     #: An option of extract: its type in JSON, its default, the option that it needs, and its meaning.
-    PlaceOption = tuple[str, Any, str, str]
+    PlaceOption = tuple[str | Json, Any, str, str]
     #: The method, the URL, and the JSON body if there is one.
     WebRequest = tuple[str, str, Json | None]
     #: An instant, and whether a change of the clock moved it.
@@ -13090,9 +13090,8 @@ class Place:
             if name not in every:
                 hint = did_you_mean(name, every, hint or f"{what} takes {', '.join(every) or 'none'}")
                 raise BadRequest(f"{what} {lacks} '{name}'", hint)
-            kind, _, needed, _ = own.get(name, ("", None, "", ""))
-            if kind:
-                demand({"type": kind}, value, name)
+            schema, _, needed, _ = own.get(name, ({}, None, "", ""))
+            demand({"type": schema} if isinstance(schema, str) else schema, value, name)
             if needed and needed not in self.options:
                 raise BadRequest(f"{name} needs {needed}", f"{needed}='…': {own[needed][3]}")
         return {name: value for name, value in self.options.items() if name not in own}
@@ -13105,6 +13104,7 @@ def find_place(source: Any, resource: str | None, around: Surroundings, options:
         raise BadRequest(f"{safe_repr(source)} is no place", "a path, a URL, a connection, or the name of an @source")
     if name in registry:
         return Registered(name, registry[name], resource, options)
+    options = {name: value for name, value in options.items() if value is not None}
     url = around.url_of(name)
     scheme, marks, address = url.partition("://")
     kind = scheme.partition("+")[0]
@@ -13220,11 +13220,11 @@ class Registered(Place):
 FILE_OPTIONS: dict[str, PlaceOption] = {
     "format": ("string", None, "", "`csv`, `json` …, if the name does not tell it"),
     "file_column": ("string", None, "", "a column for the path of each row's file"),
-    "missing": ("string", "error", "", "`ok`: without a file there are no rows"),
+    "missing": ({"enum": ["error", "ok"]}, "error", "", "`ok`: without a file there are no rows"),
     "new_only": ("boolean", False, "", "only files that no successful run has read, by size and time (`ctx.state`)"),
     "storage_options": ("object", {}, "", 'what fsspec needs: `{"anon": True}`'),
 }
-#: Where in ctx.state the files are that were read: place → path → size and time.
+#: Where in ctx.state the files are that were read: place → fingerprints of path, size and time.
 STATE_OF_FILES = "files_read"
 
 
@@ -13242,24 +13242,29 @@ class DataFile(Place):
 
     def __init__(self, path: str, around: Surroundings, options: Json) -> None:
         self.path, self.around = path + "*" * path.endswith("/"), around
-        super().__init__(os.path.basename(path.rstrip("/")) or path, dict(options))
+        super().__init__(os.path.basename(path.rstrip("/")) or path, options)
 
     def read(self, batch_rows: int | None) -> Batches:
         """Yields the rows of all files in the order of their names.  A file counts as read after its last batch."""
-        files: dict[str, str] = dict(sorted(self.find().items()))
+        files: dict[str, str] = self.find()
         if not files and self.options.get("missing") != "ok":
             if glob.has_magic(self.path):
-                raise SourceError(f"there is no file {self.path}", "missing='ok' makes it no rows")
+                raise SourceError(f"there is no file {self.path}", f"{path_hint(self.path)}; missing='ok': no rows")
             files = {self.path: ""}  # to open it says what is wrong
-        read: dict[str, str] = {}
+        marks = {path: fingerprint(path, stamp) for path, stamp in sorted(files.items())}
+        read: list[str] = []
         if self.options.get("new_only"):
+            # Else the run would fail after its rows were loaded.
+            if len(encode([*marks.values()])) > STATE_BYTES_MAX // 2:
+                wrong = f"{self.path}: {len(files):,} files are too many for new_only"
+                raise SourceError(wrong, "move those that were read to another folder")
             places = self.around.context.state.setdefault(STATE_OF_FILES, {})
-            read = {path: stamp for path, stamp in places.get(self.path, {}).items() if path in files}
-            places[self.path] = read
-        for path, stamp in files.items():
-            if read.get(path) != stamp:
+            places[self.path] = read = sorted({*marks.values()} & {*places.get(self.path, ())})
+        known = {*read}
+        for path, mark in marks.items():
+            if mark not in known:
                 yield from self.read_file(path, batch_rows)
-                read[path] = stamp
+                read.append(mark)
 
     def read_file(self, path: str, batch_rows: int | None) -> Batches:
         label, column = os.path.basename(path) or path, self.options.get("file_column")
@@ -13275,6 +13280,8 @@ class DataFile(Place):
                 yield batch
 
     def write(self, batches: Batches, mode: str, keys: list[str]) -> None:
+        if "*" in self.path:
+            raise BadRequest(f"{self.path} names many files", "load to the path of one file")
         file_format = find_format(self.options.get("format"), self.label)
         own = {name: FILE_OPTIONS[name] for name in ("format", "storage_options")}
         options = self.fit(f"writing {file_format.name}", file_format.writes, own)
@@ -13395,7 +13402,9 @@ class NewFile(Replacement):
 class RemoteFile(DataFile):
     """A file in a store that fsspec knows."""
 
+    @functools.cached_property
     def store(self) -> tuple[Any, str]:
+        """The store, which closes its files when nothing refers to it, and the path in it."""
         scheme = self.path.partition(":")[0]
         core = need("fsspec", "files", scheme).core
         try:
@@ -13404,35 +13413,41 @@ class RemoteFile(DataFile):
             raise MissingExtra(f"{scheme}: {problem}", install_hint(str(problem.name or "fsspec"))) from None
 
     def ask(self, question: Callable[[Any, str], Any]) -> Any:
-        store, path = self.store()
+        store, path = self.store
         try:
             return question(store, path)
         except StepTimeout:
             raise
         except (OSError, ValueError) as problem:
-            wrong = f"cannot read {self.label}: {problem or type(problem).__name__}"
+            wrong = f"cannot read {self.label}: {str(problem) or type(problem).__name__}"
             raise SourceError(wrong, "check the URL and the credentials") from None
 
     def find(self) -> dict[str, str]:
         """Asks the store only if it must: a single file may be readable in a folder that is not."""
         if "*" not in self.path and not {"missing", "new_only"} & self.options.keys():
             return {self.path: ""}
-        return self.ask(  # type: ignore[no-any-return]
-            lambda store, pattern: {
-                path: f"{store.size(path)} {store.modified(path)}" for path in filter(store.isfile, store.glob(pattern))
-            }
-        )
+
+        def look(store: Any, pattern: str) -> dict[str, str]:
+            paths = filter(store.isfile, store.glob(pattern))
+            if not self.options.get("new_only"):
+                return dict.fromkeys(paths, "")
+            try:
+                return {path: f"{store.size(path)} {store.modified(path)}" for path in paths}
+            except NotImplementedError:
+                raise SourceError(f"{self.label}: no time of change is known there", "leave new_only out") from None
+
+        return self.ask(look)  # type: ignore[no-any-return]
 
     def open(self, path: str) -> Any:
         return self.ask(lambda store, own: store.open(own if path == self.path else path, "rb"))
 
     def exists(self) -> bool:
-        store, path = self.store()
+        store, path = self.store
         return bool(store.exists(path))
 
     def replace(self, write: Callable[[Any], None]) -> None:
         """Writes a local file, then uploads it.  A failure leaves the old one."""
-        store, path = self.store()
+        store, path = self.store
         with tempfile.NamedTemporaryFile() as file:
             write(file)
             file.flush()
@@ -13445,7 +13460,7 @@ class RemoteFile(DataFile):
 
 WEB_OPTIONS: dict[str, PlaceOption] = {
     "method": ("string", None, "", "GET, or POST if there is `json`"),
-    "headers": ("", {}, "", "sent to this origin only; a function that returns them is called for each request"),
+    "headers": ({}, {}, "", "sent to this origin only; a function that returns them is called for each request"),
     "query": ("object", {}, "", "added to the URL"),
     "json": ("object", None, "", "the body; `token_param` and `page_param` are then paths in it"),
     "timeout": ("number", 30.0, "", "seconds without an answer or a byte"),
@@ -13494,7 +13509,7 @@ class Web(Place):
     def __init__(self, url: str, around: Surroundings, options: Json) -> None:
         parts = urllib.parse.urlsplit(urllib.parse.quote(url, safe=URL_CHARACTERS))
         label = parts.path.rstrip("/").rpartition("/")[2] or str(parts.hostname)
-        super().__init__(label, {name: value for name, value in options.items() if value is not None})
+        super().__init__(label, options)
         formats = itertools.chain.from_iterable(form.reads for form in FILE_FORMATS.values())
         hint = f"it takes {', '.join(WEB_OPTIONS)}; an @source can do anything"
         self.fit("http(s)", formats, WEB_OPTIONS, hint=hint)

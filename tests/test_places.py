@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import json
 import os
+import zipfile
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -142,7 +143,7 @@ BAD: dict[str, tuple[Callable[[Context], Any], type[Exception], str, str]] = {
         lambda ctx: ctx.extract("in/*.csv"),
         module.SourceError,
         r"there is no file in/\*.csv",
-        "missing='ok'",
+        "ctx.data_dir",
     ),
     "a folder to write to": (lambda ctx: ctx.load(".", ROWS, format="csv"), module.SourceError, "is no plain file", ""),
     "no place": (lambda ctx: ctx.extract(5), module.BadRequest, "5 is no place", "a path, a URL"),
@@ -472,6 +473,9 @@ def test_no_file_is_no_rows_on_request(ctx: Context) -> None:
 FILE_WORDS: dict[str, tuple[Callable[[Context], Any], str]] = {
     "new_only": (lambda ctx: ctx.extract("a.csv", new_only="yes"), "new_only: expected boolean"),
     "no name": (lambda ctx: ctx.extract("a.csv", file_column=3), "file_column: expected string"),
+    "another word": (lambda ctx: ctx.extract("a.csv", missing="okay"), 'missing: expected one of "error", "ok"'),
+    "a pattern": (lambda ctx: ctx.load("in/*.csv", ROWS), r"in/\*.csv names many files"),
+    "a folder": (lambda ctx: ctx.load("in/", ROWS, format="csv"), r"in/\* names many files"),
     "written": (lambda ctx: ctx.load("a.csv", ROWS, new_only=True), "writing csv has no option 'new_only'"),
     "an empty name": (lambda ctx: ctx.extract("a.csv", **{"": 1}), "reading csv has no option ''"),
 }
@@ -512,8 +516,8 @@ def test_only_files_that_no_successful_run_has_read_are_new(stream: bool, tau: T
     assert run()[0] == ["1", "2"]
     assert run()[0] == []
     rows, state = run(write={"a.csv": 11, "c.csv": 3})
-    assert (rows, sorted(state["files_read"]["in/*"])) == (["11", "3"], ["in/a.csv", "in/b.csv", "in/c.csv"])
-    assert [*run(remove=["a.csv"])[1]["files_read"]["in/*"]] == ["in/b.csv", "in/c.csv"]
+    assert (rows, len(state["files_read"]["in/*"])) == (["11", "3"], 3)
+    assert len(run(remove=["a.csv"])[1]["files_read"]["in/*"]) == 2
     assert run(write={"a.csv": 11})[0] == ["11"]
 
 
@@ -522,11 +526,36 @@ def test_a_stream_that_is_left_has_read_what_was_read_to_its_end(ctx: Context) -
     for batch in ctx.extract("in", new_only=True, stream=True):
         if batch == [{"n": "1"}]:
             break
-    assert [*ctx.state["files_read"]["in/*"]] == ["in/a.csv"]
+    assert len(ctx.state["files_read"]["in/*"]) == 1
     assert ctx.extract("in", new_only=True) == [{"n": "1"}, {"n": "2"}]
     assert ctx.extract("in", new_only=True) == []
     assert ctx.extract("in/a.csv", new_only=True) == [{"n": "0"}]
     assert ctx.extract("in/a.csv", new_only=True) == []
+
+
+def test_new_only_fails_before_the_rows_if_it_cannot_remember_all_files(ctx: Context) -> None:
+    in_folder(*(f"{number}.csv" for number in range(2_000)))
+    assert len(ctx.extract("in", new_only=True)) == 2_000
+    assert len(ctx.changed_state()["state"]["files_read"]["in/*"]) == 2_000
+    in_folder(*(f"{number}.csv" for number in range(2_500)))
+    with pytest.raises(module.SourceError, match="2,500 files are too many for new_only"):
+        next(iter(ctx.extract("in", new_only=True, stream=True)))
+
+
+def test_an_option_of_none_is_as_if_it_were_not_there(ctx: Context) -> None:
+    in_folder("a.csv")
+    assert ctx.extract("in/a.csv", format=None, file_column=None, types=None) == [{"n": "0"}]
+
+
+def test_files_in_an_archive_need_no_time_of_change(ctx: Context) -> None:
+    pytest.importorskip("fsspec")
+    with zipfile.ZipFile("a.zip", "w") as archive:
+        archive.writestr("in/a.csv", "n\n1\n")
+    place = f"zip://in/*.csv::{Path('a.zip').resolve()}"
+    assert ctx.extract(place) == [{"n": "1"}]
+    with pytest.raises(module.SourceError, match="no time of change") as caught:
+        ctx.extract(place, new_only=True)
+    assert caught.value.hint == "leave new_only out"
 
 
 def test_files_that_are_gzip_by_another_name_are_unpacked(ctx: Context) -> None:
