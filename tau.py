@@ -5024,10 +5024,14 @@ class Daemon:
         Waits at most *drain* seconds; without a limit if *cancel* is set and *drain* is 0.
         """
         self.runner.paused = True
-        if cancel:
-            for process in tuple(self.runner.live.values()):
+        try:
+            for process in tuple(self.runner.live.values()) if cancel else ():
                 if process.run_id is not None:
                     await self.runner.stop_process(process, "cancelled")
+        except TauError:  # the disk is full, say
+            self.runner.paused = False
+            self.store.database.ring()
+            raise
         if cancel or drain:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self.runner.drained(), drain or None)

@@ -112,3 +112,22 @@ def test_the_log_of_a_detached_daemon_is_rotated_while_it_serves_and_when_it_sta
     home.start()
     assert "again" in old.read_text()[-100:]
     assert "again" not in log.read_text()
+
+
+def test_a_shutdown_that_cannot_record_what_it_cancels_changes_nothing(home: Tau) -> None:
+    code = """
+import os
+def full():
+    raise tau.StorageFull("no room")
+note_stopping = tau.Store.note_stopping
+tau.Store.note_stopping = lambda *given: note_stopping(*given) if os.path.exists("room") else full()
+"""
+    with served(home, code=code) as daemon:
+        home.deploy_held()
+        run_id = home("run", "it", "--detach")["run_id"]
+        eventually(lambda: home.call("inspect", run_id=run_id)["status"] == "running")
+        assert home("shutdown", "--cancel", exit=5)["code"] == "storage_full"
+        assert home.call("status")["stopping"] is False
+        (home.work / "room").touch()
+        assert home("shutdown", "--cancel")["live_runs"] == 0
+        daemon.wait(20)
