@@ -11400,9 +11400,8 @@ class ForkServer:
         with contextlib.suppress(OSError):
             if os.path.lexists(path):
                 remove_tree(path)  # the run's: what it says is not to be believed
-            file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-            os.write(file, encode(record))
-            os.close(file)
+            with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb", buffering=0) as file:
+                file.write(encode(record))
         self.tell({"stem": job["stem"], "end": record})
 
     def tell(self, message: Json) -> None:
@@ -13512,6 +13511,8 @@ class Web(Place):
 
     def __init__(self, url: str, around: Surroundings, options: Json) -> None:
         parts = urllib.parse.urlsplit(urllib.parse.quote(url, safe=URL_CHARACTERS))
+        if not is_web(parts.geturl()):
+            raise BadRequest(f"{bare_url(url)} is no URL of a host and a port", "https://host:443/path")
         label = parts.path.rstrip("/").rpartition("/")[2] or str(parts.hostname)
         super().__init__(label, options)
         formats = itertools.chain.from_iterable(form.reads for form in FILE_FORMATS.values())
@@ -13599,8 +13600,11 @@ class Web(Place):
         link = next_link_in(links) if in_header else self.value_in(page, "next_link", str)
         if not link:
             return None
-        url = urllib.parse.quote(urllib.parse.urljoin(page.url, link), safe=URL_CHARACTERS)
-        if not url.startswith(("http://", "https://")):
+        try:
+            url = urllib.parse.quote(urllib.parse.urljoin(page.url, link), safe=URL_CHARACTERS)
+        except ValueError:  # brackets without an address in them
+            url = ""
+        if not is_web(url):
             raise SourceError(f"{self.label}: the next link is {clip(link, 200)}", "only http(s) is followed")
         if not re.search("[/?.]", link):
             hint = f"next_token='{self.asked['next_link']}' and token_param='…' send a token"
@@ -13614,7 +13618,8 @@ class Web(Place):
     def counted_page(self, page: Page) -> WebRequest | None:
         step, rows = self.step, page.before + page.rows
         total, pages = (self.value_in(page, name, int) for name in ("total", "page_count"))
-        if step > 1 and page.rows and not step * (page.number - 1) == page.before >= rows - step:
+        more = min(step * page.number, total or 0)  # with fewer rows the next step would leave out some
+        if step > 1 and page.rows and (not step * (page.number - 1) == page.before >= rows - step or rows < more):
             wrong = f"{page.name}: {page.rows} rows after {page.before} are no step of {step}"
             raise SourceError(f"{self.label}: {wrong}", "page_step is how many rows a page has")
         if not page.rows and rows < (total or 0):
@@ -13673,6 +13678,8 @@ class Web(Place):
             given = self.asked["headers"]
             given = demand({"type": "object"}, given() if callable(given) else given, "headers")
             headers |= self.user | {name: str(value) for name, value in given.items()}
+        if broken := [name for name, value in headers.items() if re.search(r"[\r\n]", value)]:
+            raise SourceError(f"cannot ask: {page.name}: a line break in the header {broken[0]}", "value.strip()")
         try:
             body = None if page.body is None else encode_json(page.body).encode()
             request = urllib.request.Request(page.url, body, headers, method=page.method)
@@ -13743,7 +13750,7 @@ def redirects() -> Any:
         def redirect_request(self, req: Any, fp: Any, *answer: Any) -> Any:
             url = answer[-1]
             is_get = req.get_method() == "GET"
-            if not url.startswith(("http://", "https://")) or not is_get:
+            if not is_web(url) or not is_get:
                 fp.close()
                 hint = "only http(s) is followed" if is_get else "a POST is not sent on: ask that URL"
                 raise SourceError(f"a redirect leads to {url[:200]}", hint)
@@ -13753,6 +13760,14 @@ def redirects() -> Any:
             return again
 
     return Redirects()
+
+
+def is_web(url: str) -> bool:
+    try:
+        parts = urllib.parse.urlsplit(url)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # such as a port that is no number
+        return False
 
 
 def same_origin(*urls: str) -> bool:
@@ -13778,7 +13793,7 @@ def retry_after(text: str) -> float:  # RFC 9110, 10.2.3
     try:
         is_number = text.strip()[:1].isdigit()
         return float(text) if is_number else email.utils.parsedate_to_datetime(text).timestamp() - time.time()
-    except ValueError:
+    except (ValueError, OverflowError):
         return 0.0
 
 

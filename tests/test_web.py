@@ -327,6 +327,23 @@ OPTIONS: dict[str, tuple[dict[str, Any], str, str]] = {
 }
 
 
+@pytest.mark.parametrize("port", ["99999", "abc", "0"])
+def test_a_port_that_is_none_is_told(port: str, server: Server, ctx: Context) -> None:
+    odd = f"http://127.0.0.1:{port}/x.json"
+    with pytest.raises(module.BadRequest, match=f"{odd} is no URL"):
+        ctx.extract(odd)
+    for link in (odd, "http://[no/x.json"):
+        with pytest.raises(module.SourceError, match="the next link is"):
+            ctx.extract(server.tell("/rows", {"rows": [{"n": 1}], "next": link}), records="rows", next_link="next")
+
+
+def test_a_header_with_a_line_break_is_named_and_not_shown(server: Server, ctx: Context) -> None:
+    with pytest.raises(module.SourceError, match="a line break in the header Authorization") as caught:
+        ctx.extract(server.tell("/rows", []), headers=lambda: {"Authorization": "Bearer hush-hush\n"})
+    assert "hush" not in str(caught.value)
+    assert server.asked == []
+
+
 @pytest.mark.parametrize("case", OPTIONS)
 def test_options_that_are_none_are_refused(case: str, server: Server, ctx: Context) -> None:
     options, message, hint = OPTIONS[case]
@@ -381,6 +398,12 @@ COUNTED: dict[str, tuple[Any, dict[str, Any], list[str], Any]] = {
     "from elsewhere": (listed, BY_OFFSET | {"page_step": 3, "first_page": 3}, ["3", "6", "9"], SEVEN[3:]),
     "past the end": (numbered, BY_PAGE, ["1", "2", "3", "4"], r"GET .*/rows \(page 4\) answered 404"),
     "steps too long": (listed, BY_OFFSET | {"page_step": 5}, ["0", "5"], "2 rows after 3 are no step of 5"),
+    "steps too long for a total": (
+        listed,
+        BY_OFFSET | {"page_step": 5, "total": "total"},
+        ["0"],
+        "3 rows after 0 are no",
+    ),
     "steps too short": (listed, BY_OFFSET | {"page_step": 2}, ["0"], "3 rows after 0 are no step of 2"),
     "a total that is none": (
         listed,
@@ -540,6 +563,7 @@ PAUSES = {
     "-5": (0, 0.04),
     "Wed, 21 Oct 2015 07:28:00 GMT": (0, 0.04),
     "soon": (0, 0.04),
+    "Sun, 06 Nov 9999999994 08:49:37 GMT": (0, 0.04),
     "0.25": (0.25, 0.25),
 }
 

@@ -9,6 +9,7 @@ import shutil
 import sqlite3
 import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -207,6 +208,18 @@ def test_nobody_waits_for_a_stray_that_has_become_another_users(monkeypatch: pyt
     owners, ending = module.ForkServer.stray(server, 4711)
     assert owners == set()
     ending.look()
+
+
+def test_an_end_that_cannot_be_written_leaves_no_descriptor_open(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(module, "encode", lambda record: None)  # to write it fails, as on a full disk
+    told: list[Any] = []
+    server: Any = SimpleNamespace(tell=told.append)
+    before = os.listdir("/proc/self/fd")
+    with pytest.raises(TypeError):
+        module.ForkServer.save_end(server, {"journal": str(tmp_path / "run"), "stem": "run"}, {"t": "end"})
+    assert os.listdir("/proc/self/fd") == before
 
 
 def others_may(path: str) -> bool:
