@@ -267,7 +267,7 @@ def test_a_step_that_is_over_is_no_failure_of_the_server(server: Server, ctx: Co
     with pytest.raises(module.StepTimeout), ctx.step("fetch", timeout=0.2):
         ctx.extract(server.tell("/slow", hang), timeout=5)
     going.set()
-    assert len(server.asked) == 1
+    assert len(server.asked) <= 1  # not tried again; on a loaded machine the time is over before the first request
 
 
 def test_redirects_take_headers_to_their_own_origin_only(server: Server, other: Server, ctx: Context) -> None:
