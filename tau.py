@@ -7931,7 +7931,7 @@ class Process:
         self.mask = Mask()  # hides the secrets that its processes have read, in all that is stored of it
         self.secrets = os.path.join(folder, os.pardir, "secrets")
         self.server = server  # identity of the fork server it was given to
-        self.leader: int | None = None  # its pid, as the fork server told it
+        self.leader: Json | None = None  # its identity, as the fork server told it
         self.given_at = time.monotonic()
         self.start: Json | None = None  # its first record: who it is
         self.last_record: Json | None = None  # its `returned` or `raised` record
@@ -8032,14 +8032,15 @@ class Process:
                     self.position["skipped"] = (count + 1, why)
             first = False
         if self.start is None and self.leader and time.monotonic() - self.given_at > BIRTH_S:
-            # It has removed its first record.
-            self.start = identity(self.leader) | {"at": time.time(), "mono": self.given_at}
+            # It has removed or replaced its first record.
+            self.start = {**self.leader, "at": time.time(), "mono": self.given_at}
         return more
 
     def read_end(self) -> Json | None:
         """Returns the fork server's end record.  While the process lives, it can only be a forgery."""
         path = self.path + ".end"
-        if not os.path.lexists(path) or (is_alive(self.start) if self.start else process_started(self.leader or 0)):
+        process = self.start or self.leader
+        if not os.path.lexists(path) or (process and is_alive(process)):
             return None
         line = read_bytes(path)
         if line is not None and not line.endswith(b"\n"):
@@ -8053,8 +8054,11 @@ class Process:
         """Takes one record, about the process or of its trace."""
         kind = record["t"]
         if kind == "start":
-            if record["pid"] in (os.getpid(), self.server.get("pid")):
+            leader = self.leader or {}
+            if record["pid"] in (os.getpid(), self.server.get("pid")) or pick(record, *leader) != leader:
                 raise ValueError("start: it names another process")
+            if record["mono"] > time.monotonic():
+                raise ValueError("start: it is still to come")
             self.start = record
         elif kind == "far_start":
             self.remote.update({**record, "seen": time.monotonic()} | self.remote)  # only the first counts
@@ -8262,7 +8266,8 @@ class Runner:
         """Takes a message of the fork server: a process was started, or has ended."""
         process = self.live.get(message["stem"])
         if process is not None and "pid" in message:
-            process.leader = message["pid"]
+            leader = identity(message["pid"])
+            process.leader = leader if leader["started"] else None  # it has ended already
         elif process is not None:
             process.ended = message["end"]  # the disk may have had no room for it
             self.spawn(self.finish(process))

@@ -205,19 +205,35 @@ def test_an_error_without_frames_in_a_long_document_is_shown(tau: Tau) -> None:
     assert run["error"]["message"].startswith("mmm")
 
 
-def test_the_time_limit_of_a_run_that_empties_its_journal_holds(tau: Tau) -> None:
+#: What a run puts in the place of its first record.
+FORGED: dict[str, dict[str, Any] | None] = {
+    "nothing": None,
+    "another process": {"pid": 4_000_000},
+    "another start of it": {"started": "1"},
+    "another boot": {"boot": "b"},
+    "a time to come": {"mono": 1e12},
+}
+
+
+@pytest.mark.parametrize("name", FORGED)
+def test_the_time_limit_of_a_run_that_replaces_its_first_record_holds(tau: Tau, name: str) -> None:
     path = f"{str(tau.home / 'runs')!r} + f'/{{ctx.run_id}}.1'"
     tau.deploy(
         f"""
-        import os, time
+        import json, os, time
         from tau import pipeline
         @pipeline(timeout=0.5)
-        def empties(ctx):
-            os.truncate({path} + ".journal", 0)
+        def forges(ctx):
+            with open({path} + ".journal", "r+b") as file:
+                first, changed = json.loads(file.readline()), {FORGED[name]!r}
+                file.truncate(0)
+                file.seek(0)
+                if changed is not None:
+                    file.write(json.dumps(first | changed).encode() + b"\\n")
             with open({path} + ".end", "wb") as file:
                 file.write({line_of({"t": "end", **GOOD["end"]})!r})
             ctx.log("after")
-            time.sleep(600)
+            time.sleep(20)
         """
     )
-    assert tau.call("run", name="empties")["status"] == "timed_out"
+    assert tau.call("run", name="forges")["status"] == "timed_out"
