@@ -13375,7 +13375,8 @@ class LocalFile(DataFile):
         try:
             return open(path, "rb")
         except OSError as problem:
-            raise SourceError(f"cannot read {path}: {problem.strerror}", path_hint(path)) from None
+            hint = path_hint(path, self.around.attempt.job.get("folder"))
+            raise SourceError(f"cannot read {path}: {problem.strerror}", hint) from None
 
     def exists(self) -> bool:
         return os.path.isfile(self.path)
@@ -13877,7 +13878,8 @@ class Table(Place):
         house = SQLite(path, begin)
         if not makes and not os.path.exists(path):
             if begin:
-                raise SourceError(f"there is no database {path}", path_hint(path))
+                hint = path_hint(path, self.around.attempt.job.get("folder"))
+                raise SourceError(f"there is no database {path}", hint)
             house.path = ":memory:"
         return house
 
@@ -15926,7 +15928,7 @@ def error_document(problem: BaseException, attempt: Attempt) -> Json:
         "step": attempt.step_of(problem),
         "frames": frames,
         "fingerprint": fingerprint(kind, brief_error["type"], *marks),
-        "hint": hint_for(problem),
+        "hint": hint_for(problem, attempt.job["folder"]),
     }
 
 
@@ -15947,12 +15949,12 @@ def error_in_brief(problem: BaseException, frames: list[Json], folder: str, leve
     return {"type": type(problem).__name__, "message": safe_text(problem)[:500], **place, "cause": deeper}
 
 
-def hint_for(problem: BaseException) -> str | None:
-    """Returns what to do about an exception, if Tau knows."""
+def hint_for(problem: BaseException, folder: str) -> str | None:
+    """Returns what to do about an exception, if Tau knows.  The deployed files are in *folder*."""
     if isinstance(problem, TauError):
         return problem.hint or None
     if isinstance(problem, FileNotFoundError) and isinstance(problem.filename, str):
-        return path_hint(problem.filename)
+        return path_hint(problem.filename, folder)
     if isinstance(problem, BadResult):
         return "return plain data; ctx.memo(…, pickle=True) keeps any object"
     if isinstance(problem, MemoryError):
@@ -15965,7 +15967,12 @@ def hint_for(problem: BaseException) -> str | None:
     return None
 
 
-def path_hint(path: str) -> str:
+def path_hint(path: str, folder: str | None = None) -> str:
+    """Says how a file gets to where it is missing.  The deployed files are in *folder*."""
+    inside = os.path.relpath(os.path.realpath(path), os.path.realpath(folder)) if folder else os.pardir
+    if not inside.startswith(os.pardir):
+        with_it = shell_line("--include", os.path.join("FOLDER", inside))
+        return f"it was not deployed: add {with_it}, or take the whole folder: FOLDER --entry pipeline.py"
     if os.path.isabs(path):
         return "is it on the machine where this ran?"
     return "relative paths begin in ctx.data_dir; files shipped with `tau deploy --include` are beside __file__"

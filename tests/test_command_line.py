@@ -298,6 +298,29 @@ def test_a_file_is_tried_without_a_daemon_and_leaves_nothing(home: Tau) -> None:
     assert not (home.home / "tau.db").exists()
 
 
+READING = """
+from pathlib import Path
+from tau import pipeline
+
+@pipeline
+def reads(ctx, way: str):
+    path = Path(__file__).parent / "data" / "zips.csv"
+    return len(ctx.extract(path) if way == "extract" else path.read_text().splitlines())
+"""
+
+
+@pytest.mark.parametrize("way", ["extract", "read_text"])
+def test_a_file_that_was_left_behind_is_told_how_to_come_along(way: str, home: Tau) -> None:
+    path = home.write(READING, "reads.py")
+    (home.work / "data").mkdir()
+    (home.work / "data" / "zips.csv").write_text("zip\n01067\n")
+    failed = home.command("try", path, "-p", f"way={way}", TMPDIR=str(home.work))
+    assert failed.exit == 1
+    hint = failed.json["error"]["hint"]
+    assert "--include FOLDER/data/zips.csv" in hint
+    assert "FOLDER --entry pipeline.py" in hint
+
+
 def test_what_takes_too_long_is_not_tried_for_ever(home: Tau) -> None:
     (home.home / "tau.toml").write_text("[daemon]\nstop_grace_s = 0.2\n")
     path = home.write("import time\nfrom tau import pipeline\n@pipeline\ndef slow(ctx): time.sleep(300)\n")
