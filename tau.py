@@ -2461,9 +2461,7 @@ def remove_file(path: str) -> None:
 def remove_tree(path: str) -> None:
     """Removes what is at a path, whatever it is, as far as it can.  (rmtree would wait for a fifo.)"""
     try:
-        os.unlink(path)
-    except FileNotFoundError:
-        pass
+        remove_file(path)
     except OSError:  # it is a directory
         shutil.rmtree(path, ignore_errors=True)
 
@@ -5097,7 +5095,7 @@ class LogFilter:
         self.repeats: dict[str, tuple[int, float]] = {}  # text → how often it has come, and when last
 
     def filter(self, record: logging.LogRecord) -> bool:
-        if self.path is not None and rotate_log(self.path):
+        if self.path is not None and (rotate_log(self.path) or not os.path.lexists(self.path)):
             with contextlib.suppress(OSError), open(self.path, "ab") as fresh:
                 os.dup2(fresh.fileno(), 2)
         if record.levelno < logging.WARNING:
@@ -5107,7 +5105,7 @@ class LogFilter:
         count = count + 1 if record.created - last < REPEATED_S else 1
         self.repeats[text] = count, record.created
         if len(self.repeats) > REPEATS_MAX:
-            del self.repeats[next(iter(self.repeats))]
+            self.repeats.pop(next(iter(self.repeats)), None)  # another thread may have done it
         if count > 1:
             record.msg, record.args, record.exc_info = f"{text} ({count:,} times)", (), None
         return str(count).strip("0") == "1"

@@ -107,6 +107,9 @@ def test_the_log_of_a_detached_daemon_is_rotated_while_it_serves_and_when_it_sta
         assert log.stat().st_size < 1000
         assert log.stat().st_mode & 0o777 == 0o600
         assert Path(f"/proc/{home.pid()}/fd/2").readlink() == log
+    log.unlink()
+    os.kill(home.pid(), signal.SIGHUP)
+    eventually(lambda: log.exists() and "is read again" in log.read_text())
     log.write_text("again\n" * module.LOG_BYTES_MAX)
     home.kill()
     home.start()
