@@ -8419,10 +8419,11 @@ class Runner:
         if self.live.pop(process.stem, None) is not None:
             for suffix in (".journal", ".stdout", ".stderr", ".end"):
                 remove_tree(process.path + suffix)
-            if process.run_id is not None and process.outcome and process.outcome.status == "success":
-                remove_tree(self.memos(process.run_id))
-            elif process.run_id is not None and process.mask.names:
-                await asyncio.to_thread(remove_unmasked, self.memos(process.run_id), process.mask)
+            if process.run_id is not None and os.path.lexists(memos := self.memos(process.run_id)):
+                if process.outcome and process.outcome.status == "success":
+                    await asyncio.to_thread(remove_tree, memos)
+                elif process.mask.names:
+                    await asyncio.to_thread(remove_unmasked, memos, process.mask)
 
     async def conclude(self, process: Process) -> None:
         """Stores the last records together with the outcome, in one commit if they are few."""
