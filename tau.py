@@ -1194,7 +1194,10 @@ def has_form(schema: Json, value: Any) -> bool:
 def misfit(schema: Json, value: Any, place: str) -> BadRequest:
     words = [*map(str, schema.get("enum", ()))]
     hint = did_you_mean(value, words, "one of " + ", ".join(words)) if words and isinstance(value, str) else ""
-    return BadRequest(f"{place}: expected {expected(schema)}, given {given_text(value)}", hint)
+    kind = json_type(value)  # shown with the beginning of the value
+    text = encode_json(value) if kind in JSON_TYPES.values() else repr(value)
+    given = kind if kind == "null" else f"{kind} {cut_text(text, 60)}"
+    return BadRequest(f"{place}: expected {expected(schema)}, given {given}", hint)
 
 
 STRINGS: Json = {"type": "array", "items": {"type": "string"}}
@@ -1224,13 +1227,6 @@ def expected(schema: Json) -> str:
     if kind == "array" and schema.get("items"):
         return f"array of {expected(schema['items'])}"
     return " or ".join(kind) if isinstance(kind, list) else str(kind)
-
-
-def given_text(value: Any) -> str:
-    """A value as an error shows it: its type and its beginning."""
-    kind = json_type(value)
-    text = encode_json(value) if kind in JSON_TYPES.values() else repr(value)
-    return kind if kind == "null" else f"{kind} {cut_text(text, 60)}"
 
 
 # --- 4. Wire -----------------------------------------------------------------------------
@@ -3270,10 +3266,7 @@ def files_in(folder: str) -> Iterator[str]:
 
 def read_file(path: str, name: str) -> Json:
     try:
-        # Never open a fifo or a device: it would hang or never end.
-        if not stat.S_ISREG(os.stat(path).st_mode):
-            raise BadRequest(f"{path} is not a regular file", "tau deploy my_pipeline.py")
-        with open(path, "rb") as file:
+        with open(open_file(path, os.O_RDONLY), "rb") as file:
             content = file.read(DEPLOYMENT_BYTES_MAX + 1)
     except OSError as problem:
         raise cannot_read(path, problem, "give the path of a Python file, or of a folder") from None
