@@ -13796,7 +13796,7 @@ def retry_after(text: str) -> float:  # RFC 9110, 10.2.3
 
 
 # --- 45. Warehouses ----------------------------------------------------------------------
-# Owns databases: SQLite by itself, all others through SQLAlchemy.  Extends Place; calls Rows and Trace.
+# Owns databases: SQLite by itself, all others through SQLAlchemy.  Extends Place; calls Formats, Rows and Trace.
 # Promises one transaction a load, values that are bound and that no column changes, and names that are quoted.
 
 #: Dialects whose NUMERIC holds any decimal.  Others must be told how many digits.
@@ -13960,8 +13960,14 @@ class Loading:
                 return column
         column = old or column
         number, cell = column.misfit(scan, name) or (0, None)
-        wrong = f"column '{name}' holds {column.kind and column.kind.name}s, which {safe_repr(cell)} is not"
-        hint = f"a step can convert it, or mode='replace' declares the column anew; in {table} it is {column.declared}"
+        limit = column.limit if kind_of(type(cell)) is column.kind else ""
+        wrong = f"column '{name}' holds {column.kind and column.kind.name}s{limit}, which {safe_repr(cell)} is not"
+        hint = (
+            "a step can convert it, or make the column text, from the first load on (mode='replace' declares it anew, "
+            f"and deletes the rows that are there); in {table} it is {column.declared}"
+        )
+        if isinstance(cell, str) and guessed_kind({cell}, (".", "")).name != "text":
+            hint = f"types=True where CSV is extracted, whose cells are text without it; else {hint}"
         raise SourceError(f"row {self.count + number}: {wrong}", hint)
 
     def listed(self, names: Iterable[str]) -> str:
@@ -15119,6 +15125,7 @@ KINDS_OF_VALUE = (
         convert=lambda value: decimal.Decimal(str(value)),
         make=lambda value: decimal.Decimal(str(+value)),
         sqlite=lambda value: None if value.is_nan() else str(value),
+        native=lambda value: None if value.is_nan() else value,
         pattern=DECIMAL_PATTERN,
         declared=r"NUMERIC|DECIMAL|^NUMBER",
     ),
@@ -15169,6 +15176,16 @@ class Column:
         self.zone: bool | None = None
         if self.kind in (KINDS_OF_COLUMN["datetime"], KINDS_OF_COLUMN["time"]):
             self.zone = re.search(r"WITH TIME ZONE|TZ", text) is not None
+
+    @property
+    def limit(self) -> str:
+        """What it asks of values of its own kind."""
+        if self.size is not None:
+            after = f", {self.size[1]} after the point" if self.size[1] < self.size[2] else ""
+            return f" of at most {self.size[2]} digits{after}"
+        if self.zone is not None:
+            return " with a zone" if self.zone else " without a zone"
+        return f" of {self.bits} bits" if self.kind is KINDS_OF_COLUMN["integer"] else ""
 
     def takes(self, kinds: Iterable[str | None]) -> bool:
         """Whether values of these kinds are stored here without a conversion: the attribute *stored* is equal."""

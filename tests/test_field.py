@@ -21,7 +21,12 @@ FIELD = Path(__file__).parents[1].parent / "shared" / "field"
 #: Folder → (params, the result) or (params, a pattern of the error, a part of its hint).
 CASES: list[tuple[str, dict[str, Any], Any, str | None]] = [
     ("data-04-codes-after-the-sample", {}, "line 4: '01067' in column 'zip'", "types={'zip': 'text'}"),
-    ("data-05-decimals-second-load", {}, "column 'amount' holds decimals, which", "mode='replace'"),
+    (
+        "data-05-decimals-second-load",
+        {},
+        "column 'amount' holds decimals of at most 15 digits, which",
+        "mode='replace'",
+    ),
     (
         "data-05-decimals-second-load",
         {"warehouse": "duckdb:///l.duckdb", "later": "0.123456789012"},
@@ -55,7 +60,7 @@ CASES: list[tuple[str, dict[str, Any], Any, str | None]] = [
             ("data-28-upsert-keys", [3, 9], None),
             ("data-32-nan-inside-json", "column 'reading': .*nan", "a step can make text"),
             ("data-33-durations", 90.0, None),
-            ("data-35-text-into-integers", "column 'kilos' holds integers, which '12.7' is not", "mode='replace'"),
+            ("data-35-text-into-integers", "column 'kilos' holds integers, which '12.7' is not", "types=True"),
         )
     ),
     ("data-26-half-an-emoji", {"warehouse": "postgres"}, "row 2, column 'text'", "errors='replace'"),

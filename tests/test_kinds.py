@@ -178,8 +178,38 @@ def test_kinds_that_meet_in_a_column(case: str, house: str, ctx: Context) -> Non
 
 def test_sqlite_refuses_decimals_that_it_would_round(ctx: Context) -> None:
     ctx.load("sqlite:///house.db", [{"c": Decimal("1.10")}], "t")
-    with pytest.raises(module.SourceError, match=r"column 'c' holds decimals, which Decimal\('12345678901234567.89'\)"):
+    wrong = r"column 'c' holds decimals of at most 15 digits, which Decimal\('12345678901234567.89'\) is not"
+    with pytest.raises(module.SourceError, match=wrong) as caught:
         ctx.load("sqlite:///house.db", [{"c": Decimal("12345678901234567.89")}], "t")
+    assert "make the column text, from the first load on" in caught.value.hint
+    assert "deletes the rows that are there" in caught.value.hint
+
+
+#: The first value of a column, one that it refuses, and what the error says.
+LIMITS: list[tuple[Any, Any, str, str]] = [
+    (7, 2**70, "integers of 64 bits, which", "a step can convert it"),
+    (WHEN, ZONED, "datetimes without a zone, which", "a step can convert it"),
+    (12, "12.7", "integers, which '12.7' is not", "types=True where CSV is extracted"),
+    (10115, "01067", "integers, which '01067' is not", "a step can convert it"),
+]
+
+
+@pytest.mark.parametrize(("first", "second", "wrong", "hint"), LIMITS)
+def test_a_refusal_says_what_a_column_asks_of_its_own_kind(
+    first: Any, second: Any, wrong: str, hint: str, house: str, ctx: Context
+) -> None:
+    if second in (2**70, ZONED) and house.startswith("sqlite") is (second == ZONED):
+        pytest.skip("SQLite keeps the text of times, others widen integers")
+    ctx.load(house, [{"c": first}], "t")
+    with pytest.raises(module.SourceError, match=wrong) as caught:
+        ctx.load(house, [{"c": second}], "t")
+    assert caught.value.hint.startswith(hint)
+
+
+def test_nan_in_a_column_of_decimals_is_a_missing_value(house: str, ctx: Context) -> None:
+    ctx.load(house, [{"c": Decimal("NaN")}, {"c": Decimal("9.50")}], "t")
+    ctx.load(house, [{"c": Decimal("NaN")}], "t")
+    assert ctx.sql("SELECT count(*) AS n, count(c) AS c FROM t", connection=house) == [{"n": 3, "c": 1}]
 
 
 def test_replace_declares_columns_anew(house: str, ctx: Context) -> None:
