@@ -8410,7 +8410,7 @@ class Runner:
                     process.last_record, process.unsaved = None, []
                     process.ended = {"lost": f"its end could not be recorded: {problem!r}"}
         if self.live.pop(process.stem, None) is not None:
-            for suffix in (".journal", ".stdout", ".stderr", ".end"):
+            for suffix in (".journal", ".stdout", ".stderr", ".end", ".upstream"):
                 remove_tree(process.path + suffix)
             if process.run_id is not None and os.path.lexists(memos := self.memos(process.run_id)):
                 if process.outcome and process.outcome.status == "success":
@@ -9796,10 +9796,21 @@ class Store:
 
     def job(self, run_id: str, attempt: int, stem: str) -> Json:
         (job,) = self.sql.rows(JOB, run_id)
-        result = "SELECT run_id, result FROM runs WHERE run_id = ?"
-        upstream = (job["upstream"] or {}).items()
-        job["upstream"] = {name: self.sql.row(result, run) or {"run_id": run, "result": None} for name, run in upstream}
+        if runs := job.pop("upstream"):
+            self.write_upstream(stem, runs)
         return {"kind": "run", "stem": stem, "run_id": run_id, "attempt": attempt, **job}
+
+    def write_upstream(self, stem: str, runs: Json) -> None:
+        """Writes the results of an upstream beside the journal: large ones would hold up other runs on their way."""
+        texts = []
+        for name, run_id in runs.items():
+            result = self.sql.value("SELECT result FROM runs WHERE run_id = ?", run_id) or "null"
+            texts.append(f'{encode_json(name)}:{{"run_id":{encode_json(run_id)},"result":{result}}}')
+        path = os.path.join(self.home, "runs", f"{stem}.upstream")
+        try:
+            replace_file(path, f"{{{','.join(texts)}}}".encode("utf-8", "surrogatepass"), durable=False)
+        except OSError as problem:
+            raise disk_error(path, problem) from None
 
     def add_trace(self, run_id: str, attempt: int, records: list[Json], state: Json) -> None:
         """Saves trace records, and in the same transaction how far the journal has been read."""
@@ -11628,6 +11639,8 @@ def make_parcel(job: Json, journal: Journal) -> bytes:
     if os.path.exists(cache):
         places[cache] = f"tau/__pycache__/{os.path.basename(cache)}"
     places |= memos_to_send(job, journal)
+    if os.path.exists(upstream := job["journal"] + ".upstream"):
+        places[upstream] = "run.upstream"
     data = io.BytesIO()
     with tarfile.open(fileobj=data, mode="w:gz", compresslevel=1, dereference=True) as archive:
         for path, name in places.items():
@@ -12313,11 +12326,21 @@ class PipelineContext:
         self.data_dir: str = job["directory"]
         #: A small JSON object, as the last successful run left it; saved if this run succeeds.
         self.state: Json = json.loads(encode_json(job.get("state") or {}))
-        #: Pipeline that this run follows → the `run_id` and `result` of its run.
-        self.upstream: dict[str, Json] = job.get("upstream") or {}
         self._around = Surroundings(self)
 
-    # Properties: a run that does not ask for them need not wait for the import of datetime.
+    # Properties: a run that does not ask for them need not wait for an import or a large file.
+
+    @functools.cached_property
+    def upstream(self) -> dict[str, Json]:
+        """Pipeline that this run follows → the `run_id` and `result` of its run."""
+        given: dict[str, Json] | None = self._job.get("upstream")
+        if given is None:
+            try:
+                with open(f"{self._job['journal']}.upstream", "rb") as file:
+                    given = json.load(file)
+            except FileNotFoundError:
+                given = {}  # it follows no run
+        return given
 
     @property
     def scheduled_for(self) -> datetime.datetime | None:

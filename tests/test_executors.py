@@ -228,6 +228,18 @@ def test_state_params_connections_and_the_last_success_travel(far: Tau) -> None:
     assert far("run", "state", "--executor", "local")["result"] == ["monday", 3, True, 1, True]
 
 
+def test_what_it_follows_travels(far: Tau) -> None:
+    far.deploy(
+        "from tau import pipeline\n@pipeline\ndef spring(ctx):\n    return 'é' * 1000\n"
+        "@pipeline(after='spring', executor='far')\ndef river(ctx):\n    return ctx.upstream['spring']['result'][::999]\n"
+    )
+    far("run", "spring")
+    ended = eventually(
+        lambda: [run for run in far.call("runs", name="river")["runs"] if run["status"] == "success"], 30
+    )
+    assert far("inspect", ended[0]["run_id"])["result"] == "éé"
+
+
 def test_what_was_memoized_elsewhere_is_kept_here_and_sent_again(far: Tau) -> None:
     text = """
         def it(ctx, n: int = 1):

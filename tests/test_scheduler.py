@@ -1252,6 +1252,23 @@ def test_a_chain_hands_on_run_ids_and_results(tau: Tau) -> None:
     assert tau("inspect", run["run_id"])["result"] == {"spring": {"run_id": first["run_id"], "result": {"rows": 7}}}
 
 
+def test_large_results_of_an_upstream_do_not_pass_through_the_fork_server(tau: Tau) -> None:
+    tau.deploy(
+        "import os\nfrom tau import pipeline\n@pipeline\ndef sea(ctx):\n    return '~' * 900_000\n"
+        "@pipeline(after='sea')\ndef cloud(ctx):\n    files = [*os.scandir(os.environ['RUNS'])]\n"
+        "    sizes = [file.stat().st_size for file in files if file.name == f'{ctx.run_id}.1.upstream']\n"
+        "    return {'job': len(str(ctx._job)), 'read': len(ctx.upstream['sea']['result']), 'sizes': sizes}\n".replace(
+            "os.environ['RUNS']", repr(str(tau.home / "runs"))
+        )
+    )
+    tau("run", "sea")
+    ended = eventually(lambda: [run for run in tau.call("runs", name="cloud")["runs"] if run["status"] == "success"])
+    found = tau("inspect", ended[0]["run_id"])["result"]
+    assert found["job"] < 10_000
+    assert (found["read"], len(found["sizes"])) == (900_000, 1)
+    eventually(lambda: not [*(tau.home / "runs").glob("*.upstream")])
+
+
 def test_a_backfill_runs_each_past_tick_once_and_failed_ones_again(tau: Tau) -> None:
     text = (
         "import os\nfrom tau import pipeline\n@pipeline(schedule='0 6 * * *')\ndef filled(ctx):\n"
