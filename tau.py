@@ -13169,7 +13169,9 @@ def check_path(name: str, path: str, options: Json, registry: Iterable[str], aro
         raise BadRequest(f"'{name}' is a path, and a database is named by a URL", hint)
     known = (*registry, *around.connections)
     if not ("." in name or "/" in name or name in known or os.path.exists(name)):
-        hint = did_you_mean(name, known, "known: " + (", ".join(known) or "none; a path has a suffix such as .csv"))
+        hint = did_you_mean(
+            name, known, "known: " + (", ".join(known) or "none; a path has a / or a suffix such as .csv")
+        )
         raise BadRequest(f"'{name}' is no path, no connection of tau.toml and no @source or @target", hint)
 
 
@@ -13496,7 +13498,12 @@ WEB_OPTIONS: dict[str, PlaceOption] = {
     "next_token": ("string", None, "token_param", "path of the next page's token: `meta.cursor`, `data.-1.id`"),
     "token_param": ("string", None, "next_token", "parameter for the token"),
     "page_param": ("string", None, "", "parameter that counts pages; an empty page is the last"),
-    "page_step": ("integer", None, "page_param", "rows on a page, if the parameter counts rows"),
+    "page_step": (
+        {"type": "integer", "minimum": 1, "maximum": 1 << 40},
+        None,
+        "page_param",
+        "rows on a page, if the parameter counts rows",
+    ),
     "first_page": ("integer", None, "page_param", "the parameter of the first page: 1, or 0 with `page_step`"),
     "total": ("string", None, "page_param", "path of the number of all rows in a page"),
     "page_count": ("string", None, "page_param", "path of the number of all pages in a page"),
@@ -13797,10 +13804,11 @@ def same_origin(*urls: str) -> bool:
 
 
 def with_query(url: str, query: Mapping[str, Any]) -> str:
-    """Returns the URL with these parameters.  They replace others of the same name."""
+    """Returns the URL with these parameters, except None.  They replace others of the same name."""
     before, mark, old = url.partition("?")
     others = [pair for pair in old.split("&") if urllib.parse.unquote_plus(pair.partition("=")[0]) not in query]
-    parts = [part for part in (*others, urllib.parse.urlencode(query, doseq=True)) if part]
+    given = {name: value for name, value in query.items() if value is not None}
+    parts = [part for part in (*others, urllib.parse.urlencode(given, doseq=True)) if part]
     return before + ("?" if parts else mark) + "&".join(parts)
 
 
@@ -14381,7 +14389,7 @@ BEGINNINGS = {
 def find_format(named: str | None, path: str) -> FileFormat:
     suffix = named or path.removesuffix(".gz").rpartition(".")[2].lower()
     if suffix not in FILE_FORMATS:
-        hint = did_you_mean(suffix, FILE_FORMATS, "or say format='csv'; known: " + ", ".join(FILE_FORMATS))
+        hint = did_you_mean(suffix, FILE_FORMATS, "format='csv' says it; known: " + ", ".join(FILE_FORMATS))
         if foreign := next((hint for suffixes, hint in FOREIGN.items() if suffix in suffixes.split()), None):
             hint = f"{foreign}; known: {', '.join(FILE_FORMATS)}"
         raise BadRequest(f"'{path}' has no known format", hint)
@@ -14391,7 +14399,7 @@ def find_format(named: str | None, path: str) -> FileFormat:
 def unpacked(file: Any, is_packed: bool = False) -> Any:
     """Returns a file to read from.  If it begins like gzip, or *is_packed*, its bytes are unpacked."""
     file = file if hasattr(file, "peek") else io.BufferedReader(file)
-    return gzip.GzipFile(fileobj=file) if is_packed or file.peek(2)[:2] == b"\x1f\x8b" else file
+    return gzip.GzipFile(fileobj=file, mode="rb") if is_packed or file.peek(2)[:2] == b"\x1f\x8b" else file
 
 
 def labelled(label: str, batches: Batches) -> Batches:

@@ -302,6 +302,17 @@ def test_more_bytes_than_allowed_are_refused_packed_or_not(server: Server, ctx: 
             ctx.extract(server.tell(path, answer), max_bytes=1000 if path == "/plain" else 100_000)
 
 
+def test_a_packed_file_that_is_packed_once_more_on_the_way(server: Server, ctx: Context) -> None:
+    headers = {"Content-Type": "text/csv", "Content-Encoding": "gzip"}
+    for body in (gzip.compress(b"a\n1\n"), gzip.compress(gzip.compress(b"a\n1\n"))):
+        assert ctx.extract(server.tell("/rows.csv.gz", (200, headers, body))) == [{"a": "1"}]
+
+
+def test_a_parameter_of_none_is_left_out(server: Server, ctx: Context) -> None:
+    ctx.extract(server.tell("/rows", []) + "?since=1&all=1", query={"since": None, "region": None, "n": 0})
+    assert server.asked[-1][0] == "/rows?all=1&n=0"
+
+
 def test_a_user_in_the_url_is_told_to_the_server_alone(server: Server, ctx: Context) -> None:
     url = server.tell("/rows", (403, {}, b""))
     with pytest.raises(module.SourceError) as caught:
@@ -316,6 +327,7 @@ OPTIONS: dict[str, tuple[dict[str, Any], str, str]] = {
     "a token for nothing": ({"next_token": "a"}, "next_token needs token_param", "token_param='…': parameter"),
     "a parameter for nothing": ({"token_param": "a"}, "token_param needs next_token", "next_token='…': path"),
     "a step of nothing": ({"page_step": 2}, "page_step needs page_param", "page_param="),
+    "a step of no rows": ({"page_param": "offset", "page_step": 0}, "page_step: expected a whole number from 1", ""),
     "an end of nothing": ({"total": "n"}, "total needs page_param", "page_param="),
     "rows that are counted as pages": ({"page_param": "offset"}, "seems to count rows", "page_step="),
     "rows by another name": ({"page_param": "startAt"}, "seems to count rows", "page_step="),
