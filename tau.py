@@ -2147,7 +2147,7 @@ class Tasks(set["asyncio.Future[Any]"]):
 
 
 class Turns:
-    """Lets few work at once.  A name never has all turns; who has fewest is next, or else who has waited longest."""
+    """Lets few work at once.  No name has all turns; the next is for a name with the fewest, the longest waiting."""
 
     def __init__(self, most: int) -> None:
         self.most = most
@@ -4916,11 +4916,11 @@ class Daemon:
                 os.waitpid(pid, os.WNOHANG)
 
     def on_commit(self, run_ids: set[str], *due: Any) -> None:
-        """Tells those who wait for these runs that changes are on disk; stops and starts what is due."""
+        """Stops and starts what is due; tells those who wait for these runs that changes are on disk."""
+        if due:  # first: the store says already that these runs go on
+            self.scheduler.begin(*due)
         for run_id in run_ids:
             self.feed.changed(run_id)
-        if due:
-            self.scheduler.begin(*due)
 
     @property
     def stopping(self) -> bool:
@@ -5107,7 +5107,7 @@ class LogFilter:
 def rotate_log(path: str) -> bool:
     """Moves a log aside if it is too large, and returns whether it was."""
     with contextlib.suppress(OSError):
-        if os.lstat(path).st_size > LOG_BYTES_MAX:  # where a link leads to is its maker's
+        if os.lstat(path).st_size > LOG_BYTES_MAX:  # lstat: the file that a link leads to is not ours
             os.replace(path, f"{path}.1")
             return True
     return False
@@ -5819,7 +5819,7 @@ class Connection(Protocol):
 
 
 async def perform(call: Call, arguments: Json) -> bytes:
-    """Calls an operation, and returns its result as JSON.  NotFound does not name what the caller must not see."""
+    """Calls an operation, and returns its result as JSON.  No hint names what the caller must not see."""
 
     def answer(call: Call) -> bytes:
         check_sight(call, arguments)
@@ -8567,7 +8567,7 @@ class Feed:
                 self.ending.pop(run_id).set()
 
     def page(self, ask: Questions, run_id: str, after: int) -> list[Json]:
-        """Returns the next events of a run, in a thread.  What is there stays, and more may come."""
+        """Returns the next events of a run, in a thread.  Events never change; more may come after them."""
         page = self.pages.get((run_id, after)) or ask.story(run_id, after)
         if page:
             self.pages[run_id, after] = page
@@ -9474,9 +9474,8 @@ def check_backup(copy: sqlite3.Connection, schema: int, path: str) -> None:
         if {*ours.execute(own)} != {*copy.execute(own)}:
             raise Conflict(f"{path} has another schema than Tau's", RESTORE_HINT)
     if (row := copy.execute("PRAGMA foreign_key_check").fetchone()) is not None:
-        raise Conflict(
-            f"{path} is not whole: a row of {row[0]} refers to a row of {row[2]} that is missing", RESTORE_HINT
-        )
+        message = f"{path} is not whole: a row of {row[0]} refers to a row of {row[2]} that is missing"
+        raise Conflict(message, RESTORE_HINT)
     for table, part in PATH_PARTS:
         if copy.execute(f"SELECT 1 FROM {table} WHERE {UNUSUAL.format(part)} LIMIT 1").fetchone():
             raise Conflict(f"{path} has a name that Tau never writes: {part} of {table}", RESTORE_HINT)
@@ -9500,9 +9499,9 @@ def move_aside(database: str) -> str | None:
 
 
 def settle_copy(store: Store, copy: sqlite3.Connection, schema: int, path: str, revoked: dict[str, str]) -> Json:
-    """Checks a copy, and makes it the store of a home: it answers for nothing that the old home may have done since.
+    """Checks a copy, and makes it the store of a home.
 
-    It ends the runs that were live in the backup, skips the ticks since, and revokes the keys that were revoked.
+    Runs that were live in the backup end, ticks since then are skipped, and revoked keys stay revoked.
     """
     check_backup(copy, schema, path)
     upgrade(copy, schema)
@@ -10838,7 +10837,7 @@ def state_of(folder: str) -> list[tuple[str, int, int, int]]:
     paths = [os.path.join(at, name) for at, _, names in os.walk(folder) for name in ("", *names)]
     try:
         found = [(path, os.lstat(path)) for path in paths]
-    except FileNotFoundError:  # it changes just now
+    except FileNotFoundError:  # somebody is changing it
         return []
     return [(path, status.st_ino, status.st_size, status.st_ctime_ns) for path, status in found]
 
@@ -10846,7 +10845,7 @@ def state_of(folder: str) -> list[tuple[str, int, int, int]]:
 class Unpacked:
     """The files of versions in the home's versions/, each beside `.code`, where runs save the compiled code.
 
-    Before each use it is made sure that they are what we wrote.  Hashing them would cost a run as much as its start.
+    Each use first makes sure that they are what we wrote.  Hashing them would cost a run as much as its start.
     """
 
     def __init__(self, store: Store) -> None:
@@ -10965,7 +10964,7 @@ class Venvs:
     async def install(self, path: str, needed: list[str], entry: str) -> list[str]:
         """Makes an environment anew and returns the log; after a failure, removes it."""
         log: list[str] = []
-        shutil.rmtree(path, ignore_errors=True)
+        await asyncio.to_thread(remove_tree, path)
         try:
             for words in build_commands(path, needed):
                 log.append("$ " + " ".join(words))
@@ -10977,7 +10976,7 @@ class Venvs:
                     raise LoadFailed(message, hint, kind="load", file=entry, log=log[-BUILD_LINES:])
             replace_file(os.path.join(path, "built"), encode(needed))
         except BaseException:
-            shutil.rmtree(path, ignore_errors=True)
+            await asyncio.to_thread(remove_tree, path)
             raise
         return log[-BUILD_LINES:]
 

@@ -16,10 +16,10 @@ import tau as module
 #: Each of these fails when it is called for the first time.
 PARTS = (
     *("Runner.watch", "Runner.replace_servers", "Runner.look_after", "Scheduler.watch", "Scheduler.settled"),
-    *("Retention.watch", "ServiceManager.ping", "Daemon.look_after", "Listeners.accept"),
+    *("Retention.watch", "ServiceManager.ping", "Daemon.look_after", "Listeners.accept", "Feed.changed"),
 )
-#: A part that has another name in `status`: it is an item of that.
-NAMES = {"Scheduler.settled": "scheduler"}
+#: Parts that have another name in `status`: they are items of that.
+NAMES = {"Scheduler.settled": "scheduler", "Feed.changed": "event loop"}
 
 CODE = f"""
 import inspect
