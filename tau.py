@@ -7831,6 +7831,8 @@ POLL_WATCHED_S = 0.05
 BIRTH_S = 2.0
 #: How much longer than the grace times the end of a run on another machine may take.
 FAR_S = 5.0
+#: The most bytes of a run's records besides its log: a run that writes its own journal could fill the store.
+TRACE_BYTES_MAX = 128 << 20
 #: An unknown journal may revoke a permission to start: it is deleted only after this time.
 SWEEP_S = 3600.0
 
@@ -8015,7 +8017,7 @@ class Process:
         for line in filter(None, lines):
             writer = "first line" if first else "executor" if self.executor else "run"
             try:
-                self.take(read_record(line, self.mask, "run", writer), limits)
+                self.take(read_record(line, self.mask, "run", writer), len(line), limits)
             except ValueError as problem:  # a crash has torn the line, or it is not Tau's
                 if not self.executor or self.remote:  # else a shell may have printed it
                     self.skipped += 1
@@ -8041,8 +8043,8 @@ class Process:
         except ValueError as problem:
             return {"lost": f"its end record cannot be read: {problem}"}
 
-    def take(self, record: Json, limits: Json) -> None:
-        """Takes one record, about the process or of its trace."""
+    def take(self, record: Json, size: int, limits: Json) -> None:
+        """Takes one record of so many bytes, about the process or of its trace."""
         kind = record["t"]
         if kind == "start":
             leader = self.leader or {}
@@ -8070,6 +8072,7 @@ class Process:
         elif kind != "abandoned":
             if most := {"step": STEPS_MAX, "check": OBSERVATIONS_MAX, "metric": OBSERVATIONS_MAX}.get(kind):
                 self.count(kind, 1, most)
+            self.count("trace", size, limits["log_bytes"] + TRACE_BYTES_MAX)
             when = {"step": "started_at", "done": "finished_at"}.get(kind, "at")
             record[when] = rfc3339(record.pop("at"))
             self.add(record)

@@ -193,6 +193,21 @@ def test_a_journal_that_is_one_endless_line_is_read_in_pieces(tau: Tau, tmp_path
     assert process.position["skipped"][0] <= 3
 
 
+@pytest.mark.parametrize("kind", ["log", "step", "check"])
+def test_the_trace_of_a_run_is_bounded_in_bytes(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "TRACE_BYTES_MAX", 1 << 20)
+    process = module.Process(str(tmp_path), "it", None, 1, {})
+    values = {**GOOD["check"]["data"], "values": {"a": "x" * 20_000}}
+    large = {"log": {"fields": values}, "step": {"path": "x" * 2000}, "check": {"data": values}}
+    fields = GOOD[kind] | large[kind]
+    (tmp_path / "it.journal").write_bytes(line_of({"t": kind, **fields}) * 900)
+    while process.read({"result_bytes": 0, "log_lines": 10_000, "log_bytes": 0}, final=False):
+        pass
+    assert 0 < len(process.unsaved) <= 900
+    assert sum(len(line_of(record)) for record in process.unsaved) < 2 << 20
+    assert process.position["skipped"]
+
+
 def test_wrong_is_more_than_one() -> None:
     assert len({json.dumps(value) for value in WRONG}) == len(WRONG)
 
