@@ -13108,7 +13108,7 @@ class Place:
     def fit(self, what: str, known: Iterable[str], own: Any = (), lacks: str = "has no option", hint: str = "") -> Json:
         """Returns the options that are not in *own*, a table of PlaceOption.
 
-        Raises BadRequest for one that *what* does not take, has another type, or lacks the option that it needs.
+        Raises BadRequest for an option that *what* does not take, that has another type, or that needs another option.
         """
         every, own = (*known, *own), dict(own)
         for name, value in self.options.items():
@@ -13258,8 +13258,8 @@ STATE_OF_FILES = "files_read"
 class DataFile(Place):
     """Files in the format of the option `format`, or of their suffix: one, those in a folder, or those of a pattern.
 
-    Subclasses `find` those to read, path → size and time, and `open` them.  They say whether the only one `exists`,
-    and `replace` it if the function that writes succeeds.
+    Subclasses `find` the files to read, path → size and time, and `open` them.  Of the file to write they say whether
+    it `exists`, and they `replace` it if the function that writes succeeds.
     """
 
     find: Any
@@ -15922,6 +15922,15 @@ def to_json(value: Any, path: str, level: int = 0) -> Any:
     raise BadResult(f"{path} is a {kind.__module__}.{kind.__qualname__}, which has no JSON form")
 
 
+def from_numpy(value: Any) -> Any:
+    """Returns an array or a scalar as Python's values.  Raises BadResult for times of which numpy makes integers."""
+    made = value.tolist()
+    items = made if isinstance(made, list) else [made]
+    if getattr(getattr(value, "dtype", None), "kind", "") in ("m", "M") and int in map(type, items):
+        raise BadResult(f"a {value.dtype} is no time of Python's: .astype('{str(value.dtype).partition('[')[0]}[us]')")
+    return made
+
+
 #: An attribute that a class has → how its instances become JSON.
 CONVERSIONS: tuple[tuple[str, Callable[[Any], Any]], ...] = (
     ("__dataclass_fields__", lambda value: {name: getattr(value, name) for name in value.__dataclass_fields__}),
@@ -15929,7 +15938,7 @@ CONVERSIONS: tuple[tuple[str, Callable[[Any], Any]], ...] = (
     ("isoformat", lambda value: value.isoformat()),
     ("__fspath__", os.fspath),
     ("total_seconds", lambda value: value.total_seconds()),
-    ("tolist", lambda value: value.tolist()),  # numpy
+    ("tolist", from_numpy),
     ("is_subnormal", str),  # decimals
     ("bytes_le", str),  # UUIDs
 )

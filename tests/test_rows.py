@@ -224,6 +224,23 @@ class Several:
         return self.values[0] if len(self.values) == 1 else [*self.values]
 
 
+@pytest.mark.parametrize("made", [1767225600000000000, [1767225600000000000]])
+def test_times_of_which_numpy_makes_integers_are_refused(made: Any, ctx: Context) -> None:
+    class Nanoseconds:
+        """Quacks like numpy's datetime64[ns], whose tolist() says no unit."""
+
+        class dtype:  # noqa: N801
+            kind = "M"
+
+        def tolist(self) -> Any:
+            return made
+
+    with pytest.raises(module.BadResult, match="is no time of Python's"):
+        module.to_json(Nanoseconds(), "result")
+    with pytest.raises(module.SourceError, match="is no time of Python's"):
+        ctx.load("sqlite:///a.db", [{"at": Nanoseconds()}], "t")
+
+
 def test_arrays_and_scalars_of_numpy_have_a_form(ctx: Context) -> None:
     row = {"scalar": Several(1.5), "array": Several(1, 2)}
     assert module.to_json(row, "result") == {"scalar": 1.5, "array": [1, 2]}
