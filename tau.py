@@ -13566,7 +13566,9 @@ class Web(Place):
             raise BadRequest(f"{' and '.join(pagers)} are two ways to find pages", "choose one of them")
         param = self.options.get("page_param", "")
         if "page_step" not in self.options and re.search("(?i)offset|skip|^start", param):
-            hint = "page_step=…: how many rows a page has; 1 if it does count pages"
+            sizes = [size for size in self.options.get("query", {}).values() if type(size) is int and size > 1]
+            size = sizes[0] if len(sizes) == 1 else "…"
+            hint = f"page_step={size}: how many rows a page has; 1 if it does count pages"
             raise BadRequest(f"page_param='{param}' seems to count rows, not pages", hint)
         return "".join(pagers)
 
@@ -13637,7 +13639,7 @@ class Web(Place):
         if not is_web(url):
             raise SourceError(f"{self.label}: the next link is {clip(link, 200)}", "only http(s) is followed")
         if not re.search("[/?.]", link):
-            hint = f"next_token='{self.asked['next_link']}' and token_param='…' send a token"
+            hint = f"next_token='{self.asked['next_link']}' in place of next_link, and token_param='…', send a token"
             raise SourceError(f"{self.label}: next_link is {safe_repr(link)}, which is no URL", hint)
         return page.method, url, page.body
 
@@ -13873,7 +13875,9 @@ SQL_HINTS = {
     r"one statement": "one statement a call",
     r"constraint|not.null": "a step can drop or fill the row; mode='upsert' changes the one of its key",
     r"64 bits|out of range": "a step can make text of it",
-    r"NUL\b|0x00|surrogate": "a step can take it out: text.encode(errors='replace').decode().replace('\\0', '')",
+    r"NUL\b|0x00|surrogate": (
+        "a step can take it out: text and text.encode(errors='replace').decode().replace('\\0', '')"
+    ),
     r"locked": "another process writes to it, or a stream from this file has not been read to its end",
 }
 
@@ -13946,7 +13950,7 @@ class Loading:
             house.execute(f"DELETE FROM {self.table}", {})
 
     def add(self, batch: Rows) -> None:
-        scan = Scan(batch)
+        scan = Scan(batch, self.count)
         if not scan.columns or (self.columns is None and self.keys and not batch):  # a key has no kind yet
             return
         self.widen(scan)
@@ -13956,7 +13960,7 @@ class Loading:
             self.insert(scan, scan.columns)
         else:
             for shape, rows in itertools.groupby(batch, tuple):  # in their order: the last row of a key wins
-                self.insert(Scan(Rows(rows)), [*shape] or scan.columns[:1])
+                self.insert(Scan(Rows(rows), self.count), [*shape] or scan.columns[:1])
 
     def widen(self, scan: Scan) -> None:
         """Adds and widens what the table lacks.  Raises SourceError for a cell that would come back as another."""
@@ -14447,13 +14451,7 @@ def read_csv(
                 return
             yield rows  # an empty batch still has columns
     except csv.Error as problem:
-        hint = (
-            "quote='' if quotes are text, escape='\\\\' if a backslash escapes them, skip_spaces=True if spaces precede"
-        )
-        after = re.search(r"""["'] ?([,;\t|])""", reader.first)
-        if after and after[1] != delimiter and reader.is_at_start:
-            hint = f"delimiter={after[1]!r}, if it is between cells"
-        raise SourceError(f"{reader.place}: {problem}", hint) from None
+        raise reader.broken(problem, delimiter) from None
     finally:
         text.detach()  # the caller closes the file
 
@@ -14477,7 +14475,7 @@ class CsvLines:
         first = next(lines, "")
         if named := re.fullmatch(r"sep=(.)\s*", first):  # as Excel writes
             delimiter, skipped, first = named[1], skipped + 1, ""
-        self.marks, self.first = marks, first
+        self.text, self.marks = text, marks
         self.is_bare = quote is None and delimiter == "\t"  # a quote in TSV is text more often than not
         self.last = self.skipped = skipped  # number of the last line of the record before
         quoting = csv.QUOTE_NONE if quote == "" else csv.QUOTE_MINIMAL
@@ -14510,6 +14508,22 @@ class CsvLines:
         self.last = self.reader.line_num + self.skipped
         return names
 
+    def broken(self, problem: csv.Error, delimiter: str) -> SourceError:
+        """Returns what is wrong with the record that could not be read, and the option that fits it first."""
+        with contextlib.suppress(OSError):  # not every file can be read again
+            self.text.seek(0)
+        record = "".join(
+            itertools.islice(self.text, self.last, min(self.reader.line_num + self.skipped, self.last + 99))
+        )
+        after = re.search(r"""["'] ?([,;\t|])""", record) if self.is_at_start else None
+        is_open = "end of data" in str(problem)
+        wrong = f"line {self.last + 1}: a quote opens and never closes" if is_open else f"{self.place}: {problem}"
+        if after and after[1] != delimiter:
+            return SourceError(wrong, f"delimiter={after[1]!r}, if it is between cells")
+        if re.search(r"""\\["']""", record):
+            return SourceError(wrong, "escape='\\\\', if a backslash escapes quotes")
+        return SourceError(wrong, "quote='' reads quotes as text" + "; or is the file cut off?" * is_open)
+
     @staticmethod
     def other_delimiter(line: list[str]) -> str | None:
         return next((mark for mark in ";\t|" if mark in line[0]), None) if len(line) == 1 else None
@@ -14541,7 +14555,7 @@ class CsvLines:
         if len(line) <= width:
             return "ragged=True fills such lines; a step can drop a footer"
         if not any(line[width:]):
-            return "ragged=True cuts empty cells"
+            return "ragged=True cuts the empty cells at the line's end"
         if self.is_at_start:
             return f"columns=[…] needs {len(line)} names"
         header = f"skip_lines={self.last}, if this line is the header"
@@ -14591,9 +14605,11 @@ def write_csv(
     try:
         names, batches = first_columns(batches, columns)
         write_cells(text, [names] if names else [], delimiter)
+        count = 0
         for batch in batches:
             check_columns(batch, names)
-            lines = Scan(batch).cells(names, "csv")
+            lines = Scan(batch, count).cells(names, "csv")
+            count += len(batch)
             while some := [*itertools.islice(lines, BATCH_ROWS)]:
                 write_cells(text, some, delimiter)
     finally:
@@ -14767,15 +14783,17 @@ def read_parquet(file: Any, batch_rows: int | None) -> Batches:
     parquet, arrow = parquet_and_arrow()
     try:
         table = parquet.ParquetFile(file)
-        check_distinct(table.schema_arrow.names, "rename one where the file is made")
+        names = table.schema_arrow.names
+        check_distinct(names, "ctx.load takes pyarrow.parquet.ParquetFile(path).read().rename_columns([…])")
         batches = [table.read()] if batch_rows is None else table.iter_batches(batch_rows)
         for batch in batches:
-            yield Rows(batch.to_pylist(), table.schema_arrow.names)
+            yield Rows(batch.to_pylist(), names)
     except arrow.ArrowException as problem:
         raise SourceError(f"not Parquet: {problem}", "is it whole, and of this format?") from None
     except ValueError as problem:  # nanoseconds that Python's datetime lacks
-        names = ", ".join(f"'{field.name}'" for field in table.schema_arrow if "[ns" in str(field.type))
-        raise SourceError(f"column {names}: {problem}", "write microseconds, or install pandas") from None
+        odd = ", ".join(f"'{field.name}'" for field in table.schema_arrow if "[ns" in str(field.type))
+        hint = "install pandas, or cut to microseconds in an @source: column.cast('timestamp[us]', safe=False)"
+        raise SourceError(f"column {odd}: {problem}", hint) from None
 
 
 def write_parquet(file: Any, batches: Batches) -> None:
@@ -15007,7 +15025,8 @@ def odd_text(rows: Rows, first: int = 1) -> str:
 def check_distinct(names: Sequence[str], hint: str = "rename one of them: AS …") -> None:
     if len({*names}) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
-        raise SourceError(f"two columns are named '{twice}'", hint)
+        numbers = [number for number, name in enumerate(names, 1) if name == twice]
+        raise SourceError(f"two columns are named '{twice}', number {numbers[0]} and {numbers[1]}", hint)
 
 
 # Kinds of value: what each is in JSON, in text, in SQLite and in other databases.
@@ -15029,7 +15048,8 @@ def plain_cell(value: Any) -> Any:
     try:
         document = to_json(value, "cell")
     except BadResult as problem:
-        raise SourceError(f"{problem}: {safe_repr(value)}", "a step can make text or a number of it") from None
+        hint = "a step can put None in its place, or make text of it"
+        raise SourceError(f"{problem}: {safe_repr(value)}", hint) from None
     return encode_json(document) if isinstance(document, (dict, list)) else document
 
 
@@ -15276,10 +15296,10 @@ csv_cell, sqlite_cell = cell_for("csv"), cell_for("sqlite")
 class Scan:
     """The columns of rows, whether every row has all of them, and the types in each."""
 
-    __slots__ = ("columns", "even", "rows", "types")
+    __slots__ = ("before", "columns", "even", "rows", "types")
 
-    def __init__(self, rows: Rows) -> None:
-        self.rows = rows
+    def __init__(self, rows: Rows, before: int = 0) -> None:
+        self.rows, self.before = rows, before
         self.columns, self.even = self.columns_in(rows)
         self.types = {name: {*map(type, self.cells_of(name))} - {type(None)} for name in self.columns}
 
@@ -15313,20 +15333,20 @@ class Scan:
             tuples = map(operator.itemgetter(*columns), self.rows)
         else:
             tuples = (tuple([row.get(name) for name in columns]) for row in self.rows)
-        return converted(tuples, ways, columns) if ways else tuples
+        return converted(tuples, ways, columns, self.before + 1) if ways else tuples
 
 
 def converted(
-    tuples: Iterable[tuple[Any, ...]], ways: Mapping[int, Callable[[Any], Any]], columns: Sequence[str]
+    tuples: Iterable[tuple[Any, ...]], ways: Mapping[int, Callable[[Any], Any]], columns: Sequence[str], first: int
 ) -> Iterator[tuple[Any, ...]]:
-    for row in tuples:
+    for number, row in enumerate(tuples, first):
         values = [*row]
         for i, way in ways.items():
             try:
                 if values[i] is not None:
                     values[i] = way(values[i])
             except SourceError as problem:
-                raise SourceError(f"column '{columns[i]}': {problem}", problem.hint) from None
+                raise SourceError(f"row {number}, column '{columns[i]}': {problem}", problem.hint) from None
         yield tuple(values)
 
 
@@ -15334,15 +15354,15 @@ def columns_of(rows: Rows) -> list[str]:
     return Scan.columns_in(rows)[0]
 
 
-def observed(rows: Rows) -> dict[str, str]:
-    """Returns the columns with the types in their first rows: `{"fare": "real|null"}`."""
+def observed(rows: Rows, before: Mapping[str, str] | None = None) -> dict[str, str]:
+    """Returns the columns with the types in their first rows and those *before*: `{"fare": "real|null"}`."""
     sample = Rows(rows[:OBSERVED_ROWS], rows.columns)
-    seen = {}
+    seen = dict(before or {})
     for name in columns_of(sample)[:OBSERVED_COLUMNS]:
-        types = {type(row[name]) for row in sample if name in row}
-        has_null = type(None) in types
-        words = sorted(kind_of(cell_type).name or "" for cell_type in types - {type(None)}) + ["null"] * has_null
-        seen[clip(name, WORD_MAX)] = "|".join(dict.fromkeys(words))
+        words = {kind_of(cell_type).name or "null" for cell_type in {type(row[name]) for row in sample if name in row}}
+        words |= {*filter(None, seen.get(clip(name, WORD_MAX), "").split("|"))}
+        if len(seen) < OBSERVED_COLUMNS or clip(name, WORD_MAX) in seen:
+            seen[clip(name, WORD_MAX)] = "|".join(sorted(words, key=lambda word: (word == "null", word)))
     return seen
 
 
@@ -15364,7 +15384,7 @@ def counted(step: Step, batches: Batches) -> Batches:
     step.rows_in = 0
     for batch in batches:
         step.rows_in += len(batch)
-        step.columns = step.columns or observed(batch)
+        step.columns = observed(batch, step.columns)
         yield batch
 
 
@@ -15420,7 +15440,7 @@ class Stream(Ready):
             self.busy_s += perf_counter() - began
         if batch is not None:
             self.step.rows_out = (self.step.rows_out or 0) + len(batch)
-            self.step.columns = self.step.columns or observed(batch)
+            self.step.columns = observed(batch, self.step.columns)
         return batch
 
 

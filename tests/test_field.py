@@ -45,7 +45,7 @@ CASES: list[tuple[str, dict[str, Any], Any, str | None]] = [
     ("data-13-tsv-with-bare-quotes", {}, "line 2 .to 4.: a quoted cell of several lines", "quote=''"),
     ("data-14-backslash-escapes", {}, "line 2: ',' expected after", "escape="),
     ("data-14-backslash-escapes", {"options": {"escape": "\\"}}, ['foo ("bar")'], "title"),
-    ("data-15-open-quote", {}, "line 2 .to 5000.: unexpected end of data", "quote=''"),
+    ("data-15-open-quote", {}, "line 2: a quote opens and never closes", "quote=''"),
     ("data-17-null-instead-of-no-rows", {"url": "server"}, [1, 2], "id"),
     ("data-20-token-not-link", {"url": "server"}, "next_token", "token_param"),
     ("data-21-post-with-a-cursor", {"url": "server"}, 2, None),
@@ -58,7 +58,7 @@ CASES: list[tuple[str, dict[str, Any], Any, str | None]] = [
             ("data-24-first-day-without-values", "12" if house == "postgres" else 12, None),  # its sum is a numeric
             ("data-25-integers-then-a-fraction", [5, 4, 3.7], None),
             ("data-28-upsert-keys", [3, 9], None),
-            ("data-32-nan-inside-json", "column 'reading': .*nan", "a step can make text"),
+            ("data-32-nan-inside-json", "row 1, column 'reading': .*nan", "a step can put None in its place"),
             ("data-33-durations", 90.0, None),
             ("data-35-text-into-integers", "column 'kilos' holds integers, which '12.7' is not", "types=True"),
         )

@@ -117,14 +117,14 @@ def test_a_header_without_rows_keeps_its_columns() -> None:
 MALFORMED = {
     "ragged": ("csv", b"a,b\n1,2\n3\n", {}, "line 3 has 1 cells, the header 2"),
     "ragged after cells of two lines": ("csv", b'a,b\n"1\n1",2\n\n3\n', {}, "line 5 has 1 cells"),
-    "a duplicate header": ("csv", b"a,b,a\n1,2,3\n", {}, "two columns are named 'a'"),
-    "a quote that is not closed": ("csv", b'a,b\n1,"2\n', {}, "line 2: unexpected end of data"),
+    "a duplicate header": ("csv", b"a,b,a\n1,2,3\n", {}, "two columns are named 'a', number 1 and 3"),
+    "a quote that is not closed": ("csv", b'a,b\n1,"2\n', {}, "line 2: a quote opens and never closes"),
     "text after a quote": ("csv", b'a,b\n1,"2"x\n', {}, "line 2: ',' expected after"),
     "a quote that is not closed, in a long file": (
         "csv",
         b'a,b\n1,"2\n' + b"3,4\n" * 99,
         {},
-        r"line 2 \(to 101\): unexpected end of data",
+        "line 2: a quote opens and never closes",
     ),
     "a cell of several lines in TSV": (
         "tsv",
@@ -251,13 +251,15 @@ def test_types_that_are_named_are_read_as_python_reads_them() -> None:
 
 
 HINTS = {
-    "a delimiter too many": (b"a,b\n1,2,\n", "ragged=True"),
+    "a delimiter too many": (b"a,b\n1,2,\n", "ragged=True cuts the empty cells at the line's end"),
     "a cell too many": (b"a,b\n1,2\n3,4,5\n", "is there a delimiter in a cell"),
     "a preamble": (b"Report,\nid,name,city\n1,ada,rome\n", "skip_lines=1, if this line is the header"),
     "a long preamble": (b"Report,\n\nid,name,city\n1,ada,rome\n", "skip_lines=2, if this line is the header"),
     "a footer": (b"a,b,c\n1,2,3\nsum\n", "ragged=True fills such lines; a step can drop a footer"),
     "spaces before quotes": (b'id, name, city\n1, "Smith, J", "Rome"\n', "skip_spaces=True"),
-    "escaped quotes": (b'"id","title"\n"1","foo (\\"bar\\")"\n', "escape='\\\\' if a backslash escapes"),
+    "escaped quotes": (b'"id","title"\n"1","foo (\\"bar\\")"\n', "escape='\\\\', if a backslash escapes quotes"),
+    "an open quote": (b'a,b\n1,"2\n', "quote='' reads quotes as text; or is the file cut off?"),
+    "text after a quote": (b'a,b\n1,"2"x\n', "quote='' reads quotes as text"),
     "another delimiter": (b"id;name\n1;ada\n", "delimiter=';'"),
     "another delimiter of quoted cells": (b'"id";"name"\n"1";"ada"\n', "delimiter=';'"),
     "rows with a name before": (b"A,B\nx,1,2\ny,3,4\n", "columns=[…] with it, if the header lacks a name"),
@@ -419,8 +421,12 @@ def test_parquet_with_two_columns_of_one_name_is_refused(tmp_path: Path, ctx: Co
     arrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
     path = tmp_path / "joined.parquet"
     parquet.write_table(arrow.table([[10], [100]], names=["value", "value"]), path)
-    with pytest.raises(module.SourceError, match=r"joined.parquet: two columns are named 'value'"):
+    wrong = r"joined.parquet: two columns are named 'value', number 1 and 2"
+    with pytest.raises(module.SourceError, match=wrong) as caught:
         ctx.extract(path)
+    assert "parquet.ParquetFile(path).read().rename_columns([…])" in caught.value.hint
+    ctx.load("renamed.csv", parquet.ParquetFile(path).read().rename_columns(["a", "b"]))
+    assert ctx.extract("renamed.csv") == [{"a": "10", "b": "100"}]
 
 
 def test_nanoseconds_that_python_lacks_are_told_with_their_column(tmp_path: Path, ctx: Context) -> None:
@@ -432,7 +438,9 @@ def test_nanoseconds_that_python_lacks_are_told_with_their_column(tmp_path: Path
     except module.SourceError as problem:
         wrong, hint = str(problem), problem.hint
         assert wrong.startswith("ticks.parquet: column 'at':")
-        assert "microseconds" in hint
+        assert "cast('timestamp[us]', safe=False)" in hint
+    column = parquet.ParquetFile(path).read()["at"].cast("timestamp[us]", safe=False)
+    assert column.to_pylist() == [datetime.datetime(1970, 1, 1)]  # noqa: DTZ001
 
 
 @pytest.mark.parametrize("name", ["csv", "csv.gz", "json", "jsonl"])

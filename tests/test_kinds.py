@@ -229,6 +229,7 @@ def test_two_keys_do_not_become_one(house: str, ctx: Context) -> None:
 def test_a_stream_may_widen_the_table_that_it_makes(house: str, ctx: Context) -> None:
     ctx.load(house, iter([[{"n": 5}, {"n": 4}], [{"n": 3.7}]]), "t", mode="replace")
     assert [row["n"] for row in ctx.extract(house, "SELECT n FROM t ORDER BY n DESC")] == [5, 4, 3.7]
+    assert ctx.records("done")[-2]["columns"] == {"n": "integer|real"}
 
 
 @pytest.mark.parametrize("key", [(), "id"])

@@ -120,6 +120,15 @@ def test_documents_are_kept_as_json(house: str, ctx: Context) -> None:
     assert rows_in(ctx, house) == [{"id": 1, "d": '{"a":[1,null]}', "l": '["é"]'}]
 
 
+@pytest.mark.parametrize("target", ["house", "rows.csv"])
+def test_a_value_without_a_form_is_named_with_its_row(target: str, house: str, ctx: Context) -> None:
+    batches = iter([[{"id": 1, "d": {"a": 1}}, {"id": 2, "d": None}], [{"id": 3, "d": {"a": float("nan")}}]])
+    place = (house, batches, "t") if target == "house" else (target, batches)
+    with pytest.raises(module.SourceError, match=r"row 3, column 'd': .*nan") as caught:
+        ctx.load(*place)
+    assert caught.value.hint == "a step can put None in its place, or make text of it"
+
+
 def test_columns_of_mixed_kinds(house: str, ctx: Context) -> None:
     rows = [{"id": 1, "n": 1, "m": 1, "x": "a"}, {"id": 2, "n": 2.5, "m": Decimal("2.5"), "x": 5}]
     ctx.load(house, rows, "t")

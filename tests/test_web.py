@@ -330,6 +330,11 @@ OPTIONS: dict[str, tuple[dict[str, Any], str, str]] = {
     "a step of no rows": ({"page_param": "offset", "page_step": 0}, "page_step: expected a whole number from 1", ""),
     "an end of nothing": ({"total": "n"}, "total needs page_param", "page_param="),
     "rows that are counted as pages": ({"page_param": "offset"}, "seems to count rows", "page_step="),
+    "rows, with a limit in the query": (
+        {"page_param": "offset", "query": {"limit": 2, "q": "a"}},
+        "seems to count rows",
+        "page_step=2:",
+    ),
     "rows by another name": ({"page_param": "startAt"}, "seems to count rows", "page_step="),
     "and by a third": ({"page_param": "$skip"}, "seems to count rows", "page_step="),
     "another type": ({"timeout": "5"}, "timeout: expected number", ""),
