@@ -7074,7 +7074,9 @@ async def backup(call: Call, file: FilePath | None = None, *, force: bool = Fals
         tau backup tau.backup --force
     """
     daemon, store = call.daemon, call.daemon.store
-    path = file or default_copy(daemon.home, time.time())
+    if file is None:
+        make_directory(os.path.join(daemon.home, BACKUPS))
+    path = file or os.path.join(daemon.home, BACKUPS, f"{rfc3339(time.time()).replace(':', '-')}.tau")
     if not os.path.isabs(path) or "\0" in path:
         raise BadRequest(f"'{path}' is not an absolute path", "it is a file of the daemon's machine")
     database = store.database.path
@@ -9357,11 +9359,6 @@ def foresee(path: str, terms: Json, now: float) -> Json:
 # --- 28. Backup --------------------------------------------------------------------------
 # Owns backup and restore: a copy of its database is a copy of the home.
 # Calls Store and Database.  Promises a backup of one moment, whole or not there, and that a restore deletes nothing.
-
-
-def default_copy(home: str, now: float) -> str:
-    make_directory(os.path.join(home, BACKUPS))
-    return os.path.join(home, BACKUPS, f"{rfc3339(now).replace(':', '-')}.tau")
 
 
 def sweep_copies(home: str) -> None:
