@@ -2152,18 +2152,22 @@ class Turns:
     def __init__(self, most: int) -> None:
         self.most = most
         self.taken: collections.Counter[str] = collections.Counter()
-        self.waiting: dict[str, list[asyncio.Future[None]]] = {}  # by name, in the order of their last turns
+        self.waiting: dict[str, dict[asyncio.Future[None], None]] = {}  # by name, in the order of their last turns
 
     async def take(self, name: str) -> None:
         """Returns when it is this name's turn, which give_back() ends."""
         turn = asyncio.get_running_loop().create_future()
-        self.waiting.setdefault(name, []).append(turn)
+        self.waiting.setdefault(name, {})[turn] = None
         self.begin()
         try:
             await turn
         except asyncio.CancelledError:
             if not turn.cancelled():
                 self.give_back(name)
+            elif turn in (line := self.waiting.get(name, {})):  # many may leave before there is a turn
+                del line[turn]
+                if not line:
+                    del self.waiting[name]
             raise
 
     def give_back(self, name: str) -> None:
@@ -2174,9 +2178,10 @@ class Turns:
         most = max(self.most - 1, 1)
         while self.taken.total() < self.most and (names := [n for n in self.waiting if self.taken[n] < most]):
             name = min(names, key=lambda name: self.taken[name])
-            turn, *later = self.waiting.pop(name)
-            if later:
-                self.waiting[name] = later
+            line = self.waiting.pop(name)
+            del line[turn := next(iter(line))]
+            if line:
+                self.waiting[name] = line
             if not turn.done():  # else its task has been cancelled
                 self.taken[name] += 1
                 turn.set_result(None)

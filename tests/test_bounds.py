@@ -210,6 +210,23 @@ def test_who_leaves_with_a_turn_gives_it_back() -> None:
     asyncio.run(play())
 
 
+def test_who_leaves_before_a_turn_takes_no_room() -> None:
+    async def play() -> None:
+        turns = module.Turns(1)
+        await turns.take("a")
+        waiting = [asyncio.ensure_future(turns.take(name)) for name in "bcb" * 100]
+        await asyncio.sleep(0)
+        for task in waiting[1:]:
+            task.cancel()
+        await asyncio.sleep(0)
+        assert sum(map(len, turns.waiting.values())) == 1
+        turns.give_back("a")
+        await waiting[0]
+        assert not turns.waiting
+
+    asyncio.run(play())
+
+
 # Counting.
 
 
