@@ -3044,6 +3044,8 @@ def try_(
     words += [f"--{option}={given[option]}" for option in ("entry", "name") if option in given]
     if include:
         words += ["--include", *map(file_word, given["include"])]
+    if words[0] == "try" and params:
+        words += ["--params", encode_json(params)]
     return document | {"next": [shell_line("tau", *words)]}
 
 
