@@ -6185,7 +6185,7 @@ async def deploy(
 
         deployed = await daemon.store.write(commit)
     finally:
-        deployment.close()
+        await deployment.close()
     answer: Json = {"changed": any(row["changed"] for row in deployed), "pipelines": deployed}
     return answer | {"environments": built} if built else answer
 
@@ -6219,7 +6219,7 @@ async def check(call: Call, files: list[Json], *, include: list[Json] | None = N
     except (BadRequest, LoadFailed, NotFound, Forbidden) as problem:
         answer["error"] = problem.to_json()
     finally:
-        deployment.close()
+        await deployment.close()
     missing = sorted(name for name, places in answer["secrets"].items() if places is None)
     return answer | {"missing_secrets": missing}
 
@@ -7531,10 +7531,10 @@ class Deployment:
         self.folder = os.path.join(self.daemon.home, "versions", f".staged-{os.urandom(8).hex()}")
         self.daemon.retention.deploying += 1
 
-    def close(self) -> None:
-        """Removes the unpacked files."""
+    async def close(self) -> None:
+        """Removes the unpacked files, and what the loaded ones have made there."""
         self.daemon.retention.deploying -= 1
-        remove_tree(self.folder)
+        await asyncio.to_thread(remove_tree, self.folder)
 
     async def prepare(self) -> list[Json]:
         """Unpacks the files; builds and returns the virtual environments that the entries ask for."""
@@ -8258,7 +8258,7 @@ class Runner:
                 await self.terminate(process, "timed_out")
                 raise
             finally:
-                remove_tree(directory)
+                await asyncio.to_thread(remove_tree, directory)
             assert process.outcome is not None
             if process.outcome.status == "success" or process.server == self.starter.server:
                 return process.outcome

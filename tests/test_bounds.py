@@ -227,6 +227,22 @@ def test_who_leaves_before_a_turn_takes_no_room() -> None:
     asyncio.run(play())
 
 
+def test_what_a_loaded_file_leaves_is_removed_beside_the_loop(home: Tau) -> None:
+    code = """
+import os, threading
+remove_tree = tau.remove_tree
+def remove(path):
+    if os.path.isdir(path) and threading.current_thread() is threading.main_thread():
+        open("on the loop", "a").write(path)
+    remove_tree(path)
+tau.remove_tree = remove
+"""
+    with served(home, code=code):
+        home.deploy_it("import os\nfor n in range(9):\n    os.mkdir(str(n))\ndef it(ctx):\n    return 1\n")
+        eventually(lambda: [name for name in os.listdir(home.home / "versions") if name.startswith(".")] == [])
+    assert not (home.work / "on the loop").exists()
+
+
 # Counting.
 
 
