@@ -13823,6 +13823,7 @@ def with_query(url: str, query: Mapping[str, Any]) -> str:
 def with_member(document: Json, path: str, value: Any) -> Json:
     """Returns a JSON object with a value at a dotted path."""
     word, _, inner = path.partition(".")
+    demand({"type": "object"}, document, f"what has '{word}' in json")
     return document | {word: with_member(document.get(word) or {}, inner, value) if inner else value}
 
 

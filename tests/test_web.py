@@ -328,6 +328,7 @@ OPTIONS: dict[str, tuple[dict[str, Any], str, str]] = {
     "a parameter for nothing": ({"token_param": "a"}, "token_param needs next_token", "next_token='…': path"),
     "a step of nothing": ({"page_step": 2}, "page_step needs page_param", "page_param="),
     "a step of no rows": ({"page_param": "offset", "page_step": 0}, "page_step: expected a whole number from 1", ""),
+    "a step in a number": ({"json": {"a": 1}, "page_param": "a.b"}, "has 'b' in json: expected object, given", ""),
     "an end of nothing": ({"total": "n"}, "total needs page_param", "page_param="),
     "rows that are counted as pages": ({"page_param": "offset"}, "seems to count rows", "page_step="),
     "rows, with a limit in the query": (
