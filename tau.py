@@ -14468,6 +14468,10 @@ def text_layer(file: Any, encoding: str) -> io.TextIOWrapper:
         raise BadRequest(str(problem), "encoding='utf-8', 'latin-1', 'cp1252', 'utf-16'") from None
 
 
+#: The usual marks in numbers: for decimals and, none, for thousands.
+PLAIN_MARKS = (".", "")
+
+
 class CsvLines:
     """The lines of a CSV file as lists of cells."""
 
@@ -14536,9 +14540,9 @@ class CsvLines:
     def fitted(self, ragged: bool) -> Iterable[list[Any]]:
         """Yields lines as long as the header and skips blank ones.  *ragged* fills and cuts others."""
         width, reader, skipped, is_first = len(self.names), self.reader, self.skipped, True
+        is_bare = self.is_bare
         for line in reader:
-            number = reader.line_num + skipped
-            if self.is_bare and number > self.last + 1:
+            if is_bare and reader.line_num + skipped > self.last + 1:
                 hint = "quote='' reads quotes as text, quote='\"' as quotes"
                 raise SourceError(f"{self.place}: a quoted cell of several lines", hint)
             if len(line) != width and line:
@@ -14546,7 +14550,7 @@ class CsvLines:
                     hint = self.hint_for(line, width, is_first)
                     raise SourceError(f"{self.place} has {len(line)} cells, the header {width}", hint)
                 line = (line + [""] * width)[:width]
-            self.last = number
+            self.last = reader.line_num + skipped
             if line:
                 is_first = False
                 yield line
@@ -14569,36 +14573,42 @@ class CsvLines:
         lost = "is there a delimiter in a cell that is not quoted?  escape='\\\\', if it is escaped"
         return f"{header}; {lost}" if width == 1 else lost
 
-    def cast(self, lines: Iterable[list[Any]], types: Any, sample: int | None) -> Iterable[list[Any]]:
+    def cast(self, lines: Iterable[list[Any]], types: Any, sample: int | None) -> Iterable[Any]:
         """Converts cells to these types, with True to those guessed from a sample.  Empty cells become None."""
         names = self.names
         if types is True:
             first = [*itertools.islice(lines, sample)]
             kinds = {name: guessed_kind({line[i] for line in first}, self.marks) for i, name in enumerate(names)}
             first.reverse()  # pop() frees each line once it is a row
-            sampled = self.convert((first.pop() for _ in range(len(first))), kinds, is_sure=True)
-            return itertools.chain(sampled, self.convert(lines, kinds, is_sure=False))
+            sampled = self.convert((first.pop() for _ in range(len(first))), kinds, sample)
+            return itertools.chain(sampled, self.convert(lines, kinds, sample, is_sure=False))
         if not isinstance(types, dict):
             raise BadRequest(f"types must be True or a mapping, not {safe_repr(types)}", 'types={"fare": float}')
         kinds = {name: named_kind(kind, name) for name, kind in types.items()}
         if unknown := [name for name in kinds if name not in names]:
             hint = did_you_mean(unknown[0], names, f"there are {', '.join(names)}")
             raise SourceError(f"types: there is no column '{unknown[0]}'", hint)
-        return self.convert(lines, kinds, is_sure=True)
+        return self.convert(lines, kinds, sample)
 
-    def convert(self, lines: Iterable[list[Any]], kinds: dict[str, ValueKind], is_sure: bool) -> Iterator[list[Any]]:
-        """Converts cells.  A kind that is not sure reads only texts that can be nothing else."""
-        reads = {name: kind.parse if is_sure or not kind.pattern else kind.read for name, kind in kinds.items()}
-        places = [(self.names.index(name), name, marked(kinds[name], read, self.marks)) for name, read in reads.items()]
-        for line in lines:
-            for i, name, read in places:
-                text = line[i]
+    def convert(
+        self, lines: Iterable[list[Any]], kinds: dict[str, ValueKind], batch: int | None, is_sure: bool = True
+    ) -> Iterator[Any]:
+        """Converts cells by column, some lines at once.  A kind that is not sure reads only texts of its pattern."""
+        lines, some, text = iter(lines), min(batch or 100, 100), ""
+        while numbered := [(self.last, line) for line in itertools.islice(lines, some)]:
+            columns = [*zip(*(line for _, line in numbered), strict=True)]
+            for name, kind in kinds.items():
+                i = self.names.index(name)
+                read = marked(kind, kind.parse if is_sure or not kind.pattern else kind.read, self.marks)
+                if not is_sure and self.marks == PLAIN_MARKS and kind.is_usual(columns[i]):
+                    read = kind.usual[1]
                 try:
-                    line[i] = read(text) if text else None
+                    columns[i] = tuple([read(text) if (text := cell) else None for cell in columns[i]])
                 except (ValueError, KeyError, ArithmeticError) as problem:
-                    wrong = f"line {self.last}: '{clip(text, 100)}' in column '{name}' is not {kinds[name].name}"
+                    number = numbered[columns[i].index(text)][0]
+                    wrong = f"line {number}: '{clip(text, 100)}' in column '{name}' is not {kind.name}"
                     raise SourceError(wrong, f"name its type: types={{'{name}': 'text'}}") from problem
-            yield line
+            yield from zip(*columns, strict=True)
 
 
 def write_csv(
@@ -14880,7 +14890,7 @@ def guessed_kind(texts: set[str], marks: tuple[str, str]) -> ValueKind:
 def marked(kind: ValueKind, read: Callable[[str], Any], marks: tuple[str, str]) -> Callable[[str], Any]:
     """Returns the function that reads a text of a kind.  Numbers have these marks for decimals and thousands."""
     point, comma = marks
-    if marks == (".", "") or kind.name not in ("integer", "real", "decimal"):
+    if marks == PLAIN_MARKS or kind.name not in ("integer", "real", "decimal"):
         return read
 
     def read_marked(text: str) -> Any:
@@ -15082,6 +15092,7 @@ class ValueKind:
     parse: Any = None
     make: Any = None
     matches: Any = None  # the compiled pattern
+    usual: Any = ()  # what matches lines if each is a usual text of the pattern, and what reads such a text
     pattern = declared = ""
 
     def __init__(
@@ -15103,6 +15114,11 @@ class ValueKind:
         if self.matches(text) is None:
             raise ValueError(text)
         return self.parse(text)
+
+    def is_usual(self, texts: Sequence[str | None]) -> bool:
+        """Whether all texts are usual or empty: one match is faster than one for each."""
+        whole = "\n".join([text or "" for text in texts]) + "\n"
+        return bool(self.usual and whole.count("\n") == len(texts) and self.usual[0](whole))
 
     def exactly(self, value: Any) -> Any:
         """Returns a value of any kind as one of this.  Raises ValueError if it would not come back as it was."""
@@ -15136,6 +15152,7 @@ KINDS_OF_VALUE = (
         parse=lambda text: int(text.replace("_", "x")),
         make=int,
         pattern=r"-?(0|[1-9][0-9]{0,17})",
+        usual=(re.compile(r"((-?(0|[1-9][0-9]{0,17}))?\n)*+").fullmatch, int),
         declared=r"(?<!PO)INT(?!ERVAL)|SERIAL",
     ),
     ValueKind(
@@ -15144,6 +15161,7 @@ KINDS_OF_VALUE = (
         convert=float,
         make=float,
         pattern=r"-?(?![0-9.]{17}|[0-9]+[eE][0-9])((0|[1-9][0-9]{0,14})(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]+)?",
+        usual=(re.compile(r"((-?(0|[1-9][0-9]{0,6})(\.[0-9]{1,8})?)?\n)*+").fullmatch, float),
         declared=r"REAL|FLOA|DOUB",
     ),
     ValueKind(
@@ -15152,6 +15170,7 @@ KINDS_OF_VALUE = (
     ValueKind(
         *("boolean", "builtins.bool bool_", {"type": "boolean"}, "BOOLEAN", "Boolean"),
         parse=lambda text: TRUTHS[text.strip().lower()],
+        usual=(re.compile(r"((true|false)?\n)*+").fullmatch, TRUTHS.get),
         make=bool,
         pattern=r"(?i:true|false)",
         declared=r"BOOL",
@@ -15162,6 +15181,7 @@ KINDS_OF_VALUE = (
         *("date", "datetime.date", {"type": "string", "format": "date"}, "TEXT", "Date", iso),
         make=lambda moment: moment.date(),
         pattern=DAY_PATTERN,
+        usual=(re.compile(rf"(({DAY_PATTERN})?\n)*+").fullmatch, datetime.date.fromisoformat),
         declared=r"^DATE(?!TIME)",
     ),
     ValueKind(

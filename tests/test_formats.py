@@ -320,6 +320,7 @@ LATER: dict[str, tuple[list[str], str]] = {
     "a word": (["1", "2", "x"], "integer"),
     "a code": (["10115", "20095", "01067"], "integer"),
     "a sign": (["1", "2", "+3"], "integer"),
+    "a space": (["1", "2", " 3"], "integer"),
     "zeros before": (["1.5", "2.5", "0012.50"], "real"),
     "an exponent": (["1.5", "2.5", "32E0134"], "real"),
     "many digits": (["1.5", "2.5", "0.12345678901234567"], "real"),
@@ -340,6 +341,18 @@ def test_a_stream_keeps_the_types_of_its_first_batch_and_says_where_they_end(cas
     assert caught.value.hint == "name its type: types={'a': 'text'}"
     assert read("csv", data, types=True)[0][2]["a"] in (texts[2], 3)
     assert read("csv", data, 2, types={"a": "text"})[1] == [{"a": texts[2], "b": "x"}]
+
+
+def test_many_texts_are_read_at_once_as_each_alone() -> None:
+    texts = ["1", "-0", "007", "1.5", "12345678.5", ".5", "1e+3", "true", "True", "2026-01-02", "1\n2", "3\n"]
+    for kind in filter(lambda kind: kind.usual, module.KINDS_OF_VALUE):
+        assert kind.is_usual(["", None])
+        for text in texts:
+            assert not kind.is_usual(["", text, None]) or kind.usual[1](text) == kind.read(text)
+        assert not kind.is_usual(["3\n"])
+    data = "".join(f"{number}\n" for number in ["n", *range(150), "007"]).encode()
+    with pytest.raises(module.SourceError, match="line 152: '007' in column 'n' is not integer"):
+        read("csv", data, 120, types=True)
 
 
 def test_a_column_after_the_header_is_refused() -> None:
