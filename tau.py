@@ -4900,7 +4900,6 @@ class Daemon:
                 raise Conflict(f"{self.home} was renamed or deleted while taud served it", "start taud where it is now")
         finally:
             await self.close()
-            os.close(self.lock)
 
     def owns_home(self) -> bool:
         """Whether our lock is still at its path: otherwise another daemon may serve there."""
@@ -5050,6 +5049,7 @@ class Daemon:
         self.store.close()
         for path in self.listeners.paths if self.owns_home() else ():  # before a client that waits for the end sees it
             remove_file(path)
+        os.close(self.lock)  # who has seen the end may start the next daemon
         for connection in tuple(self.connections):
             connection.transport.close()
         await asyncio.sleep(0)

@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import Tau, eventually, free_port, is_running, python
+from conftest import Tau, eventually, free_port, is_running, python, served
 
 import tau as module
 
@@ -586,3 +586,22 @@ def test_a_lock_that_outlives_its_daemon_for_a_moment_is_waited_for(home: Tau) -
         release.start()
         assert home.start()["changed"] is True
         release.join()
+
+
+SLOW_TO_EXIT = """
+import time
+real = tau.Daemon.close
+async def close(self):
+    await real(self)
+    time.sleep(1)
+tau.Daemon.close = close
+"""
+
+
+def test_who_has_seen_the_end_can_start_the_next_daemon(home: Tau) -> None:
+    with served(home, code=SLOW_TO_EXIT) as daemon:
+        home("shutdown")
+        started = home.start()
+        assert (started["changed"], started["pid"] != daemon.pid) == (True, True)
+        assert home("status")["pid"] == started["pid"]
+        daemon.wait(30)
