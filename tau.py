@@ -5564,7 +5564,7 @@ class Call:
             await turns.take(self.actor)
             try:
                 if self.connection.writable.is_set():
-                    self.connection.check_room()
+                    self.connection.check_room(self.actor)
                     return await self.think(work)
             finally:
                 turns.give_back(self.actor)
@@ -5612,7 +5612,7 @@ class Connection(Protocol):
     def __init__(self, daemon: Daemon) -> None:
         self.daemon, self.listeners = daemon, daemon.listeners
         self.remote = ""  # the peer's address, empty on a Unix socket
-        self.caller: Any = None  # a Caller; None for a stranger
+        self.caller: Caller | None = None  # None for a stranger
         self.speech: Lines | Exchange = Lines(self)
         self.tasks = Tasks(daemon.store.metrics.failed)  # the conversation, and requests not yet answered
         self.last = False  # whether nothing is read after the request being answered
@@ -5810,17 +5810,18 @@ class Connection(Protocol):
             raise UnknownMethod(f"no method '{method}'", did_you_mean(method, OPERATIONS, "`schema` lists all"))
         if not isinstance(params, dict):
             raise BadRequest("params must be an object", f"`tau {method} --help`")
+        assert self.caller is not None  # a stranger's requests do not come here
         self.caller.check(chosen)
         arguments = chosen.check(params)
         if self.daemon.stopping and chosen.effect != "reads":
             raise Unavailable(*SHUTTING_DOWN)
         return await perform(Call(self, self.caller, message.get("id"), chosen), arguments)
 
-    def check_room(self) -> None:
-        """Raises unless the caller has read most of its answers, and those that a batch keeps are not too long."""
+    def check_room(self, name: str) -> None:
+        """Raises unless this caller has read most of its answers, and those that a batch keeps are not too long."""
         if self.unsent > LINE_BYTES_MAX:
             raise TooMuch("the answers of the batch are too long", "send fewer requests at once")
-        peers = (peer for peer in self.daemon.connections if peer.caller and peer.caller.name == self.caller.name)
+        peers = (peer for peer in self.daemon.connections if peer.caller and peer.caller.name == name)
         if sum(peer.unsent + peer.transport.get_write_buffer_size() for peer in peers) > UNREAD_BYTES_MAX:
             raise Unavailable("too many answers to this caller are unread", "read them first")
 
