@@ -14540,8 +14540,7 @@ class CsvLines:
 
     def fitted(self, ragged: bool) -> Iterable[list[Any]]:
         """Yields lines as long as the header and skips blank ones.  *ragged* fills and cuts others."""
-        width, reader, skipped, is_first = len(self.names), self.reader, self.skipped, True
-        is_bare = self.is_bare
+        width, reader, skipped, is_bare, is_first = len(self.names), self.reader, self.skipped, self.is_bare, True
         for line in reader:
             if is_bare and reader.line_num + skipped > self.last + 1:
                 hint = "quote='' reads quotes as text, quote='\"' as quotes"
@@ -14602,7 +14601,7 @@ class CsvLines:
                 i = self.names.index(name)
                 read = marked(kind, kind.parse if is_sure or not kind.pattern else kind.read, self.marks)
                 if not is_sure and self.marks == PLAIN_MARKS and kind.is_usual(columns[i]):
-                    read = kind.usual[1]
+                    read = kind.usual[1]()
                 try:
                     columns[i] = tuple([read(text) if (text := cell) else None for cell in columns[i]])
                 except (ValueError, KeyError, ArithmeticError) as problem:
@@ -15093,7 +15092,7 @@ class ValueKind:
     parse: Any = None
     make: Any = None
     matches: Any = None  # the compiled pattern
-    usual: Any = ()  # what matches lines if each is a usual text of the pattern, and what reads such a text
+    usual: Any = ()  # the pattern of its usual texts, and what returns the function that reads them
     pattern = declared = ""
 
     def __init__(
@@ -15119,7 +15118,8 @@ class ValueKind:
     def is_usual(self, texts: Sequence[str | None]) -> bool:
         """Whether all texts are usual or empty: one match is faster than one for each."""
         whole = "\n".join([text or "" for text in texts]) + "\n"
-        return bool(self.usual and whole.count("\n") == len(texts) and self.usual[0](whole))
+        is_usual = self.usual and re.fullmatch(rf"(({self.usual[0]})?\n)*+", whole)
+        return bool(is_usual) and whole.count("\n") == len(texts)
 
     def exactly(self, value: Any) -> Any:
         """Returns a value of any kind as one of this.  Raises ValueError if it would not come back as it was."""
@@ -15153,7 +15153,7 @@ KINDS_OF_VALUE = (
         parse=lambda text: int(text.replace("_", "x")),
         make=int,
         pattern=r"-?(0|[1-9][0-9]{0,17})",
-        usual=(re.compile(r"((-?(0|[1-9][0-9]{0,17}))?\n)*+").fullmatch, int),
+        usual=(r"-?(0|[1-9][0-9]{0,17})", lambda: int),
         declared=r"(?<!PO)INT(?!ERVAL)|SERIAL",
     ),
     ValueKind(
@@ -15162,7 +15162,7 @@ KINDS_OF_VALUE = (
         convert=float,
         make=float,
         pattern=r"-?(?![0-9.]{17}|[0-9]+[eE][0-9])((0|[1-9][0-9]{0,14})(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]+)?",
-        usual=(re.compile(r"((-?(0|[1-9][0-9]{0,6})(\.[0-9]{1,8})?)?\n)*+").fullmatch, float),
+        usual=(r"-?(0|[1-9][0-9]{0,6})(\.[0-9]{1,8})?", lambda: float),
         declared=r"REAL|FLOA|DOUB",
     ),
     ValueKind(
@@ -15171,7 +15171,7 @@ KINDS_OF_VALUE = (
     ValueKind(
         *("boolean", "builtins.bool bool_", {"type": "boolean"}, "BOOLEAN", "Boolean"),
         parse=lambda text: TRUTHS[text.strip().lower()],
-        usual=(re.compile(r"((true|false)?\n)*+").fullmatch, TRUTHS.get),
+        usual=("true|false", lambda: TRUTHS.get),
         make=bool,
         pattern=r"(?i:true|false)",
         declared=r"BOOL",
@@ -15182,7 +15182,7 @@ KINDS_OF_VALUE = (
         *("date", "datetime.date", {"type": "string", "format": "date"}, "TEXT", "Date", iso),
         make=lambda moment: moment.date(),
         pattern=DAY_PATTERN,
-        usual=(re.compile(rf"(({DAY_PATTERN})?\n)*+").fullmatch, datetime.date.fromisoformat),
+        usual=(DAY_PATTERN, lambda: datetime.date.fromisoformat),
         declared=r"^DATE(?!TIME)",
     ),
     ValueKind(

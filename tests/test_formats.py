@@ -348,7 +348,7 @@ def test_many_texts_are_read_at_once_as_each_alone() -> None:
     for kind in filter(lambda kind: kind.usual, module.KINDS_OF_VALUE):
         assert kind.is_usual(["", None])
         for text in texts:
-            assert not kind.is_usual(["", text, None]) or kind.usual[1](text) == kind.read(text)
+            assert not kind.is_usual(["", text, None]) or kind.usual[1]()(text) == kind.read(text)
         assert not kind.is_usual(["3\n"])
     data = "".join(f"{number}\n" for number in ["n", *range(150), "007"]).encode()
     with pytest.raises(module.SourceError, match="line 152: '007' in column 'n' is not integer"):

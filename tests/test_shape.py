@@ -217,16 +217,18 @@ def test_the_client_imports_nothing_heavy(tau: Tau, words: list[str]) -> None:
     assert done.stderr.strip() == ""
 
 
-def test_importing_tau_starts_and_opens_nothing(tmp_path: Path) -> None:
+def test_importing_tau_starts_opens_and_compiles_nothing(tmp_path: Path) -> None:
     code = (
-        "import os, sys, threading\nbefore = sorted(os.listdir('/proc/self/fd'))\nimport tau\n"
-        "print(before == sorted(os.listdir('/proc/self/fd')), threading.active_count(), os.listdir('.'))"
+        "import json, os, re, socket, sys, threading\nbefore = sorted(os.listdir('/proc/self/fd'))\n"
+        "re.compile = re._compile = None  # a pattern would be compiled by every command\nimport tau\n"
+        "print(before == sorted(os.listdir('/proc/self/fd')), threading.active_count(), os.listdir('.'), "
+        "'datetime' in sys.modules)"
     )
     environ = {"PYTHONPATH": str(REPOSITORY), "HOME": str(tmp_path)}
     done = subprocess.run(
         [*python("main")[:-1], code], cwd=tmp_path, env=environ, capture_output=True, text=True, timeout=60
     )
-    assert done.stdout.strip() == "True 1 []"
+    assert done.stdout.strip() == "True 1 [] False"
 
 
 def test_what_is_public_exists() -> None:
