@@ -6321,7 +6321,7 @@ def code(
     for hidden in {other["entry"] for other in shared} - seen:
         del sources[hidden]
     if path not in sources:
-        hint = did_you_mean(path, sources, f"{shell_line('tau', 'code', name, '--json')} lists its files")
+        hint = did_you_mean(path, sources, f"`{shell_line('tau', 'code', name, '--json')}` lists its files")
         raise NotFound(f"{name} v{row['version']} has no file '{path[:WORD_MAX]}'", hint)
     document = pick(row, "pipeline", "version", "sha256", "entry", "deployed_at")
     return document | {"files": [*sources], "source": sources[path].decode("utf-8", "replace")}
@@ -7356,7 +7356,7 @@ class Caller:
         expired = self.expires_at is not None and rfc3339(time.time()) >= self.expires_at
         if self.revoked or expired:
             why = f"expired at {self.expires_at}" if expired else "opens nothing any more"
-            raise Forbidden(f"the key '{self.name}' {why}", "tau key create NAME makes another")
+            raise Forbidden(f"the key '{self.name}' {why}", "`tau key create NAME` makes another")
 
     def sees(self, pipeline: str) -> bool:
         return not self.patterns or any(fnmatch.fnmatchcase(pipeline, pattern) for pattern in self.patterns)
@@ -8653,7 +8653,7 @@ class Agenda:
         if live.get("after") or any(options[timing] is not None for timing in TIMINGS):
             wrong = mismatch(live["params"], options["params"], "params")
             if wrong is not None:
-                hint = f"{shell_line('tau', 'schedule', name)} … --params '{{…}}', or give each param a default"
+                hint = "add -p KEY=VALUE for it, or give each param a default"
                 raise BadRequest(f"'{name}' cannot run by itself: {wrong}", wrong.hint or hint)
         return times_of(options, self.now(), self.timezone)
 
@@ -9445,7 +9445,7 @@ def restore_copy(store: Store, path: str, replace: bool) -> Json:
         refused.hint = RESTORE_HINT
         raise
     if not replace and any(os.path.exists(database + end) for end in ("", "-wal")):
-        hint = f"{shell_line('taud', '--restore', path, '--replace')} moves it aside"
+        hint = f"`{shell_line('taud', '--restore', path, '--replace')}` moves it aside"
         raise Conflict(f"{store.home} has a store already", hint)
     revoked = revoked_keys(database)
     counts = copy_database(path, fresh, lambda copy: settle_copy(store, copy, schema, path, revoked or {}))
@@ -9693,7 +9693,7 @@ class Store:
         same_key = "SELECT run_id, status, params FROM runs WHERE pipeline = ? AND key = ?"
         if key is not None and (earlier := self.sql.row(same_key, name, key)):
             if earlier["params"] != params:
-                hint = f"{shell_line('tau', 'inspect', earlier['run_id'])}; use another --key"
+                hint = f"`{shell_line('tau', 'inspect', earlier['run_id'])}` shows it; use another --key"
                 raise Conflict(f"key '{key}' was used with other params", hint)
             return earlier["run_id"], earlier["status"], True
         version = origin.pop("version", None) or live
@@ -9718,7 +9718,7 @@ class Store:
         """Adds a key.  Raises Conflict if a key of this name is not revoked."""
         name = key["name"]
         if self.sql.row("SELECT 1 FROM keys WHERE name = ? AND revoked_at IS NULL", name):
-            hint = f"{shell_line('tau', 'key', 'revoke', name)}, or choose another name"
+            hint = f"`{shell_line('tau', 'key', 'revoke', name)}`, or choose another name"
             raise Conflict(f"there is a key '{name}' already", hint)
         about = pick(key, "name", "scope", "pipelines", "expires_at")
         self.sql.put("keys", about | pick(key, "sha256", "created_at") | {"actor": actor}, clash="REPLACE")
@@ -10037,7 +10037,7 @@ class Questions(Sql):
     def unknown(self, name: str) -> NotFound:
         """Returns the error for a pipeline that is not deployed, with the nearest name."""
         if self.value("SELECT deployed FROM pipelines WHERE name = ?", name) == 0:
-            return NotFound(f"pipeline '{name}' was undeployed", "tau deploy FILE.py brings it back")
+            return NotFound(f"pipeline '{name}' was undeployed", "`tau deploy FILE.py` brings it back")
         ahead = self.values("SELECT pipeline FROM live WHERE pipeline >= ? ORDER BY pipeline LIMIT 100", name)
         behind = self.values("SELECT pipeline FROM live WHERE pipeline < ? ORDER BY pipeline DESC LIMIT 100", name)
         hint = did_you_mean(name, (*ahead, *behind), "`tau list` shows all")
@@ -10202,7 +10202,7 @@ class Questions(Sql):
             of_attempt = "WHERE run_id = ? AND attempt = ?"
             attempt = self.row(f"SELECT * FROM attempts {of_attempt}", *which)
             if attempt is None and which[1] != run["attempt"]:
-                hint = f"{shell_line('tau', 'inspect', run_id)} lists them"
+                hint = f"`{shell_line('tau', 'inspect', run_id)}` lists them"
                 raise NotFound(f"run {run_id} has no attempt {number}", hint)
             most = -1 if full else DESCRIBED_MAX
             steps = self.rows(SOME_STEPS, run_id=run_id, attempt=which[1], most=most)

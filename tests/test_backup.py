@@ -204,7 +204,7 @@ def test_a_store_is_replaced_only_when_told_and_never_while_it_is_served(fresh: 
     assert (code, refused["error"]["code"], "serves" in refused["error"]["message"]) == (5, "conflict", True)
     fresh.kill()
     code, refused = taud(fresh, "--restore", path)
-    assert (code, refused["error"]["hint"]) == (5, f"taud --restore {path} --replace moves it aside")
+    assert (code, refused["error"]["hint"]) == (5, f"`taud --restore {path} --replace` moves it aside")
     code, answer = taud(fresh, "--restore", path, "--replace")
     aside = Path(answer["moved_aside"])
     assert question(aside, f"SELECT status FROM runs WHERE run_id = '{old}'") == [("success",)]

@@ -474,7 +474,7 @@ def test_a_folder_is_deployed_with_all_it_needs(tau: Tau) -> None:
     assert (code["entry"], code["files"]) == ("main.py", FILES)
     assert tau("code", "helped", "--file", "helper.py")["source"] == "def double(x): return 2 * x\n"
     assert "did you mean 'helper.py'" in tau("code", "helped", "--file", "helpers.py", exit=3)["hint"]
-    assert tau("code", "helped", "--file", "x", exit=3)["hint"] == "tau code helped --json lists its files"
+    assert tau("code", "helped", "--file", "x", exit=3)["hint"] == "`tau code helped --json` lists its files"
     (root / "helper.py").write_text("def double(x): return 3 * x\n")
     assert tau("deploy", root)["changed"] is True
     assert tau("run", "helped")["result"][0] == 6
