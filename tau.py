@@ -3357,7 +3357,8 @@ class Tab:
             return [PATHS]
         if kind == "EnvironmentName":
             return [(name, table["host"]) for name, table in read_environments().items()]
-        return self.ask(*ASKED[kind]) if kind in ASKED else []
+        asked = ASKED.get(self.place) or ASKED.get(kind)
+        return self.ask(*asked) if asked else []
 
     def ask(self, method: str, limit: Json, rows: str, word: str, meaning: str) -> list[Offer]:
         """Returns the daemon's offers within COMPLETE_S.
@@ -3382,13 +3383,13 @@ class Tab:
         return offers
 
 
-#: Kind of argument → operation that lists its values, its params, key of its rows; word and meaning in a row.
+#: Kind or name of argument → operation that lists its values, its params, key of its rows; word and meaning in a row.
 ASKED: dict[str, tuple[str, Json, str, str, str]] = {
     "PipelineName": ("list", {"limit": 1000}, "pipelines", "name", "{description}"),
     "RunId": ("runs", {"limit": 50}, "runs", "run_id", "{pipeline} {status} {queued_at}"),
     "KeyName": ("key_list", {}, "keys", "name", "{status} {scope}"),
 }
-ASKED |= {"Subject": ASKED["PipelineName"], "list[RunId]": ASKED["RunId"]}
+ASKED |= {"Subject": ASKED["PipelineName"], "run_id": ASKED["RunId"]}
 
 
 @reads_here
@@ -6420,7 +6421,7 @@ def describe_ended(call: Call, run_id: str) -> Json:
 async def wait(call: Call, run_id: list[RunId], *, timeout: float | None = None) -> bytes:
     """Wait for runs to end, and print one run's document or a list of several.
 
-    run_id        which runs: ids, or the first characters of one
+    run_id        which runs: ids, their first characters, or a pipeline's name, meaning its only live run
     timeout       seconds to wait at most; the runs go on
 
     Examples:
@@ -6445,14 +6446,14 @@ def seen_runs(call: Call, words: list[str]) -> dict[str, str]:
     for word in words:
         if call.caller.patterns and not call.caller.sees(owner_of(call.ask, word)):
             raise NotFound(f"no run '{word[:WORD_MAX]}'")
-    run_ids = dict.fromkeys(map(call.ask.find_run, dict.fromkeys(words)))
+    run_ids = dict.fromkeys(map(call.ask.pick_live, dict.fromkeys(words)))
     return {run_id: call.ask.status_of(run_id) for run_id in run_ids}
 
 
 @writes
 async def retry(
     call: Call,
-    run_id: RunId,
+    run_id: Subject,
     *,
     version: str = "live",
     from_failure: bool = False,
@@ -6463,7 +6464,7 @@ async def retry(
 ) -> Json:
     """Run a finished run again, as a new run with the same params.
 
-    run_id        which run: its id, or its first characters
+    run_id        which run: its id, its first characters, or a pipeline's name, meaning its last run
     version       which version: live, same (that of the run), or a number
     from_failure  what the run has saved with ctx.memo is used again, not computed anew
     wait --detach  do not wait: answer as soon as the new run is durable
@@ -6475,7 +6476,7 @@ async def retry(
         tau retry 1m82hsw4knxmxg
         tau retry 1m82 --from-failure --version same
     """
-    old = call.ask.run(call.ask.find_run(run_id))
+    old = call.ask.run(call.ask.pick_run(run_id, None))
     run_id = old["run_id"]
     if old["status"] not in FINAL:
         raise Conflict(f"run {run_id} is {old['status']}", shell_line("tau", "wait", run_id))
@@ -6494,10 +6495,10 @@ async def retry(
 
 
 @destroys
-async def cancel(call: Call, run_id: RunId, *, force: bool = False) -> Json:
+async def cancel(call: Call, run_id: Subject, *, force: bool = False) -> Json:
     """Cancel a run: SIGTERM to its processes, then SIGKILL; answers when they are gone.
 
-    run_id        which run: its id, or its first characters
+    run_id        which run: its id, its first characters, or a pipeline's name, meaning its only live run
     force         SIGKILL at once: it has no time to tidy up
 
     Examples:
@@ -6505,7 +6506,7 @@ async def cancel(call: Call, run_id: RunId, *, force: bool = False) -> Json:
         tau cancel 1m82 --force
     """
     daemon, ask = call.daemon, call.ask
-    run_id = ask.find_run(run_id)
+    run_id = ask.pick_live(run_id)
     moved = await call.write(daemon.store.cancel_waiting, run_id)
     if not moved and ask.status_of(run_id) not in FINAL:
         await daemon.runner.stop(run_id, "cancelled", force)
@@ -7479,16 +7480,17 @@ def check_sight(call: Call, arguments: Json) -> None:
     for kind, word in subjects:
         if kind == "list[RunId]":
             continue  # may be long: seen_runs() looks
-        named = kind == "PipelineName" or (kind == "Subject" and ask.is_known(word))
-        if not caller.sees(word if named else owner_of(ask, word)):
+        if not caller.sees(word if kind == "PipelineName" else owner_of(ask, word, named=kind == "Subject")):
             raise NotFound(f"no {'run' if kind == 'RunId' else 'pipeline named'} '{word[:WORD_MAX]}'")
 
 
-def owner_of(ask: Questions, word: str) -> str:
-    """Returns the pipeline of a run, '' if there is no such run; raises BadRequest if *word* fits several.
+def owner_of(ask: Questions, word: str, named: bool = True) -> str:
+    """Returns the pipeline of a run, or, if it may be *named*, a known pipeline; '' if there is neither.
 
-    The message of that BadRequest does not name the runs.
+    Raises BadRequest if *word* fits several runs; its message does not name them.
     """
+    if named and ask.is_known(word):
+        return word
     try:
         return ask.owner(ask.find_run(word))
     except NotFound:
@@ -9699,7 +9701,8 @@ class Store:
         version = origin.pop("version", None) or live
         options = self.options(name, version)
         if (wrong := mismatch(options["params"], params, "params")) is not None:
-            raise BadRequest(str(wrong), wrong.hint or shell_line("tau", "show", name))
+            same = (old := origin.get("retry_of")) and shell_line("tau", "retry", old, "--version", "same")
+            raise BadRequest(str(wrong), same or wrong.hint or shell_line("tau", "show", name))
         if origin.get("executor") is not None:
             demand_executor(origin["executor"], self.settings["executors"], options.get("environment"))
         most = self.settings["max_queued"]
@@ -10130,13 +10133,24 @@ class Questions(Sql):
     def find_run(self, prefix: str) -> str:
         """Returns the run whose id begins so.  Raises NotFound if no id does, BadRequest if several do."""
         lowered = prefix.lower()
-        next_ids: list[str] = self.values("SELECT run_id FROM runs WHERE run_id >= ? ORDER BY run_id LIMIT 2", lowered)
-        run_ids = [run_id for run_id in next_ids if run_id.startswith(lowered)]
-        if not run_ids or not prefix:
+        rows = [row for row in self.candidates("WHERE run_id >= ?", lowered) if row["run_id"].startswith(lowered)]
+        if not rows or not prefix:
             raise NotFound(f"no run '{prefix[:WORD_MAX]}'", "`tau runs` lists them")
-        if len(run_ids) > 1 and run_ids[0] != lowered:
-            raise BadRequest(f"several runs begin with '{prefix}'", f"{run_ids[0]}, {run_ids[1]}, …")
-        return run_ids[0]
+        if len(rows) > 1 and rows[0]["run_id"] != lowered:
+            raise BadRequest(f"several runs begin with '{prefix}'", name_runs(rows))
+        return str(rows[0]["run_id"])
+
+    def candidates(self, condition: str, value: str) -> list[Json]:
+        """Returns the first runs of those that a word may mean."""
+        question = f"SELECT run_id, pipeline, status FROM runs {condition} ORDER BY run_id LIMIT {CANDIDATES_MAX}"
+        return self.rows(question, value)
+
+    def pick_live(self, word: str) -> str:
+        """Returns the run that an id, or a pipeline's name, stands for: its only live run, else its last."""
+        live = self.candidates(f"INDEXED BY runs_by_status WHERE pipeline = ? AND status NOT IN {FINAL}", word)
+        if len(live) > 1:
+            raise BadRequest(f"several runs of '{word}' are live", name_runs(live))
+        return str(live[0]["run_id"]) if live else self.pick_run(word, None)
 
     def pick_run(self, name: str | None, run_id: str | None) -> str:
         """Returns the run that a pipeline's name (its last run), an id, or both stand for."""
@@ -10237,8 +10251,17 @@ class Questions(Sql):
         }
         columns = "at, level, step, stream, message, fields"
         lines, total = self.page(columns, "logs", conditions, "n DESC", tail, LOGS_MAX)
+        if step is not None and not lines:
+            self.demand_step(run_id, step)
         dropped = self.value("SELECT sum(log_dropped) FROM attempts WHERE run_id = ?", run_id)
         return lines[::-1], total, dropped or 0
+
+    def demand_step(self, run_id: str, step: str) -> None:
+        """Raises NotFound, with the steps that there are, if a run has no such step."""
+        paths = self.values("SELECT DISTINCT path FROM steps WHERE run_id = ? ORDER BY path", run_id)
+        if step not in paths:
+            hint = cut_text(f"its steps: {', '.join(paths)}", 500) if paths else "it has no steps"
+            raise NotFound(f"run {run_id} has no step '{step[:WORD_MAX]}'", did_you_mean(step, paths, hint))
 
     def story(self, run_id: str, after: int) -> list[Json]:
         """Returns the next page of all that a run did, as events."""
@@ -10381,6 +10404,14 @@ class BoundedQuestions(Questions):
 
     def rows(self, question: str, *values: Any, **named: Any) -> list[Json]:
         return [to_document(self.budget.count(row)) for row in self.db.execute(question, named or values)]
+
+
+CANDIDATES_MAX = 10
+
+
+def name_runs(runs: list[Json]) -> str:
+    shown = [f"{run['run_id']} ({run['pipeline']} {run['status']})" for run in runs]
+    return ", ".join([*shown, "…"] if len(runs) == CANDIDATES_MAX else shown)
 
 
 #: The condition that a row's pipeline is in a list.

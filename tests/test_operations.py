@@ -304,6 +304,61 @@ def test_inspect_takes_a_name_an_id_or_a_prefix(tau: Tau) -> None:
     assert tau("inspect", "it", "--run", run_id, exit=3)["code"] == "not_found"
 
 
+def test_the_beginning_of_several_ids_lists_the_runs(tau: Tau) -> None:
+    tau.deploy_it("def it(ctx): ...")
+    ids = [tau.call("run", name="it", key=f"{n}-{os.urandom(4).hex()}")["run_id"] for n in range(2)]
+    common = ids[0][: next(n for n, (a, b) in enumerate(zip(*ids, strict=True)) if a != b)]
+    for words in (("inspect", common), ("logs", "--run", common), ("wait", common), ("cancel", common)):
+        error = tau(*words, exit=2)
+        assert error["message"] == f"several runs begin with '{common}'", words
+        for run_id in ids:
+            assert f"{run_id} (it success)" in error["hint"], words
+    assert "…" in tau("inspect", ids[0][:1], exit=2)["hint"]
+
+
+def test_a_pipelines_name_stands_for_its_only_live_run_or_its_last(tau: Tau) -> None:
+    tau.deploy("from tau import pipeline\n@pipeline\ndef never_ran(ctx): ...\n")
+    for command in ("cancel", "wait", "retry"):
+        assert tau(command, "never_ran", exit=3)["hint"] == "tau run never_ran", command
+        assert "did you mean 'never_ran'?" in tau(command, "never_ram", exit=3)["hint"], command
+    tau.deploy_held()
+    live = tau("run", "it", "--detach")["run_id"]
+    tau.call("cancel", run_id=tau("run", "it", "--detach")["run_id"])
+    assert tau("wait", "it", "--timeout", "0", exit=7)["run_id"] == live
+    assert tau("retry", "it", "--version", "same", "--detach")["status"] == "queued"
+    error = tau("cancel", "it", exit=2)
+    assert error["message"] == "several runs of 'it' are live"
+    assert live in error["hint"]
+    for row in tau("runs", "it", "--status", "running")["runs"]:
+        tau("cancel", row["run_id"])
+    last = tau("run", "it", "--detach")["run_id"]
+    assert tau("cancel", "it") == {"run_id": last, "status": "cancelled", "changed": True}
+    assert tau("cancel", "it") == {"run_id": last, "status": "cancelled", "changed": False}
+    assert tau("retry", "it", "--detach")["run_id"] != last
+    tau.go.touch()
+    assert tau("wait", "it")["status"] == tau("wait", "it", last[:13], exit=1)["runs"][0]["status"] == "success"
+
+
+def test_a_retry_under_another_signature_says_how_to_repeat_the_same(tau: Tau) -> None:
+    tau.deploy_it("def it(ctx, day: str):\n    raise RuntimeError(day)")
+    run_id = tau("run", "it", "-p", "day=x", exit=1)["run_id"]
+    tau.deploy_it("def it(ctx, when: str):\n    return when")
+    error = tau("retry", run_id, exit=2)
+    assert error["message"] == "params: unknown key 'day'"
+    assert error["hint"] == f"tau retry {run_id} --version same"
+    assert tau(*shlex.split(error["hint"])[1:], exit=1)["error"]["message"] == "x"
+
+
+def test_logs_of_a_step_that_is_not_there_name_the_steps(tau: Tau) -> None:
+    tau.run_it("def it(ctx):\n    with ctx.step('load'):\n        with ctx.step('orders'):\n            ctx.log('in')")
+    error = tau("logs", "it", "--step", "lod", exit=3)
+    assert "has no step 'lod'" in error["message"]
+    assert error["hint"] == "did you mean 'load'? its steps: load, load/orders"
+    assert len(tau("logs", "it", "--step", "load/orders")["lines"]) == 1
+    tau.run_it("def it(ctx): ...")
+    assert tau("logs", "it", "--step", "load", exit=3)["hint"] == "it has no steps"
+
+
 def test_a_pipeline_that_has_not_run_says_so(tau: Tau) -> None:
     tau.deploy("from tau import pipeline\n@pipeline\ndef never_ran(ctx): ...\n")
     assert tau("inspect", "never_ran", exit=3)["hint"] == "tau run never_ran"
