@@ -1493,7 +1493,12 @@ def find_home(flag: str | None) -> str:
 
 
 def user_path(variable: str, usual: str, *below: str) -> str:
-    return os.path.abspath(os.path.join(os.environ.get(variable) or os.path.expanduser(usual), *below))
+    """A path below the directory that *variable* names, else below *usual*; BadRequest if the user has no home."""
+    folder = os.environ.get(variable) or os.path.expanduser(usual)
+    if folder.startswith("~"):
+        message = f"there is no home directory: HOME is not set, and the system does not know user {os.getuid()}"
+        raise BadRequest(message, "set HOME, or TAU_HOME to the directory of the daemon")
+    return os.path.abspath(os.path.join(folder, *below))
 
 
 def is_read_only() -> bool:
@@ -1596,6 +1601,8 @@ def environments_path() -> str:
 
 
 def chosen_environment() -> str:
+    if os.path.expanduser("~") == "~":
+        return ""  # without a home directory nothing can be chosen
     return read_text(environments_path().removesuffix("s.toml"), "tau env use --none", missing="").strip()
 
 
@@ -1889,15 +1896,16 @@ def open_standard_descriptors() -> None:
             output.reconfigure(encoding=None if output.isatty() else "utf-8", errors="backslashreplace")
 
 
-def write_out(text: str) -> None:
+def write_out(text: str, end: str = "\n") -> None:
     """Prints on stdout.  If the reader is gone, the exit code stays the same."""
     try:
-        print(text, flush=True)
+        print(text, end=end, flush=True)
     except OSError as problem:
         # A closed terminal gives EIO; EIO of a disk is a real failure.
-        if problem.errno != errno.EPIPE and not (problem.errno == errno.EIO and stat.S_ISCHR(os.fstat(1).st_mode)):
-            raise
+        closed = problem.errno == errno.EIO and stat.S_ISCHR(os.fstat(1).st_mode)
         leave_output(1)
+        if problem.errno != errno.EPIPE and not closed:
+            raise StorageFull(f"cannot write the answer: {problem.strerror}", "where does stdout go?") from None
 
 
 def leave_output(number: int) -> None:
@@ -1914,19 +1922,25 @@ def flush_outputs() -> None:
             leave_output(number)
 
 
-def people_read(stream: Any, as_json: bool) -> bool:
-    """Whether a stream goes to a person: a terminal, unless JSON was asked for."""
-    return not as_json and os.environ.get("TAU_OUTPUT") != "json" and bool(stream.isatty())
+def output_form(words: Sequence[str]) -> str:
+    """What a command line wants wherever it goes: json or text, else what TAU_OUTPUT says, else "" for neither."""
+    return next((form for form in ("json", "text") if f"--{form}" in words), os.environ.get("TAU_OUTPUT", ""))
 
 
-def complain(problem: TauError, as_json: bool) -> int:
+def people_read(stream: Any, words: Sequence[str]) -> bool:
+    """Whether a person reads a stream: it is a terminal, unless the command's words ask for JSON or text."""
+    form = output_form(words)
+    return form == "text" or (form != "json" and bool(stream.isatty()))
+
+
+def complain(problem: TauError, words: Sequence[str]) -> int:
     """Prints an error on stderr, for a person or as JSON; returns its exit code."""
-    report("error", problem.to_json(), as_json)
+    report("error", problem.to_json(), words)
     return problem.exit
 
 
-def report(kind: str, about: Json, as_json: bool) -> None:
-    if people_read(sys.stderr, as_json):
+def report(kind: str, about: Json, words: Sequence[str] = ()) -> None:
+    if people_read(sys.stderr, words):
         lines = [*(f"  {line}" for line in about.get("log", ())), f"{kind}: {about['message']}"]
         after = {"source_line": "      ", "hint": " hint:"}
         lines += [f"{mark} {about[name]}" for name, mark in after.items() if about.get(name)]
@@ -2398,6 +2412,14 @@ def read_text(path: str, hint: str, missing: str | None = None) -> str:
 
 def cannot_read(path: str, problem: Exception, hint: str) -> BadRequest:
     return BadRequest(f"cannot read {path}: {getattr(problem, 'strerror', None) or problem}", hint)
+
+
+def system_error(problem: OSError, hint: str = "choose another place: TAU_HOME, or TMPDIR") -> TauError:
+    """What the system refuses a command, as an error that says what and where."""
+    if isinstance(problem, FileNotFoundError) and problem.filename is None:
+        return BadRequest("the current directory has been deleted", "cd to another")
+    kind = StorageFull if problem.errno in (errno.ENOSPC, errno.EDQUOT) else Forbidden
+    return kind(f"cannot use {problem.filename or 'what the system has'}: {problem.strerror or problem}", hint)
 
 
 class Replacement:
@@ -2897,27 +2919,28 @@ def outcome_of(words: list[str]) -> int:
     except SystemExit:
         return 0  # argparse has printed a page of help
     except TauError as problem:
-        return complain(problem, "--json" in words)
+        return complain(problem, words)
     except KeyboardInterrupt:
         return 130
     except OSError as problem:
-        leave_output(1)
-        return complain(StorageFull(f"cannot write the answer: {problem}", "where does stdout go?"), False)
+        return complain(system_error(problem), words)
     except Exception as bug:
         line = traceback.extract_tb(bug.__traceback__)[-1].lineno
-        report = Internal(f"{type(bug).__name__}: {bug} (tau.py:{line})", "please report this")
-        return complain(report, "--json" in words)
+        return complain(Internal(f"{type(bug).__name__}: {bug} (tau.py:{line})", "please report this"), words)
 
 
 def command(words: list[str]) -> int:
     if words[:1] == [COMPLETE]:
         return print_completions(words[1:])
+    if (form := output_form(words)) not in ("", "json", "text"):
+        raise BadRequest(f"TAU_OUTPUT is '{form[:WORD_MAX]}'", "TAU_OUTPUT=json, or TAU_OUTPUT=text")
     name, options = read_line(words or ["--help"], parse_words)
     chosen = SHELL_COMMANDS.get(name)
     if chosen is None:
         raise BadRequest(f"no command after {words[-1]}", "`tau --help` lists them")
-    view = View(options.pop("--json", False))
-    asked = {name: options.pop(f"--{name}", None) for name in ("host", "env", "home")}
+    view = View(words)
+    common = {option: options.pop(option, None) for option in COMMON}
+    asked = {name: common[f"--{name}"] for name in ("host", "env", "home")}
     refuse_writes(chosen.words, chosen.effect)
     params = read_params(chosen, options)
     if chosen.name in LOCAL_COMMANDS:
@@ -3061,7 +3084,8 @@ COMMON = {
         ("--env", "EnvironmentName", "an environment of `tau env list` (TAU_ENV)"),
         ("--host", "str", "unix:///path, tcp://host:port or https://host (TAU_HOST)"),
         ("--home", "FilePath", "home of the daemon (TAU_HOME)"),
-        ("--json", "bool", "JSON, on a terminal too"),
+        ("--json", "bool", "JSON, on a terminal too (TAU_OUTPUT=json)"),
+        ("--text", "bool", "text for people, into a pipe too (TAU_OUTPUT=text)"),
     )
 }
 
@@ -3084,9 +3108,16 @@ def read_line(words: list[str], parse: Callable[[str, list[str]], Json]) -> tupl
         known, page = {*SHELL_COMMANDS, *COMMAND_GROUPS}, f"tau {name}" if name else "tau --help"
         name = f"{name} {word}".strip()
         if name not in known:
-            raise BadRequest(f"no command '{name[:WORD_MAX]}'", did_you_mean(name, known, f"`{page}` lists them"))
+            ours = f"did you mean {VERBS[name]}? `{page}` lists them" if name in VERBS else ""
+            hint = ours or did_you_mean(name, known, f"`{page}` lists them")
+            raise BadRequest(f"no command '{name[:WORD_MAX]}'", hint)
         if name in COMMAND_GROUPS:
             words = words or ["--help"]
+
+
+#: A verb of other tools → ours.
+VERBS = {"stop": "'cancel' or 'shutdown'", "kill": "'cancel'", "ps": "'runs'", "start": "'run'", "trigger": "'run'"}
+VERBS |= {"rm": "'undeploy'", "delete": "'undeploy'"}
 
 
 def next_words(group: str) -> dict[str, str]:
@@ -3654,9 +3685,7 @@ def change_file(path: str, edit: Callable[[str], str]) -> bool:
         finally:
             os.close(lock)
     except OSError as problem:
-        kind = StorageFull if problem.errno in (errno.ENOSPC, errno.EDQUOT) else Forbidden
-        hint = shell_line("ls", "-ld", os.path.dirname(path))
-        raise kind(f"cannot write {path}: {problem.strerror}", hint) from None
+        raise system_error(problem, shell_line("ls", "-ld", os.path.dirname(path))) from None
 
 
 # --- 12. Doctor --------------------------------------------------------------------------
@@ -3723,6 +3752,9 @@ class Patient:
         self.settings, self.wrong = attempt(lambda: read_settings({}, self.config))
         self.database = database_path(self.settings.get("url", "sqlite:///tau.db"), self.home)
         self.here = os.path.isdir(self.home)  # else it is on another machine, or not made yet
+        self.place = self.home  # what there is of its path
+        while not os.path.exists(self.place):
+            self.place = os.path.dirname(self.place)
 
 
 def attempt(question: Callable[[], Json]) -> tuple[Json, TauError | None]:
@@ -3736,6 +3768,8 @@ def attempt(question: Callable[[], Json]) -> tuple[Json, TauError | None]:
 def look_at_home(patient: Patient) -> Finding:
     home = patient.home
     if not patient.here:
+        if not os.access(patient.place, os.W_OK | os.X_OK):
+            return "fail", f"{home} cannot be made in {patient.place}", "choose another: --home or TAU_HOME"
         return "warn", f"there is no {home} on this machine yet", "taud --detach makes it"
     about = os.stat(home)
     mode = stat.S_IMODE(about.st_mode)
@@ -3749,12 +3783,9 @@ def look_at_home(patient: Patient) -> Finding:
 
 
 def look_at_disk(patient: Patient) -> Finding:
-    place = patient.home
-    while not os.path.isdir(place):
-        place = os.path.dirname(place)
-    about = os.statvfs(place)
+    about = os.statvfs(patient.place)
     free, files = about.f_bavail * about.f_frsize, about.f_favail
-    room = f"{free >> 20:,} MiB free on the disk of {place}"
+    room = f"{free >> 20:,} MiB free on the disk of {patient.place}"
     remedy = "make room, or lower [retention] and run `tau prune`"
     if free < ROOM_FAIL or (about.f_files and files < 1000):
         return "fail", f"{room}, {files:,} files", remedy
@@ -4010,9 +4041,9 @@ class View:
     What comes from outside is made printable here, as a whole; the functions below add colours to that.
     """
 
-    def __init__(self, as_json: bool) -> None:
-        self.people = people_read(sys.stdout, as_json)
-        self.colours = self.people and not os.environ.get("NO_COLOR")
+    def __init__(self, words: Sequence[str]) -> None:
+        self.people = people_read(sys.stdout, words)
+        self.colours = self.people and sys.stdout.isatty() and not os.environ.get("NO_COLOR")
         self.open = ""  # the subject of an unfinished line at the cursor
         self.run_id = ""  # the run that is shown live
 
@@ -4022,7 +4053,7 @@ class View:
         elif name in INDENTED:
             text = json_text(document, sys.stdout, indent=2)
         else:  # `code --raw` into a file is bare, and as it is
-            text = self.text_of(name, printable(document) if sys.stdout.isatty() else document)
+            text = self.text_of(name, document if name == "code" and not sys.stdout.isatty() else printable(document))
         if text:
             write_out(text)
 
@@ -4052,7 +4083,7 @@ class View:
             for column in columns
         }
         widths = {column: max(map(len, texts[column])) for column in columns}
-        shrink(widths, os.get_terminal_size(1).columns or sys.maxsize)
+        shrink(widths, columns_shown())
         cells = [[single_line(text, width).ljust(width) for text in texts[column]] for column, width in widths.items()]
         head, *body = zip(*cells, strict=True)
         lines = [self.paint("  ".join(head), "bold")]
@@ -4140,6 +4171,11 @@ def shrink(widths: dict[str, int], room: int) -> None:
             del widths[column], least[column]
     for column in sorted(set(ELASTIC) & set(widths), key=lambda column: -widths[column]):
         widths[column] = max(least[column], widths[column] - max(0, line_width(widths) - room))
+
+
+def columns_shown() -> int:
+    """How many columns there are: without a terminal, any number."""
+    return (sys.stdout.isatty() and os.get_terminal_size(1).columns) or sys.maxsize
 
 
 def line_width(widths: dict[str, int]) -> int:
@@ -4351,7 +4387,7 @@ class Client:
             key = peek(os.path.join(self.home, "key")).strip()  # made by the daemon of this home
         if key and not near and not address.secure:
             message = f"the key goes to {address.where} in the clear"
-            report("warning", {"message": message, "hint": "use tls:// or https://, or an SSH tunnel"}, False)
+            report("warning", {"message": message, "hint": "use tls:// or https://, or an SSH tunnel"})
         if address.web:
             return Posted(connection, address, key)
         lined = Lined(connection)
@@ -4632,11 +4668,16 @@ class ThrowAway:
         self.usual = usual
 
     def __enter__(self) -> Client:
-        self.home = tempfile.mkdtemp(prefix="tau-try-")
+        try:
+            self.home = tempfile.mkdtemp(prefix="tau-try-")
+        except OSError:  # no /tmp, say
+            make_directory(self.usual)
+            self.home = tempfile.mkdtemp(prefix="tau-try-", dir=self.usual)
         try:
             for name in ("secrets", "environments"):
-                make_directory(os.path.join(self.usual, name))
-                os.symlink(os.path.join(self.usual, name), os.path.join(self.home, name))
+                with contextlib.suppress(OSError):  # the usual home need not be one that can be written
+                    make_directory(os.path.join(self.usual, name))
+                    os.symlink(os.path.join(self.usual, name), os.path.join(self.home, name))
             self.start()
         except BaseException:
             shutil.rmtree(self.home)
@@ -4681,10 +4722,10 @@ def taud() -> int:
     try:
         obey(words, ServiceManager(os.environ))  # first, as no child may inherit its variables
     except TauError as problem:
-        return complain(problem, "--json" in words)
+        return complain(problem, words)
     except OSError as problem:
         refused = Conflict(f"taud cannot start: {problem}", "check --home, --port and the configuration")
-        return complain(refused, "--json" in words)
+        return complain(refused, words)
     except KeyboardInterrupt:
         return 130
     finally:
@@ -4708,9 +4749,9 @@ def obey(words: list[str], manager: ServiceManager) -> None:
     config = find_config(options["config"], home)
     settings = read_settings(options, config)
     if options["restore"]:
-        announce(restore(home, settings, options["restore"], options["replace"]), options["json"])
+        announce(restore(home, settings, options["restore"], options["replace"]), words)
     elif options["detach"] and not options["detached"]:
-        announce(detach(home, words), options["json"])
+        announce(detach(home, words, options["port"]), words)
     else:
         if options["detached"]:
             os.setsid()
@@ -4752,14 +4793,18 @@ def taud_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def detach(home: str, words: list[str]) -> Json:
+def detach(home: str, words: list[str], port: str | None) -> Json:
     """Starts `taud` in the background and returns its pid and socket when it is ready.
 
-    If the home has a daemon already, returns its pid and socket, with `"changed": false`.
+    If the home has a daemon already, returns its pid and socket, with `"changed": false`; Conflict if it does not
+    listen on the port that is asked for.
     """
     try:
         os.close(take_lock(home))
     except Conflict as owned:
+        if port and not any(address.endswith(f":{port}") for address in owned.detail.get("addresses", ())):
+            owned.hint = shell_line("tau", "shutdown") + "; " + shell_line("taud", *words)
+            raise Conflict(f"{owned}, and does not listen on port {port}", owned.hint, **owned.detail) from None
         return {"changed": False, "home": home} | owned.detail
     log_path = os.path.join(home, "taud.log")
     rotate_log(log_path)
@@ -4824,9 +4869,9 @@ def take_lock(home: str) -> int:
     return lock
 
 
-def announce(ready: Json, as_json: bool) -> bool:
+def announce(ready: Json, words: Sequence[str]) -> bool:
     """Prints a document; returns whether a person reads it."""
-    people = people_read(sys.stdout, as_json)
+    people = people_read(sys.stdout, words)
     write_out(pairs(printable(ready)) if people else json_text(ready, sys.stdout))
     return people
 
@@ -4888,13 +4933,13 @@ class Daemon:
             repeat(self.look_after, pause=LOOK_AFTER_S)
             repeat(self.manager.ping, pause=self.manager.ping_s or DAY_S)
             self.listeners.start()
-            ready = {"pid": os.getpid(), "socket": os.path.join(self.home, "tau.sock")}
+            ready: Json = {"pid": os.getpid(), "socket": os.path.join(self.home, "tau.sock")}
+            ready |= {"home": self.home, "addresses": [*self.listeners.bound]}
             os.pwrite(self.lock, encode(ready), 0)
             logging.getLogger("tau").info("taud %s serves %s, pid %s", __version__, self.home, os.getpid())
             loop.add_signal_handler(signal.SIGHUP, self.reload)
             self.manager.tell(READY=1)
-            ready |= {"home": self.home, "addresses": [*self.listeners.bound]}
-            if not announce(ready, self.options["json"]):
+            if not announce(ready, sys.argv):
                 leave_output(1)  # its reader may go, and later writes must not fail
             await self.ended.wait()
             if not self.owns_home():

@@ -11,7 +11,7 @@ import signal
 import subprocess
 
 import pytest
-from conftest import Tau, eventually, python
+from conftest import Tau, eventually, free_port, python, run
 
 import tau as module
 
@@ -409,3 +409,104 @@ def test_a_terminal_that_has_been_closed_changes_no_exit_code(home: Tau) -> None
 def test_what_was_not_understood_is_said_in_words(tau: Tau, words: list[str], expected: str) -> None:
     error = tau(*words, exit=2)
     assert expected in (error["message"], error["hint"])
+
+
+#: What the system refuses the command itself → code that makes it so, the words, what is told.
+NO_PASSWD = "import pwd\ndef missing(uid): raise KeyError(uid)\npwd.getpwuid = missing"
+NO_TEMPORARY = "import tempfile\ntempfile.tempdir = '/proc/nowhere'"
+GONE = "import os, tempfile\nos.chdir(tempfile.mkdtemp())\nos.rmdir(os.getcwd())"
+REFUSED = [
+    (NO_PASSWD, {"HOME": ""}, ["list"], 2, "no home directory"),
+    (NO_PASSWD, {"HOME": ""}, ["env", "list"], 2, "no home directory"),
+    (NO_PASSWD, {"HOME": ""}, ["try", "file"], 2, "no home directory"),
+    (GONE, {}, ["deploy", "pipelines.py"], 2, "the current directory has been deleted"),
+    (GONE, {}, ["--home", "here", "status"], 2, "the current directory has been deleted"),
+    (NO_TEMPORARY, {"TAU_HOME": "/proc/nowhere"}, ["try", "file"], 4, "cannot use /proc/nowhere"),
+]
+
+
+def refused_command(
+    home: Tau, code: str, environ: dict[str, str], words: list[str]
+) -> subprocess.CompletedProcess[str]:
+    """A command in an interpreter that is changed first; `file` is a pipeline's path, an empty variable is none."""
+    path = str(home.write(TRIED, "tried.py"))
+    program = [*python("main")[:-1], f"{code}\nimport sys, tau; sys.exit(tau.main())"]
+    words = [path if word == "file" else word for word in words]
+    bare = {name: value for name, value in home.environ.items() if name != "TAU_HOME"} | environ
+    bare = {name: value for name, value in bare.items() if value}
+    return subprocess.run([*program, *words], env=bare, cwd=home.work, capture_output=True, text=True, timeout=60)
+
+
+@pytest.mark.parametrize(("code", "environ", "words", "exit", "told"), REFUSED)
+def test_what_the_system_refuses_the_command_is_told_as_what_it_is(
+    home: Tau, code: str, environ: dict[str, str], words: list[str], exit: int, told: str
+) -> None:
+    done = refused_command(home, code, environ, words)
+    error = json.loads(done.stderr)["error"]
+    assert (done.returncode, told in error["message"]) == (exit, True), error
+    assert error["hint"]
+    assert not (home.work / "~").exists()
+
+
+def test_without_a_home_directory_another_home_serves(home: Tau, tau: Tau) -> None:
+    for given in ({"TAU_HOME": str(tau.home)}, {"TAU_HOST": f"unix://{tau.socket}", "TAU_HOME": str(home.home)}):
+        done = refused_command(home, NO_PASSWD, {"HOME": "", **given}, ["list"])
+        assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("code", [NO_TEMPORARY, GONE], ids=["no /tmp", "no directory"])
+@pytest.mark.parametrize("words", [["try", "file"], ["check", "file"], ["doctor"]], ids=lambda words: words[0])
+def test_try_check_and_doctor_survive(home: Tau, words: list[str], code: str) -> None:
+    done = refused_command(home, code, {"TAU_HOME": str(home.home)}, words)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert [path.name for path in home.home.glob("tau-try-*")] == []
+
+
+def test_try_check_and_doctor_survive_a_home_that_cannot_be_written(home: Tau) -> None:
+    nowhere = {"TAU_HOME": str(home.write("", "file") / "home"), "TMPDIR": str(home.work)}
+    for words in (["try", "file"], ["check", "file"]):
+        done = refused_command(home, "", nowhere, words)
+        assert (done.returncode, done.stderr) == (0, "")
+    done = refused_command(home, "", nowhere, ["doctor"])
+    checks = {check["name"]: check for check in json.loads(done.stdout)["checks"]}
+    assert done.returncode == 1
+    assert (checks["home"]["status"], checks["canary: run"]["status"]) == ("fail", "pass")
+    assert tries(home) == []
+
+
+@pytest.mark.parametrize(
+    ("verb", "ours"),
+    [
+        ("stop", "'cancel' or 'shutdown'"),
+        ("kill", "'cancel'"),
+        ("ps", "'runs'"),
+        ("rm", "'undeploy'"),
+        ("delete", "'undeploy'"),
+        ("start", "'run'"),
+        ("trigger", "'run'"),
+    ],
+)
+def test_a_verb_of_other_tools_names_ours(home: Tau, verb: str, ours: str) -> None:
+    assert home(verb, "x", exit=2)["hint"] == f"did you mean {ours}? `tau --help` lists them"
+
+
+def test_what_taud_is_asked_for_beside_a_running_daemon_is_told(fresh: Tau) -> None:
+    port = str(free_port())
+    done = run("taud", "--detach", "--port", port, cwd=fresh.work, environ=fresh.environ)
+    assert (done.exit, done.error["code"]) == (5, "conflict")
+    assert done.error["hint"] == f"tau shutdown; taud --detach --port {port}"
+    assert run("taud", "--detach", cwd=fresh.work, environ=fresh.environ).json["changed"] is False
+    fresh("shutdown")
+    first, again = (run("taud", "--detach", "--port", port, cwd=fresh.work, environ=fresh.environ) for _ in "ab")
+    assert (first.json["changed"], again.json["changed"]) == (True, False)
+
+
+def test_the_form_of_an_answer_is_chosen(tau: Tau) -> None:
+    tau.deploy_it("def it(ctx): ...")
+    assert tau.command("list", TAU_OUTPUT="text").out.startswith("name ")
+    assert tau.command("list", "--text").out == tau.command("--text", "list", TAU_OUTPUT="json").out
+    assert tau.command("list", "--json", TAU_OUTPUT="text").json["pipelines"]
+    assert tau.command("show", "nothing", "--text").err.startswith("error: no pipeline named")
+    for words in (["list"], ["statsu"]):
+        error = tau(*words, exit=2, TAU_OUTPUT="yaml")
+        assert (error["message"], error["hint"]) == ("TAU_OUTPUT is 'yaml'", "TAU_OUTPUT=json, or TAU_OUTPUT=text")

@@ -69,7 +69,7 @@ def test_a_run_is_shown_live_with_steps_durations_and_rows(tau: Tau) -> None:
 
 
 def test_progress_stays_on_its_line(capsys: pytest.CaptureFixture[str]) -> None:
-    view = module.View(as_json=True)
+    view = module.View(["--json"])
     for done in (1, 2):
         view.live({"type": "progress", "step": "load", "done": done, "total": 2, "message": ""})
     view.live({"type": "log", "message": "loaded", "fields": None})
