@@ -156,6 +156,7 @@ if TYPE_CHECKING:
     TickLimit = int
     PipelineName = str
     RunId = str
+    Texts = dict[str, str]
     Subject = str
     EnvironmentName = str
     KeyName = str
@@ -961,6 +962,7 @@ KINDS: dict[str, Json] = {
     "LogLimit": {"type": "integer", "minimum": 1, "maximum": LOGS_MAX},
     "TickLimit": {"type": "integer", "minimum": 1, "maximum": TICKS_MAX},
     "Json": {"type": "object"},
+    "Texts": {"type": "object", "additionalProperties": {"type": "string"}},
     "list[RunId]": {"type": "array", "items": {"type": "string"}},
     "list[Json]": {"type": "array", "items": {"type": "object"}},
 }
@@ -1427,6 +1429,18 @@ def read_number(text: str) -> Any:
         return decode(os.fsencode(text))
     except ParseError:
         return text
+
+
+def fit_text(schema: Json, text: str) -> Any:
+    """Returns a text that stands for a value: itself where the schema admits a text, else the JSON that it spells.
+
+    Where everything is admitted, it is JSON only if JSON is written so: 10, not 1.10 or 007.
+    """
+    value = read_number(text)
+    if schema.keys() - {"default"}:
+        return value if mismatch(schema, text, "") else text
+    usual = isinstance(value, (dict, list)) or encode_json(value) == text
+    return value if usual and not isinstance(schema.get("default"), str) else text
 
 
 STARTS = ("fork", "spawn")
@@ -3033,6 +3047,7 @@ def try_(
     entry: str | None = None,
     name: str | None = None,
     params: Json | None = None,
+    texts: Texts | None = None,
     timeout: float | None = None,
 ) -> Json:
     """Run a file without deploying it and without a daemon, in a home that is thrown away.
@@ -3041,8 +3056,8 @@ def try_(
     include       what goes with it
     entry         which files of the folder are loaded: this one only, not all that use @pipeline
     name          which pipeline, if there are several
-    params --params -p  what the pipeline sees as ctx.params: a JSON object, @file, or - for stdin;
-                    -p KEY=VALUE sets one of them
+    params        what the pipeline sees as ctx.params: a JSON object, @file, or - for stdin
+    texts -p      one of the params: JSON where the pipeline wants it, else text
     timeout       seconds it may take at most
 
     Examples:
@@ -3055,7 +3070,7 @@ def try_(
         names = [pipeline["name"] for pipeline in deployed["pipelines"]]
         if name is None and len(names) > 1:
             raise BadRequest("the file has several pipelines", f"--name: one of {', '.join(names)}")
-        order = {"name": name or names[0], "params": params, "timeout": timeout}
+        order = {"name": name or names[0], "params": params, "texts": texts, "timeout": timeout}
         document = ask_for_run(own, "run", order, view)
         run = {"run_id": document["run_id"]}
         if document.get("waited") is False:
@@ -3067,8 +3082,9 @@ def try_(
     words += [f"--{option}={given[option]}" for option in ("entry", "name") if option in given]
     if include:
         words += ["--include", *map(file_word, given["include"])]
-    if words[0] == "try" and params:
-        words += ["--params", encode_json(params)]
+    if words[0] == "try":
+        words += ["--params", encode_json(params)] if params else []
+        words += [word for text in given.get("texts", ()) for word in ("-p", text)]
     return document | {"next": [shell_line("tau", *words)]}
 
 
@@ -3228,7 +3244,7 @@ def add_argument(parser: argparse._ActionsContainer, argument: Argument) -> None
         how["nargs"] = "+"
     elif argument.positional and not argument.required:
         how["nargs"] = "?"
-    if argument.kind == "Json":
+    if argument.kind == "Texts":
         how["action"] = "append"
     if argument.positional:
         parser.add_argument(argument.name, **how).required = False  # Operation.check() says what is missing
@@ -3236,7 +3252,7 @@ def add_argument(parser: argparse._ActionsContainer, argument: Argument) -> None
         parser.add_argument(*argument.flags, dest=argument.name, **how)
 
 
-METAVARS = {"list[Json]": "PATH", "FilePath": "PATH", "EnvironmentName": "NAME", "Json": "KEY=VALUE"}
+METAVARS = {"list[Json]": "PATH", "FilePath": "PATH", "EnvironmentName": "NAME", "Json": "JSON", "Texts": "KEY=VALUE"}
 
 
 def read_params(chosen: Operation, options: Json) -> Json:
@@ -3248,7 +3264,9 @@ def read_value(argument: Argument, value: Any, options: Json) -> Any:
         paths = [value] if isinstance(value, str) else value
         return [file for path in paths for file in read_files(path, options["files"])]
     if argument.kind == "Json":
-        return {key: item for text in value for key, item in read_object(text).items()}
+        return read_object(value)
+    if argument.kind == "Texts":
+        return dict(map(read_pair, value))
     kind = argument.wanted["type"]
     if kind not in ("integer", "number"):
         return value
@@ -3259,18 +3277,25 @@ def read_value(argument: Argument, value: Any, options: Json) -> Any:
         raise BadRequest(f"{argument.flags[0]}: '{value}' is not a {wanted}", argument.meaning) from None
 
 
-def read_object(text: str) -> Json:
-    """Reads an object from a word: JSON, `@file`, `-` for stdin, or `key=value` with JSON or text as value."""
+def read_pair(text: str) -> tuple[str, str]:
     key, equals, value = text.partition("=")
-    if equals and key and key[0] not in "@{[":
-        return {key: read_number(value)}
+    if not key or not equals:
+        raise BadRequest(f"'{text}' is not KEY=VALUE", PARAMS_HINT)
+    return key, value
+
+
+PARAMS_HINT = 'write -p day=2026-01-01, or an object: --params \'{"key": "value"}\''
+
+
+def read_object(text: str) -> Json:
+    """Reads an object from a word: JSON, `@file`, or `-` for stdin."""
     if text.startswith("@"):
         text = read_text(text[1:], "give the path of a JSON file")
     try:
         value = decode((sys.stdin.read() if text == "-" else text).encode("utf-8", "surrogateescape"))
         return dict(demand({"type": "object"}, value, "params"))
     except BadRequest as problem:
-        raise BadRequest(str(problem), 'write -p day=2026-01-01, or an object: \'{"key": "value"}\'') from None
+        raise BadRequest(str(problem), PARAMS_HINT) from None
 
 
 def read_files(path: str, main: str) -> list[Json]:
@@ -6379,6 +6404,7 @@ async def run(
     name: PipelineName,
     *,
     params: Json | None = None,
+    texts: Texts | None = None,
     wait: bool = True,
     key: str | None = None,
     executor: str | None = None,
@@ -6388,8 +6414,8 @@ async def run(
     """Run a pipeline now and wait for its end.
 
     name          which pipeline
-    params --params -p  what the pipeline sees as ctx.params: a JSON object, @file, or - for stdin;
-                    -p KEY=VALUE sets one of them
+    params        what the pipeline sees as ctx.params: a JSON object, @file, or - for stdin
+    texts -p      one of the params: JSON where the pipeline wants it, else text
     wait --detach  do not wait: answer as soon as the run is durable
     key           a word of your own: the same key gives the same run, never a second one
     executor      where it runs: an executor of tau.toml, or local; without it where the pipeline says
@@ -6400,10 +6426,18 @@ async def run(
         tau run orders -p day=2026-01-01 -p limit=10
         tau run orders --detach --key orders-2026-01-01  # the same key, the same run
     """
-    if len(encode_json(params or {})) > PARAMS_BYTES_MAX:
+    params = read_texts(call, name, params, texts)
+    if len(encode_json(params)) > PARAMS_BYTES_MAX:
         raise BadRequest(f"params are larger than {PARAMS_BYTES_MAX:,} bytes", "pass a path instead of the data")
-    asked = {"name": name, "params": params or {}, "key": key, "trigger": "manual", "executor": executor}
+    asked = {"name": name, "params": params, "key": key, "trigger": "manual", "executor": executor}
     return await answer_run(call, asked, wait, timeout, follow)
+
+
+def read_texts(call: Call, name: str, params: Json | None, texts: Json | None) -> Json:
+    """Returns params together with those that came as texts, read as the pipeline wants them."""
+    schema = (call.ask.live_options(name) or {}).get("params", {})
+    wanted = schema.get("properties", {})
+    return (params or {}) | {key: fit_text(wanted.get(key, {}), text) for key, text in (texts or {}).items()}
 
 
 async def answer_run(call: Call, asked: Json, wait: bool, timeout: float | None, follow: bool) -> Json:
@@ -6767,6 +6801,7 @@ async def schedule(
     overlap: str | None = None,
     jitter: Duration | None = None,
     params: Json | None = None,
+    texts: Texts | None = None,
     disable: bool = False,
     enable: bool = False,
     clear: bool = False,
@@ -6782,7 +6817,8 @@ async def schedule(
     catchup_window  how long a missed tick may still run late
     overlap       when the run of an earlier tick is unfinished: skip, queue, cancel_running, allow
     jitter        it runs up to this long after each tick, always with the same delay, to spread the load
-    params --params -p  the params of its runs
+    params        the params of its runs
+    texts -p      one of these params: JSON where the pipeline wants it, else text
     disable       nothing is due until it is enabled again
     enable        it is due again, from now on
     clear         delete what the command line has set: the decorator counts again
@@ -6805,7 +6841,7 @@ async def schedule(
         "catchup_window_s": catchup_window,
         "overlap": overlap,
         "jitter_s": jitter,
-        "params": params,
+        "params": params if texts is None else read_texts(call, name, params, texts),
     }
     command = command | {key: value for key, value in given.items() if value is not None}
     changed = False

@@ -292,8 +292,8 @@ def test_a_file_is_tried_without_a_daemon_and_leaves_nothing(home: Tau) -> None:
     failed = home.command("try", path, "-p", "day=never", **where)
     assert failed.exit == 1
     assert failed.json["error"]["kind"] == "check"
-    assert shlex.split(failed.json["next"][0]) == ["tau", "try", str(path), "--params", '{"day":"never"}']
-    assert "expected string" in home("try", path, "-p", "day=5", exit=2, **where)["message"]
+    assert shlex.split(failed.json["next"][0]) == ["tau", "try", str(path), "-p", "day=never"]
+    assert "expected string" in home("try", path, "--params", '{"day": 5}', exit=2, **where)["message"]
     assert home("try", home.write("x = (", "bad.py"), exit=2, **where)["code"] == "load_failed"
     assert tries(home) == []
     assert not (home.home / "tau.db").exists()

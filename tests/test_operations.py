@@ -706,6 +706,48 @@ def test_params_are_converted_and_have_their_defaults(tau: Tau) -> None:
     assert run["params"] == {"day": "2026-01-31"}
 
 
+ANYTHING = {"1.10": "1.10", "10": 10, "12e3": "12e3", "true": True, "null": None, "007": "007", "[1, 2]": [1, 2]}
+#: Parameter → what it makes of each word of -p; without a word, its run is refused.
+TYPED = {
+    "x: str": {word: word for word in ANYTHING},
+    "x='0'": {word: word for word in ANYTHING},
+    "x: str | None = None": {"null": "null", "1.10": "1.10", "": ""},
+    "x": ANYTHING,
+    "**more": ANYTHING,
+    "x: int": {"10": 10, "007": ..., "1.10": ..., "true": ..., "": ...},
+    "x: float | None": {"1.10": 1.1, "12e3": 12000.0, "null": None, "ten": ...},
+    "x: bool = False": {"true": True, "1": ..., "yes": ...},
+    "x: list[int]": {"[1, 2]": [1, 2], "1": ...},
+    "x: Literal['1', 2]": {"1": "1", "2": 2, "3": ...},
+    "x: date": {"2026-01-31": "2026-01-31", "yesterday": ...},
+}
+
+
+@pytest.mark.parametrize("parameter", [*TYPED, ""])
+def test_a_word_is_json_only_where_text_is_not_wanted(tau: Tau, parameter: str) -> None:
+    after = f", {parameter}" if parameter else ""
+    tau.deploy_it(
+        f"from datetime import date\nfrom typing import Literal\ndef it(ctx{after}):\n    return ctx.params['x']"
+    )
+    with tau.connect() as wire:
+        for word, value in TYPED.get(parameter, ANYTHING).items():
+            answer = wire.ask({"id": 1, "method": "run", "params": {"name": "it", "texts": {"x": word}}})
+            assert ("error" in answer) == (value is ...), (word, answer)
+            if value is not ...:
+                run = answer["result"]
+                assert (run["result"], type(run["result"]), run["params"]) == (value, type(value), {"x": value}), word
+
+
+def test_words_win_over_the_object(tau: Tau) -> None:
+    tau.deploy_it("def it(ctx, version: str, n: int = 0):\n    return [version, n]")
+    both = ("--params", '{"version": "2", "n": 1}', "-p", "version=1.10")
+    assert tau("run", "it", *both)["result"] == ["1.10", 1]
+    assert tau("schedule", "it", "--every", "90d", *both)["params"] == {"version": "1.10", "n": 1}
+    assert tau("schedule", "it", "-p", "version=1.20")["params"] == {"version": "1.20"}
+    assert "-p day=" in tau("run", "it", "-p", "1.10", exit=2)["hint"]
+    tau("schedule", "it", "--clear")
+
+
 def test_check_refuses_what_deploy_would_refuse(tau: Tau) -> None:
     for text, message in (
         ("@pipeline(every=60)\ndef needy(ctx, day: str): ...", "day"),

@@ -58,7 +58,7 @@ def usage_of(argument: module.Argument) -> str:
     if argument.positional:
         word = "FILE" if argument.kind == "list[Json]" else argument.name.upper()
         return f"{word}…" if argument.kind == "list[str]" else word if argument.required else f"[{word}]"
-    values = {"bool": "", "Json": " JSON", "list[Json]": " PATH…"}
+    values = {"bool": "", "Json": " JSON", "Texts": " KEY=VALUE…", "list[Json]": " PATH…"}
     return f"[{argument.flags[0]}{values.get(argument.kind, ' ' + argument.name.upper())}]"
 
 

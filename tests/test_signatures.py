@@ -115,7 +115,7 @@ def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-ORDERS = "from tau import pipeline\n@pipeline(every='90d')\ndef orders(ctx): ctx.log(ctx.params)\n"
+ORDERS = "from tau import pipeline\n@pipeline(every='90d')\ndef orders(ctx):\n    with ctx.step('load'):\n        ctx.log('in')\n"
 
 
 @pytest.mark.parametrize("name", [*NAMES, *LOCAL])
