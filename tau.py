@@ -12502,8 +12502,7 @@ class PipelineContext:
         name and the same arguments.  It is kept as JSON (a tuple comes back as a list), unless *pickle* is true.
         Async code must await it.
         """
-        memos = Memos(self._attempt)
-        work = memos.remember(self.step(name), name, lambda: function(*arguments), arguments, pickle)
+        work = remembered(self._attempt, self.step(name), name, lambda: function(*arguments), arguments, pickle)
         return eager(work) if asyncio._get_running_loop() is None else work
 
     def progress(self, done: float, total: float | None = None, message: str = "") -> None:
@@ -12532,7 +12531,7 @@ class PipelineContext:
         step = self.step(f"extract {place.label}")
         if stream:
             count = BATCH_ROWS if batch_rows is None else batch_rows
-            demand({"type": "integer", "minimum": 1, "maximum": 1 << 40}, count, "batch_rows")
+            demand(COUNT, count, "batch_rows")
             return Stream(step, batches_from(place, count))
         with step:
             return put_out(step, collect(await settle(place.read(None))))
@@ -13088,55 +13087,51 @@ async def is_true(journal: Journal, severity: str, name: str, subject: Any, valu
 # Promises that a memo is whole and equals the value returned, and that no memo holds a secret.
 
 
-class Memos:
-    """The memos of a run and of the run that it resumes: one file each, named by a digest of the call."""
+async def remembered(
+    attempt: Attempt, step: Step, name: str, work: Callable[[], Any], arguments: tuple[Any, ...], use_pickle: bool
+) -> Any:
+    """Returns the memo of an earlier call, or does the work and saves its result.
 
-    def __init__(self, attempt: Attempt) -> None:
-        job, self.journal = attempt.job, attempt.journal
-        self.folders = [folder for folder in (job["memos"], job["old_memos"]) if folder is not None]
-        self.most: int = job["limits"]["memo_bytes"]
-        self.travels = "host" in job  # whether the journal must bring memos to the home
-
-    async def remember(
-        self, step: Step, name: str, work: Callable[[], Any], arguments: tuple[Any, ...], use_pickle: bool
-    ) -> Any:
-        """Returns the memo of an earlier call, or does the work and saves its result."""
-        try:
-            text = encode_json(to_json(list(arguments), "arguments"))
-        except BadResult:
-            text = short_repr(arguments)
-        key = fingerprint(name, text, str(use_pickle))
-        with step:
-            files = (read_bytes(os.path.join(folder, key), self.most) for folder in self.folders)
-            data = next((data for data in files if data is not None), None)
+    The memos of a run are files in its folder, each named by a digest of the call.
+    """
+    job = attempt.job
+    try:
+        text = encode_json(to_json(list(arguments), "arguments"))
+    except BadResult:
+        text = short_repr(arguments)
+    key = fingerprint(name, text, str(use_pickle))
+    with step:
+        for folder in filter(None, (job["memos"], job["old_memos"])):  # the old ones are of the run that it resumes
+            data = read_bytes(os.path.join(folder, key), job["limits"]["memo_bytes"])
             if data is not None:
-                self.journal.log(f"memo '{name}' is used again")
-            else:
-                value = await settle(work())
-                data = pickle.dumps(value) if use_pickle else encode(to_json(value, f"memo {name}"))
-                self.save(name, key, data)
-            return pickle.loads(data) if use_pickle else json.loads(data)
-
-    def save(self, name: str, key: str, data: bytes) -> None:
-        """Saves a memo.  If it cannot be saved, the log says why and the run goes on."""
-        why: str | None = None
-        if len(data) > self.most:
-            why = f"it has {len(data):,} bytes, [limits] memo_bytes is {self.most:,}"
-        elif self.travels and len(data) > LINE_BYTES_MAX:  # the journal would carry it in one line
-            why = f"it has {len(data):,} bytes, only {LINE_BYTES_MAX:,} can be sent from here"
-        elif SECRETS.text(data) != data:
-            why = "it holds a secret"
+                attempt.journal.log(f"memo '{name}' is used again")
+                break
         else:
-            try:
-                make_directory(self.folders[0])
-                replace_file(os.path.join(self.folders[0], key), data)
-            except OSError as problem:
-                why = problem.strerror
-        if why is not None:
-            self.journal.log(f"memo '{name}' is not kept: {why}", "warning")
-        elif self.travels:
-            record = {"t": "memo", "key": key, "data": base64.b64encode(data).decode("ascii")}
-            self.journal.write_bytes(encode(record))
+            value = await settle(work())
+            data = pickle.dumps(value) if use_pickle else encode(to_json(value, f"memo {name}"))
+            if wrong := save_memo(attempt, key, data):
+                attempt.journal.log(f"memo '{name}' is not kept: {wrong}", "warning")
+        return pickle.loads(data) if use_pickle else json.loads(data)
+
+
+def save_memo(attempt: Attempt, key: str, data: bytes) -> str | None:
+    """Saves a memo, or returns why it cannot be saved."""
+    job, size = attempt.job, f"it has {len(data):,} bytes"
+    if len(data) > job["limits"]["memo_bytes"]:
+        return f"{size}, [limits] memo_bytes is {job['limits']['memo_bytes']:,}"
+    if "host" in job and len(data) > LINE_BYTES_MAX:
+        return f"{size}, only {LINE_BYTES_MAX:,} can be sent from here"
+    if SECRETS.text(data) != data:
+        return "it holds a secret"
+    try:
+        make_directory(job["memos"])
+        replace_file(os.path.join(job["memos"], key), data)
+    except OSError as problem:
+        return problem.strerror
+    if "host" in job:  # the journal brings it to the home, in one line
+        record = {"t": "memo", "key": key, "data": base64.b64encode(data).decode("ascii")}
+        attempt.journal.write_bytes(encode(record))
+    return None
 
 
 # --- 43. Places --------------------------------------------------------------------------
@@ -13149,6 +13144,7 @@ class Memos:
 SOURCES: dict[str, AnyFunction] = {}
 TARGETS: dict[str, AnyFunction] = {}
 
+COUNT: Json = {"type": "integer", "minimum": 1, "maximum": 1 << 40}
 #: The usual URL schemes of databases (extra `sql`) and of remote files (extra `files`).
 DATABASES = ("sqlite", "postgresql", "postgres", "mysql", "mariadb", "oracle", "mssql", "duckdb", "snowflake")
 REMOTE_FILES = ("s3", "gs", "gcs", "az", "abfs", "ftp", "sftp", "ssh", "smb", "hdfs", "webdav", "memory", "github")
@@ -13222,16 +13218,16 @@ class Place:
     def __init__(self, label: str, options: Json) -> None:
         self.label, self.options = label, options
 
-    def fit(self, what: str, known: Iterable[str], own: Any = (), lacks: str = "has no option", hint: str = "") -> Json:
-        """Returns the options that are not in *own*, a table of PlaceOption.
+    def fit(self, what: str, known: Iterable[str], own: Mapping[str, PlaceOption] = {}, hint: str = "") -> Json:
+        """Returns the options that are not in *own*.
 
         Raises BadRequest for an option that *what* does not take, that has another type, or that needs another option.
         """
-        every, own = (*known, *own), dict(own)
+        every = (*known, *own)
         for name, value in self.options.items():
             if name not in every:
                 hint = did_you_mean(name, every, hint or f"{what} takes {', '.join(every) or 'none'}")
-                raise BadRequest(f"{what} {lacks} '{name}'", hint)
+                raise BadRequest(f"{what} has no option '{name}'", hint)
             schema, _, needed, _ = own.get(name, ({}, None, "", ""))
             demand({"type": schema} if isinstance(schema, str) else schema, value, name)
             if needed and needed not in self.options:
@@ -13249,24 +13245,25 @@ def find_place(source: Any, resource: str | None, around: Surroundings, options:
     options = {name: value for name, value in options.items() if value is not None}
     url = around.url_of(name)
     scheme, marks, address = url.partition("://")
-    kind = scheme.partition("+")[0]
+    kind, dialect = scheme.partition("+")[0], scheme.replace("+", ".")
+    make: Callable[..., Place] = LocalFile
     if not marks:
         check_path(name, url, options, registry, around)
-        return LocalFile(joined(url, resource), around, options)
-    if scheme == "file":
+    elif scheme == "file":
         host, _, path = address.partition("/")
         if host not in ("", "localhost"):
             raise BadRequest(f"'{name}' names a machine, '{host}'", "file:///path has three slashes")
-        return LocalFile(joined("/" + urllib.parse.unquote(path), resource), around, options)
-    if scheme in ("http", "https"):
-        return Web(joined(url, resource), around, options)
-    dialect = scheme.replace("+", ".")
-    if kind in DATABASES or is_known(lambda: need("sqlalchemy", "sql", "").dialects.registry.load(dialect)):
+        url = "/" + urllib.parse.unquote(path)
+    elif scheme in ("http", "https"):
+        make = Web
+    elif kind in DATABASES or is_known(lambda: need("sqlalchemy", "sql", "").dialects.registry.load(dialect)):
         return Table(url, resource, around, options)
-    if kind in REMOTE_FILES or is_known(lambda: scheme in need("fsspec", "files", "").available_protocols()):
-        return RemoteFile(joined(url, resource), around, options)
-    near = did_you_mean(kind, ("file", "http", "https", *DATABASES, *REMOTE_FILES))
-    raise BadRequest(f"unknown scheme '{scheme}://'", near or install_hint("tau-pipelines[sql,files]"))
+    elif kind in REMOTE_FILES or is_known(lambda: scheme in need("fsspec", "files", "").available_protocols()):
+        make = RemoteFile
+    else:
+        near = did_you_mean(kind, ("file", "http", "https", *DATABASES, *REMOTE_FILES))
+        raise BadRequest(f"unknown scheme '{scheme}://'", near or install_hint("tau-pipelines[sql,files]"))
+    return make(url if resource is None else f"{url.rstrip('/')}/{str(resource).lstrip('/')}", around, options)
 
 
 def find_warehouse(connection: str | None, around: Surroundings) -> Table:
@@ -13288,10 +13285,9 @@ def check_path(name: str, path: str, options: Json, registry: Iterable[str], aro
         raise BadRequest(f"'{name}' is a path, and a database is named by a URL", hint)
     known = (*registry, *around.connections)
     if not ("." in name or "/" in name or name in known or os.path.exists(name)):
-        hint = did_you_mean(
-            name, known, "known: " + (", ".join(known) or "none; a path has a / or a suffix such as .csv")
-        )
-        raise BadRequest(f"'{name}' is no path, no connection of tau.toml and no @source or @target", hint)
+        others = "known: " + (", ".join(known) or "none; a path has a / or a suffix such as .csv")
+        wrong = f"'{name}' is no path, no connection of tau.toml and no @source or @target"
+        raise BadRequest(wrong, did_you_mean(name, known, others))
 
 
 MODES = ("append", "replace", "upsert")
@@ -13307,10 +13303,6 @@ def check_mode(mode: str, key: str | Sequence[str]) -> list[str]:
         hint = 'ctx.load(…, mode="upsert", key=["id"])'
         raise BadRequest("mode='upsert' needs a key: the columns that name a row", hint)
     return keys
-
-
-def joined(base: str, resource: str | None) -> str:
-    return base if resource is None else f"{base.rstrip('/')}/{str(resource).lstrip('/')}"
 
 
 def is_known(question: Callable[[], Any]) -> bool:
@@ -13332,14 +13324,14 @@ class Registered(Place):
         """Calls the function.  Raises BadRequest for an option that it does not take."""
         signature = inspect.signature(self.function)
         names, offered = signature.parameters, {"resource": None, **more}
-        self.options = {name: offered[name] for name in names if name in offered} | self.options
-        if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in names.values()):
-            self.fit(f"'{self.label}'", names, (), "takes no", f"it takes {', '.join(names) or 'nothing'}")
+        options = {name: offered[name] for name in names if name in offered} | self.options
         try:
-            signature.bind(*arguments, **self.options)
+            signature.bind(*arguments, **options)
         except TypeError as problem:
-            raise BadRequest(f"'{self.label}': {problem}", "options of extract and load go to it") from None
-        return self.function(*arguments, **self.options)
+            unknown = next((name for name in options if name not in names), "")
+            hint = did_you_mean(unknown, names, f"options of extract and load go to it: {', '.join(names) or 'none'}")
+            raise BadRequest(f"'{self.label}': {problem}", hint) from None
+        return self.function(*arguments, **options)
 
     def read(self, batch_rows: int | None) -> Any:
         made = self.call()
@@ -13372,17 +13364,10 @@ FILE_OPTIONS: dict[str, PlaceOption] = {
 STATE_OF_FILES = "files_read"
 
 
-class DataFile(Place):
-    """Files in the format of the option `format`, or of their suffix: one, those in a folder, or those of a pattern.
+class LocalFile(Place):
+    """Files in the format of the option `format`, or of their suffix: one, those in a folder, or those of a pattern."""
 
-    Subclasses `find` the files to read, path → size and time, and `open` them.  Of the file to write they say whether
-    it `exists`, and they `replace` it if the function that writes succeeds.
-    """
-
-    find: Any
-    open: Any
-    exists: Any
-    replace: Any
+    is_new = False  # whether to fail if another run has made the file meanwhile
 
     def __init__(self, path: str, around: Surroundings, options: Json) -> None:
         self.path, self.around = path + "*" * path.endswith("/"), around
@@ -13433,22 +13418,70 @@ class DataFile(Place):
             self.options.pop(name, None)
         old: Iterator[Rows] = iter(())
         is_upsert = mode == "upsert"
-        if mode != "replace" and self.exists() and not self.is_empty():
-            at_once = is_upsert or file_format.name == "parquet"  # the first batches decide Parquet's types
-            old = iter(self.read_file(self.path, None if at_once else BATCH_ROWS))
-        merged = upserted(old, batches, keys, file_format.key) if is_upsert else appended(old, iter(batches))
-
-        def write(file: Any) -> None:
-            # Without a name and a time in it, the same rows give the same bytes.
-            is_packed = self.label.endswith(".gz")
-            with gzip.GzipFile("", "wb", fileobj=file, mtime=0) if is_packed else contextlib.nullcontext(file) as plain:
-                file_format.write(plain, merged, **options)
-
-        self.replace(write)
+        with contextlib.ExitStack() as stack:
+            self.is_new = mode != "replace" and not self.lock(stack)
+            if mode != "replace" and not self.is_empty():
+                at_once = is_upsert or file_format.name == "parquet"  # the first batches decide Parquet's types
+                old = iter(self.read_file(self.path, None if at_once else BATCH_ROWS))
+            merged = upserted(old, batches, keys, file_format.key) if is_upsert else appended(old, iter(batches))
+            file = self.replacement(stack)
+            if self.label.endswith(".gz"):  # without a name and a time in it, the same rows give the same bytes
+                file = stack.enter_context(gzip.GzipFile("", "wb", fileobj=file, mtime=0))
+            file_format.write(file, merged, **options)
 
     def is_empty(self) -> bool:
+        """Whether there is no byte to add to, or no file."""
+        if not self.exists():
+            return True
         with self.open(self.path) as file:
             return not unpacked(file, self.label.endswith(".gz")).peek(1)
+
+    # What another store of files does in another way.
+
+    def lock(self, stack: contextlib.ExitStack) -> bool:
+        """Lets no other run add to the file until the stack is closed.  Returns False if there is no file."""
+        while True:
+            try:
+                descriptor = lock_file(self.path)
+            except StepTimeout:  # it is an OSError
+                raise
+            except OSError:
+                return False
+            with contextlib.suppress(OSError):
+                if os.path.samestat(os.fstat(descriptor), os.stat(self.path)):
+                    stack.callback(os.close, descriptor)
+                    return True
+            os.close(descriptor)  # another run has replaced the file
+
+    def find(self) -> dict[str, str]:
+        """Returns the files to read, with their size and time."""
+        if os.path.isdir(self.path):
+            self.path = os.path.join(glob.escape(self.path), "*")
+        paths = [self.path] if os.path.exists(self.path) else glob.glob(self.path, recursive=True)
+        stats = {path: os.stat(path) for path in paths if not os.path.isdir(path)}
+        return {path: f"{about.st_size} {about.st_mtime_ns}" for path, about in stats.items()}
+
+    def open(self, path: str) -> Any:
+        try:
+            return open(path, "rb")
+        except OSError as problem:
+            hint = path_hint(path, self.around.attempt.job.get("folder"))
+            raise SourceError(f"cannot read {path}: {problem.strerror}", hint) from None
+
+    def exists(self) -> bool:
+        return os.path.isfile(self.path)
+
+    def replacement(self, stack: contextlib.ExitStack) -> Any:
+        """Returns a file to write.  It takes the place of the old one when the stack is closed, but by no exception."""
+        path = os.path.realpath(self.path)
+        try:
+            make_directory(os.path.dirname(path))
+            mode = os.stat(path).st_mode if os.path.exists(path) else stat.S_IFREG | 0o600
+            if not stat.S_ISREG(mode):
+                raise SourceError(f"{self.path} is no plain file", "load to a path of its own")
+            return stack.enter_context((NewFile if self.is_new else Replacement)(path, mode & 0o777))
+        except OSError as problem:
+            raise SourceError(f"cannot write {self.path}: {problem.strerror}", path_hint(self.path)) from None
 
 
 def appended(old: Iterator[Rows], new: Iterator[Rows]) -> Batches:
@@ -13471,66 +13504,6 @@ def upserted(old: Batches, new: Batches, keys: list[str], key_of: Callable[[Any]
     yield Rows(merged.values(), columns)
 
 
-class LocalFile(DataFile):
-    """A file on this machine."""
-
-    is_new = False  # whether to fail if another run has made the file meanwhile
-
-    def write(self, batches: Batches, mode: str, keys: list[str]) -> None:
-        """Waits until no other run writes, so rows that it appends are not lost."""
-        lock = None if mode == "replace" else self.lock()
-        self.is_new = mode != "replace" and lock is None
-        try:
-            super().write(batches, mode, keys)
-        finally:
-            if lock is not None:
-                os.close(lock)
-
-    def lock(self) -> int | None:
-        """Returns a locked descriptor of the file, once no other run writes to it; None if there is no file."""
-        while True:
-            try:
-                descriptor = lock_file(self.path)
-            except StepTimeout:  # it is an OSError
-                raise
-            except OSError:
-                return None
-            with contextlib.suppress(OSError):
-                if os.path.samestat(os.fstat(descriptor), os.stat(self.path)):
-                    return descriptor
-            os.close(descriptor)  # another run has replaced the file
-
-    def find(self) -> dict[str, str]:
-        if os.path.isdir(self.path):
-            self.path = os.path.join(glob.escape(self.path), "*")
-        paths = [self.path] if os.path.exists(self.path) else glob.glob(self.path, recursive=True)
-        stats = {path: os.stat(path) for path in paths if not os.path.isdir(path)}
-        return {path: f"{about.st_size} {about.st_mtime_ns}" for path, about in stats.items()}
-
-    def open(self, path: str) -> Any:
-        try:
-            return open(path, "rb")
-        except OSError as problem:
-            hint = path_hint(path, self.around.attempt.job.get("folder"))
-            raise SourceError(f"cannot read {path}: {problem.strerror}", hint) from None
-
-    def exists(self) -> bool:
-        return os.path.isfile(self.path)
-
-    def replace(self, write: Callable[[Any], None]) -> None:
-        path = os.path.realpath(self.path)
-        with contextlib.ExitStack() as stack:
-            try:
-                make_directory(os.path.dirname(path))
-                mode = os.stat(path).st_mode if os.path.exists(path) else stat.S_IFREG | 0o600
-                if not stat.S_ISREG(mode):
-                    raise SourceError(f"{self.path} is no plain file", "load to a path of its own")
-                file = stack.enter_context((NewFile if self.is_new else Replacement)(path, mode & 0o777))
-            except OSError as problem:
-                raise SourceError(f"cannot write {self.path}: {problem.strerror}", path_hint(self.path)) from None
-            write(file)
-
-
 class NewFile(Replacement):
     """A new file.  Raises SourceError if there is one of its name by now."""
 
@@ -13544,8 +13517,8 @@ class NewFile(Replacement):
             super().put()  # a file system without links
 
 
-class RemoteFile(DataFile):
-    """A file in a store that fsspec knows."""
+class RemoteFile(LocalFile):
+    """Files in a store that fsspec knows."""
 
     @functools.cached_property
     def store(self) -> tuple[Any, str]:
@@ -13590,13 +13563,20 @@ class RemoteFile(DataFile):
         store, path = self.store
         return bool(store.exists(path))
 
-    def replace(self, write: Callable[[Any], None]) -> None:
-        """Writes a local file, then uploads it.  A failure leaves the old one."""
+    def lock(self, stack: contextlib.ExitStack) -> bool:
+        return False
+
+    def replacement(self, stack: contextlib.ExitStack) -> Any:
+        """Returns a local file to write, which is uploaded in the end.  A failure leaves the old one."""
         store, path = self.store
-        with tempfile.NamedTemporaryFile() as file:
-            write(file)
-            file.flush()
-            store.put_file(file.name, path)
+
+        def upload() -> Iterator[Any]:
+            with tempfile.NamedTemporaryFile() as file:
+                yield file
+                file.flush()
+                store.put_file(file.name, path)
+
+        return stack.enter_context(contextlib.contextmanager(upload)())
 
 
 # --- 44. Web -----------------------------------------------------------------------------
@@ -13617,20 +13597,16 @@ WEB_OPTIONS: dict[str, PlaceOption] = {
     "next_token": ("string", None, "token_param", "path of the next page's token: `meta.cursor`, `data.-1.id`"),
     "token_param": ("string", None, "next_token", "parameter for the token"),
     "page_param": ("string", None, "", "parameter that counts pages; an empty page is the last"),
-    "page_step": (
-        {"type": "integer", "minimum": 1, "maximum": 1 << 40},
-        None,
-        "page_param",
-        "rows on a page, if the parameter counts rows",
-    ),
+    "page_step": (COUNT, None, "page_param", "rows on a page, if the parameter counts rows"),
     "first_page": ("integer", None, "page_param", "the parameter of the first page: 1, or 0 with `page_step`"),
     "total": ("string", None, "page_param", "path of the number of all rows in a page"),
     "page_count": ("string", None, "page_param", "path of the number of all pages in a page"),
     "format": ("string", None, "", "`csv`, `json` …, if neither content type nor path tell it"),
 }
 WAIT_MAX_S = 60.0
-#: Status codes after which a request is tried again.
+#: Status codes after which a request is tried again, and those of a redirect.
 TRANSIENT = (408, 425, 429, 500, 502, 503, 504)
+REDIRECTS = (301, 302, 303, 307, 308)
 #: Subtype of a media type → the format, where they differ.
 SUBTYPES = {"tab-separated-values": "tsv", "jsonlines": "jsonl"}
 #: Characters that stay in a URL; others are percent-encoded.
@@ -13640,21 +13616,15 @@ LINK_PARAM = r"""\s*;\s*([^\s=;,]+)\s*(?:=\s*("(?:[^"\\]|\\.)*"|'[^']*'|[^\s;,]*
 LINK = rf"<([^<>]*)>((?:{LINK_PARAM})*)"
 
 
-class Page:
-    """An answer: its number, the rows before it and in it, its request, URL, headers, body, and JSON if it is JSON."""
-
-    headers: Any = None
-    document: Any = ()
-    rows = 0
-
-    def __init__(self, number: int, before: int, request: WebRequest, file: Any) -> None:
-        self.number, self.before, self.file = number, before, file
-        self.method, self.url, self.body = request
-        self.name = f"{self.method} {bare_url(self.url)}" + (f" (page {number})" if number > 1 else "")
-
-
 class Web(Place):
-    """Rows behind http(s) URLs, page after page.  They can only be read."""
+    """Rows behind http(s) URLs, page after page.  They can only be read, and once.
+
+    It knows of the page that it is at: the number, how many rows are before and in it, the name, the request, then the
+    URL and headers of the answer, the body in a file, and its JSON if it is JSON.
+    """
+
+    number = before = rows = 0
+    document: Any = ()
 
     def __init__(self, url: str, around: Surroundings, options: Json) -> None:
         parts = urllib.parse.urlsplit(urllib.parse.quote(url, safe=URL_CHARACTERS))
@@ -13674,7 +13644,7 @@ class Web(Place):
             user = urllib.parse.unquote(f"{parts.username}:{parts.password or ''}").encode()
             self.user = {"Authorization": f"Basic {base64.b64encode(user).decode()}"}
         url = parts._replace(netloc=parts.netloc.rpartition("@")[2], fragment="").geturl()
-        self.url = with_query(url, self.asked["query"])
+        self.base = with_query(url, self.asked["query"])
 
     def find_pager(self) -> str:
         """Returns the option that finds pages, if any.  Raises BadRequest for two, or for one that counts rows."""
@@ -13696,41 +13666,41 @@ class Web(Place):
         start = {self.asked["page_param"]: self.first} if self.pager == "page_param" else {}
         request: WebRequest | None = self.request(start)
         seen: set[str] = set()
-        rows = 0
         while request is not None:
             if (key := repr(request)) in seen or len(seen) >= self.asked["max_pages"]:
                 why = "the next page is an earlier one" if key in seen else f"more than {len(seen):,} pages"
                 raise SourceError(f"{self.label}: {why}", f"check {self.pager}, or raise max_pages")
             seen.add(key)
-            with tempfile.TemporaryFile() as file:
-                page = Page(len(seen), rows, request, file)
-                self.fetch(page)
-                label = self.label if page.number == 1 else f"{self.label}: {page.name}"
-                for batch in labelled(label, self.page_rows(page, batch_rows)):
-                    page.rows += len(batch)
-                    if batch or page.number == 1:
+            self.number, self.before, self.rows, self.document = len(seen), self.before + self.rows, 0, ()
+            self.method, self.url, self.body = request
+            self.name = f"{self.method} {bare_url(self.url)}" + f" (page {self.number})" * (self.number > 1)
+            with tempfile.TemporaryFile() as self.file:
+                self.fetch()
+                label = self.label if self.number == 1 else f"{self.label}: {self.name}"
+                for batch in labelled(label, self.rows_of_page(batch_rows)):
+                    self.rows += len(batch)
+                    if batch or self.number == 1:
                         yield batch
-            rows += page.rows
-            request = PAGERS[self.pager](self, page) if self.pager else None
+            request = PAGERS[self.pager](self) if self.pager else None
 
-    def page_rows(self, page: Page, batch_rows: int | None) -> Batches:
-        if not page.file.tell():
+    def rows_of_page(self, batch_rows: int | None) -> Batches:
+        if not self.file.tell():
             return  # status 204, or an empty last page
-        form = self.form_of(str(page.headers.get_content_type()), urllib.parse.urlsplit(page.url).path)
+        form = self.form_of(str(self.headers.get_content_type()), urllib.parse.urlsplit(self.url).path)
         options = self.fit(f"reading {form.name}", form.reads)
-        charset = page.headers.get_content_charset()
+        charset = self.headers.get_content_charset()
         if charset not in (None, "utf-8") and "encoding" in form.reads:
             options.setdefault("encoding", charset)
-        page.file.seek(0)
-        with open(os.dup(page.file.fileno()), "rb") as file:
+        self.file.seek(0)
+        with open(os.dup(self.file.fileno()), "rb") as file:
             if form.name != "json":
                 yield from form.read(file, batch_rows, **options)
                 return
-            page.document = json_document(file, options.pop("encoding", None))
-        path, members = options.get("records"), page.document if isinstance(page.document, dict) else {"error": True}
+            self.document = json_document(file, options.pop("encoding", None))
+        path, members = options.get("records"), self.document if isinstance(self.document, dict) else {"error": True}
         is_empty = path not in (None, ".") and at_path(members, path, ()) == ()  # as some last pages are
-        if page.number == 1 or not is_empty or members.get("error") or members.get("errors"):
-            yield from batched(records_of(page.document, **options), batch_rows)
+        if self.number == 1 or not is_empty or members.get("error") or members.get("errors"):
+            yield from batched(records_of(self.document, **options), batch_rows)
 
     def form_of(self, media: str, path: str) -> FileFormat:
         """Returns the format by the option, the path's suffix or the Content-Type."""
@@ -13744,137 +13714,147 @@ class Web(Place):
 
     # The request for the page after this one, as one of PAGERS finds it; None after the last.
 
-    def linked_page(self, page: Page) -> WebRequest | None:
-        in_header, links = self.asked["next_link"] == "header", ", ".join(page.headers.get_all("Link", ()))
-        link = next_link_in(links) if in_header else self.value_in(page, "next_link", str)
+    def linked_page(self) -> WebRequest | None:
+        links = ", ".join(self.headers.get_all("Link", ()))
+        link = next_link_in(links) if self.asked["next_link"] == "header" else self.value_in("next_link", str)
         if not link:
             return None
-        try:
-            url = urllib.parse.quote(urllib.parse.urljoin(page.url, link), safe=URL_CHARACTERS)
-        except ValueError:  # brackets without an address in them
-            url = ""
-        if not is_web(url):
-            raise SourceError(f"{self.label}: the next link is {clip(link, 200)}", "only http(s) is followed")
+        url = linked_url(self.url, link, f"{self.label}: the next link is")
         if not re.search("[/?.]", link):
             hint = f"next_token='{self.asked['next_link']}' in place of next_link, and token_param='…', send a token"
             raise SourceError(f"{self.label}: next_link is {safe_repr(link)}, which is no URL", hint)
-        return page.method, url, page.body
+        return self.method, url, self.body
 
-    def token_page(self, page: Page) -> WebRequest | None:
-        token = self.value_in(page, "next_token", str, int)
+    def token_page(self) -> WebRequest | None:
+        token = self.value_in("next_token", str, int)
         return self.request({self.asked["token_param"]: token}) if token else None
 
-    def counted_page(self, page: Page) -> WebRequest | None:
-        step, rows = self.step, page.before + page.rows
-        total, pages = (self.value_in(page, name, int) for name in ("total", "page_count"))
-        more = min(step * page.number, total or 0)  # with fewer rows the next step would leave out some
-        if step > 1 and page.rows and (not step * (page.number - 1) == page.before >= rows - step or rows < more):
-            wrong = f"{page.name}: {page.rows} rows after {page.before} are no step of {step}"
+    def counted_page(self) -> WebRequest | None:
+        step, rows = self.step, self.before + self.rows
+        total, pages = self.value_in("total", int), self.value_in("page_count", int)
+        more = min(step * self.number, total or 0)  # with fewer rows the next step would leave out some
+        if step > 1 and self.rows and (not step * (self.number - 1) == self.before >= rows - step or rows < more):
+            wrong = f"{self.name}: {self.rows} rows after {self.before} are no step of {step}"
             raise SourceError(f"{self.label}: {wrong}", "page_step is how many rows a page has")
-        if not page.rows and rows < (total or 0):
-            self.around.attempt.journal.log(f"{page.name} is empty after {rows:,} of {total:,} rows", "warning")
-        is_last = not page.rows or (pages and page.number >= pages) or (total and rows >= total)
-        return None if is_last else self.request({self.asked["page_param"]: self.first + page.number * step})
+        if not self.rows and rows < (total or 0):
+            self.warn(f"{self.name} is empty after {rows:,} of {total:,} rows")
+        is_last = not self.rows or (pages and self.number >= pages) or (total and rows >= total)
+        return None if is_last else self.request({self.asked["page_param"]: self.first + self.number * step})
 
     def request(self, params: Json) -> WebRequest:
         """Returns the method, URL and body of the first request, with these parameters."""
         method, body = self.asked["method"], self.asked["json"]
         if body is None:
-            return method or "GET", with_query(self.url, params), None
+            return method or "GET", with_query(self.base, params), None
         for path, value in params.items():
             body = with_member(body, path, value)
-        return method or "POST", self.url, body
+        return method or "POST", self.base, body
 
-    def value_in(self, page: Page, option: str, *types: type) -> Any:
+    def value_in(self, option: str, *types: type) -> Any:
         """Returns what a page has at the path that is an option.  None if it is not given, or for nothing."""
-        path = self.asked[option] or ""
-        if path and page.document == () and page.rows:
+        path = self.asked[option]
+        if not path:
+            return None
+        if self.document == () and self.rows:
             hint = "next_link='header' for the Link header, or page_param"
             raise SourceError(f"{self.label}: {option} reads JSON, and the page is not JSON", hint)
-        value = at_path(page.document, path, ()) if path else None
-        if value == () and page.number == 1:
-            wrong = f"{self.label}: no '{path}' in the first page; is {option} right?"
-            self.around.attempt.journal.log(wrong, "warning")
+        value = at_path(self.document, path, ())
+        if value == () and self.number == 1:
+            self.warn(f"{self.label}: no '{path}' in the first page; is {option} right?")
         if value and type(value) not in types:
             raise SourceError(f"{self.label}: {option}='{path}' is {safe_repr(value)}", WEB_OPTIONS[option][3])
         return value or None
 
+    def warn(self, message: str) -> None:
+        self.around.attempt.journal.log(message, "warning")
+
     # Requests.
 
-    def fetch(self, page: Page) -> None:
+    def fetch(self) -> None:
         """Gets the body of a page, with retries."""
         backoff = self.asked["backoff"]
         for attempt in itertools.count(1):
-            failure, asked_s = self.fetch_once(page)
+            failure, asked_s = self.fetch_once(self.url)
             if not failure:
                 return
-            why = f"{page.name}: {failure}"
+            why = f"{self.name}: {failure}"
             if attempt > self.asked["retries"]:
                 raise SourceError(f"{why} (tried {attempt} times)", "is the service well?")
             if asked_s > WAIT_MAX_S:
                 raise SourceError(f"{why}; it asks to wait {asked_s:.0f} s", "run again later")
             pause = max(asked_s, backoff * random.uniform(0.5, 1.0))
-            self.around.attempt.journal.log(f"{why}; again in {pause:.1f} s", "warning")
+            self.warn(f"{why}; again in {pause:.1f} s")
             time.sleep(pause)
             backoff *= 2
 
-    def fetch_once(self, page: Page) -> tuple[str, float]:
-        """Makes one request.  Returns why it may be tried again, if so, and for how many seconds to wait before."""
+    def fetch_once(self, url: str, redirects: int = 10) -> tuple[str, float]:
+        """Makes a request, and those to which it is redirected.
+
+        Returns why it may be tried again, if so, and for how many seconds to wait before.
+        """
         __import__("urllib.request")  # only here, because it takes 25 ms
         headers = {"Accept-Encoding": "gzip", "User-Agent": f"tau/{__version__}"}
-        headers |= {} if page.body is None else {"Content-Type": "application/json"}
-        if same_origin(page.url, self.url):
+        headers |= {} if self.body is None else {"Content-Type": "application/json"}
+        if same_origin(url, self.base):
             given = self.asked["headers"]
             given = demand({"type": "object"}, given() if callable(given) else given, "headers")
             headers |= self.user | {name: str(value) for name, value in given.items()}
         if broken := [name for name, value in headers.items() if re.search(r"[\r\n]", value)]:
-            raise SourceError(f"cannot ask: {page.name}: a line break in the header {broken[0]}", "value.strip()")
+            raise SourceError(f"cannot ask: {self.name}: a line break in the header {broken[0]}", "value.strip()")
+        opener = urllib.request.OpenerDirector()  # without the handlers of errors, redirects, file: and ftp:
+        for handler in (urllib.request.ProxyHandler, urllib.request.HTTPHandler, urllib.request.HTTPSHandler):
+            opener.add_handler(handler())
         try:
-            body = None if page.body is None else encode_json(page.body).encode()
-            request = urllib.request.Request(page.url, body, headers, method=page.method)
-            opener = urllib.request.build_opener(redirects())
+            body = None if self.body is None else encode_json(self.body).encode()
+            request = urllib.request.Request(url, body, headers, method=self.method)
             with opener.open(request, timeout=self.asked["timeout"]) as answer:
-                self.download(answer, page.file)
-                page.headers, page.url = answer.headers, answer.url
-                return "", 0.0
-        except urllib.error.HTTPError as problem:
-            return self.refused(problem, page)
+                target = answer.headers.get("Location") if answer.status in REDIRECTS else None
+                if target is None:
+                    return self.receive(answer, url)
         except (http.client.InvalidURL, ValueError, TypeError) as problem:
-            raise SourceError(f"cannot ask: {page.name}: {problem}", "check the URL, headers and json") from None
+            raise SourceError(f"cannot ask: {self.name}: {problem}", "check the URL, headers and json") from None
         except (OSError, EOFError, zlib.error, http.client.HTTPException) as problem:  # time-outs, resets, short bodies
             reason = getattr(problem, "reason", problem)
             if isinstance(reason, StepTimeout):  # it is an OSError
                 raise reason from None
             if "CERTIFICATE" in str(reason):  # a retry would not help
-                raise SourceError(f"{page.name}: {reason}", "is it the right host?") from None
+                raise SourceError(f"{self.name}: {reason}", "is it the right host?") from None
             return str(reason) or repr(problem), 0.0
+        url = linked_url(url, target, "a redirect leads to")
+        if self.method != "GET" or not redirects:
+            hint = "a POST is not sent on: ask that URL" if redirects else "it is the eleventh in turn"
+            raise SourceError(f"a redirect leads to {url[:200]}", hint)
+        return self.fetch_once(url, redirects - 1)
 
-    def download(self, answer: Any, file: Any) -> None:
-        """Writes the unpacked body into the file.  Raises EOFError if it is shorter than its headers say."""
+    def receive(self, answer: Any, url: str) -> tuple[str, float]:
+        """Takes an answer that is no redirect.  Raises EOFError if its body is shorter than its headers say."""
+        if not 200 <= answer.status < 300:
+            return self.refused(answer, url)
         coding = answer.headers.get("Content-Encoding", "identity").strip().lower()
         if coding not in ("", "identity", "gzip", "x-gzip"):
             raise SourceError(f"{self.label}: packed as {coding}, though gzip was asked for", "ask its owner")
         body = unpacked(unpacked(io.BufferedReader(answer), coding.endswith("gzip")))
-        file.seek(0)
-        file.truncate()
+        self.file.seek(0)
+        self.file.truncate()
         most = self.asked["max_bytes"]
         while piece := body.read(1 << 16):
-            file.write(piece)
-            if file.tell() > most:
+            self.file.write(piece)
+            if self.file.tell() > most:
                 raise SourceError(f"{self.label} is larger than max_bytes={most:,}", "raise it, or page")
         if answer.length:
             size = int(answer.headers["Content-Length"])
             raise EOFError(f"the body is cut short: {size - answer.length:,} of {size:,} bytes came")
+        self.headers, self.url = answer.headers, url
+        return "", 0.0
 
-    def refused(self, problem: urllib.error.HTTPError, page: Page) -> tuple[str, float]:
-        with problem:
-            said = " ".join(problem.read(500).decode("utf-8", "replace").split())[:200]
-        if problem.code in TRANSIENT:
-            return f"{problem.code} {problem.reason}", retry_after(problem.headers.get("Retry-After", ""))
-        message = f"{page.name} answered {problem.code} {problem.reason}"
-        if not same_origin(problem.url, self.url) and (self.user or self.asked["headers"]):
-            message += f"; the headers are for {bare_url(self.url)} and were not sent to another origin"
-        raise SourceError(message, f"it said: {said}" if said else "check the URL") from None
+    def refused(self, answer: Any, url: str) -> tuple[str, float]:
+        said = " ".join(answer.read(500).decode("utf-8", "replace").split())[:200]
+        if answer.status in TRANSIENT:
+            return f"{answer.status} {answer.reason}", retry_after(answer.headers.get("Retry-After", ""))
+        message = f"{self.name} answered {answer.status} {answer.reason}"
+        if not same_origin(url, self.base) and (self.user or self.asked["headers"]):
+            message += f"; the headers are for {bare_url(self.base)} and were not sent to another origin"
+        raise SourceError(message, f"it said: {said}" if said else "check the URL")
 
 
 #: Option that says how pages are found → what finds the next request.
@@ -13890,25 +13870,15 @@ def next_link_in(headers: str) -> str | None:
     return None
 
 
-def redirects() -> Any:
-    """Returns a handler for urllib that follows http(s) only and takes no header to another origin."""
-
-    class Redirects(urllib.request.HTTPRedirectHandler):
-        """Sends another origin only the headers that every request has."""
-
-        def redirect_request(self, req: Any, fp: Any, *answer: Any) -> Any:
-            url = answer[-1]
-            is_get = req.get_method() == "GET"
-            if not is_web(url) or not is_get:
-                fp.close()
-                hint = "only http(s) is followed" if is_get else "a POST is not sent on: ask that URL"
-                raise SourceError(f"a redirect leads to {url[:200]}", hint)
-            again = super().redirect_request(req, fp, *answer)
-            if again is not None and not same_origin(url, req.full_url):
-                again.headers = {name: again.headers[name] for name in ("Accept-encoding", "User-agent")}
-            return again
-
-    return Redirects()
+def linked_url(base: str, link: str, what: str) -> str:
+    """Returns the URL to which a link leads.  Raises SourceError unless it is one of http(s)."""
+    try:
+        url = urllib.parse.quote(urllib.parse.urljoin(base, link), safe=URL_CHARACTERS)
+    except ValueError:  # brackets without an address in them
+        url = ""
+    if not is_web(url):
+        raise SourceError(f"{what} {clip(link, 200)}", "only http(s) is followed")
+    return url
 
 
 def is_web(url: str) -> bool:
@@ -14004,30 +13974,27 @@ class Table(Place):
     """A table or a query of a database."""
 
     def __init__(self, url: str, resource: str | None, around: Surroundings, options: Json) -> None:
-        super().__init__(
-            brief(resource) if resource else bare_url(url).rpartition("/")[2] or url.partition(":")[0], options
-        )
+        label = brief(resource) if resource else bare_url(url).rpartition("/")[2] or url.partition(":")[0]
+        super().__init__(label, options)
         self.fit("a database", ("params",))
         self.url, self.resource, self.around = url, resource, around
 
     def connect(self, begin: str, makes: bool = False) -> Any:
         """Returns a connection for a `with`: a transaction, rolled back by an exception.
 
-        If the file is missing, *makes* creates it.  Otherwise SourceError is raised, or the database is empty
-        if *begin* is.
+        A file that is missing is made if *makes*; else it is an error, or if *begin* is empty, an empty database.
         """
-        if self.url.partition(":")[0].partition("+")[0] != "sqlite":
+        if not re.match(r"sqlite[+:]", self.url):
             return Alchemy(self.url, self.around)
         path = os.path.realpath(self.url.partition(":///")[2] or ".")
         if os.path.isdir(path) or self.url.endswith(":memory:"):
             hint = "sqlite:///shop.db (in ctx.data_dir) or sqlite:////absolute/path.db"
             raise BadRequest(f"'{self.url}' names no file", hint)
         house = SQLite(path, begin)
-        if not makes and not os.path.exists(path):
-            if begin:
-                hint = path_hint(path, self.around.attempt.job.get("folder"))
-                raise SourceError(f"there is no database {path}", hint)
-            house.path = ":memory:"
+        house.path = path if makes or os.path.exists(path) else ":memory:"
+        if begin and house.path != path:
+            hint = path_hint(path, self.around.attempt.job.get("folder"))
+            raise SourceError(f"there is no database {path}", hint)
         return house
 
     def read(self, batch_rows: int | None) -> Batches:
@@ -14051,8 +14018,8 @@ class Table(Place):
     def run(self, statement: str, params: Json) -> Rows | int:
         """Executes outside of a transaction, as VACUUM needs.  Returns rows, or how many changed."""
         with self.connect("", re.match(MAKING, statement, re.IGNORECASE) is not None) as house:
-            names, answer = house.execute(statement, params)
-            return int(answer) if names is None else collect(rows_of(names, answer, None))
+            answer = house.execute(statement, params)
+            return answer if isinstance(answer, int) else collect(answer)
 
 
 class Loading:
@@ -14065,7 +14032,7 @@ class Loading:
         self.count = 0  # rows of the batches before
         self.holders: dict[str, Column] = {}  # the columns that convert cells of this batch
         if mode == "replace" and self.columns is not None:
-            house.execute(f"DELETE FROM {self.table}", {})
+            house.execute(f"DELETE FROM {self.table}")
 
     def add(self, batch: Rows) -> None:
         scan = Scan(batch, self.count)
@@ -14090,10 +14057,10 @@ class Loading:
         declared = [f"{house.spell(column.name)} {column.declared}" for column in fresh]
         if self.columns is None:
             key = f", PRIMARY KEY ({self.listed(self.keys)})" if self.keys else ""
-            house.execute(f"CREATE TABLE {self.table} ({', '.join(declared)}{key})", {})
+            house.execute(f"CREATE TABLE {self.table} ({', '.join(declared)}{key})")
         else:
             for text in declared:
-                house.execute(f"ALTER TABLE {self.table} ADD COLUMN {text}", {})
+                house.execute(f"ALTER TABLE {self.table} ADD COLUMN {text}")
         for name, column in columns.items():
             if column is not (old := known.get(folded[name])):
                 house.alter(self.table, old, column)
@@ -14181,7 +14148,7 @@ class Warehouse:
     dialect = label = ""
     errors: Any = ()  # the exceptions of the library
     connection: Any = None
-    execute: Any  # a query → its columns and a cursor; a statement → None and how many rows changed
+    execute: Callable[..., Batches | int]  # a query → its rows, all in one batch without a size; else how many changed
     fold: Callable[[str], str] = staticmethod(str)  # maps all names of a column to one text
 
     def __exit__(self, kind: Any, problem: Any, trace: object) -> None:
@@ -14204,7 +14171,7 @@ class Warehouse:
 
     def is_empty(self, table: str, column: Column) -> bool:
         name = self.spell(column.name)
-        return not self.execute(f"SELECT {name} FROM {table} WHERE {name} IS NOT NULL LIMIT 1", {})[1].fetchall()
+        return not collect(self.ask(f"SELECT {name} FROM {table} WHERE {name} IS NOT NULL LIMIT 1"))
 
     def spell(self, name: str) -> str:
         return '"' + str(name).replace('"', '""') + '"'
@@ -14212,12 +14179,11 @@ class Warehouse:
     def quoted(self, name: str) -> str:
         return ".".join(map(self.spell, name.split(".")))
 
-    def ask(self, query: str, params: Json, batch_rows: int | None) -> Batches:
-        """Yields the rows of a query in batches, or all in one without a size."""
-        names, cursor = self.execute(query, params, batch_rows is not None)
-        if names is None:
+    def ask(self, query: str, params: Mapping[str, Any] = {}, batch_rows: int | None = None) -> Batches:
+        answer = self.execute(query, params, batch_rows)
+        if isinstance(answer, int):
             raise BadRequest(f"this must be a query: {brief(query)}", "SELECT …; ctx.sql(…) executes statements")
-        yield from rows_of(names, cursor, batch_rows)
+        return answer
 
 
 class SQLite(Warehouse):
@@ -14274,24 +14240,24 @@ class SQLite(Warehouse):
     def columns_of(self, table: str) -> dict[str, Column] | None:
         schema, _, name = table.rpartition(".")
         prefix = f"{self.spell(schema)}." if schema else ""
-        rows = self.connection.execute(f"PRAGMA {prefix}table_info({self.spell(name)})")
-        return {self.fold(row[1]): self.column(row[1], row[2]) for row in rows} or None
+        rows = collect(self.ask(f"PRAGMA {prefix}table_info({self.spell(name)})"))
+        return {self.fold(row["name"]): self.column(row["name"], row["type"]) for row in rows} or None
 
     def can_widen(self, table: str, old: Column, column: Column) -> bool:
         return old.kind is KINDS_OF_COLUMN["integer"]  # it stores any number
 
     def alter(self, table: str, old: Column | None, column: Column) -> None:
         if old is not None and self.is_empty(table, old):
-            self.execute(f"ALTER TABLE {table} DROP COLUMN {self.spell(old.name)}", {})
-            self.execute(f"ALTER TABLE {table} ADD COLUMN {self.spell(old.name)} {column.declared}", {})
+            self.execute(f"ALTER TABLE {table} DROP COLUMN {self.spell(old.name)}")
+            self.execute(f"ALTER TABLE {table} ADD COLUMN {self.spell(old.name)} {column.declared}")
         elif old is not None:
             column.declared = old.declared
 
-    def execute(self, query: str, params: Json, stream: bool = False) -> tuple[list[str] | None, Any]:
+    def execute(self, query: str, params: Mapping[str, Any] = {}, batch_rows: int | None = None) -> Batches | int:
         cursor = self.connection.execute(query, {name: sqlite_cell(value) for name, value in params.items()})
         if cursor.description is None:
-            return None, cursor.rowcount
-        return [column[0] for column in cursor.description], cursor
+            return int(cursor.rowcount)
+        return rows_of([column[0] for column in cursor.description], cursor, batch_rows)
 
     def change(self, statement: str, scan: Scan, shape: list[str], holders: Mapping[str, Column]) -> int:
         """Executes a statement with the values of each row and returns how many rows it changed.
@@ -14321,7 +14287,7 @@ class SqlStep(SQLite):
                 table = Loading(self, "data", "append", [])
                 table.widen(scan)
                 table.insert(scan, scan.columns)
-                return collect(self.ask(self.query, self.params, None))
+                return collect(self.ask(self.query, self.params))
         except SourceError as problem:
             if self.columns or "no such column" not in str(problem):
                 raise
@@ -14414,7 +14380,7 @@ class Alchemy(Warehouse):
         schema, _, name = table.rpartition(".")
         look = self.alchemy.inspect(self.connection)
         if self.dialect == "duckdb":  # its catalog lacks tables that SQLAlchemy reads
-            rows = self.execute(DUCKDB_COLUMNS, {"schema": schema or "main", "name": name})[1].mappings()
+            rows: Any = collect(self.ask(DUCKDB_COLUMNS, {"schema": schema or "main", "name": name}))
         else:
             rows = look.get_columns(name, schema or None) if look.has_table(name, schema or None) else ()
         columns = {}
@@ -14429,7 +14395,7 @@ class Alchemy(Warehouse):
         if self.dialect not in ALTERING or re.fullmatch(WIDENED, old.declared) is None or column.zone:
             return False
         large = f"SELECT 1 FROM {table} WHERE abs({self.spell(old.name)}) > {1 << 53} LIMIT 1"
-        return column.kind is not KINDS_OF_COLUMN["real"] or not self.execute(large, {})[1].fetchall()
+        return column.kind is not KINDS_OF_COLUMN["real"] or not collect(self.ask(large))
 
     def alter(self, table: str, old: Column | None, column: Column) -> None:
         name = self.spell(column.name)
@@ -14441,15 +14407,15 @@ class Alchemy(Warehouse):
                 wrong = f"column '{old.name}' is {old.declared}, not {column.declared}"
                 raise SourceError(wrong, "a step can convert it")
             using = " USING NULL" * is_empty
-            self.execute(f"ALTER TABLE {table} ALTER COLUMN {name} TYPE {column.declared}{using}", {})
+            self.execute(f"ALTER TABLE {table} ALTER COLUMN {name} TYPE {column.declared}{using}")
         if column.is_new or (old is not None and old.is_new):
             comment = f"'{NO_VALUE}'" if column.is_new else "NULL"
-            self.execute(f"COMMENT ON COLUMN {table}.{name} IS {comment}", {})
+            self.execute(f"COMMENT ON COLUMN {table}.{name} IS {comment}")
 
-    def execute(self, query: str, params: Any, stream: bool = False) -> tuple[list[str] | None, Any]:
-        connection = self.connection.execution_options(stream_results=stream)
+    def execute(self, query: str, params: Mapping[str, Any] = {}, batch_rows: int | None = None) -> Batches | int:
+        connection = self.connection.execution_options(stream_results=batch_rows is not None)
         done = connection.execute(self.alchemy.text(query), params)
-        return ([*done.keys()], done) if done.returns_rows else (None, done.rowcount)
+        return rows_of([*done.keys()], done, batch_rows) if done.returns_rows else int(done.rowcount)
 
     def change(self, statement: str, scan: Scan, shape: list[str], holders: Mapping[str, Column]) -> int:
         names = [f"c{i}" for i in range(len(shape))]
