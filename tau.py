@@ -131,7 +131,6 @@ if TYPE_CHECKING:
     import croniter  # type: ignore[import-untyped]
 
     Json = dict[str, Any]
-    Check = Callable[[Any, "Mask"], Any]
     #: For a command that `tau` does by itself: the options that name the daemon, the view, and its words as they are.
     Desk = tuple[Json, "View", Json]
     #: peer → the function that drops it; the oldest peer is first.
@@ -445,7 +444,12 @@ def check_name(name: Any, what: str = "a pipeline's name", most: int = 128, mark
 def rfc3339(seconds: float) -> str:
     """An instant (seconds since the epoch) as RFC 3339 UTC text with milliseconds and `Z`."""
     whole, millis = divmod(int(seconds * 1000), 1000)
-    return f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(whole))}.{millis:03d}Z"
+    return f"{utc_text(whole)}.{millis:03d}Z"
+
+
+@functools.lru_cache(16)
+def utc_text(second: int) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
 
 
 #: Crockford's base 32: a text sorts like its number, and no letter is mistaken for a digit.
@@ -780,168 +784,127 @@ def fingerprint(*parts: str) -> str:
 
 
 # What a record may say.  A journal can also be written by user code, by a bug, or by strangers on another machine.
-# A Check returns a value of a record without secrets, or raises ValueError.
-
-
-def value_of(fits: Callable[[Any], bool], kind: str) -> Check:
-    def check_value(value: Any, mask: Mask) -> Any:
-        if not fits(value):
-            raise ValueError(f"it is not {kind}")
-        return value
-
-    return check_value
-
-
-def text_of(most: int) -> Check:
-    """A text, which is cut to *most* characters."""
-
-    def check_text(value: Any, mask: Mask) -> str:
-        if type(value) is not str:
-            raise ValueError("it is not text")
-        return cut_text(mask.text(value), most)
-
-    return check_text
-
-
-def matching(pattern: str) -> Check:
-    return value_of(lambda value: type(value) is str and re.fullmatch(pattern, value) is not None, pattern)
-
-
-def number_of(least: float, most: float, *types: type) -> Check:
-    return value_of(lambda value: type(value) in types and least <= value <= most, f"from {least:g} to {most:g}")
-
-
-def user_value(kind: type) -> Check:
-    """A value that user code made: secrets are hidden in its keys too."""
-    fits = value_of(lambda value: isinstance(value, kind), f"of type {kind.__name__}")
-    return lambda value, mask: mask.document(fits(value, mask))
-
-
-def list_of(check: str, most: int) -> Check:
-    fits = value_of(lambda value: type(value) is list and len(value) <= most, f"a list of at most {most}")
-    return lambda value, mask: [VALUES[check](item, mask) for item in fits(value, mask)]
-
-
-def object_of(text: str) -> Check:
-    """An object with these fields: `name:check`, or `name:check?` if it may be null.  Others are left out."""
-
-    def check_object(value: Any, mask: Mask) -> Json:
-        if type(value) is not dict:
-            raise ValueError("it is not an object")
-        made: Json = {}
-        for name, check, nullable in fields_of(text):
-            item = value.get(name)
-            try:
-                made[name] = None if nullable and item is None else VALUES[check](item, mask)
-            except ValueError as problem:
-                raise ValueError(f"{name}: {problem}") from None
-        return made
-
-    return check_object
-
-
-@functools.cache
-def fields_of(text: str) -> list[tuple[str, str, bool]]:
-    """Returns name, check and whether it may be null: in the run process and the daemon, not in every client."""
-    return [(field.partition(":")[0], field.rstrip("?").partition(":")[2], field[-1] == "?") for field in text.split()]
-
 
 ROWS = "rows_in:integer? rows_out:integer? columns:object?"
 PLACE = "file:path? line:integer? code:line?"
 DEATH = "at:time mono:amount exit_code:integer? signal:integer? reason:line? cpu_ms:amount? max_rss_bytes:amount?"
-VALUES: dict[str, Check] = {
-    "flag": value_of(lambda value: type(value) is bool, "true or false"),
-    "integer": number_of(-(1 << 63), (1 << 63) - 1, int),
-    "count": number_of(0, 1 << 40, int),
-    "amount": number_of(0, 1 << 53, int, float),
-    "time": number_of(0, 253_402_300_799, int, float),  # as far as rfc3339() can write it
-    "pid": number_of(2, 1 << 31, int),
-    "digits": matching("[0-9]*"),
-    "hex": matching("[0-9a-f]{12}"),
-    "uuid": matching("[0-9a-f-]*"),
-    "base64": matching("[A-Za-z0-9+/]*={0,2}"),
-    "name": matching(r"[\w.-]{1,200}"),
-    "line": text_of(LOG_LINE_BYTES_MAX + 64),
-    "path": text_of(STEP_DEPTH_MAX << 8),
-    "message": text_of(ERROR_BYTES_MAX),
-    "level": value_of(LEVELS.__contains__, "a level"),
-    "stream": value_of(("stdout", "stderr").__contains__, "a stream"),
-    "status": value_of(("success", "failed", "cancelled").__contains__, "a status of a step"),
-    "severity": value_of(("error", "warn").__contains__, "a severity"),
-    "kind": matching("exception|load|result|check|timeout"),
-    "any": user_value(object),
-    "object": user_value(dict),
-    "number": number_of(-sys.float_info.max, sys.float_info.max, int, float),
-    "frame": object_of("file:path? line:integer? function:path code:line? locals:object user:flag"),
-    "frames": list_of("frame", 100),
-    "cause": object_of(f"type:path message:message {PLACE} cause:cause?"),
-    "error": object_of(
-        f"kind:kind type:path message:message step:path? {PLACE} frames:frames cause:cause? fingerprint:hex hint:line?"
-    ),
-    "brief": object_of("type:path message:message"),
-    "check": object_of("passed:flag severity:severity values:object error:line?"),
-    "metric": object_of("value:number"),
-    "progress": object_of("done:number total:number? message:line"),
+#: Kind of a value → its JSON Schema, or the fields of an object: `name:kind`, which may be null if it ends with `?`,
+#: and is a list if it ends with `*`.
+VALUES: dict[str, Json | str] = {
+    "flag": {"type": "boolean"},
+    "integer": {"type": "integer", "minimum": -(1 << 63), "maximum": (1 << 63) - 1},
+    "count": {"type": "integer", "minimum": 0, "maximum": 1 << 40},
+    "amount": {"type": "number", "minimum": 0, "maximum": 1 << 53},
+    "time": {"type": "number", "minimum": 0, "maximum": 253_402_300_799},  # as far as rfc3339() can write it
+    "pid": {"type": "integer", "minimum": 2, "maximum": 1 << 31},
+    "number": {"type": "number", "minimum": -sys.float_info.max, "maximum": sys.float_info.max},
+    "digits": {"type": "string", "pattern": "[0-9]*"},
+    "hex": {"type": "string", "pattern": "[0-9a-f]{12}"},
+    "uuid": {"type": "string", "pattern": "[0-9a-f-]*"},
+    "base64": {"type": "string", "pattern": "[A-Za-z0-9+/]*={0,2}"},
+    "name": {"type": "string", "pattern": r"[\w.-]{1,200}"},
+    "pipeline_name": {"type": "string", "pattern": "[A-Za-z0-9][A-Za-z0-9_.-]{0,127}"},
+    # Longer texts are cut.
+    "line": {"type": "string", "maxLength": LOG_LINE_BYTES_MAX + 64},
+    "path": {"type": "string", "maxLength": STEP_DEPTH_MAX << 8},
+    "message": {"type": "string", "maxLength": ERROR_BYTES_MAX},
+    "level": {"enum": LEVELS},
+    "stream": {"enum": ("stdout", "stderr")},
+    "status": {"enum": ("success", "failed", "cancelled")},
+    "severity": {"enum": ("error", "warn")},
+    "kind": {"enum": ("exception", "load", "result", "check", "timeout")},
+    "overlap": {"enum": OVERLAPS},
+    "misfire": {"enum": MISFIRES},
+    # What user code made: secrets are hidden in its keys too.
+    "any": {},
+    "object": {"type": "object"},
+    "frame": "file:path? line:integer? function:path code:line? locals:object user:flag",
+    "cause": f"type:path message:message {PLACE} cause:cause?",
+    "error": f"kind:kind type:path message:message step:path? {PLACE} frames:frame* cause:cause? fingerprint:hex"
+    " hint:line?",
+    "brief": "type:path message:message",
+    "check": "passed:flag severity:severity values:object error:line?",
+    "metric": "value:number",
+    "progress": "done:number total:number? message:line",
     # What the process that loads a deployed file says of it.
-    "names": list_of("pipeline_name", 1000),
-    "pipeline_name": matching("[A-Za-z0-9][A-Za-z0-9_.-]{0,127}"),
-    "texts": list_of("line", 1000),
-    "overlap": value_of(OVERLAPS.__contains__, "one of " + ", ".join(OVERLAPS)),
-    "misfire": value_of(MISFIRES.__contains__, "one of " + ", ".join(MISFIRES)),
-    "load": list_of("pipeline", 1000),
-    "pipeline": object_of(
-        "name:pipeline_name function:line params:object description:line tags:texts schedule:line? every:amount?"
-        " timezone:line? timeout:amount? retries:count retry_delay:amount retry_backoff:amount retry_delay_max:amount?"
-        " retry_jitter:amount retry_on:texts? queue_timeout:amount? memory:amount? max_concurrent:count?"
-        " overlap:overlap misfire:misfire catchup_window:amount jitter:amount after:names pause_after_failures:count?"
-        " expect_success_within:amount? executor:line? line:count?"
-    ),
-    "scan": object_of("secrets:object missing_imports:texts"),
+    "pipeline": "name:pipeline_name function:line params:object description:line tags:line* schedule:line?"
+    " every:amount? timezone:line? timeout:amount? retries:count retry_delay:amount retry_backoff:amount"
+    " retry_delay_max:amount? retry_jitter:amount retry_on:line*? queue_timeout:amount? memory:amount?"
+    " max_concurrent:count? overlap:overlap misfire:misfire catchup_window:amount jitter:amount"
+    " after:pipeline_name* pause_after_failures:count? expect_success_within:amount? executor:line?"
+    " line:count?",
+    "scan": "secrets:object missing_imports:line*",
 }
 #: Kind of a record → who may write it, and its fields.  `start` says who the process is: it is believed in the first
 #: line of a journal only.  `end` has a file of its own, which the fork server writes.  What comes from an executor
 #: (another machine) is about the process there, to which nothing here is ever done.
-RECORDS: dict[str, tuple[str, Check]] = {
-    kind: (writer, object_of(fields))
-    for kind, writer, fields in (
-        ("start", "first line", "at:time mono:amount pid:pid started:digits? boot:uuid executor:line?"),
-        ("abandoned", "first line", "at:time"),
-        ("end", "end", DEATH),
-        ("far_start", "executor", "at:time mono:amount host:line"),
-        ("far_end", "executor", f"{DEATH} host:line"),
-        ("memo", "executor", "key:hex data:base64"),
-        ("secret", "run", "name:name"),
-        ("returned", "run", "at:time mono:amount result:any state:object? stopped:flag"),
-        ("raised", "run", "at:time mono:amount error:error retry:flag? stopped:flag"),
-        ("dropped", "run", "lines:count"),
-        ("log", "run", "at:time step:path? level:level message:line stream:stream? fields:object?"),
-        ("step", "run", "at:time step:integer parent:integer? name:path path:path"),
-        ("done", "run", f"at:time step:integer status:status duration_ms:amount? {ROWS} error:brief?"),
-        *((kind, "run", f"at:time step:path? name:line data:{kind}") for kind in OBSERVATIONS),
-    )
+RECORDS: dict[str, tuple[str, str]] = {
+    "start": ("first line", "at:time mono:amount pid:pid started:digits? boot:uuid executor:line?"),
+    "abandoned": ("first line", "at:time"),
+    "end": ("end", DEATH),
+    "far_start": ("executor", "at:time mono:amount host:line"),
+    "far_end": ("executor", f"{DEATH} host:line"),
+    "memo": ("executor", "key:hex data:base64"),
+    "secret": ("run", "name:name"),
+    "returned": ("run", "at:time mono:amount result:any state:object? stopped:flag"),
+    "raised": ("run", "at:time mono:amount error:error retry:flag? stopped:flag"),
+    "dropped": ("run", "lines:count"),
+    "log": ("run", "at:time step:path? level:level message:line stream:stream? fields:object?"),
+    "step": ("run", "at:time step:integer parent:integer? name:path path:path"),
+    "done": ("run", f"at:time step:integer status:status duration_ms:amount? {ROWS} error:brief?"),
+    **{kind: ("run", f"at:time step:path? name:line data:{kind}") for kind in OBSERVATIONS},
 }
+ITEMS_MAX = 1000
+
+
+def fit(kind: str, value: Any, mask: Mask, place: str) -> Any:
+    """Returns a value of a record, without secrets; BadRequest if it is not of this kind."""
+    if kind[-1] == "*":
+        if type(value) is not list or len(value) > ITEMS_MAX:
+            raise BadRequest(f"{place}: expected at most {ITEMS_MAX} items")
+        return [fit(kind[:-1], item, mask, place) for item in value]
+    schema = VALUES[kind]
+    if isinstance(schema, str):
+        return fit_fields(schema, value, mask, place)
+    if not has_form(schema, value):  # the message does not show the value, which may have secrets
+        raise BadRequest(f"{place}: expected {expected(schema)}")
+    if "maxLength" in schema:
+        return cut_text(mask.text(value), schema["maxLength"])
+    return mask.document(value) if kind in ("any", "object") else value
+
+
+def fit_fields(fields: str, value: Any, mask: Mask, place: str) -> Json:
+    """Returns an object with these fields.  Others are left out."""
+    if type(value) is not dict:
+        raise BadRequest(f"{place}: expected object")
+    made: Json = {}
+    for name, kind, optional in read_fields(fields):
+        item = value.get(name)
+        made[name] = None if optional and item is None else fit(kind, item, mask, f"{place}.{name}")
+    return made
+
+
+@functools.cache
+def read_fields(fields: str) -> list[tuple[str, str, bool]]:
+    """Returns name and kind of each field, and whether it may be null."""
+    pairs = [field.split(":") for field in fields.split()]
+    return [(name, kind.rstrip("?"), kind[-1] == "?") for name, kind in pairs]
 
 
 def fit_record(record: Any, mask: Mask, *writers: str) -> Json:
-    """Returns a record as RECORDS says, without secrets; raises ValueError if none of *writers* may write it."""
+    """Returns a record as RECORDS says, without secrets; BadRequest if none of *writers* may write it."""
     kind = record.get("t") if type(record) is dict else None
     if type(kind) is not str or kind not in RECORDS:
-        raise ValueError("it is not a record")
-    writer, check = RECORDS[kind]
+        raise BadRequest("it is not a record")
+    writer, fields = RECORDS[kind]
     if writers and writer not in writers:
-        raise ValueError(f"{kind}: it is not from the {writer}")
-    try:
-        return {"t": kind, **check(record, mask)}
-    except ValueError as problem:
-        raise ValueError(f"{kind}: {problem}") from None
+        raise BadRequest(f"{kind}: it is not from the {writer}")
+    return {"t": kind, **fit_fields(fields, record, mask, kind)}
 
 
 def read_record(line: bytes, mask: Mask, *writers: str) -> Json:
-    """Returns the record in a line of a journal; raises ValueError if it is not to be believed."""
-    try:
-        return fit_record(decode(line, RECORD_DECODER), mask, *writers)
-    except TauError as problem:
-        raise ValueError(str(problem)) from None
+    """Returns the record in a line of a journal; BadRequest if it is not to be believed."""
+    return fit_record(decode(line, RECORD_DECODER), mask, *writers)
 
 
 # --- 3. Signatures -----------------------------------------------------------------------
@@ -1177,20 +1140,23 @@ def has_form(schema: Json, value: Any) -> bool:
     """Whether a value has the type, form and bounds of a schema, whatever it contains."""
     kind = json_type(value)
     wanted = schema.get("type", kind)
-    kinds = [wanted] if isinstance(wanted, str) else wanted
-    if kind not in kinds and not (kind == "integer" and "number" in kinds):
-        return False
+    if kind != wanted:
+        kinds = [wanted] if isinstance(wanted, str) else wanted
+        if kind not in kinds and not (kind == "integer" and "number" in kinds):
+            return False
     if "enum" in schema:
-        return any(type(word) is type(value) and word == value for word in schema["enum"])
-    if kind in ("integer", "number"):
-        return bool(schema.get("minimum", value) <= value <= schema.get("maximum", value))
-    if kind != "string":
-        return True
-    try:
-        FORMATS[schema.get("format")][1](value)
-    except (ValueError, ArithmeticError):
-        return False
-    return len(value) >= int(schema.get("minLength", 0))
+        same = value in schema["enum"]  # 1 is equal to True
+        return same and (kind == "string" or any(json_type(w) == kind and w == value for w in schema["enum"]))
+    if "minimum" in schema:
+        return bool(schema["minimum"] <= value <= schema["maximum"])
+    if "pattern" in schema:
+        return re.fullmatch(schema["pattern"], value) is not None
+    if "format" in schema:
+        try:
+            FORMATS[schema["format"]][1](value)
+        except (ValueError, ArithmeticError):
+            return False
+    return kind != "string" or len(value) >= schema.get("minLength", 0)
 
 
 def misfit(schema: Json, value: Any, place: str) -> BadRequest:
@@ -1204,8 +1170,7 @@ def misfit(schema: Json, value: Any, place: str) -> BadRequest:
 
 STRINGS: Json = {"type": "array", "items": {"type": "string"}}
 #: format → an example, and how the standard library reads it.
-FORMATS: dict[str | None, tuple[str, Callable[[str], object]]] = {
-    None: ("any text", str),
+FORMATS: dict[str, tuple[str, Callable[[str], object]]] = {
     "date": ("a date such as 2026-01-31", lambda text: datetime.date.fromisoformat(text)),
     "date-time": ("a time such as 2026-01-31T06:00:00Z", lambda text: datetime.datetime.fromisoformat(text)),
     "time": ("a time of day such as 06:00:00", lambda text: datetime.time.fromisoformat(text)),
@@ -1223,6 +1188,8 @@ def expected(schema: Json) -> str:
     if "format" in schema:
         return FORMATS[schema["format"]][0]
     kind = schema.get("type", "anything")
+    if "pattern" in schema:
+        return f"text like {schema['pattern']}"
     if "maximum" in schema:
         number = "a whole number" if kind == "integer" else "a number"
         return f"{number} from {schema['minimum']:,} to {schema['maximum']:,}"
@@ -7663,8 +7630,8 @@ class Deployment:
         if outcome.error is not None:
             raise load_error(entry, outcome.error)
         try:
-            return VALUES[job["kind"]](outcome.result, Mask())
-        except ValueError as problem:
+            return fit("pipeline*" if job["kind"] == "load" else "scan", outcome.result, Mask(), job["kind"])
+        except BadRequest as problem:
             message = f"{entry} does not load: what it says of itself is wrong: {problem}"
             raise LoadFailed(message, "change nothing in tau from a pipeline's file", kind="load", file=entry) from None
 
@@ -8111,7 +8078,7 @@ class Process:
             writer = "first line" if first else "executor" if self.executor else "run"
             try:
                 self.take(read_record(line, self.mask, "run", writer), len(line), limits)
-            except ValueError as problem:  # a crash has torn the line, or it is not Tau's
+            except (BadRequest, ValueError) as problem:  # a crash has torn the line, or it is not Tau's
                 if not self.executor or self.remote:  # else a shell may have printed it
                     self.skipped += 1
                     count, why = self.position.get("skipped", (0, str(problem)))
@@ -8133,7 +8100,7 @@ class Process:
             return None  # it is being written
         try:
             return read_record(line or b"", self.mask, "end")
-        except ValueError as problem:
+        except BadRequest as problem:
             return {"lost": f"its end record cannot be read: {problem}"}
 
     def take(self, record: Json, size: int, limits: Json) -> None:
@@ -15688,7 +15655,7 @@ class Journal:
         if SECRETS.forms:
             try:
                 record = fit_record(record, SECRETS)
-            except ValueError:  # a bug, which must not end the run: the daemon skips the record
+            except BadRequest:  # a bug, which must not end the run: the daemon skips the record
                 record = SECRETS.document(record)
         self.write_bytes(encode(record))
 
