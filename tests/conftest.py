@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from nursery import Nursery
+from nursery import Nursery, process_name
 
 import tau as module
 
@@ -269,14 +269,14 @@ class Tau:
 
     def remains(self) -> list[int]:
         """Every process that has this home in its environment, and its daemon, which may have been forked."""
-        mark = f"TAU_HOME={self.home}\0".encode()
+        mark, name = f"TAU_HOME={self.home}\0".encode(), process_name(str(self.home))
         try:
             found = [pid for pid in [self.pid()] if is_running(pid)]
         except (OSError, ValueError, KeyError):
             found = []
         for path in Path("/proc").glob("[0-9]*"):
             try:
-                if mark in (path / "environ").read_bytes():
+                if mark in (path / "environ").read_bytes() or name == (path / "comm").read_text().strip():
                     found.append(int(path.name))
             except (OSError, ValueError):
                 continue

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import gc
+import hashlib
 import importlib
 import json
 import os
@@ -17,6 +18,7 @@ import socket
 import subprocess
 import sys
 import traceback
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -119,7 +121,8 @@ def become(request: dict[str, Any], files: Sequence[int]) -> None:
         os.environ.update(request["environ"])
         import tau
 
-        tau.start_python = functools.partial(fork_daemon, tau.start_python)  # type: ignore[assignment]
+        name_process(request["environ"].get("TAU_HOME", ""))
+        tau.start_python = functools.partial(fork_part, tau.start_python)  # type: ignore[assignment]
         code = finish(request["function"], request["words"])
     except Exception:
         traceback.print_exc()
@@ -150,18 +153,41 @@ def finish(function: str, words: Sequence[str]) -> int:
     return code or 0
 
 
-def fork_daemon(
-    start_python: Callable[..., int], function: str, words: Sequence[str], files: Mapping[int, int], environ: object
+def process_name(home: str) -> str:
+    """What the processes of a home are called that are forked: the kernel shows no variables of theirs."""
+    return "tau" + hashlib.sha256(home.encode("utf-8", "surrogateescape")).hexdigest()[:12]
+
+
+def name_process(home: str) -> None:
+    Path("/proc/self/comm").write_text(process_name(home))
+
+
+def fork_part(
+    start_python: Callable[..., int],
+    function: str,
+    words: Sequence[str],
+    files: Mapping[int, int],
+    environ: Mapping[str, str],
+    *python: str,
 ) -> int:
-    """What `taud --detach` asks for: the daemon, as if it were a new interpreter."""
+    """The daemon that `taud --detach` asks for, or its fork server, as if it were a new interpreter."""
     import tau
 
-    if pid := os.fork():
-        return pid
+    if function not in ("taud", "fork_server"):
+        return start_python(function, words, files, environ, *python)
+    with warnings.catch_warnings(action="ignore"):  # a daemon has threads; its fork server is to have none
+        if pid := os.fork():
+            return pid
     code = 120
     try:
-        tau.start_python = start_python
-        stand_on(files)
+        if function == "fork_server":
+            tau.start_python = start_python
+            sys.warnoptions.clear()  # what a run does is not ours: -W error is for `tau` and `taud`
+            warnings.resetwarnings()
+            warnings.simplefilter("ignore")
+        stand_on({0: os.open(os.devnull, os.O_RDWR), 1: 1, 2: 2} | dict(files))
+        os.environ.clear()
+        os.environ.update(environ)
         code = finish(function, words)
     except Exception:
         traceback.print_exc()
