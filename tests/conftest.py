@@ -26,6 +26,11 @@ from nursery import Nursery, process_name
 import tau as module
 
 REPOSITORY = Path(__file__).parent.parent
+#: How many faults the tests make.  From 100 on, as in CI, they take every place and whole samples.
+FAULTS = int(os.environ.get("TAU_FAULTS", "12"))
+THOROUGH = FAULTS >= 100
+#: Where random tests begin.
+SEED = int(os.environ.get("TAU_SEED", "1"))
 TAXIS = REPOSITORY.parent / "shared" / "data" / "taxis.csv"
 #: What tests must not inherit from whoever runs them.
 ENVIRON = {name: value for name, value in os.environ.items() if not name.startswith(("TAU_", "XDG_", "NO_COLOR"))}

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import ENVIRON, Tau, eventually, make_home, python
+from conftest import ENVIRON, SEED, THOROUGH, Tau, eventually, make_home, python
 from test_database import contents, golden, next_schema, opened, version_of  # noqa: F401
 
 import tau as module
@@ -564,12 +564,11 @@ def random_deployment(chance: random.Random, name: str, count: int) -> dict[str,
 
 
 def test_what_comes_back_of_random_deployments_runs_and_is_equal(fresh: Tau, home: Tau) -> None:
-    chance = random.Random(int(os.environ.get("TAU_SEED", "12")))
-    names = [f"it{number}" for number in range(min(int(os.environ.get("TAU_FAULTS", "12")) // 3, 40))]
+    chance = random.Random(SEED)
+    names = [f"it{number}" for number in range(40 if THOROUGH else 2)]
+    many = module.DEPLOYMENT_FILES_MAX if THOROUGH else 200
     for name in names:
-        sources = random_deployment(
-            chance, name, module.DEPLOYMENT_FILES_MAX if name == "it0" else chance.randint(5, 40)
-        )
+        sources = random_deployment(chance, name, many if name == "it0" else chance.randint(5, 40))
         files = [{"path": path, "base64": base64.b64encode(text).decode()} for path, text in sources.items()]
         chance.shuffle(files)
         fresh.call("deploy", files=files, entry="main.py")
@@ -579,4 +578,4 @@ def test_what_comes_back_of_random_deployments_runs_and_is_equal(fresh: Tau, hom
     assert taud(home, "--restore", path)[0] == 0
     home.start()
     assert [(home.call("run", name=name)["result"], home.call("code", name=name)) for name in names] == before
-    assert before[0][0][:3] == ["it0", "package.part", module.DEPLOYMENT_FILES_MAX]
+    assert before[0][0][:3] == ["it0", "package.part", many]

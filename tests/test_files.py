@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import Tau, eventually, is_running, run, served
+from conftest import THOROUGH, Tau, eventually, is_running, run, served
 
 import tau as module
 
@@ -140,7 +140,7 @@ PLACES = (
 #: Places that taud needs: what cannot be used there is refused at the start, and named.
 NEEDED = ("tau.db", "tau.toml", "tau.lock", "runs", "tau.sock")
 #: How many homes there are with each kind of file in another place.
-TURNS = len(KINDS) if int(os.environ.get("TAU_FAULTS", "12")) >= 100 else 3
+TURNS = len(KINDS) if THOROUGH else 3
 
 
 @pytest.mark.parametrize("turn", range(TURNS))

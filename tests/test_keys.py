@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import TRANSPORTS, Tau, eventually, free_port, make_home, python, running
+from conftest import THOROUGH, TRANSPORTS, Tau, eventually, free_port, make_home, python, running
 
 import tau as module
 
@@ -84,7 +84,7 @@ def fill(value: Any, **words: str) -> Any:
     return value
 
 
-@pytest.fixture(scope="module", params=TRANSPORTS[1:])
+@pytest.fixture(scope="module", params=TRANSPORTS[1:] if THOROUGH else TRANSPORTS[2:])
 def net(request: pytest.FixtureRequest) -> Iterator[Tau]:
     """A daemon with four pipelines, each of which has run, reached over the network."""
     with running(make_home("", request.param)) as made:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import os
 import re
 from collections.abc import Iterator
 from decimal import Decimal
@@ -11,14 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Context
+from conftest import THOROUGH, Context
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from postgres import importable
 
 import tau as module
 
-FAULTS = int(os.environ.get("TAU_FAULTS", "12"))
 UTC = datetime.UTC
 DAY = datetime.date(2026, 1, 2)
 WHEN = datetime.datetime(2026, 1, 2, 3, 4, 5)  # noqa: DTZ001
@@ -111,7 +109,7 @@ def load_both(house: str, ctx: Context, first: Any, second: Any, mode: str) -> b
 @pytest.mark.parametrize("kind", COLUMNS)
 def test_a_value_comes_back_or_is_refused(kind: str, mode: str, house: str, ctx: Context) -> None:
     """All values of each kind of column and mode in CI; else a share of them, another one each time."""
-    step = 1 if FAULTS >= 100 else 23
+    step = 1 if THOROUGH else 41
     first = ([*COLUMNS].index(kind) * 3 + len(mode)) % step
     values = VALUES[first::step]
     if house.startswith("duckdb") and not importable("pytz"):  # which it wants for times with a zone
@@ -382,8 +380,8 @@ def same_in_a_file(name: str, given: Any, back: Any) -> bool:
 @pytest.mark.parametrize("target", ["sqlite", "duckdb", "postgresql", "csv", "jsonl", "parquet"])
 @given(batches=loads())
 @settings(
-    max_examples=170 if FAULTS >= 100 else 10,  # a thousand over all targets
-    phases=[*Phase] if FAULTS >= 100 else [Phase.explicit, Phase.generate],  # to shrink takes long
+    max_examples=170 if THOROUGH else 10,  # a thousand over all targets
+    phases=[*Phase] if THOROUGH else [Phase.explicit, Phase.generate],  # to shrink takes long
     deadline=None,
     suppress_health_check=[*HealthCheck],
 )

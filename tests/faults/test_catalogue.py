@@ -32,7 +32,7 @@ D7 | killed after the outcome was kept, before anybody was told
 D8 | killed between a tick's instant and its commit
     test_a_kill_before_the_commit_changes_nothing
 D9 | killed right after a tick's commit
-    test_a_kill_in_the_middle_of_ten_thousand_schedules_runs_none_twice test_two_years_with_everything_that_can_happen
+    test_a_kill_in_the_middle_of_many_schedules_runs_none_twice test_two_years_with_everything_that_can_happen
 D10 | killed in a deploy
     test_a_daemon_that_dies_while_it_deploys_serves_one_version_or_the_other test_sources_that_a_crash_left_are_swept
 D11 | killed in a migration
@@ -46,7 +46,7 @@ D13 | killed while it stops
 D14 | the power goes | it ends as `lost`, and is not run again
     test_the_power_goes_before_any_sync test_this_disk_does_lose_what_was_not_synced
 D15 | twenty kills in a row while it starts
-    test_twenty_deaths_in_a_row_while_starting_change_nothing
+    test_deaths_in_a_row_while_starting_change_nothing
 W1 | a run is killed
     test_a_process_that_dies_is_a_failed_run test_a_run_that_takes_too_much_memory_says_so_and_the_daemon_lives
 W2 | out of memory | where the kernel took it for want of memory the error says so
@@ -123,7 +123,7 @@ C8 | a leap second | leap seconds are no time at all
 C9 | order and durations | durations are measured by a clock that nobody sets
     test_a_clock_that_is_set_back_during_a_run_gives_no_negative_duration test_ids_grow_whatever_the_clock_does
 C10 | ten thousand schedules at one second
-    test_a_kill_in_the_middle_of_ten_thousand_schedules_runs_none_twice
+    test_a_kill_in_the_middle_of_many_schedules_runs_none_twice
 C11 | the last run is still going at the next tick
     test_overlapping_ticks_wait_are_skipped_or_take_over test_due_decides
 C12 | the daemon was down over many ticks

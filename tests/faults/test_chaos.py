@@ -18,12 +18,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Tau, eventually, is_running, make_home, started
+from conftest import FAULTS, SEED, Tau, eventually, is_running, make_home, started
 
 import tau as module
 
-KILLS = int(os.environ.get("TAU_FAULTS", "12"))
-SEED = int(os.environ.get("TAU_SEED", "1"))
+KILLS = FAULTS
 LINES = 40
 #: A home is checked and left after so many kills: its runs are many by then.
 KILLS_OF_A_HOME = 100

@@ -7,7 +7,6 @@ commit; without, some of them.
 from __future__ import annotations
 
 import json
-import os
 import signal
 import sqlite3
 import subprocess
@@ -17,7 +16,7 @@ from collections import Counter
 from typing import Any
 
 import pytest
-from conftest import Tau, eventually, make_home
+from conftest import THOROUGH, Tau, eventually, make_home
 
 import tau as module
 
@@ -191,7 +190,7 @@ def told(mode: str, wanted: int) -> int:
         tau.home.parent.rmdir()
 
 
-EVERY = 1 if int(os.environ.get("TAU_FAULTS", "12")) >= 100 else 12
+EVERY = 1 if THOROUGH else 16
 
 
 @pytest.mark.parametrize("mode", ["before", "after", "full"])

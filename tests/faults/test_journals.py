@@ -10,14 +10,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from conftest import Tau, eventually, make_home, running
+from conftest import SEED, THOROUGH, Tau, eventually, make_home, running
 
 sys.path.append(str(Path(__file__).parent.parent))
 
 from strange import random_lines
 
-SEED = int(os.environ.get("TAU_SEED", "1"))
-RECORDS = int(os.environ.get("TAU_RECORDS", "20000" if int(os.environ.get("TAU_FAULTS", "12")) >= 100 else "2000"))
+RECORDS = int(os.environ.get("TAU_RECORDS", "20000" if THOROUGH else "2000"))
 #: Records of a hostile run, and hostile runs at once.
 RECORDS_OF_A_RUN, AT_ONCE = max(250, RECORDS // 400), 4
 LOG_BYTES_MAX = 1 << 20

@@ -7,7 +7,6 @@ Up to SQLite 3.51.2 two connections that write or checkpoint at the same moment 
 from __future__ import annotations
 
 import itertools
-import os
 import signal
 import sqlite3
 import subprocess
@@ -18,12 +17,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Tau, eventually, python, served
+from conftest import THOROUGH, Tau, eventually, python, served
 from test_retention import Past
 
 import tau as module
 
-SECONDS = 20.0 if int(os.environ.get("TAU_FAULTS", "12")) >= 100 else 4.0
+SECONDS = 20.0 if THOROUGH else 3.0
 
 #: Every connection to a store tells what it does, and what it may not do becomes a line of the file `violations`.
 WATCHED = """

@@ -11,10 +11,10 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from conftest import Tau, Wire, eventually, make_home
+from conftest import THOROUGH, Tau, Wire, eventually, make_home
 from disk import disk  # noqa: F401
 
-EVERY = 1 if int(os.environ.get("TAU_FAULTS", "12")) >= 100 else 8
+EVERY = 1 if THOROUGH else 12
 
 PIPELINES = """
 import os, time
