@@ -13264,8 +13264,7 @@ def check_mode(mode: str, key: str | Sequence[str]) -> list[str]:
     """Returns the columns of the key.  Raises BadRequest for a wrong mode or key."""
     demand({"enum": MODES}, mode, "mode")
     keys: list[Any] = [key] if isinstance(key, str) or not hasattr(key, "__iter__") else [*key]
-    if mismatch(STRINGS, keys, "key") is not None:
-        raise BadRequest(f"a key is the names of columns, not {safe_repr(key)}", 'key=["id"]')
+    demand(STRINGS, keys, "key", 'key=["id"]')
     if mode == "upsert" and not keys:
         hint = 'ctx.load(…, mode="upsert", key=["id"])'
         raise BadRequest("mode='upsert' needs a key: the columns that name a row", hint)
@@ -13334,8 +13333,6 @@ STATE_OF_FILES = "files_read"
 class LocalFile(Place):
     """Files in the format of the option `format`, or of their suffix: one, those in a folder, or those of a pattern."""
 
-    is_new = False  # whether to fail if another run has made the file meanwhile
-
     def __init__(self, path: str, around: Surroundings, options: Json) -> None:
         self.path, self.around = path + "*" * path.endswith("/"), around
         super().__init__(os.path.basename(path.rstrip("/")) or path, options)
@@ -13386,39 +13383,37 @@ class LocalFile(Place):
         old: Iterator[Rows] = iter(())
         is_upsert = mode == "upsert"
         with contextlib.ExitStack() as stack:
-            self.is_new = mode != "replace" and not self.lock(stack)
-            if mode != "replace" and not self.is_empty():
+            is_there = mode == "replace" or self.lock(stack)
+            if mode != "replace" and is_there and not self.is_empty():
                 at_once = is_upsert or file_format.name == "parquet"  # the first batches decide Parquet's types
                 old = iter(self.read_file(self.path, None if at_once else BATCH_ROWS))
             merged = upserted(old, batches, keys, file_format.key) if is_upsert else appended(old, iter(batches))
-            file = self.replacement(stack)
+            file = self.replacement(stack, not is_there)
             if self.label.endswith(".gz"):  # without a name and a time in it, the same rows give the same bytes
                 file = stack.enter_context(gzip.GzipFile("", "wb", fileobj=file, mtime=0))
             file_format.write(file, merged, **options)
 
     def is_empty(self) -> bool:
-        """Whether there is no byte to add to, or no file."""
-        if not self.exists():
-            return True
         with self.open(self.path) as file:
             return not unpacked(file, self.label.endswith(".gz")).peek(1)
 
     # What another store of files does in another way.
 
     def lock(self, stack: contextlib.ExitStack) -> bool:
-        """Lets no other run add to the file until the stack is closed.  Returns False if there is no file."""
-        while True:
+        """Lets no other run add to the file until the stack is closed.  Returns whether there is a file."""
+        while os.path.isfile(self.path):
             try:
                 descriptor = lock_file(self.path)
             except StepTimeout:  # it is an OSError
                 raise
-            except OSError:
-                return False
+            except OSError:  # a file system without locks, or open() will say what is wrong
+                return True
             with contextlib.suppress(OSError):
                 if os.path.samestat(os.fstat(descriptor), os.stat(self.path)):
                     stack.callback(os.close, descriptor)
                     return True
             os.close(descriptor)  # another run has replaced the file
+        return False
 
     def find(self) -> dict[str, str]:
         """Returns the files to read, with their size and time."""
@@ -13435,18 +13430,18 @@ class LocalFile(Place):
             hint = path_hint(path, self.around.attempt.job.get("folder"))
             raise SourceError(f"cannot read {path}: {problem.strerror}", hint) from None
 
-    def exists(self) -> bool:
-        return os.path.isfile(self.path)
+    def replacement(self, stack: contextlib.ExitStack, is_new: bool) -> Any:
+        """Returns a file to write.  It replaces the old one when the stack is closed, unless by an exception.
 
-    def replacement(self, stack: contextlib.ExitStack) -> Any:
-        """Returns a file to write.  It takes the place of the old one when the stack is closed, but by no exception."""
+        A file that must be new is an error if another run has made one meanwhile.
+        """
         path = os.path.realpath(self.path)
         try:
             make_directory(os.path.dirname(path))
             mode = os.stat(path).st_mode if os.path.exists(path) else stat.S_IFREG | 0o600
             if not stat.S_ISREG(mode):
                 raise SourceError(f"{self.path} is no plain file", "load to a path of its own")
-            return stack.enter_context((NewFile if self.is_new else Replacement)(path, mode & 0o777))
+            return stack.enter_context((NewFile if is_new else Replacement)(path, mode & 0o777))
         except OSError as problem:
             raise SourceError(f"cannot write {self.path}: {problem.strerror}", path_hint(self.path)) from None
 
@@ -13526,14 +13521,10 @@ class RemoteFile(LocalFile):
     def open(self, path: str) -> Any:
         return self.ask(lambda store, own: store.open(own if path == self.path else path, "rb"))
 
-    def exists(self) -> bool:
-        store, path = self.store
-        return bool(store.exists(path))
-
     def lock(self, stack: contextlib.ExitStack) -> bool:
-        return False
+        return bool(self.ask(lambda store, path: store.exists(path)))  # there are no locks
 
-    def replacement(self, stack: contextlib.ExitStack) -> Any:
+    def replacement(self, stack: contextlib.ExitStack, is_new: bool) -> Any:
         """Returns a local file to write, which is uploaded in the end.  A failure leaves the old one."""
         store, path = self.store
 
@@ -13606,12 +13597,10 @@ class Web(Place):
         self.asked = {name: self.options.pop(name, row[1]) for name, row in WEB_OPTIONS.items()}
         self.step, first = self.asked["page_step"] or 1, self.asked["first_page"]
         self.first = int(self.asked["page_step"] is None) if first is None else first
-        self.user: Json = {}  # the header for the user in the URL, which urllib does not send
-        if parts.username is not None:
-            user = urllib.parse.unquote(f"{parts.username}:{parts.password or ''}").encode()
-            self.user = {"Authorization": f"Basic {base64.b64encode(user).decode()}"}
-        url = parts._replace(netloc=parts.netloc.rpartition("@")[2], fragment="").geturl()
-        self.base = with_query(url, self.asked["query"])
+        user, _, host = parts.netloc.rpartition("@")
+        basic = base64.b64encode(urllib.parse.unquote(user if ":" in user else f"{user}:").encode()).decode()
+        self.user: Json = {"Authorization": f"Basic {basic}"} if user else {}  # which urllib does not send
+        self.base = with_query(parts._replace(netloc=host, fragment="").geturl(), self.asked["query"])
 
     def find_pager(self) -> str:
         """Returns the option that finds pages, if any.  Raises BadRequest for two, or for one that counts rows."""
@@ -13898,8 +13887,8 @@ WIDENED = r"BIGINT|DATE|(NUMERIC|DECIMAL)\(38, ?\d+\)"
 NO_VALUE = "no value yet"
 #: Dialects in which a text of any length cannot be a key.
 SHORT_KEYS = ("mysql", "mariadb", "mssql", "oracle")
-#: Dialects that take columns for the same if only capitals differ.
-CASELESS = ("duckdb", "mysql", "mariadb", "mssql")
+#: Dialects that take columns for the same if only capitals differ, of ASCII: É and é are two names.
+CASELESS = ("sqlite", "duckdb", "mysql", "mariadb", "mssql")
 #: Dialects that know `INSERT … ON CONFLICT (key) DO UPDATE`.
 ON_CONFLICT = ("sqlite", "postgresql", "duckdb", "cockroachdb")
 #: Kinds of column that SQLite converts values to.
@@ -13922,17 +13911,13 @@ DRIVERS = {
 LOCKED_S = 60.0
 #: Pattern of a message of a database → its hint.
 SQL_HINTS = {
-    r"on conflict|no unique or exclusion|not referenced by a unique": (
-        "upsert needs a UNIQUE index on its key: CREATE UNIQUE INDEX … ON table (key)"
-    ),
+    r"on conflict|no unique|by a unique": "upsert needs a UNIQUE index on its key: CREATE UNIQUE INDEX … ON t (key)",
     r"no such (table|column)|does not exist": "check the name; ctx.load makes tables",
     r"binding|bind parameter": "params={…} gives :name its value; a colon in a text is written \\:",
     r"one statement": "one statement a call",
     r"constraint|not.null": "a step can drop or fill the row; mode='upsert' changes the one of its key",
     r"64 bits|out of range": "a step can make text of it",
-    r"NUL\b|0x00|surrogate": (
-        "a step can take it out: text and text.encode(errors='replace').decode().replace('\\0', '')"
-    ),
+    r"NUL\b|0x00|surrogate": "a step can take it out: text.encode(errors='replace').decode().replace('\\0', '')",
     r"locked": "another process writes to it, or a stream from this file has not been read to its end",
 }
 
@@ -13968,10 +13953,10 @@ class Table(Place):
         if self.resource is None:
             raise BadRequest("which table or query?", 'ctx.extract("sqlite:///shop.db", "orders")')
         with self.connect("BEGIN") as house:
-            is_query = re.match(QUERY, self.resource, re.IGNORECASE) is not None
-            if is_query and re.fullmatch(r"[\w -]+", self.resource):
-                is_query = house.columns_of(self.resource) is None  # a table may be named `Call log`
-            query = self.resource if is_query else f"SELECT * FROM {house.quoted(self.resource)}"
+            query = self.resource
+            is_table = re.match(QUERY, query, re.IGNORECASE) is None
+            if is_table or (re.fullmatch(r"[\w -]+", query) and house.columns_of(query)):  # such as `Call log`
+                query = f"SELECT * FROM {house.quoted(query)}"
             yield from house.ask(query, self.options.get("params") or {}, batch_rows)
 
     def write(self, batches: Batches, mode: str, keys: list[str]) -> None:
@@ -14017,10 +14002,10 @@ class Loading:
     def widen(self, scan: Scan) -> None:
         """Adds and widens what the table lacks.  Raises SourceError for a cell that would come back as another."""
         house, known = self.house, self.columns or {}
-        folded = {name: house.fold(name) for name in scan.columns}
-        check_distinct([*folded.values()], f"{house.label} does not tell capitals: a step can rename one")
-        columns = {name: self.fit(scan, name, known.get(folded[name])) for name in scan.columns}
-        fresh = [columns[name] for name in scan.columns if folded[name] not in known]
+        names = {house.fold(name): name for name in scan.columns}
+        check_distinct([*map(house.fold, scan.columns)], f"{house.label} does not tell capitals: a step can rename one")
+        columns = {folded: self.fit(scan, name, known.get(folded)) for folded, name in names.items()}
+        fresh = [column for folded, column in columns.items() if folded not in known]
         declared = [f"{house.spell(column.name)} {column.declared}" for column in fresh]
         if self.columns is None:
             key = f", PRIMARY KEY ({self.listed(self.keys)})" if self.keys else ""
@@ -14028,12 +14013,12 @@ class Loading:
         else:
             for text in declared:
                 house.execute(f"ALTER TABLE {self.table} ADD COLUMN {text}")
-        for name, column in columns.items():
-            if column is not (old := known.get(folded[name])):
-                house.alter(self.table, old, column)
-        self.columns = known | {folded[name]: column for name, column in columns.items()}
-        takers = {name for name, column in columns.items() if column.size is None and column.takes(scan.kinds(name))}
-        self.holders = {name: column for name, column in columns.items() if name not in takers}
+        for folded, column in columns.items():
+            if column is not known.get(folded):
+                house.alter(self.table, known.get(folded), column)
+        self.columns = known | columns
+        used = {name: columns[folded] for folded, name in names.items()}
+        self.holders = {name: it for name, it in used.items() if it.size or not it.takes(scan.kinds(name))}
 
     def fit(self, scan: Scan, name: str, old: Column | None) -> Column:
         """Returns the old column if it holds all cells of a batch, else the narrowest wider one that does."""
@@ -14063,7 +14048,7 @@ class Loading:
         return ", ".join(map(self.house.spell, names))
 
     def insert(self, scan: Scan, shape: list[str]) -> None:
-        house, marks = self.house, ", ".join(map(self.house.mark, range(len(shape))))
+        house, marks = self.house, ", ".join(map(self.house.mark.format, range(len(shape))))
         statement = f"INSERT INTO {self.table} ({self.listed(shape)}) VALUES ({marks})"
         if self.mode == "upsert" and house.dialect not in ON_CONFLICT:
             self.replace(scan, shape, statement)
@@ -14084,7 +14069,7 @@ class Loading:
 
     def replace(self, scan: Scan, shape: list[str], insert: str) -> None:
         """Updates each row, or inserts it, in databases without ON CONFLICT."""
-        equal = {name: f"{self.house.spell(name)} = {self.house.mark(i)}" for i, name in enumerate(shape)}
+        equal = {name: f"{self.house.spell(name)} = {self.house.mark.format(i)}" for i, name in enumerate(shape)}
         changes = [equal[name] for name in shape if name not in self.keys] or equal.values()
         where = " AND ".join(equal[name] for name in self.keys)
         update = f"UPDATE {self.table} SET {', '.join(changes)} WHERE {where}"
@@ -14104,11 +14089,6 @@ def rows_of(names: list[str], cursor: Any, batch_rows: int | None) -> Batches:
         yield Rows([dict(zip(names, row, strict=True)) for row in cells], names)
 
 
-def lower_ascii(name: str) -> str:
-    """Folds a name as SQLite and DuckDB do: É and é are two names."""
-    return str(name).encode().lower().decode()
-
-
 class Warehouse:
     """A connection to a database, for a `with`.  Subclasses open and use it."""
 
@@ -14116,14 +14096,12 @@ class Warehouse:
     errors: Any = ()  # the exceptions of the library
     connection: Any = None
     execute: Callable[..., Batches | int]  # a query → its rows, all in one batch without a size; else how many changed
-    fold: Callable[[str], str] = staticmethod(str)  # maps all names of a column to one text
+    mark = "?"  # the n-th value of a statement
 
     def __exit__(self, kind: Any, problem: Any, trace: object) -> None:
+        end = self.connection.commit if problem is None else self.connection.rollback
         try:
-            if problem is None:
-                self.connection.commit()
-            else:
-                self.connection.rollback()
+            end()
         except self.errors as late:
             problem = problem or late
         finally:
@@ -14139,6 +14117,10 @@ class Warehouse:
     def is_empty(self, table: str, column: Column) -> bool:
         name = self.spell(column.name)
         return not collect(self.ask(f"SELECT {name} FROM {table} WHERE {name} IS NOT NULL LIMIT 1"))
+
+    def fold(self, name: str) -> str:
+        """Maps all names of a column to one."""
+        return str(name).encode().lower().decode() if self.dialect in CASELESS else str(name)
 
     def spell(self, name: str) -> str:
         return '"' + str(name).replace('"', '""') + '"'
@@ -14157,7 +14139,6 @@ class SQLite(Warehouse):
     """A connection to an SQLite file, which is made if missing."""
 
     dialect = "sqlite"
-    fold = staticmethod(lower_ascii)
     types_read = 0  # whether sqlite3 converts declared types (detect_types)
     #: The files that this process is reading.
     read_from: list[str] = []  # noqa: RUF012
@@ -14188,9 +14169,6 @@ class SQLite(Warehouse):
         if self.begin == "BEGIN":
             self.read_from.remove(self.path)
         super().__exit__(kind, problem, trace)
-
-    def mark(self, position: int) -> str:
-        return "?"
 
     def declare(self, name: str, kind: str | None, scan: Scan, old: Column | None, is_key: bool) -> Column:
         return self.column(name, KINDS_OF_COLUMN[kind].sqlite_type)
@@ -14281,14 +14259,13 @@ class SqlStep(SQLite):
 class Alchemy(Warehouse):
     """A connection through SQLAlchemy."""
 
+    mark = ":c{}"
+
     def __init__(self, url: str, around: Surroundings) -> None:
         self.alchemy = need("sqlalchemy", "sql", url.partition(":")[0])
         self.errors = (self.alchemy.exc.SQLAlchemyError, UnicodeEncodeError)
-        if url not in around.engines:
-            around.engines[url] = self.make_engine(url)
-        self.engine = around.engines[url]
+        self.engine = around.engines[url] = around.engines.get(url) or self.make_engine(url)
         self.dialect = self.label = self.engine.dialect.name
-        self.fold = lower_ascii if self.dialect in CASELESS else str
 
     def make_engine(self, url: str) -> Any:
         scheme, _, address = url.partition("://")
@@ -14317,9 +14294,6 @@ class Alchemy(Warehouse):
         inner = str(name).replace(marks.final_quote, marks.final_quote * 2).replace(":", "\\:")
         return f"{marks.initial_quote}{inner}{marks.final_quote}"
 
-    def mark(self, position: int) -> str:
-        return f":c{position}"
-
     def declare(self, name: str, kind: str | None, scan: Scan, old: Column | None, is_key: bool) -> Column:
         types, word = self.alchemy.types, KINDS_OF_COLUMN[kind].alchemy_type
         made = getattr(types, word)()
@@ -14332,9 +14306,8 @@ class Alchemy(Warehouse):
             made = types.Numeric(38, min(max([least, *places]), 30))
         elif word == "Text" and is_key and self.dialect in SHORT_KEYS:
             made = types.String(255)
-        return self.column(
-            name, str(made.compile(dialect=self.engine.dialect)), kind is None and self.dialect in ALTERING
-        )
+        declared = str(made.compile(dialect=self.engine.dialect))
+        return self.column(name, declared, kind is None and self.dialect in ALTERING)
 
     def column(self, name: str, declared: str, is_new: bool) -> Column:
         column = Column(name, declared, "alchemy_type")
@@ -14353,8 +14326,8 @@ class Alchemy(Warehouse):
         columns = {}
         for row in rows:
             zone = " WITH TIME ZONE" * getattr(row["type"], "timezone", False)
-            is_new = row.get("comment") == NO_VALUE
-            columns[self.fold(row["name"])] = self.column(row["name"], f"{row['type']}{zone}", is_new)
+            column = self.column(row["name"], f"{row['type']}{zone}", row.get("comment") == NO_VALUE)
+            columns[self.fold(column.name)] = column
         return columns or None
 
     def can_widen(self, table: str, old: Column, column: Column) -> bool:

@@ -264,7 +264,7 @@ IMPOSSIBLE: dict[str, tuple[Any, str]] = {
     ),
     "a key that is no name": (
         lambda ctx: ctx.load("sqlite:///a.db", [], "t", mode="upsert", key=5),
-        "a key is the names of columns",
+        r"key\[0\]: expected string, given integer 5",
     ),
     "no mode": (
         lambda ctx: ctx.load("sqlite:///a.db", [], "t", mode="upset"),
