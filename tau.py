@@ -32,6 +32,8 @@ The file is laid out in the order a request travels.  Calls go down the page, or
 
 from __future__ import annotations
 
+# What `socket` adds to it (enums, selectors) would take a tenth of the client's time.
+import _socket
 import errno
 import gc
 import io
@@ -39,7 +41,6 @@ import itertools
 import json
 import marshal
 import os
-import socket
 import stat
 import sys
 import time
@@ -94,6 +95,7 @@ if TYPE_CHECKING:
     import shlex
     import shutil
     import signal
+    import socket
     import sqlite3
     import ssl
     import struct
@@ -186,8 +188,8 @@ else:
         *("croniter", "csv", "ctypes", "datetime", "decimal", "difflib", "email.utils", "faulthandler", "fcntl"),
         *("fnmatch", "functools", "glob", "graphlib", "grp", "gzip", "hashlib", "hmac", "http.client"),
         *("importlib.util", "inspect", "linecache", "logging", "operator", "pickle", "pwd", "queue", "random", "re"),
-        *("resource", "select", "shlex", "shutil", "signal", "sqlite3", "ssl", "struct", "subprocess", "tarfile"),
-        *("tempfile", "textwrap", "threading", "tomllib", "traceback", "typing", "urllib.parse", "uuid"),
+        *("resource", "select", "shlex", "shutil", "signal", "socket", "sqlite3", "ssl", "struct", "subprocess"),
+        *("tarfile", "tempfile", "textwrap", "threading", "tomllib", "traceback", "typing", "urllib.parse", "uuid"),
         *("zlib", "zoneinfo"),
     ):
         globals()[name.partition(".")[0]] = Later(name)
@@ -4370,7 +4372,7 @@ class Client:
             connection.close()
             raise
 
-    def enter(self, connection: socket.socket, address: Address) -> Channel:
+    def enter(self, connection: _socket.socket, address: Address) -> Channel:
         """Makes a channel of an open socket.  In lines over TCP, hello with the key comes first."""
         if address.scheme == "unix":
             return Lined(connection)
@@ -4407,7 +4409,7 @@ class Channel:
     proven = spent = False
     end_s = SILENCE_S  # how long the daemon may take to end the connection
 
-    def __init__(self, connection: socket.socket) -> None:
+    def __init__(self, connection: _socket.socket) -> None:
         self.socket = connection
 
     def close(self) -> None:
@@ -4447,7 +4449,7 @@ class Lined(Channel):
 
     proven = True
 
-    def __init__(self, connection: socket.socket) -> None:
+    def __init__(self, connection: _socket.socket) -> None:
         super().__init__(connection)
         self.buffer = LineBuffer()
         self.lines: list[bytes] = []
@@ -4489,7 +4491,7 @@ class Posted(Channel):
 
     end_s = CONNECT_S  # a proxy may keep it open
 
-    def __init__(self, connection: socket.socket, address: Address, key: str) -> None:
+    def __init__(self, connection: _socket.socket, address: Address, key: str) -> None:
         super().__init__(connection)
         self.path = address.path + "/rpc"
         self.http = http.client.HTTPConnection(address.host, address.port)
@@ -4552,19 +4554,25 @@ def check_protocol(protocol: Any, version: str | None) -> None:
         raise Conflict(message, SKEW_HINT, reason="version_mismatch")
 
 
-def open_socket(address: Address, context: ssl.SSLContext | None) -> socket.socket:
+def open_socket(address: Address, context: ssl.SSLContext | None) -> _socket.socket:
     if address.scheme == "unix":
-        connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        connection.settimeout(CONNECT_S)
-    else:
-        connection = socket.create_connection((address.host, address.port), CONNECT_S)
+        return open_unix(address.path)
+    connection = socket.create_connection((address.host, address.port), CONNECT_S)
     try:
-        if address.scheme == "unix":
-            with SocketPath(address.path) as short:
-                connection.connect(short.path)
-        else:
-            set_tcp_options(connection)
+        set_tcp_options(connection)
         return connection if context is None else context.wrap_socket(connection, server_hostname=address.host)
+    except BaseException:
+        connection.close()
+        raise
+
+
+def open_unix(path: str) -> _socket.socket:
+    connection = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)
+    try:
+        connection.settimeout(CONNECT_S)
+        with SocketPath(path) as short:
+            connection.connect(short.path)
+        return connection
     except BaseException:
         connection.close()
         raise
