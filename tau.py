@@ -12240,6 +12240,7 @@ def pipeline(
     def register(decorated: Function) -> Function:
         chosen = decorated.__name__ if name is None else name
         check_name(chosen)
+        check_function(decorated)
         summary = (decorated.__doc__ or "").strip().partition("\n")[0] if description is None else description
         causes = (retry_on,) if isinstance(retry_on, type) else tuple(retry_on or ())
         types = tuple(cause for cause in causes if isinstance(cause, type))
@@ -12247,6 +12248,20 @@ def pipeline(
         return decorated
 
     return register if function is None else register(function)
+
+
+def check_function(function: Any) -> None:
+    """Raises BadRequest for what no run could call."""
+    code: CodeType | None = getattr(function, "__code__", None)
+    kinds = {
+        " is a class": isinstance(function, type),
+        " is not a function": not callable(function),
+        "() is a generator": inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function),
+        "() is a method": code is not None and code.co_varnames[:1] in (("self",), ("cls",)),
+    }
+    for kind in (kind for kind, applies in kinds.items() if applies):
+        hint = "decorate a function of the module that returns its result: def hello(ctx): ..."
+        raise BadRequest(f"{function.__name__}{kind}", hint)
 
 
 def check_seconds(value: Any) -> float:

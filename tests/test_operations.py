@@ -647,6 +647,40 @@ def test_an_option_that_cannot_be_is_refused_where_it_is_written(tau: Tau, optio
     assert (error["line"], error["source_line"]) == (3, f"@pipeline({options})")
 
 
+#: What is decorated, as `it` → what a deploy says of it.
+IMPOSSIBLE = {
+    "def it(ctx):\n    yield 1": "it() is a generator",
+    "async def it(ctx):\n    yield 1": "it() is a generator",
+    "class it:\n    def __init__(self, ctx): ...": "it is a class",
+    "class Jobs:\n    @pipeline\n    def it(self, ctx): ...": "it() is a method",
+    "class Jobs:\n    @pipeline\n    async def it(self): ...": "it() is a method",
+    "class Jobs:\n    @classmethod\n    @pipeline\n    def it(cls, ctx): ...": "it() is a method",
+    "class Jobs:\n    @pipeline\n    @classmethod\n    def it(cls, ctx): ...": "it is not a function",
+}
+
+
+@pytest.mark.parametrize("text", IMPOSSIBLE)
+def test_what_no_run_could_call_is_not_deployed(tau: Tau, text: str) -> None:
+    mark = "" if "@pipeline" in text else "@pipeline\n"
+    files = [{"path": "p.py", "text": f"from tau import pipeline\n{mark}{text}\n"}]
+    with tau.connect() as wire:
+        error = wire.ask({"id": 1, "method": "deploy", "params": {"files": files}})["error"]
+    assert (error["data"]["code"], error["data"]["file"]) == ("load_failed", "p.py")
+    assert IMPOSSIBLE[text] in error["message"]
+    assert error["data"]["hint"].startswith("decorate a function")
+
+
+def test_what_only_looks_like_a_method_or_a_generator_is_deployed(tau: Tau) -> None:
+    for text in (
+        "class Jobs:\n    @staticmethod\n    @pipeline\n    def it(ctx): return 1",
+        "class Jobs:\n    @pipeline\n    @staticmethod\n    def it(ctx): return 1",
+        "def rows():\n    yield 1\n@pipeline\ndef it(ctx): return sum(rows())",
+        "import functools\ndef work(one, ctx): return one\npipeline(name='it')(functools.partial(work, 1))",
+    ):
+        tau.call("deploy", files=[{"path": "p.py", "text": f"from tau import pipeline\n{text}\n"}])
+        assert tau.call("run", name="it")["result"] == 1, text
+
+
 def test_options_are_stored_and_shown(tau: Tau) -> None:
     tau.deploy(
         """
