@@ -323,7 +323,7 @@ def test_levels_and_fields_are_kept(tau: Tau) -> None:
     assert lines[0]["fields"] == {"rows": 3, "tags": ["a", "b"], "odd": "<class 'object'>"}
     for step in ("a", "a/b"):
         assert [line["message"] for line in tau("logs", "it", "--step", step)["lines"]] == ["inside"]
-    assert tau("logs", "it", "--step", "b")["lines"] == []
+    assert tau("logs", "it", "--step", "b", exit=3)["hint"] == "its steps: a, a/b"
 
 
 def test_a_run_has_a_directory_a_name_and_its_params(tau: Tau) -> None:
