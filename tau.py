@@ -13088,7 +13088,9 @@ async def remembered(
     try:
         text = encode_json(to_json(list(arguments), "arguments"))
     except BadResult:
-        text = short_repr(arguments)
+        text = repr(arguments)
+        with contextlib.suppress(Exception):  # a repr may leave out rows of a data frame
+            text = str(pickle.dumps(arguments))
     key = fingerprint(name, text, str(use_pickle))
     with step:
         for folder in filter(None, (job["memos"], job["old_memos"])):  # the old ones are of the run that it resumes

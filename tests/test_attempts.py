@@ -261,6 +261,17 @@ def test_what_was_done_is_not_done_again_by_the_next_attempt(tau: Tau) -> None:
     eventually(lambda: not (tau.home / "memos" / run["run_id"]).exists())
 
 
+def test_memos_of_other_arguments_are_others() -> None:
+    @module.pipeline
+    def it(ctx: module.PipelineContext) -> list[int]:
+        no_json = [float("nan")] * 2000
+        return [ctx.memo("last", lambda numbers: numbers[-1], [*no_json, last]) for last in (1, 2, 1)]
+
+    run = module.run_local(it)
+    module.PIPELINES.pop()
+    assert (run["result"], run["logs"]) == ([1, 2, 1], ["memo 'last' is used again"])
+
+
 def test_a_run_is_retried_from_its_failure(tau: Tau) -> None:
     tau.deploy(MEMO)
     failed = tau.command("run", "memo_async", "-p", "fail=2").json
