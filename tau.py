@@ -317,10 +317,12 @@ class TauError(Exception):
     """Anything Tau refuses or fails to do, in one shape for shell, socket and agent.
 
     `hint` is a command or a sentence that says what to do next; `detail` is more JSON for the reader.
-    `number` is its JSON-RPC code, `exit` the exit code of a command that fails with it.
+    `number` is its JSON-RPC code, `exit` the exit code of a command that fails with it, `status` its status in HTTP,
+    and maybe a header.
     """
 
     code, number, exit, retryable = "internal", -32603, 9, False
+    status: tuple[Any, ...] = (400,)
 
     def __init_subclass__(cls, **attributes: Any) -> None:
         for name, value in attributes.items():
@@ -367,11 +369,11 @@ class LoadFailed(TauError, code="load_failed", number=-32002, exit=2):
     """The pipeline file does not load."""
 
 
-class NotFound(TauError, code="not_found", number=-32004, exit=3):
+class NotFound(TauError, code="not_found", number=-32004, exit=3, status=(404,)):
     """No such pipeline, version or run."""
 
 
-class Forbidden(TauError, code="forbidden", number=-32005, exit=4):
+class Forbidden(TauError, code="forbidden", number=-32005, exit=4, status=(401, "WWW-Authenticate: Bearer")):
     """The caller may not do this."""
 
 
@@ -387,7 +389,7 @@ class StorageFull(TauError, code="storage_full", number=-32008, exit=5, retryabl
     """The disk has no room; nothing was recorded."""
 
 
-class Unavailable(TauError, code="unavailable", number=-32009, exit=6, retryable=True):
+class Unavailable(TauError, code="unavailable", number=-32009, exit=6, retryable=True, status=(503,)):
     """No daemon answers at this address, or the daemon is about to stop."""
 
 
@@ -694,8 +696,6 @@ class Sql:
     def __init__(self, db: sqlite3.Connection) -> None:
         self.db = db
         db.row_factory = sqlite3.Row
-        # Composing a statement takes longer than binding its values.
-        self.insertion, self.update = functools.lru_cache(100)(insertion), functools.lru_cache(100)(update)
 
     def rows(self, question: str, *values: Any, **named: Any) -> list[Json]:
         return [to_document(row) for row in self.db.execute(question, named or values)]
@@ -719,28 +719,28 @@ class Sql:
         """
         if not rows:
             return 0
-        return self.db.executemany(self.insertion(table, clash, *(columns or rows[0])), map(to_row, rows)).rowcount
+        values = (recode(dict(row), encode_json) for row in rows)
+        return self.db.executemany(insertion(table, clash, *(columns or rows[0])), values).rowcount
 
     def set(self, table: str, key: Json, **columns: Any) -> int:
         """Sets columns of the rows that have the values in *key*, and returns how many."""
         values = (*recode(columns, encode_json).values(), *key.values())
-        return self.db.execute(self.update(table, tuple(columns), tuple(key)), values).rowcount
+        return self.db.execute(update(table, tuple(columns), tuple(key)), values).rowcount
 
 
+# Composing a statement takes longer than binding its values.
+@functools.lru_cache(100)
 def insertion(table: str, clash: str, *columns: str) -> str:
     return f"INSERT OR {clash} INTO {table} ({', '.join(columns)}) VALUES (:{', :'.join(columns)})"
 
 
+@functools.lru_cache(100)
 def update(table: str, columns: tuple[str, ...], key: tuple[str, ...]) -> str:
     return f"UPDATE {table} SET {' = ?, '.join(columns)} = ? WHERE {' = ? AND '.join(key)} = ?"
 
 
 def to_document(row: sqlite3.Row) -> Json:
     return recode(dict(zip(row.keys(), row, strict=True)), json.loads)
-
-
-def to_row(document: Json) -> Json:
-    return recode(dict(document), encode_json)
 
 
 def recode(row: Json, code: Callable[[Any], Any]) -> Json:
@@ -1067,16 +1067,16 @@ reads, writes, destroys = (operation(effect, OPERATIONS) for effect in ("reads",
 reads_here, writes_here = (operation(effect, LOCAL_COMMANDS) for effect in ("reads", "writes"))
 
 
-def admin(handler: Function) -> Function:
-    """Decorates an operation that only `admin` keys may call."""
-    OPERATIONS[handler.__name__.rstrip("_")].scope = "admin"
-    return handler
+def mark(**attributes: Any) -> Callable[[Function], Function]:
+    def set_attributes(handler: Function) -> Function:
+        vars(OPERATIONS[handler.__name__.rstrip("_")]).update(attributes)
+        return handler
+
+    return set_attributes
 
 
-def sifts(handler: Function) -> Function:
-    """Decorates an operation that itself leaves out pipelines that its caller may not see."""
-    OPERATIONS[handler.__name__.rstrip("_")].sifts = True
-    return handler
+#: Decorators: only `admin` keys may call the operation; it leaves out by itself what its caller may not see.
+admin, sifts = mark(scope="admin"), mark(sifts=True)
 
 
 JSON_TYPES = {str: "string", bool: "boolean", int: "integer", float: "number", dict: "object", list: "array"}
@@ -2144,44 +2144,11 @@ class Tasks(set["asyncio.Future[Any]"]):
 
 
 class Turns:
-    """Lets few work at once.  No name has all turns; the next is for a name with the fewest, the longest waiting."""
+    """Lets few work at once: `async with turns.each[name], turns.all`.  No name has all turns."""
 
     def __init__(self, most: int) -> None:
-        self.most = most
-        self.taken: collections.Counter[str] = collections.Counter()
-        self.waiting: dict[str, dict[asyncio.Future[None], None]] = {}  # by name, in the order of their last turns
-
-    async def take(self, name: str) -> None:
-        """Returns when it is this name's turn, which give_back() ends."""
-        turn = asyncio.get_running_loop().create_future()
-        self.waiting.setdefault(name, {})[turn] = None
-        self.begin()
-        try:
-            await turn
-        except asyncio.CancelledError:
-            if not turn.cancelled():
-                self.give_back(name)
-            elif turn in (line := self.waiting.get(name, {})):  # many may leave before there is a turn
-                del line[turn]
-                if not line:
-                    del self.waiting[name]
-            raise
-
-    def give_back(self, name: str) -> None:
-        self.taken[name] -= 1
-        self.begin()
-
-    def begin(self) -> None:
-        most = max(self.most - 1, 1)
-        while self.taken.total() < self.most and (names := [n for n in self.waiting if self.taken[n] < most]):
-            name = min(names, key=lambda name: self.taken[name])
-            line = self.waiting.pop(name)
-            del line[turn := next(iter(line))]
-            if line:
-                self.waiting[name] = line
-            if not turn.done():  # else its task has been cancelled
-                self.taken[name] += 1
-                turn.set_result(None)
+        self.all = asyncio.Semaphore(most)
+        self.each = collections.defaultdict[str, asyncio.Semaphore](lambda: asyncio.Semaphore(max(most - 1, 1)))
 
 
 class LineBuffer:
@@ -2309,13 +2276,11 @@ def read_lines(
         if problem.errno not in NOT_OURS:
             raise
         return [], offset, False
-    try:
+    with open(file, "rb", 0):
         want = READ_BYTES
         while b"\n" not in (data := os.pread(file, want, offset)) and want == len(data) < longest:
             want *= 2  # one long record: its whole line is needed
         more = os.fstat(file).st_size > offset + len(data)
-    finally:
-        os.close(file)
     end = data.rfind(b"\n") + 1
     if (final and not more) or (not end and len(data) >= longest):
         end = len(data)
@@ -5141,7 +5106,7 @@ class LogFilter:
         self.repeats: dict[str, tuple[int, float]] = {}  # text → how often it has come, and when last
 
     def filter(self, record: logging.LogRecord) -> bool:
-        if self.path is not None and (rotate_log(self.path) or not os.path.lexists(self.path)):
+        if self.path is not None and rotate_log(self.path):
             with contextlib.suppress(OSError), open(self.path, "ab") as fresh:
                 os.dup2(fresh.fileno(), 2)
         if record.levelno < logging.WARNING:
@@ -5158,12 +5123,11 @@ class LogFilter:
 
 
 def rotate_log(path: str) -> bool:
-    """Moves a log aside if it is too large, and returns whether it was."""
+    """Moves a log aside if it is too large; returns whether there is none now."""
     with contextlib.suppress(OSError):
         if os.lstat(path).st_size > LOG_BYTES_MAX:  # lstat: the file that a link leads to is not ours
             os.replace(path, f"{path}.1")
-            return True
-    return False
+    return not os.path.lexists(path)
 
 
 # --- 16. Listeners -----------------------------------------------------------------------
@@ -5604,16 +5568,12 @@ class Call:
 
         *work* gets a call like this one, whose `ask` raises TooMuch at the operation's bounds, or if the caller leaves.
         """
-        turns = self.daemon.turns
         while True:
             await self.connection.writable.wait()
-            await turns.take(self.actor)
-            try:
+            async with self.daemon.turns.each[self.actor], self.daemon.turns.all:
                 if self.connection.writable.is_set():
                     self.connection.check_room(self.actor)
                     return await self.think(work)
-            finally:
-                turns.give_back(self.actor)
 
     async def think(self, work: Callable[[Call], Answer]) -> Answer:
         call = Call(self.connection, self.caller, self.request, self.chosen)
@@ -5893,18 +5853,16 @@ async def perform(call: Call, arguments: Json) -> bytes:
 
 def json_pieces(value: Any, levels: int) -> Iterator[str]:
     """Yields a document's JSON in pieces: the parts of objects and lists on the first levels, of lists on the last."""
-    if isinstance(value, dict) and levels > 1 and value:
-        for number, (key, item) in enumerate(value.items()):
-            yield f"{',' if number else '{'}{encode_json(key)}:"
-            yield from json_pieces(item, levels - 1)
-        yield "}"
-    elif isinstance(value, list) and levels > 0 and value:
-        for number, item in enumerate(value):
-            yield "," if number else "["
-            yield from json_pieces(item, levels - 1)
-        yield "]"
-    else:
+    is_list = isinstance(value, list)
+    if not value or levels < 2 - is_list or not (is_list or isinstance(value, dict)):
         yield encode_json(value)
+        return
+    before = "[" if is_list else "{"
+    for key in value:
+        yield before if is_list else f"{before}{encode_json(key)}:"
+        yield from json_pieces(key if is_list else value[key], levels - 1)
+        before = ","
+    yield "]" if is_list else "}"
 
 
 class Lines:
@@ -5971,11 +5929,8 @@ class Lines:
         task = self.peer.tasks.spawn(self.handle(message))
         self.begun.add(task)
         self.peer.busy.add(task)
-        task.add_done_callback(self.end)
-
-    def end(self, task: asyncio.Future[Any]) -> None:
-        self.begun.discard(task)
-        self.peer.free(task)
+        for done in (self.begun.discard, self.peer.free):
+            task.add_done_callback(done)
 
     async def handle(self, message: Any) -> None:
         await self.peer.writable.wait()
@@ -5998,12 +5953,6 @@ class Lines:
 # Promises that a message whose end is ambiguous is refused (RFC 9112, 6.3 and 11.2).
 
 HTTP_HINT = "POST /rpc with a JSON-RPC document; GET /healthz, /readyz, /metrics"
-#: Code of an error → its status, and maybe a header.
-STATUSES: dict[str, tuple[Any, ...]] = {
-    "forbidden": (401, "WWW-Authenticate: Bearer"),
-    "not_found": (404,),
-    "unavailable": (503,),
-}
 
 
 class Unreadable(TauError):
@@ -6031,8 +5980,7 @@ class Exchange:
                 await self.peer.writable.wait()
         except TauError as problem:
             self.peer.last = True
-            status = problem.status if isinstance(problem, Unreadable) else STATUSES.get(problem.code, (400,))
-            self.respond(refusal(None, problem), "application/json", *status)
+            self.respond(refusal(None, problem), "application/json", *problem.status)
             await self.peer.linger()
 
     async def exchange(self) -> None:
@@ -8293,34 +8241,33 @@ class Runner:
 
     async def load(self, folder: str, entry: str, job: Json, actor: str) -> Outcome:
         """Loads a deployed file in an isolated process, within load_timeout_s, when it is the actor's turn."""
-        await self.loads.take(actor)
-        loading = self.spawn(self.load_now(folder, entry, job))
-        loading.add_done_callback(lambda task: self.loads.give_back(actor))
+        loading = self.spawn(self.load_now(folder, entry, job, actor))
         try:
             return await asyncio.shield(loading)
         except asyncio.CancelledError:
             loading.cancel()
             raise
 
-    async def load_now(self, folder: str, entry: str, job: Json) -> Outcome:
+    async def load_now(self, folder: str, entry: str, job: Json, actor: str) -> Outcome:
         """If the fork server dies meanwhile, the next one tries again: the file is not to blame."""
-        while True:
-            process = Process(self.folder, f"load-{os.urandom(8).hex()}", None, 1, self.starter.server)
-            process.timeout_s = self.settings["load_timeout_s"]
-            directory = tempfile.mkdtemp(prefix=".load-", dir=os.path.join(self.home, "versions"))
-            about = {"stem": process.stem, "journal": process.path, "directory": directory}
-            try:
-                self.watch_over(process)
-                self.starter.send({"folder": folder, "entry": entry, **about, **job})
-                await process.closed.wait()
-            except asyncio.CancelledError:
-                await self.terminate(process, "timed_out")
-                raise
-            finally:
-                await asyncio.to_thread(remove_tree, directory)
-            assert process.outcome is not None
-            if process.outcome.status == "success" or process.server == self.starter.server:
-                return process.outcome
+        async with self.loads.each[actor], self.loads.all:
+            while True:
+                process = Process(self.folder, f"load-{os.urandom(8).hex()}", None, 1, self.starter.server)
+                process.timeout_s = self.settings["load_timeout_s"]
+                directory = tempfile.mkdtemp(prefix=".load-", dir=os.path.join(self.home, "versions"))
+                about = {"stem": process.stem, "journal": process.path, "directory": directory}
+                try:
+                    self.watch_over(process)
+                    self.starter.send({"folder": folder, "entry": entry, **about, **job})
+                    await process.closed.wait()
+                except asyncio.CancelledError:
+                    await self.terminate(process, "timed_out")
+                    raise
+                finally:
+                    await asyncio.to_thread(remove_tree, directory)
+                assert process.outcome is not None
+                if process.outcome.status == "success" or process.server == self.starter.server:
+                    return process.outcome
 
     # What the fork server says.
 
