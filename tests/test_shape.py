@@ -39,6 +39,8 @@ HEAVY = (
     "random",
     "contextlib",
     "shutil",
+    "socket",
+    "datetime",
 )
 
 
