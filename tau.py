@@ -13624,7 +13624,8 @@ class Web(Place):
             if form.name != "json":
                 yield from form.read(file, batch_rows, **options)
                 return
-            self.document = json_document(file, options.pop("encoding", None))
+            with text_layer(file, options.pop("encoding", "utf-8-sig")) as text:
+                self.document = json_document(text.read())
         path, members = options.get("records"), self.document if isinstance(self.document, dict) else {"error": True}
         is_empty = path not in (None, ".") and at_path(members, path, ()) == ()  # as some last pages are
         if self.number == 1 or not is_empty or members.get("error") or members.get("errors"):
@@ -14012,7 +14013,7 @@ class Loading:
             "a step can convert it, or make the column text, from the first load on (mode='replace' declares it anew, "
             f"and deletes the rows that are there); in {table} it is {column.declared}"
         )
-        if isinstance(cell, str) and guessed_kind({cell}, (".", "")).name != "text":
+        if isinstance(cell, str) and guessed_kind({cell}).name != "text":
             hint = f"types=True where CSV is extracted, whose cells are text without it; else {hint}"
         raise SourceError(f"row {self.count + number}: {wrong}", hint)
 
@@ -14349,7 +14350,7 @@ def cause_text(problem: BaseException) -> str:
 
 
 class FileFormat:
-    """How rows are read from a binary file and written to one.
+    """How rows are read from a text file over a binary one, and written to it.  Parquet uses only its `buffer`.
 
     Options are keyword arguments of the functions.  The format itself sets the *fixed* ones.
     """
@@ -14357,26 +14358,45 @@ class FileFormat:
     def __init__(self, name: str, reader: Any, writer: Any, **fixed: Any) -> None:
         self.name, self.reader, self.writer, self.fixed = name, reader, writer, fixed
         self.reads, self.writes = (
-            [option for option in work.__kwdefaults__ or () if option not in fixed] for work in (reader, writer)
+            [option for option in work.__kwdefaults__ or () if option not in fixed] + ["encoding"] * (name != "parquet")
+            for work in (reader, writer)
         )
 
-    def read(self, file: Any, batch_rows: int | None, **options: Any) -> Batches:
-        return self.reader(file, batch_rows, **self.fixed, **options)  # type: ignore[no-any-return]
+    def read(self, file: Any, batch_rows: int | None, *, encoding: str = "utf-8-sig", **options: Any) -> Batches:
+        text = text_layer(file, encoding)
+        try:
+            yield from self.reader(text, batch_rows, **self.fixed, **options)
+        finally:
+            text.detach()  # the caller closes the file
 
-    def write(self, file: Any, batches: Batches, **options: Any) -> None:
-        self.writer(file, batches, **self.fixed, **options)
+    def write(self, file: Any, batches: Batches, *, encoding: str = "utf-8", **options: Any) -> None:
+        text = text_layer(file, encoding)
+        try:
+            self.writer(text, batches, **self.fixed, **options)
+        except UnicodeEncodeError as problem:
+            cell = safe_repr(problem.object[max(problem.start - 40, 0) : problem.end + 40])
+            hint = "a step can change it; encoding='utf-8' takes all text but half a character"
+            raise SourceError(f"a cell cannot be written: {problem}: {cell}", hint) from None
+        finally:
+            text.detach()  # this flushes it
 
     def key(self, cell: Any) -> str:
         """Returns a text that is the same for cells that are the same key."""
         return str(csv_cell(cell)) if self.reader is read_csv else encode_json(to_json(cell, "key"))
 
 
+def text_layer(file: Any, encoding: str) -> io.TextIOWrapper:
+    try:
+        return io.TextIOWrapper(file, encoding, newline="")
+    except LookupError as problem:
+        raise BadRequest(str(problem), "encoding='utf-8', 'latin-1', 'cp1252', 'utf-16'") from None
+
+
+PACKED_HINT = "of packed files only .gz is known: unpack it first"
+SHEET_HINT = "save it as CSV, or read it by pandas.read_excel: ctx.load takes its frame"
 #: Suffixes of files that no format= reads → what helps.
-FOREIGN = {
-    "bz2 xz zst zip tar tgz 7z": "of packed files only .gz is known: unpack it first",
-    "xls xlsx xlsm ods": "save it as CSV, or read it by pandas.read_excel: ctx.load takes its frame",
-}
-PACKED_HINT, SHEET_HINT = FOREIGN.values()
+FOREIGN = dict.fromkeys(("bz2", "xz", "zst", "zip", "tar", "tgz", "7z"), PACKED_HINT)
+FOREIGN |= dict.fromkeys(("xls", "xlsx", "xlsm", "ods"), SHEET_HINT)
 #: How files begin that are no UTF-8 → what helps.  The longer of two comes first.
 BEGINNINGS = {
     b"\xff\xfe\0\0": "encoding='utf-32'",
@@ -14389,13 +14409,13 @@ BEGINNINGS = {
 
 
 def find_format(named: str | None, path: str) -> FileFormat:
-    suffix = named or path.removesuffix(".gz").rpartition(".")[2].lower()
-    if suffix not in FILE_FORMATS:
-        hint = did_you_mean(suffix, FILE_FORMATS, "format='csv' says it; known: " + ", ".join(FILE_FORMATS))
-        if foreign := next((hint for suffixes, hint in FOREIGN.items() if suffix in suffixes.split()), None):
-            hint = f"{foreign}; known: {', '.join(FILE_FORMATS)}"
-        raise BadRequest(f"'{path}' has no known format", hint)
-    return FILE_FORMATS[suffix]
+    suffix, known = named or path.removesuffix(".gz").rpartition(".")[2].lower(), ", ".join(FILE_FORMATS)
+    if suffix in FILE_FORMATS:
+        return FILE_FORMATS[suffix]
+    hint = did_you_mean(suffix, FILE_FORMATS, f"format='csv' says it; known: {known}")
+    raise BadRequest(
+        f"'{path}' has no known format", f"{FOREIGN[suffix]}; known: {known}" if suffix in FOREIGN else hint
+    )
 
 
 def unpacked(file: Any, is_packed: bool = False) -> Any:
@@ -14419,7 +14439,7 @@ def labelled(label: str, batches: Batches) -> Batches:
 
 
 def read_csv(
-    file: Any, batch_rows: int | None, *, types: Any = None, delimiter: str = ",", encoding: str = "utf-8-sig",
+    text: io.TextIOWrapper, batch_rows: int | None, *, types: Any = None, delimiter: str = ",",
     columns: Sequence[str] | None = None, ragged: bool = False, skip_lines: int = 0, quote: str | None = None,
     escape: str | None = None, skip_spaces: bool = False, nulls: Sequence[str] = (), decimal: str = ".",
     thousands: str = "",
@@ -14430,37 +14450,24 @@ def read_csv(
     in numbers.  TSV is rarely quoted: a quoted cell of several lines needs quote='"' there.
     """
     csv.field_size_limit(max(csv.field_size_limit(), LINE_BYTES_MAX))
-    text = text_layer(file, encoding)
+    file = CsvLines(text, skip_lines, delimiter, quote, escapechar=escape, skipinitialspace=skip_spaces)
     try:
-        dialect = {"escapechar": escape, "skipinitialspace": skip_spaces}
-        reader = CsvLines(text, skip_lines, delimiter, quote, (decimal, thousands), **dialect)
-        names = reader.names = [*columns] if columns is not None else reader.header()
-        skip = f"skip_lines={reader.last}"
+        names = file.names = file.header() if columns is None else [*columns]
+        skip = f"skip_lines={file.last}"
         check_distinct(names, f"columns=[…], {skip} renames them; {skip} alone, if the header is below")
-        lines = reader.fitted(ragged)
+        lines = file.fitted(ragged)
         if words := {nulls} if isinstance(nulls, str) else {*nulls}:
             lines = ([None if cell in words else cell for cell in line] for line in lines)
-        lines = reader.cast(lines, types, batch_rows) if types else lines
-        for position in itertools.count() if names else ():
-            rows = Rows([dict(zip(names, line)) for line in itertools.islice(lines, batch_rows)], names)  # noqa: B905
-            if position and not rows:
-                return
-            yield rows  # an empty batch still has columns
+        if types:
+            lines = file.cast(lines, types, (decimal, thousands), batch_rows)
+
+        def batch() -> Rows:
+            return Rows([dict(zip(names, line)) for line in itertools.islice(lines, batch_rows)], names)  # noqa: B905
+
+        yield batch()  # an empty batch still has columns
+        yield from iter(batch, [])
     except csv.Error as problem:
-        raise reader.broken(problem, delimiter) from None
-    finally:
-        text.detach()  # the caller closes the file
-
-
-def text_layer(file: Any, encoding: str) -> io.TextIOWrapper:
-    try:
-        return io.TextIOWrapper(file, encoding, newline="")
-    except LookupError as problem:
-        raise BadRequest(str(problem), "encoding='utf-8', 'latin-1', 'cp1252', 'utf-16'") from None
-
-
-#: The usual marks in numbers: for decimals and, none, for thousands.
-PLAIN_MARKS = (".", "")
+        raise file.broken(problem) from None
 
 
 class CsvLines:
@@ -14468,61 +14475,38 @@ class CsvLines:
 
     names: list[str]
 
-    def __init__(
-        self, text: Any, skipped: int, delimiter: str, quote: str | None, marks: tuple[str, str], **dialect: Any
-    ) -> None:
-        lines = itertools.islice(text, skipped, None)
-        first = next(lines, "")
-        if named := re.fullmatch(r"sep=(.)\s*", first):  # as Excel writes
-            delimiter, skipped, first = named[1], skipped + 1, ""
-        self.text, self.marks = text, marks
+    def __init__(self, text: Any, skip_lines: int, delimiter: str, quote: str | None, **dialect: Any) -> None:
+        # The reader counts lines, so it gets blank ones for those that are skipped.
+        head = ["\n" for _ in itertools.islice(text, skip_lines)] + [next(text, "")]
+        if named := re.fullmatch(r"sep=(.)\s*", head[-1]):  # as Excel writes
+            delimiter, head[-1:] = named[1], ["\n", next(text, "")]
+        self.text, self.delimiter = text, delimiter
         self.is_bare = quote is None and delimiter == "\t"  # a quote in TSV is text more often than not
-        self.last = self.skipped = skipped  # number of the last line of the record before
-        quoting = csv.QUOTE_NONE if quote == "" else csv.QUOTE_MINIMAL
-        dialect |= {"delimiter": delimiter, "quotechar": quote or '"', "quoting": quoting, "strict": True}
+        self.last = len(head) - 1  # number of the last line of the record before
+        self.seen = "nothing"  # then the header, then rows
+        dialect |= {"delimiter": delimiter, "quotechar": quote or '"', "strict": True}
+        dialect["quoting"] = csv.QUOTE_NONE if quote == "" else csv.QUOTE_MINIMAL
         try:
-            self.reader = csv.reader(itertools.chain([first] if first else (), lines), **dialect)
+            self.reader = csv.reader(itertools.chain(head, text), **dialect)
         except TypeError as problem:
             raise BadRequest(f"delimiter={delimiter!r}, {quote=}: {problem}", "one character, such as ';'") from None
 
     @property
     def place(self) -> str:
         """Where the record is that was read last."""
-        first, last = self.last + 1, self.reader.line_num + self.skipped
+        first, last = self.last + 1, self.reader.line_num
         return f"line {first}" if first >= last else f"line {first} (to {last})"
-
-    @property
-    def is_at_start(self) -> bool:
-        """Whether no record has been read, also no header."""
-        return self.last == self.skipped
 
     def header(self) -> list[str]:
         """Returns the names in the first line that is not blank."""
         names: list[str] = next(filter(None, self.reader), [])
         if not names:
-            raise SourceError(
-                "there is no header", "is the file empty?  skip_lines skips lines, columns=[…] names them"
-            )
+            hint = "is the file empty?  skip_lines skips lines, columns=[…] names them"
+            raise SourceError("there is no header", hint)
         if other := self.other_delimiter(names):
             raise SourceError(f"the header is one column: {safe_repr(names[0])}", f"delimiter={other!r}")
-        self.last = self.reader.line_num + self.skipped
+        self.last, self.seen = self.reader.line_num, "header"
         return names
-
-    def broken(self, problem: csv.Error, delimiter: str) -> SourceError:
-        """Returns what is wrong with the record that could not be read, and the option that fits it first."""
-        with contextlib.suppress(OSError):  # not every file can be read again
-            self.text.seek(0)
-        record = "".join(
-            itertools.islice(self.text, self.last, min(self.reader.line_num + self.skipped, self.last + 99))
-        )
-        after = re.search(r"""["'] ?([,;\t|])""", record) if self.is_at_start else None
-        is_open = "end of data" in str(problem)
-        wrong = f"line {self.last + 1}: a quote opens and never closes" if is_open else f"{self.place}: {problem}"
-        if after and after[1] != delimiter:
-            return SourceError(wrong, f"delimiter={after[1]!r}, if it is between cells")
-        if re.search(r"""\\["']""", record):
-            return SourceError(wrong, "escape='\\\\', if a backslash escapes quotes")
-        return SourceError(wrong, "quote='' reads quotes as text" + "; or is the file cut off?" * is_open)
 
     @staticmethod
     def other_delimiter(line: list[str]) -> str | None:
@@ -14530,95 +14514,96 @@ class CsvLines:
 
     def fitted(self, ragged: bool) -> Iterable[list[Any]]:
         """Yields lines as long as the header and skips blank ones.  *ragged* fills and cuts others."""
-        width, reader, skipped, is_bare, is_first = len(self.names), self.reader, self.skipped, self.is_bare, True
+        width, reader, is_bare = len(self.names), self.reader, self.is_bare
         for line in reader:
-            if is_bare and reader.line_num + skipped > self.last + 1:
+            if is_bare and reader.line_num > self.last + 1:
                 hint = "quote='' reads quotes as text, quote='\"' as quotes"
                 raise SourceError(f"{self.place}: a quoted cell of several lines", hint)
             if len(line) != width and line:
                 if not ragged:
-                    hint = self.hint_for(line, width, is_first)
-                    raise SourceError(f"{self.place} has {len(line)} cells, the header {width}", hint)
+                    wrong = f"{self.place} has {len(line)} cells, the header {width}"
+                    raise SourceError(wrong, self.hint_for(line, width))
                 line = (line + [""] * width)[:width]
-            self.last = reader.line_num + skipped
+            self.last = reader.line_num
             if line:
-                is_first = False
+                self.seen = "rows"
                 yield line
 
-    def hint_for(self, line: list[str], width: int, is_first: bool) -> str:
+    def hint_for(self, line: list[str], width: int) -> str:
         """Says how to read a line that is longer or shorter than the header, without losing a cell."""
-        if any(cell.startswith(' "') for cell in line):
-            return "skip_spaces=True, if spaces precede the quotes"
-        if self.is_at_start and (other := self.other_delimiter(line)):
-            return f"delimiter={other!r}"
-        if len(line) <= width:
-            return "ragged=True fills such lines; a step can drop a footer"
-        if not any(line[width:]):
-            return "ragged=True cuts the empty cells at the line's end"
-        if self.is_at_start:
-            return f"columns=[…] needs {len(line)} names"
+        other, is_start = self.other_delimiter(line), self.seen == "nothing"
         header = f"skip_lines={self.last}, if this line is the header"
-        if is_first:
-            return f"{header}; columns=[…] with it, if the header lacks a name"
         lost = "is there a delimiter in a cell that is not quoted?  escape='\\\\', if it is escaped"
-        return f"{header}; {lost}" if width == 1 else lost
+        hints = {
+            "skip_spaces=True, if spaces precede the quotes": any(cell.startswith(' "') for cell in line),
+            f"delimiter={other!r}": is_start and other,
+            "ragged=True fills such lines; a step can drop a footer": len(line) <= width,
+            "ragged=True cuts the empty cells at the line's end": not any(line[width:]),
+            f"columns=[…] needs {len(line)} names": is_start,
+            f"{header}; columns=[…] with it, if the header lacks a name": self.seen == "header",
+            f"{header}; {lost}": width == 1,
+            lost: True,
+        }
+        return next(hint for hint, fits in hints.items() if fits)
 
-    def cast(self, lines: Iterable[list[Any]], types: Any, sample: int | None) -> Iterable[Any]:
+    def broken(self, problem: csv.Error) -> SourceError:
+        """Returns what is wrong with the record that could not be read, and the option that fits it first."""
+        with contextlib.suppress(OSError):  # not every file can be read again
+            self.text.seek(0)
+        record = "".join(itertools.islice(self.text, self.last, min(self.reader.line_num, self.last + 99)))
+        after = re.search(r"""["'] ?([,;\t|])""", record) if self.seen == "nothing" else None
+        is_open = "end of data" in str(problem)
+        wrong = f"line {self.last + 1}: a quote opens and never closes" if is_open else f"{self.place}: {problem}"
+        if after and after[1] != self.delimiter:
+            return SourceError(wrong, f"delimiter={after[1]!r}, if it is between cells")
+        if re.search(r"""\\["']""", record):
+            return SourceError(wrong, "escape='\\\\', if a backslash escapes quotes")
+        return SourceError(wrong, "quote='' reads quotes as text" + "; or is the file cut off?" * is_open)
+
+    def cast(self, lines: Iterable[list[Any]], types: Any, marks: tuple[str, str], sample: int | None) -> Iterator[Any]:
         """Converts cells to these types, with True to those guessed from a sample.  Empty cells become None."""
         names = self.names
         if types is True:
-            first = [*itertools.islice(lines, sample)]
-            kinds = {name: guessed_kind({line[i] for line in first}, self.marks) for i, name in enumerate(names)}
-            first.reverse()  # pop() frees each line once it is a row
-            sampled = self.convert((first.pop() for _ in range(len(first))), kinds, sample)
-            return itertools.chain(sampled, self.convert(lines, kinds, sample, is_sure=False))
+            first = collections.deque(itertools.islice(lines, sample))
+            guesses = [guessed_kind({line[i] for line in first}, marks) for i in range(len(names))]
+            sampled = (first.popleft() for _ in range(len(first)))  # frees each line once it is a row
+            return self.convert(itertools.chain(sampled, lines), dict(enumerate(guesses)), is_guess=True)
         if not isinstance(types, dict):
             raise BadRequest(f"types must be True or a mapping, not {safe_repr(types)}", 'types={"fare": float}')
-        kinds = {name: named_kind(kind, name) for name, kind in types.items()}
+        kinds = {name: marked(named_kind(kind, name), marks) for name, kind in types.items()}
         if unknown := [name for name in kinds if name not in names]:
             hint = did_you_mean(unknown[0], names, f"there are {', '.join(names)}")
             raise SourceError(f"types: there is no column '{unknown[0]}'", hint)
-        return self.convert(lines, kinds, sample)
+        return self.convert(lines, {names.index(name): kind for name, kind in kinds.items()}, is_guess=False)
 
-    def convert(
-        self, lines: Iterable[list[Any]], kinds: dict[str, ValueKind], batch: int | None, is_sure: bool = True
-    ) -> Iterator[Any]:
-        """Converts cells by column, some lines at once.  A kind that is not sure reads only texts of its pattern."""
-        lines, some, text = iter(lines), min(batch or 100, 100), ""
-        while numbered := [(self.last, line) for line in itertools.islice(lines, some)]:
+    def convert(self, lines: Iterable[list[Any]], kinds: dict[int, ValueKind], is_guess: bool) -> Iterator[Any]:
+        """Converts cells by column, some lines at once.  A guessed kind reads only texts that can be nothing else."""
+        lines, text = iter(lines), ""
+        while numbered := [(self.last, line) for line in itertools.islice(lines, 100)]:
             columns = [*zip(*(line for _, line in numbered), strict=True)]
-            for name, kind in kinds.items():
-                i = self.names.index(name)
-                read = marked(kind, kind.parse if is_sure or not kind.pattern else kind.read, self.marks)
-                if not is_sure and self.marks == PLAIN_MARKS and kind.is_usual(columns[i]):
-                    read = kind.usual[1]()
+            for i, kind in kinds.items():
+                read = kind.reader(columns[i]) if is_guess else kind.parse
                 try:
                     columns[i] = tuple([read(text) if (text := cell) else None for cell in columns[i]])
                 except (ValueError, KeyError, ArithmeticError) as problem:
-                    number = numbered[columns[i].index(text)][0]
+                    number, name = numbered[columns[i].index(text)][0], self.names[i]
                     wrong = f"line {number}: '{clip(text, 100)}' in column '{name}' is not {kind.name}"
                     raise SourceError(wrong, f"name its type: types={{'{name}': 'text'}}") from problem
             yield from zip(*columns, strict=True)
 
 
 def write_csv(
-    file: Any, batches: Batches, *, delimiter: str = ",", encoding: str = "utf-8",
-    columns: Sequence[str] | None = None,
-) -> None:  # fmt: skip
+    text: io.TextIOWrapper, batches: Batches, *, delimiter: str = ",", columns: Sequence[str] | None = None
+) -> None:
     """Writes CSV with a header: *columns*, or those of the first batches."""
-    text = text_layer(file, encoding)
-    try:
-        names, batches = first_columns(batches, columns)
-        write_cells(text, [names] if names else [], delimiter)
-        count = 0
-        for batch in batches:
-            check_columns(batch, names)
-            lines = Scan(batch, count).cells(names, "csv")
-            count += len(batch)
-            while some := [*itertools.islice(lines, BATCH_ROWS)]:
-                write_cells(text, some, delimiter)
-    finally:
-        text.detach()  # this flushes it
+    names, batches = first_columns(batches, columns)
+    write_cells(text, [names] if names else [], delimiter)
+    count = 0
+    for batch in batches:
+        lines = Scan(batch, count).cells(names, "csv")
+        count += len(batch)
+        while some := [*itertools.islice(lines, BATCH_ROWS)]:
+            write_cells(text, some, delimiter)
 
 
 def write_cells(text: io.TextIOWrapper, lines: list[Any], delimiter: str) -> None:
@@ -14632,40 +14617,36 @@ def write_cells(text: io.TextIOWrapper, lines: list[Any], delimiter: str) -> Non
         csv.writer(block, delimiter=delimiter, lineterminator="\n", quoting=quoting).writerows(lines)
         if "\r" not in (written := block.getvalue()):
             break
-    try:
-        text.write(written)
-    except UnicodeEncodeError as problem:
-        raise SourceError(f"a cell cannot be written: {problem}", "encoding='utf-8' takes all text") from None
+    text.write(written)
 
 
-def first_columns(batches: Batches, named: Sequence[str] | None) -> tuple[list[str], Batches]:
-    """Returns the columns, *named* or those of the first two batches, and all batches."""
+def first_columns(batches: Batches, named: Sequence[str] | None) -> tuple[list[str], Iterator[Rows]]:
+    """Returns the columns, *named* or those of the first two batches, and all batches, which have no others."""
     source = iter(batches)
     first = [*itertools.islice(source, 0 if named is not None else 2)]
-    names = itertools.chain(*map(columns_of, first)) if named is None else named
-    return [*dict.fromkeys(names)], itertools.chain(first, source)
+    names = [*dict.fromkeys(itertools.chain(*map(columns_of, first)) if named is None else named)]
 
+    def checked() -> Iterator[Rows]:
+        for batch in itertools.chain(first, source):
+            if late := [name for name in columns_of(batch) if name not in names]:
+                hint = "name all: columns=[…], or use no stream"
+                raise SourceError(f"column '{late[0]}' appears only after the header", hint)
+            yield batch
 
-def check_columns(batch: Rows, names: list[str]) -> None:
-    if late := [name for name in columns_of(batch) if name not in names]:
-        hint = "name all: columns=[…], or use no stream"
-        raise SourceError(f"column '{late[0]}' appears only after the header", hint)
+    return names, checked()
 
 
 def read_json(
-    file: Any, batch_rows: int | None, *, encoding: str | None = None, records: str | None = None,
-    meta: Sequence[str] = (), flatten: bool | str = False,
+    text: io.TextIOWrapper, batch_rows: int | None, *, records: str | None = None, meta: Sequence[str] = (),
+    flatten: bool | str = False,
 ) -> Batches:  # fmt: skip
-    document = json_document(file, encoding)
+    document = json_document(text.read())
     yield from batched(records_of(document, records=records, meta=meta, flatten=flatten), batch_rows)
 
 
-def json_document(file: Any, encoding: str | None) -> Any:
-    data = file.read()
+def json_document(text: str) -> Any:
     try:
-        return json.loads(data if encoding is None else text_layer(io.BytesIO(data), encoding).read())
-    except UnicodeDecodeError:
-        raise
+        return json.loads(text)
     except (ValueError, RecursionError) as problem:
         hint = "JSON lines have the suffix .jsonl, or format='jsonl'"
         raise SourceError(f"not JSON: {problem}", hint) from None
@@ -14698,10 +14679,8 @@ def wider_row(row: Any, shared: Json, flatten: bool | str) -> Any:
     if not isinstance(row, dict):
         return row
     pairs = [*members_of([*row.items(), *shared.items()], "." if flatten is True else flatten or "")]
-    wider = dict(pairs)
-    if len(wider) < len(pairs):
-        check_distinct([name for name, _ in pairs], "flatten='_' joins names in another way")
-    return wider
+    check_distinct([name for name, _ in pairs], "flatten='_' joins names in another way")
+    return dict(pairs)
 
 
 def members_of(pairs: Iterable[tuple[str, Any]], mark: str, prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -14725,27 +14704,20 @@ def at_path(document: Any, path: str, otherwise: Any = None) -> Any:
     return at_path(document.get(word), inner, otherwise) if inner else otherwise
 
 
-def write_json(file: Any, batches: Batches) -> None:
-    separator = b"[\n"
+def write_json(text: io.TextIOWrapper, batches: Batches) -> None:
+    separator = "[\n"
     for row in itertools.chain.from_iterable(batches):
-        file.write(separator + json_row(row))
-        separator = b",\n"
-    file.write(b"[]\n" if separator == b"[\n" else b"\n]\n")
+        text.write(separator + json_row(row))
+        separator = ",\n"
+    text.write("[]\n" if separator == "[\n" else "\n]\n")
 
 
-def read_json_lines(
-    file: Any, batch_rows: int | None, *, encoding: str | None = None, flatten: bool | str = False
-) -> Batches:
-    text = None if encoding is None else text_layer(file, encoding)
-    rows = (json_line(number, line) for number, line in enumerate(text or file, 1) if line.strip())
-    try:
-        yield from batched((wider_row(row, {}, flatten) for row in rows) if flatten else rows, batch_rows)
-    finally:
-        if text is not None:
-            text.detach()  # the caller closes the file
+def read_json_lines(text: io.TextIOWrapper, batch_rows: int | None, *, flatten: bool | str = False) -> Batches:
+    rows = (json_line(number, line) for number, line in enumerate(text, 1) if line.strip())
+    return batched((wider_row(row, {}, flatten) for row in rows) if flatten else rows, batch_rows)
 
 
-def json_line(number: int, line: str | bytes) -> Json:
+def json_line(number: int, line: str) -> Json:
     try:
         row = json.loads(line)
     except (ValueError, RecursionError) as problem:
@@ -14755,19 +14727,18 @@ def json_line(number: int, line: str | bytes) -> Json:
     return row
 
 
-def write_json_lines(file: Any, batches: Batches) -> None:
+def write_json_lines(text: io.TextIOWrapper, batches: Batches) -> None:
     for batch in batches:
-        file.writelines([json_row(row) + b"\n" for row in batch])
+        text.writelines(json_row(row) + "\n" for row in batch)
 
 
-def json_row(row: Json) -> bytes:
+def json_row(row: Json) -> str:
     """Returns a row as JSON, with null for NaN.  Raises SourceError for what JSON cannot express."""
     try:
         try:
-            text = encode_row(row)
+            return encode_row(row)
         except ValueError:
-            text = encode_row({name: None if value != value else value for name, value in row.items()})
-        return text.encode()
+            return encode_row({name: None if value != value else value for name, value in row.items()})
     except (ValueError, TypeError, BadResult) as problem:
         raise SourceError(f"a row has no JSON form: {problem}: {safe_repr(row)}", "a step can change it") from None
 
@@ -14784,14 +14755,13 @@ def parquet_and_arrow() -> list[Any]:
     return [need(name, "parquet", "Parquet") for name in ("pyarrow.parquet", "pyarrow")]
 
 
-def read_parquet(file: Any, batch_rows: int | None) -> Batches:
+def read_parquet(text: io.TextIOWrapper, batch_rows: int | None) -> Batches:
     parquet, arrow = parquet_and_arrow()
     try:
-        table = parquet.ParquetFile(file)
+        table = parquet.ParquetFile(text.buffer)
         names = table.schema_arrow.names
         check_distinct(names, "ctx.load takes pyarrow.parquet.ParquetFile(path).read().rename_columns([…])")
-        batches = [table.read()] if batch_rows is None else table.iter_batches(batch_rows)
-        for batch in batches:
+        for batch in [table.read()] if batch_rows is None else table.iter_batches(batch_rows):
             yield Rows(batch.to_pylist(), names)
     except arrow.ArrowException as problem:
         raise SourceError(f"not Parquet: {problem}", "is it whole, and of this format?") from None
@@ -14801,21 +14771,17 @@ def read_parquet(file: Any, batch_rows: int | None) -> Batches:
         raise SourceError(f"column {odd}: {problem}", hint) from None
 
 
-def write_parquet(file: Any, batches: Batches) -> None:
+def write_parquet(text: io.TextIOWrapper, batches: Batches) -> None:
     """Writes Parquet through pyarrow.  The first two batches decide the types."""
     parquet, arrow = parquet_and_arrow()
     names, batches = first_columns(batches, None)
-    source = (batch for batch in batches if batch)
+    source = filter(None, batches)
     try:
-        some = [full_table(arrow, batch, names, None) for batch in itertools.islice(source, 2)]
-        schema = arrow.schema([(name, arrow.string()) for name in names])
-        if some:
-            schema = arrow.unify_schemas([table.schema for table in some])  # a column of None has no type yet
-        with parquet.ParquetWriter(file, schema) as writer:
-            for table in some:
-                writer.write_table(table.cast(schema))
+        table = full_table(arrow, collect(itertools.islice(source, 2)), names, None)
+        with parquet.ParquetWriter(text.buffer, table.schema) as writer:
+            writer.write_table(table)
             for batch in source:
-                writer.write_table(full_table(arrow, batch, names, schema))
+                writer.write_table(full_table(arrow, batch, names, table.schema))
     except (arrow.ArrowException, OverflowError) as problem:
         hint = "each column has one type, that of the first rows; a step can change the others"
         raise SourceError(f"not for Parquet: {problem}", hint) from None
@@ -14823,12 +14789,11 @@ def write_parquet(file: Any, batches: Batches) -> None:
 
 def full_table(arrow: Any, batch: Rows, names: list[str], schema: Any) -> Any:
     """Makes an Arrow table.  Raises SourceError for a cell that Arrow would change."""
-    check_columns(batch, names)
-    scan = Scan(Rows([{name: row.get(name) for name in names} for row in batch], names))
+    scan = Scan(batch)
     try:
-        table = arrow.Table.from_pylist(scan.rows, schema)
+        table = arrow.table({name: [*scan.cells_of(name)] for name in names}, schema)
     except UnicodeEncodeError as problem:
-        raise SourceError(f"not for Parquet: {odd_text(scan.rows)}{problem}", "a step can change it") from None
+        raise SourceError(f"not for Parquet: {odd_text(batch)}{problem}", "a step can change it") from None
     for field in table.schema:
         if wrong := Column(field.name, str(field.type)).misfit(scan, field.name):
             message = f"not for Parquet: column '{field.name}' is {field.type}, which {safe_repr(wrong[1])} is not"
@@ -14850,49 +14815,45 @@ FILE_FORMATS["ndjson"] = FILE_FORMATS["jsonl"]
 
 
 def named_kind(kind: Any, column: str) -> ValueKind:
-    """Returns the kind for a word, a Python type, a function of the text, or a kind."""
-    if isinstance(kind, ValueKind):
-        return kind
-    word = kind if isinstance(kind, str) else getattr(kind, "__name__", "of its type")
+    """Returns the kind for a word, a Python type, or a function of the text."""
+    word = str(getattr(kind, "__name__", kind))
     known = KINDS_OF_COLUMN.get(word) or KINDS_OF_CLASS.get(word)
-    if known is not None and known.parse is not None:
+    if known is not None and known.parse is not None and isinstance(kind, (str, type)):
         return known
     if not callable(kind):
         words = [str(name) for name, known in KINDS_OF_COLUMN.items() if known.parse is not None]
-        hint = did_you_mean(str(kind), words, "one of " + ", ".join(words))
+        hint = did_you_mean(word, words, "one of " + ", ".join(words))
         raise BadRequest(f"types: '{kind}' of column '{column}' is no type", hint)
     return ValueKind(word, "", None, parse=kind)
 
 
-def guessed_kind(texts: set[str], marks: tuple[str, str]) -> ValueKind:
+def guessed_kind(texts: set[str], marks: tuple[str, str] = (".", "")) -> ValueKind:
     """Returns the narrowest kind that fits all these texts.  Empty texts fit any kind."""
     texts = texts - {"", None}
     for name in ("integer", "real", "boolean", "date", "datetime") if texts else ():
-        kind = KINDS_OF_COLUMN[name]
-        read = marked(kind, kind.read, marks)
+        kind = marked(KINDS_OF_COLUMN[name], marks)
         with contextlib.suppress(ValueError):
             for text in texts:
-                read(text)
+                kind.read(text)
             return kind
     return KINDS_OF_COLUMN["text"]
 
 
-def marked(kind: ValueKind, read: Callable[[str], Any], marks: tuple[str, str]) -> Callable[[str], Any]:
-    """Returns the function that reads a text of a kind.  Numbers have these marks for decimals and thousands."""
-    point, comma = marks
-    if marks == PLAIN_MARKS or kind.name not in ("integer", "real", "decimal"):
-        return read
+def marked(kind: ValueKind, marks: tuple[str, str]) -> ValueKind:
+    """Returns a kind whose numbers have these marks for decimals and thousands."""
+    if marks == (".", "") or kind.name not in ("integer", "real", "decimal"):
+        return kind
+    point, comma = map(re.escape, marks)
+    number = re.compile(rf"([-+]?(?:[0-9]{{1,3}}(?:{comma}[0-9]{{3}})+|[0-9]*))({point}[0-9]*)?([eE][-+]?[0-9]+)?")
 
-    def read_marked(text: str) -> Any:
-        whole, mark, part = text.partition(point)
-        if comma and comma in whole and re.fullmatch(rf"-?\d{{1,3}}({re.escape(comma)}\d{{3}})+", whole) is None:
+    def plain(text: str) -> str:
+        if (parts := number.fullmatch(text)) is None:
             raise ValueError(text)
-        plain = whole.replace(comma, "") if comma else whole
-        if not set(plain + part) <= set("-+0123456789eE"):
-            raise ValueError(text)
-        return read(plain + "." * len(mark) + part)
+        whole, part, exponent = parts.groups("")
+        return whole.replace(marks[1], "") + part.replace(marks[0], ".") + exponent
 
-    return read_marked
+    parse, read = (lambda text: kind.parse(plain(text))), (lambda text: kind.read(plain(text)))
+    return ValueKind(kind.name, "", None, parse=parse, read=read)
 
 
 # --- 47. Rows ----------------------------------------------------------------------------
@@ -14900,6 +14861,7 @@ def marked(kind: ValueKind, read: Callable[[str], Any], marks: tuple[str, str]) 
 # Calls Trace.  Promises that a value is of one kind everywhere, and that a stream holds one batch at a time.
 
 BATCH_ROWS = 10_000
+ROWS_HINT = "rows are a list of dicts, one key a column"
 #: How many rows and columns `observed` looks at.
 OBSERVED_ROWS = 1_000
 OBSERVED_COLUMNS = 50
@@ -14955,31 +14917,29 @@ async def settle(value: Any) -> Any:
 
 def as_rows(data: Any) -> Rows:
     """Makes rows of an iterable of dicts, a data frame or an Arrow table."""
-    hint = "rows are a list of dicts, one key a column"
-    if isinstance(data, Stream):
-        raise BadRequest("a stream has no rows, only batches of rows", "for batch in stream: …")
-    data = from_frame(data)
-    if isinstance(data, (str, bytes, dict)) or not hasattr(data, "__iter__"):
-        raise BadRequest(f"rows are wanted, not {safe_repr(data)}", hint)
-    rows = data if isinstance(data, Rows) else Rows(data)
+    rows = data if isinstance(data, Rows) else Rows(records_in(data))
     if {*map(type, rows)} - {dict}:
         for position, row in enumerate(rows):
             if not hasattr(row, "keys"):
-                raise BadRequest(f"row {position + 1} is no dict: {safe_repr(row)}", hint)
+                raise BadRequest(f"row {position + 1} is no dict: {safe_repr(row)}", ROWS_HINT)
             rows[position] = {key: row[key] for key in row.keys()}  # noqa: SIM118 (sqlite3.Row iterates values)
     return rows
 
 
-def from_frame(data: Any) -> Any:
-    """Returns the rows of a pandas or polars frame or an Arrow table; else the data itself."""
+def records_in(data: Any) -> Iterable[Any]:
+    """Returns the rows of a pandas or polars frame or an Arrow table; else the data, if it is an iterable."""
+    if isinstance(data, Stream):
+        raise BadRequest("a stream has no rows, only batches of rows", "for batch in stream: …")
     for method in ("to_pylist", "to_dicts"):
         if hasattr(data, method):
-            return getattr(data, method)()
+            return getattr(data, method)()  # type: ignore[no-any-return]
     if hasattr(data, "to_dict") and hasattr(data, "columns"):
         if hasattr(data, "notna"):  # NaN is a missing value in pandas
             data = data.astype(object).where(data.notna(), None)
-        return data.to_dict("records")
-    return data
+        return data.to_dict("records")  # type: ignore[no-any-return]
+    if isinstance(data, (str, bytes, dict)) or not hasattr(data, "__iter__"):
+        raise BadRequest(f"rows are wanted, not {safe_repr(data)}", ROWS_HINT)
+    return data  # type: ignore[no-any-return]
 
 
 def batches_of(data: Any) -> Batches:
@@ -14994,21 +14954,16 @@ def batches_of(data: Any) -> Batches:
     return [as_rows(data)]
 
 
-def batched(rows: Any, batch_rows: int | None) -> Batches:
-    """Yields rows in batches of a size, or all in one without a size."""
+def batched(data: Any, batch_rows: int | None) -> Batches:
+    """Returns rows in batches of a size, or all in one without a size."""
     if batch_rows is None:
-        yield as_rows(rows)
-        return
-    rows = from_frame(rows)
-    source = iter(rows if hasattr(rows, "__iter__") and not isinstance(rows, dict) else as_rows(rows))
-    while batch := as_rows(itertools.islice(source, batch_rows)):
-        yield batch
+        return [as_rows(data)]
+    source = iter(records_in(data))
+    return iter(lambda: as_rows(itertools.islice(source, batch_rows)), [])
 
 
 def collect(batches: Batches) -> Rows:
     every = [*batches]
-    if len(every) == 1:
-        return every[0]
     return Rows(itertools.chain.from_iterable(every), every[0].columns if every else ())
 
 
@@ -15073,17 +15028,18 @@ class ValueKind:
     *name* is the kind of its columns.  *classes* are Python's and numpy's; a row of KINDS_OF_VALUE needs one,
     because param_type compares an annotation with the first.  *schema* is the JSON Schema of a param, whose JSON
     *convert* makes a value.  *sqlite_type* and *alchemy_type* declare columns, *declared* finds them again.  *parse*
-    reads a text; *pattern* matches the texts that can be nothing else.  *make* makes a value of another kind's.
+    reads a text; *pattern* matches the texts that can be nothing else, which *quick* reads faster.  *make* makes a
+    value of another kind's.
     *cell* makes text or a number of a value.  *csv*, *sqlite* and *native* do that for text formats, SQLite and
     other databases: by default they are *cell*, but *native* keeps a value that has an *alchemy_type*.
     """
 
     convert: Any = None
     parse: Any = None
+    quick: Any = None
     make: Any = None
-    matches: Any = None  # the compiled pattern
-    usual: Any = ()  # the pattern of its usual texts, and what returns the function that reads them
-    pattern = declared = ""
+    pattern = "(?!)"  # it matches nothing
+    declared = ""
 
     def __init__(
         self, name: str | None, classes: str, schema: Json | None, sqlite_type: str = "TEXT",
@@ -15097,19 +15053,23 @@ class ValueKind:
             self.convert = self.parse = FORMATS[schema["format"]][1]
         vars(self).update(ways)
 
+    @functools.cached_property
+    def matches(self) -> Callable[[str], Any]:
+        return re.compile(self.pattern).fullmatch
+
     def read(self, text: str) -> Any:
         """Reads a text that can be nothing else.  Raises ValueError for 007, 1e5 or a date such as 3/4/26."""
-        if self.matches is None:
-            self.matches = re.compile(self.pattern or "(?!)").fullmatch
         if self.matches(text) is None:
             raise ValueError(text)
         return self.parse(text)
 
-    def is_usual(self, texts: Sequence[str | None]) -> bool:
-        """Whether all texts are usual or empty: one match is faster than one for each."""
+    def reader(self, texts: Sequence[str | None]) -> Callable[[str], Any]:
+        """Returns what reads these texts as `read` does.  One match for all is faster than one for each."""
         whole = "\n".join([text or "" for text in texts]) + "\n"
-        is_usual = self.usual and re.fullmatch(rf"(({self.usual[0]})?\n)*+", whole)
-        return bool(is_usual) and whole.count("\n") == len(texts)
+        is_one_a_line = whole.count("\n") == len(texts)
+        if is_one_a_line and re.fullmatch(rf"((?:{self.pattern})?\n)*+", whole):
+            return self.quick or self.parse  # type: ignore[no-any-return]
+        return self.read
 
     def exactly(self, value: Any) -> Any:
         """Returns a value of any kind as one of this.  Raises ValueError if it would not come back as it was."""
@@ -15141,18 +15101,18 @@ KINDS_OF_VALUE = (
     ValueKind(
         *("integer", "builtins.int integer", {"type": "integer"}, "INTEGER", "BigInteger"),
         parse=lambda text: int(text.replace("_", "x")),
+        quick=int,
         make=int,
         pattern=r"-?(0|[1-9][0-9]{0,17})",
-        usual=(r"-?(0|[1-9][0-9]{0,17})", lambda: int),
         declared=r"(?<!PO)INT(?!ERVAL)|SERIAL",
     ),
     ValueKind(
         *("real", "builtins.float floating", {"type": "number"}, "REAL", "Double"),
         parse=real,
+        quick=float,
         convert=float,
         make=float,
-        pattern=r"-?(?![0-9.]{17}|[0-9]+[eE][0-9])((0|[1-9][0-9]{0,14})(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]+)?",
-        usual=(r"-?(0|[1-9][0-9]{0,6})(\.[0-9]{1,8})?", lambda: float),
+        pattern=r"-?(?![0-9.]{17}|[0-9]+[eE][0-9])((0|[1-9][0-9]{0,14})(\.[0-9]*)?|\.[0-9]+)([eE](-[0-9]{1,3}|[+]?[0-9]{1,2}))?",
         declared=r"REAL|FLOA|DOUB",
     ),
     ValueKind(
@@ -15161,7 +15121,6 @@ KINDS_OF_VALUE = (
     ValueKind(
         *("boolean", "builtins.bool bool_", {"type": "boolean"}, "BOOLEAN", "Boolean"),
         parse=lambda text: TRUTHS[text.strip().lower()],
-        usual=("true|false", lambda: TRUTHS.get),
         make=bool,
         pattern=r"(?i:true|false)",
         declared=r"BOOL",
@@ -15172,7 +15131,6 @@ KINDS_OF_VALUE = (
         *("date", "datetime.date", {"type": "string", "format": "date"}, "TEXT", "Date", iso),
         make=lambda moment: moment.date(),
         pattern=DAY_PATTERN,
-        usual=(DAY_PATTERN, lambda: datetime.date.fromisoformat),
         declared=r"^DATE(?!TIME)",
     ),
     ValueKind(
@@ -15201,7 +15159,9 @@ KINDS_OF_VALUE = (
     ValueKind("uuid", "uuid.UUID", {"type": "string", "format": "uuid"}, cell=str),
     ValueKind("json", "builtins.dict", {"type": "object"}, parse=json.loads),
     ValueKind("json", "builtins.list tuple", {"type": "array"}),
-    ValueKind("text", "builtins.str", {"type": "string"}, parse=str, declared=r"CHAR|TEXT|CLOB|STRING"),
+    ValueKind(
+        "text", "builtins.str", {"type": "string"}, parse=str, pattern="(?s:.*)", declared=r"CHAR|TEXT|CLOB|STRING"
+    ),
     ValueKind(
         *("bytes", "builtins.bytes bytearray memoryview", None, "BLOB", "LargeBinary"),
         csv=refuse_bytes,
@@ -15328,7 +15288,9 @@ class Scan:
 
     def cells_of(self, name: str) -> Iterable[Any]:
         """Returns the cells of a column, with None for a row that lacks it."""
-        return map(operator.itemgetter(name), self.rows) if self.even else (row.get(name) for row in self.rows)
+        if self.even and name in self.columns:
+            return map(operator.itemgetter(name), self.rows)
+        return (row.get(name) for row in self.rows)
 
     def kinds(self, name: str) -> set[str | None]:
         return {kind_of(cell_type).name for cell_type in self.types.get(name, ())}
@@ -15390,8 +15352,8 @@ def brief(query: str) -> str:
 
 
 def put_out(step: Step, rows: Rows) -> Rows:
-    """Notes rows as what comes out of a step and returns them."""
-    step.rows_out, step.columns = len(rows), observed(rows)
+    """Counts rows as what comes out of a step and returns them."""
+    step.rows_out, step.columns = (step.rows_out or 0) + len(rows), observed(rows, step.columns)
     return rows
 
 
@@ -15454,10 +15416,7 @@ class Stream(Ready):
         finally:
             current_step().set(before)
             self.busy_s += perf_counter() - began
-        if batch is not None:
-            self.step.rows_out = (self.step.rows_out or 0) + len(batch)
-            self.step.columns = observed(batch, self.step.columns)
-        return batch
+        return batch if batch is None else put_out(self.step, batch)
 
 
 # --- 48. Trace ---------------------------------------------------------------------------
