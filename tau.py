@@ -13558,7 +13558,7 @@ class Web(Place):
 
     def __init__(self, url: str, around: Surroundings, options: Json) -> None:
         parts = urllib.parse.urlsplit(urllib.parse.quote(url, safe=URL_CHARACTERS))
-        if not is_web(parts.geturl()):
+        if origin(parts.geturl()) is None:
             raise BadRequest(f"{bare_url(url)} is no URL of a host and a port", "https://host:443/path")
         label = parts.path.rstrip("/").rpartition("/")[2] or str(parts.hostname)
         super().__init__(label, options)
@@ -13724,7 +13724,7 @@ class Web(Place):
         __import__("urllib.request")  # only here, because it takes 25 ms
         headers = {"Accept-Encoding": "gzip", "User-Agent": f"tau/{__version__}"}
         headers |= {} if self.body is None else {"Content-Type": "application/json"}
-        if same_origin(url, self.base):
+        if origin(url) == origin(self.base):
             given = self.asked["headers"]
             given = demand({"type": "object"}, given() if callable(given) else given, "headers")
             headers |= self.user | {name: str(value) for name, value in given.items()}
@@ -13749,6 +13749,7 @@ class Web(Place):
             if "CERTIFICATE" in str(reason):  # a retry would not help
                 raise SourceError(f"{self.name}: {reason}", "is it the right host?") from None
             return str(reason) or repr(problem), 0.0
+        target = urllib.parse.quote(target, safe=URL_CHARACTERS, encoding="latin-1")  # as headers are decoded
         url = linked_url(url, target, "a redirect leads to")
         if self.method != "GET" or not redirects:
             hint = "a POST is not sent on: ask that URL" if redirects else "it is the eleventh in turn"
@@ -13781,7 +13782,7 @@ class Web(Place):
         if answer.status in TRANSIENT:
             return f"{answer.status} {answer.reason}", retry_after(answer.headers.get("Retry-After", ""))
         message = f"{self.name} answered {answer.status} {answer.reason}"
-        if not same_origin(url, self.base) and (self.user or self.asked["headers"]):
+        if origin(url) != origin(self.base) and (self.user or self.asked["headers"]):
             message += f"; the headers are for {bare_url(self.base)} and were not sent to another origin"
         raise SourceError(message, f"it said: {said}" if said else "check the URL")
 
@@ -13805,22 +13806,20 @@ def linked_url(base: str, link: str, what: str) -> str:
         url = urllib.parse.quote(urllib.parse.urljoin(base, link), safe=URL_CHARACTERS)
     except ValueError:  # brackets without an address in them
         url = ""
-    if not is_web(url):
+    if origin(url) is None:
         raise SourceError(f"{what} {clip(link, 200)}", "only http(s) is followed")
     return url
 
 
-def is_web(url: str) -> bool:
+def origin(url: str) -> tuple[str, str, int] | None:
+    """Returns the scheme, host and port of a URL; None if it is no URL of http(s)."""
     try:
         parts = urllib.parse.urlsplit(url)
-        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-    except ValueError:  # such as a port that is no number
-        return False
-
-
-def same_origin(*urls: str) -> bool:
-    parts = map(urllib.parse.urlsplit, urls)
-    return len({(part.scheme, part.hostname, part.port or {"http": 80}.get(part.scheme, 443)) for part in parts}) == 1
+        usual = {"http": 80, "https": 443}[parts.scheme]
+        port = usual if parts.port is None else parts.port
+    except (KeyError, ValueError):  # such as a port that is no number
+        return None
+    return (parts.scheme, parts.hostname, port) if parts.hostname and port else None
 
 
 def with_query(url: str, query: Mapping[str, Any]) -> str:
@@ -14023,8 +14022,9 @@ class Loading:
     def insert(self, scan: Scan, shape: list[str]) -> None:
         house, marks = self.house, ", ".join(map(self.house.mark.format, range(len(shape))))
         statement = f"INSERT INTO {self.table} ({self.listed(shape)}) VALUES ({marks})"
+        cells = scan.cells(shape, house.place, self.holders)
         if self.mode == "upsert" and house.dialect not in ON_CONFLICT:
-            self.replace(scan, shape, statement)
+            self.replace(cells, shape, statement)
             return
         if self.mode == "upsert":
             others = map(house.spell, (name for name in shape if name not in self.keys))
@@ -14032,7 +14032,7 @@ class Loading:
             change = f"UPDATE SET {changes}" if changes else "NOTHING"
             statement += f" ON CONFLICT ({self.listed(self.keys)}) DO {change}"
         try:
-            house.change(statement, scan, shape, self.holders)
+            house.change(statement, cells)
         except house.errors as problem:
             text = cause_text(problem)
             is_text = re.search(r"NUL\b|0x00|surrogate|utf-?8", text, re.IGNORECASE) is not None
@@ -14040,16 +14040,15 @@ class Loading:
             raise SourceError(f"{house.label}: {self.table}: {where}{text}", house.hint(text)) from problem
         self.count += len(scan.rows)
 
-    def replace(self, scan: Scan, shape: list[str], insert: str) -> None:
+    def replace(self, cells: Iterable[tuple[Any, ...]], shape: list[str], insert: str) -> None:
         """Updates each row, or inserts it, in databases without ON CONFLICT."""
         equal = {name: f"{self.house.spell(name)} = {self.house.mark.format(i)}" for i, name in enumerate(shape)}
         changes = [equal[name] for name in shape if name not in self.keys] or equal.values()
         where = " AND ".join(equal[name] for name in self.keys)
         update = f"UPDATE {self.table} SET {', '.join(changes)} WHERE {where}"
-        for row in scan.rows:
-            row_scan = Scan(Rows([row]))
-            if not self.house.change(update, row_scan, shape, self.holders):
-                self.house.change(insert, row_scan, shape, self.holders)
+        for row in cells:
+            if not self.house.change(update, [row]):
+                self.house.change(insert, [row])
 
 
 def rows_of(names: list[str], cursor: Any, batch_rows: int | None) -> Batches:
@@ -14069,7 +14068,7 @@ class Warehouse:
     errors: Any = ()  # the exceptions of the library
     connection: Any = None
     execute: Callable[..., Batches | int]  # a query → its rows, all in one batch without a size; else how many changed
-    mark = "?"  # the n-th value of a statement
+    mark, place = "?", "sqlite"  # the n-th value of a statement, and what makes it of a cell
 
     def __exit__(self, kind: Any, problem: Any, trace: object) -> None:
         end = self.connection.commit if problem is None else self.connection.rollback
@@ -14177,14 +14176,14 @@ class SQLite(Warehouse):
             return int(cursor.rowcount)
         return rows_of([column[0] for column in cursor.description], cursor, batch_rows)
 
-    def change(self, statement: str, scan: Scan, shape: list[str], holders: Mapping[str, Column]) -> int:
+    def change(self, statement: str, rows: Iterable[tuple[Any, ...]]) -> int:
         """Executes a statement with the values of each row and returns how many rows it changed.
 
         While a stream reads this file, nothing can be written to it before the commit: changes stay in memory.
         """
         if self.path in self.read_from:
             self.connection.execute("PRAGMA cache_spill = 1000000000")  # a number of pages; OFF would be too late
-        return int(self.connection.executemany(statement, scan.cells(shape, "sqlite", holders)).rowcount)
+        return int(self.connection.executemany(statement, rows).rowcount)
 
 
 class SqlStep(SQLite):
@@ -14232,7 +14231,7 @@ class SqlStep(SQLite):
 class Alchemy(Warehouse):
     """A connection through SQLAlchemy."""
 
-    mark = ":c{}"
+    mark, place = ":c{}", "native"
 
     def __init__(self, url: str, around: Surroundings) -> None:
         self.alchemy = need("sqlalchemy", "sql", url.partition(":")[0])
@@ -14241,8 +14240,7 @@ class Alchemy(Warehouse):
         self.dialect = self.label = self.engine.dialect.name
 
     def make_engine(self, url: str) -> Any:
-        scheme, _, address = url.partition("://")
-        scheme = "postgresql" if scheme == "postgres" else scheme
+        scheme, _, address = re.sub("^postgres:", "postgresql:", url).partition("://")
         drivers = [driver for module, driver in DRIVERS.get(scheme, {}).items() if find_module(module)]
         try:
             return self.alchemy.create_engine(f"{'+'.join([scheme, *drivers[:1]])}://{address}")
@@ -14330,9 +14328,8 @@ class Alchemy(Warehouse):
         done = connection.execute(self.alchemy.text(query), params)
         return rows_of([*done.keys()], done, batch_rows) if done.returns_rows else int(done.rowcount)
 
-    def change(self, statement: str, scan: Scan, shape: list[str], holders: Mapping[str, Column]) -> int:
-        names = [f"c{i}" for i in range(len(shape))]
-        values = [dict(zip(names, row, strict=True)) for row in scan.cells(shape, "native", holders)]
+    def change(self, statement: str, rows: Iterable[tuple[Any, ...]]) -> int:
+        values = [{f"c{i}": value for i, value in enumerate(row)} for row in rows]
         return int(self.connection.execute(self.alchemy.text(statement), values).rowcount) if values else 0
 
 

@@ -284,6 +284,14 @@ def test_redirects_take_headers_to_their_own_origin_only(server: Server, other: 
     assert not {"Authorization", "X-Key"} & {*other.asked[-1][1]}
 
 
+def test_redirects_may_have_any_letter_and_end(server: Server, ctx: Context) -> None:
+    server.tell("/%C3%BC%20b", ROWS)
+    assert ctx.extract(server.tell("/moved", (301, {"Location": "/\u00c3\u00bc b"}, b""))) == ROWS  # UTF-8, as bytes
+    with pytest.raises(module.SourceError, match=r"a redirect leads to http.*/loop") as caught:
+        ctx.extract(server.tell("/loop", (302, {"Location": "loop"}, b"")))
+    assert (caught.value.hint, len(server.asked)) == ("it is the eleventh in turn", 13)
+
+
 @pytest.mark.parametrize("target", ["file:///etc/passwd", "ftp://127.0.0.1/x", "data:text/csv,a"])
 def test_redirects_lead_to_http_only(target: str, server: Server, ctx: Context) -> None:
     with pytest.raises(module.SourceError, match=r"(?i)redirect"):
@@ -600,11 +608,12 @@ def test_retry_after_never_ends_backing_off(text: str, server: Server, ctx: Cont
 
 
 def test_default_ports_are_the_same_origin() -> None:
-    assert module.same_origin("http://a.example", "http://a.example:80/x", "http://A.example/y")
-    assert module.same_origin("https://a.example", "https://a.example:443")
-    assert not module.same_origin("http://a.example", "https://a.example")
-    assert not module.same_origin("http://a.example", "http://a.example:443")
-    assert not module.same_origin("http://a.example", "http://b.example")
+    assert {*map(module.origin, ("http://a.example", "http://a.example:80/x", "http://A.example/y"))} == {
+        ("http", "a.example", 80)
+    }
+    assert module.origin("https://a.example") == module.origin("https://a.example:443")
+    others = ("http://a.example", "https://a.example", "http://a.example:443", "http://b.example", "ftp://a.example:80")
+    assert len({*map(module.origin, others)}) == 5
 
 
 def test_an_error_says_that_headers_were_not_sent(server: Server, other: Server, ctx: Context) -> None:
