@@ -77,6 +77,7 @@ if TYPE_CHECKING:
     import grp
     import gzip
     import hashlib
+    import heapq
     import hmac
     import http.client
     import importlib.machinery
@@ -186,7 +187,7 @@ else:
     for name in (
         *("argparse", "ast", "asyncio", "atexit", "base64", "bisect", "collections", "contextlib", "contextvars"),
         *("croniter", "csv", "ctypes", "datetime", "decimal", "difflib", "email.utils", "faulthandler", "fcntl"),
-        *("fnmatch", "functools", "glob", "graphlib", "grp", "gzip", "hashlib", "hmac", "http.client"),
+        *("fnmatch", "functools", "glob", "graphlib", "grp", "gzip", "hashlib", "heapq", "hmac", "http.client"),
         *("importlib.util", "inspect", "linecache", "logging", "operator", "pickle", "pwd", "queue", "random", "re"),
         *("resource", "select", "shlex", "shutil", "signal", "socket", "sqlite3", "ssl", "struct", "subprocess"),
         *("tarfile", "tempfile", "textwrap", "threading", "tomllib", "traceback", "typing", "urllib.parse", "uuid"),
@@ -608,7 +609,7 @@ MIGRATIONS = (
 
     -- When a pipeline runs by itself.  `options` are in force: first `command`, what a command has set, then the
     -- decorator's, then defaults.  Ticks up to `watermark_at` are decided; the next one, `next_at`, is decided
-    -- at `due_at`, and never while the schedule is held (undeployed, disabled, paused).
+    -- at `due_at`, and never while the schedule is held (undeployed, disabled, paused, invalid).
     CREATE TABLE schedules (
         pipeline TEXT PRIMARY KEY REFERENCES pipelines (name), command TEXT NOT NULL, options TEXT NOT NULL,
         enabled INTEGER NOT NULL, held TEXT, anchor_at TEXT NOT NULL, watermark_at TEXT NOT NULL,
@@ -637,6 +638,8 @@ MIGRATIONS = (
         created_at TEXT NOT NULL, expires_at TEXT, used_at TEXT, revoked_at TEXT, actor TEXT NOT NULL
     ) STRICT, WITHOUT ROWID;
     """,
+    # A schedule has bounds.
+    "UPDATE schedules SET options = json_insert(options, '$.start', NULL, '$.end', NULL);",
 )
 
 
@@ -830,9 +833,9 @@ VALUES: dict[str, Json | str] = {
     "progress": "done:number total:number? message:line",
     # What the process that loads a deployed file says of it.
     "pipeline": "name:pipeline_name function:line params:object description:line tags:line* schedule:line?"
-    " every:amount? timezone:line? timeout:amount? retries:count retry_delay:amount retry_backoff:amount"
-    " retry_delay_max:amount? retry_jitter:amount retry_on:line*? queue_timeout:amount? memory:amount?"
-    " max_concurrent:count? overlap:overlap misfire:misfire catchup_window:amount jitter:amount"
+    " every:amount? start:line? end:line? timezone:line? timeout:amount? retries:count retry_delay:amount"
+    " retry_backoff:amount retry_delay_max:amount? retry_jitter:amount retry_on:line*? queue_timeout:amount?"
+    " memory:amount? max_concurrent:count? overlap:overlap misfire:misfire catchup_window:amount jitter:amount"
     " after:pipeline_name* pause_after_failures:count? expect_success_within:amount? executor:line?"
     " line:count?",
     "scan": "secrets:object missing_imports:line*",
@@ -1676,8 +1679,22 @@ def check_zone(name: str) -> str:
             zoneinfo.ZoneInfo(name)
         return name
     except (zoneinfo.ZoneInfoNotFoundError, ValueError, OSError):
-        hint = did_you_mean(name, zoneinfo.available_timezones(), "for example Europe/London")
-        raise BadRequest(f"there is no time zone '{name}'", hint) from None
+        raise BadRequest(f"there is no time zone '{name[:WORD_MAX]}'", zone_hint(name)) from None
+
+
+def zone_hint(name: str) -> str:
+    """Says what to write instead of a name; guesses no place."""
+    example, word = "for example Europe/London", name.upper()
+    if word in ("Z", "ZULU", "UTC", "GMT"):
+        return "write UTC"
+    if offset := re.fullmatch(r"(?:UTC|GMT)?([+-])0?(\d\d?)(?::?00)?", word):
+        there = f"Etc/GMT{'-+'[offset[1] == '-']}{offset[2]}"
+        return f"that is {there}, signed the other way round; a place, {example}, has summer time too"
+    if re.fullmatch(r"[A-Z]{2,4}(\d[A-Z]*)?", name):
+        return "an abbreviation stands for several zones: name a place, for example America/Los_Angeles"
+    known = zoneinfo.available_timezones()
+    same = [zone for zone in known if f"/{zone}".upper().endswith(f"/{word}")]
+    return did_you_mean(name, same or (known if "/" in name else ()), example)
 
 
 EXECUTOR_KEYS = {
@@ -2496,15 +2513,14 @@ TIME_HINT = "2026-01-01T06:00:00Z, or 2026-01-01T06:00 or 2026-01-01 in the time
 def parse_time(text: str, zone: Zone) -> int:
     """The instant that a text names: RFC 3339, or a date, or a time as a clock of the zone shows it.
 
-    A fraction of a second is rounded up.  A time that the clock skips means the instant of the change;
+    A fraction of a second is cut.  A time that the clock skips means the instant of the change;
     a time that it shows twice means the first instant.
     """
     try:
         if not re.fullmatch(TIME_RULE, text, re.ASCII):
             raise ValueError(text)
-        named = datetime.datetime.fromisoformat(text.upper())
-        whole = named.replace(microsecond=0, tzinfo=named.tzinfo or datetime.UTC)
-        seconds = int(whole.timestamp()) + bool(named.microsecond)
+        named = datetime.datetime.fromisoformat(text.upper()).replace(microsecond=0)
+        seconds = int(named.replace(tzinfo=named.tzinfo or datetime.UTC).timestamp())
         at = zone.instant(seconds) if named.tzinfo is None else seconds
         if not 0 <= at < TIME_MAX:
             raise ValueError(text)
@@ -2642,15 +2658,24 @@ class Cron:
         return following if following < TIME_MAX else None
 
 
-def split_cron(text: str) -> list[str]:
-    """The five or six fields of an expression in lower case; aliases are spelled out."""
+def read_crons(text: str) -> list[Cron]:
+    """Reads a cron expression, or several with `|` between them."""
     if not isinstance(text, str) or len(text) > 1_000:
         raise BadRequest("a cron expression is a short text", CRON_HINT)
+    return [*map(Cron, text.split("|"))]
+
+
+def split_cron(text: str) -> list[str]:
+    """The five or six fields of an expression in lower case; aliases are spelled out."""
     word = text.strip(" \t")
     if word.startswith("@") and word not in CRON_ALIASES:
         hint = did_you_mean(word.lower(), CRON_ALIASES, cron_hint(word))
         raise BadRequest(f"found '{word[:40]}', expected one of {', '.join(CRON_ALIASES)}", hint)
     fields = re.findall(r"[^ \t]+", CRON_ALIASES.get(word, word).lower())
+    if len(fields) == 6 and ("?" in fields or (fields[0] != "*" and not re.search(r"\d", fields[5]))):
+        second, *others = [field.replace("?", "*") for field in fields]
+        shown = " ".join([*others, second] if second != "0" else others)
+        raise BadRequest(f"{text[:80]!r} seems to begin with its seconds", f'seconds come last: "{shown}"')
     if not 5 <= len(fields) <= 6:
         count = f"{len(fields)} field{'s' * (len(fields) != 1)}"
         names = "five (minute, hour, day of month, month, day of week) or six (then second)"
@@ -2664,14 +2689,15 @@ def spell_field(number: int, field: str) -> str:
     names, (least, most) = croniter.croniter.ALPHACONV[number], croniter.croniter.RANGES[number]
     spelled: list[str] = []
     for part in field.split(","):
-        form = re.fullmatch(rf"(?:\*|({value})-({value}))(?:/([1-9]\d?))?|{value}{more}", part, re.ASCII)
+        form = re.fullmatch(rf"(?:\*|({value})-({value}))(?:/([1-9]\d{{0,8}}))?|{value}{more}", part, re.ASCII)
         low, high, step = (int(names.get(word, word or 0)) for word in form.groups()) if form else (0, 0, 0)
-        if form is None or low > high or step > most - least + 1:
+        if form is None or low > high:
             wanted = f"{meaning}, a range that goes up, or a step after * or a range"
             raise cron_refusal(number, field, wanted, cron_hint(part))
-        whole = "*/1" if spelled else "*"  # in a list, croniter takes a later `*` for a field that begins with it
+        # In a list, croniter takes a later `*` for a field that begins with it.  It knows no step beyond the range.
+        whole = f"*/{min(step or 1, most - least + 1)}" if step or spelled else "*"
         values = ",".join(map(str, range(low, high + 1, step or 1)))
-        spelled.append(values if form[1] else whole if part == "*" else part)
+        spelled.append(values if form[1] else whole if part.startswith("*") else part)
     text = ",".join(spelled)
     return re.sub("(?<!/)7", "0", text) if number == 4 else text  # beside seconds, croniter 6 does not know day 7
 
@@ -2687,23 +2713,27 @@ def cron_hint(word: str) -> str:
 
 
 class Times:
-    """When a schedule is due: *ticks* yields all ticks after an instant, in order."""
+    """When a schedule is due: the ticks of *walk*, which yields all after an instant, from *start* to *end*."""
 
-    def __init__(self, kind: str, ticks: Callable[[int], Iterator[Tick]]) -> None:
-        self.kind, self.ticks = kind, ticks
+    def __init__(
+        self, kind: str, walk: Callable[[int], Iterator[Tick]], start: int = 0, end: int = TIME_MAX
+    ) -> None:  # fmt: skip
+        self.kind, self.walk, self.start, self.end = kind, walk, start, end
+
+    def ticks(self, after: int, until: int = TIME_MAX) -> Iterator[Tick]:
+        """Yields all ticks after an instant, up to another, in order."""
+        until = min(until, self.end)
+        return itertools.takewhile(lambda tick: tick[0] <= until, self.walk(max(after, self.start - 1)))
 
     def next(self, after: int) -> Tick | None:
         return next(self.ticks(after), None)
 
-    def between(self, after: int, until: int) -> Iterator[Tick]:
-        return itertools.takewhile(lambda tick: tick[0] <= until, self.ticks(after))
-
     def count(self, after: int, until: int, most: int) -> int:
-        """Counts the ticks of `between`; beyond *most* it may stop."""
-        return sum(1 for _ in itertools.islice(self.between(after, until), most + 1))
+        """Counts the ticks between two instants; beyond *most* it stops."""
+        return sum(1 for _ in itertools.islice(self.ticks(after, until), most + 1))
 
     def latest(self, after: int, until: int, most: int) -> list[Tick]:
-        """Returns the last ticks of `between`, at most *most*, oldest first.
+        """Returns the last ticks between two instants, at most *most*, oldest first.
 
         It looks back from *until*, further and further, because *after* may be years ago.
         """
@@ -2711,36 +2741,35 @@ class Times:
         ticks: list[Tick] = []
         while begin > after and len(ticks) < most:
             begin = max(after, until - span)
-            ticks = [*self.between(begin, until)]
+            ticks = [*self.ticks(begin, until)]
             span *= 8
         return ticks[-most:]
 
 
-class CronTimes(Times):
+def cron_times(text: str, zone: Zone) -> Times:
     """The ticks of a cron expression in a time zone.  Many schedules share it and ask the same."""
+    crons = read_crons(text)
+    kinds = {cron.kind for cron in crons}
+    times = Times(kinds.pop() if len(kinds) == 1 else "mixed", lambda after: merge(crons, zone, after))
+    times.next = functools.lru_cache(1)(times.next)  # type: ignore[method-assign]
+    times.count = functools.lru_cache(10)(times.count)  # type: ignore[method-assign]
+    return times
 
-    def __init__(self, cron: Cron, zone: Zone) -> None:
-        super().__init__(cron.kind, lambda after: clock_ticks(cron, zone, after))
-        self.next = functools.lru_cache(1)(super().next)  # type: ignore[method-assign]
-        self.count = functools.lru_cache(10)(super().count)  # type: ignore[method-assign]
+
+def merge(crons: list[Cron], zone: Zone, after: int) -> Iterator[Tick]:
+    """Merges the ticks of expressions: one an instant, moved if all that are due then are moved there."""
+    streams = [clock_ticks(cron, zone, after) for cron in crons]
+    if len(streams) == 1:
+        return streams[0]
+    return (next(same) for _, same in itertools.groupby(heapq.merge(*streams), lambda tick: tick[0]))
 
 
-class Interval(Times):
-    """Ticks at equal distances from an anchor."""
-
-    def __init__(self, every: int, anchor: int) -> None:
-        super().__init__("interval", self.steps)
-        self.every, self.anchor = every, anchor
-
-    def number(self, at: int) -> int:
-        """How many ticks there are up to an instant."""
-        return max((at - self.anchor) // self.every, 0)
-
-    def steps(self, after: int) -> Iterator[Tick]:
-        return ((self.anchor + number * self.every, False) for number in itertools.count(self.number(after) + 1))
-
-    def count(self, after: int, until: int, most: int) -> int:
-        return self.number(until) - self.number(after)
+def interval(every: int, anchor: int) -> Times:
+    """Ticks at equal distances from an anchor, before it too."""
+    return Times(
+        "interval",
+        lambda after: ((at, False) for at in itertools.count(after + every - (after - anchor) % every, every)),
+    )
 
 
 def once(at: int) -> Times:
@@ -2793,6 +2822,8 @@ SCHEDULE_OPTIONS: Json = {
     "cron": None,
     "every_s": None,
     "at": None,
+    "start": None,
+    "end": None,
     "timezone": None,
     "misfire": "last",
     "catchup_window_s": 86_400.0,
@@ -2808,13 +2839,13 @@ TIMINGS = ("cron", "every_s", "at")
 def schedule_options(live: Json, command: Json) -> Json:
     """The options of a schedule: the command line's, then the decorator's, then the defaults.
 
-    A timing of the command line replaces the decorator's and its time zone.
+    A timing of the command line replaces the decorator's, its time zone and its bounds.
     """
     # The decorator has the same names without the unit.  It has no `at`; its `params` are those of the function.
     decorated = {name: live.get(name.removesuffix("_s")) for name in SCHEDULE_OPTIONS if name not in ("at", "params")}
     decorated["cron"] = live.get("schedule")
     if any(name in command for name in TIMINGS):
-        decorated |= dict.fromkeys((*TIMINGS, "timezone"))
+        decorated |= dict.fromkeys((*TIMINGS, "timezone", "start", "end"))
     given = {name: value for name, value in decorated.items() if value is not None}
     return SCHEDULE_OPTIONS | given | command
 
@@ -2828,13 +2859,23 @@ def read_timing(cron: str | None, every: float | str | None, at: str | None, zon
     return {"cron": cron} if at is None else {"at": rfc3339(parse_time(at, zone))}
 
 
-def times_of(options: Json, anchor: int, timezone: str) -> Times | None:
-    """Returns when a schedule with these options is due; None if they do not say."""
+def times_of(
+    options: Json, anchor: int, zone: Zone, read_cron: Callable[[str, Zone], Times] = cron_times
+) -> Times | None:  # fmt: skip
+    """Returns when a schedule with these options is due; None if they do not say.
+
+    An interval is counted from its `start`, else from the *anchor*.
+    """
+    start, end = (options[name] and parse_time(options[name], zone) for name in ("start", "end"))
     if options["cron"] is not None:
-        return CronTimes(Cron(options["cron"]), Zone(options["timezone"] or timezone))
-    if options["every_s"] is not None:
-        return Interval(int(options["every_s"]), anchor)
-    return None if options["at"] is None else once(instant_of(options["at"]))
+        times = read_cron(options["cron"], zone)
+    elif options["every_s"] is not None:
+        times = interval(int(options["every_s"]), start or anchor)
+    elif options["at"] is not None:
+        times = once(instant_of(options["at"]))
+    else:
+        return None
+    return times if start == end else Times(times.kind, times.ticks, start or 0, end or TIME_MAX)
 
 
 def delay_of(pipeline: str, jitter_s: float) -> int:
@@ -6162,7 +6203,7 @@ async def deploy(
         tau deploy shop --entry main.py  # a folder, of which one file is loaded
     """
     if schedule is not None:
-        await asyncio.to_thread(Cron, schedule)
+        await asyncio.to_thread(read_crons, schedule)
     daemon = call.daemon
     deployment = Deployment(call, files, include, entry)
     try:
@@ -6230,8 +6271,11 @@ def preview_pipeline(call: Call, row: Json) -> Json:
 def timing(row: Json, agenda: Agenda) -> tuple[Times | None, Zone]:
     """Returns the times of a schedule (None: it is never due) and its time zone."""
     options = row["options"]
-    times = times_of(options, instant_of(row["anchor_at"]), agenda.timezone)
-    return times, Zone(options["timezone"] or agenda.timezone)
+    try:
+        zone = Zone(options["timezone"] or agenda.timezone)
+        return times_of(options, instant_of(row["anchor_at"]), zone), zone
+    except BadRequest:  # then it is held as invalid
+        return None, Zone("UTC")
 
 
 @destroys
@@ -6677,7 +6721,7 @@ def ticks(
 ) -> Json:
     """Preview when a schedule is due, without a pipeline: in UTC, in local time, and whether DST has moved it.
 
-    expr          a cron expression: "0 6 * * *"; with six fields the last is seconds
+    expr          a cron expression: "0 6 * * *"; with six fields the last is seconds; `|` between several
     every         an interval instead: seconds, or 15m, 1h30m; counted from --after
     timezone      the time zone of the expression, for example Europe/London; without it the configured one
     after         the ticks strictly after this time; without it after now
@@ -6689,7 +6733,7 @@ def ticks(
     """
     zone = Zone(timezone or call.daemon.settings["timezone"])
     begin = int(time.time()) if after is None else parse_time(after, zone)
-    times = times_of(SCHEDULE_OPTIONS | read_timing(expr, every, None, zone), begin, zone.name)
+    times = times_of(SCHEDULE_OPTIONS | read_timing(expr, every, None, zone), begin, zone)
     return preview(call, times, zone, begin, limit) | {"kind": times and times.kind, "timezone": zone.name}
 
 
@@ -6698,7 +6742,7 @@ TICKS_SHOWN = 5
 
 def preview(call: Call, times: Times | None, zone: Zone, after: int, limit: int = TICKS_SHOWN) -> Json:
     """Returns the next ticks: in UTC, in local time, and whether DST has moved each."""
-    coming = iter(()) if times is None else times.between(after, TIME_MAX)
+    coming = iter(()) if times is None else times.ticks(after)
     ticks = []
     for tick in itertools.islice(coming, limit):
         ticks.append(tick)
@@ -6718,6 +6762,8 @@ async def schedule(
     *,
     every: Duration | None = None,
     at: str | None = None,
+    start: str | None = None,
+    end: str | None = None,
     timezone: str | None = None,
     misfire: str | None = None,
     catchup_window: Duration | None = None,
@@ -6727,14 +6773,17 @@ async def schedule(
     texts: Texts | None = None,
     disable: bool = False,
     enable: bool = False,
+    now: bool = False,
     clear: bool = False,
 ) -> Json:
     """Schedule a pipeline, or show its schedule and next ticks; this wins over the decorator until cleared.
 
     name          which pipeline
-    expr          a cron expression: "0 6 * * *"; with six fields the last is seconds
-    every         an interval instead: seconds, or 15m, 1h30m; counted from now, whatever the runs take
+    expr          a cron expression: "0 6 * * *"; with six fields the last is seconds; `|` between several
+    every         an interval instead: seconds, or 15m, 1h30m; counted from --start or now, whatever the runs take
     at            a time instead, once: 2026-01-01T06:00 in the time zone, or with Z
+    start         no tick is before this time
+    end           no tick is after this time
     timezone      the time zone of the schedule, for example Europe/London; without it the configured one
     misfire       what is done about missed ticks: run the last one, skip them, or run all
     catchup_window  how long a missed tick may still run late
@@ -6744,6 +6793,7 @@ async def schedule(
     texts -p      one of these params: JSON where the pipeline wants it, else text
     disable       nothing is due until it is enabled again
     enable        it is due again, from now on
+    now           the run of the next tick is queued now; at the tick it has run already
     clear         delete what the command line has set: the decorator counts again
 
     Examples:
@@ -6751,7 +6801,7 @@ async def schedule(
         tau schedule orders --every 15m --overlap queue
     """
     agenda = call.daemon.agenda
-    before = call.ask.schedule(name)
+    before = call.ask.schedule(name, undeployed=clear)
     command = {} if clear else before["command"]
     zone = Zone(timezone or before["options"]["timezone"] or agenda.timezone)
     if expr is not None or every is not None or at is not None:
@@ -6759,6 +6809,8 @@ async def schedule(
     if disable and enable:
         raise BadRequest("--disable and --enable are opposites", "choose one of them")
     given = {
+        "start": start and rfc3339(parse_time(start, zone)),
+        "end": end and rfc3339(parse_time(end, zone)),
         "timezone": timezone,
         "misfire": misfire,
         "catchup_window_s": catchup_window,
@@ -6767,17 +6819,19 @@ async def schedule(
         "params": params if texts is None else read_texts(call, name, params, texts),
     }
     command = command | {key: value for key, value in given.items() if value is not None}
-    changed = False
+    fired: Json = {"changed": False}
     if disable or enable or clear or command != before["command"]:
         enabled = False if disable else True if enable or clear else None
-        changed = await call.write(agenda.set_schedule, name, command, enabled)
-    return await call.beside(lambda call: find_schedule(call, name) | {"changed": changed})
+        fired["changed"] = await call.write(agenda.set_schedule, name, command, enabled)
+    if now:
+        fired = await call.write(agenda.fire_next, name)
+    return await call.beside(lambda call: find_schedule(call, name, clear) | fired)
 
 
-def find_schedule(call: Call, name: str) -> Json:
+def find_schedule(call: Call, name: str, undeployed: bool = False) -> Json:
     """Returns a schedule as a document: its options, where they come from, the next ticks."""
     agenda = call.daemon.agenda
-    row = call.ask.schedule(name)
+    row = call.ask.schedule(name, undeployed)
     paused = call.ask.pause(name) or call.ask.pause("")
     times, zone = timing(row, agenda)
     return {
@@ -6788,6 +6842,7 @@ def find_schedule(call: Call, name: str) -> Json:
         "kind": times and times.kind,
         "enabled": bool(row["enabled"]),
         "paused": paused,
+        "held": row["held"],
         "watermark_at": row["watermark_at"],
         "next_at": row["next_at"] if row["due_at"] and not paused else None,
         **preview(call, times, zone, max(int(time.time()), instant_of(row["watermark_at"]))),
@@ -6852,6 +6907,9 @@ def tick_at(call: Call, name: str, asked: int | None, now: int) -> Json:
 def find_blockers(call: Call, schedule: Json, upstream: list[Json]) -> Iterator[Json]:
     """Yields each reason why a pipeline does not run by itself now, with details."""
     ask, name, overlap = call.ask, schedule["pipeline"], schedule["overlap"]
+    row, options = ask.schedule(name), ask.version(name, None)["options"]
+    if wrong := call.daemon.agenda.fault(name, options, row["command"]):
+        yield {"by": "invalid", "reason": str(wrong), "hint": wrong.hint}
     if not schedule["enabled"]:
         yield {"by": "disabled", "hint": shell_line("tau", "schedule", name, "--enable")}
     for scope, word in ((name, name), ("", "--all")):
@@ -6861,7 +6919,7 @@ def find_blockers(call: Call, schedule: Json, upstream: list[Json]) -> Iterator[
         yield {"by": "overlap", "overlap": overlap, "run_ids": active[:TICKS_SHOWN]}
     if (queued := call.ask.totals()["queued"]) >= call.daemon.settings["max_queued"]:
         yield {"by": "queue full", "queued": queued, "hint": "tau status"}
-    most = call.ask.version(name, None)["options"].get("max_concurrent")
+    most = options.get("max_concurrent")
     if most is not None and ask.live_runs(name) >= most:
         yield {"by": "max_concurrent", "max_concurrent": most, "hint": shell_line("tau", "runs", name)}
     if waiting := [row["pipeline"] for row in upstream if row["run_id"] is None]:
@@ -6876,12 +6934,12 @@ def past_words(tick: Json) -> str:
         key = "overlap"
     elif key in ("skipped", "missed", "dropped"):
         key = "some" if words["ticks"] > 1 else "single"
+        words["ticks"] = f"{words['ticks']}{' or more' if 'at_least' in tick else ''}"
     if cause:
-        words["why"] = f": {CAUSES.get(cause['what'], cause['what'])} from {cause['from']} until {cause['until']}"
+        words["why"] = f": {cause['what'].replace('_', ' ')} from {cause['from']} until {cause['until']}"
     if words["trigger"] == "catchup":
         words["late"] = f" late (catchup{words['why']})"
     words["moved"] = MOVED if tick.get("moved") else ""
-    words["how"] = RAN_BY.get(words["trigger"])
     return SENTENCES["ran" if last else key].format(**words)
 
 
@@ -6892,33 +6950,15 @@ SENTENCES = {
     "overlap": "The tick of {scheduled_for} was skipped: run {run_id} of an earlier tick was unfinished.",
     "some": "The {ticks} ticks from {from} to {scheduled_for} were {decision}{why} ({message}).",
     "single": "The tick of {scheduled_for} was {decision}{why} ({message}).",
-    "ran": "It last ran {how} ({run_id}: {status}).",
+    "ran": "Its last run is {run_id} ({trigger}): {status}.",
     "none": "Nothing ran: {reason}.",
     "undecided": "Nothing ran: {reason}.",
-}
-#: Trigger → how a run came about, in words.
-RAN_BY = {
-    "manual": "by hand",
-    "schedule": "by its schedule",
-    "catchup": "late, by its schedule",
-    "retry": "as a retry",
-    "chain": "after its upstream",
-    "backfill": "by a backfill",
-    "webhook": "by a webhook",
-    "heal": "to be healed",
-}
-CAUSES = {
-    "daemon_down": "the daemon was down",
-    "suspended": "the machine slept",
-    "clock_set_forward": "the clock was set forward",
-    "daemon_busy": "the daemon was busy",
-    "storage_full": "the disk was full",
 }
 
 
 def future_words(kind: str | None, coming: Json, blockers: list[Json], upstream: list[Json]) -> str:
     """Says in a sentence when a pipeline runs next."""
-    stops = dict.fromkeys(reason["by"] for reason in blockers if reason["by"] in ("disabled", "paused"))
+    stops = dict.fromkeys(reason["by"] for reason in blockers if reason["by"] in ("disabled", "paused", "invalid"))
     if stops:
         return f"It does not run by itself: {', '.join(stops)}."
     if coming["tick"]:
@@ -6982,14 +7022,9 @@ AGAIN = "choose another --from and --to"
 
 
 def past_ticks(call: Call, times: Times, begin: int, end: int) -> list[str]:
-    """Returns the ticks from *begin* to *end*, both included.  Raises BadRequest if they are too many.
-
-    An interval has ticks before its anchor too.
-    """
-    if isinstance(times, Interval):
-        times = Interval(times.every, begin - 1 - (begin - 1 - times.anchor) % times.every)
+    """Returns the ticks from *begin* to *end*, both included.  Raises BadRequest if they are too many."""
     ticks = []
-    for at, _ in times.between(begin - 1, end):
+    for at, _ in times.ticks(begin - 1, end):
         ticks.append(rfc3339(at))
         call.budget.check()
         if len(ticks) > BACKFILL_TICKS_MAX:
@@ -7571,7 +7606,7 @@ class Deployment:
     def check_cron(self, row: Json) -> None:
         """Raises LoadFailed if the `schedule` of a pipeline is no cron expression: only the daemon has croniter."""
         try:
-            Cron(row["schedule"])
+            read_crons(row["schedule"])
         except BadRequest as problem:
             entry, line = row["entry"], row["line"]
             code = self.sources[entry].decode().splitlines()[line - 1 : line]
@@ -8619,7 +8654,7 @@ class Agenda:
         self.store, self.timezone = store, timezone
         # Reading an expression costs as much as ten ticks; a zone caches the changes of its clock.
         self.zone = functools.lru_cache(None)(Zone)
-        self.cron_times = functools.lru_cache(EXPRESSIONS_CACHED)(lambda cron, zone: CronTimes(Cron(cron), zone))
+        self.cron_times = functools.lru_cache(EXPRESSIONS_CACHED)(cron_times)
         store.on_finish = self.follow
 
     def open(self) -> None:
@@ -8635,32 +8670,43 @@ class Agenda:
         self.check(pipelines, caller, cron)
         actor = caller.name
         deployed = self.store.deploy(pipelines, digest, actor)
-        for pipeline in pipelines:
-            name = pipeline["name"]
+        for pipeline, answer in zip(pipelines, deployed, strict=True):
+            name, command = pipeline["name"], self.command(pipeline["name"], cron)
             self.save_chain(name, pipeline.get("after") or [])
-            self.sync(name, actor, self.command(name, cron))
+            self.sync(name, actor, command)
+            if wrong := self.fault(name, pipeline, command):
+                answer["held"] = {"by": "invalid", "reason": str(wrong), "hint": wrong.hint}
         return deployed
 
     def check(self, pipelines: list[Json], caller: Caller, cron: str | None = None) -> None:
-        """Raises BadRequest unless all of these can be deployed."""
+        """Raises BadRequest unless all of these can be deployed.
+
+        A schedule of the command line that no longer fits is held: it must not prevent a deployment.
+        """
         self.check_chains(pipelines, caller)
         for pipeline in pipelines:
-            self.read(pipeline["name"], pipeline, self.command(pipeline["name"], cron))
+            name = pipeline["name"]
+            wrong = self.fault(name, pipeline, self.command(name, cron))
+            if wrong is not None and cron is None:
+                wrong = self.fault(name, pipeline, {})
+            if wrong is not None:
+                raise BadRequest(str(wrong), "give each param a default")
 
     def command(self, name: str, cron: str | None) -> Json:
         """Returns what the command line has set of a schedule, with this *cron* if it is given."""
         command: Json = self.row(name)["command"]
         return command if cron is None else retimed(command, {"cron": cron})
 
-    def read(self, name: str, live: Json, command: Json) -> Times | None:
-        """Returns when a pipeline would be due; raises BadRequest if its options are wrong."""
+    def fault(self, name: str, live: Json, command: Json) -> BadRequest | None:
+        """Returns why a pipeline cannot run by itself with these options, None if it can or is not to."""
         options = schedule_options(live, command)
-        if live.get("after") or any(options[timing] is not None for timing in TIMINGS):
-            wrong = mismatch(live["params"], options["params"], "params")
-            if wrong is not None:
-                hint = "add -p KEY=VALUE for it, or give each param a default"
-                raise BadRequest(f"'{name}' cannot run by itself: {wrong}", wrong.hint or hint)
-        return times_of(options, self.now(), self.timezone)
+        try:
+            times = times_of(options, self.now(), self.zone(options["timezone"] or self.timezone))
+        except BadRequest as problem:
+            return problem
+        wrong = mismatch(live["params"], options["params"], "params") if times or live.get("after") else None
+        hint = f"`{shell_line('tau', 'schedule', name, '-p', 'KEY=VALUE')}` sets its params; or give each a default"
+        return wrong and BadRequest(f"'{name}' cannot run by itself: {wrong}", hint)
 
     def undeploy(self, name: str, actor: str) -> list[str] | None:
         """Takes a pipeline out of service; returns its cancelled runs, None if it was not deployed."""
@@ -8672,12 +8718,16 @@ class Agenda:
 
     def set_schedule(self, name: str, command: Json, enabled: bool | None, actor: str) -> bool:
         """Saves what the command line sets of a schedule; returns whether that changed anything."""
-        if (live := self.sql.live_options(name)) is None:
+        live, now = self.sql.live_options(name), self.now()
+        if live is None and (command or not self.sql.is_known(name)):
             raise self.store.sql.unknown(name)
-        times, now = self.read(name, live, command), self.now()
-        if times is not None and enabled is not False and times.next(now) is None:
-            hint = f"give a time to come, such as --at {rfc3339(now + 3600)}"
-            raise BadRequest(f"the schedule of '{name}' would never be due: all of it is in the past", hint)
+        if live is not None and command and enabled is not False:
+            if wrong := self.fault(name, live, command):
+                raise wrong
+            times = self.times(self.row(name) | {"options": schedule_options(live, command)})
+            if times is not None and times.next(now) is None:
+                hint = f"give a time to come, such as --at {rfc3339(now + 3600)}"
+                raise BadRequest(f"the schedule of '{name}' would never be due: all of it is in the past", hint)
         return self.sync(name, actor, command, enabled)
 
     def sync(self, name: str, actor: str, command: Json | None = None, enabled: bool | None = None) -> bool:
@@ -8713,6 +8763,7 @@ class Agenda:
         command = row["command"] if command is None else command
         enabled = bool(row["enabled"]) if enabled is None else enabled
         reasons = {"undeployed": live is None, "disabled": not enabled, "paused": self.sql.pause(row["pipeline"])}
+        reasons["invalid"] = live is not None and self.fault(row["pipeline"], live, command) is not None
         held = next((reason for reason, holds in reasons.items() if holds), None)
         options = schedule_options(live or {}, command)
         return {"command": command, "options": options, "enabled": int(enabled), "held": held}
@@ -8736,11 +8787,10 @@ class Agenda:
 
     def times(self, row: Json) -> Times | None:
         options = row["options"]
-        if options["cron"] is None:
-            return times_of(options, instant_of(row["anchor_at"]), self.timezone)
         try:
-            return self.cron_times(options["cron"], self.zone(options["timezone"] or self.timezone))
-        except BadRequest as problem:  # it was checked when it was set: the system has lost its time zone
+            zone = self.zone(options["timezone"] or self.timezone)
+            return times_of(options, instant_of(row["anchor_at"]), zone, self.cron_times)
+        except BadRequest as problem:  # it was right when it was set: the system has lost its time zone, say
             self.store.event("schedule.broken", row["pipeline"], None, {"message": str(problem)})
             return None
 
@@ -8762,7 +8812,7 @@ class Agenda:
         """Decides the ticks of a schedule up to now; returns the live runs that must make room."""
         name, times, key = row["pipeline"], self.times(row), {"pipeline": row["pipeline"]}
         if times is None:
-            self.sql.set("schedules", key, next_at=None, due_at=None)
+            self.sql.set("schedules", key, next_at=None, due_at=None, held="invalid")
             return []
         plan = due(row, times, now, self.sql.unfinished_ticks(name), gaps)
         stops = [run_id for run_id in plan.cancel if self.make_room(run_id)]
@@ -8782,17 +8832,35 @@ class Agenda:
         if "with" in decision:
             data["run_id"] = decision["with"] or earlier
         if kind == "tick.fired":
-            params, trigger = row["options"]["params"], decision["trigger"]
             try:
-                if runs := self.sql.tick_runs(name, tick, tick):
-                    kind, data = "tick.skipped", data | {"reason": "has a run", "run_id": runs[tick]["run_id"]}
-                else:
-                    run_id = self.store.add_run(name, params, None, trigger, "scheduler", scheduled_for=tick)[0]
-                    data["trigger"] = trigger
+                run_id, is_new = self.run_tick(row, tick, decision["trigger"], "scheduler")
+                data["trigger"] = decision["trigger"]
+                if not is_new:
+                    kind, data, run_id = "tick.skipped", data | {"reason": "has a run", "run_id": run_id}, None
             except TauError as refused:
                 kind, data = "tick.skipped", data | {"reason": refused.code, "message": str(refused)}
         self.store.event(kind, name, run_id, data, "scheduler", tick)
         return run_id
+
+    def run_tick(self, row: Json, tick: str, trigger: str, actor: str) -> tuple[str, bool]:
+        """Queues the run of a tick, unless it has one; returns its id, and whether it is new."""
+        name = row["pipeline"]
+        if runs := self.sql.tick_runs(name, tick, tick):
+            return runs[tick]["run_id"], False
+        return self.store.add_run(name, row["options"]["params"], None, trigger, actor, scheduled_for=tick)[0], True
+
+    def fire_next(self, name: str, actor: str) -> Json:
+        """Queues the run of the next tick now; when that comes, it has its run."""
+        row = self.sql.schedule(name)
+        times = self.times(row)
+        tick = times.next(self.now()) if times is not None else None
+        if tick is None:
+            raise BadRequest(f"'{name}' has no tick to come", shell_line("tau", "run", name))
+        at = rfc3339(tick[0])
+        run_id, is_new = self.run_tick(row, at, "schedule", actor)
+        if is_new:
+            self.store.event("tick.fired", name, run_id, {"trigger": "schedule", "moved": tick[1]}, actor, at)
+        return {"run_id": run_id, "scheduled_for": at, "changed": is_new}
 
     def make_room(self, run_id: str) -> bool:
         """Ends a run that a later tick replaces; returns True if it is live and must be stopped."""
@@ -8977,7 +9045,7 @@ class Agenda:
 
 
 def retimed(command: Json, timing: Json) -> Json:
-    return {name: value for name, value in command.items() if name not in TIMINGS} | timing
+    return {name: value for name, value in command.items() if name not in (*TIMINGS, "start", "end")} | timing
 
 
 def source_of(options: Json, command: Json) -> str | None:
@@ -8995,7 +9063,7 @@ def wants_backfill(latest: Json | None, only: str) -> bool:
 
 
 #: The causes of gaps whose ticks never run: no run was wanted then.
-HOLDS = ("paused", "disabled", "undeployed", "edited", "restored")
+HOLDS = ("paused", "disabled", "undeployed", "invalid", "edited", "restored")
 #: A tick that is decided within this time is on time; a later one was missed, and the misfire policy rules.
 ON_TIME_S = 10
 #: Missed ticks of an expression are counted up to here; a higher count says "at least".
@@ -9044,7 +9112,7 @@ class Plan:
             count = self.times.count(first - 1, until, COUNT_MAX)
             last = self.times.latest(first, until, 1)[-1][0] if count > 1 else first
             data: Json = {"type": type_name, "tick": last, "reason": reason, "from": rfc3339(first), "ticks": count}
-            if count > COUNT_MAX and not isinstance(self.times, Interval):
+            if count > COUNT_MAX:
                 data["at_least"] = True
             self.decisions.append(data | self.cause(last))
         self.advance(until)
@@ -9059,7 +9127,7 @@ class Plan:
         if misfire == "all":
             caught, others, reason = times.latest(self.watermark, late, CATCHUP_MAX), "tick.dropped", "cap"
         else:
-            superseded = misfire == "skip" or next(times.between(late, until), None) is not None
+            superseded = misfire == "skip" or next(times.ticks(late, until), None) is not None
             caught = [] if superseded else times.latest(self.watermark, late, 1)
             others, reason = "tick.missed", f"misfire is {misfire}"
         self.skip(caught[0][0] - 1 if caught else late, others, reason)
@@ -10298,10 +10366,10 @@ class Questions(Sql):
 
     # Schedules.
 
-    def schedule(self, name: str) -> Json:
+    def schedule(self, name: str, undeployed: bool = False) -> Json:
         """Returns a pipeline's row in schedules.  Raises NotFound if the pipeline is not deployed."""
         row = self.row("SELECT * FROM schedules WHERE pipeline = ?", name)
-        if row is None or row["held"] == "undeployed":
+        if row is None or (row["held"] == "undeployed" and not undeployed):
             raise self.unknown(name)
         return row
 
@@ -12145,8 +12213,10 @@ def pipeline(
     name: str | None = None,
     description: str | None = None,
     tags: Sequence[str] = (),
-    schedule: str | None = None,
+    schedule: str | Sequence[str] | None = None,
     every: float | str | None = None,
+    start: datetime.date | str | None = None,
+    end: datetime.date | str | None = None,
     timezone: str | None = None,
     timeout: float | str | None = None,
     retries: int = 0,
@@ -12173,8 +12243,9 @@ def pipeline(
     `tau run` takes *name* (default: the function's); `tau list` shows *tags* and *description* (default: the
     first line of the docstring).  Durations are seconds or text such as `"15m"`.
 
-    When: *schedule* is a cron expression in *timezone*, *every* an interval instead.  *overlap*, *misfire* and
-    *catchup_window* decide about ticks that cannot run on time.  *after* names pipelines that it follows.
+    When: *schedule* is a cron expression in *timezone*, or a list of them: their union.  *every* is an interval
+    instead, counted from *start* if it is given.  No tick is before *start* or after *end*.  *overlap*, *misfire*
+    and *catchup_window* decide about ticks that cannot run on time.  *after* names pipelines that it follows.
     Limits: *timeout* ends an attempt, *queue_timeout* a run that waits longer in the queue.  *max_concurrent* is
     how many runs may be live at once, *memory* the address space of each (bytes, or text such as `"512M"`).
     Retries: up to *retries* more attempts follow a failed one, after *retry_delay*.  Each delay is
@@ -12254,10 +12325,12 @@ def check_names(value: Any) -> list[str]:
     return [*names]
 
 
+EXPRESSIONS = {"anyOf": [{"type": "string"}, STRINGS]}
 #: Option of @pipeline → its JSON Schema, or a function that checks it and returns JSON.  A value of None is skipped.
 PIPELINE_OPTIONS: dict[str, Json | Callable[[Any], Any]] = {
     "tags": lambda value: [*demand(STRINGS, value, "tags")],
-    "schedule": {"type": "string"},
+    "schedule": lambda value: value if isinstance(value, str) else " | ".join(demand(EXPRESSIONS, value, "schedule")),
+    **dict.fromkeys(("start", "end"), lambda value: rfc3339(parse_time(str(value), Zone("UTC"))) and str(value)),
     "every": lambda value: parse_interval(value if isinstance(value, str) else check_seconds(value)),
     "timezone": lambda value: check_zone(str(value)),
     "timeout": check_limit,

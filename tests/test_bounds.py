@@ -281,6 +281,7 @@ WORST: dict[str, str] = {
     "parse_time": "tau.parse_time('2026-01-01T' + '0' * N, tau.Zone('UTC'))",
     "check_name": "tau.check_name('a' * N + '!')",
     "find_entries": "tau.find_entries({'a.py': b'@' + b'a.' * N, 'b.py': b' ' * N}, ['a.py', 'b.py'], None)",
+    "zone_hint": "tau.zone_hint('A' * N + '!')",
     "split_cron": "tau.split_cron('* ' * N)",
     "retry": "tau.re.fullmatch('[0-9]{1,9}', '1' * N)",
     "decode": "tau.decode(b'[' * N)",

@@ -156,6 +156,28 @@ def test_without_a_copy_nothing_is_migrated(tmp_path: Path) -> None:
     assert version_of(path) == number - 1
 
 
+def test_a_store_of_schema_1_is_migrated_and_its_schedule_goes_on(home: Tau) -> None:
+    db = sqlite3.connect(home.home / "tau.db")
+    db.executescript(module.MIGRATIONS[0] + (Path(__file__).parent / "data" / "store-v1.sql").read_text())
+    db.executescript(f"PRAGMA application_id = {module.APPLICATION_ID}; PRAGMA user_version = 1")
+    before = dict(db.execute("SELECT type, count(*) FROM events GROUP BY type"))
+    db.close()
+    (home.home / "tau.db").chmod(0o600)
+    home.start()
+    assert version_of(home.home / "tau.db") == len(module.MIGRATIONS)
+    assert version_of(home.home / f"tau.db.before-v{len(module.MIGRATIONS)}") == 1
+    shown = home("schedule", "nightly")
+    assert (shown["cron"], shown["overlap"], shown["start"], shown["end"]) == ("30 7 * * *", "queue", None, None)
+    assert home("schedule", "nightly", "--clear")["cron"] == "0 6 * * *"
+    assert home("run", "nightly")["status"] == "success"
+    now = home.call("runs", name="nightly")
+    assert [run["status"] for run in now["runs"]] == ["success", "success"]
+    db = sqlite3.connect(home.home / "tau.db")
+    after = dict(db.execute("SELECT type, count(*) FROM events GROUP BY type"))
+    assert after["schedule.changed"] == before["schedule.changed"] + 1  # by --clear
+    db.close()
+
+
 #: Opens the store of a home again and again, each time killed before one more statement than the last time,
 #: until it opens.  The parent says of each corpse what it is.
 KILLED = """

@@ -72,9 +72,9 @@ CASES: dict[str, Case] = {
     ),
     "a schedule that a param prevents": Case(
         "tau schedule NAME '0 6 * * *'",
-        "add -p KEY=VALUE for it, or give each param a default",
+        "`tau schedule NAME -p KEY=VALUE` sets its params; or give each a default",
         text=TYPED,
-        then=("tau schedule NAME '0 6 * * *' -p day=x",),
+        fill=(("KEY=VALUE", "day=x"),),
         again=True,
     ),
 }

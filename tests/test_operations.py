@@ -620,7 +620,7 @@ OPTIONS = [
     ("schedule='61 * * * *'", "minute (field 1"),
     ("schedule='* * *'", "has 3 fields"),
     ("schedule=''", "has 0 fields"),
-    ("schedule=60", "expected string, given integer 60"),
+    ("schedule=60", "expected string or array of string, given integer 60"),
     ("every=-5", "must be a time from 0"),
     ("every='soon'", "an interval"),
     ("schedule='@daily', every=60", "two ways to say when"),
@@ -784,7 +784,7 @@ def test_words_win_over_the_object(tau: Tau) -> None:
 
 def test_check_refuses_what_deploy_would_refuse(tau: Tau) -> None:
     for text, message in (
-        ("@pipeline(every=60)\ndef needy(ctx, day: str): ...", "day"),
+        ("@pipeline(every=60)\ndef wanting(ctx, day: str): ...", "day"),
         ("@pipeline(after='nobody_there')\ndef follower(ctx): ...", "no such pipeline"),
     ):
         path = tau.write(f"from tau import pipeline\n{text}\n")
@@ -798,7 +798,7 @@ def test_why_tells_of_the_last_run_where_no_tick_was_decided(tau: Tau) -> None:
     tau.deploy("from tau import pipeline\n@pipeline\ndef unscheduled(ctx): ...\n")
     assert tau("why", "unscheduled")["answer"].startswith("Nothing ran: no tick has been decided yet.")
     run_id = tau("run", "unscheduled")["run_id"]
-    assert f"It last ran by hand ({run_id}: success)." in tau("why", "unscheduled")["answer"]
+    assert f"Its last run is {run_id} (manual): success." in tau("why", "unscheduled")["answer"]
 
 
 def test_too_many_files_are_refused_before_they_are_compared(tau: Tau) -> None:

@@ -99,6 +99,17 @@ CASES = [
     # Six fields: seconds come last.
     ("0 6 * * * 30", "UTC", "2026-01-01 00:00", "01-01 06:00:30, 01-02 06:00:30"),
     ("* * * * * */20", "UTC", "2026-01-01 00:00:10", "01-01 00:00:20, 01-01 00:00:40, 01-01 00:01:00"),
+    # A step that is larger than its range leaves the first value, as Debian's cron has it; * still means both days.
+    ("*/100 6 * * *", "UTC", "2026-01-01 00:00", "01-01 06:00, 01-02 06:00"),
+    ("10-20/100 6 * * *", "UTC", "2026-01-01 00:00", "01-01 06:10, 01-02 06:10"),
+    ("0 0 */40 * 4", "UTC", "2026-01-02 00:00", "2026-10-01 00:00, 2027-04-01 00:00"),
+    ("0 0 * * */9", "UTC", "2026-01-01 00:00", "01-04 00:00, 01-11 00:00"),
+    ("* * * * * */999999999", "UTC", "2026-01-01 00:00", "01-01 00:01, 01-01 00:02"),
+    # Several expressions: their union, each by its own rule, and one tick an instant.
+    ("0 6 * * * | 30 18 * * *", "UTC", "2026-01-01 00:00", "01-01 06:00, 01-01 18:30, 01-02 06:00"),
+    ("0 6 * * *|0 6 * * mon-fri |  0 6 1 * *", "UTC", "2026-01-01 00:00", "01-01 06:00, 01-02 06:00, 01-03 06:00"),
+    ("30 2 * * * | 0 * * * *", "America/New_York", "2026-03-08 06:30", "03-08 07:00, 03-08 08:00, 03-08 09:00"),
+    ("30 1 * * * | */30 1 * * *", "America/New_York", "2026-11-01 05:10", "11-01 05:30, 11-01 06:00, 11-01 06:30, 11-02 06:00"),
     # L and #.
     ("0 0 L * *", "UTC", "2026-01-15 00:00", "01-31 00:00, 02-28 00:00, 03-31 00:00, 04-30 00:00, 05-31 00:00"),
     ("0 0 15,L 2 *", "UTC", "2028-01-15 00:00", "2028-02-15 00:00, 2028-02-29 00:00, 2029-02-15 00:00, 2029-02-28 00:00"),
@@ -115,7 +126,7 @@ def instant(text: str, year: int = 2026) -> int:
 
 def times_of(expression: str, zone: str) -> module.Times:
     """The ticks of an expression in a zone."""
-    return module.CronTimes(module.Cron(expression), module.Zone(zone))
+    return module.cron_times(expression, module.Zone(zone))
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case[0]} {case[1]} {case[2]}")
@@ -131,7 +142,7 @@ def test_an_hourly_job_fires_25_times_on_the_fall_back_day_and_23_times_in_sprin
     for day, count in (("2026-11-01", 25), ("2026-03-08", 23), ("2026-07-01", 24)):
         begin = module.parse_time(day, zone)
         end = module.parse_time(f"{day}T23:59:59", zone)
-        assert len([*times_of("0 * * * *", zone.name).between(begin - 1, end)]) == count
+        assert len([*times_of("0 * * * *", zone.name).ticks(begin - 1, end)]) == count
 
 
 # The brute-force walker: cron's main loop, one minute after another.
@@ -237,7 +248,7 @@ def test_ticks_are_those_of_a_clock_that_is_walked(
     noon = instant(f"{date} 00:00")
     begin, end, after = noon - 48 * 3600, noon + 60 * 3600, noon + start * 60
     walked = [at for at in walk([*fields], zone, begin, end) if at > after]
-    found = [at for at, _ in times.between(after, end - 60)]
+    found = [at for at, _ in times.ticks(after, end - 60)]
     assert found == walked
 
 
@@ -258,7 +269,7 @@ def comes(fields: tuple[Written, ...], year: int) -> bool:
 def test_the_latest_ticks_are_the_last_of_all(case: Any, start: int, span: int, most: int) -> None:
     begin = instant(case[2]) + start
     times = times_of(case[0], case[1])
-    every = [*times.between(begin, begin + span)]
+    every = [*times.ticks(begin, begin + span)]
     assert times.latest(begin, begin + span, most) == every[-most:]
     assert [at for at, _ in every] == sorted({at for at, _ in every})
     assert all(at > begin for at, _ in every)
@@ -273,17 +284,22 @@ def test_ten_years_are_skipped_and_not_counted() -> None:
             return super().next(wall)
 
     begin, end = instant("2016-01-01 00:00"), instant("2026-01-01 00:00")
+    zone = module.Zone("Europe/London")
     for expression, last in (("* * * * *", end), ("0 0 29 2 *", instant("2024-02-29 00:00")), ("* * * * * *", end)):
         cron = Counted(expression)
-        assert module.CronTimes(cron, module.Zone("Europe/London")).latest(begin, end, 1) == [(last, False)]
+        times = module.Times("fixed", lambda after, cron=cron: module.merge([cron], zone, after))
+        assert times.latest(begin, end, 1) == [(last, False)]
         assert cron.asked < 1_000
-    assert module.Interval(7, begin).latest(begin, end, 2)[-1][0] == end - (end - begin) % 7
+    assert module.interval(7, begin).latest(begin, end, 2)[-1][0] == end - (end - begin) % 7
 
 
 def test_an_interval_counts_from_its_anchor() -> None:
-    times = module.Interval(3600, 1_000)
-    assert [at for at, _ in itertools.islice(times.ticks(900), 2)] == [4_600, 8_200]
-    assert [at for at, _ in itertools.islice(times.ticks(4_600), 2)] == [8_200, 11_800]
+    times = module.interval(3600, 1_000)
+    for after, ticks in ((4_599, [4_600, 8_200]), (4_600, [8_200, 11_800]), (-2_700, [-2_600, 1_000])):
+        assert [at for at, _ in itertools.islice(times.walk(after), 2)] == ticks
+    within = module.Times("interval", times.walk, 4_600, 8_200)
+    assert [at for at, _ in within.ticks(0)] == [4_600, 8_200]
+    assert (within.next(4_600), within.next(8_200)) == ((8_200, False), None)
     assert module.once(5).next(4) == (5, False)
     assert module.once(5).next(5) is None
 
@@ -303,7 +319,14 @@ REFUSED = {
     "0 0 * * sat-sun": "found 'sat-sun', expected 0 to 7 or sun to sat",
     "1-70 * * * *": "minute (field 1): found '1-70'",
     "*/0 * * * *": "minute (field 1): found '*/0', expected 0 to 59, a range that goes up, or a step",
-    "*/61 * * * *": "minute (field 1): found '*/61'",
+    "0 6 * * * | 61 * * * *": "minute (field 1): found '61', expected 0 to 59",
+    "0 6 * * * |": "has 0 fields",
+    "0 0 6 * * *": "'0 0 6 * * *' seems to begin with its seconds",
+    "*/30 * * * * *": "'*/30 * * * * *' seems to begin with its seconds",
+    "0 */5 * * * *": "seems to begin with its seconds",
+    "0 0 12 * * MON-FRI": "'0 0 12 * * MON-FRI' seems to begin with its seconds",
+    "0 0 12 ? * 2": "seems to begin with its seconds",
+    "0 0 12 * * mon": "seems to begin with its seconds",
     "5/10 * * * *": "found '5/10', expected 0 to 59, a range that goes up, or a step after * or a range",
     "1,,2 * * * *": "minute (field 1): found '1,,2'",
     "1, * * * *": "minute (field 1): found '1,'",
@@ -351,7 +374,7 @@ REFUSED = {
 @pytest.mark.parametrize("expression", REFUSED)
 def test_what_is_no_expression_is_refused_with_its_place(expression: str) -> None:
     with pytest.raises(module.BadRequest) as refused:
-        module.Cron(expression)
+        module.cron_times(expression, module.Zone("UTC"))
     assert REFUSED[expression] in str(refused.value)
     assert refused.value.hint
 
@@ -359,7 +382,9 @@ def test_what_is_no_expression_is_refused_with_its_place(expression: str) -> Non
 def test_other_crons_words_are_answered_with_ours() -> None:
     for expression, hint in (
         ("@every 5m", "--every"), ("@reboot", "tau run"), ("? * * * *", "*"), ("0 0 15W * *", "1-5"), ("H * * * *", "--jitter"),
-        ("@DAILY", "@daily"), ("0 0 * * wedn", '"0 6 * * *"'),
+        ("@DAILY", "@daily"), ("0 0 * * wedn", '"0 6 * * *"'), ("0 0 6 * * *", 'seconds come last: "0 6 * * *"'),
+        ("*/30 * * * * *", 'seconds come last: "* * * * * */30"'),
+        ("0 0 12 * * MON-FRI", 'seconds come last: "0 12 * * mon-fri"'), ("15 0 12 ? * 5#2", '"0 12 * * 5#2 15"'),
     ):  # fmt: skip
         with pytest.raises(module.BadRequest) as refused:
             module.Cron(expression)
@@ -369,7 +394,7 @@ def test_other_crons_words_are_answered_with_ours() -> None:
 def test_the_kind_is_told_by_how_minute_and_hour_begin() -> None:
     for expression, kind in (
         ("10 0-23 * * *", "fixed"), ("10 */1 * * *", "wildcard"), ("*/5 2 * * *", "wildcard"), ("@hourly", "wildcard"),
-        ("@daily", "fixed"), ("0-59 0-23 * * *", "fixed"), ("5 5 * * * *", "fixed"),
+        ("@daily", "fixed"), ("0-59 0-23 * * *", "fixed"), ("5 5 * * * 0", "fixed"),
     ):  # fmt: skip
         assert module.Cron(expression).kind == kind
 
@@ -403,7 +428,9 @@ def test_an_interval_is_whole_seconds(value: float | str) -> None:
 TIMES: dict[str, tuple[str, str] | None] = {
     "2026-01-01T06:00:00Z": ("UTC", "2026-01-01 06:00"),
     "2026-01-01T06:00:00.000Z": ("America/New_York", "2026-01-01 06:00"),
-    "2026-01-01T06:00:00.001Z": ("UTC", "2026-01-01 06:00:01"),
+    "2026-01-01T06:00:00.001Z": ("UTC", "2026-01-01 06:00"),
+    "2026-01-01T05:59:59.999999999Z": ("UTC", "2026-01-01 05:59:59"),
+    "2026-01-01 05:59:59.9": ("America/New_York", "2026-01-01 10:59:59"),
     "2026-01-01T06:00:00+05:30": ("UTC", "2026-01-01 00:30"),
     "2026-01-01 06:00": ("America/New_York", "2026-01-01 11:00"),
     "2026-07-01T06:00": ("America/New_York", "2026-07-01 10:00"),
@@ -423,6 +450,30 @@ def test_times_are_rfc_3339_or_those_of_a_clock(text: str) -> None:
             module.parse_time(text, module.Zone("UTC"))
     else:
         assert module.parse_time(text, module.Zone(case[0])) == instant(case[1])
+
+
+#: What is no name of a zone → its hint, which guesses nothing.
+ZONES = {
+    "PST": "an abbreviation stands for several zones: name a place, for example America/Los_Angeles",
+    "BST": "an abbreviation stands for several zones: name a place, for example America/Los_Angeles",
+    "UTC+2": "that is Etc/GMT-2, signed the other way round; a place, for example Europe/London, has summer time too",
+    "GMT-05:00": "that is Etc/GMT+5, signed the other way round; a place, for example Europe/London, has summer time too",
+    "+02:00": "that is Etc/GMT-2, signed the other way round; a place, for example Europe/London, has summer time too",
+    "EST9XYZ": "an abbreviation stands for several zones: name a place, for example America/Los_Angeles",
+    "Z": "write UTC",
+    "utc": "write UTC",
+    "Pacific Time": "for example Europe/London",
+    "europe/london": "did you mean 'Europe/London'? for example Europe/London",
+    "Tokyo": "did you mean 'Asia/Tokyo'? for example Europe/London",
+    "Mars/Base": "for example Europe/London",
+}
+
+
+@pytest.mark.parametrize("name", ZONES)
+def test_what_is_no_time_zone_is_refused_without_guessing(name: str) -> None:
+    with pytest.raises(module.BadRequest, match="there is no time zone") as refused:
+        module.Zone(name)
+    assert refused.value.hint == ZONES[name]
 
 
 def test_ticks_previews_without_a_pipeline(tau: Tau) -> None:
