@@ -422,11 +422,6 @@ class MissingSecret(PipelineError):
     """There is no secret of this name; the hint says where to put it."""
 
 
-#: Words less alike than this are not suggested: 'orders' for 'code' is 0.6, 'far' for 'fra' 0.67.
-NEARNESS_MIN = 0.65
-COMPARED_MAX = 20
-
-
 def cut_text(text: str, most: int) -> str:
     return text if len(text) <= most else text[: most - 1] + "…"
 
@@ -434,8 +429,10 @@ def cut_text(text: str, most: int) -> str:
 def did_you_mean(word: str, words: Iterable[str], otherwise: str = "") -> str:
     """A hint: the nearest of *words*, if one is near, then *otherwise*."""
     letters = {*word[:WORD_MAX]}  # difflib takes 0.1 ms a word: it sees only those of much the same letters
-    alike = sorted(words, key=lambda other: len(letters ^ {*other}))[:COMPARED_MAX]
-    near = difflib.get_close_matches(word[:WORD_MAX], alike, 1, NEARNESS_MIN)
+    alike = sorted(words, key=lambda other: len(letters ^ {*other}))[:20]
+    near = difflib.get_close_matches(
+        word[:WORD_MAX], alike, 1, 0.65
+    )  # 'orders' and 'code' are 0.6, 'far' and 'fra' 0.67
     return f"did you mean '{near[0]}'? {otherwise}".strip() if near else otherwise
 
 
@@ -1415,7 +1412,6 @@ def fit_text(schema: Json, text: str) -> Any:
     return value if usual and not isinstance(schema.get("default"), str) else text
 
 
-STARTS = ("fork", "spawn")
 SETTINGS = (
     Setting("daemon", "host", "", "addresses to listen on, with commas between; 0.0.0.0 and :: mean all", "--host"),
     Setting("daemon", "port", 0, "TCP port; 0 means the Unix socket only", "--port", "TAU_PORT", maximum=65_535),
@@ -1424,7 +1420,15 @@ SETTINGS = (
     Setting("daemon", "tls_cert", "", "file with the certificate, and its chain, for the TCP port: only TLS then"),
     Setting("daemon", "tls_key", "", "file with the certificate's private key"),
     Setting("daemon", "tls_client_ca", "", "file with the authorities that must have signed a client's certificate"),
-    Setting("daemon", "start_method", "fork", "how runs start: fork or spawn", "", "TAU_START_METHOD", enum=STARTS),
+    Setting(
+        "daemon",
+        "start_method",
+        "fork",
+        "how runs start: fork or spawn",
+        "",
+        "TAU_START_METHOD",
+        enum=("fork", "spawn"),
+    ),
     Setting("daemon", "load_timeout_s", 10.0, "time a pipeline file has to load at deploy"),
     Setting("daemon", "build_timeout_s", 600.0, "time to install the dependencies of a pipeline"),
     Setting("daemon", "stop_grace_s", 10.0, "time between asking a run to stop and killing it"),
@@ -4763,12 +4767,8 @@ def obey(words: list[str], manager: ServiceManager) -> None:
             os.setsid()
         faulthandler.enable(2)  # says where a blocked daemon is when its watchdog kills it
         set_up_log(settings["log_level"], os.path.join(home, "taud.log") if options["detached"] else None)
-        sys.setswitchinterval(SWITCH_S)
+        sys.setswitchinterval(0.0005)  # the loop waits so long for a thread, several times a request; usual are 5 ms
         asyncio.run(Daemon(home, config, settings, options, manager).serve())
-
-
-#: How long the loop waits for a thread that computes.  It does so several times a request; Python's own is 5 ms.
-SWITCH_S = 0.0005
 
 
 def taud_parser() -> argparse.ArgumentParser:
@@ -4850,10 +4850,6 @@ async def build_again(home: str, settings: Json, database: str) -> list[str]:
     return failed
 
 
-#: How long we wait for the lock of a daemon that is gone.
-LOCK_PATIENCE_S = 2.0
-
-
 def take_lock(home: str) -> int:
     """Locks the home until the descriptor is closed; Conflict if another daemon has the lock.
 
@@ -4863,7 +4859,7 @@ def take_lock(home: str) -> int:
     if os.stat(home).st_uid != os.geteuid():
         raise Forbidden(f"{home} belongs to another user", "choose another --home")
     path = os.path.join(home, "tau.lock")
-    until = time.monotonic() + LOCK_PATIENCE_S
+    until = time.monotonic() + 2.0
     while (lock := lock_file(path, wait=False, create=True)) < 0:
         owner = json.loads(peek(path) or "{}")  # pid and socket; empty while that daemon starts
         # A child of a killed daemon keeps the lock until it executes, a moment longer.
@@ -5176,9 +5172,6 @@ def rotate_log(path: str) -> bool:
 # Calls Service manager, Server and Callers.  Promises that no live socket is replaced, that no
 # network address is open without a key, and that a flood of peers does not burden connected ones.
 
-#: The first byte of a TLS handshake.
-TLS_BEGINS = b"\x16"
-ACCEPT_PAUSE_S = 0.05
 #: How many local peers, or network peers, may wait for accept().  We accept 256 in some 50 ms; more try again later.
 LOCAL_BACKLOG = 1024
 NETWORK_BACKLOG = 256
@@ -5225,7 +5218,9 @@ class Listeners:
                 self.paths.append(path)
         network = bind_tcp(settings["host"], settings["port"] or 8400) if settings["port"] or settings["host"] else ()
         for each in (*sorted(given, key=is_network), *network):
-            self.bound[self.address(each)] = each
+            scheme = "tls" if self.tls else "tcp"
+            path = f"unix://{socket_name(each)}"
+            self.bound[f"{scheme}://{at_port(*each.getsockname()[:2])}" if is_network(each) else path] = each
         if hosts := [socket_name(each) for each in self.bound.values() if is_network(each)]:
             self.demand_key([host for host in hosts if not is_loopback(host)])
 
@@ -5238,11 +5233,6 @@ class Listeners:
         if public and self.tls is None:
             remedy = "set [daemon] tls_cert, or put TLS in front"
             self.daemon.warn(f"what is sent to {public[0]} is not encrypted: {remedy}")
-
-    def address(self, bound: socket.socket) -> str:
-        if not is_network(bound):
-            return f"unix://{socket_name(bound)}"
-        return f"{'tcp' if self.tls is None else 'tls'}://{at_port(*bound.getsockname()[:2])}"
 
     def most(self, bound: int) -> int:
         """Returns how many peers of a kind there may be: *bound*, or fewer if descriptors are few."""
@@ -5271,7 +5261,7 @@ class Listeners:
             try:
                 peer, _ = await loop.sock_accept(bound)
             except OSError:  # no descriptors left, or the peer has gone already
-                await asyncio.sleep(ACCEPT_PAUSE_S)
+                await asyncio.sleep(0.05)
                 continue
             self.tasks.spawn(self.meet(peer))
             await asyncio.sleep(0)  # sock_accept() does not yield while a peer waits
@@ -5284,7 +5274,7 @@ class Listeners:
                 self.put_last(self.silent, task, task.cancel, SILENT_MAX)
                 first, tls = await first_byte(peer), self.tls
                 self.silent.pop(task, None)
-                if tls is not None and first != TLS_BEGINS:
+                if tls is not None and first != b"\x16":  # it is no handshake
                     peer.recv(1 << 16)  # closing over unread input would lose the answer
                     peer.send(refusal(None, BadRequest("this port speaks TLS", "tls:// or https://")))
                     raise ConnectionAbortedError
@@ -5386,8 +5376,6 @@ def make_tls(settings: Json) -> ssl.SSLContext | None:
 # Owns what systemd and taud tell each other: sockets handed over, ready, alive, reloading, stopping; the units.
 # Calls Part I.  Promises that nothing happens without a service manager, and that no child inherits its variables.
 
-#: The first of the descriptors that are handed over (sd_listen_fds(3)).
-FIRST_DESCRIPTOR = 3
 LISTEN_HINT = "the socket unit needs ListenStream= and Accept=no"
 
 
@@ -5406,9 +5394,9 @@ class ServiceManager:
             self.ping_s = digits(words.get("WATCHDOG_USEC", "")) / 2e6
         self.sockets: list[socket.socket] = []  # handed over to us: we never remove or change them
         if words.get("LISTEN_PID") == ours:
-            count = digits(words.get("LISTEN_FDS", ""))
-            names = words.get("LISTEN_FDNAMES", "").split(":") + [""] * count
-            self.sockets += map(inherited_socket, range(FIRST_DESCRIPTOR, FIRST_DESCRIPTOR + count), names)
+            numbers = range(3, 3 + digits(words.get("LISTEN_FDS", "")))
+            names = words.get("LISTEN_FDNAMES", "").split(":") + [""] * len(numbers)
+            self.sockets += map(inherited_socket, numbers, names)
 
     def tell(self, **words: int) -> None:
         """Sends one notification; a failure is only logged."""
@@ -5917,7 +5905,7 @@ class Lines:
     """
 
     def __init__(self, peer: Connection) -> None:
-        self.peer = peer
+        self.peer, self.send = peer, peer.write
         self.begun: set[Any] = set()  # tasks of requests not yet answered
 
     async def converse(self) -> None:
@@ -5985,9 +5973,6 @@ class Lines:
             await self.peer.freed.wait()
         await self.peer.writable.wait()
 
-    def send(self, line: bytes) -> None:
-        self.peer.write(line)
-
 
 # --- 19. HTTP ----------------------------------------------------------------------------
 # Owns the TCP port's other protocol, HTTP/1.1: POST /rpc, and pages for monitoring.  Calls Server, Callers, Daemon.
@@ -5996,13 +5981,14 @@ class Lines:
 HTTP_HINT = "POST /rpc with a JSON-RPC document; GET /healthz, /readyz, /metrics"
 
 
-class Unreadable(TauError):
+class Unreadable(BadRequest):
     """A request that is refused with a status of its own, and maybe a header."""
 
     def __init__(self, message: str, status: int = 400, *headers: str) -> None:
         super().__init__(message, HTTP_HINT)
-        kind = Forbidden if status == 403 else BadRequest
-        self.code, self.number, self.status = kind.code, kind.number, (status, *headers)
+        self.status = (status, *headers)
+        if status == 403:
+            self.code, self.number = Forbidden.code, Forbidden.number
 
 
 class Exchange:
