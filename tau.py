@@ -659,11 +659,9 @@ def find_strangers(path: str, ours: Sequence[int]) -> list[str]:
     path, pids = os.path.realpath(path), set[int]()
     for link in glob.iglob("/proc/[0-9]*/fd/*"):
         pid = int(link.split("/")[2])
-        try:
+        with contextlib.suppress(OSError):  # the process has ended, or may not be looked at
             if pid not in ours and os.readlink(link) == path and os.stat(f"/proc/{pid}").st_uid == os.geteuid():
                 pids.add(pid)
-        except OSError:
-            pass  # the process has ended, or may not be looked at
     replicator = os.path.join(os.path.dirname(path), f".{os.path.basename(path)}-litestream")
     processes = [f"process {pid} ({peek(f'/proc/{pid}/comm').strip()})" for pid in sorted(pids)]
     return [replicator] * os.path.isdir(replicator) + processes
@@ -674,11 +672,9 @@ def find_damage(db: sqlite3.Connection, tables: Sequence[str] = ()) -> str | Non
 
     A whole check takes about a millisecond a megabyte, and cannot be interrupted.
     """
-    for question in [f"PRAGMA quick_check('{table}')" for table in tables] or ["PRAGMA quick_check(1)"]:
-        answer = str(db.execute(question).fetchone()[0])
-        if answer != "ok":
-            return answer
-    return None
+    questions = [f"PRAGMA quick_check('{table}')" for table in tables] or ["PRAGMA quick_check(1)"]
+    answers = (str(db.execute(question).fetchone()[0]) for question in questions)
+    return next((answer for answer in answers if answer != "ok"), None)
 
 
 #: Columns that hold JSON text.  Sql encodes and decodes it; other code has values.
@@ -2073,10 +2069,8 @@ def send_signal(process: Json, number: int) -> None:
 
 def signal_group(leader: int, number: int) -> None:
     """Signals a process group whose leader is not reaped yet: no other group can have its number."""
-    try:
+    with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(leader, number)
-    except (ProcessLookupError, PermissionError):
-        pass
 
 
 class Clock:
@@ -2096,8 +2090,6 @@ class Clock:
 
 class Ending:
     """Ends processes: *send* sends SIGTERM at once, and SIGKILL at each look() after the grace."""
-
-    __slots__ = ("kill_at", "send")
 
     def __init__(self, send: Callable[[int], object], grace: float) -> None:
         self.send, self.kill_at = send, time.monotonic() + grace
@@ -2174,8 +2166,6 @@ class Turns:
 
 class LineBuffer:
     """Bytes of a stream, taken out line by line; `tail` is the line whose end has not come yet."""
-
-    __slots__ = ("tail",)
 
     def __init__(self) -> None:
         self.tail = bytearray()
@@ -2328,12 +2318,12 @@ def free_blocks(path: str, position: Json, name: str, least: int = FREED_BYTES) 
     if end - position.get(freed, 0) <= least:
         return
     position[freed] = end
-    try:
-        with open(open_file(path, os.O_RDWR | os.O_NOFOLLOW), "r+b", 0) as file:
-            punch_hole_keep_size = 2 | 1
-            libc().fallocate(file.fileno(), punch_hole_keep_size, ctypes.c_int64(0), ctypes.c_int64(end))
-    except (OSError, AttributeError):
-        pass
+    with (
+        contextlib.suppress(OSError, AttributeError),
+        open(open_file(path, os.O_RDWR | os.O_NOFOLLOW), "r+b", 0) as file,
+    ):
+        punch_hole_keep_size = 2 | 1
+        libc().fallocate(file.fileno(), punch_hole_keep_size, ctypes.c_int64(0), ctypes.c_int64(end))
 
 
 def sync(path: str) -> None:
@@ -2444,10 +2434,8 @@ def check_private(path: str) -> None:
 
 
 def remove_file(path: str) -> None:
-    try:
+    with contextlib.suppress(FileNotFoundError):
         os.unlink(path)
-    except FileNotFoundError:
-        pass
 
 
 def remove_tree(path: str) -> None:
@@ -4904,7 +4892,7 @@ class Daemon:
         self.warnings: dict[str, str] = {}  # by subject, for `status`
         self.copying = asyncio.Lock()  # held while a backup is written
         self.retention = Retention(self.store, lambda: self.store.ask.totals()["running"], self.owns_home)
-        self.turns = Turns(QUESTIONS_AT_ONCE)
+        self.turns = Turns(3)  # of questions, which are answered beside the loop
         self.ended = asyncio.Event()  # set when serve() may return
         self.orphans: set[int] = set()  # ended children, as look_after() has seen them last
         self.lock = -1  # descriptor of the home's lock
@@ -5103,8 +5091,6 @@ class Daemon:
         await asyncio.sleep(0)
 
 
-#: Questions that are answered at the same time, beside the loop.
-QUESTIONS_AT_ONCE = 3
 #: Settings that hold as soon as the configuration file is read again.
 RELOADED = ("log_level", "connections", "executors", "api_key", "api_key_file", "api_key_hash")
 #: Settings, with the files they name, that also hold then if the port speaks TLS already.
@@ -5743,15 +5729,13 @@ class Connection(Protocol):
     # The conversation.
 
     async def converse(self) -> None:
-        try:
+        with contextlib.suppress(EOFError, TimeoutError):
             if self.remote:
                 if not self.buffer:
                     await self.listen()
                 if re.match(rb"[A-Z\r]", self.buffer):
                     self.speech = Exchange(self)
             await self.speech.converse()
-        except (EOFError, TimeoutError):
-            pass
         self.transport.close()
 
     def admit(self, caller: Caller) -> None:
@@ -6094,7 +6078,6 @@ class Exchange:
 
 
 TOKEN = r"([!#$%&'*+.^_`|~0-9A-Za-z-]+)"
-HEADERS_MAX = 100
 
 
 class Head:
@@ -6105,7 +6088,7 @@ class Head:
         request = re.fullmatch(TOKEN + r" (/[!-~]*) HTTP/1\.([01])", first)
         if request is None:
             raise Unreadable("this is neither JSON nor HTTP/1.1")
-        if len(lines) > HEADERS_MAX:
+        if len(lines) > 100:
             raise Unreadable("too many headers", 431)
         self.headers: dict[str, list[str]] = {}  # by name in small letters
         for line in lines:
