@@ -1408,6 +1408,7 @@ def fit_text(schema: Json, text: str) -> Any:
     return value if usual and not isinstance(schema.get("default"), str) else text
 
 
+STARTS = ("fork", "spawn")
 SETTINGS = (
     Setting("daemon", "host", "", "addresses to listen on, with commas between; 0.0.0.0 and :: mean all", "--host"),
     Setting("daemon", "port", 0, "TCP port; 0 means the Unix socket only", "--port", "TAU_PORT", maximum=65_535),
@@ -1416,15 +1417,7 @@ SETTINGS = (
     Setting("daemon", "tls_cert", "", "file with the certificate, and its chain, for the TCP port: only TLS then"),
     Setting("daemon", "tls_key", "", "file with the certificate's private key"),
     Setting("daemon", "tls_client_ca", "", "file with the authorities that must have signed a client's certificate"),
-    Setting(
-        "daemon",
-        "start_method",
-        "fork",
-        "how runs start: fork or spawn",
-        "",
-        "TAU_START_METHOD",
-        enum=("fork", "spawn"),
-    ),
+    Setting("daemon", "start_method", "fork", "how runs start: fork or spawn", "", "TAU_START_METHOD", enum=STARTS),
     Setting("daemon", "load_timeout_s", 10.0, "time a pipeline file has to load at deploy"),
     Setting("daemon", "build_timeout_s", 600.0, "time to install the dependencies of a pipeline"),
     Setting("daemon", "stop_grace_s", 10.0, "time between asking a run to stop and killing it"),
