@@ -844,8 +844,9 @@ RECORDS: dict[str, tuple[str, str]] = {
     "far_end": ("executor", f"{DEATH} host:line"),
     "memo": ("executor", "key:hex data:base64"),
     "secret": ("run", "name:name"),
-    "returned": ("run", "at:time mono:amount result:any state:object? stopped:flag"),
-    "raised": ("run", "at:time mono:amount error:error retry:flag? stopped:flag"),
+    "stop": ("run", "at:time"),
+    "returned": ("run", "at:time mono:amount result:any state:object? waits_for:line"),
+    "raised": ("run", "at:time mono:amount error:error retry:flag? waits_for:line"),
     "dropped": ("run", "lines:count"),
     "log": ("run", "at:time step:path? level:level message:line stream:stream? fields:object?"),
     "step": ("run", "at:time step:integer parent:integer? name:path path:path"),
@@ -972,6 +973,14 @@ class Argument:
         return face if self.required or self.default is None else face | {"default": self.default}
 
 
+@functools.cache
+def docstrings() -> dict[str, str]:
+    """The docstrings of functions, read from the source: `python -OO` leaves them out of the code."""
+    nodes = ast.parse(read_bytes(__file__, sys.maxsize) or b"").body
+    functions = (node for node in nodes if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)))
+    return {node.name: ast.get_docstring(node, clean=False) or "" for node in functions}
+
+
 class Operation:
     """One thing Tau can do: its handler, its effect, and what is derived from them."""
 
@@ -987,14 +996,18 @@ class Operation:
         # What it may take there: seconds of work, rows that it reads, bytes of its answer.
         self.bounds: Json = {"seconds": 10.0, "rows": 110_000, "bytes": ANSWER_BYTES_MAX}
 
+    @functools.cached_property
+    def manual(self) -> str:
+        return self.handler.__doc__ or docstrings().get(self.handler.__name__, "")
+
     @property
     def summary(self) -> str:
-        return (self.handler.__doc__ or "").partition("\n")[0]
+        return self.manual.partition("\n")[0]
 
     @property
     def examples(self) -> list[str]:
         """The command lines under `Examples:` in the docstring; some have a `  # comment`."""
-        _, _, block = (self.handler.__doc__ or "").partition("Examples:\n")
+        _, _, block = self.manual.partition("Examples:\n")
         return [line.strip() for line in block.splitlines() if line.strip()]
 
     @functools.cached_property
@@ -1014,7 +1027,7 @@ class Operation:
         values = dict(zip(positional[len(positional) - len(defaults) :], defaults, strict=True))
         values |= function.__kwdefaults__ or {}
         line = r"^ {0,4}(\w+)((?: -[\w-]+)*)  +(.+(?:\n {8,}.+)*)"  # name --flag  meaning
-        lines = re.findall(line, function.__doc__ or "", re.MULTILINE) if names else ()
+        lines = re.findall(line, self.manual, re.MULTILINE) if names else ()
         docs = {name: (flags, " ".join(meaning.split())) for name, flags, meaning in lines}
         for name in names:
             annotation, doc = function.__annotations__[name], docs.get(name.rstrip("_"), ("", ""))
@@ -1455,8 +1468,8 @@ PROCESS_LIMITS = {
 }
 #: Prefixes of variables with systemd's channels to the daemon: no other process may use them.
 MANAGER_ENVIRONMENT = ("NOTIFY_SOCKET", "LISTEN_", "WATCHDOG_")
-#: Prefixes of the variables that runs and builds must not see: keys, and those channels.
-PRIVATE_ENVIRONMENT = ("TAU_API_KEY", *MANAGER_ENVIRONMENT)
+#: Prefixes of the variables that runs and builds must not see: keys, addresses of other daemons, and those channels.
+PRIVATE_ENVIRONMENT = ("TAU_API_KEY", "TAU_HOST", "TAU_ENV", *MANAGER_ENVIRONMENT)
 #: The configured key as a credential of the service: LoadCredential=tau_api_key:/etc/tau/api_key.
 KEY_CREDENTIAL = "tau_api_key"
 
@@ -1580,8 +1593,8 @@ def environments_path() -> str:
 
 
 def chosen_environment() -> str:
-    if os.path.expanduser("~") == "~":
-        return ""  # without a home directory nothing can be chosen
+    if "TAU_RUN_ID" in os.environ or os.path.expanduser("~") == "~":
+        return ""  # a run speaks to its own daemon, and without a home directory nothing can be chosen
     return read_text(environments_path().removesuffix("s.toml"), "tau env use --none", missing="").strip()
 
 
@@ -2016,6 +2029,7 @@ def plain(value: Any) -> str:
 # Calls Words.  Promises that no signal reaches another process that has got an old pid.
 
 
+@functools.cache
 def boot_id() -> str:
     """The name of this boot of the machine; empty if it is unknown."""
     return peek("/proc/sys/kernel/random/boot_id").strip()
@@ -2052,6 +2066,22 @@ def identity(pid: int) -> Json:
 def is_alive(process: Json) -> bool:
     started: str | None = process["started"]
     return process["boot"] == boot_id() and process_started(process["pid"]) == started
+
+
+#: A limit that the kernel keeps, inherits and shows, and does not apply ("Max file locks", RLIMIT_LOCKS): a run
+#: marks itself with it, and so all its descendants, whatever session they lead and program they execute.
+RUN_MARK, PID_BITS = 10, 22
+
+
+def run_mark(pid: int, started: str) -> int:
+    return int(started) << PID_BITS | pid
+
+
+def mark_of(pid: int) -> int:
+    """The mark of the run that a process belongs to, whose low PID_BITS are its leader's pid; 0 if it has none."""
+    _, found, limits = peek(f"/proc/{pid}/limits").partition("Max file locks")
+    soft = limits.split(maxsplit=1)[0] if found else ""
+    return int(soft) if soft.isdigit() else 0
 
 
 def send_signal(process: Json, number: int) -> None:
@@ -4729,7 +4759,7 @@ def obey(words: list[str], manager: ServiceManager) -> None:
     if options["print_unit"]:
         write_out(unit_text(options["print_unit"], taud_path()))
         return
-    os.umask(0o077)
+    umask = os.umask(0o077)
     home = find_home(options["home"])
     try:
         os.fsencode("é" + home).decode("utf-8")
@@ -4738,11 +4768,11 @@ def obey(words: list[str], manager: ServiceManager) -> None:
         hint = "LC_ALL=C.UTF-8 without PYTHONUTF8=0, or another --home"
         raise BadRequest(f"names of files must be UTF-8: {about}", hint) from None
     config = find_config(options["config"], home)
-    settings = read_settings(options, config)
+    settings = read_settings(options, config) | {"umask": umask}
     if options["restore"]:
         announce(restore(home, settings, options["restore"], options["replace"]), words)
     elif options["detach"] and not options["detached"]:
-        announce(detach(home, words, options["port"]), words)
+        announce(detach(home, words, options["port"], umask), words)
     else:
         if options["detached"]:
             os.setsid()
@@ -4780,7 +4810,7 @@ def taud_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def detach(home: str, words: list[str], port: str | None) -> Json:
+def detach(home: str, words: list[str], port: str | None, umask: int) -> Json:
     """Starts `taud` in the background and returns its pid and socket when it is ready.
 
     If the home has a daemon already, returns its pid and socket, with `"changed": false`; Conflict if it does not
@@ -4800,6 +4830,7 @@ def detach(home: str, words: list[str], port: str | None) -> Json:
         start = log.seek(0, os.SEEK_END)
         with open(os.devnull) as null, open(child_end, "wb") as written:
             files = {0: null.fileno(), 1: written.fileno(), 2: log.fileno()}
+            os.umask(umask)  # it is that of its runs
             pid = start_python("taud", [*words, "--detached", "--json"], files, dict(os.environ))
         if line := ready.readline():
             return {"changed": True} | dict(json.loads(line))
@@ -5467,7 +5498,6 @@ Restart=on-failure
 RestartSec=1
 # A wrong configuration, or one that is not allowed, does not mend itself.
 RestartPreventExitStatus=2 4
-UMask=0077
 LimitCORE=0
 {service}
 [Install]
@@ -7241,6 +7271,10 @@ def describe(call: Call, run_id: str, full: bool = False, number: int | None = N
         "resources": {key: ended.get(key) for key in ("cpu_ms", "max_rss_bytes", "exit_code", "signal")},
         "next": next_commands(run, version["entry"], os.path.isdir(os.path.join(call.daemon.home, "memos", run_id))),
     }
+    if run["status"] != "success" and run["result"] is not None:  # it returned after it was asked to stop
+        document |= {"result": None, "partial_result": run["result"]}
+    if outcome := attempt.get("outcome"):  # its process is still there
+        document |= {"error": outcome.get("error"), "waiting": f"{outcome['t']}; waits for {outcome['waits_for']}"}
     return document if full else shorten(document)
 
 
@@ -7308,6 +7342,7 @@ def cut_steps(steps: list[Json]) -> list[Json]:
 #: A part beyond that size is cut; with 0, only if the document is still too large.
 CUTS: tuple[tuple[str, int, Callable[[Any], Any]], ...] = (
     ("result", RESULT_SHOWN_BYTES, cut_value),
+    ("partial_result", RESULT_SHOWN_BYTES, cut_value),
     ("params", RESULT_SHOWN_BYTES // 2, cut_value),
     ("trace.log_tail", 0, lambda lines: [line[:100] for line in lines[-3:]]),
     ("trace.steps", 0, cut_steps),
@@ -7869,21 +7904,21 @@ def verdict(
 ) -> Outcome:  # fmt: skip
     """Returns how a process ended; *stopping* is the status it was stopped for, *start* its first record.
 
-    The order of these lines is the precedence.  A `returned` record from before any stop means
-    success, whatever came after it; an exit code of 0 without such a record means nothing.
+    The order of these lines is the precedence.  An outcome from before the stop counts, whatever came
+    after it; an exit code of 0 without an outcome means nothing.
     """
-    if last_record is not None and last_record["t"] == "returned" and not (stopping and last_record["stopped"]):
-        return Outcome("success", last_record["result"], None, last_record.get("state"))
-    raised: Json = last_record["error"] if last_record is not None and last_record["t"] == "raised" else {}
-    if stopping:
+    told = last_record or {"t": None, "stopped": True}
+    raised: Json = told.get("error", {})
+    if stopping and told["stopped"]:
         error = bare_error(*STOPPED[stopping])
         if stopping == "timed_out" and limit_s is not None:
             error["message"] += f" of {limit_s:g} s"
         places = ("step", "file", "line", "code", "frames")
-        return Outcome(stopping, None, error | {key: raised[key] for key in places if key in raised})
+        return Outcome(stopping, told.get("result"), error | {key: raised[key] for key in places if key in raised})
+    if told["t"] == "returned":
+        return Outcome("success", told["result"], None, told.get("state"))
     if raised:
-        assert last_record is not None
-        return Outcome("failed", None, raised, retry=last_record.get("retry"))
+        return Outcome("failed", None, raised, retry=told.get("retry"))
     if ended is None or ("lost" in ended and "host" not in ended):
         why = ended["lost"] if ended else "its process and fork server vanished without an end record"
         return Outcome("lost", None, bare_error("lost", "ProcessLost", why))
@@ -7921,11 +7956,7 @@ def death_words(ended: Json) -> str:
     if reason := ended.get("reason"):
         return str(reason)
     if number := ended["signal"]:
-        try:
-            name = signal.Signals(number).name
-        except ValueError:
-            name = f"signal {number}"
-        return f"killed by {name}"
+        return "killed by " + next((known.name for known in signal.Signals if known == number), f"signal {number}")
     return f"exited with code {ended['exit_code']} without returning a result"
 
 
@@ -7938,9 +7969,9 @@ class Process:
         self.secrets = os.path.join(folder, os.pardir, "secrets")
         self.server = server  # identity of the fork server it was given to
         self.leader: Json | None = None  # its identity, as the fork server told it
-        self.given_at = time.monotonic()
+        self.given_at = self.told_at = time.monotonic()  # when its job was sent, and its outcome read
         self.start: Json | None = None  # its first record: who it is
-        self.last_record: Json | None = None  # its `returned` or `raised` record
+        self.last_record: Json | None = None  # its outcome; `stopped` says whether a `stop` record came before
         self.ended: Json | None = None  # the fork server's end record
         self.stopping: str | None = None  # the status it is being stopped for
         self.position: Json = dict(NOWHERE)  # how far its files have been read
@@ -7967,12 +7998,14 @@ class Process:
         record: Json = (self.start or {}).setdefault("remote", {})
         return record
 
-    def is_overdue(self) -> bool:
-        """Whether it has run too long; on another machine, since its start record was seen."""
-        if self.timeout_s is None or self.start is None or self.stopping is not None:
+    def is_overdue(self, grace_s: float) -> bool:
+        """Whether it has run too long (elsewhere since its start was seen), or has waited too long for its threads."""
+        if self.start is None or self.stopping is not None:
             return False
+        if self.last_record is not None:
+            return time.monotonic() - self.told_at > grace_s
         began = self.remote.get("seen") if self.executor else self.start["mono"]
-        return began is not None and time.monotonic() - float(began) > self.timeout_s
+        return began is not None and self.timeout_s is not None and time.monotonic() - float(began) > self.timeout_s
 
     def end(self) -> Json | None:
         """Its end record, updated with the other machine's."""
@@ -8076,8 +8109,11 @@ class Process:
             self.memos[record["key"]] = data
         elif kind == "secret":
             self.mask.learn(record["name"], self.secrets)
+        elif kind == "stop":
+            self.position["stop"] = 1
         elif kind in ("returned", "raised"):
-            self.last_record = record
+            self.last_record = record | {"stopped": "stop" in self.position}
+            self.told_at = time.monotonic()
         elif kind == "dropped":
             self.dropped += record["lines"]
         elif kind == "log" and self.logged >= limits["log_lines"] + 2 * LOG_TAIL:
@@ -8138,7 +8174,7 @@ class Starter:
         """Starts and connects a fork server, which outlives the daemon while it has children."""
         ours, theirs = socket.socketpair()
         with theirs:
-            pid = start_python("fork_server", (), {0: theirs.fileno()}, public_environment())
+            pid = start_python("fork_server", (), {0: theirs.fileno()}, public_environment() | {"TAU_HOME": self.home})
         self.server = identity(pid)
         self.reader, self.writer = await asyncio.open_unix_connection(sock=ours, limit=LINE_BYTES_MAX)
 
@@ -8154,13 +8190,16 @@ class Starter:
             os.waitpid(self.server["pid"], os.WNOHANG)
         await self.open()
 
-    def send(self, job: Json) -> None:
+    def send(self, job: Json, process: Process) -> None:
         limits = ("log_lines", "log_bytes", "result_bytes", "memo_bytes", *PROCESS_LIMITS)
         job |= {
+            "stem": process.stem,
+            "journal": process.path,
             "method": self.settings["start_method"],
             "grace_s": self.settings["stop_grace_s"],
             "limits": {name: job.get(name) or self.settings[name] for name in limits},
             "boot": self.server["boot"],
+            "umask": self.settings["umask"],
             "secrets": os.path.join(self.home, "secrets"),
             "executor": job.get("executor"),
             "connections": self.settings["connections"],
@@ -8218,7 +8257,7 @@ class Runner:
                     raise NotFound(f"there is no executor '{name}' in tau.toml any more")
                 files = [*self.store.ask.sources(job["sha256"])]
                 job |= {"executor": {"name": name, **chosen}, "python": None, "files": files}
-            self.starter.send(job | {"journal": process.path})
+            self.starter.send(job, process)
         except Exception as problem:  # even a bug must not leave it running for ever
             if not isinstance(problem, TauError):
                 self.tasks.failed("dispatch", problem)
@@ -8252,10 +8291,9 @@ class Runner:
                 process = Process(self.folder, f"load-{os.urandom(8).hex()}", None, 1, self.starter.server)
                 process.timeout_s = self.settings["load_timeout_s"]
                 directory = tempfile.mkdtemp(prefix=".load-", dir=os.path.join(self.home, "versions"))
-                about = {"stem": process.stem, "journal": process.path, "directory": directory}
                 try:
                     self.watch_over(process)
-                    self.starter.send({"folder": folder, "entry": entry, **about, **job})
+                    self.starter.send({"folder": folder, "entry": entry, "directory": directory, **job}, process)
                     await process.closed.wait()
                 except asyncio.CancelledError:
                     await self.terminate(process, "timed_out")
@@ -8283,12 +8321,8 @@ class Runner:
         while True:
             await self.starter.listen(self.hear)
             for process in tuple(self.live.values()):
-                self.spawn(self.replace(process))
-
-    async def replace(self, process: Process) -> None:
-        """Starts a process again that a dead fork server had not begun."""
-        if process.ended is None and process.start is None and revoke_start(process):
-            await self.restart(process)
+                if process.ended is None and process.start is None and revoke_start(process):
+                    self.spawn(self.restart(process))
 
     # From the journal to the store.
 
@@ -8345,7 +8379,7 @@ class Runner:
             await asyncio.sleep(POLL_WATCHED_S if watched else POLL_S)
 
     async def look_after(self, process: Process) -> None:
-        if process.is_overdue():
+        if process.is_overdue(self.grace(process)):
             await self.stop_process(process, "timed_out")
         if not process.lock.locked():
             await self.catch_up(process)
@@ -8438,9 +8472,11 @@ class Runner:
         while await self.read_next(process, final=True):
             pass
         if process.start is not None and process.ended is None:
-            end_session(process.start)
+            kill_marked(process.start)
             process.ended = process.remote.get("end")  # the fork server here is gone, the other machine may not be
         ended, limit_s = process.end(), process.timeout_s
+        if process.stopping and (outcome := process.last_record) and not outcome["stopped"]:
+            process.log([f"it was ended while it waited for {outcome['waits_for']}"], "warning")
         process.outcome = verdict(process.last_record, ended, process.stopping, process.start, limit_s)
         await self.store_trace(process, self.store.finish, process.outcome)
 
@@ -8471,14 +8507,18 @@ class Runner:
         process.stopping = status
         while process.start is None and not process.closed.is_set() and process.stem in self.live:
             await asyncio.sleep(POLL_WATCHED_S)  # not born yet: watch() reads its first record
-        grace = self.settings["stop_grace_s"]
-        if process.executor:
-            grace = 2 * grace + FAR_S  # the other machine waits for the same grace before its news can arrive
-        for number, patience in ((signal.SIGTERM, grace), (signal.SIGKILL, 5.0))[force:]:
+        if not process.executor:  # else the outpost does this
+            note_stop(process.path)
+        for number, patience in ((signal.SIGTERM, self.grace(process)), (signal.SIGKILL, 5.0))[force:]:
             if process.start is not None and not process.closed.is_set():
                 send_signal(process.start, number)
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(process.closed.wait(), patience)
+
+    def grace(self, process: Process) -> float:
+        """How long it may take to end; another machine waits for the same grace before its news can arrive."""
+        grace: float = self.settings["stop_grace_s"]
+        return 2 * grace + FAR_S if process.executor else grace
 
     async def drained(self) -> None:
         while self.live:
@@ -8521,6 +8561,15 @@ def revoke_start(process: Process) -> bool:
     return True
 
 
+def note_stop(path: str) -> None:
+    """Writes into a run's journal that it is asked to end: an outcome below that does not count, whatever its time."""
+    try:
+        with open(open_file(f"{path}.journal", os.O_WRONLY | os.O_APPEND | os.O_NOFOLLOW), "wb", 0) as file:
+            file.write(b"\n" + encode({"t": "stop", "at": time.time()}))  # a full disk may have left half a line
+    except OSError:
+        pass  # the run has removed its journal, or the disk is full
+
+
 def save_memos(folder: str, memos: dict[str, bytes]) -> None:
     try:
         make_directory(folder)
@@ -8538,18 +8587,14 @@ def remove_unmasked(folder: str, mask: Mask) -> None:
             remove_file(path)
 
 
-def end_session(process: Json) -> None:
-    """Kills what is left of a dead run's session, when its fork server cannot do it any more."""
-    if process["boot"] != boot_id() or not os.path.isdir("/proc/self"):
-        return
-    if process_started(process["pid"]) not in (None, process["started"]):
-        return  # another process has its pid by now: its session is empty
-    for pid in map(int, filter(str.isdigit, os.listdir("/proc"))):
-        try:
-            if int(stat_fields(pid)[3]) == process["pid"]:
-                os.kill(pid, signal.SIGKILL)
-        except (OSError, ValueError, IndexError):
-            pass  # the process is gone by now
+def kill_marked(process: Json) -> None:
+    """Kills what a dead run has left, when its fork server cannot do it any more."""
+    if process["started"] and process["boot"] == boot_id():
+        mark = run_mark(process["pid"], process["started"])
+        for pid in map(int, filter(str.isdigit, names_below("/proc"))):
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                if mark_of(pid) == mark:
+                    os.kill(pid, signal.SIGKILL)
 
 
 # --- 25. Feed ----------------------------------------------------------------------------
@@ -10904,9 +10949,8 @@ def write_sources(sources: dict[str, bytes], folder: str) -> None:
         remove_tree(staged)
 
 
-def state_of(folder: str) -> list[tuple[str, int, int, int]]:
-    """Returns what changes when anything below a directory does: names, sizes, and times that no program can set."""
-    paths = [os.path.join(at, name) for at, _, names in os.walk(folder) for name in ("", *names)]
+def state_of(paths: Iterable[str]) -> list[tuple[str, int, int, int]]:
+    """Returns what changes when anything at these paths does: sizes, and times that no program can set."""
     try:
         found = [(path, os.lstat(path)) for path in paths]
     except FileNotFoundError:  # somebody is changing it
@@ -10927,11 +10971,13 @@ class Unpacked:
     def get(self, digest: str) -> str:
         """Returns the directory with a version's files; raises StorageFull if there is no room."""
         path = os.path.join(self.folder, digest)
-        if digest not in self.states or state_of(path) != self.states[digest]:
+        known = self.states.get(digest, [])
+        if not known or state_of([at for at, *_ in known]) != known:
             write_sources(self.store.ask.sources(digest), path)
             remove_tree(f"{path}.code")  # it may come from other files
             make_directory(f"{path}.code")
-            self.states[digest] = state_of(path)
+            below = (os.path.join(at, name) for at, _, names in os.walk(path) for name in ("", *names))
+            self.states[digest] = state_of(below)
         return path
 
 
@@ -11210,8 +11256,6 @@ def process_figures() -> Iterator[str]:
 # Pipeline API and Trace.  Promises that nothing a run started outlives it, and that each run gets an end record,
 # even without a daemon.
 
-#: A process that dies while its siblings are listed can hide one of them: we list them again after this long.
-RECHECK_S = 0.1
 #: How often to look while a process that a dead run has left is alive.
 LOOK_S = 0.02
 #: How long after the latest start a spare child is held ready.
@@ -11263,13 +11307,14 @@ class ForkServer:
     """
 
     def __init__(self) -> None:
+        prctl(PR_SET_CHILD_SUBREAPER, 1)
         self.lines = LineBuffer()
         self.open = True  # whether the other end is still there
         self.jobs: dict[int, Json] = {}  # leader's pid → its job, until the end record is written
         self.dead: dict[int, Ending] = {}  # pid of an ended leader → the Ending of its process group
-        self.strays: dict[int, tuple[set[int], Ending]] = {}  # pid → dead leaders that may have left it, its Ending
+        self.orphans: dict[int, Orphan] = {}  # by pid
         self.spare: tuple[int, int] | None = None  # the pid of a child that waits for a job, and the pipe to it
-        self.spare_until = self.recheck_at = 0.0
+        self.spare_until = 0.0
         self.delegated = delegated_group()
         self.oom_counter = oom_counter()
         self.oom_kills = oom_kills(self.oom_counter)  # how many are explained already
@@ -11284,17 +11329,15 @@ class ForkServer:
                 os.read(self.wake, 4096)
             if 0 in ready:
                 self.receive()
-            self.sweep()
+            if self.wake in ready or self.dead or self.orphans:
+                self.sweep()
             self.proceed()
 
     def patience(self) -> float | None:
         """Seconds until something is due, or None."""
-        if self.strays:
+        if any(orphan.ending and orphan.leader for orphan in self.orphans.values()):
             return LOOK_S
-        times = [self.recheck_at] if self.recheck_at else []
-        if self.spare is not None:
-            times.append(self.spare_until)
-        return max(0.0, min(times) - time.monotonic()) if times else None
+        return None if self.spare is None else max(0.0, self.spare_until - time.monotonic())
 
     def receive(self) -> None:
         """Reads jobs.  One that is not read before the other end is gone is not started."""
@@ -11393,51 +11436,32 @@ class ForkServer:
         elif not wanted and self.spare is not None:
             os.close(self.spare[1])
             self.spare = None
-            self.recheck_at = time.monotonic() + RECHECK_S
 
     def sweep(self) -> None:
         """Notes which leaders have ended, ends the processes that they left, and writes end records."""
-        self.note_deaths()
-        if self.dead or self.strays or self.recheck_at:
-            self.find_strays()
-            for _, ending in self.strays.values():
-                ending.look()
-            for pid in self.dead.keys() - {owner for owners, _ in self.strays.values() for owner in owners}:
-                self.close_process(pid)
-            for ending in self.dead.values():
-                ending.look()
-
-    def note_deaths(self) -> None:
-        """Notes ended leaders.  To reap them before what they left is gone would free their pids."""
+        # To reap leaders before what they left is gone would free their pids.
         for pid in self.jobs.keys() - self.dead.keys():
             if os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None:
                 self.dead[pid] = Ending(functools.partial(signal_group, pid), self.jobs[pid]["grace_s"])
+        self.find_orphans()
+        live = self.jobs.keys() - self.dead.keys()
+        for orphan in self.orphans.values():
+            if orphan.leader not in live:
+                orphan.end(self.dead.get(orphan.leader))
+        for pid in self.dead.keys() - {orphan.leader for orphan in self.orphans.values()}:
+            self.close_process(pid)
+        for ending in self.dead.values():
+            ending.look()
 
-    def find_strays(self) -> None:
-        """Finds our children that are not leaders.  Dead leaders left them, because live ones adopt theirs."""
-        self.recheck_at = 0.0
-        # Without /proc there are none: only process groups are ended.
-        children = {int(pid) for pid in peek(f"/proc/self/task/{os.getpid()}/children").split()}
-        # A leader that has just ended may have left some: it must not be closed before they are gone.
-        self.note_deaths()
-        children -= {*self.jobs, *(self.spare or ())[:1]}
-        left = {pid for pid in children if os.waitpid(pid, os.WNOHANG)[0] == 0}
-        self.strays = {pid: self.strays.get(pid) or self.stray(pid) for pid in left}
-
-    def stray(self, pid: int) -> tuple[set[int], Ending]:
-        """Returns the dead leaders that may have left this process, and its Ending."""
-
-        def send(number: int) -> None:
-            try:
-                os.kill(pid, number)
-            except PermissionError:
-                owners.clear()  # it runs as another user now (sudo): no end record waits for it
-
-        session = os.getsid(pid)
-        # A process that has left its session may come from any dead leader.
-        owners = {session} if session in self.dead else {*self.dead}
-        grace = max((self.dead[owner].kill_at for owner in owners), default=0.0) - time.monotonic()
-        return owners, Ending(send, max(grace, RECHECK_S))
+    def find_orphans(self) -> None:
+        """Finds our children that are no leaders, and reaps those that have ended: then theirs are ours."""
+        ended = {0}
+        while ended:
+            # Without /proc there are none: only process groups are ended.
+            children = {int(pid) for pid in peek(f"/proc/self/task/{os.getpid()}/children").split()}
+            children -= {*self.jobs, *(self.spare or ())[:1]}
+            ended = {pid for pid in children if os.waitpid(pid, os.WNOHANG)[0]}
+        self.orphans = {pid: self.orphans.get(pid) or Orphan(pid) for pid in children}
 
     def close_process(self, pid: int) -> None:
         """Reaps a dead leader whose descendants are gone, and writes its end record."""
@@ -11451,7 +11475,6 @@ class ForkServer:
         size = usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
         reason = self.why_killed(job) if code == -signal.SIGKILL else None
         self.write_end(job, code, reason, cpu_ms=cpu_ms, max_rss_bytes=size)
-        self.recheck_at = time.monotonic() + RECHECK_S
 
     def why_killed(self, job: Json) -> str | None:
         """Why a run got SIGKILL: lack of memory, if the kernel counts a kill that is not explained yet.
@@ -11488,6 +11511,26 @@ class ForkServer:
             os.write(0, encode(message))
 
 
+class Orphan:
+    """A process whose parent has ended.  The kernel gives it to the fork server, which ends it with its run."""
+
+    def __init__(self, pid: int) -> None:
+        self.pid, self.leader = pid, mark_of(pid) & (1 << PID_BITS) - 1 or os.getsid(pid)
+        self.ending: Ending | None = None  # set once it is being ended
+
+    def end(self, run: Ending | None) -> None:
+        """Ends it, within the time that its run has, if that is known."""
+        if self.ending is None:
+            self.ending = Ending(self.send, max(run.kill_at - time.monotonic() if run else 0.0, LOOK_S))
+        self.ending.look()
+
+    def send(self, number: int) -> None:
+        try:
+            os.kill(self.pid, number)
+        except PermissionError:
+            self.leader = 0  # it runs as another user now (sudo): no end record waits for it
+
+
 def spawned_process() -> int:
     """The entry of a run process in a new interpreter: the job comes on descriptor 0."""
     job = json.load(sys.stdin.buffer)
@@ -11520,8 +11563,8 @@ def outpost(folder: str, job: Json) -> None:
     prepare_interpreter()
     own = {"memos": "memos", "old_memos": "old_memos", "directory": "data", "folder": "files", "journal": "run"}
     job |= {key: os.path.join(folder, name) for key, name in own.items()}
-    job["host"] = socket.gethostname()
-    job["method"] = "spawn" if sys.platform == "darwin" else "fork"
+    method = "spawn" if sys.platform == "darwin" else "fork"
+    job |= {"host": socket.gethostname(), "method": method, "umask": os.umask(0o077)}
     lost_after_s, job["executor"] = job["executor"]["lost_after_s"], None
     Outpost(job, lost_after_s).serve()
 
@@ -11627,6 +11670,7 @@ class Outpost(ForkServer):
         if self.ending is not None:
             self.ending.look()
         elif self.asked and os.fstat(self.source).st_size:  # the run has started, as leader of its group
+            self.journal.write({"t": "stop", "at": now()})
             self.ending = Ending(self.signal_all, self.job["grace_s"])
 
     def signal_all(self, number: int) -> None:
@@ -11819,7 +11863,7 @@ class Relay:
 # Owns an attempt from its first record to its last.  Calls Control groups, Pipeline API and Trace.
 # Promises an outcome (a returned or raised record) whenever Python itself lives to write it.
 
-#: With a subreaper, descendants whose parent dies become its children, even in another session.
+#: Descendants of a subreaper whose parent dies become its children, even in another session.
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
 #: With this score (of 1000) the kernel kills runs before the daemon when memory runs out.
 OOM_PATH, OOM_SCORE = "/proc/self/oom_score_adj", 500
@@ -11827,11 +11871,9 @@ OOM_PATH, OOM_SCORE = "/proc/self/oom_score_adj", 500
 
 def prepare_interpreter() -> None:
     """Prepares a run, or a process that forks runs: imports modules before user code can change them."""
-    os.umask(0o077)
     faulthandler.enable(2)  # a segmentation fault leaves its Python frames on descriptor 2
-    prctl(PR_SET_CHILD_SUBREAPER, 1)
     for module in (asyncio, fcntl, hashlib, linecache, signal, threading):
-        assert module.__name__  # reading an attribute imports it
+        _ = module.__name__  # reading an attribute imports it
 
 
 def wake_on(*numbers: int) -> tuple[int, int]:
@@ -11846,17 +11888,18 @@ def wake_on(*numbers: int) -> tuple[int, int]:
 
 
 def settle_in() -> str | None:
-    """Makes this process lead a session and adopt its orphans.  Returns when it was started."""
+    """Makes this process lead a session and marks it as a run.  Returns when it was started."""
     with open(os.devnull, "rb") as null:
         os.dup2(null.fileno(), 0)  # was the fork server's channel, or the job
     with contextlib.suppress(PermissionError):  # it leads one already
         os.setsid()
-    prctl(PR_SET_CHILD_SUBREAPER, 1)
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())  # WELCOME has blocked some
+    born = process_started(os.getpid())
     with contextlib.suppress(OSError, ValueError):  # not Linux, or a stricter system
+        resource.setrlimit(RUN_MARK, (run_mark(os.getpid(), born or ""), resource.getrlimit(RUN_MARK)[1]))
         if int(peek(OOM_PATH)) < OOM_SCORE:
             write_text(OOM_PATH, str(OOM_SCORE))
-    signal.pthread_sigmask(signal.SIG_SETMASK, ())  # WELCOME has blocked some
-    return process_started(os.getpid())
+    return born
 
 
 def start_record(job: Json, born: str | None) -> Json:
@@ -11870,18 +11913,18 @@ def run_process(job: Json, born: str | None) -> int:
     """Does the work of a job in this process, started at *born*.  Returns its exit code."""
     attempt = Attempt(job, Journal(job["journal"] + ".journal", job["limits"]))
     attempt.journal.write(start_record(job, born))
+    code: object = 0
     try:
-        try:
-            prepare(attempt)
-            record = WORK[job["kind"]](attempt)
-        finally:
-            attempt.on_stop = None  # from here on it is too late to stop
+        prepare(attempt)
+        record = WORK[job["kind"]](attempt)
+        attempt.on_stop = None  # from here on it is too late to stop
     except BaseException as problem:  # SystemExit too: whatever ends a run is its outcome
         attempt.on_stop = None
         again = isinstance(problem, attempt.retry_on)
-        error = error_document(problem, attempt)
-        record = {"t": "raised", "error": error, "stopped": attempt.stopped, "retry": again}
-    return wind_down(record, attempt)
+        code = problem.code if isinstance(problem, SystemExit) else 1
+        record = {"t": "raised", "error": error_document(problem, attempt), "retry": again}
+    wind_down(record, attempt)
+    return code & 0xFF if isinstance(code, int) else 1
 
 
 def prctl(option: int, value: int) -> None:
@@ -11900,18 +11943,14 @@ def prepare(attempt: Attempt) -> None:
     limit_process(job["limits"], job.get("group"))
     make_directory(job["directory"])
     os.chdir(job["directory"])
+    os.umask(job["umask"])
+    os.environ["PWD"] = job["directory"]
     if job["kind"] == "run":
         os.environ["TAU_RUN_ID"] = job["run_id"]
     sys.argv = [os.path.join(job["folder"], job["entry"])]
     sys.stdout, sys.stderr = map(captured, attempt.outputs)
-    os.register_at_fork(after_in_child=attempt.leave)
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        attempt.stopped = True
-        if attempt.on_stop is not None:
-            attempt.on_stop()
-
-    signal.signal(signal.SIGTERM, stop)
+    os.register_at_fork(before=attempt.fork, after_in_parent=attempt.forked, after_in_child=attempt.leave)
+    signal.signal(signal.SIGTERM, attempt.stop)
 
 
 def limit_process(limits: Json, group: str | None) -> None:
@@ -11972,7 +12011,7 @@ def compiled(folder: str, path: str) -> CodeType:
     """
     with open(path, "rb") as file:
         source = file.read()
-    origin = b"\0".join((str(sys.implementation.cache_tag).encode(), os.fsencode(path), source))
+    origin = b"\0".join((f"{sys.implementation.cache_tag}{sys.flags.optimize}".encode(), os.fsencode(path), source))
     cache = os.path.join(f"{folder}.code", hashlib.blake2b(origin, digest_size=16).hexdigest())
     try:
         code: CodeType = marshal.loads(read_bytes(cache, RECORD_BYTES_MAX) or b"")
@@ -12026,8 +12065,12 @@ def call_pipeline(attempt: Attempt) -> Json:
         prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # the run dies with the outpost, which alone watches it
         PIPELINE_OPTIONS["timezone"] = str  # deploy has checked it; this machine may not know the zone
     load_module(job["folder"], job["entry"])
+    names = [pipeline.name for pipeline in PIPELINES]
+    if job["function"] not in names:  # it was computed when the file was deployed
+        defined = ", ".join(names) or "no pipeline"
+        raise LoadFailed(f"the file no longer defines {job['function']}; it defines {defined}", "give it a fixed name")
     attempt.loaded = True
-    chosen = next(pipeline for pipeline in PIPELINES if pipeline.name == job["function"])
+    chosen = PIPELINES[names.index(job["function"])]
     attempt.retry_on = chosen.retry_on
     return returned_by(chosen, PipelineContext(attempt))
 
@@ -12036,14 +12079,16 @@ def call_pipeline(attempt: Attempt) -> Json:
 WORK: dict[str, Callable[[Attempt], Json]] = {"run": call_pipeline, "load": load_pipelines, "scan": scan_files}
 
 
-def wind_down(record: Json, attempt: Attempt) -> int:
+def wind_down(record: Json, attempt: Attempt) -> None:
     """Writes the outcome, then ends as the interpreter would: threads, exit handlers, open files."""
     journal = attempt.journal
     for output in attempt.outputs:
         output.finish()
     journal.finish()
-    journal.write_outcome(record | {"at": now(), "mono": monotonic()})
-    attempt.on_stop = lambda: os._exit(1)
+    threads = [thread.name for thread in threading.enumerate() if not thread.daemon][1:]  # the first is ours
+    waits_for = clip(f"thread {', '.join(threads)}" if threads else "its exit handlers", 500)
+    journal.write_outcome(record | {"at": now(), "mono": monotonic(), "waits_for": waits_for})
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # the outcome counts: whoever is tired of waiting may end us
     try:
         threading._shutdown()  # type: ignore[attr-defined]
         atexit._run_exitfuncs()
@@ -12052,7 +12097,6 @@ def wind_down(record: Json, attempt: Attempt) -> int:
         journal.log(f"at exit: {safe_text(problem)}", "error")
     for output in attempt.outputs:
         output.finish()
-    return 0 if record["t"] == "returned" else 1
 
 
 def flush_files() -> None:
@@ -12218,9 +12262,9 @@ def pipeline(
     options = {option: value for option, value in locals().items() if option in PIPELINE_OPTIONS}
 
     def register(decorated: Function) -> Function:
+        check_function(decorated)
         chosen = decorated.__name__ if name is None else name
         check_name(chosen)
-        check_function(decorated)
         summary = (decorated.__doc__ or "").strip().partition("\n")[0] if description is None else description
         causes = (retry_on,) if isinstance(retry_on, type) else tuple(retry_on or ())
         types = tuple(cause for cause in causes if isinstance(cause, type))
@@ -12238,10 +12282,11 @@ def check_function(function: Any) -> None:
         " is not a function": not callable(function),
         "() is a generator": inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function),
         "() is a method": code is not None and code.co_varnames[:1] in (("self",), ("cls",)),
+        "() must take its context first": code is not None and "ctx" in code.co_varnames[1 : code.co_argcount],
     }
     for kind in (kind for kind, applies in kinds.items() if applies):
         hint = "decorate a function of the module that returns its result: def hello(ctx): ..."
-        raise BadRequest(f"{function.__name__}{kind}", hint)
+        raise BadRequest(f"{getattr(function, '__name__', safe_repr(function))}{kind}", hint)
 
 
 def check_seconds(value: Any) -> float:
@@ -12744,7 +12789,13 @@ def call_locally(chosen: Pipeline, job: Json, path: str) -> Json:
 def returned_by(chosen: Pipeline, context: PipelineContext) -> Json:
     job, attempt = context._job, context._attempt
     context.params = chosen.parameters.convert(job["params"])
-    result = call_function(chosen, context)
+    try:
+        result = call_function(chosen, context)
+    except SystemExit as problem:
+        if problem.code not in (None, 0):
+            raise
+        attempt.journal.log("the function ended with sys.exit(0): success")
+        result = None
     return attempt.returned(result, job["limits"]["result_bytes"]) | context.changed_state()
 
 
@@ -15509,15 +15560,35 @@ class Attempt:
     def __init__(self, job: Json, journal: Journal) -> None:
         self.job, self.journal = job, journal
         self.stopped = False  # whether we were asked to stop
-        self.on_stop: Callable[[], object] | None = raise_stopped  # what SIGTERM does
+        self.on_stop: Callable[[], object] | None = raise_stopped  # what SIGTERM does, unless it is too late
+        self.masks: dict[int, set[int]] = {}  # thread that forks → its mask of signals before that
         self.loaded = False  # whether the deployed file has been executed
         self.retry_on: tuple[type[BaseException], ...] = ()  # exceptions that lead to a retry
         self.steps = itertools.count(1)
         self.failed: tuple[BaseException | None, str | None] = (None, None)  # the exception, its innermost step
         self.outputs: list[Output] = []  # what captures descriptors 1 and 2
 
+    def stop(self, number: int, frame: FrameType | None) -> None:
+        """Handles SIGTERM."""
+        if os.getpid() != self.journal.pid:  # a library has forked without Python
+            signal.signal(number, signal.SIG_DFL)
+            signal.raise_signal(number)
+        self.stopped = True
+        if self.on_stop is not None:
+            self.on_stop()
+
+    def fork(self) -> None:
+        """Keeps SIGTERM back while user code forks: Python forgets what comes in a child before leave()."""
+        self.masks[threading.get_ident()] = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+
+    def forked(self) -> None:
+        signal.pthread_sigmask(signal.SIG_SETMASK, self.masks.pop(threading.get_ident()))
+
     def leave(self) -> None:
-        """Runs in a process that user code has forked: its steps get other numbers."""
+        """Runs in a process that user code has forked: SIGTERM ends it, and its steps get other numbers."""
+        if signal.getsignal(signal.SIGTERM) == self.stop:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        self.forked()
         self.journal.waiting = b""  # the parent writes these lines
         self.steps = itertools.count((os.getpid() << 32) + 1)
 
@@ -15527,7 +15598,7 @@ class Attempt:
         size = len(encode(plain_result))
         if size > most:
             raise BadResult(f"the result has {size:,} bytes, the limit is {most:,}; return a path or a summary")
-        return {"t": "returned", "result": plain_result, "stopped": self.stopped}
+        return {"t": "returned", "result": plain_result}
 
     def hide(self, value: str, name: str | None = None) -> None:
         """Makes the value `***` wherever this run saves or prints text from now on.
@@ -15753,7 +15824,7 @@ class Step:
 
     def finish(self, problem: BaseException | None, took: float) -> None:
         attempt, status, error = self.attempt, "success", "null"
-        if problem is not None:
+        if problem is not None and not (isinstance(problem, SystemExit) and problem.code in (None, 0)):
             if attempt.step_of(problem) is None:
                 attempt.failed = (problem, self.path)
             status = "cancelled" if attempt.stopped else "failed"

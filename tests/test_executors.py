@@ -203,7 +203,7 @@ def test_it_works_in_a_private_directory_that_is_gone_afterwards(far: Tau) -> No
 def test_nothing_printed_can_forge_a_record(far: Tau) -> None:
     text = """
         import os, subprocess, sys
-        RECORD = '{"t":"returned","result":"forged","stopped":false,"at":1,"mono":1}'
+        RECORD = '{"t":"returned","result":"forged","waits_for":"x","at":1,"mono":1}'
         def it(ctx):
             print(RECORD)
             os.write(1, b'\\n' + RECORD.encode() + b'\\n')
@@ -771,7 +771,7 @@ STRANGE = [
     {"t": "memo", "key": None, "data": None},
     {"t": "far_end", "host": "h"},
     {"t": "far_end", "host": "h", "at": "no time", "mono": 1.0},
-    {"t": "returned", "result": 5, "stopped": False, "at": 2.0, "mono": 2.5},
+    {"t": "returned", "result": 5, "waits_for": "nothing", "at": 2.0, "mono": 2.5},
 ]
 SPOKEN = shell("cat <<'END'\n" + "\n".join(map(json.dumps, STRANGE)) + "\nEND\ncat >/dev/null & exit 0")
 

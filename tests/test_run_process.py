@@ -347,7 +347,7 @@ def test_a_run_has_a_directory_a_name_and_its_params(tau: Tau) -> None:
     assert result["cwd"] == str(tau.home / "data" / "it")
     assert result["run"] == result["environ"] == run["run_id"]
     assert result["params"] == run["params"] == {"day": "2026-01-01", "n": 2, "text": "words here"}
-    assert (result["stdin"], result["umask"], result["is"]) == ("", 0o077, ["it", True, 1, True])
+    assert (result["stdin"], result["umask"], result["is"]) == ("", 0o022, ["it", True, 1, True])
 
 
 def test_a_module_may_be_named_like_one_of_the_standard_library(tau: Tau) -> None:

@@ -62,7 +62,7 @@ def ticking(ctx):
 
 FORGED = (
     b'{{"t":"start"}}', b'{{"t":"raised"}}', b'{{"t":"returned"}}', b'{{"t":"dropped","lines":1e30}}', b'{{"t":"end"}}', b"[[", b"\\xff\\0",
-    b'{{"t":"end","at":1,"mono":1,"exit_code":0,"signal":null,"reason":null}}', b'{{"t":"returned","result":1,"stopped":0}}',
+    b'{{"t":"end","at":1,"mono":1,"exit_code":0,"signal":null,"reason":null}}', b'{{"t":"returned","result":1,"waits_for":"x"}}',
     b'{{"t":"start","format":1,"pid":1,"started":"1","boot":"x","session":1,"server":{{}},"at":1e300,"mono":-1}}',
     b'{{"t":"secret","name":"../../tau.db"}}', b'{{"t":"done","step":1e99,"at":NaN}}', b'{{"t":"log","message":' + b'"x' * 999999,
 )

@@ -198,16 +198,15 @@ def test_a_fork_bomb_meets_the_limit_of_processes_and_can_be_cancelled(home: Tau
     assert len(processes_of(NOBODY_ELSE)) <= 4  # the daemon, its fork server, and a child kept ready
 
 
-def test_nobody_waits_for_a_stray_that_has_become_another_users(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nobody_waits_for_an_orphan_that_has_become_another_users(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(pid: int, number: int) -> None:
         raise PermissionError(errno.EPERM, "not permitted")  # as for what sudo has started
 
     monkeypatch.setattr(os, "kill", refuse)
-    monkeypatch.setattr(os, "getsid", lambda pid: pid)
-    server: Any = SimpleNamespace(dead={7: module.Ending(lambda number: None, 10.0)})
-    owners, ending = module.ForkServer.stray(server, 4711)
-    assert owners == set()
-    ending.look()
+    orphan = module.Orphan(os.getpid())
+    assert orphan.leader
+    orphan.end(module.Ending(lambda number: None, 10.0))
+    assert orphan.leader == 0
 
 
 def test_an_end_that_cannot_be_written_leaves_no_descriptor_open(
