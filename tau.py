@@ -8000,7 +8000,7 @@ class Process:
 
     def is_overdue(self, grace_s: float) -> bool:
         """Whether it has run too long (elsewhere since its start was seen), or has waited too long for its threads."""
-        if self.start is None or self.stopping is not None:
+        if self.start is None or self.stopping is not None or self.ended is not None:
             return False
         if self.last_record is not None:
             return time.monotonic() - self.told_at > grace_s
@@ -8475,8 +8475,8 @@ class Runner:
             kill_marked(process.start)
             process.ended = process.remote.get("end")  # the fork server here is gone, the other machine may not be
         ended, limit_s = process.end(), process.timeout_s
-        if process.stopping and (outcome := process.last_record) and not outcome["stopped"]:
-            process.log([f"it was ended while it waited for {outcome['waits_for']}"], "warning")
+        if process.stopping and (ended or {}).get("signal") and (told := process.last_record) and not told["stopped"]:
+            process.log([f"it was ended while it waited for {told['waits_for']}"], "warning")
         process.outcome = verdict(process.last_record, ended, process.stopping, process.start, limit_s)
         await self.store_trace(process, self.store.finish, process.outcome)
 
@@ -10953,7 +10953,7 @@ def state_of(paths: Iterable[str]) -> list[tuple[str, int, int, int]]:
     """Returns what changes when anything at these paths does: sizes, and times that no program can set."""
     try:
         found = [(path, os.lstat(path)) for path in paths]
-    except FileNotFoundError:  # somebody is changing it
+    except OSError:  # somebody is changing it
         return []
     return [(path, status.st_ino, status.st_size, status.st_ctime_ns) for path, status in found]
 
