@@ -32,6 +32,7 @@ GOOD: dict[str, dict[str, Any]] = {
     "secret": {"name": "TOKEN"},
     "returned": {**TIMES, "result": {"a": [1, 2.5, None, "x"]}, "state": None, "waits_for": "its exit handlers"},
     "raised": {**TIMES, "error": ERROR, "retry": False, "waits_for": "its exit handlers"},
+    "stop": {"at": 1.0},
     "dropped": {"lines": 1},
     "log": {"at": 1.0, "level": "info", "message": "m", "step": "a", "stream": None, "fields": {"a": 1}},
     "step": {"at": 1.0, "step": 1, "parent": None, "name": "a", "path": "a"},

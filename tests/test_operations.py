@@ -656,6 +656,8 @@ IMPOSSIBLE = {
     "class Jobs:\n    @pipeline\n    async def it(self): ...": "it() is a method",
     "class Jobs:\n    @classmethod\n    @pipeline\n    def it(cls, ctx): ...": "it() is a method",
     "class Jobs:\n    @pipeline\n    @classmethod\n    def it(cls, ctx): ...": "it is not a function",
+    "@pipeline('it')\ndef it(ctx): ...": "'it' is not a function",
+    "def it(day, ctx): ...": "it() must take its context first",
 }
 
 

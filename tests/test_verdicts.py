@@ -380,35 +380,7 @@ def test_a_file_that_leaves_while_it_is_loaded_is_no_success(tau: Tau) -> None:
     assert (run["status"], run["error"]["kind"], run["error"]["type"]) == ("failed", "load", "SystemExit")
 
 
-# What can never run.
-
-NEVER = {
-    "a generator": ("@pipeline\ndef it(ctx):\n    yield 1\n", "it() is a generator"),
-    "an asynchronous generator": ("@pipeline\nasync def it(ctx):\n    yield 1\n", "it() is a generator"),
-    "a method": ("class Jobs:\n    @pipeline\n    def it(self, ctx): ...\n", "it() is a method of Jobs"),
-    "a class method": ("class Jobs:\n    @pipeline\n    @classmethod\n    def it(cls, ctx): ...\n", "not a function"),
-    "a class": ("@pipeline\nclass it:\n    def __init__(self, ctx): ...\n", "not a function"),
-    "a text": ("@pipeline('it')\ndef it(ctx): ...\n", "not a function"),
-    "a context that comes second": ("@pipeline\ndef it(day, ctx): ...\n", "must take its context first"),
-    "no context": ("@pipeline\ndef it(): ...\n", "it() must take a PipelineContext"),
-}
-
-
-@pytest.mark.parametrize("name", NEVER)
-def test_what_never_can_run_is_refused_when_it_is_deployed(tau: Tau, name: str) -> None:
-    text, words = NEVER[name]
-    with tau.connect() as wire:
-        files = [{"path": "never.py", "text": f"from tau import pipeline\n{text}"}]
-        error = wire.ask({"id": 1, "method": "deploy", "params": {"files": files}})["error"]
-    assert error["data"]["code"] == "load_failed"
-    assert words in error["message"]
-
-
-def test_a_function_in_a_class_that_needs_no_instance_can_run(tau: Tau) -> None:
-    tau.deploy(
-        "from tau import pipeline\nclass Jobs:\n    @staticmethod\n    @pipeline\n    def it(ctx):\n        return 5\n"
-    )
-    assert tau.call("run", name="it")["result"] == 5
+# A name that changes.
 
 
 def test_a_name_that_is_another_one_when_it_runs_is_told(home: Tau) -> None:
