@@ -915,12 +915,14 @@ def read_record(line: bytes, mask: Mask, *writers: str) -> Json:
 SUBJECTS = ("PipelineName", "RunId", "Subject")
 #: annotation → its JSON Schema.  `| None` only makes an argument optional.
 KINDS: dict[str, Json] = {
-    **{kind: {"type": "string"} for kind in ("str", *SUBJECTS, "EnvironmentName", "KeyName", "FilePath")},
+    **{kind: {"type": "string"} for kind in ("str", "RunId", "EnvironmentName", "KeyName", "FilePath")},
+    "PipelineName": {"type": "string", "description": "which pipeline"},
+    "Subject": {"type": "string", "description": "a pipeline, meaning its last run; or a run id"},
     "int": {"type": "integer"},
     "float": {"type": "number"},
     "bool": {"type": "boolean"},
     "Duration": {"type": ["number", "string"]},
-    "Limit": {"type": "integer", "minimum": 1, "maximum": LIST_MAX},
+    "Limit": {"type": "integer", "minimum": 1, "maximum": LIST_MAX, "description": "how many at most"},
     "LogLimit": {"type": "integer", "minimum": 1, "maximum": LOGS_MAX},
     "TickLimit": {"type": "integer", "minimum": 1, "maximum": TICKS_MAX},
     "Json": {"type": "object"},
@@ -953,6 +955,7 @@ class Argument:
         self.flags = flags.split() or [("--no-" if default is True else "--") + name.replace("_", "-")]
         #: The schema of its values, except null.
         self.wanted = KINDS[self.kind] | ({"enum": [*CHOICES[name]]} if name in CHOICES else {})
+        self.meaning = self.meaning or self.wanted.get("description", "")
 
     def check(self, value: Any) -> Any:
         """Returns the value for the operation: a duration in seconds, a single run id as a list."""
@@ -1043,6 +1046,16 @@ class Operation:
             if name not in given:
                 raise BadRequest(f"'{self.words}' needs '{name}'", f"`tau {self.words} --help`")
         return {name: self.arguments[name].check(value) for name, value in given.items()}
+
+    def line(self, given: Json) -> str:
+        """Returns the command line that calls it with these arguments."""
+        words = self.words.split()
+        for name, value in given.items():
+            argument = self.arguments[name]
+            if value is not None and value is not False:
+                words += [] if argument.positional else [argument.flags[0]]
+                words += [] if value is True else [value]
+        return shell_line("tau", *words)
 
     def required(self) -> list[str]:
         return [name for name, argument in self.arguments.items() if argument.required]
@@ -2765,7 +2778,7 @@ def cron_times(text: str, zone: Zone) -> Times:
     """The ticks of a cron expression in a time zone.  Many schedules share it and ask the same."""
     crons = read_crons(text)
     kinds = {cron.kind for cron in crons}
-    times = Times(kinds.pop() if len(kinds) == 1 else "mixed", lambda after: merge(crons, zone, after))
+    times = Times("mixed" if len(kinds) > 1 else kinds.pop(), lambda after: merge(crons, zone, after))
     times.next = functools.lru_cache(1)(times.next)  # type: ignore[method-assign]
     times.count = functools.lru_cache(10)(times.count)  # type: ignore[method-assign]
     return times
@@ -6274,8 +6287,6 @@ def timing(row: Json, agenda: Agenda) -> tuple[Times | None, Zone]:
 async def undeploy(call: Call, name: PipelineName) -> Json:
     """Take a pipeline out of service; live runs end, queued ones are cancelled, its history stays.
 
-    name          which pipeline
-
     Examples:
         tau undeploy orders
         tau --env production undeploy orders  # a daemon elsewhere
@@ -6290,23 +6301,21 @@ async def undeploy(call: Call, name: PipelineName) -> Json:
 
 @sifts
 @reads
-def list_(call: Call, *, limit: Limit = 20) -> Json:
+def list_(call: Call, *, tag: str | None = None, limit: Limit = 20) -> Json:
     """List the deployed pipelines, each with its last run.
 
-    limit         how many at most
+    tag           only those with this tag
 
     Examples:
         tau list
-        tau list --limit 100
+        tau list --tag etl --limit 100
     """
-    return listing("pipelines", *call.ask.pipelines(limit, call.among()), "list")
+    return listing(call, "pipelines", *call.ask.pipelines(limit, call.among(), tag), {"tag": tag})
 
 
 @reads
 def show(call: Call, name: PipelineName) -> Json:
     """Show one pipeline: description, tags, params, schedule, chain, versions, last run.
-
-    name          which pipeline
 
     Examples:
         tau show orders
@@ -6334,7 +6343,6 @@ def code(
 ) -> Json:
     """Print the source of a pipeline, bare on a terminal.
 
-    name          which pipeline
     version       which version; without it the live one
     file          another file of the deployment
     raw           the command line prints the bare source, not JSON
@@ -6372,7 +6380,6 @@ async def run(
 ) -> Json:
     """Run a pipeline now and wait for its end.
 
-    name          which pipeline
     params        what the pipeline sees as ctx.params: a JSON object, @file, or - for stdin
     texts -p      one of the params: JSON where the pipeline wants it, else text
     wait --detach  do not wait: answer as soon as the run is durable
@@ -6556,21 +6563,40 @@ async def cancel(call: Call, run_id: Subject, *, force: bool = False) -> Json:
 
 @sifts
 @reads
-def runs(call: Call, name: PipelineName | None = None, *, limit: Limit = 20, status: str | None = None) -> Json:
+def runs(
+    call: Call,
+    name: PipelineName | None = None,
+    *,
+    limit: Limit = 20,
+    status: str | None = None,
+    since: str | None = None,
+    until: str | None = None,
+) -> Json:
     """List the runs of a pipeline, newest first.
 
     name          which pipeline; without it, all of them
     limit --last --limit  how many at most
     status        only those with this status
+    since         only those queued at this time or after it: 2026-01-01T06:00, or 24h ago
+    until         only those queued before this time
 
     Examples:
         tau runs orders --last 10
-        tau runs --status failed
+        tau runs --status failed --since 24h
     """
-    if name is not None:
-        call.ask.known(name)
-    words = ("runs", name, *(("--status", status) if status else ()))
-    return listing("runs", *call.ask.runs(name, status, limit, call.among()), *words)
+    call.ask.known(name)
+    zone = Zone(call.daemon.settings["timezone"])
+    ids = [text and id_at(parse_past(text, zone)) for text in (since, until)]
+    given = {"name": name, "status": status, "since": since, "until": until}
+    return listing(call, "runs", *call.ask.runs(name, status, limit, call.among(), ids), given)
+
+
+def parse_past(text: str, zone: Zone) -> float:
+    """The instant that a text names: a time, or how long ago it was."""
+    try:
+        return time.time() - parse_duration(text)
+    except BadRequest:
+        return parse_time(text, zone)
 
 
 @reads
@@ -6585,7 +6611,6 @@ def inspect_(
 ) -> Json:
     """Inspect a run: status, result, error, steps, resources, and what to do next.
 
-    name          a pipeline, meaning its last run; or a run id
     run_id --run  which run: its id, or its first characters
     last_run      the last run of the pipeline
     attempt       show the trace of this attempt; without it the last
@@ -6607,16 +6632,17 @@ async def logs(
     tail: LogLimit = LOG_TAIL,
     level: str | None = None,
     step: str | None = None,
+    grep: str | None = None,
     attempt: int | None = None,
     follow: bool = False,
 ) -> Json | bytes:
     """Print the log of a run: what it logged, printed, or wrote to its descriptors.
 
-    name          a pipeline, meaning its last run; or a run id
     run_id --run  which run: its id, or its first characters
     tail          how many lines, the last ones
     level         only this level and above: debug, info, warning, error
     step          only lines of this step and the steps in it
+    grep          only lines with this text in them, in upper or lower case
     attempt       only lines of this attempt; without it the last
     follow        then print each new line until the run ends
 
@@ -6628,8 +6654,9 @@ async def logs(
     run_id = call.ask.pick_run(name, run_id)
 
     def answer(call: Call) -> bytes:
-        lines, total, dropped = call.ask.logs(run_id, levels if level else (), step, tail, attempt)
-        shown = listing("lines", lines, total, "logs", "--run", run_id)
+        lines, total, dropped = call.ask.logs(run_id, levels if level else (), step, tail, attempt, grep)
+        given = {"run_id": run_id, "level": level, "step": step, "grep": grep, "attempt": attempt}
+        shown = listing(call, "lines", lines, total, given)
         return call.encode({"run_id": run_id, **shown, "log_dropped": dropped})
 
     if not follow:
@@ -6637,27 +6664,29 @@ async def logs(
     call.only_waits()
     async for event in story_of(call, run_id, tail):
         inside = step is None or f"{event.get('step') or ''}/".startswith(f"{step}/")
-        if inside and event["type"] == "log" and event["level"] in levels:
+        matches = (grep or "").lower() in event.get("message", "").lower()
+        if event["type"] == "log" and inside and matches and event["level"] in levels:
             await call.emit(event)
     return {"run_id": run_id, "status": call.ask.status_of(run_id)}
 
 
 @sifts
 @reads
-def errors(call: Call, *, limit: Limit = 20) -> Json:
-    """List the failed runs of all pipelines, latest first, each with its error.
+def errors(call: Call, name: PipelineName | None = None, *, limit: Limit = 20) -> Json:
+    """List the failed runs, latest first, each with its error.
 
-    limit         how many at most
+    name          which pipeline; without it, all of them
 
     Examples:
         tau errors
-        tau errors --limit 100
+        tau errors orders --limit 100
     """
-    rows, total = call.ask.failures(limit, call.among())
+    call.ask.known(name)
+    rows, total = call.ask.failures(limit, call.among(), name)
     for row in rows:
         row["error"] = pick(row["error"], "kind", "type", "message", "step", "file", "line", "code", "fingerprint")
         row["next"] = [shell_line("tau", "inspect", row["run_id"])]
-    return listing("errors", rows, total, "errors")
+    return listing(call, "errors", rows, total, {"name": name})
 
 
 @sifts
@@ -6770,7 +6799,6 @@ async def schedule(
 ) -> Json:
     """Schedule a pipeline, or show its schedule and next ticks; this wins over the decorator until cleared.
 
-    name          which pipeline
     expr          a cron expression: "0 6 * * *"; with six fields the last is seconds; `|` between several
     every         an interval instead: seconds, or 15m, 1h30m; counted from --start or now, whatever the runs take
     at            a time instead, once: 2026-01-01T06:00 in the time zone, or with Z
@@ -6845,7 +6873,6 @@ def find_schedule(call: Call, name: str, undeployed: bool = False) -> Json:
 def why(call: Call, name: PipelineName, *, at: str | None = None) -> Json:
     """Explain why a pipeline did or did not run, when it runs next, and what prevents it.
 
-    name          which pipeline
     at            about this time; without it about the last tick
 
     Examples:
@@ -6918,34 +6945,25 @@ def find_blockers(call: Call, schedule: Json, upstream: list[Json]) -> Iterator[
         yield {"by": "upstream", "waiting_for": waiting}
 
 
+MOVED = ", moved there by DST"
+
+
 def past_words(tick: Json) -> str:
     """Says in a sentence what became of a tick."""
-    key, cause, last = tick["decision"], tick.get("cause"), tick.get("last_run")
-    words = {"message": tick.get("reason"), "ticks": 1, "trigger": "", "why": "", "late": "", **tick, **(last or {})}
-    if (key, words["message"]) == ("skipped", "overlap"):
-        key = "overlap"
-    elif key in ("skipped", "missed", "dropped"):
-        key = "some" if words["ticks"] > 1 else "single"
-        words["ticks"] = f"{words['ticks']}{' or more' if 'at_least' in tick else ''}"
-    if cause:
-        words["why"] = f": {cause['what'].replace('_', ' ')} from {cause['from']} until {cause['until']}"
-    if words["trigger"] == "catchup":
-        words["late"] = f" late (catchup{words['why']})"
-    words["moved"] = MOVED if tick.get("moved") else ""
-    return SENTENCES["ran" if last else key].format(**words)
-
-
-MOVED = ", moved there by DST"
-#: What became of a tick → the sentence that says so.
-SENTENCES = {
-    "fired": "The tick of {scheduled_for}{moved} has run {run_id}{late}: {status}.",
-    "overlap": "The tick of {scheduled_for} was skipped: run {run_id} of an earlier tick was unfinished.",
-    "some": "The {ticks} ticks from {from} to {scheduled_for} were {decision}{why} ({message}).",
-    "single": "The tick of {scheduled_for} was {decision}{why} ({message}).",
-    "ran": "Its last run is {run_id} ({trigger}): {status}.",
-    "none": "Nothing ran: {reason}.",
-    "undecided": "Nothing ran: {reason}.",
-}
+    at, what, count = tick["scheduled_for"], tick["decision"], tick.get("ticks", 1)
+    why = ": {what} from {from} until {until}".format_map(tick["cause"]).replace("_", " ") if "cause" in tick else ""
+    if last := tick.get("last_run"):
+        return f"Its last run is {last['run_id']} ({last['trigger']}): {last['status']}."
+    if what in ("none", "undecided"):
+        return f"Nothing ran: {tick['reason']}."
+    if what == "fired":
+        late = f" late (catchup{why})" if tick["trigger"] == "catchup" else ""
+        return f"The tick of {at}{MOVED * tick['moved']} has run {tick['run_id']}{late}: {tick['status']}."
+    if tick["reason"] == "overlap":
+        return f"The tick of {at} was skipped: run {tick['run_id']} of an earlier tick was unfinished."
+    more = " or more" if "at_least" in tick else ""
+    subject = f"{count}{more} ticks from {tick['from']} to {at} were" if count > 1 else f"tick of {at} was"
+    return f"The {subject} {what}{why} ({tick.get('message') or tick['reason']})."
 
 
 def future_words(kind: str | None, coming: Json, blockers: list[Json], upstream: list[Json]) -> str:
@@ -6973,7 +6991,6 @@ async def backfill(
 ) -> Json:
     """Run a pipeline for past ticks of its schedule, oldest first; asked again it goes on and repeats nothing.
 
-    name          which pipeline
     from          the first tick is at this time or after it
     to            the last tick is at this time or before it; without it now
     only          ticks that have no run (missing), whose run did not succeed (failed), or both (all)
@@ -7004,8 +7021,7 @@ async def backfill(
         runs = [{"scheduled_for": tick, "run_id": None} for tick in wanted[:limit]]
     else:
         runs = await call.write(agenda.backfill, name, wanted[:limit], only)
-    words = ("backfill", name, "--from", from_, *(("--to", to) if to else ()), "--only", only)
-    answer = listing("runs", runs, len(wanted), *words)
+    answer = listing(call, "runs", runs, len(wanted), {"name": name, "from": from_, "to": to, "only": only})
     return {"pipeline": name, "dry_run": dry_run, "ticks": count, **answer}
 
 
@@ -7030,7 +7046,6 @@ async def pause(
 ) -> Json:
     """Pause a pipeline: its schedule and its upstream start nothing; `tau run` still does.
 
-    name          which pipeline
     all           everything
     reason        why, for `tau why`
 
@@ -7046,7 +7061,6 @@ async def pause(
 async def resume(call: Call, name: PipelineName | None = None, *, all_: bool = False) -> Json:
     """Resume what was paused; the ticks that it missed meanwhile do not run.
 
-    name          which pipeline
     all           everything; what was paused by name stays paused
 
     Examples:
@@ -7236,12 +7250,12 @@ async def key_revoke(call: Call, name: KeyName) -> Json:
     return {"name": name, "changed": changed}
 
 
-def listing(key: str, rows: list[Json], total: int, *words: str | None) -> Json:
-    """Returns the answer for a list; if the list is cut, with the command, of these words, that gets more."""
+def listing(call: Call, key: str, rows: list[Json], total: int, given: Json) -> Json:
+    """Returns the answer for a list; if the list is cut, with the command that gets more with these arguments."""
     if len(rows) >= total:
         return {key: rows}
-    flag, most = ("--tail", LOGS_MAX) if key == "lines" else ("--limit", LIST_MAX)
-    get = shell_line("tau", *words, flag, min(total, most))
+    limit, most = ("tail", LOGS_MAX) if key == "lines" else ("limit", LIST_MAX)
+    get = call.chosen.line(given | {limit: min(total, most)})
     more: Json = {"shown": len(rows), "total": total, "get": get}
     return {key: rows, "truncated": more | {"at_least": True} if total == most + 1 else more}  # counting stops there
 
@@ -8744,8 +8758,14 @@ class Agenda:
         moves the watermark to now: ticks that are still undecided then never run.
         """
         old, at = self.row(name), self.now()
-        new, now = old | self.current_columns(old, command, enabled), rfc3339(at)
-        before, options = old["options"], new["options"]
+        live, now = self.sql.live_options(name), rfc3339(at)
+        command = old["command"] if command is None else command
+        enabled = bool(old["enabled"]) if enabled is None else enabled
+        reasons = {"undeployed": live is None, "disabled": not enabled, "paused": self.sql.pause(name)}
+        reasons["invalid"] = live is not None and self.fault(name, live, command) is not None
+        held = next((reason for reason, holds in reasons.items() if holds), None)
+        before, options = old["options"], schedule_options(live or {}, command)
+        new = old | {"command": command, "options": options, "enabled": int(enabled), "held": held}
         if options != before or (old["held"] is not None and new["held"] is None):
             gap = {"from": 0, "until": at, "cause": old["held"] or "edited"}
             self.decide(old | {"options": before | {"jitter_s": 0.0}}, at, [gap])
@@ -8763,17 +8783,6 @@ class Agenda:
             data |= {key: value for key, value in options.items() if value != SCHEDULE_OPTIONS[key]}
             self.store.event("schedule.changed", name, None, data, actor)
         return changed
-
-    def current_columns(self, row: Json, command: Json | None, enabled: bool | None) -> Json:
-        """Returns the columns that follow from deployment, command line and pause of a pipeline."""
-        live = self.sql.live_options(row["pipeline"])
-        command = row["command"] if command is None else command
-        enabled = bool(row["enabled"]) if enabled is None else enabled
-        reasons = {"undeployed": live is None, "disabled": not enabled, "paused": self.sql.pause(row["pipeline"])}
-        reasons["invalid"] = live is not None and self.fault(row["pipeline"], live, command) is not None
-        held = next((reason for reason, holds in reasons.items() if holds), None)
-        options = schedule_options(live or {}, command)
-        return {"command": command, "options": options, "enabled": int(enabled), "held": held}
 
     def row(self, name: str) -> Json:
         """Returns the schedule row of a pipeline, or a new row."""
@@ -10110,9 +10119,9 @@ class Questions(Sql):
     def is_known(self, name: str) -> bool:
         return bool(self.values("SELECT 1 FROM pipelines WHERE name = ?", name))
 
-    def known(self, name: str) -> None:
-        """Raises NotFound unless there is, or was, a pipeline of this name."""
-        if not self.is_known(name):
+    def known(self, name: str | None) -> None:
+        """Raises NotFound unless there is, or was, a pipeline of this name, if there is one."""
+        if name is not None and not self.is_known(name):
             raise self.unknown(name)
 
     def unknown(self, name: str) -> NotFound:
@@ -10127,8 +10136,10 @@ class Questions(Sql):
     def known_names(self) -> list[str]:
         return self.values("SELECT name FROM pipelines ORDER BY name")
 
-    def pipelines(self, limit: int, among: list[str] | None = None) -> tuple[list[Json], int]:
-        """Returns the deployed pipelines (of *among*) with their last runs, and how many there are."""
+    def pipelines(
+        self, limit: int, among: list[str] | None = None, tag: str | None = None
+    ) -> tuple[list[Json], int]:  # fmt: skip
+        """Returns the deployed pipelines (of *among*, with a *tag*) with their last runs, and how many there are."""
         columns = (
             "v.pipeline AS name, v.version, v.options, v.updated_at, r.run_id AS last_run_id, r.status AS last_status,"
             " r.queued_at AS last_run_at, CASE WHEN s.due_at IS NOT NULL THEN s.next_at END AS next_at, s.held"
@@ -10137,7 +10148,8 @@ class Questions(Sql):
             "live v LEFT JOIN schedules s ON s.pipeline = v.pipeline"
             " LEFT JOIN runs r ON r.run_id = (SELECT max(run_id) FROM runs WHERE pipeline = v.pipeline)"
         )
-        rows, total = self.page(columns, source, {f"v.{AMONG}": among}, "v.pipeline", limit)
+        tagged = "EXISTS (SELECT 1 FROM json_each(v.options, '$.tags') WHERE value = ?)"
+        rows, total = self.page(columns, source, {f"v.{AMONG}": among, tagged: tag}, "v.pipeline", limit)
         for row in rows:
             row |= pick(row.pop("options"), "description", "tags")
         return rows, total
@@ -10267,17 +10279,20 @@ class Questions(Sql):
         return {status: counts[status] for status in MOVES}
 
     def runs(
-        self, name: str | None, status: str | None, limit: int, among: list[str] | None = None
+        self, name: str | None, status: str | None, limit: int, among: list[str] | None = None, ids: Any = (None, None)
     ) -> tuple[list[Json], int]:
-        """Returns the newest runs, of one pipeline and status if given, and how many there are."""
+        """Returns the newest runs, of one pipeline and status and with *ids* from one to another, and how many."""
         columns = "run_id, pipeline, version, status, trigger, attempt, scheduled_for, queued_at, started_at"
         conditions = {"pipeline = ?": name, "status = ?": status, AMONG: among}
+        conditions |= {"run_id >= ?": ids[0], "run_id < ?": ids[1]}
         return self.page(f"{columns}, finished_at, duration_ms", "runs", conditions, "run_id DESC", limit)
 
-    def failures(self, limit: int, among: list[str] | None = None) -> tuple[list[Json], int]:
-        """Returns the latest broken runs with their errors, and how many there are."""
+    def failures(
+        self, limit: int, among: list[str] | None = None, name: str | None = None
+    ) -> tuple[list[Json], int]:  # fmt: skip
+        """Returns the latest broken runs, of one pipeline if given, with their errors, and how many there are."""
         columns = "run_id, pipeline, version, status, trigger, finished_at, duration_ms, error"
-        conditions = {f"status IN {FAILURES}": (), AMONG: among}
+        conditions = {f"status IN {FAILURES}": (), AMONG: among, "pipeline = ?": name}
         return self.page(columns, "runs", conditions, "finished_at DESC, run_id DESC", limit)
 
     def whole_run(
@@ -10318,14 +10333,16 @@ class Questions(Sql):
         )
 
     def logs(
-        self, run_id: str, levels: Sequence[str], step: str | None, tail: int, attempt: int | None
-    ) -> tuple[list[Json], int, int]:
+        self, run_id: str, levels: Sequence[str], step: str | None, tail: int, attempt: int | None,
+        grep: str | None = None,
+    ) -> tuple[list[Json], int, int]:  # fmt: skip
         """Returns the last log lines of those wanted, how many these are, and how many the run dropped."""
         conditions = {
             "run_id = ?": run_id,
             "attempt = ?": self.run(run_id)["attempt"] if attempt is None else attempt,
             "level IN (SELECT value FROM json_each(?))": [*levels] or None,
             "instr(step || '/', ? || '/') = 1": step,
+            "instr(lower(message), lower(?)) > 0": grep,
         }
         columns = "at, level, step, stream, message, fields"
         lines, total = self.page(columns, "logs", conditions, "n DESC", tail, LOGS_MAX)

@@ -6,6 +6,7 @@ import json
 import os
 import shlex
 import shutil
+import time
 from pathlib import Path
 
 import pytest
@@ -362,6 +363,42 @@ def test_logs_of_a_step_that_is_not_there_name_the_steps(tau: Tau) -> None:
 def test_a_pipeline_that_has_not_run_says_so(tau: Tau) -> None:
     tau.deploy("from tau import pipeline\n@pipeline\ndef never_ran(ctx): ...\n")
     assert tau("inspect", "never_ran", exit=3)["hint"] == "tau run never_ran"
+
+
+def test_lists_are_narrowed_and_the_command_for_the_rest_is_as_narrow(tau: Tau) -> None:
+    text = "from tau import pipeline\n@pipeline(tags=['narrow', \"it's\"])\ndef narrow(ctx, n: int = 1):\n"
+    text += "    for level in ('info', 'error', 'error', 'error'): ctx.log('Half 50% done', level=level)\n    return 1 / n\n"
+    tau.deploy(text)
+    early = tau("run", "narrow")
+    between = module.rfc3339(time.time() + 1)
+    eventually(lambda: module.rfc3339(time.time()) > between)
+    ids = [tau("run", "narrow", "-p", "n=0", exit=1)["run_id"] for _ in range(2)]
+
+    def found(*words: str) -> list[str]:
+        return [run["run_id"] for run in tau("runs", "narrow", *words)["runs"]]
+
+    assert found("--since", between) == ids[::-1]
+    assert found("--until", between) == [early["run_id"]]
+    assert found("--since", early["queued_at"], "--until", "2090-01-01") == [*ids[::-1], early["run_id"]]
+    assert found("--since", "1h", "--until", "0s", "--status", "success") == [early["run_id"]]
+    assert found("--since", "2090-01-01") == []
+    assert "time" in tau("runs", "narrow", "--since", "yesterday", exit=2)["message"]
+    cut = tau("runs", "narrow", "--since", between, "--status", "failed", "--last", "1")["truncated"]
+    assert (cut["total"], cut["get"]) == (2, f"tau runs narrow --status failed --since {between} --last 2")
+    assert [run["run_id"] for run in tau("errors", "narrow")["errors"]] == ids[::-1]
+    assert tau("errors", "nobody.knows", exit=3)["code"] == "not_found"
+    assert tau("errors", "narrow", "--limit", "1")["truncated"]["get"] == "tau errors narrow --limit 2"
+    assert [one["name"] for one in tau("list", "--tag", "it's")["pipelines"]] == ["narrow"]
+    assert tau("list", "--tag", "narro")["pipelines"] == []
+    lines = tau("logs", "narrow", "--grep", "half 50%", "--level", "error", "--tail", "1")
+    assert (len(lines["lines"]), lines["truncated"]["total"]) == (1, 3)
+    words = shlex.split(lines["truncated"]["get"])
+    assert words[:4] == ["tau", "logs", "--run", ids[1]]
+    assert len(tau(*words[1:])["lines"]) == 3
+    assert tau("logs", "narrow", "--grep", "50_")["lines"] == []
+    followed = tau.command("logs", "narrow", "--grep", "HALF", "--level", "error", "--follow").lines
+    assert [line["message"] for line in followed] == ["Half 50% done"] * 3
+    tau("undeploy", "narrow")
 
 
 def test_errors_lists_the_latest_failures_with_their_place(tau: Tau) -> None:
