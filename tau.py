@@ -2017,24 +2017,76 @@ def file_word(path: str) -> str:
     return f"./{path}" if path.startswith("-") else path
 
 
-def pairs(document: Json) -> str:
-    """A document as aligned `key  value` lines."""
-    width = max(map(len, document), default=0)
-    lines = (f"{key:<{width}}  {spoken(value)}".replace("\n", " ⏎ ") for key, value in document.items())
+def aligned(rows: Iterable[tuple[str, Sequence[str]]]) -> str:
+    """Lines after aligned labels, each before the first of its lines; without a label they begin at the margin."""
+    rows = [*rows]
+    width = max((len(label) for label, _ in rows), default=0) + 2
+    lines = (
+        f"{'' if number else label:<{width if label else 0}}{line}"
+        for label, lines in rows
+        for number, line in enumerate(lines)
+    )
     return "\n".join(lines)
 
 
-def spoken(value: Any) -> str:
-    """A JSON value in one line for a person: names and values, without quotes and brackets."""
+def spoken(value: Any, key: str = "") -> str:
+    """A JSON value in one line for a person: names and values, without quotes and brackets.
+
+    The last word of its *key* says what it is: see UNIT_WORDS.
+    """
     if isinstance(value, dict):
-        return ", ".join(f"{key} {spoken(item)}" for key, item in value.items()) or "-"
+        known = ((name, item) for name, item in value.items() if item is not None)
+        return ", ".join(f"{label_of(name)} {spoken(item, name)}" for name, item in known) or "-"
     if isinstance(value, list):
-        return ("; " if any(isinstance(item, dict) for item in value) else ", ").join(map(spoken, value)) or "-"
-    return plain(value)
+        mark = "; " if any(isinstance(item, dict) for item in value) else ", "
+        return mark.join(spoken(item, key) for item in value) or "-"
+    kind, show = UNIT_WORDS.get(key.rpartition("_")[2], (None, plain))
+    return show(value) if kind and isinstance(value, kind) and type(value) is not bool else plain(value)
+
+
+def label_of(key: str) -> str:
+    """A key as a label, without its unit, which its value shows."""
+    name, _, unit = key.rpartition("_")
+    return LABELS.get(key) or (name if name and unit in ("at", "ms", "s", "bytes") else key)
+
+
+LABELS = {"duration_ms": "took", "last_status": "last", "log_tail": "log"}
 
 
 def plain(value: Any) -> str:
     return value if isinstance(value, str) else "-" if value is None else encode_json(value)
+
+
+def duration(millis: float) -> str:
+    """Milliseconds as a person reads them: 42.1 ms, 3.2 s, 5m3s."""
+    if millis < 1000:
+        return f"{millis:.1f} ms"
+    return f"{millis / 1000:.1f} s" if millis < 60_000 else duration_text(int(millis / 1000))
+
+
+def size(count: int) -> str:
+    """Bytes as a person reads them: 512 B, 21.0 MB."""
+    thousands = min((len(str(count)) - 1) // 3, 4)
+    return f"{count / 1000**thousands:.{min(thousands, 1)}f} {('B', 'kB', 'MB', 'GB', 'TB')[thousands]}"
+
+
+def local_time(text: str, layout: str = "%Y-%m-%d %H:%M:%S") -> str:
+    """A time, or each time in a text, as a clock here shows it; Z says that this is UTC."""
+
+    def shown(match: re.Match[str]) -> str:
+        at = datetime.datetime.fromisoformat(match[0]).astimezone()
+        return at.strftime(layout).removesuffix("000") + ("" if at.utcoffset() else "Z")
+
+    return re.sub(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,6})?Z", shown, text)
+
+
+#: Last word of a key → the type of its value, and how a person reads it.
+UNIT_WORDS: dict[str, tuple[Any, Callable[[Any], str]]] = {
+    **dict.fromkeys(("at", "for", "ticks", "from", "until", "answer"), (str, local_time)),
+    "ms": ((int, float), duration),
+    "s": ((int, float), lambda seconds: duration_text(seconds if seconds < 60 else int(seconds))),
+    "bytes": (int, size),
+}
 
 
 # --- 7. System ---------------------------------------------------------------------------
@@ -2959,13 +3011,12 @@ def command(words: list[str]) -> int:
     common = {option: options.pop(option, None) for option in COMMON}
     asked = {name: common[f"--{name}"] for name in ("host", "env", "home")}
     refuse_writes(chosen.words, chosen.effect)
-    params = read_params(chosen, options)
+    params = chosen.check({name: read_value(chosen.arguments[name], options[name], options) for name in options})
     if chosen.name in LOCAL_COMMANDS:
         document: Json = chosen.call((asked, view, options), params)
     else:
         with Client(**asked) as client:
-            ask = ASKING.get(chosen.name)
-            document = ask(client, chosen.name, params, view) if ask else client.call(chosen.name, params)
+            document = ASKING.get(chosen.name, ask_live)(client, chosen.name, params, view)
     view.people = view.people or params.get("raw", False)
     if document:
         view.show(chosen.name, document)
@@ -2983,35 +3034,43 @@ def exit_of(name: str, document: Json) -> int:
     return int(any(run["status"] in (*FAILURES, "cancelled") for run in runs))
 
 
+def ask_live(client: Client, name: str, params: Json, view: View) -> Json:
+    """Returns the answer of an operation, and shows meanwhile what goes on."""
+    if not view.people or "follow" not in OPERATIONS[name].arguments or params.get("wait") is False:
+        return client.call(name, params, view.event)
+    with Live(view) as live:
+        return client.call(name, params | {"follow": True}, live.event)
+
+
 def ask_for_run(client: Client, name: str, params: Json, view: View) -> Json:
-    """Returns the document of a run and shows it live.  Its key makes the request repeatable."""
-    own_key = {} if "key" in params else {"key": os.urandom(12).hex()}
-    follow = {"follow": True} if view.people and params.get("wait", True) else {}
-    try:
-        document = client.call(name, params | own_key | follow, view.event)
-    except KeyboardInterrupt:
-        view.leave_run()
-        raise
-    if own_key:
+    """Returns the document of a run.  Its key makes the request repeatable."""
+    document = ask_live(client, name, {"key": os.urandom(12).hex()} | params, view)
+    if "key" not in params:
         document.pop("deduplicated", None)
-    view.end_line()
     return document
 
 
 def ask_for_logs(client: Client, name: str, params: Json, view: View) -> Json:
-    document = client.call(name, params, view.log_line)
-    return {} if params.get("follow") else document
+    """Prints the log; a person who follows a live run, and asks for no lines in particular, sees all of it."""
+    if not params.get("follow"):
+        return client.call(name, params)
+    if view.people and not params.keys() - {"name", "run_id", "follow"}:
+        run_id = client.call(name, params | {"follow": False, "tail": 1})["run_id"]
+        if client.call("wait", {"run_id": run_id, "timeout": 0.0}).get("waited") is False:
+            return ask_live(client, "wait", {"run_id": run_id}, view)
+    client.call(name, params, view.event)
+    return {}
 
 
 def ask_for_check(client: Client, name: str, params: Json, view: View) -> Json:
     """Checks the files in the daemon, or in a throw-away one if no daemon answers on this machine."""
     try:
-        return client.call(name, params)
+        return ask_live(client, name, params, view)
     except Unavailable:
         if client.host:
             raise
         with ThrowAway(client.home) as own:
-            return own.call(name, params)
+            return ask_live(own, name, params, view)
 
 
 def ask_for_backup(client: Client, name: str, params: Json, view: View) -> Json:
@@ -3069,7 +3128,7 @@ def try_(
     """
     asked, view, given = desk
     with ThrowAway(find_daemon(**asked).home) as own:
-        deployed = own.call("deploy", {"files": files, "include": include, "entry": entry})
+        deployed = ask_live(own, "deploy", {"files": files, "include": include, "entry": entry}, view)
         names = [pipeline["name"] for pipeline in deployed["pipelines"]]
         if name is None and len(names) > 1:
             raise BadRequest("the file has several pipelines", f"--name: one of {', '.join(names)}")
@@ -3174,7 +3233,7 @@ def parser_of(name: str) -> argparse.ArgumentParser:
         for argument in chosen.arguments.values():
             add_argument(parser, argument)
     else:
-        parser.format_help = lambda: group_page(name) if name else overview()  # type: ignore[method-assign]
+        parser.format_help = lambda: page(name)  # type: ignore[method-assign]
         parser.add_argument("command").required = False
         parser.add_argument("after", nargs=argparse.REMAINDER, default=[]).required = False
         if not name:
@@ -3185,47 +3244,23 @@ def parser_of(name: str) -> argparse.ArgumentParser:
     return parser
 
 
-#: Purpose → the first words of its commands.
-PURPOSES = {
-    "deploy": "deploy check try undeploy",
-    "run": "run wait retry cancel backfill",
-    "look": "list show code runs inspect logs errors why",
-    "schedule": "schedule ticks pause resume",
-    "daemon": "status doctor backup prune key shutdown version",
-    "shell": "env completion schema help",
-}
+def page(group: str) -> str:
+    """The help of `tau`, or of commands of two words: a line for each command."""
+    prefix = f"tau {group}".strip()
+    lines = [f"usage: {prefix} COMMAND [...]", ""]
+    for name, meaning in sorted(next_words(group).items()):
+        lines.append(cut_text(f"  {prefix} {name:<11} {meaning.partition(':')[0].partition(';')[0].rstrip('.')}", 80))
+    return "\n".join([*lines, "", f"  {prefix} COMMAND --help   arguments and examples of one command", FIRST_STEPS])
 
 
-def overview() -> str:
-    words = next_words("")
-    lines = ["tau: deploy, run and inspect pipelines of a taud daemon.", "", "usage: tau COMMAND [...]", ""]
-    for purpose, names in PURPOSES.items():
-        shown = [f"{name} ({words[name]})" if name in COMMAND_GROUPS else name for name in names.split()]
-        lines.append(filled(f"  {purpose:<10} ", ", ".join(shown)))
-    return "\n".join([*lines, OVERVIEW_END])
-
-
-OVERVIEW_END = """
+FIRST_STEPS = """
 first steps:
-  taud --detach                   start the daemon of this user
-  tau deploy my_pipeline.py       deploy a file, or a folder
-  tau run my_pipeline             run a pipeline and wait for its end
-  tau inspect my_pipeline         what happened and what to do next, as JSON
-
-  tau COMMAND --help              arguments and examples of one command
-  --env NAME, --host ADDRESS, --home DIR     which daemon (TAU_ENV, TAU_HOST)
-  --json                          JSON, on a terminal too
+  taud --detach               start the daemon of this user
+  tau init my_pipeline        write a pipeline with a test
+  tau deploy my_pipeline.py   deploy a file, or a folder
+  tau run my_pipeline         run a pipeline and wait for its end
+  tau inspect my_pipeline     what happened and what to do next
 """
-
-
-def filled(head: str, text: str) -> str:
-    return textwrap.fill(text, 80, initial_indent=head, subsequent_indent=" " * len(head))
-
-
-def group_page(group: str) -> str:
-    lines = [filled(f"  tau {entry.words:<14} ", entry.summary) for entry in COMMAND_GROUPS[group]]
-    end = f"  tau {group} COMMAND --help     arguments and examples of one command\n"
-    return "\n".join([f"usage: tau {group} COMMAND [...]", "", *lines, "", end])
 
 
 EXITS = """
@@ -3256,10 +3291,6 @@ def add_argument(parser: argparse._ActionsContainer, argument: Argument) -> None
 
 
 METAVARS = {"list[Json]": "PATH", "FilePath": "PATH", "EnvironmentName": "NAME", "Json": "JSON", "Texts": "KEY=VALUE"}
-
-
-def read_params(chosen: Operation, options: Json) -> Json:
-    return chosen.check({name: read_value(chosen.arguments[name], options[name], options) for name in options})
 
 
 def read_value(argument: Argument, value: Any, options: Json) -> Any:
@@ -3343,7 +3374,7 @@ def read_file(path: str, name: str) -> Json:
 
 #: The hidden command that SCRIPTS call with the words up to the cursor, the last one unfinished.
 COMPLETE = "__complete"
-#: Longest time that Tab waits for a daemon.
+#: Longest time that Tab takes.  Then the process is killed: the look-up of a host's name cannot be interrupted.
 COMPLETE_S = 1.0
 #: A word and its meaning.
 Offer = tuple[str, str]
@@ -3355,6 +3386,7 @@ CURSOR = "\0"
 
 def print_completions(words: list[str]) -> int:
     """Prints a line for each word that could stand at the cursor: the word, a tab, its meaning."""
+    signal.setitimer(signal.ITIMER_REAL, COMPLETE_S)
     try:
         offers = offers_for(words or [""])
     except Exception:  # an error message in the middle of a command line helps nobody
@@ -3420,26 +3452,11 @@ class Tab:
         return self.ask(*asked) if asked else []
 
     def ask(self, method: str, limit: Json, rows: str, word: str, meaning: str) -> list[Offer]:
-        """Returns the daemon's offers within COMPLETE_S.
-
-        A thread asks, because looking up a host's name cannot be interrupted.
-        """
-        offers: list[Offer] = []
         params = limit | ({"name": self.given["name"]} if method == "runs" and "name" in self.given else {})
-
-        def wait_for_answer() -> None:
-            try:
-                with Client(*(self.given.get(option) for option in ("--host", "--home", "--env"))) as client:
-                    for row in client.call(method, params)[rows]:
-                        if shell_line(row[word]) == row[word]:  # it goes into a command line as it is
-                            offers.append((row[word], meaning.format(**row)))
-            except Exception:  # silent, as print_completions() is
-                pass
-
-        thread = threading.Thread(target=wait_for_answer, daemon=True)
-        thread.start()
-        thread.join(COMPLETE_S)
-        return offers
+        with Client(*(self.given.get(option) for option in ("--host", "--home", "--env"))) as client:
+            offered = client.call(method, params)[rows]
+        # What goes into a command line must stand there as it is.
+        return [(row[word], meaning.format(**row)) for row in offered if shell_line(row[word]) == row[word]]
 
 
 #: Kind or name of argument → operation that lists its values, its params, key of its rows; word and meaning in a row.
@@ -4029,176 +4046,293 @@ def check_end(run: Json, wanted: str) -> None:
 
 
 # --- 13. Terminal ------------------------------------------------------------------------
-# Owns how answers look: compact JSON for programs, tables and a live view for people.
+# Owns how answers look: compact JSON for programs; screens, tables and a live view for people.
 # Calls Part I.  Promises that text from outside cannot control the terminal.
-
-
-def single_line(text: str, width: int) -> str:
-    return cut_text(text.replace("\n", " ⏎ ").replace("\t", " "), width)
-
 
 COLOURS = {"success": "32", "failed": "31", "timed_out": "31", "lost": "31", "error": "31", "running": "36"}
 COLOURS |= {"warning": "33", "cancelled": "33", "queued": "2", "debug": "2", "dim": "2", "bold": "1"}
 
-#: status of a check → its mark and colour.
+#: status of a check or a step → its mark and colour.
 MARKS = {"pass": ("✓", "success"), "warn": ("!", "warning"), "fail": ("✗", "error")}
+MARKS |= {"success": MARKS["pass"], "running": ("…", "running")}
 
-#: Column → a shorter heading than its name.
-HEADINGS = {"version": "ver", "last_status": "last", "duration_ms": "took"}
-#: Columns that a narrow terminal shortens, to ELASTIC_MIN at least; people paste names, ids and times, so those stay.
-ELASTIC = ("tags", "pipelines", "description", "what")
-ELASTIC_MIN = 12
-#: Columns that are left out, in this order, where shortening is not enough.
-SPARE = ("tags", "pipelines", "description", "version", "trigger", "where")
-
-#: Type of event → style, text and subject of its line, which replaces an unfinished line of the same subject.
-LIVE = {
-    "run.queued": ("", "{pipeline}  {run_id}", ""),
-    "run.retrying": ("warning", "  attempt {attempt} {status}; again at {retry_at:.19}", ""),
-    "step.started": ("dim", "{indent}… {step}", "{}"),
-    "step.finished": ("", "{indent}{mark} {step}  {took}{rows}", "{}"),
-    "log": ("dim", "{indent}  {message}{fields}", ""),
-    "progress": ("dim", "{indent}{progress}", "progress of {}"),
-    "check": ("", "{indent}{mark} check {name}", ""),
-}
+#: The last column of a table on a narrow terminal is cut to this at least; else it is left out.
+COLUMN_MIN = 12
 
 
 class View:
     """Prints on stdout: text for people on a terminal, JSON for programs.
 
-    What comes from outside is made printable here, as a whole; the functions below add colours to that.
+    What comes from outside is made printable here, as a whole; the painters below add colours to that.
+    A painter returns the lines of one value.
     """
 
     def __init__(self, words: Sequence[str]) -> None:
         self.people = people_read(sys.stdout, words)
         self.colours = self.people and sys.stdout.isatty() and not os.environ.get("NO_COLOR")
-        self.open = ""  # the subject of an unfinished line at the cursor
-        self.run_id = ""  # the run that is shown live
+        self.room = columns_shown()  # for the value that is painted
 
     def show(self, name: str, document: Json) -> None:
-        if not self.people:
-            text = json_text(document, sys.stdout)
-        elif name in INDENTED:
-            text = json_text(document, sys.stdout, indent=2)
-        else:  # `code --raw` into a file is bare, and as it is
-            text = self.text_of(name, document if name == "code" and not sys.stdout.isatty() else printable(document))
-        if text:
+        if not self.people or name == "schema":
+            write_out(json_text(document, sys.stdout, indent=2 if self.people else None))
+        elif name == "code":  # bare; into a file it is as it is
+            source = document["source"].removesuffix("\n")
+            write_out(printable(source) if sys.stdout.isatty() else source)
+        elif text := self.screen(name, printable(document)):
             write_out(text)
 
-    def text_of(self, name: str, document: Json) -> str:
-        face = FACES.get(name)
-        if callable(face):
-            return face(self, document)
-        if face is not None and face[0] in document:
-            return self.table(document, *face)
-        return self.summary(document) if "trace" in document else pairs(document)
+    def screen(self, name: str, document: Json) -> str:
+        """A document as labels and painted values, without those that are empty."""
+        head, only = [], SHOWN.get(name)
+        if "trace" in document:
+            head, only = self.run_head(document), None if name == "inspect" else LAST
+            document = {key: value for key, value in (document | document["trace"]).items() if key not in HEAD}
+        if "moved" in document:
+            times = zip(*(document.pop(key) for key in ("local", "ticks", "moved")), strict=True)
+            document["ticks"] = [{"local": local, "tick_at": tick, "moved": moved} for local, tick, moved in times]
+        shown = {key: value for key, value in document.items() if value not in (None, "", [], {})}
+        order = (*(key for key in shown if key not in LAST), *LAST)
+        keys = [key for key in order if key in shown and (only is None or key in only)]
+        if not keys and (empty := next(iter(only or document), "")):
+            return "\n".join(head) or f"no {empty}"
+        bare = keys if len({*keys} - {"truncated"}) == 1 and not head and isinstance(shown[keys[0]], list) else ()
+        indent = max(len(label_of(key)) for key in keys) + 2
+        rows = [("", head)]
+        for key in keys:
+            self.room = columns_shown() - (0 if key in bare else indent)
+            rows.append(("" if key in bare else label_of(key), self.painted(key, shown[key])))
+        return aligned(rows)
+
+    def painted(self, key: str, value: Any) -> list[str]:
+        painter = PAINTERS.get(key)
+        if type(painter) is str and isinstance(value, list) and isinstance(value[0], dict):
+            return self.table(value, painter)
+        if callable(painter) and isinstance(value, (list, dict)):
+            return [*painter(self, value)]
+        text = single_line(spoken(value, key))
+        return textwrap.wrap(text, self.room, break_long_words=False, break_on_hyphens=False)
 
     def paint(self, text: str, style: str) -> str:
         return f"\x1b[{COLOURS[style]}m{text}\x1b[0m" if self.colours and style in COLOURS else text
 
-    def table(self, document: Json, key: str, columns: str) -> str:
-        lines = self.rows(document[key], columns.split()) if document[key] else [f"no {key}"]
-        if cut := document.get("truncated"):
-            lines.append(self.paint(f"{cut['shown']} of {cut['total']}; all: {cut['get']}", "dim"))
-        if daemon := document.get("daemon"):
-            where = daemon.get("error") or f"{daemon['host']} ({daemon['from']})"
-            lines.append(self.paint(f"commands speak to: {where}", "dim"))
-        return "\n".join(lines)
+    # Painters.
 
-    def rows(self, rows: list[Json], columns: list[str]) -> list[str]:
-        texts = {
-            column: [HEADINGS.get(column, column), *(single_line(cell(row, column), 60) for row in rows)]
-            for column in columns
-        }
-        widths = {column: max(map(len, texts[column])) for column in columns}
-        shrink(widths, columns_shown())
-        cells = [[single_line(text, width).ljust(width) for text in texts[column]] for column, width in widths.items()]
+    def table(self, rows: list[Json], columns: str) -> list[str]:
+        texts = {name: [label_of(name), *(cut_text(cell(row, name), 80) for row in rows)] for name in columns.split()}
+        widths = {name: max(map(len, cells)) for name, cells in texts.items() if {*cells[1:]} != {"-"}}
+        shrink(widths, self.room)
+        cells = [[cut_text(text, width).ljust(width) for text in texts[name]] for name, width in widths.items()]
         head, *body = zip(*cells, strict=True)
-        lines = [self.paint("  ".join(head), "bold")]
+        lines = [self.paint("  ".join(head).rstrip(), "bold")]
         return lines + ["  ".join(self.paint(text, text.strip()) for text in row).rstrip() for row in body]
 
-    def summary(self, run: Json) -> str:
+    def lines(self, values: list[str]) -> list[str]:
+        """A line for each, however long: half a command is none."""
+        return [*map(single_line, values)]
+
+    def data(self, value: Any) -> list[str]:
+        """A user's value, or the schema of params."""
+        if not isinstance(value, dict) or "additionalProperties" not in value:
+            return [single_line(encode_json(value), 400)]
+        known = value["properties"].items()
+        rows = [{"name": name, "accepts": expected(it), "default": it.get("default")} for name, it in known]
+        return self.table(rows, "name accepts default") if rows else ["none"]
+
+    def run_head(self, run: Json) -> list[str]:
         took = "" if run["duration_ms"] is None else f" in {duration(run['duration_ms'])}"
         status = self.paint(run["status"], run["status"])
-        error = run["error"] or {}
-        rows = [
-            ("result", "" if run["result"] is None else encode_json(run["result"])),
-            ("error", cell(run, "what") if error else ""),
-            ("", f"{cell(run, 'where')}  {error['code'] or ''}" if error.get("file") else ""),
-            ("hint", error.get("hint")),
-            *(("next", hint) for hint in run["next"]),
-        ]
-        lines = [f"{run['pipeline']} v{run['version']}  {status}{took}  {run['run_id']}"]
-        for label, text in rows:
-            if text:
-                most = sys.maxsize if label == "next" else 400  # half a command is none
-                lines.append(f"{label:<7} {self.paint(single_line(text, most), label)}")
-        return "\n".join(lines)
+        return [f"{run['pipeline']} v{run['version']}  {status}{took}  {run['run_id']}"]
 
-    def checks(self, document: Json) -> str:
+    def error(self, error: Json) -> list[str]:
+        """What went wrong, where, with which values, and because of what; and what to do."""
+        lines, mark, hint = [], "", error.get("hint")
+        while error:
+            lines.append(self.paint(cut_text(mark + cell({"error": error}, "what"), 400), "error"))
+            if error.get("line"):
+                lines.append(single_line(f"{error['file']}:{error['line']}  {error.get('code') or ''}"))
+            local: Json = next((frame["locals"] for frame in reversed(error.get("frames", ())) if frame["user"]), {})
+            lines += [single_line(f"  {name} = {value}", self.room) for name, value in local.items()]
+            error, mark = error.get("cause") or {}, "because of "
+        return [*lines, f"hint: {single_line(hint)}"] if hint else lines
+
+    def tree(self, steps: list[Json], depth: int = 0) -> list[str]:
         lines = []
-        for check in document["checks"]:
-            mark = self.paint(*MARKS[check["status"]])
-            remedy = f"\n    {check['remedy']}" if check["remedy"] else ""
-            lines.append(f"{mark} {check['name']:<16} {check['found'] + remedy}")
-        return "\n".join(lines)
+        for step in steps:
+            lines += ["  " * depth + self.step_line(step["name"], step), *self.tree(step["steps"], depth + 1)]
+        return lines
+
+    def step_line(self, name: str, step: Json) -> str:
+        took = "" if step["duration_ms"] is None else f"  {duration(step['duration_ms'])}"
+        counts = ((step["rows_in"], "in"), (step["rows_out"], "out"))
+        rows = ", ".join(f"{count:,} {way}" for count, way in counts if count is not None)
+        mark = self.paint(*MARKS.get(step["status"], MARKS["fail"]))
+        return f"{mark} {single_line(name)}{took}{rows and '  '}{rows}"
+
+    def checks(self, checks: list[Json]) -> list[str]:
+        """The checks of a run, or of the doctor."""
+        lines = []
+        for check in checks:
+            status = check.get("status") or ("pass" if check["passed"] else check["severity"].replace("error", "fail"))
+            found = single_line(check.get("found") or "")
+            lines.append(f"{self.paint(*MARKS[status])} {single_line(check['name']):<16} {found}".rstrip())
+            lines += [f"    {single_line(check['remedy'])}"] if check.get("remedy") else []
+        return lines
 
     def log_text(self, line: Json) -> str:
         place = f" [{line['step']}]" if line["step"] else ""
-        text = f"{line['at'][11:23]} {line['level']:<7}{place} {line['message']}{fields_text(line)}"
+        at = local_time(line["at"], "%H:%M:%S.%f")
+        text = f"{at} {line['level']:<7}{place} {line['message']}{fields_text(line)}"
         return self.paint(text.replace("\n", "\n" + " " * 21), line["level"])  # it cannot fake another line
 
     def event(self, event: Json) -> None:
-        if self.people:
-            self.live(printable(event))
-        else:
-            write_out(json_text(event, sys.stdout))
-
-    def log_line(self, event: Json) -> None:
+        """Prints an event for a program, a line of the log for a person."""
         write_out(self.log_text(printable(event)) if self.people else json_text(event, sys.stdout))
 
-    def live(self, event: Json) -> None:
+
+#: Key of a document → what paints its value: a function, or the columns of a table.  Others are text.
+PAINTERS: dict[str, Any] = {
+    "pipelines": "name version changed last_status last_run_at schedule every timezone next_at tags description",
+    "runs": "run_id pipeline status queued_at duration_ms scheduled_for version trigger",
+    "errors": "run_id pipeline finished_at where what",
+    "environments": "name host key in_use entry dependencies built",
+    "keys": "name scope status expires_at used_at pipelines",
+    "versions": "version deployed_at entry actor",
+    "attempts": lambda view, rows: view.table(rows, "attempt status started_at duration_ms what") if rows[1:] else [],
+    "ticks": "local tick_at moved",
+    "held": "by reason hint",
+    "recent": "scheduled_for decision run_id outcome",
+    "cut": "path bytes get",
+    "params": View.data,
+    "result": View.data,
+    "error": View.error,
+    "steps": View.tree,
+    "checks": View.checks,
+    "log_tail": View.lines,
+    "next": View.lines,
+    "lines": lambda view, lines: map(view.log_text, lines),
+    "truncated": lambda view, cut: [view.paint("{shown} of {total}; all: {get}".format_map(cut), "dim")],
+}
+#: Command → the keys that a person sees, if not all.
+SHOWN = {"logs": ("lines", "truncated"), "doctor": ("checks",), "why": ("answer", "held", "recent")}
+SHOWN |= {"key_list": ("keys",), "env_list": ("environments", "daemon")}
+#: Keys of a run's document that its first line has, and those that come last, which are all that is shown of its end.
+HEAD = ("run_id", "pipeline", "version", "status", "duration_ms", "attempt", "trace", "log_lines", "log_dropped")
+LAST = ("result", "error", "cut", "next")
+
+#: How often the last line of a live view is drawn anew; what takes less time has no such line.
+REDRAW_S = 0.25
+
+
+class Live:
+    """Shows a person what goes on: a line for each event, and below them one that is drawn anew until the end."""
+
+    def __init__(self, view: View) -> None:
+        self.view, self.began = view, time.time()
+        self.run_id = ""
+        self.doing = ""  # what it does other than steps: it waits, or builds
+        self.steps: dict[str, float] = {}  # path of a running step → when it began
+        self.progress: Json = {}  # the last event of this type
+        self.drawn = self.ended = False
+        self.lock = threading.Lock()
+
+    def __enter__(self) -> Live:
+        if sys.stdout.isatty():
+            threading.Thread(target=self.redraw, daemon=True).start()
+        return self
+
+    def __exit__(self, kind: object, *exception: object) -> None:
+        with self.lock:
+            self.ended = True
+            self.put()
+        if kind is KeyboardInterrupt and self.run_id:
+            commands = [shell_line("tau", verb, self.run_id) for verb in ("wait", "cancel")]
+            write_out(f"\n{self.run_id} goes on\n{aligned([('next', commands)])}")
+
+    def redraw(self) -> None:
+        while not self.ended:
+            time.sleep(REDRAW_S)
+            with self.lock:
+                if not self.ended:
+                    self.put(self.view.paint(single_line(self.status(), columns_shown() - 1), "dim"), end="")
+                    self.drawn = True
+
+    def put(self, line: str = "", end: str = "\n") -> None:
+        """Prints a line in place of the one that is drawn anew."""
+        if self.drawn or line:
+            write_out(("\r\x1b[K" if self.drawn else "") + line, end if line else "")
+        self.drawn = False
+
+    def event(self, event: Json) -> None:
+        with self.lock:
+            style, line = self.take(printable(event))
+            self.put(self.view.paint(line.replace("\n", "\n        "), style))
+
+    def take(self, event: Json) -> tuple[str, str]:
+        """Learns what an event says; returns the style and the text of its line, which may be empty."""
         kind, path = event["type"], event.get("step") or ""
-        if kind not in LIVE or (kind == "check" and event["passed"]):
-            return
-        self.run_id = event.get("run_id", self.run_id)
-        words = {key: str(value) for key, value in event.items()} | {
-            "indent": "  " * (path.count("/") + 1),
-            "step": path.rpartition("/")[2],
-            "mark": self.paint(*MARKS["pass" if event.get("status") == "success" else "fail"]),
-            "took": duration(event.get("duration_ms") or 0),
-            "rows": rows_text(event),
-            "fields": fields_text(event),
-            "progress": progress_text(event) if kind == "progress" else "",
-        }
-        style, text, about = LIVE[kind]
-        subject, ends = about.format(path), kind not in ("step.started", "progress")
-        over = "\r\x1b[K" if subject and subject == self.open else "\n" if self.open else ""
-        line = text.format(**words).replace("\n", "\n        ")
-        print(over + self.paint(line, style), end="\n" if ends else "", flush=True)
-        self.open = "" if ends else subject
+        indent = "  " * (path.count("/") + 1)
+        if kind in ("run.queued", "run.started"):
+            self.run_id, self.began = event["run_id"], instant_ms(event["at"]) / 1000
+            self.doing = f"queued: held by {event['held_by']}" if event.get("held_by") else ""
+            return "", f"{event['pipeline']}  {event['run_id']}" if kind == "run.queued" else ""
+        if kind == "run.retrying":
+            self.doing = f"again at {local_time(event['retry_at'])}"
+            return "warning", f"  attempt {event['attempt']} {event['status']}: {cell(event, 'what')}; {self.doing}"
+        if kind == "step.started":
+            self.steps[path] = instant_ms(event["at"]) / 1000
+        elif kind == "step.finished":
+            self.steps.pop(path, None)
+            return "", indent + self.view.step_line(path.rpartition("/")[2], event)
+        elif kind == "progress":
+            self.progress = event
+        elif kind == "check" and not event["passed"]:
+            return "", indent + self.view.checks([event])[0]
+        elif kind == "log":
+            return event["level"], f"{indent}{path and f'[{path}] '}{event['message']}{fields_text(event)}"
+        return "", ""
 
-    def end_line(self) -> None:
-        if self.open:
-            print(flush=True)
-        self.open = ""
-
-    def leave_run(self) -> None:
-        """Tells a person who has interrupted `tau run` that the run goes on, and how to stop it."""
-        self.end_line()
-        if self.run_id:
-            commands = (shell_line("tau", verb, self.run_id) for verb in ("wait", "cancel"))
-            write_out("\n".join([f"\n{self.run_id} goes on", *(f"next    {command}" for command in commands)]))
+    def status(self) -> str:
+        """The line that is drawn anew: how long, what, how far."""
+        inner = [path for path in self.steps if not any(other.startswith(f"{path}/") for other in self.steps)]
+        words = [duration_text(int(max(time.time() - self.began, 0))), self.doing or ", ".join(inner)]
+        if self.progress and (step := self.progress["step"] or "") in {"": 0, **self.steps}:
+            begin = self.steps.get(step, self.began)
+            words.append(progress_text(self.progress, instant_ms(self.progress["at"]) / 1000 - begin))
+        return "  " + "  ".join(filter(None, words))
 
 
-def shrink(widths: dict[str, int], room: int) -> None:
-    """Removes columns, then narrows them, until a line of a table has at most *room* characters."""
-    least = {column: min(width, ELASTIC_MIN) if column in ELASTIC else width for column, width in widths.items()}
-    for column in SPARE:
-        if column in widths and line_width(least) > room:
-            del widths[column], least[column]
-    for column in sorted(set(ELASTIC) & set(widths), key=lambda column: -widths[column]):
-        widths[column] = max(least[column], widths[column] - max(0, line_width(widths) - room))
+def progress_text(event: Json, seconds: float) -> str:
+    """How far a step is after some seconds: a bar, the count, the rate, the time left, and what the run says of it."""
+    done, total, rate = event["done"], event["total"], event["done"] / seconds if seconds > 0 else 0
+    full = min(max(round(20 * done / total), 0), 20) if total else 0
+    bar = "█" * full + "░" * (20 - full)
+    words = [bar, f"{done:,} of {total:,} ({100 * done / total:.0f} %)"] if total else [f"{done:,}"]
+    if rate > 0:
+        words.append(f"{rate:,.{0 if rate >= 10 else 1}f}/s")
+        words += [f"{duration_text(int((total - done) / rate) + 1)} left"] if total and done < total else []
+    return "  ".join([*words, event["message"]]).rstrip()
+
+
+def fields_text(line: Json) -> str:
+    return "".join(f" {key}={plain(value)}" for key, value in (line.get("fields") or {}).items())
+
+
+def cell(row: Json, column: str) -> str:
+    """What a table shows in a column: a value of the row, or what is made of several."""
+    value, error = row.get(column), row.get("error")
+    if column == "what" and error:  # an error of ours says in its message what type it is
+        value = error["message"] if "retryable" in error else f"{error['type']}: {error['message']}"
+    elif column == "where" and error and error.get("file"):
+        value = f"{error['file']}:{error['line']}"
+    elif column == "next_at":
+        value = row.get("held") or (row.get("ticks") or [value])[0]
+    elif column == "outcome":
+        value = row.get("status") or row.get("message") or row.get("reason")
+    return single_line(spoken(value, column))
+
+
+def single_line(text: str, width: int = sys.maxsize) -> str:
+    return cut_text(text.replace("\n", " ⏎ ").replace("\t", " "), width)
 
 
 def columns_shown() -> int:
@@ -4206,91 +4340,12 @@ def columns_shown() -> int:
     return (sys.stdout.isatty() and os.get_terminal_size(1).columns) or sys.maxsize
 
 
-def line_width(widths: dict[str, int]) -> int:
-    return sum(widths.values()) + 2 * (len(widths) - 1)
-
-
-def progress_text(event: Json) -> str:
-    done, total = event["done"], event["total"]
-    text = f"{done:,}" if total is None else f"{done:,} of {total:,}"
-    if total:
-        text += f" ({100 * done / total:.0f} %)"
-    return f"{text} {single_line(event['message'], 80)}".rstrip()
-
-
-def fields_text(line: Json) -> str:
-    return "".join(f" {key}={plain(value)}" for key, value in (line.get("fields") or {}).items())
-
-
-def rows_text(step: Json) -> str:
-    counts = ((step.get("rows_in"), "in"), (step.get("rows_out"), "out"))
-    text = ", ".join(f"{count:,} {way}" for count, way in counts if count is not None)
-    return f"  {text}" if text else ""
-
-
-def cell(row: Json, column: str) -> str:
-    value, error = row.get(column), row.get("error")
-    if column == "what" and error:
-        return f"{error['type']}: {error['message']}"
-    if column == "where" and error and error.get("file"):
-        return f"{error['file']}:{error['line']}"
-    if column == "next_at" and row.get("held"):
-        return str(row["held"])
-    if value is None:
-        return "-"
-    if column == "duration_ms":
-        return duration(value)
-    return f"{value[:19]}Z" if column.endswith("_at") else spoken(value)
-
-
-def duration(millis: float) -> str:
-    """Milliseconds as a person reads them: 42.1 ms, 3.2 s, 5m3s."""
-    if millis < 1000:
-        return f"{millis:.1f} ms"
-    return f"{millis / 1000:.1f} s" if millis < 60_000 else duration_text(int(millis / 1000))
-
-
-def ticks_text(view: View, document: Json) -> str:
-    rows = zip(document["local"], document["ticks"], document["moved"], strict=True)
-    return "\n".join(f"{local}  {utc}{'  moved by DST' if moved else ''}" for local, utc, moved in rows)
-
-
-def schedule_text(view: View, document: Json) -> str:
-    listed = ("ticks", "local", "moved")
-    options = {key: value for key, value in document.items() if key not in listed and value is not None}
-    return f"{pairs(options)}\n{ticks_text(view, document)}".rstrip()
-
-
-def why_text(view: View, document: Json) -> str:
-    lines = [document["answer"]]
-    for hold in document["held"]:
-        because = f" ({hold['reason']})" if hold.get("reason") else ""
-        lines.append(f"held by {hold['by']}{because}  {hold.get('hint', '')}".rstrip())
-    for tick in document["recent"]:
-        what = tick.get("status") or tick.get("message") or tick.get("reason") or ""
-        lines.append(f"{tick['scheduled_for']}  {tick['decision']:<7}  {tick.get('run_id') or ''}  {what}")
-    return "\n".join(line.replace("\n", " ⏎ ") for line in lines)
-
-
-#: Commands whose answer is JSON for people too.
-INDENTED = ("inspect", "show", "schema", "check")
-#: Command → how a person sees its answer: the key of its rows and their columns, or a function that makes the text.
-#: Other answers are shown as the summary of a run, or as pairs of key and value.
-FACES: dict[str, tuple[str, str] | Callable[[View, Json], str]] = {
-    "list": ("pipelines", "name version last_status last_run_at next_at tags description"),
-    "runs": ("runs", "run_id pipeline version status trigger queued_at duration_ms"),
-    "errors": ("errors", "run_id pipeline finished_at where what"),
-    "wait": ("runs", "run_id pipeline status duration_ms"),
-    "backfill": ("runs", "scheduled_for run_id"),
-    "env_list": ("environments", "name host key in_use"),
-    "key_list": ("keys", "name scope pipelines status expires_at used_at"),
-    "code": lambda _, document: str(document["source"]).removesuffix("\n"),
-    "logs": lambda view, document: "\n".join(map(view.log_text, document["lines"])),
-    "doctor": View.checks,
-    "ticks": ticks_text,
-    "schedule": schedule_text,
-    "why": why_text,
-}
+def shrink(widths: dict[str, int], room: int) -> None:
+    """Cuts or removes the last columns until a line of a table has at most *room* characters."""
+    while (over := sum(widths.values()) + 2 * (len(widths) - 1) - room) > 0 and len(widths) > 1:
+        last, width = widths.popitem()
+        if width - over >= COLUMN_MIN:
+            widths[last] = width - over
 
 
 # --- 14. Client --------------------------------------------------------------------------
@@ -4441,6 +4496,7 @@ class Channel:
     """A connection to a daemon: *proven* once a Tau has answered on it, *spent* when it can carry no more requests."""
 
     proven = spent = False
+    exchange: Callable[[bytes], Iterator[bytes]]
     end_s = SILENCE_S  # how long the daemon may take to end the connection
 
     def __init__(self, connection: _socket.socket) -> None:
@@ -4462,9 +4518,6 @@ class Channel:
             if reason := reason_of(problem, BROKEN):
                 raise unavailable(reason) from None
             raise
-
-    def exchange(self, request: bytes) -> Iterator[bytes]:
-        raise NotImplementedError
 
 
 def encode_words(message: Json) -> bytes:
@@ -4649,24 +4702,12 @@ UNAVAILABLE = {
 }
 #: Trying again would fail in the same way.
 HOPELESS = ("not_a_tau", "moved", "certificate_refused", "no_tls")
-#: Class of an exception → key of UNAVAILABLE, while a connection is opened.
-REFUSED = {
-    "PermissionError": "not_allowed",
-    "FileNotFoundError": "no_socket",
-    "ConnectionRefusedError": "refused",
-    "gaierror": "unknown_host",
-    "TimeoutError": "no_route",
-    "SSLCertVerificationError": "certificate_refused",
-    "SSLError": "no_tls",
-}
-#: Class of an exception → key of UNAVAILABLE, while a request is sent or answered.
-BROKEN = {
-    "TimeoutError": "silent",
-    "OSError": "lost",
-    "IncompleteRead": "lost",
-    "HTTPException": "not_a_tau",
-    "ValueError": "not_a_tau",
-}
+#: Class of an exception → key of UNAVAILABLE, while a connection is opened, and while a request is sent or answered.
+REFUSED = {"PermissionError": "not_allowed", "FileNotFoundError": "no_socket", "ConnectionRefusedError": "refused"}
+REFUSED |= {"gaierror": "unknown_host", "TimeoutError": "no_route"}
+REFUSED |= {"SSLCertVerificationError": "certificate_refused", "SSLError": "no_tls"}
+BROKEN = {"TimeoutError": "silent", "OSError": "lost", "IncompleteRead": "lost"}
+BROKEN |= {"HTTPException": "not_a_tau", "ValueError": "not_a_tau"}
 CLIENT_HINT = "the daemon stopped, or demands a certificate: TAU_CERT_FILE and TAU_CERT_KEY_FILE name yours"
 
 
@@ -4692,21 +4733,22 @@ def no_daemon(problem: OSError, address: Address) -> Unavailable:
     return unavailable(reason, where=address.where, host=address.host, start=start, why=why)
 
 
-class ThrowAway:
-    """Context: the client of a daemon in a new home, which is removed at the end.
+class ThrowAway(Client):
+    """Use `with`: the client of a daemon in a new home, which is removed at the end.
 
     That daemon has the configuration, the secrets and the built environments of the usual home.
     """
 
     def __init__(self, usual: str) -> None:
-        self.usual = usual
-
-    def __enter__(self) -> Client:
         try:
-            self.home = tempfile.mkdtemp(prefix="tau-try-")
+            home = tempfile.mkdtemp(prefix="tau-try-")
         except OSError:  # no /tmp, say
-            make_directory(self.usual)
-            self.home = tempfile.mkdtemp(prefix="tau-try-", dir=self.usual)
+            make_directory(usual)
+            home = tempfile.mkdtemp(prefix="tau-try-", dir=usual)
+        super().__init__(home=home)
+        self.usual, self.read_only = usual, False  # TAU_READ_ONLY protects other homes
+
+    def __enter__(self) -> ThrowAway:
         try:
             for name in ("secrets", "environments"):
                 with contextlib.suppress(OSError):  # the usual home need not be one that can be written
@@ -4716,15 +4758,13 @@ class ThrowAway:
         except BaseException:
             shutil.rmtree(self.home)
             raise
-        self.client = Client(home=self.home)
-        self.client.read_only = False  # TAU_READ_ONLY protects other homes
-        return self.client
+        return self
 
     def __exit__(self, *exception: object) -> None:
-        self.client.close()  # it may be in the middle of an answer
+        self.close()  # it may be in the middle of an answer
         with contextlib.suppress(Unavailable):
-            self.client.shut_down({"cancel": True})
-        self.client.close()
+            self.shut_down({"cancel": True})
+        self.close()
         shutil.rmtree(self.home)
 
     def start(self) -> None:
@@ -4899,7 +4939,8 @@ def take_lock(home: str) -> int:
 def announce(ready: Json, words: Sequence[str]) -> bool:
     """Prints a document; returns whether a person reads it."""
     people = people_read(sys.stdout, words)
-    write_out(pairs(printable(ready)) if people else json_text(ready, sys.stdout))
+    text = aligned((key, [spoken(value)]) for key, value in printable(ready).items())
+    write_out(text if people else json_text(ready, sys.stdout))
     return people
 
 
@@ -6225,6 +6266,8 @@ async def deploy(
             return daemon.agenda.deploy(pipelines, digest, call.caller, schedule)
 
         deployed = await daemon.store.write(commit)
+        for row in deployed:
+            row["next_at"] = call.ask.schedule(row["name"])["next_at"]
     finally:
         await deployment.close()
     answer: Json = {"changed": any(row["changed"] for row in deployed), "pipelines": deployed}
@@ -6419,14 +6462,16 @@ async def answer_run(call: Call, asked: Json, wait: bool, timeout: float | None,
     return document | {"deduplicated": True} if again else document
 
 
-async def await_runs(call: Call, run_ids: list[str], timeout: float | None, follow: bool = False) -> None:
+async def await_runs(
+    call: Call, run_ids: list[str], timeout: float | None, follow: bool = False, tail: int | None = None
+) -> None:
     """Waits at most *timeout* seconds until runs have ended; *follow* sends the events of the first run meanwhile."""
     call.only_waits()
     daemon = call.daemon
     try:
         async with asyncio.timeout(timeout):
-            if follow:
-                async for event in story_of(call, run_ids[0]):
+            if follow and run_ids:
+                async for event in story_of(call, run_ids[0], tail):
                     await call.emit(event)
             for run_id in run_ids:
                 await daemon.feed.finished(run_id)
@@ -6440,7 +6485,9 @@ async def story_of(call: Call, run_id: str, tail: int | None = None) -> AsyncIte
     seq = await call.beside(lambda call: call.ask.story_begin(run_id, tail))
 
     def read(call: Call) -> list[Json]:
-        return call.daemon.feed.page(call.ask, run_id, seq)
+        page = call.daemon.feed.page(call.ask, run_id, seq)
+        held = held_by(call, run_id) if page and page[0]["type"] == "run.queued" else None
+        return [page[0] | {"held_by": held}, *page[1:]] if held else page
 
     while True:
         page = await call.beside(read)
@@ -6455,6 +6502,17 @@ async def story_of(call: Call, run_id: str, tail: int | None = None) -> AsyncIte
             change = call.daemon.feed.next_change(run_id)  # then the store is read, so that no change is missed
 
 
+def held_by(call: Call, run_id: str) -> str | None:
+    """Returns what keeps a queued run waiting: the limit of its pipeline, or that of the daemon."""
+    run, slots = call.ask.run(run_id), call.daemon.settings["max_concurrent"]
+    if run["status"] != "queued":
+        return None
+    most = call.ask.version(run["pipeline"], run["version"])["options"].get("max_concurrent")
+    if most is not None and call.ask.live_runs(run["pipeline"]) >= most:
+        return f"max_concurrent={most}"
+    return f"[scheduler] max_concurrent={slots}" if call.ask.totals()["running"] >= slots else None
+
+
 def describe_ended(call: Call, run_id: str) -> Json:
     """Returns the document of a run; that of a live run says how to wait for it."""
     if (status := call.ask.status_of(run_id)) in FINAL:
@@ -6463,11 +6521,14 @@ def describe_ended(call: Call, run_id: str) -> Json:
 
 
 @reads
-async def wait(call: Call, run_id: list[RunId], *, timeout: float | None = None) -> bytes:
+async def wait(
+    call: Call, run_id: list[RunId], *, timeout: float | None = None, follow: bool = False
+) -> bytes:  # fmt: skip
     """Wait for runs to end, and print one run's document or a list of several.
 
     run_id        which runs: ids, their first characters, or a pipeline's name, meaning its only live run
     timeout       seconds to wait at most; the runs go on
+    follow        print the events of the first run as JSON lines, from its last log lines on
 
     Examples:
         tau wait 1m82hsw4knxmxg
@@ -6477,7 +6538,7 @@ async def wait(call: Call, run_id: list[RunId], *, timeout: float | None = None)
         raise BadRequest(f"which runs? from 1 to {WAIT_MAX:,}", "tau wait RUN_ID")
     run_ids = await call.beside(lambda call: seen_runs(call, run_id))
     live = [each for each, status in run_ids.items() if status not in FINAL]
-    await await_runs(call, live, timeout)
+    await await_runs(call, live, timeout, follow, LOG_TAIL)
 
     def answer(call: Call) -> bytes:
         documents = [describe_ended(call, each) for each in run_ids]
@@ -6845,7 +6906,9 @@ async def schedule(
         fired["changed"] = await call.write(agenda.set_schedule, name, command, enabled)
     if now:
         fired = await call.write(agenda.fire_next, name)
-    return await call.beside(lambda call: find_schedule(call, name, clear) | fired)
+    answer = await call.beside(lambda call: find_schedule(call, name, clear) | fired)
+    make = shell_line("tau", "schedule", name, "0 6 * * *")
+    return answer if answer["kind"] else answer | {"hint": f"it has no schedule; `{make}` makes one"}
 
 
 def find_schedule(call: Call, name: str, undeployed: bool = False) -> Json:

@@ -17,6 +17,7 @@ import select
 import socket
 import subprocess
 import sys
+import time
 import traceback
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -119,6 +120,7 @@ def become(request: dict[str, Any], files: Sequence[int]) -> None:
         os.chdir(request["cwd"])
         os.environ.clear()
         os.environ.update(request["environ"])
+        time.tzset()
         import tau
 
         name_process(request["environ"].get("TAU_HOME", ""))

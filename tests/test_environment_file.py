@@ -201,7 +201,10 @@ def test_a_key_is_never_a_word_and_never_printed(home: Tau) -> None:
 def test_a_person_reads_a_table(home: Tau) -> None:
     write_file(home, '[a]\nhost = "tcp://\x1b[1m"\n'.replace("\x1b", "\\u001b"))
     _, screen = on_terminal(home, "--env", "a", "env", "list", NO_COLOR="1")
-    assert screen.splitlines()[:2] == ["name  host           key  in_use", "a     tcp://\\x1b[1m  -    --env"]
+    assert screen.splitlines()[:2] == [
+        "environments  name  host           in_use",
+        "              a     tcp://\\x1b[1m  --env",
+    ]
     _, screen = on_terminal(home, "env", "show", "a", NO_COLOR="1")
     assert "\x1b" not in screen
 

@@ -183,6 +183,8 @@ def test_the_quick_start_prints_what_it_says(home: Tau) -> None:
             command, _, expected = part.partition("\n")
             program, *words = command.split()
             seen = terminal_of(home, program, words)
+            if "--json" in words:
+                seen = json.dumps(json.loads(seen), indent=2, ensure_ascii=False) + "\n"
             shown = normal(seen).replace(str(home.home), "~/.local/state/tau")
             assert re.fullmatch(with_gaps(normal(expected)), shown), (command, shown)
 

@@ -128,7 +128,8 @@ def test_the_examples_are_two_command_lines_of_the_command(name: str, files: Pat
         assert len(example) <= 94
         for common in module.COMMON:
             options.pop(common, None)
-        assert module.read_params(entry, options) is not None
+        given = {name: module.read_value(entry.arguments[name], options[name], options) for name in options}
+        assert entry.check(given) is not None
 
 
 #: How examples end that do not end with 0.

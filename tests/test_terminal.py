@@ -10,18 +10,27 @@ import shlex
 import signal
 import subprocess
 import termios
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Tau, eventually, nursery, python
+from conftest import Tau, eventually, nursery
 
 import tau as module
 
 
 def on_terminal(tau: Tau, *words: Any, columns: int = 0, **environ: str) -> tuple[int, str]:
     """Exit code and screen text of a command whose stdout and stderr are a terminal, of so many columns if it says."""
+    with typed(tau, *words, columns=columns, **environ) as (child, read_until):
+        screen = read_until(None)
+        return child.wait(30), screen
+
+
+@contextmanager
+def typed(tau: Tau, *words: Any, columns: int = 0, **environ: str) -> Iterator[tuple[Any, Callable[[str | None], str]]]:
+    """A command on such a terminal, and a function that reads its screen until it has a pattern, or to its end."""
     ours, theirs = pty.openpty()
     if columns:
         termios.tcsetwinsize(theirs, (24, columns))
@@ -29,16 +38,24 @@ def on_terminal(tau: Tau, *words: Any, columns: int = 0, **environ: str) -> tupl
     child = nursery().start("main", [*map(str, words)], [theirs] * 3, cwd=tau.work, environ=variables)
     os.close(theirs)
     text = b""
-    while True:
-        try:
-            piece = os.read(ours, 65536)
-        except OSError:
-            piece = b""
-        if not piece:
-            break
-        text += piece
-    os.close(ours)
-    return child.wait(30), text.decode().replace("\r\n", "\n")
+
+    def read_until(pattern: str | None) -> str:
+        nonlocal text
+        while pattern is None or not re.search(pattern, text.decode(errors="replace")):
+            try:
+                piece = os.read(ours, 65536)
+            except OSError:
+                piece = b""
+            if not piece:
+                assert pattern is None, (pattern, text.decode())
+                break
+            text += piece
+        return text.decode(errors="replace").replace("\r\n", "\n")
+
+    try:
+        yield child, read_until
+    finally:
+        os.close(ours)
 
 
 STEPS = """
@@ -68,12 +85,89 @@ def test_a_run_is_shown_live_with_steps_durations_and_rows(tau: Tau) -> None:
     assert "\x1b[32m" in screen
 
 
-def test_progress_stays_on_its_line(capsys: pytest.CaptureFixture[str]) -> None:
-    view = module.View(["--json"])
-    for done in (1, 2):
-        view.live({"type": "progress", "step": "load", "done": done, "total": 2, "message": ""})
-    view.live({"type": "log", "message": "loaded", "fields": None})
-    assert capsys.readouterr().out == "  1 of 2 (50 %)\r\x1b[K  2 of 2 (100 %)\n    loaded\n"
+HELD = """
+import os, time
+def wait():
+    while not os.path.exists("GO"):
+        time.sleep(0.01)
+"""
+
+
+def held(tau: Tau, body: str) -> str:
+    """Deploys an `it` that can `wait()` until the file `go` is there."""
+    tau.go.unlink(missing_ok=True)
+    tau.deploy_it(HELD.replace("GO", str(tau.go)) + body)
+    return str(tau("run", "it", "--detach")["run_id"])
+
+
+PROGRESS = """
+def it(ctx):
+    with ctx.step("load"):
+        ctx.log("careful", level="warning")
+        time.sleep(0.05)
+        ctx.progress(3000, 10_000, "rows of a name that is longer than what eighty columns of a terminal can show")
+        wait()
+        ctx.log("done")
+"""
+#: What the line that is drawn anew says of a step under way.
+DRAWN = r"\r\x1b\[K(?:\x1b\[2m)?(  \d+s  load  █{6}░{14}  3,000 of 10,000 \(30 %\)  [\d,.]+/s  \w+ left[^\x1b\r]*)"
+
+
+@pytest.mark.parametrize("columns", [80, 100])
+@pytest.mark.parametrize("words", ["run it", "wait RUN", "logs RUN --follow", "logs it --follow"])
+def test_a_run_under_way_is_shown_with_one_line_that_is_drawn_anew(tau: Tau, words: str, columns: int) -> None:
+    run_id = held(tau, PROGRESS)
+    line = [run_id if word == "RUN" else word for word in words.split()]
+    with typed(tau, *line, columns=columns) as (child, read_until):
+        screen = read_until(DRAWN)
+        tau.go.touch()
+        screen = read_until(None)
+        assert child.wait(30) == 0
+    assert "\x1b[33m  [load] careful\x1b[0m\n" in screen
+    assert all(len(drawn) < columns for drawn in re.findall(DRAWN, screen))
+    plain = re.sub(r"\x1b\[[0-9;]*[mK]|[^\n]*\r", "", screen)
+    assert re.search(r"  \[load\] done\n  ✓ load  [\d.]+ m?s\nit v\d+  success in [\d.]+ m?s", plain)
+    assert "30 %" not in plain
+    tau("wait", run_id)
+
+
+def test_lines_of_parallel_steps_name_their_step(tau: Tau) -> None:
+    tau.deploy_it(
+        """
+        import asyncio
+        async def it(ctx):
+            async def part(name):
+                with ctx.step(name):
+                    for n in range(2):
+                        ctx.log(f"line {n}")
+                        await asyncio.sleep(0.01)
+            await asyncio.gather(part("left"), part("right"))
+        """
+    )
+    screen = on_terminal(tau, "run", "it", NO_COLOR="1")[1]
+    assert [screen.count(f"[{name}] line {n}\n") for name in ("left", "right") for n in (0, 1)] == [1] * 4
+
+
+def test_a_run_that_waits_says_for_what(tau: Tau) -> None:
+    tau.go.unlink(missing_ok=True)
+    text = f"from tau import pipeline\n{HELD.replace('GO', str(tau.go))}"
+    tau.deploy(f"{text}\n@pipeline(max_concurrent=1)\ndef one_at_once(ctx): wait()\n")
+    first = tau("run", "one_at_once", "--detach")["run_id"]
+    with typed(tau, "run", "one_at_once") as (child, read_until):
+        read_until(r"\d+s  queued: held by max_concurrent=1\x1b")
+        tau.go.touch()
+        assert "success" in read_until(None)
+        assert child.wait(30) == 0
+    assert tau("wait", first)["status"] == "success"
+    tau("undeploy", "one_at_once")
+
+
+def test_the_reason_of_an_attempt_that_failed_is_shown(tau: Tau) -> None:
+    text = "@pipeline(retries=1, retry_delay=0.5)\ndef tried_twice(ctx):\n    raise ValueError('no luck')\n"
+    tau.deploy(f"from tau import pipeline\n{text}")
+    screen = on_terminal(tau, "run", "tried_twice")[1]
+    assert re.search(r"\x1b\[33m  attempt 1 failed: ValueError: no luck; again at \d{4}-\d\d-\d\d [\d:]+Z", screen)
+    tau("undeploy", "tried_twice")
 
 
 def test_a_failed_run_shows_its_error_and_place(tau: Tau) -> None:
@@ -81,9 +175,9 @@ def test_a_failed_run_shows_its_error_and_place(tau: Tau) -> None:
     code, screen = on_terminal(tau, "run", "it", NO_COLOR="1")
     assert code == 1
     assert "✗ bad" in screen
-    assert "error   ValueError: no \\x1b[31m colours" in screen
-    assert "pipelines.py:5  raise ValueError" in screen
-    assert "next    tau logs it --run" in screen
+    assert "error  ValueError: no \\x1b[31m colours" in screen
+    assert "       pipelines.py:5  raise ValueError" in screen
+    assert "next   tau logs it --run" in screen
     assert "\x1b[31m" not in screen
 
 
@@ -92,7 +186,7 @@ def test_tables_are_aligned_and_honour_no_color(tau: Tau) -> None:
     tau("run", "it")
     code, screen = on_terminal(tau, "runs", "it", "--last", "1", NO_COLOR="1")
     head, row, *rest = screen.splitlines()
-    assert head.split() == [module.HEADINGS.get(column, column) for column in module.FACES["runs"][1].split()]
+    assert head.split() == ["run_id", "pipeline", "status", "queued", "took", "version", "trigger"]
     assert row.index("success") == head.index("status")
     assert "\x1b" not in screen
     assert not rest or "of" in rest[0]
@@ -113,7 +207,6 @@ def test_tables_fit_a_narrow_terminal(home: Tau) -> None:
         assert len(lines) == 2, lines
         assert max(map(len, lines)) <= 80
     assert "ValueError: n" in on_terminal(home, "errors", columns=80)[1]
-    assert "What all of" in on_terminal(home, "list", columns=100)[1]
     wide = on_terminal(home, "list", columns=200)[1]
     assert "What all of it is about, at a length that no terminal has" in wide
     assert "daily, money" in wide
@@ -124,8 +217,8 @@ def test_a_table_is_as_narrow_as_it_must_be() -> None:
     for room, expected in (
         (74, {"name": 10, "tags": 20, "description": 40}),
         (60, {"name": 10, "tags": 20, "description": 26}),
-        (40, {"name": 10, "tags": 14, "description": 12}),
-        (30, {"name": 10, "description": 18}),
+        (40, {"name": 10, "tags": 20}),
+        (30, {"name": 10, "tags": 18}),
         (20, {"name": 10}),
         (5, {"name": 10}),
     ):
@@ -138,7 +231,9 @@ def test_what_holds_a_pipeline_is_seen_with_its_reason(tau: Tau) -> None:
     tau.deploy_it("def it(ctx): ...")
     tau("schedule", "it", "--every", "1h")
     tau("pause", "it", "--reason", "the source is down")
-    assert "held by paused (the source is down)  tau resume it" in on_terminal(tau, "why", "it")[1]
+    held, row = on_terminal(tau, "why", "it", NO_COLOR="1")[1].splitlines()[1:3]
+    assert held.split() == ["held", "by", "reason", "hint"]
+    assert row.split("  ")[-3:] == ["paused", "the source is down", "tau resume it"]
     screen = on_terminal(tau, "list", NO_COLOR="1")[1]
     (row,) = (line for line in screen.splitlines() if line.startswith("it "))
     assert "paused" in row.split()
@@ -147,13 +242,10 @@ def test_what_holds_a_pipeline_is_seen_with_its_reason(tau: Tau) -> None:
 
 
 def test_environments_are_listed_with_the_daemon_that_is_spoken_to(home: Tau) -> None:
-    assert on_terminal(home, "env", "list", NO_COLOR="1") == (
-        0,
-        f"no environments\ncommands speak to: unix://{home.socket} (home)\n",
-    )
+    assert f"daemon  host unix://{home.socket}, from home\n" in on_terminal(home, "env", "list", NO_COLOR="1")[1]
     home("env", "add", "far", "http://127.0.0.1:9")
     screen = on_terminal(home, "--env", "far", "env", "list", NO_COLOR="1")[1]
-    assert screen.endswith("commands speak to: http://127.0.0.1:9 (--env)\n")
+    assert re.search(r"^daemon +env far, host http://127.0.0.1:9, from --env$", screen, re.MULTILINE)
 
 
 def test_nested_values_are_words(home: Tau) -> None:
@@ -161,14 +253,15 @@ def test_nested_values_are_words(home: Tau) -> None:
     screen = on_terminal(home, "status")[1]
     assert re.search(r"^processes +role daemon, pid \d+; role fork server, pid \d+$", screen, re.MULTILINE)
     assert re.search(r"^slots +total 10, used 0$", screen, re.MULTILINE)
-    assert re.search(r"^executors +-$", screen, re.MULTILINE)
+    assert re.search(r"^storage +free [\d.]+ [GT]B$", screen, re.MULTILINE)
+    assert re.search(r"^uptime +[\d.]+s$", screen, re.MULTILINE)
+    assert "executors" not in screen
     assert "{" not in screen
 
 
-def test_json_on_a_terminal_is_indented_for_inspect_and_compact_on_request(tau: Tau) -> None:
+def test_json_on_a_terminal_is_compact_on_request(tau: Tau) -> None:
     tau.deploy_it(STEPS)
-    tau("run", "it")
-    assert '\n  "run_id": ' in on_terminal(tau, "inspect", "it")[1]
+    assert '\n  "operations": ' in on_terminal(tau, "schema")[1]
     for words, environ in ((["list", "--json"], {}), (["list"], {"TAU_OUTPUT": "json"})):
         assert on_terminal(tau, *words, **environ)[1].startswith('{"pipelines":[')
 
@@ -178,7 +271,7 @@ def test_code_is_bare_and_logs_are_lines(tau: Tau) -> None:
     tau("run", "it")
     assert on_terminal(tau, "code", "it")[1].startswith("from tau import pipeline\n")
     screen = on_terminal(tau, "logs", "it", NO_COLOR="1")[1]
-    assert re.fullmatch(r"\d\d:\d\d:\d\d\.\d{3} warning \\x1b\]0;title\\x07 and text rows=3\n", screen)
+    assert re.fullmatch(r"\d\d:\d\d:\d\d\.\d{3}Z warning \\x1b\]0;title\\x07 and text rows=3\n", screen)
 
 
 def test_a_file_that_does_not_load_is_shown_with_its_line(tau: Tau) -> None:
@@ -195,28 +288,13 @@ def test_a_file_that_does_not_load_is_shown_with_its_line(tau: Tau) -> None:
 def test_who_interrupts_a_run_is_told_that_it_goes_on(tau: Tau) -> None:
     # A signal just before a blocking call is handled after it, so lines keep coming.
     tau.deploy_it("import time\ndef it(ctx):\n    while True:\n        ctx.log('begun')\n        time.sleep(0.1)")
-    ours, theirs = pty.openpty()
-    ignored = signal.signal(signal.SIGINT, signal.SIG_DFL)  # a test run in the background ignores it
-    child = subprocess.Popen(
-        [*python("main"), "run", "it"], env=tau.environ, stdin=theirs, stdout=theirs, stderr=theirs, cwd=tau.work
-    )
-    signal.signal(signal.SIGINT, ignored)
-    os.close(theirs)
-    screen = b""
-    try:
-        while b"begun" not in screen:
-            screen += os.read(ours, 65536)
-        child.send_signal(signal.SIGINT)
-        assert child.wait(timeout=30) == 130
-    finally:
-        child.kill()
-        child.wait()
-    while b"tau cancel" not in screen:
-        screen += os.read(ours, 65536)
-    os.close(ours)
-    run_id = screen.split()[1].decode()
-    told = f"\n{run_id} goes on\nnext    tau wait {run_id}\nnext    tau cancel {run_id}\n"
-    assert screen.decode().replace("\r\n", "\n").endswith(told)
+    with typed(tau, "run", "it") as (child, read_until):
+        read_until("begun")
+        os.kill(child.pid, signal.SIGINT)
+        assert child.wait(30) == 130
+        screen = read_until(None)
+    run_id = screen.split()[1]
+    assert screen.endswith(f"\n{run_id} goes on\nnext  tau wait {run_id}\n      tau cancel {run_id}\n")
     assert tau("cancel", run_id)["changed"] is True
 
 
@@ -226,7 +304,9 @@ def test_an_error_is_two_lines_of_text(tau: Tau) -> None:
     assert screen == "error: no pipeline named 'nothing_like_it'\n hint: `tau list` shows all\n"
 
 
-@pytest.mark.parametrize("words", [["status"], ["version"], ["deploy", "pipelines.py"], ["run", "it", "--detach"]])
+@pytest.mark.parametrize(
+    "words", [["status"], ["version"], ["pause", "it"], ["resume", "it"], ["run", "it", "--detach"]]
+)
 def test_small_answers_are_pairs(tau: Tau, words: list[str]) -> None:
     tau.deploy_it(STEPS)
     code, screen = on_terminal(tau, *words)
@@ -241,10 +321,132 @@ def test_nothing_to_list_is_said(home: Tau) -> None:
 
 
 @pytest.mark.parametrize(
-    ("millis", "text"), [(0.04, "0.0 ms"), (999.9, "999.9 ms"), (3200, "3.2 s"), (303_000, "5m3s")]
+    ("key", "value", "text"),
+    [
+        *(("duration_ms", 0.04, "0.0 ms"), ("duration_ms", 999.9, "999.9 ms"), ("took_ms", 3200, "3.2 s")),
+        *(
+            ("ms", 303_000, "5m3s"),
+            ("uptime_s", 2.5, "2.5s"),
+            ("every_s", 5400, "1h30m"),
+            ("uptime_s", 86_401.5, "1d1s"),
+        ),
+        *(("free_bytes", 0, "0 B"), ("free_bytes", 999, "999 B"), ("bytes", 21_000_000, "21.0 MB")),
+        *(
+            ("bytes", 3 * 10**16, "30000.0 TB"),
+            ("free_bytes", None, "-"),
+            ("sent_at", 5, "5"),
+            ("sent_at", "now", "now"),
+        ),
+        *(("paused", True, "true"), ("seconds_ms", True, "true"), ("pid", 12345, "12345")),
+    ],
 )
-def test_durations_read_well(millis: float, text: str) -> None:
-    assert module.duration(millis) == text
+def test_values_read_well(key: str, value: Any, text: str) -> None:
+    assert module.spoken(value, key) == text
+
+
+SHOWN = """
+from tau import pipeline
+
+@pipeline(description="Paid orders of a day", tags=["daily"], every="1h")
+def shown(ctx, day: str = "today", rows: int = 3):
+    with ctx.step("extract") as step:
+        step.rows_out = 6433
+        with ctx.step("inner"):
+            ctx.log("reading")
+    ctx.check(rows > 2)
+    ctx.metric("rows", 6433)
+    row = {"id": 2, "amuont": 7}
+    try:
+        return row["amount"]
+    except KeyError as missing:
+        raise ValueError("no amount") from missing
+"""
+T = r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\dZ"
+#: A command → what its screen has, in this order, between other text.
+SCREENS = {
+    "deploy shown.py": ["changed +false", "pipelines +name +version +changed +next", f"shown +1 +false +{T}"],
+    "check shown.py": ["ok +true", f"pipelines +name .*next.*\n +shown +.* {T}"],
+    "list": ["name +version +last +last_run +next", rf"shown +1 +failed +{T} +{T}"],
+    "runs shown": ["run_id +pipeline +status +queued +took", rf"\w{{14}} +shown +failed +{T} +[\d.]+ ms"],
+    "errors": ["run_id +pipeline +finished +where", rf"\w{{14}} +shown +{T} +shown.py:15"],
+    "show shown": [
+        "name +shown",
+        "description +Paid orders of a day",
+        "params +name +accepts +default\n +day +string +today\n +rows +integer +3",
+        "schedule +source decorator, every 1h,",
+        "versions +version +deployed +entry +actor\n +1 ",
+        r"last_run +run_id \w{14}, status failed",
+    ],
+    "schedule shown": ["every +1h", f"next +{T}", f"ticks +local +tick.*\n.* {T} +false"],
+    "ticks --every 5m": ["kind +interval", f"ticks +local +tick.*\n.* {T} +false"],
+    "why shown": [r"answer +Its last run is ", f"\\({T}\\)"],
+    "status": [r"uptime +[\w.]+\n", r"slots +total 10, used 0", r"storage +free [\d.]+ [MGT]B"],
+    "inspect shown": [
+        r"shown v1  failed in [\d.]+ ms  \w{14}\n",
+        '\nparams +{"day":"monday"}',
+        f"queued +{T}",
+        r"resources +cpu [\d.]+ ms, max_rss [\d.]+ MB",
+        r"steps +✓ extract  [\d.]+ ms  6,433 out\n +✓ inner  [\d.]+ ms\n",
+        "checks +✓ rows > 2\n",
+        "metrics +rows 6433\n",
+        "log +reading\n",
+        "error +ValueError: no amount\n +shown.py:15  raise ValueError",
+        "day = 'monday'\n",
+        "row = {'id': 2, 'amuont': 7}\n",
+        "because of KeyError: 'amount'\n +shown.py:13  return row",
+        r"next +tau logs shown --run \w{14}\n +tau code shown",
+    ],
+    "logs shown": [r"\d\d:\d\d:\d\d\.\d{3}Z info    \[extract/inner\] reading\n"],
+    "doctor": ["✓ home +/", "✓ canary: run +"],
+    "--help": [
+        "usage: tau COMMAND",
+        "\n  tau cancel      Cancel a run\n",
+        "\n  tau key         create, list, revoke\n",
+    ],
+}
+
+
+@pytest.fixture(scope="module")
+def screens(shared: Tau) -> Iterator[Tau]:
+    shared.deploy(SHOWN, "shown.py")
+    shared.command("run", "shown", "-p", "day=monday")
+    yield shared
+    shared("undeploy", "shown")
+
+
+@pytest.mark.parametrize("columns", [80, 100])
+@pytest.mark.parametrize("words", SCREENS)
+def test_a_screen_has_what_it_must_and_fits(screens: Tau, words: str, columns: int) -> None:
+    code, screen = on_terminal(screens, *words.split(), columns=columns, NO_COLOR="1")
+    assert code == 0
+    assert re.search(".*".join(SCREENS[words]), screen, re.DOTALL), screen
+    for line in screen.splitlines():
+        assert len(line) <= columns or " tau " in line or words == "doctor", line
+
+
+def test_what_people_see_goes_into_a_pipe_on_request(screens: Tau) -> None:
+    done = screens.command("inspect", "shown", "--text")
+    assert re.search(".*".join(SCREENS["inspect shown"]), done.out, re.DOTALL)
+    assert "\x1b" not in done.out
+    events = screens.command("run", "shown", "--text").out
+    assert re.match(r"shown  \w{14}\n    \[extract/inner\] reading\n    ✓ inner", events)
+    assert screens.command("code", "shown", "--text").out == SHOWN.lstrip()
+
+
+def test_times_are_those_of_the_terminal(screens: Tau) -> None:
+    queued = {}
+    for zone in ("UTC", "Asia/Tokyo"):
+        screen = on_terminal(screens, "inspect", "shown", TZ=zone, NO_COLOR="1")[1]
+        (queued[zone],) = re.findall(r"queued +(\S+ \S+)\n", screen)
+    assert re.fullmatch(T, queued["UTC"])
+    there = module.datetime.datetime.fromisoformat(f"{queued['Asia/Tokyo']}+09:00")
+    assert there == module.datetime.datetime.fromisoformat(queued["UTC"])
+
+
+def test_a_pipeline_without_a_schedule_says_so(tau: Tau) -> None:
+    tau.deploy_it("def it(ctx): ...")
+    assert tau("schedule", "it")["hint"] == "it has no schedule; `tau schedule it '0 6 * * *'` makes one"
+    assert "hint " in on_terminal(tau, "schedule", "it")[1]
 
 
 #: What names, messages and data may hold: sequences for a terminal, marks of direction and of no width, a shell's signs.
