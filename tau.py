@@ -13645,16 +13645,14 @@ class RemoteFile(LocalFile):
         if "*" not in self.path and not {"missing", "new_only"} & self.options.keys():
             return {self.path: ""}
 
-        def look(store: Any, pattern: str) -> dict[str, str]:
-            paths = filter(store.isfile, store.glob(pattern))
-            if not self.options.get("new_only"):
-                return dict.fromkeys(paths, "")
-            try:
-                return {path: f"{store.size(path)} {store.modified(path)}" for path in paths}
-            except NotImplementedError:
-                raise SourceError(f"{self.label}: no time of change is known there", "leave new_only out") from None
-
-        return self.ask(look)  # type: ignore[no-any-return]
+        paths: list[str] = self.ask(lambda store, pattern: [*filter(store.isfile, store.glob(pattern))])
+        if not self.options.get("new_only"):
+            return dict.fromkeys(paths, "")
+        try:
+            stamps = self.ask(lambda store, _: [f"{store.size(path)} {store.modified(path)}" for path in paths])
+        except NotImplementedError:
+            raise SourceError(f"{self.label}: no time of change is known there", "leave new_only out") from None
+        return dict(zip(paths, stamps, strict=True))
 
     def open(self, path: str) -> Any:
         return self.ask(lambda store, own: store.open(own if path == self.path else path, "rb"))
