@@ -13411,10 +13411,9 @@ def check_mode(mode: str, key: str | Sequence[str]) -> list[str]:
 
 def is_known(question: Callable[[], Any]) -> bool:
     """Whether a library is installed and has an answer."""
-    try:
+    with contextlib.suppress(Exception):
         return bool(question())
-    except Exception:
-        return False
+    return False
 
 
 class Registered(Place):
@@ -13464,8 +13463,6 @@ FILE_OPTIONS: dict[str, PlaceOption] = {
     "new_only": ("boolean", False, "", "only files that no successful run has read, by size and time (`ctx.state`)"),
     "storage_options": ("object", {}, "", 'what fsspec needs: `{"anon": True}`'),
 }
-#: Where in ctx.state the files are that were read: place → fingerprints of path, size and time.
-STATE_OF_FILES = "files_read"
 
 
 class LocalFile(Place):
@@ -13489,7 +13486,7 @@ class LocalFile(Place):
             if len(encode([*marks.values()])) > STATE_BYTES_MAX // 2:
                 wrong = f"{self.path}: {len(files):,} files are too many for new_only"
                 raise SourceError(wrong, "move those that were read to another folder")
-            places = self.around.context.state.setdefault(STATE_OF_FILES, {})
+            places = self.around.context.state.setdefault("files_read", {})  # → fingerprints of path, size and time
             places[self.path] = read = sorted({*marks.values()} & {*places.get(self.path, ())})
         known = {*read}
         for path, mark in marks.items():
@@ -13697,10 +13694,6 @@ WEB_OPTIONS: dict[str, PlaceOption] = {
     "page_count": ("string", None, "page_param", "path of the number of all pages in a page"),
     "format": ("string", None, "", "`csv`, `json` …, if neither content type nor path tell it"),
 }
-WAIT_MAX_S = 60.0
-#: Status codes after which a request is tried again, and those of a redirect.
-TRANSIENT = (408, 425, 429, 500, 502, 503, 504)
-REDIRECTS = (301, 302, 303, 307, 308)
 #: Subtype of a media type → the format, where they differ.
 SUBTYPES = {"tab-separated-values": "tsv", "jsonlines": "jsonl"}
 #: Characters that stay in a URL; others are percent-encoded.
@@ -13873,7 +13866,7 @@ class Web(Place):
             why = f"{self.name}: {failure}"
             if attempt > self.asked["retries"]:
                 raise SourceError(f"{why} (tried {attempt} times)", "is the service well?")
-            if asked_s > WAIT_MAX_S:
+            if asked_s > 60:
                 raise SourceError(f"{why}; it asks to wait {asked_s:.0f} s", "run again later")
             pause = max(asked_s, backoff * random.uniform(0.5, 1.0))
             self.warn(f"{why}; again in {pause:.1f} s")
@@ -13901,7 +13894,7 @@ class Web(Place):
             body = None if self.body is None else encode_json(self.body).encode()
             request = urllib.request.Request(url, body, headers, method=self.method)
             with opener.open(request, timeout=self.asked["timeout"]) as answer:
-                target = answer.headers.get("Location") if answer.status in REDIRECTS else None
+                target = answer.headers.get("Location") if answer.status in (301, 302, 303, 307, 308) else None
                 if target is None:
                     return self.receive(answer, url)
         except (http.client.InvalidURL, ValueError, TypeError) as problem:
@@ -13943,7 +13936,7 @@ class Web(Place):
 
     def refused(self, answer: Any, url: str) -> tuple[str, float]:
         said = " ".join(answer.read(500).decode("utf-8", "replace").split())[:200]
-        if answer.status in TRANSIENT:
+        if answer.status in (408, 425, 429, 500, 502, 503, 504):
             return f"{answer.status} {answer.reason}", retry_after(answer.headers.get("Retry-After", ""))
         message = f"{self.name} answered {answer.status} {answer.reason}"
         if origin(url) != origin(self.base) and (self.user or self.asked["headers"]):
@@ -13966,10 +13959,9 @@ def next_link_in(headers: str) -> str | None:
 
 def linked_url(base: str, link: str, what: str) -> str:
     """Returns the URL to which a link leads.  Raises SourceError unless it is one of http(s)."""
-    try:
+    url = ""
+    with contextlib.suppress(ValueError):  # brackets without an address in them
         url = urllib.parse.quote(urllib.parse.urljoin(base, link), safe=URL_CHARACTERS)
-    except ValueError:  # brackets without an address in them
-        url = ""
     if origin(url) is None:
         raise SourceError(f"{what} {clip(link, 200)}", "only http(s) is followed")
     return url
@@ -13977,13 +13969,12 @@ def linked_url(base: str, link: str, what: str) -> str:
 
 def origin(url: str) -> tuple[str, str, int] | None:
     """Returns the scheme, host and port of a URL; None if it is no URL of http(s)."""
-    try:
+    with contextlib.suppress(KeyError, ValueError):  # such as a port that is no number
         parts = urllib.parse.urlsplit(url)
         usual = {"http": 80, "https": 443}[parts.scheme]
         port = usual if parts.port is None else parts.port
-    except (KeyError, ValueError):  # such as a port that is no number
-        return None
-    return (parts.scheme, parts.hostname, port) if parts.hostname and port else None
+        return (parts.scheme, parts.hostname, port) if parts.hostname and port else None
+    return None
 
 
 def with_query(url: str, query: Mapping[str, Any]) -> str:
@@ -14003,48 +13994,35 @@ def with_member(document: Json, path: str, value: Any) -> Json:
 
 
 def retry_after(text: str) -> float:  # RFC 9110, 10.2.3
-    try:
+    with contextlib.suppress(ValueError, OverflowError):
         is_number = text.strip()[:1].isdigit()
         return float(text) if is_number else email.utils.parsedate_to_datetime(text).timestamp() - time.time()
-    except (ValueError, OverflowError):
-        return 0.0
+    return 0.0
 
 
 # --- 45. Warehouses ----------------------------------------------------------------------
 # Owns databases: SQLite by itself, all others through SQLAlchemy.  Extends Place; calls Formats, Rows and Trace.
 # Promises one transaction a load, values that are bound and that no column changes, and names that are quoted.
 
-#: Dialects whose NUMERIC holds any decimal.  Others must be told how many digits.
-ANY_DECIMAL = ("postgresql", "oracle", "cockroachdb")
 #: Dialects that know `ALTER COLUMN … TYPE` and `COMMENT ON COLUMN`, and the types that Tau declares and may widen.
 ALTERING = ("postgresql", "duckdb", "cockroachdb")
 WIDENED = r"BIGINT|DATE|(NUMERIC|DECIMAL)\(38, ?\d+\)"
 #: The comment on a column that has no value yet.  The first one declares it.
 NO_VALUE = "no value yet"
-#: Dialects in which a text of any length cannot be a key.
-SHORT_KEYS = ("mysql", "mariadb", "mssql", "oracle")
 #: Dialects that take columns for the same if only capitals differ, of ASCII: É and é are two names.
 CASELESS = ("sqlite", "duckdb", "mysql", "mariadb", "mssql")
 #: Dialects that know `INSERT … ON CONFLICT (key) DO UPDATE`.
 ON_CONFLICT = ("sqlite", "postgresql", "duckdb", "cockroachdb")
-#: Kinds of column that SQLite converts values to.
-SQLITE_KINDS = ("integer", "real", "decimal", "boolean", "text")
-#: SQLite computes with binary numbers, which hold this many decimal digits.
-DECIMAL_DIGITS = 15
 #: SQLAlchemy does not see all tables of DuckDB.
 DUCKDB_COLUMNS = """SELECT column_name AS name, data_type AS type, comment FROM duckdb_columns()
     WHERE lower(schema_name) = lower(:schema) AND lower(table_name) = lower(:name)"""
 #: How a query begins.  Any other resource is the name of a table, which may have spaces in it.
 QUERY = r"\s*(\(|--|/\*|(select|with|values|from|table|show|describe|explain|pragma|call|exec)\b)"
-#: How a statement begins that may make a missing database.  Others see an empty one.
-MAKING = r"\s*(--|/\*|create|pragma|vacuum|attach)"
 #: Drivers for a URL that names none, the usual one first: module → its name in a URL.
 DRIVERS = {
     "postgresql": {"psycopg2": "psycopg2", "psycopg": "psycopg", "pg8000": "pg8000"},
     "mysql": {"MySQLdb": "mysqldb", "pymysql": "pymysql", "mysql.connector": "mysqlconnector"},
 }
-#: How long to wait for a database that another run writes to.
-LOCKED_S = 60.0
 #: Pattern of a message of a database → its hint.
 SQL_HINTS = {
     r"on conflict|no unique|by a unique": "upsert needs a UNIQUE index on its key: CREATE UNIQUE INDEX … ON t (key)",
@@ -14105,7 +14083,8 @@ class Table(Place):
 
     def run(self, statement: str, params: Json) -> Rows | int:
         """Executes outside of a transaction, as VACUUM needs.  Returns rows, or how many changed."""
-        with self.connect("", re.match(MAKING, statement, re.IGNORECASE) is not None) as house:
+        makes = re.match(r"\s*(--|/\*|create|pragma|vacuum|attach)", statement, re.IGNORECASE) is not None
+        with self.connect("", makes) as house:
             answer = house.execute(statement, params)
             return answer if isinstance(answer, int) else collect(answer)
 
@@ -14288,7 +14267,7 @@ class SQLite(Warehouse):
         try:
             make_directory(os.path.dirname(os.path.abspath(self.path)))
             self.connection = sqlite3.connect(
-                self.path, timeout=LOCKED_S, isolation_level=None, check_same_thread=False, detect_types=self.types_read
+                self.path, timeout=60.0, isolation_level=None, check_same_thread=False, detect_types=self.types_read
             )
             self.connection.execute(self.begin)
         except (sqlite3.Error, OSError) as problem:
@@ -14310,12 +14289,12 @@ class SQLite(Warehouse):
         return self.column(name, KINDS_OF_COLUMN[kind].sqlite_type)
 
     def column(self, name: str, declared: str) -> Column:
-        """Returns a column.  SQLite itself knows only some kinds, and computes with 15 digits."""
+        """Returns a column.  SQLite converts values to some kinds only, and computes with 15 digits."""
         column = Column(name, declared, "sqlite_type")
-        if column.kind is not None and column.kind.name not in SQLITE_KINDS:
+        if column.kind is not None and column.kind.name not in ("integer", "real", "decimal", "boolean", "text"):
             column.kind = column.zone = None
         is_number = column.kind is KINDS_OF_COLUMN["decimal"]
-        column.size = (DECIMAL_DIGITS, 400, DECIMAL_DIGITS) if is_number else None
+        column.size = (15, 400, 15) if is_number else None
         return column
 
     def columns_of(self, table: str) -> dict[str, Column] | None:
@@ -14379,7 +14358,7 @@ class SqlStep(SQLite):
         column = super().declare(name, kind, scan, old, is_key)
         if column.size is not None and column.misfit(scan, name) is not None:
             hint = "a step in Python reckons with all digits"
-            raise SourceError(f"SQL step: '{name}' has numbers of more than 64 bits or {DECIMAL_DIGITS} digits", hint)
+            raise SourceError(f"SQL step: '{name}' has numbers of more than 64 bits or 15 digits", hint)
         column.kind = column.size = None
         column.declared = ""
         if kind not in ("integer", "real", "text", "bytes", "other", None):
@@ -14434,13 +14413,14 @@ class Alchemy(Warehouse):
         made = getattr(types, word)()
         if word == "DateTime":
             made = types.DateTime(timezone=any(getattr(cell, "tzinfo", None) for cell in scan.cells_of(name)))
-        elif word == "Numeric" and self.dialect not in ANY_DECIMAL:
+        elif word == "Numeric" and self.dialect not in ("postgresql", "oracle", "cockroachdb"):
+            # Others must be told how many digits a decimal has.
             numbers = (cell for cell in scan.cells_of(name) if isinstance(cell, (float, decimal.Decimal)))
             places = [len(format(decimal.Decimal(str(cell)), "f").partition(".")[2]) for cell in numbers]
             least = 9 if old is None or old.size is None else max(9, old.size[1])
             made = types.Numeric(38, min(max([least, *places]), 30))
-        elif word == "Text" and is_key and self.dialect in SHORT_KEYS:
-            made = types.String(255)
+        elif word == "Text" and is_key and self.dialect in ("mysql", "mariadb", "mssql", "oracle"):
+            made = types.String(255)  # a text of any length cannot be a key
         declared = str(made.compile(dialect=self.engine.dialect))
         return self.column(name, declared, kind is None and self.dialect in ALTERING)
 
