@@ -14266,6 +14266,10 @@ class SQLite(Warehouse):
     def __enter__(self) -> SQLite:
         try:
             make_directory(os.path.dirname(os.path.abspath(self.path)))
+            if self.path != ":memory:":
+                # A new file is its owner's alone.  To open an old one here and close it would end SQLite's locks.
+                with contextlib.suppress(FileExistsError):
+                    os.close(os.open(self.path, os.O_CREAT | os.O_EXCL, 0o600))
             self.connection = sqlite3.connect(
                 self.path, timeout=60.0, isolation_level=None, check_same_thread=False, detect_types=self.types_read
             )
