@@ -12800,7 +12800,9 @@ def stream_through(whole: Step, parts: list[tuple[Step, Callable[[Rows], Any]]],
 
 
 def map_batches(step: Step, work: Callable[[Rows], Any], stream: Stream) -> Batches:
-    for batch in counted(step, stream):
+    step.rows_in = 0
+    for batch in stream:
+        step.rows_in += len(batch)
         result = work(batch)
         if hasattr(result, "__await__") and not isinstance(result, Rows):
             result.close()
@@ -14789,12 +14791,13 @@ def read_json(
     yield from batched(records_of(document, records=records, meta=meta, flatten=flatten), batch_rows)
 
 
-def json_document(text: str) -> Any:
+def json_document(
+    text: str, place: str = "", hint: str = "JSON lines have the suffix .jsonl, or format='jsonl'"
+) -> Any:
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as problem:
-        hint = "JSON lines have the suffix .jsonl, or format='jsonl'"
-        raise SourceError(f"not JSON: {problem}", hint) from None
+        raise SourceError(f"{place}not JSON: {problem}", hint) from None
 
 
 def records_of(
@@ -14824,8 +14827,10 @@ def wider_row(row: Any, shared: Json, flatten: bool | str) -> Any:
     if not isinstance(row, dict):
         return row
     pairs = [*members_of([*row.items(), *shared.items()], "." if flatten is True else flatten or "")]
-    check_distinct([name for name, _ in pairs], "flatten='_' joins names in another way")
-    return dict(pairs)
+    wider = dict(pairs)
+    if len(wider) < len(pairs):
+        check_distinct([name for name, _ in pairs], "flatten='_' joins names in another way")
+    return wider
 
 
 def members_of(pairs: Iterable[tuple[str, Any]], mark: str, prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -14850,9 +14855,9 @@ def at_path(document: Any, path: str, otherwise: Any = None) -> Any:
 
 
 def write_json(text: io.TextIOWrapper, batches: Batches) -> None:
-    separator = "[\n"
-    for row in itertools.chain.from_iterable(batches):
-        text.write(separator + json_row(row))
+    lines, separator = map(json_row, itertools.chain.from_iterable(batches)), "[\n"
+    while some := ",\n".join(itertools.islice(lines, 1000)):
+        text.write(separator + some)
         separator = ",\n"
     text.write("[]\n" if separator == "[\n" else "\n]\n")
 
@@ -14863,18 +14868,16 @@ def read_json_lines(text: io.TextIOWrapper, batch_rows: int | None, *, flatten: 
 
 
 def json_line(number: int, line: str) -> Json:
-    try:
-        row = json.loads(line)
-    except (ValueError, RecursionError) as problem:
-        raise SourceError(f"line {number} is not JSON: {problem}", "an object a line") from None
+    row = json_document(line, f"line {number} is ", "an object a line")
     if type(row) is not dict:
         raise SourceError(f"line {number} is no object", "an object a line")
     return row
 
 
 def write_json_lines(text: io.TextIOWrapper, batches: Batches) -> None:
-    for batch in batches:
-        text.writelines(json_row(row) + "\n" for row in batch)
+    lines = map(json_row, itertools.chain.from_iterable(batches))
+    while some := "\n".join(itertools.islice(lines, 1000)):
+        text.write(some + "\n")
 
 
 def json_row(row: Json) -> str:
@@ -14978,8 +14981,7 @@ def guessed_kind(texts: set[str], marks: tuple[str, str] = (".", "")) -> ValueKi
     for name in ("integer", "real", "boolean", "date", "datetime") if texts else ():
         kind = marked(KINDS_OF_COLUMN[name], marks)
         with contextlib.suppress(ValueError):
-            for text in texts:
-                kind.read(text)
+            collections.deque(map(kind.read, texts), 0)
             return kind
     return KINDS_OF_COLUMN["text"]
 
@@ -15113,11 +15115,11 @@ def collect(batches: Batches) -> Rows:
 
 
 def check_keys(row: Json, keys: Iterable[str]) -> None:
-    if any(row.get(name) is None for name in keys):
-        missing = next(name for name in keys if row.get(name) is None)
-        others = f"it has {', '.join(map(str, row))}"
-        hint = "a step can drop such rows" if missing in row else did_you_mean(missing, row, others)
-        raise SourceError(f"a row has no '{missing}', which is part of the key: {safe_repr(row)}", hint)
+    for name in keys:
+        if row.get(name) is None:
+            others = f"it has {', '.join(map(str, row))}"
+            hint = "a step can drop such rows" if name in row else did_you_mean(name, row, others)
+            raise SourceError(f"a row has no '{name}', which is part of the key: {safe_repr(row)}", hint)
 
 
 def odd_text(rows: Rows, first: int = 1) -> str:
@@ -15173,18 +15175,16 @@ class ValueKind:
     *name* is the kind of its columns.  *classes* are Python's and numpy's; a row of KINDS_OF_VALUE needs one,
     because param_type compares an annotation with the first.  *schema* is the JSON Schema of a param, whose JSON
     *convert* makes a value.  *sqlite_type* and *alchemy_type* declare columns, *declared* finds them again.  *parse*
-    reads a text; *pattern* matches the texts that can be nothing else, which *quick* reads faster.  *make* makes a
-    value of another kind's.
-    *cell* makes text or a number of a value.  *csv*, *sqlite* and *native* do that for text formats, SQLite and
-    other databases: by default they are *cell*, but *native* keeps a value that has an *alchemy_type*.
+    reads a text; *pattern* matches the texts that can be nothing else, and *quick* reads those.  *make* makes a
+    value of another kind's.  *cell* makes text or a number of a value.  *csv*, *sqlite* and *native* do that for text
+    formats, SQLite and others: by default they are *cell*, but *native* keeps a value that has an *alchemy_type*.
     """
 
     convert: Any = None
     parse: Any = None
     quick: Any = None
     make: Any = None
-    pattern = "(?!)"  # it matches nothing
-    declared = ""
+    pattern = declared = "(?!)"  # it matches nothing
 
     def __init__(
         self, name: str | None, classes: str, schema: Json | None, sqlite_type: str = "TEXT",
@@ -15212,7 +15212,7 @@ class ValueKind:
         """Returns what reads these texts as `read` does.  One match for all is faster than one for each."""
         whole = "\n".join([text or "" for text in texts]) + "\n"
         is_one_a_line = whole.count("\n") == len(texts)
-        if is_one_a_line and re.fullmatch(rf"((?:{self.pattern})?\n)*+", whole):
+        if is_one_a_line and re.fullmatch(rf"(?:(?:{self.pattern})?\n)*+", whole):
             return self.quick or self.parse  # type: ignore[no-any-return]
         return self.read
 
@@ -15239,67 +15239,48 @@ def iso(value: Any) -> str:
 
 DAY_PATTERN = r"[0-9]{4}-[0-9]{2}-[0-9]{2}"
 CLOCK_PATTERN = r"[0-9]{2}:[0-9]{2}.*"
-DECIMAL_PATTERN = r"-?((0|[1-9][0-9]*)(\.[0-9]*)?|\.[0-9]+)"
 #: The narrowest kind comes first.  Numbers have no leading zero and at most 18 digits, those with a point 15: 007 and
 #: 32E01 are codes and 20 digits are an id, which stay text.  2026-W05 is text as well.
 KINDS_OF_VALUE = (
     ValueKind(
-        *("integer", "builtins.int integer", {"type": "integer"}, "INTEGER", "BigInteger"),
-        parse=lambda text: int(text.replace("_", "x")),
-        quick=int,
-        make=int,
-        pattern=r"-?(0|[1-9][0-9]{0,17})",
+        "integer", "builtins.int integer", {"type": "integer"}, "INTEGER", "BigInteger", make=int,
+        parse=lambda text: int(text.replace("_", "x")), quick=int, pattern=r"-?(?:0|[1-9][0-9]{0,17})",
         declared=r"(?<!PO)INT(?!ERVAL)|SERIAL",
     ),
     ValueKind(
-        *("real", "builtins.float floating", {"type": "number"}, "REAL", "Double"),
-        parse=real,
-        quick=float,
-        convert=float,
-        make=float,
-        pattern=r"-?(?![0-9.]{17}|[0-9]+[eE][0-9])((0|[1-9][0-9]{0,14})(\.[0-9]*)?|\.[0-9]+)([eE](-[0-9]{1,3}|[+]?[0-9]{1,2}))?",
-        declared=r"REAL|FLOA|DOUB",
+        "real", "builtins.float floating", {"type": "number"}, "REAL", "Double", convert=float, make=float,
+        parse=real, quick=float, declared=r"REAL|FLOA|DOUB",
+        pattern=r"-?(?![0-9.]{17}|[0-9]+[eE][0-9])(?:(?:0|[1-9][0-9]{0,14})(?:\.[0-9]*)?|\.[0-9]+)"
+        r"(?:[eE](?:-[0-9]{1,3}|[+]?[0-9]{1,2}))?",
     ),
     ValueKind(
-        *("real", "datetime.timedelta", {"type": "number"}), convert=lambda seconds: datetime.timedelta(seconds=seconds)
+        "real", "datetime.timedelta", {"type": "number"}, convert=lambda seconds: datetime.timedelta(seconds=seconds)
     ),
     ValueKind(
-        *("boolean", "builtins.bool bool_", {"type": "boolean"}, "BOOLEAN", "Boolean"),
-        parse=lambda text: TRUTHS[text.strip().lower()],
-        make=bool,
-        pattern=r"(?i:true|false)",
-        declared=r"BOOL",
-        csv=lambda value: "true" if value else "false",
-        sqlite=int,
+        "boolean", "builtins.bool bool_", {"type": "boolean"}, "BOOLEAN", "Boolean", make=bool,
+        parse=lambda text: TRUTHS[text.strip().lower()], quick=lambda text: text.lower() == "true",
+        pattern=r"(?i:true|false)", declared=r"BOOL", csv=lambda value: "true" if value else "false", sqlite=int,
     ),
     ValueKind(
-        *("date", "datetime.date", {"type": "string", "format": "date"}, "TEXT", "Date", iso),
-        make=lambda moment: moment.date(),
-        pattern=DAY_PATTERN,
-        declared=r"^DATE(?!TIME)",
+        "date", "datetime.date", {"type": "string", "format": "date"}, "TEXT", "Date", iso,
+        make=lambda moment: moment.date(), pattern=DAY_PATTERN, declared=r"^DATE(?!TIME)",
     ),
     ValueKind(
-        *("datetime", "datetime.datetime", {"type": "string", "format": "date-time"}, "TEXT", "DateTime", iso),
-        make=lambda day: datetime.datetime.combine(day, datetime.time()),
-        pattern=f"{DAY_PATTERN}[T ]{CLOCK_PATTERN}",
-        declared=r"^(DATETIME|TIMESTAMP)",
-        sqlite=lambda value: value.isoformat(" "),
+        "datetime", "datetime.datetime", {"type": "string", "format": "date-time"}, "TEXT", "DateTime", iso,
+        make=lambda day: datetime.datetime.combine(day, datetime.time()), pattern=f"{DAY_PATTERN}[T ]{CLOCK_PATTERN}",
+        declared=r"^(DATETIME|TIMESTAMP)", sqlite=lambda value: value.isoformat(" "),
     ),
     ValueKind(
-        *("time", "datetime.time", {"type": "string", "format": "time"}, "TEXT", "Time", iso),
-        pattern=CLOCK_PATTERN,
-        declared=r"^TIME(?!STAMP)",
+        "time", "datetime.time", {"type": "string", "format": "time"}, "TEXT", "Time", iso,
+        pattern=CLOCK_PATTERN, declared=r"^TIME(?!STAMP)",
     ),
     ValueKind(
-        *("decimal", "decimal.Decimal", {"anyOf": [{"type": "string", "format": "decimal"}, {"type": "number"}]}),
-        *("NUMERIC", "Numeric", str),  # NUMERIC, because 9.5 is greater than 10 as TEXT
-        parse=FORMATS["decimal"][1],
-        convert=lambda value: decimal.Decimal(str(value)),
-        make=lambda value: decimal.Decimal(str(+value)),
+        "decimal", "decimal.Decimal", {"anyOf": [{"type": "string", "format": "decimal"}, {"type": "number"}]},
+        "NUMERIC", "Numeric", str,  # NUMERIC, because 9.5 is greater than 10 as TEXT
+        parse=FORMATS["decimal"][1], pattern=r"-?(?:(?:0|[1-9][0-9]*)(?:\.[0-9]*)?|\.[0-9]+)",
+        convert=lambda value: decimal.Decimal(str(value)), make=lambda value: decimal.Decimal(str(+value)),
         sqlite=lambda value: None if value.is_nan() else str(value),
-        native=lambda value: None if value.is_nan() else value,
-        pattern=DECIMAL_PATTERN,
-        declared=r"NUMERIC|DECIMAL|^NUMBER",
+        native=lambda value: None if value.is_nan() else value, declared=r"NUMERIC|DECIMAL|^NUMBER",
     ),
     ValueKind("uuid", "uuid.UUID", {"type": "string", "format": "uuid"}, cell=str),
     ValueKind("json", "builtins.dict", {"type": "object"}, parse=json.loads),
@@ -15308,14 +15289,12 @@ KINDS_OF_VALUE = (
         "text", "builtins.str", {"type": "string"}, parse=str, pattern="(?s:.*)", declared=r"CHAR|TEXT|CLOB|STRING"
     ),
     ValueKind(
-        *("bytes", "builtins.bytes bytearray memoryview", None, "BLOB", "LargeBinary"),
-        csv=refuse_bytes,
-        sqlite=bytes,
-        declared=r"BLOB|BINARY|BYTEA",
+        "bytes", "builtins.bytes bytearray memoryview", None, "BLOB", "LargeBinary",
+        csv=refuse_bytes, sqlite=bytes, declared=r"BLOB|BINARY|BYTEA",
     ),
     ValueKind("other", "builtins.object", {}),
     ValueKind(None, "builtins.NoneType", {"type": "null"}, ""),
-)
+)  # fmt: skip
 KINDS_OF_COLUMN = {kind.name: kind for kind in reversed(KINDS_OF_VALUE)}
 KINDS_OF_CLASS = {name.rpartition(".")[2]: kind for kind in KINDS_OF_VALUE for name in kind.classes}
 #: Types whose values SQLite and CSV take as they are.
@@ -15335,21 +15314,21 @@ class Column:
 
     def __init__(self, name: str, declared: str, stored: str = "name") -> None:
         text = declared.upper()
-        kinds = (kind for kind in KINDS_OF_VALUE if kind.declared and re.search(kind.declared, text))
+        kinds = (kind for kind in KINDS_OF_VALUE if re.search(kind.declared, text))
+        is_nested = re.search(r"<|\[\d*\]|^(ARRAY|STRUCT|MAP|UNION|ENUM)", text)
         self.name, self.declared, self.stored = name, declared, stored
         self.is_new = False  # whether it has had no value yet, and so has no kind
-        is_nested = re.search(r"<|\[\d*\]|^(ARRAY|STRUCT|MAP|UNION|ENUM)", text)
         self.kind: ValueKind | None = None if is_nested else next(kinds, None)
+        word = self.kind and self.kind.name
         #: How many bits its integers have, as far as Tau checks them.
         self.bits = 128 if re.search(r"^U|HUGE|UNSIGNED", text) else 64
+        size = re.search(r"\((\d+)(?:, *(\d+))?\)", text) if word == "decimal" else None
+        whole, after = (int(size[1]), int(size[2] or 0)) if size else (0, 0)
         #: How many digits a decimal may have: before the point, after it, and in all.
-        self.size: tuple[int, int, int] | None = None
-        if self.kind is KINDS_OF_COLUMN["decimal"] and (size := re.search(r"\((\d+)(?:, *(\d+))?\)", text)):
-            self.size = int(size[1]) - int(size[2] or 0), int(size[2] or 0), int(size[1])
+        self.size = (whole - after, after, whole) if size else None
+        has_clock = word in ("datetime", "time")
         #: Whether its times have a zone.
-        self.zone: bool | None = None
-        if self.kind in (KINDS_OF_COLUMN["datetime"], KINDS_OF_COLUMN["time"]):
-            self.zone = re.search(r"WITH TIME ZONE|TZ", text) is not None
+        self.zone = re.search(r"WITH TIME ZONE|TZ", text) is not None if has_clock else None
 
     @property
     def limit(self) -> str:
@@ -15382,10 +15361,6 @@ class Column:
         if is_wrong:
             raise ValueError(value)
         return made
-
-    def way(self, place: str) -> Callable[[Any], Any]:
-        make = cell_for(place)
-        return lambda value: make(self.cell(value))
 
     def misfit(self, scan: Scan, name: str) -> tuple[int, Any] | None:
         """Returns the first cell of a batch that this column does not hold, after its number from 1."""
@@ -15420,16 +15395,9 @@ class Scan:
     __slots__ = ("before", "columns", "even", "rows", "types")
 
     def __init__(self, rows: Rows, before: int = 0) -> None:
-        self.rows, self.before = rows, before
-        self.columns, self.even = self.columns_in(rows)
+        self.rows, self.before, self.columns = rows, before, columns_of(rows)
+        self.even = {*map(len, rows)} <= {len(self.columns)}
         self.types = {name: {*map(type, self.cells_of(name))} - {type(None)} for name in self.columns}
-
-    @staticmethod
-    def columns_in(rows: Rows) -> tuple[list[str], bool]:
-        """Returns the columns, in the order of their first rows, and whether every row has all of them."""
-        shapes = dict.fromkeys(map(tuple, rows))
-        columns = [*dict.fromkeys(itertools.chain(rows.columns if not rows else (), *shapes))]
-        return columns, {*map(len, shapes)} <= {len(columns)}
 
     def cells_of(self, name: str) -> Iterable[Any]:
         """Returns the cells of a column, with None for a row that lacks it."""
@@ -15444,48 +15412,38 @@ class Scan:
         self, columns: Sequence[str], place: str, holders: Mapping[str, Column] = {}
     ) -> Iterable[tuple[Any, ...]]:
         """Returns the rows as tuples of cells for csv, sqlite or native, as the *holders* of some hold them."""
-        ways = {}
-        for i, name in enumerate(columns):
-            types = self.types.get(name, PLAIN_TYPES)
-            if name in holders:
-                ways[i] = holders[name].way(place)
-            elif not types <= PLAIN_TYPES:  # one type has one function
-                ways[i] = getattr(kind_of(*types), place) if len(types) == 1 else cell_for(place)
-        tuples: Iterable[tuple[Any, ...]]
-        if self.even and len(columns) > 1 and {*columns} <= {*self.columns}:
-            tuples = map(operator.itemgetter(*columns), self.rows)
-        else:
-            tuples = (tuple([row.get(name) for name in columns]) for row in self.rows)
-        return converted(tuples, ways, columns, self.before + 1) if ways else tuples
+        return zip(*(self.made_for(place, name, holders.get(name)) for name in columns), strict=True)
 
+    def made_for(self, place: str, name: str, holder: Column | None) -> Iterable[Any]:
+        types = self.types.get(name, set())
+        if holder is None and types <= PLAIN_TYPES:
+            return self.cells_of(name)
+        is_one = holder is None and len(types) == 1  # one type has one function
+        return self.converted(name, getattr(kind_of(*types), place) if is_one else cell_for(place), holder)
 
-def converted(
-    tuples: Iterable[tuple[Any, ...]], ways: Mapping[int, Callable[[Any], Any]], columns: Sequence[str], first: int
-) -> Iterator[tuple[Any, ...]]:
-    for number, row in enumerate(tuples, first):
-        values = [*row]
-        for i, way in ways.items():
+    def converted(self, name: str, make: Callable[[Any], Any], holder: Column | None) -> Iterator[Any]:
+        for number, cell in enumerate(self.cells_of(name), self.before + 1):
             try:
-                if values[i] is not None:
-                    values[i] = way(values[i])
+                yield None if cell is None else make(cell if holder is None else holder.cell(cell))
             except SourceError as problem:
-                raise SourceError(f"row {number}, column '{columns[i]}': {problem}", problem.hint) from None
-        yield tuple(values)
+                raise SourceError(f"row {number}, column '{name}': {problem}", problem.hint) from None
 
 
 def columns_of(rows: Rows) -> list[str]:
-    return Scan.columns_in(rows)[0]
+    """Returns the columns, in the order of their first rows."""
+    shapes = dict.fromkeys(map(tuple, rows))
+    return [*dict.fromkeys(itertools.chain(rows.columns if not rows else (), *shapes))]
 
 
 def observed(rows: Rows, before: Mapping[str, str] | None = None) -> dict[str, str]:
     """Returns the columns with the types in their first rows and those *before*: `{"fare": "real|null"}`."""
-    sample = Rows(rows[:OBSERVED_ROWS], rows.columns)
-    seen = dict(before or {})
+    sample, seen = Rows(rows[:OBSERVED_ROWS], rows.columns), dict(before or {})
     for name in columns_of(sample)[:OBSERVED_COLUMNS]:
+        short = clip(name, WORD_MAX)
         words = {kind_of(cell_type).name or "null" for cell_type in {type(row[name]) for row in sample if name in row}}
-        words |= {*filter(None, seen.get(clip(name, WORD_MAX), "").split("|"))}
-        if len(seen) < OBSERVED_COLUMNS or clip(name, WORD_MAX) in seen:
-            seen[clip(name, WORD_MAX)] = "|".join(sorted(words, key=lambda word: (word == "null", word)))
+        words |= {*filter(None, seen.get(short, "").split("|"))}
+        if len(seen) < OBSERVED_COLUMNS or short in seen:
+            seen[short] = "|".join(sorted(words, key=lambda word: (word == "null", word)))
     return seen
 
 
@@ -15503,7 +15461,7 @@ def put_out(step: Step, rows: Rows) -> Rows:
 
 
 def counted(step: Step, batches: Batches) -> Batches:
-    """Yields the batches as they are and counts their rows in the step's rows_in."""
+    """Yields the batches as they are.  The step notes how many rows are in them, and their columns."""
     step.rows_in = 0
     for batch in batches:
         step.rows_in += len(batch)
@@ -15534,10 +15492,8 @@ class Stream(Ready):
         try:
             while (batch := self.pull(batches)) is not None:
                 yield batch
-        except GeneratorExit:
-            raise  # the reader has stopped early
         except BaseException as problem:
-            failure = problem
+            failure = None if isinstance(problem, GeneratorExit) else problem  # a reader may stop early
             raise
         finally:
             before = self.upstream.busy_s if self.upstream is not None else 0.0

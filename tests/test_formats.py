@@ -250,6 +250,22 @@ def test_types_that_are_named_are_read_as_python_reads_them() -> None:
     assert second == dict.fromkeys(types) | {"x": ""}
 
 
+def test_a_function_named_like_a_kind_is_called() -> None:
+    def date(text: str) -> str:
+        return f"on {text}"
+
+    assert read("csv", b"d\n2026-01-02\n", types={"d": date}) == [[{"d": "on 2026-01-02"}]]
+
+
+def test_json_in_another_encoding_and_a_letter_that_it_lacks() -> None:
+    rows = [{"a": "é"}]
+    for name in ("json", "jsonl"):
+        assert read(name, write(name, rows, encoding="latin-1"), encoding="latin-1") == [rows]
+        with pytest.raises(module.SourceError, match=r"a cell cannot be written: .*: .*€") as caught:
+            write(name, [{"a": "€"}], encoding="latin-1")
+        assert caught.value.hint
+
+
 HINTS = {
     "a delimiter too many": (b"a,b\n1,2,\n", "ragged=True cuts the empty cells at the line's end"),
     "a cell too many": (b"a,b\n1,2\n3,4,5\n", "is there a delimiter in a cell"),

@@ -305,6 +305,14 @@ def test_a_stream_is_traced_as_its_steps_and_ends_when_its_reader_does(tau: Tau)
     assert tau("logs", "it")["lines"][0]["step"] == "extract numbers"
 
 
+def test_a_step_of_a_stream_has_the_columns_that_come_out_of_it(ctx: Context) -> None:
+    ctx.load("a.jsonl", [{"a": 1}] * 3)
+    stream = ctx.extract("a.jsonl", stream=True, batch_rows=2)
+    ctx.load("b.jsonl", ctx.transform(stream, [lambda rows: [{"b": str(row["a"])} for row in rows]]))
+    columns = [record["columns"] for record in ctx.records("done")]
+    assert sorted(map(str, columns)) == ["{'a': 'integer'}"] * 2 + ["{'b': 'text'}"] * 3
+
+
 def test_everything_can_be_awaited_or_not(tau: Tau) -> None:
     run = tau.run_it(
         """
