@@ -12881,6 +12881,10 @@ def returned_by(chosen: Pipeline, context: PipelineContext) -> Json:
     return attempt.returned(result, job["limits"]["result_bytes"]) | context.changed_state()
 
 
+#: How long a coroutine that is to stop may block its event loop.
+BLOCKED_S = 1.0
+
+
 def call_function(chosen: Pipeline, context: PipelineContext) -> Any:
     """Calls the author's function with its context and params.  A coroutine runs in an event loop."""
     takes_params = chosen.parameters.types or chosen.parameters.takes_others
@@ -12891,7 +12895,17 @@ def call_function(chosen: Pipeline, context: PipelineContext) -> Any:
     async def awaited() -> Any:
         task, loop = asyncio.current_task(), asyncio.get_running_loop()
         assert task is not None
-        before, attempt.on_stop = attempt.on_stop, lambda: loop.call_soon_threadsafe(task.cancel)
+
+        def cancel() -> None:
+            """Cancels at the next await.  Code that blocks the loop until then is interrupted like a function's."""
+            attempt.on_stop = raise_stopped
+            again = threading.Timer(BLOCKED_S, os.kill, (os.getpid(), signal.SIGTERM))
+            again.daemon = True
+            again.start()
+            loop.call_soon_threadsafe(again.cancel)
+            loop.call_soon_threadsafe(task.cancel)
+
+        before, attempt.on_stop = attempt.on_stop, cancel
         try:
             result = await value
             Unfinished.check()

@@ -149,6 +149,16 @@ SAME = {
     "a check": "def it(ctx):\n    ctx.check(1 > 2)",
     "no JSON": "def it(ctx):\n    return object",
     "sys.exit": "import sys\ndef it(ctx):\n    sys.exit(4)",
+    "sys.exit(0)": "import sys\ndef it(ctx):\n    sys.exit(0)",
+    "a wait for any child": """
+        import os, subprocess
+        def it(ctx):
+            subprocess.run('sleep 0.05 &', shell=True)
+            worker = os.fork()
+            if not worker:
+                os.execvp('sleep', ['sleep', '0.3'])
+            return os.wait()[0] == worker
+        """,
     "os._exit": "import os\ndef it(ctx):\n    with ctx.step('a'):\n        os._exit(3)",
     "os._exit(0)": "import os\ndef it(ctx):\n    os._exit(0)",
     "kill -9": "import os\ndef it(ctx):\n    ctx.log('last words')\n    os.kill(os.getpid(), 9)",
@@ -366,6 +376,56 @@ def clean(ctx, work):
             ctx.log('cleaned')
     return both
 """
+
+
+def test_what_is_returned_there_after_a_stop_is_no_success(far: Tau) -> None:
+    run_id, _ = start_far(
+        far,
+        """
+        import os, signal, time
+        def it(ctx):
+            over = []
+            signal.signal(signal.SIGTERM, lambda *_: over.append(1))
+            ctx.log(os.getpid())
+            while not over:
+                time.sleep(0.01)
+            return "half"
+        """,
+    )
+    assert far("cancel", run_id)["status"] == "cancelled"
+    run = far("inspect", run_id)
+    assert (run["result"], run["partial_result"]) == (None, "half")
+
+
+def test_an_error_there_is_told_although_a_thread_lives_on(far: Tau) -> None:
+    run = run_far(
+        far,
+        """
+        import threading, time
+        def it(ctx):
+            threading.Thread(target=time.sleep, args=(600,), name="heartbeat").start()
+            raise ValueError("the truth")
+        """,
+        exit=1,
+    )
+    assert (run["status"], run["error"]["message"]) == ("failed", "the truth")
+    assert run["trace"]["log_tail"] == ["it was ended while it waited for thread heartbeat"]
+
+
+def test_an_orphan_there_lives_as_long_as_its_run(far: Tau) -> None:
+    run = run_far(
+        far,
+        """
+        import os, subprocess, time
+        def it(ctx):
+            subprocess.run("setsid sh -c 'echo $$ > pid; exec sleep 600' &", shell=True)
+            time.sleep(0.5)
+            pid = int(open("pid").read())
+            os.kill(pid, 0)
+            return pid
+        """,
+    )
+    assert not is_running(run["result"])
 
 
 def test_cancelling_by_force_leaves_nothing(far: Tau) -> None:

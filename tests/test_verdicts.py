@@ -6,9 +6,10 @@ import os
 import signal
 import subprocess
 import time
+from collections.abc import Iterator
 
 import pytest
-from conftest import Tau, eventually, is_running, make_home, python, run, running
+from conftest import Tau, eventually, is_running, make_home, python, run, running, started
 
 
 def begun(tau: Tau, text: str, *words: str) -> str:
@@ -35,15 +36,21 @@ POOLS = {
 }
 
 
+@pytest.fixture(scope="module")
+def patient() -> Iterator[Tau]:
+    """A daemon that gives its runs much time to end, which none of them should need."""
+    yield from started(make_home("[daemon]\nstop_grace_s = 30.0\n"))
+
+
 @pytest.mark.parametrize("kind", ["def", "async def"])
 @pytest.mark.parametrize("name", POOLS)
-def test_a_run_with_a_pool_is_cancelled_at_once_and_without_noise(tau: Tau, name: str, kind: str) -> None:
+def test_a_run_with_a_pool_is_cancelled_at_once_and_without_noise(patient: Tau, name: str, kind: str) -> None:
     text = f"import concurrent.futures, multiprocessing, time\n{kind} it(ctx):\n    if True:\n        {POOLS[name]}\n"
-    run_id = begun(tau, text)
+    run_id = begun(patient, text)
     began = time.monotonic()
-    assert tau.call("cancel", run_id=run_id)["status"] == "cancelled"
-    assert time.monotonic() - began < 5.0
-    lines = [line["message"] for line in tau.call("logs", run_id=run_id)["lines"]]
+    assert patient.call("cancel", run_id=run_id)["status"] == "cancelled"
+    assert time.monotonic() - began < 10.0
+    lines = [line["message"] for line in patient.call("logs", run_id=run_id)["lines"]]
     assert not any("tau.py" in line for line in lines), lines
 
 
@@ -75,6 +82,14 @@ TERMINATED = {
         os.kill(made[0], signal.SIGTERM)
         return os.waitstatus_to_exitcode(os.waitpid(made[0], 0)[1])
     """,
+    "a pool that is left": """
+        with multiprocessing.get_context("fork").Pool(2) as pool:
+            pool.map(abs, range(5))
+            workers = list(pool._pool)
+        for worker in workers:
+            worker.join(20)
+        return min(worker.exitcode for worker in workers)
+    """,
     "a worker of a pool that dies": """
         try:
             with concurrent.futures.ProcessPoolExecutor(2) as pool:
@@ -97,14 +112,14 @@ TERMINATED = {
 
 @pytest.mark.parametrize("kind", ["def", "async def"])
 @pytest.mark.parametrize("name", TERMINATED)
-def test_a_child_of_a_run_ends_as_in_plain_python_when_it_is_terminated(tau: Tau, name: str, kind: str) -> None:
+def test_a_child_of_a_run_ends_as_in_plain_python_when_it_is_terminated(patient: Tau, name: str, kind: str) -> None:
     body = TERMINATED[name].replace("\n        ", "\n    ").rstrip()
     imports = "import concurrent.futures, multiprocessing, os, signal, threading, time"
-    tau.deploy_it(f"{imports}\n{kind} it(ctx):{body}\n")
+    patient.deploy_it(f"{imports}\n{kind} it(ctx):{body}\n")
     began = time.monotonic()
-    done = tau.call("run", name="it", timeout=30)
+    done = patient.call("run", name="it", timeout=30)
     assert (done["status"], done["result"]) == ("success", -15), done["error"]
-    assert time.monotonic() - began < 8.0
+    assert time.monotonic() - began < 15.0
     assert done["trace"]["log_tail"] == []
 
 

@@ -28,7 +28,7 @@ LINES = 40
 KILLS_OF_A_HOME = 100
 
 PIPELINES = """
-import glob, os, random, signal, subprocess, time
+import concurrent.futures, glob, multiprocessing, os, random, signal, subprocess, threading, time
 from tau import pipeline
 
 def note(ctx, word):
@@ -60,11 +60,59 @@ def stubborn(ctx):
 def ticking(ctx):
     return work(ctx)
 
+@pipeline
+def pooled(ctx):
+    # A pool, one of whose workers may be killed, and a daemon of its own that lives as long as the run.
+    luck = random.Random(ctx.run_id)
+    file = ctx.run_id + str(ctx.attempt)
+    subprocess.run("setsid sleep 1000 & echo $! >" + file, shell=True, check=True)
+    child = multiprocessing.get_context("fork").Process(target=time.sleep, args=(1000,))
+    child.start()
+    child.terminate()
+    child.join(60)
+    note(ctx, "terminated" if child.exitcode == -signal.SIGTERM else "not-terminated")
+    try:
+        with concurrent.futures.ProcessPoolExecutor(2) as pool:
+            made = [pool.submit(abs, number) for number in range(5)]
+            if luck.random() < 0.5:
+                os.kill(luck.choice([*pool._processes]), signal.SIGKILL)
+            sum(one.result() for one in made)
+    except concurrent.futures.process.BrokenProcessPool:
+        note(ctx, "broken")
+    try:
+        os.kill(int(open(file).read()), 0)
+    except ProcessLookupError:
+        note(ctx, "orphan-lost")
+    return work(ctx)
+
+@pipeline
+def handled(ctx):
+    # An own handler, so that a run that is stopped returns all the same.
+    over = []
+    signal.signal(signal.SIGTERM, lambda *_: over.append(1))
+    note(ctx, "begin")
+    for number in range({lines}):
+        with ctx.step(f"step {{number % 5}}"):
+            ctx.log(str(number))
+        time.sleep(0.01)
+        if over:
+            note(ctx, "stopped")
+            return "half"
+    note(ctx, "end")
+    return "whole"
+
+@pipeline(retries=1, retry_delay=0.05)
+def threaded(ctx):
+    # An error, and a thread that does not end.
+    note(ctx, "begin")
+    threading.Thread(target=time.sleep, args=(1000,), name="heartbeat").start()
+    raise ValueError("the truth")
+
 FORGED = (
     b'{{"t":"start"}}', b'{{"t":"raised"}}', b'{{"t":"returned"}}', b'{{"t":"dropped","lines":1e30}}', b'{{"t":"end"}}', b"[[", b"\\xff\\0",
     b'{{"t":"end","at":1,"mono":1,"exit_code":0,"signal":null,"reason":null}}', b'{{"t":"returned","result":1,"waits_for":"x"}}',
     b'{{"t":"start","format":1,"pid":1,"started":"1","boot":"x","session":1,"server":{{}},"at":1e300,"mono":-1}}',
-    b'{{"t":"secret","name":"../../tau.db"}}', b'{{"t":"done","step":1e99,"at":NaN}}', b'{{"t":"log","message":' + b'"x' * 999999,
+    b'{{"t":"secret","name":"../../tau.db"}}', b'{{"t":"stop","at":1}}', b'{{"t":"done","step":1e99,"at":NaN}}', b'{{"t":"log","message":' + b'"x' * 999999,
 )
 
 @pipeline
@@ -134,7 +182,8 @@ class Chaos:
 
     def run(self, luck: random.Random) -> None:
         """One more run, with a key, so that the request may be repeated."""
-        name, pause = luck.choice(["plain", "stubborn"]), luck.choice([0.0, 0.001, 0.01])
+        names = ("plain", "plain", "plain", "stubborn", "stubborn", "pooled", "handled", "threaded")
+        name, pause = luck.choice(names), luck.choice([0.0, 0.001, 0.01])
         answer = self.ask("run", name=name, wait=False, key=f"key {next(self.keys)}", params={"pause": pause})
         self.note_run(answer)
 
@@ -254,6 +303,15 @@ def check_run(db: sqlite3.Connection, run: dict[str, Any], noted: Counter[tuple[
             "SELECT count(*), sum(status = 'success') FROM steps WHERE run_id = ? AND attempt = ?", (run_id, attempt)
         ).fetchone()
         assert tuple(steps) == (LINES, LINES), "steps are missing or doubled"
+    words = {word for one, number, word in noted if (one, number) == (run_id, attempt)}
+    assert not words & {"orphan-lost", "not-terminated"}, "a run lost a process of its own"
+    error = json.loads(run["error"] or "null")
+    if "stopped" in words:
+        assert (run["status"], run["result"]) in {("cancelled", '"half"'), ("failed", None), ("lost", None)}, dict(run)
+    if run["pipeline"] == "threaded":
+        assert run["status"] in ("failed", "cancelled", "lost"), "a thread hides what was raised"
+        if error["kind"] == "exception":
+            assert (error["message"], run["attempt"]) == ("the truth", 2)
     attempts = {int(key[1]) for key in noted if key[0] == run_id and key[2] == "begin"}
     assert not attempts or max(attempts) <= run["attempt"], "an attempt that nobody knows of"
     ends = db.execute("SELECT count(*) FROM events WHERE run_id = ? AND type = 'run.finished'", (run_id,))
