@@ -12896,7 +12896,7 @@ def call_function(chosen: Pipeline, context: PipelineContext) -> Any:
         task, loop = asyncio.current_task(), asyncio.get_running_loop()
         assert task is not None
 
-        def give_up() -> None:
+        def interrupt() -> None:
             """Cancels at the next await.  Code that blocks the loop until then is interrupted like a function's."""
             attempt.on_stop = raise_stopped
             again = threading.Timer(BLOCKED_S, os.kill, (os.getpid(), signal.SIGTERM))
@@ -12905,7 +12905,7 @@ def call_function(chosen: Pipeline, context: PipelineContext) -> Any:
             loop.call_soon_threadsafe(again.cancel)
             loop.call_soon_threadsafe(task.cancel)
 
-        before, attempt.on_stop = attempt.on_stop, give_up
+        before, attempt.on_stop = attempt.on_stop, interrupt
         try:
             result = await value
             Unfinished.check()
