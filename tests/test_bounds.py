@@ -278,6 +278,7 @@ WORST: dict[str, str] = {
     "admits": "tau.admits('>=' + ' ' * N + '1' * N + '.1' * N, (3, 11, 0))",
     "Head": "tau.Head(b'GET / HTTP/1.1\\r\\na:' + b' ' * N + b'\\0')",
     "parse_duration": "tau.parse_duration('1' * N + 'x', 'it')",
+    "local_time": "tau.local_time('2026-01-01T00:00:0' * N)",
     "parse_time": "tau.parse_time('2026-01-01T' + '0' * N, tau.Zone('UTC'))",
     "check_name": "tau.check_name('a' * N + '!')",
     "find_entries": "tau.find_entries({'a.py': b'@' + b'a.' * N, 'b.py': b' ' * N}, ['a.py', 'b.py'], None)",
