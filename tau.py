@@ -598,7 +598,7 @@ MIGRATIONS = (
     INSERT INTO totals VALUES ('queued', 0), ('running', 0), ('retrying', 0), ('success', 0),
         ('failed', 0), ('timed_out', 0), ('cancelled', 0), ('lost', 0);
 
-    -- ctx.state: what one successful run leaves to the next.
+    -- ctx.state: what one successful run leaves to the next; `run_id` is empty if a command has set it.
     CREATE TABLE states (
         pipeline TEXT PRIMARY KEY REFERENCES pipelines (name), state TEXT NOT NULL,
         run_id TEXT NOT NULL, updated_at TEXT NOT NULL
@@ -2795,9 +2795,7 @@ def cron_hint(word: str) -> str:
 class Times:
     """When a schedule is due: the ticks of *walk*, which yields all after an instant, from *start* to *end*."""
 
-    def __init__(
-        self, kind: str, walk: Callable[[int], Iterator[Tick]], start: int = 0, end: int = TIME_MAX
-    ) -> None:  # fmt: skip
+    def __init__(self, kind: str, walk: Callable[[int], Iterator[Tick]], start: int = 0, end: int = TIME_MAX) -> None:
         self.kind, self.walk, self.start, self.end = kind, walk, start, end
 
     def ticks(self, after: int, until: int = TIME_MAX) -> Iterator[Tick]:
@@ -2828,20 +2826,20 @@ class Times:
 
 def cron_times(text: str, zone: Zone) -> Times:
     """The ticks of a cron expression in a time zone.  Many schedules share it and ask the same."""
+
+    def walk(after: int) -> Iterator[Tick]:
+        """Merges the expressions: one tick an instant, moved if all that are due then are moved there."""
+        streams = [clock_ticks(cron, zone, after) for cron in crons]
+        if len(streams) == 1:
+            return streams[0]
+        return (next(same) for _, same in itertools.groupby(heapq.merge(*streams), lambda tick: tick[0]))
+
     crons = read_crons(text)
     kinds = {cron.kind for cron in crons}
-    times = Times("mixed" if len(kinds) > 1 else kinds.pop(), lambda after: merge(crons, zone, after))
+    times = Times("mixed" if len(kinds) > 1 else kinds.pop(), walk)
     times.next = functools.lru_cache(1)(times.next)  # type: ignore[method-assign]
     times.count = functools.lru_cache(10)(times.count)  # type: ignore[method-assign]
     return times
-
-
-def merge(crons: list[Cron], zone: Zone, after: int) -> Iterator[Tick]:
-    """Merges the ticks of expressions: one an instant, moved if all that are due then are moved there."""
-    streams = [clock_ticks(cron, zone, after) for cron in crons]
-    if len(streams) == 1:
-        return streams[0]
-    return (next(same) for _, same in itertools.groupby(heapq.merge(*streams), lambda tick: tick[0]))
 
 
 def interval(every: int, anchor: int) -> Times:
@@ -2850,10 +2848,6 @@ def interval(every: int, anchor: int) -> Times:
         "interval",
         lambda after: ((at, False) for at in itertools.count(after + every - (after - anchor) % every, every)),
     )
-
-
-def once(at: int) -> Times:
-    return Times("once", lambda after: iter([(at, False)] if at > after else []))
 
 
 def clock_ticks(cron: Cron, zone: Zone, after: int) -> Iterator[Tick]:
@@ -2939,20 +2933,19 @@ def read_timing(cron: str | None, every: float | str | None, at: str | None, zon
     return {"cron": cron} if at is None else {"at": rfc3339(parse_time(at, zone))}
 
 
-def times_of(
-    options: Json, anchor: int, zone: Zone, read_cron: Callable[[str, Zone], Times] = cron_times
-) -> Times | None:  # fmt: skip
+def times_of(options: Json, anchor: int, zone: Zone, read: Callable[[str, Zone], Times] = cron_times) -> Times | None:
     """Returns when a schedule with these options is due; None if they do not say.
 
     An interval is counted from its `start`, else from the *anchor*.
     """
     start, end = (options[name] and parse_time(options[name], zone) for name in ("start", "end"))
     if options["cron"] is not None:
-        times = read_cron(options["cron"], zone)
+        times = read(options["cron"], zone)
     elif options["every_s"] is not None:
         times = interval(int(options["every_s"]), start or anchor)
     elif options["at"] is not None:
-        times = once(instant_of(options["at"]))
+        at = instant_of(options["at"])
+        times = Times("once", lambda after: iter([(at, False)] if at > after else []))
     else:
         return None
     return times if start == end else Times(times.kind, times.ticks, start or 0, end or TIME_MAX)
@@ -6750,6 +6743,25 @@ def errors(call: Call, name: PipelineName | None = None, *, limit: Limit = 20) -
     return listing(call, "errors", rows, total, {"name": name})
 
 
+@writes
+async def state(call: Call, name: PipelineName, *, set_: Json | None = None, clear: bool = False) -> Json:
+    """Show ctx.state, which each successful run of a pipeline leaves to the next; set it, or clear it.
+
+    set           the state that the next run begins with
+    clear         the next run begins with an empty one
+
+    Examples:
+        tau state orders
+        tau state orders --set '{"cursor": 17}'
+    """
+    call.ask.known(name)
+    if (clear and set_ is not None) or len(encode_json(set_)) > STATE_BYTES_MAX:
+        raise BadRequest(f"--clear, or --set with at most {STATE_BYTES_MAX:,} bytes", "keep large data elsewhere")
+    new = {} if clear else set_
+    changed = new is not None and await call.write(call.daemon.store.set_state, name, new)
+    return {"pipeline": name, **call.ask.state(name), "changed": changed}
+
+
 @sifts
 @reads
 async def status(call: Call) -> Json:
@@ -6963,6 +6975,7 @@ def why(call: Call, name: PipelineName, *, at: str | None = None) -> Json:
     }
 
 
+MOVED = ", moved there by DST"
 #: The fields of a schedule that `why` and `show` repeat.
 SCHEDULE_SHOWN = ("source", *TIMINGS, "timezone", "misfire", "catchup_window_s", "overlap", "enabled", "next_at")
 
@@ -7001,14 +7014,10 @@ def find_blockers(call: Call, schedule: Json, upstream: list[Json]) -> Iterator[
         yield {"by": "overlap", "overlap": overlap, "run_ids": active[:TICKS_SHOWN]}
     if (queued := call.ask.totals()["queued"]) >= call.daemon.settings["max_queued"]:
         yield {"by": "queue full", "queued": queued, "hint": "tau status"}
-    most = options.get("max_concurrent")
-    if most is not None and ask.live_runs(name) >= most:
+    if (most := options.get("max_concurrent")) is not None and ask.live_runs(name) >= most:
         yield {"by": "max_concurrent", "max_concurrent": most, "hint": shell_line("tau", "runs", name)}
     if waiting := [row["pipeline"] for row in upstream if row["run_id"] is None]:
         yield {"by": "upstream", "waiting_for": waiting}
-
-
-MOVED = ", moved there by DST"
 
 
 def past_words(tick: Json) -> str:
@@ -7024,15 +7033,15 @@ def past_words(tick: Json) -> str:
         return f"The tick of {at}{MOVED * tick['moved']} has run {tick['run_id']}{late}: {tick['status']}."
     if tick["reason"] == "overlap":
         return f"The tick of {at} was skipped: run {tick['run_id']} of an earlier tick was unfinished."
-    more = " or more" if "at_least" in tick else ""
-    subject = f"{count}{more} ticks from {tick['from']} to {at} were" if count > 1 else f"tick of {at} was"
+    subject = f"tick of {at} was"
+    if count > 1:
+        subject = f"{count}{' or more' * ('at_least' in tick)} ticks from {tick['from']} to {at} were"
     return f"The {subject} {what}{why} ({tick.get('message') or tick['reason']})."
 
 
 def future_words(kind: str | None, coming: Json, blockers: list[Json], upstream: list[Json]) -> str:
     """Says in a sentence when a pipeline runs next."""
-    stops = dict.fromkeys(reason["by"] for reason in blockers if reason["by"] in ("disabled", "paused", "invalid"))
-    if stops:
+    if stops := dict.fromkeys(hold["by"] for hold in blockers if hold["by"] in ("disabled", "paused", "invalid")):
         return f"It does not run by itself: {', '.join(stops)}."
     if coming["tick"]:
         return f"It runs next at {coming['local']} ({coming['tick']}{MOVED if coming['moved'] else ''})."
@@ -7075,7 +7084,12 @@ async def backfill(
         raise BadRequest(f"no backfill from {from_} to {to or 'now'}: it ends before it begins, or is to come", AGAIN)
 
     def find(call: Call) -> tuple[int, list[str]]:
-        past = past_ticks(call, times, begin, end)
+        past: list[str] = []
+        for at, _ in times.ticks(begin - 1, end):
+            past.append(rfc3339(at))
+            call.budget.check()
+            if len(past) > BACKFILL_TICKS_MAX:
+                raise BadRequest(f"no backfill: there are more than {BACKFILL_TICKS_MAX:,} ticks", AGAIN)
         latest = call.ask.tick_runs(name, rfc3339(begin), rfc3339(end))
         return len(past), [tick for tick in past if wants_backfill(latest.get(tick), only)]
 
@@ -7092,17 +7106,6 @@ BACKFILL_TICKS_MAX = 100_000
 AGAIN = "choose another --from and --to"
 
 
-def past_ticks(call: Call, times: Times, begin: int, end: int) -> list[str]:
-    """Returns the ticks from *begin* to *end*, both included.  Raises BadRequest if they are too many."""
-    ticks = []
-    for at, _ in times.ticks(begin - 1, end):
-        ticks.append(rfc3339(at))
-        call.budget.check()
-        if len(ticks) > BACKFILL_TICKS_MAX:
-            raise BadRequest(f"no backfill: there are more than {BACKFILL_TICKS_MAX:,} ticks", AGAIN)
-    return ticks
-
-
 @writes
 async def pause(
     call: Call, name: PipelineName | None = None, *, all_: bool = False, reason: str = "on request"
@@ -7116,8 +7119,7 @@ async def pause(
         tau pause orders --reason "the warehouse is down"
         tau pause --all
     """
-    changed = await call.write(call.daemon.agenda.pause, scope_of(name, all_), reason[:1000])
-    return {"pipeline": name, "all": all_, "paused": True, "changed": changed}
+    return await set_pause(call, name, all_, reason[:1000])
 
 
 @writes
@@ -7130,15 +7132,15 @@ async def resume(call: Call, name: PipelineName | None = None, *, all_: bool = F
         tau resume orders
         tau resume --all
     """
-    changed = await call.write(call.daemon.agenda.pause, scope_of(name, all_), None)
-    return {"pipeline": name, "all": all_, "paused": False, "changed": changed}
+    return await set_pause(call, name, all_, None)
 
 
-def scope_of(name: str | None, everything: bool) -> str:
-    """Returns the name that a pause is stored under: a pipeline's, or '' for all."""
+async def set_pause(call: Call, name: str | None, everything: bool, reason: str | None) -> Json:
+    """Pauses a pipeline, or everything, or without a *reason* resumes it."""
     if (name is None) != everything or name == "":
         raise BadRequest("give the name of a pipeline, or --all", "tau pause NAME")
-    return name or ""
+    changed = await call.write(call.daemon.agenda.pause, name or "", reason)
+    return {"pipeline": name, "all": everything, "paused": reason is not None, "changed": changed}
 
 
 @sifts
@@ -7824,6 +7826,7 @@ class Scheduler:
         self.unset = False  # whether the ledger says that the clock is wrong
         self.stuck_at = 0.0  # since when the disk is full; 0 while it is not
         self.due_at: float | None = None  # when anything is due next
+        self.patience = ALIVE_S  # how long the timer runs at most
         self.timer: asyncio.TimerHandle | None = None
         self.closing = False
 
@@ -7835,11 +7838,6 @@ class Scheduler:
     async def watch(self) -> None:
         """Begins a group of writes, in case that the timer was lost."""
         self.store.database.ring()
-
-    @property
-    def patience(self) -> float:
-        """How long the timer runs at most."""
-        return ALIVE_S if self.due_at is None else WATCH_S
 
     async def close(self) -> None:
         """Starts nothing any more, and saves up to which time ticks were decided."""
@@ -7927,6 +7925,7 @@ class Scheduler:
         else:
             self.seen, self.unset, stops = decided
             self.stuck_at = 0.0
+        self.patience = ALIVE_S if self.due_at is None else WATCH_S
         return stops, jobs
 
     # This runs on the event loop.
@@ -8770,11 +8769,10 @@ class Agenda:
         self.check_chains(pipelines, caller)
         for pipeline in pipelines:
             name = pipeline["name"]
-            wrong = self.fault(name, pipeline, self.command(name, cron))
-            if wrong is not None and cron is None:
-                wrong = self.fault(name, pipeline, {})
-            if wrong is not None:
-                raise BadRequest(str(wrong), "give each param a default")
+            commands = [self.command(name, cron), *([{}] if cron is None else [])]
+            faults = [self.fault(name, pipeline, command) for command in commands]
+            if all(faults):
+                raise BadRequest(str(faults[-1]), "give each param a default")
 
     def command(self, name: str, cron: str | None) -> Json:
         """Returns what the command line has set of a schedule, with this *cron* if it is given."""
@@ -9027,8 +9025,7 @@ class Agenda:
 
     def last_success(self, name: str) -> str | None:
         last = "SELECT finished_at FROM runs WHERE pipeline = ? AND status = 'success' ORDER BY run_id DESC LIMIT 1"
-        at: str | None = self.sql.value(last, name)
-        return at
+        return next(iter(self.sql.values(last, name)), None)
 
     def report_overdue(self, now: int) -> None:
         """Records which pipelines should have succeeded by now, each once until it succeeds."""
@@ -9081,12 +9078,15 @@ class Agenda:
         for name, upstream in [(name, other) for name, some in after.items() for other in some if other not in known]:
             hint = did_you_mean(upstream, caller.sift(known), f"deploy '{upstream}' first, or with it")
             raise BadRequest(f"'{name}' comes after '{upstream}': no such pipeline", hint)
-        graph: dict[str, list[str]] = {}
+        sorter = graphlib.TopologicalSorter(after)
         for row in self.sql.rows("SELECT pipeline, comes_after FROM chains"):
-            graph.setdefault(row["pipeline"], []).append(row["comes_after"])
-        if circle := find_circle(graph | after):
-            shown = " → ".join(name if caller.sees(name) else "…" for name in circle)
-            raise BadRequest(f"pipelines come after each other in a circle: {shown}", "take one `after` away")
+            if row["pipeline"] not in after:
+                sorter.add(row["pipeline"], row["comes_after"])
+        try:
+            sorter.prepare()
+        except graphlib.CycleError as problem:
+            shown = " → ".join(name if caller.sees(name) else "…" for name in reversed(problem.args[1]))
+            raise BadRequest(f"pipelines come after each other in a circle: {shown}", "take one `after` away") from None
 
     # What the scheduler remembers.
 
@@ -9236,17 +9236,6 @@ class Plan:
             if gap["from"] < tick <= gap["until"] and gap["cause"] not in HOLDS:
                 return {"cause": {"what": gap["cause"], "from": rfc3339(gap["from"]), "until": rfc3339(gap["until"])}}
         return {}
-
-
-def find_circle(graph: dict[str, list[str]]) -> list[str] | None:
-    """Returns a circle of nodes, if there is one; it begins and ends with its first node by name."""
-    try:
-        graphlib.TopologicalSorter(graph).prepare()
-    except graphlib.CycleError as problem:
-        circle: list[str] = problem.args[1][:0:-1]
-        first = circle.index(min(circle))
-        return [*circle[first:], *circle[:first], circle[first]]
-    return None
 
 
 # --- 27. Retention -----------------------------------------------------------------------
@@ -9887,6 +9876,18 @@ class Store:
             self.event("key.revoked", None, None, {"name": name}, actor)
         return keys[name] is None
 
+    def set_state(self, name: str, state: Json, actor: str) -> bool:
+        """Saves what the next run begins with; returns whether that changed anything."""
+        changed: bool = state != self.sql.state(name)["state"]
+        if changed:
+            self.save_state(name, state)
+            self.event("state.changed", name, None, {"bytes": len(encode_json(state))}, actor)
+        return changed
+
+    def save_state(self, name: str, state: Json, run_id: str = "") -> None:
+        row = {"pipeline": name, "state": state, "run_id": run_id, "updated_at": self.now()}
+        self.sql.put("states", row, clash="REPLACE")
+
     def note_key_use(self, name: str) -> None:
         self.sql.set("keys", {"name": name}, used_at=self.now())
 
@@ -10021,8 +10022,7 @@ class Store:
             if times["finished_at"] >= run["started_at"]:
                 times["duration_ms"] = float(instant_ms(times["finished_at"]) - instant_ms(run["started_at"]))
         if outcome.state is not None:  # what it leaves to the next run of its pipeline
-            row = {"pipeline": run["pipeline"], "state": outcome.state, "run_id": run_id, "updated_at": self.now()}
-            self.sql.put("states", row, clash="REPLACE")
+            self.save_state(run["pipeline"], outcome.state, run_id)
         self.move(run_id, outcome.status, result=outcome.result, error=outcome.error, **times)
 
     def end_steps(self, run_id: str, attempt: int, outcome: Outcome) -> None:
@@ -10199,9 +10199,7 @@ class Questions(Sql):
     def known_names(self) -> list[str]:
         return self.values("SELECT name FROM pipelines ORDER BY name")
 
-    def pipelines(
-        self, limit: int, among: list[str] | None = None, tag: str | None = None
-    ) -> tuple[list[Json], int]:  # fmt: skip
+    def pipelines(self, limit: int, among: list[str] | None = None, tag: str | None = None) -> tuple[list[Json], int]:
         """Returns the deployed pipelines (of *among*, with a *tag*) with their last runs, and how many there are."""
         columns = (
             "v.pipeline AS name, v.version, v.options, v.updated_at, r.run_id AS last_run_id, r.status AS last_status,"
@@ -10350,9 +10348,7 @@ class Questions(Sql):
         conditions |= {"run_id >= ?": ids[0], "run_id < ?": ids[1]}
         return self.page(f"{columns}, finished_at, duration_ms", "runs", conditions, "run_id DESC", limit)
 
-    def failures(
-        self, limit: int, among: list[str] | None = None, name: str | None = None
-    ) -> tuple[list[Json], int]:  # fmt: skip
+    def failures(self, limit: int, among: list[str] | None = None, name: str | None = None) -> tuple[list[Json], int]:
         """Returns the latest broken runs, of one pipeline if given, with their errors, and how many there are."""
         columns = "run_id, pipeline, version, status, trigger, finished_at, duration_ms, error"
         conditions = {f"status IN {FAILURES}": (), AMONG: among, "pipeline = ?": name}
@@ -10460,6 +10456,10 @@ class Questions(Sql):
             raise self.unknown(name)
         return row
 
+    def state(self, name: str) -> Json:
+        row = self.row("SELECT state, nullif(run_id, '') AS run_id, updated_at FROM states WHERE pipeline = ?", name)
+        return row or {"state": {}, "run_id": None, "updated_at": None}
+
     def live_options(self, name: str) -> Json | None:
         row = self.row("SELECT options FROM live WHERE pipeline = ?", name)
         return row and row["options"]
@@ -10516,12 +10516,11 @@ class Questions(Sql):
 
     def unfinished_ticks(self, name: str) -> list[str]:
         """Returns the runs of a schedule's ticks that have not ended, oldest first."""
-        rows = self.rows(
+        return self.values(
             "SELECT run_id FROM runs INDEXED BY runs_by_status WHERE pipeline = ?"
             " AND status IN ('queued', 'running', 'retrying') AND trigger IN ('schedule', 'catchup') ORDER BY run_id",
             name,
         )
-        return [row["run_id"] for row in rows]
 
     def live_runs(self, name: str) -> int:
         live = "SELECT count(*) FROM runs WHERE pipeline = ? AND status IN ('running', 'retrying')"

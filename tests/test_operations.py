@@ -401,6 +401,32 @@ def test_lists_are_narrowed_and_the_command_for_the_rest_is_as_narrow(tau: Tau) 
     tau("undeploy", "narrow")
 
 
+def test_the_state_is_shown_set_and_cleared(tau: Tau) -> None:
+    text = "from tau import pipeline\n@pipeline\ndef stateful(ctx):\n"
+    tau.deploy(text + "    ctx.state['n'] = ctx.state.get('n', 0) + 1\n    return ctx.state\n")
+    tau("state", "stateful", "--clear")
+    nothing = tau("state", "stateful")
+    assert (nothing["pipeline"], nothing["state"], nothing["changed"]) == ("stateful", {}, False)
+    run = tau("run", "stateful")
+    shown = tau("state", "stateful")
+    assert (shown["state"], shown["run_id"], shown["updated_at"][:10]) == (
+        {"n": 1},
+        run["run_id"],
+        run["queued_at"][:10],
+    )
+    new = tau("state", "stateful", "--set", '{"n": 41, "é": [null]}')
+    assert (new["state"], new["run_id"], new["changed"]) == ({"n": 41, "é": [None]}, None, True)
+    assert not tau("state", "stateful", "--set", '{"n": 41, "é": [null]}')["changed"]
+    assert tau("run", "stateful")["result"] == {"n": 42, "é": [None]}
+    assert tau("state", "stateful", "--clear")["changed"]
+    assert tau("run", "stateful")["result"] == {"n": 1}
+    tau("undeploy", "stateful")
+    assert tau("state", "stateful")["state"] == {"n": 1}
+    for words in (("--set", "[1]"), ("--set", "{}", "--clear"), ("--set", json.dumps({"x": "y" * 65_536}))):
+        assert tau("state", "stateful", *words, exit=2)["hint"], words
+    assert tau("state", "nobody.knows", exit=3)["code"] == "not_found"
+
+
 def test_errors_lists_the_latest_failures_with_their_place(tau: Tau) -> None:
     run = tau.run_it("def it(ctx):\n    raise ValueError('bad day')", exit=1)
     latest = tau("errors", "--limit", 1)["errors"][0]

@@ -154,21 +154,33 @@ def test_the_command_line_wins_over_the_decorator() -> None:
     assert module.schedule_options(live, {"overlap": "allow"}) == of_decorator | {"overlap": "allow"}
 
 
-@pytest.mark.parametrize(
-    ("graph", "circle"),
-    [
-        ({"a": []}, None),
-        ({"a": ["b"], "b": ["c"], "c": []}, None),
-        ({"a": ["b", "c"], "b": ["d"], "c": ["d"], "d": []}, None),
-        ({"a": ["a"]}, ["a", "a"]),
-        ({"a": ["b"], "b": ["a"]}, ["a", "b", "a"]),
-        ({"x": ["a"], "a": ["b"], "b": ["c"], "c": ["a"]}, ["a", "b", "c", "a"]),
-        ({"a": ["absent"]}, None),
-        ({str(n): [str(n + 1)] for n in range(5_000)}, None),
-    ],
-)  # fmt: skip
-def test_a_circle_is_found_wherever_it_is(graph: dict[str, list[str]], circle: list[str] | None) -> None:
-    assert module.find_circle(graph) == circle
+#: Pipeline → those it comes after, and the circle that they make.
+GRAPHS: list[tuple[dict[str, list[str]], str]] = [
+    ({"a": []}, ""),
+    ({"a": ["b"], "b": ["c"], "c": []}, ""),
+    ({"a": ["b", "c"], "b": ["d"], "c": ["d"], "d": []}, ""),
+    ({"a": ["a"]}, "aa"),
+    ({"a": ["b"], "b": ["a"]}, "aba"),
+    ({"x": ["a"], "a": ["b"], "b": ["c"], "c": ["a"]}, "abca"),
+    ({**{f"n{n}": [f"n{n + 1}"] for n in range(5_000)}, "n5000": []}, ""),
+]
+
+
+@pytest.mark.parametrize(("graph", "circle"), GRAPHS, ids=lambda value: str(value)[:50])
+def test_a_circle_is_found_wherever_it_is(tmp_path: Path, graph: dict[str, list[str]], circle: str) -> None:
+    async def story(world: World) -> None:
+        caller = module.Caller("me", "admin")
+        pipelines = [{"name": name, "after": after} for name, after in graph.items()]
+        if not circle:
+            world.agenda.check_chains(pipelines, caller)
+            return
+        with pytest.raises(module.BadRequest, match="in a circle: ") as refused:
+            world.agenda.check_chains(pipelines, caller)
+        shown = str(refused.value).rpartition(": ")[2].split(" → ")
+        assert (shown[0], len(shown)) == (shown[-1], len(circle))
+        assert "".join(shown[1:]) in circle * 2
+
+    in_world(tmp_path, story)
 
 
 # A scheduler without a daemon: the real store and the real decisions under a clock that the test moves.
@@ -1343,7 +1355,7 @@ def test_bad_schedules_and_chains_are_refused_at_deploy(tau: Tau) -> None:
     assert "expected 0 to 59" in refused("schedule='61 * * * *'")
     assert "no time zone" in refused("schedule='0 6 * * *', timezone='Mars/Base'")
     assert "comes after 'nobody'" in refused("after='nobody'")
-    assert "chain_a → chain_b → chain_a" in refused("after='chain_b'", "after='chain_a'")
+    assert "in a circle: chain_" in refused("after='chain_b'", "after='chain_a'")
     assert "chain_a → chain_a" in refused("after=['chain_a']")
     tau.deploy(
         "from tau import pipeline\n@pipeline\ndef chain_a(ctx): ...\n@pipeline(after='chain_a')\ndef chain_b(ctx): ...\n"

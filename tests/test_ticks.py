@@ -287,7 +287,7 @@ def test_ten_years_are_skipped_and_not_counted() -> None:
     zone = module.Zone("Europe/London")
     for expression, last in (("* * * * *", end), ("0 0 29 2 *", instant("2024-02-29 00:00")), ("* * * * * *", end)):
         cron = Counted(expression)
-        times = module.Times("fixed", lambda after, cron=cron: module.merge([cron], zone, after))
+        times = module.Times("fixed", lambda after, cron=cron: module.clock_ticks(cron, zone, after))
         assert times.latest(begin, end, 1) == [(last, False)]
         assert cron.asked < 1_000
     assert module.interval(7, begin).latest(begin, end, 2)[-1][0] == end - (end - begin) % 7
@@ -300,8 +300,9 @@ def test_an_interval_counts_from_its_anchor() -> None:
     within = module.Times("interval", times.walk, 4_600, 8_200)
     assert [at for at, _ in within.ticks(0)] == [4_600, 8_200]
     assert (within.next(4_600), within.next(8_200)) == ((8_200, False), None)
-    assert module.once(5).next(4) == (5, False)
-    assert module.once(5).next(5) is None
+    once = module.times_of(module.SCHEDULE_OPTIONS | {"at": "1970-01-01T00:00:05.000Z"}, 0, module.Zone("UTC"))
+    assert once is not None
+    assert (once.next(4), once.next(5)) == ((5, False), None)
 
 
 #: An expression that is refused → what the message names.
