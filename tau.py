@@ -426,6 +426,11 @@ def cut_text(text: str, most: int) -> str:
     return text if len(text) <= most else text[: most - 1] + "…"
 
 
+def both_ends(text: str, most: int) -> str:
+    """The beginning and the end of a long text: what an error says last often matters most."""
+    return text if len(text) <= most else f"{text[: most // 3]}\n…\n{text[3 - most + most // 3 :]}"
+
+
 def did_you_mean(word: str, words: Iterable[str], otherwise: str = "") -> str:
     """A hint: the nearest of *words*, if one is near, then *otherwise*."""
     letters = {*word[:WORD_MAX]}  # difflib takes 0.1 ms a word: it sees only those of much the same letters
@@ -1187,7 +1192,10 @@ def misfit(schema: Json, value: Any, place: str) -> BadRequest:
     words = [*map(str, schema.get("enum", ()))]
     hint = did_you_mean(value, words, "one of " + ", ".join(words)) if words and isinstance(value, str) else ""
     kind = json_type(value)  # shown with the beginning of the value
-    text = encode_json(value) if kind in JSON_TYPES.values() else repr(value)
+    try:
+        text = encode_json(value)
+    except (TypeError, ValueError):  # it is no JSON
+        text = repr(value)
     given = kind if kind == "null" else f"{kind} {cut_text(text, 60)}"
     return BadRequest(f"{place}: expected {expected(schema)}, given {given}", hint)
 
@@ -2561,10 +2569,10 @@ def parse_duration(value: float | str, name: str = "the duration") -> float:
             units = zip(parts.groups(), UNITS_S.values(), strict=True)
             seconds = sum(float(count) * unit for count, unit in units if count)
     elif type(value) in (int, float):
-        seconds = float(value)
+        seconds = value
     if not 0 <= seconds <= DURATION_MAX_S:
         raise BadRequest(f"{name} must be a time from 0 to 10 years, not {value!r:.60}", DURATION_HINT)
-    return seconds
+    return float(seconds)
 
 
 def duration_text(seconds: float) -> str:
@@ -7427,7 +7435,7 @@ CUTS: tuple[tuple[str, int, Callable[[Any], Any]], ...] = (
     ("trace.steps", 0, cut_steps),
     # The innermost frames stay; only the last keeps its locals.
     ("error.frames", 0, lambda frames: [*({**frame, "locals": {}} for frame in frames[-6:-1]), *frames[-1:]]),
-    ("error.message", 1_000, cut_value),
+    ("error.message", 1_000, lambda text: both_ends(text, 1_000)),
 )
 
 
@@ -7971,7 +7979,7 @@ class Outcome:
     ) -> None:
         self.status, self.result, self.error = status, result, error
         self.state = state  # the state for the next run, if the attempt changed it
-        self.retry = retry  # whether its exception is to be retried; None without an exception
+        self.retry = retry  # whether retry_on names its exception; False if it is never to be retried
 
 
 def verdict(
@@ -8058,6 +8066,7 @@ class Process:
         self.tails: dict[str, list[bytes]] = {}  # last lines of an output beyond the limit, logged at its end
         self.lock = asyncio.Lock()  # held for reading and storing, which keeps the order
         self.closed = asyncio.Event()  # set once its outcome is stored
+        self.fault: list[bytes] = []  # what faulthandler has written
         self.outcome: Outcome | None = None
         self.orphaned_at = 0.0
         self.timeout_s: float | None = None  # its time limit, counted from its start
@@ -8229,11 +8238,20 @@ class Process:
             tail = self.tails.pop(stream, [])
             self.dropped -= len(tail)
             logged += tail
+        if stream == "stderr" and (self.fault or any(line.startswith(b"Fatal Python error") for line in lines)):
+            self.fault = (self.fault + lines)[:2_000]
         if self.start is not None and self.executor and any(lines):
             said = [line for line in lines if line][-1].decode("utf-8", "replace")
             self.start["said"] = said[:SAID_CHARACTERS].strip()
         # ssh ends its lines like a terminal.
         self.log((line.removesuffix(b"\r").decode("utf-8", "replace") for line in logged), stream=stream)
+
+
+def fault_place(lines: list[bytes]) -> Json:
+    """The innermost line of a deployed file in what faulthandler wrote of the thread that died; {} if there is none."""
+    text = b"\n".join(lines).decode("utf-8", "replace").rpartition("Current thread")[2].partition("\n\n")[0]
+    place = r'File ".+(?:/versions/[0-9a-f]+|/tau-run-[^/]+/files)/(.+)", line (\d{1,9}) in '
+    return {"file": found[1], "line": int(found[2])} if (found := re.search(place, text)) else {}
 
 
 class Starter:
@@ -8554,6 +8572,8 @@ class Runner:
         if process.stopping and (ended or {}).get("signal") and (told := process.last_record) and not told["stopped"]:
             process.log([f"it was ended while it waited for {told['waits_for']}"], "warning")
         process.outcome = verdict(process.last_record, ended, process.stopping, process.start, limit_s)
+        if process.outcome.error is not None and process.outcome.error["kind"] == "died":
+            process.outcome.error |= fault_place(process.fault)
         await self.store_trace(process, self.store.finish, process.outcome)
 
     # Stopping.
@@ -10103,7 +10123,7 @@ def retry_pause(options: Json, attempt: int, outcome: Outcome) -> float | None:
         return None
     wanted = options.get("retry_on")
     assert outcome.error is not None
-    if wanted is not None and not outcome.retry and outcome.error["kind"] not in wanted:
+    if outcome.retry is False or (wanted is not None and not outcome.retry and outcome.error["kind"] not in wanted):
         return None
     growth = (options.get("retry_backoff") or 1.0) ** (attempt - 1)
     pause: float = (options.get("retry_delay") or 0.0) * growth
@@ -11999,7 +12019,8 @@ def run_process(job: Json, born: str | None) -> int:
         attempt.on_stop = None  # from here on it is too late to stop
     except BaseException as problem:  # SystemExit too: whatever ends a run is its outcome
         attempt.on_stop = None
-        again = isinstance(problem, attempt.retry_on)
+        in_vain = isinstance(problem, (BadRequest, MissingExtra, MissingSecret))  # another attempt would raise it too
+        again = isinstance(problem, attempt.retry_on) or (False if in_vain else None)
         code = problem.code if isinstance(problem, SystemExit) else 1
         record = {"t": "raised", "error": error_document(problem, attempt), "retry": again}
     wind_down(record, attempt)
@@ -12293,35 +12314,19 @@ class Pipeline:
 
 
 def pipeline(
-    function: AnyFunction | None = None,
-    *,
-    name: str | None = None,
-    description: str | None = None,
-    tags: Sequence[str] = (),
-    schedule: str | Sequence[str] | None = None,
-    every: float | str | None = None,
-    start: datetime.date | str | None = None,
-    end: datetime.date | str | None = None,
-    timezone: str | None = None,
+    function: AnyFunction | None = None, *,
+    name: str | None = None, description: str | None = None, tags: Sequence[str] = (),
+    schedule: str | Sequence[str] | None = None, every: float | str | None = None,
+    start: datetime.date | str | None = None, end: datetime.date | str | None = None, timezone: str | None = None,
     timeout: float | str | None = None,
-    retries: int = 0,
-    retry_delay: float | str = 0.0,
-    retry_backoff: float = 1.0,
-    retry_delay_max: float | str | None = None,
-    retry_jitter: float = 0.0,
+    retries: int = 0, retry_delay: float | str = 0.0, retry_backoff: float = 1.0,
+    retry_delay_max: float | str | None = None, retry_jitter: float = 0.0,
     retry_on: Sequence[type[BaseException] | str] | None = None,
-    queue_timeout: float | str | None = None,
-    memory: int | str | None = None,
-    max_concurrent: int | None = None,
-    overlap: str = "skip",
-    misfire: str = "last",
-    catchup_window: float | str = "24h",
-    jitter: float | str = 0.0,
-    after: str | Sequence[str] = (),
-    pause_after_failures: int | None = None,
-    expect_success_within: float | str | None = None,
-    executor: str | None = None,
-) -> Any:
+    queue_timeout: float | str | None = None, memory: int | str | None = None, max_concurrent: int | None = None,
+    overlap: str = "skip", misfire: str = "last", catchup_window: float | str = "24h", jitter: float | str = 0.0,
+    after: str | Sequence[str] = (), pause_after_failures: int | None = None,
+    expect_success_within: float | str | None = None, executor: str | None = None,
+) -> Any:  # fmt: skip
     """Makes a sync or async function a pipeline.  The function itself stays callable.
 
     The function is called with a PipelineContext and its params by name.  It returns the run's result.
@@ -12338,16 +12343,18 @@ def pipeline(
     added or taken off.  *retry_on* limits retries to these exceptions and to `"died"`, `"lost"`, `"timeout"`.
     *executor* names an executor of tau.toml.  Raises BadRequest for an option that is wrong.
     """
-    options = {option: value for option, value in locals().items() if option in PIPELINE_OPTIONS}
+    given = {option: value for option, value in locals().items() if option in PIPELINE_OPTIONS}
+    defaults = pipeline.__kwdefaults__ or {}
+    options = {option: defaults[option] if value is None else value for option, value in given.items()}
 
     def register(decorated: Function) -> Function:
         check_function(decorated)
         chosen = decorated.__name__ if name is None else name
         check_name(chosen)
         summary = (decorated.__doc__ or "").strip().partition("\n")[0] if description is None else description
-        causes = (retry_on,) if isinstance(retry_on, type) else tuple(retry_on or ())
-        types = tuple(cause for cause in causes if isinstance(cause, type))
-        PIPELINES.append(Pipeline(decorated, chosen, {"description": summary, **check_pipeline(options)}, types))
+        types = tuple(cause for cause in listed(retry_on) if isinstance(cause, type))
+        checked = check_pipeline(options | {"description": summary})
+        PIPELINES.append(Pipeline(decorated, chosen, checked, types))
         return decorated
 
     return register if function is None else register(function)
@@ -12383,30 +12390,30 @@ def check_limit(value: Any) -> float:
 CAUSES_OF_RETRY = ("died", "lost", "timeout")
 
 
+def listed(value: Any) -> list[Any]:
+    """Returns what is in a list; anything else stands for itself."""
+    return [] if value is None else [*value] if isinstance(value, (list, tuple, set, frozenset)) else [value]
+
+
 def check_causes(value: Any) -> list[str]:
-    causes = [value] if isinstance(value, (str, type)) else [*value]
-    for cause in causes:
-        if cause not in CAUSES_OF_RETRY and not (isinstance(cause, type) and issubclass(cause, BaseException)):
+    for cause in (causes := listed(value)):
+        is_type = isinstance(cause, type) and issubclass(cause, BaseException)
+        if not is_type and not (isinstance(cause, str) and cause in CAUSES_OF_RETRY):
             hint = f"retry_on=[ConnectionError, {', '.join(map(repr, CAUSES_OF_RETRY))}]"
-            raise BadRequest(f"expected types of exceptions, not {safe_repr(cause)}", hint)
+            raise BadRequest(f"expected types of exceptions, given {safe_repr(cause)}", hint)
     return [cause if isinstance(cause, str) else cause.__name__ for cause in causes]
-
-
-SIZE_UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
-MEMORY_LEAST = 64 << 20
 
 
 def check_size(value: Any) -> int:
     parts = re.fullmatch(r"(\d+)([KMGT]?)(?:i?B)?", str(value), re.IGNORECASE | re.ASCII)
-    size = int(parts[1]) * SIZE_UNITS[parts[2].upper()] if parts and not isinstance(value, bool) else 0
-    if size < MEMORY_LEAST:
-        raise BadRequest(f"expected a size from {MEMORY_LEAST >> 20}M, not {safe_repr(value)}", '"512M", "2G"')
+    size = int(parts[1]) << 10 * " KMGT".index(parts[2].upper() or " ") if parts and value is not True else 0
+    if not 64 << 20 <= size < 1 << 50:
+        raise BadRequest(f"expected a size from 64M, not {safe_repr(value)}", '"512M", "2G"')
     return size
 
 
 def check_names(value: Any) -> list[str]:
-    names = [value] if isinstance(value, str) else value
-    for name in demand(STRINGS, names, "names"):
+    for name in (names := demand(STRINGS, listed(value), "names")):
         check_name(name)
     return [*names]
 
@@ -12414,6 +12421,7 @@ def check_names(value: Any) -> list[str]:
 EXPRESSIONS = {"anyOf": [{"type": "string"}, STRINGS]}
 #: Option of @pipeline → its JSON Schema, or a function that checks it and returns JSON.  A value of None is skipped.
 PIPELINE_OPTIONS: dict[str, Json | Callable[[Any], Any]] = {
+    "description": {"type": "string"},
     "tags": lambda value: [*demand(STRINGS, value, "tags")],
     "schedule": lambda value: value if isinstance(value, str) else " | ".join(demand(EXPRESSIONS, value, "schedule")),
     **dict.fromkeys(("start", "end"), lambda value: rfc3339(parse_time(str(value), Zone("UTC"))) and str(value)),
@@ -12679,12 +12687,14 @@ class PipelineContext:
             return Count(step.rows_out)
 
     @eagerly
-    async def check(self, *assertions: Any, severity: str = "error") -> Any:
-        """Records assertions: booleans, functions, or (name, boolean).  Raises CheckFailed if any is false.
+    async def check(self, *assertions: Any, name: str | None = None, severity: str = "error") -> Any:
+        """Records assertions: booleans, functions, (name, condition), iterables of these, or a name and a condition.
 
-        An unnamed one is named by its source text.  severity="warn" raises nothing.  Returns 1 if all hold, else 0.
+        An unnamed one is named by its source text, or by *name*.  Raises CheckFailed if any is false, after all were
+        evaluated; severity="warn" raises nothing.  Returns 1 if all hold, else 0.  Raises BadRequest for anything
+        that is neither true nor false, such as a text, a number or a dict, and if there is nothing to check.
         """
-        return await check_all(self._attempt.journal, assertions, severity)
+        return await check_all(self._attempt.journal, assertions, name, severity)
 
     def secret(self, name: str, default: str | None = None) -> str:
         """Returns a secret from the environment, $CREDENTIALS_DIRECTORY or <home>/secrets, else *default*.
@@ -12860,10 +12870,19 @@ def call_locally(chosen: Pipeline, job: Json, path: str) -> Json:
         for engine in context._around.engines.values():
             engine.dispose()
     with open(path, "rb") as file:
-        records = [json.loads(line) for line in file]
+        records = [read_record(line, SECRETS, "run") for line in file]
     took = round((perf_counter() - began) * 1000, 3)
+    steps: dict[int, Json] = {}
+    for line in records:
+        if line["t"] == "step":
+            unfinished = dict.fromkeys(("duration_ms", "rows_in", "rows_out", "columns", "error"))
+            steps[line["step"]] = {**unfinished, "status": "running", **line, "started_at": rfc3339(line["at"])}
+        elif line["t"] == "done":
+            steps[line["step"]] |= line
+    observed = [line | {"kind": line["t"]} for line in records if line["t"] in OBSERVATIONS]
+    trace = {"steps": nest([*steps.values()]), **observation_summary(observed)}
     document = {"pipeline": chosen.name, "status": "success", "duration_ms": took, "params": job["params"]}
-    document |= {"result": record["result"], "state": record.get("state", job["state"]), "trace": trace_of(records)}
+    document |= {"result": record["result"], "state": record.get("state", job["state"]), "trace": trace}
     return document | {"logs": [record["message"] for record in records if record["t"] == "log"]}
 
 
@@ -12913,18 +12932,6 @@ def call_function(chosen: Pipeline, context: PipelineContext) -> Any:
             attempt.on_stop = before
 
     return asyncio.run(awaited())
-
-
-def trace_of(records: list[Json]) -> Json:
-    steps: dict[int, Json] = {}
-    for record in records:
-        if record["t"] == "step":
-            unfinished = dict.fromkeys(("duration_ms", "rows_in", "rows_out", "columns", "error"))
-            steps[record["step"]] = {**unfinished, "status": "running", **record, "started_at": rfc3339(record["at"])}
-        elif record["t"] == "done":
-            steps[record["step"]] |= record
-    observed = [record | {"kind": record["t"]} for record in records if record["t"] in OBSERVATIONS]
-    return {"steps": nest([*steps.values()]), **observation_summary(observed)}
 
 
 def source(name: str) -> Callable[[Function], Function]:
@@ -12982,9 +12989,9 @@ class Parameters:
     def add(self, name: str, hint: Any, default: Any) -> None:
         kind = param_type(hint, name)
         if default is not inspect.Parameter.empty:
-            self.defaults[name] = default
             if default is None and mismatch(kind.schema, None, "") is not None:
                 kind = any_of([kind, ParamType({"type": "null"})])
+            self.defaults[name] = kind.default(default, name)
         self.types[name] = kind
 
     def schema(self) -> Json:
@@ -13029,6 +13036,17 @@ class ParamType:
 
     def __init__(self, schema: Json, convert: Callable[[Any], Any] | None = None) -> None:
         self.schema, self.convert = schema, convert or (lambda value: value)
+
+    def default(self, value: Any, name: str) -> Any:
+        """Returns a default as it would arrive if it were given.  Raises BadRequest if it could not be."""
+        if not self.schema or (self.convert is float and isinstance(value, float)):  # it may be infinite
+            return value
+        place, hint = f"the default of '{name}'", "a default is checked like a given value"
+        try:
+            plain = to_json(value, place)
+        except BadResult as problem:
+            raise BadRequest(str(problem), hint) from None
+        return self.convert(demand(self.schema, plain, place, hint))
 
 
 #: Name of a Python type → what makes it of a JSON array.
@@ -13115,42 +13133,79 @@ def array_type(make: AnyFunction, inner: list[ParamType], is_tuple: bool) -> Par
 # Owns ctx.check: assertions, their names, and the values with which they failed.  Calls Rows and Trace.
 # Promises that every assertion is evaluated and recorded before the first failure is raised.
 
-VALUES_SHOWN = 8
+ASSERTION_HINT = 'ctx.check(len(rows) > 0), ctx.check("name", condition), ctx.check(("name", condition), lambda: …)'
 
 
-async def check_all(journal: Journal, given: tuple[Any, ...], severity: str) -> Count:
-    """Evaluates and records all assertions.  Raises CheckFailed unless failures only warn."""
+async def check_all(journal: Journal, given: tuple[Any, ...], name: str | None, severity: str) -> Count:
+    """Evaluates and records all assertions.  Raises BadRequest for what is none, CheckFailed unless failures warn."""
     demand({"enum": ("error", "warn")}, severity, "severity")
-    failed = [name for name, *about in named_assertions(given) if not await is_true(journal, severity, name, *about)]
+    results = [
+        (text, await evaluate(journal, severity, text, *about)) for text, *about in named_assertions(given, name)
+    ]
+    for text, problem in results:
+        if isinstance(problem, BadRequest):
+            raise BadRequest(f"ctx.check, '{text}': {problem}", problem.hint)
+    failed = [text for text, problem in results if problem is not None]
     if failed and severity == "error":
-        count = f"{len(failed)} of {len(given)} checks failed: " if len(given) > 1 else "check failed: "
+        count = f"{len(failed)} of {len(results)} checks failed: " if len(results) > 1 else "check failed: "
         raise CheckFailed(count + "; ".join(failed), "the values are in trace.checks")
-    for name in failed:
-        journal.log(f"check failed: {name}", "warning")
+    for text in failed:
+        journal.log(f"check failed: {text}", "warning")
     return Count(not failed)
 
 
-def named_assertions(given: tuple[Any, ...]) -> list[tuple[str, Any, Json]]:
-    """Returns for each assertion its name, its subject, and the values of the variables in its source text.
+def named_assertions(given: tuple[Any, ...], name: str | None) -> list[tuple[str, Any, Json]]:
+    """Returns for each assertion its name, its condition, and the values of the variables in its source text.
 
-    The name is given with it, or is the function's, or is the source text.
+    The name is given before it, with it or as *name*, or is the function's, or is the source text.
     """
     frame = sys._getframe(1)
     while frame.f_code.co_filename == __file__ and frame.f_back is not None:
         frame = frame.f_back
-    known, assertions = {**frame.f_globals, **frame.f_locals}, []
-    for position, (subject, node) in enumerate(zip(given, matched(call_arguments(frame), len(given)), strict=True)):
-        text, values = (f"assertion {position + 1}", {}) if node is None else (node[0], names_in(node[1], known))
-        if isinstance(subject, tuple) and len(subject) == 2 and isinstance(subject[0], str):
-            text, subject = subject
-        elif callable(subject) and getattr(subject, "__name__", "<lambda>") != "<lambda>":
+    known, sources, assertions = {**frame.f_globals, **frame.f_locals}, call_arguments(frame), []
+    if name is None and len(given) > 1 and isinstance(given[0], str):
+        name, given, sources = given[0], given[1:], sources[1:]
+    if not given or (name is not None and len(given) > 1):
+        about = "" if name is None else f" for the name '{clip(name, 200)}'"
+        raise BadRequest(f"ctx.check has {len(given) or 'no'} conditions{about}", ASSERTION_HINT)
+    if len(sources) != len(given):  # some are starred
+        sources = [(f"assertion {position}", ast.Constant(None)) for position, _ in enumerate(given, 1)]
+    for subject, (text, node) in zip(given, sources, strict=True):
+        names = {part.id for part in ast.walk(node) if isinstance(part, ast.Name)} & known.keys()
+        values = {other: known[other] for other in sorted(names) if not isinstance(known[other], DEFINITIONS)}
+        if name is None and callable(subject) and getattr(subject, "__name__", "<lambda>") != "<lambda>":
             text = subject.__name__
-        assertions.append((clip(text, 500), subject, values))
+        assertions += [(clip(label, 500), part, values) for label, part in spread(name or text, subject)]
     return assertions
 
 
+def spread(text: str, subject: Any) -> list[tuple[str, Any]]:
+    """Returns the conditions of an argument with their names: one, or all of an iterable that names each."""
+    items = items_of(subject)
+    named = [subject] if is_named(subject) else items or []
+    return named if named and all(map(is_named, named)) else [(text, subject if items is None else items)]
+
+
+def is_named(item: Any) -> bool:
+    return isinstance(item, tuple) and len(item) == 2 and isinstance(item[0], str)
+
+
+def items_of(value: Any) -> list[Any] | None:
+    """Returns what is in an iterable; None for what is none, or can hold no conditions (a text, a dict)."""
+    if isinstance(value, (str, bytes, collections.abc.Mapping)):
+        return None
+    try:
+        items = iter(value)
+    except TypeError:
+        return None
+    try:
+        return [*items]
+    except Exception as problem:  # a generator has raised it
+        return [problem]
+
+
 def call_arguments(frame: FrameType) -> list[tuple[str, ast.expr]]:
-    """Returns the arguments of the call in a frame and their source texts, or []."""
+    """Returns the arguments of the call in a frame and their source texts; [] if there are starred ones."""
     code = frame.f_code
     first, last, begin, end = next(itertools.islice(code.co_positions(), frame.f_lasti // 2, None), (None,) * 4)
     if first is None or last is None:
@@ -13166,38 +13221,40 @@ def call_arguments(frame: FrameType) -> list[tuple[str, ast.expr]]:
     except (SyntaxError, ValueError):
         return []
     nodes = call.args if isinstance(call, ast.Call) else ()
+    if any(isinstance(node, ast.Starred) for node in nodes):
+        return []
     return [(re.sub(r"\s*\n\s*", " ", ast.get_source_segment(text, node) or ""), node) for node in nodes]
 
 
-def matched(arguments: list[tuple[str, ast.expr]], count: int) -> list[tuple[str, ast.expr] | None]:
-    """Finds the argument of each of *count* values.  Values of a starred argument have None."""
-    matches: list[tuple[str, ast.expr] | None] = []
-    for argument in arguments:
-        is_starred = isinstance(argument[1], ast.Starred)
-        matches += [None] * (count - len(arguments) + 1) if is_starred else [argument]
-    return matches if len(matches) == count else [None] * count
-
-
-def names_in(node: ast.expr, known: Json) -> Json:
-    names = dict.fromkeys(part.id for part in ast.walk(node) if isinstance(part, ast.Name))
-    return {name: known[name] for name in names if name in known and not isinstance(known[name], DEFINITIONS)}
-
-
-async def is_true(journal: Journal, severity: str, name: str, subject: Any, values: Json) -> bool:
-    """Evaluates and records an assertion.  One that raises does not hold."""
-    passed, why = False, None
+async def evaluate(journal: Journal, severity: str, name: str, condition: Any, values: Json) -> Exception | None:
+    """Evaluates and records an assertion.  Returns why it does not hold, or None.  One that raises does not hold."""
+    problem: Exception | None = None
+    why = None
     try:
-        value = await settle(subject() if callable(subject) else subject)
-        if isinstance(value, str) or hasattr(value, "gi_frame"):
-            what = "text" if isinstance(value, str) else "a generator"
-            raise BadRequest(f"{what} is always true", 'ctx.check(all(x > 0 for x in values), ("name", bool))')
-        passed = bool(value)
-    except Exception as problem:
-        why = f"{type(problem).__name__}: {safe_text(problem)[:500]}"
-    some = [] if passed else [*values.items()][:VALUES_SHOWN]
+        if not await is_true(condition):
+            problem = CheckFailed(name)
+    except Exception as raised:
+        problem, why = raised, f"{type(raised).__name__}: {both_ends(safe_text(raised), 500)}"
+    holds = problem is None
+    some = [] if holds else [*values.items()][:8]
     shown = {name: "***" if is_secret(name) else safe_repr(value) for name, value in some}
-    journal.observe("check", name, {"passed": passed, "severity": severity, "values": shown, "error": why})
-    return passed
+    journal.observe("check", name, {"passed": holds, "severity": severity, "values": shown, "error": why})
+    return problem
+
+
+async def is_true(condition: Any) -> bool:
+    """Whether a condition is true, or all in an iterable.  Raises BadRequest for what is neither true nor false."""
+    condition = condition[1] if is_named(condition) else condition
+    value = await settle(condition() if callable(condition) else condition)
+    if isinstance(value, Exception):
+        raise value
+    # A boolean of numpy's has this kind and no dimension.
+    if isinstance(value, bool) or (getattr(getattr(value, "dtype", None), "kind", "") == "b" and value.shape == ()):
+        return bool(value)
+    if not (items := items_of(value)):
+        given = f"{type(value).__name__} {safe_repr(value)}" if items is None else "an empty iterable"
+        raise BadRequest(f"expected true or false, given {given}", ASSERTION_HINT)
+    return all([await is_true(item) for item in items])
 
 
 # --- 42. Memos ---------------------------------------------------------------------------
@@ -15550,19 +15607,8 @@ def copy_descriptor(number: int) -> int:
 
 #: Copies, because user code may replace these functions in their module.
 now, monotonic, perf_counter = time.time, time.monotonic, time.perf_counter
-FRAMES_MAX = 12
-CAUSES_MAX = 4
-#: Python itself refuses to print integers much longer than this.
-INT_BITS_MAX = 10_000
-#: How much an error shows of all local variables, and of one.
-LOCALS_BYTES = 2_400
+#: How much an error shows of a local variable.
 LOCAL_BYTES = 160
-#: How long a __repr__ or __str__ may take.
-REPR_S = 0.2
-#: How often progress is written.
-PROGRESS_S = 0.1
-#: How long the end of a run waits for a child that still has its output open.
-DRAIN_S = 0.5
 #: How many bytes of a trace wait in memory while the disk is full.
 WAITING_BYTES_MAX = 16 << 20
 #: Parts of names whose values are not shown.
@@ -15649,13 +15695,9 @@ class Attempt:
             if output.file < 0:
                 faulthandler.enable(output.divert())  # no thread reads the pipe in a crash
 
-    def step_of(self, problem: BaseException | None) -> str | None:
-        """The innermost step in which an exception, or its cause, was raised."""
-        while problem is not None:
-            if problem is self.failed[0]:
-                return self.failed[1]
-            problem = problem.__cause__ or problem.__context__
-        return None
+    def step_of(self, problem: BaseException) -> str | None:
+        """The innermost step in which an exception, its cause or a member of its group was raised."""
+        return self.failed[1] if any(problem is self.failed[0] for problem in related(problem)) else None
 
 
 def unwritten(lines: bytes, written: int) -> bytes:
@@ -15717,21 +15759,21 @@ class Journal:
         waiting = self.waiting
         if waiting:
             line = waiting + (line if len(waiting) + len(line) <= WAITING_BYTES_MAX else b"")
-        written = self.append(line)
+        try:
+            written = os.write(self.descriptor, line)
+        except OSError as problem:
+            written = self.write_again(line, problem)
         if waiting or written < len(line):  # else a thread could clear what another left
             self.waiting = unwritten(line, written)
 
-    def append(self, data: bytes) -> int:
-        """Returns how many bytes were written.  Reopens the journal if user code has closed it."""
-        try:
-            return os.write(self.descriptor, data)
-        except OSError as problem:
-            if problem.errno != errno.EBADF:
-                return 0
-            if self.descriptor < 0:
-                return len(data)
-            self.descriptor = self.open()
-            return os.write(self.descriptor, data)
+    def write_again(self, data: bytes, problem: OSError) -> int:
+        """Returns how many bytes could be written.  Reopens the journal if user code has closed it."""
+        if problem.errno != errno.EBADF:
+            return 0
+        if self.descriptor < 0:
+            return len(data)
+        self.descriptor = self.open()
+        return os.write(self.descriptor, data)
 
     def close(self) -> None:
         """Drops what comes later, such as the end of a stream that was not read to its end."""
@@ -15767,7 +15809,8 @@ class Journal:
 
     def finish(self) -> None:
         """Writes the latest progress, how many lines were dropped, and the last lines."""
-        self.write_progress()
+        if self.unsaid is not None:
+            self.write(self.unsaid)
         self.report_dropped()
         for line in self.tail:
             self.write_bytes(line)
@@ -15782,14 +15825,10 @@ class Journal:
             self.log(f"more than {OBSERVATIONS_MAX:,} checks and metrics; further ones are dropped", "warning")
 
     def progress(self, data: Json) -> None:
-        """Writes progress at most every PROGRESS_S.  finish() writes the latest."""
+        """Writes progress at most ten times a second.  finish() writes the latest."""
         self.unsaid = {"t": "progress", "at": now(), "name": "", "step": current_path(), "data": data}
-        if monotonic() - self.progressed_at > PROGRESS_S:
+        if monotonic() - self.progressed_at > 0.1:
             self.progressed_at = monotonic()
-            self.write_progress()
-
-    def write_progress(self) -> None:
-        if self.unsaid is not None:
             self.write(self.unsaid)
             self.unsaid = None
 
@@ -15859,7 +15898,7 @@ class Step:
             if attempt.step_of(problem) is None:
                 attempt.failed = (problem, self.path)
             status = "cancelled" if attempt.stopped else "failed"
-            error = encode_json({"type": clip(type(problem).__name__, 200), "message": safe_text(problem)[:500]})
+            error = encode_json({"type": clip(type(problem).__name__, 200), "message": safe_text(problem)})
         columns = "null" if self.columns is None else encode_json(SECRETS.document(self.columns))
         self.write(
             f'{{"t":"done","at":{now()!r},"step":{self.number},"status":"{status}","duration_ms":{took:.3f},'
@@ -15975,7 +16014,7 @@ class Output(io.RawIOBase):
         """Waits for what was written until now, and logs unfinished lines."""
         if self.thread is not None and os.getpid() == self.journal.pid:
             os.dup2(self.file, self.descriptor)  # closes the pipe, except in children
-            self.thread.join(DRAIN_S)
+            self.thread.join(0.5)  # a child may still have its output open
             self.thread = None
         while self.partial:
             if line := self.partial.popitem()[1]:
@@ -16025,7 +16064,7 @@ def to_json(value: Any, path: str, level: int = 0) -> Any:
     if value is None or kind in (str, bool):
         return value
     if kind is int:
-        if value.bit_length() > INT_BITS_MAX:
+        if value.bit_length() > 10_000:  # Python itself refuses to print much longer ones
             raise BadResult(f"{path} is an integer of {value.bit_length():,} bits")
         return value
     if kind is float:
@@ -16092,58 +16131,101 @@ ERROR_KINDS: dict[type[BaseException], str] = {BadResult: "result", CheckFailed:
 
 def error_document(problem: BaseException, attempt: Attempt) -> Json:
     """Returns an exception as the error document of a run."""
-    kind = "exception" if attempt.loaded else "load"
+    kind, folder, cause = "exception" if attempt.loaded else "load", attempt.job["folder"], None
     kind = next((word for cause, word in ERROR_KINDS.items() if isinstance(problem, cause)), kind)
-    frames = user_frames(problem.__traceback__, attempt.job["folder"])
-    brief_error = error_in_brief(problem, frames, attempt.job["folder"])
+    frames = user_frames(problem.__traceback__, folder)
+    about = error_in_brief(problem, frames, folder)
+    for reason in reversed(causes_of(problem)):
+        cause = {**error_in_brief(reason, user_frames(reason.__traceback__, folder), folder), "cause": cause}
     functions = [frame["function"] for frame in frames if frame["user"]]
-    message = safe_text(problem)
     # Without a user function only the message tells errors apart.
-    marks = [*(functions[-1:] or [message]), brief_error["file"] or "", brief_error["code"] or ""]
-    if not functions and isinstance(problem, SyntaxError):
-        message = message.removesuffix(f" ({os.path.basename(problem.filename or '')}, line {problem.lineno})")
-    return bare_error(kind, brief_error["type"], message) | {  # it sets the order of the keys
-        **brief_error,
-        "message": message,
+    marks = [*(functions[-1:] or [about["message"]]), about["file"] or "", about["code"] or ""]
+    return bare_error(kind, about["type"], about["message"]) | {  # it sets the order of the keys
+        **about,
+        "cause": cause,
         "step": attempt.step_of(problem),
         "frames": frames,
-        "fingerprint": fingerprint(kind, brief_error["type"], *marks),
-        "hint": hint_for(problem, attempt.job["folder"]),
+        "fingerprint": fingerprint(kind, about["type"], *marks),
+        "hint": next(filter(None, (hint_for(reason, attempt) for reason in related(problem))), None),
     }
 
 
-def error_in_brief(problem: BaseException, frames: list[Json], folder: str, level: int = 0) -> Json:
-    """An exception's type and message, its place in user code if known, and its cause."""
-    place: Json = {"file": None, "line": None, "code": None}
-    if mine := [frame for frame in frames if frame["user"]]:
-        place = {key: mine[-1][key] for key in place}
-    elif isinstance(problem, SyntaxError) and problem.filename:
+def error_in_brief(problem: BaseException, frames: list[Json], folder: str) -> Json:
+    """An exception's type and message, and its place in user code if known."""
+    message = safe_text(problem)
+    places = [pick(frame, "file", "line", "code") for frame in frames if frame["user"]]
+    if not places and isinstance(problem, SyntaxError) and problem.filename:
         file, text = short_path(problem.filename, folder)[0], (problem.text or "").strip()
-        place = {"file": file, "line": problem.lineno, "code": text}
-    cause = problem.__cause__ or (None if problem.__suppress_context__ else problem.__context__)
-    if cause is None and isinstance(problem, BaseExceptionGroup):
-        cause = problem.exceptions[0]
-    deeper = None
-    if cause is not None and level < CAUSES_MAX:
-        deeper = error_in_brief(cause, user_frames(cause.__traceback__, folder), folder, level + 1)
-    return {"type": type(problem).__name__, "message": safe_text(problem)[:500], **place, "cause": deeper}
+        places.append({"file": file, "line": problem.lineno, "code": text})
+    in_text = r'File "(.+)", line (\d{1,9}), in .+\n\s+(.+)'  # a frame of another process
+    for path, line, code in () if places else re.findall(in_text, message):
+        file, mine = short_path(path, folder)
+        places += [{"file": file, "line": int(line), "code": code}] if mine else []
+    place = places[-1] if places else dict.fromkeys(("file", "line", "code"))
+    return {"type": type(problem).__name__, "message": message.replace(folder + os.sep, ""), **place}
 
 
-def hint_for(problem: BaseException, folder: str) -> str | None:
-    """Returns what to do about an exception, if Tau knows.  The deployed files are in *folder*."""
+def causes_of(problem: BaseException) -> list[BaseException]:
+    """Returns the chain of causes of an exception, the first cause last; of a long one at most 8."""
+    chain = [problem]
+    while cause := chain[-1].__cause__ or (None if chain[-1].__suppress_context__ else chain[-1].__context__):
+        if id(cause) in map(id, chain):
+            break
+        chain.append(cause)
+    return [*chain[1:8], *chain[8:][-1:]]
+
+
+def related(problem: BaseException) -> list[BaseException]:
+    """Returns an exception with all that led to it: causes, also hidden ones, and members of groups."""
+    found = [problem]
+    for reason in found:
+        others = (reason.__cause__, reason.__context__, *getattr(reason, "exceptions", ()))
+        found += [other for other in others if isinstance(other, BaseException) and id(other) not in map(id, found)]
+    return found
+
+
+def full_text(problem: BaseException) -> str:
+    """The message of an exception, its notes, the end of what a command wrote, and the members of a group."""
+    parts = [problem.msg if isinstance(problem, SyntaxError) else str(problem)]
+    if not isinstance(problem, TauError):  # its note is its hint
+        parts += map(str, getattr(problem, "__notes__", ()))
+    written = (getattr(problem, stream, None) for stream in ("stderr", "output"))
+    texts = [text.decode("utf-8", "replace") if isinstance(text, bytes) else text for text in written]
+    parts += [both_ends(text.strip(), 3_000) for text in texts if isinstance(text, str) and text.strip()][:1]
+    if isinstance(problem, BaseExceptionGroup):
+        for member in problem.exceptions:
+            parts += traceback.format_exception(member, limit=-3)
+    return "\n".join(filter(None, parts))
+
+
+def hint_for(problem: BaseException, attempt: Attempt) -> str | None:
+    """Returns what to do about an exception, if Tau knows."""
     if isinstance(problem, TauError):
         return problem.hint or None
+    message, innermost = safe_text(problem), [frame for frame, _ in traceback.walk_tb(problem.__traceback__)][-1:]
+    raised_by = innermost[0].f_code.co_qualname if innermost else ""
     if isinstance(problem, FileNotFoundError) and isinstance(problem.filename, str):
-        return path_hint(problem.filename, folder)
+        program = problem.filename if raised_by == "Popen._execute_child" else os.sep
+        if os.sep in program or program == innermost[0].f_locals.get("cwd"):
+            return path_hint(problem.filename, attempt.job["folder"])
+        return f"'{program}' is not on taud's PATH: install it there, or call it by its whole path"
+    if raised_by == "_Environ.__getitem__":
+        return f"{message} is not in taud's environment: start taud with it, or keep a secret: ctx.secret({message})"
+    if isinstance(problem, ModuleNotFoundError):
+        name = str(problem.name).partition(".")[0]
+        if attempt.job.get("python"):
+            return f'add it to the header of the file: # dependencies = ["{name}"]'
+        header = "name it in the file's `# /// script` dependencies"
+        return f"ship it with {shell_line('--include', f'{name}.py')}, {header}, or install it for {sys.executable}"
+    if isinstance(problem, TypeError) and message.startswith("pipeline() got an unexpected keyword argument"):
+        known = {name for name, _, _ in read_fields(str(VALUES["pipeline"]))} - {"function", "params", "line"}
+        return did_you_mean(message.split("'")[1], known, f"@pipeline knows {', '.join(sorted(known))}")
+    if getattr(problem, "returncode", None) == 127:
+        return "a shell exits with 127 if a command is not on taud's PATH"
     if isinstance(problem, BadResult):
         return "return plain data; ctx.memo(…, pickle=True) keeps any object"
     if isinstance(problem, MemoryError):
         return "process less at once (stream=True), or raise @pipeline(memory=…) or [limits] memory_bytes"
-    if isinstance(problem, ModuleNotFoundError):
-        return (
-            f"ship it with `tau deploy --include`, name it in the file's `# /// script` dependencies, "
-            f"or install it for {sys.executable}"
-        )
     return None
 
 
@@ -16162,8 +16244,8 @@ def user_frames(trace: TracebackType | None, folder: str) -> list[Json]:
     """Returns the innermost frames from the first user frame on, with locals of user frames."""
     pairs = ((frame, line) for frame, line in traceback.walk_tb(trace) if frame.f_code.co_filename != __file__)
     inner = itertools.dropwhile(lambda pair: not short_path(pair[0].f_code.co_filename, folder)[1], pairs)
-    frames, room = [], LOCALS_BYTES
-    for frame, line in [*inner][: -FRAMES_MAX - 1 : -1]:  # the innermost matter most
+    frames, room = [], 2_400  # bytes for all local variables
+    for frame, line in [*inner][:-13:-1]:  # the innermost 12 matter most
         code = frame.f_code
         file, mine = short_path(code.co_filename, folder)
         values, room = shown_locals(frame, room) if mine else ({}, room)
@@ -16219,11 +16301,10 @@ class TookTooLong(BaseException):
 
 
 def timed(work: Callable[[Any], str], value: Any) -> str:
-    """Returns work(value), or why it failed: user code may raise or hang."""
-    if threading.current_thread() is not threading.main_thread():
-        return work(value)
+    """Returns work(value), or why it failed: user code may raise or, in the main thread, hang."""
+    in_main = threading.current_thread() is threading.main_thread()
     try:
-        with contextlib.closing(Alarm(REPR_S, TookTooLong)):
+        with contextlib.closing(Alarm(0.2, TookTooLong)) if in_main else contextlib.nullcontext():
             return work(value)
     except StepTimeout:
         raise  # an outer step's time was over sooner
@@ -16234,7 +16315,7 @@ def timed(work: Callable[[Any], str], value: Any) -> str:
 
 
 def safe_text(problem: BaseException) -> str:
-    return cut_text(SECRETS.text(timed(str, problem)), ERROR_BYTES_MAX)
+    return both_ends(SECRETS.text(timed(full_text, problem)), ERROR_BYTES_MAX)
 
 
 def safe_repr(value: Any) -> str:

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import functools
+import linecache
+import types
+from collections.abc import Iterator
+from decimal import Decimal
 from typing import Any
 
 import pytest
@@ -57,10 +61,10 @@ def test_functions_and_pairs_name_themselves(ctx: Context) -> None:
     assert "functools.partial(bool, 1)" in checks(ctx)
 
 
-def test_starred_ones_are_numbered_and_the_others_keep_their_names(ctx: Context) -> None:
+def test_beside_starred_ones_all_are_numbered(ctx: Context) -> None:
     some, a = [True, True], 1
     ctx.check(a == 1, *some, a < 2)
-    assert [*checks(ctx)] == ["a == 1", "assertion 2", "assertion 3", "a < 2"]
+    assert [*checks(ctx)] == ["assertion 1", "assertion 2", "assertion 3", "assertion 4"]
     ctx.check(*[("named", True)])
     assert "named" in checks(ctx)
 
@@ -82,13 +86,125 @@ def test_a_warning_only_records(ctx: Context) -> None:
         ctx.check(True, severity="fatal")
 
 
-def test_what_is_always_true_is_no_assertion(ctx: Context) -> None:
+class Truth:
+    """A boolean of numpy's, or an array of no dimension."""
+
+    def __init__(self, value: bool, kind: str = "b", shape: tuple[int, ...] = ()) -> None:
+        self.value, self.shape = value, shape
+        self.dtype = types.SimpleNamespace(kind=kind)
+
+    def __bool__(self) -> bool:
+        return self.value
+
+    def __len__(self) -> int:
+        raise TypeError("len() of unsized object")
+
+    def __iter__(self) -> Iterator[bool]:
+        raise TypeError("iteration over a 0-d array")
+
+
+def none_of_them() -> bool:
+    return False
+
+
+#: A call of ctx.check, with `values` = [1, 2], and what it records: names with whether they passed.
+ASSERTED: dict[str, dict[str, bool]] = {
+    "ctx.check('two', len(values) == 2)": {"two": True},
+    "ctx.check('none', values == [])": {"none": False},
+    "ctx.check('function', none_of_them)": {"function": False},
+    "ctx.check('all', [values[0] == 1, values[1] == 1])": {"all": False},
+    "ctx.check(len(values) == 1, name='one')": {"one": False},
+    "ctx.check(lambda: True, name='one')": {"one": True},
+    "ctx.check(('one', True), ('two', False))": {"one": True, "two": False},
+    "ctx.check([('one', True), ('two', False)])": {"one": True, "two": False},
+    "ctx.check((str(value), value > 1) for value in values)": {"1": False, "2": True},
+    "ctx.check({('one', True)})": {"one": True},
+    "ctx.check([value > 0 for value in values])": {"[value > 0 for value in values]": True},
+    "ctx.check([value > 1 for value in values])": {"[value > 1 for value in values]": False},
+    "ctx.check([False])": {"[False]": False},
+    "ctx.check((True, [True, (True, False)]))": {"(True, [True, (True, False)])": False},
+    "ctx.check([('one', True), False, True])": {"[('one', True), False, True]": False},
+    "ctx.check(map(bool, values))": {"map(bool, values)": True},
+    "ctx.check(none_of_them)": {"none_of_them": False},
+    "ctx.check(lambda: [True, False])": {"lambda: [True, False]": False},
+    "ctx.check(Truth(True))": {"Truth(True)": True},
+    "ctx.check(Truth(False))": {"Truth(False)": False},
+    "ctx.check([Truth(True), Truth(False)])": {"[Truth(True), Truth(False)]": False},
+}
+
+
+@pytest.mark.parametrize("call", ASSERTED)
+def test_booleans_functions_names_and_iterables_of_them_are_assertions(call: str, ctx: Context) -> None:
+    assert asserted(ctx, call, module.CheckFailed) is None
+    assert {name: one["passed"] for name, one in checks(ctx).items()} == ASSERTED[call]
+
+
+def asserted(ctx: Context, call: str, *expected: type[Exception]) -> Exception | None:
+    """Makes a call of ctx.check in a file of its own; returns an exception that it may not raise."""
+    path = ctx.journal.with_name("called.py")
+    path.write_text(call)
+    linecache.checkcache()
+    known = {"ctx": ctx, "values": [1, 2], "Truth": Truth, "none_of_them": none_of_them, "Decimal": Decimal}
+    try:
+        exec(compile(call, str(path), "exec"), known)
+    except expected:
+        return None
+    except Exception as problem:
+        return problem
+    return None
+
+
+#: A call of ctx.check that says nothing, and what is said about it.
+REFUSED: dict[str, str] = {
+    "ctx.check()": "ctx.check has no conditions",
+    "ctx.check(*[])": "ctx.check has no conditions",
+    "ctx.check([])": "given an empty iterable",
+    "ctx.check(())": "given an empty iterable",
+    "ctx.check(value for value in [])": "given an empty iterable",
+    "ctx.check(True, [])": "'[]': expected true or false, given an empty iterable",
+    "ctx.check({'name': 'x', 'ok': False})": "given dict {'name': 'x', 'ok': False}",
+    "ctx.check([{'name': 'x', 'ok': False}])": "given dict {'name': 'x', 'ok': False}",
+    "ctx.check(('x', True, False))": "given str 'x'",
+    "ctx.check(['x', True])": "given str 'x'",
+    "ctx.check('len(values) > 5')": "given str 'len(values) > 5'",
+    "ctx.check(('x', 'is right'))": "'x': expected true or false, given str 'is right'",
+    "ctx.check('x', 'is right')": "'x': expected true or false, given str 'is right'",
+    "ctx.check('x', True, False)": "ctx.check has 2 conditions for the name 'x'",
+    "ctx.check(True, False, name='x')": "ctx.check has 2 conditions for the name 'x'",
+    "ctx.check('x', True, name='y')": "ctx.check has 2 conditions for the name 'y'",
+    "ctx.check(name='x')": "ctx.check has no conditions",
+    "ctx.check(True, 'x')": "''x'': expected true or false, given str 'x'",
+    "ctx.check(values)": "'values': expected true or false, given int 1",
+    "ctx.check(len(values))": "'len(values)': expected true or false, given int 2",
+    "ctx.check(0)": "given int 0",
+    "ctx.check(float('nan'))": "given float nan",
+    "ctx.check(Decimal('nan'))": "given Decimal Decimal('NaN')",
+    "ctx.check(None)": "given NoneType None",
+    "ctx.check(b'x')": "given bytes b'x'",
+    "ctx.check(lambda: 'x')": "given str 'x'",
+    "ctx.check(object)": "given object <object",
+    "ctx.check(Truth(True, 'f'))": "given Truth <",
+    "ctx.check(1, severity='warn')": "given int 1",
+}
+
+
+@pytest.mark.parametrize("call", REFUSED)
+def test_what_can_be_no_condition_is_refused_by_name(call: str, ctx: Context) -> None:
+    problem = asserted(ctx, call)
+    assert isinstance(problem, module.BadRequest)
+    assert REFUSED[call] in str(problem)
+    assert "ctx.check(len(rows) > 0)" in problem.hint
+
+
+def test_a_refused_one_does_not_hide_those_beside_it(ctx: Context) -> None:
     values = [1]
-    with pytest.raises(module.CheckFailed):
-        ctx.check("len(values) > 5", (value > 5 for value in values))
-    assert [one["error"] for one in checks(ctx).values()] == [
-        "BadRequest: text is always true",
-        "BadRequest: a generator is always true",
+    with pytest.raises(module.BadRequest, match="'values'"):
+        ctx.check(values == [], values, (1 / value for value in [0]), severity="warn")
+    told = [(one["passed"], one["error"]) for one in checks(ctx).values()]
+    assert told == [
+        (False, None),
+        (False, "BadRequest: expected true or false, given int 1"),
+        (False, "ZeroDivisionError: division by zero"),
     ]
 
 

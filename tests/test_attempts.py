@@ -104,7 +104,7 @@ PAUSES: list[tuple[dict[str, Any], list[float]]] = [
 
 @pytest.mark.parametrize(("options", "pauses"), PAUSES)
 def test_delays_grow_as_they_are_told(options: dict[str, Any], pauses: list[float]) -> None:
-    failed = module.Outcome("failed", None, module.bare_error("exception", "ValueError", "x"), retry=False)
+    failed = module.Outcome("failed", None, module.bare_error("exception", "ValueError", "x"))
     found = [module.retry_pause({"retries": 3, **options}, attempt, failed) for attempt in (1, 2, 3, 4)]
     assert found == [*pauses, None]
     for _ in range(50):

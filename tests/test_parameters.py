@@ -194,6 +194,86 @@ def test_defaults_are_shown_and_used() -> None:
     assert module.mismatch(found.schema(), {"n": None}, "params") is None
 
 
+#: Annotation, default, and what the function is given.
+DEFAULTS: list[tuple[Any, Any, Any]] = [
+    (datetime.date, "2026-01-31", DAY),
+    (datetime.date, DAY, DAY),
+    (datetime.date | None, "2026-01-31", DAY),
+    (datetime.date | None, None, None),
+    (datetime.datetime, "2026-01-31T06:00:00+00:00", datetime.datetime(2026, 1, 31, 6, tzinfo=datetime.UTC)),
+    (datetime.timedelta, 90, datetime.timedelta(seconds=90)),
+    (datetime.timedelta, datetime.timedelta(minutes=1), datetime.timedelta(minutes=1)),
+    (Decimal, "1.10", Decimal("1.10")),
+    (Decimal, Decimal("1.10"), Decimal("1.10")),
+    (float, 1, 1.0),
+    (float, float("inf"), float("inf")),
+    (uuid.UUID, uuid.UUID(int=1), uuid.UUID(int=1)),
+    (Path, "x", Path("x")),
+    (str, Path("x"), "x"),
+    (Region, "eu", Region.EU),
+    (Region, Region.PAIR, Region.PAIR),
+    (list[datetime.date], ["2026-01-31"], [DAY]),
+    (list[int], (1, 2), [1, 2]),
+    (set[str], {"a"}, {"a"}),
+    (tuple[int, str], (1, "x"), (1, "x")),
+    (dict[str, Decimal], {"a": "1.5"}, {"a": Decimal("1.5")}),
+    (Window, Window(DAY, 2), Window(DAY, 2)),
+    (Window, {"begin": "2026-01-31"}, Window(DAY)),
+    (Any, (1, 2), (1, 2)),
+    (Any, Path, Path),
+    (object, DAY, DAY),
+]
+
+
+@pytest.mark.parametrize(("hint", "default", "value"), DEFAULTS, ids=[str(one[:2]) for one in DEFAULTS])
+def test_a_default_arrives_as_a_given_value_would(hint: Any, default: Any, value: Any) -> None:
+    given = annotated(hint, default=default).convert({})["x"]
+    assert (given, type(given)) == (value, type(value))
+
+
+#: Annotation, default, and what is said.
+WRONG_DEFAULTS: list[tuple[Any, Any, str]] = [
+    (datetime.date, "yesterday", 'expected a date such as 2026-01-31, given string "yesterday"'),
+    (datetime.date, 5, "expected a date such as 2026-01-31, given integer 5"),
+    (datetime.date, len, "has no JSON form"),
+    (int, "5", 'expected integer, given string "5"'),
+    (int, 1.5, "expected integer, given number 1.5"),
+    (str, 1, "expected string, given integer 1"),
+    (bool, 1, "expected boolean, given integer 1"),
+    (int, float("nan"), "which JSON cannot express"),
+    (Decimal, "many", "expected a decimal such as 12.50 or number"),
+    (Literal["eu", "us"], "uk", 'expected one of "eu", "us"'),
+    (Region, "uk", 'expected one of "eu", "us", [1,2]'),
+    (list[int], [1, "x"], "'x'[1]: expected integer"),
+    (tuple[int, str], (1,), "expected 2 items, given 1"),
+    (Window, {"days": 1}, "'begin' is missing"),
+    (dict[str, int], [], "expected object, given array []"),
+]
+
+
+@pytest.mark.parametrize(("hint", "default", "message"), WRONG_DEFAULTS, ids=[str(one[:2]) for one in WRONG_DEFAULTS])
+def test_a_default_that_could_not_be_given_is_refused(hint: Any, default: Any, message: str) -> None:
+    with pytest.raises(module.BadRequest) as caught:
+        annotated(hint, default=default)
+    assert str(caught.value).startswith("the default of 'x'")
+    assert message in str(caught.value)
+
+
+def test_the_default_of_a_field_is_checked_too(tau: Tau) -> None:
+    text = """
+        from dataclasses import dataclass
+        from datetime import date
+        from tau import pipeline
+        @dataclass
+        class Window:
+            begin: date = "soon"
+        @pipeline
+        def it(ctx, window: Window): ...
+    """
+    error = tau("deploy", tau.write(text, "fields.py"), exit=2)
+    assert "the default of 'begin': expected a date" in error["message"]
+
+
 def test_signatures_that_cannot_be_called_are_refused() -> None:
     def positional(ctx: object, x: int, /) -> None: ...
     def keyword(*, ctx: object) -> None: ...

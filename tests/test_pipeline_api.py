@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import contextlib
+import datetime
+import inspect
 import json
+from decimal import Decimal
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import Tau
@@ -52,9 +57,52 @@ def test_a_function_must_take_the_context() -> None:
         def nothing() -> None: ...
 
 
-def test_tags_must_be_a_list() -> None:
-    with pytest.raises(module.BadRequest, match="expected array of string"):
-        module.pipeline(name="x", tags="example")(lambda ctx: None)
+#: Values that fit no option, or few.
+ODD = (
+    *(7, -1, 1.5, float("nan"), float("inf"), True, 10**400, object(), lambda: 1, int, b"x", "", "é", [7], {"x": 1}),
+    *(datetime.timedelta(1), datetime.timedelta(-1), Decimal(3), ["a", 1], "loud", [[]], None),
+)
+
+
+@pytest.mark.parametrize("option", inspect.signature(module.pipeline).parameters)
+def test_a_wrong_option_is_refused_by_name_and_a_right_one_is_json(
+    option: str, registry: list[module.Pipeline]
+) -> None:  # fmt: skip
+    for value in ODD:
+        before = len(registry)
+        with contextlib.suppress(module.BadRequest):
+            decorator: Any = module.pipeline(**({"name": "it"} | {option: value}))
+            if option != "function":
+                decorator(lambda ctx: None)
+        for made in registry[before:]:
+            module.fit("pipeline", json.loads(module.encode_json(made.to_json())), module.Mask(), option)
+
+
+#: An option, a value, and what is said of it.
+WRONG_OPTIONS: dict[str, tuple[object, str]] = {
+    "retry_on": (7, "expected types of exceptions, given 7"),
+    "tags": ("example", 'expected array of string, given string "example"'),
+    "retries": ("3", 'expected a whole number from 0 to 100, given string "3"'),
+    "timeout": ([], "must be a time from 0 to 10 years"),
+    "memory": (True, "expected a size from 64M, not True"),
+    "overlap": ("never", 'expected one of "skip", "queue"'),
+    "description": (7, "expected string, given integer 7"),
+    "executor": (object(), "expected string, given object <object"),
+}
+
+
+@pytest.mark.parametrize("option", WRONG_OPTIONS)
+def test_what_an_option_wants_is_named(option: str) -> None:
+    value, message = WRONG_OPTIONS[option]
+    with pytest.raises(module.BadRequest) as caught:
+        module.pipeline(name="x", **{option: value})(lambda ctx: None)  # type: ignore[arg-type]
+    assert str(caught.value).startswith(f"@pipeline({option}=…): ")
+    assert message in str(caught.value)
+
+
+def test_a_name_without_its_keyword_is_no_function() -> None:
+    with pytest.raises(module.BadRequest, match="'daily' is not a function"):
+        module.pipeline("daily")  # type: ignore[arg-type]
 
 
 def test_steps_nest_in_sync_and_async_code(tau: Tau) -> None:
@@ -86,6 +134,27 @@ def test_steps_nest_in_sync_and_async_code(tau: Tau) -> None:
         "all/a/inner": "in a",
         "all/b/inner": "in b",
     }
+
+
+def test_an_error_that_cannot_be_printed_is_itself_in_a_thread_too(registry: list[module.Pipeline]) -> None:
+    class Refused(Exception):
+        def __str__(self) -> str:
+            return str(self.detail)  # type: ignore[attr-defined]
+
+    @module.pipeline
+    def local(ctx: module.PipelineContext) -> str:
+        def work() -> None:
+            with ctx.step("fetch"):
+                raise Refused
+
+        with concurrent.futures.ThreadPoolExecutor(1) as pool:
+            with contextlib.suppress(Refused):
+                pool.submit(work).result()
+            return "handled"
+
+    run = module.run_local(local)
+    error = {"type": "Refused", "message": "<Refused: cannot be printed: AttributeError>"}
+    assert (run["result"], run["trace"]["steps"][0]["error"]) == ("handled", error)
 
 
 def test_a_steps_exception_is_recorded_and_raised_again(tau: Tau) -> None:

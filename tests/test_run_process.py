@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import errno
 import json
+import linecache
 import os
 import re
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -163,21 +165,254 @@ def test_causes_are_told(tau: Tau) -> None:
     assert (cause["type"], cause["message"], cause["line"]) == ("KeyError", "'amount'", 6)
 
 
-def test_the_error_of_a_group_tells_its_first(tau: Tau) -> None:
-    run = tau.run_it(
+def error_of(text: str, ctx: Context, **job: Any) -> Any:
+    """The error document of the pipeline `it` in a deployed file with this text, without a daemon."""
+    folder = ctx.journal.with_name("deployed")
+    folder.mkdir(exist_ok=True)
+    path = folder / "pipelines.py"
+    path.write_text(textwrap.dedent(text).strip() + "\n")
+    linecache.checkcache()
+    attempt = ctx._attempt
+    attempt.job |= {"folder": str(folder), **job}
+    attempt.loaded = True
+    known: dict[str, Any] = {"__name__": "pipelines"}
+    try:
+        exec(compile(path.read_text(), str(path), "exec"), known)
+        known["it"](ctx)
+    except BaseException as problem:
+        record = {"at": 1, "mono": 1, "retry": None, "waits_for": "x"}
+        record |= {"t": "raised", "error": module.error_document(problem, attempt)}
+        return module.fit_record(record, module.Mask())["error"]
+    raise AssertionError("nothing was raised")
+
+
+#: A deployed file, and what its error tells: part of the document → a text in it.
+TOLD: dict[str, tuple[str, dict[str, str]]] = {
+    "all members of a group": (
+        """
+        def part(text):
+            return int(text)
+        def it(ctx):
+            problems = []
+            for text in ("a", "b"):
+                try:
+                    part(text)
+                except ValueError as problem:
+                    problems.append(problem)
+            raise ExceptionGroup("two parts", [*problems, ExceptionGroup("more", [KeyError("deep")])])
+        """,
+        {
+            "message": "two parts (3 sub-exceptions)",
+            "message ": "literal for int() with base 10: 'a'",
+            "message  ": "literal for int() with base 10: 'b'",
+            "message   ": "KeyError: 'deep'",
+            "message    ": 'File "pipelines.py", line 2, in part',
+            "line": "10",
+        },
+    ),
+    "notes": (
+        """
+        def it(ctx):
+            problem = ValueError("bad row")
+            problem.add_note("in file 17.csv")
+            problem.add_note("at line 4")
+            raise problem
+        """,
+        {"message": "bad row\nin file 17.csv\nat line 4"},
+    ),
+    "notes of a cause": (
+        """
+        def it(ctx):
+            problem = ValueError("bad row")
+            problem.add_note("in file 17.csv")
+            raise RuntimeError("no load") from problem
+        """,
+        {"cause.message": "bad row\nin file 17.csv"},
+    ),
+    "the end of a command's stderr": (
+        """
+        import subprocess
+        def it(ctx):
+            subprocess.run(["sh", "-c", "seq 5000 >&2; echo decisive >&2; exit 3"], check=True, capture_output=True)
+        """,
+        {"message": "returned non-zero exit status 3.\n1\n2", "message ": "5000\ndecisive"},
+    ),
+    "the end of a command's output, as text, if its stderr is empty": (
+        """
+        import subprocess
+        def it(ctx):
+            subprocess.run("echo decisive; exit 3", shell=True, check=True, capture_output=True, text=True)
+        """,
+        {"message": "exit status 3.\ndecisive"},
+    ),
+    "what a command that took too long had written": (
+        """
+        import subprocess
+        def it(ctx):
+            subprocess.run("echo so far >&2; sleep 9", shell=True, capture_output=True, timeout=0.2)
+        """,
+        {"message": "timed out after 0.2 seconds\nso far"},
+    ),
+    "the user's line of a worker process": (
+        """
+        import multiprocessing, sys
+        def work(number):
+            return 1 / number
+        def it(ctx):
+            sys.modules["pipelines"] = module = type(sys)("pipelines")
+            module.work = work
+            with multiprocessing.get_context("fork").Pool(1) as pool:
+                pool.map(work, [0])
+        """,
+        {
+            "type": "ZeroDivisionError",
+            "line": "8",
+            "cause.type": "RemoteTraceback",
+            "cause.file": "pipelines.py",
+            "cause.line": "3",
+            "cause.code": "return 1 / number",
+            "cause.message": "ZeroDivisionError: division by zero",
+        },
+    ),
+    "the user's line of a worker of an executor": (
+        """
+        import concurrent.futures, multiprocessing, sys
+        def work(number):
+            return 1 / number
+        def it(ctx):
+            sys.modules["pipelines"] = module = type(sys)("pipelines")
+            module.work = work
+            fork = multiprocessing.get_context("fork")
+            with concurrent.futures.ProcessPoolExecutor(1, fork) as pool:
+                pool.submit(work, 0).result()
+        """,
+        {"cause.type": "_RemoteTraceback", "cause.line": "3", "cause.code": "return 1 / number"},
+    ),
+    "a chain of causes to its end": (
+        """
+        def it(ctx):
+            problem = KeyError("root")
+            for number in range(20):
+                problem, problem.__cause__ = ValueError(number), problem
+            raise problem
+        """,
+        {
+            "message": "19",
+            "cause.message": "18",
+            "cause.cause.message": "17",
+            "cause.cause.cause.cause.cause.cause.cause.cause.type": "KeyError",
+            "cause.cause.cause.cause.cause.cause.cause.cause.message": "root",
+        },
+    ),
+    "causes in a circle": (
+        """
+        def it(ctx):
+            first, second = ValueError("first"), ValueError("second")
+            first.__cause__, second.__cause__ = second, first
+            raise first
+        """,
+        {"message": "first", "cause.message": "second", "cause.cause": "None"},
+    ),
+    "both ends of a long message": (
+        "def it(ctx):\n    raise ValueError('begin' + 'x' * 200_000 + 'end')\n",
+        {"message": "beginxxx", "message ": "xxxend"},
+    ),
+    "the whole message of a cause": (
+        "def it(ctx):\n    raise ValueError from KeyError('x' * 5_000 + 'end')\n",
+        {"cause.message": "x" * 5_000 + "end"},
+    ),
+    "the step of a member of a group": (
+        """
+        def it(ctx):
+            with ctx.step("outer"):
+                try:
+                    with ctx.step("inner"):
+                        1 / 0
+                except ZeroDivisionError as problem:
+                    caught = problem
+                raise ExceptionGroup("some", [caught])
+        """,
+        {"step": "outer/inner"},
+    ),
+    "an exception that is equal to all others": (
+        """
+        class Odd(Exception):
+            def __eq__(self, other):
+                return True
+        def it(ctx):
+            raise Odd("odd") from ValueError("cause")
+        """,
+        {"type": "Odd", "cause.message": "cause"},
+    ),
+    "a program that is not there": (
+        "import subprocess\ndef it(ctx):\n    subprocess.run(['ffmpeg-not-here', '-version'])\n",
+        {"hint": "'ffmpeg-not-here' is not on taud's PATH"},
+    ),
+    "a program that is not there, in async code": (
         """
         import asyncio
-        async def bad():
-            1 / 0
-        async def it(ctx):
-            async with asyncio.TaskGroup() as group:
-                group.create_task(bad())
+        def it(ctx):
+            asyncio.run(asyncio.create_subprocess_exec("ffmpeg-not-here"))
         """,
-        exit=1,
-    )
-    assert run["error"]["type"] == "ExceptionGroup"
-    assert run["error"]["cause"]["type"] == "ZeroDivisionError"
-    assert run["error"]["cause"]["line"] == 5
+        {"hint": "'ffmpeg-not-here' is not on taud's PATH"},
+    ),
+    "a program that a shell does not find": (
+        "import subprocess\ndef it(ctx):\n    subprocess.run('ffmpeg-not-here', shell=True, check=True)\n",
+        {"hint": "not on taud's PATH"},
+    ),
+    "a program by its path": (
+        "import subprocess\ndef it(ctx):\n    subprocess.run(['/not/here/ffmpeg'])\n",
+        {"hint": "is it on the machine where this ran?"},
+    ),
+    "a directory for a program": (
+        "import subprocess\ndef it(ctx):\n    subprocess.run(['true'], cwd='not-here')\n",
+        {"hint": "relative paths begin in ctx.data_dir"},
+    ),
+    "a variable that is not there": (
+        "import os\ndef it(ctx):\n    return os.environ['WAREHOUSE_URL']\n",
+        {"hint": "'WAREHOUSE_URL' is not in taud's environment"},
+    ),
+    "a key that is not there": ("def it(ctx):\n    return {}['WAREHOUSE_URL']\n", {"hint": "None"}),
+    "the cause of what is raised instead": (
+        """
+        import os
+        def it(ctx):
+            try:
+                os.environ["WAREHOUSE_URL"]
+            except KeyError:
+                raise RuntimeError("not configured") from None
+        """,
+        {"hint": "'WAREHOUSE_URL' is not in taud's environment", "cause": "None"},
+    ),
+    "a module that is not there": (
+        "def it(ctx):\n    import helper.parts\n",
+        {"hint": "ship it with --include helper.py"},
+    ),
+    "an option of another tool": (
+        "import tau\n@tau.pipeline(cron='0 6 * * *')\ndef it(ctx): ...\n",
+        {"hint": "@pipeline knows after, catchup_window"},
+    ),
+    "a misspelled option": (
+        "import tau\n@tau.pipeline(retrys=2)\ndef it(ctx): ...\n",
+        {"hint": "did you mean 'retries'?"},
+    ),
+}
+
+
+@pytest.mark.parametrize("case", TOLD)
+def test_an_error_keeps_its_end(case: str, ctx: Context) -> None:
+    text, expected = TOLD[case]
+    error = error_of(text, ctx)
+    for path, part in expected.items():
+        found = error
+        for key in path.strip().split("."):
+            found = found[key]
+        assert part in str(found), (path, found)
+
+
+def test_a_library_that_an_environment_lacks_belongs_into_the_header(ctx: Context) -> None:
+    error = error_of("def it(ctx):\n    import polars\n", ctx, python="/venv/bin/python")
+    assert error["hint"] == 'add it to the header of the file: # dependencies = ["polars"]'
 
 
 RESULTS: list[tuple[str, Any]] = [
@@ -324,6 +559,69 @@ def test_levels_and_fields_are_kept(tau: Tau) -> None:
     for step in ("a", "a/b"):
         assert [line["message"] for line in tau("logs", "it", "--step", step)["lines"]] == ["inside"]
     assert tau("logs", "it", "--step", "b", exit=3)["hint"] == "its steps: a, a/b"
+
+
+#: What a run does in line 5 of its file, in a function of its own, and the line that is told.
+CRASHES = {
+    "a segmentation fault": ("ctypes.string_at(0)", 5),
+    "another signal": ("os.abort()", 5),
+    "in a thread": ("(t := threading.Thread(target=lambda: ctypes.string_at(0))).start(); t.join()", 5),
+    "of user code in a library": ("json.dumps([1], default=1, cls=Fault)", 9),
+    "killed": ("os.kill(os.getpid(), 9)", None),
+}
+
+
+@pytest.mark.parametrize("case", CRASHES)
+def test_the_line_of_user_code_that_crashed_is_told(tau: Tau, case: str) -> None:
+    statement, line = CRASHES[case]
+    path = tau.write(
+        f"""
+        from tau import pipeline
+        import ctypes, json, os, threading
+
+        def native(tile):
+            {statement}
+
+        class Fault(json.JSONEncoder):
+            def encode(self, value):
+                ctypes.string_at(0)
+
+        @pipeline
+        def it(ctx):
+            native(9)
+        """,
+        "crash.py",
+    )
+    tau.call("deploy", files=[{"path": path.name, "text": path.read_text()}])
+    error = tau.command("run", "it").json["error"]
+    assert (error["kind"], error["file"], error["line"]) == ("died", "crash.py" if line else None, line)
+
+
+#: What a run raises, whether retry_on names it, and how many attempts there are.
+AGAIN = {
+    "ctx.secret('NOT_THERE_AT_ALL')": ("", 1),
+    "ctx.log('x', level='loud')": ("", 1),
+    "raise tau.MissingExtra('no duckdb')": ("", 1),
+    "raise tau.CheckFailed('no')": ("", 2),
+    "raise OSError('no')": ("", 2),
+    "raise BadRequest('not ours')": ("", 2),
+    "raise tau.MissingSecret('no')": ("retry_on=[tau.MissingSecret]", 2),
+    "raise tau.BadRequest('no')": ("retry_on=[OSError]", 1),
+}
+
+
+@pytest.mark.parametrize("statement", AGAIN)
+def test_what_another_attempt_would_meet_again_is_not_retried(tau: Tau, statement: str) -> None:
+    options, attempts = AGAIN[statement]
+    text = f"""
+        import tau
+        class BadRequest(Exception): ...
+        @tau.pipeline(retries=1, {options})
+        def it(ctx):
+            {statement}
+    """
+    tau.call("deploy", files=[{"path": "again.py", "text": textwrap.dedent(text)}])
+    assert len(tau.command("run", "it").json["attempts"]) == attempts
 
 
 def test_a_run_has_a_directory_a_name_and_its_params(tau: Tau) -> None:
