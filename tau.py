@@ -946,6 +946,20 @@ CHOICES: dict[str, Sequence[str]] = {
     "scope": SCOPES,
 }
 
+#: argument of several operations → its flags, and its meaning where an operation says nothing else of it.
+MEANINGS: dict[str, tuple[str, str]] = {
+    "run_id": ("--run", "which run: its id, or its first characters"),
+    "files": ("", 'the file, or a folder with all its files; on the wire a list of {"path", "text" or "base64"}'),
+    "include": ("", "modules and small data that go with it, files or folders; they lie beside it"),
+    "entry": ("", "load only this file of the folder, not all that use @pipeline"),
+    "params": ("", "what the pipeline sees as ctx.params: a JSON object, @file, or - for stdin"),
+    "texts": ("-p", "one of the params, KEY=VALUE: as JSON where the pipeline wants that, else as text"),
+    "wait": ("--detach", "do not wait: answer as soon as the run is durable"),
+    "key": ("", "a word of your own: the same key gives the same run, never a second one"),
+    "timeout": ("", "seconds to wait at most; the run goes on"),
+    "follow": ("", "print its events as JSON lines while it runs"),
+}
+
 
 class Argument:
     """One argument of an operation, as its signature and docstring declare it."""
@@ -1014,9 +1028,9 @@ class Operation:
 
     @property
     def examples(self) -> list[str]:
-        """The command lines under `Examples:` in the docstring; some have a `  # comment`."""
-        _, _, block = self.manual.partition("Examples:\n")
-        return [line.strip() for line in block.splitlines() if line.strip()]
+        """The command lines in the docstring; some have a `  # comment`."""
+        lines = map(str.strip, self.manual.splitlines())
+        return [line for line in lines if line.startswith("tau ")]
 
     @functools.cached_property
     def arguments(self) -> dict[str, Argument]:
@@ -1038,7 +1052,8 @@ class Operation:
         lines = re.findall(line, self.manual, re.MULTILINE) if names else ()
         docs = {name: (flags, " ".join(meaning.split())) for name, flags, meaning in lines}
         for name in names:
-            annotation, doc = function.__annotations__[name], docs.get(name.rstrip("_"), ("", ""))
+            key, annotation = name.rstrip("_"), function.__annotations__[name]
+            doc = docs.get(key, MEANINGS.get(key, ("", "")))
             yield Argument(name, annotation, values.get(name, ...), name in positional, doc)
 
     def check(self, given: Json) -> Json:
@@ -3012,16 +3027,36 @@ def command(words: list[str]) -> int:
     common = {option: options.pop(option, None) for option in COMMON}
     asked = {name: common[f"--{name}"] for name in ("host", "env", "home")}
     refuse_writes(chosen.words, chosen.effect)
-    params = chosen.check({name: read_value(chosen.arguments[name], options[name], options) for name in options})
-    if chosen.name in LOCAL_COMMANDS:
-        document: Json = chosen.call((asked, view, options), params)
-    else:
-        with Client(**asked) as client:
-            document = ASKING.get(chosen.name, ask_live)(client, chosen.name, params, view)
+    try:
+        params = chosen.check({name: read_value(chosen.arguments[name], options[name], options) for name in options})
+        if chosen.name in LOCAL_COMMANDS:
+            document: Json = chosen.call((asked, view, options), params)
+        else:
+            with Client(**asked) as client:
+                document = ASKING.get(chosen.name, ask_live)(client, chosen.name, params, view)
+    except TauError as problem:
+        link = problem.detail.pop("include", None)
+        problem.hint = shell_line("tau", *words, "--include", link) if link else near(problem.hint) or problem.hint
+        raise
+    if chosen.name in ("inspect", "run", "retry", "wait"):
+        for run in document.get("runs", [document]):
+            run |= {"next": [*filter(None, map(near, run["next"]))]} if "next" in run else {}
     view.people = view.people or params.get("raw", False)
     if document:
         view.show(chosen.name, document)
     return exit_of(chosen.name, document)
+
+
+def near(command: str) -> str:
+    """A `tau deploy` with its paths as they are typed here, "" if they are not there; anything else as it is."""
+    if not command.startswith("tau deploy "):
+        return command
+    words = shlex.split(command)
+    try:
+        paths = {word: file_word(os.path.relpath(word)) for word in words if os.path.isabs(word)}
+    except FileNotFoundError:  # the current directory was removed
+        return command
+    return shell_line(*(paths.get(word, word) for word in words)) if all(map(os.path.exists, paths)) else ""
 
 
 def exit_of(name: str, document: Json) -> int:
@@ -3115,15 +3150,9 @@ def try_(
 ) -> Json:
     """Run a file without deploying it and without a daemon, in a home that is thrown away.
 
-    files         the file, or a folder, as `deploy` takes it
-    include       what goes with it
-    entry         which files of the folder are loaded: this one only, not all that use @pipeline
     name          which pipeline, if there are several
-    params        what the pipeline sees as ctx.params: a JSON object, @file, or - for stdin
-    texts -p      one of the params: JSON where the pipeline wants it, else text
     timeout       seconds it may take at most
 
-    Examples:
         tau try orders.py -p day=2026-01-01
         tau try shop --entry main.py --timeout 60
     """
@@ -3143,8 +3172,7 @@ def try_(
         document["trace"]["log_tail"] = [line["message"] for line in own.call("logs", run)["lines"]]
     words = ["deploy" if document["status"] == "success" else "try", file_word(given["files"])]
     words += [f"--{option}={given[option]}" for option in ("entry", "name") if option in given]
-    if include:
-        words += ["--include", *map(file_word, given["include"])]
+    words += ["--include", *map(file_word, given["include"])] if include else []
     if words[0] == "try":
         words += ["--params", encode_json(params)] if params else []
         words += [word for text in given.get("texts", ()) for word in ("-p", text)]
@@ -3280,7 +3308,7 @@ def add_argument(parser: argparse._ActionsContainer, argument: Argument) -> None
         how["metavar"] = METAVARS.get(argument.kind, argument.name.strip("-").upper())
         how["help"] += f" [{argument.default}]" if argument.default not in (None, "") else ""
     if argument.kind == "list[RunId]" or (argument.kind == "list[Json]" and not argument.positional):
-        how["nargs"] = "+"
+        how |= {"nargs": "+", "action": "extend"}
     elif argument.positional and not argument.required:
         how["nargs"] = "?"
     if argument.kind == "Texts":
@@ -3297,29 +3325,19 @@ METAVARS = {"list[Json]": "PATH", "FilePath": "PATH", "EnvironmentName": "NAME",
 def read_value(argument: Argument, value: Any, options: Json) -> Any:
     if argument.kind == "list[Json]":
         paths = [value] if isinstance(value, str) else value
-        return [file for path in paths for file in read_files(path, options["files"])]
+        return [file for path in paths for file in read_files(path, options["files"], options.get("include", ()))]
+    if argument.name == "entry" and os.path.exists(place := os.path.join(options["files"], value)):
+        return os.path.relpath(place, root_of(options["files"]))
     if argument.kind == "Json":
         return read_object(value)
-    if argument.kind == "Texts":
-        return dict(map(read_pair, value))
-    kind = argument.wanted["type"]
-    if kind not in ("integer", "number"):
-        return value
+    kind = str(argument.wanted["type"])
     try:
-        return int(value) if kind == "integer" else finite(value)
+        if argument.kind == "Texts":
+            return dict(word.split("=", 1) for word in value)
+        return int(value) if kind == "integer" else finite(value) if kind == "number" else value
     except ValueError:
-        wanted = "whole number" if kind == "integer" else "number"
-        raise BadRequest(f"{argument.flags[0]}: '{value}' is not a {wanted}", argument.meaning) from None
-
-
-def read_pair(text: str) -> tuple[str, str]:
-    key, equals, value = text.partition("=")
-    if not key or not equals:
-        raise BadRequest(f"'{text}' is not KEY=VALUE", PARAMS_HINT)
-    return key, value
-
-
-PARAMS_HINT = 'write -p day=2026-01-01, or an object: --params \'{"key": "value"}\''
+        wanted = {"integer": "a whole number", "number": "a number"}.get(kind, "KEY=VALUE")
+        raise BadRequest(f"{argument.flags[0]}: '{spoken(value)}' is not {wanted}", argument.meaning) from None
 
 
 def read_object(text: str) -> Json:
@@ -3330,36 +3348,59 @@ def read_object(text: str) -> Json:
         value = decode((sys.stdin.read() if text == "-" else text).encode("utf-8", "surrogateescape"))
         return dict(demand({"type": "object"}, value, "params"))
     except BadRequest as problem:
-        raise BadRequest(str(problem), PARAMS_HINT) from None
+        raise BadRequest(str(problem), 'write an object: \'{"key": "value"}\', or -p key=value') from None
 
 
-def read_files(path: str, main: str) -> list[Json]:
+def read_files(path: str, main: str, named: Sequence[str]) -> list[Json]:
     """Reads the file at *path*, or the files of that folder, for the wire.
 
-    Their paths are relative to *main*, the deployed folder, or the folder of the deployed file; paths of files
-    elsewhere are relative to the folder that *path* is in.
+    Their paths are relative to root_of(*main*); paths of files elsewhere are relative to the folder that *path* is in.
+    Links among the *named* paths are read apart from the folder.
     """
-    root = os.path.realpath(main if os.path.isdir(main) else os.path.dirname(main) or ".")
-    files = []
-    for place in sorted(files_in(path)) if os.path.isdir(path) else [path]:
-        relative = os.path.relpath(os.path.realpath(place), root)
+    root, links, files = root_of(main), {os.path.abspath(link) for link in named if os.path.islink(link)}, []
+    for place in files_in(path, links) if os.path.isdir(path) else [path]:
+        relative = os.path.relpath(place, root)
         if relative.startswith(os.pardir + os.sep):
             relative = os.path.relpath(place, os.path.dirname(os.path.normpath(path)) or ".")
-        files.append(read_file(place, relative))
+        files.append(read_file(place, relative) | {"from": os.path.abspath(path)})
     if not files:
         raise BadRequest(f"{path} has no files", "tau deploy my_pipeline.py")
     return files
 
 
-def files_in(folder: str) -> Iterator[str]:
-    """Finds all files below a folder, except hidden files, caches and virtual environments."""
-    for at, folders, names in os.walk(folder):
-        folders[:] = [
-            name
-            for name in folders
-            if not name.startswith((".", "__pycache__")) and not os.path.exists(os.path.join(at, name, "pyvenv.cfg"))
-        ]
-        yield from (os.path.join(at, name) for name in names if not name.startswith(".") and not name.endswith(".pyc"))
+def root_of(main: str) -> str:
+    """Returns the folder that is deployed, or that the deployed file is in; if it is a package, the one above."""
+    root = os.path.abspath(main if os.path.isdir(main) else os.path.dirname(main))
+    while root != os.sep and os.path.exists(os.path.join(root, "__init__.py")):
+        root = os.path.dirname(root)
+    return root
+
+
+def files_in(folder: str, links: Collection[str], above: Sequence[str] = ()) -> Iterator[str]:
+    """Finds all files below a folder, except hidden files, caches, virtual environments, and these *links*.
+
+    *above* are the folders that it was found through.
+    """
+    above = (*above, os.path.realpath(folder))
+    for name in sorted(os.listdir(folder)):
+        path = os.path.join(folder, name)
+        is_hidden = name.startswith((".", "__pycache__")) or name.endswith(".pyc")
+        if is_hidden or os.path.exists(os.path.join(path, "pyvenv.cfg")) or os.path.abspath(path) in links:
+            continue
+        if os.path.islink(path):
+            check_link(path, above)
+        yield from files_in(path, links, above) if os.path.isdir(path) else [path]
+
+
+def check_link(path: str, above: Sequence[str]) -> None:
+    """Raises BadRequest for a link, found through the folders *above*, that leads nowhere, around or out of them."""
+    target = os.path.realpath(path)
+    if not os.path.exists(path):
+        raise BadRequest(f"{path} is a link that leads nowhere", "remove it, or have it lead to a file")
+    if target in above:
+        raise BadRequest(f"{path} is a link that leads back to a folder that it is in", "remove it")
+    if not target.startswith(os.path.join(above[0], "")):
+        raise BadRequest(f"{path} is a link that leads out of the folder, to {target}", include=path)
 
 
 def read_file(path: str, name: str) -> Json:
@@ -3475,7 +3516,6 @@ def completion(desk: Desk, shell: str) -> Json:
 
     shell         bash, zsh or fish
 
-    Examples:
         tau completion bash > ~/.tau.bash  # then in ~/.bashrc: source ~/.tau.bash
         tau completion fish > ~/.config/fish/completions/tau.fish
     """
@@ -3549,9 +3589,8 @@ complete -c tau -f -a '(__tau_complete)'
 def env_list(desk: Desk) -> Json:
     """List the environments, and which daemon a command would speak to.
 
-    Examples:
-        tau env list
-        tau --env production env list  # what this would mean
+    tau env list
+    tau --env production env list  # what this would mean
     """
     daemon = daemon_meant(desk)
     in_use = {daemon["env"]: daemon["from"]}
@@ -3581,7 +3620,6 @@ def env_show(desk: Desk, name: EnvironmentName | None = None) -> Json:
 
     name          which environment (default: the one in use)
 
-    Examples:
         tau env show production
         tau --env production env show
     """
@@ -3600,7 +3638,6 @@ def env_use(desk: Desk, name: EnvironmentName | None = None, *, none: bool = Fal
     name          which environment; without a name, commands use the daemon of this user again
     none          the same as no name
 
-    Examples:
         tau env use production
         tau env use --none
     """
@@ -3639,7 +3676,6 @@ def env_add(
     cert_file     certificate of the client
     cert_key_file  key of that certificate
 
-    Examples:
         tau env add production https://tau.example.com --api-key-file ~/tau.key
         tau env add staging https://staging.example.com - < key
     """
@@ -3662,7 +3698,6 @@ def env_remove(desk: Desk, name: EnvironmentName) -> Json:
 
     name          which environment
 
-    Examples:
         tau env remove staging
         tau env remove production
     """
@@ -3764,9 +3799,8 @@ Finding = str | tuple[str, str, str]
 def doctor(desk: Desk) -> Json:
     """Check what Tau needs in order to work, try every step with a pipeline, and name the remedies.
 
-    Examples:
-        tau doctor
-        tau doctor --json
+    tau doctor
+    tau doctor --json
     """
     with Client(**desk[0]) as client:
         patient = Patient(client)
@@ -5078,7 +5112,7 @@ class Daemon:
         self.settings.update(mixed)
         logging.getLogger().setLevel(mixed["log_level"].upper())
         self.listeners.tls = tls
-        self.keys.configure(given)
+        self.keys.configure(given, self.keys.public)
         self.drop_revoked()
         later = ", ".join(name for name in settings if settings[name] != mixed[name])
         note = f"; after a restart {later} will hold too" if later else ""
@@ -5291,7 +5325,7 @@ class Listeners:
 
     def demand_key(self, public: list[str]) -> None:
         """Raises Forbidden if there are *public* addresses but no key; warns without TLS."""
-        self.daemon.keys.open_door(bool(public))
+        self.daemon.keys.configure(configured_keys(self.daemon.settings), bool(public))
         if public and not self.daemon.keys.holders:
             hint = "`tau key create NAME` makes one, or set [auth] api_key; or listen on 127.0.0.1, by an SSH tunnel"
             raise Forbidden(f"taud does not listen on {public[0]} without a configured key", hint)
@@ -6236,21 +6270,17 @@ async def deploy(
     entry: str | None = None,
     name: str | None = None,
     schedule: str | None = None,
+    take_over: bool = False,
 ) -> Json:
     """Deploy the pipelines of a Python file, or of a folder.
 
-    files         the file, or a folder with all its files; on the wire a list of {"path", "text" or "base64"}
-    include       modules and small data that go with it, files or folders; they lie beside it
-    entry         load only this file of the folder, not all that use @pipeline
     name          deploy only the pipeline of this name, or give the only pipeline this name
     schedule      a cron expression for it, as `tau schedule NAME` takes it
+    take_over     replace pipelines of these names that were deployed from another file
 
-    Examples:
         tau deploy orders.py --schedule "0 6 * * *"
         tau deploy shop --entry main.py  # a folder, of which one file is loaded
     """
-    if schedule is not None:
-        await asyncio.to_thread(read_crons, schedule)
     daemon = call.daemon
     deployment = Deployment(call, files, include, entry)
     try:
@@ -6261,10 +6291,15 @@ async def deploy(
         if schedule is not None and len(pipelines) > 1:
             raise BadRequest("there are several pipelines: which one is scheduled?", "add --name NAME")
         digest = digest_of(deployment.sources)
+        others = await call.beside(lambda call: deployment.compare(call, pipelines, digest))
+        if not take_over and (previously := others["previously"]):
+            hint = shell_line("tau", "deploy", *pipelines[0]["origin"], "--take-over")
+            raise Conflict(f"deployed from another file: {spoken(previously)}", hint, previously=previously)
 
         def commit() -> list[Json]:
+            deployed = daemon.agenda.deploy(pipelines, digest, call.caller, schedule)
             daemon.store.add_sources(digest, deployment.sources)
-            return daemon.agenda.deploy(pipelines, digest, call.caller, schedule)
+            return deployed
 
         deployed = await daemon.store.write(commit)
         for row in deployed:
@@ -6272,7 +6307,7 @@ async def deploy(
     finally:
         await deployment.close()
     answer: Json = {"changed": any(row["changed"] for row in deployed), "pipelines": deployed}
-    return answer | {"environments": built} if built else answer
+    return answer | {key: value for key, value in {"environments": built, **others}.items() if value}
 
 
 @sifts
@@ -6280,22 +6315,22 @@ async def deploy(
 async def check(call: Call, files: list[Json], *, include: list[Json] | None = None, entry: str | None = None) -> Json:
     """Check a file without deploying it: what it has, needs and lacks.
 
-    files         the file, or a folder, as `deploy` takes it
-    include       what goes with it
-    entry         load only this file of the folder, not all that use @pipeline
-
-    Examples:
-        tau check orders.py
-        tau check shop --entry main.py
+    tau check orders.py
+    tau check shop --entry main.py
     """
     daemon = call.daemon
     deployment = Deployment(call, files, include, entry)
-    answer: Json = {"ok": False, "error": None, "pipelines": [], "environments": []}
-    answer |= {"secrets": {}, "missing_imports": []}
+    answer: Json = {
+        "ok": False,
+        "error": None,
+        "pipelines": [],
+        "environments": [],
+        "secrets": {},
+        "missing_imports": [],
+    }
     try:
         answer["environments"] = await deployment.prepare()
-        paths = sorted(path for path in deployment.sources if path.endswith(".py"))
-        answer |= await deployment.ask(deployment.entries[0], {"kind": "scan", "files": paths})
+        answer |= await deployment.ask(deployment.entries[0], {"kind": "scan", "files": [*deployment.sources]})
         pipelines = await deployment.load()
         answer["pipelines"] = await call.beside(lambda call: [preview_pipeline(call, row) for row in pipelines])
         if not daemon.options["unscheduled"]:
@@ -6331,9 +6366,8 @@ def timing(row: Json, agenda: Agenda) -> tuple[Times | None, Zone]:
 async def undeploy(call: Call, name: PipelineName) -> Json:
     """Take a pipeline out of service; live runs end, queued ones are cancelled, its history stays.
 
-    Examples:
-        tau undeploy orders
-        tau --env production undeploy orders  # a daemon elsewhere
+    tau undeploy orders
+    tau --env production undeploy orders  # a daemon elsewhere
     """
     daemon = call.daemon
     cancelled = await call.write(daemon.agenda.undeploy, name)
@@ -6350,7 +6384,6 @@ def list_(call: Call, *, tag: str | None = None, limit: Limit = 20) -> Json:
 
     tag           only those with this tag
 
-    Examples:
         tau list
         tau list --tag etl --limit 100
     """
@@ -6361,9 +6394,8 @@ def list_(call: Call, *, tag: str | None = None, limit: Limit = 20) -> Json:
 def show(call: Call, name: PipelineName) -> Json:
     """Show one pipeline: description, tags, params, schedule, chain, versions, last run.
 
-    Examples:
-        tau show orders
-        tau --env production show orders
+    tau show orders
+    tau --env production show orders
     """
     document, schedule = call.ask.pipeline(name), find_schedule(call, name)
     if schedule["kind"] is not None:
@@ -6391,7 +6423,6 @@ def code(
     file          another file of the deployment
     raw           the command line prints the bare source, not JSON
 
-    Examples:
         tau code orders --raw > orders.py
         tau code orders --version 1
     """
@@ -6424,15 +6455,8 @@ async def run(
 ) -> Json:
     """Run a pipeline now and wait for its end.
 
-    params        what the pipeline sees as ctx.params: a JSON object, @file, or - for stdin
-    texts -p      one of the params: JSON where the pipeline wants it, else text
-    wait --detach  do not wait: answer as soon as the run is durable
-    key           a word of your own: the same key gives the same run, never a second one
     executor      where it runs: an executor of tau.toml, or local; without it where the pipeline says
-    timeout       seconds to wait at most; the run goes on
-    follow        print its events as JSON lines while it runs
 
-    Examples:
         tau run orders -p day=2026-01-01 -p limit=10
         tau run orders --detach --key orders-2026-01-01  # the same key, the same run
     """
@@ -6445,8 +6469,7 @@ async def run(
 
 def read_texts(call: Call, name: str, params: Json | None, texts: Json | None) -> Json:
     """Returns params together with those that came as texts, read as the pipeline wants them."""
-    schema = (call.ask.live_options(name) or {}).get("params", {})
-    wanted = schema.get("properties", {})
+    wanted = (call.ask.live_options(name) or {"params": {}})["params"].get("properties", {})
     return (params or {}) | {key: fit_text(wanted.get(key, {}), text) for key, text in (texts or {}).items()}
 
 
@@ -6528,10 +6551,8 @@ async def wait(
     """Wait for runs to end, and print one run's document or a list of several.
 
     run_id        which runs: ids, their first characters, or a pipeline's name, meaning its only live run
-    timeout       seconds to wait at most; the runs go on
     follow        print the events of the first run as JSON lines, from its last log lines on
 
-    Examples:
         tau wait 1m82hsw4knxmxg
         tau wait 1m82hsw4knxmxg 1m82hsx --timeout 60
     """
@@ -6574,12 +6595,7 @@ async def retry(
     run_id        which run: its id, its first characters, or a pipeline's name, meaning its last run
     version       which version: live, same (that of the run), or a number
     from_failure  what the run has saved with ctx.memo is used again, not computed anew
-    wait --detach  do not wait: answer as soon as the new run is durable
-    key           a word of your own: the same key gives the same run, never a second one
-    timeout       seconds to wait at most; the run goes on
-    follow        print its events as JSON lines while it runs
 
-    Examples:
         tau retry 1m82hsw4knxmxg
         tau retry 1m82 --from-failure --version same
     """
@@ -6608,7 +6624,6 @@ async def cancel(call: Call, run_id: Subject, *, force: bool = False) -> Json:
     run_id        which run: its id, its first characters, or a pipeline's name, meaning its only live run
     force         SIGKILL at once: it has no time to tidy up
 
-    Examples:
         tau cancel 1m82hsw4knxmxg
         tau cancel 1m82 --force
     """
@@ -6642,7 +6657,6 @@ def runs(
     since         only those queued at this time or after it: 2026-01-01T06:00, or 24h ago
     until         only those queued before this time
 
-    Examples:
         tau runs orders --last 10
         tau runs --status failed --since 24h
     """
@@ -6673,12 +6687,10 @@ def inspect_(
 ) -> Json:
     """Inspect a run: status, result, error, steps, resources, and what to do next.
 
-    run_id --run  which run: its id, or its first characters
     last_run      the last run of the pipeline
     attempt       show the trace of this attempt; without it the last
     full          nothing is cut
 
-    Examples:
         tau inspect orders --last-run
         tau inspect 1m82hsw4knxmxg --attempt 1 --full
     """
@@ -6700,7 +6712,6 @@ async def logs(
 ) -> Json | bytes:
     """Print the log of a run: what it logged, printed, or wrote to its descriptors.
 
-    run_id --run  which run: its id, or its first characters
     tail          how many lines, the last ones
     level         only this level and above: debug, info, warning, error
     step          only lines of this step and the steps in it
@@ -6708,7 +6719,6 @@ async def logs(
     attempt       only lines of this attempt; without it the last
     follow        then print each new line until the run ends
 
-    Examples:
         tau logs orders --follow --level warning
         tau logs --run 1m82hsw4knxmxg --tail 20 --step load
     """
@@ -6739,7 +6749,6 @@ def errors(call: Call, name: PipelineName | None = None, *, limit: Limit = 20) -
 
     name          which pipeline; without it, all of them
 
-    Examples:
         tau errors
         tau errors orders --limit 100
     """
@@ -6775,9 +6784,8 @@ async def state(call: Call, name: PipelineName, *, set_: Json | None = None, cle
 async def status(call: Call) -> Json:
     """Tell how the daemon is: processes, addresses, counts, queue, how fast runs start.
 
-    Examples:
-        tau status
-        tau --home /var/lib/tau status
+    tau status
+    tau --home /var/lib/tau status
     """
     daemon, counts = call.daemon, call.ask.totals()
     live = daemon.runner.processes()
@@ -6829,7 +6837,6 @@ def ticks(
     after         the ticks strictly after this time; without it after now
     limit         how many
 
-    Examples:
         tau ticks "0 9 * * mon-fri" --timezone Europe/London
         tau ticks --every 90m --after 2026-01-01T06:00 --limit 10
     """
@@ -6891,13 +6898,11 @@ async def schedule(
     overlap       when the run of an earlier tick is unfinished: skip, queue, cancel_running, allow
     jitter        it runs up to this long after each tick, always with the same delay, to spread the load
     params        the params of its runs
-    texts -p      one of these params: JSON where the pipeline wants it, else text
     disable       nothing is due until it is enabled again
     enable        it is due again, from now on
     now           the run of the next tick is queued now; at the tick it has run already
     clear         delete what the command line has set: the decorator counts again
 
-    Examples:
         tau schedule orders "0 6 * * *" --timezone Europe/London
         tau schedule orders --every 15m --overlap queue
     """
@@ -6958,7 +6963,6 @@ def why(call: Call, name: PipelineName, *, at: str | None = None) -> Json:
 
     at            about this time; without it about the last tick
 
-    Examples:
         tau why orders
         tau why orders --at 2026-01-01T06:00
     """
@@ -7077,7 +7081,6 @@ async def backfill(
     dry_run       only say which ticks those are
     limit         how many runs at most
 
-    Examples:
         tau backfill orders --from 2026-01-01 --dry-run
         tau backfill orders --from 2026-01-01 --to 2026-01-31 --only failed
     """
@@ -7123,7 +7126,6 @@ async def pause(
     all           everything
     reason        why, for `tau why`
 
-    Examples:
         tau pause orders --reason "the warehouse is down"
         tau pause --all
     """
@@ -7136,7 +7138,6 @@ async def resume(call: Call, name: PipelineName | None = None, *, all_: bool = F
 
     all           everything; what was paused by name stays paused
 
-    Examples:
         tau resume orders
         tau resume --all
     """
@@ -7156,9 +7157,8 @@ async def set_pause(call: Call, name: str | None, everything: bool, reason: str 
 def version(call: Call) -> Json:
     """Tell the version of the command and of the daemon.
 
-    Examples:
-        tau version
-        tau --env production version
+    tau version
+    tau --env production version
     """
     return {"version": __version__, "protocol": PROTOCOL, "python": sys.version.split()[0]}
 
@@ -7174,7 +7174,6 @@ async def prune(
     older_than    runs and logs that are older go, of every status: 30d, 12h, or seconds
     keep          how many runs of each pipeline stay: the newest ones, and as many failed ones
 
-    Examples:
         tau prune --dry-run
         tau prune --older-than 30d --keep 100
     """
@@ -7196,7 +7195,6 @@ async def backup(call: Call, file: FilePath | None = None, *, force: bool = Fals
     file          where to, on the daemon's machine; without it a new file in backups/ of the home
     force         replace an older backup
 
-    Examples:
         tau backup
         tau backup tau.backup --force
     """
@@ -7222,7 +7220,6 @@ async def shutdown(call: Call, *, drain: float = 0.0, cancel: bool = False) -> J
     drain         seconds to wait for live runs first; nothing new is admitted meanwhile
     cancel        cancel live runs first
 
-    Examples:
         tau shutdown
         tau shutdown --drain 60  # live runs have a minute to end
     """
@@ -7238,9 +7235,8 @@ async def shutdown(call: Call, *, drain: float = 0.0, cancel: bool = False) -> J
 def schema(call: Call) -> Json:
     """Print every operation with its arguments as JSON Schema, and the words of the interface.
 
-    Examples:
-        tau schema
-        tau schema --json > schema.json
+    tau schema
+    tau schema --json > schema.json
     """
     return {
         "protocol": PROTOCOL,
@@ -7269,7 +7265,6 @@ async def key_create(
     pipelines     it sees only pipelines with such names: 'etl_*', or several with commas between them
     expires       it is valid for this long: 30d, 12h, or seconds; without it until it is revoked
 
-    Examples:
         tau key create ci --scope operate --pipelines 'etl_*' --expires 30d
         tau key create monitoring --scope read
     """
@@ -7299,9 +7294,8 @@ async def key_create(
 def key_list(call: Call) -> Json:
     """List the keys of the network, without their secrets.
 
-    Examples:
-        tau key list
-        tau key list --json
+    tau key list
+    tau key list --json
     """
     return {"keys": call.ask.keys(rfc3339(time.time())), "configured": len(call.daemon.keys.given)}
 
@@ -7313,7 +7307,6 @@ async def key_revoke(call: Call, name: KeyName) -> Json:
 
     name          which key
 
-    Examples:
         tau key revoke ci
         tau key revoke monitoring --json
     """
@@ -7356,7 +7349,7 @@ def describe(call: Call, run_id: str, full: bool = False, number: int | None = N
             "log_tail": [line["message"] for line in tail],
         },
         "resources": {key: ended.get(key) for key in ("cpu_ms", "max_rss_bytes", "exit_code", "signal")},
-        "next": next_commands(run, version["entry"], os.path.isdir(os.path.join(call.daemon.home, "memos", run_id))),
+        "next": next_commands(run, version["options"], os.path.isdir(os.path.join(call.daemon.home, "memos", run_id))),
     }
     if run["status"] != "success" and run["result"] is not None:  # it returned after it was asked to stop
         document |= {"result": None, "partial_result": run["result"]}
@@ -7373,8 +7366,8 @@ RUN_SHOWN = (
 )
 
 
-def next_commands(run: Json, entry: str, resumable: bool) -> list[str]:
-    """Returns the commands that an agent would paste next; *entry* is the deployed file.
+def next_commands(run: Json, options: Json, resumable: bool) -> list[str]:
+    """Returns the commands that an agent would paste next; *options* are those of the run's version.
 
     *resumable* says that the run has saved memos, which need not be computed again.
     """
@@ -7384,7 +7377,8 @@ def next_commands(run: Json, entry: str, resumable: bool) -> list[str]:
         again += ["--params", text]
     if run["executor"] is not None:
         again += ["--executor", run["executor"]]
-    mend = [see_log, ["code", name, "--version", run["version"]], ["deploy", file_word(entry)]]
+    mend = [see_log, ["code", name, "--version", run["version"]]]
+    mend += [["deploy", *options["origin"]]] if options.get("origin") else []
     if run["status"] not in FINAL:
         commands = [["wait", run_id], [*see_log, "--follow"], ["cancel", run_id]]
     elif run["status"] == "success":
@@ -7444,12 +7438,8 @@ CUTS: tuple[tuple[str, int, Callable[[Any], Any]], ...] = (
 # Calls Store and Questions.  Promises that only the digest of a key is stored, that it is compared
 # in constant time, and that what a key does not see does not exist for it.
 
-#: The use of a key is recorded at most this often.
-KEY_USE_S = 600.0
 #: A wrong key is refused after this time.
 WRONG_KEY_S = 0.2
-#: Wrong keys of all peers together are recorded at most this often.
-FAILURES_S = 60.0
 KEY_HINT = (
     "`tau key create NAME` beside the daemon makes one; show it with TAU_API_KEY, `tau env add NAME HOST -`,"
     " or over HTTP with `Authorization: Bearer KEY`"
@@ -7488,43 +7478,26 @@ class Caller:
     def sift(self, names: Iterable[str]) -> list[str]:
         return [name for name in names if self.sees(name)]
 
-    def check_deployed(self, row: Json) -> None:
-        """Raises Forbidden unless this caller may deploy a pipeline.
-
-        Raises NotFound if it comes after a pipeline that the caller does not see.
-        """
-        if not self.sees(row["name"]):
-            message = f"the key '{self.name}' is for {', '.join(self.patterns)}, not for '{row['name']}'"
-            raise Forbidden(message, SEEN_HINT)
-        for name in row.get("after") or ():
-            if not self.sees(name):
-                raise NotFound(f"no pipeline named '{name}'", SEEN_HINT)
-
 
 class Keys:
     """The keys of the network: the configured keys, else the home's key, and the created keys."""
 
     def __init__(self, home: str, settings: Json, store: Store) -> None:
         self.home, self.settings, self.store = home, settings, store
-        self.public: bool | None = None  # whether other machines can connect; None without a TCP address
+        self.public: bool | None = None
         self.given: list[bytes] = []  # digests of the configured keys, or of the home's key
         self.holders: dict[bytes, Caller] = {}  # digest of a key → its holder
         self.failures = 0  # wrong keys so far
-        self.recorded_at = -FAILURES_S  # when wrong keys were last recorded
+        self.recorded_at = -60.0  # when wrong keys were last recorded
         self.writing = Tasks(store.metrics.failed)
 
-    def open_door(self, public: bool) -> None:
-        self.public = public
-        self.configure(configured_keys(self.settings))
+    def configure(self, configured: list[bytes], public: bool | None) -> None:
+        """Takes the digests of configured keys, or of the home's key if there are none and only this machine connects.
 
-    def configure(self, configured: list[bytes]) -> None:
-        """Takes the digests of the configured keys.
-
-        Without any it takes the home's own key, if only this machine can connect.
+        *public* says whether other machines can connect; it is None without a TCP address.
         """
-        self.given = configured
-        if not configured and self.public is False:
-            self.given = [digest_key(make_key(self.home))]
+        self.public = public
+        self.given = configured or ([digest_key(make_key(self.home))] if public is False else [])
         self.read()
 
     def read(self) -> None:
@@ -7539,12 +7512,12 @@ class Keys:
         digest, now = digest_key(given if isinstance(given, str) else ""), time.time()
         for caller in [caller for known, caller in self.holders.items() if hmac.compare_digest(known, digest)]:
             caller.check_time()
-            if caller.name != "key" and now - caller.used_at > KEY_USE_S:
+            if caller.name != "key" and now - caller.used_at > 600.0:
                 caller.used_at = now
                 self.writing.spawn(self.store.write(self.store.note_key_use, caller.name))
             return caller
         self.failures += 1
-        if time.monotonic() - self.recorded_at > FAILURES_S:
+        if time.monotonic() - self.recorded_at > 60.0:
             self.recorded_at = time.monotonic()
             logging.getLogger("tau").warning("wrong keys come from %s, %s so far", remote, self.failures)
             data = {"address": remote, "failures_in_all": self.failures}
@@ -7652,6 +7625,7 @@ class Deployment:
     def __init__(self, call: Call, files: list[Json], include: list[Json] | None, entry: str | None) -> None:
         self.daemon, self.caller = call.daemon, call.caller
         self.sources = read_sources([*files, *(include or [])])
+        self.origin = origin_of(files, include or [], entry)
         self.entries = find_entries(self.sources, [file["path"] for file in files], entry)
         self.venvs: dict[str, str] = {}  # entry → digest of the virtual environment that it needs
         self.folder = os.path.join(self.daemon.home, "versions", f".staged-{os.urandom(8).hex()}")
@@ -7677,15 +7651,34 @@ class Deployment:
             if not (rows := await self.ask(entry, {"kind": "load"})):
                 hint = "decorate a function: from tau import pipeline; @pipeline; def hello(ctx): ..."
                 raise LoadFailed(f"{entry} has no @pipeline", hint, kind="load", file=entry)
-            pipelines += [row | {"entry": entry, "environment": self.venvs.get(entry)} for row in rows]
+            origin = [*self.origin, "--name", name] if self.origin and name else self.origin
+            about = {"entry": entry, "environment": self.venvs.get(entry), "origin": origin}
+            pipelines += [row | about for row in rows]
+        self.functions = {row["function"] for row in pipelines}
         pipelines = choose(pipelines, name)
         for row in pipelines:
             if row["schedule"] is not None:
                 await asyncio.to_thread(self.check_cron, row)  # to find the next date may take 30 ms
             if row["executor"] is not None:
                 demand_executor(row["executor"], self.daemon.settings["executors"], row["environment"])
-            self.caller.check_deployed(row)
+            if not self.caller.sees(row["name"]):
+                message = f"the key '{self.caller.name}' is for {', '.join(self.caller.patterns)}, not '{row['name']}'"
+                raise Forbidden(message, "`tau list` shows what this key sees")
         return pipelines
+
+    def compare(self, call: Call, pipelines: list[Json], digest: str) -> Json:
+        """Returns the live pipelines that these files no longer have, and where those that they replace came from."""
+        names, gone, previously = {row["name"] for row in pipelines}, [], {}
+        columns = "pipeline, function, entry, sha256, json_extract(options, '$.origin[0]') AS origin"
+        for row in call.ask.rows(f"SELECT {columns} FROM live WHERE origin IS NOT NULL") if self.origin else ():
+            name, is_same = row["pipeline"], row["origin"] == self.origin[0]
+            looked = row["entry"] in self.entries or row["entry"] not in self.sources
+            if name in names and not is_same and row["sha256"] != digest:
+                previously[name] = row["origin"]
+            elif is_same and looked and name not in names and row["function"] not in self.functions:
+                gone.append(name)
+        commands = [shell_line("tau", "undeploy", name) for name in self.caller.sift(gone)]
+        return {"previously": previously, "no_longer_in_file": self.caller.sift(gone), "next": commands}
 
     def check_cron(self, row: Json) -> None:
         """Raises LoadFailed if the `schedule` of a pipeline is no cron expression: only the daemon has croniter."""
@@ -7723,12 +7716,21 @@ def read_sources(files: list[Json]) -> dict[str, bytes]:
         if "__pycache__" in path.split("/") or path.endswith((".pyc", ".pyo")):
             message = f"{path} is compiled Python, which `tau code` could not show"
             raise LoadFailed(message, "deploy its source", kind="load", file=path)
-        sources[path] = read_content(file)
+        content = read_content(file)
+        if sources.setdefault(path, content) != content:
+            raise BadRequest(f"two files would be '{path}'", "rename one, or lay both out in one folder")
         if path.endswith(".py"):
-            check_source(path, sources[path])
+            check_source(path, content)
     if sum(map(len, sources.values())) > DEPLOYMENT_BYTES_MAX:
         raise LoadFailed(size, KEEP_SMALL, kind="load")
     return sources
+
+
+def origin_of(files: list[Json], include: list[Json], entry: str | None) -> list[str]:
+    """Returns the words after `tau deploy` that deploy the same again; none if no command line has sent these files."""
+    paths, others = (dict.fromkeys(str(file["from"]) for file in some if "from" in file) for some in (files, include))
+    options = [*(["--entry", entry] if entry else []), *(["--include", *others] if others else [])]
+    return [*paths, *options] if paths else []
 
 
 def read_content(file: Json) -> bytes:
@@ -7764,17 +7766,21 @@ def find_entries(sources: dict[str, bytes], main: list[str], entry: str | None) 
         check_source(entry, sources[entry])
         return [entry]
     decorated = re.compile(rb"^[ \t]*@(\w+\.)*pipeline\b", re.MULTILINE)
-    entries = [path for path in sorted(main) if re.fullmatch(r"[^/]+\.py", path) and decorated.search(sources[path])]
+    packages = {"", *(path.removesuffix("/__init__.py") for path in sources)}
+    sourced = [path for path in sorted(main) if path.endswith(".py") and os.path.dirname(path) in packages]
+    entries = [path for path in sourced if decorated.search(sources[path])]
     if not entries:
-        hint = "say which file is loaded: --entry main.py"
-        raise LoadFailed("no file of the folder uses @pipeline", hint, kind="load")
-    return entries
+        raise LoadFailed("no file of the folder uses @pipeline", "say which is loaded: --entry main.py", kind="load")
+    depth = min(path.count("/") for path in entries)  # files below may be imported by these
+    return [path for path in entries if path.count("/") == depth]
 
 
 def load_error(entry: str, error: Json) -> LoadFailed:
     """Returns the exception for a file that does not load."""
     hints = {
-        "ModuleNotFoundError": f"install the module for {sys.executable}, and restart taud if it still is not found",
+        "ModuleNotFoundError": f"--include it if it lies beside {entry}; else name it in the header's dependencies, or "
+        f"install it for {sys.executable} and restart taud if it still is not found",
+        "ImportError": "deploy the package's folder, with --entry, for imports that are relative",
         "timeout": "move work out of the module's top level into the pipeline function",
     }
     hint = hints.get(error["type"]) or hints.get(error["kind"]) or error.get("hint") or "mend the file"
@@ -8772,7 +8778,7 @@ class Agenda:
         """Makes pipelines live, with schedules and chains; *cron* comes from the command line."""
         self.check(pipelines, caller, cron)
         actor = caller.name
-        deployed = self.store.deploy(pipelines, digest, actor)
+        deployed = [self.store.deploy(pipeline, digest, actor) for pipeline in pipelines]
         for pipeline, answer in zip(pipelines, deployed, strict=True):
             name, command = pipeline["name"], self.command(pipeline["name"], cron)
             self.save_chain(name, pipeline.get("after") or [])
@@ -9094,9 +9100,9 @@ class Agenda:
         after = {pipeline["name"]: pipeline.get("after") or [] for pipeline in pipelines}
         if not any(after.values()):
             return
-        known = {*self.sql.values("SELECT pipeline FROM live"), *after}
+        known = {*caller.sift(self.sql.values("SELECT pipeline FROM live")), *after}
         for name, upstream in [(name, other) for name, some in after.items() for other in some if other not in known]:
-            hint = did_you_mean(upstream, caller.sift(known), f"deploy '{upstream}' first, or with it")
+            hint = did_you_mean(upstream, known, f"deploy '{upstream}' first, or with it")
             raise BadRequest(f"'{name}' comes after '{upstream}': no such pipeline", hint)
         sorter = graphlib.TopologicalSorter(after)
         for row in self.sql.rows("SELECT pipeline, comes_after FROM chains"):
@@ -9792,12 +9798,8 @@ class Store:
 
     # What operations write.
 
-    def deploy(self, pipelines: list[Json], digest: str, actor: str) -> list[Json]:
-        """Makes each pipeline live, in a new version only if its source or its options changed."""
-        return [self.deploy_pipeline(pipeline, digest, actor) for pipeline in pipelines]
-
-    def deploy_pipeline(self, pipeline: Json, digest: str, actor: str) -> Json:
-        """Makes a pipeline live; returns its version and whether that changed anything."""
+    def deploy(self, pipeline: Json, digest: str, actor: str) -> Json:
+        """Makes a pipeline live, in a new version only if its source or options changed; returns whether they did."""
         name, now = pipeline["name"], self.now()
         options = {key: value for key, value in pipeline.items() if key not in ("name", "line", "entry")}
         last = self.sql.row(
@@ -9806,8 +9808,10 @@ class Store:
             name,
         ) or {"version": 0}
         this = {"sha256": digest, "entry": pipeline["entry"], "options": options}
-        same = encode_json(this) == encode_json({key: last.get(key) for key in this})
+        before = last | {"options": last.get("options", {}) | pick(options, "origin")}  # it may come from elsewhere now
+        same = encode_json(this) == encode_json({key: before.get(key) for key in this})
         number = last["version"] + (not same)
+        self.sql.set("versions", {"pipeline": name, "version": number}, options=options)
         if changed := not same or not last["deployed"]:
             if not self.sql.set("pipelines", {"name": name}, version=number, deployed=1, updated_at=now):
                 row = {"name": name, "version": number, "deployed": 1, "created_at": now, "updated_at": now}
@@ -10210,7 +10214,9 @@ class Questions(Sql):
     def unknown(self, name: str) -> NotFound:
         """Returns the error for a pipeline that is not deployed, with the nearest name."""
         if self.value("SELECT deployed FROM pipelines WHERE name = ?", name) == 0:
-            return NotFound(f"pipeline '{name}' was undeployed", "`tau deploy FILE.py` brings it back")
+            origin = self.version(name, None)["options"].get("origin")
+            hint = shell_line("tau", "deploy", *origin) if origin else "`tau deploy FILE.py` brings it back"
+            return NotFound(f"pipeline '{name}' was undeployed", hint)
         ahead = self.values("SELECT pipeline FROM live WHERE pipeline >= ? ORDER BY pipeline LIMIT 100", name)
         behind = self.values("SELECT pipeline FROM live WHERE pipeline < ? ORDER BY pipeline DESC LIMIT 100", name)
         hint = did_you_mean(name, (*ahead, *behind), "`tau list` shows all")
@@ -10312,9 +10318,7 @@ class Questions(Sql):
         return str(rows[0]["run_id"])
 
     def candidates(self, condition: str, value: str) -> list[Json]:
-        """Returns the first runs of those that a word may mean."""
-        question = f"SELECT run_id, pipeline, status FROM runs {condition} ORDER BY run_id LIMIT {CANDIDATES_MAX}"
-        return self.rows(question, value)
+        return self.rows(f"SELECT run_id, pipeline, status FROM runs {condition} ORDER BY run_id LIMIT 10", value)
 
     def pick_live(self, word: str) -> str:
         """Returns the run that an id, or a pipeline's name, stands for: its only live run, else its last."""
@@ -10583,12 +10587,9 @@ class BoundedQuestions(Questions):
         return [to_document(self.budget.count(row)) for row in self.db.execute(question, named or values)]
 
 
-CANDIDATES_MAX = 10
-
-
 def name_runs(runs: list[Json]) -> str:
     shown = [f"{run['run_id']} ({run['pipeline']} {run['status']})" for run in runs]
-    return ", ".join([*shown, "…"] if len(runs) == CANDIDATES_MAX else shown)
+    return ", ".join([*shown, "…"] if len(runs) == 10 else shown)
 
 
 #: The condition that a row's pipeline is in a list.
@@ -11009,14 +11010,12 @@ def give_up(problem: Exception) -> typing.NoReturn:
 def check_paths(paths: Collection[Any]) -> None:
     """Raises BadRequest unless these can be the files of one directory."""
     folders: set[str] = set()
-    hint = "use relative paths, each once"
+    hint = "use relative paths"
     for path in paths:
         parts = path.split("/") if isinstance(path, str) and len(path) < 512 and "\0" not in path else [""]
         if any(part in ("", ".", "..") or len(part.encode()) > 200 for part in parts):
             raise BadRequest(f"'{str(path)[:WORD_MAX]}' is not a file's path inside the deployment", hint)
         folders.update("/".join(parts[:end]) for end in range(1, len(parts)))
-    if len({*paths}) < len(paths):
-        raise BadRequest("a path is there twice", hint)
     for path in folders.intersection(paths):
         raise BadRequest(f"'{path}' is a file and a folder", hint)
 
@@ -12074,18 +12073,20 @@ def limit_process(limits: Json, group: str | None) -> None:
 def load_module(folder: str, entry: str) -> None:
     """Executes the deployed file as a module, which can import the files beside it."""
     path = os.path.join(folder, entry)
-    name = os.path.basename(entry).removesuffix(".py")
+    name = import_from(folder, entry)
+    if os.path.dirname(path) != sys.path[0]:  # it is in a package
+        importlib.import_module(name)
+        return
     if name in sys.modules:  # `json.py`, `tau.py`: an imported module must not be replaced
         name = f"pipeline_{name}"
     module = type(sys)(name)
     module.__file__ = path
-    import_from(folder, entry)
     sys.modules[name] = module
     exec(compiled(folder, path), module.__dict__)
 
 
-def import_from(folder: str, entry: str) -> None:
-    """Has user code import the files beside the entry: sources and extensions, not code that was deployed compiled."""
+def import_from(folder: str, entry: str) -> str:
+    """Has user code import sources and extensions beside the entry and its package; returns the entry's module name."""
 
     def finder(path: str) -> Any:
         if not f"{path}/".startswith(f"{folder}/"):
@@ -12100,8 +12101,14 @@ def import_from(folder: str, entry: str) -> None:
         extensions = importlib.machinery.ExtensionFileLoader, importlib.machinery.EXTENSION_SUFFIXES
         return importlib.machinery.FileFinder(path, (Loader, [".py"]), extensions)
 
+    beside, name = os.path.split(os.path.join(folder, entry.removesuffix(".py")))
+    above = beside
+    while above != folder and os.path.exists(os.path.join(above, "__init__.py")):
+        above, package = os.path.split(above)
+        name = f"{package}.{name}"
     sys.path_hooks.insert(0, finder)
-    sys.path.insert(0, os.path.dirname(os.path.join(folder, entry)))
+    sys.path[:0] = dict.fromkeys((above, beside))
+    return name.removesuffix(".__init__")
 
 
 def compiled(folder: str, path: str) -> CodeType:

@@ -43,10 +43,7 @@ CASES: dict[str, Case] = {
     "a command of a group misspelled": Case("tau key lst", "did you mean 'key list'? `tau key` lists them"),
     "a pipeline that there is not": Case("tau run nobody.knows", "`tau list` shows all"),
     "a pipeline that was undeployed": Case(
-        "tau run NAME",
-        "`tau deploy FILE.py` brings it back",
-        before=("tau deploy NAME.py", "tau undeploy NAME"),
-        again=True,
+        "tau run NAME", "tau deploy NAME.py", before=("tau deploy NAME.py", "tau undeploy NAME"), again=True
     ),
     "a pipeline that has not run": Case("tau inspect NAME", "tau run NAME", again=True),
     "a run that there is not": Case("tau inspect --run zzz", "`tau runs` lists them"),

@@ -197,11 +197,11 @@ def test_a_scoped_key_works_with_its_own(net: Tau) -> None:
     assert ask(net, key, "pause", {"all": True}) == "forbidden"
     assert ask(net, key, "status", {})["pipelines"] == 3
     text = "from tau import pipeline\n@pipeline(after=['foreign'])\ndef etl_new(ctx): ...\n"
-    assert ask(net, key, "deploy", {"files": [{"path": "x.py", "text": text}]}) == "not_found"
+    assert ask(net, key, "deploy", {"files": [{"path": "x.py", "text": text}]}) == "bad_request"
     for name in ("foreign", "foreig"):
         checked = ask(net, key, "check", {"files": [{"path": "x.py", "text": text.replace("foreign", name)}]})
-        assert checked["error"]["message"] == f"no pipeline named '{name}'"
-        assert "foreign" not in checked["error"]["hint"]
+        assert checked["error"]["message"] == f"'etl_new' comes after '{name}': no such pipeline"
+        assert checked["error"]["hint"] == f"deploy '{name}' first, or with it"
     text = "from tau import pipeline\n@pipeline\ndef etl_a(ctx): ...\n@pipeline\ndef mine(ctx): ...\n"
     assert ask(net, key, "deploy", {"files": [{"path": "x.py", "text": text}]}) == "forbidden"
     for word in (net.call("runs", name="foreign")["runs"][0]["run_id"], "foreign", "foreig", "0", "1"):
@@ -418,7 +418,7 @@ def test_wrong_keys_are_recorded_but_not_each(net: Tau) -> None:
 def test_many_wrong_keys_are_answered_late_and_recorded_once(tmp_path: Path) -> None:
     store, key = Written(), module.new_key()
     keys = module.Keys(str(tmp_path), {"api_key": key, "api_key_file": "", "api_key_hash": ""}, store)
-    keys.open_door(public=True)
+    keys.configure(module.configured_keys(keys.settings), public=True)
 
     async def attack() -> float:
         wrong = [keys.admit("wrong", f"address {number}") for number in range(1000)]

@@ -26,13 +26,14 @@ def hello(ctx):
 
 
 def test_deploying_the_same_bytes_changes_nothing(tau: Tau) -> None:
-    first = tau.deploy(HELLO)
-    assert [one["name"] for one in first["pipelines"]] == ["hello"]
-    again = tau.deploy(HELLO)
+    same = HELLO.replace("hello(", "same_bytes(")
+    first = tau.deploy(same, "same.py")
+    assert [one["name"] for one in first["pipelines"]] == ["same_bytes"]
+    again = tau.deploy(same, "same.py")
     assert again == {"changed": False, "pipelines": [first["pipelines"][0] | {"changed": False}]}
-    other = tau.deploy(HELLO + "# changed\n")
-    assert other["pipelines"][0] == {"name": "hello", "version": first["pipelines"][0]["version"] + 1, "changed": True}
-    back = tau.deploy(HELLO)
+    other = tau.deploy(same + "# changed\n", "same.py")
+    assert other["pipelines"][0] == first["pipelines"][0] | {"version": first["pipelines"][0]["version"] + 1}
+    back = tau.deploy(same, "same.py")
     assert back["pipelines"][0]["version"] == first["pipelines"][0]["version"] + 2
 
 
@@ -40,7 +41,7 @@ def test_a_file_may_have_several_pipelines_and_name_picks_one(tau: Tau) -> None:
     text = "from tau import pipeline\n" + "".join(f"@pipeline\ndef several_{c}(ctx): ...\n" for c in "abc")
     assert [one["name"] for one in tau.deploy(text, "p.py", "--name", "several_b")["pipelines"]] == ["several_b"]
     assert tau("show", "several_a", exit=3)["code"] == "not_found"
-    assert len(tau.deploy(text)["pipelines"]) == 3
+    assert len(tau.deploy(text, "p.py")["pipelines"]) == 3
     error = tau.deploy(text, "p.py", "--name", "several_x", exit=2)
     assert "several_a" in error["hint"]
 
@@ -138,7 +139,8 @@ def test_undeploy_takes_out_of_service_and_keeps_history(tau: Tau) -> None:
     assert "undeployed" in tau("run", "hello", exit=3)["message"]
     assert tau("inspect", "hello")["run_id"] == run_id
     again = tau.deploy(HELLO)
-    assert again == {"changed": True, "pipelines": [{"name": "hello", "version": version, "changed": True}]}
+    row = {"name": "hello", "version": version, "changed": True, "next_at": None}
+    assert (again["changed"], again["pipelines"]) == (True, [row])
 
 
 def test_undeploy_cancels_what_is_queued_and_lets_live_runs_end(home: Tau) -> None:
@@ -245,7 +247,7 @@ def test_giving_up_waiting_is_exit_7_and_the_run_goes_on(tau: Tau) -> None:
 
 
 def test_what_to_do_next_is_the_same_run_again(tau: Tau) -> None:
-    tau.deploy_it("def it(ctx):\n    return 1 / ctx.params['n']")
+    tau.deploy("from tau import pipeline\n@pipeline\ndef it(ctx):\n    return 1 / ctx.params['n']")
     run = tau("run", "it", "-p", "n=0", "-p", "text=it's", exit=1)
     deploy, again = run["next"][2:]
     assert deploy == "tau deploy pipelines.py"
@@ -513,7 +515,7 @@ def test_a_source_that_a_run_has_changed_is_not_run(tau: Tau) -> None:
     assert "glob.glob" in tau("code", "it")["source"]
     assert tau("run", "it")["status"] == "success"
     again = tau.deploy_it(VANDAL)
-    assert again["pipelines"] == [{"name": "it", "version": version, "changed": False}]
+    assert again["pipelines"] == [{"name": "it", "version": version, "changed": False, "next_at": None}]
 
 
 def test_what_is_deployed_is_in_the_store_and_its_directory_only_a_cache(tau: Tau) -> None:
@@ -609,7 +611,7 @@ def test_a_file_takes_others_with_it(tau: Tau) -> None:
     elsewhere = tau.work / "elsewhere"
     elsewhere.mkdir()
     (elsewhere / "entry.py").write_text(HELPED)
-    tau("deploy", elsewhere / "entry.py", "--include", *parts)  # from outside they come to lie beside it
+    tau("deploy", elsewhere / "entry.py", "--take-over", "--include", *parts)  # from outside they come to lie beside it
     assert tau("code", "helped")["files"] == sorted(["entry.py", *FILES[:1], *FILES[2:]])
     assert tau("run", "helped")["result"] == RESULT
 
@@ -843,7 +845,7 @@ def test_words_win_over_the_object(tau: Tau) -> None:
     assert tau("run", "it", *both)["result"] == ["1.10", 1]
     assert tau("schedule", "it", "--every", "90d", *both)["params"] == {"version": "1.10", "n": 1}
     assert tau("schedule", "it", "-p", "version=1.20")["params"] == {"version": "1.20"}
-    assert "-p day=" in tau("run", "it", "-p", "1.10", exit=2)["hint"]
+    assert "is not KEY=VALUE" in tau("run", "it", "-p", "1.10", exit=2)["message"]
     tau("schedule", "it", "--clear")
 
 

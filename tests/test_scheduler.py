@@ -293,7 +293,7 @@ class World:
 
     async def deploy(self, *names: str, **options: Any) -> None:
         """Pipelines are deployed."""
-        plain = {"description": "", "tags": [], "params": {"type": "object"}, "entry": "p.py"}
+        plain = {"description": "", "tags": [], "params": {"type": "object"}, "entry": "p.py", "origin": []}
         found = [{"name": name, "function": name, **plain, **options} for name in names]
         await self.write(self.agenda.deploy, found, "0" * 64, module.Caller("me", "admin"))
 

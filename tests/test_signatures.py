@@ -139,7 +139,7 @@ ENDS = {"status": (0, 6), "shutdown": (0, 6)}  # there is no other daemon; it ca
 def test_the_examples_do_something(fresh: Tau) -> None:
     (fresh.work / "shop").mkdir()
     for path in ("orders.py", "shop/main.py"):
-        (fresh.work / path).write_text(ORDERS)
+        (fresh.work / path).write_text(ORDERS if path == "orders.py" else ORDERS.replace("orders(", "shop("))
     (fresh.work / "key").write_text("x" * 40)
     (fresh.work / "key").chmod(0o600)
     where = {"TMPDIR": str(fresh.work), "TAU_HOST": f"unix://{fresh.socket}"}

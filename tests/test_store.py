@@ -19,7 +19,18 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 import tau as module
 
 SETTINGS = module.read_settings({}, None)
-FOUND = [{"name": "p", "function": "p", "description": "", "tags": [], "params": {}, "line": 1, "entry": "p.py"}]
+FOUND = [
+    {
+        "name": "p",
+        "function": "p",
+        "description": "",
+        "tags": [],
+        "params": {},
+        "line": 1,
+        "entry": "p.py",
+        "origin": [],
+    }
+]
 
 
 def with_store(tmp_path: Path, story: Callable[[module.Store], Awaitable[Any]]) -> Any:
@@ -29,7 +40,7 @@ def with_store(tmp_path: Path, story: Callable[[module.Store], Awaitable[Any]]) 
         store = module.Store(str(tmp_path), module.read_settings({}, None))
         store.open(asyncio.get_running_loop())
         try:
-            await store.write(store.deploy, FOUND, "0" * 64, "me")
+            await store.write(store.deploy, FOUND[0], "0" * 64, "me")
             return await story(store)
         finally:
             store.close()
@@ -87,13 +98,13 @@ def test_a_full_disk_refuses_and_recovers_by_itself(tmp_path: Path) -> None:
 def test_the_options_of_a_version_that_was_rolled_back_are_not_those_of_the_next(tmp_path: Path) -> None:
     async def story(store: module.Store) -> Any:
         def broken() -> None:
-            store.deploy([FOUND[0] | {"queue_timeout": 5.0}], "1" * 64, "me")
+            store.deploy(FOUND[0] | {"queue_timeout": 5.0}, "1" * 64, "me")
             store.add_run("p", {}, None, "manual", "me")
             raise RuntimeError("a bug")
 
         with pytest.raises(module.Internal):
             await store.write(broken)
-        await store.write(store.deploy, FOUND, "2" * 64, "me")
+        await store.write(store.deploy, FOUND[0], "2" * 64, "me")
         return store.ask.run((await add(store))[0])
 
     run = with_store(tmp_path, story)
@@ -288,8 +299,8 @@ class Books(RuleBasedStateMachine):
         served, version, known = self.live.get(name, (False, 0, ""))
         changed = source != known
         self.live[name] = (True, version + changed, source)
-        answer = self.do(self.store.deploy, [FOUND[0] | {"name": name}], source * 64, "me")
-        assert answer == [{"name": name, "version": version + changed, "changed": changed or not served}]
+        answer = self.do(self.store.deploy, FOUND[0] | {"name": name}, source * 64, "me")
+        assert answer == {"name": name, "version": version + changed, "changed": changed or not served}
 
     @rule(name=NAMES)
     def undeploy(self, name: str) -> None:
@@ -439,7 +450,7 @@ def test_a_clock_set_back_a_day_makes_nobody_wait_a_day(tmp_path: Path) -> None:
         store.open(asyncio.get_running_loop())
         try:
             options = {"retries": 1, "retry_delay": 5.0, "queue_timeout": 9.0}
-            await store.write(store.deploy, [FOUND[0] | options], "0" * 64, "me")
+            await store.write(store.deploy, FOUND[0] | options, "0" * 64, "me")
             failing, waiting = (await add(store))[0], (await add(store))[0]
             await store.write(store.admit, 1, {})
             failed = module.Outcome("failed", None, module.bare_error("died", "ProcessDied", "x"))
