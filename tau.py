@@ -2070,10 +2070,8 @@ def spoken(value: Any, key: str = "") -> str:
 def label_of(key: str) -> str:
     """A key as a label, without its unit, which its value shows."""
     name, _, unit = key.rpartition("_")
-    return LABELS.get(key) or (name if name and unit in ("at", "ms", "s", "bytes") else key)
-
-
-LABELS = {"duration_ms": "took", "last_status": "last", "log_tail": "log"}
+    known = {"duration_ms": "took", "last_status": "last", "log_tail": "log"}
+    return known.get(key) or (name if name and unit in ("at", "ms", "s", "bytes") else key)
 
 
 def plain(value: Any) -> str:
@@ -3062,9 +3060,7 @@ def near(command: str) -> str:
 def exit_of(name: str, document: Json) -> int:
     if document.get("ok") is False:
         return LoadFailed.exit if name == "check" else 1
-    if name not in ("run", "retry", "wait", "try"):
-        return 0
-    runs = document.get("runs", [document])
+    runs = document.get("runs", [document]) if name in ("run", "retry", "wait", "try") else ()
     if any(run.get("waited") is False for run in runs):
         return 7
     return int(any(run["status"] in (*FAILURES, "cancelled") for run in runs))
@@ -3170,13 +3166,57 @@ def try_(
             document = own.call("inspect", run)
         # The log is removed with the home.
         document["trace"]["log_tail"] = [line["message"] for line in own.call("logs", run)["lines"]]
-    words = ["deploy" if document["status"] == "success" else "try", file_word(given["files"])]
+    if document["status"] != "success":
+        return document | {"next": [shell_line("tau", *sys.argv[1:])]}
+    words = ["deploy", file_word(given["files"])]
     words += [f"--{option}={given[option]}" for option in ("entry", "name") if option in given]
     words += ["--include", *map(file_word, given["include"])] if include else []
-    if words[0] == "try":
-        words += ["--params", encode_json(params)] if params else []
-        words += [word for text in given.get("texts", ()) for word in ("-p", text)]
     return document | {"next": [shell_line("tau", *words)]}
+
+
+@writes_here
+def init(desk: Desk, name: str = "my_pipeline") -> Json:
+    """Write a first pipeline and its test into the current directory, to begin with.
+
+    name          what to call it
+
+    Examples:
+        tau init
+        tau init orders
+    """
+    files = {path.replace("NAME", name): text.replace("NAME", name).lstrip() for path, text in FIRST.items()}
+    if not name.isidentifier() or any(map(os.path.lexists, files)):
+        message = f"{', '.join(files)[:300]}: they are there already, or a function cannot have this name"
+        raise Conflict(message, "give another name: `tau init first_pipeline`")
+    for path, text in files.items():
+        with open(path, "x", encoding="utf-8") as file:
+            file.write(text)
+    commands = (("try", f"{name}.py"), ("deploy", f"{name}.py"), ("run", name))
+    return {"files": [*files], "next": [shell_line("tau", *words) for words in commands]}
+
+
+FIRST = {
+    "NAME.py": """
+from tau import pipeline
+
+
+@pipeline(description="Greets somebody", tags=["first"])
+def NAME(ctx, who: str = "world"):
+    with ctx.step("greet") as step:
+        greeting = f"Hello, {who}!"
+        step.rows_out = 1
+    ctx.check(greeting.endswith("!"))
+    return {"greeting": greeting}
+""",
+    "test_NAME.py": """
+from NAME import NAME
+from tau import run_local
+
+
+def test_NAME():
+    assert run_local(NAME, {"who": "Ada"})["result"] == {"greeting": "Hello, Ada!"}
+""",
+}
 
 
 # --- 10. Arguments -----------------------------------------------------------------------
@@ -3416,8 +3456,6 @@ def read_file(path: str, name: str) -> Json:
 
 #: The hidden command that SCRIPTS call with the words up to the cursor, the last one unfinished.
 COMPLETE = "__complete"
-#: Longest time that Tab takes.  Then the process is killed: the look-up of a host's name cannot be interrupted.
-COMPLETE_S = 1.0
 #: A word and its meaning.
 Offer = tuple[str, str]
 #: An offer that makes the shell offer paths.
@@ -3428,7 +3466,7 @@ CURSOR = "\0"
 
 def print_completions(words: list[str]) -> int:
     """Prints a line for each word that could stand at the cursor: the word, a tab, its meaning."""
-    signal.setitimer(signal.ITIMER_REAL, COMPLETE_S)
+    signal.alarm(1)  # ends this process: the look-up of a host's name cannot be interrupted
     try:
         offers = offers_for(words or [""])
     except Exception:  # an error message in the middle of a command line helps nobody
@@ -3565,9 +3603,7 @@ if [[ $funcstack[1] == _tau ]]; then _tau "$@"; else compdef _tau tau; fi
 function __tau_complete
     set -l words (commandline -opc)
     set -l current (commandline -ct)
-    set -l program $words[1]
-    set -e words[1]
-    for line in (command $program __complete $words "$current" 2>/dev/null)
+    for line in (command $words[1] __complete $words[2..] "$current" 2>/dev/null)
         if string match -q ':files*' -- $line
             __fish_complete_path (string replace -r '^--[^=]*=' '' -- "$current")
         else
@@ -3773,10 +3809,6 @@ def change_file(path: str, edit: Callable[[str], str]) -> bool:
 # Owns `tau doctor`: its checks, and their remedies.  Calls Part I and Client.
 # Promises to change nothing except by its own pipeline, and to name a remedy for each trouble.
 
-#: Less free room than ROOM_WARN is a warning, less than ROOM_FAIL a failure.
-ROOM_WARN, ROOM_FAIL = 1 << 30, 100 << 20
-DESCRIPTORS_MIN = 512
-LEFT_S = 7200.0
 CANARY_S = 30.0
 CANARY_SOURCE = """
 import time
@@ -3836,6 +3868,161 @@ class Patient:
         while not os.path.exists(self.place):
             self.place = os.path.dirname(self.place)
 
+    def look_at_home(self) -> Finding:
+        home = self.home
+        if not self.here:
+            if not os.access(self.place, os.W_OK | os.X_OK):
+                return "fail", f"{home} cannot be made in {self.place}", "choose another: --home or TAU_HOME"
+            return "warn", f"there is no {home} on this machine yet", "taud --detach makes it"
+        about = os.stat(home)
+        mode = stat.S_IMODE(about.st_mode)
+        if about.st_uid != os.geteuid():
+            return "fail", f"{home} belongs to uid {about.st_uid}", "run as that user, or choose another --home"
+        if mode & (0o027 if self.settings.get("group") else 0o077):
+            return "fail", f"{home} has mode {mode:o}: others may enter", shell_line("chmod", "700", home)
+        if not os.access(home, os.W_OK | os.X_OK):
+            return "fail", f"{home} cannot be written", "mount it writable, or choose another --home"
+        return f"{home}, mode {mode:o}"
+
+    def look_at_disk(self) -> Finding:
+        about = os.statvfs(self.place)
+        free, files = about.f_bavail * about.f_frsize, about.f_favail
+        room = f"{free >> 20:,} MiB free on the disk of {self.place}"
+        remedy = "make room, or lower [retention] and run `tau prune`"
+        if free < 100 << 20 or (about.f_files and files < 1000):
+            return "fail", f"{room}, {files:,} files", remedy
+        return ("warn", room, remedy) if free < 1 << 30 else room
+
+    def look_at_file_system(self) -> Finding:
+        kind = file_system(self.home)
+        if kind in NETWORKS:
+            return "warn", f"the home is on {kind}, where locks cannot be trusted", "keep the home on a local disk"
+        return kind or "not known on this system"
+
+    def look_at_clock(self) -> Finding:
+        """Checks that the clock shows a possible time, not before the newest event."""
+        now, remedy = time.time(), "set the clock, and let NTP keep it"
+        if now < CLOCK_MIN:
+            return "fail", f"it shows {rfc3339(now)}", remedy
+        try:
+            with contextlib.closing(read_only(self.database)) as db:
+                newest = db.execute("SELECT (SELECT at FROM events ORDER BY seq DESC LIMIT 1)").fetchone()[0]
+        except sqlite3.Error:
+            newest = None  # there is no store yet, or look_at_database() says what is wrong with it
+        if newest and newest > rfc3339(now + 60):
+            return "fail", f"it shows {rfc3339(now)}, but the newest event is of {newest}", remedy
+        return rfc3339(now)
+
+    def look_at_time_zones(self) -> Finding:
+        count = len(zoneinfo.available_timezones())
+        if count < 100:
+            return "warn", f"only {count} time zones", "install the system's tzdata, or `pip install tzdata`"
+        return f"{count} zones, schedules are in {self.settings.get('timezone', 'UTC')}"
+
+    def look_at_croniter(self) -> Finding:
+        metadata: Any = __import__("importlib.metadata", fromlist=["version"])
+        install = shell_line(sys.executable, "-m", "pip", "install", "croniter>=6,<8")
+        try:
+            version = str(metadata.version("croniter"))
+        except ImportError:
+            return "fail", "croniter is not installed", install
+        if not "6" <= version.partition(".")[0] < "8":
+            return "warn", f"croniter {version} is not tested", install
+        return f"croniter {version}"
+
+    def look_at_python(self) -> Finding:
+        python = f"Python {sys.version.split()[0]} on {sys.platform}"
+        if not hasattr(os, "pidfd_open"):
+            return "warn", f"{python} has no pidfd_open", "use Linux for production"
+        return python
+
+    def look_at_sqlite(self) -> Finding:
+        """Checks for strict tables, and that no other process has the store open if commits can be lost."""
+        library = f"SQLite {sqlite3.sqlite_version}"
+        if sqlite3.sqlite_version_info < (3, 37):
+            return "fail", f"{library} is older than 3.37", "use a Python with a newer SQLite"
+        strangers = find_strangers(self.database, (os.getpid(), self.status.get("pid", os.getpid())))
+        if strangers and loses_commits(sqlite3.sqlite_version_info):
+            danger = f"{library} can lose commits while others have the store open: {', '.join(strangers)}"
+            return "warn", danger, "keep others away from it, or use SQLite 3.51.3, 3.50.7 or 3.44.6"
+        return library
+
+    def look_at_configuration(self) -> Finding:
+        if wrong := self.wrong:
+            return "fail", str(wrong), wrong.hint or "see examples/tau.example.toml"
+        return self.config or "there is none, so the defaults hold"
+
+    def look_at_database(self) -> Finding:
+        path = self.database
+        if not os.path.exists(path):
+            return f"there is no {path} yet"
+        try:
+            with contextlib.closing(read_only(self.database)) as db:
+                schema = db.execute("PRAGMA user_version").fetchone()[0]
+                damage = find_damage(db)
+        except sqlite3.Error as problem:
+            damage = str(problem)
+        if damage is not None:
+            return "fail", f"{path}: {damage}", "taud --restore FILE --replace puts a backup in its place"
+        if schema > len(MIGRATIONS):
+            return "fail", f"{path} was written by a newer Tau (schema {schema})", "use the newer Tau"
+        return f"{path}, {os.path.getsize(path) >> 20:,} MiB, schema {schema}"
+
+    def look_at_socket(self) -> Finding:
+        path = os.path.join(self.home, "tau.sock")
+        if not os.path.lexists(path):
+            return "the daemon listens elsewhere" if self.status else "there is none"
+        about = os.lstat(path)
+        if not stat.S_ISSOCK(about.st_mode) or about.st_uid != os.geteuid():
+            return "fail", f"{path} is not a socket of ours", f"find out who made it, then remove {path}"
+        if stat.S_IMODE(about.st_mode) & 0o007:
+            return "fail", f"{path} is open to everybody", "restart taud"
+        return path
+
+    def look_at_daemon(self) -> Finding:
+        if absent := self.absent:
+            status = "warn" if isinstance(absent, Unavailable) else "fail"
+            return status, str(absent), absent.hint or "taud --detach"
+        version, warnings = self.status["version"], self.status["warnings"]
+        daemon = f"pid {self.status['pid']}, version {version}"
+        if version != __version__:
+            return "warn", f"{daemon}, but this is {__version__}", "tau shutdown; taud --detach"
+        if warnings:
+            less = "start taud as a user that may do what its pipelines need, and no more"
+            remedies = [less if text.startswith("taud runs as root") else "do what it says" for text in warnings]
+            return "warn", f"{daemon}: {'; '.join(warnings)}", "; ".join(dict.fromkeys(remedies))
+        return daemon
+
+    def look_at_tasks(self) -> Finding:
+        """Checks whether a task of the daemon had to be started again."""
+        failures = [f"{row['task']} failed: {row['error']}" for row in self.status.get("task_failures", ())]
+        if failures:
+            return "warn", "; ".join(failures), "report it with the traceback in taud's log"
+        return "none has failed" if self.status else "no daemon, no tasks"
+
+    def look_at_fork_server(self) -> Finding:
+        if not self.status:
+            return "no daemon, no fork server"
+        pid = next((process["pid"] for process in self.processes if process["role"] == "fork server"), None)
+        if self.here and (pid is None or process_started(pid) is None):
+            return "fail", "it is dead", "taud starts another within a second; if not, see its log"
+        return f"pid {pid}"
+
+    def look_at_limits(self) -> Finding:
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        if hard != resource.RLIM_INFINITY and hard < 512:
+            return "warn", f"at most {hard} open files", "ulimit -n 4096, or LimitNOFILE= of the service"
+        return f"{soft} open files, at most {'any number' if hard == resource.RLIM_INFINITY else hard}"
+
+    def look_at_leftovers(self) -> Finding:
+        folder, old = os.path.join(self.home, "runs"), time.time() - 7200
+        names = names_below(folder)
+        live = {process.get("run_id") for process in self.processes}
+        others = (os.path.join(folder, name) for name in names if name.partition(".")[0] not in live)
+        if left := sum(os.lstat(path).st_mtime < old for path in others):
+            return "warn", f"{left} old journals in {folder}", "taud reads or removes them when it is started again"
+        return f"{len(names)} files of live runs"
+
 
 def attempt(question: Callable[[], Json]) -> tuple[Json, TauError | None]:
     """Returns the answer and None, or nothing and the error."""
@@ -3845,184 +4032,11 @@ def attempt(question: Callable[[], Json]) -> tuple[Json, TauError | None]:
         return {}, problem
 
 
-def look_at_home(patient: Patient) -> Finding:
-    home = patient.home
-    if not patient.here:
-        if not os.access(patient.place, os.W_OK | os.X_OK):
-            return "fail", f"{home} cannot be made in {patient.place}", "choose another: --home or TAU_HOME"
-        return "warn", f"there is no {home} on this machine yet", "taud --detach makes it"
-    about = os.stat(home)
-    mode = stat.S_IMODE(about.st_mode)
-    if about.st_uid != os.geteuid():
-        return "fail", f"{home} belongs to uid {about.st_uid}", "run as that user, or choose another --home"
-    if mode & (0o027 if patient.settings.get("group") else 0o077):
-        return "fail", f"{home} has mode {mode:o}: others may enter", shell_line("chmod", "700", home)
-    if not os.access(home, os.W_OK | os.X_OK):
-        return "fail", f"{home} cannot be written", "mount it writable, or choose another --home"
-    return f"{home}, mode {mode:o}"
-
-
-def look_at_disk(patient: Patient) -> Finding:
-    about = os.statvfs(patient.place)
-    free, files = about.f_bavail * about.f_frsize, about.f_favail
-    room = f"{free >> 20:,} MiB free on the disk of {patient.place}"
-    remedy = "make room, or lower [retention] and run `tau prune`"
-    if free < ROOM_FAIL or (about.f_files and files < 1000):
-        return "fail", f"{room}, {files:,} files", remedy
-    return ("warn", room, remedy) if free < ROOM_WARN else room
-
-
-def look_at_file_system(patient: Patient) -> Finding:
-    kind = file_system(patient.home)
-    if kind in NETWORKS:
-        return "warn", f"the home is on {kind}, where locks cannot be trusted", "keep the home on a local disk"
-    return kind or "not known on this system"
-
-
-def look_at_clock(patient: Patient) -> Finding:
-    """Checks that the clock shows a possible time, not before the newest event."""
-    now, remedy = time.time(), "set the clock, and let NTP keep it"
-    if now < CLOCK_MIN:
-        return "fail", f"it shows {rfc3339(now)}", remedy
-    try:
-        with contextlib.closing(read_only(patient.database)) as db:
-            newest = db.execute("SELECT (SELECT at FROM events ORDER BY seq DESC LIMIT 1)").fetchone()[0]
-    except sqlite3.Error:
-        newest = None  # there is no store yet, or look_at_database() says what is wrong with it
-    if newest and newest > rfc3339(now + 60):
-        return "fail", f"it shows {rfc3339(now)}, but the newest event is of {newest}", remedy
-    return rfc3339(now)
-
-
-def look_at_time_zones(patient: Patient) -> Finding:
-    count = len(zoneinfo.available_timezones())
-    if count < 100:
-        return "warn", f"only {count} time zones", "install the system's tzdata, or `pip install tzdata`"
-    return f"{count} zones, schedules are in {patient.settings.get('timezone', 'UTC')}"
-
-
-def look_at_croniter(patient: Patient) -> Finding:
-    metadata: Any = __import__("importlib.metadata", fromlist=["version"])
-    try:
-        version = str(metadata.version("croniter"))
-    except ImportError:
-        return "fail", "croniter is not installed", shell_line(sys.executable, "-m", "pip", "install", "croniter>=6,<8")
-    if not "6" <= version.partition(".")[0] < "8":
-        return "warn", f"croniter {version} is not tested", "pip install 'croniter>=6,<8'"
-    return f"croniter {version}"
-
-
-def look_at_python(patient: Patient) -> Finding:
-    python = f"Python {sys.version.split()[0]} on {sys.platform}"
-    if not hasattr(os, "pidfd_open"):
-        return "warn", f"{python} has no pidfd_open", "use Linux for production"
-    return python
-
-
-def look_at_sqlite(patient: Patient) -> Finding:
-    """Checks for strict tables, and that no other process has the store open if commits can be lost."""
-    library = f"SQLite {sqlite3.sqlite_version}"
-    if sqlite3.sqlite_version_info < (3, 37):
-        return "fail", f"{library} is older than 3.37", "use a Python with a newer SQLite"
-    strangers = find_strangers(patient.database, (os.getpid(), patient.status.get("pid", os.getpid())))
-    if strangers and loses_commits(sqlite3.sqlite_version_info):
-        danger = f"{library} can lose commits while others have the store open: {', '.join(strangers)}"
-        return "warn", danger, "keep others away from it, or use SQLite 3.51.3, 3.50.7 or 3.44.6"
-    return library
-
-
-def look_at_configuration(patient: Patient) -> Finding:
-    if wrong := patient.wrong:
-        return "fail", str(wrong), wrong.hint or "see examples/tau.example.toml"
-    return patient.config or "there is none, so the defaults hold"
-
-
-def look_at_database(patient: Patient) -> Finding:
-    path = patient.database
-    if not os.path.exists(path):
-        return f"there is no {path} yet"
-    try:
-        with contextlib.closing(read_only(patient.database)) as db:
-            schema = db.execute("PRAGMA user_version").fetchone()[0]
-            damage = find_damage(db)
-    except sqlite3.Error as problem:
-        damage = str(problem)
-    if damage is not None:
-        return "fail", f"{path}: {damage}", "taud --restore FILE --replace puts a backup in its place"
-    if schema > len(MIGRATIONS):
-        return "fail", f"{path} was written by a newer Tau (schema {schema})", "use the newer Tau"
-    return f"{path}, {os.path.getsize(path) >> 20:,} MiB, schema {schema}"
-
-
-def look_at_socket(patient: Patient) -> Finding:
-    path = os.path.join(patient.home, "tau.sock")
-    if not os.path.lexists(path):
-        return "the daemon listens elsewhere" if patient.status else "there is none"
-    about = os.lstat(path)
-    if not stat.S_ISSOCK(about.st_mode) or about.st_uid != os.geteuid():
-        return "fail", f"{path} is not a socket of ours", f"find out who made it, then remove {path}"
-    if stat.S_IMODE(about.st_mode) & 0o007:
-        return "fail", f"{path} is open to everybody", "restart taud"
-    return path
-
-
-def look_at_daemon(patient: Patient) -> Finding:
-    if absent := patient.absent:
-        status = "warn" if isinstance(absent, Unavailable) else "fail"
-        return status, str(absent), absent.hint or "taud --detach"
-    version, warnings = patient.status["version"], patient.status["warnings"]
-    daemon = f"pid {patient.status['pid']}, version {version}"
-    if version != __version__:
-        return "warn", f"{daemon}, but this is {__version__}", "tau shutdown; taud --detach"
-    if warnings:
-        less = "start taud as a user that may do what its pipelines need, and no more"
-        remedies = [less if text.startswith("taud runs as root") else "do what it says" for text in warnings]
-        return "warn", f"{daemon}: {'; '.join(warnings)}", "; ".join(dict.fromkeys(remedies))
-    return daemon
-
-
-def look_at_tasks(patient: Patient) -> Finding:
-    """Checks whether a task of the daemon had to be started again."""
-    failures = [f"{row['task']} failed: {row['error']}" for row in patient.status.get("task_failures", ())]
-    if failures:
-        return "warn", "; ".join(failures), "report it with the traceback in taud's log"
-    return "none has failed" if patient.status else "no daemon, no tasks"
-
-
-def look_at_fork_server(patient: Patient) -> Finding:
-    if not patient.status:
-        return "no daemon, no fork server"
-    pid = next((process["pid"] for process in patient.processes if process["role"] == "fork server"), None)
-    if patient.here and (pid is None or process_started(pid) is None):
-        return "fail", "it is dead", "taud starts another within a second; if not, see its log"
-    return f"pid {pid}"
-
-
-def look_at_limits(patient: Patient) -> Finding:
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if hard != resource.RLIM_INFINITY and hard < DESCRIPTORS_MIN:
-        return "warn", f"at most {hard} open files", "ulimit -n 4096, or LimitNOFILE= of the service"
-    return f"{soft} open files, at most {'any number' if hard == resource.RLIM_INFINITY else hard}"
-
-
-def look_at_leftovers(patient: Patient) -> Finding:
-    folder, old = os.path.join(patient.home, "runs"), time.time() - LEFT_S
-    names = names_below(folder)
-    live = {process.get("run_id") for process in patient.processes}
-    others = (os.path.join(folder, name) for name in names if name.partition(".")[0] not in live)
-    if left := sum(os.lstat(path).st_mtime < old for path in others):
-        return "warn", f"{left} old journals in {folder}", "taud reads or removes them when it is started again"
-    return f"{len(names)} files of live runs"
-
-
 #: The checks by name, in their order.
 CHECKS: dict[str, Callable[[Patient], Finding]] = {
-    look.__name__.removeprefix("look_at_").replace("_", " "): look
-    for look in (
-        *(look_at_home, look_at_disk, look_at_file_system, look_at_clock, look_at_time_zones, look_at_croniter),
-        *(look_at_python, look_at_sqlite, look_at_configuration, look_at_database, look_at_socket, look_at_daemon),
-        *(look_at_tasks, look_at_fork_server, look_at_limits, look_at_leftovers),
-    )
+    name.removeprefix("look_at_").replace("_", " "): look
+    for name, look in vars(Patient).items()
+    if name.startswith("look_at_")
 }
 
 #: Name of the check, method, params, and the status in which the run must end.
@@ -4091,9 +4105,6 @@ COLOURS |= {"warning": "33", "cancelled": "33", "queued": "2", "debug": "2", "di
 MARKS = {"pass": ("✓", "success"), "warn": ("!", "warning"), "fail": ("✗", "error")}
 MARKS |= {"success": MARKS["pass"], "running": ("…", "running")}
 
-#: The last column of a table on a narrow terminal is cut to this at least; else it is left out.
-COLUMN_MIN = 12
-
 
 class View:
     """Prints on stdout: text for people on a terminal, JSON for programs.
@@ -4160,10 +4171,6 @@ class View:
         head, *body = zip(*cells, strict=True)
         lines = [self.paint("  ".join(head).rstrip(), "bold")]
         return lines + ["  ".join(self.paint(text, text.strip()) for text in row).rstrip() for row in body]
-
-    def lines(self, values: list[str]) -> list[str]:
-        """A line for each, however long: half a command is none."""
-        return [*map(single_line, values)]
 
     def data(self, value: Any) -> list[str]:
         """A user's value, or the schema of params."""
@@ -4242,8 +4249,7 @@ PAINTERS: dict[str, Any] = {
     "error": View.error,
     "steps": View.tree,
     "checks": View.checks,
-    "log_tail": View.lines,
-    "next": View.lines,
+    **dict.fromkeys(("log_tail", "next"), lambda view, lines: map(single_line, lines)),  # half a command is none
     "lines": lambda view, lines: map(view.log_text, lines),
     "truncated": lambda view, cut: [view.paint("{shown} of {total}; all: {get}".format_map(cut), "dim")],
 }
@@ -4253,9 +4259,6 @@ SHOWN |= {"key_list": ("keys",), "env_list": ("environments", "daemon")}
 #: Keys of a run's document that its first line has, and those that come last, which are all that is shown of its end.
 HEAD = ("run_id", "pipeline", "version", "status", "duration_ms", "attempt", "trace", "log_lines", "log_dropped")
 LAST = ("result", "error", "cut", "next")
-
-#: How often the last line of a live view is drawn anew; what takes less time has no such line.
-REDRAW_S = 0.25
 
 
 class Live:
@@ -4285,7 +4288,7 @@ class Live:
 
     def redraw(self) -> None:
         while not self.ended:
-            time.sleep(REDRAW_S)
+            time.sleep(0.25)  # what takes less time has no such line
             with self.lock:
                 if not self.ended:
                     self.put(self.view.paint(single_line(self.status(), columns_shown() - 1), "dim"), end="")
@@ -4376,10 +4379,10 @@ def columns_shown() -> int:
 
 
 def shrink(widths: dict[str, int], room: int) -> None:
-    """Cuts or removes the last columns until a line of a table has at most *room* characters."""
+    """Cuts the last column to 12 characters at least, or removes it, until a line has at most *room*."""
     while (over := sum(widths.values()) + 2 * (len(widths) - 1) - room) > 0 and len(widths) > 1:
         last, width = widths.popitem()
-        if width - over >= COLUMN_MIN:
+        if width - over >= 12:
             widths[last] = width - over
 
 
@@ -4462,7 +4465,7 @@ class Client:
         self.close()
         closed = problem.detail.get("reason") == "lost" and not answered
         if closed and Address(self.peer.address).secure and not self.peer.cert_file:
-            problem.hint = CLIENT_HINT
+            problem.hint = "the daemon stopped, or demands a certificate: TAU_CERT_FILE, TAU_CERT_KEY_FILE name yours"
         return answered
 
     def ask(self, method: str, params: Json, on_event: Callable[[Json], None] | None = None) -> Json:
@@ -4735,15 +4738,12 @@ UNAVAILABLE = {
     "no_tls": ("no TLS with {where}: {why}", "if the daemon speaks plainly there: tcp:// or http://"),
     "unreachable": ("cannot connect to {where}: {why}", "check --host, --home, TAU_HOST and TAU_HOME"),
 }
-#: Trying again would fail in the same way.
-HOPELESS = ("not_a_tau", "moved", "certificate_refused", "no_tls")
 #: Class of an exception → key of UNAVAILABLE, while a connection is opened, and while a request is sent or answered.
 REFUSED = {"PermissionError": "not_allowed", "FileNotFoundError": "no_socket", "ConnectionRefusedError": "refused"}
 REFUSED |= {"gaierror": "unknown_host", "TimeoutError": "no_route"}
 REFUSED |= {"SSLCertVerificationError": "certificate_refused", "SSLError": "no_tls"}
 BROKEN = {"TimeoutError": "silent", "OSError": "lost", "IncompleteRead": "lost"}
 BROKEN |= {"HTTPException": "not_a_tau", "ValueError": "not_a_tau"}
-CLIENT_HINT = "the daemon stopped, or demands a certificate: TAU_CERT_FILE and TAU_CERT_KEY_FILE name yours"
 
 
 def reason_of(problem: Exception, reasons: Mapping[str, str]) -> str | None:
@@ -4754,7 +4754,8 @@ def reason_of(problem: Exception, reasons: Mapping[str, str]) -> str | None:
 
 def unavailable(reason: str, **about: str) -> Unavailable:
     message, hint = (text.format(**about) for text in UNAVAILABLE[reason])
-    return Unavailable(message, hint, reason=reason, retryable=reason not in HOPELESS)
+    hopeless = reason in ("not_a_tau", "moved", "certificate_refused", "no_tls")
+    return Unavailable(message, hint, reason=reason, retryable=not hopeless)
 
 
 def no_daemon(problem: OSError, address: Address) -> Unavailable:

@@ -9,6 +9,7 @@ import re
 import shlex
 import signal
 import subprocess
+import sys
 
 import pytest
 from conftest import Tau, eventually, free_port, python, run
@@ -320,6 +321,27 @@ def test_a_file_that_was_left_behind_is_told_how_to_come_along(way: str, home: T
     hint = failed.json["error"]["hint"]
     assert "--include FOLDER/data/zips.csv" in hint
     assert "FOLDER --entry pipeline.py" in hint
+
+
+def test_a_first_pipeline_is_written_with_a_test_that_passes(home: Tau) -> None:
+    written = home("init", "orders")
+    assert written == {
+        "files": ["orders.py", "test_orders.py"],
+        "next": ["tau try orders.py", "tau deploy orders.py", "tau run orders"],
+    }
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_orders.py"],
+        env=home.environ, cwd=home.work, capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    assert "1 passed" in done.stdout
+    home.start()
+    for command in written["next"]:
+        assert home.command(*command.split()[1:], TMPDIR=str(home.work)).exit == 0, command
+    assert home("run", "orders")["result"] == {"greeting": "Hello, world!"}
+    for name, told in (("orders", "already"), ("a-b", "cannot have this name")):
+        error = home("init", name, exit=5)
+        assert told in error["message"]
+        assert error["hint"] == "give another name: `tau init first_pipeline`"
 
 
 def test_what_takes_too_long_is_not_tried_for_ever(home: Tau) -> None:
