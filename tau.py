@@ -3369,7 +3369,7 @@ def read_value(argument: Argument, value: Any, options: Json) -> Any:
     if argument.name == "entry" and os.path.exists(place := os.path.join(options["files"], value)):
         return os.path.relpath(place, root_of(options["files"]))
     if argument.kind == "Json":
-        return read_object(value)
+        return read_object(value, argument.flags[0])
     kind = str(argument.wanted["type"])
     try:
         if argument.kind == "Texts":
@@ -3380,15 +3380,16 @@ def read_value(argument: Argument, value: Any, options: Json) -> Any:
         raise BadRequest(f"{argument.flags[0]}: '{spoken(value)}' is not {wanted}", argument.meaning) from None
 
 
-def read_object(text: str) -> Json:
+def read_object(text: str, flag: str) -> Json:
     """Reads an object from a word: JSON, `@file`, or `-` for stdin."""
     if text.startswith("@"):
         text = read_text(text[1:], "give the path of a JSON file")
     try:
         value = decode((sys.stdin.read() if text == "-" else text).encode("utf-8", "surrogateescape"))
-        return dict(demand({"type": "object"}, value, "params"))
+        return dict(demand({"type": "object"}, value, flag))
     except BadRequest as problem:
-        raise BadRequest(str(problem), 'write an object: \'{"key": "value"}\', or -p key=value') from None
+        hint = f'write an object: {flag} \'{{"key": "value"}}\'' + ", or -p key=value" * (flag == "--params")
+        raise BadRequest(str(problem), hint) from None
 
 
 def read_files(path: str, main: str, named: Sequence[str]) -> list[Json]:

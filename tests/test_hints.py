@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import re
 import shlex
+from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 from conftest import Done, Tau, run
@@ -74,6 +75,85 @@ CASES: dict[str, Case] = {
         fill=(("KEY=VALUE", "day=x"),),
         again=True,
     ),
+    "a schedule that a deployment no longer fits": Case(
+        "tau deploy new/NAME.py --take-over",
+        "`tau schedule NAME -p KEY=VALUE` sets its params; or give each a default",
+        text=TYPED,
+        files=(("new/NAME.py", TYPED.replace("day", "when")),),
+        before=("tau deploy NAME.py", "tau schedule NAME '0 6 * * *' -p day=x"),
+        fill=(("KEY=VALUE", "when=x"),),
+        then=("tau schedule NAME --now",),
+    ),
+    "a schedule that can never be": Case(
+        "tau schedule NAME '0 6 * * *' --end 2026-01-01",
+        "give a time to come, such as --at TIME",
+        then=("tau schedule NAME --at 2090-01-01", "tau schedule NAME '0 6 * * *' --end 2090-01-01"),
+    ),
+    "a schedule that lies in the past": Case(
+        "tau schedule NAME --at 2026-01-01", "give a time to come, such as --at TIME"
+    ),
+    "an expression of Quartz": Case(
+        "tau ticks '0 0 6 * * *'", 'seconds come last: "0 6 * * *"', then=("tau ticks '0 6 * * *'",)
+    ),
+    "every half minute, as Spring has it": Case(
+        "tau ticks '*/30 * * * * *'", 'seconds come last: "* * * * * */30"', then=("tau ticks '* * * * * */30'",)
+    ),
+    "an interval as other crons have it": Case(
+        "tau ticks '@every 15m'", "an interval is not cron: --every 15m", then=("tau ticks --every 15m",)
+    ),
+    "an abbreviated time zone": Case(
+        "tau ticks '0 6 * * *' --timezone PST",
+        "an abbreviation stands for several zones: name a place, for example America/Los_Angeles",
+        then=("tau ticks '0 6 * * *' --timezone America/Los_Angeles",),
+    ),
+    "hours ahead of UTC": Case(
+        "tau ticks '0 6 * * *' --timezone UTC+2",
+        "that is Etc/GMT-2, signed the other way round; a place, for example Europe/London, has summer time too",
+        then=("tau ticks '0 6 * * *' --timezone Etc/GMT-2",),
+    ),
+    "the next tick of nothing": Case("tau schedule NAME --now", "tau run NAME"),
+    "a backfill without a schedule": Case(
+        "tau backfill NAME --from 2026-01-01 --dry-run --limit 10000", "tau schedule NAME '0 6 * * *'", again=True
+    ),
+    "a pause of nothing": Case("tau pause", "tau pause NAME"),
+    "why a disabled schedule is not due": Case(
+        "tau why NAME",
+        "tau schedule NAME --enable",
+        before=("tau deploy NAME.py", "tau schedule NAME '0 6 * * *'", "tau schedule NAME --disable"),
+        again=True,
+    ),
+    "why a paused pipeline does not run": Case(
+        "tau why NAME", "tau resume NAME", before=("tau deploy NAME.py", "tau pause NAME"), again=True
+    ),
+    "a list of runs that is cut": Case(
+        "tau runs NAME --status success --last 1",
+        "tau runs NAME --status success --last 2",
+        before=("tau deploy NAME.py", "tau run NAME", "tau run NAME"),
+    ),
+    "a log that is cut": Case(
+        "tau logs NAME --grep line --level info --tail 1",
+        "tau logs --run RUN_ID --level info --grep line --tail 2",
+        text=SIMPLE.replace("return 1", "return [ctx.log('a line') for _ in range(2)]"),
+        before=("tau deploy NAME.py", "tau run NAME"),
+    ),
+    "errors": Case(
+        "tau errors NAME", "tau inspect RUN_ID", text=FAILS, before=("tau deploy NAME.py", "tau run NAME"), again=True
+    ),
+    "a status that there is not": Case(
+        "tau runs NAME --status faild",
+        "did you mean 'failed'? one of queued, running, retrying, success, failed, timed_out, cancelled, lost",
+        then=("tau runs NAME --status failed",),
+    ),
+    "a state that is no object": Case(
+        "tau state NAME --set 5",
+        'write an object: --set \'{"key": "value"}\'',
+        then=("tau state NAME --set '{\"n\": 5}'",),
+    ),
+    "a result that is cut": Case(
+        "tau run NAME",
+        ["tau logs NAME --run RUN_ID", "tau run NAME", "tau inspect RUN_ID --full"],
+        text=SIMPLE.replace("return 1", "return 'x' * 9_000"),
+    ),
 }
 #: Hints that lead to a run: it may fail as it did before.
 MAY_FAIL = ("run", "retry", "wait")
@@ -86,11 +166,17 @@ def asked(tau: Tau, place: Path, line: str) -> Done:
     return run("main" if program == "tau" else "taud", *words, cwd=place, environ=tau.environ)
 
 
-def hints_of(done: Done) -> list[str]:
-    """All that a command tells its reader to do next."""
-    if done.err:
-        return [done.error["hint"]]
-    return [*done.json.get("next", ())]
+def hints_of(value: Any) -> Iterator[str]:
+    """All that a document tells its reader to do next, wherever it says so."""
+    for key, inner in value.items() if isinstance(value, dict) else ():
+        if key in ("hint", "get") and inner:
+            yield inner
+        elif key == "next" and isinstance(inner, list):
+            yield from inner
+        else:
+            yield from hints_of(inner)
+    for inner in value if isinstance(value, list) else ():
+        yield from hints_of(inner)
 
 
 def masked(hint: str) -> str:
@@ -122,9 +208,10 @@ def test_a_hint_leads_on(tau: Tau, name: str) -> None:
             here = here / line.removeprefix("cd ")
         else:
             asked(tau, here, line)
-    hints = hints_of(asked(tau, here, named(case.words)))
+    told = asked(tau, here, named(case.words))
+    hints = [*hints_of(told.error if told.err else told.json)]
     wanted = [case.hint] if isinstance(case.hint, str) else case.hint
-    assert [masked(hint) for hint in hints] == [*map(named, wanted)]
+    assert [named(masked(hint)) for hint in hints] == [*map(named, wanted)]
     lines = [line for hint in hints for line in commands_in(hint)]
     for placeholder, value in case.fill:
         lines = [line.replace(placeholder, value) for line in lines]
