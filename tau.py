@@ -854,6 +854,7 @@ RECORDS: dict[str, tuple[str, str]] = {
     "raised": ("run", "at:time mono:amount error:error retry:flag? waits_for:line"),
     "dropped": ("run", "lines:count"),
     "log": ("run", "at:time step:path? level:level message:line stream:stream? fields:object?"),
+    "unfinished": ("run", "at:time step:path? message:line stream:stream"),
     "step": ("run", "at:time step:integer parent:integer? name:path path:path"),
     "done": ("run", f"at:time step:integer status:status duration_ms:amount? {ROWS} error:brief?"),
     **{kind: ("run", f"at:time step:path? name:line data:{kind}") for kind in OBSERVATIONS},
@@ -7399,8 +7400,9 @@ def shorten(document: Json) -> Json:
         place = document[holder[0]] if holder else document
         value = place and place.get(key)
         size = 0 if value is None else len(encode_json(value))
-        if size > limit and (limit or len(encode_json(document)) > DOCUMENT_BYTES):
-            place[key] = shown(value)
+        is_cut = size > limit and (limit or len(encode_json(document)) > DOCUMENT_BYTES)
+        if is_cut and (short := shown(value)) != value:
+            place[key] = short
             cut.append({"path": part, "bytes": size, "get": get})
     return document | {"cut": cut} if cut else document
 
@@ -7415,6 +7417,15 @@ def cut_value(value: Any) -> Any:
     return type(value)(item for item, _ in shown)
 
 
+def cut_messages(value: Any) -> Any:
+    """Returns a part of a document with both ends of the messages of its errors."""
+    if isinstance(value, list):
+        return [cut_messages(item) for item in value]
+    if not isinstance(value, dict):
+        return value
+    return {key: both_ends(item, 500) if key == "message" else cut_messages(item) for key, item in value.items()}
+
+
 def cut_steps(steps: list[Json]) -> list[Json]:
     """Returns the first and last steps of each level, and the failed ones."""
     failed = [step for step in steps[5:-5] if step["status"] not in ("success", "running")]
@@ -7427,11 +7438,12 @@ CUTS: tuple[tuple[str, int, Callable[[Any], Any]], ...] = (
     ("result", RESULT_SHOWN_BYTES, cut_value),
     ("partial_result", RESULT_SHOWN_BYTES, cut_value),
     ("params", RESULT_SHOWN_BYTES // 2, cut_value),
+    ("error.message", 1_000, lambda text: both_ends(text, 1_000)),
+    *((part, 0, cut_messages) for part in ("attempts", "trace.steps", "error.cause")),
     ("trace.log_tail", 0, lambda lines: [line[:100] for line in lines[-3:]]),
     ("trace.steps", 0, cut_steps),
     # The innermost frames stay; only the last keeps its locals.
     ("error.frames", 0, lambda frames: [*({**frame, "locals": {}} for frame in frames[-6:-1]), *frames[-1:]]),
-    ("error.message", 1_000, lambda text: both_ends(text, 1_000)),
 )
 
 
@@ -8140,6 +8152,9 @@ class Process:
                 lines = cut_lines(self.mask.text(b"\n".join(lines)).split(b"\n"), LOG_LINE_BYTES_MAX)
             self.log_output(stream, lines, limits, final and not left)
             more |= left
+        for key in [key for key in self.position if key.startswith("unfinished") and final and not more]:
+            left = self.position.pop(key)
+            self.log([left["message"]], stream=left["stream"], step=left["step"])
         if final and not more and "skipped" in self.position:
             count, why = self.position.pop("skipped")
             self.log([f"lines of its journal that were skipped: {count:,}; the first: {why}"], "warning")
@@ -8209,6 +8224,8 @@ class Process:
             self.told_at = time.monotonic()
         elif kind == "dropped":
             self.dropped += record["lines"]
+        elif kind == "unfinished":
+            self.position[f"unfinished {record['stream']}"] = record
         elif kind == "log" and self.logged >= limits["log_lines"] + 2 * LOG_TAIL:
             self.dropped += 1  # each fork of a run counts its lines by itself
         elif kind != "abandoned":
@@ -8217,6 +8234,7 @@ class Process:
             self.count("trace", size, limits["log_bytes"] + TRACE_BYTES_MAX)
             when = {"step": "started_at", "done": "finished_at"}.get(kind, "at")
             record[when] = rfc3339(record.pop("at"))
+            self.position.pop(f"unfinished {record.get('stream')}", None)
             self.add(record)
 
     def count(self, kind: str, added: int, most: int) -> None:
@@ -8230,10 +8248,10 @@ class Process:
         self.logged += record["t"] == "log"
         self.unsaved.append(record)
 
-    def log(self, messages: Iterable[str], level: str = "info", stream: str | None = None) -> None:
-        about = {"t": "log", "at": rfc3339(time.time()), "level": level, "step": None, "stream": stream, "fields": None}
+    def log(self, messages: Iterable[str], level: str = "info", **more: str | None) -> None:
+        about = {"t": "log", "at": rfc3339(time.time()), "level": level, **dict.fromkeys(("step", "stream", "fields"))}
         for message in messages:
-            self.add({**about, "message": message})
+            self.add({**about, **more, "message": message})
 
     def log_output(self, stream: str, lines: list[bytes], limits: Json, last: bool) -> None:
         """Logs lines of descriptor 1 or 2, up to the limits; *last* says that no more will come."""
@@ -12050,6 +12068,7 @@ def prepare(attempt: Attempt) -> None:
         os.environ["TAU_RUN_ID"] = job["run_id"]
     sys.argv = [os.path.join(job["folder"], job["entry"])]
     sys.stdout, sys.stderr = map(captured, attempt.outputs)
+    record_logging(attempt.journal)
     os.register_at_fork(before=attempt.fork, after_in_parent=attempt.forked, after_in_child=attempt.leave)
     signal.signal(signal.SIGTERM, attempt.stop)
 
@@ -15969,6 +15988,28 @@ def current_path() -> str | None:
     return None if step is None else step.path
 
 
+def record_logging(journal: Journal) -> None:
+    """Has records of `logging` arrive with their levels, from INFO on, unless user code sets up handlers."""
+    handler, configure = logging.Handler(logging.INFO), logging.basicConfig
+
+    def basic_config(**options: Any) -> None:
+        if options:  # else it is logging.warning() that calls it
+            logging.root.setLevel(logging.WARNING)
+            configure(**options)
+
+    def emit(record: logging.LogRecord) -> None:
+        try:
+            level = LEVELS[max(0, min(record.levelno // 10 - 1, 3))]
+            journal.log(handler.format(record), level, {"logger": record.name})
+        except Exception:
+            handler.handleError(record)
+
+    handler.emit = emit  # type: ignore[method-assign]
+    logging.lastResort, logging.basicConfig = handler, basic_config
+    logging.root.handlers.clear()  # those of the process that has forked this one
+    logging.root.setLevel(logging.INFO)
+
+
 def captured(output: Output) -> io.TextIOWrapper:
     stream = io.TextIOWrapper(output, "utf-8", "replace", write_through=True)
     stream.mode = "w"  # type: ignore[misc]
@@ -16002,9 +16043,7 @@ class Output(io.RawIOBase):
         return len(data)
 
     def emit(self, line: bytes) -> None:
-        """Logs one line.  Only the last state of a progress bar is logged."""
-        text = line.decode("utf-8", "replace").rstrip("\r").rpartition("\r")[2]
-        self.journal.log(text, stream=self.stream)
+        self.journal.log(last_state(line), stream=self.stream)
 
     def divert(self) -> int:
         """Starts a thread for what native code and subprocesses write.  Returns the old file."""
@@ -16019,6 +16058,7 @@ class Output(io.RawIOBase):
     def pump(self, source: int) -> None:
         while data := os.read(source, 1 << 16):
             self.write(data)
+            self.flush()
 
     def finish(self) -> None:
         """Waits for what was written until now, and logs unfinished lines."""
@@ -16031,9 +16071,12 @@ class Output(io.RawIOBase):
                 self.emit(line)
 
     def flush(self) -> None:
-        """Finishes in a fork of the run, which may end without a finish()."""
+        """Saves the unfinished line, in case the run is killed; a fork of it may end without a finish()."""
         if os.getpid() != self.journal.pid:
             self.finish()
+        elif line := self.partial.get(threading.get_ident()):
+            about = {"stream": self.stream, "step": current_path(), "at": now()}
+            self.journal.write({"t": "unfinished", "message": last_state(line), **about})
 
     def writable(self) -> bool:
         return True
@@ -16044,6 +16087,11 @@ class Output(io.RawIOBase):
 
     def close(self) -> None:
         """Does nothing: whatever the run prints later must still be logged."""
+
+
+def last_state(line: bytes) -> str:
+    """The text of a line; of a progress bar, which goes back by carriage returns, what it shows last."""
+    return line.decode("utf-8", "replace").rstrip("\r").rpartition("\r")[2]
 
 
 def clip(text: object, most: int) -> str:

@@ -35,6 +35,7 @@ GOOD: dict[str, dict[str, Any]] = {
     "stop": {"at": 1.0},
     "dropped": {"lines": 1},
     "log": {"at": 1.0, "level": "info", "message": "m", "step": "a", "stream": None, "fields": {"a": 1}},
+    "unfinished": {"at": 1.0, "message": "m", "step": "a", "stream": "stdout"},
     "step": {"at": 1.0, "step": 1, "parent": None, "name": "a", "path": "a"},
     "done": {
         "at": 1.0,

@@ -415,6 +415,26 @@ def test_a_library_that_an_environment_lacks_belongs_into_the_header(ctx: Contex
     assert error["hint"] == 'add it to the header of the file: # dependencies = ["polars"]'
 
 
+def test_what_inspect_cuts_keeps_both_ends_and_full_cuts_nothing(tau: Tau) -> None:
+    message = "begin" + "x" * 20_000 + "end"
+    run = tau.run_it(
+        f"""
+        def it(ctx):
+            with ctx.step("a"):
+                raise ValueError({message!r}) from KeyError({message!r})
+        """,
+        exit=1,
+    )
+    assert len(json.dumps(run)) < 6_000
+    full = tau("inspect", run["run_id"], "--full")
+    for document, whole in ((run, False), (full, True)):
+        error = document["error"]
+        for part in (error, error["cause"], document["trace"]["steps"][0]["error"], document["attempts"][0]["error"]):
+            assert part["message"].strip("'").startswith("beginxx")
+            assert part["message"].strip("'").endswith("xxend")
+            assert (len(part["message"].strip("'")) == len(message)) == whole
+
+
 RESULTS: list[tuple[str, Any]] = [
     ("None", None),
     ("{'a': [1, 2.5, True, None, 'ü']}", {"a": [1, 2.5, True, None, "ü"]}),
@@ -559,6 +579,85 @@ def test_levels_and_fields_are_kept(tau: Tau) -> None:
     for step in ("a", "a/b"):
         assert [line["message"] for line in tau("logs", "it", "--step", step)["lines"]] == ["inside"]
     assert tau("logs", "it", "--step", "b", exit=3)["hint"] == "its steps: a, a/b"
+
+
+def test_records_of_logging_arrive_with_their_levels(tau: Tau) -> None:
+    tau.run_it(
+        """
+        import logging
+        log = logging.getLogger("shop.client")
+        log.info("loading")
+        def it(ctx):
+            log.debug("too much")
+            log.info("fetched %s pages", 3)
+            logging.warning("page 2 was empty")
+            with ctx.step("read"):
+                try:
+                    1 / 0
+                except ZeroDivisionError:
+                    log.exception("page 3 is corrupt")
+            log.critical("all is lost")
+            log.log(5, "nothing")
+            log.info("%d", "no number")
+        """
+    )
+    lines = tau("logs", "it")["lines"]
+    told = [(line["level"], line["message"].partition("\n")[0], line["step"]) for line in lines]
+    assert told[:5] == [
+        ("info", "loading", None),
+        ("info", "fetched 3 pages", None),
+        ("warning", "page 2 was empty", None),
+        ("error", "page 3 is corrupt", "read"),
+        ("error", "all is lost", None),
+    ]
+    assert [line["fields"] for line in lines[1:3]] == [{"logger": "shop.client"}, {"logger": "root"}]
+    assert "ZeroDivisionError: division by zero" in lines[3]["message"]
+    assert lines[5]["message"] == "--- Logging error ---"
+
+
+def test_logging_that_user_code_configures_is_its_own(tau: Tau) -> None:
+    tau.run_it(
+        """
+        import logging, sys
+        def it(ctx):
+            logging.basicConfig(stream=sys.stdout, format="mine: %(message)s", level=logging.DEBUG)
+            logging.debug("one")
+        """
+    )
+    lines = [(line["level"], line["message"], line["stream"]) for line in tau("logs", "it")["lines"]]
+    assert lines == [("info", "mine: one", "stdout")]
+
+
+#: What is done after `print("processing file 17 ... ", end="", flush=True)` in a step, and the last lines then.
+UNFINISHED = {
+    "killed": ("os.kill(os.getpid(), signal.SIGKILL)", ["processing file 17 ... "]),
+    "exited": ("os._exit(3)", ["processing file 17 ... "]),
+    "to stderr": (
+        "print('\\r10 %\\r20 %', end='', file=sys.stderr, flush=True); os._exit(3)",
+        ["20 %", "processing file 17 ... "],
+    ),
+    "finished": ("print('done'); os._exit(3)", ["processing file 17 ... done"]),
+    "returned": ("pass", ["processing file 17 ... "]),
+    "a bar": ("print('\\r20 %', end='', flush=True); print(); os._exit(3)", ["20 %"]),
+}
+
+
+@pytest.mark.parametrize("case", UNFINISHED)
+def test_what_was_printed_without_a_newline_is_logged(tau: Tau, case: str) -> None:
+    then, expected = UNFINISHED[case]
+    tau.deploy_it(
+        f"""
+        import os, signal, sys
+        def it(ctx):
+            with ctx.step("read"):
+                print("processing file 17 ... ", end="", flush=True)
+                {then}
+        """
+    )
+    tau.command("run", "it")
+    lines = tau("logs", "it")["lines"]
+    assert sorted(line["message"] for line in lines) == sorted(expected)
+    assert case == "returned" or {line["step"] for line in lines} == {"read"}
 
 
 #: What a run does in line 5 of its file, in a function of its own, and the line that is told.
