@@ -57,21 +57,23 @@ W3 | os._exit(0) without a result | A process that dies without a result is a fa
 W4 | segmentation fault, abort
     test_a_process_that_dies_is_a_failed_run test_a_segmentation_fault_leaves_its_frames_in_the_log
     test_a_death_inside_a_step_names_the_step_and_keeps_the_log
-W5 | sys.exit, KeyboardInterrupt, GeneratorExit
-    test_whatever_is_raised_is_a_failed_run_with_its_text
+W5 | sys.exit, KeyboardInterrupt, GeneratorExit | `sys.exit(0)` is success
+    test_whatever_is_raised_is_a_failed_run_with_its_text test_a_function_may_end_as_a_program_does
 W6 | recursion without end
     test_recursion_without_end_is_ended_by_the_memory_limit test_whatever_is_raised_is_a_failed_run_with_its_text
 W7 | a run closes all descriptors | A run that closes all its descriptors still tells its log and its end
     test_closing_descriptors_does_not_silence_a_run test_without_its_stdout_a_run_still_returns
 W8 | a run daemonizes | on macOS only its process group
-    test_what_a_run_leaves_behind_is_ended
+    test_what_a_run_leaves_behind_is_ended test_what_a_run_leaves_is_ended_also_when_its_fork_server_is_gone
+    test_descendants_of_ten_runs_at_once_are_not_confused_and_none_outlives_its_run
 W9 | a grandchild keeps stdout open
     test_what_a_run_leaves_behind_is_ended
-W10 | a run ignores SIGTERM
+W10 | a run ignores SIGTERM, or has its own handler | What it returns then is only its `partial_result`
+    test_what_is_returned_after_a_stop_is_no_success test_an_error_is_told_and_tried_again_although_a_thread_lives_on
     test_a_run_that_ignores_sigterm_is_killed test_cancelling_ends_fifty_children_that_ignore_sigterm
     test_a_run_that_takes_too_long_times_out_with_all_it_started
 W11 | a run blocks its event loop
-    test_a_blocked_event_loop_can_be_cancelled
+    test_a_blocked_event_loop_can_be_cancelled test_a_run_with_a_pool_is_cancelled_at_once_and_without_noise
 W12 | a flood of log lines | Of what a run logs, 10,000 lines or 8 MiB are kept
     test_100_000_printed_lines_are_counted_and_the_last_are_kept
     test_output_of_descriptors_is_counted_and_its_last_lines_are_kept test_an_output_that_never_ends_does_not_fill_the_disk
