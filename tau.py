@@ -11990,7 +11990,7 @@ OOM_PATH, OOM_SCORE = "/proc/self/oom_score_adj", 500
 def prepare_interpreter() -> None:
     """Prepares a run, or a process that forks runs: imports modules before user code can change them."""
     faulthandler.enable(2)  # a segmentation fault leaves its Python frames on descriptor 2
-    for module in (asyncio, fcntl, hashlib, linecache, signal, threading):
+    for module in (asyncio, fcntl, hashlib, linecache, resource, signal, threading):
         _ = module.__name__  # reading an attribute imports it
 
 
