@@ -41,6 +41,16 @@ TYPED = SIMPLE.replace("(ctx)", "(ctx, day: str)")
 FAILS = SIMPLE.replace("return 1", "raise RuntimeError('x')")
 CASES: dict[str, Case] = {
     "a command misspelled": Case("tau rnu NAME", "did you mean 'run'? `tau --help` lists them"),
+    "a verb of other tools": Case(
+        "tau rm NAME", "did you mean 'undeploy'? `tau --help` lists them", then=("tau undeploy NAME",)
+    ),
+    "a file that init would overwrite": Case("tau init NAME", "give another name: `tau init first_pipeline`"),
+    "a pipeline without a schedule": Case(
+        "tau schedule NAME", "it has no schedule; `tau schedule NAME '0 6 * * *'` makes one"
+    ),
+    "a try that fails": Case(
+        "tau try NAME.py -p day=x", ["tau try NAME.py -p day=x"], text=TYPED.replace("1", "1 / 0")
+    ),
     "a command of a group misspelled": Case("tau key lst", "did you mean 'key list'? `tau key` lists them"),
     "a pipeline that there is not": Case("tau run nobody.knows", "`tau list` shows all"),
     "a pipeline that was undeployed": Case(
@@ -156,7 +166,7 @@ CASES: dict[str, Case] = {
     ),
 }
 #: Hints that lead to a run: it may fail as it did before.
-MAY_FAIL = ("run", "retry", "wait")
+MAY_FAIL = ("run", "retry", "wait", "try")
 
 
 def asked(tau: Tau, place: Path, line: str) -> Done:
