@@ -3069,10 +3069,12 @@ def exit_of(name: str, document: Json) -> int:
 
 def ask_live(client: Client, name: str, params: Json, view: View) -> Json:
     """Returns the answer of an operation, and shows meanwhile what goes on."""
-    if not view.people or "follow" not in OPERATIONS[name].arguments or params.get("wait") is False:
+    builds = any(b"# /// script" in base64.b64decode(file["base64"]) for file in params.get("files", ()))
+    follow = {"follow": True} if "follow" in OPERATIONS[name].arguments else {}
+    if not view.people or not (builds or follow) or params.get("wait") is False:
         return client.call(name, params, view.event)
-    with Live(view) as live:
-        return client.call(name, params | {"follow": True}, live.event)
+    with Live(view, "building the environment" if builds else "") as live:
+        return client.call(name, params | follow, live.event)
 
 
 def ask_for_run(client: Client, name: str, params: Json, view: View) -> Json:
@@ -3085,14 +3087,12 @@ def ask_for_run(client: Client, name: str, params: Json, view: View) -> Json:
 
 def ask_for_logs(client: Client, name: str, params: Json, view: View) -> Json:
     """Prints the log; a person who follows a live run, and asks for no lines in particular, sees all of it."""
-    if not params.get("follow"):
-        return client.call(name, params)
-    if view.people and not params.keys() - {"name", "run_id", "follow"}:
+    if params.get("follow") and view.people and not params.keys() - {"name", "run_id", "follow"}:
         run_id = client.call(name, params | {"follow": False, "tail": 1})["run_id"]
         if client.call("wait", {"run_id": run_id, "timeout": 0.0}).get("waited") is False:
             return ask_live(client, "wait", {"run_id": run_id}, view)
-    client.call(name, params, view.event)
-    return {}
+    document = client.call(name, params, view.event)
+    return {} if params.get("follow") else document
 
 
 def ask_for_check(client: Client, name: str, params: Json, view: View) -> Json:
@@ -4266,10 +4266,9 @@ LAST = ("result", "error", "cut", "next")
 class Live:
     """Shows a person what goes on: a line for each event, and below them one that is drawn anew until the end."""
 
-    def __init__(self, view: View) -> None:
-        self.view, self.began = view, time.time()
+    def __init__(self, view: View, doing: str) -> None:
+        self.view, self.began, self.doing = view, time.time(), doing  # what it does other than steps: it waits, builds
         self.run_id = ""
-        self.doing = ""  # what it does other than steps: it waits, or builds
         self.steps: dict[str, float] = {}  # path of a running step → when it began
         self.progress: Json = {}  # the last event of this type
         self.drawn = self.ended = False

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from conftest import Tau, eventually, is_running
+from test_terminal import typed
 
 import tau as module
 
@@ -192,6 +193,18 @@ def test_a_build_that_takes_too_long_is_ended_with_all_its_processes(home: Tau) 
     assert "build_timeout_s" in error["message"]
     pid = int((home.work / "pid").read_text())
     eventually(lambda: not is_running(pid))
+
+
+@pytest.mark.parametrize("command", ["deploy", "check", "try"])
+def test_a_terminal_says_that_an_environment_is_being_built(home: Tau, command: str) -> None:
+    home.environ |= fake_uv(home.work / "bin", f"while [ ! -e {home.go} ]; do sleep 0.05; done; exit 1")
+    home.start()
+    path = home.write(header("anything") + "from tau import pipeline\n@pipeline\ndef it(ctx): ...\n")
+    with typed(home, command, path, columns=80, TMPDIR=str(home.work)) as (child, read_until):
+        read_until(r"  \d+s  building the environment\x1b")
+        home.go.touch()
+        assert "cannot be installed" in read_until(None)
+        assert child.wait(30) == 2
 
 
 def test_who_gives_up_waiting_for_a_build_ends_it(home: Tau) -> None:
