@@ -12553,7 +12553,7 @@ class Unfinished:
     def check(cls) -> None:
         """Raises BadRequest if the pipeline has returned and left some of them unawaited."""
         if cls.waiting:
-            steps = [unfinished.context.run(current_step().get) for unfinished in cls.waiting]
+            steps = [unfinished.context.run(open_step) for unfinished in cls.waiting]
             names = ", ".join(sorted("ctx.check" if step is None else step.path for step in steps))
             raise BadRequest(f"never awaited: {names}", "an async function is in it: write `await ctx.…(…)`")
 
@@ -12595,7 +12595,7 @@ class PipelineContext:
     @property
     def scheduled_for(self) -> datetime.datetime | None:
         """When this run was due (aware, UTC); None if it was not scheduled."""
-        return moment(self._job.get("scheduled_for"))
+        return (text := self._job.get("scheduled_for")) and datetime.datetime.fromisoformat(text)
 
     @property
     def last_successful_run(self) -> datetime.datetime | None:
@@ -12603,7 +12603,7 @@ class PipelineContext:
 
         Reading what has changed since its beginning, rather than its end, misses nothing.
         """
-        return moment(self._job.get("last_success"))
+        return (text := self._job.get("last_success")) and datetime.datetime.fromisoformat(text)
 
     # The log, the steps, progress and metrics.
 
@@ -12746,10 +12746,6 @@ def number(value: Any, name: str) -> Any:
     if type(document) not in (int, float):
         raise BadRequest(f"{name} must be a finite number, not {safe_repr(value)}", "ctx.metric('rows', 42)")
     return document
-
-
-def moment(text: str | None) -> datetime.datetime | None:
-    return None if text is None else datetime.datetime.fromisoformat(text)
 
 
 # The steps of ctx.transform.
@@ -15577,7 +15573,7 @@ class Stream(Ready):
 
     def __init__(self, step: Step, batches: Any, upstream: Stream | None = None, outer: Step | None = None) -> None:
         self.step, self.batches, self.upstream = step, batches, upstream
-        self.outer = current_step().get() if outer is None else outer
+        self.outer = open_step() if outer is None else outer
         self.busy_s = 0.0  # time spent in this stream and those upstream of it
 
     def __iter__(self) -> Iterator[Rows]:
@@ -15622,14 +15618,11 @@ class Stream(Ready):
 # Owns how a run is written down: the journal, values as JSON, errors as documents.  Calls nothing of its part.
 # Promises that records parse, are within limits and show no secret, whatever user objects do.
 
-#: The journal's descriptor is at least this: user code may close or reuse low ones.
-JOURNAL_FD = 90
-
 
 def copy_descriptor(number: int) -> int:
-    """A copy of a descriptor, from JOURNAL_FD on if the limit of open files is higher."""
+    """A copy of a descriptor, from 90 on if there may be so many: user code may close or reuse low ones."""
     with contextlib.suppress(OSError):
-        return fcntl.fcntl(number, fcntl.F_DUPFD_CLOEXEC, JOURNAL_FD)
+        return fcntl.fcntl(number, fcntl.F_DUPFD_CLOEXEC, 90)
     return fcntl.fcntl(number, fcntl.F_DUPFD_CLOEXEC, 3)
 
 
@@ -15815,7 +15808,7 @@ class Journal:
             message = f"{message[:LOG_LINE_BYTES_MAX]}… ({len(message) - LOG_LINE_BYTES_MAX:,} characters cut)"
         # Formatted by hand: a log line must cost little more than the write itself.
         more = "" if fields is None else f',"fields":{bounded_fields(fields)}'
-        more += "" if (step := current_step().get()) is None else f',"step":{quote(step.path)}'
+        more += "" if (step := open_step()) is None else f',"step":{quote(step.path)}'
         more += "" if stream is None else f',"stream":"{stream}"'
         text = f'{{"t":"log","at":{now()!r},"level":"{level}","message":{quote(message)}{more}}}\n'
         line = text.encode("utf-8", "replace")
@@ -15864,18 +15857,27 @@ class Journal:
 class Step:
     """A timed part of a run, entered with `with` or `async with`."""
 
+    rows_in: int | None = None
+    rows_out: int | None = None
+    columns: dict[str, str] | None = None  # column of its output → type
+    limit: Any = None  # the Alarm or asyncio.timeout
+    #: The open steps of generators.  current_step() does not hold them: a generator may wait while others run.
+    of_generators: list[Step] = []  # noqa: RUF012
+
     def __init__(self, attempt: Attempt, name: str, timeout: float | None = None) -> None:
         self.timeout = timeout  # seconds it may take
-        self.limit: Any = None  # the Alarm or asyncio.timeout
         self.attempt, self.name = attempt, clip(name, 200)
-        self.rows_in: int | None = None
-        self.rows_out: int | None = None
-        self.columns: dict[str, str] | None = None  # column of its output → type
 
     def __enter__(self) -> Step:
         current = current_step()
-        self.start(current.get())
-        current.set(self)
+        self.before = current.get()
+        self.start(open_step() if Step.of_generators else self.before)
+        frame = sys._getframe(1)
+        self.generator = generator_of(frame) if frame.f_code.co_flags & 0x2A0 else None  # or of a coroutine
+        if self.generator is None:
+            current.set(self)
+        else:
+            Step.of_generators.append(self)
         if self.timeout is not None and self.limit is None:
             self.limit = Alarm(self.timeout, self.too_late)
         self.began = perf_counter()
@@ -15885,7 +15887,11 @@ class Step:
         took = (perf_counter() - self.began) * 1000
         if type(self.limit) is Alarm:
             self.limit.close()
-        current_step().set(self.outer)
+        if self.generator is None:
+            current_step().set(self.before)
+        else:
+            Step.of_generators.remove(self)
+            self.generator = None
         self.finish(exception[1], took)
 
     async def __aenter__(self) -> Step:
@@ -15921,23 +15927,34 @@ class Step:
         )
 
     def finish(self, problem: BaseException | None, took: float) -> None:
-        attempt, status, error = self.attempt, "success", "null"
+        attempt, status, more = self.attempt, "success", ""
         if problem is not None and not (isinstance(problem, SystemExit) and problem.code in (None, 0)):
             if attempt.step_of(problem) is None:
                 attempt.failed = (problem, self.path)
             status = "cancelled" if attempt.stopped else "failed"
-            error = encode_json({"type": clip(type(problem).__name__, 200), "message": safe_text(problem)})
-        columns = "null" if self.columns is None else encode_json(SECRETS.document(self.columns))
-        self.write(
-            f'{{"t":"done","at":{now()!r},"step":{self.number},"status":"{status}","duration_ms":{took:.3f},'
-            f'"rows_in":{row_count(self.rows_in)},"rows_out":{row_count(self.rows_out)},'
-            f'"columns":{columns},"error":{error}}}\n'
-        )
+            error = {"type": clip(type(problem).__name__, 200), "message": safe_text(problem)}
+            more = f',"error":{encode_json(error)}'
+        if self.rows_in is not None:
+            more += f',"rows_in":{row_count(self.rows_in)}'
+        if self.rows_out is not None:
+            more += f',"rows_out":{row_count(self.rows_out)}'
+        if self.columns is not None:
+            more += f',"columns":{encode_json(SECRETS.document(self.columns))}'
+        head = f'{{"t":"done","at":{now()!r},"step":{self.number},"status":"{status}"'
+        self.write(f'{head},"duration_ms":{took:.3f}{more}}}\n')
 
     def write(self, line: str) -> None:
         """Writes a record, formatted by hand as log lines are; only of the first STEPS_MAX steps of each process."""
         if self.number & 0xFFFFFFFF <= STEPS_MAX:
             self.attempt.journal.write_bytes(line.encode("utf-8", "replace"))
+
+
+def generator_of(frame: FrameType) -> FrameType | None:
+    """The generator, sync or async, that enters a step, unless a `with` runs it (contextlib.contextmanager)."""
+    if frame.f_code is Step.__aenter__.__code__ and frame.f_back is not None:
+        frame = frame.f_back
+    reader = getattr(frame.f_back, "f_code", frame.f_code).co_name
+    return frame if frame.f_code.co_flags & 0x220 and reader not in ("__enter__", "__aenter__") else None
 
 
 class Alarm:
@@ -15967,8 +15984,6 @@ class Alarm:
 
 def row_count(count: Any) -> str:
     """Returns a row count as JSON; null if it is not a number, or SQLite could not store it."""
-    if count is None:
-        return "null"
     try:
         number = int(count)
     except (TypeError, ValueError, OverflowError):
@@ -15982,9 +15997,21 @@ def current_step() -> contextvars.ContextVar[Step | None]:
     return contextvars.ContextVar("step", default=None)
 
 
+def open_step() -> Step | None:
+    """The innermost step that the running code is in.  A generator is in its own steps; whoever reads it is not."""
+    step = inner = current_step().get()
+    if not Step.of_generators:
+        return step
+    own = {known.generator: known for known in Step.of_generators}
+    frames = (frame for frame, _ in traceback.walk_stack(sys._getframe(1)))
+    found = next((own[frame] for frame in frames if frame in own), None)
+    while inner is not None and inner is not found:
+        inner = inner.outer
+    return step if inner is found else found
+
+
 def current_path() -> str | None:
-    step = current_step().get()
-    return None if step is None else step.path
+    return getattr(open_step(), "path", None)
 
 
 def record_logging(journal: Journal) -> None:
@@ -16037,12 +16064,9 @@ class Output(io.RawIOBase):
             lines.append(end[:cut])
             end = end[cut:]
         for line in lines:
-            self.emit(line)
+            self.journal.log(last_state(line), stream=self.stream)
         self.partial[thread] = end
         return len(data)
-
-    def emit(self, line: bytes) -> None:
-        self.journal.log(last_state(line), stream=self.stream)
 
     def divert(self) -> int:
         """Starts a thread for what native code and subprocesses write.  Returns the old file."""
@@ -16067,7 +16091,7 @@ class Output(io.RawIOBase):
             self.thread = None
         while self.partial:
             if line := self.partial.popitem()[1]:
-                self.emit(line)
+                self.journal.log(last_state(line), stream=self.stream)
 
     def flush(self) -> None:
         """Saves the unfinished line, in case the run is killed; a fork of it may end without a finish()."""
@@ -16182,14 +16206,11 @@ def key_text(key: Any, path: str, holder: dict[Any, Any]) -> str:
     return text
 
 
-#: Exceptions whose kind of error is not `exception`.
-ERROR_KINDS: dict[type[BaseException], str] = {BadResult: "result", CheckFailed: "check", StepTimeout: "timeout"}
-
-
 def error_document(problem: BaseException, attempt: Attempt) -> Json:
     """Returns an exception as the error document of a run."""
     kind, folder, cause = "exception" if attempt.loaded else "load", attempt.job["folder"], None
-    kind = next((word for cause, word in ERROR_KINDS.items() if isinstance(problem, cause)), kind)
+    kinds: dict[type[BaseException], str] = {BadResult: "result", CheckFailed: "check", StepTimeout: "timeout"}
+    kind = next((word for cause, word in kinds.items() if isinstance(problem, cause)), kind)
     frames = user_frames(problem.__traceback__, folder)
     about = error_in_brief(problem, frames, folder)
     for reason in reversed(causes_of(problem)):
@@ -16382,7 +16403,6 @@ def safe_repr(value: Any) -> str:
 
 #: Plain container → its form.  (reprlib sorts keys, and shows what looks secret.)
 CONTAINERS: dict[type, str] = {dict: "{%s}", list: "[%s]", tuple: "(%s)", set: "{%s}"}
-ITEMS_SHOWN = 6
 
 
 def short_repr(value: Any, level: int = 0) -> str:
@@ -16398,13 +16418,13 @@ def short_repr(value: Any, level: int = 0) -> str:
     if names := getattr(value, "_fields", None):  # of a named tuple
         return type(value).__name__ + short_repr(dict(zip(names, value, strict=False)), level)
     texts = []
-    for item in itertools.islice(value, ITEMS_SHOWN):
+    for item in itertools.islice(value, 6):
         if kind is dict:
             shown = "***" if is_secret(item) else value[item]
             texts.append(f"{short_repr(item, 2)}: {short_repr(shown, level + 1)}")
         else:
             texts.append(short_repr(item, level + 1))
-    if len(value) > ITEMS_SHOWN:
+    if len(value) > 6:
         texts.append("...")
     return CONTAINERS[kind] % (", ".join(texts) + "," * (kind is tuple and len(value) == 1))
 

@@ -8,12 +8,13 @@ import contextlib
 import datetime
 import inspect
 import json
+import textwrap
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Tau
+from conftest import Context, Tau
 
 import tau as module
 
@@ -134,6 +135,153 @@ def test_steps_nest_in_sync_and_async_code(tau: Tau) -> None:
         "all/a/inner": "in a",
         "all/b/inner": "in b",
     }
+
+
+#: Bodies of `it(ctx)` that open steps in generators, and the tree of their steps, with log lines in `<>`.
+TREES: dict[str, tuple[str, str]] = {
+    "a generator that outlives the step that reads it": (
+        """
+        def rows():
+            with ctx.step("extract"):
+                yield from range(3)
+        stream = rows()
+        next(stream)
+        with ctx.step("load"):
+            list(stream)
+            ctx.log("in load")
+        with ctx.step("report"):
+            ctx.log("in report")
+        """,
+        "extract() load(<in load>) report(<in report>)",
+    ),
+    "a generator's own steps and lines, wherever it is read": (
+        """
+        def rows():
+            with ctx.step("extract"):
+                for page in (1, 2):
+                    with ctx.step(f"page {page}"):
+                        ctx.log("fetched")
+                        yield page
+                    ctx.log("read")
+        for page in rows():
+            with ctx.step(f"load {page}"):
+                ctx.log("loaded")
+        """,
+        "extract(page 1(<fetched>) <read> page 2(<fetched>) <read>) load 1(<loaded>) load 2(<loaded>)",
+    ),
+    "a function that a generator calls": (
+        """
+        def fetch():
+            with ctx.step("fetch"):
+                ctx.log("fetched")
+        def rows():
+            with ctx.step("extract"):
+                yield 1
+                fetch()
+                yield 2
+        with ctx.step("all"):
+            stream = rows()
+            next(stream)
+            with ctx.step("load"):
+                list(stream)
+        """,
+        "all(extract(fetch(<fetched>)) load())",
+    ),
+    "generators in generators": (
+        """
+        def rows():
+            with ctx.step("extract"):
+                yield from range(2)
+        def clean(rows):
+            with ctx.step("clean"):
+                for row in rows:
+                    ctx.log(f"row {row}")
+                    yield row
+        with ctx.step("load"):
+            list(clean(rows()))
+        """,
+        "load(clean(extract() <row 0> <row 1>))",
+    ),
+    "a generator that is dropped": (
+        """
+        def rows():
+            with ctx.step("extract"):
+                yield 1
+        with ctx.step("first"):
+            stream = rows()
+            next(stream)
+        del stream
+        with ctx.step("second"):
+            pass
+        """,
+        "first(extract()) second()",
+    ),
+    "a context manager made of a generator": (
+        """
+        @contextlib.contextmanager
+        def traced(name):
+            with ctx.step(name):
+                yield
+        with traced("outer"):
+            with ctx.step("inner"):
+                ctx.log("inside")
+        """,
+        "outer(inner(<inside>))",
+    ),
+    "an async context manager and an async generator": (
+        """
+        @contextlib.asynccontextmanager
+        async def traced(name):
+            async with ctx.step(name):
+                yield
+        async def rows():
+            async with ctx.step("extract"):
+                for row in range(2):
+                    await asyncio.sleep(0)
+                    ctx.log(f"row {row}")
+                    yield row
+        async def main():
+            async with traced("outer"):
+                async for row in rows():
+                    with ctx.step(f"load {row}"):
+                        await asyncio.sleep(0)
+        return main()
+        """,
+        "outer(extract(<row 0> <row 1>) load 0() load 1())",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", TREES)
+def test_steps_in_generators_have_the_right_parent(
+    case: str, registry: list[module.Pipeline], ctx: Context
+) -> None:  # fmt: skip
+    text, expected = TREES[case]
+    names = "import asyncio, concurrent.futures, contextlib, multiprocessing.pool, threading\n"
+    known: dict[str, Any] = {}
+    exec(f"{names}def it(ctx):\n{textwrap.indent(textwrap.dedent(text), '    ')}", known)
+    declared = module.Pipeline(known["it"], "it", {}, ())
+    ctx._job["limits"] = {"result_bytes": 1_000}
+    module.returned_by(declared, ctx)
+    assert tree_of(ctx) == expected
+
+
+def tree_of(ctx: Context) -> str:
+    """The steps of a journal and their log lines, in order of their beginning: `outer(inner(<line>))`."""
+    lines = [json.loads(line) for line in ctx.journal.read_text(encoding="utf-8").splitlines()]
+    begun = [line for line in lines if line["t"] in ("step", "log")]
+
+    def inside(step: dict[str, Any] | None) -> str:
+        number, path = (None, None) if step is None else (step["step"], step["path"])
+        parts = []
+        for line in begun:
+            if line["t"] == "log" and line.get("step") == path:
+                parts.append(f"<{line['message']}>")
+            elif line["t"] == "step" and line.get("parent") == number:
+                parts.append(f"{line['name']}({inside(line)})")
+        return " ".join(parts)
+
+    return inside(None)
 
 
 def test_an_error_that_cannot_be_printed_is_itself_in_a_thread_too(registry: list[module.Pipeline]) -> None:
