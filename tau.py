@@ -956,7 +956,7 @@ MEANINGS: dict[str, tuple[str, str]] = {
     "params": ("", "what the pipeline sees as ctx.params: a JSON object, @file, or - for stdin"),
     "texts": ("-p", "one of the params, KEY=VALUE: as JSON where the pipeline wants that, else as text"),
     "wait": ("--detach", "do not wait: answer as soon as the run is durable"),
-    "key": ("", "a word of your own: the same key gives the same run, never a second one"),
+    "key": ("", "idempotency key, a word of your own: the same word gives the same run, never a second one"),
     "timeout": ("", "seconds to wait at most; the run goes on"),
     "follow": ("", "print its events as JSON lines while it runs"),
 }
@@ -1476,7 +1476,7 @@ SETTINGS = (
     Setting("scheduler", "max_queued", 100_000, "runs that may wait in the queue"),
     Setting("scheduler", "backfill_concurrent", 2, "backfilled runs of a pipeline at once", minimum=1, maximum=10_000),
     Setting("scheduler", "timezone", "UTC", "time zone of schedules that do not name theirs"),
-    Setting("auth", "api_key", "", "key that TCP clients must send; `tau key create` makes more", "", "TAU_API_KEY"),
+    Setting("auth", "api_key", "", "access key that TCP clients send; `tau key create` makes more", "", "TAU_API_KEY"),
     Setting("auth", "api_key_file", "", "file that holds this key, in its place", "", "TAU_API_KEY_FILE"),
     Setting("auth", "api_key_hash", "", "SHA-256 of this key in hex, in its place"),
     Setting("retention", "run_days", 90.0, "how long runs are kept", minimum=1),
@@ -3034,8 +3034,8 @@ def command(words: list[str]) -> int:
             with Client(**asked) as client:
                 document = ASKING.get(chosen.name, ask_live)(client, chosen.name, params, view)
     except TauError as problem:
-        left = problem.detail.pop("include", None) or left_behind(str(problem), options.get("files", ""))
-        problem.hint = shell_line("tau", *words, "--include", left) if left else near(problem.hint) or problem.hint
+        link = problem.detail.pop("include", None)
+        problem.hint = shell_line("tau", *words, "--include", link) if link else near(problem.hint) or problem.hint
         raise
     if chosen.name in ("inspect", "run", "retry", "wait"):
         for run in document.get("runs", [document]):
@@ -3408,13 +3408,6 @@ def read_files(path: str, main: str, named: Sequence[str]) -> list[Json]:
     if not files:
         raise BadRequest(f"{path} has no files", "tau deploy my_pipeline.py")
     return files
-
-
-def left_behind(message: str, main: str) -> str:
-    """Returns what a deployed file imports that lies beside it and was not included; "" if something else is wrong."""
-    name = message.partition("No module named '")[2].partition("'")[0].partition(".")[0]
-    paths = [os.path.join(os.path.dirname(main), name + end) for end in (".py", "")]
-    return next((path for path in paths if name and os.path.isfile(main) and os.path.exists(path)), "")
 
 
 def root_of(main: str) -> str:
@@ -6568,7 +6561,8 @@ async def wait(
     if not 0 < len(run_id) <= WAIT_MAX:
         raise BadRequest(f"which runs? from 1 to {WAIT_MAX:,}", "tau wait RUN_ID")
     run_ids = await call.beside(lambda call: seen_runs(call, run_id))
-    await await_runs(call, [run for run, status in run_ids.items() if status not in FINAL], timeout, follow, LOG_TAIL)
+    live = [each for each, status in run_ids.items() if status not in FINAL]
+    await await_runs(call, live, timeout, follow, LOG_TAIL)
 
     def answer(call: Call) -> bytes:
         documents = [describe_ended(call, each) for each in run_ids]
@@ -7266,7 +7260,7 @@ def schema(call: Call) -> Json:
 async def key_create(
     call: Call, name: str, *, scope: str = "operate", pipelines: str | None = None, expires: Duration | None = None
 ) -> Json:
-    """Create a key for the network; this is the only time that it is shown.
+    """Create an access key for the network; this is the only time that it is shown.
 
     name          a name for it; what is done with the key is recorded under this name
     scope         read: look; operate: deploy and run too; admin: everything
@@ -7300,7 +7294,7 @@ async def key_create(
 @admin
 @reads
 def key_list(call: Call) -> Json:
-    """List the keys of the network, without their secrets.
+    """List the access keys, without their secrets.
 
     tau key list
     tau key list --json
@@ -7311,7 +7305,7 @@ def key_list(call: Call) -> Json:
 @admin
 @destroys
 async def key_revoke(call: Call, name: KeyName) -> Json:
-    """Revoke a key: it is refused from now on, and its connections are closed.
+    """Revoke an access key: it is refused from now on, and its connections are closed.
 
     name          which key
 
@@ -7797,7 +7791,8 @@ def find_entries(sources: dict[str, bytes], main: list[str], entry: str | None) 
 def load_error(entry: str, error: Json) -> LoadFailed:
     """Returns the exception for a file that does not load."""
     hints = {
-        "ModuleNotFoundError": f"name it in the header, or install it for {sys.executable} and restart taud",
+        "ModuleNotFoundError": f"--include it if it lies beside {entry}; else name it in the header's dependencies, or "
+        f"install it for {sys.executable} and restart taud if it still is not found",
         "ImportError": "deploy the package's folder, with --entry, for imports that are relative",
         "timeout": "move work out of the module's top level into the pipeline function",
     }
@@ -9831,17 +9826,17 @@ class Store:
             " JOIN versions v ON v.pipeline = p.name AND v.version = p.version WHERE p.name = ?",
             name,
         ) or {"version": 0}
-        before = {key: last.get("options", {}).get(key) for key in options}  # an older Tau knew fewer
-        before |= pick(options, "origin")  # where it came from makes no version
-        same = (digest, pipeline["entry"], options) == (last.get("sha256"), last.get("entry"), before)
+        this = {"sha256": digest, "entry": pipeline["entry"], "options": options}
+        before = last | {"options": last.get("options", {}) | pick(options, "origin")}  # it may come from elsewhere now
+        same = encode_json(this) == encode_json({key: before.get(key) for key in this})
         number = last["version"] + (not same)
         self.sql.set("versions", {"pipeline": name, "version": number}, options=options)
         if changed := not same or not last["deployed"]:
             if not self.sql.set("pipelines", {"name": name}, version=number, deployed=1, updated_at=now):
                 row = {"name": name, "version": number, "deployed": 1, "created_at": now, "updated_at": now}
                 self.sql.put("pipelines", row)
-            version = {"pipeline": name, "version": number, "sha256": digest, "options": options, "deployed_at": now}
-            self.sql.put("versions", version | pick(pipeline, "entry", "function") | {"actor": actor}, clash="IGNORE")
+            version = {"pipeline": name, "version": number, **this, "function": pipeline["function"]}
+            self.sql.put("versions", version | {"deployed_at": now, "actor": actor}, clash="IGNORE")
             self.options.cache_clear()  # a version rolled back or deleted may have had this number
             self.event("pipeline.deployed", name, None, {"version": number, "sha256": digest}, actor)
         return {"name": name, "version": number, "changed": changed}
@@ -10333,24 +10328,23 @@ class Questions(Sql):
 
     def find_run(self, prefix: str) -> str:
         """Returns the run whose id begins so.  Raises NotFound if no id does, BadRequest if several do."""
-        begin = prefix.lower()
-        found = self.only_run(f"several runs begin with '{prefix}'", "WHERE run_id BETWEEN ? AND ?", begin, f"{begin}~")
-        if not found or not prefix:
+        lowered = prefix.lower()
+        rows = [row for row in self.candidates("WHERE run_id >= ?", lowered) if row["run_id"].startswith(lowered)]
+        if not rows or not prefix:
             raise NotFound(f"no run '{prefix[:WORD_MAX]}'", "`tau runs` lists them")
-        return found
+        if len(rows) > 1 and rows[0]["run_id"] != lowered:
+            raise BadRequest(f"several runs begin with '{prefix}'", name_runs(rows))
+        return str(rows[0]["run_id"])
 
-    def only_run(self, several: str, condition: str, *values: str) -> str | None:
-        """Returns the only run of a condition, None without one.  If there are *several*, BadRequest lists them."""
-        rows = self.rows(f"SELECT run_id, pipeline, status FROM runs {condition} ORDER BY run_id LIMIT 10", *values)
-        if len(rows) > 1:
-            names = [f"{row['run_id']} ({row['pipeline']} {row['status']})" for row in rows]
-            raise BadRequest(several, ", ".join([*names, "…"] if len(rows) == 10 else names))
-        return rows[0]["run_id"] if rows else None
+    def candidates(self, condition: str, value: str) -> list[Json]:
+        return self.rows(f"SELECT run_id, pipeline, status FROM runs {condition} ORDER BY run_id LIMIT 10", value)
 
     def pick_live(self, word: str) -> str:
         """Returns the run that an id, or a pipeline's name, stands for: its only live run, else its last."""
-        live = f"INDEXED BY runs_by_status WHERE pipeline = ? AND status NOT IN {FINAL}"
-        return self.only_run(f"several runs of '{word}' are live", live, word) or self.pick_run(word, None)
+        live = self.candidates(f"INDEXED BY runs_by_status WHERE pipeline = ? AND status NOT IN {FINAL}", word)
+        if len(live) > 1:
+            raise BadRequest(f"several runs of '{word}' are live", name_runs(live))
+        return str(live[0]["run_id"]) if live else self.pick_run(word, None)
 
     def pick_run(self, name: str | None, run_id: str | None) -> str:
         """Returns the run that a pipeline's name (its last run), an id, or both stand for."""
@@ -10610,6 +10604,11 @@ class BoundedQuestions(Questions):
 
     def rows(self, question: str, *values: Any, **named: Any) -> list[Json]:
         return [to_document(self.budget.count(row)) for row in self.db.execute(question, named or values)]
+
+
+def name_runs(runs: list[Json]) -> str:
+    shown = [f"{run['run_id']} ({run['pipeline']} {run['status']})" for run in runs]
+    return ", ".join([*shown, "…"] if len(runs) == 10 else shown)
 
 
 #: The condition that a row's pipeline is in a list.
@@ -12366,9 +12365,9 @@ def pipeline(
     and *catchup_window* decide about ticks that cannot run on time.  *after* names pipelines that it follows.
     Limits: *timeout* ends an attempt, *queue_timeout* a run that waits longer in the queue.  *max_concurrent* is
     how many runs may be live at once, *memory* the address space of each (bytes, or text such as `"512M"`).
-    Retries: up to *retries* more attempts follow a failed one, after *retry_delay*.  Each delay is
-    *retry_backoff* times the one before, up to *retry_delay_max*; a random share of up to *retry_jitter* is
-    added or taken off.  *retry_on* limits retries to these exceptions and to `"died"`, `"lost"`, `"timeout"`.
+    Retries: up to *retries* more attempts follow a failed one, after *retry_delay*, which
+    *retry_backoff* multiplies after each failure, up to *retry_delay_max*.  *retry_jitter* changes each delay at
+    random, by up to this share.  *retry_on* limits retries to these exceptions, `"died"`, `"lost"`, `"timeout"`.
     *executor* names an executor of tau.toml.  Raises BadRequest for an option that is wrong.
     """
     given = {option: value for option, value in locals().items() if option in PIPELINE_OPTIONS}
@@ -12690,8 +12689,9 @@ class PipelineContext:
     ) -> Any:  # fmt: skip
         """Writes rows to a target, named as for `extract`, and returns how many.
 
-        *mode* is append, replace, or upsert by *key*.  Missing tables and columns are added.  A load that fails
-        leaves the target as it was.  Raises SourceError.
+        *mode* is append, replace, or upsert, where a row replaces the one with the same values in *key*, the key
+        columns.  Missing tables and columns are added.  A load that fails leaves the target as it was.  Raises
+        SourceError.
         """
         keys = check_mode(mode, key)
         place = find_place(target, resource, self._around, options, writing=True)

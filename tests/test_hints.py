@@ -78,34 +78,6 @@ CASES: dict[str, Case] = {
         ["tau logs NAME --run RUN_ID", "tau code NAME --version 1", "tau deploy NAME.py", "tau run NAME"],
         text=FAILS,
     ),
-    "what follows a failure of a folder": Case(
-        "tau run NAME",
-        [
-            "tau logs NAME --run RUN_ID",
-            "tau code NAME --version 1",
-            "tau deploy ../etl --entry main.py",
-            "tau run NAME",
-        ],
-        before=("cd shop", "tau deploy ../etl --entry main.py"),
-        files=(("etl/main.py", f"import helper\n{FAILS}"), ("etl/helper.py", ""), ("shop/main.py", "")),
-    ),
-    "a name that another file has": Case(
-        "tau deploy two.py", "tau deploy two.py --take-over", files=(("two.py", SIMPLE + "# another\n"),), again=True
-    ),
-    "a retry under another signature": Case(
-        "tau retry NAME",
-        "tau retry RUN_ID --version same",
-        text=TYPED,
-        before=("tau deploy NAME.py", "tau run NAME -p day=x", "tau deploy two.py --take-over"),
-        files=(("two.py", TYPED.replace("day", "when")),),
-    ),
-    "a step that there is not": Case(
-        "tau logs NAME --step lod",
-        "did you mean 'load'? its steps: load",
-        text=SIMPLE.replace("return 1", "ctx.step('load').__enter__()"),
-        before=("tau deploy NAME.py", "tau run NAME"),
-        then=("tau logs NAME --step load",),
-    ),
     "a schedule that a param prevents": Case(
         "tau schedule NAME '0 6 * * *'",
         "`tau schedule NAME -p KEY=VALUE` sets its params; or give each a default",

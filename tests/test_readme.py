@@ -5,7 +5,10 @@
 
 from __future__ import annotations
 
+import ast
+import html
 import http.server
+import inspect
 import json
 import os
 import re
@@ -19,11 +22,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent.parent)]
 
+import record
 from conftest import REPOSITORY, Tau, free_port, python
 from test_terminal import on_terminal
 
@@ -89,6 +94,34 @@ def places() -> str:
     return "\n".join(lines) + "\n"
 
 
+#: What user code calls.
+CALLS = {
+    "@source": module.source,
+    "@target": module.target,
+    "run_local": module.run_local,
+    **{
+        f"ctx.{name}": method
+        for name, method in vars(module.PipelineContext).items()
+        if inspect.isfunction(method) and not name.startswith("_") and name != "changed_state"
+    },
+}
+
+
+class Bare(str):
+    """A text that is shown without quotes."""
+
+    __repr__ = str.__str__
+
+
+def call_of(name: str) -> str:
+    """How something of the API is called, and what it does: its signature and its docstring."""
+    found = inspect.signature(CALLS[name]).parameters.values()
+    given = [one.replace(annotation=Bare(one.annotation)) for one in found if one.name != "self"]
+    words = re.sub(r"(?<!,) ", "\N{NO-BREAK SPACE}", str(inspect.Signature(given)))  # a line ends between arguments
+    shown = textwrap.fill(name + words, 112, subsequent_indent="    ").replace("\N{NO-BREAK SPACE}", " ")
+    return f"```text\n{shown}\n```\n\n{inspect.getdoc(CALLS[name])}\n"
+
+
 SAMPLE = REPOSITORY / "examples" / "tau.example.toml"
 SAMPLE_END = """
 # Connections that pipelines name: ctx.extract("shop", "orders"), ctx.sql("SELECT …", connection="shop").
@@ -142,8 +175,9 @@ def test_the_sample_configuration_is_derived_from_the_code() -> None:
 
 def with_tables(text: str) -> str:
     """The README with its derived parts as they must be."""
-    for name, table in (("commands", commands()), ("settings", settings()), ("places", places())):
-        begin, end = rf"(<!-- {name}: .*? -->\n)", rf"(<!-- end of {name} -->)"
+    tables = {"commands": commands(), "settings": settings(), "places": places()}
+    for name, table in (tables | {name: call_of(name) for name in CALLS}).items():
+        begin, end = rf"(<!-- {re.escape(name)}: .*? -->\n)", rf"(<!-- end of {re.escape(name)} -->)"
         text = re.sub(begin + ".*?" + end, lambda m, table=table: f"{m[1]}\n{table}\n{m[2]}", text, flags=re.DOTALL)
     return text
 
@@ -359,6 +393,64 @@ def test_the_first_two_commands_are_there() -> None:
     assert "examples/hello_world.py" in first
     assert "pytest" in second
     assert all(len(block.splitlines()) == 1 for block in (first, second))
+
+
+def test_the_options_of_a_pipeline_have_the_defaults_of_the_code() -> None:
+    rows = re.findall(r"^\| `(\w+)` \| `([^`]*)` \|", TEXT[TEXT.index("### @pipeline") :], re.MULTILINE)
+    told = {
+        name: ast.literal_eval(default) for name, default in rows if name in module.PIPELINE_OPTIONS or name == "name"
+    }
+    options = [one for one in inspect.signature(module.pipeline).parameters.values() if one.name != "function"]
+    assert {one.name: one.default for one in options} == told
+
+
+def test_the_explained_pipeline_is_an_example() -> None:
+    (block,) = (block for block in blocks("python") if "def daily_sales" in block)
+    example = (REPOSITORY / "examples" / "daily_sales.py").read_text()
+    lines = iter(example.splitlines())
+    assert [line for line in block.splitlines() if line not in lines] == []  # they are there in this order
+
+
+def test_the_pictures_show_commands_that_exist() -> None:
+    named = re.findall(r"\]\(examples/([\w.]+)\)", TEXT)
+    assert sorted(named) == sorted(record.SESSIONS)
+    for name in named:
+        picture = (REPOSITORY / "examples" / name).read_text(encoding="utf-8")
+        seen = {html.unescape(line) for line in re.findall(r">\$ (tau [^<]+)<", picture)}
+        typed = [line for line in seen if not any(other.startswith(line) for other in seen - {line})]
+        assert {*typed} == {line for line in record.SESSIONS[name][2] if line.startswith("tau ")}
+        for line in typed:
+            _, command, *words = shlex.split(line)
+            flags = {
+                flag
+                for one in (module.OPERATIONS | module.LOCAL_COMMANDS)[command].arguments.values()
+                for flag in one.flags
+            }
+            assert {word for word in words if word.startswith("-")} <= flags
+
+
+def test_a_session_at_a_terminal_becomes_a_picture(tmp_path: Path) -> None:
+    sessions = {"picture.svg": (60, 8, ["echo '<&>'", "tau version"])}
+    code = f"import pathlib, record; record.record(pathlib.Path({str(tmp_path)!r}), {sessions!r})"
+    subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY / "tests", check=True, timeout=60)
+    picture = ElementTree.parse(tmp_path / "picture.svg")
+    texts = [element.text for element in picture.iter("{http://www.w3.org/2000/svg}text")]
+    assert {"$ tau version", "<&>"} <= {*texts}
+    assert len([*picture.iter("{http://www.w3.org/2000/svg}animate")]) > 3  # lines come and go
+
+
+def test_every_link_leads_to_a_heading_and_the_contents_name_all() -> None:
+    titles = re.findall(r"^##+ (.+)$", re.sub(r"```.*?```", "", TEXT, flags=re.DOTALL), re.MULTILINE)
+    anchors = {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-"): title for title in titles}
+    assert set(re.findall(r"\]\(#([\w-]+)\)", TEXT)) <= anchors.keys()
+    contents = re.findall(r"\]\(#([\w-]+)\)", TEXT.partition("\n## ")[0])
+    chapters = re.findall(r"^## (.+)$", TEXT, re.MULTILINE)
+    assert [anchors[anchor] for anchor in contents if anchors[anchor] in chapters] == chapters
+
+
+def test_the_readme_is_short() -> None:
+    own = re.sub(r"<!-- ([^:>]+): written by .*?<!-- end of \1 -->", "", TEXT, flags=re.DOTALL)
+    assert len([word for word in own.split() if any(map(str.isalnum, word))]) <= 6_000
 
 
 def test_everything_public_is_documented() -> None:

@@ -57,7 +57,7 @@ W3 | os._exit(0) without a result | A process that dies without a result is a fa
 W4 | segmentation fault, abort
     test_a_process_that_dies_is_a_failed_run test_a_segmentation_fault_leaves_its_frames_in_the_log
     test_a_death_inside_a_step_names_the_step_and_keeps_the_log
-W5 | sys.exit, KeyboardInterrupt, GeneratorExit | `sys.exit(0)` is success
+W5 | sys.exit, KeyboardInterrupt, GeneratorExit | `sys.exit(0)` ends a run as success
     test_whatever_is_raised_is_a_failed_run_with_its_text test_a_function_may_end_as_a_program_does
 W6 | recursion without end
     test_recursion_without_end_is_ended_by_the_memory_limit test_whatever_is_raised_is_a_failed_run_with_its_text
@@ -68,7 +68,7 @@ W8 | a run daemonizes | on macOS only its process group
     test_descendants_of_ten_runs_at_once_are_not_confused_and_none_outlives_its_run
 W9 | a grandchild keeps stdout open
     test_what_a_run_leaves_behind_is_ended
-W10 | a run ignores SIGTERM, or has its own handler | What it returns then is only its `partial_result`
+W10 | a run ignores SIGTERM, or has its own handler | is only its `partial_result`
     test_what_is_returned_after_a_stop_is_no_success test_an_error_is_told_and_tried_again_although_a_thread_lives_on
     test_a_run_that_ignores_sigterm_is_killed test_cancelling_ends_fifty_children_that_ignore_sigterm
     test_a_run_that_takes_too_long_times_out_with_all_it_started
@@ -120,7 +120,7 @@ C6 | the data of time zones change | Time zones are read again at the start and 
     test_a_time_zone_that_changes_moves_what_is_due test_a_time_zone_that_the_system_has_lost_stops_nobody_else
 C7 | the clock shows 1970 | A clock that was never set (before 2026) decides nothing
     test_a_clock_that_starts_at_1970_decides_nothing_until_it_is_set test_a_clock_that_was_never_set_decides_nothing
-C8 | a leap second | leap seconds are no time at all
+C8 | a leap second | Leap seconds are not counted
     test_a_leap_second_is_nothing_whether_stepped_or_smeared
 C9 | order and durations | durations are measured by a clock that nobody sets
     test_a_clock_that_is_set_back_during_a_run_gives_no_negative_duration test_ids_grow_whatever_the_clock_does
@@ -133,10 +133,10 @@ C12 | the daemon was down over many ticks
     test_a_cap_drops_the_oldest_of_many
 C13 | a schedule changes just before it is due
     test_edits_pauses_and_disabling_move_the_watermark_to_now test_a_tick_that_is_undecided_when_its_schedule_is_edited_is_told
-S1 | the disk is full | nothing is held in reserve
+S1 | the disk is full | Tau keeps no room in reserve
     test_a_full_disk_loses_nothing_and_recovers_by_itself test_a_full_disk_refuses_and_recovers_by_itself
     test_a_fault_at_each_commit_costs_nothing_and_doubles_nothing test_a_daemon_that_could_not_look_says_so
-S2 | a sync fails | When a *sync* fails taud ends at once
+S2 | a sync fails | taud ends at once with exit code 1
     test_after_a_failed_sync_nothing_is_tried_again_and_nothing_is_lost
 S3 | the disk can only be read
     test_a_disk_that_can_only_be_read_refuses_writes_and_recovers test_a_home_that_is_mounted_read_only_is_refused_by_name
@@ -159,7 +159,7 @@ S10 | very many runs | 1,000,000 runs stored
     test_a_daemon_removes_what_is_old_by_itself test_the_file_shrinks_and_others_go_first
 S11 | a client that stops reading
     test_a_client_that_stops_reading_does_not_let_the_log_of_the_database_grow
-S12 | values that SQLite cannot hold | Numbers beyond 64 bits, NaN, infinity and lone surrogates are refused
+S12 | values that SQLite cannot hold | beyond 64 bits, NaN, infinity and lone surrogates are refused
     test_what_the_store_could_not_keep_makes_no_run test_what_the_store_can_keep_comes_back_as_it_was
     test_a_result_without_a_json_form_fails_the_run
 S13 | a network file system | locks cannot be trusted there
@@ -192,7 +192,7 @@ E10 | a loop that does not turn
     test_a_blocked_event_loop_stops_pinging_and_says_where_it_is
 E11 | no daemon
     test_without_a_daemon_it_is_exit_6_and_says_how_to_start_one test_why_there_is_no_daemon_is_told_apart
-E12 | a log that cannot be written | A log that cannot be written is done without
+E12 | a log that cannot be written | taud goes on without it
     test_a_log_that_nobody_takes_harms_nobody test_a_full_disk_below_the_log_harms_nobody
 N1 | a slow client
     test_a_request_must_be_finished_in_time test_an_attack_changes_nothing_for_others
