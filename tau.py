@@ -7791,8 +7791,6 @@ def find_entries(sources: dict[str, bytes], main: list[str], entry: str | None) 
 def load_error(entry: str, error: Json) -> LoadFailed:
     """Returns the exception for a file that does not load."""
     hints = {
-        "ModuleNotFoundError": f"--include it if it lies beside {entry}; else name it in the header's dependencies, or "
-        f"install it for {sys.executable} and restart taud if it still is not found",
         "ImportError": "deploy the package's folder, with --entry, for imports that are relative",
         "timeout": "move work out of the module's top level into the pipeline function",
     }
@@ -16292,10 +16290,11 @@ def hint_for(problem: BaseException, attempt: Attempt) -> str | None:
         return f"{message} is not in taud's environment: start taud with it, or keep a secret: ctx.secret({message})"
     if isinstance(problem, ModuleNotFoundError):
         name = str(problem.name).partition(".")[0]
+        beside = f"{shell_line('--include', name + '.py')} if that lies beside the file; else"
         if attempt.job.get("python"):
-            return f'add it to the header of the file: # dependencies = ["{name}"]'
-        header = "name it in the file's `# /// script` dependencies"
-        return f"ship it with {shell_line('--include', f'{name}.py')}, {header}, or install it for {sys.executable}"
+            return f'{beside} add it to the header of the file: # dependencies = ["{name}"]'
+        again = f"install it for {sys.executable} and restart taud if it still is not found"
+        return f"{beside} name it in the header's dependencies (# /// script), or {again}"
     if isinstance(problem, TypeError) and message.startswith("pipeline() got an unexpected keyword argument"):
         known = {name for name, _, _ in read_fields(str(VALUES["pipeline"]))} - {"function", "params", "line"}
         return did_you_mean(message.split("'")[1], known, f"@pipeline knows {', '.join(sorted(known))}")

@@ -88,7 +88,7 @@ def test_a_package_may_be_loaded_from_its_own_init(tau: Tau) -> None:
 
 def test_what_was_left_behind_is_told_how_to_come_along(tau: Tau) -> None:
     root = lay(tau, "lonely", {**package("lonely"), "main.py": job("alone", "import helper"), "helper.py": ""})
-    assert "--include it if it lies beside main.py" in tau("deploy", root / "main.py", exit=2)["hint"]
+    assert "if that lies beside the file; else name it" in tau("deploy", root / "main.py", exit=2)["hint"]
     assert "deploy the package's folder" in tau("deploy", root / "shop" / "relative.py", exit=2)["hint"]
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import shlex
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -50,6 +51,32 @@ CASES: dict[str, Case] = {
     ),
     "a try that fails": Case(
         "tau try NAME.py -p day=x", ["tau try NAME.py -p day=x"], text=TYPED.replace("1", "1 / 0")
+    ),
+    "a module that lies beside the file": Case(
+        "tau deploy NAME.py",
+        "--include helper.py if that lies beside the file; else name it in the header's dependencies (# /// script), or"
+        f" install it for {sys.executable} and restart taud if it still is not found",
+        text="import helper\n" + SIMPLE,
+        before=(),
+        then=("tau deploy NAME.py --include helper.py",),
+        files=(("helper.py", ""),),
+    ),
+    "an option of @pipeline of another tool": Case(
+        "tau deploy NAME.py",
+        "@pipeline knows after, catchup_window, description, end, every, executor, expect_success_within, jitter,"
+        " max_concurrent, memory, misfire, name, overlap, pause_after_failures, queue_timeout, retries, retry_backoff,"
+        " retry_delay, retry_delay_max, retry_jitter, retry_on, schedule, start, tags, timeout, timezone",
+        text=SIMPLE.replace("@pipeline", "@pipeline(cron='0 6 * * *')"),
+        before=(),
+    ),
+    "an option of @pipeline misspelled": Case(
+        "tau deploy NAME.py",
+        "did you mean 'retries'? @pipeline knows after, catchup_window, description, end, every, executor,"
+        " expect_success_within, jitter, max_concurrent, memory, misfire, name, overlap, pause_after_failures,"
+        " queue_timeout, retries, retry_backoff, retry_delay, retry_delay_max, retry_jitter, retry_on, schedule, start,"
+        " tags, timeout, timezone",
+        text=SIMPLE.replace("@pipeline", "@pipeline(retrys=2)"),
+        before=(),
     ),
     "a command of a group misspelled": Case("tau key lst", "did you mean 'key list'? `tau key` lists them"),
     "a pipeline that there is not": Case("tau run nobody.knows", "`tau list` shows all"),
