@@ -7684,11 +7684,11 @@ class Deployment:
         names, gone, previously = {row["name"] for row in pipelines}, [], {}
         columns = "pipeline, function, entry, sha256, json_extract(options, '$.origin[0]') AS origin"
         for row in call.ask.rows(f"SELECT {columns} FROM live WHERE origin IS NOT NULL") if self.origin else ():
-            name, is_same = row["pipeline"], row["origin"] == self.origin[0]
+            name, old, new = row["pipeline"], row["origin"], self.origin[0]
             looked = row["entry"] in self.entries or row["entry"] not in self.sources
-            if name in names and not is_same and row["sha256"] != digest:
-                previously[name] = row["origin"]
-            elif is_same and looked and name not in names and row["function"] not in self.functions:
+            if name in names and os.path.commonpath((old, new)) not in (old, new) and row["sha256"] != digest:
+                previously[name] = old
+            elif old == new and looked and name not in names and row["function"] not in self.functions:
                 gone.append(name)
         commands = [shell_line("tau", "undeploy", name) for name in self.caller.sift(gone)]
         return {"previously": previously, "no_longer_in_file": self.caller.sift(gone), "next": commands}
@@ -7743,7 +7743,7 @@ def origin_of(files: list[Json], include: list[Json], entry: str | None) -> list
     """Returns the words after `tau deploy` that deploy the same again; none if no command line has sent these files."""
     paths, others = (dict.fromkeys(str(file["from"]) for file in some if "from" in file) for some in (files, include))
     options = [*(["--entry", entry] if entry else []), *(["--include", *others] if others else [])]
-    return [*paths, *options] if paths else []
+    return [*paths, *options] if paths and all(map(os.path.isabs, paths)) else []
 
 
 def read_content(file: Json) -> bytes:

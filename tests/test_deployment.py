@@ -217,6 +217,16 @@ def test_another_files_name_is_taken_only_on_purpose(tau: Tau, monkeypatch: pyte
     assert tau("show", "taken")["version"] == version
 
 
+def test_a_file_and_the_folder_that_it_is_in_are_no_strangers(tau: Tau) -> None:
+    root = lay(tau, "inside_of", {"shop/__init__.py": "", "shop/main.py": job("inside_of")})
+    for number, path in enumerate(("shop/main.py", "shop", ".", "shop", "shop/main.py")):
+        (root / "shop" / "main.py").write_text(job("inside_of", result=str(number)))
+        assert tau("deploy", root / path)["changed"] is True, path
+        assert tau.call("run", name="inside_of")["result"] == number
+    files = [{"path": "main.py", "text": job("inside_of", result="'odd'"), "from": odd} for odd in ("not/absolute",)]
+    assert "previously" not in tau.call("deploy", files=files)
+
+
 FAILING = job("report", "import helper", "1 / 0")
 
 
