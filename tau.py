@@ -11493,7 +11493,7 @@ class ForkServer:
 
     def spawn(self, job: Json) -> int:
         """Starts a new interpreter for the job, where fork is unsafe or for a venv."""
-        with tempfile.TemporaryFile() as file:
+        with tempfile.TemporaryFile(dir=os.path.dirname(job["journal"])) as file:  # there may be no /tmp
             file.write(encode(job))
             file.seek(0)
             return start_python("spawned_process", (), {0: file.fileno()}, os.environ, job["python"])

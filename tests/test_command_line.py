@@ -484,6 +484,15 @@ def test_try_check_and_doctor_survive(home: Tau, words: list[str], code: str) ->
     assert [path.name for path in home.home.glob("tau-try-*")] == []
 
 
+def test_a_run_in_an_interpreter_of_its_own_needs_no_tmp(home: Tau) -> None:
+    (home.work / "site").mkdir()
+    home.write(NO_TEMPORARY, "site/sitecustomize.py")
+    paths = f"{home.work / 'site'}:{home.environ['PYTHONPATH']}"
+    home.environ |= {"PYTHONPATH": paths, "TAU_START_METHOD": "spawn"}
+    home.start()
+    assert home.run_it("def it(ctx): return 1")["result"] == 1
+
+
 def test_try_check_and_doctor_survive_a_home_that_cannot_be_written(home: Tau) -> None:
     nowhere = {"TAU_HOME": str(home.write("", "file") / "home"), "TMPDIR": str(home.work)}
     for words in (["try", "file"], ["check", "file"]):
