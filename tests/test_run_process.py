@@ -749,7 +749,7 @@ def test_a_run_has_a_directory_a_name_and_its_params(tau: Tau) -> None:
 
 def test_a_module_may_be_named_like_one_of_the_standard_library(tau: Tau) -> None:
     for name in ("json.py", "tau.py", "not a word.py"):
-        tau.deploy("import tau\n@tau.pipeline(name='it')\ndef it(ctx):\n    return __name__", name)
+        tau.deploy("import tau\n@tau.pipeline(name='it')\ndef it(ctx):\n    return __name__", name, "--take-over")
         assert tau("run", "it")["status"] == "success"
         (tau.work / name).unlink()  # what is started in this directory would import it
 
