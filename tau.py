@@ -3034,8 +3034,8 @@ def command(words: list[str]) -> int:
             with Client(**asked) as client:
                 document = ASKING.get(chosen.name, ask_live)(client, chosen.name, params, view)
     except TauError as problem:
-        link = problem.detail.pop("include", None)
-        problem.hint = shell_line("tau", *words, "--include", link) if link else near(problem.hint) or problem.hint
+        left = problem.detail.pop("include", None) or left_behind(str(problem), options.get("files", ""))
+        problem.hint = shell_line("tau", *words, "--include", left) if left else near(problem.hint) or problem.hint
         raise
     if chosen.name in ("inspect", "run", "retry", "wait"):
         for run in document.get("runs", [document]):
@@ -3408,6 +3408,13 @@ def read_files(path: str, main: str, named: Sequence[str]) -> list[Json]:
     if not files:
         raise BadRequest(f"{path} has no files", "tau deploy my_pipeline.py")
     return files
+
+
+def left_behind(message: str, main: str) -> str:
+    """Returns what a deployed file imports that lies beside it and was not included; "" if something else is wrong."""
+    name = message.partition("No module named '")[2].partition("'")[0].partition(".")[0]
+    paths = [os.path.join(os.path.dirname(main), name + end) for end in (".py", "")]
+    return next((path for path in paths if name and os.path.isfile(main) and os.path.exists(path)), "")
 
 
 def root_of(main: str) -> str:
@@ -6561,8 +6568,7 @@ async def wait(
     if not 0 < len(run_id) <= WAIT_MAX:
         raise BadRequest(f"which runs? from 1 to {WAIT_MAX:,}", "tau wait RUN_ID")
     run_ids = await call.beside(lambda call: seen_runs(call, run_id))
-    live = [each for each, status in run_ids.items() if status not in FINAL]
-    await await_runs(call, live, timeout, follow, LOG_TAIL)
+    await await_runs(call, [run for run, status in run_ids.items() if status not in FINAL], timeout, follow, LOG_TAIL)
 
     def answer(call: Call) -> bytes:
         documents = [describe_ended(call, each) for each in run_ids]
@@ -9824,17 +9830,17 @@ class Store:
             " JOIN versions v ON v.pipeline = p.name AND v.version = p.version WHERE p.name = ?",
             name,
         ) or {"version": 0}
-        this = {"sha256": digest, "entry": pipeline["entry"], "options": options}
-        before = last | {"options": last.get("options", {}) | pick(options, "origin")}  # it may come from elsewhere now
-        same = encode_json(this) == encode_json({key: before.get(key) for key in this})
+        before = {key: last.get("options", {}).get(key) for key in options}  # an older Tau knew fewer
+        before |= pick(options, "origin")  # where it came from makes no version
+        same = (digest, pipeline["entry"], options) == (last.get("sha256"), last.get("entry"), before)
         number = last["version"] + (not same)
         self.sql.set("versions", {"pipeline": name, "version": number}, options=options)
         if changed := not same or not last["deployed"]:
             if not self.sql.set("pipelines", {"name": name}, version=number, deployed=1, updated_at=now):
                 row = {"name": name, "version": number, "deployed": 1, "created_at": now, "updated_at": now}
                 self.sql.put("pipelines", row)
-            version = {"pipeline": name, "version": number, **this, "function": pipeline["function"]}
-            self.sql.put("versions", version | {"deployed_at": now, "actor": actor}, clash="IGNORE")
+            version = {"pipeline": name, "version": number, "sha256": digest, "options": options, "deployed_at": now}
+            self.sql.put("versions", version | pick(pipeline, "entry", "function") | {"actor": actor}, clash="IGNORE")
             self.options.cache_clear()  # a version rolled back or deleted may have had this number
             self.event("pipeline.deployed", name, None, {"version": number, "sha256": digest}, actor)
         return {"name": name, "version": number, "changed": changed}
@@ -10326,23 +10332,24 @@ class Questions(Sql):
 
     def find_run(self, prefix: str) -> str:
         """Returns the run whose id begins so.  Raises NotFound if no id does, BadRequest if several do."""
-        lowered = prefix.lower()
-        rows = [row for row in self.candidates("WHERE run_id >= ?", lowered) if row["run_id"].startswith(lowered)]
-        if not rows or not prefix:
+        begin = prefix.lower()
+        found = self.only_run(f"several runs begin with '{prefix}'", "WHERE run_id BETWEEN ? AND ?", begin, f"{begin}~")
+        if not found or not prefix:
             raise NotFound(f"no run '{prefix[:WORD_MAX]}'", "`tau runs` lists them")
-        if len(rows) > 1 and rows[0]["run_id"] != lowered:
-            raise BadRequest(f"several runs begin with '{prefix}'", name_runs(rows))
-        return str(rows[0]["run_id"])
+        return found
 
-    def candidates(self, condition: str, value: str) -> list[Json]:
-        return self.rows(f"SELECT run_id, pipeline, status FROM runs {condition} ORDER BY run_id LIMIT 10", value)
+    def only_run(self, several: str, condition: str, *values: str) -> str | None:
+        """Returns the only run of a condition, None without one.  If there are *several*, BadRequest lists them."""
+        rows = self.rows(f"SELECT run_id, pipeline, status FROM runs {condition} ORDER BY run_id LIMIT 10", *values)
+        if len(rows) > 1:
+            names = [f"{row['run_id']} ({row['pipeline']} {row['status']})" for row in rows]
+            raise BadRequest(several, ", ".join([*names, "…"] if len(rows) == 10 else names))
+        return rows[0]["run_id"] if rows else None
 
     def pick_live(self, word: str) -> str:
         """Returns the run that an id, or a pipeline's name, stands for: its only live run, else its last."""
-        live = self.candidates(f"INDEXED BY runs_by_status WHERE pipeline = ? AND status NOT IN {FINAL}", word)
-        if len(live) > 1:
-            raise BadRequest(f"several runs of '{word}' are live", name_runs(live))
-        return str(live[0]["run_id"]) if live else self.pick_run(word, None)
+        live = f"INDEXED BY runs_by_status WHERE pipeline = ? AND status NOT IN {FINAL}"
+        return self.only_run(f"several runs of '{word}' are live", live, word) or self.pick_run(word, None)
 
     def pick_run(self, name: str | None, run_id: str | None) -> str:
         """Returns the run that a pipeline's name (its last run), an id, or both stand for."""
@@ -10602,11 +10609,6 @@ class BoundedQuestions(Questions):
 
     def rows(self, question: str, *values: Any, **named: Any) -> list[Json]:
         return [to_document(self.budget.count(row)) for row in self.db.execute(question, named or values)]
-
-
-def name_runs(runs: list[Json]) -> str:
-    shown = [f"{run['run_id']} ({run['pipeline']} {run['status']})" for run in runs]
-    return ", ".join([*shown, "…"] if len(runs) == 10 else shown)
 
 
 #: The condition that a row's pipeline is in a list.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import sqlite3
 from pathlib import Path
 
 import pytest
@@ -87,9 +88,16 @@ def test_a_package_may_be_loaded_from_its_own_init(tau: Tau) -> None:
 
 
 def test_what_was_left_behind_is_told_how_to_come_along(tau: Tau) -> None:
-    root = lay(tau, "lonely", {**package("lonely"), "main.py": job("alone", "import helper"), "helper.py": ""})
-    assert "if that lies beside the file; else name it" in tau("deploy", root / "main.py", exit=2)["hint"]
+    root = lay(tau, "helped", {"main.py": job("helpless", "import helper, tools.x"), "helper.py": "import more\n"})
+    lay(tau, "helped", {"more.py": "", "tools/x.py": "", **package("lonely")})
+    line = f"tau deploy {root}/main.py"
+    for path in ("helper.py", "more.py", "tools"):
+        hint = tau(*shlex.split(line)[1:], exit=2)["hint"]
+        line = f"{line} --include {root}/{path}"
+        assert hint == line
+    assert tau(*shlex.split(line)[1:])["changed"] is True
     assert "deploy the package's folder" in tau("deploy", root / "shop" / "relative.py", exit=2)["hint"]
+    assert "name it in the header" in tau("deploy", root / "shop" / "absolute.py", exit=2)["hint"]
 
 
 LINKED = {
@@ -267,3 +275,18 @@ def test_what_was_undeployed_is_brought_back_by_what_was_typed(tau: Tau) -> None
     for command in ("run", "show", "schedule"):
         assert tau(command, "back_again", exit=3)["hint"] == "tau deploy back/job.py", command
     assert tau("deploy", "back/job.py")["changed"] is True
+
+
+def test_what_an_older_tau_has_deployed_is_not_new(home: Tau) -> None:
+    home.start()
+    lay(home, "old", {"job.py": job("old", result="1 / 0")})
+    home("deploy", "old/job.py")
+    home("shutdown")
+    db = sqlite3.connect(home.home / "tau.db")
+    with db:  # neither where it came from nor some options were known
+        db.execute("UPDATE versions SET options = json_remove(options, '$.origin', '$.memory', '$.executor')")
+    db.close()
+    home.start()
+    assert [line.split()[1] for line in home("run", "old", exit=1)["next"]] == ["logs", "code", "run"]
+    assert home("deploy", "old/job.py")["changed"] is False
+    assert home("inspect", "old")["next"][2] == "tau deploy old/job.py"

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 import shlex
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -54,11 +53,9 @@ CASES: dict[str, Case] = {
     ),
     "a module that lies beside the file": Case(
         "tau deploy NAME.py",
-        "--include helper.py if that lies beside the file; else name it in the header's dependencies (# /// script), or"
-        f" install it for {sys.executable} and restart taud if it still is not found",
+        "tau deploy NAME.py --include helper.py",
         text="import helper\n" + SIMPLE,
         before=(),
-        then=("tau deploy NAME.py --include helper.py",),
         files=(("helper.py", ""),),
     ),
     "an option of @pipeline of another tool": Case(
@@ -104,6 +101,34 @@ CASES: dict[str, Case] = {
         "tau run NAME",
         ["tau logs NAME --run RUN_ID", "tau code NAME --version 1", "tau deploy NAME.py", "tau run NAME"],
         text=FAILS,
+    ),
+    "what follows a failure of a folder": Case(
+        "tau run NAME",
+        [
+            "tau logs NAME --run RUN_ID",
+            "tau code NAME --version 1",
+            "tau deploy ../etl --entry main.py",
+            "tau run NAME",
+        ],
+        before=("cd shop", "tau deploy ../etl --entry main.py"),
+        files=(("etl/main.py", f"import helper\n{FAILS}"), ("etl/helper.py", ""), ("shop/main.py", "")),
+    ),
+    "a name that another file has": Case(
+        "tau deploy two.py", "tau deploy two.py --take-over", files=(("two.py", SIMPLE + "# another\n"),), again=True
+    ),
+    "a retry under another signature": Case(
+        "tau retry NAME",
+        "tau retry RUN_ID --version same",
+        text=TYPED,
+        before=("tau deploy NAME.py", "tau run NAME -p day=x", "tau deploy two.py --take-over"),
+        files=(("two.py", TYPED.replace("day", "when")),),
+    ),
+    "a step that there is not": Case(
+        "tau logs NAME --step lod",
+        "did you mean 'load'? its steps: load",
+        text=SIMPLE.replace("return 1", "ctx.step('load').__enter__()"),
+        before=("tau deploy NAME.py", "tau run NAME"),
+        then=("tau logs NAME --step load",),
     ),
     "a schedule that a param prevents": Case(
         "tau schedule NAME '0 6 * * *'",
