@@ -60,6 +60,7 @@ if TYPE_CHECKING:
     import base64
     import bisect
     import collections
+    import concurrent.futures
     import contextlib
     import contextvars
     import csv
@@ -186,6 +187,7 @@ else:
 
     for name in (
         *("argparse", "ast", "asyncio", "atexit", "base64", "bisect", "collections", "contextlib", "contextvars"),
+        "concurrent.futures",
         *("croniter", "csv", "ctypes", "datetime", "decimal", "difflib", "email.utils", "faulthandler", "fcntl"),
         *("fnmatch", "functools", "glob", "graphlib", "grp", "gzip", "hashlib", "heapq", "hmac", "http.client"),
         *("importlib.util", "inspect", "linecache", "logging", "operator", "pickle", "pwd", "queue", "random", "re"),
@@ -12621,8 +12623,8 @@ class PipelineContext:
         """Opens a timed part of the run: `with ctx.step("load") as step:` or `async with`.  Steps nest.
 
         Set `step.rows_in` and `step.rows_out` inside.  An exception is recorded on the step and raised again.
-        After *timeout* (seconds, or text such as "5m") StepTimeout is raised: in an `async with` at the next
-        `await`, else in the main thread wherever it is.
+        Threads begin in the step of the code that starts them.  After *timeout* (seconds, or text such as "5m")
+        StepTimeout is raised: in an `async with` at the next `await`, else in the main thread wherever it is.
         """
         return Step(self._attempt, name, None if timeout is None else check_limit(timeout))
 
@@ -12913,6 +12915,7 @@ def call_locally(chosen: Pipeline, job: Json, path: str) -> Json:
 def returned_by(chosen: Pipeline, context: PipelineContext) -> Json:
     job, attempt = context._job, context._attempt
     context.params = chosen.parameters.convert(job["params"])
+    inherit_steps()
     try:
         result = call_function(chosen, context)
     except SystemExit as problem:
@@ -15605,12 +15608,10 @@ class Stream(Ready):
 
     def pull(self, batches: Iterator[Rows]) -> Rows | None:
         """Returns the next batch.  What is logged meanwhile belongs to this step."""
-        before, began = current_step().get(), perf_counter()
-        current_step().set(self.step)
+        began = perf_counter()
         try:
-            batch = next(batches, None)
+            batch: Rows | None = call_in(self.step, next, batches, None)
         finally:
-            current_step().set(before)
             self.busy_s += perf_counter() - began
         return batch if batch is None else put_out(self.step, batch)
 
@@ -16011,6 +16012,33 @@ def open_step() -> Step | None:
     return step if inner is found else found
 
 
+def call_in(step: Step | None, function: Callable[..., Any], /, *arguments: Any, **options: Any) -> Any:
+    """Calls a function as code of a step."""
+    current = current_step()
+    before = current.get()
+    current.set(step)
+    try:
+        return function(*arguments, **options)
+    finally:
+        current.set(before)
+
+
+@functools.cache
+def inherit_steps() -> None:
+    """From now on threads begin in the step of the code that starts them, or that submits to them."""
+    start, submit = threading.Thread.start, concurrent.futures.ThreadPoolExecutor.submit
+
+    def start_in_step(thread: Any) -> None:
+        thread.run = functools.partial(call_in, open_step(), thread.run)
+        start(thread)
+
+    def submit_in_step(pool: Any, function: AnyFunction, /, *arguments: Any, **options: Any) -> Any:
+        return submit(pool, call_in, open_step(), function, *arguments, **options)
+
+    threading.Thread.start = start_in_step  # type: ignore[method-assign, assignment]
+    concurrent.futures.ThreadPoolExecutor.submit = submit_in_step  # type: ignore[method-assign]
+
+
 def current_path() -> str | None:
     return getattr(open_step(), "path", None)
 
@@ -16075,7 +16103,8 @@ class Output(io.RawIOBase):
         source, end = os.pipe()
         os.dup2(end, self.descriptor)
         os.close(end)
-        self.thread = threading.Thread(target=self.pump, args=(source,), name="tau output", daemon=True)
+        work = functools.partial(call_in, None, self.pump, source)  # what it reads comes from any step
+        self.thread = threading.Thread(target=work, name="tau output", daemon=True)
         self.thread.start()
         return self.file
 

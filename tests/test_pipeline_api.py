@@ -249,6 +249,46 @@ TREES: dict[str, tuple[str, str]] = {
         """,
         "outer(extract(<row 0> <row 1>) load 0() load 1())",
     ),
+    "a pool of threads": (
+        """
+        def work(name):
+            with ctx.step(name):
+                ctx.log("working")
+        with concurrent.futures.ThreadPoolExecutor(1) as pool:
+            with ctx.step("first"):
+                list(pool.map(work, "ab"))
+            with ctx.step("second"):
+                pool.submit(work, "c").result()
+        """,
+        "first(a(<working>) b(<working>)) second(c(<working>))",
+    ),
+    "a thread": (
+        """
+        with ctx.step("outer"):
+            thread = threading.Thread(target=lambda: ctx.step("inner").__enter__().__exit__(None, None, None))
+            thread.start()
+            thread.join()
+        """,
+        "outer(inner())",
+    ),
+    "a pool of multiprocessing's threads": (
+        """
+        with ctx.step("outer"), multiprocessing.pool.ThreadPool(1) as pool:
+            pool.map(ctx.log, ["working"])
+        """,
+        "outer(<working>)",
+    ),
+    "threads of a loop": (
+        """
+        async def main():
+            loop = asyncio.get_running_loop()
+            async with ctx.step("outer"):
+                await loop.run_in_executor(None, ctx.log, "one")
+                await asyncio.to_thread(ctx.log, "two")
+        return main()
+        """,
+        "outer(<one> <two>)",
+    ),
 }
 
 
