@@ -61,7 +61,7 @@ SESSIONS: dict[str, tuple[int, int, list[str]]] = {
             *("tau deploy orders.py", "tau run orders"),
         ],
     ),
-    "inspect.svg": (92, 36, ["tau inspect orders --last-run"]),
+    "inspect.svg": (100, 36, ["tau inspect daily_sales --last-run"]),
 }
 
 Frame = tuple[float, list[list[tuple[int, str, str, bool]]]]
@@ -184,6 +184,8 @@ def record(folder: Path, sessions: dict[str, tuple[int, int, list[str]]]) -> Non
         binaries.mkdir()
         (binaries / "tau").write_text(f'#!/bin/sh\nexec {sys.executable} {REPOSITORY}/tau.py "$@"\n')
         (binaries / "tau").chmod(0o755)
+        tau("deploy", REPOSITORY / "examples" / "daily_sales.py")
+        tau("run", "daily_sales")
         environ = tau.environ | {"PATH": f"{binaries}:{os.environ['PATH']}"}
         for name, (columns, rows, commands) in sessions.items():
             terminal = Terminal(columns, rows, tau.work, environ)

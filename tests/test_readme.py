@@ -340,10 +340,12 @@ def with_programs(home: Tau) -> dict[str, str]:
     return home.environ | {"PATH": f"{folder}:{os.environ['PATH']}"}
 
 
-def test_the_commands_about_schedules_work(home: Tau) -> None:
+def test_the_commands_about_schedules_and_runs_work(home: Tau) -> None:
     home.start()
     home.deploy("from tau import pipeline\n@pipeline\ndef orders(ctx): ...\n")
-    lines = [line for block in blocks("bash") if "tau schedule" in block for line in block.splitlines()]
+    home("run", "orders")
+    chosen = [block for block in blocks("bash") if re.match("tau (schedule|runs)", block)]
+    lines = [line for block in chosen for line in block.splitlines()]
     assert len(lines) > 10
     for line in lines:
         program, *words = shlex.split(line, comments=True)
