@@ -462,6 +462,9 @@ def test_everything_public_is_documented() -> None:
 
 
 def test_what_the_readme_names_exists() -> None:
+    own = re.sub(r"```(?:(?!```).)*```", "", TEXT, flags=re.DOTALL)
+    words = {name.split()[0] for name in (one.words for one in (module.OPERATIONS | module.LOCAL_COMMANDS).values())}
+    assert {*re.findall(r"`tau\s+([a-z]+)", own)} <= words
     for path in re.findall(r"`((?:examples|tests|\.ci)/[\w./]*)`", TEXT):
         assert (REPOSITORY / path).exists(), path
 
