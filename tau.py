@@ -14196,7 +14196,6 @@ class Loading:
         self.table = house.quoted(name)
         self.columns: dict[str, Column] | None = house.columns_of(name)  # by folded name
         self.count = 0  # rows of the batches before
-        self.holders: dict[str, Column] = {}  # the columns that convert cells of this batch
         if mode == "replace" and self.columns is not None:
             house.execute(f"DELETE FROM {self.table}")
 
@@ -14204,14 +14203,20 @@ class Loading:
         scan = Scan(batch, self.count)
         if not scan.columns or (self.columns is None and self.keys and not batch):  # a key has no kind yet
             return
+        is_whole = scan.even or (self.columns is None and not self.keys)  # what a row lacks has no other default
         self.widen(scan)
         for row in batch if self.mode == "upsert" else ():
             check_keys(row, self.keys)
-        if scan.even:
-            self.insert(scan, scan.columns)
+        cells = scan.cells(scan.columns, self.house.place)
+        if is_whole:
+            self.insert(scan, scan.columns, cells)
         else:
-            for shape, rows in itertools.groupby(batch, tuple):  # in their order: the last row of a key wins
-                self.insert(Scan(Rows(rows), self.count), [*shape] or scan.columns[:1])
+            pairs = zip(batch, cells, strict=True)
+            for names, some in itertools.groupby(pairs, lambda pair: pair[0].keys()):  # the last row of a key wins
+                has = [name in (names or scan.columns[:1]) for name in scan.columns]
+                shape = [*itertools.compress(scan.columns, has)]
+                self.insert(scan, shape, (tuple(itertools.compress(row, has)) for _, row in some))
+        self.count += len(batch)
 
     def widen(self, scan: Scan) -> None:
         """Adds and widens what the table lacks.  Raises SourceError for a cell that would come back as another."""
@@ -14231,28 +14236,26 @@ class Loading:
             if column is not known.get(folded):
                 house.alter(self.table, known.get(folded), column)
         self.columns = known | columns
-        used = {name: columns[folded] for folded, name in names.items()}
-        self.holders = {name: it for name, it in used.items() if it.size or not it.takes(scan.kinds(name))}
 
     def fit(self, scan: Scan, name: str, old: Column | None) -> Column:
         """Returns the old column if it holds all cells of a batch, else the narrowest wider one that does."""
-        kinds, table = scan.kinds(name), self.table
+        kinds = scan.kinds(name)
         is_empty = old is None or old.is_new or (self.mode == "replace" and not self.count)
-        if old is not None and not (old.is_new and kinds) and old.misfit(scan, name) is None:
+        if old is not None and not (old.is_new and kinds) and old.convert(scan, name) is None:
             return old
         common = common_kind(kinds if old is None or is_empty or old.kind is None else kinds | {old.kind.name})
         for kind in dict.fromkeys((common, *WIDER.get(common, ())[-1:], "text")):
             column: Column = self.house.declare(name, kind, scan, old, name in self.keys)
-            can_be = is_empty or (kind != "text" and self.house.can_widen(table, old, column))
-            if can_be and column.misfit(scan, name) is None:
+            can_be = is_empty or (kind != "text" and self.house.can_widen(self.table, old, column))
+            if can_be and column.convert(scan, name) is None:
                 return column
         column = old or column
-        number, cell = column.misfit(scan, name) or (0, None)
+        number, cell = column.convert(scan, name) or (0, None)
         limit = column.limit if kind_of(type(cell)) is column.kind else ""
         wrong = f"column '{name}' holds {column.kind and column.kind.name}s{limit}, which {safe_repr(cell)} is not"
         hint = (
             "a step can convert it, or make the column text, from the first load on (mode='replace' declares it anew, "
-            f"and deletes the rows that are there); in {table} it is {column.declared}"
+            f"and deletes the rows that are there); in {self.table} it is {column.declared}"
         )
         if isinstance(cell, str) and guessed_kind({cell}).name != "text":
             hint = f"types=True where CSV is extracted, whose cells are text without it; else {hint}"
@@ -14261,10 +14264,9 @@ class Loading:
     def listed(self, names: Iterable[str]) -> str:
         return ", ".join(map(self.house.spell, names))
 
-    def insert(self, scan: Scan, shape: list[str]) -> None:
+    def insert(self, scan: Scan, shape: list[str], cells: Iterable[tuple[Any, ...]]) -> None:
         house, marks = self.house, ", ".join(map(self.house.mark.format, range(len(shape))))
         statement = f"INSERT INTO {self.table} ({self.listed(shape)}) VALUES ({marks})"
-        cells = scan.cells(shape, house.place, self.holders)
         if self.mode == "upsert" and house.dialect not in ON_CONFLICT:
             self.replace(cells, shape, statement)
             return
@@ -14278,9 +14280,8 @@ class Loading:
         except house.errors as problem:
             text = cause_text(problem)
             is_text = re.search(r"NUL\b|0x00|surrogate|utf-?8", text, re.IGNORECASE) is not None
-            where = odd_text(scan.rows, self.count + 1) if is_text else ""
+            where = odd_text(scan.rows, scan.before + 1) if is_text else ""
             raise SourceError(f"{house.label}: {self.table}: {where}{text}", house.hint(text)) from problem
-        self.count += len(scan.rows)
 
     def replace(self, cells: Iterable[tuple[Any, ...]], shape: list[str], insert: str) -> None:
         """Updates each row, or inserts it, in databases without ON CONFLICT."""
@@ -14291,16 +14292,6 @@ class Loading:
         for row in cells:
             if not self.house.change(update, [row]):
                 self.house.change(insert, [row])
-
-
-def rows_of(names: list[str], cursor: Any, batch_rows: int | None) -> Batches:
-    """Yields the rows of a query in batches, or all in one without a size.  An empty batch has columns."""
-    check_distinct(names)
-    for position in itertools.count():
-        cells = cursor.fetchall() if batch_rows is None else cursor.fetchmany(batch_rows)
-        if position and not cells:
-            return
-        yield Rows([dict(zip(names, row, strict=True)) for row in cells], names)
 
 
 class Warehouse:
@@ -14444,12 +14435,9 @@ class SqlStep(SQLite):
 
     def __call__(self, rows: Rows) -> Rows:
         self.columns = columns_of(rows)
-        scan = Scan(rows if self.columns else Rows((), ["?"]))
         try:
             with self:
-                table = Loading(self, "data", "append", [])
-                table.widen(scan)
-                table.insert(scan, scan.columns)
+                Loading(self, "data", "append", []).add(rows if self.columns else Rows((), ["?"]))
                 return collect(self.ask(self.query, self.params))
         except SourceError as problem:
             if self.columns or "no such column" not in str(problem):
@@ -14459,7 +14447,7 @@ class SqlStep(SQLite):
     def declare(self, name: str, kind: str | None, scan: Scan, old: Column | None, is_key: bool) -> Column:
         """Returns a column whose type has a converter in sqlite3.  A kind that SQLite has itself needs none."""
         column = super().declare(name, kind, scan, old, is_key)
-        if column.size is not None and column.misfit(scan, name) is not None:
+        if column.size is not None and column.convert(scan, name) is not None:
             hint = "a step in Python reckons with all digits"
             raise SourceError(f"SQL step: '{name}' has numbers of more than 64 bits or 15 digits", hint)
         column.kind = column.size = None
@@ -14704,12 +14692,7 @@ def read_csv(
             lines = ([None if cell in words else cell for cell in line] for line in lines)
         if types:
             lines = file.cast(lines, types, (decimal, thousands), batch_rows)
-
-        def batch() -> Rows:
-            return Rows([dict(zip(names, line)) for line in itertools.islice(lines, batch_rows)], names)  # noqa: B905
-
-        yield batch()  # an empty batch still has columns
-        yield from iter(batch, [])
+        yield from rows_of(names, lines, batch_rows)
     except csv.Error as problem:
         raise file.broken(problem) from None
 
@@ -14809,7 +14792,7 @@ class CsvLines:
         names = self.names
         if types is True:
             first = collections.deque(itertools.islice(lines, sample))
-            guesses = [guessed_kind({line[i] for line in first}, marks) for i in range(len(names))]
+            guesses = [guessed_kind({*map(operator.itemgetter(i), first)}, marks) for i in range(len(names))]
             sampled = (first.popleft() for _ in range(len(first)))  # frees each line once it is a row
             return self.convert(itertools.chain(sampled, lines), dict(enumerate(guesses)), is_guess=True)
         if not isinstance(types, dict):
@@ -14894,7 +14877,7 @@ def json_document(
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as problem:
-        raise SourceError(f"{place}not JSON: {problem}", hint) from None
+        raise SourceError(f"{place}not JSON: {problem}", "encoding='utf-16'" if "\0" in text else hint) from None
 
 
 def records_of(
@@ -15027,7 +15010,7 @@ def write_parquet(text: io.TextIOWrapper, batches: Batches) -> None:
             writer.write_table(table)
             for batch in source:
                 writer.write_table(full_table(arrow, batch, names, table.schema))
-    except (arrow.ArrowException, OverflowError) as problem:
+    except (arrow.ArrowException, OverflowError, ValueError) as problem:
         hint = "each column has one type, that of the first rows; a step can change the others"
         raise SourceError(f"not for Parquet: {problem}", hint) from None
 
@@ -15040,7 +15023,7 @@ def full_table(arrow: Any, batch: Rows, names: list[str], schema: Any) -> Any:
     except UnicodeEncodeError as problem:
         raise SourceError(f"not for Parquet: {odd_text(batch)}{problem}", "a step can change it") from None
     for field in table.schema:
-        if wrong := Column(field.name, str(field.type)).misfit(scan, field.name):
+        if wrong := Column(field.name, str(field.type)).convert(scan, field.name):
             message = f"not for Parquet: column '{field.name}' is {field.type}, which {safe_repr(wrong[1])} is not"
             raise SourceError(message, "each column has one type; a step can convert the value")
     return table
@@ -15078,7 +15061,7 @@ def guessed_kind(texts: set[str], marks: tuple[str, str] = (".", "")) -> ValueKi
     for name in ("integer", "real", "boolean", "date", "datetime") if texts else ():
         kind = marked(KINDS_OF_COLUMN[name], marks)
         with contextlib.suppress(ValueError):
-            collections.deque(map(kind.read, texts), 0)
+            collections.deque(map(kind.reader(texts), texts), 0)
             return kind
     return KINDS_OF_COLUMN["text"]
 
@@ -15206,6 +15189,18 @@ def batched(data: Any, batch_rows: int | None) -> Batches:
     return iter(lambda: as_rows(itertools.islice(source, batch_rows)), [])
 
 
+def rows_of(names: list[str], lines: Iterable[Any], batch_rows: int | None) -> Batches:
+    """Yields lines of cells as rows in batches, or all in one without a size."""
+    check_distinct(names)
+    source = iter(lines)
+
+    def batch() -> Rows:
+        return Rows([dict(zip(names, line)) for line in itertools.islice(source, batch_rows)], names)  # noqa: B905
+
+    yield batch()  # an empty batch still has columns
+    yield from iter(batch, [])
+
+
 def collect(batches: Batches) -> Rows:
     every = [*batches]
     return Rows(itertools.chain.from_iterable(every), every[0].columns if every else ())
@@ -15305,11 +15300,11 @@ class ValueKind:
             raise ValueError(text)
         return self.parse(text)
 
-    def reader(self, texts: Sequence[str | None]) -> Callable[[str], Any]:
+    def reader(self, texts: Collection[Any]) -> Callable[[str], Any]:
         """Returns what reads these texts as `read` does.  One match for all is faster than one for each."""
-        whole = "\n".join([text or "" for text in texts]) + "\n"
-        is_one_a_line = whole.count("\n") == len(texts)
-        if is_one_a_line and re.fullmatch(rf"(?:(?:{self.pattern})?\n)*+", whole):
+        texts = [*filter(None, texts)]
+        whole = "\n".join(texts) + "\n"
+        if whole.count("\n") == len(texts) and re.fullmatch(rf"(?:(?:{self.pattern})\n)*+", whole):
             return self.quick or self.parse  # type: ignore[no-any-return]
         return self.read
 
@@ -15438,11 +15433,6 @@ class Column:
             return " with a zone" if self.zone else " without a zone"
         return f" of {self.bits} bits" if self.kind is KINDS_OF_COLUMN["integer"] else ""
 
-    def takes(self, kinds: Iterable[str | None]) -> bool:
-        """Whether values of these kinds are stored here without a conversion: the attribute *stored* is equal."""
-        stored = {getattr(KINDS_OF_COLUMN[kind], self.stored) for kind in kinds}
-        return self.kind is None or stored <= {getattr(self.kind, self.stored)}
-
     def cell(self, value: Any) -> Any:
         """Returns a value as this column holds it.  Raises ValueError if another would come back."""
         made = value if self.kind is None or value is None else self.kind.exactly(value)
@@ -15460,17 +15450,24 @@ class Column:
             raise ValueError(value)
         return made
 
-    def misfit(self, scan: Scan, name: str) -> tuple[int, Any] | None:
-        """Returns the first cell of a batch that this column does not hold, after its number from 1."""
-        if self.size is None and self.zone is None and self.takes(scan.kinds(name)):
-            numbers = filter(None, scan.cells_of(name)) if scan.types[name] == {int} else ()
+    def convert(self, scan: Scan, name: str) -> tuple[int, Any] | None:
+        """Makes the cells of a batch those that this column holds.  Returns the first misfit, after its number.
+
+        Kinds whose attribute *stored* is equal are stored without a conversion.
+        """
+        made: list[Any] = []
+        stored = {getattr(KINDS_OF_COLUMN[kind], self.stored) for kind in scan.kinds(name)}
+        is_same = self.kind is None or stored <= {getattr(self.kind, self.stored)}
+        if is_same and self.size is None and self.zone is None:
+            numbers = filter(None, scan.cells_of(name)) if scan.types.get(name) == {int} else ()
             if max(map(int.bit_length, numbers), default=0) < self.bits:
                 return None
-        for number, cell in enumerate(scan.cells_of(name), 1):
+        for cell in scan.cells_of(name):
             try:
-                self.cell(cell)
+                made.append(self.cell(cell))
             except ValueError:
-                return number, cell
+                return len(made) + 1, cell
+        scan.made[name], scan.types[name] = made, {*map(type, made)}
         return None
 
 
@@ -15488,17 +15485,20 @@ csv_cell, sqlite_cell = cell_for("csv"), cell_for("sqlite")
 
 
 class Scan:
-    """The columns of rows, whether every row has all of them, and the types in each."""
+    """The columns of rows, whether every row has all of them, the types in each, and the cells that a table changes."""
 
-    __slots__ = ("before", "columns", "even", "rows", "types")
+    __slots__ = ("before", "columns", "even", "made", "rows", "types")
 
     def __init__(self, rows: Rows, before: int = 0) -> None:
         self.rows, self.before, self.columns = rows, before, columns_of(rows)
         self.even = {*map(len, rows)} <= {len(self.columns)}
+        self.made: dict[str, list[Any]] = {}
         self.types = {name: {*map(type, self.cells_of(name))} - {type(None)} for name in self.columns}
 
     def cells_of(self, name: str) -> Iterable[Any]:
         """Returns the cells of a column, with None for a row that lacks it."""
+        if name in self.made:
+            return self.made[name]
         if self.even and name in self.columns:
             return map(operator.itemgetter(name), self.rows)
         return (row.get(name) for row in self.rows)
@@ -15506,23 +15506,21 @@ class Scan:
     def kinds(self, name: str) -> set[str | None]:
         return {kind_of(cell_type).name for cell_type in self.types.get(name, ())}
 
-    def cells(
-        self, columns: Sequence[str], place: str, holders: Mapping[str, Column] = {}
-    ) -> Iterable[tuple[Any, ...]]:
-        """Returns the rows as tuples of cells for csv, sqlite or native, as the *holders* of some hold them."""
-        return zip(*(self.made_for(place, name, holders.get(name)) for name in columns), strict=True)
+    def cells(self, columns: Sequence[str], place: str) -> Iterable[tuple[Any, ...]]:
+        """Returns the rows as tuples of cells for csv, sqlite or native."""
+        return zip(*(self.made_for(place, name) for name in columns), strict=True)
 
-    def made_for(self, place: str, name: str, holder: Column | None) -> Iterable[Any]:
+    def made_for(self, place: str, name: str) -> Iterable[Any]:
         types = self.types.get(name, set())
-        if holder is None and types <= PLAIN_TYPES:
+        if types <= PLAIN_TYPES:
             return self.cells_of(name)
-        is_one = holder is None and len(types) == 1  # one type has one function
-        return self.converted(name, getattr(kind_of(*types), place) if is_one else cell_for(place), holder)
+        # One type has one function.
+        return self.converted(name, getattr(kind_of(*types), place) if len(types) == 1 else cell_for(place))
 
-    def converted(self, name: str, make: Callable[[Any], Any], holder: Column | None) -> Iterator[Any]:
+    def converted(self, name: str, make: Callable[[Any], Any]) -> Iterator[Any]:
         for number, cell in enumerate(self.cells_of(name), self.before + 1):
             try:
-                yield None if cell is None else make(cell if holder is None else holder.cell(cell))
+                yield None if cell is None else make(cell)
             except SourceError as problem:
                 raise SourceError(f"row {number}, column '{name}': {problem}", problem.hint) from None
 

@@ -290,6 +290,7 @@ UNNAMED = {
 #: How files begin that are not UTF-8.  Most of these are read in cp1252 too, as nonsense.
 STRANGE = {
     "UTF-16": ("a.csv", "a,b\n1,2\n".encode("utf-16"), {}, "encoding='utf-16'"),
+    "JSON in UTF-16 without its mark": ("a.json", '[{"a": 1}]'.encode("utf-16-le"), {}, "encoding='utf-16'"),
     "UTF-16 of the other order": ("a.csv", b"\xfe\xff" + "a,b\n".encode("utf-16-be"), {}, "encoding='utf-16'"),
     "UTF-32": ("a.csv", "a,b\n1,2\n".encode("utf-32"), {}, "encoding='utf-32'"),
     "Japanese": (
@@ -417,6 +418,9 @@ def test_parquet_keeps_types(ctx: Context, tmp_path: Path) -> None:
     ctx.load(tmp_path / "empty.parquet", [])
     assert ctx.extract(tmp_path / "empty.parquet") == []
     assert [row["new"] for row in ctx.extract(path)] == [None, None, True]
+    parts = [{"a": 1, "b": 2}], [{"a": 1}], [{"a": 3}]
+    ctx.load(tmp_path / "parts.parquet", iter(parts))
+    assert [row["b"] for row in ctx.extract(tmp_path / "parts.parquet")] == [2, None, None]
 
 
 DAY, WHEN = datetime.date(2026, 1, 2), datetime.datetime(2026, 1, 2, 3)  # noqa: DTZ001
@@ -428,6 +432,7 @@ PARQUET: dict[str, Callable[[Context, Path], object]] = {
     "a time among days": lambda ctx, path: ctx.load(path, [{"a": DAY}, {"a": WHEN}]),
     "a zone among times": lambda ctx, path: ctx.load(path, [{"a": WHEN}, {"a": WHEN.replace(tzinfo=datetime.UTC)}]),
     "bytes among later texts": lambda ctx, path: ctx.load(path, iter([[{"a": "x"}], [{"a": "y"}], [{"a": b"z"}]])),
+    "no number among times": lambda ctx, path: ctx.load(path, [{"a": WHEN.time()}, {"a": float("nan")}]),
     "no parquet": lambda ctx, path: path.write_bytes(b"a,b\n1,2\n") and ctx.extract(path),
 }
 
