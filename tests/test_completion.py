@@ -43,8 +43,8 @@ def offered(tau: Tau, *words: str, **environ: str) -> list[str]:
 def test_commands_and_groups_are_offered(home: Tau) -> None:
     assert set(offered(home, "")) == {*(words.partition(" ")[0] for words in module.SHELL_COMMANDS), "help"}
     assert offered(home, "re") == ["retry", "resume"]
-    assert offered(home, "--json", "--home", "/h", "stat") == ["status"]
-    assert offered(home, "help", "stat") == ["status"]
+    assert offered(home, "--json", "--home", "/h", "statu") == ["status"]
+    assert offered(home, "help", "statu") == ["status"]
     assert sorted(offered(home, "env", "")) == ["add", "list", "remove", "show", "use"]
     assert offered(home, "help", "env", "li") == ["list"]
     assert offered(home, "nonsense", "") == offered(home, "env", "nonsense", "") == offered(home, "status", "") == []
@@ -224,7 +224,7 @@ _tau tau 2>/dev/null
 printf '%s\\n' "${{COMPREPLY[@]}}"
 """
 IN_BASH = {
-    "tau stat": ["status"],
+    "tau statu": ["status"],
     "tau run tabbed": ["tabbed_one", "tabbed_two"],
     "tau logs --level = w": ["warning"],
     "tau env li": ["list"],
@@ -295,7 +295,7 @@ def installed(program: str) -> str:
         ("tau env li", "tau env list "),
         ("tau logs --level=w", "tau logs --level=warning "),
         ("tau deploy ord", "tau deploy orders.py "),
-        ("tau sta", "tau status "),
+        ("tau statu", "tau status "),
     ],
 )
 def test_zsh_completes_when_tab_is_pressed(shell: Tau, typed: str, expected: str) -> None:
@@ -312,7 +312,7 @@ def test_zsh_completes_when_tab_is_pressed(shell: Tau, typed: str, expected: str
         ("tau env ", ["add", "list", "remove", "show", "use"]),
         ("tau logs --level=w", ["--level=warning"]),
         ("tau deploy ord", ["orders.py"]),
-        ("tau sta", ["status"]),
+        ("tau statu", ["status"]),
     ],
 )
 def test_fish_completes(shell: Tau, line: str, expected: list[str]) -> None:

@@ -294,7 +294,11 @@ def test_what_is_not_utf8_is_refused_by_name(home: Tau) -> None:
     (home.work / f"{odd}.py").write_text(QUICK)
     assert "not UTF-8: b'" in refusal(home, "main", "deploy", home.work / f"{odd}.py")
     home.deploy(QUICK)
-    for words in (("quick", "-p", f"x={odd}"), ("quick", "-p", json.dumps({"x": odd}, ensure_ascii=False)), (odd,)):
+    for words in (
+        ("quick", "-p", f"x={odd}"),
+        ("quick", "--params", json.dumps({"x": odd}, ensure_ascii=False)),
+        (odd,),
+    ):
         assert "utf-8" in refusal(home, "main", "run", *words).lower()
 
 
@@ -303,5 +307,5 @@ def test_a_client_in_ascii_sends_what_it_was_given(home: Tau) -> None:
     (home.work / "é☃.py").write_text(QUICK)
     assert home("deploy", "é☃.py", **ASCII)["changed"]
     assert home("code", "quick", **ASCII)["entry"] == "é☃.py"
-    for word in ("blob=é☃", '{"blob":"é☃"}'):
-        assert home("run", "quick", "-p", word, **ASCII)["result"] == 2
+    for words in (("-p", "blob=é☃"), ("--params", '{"blob":"é☃"}')):
+        assert home("run", "quick", *words, **ASCII)["result"] == 2
