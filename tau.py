@@ -8281,8 +8281,9 @@ class Process:
 def fault_place(lines: list[bytes]) -> Json:
     """The innermost line of a deployed file in what faulthandler wrote of the thread that died; {} if there is none."""
     text = b"\n".join(lines).decode("utf-8", "replace").rpartition("Current thread")[2].partition("\n\n")[0]
-    place = r'File ".+(?:/versions/[0-9a-f]+|/tau-run-[^/]+/files)/(.+)", line (\d{1,9}) in '
-    return {"file": found[1], "line": int(found[2])} if (found := re.search(place, text)) else {}
+    frames = re.findall(r'^ *File "(.+)", line (\d{1,9}) in ', text, re.MULTILINE)
+    places = ((re.split(r"/versions/[0-9a-f]+/|/tau-run-[^/]+/files/", path), line) for path, line in frames)
+    return next(({"file": parts[-1], "line": int(line)} for parts, line in places if len(parts) > 1), {})
 
 
 class Starter:

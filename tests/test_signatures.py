@@ -14,7 +14,7 @@ from conftest import Tau, python
 import tau as module
 
 NAMES = "deploy check undeploy list show code run wait retry cancel runs inspect logs errors state status schedule ticks why backfill pause resume version shutdown prune backup schema key_create key_list key_revoke".split()
-LOCAL = ["try", "doctor", "completion", *(f"env_{verb}" for verb in ("list", "show", "use", "add", "remove"))]
+LOCAL = ["init", "try", "doctor", "completion", *(f"env_{verb}" for verb in ("list", "show", "use", "add", "remove"))]
 COMMANDS = module.OPERATIONS | module.LOCAL_COMMANDS
 
 
@@ -137,6 +137,8 @@ ENDS = {"status": (0, 6), "shutdown": (0, 6)}  # there is no other daemon; it ca
 
 
 def test_the_examples_do_something(fresh: Tau) -> None:
+    for line in COMMANDS["init"].examples:
+        fresh(*words_of(line))
     (fresh.work / "shop").mkdir()
     for path in ("orders.py", "shop/main.py"):
         (fresh.work / path).write_text(ORDERS if path == "orders.py" else ORDERS.replace("orders(", "shop("))
@@ -145,7 +147,7 @@ def test_the_examples_do_something(fresh: Tau) -> None:
     where = {"TMPDIR": str(fresh.work), "TAU_HOST": f"unix://{fresh.socket}"}
     later = ("undeploy", "shutdown", "env_remove")
     fresh("env", "add", "production", f"unix://{fresh.socket}")
-    for name in [*(one for one in COMMANDS if one not in later), *later]:
+    for name in [*(one for one in COMMANDS if one not in ("init", *later)), *later]:
         for example in COMMANDS[name].examples:
             line = example.replace("~/tau.key", "key")
             line = line.replace("https://tau.example.com", f"unix://{fresh.socket}")

@@ -20,5 +20,6 @@ def test_from_a_failure_to_its_fix_by_what_is_printed_alone(tau: Tau) -> None:
     source = tau(*see_code.split()[1:])["source"]
     assert source.splitlines()[error["line"] - 1].strip() == error["code"]
     fixed = tau.write(source.replace('"amuont"', '"amount"'), error["file"])
-    assert tau("deploy", fixed)["changed"] is True
+    refused = tau("deploy", fixed, exit=5)  # the file that it came from is another one
+    assert tau(*refused["hint"].split()[1:])["changed"] is True
     assert tau("run", "broken")["result"] == 12
