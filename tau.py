@@ -688,7 +688,7 @@ def find_damage(db: sqlite3.Connection, tables: Sequence[str] = ()) -> str | Non
 JSON_COLUMNS = frozenset(
     (
         *("params", "result", "error", "options", "data", "fields", "position", "process", "outcome", "ended"),
-        *("columns", "state", "command", "upstream", "pipelines"),
+        *("columns", "state", "command", "upstream", "pipelines", "progress"),
     )
 )
 
@@ -3114,6 +3114,21 @@ def ask_for_backup(client: Client, name: str, params: Json, view: View) -> Json:
     return client.call(name, params)
 
 
+def ask_to_watch(client: Client, name: str, params: Json, view: View) -> Json:
+    """Draws the answer anew each second until Ctrl-C; what is no terminal gets it once.
+
+    However this ends, nothing needs to be restored: what was on the screen is scrolled away, and the cursor stays.
+    """
+    begin = ""
+    while view.people and sys.stdout.isatty():
+        rows = os.get_terminal_size(1).lines or 24
+        lines = view.screen(name, printable(client.call(name, params))).splitlines()[: rows - 1]
+        begin = "\x1b[H" if begin else "\n" * rows + "\x1b[H"
+        write_out(begin + "".join(f"{line}\x1b[K\n" for line in lines) + "\x1b[J", "")
+        time.sleep(1)
+    return client.call(name, params)
+
+
 def ask_for_version(client: Client, name: str, params: Json, view: View) -> Json:
     document: Json = {"version": __version__, "python": sys.version.split()[0], "daemon": None}
     try:
@@ -3131,6 +3146,7 @@ ASKING: dict[str, Callable[[Client, str, Json, View], Json]] = {
     "check": ask_for_check,
     "backup": ask_for_backup,
     "version": ask_for_version,
+    "watch": ask_to_watch,
     "shutdown": lambda client, name, params, view: client.shut_down(params),
 }
 
@@ -4251,7 +4267,9 @@ PAINTERS: dict[str, Any] = {
     "keys": "name scope status expires_at used_at pipelines",
     "versions": "version deployed_at entry actor",
     "attempts": lambda view, rows: view.table(rows, "attempt status started_at duration_ms what") if rows[1:] else [],
-    "ticks": "local tick_at moved",
+    "ticks": "local tick_at moved pipeline",
+    "live": "status elapsed_ms pipeline doing run_id",
+    "ended": "status finished_at duration_ms pipeline what run_id",
     "held": "by reason hint",
     "recent": "scheduled_for decision run_id outcome",
     "cut": "path bytes get",
@@ -4376,6 +4394,9 @@ def cell(row: Json, column: str) -> str:
         value = row.get("held") or (row.get("ticks") or [value])[0]
     elif column == "outcome":
         value = row.get("status") or row.get("message") or row.get("reason")
+    elif column == "doing":
+        value = row["held_by"] or row["retry_at"] or row["progress"]
+        value = progress_text(value, 0) if isinstance(value, dict) else value and f"waits for {spoken(value, 'at')}"
     return single_line(spoken(value, column))
 
 
@@ -6826,6 +6847,23 @@ async def status(call: Call) -> Json:
         "warnings": [*daemon.warnings.values()],
         "task_failures": [] if call.caller.patterns else [*daemon.store.metrics.failures.values()],
     }
+
+
+@sifts
+@reads
+def watch(call: Call, *, limit: Limit = 5) -> Json:
+    """Watch what goes on until Ctrl-C: live runs, the last ends, the next ticks; in a pipe, print it once.
+
+    tau watch
+    tau watch --json
+    """
+    live, ended, ticks = call.ask.scene(limit, call.among())
+    for row in live:
+        row["elapsed_ms"] = max(int(time.time() * 1000) - instant_ms(row["started_at"] or row["queued_at"]), 0)
+        row["held_by"] = held_by(call, row["run_id"])
+    runs = pick(call.ask.totals(), "running", "retrying", "queued")
+    answer = {"at": rfc3339(time.time()), "runs": runs, "paused": call.ask.pause("")}
+    return answer | {"live": live, "ended": ended, "ticks": ticks}
 
 
 @sifts
@@ -10399,6 +10437,16 @@ class Questions(Sql):
         conditions |= {"run_id >= ?": ids[0], "run_id < ?": ids[1]}
         return self.page(f"{columns}, finished_at, duration_ms", "runs", conditions, "run_id DESC", limit)
 
+    def scene(self, limit: int, among: list[str] | None) -> tuple[list[Json], list[Json], list[Json]]:
+        """Returns live runs with their progress, running ones first; the last ends; and the next ticks."""
+        shown, seen = "run_id, pipeline, status, attempt, queued_at, started_at", {AMONG: among}
+        live = self.page(f"{shown}, retry_at, progress", UNENDED, seen, "status DESC, run_id", limit)
+        newest = "(SELECT * FROM runs ORDER BY run_id DESC LIMIT 1000)"  # to find the last end of all would take long
+        shown += ", finished_at, duration_ms, json_remove(error, '$.frames') AS error"
+        ended = self.page(shown, newest, {"finished_at > ''": (), **seen}, "finished_at DESC", limit)
+        due, shown = {"due_at > ''": (), **seen}, "pipeline, next_at AS tick_at"
+        return live[0], ended[0], self.page(shown, "schedules", due, "due_at, pipeline", limit)[0]
+
     def failures(self, limit: int, among: list[str] | None = None, name: str | None = None) -> tuple[list[Json], int]:
         """Returns the latest broken runs, of one pipeline if given, with their errors, and how many there are."""
         columns = "run_id, pipeline, version, status, trigger, finished_at, duration_ms, error"
@@ -10614,6 +10662,10 @@ class BoundedQuestions(Questions):
         return [to_document(self.budget.count(row)) for row in self.db.execute(question, named or values)]
 
 
+#: Runs that have not ended, with their progress: each half from an index of its own.
+UNENDED = """(SELECT r.*, (SELECT data FROM observations o WHERE kind = 'progress' AND o.run_id = r.run_id
+    AND o.attempt = r.attempt) AS progress FROM runs r WHERE status IN ('running', 'retrying')
+    UNION ALL SELECT *, NULL FROM runs WHERE status = 'queued')"""
 #: The condition that a row's pipeline is in a list.
 AMONG = "pipeline IN (SELECT value FROM json_each(?))"
 

@@ -56,6 +56,7 @@ REQUESTS: dict[str, dict[str, Any]] = {
     "logs": {"name": "{name}"},
     "errors": {},
     "status": {},
+    "watch": {},
     "state": {"name": "{name}", "set": {"seen": 1}},
     "ticks": {"expr": "0 6 * * *"},
     "schedule": {"name": "{name}", "every": 3600},

@@ -162,6 +162,43 @@ def test_a_run_that_waits_says_for_what(tau: Tau) -> None:
     tau("undeploy", "one_at_once")
 
 
+#: What the screen of `tau watch` has while a run loads, one waits for its turn, and one has failed.
+WATCHED = [
+    r"\x1b\[Hat +\d{4}-\d\d-\d\d [\d:]+Z",
+    "runs +running 1, retrying 0, queued 1",
+    "live +status +elapsed +pipeline +doing",
+    "running +[\\d.]+ m?s +loading +█{6}░{14}  3,000 of 10,000 ",
+    "queued +[\\d.]+ m?s +loading +waits for max_concurrent=1\x1b",
+    "ended +status +finished +took +pipeline +what",
+    "failed +.* m?s +broken +ValueError: no luck",
+    "ticks +tick +pipeline.* +broken\x1b",
+]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("columns", [80, 100])
+def test_what_goes_on_is_watched_on_a_screen_that_needs_no_restoring(home: Tau, columns: int, number: int) -> None:
+    text = PROGRESS.replace("def it", "@pipeline(max_concurrent=1)\ndef loading")
+    broken = "\n@pipeline(every='1h')\ndef broken(ctx): raise ValueError('no luck')"
+    home.start()
+    home.deploy(f"from tau import pipeline\n{HELD.replace('GO', str(home.go))}{text}{broken}")
+    home("run", "broken", exit=1)
+    _, second = (home("run", "loading", "--detach")["run_id"] for _ in range(2))
+    with typed(home, "watch", columns=columns, NO_COLOR="1") as (child, read_until):
+        read_until(".*".join(WATCHED).replace(".*", r"[^\0]*"))
+        home.go.touch()
+        screen = read_until(r"runs +running 0, retrying 0, queued 0")
+        os.kill(child.pid, number)
+        assert child.wait(30) == (130 if number == signal.SIGINT else -signal.SIGTERM)
+        screen = read_until(None)
+    assert {*re.findall(r"\x1b\[[^A-Za-z]*[A-Za-z]", screen)} == {"\x1b[H", "\x1b[K", "\x1b[J"}
+    assert max(len(line) for line in re.sub(r"\x1b\[[HKJ]", "", screen).splitlines()) <= columns
+    document = home("watch", "--limit", "1")
+    assert [len(document[key]) for key in ("live", "ended", "ticks")] == [0, 1, 1]
+    assert document["ended"][0]["run_id"] == second
+    assert (document["paused"], document["runs"]) == (None, {"running": 0, "retrying": 0, "queued": 0})
+
+
 def test_the_reason_of_an_attempt_that_failed_is_shown(tau: Tau) -> None:
     text = "@pipeline(retries=1, retry_delay=0.5)\ndef tried_twice(ctx):\n    raise ValueError('no luck')\n"
     tau.deploy(f"from tau import pipeline\n{text}")
