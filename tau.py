@@ -3075,7 +3075,7 @@ def ask_live(client: Client, name: str, params: Json, view: View) -> Json:
     follow = {"follow": True} if "follow" in OPERATIONS[name].arguments else {}
     if not view.people or not (builds or follow) or params.get("wait") is False:
         return client.call(name, params, view.event)
-    with Live(view, "building the environment" if builds else "") as live:
+    with Live(view, "building the environment" if builds else "", isinstance(client, ThrowAway)) as live:
         return client.call(name, params | follow, live.event)
 
 
@@ -4293,9 +4293,9 @@ LAST = ("result", "error", "cut", "next")
 class Live:
     """Shows a person what goes on: a line for each event, and below them one that is drawn anew until the end."""
 
-    def __init__(self, view: View, doing: str) -> None:
+    def __init__(self, view: View, doing: str, trial: bool) -> None:
         self.view, self.began, self.doing = view, time.time(), doing  # what it does other than steps: it waits, builds
-        self.run_id = ""
+        self.run_id, self.trial = "", trial
         self.steps: dict[str, float] = {}  # path of a running step → when it began
         self.progress: Json = {}  # the last event of this type
         self.drawn = self.ended = False
@@ -4311,8 +4311,9 @@ class Live:
             self.ended = True
             self.put()
         if kind is KeyboardInterrupt and self.run_id:
-            commands = [shell_line("tau", verb, self.run_id) for verb in ("wait", "cancel")]
-            write_out(f"\n{self.run_id} goes on\n{aligned([('next', commands)])}")
+            lines = [sys.argv[1:]] if self.trial else [(verb, self.run_id) for verb in ("wait", "cancel")]
+            said = "the trial was stopped" if self.trial else f"{self.run_id} goes on"
+            write_out(f"\n{said}\n{aligned([('next', [shell_line('tau', *words) for words in lines])])}")
 
     def redraw(self) -> None:
         while not self.ended:
@@ -6319,7 +6320,7 @@ async def deploy(
         built = await deployment.prepare()
         pipelines = await deployment.load(name)
         if daemon.options["unscheduled"]:
-            pipelines = [row | {"schedule": None, "every": None, "after": []} for row in pipelines]
+            pipelines = [row | {"schedule": None, "every": None, "after": [], "retries": 0} for row in pipelines]
         if schedule is not None and len(pipelines) > 1:
             raise BadRequest("there are several pipelines: which one is scheduled?", "add --name NAME")
         digest = digest_of(deployment.sources)

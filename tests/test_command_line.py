@@ -370,8 +370,10 @@ def test_what_is_tried_runs_once_whatever_schedules_it_has(home: Tau) -> None:
         """
         import time
         from tau import pipeline
-        @pipeline(every=1, after="absent")
+        @pipeline(every=1, after="absent", retries=2, retry_delay=300)
         def tried(ctx, needed: int):
+            if needed > 1:
+                raise RuntimeError("too many")
             with open(ctx.params["needed"] and "/dev/null" or "", "a"):
                 time.sleep(1.2)
             return ctx.scheduled_for
@@ -379,6 +381,8 @@ def test_what_is_tried_runs_once_whatever_schedules_it_has(home: Tau) -> None:
     )
     run = home("try", path, "-p", "needed=1", TMPDIR=str(home.work))
     assert (run["result"], run["trigger"]) == (None, "manual")
+    failed = home("try", path, "-p", "needed=2", exit=1, TMPDIR=str(home.work))
+    assert (failed["status"], failed["attempt"]) == ("failed", 1)
 
 
 def test_a_secret_that_others_can_read_is_a_missing_one_for_check(home: Tau) -> None:

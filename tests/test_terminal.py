@@ -335,6 +335,18 @@ def test_who_interrupts_a_run_is_told_that_it_goes_on(tau: Tau) -> None:
     assert tau("cancel", run_id)["changed"] is True
 
 
+def test_who_interrupts_a_trial_is_told_that_it_was_stopped(home: Tau) -> None:
+    text = "import time\nfrom tau import pipeline\n@pipeline\ndef it(ctx):\n    ctx.log('begun')\n    time.sleep(60)\n"
+    with typed(home, "try", home.write(text), "--timeout", "50", TMPDIR=str(home.work)) as (child, read_until):
+        read_until("begun")
+        os.kill(child.pid, signal.SIGINT)
+        assert child.wait(30) == 130
+        screen = read_until(None)
+    assert screen.endswith(f"\nthe trial was stopped\nnext  tau try {home.work}/pipelines.py --timeout 50\n")
+    assert "goes on" not in screen
+    assert [*home.work.glob("tau-try-*")] == []
+
+
 def test_an_error_is_two_lines_of_text(tau: Tau) -> None:
     code, screen = on_terminal(tau, "show", "nothing_like_it")
     assert code == 3
