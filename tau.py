@@ -14847,7 +14847,8 @@ class CsvLines:
         if types is True:
             first = collections.deque(itertools.islice(lines, sample))
             guesses = [guessed_kind({*map(operator.itemgetter(i), first)}, marks) for i in range(len(names))]
-            sampled = (first.popleft() for _ in range(len(first)))  # frees each line once it is a row
+            first.append([])
+            sampled = iter(first.popleft, [])  # frees each line once it is a row
             return self.convert(itertools.chain(sampled, lines), dict(enumerate(guesses)), is_guess=True)
         if not isinstance(types, dict):
             raise BadRequest(f"types must be True or a mapping, not {safe_repr(types)}", 'types={"fare": float}')
@@ -14861,13 +14862,14 @@ class CsvLines:
         """Converts cells by column, some lines at once.  A guessed kind reads only texts that can be nothing else."""
         lines, text = iter(lines), ""
         while numbered := [(self.last, line) for line in itertools.islice(lines, 100)]:
-            columns = [*zip(*(line for _, line in numbered), strict=True)]
+            numbers, some = zip(*numbered, strict=True)
+            columns: list[Any] = [*zip(*some, strict=True)]
             for i, kind in kinds.items():
                 read = kind.reader(columns[i]) if is_guess else kind.parse
                 try:
-                    columns[i] = tuple([read(text) if (text := cell) else None for cell in columns[i]])
+                    columns[i] = [read(text) if (text := cell) else None for cell in columns[i]]
                 except (ValueError, KeyError, ArithmeticError) as problem:
-                    number, name = numbered[columns[i].index(text)][0], self.names[i]
+                    number, name = numbers[columns[i].index(text)], self.names[i]
                     wrong = f"line {number}: '{clip(text, 100)}' in column '{name}' is not {kind.name}"
                     raise SourceError(wrong, f"name its type: types={{'{name}': 'text'}}") from problem
             yield from zip(*columns, strict=True)
