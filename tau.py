@@ -10382,10 +10382,10 @@ class Questions(Sql):
 
     def only_run(self, several: str, condition: str, *values: str) -> str | None:
         """Returns the only run of a condition, None without one.  If there are *several*, BadRequest lists them."""
-        rows = self.rows(f"SELECT run_id, pipeline, status FROM runs {condition} ORDER BY run_id LIMIT 10", *values)
+        rows = self.rows(f"SELECT run_id, pipeline, status FROM runs {condition} ORDER BY run_id LIMIT 11", *values)
         if len(rows) > 1:
             names = [f"{row['run_id']} ({row['pipeline']} {row['status']})" for row in rows]
-            raise BadRequest(several, ", ".join([*names, "…"] if len(rows) == 10 else names))
+            raise BadRequest(several, ", ".join([*names[:10], "…"] if len(names) > 10 else names))
         return rows[0]["run_id"] if rows else None
 
     def pick_live(self, word: str) -> str:
