@@ -3115,10 +3115,7 @@ def ask_for_backup(client: Client, name: str, params: Json, view: View) -> Json:
 
 
 def ask_to_watch(client: Client, name: str, params: Json, view: View) -> Json:
-    """Draws the answer anew each second until Ctrl-C; what is no terminal gets it once.
-
-    However this ends, nothing needs to be restored: what was on the screen is scrolled away, and the cursor stays.
-    """
+    """Draws the answer anew each second until Ctrl-C, in no mode that must be restored; no terminal gets it once."""
     begin = ""
     while view.people and sys.stdout.isatty():
         rows = os.get_terminal_size(1).lines or 24
@@ -3131,10 +3128,8 @@ def ask_to_watch(client: Client, name: str, params: Json, view: View) -> Json:
 
 def ask_for_version(client: Client, name: str, params: Json, view: View) -> Json:
     document: Json = {"version": __version__, "python": sys.version.split()[0], "daemon": None}
-    try:
+    with contextlib.suppress(Unavailable):
         document["daemon"] = client.call(name, {})["version"]
-    except Unavailable:
-        pass
     return document
 
 
@@ -4332,7 +4327,8 @@ class Live:
     def event(self, event: Json) -> None:
         with self.lock:
             style, line = self.take(printable(event))
-            self.put(self.view.paint(line.replace("\n", "\n        "), style))
+            if line:
+                self.put(self.view.paint(line.replace("\n", "\n        "), style))
 
     def take(self, event: Json) -> tuple[str, str]:
         """Learns what an event says; returns the style and the text of its line, which may be empty."""
@@ -4352,6 +4348,8 @@ class Live:
             return "", indent + self.view.step_line(path.rpartition("/")[2], event)
         elif kind == "progress":
             self.progress = event
+        elif kind == "building":
+            self.doing = f"building the environment: {event['message'].strip()}"
         elif kind == "check" and not event["passed"]:
             return "", indent + self.view.checks([event])[0]
         elif kind == "log":
@@ -4553,12 +4551,10 @@ class Client:
         """Stops the daemon, and waits until it closes the connection or is silent for too long."""
         answer = self.call("shutdown", params)
         assert self.channel is not None
-        try:
+        with contextlib.suppress(OSError):
             self.channel.socket.settimeout(self.channel.end_s)
             while self.channel.socket.recv(1 << 16):
                 pass
-        except OSError:
-            pass
         return answer
 
 
@@ -6304,6 +6300,7 @@ async def deploy(
     name: str | None = None,
     schedule: str | None = None,
     take_over: bool = False,
+    follow: bool = False,
 ) -> Json:
     """Deploy the pipelines of a Python file, or of a folder.
 
@@ -6317,7 +6314,7 @@ async def deploy(
     daemon = call.daemon
     deployment = Deployment(call, files, include, entry)
     try:
-        built = await deployment.prepare()
+        built = await deployment.prepare(call.emit if follow else None)
         pipelines = await deployment.load(name)
         if daemon.options["unscheduled"]:
             pipelines = [row | {"schedule": None, "every": None, "after": [], "retries": 0} for row in pipelines]
@@ -6345,7 +6342,9 @@ async def deploy(
 
 @sifts
 @writes
-async def check(call: Call, files: list[Json], *, include: list[Json] | None = None, entry: str | None = None) -> Json:
+async def check(
+    call: Call, files: list[Json], *, include: list[Json] | None = None, entry: str | None = None, follow: bool = False
+) -> Json:
     """Check a file without deploying it: what it has, needs and lacks.
 
     tau check orders.py
@@ -6362,7 +6361,7 @@ async def check(call: Call, files: list[Json], *, include: list[Json] | None = N
         "missing_imports": [],
     }
     try:
-        answer["environments"] = await deployment.prepare()
+        answer["environments"] = await deployment.prepare(call.emit if follow else None)
         answer |= await deployment.ask(deployment.entries[0], {"kind": "scan", "files": [*deployment.sources]})
         pipelines = await deployment.load()
         answer["pipelines"] = await call.beside(lambda call: [preview_pipeline(call, row) for row in pipelines])
@@ -6525,15 +6524,13 @@ async def await_runs(
     """Waits at most *timeout* seconds until runs have ended; *follow* sends the events of the first run meanwhile."""
     call.only_waits()
     daemon = call.daemon
-    try:
+    with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(timeout):
             if follow and run_ids:
                 async for event in story_of(call, run_ids[0], tail):
                     await call.emit(event)
             for run_id in run_ids:
                 await daemon.feed.finished(run_id)
-    except TimeoutError:
-        pass
 
 
 async def story_of(call: Call, run_id: str, tail: int | None = None) -> AsyncIterator[Json]:
@@ -6856,15 +6853,13 @@ def watch(call: Call, *, limit: Limit = 5) -> Json:
     """Watch what goes on until Ctrl-C: live runs, the last ends, the next ticks; in a pipe, print it once.
 
     tau watch
-    tau watch --json
     """
     live, ended, ticks = call.ask.scene(limit, call.among())
     for row in live:
         row["elapsed_ms"] = max(int(time.time() * 1000) - instant_ms(row["started_at"] or row["queued_at"]), 0)
         row["held_by"] = held_by(call, row["run_id"])
-    runs = pick(call.ask.totals(), "running", "retrying", "queued")
-    answer = {"at": rfc3339(time.time()), "runs": runs, "paused": call.ask.pause("")}
-    return answer | {"live": live, "ended": ended, "ticks": ticks}
+    answer = {"at": rfc3339(time.time()), "runs": pick(call.ask.totals(), "running", "retrying", "queued")}
+    return answer | {"paused": call.ask.pause(""), "live": live, "ended": ended, "ticks": ticks}
 
 
 @sifts
@@ -7397,6 +7392,7 @@ def describe(call: Call, run_id: str, full: bool = False, number: int | None = N
             "log_dropped": attempt.get("log_dropped", 0),
             "log_tail": [line["message"] for line in tail],
         },
+        "held_by": held_by(call, run_id),
         "resources": {key: ended.get(key) for key in ("cpu_ms", "max_rss_bytes", "exit_code", "signal")},
         "next": next_commands(run, version["options"], os.path.isdir(os.path.join(call.daemon.home, "memos", run_id))),
     }
@@ -7696,11 +7692,11 @@ class Deployment:
         self.daemon.retention.deploying -= 1
         await asyncio.to_thread(remove_tree, self.folder)
 
-    async def prepare(self) -> list[Json]:
+    async def prepare(self, emit: AnyFunction | None) -> list[Json]:
         """Unpacks the files; builds and returns the virtual environments that the entries ask for."""
         await asyncio.to_thread(write_sources, self.sources, self.folder)
         headers = {entry: read_header(self.sources[entry].decode("utf-8"), entry) for entry in self.entries}
-        built = [await self.daemon.venvs.build(header, entry) for entry, header in headers.items() if header]
+        built = [await self.daemon.venvs.build(header, entry, emit) for entry, header in headers.items() if header]
         self.venvs = {venv["entry"]: venv["digest"] for venv in built}
         return built
 
@@ -11237,7 +11233,7 @@ class Venvs:
         """Returns an environment's interpreter; None stands for the daemon's."""
         return None if digest is None else os.path.join(self.folder, digest, "bin", "python")
 
-    async def build(self, header: Json, entry: str) -> Json:
+    async def build(self, header: Json, entry: str, emit: AnyFunction | None = None) -> Json:
         """Builds the environment of a header unless it is there.  Raises LoadFailed, with the log, if it fails."""
         needed = sorted(header["dependencies"])
         digest = fingerprint(sys.version, *needed)
@@ -11247,19 +11243,19 @@ class Venvs:
             await asyncio.sleep(0.1)
         try:
             there = os.path.exists(os.path.join(path, "built")) and os.path.exists(str(self.python(digest)))
-            log = [] if there else await self.install(path, needed, entry)
+            log = [] if there else await self.install(path, needed, entry, emit)
         finally:
             os.close(lock)
         return {"entry": entry, "digest": digest, "dependencies": needed, "built": not there, "log": log}
 
-    async def install(self, path: str, needed: list[str], entry: str) -> list[str]:
+    async def install(self, path: str, needed: list[str], entry: str, emit: AnyFunction | None) -> list[str]:
         """Makes an environment anew and returns the log; after a failure, removes it."""
         log: list[str] = []
         await asyncio.to_thread(remove_tree, path)
         try:
             for words in build_commands(path, needed):
                 log.append("$ " + " ".join(words))
-                if await run_to_end(words, log, self.settings["build_timeout_s"]):
+                if await run_to_end(words, log, self.settings["build_timeout_s"], emit):
                     wrong = (line for line in reversed(log) if re.search("(?i)error|conflict|took longer", line))
                     why = next(wrong, log[-1]).strip()[:300]
                     message = f"the dependencies of {entry} cannot be installed: {why}"
@@ -11272,16 +11268,20 @@ class Venvs:
         return log[-BUILD_LINES:]
 
 
-async def run_to_end(words: list[str], log: list[str], patience: float) -> int:
+async def run_to_end(words: list[str], log: list[str], patience: float, emit: AnyFunction | None) -> int:
     """Runs a command, adds its output to the log, and returns its exit code.  No process of it is left."""
     environ = public_environment() | {"PIP_DISABLE_PIP_VERSION_CHECK": "1", "PIP_NO_INPUT": "1"}
     pipe, null, both = asyncio.subprocess.PIPE, asyncio.subprocess.DEVNULL, asyncio.subprocess.STDOUT
     given: Json = {"stdin": null, "stdout": pipe, "stderr": both, "env": environ, "start_new_session": True}
-    starting = asyncio.ensure_future(asyncio.create_subprocess_exec(*words, **given))
+    starting = asyncio.ensure_future(asyncio.create_subprocess_exec(*words, **given, limit=FILE_BYTES_MAX))
     try:
         process = await asyncio.shield(starting)
-        output, _ = await asyncio.wait_for(process.communicate(), patience)
-        log += output.decode("utf-8", "replace").splitlines()
+        async with asyncio.timeout(patience):
+            async for line in process.stdout:  # type: ignore[union-attr]
+                log.append(line.decode("utf-8", "replace").rstrip())
+                if emit and log[-1]:
+                    await emit({"type": "building", "seq": time.time_ns(), "message": log[-1]})
+            await process.wait()
     except TimeoutError:
         log.append(f"it took longer than [daemon] build_timeout_s = {patience:g}")
     finally:

@@ -195,13 +195,15 @@ def test_a_build_that_takes_too_long_is_ended_with_all_its_processes(home: Tau) 
     eventually(lambda: not is_running(pid))
 
 
+@pytest.mark.parametrize("columns", [80, 100])
 @pytest.mark.parametrize("command", ["deploy", "check", "try"])
-def test_a_terminal_says_that_an_environment_is_being_built(home: Tau, command: str) -> None:
-    home.environ |= fake_uv(home.work / "bin", f"while [ ! -e {home.go} ]; do sleep 0.05; done; exit 1")
+def test_a_terminal_says_that_an_environment_is_being_built(home: Tau, command: str, columns: int) -> None:
+    said = "echo 'Collecting anything'; printf 'Downloading \\033[2J it'; echo"
+    home.environ |= fake_uv(home.work / "bin", f"{said}; while [ ! -e {home.go} ]; do sleep 0.05; done; exit 1")
     home.start()
     path = home.write(header("anything") + "from tau import pipeline\n@pipeline\ndef it(ctx): ...\n")
-    with typed(home, command, path, columns=80, TMPDIR=str(home.work)) as (child, read_until):
-        read_until(r"  \d+s  building the environment\x1b")
+    with typed(home, command, path, columns=columns, TMPDIR=str(home.work)) as (child, read_until):
+        read_until(r"  \d+s  building the environment: Downloading \\x1b\[2J it\x1b")
         home.go.touch()
         assert "cannot be installed" in read_until(None)
         assert child.wait(30) == 2

@@ -155,6 +155,8 @@ def test_a_run_that_waits_says_for_what(tau: Tau) -> None:
     first = tau("run", "one_at_once", "--detach")["run_id"]
     with typed(tau, "run", "one_at_once") as (child, read_until):
         read_until(r"\d+s  queued: held by max_concurrent=1\x1b")
+        assert [tau("inspect", run)["held_by"] for run in (first, "one_at_once")] == [None, "max_concurrent=1"]
+        assert re.search(r"held_by +max_concurrent=1\n", on_terminal(tau, "inspect", "one_at_once", columns=80)[1])
         tau.go.touch()
         assert "success" in read_until(None)
         assert child.wait(30) == 0
