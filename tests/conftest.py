@@ -368,9 +368,19 @@ def shared(request: pytest.FixtureRequest) -> Iterator[Tau]:
 
 
 @pytest.fixture
-def tau(shared: Tau) -> Tau:
-    """A running daemon and its command line: tau("run", "hello") answers the parsed JSON."""
-    return shared
+def tau(shared: Tau) -> Iterator[Tau]:
+    """A running daemon and its command line: tau("run", "hello") answers the parsed JSON.
+
+    What a test has deployed is undeployed: another test may deploy the name from another file.
+    """
+    before = deployed(shared)
+    yield shared
+    for name in deployed(shared) - before:
+        shared.call("undeploy", name=name)
+
+
+def deployed(tau: Tau) -> set[str]:
+    return {row["name"] for row in tau.call("list", limit=1000)["pipelines"]}
 
 
 @pytest.fixture
