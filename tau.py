@@ -4158,6 +4158,8 @@ class View:
         if "moved" in document:
             times = zip(*(document.pop(key) for key in ("local", "ticks", "moved")), strict=True)
             document["ticks"] = [{"local": local, "tick_at": tick, "moved": moved} for local, tick, moved in times]
+        if "pipeline" in document and document.get("all") is False:
+            del document["all"]
         shown = {key: value for key, value in document.items() if value not in (None, "", [], {})}
         order = (*(key for key in shown if key not in LAST), *LAST)
         keys = [key for key in order if key in shown and (only is None or key in only)]
@@ -4265,7 +4267,7 @@ PAINTERS: dict[str, Any] = {
     "ticks": "local tick_at moved pipeline",
     "live": "status elapsed_ms pipeline doing run_id",
     "ended": "status finished_at duration_ms pipeline what run_id",
-    "held": "by reason hint",
+    "held": "by reason waiting_for run_ids hint",
     "recent": "scheduled_for decision run_id outcome",
     "cut": "path bytes get",
     "params": View.data,
@@ -4333,7 +4335,6 @@ class Live:
     def take(self, event: Json) -> tuple[str, str]:
         """Learns what an event says; returns the style and the text of its line, which may be empty."""
         kind, path = event["type"], event.get("step") or ""
-        indent = "  " * (path.count("/") + 1)
         if kind in ("run.queued", "run.started"):
             self.run_id, self.began = event["run_id"], instant_ms(event["at"]) / 1000
             self.doing = f"queued: held by {event['held_by']}" if event.get("held_by") else ""
@@ -4345,15 +4346,15 @@ class Live:
             self.steps[path] = instant_ms(event["at"]) / 1000
         elif kind == "step.finished":
             self.steps.pop(path, None)
-            return "", indent + self.view.step_line(path.rpartition("/")[2], event)
+            return "", f"  {self.view.step_line(path, event)}"  # the whole path: it ends before its parent
         elif kind == "progress":
             self.progress = event
         elif kind == "building":
             self.doing = f"building the environment: {event['message'].strip()}"
         elif kind == "check" and not event["passed"]:
-            return "", indent + self.view.checks([event])[0]
+            return "", f"  {self.view.checks([event])[0]}"
         elif kind == "log":
-            return event["level"], f"{indent}{path and f'[{path}] '}{event['message']}{fields_text(event)}"
+            return event["level"], f"  {path and f'[{path}] '}{event['message']}{fields_text(event)}"
         return "", ""
 
     def status(self) -> str:
@@ -4391,6 +4392,7 @@ def cell(row: Json, column: str) -> str:
         value = f"{error['file']}:{error['line']}"
     elif column == "next_at":
         value = row.get("held") or (row.get("ticks") or [value])[0]
+        value = value or (f"after {', '.join(row['upstream'])}" if row.get("upstream") else None)
     elif column == "outcome":
         value = row.get("status") or row.get("message") or row.get("reason")
     elif column == "doing":
@@ -6419,7 +6421,10 @@ def list_(call: Call, *, tag: str | None = None, limit: Limit = 20) -> Json:
         tau list
         tau list --tag etl --limit 100
     """
-    return listing(call, "pipelines", *call.ask.pipelines(limit, call.among(), tag), {"tag": tag})
+    rows, total = call.ask.pipelines(limit, call.among(), tag)
+    for row in rows:
+        row["upstream"] = call.caller.sift(row["upstream"])
+    return listing(call, "pipelines", rows, total, {"tag": tag})
 
 
 @reads
@@ -7019,7 +7024,7 @@ def why(call: Call, name: PipelineName, *, at: str | None = None) -> Json:
     coming = {key.rstrip("s"): next(iter(schedule[key]), None) for key in ("ticks", "local", "moved")}
     return {
         "pipeline": name,
-        "answer": f"{past_words(tick)} {future_words(schedule['kind'], coming, blockers, up)}",
+        "answer": f"{past_words(tick)} {future_words(schedule['kind'], coming, blockers)}",
         "asked_at": rfc3339(now if asked is None else asked),
         "tick": tick,
         "held": blockers,
@@ -7095,14 +7100,15 @@ def past_words(tick: Json) -> str:
     return f"The {subject} {what}{why} ({tick.get('message') or tick['reason']})."
 
 
-def future_words(kind: str | None, coming: Json, blockers: list[Json], upstream: list[Json]) -> str:
+def future_words(kind: str | None, coming: Json, blockers: list[Json]) -> str:
     """Says in a sentence when a pipeline runs next."""
     if stops := dict.fromkeys(hold["by"] for hold in blockers if hold["by"] in ("disabled", "paused", "invalid")):
         return f"It does not run by itself: {', '.join(stops)}."
     if coming["tick"]:
         return f"It runs next at {coming['local']} ({coming['tick']}{MOVED if coming['moved'] else ''})."
-    if upstream and not kind:
-        return f"It runs when these have succeeded: {', '.join(row['pipeline'] for row in upstream)}."
+    for hold in blockers:
+        if hold["by"] == "upstream" and not kind:
+            return f"It runs after the next success of: {', '.join(hold['waiting_for'])}."
     return "No tick is to come." if kind else "It has no schedule."
 
 
@@ -7193,7 +7199,9 @@ async def set_pause(call: Call, name: str | None, everything: bool, reason: str 
     if (name is None) != everything or name == "":
         raise BadRequest("give the name of a pipeline, or --all", "tau pause NAME")
     changed = await call.write(call.daemon.agenda.pause, name or "", reason)
-    return {"pipeline": name, "all": everything, "paused": reason is not None, "changed": changed}
+    pause = call.ask.pause(name or "")
+    kept = pause["reason"] if pause else None  # a second pause does not change it
+    return {"pipeline": name, "all": everything, "paused": reason is not None, "reason": kept, "changed": changed}
 
 
 @sifts
@@ -10290,7 +10298,8 @@ class Questions(Sql):
         """Returns the deployed pipelines (of *among*, with a *tag*) with their last runs, and how many there are."""
         columns = (
             "v.pipeline AS name, v.version, v.options, v.updated_at, r.run_id AS last_run_id, r.status AS last_status,"
-            " r.queued_at AS last_run_at, CASE WHEN s.due_at IS NOT NULL THEN s.next_at END AS next_at, s.held"
+            " r.queued_at AS last_run_at, CASE WHEN s.due_at IS NOT NULL THEN s.next_at END AS next_at, s.held,"
+            " (SELECT json_group_array(comes_after) FROM chains WHERE pipeline = v.pipeline) AS upstream"
         )
         source = (
             "live v LEFT JOIN schedules s ON s.pipeline = v.pipeline"
@@ -12752,7 +12761,8 @@ class PipelineContext:
         keys = check_mode(mode, key)
         place = find_place(target, resource, self._around, options, writing=True)
         with self.step(f"load {place.label}") as step:
-            said = await settle(place.write(counted(step, batches_of(data)), mode, keys))
+            batches = counted(step, batches_of(data), keys if mode == "upsert" else ())
+            said = await settle(place.write(batches, mode, keys))
             step.rows_out = step.rows_in if said is None else int(said)
             return Count(step.rows_out or 0)
 
@@ -14281,6 +14291,7 @@ class Loading:
         fresh = [column for folded, column in columns.items() if folded not in known]
         declared = [f"{house.spell(column.name)} {column.declared}" for column in fresh]
         if self.columns is None:
+            check_key(self.keys, scan.columns)
             key = f", PRIMARY KEY ({self.listed(self.keys)})" if self.keys else ""
             house.execute(f"CREATE TABLE {self.table} ({', '.join(declared)}{key})")
         else:
@@ -15262,6 +15273,13 @@ def collect(batches: Batches) -> Rows:
     return Rows(itertools.chain.from_iterable(every), every[0].columns if every else ())
 
 
+def check_key(keys: Iterable[str], columns: Sequence[str]) -> None:
+    """Raises SourceError if a part of the key is no column."""
+    if unknown := next((name for name in keys if name not in columns), None):
+        hint = did_you_mean(unknown, columns, f"the columns are {', '.join(columns)}"[:1000])
+        raise SourceError(f"there is no column '{unknown}', and key= names it", hint)
+
+
 def check_keys(row: Json, keys: Iterable[str]) -> None:
     for name in keys:
         if row.get(name) is None:
@@ -15612,10 +15630,12 @@ def put_out(step: Step, rows: Rows) -> Rows:
     return rows
 
 
-def counted(step: Step, batches: Batches) -> Batches:
-    """Yields the batches as they are.  The step notes how many rows are in them, and their columns."""
+def counted(step: Step, batches: Batches, keys: Sequence[str] = ()) -> Batches:
+    """Yields the batches, if they have the columns *keys*.  The step notes how many rows they have, and columns."""
     step.rows_in = 0
     for batch in batches:
+        if batch and keys:
+            check_key(keys, columns_of(batch))
         step.rows_in += len(batch)
         step.columns = observed(batch, step.columns)
         yield batch

@@ -77,7 +77,7 @@ def test_a_run_is_shown_live_with_steps_durations_and_rows(tau: Tau) -> None:
     plain = re.sub(r"\x1b\[[0-9;]*[mK]|[^\n]*\r", "", screen)
     assert code == 0
     assert re.search(r"✓ extract  [\d.]+ ms  6,433 out\n", plain)
-    assert re.search(r"    ✓ inner  [\d.]+ ms\n", plain)
+    assert re.search(r"\n  ✓ clean/inner  [\d.]+ ms\n", plain)
     assert re.search(r"✓ clean  [\d.]+ ms  6,433 in, 6,000 out\n", plain)
     assert re.search(r"it v\d+  success in [\d.]+ ms  \w{14}\n", plain)
     assert 'result  {"rows":6000}' in plain
@@ -269,7 +269,13 @@ def test_a_table_is_as_narrow_as_it_must_be() -> None:
 def test_what_holds_a_pipeline_is_seen_with_its_reason(tau: Tau) -> None:
     tau.deploy_it("def it(ctx): ...")
     tau("schedule", "it", "--every", "1h")
-    tau("pause", "it", "--reason", "the source is down")
+    paused = on_terminal(tau, "pause", "it", "--reason", "the source is down", NO_COLOR="1")[1]
+    assert [line.split(maxsplit=1) for line in paused.splitlines()] == [
+        ["pipeline", "it"],
+        ["paused", "true"],
+        ["reason", "the source is down"],
+        ["changed", "true"],
+    ]
     held, row = on_terminal(tau, "why", "it", NO_COLOR="1")[1].splitlines()[1:3]
     assert held.split() == ["held", "by", "reason", "hint"]
     assert row.split("  ")[-3:] == ["paused", "the source is down", "tau resume it"]
@@ -278,6 +284,20 @@ def test_what_holds_a_pipeline_is_seen_with_its_reason(tau: Tau) -> None:
     assert "paused" in row.split()
     tau("resume", "it")
     tau("schedule", "it", "--clear")
+
+
+def test_who_follows_another_pipeline_says_so(tau: Tau) -> None:
+    tau.deploy(
+        "from tau import pipeline\n@pipeline\ndef sensors(ctx): ...\n@pipeline(after='sensors')\ndef alarms(ctx): ...\n"
+    )
+    tau("run", "sensors")
+    eventually(lambda: tau("runs", "alarms", "--status", "success")["runs"])
+    screen = on_terminal(tau, "why", "alarms", NO_COLOR="1")[1]
+    assert "It runs after the next success of: sensors." in " ".join(screen.split())
+    assert re.search(r"held +by +waiting_for\n +upstream +sensors\n", screen)
+    (row,) = (line for line in on_terminal(tau, "list", NO_COLOR="1")[1].splitlines() if line.startswith("alarms "))
+    assert "after sensors" in row
+    tau("undeploy", "alarms")
 
 
 def test_environments_are_listed_with_the_daemon_that_is_spoken_to(home: Tau) -> None:
@@ -480,7 +500,7 @@ def test_what_people_see_goes_into_a_pipe_on_request(screens: Tau) -> None:
     assert re.search(".*".join(SCREENS["inspect shown"]), done.out, re.DOTALL)
     assert "\x1b" not in done.out
     events = screens.command("run", "shown", "--text").out
-    assert re.match(r"shown  \w{14}\n    \[extract/inner\] reading\n    ✓ inner", events)
+    assert re.match(r"shown  \w{14}\n  \[extract/inner\] reading\n  ✓ extract/inner", events)
     assert screens.command("code", "shown", "--text").out == SHOWN.lstrip()
 
 

@@ -238,6 +238,18 @@ BAD: dict[str, tuple[Any, str]] = {
     ),
     "a key that is not there": (
         lambda ctx, house: ctx.load(house, [{"idd": 1}], "t", mode="upsert", key="id"),
+        "there is no column 'id'",
+    ),
+    "a key that is not there, of a new table": (
+        lambda ctx, house: ctx.load(house, [{"id": 1}], "u", mode="upsert", key="idd"),
+        "there is no column 'idd'",
+    ),
+    "a key that is not there, to append": (
+        lambda ctx, house: ctx.load(house, [{"id": 1}], "u", key="idd"),
+        "there is no column 'idd'",
+    ),
+    "a row without its key": (
+        lambda ctx, house: ctx.load(house, [{"id": 1}, {"a": 1}], "t", mode="upsert", key="id"),
         "a row has no 'id'",
     ),
     "a key that is None": (
@@ -287,6 +299,19 @@ def test_what_cannot_be_asked_of_a_database(case: str, ctx: Context) -> None:
         work(ctx)
     assert caught.value.hint
     assert not Path("a.db").exists()
+
+
+@pytest.mark.parametrize("target", ["a.csv", "a.json", "mine"])
+def test_a_key_that_is_no_column_is_told_before_anything_is_written(
+    target: str, ctx: Context, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken: list[Any] = []
+    monkeypatch.setitem(module.TARGETS, "mine", lambda rows, mode, key: taken.extend(rows))
+    with pytest.raises(module.SourceError, match="there is no column 'idd'") as caught:
+        ctx.load(target, [{"id": 1, "a": 2}], mode="upsert", key="idd")
+    assert caught.value.hint == "did you mean 'id'? the columns are id, a"
+    assert not taken
+    assert not Path(target).exists()
 
 
 def test_a_database_that_is_not_there_is_not_made_by_reading(ctx: Context) -> None:
