@@ -158,6 +158,7 @@ if TYPE_CHECKING:
     LogLimit = int
     TickLimit = int
     PipelineName = str
+    SecretName = str
     RunId = str
     Texts = dict[str, str]
     Subject = str
@@ -644,6 +645,11 @@ MIGRATIONS = (
     """,
     # A schedule has bounds.
     "UPDATE schedules SET options = json_insert(options, '$.start', NULL, '$.end', NULL);",
+    # The secrets that a version asks for, and whether it needs each; NULL if there are none.
+    """
+    ALTER TABLE versions ADD COLUMN secrets TEXT;
+    CREATE INDEX versions_asking ON versions (secrets, pipeline, version) WHERE secrets IS NOT NULL;
+    """,
 )
 
 
@@ -688,7 +694,7 @@ def find_damage(db: sqlite3.Connection, tables: Sequence[str] = ()) -> str | Non
 JSON_COLUMNS = frozenset(
     (
         *("params", "result", "error", "options", "data", "fields", "position", "process", "outcome", "ended"),
-        *("columns", "state", "command", "upstream", "pipelines", "progress"),
+        *("columns", "state", "command", "upstream", "pipelines", "progress", "secrets"),
     )
 )
 
@@ -838,7 +844,7 @@ VALUES: dict[str, Json | str] = {
     " memory:amount? max_concurrent:count? overlap:overlap misfire:misfire catchup_window:amount jitter:amount"
     " after:pipeline_name* pause_after_failures:count? expect_success_within:amount? executor:line?"
     " line:count?",
-    "scan": "secrets:object missing_imports:line*",
+    "scan": "missing_imports:line*",
 }
 #: Kind of a record → who may write it, and its fields.  `start` says who the process is: it is believed in the first
 #: line of a journal only.  `end` has a file of its own, which the fork server writes.  What comes from an executor
@@ -921,10 +927,12 @@ def read_record(line: bytes, mask: Mask, *writers: str) -> Json:
 
 #: Annotations of texts that name a pipeline, a run (by the first characters of its id), or either.
 SUBJECTS = ("PipelineName", "RunId", "Subject")
+SECRET_NAME = r"[A-Za-z_][A-Za-z0-9_.-]{0,127}"
 #: annotation → its JSON Schema.  `| None` only makes an argument optional.
 KINDS: dict[str, Json] = {
     **{kind: {"type": "string"} for kind in ("str", "RunId", "EnvironmentName", "KeyName", "FilePath")},
     "PipelineName": {"type": "string", "description": "which pipeline"},
+    "SecretName": {"type": "string", "pattern": SECRET_NAME, "description": "which secret"},
     "Subject": {"type": "string", "description": "a pipeline, meaning its last run; or a run id"},
     "int": {"type": "integer"},
     "float": {"type": "number"},
@@ -1798,6 +1806,18 @@ def demand_executor(name: str, executors: Json, environment: str | None) -> None
 
 
 SECRET_BYTES_MAX = 64 << 10
+#: How Python code asks for a secret: its name, and the beginning of a second argument, with which it may be missing.
+SECRET_ASKED = rb"""\.secret\(\s*(?:name\s*=\s*)?["']([A-Za-z_][\w.-]{0,127})["']\s*(?:,\s*([^\s)])|[,)])"""
+SECRET_IN_URL = r"\$\{(\w+)\}"
+
+
+def secrets_asked(sources: Mapping[str, bytes]) -> dict[str, bool]:
+    """Returns the secrets that Python files ask for, and whether they cannot do without each."""
+    asked: dict[str, bool] = {}
+    for content in (content for path, content in sources.items() if path.endswith(".py")):
+        for name, default in re.findall(SECRET_ASKED, re.sub(rb"(?m)^[ \t]*#.*", b"", content)):
+            asked[name.decode()] = asked.get(name.decode(), False) or not default
+    return asked
 
 
 def read_secret(name: str, folder: str | Mapping[str, str]) -> tuple[str | None, str | None]:
@@ -1805,7 +1825,7 @@ def read_secret(name: str, folder: str | Mapping[str, str]) -> tuple[str | None,
 
     *folder* is that folder; on another machine it is the secrets that were sent, by name.
     """
-    if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_.-]{0,127}", name):
+    if not isinstance(name, str) or not re.fullmatch(SECRET_NAME, name):
         raise BadRequest(f"{str(name)[:WORD_MAX]!r} cannot be a secret's name", 'ctx.secret("API_KEY")')
     if not isinstance(folder, str) and name in folder:
         return folder[name], "home"
@@ -1832,6 +1852,13 @@ def usable_secret(name: str, folder: str) -> tuple[str | None, str | None]:
         return read_secret(name, folder)
     except (BadRequest, MissingSecret, OSError, UnicodeDecodeError):
         return None, None
+
+
+def places_of(asked: Mapping[str, bool], home: str) -> dict[str, str | None]:
+    """Returns where each secret is found: None if it is missing, `default` if the code can do without it."""
+    folder = os.path.join(home, "secrets")
+    found = {name: usable_secret(name, folder)[1] for name in sorted(asked)}
+    return {name: place or (None if asked[name] else "default") for name, place in found.items()}
 
 
 #: Hiding a shorter secret would hide ordinary words too.
@@ -3133,6 +3160,17 @@ def ask_for_version(client: Client, name: str, params: Json, view: View) -> Json
     return document
 
 
+def ask_for_secret(client: Client, name: str, params: Json, view: View) -> Json:
+    """Sends what stdin has, or what is typed unseen."""
+    import getpass
+
+    if params.get("value", "-") != "-":
+        hint = f"`{shell_line('tau', 'secret', 'set', params['name'])}` reads it"
+        raise BadRequest("a secret's value comes from stdin: others can see the words of a command line", hint)
+    value = getpass.getpass("Value: ") if os.isatty(0) else read_text("/dev/stdin", "send text").removesuffix("\n")
+    return client.call(name, params | {"value": value})
+
+
 #: Commands that need more than one plain call, and what runs them.
 ASKING: dict[str, Callable[[Client, str, Json, View], Json]] = {
     "run": ask_for_run,
@@ -3142,6 +3180,7 @@ ASKING: dict[str, Callable[[Client, str, Json, View], Json]] = {
     "backup": ask_for_backup,
     "version": ask_for_version,
     "watch": ask_to_watch,
+    "secret_set": ask_for_secret,
     "shutdown": lambda client, name, params, view: client.shut_down(params),
 }
 
@@ -4036,6 +4075,11 @@ class Patient:
             return "warn", f"at most {hard} open files", "ulimit -n 4096, or LimitNOFILE= of the service"
         return f"{soft} open files, at most {'any number' if hard == resource.RLIM_INFINITY else hard}"
 
+    def look_at_secrets(self) -> Finding:
+        if missing := self.status.get("missing_secrets"):
+            return "warn", f"missing: {', '.join(missing)}", shell_line("tau", "secret", "set", missing[0])
+        return "none that deployed code asks for is missing"
+
     def look_at_leftovers(self) -> Finding:
         folder, old = os.path.join(self.home, "runs"), time.time() - 7200
         names = names_below(folder)
@@ -4262,6 +4306,7 @@ PAINTERS: dict[str, Any] = {
     "errors": "run_id pipeline finished_at where what",
     "environments": "name host key in_use entry dependencies built",
     "keys": "name scope status expires_at used_at pipelines",
+    "secrets": "name found used_by",
     "versions": "version deployed_at entry actor",
     "attempts": lambda view, rows: view.table(rows, "attempt status started_at duration_ms what") if rows[1:] else [],
     "ticks": "local tick_at moved pipeline",
@@ -6354,14 +6399,10 @@ async def check(
     """
     daemon = call.daemon
     deployment = Deployment(call, files, include, entry)
-    answer: Json = {
-        "ok": False,
-        "error": None,
-        "pipelines": [],
-        "environments": [],
-        "secrets": {},
-        "missing_imports": [],
-    }
+    secrets = places_of(dict.fromkeys(deployment.secrets, True), daemon.home)
+    missing = [name for name, place in secrets.items() if place is None]
+    answer: Json = {"ok": False, "error": None, "pipelines": [], "environments": []}
+    answer |= {"secrets": secrets, "missing_imports": [], "missing_secrets": missing}
     try:
         answer["environments"] = await deployment.prepare(call.emit if follow else None)
         answer |= await deployment.ask(deployment.entries[0], {"kind": "scan", "files": [*deployment.sources]})
@@ -6374,8 +6415,7 @@ async def check(
         answer["error"] = problem.to_json()
     finally:
         await deployment.close()
-    missing = sorted(name for name, places in answer["secrets"].items() if places is None)
-    return answer | {"missing_secrets": missing}
+    return answer
 
 
 def preview_pipeline(call: Call, row: Json) -> Json:
@@ -6383,7 +6423,7 @@ def preview_pipeline(call: Call, row: Json) -> Json:
     now = time.time()
     schedule = {"options": schedule_options(row, {}), "anchor_at": rfc3339(now)}
     ticks = preview(call, *timing(schedule, call.daemon.agenda), int(now))["ticks"]
-    return {key: value for key, value in row.items() if key != "function"} | {"ticks": ticks}
+    return {key: value for key, value in row.items() if key not in ("function", "secrets")} | {"ticks": ticks}
 
 
 def timing(row: Json, agenda: Agenda) -> tuple[Times | None, Zone]:
@@ -6843,6 +6883,7 @@ async def status(call: Call) -> Json:
         "executors": daemon.runner.elsewhere(commands=call.caller.scope == "admin"),
         "scheduler": {**call.ask.schedule_counts(), "paused": call.ask.pause("")},
         "start_latency": daemon.runner.latency(),
+        "missing_secrets": [row["name"] for row in secret_list(call)["secrets"] if row["found"] is None],
         "connections": len(daemon.connections),
         "strangers": len(daemon.listeners.strangers),
         "storage": {"free_bytes": disk.f_bavail * disk.f_frsize, "refused_at": daemon.store.database.refused_at},
@@ -7307,6 +7348,77 @@ def schema(call: Call) -> Json:
 
 @admin
 @writes
+async def secret_set(call: Call, name: SecretName, value: str = "") -> Json:
+    """Save a secret in the home, where ctx.secret finds it; its value comes from stdin.
+
+    value         `-`, or nothing: others can see the words of a command line
+
+        tau secret set API_KEY < key.txt
+        tau --env production secret set API_KEY  # typed unseen
+    """
+    if not 0 < len(data := value.encode("utf-8", "replace")) <= SECRET_BYTES_MAX:
+        raise BadRequest(f"a secret has from 1 to {SECRET_BYTES_MAX:,} bytes", "write it to stdin")
+    return await save_secret(call, name, data)
+
+
+@admin
+@destroys
+async def secret_remove(call: Call, name: SecretName) -> Json:
+    """Remove a secret from the home; in the environment and the credentials it stays.
+
+    tau secret remove API_KEY
+    tau --env production secret remove API_KEY
+    """
+    return await save_secret(call, name, None)
+
+
+async def save_secret(call: Call, name: str, data: bytes | None) -> Json:
+    """Writes a secret's file, or without *data* removes it."""
+    path = os.path.join(call.daemon.home, "secrets", name)
+    changed = read_bytes(path) != data
+    try:
+        if data is None:
+            remove_file(path)
+        else:
+            make_directory(os.path.dirname(path))
+            await asyncio.to_thread(replace_file, path, data)
+    except OSError as problem:
+        raise disk_error(path, problem) from None
+    if changed:
+        await call.write(
+            call.daemon.store.event, "secret.set" if data else "secret.removed", None, None, {"name": name}
+        )
+    return {"name": name, "changed": changed, "found": usable_secret(name, os.path.dirname(path))[1]}
+
+
+@sifts
+@reads
+def secret_list(call: Call) -> Json:
+    """List the secrets that deployed pipelines ask for: where each is found and who uses it, never its value.
+
+    tau secret list
+    tau secret list --json
+    """
+    # What an older Tau has deployed is among them when it is deployed again.
+    home, limited = call.daemon.home, call.caller.patterns
+    question = "SELECT secrets, json_group_array(pipeline) AS pipelines FROM live WHERE secrets IS NOT NULL GROUP BY 1"
+    asking = [(row["secrets"], call.caller.sift(row["pipelines"])) for row in call.ask.rows(question)]
+    if not limited:
+        kept = [name for name in names_below(os.path.join(home, "secrets")) if re.fullmatch(SECRET_NAME, name)]
+        urls = {f"connection {name}": table["url"] for name, table in call.daemon.settings["connections"].items()}
+        asking += [(dict.fromkeys(re.findall(SECRET_IN_URL, url), True), [user]) for user, url in urls.items()]
+        asking += [(dict.fromkeys(kept, False), [])]
+    needed, users = dict[str, bool](), dict[str, list[str]]()
+    for names, by in asking:
+        for name in names if by or not limited else ():
+            needed[name] = needed.get(name, False) or names[name]
+            users.setdefault(name, []).extend(by)
+    places = places_of(needed, home)
+    return {"secrets": [{"name": name, "found": places[name], "used_by": sorted(users[name])} for name in places]}
+
+
+@admin
+@writes
 async def key_create(
     call: Call, name: str, *, scope: str = "operate", pipelines: str | None = None, expires: Duration | None = None
 ) -> Json:
@@ -7691,6 +7803,7 @@ class Deployment:
         self.sources = read_sources([*files, *(include or [])])
         self.origin = origin_of(files, include or [], entry)
         self.entries = find_entries(self.sources, [file["path"] for file in files], entry)
+        self.secrets = dict(itertools.islice(secrets_asked(self.sources).items(), SECRETS_MAX))
         self.venvs: dict[str, str] = {}  # entry → digest of the virtual environment that it needs
         self.folder = os.path.join(self.daemon.home, "versions", f".staged-{os.urandom(8).hex()}")
         self.daemon.retention.deploying += 1
@@ -7716,7 +7829,7 @@ class Deployment:
                 hint = "decorate a function: from tau import pipeline; @pipeline; def hello(ctx): ..."
                 raise LoadFailed(f"{entry} has no @pipeline", hint, kind="load", file=entry)
             origin = [*self.origin, "--name", name] if self.origin and name else self.origin
-            about = {"entry": entry, "environment": self.venvs.get(entry), "origin": origin}
+            about = {"entry": entry, "environment": self.venvs.get(entry), "origin": origin, "secrets": self.secrets}
             pipelines += [row | about for row in rows]
         self.functions = {row["function"] for row in pipelines}
         pipelines = choose(pipelines, name)
@@ -9870,7 +9983,7 @@ class Store:
     def deploy(self, pipeline: Json, digest: str, actor: str) -> Json:
         """Makes a pipeline live, in a new version only if its source or options changed; returns whether they did."""
         name, now = pipeline["name"], self.now()
-        options = {key: value for key, value in pipeline.items() if key not in ("name", "line", "entry")}
+        options = {key: value for key, value in pipeline.items() if key not in ("name", "line", "entry", "secrets")}
         last = self.sql.row(
             "SELECT p.deployed, p.version, v.sha256, v.entry, v.options FROM pipelines p"
             " JOIN versions v ON v.pipeline = p.name AND v.version = p.version WHERE p.name = ?",
@@ -9880,7 +9993,6 @@ class Store:
         before |= pick(options, "origin")  # where it came from makes no version
         same = (digest, pipeline["entry"], options) == (last.get("sha256"), last.get("entry"), before)
         number = last["version"] + (not same)
-        self.sql.set("versions", {"pipeline": name, "version": number}, options=options)
         if changed := not same or not last["deployed"]:
             if not self.sql.set("pipelines", {"name": name}, version=number, deployed=1, updated_at=now):
                 row = {"name": name, "version": number, "deployed": 1, "created_at": now, "updated_at": now}
@@ -9889,6 +10001,8 @@ class Store:
             self.sql.put("versions", version | pick(pipeline, "entry", "function") | {"actor": actor}, clash="IGNORE")
             self.options.cache_clear()  # a version rolled back or deleted may have had this number
             self.event("pipeline.deployed", name, None, {"version": number, "sha256": digest}, actor)
+        asked = pipeline.get("secrets") or None
+        self.sql.set("versions", {"pipeline": name, "version": number}, options=options, secrets=asked)
         return {"name": name, "version": number, "changed": changed}
 
     def add_sources(self, digest: str, sources: dict[str, bytes]) -> None:
@@ -11964,10 +12078,10 @@ def memos_to_send(job: Json, journal: Journal) -> dict[str, str]:
 
 def secrets_to_send(job: Json) -> dict[str, str]:
     """The secrets of the home, and other ones that the sources or the connections name."""
-    names, _ = scan_sources(job)
-    names.update(os.listdir(job["secrets"]) if os.path.isdir(job["secrets"]) else ())
+    sources = {path: read_bytes(os.path.join(job["folder"], path)) or b"" for path in job["files"]}
+    names = {*secrets_asked(sources), *names_below(job["secrets"])}
     for connection in job["connections"].values():
-        names.update(re.findall(r"\$\{(\w+)\}", connection["url"]))
+        names.update(re.findall(SECRET_IN_URL, connection["url"]))
     values = {name: usable_secret(name, job["secrets"])[0] for name in names}
     return {name: value for name, value in values.items() if value is not None}
 
@@ -12222,32 +12336,19 @@ def load_pipelines(attempt: Attempt) -> Json:
 
 
 def scan_files(attempt: Attempt) -> Json:
-    """The secrets that a deployment's files name, with their places, and the missing modules."""
+    """The top-level modules that a deployment's Python files import, and that are missing."""
     job = attempt.job
-    names, imports = scan_sources(job)
-    import_from(job["folder"], job["entry"])
-    secrets = {name: usable_secret(name, job["secrets"])[1] for name in sorted(names)}
-    missing = sorted(name for name in imports if not find_module(name))
-    return attempt.returned({"secrets": secrets, "missing_imports": missing}, LINE_BYTES_MAX)
-
-
-def scan_sources(job: Json) -> tuple[set[str], set[str]]:
-    """The secrets that a deployment's Python files name, and the top-level modules that they import."""
-    secrets: set[str] = set()
     imports: set[str] = set()
     for path in job["files"]:
         path = os.path.join(job["folder"], path)
         source = read_bytes(path, DEPLOYMENT_BYTES_MAX) if path.endswith(".py") else None
         for node in ast.walk(ast.parse(source or b"", path)):
-            if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "secret":
-                given = (*node.args[:1], *(word.value for word in node.keywords if word.arg == "name"))
-                values = (part.value for part in given if isinstance(part, ast.Constant))
-                secrets.update(value for value in values if isinstance(value, str))
-            elif isinstance(node, ast.Import):
+            if isinstance(node, ast.Import):
                 imports.update(alias.name.partition(".")[0] for alias in node.names)
             elif isinstance(node, ast.ImportFrom) and not node.level and node.module:
                 imports.add(node.module.partition(".")[0])
-    return secrets, imports
+    import_from(job["folder"], job["entry"])
+    return attempt.returned({"missing_imports": sorted(itertools.filterfalse(find_module, imports))}, LINE_BYTES_MAX)
 
 
 def call_pipeline(attempt: Attempt) -> Json:
@@ -13447,7 +13548,7 @@ class Surroundings:
             # In a user name or password @ and / must be quoted.
             return urllib.parse.quote(value, safe="") if url.index("://") < mark.start() < end_of_user else value
 
-        url = re.sub(r"\$\{(\w+)\}", secret, url)
+        url = re.sub(SECRET_IN_URL, secret, url)
         for password in passwords_in(url) if "://" in url else ():
             self.attempt.hide(password)
         return url
@@ -13457,8 +13558,7 @@ class Surroundings:
         found = read_secret(name, self.secrets)[0]
         value = default if found is None else found
         if value is None:
-            place = "<home>/secrets" if isinstance(self.secrets, dict) else os.path.realpath(self.secrets)
-            where = f"export {name}=… for taud, or write it to {os.path.join(place, name)} (chmod 600)"
+            where = f"`{shell_line('tau', 'secret', 'set', name)}` reads it from stdin; or export {name}=… for taud"
             is_local = self.attempt.job["run_id"] == LOCAL_RUN
             raise MissingSecret(lacking, f'run_local(…, secrets={{"{name}": "…"}})' if is_local else where)
         self.attempt.hide(str(value), name if found is not None else None)

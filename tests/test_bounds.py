@@ -282,6 +282,7 @@ WORST: dict[str, str] = {
     "parse_time": "tau.parse_time('2026-01-01T' + '0' * N, tau.Zone('UTC'))",
     "check_name": "tau.check_name('a' * N + '!')",
     "find_entries": "tau.find_entries({'a.py': b'@' + b'a.' * N, 'b.py': b' ' * N}, ['a.py', 'b.py'], None)",
+    "secrets_asked": "tau.secrets_asked({'a.py': b'.secret(' + b' ' * N + b'name=' + b' ' * N + b'#' + b'\\n ' * N})",
     "zone_hint": "tau.zone_hint('A' * N + '!')",
     "split_cron": "tau.split_cron('* ' * N)",
     "retry": "tau.re.fullmatch('[0-9]{1,9}', '1' * N)",
@@ -306,7 +307,16 @@ def test_no_text_takes_more_than_linear_time(name: str) -> None:
 #: What has patterns that go through a text once, or see few characters of it.
 SHORT = {"spell_field", "cron_hint", "Operation", "Connection"}
 #: What reads only what the owner of the daemon has written, or a program that they have chosen.
-TRUSTED = {"read_secret", "spellings", "Address", "ServiceManager", "unit_text", "configured_keys", "Venvs"}
+TRUSTED = {
+    "read_secret",
+    "secret_list",
+    "spellings",
+    "Address",
+    "ServiceManager",
+    "unit_text",
+    "configured_keys",
+    "Venvs",
+}
 
 
 def test_each_pattern_of_the_daemon_is_tried() -> None:

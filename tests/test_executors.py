@@ -297,7 +297,7 @@ def test_a_secret_is_sent_and_masked(far: Tau) -> None:
     assert run_far(far, early)["trace"]["log_tail"] == ["early ***"]
     lacking = run_far(far, "def it(ctx):\n    ctx.secret('NONE_' + 'SUCH')", exit=1)["error"]
     assert lacking["type"] == "MissingSecret"
-    assert "<home>/secrets/NONE_SUCH" in lacking["hint"]
+    assert "`tau secret set NONE_SUCH`" in lacking["hint"]
 
 
 def test_a_folder_travels_with_its_modules_and_data(far: Tau) -> None:

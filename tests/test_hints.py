@@ -216,16 +216,29 @@ CASES: dict[str, Case] = {
         ["tau logs NAME --run RUN_ID", "tau run NAME", "tau inspect RUN_ID --full"],
         text=SIMPLE.replace("return 1", "return 'x' * 9_000"),
     ),
+    "a missing secret": Case(
+        "tau run NAME",
+        [
+            "`tau secret set KEY_OF_NAME` reads it from stdin; or export KEY_OF_NAME=… for taud",
+            *("tau logs NAME --run RUN_ID", "tau code NAME --version 1", "tau deploy NAME.py", "tau run NAME"),
+        ],
+        text=SIMPLE.replace("return 1", "return len(ctx.secret('KEY_OF_NAME'))"),
+        again=True,
+    ),
+    "a secret among the words": Case(
+        "tau secret set KEY_OF_NAME in-plain-sight", "`tau secret set KEY_OF_NAME` reads it"
+    ),
+    "a secret of nothing": Case("tau secret set KEY_OF_NAME", "write it to stdin"),
 }
 #: Hints that lead to a run: it may fail as it did before.
 MAY_FAIL = ("run", "retry", "wait", "try")
 
 
-def asked(tau: Tau, place: Path, line: str) -> Done:
+def asked(tau: Tau, place: Path, line: str, stdin: str = "") -> Done:
     """Runs a command line in a directory."""
     program, *words = shlex.split(line)
     assert program in ("tau", "taud"), line
-    return run("main" if program == "tau" else "taud", *words, cwd=place, environ=tau.environ)
+    return run("main" if program == "tau" else "taud", *words, cwd=place, environ=tau.environ, stdin=stdin)
 
 
 def hints_of(value: Any) -> Iterator[str]:
@@ -278,7 +291,7 @@ def test_a_hint_leads_on(tau: Tau, name: str) -> None:
     for placeholder, value in case.fill:
         lines = [line.replace(placeholder, value) for line in lines]
     for line in map(named, (*lines, *case.then)):
-        done = asked(tau, here, line)
+        done = asked(tau, here, line, stdin="a value\n" if "secret set" in line else "")
         may_fail = line.split()[1] in MAY_FAIL and line not in map(named, case.then)
         assert done.exit in ((0, 1) if may_fail else (0,)), (line, done.out, done.err)
     if case.again:

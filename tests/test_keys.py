@@ -69,6 +69,9 @@ REQUESTS: dict[str, dict[str, Any]] = {
     "backup": {},
     "shutdown": {},
     "schema": {},
+    "secret_set": {"name": "A_SECRET", "value": "of no use"},
+    "secret_remove": {"name": "A_SECRET"},
+    "secret_list": {},
     "key_create": {"name": "another"},
     "key_list": {},
     "key_revoke": {"name": "another"},
@@ -149,7 +152,7 @@ def test_a_read_key_cannot_write_by_any_operation(net: Tau) -> None:
 def test_what_operators_and_admins_may_do_is_one_table() -> None:
     scopes = {name: one.scope for name, one in module.OPERATIONS.items()}
     assert {name for name, scope in scopes.items() if scope == "admin"} == {
-        *("prune", "backup", "shutdown", "key_create", "key_list", "key_revoke")
+        *("prune", "backup", "shutdown", "key_create", "key_list", "key_revoke", "secret_set", "secret_remove")
     }
     assert all(scope == "operate" for name, scope in scopes.items() if name in ("deploy", "run", "undeploy", "pause"))
 

@@ -183,7 +183,7 @@ def test_where_secrets_are_looked_for(ctx: Context, tmp_path: Path, monkeypatch:
     secrets, credentials = Path(ctx.data_dir) / "secrets", tmp_path / "credentials"
     with pytest.raises(module.MissingSecret, match="there is no secret 'API_KEY'") as caught:
         ctx.secret("API_KEY")
-    assert f"{secrets}/API_KEY (chmod 600)" in caught.value.hint
+    assert caught.value.hint == "`tau secret set API_KEY` reads it from stdin; or export API_KEY=… for taud"
     assert ctx.secret("API_KEY", default="by default") == "by default"
     assert ctx.secret("API_KEY", default=Path("/by/default")) == "/by/default"  # type: ignore[arg-type]
     for folder, value in ((secrets, "of the home\n"), (credentials, "of systemd")):
@@ -431,3 +431,82 @@ def test_a_secret_leaves_no_trace_whichever_process_of_a_run_reads_or_tells_it(t
     assert json.loads(answers[1])["status"] == ("failed" if way == "broken" else "success")
     assert [*(told.home / "runs").iterdir()] == []
     assert len([*(told.home / "memos").rglob("*/*")]) == (way == "broken")
+
+
+ASKS = """
+from tau import pipeline
+
+@pipeline
+def asks(ctx):
+    ctx.secret("SET_BY_COMMAND"), ctx.secret(
+        name='NEVER_THERE',
+    )
+    # ctx.secret("IN_A_COMMENT")
+    return ctx.secret("OPTIONAL", "none"), ctx.secret("PATH"), ctx.secret(f"{ctx}"), ctx.secret("HALF_" + "A_NAME"), ctx.secret("OPTIONAL", default=1)
+
+@pipeline
+def tells(ctx):
+    return len(ctx.secret("SET_BY_COMMAND"))
+"""
+
+
+def test_secrets_are_set_listed_and_removed_and_their_values_never_told(home: Tau) -> None:
+    (home.home / "tau.toml").write_text(
+        '[connections.shop]\nurl = "postgresql://tau:${SHOP_KEY}@127.0.0.1:1/nowhere"\n[daemon]\nlog_level = "debug"\n'
+    )
+    home.start()
+    home.deploy(ASKS, "asks.py")
+
+    def listed() -> dict[str, Any]:
+        return {row["name"]: (row["found"], row["used_by"]) for row in home("secret", "list")["secrets"]}
+
+    both = ["asks", "tells"]
+    nothing = {"NEVER_THERE": (None, both), "OPTIONAL": ("default", both), "PATH": ("environment", both)}
+    nothing |= {"SET_BY_COMMAND": (None, both), "SHOP_KEY": (None, ["connection shop"])}
+    assert listed() == nothing
+    assert home("status")["missing_secrets"] == ["NEVER_THERE", "SET_BY_COMMAND", "SHOP_KEY"]
+    doctor = {check["name"]: check for check in home("doctor")["checks"]}["secrets"]
+    assert doctor["status"] == "warn"
+    assert "NEVER_THERE, SET_BY_COMMAND, SHOP_KEY" in doctor["found"]
+    assert doctor["remedy"] == "tau secret set NEVER_THERE"
+    value = "value-of-the-secret"
+    set_ = home.command("secret", "set", "SET_BY_COMMAND", stdin=value + "\n")
+    assert set_.json == {"name": "SET_BY_COMMAND", "changed": True, "found": "home"}
+    assert home.command("secret", "set", "SET_BY_COMMAND", "-", stdin=value).json["changed"] is False
+    path = home.home / "secrets" / "SET_BY_COMMAND"
+    assert (path.read_text(), path.stat().st_mode & 0o777, path.parent.stat().st_mode & 0o777) == (value, 0o600, 0o700)
+    assert home("run", "tells")["result"] == len(value)
+    assert listed() == nothing | {"SET_BY_COMMAND": ("home", both)}
+    home.command("secret", "set", "UNUSED", stdin="x" * 10)
+    assert listed()["UNUSED"] == ("home", [])
+    for words, stdin in (
+        (("set", "SET_BY_COMMAND", "in-plain-sight"), ""), (("set", "SET_BY_COMMAND"), ""), (("set", "../up"), "x"),
+        (("set", "BIG"), "x" * 65_537), (("remove", "a/b"), ""), (("set",), "x"),
+    ):  # fmt: skip
+        refused = home.command("secret", *words, stdin=stdin)
+        assert (refused.exit, refused.error["code"]) == (2, "bad_request"), words
+        assert "in-plain-sight" not in refused.err
+    assert home("secret", "set", "PATH", stdin="shadowed")["found"] == "environment"
+    assert home("secret", "remove", "SET_BY_COMMAND") == {"name": "SET_BY_COMMAND", "changed": True, "found": None}
+    assert not home("secret", "remove", "SET_BY_COMMAND")["changed"]
+    assert not path.exists()
+    home("undeploy", "asks")
+    assert listed()["NEVER_THERE"] == (None, ["tells"])
+    for kept in (*home.home.rglob("*"), *home.work.rglob("*.log")):
+        assert not kept.is_file() or value.encode() not in kept.read_bytes(), kept
+    rows = home.call("schema")["operations"]
+    assert {row["name"] for row in rows if row["name"].startswith("secret")} == {
+        "secret_set",
+        "secret_remove",
+        "secret_list",
+    }
+
+
+def test_what_cannot_be_written_tells_no_secret(home: Tau) -> None:
+    home.start()
+    (home.home / "secrets").write_text("a file in its place")
+    refused = home.command("secret", "set", "KEY", stdin="value-of-the-secret")
+    assert refused.exit not in (0, 9)
+    assert "value-of-the-secret" not in refused.err
+    for kept in (home.home / "tau.log", home.work / "taud.log"):
+        assert not kept.exists() or "value-of-the-secret" not in kept.read_text()

@@ -13,7 +13,7 @@ from conftest import Tau, python
 
 import tau as module
 
-NAMES = "deploy check undeploy list show code run wait retry cancel runs inspect logs errors state status watch schedule ticks why backfill pause resume version shutdown prune backup schema key_create key_list key_revoke".split()
+NAMES = "deploy check undeploy list show code run wait retry cancel runs inspect logs errors state status watch schedule ticks why backfill pause resume version shutdown prune backup schema secret_set secret_remove secret_list key_create key_list key_revoke".split()
 LOCAL = ["init", "try", "doctor", "completion", *(f"env_{verb}" for verb in ("list", "show", "use", "add", "remove"))]
 COMMANDS = module.OPERATIONS | module.LOCAL_COMMANDS
 
