@@ -6899,6 +6899,7 @@ def watch(call: Call, *, limit: Limit = 5) -> Json:
     """Watch what goes on until Ctrl-C: live runs, the last ends, the next ticks; in a pipe, print it once.
 
     tau watch
+    tau watch --json
     """
     live, ended, ticks = call.ask.scene(limit, call.among())
     for row in live:
@@ -12319,11 +12320,9 @@ def compiled(folder: str, path: str) -> CodeType:
         source = file.read()
     origin = b"\0".join((f"{sys.implementation.cache_tag}{sys.flags.optimize}".encode(), os.fsencode(path), source))
     cache = os.path.join(f"{folder}.code", hashlib.blake2b(origin, digest_size=16).hexdigest())
-    try:
+    with contextlib.suppress(ValueError, EOFError, TypeError):
         code: CodeType = marshal.loads(read_bytes(cache, RECORD_BYTES_MAX) or b"")
         return code
-    except (ValueError, EOFError, TypeError):
-        pass
     code = compile(source, path, "exec", dont_inherit=True)
     with contextlib.suppress(OSError):  # without a cache it is only slower
         replace_file(cache, marshal.dumps(code), durable=False)
