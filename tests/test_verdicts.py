@@ -83,8 +83,8 @@ TERMINATED = {
         return os.waitstatus_to_exitcode(os.waitpid(made[0], 0)[1])
     """,
     "a pool that is left": """
-        with multiprocessing.get_context("fork").Pool(2) as pool:
-            pool.map(abs, range(5))
+        # They are busy: one that waits for work is asked to end, and may do so before it is terminated.
+        with multiprocessing.get_context("fork").Pool(2, time.sleep, [600]) as pool:
             workers = list(pool._pool)
         for worker in workers:
             worker.join(20)
