@@ -374,7 +374,7 @@ def test_an_output_that_never_ends_does_not_fill_the_disk(home: Tau) -> None:
         """
         import os, subprocess, time
         from tau import pipeline
-        @pipeline(timeout=30)
+        @pipeline(timeout=120)
         def loud(ctx):
             subprocess.run("yes 'a line of the flood' | head -c 80000000", shell=True)
             while os.fstat(1).st_blocks * 512 > 25_000_000:
