@@ -4202,9 +4202,7 @@ class View:
         if "moved" in document:
             times = zip(*(document.pop(key) for key in ("local", "ticks", "moved")), strict=True)
             document["ticks"] = [{"local": local, "tick_at": tick, "moved": moved} for local, tick, moved in times]
-        if "pipeline" in document and document.get("all") is False:
-            del document["all"]
-        shown = {key: value for key, value in document.items() if value not in (None, "", [], {})}
+        shown = dict(pair for pair in document.items() if pair[1] not in (None, "", [], {}) and pair != ("all", False))
         order = (*(key for key in shown if key not in LAST), *LAST)
         keys = [key for key in order if key in shown and (only is None or key in only)]
         if not keys and (empty := next(iter(only or document), "")):
@@ -4436,8 +4434,7 @@ def cell(row: Json, column: str) -> str:
     elif column == "where" and error and error.get("file"):
         value = f"{error['file']}:{error['line']}"
     elif column == "next_at":
-        value = row.get("held") or (row.get("ticks") or [value])[0]
-        value = value or (f"after {', '.join(row['upstream'])}" if row.get("upstream") else None)
+        value = row.get("held") or (row.get("ticks") or [value])[0] or [f"after {up}" for up in row.get("upstream", ())]
     elif column == "outcome":
         value = row.get("status") or row.get("message") or row.get("reason")
     elif column == "doing":
@@ -6462,8 +6459,7 @@ def list_(call: Call, *, tag: str | None = None, limit: Limit = 20) -> Json:
         tau list --tag etl --limit 100
     """
     rows, total = call.ask.pipelines(limit, call.among(), tag)
-    for row in rows:
-        row["upstream"] = call.caller.sift(row["upstream"])
+    rows = [row | {"upstream": call.caller.sift(row["upstream"])} for row in rows]
     return listing(call, "pipelines", rows, total, {"tag": tag})
 
 
@@ -7241,8 +7237,7 @@ async def set_pause(call: Call, name: str | None, everything: bool, reason: str 
     if (name is None) != everything or name == "":
         raise BadRequest("give the name of a pipeline, or --all", "tau pause NAME")
     changed = await call.write(call.daemon.agenda.pause, name or "", reason)
-    pause = call.ask.pause(name or "")
-    kept = pause["reason"] if pause else None  # a second pause does not change it
+    kept = (call.ask.pause(name or "") or {"reason": None})["reason"]  # a second pause does not change it
     return {"pipeline": name, "all": everything, "paused": reason is not None, "reason": kept, "changed": changed}
 
 
@@ -12861,8 +12856,7 @@ class PipelineContext:
         keys = check_mode(mode, key)
         place = find_place(target, resource, self._around, options, writing=True)
         with self.step(f"load {place.label}") as step:
-            batches = counted(step, batches_of(data), keys if mode == "upsert" else ())
-            said = await settle(place.write(batches, mode, keys))
+            said = await settle(place.write(counted(step, batches_of(data), keys * (mode == "upsert")), mode, keys))
             step.rows_out = step.rows_in if said is None else int(said)
             return Count(step.rows_out or 0)
 
@@ -14390,7 +14384,7 @@ class Loading:
         fresh = [column for folded, column in columns.items() if folded not in known]
         declared = [f"{house.spell(column.name)} {column.declared}" for column in fresh]
         if self.columns is None:
-            check_key(self.keys, scan.columns)
+            check_columns(self.keys, scan.columns)
             key = f", PRIMARY KEY ({self.listed(self.keys)})" if self.keys else ""
             house.execute(f"CREATE TABLE {self.table} ({', '.join(declared)}{key})")
         else:
@@ -14963,9 +14957,7 @@ class CsvLines:
         if not isinstance(types, dict):
             raise BadRequest(f"types must be True or a mapping, not {safe_repr(types)}", 'types={"fare": float}')
         kinds = {name: marked(named_kind(kind, name), marks) for name, kind in types.items()}
-        if unknown := [name for name in kinds if name not in names]:
-            hint = did_you_mean(unknown[0], names, f"there are {', '.join(names)}")
-            raise SourceError(f"types: there is no column '{unknown[0]}'", hint)
+        check_columns(kinds, names, "types=")
         return self.convert(lines, {names.index(name): kind for name, kind in kinds.items()}, is_guess=False)
 
     def convert(self, lines: Iterable[list[Any]], kinds: dict[int, ValueKind], is_guess: bool) -> Iterator[Any]:
@@ -15372,19 +15364,17 @@ def collect(batches: Batches) -> Rows:
     return Rows(itertools.chain.from_iterable(every), every[0].columns if every else ())
 
 
-def check_key(keys: Iterable[str], columns: Sequence[str]) -> None:
-    """Raises SourceError if a part of the key is no column."""
-    if unknown := next((name for name in keys if name not in columns), None):
+def check_columns(names: Iterable[str], columns: Sequence[str], option: str = "key=") -> None:
+    """Raises SourceError if one of the *names*, which an option gives, is no column."""
+    if unknown := next((name for name in names if name not in columns), None):
         hint = did_you_mean(unknown, columns, f"the columns are {', '.join(columns)}"[:1000])
-        raise SourceError(f"there is no column '{unknown}', and key= names it", hint)
+        raise SourceError(f"there is no column '{unknown}', and {option} names it", hint)
 
 
 def check_keys(row: Json, keys: Iterable[str]) -> None:
     for name in keys:
         if row.get(name) is None:
-            others = f"it has {', '.join(map(str, row))}"
-            hint = "a step can drop such rows" if name in row else did_you_mean(name, row, others)
-            raise SourceError(f"a row has no '{name}', which is part of the key: {safe_repr(row)}", hint)
+            raise SourceError(f"a row has no '{name}', part of the key: {safe_repr(row)}", "a step can drop such rows")
 
 
 def odd_text(rows: Rows, first: int = 1) -> str:
@@ -15734,7 +15724,7 @@ def counted(step: Step, batches: Batches, keys: Sequence[str] = ()) -> Batches:
     step.rows_in = 0
     for batch in batches:
         if batch and keys:
-            check_key(keys, columns_of(batch))
+            check_columns(keys, columns_of(batch))
         step.rows_in += len(batch)
         step.columns = observed(batch, step.columns)
         yield batch
@@ -16492,6 +16482,8 @@ def hint_for(problem: BaseException, attempt: Attempt) -> str | None:
         return f"'{program}' is not on taud's PATH: install it there, or call it by its whole path"
     if raised_by == "_Environ.__getitem__":
         return f"{message} is not in taud's environment: start taud with it, or keep a secret: ctx.secret({message})"
+    if isinstance(problem, KeyError) and innermost:
+        return missing_key_hint(problem, attempt.job["folder"])
     if isinstance(problem, ModuleNotFoundError):
         name = str(problem.name).partition(".")[0]
         beside = f"{shell_line('--include', name + '.py')} if that lies beside the file; else"
@@ -16508,6 +16500,18 @@ def hint_for(problem: BaseException, attempt: Attempt) -> str | None:
         return "return plain data; ctx.memo(…, pickle=True) keeps any object"
     if isinstance(problem, MemoryError):
         return "process less at once (stream=True), or raise @pipeline(memory=…) or [limits] memory_bytes"
+    return None
+
+
+def missing_key_hint(problem: KeyError, folder: str) -> str | None:
+    """Names the keys of the local dict in which the line of user code has looked for one in vain."""
+    frame, number = [*traceback.walk_tb(problem.__traceback__)][-1]
+    key, names, path = next(iter(problem.args), None), frame.f_locals, frame.f_code.co_filename
+    line = linecache.getline(path, number, frame.f_globals) if short_path(path, folder)[1] else ""
+    for name, word in re.findall(r"(\w+)\[([^][]+)\]", line[:1000]) if isinstance(key, str) else ():
+        if type(held := names.get(name)) is dict and key not in held and (word[1:-1] == key or names.get(word) is key):
+            words = [there if isinstance(there, str) else safe_repr(there) for there in itertools.islice(held, 50)]
+            return clip(did_you_mean(str(key), words, f"the dict {name} has {', '.join(words) or 'no keys'}"), 500)
     return None
 
 

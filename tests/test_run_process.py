@@ -384,6 +384,26 @@ TOLD: dict[str, tuple[str, dict[str, str]]] = {
         """,
         {"hint": "'WAREHOUSE_URL' is not in taud's environment", "cause": "None"},
     ),
+    "a key that a dict does not have": (
+        "def it(ctx):\n    row = {'id': 1, 'sensor': 's', 3: 0}\n    return row['id'] + row['amount']\n",
+        {"hint": "the dict row has id, sensor, 3"},
+    ),
+    "a key by a variable": (
+        """
+        def it(ctx):
+            row, column = {"amounts": 1, **{str(n): n for n in range(999)}}, "amount"
+            return row[column]
+        """,
+        {"hint": "did you mean 'amounts'? the dict row has amounts, 0, 1,"},
+    ),
+    "a key of an empty dict": (
+        "def it(ctx):\n    row = {}\n    return row['amount']\n",
+        {"hint": "the dict row has no keys"},
+    ),
+    "a key that no local lacks": (
+        "def it(ctx):\n    row = {'id': 1}\n    return row['id'] + {}['amount']\n",
+        {"hint": "None"},
+    ),
     "a module that is not there": (
         "def it(ctx):\n    import helper.parts\n",
         {"hint": "--include helper.py if that lies beside the file; else name it in the header's dependencies"},
