@@ -438,9 +438,8 @@ def did_you_mean(word: str, words: Iterable[str], otherwise: str = "") -> str:
     """A hint: the nearest of *words*, if one is near, then *otherwise*."""
     letters = {*word[:WORD_MAX]}  # difflib takes 0.1 ms a word: it sees only those of much the same letters
     alike = sorted(words, key=lambda other: len(letters ^ {*other}))[:20]
-    near = difflib.get_close_matches(
-        word[:WORD_MAX], alike, 1, 0.65
-    )  # 'orders' and 'code' are 0.6, 'far' and 'fra' 0.67
+    # 'orders' and 'code' are 0.6 alike, 'far' and 'fra' 0.67.
+    near = difflib.get_close_matches(word[:WORD_MAX], alike, 1, 0.65)
     return f"did you mean '{near[0]}'? {otherwise}".strip() if near else otherwise
 
 
@@ -3233,7 +3232,6 @@ def init(desk: Desk, name: str = "my_pipeline") -> Json:
 
     name          what to call it
 
-    Examples:
         tau init
         tau init orders
     """
@@ -6837,7 +6835,6 @@ async def state(call: Call, name: PipelineName, *, set_: Json | None = None, cle
     set           the state that the next run begins with
     clear         the next run begins with an empty one
 
-    Examples:
         tau state orders
         tau state orders --set '{"cursor": 17}'
     """
