@@ -182,7 +182,7 @@ BAD: dict[str, tuple[Callable[[Context], Any], type[Exception], str, str]] = {
     "a key that is not there": (
         lambda ctx: ctx.load("a.csv", ROWS, mode="upsert", key="idd"),
         module.SourceError,
-        "no 'idd'",
+        "no column 'idd'",
         "did you mean 'id'?",
     ),
     "a database without a URL": (
