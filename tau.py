@@ -73,6 +73,7 @@ if TYPE_CHECKING:
     import fcntl
     import fnmatch
     import functools
+    import getpass
     import glob
     import graphlib
     import grp
@@ -187,14 +188,13 @@ else:
             return getattr(module, attribute)
 
     for name in (
-        *("argparse", "ast", "asyncio", "atexit", "base64", "bisect", "collections", "contextlib", "contextvars"),
-        "concurrent.futures",
-        *("croniter", "csv", "ctypes", "datetime", "decimal", "difflib", "email.utils", "faulthandler", "fcntl"),
-        *("fnmatch", "functools", "glob", "graphlib", "grp", "gzip", "hashlib", "heapq", "hmac", "http.client"),
-        *("importlib.util", "inspect", "linecache", "logging", "operator", "pickle", "pwd", "queue", "random", "re"),
-        *("resource", "select", "shlex", "shutil", "signal", "socket", "sqlite3", "ssl", "struct", "subprocess"),
-        *("tarfile", "tempfile", "textwrap", "threading", "tomllib", "traceback", "typing", "urllib.parse", "uuid"),
-        *("zlib", "zoneinfo"),
+        *("argparse", "ast", "asyncio", "atexit", "base64", "bisect", "collections", "concurrent.futures"),
+        *("contextlib", "contextvars", "croniter", "csv", "ctypes", "datetime", "decimal", "difflib", "email.utils"),
+        *("faulthandler", "fcntl", "fnmatch", "functools", "getpass", "glob", "graphlib", "grp", "gzip", "hashlib"),
+        *("heapq", "hmac", "http.client", "importlib.util", "inspect", "linecache", "logging", "operator", "pickle"),
+        *("pwd", "queue", "random", "re", "resource", "select", "shlex", "shutil", "signal", "socket", "sqlite3"),
+        *("ssl", "struct", "subprocess", "tarfile", "tempfile", "textwrap", "threading", "tomllib", "traceback"),
+        *("typing", "urllib.parse", "uuid", "zlib", "zoneinfo"),
     ):
         globals()[name.partition(".")[0]] = Later(name)
 
@@ -3161,8 +3161,6 @@ def ask_for_version(client: Client, name: str, params: Json, view: View) -> Json
 
 def ask_for_secret(client: Client, name: str, params: Json, view: View) -> Json:
     """Sends what stdin has, or what is typed unseen."""
-    import getpass
-
     if params.get("value", "-") != "-":
         hint = f"`{shell_line('tau', 'secret', 'set', params['name'])}` reads it"
         raise BadRequest("a secret's value comes from stdin: others can see the words of a command line", hint)
@@ -7847,8 +7845,9 @@ class Deployment:
                 previously[name] = old
             elif old == new and looked and name not in names and row["function"] not in self.functions:
                 gone.append(name)
-        commands = [shell_line("tau", "undeploy", name) for name in self.caller.sift(gone)]
-        return {"previously": previously, "no_longer_in_file": self.caller.sift(gone), "next": commands}
+        gone = self.caller.sift(gone)
+        commands = [shell_line("tau", "undeploy", name) for name in gone]
+        return {"previously": previously, "no_longer_in_file": gone, "next": commands}
 
     def check_cron(self, row: Json) -> None:
         """Raises LoadFailed if the `schedule` of a pipeline is no cron expression: only the daemon has croniter."""
