@@ -649,6 +649,41 @@ MIGRATIONS = (
     ALTER TABLE versions ADD COLUMN secrets TEXT;
     CREATE INDEX versions_asking ON versions (secrets, pipeline, version) WHERE secrets IS NOT NULL;
     """,
+    """
+    -- What a step saw of its rows: the share of missing values in columns that have some, and the places of the rows.
+    ALTER TABLE steps ADD COLUMN nulls TEXT;
+    ALTER TABLE steps ADD COLUMN places TEXT;
+
+    -- Who reads and writes what, with the last run that did.  `place` is '' for rows of which Tau knows no place.
+    CREATE TABLE lineage (
+        pipeline TEXT NOT NULL REFERENCES pipelines (name), how TEXT NOT NULL, place TEXT NOT NULL,
+        resource TEXT NOT NULL, run_id TEXT NOT NULL, version INTEGER NOT NULL, at TEXT NOT NULL,
+        PRIMARY KEY (place, resource, how, pipeline)
+    ) STRICT, WITHOUT ROWID;
+    CREATE INDEX lineage_of_pipeline ON lineage (pipeline, at);
+
+    -- What the last successes of a pipeline saw, by step: the next run compares its own rows with that.
+    CREATE TABLE baselines (
+        pipeline TEXT PRIMARY KEY REFERENCES pipelines (name), run_id TEXT NOT NULL, seen TEXT NOT NULL
+    ) STRICT, WITHOUT ROWID;
+
+    -- Failures of one kind: the final ones of a pipeline that have one fingerprint.  A success closes it.
+    CREATE TABLE incidents (
+        incident TEXT PRIMARY KEY, pipeline TEXT NOT NULL REFERENCES pipelines (name), fingerprint TEXT NOT NULL,
+        status TEXT NOT NULL, count INTEGER NOT NULL, step TEXT, type TEXT NOT NULL, message TEXT NOT NULL,
+        versions TEXT NOT NULL, first_at TEXT NOT NULL, last_at TEXT NOT NULL, last_run TEXT NOT NULL,
+        closed_at TEXT, fixed_by INTEGER, fixed_run TEXT, UNIQUE (pipeline, fingerprint)
+    ) STRICT, WITHOUT ROWID;
+    CREATE INDEX incidents_open ON incidents (pipeline) WHERE status = 'open';
+    CREATE INDEX incidents_by_last ON incidents (last_at, incident);
+
+    -- What was around an attempt and is the same for many: Python, packages, names of variables, the daemon.
+    CREATE TABLE surroundings (sha256 TEXT PRIMARY KEY, data TEXT NOT NULL) STRICT, WITHOUT ROWID;
+    ALTER TABLE attempts ADD COLUMN surroundings TEXT;
+
+    -- Why somebody did what an event tells, in their words.
+    ALTER TABLE events ADD COLUMN reason TEXT;
+    """,
 )
 
 
@@ -694,6 +729,7 @@ JSON_COLUMNS = frozenset(
     (
         *("params", "result", "error", "options", "data", "fields", "position", "process", "outcome", "ended"),
         *("columns", "state", "command", "upstream", "pipelines", "progress", "secrets"),
+        *("nulls", "places", "seen", "versions"),
     )
 )
 
@@ -10265,7 +10301,8 @@ class Store:
 
 #: (table, column that names a pipeline): each table before those that it refers to.
 NAMED_IN = (
-    *(("states", "pipeline"), ("schedules", "pipeline"), ("chains", "pipeline"), ("chains", "comes_after")),
+    *((table, "pipeline") for table in ("states", "schedules", "chains", "lineage", "baselines", "incidents")),
+    ("chains", "comes_after"),
     *(("pauses", "pipeline"), ("runs", "pipeline"), ("versions", "pipeline"), ("pipelines", "name")),
 )
 #: How often an attempt is handed to a fork server, if each time the server or the daemon dies first.

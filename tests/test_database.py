@@ -156,22 +156,27 @@ def test_without_a_copy_nothing_is_migrated(tmp_path: Path) -> None:
     assert version_of(path) == number - 1
 
 
-def test_a_store_of_schema_1_is_migrated_and_its_schedule_goes_on(home: Tau) -> None:
+@pytest.mark.parametrize("schema", [1, 3])
+def test_an_old_store_is_migrated_and_its_schedule_goes_on(home: Tau, schema: int) -> None:
     db = sqlite3.connect(home.home / "tau.db")
-    db.executescript(module.MIGRATIONS[0] + (Path(__file__).parent / "data" / "store-v1.sql").read_text())
-    db.executescript(f"PRAGMA application_id = {module.APPLICATION_ID}; PRAGMA user_version = 1")
+    rows = (Path(__file__).parent / "data" / f"store-v{schema}.sql").read_text()
+    db.executescript(";".join(module.MIGRATIONS[:schema]) + ";" + rows)
+    db.executescript(f"PRAGMA application_id = {module.APPLICATION_ID}; PRAGMA user_version = {schema}")
     before = dict(db.execute("SELECT type, count(*) FROM events GROUP BY type"))
+    statuses = [status for (status,) in db.execute("SELECT status FROM runs ORDER BY run_id DESC")]
     db.close()
     (home.home / "tau.db").chmod(0o600)
+    (home.home / "data" / "nightly").mkdir(parents=True)
+    (home.home / "data" / "nightly" / "orders.csv").write_text("id,price\n1,2.5\n")
     home.start()
     assert version_of(home.home / "tau.db") == len(module.MIGRATIONS)
-    assert version_of(home.home / f"tau.db.before-v{len(module.MIGRATIONS)}") == 1
+    assert version_of(home.home / f"tau.db.before-v{len(module.MIGRATIONS)}") == schema
     shown = home("schedule", "nightly")
     assert (shown["cron"], shown["overlap"], shown["start"], shown["end"]) == ("30 7 * * *", "queue", None, None)
     assert home("schedule", "nightly", "--clear")["cron"] == "0 6 * * *"
     assert home("run", "nightly")["status"] == "success"
     now = home.call("runs", name="nightly")
-    assert [run["status"] for run in now["runs"]] == ["success", "success"]
+    assert [run["status"] for run in now["runs"]] == ["success", *statuses]
     db = sqlite3.connect(home.home / "tau.db")
     after = dict(db.execute("SELECT type, count(*) FROM events GROUP BY type"))
     assert after["schedule.changed"] == before["schedule.changed"] + 1  # by --clear
