@@ -8,26 +8,26 @@ The file is laid out in the order a request travels.  Calls go down the page, or
                                   12 Doctor   13 Terminal   14 Client
                  │ one JSON document a line, over a socket
     Part III  the daemon, `taud`  15 Daemon   16 Listeners   17 Service manager   18 Server
-                                  19 HTTP   20 Operations   21 Callers   22 Deployment
-                                  23 Scheduler   24 Runner   25 Feed   26 Agenda
-                                  27 Retention   28 Backup   29 Store   30 Questions
-                                  31 Database   32 Versions   33 Metrics
+                                  19 HTTP   20 Operations   21 Cases   22 Callers   23 Deployment
+                                  24 Scheduler   25 Runner   26 Feed   27 Agenda
+                                  28 Retention   29 Backup   30 Store   31 Questions
+                                  32 Database   33 Versions   34 Metrics
                  │ one JSON document a line: jobs over a socket, the trace through a journal file
-    Part IV   the run process     34 Fork server   35 Outpost   36 Relay   37 Run process
-                                  38 Control groups   39 Pipeline API   40 Parameters
-                                  41 Assertions   42 Memos   43 Places   44 Web   45 Warehouses
-                                  46 Formats   47 Rows   48 Trace
+    Part IV   the run process     35 Fork server   36 Outpost   37 Relay   38 Run process
+                                  39 Control groups   40 Pipeline API   41 Parameters
+                                  42 Assertions   43 Memos   44 Places   45 Web   46 Warehouses
+                                  47 Formats   48 Rows   49 Trace
 
 `tau run hello`, in one read:
   main §9 reads the words with parser_of §10, made from the signature of `run` §20, and calls Client.call §14;
   the line reaches Connection §18, which checks it and calls the operation `run` §20;
-  Store §29 makes the run durable and, in the same commit, Scheduler.admit §23 moves it to running;
-  ForkServer §34 creates the journal (the permission to start) and forks;
-  run_process §37 loads the deployed file and calls your function with a PipelineContext §39;
-  (on another machine an outpost §35 does that; a relay §36 here feeds the command that leads there;)
-  its records go to the Journal §48; the fork server appends the end record when the process is gone;
-  Runner §24 reads the journal, `verdict` §24 turns it into an outcome, Store §29 keeps it;
-  Feed §25 wakes the waiting `run` §20; Connection §18 answers; main §9 prints and exits 0 or 1.
+  Store §30 makes the run durable and, in the same commit, Scheduler.admit §24 moves it to running;
+  ForkServer §35 creates the journal (the permission to start) and forks;
+  run_process §38 loads the deployed file and calls your function with a PipelineContext §40;
+  (on another machine an outpost §36 does that; a relay §37 here feeds the command that leads there;)
+  its records go to the Journal §49; the fork server appends the end record when the process is gone;
+  Runner §25 reads the journal, `verdict` §25 turns it into an outcome, Store §30 keeps it;
+  Feed §26 wakes the waiting `run` §20; Connection §18 answers; main §9 prints and exits 0 or 1.
 """
 
 from __future__ import annotations
@@ -6629,17 +6629,6 @@ async def story_of(call: Call, run_id: str, tail: int | None = None) -> AsyncIte
             change = call.daemon.feed.next_change(run_id)  # then the store is read, so that no change is missed
 
 
-def held_by(call: Call, run_id: str) -> str | None:
-    """Returns what keeps a queued run waiting: the limit of its pipeline, or that of the daemon."""
-    run, slots = call.ask.run(run_id), call.daemon.settings["max_concurrent"]
-    if run["status"] != "queued":
-        return None
-    most = call.ask.version(run["pipeline"], run["version"])["options"].get("max_concurrent")
-    if most is not None and call.ask.live_runs(run["pipeline"]) >= most:
-        return f"max_concurrent={most}"
-    return f"[scheduler] max_concurrent={slots}" if call.ask.totals()["running"] >= slots else None
-
-
 def describe_ended(call: Call, run_id: str) -> Json:
     """Returns the document of a run; that of a live run says how to wait for it."""
     if (status := call.ask.status_of(run_id)) in FINAL:
@@ -7517,6 +7506,12 @@ def listing(call: Call, key: str, rows: list[Json], total: int, given: Json) -> 
     return {key: rows, "truncated": more | {"at_least": True} if total == most + 1 else more}  # counting stops there
 
 
+# --- 21. Cases ---------------------------------------------------------------------------
+# Owns the documents of runs: what happened, what differs from the last success, what to do next.
+# Calls Callers, Deployment, Runner and Questions.
+# Promises that what a repair needs comes first, and that a document which is cut says how to get all.
+
+
 def describe(call: Call, run_id: str, full: bool = False, number: int | None = None) -> Json:
     """Returns a run as `tau inspect` prints it, cut to about DOCUMENT_BYTES unless *full*.
 
@@ -7548,6 +7543,17 @@ def describe(call: Call, run_id: str, full: bool = False, number: int | None = N
     if outcome := attempt.get("outcome"):  # its process is still there
         document |= {"error": outcome.get("error"), "waiting": f"{outcome['t']}; waits for {outcome['waits_for']}"}
     return document if full else shorten(document)
+
+
+def held_by(call: Call, run_id: str) -> str | None:
+    """Returns what keeps a queued run waiting: the limit of its pipeline, or that of the daemon."""
+    run, slots = call.ask.run(run_id), call.daemon.settings["max_concurrent"]
+    if run["status"] != "queued":
+        return None
+    most = call.ask.version(run["pipeline"], run["version"])["options"].get("max_concurrent")
+    if most is not None and call.ask.live_runs(run["pipeline"]) >= most:
+        return f"max_concurrent={most}"
+    return f"[scheduler] max_concurrent={slots}" if call.ask.totals()["running"] >= slots else None
 
 
 #: The columns of a run that its document has, in this order.
@@ -7636,7 +7642,7 @@ CUTS: tuple[tuple[str, int, Callable[[Any], Any]], ...] = (
 )
 
 
-# --- 21. Callers -------------------------------------------------------------------------
+# --- 22. Callers -------------------------------------------------------------------------
 # Owns who may do what: keys, their scopes, patterns and expiry, and the delay for wrong keys.
 # Calls Store and Questions.  Promises that only the digest of a key is stored, that it is compared
 # in constant time, and that what a key does not see does not exist for it.
@@ -7814,7 +7820,7 @@ def local_peer(peer: Any, group: int | None) -> str:
     return name if admitted else ""
 
 
-# --- 22. Deployment ----------------------------------------------------------------------
+# --- 23. Deployment ----------------------------------------------------------------------
 # Owns the way from files to pipelines: which files are loaded, in which virtual environment, and what they hold.
 # Calls Runner and Versions.  Promises that nothing of a deployment stays unless an operation stores it.
 
@@ -8011,7 +8017,7 @@ def choose(pipelines: list[Json], name: str | None) -> list[Json]:
     return [by_name.get(name, pipelines[0]) | {"name": name}]
 
 
-# --- 23. Scheduler -----------------------------------------------------------------------
+# --- 24. Scheduler -----------------------------------------------------------------------
 # Owns the clock and the timer: what is due is done at the end of each group of writes.
 # Calls Runner, Agenda, Store, Questions and Database.
 # Promises each tick one decision and at most one run, whatever the clock does.
@@ -8161,7 +8167,7 @@ class Scheduler:
             self.runner.dispatch(job)
 
 
-# --- 24. Runner --------------------------------------------------------------------------
+# --- 25. Runner --------------------------------------------------------------------------
 # Owns every isolated process from its job to its outcome, and the fork server that starts them.
 # Calls Feed, Store, Questions, Versions and Metrics.
 # Promises at most `max_concurrent` live runs, one outcome for each, and no run twice.
@@ -8909,7 +8915,7 @@ def kill_marked(process: Json) -> None:
                     os.kill(pid, signal.SIGKILL)
 
 
-# --- 25. Feed ----------------------------------------------------------------------------
+# --- 26. Feed ----------------------------------------------------------------------------
 # Owns who waits for which run.  Calls Questions.
 # Promises that whoever waits hears of every change, in order and at its own pace.
 
@@ -8956,7 +8962,7 @@ class Feed:
             await self.ending.setdefault(run_id, asyncio.Event()).wait()
 
 
-# --- 26. Agenda --------------------------------------------------------------------------
+# --- 27. Agenda --------------------------------------------------------------------------
 # Owns schedules, pauses and chains: what is set, what is decided, and what follows the end of a run.
 # Calls Store and Questions.  Promises that a decision, its run and the next tick are one transaction.
 
@@ -9474,7 +9480,7 @@ class Plan:
         return {}
 
 
-# --- 27. Retention -----------------------------------------------------------------------
+# --- 28. Retention -----------------------------------------------------------------------
 # Owns what is deleted, and when.  Calls Store, Questions and Database.
 # Promises not to hold up other work: it deletes a little, lets that go first, and goes on.
 
@@ -9741,7 +9747,7 @@ def foresee(path: str, terms: Json, now: float) -> Json:
         return {"dry_run": True, **counts, "pipelines": pipelines, "forced": [], **sizes}
 
 
-# --- 28. Backup --------------------------------------------------------------------------
+# --- 29. Backup --------------------------------------------------------------------------
 # Owns backup and restore: a copy of its database is a copy of the home.
 # Calls Store and Database.  Promises a backup of one moment, whole or not there, and that a restore deletes nothing.
 
@@ -9929,7 +9935,7 @@ def end_old_runs(store: Store) -> Json:
     return counts
 
 
-# --- 29. Store ---------------------------------------------------------------------------
+# --- 30. Store ---------------------------------------------------------------------------
 # Owns every change of the store.  Calls Questions, Database and Metrics.
 # Promises that a run's status changes only as MOVES allows, and that its event is in the same transaction.
 
@@ -10405,7 +10411,7 @@ WAITING_HEADS = (
 )
 
 
-# --- 30. Questions -----------------------------------------------------------------------
+# --- 31. Questions -----------------------------------------------------------------------
 # Owns the queries of the store, one method each.  Calls Records.
 # Promises documents with the columns' names, and to change nothing.
 
@@ -10888,7 +10894,7 @@ def decision_document(event: Json) -> Json:
     return document | {"run_id": run_id, "status": event["status"] or "forgotten"} if run_id else document
 
 
-# --- 31. Database ------------------------------------------------------------------------
+# --- 32. Database ------------------------------------------------------------------------
 # Owns the SQLite file: its two connections, its migrations, and the one thread that writes.  Calls Records.
 # Promises that an answered write is on disk, that writes share commits but not failures; and that only that thread's
 # connection writes or checkpoints: older SQLites lose commits when two do at the same moment.
@@ -11224,7 +11230,7 @@ def give_up(problem: Exception) -> typing.NoReturn:
     os._exit(1)
 
 
-# --- 32. Versions ------------------------------------------------------------------------
+# --- 33. Versions ------------------------------------------------------------------------
 # Owns what runs need on disk: in versions/ the files of a version, as the store has them, and in environments/ the
 # virtual environments that headers ask for (PEP 723).  Calls nothing of its part.
 # Promises that both are only caches: what is asked for is there, whole, and a failed build leaves nothing.
@@ -11456,7 +11462,7 @@ def build_commands(path: str, needed: list[str]) -> list[list[str]]:
     return [make, [*pip, "install", "--progress-bar", "off", *needed]]
 
 
-# --- 33. Metrics -------------------------------------------------------------------------
+# --- 34. Metrics -------------------------------------------------------------------------
 # Owns what is counted since the daemon began, and the page on which Prometheus reads it.
 # Calls nothing of its part.
 # Promises the text format 0.0.4 (prometheus.io/docs/instrumenting/exposition_formats), seconds and bytes as units,
@@ -11576,7 +11582,7 @@ def process_figures() -> Iterator[str]:
 # === Part IV: the run process ==============================================================
 # One per attempt; the only place where user code runs.  Speaks to nobody: it writes its journal.
 
-# --- 34. Fork server ---------------------------------------------------------------------
+# --- 35. Fork server ---------------------------------------------------------------------
 # Owns the processes that run user code, from permission to end record.  Calls Relay, Run process, Control groups,
 # Pipeline API and Trace.  Promises that nothing a run started outlives it, and that each run gets an end record,
 # even without a daemon.
@@ -11868,7 +11874,7 @@ def attempt_process(job: Json, born: str | None) -> int:
     return run_process(job, born) if job["executor"] is None else relay(job, born)
 
 
-# --- 35. Outpost -------------------------------------------------------------------------
+# --- 36. Outpost -------------------------------------------------------------------------
 # Owns an attempt on another machine: a fork server of a single job, whose journal goes out on descriptor 1.
 # Calls Fork server, Relay, Run process and Trace.  Promises that no process and no file of the attempt outlives the
 # connection.
@@ -12003,7 +12009,7 @@ class Outpost(ForkServer):
             signal_group(pid, number)
 
 
-# --- 36. Relay ---------------------------------------------------------------------------
+# --- 37. Relay ---------------------------------------------------------------------------
 # Owns the near end of an attempt on another machine: the executor's command, what it is sent, and its silence.
 # Calls Run process and Trace.  Promises to end as the command ends, and to notice a dead connection.
 
@@ -12184,7 +12190,7 @@ class Relay:
         self.ending = Ending(self.command.send_signal, self.grace_s)
 
 
-# --- 37. Run process ---------------------------------------------------------------------
+# --- 38. Run process ---------------------------------------------------------------------
 # Owns an attempt from its first record to its last.  Calls Control groups, Pipeline API and Trace.
 # Promises an outcome (a returned or raised record) whenever Python itself lives to write it.
 
@@ -12429,7 +12435,7 @@ def flush_files() -> None:
                     file.flush()
 
 
-# --- 38. Control groups ------------------------------------------------------------------
+# --- 39. Control groups ------------------------------------------------------------------
 # Owns the counters of out-of-memory kills, and groups for runs with a memory limit, where systemd delegates one.
 # Calls nothing of its part.  Promises to touch no other group, and that a run also works without a group.
 
@@ -12507,7 +12513,7 @@ def write_text(path: str, text: str) -> None:
         file.write(text.encode())
 
 
-# --- 39. Pipeline API --------------------------------------------------------------------
+# --- 40. Pipeline API --------------------------------------------------------------------
 # Owns what user code sees: @pipeline and PipelineContext.
 # Calls Parameters, Assertions, Memos, Places, Warehouses, Rows and Trace.
 # Promises that using it outside a run (a test, a REPL) does nothing surprising.
@@ -13170,7 +13176,7 @@ def target(name: str) -> Callable[[Function], Function]:
     return register_place(TARGETS, "target", name)
 
 
-# --- 40. Parameters ----------------------------------------------------------------------
+# --- 41. Parameters ----------------------------------------------------------------------
 # Owns how a pipeline's signature becomes a JSON Schema, and how JSON becomes values of its annotations.
 # Calls Rows and Trace.  Promises that what the schema admits can be converted.
 
@@ -13347,7 +13353,7 @@ def array_type(make: AnyFunction, inner: list[ParamType], is_tuple: bool) -> Par
     )
 
 
-# --- 41. Assertions ----------------------------------------------------------------------
+# --- 42. Assertions ----------------------------------------------------------------------
 # Owns ctx.check: assertions, their names, and the values with which they failed.  Calls Rows and Trace.
 # Promises that every assertion is evaluated and recorded before the first failure is raised.
 
@@ -13475,7 +13481,7 @@ async def is_true(condition: Any) -> bool:
     return all([await is_true(item) for item in items])
 
 
-# --- 42. Memos ---------------------------------------------------------------------------
+# --- 43. Memos ---------------------------------------------------------------------------
 # Owns ctx.memo: results that outlive the attempt that made them.  Calls Rows and Trace.
 # Promises that a memo is whole and equals the value returned, and that no memo holds a secret.
 
@@ -13529,7 +13535,7 @@ def save_memo(attempt: Attempt, key: str, data: bytes) -> str | None:
     return None
 
 
-# --- 43. Places --------------------------------------------------------------------------
+# --- 44. Places --------------------------------------------------------------------------
 # Owns where data is: which place a name means, local and remote files, the author's own sources.
 # Calls Web, Warehouses, Formats, Rows and Trace.
 # Promises that a write is whole or did not happen, and that no URL's password is shown.
@@ -13959,7 +13965,7 @@ class RemoteFile(LocalFile):
         return stack.enter_context(contextlib.contextmanager(upload)())
 
 
-# --- 44. Web -----------------------------------------------------------------------------
+# --- 45. Web -----------------------------------------------------------------------------
 # Owns what is read over http(s): requests, pages, retries.  Extends Place; calls Formats and Trace.
 # Promises that a body cut short is never taken for a whole one, and that no header reaches another origin.
 
@@ -14289,7 +14295,7 @@ def retry_after(text: str) -> float:  # RFC 9110, 10.2.3
     return 0.0
 
 
-# --- 45. Warehouses ----------------------------------------------------------------------
+# --- 46. Warehouses ----------------------------------------------------------------------
 # Owns databases: SQLite by itself, all others through SQLAlchemy.  Extends Place; calls Formats, Rows and Trace.
 # Promises one transaction a load, values that are bound and that no column changes, and names that are quoted.
 
@@ -14767,7 +14773,7 @@ def cause_text(problem: BaseException) -> str:
     return clip(" ".join(text.partition("(Background on this error")[0].split()), 500)
 
 
-# --- 46. Formats -------------------------------------------------------------------------
+# --- 47. Formats -------------------------------------------------------------------------
 # Owns bytes ↔ rows: CSV, TSV, JSON, JSON lines, Parquet, and the types of text cells.  Calls Rows and Trace.
 # Promises an error with the line number for malformed data, never a row that is silently wrong.
 
@@ -15274,7 +15280,7 @@ def marked(kind: ValueKind, marks: tuple[str, str]) -> ValueKind:
     return ValueKind(kind.name, "", None, parse=parse, read=read)
 
 
-# --- 47. Rows ----------------------------------------------------------------------------
+# --- 48. Rows ----------------------------------------------------------------------------
 # Owns data on its way through a pipeline: lists of dicts, streams of batches, and the kinds of value in them.
 # Calls Trace.  Promises that a value is of one kind everywhere, and that a stream holds one batch at a time.
 
@@ -15812,7 +15818,7 @@ class Stream(Ready):
         return batch if batch is None else put_out(self.step, batch)
 
 
-# --- 48. Trace ---------------------------------------------------------------------------
+# --- 49. Trace ---------------------------------------------------------------------------
 # Owns how a run is written down: the journal, values as JSON, errors as documents.  Calls nothing of its part.
 # Promises that records parse, are within limits and show no secret, whatever user objects do.
 
