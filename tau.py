@@ -1436,6 +1436,36 @@ def bare_url(url: str) -> str:
     return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
 
 
+#: Scheme of a URL → the port that it means without one.
+PORTS = {"postgresql": 5432, "mysql": 3306, "mariadb": 3306, "mssql": 1433, "oracle": 1521, "http": 80, "https": 443}
+
+
+def place_name(url: str, directory: str) -> str:
+    """Names the place of a URL or a path, without secrets and the same however it is written.
+
+    Relative paths begin in *directory*.  A database's port is in the name, even if the URL leaves it out.
+    """
+    scheme, marks, rest = url.partition("://")
+    scheme = re.sub("^postgres$", "postgresql", scheme.lower().partition("+")[0])
+    if not marks or scheme == "file":
+        path = "/" + urllib.parse.unquote(rest.partition("/")[2]) if marks else url
+        return os.path.normpath(os.path.join(directory, path))
+    is_web = scheme in ("http", "https")
+    user = r"^[^/?#]*@" if is_web else r"^[^:/]*(:[^@]*)?@"  # in a database's URL a password may have a slash
+    rest, _, query = re.sub(user, "", rest).partition("?")
+    if scheme in ("sqlite", "duckdb"):
+        path = rest.removeprefix("/")
+        return f"{scheme}:///{path if path[:1] == ':' else os.path.normpath(os.path.join(directory, path))}"
+    host, _, path = (rest.partition("#")[0] if is_web else rest).partition("/")
+    if scheme in PORTS:
+        asked = {} if is_web else dict(urllib.parse.parse_qsl(query))  # a socket's directory, for example
+        host = host or urllib.parse.quote(asked.get("host", "localhost"), safe="")
+        port = f":{asked.get('port', PORTS[scheme])}"
+        host = host.lower() + port * (re.search(r":\d+$", host) is None)
+        host = host.removesuffix(port) if is_web else host  # which is the usual way to write it
+    return f"{scheme}://{host}/{path}"
+
+
 def is_loopback(address: Any) -> bool:
     text = str(address).removeprefix("::ffff:")
     return text == "::1" or text.startswith("127.")
