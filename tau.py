@@ -14341,6 +14341,19 @@ ON_CONFLICT = ("sqlite", "postgresql", "duckdb", "cockroachdb")
 #: SQLAlchemy does not see all tables of DuckDB.
 DUCKDB_COLUMNS = """SELECT column_name AS name, data_type AS type, comment FROM duckdb_columns()
     WHERE lower(schema_name) = lower(:schema) AND lower(table_name) = lower(:name)"""
+#: The key and the indexes of a table, as `keys_of` names them, and the columns of each.  A part that is no column is …
+DUCKDB_INDEXES = """WITH known AS (
+    SELECT *, if(constraint_type = 'UNIQUE', 'unique', 'primary') AS kind, constraint_column_names AS columns
+    FROM duckdb_constraints() WHERE constraint_type IN ('PRIMARY KEY', 'UNIQUE') UNION ALL BY NAME
+    SELECT *, if(is_unique AND expressions NOT LIKE '%(%', 'unique', 'indexes') AS kind,
+    string_split(replace(trim(expressions, '[]'), '"', ''), ', ') AS columns FROM duckdb_indexes()
+) SELECT kind, columns FROM known WHERE lower(schema_name) = lower(:schema) AND lower(table_name) = lower(:name)"""
+SQLITE_INDEXES = """WITH parts (seq, kind, part, name) AS (
+    SELECT -1, 'primary', pk, name FROM pragma_table_info(:name, :schema) WHERE pk UNION ALL
+    SELECT i.seq, iif(i."unique" AND NOT i.partial, 'unique', 'indexes'), c.seqno, c.name
+    FROM pragma_index_list(:name, :schema) i, pragma_index_info(i.name, :schema) c WHERE i.origin != 'pk' ORDER BY 1, 3
+) SELECT iif(count(*) = count(name), kind, 'indexes') AS kind, json_group_array(coalesce(name, '…')) AS columns
+FROM parts GROUP BY seq"""
 #: How a query begins.  Any other resource is the name of a table, which may have spaces in it.
 QUERY = r"\s*(\(|--|/\*|(select|with|values|from|table|show|describe|explain|pragma|call|exec)\b)"
 #: Drivers for a URL that names none, the usual one first: module → its name in a URL.
@@ -14528,6 +14541,7 @@ class Warehouse:
     errors: Any = ()  # the exceptions of the library
     connection: Any = None
     execute: Callable[..., Batches | int]  # a query → its rows, all in one batch without a size; else how many changed
+    indexes_of: Callable[[str], Iterable[tuple[str, list[str]]]]  # of a table, as `keys_of` names them
     mark, place = "?", "sqlite"  # the n-th value of a statement, and what makes it of a cell
 
     def __exit__(self, kind: Any, problem: Any, trace: object) -> None:
@@ -14545,6 +14559,17 @@ class Warehouse:
     def hint(self, problem: str) -> str:
         hints = (hint for pattern, hint in SQL_HINTS.items() if re.search(pattern, problem, re.IGNORECASE))
         return next(hints, "this transaction was rolled back")
+
+    def keys_of(self, table: str) -> Json:
+        """Returns the columns of a table's primary key, of its other unique indexes, and of further indexes.
+
+        In a transaction that has failed, some databases do not answer: roll it back before.
+        """
+        keys: Json = {"primary": [], "unique": [], "indexes": []}
+        for kind, columns in self.indexes_of(table):
+            if columns not in keys[kind]:
+                keys[kind].append(columns)
+        return keys | {"primary": [*itertools.chain(*keys["primary"])]}
 
     def is_empty(self, table: str, column: Column) -> bool:
         name = self.spell(column.name)
@@ -14623,6 +14648,11 @@ class SQLite(Warehouse):
         prefix = f"{self.spell(schema)}." if schema else ""
         rows = collect(self.ask(f"PRAGMA {prefix}table_info({self.spell(name)})"))
         return {self.fold(row["name"]): self.column(row["name"], row["type"]) for row in rows} or None
+
+    def indexes_of(self, table: str) -> Iterator[tuple[str, list[str]]]:
+        schema, _, name = table.rpartition(".")
+        rows = collect(self.ask(SQLITE_INDEXES, {"schema": schema or None, "name": name}))
+        return ((row["kind"], json.loads(row["columns"])) for row in rows)
 
     def can_widen(self, table: str, old: Column, column: Column) -> bool:
         return old.kind is KINDS_OF_COLUMN["integer"]  # it stores any number
@@ -14762,6 +14792,20 @@ class Alchemy(Warehouse):
             column = self.column(row["name"], f"{row['type']}{zone}", row.get("comment") == NO_VALUE)
             columns[self.fold(column.name)] = column
         return columns or None
+
+    def indexes_of(self, table: str) -> Iterator[tuple[str, list[str]]]:
+        schema, _, name = table.rpartition(".")
+        look, place = self.alchemy.inspect(self.connection), (name, schema or None)
+        if self.dialect == "duckdb":
+            rows = collect(self.ask(DUCKDB_INDEXES, {"schema": schema or "main", "name": name}))
+            yield from ((row["kind"], row["columns"]) for row in rows)
+        elif look.has_table(*place):
+            yield "primary", look.get_pk_constraint(*place)["constrained_columns"]
+            yield from (("unique", row["column_names"]) for row in look.get_unique_constraints(*place))
+            for row in look.get_indexes(*place):
+                is_partial = row.get("dialect_options", {}).get(f"{self.dialect}_where")
+                is_key = row["unique"] and "expressions" not in row and not is_partial
+                yield "unique" if is_key else "indexes", row.get("expressions", row["column_names"])
 
     def can_widen(self, table: str, old: Column, column: Column) -> bool:
         """Whether Tau may have declared the old column, and no value in it would be rounded."""

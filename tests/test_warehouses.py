@@ -522,3 +522,32 @@ def test_a_driver_that_is_missing_is_named(ctx: Context) -> None:
     with pytest.raises(module.MissingExtra, match="oracle needs") as caught:
         ctx.extract("oracle://u:pw@h/d", "t")
     assert "pip install" in caught.value.hint
+
+
+KEYS = """
+CREATE TABLE t (b INTEGER, "A b" INTEGER, c TEXT, d TEXT, PRIMARY KEY ("A b", b), UNIQUE (c));
+CREATE INDEX i ON t (d, c);
+CREATE UNIQUE INDEX j ON t (d);
+CREATE INDEX k ON t (lower(c));
+CREATE TABLE bare (id INTEGER)
+"""
+
+
+def test_the_keys_of_a_table(house: str, ctx: Context) -> None:
+    for statement in KEYS.split(";"):
+        ctx.sql(statement, connection=house)
+    with module.find_warehouse(house, ctx._around).connect("BEGIN") as there:
+        known = there.keys_of("t")
+        assert (known["primary"], sorted(known["unique"])) == (["A b", "b"], [["c"], ["d"]])
+        assert ["d", "c"] in known["indexes"]
+        assert len(known["indexes"]) == 2
+        nothing = {"primary": [], "unique": [], "indexes": []}
+        assert there.keys_of("bare") == there.keys_of("absent") == nothing
+
+
+@pytest.mark.parametrize("house", ALL[:2], indirect=True)
+def test_a_unique_index_of_some_rows_is_no_key(house: str, ctx: Context) -> None:
+    ctx.sql("CREATE TABLE t (id INTEGER PRIMARY KEY, d TEXT)", connection=house)
+    ctx.sql("CREATE UNIQUE INDEX t_d ON t (d) WHERE id > 3", connection=house)
+    with module.find_warehouse(house, ctx._around).connect("BEGIN") as there:
+        assert there.keys_of("t") == {"primary": ["id"], "unique": [], "indexes": [["d"]]}
