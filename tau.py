@@ -6562,12 +6562,7 @@ def code(
         tau code orders --version 1
     """
     row = call.ask.version(name, version)
-    sources = call.ask.sources(row["sha256"])
-    path = file or row["entry"]
-    shared = call.ask.rows("SELECT DISTINCT pipeline, entry FROM versions WHERE sha256 = ?", row["sha256"])
-    seen = {other["entry"] for other in shared if call.caller.sees(other["pipeline"])}
-    for hidden in {other["entry"] for other in shared} - seen:
-        del sources[hidden]
+    sources, path = seen_sources(call, row["sha256"]), file or row["entry"]
     if path not in sources:
         hint = did_you_mean(path, sources, f"`{shell_line('tau', 'code', name, '--json')}` lists its files")
         raise NotFound(f"{name} v{row['version']} has no file '{path[:WORD_MAX]}'", hint)
@@ -8014,6 +8009,73 @@ def find_entries(sources: dict[str, bytes], main: list[str], entry: str | None) 
         raise LoadFailed("no file of the folder uses @pipeline", "say which is loaded: --entry main.py", kind="load")
     depth = min(path.count("/") for path in entries)  # files below may be imported by these
     return [path for path in entries if path.count("/") == depth]
+
+
+#: How long the difference of two versions may be, and how many lines of a file are compared one by one.
+DIFF_CHARACTERS_MAX = 20_000
+DIFF_LINES_MAX = 3_000
+
+
+def seen_sources(call: Call, digest: str) -> dict[str, bytes]:
+    """Returns the files of a version, without the entries of pipelines that the caller does not see."""
+    sources = call.ask.sources(digest)
+    shared = call.ask.rows("SELECT DISTINCT pipeline, entry FROM versions WHERE sha256 = ?", digest)
+    seen = {row["entry"] for row in shared if call.caller.sees(row["pipeline"])}
+    for hidden in {row["entry"] for row in shared} - seen:
+        del sources[hidden]
+    return sources
+
+
+def compare_versions(call: Call, name: str, before: int, now: int) -> Json:
+    """Returns what differs between two versions of a pipeline, as far as the caller sees it."""
+    rows = [call.ask.version(name, number) for number in (before, now)]
+    old, new = (row | {"sources": seen_sources(call, row["sha256"])} for row in rows)
+    return {"from": before, "to": now} | compare_deployed(old, new)
+
+
+def compare_deployed(before: Json, now: Json) -> Json:
+    """Returns what differs between two rows of versions with their `sources`: `code` is a unified diff.
+
+    An option, a param, or a secret (is it needed?) that differs has both its values, null where there is none.
+    """
+    old, new = (
+        {
+            # Where it came from makes no other version.
+            "options": version["options"] | {"entry": version["entry"], "origin": None, "params": None},
+            "params": version["options"]["params"]["properties"],
+            "secrets": version["secrets"] or {},
+        }
+        for version in (before, now)
+    )
+    parts: Json = {"code": compare_sources(before["sources"], now["sources"])}
+    parts |= {part: changed_items(old[part], new[part]) for part in old}
+    return {part: value for part, value in parts.items() if value}
+
+
+def changed_items(before: Json, now: Json) -> Json:
+    pairs = {key: [before.get(key), now.get(key)] for key in {**before, **now}}
+    return {key: pair for key, pair in pairs.items() if pair[0] != pair[1]}
+
+
+def compare_sources(before: dict[str, bytes], now: dict[str, bytes]) -> str:
+    """Returns the unified diff of some files, its beginning if it is long."""
+    text = "".join(compare_file(path, before.get(path), now.get(path)) for path in sorted({*before, *now}))
+    rest = len(text) - DIFF_CHARACTERS_MAX
+    return text if rest <= 0 else f"{text[:DIFF_CHARACTERS_MAX]}\n… {rest:,} more characters\n"
+
+
+def compare_file(path: str, before: bytes | None, now: bytes | None) -> str:
+    """Returns the unified diff of a file, or that it differs if it is no text or very long; None is no file."""
+    if before == now:
+        return ""
+    old, new = ("/dev/null" if it is None else f"{mark}/{path}" for mark, it in (("a", before), ("b", now)))
+    text = ""
+    with contextlib.suppress(UnicodeDecodeError):
+        first, second = ([line.decode("utf-8") for line in io.BytesIO(content or b"")] for content in (before, now))
+        short = max(len(first), len(second)) <= DIFF_LINES_MAX
+        diff = difflib.unified_diff(first, second, old, new) if short else ()
+        text = "".join(it if it.endswith("\n") else f"{it}\n\\ No newline at end of file\n" for it in diff)
+    return text or f"{old} and {new} differ: {len(before or b''):,} and {len(now or b''):,} bytes\n"
 
 
 def load_error(entry: str, error: Json) -> LoadFailed:
@@ -10531,7 +10593,9 @@ class Questions(Sql):
         live = "coalesce(?, (SELECT version FROM pipelines p WHERE p.name = v.pipeline))"
         row = self.row(f"SELECT * FROM versions v WHERE pipeline = ? AND version = {live}", name, number)
         if row is None:
-            raise NotFound(f"pipeline '{name}' has no version {number}", shell_line("tau", "show", name))
+            there = self.values("SELECT version FROM versions WHERE pipeline = ? ORDER BY version DESC LIMIT 20", name)
+            hint = f"it has {', '.join(map(str, there))}; `{shell_line('tau', 'show', name)}` shows them"
+            raise NotFound(f"pipeline '{name}' has no version {number}", hint, versions=there)
         return row
 
     def sources(self, digest: str) -> dict[str, bytes]:
