@@ -465,6 +465,8 @@ def utc_text(second: int) -> str:
 ID_LETTERS = "0123456789abcdefghjkmnpqrstvwxyz"
 ID_LENGTH = 14
 ID_SALT_BITS = 25
+#: How the id of an incident begins: no pipeline and no run can be called so.
+INCIDENT = "inc:"
 
 
 def spell_id(number: int) -> str:
@@ -821,11 +823,28 @@ def bare_error(kind: str, type_name: str, message: str) -> Json:
     """Returns an error document, with all its keys in order, that names no place in user code."""
     places: Json = dict.fromkeys(("step", "file", "line", "code"))
     document = {"kind": kind, "type": type_name, "message": message, **places, "frames": [], "cause": None}
-    return document | {"fingerprint": fingerprint(kind, type_name, message if kind == "died" else ""), "hint": None}
+    return document | {"fingerprint": error_fingerprint(document), "hint": None}
+
+
+def error_fingerprint(error: Json) -> str:
+    """Returns the same for failures of one kind: of one type, function of user code, and message but for its values.
+
+    Where no function of user code has failed, the step stands for it.
+    """
+    functions = [frame["function"] for frame in error["frames"] if frame["user"]]
+    place, message = (re.sub(VARYING, "…", text[:500]) for text in (error["step"] or "", error["message"]))
+    return fingerprint(error["type"], functions[-1] if functions else place, message)
+
+
+#: What differs from failure to failure: quoted texts, paths, words that have a digit, and hex without one.
+VARYING = (
+    r"""(?s)(?<!\w)(["'`])(?:(?!\1).)*(?:\1|$)|(?<!\S)[^\s"'`]*/\S*"""
+    r"|(?<![\w.:,+-])[\w.:,+-]*\d[\w.:,+-]*|\b[a-fA-F]{8,}\b"
+)
 
 
 def fingerprint(*parts: str) -> str:
-    """Returns twelve hex digits: the same for failures of the same kind at the same place."""
+    """Returns twelve hex digits that stand for some texts."""
     return hashlib.sha256("\n".join(parts).encode("utf-8", "replace")).hexdigest()[:12]
 
 
@@ -968,7 +987,7 @@ KINDS: dict[str, Json] = {
     **{kind: {"type": "string"} for kind in ("str", "RunId", "EnvironmentName", "KeyName", "FilePath")},
     "PipelineName": {"type": "string", "description": "which pipeline"},
     "SecretName": {"type": "string", "pattern": SECRET_NAME, "description": "which secret"},
-    "Subject": {"type": "string", "description": "a pipeline, meaning its last run; or a run id"},
+    "Subject": {"type": "string", "description": "a pipeline, meaning its last run; a run id; or an incident"},
     "int": {"type": "integer"},
     "float": {"type": "number"},
     "bool": {"type": "boolean"},
@@ -4227,7 +4246,7 @@ def check_end(run: Json, wanted: str) -> None:
 # Calls Part I.  Promises that text from outside cannot control the terminal.
 
 COLOURS = {"success": "32", "failed": "31", "timed_out": "31", "lost": "31", "error": "31", "running": "36"}
-COLOURS |= {"warning": "33", "cancelled": "33", "queued": "2", "debug": "2", "dim": "2", "bold": "1"}
+COLOURS |= {"open": "31", "warning": "33", "cancelled": "33", "queued": "2", "debug": "2", "dim": "2", "bold": "1"}
 
 #: status of a check or a step → its mark and colour.
 MARKS = {"pass": ("✓", "success"), "warn": ("!", "warning"), "fail": ("✗", "error")}
@@ -4264,11 +4283,12 @@ class View:
         if "moved" in document:
             times = zip(*(document.pop(key) for key in ("local", "ticks", "moved")), strict=True)
             document["ticks"] = [{"local": local, "tick_at": tick, "moved": moved} for local, tick, moved in times]
-        shown = dict(pair for pair in document.items() if pair[1] not in (None, "", [], {}) and pair != ("all", False))
+        unsaid = (("all", False), ("total", document.get("total")))  # a cut list says how many there are
+        shown = dict(pair for pair in document.items() if pair[1] not in (None, "", [], {}) and pair not in unsaid)
         order = (*(key for key in shown if key not in LAST), *LAST)
         keys = [key for key in order if key in shown and (only is None or key in only)]
-        if not keys and (empty := next(iter(only or document), "")):
-            return "\n".join(head) or f"no {empty}"
+        if {*keys} <= {"hint"} and (empty := next(iter(only or document), "")):
+            return "\n".join(head) or f"no {empty}{': ' * bool(keys)}{shown.get('hint', '')}"
         bare = keys if len({*keys} - {"truncated"}) == 1 and not head and isinstance(shown[keys[0]], list) else ()
         indent = max(len(label_of(key)) for key in keys) + 2
         rows = [("", head)]
@@ -4364,6 +4384,7 @@ PAINTERS: dict[str, Any] = {
     "pipelines": "name version changed last_status last_run_at schedule every timezone next_at tags description",
     "runs": "run_id pipeline status queued_at duration_ms scheduled_for version trigger",
     "errors": "run_id pipeline finished_at where what",
+    "incidents": "incident status count last_at pipeline what step",
     "environments": "name host key in_use entry dependencies built",
     "keys": "name scope status expires_at used_at pipelines",
     "secrets": "name found used_by",
@@ -4375,6 +4396,7 @@ PAINTERS: dict[str, Any] = {
     "held": "by reason waiting_for run_ids hint",
     "recent": "scheduled_for decision run_id outcome",
     "cut": "path bytes get",
+    "run": lambda view, run: view.screen("inspect", run).splitlines(),
     "params": View.data,
     "result": View.data,
     "error": View.error,
@@ -4490,7 +4512,7 @@ def fields_text(line: Json) -> str:
 
 def cell(row: Json, column: str) -> str:
     """What a table shows in a column: a value of the row, or what is made of several."""
-    value, error = row.get(column), row.get("error")
+    value, error = row.get(column), row.get("error", row)
     if column == "what" and error:  # an error of ours says in its message what type it is
         value = error["message"] if "retryable" in error else f"{error['type']}: {error['message']}"
     elif column == "where" and error and error.get("file"):
@@ -6801,7 +6823,7 @@ def inspect_(
     attempt: int | None = None,
     full: bool = False,
 ) -> Json:
-    """Inspect a run: status, result, error, steps, resources, and what to do next.
+    """Inspect a run: status, result, error, steps, resources, and what to do next; or an incident.
 
     last_run      the last run of the pipeline
     attempt       show the trace of this attempt; without it the last
@@ -6810,6 +6832,8 @@ def inspect_(
         tau inspect orders --last-run
         tau inspect 1m82hsw4knxmxg --attempt 1 --full
     """
+    if (name or "").startswith(INCIDENT) and run_id is None:
+        return describe_incident(call, str(name))
     return describe(call, call.ask.pick_run(name, run_id), full, attempt)
 
 
@@ -6860,20 +6884,27 @@ async def logs(
 
 @sifts
 @reads
-def errors(call: Call, name: PipelineName | None = None, *, limit: Limit = 20) -> Json:
-    """List the failed runs, latest first, each with its error.
+def errors(call: Call, name: PipelineName | None = None, *, all_: bool = False, limit: Limit = 20) -> Json:
+    """List the incidents, which are failures of one kind; open ones first, then the latest.
 
     name          which pipeline; without it, all of them
+    all           the failed runs instead, latest first, each with its error
 
         tau errors
-        tau errors orders --limit 100
+        tau errors orders --all --limit 100
     """
     call.ask.known(name)
+    given = {"name": name, "all": all_}
+    if not all_:
+        rows, total = call.ask.incidents(limit, call.among(), name)
+        rows = [row | {"next": [shell_line("tau", "inspect", row["incident"])]} for row in rows]
+        return listing(call, "incidents", rows, total, given)
     rows, total = call.ask.failures(limit, call.among(), name)
     for row in rows:
-        row["error"] = pick(row["error"], "kind", "type", "message", "step", "file", "line", "code", "fingerprint")
+        error = row["error"] | {"message": cut_text(row["error"]["message"], 300)}
+        row["error"] = pick(error, "kind", "type", "message", "step", "file", "line", "code", "fingerprint")
         row["next"] = [shell_line("tau", "inspect", row["run_id"])]
-    return listing(call, "errors", rows, total, {"name": name})
+    return listing(call, "errors", rows, total, given)
 
 
 @writes
@@ -7455,7 +7486,8 @@ def secret_list(call: Call) -> Json:
             needed[name] = needed.get(name, False) or names[name]
             users.setdefault(name, []).extend(by)
     places = places_of(needed, home)
-    return {"secrets": [{"name": name, "found": places[name], "used_by": sorted(users[name])} for name in places]}
+    secrets = [{"name": name, "found": places[name], "used_by": sorted(users[name])} for name in places]
+    return listing(call, "secrets", secrets, len(secrets), {})
 
 
 @admin
@@ -7502,7 +7534,8 @@ def key_list(call: Call) -> Json:
     tau key list
     tau key list --json
     """
-    return {"keys": call.ask.keys(rfc3339(time.time())), "configured": len(call.daemon.keys.given)}
+    keys = call.ask.keys(rfc3339(time.time()))
+    return listing(call, "keys", keys, len(keys), {}) | {"configured": len(call.daemon.keys.given)}
 
 
 @admin
@@ -7522,13 +7555,28 @@ async def key_revoke(call: Call, name: KeyName) -> Json:
 
 
 def listing(call: Call, key: str, rows: list[Json], total: int, given: Json) -> Json:
-    """Returns the answer for a list; if the list is cut, with the command that gets more with these arguments."""
-    if len(rows) >= total:
-        return {key: rows}
+    """Returns the answer for a list: how many there are, and how to get more with these arguments if it is cut."""
+    answer: Json = {key: rows, "total": total}
     limit, most = ("tail", LOGS_MAX) if key == "lines" else ("limit", LIST_MAX)
-    get = call.chosen.line(given | {limit: min(total, most)})
-    more: Json = {"shown": len(rows), "total": total, "get": get}
-    return {key: rows, "truncated": more | {"at_least": True} if total == most + 1 else more}  # counting stops there
+    if len(rows) < total:
+        more = {"shown": len(rows), "total": total, "get": call.chosen.line(given | {limit: min(total, most)})}
+        answer["truncated"] = more | ({"at_least": True} if total == most + 1 else {})  # counting stops there
+    elif not total and key in EMPTY:
+        subject = {name: value for name, value in given.items() if name in ("name", "run_id", "all")}
+        is_sifted = any(value for name, value in given.items() if name not in subject)
+        answer["hint"] = f"none is like that: `{call.chosen.line(subject)}` lists all" if is_sifted else EMPTY[key]
+    return answer
+
+
+#: Key of a list → what to do if there is nothing.
+EMPTY = {
+    "pipelines": "`tau init` writes a first pipeline, `tau deploy FILE.py` deploys it",
+    "runs": "`tau run NAME` starts one",
+    **dict.fromkeys(("incidents", "errors"), "no run has failed"),
+    "lines": "ctx.log(…) writes a line, and so does what a run prints",
+    "keys": "`tau key create NAME` makes one",
+    "secrets": "ctx.secret(NAME) asks for one, `tau secret set NAME` saves it",
+}
 
 
 # --- 21. Cases ---------------------------------------------------------------------------
@@ -7579,6 +7627,14 @@ def held_by(call: Call, run_id: str) -> str | None:
     if most is not None and call.ask.live_runs(run["pipeline"]) >= most:
         return f"max_concurrent={most}"
     return f"[scheduler] max_concurrent={slots}" if call.ask.totals()["running"] >= slots else None
+
+
+def describe_incident(call: Call, word: str) -> Json:
+    """Returns an incident with its last runs, and the document of the last, unless that has been removed."""
+    incident = call.ask.incident(word)
+    run_id = incident["last_run"]
+    run = describe(call, run_id) if call.ask.owner(run_id) else None
+    return incident | {"runs": call.ask.incident_runs(incident), "run": run}
 
 
 #: The columns of a run that its document has, in this order.
@@ -7815,12 +7871,14 @@ def check_sight(call: Call, arguments: Json) -> None:
 
 
 def owner_of(ask: Questions, word: str, named: bool = True) -> str:
-    """Returns the pipeline of a run, or, if it may be *named*, a known pipeline; '' if there is neither.
+    """Returns the pipeline of a run, or, if it may be *named*, of an incident, or a known one; '' without any.
 
     Raises BadRequest if *word* fits several runs; its message does not name them.
     """
     if named and ask.is_known(word):
         return word
+    if named and word.startswith(INCIDENT):
+        return ask.value("SELECT pipeline FROM incidents WHERE incident = ?", word) or ""
     try:
         return ask.owner(ask.find_run(word))
     except NotFound:
@@ -9599,7 +9657,7 @@ FORCED = (
     *(("logs", "log_lines", YOUNG_S), ("runs", "oldest runs", YOUNG_S)),
     *(("logs", "log_lines", 3600.0), ("runs", "oldest runs", 3600.0)),
 )
-COUNTED = ("runs", "log_lines", "events", "versions")
+COUNTED = ("runs", "log_lines", "events", "versions", "incidents")
 #: The condition for deleting a run `r`: it is not its pipeline's last run or last success, and nothing refers to it.
 GOING = (
     "r.finished_at < :young_at"
@@ -9622,6 +9680,11 @@ PRUNED = {
         "deployed_at < :version_at AND NOT EXISTS (SELECT 1 FROM pipelines p WHERE p.name = versions.pipeline"
         " AND p.version = versions.version) AND NOT EXISTS (SELECT 1 FROM runs r WHERE r.pipeline = versions.pipeline"
         " AND r.version = versions.version)",
+    ),
+    # An open incident stays as long as its last run.
+    "incidents": (
+        *("incidents", "incident"),
+        "last_at < :failed_at AND (status = 'closed' OR NOT EXISTS (SELECT 1 FROM runs r WHERE r.run_id = last_run))",
     ),
     "runs": ("main.runs r", "r.run_id", f"{NEXT_RUNS} AND r.pipeline = :pipeline AND r.status = :status"),
     # The + keeps SQLite from using an index that does not begin with the oldest run.
@@ -9657,7 +9720,7 @@ def retention_terms(settings: Json, age: float | None = None, keep: int | None =
 
 def age_bounds(terms: Json, now: float) -> Json:
     """Returns the times, and the run id, before which rows are deleted."""
-    ages = {"event_at": "event_s", "version_at": "run_s", "young_at": "young_s"}
+    ages = {"event_at": "event_s", "version_at": "run_s", "failed_at": "failed_s", "young_at": "young_s"}
     return {name: rfc3339(now - terms[age]) for name, age in ages.items()} | {"log_id": id_at(now - terms["log_s"])}
 
 
@@ -9698,6 +9761,7 @@ class Retention:
                     await self.remove("runs", bounds | {"pipeline": pipeline, "status": status, "run_id": run_id})
             await self.remove("events", bounds)
             await self.remove("versions", bounds)
+            await self.remove("incidents", bounds)
             if self.owns_home():
                 await self.remove_folders()
                 await self.remove_memos(bounds["log_id"])
@@ -10091,7 +10155,7 @@ class Store:
 
         *data* goes into the event of a start or a retry; the event of an end is made from the columns.
         """
-        before = self.sql.row("SELECT pipeline, status FROM runs WHERE run_id = ?", run_id)
+        before = self.sql.row("SELECT run_id, pipeline, version, status FROM runs WHERE run_id = ?", run_id)
         if before is None or status not in MOVES[before["status"]]:
             return False
         if status in FINAL:
@@ -10100,9 +10164,38 @@ class Store:
         self.sql.set("runs", {"run_id": run_id}, status=status, **columns)
         kinds = {"running": "run.started", "retrying": "run.retrying"}
         self.event(kinds.get(status, "run.finished"), before["pipeline"], run_id, data or {}, actor)
+        if status == "success":
+            self.close_incidents(before)
+        elif status in FAILURES and columns.get("error"):
+            self.count_failure(before, columns["error"])
         if status in FINAL:
             self.on_finish(before["pipeline"], run_id, status)
         return True
+
+    def count_failure(self, run: Json, error: Json) -> None:
+        """Counts the final failure of a run in its incident, and opens that unless it is open."""
+        name, mark, now, version = run["pipeline"], error["fingerprint"], self.now(), run["version"]
+        before = self.sql.incident_of(name, mark) or {"status": "", "count": 0, "versions": [], "first_at": now}
+        row = {"incident": INCIDENT + fingerprint(name, mark), "pipeline": name, "fingerprint": mark, **before}
+        row |= {key: error[key] and cut_text(error[key], 300) for key in ("step", "type", "message")}
+        row |= {"status": "open", "count": before["count"] + 1, "closed_at": None, "last_at": now}
+        versions = [*(number for number in before["versions"] if number != version), version]
+        row |= {"versions": versions[-VERSIONS_TOLD:], "last_run": run["run_id"]}
+        self.sql.put("incidents", row, clash="REPLACE")
+        if before["status"] != "open":
+            self.incident_event("reopened" if before["count"] else "opened", row, run)
+
+    def close_incidents(self, run: Json) -> None:
+        """A success closes what was open of its pipeline."""
+        for row in self.sql.rows("SELECT * FROM incidents WHERE status = 'open' AND pipeline = ?", run["pipeline"]):
+            fixed = {"closed_at": self.now(), "fixed_by": run["version"], "fixed_run": run["run_id"]}
+            self.sql.set("incidents", pick(row, "incident"), status="closed", **fixed)
+            self.incident_event("closed", row, run)
+
+    def incident_event(self, what: str, incident: Json, run: Json) -> None:
+        """Adds an event that outlives the run which caused it."""
+        data = pick(incident, "incident", "count", "step", "type", "message") | pick(run, "run_id", "version")
+        self.event(f"incident.{what}", run["pipeline"], None, data)
 
     # What operations write.
 
@@ -10340,6 +10433,8 @@ class Store:
         """Saves the rest of the trace and the outcome, and ends the run or has it tried again."""
         self.add_trace(run_id, attempt, records, state | {"outcome": None})
         self.end_steps(run_id, attempt, outcome)
+        if outcome.error is not None:
+            outcome.error["fingerprint"] = error_fingerprint(outcome.error)
         (run,) = self.sql.rows("SELECT pipeline, version, status, started_at FROM runs WHERE run_id = ?", run_id)
         if run["status"] != "running":
             return  # a final status never changes
@@ -10403,6 +10498,8 @@ NAMED_IN = (
     ("chains", "comes_after"),
     *(("pauses", "pipeline"), ("runs", "pipeline"), ("versions", "pipeline"), ("pipelines", "name")),
 )
+#: How many of the versions that have failed an incident names.
+VERSIONS_TOLD = 20
 #: How often an attempt is handed to a fork server, if each time the server or the daemon dies first.
 STARTS_MAX = 20
 OPTIONS_KEPT = 10_000
@@ -10650,6 +10747,8 @@ class Questions(Sql):
             return run_id
         if name is None:
             raise BadRequest("which run?", "give a pipeline's name, meaning its last run, or a run id")
+        if name.startswith(INCIDENT):
+            return str(self.incident(name)["last_run"])
         if last := self.value("SELECT max(run_id) FROM runs WHERE pipeline = ?", name):
             return str(last)
         if self.is_known(name):
@@ -10730,6 +10829,32 @@ class Questions(Sql):
         for row in rows:
             row["error"] = row["error"] and pick(row["error"], "kind", "type", "message", "step")
         return rows
+
+    def incident_of(self, name: str, mark: str) -> Json | None:
+        return self.row("SELECT * FROM incidents WHERE pipeline = ? AND fingerprint = ?", name, mark)
+
+    def incident(self, word: str) -> Json:
+        """Returns the incident with this id."""
+        row = self.row("SELECT * FROM incidents WHERE incident = ?", word)
+        if row is None:
+            raise NotFound(f"no incident '{word[:WORD_MAX]}'", "`tau errors` lists them")
+        return row
+
+    def incidents(self, limit: int, among: list[str] | None = None, name: str | None = None) -> tuple[list[Json], int]:
+        """Returns the incidents, of one pipeline if given, open ones first, then the latest, and how many there are."""
+        columns = (
+            "incident, status, count, first_at, last_at, pipeline, step, type, message, last_run, versions, fixed_by"
+        )
+        conditions = {AMONG: among, "pipeline = ?": name}
+        return self.page(columns, "incidents", conditions, "status DESC, last_at DESC, incident", limit)
+
+    def incident_runs(self, incident: Json) -> list[Json]:
+        """Returns the last runs of an incident."""
+        return self.rows(
+            f"SELECT run_id, version, status, finished_at FROM runs WHERE pipeline = ? AND run_id <= ?"
+            f" AND status IN {FAILURES} AND json_extract(error, '$.fingerprint') = ? ORDER BY run_id DESC LIMIT 10",
+            *(incident["pipeline"], incident["last_run"], incident["fingerprint"]),
+        )
 
     def unfinished(self) -> list[Json]:
         """Returns the attempts that were live when the last daemon ended."""
@@ -16585,17 +16710,14 @@ def error_document(problem: BaseException, attempt: Attempt) -> Json:
     about = error_in_brief(problem, frames, folder)
     for reason in reversed(causes_of(problem)):
         cause = {**error_in_brief(reason, user_frames(reason.__traceback__, folder), folder), "cause": cause}
-    functions = [frame["function"] for frame in frames if frame["user"]]
-    # Without a user function only the message tells errors apart.
-    marks = [*(functions[-1:] or [about["message"]]), about["file"] or "", about["code"] or ""]
-    return bare_error(kind, about["type"], about["message"]) | {  # it sets the order of the keys
+    document = bare_error(kind, about["type"], about["message"]) | {  # it sets the order of the keys
         **about,
         "cause": cause,
         "step": attempt.step_of(problem),
         "frames": frames,
-        "fingerprint": fingerprint(kind, about["type"], *marks),
         "hint": next(filter(None, (hint_for(reason, attempt) for reason in related(problem))), None),
     }
+    return document | {"fingerprint": error_fingerprint(document)}
 
 
 def error_in_brief(problem: BaseException, frames: list[Json], folder: str) -> Json:

@@ -48,7 +48,9 @@ def events_of(tau: Tau) -> list[Any]:
 DOCUMENTS: dict[str, Callable[[Tau], Any]] = {
     "run-success": lambda tau: tau("inspect", "good"),
     "run-failure": lambda tau: tau("inspect", "bad"),
-    "errors-all": lambda tau: tau("errors"),
+    "errors": lambda tau: tau("errors"),
+    "errors-all": lambda tau: tau("errors", "--all"),
+    "incident": lambda tau: tau("inspect", tau("errors")["incidents"][0]["incident"]),
     "runs": lambda tau: tau("runs"),
     "list": lambda tau: tau("list"),
     "show": lambda tau: tau("show", "good"),

@@ -199,7 +199,11 @@ CASES: dict[str, Case] = {
         before=("tau deploy NAME.py", "tau run NAME"),
     ),
     "errors": Case(
-        "tau errors NAME", "tau inspect RUN_ID", text=FAILS, before=("tau deploy NAME.py", "tau run NAME"), again=True
+        "tau errors NAME --all",
+        "tau inspect RUN_ID",
+        text=FAILS,
+        before=("tau deploy NAME.py", "tau run NAME"),
+        again=True,
     ),
     "a status that there is not": Case(
         "tau runs NAME --status faild",

@@ -392,11 +392,13 @@ def test_lists_are_narrowed_and_the_command_for_the_rest_is_as_narrow(tau: Tau) 
     assert "time" in tau("runs", "narrow", "--since", "yesterday", exit=2)["message"]
     cut = tau("runs", "narrow", "--since", between, "--status", "failed", "--last", "1")["truncated"]
     assert (cut["total"], cut["get"]) == (2, f"tau runs narrow --status failed --since {between} --last 2")
-    assert [run["run_id"] for run in tau("errors", "narrow")["errors"]] == ids[::-1]
+    assert [run["run_id"] for run in tau("errors", "narrow", "--all")["errors"]] == ids[::-1]
     assert tau("errors", "nobody.knows", exit=3)["code"] == "not_found"
-    assert tau("errors", "narrow", "--limit", "1")["truncated"]["get"] == "tau errors narrow --limit 2"
+    assert tau("errors", "narrow", "--all", "--limit", "1")["truncated"]["get"] == "tau errors narrow --all --limit 2"
     assert [one["name"] for one in tau("list", "--tag", "it's")["pipelines"]] == ["narrow"]
-    assert tau("list", "--tag", "narro")["pipelines"] == []
+    nothing = {"pipelines": [], "total": 0, "hint": "none is like that: `tau list` lists all"}
+    assert tau("list", "--tag", "narro") == nothing
+    assert tau("runs", "narrow", "--status", "lost")["hint"] == "none is like that: `tau runs narrow` lists all"
     lines = tau("logs", "narrow", "--grep", "half 50%", "--level", "error", "--tail", "1")
     assert (len(lines["lines"]), lines["truncated"]["total"]) == (1, 3)
     words = shlex.split(lines["truncated"]["get"])
@@ -436,7 +438,7 @@ def test_the_state_is_shown_set_and_cleared(tau: Tau) -> None:
 
 def test_errors_lists_the_latest_failures_with_their_place(tau: Tau) -> None:
     run = tau.run_it("def it(ctx):\n    raise ValueError('bad day')", exit=1)
-    latest = tau("errors", "--limit", 1)["errors"][0]
+    latest = tau("errors", "--all", "--limit", 1)["errors"][0]
     assert latest["run_id"] == run["run_id"]
     assert (latest["error"]["message"], latest["error"]["file"], latest["error"]["line"]) == (
         "bad day",

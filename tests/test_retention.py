@@ -237,6 +237,30 @@ def test_versions_that_nothing_needs_go_with_their_directories(tmp_path: Path) -
     told(tmp_path, fill, story)
 
 
+def test_incidents_go_when_they_are_closed_and_old_or_have_no_run_left(tmp_path: Path) -> None:
+    def fill(past: Past) -> None:
+        kept, gone = past.run(1.5), past.run(400, "failed")
+        for name, status, days, run_id in (
+            ("old", "closed", 366, kept),
+            ("recent", "closed", 364, gone),
+            ("open", "open", 400, kept),
+            ("left", "open", 400, gone),
+        ):
+            row = {"incident": name, "pipeline": "p", "fingerprint": name, "status": status, "count": 1, "type": "E"}
+            row |= {"message": "m", "versions": [1], "first_at": "t", "last_run": run_id}
+            module.Sql(past.db).put("incidents", row | {"last_at": module.rfc3339(past.now - days * DAY)})
+
+    async def story(store: module.Store, retention: module.Retention, _: None) -> None:
+        foreseen = module.foresee(store.database.path, TERMS, NOW)
+        removed = await retention.prune(TERMS, NOW, "me")
+        assert (removed["incidents"], foreseen["incidents"]) == (2, 2)
+        assert [row["incident"] for row in store.ask.incidents(10)[0]] == ["open", "recent"]
+        await store.write(store.delete_pipeline, "p")
+        assert store.ask.incidents(10) == ([], 0)
+
+    told(tmp_path, fill, story)
+
+
 def test_too_large_a_database_loses_logs_first_then_the_oldest_runs(tmp_path: Path) -> None:
     def fill(past: Past) -> dict[str, list[str]]:
         return {

@@ -241,7 +241,7 @@ def test_tables_fit_a_narrow_terminal(home: Tau) -> None:
     home.deploy(source)
     home("run", "orders", exit=1)
     home("key", "create", "dashboard", "--pipelines", "orders,customers,shipments,invoices", "--expires", "30d")
-    for words in (["list"], ["runs"], ["errors"], ["key", "list"]):
+    for words in (["list"], ["runs"], ["errors"], ["errors", "--all"], ["key", "list"]):
         lines = on_terminal(home, *words, columns=80, NO_COLOR="1")[1].splitlines()
         assert len(lines) == 2, lines
         assert max(map(len, lines)) <= 80
@@ -388,7 +388,8 @@ def test_small_answers_are_pairs(tau: Tau, words: list[str]) -> None:
 
 def test_nothing_to_list_is_said(home: Tau) -> None:
     home.start()
-    assert on_terminal(home, "list")[1] == "no pipelines\n"
+    assert on_terminal(home, "list")[1].startswith("no pipelines: `tau init` writes")
+    assert on_terminal(home, "errors")[1] == "no incidents: no run has failed\n"
 
 
 @pytest.mark.parametrize(
@@ -439,7 +440,8 @@ SCREENS = {
     "check shown.py": ["ok +true", f"pipelines +name .*next.*\n +shown +.* {T}"],
     "list": ["name +version +last +last_run +next", rf"shown +1 +failed +{T} +{T}"],
     "runs shown": ["run_id +pipeline +status +queued +took", rf"\w{{14}} +shown +failed +{T} +[\d.]+ ms"],
-    "errors": ["run_id +pipeline +finished +where", rf"\w{{14}} +shown +{T} +shown.py:15"],
+    "errors": ["incident +status +count +last +pipeline +what", rf"inc:\w{{12}} +open +1 +{T} +shown +ValueError"],
+    "errors --all": ["run_id +pipeline +finished +where", rf"\w{{14}} +shown +{T} +shown.py:15"],
     "show shown": [
         "name +shown",
         "description +Paid orders of a day",
