@@ -297,6 +297,10 @@ CATCHUP_MAX = 100
 PARAMS_BYTES_MAX = 256 << 10
 STATE_BYTES_MAX = 64 << 10
 ERROR_BYTES_MAX = 64 << 10
+FACTS_BYTES_MAX = 2_000
+FACTS_ITEMS_MAX = 20
+#: How many frames an error shows of a thread or task.
+STACK_FRAMES = 8
 LOG_LINE_BYTES_MAX = 16 << 10
 LOG_TAIL = 200
 STEPS_MAX = 10_000
@@ -823,7 +827,7 @@ def bare_error(kind: str, type_name: str, message: str) -> Json:
     """Returns an error document, with all its keys in order, that names no place in user code."""
     places: Json = dict.fromkeys(("step", "file", "line", "code"))
     document = {"kind": kind, "type": type_name, "message": message, **places, "frames": [], "cause": None}
-    return document | {"fingerprint": error_fingerprint(document), "hint": None}
+    return document | {"fingerprint": error_fingerprint(document), "hint": None, "facts": None}
 
 
 def error_fingerprint(error: Json) -> str:
@@ -841,6 +845,18 @@ VARYING = (
     r"""(?s)(?<!\w)(["'`])(?:(?!\1).)*(?:\1|$)|(?<!\S)[^\s"'`]*/\S*"""
     r"|(?<![\w.:,+-])[\w.:,+-]*\d[\w.:,+-]*|\b[a-fA-F]{8,}\b"
 )
+
+
+def bounded_facts(facts: Json) -> Json | None:
+    """Returns what FACTS_BYTES_MAX admits of an error's facts: lists are cut, what still does not fit is left out."""
+    kept: Json = {}
+    room = FACTS_BYTES_MAX
+    for name, value in facts.items():
+        cuts = [value[:count] for count in range(FACTS_ITEMS_MAX, 0, -1)] if value and type(value) is list else [value]
+        cut = next((cut for cut in cuts if len(encode([name, cut])) <= room), None)
+        if cut is not None:
+            kept[name], room = cut, room - len(encode([name, cut]))
+    return kept or None
 
 
 def fingerprint(*parts: str) -> str:
@@ -875,7 +891,7 @@ VALUES: dict[str, Json | str] = {
     "message": {"type": "string", "maxLength": ERROR_BYTES_MAX},
     "level": {"enum": LEVELS},
     "stream": {"enum": ("stdout", "stderr")},
-    "status": {"enum": ("success", "failed", "cancelled")},
+    "status": {"enum": ("success", "failed", "cancelled", "running")},
     "severity": {"enum": ("error", "warn")},
     "kind": {"enum": ("exception", "load", "result", "check", "timeout")},
     "overlap": {"enum": OVERLAPS},
@@ -883,10 +899,11 @@ VALUES: dict[str, Json | str] = {
     # What user code made: secrets are hidden in its keys too.
     "any": {},
     "object": {"type": "object"},
+    "facts": {"type": "object"},  # what does not fit is left out
     "frame": "file:path? line:integer? function:path code:line? locals:object user:flag",
     "cause": f"type:path message:message {PLACE} cause:cause?",
     "error": f"kind:kind type:path message:message step:path? {PLACE} frames:frame* cause:cause? fingerprint:hex"
-    " hint:line?",
+    " hint:line? facts:facts?",
     "brief": "type:path message:message",
     "check": "passed:flag severity:severity values:object error:line?",
     "metric": "value:number",
@@ -937,7 +954,8 @@ def fit(kind: str, value: Any, mask: Mask, place: str) -> Any:
         raise BadRequest(f"{place}: expected {expected(schema)}")
     if "maxLength" in schema:
         return cut_text(mask.text(value), schema["maxLength"])
-    return mask.document(value) if kind in ("any", "object") else value
+    value = mask.document(value) if kind in ("any", "object", "facts") else value
+    return bounded_facts(value) if kind == "facts" else value
 
 
 def fit_fields(fields: str, value: Any, mask: Mask, place: str) -> Json:
@@ -8144,7 +8162,7 @@ def load_error(entry: str, error: Json) -> LoadFailed:
     }
     hint = hints.get(error["type"]) or hints.get(error["kind"]) or error.get("hint") or "mend the file"
     where = f", line {error['line']}" if error["line"] else ""
-    detail = pick(error, "kind", "type", "file", "line", "frames", "cause")
+    detail = pick(error, "kind", "type", "file", "line", "frames", "cause", "facts")
     message = f"{entry} does not load{where}: {error['type']}: {error['message']}"
     return LoadFailed(message, hint, **detail, source_line=error["code"])
 
@@ -8360,10 +8378,12 @@ def verdict(
     raised: Json = told.get("error", {})
     if stopping and told["stopped"]:
         error = bare_error(*STOPPED[stopping])
+        places = ("step", "file", "line", "code", "frames", "facts")
+        error |= {key: raised[key] for key in places if key in raised}
         if stopping == "timed_out" and limit_s is not None:
             error["message"] += f" of {limit_s:g} s"
-        places = ("step", "file", "line", "code", "frames")
-        return Outcome(stopping, told.get("result"), error | {key: raised[key] for key in places if key in raised})
+            error["facts"] = {"limit_s": limit_s} | (error["facts"] or {})
+        return Outcome(stopping, told.get("result"), error)
     if told["t"] == "returned":
         return Outcome("success", told["result"], None, told.get("state"))
     if raised:
@@ -8609,7 +8629,7 @@ class Process:
             tail = self.tails.pop(stream, [])
             self.dropped -= len(tail)
             logged += tail
-        if stream == "stderr" and (self.fault or any(line.startswith(b"Fatal Python error") for line in lines)):
+        if stream == "stderr" and (self.fault or any(line.startswith(FAULT_HEADS) for line in lines)):
             self.fault = (self.fault + lines)[:2_000]
         if self.start is not None and self.executor and any(lines):
             said = [line for line in lines if line][-1].decode("utf-8", "replace")
@@ -8618,12 +8638,31 @@ class Process:
         self.log((line.removesuffix(b"\r").decode("utf-8", "replace") for line in logged), stream=stream)
 
 
+#: How what faulthandler writes begins: of a fault, of threads that it is asked for.
+FAULT_HEADS = (b"Fatal Python error", b"Thread 0x", b"Current thread 0x")
+
+
+def fault_frames(text: str) -> list[tuple[str, int, str, bool]]:
+    """The frames of a thread as faulthandler wrote them, innermost first: file, line, function, whether deployed."""
+    found = re.findall(r'^ *File "(.+)", line (\d{1,9}) in (.+)', text, re.MULTILINE)
+    places = ((re.split(r"/versions/[0-9a-f]+/|/tau-run-[^/]+/files/", path), *rest) for path, *rest in found)
+    return [(parts[-1], int(line), function, len(parts) > 1) for parts, line, function in places]
+
+
 def fault_place(lines: list[bytes]) -> Json:
     """The innermost line of a deployed file in what faulthandler wrote of the thread that died; {} if there is none."""
     text = b"\n".join(lines).decode("utf-8", "replace").rpartition("Current thread")[2].partition("\n\n")[0]
-    frames = re.findall(r'^ *File "(.+)", line (\d{1,9}) in ', text, re.MULTILINE)
-    places = ((re.split(r"/versions/[0-9a-f]+/|/tau-run-[^/]+/files/", path), line) for path, line in frames)
-    return next(({"file": parts[-1], "line": int(line)} for parts, line in places if len(parts) > 1), {})
+    return next(({"file": file, "line": line} for file, line, _, mine in fault_frames(text) if mine), {})
+
+
+def fault_stacks(lines: list[bytes]) -> list[Json]:
+    """The frames of each thread that is in a deployed file, from there on, innermost last."""
+    stacks = []
+    for part in b"\n".join(lines).decode("utf-8", "replace").split("\n\n"):
+        frames = [*itertools.dropwhile(lambda frame: not frame[3], reversed(fault_frames(part)))]
+        texts = [f"{file}:{line} {function}" for file, line, function, _ in frames[-STACK_FRAMES:]]
+        stacks += [{"name": "MainThread" if "Current thread" in part else "thread", "frames": texts}] if texts else []
+    return stacks
 
 
 class Starter:
@@ -8944,8 +8983,9 @@ class Runner:
         if process.stopping and (ended or {}).get("signal") and (told := process.last_record) and not told["stopped"]:
             process.log([f"it was ended while it waited for {told['waits_for']}"], "warning")
         process.outcome = verdict(process.last_record, ended, process.stopping, process.start, limit_s)
-        if process.outcome.error is not None and process.outcome.error["kind"] == "died":
-            process.outcome.error |= fault_place(process.fault)
+        if (error := process.outcome.error) is not None and process.last_record is None and process.fault:
+            error |= fault_place(process.fault)
+            error["facts"] = bounded_facts((error["facts"] or {}) | {"stacks": fault_stacks(process.fault)})
         await self.store_trace(process, self.store.finish, process.outcome)
 
     # Stopping.
@@ -8979,9 +9019,18 @@ class Runner:
             note_stop(process.path)
         for number, patience in ((signal.SIGTERM, self.grace(process)), (signal.SIGKILL, 5.0))[force:]:
             if process.start is not None and not process.closed.is_set():
+                if number == signal.SIGKILL and not force:
+                    await self.ask_stacks(process)
                 send_signal(process.start, number)
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(process.closed.wait(), patience)
+
+    async def ask_stacks(self, process: Process) -> None:
+        """Has a process that cannot end write where its threads are."""
+        start, silent = process.start, process.last_record is None and not process.executor
+        if start and silent and is_alive(start) and hasattr(signal, "SIGRTMAX"):
+            os.kill(start["pid"], signal.SIGRTMAX)
+            await asyncio.sleep(POLL_WATCHED_S)
 
     def grace(self, process: Process) -> float:
         """How long it may take to end; another machine waits for the same grace before its news can arrive."""
@@ -10413,7 +10462,9 @@ class Store:
             elif kind == "step":
                 steps[record["step"]] = {**NEW_STEP, **record, **about}
             elif kind == "done":
-                done = pick(record, *DONE_COLUMNS) | {"finished_n": record["n"]}
+                # At a stop, steps tell how far they are: they may still go on.
+                done = pick(record, *DONE_COLUMNS)
+                done["finished_n"] = None if record["status"] == "running" else record["n"]
                 if record["step"] in steps:  # it began and ended in one batch: its row is written once
                     steps[record["step"]] |= done
                 else:
@@ -10432,7 +10483,8 @@ class Store:
     def finish(self, run_id: str, attempt: int, records: list[Json], state: Json, outcome: Outcome) -> None:
         """Saves the rest of the trace and the outcome, and ends the run or has it tried again."""
         self.add_trace(run_id, attempt, records, state | {"outcome": None})
-        self.end_steps(run_id, attempt, outcome)
+        finished_at = rfc3339((state["outcome"] or state["ended"] or {}).get("at", self.clock.time()))
+        self.end_steps(run_id, attempt, outcome, finished_at)
         if outcome.error is not None:
             outcome.error["fingerprint"] = error_fingerprint(outcome.error)
         (run,) = self.sql.rows("SELECT pipeline, version, status, started_at FROM runs WHERE run_id = ?", run_id)
@@ -10453,12 +10505,15 @@ class Store:
             self.save_state(run["pipeline"], outcome.state, run_id)
         self.move(run_id, outcome.status, result=outcome.result, error=outcome.error, **times)
 
-    def end_steps(self, run_id: str, attempt: int, outcome: Outcome) -> None:
+    def end_steps(self, run_id: str, attempt: int, outcome: Outcome, finished_at: str) -> None:
         """Ends the steps that an attempt has left running; the error belongs to the innermost step."""
+        took = "max(round((julianday(?) - julianday(started_at)) * 86400000.0), 0.0)"
         running = {"run_id": run_id, "attempt": attempt, "status": "running"}
-        innermost = "SELECT path FROM steps WHERE run_id = ? AND attempt = ? AND status = ? ORDER BY step DESC"
-        if path := self.sql.value(innermost, *running.values()):
-            self.sql.set("steps", running, status="cancelled" if outcome.status == "cancelled" else "failed")
+        these = "WHERE run_id = ? AND attempt = ? AND status = ?"
+        if path := self.sql.value(f"SELECT path FROM steps {these} ORDER BY step DESC", *running.values()):
+            end = f"UPDATE steps SET duration_ms = coalesce(duration_ms, {took}), status = ? {these}"
+            status = "cancelled" if outcome.status == "cancelled" else "failed"
+            self.db.execute(end, (finished_at, status, *running.values()))
             if outcome.error is not None and outcome.error["step"] is None:
                 outcome.error["step"] = path
 
@@ -12421,7 +12476,7 @@ OOM_PATH, OOM_SCORE = "/proc/self/oom_score_adj", 500
 
 def prepare_interpreter() -> None:
     """Prepares a run, or a process that forks runs: imports modules before user code can change them."""
-    faulthandler.enable(2)  # a segmentation fault leaves its Python frames on descriptor 2
+    write_faults(2)
     for module in (asyncio, fcntl, hashlib, linecache, resource, signal, threading):
         _ = module.__name__  # reading an attribute imports it
 
@@ -16124,7 +16179,10 @@ class Attempt:
 
     def __init__(self, job: Json, journal: Journal) -> None:
         self.job, self.journal = job, journal
+        self.began = monotonic()
         self.stopped = False  # whether we were asked to stop
+        self.facts: Json = {}  # where we were then
+        self.open: dict[int, Step] = {}  # steps that have begun and not ended, by number
         self.on_stop: Callable[[], object] | None = raise_stopped  # what SIGTERM does, unless it is too late
         self.masks: dict[int, set[int]] = {}  # thread that forks → its mask of signals before that
         self.loaded = False  # whether the deployed file has been executed
@@ -16138,9 +16196,19 @@ class Attempt:
         if os.getpid() != self.journal.pid:  # a library has forked without Python
             signal.signal(number, signal.SIG_DFL)
             signal.raise_signal(number)
-        self.stopped = True
+        if not self.stopped:
+            self.stopped = True
+            self.look_around(frame)
         if self.on_stop is not None:
             self.on_stop()
+
+    def look_around(self, frame: FrameType | None) -> None:
+        """Notes where all threads and tasks are, and writes how far the open steps are."""
+        with contextlib.suppress(Exception):  # user code may have replaced what this needs
+            for step in [*self.open.values()]:
+                step.write_done("running", (perf_counter() - step.began) * 1000)
+            self.facts = {"elapsed_s": round(monotonic() - self.began, 3)}
+            self.facts |= facts_at_stop(frame, self.job["folder"])
 
     def fork(self) -> None:
         """Keeps SIGTERM back while user code forks: Python forgets what comes in a child before leave()."""
@@ -16181,11 +16249,18 @@ class Attempt:
         SECRETS.add(value)
         for output in self.outputs:
             if output.file < 0:
-                faulthandler.enable(output.divert())  # no thread reads the pipe in a crash
+                write_faults(output.divert())  # no thread reads the pipe in a crash
 
     def step_of(self, problem: BaseException) -> str | None:
         """The innermost step in which an exception, its cause or a member of its group was raised."""
         return self.failed[1] if any(problem is self.failed[0] for problem in related(problem)) else None
+
+
+def write_faults(file: int) -> None:
+    """Has Python's frames written to a descriptor in a crash, and when taud asks a process that cannot end."""
+    faulthandler.enable(file)
+    if hasattr(signal, "SIGRTMAX"):  # nobody else uses it
+        faulthandler.register(signal.SIGRTMAX, file)
 
 
 def unwritten(lines: bytes, written: int) -> bytes:
@@ -16327,6 +16402,7 @@ class Step:
     rows_in: int | None = None
     rows_out: int | None = None
     columns: dict[str, str] | None = None  # column of its output → type
+    began = 0.0
     limit: Any = None  # the Alarm or asyncio.timeout
     #: The open steps of generators.  current_step() does not hold them: a generator may wait while others run.
     of_generators: list[Step] = []  # noqa: RUF012
@@ -16347,7 +16423,6 @@ class Step:
             Step.of_generators.append(self)
         if self.timeout is not None and self.limit is None:
             self.limit = Alarm(self.timeout, self.too_late)
-        self.began = perf_counter()
         return self
 
     def __exit__(self, *exception: Any) -> None:
@@ -16392,15 +16467,21 @@ class Step:
             f'{{"t":"step","at":{now()!r},"step":{self.number},"parent":{parent},'
             f'"name":{quote(self.name)},"path":{quote(self.path)}}}\n'
         )
+        self.attempt.open[self.number] = self
+        self.began = perf_counter()
 
     def finish(self, problem: BaseException | None, took: float) -> None:
         attempt, status, more = self.attempt, "success", ""
+        attempt.open.pop(self.number, None)
         if problem is not None and not (isinstance(problem, SystemExit) and problem.code in (None, 0)):
             if attempt.step_of(problem) is None:
                 attempt.failed = (problem, self.path)
             status = "cancelled" if attempt.stopped else "failed"
             error = {"type": clip(type(problem).__name__, 200), "message": safe_text(problem)}
             more = f',"error":{encode_json(error)}'
+        self.write_done(status, took, more)
+
+    def write_done(self, status: str, took: float, more: str = "") -> None:
         if self.rows_in is not None:
             more += f',"rows_in":{row_count(self.rows_in)}'
         if self.rows_out is not None:
@@ -16716,8 +16797,26 @@ def error_document(problem: BaseException, attempt: Attempt) -> Json:
         "step": attempt.step_of(problem),
         "frames": frames,
         "hint": next(filter(None, (hint_for(reason, attempt) for reason in related(problem))), None),
+        "facts": facts_of(problem, attempt),
     }
     return document | {"fingerprint": error_fingerprint(document)}
+
+
+def facts_of(problem: BaseException, attempt: Attempt) -> Json | None:
+    """Returns what an error's kind needs beyond its message and place, if there is something."""
+    with contextlib.suppress(Exception):  # the values are user code's
+        facts = attempt.facts or next(filter(None, (facts_about(reason, attempt) for reason in related(problem))), {})
+        return bounded_facts(SECRETS.document(facts))
+    return None
+
+
+def facts_about(problem: BaseException, attempt: Attempt) -> Json:
+    if isinstance(problem, TauError):
+        return problem.detail
+    if isinstance(problem, MemoryError):
+        size = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+        return {"step": attempt.step_of(problem), "peak_rss_bytes": size}
+    return {}
 
 
 def error_in_brief(problem: BaseException, frames: list[Json], folder: str) -> Json:
@@ -16827,17 +16926,59 @@ def path_hint(path: str, folder: str | None = None) -> str:
 
 def user_frames(trace: TracebackType | None, folder: str) -> list[Json]:
     """Returns the innermost frames from the first user frame on, with locals of user frames."""
-    pairs = ((frame, line) for frame, line in traceback.walk_tb(trace) if frame.f_code.co_filename != __file__)
-    inner = itertools.dropwhile(lambda pair: not short_path(pair[0].f_code.co_filename, folder)[1], pairs)
     frames, room = [], 2_400  # bytes for all local variables
-    for frame, line in [*inner][:-13:-1]:  # the innermost 12 matter most
+    for frame, about in places_in(traceback.walk_tb(trace), folder)[:-13:-1]:  # the innermost 12 matter most
+        values, room = shown_locals(frame, room) if about["user"] else ({}, room)
+        frames.append({**about, "locals": values})
+    return frames[::-1]
+
+
+def facts_at_stop(frame: FrameType | None, folder: str) -> Json:
+    """Where each thread and task is, and which line blocks the event loop; *frame* is the main thread's."""
+    facts: Json = {}
+    names = {thread.ident: thread.name for thread in threading.enumerate()}
+    stacks = [(names.get(thread, "?"), frames_of(inner)) for thread, inner in sys._current_frames().items()]
+    if (loop := asyncio._get_running_loop()) is not None:
+        tasks = asyncio.all_tasks(loop) - {asyncio.current_task(loop)}
+        stacks += [(task.get_name(), frames_awaited(task.get_coro())) for task in tasks]
+        # What a loop of asyncio calls, and one of any library.
+        loops = vars(asyncio.BaseEventLoop)["_run_once"].__code__, asyncio.Runner.run.__code__
+        inner = itertools.takewhile(lambda pair: pair[0].f_code not in loops, traceback.walk_stack(frame))
+        # A loop that waits is in `selectors`, or in a callback of its own, by which the signal wakes it.
+        busy = [pair for pair in inner if not re.match("asyncio|selectors", pair[0].f_globals["__name__"])][::-1]
+        facts["blocked"] = bool(busy)
+        lines = ["{file}:{line} {code}".format(**about) for _, about in places_in(busy, folder) if about["user"]]
+        facts |= {"blocked_at": lines[-1]} if lines else {}
+    shown = [(name, [about for _, about in places_in(frames, folder)[-STACK_FRAMES:]]) for name, frames in stacks]
+    text = "{file}:{line} {function}: {code:.100}"
+    return facts | {"stacks": [{"name": name, "frames": [*map(text.format_map, some)]} for name, some in shown if some]}
+
+
+def frames_of(frame: FrameType | None) -> list[tuple[FrameType, int]]:
+    return [*traceback.walk_stack(frame)][::-1]
+
+
+def frames_awaited(work: Any) -> list[tuple[FrameType, int]]:
+    """Returns the frame of a coroutine that waits, and those of what it waits for."""
+    pairs = []
+    while work is not None:
+        if frame := getattr(work, "cr_frame", None) or getattr(work, "gi_frame", None):
+            pairs.append((frame, frame.f_lineno))
+        work = getattr(work, "cr_await", None) or getattr(work, "gi_yieldfrom", None)
+    return pairs
+
+
+def places_in(pairs: Iterable[tuple[FrameType, int]], folder: str) -> list[tuple[FrameType, Json]]:
+    """Returns frames, from the first user frame on and without Tau's, with their places."""
+    places: list[tuple[FrameType, Json]] = []
+    for frame, line in pairs:
         code = frame.f_code
         file, mine = short_path(code.co_filename, folder)
-        values, room = shown_locals(frame, room) if mine else ({}, room)
-        text = linecache.getline(code.co_filename, line, frame.f_globals).strip()[:200]
-        about = {"file": file, "line": line, "function": code.co_name, "code": text}
-        frames.append({**about, "locals": values, "user": mine})
-    return frames[::-1]
+        if code.co_filename != __file__ and (mine or places):
+            text = linecache.getline(code.co_filename, line, frame.f_globals).strip()[:200]
+            about = {"file": file, "line": line, "function": code.co_name, "code": text, "user": mine}
+            places.append((frame, about))
+    return places
 
 
 def short_path(path: str, folder: str) -> tuple[str, bool]:

@@ -17,6 +17,7 @@ ERROR = {
     "step": None,
     **PLACE,
     "hint": None,
+    "facts": {"limit_s": 5},
     "frames": [{**PLACE, "function": "it", "locals": {"a": "1"}, "user": True}],
     "cause": {"type": "E", "message": "m", **PLACE, "cause": None},
     "fingerprint": "0123456789ab",
