@@ -316,6 +316,8 @@ CLOCK_MIN = 1_767_225_600
 CANARY = "tau.canary"
 #: A longer word is cut before it is compared or repeated.
 WORD_MAX = 128
+#: The longest reason that the ledger keeps of what somebody does.
+REASON_MAX = 500
 
 #: code of an error on the wire → its class.
 ERRORS: dict[str, type[TauError]] = {}
@@ -427,6 +429,12 @@ class MissingExtra(PipelineError):
 
 class MissingSecret(PipelineError):
     """There is no secret of this name; the hint says where to put it."""
+
+
+class Actor(str):
+    """The name of somebody who does something, with their reason for it."""
+
+    reason: str | None = None
 
 
 def cut_text(text: str, most: int) -> str:
@@ -686,6 +694,9 @@ MIGRATIONS = (
     -- What was around an attempt and is the same for many: Python, packages, names of variables, the daemon.
     CREATE TABLE surroundings (sha256 TEXT PRIMARY KEY, data TEXT NOT NULL) STRICT, WITHOUT ROWID;
     ALTER TABLE attempts ADD COLUMN surroundings TEXT;
+
+    -- Which version was live when a version was deployed.
+    ALTER TABLE versions ADD COLUMN replaces INTEGER;
 
     -- Why somebody did what an event tells, in their words.
     ALTER TABLE events ADD COLUMN reason TEXT;
@@ -1041,6 +1052,7 @@ MEANINGS: dict[str, tuple[str, str]] = {
     "key": ("", "idempotency key, a word of your own: the same word gives the same run, never a second one"),
     "timeout": ("", "seconds to wait at most; the run goes on"),
     "follow": ("", "print its events as JSON lines while it runs"),
+    "reason": ("", "why you do it, in your words: the ledger keeps it"),
 }
 
 
@@ -1095,6 +1107,7 @@ class Operation:
         #: Its name in the shell: `key_create` is `key create`.
         self.words = self.name.replace("_", " ", 1).replace("_", "-")
         self.scope = "read" if effect == "reads" else "operate"  # a key needs this scope
+        self.added: dict[str, Argument] = {}  # arguments that its handler does not get
         self.sifts = False  # whether the handler itself leaves out what its caller may not see
         # Whether its handler is a plain function (no coroutine, 0x80), which is called beside the loop.
         self.is_question = not handler.__code__.co_flags & 0x80
@@ -1117,11 +1130,13 @@ class Operation:
 
     @functools.cached_property
     def arguments(self) -> dict[str, Argument]:
-        return {argument.name: argument for argument in self.read_signature()}
+        own = {argument.name: argument for argument in self.read_signature()}
+        return own | {name: argument for name, argument in self.added.items() if name not in own}
 
     def call(self, caller: Any, arguments: Json) -> Any:
         # An argument whose name is a keyword of Python has a variable that ends with `_`.
-        return self.handler(caller, **{self.arguments[name].variable: value for name, value in arguments.items()})
+        own = [(self.arguments[name], value) for name, value in arguments.items()]
+        return self.handler(caller, **{it.variable: value for it, value in own if it is not self.added.get(it.name)})
 
     def read_signature(self) -> Iterator[Argument]:
         """Reads the arguments from the function's attributes and docstring, without inspect and typing."""
@@ -1176,9 +1191,14 @@ SHELL_COMMANDS: dict[str, Operation] = {}
 COMMAND_GROUPS: dict[str, list[Operation]] = {}
 
 
+#: Every operation that writes takes it: Call makes it part of the actor.
+REASON = Argument("reason", "str | None", None, False, MEANINGS["reason"])
+
+
 def operation(effect: str, registry: dict[str, Operation]) -> Callable[[Function], Function]:
     def register(handler: Function) -> Function:
         entry = Operation(handler, effect)
+        entry.added = {"reason": REASON} if registry is OPERATIONS and effect != "reads" else {}
         registry[entry.name] = SHELL_COMMANDS[entry.words] = entry
         group, two, _ = entry.words.partition(" ")
         if two:
@@ -4406,7 +4426,7 @@ PAINTERS: dict[str, Any] = {
     "environments": "name host key in_use entry dependencies built",
     "keys": "name scope status expires_at used_at pipelines",
     "secrets": "name found used_by",
-    "versions": "version deployed_at entry actor",
+    "versions": "version live deployed_at entry actor reason files added removed runs last_status",
     "attempts": lambda view, rows: view.table(rows, "attempt status started_at duration_ms what") if rows[1:] else [],
     "ticks": "local tick_at moved pipeline",
     "live": "status elapsed_ms pipeline doing run_id",
@@ -5841,9 +5861,12 @@ class Call:
 
     budget: Budget  # of what is done beside the loop
 
-    def __init__(self, connection: Connection, caller: Caller, request: Any, chosen: Operation) -> None:
+    def __init__(
+        self, connection: Connection, caller: Caller, request: Any, chosen: Operation, reason: str | None = None
+    ) -> None:
         self.connection, self.caller, self.request, self.chosen = connection, caller, request, chosen
-        self.daemon, self.actor = connection.daemon, caller.name
+        self.daemon, self.actor = connection.daemon, Actor(caller.name)
+        self.actor.reason = reason and cut_text(reason, REASON_MAX)
         self.ask = self.daemon.store.ask
 
     async def write(self, work: Callable[..., Answer], *arguments: Any) -> Answer:
@@ -6121,7 +6144,8 @@ class Connection(Protocol):
         arguments = chosen.check(params)
         if self.daemon.stopping and chosen.effect != "reads":
             raise Unavailable(*SHUTTING_DOWN)
-        return await perform(Call(self, self.caller, message.get("id"), chosen), arguments)
+        call = Call(self, self.caller, message.get("id"), chosen, arguments.get("reason"))
+        return await perform(call, arguments)
 
     def check_room(self, name: str) -> None:
         """Raises unless this caller has read most of its answers, and those that a batch keeps are not too long."""
@@ -6446,6 +6470,8 @@ async def deploy(
     name: str | None = None,
     schedule: str | None = None,
     take_over: bool = False,
+    expect: int | None = None,
+    dry_run: bool = False,
     follow: bool = False,
 ) -> Json:
     """Deploy the pipelines of a Python file, or of a folder.
@@ -6453,37 +6479,68 @@ async def deploy(
     name          deploy only the pipeline of this name, or give the only pipeline this name
     schedule      a cron expression for it, as `tau schedule NAME` takes it
     take_over     replace pipelines of these names that were deployed from another file
+    expect        only if this version of the only pipeline is live; 0: if none is
+    dry_run       only tell what would change
 
         tau deploy orders.py --schedule "0 6 * * *"
         tau deploy shop --entry main.py  # a folder, of which one file is loaded
     """
-    daemon = call.daemon
     deployment = Deployment(call, files, include, entry)
     try:
         built = await deployment.prepare(call.emit if follow else None)
         pipelines = await deployment.load(name)
-        if daemon.options["unscheduled"]:
+        if call.daemon.options["unscheduled"]:
             pipelines = [row | {"schedule": None, "every": None, "after": [], "retries": 0} for row in pipelines]
-        if schedule is not None and len(pipelines) > 1:
-            raise BadRequest("there are several pipelines: which one is scheduled?", "add --name NAME")
+        if len(pipelines) > 1 and (schedule, expect) != (None, None):
+            raise BadRequest("there are several pipelines: which one is meant?", "add --name NAME")
         digest = digest_of(deployment.sources)
         others = await call.beside(lambda call: deployment.compare(call, pipelines, digest))
-        if not take_over and (previously := others["previously"]):
+        if not take_over and not dry_run and (previously := others["previously"]):
             hint = shell_line("tau", "deploy", *pipelines[0]["origin"], "--take-over")
             raise Conflict(f"deployed from another file: {spoken(previously)}", hint, previously=previously)
-
-        def commit() -> list[Json]:
-            deployed = daemon.agenda.deploy(pipelines, digest, call.caller, schedule)
-            daemon.store.add_sources(digest, deployment.sources)
-            return deployed
-
-        deployed = await daemon.store.write(commit)
-        for row in deployed:
-            row["next_at"] = call.ask.schedule(row["name"])["next_at"]
+        put = deployment.foresee if dry_run else deployment.commit
+        deployed = await put(pipelines, digest, schedule, expect)
+    except Conflict as problem:
+        if expect and (live := problem.detail.get("live")):
+            with contextlib.suppress(NotFound):  # what was expected never was, or was deleted
+                changed = await call.beside(lambda call: compare_versions(call, pipelines[0]["name"], expect, live))
+                problem.detail["diff"] = changed.get("code", "")
+        raise
     finally:
         await deployment.close()
     answer: Json = {"changed": any(row["changed"] for row in deployed), "pipelines": deployed}
+    answer |= {"dry_run": True} if dry_run else {}
     return answer | {key: value for key, value in {"environments": built, **others}.items() if value}
+
+
+@writes
+async def rollback(call: Call, name: PipelineName, *, to: int | None = None) -> Json:
+    """Make an earlier version of a pipeline live again; the next deployment makes a new one.
+
+    to            which version; without it the one that the live one has replaced
+
+        tau rollback orders
+        tau rollback orders --to 3 --reason "version 4 counts twice"
+    """
+    return await call.daemon.store.write(call.daemon.agenda.roll_back, name, to, call.caller, call.actor)
+
+
+@reads
+def versions(call: Call, name: PipelineName, *, limit: Limit = 20) -> Json:
+    """List the versions of a pipeline: who deployed each and why, what it changed, how its runs went.
+
+    tau versions orders
+    tau versions orders --limit 100
+    """
+    rows, total = call.ask.versions(name, limit)
+    counted = functools.lru_cache(2)(lambda digest: count_lines(seen_sources(call, digest)))
+    for row in rows:
+        digest, before = row.pop("sha256"), row.pop("replaced_sha256")
+        now, old = counted(digest), counted(before) if before else collections.Counter()
+        files = len({path for path, _ in now})
+        row |= {"live": bool(row["live"]), "files": files, "added": (now - old).total(), "removed": (old - now).total()}
+        call.budget.check()
+    return listing(call, "versions", rows, total, {"name": name})
 
 
 @sifts
@@ -6787,6 +6844,7 @@ async def cancel(call: Call, run_id: Subject, *, force: bool = False) -> Json:
     run_id = ask.pick_live(run_id)
     moved = await call.write(daemon.store.cancel_waiting, run_id)
     if not moved and ask.status_of(run_id) not in FINAL:
+        await call.write(daemon.store.event, "run.cancelling", ask.owner(run_id), None, {"run_id": run_id})
         await daemon.runner.stop(run_id, "cancelled", force)
         call.only_waits()
         await daemon.feed.finished(run_id)
@@ -7933,7 +7991,7 @@ class Deployment:
     """
 
     def __init__(self, call: Call, files: list[Json], include: list[Json] | None, entry: str | None) -> None:
-        self.daemon, self.caller = call.daemon, call.caller
+        self.call, self.daemon, self.caller = call, call.daemon, call.caller
         self.sources = read_sources([*files, *(include or [])])
         self.origin = origin_of(files, include or [], entry)
         self.entries = find_entries(self.sources, [file["path"] for file in files], entry)
@@ -7991,6 +8049,49 @@ class Deployment:
         gone = self.caller.sift(gone)
         commands = [shell_line("tau", "undeploy", name) for name in gone]
         return {"previously": previously, "no_longer_in_file": gone, "next": commands}
+
+    async def commit(self, pipelines: list[Json], digest: str, cron: str | None, expect: int | None) -> list[Json]:
+        """Stores the files and makes the pipelines live, the only one if version *expect* is live now."""
+        store, agenda = self.daemon.store, self.daemon.agenda
+
+        def write() -> list[Json]:
+            if expect is not None:
+                store.sql.demand_live(pipelines[0]["name"], expect)
+            deployed = agenda.deploy(pipelines, digest, self.caller, self.call.actor, cron)
+            store.add_sources(digest, self.sources)
+            return deployed
+
+        deployed = await store.write(write)
+        for row in deployed:
+            row["next_at"] = self.call.ask.schedule(row["name"])["next_at"]
+        return deployed
+
+    async def foresee(self, pipelines: list[Json], digest: str, cron: str | None, expect: int | None) -> list[Json]:
+        """Returns for each pipeline what commit() would change, and raises what it would raise."""
+        await self.daemon.store.write(self.daemon.agenda.check, pipelines, self.caller, cron)
+
+        def look(call: Call) -> list[Json]:
+            if expect is not None:
+                call.ask.demand_live(pipelines[0]["name"], expect)
+            return [self.preview(call, pipeline, digest, cron) for pipeline in pipelines]
+
+        return await self.call.beside(look)
+
+    def preview(self, call: Call, pipeline: Json, digest: str, cron: str | None) -> Json:
+        """Returns what the deployment of a pipeline would change."""
+        name = pipeline["name"]
+        version, last = call.ask.next_version(pipeline, digest)
+        row = {"name": name, "version": version["version"]}
+        row["changed"] = row["version"] != last["version"] or not last["deployed"]
+        if last["version"] is None:  # all of it is new; what it asks for is told
+            last = version | {"secrets": None, "sources": self.sources}
+        else:
+            last["sources"] = seen_sources(call, last["sha256"])
+        row |= compare_deployed(last, version | {"sources": self.sources})
+        schedule = call.ask.row("SELECT command, options FROM schedules WHERE pipeline = ?", name)
+        command, before = schedule.values() if schedule else ({}, SCHEDULE_OPTIONS)
+        after = schedule_options(pipeline, command if cron is None else retimed(command, {"cron": cron}))
+        return row | {"schedule": changed_items(before, after)}
 
     def check_cron(self, row: Json) -> None:
         """Raises LoadFailed if the `schedule` of a pipeline is no cron expression: only the daemon has croniter."""
@@ -8118,7 +8219,7 @@ def compare_deployed(before: Json, now: Json) -> Json:
         {
             # Where it came from makes no other version.
             "options": version["options"] | {"entry": version["entry"], "origin": None, "params": None},
-            "params": version["options"]["params"]["properties"],
+            "params": version["options"]["params"].get("properties", {}),
             "secrets": version["secrets"] or {},
         }
         for version in (before, now)
@@ -8126,6 +8227,10 @@ def compare_deployed(before: Json, now: Json) -> Json:
     parts: Json = {"code": compare_sources(before["sources"], now["sources"])}
     parts |= {part: changed_items(old[part], new[part]) for part in old}
     return {part: value for part, value in parts.items() if value}
+
+
+def count_lines(sources: dict[str, bytes]) -> collections.Counter[tuple[str, bytes]]:
+    return collections.Counter((path, line) for path, content in sources.items() for line in content.splitlines())
 
 
 def changed_items(before: Json, now: Json) -> Json:
@@ -9189,18 +9294,51 @@ class Agenda:
 
     # What is set.
 
-    def deploy(self, pipelines: list[Json], digest: str, caller: Caller, cron: str | None = None) -> list[Json]:
+    def deploy(
+        self, pipelines: list[Json], digest: str, caller: Caller, actor: str, cron: str | None = None
+    ) -> list[Json]:
         """Makes pipelines live, with schedules and chains; *cron* comes from the command line."""
         self.check(pipelines, caller, cron)
-        actor = caller.name
         deployed = [self.store.deploy(pipeline, digest, actor) for pipeline in pipelines]
         for pipeline, answer in zip(pipelines, deployed, strict=True):
-            name, command = pipeline["name"], self.command(pipeline["name"], cron)
-            self.save_chain(name, pipeline.get("after") or [])
-            self.sync(name, actor, command)
-            if wrong := self.fault(name, pipeline, command):
-                answer["held"] = {"by": "invalid", "reason": str(wrong), "hint": wrong.hint}
+            self.follow_live(pipeline, answer, actor, cron)
         return deployed
+
+    def follow_live(self, pipeline: Json, answer: Json, actor: str, cron: str | None = None) -> None:
+        """Brings the chain and the schedule of a pipeline to its live version; *answer* says what holds it."""
+        name, command = pipeline["name"], self.command(pipeline["name"], cron)
+        self.save_chain(name, pipeline.get("after") or [])
+        self.sync(name, actor, command)
+        if wrong := self.fault(name, pipeline, command):
+            answer["held"] = {"by": "invalid", "reason": str(wrong), "hint": wrong.hint}
+
+    def roll_back(self, name: str, to: int | None, caller: Caller, actor: str) -> Json:
+        """Makes another version of a pipeline live: *to*, else the one that the live one has replaced."""
+        live = self.sql.value("SELECT version FROM live WHERE pipeline = ?", name)
+        if live is None:
+            raise self.sql.unknown(name)
+        before = f"SELECT {REPLACED} FROM versions v WHERE pipeline = ? AND version = ?"
+        number = self.sql.value(before, name, live) if to is None else to
+        if number is None:
+            raise self.sql.no_version(name, f"before {live}")
+        pipeline = self.sql.version(name, number)["options"] | {"name": name}
+        answer = {"name": name, "version": number, "previous": live, "changed": number != live}
+        if number != live:
+            self.check_ready(pipeline, number)
+            self.check([pipeline], caller)
+            self.sql.set("pipelines", {"name": name}, version=number, updated_at=self.store.now())
+            self.store.event("pipeline.rolled_back", name, None, {"version": number, "previous": live}, actor)
+            self.follow_live(pipeline, answer, actor)
+        return answer
+
+    def check_ready(self, pipeline: Json, number: int) -> None:
+        """Raises BadRequest or Conflict unless a version still has its executor and its environment."""
+        executor, environment = pipeline.get("executor"), pipeline.get("environment")
+        if executor is not None:
+            demand_executor(executor, self.store.settings["executors"], environment)
+        if environment and not os.path.exists(os.path.join(self.store.home, "environments", environment, "built")):
+            hint = shell_line("tau", "code", pipeline["name"], "--version", number, "--out", "DIR")
+            raise Conflict(f"the environment of version {number} is gone: deploy its files anew", hint)
 
     def check(self, pipelines: list[Json], caller: Caller, cron: str | None = None) -> None:
         """Raises BadRequest unless all of these can be deployed.
@@ -9726,9 +9864,11 @@ PRUNED = {
     "events": ("events", "seq", "run_id IS NULL AND at < :event_at AND seq < (SELECT max(seq) FROM events)"),
     "versions": (
         *("versions", "pipeline, version"),
+        # The newest one stays: its number must not come again.
         "deployed_at < :version_at AND NOT EXISTS (SELECT 1 FROM pipelines p WHERE p.name = versions.pipeline"
-        " AND p.version = versions.version) AND NOT EXISTS (SELECT 1 FROM runs r WHERE r.pipeline = versions.pipeline"
-        " AND r.version = versions.version)",
+        " AND p.version = versions.version) AND version < (SELECT max(version) FROM versions n"
+        " WHERE n.pipeline = versions.pipeline) AND NOT EXISTS (SELECT 1 FROM runs r"
+        " WHERE r.pipeline = versions.pipeline AND r.version = versions.version)",
     ),
     # An open incident stays as long as its last run.
     "incidents": (
@@ -10197,7 +10337,8 @@ class Store:
         now = self.clock.time()
         self.metrics.fact(type_name, data, now - instant_of(tick) if tick and type_name == "tick.fired" else None)
         event = {"at": rfc3339(now), "type": type_name, "pipeline": pipeline, "run_id": run_id, "data": data}
-        self.sql.put("events", event | {"actor": actor, "scheduled_for": tick})
+        reason = actor.reason if isinstance(actor, Actor) else None
+        self.sql.put("events", event | {"actor": actor, "reason": reason, "scheduled_for": tick})
 
     def move(self, run_id: str, status: str, data: Json | None = None, actor: str = "taud", **columns: Any) -> bool:
         """Sets a run's status and columns, adds the event, calls on_finish at an end; False if MOVES forbids it.
@@ -10250,27 +10391,16 @@ class Store:
 
     def deploy(self, pipeline: Json, digest: str, actor: str) -> Json:
         """Makes a pipeline live, in a new version only if its source or options changed; returns whether they did."""
-        name, now = pipeline["name"], self.now()
-        options = {key: value for key, value in pipeline.items() if key not in ("name", "line", "entry", "secrets")}
-        last = self.sql.row(
-            "SELECT p.deployed, p.version, v.sha256, v.entry, v.options FROM pipelines p"
-            " JOIN versions v ON v.pipeline = p.name AND v.version = p.version WHERE p.name = ?",
-            name,
-        ) or {"version": 0}
-        before = {key: last.get("options", {}).get(key) for key in options}  # an older Tau knew fewer
-        before |= pick(options, "origin")  # where it came from makes no version
-        same = (digest, pipeline["entry"], options) == (last.get("sha256"), last.get("entry"), before)
-        number = last["version"] + (not same)
-        if changed := not same or not last["deployed"]:
+        version, last = self.sql.next_version(pipeline, digest)
+        name, number, now = version["pipeline"], version["version"], self.now()
+        if changed := number != last["version"] or not last["deployed"]:
             if not self.sql.set("pipelines", {"name": name}, version=number, deployed=1, updated_at=now):
                 row = {"name": name, "version": number, "deployed": 1, "created_at": now, "updated_at": now}
                 self.sql.put("pipelines", row)
-            version = {"pipeline": name, "version": number, "sha256": digest, "options": options, "deployed_at": now}
-            self.sql.put("versions", version | pick(pipeline, "entry", "function") | {"actor": actor}, clash="IGNORE")
+            self.sql.put("versions", version | {"deployed_at": now, "actor": actor}, clash="IGNORE")
             self.options.cache_clear()  # a version rolled back or deleted may have had this number
             self.event("pipeline.deployed", name, None, {"version": number, "sha256": digest}, actor)
-        asked = pipeline.get("secrets") or None
-        self.sql.set("versions", {"pipeline": name, "version": number}, options=options, secrets=asked)
+        self.sql.set("versions", pick(version, "pipeline", "version"), **pick(version, "options", "secrets"))
         return {"name": name, "version": number, "changed": changed}
 
     def add_sources(self, digest: str, sources: dict[str, bytes]) -> None:
@@ -10735,7 +10865,7 @@ class Questions(Sql):
             "downstream": [],
             "options": {key: value for key, value in options.items() if key not in apart},
             **live,
-            "versions": self.rows(f"{versions} ORDER BY version DESC LIMIT 20", name),
+            "versions": self.rows(f"{versions} ORDER BY version DESC LIMIT 5", name),
             "last_run": self.row(f"{last} ORDER BY run_id DESC LIMIT 1", name),
         }
 
@@ -10745,10 +10875,56 @@ class Questions(Sql):
         live = "coalesce(?, (SELECT version FROM pipelines p WHERE p.name = v.pipeline))"
         row = self.row(f"SELECT * FROM versions v WHERE pipeline = ? AND version = {live}", name, number)
         if row is None:
-            there = self.values("SELECT version FROM versions WHERE pipeline = ? ORDER BY version DESC LIMIT 20", name)
-            hint = f"it has {', '.join(map(str, there))}; `{shell_line('tau', 'show', name)}` shows them"
-            raise NotFound(f"pipeline '{name}' has no version {number}", hint, versions=there)
+            raise self.no_version(name, str(number))
         return row
+
+    def no_version(self, name: str, which: str) -> NotFound:
+        there = self.values("SELECT version FROM versions WHERE pipeline = ? ORDER BY version DESC LIMIT 20", name)
+        message = f"pipeline '{name}' has no version {which}, it has {', '.join(map(str, there))}"
+        return NotFound(message, shell_line("tau", "versions", name), versions=there)
+
+    def versions(self, name: str, limit: int) -> tuple[list[Json], int]:
+        """Returns the newest versions of a pipeline, each with its runs and what it replaced, and how many."""
+        runs = "FROM runs r WHERE r.pipeline = v.pipeline AND r.version = v.version"
+        # No index has the events of a pipeline, but that of a deployment was written within this time.
+        reason = (
+            "SELECT reason FROM events e WHERE run_id IS NULL AND at >= deployed_at AND at < strftime("
+            "'%Y-%m-%dT%H:%M:%fZ', deployed_at, '10 seconds') AND type = 'pipeline.deployed'"
+            " AND e.pipeline = v.pipeline AND json_extract(data, '$.version') = v.version"
+        )
+        columns = (
+            f"v.version, v.version = p.version AND deployed AS live, deployed_at, actor, ({reason}) AS reason, entry,"
+            f" sha256, (SELECT sha256 FROM versions b WHERE b.pipeline = v.pipeline AND b.version = {REPLACED})"
+            f" AS replaced_sha256, (SELECT count(*) {runs}) AS runs,"
+            f" (SELECT status {runs} ORDER BY run_id DESC LIMIT 1) AS last_status"
+        )
+        source = "versions v JOIN pipelines p ON p.name = v.pipeline"
+        return self.page(columns, source, {"v.pipeline = ?": name}, "v.version DESC", limit)
+
+    def next_version(self, pipeline: Json, digest: str) -> tuple[Json, Json]:
+        """Returns the version of a pipeline that a deployment makes or keeps, and the last one that was live.
+
+        No number comes again.
+        """
+        options = {key: value for key, value in pipeline.items() if key not in ("name", "line", "entry", "secrets")}
+        last = self.row(
+            "SELECT v.*, deployed, (SELECT max(version) FROM versions WHERE pipeline = p.name) AS newest"
+            " FROM pipelines p JOIN versions v ON v.pipeline = p.name AND v.version = p.version WHERE p.name = ?",
+            pipeline["name"],
+        ) or {"version": None, "deployed": 0, "newest": 0}
+        before = {key: last.get("options", {}).get(key) for key in options}  # an older Tau knew fewer
+        before |= pick(options, "origin")  # where it came from makes no version
+        same = (digest, pipeline["entry"], options) == (last.get("sha256"), last.get("entry"), before)
+        version = {"pipeline": pipeline["name"], "version": last["version"] if same else last["newest"] + 1}
+        version |= {"sha256": digest, **pick(pipeline, "entry", "function"), "options": options}
+        return version | {"secrets": pipeline.get("secrets") or None, "replaces": last["version"]}, last
+
+    def demand_live(self, name: str, number: int) -> None:
+        """Raises Conflict unless this version of a pipeline is live; 0 stands for none."""
+        live = self.value("SELECT version FROM live WHERE pipeline = ?", name) or 0
+        if live != number:
+            message = f"version {number} of '{name}' is not live, {f'version {live}' if live else 'none'} is"
+            raise Conflict(message, f"take its changes into yours, then --expect {live}", live=live)
 
     def sources(self, digest: str) -> dict[str, bytes]:
         return dict(self.db.execute("SELECT path, content FROM sources WHERE sha256 = ? ORDER BY path", (digest,)))
@@ -11095,6 +11271,11 @@ class BoundedQuestions(Questions):
 UNENDED = """(SELECT r.*, (SELECT data FROM observations o WHERE kind = 'progress' AND o.run_id = r.run_id
     AND o.attempt = r.attempt) AS progress FROM runs r WHERE status IN ('running', 'retrying')
     UNION ALL SELECT *, NULL FROM runs WHERE status = 'queued')"""
+#: The version that a version `v` has replaced, or if that was deleted an older one.
+REPLACED = (
+    "(SELECT max(o.version) FROM versions o WHERE o.pipeline = v.pipeline"
+    " AND o.version <= coalesce(v.replaces, v.version - 1))"
+)
 #: The condition that a row's pipeline is in a list.
 AMONG = "pipeline IN (SELECT value FROM json_each(?))"
 

@@ -419,6 +419,7 @@ WRITING = {
     "schedule": ["x"],
     "backfill": ["x", "--from", "2026-01-01"],
     "retry": ["x"],
+    "rollback": ["x"],
     "cancel": ["x"],
     "undeploy": ["x"],
     "run": ["x", "--params", "-"],

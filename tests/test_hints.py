@@ -92,7 +92,7 @@ CASES: dict[str, Case] = {
     ),
     "a file that the deployment has not": Case("tau code NAME --file x", "`tau code NAME --json` lists its files"),
     "params that do not fit": Case("tau run NAME", "tau show NAME", text=TYPED, then=("tau run NAME -p day=x",)),
-    "a version that there is not": Case("tau code NAME --version 9", "tau show NAME"),
+    "a version that there is not": Case("tau code NAME --version 9", "tau versions NAME"),
     "an attempt that there is not": Case(
         "tau inspect NAME --attempt 3", "`tau inspect RUN_ID` lists them", before=("tau deploy NAME.py", "tau run NAME")
     ),

@@ -47,6 +47,8 @@ REQUESTS: dict[str, dict[str, Any]] = {
     "list": {},
     "show": {"name": "{name}"},
     "code": {"name": "{name}"},
+    "versions": {"name": "{name}"},
+    "rollback": {"name": "{name}", "to": 1},
     "run": {"name": "{name}", "wait": False},
     "wait": {"run_id": ["{run}"]},
     "retry": {"run_id": "{run}", "wait": False},

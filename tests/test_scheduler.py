@@ -295,7 +295,7 @@ class World:
         """Pipelines are deployed."""
         plain = {"description": "", "tags": [], "params": {"type": "object"}, "entry": "p.py", "origin": []}
         found = [{"name": name, "function": name, **plain, **options} for name in names]
-        await self.write(self.agenda.deploy, found, "0" * 64, module.Caller("me", "admin"))
+        await self.write(self.agenda.deploy, found, "0" * 64, module.Caller("me", "admin"), "me")
 
     async def set(self, name: str, enabled: bool | None = None, **command: Any) -> None:
         """What `tau schedule` does."""
@@ -334,8 +334,8 @@ class World:
 
     def events(self, *types: str) -> list[dict[str, Any]]:
         """The ledger, as far as it is of these types, oldest first."""
-        marks = ", ".join("?" * len(types))
-        rows = self.store.db.execute(f"SELECT * FROM events WHERE type IN ({marks}) ORDER BY seq", types)
+        marks, columns = ", ".join("?" * len(types)), "seq, at, type, pipeline, run_id, scheduled_for, data, actor"
+        rows = self.store.db.execute(f"SELECT {columns} FROM events WHERE type IN ({marks}) ORDER BY seq", types)
         return [{**event["data"], **event} for event in map(module.to_document, rows)]
 
     def ticks(self, name: str = "p") -> list[float]:

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import sqlite3
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
 import pytest
+from conftest import Tau
 
 import tau as module
 
@@ -31,3 +36,156 @@ def test_a_long_difference_is_cut_and_says_how_much() -> None:
     diff = module.compare_sources({}, {f"{number}.py": b"x\n" * 3000 for number in range(10)})
     assert 20_000 < len(diff) < 20_100
     assert diff.endswith(" more characters\n")
+
+
+def source(number: int, head: str = "", body: str = "") -> str:
+    """A pipeline whose versions differ in a line."""
+    return f"from tau import pipeline\n\n@pipeline{head}\ndef turned(ctx, day: str = 'mon'):\n    {body}\n    return {number}\n"
+
+
+def send(tau: Tau, text: str, **more: Any) -> Any:
+    """The deployment of a text over the wire; the error if there is one."""
+    with tau.connect() as wire:
+        params = {"files": [{"path": "turned.py", "text": text}], **more}
+        answer = wire.ask({"id": 1, "method": "deploy", "params": params})
+    return answer.get("result") or answer["error"]
+
+
+def ledger(tau: Tau, kind: str) -> list[tuple[str, str | None]]:
+    """Who did what of a kind, and why."""
+    db = sqlite3.connect(tau.home / "tau.db")
+    rows = db.execute("SELECT actor, reason FROM events WHERE type = ? ORDER BY seq", (kind,)).fetchall()
+    db.close()
+    return rows
+
+
+def numbers(tau: Tau, *keys: str) -> list[Any]:
+    return [tuple(row[key] for key in keys) for row in tau.call("versions", name="turned")["versions"]]
+
+
+def test_a_rollback_moves_the_live_version_and_what_depends_on_it(fresh: Tau) -> None:
+    for number, head in enumerate(('(schedule="0 1 * * *")', '(schedule="0 2 * * *", after=["other"])', ""), 1):
+        send(fresh, source(number, head) + "\n@pipeline\ndef other(ctx): ...\n")
+    back = fresh("rollback", "turned", "--reason", "version 3 has no schedule")
+    assert back == {"name": "turned", "version": 2, "previous": 3, "changed": True}
+    shown = fresh("show", "turned")
+    assert (shown["version"], shown["schedule"]["cron"], shown["upstream"]) == (2, "0 2 * * *", ["other"])
+    assert fresh("run", "turned")["result"] == 2
+    assert ledger(fresh, "pipeline.rolled_back")[0][1] == "version 3 has no schedule"
+    assert fresh("rollback", "turned", "--to", "2")["changed"] is False
+
+    fresh("schedule", "turned", "0 7 * * *")
+    assert fresh("rollback", "turned")["version"] == 1
+    shown = fresh("show", "turned")
+    assert (shown["schedule"]["cron"], shown["upstream"]) == ("0 7 * * *", [])  # the command line's stays
+
+    assert send(fresh, source(3))["pipelines"][0]["version"] == 4  # not 2 and not 3, which had the same source
+    assert fresh("rollback", "turned")["version"] == 1  # what it replaced, not what came before its number
+    assert numbers(fresh, "version", "live") == [(4, False), (3, False), (2, False), (1, True)]
+    missing = fresh("rollback", "turned", exit=3)
+    assert (missing["versions"], missing["hint"]) == ([4, 3, 2, 1], "tau versions turned")
+    assert "no version 9, it has 4, 3, 2, 1" in fresh("rollback", "turned", "--to", "9", exit=3)["message"]
+    fresh("undeploy", "turned")
+    assert fresh("rollback", "turned", exit=3)["message"] == "pipeline 'turned' was undeployed"
+
+
+def test_a_rollback_into_a_circle_of_chains_is_refused(fresh: Tau) -> None:
+    other = "\n@pipeline(after=[{}])\ndef other(ctx): ...\n"
+    send(fresh, source(1, '(after=["other"])') + other.format(""))
+    send(fresh, source(2) + other.format(""))
+    send(fresh, source(3) + other.format('"turned"'))
+    assert "in a circle" in fresh("rollback", "turned", "--to", "1", exit=2)["message"]
+    assert fresh("show", "turned")["version"] == 3
+
+
+def test_versions_say_who_why_what_and_how_it_went(fresh: Tau) -> None:
+    fresh("deploy", fresh.write(source(1), "turned.py"), "--reason", "the first")
+    fresh("run", "turned")
+    fresh("deploy", fresh.write(source(2, body="ctx.log('more')\n    raise KeyError"), "turned.py"))
+    fresh("run", "turned", exit=1)
+    new, old = fresh("versions", "turned")["versions"]
+    assert {"version": 1, "live": False, "reason": "the first", "entry": "turned.py", "files": 1}.items() <= old.items()
+    assert (old["added"], old["removed"], old["runs"], old["last_status"]) == (6, 0, 1, "success")
+    assert (new["added"], new["removed"], new["runs"], new["last_status"]) == (3, 2, 1, "failed")
+    assert (new["live"], new["reason"]) == (True, None)
+    assert "truncated" in fresh("versions", "turned", "--limit", "1")
+
+
+def test_a_deployment_expects_the_version_that_it_was_made_from(fresh: Tau) -> None:
+    assert send(fresh, source(1), expect=1)["data"]["live"] == 0
+    assert send(fresh, source(1), expect=0)["pipelines"][0]["changed"] is True
+    send(fresh, source(2), expect=1)
+    refused = fresh("deploy", fresh.write(source(9), "turned.py"), "--expect", "1", exit=5)
+    assert (refused["code"], refused["live"], refused["hint"]) == (
+        "conflict",
+        2,
+        "take its changes into yours, then --expect 2",
+    )
+    assert "-    return 1\n+    return 2\n" in refused["diff"]
+    assert send(fresh, source(9), expect=7, dry_run=True)["data"]["live"] == 2
+    assert "several pipelines" in send(fresh, source(1) + "@pipeline\ndef more(ctx): ...\n", expect=2)["message"]
+    assert numbers(fresh, "version") == [(2,), (1,)]
+
+
+def test_a_dry_run_tells_what_would_change_and_changes_nothing(fresh: Tau) -> None:
+    secret = "ctx.secret('TURNED_KEY')"
+    first = send(fresh, source(1, '(schedule="0 1 * * *")', secret), dry_run=True)
+    row = {"name": "turned", "version": 1, "changed": True, "secrets": {"TURNED_KEY": [None, True]}}
+    assert first == {"changed": True, "dry_run": True, "pipelines": [row | {"schedule": {"cron": [None, "0 1 * * *"]}}]}
+    assert "turned" not in str(fresh.call("list"))
+
+    path = fresh.write(source(1) + "@pipeline\ndef leaves(ctx): ...\n", "turned.py")
+    fresh("deploy", path)
+    moved = fresh.write(source(2, "(retries=2)", secret).replace("'mon'", "'tue'"), "moved.py")
+    (row,) = (answer := fresh("deploy", moved, "--dry-run"))["pipelines"]
+    assert answer["previously"] == {"turned": str(path)}
+    day = [{"type": "string", "default": text} for text in ("mon", "tue")]
+    assert (row["options"], row["params"]) == ({"entry": ["turned.py", "moved.py"], "retries": [0, 2]}, {"day": day})
+    assert "+++ b/moved.py" in row["code"]
+    fresh.write(source(1), "turned.py")
+    answer = fresh("deploy", path, "--dry-run", "--schedule", "@daily")
+    assert (answer["no_longer_in_file"], answer["pipelines"][0]["schedule"]) == (["leaves"], {"cron": [None, "@daily"]})
+    assert "circle" in send(fresh, source(1, '(after=["turned"])'), dry_run=True)["message"]
+    assert numbers(fresh, "version") == [(1,)]
+    fresh.write(source(1) + "@pipeline\ndef leaves(ctx): ...\n", "turned.py")
+    assert [row["changed"] for row in fresh("deploy", path, "--dry-run")["pipelines"]] == [False, False]
+
+
+def test_every_write_takes_a_reason_and_the_ledger_keeps_it(fresh: Tau) -> None:
+    send(fresh, source(1, body="__import__('time').sleep(60)"), reason="a" * 600)
+    run = fresh("run", "turned", "--detach", "--reason", "to see")["run_id"]
+    fresh("cancel", run, "--reason", "seen")
+    fresh("pause", "turned", "--reason", "enough")
+    fresh("resume", "turned")
+    kinds = ("pipeline.deployed", "run.queued", "run.cancelling", "pipeline.paused", "pipeline.resumed")
+    reasons = [[reason for _, reason in ledger(fresh, kind)] for kind in kinds]
+    assert reasons == [["a" * 499 + "…"], ["to see"], ["seen"], ["enough"], [None]]
+    asked = {name: "reason" in entry.arguments for name, entry in module.OPERATIONS.items()}
+    assert asked == {name: entry.effect != "reads" for name, entry in module.OPERATIONS.items()}
+
+
+def test_twenty_clients_at_once_get_honest_answers(fresh: Tau) -> None:
+    send(fresh, source(0), expect=0)
+    with ThreadPoolExecutor(20) as pool:
+        answers = [*pool.map(lambda number: send(fresh, source(number), expect=1), range(1, 21))]
+        won = [number for number, answer in enumerate(answers, 1) if "pipelines" in answer]
+        assert [answer["data"]["live"] for answer in answers if "data" in answer] == [2] * 19
+        assert fresh("run", "turned")["result"] == won[0]
+
+        def act(number: int) -> Any:
+            if number % 4 == 0:
+                return fresh.call("rollback", name="turned", to=1 + number % 2)
+            if number % 4 == 1:
+                return fresh.call("run", name="turned", key="only one")
+            return send(fresh, source(100 + number))
+
+        answers = [*pool.map(act, range(20))]
+    runs = {answer["run_id"]: answer for answer in answers if "run_id" in answer}
+    assert len(runs) == 1
+    made = sorted(answer["pipelines"][0]["version"] for answer in answers if "pipelines" in answer)
+    assert made == [*range(3, 13)]  # each its own, without a gap
+    assert [version for (version,) in numbers(fresh, "version")] == [*range(12, 0, -1)]
+    for version in (3, 12):
+        answer = next(it for it in answers if it.get("pipelines", [{}])[0].get("version") == version)
+        text = fresh.call("code", name="turned", version=version)["source"]
+        assert text == source(100 + answers.index(answer))
