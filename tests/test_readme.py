@@ -48,12 +48,13 @@ def commands() -> str:
     lines = []
     for chosen in (module.OPERATIONS | module.LOCAL_COMMANDS).values():
         name = chosen.words
-        usage = " ".join(usage_of(one) for one in chosen.arguments.values())
+        own = [one for one in chosen.arguments.values() if one not in chosen.added.values()]  # the text has the others
+        usage = " ".join(map(usage_of, own))
         lines += [f"**`tau {name} {usage}`**".replace(" `", "`"), f"<br>{chosen.summary}"]
         lines += ["<br>" + " · ".join(f"`{example.partition('  # ')[0]}`" for example in chosen.examples), ""]
-        if chosen.arguments:
+        if own:
             lines += ["| | |", "|---|---|"]
-            lines += [f"| {label_of(one)} | {one.meaning} |" for one in chosen.arguments.values()]
+            lines += [f"| {label_of(one)} | {one.meaning} |" for one in own]
             lines.append("")
     return "\n".join(lines)
 
