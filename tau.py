@@ -1349,7 +1349,7 @@ def expected(schema: Json) -> str:
 
 
 # --- 4. Wire -----------------------------------------------------------------------------
-# Owns the line (one JSON-RPC 2.0 document in UTF-8, at most LINE_BYTES_MAX) and addresses.
+# Owns the line (one JSON-RPC 2.0 document in UTF-8, at most LINE_BYTES_MAX), files in it, and addresses.
 # Calls Words.  Promises that whatever decode() returns can be stored and encoded again.
 #
 #   → {"jsonrpc": "2.0", "id": 1, "method": "run", "params": {"name": "hello"}}
@@ -1442,6 +1442,29 @@ def from_wire(error: Json) -> TauError:
     data = {"code": "", "hint": "", "retryable": None} | (error.get("data") or {})
     code, hint, _ = (data.pop(key) for key in ("code", "hint", "retryable"))
     return ERRORS.get(code, Internal)(error.get("message", ""), hint, **data)
+
+
+def check_paths(paths: Collection[Any]) -> None:
+    """Raises BadRequest unless these can be the files of one directory."""
+    folders: set[str] = set()
+    hint = "use relative paths"
+    for path in paths:
+        parts = path.split("/") if isinstance(path, str) and len(path) < 512 and "\0" not in path else [""]
+        if any(part in ("", ".", "..") or len(part.encode()) > 200 for part in parts):
+            raise BadRequest(f"'{str(path)[:WORD_MAX]}' is not a file's path inside the deployment", hint)
+        folders.update("/".join(parts[:end]) for end in range(1, len(parts)))
+    for path in folders.intersection(paths):
+        raise BadRequest(f"'{path}' is a file and a folder", hint)
+
+
+def read_content(file: Json) -> bytes:
+    """The bytes of a deployed file, which came as text or as base64."""
+    if isinstance(file.get("text"), str):
+        return str(file["text"]).encode("utf-8")
+    try:
+        return base64.b64decode(file["base64"], validate=True)
+    except (KeyError, TypeError, ValueError):
+        raise BadRequest(f"{file['path']}: neither text nor base64", "send one of them") from None
 
 
 #: scheme of an address → whether it is HTTP, whether it is encrypted, its usual port.
@@ -3291,12 +3314,58 @@ def ask_for_secret(client: Client, name: str, params: Json, view: View) -> Json:
     return client.call(name, params | {"value": value})
 
 
+def ask_for_code(client: Client, name: str, params: Json, view: View) -> Json:
+    """Returns the source, or writes the files of a version; the daemon is not trusted with where."""
+    document = client.call(name, params)
+    if "out" not in params:
+        return document
+    files = demand(KINDS["list[Json]"], decode(json_bytes(document.get("files"))), "files")
+    check_paths([file.get("path") for file in files])
+    changes = write_files(params["out"], {file["path"]: read_content(file) for file in files}, "force" in params)
+    place, entry = functools.partial(os.path.join, file_word(params["out"])), str(document.get("entry"))
+    beside = sorted({file["path"].partition("/")[0] for file in files} - {entry})
+    words = [place(entry), *(["--include", *map(place, beside)] if beside else [])]
+    words = [place(""), "--entry", entry] if "/" in entry else words  # from its own folder it would have another path
+    deploy = shell_line("tau", "deploy", *words, "--name", params["name"], "--take-over")
+    return pick(document, "version") | changes | {"next": [deploy]}
+
+
+def write_files(folder: str, files: dict[str, bytes], force: bool) -> Json:
+    """Writes files below a directory, following no link there.  Raises Conflict, and writes none, if one must not.
+
+    *force* replaces files that differ.
+    """
+    written, unchanged, differing = dict[str, bytes](), list[str](), list[str]()
+    for path, content in files.items():
+        _, *above, place = itertools.accumulate(path.split("/"), os.path.join, initial=folder)
+        for at, is_right in (*((at, stat.S_ISDIR) for at in above), (place, stat.S_ISREG)):
+            if os.path.lexists(at) and not is_right(os.lstat(at).st_mode):
+                raise Conflict(f"{at} is in the way: it is a link, or no file or folder as is needed", "remove it")
+        if os.path.lexists(place) and read_bytes(place, len(content)) == content:
+            unchanged.append(place)
+        else:
+            written[place] = content
+            differing += [place] if os.path.lexists(place) else []
+    if differing and not force:
+        raise Conflict(
+            f"they differ: {', '.join(differing)[:1000]}", "--force replaces them; or give another directory"
+        )
+    mask = os.umask(0)
+    os.umask(mask)
+    for place, content in written.items():
+        os.makedirs(os.path.dirname(place), exist_ok=True)
+        with Replacement(place, 0o666 & ~mask, durable=False) as file:
+            file.write(content)
+    return {"written": [*written], "unchanged": unchanged}
+
+
 #: Commands that need more than one plain call, and what runs them.
 ASKING: dict[str, Callable[[Client, str, Json, View], Json]] = {
     "run": ask_for_run,
     "retry": ask_for_run,
     "logs": ask_for_logs,
     "check": ask_for_check,
+    "code": ask_for_code,
     "backup": ask_for_backup,
     "version": ask_for_version,
     "watch": ask_to_watch,
@@ -4306,7 +4375,7 @@ class View:
     def show(self, name: str, document: Json) -> None:
         if not self.people or name == "schema":
             write_out(json_text(document, sys.stdout, indent=2 if self.people else None))
-        elif name == "code":  # bare; into a file it is as it is
+        elif name == "code" and "source" in document:  # bare; into a file it is as it is
             source = document["source"].removesuffix("\n")
             write_out(printable(source) if sys.stdout.isatty() else source)
         elif text := self.screen(name, printable(document)):
@@ -6647,16 +6716,25 @@ def chains_seen(call: Call, name: str) -> tuple[list[Json], list[str]]:
 
 @reads
 def code(
-    call: Call, name: PipelineName, *, version: int | None = None, file: str | None = None, raw: bool = False
+    call: Call,
+    name: PipelineName,
+    *,
+    version: int | None = None,
+    file: str | None = None,
+    raw: bool = False,
+    out: FilePath | None = None,
+    force: bool = False,
 ) -> Json:
-    """Print the source of a pipeline, bare on a terminal.
+    """Print the source of a pipeline, bare on a terminal, or write its files.
 
     version       which version; without it the live one
     file          another file of the deployment
     raw           the command line prints the bare source, not JSON
+    out           write all files into this directory; on the wire, answer with all, as `deploy` takes them
+    force         replace files there that differ
 
-        tau code orders --raw > orders.py
-        tau code orders --version 1
+        tau code orders --version 1 --raw > orders.py
+        tau code orders --out fix
     """
     row = call.ask.version(name, version)
     sources, path = seen_sources(call, row["sha256"]), file or row["entry"]
@@ -6664,6 +6742,9 @@ def code(
         hint = did_you_mean(path, sources, f"`{shell_line('tau', 'code', name, '--json')}` lists its files")
         raise NotFound(f"{name} v{row['version']} has no file '{path[:WORD_MAX]}'", hint)
     document = pick(row, "pipeline", "version", "sha256", "entry", "deployed_at")
+    if out is not None:
+        texts = {path: base64.b64encode(content).decode("ascii") for path, content in sources.items()}
+        return document | {"files": [{"path": path, "base64": text} for path, text in texts.items()]}
     return document | {"files": [*sources], "source": sources[path].decode("utf-8", "replace")}
 
 
@@ -8144,16 +8225,6 @@ def origin_of(files: list[Json], include: list[Json], entry: str | None) -> list
     paths, others = (dict.fromkeys(str(file["from"]) for file in some if "from" in file) for some in (files, include))
     options = [*(["--entry", entry] if entry else []), *(["--include", *others] if others else [])]
     return [*paths, *options] if paths and all(map(os.path.isabs, paths)) else []
-
-
-def read_content(file: Json) -> bytes:
-    """The bytes of a deployed file, which came as text or as base64."""
-    if isinstance(file.get("text"), str):
-        return str(file["text"]).encode("utf-8")
-    try:
-        return base64.b64decode(file["base64"], validate=True)
-    except (KeyError, TypeError, ValueError):
-        raise BadRequest(f"{file['path']}: neither text nor base64", "send one of them") from None
 
 
 def check_source(path: str, content: bytes) -> None:
@@ -11689,19 +11760,6 @@ def give_up(problem: Exception) -> typing.NoReturn:
 # Owns what runs need on disk: in versions/ the files of a version, as the store has them, and in environments/ the
 # virtual environments that headers ask for (PEP 723).  Calls nothing of its part.
 # Promises that both are only caches: what is asked for is there, whole, and a failed build leaves nothing.
-
-
-def check_paths(paths: Collection[Any]) -> None:
-    """Raises BadRequest unless these can be the files of one directory."""
-    folders: set[str] = set()
-    hint = "use relative paths"
-    for path in paths:
-        parts = path.split("/") if isinstance(path, str) and len(path) < 512 and "\0" not in path else [""]
-        if any(part in ("", ".", "..") or len(part.encode()) > 200 for part in parts):
-            raise BadRequest(f"'{str(path)[:WORD_MAX]}' is not a file's path inside the deployment", hint)
-        folders.update("/".join(parts[:end]) for end in range(1, len(parts)))
-    for path in folders.intersection(paths):
-        raise BadRequest(f"'{path}' is a file and a folder", hint)
 
 
 def digest_of(sources: dict[str, bytes]) -> str:

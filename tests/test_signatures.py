@@ -13,7 +13,7 @@ from conftest import Tau, python
 
 import tau as module
 
-NAMES = "deploy check undeploy list show code run wait retry cancel runs inspect logs errors state status watch schedule ticks why backfill pause resume version shutdown prune backup schema secret_set secret_remove secret_list key_create key_list key_revoke".split()
+NAMES = "deploy rollback versions check undeploy list show code run wait retry cancel runs inspect logs errors state status watch schedule ticks why backfill pause resume version shutdown prune backup schema secret_set secret_remove secret_list key_create key_list key_revoke".split()
 LOCAL = ["init", "try", "doctor", "completion", *(f"env_{verb}" for verb in ("list", "show", "use", "add", "remove"))]
 COMMANDS = module.OPERATIONS | module.LOCAL_COMMANDS
 
@@ -147,6 +147,8 @@ def test_the_examples_do_something(fresh: Tau) -> None:
     where = {"TMPDIR": str(fresh.work), "TAU_HOST": f"unix://{fresh.socket}"}
     later = ("undeploy", "shutdown", "env_remove")
     fresh("env", "add", "production", f"unix://{fresh.socket}")
+    for number in range(3):
+        fresh.call("deploy", files=[{"path": "orders.py", "text": f"{ORDERS}# {number}\n"}])
     for name in [*(one for one in COMMANDS if one not in ("init", *later)), *later]:
         for example in COMMANDS[name].examples:
             line = example.replace("~/tau.key", "key")

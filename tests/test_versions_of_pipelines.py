@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import base64
+import os
+import shlex
 import sqlite3
+import stat
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 from conftest import Tau
+from test_client import fake, reply
 
 import tau as module
 
@@ -189,3 +194,92 @@ def test_twenty_clients_at_once_get_honest_answers(fresh: Tau) -> None:
         answer = next(it for it in answers if it.get("pipelines", [{}])[0].get("version") == version)
         text = fresh.call("code", name="turned", version=version)["source"]
         assert text == source(100 + answers.index(answer))
+
+
+def test_the_files_of_a_version_are_written_and_deploy_again(fresh: Tau) -> None:
+    (fresh.work / "shop" / "sql").mkdir(parents=True)
+    files = {"main.py": source(1) + "\nimport rules\n", "rules.py": "A = 1\n", "sql/all.sql": "SELECT 1"}
+    for path, text in files.items():
+        (fresh.work / "shop" / path).write_text(text)
+    (fresh.work / "shop" / "odd.bin").write_bytes(b"\xff\0")
+    fresh("deploy", "shop")
+    answer = fresh("code", "turned", "--out", "a b")
+    assert sorted(answer["written"]) == [f"a b/{path}" for path in ("main.py", "odd.bin", "rules.py", "sql/all.sql")]
+    assert {path: (fresh.work / "a b" / path).read_text() for path in files} == files
+    assert (fresh.work / "a b" / "odd.bin").read_bytes() == b"\xff\0"
+    assert stat.S_IMODE((fresh.work / "a b" / "main.py").stat().st_mode) == 0o666 & ~current_umask()
+    assert fresh("code", "turned", "--out", "a b")["written"] == []
+    (command,) = answer["next"]
+    assert command == (
+        "tau deploy 'a b/main.py' --include 'a b/odd.bin' 'a b/rules.py' 'a b/sql' --name turned --take-over"
+    )
+    assert fresh(*shlex.split(command)[1:])["changed"] is False
+    (fresh.work / "a b" / "main.py").write_text(source(2))
+    assert fresh(*shlex.split(command)[1:])["pipelines"][0]["version"] == 2
+
+    differs = fresh("code", "turned", "--version", "1", "--out", "a b", exit=5)
+    assert differs["message"] == "they differ: a b/main.py"
+    assert "return 2" in (fresh.work / "a b" / "main.py").read_text()
+    assert fresh("code", "turned", "--version", "1", "--out", "a b", "--force")["written"] == ["a b/main.py"]
+    assert "return 1" in (fresh.work / "a b" / "main.py").read_text()
+
+
+def current_umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def test_a_package_is_written_and_deploys_again(fresh: Tau) -> None:
+    (fresh.work / "shop").mkdir()
+    (fresh.work / "shop" / "__init__.py").write_text("")
+    (fresh.work / "shop" / "rules.py").write_text("A = 1\n")
+    (fresh.work / "shop" / "main.py").write_text("from . import rules\n" + source(1))
+    fresh("deploy", "shop", "--entry", "main.py", "--name", "renamed")
+    (command,) = fresh("code", "renamed", "--out", "fix")["next"]
+    assert command == "tau deploy fix/ --entry shop/main.py --name renamed --take-over"
+    assert fresh(*shlex.split(command)[1:])["pipelines"][0] | {"changed": False} in [
+        {"name": "renamed", "version": 1, "changed": False, "next_at": None}
+    ]
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/tmp/x",
+        "../x",
+        "a/../../x",
+        "",
+        ".",
+        "a//b",
+        "a\0b",
+        None,
+        "linked/x",
+        "link",
+        "folder",
+        "file/x",
+        "pipe",
+        "y\udcff/..",
+    ],
+)
+def test_a_daemon_cannot_choose_where_files_go(home: Tau, path: Any) -> None:
+    out = home.work / "out"
+    (out / "folder").mkdir(parents=True)
+    (home.work / "outside").mkdir()
+    (out / "linked").symlink_to(home.work / "outside")
+    (out / "link").symlink_to(home.work / "outside" / "x")
+    (out / "file").write_text("")
+    os.mkfifo(out / "pipe")
+    before = sorted(home.work.rglob("*"))
+    files = [{"path": "new.py", "base64": ""}, {"path": path, "base64": base64.b64encode(b"evil").decode()}]
+    with fake(home.home, lambda count, line: reply(line, result={"entry": "new.py", "version": 1, "files": files})):
+        done = home.command("code", "x", "--out", out, "--force")
+    assert (done.exit, done.error["code"]) in [(2, "bad_request"), (5, "conflict")], done
+    assert sorted(home.work.rglob("*")) == before
+
+
+@pytest.mark.parametrize("files", [None, "x", [1], [{"path": "x"}], [{"path": "x", "base64": "?"}]])
+def test_a_daemon_that_sends_no_files_is_told_apart(home: Tau, files: Any) -> None:
+    with fake(home.home, lambda count, line: reply(line, result={"entry": "x", "version": 1, "files": files})):
+        assert home("code", "x", "--out", "out", exit=2)["code"] == "bad_request"
+    assert not (home.work / "out").exists()
