@@ -239,7 +239,7 @@ FINAL = tuple(status for status, moves in MOVES.items() if not moves)
 SCOPES = ("read", "operate", "admin")
 FAILURES = ("failed", "timed_out", "lost")
 #: What a run may report besides its steps and its log.
-OBSERVATIONS = ("check", "metric", "progress")
+OBSERVATIONS = ("check", "metric", "progress", "drift", "sample")
 TRIGGERS = ("manual", "schedule", "catchup", "retry", "chain", "backfill", "webhook", "heal")
 LEVELS = ("debug", "info", "warning", "error")
 #: The id of a run of run_local().
@@ -249,6 +249,8 @@ LOCAL_EXECUTOR = "local"
 #: What happens to late ticks, and to ticks while an earlier run is unfinished.
 MISFIRES = ("last", "skip", "all")
 OVERLAPS = ("skip", "queue", "cancel_running", "allow")
+#: What a step does that sees other rows than the last success has seen.
+DRIFTS = ("warn", "fail", "ignore")
 SHELLS = ("bash", "zsh", "fish")
 
 #: The longest request line of a known peer, and of a stranger, who has not shown a key.
@@ -307,6 +309,11 @@ STEPS_MAX = 10_000
 STEP_DEPTH_MAX = 20
 #: Checks and metrics of one run.
 OBSERVATIONS_MAX = 1_000
+#: Steps of a run that tell of a drift.
+DRIFTS_MAX = 20
+#: The last steps of a run that show some of their rows if it fails, and how many bytes each shows.
+SAMPLED_STEPS = 20
+SAMPLE_BYTES = 1_000
 DOCUMENT_BYTES = 6_000
 RESULT_SHOWN_BYTES = 2_000
 
@@ -413,6 +420,10 @@ class PipelineError(TauError, code="failed", exit=1):
 
 class CheckFailed(PipelineError):
     """Assertions of ctx.check do not hold; the message names them all."""
+
+
+class DriftFound(PipelineError):
+    """Rows differ from those of the last success, and @pipeline(drift="fail") says that they must not."""
 
 
 class StepTimeout(PipelineError, TimeoutError):
@@ -815,9 +826,14 @@ def pick(document: Json, *keys: str) -> Json:
     return {key: document[key] for key in keys}
 
 
+#: What a step keeps of its rows besides their number.
+SEEN_COLUMNS = ("columns", "nulls", "places")
+
+
 def nest(steps: list[Json]) -> list[Json]:
     shown = ("name", "status", "started_at", "duration_ms", "rows_in", "rows_out", "columns", "error")
-    trees = {step["step"]: {**pick(step, *shown), "steps": []} for step in steps}
+    more = [{key: step[key] for key in SEEN_COLUMNS if step[key]} for step in steps]
+    trees = {step["step"]: {**pick(step, *shown), **seen, "steps": []} for step, seen in zip(steps, more, strict=True)}
     roots: list[Json] = []
     for step in steps:
         parent = trees.get(step["parent"])
@@ -831,7 +847,80 @@ def observation_summary(observed: list[Json]) -> Json:
         "checks": [pick(row, "name", "step") | row["data"] for row in seen["check"]],
         "metrics": {row["name"]: row["data"]["value"] for row in seen["metric"]},
         "progress": seen["progress"][-1]["data"] if seen["progress"] else None,
+        "drift": [pick(row, "step") | row["data"] for row in seen["drift"]],
     }
+
+
+#: How many successes a row count is compared with, at least and at most.
+COUNTS_MIN, COUNTS_MAX = 5, 20
+#: By how much the share of missing values must grow to count as drift.
+NULLS_GROWTH = 0.2
+BASELINE_BYTES_MAX = 64 << 10
+
+
+def observation(step: Json) -> Json:
+    """Returns what a step has seen of its rows, as `differences` compares it."""
+    rows = step["rows_in"] if step["rows_out"] is None else step["rows_out"]
+    return {"columns": step["columns"] or {}, "nulls": step["nulls"] or {}, "rows": rows}
+
+
+def differences(before: Json, now: Json) -> list[Json]:
+    """Compares two observations: columns that are new, gone or of other kinds, missing values, and row counts.
+
+    If *before* has the `rows` of several runs, in a list, a count differs only if it is far from all of them.
+    """
+    old, new = before["columns"], now["columns"]
+    found: list[tuple[str | None, str, Any, Any]] = [
+        (name, "removed", old[name], None) for name in old if new and name not in new
+    ]
+    found += [(name, "added", None, new[name]) for name in new if old and name not in old]
+    for name in new.keys() & old.keys():
+        kinds, known = ({*columns[name].split("|")} - {"", "null"} for columns in (new, old))
+        if known and kinds - known:
+            found.append((name, "retyped", old[name], new[name]))
+        shares = [seen["nulls"].get(name, 0) for seen in (before, now)]
+        if known and round(shares[1] - shares[0], 4) >= NULLS_GROWTH:
+            found.append((name, "nulls", *shares))
+    counts, count = before["rows"], now["rows"]
+    several = isinstance(counts, list) and len(counts) >= COUNTS_MIN and count is not None
+    if several and not min(counts) / 2 <= count <= max(counts) * 2:
+        found.append((None, "rows", [min(counts), max(counts)], count))
+    elif not isinstance(counts, list) and counts != count:
+        found.append((None, "rows", counts, count))
+    return [dict(zip(("column", "what", "before", "now"), change, strict=True)) for change in found]
+
+
+#: What a difference is → how it is told.
+DIFFERENCE_WORDS = {
+    "removed": "'{column}' is gone",
+    "added": "'{column}' is new",
+    "retyped": "'{column}' was {before}, is {now}",
+    "nulls": "'{column}' is missing in {now} of the rows, {before} before",
+    "rows": "{now} rows, {before} before",
+}
+
+
+def difference_text(changes: list[Json]) -> str:
+    return cut_text("; ".join(DIFFERENCE_WORDS[change["what"]].format_map(change) for change in changes), 500)
+
+
+def baseline(before: Json, steps: list[Json]) -> Json:
+    """Returns what the next run is compared with: path → what the steps of a success have seen, after *before*."""
+    made: Json = {}
+    for step in steps:
+        now = observation(step)
+        if again := made.get(step["path"]):
+            again["times"] += 1
+            for name, kinds in now["columns"].items():
+                known = again["columns"].get(name, "")
+                again["columns"][name] = "|".join(dict.fromkeys(filter(None, f"{known}|{kinds}".split("|"))))
+            continue
+        old = before.get(step["path"], {"rows": []})
+        shape = old if len(old) > 1 and not now["rows"] else now  # no rows tell nothing of columns
+        counts = [*old["rows"], now["rows"] or 0][-COUNTS_MAX:]
+        made[step["path"]] = {**pick(shape, "columns", "nulls"), "rows": counts, "times": 1}
+    sizes = itertools.accumulate(len(encode_json(entry)) for entry in made.items())
+    return dict(itertools.compress(made.items(), (size <= BASELINE_BYTES_MAX for size in sizes)))
 
 
 def bare_error(kind: str, type_name: str, message: str) -> Json:
@@ -877,11 +966,11 @@ def fingerprint(*parts: str) -> str:
 
 # What a record may say.  A journal can also be written by user code, by a bug, or by strangers on another machine.
 
-ROWS = "rows_in:integer? rows_out:integer? columns:object?"
+ROWS = "rows_in:integer? rows_out:integer? columns:line%? nulls:share%? places:place*?"
 PLACE = "file:path? line:integer? code:line?"
 DEATH = "at:time mono:amount exit_code:integer? signal:integer? reason:line? cpu_ms:amount? max_rss_bytes:amount?"
 #: Kind of a value → its JSON Schema, or the fields of an object: `name:kind`, which may be null if it ends with `?`,
-#: and is a list if it ends with `*`.
+#: is a list if it ends with `*`, and an object of such values, by names of the user's, if it ends with `%`.
 VALUES: dict[str, Json | str] = {
     "flag": {"type": "boolean"},
     "integer": {"type": "integer", "minimum": -(1 << 63), "maximum": (1 << 63) - 1},
@@ -890,6 +979,7 @@ VALUES: dict[str, Json | str] = {
     "time": {"type": "number", "minimum": 0, "maximum": 253_402_300_799},  # as far as rfc3339() can write it
     "pid": {"type": "integer", "minimum": 2, "maximum": 1 << 31},
     "number": {"type": "number", "minimum": -sys.float_info.max, "maximum": sys.float_info.max},
+    "share": {"type": "number", "minimum": 0, "maximum": 1},
     "digits": {"type": "string", "pattern": "[0-9]*"},
     "hex": {"type": "string", "pattern": "[0-9a-f]{12}"},
     "uuid": {"type": "string", "pattern": "[0-9a-f-]*"},
@@ -904,7 +994,11 @@ VALUES: dict[str, Json | str] = {
     "stream": {"enum": ("stdout", "stderr")},
     "status": {"enum": ("success", "failed", "cancelled", "running")},
     "severity": {"enum": ("error", "warn")},
-    "kind": {"enum": ("exception", "load", "result", "check", "timeout")},
+    "kind": {"enum": ("exception", "load", "result", "check", "drift", "timeout")},
+    "drifts": {"enum": DRIFTS},
+    "how": {"enum": ("reads", "writes")},
+    "way": {"enum": ("in", "out")},
+    "what": {"enum": tuple(DIFFERENCE_WORDS)},
     "overlap": {"enum": OVERLAPS},
     "misfire": {"enum": MISFIRES},
     # What user code made: secrets are hidden in its keys too.
@@ -919,13 +1013,17 @@ VALUES: dict[str, Json | str] = {
     "check": "passed:flag severity:severity values:object error:line?",
     "metric": "value:number",
     "progress": "done:number total:number? message:line",
+    "place": "how:how place:path resource:path",
+    "difference": "column:line? what:what before:any now:any",
+    "drift": "changes:difference*",
+    "sample": "way:way rows:object*",
     # What the process that loads a deployed file says of it.
     "pipeline": "name:pipeline_name function:line params:object description:line tags:line* schedule:line?"
     " every:amount? start:line? end:line? timezone:line? timeout:amount? retries:count retry_delay:amount"
     " retry_backoff:amount retry_delay_max:amount? retry_jitter:amount retry_on:line*? queue_timeout:amount?"
     " memory:amount? max_concurrent:count? overlap:overlap misfire:misfire catchup_window:amount jitter:amount"
     " after:pipeline_name* pause_after_failures:count? expect_success_within:amount? executor:line?"
-    " line:count?",
+    " drift:drifts samples:flag line:count?",
     "scan": "missing_imports:line*",
 }
 #: Kind of a record → who may write it, and its fields.  `start` says who the process is: it is believed in the first
@@ -955,6 +1053,10 @@ ITEMS_MAX = 1000
 def fit(kind: str, value: Any, mask: Mask, place: str) -> Any:
     """Returns a value of a record, without secrets; BadRequest if it is not of this kind."""
     schema = VALUES.get(kind)
+    if schema is None and kind[-1] == "%":
+        if type(value) is not dict or len(value) > ITEMS_MAX:
+            raise BadRequest(f"{place}: expected at most {ITEMS_MAX} names")
+        return {mask.text(name): fit(kind[:-1], item, mask, place) for name, item in value.items()}
     if schema is None:  # it ends with `*`
         if type(value) is not list or len(value) > ITEMS_MAX:
             raise BadRequest(f"{place}: expected at most {ITEMS_MAX} items")
@@ -1644,6 +1746,7 @@ SETTINGS = (
     Setting("limits", "log_bytes", 8 << 20, "log bytes that are kept of a run; the others are only counted"),
     Setting("limits", "result_bytes", 1 << 20, "largest result of a run"),
     Setting("limits", "memo_bytes", 64 << 20, "largest result that ctx.memo saves"),
+    Setting("limits", "sample_rows", 3, "rows of a step that a failed run shows; 0 shows none", maximum=10),
     Setting("limits", "memory_bytes", 0, "memory of a run (address space or control group); 0 is no limit"),
     Setting("limits", "file_bytes", 0, "largest file that a run may write; 0 is no limit"),
     Setting("limits", "processes", 0, "processes that the user of taud may have in all; 0 is no limit"),
@@ -4465,6 +4568,19 @@ class View:
         mark = self.paint(*MARKS.get(step["status"], MARKS["fail"]))
         return f"{mark} {single_line(name)}{took}{rows and '  '}{rows}"
 
+    def drift(self, rows: list[Json]) -> list[str]:
+        return [
+            self.paint(single_line(f"! {row['step']}: {difference_text(row['changes'])}"), "warning") for row in rows
+        ]
+
+    def lineage(self, value: Any) -> list[str]:
+        """Who reads and writes places, or what one pipeline reads and writes."""
+        if isinstance(value, list):
+            names = [{how: [use["pipeline"] for use in row[how]] for how in ("writes", "reads")} for row in value]
+            return self.table([row | by for row, by in zip(value, names, strict=True)], "place resource writes reads")
+        rows = [{"how": how, **row} for how in value if value[how] != "unknown" for row in value[how]]
+        return self.table(rows, "how place resource at") if rows else []
+
     def checks(self, checks: list[Json]) -> list[str]:
         """The checks of a run, or of the doctor."""
         lines = []
@@ -4509,6 +4625,8 @@ PAINTERS: dict[str, Any] = {
     "error": View.error,
     "steps": View.tree,
     "checks": View.checks,
+    "drift": View.drift,
+    "lineage": View.lineage,
     **dict.fromkeys(("log_tail", "next"), lambda view, lines: map(single_line, lines)),  # half a command is none
     "lines": lambda view, lines: map(view.log_text, lines),
     "truncated": lambda view, cut: [view.paint("{shown} of {total}; all: {get}".format_map(cut), "dim")],
@@ -4585,6 +4703,8 @@ class Live:
             self.progress = event
         elif kind == "building":
             self.doing = f"building the environment: {event['message'].strip()}"
+        elif kind == "drift":
+            return "", f"  {self.view.drift([event])[0]}"
         elif kind == "check" and not event["passed"]:
             return "", f"  {self.view.checks([event])[0]}"
         elif kind == "log":
@@ -6714,6 +6834,46 @@ def chains_seen(call: Call, name: str) -> tuple[list[Json], list[str]]:
     return [row for row in upstream if call.caller.sees(row["pipeline"])], call.caller.sift(downstream)
 
 
+@sifts
+@reads
+def lineage(call: Call, name: str | None = None, resource: str | None = None, *, limit: Limit = 100) -> Json:
+    """Tell which pipelines read and write what, each with its last run that did.
+
+    name          which pipeline, or which place: a URL, an absolute path, a connection of tau.toml
+    resource      only this table of the place
+
+        tau lineage orders
+        tau lineage sqlite:////srv/shop.db sales
+    """
+    is_pipeline = name is not None and call.ask.is_known(name) and call.caller.sees(name)
+    place = None if name is None or is_pipeline else place_of(call, name)
+    entries: dict[tuple[str, str], Json] = {}
+    unknown = []
+    for row in call.ask.lineage(name if is_pipeline else None, place, resource):
+        if not call.caller.sees(row["pipeline"]):
+            continue
+        if not row["place"]:
+            unknown.append(row["pipeline"])
+            continue
+        entry = pick(row, "place", "resource") | {"reads": [], "writes": []}
+        entry = entries.setdefault((row["place"], row["resource"].lower()), entry)
+        entry[row["how"]].append(pick(row, "pipeline", "version", "run_id", "at"))
+    rows, given = [*entries.values()], {"name": name, "resource": resource}
+    return listing(call, "lineage", rows[:limit], len(rows), given) | {"unknown": unknown}
+
+
+def place_of(call: Call, word: str) -> str:
+    """Returns the name of a place.  Raises NotFound for a relative path: each pipeline has its own directory."""
+    url = call.daemon.settings["connections"].get(word, {"url": word})["url"]
+    place = word if word.startswith("@") else place_name(url, "/")
+    if place != word and place != place_name(url, "/other"):
+        hint = did_you_mean(
+            word, call.caller.sift(call.ask.known_names()), "relative paths begin in data/NAME of the home"
+        )
+        raise NotFound(f"'{word[:WORD_MAX]}' is no pipeline, and no URL or absolute path", hint)
+    return place
+
+
 @reads
 def code(
     call: Call,
@@ -8524,6 +8684,9 @@ BIRTH_S = 2.0
 FAR_S = 5.0
 #: The most bytes of a run's records besides its log: a run that writes its own journal could fill the store.
 TRACE_BYTES_MAX = 128 << 20
+#: How many records of a kind are kept of an attempt.
+RECORDS_MAX = {"step": STEPS_MAX, "check": OBSERVATIONS_MAX, "metric": OBSERVATIONS_MAX}
+RECORDS_MAX |= {"drift": DRIFTS_MAX, "sample": 2 * SAMPLED_STEPS}
 #: An unknown journal may revoke a permission to start: it is deleted only after this time.
 SWEEP_S = 3600.0
 
@@ -8770,7 +8933,7 @@ class Process:
         elif kind == "log" and self.logged >= limits["log_lines"] + 2 * LOG_TAIL:
             self.dropped += 1  # each fork of a run counts its lines by itself
         elif kind != "abandoned":
-            if most := {"step": STEPS_MAX, "check": OBSERVATIONS_MAX, "metric": OBSERVATIONS_MAX}.get(kind):
+            if most := RECORDS_MAX.get(kind):
                 self.count(kind, 1, most)
             self.count("trace", size, limits["log_bytes"] + TRACE_BYTES_MAX)
             when = {"step": "started_at", "done": "finished_at"}.get(kind, "at")
@@ -8872,7 +9035,7 @@ class Starter:
         await self.open()
 
     def send(self, job: Json, process: Process) -> None:
-        limits = ("log_lines", "log_bytes", "result_bytes", "memo_bytes", *PROCESS_LIMITS)
+        limits = ("log_lines", "log_bytes", "result_bytes", "memo_bytes", "sample_rows", *PROCESS_LIMITS)
         job |= {
             "stem": process.stem,
             "journal": process.path,
@@ -10671,6 +10834,8 @@ class Store:
                 else:
                     self.sql.set("steps", about | {"step": record["step"]}, **done)
             else:
+                if kind == "drift":
+                    self.note_drift(run_id, attempt, record)
                 place = record["n"] if kind != "progress" else None  # only the latest progress stays
                 observed[place] = {**record, **about, "kind": kind}
         self.sql.put("logs", *logs, columns=LOG_COLUMNS, clash="IGNORE")
@@ -10680,6 +10845,12 @@ class Store:
             self.db.execute(old, (run_id, attempt))
         self.sql.put("observations", *observed.values(), columns=OBSERVATION_COLUMNS, clash="IGNORE")
         self.sql.set("attempts", about, **state)
+
+    def note_drift(self, run_id: str, attempt: int, record: Json) -> None:
+        """Adds the event that a run's data has drifted, unless it is there."""
+        if not self.sql.value("SELECT 1 FROM events WHERE run_id = ? AND type = 'run.drifted'", run_id):
+            data = {"attempt": attempt, "step": record["step"], "message": difference_text(record["data"]["changes"])}
+            self.event("run.drifted", self.sql.owner(run_id), run_id, data)
 
     def finish(self, run_id: str, attempt: int, records: list[Json], state: Json, outcome: Outcome) -> None:
         """Saves the rest of the trace and the outcome, and ends the run or has it tried again."""
@@ -10692,6 +10863,7 @@ class Store:
         if run["status"] != "running":
             return  # a final status never changes
         times = self.end_attempt(run_id, attempt, state, outcome)
+        self.learn(run_id, attempt, run, outcome.status)
         pause = retry_pause(self.options(run["pipeline"], run["version"]), attempt, outcome)
         if pause is not None:
             retry_at = self.now(pause)
@@ -10717,6 +10889,28 @@ class Store:
             self.db.execute(end, (finished_at, status, *running.values()))
             if outcome.error is not None and outcome.error["step"] is None:
                 outcome.error["step"] = path
+
+    def learn(self, run_id: str, attempt: int, run: Json, status: str) -> None:
+        """Saves what an attempt has read and written, and what a success has seen; only failures keep samples."""
+        if status not in FAILURES:
+            self.db.execute("DELETE FROM observations WHERE run_id = ? AND kind = 'sample'", (run_id,))
+        steps, name = self.sql.rows(STEPS_WITH_ROWS, run_id, attempt), run["pipeline"]
+        places = {
+            (place["how"], place["place"], place["resource"]): None
+            for step in steps
+            for place in step["places"] or ()
+            if place["how"] == "reads" or step["status"] == "success"
+        }
+        about = {"pipeline": name, "run_id": run_id, "version": run["version"], "at": self.now()}
+        rows = [about | dict(zip(("how", "place", "resource"), place, strict=True)) for place in places]
+        self.sql.put("lineage", *rows[:LINEAGE_MAX], clash="REPLACE")
+        if rows:
+            self.db.execute(OLD_LINEAGE, (name,))
+        seen = [step for step in steps if step["columns"] is not None]
+        if seen and status == "success":
+            before = self.sql.row("SELECT seen FROM baselines WHERE pipeline = ?", name) or {"seen": {}}
+            row = {"pipeline": name, "run_id": run_id, "seen": baseline(before["seen"], seen)}
+            self.sql.put("baselines", row, clash="REPLACE")
 
     def end_attempt(self, run_id: str, attempt: int, state: Json, outcome: Outcome) -> Json:
         """Saves how an attempt ended, and returns its times as columns of a run."""
@@ -10762,19 +10956,30 @@ OPTIONS_KEPT = 10_000
 EXPIRE_MAX = 500
 #: The `position` of an attempt before anything is read: bytes of its files, and the number of its last record.
 NOWHERE = {"journal": 0, "stdout": 0, "stderr": 0, "n": 0}
-DONE_COLUMNS = ("status", "duration_ms", "rows_in", "rows_out", "columns", "error", "finished_at")
+DONE_COLUMNS = ("status", "duration_ms", "rows_in", "rows_out", *SEEN_COLUMNS, "error", "finished_at")
 NEW_STEP = {**dict.fromkeys(DONE_COLUMNS), "status": "running", "finished_n": None}
 STEP_COLUMNS = ("run_id", "attempt", "step", "parent", "name", "path", "started_at", "n", *NEW_STEP)
 LOG_COLUMNS = ("run_id", "attempt", "n", "at", "level", "step", "stream", "message", "fields")
 OBSERVATION_COLUMNS = ("run_id", "attempt", "n", "kind", "at", "step", "name", "data")
+#: The most places that are remembered of a pipeline: those that it used last.
+LINEAGE_MAX = 100
+OLD_LINEAGE = f"""
+    DELETE FROM lineage WHERE pipeline = ?1 AND (place, resource, how) IN (SELECT place, resource, how FROM lineage
+    WHERE pipeline = ?1 ORDER BY at DESC LIMIT -1 OFFSET {LINEAGE_MAX})
+"""
+#: The steps of an attempt with rows, except what no step of ours can have written.
+STEPS_WITH_ROWS = """
+    SELECT path, status, columns, nulls, places, rows_in, rows_out FROM steps
+    WHERE run_id = ? AND attempt = ? AND length(coalesce(columns, places)) < 20000 ORDER BY step LIMIT 500
+"""
 JOB = f"""
-    SELECT r.pipeline, r.version, r.params, r.scheduled_for, r.upstream, r.resume_from, s.state,
+    SELECT r.pipeline, r.version, r.params, r.scheduled_for, r.upstream, r.resume_from, s.state, b.seen,
     v.sha256, v.entry, v.function, json_extract(v.options, '$.environment') AS environment,
     json_extract(v.options, '$.timeout') AS timeout, json_extract(v.options, '$.memory') AS memory_bytes,
     nullif(coalesce(r.executor, json_extract(v.options, '$.executor')), '{LOCAL_EXECUTOR}') AS executor,
     (SELECT started_at FROM runs WHERE pipeline = r.pipeline AND status = 'success' ORDER BY run_id DESC LIMIT 1)
     AS last_success FROM runs r JOIN versions v ON v.pipeline = r.pipeline AND v.version = r.version
-    LEFT JOIN states s ON s.pipeline = r.pipeline WHERE r.run_id = ?
+    LEFT JOIN states s ON s.pipeline = r.pipeline LEFT JOIN baselines b ON b.pipeline = r.pipeline WHERE r.run_id = ?
 """
 
 
@@ -10937,8 +11142,23 @@ class Questions(Sql):
             "options": {key: value for key, value in options.items() if key not in apart},
             **live,
             "versions": self.rows(f"{versions} ORDER BY version DESC LIMIT 5", name),
-            "last_run": self.row(f"{last} ORDER BY run_id DESC LIMIT 1", name),
+            "last_run": (last_run := self.row(f"{last} ORDER BY run_id DESC LIMIT 1", name)),
+            "lineage": self.uses(name, "unknown" if last_run else []),
         }
+
+    def uses(self, name: str, otherwise: Any) -> Json:
+        """Returns what a pipeline reads and writes; *otherwise* if it reads nothing that is known."""
+        rows = self.rows("SELECT * FROM lineage WHERE pipeline = ? AND place <> '' ORDER BY place, resource", name)
+        shown = ("place", "resource", "version", "run_id", "at")
+        uses = {how: [pick(row, *shown) for row in rows if row["how"] == how] for how in ("reads", "writes")}
+        return uses | {"reads": uses["reads"] or otherwise}
+
+    def lineage(self, name: str | None, place: str | None, resource: str | None) -> list[Json]:
+        """Returns who reads and writes what: all, what one pipeline touches, or one place.
+
+        Files of a folder or a pattern count; those who read from an unknown place, '', are always among them.
+        """
+        return self.rows(LINEAGE, name=name, place=place, resource=resource)
 
     def version(self, name: str, number: int | None) -> Json:
         """Returns a version of a pipeline; without a number, the current one."""
@@ -11302,6 +11522,18 @@ class Questions(Sql):
         return int(self.value(live, name))
 
 
+#: `asked` is what is asked for.  Databases tell capitals in names of tables or not: this says rather too much.
+LINEAGE = """
+    WITH asked AS (
+        SELECT place, resource FROM lineage WHERE pipeline = :name AND place <> '' UNION SELECT :place, :resource
+    ) SELECT l.* FROM lineage l JOIN pipelines p ON p.name = l.pipeline AND p.deployed = 1
+    WHERE l.place = '' OR coalesce(:name, :place) IS NULL OR EXISTS (
+        SELECT 1 FROM asked a WHERE lower(coalesce(a.resource, l.resource)) = lower(l.resource) AND (l.place = a.place
+        OR l.place GLOB a.place OR a.place GLOB l.place OR l.place GLOB a.place || '/*' OR a.place GLOB l.place || '/*')
+    ) ORDER BY l.place, lower(l.resource), at DESC
+"""
+
+
 class Budget:
     """What one question may take: seconds, rows and bytes.  TooMuch when that is used up."""
 
@@ -11376,7 +11608,8 @@ STORY = """
         SELECT attempt, n, at, 'log' AS type, json_object('level', level, 'step', step, 'stream', stream,
             'message', message, 'fields', json(fields)) AS data FROM logs WHERE {after}
         UNION ALL
-        SELECT attempt, n, at, kind, json_set(data, '$.step', step, '$.name', name) FROM observations WHERE {after}
+        SELECT attempt, n, at, kind, json_set(data, '$.step', step, '$.name', name) FROM observations
+            WHERE kind <> 'sample' AND {after}
         UNION ALL
         SELECT attempt, n, started_at, 'step.started', json_object('step', path) FROM steps WHERE {after}
         UNION ALL
@@ -11389,7 +11622,7 @@ STORY = """
                 ELSE coalesce(json_extract(data, '$.attempt'), 1) END AS attempt,
             CASE type WHEN 'run.started' THEN 0 WHEN 'run.retrying' THEN 999999989 WHEN 'run.finished' THEN 999999990
                 ELSE (SELECT count(*) FROM events b WHERE b.run_id = e.run_id AND b.seq <= e.seq) - 10 END AS n
-            FROM events e) WHERE {after}
+            FROM events e WHERE type <> 'run.drifted') WHERE {after}
         ORDER BY attempt, n LIMIT {page}
     )
     SELECT (attempt - 1) * 1000000000 + 10 + n AS seq, at, type, data FROM page ORDER BY seq
@@ -12768,6 +13001,8 @@ def run_process(job: Json, born: str | None) -> int:
         again = isinstance(problem, attempt.retry_on) or (False if in_vain else None)
         code = problem.code if isinstance(problem, SystemExit) else 1
         record = {"t": "raised", "error": error_document(problem, attempt), "retry": again}
+        with contextlib.suppress(Exception):  # the outcome matters more
+            attempt.show_samples()
     wind_down(record, attempt)
     return code & 0xFF if isinstance(code, int) else 1
 
@@ -13064,7 +13299,8 @@ def pipeline(
     queue_timeout: float | str | None = None, memory: int | str | None = None, max_concurrent: int | None = None,
     overlap: str = "skip", misfire: str = "last", catchup_window: float | str = "24h", jitter: float | str = 0.0,
     after: str | Sequence[str] = (), pause_after_failures: int | None = None,
-    expect_success_within: float | str | None = None, executor: str | None = None,
+    expect_success_within: float | str | None = None, executor: str | None = None, drift: str = "warn",
+    samples: bool = True,
 ) -> Any:  # fmt: skip
     """Makes a sync or async function a pipeline.  The function itself stays callable.
 
@@ -13080,6 +13316,8 @@ def pipeline(
     Retries: up to *retries* more attempts follow a failed one, after *retry_delay*, which
     *retry_backoff* multiplies after each failure, up to *retry_delay_max*.  *retry_jitter* changes each delay at
     random, by up to this share.  *retry_on* limits retries to these exceptions, `"died"`, `"lost"`, `"timeout"`.
+    Data: if the rows of a step differ from those of the last success in columns, missing values or number, *drift*
+    says whether to warn, to fail or to ignore it.  *samples* says whether a run that fails shows some of its rows.
     *executor* names an executor of tau.toml.  Raises BadRequest for an option that is wrong.
     """
     given = {option: value for option, value in locals().items() if option in PIPELINE_OPTIONS}
@@ -13184,6 +13422,8 @@ PIPELINE_OPTIONS: dict[str, Json | Callable[[Any], Any]] = {
     "pause_after_failures": {"type": "integer", "minimum": 1, "maximum": 1_000},
     "expect_success_within": check_limit,
     "executor": {"type": "string"},
+    "drift": {"enum": DRIFTS},
+    "samples": {"type": "boolean"},
 }
 
 
@@ -13372,6 +13612,7 @@ class PipelineContext:
         """
         place = find_place(source, resource, self._around, options)
         step = self.step(f"extract {place.label}")
+        step.places, self._attempt.has_read = place.uses("reads"), True
         if stream:
             count = BATCH_ROWS if batch_rows is None else batch_rows
             demand(COUNT, count, "batch_rows")
@@ -13408,6 +13649,9 @@ class PipelineContext:
         keys = check_mode(mode, key)
         place = find_place(target, resource, self._around, options, writing=True)
         with self.step(f"load {place.label}") as step:
+            step.places = place.uses("writes")
+            if not isinstance(data, Stream) and not (self._attempt.has_read and isinstance(data, list)):
+                step.places += [{"how": "reads", "place": "", "resource": ""}]  # who knows where they are from
             said = await settle(place.write(counted(step, batches_of(data), keys * (mode == "upsert")), mode, keys))
             step.rows_out = step.rows_in if said is None else int(said)
             return Count(step.rows_out or 0)
@@ -13420,7 +13664,9 @@ class PipelineContext:
         """
         place = find_warehouse(connection, self._around)
         with self.step(f"sql {brief(query)}") as step:
+            step.places = place.uses("reads", query)
             result = place.run(query, dict(params or {}))
+            self._attempt.has_read |= isinstance(result, Rows)
             if isinstance(result, Rows):
                 return put_out(step, result)
             step.rows_out = max(result, 0)
@@ -13519,9 +13765,11 @@ def make_step(step: Any, params: Json) -> Callable[[Rows], Any]:
 async def pass_through(whole: Step, parts: list[tuple[Step, Callable[[Rows], Any]]], rows: Rows) -> Rows:
     with whole:
         whole.rows_in = len(rows)
+        whole.take_sample(rows, "in")
         for step, work in parts:
             with step:
                 step.rows_in = len(rows)
+                step.take_sample(rows, "in")
                 rows = put_out(step, step_result(await settle(work(rows)), rows, step.name))
         return put_out(whole, rows)
 
@@ -13548,6 +13796,7 @@ def map_batches(step: Step, work: Callable[[Rows], Any], stream: Stream) -> Batc
     step.rows_in = 0
     for batch in stream:
         step.rows_in += len(batch)
+        step.take_sample(batch, "in")
         result = work(batch)
         if hasattr(result, "__await__") and not isinstance(result, Rows):
             result.close()
@@ -13611,7 +13860,7 @@ def call_locally(chosen: Pipeline, job: Json, path: str) -> Json:
     steps: dict[int, Json] = {}
     for line in records:
         if line["t"] == "step":
-            unfinished = dict.fromkeys(("duration_ms", "rows_in", "rows_out", "columns", "error"))
+            unfinished = dict.fromkeys(("duration_ms", "rows_in", "rows_out", *SEEN_COLUMNS, "error"))
             steps[line["step"]] = {**unfinished, "status": "running", **line, "started_at": rfc3339(line["at"])}
         elif line["t"] == "done":
             steps[line["step"]] |= line
@@ -13624,6 +13873,8 @@ def call_locally(chosen: Pipeline, job: Json, path: str) -> Json:
 
 def returned_by(chosen: Pipeline, context: PipelineContext) -> Json:
     job, attempt = context._job, context._attempt
+    attempt.drift = chosen.options["drift"]
+    attempt.sample_rows = chosen.options["samples"] * job["limits"].get("sample_rows", 0)
     context.params = chosen.parameters.convert(job["params"])
     inherit_steps()
     try:
@@ -14082,6 +14333,7 @@ class Surroundings:
         self.connections: dict[str, Json] = job.get("connections", {})
         self.secrets: str | dict[str, str] = job["secrets"]  # a folder, or the secrets that were sent
         self.engines: dict[str, Any] = {}  # URL → SQLAlchemy's engine, which keeps connections
+        self.name_of = functools.partial(place_name, directory=context.data_dir)
 
     def url_of(self, name: str) -> str:
         """Fills the secrets into a URL, or that of a connection, and hides its password."""
@@ -14125,11 +14377,15 @@ def passwords_in(url: str) -> Iterator[str]:
 class Place:
     """Where rows are.  `read` yields batches.  `write` takes batches and returns how many rows, or None for all.
 
-    *label* names it in the trace.  *options* come from `extract` or `load`.
+    *label* names it in the trace, *name* in the lineage.  *options* come from `extract` or `load`.
     """
 
-    def __init__(self, label: str, options: Json) -> None:
-        self.label, self.options = label, options
+    def __init__(self, label: str, options: Json, name: str) -> None:
+        self.label, self.options, self.name = label, options, name
+
+    def uses(self, how: str, query: str | None = None) -> list[Json]:
+        """Returns what is read or written there, as a record says it; a *query* tells that itself."""
+        return [{"how": how, "place": self.name, "resource": str(self.options.get("resource", ""))}]
 
     def fit(self, what: str, known: Iterable[str], own: Mapping[str, PlaceOption] = {}, hint: str = "") -> Json:
         """Returns the options that are not in *own*.
@@ -14228,7 +14484,7 @@ class Registered(Place):
     """A source or target that the author wrote."""
 
     def __init__(self, name: str, function: AnyFunction, resource: str | None, options: Json) -> None:
-        super().__init__(name, options if resource is None else {"resource": resource, **options})
+        super().__init__(name, options if resource is None else {"resource": resource, **options}, f"@{name}")
         self.function = function
 
     def call(self, *arguments: Any, **more: Any) -> Any:
@@ -14278,7 +14534,7 @@ class LocalFile(Place):
 
     def __init__(self, path: str, around: Surroundings, options: Json) -> None:
         self.path, self.around = path + "*" * path.endswith("/"), around
-        super().__init__(os.path.basename(path.rstrip("/")) or path, options)
+        super().__init__(os.path.basename(path.rstrip("/")) or path, options, around.name_of(path))
 
     def read(self, batch_rows: int | None) -> Batches:
         """Yields the rows of all files in the order of their names.  A file counts as read after its last batch."""
@@ -14526,7 +14782,7 @@ class Web(Place):
         if origin(parts.geturl()) is None:
             raise BadRequest(f"{bare_url(url)} is no URL of a host and a port", "https://host:443/path")
         label = parts.path.rstrip("/").rpartition("/")[2] or str(parts.hostname)
-        super().__init__(label, options)
+        super().__init__(label, options, around.name_of(url))
         formats = itertools.chain.from_iterable(form.reads for form in FILE_FORMATS.values())
         hint = f"it takes {', '.join(WEB_OPTIONS)}; an @source can do anything"
         self.fit("http(s)", formats, WEB_OPTIONS, hint=hint)
@@ -14862,9 +15118,16 @@ class Table(Place):
 
     def __init__(self, url: str, resource: str | None, around: Surroundings, options: Json) -> None:
         label = brief(resource) if resource else bare_url(url).rpartition("/")[2] or url.partition(":")[0]
-        super().__init__(label, options)
+        super().__init__(label, options, around.name_of(url))
         self.fit("a database", ("params",))
         self.url, self.resource, self.around = url, resource, around
+
+    def uses(self, how: str, query: str | None = None) -> list[Json]:
+        words = query or self.resource or ""
+        is_table = query is None and (how == "writes" or re.match(QUERY, words, re.IGNORECASE) is None)
+        found = [(how, words)] if is_table else tables_in(words) or [(how, "")]
+        tables = [(way, re.sub(r"^(main|public|dbo)\.", "", table)) for way, table in found]
+        return [{"how": way, "place": self.name, "resource": table} for way, table in tables]
 
     def connect(self, begin: str, makes: bool = False) -> Any:
         """Returns a connection for a `with`: a transaction, rolled back by an exception.
@@ -14908,6 +15171,29 @@ class Table(Place):
         with self.connect("", makes) as house:
             answer = house.execute(statement, params)
             return answer if isinstance(answer, int) else collect(answer)
+
+
+#: In SQL: comments, texts, and FROM in the call of a function; a name, as it is or quoted, maybe of a schema; tables.
+NO_TABLES = r"--[^\n]*|/\*.*?\*/|'(?:[^']|'')*'|\(\s*\w+\s+from\b|\bdistinct\s+from\b"
+SQL_NAME = r"(?:\"[^\"]+\"|`[^`]+`|\[[^]]+\]|[^\W\d]\w*+)"
+SQL_TABLE = rf"{SQL_NAME}(?:\s*\.\s*{SQL_NAME})*+"
+READ_OR_WRITTEN = (
+    r"\b(delete\s+from|into|(?<!do )(?<!for )update|(?:table|view)(?:\s+if(?:\s+not)?\s+exists)?|from|join)\s+"
+    rf"(?:only\s+)?({SQL_TABLE}(?:(?:\s+(?:as\s+)?{SQL_NAME})?\s*,\s*{SQL_TABLE})*+)(\s*\()?"
+)
+
+
+def tables_in(query: str) -> list[tuple[str, str]]:
+    """Returns the tables that SQL reads or writes, as far as words such as FROM and INTO tell."""
+    text = re.sub(NO_TABLES, " ", query, flags=re.DOTALL | re.IGNORECASE)
+    own = {name.lower() for name in re.findall(rf"({SQL_NAME})\s+as\s+(?:not\s+)?(?:materialized\s+)?\(", text, re.I)}
+    found = []
+    for word, tables, call in re.findall(READ_OR_WRITTEN, text, re.IGNORECASE):
+        how = "reads" if word.lower() in ("from", "join") else "writes"
+        for table in () if call and how == "reads" else re.findall(rf"(?:^|,)\s*({SQL_TABLE})", tables):
+            if table.lower() not in own | {"set", "select", "lateral"}:
+                found.append((how, re.sub(r"[\"`[\]]|\s*(\.)\s*", r"\1", table)))
+    return [*dict.fromkeys(found)][:50]
 
 
 class Loading:
@@ -16290,16 +16576,38 @@ def columns_of(rows: Rows) -> list[str]:
     return [*dict.fromkeys(itertools.chain(rows.columns if not rows else (), *shapes))]
 
 
-def observed(rows: Rows, before: Mapping[str, str] | None = None) -> dict[str, str]:
-    """Returns the columns with the types in their first rows and those *before*: `{"fare": "real|null"}`."""
-    sample, seen = Rows(rows[:OBSERVED_ROWS], rows.columns), dict(before or {})
-    for name in columns_of(sample)[:OBSERVED_COLUMNS]:
-        short = clip(name, WORD_MAX)
-        words = {kind_of(cell_type).name or "null" for cell_type in {type(row[name]) for row in sample if name in row}}
-        words |= {*filter(None, seen.get(short, "").split("|"))}
-        if len(seen) < OBSERVED_COLUMNS or short in seen:
-            seen[short] = "|".join(sorted(words, key=lambda word: (word == "null", word)))
-    return seen
+class Seen:
+    """What a step has seen of its rows: the kinds in each column, and in how many rows it has a value."""
+
+    __slots__ = ("filled", "kinds", "rows")
+
+    def __init__(self) -> None:
+        self.kinds: dict[str, set[str]] = {}
+        self.filled: dict[str, float] = {}
+        self.rows = 0
+
+    def add(self, rows: Rows) -> None:
+        """Looks at every n-th row of a batch."""
+        sample = Rows(rows[:: max(-(-len(rows) // OBSERVED_ROWS), 1)], rows.columns)
+        columns, weight = columns_of(sample), len(rows) / max(len(sample), 1)
+        is_even = {*map(len, sample)} <= {len(columns)}
+        for name in columns[:OBSERVED_COLUMNS]:
+            cells = map(operator.itemgetter(name), sample) if is_even else (row.get(name) for row in sample)
+            types, short = [*map(type, cells)], clip(name, WORD_MAX)
+            if len(self.kinds) < OBSERVED_COLUMNS or short in self.kinds:
+                self.kinds.setdefault(short, set()).update(kind_of(cell_type).name or "null" for cell_type in {*types})
+                missing = weight * types.count(type(None))
+                self.filled[short] = self.filled.get(short, 0) + len(rows) - missing
+        self.rows += len(rows)
+
+    def document(self) -> Json:
+        """Returns the columns, `{"fare": "real|null"}`, and the share of missing values in those that have some."""
+        kinds = {name: sorted(known, key=lambda word: (word == "null", word)) for name, known in self.kinds.items()}
+        nulls = {name: 1 - filled / self.rows for name, filled in self.filled.items() if filled < self.rows}
+        return {
+            "columns": {SECRETS.text(name): "|".join(known) for name, known in kinds.items()},
+            "nulls": {SECRETS.text(name): round(share, 4) for name, share in nulls.items()},
+        }
 
 
 # Streams, and the steps that count rows.
@@ -16309,21 +16617,46 @@ def brief(query: str) -> str:
     return cut_text(SECRETS.text(" ".join(query.split())), 60)
 
 
-def put_out(step: Step, rows: Rows) -> Rows:
+def put_out(step: Step, rows: Rows, is_whole: bool = True) -> Rows:
     """Counts rows as what comes out of a step and returns them."""
-    step.rows_out, step.columns = (step.rows_out or 0) + len(rows), observed(rows, step.columns)
+    step.rows_out = (step.rows_out or 0) + len(rows)
+    note_rows(step, rows, "out")
+    compare(step, is_whole)
     return rows
 
 
+def note_rows(step: Step, rows: Rows, way: str) -> None:
+    step.seen = step.seen or Seen()
+    step.seen.add(rows)
+    step.take_sample(rows, way)
+
+
+def compare(step: Step, is_whole: bool = True) -> None:
+    """Records how a step's rows differ from those of the last success.  Raises DriftFound if they must not.
+
+    Before a step has seen all of its rows, or if it occurs several times, only new columns and kinds tell anything.
+    """
+    attempt, before = step.attempt, (step.attempt.job.get("seen") or {}).get(step.path)
+    if before is None or step.seen is None or attempt.drift == "ignore" or not (is_whole or attempt.drift == "fail"):
+        return
+    now = step.seen.document() | {"rows": step.rows_in if step.rows_out is None else step.rows_out}
+    is_sure = is_whole and before["times"] == 1
+    changes = [change for change in differences(before, now) if is_sure or change["what"] in ("added", "retyped")]
+    if changes:
+        attempt.drifted(step.path, changes)
+
+
 def counted(step: Step, batches: Batches, keys: Sequence[str] = ()) -> Batches:
-    """Yields the batches, if they have the columns *keys*.  The step notes how many rows they have, and columns."""
+    """Yields the batches, if they have the columns *keys*.  The step counts them and looks at them before."""
     step.rows_in = 0
     for batch in batches:
         if batch and keys:
             check_columns(keys, columns_of(batch))
         step.rows_in += len(batch)
-        step.columns = observed(batch, step.columns)
+        note_rows(step, batch, "in")
+        compare(step, is_whole=False)
         yield batch
+    compare(step)
 
 
 def batches_from(place: Any, batch_rows: int) -> Batches:
@@ -16349,6 +16682,7 @@ class Stream(Ready):
         try:
             while (batch := self.pull(batches)) is not None:
                 yield batch
+            compare(self.step)
         except BaseException as problem:
             failure = None if isinstance(problem, GeneratorExit) else problem  # a reader may stop early
             raise
@@ -16372,7 +16706,7 @@ class Stream(Ready):
             batch: Rows | None = call_in(self.step, next, batches, None)
         finally:
             self.busy_s += perf_counter() - began
-        return batch if batch is None else put_out(self.step, batch)
+        return batch if batch is None else put_out(self.step, batch, is_whole=False)
 
 
 # --- 49. Trace ---------------------------------------------------------------------------
@@ -16429,6 +16763,10 @@ class Attempt:
         self.steps = itertools.count(1)
         self.failed: tuple[BaseException | None, str | None] = (None, None)  # the exception, its innermost step
         self.outputs: list[Output] = []  # what captures descriptors 1 and 2
+        self.has_read = False  # whether an extract or a query has returned rows
+        self.drift, self.sample_rows = "ignore", 0  # as the pipeline says, once it is known
+        self.told: dict[str, str] = {}  # what differs → the step that has told it
+        self.sampled = collections.deque[Step](maxlen=SAMPLED_STEPS)  # the last steps that have kept rows
 
     def stop(self, number: int, frame: FrameType | None) -> None:
         """Handles SIGTERM."""
@@ -16489,6 +16827,26 @@ class Attempt:
         for output in self.outputs:
             if output.file < 0:
                 write_faults(output.divert())  # no thread reads the pipe in a crash
+
+    def drifted(self, path: str, changes: list[Json]) -> None:
+        """Records what no step has told yet.  Raises DriftFound if the pipeline fails then."""
+        fresh = {encode_json({**change, "before": None}): change for change in changes}
+        fresh = {text: change for text, change in fresh.items() if text not in self.told}
+        if fresh and len({*self.told.values()}) < DRIFTS_MAX:
+            data = {"changes": [*fresh.values()]}
+            self.journal.write({"t": "drift", "at": now(), "name": "", "step": path, "data": data})
+        self.told |= dict.fromkeys(fresh, path)
+        if self.drift == "fail":
+            hint = 'if that is right from now on: @pipeline(drift="warn") until a run has succeeded'
+            wrong = f"step '{path}' differs from the last success: {difference_text(changes)}"
+            raise DriftFound(wrong, hint, changes=changes[:10])
+
+    def show_samples(self) -> None:
+        """Writes the rows that the last steps have kept, for whoever mends the run."""
+        for step in self.sampled if os.getpid() == self.journal.pid else ():
+            for way, rows in step.kept.items():
+                data = {"way": way, "rows": sample_of(rows, SAMPLE_BYTES // len(step.kept))}
+                self.journal.write({"t": "sample", "at": now(), "name": "", "step": step.path, "data": data})
 
     def step_of(self, problem: BaseException) -> str | None:
         """The innermost step in which an exception, its cause or a member of its group was raised."""
@@ -16640,8 +16998,10 @@ class Step:
 
     rows_in: int | None = None
     rows_out: int | None = None
-    columns: dict[str, str] | None = None  # column of its output → type
     began = 0.0
+    seen: Seen | None = None
+    places: list[Json] = []  # noqa: RUF012
+    kept: dict[str, list[Json]] = {}  # in or out → some rows  # noqa: RUF012
     limit: Any = None  # the Alarm or asyncio.timeout
     #: The open steps of generators.  current_step() does not hold them: a generator may wait while others run.
     of_generators: list[Step] = []  # noqa: RUF012
@@ -16691,6 +17051,13 @@ class Step:
             raise late from exception[1]
         self.__exit__(*exception)
 
+    def take_sample(self, rows: list[Json], way: str) -> None:
+        """Keeps the first rows in memory: they are written down only if the run fails."""
+        if rows and (most := self.attempt.sample_rows):
+            if not self.kept:
+                self.attempt.sampled.append(self)
+            self.kept = self.kept | {way: rows[:most]}
+
     def too_late(self) -> StepTimeout:
         return StepTimeout(f"step '{self.path}' took longer than {self.timeout:g} s", "raise its timeout")
 
@@ -16725,8 +17092,10 @@ class Step:
             more += f',"rows_in":{row_count(self.rows_in)}'
         if self.rows_out is not None:
             more += f',"rows_out":{row_count(self.rows_out)}'
-        if self.columns is not None:
-            more += f',"columns":{encode_json(SECRETS.document(self.columns))}'
+        if self.seen is not None:
+            more += f",{encode_json(self.seen.document())[1:-1]}"
+        if self.places:
+            more += f',"places":{encode_json(SECRETS.document(self.places))}'
         head = f'{{"t":"done","at":{now()!r},"step":{self.number},"status":"{status}"'
         self.write(f'{head},"duration_ms":{took:.3f}{more}}}\n')
 
@@ -17024,7 +17393,7 @@ def key_text(key: Any, path: str, holder: dict[Any, Any]) -> str:
 def error_document(problem: BaseException, attempt: Attempt) -> Json:
     """Returns an exception as the error document of a run."""
     kind, folder, cause = "exception" if attempt.loaded else "load", attempt.job["folder"], None
-    kinds: dict[type[BaseException], str] = {BadResult: "result", CheckFailed: "check", StepTimeout: "timeout"}
+    kinds = {BadResult: "result", CheckFailed: "check", DriftFound: "drift", StepTimeout: "timeout"}
     kind = next((word for cause, word in kinds.items() if isinstance(problem, cause)), kind)
     frames = user_frames(problem.__traceback__, folder)
     about = error_in_brief(problem, frames, folder)
@@ -17259,6 +17628,30 @@ NAMED_SECRET = (
 
 def is_secret(name: object) -> bool:
     return isinstance(name, str) and any(word in name.lower() for word in SECRET_WORDS)
+
+
+#: How samples are made smaller, step by step: letters of a cell, columns, rows.
+SAMPLE_CUTS = ((160, 50, 10), (60, 50, 10), (24, 50, 10), (24, 20, 10), (24, 5, 10), (24, 5, 3), (24, 5, 1), (24, 1, 1))
+
+
+def sample_of(rows: list[Json], room: int) -> list[Json]:
+    """Returns rows without secrets that have at most *room* bytes as JSON: cells are cut, then columns, then rows."""
+    texts = [{clip(name, 60): "***" if is_secret(name) else sample_cell(row[name]) for name in row} for row in rows]
+    for letters, columns, count in SAMPLE_CUTS:
+        cells = [itertools.islice(row.items(), columns) for row in texts[:count]]
+        made = [{name: cut_text(cell, letters) if type(cell) is str else cell for name, cell in row} for row in cells]
+        if len(encode_json(made).encode("utf-8", "replace")) <= room:
+            break
+    return made
+
+
+def sample_cell(cell: Any) -> Any:
+    """Returns a cell as a short number, or as text without secrets."""
+    if cell is None or (type(cell) in (bool, int, float) and abs(cell) < 1 << 53):
+        return cell
+    if isinstance(cell, (*CONTAINERS,)):
+        return safe_repr(cell)
+    return SECRETS.text(cell if type(cell) is str else timed(str, cell))
 
 
 class TookTooLong(BaseException):

@@ -46,6 +46,8 @@ GOOD: dict[str, dict[str, Any]] = {
         "rows_in": 1,
         "rows_out": None,
         "columns": {"a": "text"},
+        "nulls": {"a": 0.5},
+        "places": [{"how": "reads", "place": "/in.csv", "resource": ""}],
         "error": {"type": "E", "message": "m"},
     },
     "check": {
@@ -56,6 +58,13 @@ GOOD: dict[str, dict[str, Any]] = {
     },
     "metric": {"at": 1.0, "name": "n", "step": None, "data": {"value": 1.5}},
     "progress": {"at": 1.0, "name": "", "step": None, "data": {"done": 1, "total": None, "message": ""}},
+    "drift": {
+        "at": 1.0,
+        "name": "",
+        "step": "a",
+        "data": {"changes": [{"column": "a", "what": "retyped", "before": "text", "now": "real"}]},
+    },
+    "sample": {"at": 1.0, "name": "", "step": "a", "data": {"way": "in", "rows": [{"a": 1}]}},
 }
 DEEP: Any = 0
 for _ in range(70):

@@ -60,18 +60,18 @@ CASES: dict[str, Case] = {
     ),
     "an option of @pipeline of another tool": Case(
         "tau deploy NAME.py",
-        "@pipeline knows after, catchup_window, description, end, every, executor, expect_success_within, jitter,"
+        "@pipeline knows after, catchup_window, description, drift, end, every, executor, expect_success_within, jitter,"
         " max_concurrent, memory, misfire, name, overlap, pause_after_failures, queue_timeout, retries, retry_backoff,"
-        " retry_delay, retry_delay_max, retry_jitter, retry_on, schedule, start, tags, timeout, timezone",
+        " retry_delay, retry_delay_max, retry_jitter, retry_on, samples, schedule, start, tags, timeout, timezone",
         text=SIMPLE.replace("@pipeline", "@pipeline(cron='0 6 * * *')"),
         before=(),
     ),
     "an option of @pipeline misspelled": Case(
         "tau deploy NAME.py",
-        "did you mean 'retries'? @pipeline knows after, catchup_window, description, end, every, executor,"
+        "did you mean 'retries'? @pipeline knows after, catchup_window, description, drift, end, every, executor,"
         " expect_success_within, jitter, max_concurrent, memory, misfire, name, overlap, pause_after_failures,"
-        " queue_timeout, retries, retry_backoff, retry_delay, retry_delay_max, retry_jitter, retry_on, schedule, start,"
-        " tags, timeout, timezone",
+        " queue_timeout, retries, retry_backoff, retry_delay, retry_delay_max, retry_jitter, retry_on, samples,"
+        " schedule, start, tags, timeout, timezone",
         text=SIMPLE.replace("@pipeline", "@pipeline(retrys=2)"),
         before=(),
     ),

@@ -46,6 +46,7 @@ REQUESTS: dict[str, dict[str, Any]] = {
     "undeploy": {"name": "{name}"},
     "list": {},
     "show": {"name": "{name}"},
+    "lineage": {"name": "{name}"},
     "code": {"name": "{name}"},
     "versions": {"name": "{name}"},
     "rollback": {"name": "{name}", "to": 1},

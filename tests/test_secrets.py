@@ -341,8 +341,8 @@ def tell(ctx, key):
     ctx.progress(1, 2, key)
     ctx.check((f"named {key}", False), severity="warn")
     ctx.memo(f"memo {key}", len, key)
-    with ctx.step(f"step {key}") as step:
-        step.columns = {key: key}
+    with ctx.step(f"step {key}"):
+        ctx.load("kept.jsonl", [{key: key}])
     try:
         with ctx.step("breaks"):
             raise type(key.replace("\\0", ""), (Exception,), {})(key)
