@@ -3424,8 +3424,8 @@ def ask_for_code(client: Client, name: str, params: Json, view: View) -> Json:
         return document
     files = demand(KINDS["list[Json]"], decode(json_bytes(document.get("files"))), "files")
     check_paths([file.get("path") for file in files])
-    changes = write_files(params["out"], {file["path"]: read_content(file) for file in files}, "force" in params)
-    place, entry = functools.partial(os.path.join, file_word(params["out"])), str(document.get("entry"))
+    changes = write_files(params["out"] or ".", {file["path"]: read_content(file) for file in files}, "force" in params)
+    place, entry = functools.partial(os.path.join, file_word(params["out"] or ".")), str(document.get("entry"))
     beside = sorted({file["path"].partition("/")[0] for file in files} - {entry})
     words = [place(entry), *(["--include", *map(place, beside)] if beside else [])]
     words = [place(""), "--entry", entry] if "/" in entry else words  # from its own folder it would have another path
@@ -4611,7 +4611,7 @@ PAINTERS: dict[str, Any] = {
     "environments": "name host key in_use entry dependencies built",
     "keys": "name scope status expires_at used_at pipelines",
     "secrets": "name found used_by",
-    "versions": "version live deployed_at entry actor reason files added removed runs last_status",
+    "versions": "version live deployed_at entry actor reason files lines_added lines_removed runs last_status",
     "attempts": lambda view, rows: view.table(rows, "attempt status started_at duration_ms what") if rows[1:] else [],
     "ticks": "local tick_at moved pipeline",
     "live": "status elapsed_ms pipeline doing run_id",
@@ -6050,12 +6050,9 @@ class Call:
 
     budget: Budget  # of what is done beside the loop
 
-    def __init__(
-        self, connection: Connection, caller: Caller, request: Any, chosen: Operation, reason: str | None = None
-    ) -> None:
+    def __init__(self, connection: Connection, caller: Caller, request: Any, chosen: Operation) -> None:
         self.connection, self.caller, self.request, self.chosen = connection, caller, request, chosen
         self.daemon, self.actor = connection.daemon, Actor(caller.name)
-        self.actor.reason = reason and cut_text(reason, REASON_MAX)
         self.ask = self.daemon.store.ask
 
     async def write(self, work: Callable[..., Answer], *arguments: Any) -> Answer:
@@ -6333,7 +6330,8 @@ class Connection(Protocol):
         arguments = chosen.check(params)
         if self.daemon.stopping and chosen.effect != "reads":
             raise Unavailable(*SHUTTING_DOWN)
-        call = Call(self, self.caller, message.get("id"), chosen, arguments.get("reason"))
+        call = Call(self, self.caller, message.get("id"), chosen)
+        call.actor.reason = arguments.get("reason")
         return await perform(call, arguments)
 
     def check_room(self, name: str) -> None:
@@ -6687,8 +6685,7 @@ async def deploy(
         if not take_over and not dry_run and (previously := others["previously"]):
             hint = shell_line("tau", "deploy", *pipelines[0]["origin"], "--take-over")
             raise Conflict(f"deployed from another file: {spoken(previously)}", hint, previously=previously)
-        put = deployment.foresee if dry_run else deployment.commit
-        deployed = await put(pipelines, digest, schedule, expect)
+        deployed = await deployment.put(pipelines, digest, schedule, expect, dry_run)
     except Conflict as problem:
         if expect and (live := problem.detail.get("live")):
             with contextlib.suppress(NotFound):  # what was expected never was, or was deleted
@@ -6721,13 +6718,14 @@ def versions(call: Call, name: PipelineName, *, limit: Limit = 20) -> Json:
     tau versions orders
     tau versions orders --limit 100
     """
+    call.ask.known(name)
     rows, total = call.ask.versions(name, limit)
     counted = functools.lru_cache(2)(lambda digest: count_lines(seen_sources(call, digest)))
     for row in rows:
         digest, before = row.pop("sha256"), row.pop("replaced_sha256")
         now, old = counted(digest), counted(before) if before else collections.Counter()
-        files = len({path for path, _ in now})
-        row |= {"live": bool(row["live"]), "files": files, "added": (now - old).total(), "removed": (old - now).total()}
+        row |= {"live": bool(row["live"]), "files": len({path for path, _ in now})}
+        row |= {"lines_added": (now - old).total(), "lines_removed": (old - now).total()}
         call.budget.check()
     return listing(call, "versions", rows, total, {"name": name})
 
@@ -8291,32 +8289,31 @@ class Deployment:
         commands = [shell_line("tau", "undeploy", name) for name in gone]
         return {"previously": previously, "no_longer_in_file": gone, "next": commands}
 
-    async def commit(self, pipelines: list[Json], digest: str, cron: str | None, expect: int | None) -> list[Json]:
-        """Stores the files and makes the pipelines live, the only one if version *expect* is live now."""
+    async def put(
+        self, pipelines: list[Json], digest: str, cron: str | None, expect: int | None, dry_run: bool
+    ) -> list[Json]:
+        """Stores the files and makes the pipelines live, the only one if version *expect* is live.
+
+        A dry run raises the same errors and only tells what would change.
+        """
         store, agenda = self.daemon.store, self.daemon.agenda
 
         def write() -> list[Json]:
             if expect is not None:
                 store.sql.demand_live(pipelines[0]["name"], expect)
+            if dry_run:
+                agenda.check(pipelines, self.caller, cron)
+                return []
             deployed = agenda.deploy(pipelines, digest, self.caller, self.call.actor, cron)
             store.add_sources(digest, self.sources)
             return deployed
 
         deployed = await store.write(write)
+        if dry_run:
+            return await self.call.beside(lambda call: [self.preview(call, row, digest, cron) for row in pipelines])
         for row in deployed:
             row["next_at"] = self.call.ask.schedule(row["name"])["next_at"]
         return deployed
-
-    async def foresee(self, pipelines: list[Json], digest: str, cron: str | None, expect: int | None) -> list[Json]:
-        """Returns for each pipeline what commit() would change, and raises what it would raise."""
-        await self.daemon.store.write(self.daemon.agenda.check, pipelines, self.caller, cron)
-
-        def look(call: Call) -> list[Json]:
-            if expect is not None:
-                call.ask.demand_live(pipelines[0]["name"], expect)
-            return [self.preview(call, pipeline, digest, cron) for pipeline in pipelines]
-
-        return await self.call.beside(look)
 
     def preview(self, call: Call, pipeline: Json, digest: str, cron: str | None) -> Json:
         """Returns what the deployment of a pipeline would change."""
@@ -9558,21 +9555,17 @@ class Agenda:
         pipeline = self.sql.version(name, number)["options"] | {"name": name}
         answer = {"name": name, "version": number, "previous": live, "changed": number != live}
         if number != live:
-            self.check_ready(pipeline, number)
+            if (executor := pipeline.get("executor")) is not None:
+                demand_executor(executor, self.store.settings["executors"], pipeline.get("environment"))
+            python = Venvs(self.store.home, {}).python(pipeline.get("environment"))
+            if python is not None and not os.path.exists(python):  # a restored home has none
+                hint = shell_line("tau", "code", name, "--version", number, "--out", f"{name}-v{number}")
+                raise Conflict(f"the environment of version {number} is gone: deploy its files again", hint)
             self.check([pipeline], caller)
             self.sql.set("pipelines", {"name": name}, version=number, updated_at=self.store.now())
             self.store.event("pipeline.rolled_back", name, None, {"version": number, "previous": live}, actor)
             self.follow_live(pipeline, answer, actor)
         return answer
-
-    def check_ready(self, pipeline: Json, number: int) -> None:
-        """Raises BadRequest or Conflict unless a version still has its executor and its environment."""
-        executor, environment = pipeline.get("executor"), pipeline.get("environment")
-        if executor is not None:
-            demand_executor(executor, self.store.settings["executors"], environment)
-        if environment and not os.path.exists(os.path.join(self.store.home, "environments", environment, "built")):
-            hint = shell_line("tau", "code", pipeline["name"], "--version", number, "--out", "DIR")
-            raise Conflict(f"the environment of version {number} is gone: deploy its files anew", hint)
 
     def check(self, pipelines: list[Json], caller: Caller, cron: str | None = None) -> None:
         """Raises BadRequest unless all of these can be deployed.
@@ -10571,7 +10564,7 @@ class Store:
         now = self.clock.time()
         self.metrics.fact(type_name, data, now - instant_of(tick) if tick and type_name == "tick.fired" else None)
         event = {"at": rfc3339(now), "type": type_name, "pipeline": pipeline, "run_id": run_id, "data": data}
-        reason = actor.reason if isinstance(actor, Actor) else None
+        reason = actor.reason and cut_text(actor.reason, REASON_MAX) if isinstance(actor, Actor) else None
         self.sql.put("events", event | {"actor": actor, "reason": reason, "scheduled_for": tick})
 
     def move(self, run_id: str, status: str, data: Json | None = None, actor: str = "taud", **columns: Any) -> bool:
@@ -11214,7 +11207,7 @@ class Questions(Sql):
         """Raises Conflict unless this version of a pipeline is live; 0 stands for none."""
         live = self.value("SELECT version FROM live WHERE pipeline = ?", name) or 0
         if live != number:
-            message = f"version {number} of '{name}' is not live, {f'version {live}' if live else 'none'} is"
+            message = f"{f'version {live}' if live else 'no version'} of '{name}' is live, not {number}"
             raise Conflict(message, f"take its changes into yours, then --expect {live}", live=live)
 
     def sources(self, digest: str) -> dict[str, bytes]:

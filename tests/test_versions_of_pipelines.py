@@ -110,8 +110,8 @@ def test_versions_say_who_why_what_and_how_it_went(fresh: Tau) -> None:
     fresh("run", "turned", exit=1)
     new, old = fresh("versions", "turned")["versions"]
     assert {"version": 1, "live": False, "reason": "the first", "entry": "turned.py", "files": 1}.items() <= old.items()
-    assert (old["added"], old["removed"], old["runs"], old["last_status"]) == (6, 0, 1, "success")
-    assert (new["added"], new["removed"], new["runs"], new["last_status"]) == (3, 2, 1, "failed")
+    assert (old["lines_added"], old["lines_removed"], old["runs"], old["last_status"]) == (6, 0, 1, "success")
+    assert (new["lines_added"], new["lines_removed"], new["runs"], new["last_status"]) == (3, 2, 1, "failed")
     assert (new["live"], new["reason"]) == (True, None)
     assert "truncated" in fresh("versions", "turned", "--limit", "1")
 
@@ -283,3 +283,24 @@ def test_a_daemon_that_sends_no_files_is_told_apart(home: Tau, files: Any) -> No
     with fake(home.home, lambda count, line: reply(line, result={"entry": "x", "version": 1, "files": files})):
         assert home("code", "x", "--out", "out", exit=2)["code"] == "bad_request"
     assert not (home.work / "out").exists()
+
+
+def test_a_version_without_its_environment_or_executor_does_not_come_back(home: Tau) -> None:
+    config = home.home / "tau.toml"
+    config.write_text('[executors.far]\ncommand = ["true"]\n')
+    home.start()
+    send(home, source(1))
+    send(home, source(2, '(executor="far")'))
+    send(home, source(3))
+    home.kill()
+    config.write_text("")
+    db = sqlite3.connect(home.home / "tau.db")
+    with db:
+        db.execute("UPDATE versions SET options = json_set(options, '$.environment', 'gone') WHERE version = 1")
+    db.close()
+    home.start()
+    assert home("rollback", "turned", exit=2)["message"] == "there is no executor 'far'"
+    gone = home("rollback", "turned", "--to", "1", exit=5)
+    assert gone["hint"] == "tau code turned --version 1 --out turned-v1"
+    assert home(*shlex.split(gone["hint"])[1:])["written"] == ["turned-v1/turned.py"]
+    assert home("show", "turned")["version"] == 3
