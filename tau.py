@@ -155,6 +155,7 @@ if TYPE_CHECKING:
     Reply = tuple[asyncio.Future[Any] | None, Any]
     # Annotations of operations' arguments: see KINDS.
     Duration = float
+    Bytes = int
     Limit = int
     LogLimit = int
     TickLimit = int
@@ -315,7 +316,6 @@ DRIFTS_MAX = 20
 SAMPLED_STEPS = 20
 SAMPLE_BYTES = 1_000
 DOCUMENT_BYTES = 6_000
-RESULT_SHOWN_BYTES = 2_000
 
 #: A clock that shows an earlier time was never set.
 CLOCK_MIN = 1_767_225_600
@@ -703,7 +703,7 @@ MIGRATIONS = (
     CREATE INDEX incidents_by_last ON incidents (last_at, incident);
 
     -- What was around an attempt and is the same for many: Python, packages, names of variables, the daemon.
-    CREATE TABLE surroundings (sha256 TEXT PRIMARY KEY, data TEXT NOT NULL) STRICT, WITHOUT ROWID;
+    CREATE TABLE surroundings (number INTEGER PRIMARY KEY, sha256 TEXT NOT NULL UNIQUE, data TEXT NOT NULL) STRICT;
     ALTER TABLE attempts ADD COLUMN surroundings TEXT;
 
     -- Which version was live when a version was deployed.
@@ -1125,6 +1125,8 @@ KINDS: dict[str, Json] = {
     "Duration": {"type": ["number", "string"]},
     "Limit": {"type": "integer", "minimum": 1, "maximum": LIST_MAX, "description": "how many at most"},
     "LogLimit": {"type": "integer", "minimum": 1, "maximum": LOGS_MAX},
+    "Bytes": {"type": "integer", "minimum": 3_000, "maximum": ANSWER_BYTES_MAX},
+    "list[int]": {"type": "array", "items": {"type": "integer"}},
     "TickLimit": {"type": "integer", "minimum": 1, "maximum": TICKS_MAX},
     "Json": {"type": "object"},
     "Texts": {"type": "object", "additionalProperties": {"type": "string"}},
@@ -3314,9 +3316,6 @@ def command(words: list[str]) -> int:
         left = problem.detail.pop("include", None) or left_behind(str(problem), options.get("files", ""))
         problem.hint = shell_line("tau", *words, "--include", left) if left else near(problem.hint) or problem.hint
         raise
-    if chosen.name in ("inspect", "run", "retry", "wait"):
-        for run in document.get("runs", [document]):
-            run |= {"next": [*filter(None, map(near, run["next"]))]} if "next" in run else {}
     view.people = view.people or params.get("raw", False)
     if document:
         view.show(chosen.name, document)
@@ -3691,7 +3690,7 @@ def add_argument(parser: argparse._ActionsContainer, argument: Argument) -> None
     else:
         how["metavar"] = METAVARS.get(argument.kind, argument.name.strip("-").upper())
         how["help"] += f" [{argument.default}]" if argument.default not in (None, "") else ""
-    if argument.kind == "list[RunId]" or (argument.kind == "list[Json]" and not argument.positional):
+    if argument.kind in ("list[RunId]", "list[int]") or (argument.kind == "list[Json]" and not argument.positional):
         how |= {"nargs": "+", "action": "extend"}
     elif argument.positional and not argument.required:
         how["nargs"] = "?"
@@ -3718,9 +3717,12 @@ def read_value(argument: Argument, value: Any, options: Json) -> Any:
     try:
         if argument.kind == "Texts":
             return dict(word.split("=", 1) for word in value)
+        if argument.kind == "list[int]":
+            return [int(word) for word in value]
         return int(value) if kind == "integer" else finite(value) if kind == "number" else value
     except ValueError:
-        wanted = {"integer": "a whole number", "number": "a number"}.get(kind, "KEY=VALUE")
+        words = {"integer": "a whole number", "number": "a number", "array": "a list of whole numbers"}
+        wanted = words.get(kind, "KEY=VALUE")
         raise BadRequest(f"{argument.flags[0]}: '{spoken(value)}' is not {wanted}", argument.meaning) from None
 
 
@@ -4490,6 +4492,11 @@ class View:
         if "trace" in document:
             head, only = self.run_head(document), None if name == "inspect" else LAST
             document = {key: value for key, value in (document | document["trace"]).items() if key not in HEAD}
+        if name == "diff":
+            document = {
+                **{key: document.pop(key) for key in ("pipeline", "run_id") if key in document},
+                "changed": document,
+            }
         if "moved" in document:
             times = zip(*(document.pop(key) for key in ("local", "ticks", "moved")), strict=True)
             document["ticks"] = [{"local": local, "tick_at": tick, "moved": moved} for local, tick, moved in times]
@@ -4510,7 +4517,7 @@ class View:
     def painted(self, key: str, value: Any) -> list[str]:
         painter = PAINTERS.get(key)
         if type(painter) is str and isinstance(value, list) and isinstance(value[0], dict):
-            return self.table(value, painter)
+            return self.table(value, painter.split())
         if callable(painter) and isinstance(value, (list, dict)):
             return [*painter(self, value)]
         text = single_line(spoken(value, key))
@@ -4521,8 +4528,8 @@ class View:
 
     # Painters.
 
-    def table(self, rows: list[Json], columns: str) -> list[str]:
-        texts = {name: [label_of(name), *(cut_text(cell(row, name), 80) for row in rows)] for name in columns.split()}
+    def table(self, rows: list[Json], columns: Iterable[str]) -> list[str]:
+        texts = {name: [label_of(name), *(cut_text(cell(row, name), 80) for row in rows)] for name in columns}
         widths = {name: max(map(len, cells)) for name, cells in texts.items() if {*cells[1:]} != {"-"}}
         shrink(widths, self.room)
         cells = [[cut_text(text, width).ljust(width) for text in texts[name]] for name, width in widths.items()]
@@ -4536,7 +4543,24 @@ class View:
             return [single_line(encode_json(value), 400)]
         known = value["properties"].items()
         rows = [{"name": name, "accepts": expected(it), "default": it.get("default")} for name, it in known]
-        return self.table(rows, "name accepts default") if rows else ["none"]
+        return self.table(rows, ("name", "accepts", "default")) if rows else ["none"]
+
+    def numbered(self, source: Json) -> list[str]:
+        """The file and its numbered lines."""
+        return [source["file"], *(cut_text(line, self.room) for line in source["lines"])]
+
+    def changes(self, changed: Json) -> list[str]:
+        """What differs, a line for each: a value before and now, a diff as it is."""
+        lines = [self.paint(line, DIFF.get(line[:1], "")) for line in changed.get("code", "").splitlines()]
+        rows = [(key, value) for key, value in changed.items() if key != "code"]
+        return [single_line(f"{label_of(key)}: {change_text(value)}", 400) for key, value in rows] + lines
+
+    def samples(self, samples: Json) -> list[str]:
+        rows, way = samples["rows"], {"in": "into", "out": "out of"}[samples["way"]]
+        head = f"rows {way} {samples['step']}"
+        if not isinstance(rows, list):
+            return [f"{head}: {rows}"]
+        return [f"{head}:", *self.table(rows, dict.fromkeys(key for row in rows for key in row))]
 
     def run_head(self, run: Json) -> list[str]:
         took = "" if run["duration_ms"] is None else f" in {duration(run['duration_ms'])}"
@@ -4602,6 +4626,7 @@ class View:
         write_out(self.log_text(printable(event)) if self.people else json_text(event, sys.stdout))
 
 
+ATTEMPT = "attempt status started_at duration_ms what"
 #: Key of a document → what paints its value: a function, or the columns of a table.  Others are text.
 PAINTERS: dict[str, Any] = {
     "pipelines": "name version changed last_status last_run_at schedule every timezone next_at tags description",
@@ -4612,7 +4637,10 @@ PAINTERS: dict[str, Any] = {
     "keys": "name scope status expires_at used_at pipelines",
     "secrets": "name found used_by",
     "versions": "version live deployed_at entry actor reason files lines_added lines_removed runs last_status",
-    "attempts": lambda view, rows: view.table(rows, "attempt status started_at duration_ms what") if rows[1:] else [],
+    "attempts": lambda view, rows: view.table(rows, ATTEMPT.split()) if rows[1:] else [],
+    "source": View.numbered,
+    "changed": View.changes,
+    "samples": View.samples,
     "ticks": "local tick_at moved pipeline",
     "live": "status elapsed_ms pipeline doing run_id",
     "ended": "status finished_at duration_ms pipeline what run_id",
@@ -4631,6 +4659,8 @@ PAINTERS: dict[str, Any] = {
     "lines": lambda view, lines: map(view.log_text, lines),
     "truncated": lambda view, cut: [view.paint("{shown} of {total}; all: {get}".format_map(cut), "dim")],
 }
+#: First character of a line of a diff → its style.
+DIFF = {"+": "success", "-": "failed", "@": "dim"}
 #: Command → the keys that a person sees, if not all.
 SHOWN = {"logs": ("lines", "truncated"), "doctor": ("checks",), "why": ("answer", "held", "recent")}
 SHOWN |= {"key_list": ("keys",), "env_list": ("environments", "daemon")}
@@ -4752,6 +4782,17 @@ def cell(row: Json, column: str) -> str:
         value = row["held_by"] or row["retry_at"] or row["progress"]
         value = progress_text(value, 0) if isinstance(value, dict) else value and f"waits for {spoken(value, 'at')}"
     return single_line(spoken(value, column))
+
+
+def change_text(value: Any) -> str:
+    """What differs: of two values `before → now`, of a column what happened to it."""
+    if isinstance(value, dict) and "what" in value:
+        value = {f"{value['what']} {value['column'] or ''}": [value["before"], value["now"]]}
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {change_text(item)}" for key, item in value.items())
+    if isinstance(value, list) and len(value) == 2 and not isinstance(value[0], dict):
+        return " → ".join("-" if side is None else plain(side) for side in value)
+    return "; ".join(map(change_text, value)) if isinstance(value, list) else plain(value)
 
 
 def single_line(text: str, width: int = sys.maxsize) -> str:
@@ -7136,12 +7177,14 @@ def inspect_(
     run_id: RunId | None = None,
     last_run: bool = False,
     attempt: int | None = None,
+    budget: Bytes = DOCUMENT_BYTES,
     full: bool = False,
 ) -> Json:
-    """Inspect a run: status, result, error, steps, resources, and what to do next; or an incident.
+    """Inspect a run, of a failed one the whole case: error, source, what changed, what to do next; or an incident.
 
     last_run      the last run of the pipeline
     attempt       show the trace of this attempt; without it the last
+    budget        bytes that the document has at most; what tells least is cut
     full          nothing is cut
 
         tau inspect orders --last-run
@@ -7149,7 +7192,32 @@ def inspect_(
     """
     if (name or "").startswith(INCIDENT) and run_id is None:
         return describe_incident(call, str(name))
-    return describe(call, call.ask.pick_run(name, run_id), full, attempt)
+    return describe(call, call.ask.pick_run(name, run_id), full, attempt, budget)
+
+
+@reads
+def diff(call: Call, name: Subject, other: RunId | None = None, *, versions: list[int] | None = None) -> Json:
+    """Tell what differs between two runs of a pipeline: code, params, packages, secrets, rows, upstream.
+
+    other         the other run; without it the last success before
+    versions      compare two versions of the pipeline instead
+
+        tau diff orders
+        tau diff orders --versions 1 2
+    """
+    if versions is not None:
+        if len(versions) != 2 or other is not None:
+            raise BadRequest("which versions? two, and no run", shell_line("tau", "diff", name, "--versions", "1", "2"))
+        return {"pipeline": name, **compare_versions(call, name, *versions)}
+    run_id = call.ask.pick_run(name, None)
+    run = call.ask.run(run_id)
+    before = call.ask.success_before(run["pipeline"], run_id) if other is None else call.ask.find_run(other)
+    if before is None:
+        raise NotFound(f"{run['pipeline']} has no success before {run_id}", shell_line("tau", "inspect", run_id))
+    if (owner := call.ask.owner(before)) != run["pipeline"]:
+        raise BadRequest(f"{before} is a run of {owner}, not of {run['pipeline']}", "choose two runs of one pipeline")
+    about = {"pipeline": run["pipeline"], "run_id": run_id, "status": run["status"]}
+    return about | compare_runs(call, before, run_id)
 
 
 @reads
@@ -7900,8 +7968,10 @@ EMPTY = {
 # Promises that what a repair needs comes first, and that a document which is cut says how to get all.
 
 
-def describe(call: Call, run_id: str, full: bool = False, number: int | None = None) -> Json:
-    """Returns a run as `tau inspect` prints it, cut to about DOCUMENT_BYTES unless *full*.
+def describe(
+    call: Call, run_id: str, full: bool = False, number: int | None = None, budget: int = DOCUMENT_BYTES
+) -> Json:
+    """Returns a run as `tau inspect` prints it, cut to *budget* bytes unless *full*.
 
     The trace is that of attempt *number*, or of the last attempt.
     """
@@ -7924,13 +7994,17 @@ def describe(call: Call, run_id: str, full: bool = False, number: int | None = N
         },
         "held_by": held_by(call, run_id),
         "resources": {key: ended.get(key) for key in ("cpu_ms", "max_rss_bytes", "exit_code", "signal")},
-        "next": next_commands(run, version["options"], os.path.isdir(os.path.join(call.daemon.home, "memos", run_id))),
     }
     if run["status"] != "success" and run["result"] is not None:  # it returned after it was asked to stop
         document |= {"result": None, "partial_result": run["result"]}
     if outcome := attempt.get("outcome"):  # its process is still there
         document |= {"error": outcome.get("error"), "waiting": f"{outcome['t']}; waits for {outcome['waits_for']}"}
-    return document if full else shorten(document)
+    if run["status"] in FAILURES:
+        case = Case(call, run, version, attempt, steps, observed).document()
+        document = pick(document, "run_id", "pipeline", "version", "status") | case | document | case
+    else:
+        document["next"] = next_commands(run)
+    return document if full else shorten(document, budget)
 
 
 def held_by(call: Call, run_id: str) -> str | None:
@@ -7960,82 +8034,275 @@ RUN_SHOWN = (
 )
 
 
-def next_commands(run: Json, options: Json, resumable: bool) -> list[str]:
-    """Returns the commands that an agent would paste next; *options* are those of the run's version.
-
-    *resumable* says that the run has saved memos, which need not be computed again.
-    """
-    name, run_id = run["pipeline"], run["run_id"]
-    see_log, again = ["logs", name, "--run", run_id], ["run", name]
+def run_again(run: Json) -> list[str]:
+    """Returns the words of a command that runs the same once more."""
+    words = ["run", run["pipeline"]]
     if run["params"] and len(text := encode_json(run["params"])) < 500:
-        again += ["--params", text]
-    if run["executor"] is not None:
-        again += ["--executor", run["executor"]]
-    mend = [see_log, ["code", name, "--version", run["version"]]]
-    mend += [["deploy", *options["origin"]]] if options.get("origin") else []
-    if run["status"] not in FINAL:
-        commands = [["wait", run_id], [*see_log, "--follow"], ["cancel", run_id]]
-    elif run["status"] == "success":
-        commands = [see_log, again]
-    else:
-        commands = [*mend, ["retry", run_id, "--from-failure"] if resumable else again]
+        words += ["--params", text]
+    return [*words, "--executor", run["executor"]] if run["executor"] is not None else words
+
+
+def next_commands(run: Json) -> list[str]:
+    """Returns the commands that an agent would paste after a run that has not failed."""
+    name, run_id = run["pipeline"], run["run_id"]
+    see_log = ["logs", name, "--run", run_id]
+    live = [["wait", run_id], [*see_log, "--follow"], ["cancel", run_id]]
+    commands = [see_log, run_again(run)] if run["status"] in FINAL else live
     return [shell_line("tau", *words) for words in commands]
 
 
-def shorten(document: Json) -> Json:
-    """Cuts parts of a document, the least telling first, until it has about DOCUMENT_BYTES."""
+class Case:
+    """A run that has failed, with what its repair needs."""
+
+    def __init__(
+        self, call: Call, run: Json, version: Json, attempt: Json, steps: list[Json], observed: list[Json]
+    ) -> None:
+        self.call, self.ask = call, call.ask
+        self.run, self.version, self.attempt, self.steps, self.observed = run, version, attempt, steps, observed
+        self.name, self.error = run["pipeline"], run["error"]
+        self.open = call.caller.scope != "read"  # whether the caller may see rows and variables
+
+    def document(self) -> Json:
+        """Returns the parts of the case, first what tells most."""
+        before = self.ask.success_before(self.name, self.run["run_id"])
+        changed = None if before is None else compare_runs(self.call, before, self.run["run_id"])
+        case: Json = {"error": self.full_error(), "source": self.failing_source()}
+        case |= {"changed": changed or {"since": None}, "samples": self.sampled()}
+        incident = self.ask.incident_of(self.name, self.error["fingerprint"])
+        case["incident"] = incident and pick(incident, *INCIDENT_SHOWN)
+        case["next"] = [shell_line("tau", *words) for words in self.commands(changed or {})]
+        return case
+
+    def full_error(self) -> Json:
+        """Returns the error with the limit that it ran into and where that is set, and who had a missing secret."""
+        error: Json = self.error
+        facts = dict(error.get("facts") or {})
+        options, settings = self.version["options"], self.call.daemon.settings
+        if error.get("type") == "MemoryError" or "out of memory" in error.get("message", ""):
+            limits = {"@pipeline(memory=…)": options.get("memory"), "[limits] memory_bytes": settings["memory_bytes"]}
+            set_in = next(filter(limits.get, limits), "the machine's own")
+            peak = (self.attempt.get("ended") or {}).get("max_rss_bytes")
+            facts |= {"limit_bytes": limits.get(set_in), "set_in": set_in, "peak_bytes": peak}
+        elif error.get("type") == "TimeoutError" and error.get("kind") == "timeout":
+            option = "timeout" if self.run["started_at"] else "queue_timeout"
+            facts |= {"limit_s": options.get(option), "set_in": f"@pipeline({option}=…)"}
+        elif secret := facts.get("secret"):
+            facts["last_found"] = self.ask.secret_reader(self.name, str(secret))
+        if not self.open:
+            facts = {key: value for key, value in facts.items() if key not in ("row", "rows")}
+            error = error | {"frames": [frame | {"locals": {}} for frame in error["frames"]]}
+        return error | {"facts": facts} if facts else error
+
+    def failing_source(self) -> Json | None:
+        """Returns the deployed file in which it failed, with line numbers; of a long one the function."""
+        file, line = self.error.get("file") or self.version["entry"], self.error["line"]
+        frame = next((frame for frame in reversed(self.error["frames"]) if frame["user"]), None)
+        file, line = (frame["file"], frame["line"]) if frame else (file, line)
+        if (data := self.ask.deployed_file(self.version["sha256"], file)) is None:
+            return None
+        text = data.decode("utf-8", "replace")
+        lines = text.splitlines()
+        first, last = (1, len(lines)) if len(text) <= SOURCE_BYTES else function_around(text, line or 1)
+        shown = [f"{number:>4}  {lines[number - 1]}" for number in range(first, min(last, len(lines)) + 1)]
+        return {"file": file, "deployed_from": self.version["options"].get("origin"), "lines": shown}
+
+    def sampled(self) -> Json | None:
+        """Returns rows that the failing step took; if it has none, those that the step before it made."""
+        samples = [row for row in self.observed if row["kind"] == "sample"]
+        own = [row for row in samples if row["step"] == self.error["step"] and row["data"]["way"] == "in"]
+        made = [row for row in samples if row["data"]["way"] == "out"]
+        if not (chosen := (own or made)[-1:]):
+            return None
+        about = {"step": chosen[0]["step"], "way": chosen[0]["data"]["way"]}
+        return about | {"rows": chosen[0]["data"]["rows"] if self.open else "withheld: they need scope operate"}
+
+    def commands(self, changed: Json) -> Iterator[list[Any]]:
+        """Yields the words of the commands that lead on from this failure."""
+        name, run_id, kind = self.name, self.run["run_id"], self.error.get("kind")
+        facts = self.error.get("facts") or {}
+        if secret := facts.get("secret"):
+            yield ["secret", "set", secret]
+        elif kind == "lost" or facts.get("retryable"):
+            yield ["retry", run_id]
+        else:
+            yield from self.looks(changed)
+            live = self.ask.live_version(name) == self.run["version"]
+            yield ["code", name, *([] if live else ["--version", self.run["version"]]), "--out", f"{name}-fix/"]
+            if "code" in changed and live:
+                yield ["rollback", name, "--to", changed["since"]["version"]]
+        yield ["logs", name, "--run", run_id]
+        memos = os.path.join(self.call.daemon.home, "memos", run_id)
+        yield ["retry", run_id, "--from-failure"] if os.path.isdir(memos) else run_again(self.run)
+
+    def looks(self, changed: Json) -> Iterator[list[Any]]:
+        """Yields commands that show the data that the failing step had, and what changed."""
+        path = self.error["step"] or ""
+        places = [(step["path"], place) for step in self.steps for place in step["places"] or () if place["place"]]
+        own = [place for where, place in places if where == path] or [place for _, place in places[-1:]]
+        for place in own[:1]:
+            yield ["peek", place["place"], *filter(None, [place["resource"]])]
+        if changed.keys() - {"since", "daemon_restarted_at", "duration_ms"}:
+            yield ["diff", self.run["run_id"]]
+
+
+#: What the document of a run says of its incident.
+INCIDENT_SHOWN = ("incident", "status", "count", "first_at", "last_at", "versions", "fixed_by", "fixed_run")
+#: A file up to this size is shown whole, else the function that failed, up to so many lines.
+SOURCE_BYTES = 1_500
+SOURCE_LINES = 40
+
+
+def function_around(text: str, line: int) -> tuple[int, int]:
+    """Returns the first and the last line of the innermost function that a line is in, or of some lines around it."""
+    first, last = line - SOURCE_LINES // 2, line + SOURCE_LINES // 4
+    with contextlib.suppress(SyntaxError, ValueError, RecursionError, MemoryError):
+        nodes = ast.walk(ast.parse(text))
+        functions = (node for node in nodes if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)))
+        around = [(node.lineno, node.end_lineno or line) for node in functions]
+        inner = [lines for lines in around if lines[0] <= line <= lines[1]]
+        begin, end = min(inner, key=lambda lines: lines[1] - lines[0], default=(first, last))
+        first, last = (begin, end) if end - begin < SOURCE_LINES else (max(begin, first), min(end, last))
+    return max(first, 1), last
+
+
+# What differs between two runs.
+
+
+def compare_runs(call: Call, before: str, now: str) -> Json:
+    """Returns what differs between two runs of a pipeline: what they were given, what was around, what they saw."""
+    old, new = call.ask.evidence(before), call.ask.evidence(now)
+    changed: Json = {"since": pick(old, "run_id", "version", "finished_at")}
+    if old["version"] != new["version"]:
+        changed |= compare_versions(call, new["pipeline"], old["version"], new["version"])
+    around = ("packages", "variables") if old["python"] and new["python"] else ()
+    for key in ("params", "secrets", *around):
+        changed[key] = changed_items(old[key], new[key])
+    for key in ("python", "daemon_started_at"):
+        changed[key] = [old[key], new[key]] if old[key] and new[key] and old[key] != new[key] else None
+    pairs = {path: (old["steps"][path], step) for path, step in new["steps"].items() if path in old["steps"]}
+    changed["columns"] = {path: changes for path, pair in pairs.items() if (changes := column_changes(*pair))}
+    for key, tells in (("rows", operator.ne), ("duration_ms", is_other_time)):
+        sides = {path: [step[key] for step in pair] for path, pair in pairs.items()}
+        changed[key] = {path: side for path, side in sides.items() if None not in side and tells(*side)}
+    changed["upstream"] = [*upstream_changes(call, old, new)]
+    return {key: value for key, value in changed.items() if value and key not in ("from", "to")}
+
+
+def column_changes(before: Json, now: Json) -> list[Json]:
+    return differences(before | {"rows": None}, now | {"rows": None})
+
+
+def is_other_time(before: float, now: float) -> bool:
+    """Whether a duration has at least doubled or halved, by a second or more."""
+    return abs(now - before) >= 1_000 and not 0.5 < now / max(before, 1e-3) < 2
+
+
+def upstream_changes(call: Call, old: Json, new: Json) -> Iterator[Json]:
+    """Yields the pipelines that write what a run has read, if their version or their output has changed since."""
+    ask = call.ask
+    reads = {(place["place"], place["resource"]) for place in places_seen(new, "reads") if place["place"]}
+    for place, resource in sorted(reads):
+        for writer in filter(call.caller.sees, ask.writers(place, resource)):
+            then, now = (ask.success_before(writer, side["run_id"]) for side in (old, new))
+            if writer == new["pipeline"] or then is None or now is None or then == now:
+                continue
+            sides = ask.evidence(then), ask.evidence(now)
+            steps = [seen_at(side, place, resource) for side in sides]
+            about = {"pipeline": writer, "place": place, "resource": resource, "run_id": now}
+            about |= {"finished_at": sides[1]["finished_at"]}
+            about |= (
+                {"version": [side["version"] for side in sides]} if sides[0]["version"] != sides[1]["version"] else {}
+            )
+            about |= {"columns": changes} if (changes := column_changes(*steps)) else {}
+            if about.keys() & {"version", "columns"}:
+                yield about | {"rows": [step["rows"] for step in steps]}
+
+
+def places_seen(side: Json, how: str) -> list[Json]:
+    return [place for step in side["steps"].values() for place in step["places"] if place["how"] == how]
+
+
+def seen_at(side: Json, place: str, resource: str) -> Json:
+    """Returns what the step saw that wrote to a place."""
+    nothing: Json = {"columns": {}, "nulls": {}, "rows": None}
+    mine = {"how": "writes", "place": place, "resource": resource}
+    return next((step for step in side["steps"].values() if mine in step["places"]), nothing)
+
+
+# What is cut from a document that is too large.
+
+
+def shorten(document: Json, budget: int) -> Json:
+    """Cuts parts of a document, the least telling first, and by and by more of each, until it has *budget* bytes."""
     get = shell_line("tau", "inspect", document["run_id"], "--full")
-    cut: list[Json] = []
-    for part, limit, shown in CUTS:
+    cut: dict[str, Json] = {}
+    for room, (part, shown) in itertools.product((budget // share for share in (3, 6, 12, 25, 60)), CUTS.items()):
         *holder, key = part.split(".")
-        place = document[holder[0]] if holder else document
-        value = place and place.get(key)
-        size = 0 if value is None else len(encode_json(value))
-        is_cut = size > limit and (limit or len(encode_json(document)) > DOCUMENT_BYTES)
-        if is_cut and (short := shown(value)) != value:
-            place[key] = short
-            cut.append({"path": part, "bytes": size, "get": get})
-    return document | {"cut": cut} if cut else document
+        place: Json = (document.get(holder[0]) if holder else document) or {}
+        size = len(encode_json(place.get(key)))
+        if size > room and len(encode_json(document)) + len(encode_json([*cut.values()])) + len("cut") > budget:
+            place[key] = shown(place[key], room)
+            cut.setdefault(part, {"path": part, "bytes": size, "get": get})
+    return document | {"cut": [*cut.values()]} if cut else document
 
 
-def cut_value(value: Any) -> Any:
-    """Returns the beginning of a large value: whole items of a list or object, the head of a text."""
-    if isinstance(value, str):
-        return cut_text(value, 500)
-    items = [*value.items()] if isinstance(value, dict) else value
-    sizes = itertools.accumulate(len(encode_json(item)) for item in items)
-    shown = itertools.takewhile(lambda pair: pair[1] <= RESULT_SHOWN_BYTES // 2, zip(items, sizes, strict=True))
-    return type(value)(item for item, _ in shown)
+def cut_end(value: Any, room: int) -> Any:
+    """Returns about *room* bytes of a value: both ends of a text, the first whole items of a list or an object."""
+    if not isinstance(value, (list, dict)):
+        return cut_texts(value, room)
+    pairs = [*value.items()] if isinstance(value, dict) else [*enumerate(value)]
+    pairs = [(key, cut_texts(item, room // 4)) for key, item in pairs[:room]]
+    sizes = itertools.accumulate(len(encode_json(pair)) for pair in pairs)
+    shown = [pair for pair, size in zip(pairs, sizes, strict=True) if size <= room]
+    return dict(shown) if isinstance(value, dict) else [item for _, item in shown]
 
 
-def cut_messages(value: Any) -> Any:
-    """Returns a part of a document with both ends of the messages of its errors."""
+def cut_texts(value: Any, room: int) -> Any:
+    """Returns a value in which each text has both its ends."""
     if isinstance(value, list):
-        return [cut_messages(item) for item in value]
-    if not isinstance(value, dict):
-        return value
-    return {key: both_ends(item, 500) if key == "message" else cut_messages(item) for key, item in value.items()}
+        return [cut_texts(item, room) for item in value]
+    if isinstance(value, dict):
+        return {key: cut_texts(item, room) for key, item in value.items()}
+    return both_ends(value, room) if isinstance(value, str) else value
 
 
-def cut_steps(steps: list[Json]) -> list[Json]:
-    """Returns the first and last steps of each level, and the failed ones."""
-    failed = [step for step in steps[5:-5] if step["status"] not in ("success", "running")]
-    return [step | {"steps": cut_steps(step["steps"])} for step in [*steps[:5], *failed, *steps[5:][-5:]][:20]]
+def cut_begin(value: list[Any], room: int) -> Any:
+    return cut_end(value[::-1], room)[::-1]
 
 
-#: What may be cut from a run's document: path, size in bytes, what is shown instead.
-#: A part beyond that size is cut; with 0, only if the document is still too large.
-CUTS: tuple[tuple[str, int, Callable[[Any], Any]], ...] = (
-    ("result", RESULT_SHOWN_BYTES, cut_value),
-    ("partial_result", RESULT_SHOWN_BYTES, cut_value),
-    ("params", RESULT_SHOWN_BYTES // 2, cut_value),
-    ("error.message", 1_000, lambda text: both_ends(text, 1_000)),
-    *((part, 0, cut_messages) for part in ("attempts", "trace.steps", "error.cause")),
-    ("trace.log_tail", 0, lambda lines: [line[:100] for line in lines[-3:]]),
-    ("trace.steps", 0, cut_steps),
-    # The innermost frames stay; only the last keeps its locals.
-    ("error.frames", 0, lambda frames: [*({**frame, "locals": {}} for frame in frames[-6:-1]), *frames[-1:]]),
-)
+def cut_checks(checks: list[Json], room: int) -> Any:
+    return cut_end(sorted(checks, key=lambda check: bool(check["passed"])), room)
+
+
+def cut_frames(frames: list[Json], room: int) -> Any:
+    """Returns the innermost frames; only the last keeps its locals."""
+    return cut_begin([*({**frame, "locals": {}} for frame in frames[-6:-1]), *frames[-1:]], room)
+
+
+def cut_steps(steps: list[Json], room: int) -> Any:
+    """Returns the first and last steps of each level, and the failed ones; in the end without what they saw."""
+    ends = max(min(room // 200, 5), 1)
+    failed = [step for step in steps[ends:-ends] if step["status"] not in ("success", "running")]
+    chosen = [*steps[:ends], *failed, *steps[ends:][-ends:]][: 4 * ends]
+    shown = [step | {"steps": cut_steps(step["steps"], room // 2)} for step in chosen]
+    if len(encode_json(shown)) > room:
+        shown = [step | dict.fromkeys(("started_at", "columns")) for step in cut_texts(shown, room // 4)]
+    return cut_begin(shown, room) if len(encode_json(shown)) > 2 * room else shown
+
+
+#: Parts of a run's document, the least telling first, and what cuts each to a number of bytes.
+CUTS: dict[str, Callable[[Any, int], Any]] = {
+    "trace.log_tail": cut_begin,
+    "trace.metrics": cut_end,
+    "attempts": cut_begin,
+    "trace.steps": cut_steps,
+    "trace.checks": cut_checks,
+    **dict.fromkeys((f"changed.{key}" for key in ("variables", "packages", "duration_ms", "rows", "options")), cut_end),
+    **dict.fromkeys(("result", "partial_result", "params", "changed.params", "changed.code", "source.lines"), cut_end),
+    **dict.fromkeys(("samples.rows", "trace.drift", "changed.columns", "changed.upstream", "error.cause"), cut_end),
+    "error.frames": cut_frames,
+    **dict.fromkeys(("error.facts", "error.message", "error.hint"), cut_end),
+}
 
 
 # --- 22. Callers -------------------------------------------------------------------------
@@ -8792,6 +9059,7 @@ class Process:
         self.orphaned_at = 0.0
         self.timeout_s: float | None = None  # its time limit, counted from its start
         self.memos: dict[str, bytes] = {}  # memos of a run on another machine that are not saved yet
+        self.surroundings: str | None = None  # the fingerprint of what is around it
 
     @property
     def executor(self) -> str | None:
@@ -8824,6 +9092,7 @@ class Process:
             "process": {**(self.start or {}), "server": self.server, "secrets": self.mask.names},
             "outcome": self.last_record,
             "ended": self.end(),
+            "surroundings": self.surroundings,
             "log_lines": self.logged + self.dropped,
             "log_dropped": self.dropped,
         }
@@ -8833,7 +9102,7 @@ class Process:
         self.start = state["process"] if "pid" in state["process"] else None
         self.last_record, self.ended = state["outcome"], state["ended"]
         self.logged, self.dropped = state["log_lines"] - state["log_dropped"], state["log_dropped"]
-        self.stopping, self.timeout_s = state["stopping"], state["timeout"]
+        self.stopping, self.timeout_s, self.surroundings = state["stopping"], state["timeout"], state["surroundings"]
         for name in state["process"].get("secrets", ()):
             self.mask.learn(name, self.secrets)
 
@@ -9054,6 +9323,7 @@ class Runner:
     def __init__(self, home: str, settings: Json, store: Store, feed: Feed, venvs: Venvs) -> None:
         self.home, self.settings, self.store, self.feed = home, settings, store, feed
         self.venvs, self.folder = venvs, os.path.join(home, "runs")
+        self.around = Around(venvs)
         self.unpacked = Unpacked(store)
         self.live: dict[str, Process] = {}  # by stem
         self.latencies: list[float] = []  # milliseconds from queued to started, the last thousand
@@ -9098,12 +9368,21 @@ class Runner:
                     raise NotFound(f"there is no executor '{name}' in tau.toml any more")
                 files = [*self.store.ask.sources(job["sha256"])]
                 job |= {"executor": {"name": name, **chosen}, "python": None, "files": files}
+            else:
+                self.note_surroundings(process, job["environment"])
             self.starter.send(job, process)
         except Exception as problem:  # even a bug must not leave it running for ever
             if not isinstance(problem, TauError):
                 self.tasks.failed("dispatch", problem)
             self.spawn(self.fail(process, str(problem)))
         return process
+
+    def note_surroundings(self, process: Process, environment: str | None) -> None:
+        """Saves what is around a process, if no other had the same."""
+        document, is_new = self.around.look(environment)
+        process.surroundings = fingerprint(encode_json(document))
+        if is_new:
+            self.spawn(asyncio.wait_for(self.store.write(self.store.add_surroundings, document), None))
 
     def memos(self, run_id: str) -> str:
         return os.path.join(self.home, "memos", run_id)
@@ -10930,6 +11209,13 @@ class Store:
                 (f"{seconds} seconds", status),
             )
 
+    def add_surroundings(self, document: Json) -> None:
+        """Saves what was around runs.  Old rows go: each start of taud makes one."""
+        sha256 = fingerprint(encode_json(document))
+        self.sql.put("surroundings", {"sha256": sha256, "data": document}, clash="IGNORE")
+        oldest = "(SELECT max(number) FROM surroundings)"
+        self.db.execute(f"DELETE FROM surroundings WHERE number <= {oldest} - {SURROUNDINGS_KEPT}")
+
     def note_stopping(self, run_id: str, attempt: int, status: str) -> None:
         """Saves why a run is being stopped, for the daemon after a crash."""
         self.sql.set("attempts", {"run_id": run_id, "attempt": attempt}, stopping=status)
@@ -10946,6 +11232,7 @@ VERSIONS_TOLD = 20
 #: How often an attempt is handed to a fork server, if each time the server or the daemon dies first.
 STARTS_MAX = 20
 OPTIONS_KEPT = 10_000
+SURROUNDINGS_KEPT = 500
 EXPIRE_MAX = 500
 #: The `position` of an attempt before anything is read: bytes of its files, and the number of its last record.
 NOWHERE = {"journal": 0, "stdout": 0, "stderr": 0, "n": 0}
@@ -11213,6 +11500,14 @@ class Questions(Sql):
     def sources(self, digest: str) -> dict[str, bytes]:
         return dict(self.db.execute("SELECT path, content FROM sources WHERE sha256 = ? ORDER BY path", (digest,)))
 
+    def deployed_file(self, digest: str, path: str) -> bytes | None:
+        data: bytes | None = self.value("SELECT content FROM sources WHERE sha256 = ? AND path = ?", digest, path)
+        return data
+
+    def live_version(self, name: str) -> int | None:
+        number: int | None = self.value("SELECT version FROM live WHERE pipeline = ?", name)
+        return number
+
     def needed(self) -> dict[str, set[str]]:
         """Returns folder of the home → the directories in it that some version needs."""
         columns = {"versions": "sha256", "environments": "json_extract(options, '$.environment')"}
@@ -11279,6 +11574,44 @@ class Questions(Sql):
         if run is None:
             raise NotFound(f"run {run_id} has been removed", "see [retention]")
         return run
+
+    def success_before(self, name: str, before: str) -> str | None:
+        """Returns the last successful run of a pipeline before a run."""
+        found = "SELECT max(run_id) FROM runs WHERE pipeline = ? AND status = 'success' AND run_id < ?"
+        run_id: str | None = self.value(found, name, before)
+        return run_id
+
+    def evidence(self, run_id: str) -> Json:
+        """Returns a run with what was around its last attempt, and step path → what the first such step saw."""
+        run = pick(self.run(run_id), "run_id", "pipeline", "version", "attempt", "params", "finished_at")
+        which = run_id, run.pop("attempt")
+        attempt = self.row("SELECT process, surroundings FROM attempts WHERE run_id = ? AND attempt = ?", *which) or {}
+        around = self.row("SELECT data FROM surroundings WHERE sha256 = ?", attempt.get("surroundings"))
+        unknown: Json = {"python": None, "packages": {}, "variables": {}, "daemon_started_at": None}
+        seen = "path, duration_ms, coalesce(rows_out, rows_in) AS rows, columns, nulls, places"
+        steps = f"SELECT {seen} FROM steps WHERE run_id = ? AND attempt = ? ORDER BY step DESC LIMIT {DESCRIBED_MAX}"
+        secrets = (attempt.get("process") or {}).get("secrets")
+        run["secrets"] = secrets if isinstance(secrets, dict) else {}  # an older Tau has kept their names only
+        nothing: Json = {"columns": {}, "nulls": {}, "places": []}
+        run["steps"] = {
+            step["path"]: step | {key: step[key] or nothing[key] for key in nothing}
+            for step in self.rows(steps, *which)
+        }
+        return run | (around["data"] if around else unknown)
+
+    def secret_reader(self, name: str, secret: str) -> Json | None:
+        """Returns the last of a pipeline's newest runs that has read a secret, and where that was found."""
+        newest = "SELECT run_id, finished_at FROM runs WHERE pipeline = ? ORDER BY run_id DESC LIMIT 100"
+        found = "json_extract(process, '$.secrets.' || json_quote(?)) AS found"
+        having = (
+            f"SELECT run_id, finished_at, {found} FROM ({newest}) JOIN attempts USING (run_id) WHERE found NOT NULL"
+        )
+        return self.row(f"{having} ORDER BY run_id DESC LIMIT 1", secret, name)
+
+    def writers(self, place: str, resource: str) -> list[str]:
+        """Returns the pipelines that write to a place."""
+        known = "SELECT pipeline FROM lineage WHERE place = ? AND resource = ? AND how = 'writes' ORDER BY pipeline"
+        return self.values(known, place, resource)
 
     def owner(self, run_id: str) -> str:
         """The pipeline of a run; '' if the run has been removed."""
@@ -12163,6 +12496,41 @@ class Venvs:
             await asyncio.to_thread(remove_tree, path)
             raise
         return log[-BUILD_LINES:]
+
+
+class Around:
+    """What is around runs on this machine, by virtual environment, looked at again when packages may have changed."""
+
+    def __init__(self, venvs: Venvs) -> None:
+        self.venvs, self.started_at = venvs, rfc3339(time.time())
+        self.known: dict[
+            str | None, tuple[list[str], Any, Json]
+        ] = {}  # folders of packages, their state, what was seen
+
+    def look(self, environment: str | None) -> tuple[Json, bool]:
+        """Returns Python, packages, names of variables and the daemon's start, and whether that is new."""
+        folders, state, document = self.known.get(environment) or (self.folders(environment), None, {})
+        now = state_of(folders)
+        if is_new := state is None or now != state:
+            document = {"python": sys.version.split()[0], "packages": packages_in(folders)}
+            document |= {"variables": dict.fromkeys(sorted(os.environ)[:500], "set")}
+            document |= {"daemon_started_at": self.started_at}
+            self.known[environment] = folders, now, document
+        return document, is_new
+
+    def folders(self, environment: str | None) -> list[str]:
+        if environment is not None:
+            return glob.glob(
+                os.path.join(glob.escape(self.venvs.folder), environment, "lib", "python3*", "site-packages")
+            )
+        return [path for path in sys.path if os.path.basename(path) in ("site-packages", "dist-packages")]
+
+
+def packages_in(folders: list[str]) -> dict[str, str]:
+    """Returns the versions of the packages that are installed there, by name."""
+    names = sorted(name for folder in folders for name in names_below(folder))
+    found = (re.fullmatch(r"(.+?)-([^-]+)(?:-py3[.\d]*)?\.(?:dist|egg)-info", name) for name in names)
+    return {match[1].lower().replace("_", "-"): match[2] for match in found if match}
 
 
 async def run_to_end(words: list[str], log: list[str], patience: float, emit: AnyFunction | None) -> int:

@@ -251,21 +251,13 @@ def test_what_was_typed_deploys_it_again(tau: Tau, monkeypatch: pytest.MonkeyPat
     }.items():
         monkeypatch.setattr(tau, "work", where)
         tau(*shlex.split(line), "--take-over")
-        run = tau("run", "report", exit=1)
-        again = run["next"][2]
-        assert sorted(shlex.split(again)) == sorted(["tau", *shlex.split(line)]), again
-        assert tau(*shlex.split(again)[1:])["changed"] is False
+        again = tau("run", "report", exit=1)["source"]["deployed_from"]
+        assert tau("deploy", *again)["changed"] is False
         monkeypatch.setattr(tau, "work", work)
-        nearer = tau("inspect", "report")["next"][2]
-        assert tau(*shlex.split(nearer)[1:])["changed"] is False
-        assert tau("wait", run["run_id"], run["run_id"][:13], exit=1)["runs"][0]["next"][2] == nearer
-    absolute = tau.call("inspect", name="report")["next"][2]
-    assert absolute == f"tau deploy {root}/-x --include '{root}/a b/helper.py'"
-    (root / "-x" / "main.py").rename(root / "main.py")
-    (root / "-x").rename(root / "moved")
-    assert [line.split()[1] for line in tau("inspect", "report")["next"]] == ["logs", "code", "run"]
+        assert tau("inspect", "report")["source"]["deployed_from"] == again
+    assert again == [f"{root}/-x", "--include", f"{root}/a b/helper.py"]
     tau.call("deploy", files=[{"path": "main.py", "text": FAILING}, {"path": "helper.py", "text": ""}], entry="main.py")
-    assert [line.split()[1] for line in tau("run", "report", exit=1)["next"]] == ["logs", "code", "run"]
+    assert tau("run", "report", exit=1)["source"]["deployed_from"] == []
 
 
 def test_what_was_undeployed_is_brought_back_by_what_was_typed(tau: Tau) -> None:
@@ -287,6 +279,6 @@ def test_what_an_older_tau_has_deployed_is_not_new(home: Tau) -> None:
         db.execute("UPDATE versions SET options = json_remove(options, '$.origin', '$.memory', '$.executor')")
     db.close()
     home.start()
-    assert [line.split()[1] for line in home("run", "old", exit=1)["next"]] == ["logs", "code", "run"]
+    assert home("run", "old", exit=1)["source"]["deployed_from"] is None
     assert home("deploy", "old/job.py")["changed"] is False
-    assert home("inspect", "old")["next"][2] == "tau deploy old/job.py"
+    assert home("inspect", "old")["source"]["deployed_from"] == [f"{home.work}/old/job.py"]

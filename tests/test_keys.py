@@ -56,6 +56,7 @@ REQUESTS: dict[str, dict[str, Any]] = {
     "cancel": {"run_id": "{run}"},
     "runs": {"name": "{name}"},
     "inspect": {"run_id": "{run}"},
+    "diff": {"name": "{name}", "versions": [1, 1]},
     "logs": {"name": "{name}"},
     "errors": {},
     "status": {},

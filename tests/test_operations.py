@@ -249,9 +249,7 @@ def test_giving_up_waiting_is_exit_7_and_the_run_goes_on(tau: Tau) -> None:
 def test_what_to_do_next_is_the_same_run_again(tau: Tau) -> None:
     tau.deploy("from tau import pipeline\n@pipeline\ndef it(ctx):\n    return 1 / ctx.params['n']")
     run = tau("run", "it", "-p", "n=0", "-p", "text=it's", exit=1)
-    deploy, again = run["next"][2:]
-    assert deploy == "tau deploy pipelines.py"
-    assert shlex.split(again) == ["tau", "run", "it", "--params", '{"n":0,"text":"it\'s"}']
+    assert shlex.split(run["next"][-1]) == ["tau", "run", "it", "--params", '{"n":0,"text":"it\'s"}']
     assert tau("run", "it", "--detach", "--follow", exit=2)["code"] == "bad_request"
 
 

@@ -216,7 +216,7 @@ def test_a_failed_run_shows_its_error_and_place(tau: Tau) -> None:
     assert "✗ bad" in screen
     assert "error  ValueError: no \\x1b[31m colours" in screen
     assert "       pipelines.py:5  raise ValueError" in screen
-    assert "next   tau logs it --run" in screen
+    assert "tau code it --out it-fix/" in screen
     assert "\x1b[31m" not in screen
 
 
@@ -467,7 +467,7 @@ SCREENS = {
         "day = 'monday'\n",
         "row = {'id': 2, 'amuont': 7}\n",
         "because of KeyError: 'amount'\n +shown.py:13  return row",
-        r"next +tau logs shown --run \w{14}\n +tau code shown",
+        r"next +tau code shown --out shown-fix/\n +tau logs shown --run \w{14}\n",
     ],
     "logs shown": [r"\d\d:\d\d:\d\d\.\d{3}Z info    \[extract/inner\] reading\n"],
     "doctor": ["✓ home +/", "✓ canary: run +"],
