@@ -7771,6 +7771,8 @@ async def shutdown(call: Call, *, drain: float = 0.0, cancel: bool = False) -> J
         tau shutdown
         tau shutdown --drain 60  # live runs have a minute to end
     """
+    with contextlib.suppress(StorageFull):  # a daemon without room can be stopped
+        await call.write(call.daemon.store.event, "daemon.stopping", None, None, {"drain": drain, "cancel": cancel})
     # The daemon owns the task: a client that goes away must not leave the drain half done.
     await asyncio.shield(call.daemon.runner.spawn(call.daemon.wind_up(drain, cancel)))
     counts = call.ask.totals()
@@ -8486,8 +8488,9 @@ def local_peer(peer: Any, group: int | None) -> str:
 
 
 # --- 23. Deployment ----------------------------------------------------------------------
-# Owns the way from files to pipelines: which files are loaded, in which virtual environment, and what they hold.
-# Calls Runner and Versions.  Promises that nothing of a deployment stays unless an operation stores it.
+# Owns the way from files to pipelines: which files are loaded, in which virtual environment, what they hold, and
+# what differs from version to version.  Calls Runner, Agenda, Store and Versions.
+# Promises that nothing of a deployment stays unless an operation stores it.
 
 
 class Deployment:
@@ -10843,7 +10846,7 @@ class Store:
         now = self.clock.time()
         self.metrics.fact(type_name, data, now - instant_of(tick) if tick and type_name == "tick.fired" else None)
         event = {"at": rfc3339(now), "type": type_name, "pipeline": pipeline, "run_id": run_id, "data": data}
-        reason = actor.reason and cut_text(actor.reason, REASON_MAX) if isinstance(actor, Actor) else None
+        reason = cut_text(actor.reason, REASON_MAX) if isinstance(actor, Actor) and actor.reason else None
         self.sql.put("events", event | {"actor": actor, "reason": reason, "scheduled_for": tick})
 
     def move(self, run_id: str, status: str, data: Json | None = None, actor: str = "taud", **columns: Any) -> bool:

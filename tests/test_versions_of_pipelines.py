@@ -162,9 +162,17 @@ def test_every_write_takes_a_reason_and_the_ledger_keeps_it(fresh: Tau) -> None:
     fresh("cancel", run, "--reason", "seen")
     fresh("pause", "turned", "--reason", "enough")
     fresh("resume", "turned")
-    kinds = ("pipeline.deployed", "run.queued", "run.cancelling", "pipeline.paused", "pipeline.resumed")
+    kinds = (
+        "pipeline.deployed",
+        "run.queued",
+        "run.cancelling",
+        "pipeline.paused",
+        "pipeline.resumed",
+        "daemon.stopping",
+    )
+    fresh("shutdown", "--reason", "done")
     reasons = [[reason for _, reason in ledger(fresh, kind)] for kind in kinds]
-    assert reasons == [["a" * 499 + "…"], ["to see"], ["seen"], ["enough"], [None]]
+    assert reasons == [["a" * 499 + "…"], ["to see"], ["seen"], ["enough"], [None], ["done"]]
     asked = {name: "reason" in entry.arguments for name, entry in module.OPERATIONS.items()}
     assert asked == {name: entry.effect != "reads" for name, entry in module.OPERATIONS.items()}
 
@@ -221,6 +229,8 @@ def test_the_files_of_a_version_are_written_and_deploy_again(fresh: Tau) -> None
     assert differs["message"] == "they differ: a b/main.py"
     assert "return 2" in (fresh.work / "a b" / "main.py").read_text()
     assert fresh("code", "turned", "--version", "1", "--out", "a b", "--force")["written"] == ["a b/main.py"]
+    assert fresh("code", "turned", "--out", "")["next"][0].startswith("tau deploy ./main.py --include ./odd.bin")
+    assert fresh("versions", "turner", exit=3)["hint"] == "did you mean 'turned'? `tau list` shows all"
     assert "return 1" in (fresh.work / "a b" / "main.py").read_text()
 
 
