@@ -2351,6 +2351,7 @@ def label_of(key: str) -> str:
     """A key as a label, without its unit, which its value shows."""
     name, _, unit = key.rpartition("_")
     known = {"duration_ms": "took", "last_status": "last", "log_tail": "log"}
+    known |= {"lines_added": "added", "lines_removed": "removed"}
     return known.get(key) or (name if name and unit in ("at", "ms", "s", "bytes") else key)
 
 
@@ -4497,6 +4498,10 @@ class View:
                 **{key: document.pop(key) for key in ("pipeline", "run_id") if key in document},
                 "changed": document,
             }
+        if name == "deploy" and "dry_run" in document:
+            about = [(row, row.pop(key, None), key) for row in document["pipelines"] for key in FORESEEN_KEYS]
+            changed = {key if key == "code" else f"{row['name']} {key}": value for row, value, key in about if value}
+            document["changed"] = changed or False
         if "moved" in document:
             times = zip(*(document.pop(key) for key in ("local", "ticks", "moved")), strict=True)
             document["ticks"] = [{"local": local, "tick_at": tick, "moved": moved} for local, tick, moved in times]
@@ -4659,6 +4664,8 @@ PAINTERS: dict[str, Any] = {
     "lines": lambda view, lines: map(view.log_text, lines),
     "truncated": lambda view, cut: [view.paint("{shown} of {total}; all: {get}".format_map(cut), "dim")],
 }
+#: What a dry run tells of a pipeline.
+FORESEEN_KEYS = ("schedule", "options", "params", "secrets", "code")
 #: First character of a line of a diff → its style.
 DIFF = {"+": "success", "-": "failed", "@": "dim"}
 #: Command → the keys that a person sees, if not all.
@@ -8715,8 +8722,10 @@ def compare_deployed(before: Json, now: Json) -> Json:
     """
     old, new = (
         {
-            # Where it came from makes no other version.
-            "options": version["options"] | {"entry": version["entry"], "origin": None, "params": None},
+            # An older Tau knew fewer options.  Where it came from makes no other version.
+            "options": now["options"]
+            | version["options"]
+            | {"entry": version["entry"], "origin": None, "params": None},
             "params": version["options"]["params"].get("properties", {}),
             "secrets": version["secrets"] or {},
         }
@@ -11486,7 +11495,8 @@ class Questions(Sql):
             " FROM pipelines p JOIN versions v ON v.pipeline = p.name AND v.version = p.version WHERE p.name = ?",
             pipeline["name"],
         ) or {"version": None, "deployed": 0, "newest": 0}
-        before = {key: last.get("options", {}).get(key) for key in options}  # an older Tau knew fewer
+        known = last.get("options", {})  # to an older Tau fewer
+        before = {key: known.get(key, value) for key, value in options.items()}
         before |= pick(options, "origin")  # where it came from makes no version
         same = (digest, pipeline["entry"], options) == (last.get("sha256"), last.get("entry"), before)
         version = {"pipeline": pipeline["name"], "version": last["version"] if same else last["newest"] + 1}

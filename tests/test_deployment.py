@@ -276,7 +276,7 @@ def test_what_an_older_tau_has_deployed_is_not_new(home: Tau) -> None:
     home("shutdown")
     db = sqlite3.connect(home.home / "tau.db")
     with db:  # neither where it came from nor some options were known
-        db.execute("UPDATE versions SET options = json_remove(options, '$.origin', '$.memory', '$.executor')")
+        db.execute("UPDATE versions SET options = json_remove(options, '$.origin', '$.memory', '$.drift')")
     db.close()
     home.start()
     assert home("run", "old", exit=1)["source"]["deployed_from"] is None

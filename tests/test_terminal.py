@@ -450,6 +450,8 @@ SCREENS = {
         "versions +version +deployed +entry +actor\n +1 ",
         r"last_run +run_id \w{14}, status failed",
     ],
+    "versions shown": ["version +live +deployed +entry +actor +files +added", f"1 +true +{T} +shown.py .*[1-9]"],
+    "deploy shown.py --dry-run --schedule @daily": ["changed +shown schedule: cron - → @daily", "dry_run +true"],
     "schedule shown": ["every +1h", f"next +{T}", f"ticks +local +tick.*\n.* {T} +false"],
     "ticks --every 5m": ["kind +interval", f"ticks +local +tick.*\n.* {T} +false"],
     "why shown": [r"answer +Its last run is ", f"\\({T}\\)"],
@@ -671,6 +673,7 @@ def test_a_shell_reads_every_command_that_is_told_as_it_is_meant(evil: Tau, name
     ]
     answers += [evil("why", "told"), evil("inspect", "told"), evil("try", "--name", "told", "--", file.name, exit=1)]
     answers += [evil("backfill", "told", "--from", "2026-01-01 06:00", "--limit", "1", "--dry-run")]
+    answers += [evil("code", "told", f"--out={name}")]
     commands = [*dict.fromkeys(commands_in(answers))]
     assert len(commands) > 10
     for command in commands:
