@@ -826,6 +826,10 @@ def pick(document: Json, *keys: str) -> Json:
     return {key: document[key] for key in keys}
 
 
+def by_how(uses: list[Json], *shown: str) -> Json:
+    return {how: [pick(use, *shown) for use in uses if use["how"] == how] for how in ("reads", "writes")}
+
+
 #: What a step keeps of its rows besides their number.
 SEEN_COLUMNS = ("columns", "nulls", "places")
 
@@ -6893,18 +6897,14 @@ def lineage(call: Call, name: str | None = None, resource: str | None = None, *,
     """
     is_pipeline = name is not None and call.ask.is_known(name) and call.caller.sees(name)
     place = None if name is None or is_pipeline else place_of(call, name)
-    entries: dict[tuple[str, str], Json] = {}
-    unknown = []
-    for row in call.ask.lineage(name if is_pipeline else None, place, resource):
-        if not call.caller.sees(row["pipeline"]):
-            continue
-        if not row["place"]:
-            unknown.append(row["pipeline"])
-            continue
-        entry = pick(row, "place", "resource") | {"reads": [], "writes": []}
-        entry = entries.setdefault((row["place"], row["resource"].lower()), entry)
-        entry[row["how"]].append(pick(row, "pipeline", "version", "run_id", "at"))
-    rows, given = [*entries.values()], {"name": name, "resource": resource}
+    uses = call.ask.lineage(name if is_pipeline else None, place, resource, call.among())
+    unknown = [use["pipeline"] for use in uses if not use["place"]]
+    groups = itertools.groupby(uses[len(unknown) :], lambda use: (use["place"], use["resource"].lower()))
+    rows = []
+    for _, group in groups:
+        row = pick((same := [*group])[0], "place", "resource")
+        rows.append(row | by_how(same, "pipeline", "version", "run_id", "at"))
+    given = {"name": name, "resource": resource}
     return listing(call, "lineage", rows[:limit], len(rows), given) | {"unknown": unknown}
 
 
@@ -6913,9 +6913,8 @@ def place_of(call: Call, word: str) -> str:
     url = call.daemon.settings["connections"].get(word, {"url": word})["url"]
     place = word if word.startswith("@") else place_name(url, "/")
     if place != word and place != place_name(url, "/other"):
-        hint = did_you_mean(
-            word, call.caller.sift(call.ask.known_names()), "relative paths begin in data/NAME of the home"
-        )
+        known, hint = call.caller.sift(call.ask.known_names()), "relative paths begin in data/NAME of the home"
+        hint = did_you_mean(word, known, hint)
         raise NotFound(f"'{word[:WORD_MAX]}' is no pipeline, and no URL or absolute path", hint)
     return place
 
@@ -11441,16 +11440,18 @@ class Questions(Sql):
     def uses(self, name: str, otherwise: Any) -> Json:
         """Returns what a pipeline reads and writes; *otherwise* if it reads nothing that is known."""
         rows = self.rows("SELECT * FROM lineage WHERE pipeline = ? AND place <> '' ORDER BY place, resource", name)
-        shown = ("place", "resource", "version", "run_id", "at")
-        uses = {how: [pick(row, *shown) for row in rows if row["how"] == how] for how in ("reads", "writes")}
+        uses = by_how(rows, "place", "resource", "version", "run_id", "at")
         return uses | {"reads": uses["reads"] or otherwise}
 
-    def lineage(self, name: str | None, place: str | None, resource: str | None) -> list[Json]:
+    def lineage(
+        self, name: str | None, place: str | None = None, resource: str | None = None, among: list[str] | None = None
+    ) -> list[Json]:
         """Returns who reads and writes what: all, what one pipeline touches, or one place.
 
         Files of a folder or a pattern count; those who read from an unknown place, '', are always among them.
         """
-        return self.rows(LINEAGE, name=name, place=place, resource=resource)
+        seen = None if among is None else encode_json(among)
+        return self.rows(LINEAGE, name=name, place=place, resource=resource, among=seen)
 
     def version(self, name: str, number: int | None) -> Json:
         """Returns a version of a pipeline; without a number, the current one."""
@@ -11866,10 +11867,11 @@ LINEAGE = """
     WITH asked AS (
         SELECT place, resource FROM lineage WHERE pipeline = :name AND place <> '' UNION SELECT :place, :resource
     ) SELECT l.* FROM lineage l JOIN pipelines p ON p.name = l.pipeline AND p.deployed = 1
-    WHERE l.place = '' OR coalesce(:name, :place) IS NULL OR EXISTS (
+    WHERE (:among IS NULL OR l.pipeline IN (SELECT value FROM json_each(:among)))
+    AND (l.place = '' OR coalesce(:name, :place) IS NULL OR EXISTS (
         SELECT 1 FROM asked a WHERE lower(coalesce(a.resource, l.resource)) = lower(l.resource) AND (l.place = a.place
         OR l.place GLOB a.place OR a.place GLOB l.place OR l.place GLOB a.place || '/*' OR a.place GLOB l.place || '/*')
-    ) ORDER BY l.place, lower(l.resource), at DESC
+    )) ORDER BY l.place, lower(l.resource), at DESC
 """
 
 
@@ -16951,13 +16953,12 @@ def columns_of(rows: Rows) -> list[str]:
 
 
 class Seen:
-    """What a step has seen of its rows: the kinds in each column, and in how many rows it has a value."""
+    """What a step has seen of its rows: in how many of them each column has values of each kind."""
 
-    __slots__ = ("filled", "kinds", "rows")
+    __slots__ = ("columns", "rows")
 
     def __init__(self) -> None:
-        self.kinds: dict[str, set[str]] = {}
-        self.filled: dict[str, float] = {}
+        self.columns: dict[str, dict[str, float]] = {}
         self.rows = 0
 
     def add(self, rows: Rows) -> None:
@@ -16967,21 +16968,23 @@ class Seen:
         is_even = {*map(len, sample)} <= {len(columns)}
         for name in columns[:OBSERVED_COLUMNS]:
             cells = map(operator.itemgetter(name), sample) if is_even else (row.get(name) for row in sample)
-            types, short = [*map(type, cells)], clip(name, WORD_MAX)
-            if len(self.kinds) < OBSERVED_COLUMNS or short in self.kinds:
-                self.kinds.setdefault(short, set()).update(kind_of(cell_type).name or "null" for cell_type in {*types})
-                missing = weight * types.count(type(None))
-                self.filled[short] = self.filled.get(short, 0) + len(rows) - missing
+            short = clip(name, WORD_MAX)
+            if len(self.columns) < OBSERVED_COLUMNS or short in self.columns:
+                known = self.columns.setdefault(short, {})
+                for cell_type, count in collections.Counter(map(type, cells)).items():
+                    kind = kind_of(cell_type).name or "null"
+                    known[kind] = known.get(kind, 0) + count * weight
         self.rows += len(rows)
 
     def document(self) -> Json:
         """Returns the columns, `{"fare": "real|null"}`, and the share of missing values in those that have some."""
-        kinds = {name: sorted(known, key=lambda word: (word == "null", word)) for name, known in self.kinds.items()}
-        nulls = {name: 1 - filled / self.rows for name, filled in self.filled.items() if filled < self.rows}
-        return {
-            "columns": {SECRETS.text(name): "|".join(known) for name, known in kinds.items()},
-            "nulls": {SECRETS.text(name): round(share, 4) for name, share in nulls.items()},
-        }
+        columns, nulls = dict[str, str](), dict[str, float]()
+        for name, counts in self.columns.items():
+            columns[SECRETS.text(name)] = "|".join(sorted(counts, key=lambda kind: (kind == "null", kind)))
+            filled = sum(counts.values()) - counts.get("null", 0)
+            if self.rows and (share := round(1 - filled / self.rows, 4)) > 0:
+                nulls[SECRETS.text(name)] = share
+        return {"columns": columns, "nulls": nulls}
 
 
 # Streams, and the steps that count rows.
@@ -17013,11 +17016,18 @@ def compare(step: Step, is_whole: bool = True) -> None:
     attempt, before = step.attempt, (step.attempt.job.get("seen") or {}).get(step.path)
     if before is None or step.seen is None or attempt.drift == "ignore" or not (is_whole or attempt.drift == "fail"):
         return
-    now = step.seen.document() | {"rows": step.rows_in if step.rows_out is None else step.rows_out}
+    now_seen = step.seen.document() | {"rows": step.rows_in if step.rows_out is None else step.rows_out}
     is_sure = is_whole and before["times"] == 1
-    changes = [change for change in differences(before, now) if is_sure or change["what"] in ("added", "retyped")]
-    if changes:
-        attempt.drifted(step.path, changes)
+    changes = [one for one in differences(before, now_seen) if is_sure or one["what"] in ("added", "retyped")]
+    fresh = {text: one for one in changes if (text := encode_json({**one, "before": None})) not in attempt.told}
+    if fresh and len({*attempt.told.values()}) < DRIFTS_MAX:
+        about = {"name": "", "step": step.path, "data": {"changes": [*fresh.values()]}}
+        attempt.journal.write({"t": "drift", "at": now(), **about})
+    attempt.told |= dict.fromkeys(fresh, step.path)
+    if changes and attempt.drift == "fail":
+        hint = 'if that is right from now on: @pipeline(drift="warn") until a run has succeeded'
+        wrong = f"step '{step.path}' differs from the last success: {difference_text(changes)}"
+        raise DriftFound(wrong, hint, changes=changes[:10])
 
 
 def counted(step: Step, batches: Batches, keys: Sequence[str] = ()) -> Batches:
@@ -17201,19 +17211,6 @@ class Attempt:
         for output in self.outputs:
             if output.file < 0:
                 write_faults(output.divert())  # no thread reads the pipe in a crash
-
-    def drifted(self, path: str, changes: list[Json]) -> None:
-        """Records what no step has told yet.  Raises DriftFound if the pipeline fails then."""
-        fresh = {encode_json({**change, "before": None}): change for change in changes}
-        fresh = {text: change for text, change in fresh.items() if text not in self.told}
-        if fresh and len({*self.told.values()}) < DRIFTS_MAX:
-            data = {"changes": [*fresh.values()]}
-            self.journal.write({"t": "drift", "at": now(), "name": "", "step": path, "data": data})
-        self.told |= dict.fromkeys(fresh, path)
-        if self.drift == "fail":
-            hint = 'if that is right from now on: @pipeline(drift="warn") until a run has succeeded'
-            wrong = f"step '{path}' differs from the last success: {difference_text(changes)}"
-            raise DriftFound(wrong, hint, changes=changes[:10])
 
     def show_samples(self) -> None:
         """Writes the rows that the last steps have kept, for whoever mends the run."""
