@@ -14249,8 +14249,8 @@ def call_locally(chosen: Pipeline, job: Json, path: str) -> Json:
 
 def returned_by(chosen: Pipeline, context: PipelineContext) -> Json:
     job, attempt = context._job, context._attempt
-    attempt.drift = chosen.options["drift"]
-    attempt.sample_rows = chosen.options["samples"] * job["limits"].get("sample_rows", 0)
+    attempt.drift = chosen.options.get("drift", "ignore")
+    attempt.sample_rows = job["limits"].get("sample_rows", 0) * chosen.options.get("samples", 0)
     context.params = chosen.parameters.convert(job["params"])
     inherit_steps()
     try:

@@ -281,6 +281,7 @@ WORST: dict[str, str] = {
     "local_time": "tau.local_time('2026-01-01T00:00:0' * N)",
     "parse_time": "tau.parse_time('2026-01-01T' + '0' * N, tau.Zone('UTC'))",
     "error_fingerprint": "tau.error_fingerprint({'type': 'E', 'message': 'a' * N, 'step': '1' * N, 'frames': []})",
+    "place_name": "tau.place_name('postgresql://' + ':1' * N, '/')",
     "check_name": "tau.check_name('a' * N + '!')",
     "find_entries": "tau.find_entries({'a.py': b'@' + b'a.' * N, 'b.py': b' ' * N}, ['a.py', 'b.py'], None)",
     "secrets_asked": "tau.secrets_asked({'a.py': b'.secret(' + b' ' * N + b'name=' + b' ' * N + b'#' + b'\\n ' * N})",
