@@ -1003,6 +1003,7 @@ VALUES: dict[str, Json | str] = {
     "how": {"enum": ("reads", "writes")},
     "way": {"enum": ("in", "out")},
     "what": {"enum": tuple(DIFFERENCE_WORDS)},
+    "found": {"enum": ("environment", "credentials", "home")},
     "overlap": {"enum": OVERLAPS},
     "misfire": {"enum": MISFIRES},
     # What user code made: secrets are hidden in its keys too.
@@ -1040,7 +1041,7 @@ RECORDS: dict[str, tuple[str, str]] = {
     "far_start": ("executor", "at:time mono:amount host:line"),
     "far_end": ("executor", f"{DEATH} host:line"),
     "memo": ("executor", "key:hex data:base64"),
-    "secret": ("run", "name:name"),
+    "secret": ("run", "name:name found:found?"),
     "stop": ("run", "at:time"),
     "returned": ("run", "at:time mono:amount result:any state:object? waits_for:line"),
     "raised": ("run", "at:time mono:amount error:error retry:flag? waits_for:line"),
@@ -2098,6 +2099,13 @@ def read_secret(name: str, folder: str | Mapping[str, str]) -> tuple[str | None,
                 raise MissingSecret(f"{path} is no file of at most {SECRET_BYTES_MAX:,} bytes", look)
             return read_text(path, look).removesuffix("\n"), where
     return None, None
+
+
+def secret_names(folder: str | Mapping[str, str]) -> set[str]:
+    """Returns the names under which a secret may be found."""
+    names = {*(names_below(folder) if isinstance(folder, str) else folder), *os.environ}
+    names |= {*names_below(os.environ.get("CREDENTIALS_DIRECTORY") or os.devnull)} - {KEY_CREDENTIAL}
+    return {name for name in names if re.fullmatch(SECRET_NAME, name) and not name.startswith(PRIVATE_ENVIRONMENT)}
 
 
 def usable_secret(name: str, folder: str) -> tuple[str | None, str | None]:
@@ -9048,6 +9056,7 @@ class Process:
 
     def __init__(self, folder: str, stem: str, run_id: str | None, attempt: int, server: Json) -> None:
         self.path, self.stem, self.run_id, self.attempt = os.path.join(folder, stem), stem, run_id, attempt
+        self.found: dict[str, str | None] = {}  # secret → where its processes have found it
         self.mask = Mask()  # hides the secrets that its processes have read, in all that is stored of it
         self.secrets = os.path.join(folder, os.pardir, "secrets")
         self.server = server  # identity of the fork server it was given to
@@ -9098,9 +9107,10 @@ class Process:
 
     def state(self) -> Json:
         """Returns the columns of its attempt that the next daemon restores it from."""
+        secrets = {name: self.found.get(name) for name in self.mask.names}
         return {
             "position": dict(self.position),
-            "process": {**(self.start or {}), "server": self.server, "secrets": self.mask.names},
+            "process": {**(self.start or {}), "server": self.server, "secrets": secrets},
             "outcome": self.last_record,
             "ended": self.end(),
             "surroundings": self.surroundings,
@@ -9114,7 +9124,9 @@ class Process:
         self.last_record, self.ended = state["outcome"], state["ended"]
         self.logged, self.dropped = state["log_lines"] - state["log_dropped"], state["log_dropped"]
         self.stopping, self.timeout_s, self.surroundings = state["stopping"], state["timeout"], state["surroundings"]
-        for name in state["process"].get("secrets", ()):
+        secrets = state["process"].get("secrets", {})
+        self.found = dict(secrets) if isinstance(secrets, dict) else {}  # an older daemon has kept only the names
+        for name in secrets:
             self.mask.learn(name, self.secrets)
 
     def read(self, limits: Json, final: bool) -> bool:
@@ -9198,6 +9210,7 @@ class Process:
             self.memos[record["key"]] = data
         elif kind == "secret":
             self.mask.learn(record["name"], self.secrets)
+            self.found[record["name"]] = record["found"]
         elif kind == "stop":
             self.position["stop"] = 1
         elif kind in ("returned", "raised"):
@@ -13521,7 +13534,7 @@ def call_pipeline(attempt: Attempt) -> Json:
         raise LoadFailed(f"the file no longer defines {job['function']}; it defines {defined}", "give it a fixed name")
     attempt.loaded = True
     chosen = PIPELINES[names.index(job["function"])]
-    attempt.retry_on = chosen.retry_on
+    attempt.retry_on, attempt.retries = chosen.retry_on, chosen.options["retries"]
     return returned_by(chosen, PipelineContext(attempt))
 
 
@@ -14101,12 +14114,30 @@ class per_row:  # noqa: N801
 
     def of_rows(self, rows: Rows) -> Any:
         """Calls the function with each row and returns the new rows, or a coroutine if it is async."""
-        made = [self.function(row) for row in rows]
+        source = iter(rows)
+        try:
+            made = [self.function(row) for row in source]
+        except Exception as problem:
+            self.tell(problem, rows, source, source)
+            raise
 
         async def awaited() -> list[Json]:
-            return flat([await result for result in made])
+            results = iter(made)
+            try:
+                return flat([await result for result in results])
+            except Exception as problem:
+                self.tell(problem, rows, results, ())
+                raise
 
         return awaited() if made and hasattr(made[0], "__await__") else flat(made)
+
+    def tell(self, problem: Exception, rows: Rows, source: Iterator[Any], others: Iterable[Json]) -> None:
+        """Notes with an error which row it is about, and how many of the others fail in the same way."""
+        before = max((getattr(open_step(), "rows_in", None) or 0) - len(rows), 0)  # in batches of a stream
+        position = len(rows) - operator.length_hint(source)
+        numbered = enumerate(others, before + position + 1)
+        facts = row_facts(before + position, rows[position - 1], numbered, self.function, problem=problem)
+        vars(problem)["tau_facts"] = facts
 
 
 def flat(made: list[Any]) -> list[Json]:
@@ -14512,21 +14543,24 @@ async def check_all(journal: Journal, given: tuple[Any, ...], name: str | None, 
     failed = [text for text, problem in results if problem is not None]
     if failed and severity == "error":
         count = f"{len(failed)} of {len(results)} checks failed: " if len(results) > 1 else "check failed: "
-        raise CheckFailed(count + "; ".join(failed), "the values are in trace.checks")
+        facts: Json = next(filter(None, (getattr(problem, "detail", None) for _, problem in results)), {})
+        hint = f"{facts['comparison']} does not hold; " if "comparison" in facts else ""
+        raise CheckFailed(count + "; ".join(failed), f"{hint}the values are in trace.checks", **facts)
     for text in failed:
         journal.log(f"check failed: {text}", "warning")
     return Count(not failed)
 
 
-def named_assertions(given: tuple[Any, ...], name: str | None) -> list[tuple[str, Any, Json]]:
-    """Returns for each assertion its name, its condition, and the values of the variables in its source text.
+def named_assertions(given: tuple[Any, ...], name: str | None) -> list[tuple[str, Any, Json, Callable[[], Json]]]:
+    """Returns for each assertion its name, its condition, the variables in its source text, and its both_sides.
 
     The name is given before it, with it or as *name*, or is the function's, or is the source text.
     """
     frame = sys._getframe(1)
     while frame.f_code.co_filename == __file__ and frame.f_back is not None:
         frame = frame.f_back
-    known, sources, assertions = {**frame.f_globals, **frame.f_locals}, call_arguments(frame), []
+    known, sources = {**frame.f_globals, **frame.f_locals}, call_arguments(frame)
+    assertions: list[Any] = []
     if name is None and len(given) > 1 and isinstance(given[0], str):
         name, given, sources = given[0], given[1:], sources[1:]
     if not given or (name is not None and len(given) > 1):
@@ -14539,7 +14573,8 @@ def named_assertions(given: tuple[Any, ...], name: str | None) -> list[tuple[str
         values = {other: known[other] for other in sorted(names) if not isinstance(known[other], DEFINITIONS)}
         if name is None and callable(subject) and getattr(subject, "__name__", "<lambda>") != "<lambda>":
             text = subject.__name__
-        assertions += [(clip(label, 500), part, values) for label, part in spread(name or text, subject)]
+        sides = functools.partial(both_sides, node, known)
+        assertions += [(clip(label, 500), part, values, sides) for label, part in spread(name or text, subject)]
     return assertions
 
 
@@ -14590,20 +14625,62 @@ def call_arguments(frame: FrameType) -> list[tuple[str, ast.expr]]:
     return [(re.sub(r"\s*\n\s*", " ", ast.get_source_segment(text, node) or ""), node) for node in nodes]
 
 
-async def evaluate(journal: Journal, severity: str, name: str, condition: Any, values: Json) -> Exception | None:
+async def evaluate(
+    journal: Journal, severity: str, name: str, condition: Any, values: Json, sides: Callable[[], Json]
+) -> Exception | None:  # fmt: skip
     """Evaluates and records an assertion.  Returns why it does not hold, or None.  One that raises does not hold."""
     problem: Exception | None = None
     why = None
     try:
         if not await is_true(condition):
-            problem = CheckFailed(name)
+            problem = CheckFailed(name, **sides())
     except Exception as raised:
         problem, why = raised, f"{type(raised).__name__}: {both_ends(safe_text(raised), 500)}"
     holds = problem is None
     some = [] if holds else [*values.items()][:8]
     shown = {name: "***" if is_secret(name) else safe_repr(value) for name, value in some}
+    shown = (problem.detail if isinstance(problem, CheckFailed) else {}) | shown
     journal.observe("check", name, {"passed": holds, "severity": severity, "values": shown, "error": why})
     return problem
+
+
+#: What only reads: functions that may be called again, and in no case what has one of these nodes.
+READERS = frozenset(("len", "sum", "min", "max", "set", "sorted", "abs", "round"))
+ACTS = ("Await", "Yield", "YieldFrom", "NamedExpr", "Lambda")
+
+
+def only_reads(part: ast.AST, known: Json) -> bool:
+    if isinstance(part, ast.Call):
+        return isinstance(part.func, ast.Name) and part.func.id in READERS - known.keys()
+    if isinstance(part, ast.Name):
+        return not hasattr(known.get(part.id), "__next__")  # to read it would change it
+    return type(part).__name__ not in ACTS
+
+
+def both_sides(node: ast.expr, known: Json) -> Json:
+    """Returns both sides of a comparison that does not hold; {} unless to evaluate them again only reads."""
+    if isinstance(node, ast.Tuple) and len(node.elts) == 2:
+        node = node.elts[1]  # it is named
+    node = node.body if isinstance(node, ast.Lambda) else node
+    if not isinstance(node, ast.Compare) or len(node.ops) > 1 or is_secret(ast.unparse(node)):
+        return {}
+    if not all(only_reads(part, known) for part in ast.walk(node)):
+        return {}
+    found: Json = {}
+
+    def read(names: Json) -> str:
+        for name, side in (("left", node.left), ("right", node.comparators[0])):
+            names[name] = eval(compile(ast.Expression(side), name, "eval"), known)
+        again = ast.Compare(ast.Name("left", ast.Load()), node.ops, [ast.Name("right", ast.Load())])
+        if not eval(compile(ast.fix_missing_locations(ast.Expression(again)), "again", "eval"), names):
+            found.update({name: safe_repr(names[name]) for name in ("left", "right")})
+        return ""
+
+    timed(read, {})
+    if found:
+        text = ast.Compare(ast.Name(found["left"], ast.Load()), node.ops, [ast.Name(found["right"], ast.Load())])
+        found["comparison"] = ast.unparse(text)
+    return found
 
 
 async def is_true(condition: Any) -> bool:
@@ -14728,13 +14805,14 @@ class Surroundings:
 
     def secret(self, name: str, lacking: str, default: str | None = None) -> str:
         """Returns a secret and hides it.  MissingSecret says what is *lacking* and where to put it."""
-        found = read_secret(name, self.secrets)[0]
+        found, place = read_secret(name, self.secrets)
         value = default if found is None else found
         if value is None:
             where = f"`{shell_line('tau', 'secret', 'set', name)}` reads it from stdin; or export {name}=… for taud"
             is_local = self.attempt.job["run_id"] == LOCAL_RUN
-            raise MissingSecret(lacking, f'run_local(…, secrets={{"{name}": "…"}})' if is_local else where)
-        self.attempt.hide(str(value), name if found is not None else None)
+            where = f'run_local(…, secrets={{"{name}": "…"}})' if is_local else where
+            raise MissingSecret(lacking, did_you_mean(name, secret_names(self.secrets), where))
+        self.attempt.hide(str(value), name if found is not None else None, place)
         return str(value)
 
 
@@ -15152,6 +15230,7 @@ class Web(Place):
 
     number = before = rows = 0
     document: Any = ()
+    facts: Json  # of a request that failed
 
     def __init__(self, url: str, around: Surroundings, options: Json) -> None:
         parts = urllib.parse.urlsplit(urllib.parse.quote(url, safe=URL_CHARACTERS))
@@ -15305,9 +15384,9 @@ class Web(Place):
                 return
             why = f"{self.name}: {failure}"
             if attempt > self.asked["retries"]:
-                raise SourceError(f"{why} (tried {attempt} times)", "is the service well?")
+                raise SourceError(f"{why} (tried {attempt} times)", "is the service well?", **self.facts)
             if asked_s > 60:
-                raise SourceError(f"{why}; it asks to wait {asked_s:.0f} s", "run again later")
+                raise SourceError(f"{why}; it asks to wait {asked_s:.0f} s", "run again later", **self.facts)
             pause = max(asked_s, backoff * random.uniform(0.5, 1.0))
             self.warn(f"{why}; again in {pause:.1f} s")
             time.sleep(pause)
@@ -15319,6 +15398,7 @@ class Web(Place):
         Returns why it may be tried again, if so, and for how many seconds to wait before.
         """
         __import__("urllib.request")  # only here, because it takes 25 ms
+        self.facts = {"retryable": True, "url": bare_url(url)}
         headers = {"Accept-Encoding": "gzip", "User-Agent": f"tau/{__version__}"}
         headers |= {} if self.body is None else {"Content-Type": "application/json"}
         if origin(url) == origin(self.base):
@@ -15344,7 +15424,7 @@ class Web(Place):
             if isinstance(reason, StepTimeout):  # it is an OSError
                 raise reason from None
             if "CERTIFICATE" in str(reason):  # a retry would not help
-                raise SourceError(f"{self.name}: {reason}", "is it the right host?") from None
+                raise SourceError(f"{self.name}: {reason}", "is it the right host?", retryable=False) from None
             return str(reason) or repr(problem), 0.0
         target = urllib.parse.quote(target, safe=URL_CHARACTERS, encoding="latin-1")  # as headers are decoded
         url = linked_url(url, target, "a redirect leads to")
@@ -15375,13 +15455,18 @@ class Web(Place):
         return "", 0.0
 
     def refused(self, answer: Any, url: str) -> tuple[str, float]:
-        said = " ".join(answer.read(500).decode("utf-8", "replace").split())[:200]
-        if answer.status in (408, 425, 429, 500, 502, 503, 504):
+        body = answer.read(500)
+        with contextlib.suppress(zlib.error):  # it is not packed
+            body = zlib.decompressobj(31).decompress(body)
+        text = body.decode("utf-8", "replace")
+        self.facts |= http_facts(answer.status, answer.headers, text) | {"url": bare_url(url)}
+        said = " ".join(text.split())[:200]
+        if self.facts["retryable"]:
             return f"{answer.status} {answer.reason}", retry_after(answer.headers.get("Retry-After", ""))
         message = f"{self.name} answered {answer.status} {answer.reason}"
         if origin(url) != origin(self.base) and (self.user or self.asked["headers"]):
             message += f"; the headers are for {bare_url(self.base)} and were not sent to another origin"
-        raise SourceError(message, f"it said: {said}" if said else "check the URL")
+        raise SourceError(message, f"it said: {said}" if said else "check the URL", **self.facts)
 
 
 #: Option that says how pages are found → what finds the next request.
@@ -15576,7 +15661,7 @@ class Loading:
     """Rows on their way into one table."""
 
     def __init__(self, house: Any, name: str, mode: str, keys: list[str]) -> None:
-        self.house, self.mode, self.keys = house, mode, keys
+        self.house, self.name, self.mode, self.keys = house, name, mode, keys
         self.table = house.quoted(name)
         self.columns: dict[str, Column] | None = house.columns_of(name)  # by folded name
         self.count = 0  # rows of the batches before
@@ -15644,7 +15729,9 @@ class Loading:
         )
         if isinstance(cell, str) and guessed_kind({cell}).name != "text":
             hint = f"types=True where CSV is extracted, whose cells are text without it; else {hint}"
-        raise SourceError(f"row {self.count + number}: {wrong}", hint)
+        others = enumerate(itertools.islice(scan.cells_of(name), number, None), self.count + number + 1)
+        facts = row_facts(self.count + number, cell, others, column.cell, "cell")
+        raise SourceError(f"row {self.count + number}: {wrong}", hint, column=name, **facts)
 
     def listed(self, names: Iterable[str]) -> str:
         return ", ".join(map(self.house.spell, names))
@@ -15663,10 +15750,9 @@ class Loading:
         try:
             house.change(statement, cells)
         except house.errors as problem:
-            text = cause_text(problem)
-            is_text = re.search(r"NUL\b|0x00|surrogate|utf-?8", text, re.IGNORECASE) is not None
+            is_text = re.search(r"NUL\b|0x00|surrogate|utf-?8", cause_text(problem), re.IGNORECASE) is not None
             where = odd_text(scan.rows, scan.before + 1) if is_text else ""
-            raise SourceError(f"{house.label}: {self.table}: {where}{text}", house.hint(text)) from problem
+            raise house.failure(problem, self.name, f"{self.table}: {where}") from problem
 
     def replace(self, cells: Iterable[tuple[Any, ...]], shape: list[str], insert: str) -> None:
         """Updates each row, or inserts it, in databases without ON CONFLICT."""
@@ -15685,21 +15771,36 @@ class Warehouse:
     dialect = label = ""
     errors: Any = ()  # the exceptions of the library
     connection: Any = None
+    statement = ""  # the latest
     execute: Callable[..., Batches | int]  # a query → its rows, all in one batch without a size; else how many changed
     indexes_of: Callable[[str], Iterable[tuple[str, list[str]]]]  # of a table, as `keys_of` names them
     mark, place = "?", "sqlite"  # the n-th value of a statement, and what makes it of a cell
 
     def __exit__(self, kind: Any, problem: Any, trace: object) -> None:
         end = self.connection.commit if problem is None else self.connection.rollback
-        try:
-            end()
-        except self.errors as late:
-            problem = problem or late
-        finally:
-            self.connection.close()
-        if isinstance(problem, self.errors):
-            text = cause_text(problem)
-            raise SourceError(f"{self.label}: {text}", self.hint(text)) from problem
+        with contextlib.closing(self.connection):
+            try:
+                end()
+            except self.errors as late:
+                problem = problem or late
+            if isinstance(problem, self.errors):
+                raise self.failure(problem) from problem
+
+    def failure(self, problem: BaseException, table: str = "", where: str = "") -> SourceError:
+        """What is raised for a statement that failed: it names the keys of its table, if they may be why."""
+        text, facts = cause_text(problem), {"statement": cut_text(SECRETS.text(self.statement), 500)}
+        hint = self.hint(text)
+        with contextlib.suppress(Exception):  # a database that is gone, or does not tell
+            named = re.search(r"constraint failed: (\w+)\.", text)
+            table = table or (named[1] if named else problem.orig.diag.table_name)  # type: ignore[attr-defined]
+            facts["table"] = table
+            if re.search("constraint|conflict|unique|duplicate", text, re.IGNORECASE):
+                if self.dialect != "sqlite":
+                    self.connection.rollback()  # else it does not answer
+                keys = self.keys_of(table)
+                facts |= pick(keys, "primary", "unique")
+                hint = f"`{table}` has {keys_text(**keys)}; {hint}"
+        return SourceError(f"{self.label}: {where}{text}", hint, **facts)
 
     def hint(self, problem: str) -> str:
         hints = (hint for pattern, hint in SQL_HINTS.items() if re.search(pattern, problem, re.IGNORECASE))
@@ -15810,6 +15911,7 @@ class SQLite(Warehouse):
             column.declared = old.declared
 
     def execute(self, query: str, params: Mapping[str, Any] = {}, batch_rows: int | None = None) -> Batches | int:
+        self.statement = query
         cursor = self.connection.execute(query, {name: sqlite_cell(value) for name, value in params.items()})
         if cursor.description is None:
             return int(cursor.rowcount)
@@ -15820,6 +15922,7 @@ class SQLite(Warehouse):
 
         While a stream reads this file, nothing can be written to it before the commit: changes stay in memory.
         """
+        self.statement = statement
         if self.path in self.read_from:
             self.connection.execute("PRAGMA cache_spill = 1000000000")  # a number of pages; OFF would be too late
         return int(self.connection.executemany(statement, rows).rowcount)
@@ -15975,13 +16078,21 @@ class Alchemy(Warehouse):
             self.execute(f"COMMENT ON COLUMN {table}.{name} IS {comment}")
 
     def execute(self, query: str, params: Mapping[str, Any] = {}, batch_rows: int | None = None) -> Batches | int:
+        self.statement = query
         connection = self.connection.execution_options(stream_results=batch_rows is not None)
         done = connection.execute(self.alchemy.text(query), params)
         return rows_of([*done.keys()], done, batch_rows) if done.returns_rows else int(done.rowcount)
 
     def change(self, statement: str, rows: Iterable[tuple[Any, ...]]) -> int:
+        self.statement = statement
         values = [{f"c{i}": value for i, value in enumerate(row)} for row in rows]
         return int(self.connection.execute(self.alchemy.text(statement), values).rowcount) if values else 0
+
+
+def keys_text(primary: list[str], unique: list[list[str]], indexes: object) -> str:
+    parts = [f"the primary key ({', '.join(primary)})"] if primary else []
+    parts += [f"a unique index on ({', '.join(columns)})" for columns in unique]
+    return " and ".join(parts) or "no primary key and no unique index"
 
 
 def cause_text(problem: BaseException) -> str:
@@ -16229,9 +16340,13 @@ class CsvLines:
                 try:
                     columns[i] = [read(text) if (text := cell) else None for cell in columns[i]]
                 except (ValueError, KeyError, ArithmeticError) as problem:
-                    number, name = numbers[columns[i].index(text)], self.names[i]
-                    wrong = f"line {number}: '{clip(text, 100)}' in column '{name}' is not {kind.name}"
-                    raise SourceError(wrong, f"name its type: types={{'{name}': 'text'}}") from problem
+                    at, name = columns[i].index(text), self.names[i]
+                    wrong = f"line {numbers[at]}: '{clip(text, 100)}' in column '{name}' is not {kind.name}"
+                    later = zip(numbers[at + 1 :], columns[i][at + 1 :], strict=True)
+                    others = itertools.chain(later, ((self.last, line[i]) for line in lines))
+                    facts = row_facts(numbers[at], text, filter(operator.itemgetter(1), others), read, "cell")
+                    hint = f"name its type: types={{'{name}': 'text'}}"
+                    raise SourceError(wrong, hint, column=name, **facts) from problem
             yield from zip(*columns, strict=True)
 
 
@@ -16647,6 +16762,43 @@ def check_distinct(names: Sequence[str], hint: str = "rename one of them: AS …
         twice = next(name for name in names if names.count(name) > 1)
         numbers = [number for number, name in enumerate(names, 1) if name == twice]
         raise SourceError(f"two columns are named '{twice}', number {numbers[0]} and {numbers[1]}", hint)
+
+
+#: How many rows, and for how long, are tried after one that fails.
+ROWS_TRIED, TRIED_S = 10_000, 1.0
+
+
+def row_facts(
+    position: int, row: Any, others: Iterable[Any], work: Callable[[Any], Any], what: str = "row",
+    problem: Exception | None = None,
+) -> Json:  # fmt: skip
+    """Which row, or cell, fails; of the *others*, given with their positions, how many fail too, and five of them.
+
+    They fail if *work* does, if *problem* is given at the same line with the same type.
+    """
+    facts: Json = {"position": position, what: safe_repr(row), "failing": 1, "of": position, "rows": []}
+    until = monotonic() + TRIED_S
+
+    def try_all(others: Iterable[Any]) -> str:
+        for facts["of"], other in itertools.islice(others, ROWS_TRIED):
+            try:
+                work(other)
+            except Exception as new:
+                if problem is None or raised_at(new) == raised_at(problem):
+                    facts["failing"] += 1
+                    facts["rows"] += [{"position": facts["of"], what: safe_repr(other)}] * (len(facts["rows"]) < 5)
+            if monotonic() > until:
+                break
+        return ""
+
+    timed(try_all, others, TRIED_S)
+    return facts
+
+
+def raised_at(problem: Exception) -> Any:
+    """An error's type and the line that raised it."""
+    frames = [*traceback.walk_tb(problem.__traceback__)]
+    return type(problem), frames[-1][0].f_code, frames[-1][1]
 
 
 # Kinds of value: what each is in JSON, in text, in SQLite and in other databases.
@@ -17144,6 +17296,7 @@ class Attempt:
         self.masks: dict[int, set[int]] = {}  # thread that forks → its mask of signals before that
         self.loaded = False  # whether the deployed file has been executed
         self.retry_on: tuple[type[BaseException], ...] = ()  # exceptions that lead to a retry
+        self.retries: int | None = None  # how many attempts may follow; None before the file is loaded
         self.steps = itertools.count(1)
         self.failed: tuple[BaseException | None, str | None] = (None, None)  # the exception, its innermost step
         self.outputs: list[Output] = []  # what captures descriptors 1 and 2
@@ -17194,14 +17347,15 @@ class Attempt:
             raise BadResult(f"the result has {size:,} bytes, the limit is {most:,}; return a path or a summary")
         return {"t": "returned", "result": plain_result}
 
-    def hide(self, value: str, name: str | None = None) -> None:
+    def hide(self, value: str, name: str | None = None, found: str | None = None) -> None:
         """Makes the value `***` wherever this run saves or prints text from now on.
 
-        The daemon learns the *name*, and hides the value in what other processes of the run write.
+        The daemon learns the *name* and where it was *found*, and hides the value in what other processes of the run
+        write.
         """
         if name is not None and name not in SECRETS.names:
             SECRETS.names.append(name)
-            self.journal.write({"t": "secret", "name": name})
+            self.journal.write({"t": "secret", "name": name, "found": found})
         if value in SECRETS.values:
             return
         if 0 < len(value) < SECRET_CHARACTERS_MIN:
@@ -17778,24 +17932,60 @@ def error_document(problem: BaseException, attempt: Attempt) -> Json:
         "hint": next(filter(None, (hint_for(reason, attempt) for reason in related(problem))), None),
         "facts": facts_of(problem, attempt),
     }
+    if (document["facts"] or {}).get("retryable") and attempt.retries == 0:
+        document["hint"] = "; ".join(filter(None, (document["hint"], RETRY_HINT)))
     return document | {"fingerprint": error_fingerprint(document)}
+
+
+RETRY_HINT = 'another attempt may succeed: @pipeline(retries=3, retry_delay="1m")'
+#: What a failure is called, or says, after which another attempt may succeed.
+TRANSIENT_TYPES = {"ConnectionError", "TimeoutError", "Timeout", "TransportError", "ClientConnectionError", "URLError"}
+TRANSIENT_ERROR = r"(?i)\b(locked|deadlock|connection (refused|reset)|timed? ?out|starting up|too many connections)\b"
+RETRIED_STATUSES = (408, 425, 429, 500, 502, 503, 504)
 
 
 def facts_of(problem: BaseException, attempt: Attempt) -> Json | None:
     """Returns what an error's kind needs beyond its message and place, if there is something."""
     with contextlib.suppress(Exception):  # the values are user code's
-        facts = attempt.facts or next(filter(None, (facts_about(reason, attempt) for reason in related(problem))), {})
+        told = (facts_about(reason, attempt) for reason in related(problem))
+        facts = attempt.facts or next(filter(None, told), {})
+        if "retryable" not in facts and not attempt.stopped and is_transient(problem):
+            facts = {"retryable": True, **facts}
         return bounded_facts(SECRETS.document(facts))
     return None
 
 
 def facts_about(problem: BaseException, attempt: Attempt) -> Json:
-    if isinstance(problem, TauError):
-        return problem.detail
+    if facts := problem.detail if isinstance(problem, TauError) else vars(problem).get("tau_facts"):
+        return facts
     if isinstance(problem, MemoryError):
         size = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
         return {"step": attempt.step_of(problem), "peak_rss_bytes": size}
+    if isinstance(problem, ModuleNotFoundError):
+        whose = "the environment of this file" if attempt.job.get("python") else "taud's own"
+        python = f"{sys.executable} ({'.'.join(map(str, sys.version_info[:3]))}, {whose})"
+        return {"python": python, "stdlib": IN_PYTHON.get(str(problem.name).partition(".")[0])}
+    answer: Any = getattr(problem, "response", problem)  # of requests and httpx; an HTTPError of urllib is the answer
+    status = getattr(answer, "status_code", getattr(answer, "code", None))
+    if type(status) is int and 400 <= status < 600 and isinstance(problem, Exception):
+        text = timed(lambda answer: str(answer.text), answer) if hasattr(answer, "text") else ""
+        return http_facts(status, answer.headers, text) | {"url": bare_url(str(answer.url))}
     return {}
+
+
+def http_facts(status: int, headers: Any, text: str) -> Json:
+    facts = {"status": status, "retryable": status in RETRIED_STATUSES, "retry_after": headers.get("Retry-After")}
+    return {name: fact for name, fact in facts.items() if fact is not None} | {"body": text[:300]}
+
+
+def is_transient(problem: BaseException) -> bool:
+    """Whether an error, or one that caused it, may not come again."""
+    for reason in related(problem, causes_only=not isinstance(problem, TauError)):
+        names = {base.__name__ for base in type(reason).__mro__}
+        is_busy = "OperationalError" in names and re.search(TRANSIENT_ERROR, safe_text(reason))
+        if is_busy or (names & TRANSIENT_TYPES and not isinstance(reason, StepTimeout)):
+            return True
+    return False
 
 
 def error_in_brief(problem: BaseException, frames: list[Json], folder: str) -> Json:
@@ -17823,11 +18013,12 @@ def causes_of(problem: BaseException) -> list[BaseException]:
     return [*chain[1:8], *chain[8:][-1:]]
 
 
-def related(problem: BaseException) -> list[BaseException]:
-    """Returns an exception with all that led to it: causes, also hidden ones, and members of groups."""
+def related(problem: BaseException, causes_only: bool = False) -> list[BaseException]:
+    """Returns an exception with all that led to it: members of groups, causes, hidden ones too unless *causes_only*."""
     found = [problem]
     for reason in found:
-        others = (reason.__cause__, reason.__context__, *getattr(reason, "exceptions", ()))
+        context = None if causes_only else reason.__context__
+        others = (reason.__cause__, context, *getattr(reason, "exceptions", ()))
         found += [other for other in others if isinstance(other, BaseException) and id(other) not in map(id, found)]
     return found
 
@@ -17844,6 +18035,14 @@ def full_text(problem: BaseException) -> str:
         for member in problem.exceptions:
             parts += traceback.format_exception(member, limit=-3)
     return "\n".join(filter(None, parts))
+
+
+#: A package that users of older Pythons import → what the standard library has in its place.
+IN_PYTHON = {"toml": "tomllib", "tomli": "tomllib", "ConfigParser": "configparser", "urllib2": "urllib.request"}
+IN_PYTHON |= {"StringIO": "io", "cStringIO": "io", "cPickle": "pickle", "Queue": "queue", "imp": "importlib"}
+IN_PYTHON |= {"distutils": "sysconfig and shutil", "pkg_resources": "importlib.metadata", "mock": "unittest.mock"}
+IN_PYTHON |= {"pytz": "zoneinfo", "simplejson": "json", "enum34": "enum", "pathlib2": "pathlib", "sqlite": "sqlite3"}
+IN_PYTHON |= {"urlparse": "urllib.parse", "httplib": "http.client", "commands": "subprocess"}
 
 
 def hint_for(problem: BaseException, attempt: Attempt) -> str | None:
@@ -17863,6 +18062,8 @@ def hint_for(problem: BaseException, attempt: Attempt) -> str | None:
         return missing_key_hint(problem, attempt.job["folder"])
     if isinstance(problem, ModuleNotFoundError):
         name = str(problem.name).partition(".")[0]
+        if own := IN_PYTHON.get(name):
+            return f"Python has {own} in its place: import that"
         beside = f"{shell_line('--include', name + '.py')} if that lies beside the file; else"
         if attempt.job.get("python"):
             return f'{beside} add it to the header of the file: # dependencies = ["{name}"]'
@@ -18029,11 +18230,11 @@ class TookTooLong(BaseException):
     """A __repr__ or __str__ of user code did not return in time."""
 
 
-def timed(work: Callable[[Any], str], value: Any) -> str:
+def timed(work: Callable[[Any], str], value: Any, seconds: float = 0.2) -> str:
     """Returns work(value), or why it failed: user code may raise or, in the main thread, hang."""
     in_main = threading.current_thread() is threading.main_thread()
     try:
-        with contextlib.closing(Alarm(0.2, TookTooLong)) if in_main else contextlib.nullcontext():
+        with contextlib.closing(Alarm(seconds, TookTooLong)) if in_main else contextlib.nullcontext():
             return work(value)
     except StepTimeout:
         raise  # an outer step's time was over sooner

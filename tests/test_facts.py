@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import sqlite3
 import textwrap
+import threading
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -115,6 +120,271 @@ def test_a_run_that_had_to_be_killed_says_where_it_was_and_how_long_its_step_too
     assert stacks["MainThread"][-1].endswith(" deaf")
     assert (run["resources"]["signal"], step["status"]) == (9, "failed")
     assert 300 < step["duration_ms"] < 10_000
+
+
+# What each kind of failure needs.
+
+FAILING = """
+    import os, sqlite3, urllib.request
+    from tau import per_row, pipeline
+
+    class HTTPError(Exception):
+        class response:
+            status_code, text, headers, url = 429, "slow down", {"Retry-After": "7"}, "http://u:p@shop/x?token=t"
+
+    @per_row
+    def cents(row):
+        return {"id": row["id"], "cents": int(row["price"]) * 100}
+
+    @per_row
+    async def later(row):
+        return {"id": row["id"], "cents": int(row["price"])}
+
+    ROWS = [{"id": number, "price": "n/a" if number % 10 == 5 else "7"} for number in range(100)]
+
+    @pipeline
+    def memory(ctx):
+        with ctx.step("heavy"):
+            raise MemoryError
+
+    @pipeline
+    def http(ctx, url: str):
+        ctx.extract(url, retries=0)
+
+    @pipeline(retries=1)
+    def http_again(ctx, url: str):
+        ctx.extract(url, retries=0)
+
+    @pipeline
+    def urllib_(ctx, url: str):
+        urllib.request.urlopen(url)
+
+    @pipeline
+    def library(ctx):
+        try:
+            raise HTTPError("too many")
+        except HTTPError as problem:
+            raise RuntimeError("no prices") from problem
+
+    @pipeline
+    def refused(ctx):
+        ctx.extract("http://127.0.0.1:9/", retries=0)
+
+    @pipeline
+    def handled(ctx):
+        try:
+            raise ConnectionError("gone")
+        except ConnectionError:
+            {}["prices"]
+
+    @pipeline
+    def unique(ctx):
+        ctx.sql("CREATE TABLE IF NOT EXISTS prices (sku, region, price, PRIMARY KEY (sku, region))", None, "sqlite:///s.db")
+        ctx.load("sqlite:///s.db", [{"sku": 1, "region": "eu", "price": n} for n in range(2)], "prices")
+
+    @pipeline
+    def upsert(ctx):
+        ctx.sql("CREATE TABLE IF NOT EXISTS prices (sku, region, price, PRIMARY KEY (sku, region))", None, "sqlite:///s.db")
+        ctx.load("sqlite:///s.db", [{"sku": 1, "price": 2}], "prices", mode="upsert", key="sku")
+
+    @pipeline
+    def statement(ctx):
+        ctx.sql("INSERT INTO nowhere VALUES (1)", None, "sqlite:///s2.db")
+
+    @pipeline
+    def locked(ctx):
+        first, second = (sqlite3.connect("s3.db", timeout=0.01, isolation_level=None) for _ in range(2))
+        first.execute("BEGIN IMMEDIATE")
+        second.execute("BEGIN IMMEDIATE")
+
+    @pipeline
+    def row(ctx):
+        ctx.transform(ROWS, [cents])
+
+    @pipeline
+    async def row_later(ctx):
+        await ctx.transform(ROWS, [later])
+
+    @pipeline
+    def row_of_stream(ctx):
+        with open("rows.csv", "w") as file:
+            file.write("id,price\\n" + "".join(f"{row['id']},{row['price']}\\n" for row in ROWS[6:]))
+        for batch in ctx.transform(ctx.extract("rows.csv", stream=True, batch_rows=5), [cents]):
+            pass
+
+    @pipeline
+    def csv(ctx):
+        with open("rows.csv", "w") as file:
+            file.write("id,price\\n" + "".join(f"{row['id']},{row['price']}\\n" for row in ROWS * 3))
+        ctx.extract("rows.csv", types={"price": float})
+
+    @pipeline
+    def cell(ctx):
+        ctx.load("sqlite:///s.db", [{"id": 1}], "cells", mode="replace")
+        ctx.load("sqlite:///s.db", [{"id": n if n % 2 else str(n) + "x"} for n in range(1, 6)], "cells")
+
+    @pipeline
+    def module(ctx):
+        import toml
+
+    @pipeline
+    def secret(ctx):
+        ctx.secret("SHOP_KEY")
+
+    @pipeline
+    def secret_found(ctx):
+        ctx.secret("SHOP_KEYS")
+
+    @pipeline
+    def check(ctx):
+        rows = [1, 2, 3]
+        ctx.check("as many as yesterday", len(rows) == 4)
+
+    @pipeline
+    def check_later(ctx):
+        total, known = {"eu": 5}, ("us", "uk")
+        ctx.check(lambda: total["eu"] in known, ("name", 1 < 2))
+
+    @pipeline
+    def check_named(ctx):
+        ctx.check(("few", max(row["id"] for row in ROWS) < 9))
+
+    @pipeline
+    def check_acts(ctx):
+        left = iter([1, 2])
+        ctx.check("acts", next(left) == 2)
+
+    @pipeline
+    def check_iterates(ctx):
+        left = iter([1, 2])
+        ctx.check("iterates", sum(left) == 4)
+
+    @pipeline
+    def check_changed(ctx):
+        rows = []
+        ctx.check("changed", rows.append(1) is not None)
+
+    @pipeline
+    def check_secret(ctx):
+        token = "abc"
+        ctx.check("secret", token == "abd")
+"""
+STATUS = {"/503": (503, {"Retry-After": "3"}), "/404": (404, {})}
+
+
+class Handler(BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        status, headers = STATUS[self.path.partition("?")[0]]
+        self.send_response(status)
+        for name, value in headers.items():
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(b"the shop is closed" + b"." * 1_000)
+
+    def log_message(self, *words: Any) -> None:
+        """Says nothing."""
+
+
+@pytest.fixture(scope="module")
+def failing() -> Iterator[tuple[Tau, str]]:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    for tau in started(make_home()):
+        tau.deploy(textwrap.dedent(FAILING))
+        tau("secret", "set", "SHOP_KEYS", stdin="hidden-value")
+        yield tau, f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+
+
+BAD = {"position": 6, "failing": 10, "of": 100, "row": "{'id': 5, 'price': 'n/a'}"}
+BAD_ROWS = [{"position": number + 1, "row": f"{{'id': {number}, 'price': 'n/a'}}"} for number in (15, 25, 35, 45, 55)]
+PRICES = {"table": "prices", "primary": ["sku", "region"], "unique": []}
+KEY = "`prices` has the primary key (sku, region); "
+RETRY = '@pipeline(retries=3, retry_delay="1m")'
+CLOSED = {"body": "the shop is closed" + "." * 282}
+#: Pipeline → its params, some of its facts, a part of its hint.
+TOLD: dict[str, tuple[str, Any, str]] = {
+    "memory": ("", {"step": "heavy"}, "process less at once"),
+    "http": ("/503?token=t", {"status": 503, "retry_after": "3", "retryable": True, "url": "/503"} | CLOSED, RETRY),
+    "http_again": ("/503", {"status": 503}, "is the service well?"),
+    "urllib_": ("/404", {"status": 404, "retryable": False, "url": "/404"}, "None"),
+    "library": (
+        "",
+        {"status": 429, "retryable": True, "retry_after": "7", "body": "slow down", "url": "http://shop/x"},
+        RETRY,
+    ),
+    "refused": ("", {"retryable": True, "url": "http://127.0.0.1:9/"}, RETRY),
+    "handled": ("", None, "None"),
+    "unique": ("", {**PRICES, "statement": 'INSERT INTO "prices" ("sku", "region", "price") VALUES (?, ?, ?)'}, KEY),
+    "upsert": ("", PRICES, KEY + "upsert needs a UNIQUE index on its key"),
+    "statement": ("", {"statement": "INSERT INTO nowhere VALUES (1)"}, "check the name"),
+    "locked": ("", {"retryable": True}, RETRY),
+    "row": ("", {**BAD, "rows": BAD_ROWS}, "None"),
+    "row_later": ("", {"position": 6, "row": BAD["row"]}, "None"),
+    "row_of_stream": ("", {"position": 10, "row": "{'id': '15', 'price': 'n/a'}", "failing": 1, "of": 10}, "None"),
+    "csv": ("", {"column": "price", "position": 7, "cell": "'n/a'", "failing": 30, "of": 301}, "name its type"),
+    "cell": (
+        "",
+        {"column": "id", "position": 2, "cell": "'2x'", "rows": [{"position": 4, "cell": "'4x'"}]},
+        'in "cells"',
+    ),
+    "module": ("", {"stdlib": "tomllib"}, "Python has tomllib in its place"),
+    "secret": ("", None, "did you mean 'SHOP_KEYS'? `tau secret set SHOP_KEY`"),
+    "check": ("", {"left": "3", "right": "4", "comparison": "3 == 4"}, "3 == 4 does not hold; the values are in"),
+    "check_later": ("", {"comparison": "5 in ('us', 'uk')"}, "5 in ('us', 'uk') does not hold"),
+    "check_named": ("", {"comparison": "99 < 9"}, "99 < 9 does not hold"),
+    "check_acts": ("", None, "the values are in trace.checks"),
+    "check_iterates": ("", None, "the values are in trace.checks"),
+    "check_changed": ("", None, "the values are in trace.checks"),
+    "check_secret": ("", None, "the values are in trace.checks"),
+}
+
+
+@pytest.mark.parametrize("name", TOLD)
+def test_an_error_tells_what_its_kind_needs(failing: tuple[Tau, str], name: str) -> None:
+    tau, base = failing
+    path, expected, hint = TOLD[name]
+    error = tau.call("run", name=name, params={"url": base + path} if path else {}, timeout=30)["error"]
+    facts = error["facts"]
+    if expected is None:
+        assert facts is None
+    else:
+        assert {key: str(value).removeprefix(base) if path else value for key, value in facts.items()}.items() >= {
+            key: str(value) if path else value for key, value in expected.items()
+        }.items()
+    assert hint in str(error["hint"])
+    assert (RETRY in str(error["hint"])) == (hint == RETRY)
+
+
+def test_both_sides_of_a_comparison_are_among_the_values_of_its_check(failing: tuple[Tau, str]) -> None:
+    (check,) = failing[0].call("run", name="check", timeout=30)["trace"]["checks"]
+    assert check["values"] == {"left": "3", "right": "4", "comparison": "3 == 4", "rows": "[1, 2, 3]"}
+
+
+def test_where_a_secret_was_found_is_kept_with_the_attempt(failing: tuple[Tau, str]) -> None:
+    tau, _ = failing
+    run_id = tau.call("run", name="secret_found", timeout=30)["run_id"]
+    with contextlib.closing(sqlite3.connect(tau.home / "tau.db")) as db:
+        (text,) = db.execute("SELECT process FROM attempts WHERE run_id = ?", (run_id,)).fetchone()
+    assert json.loads(text)["secrets"] == {"SHOP_KEYS": "home"}
+
+
+@pytest.mark.parametrize(("kept", "found"), [(["A_KEY"], None), ({"A_KEY": "environment"}, "environment"), ({}, "?")])
+def test_an_attempt_of_an_older_daemon_has_names_of_secrets_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kept: Any, found: str | None
+) -> None:
+    monkeypatch.setenv("A_KEY", "hidden-value")
+    process = module.Process(str(tmp_path), "stem", "r", 1, {})
+    state = {
+        "position": dict(module.NOWHERE),
+        "process": {"server": {}, "secrets": kept},
+        "outcome": None,
+        "ended": None,
+    }
+    process.restore(state | {"log_lines": 0, "log_dropped": 0, "stopping": None, "timeout": None, "surroundings": None})
+    assert process.state()["process"]["secrets"].get("A_KEY", "?") == found
+    assert process.mask.text("hidden-value") == ("hidden-value" if found == "?" else "***")
 
 
 # Bounds.
