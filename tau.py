@@ -1030,6 +1030,9 @@ VALUES: dict[str, Json | str] = {
     " after:pipeline_name* pause_after_failures:count? expect_success_within:amount? executor:line?"
     " drift:drifts samples:flag line:count?",
     "scan": "missing_imports:line*",
+    # What was seen of a place.
+    "peek": "place:line resource:line? tables:line*? columns:object*? keys:object? row_count:count? counted:line?"
+    " rows:object*? profile:object? cut:line?",
 }
 #: Kind of a record → who may write it, and its fields.  `start` says who the process is: it is believed in the first
 #: line of a journal only.  `end` has a file of its own, which the fork server writes.  What comes from an executor
@@ -2016,7 +2019,7 @@ EXECUTOR_HINT = '[executors.worker1] command = ["ssh", "worker1"]'
 #: section of named tables → the schema of each table, and an example.
 NAMED_TABLES = {
     "connections": (
-        object_schema({"url": {"type": "string"}}, "url"),
+        object_schema({"url": {"type": "string"}, "peek": {"type": "boolean"}}, "url"),
         '[connections.shop] url = "postgresql://tau:${PG_PASSWORD}@db/shop"',
     ),
     "executors": (object_schema(EXECUTOR_KEYS, "command"), EXECUTOR_HINT),
@@ -4546,13 +4549,26 @@ class View:
     # Painters.
 
     def table(self, rows: list[Json], columns: Iterable[str]) -> list[str]:
-        texts = {name: [label_of(name), *(cut_text(cell(row, name), 80) for row in rows)] for name in columns}
+        return self.grid({name: [label_of(name), *(cell(row, name) for row in rows)] for name in columns})
+
+    def grid(self, texts: dict[str, list[str]]) -> list[str]:
+        """A table, of each column its head and its cells."""
+        texts = {name: [cut_text(text, 80) for text in column] for name, column in texts.items()}
         widths = {name: max(map(len, cells)) for name, cells in texts.items() if {*cells[1:]} != {"-"}}
         shrink(widths, self.room)
         cells = [[cut_text(text, width).ljust(width) for text in texts[name]] for name, width in widths.items()]
         head, *body = zip(*cells, strict=True)
         lines = [self.paint("  ".join(head).rstrip(), "bold")]
         return lines + ["  ".join(self.paint(text, text.strip()) for text in row).rstrip() for row in body]
+
+    def rows(self, rows: list[Json]) -> list[str]:
+        """A user's rows, whose columns have any names."""
+        names = dict.fromkeys(name for row in rows for name in row)
+        return self.grid({name: [name, *(single_line(plain(row.get(name))) for row in rows)] for name in names})
+
+    def profile(self, seen: Json) -> list[str]:
+        rows = [{"column": name, **about} for name, about in seen.items()]
+        return self.table(rows, ("column", "kind", "nulls", "distinct", "least", "greatest", "odd", "shapes"))
 
     def data(self, value: Any) -> list[str]:
         """A user's value, or the schema of params."""
@@ -4577,7 +4593,7 @@ class View:
         head = f"rows {way} {samples['step']}"
         if not isinstance(rows, list):
             return [f"{head}: {rows}"]
-        return [f"{head}:", *self.table(rows, dict.fromkeys(key for row in rows for key in row))]
+        return [f"{head}:", *self.rows(rows)]
 
     def run_head(self, run: Json) -> list[str]:
         took = "" if run["duration_ms"] is None else f" in {duration(run['duration_ms'])}"
@@ -4665,6 +4681,9 @@ PAINTERS: dict[str, Any] = {
     "recent": "scheduled_for decision run_id outcome",
     "cut": "path bytes get",
     "run": lambda view, run: view.screen("inspect", run).splitlines(),
+    "columns": "name kind declared",
+    "rows": View.rows,
+    "profile": View.profile,
     "params": View.data,
     "result": View.data,
     "error": View.error,
@@ -6961,6 +6980,59 @@ def code(
     return document | {"files": [*sources], "source": sources[path].decode("utf-8", "replace")}
 
 
+@mark(scope="operate", sifts=True)
+@reads
+async def peek_(
+    call: Call,
+    place: str,
+    resource: str | None = None,
+    *,
+    limit: Limit = 20,
+    profile: bool = False,
+    in_: PipelineName | None = None,
+) -> Json:
+    """Look at data as a pipeline would read it: columns, keys, number of rows, some rows; nothing is changed.
+
+    place         a connection of tau.toml, a URL, or a path
+    resource      a table, a file in that place, or one query: SELECT, WITH, VALUES or TABLE
+    limit         how many rows at most
+    profile       tell of each column its missing and distinct values, least, greatest, shapes of text, odd cells
+    in            in the directory of this pipeline, and with its Python
+
+        tau peek sqlite:///shop.db sales --in orders --limit 5
+        tau peek in/sales.csv --in orders --profile
+    """
+    daemon = call.daemon
+    data, names = os.path.join(daemon.home, "data"), call.among()
+    names = [""] if names is None else names
+    job: Json = {"kind": "peek", "timeout": PEEK_S, "memory_bytes": PEEK_BYTES, "python": None}
+    job |= {"run_id": "", "pipeline": in_ or "", "version": 0, "attempt": 1, "params": {}}
+    job |= {"place": place, "resource": resource, "limit": limit, "profile": profile}
+    job |= {"store": daemon.store.database.path, "data": [os.path.join(data, name) for name in names]}
+    if in_ is not None:
+        version = call.ask.version(in_, None)
+        job["directory"] = os.path.realpath(os.path.join(data, in_))
+        job["python"] = daemon.venvs.python(version["options"].get("environment"))
+    check_peek(call, place, resource, job.get("directory", ""))
+    outcome = await daemon.runner.load(os.devnull, "peek", job, call.actor)
+    if outcome.error is not None:
+        raise peek_error(outcome.error)
+    seen = fit("peek", outcome.result, Mask(), "peek")
+    return {key: value for key, value in seen.items() if value is not None}
+
+
+#: What a look may take: seconds, and bytes of memory.
+PEEK_S, PEEK_BYTES = 20.0, 2 << 30
+
+
+def peek_error(error: Json) -> TauError:
+    if error["kind"] in ("timeout", "died", "lost") or error["type"] == "MemoryError":
+        hint = "look at a table, or at a query that reads less"
+        return TooMuch(f"it is too much for a look: {error['message'] or 'it takes too much memory'}", hint)
+    message = error["message"] if error["hint"] else f"{error['type']}: {error['message']}"
+    return (Forbidden if error["type"] == "Forbidden" else BadRequest)(message, error["hint"] or "")
+
+
 @writes
 async def run(
     call: Call,
@@ -8468,6 +8540,26 @@ def check_sight(call: Call, arguments: Json) -> None:
             raise NotFound(f"no {'run' if kind == 'RunId' else 'pipeline named'} '{word[:WORD_MAX]}'")
 
 
+def check_peek(call: Call, place: str, resource: str | None, directory: str) -> None:
+    """Raises Forbidden unless the caller may look at a place.
+
+    Admins may look at any.  Others may at connections, and at what pipelines that they see have read or written.
+    """
+    caller = call.caller
+    if caller.scope == "admin":
+        return
+    inside = f"{place.rstrip('/')}/{resource or ''}"
+    if ".." in urllib.parse.unquote(inside).split("/"):
+        raise Forbidden(f"'{caller.name}' may not look at a place with '..' in it", "write the whole path")
+    names = [place_name(each, directory) for each in (place, inside)]
+    pipelines = call.ask.values("SELECT DISTINCT pipeline FROM lineage WHERE place IN (?, ?)", *names)
+    if place not in call.daemon.settings["connections"] and not caller.sift(pipelines):
+        hint = (
+            "a connection of tau.toml, or a place of which `tau lineage` knows; other places need a key of scope admin"
+        )
+        raise Forbidden(f"'{caller.name}' may not look at {names[0]}", hint)
+
+
 def owner_of(ask: Questions, word: str, named: bool = True) -> str:
     """Returns the pipeline of a run, or, if it may be *named*, of an incident, or a known one; '' without any.
 
@@ -9433,8 +9525,9 @@ class Runner:
         async with self.loads.each[actor], self.loads.all:
             while True:
                 process = Process(self.folder, f"load-{os.urandom(8).hex()}", None, 1, self.starter.server)
-                process.timeout_s = self.settings["load_timeout_s"]
-                directory = tempfile.mkdtemp(prefix=".load-", dir=os.path.join(self.home, "versions"))
+                process.timeout_s = job.get("timeout") or self.settings["load_timeout_s"]
+                make_directory(above := os.path.join(self.home, "versions"))
+                directory = tempfile.mkdtemp(prefix=".load-", dir=above)
                 try:
                     self.watch_over(process)
                     self.starter.send({"folder": folder, "entry": entry, "directory": directory, **job}, process)
@@ -13538,8 +13631,13 @@ def call_pipeline(attempt: Attempt) -> Json:
     return returned_by(chosen, PipelineContext(attempt))
 
 
+def look_at_place(attempt: Attempt) -> Json:
+    return attempt.returned(seen_of(PipelineContext(attempt)._around), LINE_BYTES_MAX)
+
+
 #: The kind of a job → what does its work and returns the outcome.
 WORK: dict[str, Callable[[Attempt], Json]] = {"run": call_pipeline, "load": load_pipelines, "scan": scan_files}
+WORK["peek"] = look_at_place
 
 
 def wind_down(record: Json, attempt: Attempt) -> None:
@@ -14787,6 +14885,7 @@ class Surroundings:
         self.secrets: str | dict[str, str] = job["secrets"]  # a folder, or the secrets that were sent
         self.engines: dict[str, Any] = {}  # URL → SQLAlchemy's engine, which keeps connections
         self.name_of = functools.partial(place_name, directory=context.data_dir)
+        self.only_looks = job.get("kind") == "peek"  # whether nothing may change
 
     def url_of(self, name: str) -> str:
         """Fills the secrets into a URL, or that of a connection, and hides its password."""
@@ -14840,6 +14939,10 @@ class Place:
     def uses(self, how: str, query: str | None = None) -> list[Json]:
         """Returns what is read or written there, as a record says it; a *query* tells that itself."""
         return [{"how": how, "place": self.name, "resource": str(self.options.get("resource", ""))}]
+
+    def look(self) -> Json:
+        """Returns what the place tells of itself before its rows are read, for `tau peek`."""
+        return {}
 
     def fit(self, what: str, known: Iterable[str], own: Mapping[str, PlaceOption] = {}, hint: str = "") -> Json:
         """Returns the options that are not in *own*.
@@ -15186,6 +15289,188 @@ class RemoteFile(LocalFile):
                 store.put_file(file.name, path)
 
         return stack.enter_context(contextlib.contextmanager(upload)())
+
+
+# What `tau peek` shows, and what it must not open.
+
+#: How many rows are described, and counted where only reading them counts them, and in how many seconds.
+PROFILED_ROWS, COUNTED_ROWS, COUNTED_S = 10_000, 100_000, 4.0
+#: The most that is shown: bytes of rows, columns, characters of a cell.
+ROWS_BYTES, COLUMNS_SHOWN, CELL_CHARACTERS = 64 << 10, 200, 200
+WEB_LOOK = {"retries": 0, "timeout": 10.0, "max_bytes": 64 << 20}
+#: Addresses at which a cloud gives a machine its keys, also as IPv6 writes them.
+METADATA = r"(::ffff:|64:ff9b::)?(169\.254\.|a9fe:|100\.100\.100\.200)|fe80:|fd00:ec2::|fd20:ce::|metadata\.goog"
+#: What leads elsewhere in a database's URL: a second host, and parameters except these.
+ELSEWHERE = r"^[^/]*//[^/]*,|[?&](?!(ssl\w*|charset|driver)=)"
+
+
+def seen_of(around: Surroundings) -> Json:
+    """Returns what is seen of a place: what it tells of itself, and its first rows."""
+    job, fence = around.attempt.job, Fence(around)
+    url = around.url_of(job["place"])
+    is_web = re.match("https?://", url) is not None
+    if not is_web and "://" in url and job["place"] not in around.connections and re.search(ELSEWHERE, url):
+        raise Forbidden("a URL with such parameters may lead elsewhere", "make it a connection of tau.toml")
+    # DuckDB opens its file by itself, and only the system knows what `link/..` means.
+    url = re.sub("(?<=^duckdb:///)[^?]+", lambda path: os.path.realpath(path[0]), url)
+    fence.check(around.name_of(url))
+    place = find_place(url, job["resource"], around, WEB_LOOK if is_web else {})
+    fence.check(place.name)
+    sys.addaudithook(fence)
+    seen: Json = {"place": place.name, "resource": job["resource"], **place.look()}
+    return seen if "tables" in seen else seen | rows_seen(place, job["limit"], job["profile"], seen)
+
+
+def rows_seen(place: Any, limit: int, profile: bool, about: Json) -> Json:
+    """Reads rows as far as it must to show, describe and count them; one by one, because one may be large."""
+    rows: list[Json] = []
+    kinds, counted = Seen(), "all"
+    count, most, until = 0, max(limit, PROFILED_ROWS * profile), monotonic() + COUNTED_S
+    for batch in place.read(1):
+        if count < most:
+            kinds.add(batch)
+            rows += map(shown_row, batch)
+        count += len(batch)
+        if count >= (most if "row_count" in about else COUNTED_ROWS) or monotonic() > until:
+            counted = "at least"
+            break
+    declared, known = about.pop("declared", {}), kinds.document()["columns"]
+    names = [*dict.fromkeys(itertools.chain(known, *rows))]
+    columns = [{"name": name, "kind": known.get(name), "declared": declared.get(name)} for name in names]
+    columns = [{key: value for key, value in column.items() if value} for column in columns[:COLUMNS_SHOWN]]
+    sizes = itertools.accumulate(len(encode_json(row)) for row in rows[: min(limit, ITEMS_MAX)])
+    shown = [row for row, size in zip(rows, sizes, strict=False) if size <= ROWS_BYTES]
+    seen: Json = {"columns": columns, "row_count": count, "counted": counted, **about, "rows": shown}
+    if len(names) > COLUMNS_SHOWN or len(shown) < min(limit, len(rows)):
+        seen["cut"] = f"to {COLUMNS_SHOWN} columns, {ITEMS_MAX:,} rows, {ROWS_BYTES:,} bytes: a query can choose"
+    if profile:
+        seen["profile"] = {name: profile_of([row.get(name) for row in rows]) for name in names[:OBSERVED_COLUMNS]}
+    return seen
+
+
+def shown_row(row: Json) -> Json:
+    """Returns a row that takes little room, as JSON that shows no secret."""
+    shown = {}
+    for name, cell in itertools.islice(row.items(), COLUMNS_SHOWN + 1):
+        text = "***" if is_secret(name) and cell is not None else sample_cell(cell)
+        if isinstance(text, str) and len(text) > CELL_CHARACTERS:
+            text = f"{text[:CELL_CHARACTERS]}… ({len(text):,} characters)"
+        shown[clip(name, WORD_MAX)] = text
+    return shown
+
+
+def profile_of(cells: list[Any]) -> Json:
+    """Describes a column.  Its kind is what most of its cells are, also as text; the others are odd."""
+    given: dict[int, Any] = {number: cell for number, cell in enumerate(cells, 1) if cell not in (None, "")}
+    kind = "text"
+    values: dict[int, Any] = {}
+    for name in ("integer", "real", "boolean", "date", "datetime"):
+        fitting = {number: value for number, cell in given.items() if (value := fitted(name, cell)) is not None}
+        if len(fitting) > max(len(values), len(given) / 2):
+            kind, values = name, fitting
+    values = values or {number: str(cell) for number, cell in given.items()}
+    shapes = collections.Counter(shape_of(cell) for cell in given.values() if isinstance(cell, str))
+    odd = [{"row": number, "cell": given[number]} for number in given if number not in values]
+    return {
+        "kind": kind,
+        "nulls": len(cells) - len(given),
+        "distinct": len({*map(str, given.values())}),
+        "least": min(values.values(), default=None),
+        "greatest": max(values.values(), default=None),
+        "shapes": dict(shapes.most_common(5)),
+        "odd": odd[:5],
+    }
+
+
+def fitted(kind: str, cell: Any) -> Any:
+    """Returns a cell as a value of a kind that can be compared with others; None if it is of another kind."""
+    with contextlib.suppress(ValueError):
+        value = KINDS_OF_COLUMN[kind].exactly(cell)
+        return value if isinstance(value, (int, float)) else str(value)
+    return None
+
+
+def shape_of(text: str) -> str:
+    """Returns a text with 9 for each digit, A for each capital, and a for each other letter."""
+    return re.sub(r"[^\W\d_]", lambda letter: "A" if letter[0].isupper() else "a", re.sub(r"\d", "9", text))[:40]
+
+
+class Fence:
+    """What a look must not open.  As a hook of Python's audit it sees each file, URL and address that Python opens."""
+
+    def __init__(self, around: Surroundings) -> None:
+        job, self.directory, self.name_of = around.attempt.job, os.getcwd(), around.name_of
+        self.home = os.path.realpath(os.path.join(job["secrets"], os.pardir))
+        #: The directories of data in the home, out of which no link may lead.
+        self.data = [self.directory, *map(os.path.realpath, job["data"])]
+        free = (*self.data, f"{job['journal']}.journal", os.path.realpath(sys.prefix))
+        self.free = [path for path in free if path != self.home and is_within(path, self.home)]
+        own = (self.home, job["store"], os.environ.get("CREDENTIALS_DIRECTORY"))
+        self.closed = dict.fromkeys(map(os.path.realpath, filter(None, own)), "it belongs to taud")
+        for name, row in around.connections.items():
+            if row.get("peek") is False:
+                place = around.name_of(around.url_of(name))
+                place = os.path.realpath(path) if (path := path_of(place)) else place
+                self.closed[place] = f"[connections.{name}] peek = false"
+
+    def __call__(self, event: str, arguments: tuple[Any, ...]) -> None:
+        if event in ("open", "os.listdir", "os.scandir") and isinstance(arguments[0], (str, bytes)):
+            self.check(os.path.join(self.directory, os.fsdecode(arguments[0])))
+        elif event == "urllib.Request":
+            self.check(self.name_of(arguments[0]))
+        elif event == "socket.connect" and isinstance(arguments[1], tuple):
+            self.check_addresses([str(arguments[1][0])])
+
+    def check(self, name: str) -> None:
+        """Raises Forbidden for a place, as place_name() names it, that is closed, or leads to a closed one."""
+        path = path_of(name)
+        place = os.path.realpath(path) if path else name
+        if any(is_within(path, data) and not is_within(place, data) for data in self.data):
+            raise Forbidden(f"{path} is a link that leads out of the data of pipelines", "look at where it leads")
+        for closed, why in self.closed.items():
+            is_free = closed == self.home and any(is_within(place, free) for free in self.free)
+            if is_within(place, closed) and not is_free:
+                raise Forbidden(f"nobody may look at {name}: {why}", "`tau lineage` lists the places of pipelines")
+        if not path and (host := urllib.parse.urlsplit(name).hostname):
+            self.check_addresses([host, *addresses_of(host)])
+
+    def check_addresses(self, addresses: Iterable[str]) -> None:
+        if any(re.match(METADATA, address, re.IGNORECASE) for address in addresses):
+            raise Forbidden("nobody may look at the metadata service of a machine", "it would give the machine's keys")
+
+
+def path_of(name: str) -> str:
+    """Returns the path in the name of a place, or an empty one."""
+    path = re.sub("^(sqlite|duckdb):///", "", name)
+    return path if path.startswith("/") else ""
+
+
+def is_within(name: str, other: str) -> bool:
+    """Whether a place is another, or inside of it, whatever their hosts are called."""
+    if name.startswith("/") or other.startswith("/"):
+        return f"{name}/".startswith(f"{other.rstrip('/')}/") or fnmatch.fnmatchcase(name, other)
+    here, there = urllib.parse.urlsplit(name), urllib.parse.urlsplit(other)
+    if (here.port or PORTS.get(here.scheme)) != (there.port or PORTS.get(there.scheme)):
+        return False
+    if not addresses_of(here.hostname or "") & addresses_of(there.hostname or ""):
+        return False
+    inner, outer = (os.path.normpath(urllib.parse.unquote(parts.path) or "/") for parts in (here, there))
+    leads_there = "*" in inner and outer.startswith(inner.partition("*")[0])
+    # A query of one database of these can name another's tables.
+    return leads_there or there.scheme in ("mysql", "mariadb", "mssql", "oracle") or is_within(inner, outer)
+
+
+@functools.cache
+def addresses_of(host: str) -> frozenset[str]:
+    """Returns the name of a host and its addresses, with `here` if it is this machine."""
+    known = {"here" if host.startswith("%2f") else host}  # a directory with a socket
+    with contextlib.suppress(OSError, UnicodeError):
+        for family, *_, address in socket.getaddrinfo(host, 0, type=socket.SOCK_DGRAM):
+            known.add(str(address[0]))
+            with contextlib.suppress(OSError), socket.socket(family, socket.SOCK_DGRAM) as probe:
+                probe.bind(address)
+                known.add("here")
+    return frozenset(known)
 
 
 # --- 45. Web -----------------------------------------------------------------------------
@@ -15546,7 +15831,7 @@ DUCKDB_INDEXES = """WITH known AS (
     SELECT *, if(constraint_type = 'UNIQUE', 'unique', 'primary') AS kind, constraint_column_names AS columns
     FROM duckdb_constraints() WHERE constraint_type IN ('PRIMARY KEY', 'UNIQUE') UNION ALL BY NAME
     SELECT *, if(is_unique AND expressions NOT LIKE '%(%', 'unique', 'indexes') AS kind,
-    string_split(replace(trim(expressions, '[]'), '"', ''), ', ') AS columns FROM duckdb_indexes()
+    string_split(translate(trim(expressions, '[]'), '''"', ''), ', ') AS columns FROM duckdb_indexes()
 ) SELECT kind, columns FROM known WHERE lower(schema_name) = lower(:schema) AND lower(table_name) = lower(:name)"""
 SQLITE_INDEXES = """WITH parts (seq, kind, part, name) AS (
     SELECT -1, 'primary', pk, name FROM pragma_table_info(:name, :schema) WHERE pk UNION ALL
@@ -15554,6 +15839,24 @@ SQLITE_INDEXES = """WITH parts (seq, kind, part, name) AS (
     FROM pragma_index_list(:name, :schema) i, pragma_index_info(i.name, :schema) c WHERE i.origin != 'pk' ORDER BY 1, 3
 ) SELECT iif(count(*) = count(name), kind, 'indexes') AS kind, json_group_array(coalesce(name, '…')) AS columns
 FROM parts GROUP BY seq"""
+#: The rows of a table are counted up to this number.
+COUNTED_MAX = 1_000_000
+COUNT_ROWS = f"SELECT count(*) AS n FROM (SELECT 1 AS n FROM {{}} LIMIT {COUNTED_MAX}) AS counted"
+SQLITE_TABLES = """SELECT '' AS schema, name FROM sqlite_master WHERE type IN ('table', 'view')
+    AND substr(name, 1, 7) != 'sqlite_' ORDER BY 2"""
+SCHEMA_TABLES = """SELECT table_schema AS schema, table_name AS name FROM information_schema.tables
+    WHERE table_schema NOT IN ('information_schema', 'pg_catalog') ORDER BY 1, 2"""
+#: Dialect → what is executed first by a connection that must only look.
+LOOKING: dict[str, tuple[str, ...]] = {
+    "postgresql": ("SET TRANSACTION READ ONLY", "SET LOCAL statement_timeout = '15s'"),
+    "duckdb": ("SET enable_external_access = false", "SET lock_configuration = true"),
+}
+#: The first function among some words that PostgreSQL takes for more than a question.
+VOLATILE = """SELECT CAST(proname AS text) AS name FROM pg_proc
+    WHERE provolatile = 'v' AND CAST(proname AS text) = ANY(CAST(:words AS text[])) LIMIT 1"""
+HARMLESS = {"random", "clock_timestamp", "timeofday", "gen_random_uuid"}
+#: Functions of SQLite that do more than read a database.
+REACHING = ("load_extension", "readfile", "writefile", "edit", "fts3_tokenizer")
 #: How a query begins.  Any other resource is the name of a table, which may have spaces in it.
 QUERY = r"\s*(\(|--|/\*|(select|with|values|from|table|show|describe|explain|pragma|call|exec)\b)"
 #: Drivers for a URL that names none, the usual one first: module → its name in a URL.
@@ -15602,6 +15905,7 @@ class Table(Place):
             hint = "sqlite:///shop.db (in ctx.data_dir) or sqlite:////absolute/path.db"
             raise BadRequest(f"'{self.url}' names no file", hint)
         house = SQLite(path, begin)
+        house.only_looks = self.around.only_looks
         house.path = path if makes or os.path.exists(path) else ":memory:"
         if begin and house.path != path:
             hint = path_hint(path, self.around.attempt.job.get("folder"))
@@ -15616,7 +15920,27 @@ class Table(Place):
             is_table = re.match(QUERY, query, re.IGNORECASE) is None
             if is_table or (re.fullmatch(r"[\w -]+", query) and house.columns_of(query)):  # such as `Call log`
                 query = f"SELECT * FROM {house.quoted(query)}"
+            elif house.only_looks:
+                house.check_query(query)
             yield from house.ask(query, self.options.get("params") or {}, batch_rows)
+
+    def look(self) -> Json:
+        with self.connect("BEGIN") as house:
+            tables = house.tables()
+            if self.resource is None:
+                return {"tables": tables[:ITEMS_MAX]}
+            if re.search(r"\s", self.resource) and self.resource not in tables:
+                house.check_query(self.resource)
+                return {}
+            if (columns := house.columns_of(self.resource)) is None:
+                known = f"its tables are {', '.join(tables) or '(none)'}"[:500]
+                raise SourceError(f"there is no table '{self.resource}'", did_you_mean(self.resource, tables, known))
+            declared = {column.name: column.declared for column in columns.values()}
+            about = {"keys": house.keys_of(self.resource), "declared": declared}
+            if house.dialect in ("mssql", "oracle"):  # without LIMIT
+                return about
+            count = collect(house.ask(COUNT_ROWS.format(house.quoted(self.resource))))[0]["n"]
+            return about | {"row_count": count, "counted": "all" if count < COUNTED_MAX else "at least"}
 
     def write(self, batches: Batches, mode: str, keys: list[str]) -> None:
         if self.resource is None:
@@ -15774,6 +16098,7 @@ class Warehouse:
     statement = ""  # the latest
     execute: Callable[..., Batches | int]  # a query → its rows, all in one batch without a size; else how many changed
     indexes_of: Callable[[str], Iterable[tuple[str, list[str]]]]  # of a table, as `keys_of` names them
+    only_looks = False  # whether it must change nothing
     mark, place = "?", "sqlite"  # the n-th value of a statement, and what makes it of a cell
 
     def __exit__(self, kind: Any, problem: Any, trace: object) -> None:
@@ -15821,6 +16146,23 @@ class Warehouse:
         name = self.spell(column.name)
         return not collect(self.ask(f"SELECT {name} FROM {table} WHERE {name} IS NOT NULL LIMIT 1"))
 
+    def check_query(self, query: str) -> None:
+        """Raises Forbidden for what is not one query.  Subclasses have the database refuse one that changes things."""
+        if self.dialect not in ("sqlite", *LOOKING):
+            raise Forbidden(
+                f"only tables of {self.dialect} can be looked at, with no query", "tau peek PLACE lists them"
+            )
+        is_query = re.match(r"\s*(select|with|values|table|from)\b", query, re.IGNORECASE)
+        if ";" in query.strip().removesuffix(";") or not is_query:
+            raise Forbidden(
+                f"this is not one query: {brief(query)}", "one SELECT, WITH, VALUES or TABLE, and no ; in it"
+            )
+
+    def tables(self) -> list[str]:
+        rows = collect(self.ask(SQLITE_TABLES if self.dialect == "sqlite" else SCHEMA_TABLES))
+        usual = ("", "main", "public")
+        return [row["name"] if row["schema"] in usual else f"{row['schema']}.{row['name']}" for row in rows]
+
     def fold(self, name: str) -> str:
         """Maps all names of a column to one."""
         return str(name).encode().lower().decode() if self.dialect in CASELESS else str(name)
@@ -15851,16 +16193,33 @@ class SQLite(Warehouse):
         self.path, self.begin = path, begin
         self.label = os.path.basename(path)
 
+    def open(self) -> sqlite3.Connection:
+        if self.only_looks:
+            with open(self.path, "rb") as file:  # in WAL mode but without a WAL, a reader would leave files beside it
+                return read_only(self.path, shared=file.read(20)[18:] != b"\2\2")
+        make_directory(os.path.dirname(os.path.abspath(self.path)))
+        if self.path != ":memory:":
+            # A new file is its owner's alone.  To open an old one here and close it would end SQLite's locks.
+            with contextlib.suppress(FileExistsError):
+                os.close(os.open(self.path, os.O_CREAT | os.O_EXCL, 0o600))
+        return sqlite3.connect(
+            self.path, timeout=60.0, isolation_level=None, check_same_thread=False, detect_types=self.types_read
+        )
+
+    def check_query(self, query: str) -> None:
+        """Has SQLite refuse all but reading, until the connection ends: `mode=ro` alone lets ATTACH make files."""
+        super().check_query(query)
+        reading = (sqlite3.SQLITE_SELECT, sqlite3.SQLITE_READ, sqlite3.SQLITE_FUNCTION, sqlite3.SQLITE_RECURSIVE)
+
+        def judge(action: int, first: str | None, second: str | None, *where: str | None) -> int:
+            is_safe = action in reading and not (action == sqlite3.SQLITE_FUNCTION and second in REACHING)
+            return sqlite3.SQLITE_OK if is_safe else sqlite3.SQLITE_DENY
+
+        self.connection.set_authorizer(judge)
+
     def __enter__(self) -> SQLite:
         try:
-            make_directory(os.path.dirname(os.path.abspath(self.path)))
-            if self.path != ":memory:":
-                # A new file is its owner's alone.  To open an old one here and close it would end SQLite's locks.
-                with contextlib.suppress(FileExistsError):
-                    os.close(os.open(self.path, os.O_CREAT | os.O_EXCL, 0o600))
-            self.connection = sqlite3.connect(
-                self.path, timeout=60.0, isolation_level=None, check_same_thread=False, detect_types=self.types_read
-            )
+            self.connection = self.open()
             self.connection.execute(self.begin)
         except (sqlite3.Error, OSError) as problem:
             if self.connection is not None:
@@ -15875,6 +16234,7 @@ class SQLite(Warehouse):
     def __exit__(self, kind: Any, problem: Any, trace: object) -> None:
         if self.begin == "BEGIN":
             self.read_from.remove(self.path)
+        self.connection.set_authorizer(None)  # it would refuse COMMIT
         super().__exit__(kind, problem, trace)
 
     def declare(self, name: str, kind: str | None, scan: Scan, old: Column | None, is_key: bool) -> Column:
@@ -15975,14 +16335,18 @@ class Alchemy(Warehouse):
     def __init__(self, url: str, around: Surroundings) -> None:
         self.alchemy = need("sqlalchemy", "sql", url.partition(":")[0])
         self.errors = (self.alchemy.exc.SQLAlchemyError, UnicodeEncodeError)
+        self.only_looks = around.only_looks
         self.engine = around.engines[url] = around.engines.get(url) or self.make_engine(url)
         self.dialect = self.label = self.engine.dialect.name
 
     def make_engine(self, url: str) -> Any:
         scheme, _, address = re.sub("^postgres:", "postgresql:", url).partition("://")
         drivers = [driver for module, driver in DRIVERS.get(scheme, {}).items() if find_module(module)]
+        options: Json = {"poolclass": self.alchemy.pool.NullPool} if self.only_looks else {}  # its settings are final
+        if options and scheme == "duckdb":
+            options["connect_args"] = {"read_only": True, "config": {"threads": 1}}
         try:
-            return self.alchemy.create_engine(f"{'+'.join([scheme, *drivers[:1]])}://{address}")
+            return self.alchemy.create_engine(f"{'+'.join([scheme, *drivers[:1]])}://{address}", **options)
         except ImportError as problem:
             hint = install_hint(str(problem.name))
             raise MissingExtra(f"{scheme} needs {problem.name}, which is not installed", hint) from None
@@ -15992,9 +16356,20 @@ class Alchemy(Warehouse):
     def __enter__(self) -> Alchemy:
         try:
             self.connection = self.engine.connect()
+            for statement in LOOKING.get(self.dialect, ()) if self.only_looks else ():
+                self.execute(statement)
         except self.errors as problem:
             raise SourceError(f"cannot connect to {self.dialect}: {cause_text(problem)}", "check the URL") from None
         return self
+
+    def check_query(self, query: str) -> None:
+        super().check_query(query)
+        words = {word.lower() for word in re.findall(r"\w+", query)} - HARMLESS
+        rows = collect(self.ask(VOLATILE, {"words": [*words]})) if self.dialect == "postgresql" else ()
+        for odd in [*(row["name"] for row in rows), *re.findall(r"(?i)\bU&", query)]:
+            raise Forbidden(
+                f"{odd} in a query may do more than read", "a query of columns, and functions that are stable"
+            )
 
     def spell(self, name: str) -> str:
         """Quotes a name for this dialect, and its colons: they are not SQLAlchemy's parameters."""

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import sqlite3
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -44,6 +45,16 @@ def events_of(tau: Tau) -> list[Any]:
     return [{event["type"]: event} for event in tau.command("run", "good", "--follow").lines[:-1]]
 
 
+def seen_by_peek(tau: Tau) -> Any:
+    """What is seen of a table."""
+    path = tau.work / "shop.db"
+    with sqlite3.connect(path) as db:
+        db.execute("CREATE TABLE sales (id INTEGER PRIMARY KEY, at TEXT)")
+        db.executemany("INSERT INTO sales (at) VALUES (?)", [("2026-01-01",), ("2026-01-02",), ("?",)])
+    db.close()
+    return tau("peek", f"sqlite:///{path}", "sales", "--profile")
+
+
 #: Golden file → how to get the document, in a home in which `good` and `bad` have run.
 DOCUMENTS: dict[str, Callable[[Tau], Any]] = {
     "run-success": lambda tau: tau("inspect", "good"),
@@ -54,6 +65,7 @@ DOCUMENTS: dict[str, Callable[[Tau], Any]] = {
     "runs": lambda tau: tau("runs"),
     "list": lambda tau: tau("list"),
     "show": lambda tau: tau("show", "good"),
+    "peek": seen_by_peek,
     "watch": lambda tau: tau("watch"),
     "events": events_of,
 }

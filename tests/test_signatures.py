@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+import sqlite3
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from conftest import Tau, python
 
 import tau as module
 
-NAMES = "deploy rollback versions check undeploy list show code run wait retry cancel runs inspect diff logs errors state status watch schedule ticks why backfill pause resume version shutdown prune backup schema secret_set secret_remove secret_list key_create key_list key_revoke".split()
+NAMES = "deploy rollback versions check undeploy list lineage show code peek run wait retry cancel runs inspect diff logs errors state status watch schedule ticks why backfill pause resume version shutdown prune backup schema secret_set secret_remove secret_list key_create key_list key_revoke".split()
 LOCAL = ["init", "try", "doctor", "completion", *(f"env_{verb}" for verb in ("list", "show", "use", "add", "remove"))]
 COMMANDS = module.OPERATIONS | module.LOCAL_COMMANDS
 
@@ -145,6 +146,12 @@ def test_the_examples_do_something(fresh: Tau) -> None:
         (fresh.work / path).write_text(ORDERS if path == "orders.py" else ORDERS.replace("orders(", "shop("))
     (fresh.work / "key").write_text("x" * 40)
     (fresh.work / "key").chmod(0o600)
+    data = fresh.home / "data" / "orders"
+    (data / "in").mkdir(parents=True)
+    (data / "in" / "sales.csv").write_text("id,amount\n1,5\n")
+    with sqlite3.connect(data / "shop.db") as db:
+        db.execute("CREATE TABLE sales (id INTEGER PRIMARY KEY)")
+    db.close()
     where = {"TMPDIR": str(fresh.work), "TAU_HOST": f"unix://{fresh.socket}"}
     later = ("undeploy", "shutdown", "env_remove")
     fresh("env", "add", "production", f"unix://{fresh.socket}")
