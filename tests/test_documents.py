@@ -39,6 +39,9 @@ def bad(ctx):
         sum(row["price"] for row in rows)
 """
 
+#: The same in another file, with other options, params and secrets.
+CHANGED = PIPELINES.replace("0 6", "0 7").replace("monday", "friday").replace("1\n", "1\n    ctx.secret('KEY')\n", 1)
+
 
 def events_of(tau: Tau) -> list[Any]:
     """The events of a run, by type."""
@@ -67,6 +70,11 @@ DOCUMENTS: dict[str, Callable[[Tau], Any]] = {
     "show": lambda tau: tau("show", "good"),
     "peek": seen_by_peek,
     "watch": lambda tau: tau("watch"),
+    "versions": lambda tau: tau("versions", "good"),
+    "rollback": lambda tau: tau("rollback", "good", "--to", "1"),
+    "deploy-dry-run": lambda tau: tau("deploy", tau.write(CHANGED, "changed.py"), "--dry-run"),
+    "deploy-conflict": lambda tau: tau("deploy", tau.write(PIPELINES), "--name", "good", "--expect", "7", exit=5),
+    "code-files": lambda tau: tau.call("code", name="good", out=""),
     "events": events_of,
 }
 
