@@ -3445,7 +3445,7 @@ def ask_for_code(client: Client, name: str, params: Json, view: View) -> Json:
     words = [place(entry), *(["--include", *map(place, beside)] if beside else [])]
     words = [place(""), "--entry", entry] if "/" in entry else words  # from its own folder it would have another path
     deploy = shell_line("tau", "deploy", *words, "--name", params["name"], "--take-over")
-    return pick(document, "version") | changes | {"next": [deploy]}
+    return {"version": document.get("version"), **changes, "next": [deploy]}
 
 
 def write_files(folder: str, files: dict[str, bytes], force: bool) -> Json:
@@ -3465,9 +3465,8 @@ def write_files(folder: str, files: dict[str, bytes], force: bool) -> Json:
             written[place] = content
             differing += [place] if os.path.lexists(place) else []
     if differing and not force:
-        raise Conflict(
-            f"they differ: {', '.join(differing)[:1000]}", "--force replaces them; or give another directory"
-        )
+        message = f"there already, and different: {', '.join(differing)[:1000]}"
+        raise Conflict(message, "--force replaces them; or give another directory")
     mask = os.umask(0)
     os.umask(mask)
     for place, content in written.items():
@@ -11021,7 +11020,7 @@ class Store:
                 row = {"name": name, "version": number, "deployed": 1, "created_at": now, "updated_at": now}
                 self.sql.put("pipelines", row)
             self.sql.put("versions", version | {"deployed_at": now, "actor": actor}, clash="IGNORE")
-            self.options.cache_clear()  # a version rolled back or deleted may have had this number
+            self.options.cache_clear()  # a write that was undone may have given this number
             self.event("pipeline.deployed", name, None, {"version": number, "sha256": digest}, actor)
         self.sql.set("versions", pick(version, "pipeline", "version"), **pick(version, "options", "secrets"))
         return {"name": name, "version": number, "changed": changed}

@@ -233,6 +233,8 @@ def test_versions_that_nothing_needs_go_with_their_directories(tmp_path: Path) -
         assert [row["version"] for row in store.ask.rows("SELECT version FROM versions")] == [4, 6]
         assert sorted(os.listdir(tmp_path / "versions")) == [n * 64 for n in "46"]
         assert os.listdir(tmp_path / "environments") == []
+        await store.write(store.db.execute, "UPDATE pipelines SET version = 4")  # rolled back: the newest stays
+        assert (await retention.prune(TERMS, NOW, "me"))["versions"] == 0
 
     told(tmp_path, fill, story)
 

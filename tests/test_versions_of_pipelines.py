@@ -226,7 +226,7 @@ def test_the_files_of_a_version_are_written_and_deploy_again(fresh: Tau) -> None
     assert fresh(*shlex.split(command)[1:])["pipelines"][0]["version"] == 2
 
     differs = fresh("code", "turned", "--version", "1", "--out", "a b", exit=5)
-    assert differs["message"] == "they differ: a b/main.py"
+    assert differs["message"] == "there already, and different: a b/main.py"
     assert "return 2" in (fresh.work / "a b" / "main.py").read_text()
     assert fresh("code", "turned", "--version", "1", "--out", "a b", "--force")["written"] == ["a b/main.py"]
     assert fresh("code", "turned", "--out", "")["next"][0].startswith("tau deploy ./main.py --include ./odd.bin")
@@ -288,9 +288,19 @@ def test_a_daemon_cannot_choose_where_files_go(home: Tau, path: Any) -> None:
     assert sorted(home.work.rglob("*")) == before
 
 
+def test_the_largest_deployment_comes_back(fresh: Tau) -> None:
+    (fresh.work / "big").mkdir()
+    fresh.write(source(1), "big/main.py")
+    data = os.urandom((5 << 20) - 1000)
+    (fresh.work / "big" / "data").write_bytes(data)
+    fresh("deploy", "big")
+    assert fresh("code", "turned", "--out", "out")["written"] == ["out/data", "out/main.py"]
+    assert (fresh.work / "out" / "data").read_bytes() == data
+
+
 @pytest.mark.parametrize("files", [None, "x", [1], [{"path": "x"}], [{"path": "x", "base64": "?"}]])
 def test_a_daemon_that_sends_no_files_is_told_apart(home: Tau, files: Any) -> None:
-    with fake(home.home, lambda count, line: reply(line, result={"entry": "x", "version": 1, "files": files})):
+    with fake(home.home, lambda count, line: reply(line, result={"entry": "x", "files": files})):
         assert home("code", "x", "--out", "out", exit=2)["code"] == "bad_request"
     assert not (home.work / "out").exists()
 
