@@ -4608,8 +4608,16 @@ class View:
                 lines.append(single_line(f"{error['file']}:{error['line']}  {error.get('code') or ''}"))
             local: Json = next((frame["locals"] for frame in reversed(error.get("frames", ())) if frame["user"]), {})
             lines += [single_line(f"  {name} = {value}", self.room) for name, value in local.items()]
+            lines += self.facts(error.get("facts") or {})
             error, mark = error.get("cause") or {}, "because of "
         return [*lines, f"hint: {single_line(hint)}"] if hint else lines
+
+    def facts(self, facts: Json) -> Iterator[str]:
+        """What an error's kind needs, each on a line; of stacks, the frames from the outermost on."""
+        for name, value in facts.items():
+            for item in value if name in ("stacks", "rows") else [value]:
+                text = f"{item['name']}: {' → '.join(item['frames'])}" if name == "stacks" else plain(item)
+                yield single_line(f"  {name.removesuffix('s')}: {text}", self.room)
 
     def tree(self, steps: list[Json], depth: int = 0) -> list[str]:
         lines = []
@@ -8176,7 +8184,7 @@ class Case:
         elif secret := facts.get("secret"):
             facts["last_found"] = self.ask.secret_reader(self.name, str(secret))
         if not self.open:
-            facts = {key: value for key, value in facts.items() if key not in ("row", "rows")}
+            facts = {key: value for key, value in facts.items() if key not in ("row", "rows", "cell", "body")}
             error = error | {"frames": [frame | {"locals": {}} for frame in error["frames"]]}
         return error | {"facts": facts} if facts else error
 
@@ -11722,10 +11730,8 @@ class Questions(Sql):
         """Returns the last of a pipeline's newest runs that has read a secret, and where that was found."""
         newest = "SELECT run_id, finished_at FROM runs WHERE pipeline = ? ORDER BY run_id DESC LIMIT 100"
         found = "json_extract(process, '$.secrets.' || json_quote(?)) AS found"
-        having = (
-            f"SELECT run_id, finished_at, {found} FROM ({newest}) JOIN attempts USING (run_id) WHERE found NOT NULL"
-        )
-        return self.row(f"{having} ORDER BY run_id DESC LIMIT 1", secret, name)
+        having = f"SELECT run_id, r.finished_at, {found} FROM ({newest}) r JOIN attempts USING (run_id)"
+        return self.row(f"{having} WHERE found NOT NULL ORDER BY run_id DESC LIMIT 1", secret, name)
 
     def writers(self, place: str, resource: str) -> list[str]:
         """Returns the pipelines that write to a place."""
@@ -14909,7 +14915,7 @@ class Surroundings:
             where = f"`{shell_line('tau', 'secret', 'set', name)}` reads it from stdin; or export {name}=… for taud"
             is_local = self.attempt.job["run_id"] == LOCAL_RUN
             where = f'run_local(…, secrets={{"{name}": "…"}})' if is_local else where
-            raise MissingSecret(lacking, did_you_mean(name, secret_names(self.secrets), where))
+            raise MissingSecret(lacking, did_you_mean(name, secret_names(self.secrets), where), secret=name)
         self.attempt.hide(str(value), name if found is not None else None, place)
         return str(value)
 

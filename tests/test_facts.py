@@ -330,7 +330,7 @@ TOLD: dict[str, tuple[str, Any, str]] = {
         'in "cells"',
     ),
     "module": ("", {"stdlib": "tomllib"}, "Python has tomllib in its place"),
-    "secret": ("", None, "did you mean 'SHOP_KEYS'? `tau secret set SHOP_KEY`"),
+    "secret": ("", {"secret": "SHOP_KEY"}, "did you mean 'SHOP_KEYS'? `tau secret set SHOP_KEY`"),
     "check": ("", {"left": "3", "right": "4", "comparison": "3 == 4"}, "3 == 4 does not hold; the values are in"),
     "check_later": ("", {"comparison": "5 in ('us', 'uk')"}, "5 in ('us', 'uk') does not hold"),
     "check_named": ("", {"comparison": "99 < 9"}, "99 < 9 does not hold"),
