@@ -306,6 +306,8 @@ FACTS_ITEMS_MAX = 20
 STACK_FRAMES = 8
 LOG_LINE_BYTES_MAX = 16 << 10
 LOG_TAIL = 200
+#: How many of the last lines the document of a run has.
+LOG_SHOWN = 5
 STEPS_MAX = 10_000
 STEP_DEPTH_MAX = 20
 #: Checks and metrics of one run.
@@ -8190,14 +8192,12 @@ class Case:
 
     def failing_source(self) -> Json | None:
         """Returns the deployed file in which it failed, with line numbers; of a long one the function."""
-        file, line = self.error.get("file") or self.version["entry"], self.error["line"]
-        frame = next((frame for frame in reversed(self.error["frames"]) if frame["user"]), None)
-        file, line = (frame["file"], frame["line"]) if frame else (file, line)
+        file, line = self.error["file"] or self.version["entry"], self.error["line"] or 1
         if (data := self.ask.deployed_file(self.version["sha256"], file)) is None:
             return None
         text = data.decode("utf-8", "replace")
         lines = text.splitlines()
-        first, last = (1, len(lines)) if len(text) <= SOURCE_BYTES else function_around(text, line or 1)
+        first, last = (1, len(lines)) if len(text) <= SOURCE_BYTES else function_around(text, line)
         shown = [f"{number:>4}  {lines[number - 1]}" for number in range(first, min(last, len(lines)) + 1)]
         return {"file": file, "deployed_from": self.version["options"].get("origin"), "lines": shown}
 
@@ -8225,7 +8225,8 @@ class Case:
             yield ["code", name, *([] if live else ["--version", self.run["version"]]), "--out", f"{name}-fix/"]
             if "code" in changed and live:
                 yield ["rollback", name, "--to", changed["since"]["version"]]
-        yield ["logs", name, "--run", run_id]
+        if self.attempt.get("log_lines", 0) > LOG_SHOWN:
+            yield ["logs", name, "--run", run_id]
         memos = os.path.join(self.call.daemon.home, "memos", run_id)
         yield ["retry", run_id, "--from-failure"] if os.path.isdir(memos) else run_again(self.run)
 
@@ -8236,7 +8237,7 @@ class Case:
         own = [place for where, place in places if where == path] or [place for _, place in places[-1:]]
         for place in own[:1]:
             yield ["peek", place["place"], *filter(None, [place["resource"]])]
-        if changed.keys() - {"since", "daemon_restarted_at", "duration_ms"}:
+        if changed.keys() - {"since", "daemon_started_at", "duration_ms"}:
             yield ["diff", self.run["run_id"]]
 
 
@@ -8331,8 +8332,9 @@ def shorten(document: Json, budget: int) -> Json:
     """Cuts parts of a document, the least telling first, and by and by more of each, until it has *budget* bytes."""
     get = shell_line("tau", "inspect", document["run_id"], "--full")
     cut: dict[str, Json] = {}
-    for room, (part, shown) in itertools.product((budget // share for share in (3, 6, 12, 25, 60)), CUTS.items()):
+    for share, (part, shown) in itertools.product((3, 6, 12, 25, 60), CUTS.items()):
         *holder, key = part.split(".")
+        room = budget // share * (2 if holder == ["error"] else 1)
         place: Json = (document.get(holder[0]) if holder else document) or {}
         size = len(encode_json(place.get(key)))
         if size > room and len(encode_json(document)) + len(encode_json([*cut.values()])) + len("cut") > budget:
@@ -11792,7 +11794,7 @@ class Questions(Sql):
                 raise NotFound(f"run {run_id} has no attempt {number}", hint)
             most = -1 if full else DESCRIBED_MAX
             steps = self.rows(SOME_STEPS, run_id=run_id, attempt=which[1], most=most)
-            tail = self.rows(f"SELECT message FROM logs {of_attempt} ORDER BY n DESC LIMIT 5", *which)
+            tail = self.rows(f"SELECT message FROM logs {of_attempt} ORDER BY n DESC LIMIT {LOG_SHOWN}", *which)
             observed = self.rows(f"SELECT * FROM observations {of_attempt} ORDER BY n DESC LIMIT ?", *which, most)
         return run, attempt, steps, tail[::-1], observed[::-1]
 

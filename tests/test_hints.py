@@ -102,17 +102,14 @@ CASES: dict[str, Case] = {
     ),
     "what follows a failure after a success": Case(
         "tau run NAME",
-        [
-            *("tau diff RUN_ID", "tau code NAME --out NAME-fix/", "tau rollback NAME --to 1"),
-            *("tau logs NAME --run RUN_ID", "tau run NAME"),
-        ],
+        [*("tau diff RUN_ID", "tau code NAME --out NAME-fix/", "tau rollback NAME --to 1"), "tau run NAME"],
         text=FAILS,
         before=("tau deploy one.py --name NAME", "tau run NAME", "tau deploy NAME.py --take-over"),
         files=(("one.py", SIMPLE),),
     ),
     "what follows a failure of a folder": Case(
         "tau run NAME",
-        ["tau code NAME --out NAME-fix/", "tau logs NAME --run RUN_ID", "tau run NAME"],
+        ["tau code NAME --out NAME-fix/", "tau run NAME"],
         before=("cd shop", "tau deploy ../etl --entry main.py"),
         files=(("etl/main.py", f"import helper\n{FAILS}"), ("etl/helper.py", ""), ("shop/main.py", "")),
     ),
@@ -227,7 +224,7 @@ CASES: dict[str, Case] = {
         "tau run NAME",
         [
             "`tau secret set KEY_OF_NAME` reads it from stdin; or export KEY_OF_NAME=… for taud",
-            *("tau secret set KEY_OF_NAME", "tau logs NAME --run RUN_ID", "tau run NAME"),
+            *("tau secret set KEY_OF_NAME", "tau run NAME"),
         ],
         text=SIMPLE.replace("return 1", "return len(ctx.secret('KEY_OF_NAME'))"),
         again=True,
