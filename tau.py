@@ -305,6 +305,9 @@ FACTS_ITEMS_MAX = 20
 #: How many frames an error shows of a thread or task.
 STACK_FRAMES = 8
 LOG_LINE_BYTES_MAX = 16 << 10
+#: How many characters of a value are shown; of a local variable and of a value of a check so many are kept, and of
+#: all local variables of an error.
+REPR_SHOWN, REPR_KEPT, LOCALS_KEPT = 160, 1_500, 12_000
 LOG_TAIL = 200
 #: How many of the last lines the document of a run has.
 LOG_SHOWN = 5
@@ -8332,15 +8335,26 @@ def shorten(document: Json, budget: int) -> Json:
     """Cuts parts of a document, the least telling first, and by and by more of each, until it has *budget* bytes."""
     get = shell_line("tau", "inspect", document["run_id"], "--full")
     cut: dict[str, Json] = {}
-    for share, (part, shown) in itertools.product((3, 6, 12, 25, 60), CUTS.items()):
+
+    def put(part: str, shown: Callable[[Any], Any], room: int) -> None:
         *holder, key = part.split(".")
-        room = budget // share * (2 if holder == ["error"] else 1)
         place: Json = (document.get(holder[0]) if holder else document) or {}
         size = len(encode_json(place.get(key)))
-        if size > room and len(encode_json(document)) + len(encode_json([*cut.values()])) + len("cut") > budget:
-            place[key] = shown(place[key], room)
+        if size > room and (short := shown(place[key])) != place[key]:
+            place[key] = short
             cut.setdefault(part, {"path": part, "bytes": size, "get": get})
+
+    put("error.frames", lambda frames: [cut_values(frame, "locals") for frame in frames], REPR_SHOWN)
+    put("trace.checks", lambda checks: [cut_values(check, "values") for check in checks], REPR_SHOWN)
+    for share, (part, shown) in itertools.product((3, 6, 12, 25, 60), CUTS.items()):
+        if len(encode_json(document)) + len(encode_json([*cut.values()])) + len(',"cut":') > budget:
+            room = budget // share * (2 if part.startswith("error.") else 1)
+            put(part, functools.partial(shown, room=room), room)
     return document | {"cut": [*cut.values()]} if cut else document
+
+
+def cut_values(row: Json, key: str) -> Json:
+    return row | {key: cut_texts(row[key], REPR_SHOWN)}
 
 
 def cut_end(value: Any, room: int) -> Any:
@@ -11730,10 +11744,10 @@ class Questions(Sql):
 
     def secret_reader(self, name: str, secret: str) -> Json | None:
         """Returns the last of a pipeline's newest runs that has read a secret, and where that was found."""
-        newest = "SELECT run_id, finished_at FROM runs WHERE pipeline = ? ORDER BY run_id DESC LIMIT 100"
+        newest = "SELECT run_id FROM runs WHERE pipeline = ? ORDER BY run_id DESC LIMIT 100"
         found = "json_extract(process, '$.secrets.' || json_quote(?)) AS found"
-        having = f"SELECT run_id, r.finished_at, {found} FROM ({newest}) r JOIN attempts USING (run_id)"
-        return self.row(f"{having} WHERE found NOT NULL ORDER BY run_id DESC LIMIT 1", secret, name)
+        readers = f"SELECT run_id, finished_at, {found} FROM attempts WHERE run_id IN ({newest}) AND found NOT NULL"
+        return self.row(f"{readers} ORDER BY run_id DESC LIMIT 1", secret, name)
 
     def writers(self, place: str, resource: str) -> list[str]:
         """Returns the pipelines that write to a place."""
@@ -14743,7 +14757,7 @@ async def evaluate(
         problem, why = raised, f"{type(raised).__name__}: {both_ends(safe_text(raised), 500)}"
     holds = problem is None
     some = [] if holds else [*values.items()][:8]
-    shown = {name: "***" if is_secret(name) else safe_repr(value) for name, value in some}
+    shown = {name: "***" if is_secret(name) else safe_repr(value, REPR_KEPT) for name, value in some}
     shown = (problem.detail if isinstance(problem, CheckFailed) else {}) | shown
     journal.observe("check", name, {"passed": holds, "severity": severity, "values": shown, "error": why})
     return problem
@@ -17641,8 +17655,6 @@ def copy_descriptor(number: int) -> int:
 
 #: Copies, because user code may replace these functions in their module.
 now, monotonic, perf_counter = time.time, time.monotonic, time.perf_counter
-#: How much an error shows of a local variable.
-LOCAL_BYTES = 160
 #: How many bytes of a trace wait in memory while the disk is full.
 WAITING_BYTES_MAX = 16 << 20
 #: Parts of names whose values are not shown.
@@ -18488,7 +18500,7 @@ def path_hint(path: str, folder: str | None = None) -> str:
 
 def user_frames(trace: TracebackType | None, folder: str) -> list[Json]:
     """Returns the innermost frames from the first user frame on, with locals of user frames."""
-    frames, room = [], 2_400  # bytes for all local variables
+    frames, room = [], LOCALS_KEPT
     for frame, about in places_in(traceback.walk_tb(trace), folder)[:-13:-1]:  # the innermost 12 matter most
         values, room = shown_locals(frame, room) if about["user"] else ({}, room)
         frames.append({**about, "locals": values})
@@ -18560,7 +18572,7 @@ def shown_locals(frame: FrameType, room: int) -> tuple[dict[str, str], int]:
         ours = type(value).__module__ == __name__ and not isinstance(value, (list, int))  # rows and counts
         if name.startswith(("__", ".")) or isinstance(value, DEFINITIONS) or ours:
             continue  # imports, definitions and Tau's own objects do not explain an error
-        text = "***" if is_secret(name) else safe_repr(value)
+        text = "***" if is_secret(name) else safe_repr(value, REPR_KEPT)
         room -= len(name) + len(text) + 6
         if room < 0:
             shown["…"] = "more"
@@ -18630,35 +18642,35 @@ def safe_text(problem: BaseException) -> str:
     return both_ends(SECRETS.text(timed(full_text, problem)), ERROR_BYTES_MAX)
 
 
-def safe_repr(value: Any) -> str:
+def safe_repr(value: Any, most: int = REPR_SHOWN) -> str:
     """The repr of a value, limited in size, depth and time, without secrets."""
-    return timed(short_repr, value)[:LOCAL_BYTES]
+    return timed(lambda value: short_repr(value, most), value)[:most]
 
 
 #: Plain container → its form.  (reprlib sorts keys, and shows what looks secret.)
 CONTAINERS: dict[type, str] = {dict: "{%s}", list: "[%s]", tuple: "(%s)", set: "{%s}"}
 
 
-def short_repr(value: Any, level: int = 0) -> str:
+def short_repr(value: Any, most: int, level: int = 0) -> str:
     """A repr with the first items of each container, and `***` for what looks secret."""
     kind = next((container for container in CONTAINERS if isinstance(value, container)), type(value))
-    if kind is str and len(value) > LOCAL_BYTES:
-        return f"{SECRETS.text(value)[: LOCAL_BYTES // 2]!r}…"
+    if kind is str and len(value) > most:
+        return f"{SECRETS.text(value)[: most // 2]!r}…"
     if kind not in CONTAINERS or not value:
-        text = SECRETS.text(repr(value))[: 2 * LOCAL_BYTES]
-        return (text if kind is str else re.sub(NAMED_SECRET, r"\1***", text))[:LOCAL_BYTES]
+        text = SECRETS.text(repr(value))[: 2 * most]
+        return (text if kind is str else re.sub(NAMED_SECRET, r"\1***", text))[:most]
     if level > 2:
         return "…"
     if names := getattr(value, "_fields", None):  # of a named tuple
-        return type(value).__name__ + short_repr(dict(zip(names, value, strict=False)), level)
-    texts = []
-    for item in itertools.islice(value, 6):
+        return type(value).__name__ + short_repr(dict(zip(names, value, strict=False)), most, level)
+    texts, items = [], most // 25
+    for item in itertools.islice(value, items):
         if kind is dict:
             shown = "***" if is_secret(item) else value[item]
-            texts.append(f"{short_repr(item, 2)}: {short_repr(shown, level + 1)}")
+            texts.append(f"{short_repr(item, most, 2)}: {short_repr(shown, most, level + 1)}")
         else:
-            texts.append(short_repr(item, level + 1))
-    if len(value) > 6:
+            texts.append(short_repr(item, most, level + 1))
+    if len(value) > items:
         texts.append("...")
     return CONTAINERS[kind] % (", ".join(texts) + "," * (kind is tuple and len(value) == 1))
 

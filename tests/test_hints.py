@@ -97,9 +97,7 @@ CASES: dict[str, Case] = {
         "tau inspect NAME --attempt 3", "`tau inspect RUN_ID` lists them", before=("tau deploy NAME.py", "tau run NAME")
     ),
     "what follows a success": Case("tau run NAME", ["tau logs NAME --run RUN_ID", "tau run NAME"]),
-    "what follows a failure": Case(
-        "tau run NAME", ["tau code NAME --out NAME-fix/", "tau logs NAME --run RUN_ID", "tau run NAME"], text=FAILS
-    ),
+    "what follows a failure": Case("tau run NAME", ["tau code NAME --out NAME-fix/", "tau run NAME"], text=FAILS),
     "what follows a failure after a success": Case(
         "tau run NAME",
         [*("tau diff RUN_ID", "tau code NAME --out NAME-fix/", "tau rollback NAME --to 1"), "tau run NAME"],

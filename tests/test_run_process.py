@@ -146,8 +146,10 @@ def test_locals_that_raise_hang_or_are_huge_are_held_off(tau: Tau) -> None:
     seen = run["error"]["frames"][-1]["locals"]
     assert seen["raises"] == "<Raises: cannot be printed: RuntimeError>"
     assert seen["hangs"] == "<Hangs: took too long to print>"
-    assert len(seen["huge"]) <= module.LOCAL_BYTES
-    assert seen["long"] == "[0, 1, 2, 3, 4, 5, ...]"
+    assert len(seen["huge"]) <= module.REPR_SHOWN + len("\n…\n")
+    assert seen["long"].startswith("[0, 1, 2, 3, 4, 5, ")
+    kept = tau("inspect", run["run_id"], "--full")["error"]["frames"][-1]["locals"]
+    assert [len(kept["huge"]) <= module.REPR_KEPT, kept["long"].endswith("58, 59, ...]")] == [True, True]
 
 
 def test_causes_are_told(tau: Tau) -> None:
