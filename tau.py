@@ -8853,7 +8853,10 @@ def compare_deployed(before: Json, now: Json) -> Json:
         }
         for version in (before, now)
     )
-    parts: Json = {"code": compare_sources(before["sources"], now["sources"])}
+    sources, entry = before["sources"], now["entry"]
+    if entry not in sources:  # it has another name now
+        sources = {entry if path == before["entry"] else path: content for path, content in sources.items()}
+    parts: Json = {"code": compare_sources(sources, now["sources"])}
     parts |= {part: changed_items(old[part], new[part]) for part in old}
     return {part: value for part, value in parts.items() if value}
 

@@ -146,7 +146,12 @@ def test_a_dry_run_tells_what_would_change_and_changes_nothing(fresh: Tau) -> No
     assert answer["previously"] == {"turned": str(path)}
     day = [{"type": "string", "default": text} for text in ("mon", "tue")]
     assert (row["options"], row["params"]) == ({"entry": ["turned.py", "moved.py"], "retries": [0, 2]}, {"day": day})
-    assert "+++ b/moved.py" in row["code"]
+    assert row["code"].splitlines()[:4] == [
+        "--- a/moved.py",
+        "+++ b/moved.py",
+        "@@ -1,8 +1,6 @@",
+        " from tau import pipeline",
+    ]
     fresh.write(source(1), "turned.py")
     answer = fresh("deploy", path, "--dry-run", "--schedule", "@daily")
     assert (answer["no_longer_in_file"], answer["pipelines"][0]["schedule"]) == (["leaves"], {"cron": [None, "@daily"]})
