@@ -321,6 +321,7 @@ DRIFTS_MAX = 20
 SAMPLED_STEPS = 20
 SAMPLE_BYTES = 1_000
 DOCUMENT_BYTES = 6_000
+FIELDS_MAX = 100
 
 #: A clock that shows an earlier time was never set.
 CLOCK_MIN = 1_767_225_600
@@ -839,6 +840,49 @@ def by_how(uses: list[Json], *shown: str) -> Json:
 SEEN_COLUMNS = ("columns", "nulls", "places")
 
 
+def pick_fields(document: Json, fields: str | None) -> Json:
+    """Returns the parts of an answer that *fields* names, as `a,b.c`, and how it is cut.  Lists are looked through."""
+    if fields is None:
+        return document
+    paths = [path.strip().split(".") for path in fields.split(",", FIELDS_MAX)]
+    for path in paths:
+        level: list[Any] = [document]
+        for name in path:
+            level = [item for value in level for item in (value if isinstance(value, list) else [value])]
+            holders = [item for item in level if isinstance(item, dict)]
+            if level != [None] * len(level) and not any(name in holder for holder in holders):
+                known = dict.fromkeys(key for holder in holders for key in holder)
+                hint = did_you_mean(name, known, f"there is {', '.join(known) or 'nothing in it'}")
+                raise BadRequest(f"--fields: the answer has no '{name[:WORD_MAX]}'", cut_text(hint, 500))
+            level = [holder[name] for holder in holders if name in holder]
+    cut = document.get("truncated")
+    more = {"truncated": cut | {"get": f"{cut['get']} {shell_line('--fields', fields)}"}} if cut else {}
+    return dict(parts(document, paths)) | more
+
+
+def parts(value: Any, paths: list[list[str]]) -> Any:
+    if isinstance(value, list):
+        return [parts(item, paths) for item in value]
+    if not isinstance(value, dict) or [] in paths:
+        return value
+    names = [name for name in dict.fromkeys(path[0] for path in paths) if name in value]
+    return {name: parts(value[name], [path[1:] for path in paths if path[0] == name]) for name in names}
+
+
+def fold(lines: list[Json]) -> list[Json]:
+    """Makes one line of those in a row that say the same, and says how often it was `repeated`."""
+    folded = []
+    for _, same in itertools.groupby(lines, operator.itemgetter("level", "step", "stream", "message", "fields")):
+        line, *others = same
+        folded.append(line | {"repeated": 1 + len(others)} if others else line)
+    return folded
+
+
+def message_of(line: Json) -> str:
+    times = f" ×{line['repeated']:,}" if "repeated" in line else ""  # noqa: RUF001
+    return f"{line['message']}{times}"
+
+
 def nest(steps: list[Json]) -> list[Json]:
     shown = ("name", "status", "started_at", "duration_ms", "rows_in", "rows_out", "columns", "error")
     more = [{key: step[key] for key in SEEN_COLUMNS if step[key]} for step in steps]
@@ -1170,6 +1214,7 @@ MEANINGS: dict[str, tuple[str, str]] = {
     "timeout": ("", "seconds to wait at most; the run goes on"),
     "follow": ("", "print its events as JSON lines while it runs"),
     "reason": ("", "why you do it, in your words: the ledger keeps it"),
+    "fields": ("", "only these parts of the answer, as JSON: run_id,trace.steps.name; lists are looked through"),
 }
 
 
@@ -1308,14 +1353,14 @@ SHELL_COMMANDS: dict[str, Operation] = {}
 COMMAND_GROUPS: dict[str, list[Operation]] = {}
 
 
-#: Every operation that writes takes it: Call makes it part of the actor.
-REASON = Argument("reason", "str | None", None, False, MEANINGS["reason"])
+#: Every operation that writes takes a reason, which Call makes part of the actor; every one that reads takes fields.
+REASON, FIELDS = (Argument(name, "str | None", None, False, MEANINGS[name]) for name in ("reason", "fields"))
 
 
 def operation(effect: str, registry: dict[str, Operation]) -> Callable[[Function], Function]:
     def register(handler: Function) -> Function:
         entry = Operation(handler, effect)
-        entry.added = {"reason": REASON} if registry is OPERATIONS and effect != "reads" else {}
+        entry.added = {"fields": FIELDS} if effect == "reads" else {"reason": REASON} if registry is OPERATIONS else {}
         registry[entry.name] = SHELL_COMMANDS[entry.words] = entry
         group, two, _ = entry.words.partition(" ")
         if two:
@@ -3318,6 +3363,8 @@ def command(words: list[str]) -> int:
         return print_completions(words[1:])
     if (form := output_form(words)) not in ("", "json", "text"):
         raise BadRequest(f"TAU_OUTPUT is '{form[:WORD_MAX]}'", "TAU_OUTPUT=json, or TAU_OUTPUT=text")
+    if not words and not sys.stdout.isatty():
+        return print_glance()
     name, options = read_line(words or ["--help"], parse_words)
     chosen = SHELL_COMMANDS.get(name)
     if chosen is None:
@@ -3328,6 +3375,7 @@ def command(words: list[str]) -> int:
     refuse_writes(chosen.words, chosen.effect)
     try:
         params = chosen.check({name: read_value(chosen.arguments[name], options[name], options) for name in options})
+        fields = params.pop("fields", None)
         if chosen.name in LOCAL_COMMANDS:
             document: Json = chosen.call((asked, view, options), params)
         else:
@@ -3337,10 +3385,25 @@ def command(words: list[str]) -> int:
         left = problem.detail.pop("include", None) or left_behind(str(problem), options.get("files", ""))
         problem.hint = shell_line("tau", *words, "--include", left) if left else near(problem.hint) or problem.hint
         raise
-    view.people = view.people or params.get("raw", False)
+    view.people = (view.people or params.get("raw", False)) and fields is None
     if document:
-        view.show(chosen.name, document)
+        view.show(chosen.name, pick_fields(document, fields))
     return exit_of(chosen.name, document)
+
+
+def print_glance() -> int:
+    """Prints how things are, in at most GLANCE_BYTES: a program reads this first."""
+    with Client() as client:
+        document = client.call("watch", {"limit": 3, "fields": GLANCE})
+    for key in ("missing_secrets", "failing", "ticks", "incidents"):
+        while document[key] and len(json_bytes(document)) >= GLANCE_BYTES:
+            document[key].pop()
+    write_out(json_text(document, sys.stdout))
+    return 0
+
+
+GLANCE = "at,daemon,runs,paused.paused_at,incidents,failing,ticks,missing_secrets,next"
+GLANCE_BYTES = 1_000
 
 
 def near(command: str) -> str:
@@ -3529,7 +3592,7 @@ def try_(
             own.call("cancel", run)
             document = own.call("inspect", run)
         # The log is removed with the home.
-        document["trace"]["log_tail"] = [line["message"] for line in own.call("logs", run)["lines"]]
+        document["trace"]["log_tail"] = [message_of(line) for line in own.call("logs", run)["lines"]]
     if document["status"] != "success":
         return document | {"next": [shell_line("tau", *sys.argv[1:])]}
     words = ["deploy", file_word(given["files"])]
@@ -4663,7 +4726,7 @@ class View:
     def log_text(self, line: Json) -> str:
         place = f" [{line['step']}]" if line["step"] else ""
         at = local_time(line["at"], "%H:%M:%S.%f")
-        text = f"{at} {line['level']:<7}{place} {line['message']}{fields_text(line)}"
+        text = f"{at} {line['level']:<7}{place} {message_of(line)}{fields_text(line)}"
         return self.paint(text.replace("\n", "\n" + " " * 21), line["level"])  # it cannot fake another line
 
     def event(self, event: Json) -> None:
@@ -6437,16 +6500,21 @@ class Connection(Protocol):
 async def perform(call: Call, arguments: Json) -> bytes:
     """Calls an operation, and returns its result as JSON.  No hint names what the caller must not see."""
 
+    fields = arguments.get("fields")
+
     def answer(call: Call) -> bytes:
         check_sight(call, arguments)
-        return call.encode(call.chosen.call(call, arguments))
+        return call.encode(pick_fields(call.chosen.call(call, arguments), fields))
 
     try:
         if call.chosen.is_question:
             return await call.beside(answer)
         check_sight(call, arguments)
         result: Json | bytes = await call.chosen.call(call, arguments)
-        return result if isinstance(result, bytes) else json_bytes(result)
+        if isinstance(result, bytes) and fields is not None:
+            whole = result
+            return await call.beside(lambda call: call.encode(pick_fields(json.loads(whole), fields)))
+        return result if isinstance(result, bytes) else json_bytes(pick_fields(result, fields))
     except NotFound as problem:
         if call.caller.patterns:
             problem.hint = SEEN_HINT
@@ -7349,7 +7417,7 @@ async def logs(
     def answer(call: Call) -> bytes:
         lines, total, dropped = call.ask.logs(run_id, levels if level else (), step, tail, attempt, grep)
         given = {"run_id": run_id, "level": level, "step": step, "grep": grep, "attempt": attempt}
-        shown = listing(call, "lines", lines, total, given)
+        shown = listing(call, "lines", lines, total, given) | {"lines": fold(lines)}
         return call.encode({"run_id": run_id, **shown, "log_dropped": dropped})
 
     if not follow:
@@ -7436,7 +7504,7 @@ async def status(call: Call) -> Json:
         "executors": daemon.runner.elsewhere(commands=call.caller.scope == "admin"),
         "scheduler": {**call.ask.schedule_counts(), "paused": call.ask.pause("")},
         "start_latency": daemon.runner.latency(),
-        "missing_secrets": [row["name"] for row in secret_list(call)["secrets"] if row["found"] is None],
+        "missing_secrets": missing_secrets(call),
         "connections": len(daemon.connections),
         "strangers": len(daemon.listeners.strangers),
         "storage": {"free_bytes": disk.f_bavail * disk.f_frsize, "refused_at": daemon.store.database.refused_at},
@@ -7449,17 +7517,33 @@ async def status(call: Call) -> Json:
 @sifts
 @reads
 def watch(call: Call, *, limit: Limit = 5) -> Json:
-    """Watch what goes on until Ctrl-C: live runs, the last ends, the next ticks; in a pipe, print it once.
+    """Watch what goes on until Ctrl-C: incidents, live runs, the last ends, next ticks; in a pipe, print it once.
 
     tau watch
     tau watch --json
     """
-    live, ended, ticks = call.ask.scene(limit, call.among())
+    among, missing = call.among(), missing_secrets(call)
+    live, ended, ticks = call.ask.scene(limit, among)
     for row in live:
         row["elapsed_ms"] = max(int(time.time() * 1000) - instant_ms(row["started_at"] or row["queued_at"]), 0)
         row["held_by"] = held_by(call, row["run_id"])
-    answer = {"at": rfc3339(time.time()), "runs": pick(call.ask.totals(), "running", "retrying", "queued")}
-    return answer | {"paused": call.ask.pause(""), "live": live, "ended": ended, "ticks": ticks}
+    incidents, count = call.ask.incidents(limit, among, only_open=True)
+    commands = [["inspect", row["incident"]] for row in incidents[:2]] + [["errors"]] * (count > 2)
+    commands += [["secret", "list"]] * bool(missing)
+    about = ("incident", "pipeline", "count", "last_at", "type")
+    return {
+        "at": rfc3339(time.time()),
+        "daemon": {"version": __version__, "pipelines": call.ask.pipeline_count(among), "open_incidents": count},
+        "runs": pick(call.ask.totals(), "running", "retrying", "queued"),
+        "paused": call.ask.pause(""),
+        "live": live,
+        "ended": ended,
+        "incidents": [pick(row, *about) | {"message": cut_text(row["message"], 80)} for row in incidents],
+        "failing": [*dict.fromkeys(row["pipeline"] for row in incidents)],
+        "ticks": ticks,
+        "missing_secrets": missing[:limit],
+        "next": [shell_line("tau", *words) for words in commands or (["list"], ["runs"])],
+    }
 
 
 @sifts
@@ -7973,6 +8057,10 @@ def secret_list(call: Call) -> Json:
     return listing(call, "secrets", secrets, len(secrets), {})
 
 
+def missing_secrets(call: Call) -> list[str]:
+    return [row["name"] for row in secret_list(call)["secrets"] if row["found"] is None]
+
+
 @admin
 @writes
 async def key_create(
@@ -8090,7 +8178,7 @@ def describe(
             **observation_summary(observed),
             "log_lines": attempt.get("log_lines", 0),
             "log_dropped": attempt.get("log_dropped", 0),
-            "log_tail": [line["message"] for line in tail],
+            "log_tail": [message_of(line) for line in fold(tail)[-LOG_SHOWN:]],
         },
         "held_by": held_by(call, run_id),
         "resources": {key: ended.get(key) for key in ("cpu_ms", "max_rss_bytes", "exit_code", "signal")},
@@ -11811,7 +11899,7 @@ class Questions(Sql):
                 raise NotFound(f"run {run_id} has no attempt {number}", hint)
             most = -1 if full else DESCRIBED_MAX
             steps = self.rows(SOME_STEPS, run_id=run_id, attempt=which[1], most=most)
-            tail = self.rows(f"SELECT message FROM logs {of_attempt} ORDER BY n DESC LIMIT {LOG_SHOWN}", *which)
+            tail = self.rows(f"SELECT * FROM logs {of_attempt} ORDER BY n DESC LIMIT {LOG_TAIL}", *which)
             observed = self.rows(f"SELECT * FROM observations {of_attempt} ORDER BY n DESC LIMIT ?", *which, most)
         return run, attempt, steps, tail[::-1], observed[::-1]
 
@@ -11832,12 +11920,17 @@ class Questions(Sql):
             raise NotFound(f"no incident '{word[:WORD_MAX]}'", "`tau errors` lists them")
         return row
 
-    def incidents(self, limit: int, among: list[str] | None = None, name: str | None = None) -> tuple[list[Json], int]:
-        """Returns the incidents, of one pipeline if given, open ones first, then the latest, and how many there are."""
+    def incidents(
+        self, limit: int, among: list[str] | None = None, name: str | None = None, only_open: bool = False
+    ) -> tuple[list[Json], int]:
+        """Returns the incidents, of one pipeline if given, open ones first, then the latest, and how many there are.
+
+        *only_open* are the open ones of deployed pipelines.
+        """
         columns = (
             "incident, status, count, first_at, last_at, pipeline, step, type, message, last_run, versions, fixed_by"
         )
-        conditions = {AMONG: among, "pipeline = ?": name}
+        conditions = {AMONG: among, "pipeline = ?": name, STILL_OPEN: () if only_open else None}
         return self.page(columns, "incidents", conditions, "status DESC, last_at DESC, incident", limit)
 
     def incident_runs(self, incident: Json) -> list[Json]:
@@ -12052,6 +12145,7 @@ REPLACED = (
 )
 #: The condition that a row's pipeline is in a list.
 AMONG = "pipeline IN (SELECT value FROM json_each(?))"
+STILL_OPEN = "status = 'open' AND (SELECT deployed FROM pipelines WHERE name = pipeline)"
 
 
 def where(conditions: dict[str, Any]) -> tuple[str, list[Any]]:

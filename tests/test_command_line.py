@@ -17,9 +17,9 @@ from conftest import Tau, eventually, free_port, python, run
 import tau as module
 
 
-def test_alone_or_with_help_it_has_a_line_for_each_command(home: Tau) -> None:
+def test_with_help_it_has_a_line_for_each_command(home: Tau) -> None:
     commands = {words.split()[0] for words in module.SHELL_COMMANDS}
-    for words in ([], ["--help"], ["-h"], ["help"]):
+    for words in (["--help"], ["-h"], ["help"]):
         done = home.command(*words)
         assert done.exit == 0
         lines = done.out.splitlines()

@@ -167,12 +167,15 @@ def test_a_run_that_waits_says_for_what(tau: Tau) -> None:
 #: What the screen of `tau watch` has while a run loads, one waits for its turn, and one has failed.
 WATCHED = [
     r"\x1b\[Hat +\d{4}-\d\d-\d\d [\d:]+Z",
+    "daemon +version [\\d.]+, pipelines 2, open_incidents 1",
     "runs +running 1, retrying 0, queued 1",
     "live +status +elapsed +pipeline +doing",
     "running +[\\d.]+ m?s +loading +█{6}░{14}  3,000 of 10,000 ",
     "queued +[\\d.]+ m?s +loading +waits for max_concurrent=1\x1b",
     "ended +status +finished +took +pipeline +what",
     "failed +.* m?s +broken +ValueError: no luck",
+    "incidents +incident +count +last +pipeline +what",
+    "inc:\\w{12} +1 +.* +broken +ValueError:",
     "ticks +tick +pipeline.* +broken\x1b",
 ]
 
