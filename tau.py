@@ -852,8 +852,8 @@ def pick_fields(document: Json, fields: str | None) -> Json:
             holders = [item for item in level if isinstance(item, dict)]
             if level != [None] * len(level) and not any(name in holder for holder in holders):
                 known = dict.fromkeys(key for holder in holders for key in holder)
-                hint = did_you_mean(name, known, f"there is {', '.join(known) or 'nothing in it'}")
-                raise BadRequest(f"--fields: the answer has no '{name[:WORD_MAX]}'", cut_text(hint, 500))
+                hint = did_you_mean(name, known, f"there is {cut_text(', '.join(known), 300) or 'nothing in it'}")
+                raise BadRequest(f"--fields: the answer has no '{name[:WORD_MAX]}'", hint)
             level = [holder[name] for holder in holders if name in holder]
     cut = document.get("truncated")
     more = {"truncated": cut | {"get": f"{cut['get']} {shell_line('--fields', fields)}"}} if cut else {}
@@ -3395,14 +3395,14 @@ def print_glance() -> int:
     """Prints how things are, in at most GLANCE_BYTES: a program reads this first."""
     with Client() as client:
         document = client.call("watch", {"limit": 3, "fields": GLANCE})
-    for key in ("missing_secrets", "failing", "ticks", "incidents"):
+    for key in ("missing_secrets", "ticks", "incidents"):
         while document[key] and len(json_bytes(document)) >= GLANCE_BYTES:
             document[key].pop()
     write_out(json_text(document, sys.stdout))
     return 0
 
 
-GLANCE = "at,daemon,runs,paused.paused_at,incidents,failing,ticks,missing_secrets,next"
+GLANCE = "at,daemon,runs,paused.paused_at,incidents,ticks,missing_secrets,next"
 GLANCE_BYTES = 1_000
 
 
@@ -7445,7 +7445,7 @@ def errors(call: Call, name: PipelineName | None = None, *, all_: bool = False, 
     call.ask.known(name)
     given = {"name": name, "all": all_}
     if not all_:
-        rows, total = call.ask.incidents(limit, call.among(), name)
+        rows, total = call.ask.incidents(limit, {AMONG: call.among(), "pipeline = ?": name})
         rows = [row | {"next": [shell_line("tau", "inspect", row["incident"])]} for row in rows]
         return listing(call, "incidents", rows, total, given)
     rows, total = call.ask.failures(limit, call.among(), name)
@@ -7527,7 +7527,7 @@ def watch(call: Call, *, limit: Limit = 5) -> Json:
     for row in live:
         row["elapsed_ms"] = max(int(time.time() * 1000) - instant_ms(row["started_at"] or row["queued_at"]), 0)
         row["held_by"] = held_by(call, row["run_id"])
-    incidents, count = call.ask.incidents(limit, among, only_open=True)
+    incidents, count = call.ask.incidents(limit, {AMONG: among, STILL_OPEN: ()})
     commands = [["inspect", row["incident"]] for row in incidents[:2]] + [["errors"]] * (count > 2)
     commands += [["secret", "list"]] * bool(missing)
     about = ("incident", "pipeline", "count", "last_at", "type")
@@ -7539,7 +7539,6 @@ def watch(call: Call, *, limit: Limit = 5) -> Json:
         "live": live,
         "ended": ended,
         "incidents": [pick(row, *about) | {"message": cut_text(row["message"], 80)} for row in incidents],
-        "failing": [*dict.fromkeys(row["pipeline"] for row in incidents)],
         "ticks": ticks,
         "missing_secrets": missing[:limit],
         "next": [shell_line("tau", *words) for words in commands or (["list"], ["runs"])],
@@ -8209,9 +8208,8 @@ def held_by(call: Call, run_id: str) -> str | None:
 def describe_incident(call: Call, word: str) -> Json:
     """Returns an incident with its last runs, and the document of the last, unless that has been removed."""
     incident = call.ask.incident(word)
-    run_id = incident["last_run"]
-    run = describe(call, run_id) if call.ask.owner(run_id) else None
-    return incident | {"runs": call.ask.incident_runs(incident), "run": run}
+    runs = call.ask.incident_runs(incident)
+    return incident | {"runs": runs, "run": describe(call, runs[0]["run_id"]) if runs else None}
 
 
 #: The columns of a run that its document has, in this order.
@@ -11607,7 +11605,7 @@ class Questions(Sql):
     def pipelines(self, limit: int, among: list[str] | None = None, tag: str | None = None) -> tuple[list[Json], int]:
         """Returns the deployed pipelines (of *among*, with a *tag*) with their last runs, and how many there are."""
         columns = (
-            "v.pipeline AS name, v.version, v.options, v.updated_at, r.run_id AS last_run_id, r.status AS last_status,"
+            "v.pipeline AS name, v.version, v.options, r.run_id AS last_run_id, r.status AS last_status,"
             " r.queued_at AS last_run_at, CASE WHEN s.due_at IS NOT NULL THEN s.next_at END AS next_at, s.held,"
             " (SELECT json_group_array(comes_after) FROM chains WHERE pipeline = v.pipeline) AS upstream"
         )
@@ -11860,10 +11858,10 @@ class Questions(Sql):
         self, name: str | None, status: str | None, limit: int, among: list[str] | None = None, ids: Any = (None, None)
     ) -> tuple[list[Json], int]:
         """Returns the newest runs, of one pipeline and status and with *ids* from one to another, and how many."""
-        columns = "run_id, pipeline, version, status, trigger, attempt, scheduled_for, queued_at, started_at"
+        columns = "run_id, pipeline, version, status, trigger, scheduled_for, queued_at, started_at, duration_ms"
         conditions = {"pipeline = ?": name, "status = ?": status, AMONG: among}
         conditions |= {"run_id >= ?": ids[0], "run_id < ?": ids[1]}
-        return self.page(f"{columns}, finished_at, duration_ms", "runs", conditions, "run_id DESC", limit)
+        return self.page(columns, "runs", conditions, "run_id DESC", limit)
 
     def scene(self, limit: int, among: list[str] | None) -> tuple[list[Json], list[Json], list[Json]]:
         """Returns live runs with their progress, running ones first; the last ends; and the next ticks."""
@@ -11877,7 +11875,7 @@ class Questions(Sql):
 
     def failures(self, limit: int, among: list[str] | None = None, name: str | None = None) -> tuple[list[Json], int]:
         """Returns the latest broken runs, of one pipeline if given, with their errors, and how many there are."""
-        columns = "run_id, pipeline, version, status, trigger, finished_at, duration_ms, error"
+        columns = "run_id, pipeline, version, status, finished_at, error"
         conditions = {f"status IN {FAILURES}": (), AMONG: among, "pipeline = ?": name}
         return self.page(columns, "runs", conditions, "finished_at DESC, run_id DESC", limit)
 
@@ -11920,17 +11918,11 @@ class Questions(Sql):
             raise NotFound(f"no incident '{word[:WORD_MAX]}'", "`tau errors` lists them")
         return row
 
-    def incidents(
-        self, limit: int, among: list[str] | None = None, name: str | None = None, only_open: bool = False
-    ) -> tuple[list[Json], int]:
-        """Returns the incidents, of one pipeline if given, open ones first, then the latest, and how many there are.
-
-        *only_open* are the open ones of deployed pipelines.
-        """
+    def incidents(self, limit: int, conditions: Json) -> tuple[list[Json], int]:
+        """Returns incidents, open ones first, then the latest, and how many there are."""
         columns = (
             "incident, status, count, first_at, last_at, pipeline, step, type, message, last_run, versions, fixed_by"
         )
-        conditions = {AMONG: among, "pipeline = ?": name, STILL_OPEN: () if only_open else None}
         return self.page(columns, "incidents", conditions, "status DESC, last_at DESC, incident", limit)
 
     def incident_runs(self, incident: Json) -> list[Json]:
@@ -12134,6 +12126,8 @@ class BoundedQuestions(Questions):
         return [to_document(self.budget.count(row)) for row in self.db.execute(question, named or values)]
 
 
+#: Incidents that wait for somebody: of deployed pipelines.
+STILL_OPEN = "status = 'open' AND (SELECT deployed FROM pipelines WHERE name = pipeline)"
 #: Runs that have not ended, with their progress: each half from an index of its own.
 UNENDED = """(SELECT r.*, (SELECT data FROM observations o WHERE kind = 'progress' AND o.run_id = r.run_id
     AND o.attempt = r.attempt) AS progress FROM runs r WHERE status IN ('running', 'retrying')
@@ -12145,7 +12139,6 @@ REPLACED = (
 )
 #: The condition that a row's pipeline is in a list.
 AMONG = "pipeline IN (SELECT value FROM json_each(?))"
-STILL_OPEN = "status = 'open' AND (SELECT deployed FROM pipelines WHERE name = pipeline)"
 
 
 def where(conditions: dict[str, Any]) -> tuple[str, list[Any]]:

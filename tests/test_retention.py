@@ -256,9 +256,9 @@ def test_incidents_go_when_they_are_closed_and_old_or_have_no_run_left(tmp_path:
         foreseen = module.foresee(store.database.path, TERMS, NOW)
         removed = await retention.prune(TERMS, NOW, "me")
         assert (removed["incidents"], foreseen["incidents"]) == (2, 2)
-        assert [row["incident"] for row in store.ask.incidents(10)[0]] == ["open", "recent"]
+        assert [row["incident"] for row in store.ask.incidents(10, {})[0]] == ["open", "recent"]
         await store.write(store.delete_pipeline, "p")
-        assert store.ask.incidents(10) == ([], 0)
+        assert store.ask.incidents(10, {}) == ([], 0)
 
     told(tmp_path, fill, story)
 
