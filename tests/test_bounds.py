@@ -24,7 +24,7 @@ PIPELINES = """
     @pipeline(schedule="0 6 * * *")
     def it(ctx):
         for number in range(2000):
-            ctx.log("x" * 4000)
+            ctx.log(f"{number:04000}")
 """
 #: An operation that never ends, one that tells who has no turn left, and bounds as the request says.
 SPIES = """

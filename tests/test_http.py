@@ -200,7 +200,7 @@ def test_not_ready_is_said_with_its_reason(web: Tau) -> None:
     assert b"the queue is full" in answer
 
 
-LOUD = "def it(ctx):\n    for _ in range(400):\n        ctx.log('x' * 10_000)"
+LOUD = "def it(ctx):\n    for n in range(400):\n        ctx.log(f'{n:010000}')"
 
 
 def logs_told(web: Tau) -> float:

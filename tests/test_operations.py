@@ -398,10 +398,10 @@ def test_lists_are_narrowed_and_the_command_for_the_rest_is_as_narrow(tau: Tau) 
     assert tau("list", "--tag", "narro") == nothing
     assert tau("runs", "narrow", "--status", "lost")["hint"] == "none is like that: `tau runs narrow` lists all"
     lines = tau("logs", "narrow", "--grep", "half 50%", "--level", "error", "--tail", "1")
-    assert (len(lines["lines"]), lines["truncated"]["total"]) == (1, 3)
+    assert (len(lines["lines"]), lines["total"], lines["truncated"]["total"]) == (1, 3, 3)
     words = shlex.split(lines["truncated"]["get"])
     assert words[:4] == ["tau", "logs", "--run", ids[1]]
-    assert len(tau(*words[1:])["lines"]) == 3
+    assert [line["repeated"] for line in tau(*words[1:])["lines"]] == [3]
     assert tau("logs", "narrow", "--grep", "50_")["lines"] == []
     followed = tau.command("logs", "narrow", "--grep", "HALF", "--level", "error", "--follow").lines
     assert [line["message"] for line in followed] == ["Half 50% done"] * 3
