@@ -4708,10 +4708,10 @@ class View:
     def lineage(self, value: Any) -> list[str]:
         """Who reads and writes places, or what one pipeline reads and writes."""
         if isinstance(value, list):
-            names = [{how: [use["pipeline"] for use in row[how]] for how in ("writes", "reads")} for row in value]
-            return self.table([row | by for row, by in zip(value, names, strict=True)], "place resource writes reads")
+            rows = [row | {how: [use["pipeline"] for use in row[how]] for how in ("reads", "writes")} for row in value]
+            return self.table(rows, ("place", "resource", "writes", "reads"))
         rows = [{"how": how, **row} for how in value if value[how] != "unknown" for row in value[how]]
-        return self.table(rows, "how place resource at") if rows else []
+        return self.table(rows, ("how", "place", "resource", "at")) if rows else []
 
     def checks(self, checks: list[Json]) -> list[str]:
         """The checks of a run, or of the doctor."""
@@ -17604,14 +17604,15 @@ class Seen:
         sample = Rows(rows[:: max(-(-len(rows) // OBSERVED_ROWS), 1)], rows.columns)
         columns, weight = columns_of(sample), len(rows) / max(len(sample), 1)
         is_even = {*map(len, sample)} <= {len(columns)}
-        for name in columns[:OBSERVED_COLUMNS]:
+        for name in (columns if is_even else columns_of(rows))[:OBSERVED_COLUMNS]:
             cells = map(operator.itemgetter(name), sample) if is_even else (row.get(name) for row in sample)
             short = clip(name, WORD_MAX)
             if len(self.columns) < OBSERVED_COLUMNS or short in self.columns:
                 known = self.columns.setdefault(short, {})
-                for cell_type, count in collections.Counter(map(type, cells)).items():
+                types = [*map(type, cells)]
+                for cell_type in {*types}:
                     kind = kind_of(cell_type).name or "null"
-                    known[kind] = known.get(kind, 0) + count * weight
+                    known[kind] = known.get(kind, 0) + types.count(cell_type) * weight
         self.rows += len(rows)
 
     def document(self) -> Json:
@@ -17675,7 +17676,8 @@ def counted(step: Step, batches: Batches, keys: Sequence[str] = ()) -> Batches:
         if batch and keys:
             check_columns(keys, columns_of(batch))
         step.rows_in += len(batch)
-        note_rows(step, batch, "in")
+        if step.rows_out is None:  # else it looks at them on their way out
+            note_rows(step, batch, "in")
         compare(step, is_whole=False)
         yield batch
     compare(step)

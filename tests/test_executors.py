@@ -147,6 +147,14 @@ SAME = {
                     raise KeyError('amount') from problem
         """,
     "a check": "def it(ctx):\n    ctx.check(1 > 2)",
+    "rows": """
+        from tau import source
+        @source('numbers')
+        def numbers():
+            return [{'a': 1, 'b': None}]
+        def it(ctx):
+            ctx.transform(ctx.extract('numbers'), [lambda rows: 1 / 0])
+        """,
     "no JSON": "def it(ctx):\n    return object",
     "sys.exit": "import sys\ndef it(ctx):\n    sys.exit(4)",
     "sys.exit(0)": "import sys\ndef it(ctx):\n    sys.exit(0)",
