@@ -100,6 +100,9 @@ DIFFERS = (
     "finished_at",
     "duration_ms",
     "cpu_ms",
+    "count",
+    "last_at",
+    "elapsed_s",
     "max_rss_bytes",
 )
 

@@ -198,6 +198,7 @@ def test_a_drift_that_fails_loads_nothing_and_leaves_earlier_loads(tau: Tau, str
         assert (error["step"].endswith("extract in.jsonl"), what in error["message"]) == (True, True), error
         assert [drift["step"] for drift in run["trace"]["drift"]] == ["extract in.jsonl"]
     assert (loaded(tau, name), loaded(tau, name, "earlier")) == (50, 8)
+    assert error["facts"]["changes"] == run["trace"]["drift"][0]["changes"]
     assert "until a run has succeeded" in error["hint"]
 
 
