@@ -343,6 +343,7 @@ def tell(ctx, key):
     ctx.memo(f"memo {key}", len, key)
     with ctx.step(f"step {key}"):
         ctx.load("kept.jsonl", [{key: key}])
+    os.remove("kept.jsonl")  # that file is the user's own
     try:
         with ctx.step("breaks"):
             raise type(key.replace("\\0", ""), (Exception,), {})(key)
