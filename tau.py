@@ -879,7 +879,7 @@ def fold(lines: list[Json]) -> list[Json]:
 
 
 def message_of(line: Json) -> str:
-    times = f" ×{line['repeated']:,}" if "repeated" in line else ""  # noqa: RUF001
+    times = f" ×{line['repeated']:,}{'+' * ('at_least' in line)}" if "repeated" in line else ""  # noqa: RUF001
     return f"{line['message']}{times}"
 
 
@@ -7357,7 +7357,7 @@ def inspect_(
         tau inspect 1m82hsw4knxmxg --attempt 1 --full
     """
     if (name or "").startswith(INCIDENT) and run_id is None:
-        return describe_incident(call, str(name))
+        return describe_incident(call, str(name), full, budget)
     return describe(call, call.ask.pick_run(name, run_id), full, attempt, budget)
 
 
@@ -7399,7 +7399,7 @@ async def logs(
     attempt: int | None = None,
     follow: bool = False,
 ) -> Json | bytes:
-    """Print the log of a run: what it logged, printed, or wrote to its descriptors.
+    """Print the log of a run: what it logged, printed, or wrote; lines in a row that say the same are one.
 
     tail          how many lines, the last ones
     level         only this level and above: debug, info, warning, error
@@ -8165,6 +8165,8 @@ def describe(
     ask = call.ask
     run, attempt, steps, tail, observed = ask.whole_run(run_id, number, full)
     attempt = attempt or {}
+    if attempt.get("log_lines", 0) > len(tail) > 0:
+        tail[0]["at_least"] = True  # lines before it may say the same
     ended = attempt.get("ended") or {}
     version = ask.version(run["pipeline"], run["version"])
     executor = run["executor"] or version["options"].get("executor")
@@ -8205,11 +8207,12 @@ def held_by(call: Call, run_id: str) -> str | None:
     return f"[scheduler] max_concurrent={slots}" if call.ask.totals()["running"] >= slots else None
 
 
-def describe_incident(call: Call, word: str) -> Json:
+def describe_incident(call: Call, word: str, full: bool, budget: int) -> Json:
     """Returns an incident with its last runs, and the document of the last, unless that has been removed."""
     incident = call.ask.incident(word)
-    runs = call.ask.incident_runs(incident)
-    return incident | {"runs": runs, "run": describe(call, runs[0]["run_id"]) if runs else None}
+    incident["runs"] = runs = call.ask.incident_runs(incident)
+    room = budget - len(encode_json(incident))
+    return incident | {"run": describe(call, runs[0]["run_id"], full, budget=room) if runs else None}
 
 
 #: The columns of a run that its document has, in this order.

@@ -62,6 +62,7 @@ def test_ten_failures_open_one_incident_that_a_success_closes_and_a_repeat_reope
     assert whole["run"]["error"]["fingerprint"] == whole["fingerprint"]
     assert [run["run_id"] for run in whole["runs"]] == [whole["last_run"], *runs[:1:-1]][:10]
     assert home("logs", row["incident"])["run_id"] == whole["last_run"]
+    assert len(json.dumps(home("inspect", row["incident"], "--budget", "4000"))) < 4_500
     opened = [("incident.opened", 1), ("incident.closed", 11), ("incident.reopened", 12)]
     assert ledger(home, "count") == opened
     assert home("inspect", "inc:000000000000", exit=3)["code"] == "not_found"
