@@ -4685,7 +4685,7 @@ class View:
         for name, value in facts.items():
             for item in value if name in ("stacks", "rows") else [value]:
                 text = f"{item['name']}: {' → '.join(item['frames'])}" if name == "stacks" else plain(item)
-                yield single_line(f"  {name.removesuffix('s')}: {text}", self.room)
+                yield single_line(f"  {name}: {text}", self.room)
 
     def tree(self, steps: list[Json], depth: int = 0) -> list[str]:
         lines = []

@@ -109,7 +109,8 @@ def test_a_sync_run_has_the_stacks_of_its_threads_and_no_event_loop(stopping: Ta
 
 
 def test_a_stream_that_is_cut_has_the_rows_so_far(stopping: Tau) -> None:
-    (step,) = stopped(stopping, "streams")[0]["trace"]["steps"]
+    run = stopped(stopping, "streams")[0]
+    (step,) = run["trace"]["steps"]
     assert (step["status"], step["rows_in"]) == ("cancelled", 2)
 
 

@@ -551,3 +551,26 @@ def test_a_unique_index_of_some_rows_is_no_key(house: str, ctx: Context) -> None
     ctx.sql("CREATE UNIQUE INDEX t_d ON t (d) WHERE id > 3", connection=house)
     with module.find_warehouse(house, ctx._around).connect("BEGIN") as there:
         assert there.keys_of("t") == {"primary": ["id"], "unique": [], "indexes": [["d"]]}
+
+
+#: What breaks a key of the table `t`.
+BROKEN_KEYS = {
+    "a load": lambda ctx, house: ctx.load(house, [{"b": 1, "A b": 1, "c": "x", "d": "y"}] * 2, "t"),
+    "an upsert": lambda ctx, house: ctx.load(house, [{"b": 1, "c": "x"}], "t", mode="upsert", key="b"),
+    "a statement": lambda ctx, house: ctx.sql("INSERT INTO t VALUES (1, 1, 'x', 'y'), (1, 1, 'z', 'z')", None, house),
+}
+
+
+@pytest.mark.parametrize("way", BROKEN_KEYS)
+def test_an_error_of_a_key_tells_the_keys_of_the_table(house: str, ctx: Context, way: str) -> None:
+    for statement in KEYS.split(";"):
+        ctx.sql(statement, connection=house)
+    with pytest.raises(module.SourceError) as caught:
+        BROKEN_KEYS[way](ctx, house)
+    facts = caught.value.detail
+    assert facts["statement"].startswith("INSERT INTO")
+    if way == "a statement" and house.startswith("duckdb"):
+        return  # it does not say of which table
+    assert (facts["table"], facts["primary"], sorted(facts["unique"])) == ("t", ["A b", "b"], [["c"], ["d"]])
+    assert caught.value.hint.startswith("`t` has the primary key (A b, b) and a unique index on (")
+    assert ctx.sql("SELECT count(*) AS n FROM t", connection=house) == [{"n": 0}]
