@@ -11409,7 +11409,7 @@ class Store:
         rows = [about | dict(zip(("how", "place", "resource"), place, strict=True)) for place in places]
         self.sql.put("lineage", *rows[:LINEAGE_MAX], clash="REPLACE")
         if rows:
-            self.db.execute(OLD_LINEAGE, (name,))
+            self.db.execute(OLD_LINEAGE, {"name": name})
         seen = [step for step in steps if step["columns"] is not None]
         if seen and status == "success":
             before = self.sql.row("SELECT seen FROM baselines WHERE pipeline = ?", name) or {"seen": {}}
@@ -11476,8 +11476,8 @@ OBSERVATION_COLUMNS = ("run_id", "attempt", "n", "kind", "at", "step", "name", "
 #: The most places that are remembered of a pipeline: those that it used last.
 LINEAGE_MAX = 100
 OLD_LINEAGE = f"""
-    DELETE FROM lineage WHERE pipeline = ?1 AND (place, resource, how) IN (SELECT place, resource, how FROM lineage
-    WHERE pipeline = ?1 ORDER BY at DESC LIMIT -1 OFFSET {LINEAGE_MAX})
+    DELETE FROM lineage WHERE pipeline = :name AND (place, resource, how) IN (SELECT place, resource, how FROM lineage
+    WHERE pipeline = :name ORDER BY at DESC LIMIT -1 OFFSET {LINEAGE_MAX})
 """
 #: The steps of an attempt with rows, except what no step of ours can have written.
 STEPS_WITH_ROWS = """
