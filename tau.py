@@ -8271,7 +8271,7 @@ class Case:
             limits = {"@pipeline(memory=…)": options.get("memory"), "[limits] memory_bytes": settings["memory_bytes"]}
             set_in = next(filter(limits.get, limits), "the machine's own")
             peak = (self.attempt.get("ended") or {}).get("max_rss_bytes")
-            facts |= {"limit_bytes": limits.get(set_in), "set_in": set_in, "peak_bytes": peak}
+            facts = {"peak_rss_bytes": peak} | facts | {"limit_bytes": limits.get(set_in), "set_in": set_in}
         elif error.get("type") == "TimeoutError" and error.get("kind") == "timeout":
             option = "timeout" if self.run["started_at"] else "queue_timeout"
             facts |= {"limit_s": options.get(option), "set_in": f"@pipeline({option}=…)"}
@@ -8312,25 +8312,26 @@ class Case:
         elif kind == "lost" or facts.get("retryable"):
             yield ["retry", run_id]
         else:
-            yield from self.looks(changed)
             live = self.ask.live_version(name) == self.run["version"]
-            yield ["code", name, *([] if live else ["--version", self.run["version"]]), "--out", f"{name}-fix/"]
             if "code" in changed and live:
                 yield ["rollback", name, "--to", changed["since"]["version"]]
+            yield from self.looks()
+            yield ["code", name, *([] if live else ["--version", self.run["version"]]), "--out", f"{name}-fix/"]
         if self.attempt.get("log_lines", 0) > LOG_SHOWN:
             yield ["logs", name, "--run", run_id]
         memos = os.path.join(self.call.daemon.home, "memos", run_id)
         yield ["retry", run_id, "--from-failure"] if os.path.isdir(memos) else run_again(self.run)
 
-    def looks(self, changed: Json) -> Iterator[list[Any]]:
-        """Yields commands that show the data that the failing step had, and what changed."""
+    def looks(self) -> Iterator[list[Any]]:
+        """Yields a command that shows the data of the failing step, or of the last step before it that had a place."""
         path = self.error["step"] or ""
         places = [(step["path"], place) for step in self.steps for place in step["places"] or () if place["place"]]
         own = [place for where, place in places if where == path] or [place for _, place in places[-1:]]
+        directory = os.path.join(self.call.daemon.home, "data", self.name, "")
         for place in own[:1]:
-            yield ["peek", place["place"], *filter(None, [place["resource"]])]
-        if changed.keys() - {"since", "daemon_started_at", "duration_ms"}:
-            yield ["diff", self.run["run_id"]]
+            words = [place["place"].removeprefix(directory), *filter(None, [place["resource"]])]
+            inside = ["--in", self.name] if words[0] != place["place"] else []
+            yield ["peek", *words, *inside, "--profile"]
 
 
 #: What the document of a run says of its incident.
@@ -8388,7 +8389,8 @@ def is_other_time(before: float, now: float) -> bool:
 def upstream_changes(call: Call, old: Json, new: Json) -> Iterator[Json]:
     """Yields the pipelines that write what a run has read, if their version or their output has changed since."""
     ask = call.ask
-    reads = {(place["place"], place["resource"]) for place in places_seen(new, "reads") if place["place"]}
+    seen = (place for step in new["steps"].values() for place in step["places"] if place["place"])
+    reads = {(place["place"], place["resource"]) for place in seen if place["how"] == "reads"}
     for place, resource in sorted(reads):
         for writer in filter(call.caller.sees, ask.writers(place, resource)):
             then, now = (ask.success_before(writer, side["run_id"]) for side in (old, new))
@@ -8396,18 +8398,20 @@ def upstream_changes(call: Call, old: Json, new: Json) -> Iterator[Json]:
                 continue
             sides = ask.evidence(then), ask.evidence(now)
             steps = [seen_at(side, place, resource) for side in sides]
-            about = {"pipeline": writer, "place": place, "resource": resource, "run_id": now}
-            about |= {"finished_at": sides[1]["finished_at"]}
-            about |= (
-                {"version": [side["version"] for side in sides]} if sides[0]["version"] != sides[1]["version"] else {}
-            )
-            about |= {"columns": changes} if (changes := column_changes(*steps)) else {}
+            about = {
+                "pipeline": writer,
+                "place": place,
+                "resource": resource,
+                **pick(sides[1], "run_id", "finished_at"),
+            }
+            versions, columns = [side["version"] for side in sides], column_changes(*steps)
+            if versions[0] != versions[1]:
+                code = compare_versions(call, writer, *versions).get("code", "")
+                reasons = {row["version"]: row["reason"] for row in ask.versions(writer, 20)[0]}
+                about |= {"version": versions, "code": both_ends(code, 1_000), "reason": reasons.get(versions[1])}
+            about |= {"columns": columns} if columns else {}
             if about.keys() & {"version", "columns"}:
                 yield about | {"rows": [step["rows"] for step in steps]}
-
-
-def places_seen(side: Json, how: str) -> list[Json]:
-    return [place for step in side["steps"].values() for place in step["places"] if place["how"] == how]
 
 
 def seen_at(side: Json, place: str, resource: str) -> Json:
@@ -15980,7 +15984,7 @@ DRIVERS = {
 }
 #: Pattern of a message of a database → its hint.
 SQL_HINTS = {
-    r"on conflict|no unique|by a unique": "upsert needs a UNIQUE index on its key: CREATE UNIQUE INDEX … ON t (key)",
+    r"on conflict|no unique|by a unique": "key= names a primary key or a UNIQUE index (CREATE UNIQUE INDEX … ON t (key))",
     r"no such (table|column)|does not exist": "check the name; ctx.load makes tables",
     r"binding|bind parameter": "params={…} gives :name its value; a colon in a text is written \\:",
     r"one statement": "one statement a call",
@@ -18073,7 +18077,8 @@ class Step:
             self.kept = self.kept | {way: rows[:most]}
 
     def too_late(self) -> StepTimeout:
-        return StepTimeout(f"step '{self.path}' took longer than {self.timeout:g} s", "raise its timeout")
+        about = {"limit_s": self.timeout, "set_in": "ctx.step(timeout=…)"}
+        return StepTimeout(f"step '{self.path}' took longer than {self.timeout:g} s", "raise its timeout", **about)
 
     def start(self, outer: Step | None) -> None:
         self.outer = outer

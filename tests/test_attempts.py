@@ -257,7 +257,7 @@ def test_what_was_done_is_not_done_again_by_the_next_attempt(tau: Tau) -> None:
     assert run["attempt"] == 2
     assert run["result"] == [{"day": "2026-01-31", "rows": [1, 2]}, "2026-02-01", True]
     assert fetched(tau, "memo_async") == ["2026-01-31", "2026-02-01"]
-    assert "memo 'fetch' is used again" in run["trace"]["log_tail"]
+    assert "memo 'fetch' is used again ×2" in run["trace"]["log_tail"]  # noqa: RUF001
     eventually(lambda: not (tau.home / "memos" / run["run_id"]).exists())
 
 

@@ -53,7 +53,7 @@ BREAKAGES = {
             "total",
         ),
         ({"sales.csv": SALES}, {"sales.csv": SALES.replace("amount", "total")}),
-        next=("tau peek", "tau diff RUN_ID", "tau code it --out it-fix/"),
+        next=("tau peek sales.csv --in it --profile", "tau code it --out it-fix/"),
     ),
     "a missing secret": Breakage(
         HEAD + "@pipeline\ndef it(ctx):\n    return len(ctx.secret('SHOP_TOKEN'))\n",
@@ -107,7 +107,7 @@ BREAKAGES = {
         HEAD + "@pipeline\ndef it(ctx):\n    import toml\n    return toml.loads('a = 1')\n",
         ("ModuleNotFoundError", "tomllib", '"python"', '"code":"'),
         first=HEAD + "@pipeline\ndef it(ctx):\n    return {'a': 1}\n",
-        next=("tau rollback it --to", "tau diff RUN_ID"),
+        next=("tau rollback it --to",),
     ),
 }
 
@@ -216,13 +216,15 @@ def test_a_changed_upstream_is_named_with_its_versions(stage: Tau, request: Any,
     stage.deploy(source, "shop.py")
     for name in ("prices", "report"):
         stage("run", name)
-    stage.deploy(source.replace("12.5", "1250").replace("3.5", "350"), "shop.py")
+    stage.deploy(source.replace("12.5", "1250").replace("3.5", "350"), "shop.py", "--reason", "cents")
     writer = stage("run", "prices")
     stage("run", "report", exit=1)
     case = stage("inspect", "report")
     (upstream,) = case["changed"]["upstream"]
     assert (upstream["pipeline"], upstream["resource"], upstream["run_id"]) == ("prices", "prices", writer["run_id"])
-    assert upstream["version"] == [1, 2] or upstream["version"][0] < upstream["version"][1]
+    assert upstream["version"][0] < upstream["version"][1]
+    assert '+    rows = [{"sku": "a", "price": 1250}' in upstream["code"]
+    assert upstream["reason"] == "cents"
     assert upstream["finished_at"] == writer["finished_at"]
 
 

@@ -100,7 +100,7 @@ CASES: dict[str, Case] = {
     "what follows a failure": Case("tau run NAME", ["tau code NAME --out NAME-fix/", "tau run NAME"], text=FAILS),
     "what follows a failure after a success": Case(
         "tau run NAME",
-        [*("tau diff RUN_ID", "tau code NAME --out NAME-fix/", "tau rollback NAME --to 1"), "tau run NAME"],
+        ["tau rollback NAME --to 1", "tau code NAME --out NAME-fix/", "tau run NAME"],
         text=FAILS,
         before=("tau deploy one.py --name NAME", "tau run NAME", "tau deploy NAME.py --take-over"),
         files=(("one.py", SIMPLE),),
