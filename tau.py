@@ -15984,7 +15984,7 @@ DRIVERS = {
 }
 #: Pattern of a message of a database → its hint.
 SQL_HINTS = {
-    r"on conflict|no unique|by a unique": "key= names a primary key or a UNIQUE index (CREATE UNIQUE INDEX … ON t (key))",
+    r"on conflict|no unique|by a unique": "key= names a primary key or UNIQUE index: CREATE UNIQUE INDEX … ON t (key)",
     r"no such (table|column)|does not exist": "check the name; ctx.load makes tables",
     r"binding|bind parameter": "params={…} gives :name its value; a colon in a text is written \\:",
     r"one statement": "one statement a call",

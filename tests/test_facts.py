@@ -318,7 +318,7 @@ TOLD: dict[str, tuple[str, Any, str]] = {
     "refused": ("", {"retryable": True, "url": "http://127.0.0.1:9/"}, RETRY),
     "handled": ("", None, "None"),
     "unique": ("", {**PRICES, "statement": 'INSERT INTO "prices" ("sku", "region", "price") VALUES (?, ?, ?)'}, KEY),
-    "upsert": ("", PRICES, KEY + "key= names a primary key or a UNIQUE index"),
+    "upsert": ("", PRICES, KEY + "key= names a primary key or UNIQUE index"),
     "statement": ("", {"statement": "INSERT INTO nowhere VALUES (1)"}, "check the name"),
     "locked": ("", {"retryable": True}, RETRY),
     "row": ("", {**BAD, "rows": BAD_ROWS}, "None"),
