@@ -7091,7 +7091,7 @@ async def peek_(
     job |= {"store": daemon.store.database.path, "data": [os.path.join(data, name) for name in names]}
     if in_ is not None:
         version = call.ask.version(in_, None)
-        job["directory"] = os.path.realpath(os.path.join(data, in_))
+        job["directory"] = os.path.join(data, in_)
         job["python"] = daemon.venvs.python(version["options"].get("environment"))
     check_peek(call, place, resource, job.get("directory", ""))
     outcome = await daemon.runner.load(os.devnull, "peek", job, call.actor)
@@ -15418,8 +15418,8 @@ ROWS_BYTES, COLUMNS_SHOWN, CELL_CHARACTERS = 64 << 10, 200, 200
 WEB_LOOK = {"retries": 0, "timeout": 10.0, "max_bytes": 64 << 20}
 #: Addresses at which a cloud gives a machine its keys, also as IPv6 writes them.
 METADATA = r"(::ffff:|64:ff9b::)?(169\.254\.|a9fe:|100\.100\.100\.200)|fe80:|fd00:ec2::|fd20:ce::|metadata\.goog"
-#: What leads elsewhere in a database's URL: a second host, and parameters except these.
-ELSEWHERE = r"^[^/]*//[^/]*,|[?&](?!(ssl\w*|charset|driver)=)"
+#: What may lead elsewhere in a URL: a second host, a URL in it (not an address of IPv6), parameters except these.
+ELSEWHERE = r"^[^/]*//[^/]*,|::(?![^\[]*\])|[?&](?!(ssl\w*|charset|driver)=)"
 
 
 def seen_of(around: Surroundings) -> Json:
@@ -15428,7 +15428,7 @@ def seen_of(around: Surroundings) -> Json:
     url = around.url_of(job["place"])
     is_web = re.match("https?://", url) is not None
     if not is_web and "://" in url and job["place"] not in around.connections and re.search(ELSEWHERE, url):
-        raise Forbidden("a URL with such parameters may lead elsewhere", "make it a connection of tau.toml")
+        raise Forbidden("such a URL may lead elsewhere: two hosts, or parameters", "make it a connection of tau.toml")
     # DuckDB opens its file by itself, and only the system knows what `link/..` means.
     url = re.sub("(?<=^duckdb:///)[^?]+", lambda path: os.path.realpath(path[0]), url)
     fence.check(around.name_of(url))
@@ -15519,17 +15519,19 @@ class Fence:
     def __init__(self, around: Surroundings) -> None:
         job, self.directory, self.name_of = around.attempt.job, os.getcwd(), around.name_of
         self.home = os.path.realpath(os.path.join(job["secrets"], os.pardir))
-        #: The directories of data in the home, out of which no link may lead.
-        self.data = [self.directory, *map(os.path.realpath, job["data"])]
-        free = (*self.data, f"{job['journal']}.journal", os.path.realpath(sys.prefix))
+        #: Directories of data in the home, out of which no link may lead, and where they are.
+        self.data = {path: os.path.realpath(path) for path in (self.directory, *job["data"])}
+        self.data |= {path: path for path in self.data.values()}
+        free = map(os.path.realpath, (*self.data, f"{job['journal']}.journal", sys.prefix))
         self.free = [path for path in free if path != self.home and is_within(path, self.home)]
         own = (self.home, job["store"], os.environ.get("CREDENTIALS_DIRECTORY"))
         self.closed = dict.fromkeys(map(os.path.realpath, filter(None, own)), "it belongs to taud")
         for name, row in around.connections.items():
             if row.get("peek") is False:
-                place = around.name_of(around.url_of(name))
-                place = os.path.realpath(path) if (path := path_of(place)) else place
-                self.closed[place] = f"[connections.{name}] peek = false"
+                with contextlib.suppress(MissingSecret):  # then it leads nowhere
+                    place = around.name_of(around.url_of(name))
+                    place = os.path.realpath(path) if (path := path_of(place)) else place
+                    self.closed[place] = f"[connections.{name}] peek = false"
 
     def __call__(self, event: str, arguments: tuple[Any, ...]) -> None:
         if event in ("open", "os.listdir", "os.scandir") and isinstance(arguments[0], (str, bytes)):
@@ -15543,7 +15545,7 @@ class Fence:
         """Raises Forbidden for a place, as place_name() names it, that is closed, or leads to a closed one."""
         path = path_of(name)
         place = os.path.realpath(path) if path else name
-        if any(is_within(path, data) and not is_within(place, data) for data in self.data):
+        if any(is_within(path, data) and not is_within(place, real) for data, real in self.data.items()):
             raise Forbidden(f"{path} is a link that leads out of the data of pipelines", "look at where it leads")
         for closed, why in self.closed.items():
             is_free = closed == self.home and any(is_within(place, free) for free in self.free)

@@ -55,6 +55,7 @@ def shop(web: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tau]
     tables = {
         "warehouse": f'url = "sqlite:///{outside}/warehouse.db"',
         "closed": f'url = "sqlite:///{outside}/closed.db"\npeek = false',
+        "closed_nowhere": 'url = "postgresql://u:${NO_SUCH_SECRET}@localhost/db"\npeek = false',
         "closed_folder": f'url = "{outside}/closed"\npeek = false',
         "closed_web": f'url = "http://localhost:{web.server_address[1]}/closed"\npeek = false',
         "secret_web": f'url = "{web.url}/secret?key=${{API_TOKEN}}"',
@@ -183,6 +184,7 @@ REFUSED: dict[str, tuple[str, str]] = {
     "the store as a database": ("sqlite:///HOME/tau.db|runs", "it belongs to taud"),
     "the store by another scheme": ("sqlite+pysqlite:///HOME/../home/tau.db|runs", "it belongs to taud"),
     "the secrets": ("file://localhost/HOME/secrets/a.csv", "it belongs to taud"),
+    "the secrets by another library": ("local:///HOME/secrets/a.csv", "it belongs to taud"),
     "a pattern in the home": ("HOME/s*/*.csv", "it belongs to taud"),
     "a pattern that leads into the home": ("HOM[E]/secrets/*.csv", "it belongs to taud"),
     "a link into the home": ("OUT/link.csv", "it belongs to taud"),
@@ -209,6 +211,7 @@ REFUSED: dict[str, tuple[str, str]] = {
     "a redirect to the metadata service": ("WEB/to_metadata", "metadata service"),
     "a database there": ("postgresql://u@169.254.169.254/db|t", "metadata service"),
     "a database's URL with another host": ("postgresql://u@localhost/db?host=127.0.0.2|t", "may lead elsewhere"),
+    "a URL in a URL": ("zip://a.csv::WEB/closed/a.zip", "may lead elsewhere"),
     "a database's URL with two hosts": ("postgresql://u@localhost,127.0.0.2/db|t", "may lead elsewhere"),
 }
 
