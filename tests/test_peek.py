@@ -266,15 +266,16 @@ def test_what_nobody_may_look_at(
 
 def test_operators_look_at_connections_and_at_the_lineage_of_what_they_see(shop: Tau, traps: dict[str, str]) -> None:
     out = traps["OUT"]
-    known = f"sqlite:///{out}/warehouse.db"
+    params = {"rows": ROWS, "targets": [[f"sqlite:///{out}/known.db", "sales"]]}
+    assert shop("run", "loads", "--params", json.dumps(params))["status"] == "success"
     with sqlite3.connect(shop.home / "tau.db") as db:
-        for place in (known, f"{out}/folder2/lake"):
-            db.execute("INSERT OR IGNORE INTO lineage VALUES ('loads', 'reads', ?, '', '', 1, '')", (place,))
+        place = f"{out}/folder2/lake"
+        db.execute("INSERT OR IGNORE INTO lineage VALUES ('loads', 'reads', ?, '', '', 1, '')", (place,))
     db.close()
     Path(out, "lake").mkdir(exist_ok=True)
     Path(out, "lake", "a.csv").write_text("id\n1\n")
     prices = {"place": "warehouse", "resource": "prices"}
-    raw = prices | {"place": f"sqlite+pysqlite:///{out}/warehouse.db"}
+    raw = {"place": f"sqlite+pysqlite:///{out}/known.db", "resource": "sales"}
     lake = {"place": f"{out}/folder2/lake", "resource": "a.csv"}
     other = {"place": f"{out}/open.csv"}
     keys = {
