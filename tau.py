@@ -329,8 +329,6 @@ CLOCK_MIN = 1_767_225_600
 CANARY = "tau.canary"
 #: A longer word is cut before it is compared or repeated.
 WORD_MAX = 128
-#: The longest reason that the ledger keeps of what somebody does.
-REASON_MAX = 500
 
 #: code of an error on the wire → its class.
 ERRORS: dict[str, type[TauError]] = {}
@@ -3507,39 +3505,32 @@ def ask_for_code(client: Client, name: str, params: Json, view: View) -> Json:
         return document
     files = demand(KINDS["list[Json]"], decode(json_bytes(document.get("files"))), "files")
     check_paths([file.get("path") for file in files])
-    changes = write_files(params["out"] or ".", {file["path"]: read_content(file) for file in files}, "force" in params)
-    place, entry = functools.partial(os.path.join, file_word(params["out"] or ".")), str(document.get("entry"))
-    beside = sorted({file["path"].partition("/")[0] for file in files} - {entry})
-    words = [place(entry), *(["--include", *map(place, beside)] if beside else [])]
-    words = [place(""), "--entry", entry] if "/" in entry else words  # from its own folder it would have another path
+    folder, entry = params["out"] or ".", str(document.get("entry"))
+    changes = write_files(folder, {file["path"]: read_content(file) for file in files}, "force" in params)
+    words = [file_word(os.path.join(folder, entry))] if len(files) == 1 else [file_word(folder), "--entry", entry]
     deploy = shell_line("tau", "deploy", *words, "--name", params["name"], "--take-over")
     return {"version": document.get("version"), **changes, "next": [deploy]}
 
 
 def write_files(folder: str, files: dict[str, bytes], force: bool) -> Json:
-    """Writes files below a directory, following no link there.  Raises Conflict, and writes none, if one must not.
-
-    *force* replaces files that differ.
-    """
-    written, unchanged, differing = dict[str, bytes](), list[str](), list[str]()
+    """Writes files below a directory, none through a link there, and none at all if one must not be written."""
+    written, unchanged, wrong = dict[str, bytes](), list[str](), dict[str, None]()
     for path, content in files.items():
         _, *above, place = itertools.accumulate(path.split("/"), os.path.join, initial=folder)
-        for at, is_right in (*((at, stat.S_ISDIR) for at in above), (place, stat.S_ISREG)):
-            if os.path.lexists(at) and not is_right(os.lstat(at).st_mode):
-                raise Conflict(f"{at} is in the way: it is a link, or no file or folder as is needed", "remove it")
-        if os.path.lexists(place) and read_bytes(place, len(content)) == content:
+        modes = {at: os.lstat(at).st_mode for at in (*above, place) if os.path.lexists(at)}
+        wrong |= {at: None for at, mode in modes.items() if not (stat.S_ISREG if at == place else stat.S_ISDIR)(mode)}
+        if read_bytes(place, len(content)) == content:
             unchanged.append(place)
         else:
             written[place] = content
-            differing += [place] if os.path.lexists(place) else []
-    if differing and not force:
-        message = f"there already, and different: {', '.join(differing)[:1000]}"
-        raise Conflict(message, "--force replaces them; or give another directory")
-    mask = os.umask(0)
-    os.umask(mask)
+            wrong |= {} if force or place not in modes else {place: None}
+    if wrong:
+        hint = "--force replaces files that differ, but no link or folder; or give another directory"
+        raise Conflict(f"there already, and different: {', '.join(wrong)[:1000]}", hint)
     for place, content in written.items():
         os.makedirs(os.path.dirname(place), exist_ok=True)
-        with Replacement(place, 0o666 & ~mask, durable=False) as file:
+        remove_file(place)
+        with open(place, "xb") as file:
             file.write(content)
     return {"written": [*written], "unchanged": unchanged}
 
@@ -4581,7 +4572,8 @@ class View:
                 "changed": document,
             }
         if name == "deploy" and "dry_run" in document:
-            about = [(row, row.pop(key, None), key) for row in document["pipelines"] for key in FORESEEN_KEYS]
+            parts = ("schedule", "options", "params", "secrets", "code")
+            about = [(row, row.pop(key, None), key) for row in document["pipelines"] for key in parts]
             changed = {key if key == "code" else f"{row['name']} {key}": value for row, value, key in about if value}
             document["changed"] = changed or False
         if "moved" in document:
@@ -4770,8 +4762,6 @@ PAINTERS: dict[str, Any] = {
     "lines": lambda view, lines: map(view.log_text, lines),
     "truncated": lambda view, cut: [view.paint("{shown} of {total}; all: {get}".format_map(cut), "dim")],
 }
-#: What a dry run tells of a pipeline.
-FORESEEN_KEYS = ("schedule", "options", "params", "secrets", "code")
 #: First character of a line of a diff → its style.
 DIFF = {"+": "success", "-": "failed", "@": "dim"}
 #: Command → the keys that a person sees, if not all.
@@ -6831,11 +6821,12 @@ async def deploy(
         tau deploy orders.py --schedule "0 6 * * *"
         tau deploy shop --entry main.py  # a folder, of which one file is loaded
     """
+    daemon = call.daemon
     deployment = Deployment(call, files, include, entry)
     try:
         built = await deployment.prepare(call.emit if follow else None)
         pipelines = await deployment.load(name)
-        if call.daemon.options["unscheduled"]:
+        if daemon.options["unscheduled"]:
             pipelines = [row | {"schedule": None, "every": None, "after": [], "retries": 0} for row in pipelines]
         if len(pipelines) > 1 and (schedule, expect) != (None, None):
             raise BadRequest("there are several pipelines: which one is meant?", "add --name NAME")
@@ -6844,18 +6835,32 @@ async def deploy(
         if not take_over and not dry_run and (previously := others["previously"]):
             hint = shell_line("tau", "deploy", *pipelines[0]["origin"], "--take-over")
             raise Conflict(f"deployed from another file: {spoken(previously)}", hint, previously=previously)
-        deployed = await deployment.put(pipelines, digest, schedule, expect, dry_run)
+
+        def commit() -> list[Json]:
+            if dry_run:
+                daemon.agenda.check(pipelines, call.caller, schedule, expect)
+                return []
+            deployed = daemon.agenda.deploy(pipelines, digest, call.caller, call.actor, schedule, expect)
+            daemon.store.add_sources(digest, deployment.sources)
+            return deployed
+
+        deployed = await daemon.store.write(commit)
+        for row in deployed:
+            row["next_at"] = call.ask.schedule(row["name"])["next_at"]
+        if dry_run:
+            look = deployment.preview
+            deployed = await call.beside(lambda call: [look(call, row, digest, schedule) for row in pipelines])
     except Conflict as problem:
         if expect and (live := problem.detail.get("live")):
             with contextlib.suppress(NotFound):  # what was expected never was, or was deleted
                 changed = await call.beside(lambda call: compare_versions(call, pipelines[0]["name"], expect, live))
-                problem.detail["diff"] = changed.get("code", "")
+                problem.detail["diff"] = changed.get("code")
         raise
     finally:
         await deployment.close()
     answer: Json = {"changed": any(row["changed"] for row in deployed), "pipelines": deployed}
-    answer |= {"dry_run": True} if dry_run else {}
-    return answer | {key: value for key, value in {"environments": built, **others}.items() if value}
+    more = {"dry_run": dry_run, "environments": built, **others}
+    return answer | {key: value for key, value in more.items() if value}
 
 
 @writes
@@ -6879,13 +6884,16 @@ def versions(call: Call, name: PipelineName, *, limit: Limit = 20) -> Json:
     """
     call.ask.known(name)
     rows, total = call.ask.versions(name, limit)
-    counted = functools.lru_cache(2)(lambda digest: count_lines(seen_sources(call, digest)))
+
+    @functools.lru_cache(2)
+    def lines_of(digest: str) -> collections.Counter[tuple[str, bytes]]:
+        sources = seen_sources(call, digest).items()
+        return collections.Counter((path, line) for path, content in sources for line in content.splitlines())
+
     for row in rows:
-        digest, before = row.pop("sha256"), row.pop("replaced_sha256")
-        now, old = counted(digest), counted(before) if before else collections.Counter()
+        now, old = lines_of(row.pop("sha256")), lines_of(row.pop("replaced_sha256"))
         row |= {"live": bool(row["live"]), "files": len({path for path, _ in now})}
         row |= {"lines_added": (now - old).total(), "lines_removed": (old - now).total()}
-        call.budget.check()
     return listing(call, "versions", rows, total, {"name": name})
 
 
@@ -8722,7 +8730,7 @@ class Deployment:
     """
 
     def __init__(self, call: Call, files: list[Json], include: list[Json] | None, entry: str | None) -> None:
-        self.call, self.daemon, self.caller = call, call.daemon, call.caller
+        self.daemon, self.caller = call.daemon, call.caller
         self.sources = read_sources([*files, *(include or [])])
         self.origin = origin_of(files, include or [], entry)
         self.entries = find_entries(self.sources, [file["path"] for file in files], entry)
@@ -8781,47 +8789,20 @@ class Deployment:
         commands = [shell_line("tau", "undeploy", name) for name in gone]
         return {"previously": previously, "no_longer_in_file": gone, "next": commands}
 
-    async def put(
-        self, pipelines: list[Json], digest: str, cron: str | None, expect: int | None, dry_run: bool
-    ) -> list[Json]:
-        """Stores the files and makes the pipelines live, the only one if version *expect* is live.
-
-        A dry run raises the same errors and only tells what would change.
-        """
-        store, agenda = self.daemon.store, self.daemon.agenda
-
-        def write() -> list[Json]:
-            if expect is not None:
-                store.sql.demand_live(pipelines[0]["name"], expect)
-            if dry_run:
-                agenda.check(pipelines, self.caller, cron)
-                return []
-            deployed = agenda.deploy(pipelines, digest, self.caller, self.call.actor, cron)
-            store.add_sources(digest, self.sources)
-            return deployed
-
-        deployed = await store.write(write)
-        if dry_run:
-            return await self.call.beside(lambda call: [self.preview(call, row, digest, cron) for row in pipelines])
-        for row in deployed:
-            row["next_at"] = self.call.ask.schedule(row["name"])["next_at"]
-        return deployed
-
     def preview(self, call: Call, pipeline: Json, digest: str, cron: str | None) -> Json:
         """Returns what the deployment of a pipeline would change."""
-        name = pipeline["name"]
         version, last = call.ask.next_version(pipeline, digest)
-        row = {"name": name, "version": version["version"]}
-        row["changed"] = row["version"] != last["version"] or not last["deployed"]
-        if last["version"] is None:  # all of it is new; what it asks for is told
-            last = version | {"secrets": None, "sources": self.sources}
-        else:
-            last["sources"] = seen_sources(call, last["sha256"])
-        row |= compare_deployed(last, version | {"sources": self.sources})
-        schedule = call.ask.row("SELECT command, options FROM schedules WHERE pipeline = ?", name)
-        command, before = schedule.values() if schedule else ({}, SCHEDULE_OPTIONS)
+        scheduled = call.ask.row("SELECT command, options FROM schedules WHERE pipeline = ?", pipeline["name"])
+        command, before = scheduled.values() if scheduled else ({}, SCHEDULE_OPTIONS)
         after = schedule_options(pipeline, command if cron is None else retimed(command, {"cron": cron}))
-        return row | {"schedule": changed_items(before, after)}
+        last = last | {"sources": seen_sources(call, last["sha256"])}
+        return {
+            "name": pipeline["name"],
+            "version": version["version"],
+            "changed": version["version"] != last["version"] or not last["deployed"],
+            **compare_deployed(last, version | {"sources": self.sources}),
+            "schedule": changed_items(before, after),
+        }
 
     def check_cron(self, row: Json) -> None:
         """Raises LoadFailed if the `schedule` of a pipeline is no cron expression: only the daemon has croniter."""
@@ -8931,31 +8912,17 @@ def compare_versions(call: Call, name: str, before: int, now: int) -> Json:
 
 
 def compare_deployed(before: Json, now: Json) -> Json:
-    """Returns what differs between two rows of versions with their `sources`: `code` is a unified diff.
+    """Returns what differs between two rows of versions with their `sources`: a diff, or the values before and now."""
 
-    An option, a param, or a secret (is it needed?) that differs has both its values, null where there is none.
-    """
-    old, new = (
-        {
-            # An older Tau knew fewer options.  Where it came from makes no other version.
-            "options": now["options"]
-            | version["options"]
-            | {"entry": version["entry"], "origin": None, "params": None},
-            "params": version["options"]["params"].get("properties", {}),
-            "secrets": version["secrets"] or {},
-        }
-        for version in (before, now)
-    )
-    sources, entry = before["sources"], now["entry"]
-    if entry not in sources:  # it has another name now
-        sources = {entry if path == before["entry"] else path: content for path, content in sources.items()}
-    parts: Json = {"code": compare_sources(sources, now["sources"])}
-    parts |= {part: changed_items(old[part], new[part]) for part in old}
+    def declared(version: Json) -> Json:
+        # An older Tau knew fewer options.  Where it came from makes no other version.
+        options = now["options"] | version["options"] | {"entry": version["entry"], "origin": None, "params": None}
+        params = version["options"]["params"].get("properties", {})
+        return {"options": options, "params": params, "secrets": version.get("secrets") or {}}
+
+    old, new, code = declared(before), declared(now), compare_sources(before["sources"], now["sources"])
+    parts = {"code": code, **{part: changed_items(old[part], new[part]) for part in old}}
     return {part: value for part, value in parts.items() if value}
-
-
-def count_lines(sources: dict[str, bytes]) -> collections.Counter[tuple[str, bytes]]:
-    return collections.Counter((path, line) for path, content in sources.items() for line in content.splitlines())
 
 
 def changed_items(before: Json, now: Json) -> Json:
@@ -8964,24 +8931,20 @@ def changed_items(before: Json, now: Json) -> Json:
 
 
 def compare_sources(before: dict[str, bytes], now: dict[str, bytes]) -> str:
-    """Returns the unified diff of some files, its beginning if it is long."""
-    text = "".join(compare_file(path, before.get(path), now.get(path)) for path in sorted({*before, *now}))
+    """Returns the unified diff of some files, its beginning if it is long.  No text, or a long one, just differs."""
+    text = ""
+    for path in sorted(path for path in {*before, *now} if before.get(path) != now.get(path)):
+        sides = (("a", before), ("b", now))
+        old, new = (f"{mark}/{path}" if path in files else "/dev/null" for mark, files in sides)
+        said = ""
+        with contextlib.suppress(UnicodeDecodeError):
+            first, second = ([line.decode() for line in io.BytesIO(files.get(path, b""))] for _, files in sides)
+            short = max(len(first), len(second)) <= DIFF_LINES_MAX
+            diff = difflib.unified_diff(first, second, old, new) if short else ()
+            said = "".join(it if it.endswith("\n") else f"{it}\n\\ No newline at end of file\n" for it in diff)
+        text += said or f"{old} and {new} differ\n"
     rest = len(text) - DIFF_CHARACTERS_MAX
     return text if rest <= 0 else f"{text[:DIFF_CHARACTERS_MAX]}\n… {rest:,} more characters\n"
-
-
-def compare_file(path: str, before: bytes | None, now: bytes | None) -> str:
-    """Returns the unified diff of a file, or that it differs if it is no text or very long; None is no file."""
-    if before == now:
-        return ""
-    old, new = ("/dev/null" if it is None else f"{mark}/{path}" for mark, it in (("a", before), ("b", now)))
-    text = ""
-    with contextlib.suppress(UnicodeDecodeError):
-        first, second = ([line.decode("utf-8") for line in io.BytesIO(content or b"")] for content in (before, now))
-        short = max(len(first), len(second)) <= DIFF_LINES_MAX
-        diff = difflib.unified_diff(first, second, old, new) if short else ()
-        text = "".join(it if it.endswith("\n") else f"{it}\n\\ No newline at end of file\n" for it in diff)
-    return text or f"{old} and {new} differ: {len(before or b''):,} and {len(now or b''):,} bytes\n"
 
 
 def load_error(entry: str, error: Json) -> LoadFailed:
@@ -10041,10 +10004,11 @@ class Agenda:
     # What is set.
 
     def deploy(
-        self, pipelines: list[Json], digest: str, caller: Caller, actor: str, cron: str | None = None
-    ) -> list[Json]:
+        self, pipelines: list[Json], digest: str, caller: Caller, actor: str, cron: str | None = None,
+        expect: int | None = None,
+    ) -> list[Json]:  # fmt: skip
         """Makes pipelines live, with schedules and chains; *cron* comes from the command line."""
-        self.check(pipelines, caller, cron)
+        self.check(pipelines, caller, cron, expect)
         deployed = [self.store.deploy(pipeline, digest, actor) for pipeline in pipelines]
         for pipeline, answer in zip(pipelines, deployed, strict=True):
             self.follow_live(pipeline, answer, actor, cron)
@@ -10070,10 +10034,7 @@ class Agenda:
         pipeline = self.sql.version(name, number)["options"] | {"name": name}
         answer = {"name": name, "version": number, "previous": live, "changed": number != live}
         if number != live:
-            if (executor := pipeline.get("executor")) is not None:
-                demand_executor(executor, self.store.settings["executors"], pipeline.get("environment"))
-            python = Venvs(self.store.home, {}).python(pipeline.get("environment"))
-            if python is not None and not os.path.exists(python):  # a restored home has none
+            if not os.path.exists(Venvs(self.store.home, {}).python(pipeline.get("environment")) or os.sep):
                 hint = shell_line("tau", "code", name, "--version", number, "--out", f"{name}-v{number}")
                 raise Conflict(f"the environment of version {number} is gone: deploy its files again", hint)
             self.check([pipeline], caller)
@@ -10082,11 +10043,15 @@ class Agenda:
             self.follow_live(pipeline, answer, actor)
         return answer
 
-    def check(self, pipelines: list[Json], caller: Caller, cron: str | None = None) -> None:
-        """Raises BadRequest unless all of these can be deployed.
+    def check(self, pipelines: list[Json], caller: Caller, cron: str | None = None, expect: int | None = None) -> None:
+        """Raises BadRequest unless all of these can be deployed, Conflict unless version *expect* of the first is live.
 
         A schedule of the command line that no longer fits is held: it must not prevent a deployment.
         """
+        live = self.sql.value("SELECT version FROM live WHERE pipeline = ?", pipelines[0]["name"]) or 0
+        if expect not in (None, live):
+            message = f"{f'version {live}' if live else 'no version'} of '{pipelines[0]['name']}' is live, not {expect}"
+            raise Conflict(message, f"take its changes into yours, then --expect {live}", live=live)
         self.check_chains(pipelines, caller)
         for pipeline in pipelines:
             name = pipeline["name"]
@@ -11079,7 +11044,7 @@ class Store:
         now = self.clock.time()
         self.metrics.fact(type_name, data, now - instant_of(tick) if tick and type_name == "tick.fired" else None)
         event = {"at": rfc3339(now), "type": type_name, "pipeline": pipeline, "run_id": run_id, "data": data}
-        reason = cut_text(actor.reason, REASON_MAX) if isinstance(actor, Actor) and actor.reason else None
+        reason = cut_text(actor.reason, 500) if isinstance(actor, Actor) and actor.reason else None
         self.sql.put("events", event | {"actor": actor, "reason": reason, "scheduled_for": tick})
 
     def move(self, run_id: str, status: str, data: Json | None = None, actor: str = "taud", **columns: Any) -> bool:
@@ -11695,46 +11660,25 @@ class Questions(Sql):
     def versions(self, name: str, limit: int) -> tuple[list[Json], int]:
         """Returns the newest versions of a pipeline, each with its runs and what it replaced, and how many."""
         runs = "FROM runs r WHERE r.pipeline = v.pipeline AND r.version = v.version"
-        # No index has the events of a pipeline, but that of a deployment was written within this time.
-        reason = (
-            "SELECT reason FROM events e WHERE run_id IS NULL AND at >= deployed_at AND at < strftime("
-            "'%Y-%m-%dT%H:%M:%fZ', deployed_at, '10 seconds') AND type = 'pipeline.deployed'"
-            " AND e.pipeline = v.pipeline AND json_extract(data, '$.version') = v.version"
-        )
         columns = (
-            f"v.version, v.version = p.version AND deployed AS live, deployed_at, actor, ({reason}) AS reason, entry,"
-            f" sha256, (SELECT sha256 FROM versions b WHERE b.pipeline = v.pipeline AND b.version = {REPLACED})"
-            f" AS replaced_sha256, (SELECT count(*) {runs}) AS runs,"
+            f"v.version, v.version = p.version AND deployed AS live, v.deployed_at, v.actor, ({REASON_OF}) AS reason,"
+            f" v.entry, v.sha256, o.sha256 AS replaced_sha256, (SELECT count(*) {runs}) AS runs,"
             f" (SELECT status {runs} ORDER BY run_id DESC LIMIT 1) AS last_status"
         )
         source = "versions v JOIN pipelines p ON p.name = v.pipeline"
+        source += f" LEFT JOIN versions o ON o.pipeline = v.pipeline AND o.version = {REPLACED}"
         return self.page(columns, source, {"v.pipeline = ?": name}, "v.version DESC", limit)
 
     def next_version(self, pipeline: Json, digest: str) -> tuple[Json, Json]:
-        """Returns the version of a pipeline that a deployment makes or keeps, and the last one that was live.
-
-        No number comes again.
-        """
+        """Returns the version of a pipeline that a deployment makes or keeps, and the last one that was live."""
         options = {key: value for key, value in pipeline.items() if key not in ("name", "line", "entry", "secrets")}
-        last = self.row(
-            "SELECT v.*, deployed, (SELECT max(version) FROM versions WHERE pipeline = p.name) AS newest"
-            " FROM pipelines p JOIN versions v ON v.pipeline = p.name AND v.version = p.version WHERE p.name = ?",
-            pipeline["name"],
-        ) or {"version": None, "deployed": 0, "newest": 0}
-        known = last.get("options", {})  # to an older Tau fewer
-        before = {key: known.get(key, value) for key, value in options.items()}
-        before |= pick(options, "origin")  # where it came from makes no version
-        same = (digest, pipeline["entry"], options) == (last.get("sha256"), last.get("entry"), before)
+        last = self.row(LAST_VERSION, pipeline["name"]) or NO_VERSION
+        # To an older Tau fewer options were known.  Where a version came from makes no other one.
+        before = {key: last["options"].get(key, value) for key, value in options.items()} | pick(options, "origin")
+        same = (digest, pipeline["entry"], options) == (last["sha256"], last["entry"], before)
         version = {"pipeline": pipeline["name"], "version": last["version"] if same else last["newest"] + 1}
         version |= {"sha256": digest, **pick(pipeline, "entry", "function"), "options": options}
         return version | {"secrets": pipeline.get("secrets") or None, "replaces": last["version"]}, last
-
-    def demand_live(self, name: str, number: int) -> None:
-        """Raises Conflict unless this version of a pipeline is live; 0 stands for none."""
-        live = self.value("SELECT version FROM live WHERE pipeline = ?", name) or 0
-        if live != number:
-            message = f"{f'version {live}' if live else 'no version'} of '{name}' is live, not {number}"
-            raise Conflict(message, f"take its changes into yours, then --expect {live}", live=live)
 
     def sources(self, digest: str) -> dict[str, bytes]:
         return dict(self.db.execute("SELECT path, content FROM sources WHERE sha256 = ? ORDER BY path", (digest,)))
@@ -12139,11 +12083,17 @@ STILL_OPEN = "status = 'open' AND (SELECT deployed FROM pipelines WHERE name = p
 UNENDED = """(SELECT r.*, (SELECT data FROM observations o WHERE kind = 'progress' AND o.run_id = r.run_id
     AND o.attempt = r.attempt) AS progress FROM runs r WHERE status IN ('running', 'retrying')
     UNION ALL SELECT *, NULL FROM runs WHERE status = 'queued')"""
+#: The version of a pipeline that is or was live, and what there is before the first.
+LAST_VERSION = """SELECT v.*, deployed, (SELECT max(version) FROM versions WHERE pipeline = p.name) AS newest
+    FROM pipelines p JOIN versions v ON v.pipeline = p.name AND v.version = p.version WHERE p.name = ?"""
+NO_VERSION: Json = {"version": None, "deployed": 0, "newest": 0, "sha256": "", "entry": None, "options": {"params": {}}}
 #: The version that a version `v` has replaced, or if that was deleted an older one.
-REPLACED = (
-    "(SELECT max(o.version) FROM versions o WHERE o.pipeline = v.pipeline"
-    " AND o.version <= coalesce(v.replaces, v.version - 1))"
-)
+REPLACED = """(SELECT max(version) FROM versions n
+    WHERE n.pipeline = v.pipeline AND n.version <= coalesce(v.replaces, v.version - 1))"""
+#: Why a version `v` was deployed.  No index has a pipeline's events, but that one was written within this time.
+REASON_OF = """SELECT reason FROM events e WHERE run_id IS NULL AND e.pipeline = v.pipeline
+    AND at BETWEEN v.deployed_at AND strftime('%Y-%m-%dT%H:%M:%fZ', v.deployed_at, '10 seconds')
+    AND type = 'pipeline.deployed' AND json_extract(data, '$.version') = v.version"""
 #: The condition that a row's pipeline is in a list.
 AMONG = "pipeline IN (SELECT value FROM json_each(?))"
 

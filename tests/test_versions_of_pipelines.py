@@ -26,10 +26,10 @@ MANY = b"".join(b"%d\n" % number for number in range(10_000))
         (b"a\nb\n", b"a\nc\n", "--- a/x.py\n+++ b/x.py\n@@ -1,2 +1,2 @@\n a\n-b\n+c\n"),
         (None, b"a\n", "--- /dev/null\n+++ b/x.py\n@@ -0,0 +1 @@\n+a\n"),
         (b"a\n", None, "--- a/x.py\n+++ /dev/null\n@@ -1 +0,0 @@\n-a\n"),
-        (None, b"", "/dev/null and b/x.py differ: 0 and 0 bytes\n"),
+        (None, b"", "/dev/null and b/x.py differ\n"),
         (b"a", b"b\n", "--- a/x.py\n+++ b/x.py\n@@ -1 +1 @@\n-a\n\\ No newline at end of file\n+b\n"),
-        (b"\xff", b"\xfe\xff", "a/x.py and b/x.py differ: 1 and 2 bytes\n"),
-        (MANY, MANY + b"x", "a/x.py and b/x.py differ: 48,890 and 48,891 bytes\n"),
+        (b"\xff", b"\xfe\xff", "a/x.py and b/x.py differ\n"),
+        (MANY, MANY + b"x", "a/x.py and b/x.py differ\n"),
     ],
 )
 def test_files_are_compared(before: bytes | None, now: bytes | None, diff: str) -> None:
@@ -135,8 +135,10 @@ def test_a_deployment_expects_the_version_that_it_was_made_from(fresh: Tau) -> N
 def test_a_dry_run_tells_what_would_change_and_changes_nothing(fresh: Tau) -> None:
     secret = "ctx.secret('TURNED_KEY')"
     first = send(fresh, source(1, '(schedule="0 1 * * *")', secret), dry_run=True)
-    row = {"name": "turned", "version": 1, "changed": True, "secrets": {"TURNED_KEY": [None, True]}}
-    assert first == {"changed": True, "dry_run": True, "pipelines": [row | {"schedule": {"cron": [None, "0 1 * * *"]}}]}
+    (row,) = first["pipelines"]
+    assert (row["version"], row["changed"], row["secrets"]) == (1, True, {"TURNED_KEY": [None, True]})
+    assert row["schedule"] == {"cron": [None, "0 1 * * *"]}
+    assert row["code"].startswith("--- /dev/null\n+++ b/turned.py\n")
     assert "turned" not in str(fresh.call("list"))
 
     path = fresh.write(source(1) + "@pipeline\ndef leaves(ctx): ...\n", "turned.py")
@@ -146,12 +148,7 @@ def test_a_dry_run_tells_what_would_change_and_changes_nothing(fresh: Tau) -> No
     assert answer["previously"] == {"turned": str(path)}
     day = [{"type": "string", "default": text} for text in ("mon", "tue")]
     assert (row["options"], row["params"]) == ({"entry": ["turned.py", "moved.py"], "retries": [0, 2]}, {"day": day})
-    assert row["code"].splitlines()[:4] == [
-        "--- a/moved.py",
-        "+++ b/moved.py",
-        "@@ -1,8 +1,6 @@",
-        " from tau import pipeline",
-    ]
+    assert "+++ b/moved.py" in row["code"]
     fresh.write(source(1), "turned.py")
     answer = fresh("deploy", path, "--dry-run", "--schedule", "@daily")
     assert (answer["no_longer_in_file"], answer["pipelines"][0]["schedule"]) == (["leaves"], {"cron": [None, "@daily"]})
@@ -223,9 +220,7 @@ def test_the_files_of_a_version_are_written_and_deploy_again(fresh: Tau) -> None
     assert stat.S_IMODE((fresh.work / "a b" / "main.py").stat().st_mode) == 0o666 & ~current_umask()
     assert fresh("code", "turned", "--out", "a b")["written"] == []
     (command,) = answer["next"]
-    assert command == (
-        "tau deploy 'a b/main.py' --include 'a b/odd.bin' 'a b/rules.py' 'a b/sql' --name turned --take-over"
-    )
+    assert command == "tau deploy 'a b' --entry main.py --name turned --take-over"
     assert fresh(*shlex.split(command)[1:])["changed"] is False
     (fresh.work / "a b" / "main.py").write_text(source(2))
     assert fresh(*shlex.split(command)[1:])["pipelines"][0]["version"] == 2
@@ -234,7 +229,7 @@ def test_the_files_of_a_version_are_written_and_deploy_again(fresh: Tau) -> None
     assert differs["message"] == "there already, and different: a b/main.py"
     assert "return 2" in (fresh.work / "a b" / "main.py").read_text()
     assert fresh("code", "turned", "--version", "1", "--out", "a b", "--force")["written"] == ["a b/main.py"]
-    assert fresh("code", "turned", "--out", "")["next"][0].startswith("tau deploy ./main.py --include ./odd.bin")
+    assert fresh("code", "turned", "--out", "")["next"][0].startswith("tau deploy . --entry main.py")
     assert fresh("versions", "turner", exit=3)["hint"] == "did you mean 'turned'? `tau list` shows all"
     assert "return 1" in (fresh.work / "a b" / "main.py").read_text()
 
@@ -252,7 +247,7 @@ def test_a_package_is_written_and_deploys_again(fresh: Tau) -> None:
     (fresh.work / "shop" / "main.py").write_text("from . import rules\n" + source(1))
     fresh("deploy", "shop", "--entry", "main.py", "--name", "renamed")
     (command,) = fresh("code", "renamed", "--out", "fix")["next"]
-    assert command == "tau deploy fix/ --entry shop/main.py --name renamed --take-over"
+    assert command == "tau deploy fix --entry shop/main.py --name renamed --take-over"
     assert fresh(*shlex.split(command)[1:])["pipelines"][0] | {"changed": False} in [
         {"name": "renamed", "version": 1, "changed": False, "next_at": None}
     ]
@@ -310,22 +305,15 @@ def test_a_daemon_that_sends_no_files_is_told_apart(home: Tau, files: Any) -> No
     assert not (home.work / "out").exists()
 
 
-def test_a_version_without_its_environment_or_executor_does_not_come_back(home: Tau) -> None:
-    config = home.home / "tau.toml"
-    config.write_text('[executors.far]\ncommand = ["true"]\n')
-    home.start()
-    send(home, source(1))
-    send(home, source(2, '(executor="far")'))
-    send(home, source(3))
-    home.kill()
-    config.write_text("")
-    db = sqlite3.connect(home.home / "tau.db")
-    with db:
+def test_a_version_without_its_environment_does_not_come_back(fresh: Tau) -> None:
+    send(fresh, source(1))
+    send(fresh, source(2))
+    fresh.kill()
+    with sqlite3.connect(fresh.home / "tau.db") as db:
         db.execute("UPDATE versions SET options = json_set(options, '$.environment', 'gone') WHERE version = 1")
     db.close()
-    home.start()
-    assert home("rollback", "turned", exit=2)["message"] == "there is no executor 'far'"
-    gone = home("rollback", "turned", "--to", "1", exit=5)
+    fresh.start()
+    gone = fresh("rollback", "turned", exit=5)
     assert gone["hint"] == "tau code turned --version 1 --out turned-v1"
-    assert home(*shlex.split(gone["hint"])[1:])["written"] == ["turned-v1/turned.py"]
-    assert home("show", "turned")["version"] == 3
+    assert fresh(*shlex.split(gone["hint"])[1:])["written"] == ["turned-v1/turned.py"]
+    assert fresh("show", "turned")["version"] == 2
