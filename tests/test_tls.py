@@ -62,7 +62,7 @@ def test_the_client_tells_why_there_is_no_tls(secure: Tau, home: Tau, tmp_path: 
     home.start("--port", str(port))
     for scheme in ("tls", "https"):  # TLS to plain
         assert home("--host", f"{scheme}://127.0.0.1:{port}", "list", exit=6)["reason"] == "no_tls"
-    assert secure("list") == home("list") == {"pipelines": []}
+    assert secure("list") == home("list")
 
 
 def test_old_tls_is_refused(secure: Tau) -> None:
@@ -104,7 +104,7 @@ def test_a_certificate_of_the_client_may_be_demanded(tmp_path: Path) -> None:
             refused = made("--host", f"{scheme}://127.0.0.1:{made.port}", "list", exit=6)
             assert refused["code"] == "unavailable"
             assert "TAU_CERT_FILE" in refused["hint"]
-        assert made("list", TAU_CERT_FILE=str(cert), TAU_CERT_KEY_FILE=str(key)) == {"pipelines": []}
+        assert made("list", TAU_CERT_FILE=str(cert), TAU_CERT_KEY_FILE=str(key))["total"] == 0
 
 
 @pytest.mark.parametrize("broken", ["nothing", "no key", "not there"])
