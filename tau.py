@@ -7535,10 +7535,10 @@ def watch(call: Call, *, limit: Limit = 5) -> Json:
     for row in live:
         row["elapsed_ms"] = max(int(time.time() * 1000) - instant_ms(row["started_at"] or row["queued_at"]), 0)
         row["held_by"] = held_by(call, row["run_id"])
-    incidents, count = call.ask.incidents(limit, {AMONG: among, STILL_OPEN: ()})
-    commands = [["inspect", row["incident"]] for row in incidents[:2]] + [["errors"]] * (count > 2)
+    rows, count = call.ask.incidents(limit, {AMONG: among, STILL_OPEN: ()})
+    incidents = [row | {"message": cut_text(row["message"], 80)} for row in rows]
+    commands = [["inspect", row["incident"]] for row in rows[:2]] + [["errors"]] * (count > 2)
     commands += [["secret", "list"]] * bool(missing)
-    about = ("incident", "pipeline", "count", "last_at", "type")
     return {
         "at": rfc3339(time.time()),
         "daemon": {"version": __version__, "pipelines": call.ask.pipeline_count(among), "open_incidents": count},
@@ -7546,7 +7546,7 @@ def watch(call: Call, *, limit: Limit = 5) -> Json:
         "paused": call.ask.pause(""),
         "live": live,
         "ended": ended,
-        "incidents": [pick(row, *about) | {"message": cut_text(row["message"], 80)} for row in incidents],
+        "incidents": [pick(row, "incident", "pipeline", "count", "last_at", "type", "message") for row in incidents],
         "ticks": ticks,
         "missing_secrets": missing[:limit],
         "next": [shell_line("tau", *words) for words in commands or (["list"], ["runs"])],
@@ -8685,14 +8685,12 @@ def check_peek(call: Call, place: str, resource: str | None, directory: str) -> 
 
 
 def owner_of(ask: Questions, word: str, named: bool = True) -> str:
-    """Returns the pipeline of a run, or, if it may be *named*, of an incident, or a known one; '' without any.
+    """Returns the pipeline of a run, or, if it may be *named*, a known pipeline; '' if there is neither.
 
     Raises BadRequest if *word* fits several runs; its message does not name them.
     """
     if named and ask.is_known(word):
         return word
-    if named and word.startswith(INCIDENT):
-        return ask.value("SELECT pipeline FROM incidents WHERE incident = ?", word) or ""
     try:
         return ask.owner(ask.find_run(word))
     except NotFound:
@@ -11711,8 +11709,8 @@ class Questions(Sql):
     # Runs.
 
     def find_run(self, prefix: str) -> str:
-        """Returns the run whose id begins so.  Raises NotFound if no id does, BadRequest if several do."""
-        begin = prefix.lower()
+        """Returns the run whose id begins so, or the last of an incident; NotFound if there is none, or BadRequest."""
+        begin = self.value("SELECT last_run FROM incidents WHERE incident = ?", prefix) or prefix.lower()
         found = self.only_run(f"several runs begin with '{prefix}'", "WHERE run_id BETWEEN ? AND ?", begin, f"{begin}~")
         if not found or not prefix:
             raise NotFound(f"no run '{prefix[:WORD_MAX]}'", "`tau runs` lists them")
@@ -11740,8 +11738,6 @@ class Questions(Sql):
             return run_id
         if name is None:
             raise BadRequest("which run?", "give a pipeline's name, meaning its last run, or a run id")
-        if name.startswith(INCIDENT):
-            return str(self.incident(name)["last_run"])
         if last := self.value("SELECT max(run_id) FROM runs WHERE pipeline = ?", name):
             return str(last)
         if self.is_known(name):
