@@ -301,7 +301,7 @@ PARAMS_BYTES_MAX = 256 << 10
 STATE_BYTES_MAX = 64 << 10
 ERROR_BYTES_MAX = 64 << 10
 FACTS_BYTES_MAX = 2_000
-FACTS_ITEMS_MAX = 20
+FACTS_MAX = 20
 #: How many frames an error shows of a thread or task.
 STACK_FRAMES = 8
 LOG_LINE_BYTES_MAX = 16 << 10
@@ -999,14 +999,13 @@ VARYING = (
 
 
 def bounded_facts(facts: Json) -> Json | None:
-    """Returns what FACTS_BYTES_MAX admits of an error's facts: lists are cut, what still does not fit is left out."""
-    kept: Json = {}
-    room = FACTS_BYTES_MAX
-    for name, value in facts.items():
-        cuts = [value[:count] for count in range(FACTS_ITEMS_MAX, 0, -1)] if value and type(value) is list else [value]
-        cut = next((cut for cut in cuts if len(encode([name, cut])) <= room), None)
-        if cut is not None:
-            kept[name], room = cut, room - len(encode([name, cut]))
+    """Returns the facts of an error; the largest are cut, or left out, until FACTS_BYTES_MAX admits them."""
+    kept = {name: fact for name, fact in itertools.islice(facts.items(), FACTS_MAX) if fact is not None}
+    while len(encode(kept)) > FACTS_BYTES_MAX:
+        name = max(kept, key=lambda name: len(encode(kept[name])))
+        fact = kept.pop(name)
+        if type(fact) is list and len(fact) > 1:
+            kept[name] = fact[: len(fact) // 2]
     return kept or None
 
 
@@ -2184,14 +2183,14 @@ class Mask:
     """Replaces secrets by `***`."""
 
     def __init__(self) -> None:
-        self.names: list[str] = []  # of secrets that it was told to hide
+        self.names: dict[str, str | None] = {}  # secret that it was told to hide → where it was found, if known
         self.values: set[str] = set()
         self.forms: list[tuple[str, bytes]] = []  # all spellings, as text and in UTF-8, the longest first
 
-    def learn(self, name: str, folder: str) -> None:
+    def learn(self, name: str, folder: str, found: str | None) -> None:
         """Hides a secret of this machine, if it can be read; *folder* is the home's secrets/."""
         if name not in self.names and len(self.names) < SECRETS_MAX and (value := usable_secret(name, folder)[0]):
-            self.names.append(name)
+            self.names[name] = found
             self.add(value)
 
     def add(self, value: str) -> None:
@@ -9228,7 +9227,6 @@ class Process:
 
     def __init__(self, folder: str, stem: str, run_id: str | None, attempt: int, server: Json) -> None:
         self.path, self.stem, self.run_id, self.attempt = os.path.join(folder, stem), stem, run_id, attempt
-        self.found: dict[str, str | None] = {}  # secret → where its processes have found it
         self.mask = Mask()  # hides the secrets that its processes have read, in all that is stored of it
         self.secrets = os.path.join(folder, os.pardir, "secrets")
         self.server = server  # identity of the fork server it was given to
@@ -9279,10 +9277,9 @@ class Process:
 
     def state(self) -> Json:
         """Returns the columns of its attempt that the next daemon restores it from."""
-        secrets = {name: self.found.get(name) for name in self.mask.names}
         return {
             "position": dict(self.position),
-            "process": {**(self.start or {}), "server": self.server, "secrets": secrets},
+            "process": {**(self.start or {}), "server": self.server, "secrets": dict(self.mask.names)},
             "outcome": self.last_record,
             "ended": self.end(),
             "surroundings": self.surroundings,
@@ -9297,9 +9294,8 @@ class Process:
         self.logged, self.dropped = state["log_lines"] - state["log_dropped"], state["log_dropped"]
         self.stopping, self.timeout_s, self.surroundings = state["stopping"], state["timeout"], state["surroundings"]
         secrets = state["process"].get("secrets", {})
-        self.found = dict(secrets) if isinstance(secrets, dict) else {}  # an older daemon has kept only the names
-        for name in secrets:
-            self.mask.learn(name, self.secrets)
+        for name in secrets:  # an older daemon has kept only the names
+            self.mask.learn(name, self.secrets, secrets[name] if isinstance(secrets, dict) else None)
 
     def read(self, limits: Json, final: bool) -> bool:
         """Reads the records that came since the last call; returns whether there are more."""
@@ -9381,8 +9377,7 @@ class Process:
             self.count(kind, len(data), limits["memo_bytes"])
             self.memos[record["key"]] = data
         elif kind == "secret":
-            self.mask.learn(record["name"], self.secrets)
-            self.found[record["name"]] = record["found"]
+            self.mask.learn(record["name"], self.secrets, record["found"])
         elif kind == "stop":
             self.position["stop"] = 1
         elif kind in ("returned", "raised"):
@@ -9443,27 +9438,20 @@ class Process:
 FAULT_HEADS = (b"Fatal Python error", b"Thread 0x", b"Current thread 0x")
 
 
-def fault_frames(text: str) -> list[tuple[str, int, str, bool]]:
-    """The frames of a thread as faulthandler wrote them, innermost first: file, line, function, whether deployed."""
-    found = re.findall(r'^ *File "(.+)", line (\d{1,9}) in (.+)', text, re.MULTILINE)
-    places = ((re.split(r"/versions/[0-9a-f]+/|/tau-run-[^/]+/files/", path), *rest) for path, *rest in found)
-    return [(parts[-1], int(line), function, len(parts) > 1) for parts, line, function in places]
-
-
-def fault_place(lines: list[bytes]) -> Json:
-    """The innermost line of a deployed file in what faulthandler wrote of the thread that died; {} if there is none."""
-    text = b"\n".join(lines).decode("utf-8", "replace").rpartition("Current thread")[2].partition("\n\n")[0]
-    return next(({"file": file, "line": line} for file, line, _, mine in fault_frames(text) if mine), {})
-
-
-def fault_stacks(lines: list[bytes]) -> list[Json]:
-    """The frames of each thread that is in a deployed file, from there on, innermost last."""
-    stacks = []
+def fault_stacks(lines: list[bytes]) -> tuple[Json, list[Json]]:
+    """The innermost line of a deployed file in the thread that died, and each thread's frames, from such a text."""
+    place: Json = {}
+    stacks: list[Json] = []
     for part in b"\n".join(lines).decode("utf-8", "replace").split("\n\n"):
-        frames = [*itertools.dropwhile(lambda frame: not frame[3], reversed(fault_frames(part)))]
-        texts = [f"{file}:{line} {function}" for file, line, function, _ in frames[-STACK_FRAMES:]]
-        stacks += [{"name": "MainThread" if "Current thread" in part else "thread", "frames": texts}] if texts else []
-    return stacks
+        found = re.findall(r'^ *File "(.+)", line (\d{1,9}) in (.+)', part, re.MULTILINE)[::-1]
+        frames = [(re.split(r"/versions/[0-9a-f]+/|/tau-run-[^/]+/files/", path), *rest) for path, *rest in found]
+        frames = [*itertools.dropwhile(lambda frame: len(frame[0]) == 1, frames)]  # from a deployed file on
+        name = "MainThread" if "Current thread" in part else "thread"
+        texts = [f"{parts[-1]}:{line} {function}" for parts, line, function in frames[-STACK_FRAMES:]]
+        stacks += [{"name": name, "frames": texts}] if texts else []
+        for parts, line, _ in frames if name == "MainThread" else ():
+            place = {"file": parts[-1], "line": int(line)} if len(parts) > 1 else place
+    return place, stacks
 
 
 class Starter:
@@ -9796,8 +9784,8 @@ class Runner:
             process.log([f"it was ended while it waited for {told['waits_for']}"], "warning")
         process.outcome = verdict(process.last_record, ended, process.stopping, process.start, limit_s)
         if (error := process.outcome.error) is not None and process.last_record is None and process.fault:
-            error |= fault_place(process.fault)
-            error["facts"] = bounded_facts((error["facts"] or {}) | {"stacks": fault_stacks(process.fault)})
+            place, stacks = fault_stacks(process.fault)
+            error |= place | {"facts": bounded_facts((error["facts"] or {}) | {"stacks": stacks})}
         await self.store_trace(process, self.store.finish, process.outcome)
 
     # Stopping.
@@ -11297,9 +11285,8 @@ class Store:
             elif kind == "step":
                 steps[record["step"]] = {**NEW_STEP, **record, **about}
             elif kind == "done":
-                # At a stop, steps tell how far they are: they may still go on.
-                done = pick(record, *DONE_COLUMNS)
-                done["finished_n"] = None if record["status"] == "running" else record["n"]
+                is_open = record["status"] == "running"  # at a stop it tells how far it is, and may still go on
+                done = pick(record, *DONE_COLUMNS) | {"finished_n": None if is_open else record["n"]}
                 if record["step"] in steps:  # it began and ended in one batch: its row is written once
                     steps[record["step"]] |= done
                 else:
@@ -14286,10 +14273,11 @@ class per_row:  # noqa: N801
         async def awaited() -> list[Json]:
             results = iter(made)
             try:
-                return flat([await result for result in results])
+                new = [await result for result in results]
             except Exception as problem:
                 self.tell(problem, rows, results, ())
                 raise
+            return flat(new)
 
         return awaited() if made and hasattr(made[0], "__await__") else flat(made)
 
@@ -14298,8 +14286,8 @@ class per_row:  # noqa: N801
         before = max((getattr(open_step(), "rows_in", None) or 0) - len(rows), 0)  # in batches of a stream
         position = len(rows) - operator.length_hint(source)
         numbered = enumerate(others, before + position + 1)
-        facts = row_facts(before + position, rows[position - 1], numbered, self.function, problem=problem)
-        vars(problem)["tau_facts"] = facts
+        row = before + position, rows[position - 1]
+        vars(problem)["tau_facts"] = row_facts(*row, numbered, self.function, problem=problem)
 
 
 def flat(made: list[Any]) -> list[Json]:
@@ -14713,8 +14701,8 @@ async def check_all(journal: Journal, given: tuple[Any, ...], name: str | None, 
     return Count(not failed)
 
 
-def named_assertions(given: tuple[Any, ...], name: str | None) -> list[tuple[str, Any, Json, Callable[[], Json]]]:
-    """Returns for each assertion its name, its condition, the variables in its source text, and its both_sides.
+def named_assertions(given: tuple[Any, ...], name: str | None) -> list[tuple[str, Any, Callable[[], Json]]]:
+    """Returns for each assertion its name, its condition, and what returns the values in its source text.
 
     The name is given before it, with it or as *name*, or is the function's, or is the source text.
     """
@@ -14731,12 +14719,10 @@ def named_assertions(given: tuple[Any, ...], name: str | None) -> list[tuple[str
     if len(sources) != len(given):  # some are starred
         sources = [(f"assertion {position}", ast.Constant(None)) for position, _ in enumerate(given, 1)]
     for subject, (text, node) in zip(given, sources, strict=True):
-        names = {part.id for part in ast.walk(node) if isinstance(part, ast.Name)} & known.keys()
-        values = {other: known[other] for other in sorted(names) if not isinstance(known[other], DEFINITIONS)}
         if name is None and callable(subject) and getattr(subject, "__name__", "<lambda>") != "<lambda>":
             text = subject.__name__
-        sides = functools.partial(both_sides, node, known)
-        assertions += [(clip(label, 500), part, values, sides) for label, part in spread(name or text, subject)]
+        values = functools.partial(values_in, node, known)
+        assertions += [(clip(label, 500), part, values) for label, part in spread(name or text, subject)]
     return assertions
 
 
@@ -14787,28 +14773,34 @@ def call_arguments(frame: FrameType) -> list[tuple[str, ast.expr]]:
     return [(re.sub(r"\s*\n\s*", " ", ast.get_source_segment(text, node) or ""), node) for node in nodes]
 
 
-async def evaluate(
-    journal: Journal, severity: str, name: str, condition: Any, values: Json, sides: Callable[[], Json]
-) -> Exception | None:  # fmt: skip
+async def evaluate(journal: Journal, severity: str, name: str, condition: Any, values: Any) -> Exception | None:
     """Evaluates and records an assertion.  Returns why it does not hold, or None.  One that raises does not hold."""
     problem: Exception | None = None
     why = None
     try:
         if not await is_true(condition):
-            problem = CheckFailed(name, **sides())
+            problem = CheckFailed(name)
     except Exception as raised:
         problem, why = raised, f"{type(raised).__name__}: {both_ends(safe_text(raised), 500)}"
-    holds = problem is None
-    some = [] if holds else [*values.items()][:8]
-    shown = {name: "***" if is_secret(name) else safe_repr(value, REPR_KEPT) for name, value in some}
-    shown = (problem.detail if isinstance(problem, CheckFailed) else {}) | shown
-    journal.observe("check", name, {"passed": holds, "severity": severity, "values": shown, "error": why})
+    shown = {} if problem is None else values()
+    if isinstance(problem, CheckFailed) and "comparison" in shown:
+        problem.detail = pick(shown, *SIDES)
+    journal.observe("check", name, {"passed": problem is None, "severity": severity, "values": shown, "error": why})
     return problem
+
+
+def values_in(node: ast.expr, known: Json) -> Json:
+    """Returns the variables in the source text of an assertion, and both sides if it is a comparison."""
+    names = {part.id for part in ast.walk(node) if isinstance(part, ast.Name)} & known.keys()
+    some = [name for name in sorted(names) if not isinstance(known[name], DEFINITIONS)][:8]
+    values = {name: "***" if is_secret(name) else safe_repr(known[name], REPR_KEPT) for name in some}
+    return values | both_sides(node, known)
 
 
 #: What only reads: functions that may be called again, and in no case what has one of these nodes.
 READERS = frozenset(("len", "sum", "min", "max", "set", "sorted", "abs", "round"))
 ACTS = ("Await", "Yield", "YieldFrom", "NamedExpr", "Lambda")
+SIDES = ("left", "right", "comparison")
 
 
 def only_reads(part: ast.AST, known: Json) -> bool:
@@ -14830,18 +14822,15 @@ def both_sides(node: ast.expr, known: Json) -> Json:
         return {}
     found: Json = {}
 
-    def read(names: Json) -> str:
-        for name, side in (("left", node.left), ("right", node.comparators[0])):
-            names[name] = eval(compile(ast.Expression(side), name, "eval"), known)
-        again = ast.Compare(ast.Name("left", ast.Load()), node.ops, [ast.Name("right", ast.Load())])
-        if not eval(compile(ast.fix_missing_locations(ast.Expression(again)), "again", "eval"), names):
-            found.update({name: safe_repr(names[name]) for name in ("left", "right")})
+    def read(parts: list[ast.expr]) -> str:
+        holds, *sides = (eval(compile(ast.Expression(part), "check", "eval"), known) for part in parts)
+        if not holds:
+            texts = [safe_repr(side) for side in sides]
+            left, right = (ast.Name(text, ast.Load()) for text in texts)
+            found.update(zip(SIDES, [*texts, ast.unparse(ast.Compare(left, node.ops, [right]))], strict=True))
         return ""
 
-    timed(read, {})
-    if found:
-        text = ast.Compare(ast.Name(found["left"], ast.Load()), node.ops, [ast.Name(found["right"], ast.Load())])
-        found["comparison"] = ast.unparse(text)
+    timed(read, [node, node.left, *node.comparators])
     return found
 
 
@@ -15810,7 +15799,7 @@ class Web(Place):
         with contextlib.suppress(zlib.error):  # it is not packed
             body = zlib.decompressobj(31).decompress(body)
         text = body.decode("utf-8", "replace")
-        self.facts |= http_facts(answer.status, answer.headers, text) | {"url": bare_url(url)}
+        self.facts = http_facts(answer.status, answer.headers, url, text)
         said = " ".join(text.split())[:200]
         if self.facts["retryable"]:
             return f"{answer.status} {answer.reason}", retry_after(answer.headers.get("Retry-After", ""))
@@ -16179,7 +16168,7 @@ class Warehouse:
 
     def failure(self, problem: BaseException, table: str = "", where: str = "") -> SourceError:
         """What is raised for a statement that failed: it names the keys of its table, if they may be why."""
-        text, facts = cause_text(problem), {"statement": cut_text(SECRETS.text(self.statement), 500)}
+        text, facts = cause_text(problem), {"statement": clip(self.statement, 500), "table": table}
         hint = self.hint(text)
         with contextlib.suppress(Exception):  # a database that is gone, or does not tell
             named = re.search(r"constraint failed: (\w+)\.", text)
@@ -16188,9 +16177,10 @@ class Warehouse:
             if re.search("constraint|conflict|unique|duplicate", text, re.IGNORECASE):
                 if self.dialect != "sqlite":
                     self.connection.rollback()  # else it does not answer
-                keys = self.keys_of(table)
-                facts |= pick(keys, "primary", "unique")
-                hint = f"`{table}` has {keys_text(**keys)}; {hint}"
+                facts |= pick(self.keys_of(table), "primary", "unique")
+                keys = [f"the primary key ({', '.join(facts['primary'])})"] if facts["primary"] else []
+                keys += [f"a unique index on ({', '.join(columns)})" for columns in facts["unique"]]
+                hint = f"`{table}` has {' and '.join(keys) or 'no primary key and no unique index'}; {hint}"
         return SourceError(f"{self.label}: {where}{text}", hint, **facts)
 
     def hint(self, problem: str) -> str:
@@ -16528,12 +16518,6 @@ class Alchemy(Warehouse):
         self.statement = statement
         values = [{f"c{i}": value for i, value in enumerate(row)} for row in rows]
         return int(self.connection.execute(self.alchemy.text(statement), values).rowcount) if values else 0
-
-
-def keys_text(primary: list[str], unique: list[list[str]], indexes: object) -> str:
-    parts = [f"the primary key ({', '.join(primary)})"] if primary else []
-    parts += [f"a unique index on ({', '.join(columns)})" for columns in unique]
-    return " and ".join(parts) or "no primary key and no unique index"
 
 
 def cause_text(problem: BaseException) -> str:
@@ -17747,23 +17731,18 @@ class Attempt:
         self.sampled = collections.deque[Step](maxlen=SAMPLED_STEPS)  # the last steps that have kept rows
 
     def stop(self, number: int, frame: FrameType | None) -> None:
-        """Handles SIGTERM."""
+        """Handles SIGTERM: notes where all threads and tasks are, and writes how far the open steps are."""
         if os.getpid() != self.journal.pid:  # a library has forked without Python
             signal.signal(number, signal.SIG_DFL)
             signal.raise_signal(number)
-        if not self.stopped:
-            self.stopped = True
-            self.look_around(frame)
+        with contextlib.suppress(Exception):  # user code may have replaced what this needs
+            for step in [] if self.stopped else [*self.open.values()]:
+                step.write_done("running", (perf_counter() - step.began) * 1000)
+            elapsed = {"elapsed_s": round(monotonic() - self.began, 3)}
+            self.facts = self.facts or elapsed | facts_at_stop(frame, self.job["folder"])
+        self.stopped = True
         if self.on_stop is not None:
             self.on_stop()
-
-    def look_around(self, frame: FrameType | None) -> None:
-        """Notes where all threads and tasks are, and writes how far the open steps are."""
-        with contextlib.suppress(Exception):  # user code may have replaced what this needs
-            for step in [*self.open.values()]:
-                step.write_done("running", (perf_counter() - step.began) * 1000)
-            self.facts = {"elapsed_s": round(monotonic() - self.began, 3)}
-            self.facts |= facts_at_stop(frame, self.job["folder"])
 
     def fork(self) -> None:
         """Keeps SIGTERM back while user code forks: Python forgets what comes in a child before leave()."""
@@ -17791,11 +17770,10 @@ class Attempt:
     def hide(self, value: str, name: str | None = None, found: str | None = None) -> None:
         """Makes the value `***` wherever this run saves or prints text from now on.
 
-        The daemon learns the *name* and where it was *found*, and hides the value in what other processes of the run
-        write.
+        The daemon learns *name* and where it was *found*, and hides the value in what other processes of it write.
         """
         if name is not None and name not in SECRETS.names:
-            SECRETS.names.append(name)
+            SECRETS.names[name] = found
             self.journal.write({"t": "secret", "name": name, "found": found})
         if value in SECRETS.values:
             return
@@ -18375,11 +18353,11 @@ def error_document(problem: BaseException, attempt: Attempt) -> Json:
         "facts": facts_of(problem, attempt),
     }
     if (document["facts"] or {}).get("retryable") and attempt.retries == 0:
-        document["hint"] = "; ".join(filter(None, (document["hint"], RETRY_HINT)))
+        again = 'another attempt may succeed: @pipeline(retries=3, retry_delay="1m")'
+        document["hint"] = "; ".join(filter(None, (document["hint"], again)))
     return document | {"fingerprint": error_fingerprint(document)}
 
 
-RETRY_HINT = 'another attempt may succeed: @pipeline(retries=3, retry_delay="1m")'
 #: What a failure is called, or says, after which another attempt may succeed.
 TRANSIENT_TYPES = {"ConnectionError", "TimeoutError", "Timeout", "TransportError", "ClientConnectionError", "URLError"}
 TRANSIENT_ERROR = r"(?i)\b(locked|deadlock|connection (refused|reset)|timed? ?out|starting up|too many connections)\b"
@@ -18411,13 +18389,13 @@ def facts_about(problem: BaseException, attempt: Attempt) -> Json:
     status = getattr(answer, "status_code", getattr(answer, "code", None))
     if type(status) is int and 400 <= status < 600 and isinstance(problem, Exception):
         text = timed(lambda answer: str(answer.text), answer) if hasattr(answer, "text") else ""
-        return http_facts(status, answer.headers, text) | {"url": bare_url(str(answer.url))}
+        return http_facts(status, answer.headers, str(answer.url), text)
     return {}
 
 
-def http_facts(status: int, headers: Any, text: str) -> Json:
+def http_facts(status: int, headers: Any, url: str, text: str) -> Json:
     facts = {"status": status, "retryable": status in RETRIED_STATUSES, "retry_after": headers.get("Retry-After")}
-    return {name: fact for name, fact in facts.items() if fact is not None} | {"body": text[:300]}
+    return facts | {"url": bare_url(url), "body": text[:300]}
 
 
 def is_transient(problem: BaseException) -> bool:
@@ -18555,29 +18533,26 @@ def user_frames(trace: TracebackType | None, folder: str) -> list[Json]:
     return frames[::-1]
 
 
-def facts_at_stop(frame: FrameType | None, folder: str) -> Json:
-    """Where each thread and task is, and which line blocks the event loop; *frame* is the main thread's."""
+def facts_at_stop(main: FrameType | None, folder: str) -> Json:
+    """Where each thread and task is, and which line blocks the event loop; *main* is the main thread's frame."""
     facts: Json = {}
     names = {thread.ident: thread.name for thread in threading.enumerate()}
-    stacks = [(names.get(thread, "?"), frames_of(inner)) for thread, inner in sys._current_frames().items()]
+    inner = sys._current_frames().items()
+    stacks = [(names.get(thread, "?"), [*traceback.walk_stack(frame)][::-1]) for thread, frame in inner]
     if (loop := asyncio._get_running_loop()) is not None:
         tasks = asyncio.all_tasks(loop) - {asyncio.current_task(loop)}
         stacks += [(task.get_name(), frames_awaited(task.get_coro())) for task in tasks]
         # What a loop of asyncio calls, and one of any library.
         loops = vars(asyncio.BaseEventLoop)["_run_once"].__code__, asyncio.Runner.run.__code__
-        inner = itertools.takewhile(lambda pair: pair[0].f_code not in loops, traceback.walk_stack(frame))
+        called = itertools.takewhile(lambda pair: pair[0].f_code not in loops, traceback.walk_stack(main))
         # A loop that waits is in `selectors`, or in a callback of its own, by which the signal wakes it.
-        busy = [pair for pair in inner if not re.match("asyncio|selectors", pair[0].f_globals["__name__"])][::-1]
+        busy = [pair for pair in called if not re.match("asyncio|selectors", pair[0].f_globals["__name__"])][::-1]
         facts["blocked"] = bool(busy)
         lines = ["{file}:{line} {code}".format(**about) for _, about in places_in(busy, folder) if about["user"]]
         facts |= {"blocked_at": lines[-1]} if lines else {}
     shown = [(name, [about for _, about in places_in(frames, folder)[-STACK_FRAMES:]]) for name, frames in stacks]
     text = "{file}:{line} {function}: {code:.100}"
     return facts | {"stacks": [{"name": name, "frames": [*map(text.format_map, some)]} for name, some in shown if some]}
-
-
-def frames_of(frame: FrameType | None) -> list[tuple[FrameType, int]]:
-    return [*traceback.walk_stack(frame)][::-1]
 
 
 def frames_awaited(work: Any) -> list[tuple[FrameType, int]]:

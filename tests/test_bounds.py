@@ -288,7 +288,7 @@ WORST: dict[str, str] = {
     "zone_hint": "tau.zone_hint('A' * N + '!')",
     "split_cron": "tau.split_cron('* ' * N)",
     "retry": "tau.re.fullmatch('[0-9]{1,9}', '1' * N)",
-    "fault_place": "tau.fault_place([b'Current thread', b'File \"/versions/0/' * (N // 18)])",
+    "fault_stacks": "tau.fault_stacks([b'Current thread', b'File \"/versions/0/' * (N // 18)])",
     "decode": "tau.decode(b'[' * N)",
     "has_form": "tau.has_form(tau.VALUES['base64'], 'A' * N + '!')",
     "did_you_mean": "tau.did_you_mean('a' * N, ['a' * N] * 10)",
@@ -311,6 +311,7 @@ SHORT = {"spell_field", "cron_hint", "Operation", "Connection"}
 #: What reads only what the owner of the daemon has written, or a program that they have chosen.
 TRUSTED = {
     "read_secret",
+    "secret_names",
     "secret_list",
     "spellings",
     "Address",
