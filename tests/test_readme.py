@@ -343,9 +343,10 @@ def with_programs(home: Tau) -> dict[str, str]:
 
 def test_the_commands_about_schedules_and_runs_work(home: Tau) -> None:
     home.start()
-    home.deploy("from tau import pipeline\n@pipeline\ndef orders(ctx): ...\n")
+    home.deploy("from tau import pipeline\n@pipeline\ndef orders(ctx): ...\n", "orders.py")
     home("run", "orders")
-    chosen = [block for block in blocks("bash") if re.match("tau (schedule|runs)", block)]
+    (home.home / "data" / "orders" / "orders.csv").write_text("id,amount\n1,5\n")
+    chosen = [block for block in blocks("bash") if re.match("tau (schedule|runs|peek)", block)]
     lines = [line for block in chosen for line in block.splitlines()]
     assert len(lines) > 10
     for line in lines:
