@@ -883,8 +883,10 @@ def message_of(line: Json) -> str:
 
 def nest(steps: list[Json]) -> list[Json]:
     shown = ("name", "status", "started_at", "duration_ms", "rows_in", "rows_out", "columns", "error")
-    more = [{key: step[key] for key in SEEN_COLUMNS if step[key]} for step in steps]
-    trees = {step["step"]: {**pick(step, *shown), **seen, "steps": []} for step, seen in zip(steps, more, strict=True)}
+    trees = {
+        step["step"]: {**pick(step, *shown), **{key: step[key] for key in SEEN_COLUMNS if step[key]}, "steps": []}
+        for step in steps
+    }
     roots: list[Json] = []
     for step in steps:
         parent = trees.get(step["parent"])
@@ -921,11 +923,9 @@ def differences(before: Json, now: Json) -> list[Json]:
     If *before* has the `rows` of several runs, in a list, a count differs only if it is far from all of them.
     """
     old, new = before["columns"], now["columns"]
-    found: list[tuple[str | None, str, Any, Any]] = [
-        (name, "removed", old[name], None) for name in old if new and name not in new
-    ]
+    found = [(name, "removed", old[name], None) for name in old if new and name not in new]
     found += [(name, "added", None, new[name]) for name in new if old and name not in old]
-    for name in new.keys() & old.keys():
+    for name in filter(old.__contains__, new):
         kinds, known = ({*columns[name].split("|")} - {"", "null"} for columns in (new, old))
         if known and kinds - known:
             found.append((name, "retyped", old[name], new[name]))
@@ -933,43 +933,31 @@ def differences(before: Json, now: Json) -> list[Json]:
         if known and round(shares[1] - shares[0], 4) >= NULLS_GROWTH:
             found.append((name, "nulls", *shares))
     counts, count = before["rows"], now["rows"]
-    several = isinstance(counts, list) and len(counts) >= COUNTS_MIN and count is not None
-    if several and not min(counts) / 2 <= count <= max(counts) * 2:
-        found.append((None, "rows", [min(counts), max(counts)], count))
-    elif not isinstance(counts, list) and counts != count:
+    if isinstance(counts, list):
+        least, most = (min(counts), max(counts)) if len(counts) >= COUNTS_MIN else (count, count)
+        found += [] if least / 2 <= count <= most * 2 else [(None, "rows", [least, most], count)]
+    elif counts != count:
         found.append((None, "rows", counts, count))
     return [dict(zip(("column", "what", "before", "now"), change, strict=True)) for change in found]
 
 
-#: What a difference is → how it is told.
-DIFFERENCE_WORDS = {
-    "removed": "'{column}' is gone",
-    "added": "'{column}' is new",
-    "retyped": "'{column}' was {before}, is {now}",
-    "nulls": "'{column}' is missing in {now} of the rows, {before} before",
-    "rows": "{now} rows, {before} before",
-}
-
-
 def difference_text(changes: list[Json]) -> str:
-    return cut_text("; ".join(DIFFERENCE_WORDS[change["what"]].format_map(change) for change in changes), 500)
+    texts = ("{0} {what}: {before} → {now}".format(one["column"] or "number of", **one) for one in changes)
+    return cut_text("; ".join(texts).replace(": None → ", ": ").replace(" → None", ""), 500)
 
 
 def baseline(before: Json, steps: list[Json]) -> Json:
     """Returns what the next run is compared with: path → what the steps of a success have seen, after *before*."""
     made: Json = {}
     for step in steps:
-        now = observation(step)
-        if again := made.get(step["path"]):
-            again["times"] += 1
-            for name, kinds in now["columns"].items():
-                known = again["columns"].get(name, "")
-                again["columns"][name] = "|".join(dict.fromkeys(filter(None, f"{known}|{kinds}".split("|"))))
-            continue
-        old = before.get(step["path"], {"rows": []})
-        shape = old if len(old) > 1 and not now["rows"] else now  # no rows tell nothing of columns
+        now, old = observation(step), before.get(step["path"], {"rows": []})
+        shape = now if now["rows"] else {**now, **old}  # no rows tell nothing of columns
         counts = [*old["rows"], now["rows"] or 0][-COUNTS_MAX:]
-        made[step["path"]] = {**pick(shape, "columns", "nulls"), "rows": counts, "times": 1}
+        one = made.setdefault(step["path"], {"columns": {}, "nulls": shape["nulls"], "rows": counts, "times": 0})
+        one["times"] += 1
+        for name, kinds in shape["columns"].items():
+            every = f"{one['columns'].get(name, '')}|{kinds}".split("|")
+            one["columns"][name] = "|".join(dict.fromkeys(filter(None, every)))
     sizes = itertools.accumulate(len(encode_json(entry)) for entry in made.items())
     return dict(itertools.compress(made.items(), (size <= BASELINE_BYTES_MAX for size in sizes)))
 
@@ -1048,7 +1036,7 @@ VALUES: dict[str, Json | str] = {
     "drifts": {"enum": DRIFTS},
     "how": {"enum": ("reads", "writes")},
     "way": {"enum": ("in", "out")},
-    "what": {"enum": tuple(DIFFERENCE_WORDS)},
+    "what": {"enum": ("removed", "added", "retyped", "nulls", "rows")},
     "found": {"enum": ("environment", "credentials", "home")},
     "overlap": {"enum": OVERLAPS},
     "misfire": {"enum": MISFIRES},
@@ -1107,13 +1095,11 @@ ITEMS_MAX = 1000
 def fit(kind: str, value: Any, mask: Mask, place: str) -> Any:
     """Returns a value of a record, without secrets; BadRequest if it is not of this kind."""
     schema = VALUES.get(kind)
-    if schema is None and kind[-1] == "%":
-        if type(value) is not dict or len(value) > ITEMS_MAX:
-            raise BadRequest(f"{place}: expected at most {ITEMS_MAX} names")
-        return {mask.text(name): fit(kind[:-1], item, mask, place) for name, item in value.items()}
-    if schema is None:  # it ends with `*`
-        if type(value) is not list or len(value) > ITEMS_MAX:
+    if schema is None:  # it ends with `*` or `%`
+        if type(value) is not (list if kind[-1] == "*" else dict) or len(value) > ITEMS_MAX:
             raise BadRequest(f"{place}: expected at most {ITEMS_MAX} items")
+        if kind[-1] == "%":
+            return {mask.text(name): fit(kind[:-1], value[name], mask, place) for name in value}
         return [fit(kind[:-1], item, mask, place) for item in value]
     if isinstance(schema, str):
         return fit_fields(schema, value, mask, place)
@@ -4692,9 +4678,8 @@ class View:
         return f"{mark} {single_line(name)}{took}{rows and '  '}{rows}"
 
     def drift(self, rows: list[Json]) -> list[str]:
-        return [
-            self.paint(single_line(f"! {row['step']}: {difference_text(row['changes'])}"), "warning") for row in rows
-        ]
+        texts = [f"! {row['step']}: {difference_text(row['changes'])}" for row in rows]
+        return [self.paint(single_line(text), "warning") for text in texts]
 
     def lineage(self, value: Any) -> list[str]:
         """Who reads and writes places, or what one pipeline reads and writes."""
@@ -6989,6 +6974,8 @@ def show(call: Call, name: PipelineName) -> Json:
     document["upstream"] = [row["pipeline"] for row in upstream]
     if after := document["options"].get("after"):
         document["options"]["after"] = call.caller.sift(after)
+    if document["last_run"]:
+        document["lineage"]["reads"] = document["lineage"]["reads"] or "unknown"
     return document
 
 
@@ -7011,13 +6998,13 @@ def lineage(call: Call, name: str | None = None, resource: str | None = None, *,
     """
     is_pipeline = name is not None and call.ask.is_known(name) and call.caller.sees(name)
     place = None if name is None or is_pipeline else place_of(call, name)
-    uses = call.ask.lineage(name if is_pipeline else None, place, resource, call.among())
+    pipeline = name if is_pipeline else None
+    uses = call.ask.lineage(call.among(), name=pipeline, place=place, resource=resource)
     unknown = [use["pipeline"] for use in uses if not use["place"]]
-    groups = itertools.groupby(uses[len(unknown) :], lambda use: (use["place"], use["resource"].lower()))
     rows = []
-    for _, group in groups:
-        row = pick((same := [*group])[0], "place", "resource")
-        rows.append(row | by_how(same, "pipeline", "version", "run_id", "at"))
+    for _, group in itertools.groupby(uses[len(unknown) :], lambda use: (use["place"], use["resource"].lower())):
+        same = [*group]
+        rows.append(pick(same[0], "place", "resource") | by_how(same, "pipeline", "version", "run_id", "at"))
     given = {"name": name, "resource": resource}
     return listing(call, "lineage", rows[:limit], len(rows), given) | {"unknown": unknown}
 
@@ -7027,9 +7014,9 @@ def place_of(call: Call, word: str) -> str:
     url = call.daemon.settings["connections"].get(word, {"url": word})["url"]
     place = word if word.startswith("@") else place_name(url, "/")
     if place != word and place != place_name(url, "/other"):
-        known, hint = call.caller.sift(call.ask.known_names()), "relative paths begin in data/NAME of the home"
-        hint = did_you_mean(word, known, hint)
-        raise NotFound(f"'{word[:WORD_MAX]}' is no pipeline, and no URL or absolute path", hint)
+        known, wrong = call.caller.sift(call.ask.known_names()), "is no pipeline, and no URL or absolute path"
+        hint = did_you_mean(word, known, "relative paths begin in data/NAME of the home")
+        raise NotFound(f"'{word[:WORD_MAX]}' {wrong}", hint)
     return place
 
 
@@ -11295,8 +11282,6 @@ class Store:
                 else:
                     self.sql.set("steps", about | {"step": record["step"]}, **done)
             else:
-                if kind == "drift":
-                    self.note_drift(run_id, attempt, record)
                 place = record["n"] if kind != "progress" else None  # only the latest progress stays
                 observed[place] = {**record, **about, "kind": kind}
         self.sql.put("logs", *logs, columns=LOG_COLUMNS, clash="IGNORE")
@@ -11306,12 +11291,6 @@ class Store:
             self.db.execute(old, (run_id, attempt))
         self.sql.put("observations", *observed.values(), columns=OBSERVATION_COLUMNS, clash="IGNORE")
         self.sql.set("attempts", about, **state)
-
-    def note_drift(self, run_id: str, attempt: int, record: Json) -> None:
-        """Adds the event that a run's data has drifted, unless it is there."""
-        if not self.sql.value("SELECT 1 FROM events WHERE run_id = ? AND type = 'run.drifted'", run_id):
-            data = {"attempt": attempt, "step": record["step"], "message": difference_text(record["data"]["changes"])}
-            self.event("run.drifted", self.sql.owner(run_id), run_id, data)
 
     def finish(self, run_id: str, attempt: int, records: list[Json], state: Json, outcome: Outcome) -> None:
         """Saves the rest of the trace and the outcome, and ends the run or has it tried again."""
@@ -11355,6 +11334,10 @@ class Store:
         """Saves what an attempt has read and written, and what a success has seen; only failures keep samples."""
         if status not in FAILURES:
             self.db.execute("DELETE FROM observations WHERE run_id = ? AND kind = 'sample'", (run_id,))
+        first = self.sql.row("SELECT * FROM observations WHERE run_id = ? AND kind = 'drift' LIMIT 1", run_id)
+        if first and first["attempt"] == attempt:  # one event of a run says enough
+            data = pick(first, "attempt", "step") | {"message": difference_text(first["data"]["changes"])}
+            self.event("run.drifted", run["pipeline"], run_id, data)
         steps, name = self.sql.rows(STEPS_WITH_ROWS, run_id, attempt), run["pipeline"]
         places = {
             (place["how"], place["place"], place["resource"]): None
@@ -11611,25 +11594,20 @@ class Questions(Sql):
             "options": {key: value for key, value in options.items() if key not in apart},
             **live,
             "versions": self.rows(f"{versions} ORDER BY version DESC LIMIT 5", name),
-            "last_run": (last_run := self.row(f"{last} ORDER BY run_id DESC LIMIT 1", name)),
-            "lineage": self.uses(name, "unknown" if last_run else []),
+            "last_run": self.row(f"{last} ORDER BY run_id DESC LIMIT 1", name),
+            "lineage": self.uses(name),
         }
 
-    def uses(self, name: str, otherwise: Any) -> Json:
-        """Returns what a pipeline reads and writes; *otherwise* if it reads nothing that is known."""
+    def uses(self, name: str) -> Json:
         rows = self.rows("SELECT * FROM lineage WHERE pipeline = ? AND place <> '' ORDER BY place, resource", name)
-        uses = by_how(rows, "place", "resource", "version", "run_id", "at")
-        return uses | {"reads": uses["reads"] or otherwise}
+        return by_how(rows, "place", "resource", "version", "run_id", "at")
 
-    def lineage(
-        self, name: str | None, place: str | None = None, resource: str | None = None, among: list[str] | None = None
-    ) -> list[Json]:
-        """Returns who reads and writes what: all, what one pipeline touches, or one place.
+    def lineage(self, among: list[str] | None, **asked: str | None) -> list[Json]:
+        """Returns who reads and writes what: all, what one pipeline, `name`, touches, or a `resource` of a `place`.
 
         Files of a folder or a pattern count; those who read from an unknown place, '', are always among them.
         """
-        seen = None if among is None else encode_json(among)
-        return self.rows(LINEAGE, name=name, place=place, resource=resource, among=seen)
+        return self.rows(LINEAGE, among=None if among is None else encode_json(among), **asked)
 
     def version(self, name: str, number: int | None) -> Json:
         """Returns a version of a pipeline; without a number, the current one."""
@@ -15948,8 +15926,8 @@ class Table(Place):
         words = query or self.resource or ""
         is_table = query is None and (how == "writes" or re.match(QUERY, words, re.IGNORECASE) is None)
         found = [(how, words)] if is_table else tables_in(words) or [(how, "")]
-        tables = [(way, re.sub(r"^(main|public|dbo)\.", "", table)) for way, table in found]
-        return [{"how": way, "place": self.name, "resource": table} for way, table in tables]
+        names = [re.sub(r"^(main|public|dbo)\.", "", table) for _, table in found]
+        return [{"how": way, "place": self.name, "resource": name} for (way, _), name in zip(found, names, strict=True)]
 
     def connect(self, begin: str, makes: bool = False) -> Any:
         """Returns a connection for a `with`: a transaction, rolled back by an exception.
@@ -17535,8 +17513,6 @@ def columns_of(rows: Rows) -> list[str]:
 class Seen:
     """What a step has seen of its rows: in how many of them each column has values of each kind."""
 
-    __slots__ = ("columns", "rows")
-
     def __init__(self) -> None:
         self.columns: dict[str, dict[str, float]] = {}
         self.rows = 0
@@ -17600,11 +17576,11 @@ def compare(step: Step, is_whole: bool = True) -> None:
     now_seen = step.seen.document() | {"rows": step.rows_in if step.rows_out is None else step.rows_out}
     is_sure = is_whole and before["times"] == 1
     changes = [one for one in differences(before, now_seen) if is_sure or one["what"] in ("added", "retyped")]
-    fresh = {text: one for one in changes if (text := encode_json({**one, "before": None})) not in attempt.told}
-    if fresh and len({*attempt.told.values()}) < DRIFTS_MAX:
-        about = {"name": "", "step": step.path, "data": {"changes": [*fresh.values()]}}
+    fresh = [one for one in changes if one not in attempt.told]
+    if fresh and len(attempt.told) < DRIFTS_MAX:
+        about = {"name": "", "step": step.path, "data": {"changes": fresh}}
         attempt.journal.write({"t": "drift", "at": now(), **about})
-    attempt.told |= dict.fromkeys(fresh, step.path)
+        attempt.told += fresh
     if changes and attempt.drift == "fail":
         hint = 'if that is right from now on: @pipeline(drift="warn") until a run has succeeded'
         wrong = f"step '{step.path}' differs from the last success: {difference_text(changes)}"
@@ -17730,7 +17706,7 @@ class Attempt:
         self.outputs: list[Output] = []  # what captures descriptors 1 and 2
         self.has_read = False  # whether an extract or a query has returned rows
         self.drift, self.sample_rows = "ignore", 0  # as the pipeline says, once it is known
-        self.told: dict[str, str] = {}  # what differs → the step that has told it
+        self.told: list[Json] = []  # the drift that steps have told
         self.sampled = collections.deque[Step](maxlen=SAMPLED_STEPS)  # the last steps that have kept rows
 
     def stop(self, number: int, frame: FrameType | None) -> None:
@@ -18639,11 +18615,9 @@ def sample_of(rows: list[Json], room: int) -> list[Json]:
 
 def sample_cell(cell: Any) -> Any:
     """Returns a cell as a short number, or as text without secrets."""
-    if cell is None or (type(cell) in (bool, int, float) and abs(cell) < 1 << 53):
-        return cell
-    if isinstance(cell, (*CONTAINERS,)):
-        return safe_repr(cell)
-    return SECRETS.text(cell if type(cell) is str else timed(str, cell))
+    if isinstance(cell, str):
+        return SECRETS.text(cell)
+    return cell if cell is None or (type(cell) in (bool, int, float) and abs(cell) < 1 << 53) else safe_repr(cell)
 
 
 class TookTooLong(BaseException):
