@@ -4593,10 +4593,11 @@ class View:
     # Painters.
 
     def table(self, rows: list[Json], columns: Iterable[str]) -> list[str]:
-        return self.grid({name: [label_of(name), *(cell(row, name) for row in rows)] for name in columns})
+        texts = {name: [label_of(name), *(cell(row, name) for row in rows)] for name in columns}
+        return self.grid(texts)
 
     def grid(self, texts: dict[str, list[str]]) -> list[str]:
-        """A table, of each column its head and its cells."""
+        """A table: of each column its head and its cells."""
         texts = {name: [cut_text(text, 80) for text in column] for name, column in texts.items()}
         widths = {name: max(map(len, cells)) for name, cells in texts.items() if {*cells[1:]} != {"-"}}
         shrink(widths, self.room)
@@ -7057,14 +7058,9 @@ def code(
 @mark(scope="operate", sifts=True)
 @reads
 async def peek_(
-    call: Call,
-    place: str,
-    resource: str | None = None,
-    *,
-    limit: Limit = 20,
-    profile: bool = False,
-    in_: PipelineName | None = None,
-) -> Json:
+    call: Call, place: str, resource: str | None = None, *, limit: Limit = 20, profile: bool = False,
+    in_: PipelineName | None = None
+) -> Json:  # fmt: skip
     """Look at data as a pipeline would read it: columns, keys, number of rows, some rows; nothing is changed.
 
     place         a connection of tau.toml, a URL, or a path
@@ -7076,35 +7072,37 @@ async def peek_(
         tau peek sqlite:///shop.db sales --in orders --limit 5
         tau peek in/sales.csv --in orders --profile
     """
-    daemon = call.daemon
-    data, names = os.path.join(daemon.home, "data"), call.among()
-    names = [""] if names is None else names
-    job: Json = {"kind": "peek", "timeout": PEEK_S, "memory_bytes": PEEK_BYTES, "python": None}
-    job |= {"run_id": "", "pipeline": in_ or "", "version": 0, "attempt": 1, "params": {}}
+    daemon, names = call.daemon, call.among()
+    data = os.path.join(daemon.home, "data")
+    job: Json = {
+        "kind": "peek",
+        "timeout": PEEK_S,
+        "memory_bytes": PEEK_BYTES,
+        "python": None,
+        "run_id": "",
+        "attempt": 1,
+    }
+    job |= {"pipeline": in_ or "", "version": 0, "params": {}, "store": daemon.store.database.path}
     job |= {"place": place, "resource": resource, "limit": limit, "profile": profile}
-    job |= {"store": daemon.store.database.path, "data": [os.path.join(data, name) for name in names]}
+    job["data"] = [os.path.join(data, name) for name in ([""] if names is None else names)]
     if in_ is not None:
-        version = call.ask.version(in_, None)
+        job["python"] = daemon.venvs.python(call.ask.version(in_, None)["options"].get("environment"))
         job["directory"] = os.path.join(data, in_)
-        job["python"] = daemon.venvs.python(version["options"].get("environment"))
     check_peek(call, place, resource, job.get("directory", ""))
     outcome = await daemon.runner.load(os.devnull, "peek", job, call.actor)
-    if outcome.error is not None:
-        raise peek_error(outcome.error)
-    seen = fit("peek", outcome.result, Mask(), "peek")
-    return {key: value for key, value in seen.items() if value is not None}
+    if (error := outcome.error) is None:
+        seen = fit("peek", outcome.result, Mask(), "peek")
+        return {key: value for key, value in seen.items() if value is not None}
+    message, hint = str(error["message"]), error["hint"] or ""
+    if error["kind"] in ("timeout", "died", "lost") or error["type"] == "MemoryError":
+        hint = "look at a table, or at a query that reads less"
+        raise TooMuch(f"it is too much for a look: {message or 'it takes too much memory'}", hint)
+    known = {"Forbidden": Forbidden}.get(error["type"], BadRequest)
+    raise known(message if hint else f"{error['type']}: {message}", hint)
 
 
 #: What a look may take: seconds, and bytes of memory.
 PEEK_S, PEEK_BYTES = 20.0, 2 << 30
-
-
-def peek_error(error: Json) -> TauError:
-    if error["kind"] in ("timeout", "died", "lost") or error["type"] == "MemoryError":
-        hint = "look at a table, or at a query that reads less"
-        return TooMuch(f"it is too much for a look: {error['message'] or 'it takes too much memory'}", hint)
-    message = error["message"] if error["hint"] else f"{error['type']}: {error['message']}"
-    return (Forbidden if error["type"] == "Forbidden" else BadRequest)(message, error["hint"] or "")
 
 
 @writes
@@ -13663,13 +13661,9 @@ def call_pipeline(attempt: Attempt) -> Json:
     return returned_by(chosen, PipelineContext(attempt))
 
 
-def look_at_place(attempt: Attempt) -> Json:
-    return attempt.returned(seen_of(PipelineContext(attempt)._around), LINE_BYTES_MAX)
-
-
 #: The kind of a job → what does its work and returns the outcome.
 WORK: dict[str, Callable[[Attempt], Json]] = {"run": call_pipeline, "load": load_pipelines, "scan": scan_files}
-WORK["peek"] = look_at_place
+WORK["peek"] = lambda attempt: attempt.returned(seen_of(Surroundings(PipelineContext(attempt))), LINE_BYTES_MAX)
 
 
 def wind_down(record: Json, attempt: Attempt) -> None:
@@ -14974,10 +14968,6 @@ class Place:
         """Returns what is read or written there, as a record says it; a *query* tells that itself."""
         return [{"how": how, "place": self.name, "resource": str(self.options.get("resource", ""))}]
 
-    def look(self) -> Json:
-        """Returns what the place tells of itself before its rows are read, for `tau peek`."""
-        return {}
-
     def fit(self, what: str, known: Iterable[str], own: Mapping[str, PlaceOption] = {}, hint: str = "") -> Json:
         """Returns the options that are not in *own*.
 
@@ -15333,7 +15323,8 @@ PROFILED_ROWS, COUNTED_ROWS, COUNTED_S = 10_000, 100_000, 4.0
 ROWS_BYTES, COLUMNS_SHOWN, CELL_CHARACTERS = 64 << 10, 200, 200
 WEB_LOOK = {"retries": 0, "timeout": 10.0, "max_bytes": 64 << 20}
 #: Addresses at which a cloud gives a machine its keys, also as IPv6 writes them.
-METADATA = r"(::ffff:|64:ff9b::)?(169\.254\.|a9fe:|100\.100\.100\.200)|fe80:|fd00:ec2::|fd20:ce::|metadata\.goog"
+METADATA = r"//((::ffff:|64:ff9b::)?(169\.254\.|a9fe:|100\.100\.100\.200)|fe80:|fd00:ec2::|fd20:ce::|metadata\.goog)"
+TAUDS = "it belongs to taud, or is a link that leads out of its home"
 #: What may lead elsewhere in a URL: a second host, a URL in it (not an address of IPv6), parameters except these.
 ELSEWHERE = r"^[^/]*//[^/]*,|::(?![^\[]*\])|[?&](?!(ssl\w*|charset|driver)=)"
 
@@ -15351,7 +15342,8 @@ def seen_of(around: Surroundings) -> Json:
     place = find_place(url, job["resource"], around, WEB_LOOK if is_web else {})
     fence.check(place.name)
     sys.addaudithook(fence)
-    seen: Json = {"place": place.name, "resource": job["resource"], **place.look()}
+    seen: Json = {"place": place.name, "resource": job["resource"]}
+    seen |= place.look() if isinstance(place, Table) else {}
     return seen if "tables" in seen else seen | rows_seen(place, job["limit"], job["profile"], seen)
 
 
@@ -15395,25 +15387,17 @@ def shown_row(row: Json) -> Json:
 
 def profile_of(cells: list[Any]) -> Json:
     """Describes a column.  Its kind is what most of its cells are, also as text; the others are odd."""
-    given: dict[int, Any] = {number: cell for number, cell in enumerate(cells, 1) if cell not in (None, "")}
-    kind = "text"
-    values: dict[int, Any] = {}
-    for name in ("integer", "real", "boolean", "date", "datetime"):
+    given = {number: cell for number, cell in enumerate(cells, 1) if cell not in (None, "")}
+    kind, values = "text", {number: str(cell) for number, cell in given.items()}
+    for name in ("datetime", "date", "boolean", "real", "integer"):
         fitting = {number: value for number, cell in given.items() if (value := fitted(name, cell)) is not None}
-        if len(fitting) > max(len(values), len(given) / 2):
+        if len(fitting) >= (len(given) // 2 + 1 if kind == "text" else len(values)):
             kind, values = name, fitting
-    values = values or {number: str(cell) for number, cell in given.items()}
     shapes = collections.Counter(shape_of(cell) for cell in given.values() if isinstance(cell, str))
+    about = {"kind": kind, "nulls": len(cells) - len(given), "distinct": len({*map(str, given.values())})}
+    about |= {"least": min(values.values(), default=None), "greatest": max(values.values(), default=None)}
     odd = [{"row": number, "cell": given[number]} for number in given if number not in values]
-    return {
-        "kind": kind,
-        "nulls": len(cells) - len(given),
-        "distinct": len({*map(str, given.values())}),
-        "least": min(values.values(), default=None),
-        "greatest": max(values.values(), default=None),
-        "shapes": dict(shapes.most_common(5)),
-        "odd": odd[:5],
-    }
+    return about | {"shapes": dict(shapes.most_common(5)), "odd": odd[:5]}
 
 
 def fitted(kind: str, cell: Any) -> Any:
@@ -15433,80 +15417,69 @@ class Fence:
     """What a look must not open.  As a hook of Python's audit it sees each file, URL and address that Python opens."""
 
     def __init__(self, around: Surroundings) -> None:
-        job, self.directory, self.name_of = around.attempt.job, os.getcwd(), around.name_of
-        self.home = os.path.realpath(os.path.join(job["secrets"], os.pardir))
-        #: Directories of data in the home, out of which no link may lead, and where they are.
-        self.data = {path: os.path.realpath(path) for path in (self.directory, *job["data"])}
-        self.data |= {path: path for path in self.data.values()}
-        free = map(os.path.realpath, (*self.data, f"{job['journal']}.journal", sys.prefix))
-        self.free = [path for path in free if path != self.home and is_within(path, self.home)]
-        own = (self.home, job["store"], os.environ.get("CREDENTIALS_DIRECTORY"))
-        self.closed = dict.fromkeys(map(os.path.realpath, filter(None, own)), "it belongs to taud")
+        job, self.name_of = around.attempt.job, around.name_of
+        home = os.path.dirname(job["secrets"])
+        own = filter(None, (home, os.path.realpath(home), job["store"], os.environ.get("CREDENTIALS_DIRECTORY")))
+        self.closed = dict.fromkeys(own, TAUDS)
+        self.free = [*map(os.path.realpath, (".", *job["data"], f"{job['journal']}.journal", sys.prefix))]
+        self.free = [path for path in self.free if not is_within(os.path.realpath(home), path)]
         for name, row in around.connections.items():
             if row.get("peek") is False:
                 with contextlib.suppress(MissingSecret):  # then it leads nowhere
-                    place = around.name_of(around.url_of(name))
-                    place = os.path.realpath(path) if (path := path_of(place)) else place
-                    self.closed[place] = f"[connections.{name}] peek = false"
+                    self.closed[resolved(around.name_of(around.url_of(name)))] = f"[connections.{name}] peek = false"
 
     def __call__(self, event: str, arguments: tuple[Any, ...]) -> None:
         if event in ("open", "os.listdir", "os.scandir") and isinstance(arguments[0], (str, bytes)):
-            self.check(os.path.join(self.directory, os.fsdecode(arguments[0])))
+            self.check(os.path.join(os.getcwd(), os.fsdecode(arguments[0])))
         elif event == "urllib.Request":
             self.check(self.name_of(arguments[0]))
         elif event == "socket.connect" and isinstance(arguments[1], tuple):
-            self.check_addresses([str(arguments[1][0])])
+            host = str(arguments[1][0])
+            self.check(f"ip://[{host}]" if ":" in host else f"ip://{host}")
 
     def check(self, name: str) -> None:
-        """Raises Forbidden for a place, as place_name() names it, that is closed, or leads to a closed one."""
-        path = path_of(name)
-        place = os.path.realpath(path) if path else name
-        if any(is_within(path, data) and not is_within(place, real) for data, real in self.data.items()):
-            raise Forbidden(f"{path} is a link that leads out of the data of pipelines", "look at where it leads")
+        """Raises Forbidden for a place that is closed, or leads to a closed one, or out of the home."""
+        place = resolved(name)
         for closed, why in self.closed.items():
-            is_free = closed == self.home and any(is_within(place, free) for free in self.free)
-            if is_within(place, closed) and not is_free:
+            is_free = why == TAUDS and any(is_within(place, free) for free in self.free)
+            if not is_free and (is_within(place, closed) or is_within(bare_name(name), closed)):
                 raise Forbidden(f"nobody may look at {name}: {why}", "`tau lineage` lists the places of pipelines")
-        if not path and (host := urllib.parse.urlsplit(name).hostname):
-            self.check_addresses([host, *addresses_of(host)])
-
-    def check_addresses(self, addresses: Iterable[str]) -> None:
-        if any(re.match(METADATA, address, re.IGNORECASE) for address in addresses):
+        if re.match(METADATA, place, re.IGNORECASE):
             raise Forbidden("nobody may look at the metadata service of a machine", "it would give the machine's keys")
 
 
-def path_of(name: str) -> str:
-    """Returns the path in the name of a place, or an empty one."""
-    path = re.sub("^(sqlite|duckdb):///", "", name)
-    return path if path.startswith("/") else ""
+def bare_name(name: str) -> str:
+    """Returns the name of a place; of a database in a file, the file's path."""
+    return re.sub("^(sqlite|duckdb):///", "", name)
+
+
+def resolved(name: str) -> str:
+    """Returns a path without links, or //address:port/path, which is the same whatever the host is called."""
+    if (path := bare_name(name)).startswith("/"):
+        return os.path.realpath(path)
+    parts = urllib.parse.urlsplit(name)
+    # A query of one database of these can name another's tables.
+    is_server = parts.scheme in ("mysql", "mariadb", "mssql", "oracle")
+    inside = "" if is_server else os.path.normpath(urllib.parse.unquote(parts.path) or "/")
+    return f"//{address_of(parts.hostname or '')}:{parts.port or PORTS.get(parts.scheme)}{inside}"
 
 
 def is_within(name: str, other: str) -> bool:
-    """Whether a place is another, or inside of it, whatever their hosts are called."""
-    if name.startswith("/") or other.startswith("/"):
-        return f"{name}/".startswith(f"{other.rstrip('/')}/") or fnmatch.fnmatchcase(name, other)
-    here, there = urllib.parse.urlsplit(name), urllib.parse.urlsplit(other)
-    if (here.port or PORTS.get(here.scheme)) != (there.port or PORTS.get(there.scheme)):
-        return False
-    if not addresses_of(here.hostname or "") & addresses_of(there.hostname or ""):
-        return False
-    inner, outer = (os.path.normpath(urllib.parse.unquote(parts.path) or "/") for parts in (here, there))
-    leads_there = "*" in inner and outer.startswith(inner.partition("*")[0])
-    # A query of one database of these can name another's tables.
-    return leads_there or there.scheme in ("mysql", "mariadb", "mssql", "oracle") or is_within(inner, outer)
+    return f"{name}/".startswith(f"{other.rstrip('/')}/") or fnmatch.fnmatchcase(name, other)
 
 
 @functools.cache
-def addresses_of(host: str) -> frozenset[str]:
-    """Returns the name of a host and its addresses, with `here` if it is this machine."""
-    known = {"here" if host.startswith("%2f") else host}  # a directory with a socket
-    with contextlib.suppress(OSError, UnicodeError):
-        for family, *_, address in socket.getaddrinfo(host, 0, type=socket.SOCK_DGRAM):
-            known.add(str(address[0]))
-            with contextlib.suppress(OSError), socket.socket(family, socket.SOCK_DGRAM) as probe:
-                probe.bind(address)
-                known.add("here")
-    return frozenset(known)
+def address_of(host: str) -> str:
+    """Returns an address of a host; `here` for this machine, and the name if nobody knows it."""
+    try:
+        known = {row[4][:2]: row[0] for row in socket.getaddrinfo(host, 0, type=socket.SOCK_DGRAM)}
+    except (OSError, UnicodeError):
+        return "here" if host.startswith("%2f") else host  # a directory with a socket
+    for address, family in known.items():
+        with contextlib.suppress(OSError), socket.socket(family, socket.SOCK_DGRAM) as probe:
+            probe.bind(address)
+            return "here"
+    return str(min(known)[0])
 
 
 # --- 45. Web -----------------------------------------------------------------------------
@@ -15961,6 +15934,7 @@ class Table(Place):
             yield from house.ask(query, self.options.get("params") or {}, batch_rows)
 
     def look(self) -> Json:
+        """Returns what a database tells besides rows: of a table its columns, keys and size, else its tables."""
         with self.connect("BEGIN") as house:
             tables = house.tables()
             if self.resource is None:
@@ -16230,19 +16204,6 @@ class SQLite(Warehouse):
         self.path, self.begin = path, begin
         self.label = os.path.basename(path)
 
-    def open(self) -> sqlite3.Connection:
-        if self.only_looks:
-            with open(self.path, "rb") as file:  # in WAL mode but without a WAL, a reader would leave files beside it
-                return read_only(self.path, shared=file.read(20)[18:] != b"\2\2")
-        make_directory(os.path.dirname(os.path.abspath(self.path)))
-        if self.path != ":memory:":
-            # A new file is its owner's alone.  To open an old one here and close it would end SQLite's locks.
-            with contextlib.suppress(FileExistsError):
-                os.close(os.open(self.path, os.O_CREAT | os.O_EXCL, 0o600))
-        return sqlite3.connect(
-            self.path, timeout=60.0, isolation_level=None, check_same_thread=False, detect_types=self.types_read
-        )
-
     def check_query(self, query: str) -> None:
         """Has SQLite refuse all but reading, until the connection ends: `mode=ro` alone lets ATTACH make files."""
         super().check_query(query)
@@ -16254,9 +16215,24 @@ class SQLite(Warehouse):
 
         self.connection.set_authorizer(judge)
 
+    def look_only(self) -> sqlite3.Connection:
+        with open(self.path, "rb") as file:  # in WAL mode but without a WAL, a reader would leave files beside it
+            return read_only(self.path, shared=file.read(20)[18:] != b"\2\2")
+
     def __enter__(self) -> SQLite:
         try:
-            self.connection = self.open()
+            make_directory(os.path.dirname(os.path.abspath(self.path)))
+            if self.path != ":memory:":
+                # A new file is its owner's alone.  To open an old one here and close it would end SQLite's locks.
+                with contextlib.suppress(FileExistsError):
+                    os.close(os.open(self.path, os.O_CREAT | os.O_EXCL, 0o600))
+            self.connection = (
+                self.look_only()
+                if self.only_looks
+                else sqlite3.connect(
+                    self.path, timeout=60.0, isolation_level=None, check_same_thread=False, detect_types=self.types_read
+                )
+            )
             self.connection.execute(self.begin)
         except (sqlite3.Error, OSError) as problem:
             if self.connection is not None:
