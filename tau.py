@@ -10001,10 +10001,8 @@ class Agenda:
         live = self.sql.value("SELECT version FROM live WHERE pipeline = ?", name)
         if live is None:
             raise self.sql.unknown(name)
-        before = f"SELECT {REPLACED} FROM versions v WHERE pipeline = ? AND version = ?"
+        before = f"SELECT coalesce({REPLACED}, 0) FROM versions v WHERE pipeline = ? AND version = ?"
         number = self.sql.value(before, name, live) if to is None else to
-        if number is None:
-            raise self.sql.no_version(name, f"before {live}")
         pipeline = self.sql.version(name, number)["options"] | {"name": name}
         answer = {"name": name, "version": number, "previous": live, "changed": number != live}
         if number != live:
@@ -11613,13 +11611,11 @@ class Questions(Sql):
         live = "coalesce(?, (SELECT version FROM pipelines p WHERE p.name = v.pipeline))"
         row = self.row(f"SELECT * FROM versions v WHERE pipeline = ? AND version = {live}", name, number)
         if row is None:
-            raise self.no_version(name, str(number))
+            there = self.values("SELECT version FROM versions WHERE pipeline = ? ORDER BY version DESC LIMIT 20", name)
+            message = f"pipeline '{name}' has no {f'version {number}' if number else 'earlier version'}"
+            hint = shell_line("tau", "versions", name)
+            raise NotFound(f"{message}, it has {', '.join(map(str, there))}", hint, versions=there)
         return row
-
-    def no_version(self, name: str, which: str) -> NotFound:
-        there = self.values("SELECT version FROM versions WHERE pipeline = ? ORDER BY version DESC LIMIT 20", name)
-        message = f"pipeline '{name}' has no version {which}, it has {', '.join(map(str, there))}"
-        return NotFound(message, shell_line("tau", "versions", name), versions=there)
 
     def versions(self, name: str, limit: int) -> tuple[list[Json], int]:
         """Returns the newest versions of a pipeline, each with its runs and what it replaced, and how many."""
