@@ -11835,11 +11835,11 @@ class Questions(Sql):
         return self.page(columns, "incidents", conditions, "status DESC, last_at DESC, incident", limit)
 
     def incident_runs(self, incident: Json) -> list[Json]:
-        """Returns the last runs of an incident."""
+        """Returns the last ten runs of an incident; of fewer, it does not look for others."""
         return self.rows(
             f"SELECT run_id, version, status, finished_at FROM runs WHERE pipeline = ? AND run_id <= ?"
-            f" AND status IN {FAILURES} AND json_extract(error, '$.fingerprint') = ? ORDER BY run_id DESC LIMIT 10",
-            *(incident["pipeline"], incident["last_run"], incident["fingerprint"]),
+            f" AND status IN {FAILURES} AND json_extract(error, '$.fingerprint') = ? ORDER BY run_id DESC LIMIT ?",
+            *(incident["pipeline"], incident["last_run"], incident["fingerprint"], min(incident["count"], 10)),
         )
 
     def unfinished(self) -> list[Json]:

@@ -574,7 +574,7 @@ def million() -> Iterator[dict[str, Any]]:
             "inspect": [{"run_id": run["run_id"]} for run in some],
             "runs": [{"name": "noop"}, {"name": "noop", "status": "failed"}, {}],
             "list": [{}],
-            "errors": [{}],
+            "errors": [{"all": True}, {}],
             "status": [{}],
             "why": [{"name": "noop"}],
         }
