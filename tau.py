@@ -4545,9 +4545,9 @@ class View:
         elif text := self.screen(name, printable(document)):
             write_out(text)
 
-    def screen(self, name: str, document: Json) -> str:
+    def screen(self, name: str, document: Json, room: int = 0) -> str:
         """A document as labels and painted values, without those that are empty."""
-        head, only = [], SHOWN.get(name)
+        head, only, room = [], SHOWN.get(name), room or columns_shown()
         if "trace" in document:
             head, only = self.run_head(document), None if name == "inspect" else LAST
             document = {key: value for key, value in (document | document["trace"]).items() if key not in HEAD}
@@ -4574,7 +4574,7 @@ class View:
         indent = max(len(label_of(key)) for key in keys) + 2
         rows = [("", head)]
         for key in keys:
-            self.room = columns_shown() - (0 if key in bare else indent)
+            self.room = room - (0 if key in bare else indent)
             rows.append(("" if key in bare else label_of(key), self.painted(key, shown[key])))
         return aligned(rows)
 
@@ -4732,7 +4732,7 @@ PAINTERS: dict[str, Any] = {
     "held": "by reason waiting_for run_ids hint",
     "recent": "scheduled_for decision run_id outcome",
     "cut": "path bytes get",
-    "run": lambda view, run: view.screen("inspect", run).splitlines(),
+    "run": lambda view, run: view.screen("inspect", run, view.room).splitlines(),
     "columns": "name kind declared",
     "rows": View.rows,
     "profile": View.profile,

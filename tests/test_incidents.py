@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sqlite3
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -10,6 +11,7 @@ from typing import Any
 
 import pytest
 from conftest import Tau, free_port
+from test_terminal import on_terminal
 
 import tau as module
 
@@ -63,6 +65,9 @@ def test_ten_failures_open_one_incident_that_a_success_closes_and_a_repeat_reope
     assert [run["run_id"] for run in whole["runs"]] == [whole["last_run"], *runs[:1:-1]][:10]
     assert home("logs", row["incident"])["run_id"] == whole["last_run"]
     assert len(json.dumps(home("inspect", row["incident"], "--budget", "4000"))) < 4_500
+    screen = on_terminal(home, "inspect", row["incident"], columns=80, NO_COLOR="1")[1]
+    assert re.search(r"status +open\n.*\nrun +frail v3  failed in .*\n +error +ValueError: ", screen, re.DOTALL)
+    assert [len(line) <= 80 for line in screen.splitlines() if "incident inc:" in line] == [True]
     opened = [("incident.opened", 1), ("incident.closed", 11), ("incident.reopened", 12)]
     assert ledger(home, "count") == opened
     assert home("inspect", "inc:000000000000", exit=3)["code"] == "not_found"
