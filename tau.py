@@ -4654,16 +4654,11 @@ class View:
                 lines.append(single_line(f"{error['file']}:{error['line']}  {error.get('code') or ''}"))
             local: Json = next((frame["locals"] for frame in reversed(error.get("frames", ())) if frame["user"]), {})
             lines += [single_line(f"  {name} = {value}", self.room) for name, value in local.items()]
-            lines += self.facts(error.get("facts") or {})
+            for name, value in (error.get("facts") or {}).items():
+                items = value if isinstance(value, list) else [value]
+                lines += [single_line(f"  {name}: {plain(item)}", self.room) for item in items]
             error, mark = error.get("cause") or {}, "because of "
         return [*lines, f"hint: {single_line(hint)}"] if hint else lines
-
-    def facts(self, facts: Json) -> Iterator[str]:
-        """What an error's kind needs, each on a line; of stacks, the frames from the outermost on."""
-        for name, value in facts.items():
-            for item in value if name in ("stacks", "rows") else [value]:
-                text = f"{item['name']}: {' → '.join(item['frames'])}" if name == "stacks" else plain(item)
-                yield single_line(f"  {name}: {text}", self.room)
 
     def tree(self, steps: list[Json], depth: int = 0) -> list[str]:
         lines = []
@@ -9807,18 +9802,13 @@ class Runner:
             note_stop(process.path)
         for number, patience in ((signal.SIGTERM, self.grace(process)), (signal.SIGKILL, 5.0))[force:]:
             if process.start is not None and not process.closed.is_set():
-                if number == signal.SIGKILL and not force:
-                    await self.ask_stacks(process)
+                is_deaf = number == signal.SIGKILL and not force and process.last_record is None
+                if is_deaf and not process.executor and is_alive(process.start) and hasattr(signal, "SIGRTMAX"):
+                    os.kill(process.start["pid"], signal.SIGRTMAX)  # it writes where its threads are
+                    await asyncio.sleep(POLL_WATCHED_S)
                 send_signal(process.start, number)
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(process.closed.wait(), patience)
-
-    async def ask_stacks(self, process: Process) -> None:
-        """Has a process that cannot end write where its threads are."""
-        start, silent = process.start, process.last_record is None and not process.executor
-        if start and silent and is_alive(start) and hasattr(signal, "SIGRTMAX"):
-            os.kill(start["pid"], signal.SIGRTMAX)
-            await asyncio.sleep(POLL_WATCHED_S)
 
     def grace(self, process: Process) -> float:
         """How long it may take to end; another machine waits for the same grace before its news can arrive."""
@@ -14258,7 +14248,8 @@ class per_row:  # noqa: N801
         position = len(rows) - operator.length_hint(source)
         numbered = enumerate(others, before + position + 1)
         row = before + position, rows[position - 1]
-        vars(problem)["tau_facts"] = row_facts(*row, numbered, self.function, problem=problem)
+        # The others are tried only if this ends the run.
+        vars(problem)["tau_facts"] = lambda: row_facts(*row, numbered, self.function, "row", problem)
 
 
 def flat(made: list[Any]) -> list[Json]:
@@ -14768,18 +14759,10 @@ def values_in(node: ast.expr, known: Json) -> Json:
     return values | both_sides(node, known)
 
 
-#: What only reads: functions that may be called again, and in no case what has one of these nodes.
-READERS = frozenset(("len", "sum", "min", "max", "set", "sorted", "abs", "round"))
-ACTS = ("Await", "Yield", "YieldFrom", "NamedExpr", "Lambda")
 SIDES = ("left", "right", "comparison")
-
-
-def only_reads(part: ast.AST, known: Json) -> bool:
-    if isinstance(part, ast.Call):
-        return isinstance(part.func, ast.Name) and part.func.id in READERS - known.keys()
-    if isinstance(part, ast.Name):
-        return not hasattr(known.get(part.id), "__next__")  # to read it would change it
-    return type(part).__name__ not in ACTS
+#: Functions that only read, and nodes of a source text that may do more.
+READERS = frozenset(("len", "sum", "min", "max", "set", "sorted", "abs", "round"))
+ACTS = {"Await", "Yield", "YieldFrom", "NamedExpr", "Lambda"}
 
 
 def both_sides(node: ast.expr, known: Json) -> Json:
@@ -14789,7 +14772,11 @@ def both_sides(node: ast.expr, known: Json) -> Json:
     node = node.body if isinstance(node, ast.Lambda) else node
     if not isinstance(node, ast.Compare) or len(node.ops) > 1 or is_secret(ast.unparse(node)):
         return {}
-    if not all(only_reads(part, known) for part in ast.walk(node)):
+    parts = [*ast.walk(node)]
+    called = {getattr(part.func, "id", "") for part in parts if isinstance(part, ast.Call)}
+    used = [known.get(part.id) for part in parts if isinstance(part, ast.Name)]
+    acts = ACTS & {type(part).__name__ for part in parts} or called - (READERS - known.keys())
+    if acts or any(hasattr(value, "__next__") for value in used):  # to read an iterator would change it
         return {}
     found: Json = {}
 
@@ -16060,7 +16047,7 @@ class Loading:
         if isinstance(cell, str) and guessed_kind({cell}).name != "text":
             hint = f"types=True where CSV is extracted, whose cells are text without it; else {hint}"
         others = enumerate(itertools.islice(scan.cells_of(name), number, None), self.count + number + 1)
-        facts = row_facts(self.count + number, cell, others, column.cell, "cell")
+        facts = row_facts(self.count + number, cell, others, column.cell, "cell", None)
         raise SourceError(f"row {self.count + number}: {wrong}", hint, column=name, **facts)
 
     def listed(self, names: Iterable[str]) -> str:
@@ -16722,7 +16709,7 @@ class CsvLines:
                     wrong = f"line {numbers[at]}: '{clip(text, 100)}' in column '{name}' is not {kind.name}"
                     later = zip(numbers[at + 1 :], columns[i][at + 1 :], strict=True)
                     others = itertools.chain(later, ((self.last, line[i]) for line in lines))
-                    facts = row_facts(numbers[at], text, filter(operator.itemgetter(1), others), read, "cell")
+                    facts = row_facts(numbers[at], text, filter(operator.itemgetter(1), others), read, "cell", None)
                     hint = f"name its type: types={{'{name}': 'text'}}"
                     raise SourceError(wrong, hint, column=name, **facts) from problem
             yield from zip(*columns, strict=True)
@@ -17146,10 +17133,7 @@ def check_distinct(names: Sequence[str], hint: str = "rename one of them: AS …
 ROWS_TRIED, TRIED_S = 10_000, 1.0
 
 
-def row_facts(
-    position: int, row: Any, others: Iterable[Any], work: Callable[[Any], Any], what: str = "row",
-    problem: Exception | None = None,
-) -> Json:  # fmt: skip
+def row_facts(position: int, row: Any, others: Any, work: AnyFunction, what: str, problem: Exception | None) -> Json:
     """Which row, or cell, fails; of the *others*, given with their positions, how many fail too, and five of them.
 
     They fail if *work* does, if *problem* is given at the same line with the same type.
@@ -17157,7 +17141,7 @@ def row_facts(
     facts: Json = {"position": position, what: safe_repr(row), "failing": 1, "of": position, "rows": []}
     until = monotonic() + TRIED_S
 
-    def try_all(others: Iterable[Any]) -> str:
+    def try_all(others: Any) -> str:
         for facts["of"], other in itertools.islice(others, ROWS_TRIED):
             try:
                 work(other)
@@ -17175,8 +17159,7 @@ def row_facts(
 
 def raised_at(problem: Exception) -> Any:
     """An error's type and the line that raised it."""
-    frames = [*traceback.walk_tb(problem.__traceback__)]
-    return type(problem), frames[-1][0].f_code, frames[-1][1]
+    return type(problem), [line for _, line in traceback.walk_tb(problem.__traceback__)][-1]
 
 
 # Kinds of value: what each is in JSON, in text, in SQLite and in other databases.
@@ -18327,7 +18310,7 @@ def facts_of(problem: BaseException, attempt: Attempt) -> Json | None:
 
 
 def facts_about(problem: BaseException, attempt: Attempt) -> Json:
-    if facts := problem.detail if isinstance(problem, TauError) else vars(problem).get("tau_facts"):
+    if facts := problem.detail if isinstance(problem, TauError) else vars(problem).get("tau_facts", dict)():
         return facts
     if isinstance(problem, MemoryError):
         size = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
@@ -18413,7 +18396,6 @@ IN_PYTHON = {"toml": "tomllib", "tomli": "tomllib", "ConfigParser": "configparse
 IN_PYTHON |= {"StringIO": "io", "cStringIO": "io", "cPickle": "pickle", "Queue": "queue", "imp": "importlib"}
 IN_PYTHON |= {"distutils": "sysconfig and shutil", "pkg_resources": "importlib.metadata", "mock": "unittest.mock"}
 IN_PYTHON |= {"pytz": "zoneinfo", "simplejson": "json", "enum34": "enum", "pathlib2": "pathlib", "sqlite": "sqlite3"}
-IN_PYTHON |= {"urlparse": "urllib.parse", "httplib": "http.client", "commands": "subprocess"}
 
 
 def hint_for(problem: BaseException, attempt: Attempt) -> str | None:

@@ -203,6 +203,20 @@ FAILING = """
         ctx.transform(ROWS, [cents])
 
     @pipeline
+    def row_handled(ctx):
+        seen = []
+
+        @per_row
+        def each(row):
+            seen.append(row)
+            return {"cents": int(row["price"])}
+
+        try:
+            ctx.transform(ROWS, [each])
+        except ValueError:
+            return len(seen)
+
+    @pipeline
     async def row_later(ctx):
         await ctx.transform(ROWS, [later])
 
@@ -361,6 +375,10 @@ def test_an_error_tells_what_its_kind_needs(failing: tuple[Tau, str], name: str)
 def test_both_sides_of_a_comparison_are_among_the_values_of_its_check(failing: tuple[Tau, str]) -> None:
     (check,) = failing[0].call("run", name="check", timeout=30)["trace"]["checks"]
     assert check["values"] == {"left": "3", "right": "4", "comparison": "3 == 4", "rows": "[1, 2, 3]"}
+
+
+def test_the_other_rows_are_tried_only_if_the_error_ends_the_run(failing: tuple[Tau, str]) -> None:
+    assert failing[0].call("run", name="row_handled", timeout=30)["result"] == 6
 
 
 def test_where_a_secret_was_found_is_kept_with_the_attempt(failing: tuple[Tau, str]) -> None:
