@@ -8321,7 +8321,7 @@ class Case:
         for place in own[:1]:
             words = [place["place"].removeprefix(directory), *filter(None, [place["resource"]])]
             inside = ["--in", self.name] if words[0] != place["place"] else []
-            yield ["peek", *words, *inside, "--profile"]
+            yield ["peek", *words, *inside, "--profile", "--limit", 3]
 
 
 #: What the document of a run says of its incident.
@@ -15661,7 +15661,8 @@ class Web(Place):
                 return
             why = f"{self.name}: {failure}"
             if attempt > self.asked["retries"]:
-                raise SourceError(f"{why} (tried {attempt} times)", "is the service well?", **self.facts)
+                hint = "" if self.asked["retries"] else "; without retries=0 it would be asked again"
+                raise SourceError(f"{why} (tried {attempt} times)", f"is the service well?{hint}", **self.facts)
             if asked_s > 60:
                 raise SourceError(f"{why}; it asks to wait {asked_s:.0f} s", "run again later", **self.facts)
             pause = max(asked_s, backoff * random.uniform(0.5, 1.0))
@@ -18430,7 +18431,8 @@ def hint_for(problem: BaseException, attempt: Attempt) -> str | None:
     if isinstance(problem, BadResult):
         return "return plain data; ctx.memo(…, pickle=True) keeps any object"
     if isinstance(problem, MemoryError):
-        return "process less at once (stream=True), or raise @pipeline(memory=…) or [limits] memory_bytes"
+        less = "`for batch in ctx.extract(…, stream=True): for row in batch:` holds one batch in memory"
+        return f"{less}; or raise @pipeline(memory=…) or [limits] memory_bytes"
     return None
 
 

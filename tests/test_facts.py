@@ -320,7 +320,7 @@ RETRY = '@pipeline(retries=3, retry_delay="1m")'
 CLOSED = {"body": "the shop is closed" + "." * 282}
 #: Pipeline → its params, some of its facts, a part of its hint.
 TOLD: dict[str, tuple[str, Any, str]] = {
-    "memory": ("", {"step": "heavy"}, "process less at once"),
+    "memory": ("", {"step": "heavy"}, "holds one batch in memory"),
     "http": ("/503?token=t", {"status": 503, "retry_after": "3", "retryable": True, "url": "/503"} | CLOSED, RETRY),
     "http_again": ("/503", {"status": 503}, "is the service well?"),
     "urllib_": ("/404", {"status": 404, "retryable": False, "url": "/404"}, "None"),
