@@ -11,8 +11,9 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
-from conftest import Tau
+from conftest import Tau, make_home, running
 from test_client import fake, reply
+from test_keys import ask, key_for
 
 import tau as module
 
@@ -317,3 +318,25 @@ def test_a_version_without_its_environment_does_not_come_back(fresh: Tau) -> Non
     assert gone["hint"] == "tau code turned --version 1 --out turned-v1"
     assert fresh(*shlex.split(gone["hint"])[1:])["written"] == ["turned-v1/turned.py"]
     assert fresh("show", "turned")["version"] == 2
+
+
+def test_a_key_sees_nothing_of_files_that_are_of_other_pipelines_only() -> None:
+    with running(make_home("", "tcp")) as net:
+        for number in (1, 2):
+            hidden = f"from tau import pipeline\n@pipeline\ndef hidden(ctx): return {number} * 77\n"
+            files = [{"path": "turned.py", "text": source(number)}, {"path": "hidden.py", "text": hidden}]
+            net.call("deploy", files=files)
+        key = key_for(net, "narrow", "--pipelines", "turned")
+        mine = {"files": [{"path": "turned.py", "text": source(3)}]}
+        answers = [
+            ask(net, key, "versions", {"name": "turned"}),
+            ask(net, key, "code", {"name": "turned", "out": ""}),
+            ask(net, key, "deploy", mine | {"dry_run": True}),
+            ask(net, key, "rollback", {"name": "turned"}),
+        ]
+        path = net.write(source(3), "turned.py")
+        refused = net("deploy", path, "--expect", "2", exit=5, TAU_API_KEY=key)
+        assert "+    return 1" in refused["diff"]
+        assert "hidden" not in str([*answers, refused])
+        assert [row["files"] for row in answers[0]["versions"]] == [1, 1]
+        assert ask(net, key, "rollback", {"name": "hidden"}) == "not_found"
