@@ -6173,6 +6173,7 @@ class Call:
     """One request being answered, as an operation sees it."""
 
     budget: Budget  # of what is done beside the loop
+    fields: str | None = None  # the parts that its answer has
 
     def __init__(self, connection: Connection, caller: Caller, request: Any, chosen: Operation) -> None:
         self.connection, self.caller, self.request, self.chosen = connection, caller, request, chosen
@@ -6213,6 +6214,7 @@ class Call:
     async def think(self, work: Callable[[Call], Answer]) -> Answer:
         call = Call(self.connection, self.caller, self.request, self.chosen)
         call.budget = budget = Budget(self.chosen.bounds)
+        call.fields = self.fields
 
         def answer(db: sqlite3.Connection) -> Answer:
             call.ask = BoundedQuestions(db, budget)
@@ -6228,7 +6230,7 @@ class Call:
     def encode(self, result: Json) -> bytes:
         """Returns a result as JSON, made in pieces so that other threads run meanwhile; TooMuch if it is too large."""
         pieces, size = [], 0
-        for piece in json_pieces(result, 3):
+        for piece in json_pieces(pick_fields(result, self.fields), 3):
             pieces.append(piece)
             size += len(piece)
             self.budget.check(size)
@@ -6469,22 +6471,18 @@ class Connection(Protocol):
 
 async def perform(call: Call, arguments: Json) -> bytes:
     """Calls an operation, and returns its result as JSON.  No hint names what the caller must not see."""
-
-    fields = arguments.get("fields")
+    call.fields = arguments.get("fields")
 
     def answer(call: Call) -> bytes:
         check_sight(call, arguments)
-        return call.encode(pick_fields(call.chosen.call(call, arguments), fields))
+        return call.encode(call.chosen.call(call, arguments))
 
     try:
         if call.chosen.is_question:
             return await call.beside(answer)
         check_sight(call, arguments)
         result: Json | bytes = await call.chosen.call(call, arguments)
-        if isinstance(result, bytes) and fields is not None:
-            whole = result
-            return await call.beside(lambda call: call.encode(pick_fields(json.loads(whole), fields)))
-        return result if isinstance(result, bytes) else json_bytes(pick_fields(result, fields))
+        return result if isinstance(result, bytes) else json_bytes(pick_fields(result, call.fields))
     except NotFound as problem:
         if call.caller.patterns:
             problem.hint = SEEN_HINT
