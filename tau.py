@@ -911,12 +911,6 @@ NULLS_GROWTH = 0.2
 BASELINE_BYTES_MAX = 64 << 10
 
 
-def observation(step: Json) -> Json:
-    """Returns what a step has seen of its rows, as `differences` compares it."""
-    rows = step["rows_in"] if step["rows_out"] is None else step["rows_out"]
-    return {"columns": step["columns"] or {}, "nulls": step["nulls"] or {}, "rows": rows}
-
-
 def differences(before: Json, now: Json) -> list[Json]:
     """Compares two observations: columns that are new, gone or of other kinds, missing values, and row counts.
 
@@ -950,9 +944,9 @@ def baseline(before: Json, steps: list[Json]) -> Json:
     """Returns what the next run is compared with: path → what the steps of a success have seen, after *before*."""
     made: Json = {}
     for step in steps:
-        now, old = observation(step), before.get(step["path"], {"rows": []})
-        shape = now if now["rows"] else {**now, **old}  # no rows tell nothing of columns
-        counts = [*old["rows"], now["rows"] or 0][-COUNTS_MAX:]
+        old = before.get(step["path"], {"rows": []})
+        shape = step if step["rows"] else {**step, **old}  # no rows tell nothing of columns
+        counts = [*old["rows"], step["rows"]][-COUNTS_MAX:]
         one = made.setdefault(step["path"], {"columns": {}, "nulls": shape["nulls"], "rows": counts, "times": 0})
         one["times"] += 1
         for name, kinds in shape["columns"].items():
@@ -6990,10 +6984,9 @@ def lineage(call: Call, name: str | None = None, resource: str | None = None, *,
         tau lineage orders
         tau lineage sqlite:////srv/shop.db sales
     """
-    is_pipeline = name is not None and call.ask.is_known(name) and call.caller.sees(name)
-    place = None if name is None or is_pipeline else place_of(call, name)
-    pipeline = name if is_pipeline else None
-    uses = call.ask.lineage(call.among(), name=pipeline, place=place, resource=resource)
+    is_pipeline = name is None or (call.ask.is_known(name) and call.caller.sees(name))
+    asked = {"name": name, "place": None} if is_pipeline else {"name": None, "place": place_of(call, str(name))}
+    uses = call.ask.lineage(call.among(), **asked, resource=resource)
     unknown = [use["pipeline"] for use in uses if not use["place"]]
     rows = []
     for _, group in itertools.groupby(uses[len(unknown) :], lambda use: (use["place"], use["resource"].lower())):
@@ -11322,22 +11315,12 @@ class Store:
         if first and first["attempt"] == attempt:  # one event of a run says enough
             data = pick(first, "attempt", "step") | {"message": difference_text(first["data"]["changes"])}
             self.event("run.drifted", run["pipeline"], run_id, data)
-        steps, name = self.sql.rows(STEPS_WITH_ROWS, run_id, attempt), run["pipeline"]
-        places = {
-            (place["how"], place["place"], place["resource"]): None
-            for step in steps
-            for place in step["places"] or ()
-            if place["how"] == "reads" or step["status"] == "success"
-        }
-        about = {"pipeline": name, "run_id": run_id, "version": run["version"], "at": self.now()}
-        rows = [about | dict(zip(("how", "place", "resource"), place, strict=True)) for place in places]
-        self.sql.put("lineage", *rows[:LINEAGE_MAX], clash="REPLACE")
-        if rows:
-            self.db.execute(OLD_LINEAGE, {"name": name})
-        seen = [step for step in steps if step["columns"] is not None]
-        if seen and status == "success":
-            before = self.sql.row("SELECT seen FROM baselines WHERE pipeline = ?", name) or {"seen": {}}
-            row = {"pipeline": name, "run_id": run_id, "seen": baseline(before["seen"], seen)}
+        about = {"run_id": run_id, "attempt": attempt, "at": self.now(), **run}
+        if self.db.execute(ADD_LINEAGE, about).rowcount > 0:
+            self.db.execute(CUT_LINEAGE, about)
+        if status == "success" and (steps := self.sql.rows(SEEN_STEPS, **about)):
+            before = self.sql.row("SELECT seen FROM baselines WHERE pipeline = ?", run["pipeline"]) or {"seen": {}}
+            row = {"pipeline": run["pipeline"], "run_id": run_id, "seen": baseline(before["seen"], steps)}
             self.sql.put("baselines", row, clash="REPLACE")
 
     def end_attempt(self, run_id: str, attempt: int, state: Json, outcome: Outcome) -> Json:
@@ -11397,16 +11380,21 @@ NEW_STEP = {**dict.fromkeys(DONE_COLUMNS), "status": "running", "finished_n": No
 STEP_COLUMNS = ("run_id", "attempt", "step", "parent", "name", "path", "started_at", "n", *NEW_STEP)
 LOG_COLUMNS = ("run_id", "attempt", "n", "at", "level", "step", "stream", "message", "fields")
 OBSERVATION_COLUMNS = ("run_id", "attempt", "n", "kind", "at", "step", "name", "data")
-#: The most places that are remembered of a pipeline: those that it used last.
-LINEAGE_MAX = 100
-OLD_LINEAGE = f"""
-    DELETE FROM lineage WHERE pipeline = :name AND (place, resource, how) IN (SELECT place, resource, how FROM lineage
-    WHERE pipeline = :name ORDER BY at DESC LIMIT -1 OFFSET {LINEAGE_MAX})
+#: The 100 places that a pipeline used last are remembered.  Longer lists are by none of our steps.
+ADD_LINEAGE = """
+    INSERT OR REPLACE INTO lineage (how, place, resource, pipeline, run_id, version, at)
+    SELECT DISTINCT json_extract(p.value, '$.how') AS way, json_extract(p.value, '$.place'),
+    json_extract(p.value, '$.resource'), :pipeline, :run_id, :version, :at FROM steps s, json_each(s.places) p
+    WHERE run_id = :run_id AND attempt = :attempt AND length(places) < 20000 AND (way = 'reads' OR status = 'success')
+    LIMIT 100
 """
-#: The steps of an attempt with rows, except what no step of ours can have written.
-STEPS_WITH_ROWS = """
-    SELECT path, status, columns, nulls, places, rows_in, rows_out FROM steps
-    WHERE run_id = ? AND attempt = ? AND length(coalesce(columns, places)) < 20000 ORDER BY step LIMIT 500
+CUT_LINEAGE = """
+    DELETE FROM lineage WHERE pipeline = :pipeline
+    AND at <= (SELECT at FROM lineage WHERE pipeline = :pipeline ORDER BY at DESC LIMIT 1 OFFSET 100)
+"""
+SEEN_STEPS = """
+    SELECT path, coalesce(rows_out, rows_in, 0) AS rows, columns, coalesce(nulls, '{}') AS nulls FROM steps
+    WHERE run_id = :run_id AND attempt = :attempt AND length(columns) < 20000 ORDER BY step LIMIT 500
 """
 JOB = f"""
     SELECT r.pipeline, r.version, r.params, r.scheduled_for, r.upstream, r.resume_from, s.state, b.seen,

@@ -226,12 +226,12 @@ def test_data_from_elsewhere_that_drifts_is_not_written(tau: Tau) -> None:
 
 def test_a_step_that_occurs_several_times_only_tells_new_columns_and_kinds() -> None:
     steps = [
-        {"path": "s", "columns": {"a": "integer"}, "nulls": {}, "rows_in": 9, "rows_out": None},
-        {"path": "s", "columns": {"b": "text", "a": "real|null"}, "nulls": {}, "rows_in": 1, "rows_out": None},
+        {"path": "s", "columns": {"a": "integer"}, "nulls": {}, "rows": 9},
+        {"path": "s", "columns": {"b": "text", "a": "real|null"}, "nulls": {}, "rows": 1},
     ]
     made = module.baseline({}, steps)
     assert made == {"s": {"columns": {"a": "integer|real|null", "b": "text"}, "nulls": {}, "rows": [9], "times": 2}}
-    empty = [steps[0] | {"columns": {}, "rows_in": 0}]
+    empty = [steps[0] | {"columns": {}, "rows": 0}]
     assert module.baseline(made, empty)["s"] == made["s"] | {"rows": [9, 0], "times": 1}
     many = [steps[0] | {"path": f"{number} {'x' * 1000}"} for number in range(100)]
     assert len(module.encode_json(module.baseline({}, many))) < 66_000
