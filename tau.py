@@ -315,11 +315,8 @@ STEPS_MAX = 10_000
 STEP_DEPTH_MAX = 20
 #: Checks and metrics of one run.
 OBSERVATIONS_MAX = 1_000
-#: Steps of a run that tell of a drift.
-DRIFTS_MAX = 20
-#: The last steps of a run that show some of their rows if it fails, and how many bytes each shows.
-SAMPLED_STEPS = 20
-SAMPLE_BYTES = 1_000
+#: Steps of a run that tell of a drift; the last ones that show rows if it fails, and how many bytes each shows.
+DRIFTS_MAX, SAMPLED_STEPS, SAMPLE_BYTES = 20, 20, 1_000
 DOCUMENT_BYTES = 6_000
 FIELDS_MAX = 100
 
@@ -1660,10 +1657,7 @@ PORTS = {"postgresql": 5432, "mysql": 3306, "mariadb": 3306, "mssql": 1433, "ora
 
 
 def place_name(url: str, directory: str) -> str:
-    """Names the place of a URL or a path, without secrets and the same however it is written.
-
-    Relative paths begin in *directory*.  A database's port is in the name, even if the URL leaves it out.
-    """
+    """Names the place of a URL, or of a path in *directory*: without secrets, the same however it is written."""
     scheme, marks, rest = url.partition("://")
     scheme = re.sub("^postgres$", "postgresql", scheme.lower().partition("+")[0])
     if not marks or scheme == "file":
@@ -8646,8 +8640,8 @@ def check_peek(call: Call, place: str, resource: str | None, directory: str) -> 
     if caller.scope == "admin":
         return
     inside = f"{place.rstrip('/')}/{resource or ''}"
-    if ".." in urllib.parse.unquote(inside).split("/"):
-        raise Forbidden(f"'{caller.name}' may not look at a place with '..' in it", "write the whole path")
+    if ".." in urllib.parse.unquote(inside).split("/") or "?" in place:  # a query can name another database
+        raise Forbidden(f"'{caller.name}' may not look at a place with '..' or '?' in it", "write the whole path")
     names = [place_name(each, directory) for each in (place, inside)]
     pipelines = call.ask.values("SELECT DISTINCT pipeline FROM lineage WHERE place IN (?, ?)", *names)
     if place not in call.daemon.settings["connections"] and not caller.sift(pipelines):
@@ -11555,6 +11549,7 @@ class Questions(Sql):
         options, apart = live.pop("options"), ("description", "tags", "params", "function")
         versions = "SELECT version, sha256, entry, deployed_at, actor FROM versions WHERE pipeline = ?"
         last = "SELECT run_id, status, queued_at, finished_at, duration_ms FROM runs WHERE pipeline = ?"
+        uses = self.rows("SELECT * FROM lineage WHERE place <> '' AND pipeline = ? ORDER BY place", name)
         return {
             "name": name,
             **pick(options, "description", "tags"),
@@ -11567,18 +11562,11 @@ class Questions(Sql):
             **live,
             "versions": self.rows(f"{versions} ORDER BY version DESC LIMIT 5", name),
             "last_run": self.row(f"{last} ORDER BY run_id DESC LIMIT 1", name),
-            "lineage": self.uses(name),
+            "lineage": by_how(uses, "place", "resource", "version", "run_id", "at"),
         }
 
-    def uses(self, name: str) -> Json:
-        rows = self.rows("SELECT * FROM lineage WHERE pipeline = ? AND place <> '' ORDER BY place, resource", name)
-        return by_how(rows, "place", "resource", "version", "run_id", "at")
-
     def lineage(self, among: list[str] | None, **asked: str | None) -> list[Json]:
-        """Returns who reads and writes what: all, what one pipeline, `name`, touches, or a `resource` of a `place`.
-
-        Files of a folder or a pattern count; those who read from an unknown place, '', are always among them.
-        """
+        """Returns who reads and writes what, of all, what the pipeline `name` touches, or a `resource` of a `place`."""
         return self.rows(LINEAGE, among=None if among is None else encode_json(among), **asked)
 
     def version(self, name: str, number: int | None) -> Json:
@@ -11962,7 +11950,7 @@ class Questions(Sql):
         return int(self.value(live, name))
 
 
-#: `asked` is what is asked for.  Databases tell capitals in names of tables or not: this says rather too much.
+#: Who reads and writes what is `asked`, capitals or not, files of a folder or a pattern too; first who reads from ''.
 LINEAGE = """
     WITH asked AS (
         SELECT place, resource FROM lineage WHERE pipeline = :name AND place <> '' UNION SELECT :place, :resource
@@ -17460,7 +17448,6 @@ class Seen:
         self.rows = 0
 
     def add(self, rows: Rows) -> None:
-        """Looks at every n-th row of a batch."""
         sample = Rows(rows[:: max(-(-len(rows) // OBSERVED_ROWS), 1)], rows.columns)
         columns, weight = columns_of(sample), len(rows) / max(len(sample), 1)
         is_even = {*map(len, sample)} <= {len(columns)}
@@ -17508,15 +17495,12 @@ def note_rows(step: Step, rows: Rows, way: str) -> None:
 
 
 def compare(step: Step, is_whole: bool = True) -> None:
-    """Records how a step's rows differ from those of the last success.  Raises DriftFound if they must not.
-
-    Before a step has seen all of its rows, or if it occurs several times, only new columns and kinds tell anything.
-    """
+    """Records how a step's rows differ from those of the last success.  Raises DriftFound if they must not."""
     attempt, before = step.attempt, (step.attempt.job.get("seen") or {}).get(step.path)
     if before is None or step.seen is None or attempt.drift == "ignore" or not (is_whole or attempt.drift == "fail"):
         return
     now_seen = step.seen.document() | {"rows": step.rows_in if step.rows_out is None else step.rows_out}
-    is_sure = is_whole and before["times"] == 1
+    is_sure = is_whole and before["times"] == 1  # else only new columns and kinds tell anything
     changes = [one for one in differences(before, now_seen) if is_sure or one["what"] in ("added", "retyped")]
     fresh = [one for one in changes if one not in attempt.told]
     if fresh and len(attempt.told) < DRIFTS_MAX:
