@@ -302,6 +302,7 @@ def test_operators_look_at_connections_and_at_the_lineage_of_what_they_see(shop:
     operator = key_for(shop, "operates")
     for resource in ("../open.csv", "%2e%2e/open.csv", "x/../../open.csv"):
         assert ask(shop, operator, "peek", lake | {"resource": resource}) == "forbidden"
+    assert ask(shop, operator, "peek", raw | {"place": f"{raw['place']}?dbname=other"}) == "forbidden"
     stranger = key_for(shop, "operates_others", "--pipelines", "others")
     assert ask(shop, stranger, "peek", {"place": "in/sales.csv", "in": "loads"}) == "not_found"
 
