@@ -2125,13 +2125,6 @@ def read_secret(name: str, folder: str | Mapping[str, str]) -> tuple[str | None,
     return None, None
 
 
-def secret_names(folder: str | Mapping[str, str]) -> set[str]:
-    """Returns the names under which a secret may be found."""
-    names = {*(names_below(folder) if isinstance(folder, str) else folder), *os.environ}
-    names |= {*names_below(os.environ.get("CREDENTIALS_DIRECTORY") or os.devnull)} - {KEY_CREDENTIAL}
-    return {name for name in names if re.fullmatch(SECRET_NAME, name) and not name.startswith(PRIVATE_ENVIRONMENT)}
-
-
 def usable_secret(name: str, folder: str) -> tuple[str | None, str | None]:
     """Returns a secret and its place, or None for both if it is missing or unusable."""
     try:
@@ -14895,7 +14888,10 @@ class Surroundings:
             where = f"`{shell_line('tau', 'secret', 'set', name)}` reads it from stdin; or export {name}=… for taud"
             is_local = self.attempt.job["run_id"] == LOCAL_RUN
             where = f'run_local(…, secrets={{"{name}": "…"}})' if is_local else where
-            raise MissingSecret(lacking, did_you_mean(name, secret_names(self.secrets), where), secret=name)
+            files = names_below(self.secrets) if isinstance(self.secrets, str) else self.secrets
+            known = {*files, *os.environ, *names_below(os.environ.get("CREDENTIALS_DIRECTORY") or os.devnull)}
+            known = {other for other in known if not other.startswith((*PRIVATE_ENVIRONMENT, KEY_CREDENTIAL))}
+            raise MissingSecret(lacking, did_you_mean(name, known, where), secret=name)
         self.attempt.hide(str(value), name if found is not None else None, place)
         return str(value)
 
@@ -17115,13 +17111,15 @@ def row_facts(position: int, row: Any, others: Any, work: AnyFunction, what: str
     """
     facts: Json = {"position": position, what: safe_repr(row), "failing": 1, "of": position, "rows": []}
     until = monotonic() + TRIED_S
+    line = None if problem is None else traceback.extract_tb(problem.__traceback__, -1)
 
     def try_all(others: Any) -> str:
         for facts["of"], other in itertools.islice(others, ROWS_TRIED):
             try:
                 work(other)
             except Exception as new:
-                if problem is None or raised_at(new) == raised_at(problem):
+                is_alike = type(new) is type(problem) and traceback.extract_tb(new.__traceback__, -1) == line
+                if problem is None or is_alike:
                     facts["failing"] += 1
                     facts["rows"] += [{"position": facts["of"], what: safe_repr(other)}] * (len(facts["rows"]) < 5)
             if monotonic() > until:
@@ -17130,11 +17128,6 @@ def row_facts(position: int, row: Any, others: Any, work: AnyFunction, what: str
 
     timed(try_all, others, TRIED_S)
     return facts
-
-
-def raised_at(problem: Exception) -> Any:
-    """An error's type and the line that raised it."""
-    return type(problem), [line for _, line in traceback.walk_tb(problem.__traceback__)][-1]
 
 
 # Kinds of value: what each is in JSON, in text, in SQLite and in other databases.

@@ -311,7 +311,6 @@ SHORT = {"spell_field", "cron_hint", "Operation", "Connection"}
 #: What reads only what the owner of the daemon has written, or a program that they have chosen.
 TRUSTED = {
     "read_secret",
-    "secret_names",
     "secret_list",
     "spellings",
     "Address",
