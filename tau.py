@@ -7047,17 +7047,10 @@ async def peek_(
     """
     daemon, names = call.daemon, call.among()
     data = os.path.join(daemon.home, "data")
-    job: Json = {
-        "kind": "peek",
-        "timeout": PEEK_S,
-        "memory_bytes": PEEK_BYTES,
-        "python": None,
-        "run_id": "",
-        "attempt": 1,
-    }
-    job |= {"pipeline": in_ or "", "version": 0, "params": {}, "store": daemon.store.database.path}
-    job |= {"place": place, "resource": resource, "limit": limit, "profile": profile}
-    job["data"] = [os.path.join(data, name) for name in ([""] if names is None else names)]
+    about = {"place": place, "resource": resource, "limit": limit, "profile": profile, "python": None}
+    job: Json = about | {"kind": "peek", "timeout": PEEK_S, "memory_bytes": PEEK_BYTES, "run_id": "", "version": 0}
+    job |= {"pipeline": in_ or "", "attempt": 1, "params": {}, "store": daemon.store.database.path}
+    job["data"] = [data] if names is None else [os.path.join(data, name) for name in names]
     if in_ is not None:
         job["python"] = daemon.venvs.python(call.ask.version(in_, None)["options"].get("environment"))
         job["directory"] = os.path.join(data, in_)
@@ -7066,12 +7059,11 @@ async def peek_(
     if (error := outcome.error) is None:
         seen = fit("peek", outcome.result, Mask(), "peek")
         return {key: value for key, value in seen.items() if value is not None}
-    message, hint = str(error["message"]), error["hint"] or ""
     if error["kind"] in ("timeout", "died", "lost") or error["type"] == "MemoryError":
-        hint = "look at a table, or at a query that reads less"
-        raise TooMuch(f"it is too much for a look: {message or 'it takes too much memory'}", hint)
-    known = {"Forbidden": Forbidden}.get(error["type"], BadRequest)
-    raise known(message if hint else f"{error['type']}: {message}", hint)
+        said = error["message"] or "it takes too much memory"
+        raise TooMuch(f"it is too much for a look: {said}", "look at a table, or at a query that reads less")
+    message = error["message"] if error["hint"] else f"{error['type']}: {error['message']}"
+    raise (Forbidden if error["type"] == "Forbidden" else BadRequest)(message, error["hint"] or "")
 
 
 #: What a look may take: seconds, and bytes of memory.
@@ -8638,9 +8630,7 @@ def check_peek(call: Call, place: str, resource: str | None, directory: str) -> 
     names = [place_name(each, directory) for each in (place, inside)]
     pipelines = call.ask.values("SELECT DISTINCT pipeline FROM lineage WHERE place IN (?, ?)", *names)
     if place not in call.daemon.settings["connections"] and not caller.sift(pipelines):
-        hint = (
-            "a connection of tau.toml, or a place of which `tau lineage` knows; other places need a key of scope admin"
-        )
+        hint = "a connection of tau.toml, or a place that `tau lineage` tells; others need a key of scope admin"
         raise Forbidden(f"'{caller.name}' may not look at {names[0]}", hint)
 
 
@@ -9555,8 +9545,7 @@ class Runner:
             while True:
                 process = Process(self.folder, f"load-{os.urandom(8).hex()}", None, 1, self.starter.server)
                 process.timeout_s = job.get("timeout") or self.settings["load_timeout_s"]
-                make_directory(above := os.path.join(self.home, "versions"))
-                directory = tempfile.mkdtemp(prefix=".load-", dir=above)
+                directory = tempfile.mkdtemp(prefix=".load-", dir=self.folder)  # where nobody tidies up meanwhile
                 try:
                     self.watch_over(process)
                     self.starter.send({"folder": folder, "entry": entry, "directory": directory, **job}, process)
@@ -15331,7 +15320,8 @@ def shown_row(row: Json) -> Json:
     """Returns a row that takes little room, as JSON that shows no secret."""
     shown = {}
     for name, cell in itertools.islice(row.items(), COLUMNS_SHOWN + 1):
-        text = "***" if is_secret(name) and cell is not None else sample_cell(cell)
+        is_plain = cell is None or isinstance(cell, (int, float, bytes, *CONTAINERS))
+        text = "***" if is_secret(name) and cell is not None else sample_cell(cell if is_plain else str(cell))
         if isinstance(text, str) and len(text) > CELL_CHARACTERS:
             text = f"{text[:CELL_CHARACTERS]}… ({len(text):,} characters)"
         shown[clip(name, WORD_MAX)] = text
@@ -16114,14 +16104,10 @@ class Warehouse:
     def check_query(self, query: str) -> None:
         """Raises Forbidden for what is not one query.  Subclasses have the database refuse one that changes things."""
         if self.dialect not in ("sqlite", *LOOKING):
-            raise Forbidden(
-                f"only tables of {self.dialect} can be looked at, with no query", "tau peek PLACE lists them"
-            )
+            raise Forbidden(f"of {self.dialect} only tables are shown", "tau peek PLACE lists them")
         is_query = re.match(r"\s*(select|with|values|table|from)\b", query, re.IGNORECASE)
         if ";" in query.strip().removesuffix(";") or not is_query:
-            raise Forbidden(
-                f"this is not one query: {brief(query)}", "one SELECT, WITH, VALUES or TABLE, and no ; in it"
-            )
+            raise Forbidden(f"this is not one query: {brief(query)}", "SELECT, WITH, VALUES or TABLE, and no ; in it")
 
     def tables(self) -> list[str]:
         rows = collect(self.ask(SQLITE_TABLES if self.dialect == "sqlite" else SCHEMA_TABLES))
@@ -16169,9 +16155,13 @@ class SQLite(Warehouse):
 
         self.connection.set_authorizer(judge)
 
-    def look_only(self) -> sqlite3.Connection:
-        with open(self.path, "rb") as file:  # in WAL mode but without a WAL, a reader would leave files beside it
-            return read_only(self.path, shared=file.read(20)[18:] != b"\2\2")
+    def open(self) -> sqlite3.Connection:
+        if self.only_looks:
+            with open(self.path, "rb") as file:  # in WAL mode but without a WAL, a reader would leave files beside it
+                return read_only(self.path, shared=file.read(20)[18:] != b"\2\2")
+        return sqlite3.connect(
+            self.path, timeout=60.0, isolation_level=None, check_same_thread=False, detect_types=self.types_read
+        )
 
     def __enter__(self) -> SQLite:
         try:
@@ -16180,13 +16170,7 @@ class SQLite(Warehouse):
                 # A new file is its owner's alone.  To open an old one here and close it would end SQLite's locks.
                 with contextlib.suppress(FileExistsError):
                     os.close(os.open(self.path, os.O_CREAT | os.O_EXCL, 0o600))
-            self.connection = (
-                self.look_only()
-                if self.only_looks
-                else sqlite3.connect(
-                    self.path, timeout=60.0, isolation_level=None, check_same_thread=False, detect_types=self.types_read
-                )
-            )
+            self.connection = self.open()
             self.connection.execute(self.begin)
         except (sqlite3.Error, OSError) as problem:
             if self.connection is not None:

@@ -445,7 +445,7 @@ def test_a_deploy_whose_fork_server_dies_is_not_blamed_on_the_file(fresh: Tau) -
     with fresh.connect() as wire:
         text = "from tau import pipeline\n@pipeline\ndef loaded(ctx): ...\n"
         wire.send({"id": 1, "method": "deploy", "params": {"files": [{"path": "loaded.py", "text": text}]}})
-        eventually(lambda: list((fresh.home / "versions").glob(".load-*")))
+        eventually(lambda: list((fresh.home / "runs").glob(".load-*")))
         os.kill(server, signal.SIGKILL)
         assert wire.receive()["result"]["pipelines"][0]["name"] == "loaded"
 

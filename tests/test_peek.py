@@ -128,6 +128,12 @@ def test_every_kind_of_place_shows_rows_keys_and_a_profile(
         assert "sales" in look(shop, place, "--in", "loads")["tables"]
         query = look(shop, place, "SELECT max(id) AS most FROM sales", "--in", "loads")
         assert (query["rows"], query["row_count"], "keys" in query) == ([{"most": 9}], 1, False)
+        if kind != "sqlite":
+            typed = "SELECT CAST('2026-01-02' AS date) AS day, CAST(1.50 AS decimal(9, 2)) AS price"
+            seen = look(shop, place, typed, "--in", "loads", "--profile")
+            assert seen["rows"] == [{"day": "2026-01-02", "price": "1.50"}]
+            assert [(row["name"], row["kind"]) for row in seen["columns"]] == [("day", "date"), ("price", "decimal")]
+            assert [seen["profile"][name]["kind"] for name in ("day", "price")] == ["date", "real"]
         near = look(shop, place, "sale", "--in", "loads", exit=2)
         assert (near["message"], near["hint"][:21]) == ("there is no table 'sale'", "did you mean 'sales'?")
 
@@ -383,7 +389,7 @@ def test_what_does_not_end_is_ended(home: Tau, tmp_path: Path) -> None:
             (f"sqlite:///{tmp_path}/empty.db", large),
         ):
             error = look(home, *words, exit=2)
-            assert error["code"] == "too_much", words
+            assert error["code"] == "too_much", (words, error)
             assert error["message"].startswith("it is too much for a look: "), words
         assert time.monotonic() - began < 15
         assert home.call("status")["slots"]["used"] == 0
@@ -413,3 +419,21 @@ def test_a_person_sees_tables(shop: Tau) -> None:
     assert re.search(r"rows +sku  region  price\n +a +eu +2.5\n", plain)
     assert re.search(r"profile +column +kind +nulls +distinct +least +greatest", plain)
     assert re.search(r"keys +primary sku, region", plain)
+
+
+def test_a_prune_meanwhile_takes_nothing_from_a_look(shop: Tau, web: Server) -> None:
+    asked, pruned = threading.Event(), threading.Event()
+
+    def answer(path: str) -> Any:
+        asked.set()
+        pruned.wait(10)
+        return ROWS
+
+    seen: list[Any] = []
+    looking = threading.Thread(target=lambda: seen.append(look(shop, web.tell("/slow", answer))))
+    looking.start()
+    assert asked.wait(10)
+    shop("prune")
+    pruned.set()
+    looking.join()
+    assert seen[0]["row_count"] == 9
