@@ -880,10 +880,8 @@ def message_of(line: Json) -> str:
 
 def nest(steps: list[Json]) -> list[Json]:
     shown = ("name", "status", "started_at", "duration_ms", "rows_in", "rows_out", "columns", "error")
-    trees = {
-        step["step"]: {**pick(step, *shown), **{key: step[key] for key in SEEN_COLUMNS if step[key]}, "steps": []}
-        for step in steps
-    }
+    kept = [{key: step[key] for key in (*shown, *SEEN_COLUMNS) if step[key] or key in shown} for step in steps]
+    trees = {step["step"]: {**about, "steps": []} for step, about in zip(steps, kept, strict=True)}
     roots: list[Json] = []
     for step in steps:
         parent = trees.get(step["parent"])
@@ -909,10 +907,7 @@ BASELINE_BYTES_MAX = 64 << 10
 
 
 def differences(before: Json, now: Json) -> list[Json]:
-    """Compares two observations: columns that are new, gone or of other kinds, missing values, and row counts.
-
-    If *before* has the `rows` of several runs, in a list, a count differs only if it is far from all of them.
-    """
+    """Compares what was seen of rows: columns, their kinds, missing values, and how many, with several runs before."""
     old, new = before["columns"], now["columns"]
     found = [(name, "removed", old[name], None) for name in old if new and name not in new]
     found += [(name, "added", None, new[name]) for name in new if old and name not in old]
@@ -923,12 +918,9 @@ def differences(before: Json, now: Json) -> list[Json]:
         shares = [seen["nulls"].get(name, 0) for seen in (before, now)]
         if known and round(shares[1] - shares[0], 4) >= NULLS_GROWTH:
             found.append((name, "nulls", *shares))
-    counts, count = before["rows"], now["rows"]
-    if isinstance(counts, list):
-        least, most = (min(counts), max(counts)) if len(counts) >= COUNTS_MIN else (count, count)
-        found += [] if least / 2 <= count <= most * 2 else [(None, "rows", [least, most], count)]
-    elif counts != count:
-        found.append((None, "rows", counts, count))
+    counts, count = before["rows"] or (), now["rows"]
+    if len(counts) >= COUNTS_MIN and not min(counts) / 2 <= count <= max(counts) * 2:
+        found.append((None, "rows", [min(counts), max(counts)], count))
     return [dict(zip(("column", "what", "before", "now"), change, strict=True)) for change in found]
 
 
@@ -18507,7 +18499,8 @@ SAMPLE_CUTS = ((160, 50, 10), (60, 50, 10), (24, 50, 10), (24, 20, 10), (24, 5, 
 
 def sample_of(rows: list[Json], room: int) -> list[Json]:
     """Returns rows without secrets that have at most *room* bytes as JSON: cells are cut, then columns, then rows."""
-    texts = [{clip(name, 60): "***" if is_secret(name) else sample_cell(row[name]) for name in row} for row in rows]
+    some = [{name: row[name] for name in itertools.islice(row, 50)} for row in rows]
+    texts = [{clip(name, 60): "***" if is_secret(name) else sample_cell(row[name]) for name in row} for row in some]
     for letters, columns, count in SAMPLE_CUTS:
         cells = [itertools.islice(row.items(), columns) for row in texts[:count]]
         made = [{name: cut_text(cell, letters) if type(cell) is str else cell for name, cell in row} for row in cells]
