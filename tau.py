@@ -6823,7 +6823,8 @@ async def rollback(call: Call, name: PipelineName, *, to: int | None = None) -> 
         tau rollback orders
         tau rollback orders --to 3 --reason "version 4 counts twice"
     """
-    return await call.daemon.store.write(call.daemon.agenda.roll_back, name, to, call.caller, call.actor)
+    done = await call.daemon.store.write(call.daemon.agenda.roll_back, name, to, call.caller, call.actor)
+    return {**done, "next": [shell_line("tau", "run", name)]}
 
 
 @reads
