@@ -12615,7 +12615,7 @@ class Around:
 def packages_in(folders: list[str]) -> dict[str, str]:
     """Returns the versions of the packages that are installed there, by name."""
     names = sorted(name for folder in folders for name in names_below(folder))
-    found = (re.fullmatch(r"(.+?)-([^-]+)(?:-py3[.\d]*)?\.(?:dist|egg)-info", name) for name in names)
+    found = (re.fullmatch(r"([^-]+)-([^-]+)(?:-py3[.\d]*)?\.(?:dist|egg)-info", name) for name in names)
     return {match[1].lower().replace("_", "-"): match[2] for match in found if match}
 
 

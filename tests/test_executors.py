@@ -672,10 +672,10 @@ def test_an_unknown_executor_is_refused_at_deploy_and_at_run(lone: Tau) -> None:
 
 @pytest.mark.parametrize("lone", [config_of(["env"])], indirect=True)
 def test_what_to_do_next_is_to_run_it_there_again(lone: Tau) -> None:
-    lone.deploy_it("def it(ctx):\n    return 1 / 0")
+    lone.deploy_it("def it(ctx):\n    return 1")
     for executor in ("far", "local"):
-        assert lone("run", "it", "--executor", executor, exit=1)["next"][-1] == f"tau run it --executor {executor}"
-    assert lone("run", "it", exit=1)["next"][-1] == "tau run it"
+        assert lone("run", "it", "--executor", executor)["next"][-1] == f"tau run it --executor {executor}"
+    assert lone("run", "it")["next"][-1] == "tau run it"
 
 
 @pytest.mark.parametrize("lone", [config_of(["env"])], indirect=True)
