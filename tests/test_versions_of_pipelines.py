@@ -73,7 +73,7 @@ def test_a_rollback_moves_the_live_version_and_what_depends_on_it(fresh: Tau) ->
     for number, head in enumerate(('(schedule="0 1 * * *")', '(schedule="0 2 * * *", after=["other"])', ""), 1):
         send(fresh, source(number, head) + "\n@pipeline\ndef other(ctx): ...\n")
     back = fresh("rollback", "turned", "--reason", "version 3 has no schedule")
-    assert back == {"name": "turned", "version": 2, "previous": 3, "changed": True}
+    assert back == {"name": "turned", "version": 2, "previous": 3, "changed": True, "next": ["tau run turned"]}
     shown = fresh("show", "turned")
     assert (shown["version"], shown["schedule"]["cron"], shown["upstream"]) == (2, "0 2 * * *", ["other"])
     assert fresh("run", "turned")["result"] == 2
