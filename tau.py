@@ -4584,10 +4584,6 @@ class View:
         names = dict.fromkeys(name for row in rows for name in row)
         return self.grid({name: [name, *(single_line(plain(row.get(name))) for row in rows)] for name in names})
 
-    def profile(self, seen: Json) -> list[str]:
-        rows = [{"column": name, **about} for name, about in seen.items()]
-        return self.table(rows, ("column", "kind", "nulls", "distinct", "least", "greatest", "odd", "shapes"))
-
     def data(self, value: Any) -> list[str]:
         """A user's value, or the schema of params."""
         if not isinstance(value, dict) or "additionalProperties" not in value:
@@ -4680,6 +4676,7 @@ class View:
 
 
 ATTEMPT = "attempt status started_at duration_ms what"
+PROFILE = "column kind nulls distinct least greatest odd shapes"
 #: Key of a document → what paints its value: a function, or the columns of a table.  Others are text.
 PAINTERS: dict[str, Any] = {
     "pipelines": "name version changed last_status last_run_at schedule every timezone next_at tags description",
@@ -4703,7 +4700,7 @@ PAINTERS: dict[str, Any] = {
     "run": lambda view, run: view.screen("inspect", run, view.room).splitlines(),
     "columns": "name kind declared",
     "rows": View.rows,
-    "profile": View.profile,
+    "profile": lambda view, seen: view.table([{"column": name} | seen[name] for name in seen], PROFILE.split()),
     "params": View.data,
     "result": View.data,
     "error": View.error,
@@ -14811,9 +14808,9 @@ def save_memo(attempt: Attempt, key: str, data: bytes) -> str | None:
 
 
 # --- 44. Places --------------------------------------------------------------------------
-# Owns where data is: which place a name means, local and remote files, the author's own sources.
+# Owns where data is: which place a name means, local and remote files, the author's own sources; and looks at it.
 # Calls Web, Warehouses, Formats, Rows and Trace.
-# Promises that a write is whole or did not happen, and that no URL's password is shown.
+# Promises that a write is whole or did not happen, that no URL's password is shown, and that a look changes nothing.
 
 
 #: The functions that @source and @target have registered in this process, by name.
@@ -15329,7 +15326,8 @@ def profile_of(cells: list[Any]) -> Json:
         fitting = {number: value for number, cell in given.items() if (value := fitted(name, cell)) is not None}
         if len(fitting) >= (len(given) // 2 + 1 if kind == "text" else len(values)):
             kind, values = name, fitting
-    shapes = collections.Counter(shape_of(cell) for cell in given.values() if isinstance(cell, str))
+    texts = (re.sub(r"[^\W\d_]", "a", re.sub(r"\d", "9", cell)) for cell in given.values() if isinstance(cell, str))
+    shapes = collections.Counter(text[:40] for text in texts)
     about = {"kind": kind, "nulls": len(cells) - len(given), "distinct": len({*map(str, given.values())})}
     about |= {"least": min(values.values(), default=None), "greatest": max(values.values(), default=None)}
     odd = [{"row": number, "cell": given[number]} for number in given if number not in values]
@@ -15342,11 +15340,6 @@ def fitted(kind: str, cell: Any) -> Any:
         value = KINDS_OF_COLUMN[kind].exactly(cell)
         return value if isinstance(value, (int, float)) else str(value)
     return None
-
-
-def shape_of(text: str) -> str:
-    """Returns a text with 9 for each digit, A for each capital, and a for each other letter."""
-    return re.sub(r"[^\W\d_]", lambda letter: "A" if letter[0].isupper() else "a", re.sub(r"\d", "9", text))[:40]
 
 
 class Fence:
@@ -16305,6 +16298,10 @@ class Alchemy(Warehouse):
         except self.errors as problem:
             raise SourceError(f"cannot connect to {self.dialect}: {cause_text(problem)}", "check the URL") from None
         return self
+
+    def tables(self) -> list[str]:
+        look = self.alchemy.inspect(self.connection)
+        return super().tables() if self.dialect in LOOKING else [*look.get_table_names(), *look.get_view_names()]
 
     def check_query(self, query: str) -> None:
         super().check_query(query)

@@ -20,6 +20,8 @@ from test_keys import ask, key_for
 from test_terminal import on_terminal
 from test_web import Server, serving
 
+import tau as module
+
 CANARY = "canary-5up3r-s3cr3t"
 ROWS = [{"id": number, "amount": f"{number}.50", "at": f"2026-01-0{number}"} for number in range(1, 9)]
 ROWS += [{"id": 9, "amount": "1,009.50", "at": ""}]
@@ -437,3 +439,15 @@ def test_a_prune_meanwhile_takes_nothing_from_a_look(shop: Tau, web: Server) -> 
     pruned.set()
     looking.join()
     assert seen[0]["row_count"] == 9
+
+
+def test_of_a_database_that_cannot_be_made_harmless_only_tables_are_shown(
+    postgres: str, ctx: Context, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ctx.sql("DROP TABLE IF EXISTS alone", connection=postgres)
+    ctx.sql("CREATE TABLE alone (id INTEGER)", connection=postgres)
+    monkeypatch.setattr(module, "LOOKING", {})
+    with module.find_warehouse(postgres, ctx._around).connect("BEGIN") as house:
+        assert "alone" in house.tables()
+        with pytest.raises(module.Forbidden, match="of postgresql only tables are shown"):
+            house.check_query("SELECT 1")
