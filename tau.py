@@ -8135,6 +8135,8 @@ def describe(
         document |= {"result": None, "partial_result": run["result"]}
     if outcome := attempt.get("outcome"):  # its process is still there
         document |= {"error": outcome.get("error"), "waiting": f"{outcome['t']}; waits for {outcome['waits_for']}"}
+    if run["status"] == "success" and (closed := ask.incidents_closed(run)):
+        document["closed_incidents"] = closed
     if run["status"] in FAILURES:
         case = Case(call, run, version, attempt, steps, observed).document()
         document = pick(document, "run_id", "pipeline", "version", "status") | case | document | case
@@ -8378,26 +8380,17 @@ def shorten(document: Json, budget: int) -> Json:
     """Cuts parts of a document, the least telling first, and by and by more of each, until it has *budget* bytes."""
     get = shell_line("tau", "inspect", document["run_id"], "--full")
     cut: dict[str, Json] = {}
-
-    def put(part: str, shown: Callable[[Any], Any], room: int) -> None:
+    for row in (*(document["error"] or {}).get("frames", ()), *document["trace"]["checks"]):
+        for key in {"locals", "values"} & row.keys():
+            row[key] = cut_texts(row[key], REPR_SHOWN)
+    for share, (part, shown) in itertools.product((3, 6, 12, 25, 60), CUTS.items()):
         *holder, key = part.split(".")
         place: Json = (document.get(holder[0]) if holder else document) or {}
-        size = len(encode_json(place.get(key)))
-        if size > room and (short := shown(place[key])) != place[key]:
-            place[key] = short
+        size, room = len(encode_json(place.get(key))), budget // share * (2 if holder == ["error"] else 1)
+        if size > room and len(encode_json(document)) + len(encode_json([*cut.values()])) + len(',"cut":') > budget:
+            place[key] = shown(place[key], room)
             cut.setdefault(part, {"path": part, "bytes": size, "get": get})
-
-    put("error.frames", lambda frames: [cut_values(frame, "locals") for frame in frames], REPR_SHOWN)
-    put("trace.checks", lambda checks: [cut_values(check, "values") for check in checks], REPR_SHOWN)
-    for share, (part, shown) in itertools.product((3, 6, 12, 25, 60), CUTS.items()):
-        if len(encode_json(document)) + len(encode_json([*cut.values()])) + len(',"cut":') > budget:
-            room = budget // share * (2 if part.startswith("error.") else 1)
-            put(part, functools.partial(shown, room=room), room)
     return document | {"cut": [*cut.values()]} if cut else document
-
-
-def cut_values(row: Json, key: str) -> Json:
-    return row | {key: cut_texts(row[key], REPR_SHOWN)}
 
 
 def cut_end(value: Any, room: int) -> Any:
@@ -11752,6 +11745,11 @@ class Questions(Sql):
         for row in rows:
             row["error"] = row["error"] and pick(row["error"], "kind", "type", "message", "step")
         return rows
+
+    def incidents_closed(self, run: Json) -> list[str]:
+        """Returns the incidents that a success has closed."""
+        closed = "SELECT incident FROM incidents WHERE pipeline = ? AND fixed_run = ? AND status = 'closed'"
+        return self.values(closed, run["pipeline"], run["run_id"])
 
     def incident_of(self, name: str, mark: str) -> Json | None:
         return self.row("SELECT * FROM incidents WHERE pipeline = ? AND fingerprint = ?", name, mark)
