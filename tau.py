@@ -16063,6 +16063,8 @@ class Warehouse:
                 facts |= pick(self.keys_of(table), "primary", "unique")
                 keys = [f"the primary key ({', '.join(facts['primary'])})"] if facts["primary"] else []
                 keys += [f"a unique index on ({', '.join(columns)})" for columns in facts["unique"]]
+                if keys and hint.startswith("key="):
+                    hint = f"upsert needs key={facts['primary'] or facts['unique'][0]}"
                 hint = f"`{table}` has {' and '.join(keys) or 'no primary key and no unique index'}; {hint}"
         return SourceError(f"{self.label}: {where}{text}", hint, **facts)
 

@@ -332,7 +332,7 @@ TOLD: dict[str, tuple[str, Any, str]] = {
     "refused": ("", {"retryable": True, "url": "http://127.0.0.1:9/"}, RETRY),
     "handled": ("", None, "None"),
     "unique": ("", {**PRICES, "statement": 'INSERT INTO "prices" ("sku", "region", "price") VALUES (?, ?, ?)'}, KEY),
-    "upsert": ("", PRICES, KEY + "key= names a primary key or UNIQUE index"),
+    "upsert": ("", PRICES, KEY + "upsert needs key=['sku', 'region']"),
     "statement": ("", {"statement": "INSERT INTO nowhere VALUES (1)"}, "check the name"),
     "locked": ("", {"retryable": True}, RETRY),
     "row": ("", {**BAD, "rows": BAD_ROWS}, "None"),
