@@ -203,6 +203,7 @@ __all__ = [
     "BadRequest",
     "CheckFailed",
     "Client",
+    "DriftFound",
     "MissingExtra",
     "MissingSecret",
     "PipelineContext",
@@ -8344,18 +8345,14 @@ def upstream_changes(call: Call, old: Json, new: Json) -> Iterator[Json]:
     seen = (place for step in new["steps"].values() for place in step["places"] if place["place"])
     reads = {(place["place"], place["resource"]) for place in seen if place["how"] == "reads"}
     for place, resource in sorted(reads):
-        for writer in filter(call.caller.sees, ask.writers(place, resource)):
+        for use in ask.lineage(call.among(), name=None, place=place, resource=resource or None):
+            writer = use["pipeline"]
             then, now = (ask.success_before(writer, side["run_id"]) for side in (old, new))
-            if writer == new["pipeline"] or then is None or now is None or then == now:
+            if use["how"] == "reads" or writer == new["pipeline"] or not then or not now or then == now:
                 continue
             sides = ask.evidence(then), ask.evidence(now)
-            steps = [seen_at(side, place, resource) for side in sides]
-            about = {
-                "pipeline": writer,
-                "place": place,
-                "resource": resource,
-                **pick(sides[1], "run_id", "finished_at"),
-            }
+            steps = [seen_at(side, use["place"], use["resource"]) for side in sides]
+            about = pick(use, "pipeline", "place", "resource") | pick(sides[1], "run_id", "finished_at")
             versions, columns = [side["version"] for side in sides], column_changes(*steps)
             if versions[0] != versions[1]:
                 code = compare_versions(call, writer, *versions).get("code", "")
@@ -11675,11 +11672,6 @@ class Questions(Sql):
         found = "json_extract(process, '$.secrets.' || json_quote(?)) AS found"
         readers = f"SELECT run_id, finished_at, {found} FROM attempts WHERE run_id IN ({newest}) AND found NOT NULL"
         return self.row(f"{readers} ORDER BY run_id DESC LIMIT 1", secret, name)
-
-    def writers(self, place: str, resource: str) -> list[str]:
-        """Returns the pipelines that write to a place."""
-        known = "SELECT pipeline FROM lineage WHERE place = ? AND resource = ? AND how = 'writes' ORDER BY pipeline"
-        return self.values(known, place, resource)
 
     def owner(self, run_id: str) -> str:
         """The pipeline of a run; '' if the run has been removed."""
