@@ -881,13 +881,13 @@ def message_of(line: Json) -> str:
 
 def nest(steps: list[Json]) -> list[Json]:
     shown = ("name", "status", "started_at", "duration_ms", "rows_in", "rows_out", "columns", "error")
-    kept = [{key: step[key] for key in (*shown, *SEEN_COLUMNS) if step[key] or key in shown} for step in steps]
-    trees = {step["step"]: {**about, "steps": []} for step, about in zip(steps, kept, strict=True)}
-    roots: list[Json] = []
+    trees: dict[int | None, Json] = {None: {"steps": []}}
     for step in steps:
-        parent = trees.get(step["parent"])
-        (roots if parent is None else parent["steps"]).append(trees[step["step"]])
-    return roots
+        seen = {key: step[key] for key in SEEN_COLUMNS if step[key]}
+        trees[step["step"]] = pick(step, *shown) | seen | {"steps": []}
+    for step in steps:
+        trees.get(step["parent"], trees[None])["steps"].append(trees[step["step"]])
+    return list(trees[None]["steps"])
 
 
 def observation_summary(observed: list[Json]) -> Json:
@@ -4526,15 +4526,13 @@ class View:
             head, only = self.run_head(document), None if name == "inspect" else LAST
             document = {key: value for key, value in (document | document["trace"]).items() if key not in HEAD}
         if name == "diff":
-            document = {
-                **{key: document.pop(key) for key in ("pipeline", "run_id") if key in document},
-                "changed": document,
-            }
+            about = {key: document.pop(key) for key in ("pipeline", "run_id") if key in document}
+            document = about | {"changed": document}
         if name == "deploy" and "dry_run" in document:
             parts = ("schedule", "options", "params", "secrets", "code")
-            about = [(row, row.pop(key, None), key) for row in document["pipelines"] for key in parts]
-            changed = {key if key == "code" else f"{row['name']} {key}": value for row, value, key in about if value}
-            document["changed"] = changed or False
+            told = ((row, key) for row in document["pipelines"] for key in parts if key in row)
+            changed = {key if key == "code" else f"{row['name']} {key}": row.pop(key) for row, key in told}
+            document["changed"] = {key: value for key, value in changed.items() if value} or False
         if "moved" in document:
             times = zip(*(document.pop(key) for key in ("local", "ticks", "moved")), strict=True)
             document["ticks"] = [{"local": local, "tick_at": tick, "moved": moved} for local, tick, moved in times]
@@ -7476,7 +7474,7 @@ def watch(call: Call, *, limit: Limit = 5) -> Json:
         row["elapsed_ms"] = max(int(time.time() * 1000) - instant_ms(row["started_at"] or row["queued_at"]), 0)
         row["held_by"] = held_by(call, row["run_id"])
     rows, count = call.ask.incidents(limit, {AMONG: among, STILL_OPEN: ()})
-    incidents = [row | {"message": cut_text(row["message"], 80)} for row in rows]
+    shown = ("incident", "pipeline", "count", "last_at", "type")
     commands = [["inspect", row["incident"]] for row in rows[:2]] + [["errors"]] * (count > 2)
     commands += [["secret", "list"]] * bool(missing)
     return {
@@ -7486,7 +7484,7 @@ def watch(call: Call, *, limit: Limit = 5) -> Json:
         "paused": call.ask.pause(""),
         "live": live,
         "ended": ended,
-        "incidents": [pick(row, "incident", "pipeline", "count", "last_at", "type", "message") for row in incidents],
+        "incidents": [pick(row, *shown) | {"message": cut_text(row["message"], 80)} for row in rows],
         "ticks": ticks,
         "missing_secrets": missing[:limit],
         "next": [shell_line("tau", *words) for words in commands or (["list"], ["runs"])],
@@ -8237,7 +8235,7 @@ class Case:
     def failing_source(self) -> Json | None:
         """Returns the deployed file in which it failed, with line numbers; of a long one the function."""
         file, line = self.error["file"] or self.version["entry"], self.error["line"] or 1
-        if (data := self.ask.deployed_file(self.version["sha256"], file)) is None:
+        if (data := self.ask.sources(self.version["sha256"]).get(file)) is None:
             return None
         text = data.decode("utf-8", "replace")
         lines = text.splitlines()
@@ -8316,11 +8314,11 @@ def compare_runs(call: Call, before: str, now: str) -> Json:
     changed: Json = {"since": pick(old, "run_id", "version", "finished_at")}
     if old["version"] != new["version"]:
         changed |= compare_versions(call, new["pipeline"], old["version"], new["version"])
-    around = ("packages", "variables") if old["python"] and new["python"] else ()
-    for key in ("params", "secrets", *around):
+    around = old["python"] and new["python"]
+    for key in ("params", "secrets", *(("packages", "variables") if around else ())):
         changed[key] = changed_items(old[key], new[key])
-    for key in ("python", "daemon_started_at"):
-        changed[key] = [old[key], new[key]] if old[key] and new[key] and old[key] != new[key] else None
+    if around:
+        changed |= changed_items(*(pick(side, "python", "daemon_started_at") for side in (old, new)))
     pairs = {path: (old["steps"][path], step) for path, step in new["steps"].items() if path in old["steps"]}
     changed["columns"] = {path: changes for path, pair in pairs.items() if (changes := column_changes(*pair))}
     for key, tells in (("rows", operator.ne), ("duration_ms", is_other_time)):
@@ -8415,7 +8413,7 @@ def cut_begin(value: list[Any], room: int) -> Any:
 
 
 def cut_checks(checks: list[Json], room: int) -> Any:
-    return cut_end(sorted(checks, key=lambda check: bool(check["passed"])), room)
+    return cut_end(sorted(checks, key=operator.itemgetter("passed")), room)
 
 
 def cut_frames(frames: list[Json], room: int) -> Any:
@@ -9935,8 +9933,7 @@ class Agenda:
 
     def roll_back(self, name: str, to: int | None, caller: Caller, actor: str) -> Json:
         """Makes another version of a pipeline live: *to*, else the one that the live one has replaced."""
-        live = self.sql.value("SELECT version FROM live WHERE pipeline = ?", name)
-        if live is None:
+        if (live := self.sql.live_version(name)) is None:
             raise self.sql.unknown(name)
         before = f"SELECT coalesce({REPLACED}, 0) FROM versions v WHERE pipeline = ? AND version = ?"
         number = self.sql.value(before, name, live) if to is None else to
@@ -9957,7 +9954,7 @@ class Agenda:
 
         A schedule of the command line that no longer fits is held: it must not prevent a deployment.
         """
-        live = self.sql.value("SELECT version FROM live WHERE pipeline = ?", pipelines[0]["name"]) or 0
+        live = self.sql.live_version(pipelines[0]["name"]) or 0
         if expect not in (None, live):
             message = f"{f'version {live}' if live else 'no version'} of '{pipelines[0]['name']}' is live, not {expect}"
             raise Conflict(message, f"take its changes into yours, then --expect {live}", live=live)
@@ -11049,8 +11046,7 @@ class Store:
         *origin* says where the run comes from: `scheduled_for`, `retry_of`, `upstream`, `resume_from`.
         In it a `version` replaces the live one, and an `executor` the pipeline's own.
         """
-        live = self.sql.value("SELECT version FROM live WHERE pipeline = ?", name)
-        if live is None:
+        if (live := self.sql.live_version(name)) is None:
             raise self.sql.unknown(name)
         same_key = "SELECT run_id, status, params FROM runs WHERE pipeline = ? AND key = ?"
         if key is not None and (earlier := self.sql.row(same_key, name, key)):
@@ -11569,10 +11565,6 @@ class Questions(Sql):
     def sources(self, digest: str) -> dict[str, bytes]:
         return dict(self.db.execute("SELECT path, content FROM sources WHERE sha256 = ? ORDER BY path", (digest,)))
 
-    def deployed_file(self, digest: str, path: str) -> bytes | None:
-        data: bytes | None = self.value("SELECT content FROM sources WHERE sha256 = ? AND path = ?", digest, path)
-        return data
-
     def live_version(self, name: str) -> int | None:
         number: int | None = self.value("SELECT version FROM live WHERE pipeline = ?", name)
         return number
@@ -11654,17 +11646,10 @@ class Questions(Sql):
         which = run_id, run.pop("attempt")
         attempt = self.row("SELECT process, surroundings FROM attempts WHERE run_id = ? AND attempt = ?", *which) or {}
         around = self.row("SELECT data FROM surroundings WHERE sha256 = ?", attempt.get("surroundings"))
-        unknown: Json = {"python": None, "packages": {}, "variables": {}, "daemon_started_at": None}
-        seen = "path, duration_ms, coalesce(rows_out, rows_in) AS rows, columns, nulls, places"
-        steps = f"SELECT {seen} FROM steps WHERE run_id = ? AND attempt = ? ORDER BY step DESC LIMIT {DESCRIBED_MAX}"
         secrets = (attempt.get("process") or {}).get("secrets")
         run["secrets"] = secrets if isinstance(secrets, dict) else {}  # an older Tau has kept their names only
-        nothing: Json = {"columns": {}, "nulls": {}, "places": []}
-        run["steps"] = {
-            step["path"]: step | {key: step[key] or nothing[key] for key in nothing}
-            for step in self.rows(steps, *which)
-        }
-        return run | (around["data"] if around else unknown)
+        run["steps"] = {step["path"]: step for step in self.rows(EVIDENCE, *which, DESCRIBED_MAX)}
+        return run | (around["data"] if around else {"python": None})
 
     def secret_reader(self, name: str, secret: str) -> Json | None:
         """Returns the last of a pipeline's newest runs that has read a secret, and where that was found."""
@@ -11912,6 +11897,12 @@ class Questions(Sql):
         return int(self.value(live, name))
 
 
+#: What the steps of an attempt have seen, the last ones first.
+EVIDENCE = """
+    SELECT path, duration_ms, coalesce(rows_out, rows_in) AS rows, coalesce(columns, '{}') AS columns,
+    coalesce(nulls, '{}') AS nulls, coalesce(places, '[]') AS places FROM steps
+    WHERE run_id = ? AND attempt = ? ORDER BY step DESC LIMIT ?
+"""
 #: Who reads and writes what is `asked`, capitals or not, files of a folder or a pattern too; first who reads from ''.
 LINEAGE = """
     WITH asked AS (
@@ -12576,15 +12567,13 @@ class Around:
 
     def __init__(self, venvs: Venvs) -> None:
         self.venvs, self.started_at = venvs, rfc3339(time.time())
-        self.known: dict[
-            str | None, tuple[list[str], Any, Json]
-        ] = {}  # folders of packages, their state, what was seen
+        self.known: dict[str | None, tuple[list[str], Any, Json]] = {}  # folders, their state, what was seen
 
     def look(self, environment: str | None) -> tuple[Json, bool]:
         """Returns Python, packages, names of variables and the daemon's start, and whether that is new."""
         folders, state, document = self.known.get(environment) or (self.folders(environment), None, {})
         now = state_of(folders)
-        if is_new := state is None or now != state:
+        if is_new := now != state:
             document = {"python": sys.version.split()[0], "packages": packages_in(folders)}
             document |= {"variables": dict.fromkeys(sorted(os.environ)[:500], "set")}
             document |= {"daemon_started_at": self.started_at}
@@ -12593,9 +12582,7 @@ class Around:
 
     def folders(self, environment: str | None) -> list[str]:
         if environment is not None:
-            return glob.glob(
-                os.path.join(glob.escape(self.venvs.folder), environment, "lib", "python3*", "site-packages")
-            )
+            return glob.glob(f"{glob.escape(self.venvs.folder)}/{environment}/lib/python3*/site-packages")
         return [path for path in sys.path if os.path.basename(path) in ("site-packages", "dist-packages")]
 
 
