@@ -4553,7 +4553,7 @@ class View:
     def painted(self, key: str, value: Any) -> list[str]:
         painter = PAINTERS.get(key)
         if type(painter) is str and isinstance(value, list) and isinstance(value[0], dict):
-            return self.table(value, painter.split())
+            return self.table(value, painter)
         if callable(painter) and isinstance(value, (list, dict)):
             return [*painter(self, value)]
         text = single_line(spoken(value, key))
@@ -4564,9 +4564,8 @@ class View:
 
     # Painters.
 
-    def table(self, rows: list[Json], columns: Iterable[str]) -> list[str]:
-        texts = {name: [label_of(name), *(cell(row, name) for row in rows)] for name in columns}
-        return self.grid(texts)
+    def table(self, rows: list[Json], columns: str) -> list[str]:
+        return self.grid({name: [label_of(name), *(cell(row, name) for row in rows)] for name in columns.split()})
 
     def grid(self, texts: dict[str, list[str]]) -> list[str]:
         """A table: of each column its head and its cells."""
@@ -4589,7 +4588,7 @@ class View:
             return [single_line(encode_json(value), 400)]
         known = value["properties"].items()
         rows = [{"name": name, "accepts": expected(it), "default": it.get("default")} for name, it in known]
-        return self.table(rows, ("name", "accepts", "default")) if rows else ["none"]
+        return self.table(rows, "name accepts default") if rows else ["none"]
 
     def numbered(self, source: Json) -> list[str]:
         """The file and its numbered lines."""
@@ -4598,15 +4597,13 @@ class View:
     def changes(self, changed: Json) -> list[str]:
         """What differs, a line for each: a value before and now, a diff as it is."""
         lines = [self.paint(line, DIFF.get(line[:1], "")) for line in changed.get("code", "").splitlines()]
-        rows = [(key, value) for key, value in changed.items() if key != "code"]
-        return [single_line(f"{label_of(key)}: {change_text(value)}", 400) for key, value in rows] + lines
+        texts = (f"{label_of(key)}: {change_text(value)}" for key, value in changed.items() if key != "code")
+        return [*(single_line(text, 400) for text in texts), *lines]
 
     def samples(self, samples: Json) -> list[str]:
         rows, way = samples["rows"], {"in": "into", "out": "out of"}[samples["way"]]
-        head = f"rows {way} {samples['step']}"
-        if not isinstance(rows, list):
-            return [f"{head}: {rows}"]
-        return [f"{head}:", *self.rows(rows)]
+        head = f"rows {way} {samples['step']}:"
+        return [head, *self.rows(rows)] if isinstance(rows, list) else [f"{head} {rows}"]
 
     def run_head(self, run: Json) -> list[str]:
         took = "" if run["duration_ms"] is None else f" in {duration(run['duration_ms'])}"
@@ -4649,9 +4646,9 @@ class View:
         """Who reads and writes places, or what one pipeline reads and writes."""
         if isinstance(value, list):
             rows = [row | {how: [use["pipeline"] for use in row[how]] for how in ("reads", "writes")} for row in value]
-            return self.table(rows, ("place", "resource", "writes", "reads"))
+            return self.table(rows, "place resource writes reads")
         rows = [{"how": how, **row} for how in value if value[how] != "unknown" for row in value[how]]
-        return self.table(rows, ("how", "place", "resource", "at")) if rows else []
+        return self.table(rows, "how place resource at") if rows else []
 
     def checks(self, checks: list[Json]) -> list[str]:
         """The checks of a run, or of the doctor."""
@@ -4686,7 +4683,7 @@ PAINTERS: dict[str, Any] = {
     "keys": "name scope status expires_at used_at pipelines",
     "secrets": "name found used_by",
     "versions": "version live deployed_at entry actor reason files lines_added lines_removed runs last_status",
-    "attempts": lambda view, rows: view.table(rows, ATTEMPT.split()) if rows[1:] else [],
+    "attempts": lambda view, rows: view.table(rows, ATTEMPT) if rows[1:] else [],
     "source": View.numbered,
     "changed": View.changes,
     "samples": View.samples,
@@ -4699,7 +4696,7 @@ PAINTERS: dict[str, Any] = {
     "run": lambda view, run: view.screen("inspect", run, view.room).splitlines(),
     "columns": "name kind declared",
     "rows": View.rows,
-    "profile": lambda view, seen: view.table([{"column": name} | seen[name] for name in seen], PROFILE.split()),
+    "profile": lambda view, seen: view.table([{"column": name} | seen[name] for name in seen], PROFILE),
     "params": View.data,
     "result": View.data,
     "error": View.error,
@@ -8137,7 +8134,7 @@ def describe(
     if run["status"] == "success" and (closed := ask.incidents_closed(run)):
         document["closed_incidents"] = closed
     if run["status"] in FAILURES:
-        case = Case(call, run, version, attempt, steps, observed).document()
+        case = Case(call, version, run, attempt, steps, observed).document()
         document = pick(document, "run_id", "pipeline", "version", "status") | case | document | case
     else:
         document["next"] = next_commands(run)
@@ -8191,39 +8188,41 @@ def next_commands(run: Json) -> list[str]:
 class Case:
     """A run that has failed, with what its repair needs."""
 
-    def __init__(
-        self, call: Call, run: Json, version: Json, attempt: Json, steps: list[Json], observed: list[Json]
-    ) -> None:
+    def __init__(self, call: Call, version: Json, run: Json, attempt: Json, *trace: list[Json]) -> None:
         self.call, self.ask = call, call.ask
-        self.run, self.version, self.attempt, self.steps, self.observed = run, version, attempt, steps, observed
+        self.run, self.version, self.attempt = run, version, attempt
+        self.steps, self.observed = trace
         self.name, self.error = run["pipeline"], run["error"]
         self.open = call.caller.scope != "read"  # whether the caller may see rows and variables
 
     def document(self) -> Json:
         """Returns the parts of the case, first what tells most."""
         before = self.ask.success_before(self.name, self.run["run_id"])
-        changed = None if before is None else compare_runs(self.call, before, self.run["run_id"])
-        case: Json = {"error": self.full_error(), "source": self.failing_source()}
-        case |= {"changed": changed or {"since": None}, "samples": self.sampled()}
+        changed = compare_runs(self.call, before, self.run["run_id"]) if before else {"since": None}
         incident = self.ask.incident_of(self.name, self.error["fingerprint"])
-        case["incident"] = incident and pick(incident, *INCIDENT_SHOWN)
-        case["next"] = [shell_line("tau", *words) for words in self.commands(changed or {})]
-        return case
+        return {
+            "error": self.full_error(),
+            "source": self.failing_source(),
+            "changed": changed,
+            "samples": self.sampled(),
+            "incident": incident and pick(incident, *INCIDENT_SHOWN),
+            "next": [shell_line("tau", *words) for words in self.commands(changed)],
+        }
 
     def full_error(self) -> Json:
         """Returns the error with the limit that it ran into and where that is set, and who had a missing secret."""
         error: Json = self.error
         facts = dict(error.get("facts") or {})
         options, settings = self.version["options"], self.call.daemon.settings
-        if error.get("type") == "MemoryError" or "out of memory" in error.get("message", ""):
+        if error["type"] == "MemoryError" or "out of memory" in error["message"]:
             limits = {"@pipeline(memory=…)": options.get("memory"), "[limits] memory_bytes": settings["memory_bytes"]}
             set_in = next(filter(limits.get, limits), "the machine's own")
             peak = (self.attempt.get("ended") or {}).get("max_rss_bytes")
             facts = {"peak_rss_bytes": peak} | facts | {"limit_bytes": limits.get(set_in), "set_in": set_in}
-        elif error.get("type") == "TimeoutError" and error.get("kind") == "timeout":
+        elif (error["type"], error["kind"]) == ("TimeoutError", "timeout"):
             option = "timeout" if self.run["started_at"] else "queue_timeout"
             facts |= {"limit_s": options.get(option), "set_in": f"@pipeline({option}=…)"}
-        elif error.get("kind") == "timeout":
+        elif error["kind"] == "timeout":
             facts["pipeline_limit_s"] = options.get("timeout")
         elif secret := facts.get("secret"):
             facts["last_found"] = self.ask.secret_reader(self.name, str(secret))
@@ -8238,20 +8237,17 @@ class Case:
         if (data := self.ask.sources(self.version["sha256"]).get(file)) is None:
             return None
         text = data.decode("utf-8", "replace")
-        lines = text.splitlines()
-        first, last = (1, len(lines)) if len(text) <= SOURCE_BYTES else function_around(text, line)
-        shown = [f"{number:>4}  {lines[number - 1]}" for number in range(first, min(last, len(lines)) + 1)]
-        return {"file": file, "deployed_from": self.version["options"].get("origin"), "lines": shown}
+        first, last = (1, None) if len(text) <= SOURCE_BYTES else function_around(text, line)
+        lines = [f"{number:>4}  {code}" for number, code in enumerate(text.splitlines(), 1)]
+        return {"file": file, "deployed_from": self.version["options"].get("origin"), "lines": lines[first - 1 : last]}
 
     def sampled(self) -> Json | None:
         """Returns rows that the failing step took; if it has none, those that the step before it made."""
-        samples = [row for row in self.observed if row["kind"] == "sample"]
-        own = [row for row in samples if row["step"] == self.error["step"] and row["data"]["way"] == "in"]
-        made = [row for row in samples if row["data"]["way"] == "out"]
-        if not (chosen := (own or made)[-1:]):
-            return None
-        about = {"step": chosen[0]["step"], "way": chosen[0]["data"]["way"]}
-        return about | {"rows": chosen[0]["data"]["rows"] if self.open else "withheld: they need scope operate"}
+        samples = [pick(row, "step") | row["data"] for row in self.observed if row["kind"] == "sample"]
+        own = [sample for sample in samples if (sample["step"], sample["way"]) == (self.error["step"], "in")]
+        chosen = own or [sample for sample in samples if sample["way"] == "out"]
+        withheld = {} if self.open else {"rows": "withheld: they need scope operate"}
+        return chosen[-1] | withheld if chosen else None
 
     def commands(self, changed: Json) -> Iterator[list[Any]]:
         """Yields the words of the commands that lead on from this failure."""
@@ -8298,9 +8294,8 @@ def function_around(text: str, line: int) -> tuple[int, int]:
     with contextlib.suppress(SyntaxError, ValueError, RecursionError, MemoryError):
         nodes = ast.walk(ast.parse(text))
         functions = (node for node in nodes if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)))
-        around = [(node.lineno, node.end_lineno or line) for node in functions]
-        inner = [lines for lines in around if lines[0] <= line <= lines[1]]
-        begin, end = min(inner, key=lambda lines: lines[1] - lines[0], default=(first, last))
+        lines = ((node.lineno, node.end_lineno or line) for node in functions)
+        begin, end = max((pair for pair in lines if pair[0] <= line <= pair[1]), default=(first, last))
         first, last = (begin, end) if end - begin < SOURCE_LINES else (max(begin, first), min(end, last))
     return max(first, 1), last
 
@@ -8363,9 +8358,9 @@ def upstream_changes(call: Call, old: Json, new: Json) -> Iterator[Json]:
 
 def seen_at(side: Json, place: str, resource: str) -> Json:
     """Returns what the step saw that wrote to a place."""
-    nothing: Json = {"columns": {}, "nulls": {}, "rows": None}
     mine = {"how": "writes", "place": place, "resource": resource}
-    return next((step for step in side["steps"].values() if mine in step["places"]), nothing)
+    steps = (step for step in side["steps"].values() if mine in step["places"])
+    return next(steps, {"columns": {}, "nulls": {}, "rows": None})
 
 
 # What is cut from a document that is too large.
@@ -8859,12 +8854,11 @@ def changed_items(before: Json, now: Json) -> Json:
 def compare_sources(before: dict[str, bytes], now: dict[str, bytes]) -> str:
     """Returns the unified diff of some files, its beginning if it is long.  No text, or a long one, just differs."""
     text = ""
-    for path in sorted(path for path in {*before, *now} if before.get(path) != now.get(path)):
-        sides = (("a", before), ("b", now))
-        old, new = (f"{mark}/{path}" if path in files else "/dev/null" for mark, files in sides)
+    for path, sides in sorted(changed_items(before, now).items()):
+        old, new = ("/dev/null" if side is None else f"{mark}/{path}" for mark, side in zip("ab", sides, strict=True))
         said = ""
         with contextlib.suppress(UnicodeDecodeError):
-            first, second = ([line.decode() for line in io.BytesIO(files.get(path, b""))] for _, files in sides)
+            first, second = ([line.decode() for line in io.BytesIO(side)] for side in sides)
             short = max(len(first), len(second)) <= DIFF_LINES_MAX
             diff = difflib.unified_diff(first, second, old, new) if short else ()
             said = "".join(it if it.endswith("\n") else f"{it}\n\\ No newline at end of file\n" for it in diff)
@@ -11740,10 +11734,8 @@ class Questions(Sql):
 
     def incidents(self, limit: int, conditions: Json) -> tuple[list[Json], int]:
         """Returns incidents, open ones first, then the latest, and how many there are."""
-        columns = (
-            "incident, status, count, first_at, last_at, pipeline, step, type, message, last_run, versions, fixed_by"
-        )
-        return self.page(columns, "incidents", conditions, "status DESC, last_at DESC, incident", limit)
+        told = "incident, status, count, first_at, last_at, pipeline, step, type, message, last_run, versions, fixed_by"
+        return self.page(told, "incidents", conditions, "status DESC, last_at DESC, incident", limit)
 
     def incident_runs(self, incident: Json) -> list[Json]:
         """Returns the last ten runs of an incident; of fewer, it does not look for others."""
@@ -14707,7 +14699,7 @@ def both_sides(node: ast.expr, known: Json) -> Json:
         holds, *sides = (eval(compile(ast.Expression(part), "check", "eval"), known) for part in parts)
         if not holds:
             texts = [safe_repr(side) for side in sides]
-            left, right = (ast.Name(text, ast.Load()) for text in texts)
+            left, right = map(ast.Name, texts)
             found.update(zip(SIDES, [*texts, ast.unparse(ast.Compare(left, node.ops, [right]))], strict=True))
         return ""
 
@@ -16287,9 +16279,8 @@ class Alchemy(Warehouse):
         words = {word.lower() for word in re.findall(r"\w+", query)} - HARMLESS
         rows = collect(self.ask(VOLATILE, {"words": [*words]})) if self.dialect == "postgresql" else ()
         for odd in [*(row["name"] for row in rows), *re.findall(r"(?i)\bU&", query)]:
-            raise Forbidden(
-                f"{odd} in a query may do more than read", "a query of columns, and functions that are stable"
-            )
+            hint = "a query of columns, and functions that are stable"
+            raise Forbidden(f"{odd} in a query may do more than read", hint)
 
     def spell(self, name: str) -> str:
         """Quotes a name for this dialect, and its colons: they are not SQLAlchemy's parameters."""
