@@ -6776,7 +6776,7 @@ async def deploy(
             raise BadRequest("there are several pipelines: which one is meant?", "add --name NAME")
         digest = digest_of(deployment.sources)
         others = await call.beside(lambda call: deployment.compare(call, pipelines, digest))
-        if not take_over and not dry_run and (previously := others["previously"]):
+        if not take_over and (previously := others["previously"]):
             hint = shell_line("tau", "deploy", *pipelines[0]["origin"], "--take-over")
             raise Conflict(f"deployed from another file: {spoken(previously)}", hint, previously=previously)
 
@@ -6975,7 +6975,7 @@ def place_of(call: Call, word: str) -> str:
     place = word if word.startswith("@") else place_name(url, "/")
     if place != word and place != place_name(url, "/other"):
         known, wrong = call.caller.sift(call.ask.known_names()), "is no pipeline, and no URL or absolute path"
-        hint = did_you_mean(word, known, "relative paths begin in data/NAME of the home")
+        hint = did_you_mean(word, known, "write the whole path; or `tau peek … --in NAME`, which begins in data/NAME")
         raise NotFound(f"'{word[:WORD_MAX]}' {wrong}", hint)
     return place
 
@@ -7040,6 +7040,8 @@ async def peek_(
     if in_ is not None:
         job["python"] = daemon.venvs.python(call.ask.version(in_, None)["options"].get("environment"))
         job["directory"] = os.path.join(data, in_)
+    else:
+        place_of(call, place)  # which is not relative
     check_peek(call, place, resource, job.get("directory", ""))
     outcome = await daemon.runner.load(os.devnull, "peek", job, call.actor)
     if (error := outcome.error) is None:
@@ -8239,7 +8241,8 @@ class Case:
         text = data.decode("utf-8", "replace")
         first, last = (1, None) if len(text) <= SOURCE_BYTES else function_around(text, line)
         lines = [f"{number:>4}  {code}" for number, code in enumerate(text.splitlines(), 1)]
-        return {"file": file, "deployed_from": self.version["options"].get("origin"), "lines": lines[first - 1 : last]}
+        about = {"file": file, "line": line, "deployed_from": self.version["options"].get("origin")}
+        return about | {"lines": lines[first - 1 : last]}
 
     def sampled(self) -> Json | None:
         """Returns rows that the failing step took; if it has none, those that the step before it made."""
@@ -8261,7 +8264,13 @@ class Case:
             yield ["rollback", name, "--to", changed["since"]["version"]]
         if not passing:
             yield from () if secret or self.error["kind"] in ("timeout", "died") else self.looks()
-            yield ["code", name, *([] if live else ["--version", self.run["version"]]), "--out", f"{name}-fix/"]
+            yield [
+                "code",
+                name,
+                *([] if live else ["--version", self.run["version"]]),
+                "--out",
+                f"{name}-v{self.run['version']}/",
+            ]
         if self.attempt.get("log_lines", 0) > LOG_SHOWN:
             yield ["logs", name, "--run", run_id]
         if os.path.isdir(os.path.join(self.call.daemon.home, "memos", run_id)):
@@ -8407,6 +8416,13 @@ def cut_begin(value: list[Any], room: int) -> Any:
     return cut_end(value[::-1], room)[::-1]
 
 
+def cut_source(source: Json, room: int) -> Any:
+    """Returns the lines nearest to the one that failed."""
+    numbers = [int(text.split()[0]) for text in source["lines"]]
+    nearest = sorted(zip(numbers, source["lines"], strict=True), key=lambda line: abs(line[0] - source["line"]))
+    return source | {"lines": [text for _, text in sorted(cut_end(nearest, room))]}
+
+
 def cut_checks(checks: list[Json], room: int) -> Any:
     return cut_end(sorted(checks, key=operator.itemgetter("passed")), room)
 
@@ -8435,7 +8451,8 @@ CUTS: dict[str, Callable[[Any, int], Any]] = {
     "trace.steps": cut_steps,
     "trace.checks": cut_checks,
     **dict.fromkeys((f"changed.{key}" for key in ("variables", "packages", "duration_ms", "rows", "options")), cut_end),
-    **dict.fromkeys(("result", "partial_result", "params", "changed.params", "changed.code", "source.lines"), cut_end),
+    **dict.fromkeys(("result", "partial_result", "params", "changed.params", "changed.code"), cut_end),
+    "source": cut_source,
     **dict.fromkeys(("samples.rows", "trace.drift", "changed.columns", "changed.upstream", "error.cause"), cut_end),
     "error.frames": cut_frames,
     **dict.fromkeys(("error.facts", "error.message", "error.hint"), cut_end),
@@ -14572,6 +14589,8 @@ async def check_all(journal: Journal, given: tuple[Any, ...], name: str | None, 
         count = f"{len(failed)} of {len(results)} checks failed: " if len(results) > 1 else "check failed: "
         facts: Json = next(filter(None, (getattr(problem, "detail", None) for _, problem in results)), {})
         hint = f"{facts['comparison']} does not hold; " if "comparison" in facts else ""
+        for row in facts.get("rows", ())[:1]:
+            hint = f"it fails for {facts['failing']:,} of {facts['of']:,}, first {row['row']}; "
         raise CheckFailed(count + "; ".join(failed), f"{hint}the values are in trace.checks", **facts)
     for text in failed:
         journal.log(f"check failed: {text}", "warning")
@@ -14659,19 +14678,20 @@ async def evaluate(journal: Journal, severity: str, name: str, condition: Any, v
             problem = CheckFailed(name)
     except Exception as raised:
         problem, why = raised, f"{type(raised).__name__}: {both_ends(safe_text(raised), 500)}"
-    shown = {} if problem is None else values()
-    if isinstance(problem, CheckFailed) and "comparison" in shown:
-        problem.detail = pick(shown, *SIDES)
-    journal.observe("check", name, {"passed": problem is None, "severity": severity, "values": shown, "error": why})
+    shown, facts = ({}, {}) if problem is None else values()
+    if isinstance(problem, CheckFailed):
+        problem.detail = facts
+    data = {"passed": problem is None, "severity": severity, "values": shown | facts, "error": why}
+    journal.observe("check", name, data)
     return problem
 
 
-def values_in(node: ast.expr, known: Json) -> Json:
-    """Returns the variables in the source text of an assertion, and both sides if it is a comparison."""
+def values_in(node: ast.expr, known: Json) -> tuple[Json, Json]:
+    """Returns the variables in the source text of an assertion, and why it does not hold."""
     names = {part.id for part in ast.walk(node) if isinstance(part, ast.Name)} & known.keys()
     some = [name for name in sorted(names) if not isinstance(known[name], DEFINITIONS)][:8]
     values = {name: "***" if is_secret(name) else safe_repr(known[name], REPR_KEPT) for name in some}
-    return values | both_sides(node, known)
+    return values, reasons(node, known)
 
 
 SIDES = ("left", "right", "comparison")
@@ -14680,31 +14700,50 @@ READERS = frozenset(("len", "sum", "min", "max", "set", "sorted", "abs", "round"
 ACTS = {"Await", "Yield", "YieldFrom", "NamedExpr", "Lambda"}
 
 
-def both_sides(node: ast.expr, known: Json) -> Json:
-    """Returns both sides of a comparison that does not hold; {} unless to evaluate them again only reads."""
+def reasons(node: ast.expr, known: Json) -> Json:
+    """Returns both sides of a comparison that does not hold, or for which items of all a condition does not.
+
+    {} unless to evaluate it again only reads.
+    """
     if isinstance(node, ast.Tuple) and len(node.elts) == 2:
         node = node.elts[1]  # it is named
     node = node.body if isinstance(node, ast.Lambda) else node
-    if not isinstance(node, ast.Compare) or len(node.ops) > 1 or is_secret(ast.unparse(node)):
-        return {}
+    if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "all" and len(node.args) == 1:
+        node = node.args[0]
+    is_each = isinstance(node, (ast.GeneratorExp, ast.ListComp)) and isinstance(node.generators[0].target, ast.Name)
+    is_each = is_each and len(node.generators) == 1  # type: ignore[attr-defined]
+    is_pair = isinstance(node, ast.Compare) and len(node.ops) == 1
     parts = [*ast.walk(node)]
     called = {getattr(part.func, "id", "") for part in parts if isinstance(part, ast.Call)}
     used = [known.get(part.id) for part in parts if isinstance(part, ast.Name)]
     acts = ACTS & {type(part).__name__ for part in parts} or called - (READERS - known.keys())
-    if acts or any(hasattr(value, "__next__") for value in used):  # to read an iterator would change it
+    # To read an iterator would change it.
+    if not (is_each or is_pair) or acts or any(hasattr(it, "__next__") for it in used) or is_secret(ast.unparse(node)):
         return {}
     found: Json = {}
-
-    def read(parts: list[ast.expr]) -> str:
-        holds, *sides = (eval(compile(ast.Expression(part), "check", "eval"), known) for part in parts)
-        if not holds:
-            texts = [safe_repr(side) for side in sides]
-            left, right = map(ast.Name, texts)
-            found.update(zip(SIDES, [*texts, ast.unparse(ast.Compare(left, node.ops, [right]))], strict=True))
-        return ""
-
-    timed(read, [node, node.left, *node.comparators])
+    timed(lambda node: found.update((failing_items if is_each else both_sides)(node, known)) or "", node)
     return found
+
+
+def evaluated(part: ast.expr, known: Json) -> Any:
+    return eval(compile(ast.fix_missing_locations(ast.Expression(part)), "check", "eval"), known)
+
+
+def both_sides(node: Any, known: Json) -> Json:
+    """Returns both sides of a comparison, unless it holds by now."""
+    texts = [safe_repr(evaluated(side, known)) for side in (node.left, *node.comparators)]
+    left, right = (ast.Name(text, ast.Load()) for text in texts)
+    sides = dict(zip(SIDES, [*texts, ast.unparse(ast.Compare(left, node.ops, [right]))], strict=True))
+    return {} if evaluated(node, known) else sides
+
+
+def failing_items(node: Any, known: Json) -> Json:
+    """Returns how many items of how many fail a condition, and the first five."""
+    item = ast.Name(node.generators[0].target.id, ast.Load())
+    pairs = evaluated(ast.ListComp(ast.Tuple([item, node.elt], ast.Load()), node.generators), known)
+    wrong = [{"position": position, "row": row} for position, (row, holds) in enumerate(pairs, 1) if not holds]
+    rows = [row | {"row": safe_repr(row["row"])} for row in wrong[:5]]
+    return {"failing": len(wrong), "of": len(pairs), "rows": rows} if wrong else {}
 
 
 async def is_true(condition: Any) -> bool:

@@ -27,7 +27,7 @@ class Breakage(NamedTuple):
     #: The source as it is deployed before it breaks, if another.
     first: str = ""
     #: The commands that must be among those that it proposes.
-    next: tuple[str, ...] = ("tau code it --out it-fix/",)
+    next: tuple[str, ...] = ("tau code it --out it-v",)
 
 
 HEAD = "from tau import pipeline\nimport os, time\n"
@@ -53,7 +53,7 @@ BREAKAGES = {
             "total",
         ),
         ({"sales.csv": SALES}, {"sales.csv": SALES.replace("amount", "total")}),
-        next=("tau peek sales.csv --in it --profile", "tau code it --out it-fix/"),
+        next=("tau peek sales.csv --in it --profile", "tau code it --out it-v"),
     ),
     "a missing secret": Breakage(
         HEAD + "@pipeline\ndef it(ctx):\n    return len(ctx.secret('SHOP_TOKEN'))\n",

@@ -72,7 +72,7 @@ DOCUMENTS: dict[str, Callable[[Tau], Any]] = {
     "watch": lambda tau: tau("watch"),
     "versions": lambda tau: tau("versions", "good"),
     "rollback": lambda tau: tau("rollback", "good", "--to", "1"),
-    "deploy-dry-run": lambda tau: tau("deploy", tau.write(CHANGED, "changed.py"), "--dry-run"),
+    "deploy-dry-run": lambda tau: tau("deploy", tau.write(CHANGED, "changed.py"), "--dry-run", "--take-over"),
     "deploy-conflict": lambda tau: tau("deploy", tau.write(PIPELINES), "--name", "good", "--expect", "7", exit=5),
     "code-files": lambda tau: tau.call("code", name="good", out=""),
     "events": events_of,

@@ -422,3 +422,12 @@ def test_an_attempt_of_an_older_daemon_has_names_of_secrets_only(
 def test_facts_are_bounded_whatever_a_journal_says(facts: Any, kept: Any) -> None:
     made = module.fit("facts", facts, module.Mask(), "raised")
     assert len(json.dumps(made)) < 3_000 if kept == 2_000 else made == kept
+
+
+def test_a_check_of_all_rows_names_those_that_fail(tau: Tau) -> None:
+    rows = "[{'id': n, 'celsius': -70 if n in (17, 20) else n} for n in range(30)]"
+    for condition in ("all(row['celsius'] >= -60 for row in rows)", "(row['celsius'] >= -60 for row in rows)"):
+        run = tau.run_it(f"def it(ctx):\n    rows = {rows}\n    ctx.check('plausible', {condition})\n", exit=1)
+        facts = run["error"]["facts"]
+        assert (facts["failing"], facts["of"], [row["position"] for row in facts["rows"]]) == (2, 30, [18, 21])
+        assert run["error"]["hint"].startswith("it fails for 2 of 30, first {'id': 17, 'celsius': -70}; ")

@@ -97,17 +97,17 @@ CASES: dict[str, Case] = {
         "tau inspect NAME --attempt 3", "`tau inspect RUN_ID` lists them", before=("tau deploy NAME.py", "tau run NAME")
     ),
     "what follows a success": Case("tau run NAME", ["tau logs NAME --run RUN_ID", "tau run NAME"]),
-    "what follows a failure": Case("tau run NAME", ["tau code NAME --out NAME-fix/"], text=FAILS),
+    "what follows a failure": Case("tau run NAME", ["tau code NAME --out NAME-v1/"], text=FAILS),
     "what follows a failure after a success": Case(
         "tau run NAME",
-        ["tau rollback NAME --to 1", "tau code NAME --out NAME-fix/"],
+        ["tau rollback NAME --to 1", "tau code NAME --out NAME-v2/"],
         text=FAILS,
         before=("tau deploy one.py --name NAME", "tau run NAME", "tau deploy NAME.py --take-over"),
         files=(("one.py", SIMPLE),),
     ),
     "what follows a failure of a folder": Case(
         "tau run NAME",
-        ["tau code NAME --out NAME-fix/"],
+        ["tau code NAME --out NAME-v1/"],
         before=("cd shop", "tau deploy ../etl --entry main.py"),
         files=(("etl/main.py", f"import helper\n{FAILS}"), ("etl/helper.py", ""), ("shop/main.py", "")),
     ),
@@ -222,7 +222,7 @@ CASES: dict[str, Case] = {
         "tau run NAME",
         [
             "`tau secret set KEY_OF_NAME` reads it from stdin; or export KEY_OF_NAME=… for taud",
-            *("tau secret set KEY_OF_NAME", "tau code NAME --out NAME-fix/", "tau run NAME"),
+            *("tau secret set KEY_OF_NAME", "tau code NAME --out NAME-v1/", "tau run NAME"),
         ],
         text=SIMPLE.replace("return 1", "return len(ctx.secret('KEY_OF_NAME'))"),
         again=True,

@@ -396,7 +396,7 @@ def test_lineage_keeps_what_a_failed_run_has_read_but_not_what_it_has_not_writte
     assert len(tau.call("show", name="user")["lineage"]["writes"]) in (99, 100)
     answer = tau.call("lineage", name="user", limit=5)
     assert (len(answer["lineage"]), answer["truncated"]["get"][:25]) == (5, "tau lineage user --limit ")
-    assert tau("lineage", "in.csv", exit=3)["hint"].startswith("relative paths begin in data/NAME")
+    assert tau("lineage", "in.csv", exit=3)["hint"].startswith("write the whole path")
 
 
 def test_a_key_sees_the_lineage_of_its_own_pipelines() -> None:

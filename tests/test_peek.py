@@ -321,7 +321,7 @@ def test_the_data_of_a_pipeline_is_for_those_who_see_it(shop: Tau) -> None:
     (folder / "mine.csv").write_text("id\n1\n")
     path = str(folder / "mine.csv")
     assert look(shop, path)["rows"] == look(shop, "in/mine.csv", "--in", "loads")["rows"] == [{"id": "1"}]
-    assert look(shop, "mine.csv", exit=2)["message"] == "cannot read mine.csv: No such file or directory"
+    assert look(shop, "mine.csv", exit=3)["hint"].startswith("write the whole path")
     with sqlite3.connect(shop.home / "tau.db") as db:
         db.execute("INSERT OR IGNORE INTO lineage VALUES ('loads', 'reads', ?, '', '', 1, '')", (path,))
     db.close()

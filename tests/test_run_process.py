@@ -81,7 +81,7 @@ def test_an_error_in_the_fifth_nested_call_is_diagnosable_from_inspect_alone(tau
     load, transform = run["trace"]["steps"]
     assert (load["status"], transform["status"], transform["rows_in"]) == ("success", "failed", 3)
     assert transform["steps"][0]["error"]["type"] == "JSONDecodeError"
-    assert "tau code it --out it-fix/" in run["next"]
+    assert f"tau code it --out it-v{run['version']}/" in run["next"]
 
 
 def test_the_same_failure_has_the_same_fingerprint_and_another_has_not(tau: Tau) -> None:

@@ -219,7 +219,7 @@ def test_a_failed_run_shows_its_error_and_place(tau: Tau) -> None:
     assert "✗ bad" in screen
     assert "error  ValueError: no \\x1b[31m colours" in screen
     assert "       pipelines.py:5  raise ValueError" in screen
-    assert "tau code it --out it-fix/" in screen
+    assert "tau code it --out it-v" in screen
     assert "\x1b[31m" not in screen
 
 
@@ -472,7 +472,7 @@ SCREENS = {
         "day = 'monday'\n",
         "row = {'id': 2, 'amuont': 7}\n",
         "because of KeyError: 'amount'\n +shown.py:13  return row",
-        r"next +tau code shown --out shown-fix/",
+        r"next +tau code shown --out shown-v1/",
     ],
     "logs shown": [r"\d\d:\d\d:\d\d\.\d{3}Z info    \[extract/inner\] reading\n"],
     "doctor": ["✓ home +/", "✓ canary: run +"],

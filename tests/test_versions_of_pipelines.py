@@ -145,7 +145,8 @@ def test_a_dry_run_tells_what_would_change_and_changes_nothing(fresh: Tau) -> No
     path = fresh.write(source(1) + "@pipeline\ndef leaves(ctx): ...\n", "turned.py")
     fresh("deploy", path)
     moved = fresh.write(source(2, "(retries=2)", secret).replace("'mon'", "'tue'"), "moved.py")
-    (row,) = (answer := fresh("deploy", moved, "--dry-run"))["pipelines"]
+    assert fresh("deploy", moved, "--dry-run", exit=5)["previously"] == {"turned": str(path)}  # as a deployment is
+    (row,) = (answer := fresh("deploy", moved, "--dry-run", "--take-over"))["pipelines"]
     assert answer["previously"] == {"turned": str(path)}
     day = [{"type": "string", "default": text} for text in ("mon", "tue")]
     assert (row["options"], row["params"]) == ({"entry": ["turned.py", "moved.py"], "retries": [0, 2]}, {"day": day})
