@@ -16524,8 +16524,11 @@ def read_csv(
 ) -> Batches:  # fmt: skip
     """Reads CSV with a header, or *columns* instead.  Cells are text unless *types* says otherwise.
 
-    *skip_spaces* drops those after a delimiter.  *nulls* are words for None.  *decimal* and *thousands* are the marks
-    in numbers.  TSV is rarely quoted: a quoted cell of several lines needs quote='"' there.
+    *types* is True, which guesses, or has a type or a function for each column that is not text.  *ragged* fills
+    and cuts lines of another length.  *skip_lines* are those before the header.  *quote* is the quotation mark, '' for
+    none, *escape* what stands before a delimiter in a cell.  *skip_spaces* drops those after a delimiter.  *nulls* is
+    a list of words for None.  *decimal* and *thousands* are the marks in numbers.  TSV is rarely quoted: a quoted cell
+    of several lines needs quote='"' there.
     """
     csv.field_size_limit(max(csv.field_size_limit(), LINE_BYTES_MAX))
     file = CsvLines(text, skip_lines, delimiter, quote, escapechar=escape, skipinitialspace=skip_spaces)

@@ -100,6 +100,8 @@ CALLS = {
     "@source": module.source,
     "@target": module.target,
     "run_local": module.run_local,
+    "csv": module.read_csv,
+    "json": module.records_of,
     **{
         f"ctx.{name}": method
         for name, method in vars(module.PipelineContext).items()
@@ -117,7 +119,8 @@ class Bare(str):
 def call_of(name: str) -> str:
     """How something of the API is called, and what it does: its signature and its docstring."""
     found = inspect.signature(CALLS[name]).parameters.values()
-    given = [one.replace(annotation=Bare(one.annotation)) for one in found if one.name != "self"]
+    ours = ("self", "text", "batch_rows", "document")
+    given = [one.replace(annotation=Bare(one.annotation)) for one in found if one.name not in ours]
     words = re.sub(r"(?<!,) ", "\N{NO-BREAK SPACE}", str(inspect.Signature(given)))  # a line ends between arguments
     shown = textwrap.fill(name + words, 112, subsequent_indent="    ").replace("\N{NO-BREAK SPACE}", " ")
     return f"```text\n{shown}\n```\n\n{inspect.getdoc(CALLS[name])}\n"
