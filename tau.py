@@ -7051,7 +7051,7 @@ async def peek_(
         said = error["message"] or "it takes too much memory"
         raise TooMuch(f"it is too much for a look: {said}", "look at a table, or at a query that reads less")
     message = error["message"] if error["hint"] else f"{error['type']}: {error['message']}"
-    raise (Forbidden if error["type"] == "Forbidden" else BadRequest)(message, error["hint"] or "")
+    raise (Forbidden if error["type"] == "Forbidden" else BadRequest)(message, error["hint"] or "check the place")
 
 
 #: What a look may take: seconds, and bytes of memory.
@@ -8140,7 +8140,15 @@ def describe(
         document = pick(document, "run_id", "pipeline", "version", "status") | case | document | case
     else:
         document["next"] = next_commands(run)
+    if call.caller.scope == "read" and document["error"]:
+        document["error"] = without_data(document["error"])
     return document if full else shorten(document, budget)
+
+
+def without_data(error: Json) -> Json:
+    """Returns an error without rows and variables: who may only read sees none."""
+    facts = {key: fact for key, fact in (error["facts"] or {}).items() if key not in ("row", "rows", "cell", "body")}
+    return error | {"frames": [frame | {"locals": {}} for frame in error["frames"]], "facts": facts or None}
 
 
 def held_by(call: Call, run_id: str) -> str | None:
@@ -8195,7 +8203,6 @@ class Case:
         self.run, self.version, self.attempt = run, version, attempt
         self.steps, self.observed = trace
         self.name, self.error = run["pipeline"], run["error"]
-        self.open = call.caller.scope != "read"  # whether the caller may see rows and variables
 
     def document(self) -> Json:
         """Returns the parts of the case, first what tells most."""
@@ -8228,15 +8235,12 @@ class Case:
             facts["pipeline_limit_s"] = options.get("timeout")
         elif secret := facts.get("secret"):
             facts["last_found"] = self.ask.secret_reader(self.name, str(secret))
-        if not self.open:
-            facts = {key: value for key, value in facts.items() if key not in ("row", "rows", "cell", "body")}
-            error = error | {"frames": [frame | {"locals": {}} for frame in error["frames"]]}
         return error | {"facts": facts} if facts else error
 
     def failing_source(self) -> Json | None:
         """Returns the deployed file in which it failed, with line numbers; of a long one the function."""
         file, line = self.error["file"] or self.version["entry"], self.error["line"] or 1
-        if (data := self.ask.sources(self.version["sha256"]).get(file)) is None:
+        if (data := seen_sources(self.call, self.version["sha256"]).get(file)) is None:
             return None
         text = data.decode("utf-8", "replace")
         first, last = (1, None) if len(text) <= SOURCE_BYTES else function_around(text, line)
@@ -8249,7 +8253,7 @@ class Case:
         samples = [pick(row, "step") | row["data"] for row in self.observed if row["kind"] == "sample"]
         own = [sample for sample in samples if (sample["step"], sample["way"]) == (self.error["step"], "in")]
         chosen = own or [sample for sample in samples if sample["way"] == "out"]
-        withheld = {} if self.open else {"rows": "withheld: they need scope operate"}
+        withheld = {"rows": "withheld: they need scope operate"} if self.call.caller.scope == "read" else {}
         return chosen[-1] | withheld if chosen else None
 
     def commands(self, changed: Json) -> Iterator[list[Any]]:
@@ -8343,7 +8347,8 @@ def is_other_time(before: float, now: float) -> bool:
 
 def upstream_changes(call: Call, old: Json, new: Json) -> Iterator[Json]:
     """Yields the pipelines that write what a run has read, if their version or their output has changed since."""
-    ask = call.ask
+    ask, evidence = call.ask, functools.cache(call.ask.evidence)
+    compare = functools.cache(functools.partial(compare_versions, call))
     seen = (place for step in new["steps"].values() for place in step["places"] if place["place"])
     reads = {(place["place"], place["resource"]) for place in seen if place["how"] == "reads"}
     for place, resource in sorted(reads):
@@ -8352,12 +8357,12 @@ def upstream_changes(call: Call, old: Json, new: Json) -> Iterator[Json]:
             then, now = (ask.success_before(writer, side["run_id"]) for side in (old, new))
             if use["how"] == "reads" or writer == new["pipeline"] or not then or not now or then == now:
                 continue
-            sides = ask.evidence(then), ask.evidence(now)
+            sides = evidence(then), evidence(now)
             steps = [seen_at(side, use["place"], use["resource"]) for side in sides]
             about = pick(use, "pipeline", "place", "resource") | pick(sides[1], "run_id", "finished_at")
             versions, columns = [side["version"] for side in sides], column_changes(*steps)
             if versions[0] != versions[1]:
-                code = compare_versions(call, writer, *versions).get("code", "")
+                code = compare(writer, *versions).get("code", "")
                 reasons = {row["version"]: row["reason"] for row in ask.versions(writer, 20)[0]}
                 about |= {"version": versions, "code": both_ends(code, 1_000), "reason": reasons.get(versions[1])}
             about |= {"columns": columns} if columns else {}
@@ -8876,7 +8881,7 @@ def compare_sources(before: dict[str, bytes], now: dict[str, bytes]) -> str:
         said = ""
         with contextlib.suppress(UnicodeDecodeError):
             first, second = ([line.decode() for line in io.BytesIO(side)] for side in sides)
-            short = max(len(first), len(second)) <= DIFF_LINES_MAX
+            short = max(len(first), len(second)) <= DIFF_LINES_MAX and len(text) <= DIFF_CHARACTERS_MAX
             diff = difflib.unified_diff(first, second, old, new) if short else ()
             said = "".join(it if it.endswith("\n") else f"{it}\n\\ No newline at end of file\n" for it in diff)
         text += said or f"{old} and {new} differ\n"
@@ -11694,7 +11699,7 @@ class Questions(Sql):
         shown, seen = "run_id, pipeline, status, attempt, queued_at, started_at", {AMONG: among}
         live = self.page(f"{shown}, retry_at, progress", UNENDED, seen, "status DESC, run_id", limit)
         newest = "(SELECT * FROM runs ORDER BY run_id DESC LIMIT 1000)"  # to find the last end of all would take long
-        shown += ", finished_at, duration_ms, json_remove(error, '$.frames') AS error"
+        shown += ", finished_at, duration_ms, json_remove(error, '$.frames', '$.facts') AS error"
         ended = self.page(shown, newest, {"finished_at > ''": (), **seen}, "finished_at DESC", limit)
         due, shown = {"due_at > ''": (), **seen}, "pipeline, next_at AS tick_at"
         return live[0], ended[0], self.page(shown, "schedules", due, "due_at, pipeline", limit)[0]
@@ -11906,11 +11911,15 @@ class Questions(Sql):
         return int(self.value(live, name))
 
 
-#: What the steps of an attempt have seen, the last ones first.
+#: What the steps of an attempt have seen, the last ones first, as far as one run may fill the answer about another.
 EVIDENCE = """
-    SELECT path, duration_ms, coalesce(rows_out, rows_in) AS rows, coalesce(columns, '{}') AS columns,
-    coalesce(nulls, '{}') AS nulls, coalesce(places, '[]') AS places FROM steps
-    WHERE run_id = ? AND attempt = ? ORDER BY step DESC LIMIT ?
+    WITH seen AS (
+        SELECT step, path, duration_ms, coalesce(rows_out, rows_in) AS rows, coalesce(columns, '{}') AS columns,
+        coalesce(nulls, '{}') AS nulls, coalesce(places, '[]') AS places FROM steps
+        WHERE run_id = ? AND attempt = ? ORDER BY step DESC LIMIT ?
+    ), sized AS (
+        SELECT *, sum(length(path || columns || nulls || places)) OVER (ORDER BY step DESC) AS size FROM seen
+    ) SELECT * FROM sized WHERE size < 500000
 """
 #: Who reads and writes what is `asked`, capitals or not, files of a folder or a pattern too; first who reads from ''.
 LINEAGE = """
@@ -11920,7 +11929,8 @@ LINEAGE = """
     WHERE (:among IS NULL OR l.pipeline IN (SELECT value FROM json_each(:among)))
     AND (l.place = '' OR coalesce(:name, :place) IS NULL OR EXISTS (
         SELECT 1 FROM asked a WHERE lower(coalesce(a.resource, l.resource)) = lower(l.resource) AND (l.place = a.place
-        OR l.place GLOB a.place OR a.place GLOB l.place OR l.place GLOB a.place || '/*' OR a.place GLOB l.place || '/*')
+        OR l.place GLOB a.place OR l.place GLOB a.place || '/*'
+        OR (l.how = 'reads' AND (a.place GLOB l.place OR a.place GLOB l.place || '/*')))
     )) ORDER BY l.place, lower(l.resource), at DESC
 """
 
@@ -14860,7 +14870,7 @@ class Surroundings:
         def secret(mark: re.Match[str]) -> str:
             value = self.secret(mark[1], f"connection '{name}' needs {mark[0]}")
             # In a user name or password @ and / must be quoted.
-            return urllib.parse.quote(value, safe="") if url.index("://") < mark.start() < end_of_user else value
+            return urllib.parse.quote(value, safe="") if url.find("://") < mark.start() < end_of_user else value
 
         url = re.sub(SECRET_IN_URL, secret, url)
         for password in passwords_in(url) if "://" in url else ():
@@ -15357,7 +15367,7 @@ class Fence:
         job, self.name_of = around.attempt.job, around.name_of
         home = os.path.dirname(job["secrets"])
         own = filter(None, (home, os.path.realpath(home), job["store"], os.environ.get("CREDENTIALS_DIRECTORY")))
-        self.closed = dict.fromkeys(own, TAUDS)
+        self.closed = {**dict.fromkeys(own, TAUDS), "/proc": "it tells of processes, and of their environments"}
         self.free = [*map(os.path.realpath, (".", *job["data"], f"{job['journal']}.journal", sys.prefix))]
         self.free = [path for path in self.free if not is_within(os.path.realpath(home), path)]
         for name, row in around.connections.items():
