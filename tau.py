@@ -867,11 +867,9 @@ def parts(value: Any, paths: list[list[str]]) -> Any:
 
 def fold(lines: list[Json]) -> list[Json]:
     """Makes one line of those in a row that say the same, and says how often it was `repeated`."""
-    folded = []
-    for _, same in itertools.groupby(lines, operator.itemgetter("level", "step", "stream", "message", "fields")):
-        line, *others = same
-        folded.append(line | {"repeated": 1 + len(others)} if others else line)
-    return folded
+    alike = itertools.groupby(lines, operator.itemgetter("level", "step", "stream", "message", "fields"))
+    groups = ([*group] for _, group in alike)
+    return [group[0] | ({"repeated": len(group)} if len(group) > 1 else {}) for group in groups]
 
 
 def message_of(line: Json) -> str:
@@ -1236,7 +1234,7 @@ class Operation:
         #: Its name in the shell: `key_create` is `key create`.
         self.words = self.name.replace("_", " ", 1).replace("_", "-")
         self.scope = "read" if effect == "reads" else "operate"  # a key needs this scope
-        self.added: dict[str, Argument] = {}  # arguments that its handler does not get
+        self.added: tuple[Argument, ...] = ()  # arguments that its handler does not get
         self.sifts = False  # whether the handler itself leaves out what its caller may not see
         # Whether its handler is a plain function (no coroutine, 0x80), which is called beside the loop.
         self.is_question = not handler.__code__.co_flags & 0x80
@@ -1260,12 +1258,12 @@ class Operation:
     @functools.cached_property
     def arguments(self) -> dict[str, Argument]:
         own = {argument.name: argument for argument in self.read_signature()}
-        return own | {name: argument for name, argument in self.added.items() if name not in own}
+        return own | {argument.name: argument for argument in self.added if argument.name not in own}
 
     def call(self, caller: Any, arguments: Json) -> Any:
         # An argument whose name is a keyword of Python has a variable that ends with `_`.
-        own = [(self.arguments[name], value) for name, value in arguments.items()]
-        return self.handler(caller, **{it.variable: value for it, value in own if it is not self.added.get(it.name)})
+        given = ((self.arguments[name], value) for name, value in arguments.items())
+        return self.handler(caller, **{it.variable: value for it, value in given if it not in self.added})
 
     def read_signature(self) -> Iterator[Argument]:
         """Reads the arguments from the function's attributes and docstring, without inspect and typing."""
@@ -1327,7 +1325,7 @@ REASON, FIELDS = (Argument(name, "str | None", None, False, MEANINGS[name]) for 
 def operation(effect: str, registry: dict[str, Operation]) -> Callable[[Function], Function]:
     def register(handler: Function) -> Function:
         entry = Operation(handler, effect)
-        entry.added = {"fields": FIELDS} if effect == "reads" else {"reason": REASON} if registry is OPERATIONS else {}
+        entry.added = (FIELDS,) if effect == "reads" else (REASON,) if registry is OPERATIONS else ()
         registry[entry.name] = SHELL_COMMANDS[entry.words] = entry
         group, two, _ = entry.words.partition(" ")
         if two:
@@ -6139,11 +6137,11 @@ class Call:
     """One request being answered, as an operation sees it."""
 
     budget: Budget  # of what is done beside the loop
-    fields: str | None = None  # the parts that its answer has
 
-    def __init__(self, connection: Connection, caller: Caller, request: Any, chosen: Operation) -> None:
+    def __init__(self, connection: Connection, caller: Caller, request: Any, chosen: Operation, given: Json) -> None:
         self.connection, self.caller, self.request, self.chosen = connection, caller, request, chosen
-        self.daemon, self.actor = connection.daemon, Actor(caller.name)
+        self.daemon, self.actor, self.arguments = connection.daemon, Actor(caller.name), given
+        self.actor.reason = given.get("reason")
         self.ask = self.daemon.store.ask
 
     async def write(self, work: Callable[..., Answer], *arguments: Any) -> Answer:
@@ -6178,9 +6176,8 @@ class Call:
                     return await self.think(work)
 
     async def think(self, work: Callable[[Call], Answer]) -> Answer:
-        call = Call(self.connection, self.caller, self.request, self.chosen)
+        call = Call(self.connection, self.caller, self.request, self.chosen, self.arguments)
         call.budget = budget = Budget(self.chosen.bounds)
-        call.fields = self.fields
 
         def answer(db: sqlite3.Connection) -> Answer:
             call.ask = BoundedQuestions(db, budget)
@@ -6196,7 +6193,7 @@ class Call:
     def encode(self, result: Json) -> bytes:
         """Returns a result as JSON, made in pieces so that other threads run meanwhile; TooMuch if it is too large."""
         pieces, size = [], 0
-        for piece in json_pieces(pick_fields(result, self.fields), 3):
+        for piece in json_pieces(pick_fields(result, self.arguments.get("fields")), 3):
             pieces.append(piece)
             size += len(piece)
             self.budget.check(size)
@@ -6422,9 +6419,7 @@ class Connection(Protocol):
         arguments = chosen.check(params)
         if self.daemon.stopping and chosen.effect != "reads":
             raise Unavailable(*SHUTTING_DOWN)
-        call = Call(self, self.caller, message.get("id"), chosen)
-        call.actor.reason = arguments.get("reason")
-        return await perform(call, arguments)
+        return await perform(Call(self, self.caller, message.get("id"), chosen, arguments))
 
     def check_room(self, name: str) -> None:
         """Raises unless this caller has read most of its answers, and those that a batch keeps are not too long."""
@@ -6435,9 +6430,9 @@ class Connection(Protocol):
             raise Unavailable("too many answers to this caller are unread", "read them first")
 
 
-async def perform(call: Call, arguments: Json) -> bytes:
+async def perform(call: Call) -> bytes:
     """Calls an operation, and returns its result as JSON.  No hint names what the caller must not see."""
-    call.fields = arguments.get("fields")
+    arguments = call.arguments
 
     def answer(call: Call) -> bytes:
         check_sight(call, arguments)
@@ -6448,7 +6443,7 @@ async def perform(call: Call, arguments: Json) -> bytes:
             return await call.beside(answer)
         check_sight(call, arguments)
         result: Json | bytes = await call.chosen.call(call, arguments)
-        return result if isinstance(result, bytes) else json_bytes(pick_fields(result, call.fields))
+        return result if isinstance(result, bytes) else json_bytes(pick_fields(result, arguments.get("fields")))
     except NotFound as problem:
         if call.caller.patterns:
             problem.hint = SEEN_HINT
@@ -6958,8 +6953,8 @@ def lineage(call: Call, name: str | None = None, resource: str | None = None, *,
         tau lineage sqlite:////srv/shop.db sales
     """
     is_pipeline = name is None or (call.ask.is_known(name) and call.caller.sees(name))
-    asked = {"name": name, "place": None} if is_pipeline else {"name": None, "place": place_of(call, str(name))}
-    uses = call.ask.lineage(call.among(), **asked, resource=resource)
+    place = None if is_pipeline else place_of(call, str(name))
+    uses = call.ask.lineage(call.among(), name=name if is_pipeline else None, place=place, resource=resource)
     unknown = [use["pipeline"] for use in uses if not use["place"]]
     rows = []
     for _, group in itertools.groupby(uses[len(unknown) :], lambda use: (use["place"], use["resource"].lower())):
@@ -7009,8 +7004,8 @@ def code(
         raise NotFound(f"{name} v{row['version']} has no file '{path[:WORD_MAX]}'", hint)
     document = pick(row, "pipeline", "version", "sha256", "entry", "deployed_at")
     if out is not None:
-        texts = {path: base64.b64encode(content).decode("ascii") for path, content in sources.items()}
-        return document | {"files": [{"path": path, "base64": text} for path, text in texts.items()]}
+        files = sources.items()
+        return document | {"files": [{"path": at, "base64": base64.b64encode(it).decode("ascii")} for at, it in files]}
     return document | {"files": [*sources], "source": sources[path].decode("utf-8", "replace")}
 
 
@@ -7327,8 +7322,7 @@ def diff(call: Call, name: Subject, other: RunId | None = None, *, versions: lis
         raise NotFound(f"{run['pipeline']} has no success before {run_id}", shell_line("tau", "inspect", run_id))
     if (owner := call.ask.owner(before)) != run["pipeline"]:
         raise BadRequest(f"{before} is a run of {owner}, not of {run['pipeline']}", "choose two runs of one pipeline")
-    about = {"pipeline": run["pipeline"], "run_id": run_id, "status": run["status"]}
-    return about | compare_runs(call, before, run_id)
+    return pick(run, "pipeline", "run_id", "status") | compare_runs(call, before, run_id)
 
 
 @reads
@@ -7395,8 +7389,8 @@ def errors(call: Call, name: PipelineName | None = None, *, all_: bool = False, 
         return listing(call, "incidents", rows, total, given)
     rows, total = call.ask.failures(limit, call.among(), name)
     for row in rows:
-        error = row["error"] | {"message": cut_text(row["error"]["message"], 300)}
-        row["error"] = pick(error, "kind", "type", "message", "step", "file", "line", "code", "fingerprint")
+        error = pick(row["error"], "kind", "type", "message", "step", "file", "line", "code", "fingerprint")
+        row["error"] = error | {"message": cut_text(error["message"], 300)}
         row["next"] = [shell_line("tau", "inspect", row["run_id"])]
     return listing(call, "errors", rows, total, given)
 
@@ -17107,7 +17101,7 @@ def row_facts(position: int, row: Any, others: Any, work: AnyFunction, what: str
     """
     facts: Json = {"position": position, what: safe_repr(row), "failing": 1, "of": position, "rows": []}
     until = monotonic() + TRIED_S
-    line = None if problem is None else traceback.extract_tb(problem.__traceback__, -1)
+    line = problem and traceback.extract_tb(problem.__traceback__, -1)
 
     def try_all(others: Any) -> str:
         for facts["of"], other in itertools.islice(others, ROWS_TRIED):
