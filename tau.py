@@ -834,6 +834,8 @@ def by_how(uses: list[Json], *shown: str) -> Json:
 
 #: What a step keeps of its rows besides their number.
 SEEN_COLUMNS = ("columns", "nulls", "places")
+DONE_COLUMNS = ("status", "duration_ms", "rows_in", "rows_out", *SEEN_COLUMNS, "error", "finished_at")
+NEW_STEP = {**dict.fromkeys(DONE_COLUMNS), "status": "running", "finished_n": None}
 
 
 def pick_fields(document: Json, fields: str | None) -> Json:
@@ -9502,10 +9504,10 @@ class Runner:
 
     def note_surroundings(self, process: Process, environment: str | None) -> None:
         """Saves what is around a process, if no other had the same."""
-        document, is_new = self.around.look(environment)
-        process.surroundings = fingerprint(encode_json(document))
-        if is_new:
-            self.spawn(asyncio.wait_for(self.store.write(self.store.add_surroundings, document), None))
+        process.surroundings, document = self.around.look(environment)
+        if document is not None:
+            row = process.surroundings, document
+            self.spawn(asyncio.wait_for(self.store.write(self.store.add_surroundings, *row), None))
 
     def memos(self, run_id: str) -> str:
         return os.path.join(self.home, "memos", run_id)
@@ -11310,9 +11312,8 @@ class Store:
                 (f"{seconds} seconds", status),
             )
 
-    def add_surroundings(self, document: Json) -> None:
+    def add_surroundings(self, sha256: str, document: Json) -> None:
         """Saves what was around runs.  Old rows go: each start of taud makes one."""
-        sha256 = fingerprint(encode_json(document))
         self.sql.put("surroundings", {"sha256": sha256, "data": document}, clash="IGNORE")
         oldest = "(SELECT max(number) FROM surroundings)"
         self.db.execute(f"DELETE FROM surroundings WHERE number <= {oldest} - {SURROUNDINGS_KEPT}")
@@ -11337,8 +11338,6 @@ SURROUNDINGS_KEPT = 500
 EXPIRE_MAX = 500
 #: The `position` of an attempt before anything is read: bytes of its files, and the number of its last record.
 NOWHERE = {"journal": 0, "stdout": 0, "stderr": 0, "n": 0}
-DONE_COLUMNS = ("status", "duration_ms", "rows_in", "rows_out", *SEEN_COLUMNS, "error", "finished_at")
-NEW_STEP = {**dict.fromkeys(DONE_COLUMNS), "status": "running", "finished_n": None}
 STEP_COLUMNS = ("run_id", "attempt", "step", "parent", "name", "path", "started_at", "n", *NEW_STEP)
 LOG_COLUMNS = ("run_id", "attempt", "n", "at", "level", "step", "stream", "message", "fields")
 OBSERVATION_COLUMNS = ("run_id", "attempt", "n", "kind", "at", "step", "name", "data")
@@ -12580,18 +12579,18 @@ class Around:
 
     def __init__(self, venvs: Venvs) -> None:
         self.venvs, self.started_at = venvs, rfc3339(time.time())
-        self.known: dict[str | None, tuple[list[str], Any, Json]] = {}  # folders, their state, what was seen
+        self.known: dict[str | None, tuple[list[str], Any, str]] = {}  # folders, their state, the fingerprint
 
-    def look(self, environment: str | None) -> tuple[Json, bool]:
-        """Returns Python, packages, names of variables and the daemon's start, and whether that is new."""
-        folders, state, document = self.known.get(environment) or (self.folders(environment), None, {})
-        now = state_of(folders)
-        if is_new := now != state:
-            document = {"python": sys.version.split()[0], "packages": packages_in(folders)}
-            document |= {"variables": dict.fromkeys(sorted(os.environ)[:500], "set")}
-            document |= {"daemon_started_at": self.started_at}
-            self.known[environment] = folders, now, document
-        return document, is_new
+    def look(self, environment: str | None) -> tuple[str, Json | None]:
+        """Returns a fingerprint, and if it is new: Python, packages, names of variables, when the daemon started."""
+        folders, state, mark = self.known.get(environment) or (self.folders(environment), None, "")
+        if (now := state_of(folders)) == state:
+            return mark, None
+        document = {"python": sys.version.split()[0], "packages": packages_in(folders)}
+        document |= {"variables": dict.fromkeys(sorted(os.environ)[:500], "set"), "daemon_started_at": self.started_at}
+        mark = fingerprint(encode_json(document))
+        self.known[environment] = folders, now, mark
+        return mark, document
 
     def folders(self, environment: str | None) -> list[str]:
         if environment is not None:
@@ -14315,8 +14314,7 @@ def call_locally(chosen: Pipeline, job: Json, path: str) -> Json:
     steps: dict[int, Json] = {}
     for line in records:
         if line["t"] == "step":
-            unfinished = dict.fromkeys(("duration_ms", "rows_in", "rows_out", *SEEN_COLUMNS, "error"))
-            steps[line["step"]] = {**unfinished, "status": "running", **line, "started_at": rfc3339(line["at"])}
+            steps[line["step"]] = {**NEW_STEP, **line, "started_at": rfc3339(line["at"])}
         elif line["t"] == "done":
             steps[line["step"]] |= line
     observed = [line | {"kind": line["t"]} for line in records if line["t"] in OBSERVATIONS]
@@ -16066,7 +16064,8 @@ class Warehouse:
     def failure(self, problem: BaseException, table: str = "", where: str = "") -> SourceError:
         """What is raised for a statement that failed: it names the keys of its table, if they may be why."""
         text, facts = cause_text(problem), {"statement": clip(self.statement, 500), "table": table}
-        hint = self.hint(text)
+        hints = (hint for pattern, hint in SQL_HINTS.items() if re.search(pattern, text, re.IGNORECASE))
+        hint = next(hints, "this transaction was rolled back")
         with contextlib.suppress(Exception):  # a database that is gone, or does not tell
             named = re.search(r"constraint failed: (\w+)\.", text)
             table = table or (named[1] if named else problem.orig.diag.table_name)  # type: ignore[attr-defined]
@@ -16081,10 +16080,6 @@ class Warehouse:
                     hint = f"upsert needs key={facts['primary'] or facts['unique'][0]}"
                 hint = f"`{table}` has {' and '.join(keys) or 'no primary key and no unique index'}; {hint}"
         return SourceError(f"{self.label}: {where}{text}", hint, **facts)
-
-    def hint(self, problem: str) -> str:
-        hints = (hint for pattern, hint in SQL_HINTS.items() if re.search(pattern, problem, re.IGNORECASE))
-        return next(hints, "this transaction was rolled back")
 
     def keys_of(self, table: str) -> Json:
         """Returns the columns of a table's primary key, of its other unique indexes, and of further indexes.

@@ -48,7 +48,7 @@ def commands() -> str:
     lines = []
     for chosen in (module.OPERATIONS | module.LOCAL_COMMANDS).values():
         name = chosen.words
-        own = [one for one in chosen.arguments.values() if one not in chosen.added.values()]  # the text has the others
+        own = [one for one in chosen.arguments.values() if one not in chosen.added]  # the text has the others
         usage = " ".join(map(usage_of, own))
         lines += [f"**`tau {name} {usage}`**".replace(" `", "`"), f"<br>{chosen.summary}"]
         lines += ["<br>" + " · ".join(f"`{example.partition('  # ')[0]}`" for example in chosen.examples), ""]
