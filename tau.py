@@ -8129,7 +8129,7 @@ def describe(
         document |= {"result": None, "partial_result": run["result"]}
     if outcome := attempt.get("outcome"):  # its process is still there
         document |= {"error": outcome.get("error"), "waiting": f"{outcome['t']}; waits for {outcome['waits_for']}"}
-    if run["status"] == "success" and (closed := ask.incidents_closed(run)):
+    if closed := ask.incidents_closed(run):
         document["closed_incidents"] = closed
     if run["status"] in FAILURES:
         case = Case(call, version, run, attempt, steps, observed).document()
@@ -8223,12 +8223,11 @@ class Case:
             limits = {"@pipeline(memory=…)": options.get("memory"), "[limits] memory_bytes": settings["memory_bytes"]}
             set_in = next(filter(limits.get, limits), "the machine's own")
             peak = (self.attempt.get("ended") or {}).get("max_rss_bytes")
-            facts = {"peak_rss_bytes": peak} | facts | {"limit_bytes": limits.get(set_in), "set_in": set_in}
+            facts |= {"step": error["step"], "peak_rss_bytes": peak}
+            facts |= {"limit_bytes": limits.get(set_in), "set_in": set_in}
         elif (error["type"], error["kind"]) == ("TimeoutError", "timeout"):
             option = "timeout" if self.run["started_at"] else "queue_timeout"
             facts |= {"limit_s": options.get(option), "set_in": f"@pipeline({option}=…)"}
-        elif error["kind"] == "timeout":
-            facts["pipeline_limit_s"] = options.get("timeout")
         elif secret := facts.get("secret"):
             facts["last_found"] = self.ask.secret_reader(self.name, str(secret))
         return error | {"facts": facts} if facts else error
@@ -8255,27 +8254,22 @@ class Case:
     def commands(self, changed: Json) -> Iterator[list[Any]]:
         """Yields the words of the commands that lead on from this failure."""
         name, run_id, facts = self.name, self.run["run_id"], self.error.get("facts") or {}
-        live = self.ask.live_version(name) == self.run["version"]
+        version, is_of_data = self.run["version"], self.error["kind"] not in ("timeout", "died")
+        which = ["--version", version] if version != self.ask.live_version(name) else []
         if secret := facts.get("secret"):
             yield ["secret", "set", secret]
         if passing := self.error["kind"] == "lost" or facts.get("retryable"):
             yield ["retry", run_id]
-        elif "code" in changed and live:
+        elif "code" in changed and not which:
             yield ["rollback", name, "--to", changed["since"]["version"]]
         if not passing:
-            yield from () if secret or self.error["kind"] in ("timeout", "died") else self.looks()
-            yield [
-                "code",
-                name,
-                *([] if live else ["--version", self.run["version"]]),
-                "--out",
-                f"{name}-v{self.run['version']}/",
-            ]
+            yield from self.looks() if is_of_data and not secret else ()
+            yield ["code", name, *which, "--out", f"{name}-v{version}/"]
         if self.attempt.get("log_lines", 0) > LOG_SHOWN:
             yield ["logs", name, "--run", run_id]
         if os.path.isdir(os.path.join(self.call.daemon.home, "memos", run_id)):
             yield ["retry", run_id, "--from-failure"]
-        elif secret or self.error["kind"] in ("timeout", "died"):
+        elif secret or not is_of_data:
             yield run_again(self.run)
 
     def looks(self) -> Iterator[list[Any]]:
@@ -18261,9 +18255,6 @@ def facts_of(problem: BaseException, attempt: Attempt) -> Json | None:
 def facts_about(problem: BaseException, attempt: Attempt) -> Json:
     if facts := problem.detail if isinstance(problem, TauError) else vars(problem).get("tau_facts", dict)():
         return facts
-    if isinstance(problem, MemoryError):
-        size = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-        return {"step": attempt.step_of(problem), "peak_rss_bytes": size}
     if isinstance(problem, ModuleNotFoundError):
         whose = "the environment of this file" if attempt.job.get("python") else "taud's own"
         python = f"{sys.executable} ({'.'.join(map(str, sys.version_info[:3]))}, {whose})"
