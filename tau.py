@@ -159,6 +159,7 @@ if TYPE_CHECKING:
     Limit = int
     LogLimit = int
     TickLimit = int
+    Seq = int
     PipelineName = str
     SecretName = str
     RunId = str
@@ -242,6 +243,16 @@ SCOPES = ("read", "operate", "admin")
 FAILURES = ("failed", "timed_out", "lost")
 #: What a run may report besides its steps and its log.
 OBSERVATIONS = ("check", "metric", "progress", "drift", "sample")
+#: The types of events in the ledger; of some only admins learn.
+SECRET_EVENTS = ("secret.set", "secret.removed", "key.created", "key.revoked", "auth.failed")
+EVENTS = (
+    *("run.queued", "run.started", "run.retrying", "run.cancelling", "run.drifted", "run.finished"),
+    *("incident.opened", "incident.reopened", "incident.closed", "chain.skipped", "success.overdue", "state.changed"),
+    *("tick.fired", "tick.skipped", "tick.missed", "tick.dropped", "schedule.changed", "schedule.broken"),
+    *("pipeline.deployed", "pipeline.rolled_back", "pipeline.undeployed", "pipeline.paused", "pipeline.resumed"),
+    *("scheduler.gap", "clock.unset", "clock.set_back", "daemon.stopping", "retention.forced"),
+    *("store.copied", "store.pruned", "store.restored", *SECRET_EVENTS),
+)
 TRIGGERS = ("manual", "schedule", "catchup", "retry", "chain", "backfill", "webhook", "heal")
 LEVELS = ("debug", "info", "warning", "error")
 #: The id of a run of run_local().
@@ -713,6 +724,9 @@ MIGRATIONS = (
 
     -- Why somebody did what an event tells, in their words.
     ALTER TABLE events ADD COLUMN reason TEXT;
+
+    -- The last event that is deleted; of earlier times nobody knows.
+    INSERT INTO memory SELECT 'pruned', coalesce(max(seq), 0) FROM events;
     """,
 )
 
@@ -1152,6 +1166,7 @@ KINDS: dict[str, Json] = {
     "Bytes": {"type": "integer", "minimum": 3_000, "maximum": ANSWER_BYTES_MAX},
     "list[int]": {"type": "array", "items": {"type": "integer"}},
     "TickLimit": {"type": "integer", "minimum": 1, "maximum": TICKS_MAX},
+    "Seq": {"type": "integer", "minimum": 0, "maximum": 1 << 53},
     "Json": {"type": "object"},
     "Texts": {"type": "object", "additionalProperties": {"type": "string"}},
     "list[RunId]": {"type": "array", "items": {"type": "string"}},
@@ -3378,6 +3393,8 @@ def near(command: str) -> str:
 def exit_of(name: str, document: Json) -> int:
     if document.get("ok") is False:
         return LoadFailed.exit if name == "check" else 1
+    if name == "events":
+        return 0 if document["events"] or "gap" in document else 8
     runs = document.get("runs", [document]) if name in ("run", "retry", "wait", "try") else ()
     if any(run.get("waited") is False for run in runs):
         return 7
@@ -3410,6 +3427,19 @@ def ask_for_logs(client: Client, name: str, params: Json, view: View) -> Json:
             return ask_live(client, "wait", {"run_id": run_id}, view)
     document = client.call(name, params, view.event)
     return {} if params.get("follow") else document
+
+
+def ask_for_events(client: Client, name: str, params: Json, view: View) -> Json:
+    """Returns the next events; prints them if they are followed: it asks again and again, so no restart loses one."""
+    follow = params.pop("follow", False)
+    page = client.call(name, params)
+    while follow:
+        if "gap" in page:
+            report("warning", {"message": f"events before {page['first']} are deleted", "hint": "see [retention]"})
+        for event in page["events"]:
+            view.event(event)
+        page = client.call(name, params | {"since": page["next"], "follow": True})
+    return page
 
 
 def ask_for_check(client: Client, name: str, params: Json, view: View) -> Json:
@@ -3499,6 +3529,7 @@ ASKING: dict[str, Callable[[Client, str, Json, View], Json]] = {
     "run": ask_for_run,
     "retry": ask_for_run,
     "logs": ask_for_logs,
+    "events": ask_for_events,
     "check": ask_for_check,
     "code": ask_for_code,
     "backup": ask_for_backup,
@@ -3712,7 +3743,7 @@ EXITS = """
 exit codes:
   0 done   1 the run did not succeed   2 bad usage or input   3 not found
   4 not allowed   5 conflict   6 no daemon   7 gave up waiting
-  9 a bug in Tau   130 interrupted
+  8 nothing new   9 a bug in Tau   130 interrupted
 """
 
 
@@ -4666,9 +4697,16 @@ class View:
         text = f"{at} {line['level']:<7}{place} {message_of(line)}{fields_text(line)}"
         return self.paint(text.replace("\n", "\n" + " " * 21), line["level"])  # it cannot fake another line
 
+    def fact(self, event: Json) -> str:
+        """An event of the ledger as a line."""
+        about = "  ".join(event[key] for key in ("pipeline", "run_id", "actor", "reason") if event[key])
+        text = f"{local_time(event['at'])} {event['type']:<19} {about} {fields_text({'fields': event['data']})}"
+        return self.paint(single_line(text), str(event["data"].get("status")))
+
     def event(self, event: Json) -> None:
-        """Prints an event for a program, a line of the log for a person."""
-        write_out(self.log_text(printable(event)) if self.people else json_text(event, sys.stdout))
+        """Prints an event for a program, a line for a person."""
+        text = self.fact if "actor" in event else self.log_text
+        write_out(text(printable(event)) if self.people else json_text(event, sys.stdout))
 
 
 ATTEMPT = "attempt status started_at duration_ms what"
@@ -4706,6 +4744,7 @@ PAINTERS: dict[str, Any] = {
     "lineage": View.lineage,
     **dict.fromkeys(("log_tail", "next"), lambda view, lines: map(single_line, lines)),  # half a command is none
     "lines": lambda view, lines: map(view.log_text, lines),
+    "events": lambda view, events: map(view.fact, events),
     "truncated": lambda view, cut: [view.paint("{shown} of {total}; all: {get}".format_map(cut), "dim")],
 }
 #: First character of a line of a diff → its style.
@@ -7374,6 +7413,59 @@ async def logs(
 
 @sifts
 @reads
+async def events(
+    call: Call,
+    *,
+    since: Seq | None = None,
+    wait: Duration = 0.0,
+    type_: str | None = None,
+    pipeline: PipelineName | None = None,
+    limit: Limit = 100,
+    follow: bool = False,
+) -> Json:
+    """Tell what happened, oldest first, and the cursor after it; exit code 8 says that nothing is new.
+
+    since         only events after this cursor, the `next` of an earlier answer; without it the last ones
+    wait          wait this long for the first event, without --since for one from now on: 30s, 5m, or seconds
+    type          only of this type: run.failed (the run.finished of a failed run), incident.*, or several with commas
+    pipeline      only events of this pipeline
+    follow        print each event as a line until Ctrl-C; on the wire, wait as long as it takes
+
+        tau events --since 4711 --wait 60
+        tau events --type 'run.failed,incident.*' --follow
+    """
+    types = types_seen(call.caller, type_)
+    call.ask.known(pipeline)
+    call.only_waits()
+    wait = DURATION_MAX_S if follow else wait
+    cursor = call.ask.last_event() if since is None and wait and not follow else since
+    until = time.monotonic() + wait
+
+    def read(call: Call) -> Json:
+        call.caller.check_time()
+        return call.ask.events(cursor, limit, call.among(), types, pipeline)
+
+    while True:
+        change = call.daemon.feed.next_change(LEDGER)  # then the store is read, so that no event is missed
+        page = await call.beside(read)
+        left = until - time.monotonic()
+        if page["events"] or "gap" in page or left <= 0:
+            break
+        cursor = page["next"]
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(left):
+                await change.wait()
+    again = call.chosen.line({"since": page["next"], "type": type_, "pipeline": pipeline})
+    if "more" in page or not page["events"]:
+        page["hint"] = f"`{again}` shows more" if page["events"] else f"`{again} --wait 60` waits for the next one"
+    for event in page["events"] if call.caller.patterns else ():
+        upstream = event["data"].get("upstream", {})
+        event["data"] |= {"upstream": pick(upstream, *call.caller.sift(upstream))} if upstream else {}
+    return page
+
+
+@sifts
+@reads
 def errors(call: Call, name: PipelineName | None = None, *, all_: bool = False, limit: Limit = 20) -> Json:
     """List the incidents, which are failures of one kind; open ones first, then the latest.
 
@@ -8601,6 +8693,19 @@ def check_sight(call: Call, arguments: Json) -> None:
             raise NotFound(f"no {'run' if kind == 'RunId' else 'pipeline named'} '{word[:WORD_MAX]}'")
 
 
+def types_seen(caller: Caller, asked: str | None) -> list[str]:
+    """Returns the types of events that are asked for, or all, of those that the caller sees."""
+    seen = [name for name in TYPES_OF if caller.scope == "admin" or name not in SECRET_EVENTS]
+    types = []
+    for word in ("*" if asked is None else asked).split(",", FIELDS_MAX):
+        found = [name for name in seen if len(word) <= WORD_MAX and fnmatch.fnmatchcase(name, word.strip())]
+        if not found:
+            hint = did_you_mean(word, seen, f"known: {', '.join(seen)}")
+            raise BadRequest(f"no event has the type '{word[:WORD_MAX]}'", hint)
+        types += [one for name in found for one in TYPES_OF[name]]
+    return types
+
+
 def check_peek(call: Call, place: str, resource: str | None, directory: str) -> None:
     """Raises Forbidden unless the caller may look at a place.
 
@@ -8962,7 +9067,7 @@ class Scheduler:
             return
         self.timer.cancel()
         with contextlib.suppress(TauError):  # on a full disk the gap looks longer
-            await self.store.write(self.agenda.remember, "alive", {"until": int(self.clock.time())})
+            await self.store.write(self.store.remember, "alive", {"until": int(self.clock.time())})
 
     # These run on the writer's thread.
 
@@ -8984,7 +9089,7 @@ class Scheduler:
         if self.stuck_at:
             self.agenda.note_gap("storage_full", self.stuck_at, now)
         if alive_at is None or not 0 <= now - alive_at < ALIVE_S:
-            self.agenda.remember("alive", {"until": now})
+            self.store.remember("alive", {"until": now})
         if self.seen is None or (now - REFRESH_AT_S) // 86_400 != (self.seen[0] - REFRESH_AT_S) // 86_400:
             self.agenda.refresh(now)
         self.store.expire_queued()
@@ -9614,7 +9719,7 @@ class Runner:
                 self.spawn(self.look_after(process))
             if not self.live:
                 self.busy.clear()
-            watched = self.feed.waiting or any(process.stopping for process in self.live.values())
+            watched = self.feed.waiting.keys() - {LEDGER} or any(process.stopping for process in self.live.values())
             await asyncio.sleep(POLL_WATCHED_S if watched else POLL_S)
 
     async def look_after(self, process: Process) -> None:
@@ -9864,7 +9969,7 @@ class Feed:
         self.pages: dict[tuple[str, int], list[Json]] = {}  # the last ones: many may follow the same run
 
     def changed(self, run_id: str) -> None:
-        """Wakes those who wait for this run: the store has something new about it."""
+        """Wakes those who wait for this run, or for the LEDGER: the store has something new about it."""
         if (event := self.waiting.pop(run_id, None)) is not None:
             event.set()
         if run_id in self.ending:
@@ -10288,14 +10393,11 @@ class Agenda:
 
     # What the scheduler remembers.
 
-    def remember(self, name: str, data: Any) -> None:
-        self.sql.put("memory", {"name": name, "data": data}, clash="REPLACE")
-
     def note_gap(self, cause: str, begin: float, until: float) -> None:
         """Remembers a time in which ticks could not, or should not, be decided; the ledger has it too."""
         begin, until = int(begin), int(until)
         gaps = self.sql.remembered("gaps") or []
-        self.remember("gaps", [*gaps, {"from": begin, "until": until, "cause": cause}][-GAPS_MAX:])
+        self.store.remember("gaps", [*gaps, {"from": begin, "until": until, "cause": cause}][-GAPS_MAX:])
         if cause != "paused":  # the ledger has the pause already
             data = {"cause": cause, "from": rfc3339(begin), "until": rfc3339(until), "seconds": until - begin}
             self.store.event("scheduler.gap", None, None, data)
@@ -10311,7 +10413,7 @@ class Agenda:
         self.store.shift_waiting(now - before)
         # A time that comes again is no gap any more.
         gaps = [gap for gap in self.sql.remembered("gaps") or [] if gap["from"] < now]
-        self.remember("gaps", [gap | {"until": min(gap["until"], now)} for gap in gaps])
+        self.store.remember("gaps", [gap | {"until": min(gap["until"], now)} for gap in gaps])
         intervals = "SELECT * FROM schedules WHERE next_at IS NOT NULL AND json_extract(options, '$.every_s') > 0"
         for row in self.sql.rows(intervals):
             every = int(row["options"]["every_s"])
@@ -10661,6 +10763,9 @@ class Removal:
         statement = f"DELETE FROM {table} WHERE ({key}) IN ({some}) RETURNING {key}"
         keys = self.store.db.execute(statement, values).fetchall()
         self.counts[what] += len(keys)
+        if what == "events" and keys:
+            last = max(seq for (seq,) in keys)
+            self.store.remember("pruned", max(last, self.store.sql.remembered("pruned") or 0))
         return keys
 
     def rows(self, what: str, bounds: Json) -> None:
@@ -10853,6 +10958,10 @@ def move_aside(database: str) -> str | None:
     return aside
 
 
+#: Events after a restore have numbers that the events which it undoes cannot have had.
+RESTORED_AFTER = 1_000_000_000
+
+
 def settle_copy(store: Store, copy: sqlite3.Connection, schema: int, path: str, revoked: dict[str, str]) -> Json:
     """Checks a copy, and makes it the store of a home.
 
@@ -10864,11 +10973,13 @@ def settle_copy(store: Store, copy: sqlite3.Connection, schema: int, path: str, 
     copy.execute("BEGIN")
     gaps = (store.sql.row("SELECT data FROM memory WHERE name = 'gaps'") or {"data": []})["data"]
     gaps += [{"from": 0, "until": int(store.clock.time()), "cause": "restored"}]
-    store.sql.put("memory", {"name": "gaps", "data": gaps}, clash="REPLACE")
+    store.remember("gaps", gaps)
+    last = store.sql.last_event()
     ended = end_old_runs(store)
     revoke = "UPDATE keys SET revoked_at = ? WHERE sha256 = ? AND revoked_at IS NULL"
     copy.executemany(revoke, [(at, digest) for digest, at in revoked.items()])
     store.event("store.restored", None, None, {"file": os.path.basename(path), **ended})
+    copy.execute("UPDATE events SET seq = seq + ? WHERE seq > ?", (RESTORED_AFTER, last))
     copy.execute("COMMIT")
     keys = [pick(row, "name", "scope", "status") for row in store.sql.keys(store.now())]
     return count_copy(copy) | ended | {"keys": keys}
@@ -10902,6 +11013,10 @@ def end_old_runs(store: Store) -> Json:
 # --- 30. Store ---------------------------------------------------------------------------
 # Owns every change of the store.  Calls Questions, Database and Metrics.
 # Promises that a run's status changes only as MOVES allows, and that its event is in the same transaction.
+
+
+#: Stands among the ids of runs that change for all events.
+LEDGER = ""
 
 
 class Store:
@@ -10951,13 +11066,16 @@ class Store:
         tick: str | None = None,
     ) -> None:  # fmt: skip
         """Adds an event to the ledger, in the transaction of the change; *tick* is what the event decides about."""
-        if run_id is not None:
-            self.database.touched.add(run_id)
+        self.database.touched |= {LEDGER, run_id or LEDGER}
         now = self.clock.time()
         self.metrics.fact(type_name, data, now - instant_of(tick) if tick and type_name == "tick.fired" else None)
         event = {"at": rfc3339(now), "type": type_name, "pipeline": pipeline, "run_id": run_id, "data": data}
         reason = cut_text(actor.reason, 500) if isinstance(actor, Actor) and actor.reason else None
         self.sql.put("events", event | {"actor": actor, "reason": reason, "scheduled_for": tick})
+
+    def remember(self, name: str, data: Any) -> None:
+        """Keeps a value that `remembered` returns."""
+        self.sql.put("memory", {"name": name, "data": data}, clash="REPLACE")
 
     def move(self, run_id: str, status: str, data: Json | None = None, actor: str = "taud", **columns: Any) -> bool:
         """Sets a run's status and columns, adds the event, calls on_finish at an end; False if MOVES forbids it.
@@ -11798,6 +11916,25 @@ class Questions(Sql):
         """Returns after which event the last *tail* log lines of a run's last attempt begin; 0 is before all."""
         return int(self.value(LAST_LINES, run_id=run_id, tail=tail)) if tail else 0
 
+    def last_event(self) -> int:
+        return int(self.value("SELECT coalesce(max(seq), 0) FROM events"))
+
+    def events(
+        self, since: int | None, limit: int, among: list[str] | None, types: list[str], pipeline: str | None
+    ) -> Json:
+        """Returns the first events after *since*, or the last ones, and whether some are deleted."""
+        last, is_tail = self.last_event(), since is None  # later ones are for the next question
+        conditions = {"seq <= ?": last, "seq > ?": since, f"({AMONG} OR {OF_ALL})": among, "pipeline = ?": pipeline}
+        condition, values = where({**conditions, f"{TYPE} IN (SELECT value FROM json_each(?))": types})
+        order = "seq DESC" if is_tail else "seq"
+        rows = self.rows(f"SELECT {EVENT} FROM events{condition} ORDER BY {order} LIMIT ?", *values, limit + 1)
+        more, rows = len(rows) > limit and not is_tail, rows[:limit]
+        answer: Json = {"events": rows[::-1] if is_tail else rows, "next": rows[-1]["seq"] if more else last}
+        deleted = self.remembered("pruned") or 0
+        if since is not None and not deleted <= since <= last:
+            answer |= {"gap": True, "first": deleted + 1}
+        return answer | ({"more": True} if more else {})
+
     # What retention asks.
 
     def file_bytes(self) -> int:
@@ -11975,6 +12112,13 @@ REPLACED = """(SELECT max(version) FROM versions n
 REASON_OF = """SELECT reason FROM events e WHERE run_id IS NULL AND e.pipeline = v.pipeline
     AND at BETWEEN v.deployed_at AND strftime('%Y-%m-%dT%H:%M:%fZ', v.deployed_at, '10 seconds')
     AND type = 'pipeline.deployed' AND json_extract(data, '$.version') = v.version"""
+#: What is told of an event, its type with the status of an ended run, and which events are of all pipelines.
+EVENT = "seq, at, type, pipeline, run_id, scheduled_for, actor, reason, data"
+TYPE = "iif(type = 'run.finished', 'run.' || json_extract(data, '$.status'), type)"
+OF_ALL = "pipeline IS NULL AND type IN ('pipeline.paused', 'pipeline.resumed')"
+#: A type that can be asked for → what TYPE is then.
+TYPES_OF = {name: [name] for name in EVENTS} | {"run.finished": [f"run.{status}" for status in FINAL]}
+TYPES_OF |= {f"run.{status}".replace("success", "succeeded"): [f"run.{status}"] for status in FINAL}
 #: The condition that a row's pipeline is in a list.
 AMONG = "pipeline IN (SELECT value FROM json_each(?))"
 

@@ -76,6 +76,7 @@ DOCUMENTS: dict[str, Callable[[Tau], Any]] = {
     "deploy-conflict": lambda tau: tau("deploy", tau.write(PIPELINES), "--name", "good", "--expect", "7", exit=5),
     "code-files": lambda tau: tau.call("code", name="good", out=""),
     "events": events_of,
+    "ledger": lambda tau: tau("events", "--since", 0, "--limit", 5),
 }
 
 

@@ -60,6 +60,7 @@ REQUESTS: dict[str, dict[str, Any]] = {
     "diff": {"name": "{name}", "versions": [1, 1]},
     "logs": {"name": "{name}"},
     "errors": {},
+    "events": {},
     "status": {},
     "watch": {},
     "state": {"name": "{name}", "set": {"seen": 1}},
