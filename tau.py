@@ -7455,9 +7455,9 @@ async def events(
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(left):
                 await change.wait()
-    again = call.chosen.line({"since": page["next"], "type": type_, "pipeline": pipeline})
+    again: Json = {"since": page["next"], "wait": None if page["events"] else 60, "follow": False}
     if "more" in page or not page["events"]:
-        page["hint"] = f"`{again}` shows more" if page["events"] else f"`{again} --wait 60` waits for the next one"
+        page["hint"] = f"`{call.chosen.line(call.arguments | again)}` tells the next"
     for event in page["events"] if call.caller.patterns else ():
         upstream = event["data"].get("upstream", {})
         event["data"] |= {"upstream": pick(upstream, *call.caller.sift(upstream))} if upstream else {}

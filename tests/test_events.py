@@ -56,7 +56,9 @@ def test_the_ledger_is_read_in_pages_and_each_event_is_in_one(ran: Tau) -> None:
     while "more" in page:
         page = ran("events", "--since", page["next"], "--limit", 2)
         seen += page["events"]
-        assert page.get("hint") == (f"`tau events --since {page['next']}` shows more" if "more" in page else None)
+        assert page.get("hint") == (
+            f"`tau events --since {page['next']} --limit 2` tells the next" if "more" in page else None
+        )
     assert (seen, page["next"]) == (whole["events"], whole["next"])
     assert ran("events", "--limit", 2) == {"events": seen[-2:], "next": whole["next"]}
 
@@ -67,7 +69,7 @@ def test_nothing_new_is_exit_8_and_says_how_to_wait(ran: Tau) -> None:
         answer = ran("events", "--since", last, *words, exit=8)
         assert answer["next"] == last
     answer = ran("events", "--since", last, "--type", "run.*", exit=8)
-    assert answer["hint"] == f"`tau events --since {last} --type 'run.*' --wait 60` waits for the next one"
+    assert answer["hint"] == f"`tau events --since {last} --type 'run.*' --wait 60` tells the next"
 
 
 @pytest.mark.parametrize(
