@@ -209,10 +209,13 @@ def report(ctx):
 )
 
 
-@pytest.mark.parametrize("target", ["sqlite", "postgresql"])
+@pytest.mark.parametrize("target", ["sqlite", "postgresql", "file"])
 def test_a_changed_upstream_is_named_with_its_versions(stage: Tau, request: Any, tmp_path: Path, target: str) -> None:
-    url = f"sqlite:///{tmp_path}/shop.db" if target == "sqlite" else request.getfixturevalue("postgres")
-    source = UPSTREAM.replace("TARGET", url)
+    places = {"sqlite": f"sqlite:///{tmp_path}/shop.db", "file": f"{tmp_path}/prices.jsonl"}
+    place = places.get(target) or request.getfixturevalue("postgres")
+    source, table = UPSTREAM.replace("TARGET", place), "" if target == "file" else "prices"
+    if not table:
+        source = source.replace('rows, "prices", mode', "rows, mode").replace(f'"{place}", "prices"', f'"{place}"')
     stage.deploy(source, "shop.py")
     for name in ("prices", "report"):
         stage("run", name)
@@ -221,11 +224,13 @@ def test_a_changed_upstream_is_named_with_its_versions(stage: Tau, request: Any,
     stage("run", "report", exit=1)
     case = stage("inspect", "report")
     (upstream,) = case["changed"]["upstream"]
-    assert (upstream["pipeline"], upstream["resource"], upstream["run_id"]) == ("prices", "prices", writer["run_id"])
+    assert (upstream["pipeline"], upstream["resource"], upstream["run_id"]) == ("prices", table, writer["run_id"])
     assert upstream["version"][0] < upstream["version"][1]
     assert '+    rows = [{"sku": "a", "price": 1250}' in upstream["code"]
     assert upstream["reason"] == "cents"
     assert upstream["finished_at"] == writer["finished_at"]
+    (between,) = stage("lineage", upstream["place"], *filter(None, [table]))["lineage"]
+    assert [row["pipeline"] for how in ("writes", "reads") for row in between[how]] == ["prices", "report"]
 
 
 def test_a_key_that_only_reads_sees_no_rows_and_no_variables(stage: Tau) -> None:
