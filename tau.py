@@ -1662,6 +1662,8 @@ def bare_url(url: str) -> str:
 
 #: Scheme of a URL → the port that it means without one.
 PORTS = {"postgresql": 5432, "mysql": 3306, "mariadb": 3306, "mssql": 1433, "oracle": 1521, "http": 80, "https": 443}
+#: Schemes of URLs in which what is before the @ is no user, but a part of the place.
+PLACED_BEFORE_AT = ("az", "abfs", "abfss", "github")
 
 
 def place_name(url: str, directory: str) -> str:
@@ -1673,7 +1675,9 @@ def place_name(url: str, directory: str) -> str:
         return os.path.normpath(os.path.join(directory, path))
     is_web = scheme in ("http", "https")
     user = r"^[^/?#]*@" if is_web else r"^[^:/]*(:[^@]*)?@"  # in a database's URL a password may have a slash
-    rest, _, query = re.sub(user, "", rest).partition("?")
+    if scheme not in PLACED_BEFORE_AT:
+        rest = re.sub(user, "", rest)
+    rest, _, query = rest.partition("?")
     if scheme in ("sqlite", "duckdb"):
         path = rest.removeprefix("/")
         return f"{scheme}:///{path if path[:1] == ':' else os.path.normpath(os.path.join(directory, path))}"
@@ -3493,7 +3497,9 @@ def ask_for_code(client: Client, name: str, params: Json, view: View) -> Json:
     if "out" not in params:
         return document
     files = demand(KINDS["list[Json]"], decode(json_bytes(document.get("files"))), "files")
-    check_paths([file.get("path") for file in files])
+    check_paths(paths := [file.get("path") for file in files])
+    if hidden := [path for path in paths if re.search(r"(^|/)\.[^/]*/", path)]:  # what is in .git may be executed
+        raise BadRequest(f"'{hidden[0]}' is in a hidden folder", "`tau deploy` sends none: is that the right daemon?")
     folder, entry = params["out"] or ".", str(document.get("entry"))
     changes = write_files(folder, {file["path"]: read_content(file) for file in files}, "force" in params)
     words = [file_word(os.path.join(folder, entry))] if len(files) == 1 else [file_word(folder), "--entry", entry]
@@ -8715,8 +8721,10 @@ def check_peek(call: Call, place: str, resource: str | None, directory: str) -> 
     if caller.scope == "admin":
         return
     inside = f"{place.rstrip('/')}/{resource or ''}"
-    if ".." in urllib.parse.unquote(inside).split("/") or "?" in place:  # a query can name another database
-        raise Forbidden(f"'{caller.name}' may not look at a place with '..' or '?' in it", "write the whole path")
+    # A query can name another database, and to some libraries only an @ before the path ends a user's name.
+    path = place.partition("://")[2].partition("/")[2]
+    if ".." in urllib.parse.unquote(inside).split("/") or "?" in place or "@" in path:
+        raise Forbidden(f"'{caller.name}' may not look at a place with '..', '?' or '@' in it", "write the whole path")
     names = [place_name(each, directory) for each in (place, inside)]
     pipelines = call.ask.values("SELECT DISTINCT pipeline FROM lineage WHERE place IN (?, ?)", *names)
     if place not in call.daemon.settings["connections"] and not caller.sift(pipelines):
@@ -9555,7 +9563,7 @@ class Runner:
         self.tasks = Tasks(store.metrics.failed)
         self.spawn = self.tasks.spawn
         self.paused = False  # nothing is decided or admitted any more
-        self.loads = Turns((os.cpu_count() or 1) + 1)
+        self.loads, self.looks = (Turns((os.cpu_count() or 1) + 1) for _ in range(2))  # one does not wait for the other
         self.busy = asyncio.Event()  # set while anything is live
 
     async def open(self) -> None:
@@ -9630,7 +9638,8 @@ class Runner:
 
     async def load_now(self, folder: str, entry: str, job: Json, actor: str) -> Outcome:
         """If the fork server dies meanwhile, the next one tries again: the file is not to blame."""
-        async with self.loads.each[actor], self.loads.all:
+        turns = self.looks if job["kind"] == "peek" else self.loads
+        async with turns.each[actor], turns.all:
             while True:
                 process = Process(self.folder, f"load-{os.urandom(8).hex()}", None, 1, self.starter.server)
                 process.timeout_s = job.get("timeout") or self.settings["load_timeout_s"]

@@ -41,6 +41,8 @@ import tau as module
         ("https://tau:pa55@Example.com:443/a/@me?token=pa55#x", "https://example.com/a/@me"),
         ("http://example.com:8080", "http://example.com:8080/"),
         ("s3://key:pa55@bucket/in/*.parquet", "s3://bucket/in/*.parquet"),
+        ("abfs://sales@account.dfs.core.windows.net/a.csv", "abfs://sales@account.dfs.core.windows.net/a.csv"),
+        ("github://owner:shop@main/a.csv", "github://owner:shop@main/a.csv"),
     ],
 )
 def test_a_place_has_one_name_without_secrets(written: str, name: str) -> None:

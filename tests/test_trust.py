@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
+import socket
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -138,3 +142,19 @@ def test_a_diff_of_many_files_ends_when_it_is_long_enough() -> None:
     rest = re.search(r"… ([\d,]+) more characters", text)
     assert rest is not None
     assert int(rest[1].replace(",", "")) < 20_000
+
+
+def test_looks_at_what_hangs_hold_up_no_deployment(net: Tau) -> None:
+    keys = [key_for(net, f"looks{number}", "--scope", "admin") for number in range(3)]
+    with socket.create_server(("127.0.0.1", 0)) as hanging, contextlib.ExitStack() as stack:
+        words = ("peek", f"http://127.0.0.1:{hanging.getsockname()[1]}/a.json")
+        looks = [threading.Thread(target=net.command, args=words, kwargs={"TAU_API_KEY": key}) for key in keys * 2]
+        for look in looks:
+            look.start()
+            stack.callback(look.join)
+        stack.callback(hanging.shutdown, socket.SHUT_RDWR)
+        for _ in range(3):
+            stack.callback(hanging.accept()[0].close)  # as many look at once
+        began = time.monotonic()
+        net.deploy("from tau import pipeline\n@pipeline\ndef meanwhile(ctx): ...\n")
+        assert time.monotonic() - began < 5

@@ -272,6 +272,8 @@ def test_a_package_is_written_and_deploys_again(fresh: Tau) -> None:
         "file/x",
         "pipe",
         "y\udcff/..",
+        ".git/config",
+        "a/.vscode/tasks.json",
     ],
 )
 def test_a_daemon_cannot_choose_where_files_go(home: Tau, path: Any) -> None:
