@@ -842,6 +842,12 @@ def pick(document: Json, *keys: str) -> Json:
     return {key: document[key] for key in keys}
 
 
+def first_fitting(items: list[Any], room: int) -> list[Any]:
+    """Returns the first items that have together at most *room* bytes as JSON."""
+    sizes = itertools.accumulate(len(encode_json(item)) for item in items)
+    return [item for item, size in zip(items, sizes, strict=True) if size <= room]
+
+
 def by_how(uses: list[Json], *shown: str) -> Json:
     return {how: [pick(use, *shown) for use in uses if use["how"] == how] for how in ("reads", "writes")}
 
@@ -956,8 +962,7 @@ def baseline(before: Json, steps: list[Json]) -> Json:
         for name, kinds in shape["columns"].items():
             every = f"{one['columns'].get(name, '')}|{kinds}".split("|")
             one["columns"][name] = "|".join(dict.fromkeys(filter(None, every)))
-    sizes = itertools.accumulate(len(encode_json(entry)) for entry in made.items())
-    return dict(itertools.compress(made.items(), (size <= BASELINE_BYTES_MAX for size in sizes)))
+    return dict(first_fitting([*made.items()], BASELINE_BYTES_MAX))
 
 
 def bare_error(kind: str, type_name: str, message: str) -> Json:
@@ -8491,8 +8496,7 @@ def cut_end(value: Any, room: int) -> Any:
         return cut_texts(value, room)
     pairs = [*value.items()] if isinstance(value, dict) else [*enumerate(value)]
     pairs = [(key, cut_texts(item, room // 4)) for key, item in pairs[:room]]
-    sizes = itertools.accumulate(len(encode_json(pair)) for pair in pairs)
-    shown = [pair for pair, size in zip(pairs, sizes, strict=True) if size <= room]
+    shown = first_fitting(pairs, room)
     return dict(shown) if isinstance(value, dict) else [item for _, item in shown]
 
 
@@ -15453,8 +15457,7 @@ def rows_seen(place: Any, limit: int, profile: bool, about: Json) -> Json:
     names = [*dict.fromkeys(itertools.chain(known, *rows))]
     columns = [{"name": name, "kind": known.get(name), "declared": declared.get(name)} for name in names]
     columns = [{key: value for key, value in column.items() if value} for column in columns[:COLUMNS_SHOWN]]
-    sizes = itertools.accumulate(len(encode_json(row)) for row in rows[: min(limit, ITEMS_MAX)])
-    shown = [row for row, size in zip(rows, sizes, strict=False) if size <= ROWS_BYTES]
+    shown = first_fitting(rows[: min(limit, ITEMS_MAX)], ROWS_BYTES)
     seen: Json = {"columns": columns, "row_count": count, "counted": counted, **about, "rows": shown}
     if len(names) > COLUMNS_SHOWN or len(shown) < min(limit, len(rows)):
         seen["cut"] = f"to {COLUMNS_SHOWN} columns, {ITEMS_MAX:,} rows, {ROWS_BYTES:,} bytes: a query can choose"
