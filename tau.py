@@ -842,6 +842,18 @@ def pick(document: Json, *keys: str) -> Json:
     return {key: document[key] for key in keys}
 
 
+def omit(document: Mapping[str, Any], keys: Collection[str]) -> Json:
+    return {key: value for key, value in document.items() if key not in keys}
+
+
+def without_none(document: Mapping[str, Any]) -> Json:
+    return {key: value for key, value in document.items() if value is not None}
+
+
+def without_empty(document: Json) -> Json:
+    return {key: value for key, value in document.items() if value}
+
+
 def first_fitting(items: list[Any], room: int) -> list[Any]:
     """Returns the first items that have together at most *room* bytes as JSON."""
     sizes = itertools.accumulate(len(encode_json(item)) for item in items)
@@ -3268,8 +3280,7 @@ def schedule_options(live: Json, command: Json) -> Json:
     decorated["cron"] = live.get("schedule")
     if any(name in command for name in TIMINGS):
         decorated |= dict.fromkeys((*TIMINGS, "timezone", "start", "end"))
-    given = {name: value for name, value in decorated.items() if value is not None}
-    return SCHEDULE_OPTIONS | given | command
+    return SCHEDULE_OPTIONS | without_none(decorated) | command
 
 
 def read_timing(cron: str | None, every: float | str | None, at: str | None, zone: Zone) -> Json:
@@ -4181,9 +4192,8 @@ def write_environment(name: str, table: dict[str, str] | None) -> bool:
         if known.get(name) == table:
             return text
         edited = edit_table(text, name, table)
-        wanted = {key: value for key, value in (known | {name: table}).items() if value is not None}
         try:
-            understood = tomllib.loads(edited) == wanted
+            understood = tomllib.loads(edited) == without_none(known | {name: table})
         except tomllib.TOMLDecodeError:
             understood = False
         if not understood:
@@ -4566,7 +4576,7 @@ class View:
         head, only, room = [], SHOWN.get(name), room or columns_shown()
         if "trace" in document:
             head, only = self.run_head(document), None if name == "inspect" else LAST
-            document = {key: value for key, value in (document | document["trace"]).items() if key not in HEAD}
+            document = omit(document | document["trace"], HEAD)
         if name == "diff":
             about = {key: document.pop(key) for key in ("pipeline", "run_id") if key in document}
             document = about | {"changed": document}
@@ -4574,7 +4584,7 @@ class View:
             parts = ("schedule", "options", "params", "secrets", "code")
             told = ((row, key) for row in document["pipelines"] for key in parts if key in row)
             changed = {key if key == "code" else f"{row['name']} {key}": row.pop(key) for row, key in told}
-            document["changed"] = {key: value for key, value in changed.items() if value} or False
+            document["changed"] = without_empty(changed) or False
         if "moved" in document:
             times = zip(*(document.pop(key) for key in ("local", "ticks", "moved")), strict=True)
             document["ticks"] = [{"local": local, "tick_at": tick, "moved": moved} for local, tick, moved in times]
@@ -6850,8 +6860,7 @@ async def deploy(
     finally:
         await deployment.close()
     answer: Json = {"changed": any(row["changed"] for row in deployed), "pipelines": deployed}
-    more = {"dry_run": dry_run, "environments": built, **others}
-    return answer | {key: value for key, value in more.items() if value}
+    return answer | without_empty({"dry_run": dry_run, "environments": built, **others})
 
 
 @writes
@@ -6925,7 +6934,7 @@ def preview_pipeline(call: Call, row: Json) -> Json:
     now = time.time()
     schedule = {"options": schedule_options(row, {}), "anchor_at": rfc3339(now)}
     ticks = preview(call, *timing(schedule, call.daemon.agenda), int(now))["ticks"]
-    return {key: value for key, value in row.items() if key not in ("function", "secrets")} | {"ticks": ticks}
+    return omit(row, ("function", "secrets")) | {"ticks": ticks}
 
 
 def timing(row: Json, agenda: Agenda) -> tuple[Times | None, Zone]:
@@ -7092,8 +7101,7 @@ async def peek_(
     check_peek(call, place, resource, job.get("directory", ""))
     outcome = await daemon.runner.load(os.devnull, "peek", job, call.actor)
     if (error := outcome.error) is None:
-        seen = fit("peek", outcome.result, Mask(), "peek")
-        return {key: value for key, value in seen.items() if value is not None}
+        return without_none(fit("peek", outcome.result, Mask(), "peek"))
     if error["kind"] in ("timeout", "died", "lost") or error["type"] == "MemoryError":
         said = error["message"] or "it takes too much memory"
         raise TooMuch(f"it is too much for a look: {said}", "look at a table, or at a query that reads less")
@@ -7695,7 +7703,7 @@ async def schedule(
         "jitter_s": jitter,
         "params": params if texts is None else read_texts(call, name, params, texts),
     }
-    command = command | {key: value for key, value in given.items() if value is not None}
+    command = command | without_none(given)
     fired: Json = {"changed": False}
     if disable or enable or clear or command != before["command"]:
         enabled = False if disable else True if enable or clear else None
@@ -8246,7 +8254,7 @@ def describe(
 
 def without_data(error: Json) -> Json:
     """Returns an error without rows and variables: who may only read sees none."""
-    facts = {key: fact for key, fact in (error["facts"] or {}).items() if key not in ("row", "rows", "cell", "body")}
+    facts = omit(error["facts"] or {}, ("row", "rows", "cell", "body"))
     return error | {"frames": [frame | {"locals": {}} for frame in error["frames"]], "facts": facts or None}
 
 
@@ -8971,8 +8979,7 @@ def compare_deployed(before: Json, now: Json) -> Json:
         return {"options": options, "params": params, "secrets": version.get("secrets") or {}}
 
     old, new, code = declared(before), declared(now), compare_sources(before["sources"], now["sources"])
-    parts = {"code": code, **{part: changed_items(old[part], new[part]) for part in old}}
-    return {part: value for part, value in parts.items() if value}
+    return without_empty({"code": code, **{part: changed_items(old[part], new[part]) for part in old}})
 
 
 def changed_items(before: Json, now: Json) -> Json:
@@ -10221,7 +10228,7 @@ class Agenda:
         *earlier* is the last run of the same plan: a tick may be skipped because of it.
         """
         name, kind, tick, run_id = row["pipeline"], decision["type"], rfc3339(decision["tick"]), None
-        data = {key: value for key, value in decision.items() if key not in ("type", "tick", "with", "trigger")}
+        data = omit(decision, ("type", "tick", "with", "trigger"))
         if "with" in decision:
             data["run_id"] = decision["with"] or earlier
         if kind == "tick.fired":
@@ -10437,7 +10444,7 @@ class Agenda:
 
 
 def retimed(command: Json, timing: Json) -> Json:
-    return {name: value for name, value in command.items() if name not in (*TIMINGS, "start", "end")} | timing
+    return omit(command, (*TIMINGS, "start", "end")) | timing
 
 
 def source_of(options: Json, command: Json) -> str | None:
@@ -11650,7 +11657,7 @@ class Questions(Sql):
             "schedule": None,
             "upstream": [],
             "downstream": [],
-            "options": {key: value for key, value in options.items() if key not in apart},
+            "options": omit(options, apart),
             **live,
             "versions": self.rows(f"{versions} ORDER BY version DESC LIMIT 5", name),
             "last_run": self.row(f"{last} ORDER BY run_id DESC LIMIT 1", name),
@@ -11687,7 +11694,7 @@ class Questions(Sql):
 
     def next_version(self, pipeline: Json, digest: str) -> tuple[Json, Json]:
         """Returns the version of a pipeline that a deployment makes or keeps, and the last one that was live."""
-        options = {key: value for key, value in pipeline.items() if key not in ("name", "line", "entry", "secrets")}
+        options = omit(pipeline, ("name", "line", "entry", "secrets"))
         last = self.row(LAST_VERSION, pipeline["name"]) or NO_VERSION
         # To an older Tau fewer options were known.  Where a version came from makes no other one.
         before = {key: last["options"].get(key, value) for key, value in options.items()} | pick(options, "origin")
@@ -12138,7 +12145,7 @@ AMONG = "pipeline IN (SELECT value FROM json_each(?))"
 
 def where(conditions: dict[str, Any]) -> tuple[str, list[Any]]:
     """Returns as SQL the conditions that have a value, and the values.  A list is one value; () binds nothing."""
-    used = {text: value for text, value in conditions.items() if value is not None}
+    used = without_none(conditions)
     values = [encode_json(value) if isinstance(value, list) else value for value in used.values() if value != ()]
     return f" WHERE {' AND '.join(used)}" if used else "", values
 
@@ -13447,8 +13454,7 @@ def secrets_to_send(job: Json) -> dict[str, str]:
     names = {*secrets_asked(sources), *names_below(job["secrets"])}
     for connection in job["connections"].values():
         names.update(re.findall(SECRET_IN_URL, connection["url"]))
-    values = {name: usable_secret(name, job["secrets"])[0] for name in names}
-    return {name: value for name, value in values.items() if value is not None}
+    return without_none({name: usable_secret(name, job["secrets"])[0] for name in names})
 
 
 class Relay:
@@ -14434,7 +14440,7 @@ def run_local(
         job = local_job(chosen.name, folder, os.path.abspath(data_dir or folder))
         job |= {"params": params or {}, "state": state or {}, "connections": dict(connections or {})}
         job |= {"last_success": last_successful_run, "scheduled_for": scheduled_for}
-        job["secrets"] = {name: value for name, value in (secrets or {}).items() if name not in os.environ}
+        job["secrets"] = omit(secrets or {}, os.environ)
         job["upstream"] = {name: {"run_id": LOCAL_RUN, "result": result} for name, result in (upstream or {}).items()}
         return call_locally(chosen, job, os.path.join(folder, "run.journal"))
 
@@ -14599,7 +14605,7 @@ class Parameters:
     def convert(self, given: Json) -> Json:
         """Makes JSON params values of their annotations and adds defaults."""
         values = {name: self.types[name].convert(v) if name in self.types else v for name, v in given.items()}
-        return {name: default for name, default in self.defaults.items() if name not in values} | values
+        return omit(self.defaults, values) | values
 
 
 def hint_of(function: AnyFunction, parameter: inspect.Parameter) -> Any:
@@ -15075,7 +15081,7 @@ class Place:
             demand({"type": schema} if isinstance(schema, str) else schema, value, name)
             if needed and needed not in self.options:
                 raise BadRequest(f"{name} needs {needed}", f"{needed}='…': {own[needed][3]}")
-        return {name: value for name, value in self.options.items() if name not in own}
+        return omit(self.options, own)
 
 
 def find_place(source: Any, resource: str | None, around: Surroundings, options: Json, writing: bool = False) -> Any:
@@ -15085,7 +15091,7 @@ def find_place(source: Any, resource: str | None, around: Surroundings, options:
         raise BadRequest(f"{safe_repr(source)} is no place", "a path, a URL, a connection, or the name of an @source")
     if name in registry:
         return Registered(name, registry[name], resource, options)
-    options = {name: value for name, value in options.items() if value is not None}
+    options = without_none(options)
     url = around.url_of(name)
     scheme, marks, address = url.partition("://")
     kind, dialect = scheme.partition("+")[0], scheme.replace("+", ".")
@@ -15456,7 +15462,7 @@ def rows_seen(place: Any, limit: int, profile: bool, about: Json) -> Json:
     declared, known = about.pop("declared", {}), kinds.document()["columns"]
     names = [*dict.fromkeys(itertools.chain(known, *rows))]
     columns = [{"name": name, "kind": known.get(name), "declared": declared.get(name)} for name in names]
-    columns = [{key: value for key, value in column.items() if value} for column in columns[:COLUMNS_SHOWN]]
+    columns = [*map(without_empty, columns[:COLUMNS_SHOWN])]
     shown = first_fitting(rows[: min(limit, ITEMS_MAX)], ROWS_BYTES)
     seen: Json = {"columns": columns, "row_count": count, "counted": counted, **about, "rows": shown}
     if len(names) > COLUMNS_SHOWN or len(shown) < min(limit, len(rows)):
@@ -15890,8 +15896,7 @@ def with_query(url: str, query: Mapping[str, Any]) -> str:
     """Returns the URL with these parameters, except None.  They replace others of the same name."""
     before, mark, old = url.partition("?")
     others = [pair for pair in old.split("&") if urllib.parse.unquote_plus(pair.partition("=")[0]) not in query]
-    given = {name: value for name, value in query.items() if value is not None}
-    parts = [part for part in (*others, urllib.parse.urlencode(given, doseq=True)) if part]
+    parts = [part for part in (*others, urllib.parse.urlencode(without_none(query), doseq=True)) if part]
     return before + ("?" if parts else mark) + "&".join(parts)
 
 
