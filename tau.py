@@ -262,7 +262,7 @@ LOCAL_EXECUTOR = "local"
 #: What happens to late ticks, and to ticks while an earlier run is unfinished.
 MISFIRES = ("last", "skip", "all")
 OVERLAPS = ("skip", "queue", "cancel_running", "allow")
-#: What a step does that sees other rows than the last success has seen.
+#: What happens when a step sees other rows than the last success has seen.
 DRIFTS = ("warn", "fail", "ignore")
 SHELLS = ("bash", "zsh", "fish")
 
@@ -317,8 +317,8 @@ FACTS_MAX = 20
 #: How many frames an error shows of a thread or task.
 STACK_FRAMES = 8
 LOG_LINE_BYTES_MAX = 16 << 10
-#: How many characters of a value are shown; of a local variable and of a value of a check so many are kept, and of
-#: all local variables of an error.
+#: How many characters of a value are shown, how many are kept of a local variable or of a value of a check, and how
+#: many of all local variables of an error.
 REPR_SHOWN, REPR_KEPT, LOCALS_KEPT = 160, 1_500, 12_000
 LOG_TAIL = 200
 #: How many of the last lines the document of a run has.
@@ -327,7 +327,7 @@ STEPS_MAX = 10_000
 STEP_DEPTH_MAX = 20
 #: Checks and metrics of one run.
 OBSERVATIONS_MAX = 1_000
-#: Steps of a run that tell of a drift; the last ones that show rows if it fails, and how many bytes each shows.
+#: How often a run tells of drift; how many of its last steps show rows if it fails, and how many bytes each.
 DRIFTS_MAX, SAMPLED_STEPS, SAMPLE_BYTES = 20, 20, 1_000
 DOCUMENT_BYTES = 6_000
 FIELDS_MAX = 100
@@ -715,9 +715,9 @@ MIGRATIONS = (
     CREATE INDEX incidents_open ON incidents (pipeline) WHERE status = 'open';
     CREATE INDEX incidents_by_last ON incidents (last_at, incident);
 
-    -- What was around an attempt and is the same for many: Python, packages, names of variables, the daemon.
-    CREATE TABLE surroundings (number INTEGER PRIMARY KEY, sha256 TEXT NOT NULL UNIQUE, data TEXT NOT NULL) STRICT;
-    ALTER TABLE attempts ADD COLUMN surroundings TEXT;
+    -- The circumstances of attempts, which are the same for many: Python, packages, names of variables, the daemon.
+    CREATE TABLE circumstances (number INTEGER PRIMARY KEY, sha256 TEXT NOT NULL UNIQUE, data TEXT NOT NULL) STRICT;
+    ALTER TABLE attempts ADD COLUMN circumstances TEXT;
 
     -- Which version was live when a version was deployed.
     ALTER TABLE versions ADD COLUMN replaces INTEGER;
@@ -860,7 +860,7 @@ def first_fitting(items: list[Any], room: int) -> list[Any]:
     return [item for item, size in zip(items, sizes, strict=True) if size <= room]
 
 
-def by_how(uses: list[Json], *shown: str) -> Json:
+def reads_and_writes(uses: list[Json], *shown: str) -> Json:
     return {how: [pick(use, *shown) for use in uses if use["how"] == how] for how in ("reads", "writes")}
 
 
@@ -871,7 +871,7 @@ NEW_STEP = {**dict.fromkeys(DONE_COLUMNS), "status": "running", "finished_n": No
 
 
 def pick_fields(document: Json, fields: str | None) -> Json:
-    """Returns the parts of an answer that *fields* names, as `a,b.c`, and how it is cut.  Lists are looked through."""
+    """Returns the parts of an answer that *fields* names, as `a,b.c`, and how it is cut.  Of a list: of each item."""
     if fields is None:
         return document
     paths = [path.strip().split(".") for path in fields.split(",", FIELDS_MAX)]
@@ -1079,7 +1079,7 @@ VALUES: dict[str, Json | str] = {
     " after:pipeline_name* pause_after_failures:count? expect_success_within:amount? executor:line?"
     " drift:drifts samples:flag line:count?",
     "scan": "missing_imports:line*",
-    # What was seen of a place.
+    # What `tau peek` shows.
     "peek": "place:line resource:line? tables:line*? columns:object*? keys:object? row_count:count? counted:line?"
     " rows:object*? profile:object? cut:line?",
 }
@@ -1212,8 +1212,8 @@ MEANINGS: dict[str, tuple[str, str]] = {
     "key": ("", "idempotency key, a word of your own: the same word gives the same run, never a second one"),
     "timeout": ("", "seconds to wait at most; the run goes on"),
     "follow": ("", "print its events as JSON lines while it runs"),
-    "reason": ("", "why you do it, in your words: the ledger keeps it"),
-    "fields": ("", "only these parts of the answer, as JSON: run_id,trace.steps.name; lists are looked through"),
+    "reason": ("", "why you do it: the ledger keeps your words"),
+    "fields": ("", "answer in JSON with these parts only, for example run_id,trace.steps.name"),
 }
 
 
@@ -1352,7 +1352,7 @@ SHELL_COMMANDS: dict[str, Operation] = {}
 COMMAND_GROUPS: dict[str, list[Operation]] = {}
 
 
-#: Every operation that writes takes a reason, which Call makes part of the actor; every one that reads takes fields.
+#: Every operation that writes takes a reason, which becomes part of the actor; every one that reads takes fields.
 REASON, FIELDS = (Argument(name, "str | None", None, False, MEANINGS[name]) for name in ("reason", "fields"))
 
 
@@ -1619,7 +1619,7 @@ def check_paths(paths: Collection[Any]) -> None:
 
 
 def read_content(file: Json) -> bytes:
-    """The bytes of a deployed file, which came as text or as base64."""
+    """Returns the bytes of a deployed file, which came as text or as base64."""
     if isinstance(file.get("text"), str):
         return str(file["text"]).encode("utf-8")
     try:
@@ -3508,7 +3508,7 @@ def ask_for_secret(client: Client, name: str, params: Json, view: View) -> Json:
 
 
 def ask_for_code(client: Client, name: str, params: Json, view: View) -> Json:
-    """Returns the source, or writes the files of a version; the daemon is not trusted with where."""
+    """Returns the source, or writes the files of a version: a daemon must not choose where."""
     document = client.call(name, params)
     if "out" not in params:
         return document
@@ -3537,7 +3537,7 @@ def write_files(folder: str, files: dict[str, bytes], force: bool) -> Json:
             wrong |= {} if force or place not in modes else {place: None}
     if wrong:
         hint = "--force replaces files that differ, but no link or folder; or give another directory"
-        raise Conflict(f"there already, and different: {', '.join(wrong)[:1000]}", hint)
+        raise Conflict(f"these are there and differ: {', '.join(wrong)[:1000]}", hint)
     for place, content in written.items():
         os.makedirs(os.path.dirname(place), exist_ok=True)
         remove_file(place)
@@ -4578,7 +4578,7 @@ class View:
             head, only = self.run_head(document), None if name == "inspect" else LAST
             document = omit(document | document["trace"], HEAD)
         if name == "diff":
-            about = {key: document.pop(key) for key in ("pipeline", "run_id") if key in document}
+            about = {key: document.pop(key) for key in ("pipeline", "run_id", "status") if key in document}
             document = about | {"changed": document}
         if name == "deploy" and "dry_run" in document:
             parts = ("schedule", "options", "params", "secrets", "code")
@@ -4643,7 +4643,7 @@ class View:
         return self.table(rows, "name accepts default") if rows else ["none"]
 
     def numbered(self, source: Json) -> list[str]:
-        """The file and its numbered lines."""
+        """The name of a file and its numbered lines."""
         return [source["file"], *(cut_text(line, self.room) for line in source["lines"])]
 
     def changes(self, changed: Json) -> list[str]:
@@ -4896,7 +4896,7 @@ def cell(row: Json, column: str) -> str:
 def change_text(value: Any) -> str:
     """What differs: of two values `before → now`, of a column what happened to it."""
     if isinstance(value, dict) and "what" in value:
-        value = {f"{value['what']} {value['column'] or ''}": [value["before"], value["now"]]}
+        return difference_text([value])
     if isinstance(value, dict):
         return ", ".join(f"{key} {change_text(item)}" for key, item in value.items())
     if isinstance(value, list) and len(value) == 2 and not isinstance(value[0], dict):
@@ -6816,8 +6816,8 @@ async def deploy(
     name          deploy only the pipeline of this name, or give the only pipeline this name
     schedule      a cron expression for it, as `tau schedule NAME` takes it
     take_over     replace pipelines of these names that were deployed from another file
-    expect        only if this version of the only pipeline is live; 0: if none is
-    dry_run       only tell what would change
+    expect        refuse unless this version is live now (0: none is); for a file with one pipeline
+    dry_run       change nothing: only tell what would change
 
         tau deploy orders.py --schedule "0 6 * * *"
         tau deploy shop --entry main.py  # a folder, of which one file is loaded
@@ -6867,7 +6867,7 @@ async def deploy(
 async def rollback(call: Call, name: PipelineName, *, to: int | None = None) -> Json:
     """Make an earlier version of a pipeline live again; the next deployment makes a new one.
 
-    to            which version; without it the one that the live one has replaced
+    to            which version; without it the one that the live version has replaced
 
         tau rollback orders
         tau rollback orders --to 3 --reason "version 4 counts twice"
@@ -6888,7 +6888,7 @@ def versions(call: Call, name: PipelineName, *, limit: Limit = 20) -> Json:
 
     @functools.lru_cache(2)
     def lines_of(digest: str) -> collections.Counter[tuple[str, bytes]]:
-        sources = seen_sources(call, digest).items()
+        sources = visible_sources(call, digest).items()
         return collections.Counter((path, line) for path, content in sources for line in content.splitlines())
 
     for row in rows:
@@ -7020,7 +7020,7 @@ def lineage(call: Call, name: str | None = None, resource: str | None = None, *,
     rows = []
     for _, group in itertools.groupby(uses[len(unknown) :], lambda use: (use["place"], use["resource"].lower())):
         same = [*group]
-        rows.append(pick(same[0], "place", "resource") | by_how(same, "pipeline", "version", "run_id", "at"))
+        rows.append(pick(same[0], "place", "resource") | reads_and_writes(same, "pipeline", "version", "run_id", "at"))
     given = {"name": name, "resource": resource}
     return listing(call, "lineage", rows[:limit], len(rows), given) | {"unknown": unknown}
 
@@ -7052,14 +7052,14 @@ def code(
     version       which version; without it the live one
     file          another file of the deployment
     raw           the command line prints the bare source, not JSON
-    out           write all files into this directory; on the wire, answer with all, as `deploy` takes them
+    out           write all files into this directory; on the wire, the answer has them as `deploy` takes them
     force         replace files there that differ
 
         tau code orders --version 1 --raw > orders.py
         tau code orders --out fix
     """
     row = call.ask.version(name, version)
-    sources, path = seen_sources(call, row["sha256"]), file or row["entry"]
+    sources, path = visible_sources(call, row["sha256"]), file or row["entry"]
     if path not in sources:
         hint = did_you_mean(path, sources, f"`{shell_line('tau', 'code', name, '--json')}` lists its files")
         raise NotFound(f"{name} v{row['version']} has no file '{path[:WORD_MAX]}'", hint)
@@ -7081,8 +7081,8 @@ async def peek_(
     place         a connection of tau.toml, a URL, or a path
     resource      a table, a file in that place, or one query: SELECT, WITH, VALUES or TABLE
     limit         how many rows at most
-    profile       tell of each column its missing and distinct values, least, greatest, shapes of text, odd cells
-    in            in the directory of this pipeline, and with its Python
+    profile       describe each column: missing and distinct values, least, greatest, shapes of text, odd cells
+    in            look from the directory of this pipeline, with its Python
 
         tau peek sqlite:///shop.db sales --in orders --limit 5
         tau peek in/sales.csv --in orders --profile
@@ -7346,11 +7346,11 @@ def inspect_(
     budget: Bytes = DOCUMENT_BYTES,
     full: bool = False,
 ) -> Json:
-    """Inspect a run, of a failed one the whole case: error, source, what changed, what to do next; or an incident.
+    """Inspect a run, or an incident: what happened, why it failed, what has changed, what to do next.
 
     last_run      the last run of the pipeline
     attempt       show the trace of this attempt; without it the last
-    budget        bytes that the document has at most; what tells least is cut
+    budget        how many bytes the document may have; what tells least is cut first
     full          nothing is cut
 
         tau inspect orders --last-run
@@ -7379,7 +7379,7 @@ def diff(call: Call, name: Subject, other: RunId | None = None, *, versions: lis
     run = call.ask.run(run_id)
     before = call.ask.success_before(run["pipeline"], run_id) if other is None else call.ask.find_run(other)
     if before is None:
-        raise NotFound(f"{run['pipeline']} has no success before {run_id}", shell_line("tau", "inspect", run_id))
+        raise NotFound(f"{run['pipeline']} had no success before {run_id}", shell_line("tau", "inspect", run_id))
     if (owner := call.ask.owner(before)) != run["pipeline"]:
         raise BadRequest(f"{before} is a run of {owner}, not of {run['pipeline']}", "choose two runs of one pipeline")
     return pick(run, "pipeline", "run_id", "status") | compare_runs(call, before, run_id)
@@ -7486,10 +7486,10 @@ async def events(
 @sifts
 @reads
 def errors(call: Call, name: PipelineName | None = None, *, all_: bool = False, limit: Limit = 20) -> Json:
-    """List the incidents, which are failures of one kind; open ones first, then the latest.
+    """List the incidents: failed runs of one kind are one.  Open ones come first, then the latest.
 
     name          which pipeline; without it, all of them
-    all           the failed runs instead, latest first, each with its error
+    all           list the failed runs instead, latest first, each with its error
 
         tau errors
         tau errors orders --all --limit 100
@@ -8195,6 +8195,7 @@ EMPTY = {
     "pipelines": "`tau init` writes a first pipeline, `tau deploy FILE.py` deploys it",
     "runs": "`tau run NAME` starts one",
     **dict.fromkeys(("incidents", "errors"), "no run has failed"),
+    "lineage": "no run has read or written there",
     "lines": "ctx.log(…) writes a line, and so does what a run prints",
     "keys": "`tau key create NAME` makes one",
     "secrets": "ctx.secret(NAME) asks for one, `tau secret set NAME` saves it",
@@ -8346,7 +8347,7 @@ class Case:
     def failing_source(self) -> Json | None:
         """Returns the deployed file in which it failed, with line numbers; of a long one the function."""
         file, line = self.error["file"] or self.version["entry"], self.error["line"] or 1
-        if (data := seen_sources(self.call, self.version["sha256"]).get(file)) is None:
+        if (data := visible_sources(self.call, self.version["sha256"]).get(file)) is None:
             return None
         text = data.decode("utf-8", "replace")
         first, last = (1, None) if len(text) <= SOURCE_BYTES else function_around(text, line)
@@ -8418,21 +8419,21 @@ def function_around(text: str, line: int) -> tuple[int, int]:
 
 
 def compare_runs(call: Call, before: str, now: str) -> Json:
-    """Returns what differs between two runs of a pipeline: what they were given, what was around, what they saw."""
+    """Returns what differs between two runs of a pipeline: what they were given, their circumstances, what they saw."""
     old, new = call.ask.evidence(before), call.ask.evidence(now)
     changed: Json = {"since": pick(old, "run_id", "version", "finished_at")}
     if old["version"] != new["version"]:
         changed |= compare_versions(call, new["pipeline"], old["version"], new["version"])
-    around = old["python"] and new["python"]
-    for key in ("params", "secrets", *(("packages", "variables") if around else ())):
+    are_known = old["python"] and new["python"]
+    for key in ("params", "secrets", *(("packages", "variables") if are_known else ())):
         changed[key] = changed_items(old[key], new[key])
-    if around:
+    if are_known:
         changed |= changed_items(*(pick(side, "python", "daemon_started_at") for side in (old, new)))
     pairs = {path: (old["steps"][path], step) for path, step in new["steps"].items() if path in old["steps"]}
     changed["columns"] = {path: changes for path, pair in pairs.items() if (changes := column_changes(*pair))}
-    for key, tells in (("rows", operator.ne), ("duration_ms", is_other_time)):
+    for key, differ in (("rows", operator.ne), ("duration_ms", is_other_time)):
         sides = {path: [step[key] for step in pair] for path, pair in pairs.items()}
-        changed[key] = {path: side for path, side in sides.items() if None not in side and tells(*side)}
+        changed[key] = {path: side for path, side in sides.items() if None not in side and differ(*side)}
     changed["upstream"] = [*upstream_changes(call, old, new)]
     return {key: value for key, value in changed.items() if value and key not in ("from", "to")}
 
@@ -8482,7 +8483,7 @@ def seen_at(side: Json, place: str, resource: str) -> Json:
 
 
 def shorten(document: Json, budget: int) -> Json:
-    """Cuts parts of a document, the least telling first, and by and by more of each, until it has *budget* bytes."""
+    """Cuts parts of a document, the least telling first and in each round more of each, until it has *budget* bytes."""
     get = shell_line("tau", "inspect", document["run_id"], "--full")
     cut: dict[str, Json] = {}
     for row in (*(document["error"] or {}).get("frames", ()), *document["trace"]["checks"]):
@@ -8736,7 +8737,7 @@ def check_peek(call: Call, place: str, resource: str | None, directory: str) -> 
     # A query can name another database, and to some libraries only an @ before the path ends a user's name.
     path = place.partition("://")[2].partition("/")[2]
     if ".." in urllib.parse.unquote(inside).split("/") or "?" in place or "@" in path:
-        raise Forbidden(f"'{caller.name}' may not look at a place with '..', '?' or '@' in it", "write the whole path")
+        raise Forbidden(f"'{caller.name}' may not look at a place with '..', '?' or '@' in it", "a whole path has none")
     names = [place_name(each, directory) for each in (place, inside)]
     pipelines = call.ask.values("SELECT DISTINCT pipeline FROM lineage WHERE place IN (?, ?)", *names)
     if place not in call.daemon.settings["connections"] and not caller.sift(pipelines):
@@ -8853,7 +8854,7 @@ class Deployment:
         scheduled = call.ask.row("SELECT command, options FROM schedules WHERE pipeline = ?", pipeline["name"])
         command, before = scheduled.values() if scheduled else ({}, SCHEDULE_OPTIONS)
         after = schedule_options(pipeline, command if cron is None else retimed(command, {"cron": cron}))
-        last = last | {"sources": seen_sources(call, last["sha256"])}
+        last = last | {"sources": visible_sources(call, last["sha256"])}
         return {
             "name": pipeline["name"],
             "version": version["version"],
@@ -8952,7 +8953,7 @@ DIFF_CHARACTERS_MAX = 20_000
 DIFF_LINES_MAX = 3_000
 
 
-def seen_sources(call: Call, digest: str) -> dict[str, bytes]:
+def visible_sources(call: Call, digest: str) -> dict[str, bytes]:
     """Returns the files of a version, without the entries of pipelines that the caller does not see."""
     sources = call.ask.sources(digest)
     shared = call.ask.rows("SELECT DISTINCT pipeline, entry FROM versions WHERE sha256 = ?", digest)
@@ -8965,7 +8966,7 @@ def seen_sources(call: Call, digest: str) -> dict[str, bytes]:
 def compare_versions(call: Call, name: str, before: int, now: int) -> Json:
     """Returns what differs between two versions of a pipeline, as far as the caller sees it."""
     rows = [call.ask.version(name, number) for number in (before, now)]
-    old, new = (row | {"sources": seen_sources(call, row["sha256"])} for row in rows)
+    old, new = (row | {"sources": visible_sources(call, row["sha256"])} for row in rows)
     return {"from": before, "to": now} | compare_deployed(old, new)
 
 
@@ -8973,7 +8974,7 @@ def compare_deployed(before: Json, now: Json) -> Json:
     """Returns what differs between two rows of versions with their `sources`: a diff, or the values before and now."""
 
     def declared(version: Json) -> Json:
-        # An older Tau knew fewer options.  Where it came from makes no other version.
+        # An older Tau knew fewer options.  A file that has moved makes no new version.
         options = now["options"] | version["options"] | {"entry": version["entry"], "origin": None, "params": None}
         params = version["options"]["params"].get("properties", {})
         return {"options": options, "params": params, "secrets": version.get("secrets") or {}}
@@ -8988,7 +8989,7 @@ def changed_items(before: Json, now: Json) -> Json:
 
 
 def compare_sources(before: dict[str, bytes], now: dict[str, bytes]) -> str:
-    """Returns the unified diff of some files, its beginning if it is long.  No text, or a long one, just differs."""
+    """Returns a unified diff of files, cut if it is long.  A file that is no text, or is long, only `differs`."""
     text = ""
     for path, sides in sorted(changed_items(before, now).items()):
         old, new = ("/dev/null" if side is None else f"{mark}/{path}" for mark, side in zip("ab", sides, strict=True))
@@ -9308,7 +9309,7 @@ class Process:
         self.orphaned_at = 0.0
         self.timeout_s: float | None = None  # its time limit, counted from its start
         self.memos: dict[str, bytes] = {}  # memos of a run on another machine that are not saved yet
-        self.surroundings: str | None = None  # the fingerprint of what is around it
+        self.circumstances: str | None = None  # their fingerprint
 
     @property
     def executor(self) -> str | None:
@@ -9341,7 +9342,7 @@ class Process:
             "process": {**(self.start or {}), "server": self.server, "secrets": dict(self.mask.names)},
             "outcome": self.last_record,
             "ended": self.end(),
-            "surroundings": self.surroundings,
+            "circumstances": self.circumstances,
             "log_lines": self.logged + self.dropped,
             "log_dropped": self.dropped,
         }
@@ -9351,7 +9352,7 @@ class Process:
         self.start = state["process"] if "pid" in state["process"] else None
         self.last_record, self.ended = state["outcome"], state["ended"]
         self.logged, self.dropped = state["log_lines"] - state["log_dropped"], state["log_dropped"]
-        self.stopping, self.timeout_s, self.surroundings = state["stopping"], state["timeout"], state["surroundings"]
+        self.stopping, self.timeout_s, self.circumstances = state["stopping"], state["timeout"], state["circumstances"]
         secrets = state["process"].get("secrets", {})
         for name in secrets:  # an older daemon has kept only the names
             self.mask.learn(name, self.secrets, secrets[name] if isinstance(secrets, dict) else None)
@@ -9566,7 +9567,7 @@ class Runner:
     def __init__(self, home: str, settings: Json, store: Store, feed: Feed, venvs: Venvs) -> None:
         self.home, self.settings, self.store, self.feed = home, settings, store, feed
         self.venvs, self.folder = venvs, os.path.join(home, "runs")
-        self.around = Around(venvs)
+        self.circumstances = Circumstances(venvs)
         self.unpacked = Unpacked(store)
         self.live: dict[str, Process] = {}  # by stem
         self.latencies: list[float] = []  # milliseconds from queued to started, the last thousand
@@ -9612,7 +9613,7 @@ class Runner:
                 files = [*self.store.ask.sources(job["sha256"])]
                 job |= {"executor": {"name": name, **chosen}, "python": None, "files": files}
             else:
-                self.note_surroundings(process, job["environment"])
+                self.note_circumstances(process, job["environment"])
             self.starter.send(job, process)
         except Exception as problem:  # even a bug must not leave it running for ever
             if not isinstance(problem, TauError):
@@ -9620,12 +9621,12 @@ class Runner:
             self.spawn(self.fail(process, str(problem)))
         return process
 
-    def note_surroundings(self, process: Process, environment: str | None) -> None:
-        """Saves what is around a process, if no other had the same."""
-        process.surroundings, document = self.around.look(environment)
+    def note_circumstances(self, process: Process, environment: str | None) -> None:
+        """Saves the circumstances of a process, if no other had the same."""
+        process.circumstances, document = self.circumstances.of(environment)
         if document is not None:
-            row = process.surroundings, document
-            self.spawn(asyncio.wait_for(self.store.write(self.store.add_surroundings, *row), None))
+            row = process.circumstances, document
+            self.spawn(asyncio.wait_for(self.store.write(self.store.add_circumstances, *row), None))
 
     def memos(self, run_id: str) -> str:
         return os.path.join(self.home, "memos", run_id)
@@ -10081,7 +10082,7 @@ class Agenda:
         return answer
 
     def check(self, pipelines: list[Json], caller: Caller, cron: str | None = None, expect: int | None = None) -> None:
-        """Raises BadRequest unless all of these can be deployed, Conflict unless version *expect* of the first is live.
+        """Raises BadRequest unless these can be deployed, and Conflict unless version *expect* of the first is live.
 
         A schedule of the command line that no longer fits is held: it must not prevent a deployment.
         """
@@ -11444,11 +11445,11 @@ class Store:
                 (f"{seconds} seconds", status),
             )
 
-    def add_surroundings(self, sha256: str, document: Json) -> None:
-        """Saves what was around runs.  Old rows go: each start of taud makes one."""
-        self.sql.put("surroundings", {"sha256": sha256, "data": document}, clash="IGNORE")
-        oldest = "(SELECT max(number) FROM surroundings)"
-        self.db.execute(f"DELETE FROM surroundings WHERE number <= {oldest} - {SURROUNDINGS_KEPT}")
+    def add_circumstances(self, sha256: str, document: Json) -> None:
+        """Saves the circumstances of runs.  Old rows go: each start of taud makes one."""
+        self.sql.put("circumstances", {"sha256": sha256, "data": document}, clash="IGNORE")
+        oldest = "(SELECT max(number) FROM circumstances)"
+        self.db.execute(f"DELETE FROM circumstances WHERE number <= {oldest} - {CIRCUMSTANCES_KEPT}")
 
     def note_stopping(self, run_id: str, attempt: int, status: str) -> None:
         """Saves why a run is being stopped, for the daemon after a crash."""
@@ -11466,14 +11467,14 @@ VERSIONS_TOLD = 20
 #: How often an attempt is handed to a fork server, if each time the server or the daemon dies first.
 STARTS_MAX = 20
 OPTIONS_KEPT = 10_000
-SURROUNDINGS_KEPT = 500
+CIRCUMSTANCES_KEPT = 500
 EXPIRE_MAX = 500
 #: The `position` of an attempt before anything is read: bytes of its files, and the number of its last record.
 NOWHERE = {"journal": 0, "stdout": 0, "stderr": 0, "n": 0}
 STEP_COLUMNS = ("run_id", "attempt", "step", "parent", "name", "path", "started_at", "n", *NEW_STEP)
 LOG_COLUMNS = ("run_id", "attempt", "n", "at", "level", "step", "stream", "message", "fields")
 OBSERVATION_COLUMNS = ("run_id", "attempt", "n", "kind", "at", "step", "name", "data")
-#: The 100 places that a pipeline used last are remembered.  Longer lists are by none of our steps.
+#: The 100 places that a pipeline used last are remembered.  No step of ours writes a longer list than this.
 ADD_LINEAGE = """
     INSERT OR REPLACE INTO lineage (how, place, resource, pipeline, run_id, version, at)
     SELECT DISTINCT json_extract(p.value, '$.how') AS way, json_extract(p.value, '$.place'),
@@ -11661,7 +11662,7 @@ class Questions(Sql):
             **live,
             "versions": self.rows(f"{versions} ORDER BY version DESC LIMIT 5", name),
             "last_run": self.row(f"{last} ORDER BY run_id DESC LIMIT 1", name),
-            "lineage": by_how(uses, "place", "resource", "version", "run_id", "at"),
+            "lineage": reads_and_writes(uses, "place", "resource", "version", "run_id", "at"),
         }
 
     def lineage(self, among: list[str] | None, **asked: str | None) -> list[Json]:
@@ -11677,15 +11678,15 @@ class Questions(Sql):
             there = self.values("SELECT version FROM versions WHERE pipeline = ? ORDER BY version DESC LIMIT 20", name)
             message = f"pipeline '{name}' has no {f'version {number}' if number else 'earlier version'}"
             hint = shell_line("tau", "versions", name)
-            raise NotFound(f"{message}, it has {', '.join(map(str, there))}", hint, versions=there)
+            raise NotFound(f"{message}; its versions are {', '.join(map(str, there))}", hint, versions=there)
         return row
 
     def versions(self, name: str, limit: int) -> tuple[list[Json], int]:
         """Returns the newest versions of a pipeline, each with its runs and what it replaced, and how many."""
         runs = "FROM runs r WHERE r.pipeline = v.pipeline AND r.version = v.version"
         columns = (
-            f"v.version, v.version = p.version AND deployed AS live, v.deployed_at, v.actor, ({REASON_OF}) AS reason,"
-            f" v.entry, v.sha256, o.sha256 AS replaced_sha256, (SELECT count(*) {runs}) AS runs,"
+            f"v.version, v.version = p.version AND deployed AS live, v.deployed_at, v.actor, ({WHY_DEPLOYED}) AS reason"
+            f", v.entry, v.sha256, o.sha256 AS replaced_sha256, (SELECT count(*) {runs}) AS runs,"
             f" (SELECT status {runs} ORDER BY run_id DESC LIMIT 1) AS last_status"
         )
         source = "versions v JOIN pipelines p ON p.name = v.pipeline"
@@ -11696,7 +11697,7 @@ class Questions(Sql):
         """Returns the version of a pipeline that a deployment makes or keeps, and the last one that was live."""
         options = omit(pipeline, ("name", "line", "entry", "secrets"))
         last = self.row(LAST_VERSION, pipeline["name"]) or NO_VERSION
-        # To an older Tau fewer options were known.  Where a version came from makes no other one.
+        # An older Tau knew fewer options.  A file that has moved makes no new version.
         before = {key: last["options"].get(key, value) for key, value in options.items()} | pick(options, "origin")
         same = (digest, pipeline["entry"], options) == (last["sha256"], last["entry"], before)
         version = {"pipeline": pipeline["name"], "version": last["version"] if same else last["newest"] + 1}
@@ -11730,7 +11731,7 @@ class Questions(Sql):
     # Runs.
 
     def find_run(self, prefix: str) -> str:
-        """Returns the run whose id begins so, or the last of an incident; NotFound if there is none, or BadRequest."""
+        """Returns the run whose id begins so, or the last one of an incident.  Raises NotFound or BadRequest."""
         begin = self.value("SELECT last_run FROM incidents WHERE incident = ?", prefix) or prefix.lower()
         found = self.only_run(f"several runs begin with '{prefix}'", "WHERE run_id BETWEEN ? AND ?", begin, f"{begin}~")
         if not found or not prefix:
@@ -11782,15 +11783,15 @@ class Questions(Sql):
         return run_id
 
     def evidence(self, run_id: str) -> Json:
-        """Returns a run with what was around its last attempt, and step path → what the first such step saw."""
+        """Returns a run, the circumstances of its last attempt, and step path → what the first such step saw."""
         run = pick(self.run(run_id), "run_id", "pipeline", "version", "attempt", "params", "finished_at")
         which = run_id, run.pop("attempt")
-        attempt = self.row("SELECT process, surroundings FROM attempts WHERE run_id = ? AND attempt = ?", *which) or {}
-        around = self.row("SELECT data FROM surroundings WHERE sha256 = ?", attempt.get("surroundings"))
+        attempt = self.row("SELECT process, circumstances FROM attempts WHERE run_id = ? AND attempt = ?", *which) or {}
+        known = self.row("SELECT data FROM circumstances WHERE sha256 = ?", attempt.get("circumstances"))
         secrets = (attempt.get("process") or {}).get("secrets")
         run["secrets"] = secrets if isinstance(secrets, dict) else {}  # an older Tau has kept their names only
         run["steps"] = {step["path"]: step for step in self.rows(EVIDENCE, *which, DESCRIBED_MAX)}
-        return run | (around["data"] if around else {"python": None})
+        return run | (known["data"] if known else {"python": None})
 
     def secret_reader(self, name: str, secret: str) -> Json | None:
         """Returns the last of a pipeline's newest runs that has read a secret, and where that was found."""
@@ -12065,7 +12066,7 @@ EVIDENCE = """
         SELECT *, sum(length(path || columns || nulls || places)) OVER (ORDER BY step DESC) AS size FROM seen
     ) SELECT * FROM sized WHERE size < 500000
 """
-#: Who reads and writes what is `asked`, capitals or not, files of a folder or a pattern too; first who reads from ''.
+#: Who reads and writes the places `asked`; a folder or a pattern means its files too.  Unknown places come first.
 LINEAGE = """
     WITH asked AS (
         SELECT place, resource FROM lineage WHERE pipeline = :name AND place <> '' UNION SELECT :place, :resource
@@ -12128,8 +12129,8 @@ NO_VERSION: Json = {"version": None, "deployed": 0, "newest": 0, "sha256": "", "
 #: The version that a version `v` has replaced, or if that was deleted an older one.
 REPLACED = """(SELECT max(version) FROM versions n
     WHERE n.pipeline = v.pipeline AND n.version <= coalesce(v.replaces, v.version - 1))"""
-#: Why a version `v` was deployed.  No index has a pipeline's events, but that one was written within this time.
-REASON_OF = """SELECT reason FROM events e WHERE run_id IS NULL AND e.pipeline = v.pipeline
+#: Why a version `v` was deployed.  No index finds the events of a pipeline, but this one was written at that time.
+WHY_DEPLOYED = """SELECT reason FROM events e WHERE run_id IS NULL AND e.pipeline = v.pipeline
     AND at BETWEEN v.deployed_at AND strftime('%Y-%m-%dT%H:%M:%fZ', v.deployed_at, '10 seconds')
     AND type = 'pipeline.deployed' AND json_extract(data, '$.version') = v.version"""
 #: What is told of an event, its type with the status of an ended run, and which events are of all pipelines.
@@ -12732,14 +12733,14 @@ class Venvs:
         return log[-BUILD_LINES:]
 
 
-class Around:
-    """What is around runs on this machine, by virtual environment, looked at again when packages may have changed."""
+class Circumstances:
+    """In what runs begin on this machine, by virtual environment; read again when packages may have changed."""
 
     def __init__(self, venvs: Venvs) -> None:
         self.venvs, self.started_at = venvs, rfc3339(time.time())
         self.known: dict[str | None, tuple[list[str], Any, str]] = {}  # folders, their state, the fingerprint
 
-    def look(self, environment: str | None) -> tuple[str, Json | None]:
+    def of(self, environment: str | None) -> tuple[str, Json | None]:
         """Returns a fingerprint, and if it is new: Python, packages, names of variables, when the daemon started."""
         folders, state, mark = self.known.get(environment) or (self.folders(environment), None, "")
         if (now := state_of(folders)) == state:
@@ -13741,7 +13742,7 @@ def call_pipeline(attempt: Attempt) -> Json:
 
 #: The kind of a job → what does its work and returns the outcome.
 WORK: dict[str, Callable[[Attempt], Json]] = {"run": call_pipeline, "load": load_pipelines, "scan": scan_files}
-WORK["peek"] = lambda attempt: attempt.returned(seen_of(Surroundings(PipelineContext(attempt))), LINE_BYTES_MAX)
+WORK["peek"] = lambda attempt: attempt.returned(look_at(Surroundings(PipelineContext(attempt))), LINE_BYTES_MAX)
 
 
 def wind_down(record: Json, attempt: Attempt) -> None:
@@ -14320,7 +14321,7 @@ class per_row:  # noqa: N801
         try:
             made = [self.function(row) for row in source]
         except Exception as problem:
-            self.tell(problem, rows, source, source)
+            self.note_row(problem, rows, source, source)
             raise
 
         async def awaited() -> list[Json]:
@@ -14328,13 +14329,13 @@ class per_row:  # noqa: N801
             try:
                 new = [await result for result in results]
             except Exception as problem:
-                self.tell(problem, rows, results, ())
+                self.note_row(problem, rows, results, ())
                 raise
             return flat(new)
 
         return awaited() if made and hasattr(made[0], "__await__") else flat(made)
 
-    def tell(self, problem: Exception, rows: Rows, source: Iterator[Any], others: Iterable[Json]) -> None:
+    def note_row(self, problem: Exception, rows: Rows, source: Iterator[Any], others: Iterable[Json]) -> None:
         """Notes with an error which row it is about, and how many of the others fail in the same way."""
         before = max((getattr(open_step(), "rows_in", None) or 0) - len(rows), 0)  # in batches of a stream
         position = len(rows) - operator.length_hint(source)
@@ -14850,7 +14851,7 @@ def values_in(node: ast.expr, known: Json) -> tuple[Json, Json]:
     names = {part.id for part in ast.walk(node) if isinstance(part, ast.Name)} & known.keys()
     some = [name for name in sorted(names) if not isinstance(known[name], DEFINITIONS)][:8]
     values = {name: "***" if is_secret(name) else safe_repr(known[name], REPR_KEPT) for name in some}
-    return values, reasons(node, known)
+    return values, why_not(node, known)
 
 
 SIDES = ("left", "right", "comparison")
@@ -14859,10 +14860,10 @@ READERS = frozenset(("len", "sum", "min", "max", "set", "sorted", "abs", "round"
 ACTS = {"Await", "Yield", "YieldFrom", "NamedExpr", "Lambda"}
 
 
-def reasons(node: ast.expr, known: Json) -> Json:
-    """Returns both sides of a comparison that does not hold, or for which items of all a condition does not.
+def why_not(node: ast.expr, known: Json) -> Json:
+    """Returns both sides of a comparison that does not hold, or the items for which a condition does not.
 
-    {} unless to evaluate it again only reads.
+    {} if to evaluate it again might do more than read.
     """
     if isinstance(node, ast.Tuple) and len(node.elts) == 2:
         node = node.elts[1]  # it is named
@@ -15423,13 +15424,13 @@ ROWS_BYTES, COLUMNS_SHOWN, CELL_CHARACTERS = 64 << 10, 200, 200
 WEB_LOOK = {"retries": 0, "timeout": 10.0, "max_bytes": 64 << 20}
 #: Addresses at which a cloud gives a machine its keys, also as IPv6 writes them.
 METADATA = r"//((::ffff:|64:ff9b::)?(169\.254\.|a9fe:|100\.100\.100\.200)|fe80:|fd00:ec2::|fd20:ce::|metadata\.goog)"
-TAUDS = "it belongs to taud, or is a link that leads out of its home"
-#: What may lead elsewhere in a URL: a second host, a URL in it (not an address of IPv6), parameters except these.
+OF_TAUD = "it belongs to taud, or is a link that leads out of its home"
+#: What in a URL may lead elsewhere: a second host, a URL in it (no address of IPv6), parameters except these.
 ELSEWHERE = r"^[^/]*//[^/]*,|::(?![^\[]*\])|[?&](?!(ssl\w*|charset|driver)=)"
 
 
-def seen_of(around: Surroundings) -> Json:
-    """Returns what is seen of a place: what it tells of itself, and its first rows."""
+def look_at(around: Surroundings) -> Json:
+    """Returns what `tau peek` shows of a place: what it tells of itself, and its first rows."""
     job, fence = around.attempt.job, Fence(around)
     url = around.url_of(job["place"])
     is_web = re.match("https?://", url) is not None
@@ -15443,10 +15444,10 @@ def seen_of(around: Surroundings) -> Json:
     sys.addaudithook(fence)
     seen: Json = {"place": place.name, "resource": job["resource"]}
     seen |= place.look() if isinstance(place, Table) else {}
-    return seen if "tables" in seen else seen | rows_seen(place, job["limit"], job["profile"], seen)
+    return seen if "tables" in seen else seen | look_at_rows(place, job["limit"], job["profile"], seen)
 
 
-def rows_seen(place: Any, limit: int, profile: bool, about: Json) -> Json:
+def look_at_rows(place: Any, limit: int, profile: bool, about: Json) -> Json:
     """Reads rows as far as it must to show, describe and count them; one by one, because one may be large."""
     rows: list[Json] = []
     kinds, counted = Seen(), "all"
@@ -15515,7 +15516,7 @@ class Fence:
         job, self.name_of = around.attempt.job, around.name_of
         home = os.path.dirname(job["secrets"])
         own = filter(None, (home, os.path.realpath(home), job["store"], os.environ.get("CREDENTIALS_DIRECTORY")))
-        self.closed = {**dict.fromkeys(own, TAUDS), "/proc": "it tells of processes, and of their environments"}
+        self.closed = {**dict.fromkeys(own, OF_TAUD), "/proc": "it tells of processes, and of their environments"}
         self.free = [*map(os.path.realpath, (".", *job["data"], f"{job['journal']}.journal", sys.prefix))]
         self.free = [path for path in self.free if not is_within(os.path.realpath(home), path)]
         for name, row in around.connections.items():
@@ -15536,7 +15537,7 @@ class Fence:
         """Raises Forbidden for a place that is closed, or leads to a closed one, or out of the home."""
         place = resolved(name)
         for closed, why in self.closed.items():
-            is_free = why == TAUDS and any(is_within(place, free) for free in self.free)
+            is_free = why == OF_TAUD and any(is_within(place, free) for free in self.free)
             if not is_free and (is_within(place, closed) or is_within(bare_name(name), closed)):
                 raise Forbidden(f"nobody may look at {name}: {why}", "`tau lineage` lists the places of pipelines")
         if re.match(METADATA, place, re.IGNORECASE):
@@ -15773,7 +15774,11 @@ class Web(Place):
                 return
             why = f"{self.name}: {failure}"
             if attempt > self.asked["retries"]:
-                hint = "" if self.asked["retries"] else "; without retries=0 it would be asked again"
+                hint = (
+                    ""
+                    if self.asked["retries"] or self.around.only_looks
+                    else " without retries=0 it would be asked again"
+                )
                 raise SourceError(f"{why} (tried {attempt} times)", f"is the service well?{hint}", **self.facts)
             if asked_s > 60:
                 raise SourceError(f"{why}; it asks to wait {asked_s:.0f} s", "run again later", **self.facts)
@@ -16220,7 +16225,7 @@ class Warehouse:
         """What is raised for a statement that failed: it names the keys of its table, if they may be why."""
         text, facts = cause_text(problem), {"statement": clip(self.statement, 500), "table": table}
         hints = (hint for pattern, hint in SQL_HINTS.items() if re.search(pattern, text, re.IGNORECASE))
-        hint = next(hints, "this transaction was rolled back")
+        hint = next(hints, "nothing has changed" if self.only_looks else "this transaction was rolled back")
         with contextlib.suppress(Exception):  # a database that is gone, or does not tell
             named = re.search(r"constraint failed: (\w+)\.", text)
             table = table or (named[1] if named else problem.orig.diag.table_name)  # type: ignore[attr-defined]
@@ -16254,7 +16259,7 @@ class Warehouse:
     def check_query(self, query: str) -> None:
         """Raises Forbidden for what is not one query.  Subclasses have the database refuse one that changes things."""
         if self.dialect not in ("sqlite", *LOOKING):
-            raise Forbidden(f"of {self.dialect} only tables are shown", "tau peek PLACE lists them")
+            raise Forbidden(f"of {self.dialect} only whole tables are shown", "`tau peek PLACE` lists them")
         is_query = re.match(r"\s*(select|with|values|table|from)\b", query, re.IGNORECASE)
         if ";" in query.strip().removesuffix(";") or not is_query:
             raise Forbidden(f"this is not one query: {brief(query)}", "SELECT, WITH, VALUES or TABLE, and no ; in it")
@@ -17240,14 +17245,14 @@ def check_distinct(names: Sequence[str], hint: str = "rename one of them: AS …
         raise SourceError(f"two columns are named '{twice}', number {numbers[0]} and {numbers[1]}", hint)
 
 
-#: How many rows, and for how long, are tried after one that fails.
+#: How many rows are tried after one that fails, and for how many seconds.
 ROWS_TRIED, TRIED_S = 10_000, 1.0
 
 
 def row_facts(position: int, row: Any, others: Any, work: AnyFunction, what: str, problem: Exception | None) -> Json:
-    """Which row, or cell, fails; of the *others*, given with their positions, how many fail too, and five of them.
+    """Returns which row or cell fails, how many of the *others* (position, row) fail too, and five of those.
 
-    They fail if *work* does, if *problem* is given at the same line with the same type.
+    One fails if *work* raises for it; if *problem* is given, only with the same type at the same line.
     """
     facts: Json = {"position": position, what: safe_repr(row), "failing": 1, "of": position, "rows": []}
     until = monotonic() + TRIED_S
@@ -17617,7 +17622,7 @@ def put_out(step: Step, rows: Rows, is_whole: bool = True) -> Rows:
     """Counts rows as what comes out of a step and returns them."""
     step.rows_out = (step.rows_out or 0) + len(rows)
     note_rows(step, rows, "out")
-    compare(step, is_whole)
+    note_drift(step, is_whole)
     return rows
 
 
@@ -17627,7 +17632,7 @@ def note_rows(step: Step, rows: Rows, way: str) -> None:
     step.take_sample(rows, way)
 
 
-def compare(step: Step, is_whole: bool = True) -> None:
+def note_drift(step: Step, is_whole: bool = True) -> None:
     """Records how a step's rows differ from those of the last success.  Raises DriftFound if they must not."""
     attempt, before = step.attempt, (step.attempt.job.get("seen") or {}).get(step.path)
     if before is None or step.seen is None or attempt.drift == "ignore" or not (is_whole or attempt.drift == "fail"):
@@ -17655,9 +17660,9 @@ def counted(step: Step, batches: Batches, keys: Sequence[str] = ()) -> Batches:
         step.rows_in += len(batch)
         if step.rows_out is None:  # else it looks at them on their way out
             note_rows(step, batch, "in")
-        compare(step, is_whole=False)
+        note_drift(step, is_whole=False)
         yield batch
-    compare(step)
+    note_drift(step)
 
 
 def batches_from(place: Any, batch_rows: int) -> Batches:
@@ -17683,7 +17688,7 @@ class Stream(Ready):
         try:
             while (batch := self.pull(batches)) is not None:
                 yield batch
-            compare(self.step)
+            note_drift(self.step)
         except BaseException as problem:
             failure = None if isinstance(problem, GeneratorExit) else problem  # a reader may stop early
             raise
@@ -18562,7 +18567,7 @@ def path_hint(path: str, folder: str | None = None) -> str:
 def user_frames(trace: TracebackType | None, folder: str) -> list[Json]:
     """Returns the innermost frames from the first user frame on, with locals of user frames."""
     frames, room = [], LOCALS_KEPT
-    for frame, about in places_in(traceback.walk_tb(trace), folder)[:-13:-1]:  # the innermost 12 matter most
+    for frame, about in user_places(traceback.walk_tb(trace), folder)[:-13:-1]:  # the innermost 12 matter most
         values, room = shown_locals(frame, room) if about["user"] else ({}, room)
         frames.append({**about, "locals": values})
     return frames[::-1]
@@ -18583,9 +18588,9 @@ def facts_at_stop(main: FrameType | None, folder: str) -> Json:
         # A loop that waits is in `selectors`, or in a callback of its own, by which the signal wakes it.
         busy = [pair for pair in called if not re.match("asyncio|selectors", pair[0].f_globals["__name__"])][::-1]
         facts["blocked"] = bool(busy)
-        lines = ["{file}:{line} {code}".format(**about) for _, about in places_in(busy, folder) if about["user"]]
+        lines = ["{file}:{line} {code}".format(**about) for _, about in user_places(busy, folder) if about["user"]]
         facts |= {"blocked_at": lines[-1]} if lines else {}
-    shown = [(name, [about for _, about in places_in(frames, folder)[-STACK_FRAMES:]]) for name, frames in stacks]
+    shown = [(name, [about for _, about in user_places(frames, folder)[-STACK_FRAMES:]]) for name, frames in stacks]
     text = "{file}:{line} {function}: {code:.100}"
     return facts | {"stacks": [{"name": name, "frames": [*map(text.format_map, some)]} for name, some in shown if some]}
 
@@ -18600,7 +18605,7 @@ def frames_awaited(work: Any) -> list[tuple[FrameType, int]]:
     return pairs
 
 
-def places_in(pairs: Iterable[tuple[FrameType, int]], folder: str) -> list[tuple[FrameType, Json]]:
+def user_places(pairs: Iterable[tuple[FrameType, int]], folder: str) -> list[tuple[FrameType, Json]]:
     """Returns frames, from the first user frame on and without Tau's, with their places."""
     places: list[tuple[FrameType, Json]] = []
     for frame, line in pairs:

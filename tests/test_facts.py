@@ -401,7 +401,9 @@ def test_an_attempt_of_an_older_daemon_has_names_of_secrets_only(
         "outcome": None,
         "ended": None,
     }
-    process.restore(state | {"log_lines": 0, "log_dropped": 0, "stopping": None, "timeout": None, "surroundings": None})
+    process.restore(
+        state | {"log_lines": 0, "log_dropped": 0, "stopping": None, "timeout": None, "circumstances": None}
+    )
     assert process.state()["process"]["secrets"].get("A_KEY", "?") == found
     assert process.mask.text("hidden-value") == ("hidden-value" if found == "?" else "***")
 
