@@ -317,8 +317,7 @@ FACTS_MAX = 20
 #: How many frames an error shows of a thread or task.
 STACK_FRAMES = 8
 LOG_LINE_BYTES_MAX = 16 << 10
-#: How many characters of a value are shown, how many are kept of a local variable or of a value of a check, and how
-#: many of all local variables of an error.
+#: Characters of a value that are shown, that are kept of a local variable or a check, and of all locals of an error.
 REPR_SHOWN, REPR_KEPT, LOCALS_KEPT = 160, 1_500, 12_000
 LOG_TAIL = 200
 #: How many of the last lines the document of a run has.
@@ -14861,10 +14860,7 @@ ACTS = {"Await", "Yield", "YieldFrom", "NamedExpr", "Lambda"}
 
 
 def why_not(node: ast.expr, known: Json) -> Json:
-    """Returns both sides of a comparison that does not hold, or the items for which a condition does not.
-
-    {} if to evaluate it again might do more than read.
-    """
+    """Returns both sides of a comparison, or the items, that fail a check; {} if to ask again does more than read."""
     if isinstance(node, ast.Tuple) and len(node.elts) == 2:
         node = node.elts[1]  # it is named
     node = node.body if isinstance(node, ast.Lambda) else node
@@ -15774,11 +15770,8 @@ class Web(Place):
                 return
             why = f"{self.name}: {failure}"
             if attempt > self.asked["retries"]:
-                hint = (
-                    ""
-                    if self.asked["retries"] or self.around.only_looks
-                    else " without retries=0 it would be asked again"
-                )
+                is_choice = not self.asked["retries"] and not self.around.only_looks
+                hint = " without retries=0 it would be asked again" * is_choice
                 raise SourceError(f"{why} (tried {attempt} times)", f"is the service well?{hint}", **self.facts)
             if asked_s > 60:
                 raise SourceError(f"{why}; it asks to wait {asked_s:.0f} s", "run again later", **self.facts)
