@@ -15770,7 +15770,7 @@ class Web(Place):
                 return
             why = f"{self.name}: {failure}"
             if attempt > self.asked["retries"]:
-                is_choice = not self.asked["retries"] and not self.around.only_looks
+                is_choice = not (self.asked["retries"] or self.around.only_looks)
                 hint = " without retries=0 it would be asked again" * is_choice
                 raise SourceError(f"{why} (tried {attempt} times)", f"is the service well?{hint}", **self.facts)
             if asked_s > 60:
