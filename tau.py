@@ -7450,7 +7450,7 @@ async def events(
     follow        print each event as a line until Ctrl-C; on the wire, wait as long as it takes
 
         tau events --since 4711 --wait 60
-        tau events --type 'run.failed,incident.*' --follow
+        tau events --type 'run.failed,incident.*' --limit 20
     """
     types = types_seen(call.caller, type_)
     call.ask.known(pipeline)
