@@ -3451,6 +3451,8 @@ def ask_for_logs(client: Client, name: str, params: Json, view: View) -> Json:
 def ask_for_events(client: Client, name: str, params: Json, view: View) -> Json:
     """Returns the next events; prints them if they are followed: it asks again and again, so no restart loses one."""
     follow = params.pop("follow", False)
+    if params.get("wait") and "since" not in params:  # "from now on" is not after a restart
+        params["since"] = client.call(name, {"limit": 1})["next"]
     page = client.call(name, params)
     while follow:
         if "gap" in page:

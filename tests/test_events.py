@@ -201,6 +201,20 @@ def test_who_follows_is_told_each_event_once_over_restarts_until_ctrl_c(ran: Tau
     assert seen == ran.call("events", type="run.finished")["events"]
 
 
+def test_who_waits_from_now_on_asks_with_a_cursor_which_a_restart_does_not_move() -> None:
+    asked: list[Any] = []
+
+    class Listener(module.Client):
+        def __init__(self) -> None: ...
+
+        def call(self, method: str, params: Any, on_event: Any = None) -> Any:
+            asked.append(params)
+            return {"events": [], "next": 7}
+
+    module.ask_for_events(Listener(), "events", {"wait": 60.0, "type": "run.*"}, module.View(["--json"]))
+    assert asked == [{"limit": 1}, {"wait": 60.0, "type": "run.*", "since": 7}]
+
+
 class Reader(threading.Thread):
     """A client that waits for events with its cursor, connects again when the daemon is gone, and keeps all it got."""
 
