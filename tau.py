@@ -245,7 +245,7 @@ FAILURES = ("failed", "timed_out", "lost")
 OBSERVATIONS = ("check", "metric", "progress", "drift", "sample")
 #: The types of events in the ledger; of some only admins learn.
 SECRET_EVENTS = ("secret.set", "secret.removed", "key.created", "key.revoked", "auth.failed")
-EVENTS = (
+EVENT_TYPES = (
     *("run.queued", "run.started", "run.retrying", "run.cancelling", "run.drifted", "run.finished"),
     *("incident.opened", "incident.reopened", "incident.closed", "chain.skipped", "success.overdue", "state.changed"),
     *("tick.fired", "tick.skipped", "tick.missed", "tick.dropped", "schedule.changed", "schedule.broken"),
@@ -11947,9 +11947,9 @@ class Questions(Sql):
         """Returns the first events after *since*, or the last ones, and whether some are deleted."""
         last, is_tail = self.last_event(), since is None  # later ones are for the next question
         conditions = {"seq <= ?": last, "seq > ?": since, f"({AMONG} OR {OF_ALL})": among, "pipeline = ?": pipeline}
-        condition, values = where({**conditions, f"{TYPE} IN (SELECT value FROM json_each(?))": types})
+        condition, values = where({**conditions, f"{FULL_TYPE} IN (SELECT value FROM json_each(?))": types})
         order = "seq DESC" if is_tail else "seq"
-        rows = self.rows(f"SELECT {EVENT} FROM events{condition} ORDER BY {order} LIMIT ?", *values, limit + 1)
+        rows = self.rows(f"SELECT {EVENT_COLUMNS} FROM events{condition} ORDER BY {order} LIMIT ?", *values, limit + 1)
         more, rows = len(rows) > limit and not is_tail, rows[:limit]
         answer: Json = {"events": rows[::-1] if is_tail else rows, "next": rows[-1]["seq"] if more else last}
         deleted = self.remembered("pruned") or 0
@@ -12135,11 +12135,11 @@ WHY_DEPLOYED = """SELECT reason FROM events e WHERE run_id IS NULL AND e.pipelin
     AND at BETWEEN v.deployed_at AND strftime('%Y-%m-%dT%H:%M:%fZ', v.deployed_at, '10 seconds')
     AND type = 'pipeline.deployed' AND json_extract(data, '$.version') = v.version"""
 #: What is told of an event, its type with the status of an ended run, and which events are of all pipelines.
-EVENT = "seq, at, type, pipeline, run_id, scheduled_for, actor, reason, data"
-TYPE = "iif(type = 'run.finished', 'run.' || json_extract(data, '$.status'), type)"
+EVENT_COLUMNS = "seq, at, type, pipeline, run_id, scheduled_for, actor, reason, data"
+FULL_TYPE = "iif(type = 'run.finished', 'run.' || json_extract(data, '$.status'), type)"
 OF_ALL = "pipeline IS NULL AND type IN ('pipeline.paused', 'pipeline.resumed')"
-#: A type that can be asked for → what TYPE is then.
-TYPES_OF = {name: [name] for name in EVENTS} | {"run.finished": [f"run.{status}" for status in FINAL]}
+#: A type that can be asked for → what FULL_TYPE is then.
+TYPES_OF = {name: [name] for name in EVENT_TYPES} | {"run.finished": [f"run.{status}" for status in FINAL]}
 TYPES_OF |= {f"run.{status}".replace("success", "succeeded"): [f"run.{status}"] for status in FINAL}
 #: The condition that a row's pipeline is in a list.
 AMONG = "pipeline IN (SELECT value FROM json_each(?))"
