@@ -142,6 +142,12 @@ if TYPE_CHECKING:
     Peers = dict[Any, Callable[[], object]]
     #: Rows, some at a time.
     Batches = Iterable["Rows"]
+    #: Some rows, and how many there are.
+    Page = tuple[list[Json], int]
+    #: Rows as their cells.
+    Cells = Iterable[tuple[Any, ...]]
+    #: The files of a version: path → content.
+    Sources = dict[str, bytes]
     #: An option of extract: its type in JSON, its default, the option that it needs, and its meaning.
     PlaceOption = tuple[str | Json, Any, str, str]
     #: The method, the URL, and the JSON body if there is one.
@@ -3524,7 +3530,7 @@ def ask_for_code(client: Client, name: str, params: Json, view: View) -> Json:
     return {"version": document.get("version"), **changes, "next": [deploy]}
 
 
-def write_files(folder: str, files: dict[str, bytes], force: bool) -> Json:
+def write_files(folder: str, files: Sources, force: bool) -> Json:
     """Writes files below a directory, none through a link there, and none at all if one must not be written."""
     written, unchanged, wrong = dict[str, bytes](), list[str](), dict[str, None]()
     for path, content in files.items():
@@ -8888,9 +8894,9 @@ class Deployment:
             raise LoadFailed(message, "change nothing in tau from a pipeline's file", kind="load", file=entry) from None
 
 
-def read_sources(files: list[Json]) -> dict[str, bytes]:
+def read_sources(files: list[Json]) -> Sources:
     """Returns files by path; raises BadRequest or LoadFailed if they cannot be deployed."""
-    sources: dict[str, bytes] = {}
+    sources: Sources = {}
     size = f"more than {DEPLOYMENT_BYTES_MAX:,} bytes or {DEPLOYMENT_FILES_MAX:,} files"
     if len(files) > DEPLOYMENT_FILES_MAX:
         raise LoadFailed(size, KEEP_SMALL, kind="load")
@@ -8929,7 +8935,7 @@ def check_source(path: str, content: bytes) -> None:
         raise LoadFailed(f"{path} is not UTF-8", "save the file as UTF-8", kind="load", file=path, line=line) from None
 
 
-def find_entries(sources: dict[str, bytes], main: list[str], entry: str | None) -> list[str]:
+def find_entries(sources: Sources, main: list[str], entry: str | None) -> list[str]:
     """Returns the files to load: the *entry*, the only file, or all that seem to have a pipeline."""
     if entry is None and len(main) == 1:
         entry = main[0]
@@ -8954,7 +8960,7 @@ DIFF_CHARACTERS_MAX = 20_000
 DIFF_LINES_MAX = 3_000
 
 
-def visible_sources(call: Call, digest: str) -> dict[str, bytes]:
+def visible_sources(call: Call, digest: str) -> Sources:
     """Returns the files of a version, without the entries of pipelines that the caller does not see."""
     sources = call.ask.sources(digest)
     shared = call.ask.rows("SELECT DISTINCT pipeline, entry FROM versions WHERE sha256 = ?", digest)
@@ -8989,7 +8995,7 @@ def changed_items(before: Json, now: Json) -> Json:
     return {key: pair for key, pair in pairs.items() if pair[0] != pair[1]}
 
 
-def compare_sources(before: dict[str, bytes], now: dict[str, bytes]) -> str:
+def compare_sources(before: Sources, now: Sources) -> str:
     """Returns a unified diff of files, cut if it is long.  A file that is no text, or is long, only `differs`."""
     text = ""
     for path, sides in sorted(changed_items(before, now).items()):
@@ -11162,7 +11168,7 @@ class Store:
         self.sql.set("versions", pick(version, "pipeline", "version"), **pick(version, "options", "secrets"))
         return {"name": name, "version": number, "changed": changed}
 
-    def add_sources(self, digest: str, sources: dict[str, bytes]) -> None:
+    def add_sources(self, digest: str, sources: Sources) -> None:
         rows = [{"sha256": digest, "path": path, "content": content} for path, content in sources.items()]
         self.sql.put("sources", *rows, clash="IGNORE")
 
@@ -11612,7 +11618,7 @@ class Questions(Sql):
     def known_names(self) -> list[str]:
         return self.values("SELECT name FROM pipelines ORDER BY name")
 
-    def pipelines(self, limit: int, among: list[str] | None = None, tag: str | None = None) -> tuple[list[Json], int]:
+    def pipelines(self, limit: int, among: list[str] | None = None, tag: str | None = None) -> Page:
         """Returns the deployed pipelines (of *among*, with a *tag*) with their last runs, and how many there are."""
         columns = (
             "v.pipeline AS name, v.version, v.options, r.run_id AS last_run_id, r.status AS last_status,"
@@ -11629,9 +11635,7 @@ class Questions(Sql):
             row |= pick(row.pop("options"), "description", "tags")
         return rows, total
 
-    def page(
-        self, columns: str, source: str, conditions: Json, order: str, limit: int, most: int = LIST_MAX
-    ) -> tuple[list[Json], int]:
+    def page(self, columns: str, source: str, conditions: Json, order: str, limit: int, most: int = LIST_MAX) -> Page:
         """Returns the first rows and how many there are; it counts to *most* + 1."""
         condition, values = where(conditions)
         rows = self.rows(f"SELECT {columns} FROM {source}{condition} ORDER BY {order} LIMIT ?", *values, limit)
@@ -11682,7 +11686,7 @@ class Questions(Sql):
             raise NotFound(f"{message}; its versions are {', '.join(map(str, there))}", hint, versions=there)
         return row
 
-    def versions(self, name: str, limit: int) -> tuple[list[Json], int]:
+    def versions(self, name: str, limit: int) -> Page:
         """Returns the newest versions of a pipeline, each with its runs and what it replaced, and how many."""
         runs = "FROM runs r WHERE r.pipeline = v.pipeline AND r.version = v.version"
         columns = (
@@ -11705,7 +11709,7 @@ class Questions(Sql):
         version |= {"sha256": digest, **pick(pipeline, "entry", "function"), "options": options}
         return version | {"secrets": pipeline.get("secrets") or None, "replaces": last["version"]}, last
 
-    def sources(self, digest: str) -> dict[str, bytes]:
+    def sources(self, digest: str) -> Sources:
         return dict(self.db.execute("SELECT path, content FROM sources WHERE sha256 = ? ORDER BY path", (digest,)))
 
     def live_version(self, name: str) -> int | None:
@@ -11814,7 +11818,7 @@ class Questions(Sql):
 
     def runs(
         self, name: str | None, status: str | None, limit: int, among: list[str] | None = None, ids: Any = (None, None)
-    ) -> tuple[list[Json], int]:
+    ) -> Page:
         """Returns the newest runs, of one pipeline and status and with *ids* from one to another, and how many."""
         columns = "run_id, pipeline, version, status, trigger, scheduled_for, queued_at, started_at, duration_ms"
         conditions = {"pipeline = ?": name, "status = ?": status, AMONG: among}
@@ -11831,7 +11835,7 @@ class Questions(Sql):
         due, shown = {"due_at > ''": (), **seen}, "pipeline, next_at AS tick_at"
         return live[0], ended[0], self.page(shown, "schedules", due, "due_at, pipeline", limit)[0]
 
-    def failures(self, limit: int, among: list[str] | None = None, name: str | None = None) -> tuple[list[Json], int]:
+    def failures(self, limit: int, among: list[str] | None = None, name: str | None = None) -> Page:
         """Returns the latest broken runs, of one pipeline if given, with their errors, and how many there are."""
         columns = "run_id, pipeline, version, status, finished_at, error"
         conditions = {f"status IN {FAILURES}": (), AMONG: among, "pipeline = ?": name}
@@ -11881,7 +11885,7 @@ class Questions(Sql):
             raise NotFound(f"no incident '{word[:WORD_MAX]}'", "`tau errors` lists them")
         return row
 
-    def incidents(self, limit: int, conditions: Json) -> tuple[list[Json], int]:
+    def incidents(self, limit: int, conditions: Json) -> Page:
         """Returns incidents, open ones first, then the latest, and how many there are."""
         told = "incident, status, count, first_at, last_at, pipeline, step, type, message, last_run, versions, fixed_by"
         return self.page(told, "incidents", conditions, "status DESC, last_at DESC, incident", limit)
@@ -12557,7 +12561,7 @@ def give_up(problem: Exception) -> typing.NoReturn:
 # Promises that both are only caches: what is asked for is there, whole, and a failed build leaves nothing.
 
 
-def digest_of(sources: dict[str, bytes]) -> str:
+def digest_of(sources: Sources) -> str:
     """Returns the SHA-256 (hex) of some files.  Lengths are part of it: shifted bytes must not collide."""
     digest = hashlib.sha256()
     for path, content in sorted(sources.items()):
@@ -12565,7 +12569,7 @@ def digest_of(sources: dict[str, bytes]) -> str:
     return digest.hexdigest()
 
 
-def write_sources(sources: dict[str, bytes], folder: str) -> None:
+def write_sources(sources: Sources, folder: str) -> None:
     """Writes files into a new directory, which replaces an old one.  Raises StorageFull if it cannot."""
     above = os.path.dirname(folder)
     staged = os.path.join(above, f".staged-{os.urandom(8).hex()}")
@@ -16165,7 +16169,7 @@ class Loading:
     def listed(self, names: Iterable[str]) -> str:
         return ", ".join(map(self.house.spell, names))
 
-    def insert(self, scan: Scan, shape: list[str], cells: Iterable[tuple[Any, ...]]) -> None:
+    def insert(self, scan: Scan, shape: list[str], cells: Cells) -> None:
         house, marks = self.house, ", ".join(map(self.house.mark.format, range(len(shape))))
         statement = f"INSERT INTO {self.table} ({self.listed(shape)}) VALUES ({marks})"
         if self.mode == "upsert" and house.dialect not in ON_CONFLICT:
@@ -16183,7 +16187,7 @@ class Loading:
             where = odd_text(scan.rows, scan.before + 1) if is_text else ""
             raise house.failure(problem, self.name, f"{self.table}: {where}") from problem
 
-    def replace(self, cells: Iterable[tuple[Any, ...]], shape: list[str], insert: str) -> None:
+    def replace(self, cells: Cells, shape: list[str], insert: str) -> None:
         """Updates each row, or inserts it, in databases without ON CONFLICT."""
         equal = {name: f"{self.house.spell(name)} = {self.house.mark.format(i)}" for i, name in enumerate(shape)}
         changes = [equal[name] for name in shape if name not in self.keys] or equal.values()
@@ -16378,7 +16382,7 @@ class SQLite(Warehouse):
             return int(cursor.rowcount)
         return rows_of([column[0] for column in cursor.description], cursor, batch_rows)
 
-    def change(self, statement: str, rows: Iterable[tuple[Any, ...]]) -> int:
+    def change(self, statement: str, rows: Cells) -> int:
         """Executes a statement with the values of each row and returns how many rows it changed.
 
         While a stream reads this file, nothing can be written to it before the commit: changes stay in memory.
@@ -16562,7 +16566,7 @@ class Alchemy(Warehouse):
         done = connection.execute(self.alchemy.text(query), params)
         return rows_of([*done.keys()], done, batch_rows) if done.returns_rows else int(done.rowcount)
 
-    def change(self, statement: str, rows: Iterable[tuple[Any, ...]]) -> int:
+    def change(self, statement: str, rows: Cells) -> int:
         self.statement = statement
         values = [{f"c{i}": value for i, value in enumerate(row)} for row in rows]
         return int(self.connection.execute(self.alchemy.text(statement), values).rowcount) if values else 0
@@ -17548,7 +17552,7 @@ class Scan:
     def kinds(self, name: str) -> set[str | None]:
         return {kind_of(cell_type).name for cell_type in self.types.get(name, ())}
 
-    def cells(self, columns: Sequence[str], place: str) -> Iterable[tuple[Any, ...]]:
+    def cells(self, columns: Sequence[str], place: str) -> Cells:
         """Returns the rows as tuples of cells for csv, sqlite or native."""
         return zip(*(self.made_for(place, name) for name in columns), strict=True)
 
