@@ -2826,7 +2826,7 @@ def cannot_read(path: str, problem: Exception, hint: str) -> BadRequest:
     return BadRequest(f"cannot read {path}: {getattr(problem, 'strerror', None) or problem}", hint)
 
 
-def system_error(problem: OSError, hint: str = "choose another place: TAU_HOME, or TMPDIR") -> TauError:
+def system_error(problem: OSError, hint: str = "choose another directory: --out, TAU_HOME or TMPDIR") -> TauError:
     """What the system refuses a command, as an error that says what and where."""
     if isinstance(problem, FileNotFoundError) and problem.filename is None:
         return BadRequest("the current directory has been deleted", "cd to another")
@@ -8748,7 +8748,7 @@ def check_peek(call: Call, place: str, resource: str | None, directory: str) -> 
     names = [place_name(each, directory) for each in (place, inside)]
     pipelines = call.ask.values("SELECT DISTINCT pipeline FROM lineage WHERE place IN (?, ?)", *names)
     if place not in call.daemon.settings["connections"] and not caller.sift(pipelines):
-        hint = "a connection of tau.toml, or a place that `tau lineage` tells; others need a key of scope admin"
+        hint = "choose a connection of tau.toml, or a place that `tau lineage` lists; others need a key of scope admin"
         raise Forbidden(f"'{caller.name}' may not look at {names[0]}", hint)
 
 
@@ -12061,7 +12061,7 @@ class Questions(Sql):
         return int(self.value(live, name))
 
 
-#: What the steps of an attempt have seen, the last ones first, as far as one run may fill the answer about another.
+#: What the steps of an attempt have seen, the last ones first; cut, as one run must not fill the answer about another.
 EVIDENCE = """
     WITH seen AS (
         SELECT step, path, duration_ms, coalesce(rows_out, rows_in) AS rows, coalesce(columns, '{}') AS columns,
@@ -12739,7 +12739,7 @@ class Venvs:
 
 
 class Circumstances:
-    """In what runs begin on this machine, by virtual environment; read again when packages may have changed."""
+    """The circumstances of runs on this machine, by virtual environment; read again when packages may have changed."""
 
     def __init__(self, venvs: Venvs) -> None:
         self.venvs, self.started_at = venvs, rfc3339(time.time())

@@ -119,7 +119,7 @@ class Bare(str):
 def call_of(name: str) -> str:
     """How something of the API is called, and what it does: its signature and its docstring."""
     found = inspect.signature(CALLS[name]).parameters.values()
-    ours = ("self", "text", "batch_rows", "document")
+    ours = ("self", "text", "document", *(["batch_rows"] if name == "csv" else []))
     given = [one.replace(annotation=Bare(one.annotation)) for one in found if one.name not in ours]
     words = re.sub(r"(?<!,) ", "\N{NO-BREAK SPACE}", str(inspect.Signature(given)))  # a line ends between arguments
     shown = textwrap.fill(name + words, 112, subsequent_indent="    ").replace("\N{NO-BREAK SPACE}", " ")
