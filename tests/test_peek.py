@@ -204,7 +204,7 @@ REFUSED: dict[str, tuple[str, str]] = {
     "the environment of a process": ("OUT/environ.csv", "it tells of processes"),
     "what its folder has": ("/proc/self/e*|--in|loads", "it tells of processes"),
     "a name that is no path": ("file:///a%00.csv", "null byte"),
-    "a secret alone": ("${API_TOKEN}", ""),
+    "a secret alone": ("${API_TOKEN}|--in|loads", "is no path"),
     "a URL with an odd port": ("zip://a.csv::WEB/closed/a.zip#]", "Port"),
     "a link out of the data": ("HOME/data/loads/out.csv", "a link that leads out"),
     "a link out of the data, by a pattern": ("o*.csv|--in|loads", "a link that leads out"),
