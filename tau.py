@@ -16312,7 +16312,9 @@ class SQLite(Warehouse):
     def open(self) -> sqlite3.Connection:
         if self.only_looks:
             with open(self.path, "rb") as file:  # in WAL mode but without a WAL, a reader would leave files beside it
-                return read_only(self.path, shared=file.read(20)[18:] != b"\2\2")
+                made = read_only(self.path, shared=file.read(20)[18:] != b"\2\2")
+            made.execute("PRAGMA temp_store = MEMORY")  # which is limited; a disk may be full soon
+            return made
         return sqlite3.connect(
             self.path, timeout=60.0, isolation_level=None, check_same_thread=False, detect_types=self.types_read
         )
@@ -16473,7 +16475,8 @@ class Alchemy(Warehouse):
 
     def check_query(self, query: str) -> None:
         super().check_query(query)
-        words = {word.lower() for word in re.findall(r"\w+", query)} - HARMLESS
+        words = {*re.findall(r"\w+", query), *re.findall('"([^"]+)"', query)}
+        words = {*words, *map(str.lower, words)} - HARMLESS
         rows = collect(self.ask(VOLATILE, {"words": [*words]})) if self.dialect == "postgresql" else ()
         for odd in [*(row["name"] for row in rows), *re.findall(r"(?i)\bU&", query)]:
             hint = "a query of columns, and functions that are stable"

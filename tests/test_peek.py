@@ -169,6 +169,8 @@ REFUSED: dict[str, tuple[str, str]] = {
             "SELECT \"pg_read_file\"/**/('/etc/passwd')": "pg_read_file in a query",
             "SELECT U&\"pg_re\\0061d_file\"('/etc/passwd')": "U& in a query",
             "SELECT * FROM pg_ls_dir('/')": "pg_ls_dir in a query",
+            'SELECT "Own"()': "Own in a query",
+            'SELECT "own-1" ()': "own-1 in a query",
             "SELECT lo_import('/etc/passwd')": "lo_import in a query",
             "SELECT pg_terminate_backend(1)": "pg_terminate_backend in a query",
             "SELECT query_to_xml('SELECT 1', true, true, '')": "query_to_xml in a query",
@@ -264,6 +266,9 @@ def test_what_nobody_may_look_at(
     if "POSTGRES" in words:
         names["POSTGRES"] = request.getfixturevalue("postgres")
         ctx.sql("CREATE TABLE IF NOT EXISTS looked AS SELECT 1 AS id", connection=names["POSTGRES"])
+        for name in ("Own", "own-1"):
+            own = f"CREATE OR REPLACE FUNCTION \"{name}\"() RETURNS int LANGUAGE sql VOLATILE AS 'SELECT 1'"
+            ctx.sql(own, connection=names["POSTGRES"])
     if words.startswith("duckdb"):
         pytest.importorskip("duckdb_engine")
     before = {path: path.lstat().st_mtime_ns for path in Path(traps["OUT"]).rglob("*")}
@@ -380,6 +385,7 @@ def test_what_does_not_end_is_ended(home: Tau, tmp_path: Path) -> None:
     (home.home / "tau.toml").write_text("[daemon]\nstop_grace_s = 0.2\n")
     endless = "WITH RECURSIVE r (n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM r) SELECT max(n) FROM r"
     large = "SELECT hex(zeroblob(400000000)) AS text"
+    many = f"{endless[:-20]}SELECT n, hex(zeroblob(50000)) AS text FROM r ORDER BY 2"
     sqlite3.connect(tmp_path / "empty.db").close()
     (tmp_path / "empty.db").touch()
     with (
@@ -396,10 +402,12 @@ def test_what_does_not_end_is_ended(home: Tau, tmp_path: Path) -> None:
             (f"postgresql://u@127.0.0.1:{port}/db", "t"),
             (f"sqlite:///{tmp_path}/empty.db", endless),
             (f"sqlite:///{tmp_path}/empty.db", large),
+            (f"sqlite:///{tmp_path}/empty.db", many),
         ):
             error = look(home, *words, exit=2)
             assert error["code"] == "too_much", (words, error)
             assert error["message"].startswith("it is too much for a look: "), words
+            assert ("memory" in error["message"]) == (words[-1] in (large, many)), error
         assert time.monotonic() - began < 15
         assert home.call("status")["slots"]["used"] == 0
         assert not [path for path in (home.home / "runs").iterdir() if path.suffix == ".journal"]
