@@ -464,5 +464,5 @@ def test_of_a_database_that_cannot_be_made_harmless_only_tables_are_shown(
     monkeypatch.setattr(module, "LOOKING", {})
     with module.find_warehouse(postgres, ctx._around).connect("BEGIN") as house:
         assert "alone" in house.tables()
-        with pytest.raises(module.Forbidden, match="of postgresql only tables are shown"):
+        with pytest.raises(module.Forbidden, match="of postgresql only whole tables are shown"):
             house.check_query("SELECT 1")

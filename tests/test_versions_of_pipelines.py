@@ -90,7 +90,7 @@ def test_a_rollback_moves_the_live_version_and_what_depends_on_it(fresh: Tau) ->
     assert numbers(fresh, "version", "live") == [(4, False), (3, False), (2, False), (1, True)]
     missing = fresh("rollback", "turned", exit=3)
     assert (missing["versions"], missing["hint"]) == ([4, 3, 2, 1], "tau versions turned")
-    assert "no version 9, it has 4, 3, 2, 1" in fresh("rollback", "turned", "--to", "9", exit=3)["message"]
+    assert "no version 9; its versions are 4, 3, 2, 1" in fresh("rollback", "turned", "--to", "9", exit=3)["message"]
     fresh("undeploy", "turned")
     assert fresh("rollback", "turned", exit=3)["message"] == "pipeline 'turned' was undeployed"
 
@@ -228,7 +228,7 @@ def test_the_files_of_a_version_are_written_and_deploy_again(fresh: Tau) -> None
     assert fresh(*shlex.split(command)[1:])["pipelines"][0]["version"] == 2
 
     differs = fresh("code", "turned", "--version", "1", "--out", "a b", exit=5)
-    assert differs["message"] == "there already, and different: a b/main.py"
+    assert differs["message"] == "these are there and differ: a b/main.py"
     assert "return 2" in (fresh.work / "a b" / "main.py").read_text()
     assert fresh("code", "turned", "--version", "1", "--out", "a b", "--force")["written"] == ["a b/main.py"]
     assert fresh("code", "turned", "--out", "")["next"][0].startswith("tau deploy . --entry main.py")
