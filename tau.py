@@ -6856,8 +6856,8 @@ async def deploy(
         for row in deployed:
             row["next_at"] = call.ask.schedule(row["name"])["next_at"]
         if dry_run:
-            look = deployment.preview
-            deployed = await call.beside(lambda call: [look(call, row, digest, schedule) for row in pipelines])
+            preview = deployment.preview
+            deployed = await call.beside(lambda call: [preview(call, row, digest, schedule) for row in pipelines])
     except Conflict as problem:
         if expect and (live := problem.detail.get("live")):
             with contextlib.suppress(NotFound):  # what was expected never was, or was deleted
