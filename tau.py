@@ -16220,11 +16220,14 @@ class Warehouse:
             if isinstance(problem, self.errors):
                 raise self.failure(problem) from problem
 
+    def hint(self, problem: str) -> str:
+        hints = (hint for pattern, hint in SQL_HINTS.items() if re.search(pattern, problem, re.IGNORECASE))
+        return next(hints, "nothing has changed" if self.only_looks else "this transaction was rolled back")
+
     def failure(self, problem: BaseException, table: str = "", where: str = "") -> SourceError:
         """What is raised for a statement that failed: it names the keys of its table, if they may be why."""
         text, facts = cause_text(problem), {"statement": clip(self.statement, 500), "table": table}
-        hints = (hint for pattern, hint in SQL_HINTS.items() if re.search(pattern, text, re.IGNORECASE))
-        hint = next(hints, "nothing has changed" if self.only_looks else "this transaction was rolled back")
+        hint = self.hint(text)
         with contextlib.suppress(Exception):  # a database that is gone, or does not tell
             named = re.search(r"constraint failed: (\w+)\.", text)
             table = table or (named[1] if named else problem.orig.diag.table_name)  # type: ignore[attr-defined]

@@ -85,7 +85,7 @@ ASKING = ("wait", "logs", "schedule", "backfill", "check")
 def test_each_operation_declares_what_it_may_take(spied: Tau, method: str) -> None:
     (entry,) = (row for row in spied.call("schema")["operations"] if row["name"] == method)
     assert entry["bounds"].keys() == {"seconds", "rows", "bytes"}
-    assert entry["effect"] != "reads" or method in (*QUESTIONS, *ASKING, "status", "peek")
+    assert entry["effect"] != "reads" or method in (*QUESTIONS, *ASKING, "status", "peek", "events")
 
 
 @pytest.mark.parametrize("bounds", [{"seconds": -1.0}, {"bytes": 1}])
