@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import sqlite3
@@ -33,7 +34,7 @@ def fail(tau: Tau, how: str = "badly") -> Any:
 
 
 def ledger(tau: Tau, *columns: str) -> list[Any]:
-    with sqlite3.connect(tau.home / "tau.db", timeout=10) as db:
+    with contextlib.closing(sqlite3.connect(tau.home / "tau.db", timeout=10)) as db:
         rows = db.execute("SELECT type, data FROM events WHERE type LIKE 'incident.%' ORDER BY seq").fetchall()
     return [(kind, *(json.loads(data)[column] for column in columns)) for kind, data in rows]
 

@@ -205,7 +205,7 @@ REFUSED: dict[str, tuple[str, str]] = {
     "the working directory of the process": ("/proc/self/cwd/../../secrets/a.csv", "nobody may look"),
     "the environment of a process": ("OUT/environ.csv", "it tells of processes"),
     "what its folder has": ("/proc/self/e*|--in|loads", "it tells of processes"),
-    "a name that is no path": ("file:///a%00.csv", "null byte"),
+    "a name that is no path": ("file:///a%00.csv", "null"),
     "a secret alone": ("${API_TOKEN}|--in|loads", "is no path"),
     "a URL with an odd port": ("zip://a.csv::WEB/closed/a.zip#]", "Port"),
     "a link out of the data": ("HOME/data/loads/out.csv", "a link that leads out"),
