@@ -8472,8 +8472,8 @@ def upstream_changes(call: Call, old: Json, new: Json) -> Iterator[Json]:
             versions, columns = [side["version"] for side in sides], column_changes(*steps)
             if versions[0] != versions[1]:
                 code = compare(writer, *versions).get("code", "")
-                reasons = {row["version"]: row["reason"] for row in ask.versions(writer, 20)[0]}
-                about |= {"version": versions, "code": both_ends(code, 1_000), "reason": reasons.get(versions[1])}
+                reason = ask.why_deployed(writer, versions[1])
+                about |= {"version": versions, "code": both_ends(code, 1_000), "reason": reason}
             about |= {"columns": columns} if columns else {}
             if about.keys() & {"version", "columns"}:
                 yield about | {"rows": [step["rows"] for step in steps]}
@@ -8496,12 +8496,16 @@ def shorten(document: Json, budget: int) -> Json:
     for row in (*(document["error"] or {}).get("frames", ()), *document["trace"]["checks"]):
         for key in {"locals", "values"} & row.keys():
             row[key] = cut_texts(row[key], REPR_SHOWN)
+    left = len(encode_json(document))
     for share, (part, shown) in itertools.product((3, 6, 12, 25, 60), CUTS.items()):
+        if left + len(encode_json([*cut.values()])) + len(',"cut":') <= budget:
+            break
         *holder, key = part.split(".")
         place: Json = (document.get(holder[0]) if holder else document) or {}
         size, room = len(encode_json(place.get(key))), budget // share * (2 if holder == ["error"] else 1)
-        if size > room and len(encode_json(document)) + len(encode_json([*cut.values()])) + len(',"cut":') > budget:
+        if size > room and place.get(key):
             place[key] = shown(place[key], room)
+            left += len(encode_json(place[key])) - size
             cut.setdefault(part, {"path": part, "bytes": size, "get": get})
     return document | {"cut": [*cut.values()]} if cut else document
 
@@ -11697,6 +11701,12 @@ class Questions(Sql):
         source = "versions v JOIN pipelines p ON p.name = v.pipeline"
         source += f" LEFT JOIN versions o ON o.pipeline = v.pipeline AND o.version = {REPLACED}"
         return self.page(columns, source, {"v.pipeline = ?": name}, "v.version DESC", limit)
+
+    def why_deployed(self, name: str, number: int) -> str | None:
+        why: str | None = self.value(
+            f"SELECT ({WHY_DEPLOYED}) FROM versions v WHERE pipeline = ? AND version = ?", name, number
+        )
+        return why
 
     def next_version(self, pipeline: Json, digest: str) -> tuple[Json, Json]:
         """Returns the version of a pipeline that a deployment makes or keeps, and the last one that was live."""
