@@ -7,33 +7,37 @@ The file is laid out in the order a request travels.  Calls go down the page, or
     Part II   the client, `tau`   9 Command line   10 Arguments   11 Daemons elsewhere
                                   12 Doctor   13 Terminal   14 Client
                  │ one JSON document a line, over a socket
-    Part III  the daemon, `taud`  15 Daemon   16 Listeners   17 Service manager   18 Server
-                                  19 HTTP   20 Operations   21 Cases   22 Callers   23 Deployment
+    Part III  the operations      15 Operations
+    Part IV   the daemon, `taud`  16 Daemon   17 Listeners   18 Service manager   19 Server
+                                  20 HTTP   21 Cases   22 Callers   23 Deployment
                                   24 Scheduler   25 Runner   26 Feed   27 Agenda
                                   28 Retention   29 Backup   30 Store   31 Questions
                                   32 Database   33 Versions   34 Metrics
                  │ one JSON document a line: jobs over a socket, the trace through a journal file
-    Part IV   the run process     35 Fork server   36 Outpost   37 Relay   38 Run process
+    Part V    the run process     35 Fork server   36 Outpost   37 Relay   38 Run process
                                   39 Control groups   40 Pipeline API   41 Parameters
                                   42 Assertions   43 Memos   44 Places   45 Web   46 Warehouses
                                   47 Formats   48 Rows   49 Trace
 
 `tau run hello`, in one read:
-  main §9 reads the words with parser_of §10, made from the signature of `run` §20, and calls Client.call §14;
-  the line reaches Connection §18, which checks it and calls the operation `run` §20;
+  main §9 reads the words with parser_of §10, made from the signature of `run` §15, and calls Client.call §14;
+  the line reaches Connection §19, which checks it and calls the operation `run` §15;
   Store §30 makes the run durable and, in the same commit, Scheduler.admit §24 moves it to running;
   ForkServer §35 creates the journal (the permission to start) and forks;
   run_process §38 loads the deployed file and calls your function with a PipelineContext §40;
   (on another machine an outpost §36 does that; a relay §37 here feeds the command that leads there;)
   its records go to the Journal §49; the fork server appends the end record when the process is gone;
   Runner §25 reads the journal, `verdict` §25 turns it into an outcome, Store §30 keeps it;
-  Feed §26 wakes the waiting `run` §20; Connection §18 answers; main §9 prints and exits 0 or 1.
+  Feed §26 wakes the waiting `run` §15; Connection §19 answers; main §9 prints and exits 0 or 1.
 """
 
 from __future__ import annotations
 
+import _imp
+
 # What `socket` adds to it (enums, selectors) would take a tenth of the client's time.
 import _socket
+import _thread
 import errno
 import gc
 import io
@@ -2659,6 +2663,18 @@ def file_system(path: str) -> str | None:
     return max(reversed(above), key=lambda mount: len(mount[0]))[1] if above else None  # the last mount is on top
 
 
+def python_words(function: str, words: Sequence[str]) -> list[str]:
+    """The words for an interpreter that make it run `tau.function()` of this very file."""
+    # An import uses the compiled cache.  The standard library is imported first, because the directory may
+    # have modules that shadow it.
+    code = (
+        "import json, os, socket, sys, time\n"
+        f"sys.path.insert(0, {os.path.dirname(os.path.abspath(__file__))!r})\n"
+        f"import tau\ndel sys.path[0]\nsys.exit(tau.{function}())"
+    )
+    return ["-P", "-c", code, *words]
+
+
 def start_python(
     function: str, words: Sequence[str], files: Mapping[int, int], environ: Mapping[str, str],
     python: str | None = None,
@@ -2671,16 +2687,46 @@ def start_python(
         folder = os.path.dirname(python)
         paths = f"{folder}{os.pathsep}{environ.get('PATH', os.defpath)}"
         environ = {**environ, "PATH": paths, "VIRTUAL_ENV": os.path.dirname(folder)}
-    # An import uses the compiled cache.  The standard library is imported first, because the directory may
-    # have modules that shadow it.
-    code = (
-        "import json, os, socket, sys, time\n"
-        f"sys.path.insert(0, {os.path.dirname(os.path.abspath(__file__))!r})\n"
-        f"import tau\ndel sys.path[0]\nsys.exit(tau.{function}())"
-    )
     actions = [(os.POSIX_SPAWN_DUP2, here, there) for there, here in files.items()]
     python = python or sys.executable
-    return os.posix_spawn(python, [python, "-P", "-c", code, *words], environ, file_actions=actions)
+    return os.posix_spawn(python, [python, *python_words(function, words)], environ, file_actions=actions)
+
+
+#: Parts IV and V as bytecode, if the cached module has them apart (see `pack`): their names and code, marshalled.
+PACKED: list[bytes] = []
+#: The last bytes of such a module, which nothing reads.
+PACKED_END = b"packed"
+
+
+def pack() -> bool:
+    """Writes this module's cached bytecode anew, with Parts IV and V apart; returns whether it did.
+
+    The client needs neither part, which saves half of its time; taud and the fork server need one each.  Parts refer
+    to themselves and to what stands above them, so only who comes from outside looks for a name that is not there.
+    """
+    spec, source = sys.modules[__name__].__spec__, read_bytes(__file__, sys.maxsize) or b""
+    size, modified = len(source), int(os.stat(__file__).st_mtime)
+    header = importlib.util.MAGIC_NUMBER + struct.pack("<III", 0, modified & 0xFFFFFFFF, size & 0xFFFFFFFF)
+    cache = (spec and spec.cached) or ""
+    cached = read_bytes(cache, sys.maxsize) or b""
+    is_ours = cached.startswith(header) and not cached.endswith(PACKED_END) and os.access(cache, os.W_OK)
+    if sys.dont_write_bytecode or not is_ours:
+        return False
+    banners = (b"# === Part IV", b"# === Part V", b"# --- The door")
+    cuts = [number for number, line in enumerate(source.splitlines(), 1) if line.startswith(banners)]
+    body, packed = ast.parse(source).body, []
+    for start, end in itertools.pairwise(cuts):
+        code = compile(ast.Module([node for node in body if start < node.lineno < end], []), __file__, "exec")
+        packed.append((code.co_names, marshal.dumps(code)))
+    rest = [node for node in body if not cuts[0] < node.lineno < cuts[-1]]
+    for node in rest:
+        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and node.target.id == "PACKED":
+            node.value = ast.List([ast.Constant(marshal.dumps(packed))], ast.Load())
+    code = compile(ast.fix_missing_locations(ast.Module(rest, [])), __file__, "exec")
+    with contextlib.suppress(OSError), Replacement(cache, stat.S_IMODE(os.stat(cache).st_mode), durable=False) as file:
+        file.write(header + marshal.dumps(code) + PACKED_END)
+        return True
+    return False
 
 
 def need(module: str, extra: str, what: str) -> Any:
@@ -5357,1450 +5403,12 @@ class ThrowAway(Client):
             raise printed_error(text.splitlines()) or Internal(text[-500:])
 
 
-# === Part III: the daemon ==================================================================
-# Asynchronous, long-lived, one per home.  Never imports user code.
+# === Part III: the operations ==============================================================
+# Where the client and the daemon meet: the signature and docstring of an operation serve both, its body the daemon.
 
-# --- 15. Daemon --------------------------------------------------------------------------
-# Owns the home: its lock, start, recovery, reload and stop.
-# Calls the rest of Part III.  Promises one daemon per home, and that runs outlive it.
-
-
-def taud() -> int:
-    """Runs the `taud` command until it is stopped; returns its exit code."""
-    open_standard_descriptors()
-    words = sys.argv[1:]
-    try:
-        obey(words, ServiceManager(os.environ))  # first, as no child may inherit its variables
-    except TauError as problem:
-        return complain(problem, words)
-    except OSError as problem:
-        refused = Conflict(f"taud cannot start: {problem}", "check --home, --port and the configuration")
-        return complain(refused, words)
-    except KeyboardInterrupt:
-        return 130
-    finally:
-        flush_outputs()
-    return 0
-
-
-def obey(words: list[str], manager: ServiceManager) -> None:
-    options = vars(taud_parser().parse_args(words))
-    if options["print_unit"]:
-        write_out(unit_text(options["print_unit"], taud_path()))
-        return
-    umask = os.umask(0o077)
-    home = find_home(options["home"])
-    try:
-        os.fsencode("é" + home).decode("utf-8")
-    except UnicodeError:
-        about = f"the encoding is {sys.getfilesystemencoding()}, the home {home!a}"
-        hint = "LC_ALL=C.UTF-8 without PYTHONUTF8=0, or another --home"
-        raise BadRequest(f"names of files must be UTF-8: {about}", hint) from None
-    config = find_config(options["config"], home)
-    settings = read_settings(options, config) | {"umask": umask}
-    if options["restore"]:
-        announce(restore(home, settings, options["restore"], options["replace"]), words)
-    elif options["detach"] and not options["detached"]:
-        announce(detach(home, words, options["port"], umask), words)
-    else:
-        if options["detached"]:
-            os.setsid()
-        faulthandler.enable(2)  # says where a blocked daemon is when its watchdog kills it
-        set_up_log(settings["log_level"], os.path.join(home, "taud.log") if options["detached"] else None)
-        sys.setswitchinterval(0.0005)  # the loop waits so long for a thread, several times a request; usual are 5 ms
-        asyncio.run(Daemon(home, config, settings, options, manager).serve())
-
-
-def taud_parser() -> argparse.ArgumentParser:
-    examples = (
-        "taud --detach  # in the background; prints pid and socket when it is ready",
-        "taud --port 8400 --log-level debug  # in the foreground, on loopback TCP too",
-    )
-    parser = make_parser("taud", "The Tau daemon: serves one home directory until it is stopped.", examples)
-    for flag, metavar, meaning in (
-        ("--home", "DIR", "where everything is kept (TAU_HOME)"),
-        ("--config", "FILE", "configuration (TAU_CONFIG, <home>/tau.toml)"),
-        ("--restore", "FILE", "put a backup in the home's place, and do not serve"),
-        ("--replace", "", "with --restore: move the present store aside"),
-        ("--detach", "", "return when it is ready, printing pid and socket"),
-        ("--detached", "", argparse.SUPPRESS),
-        ("--unscheduled", "", argparse.SUPPRESS),
-        ("--json", "", "JSON, on a terminal too"),
-    ):
-        value: Json = {"metavar": metavar} if metavar else {"action": "store_true"}
-        parser.add_argument(flag, help=meaning, **value)
-    units = f"print a systemd unit: {', '.join(UNITS)} [service]"
-    parser.add_argument("--print-unit", nargs="?", const="service", metavar="KIND", help=units)
-    parser.add_argument("--version", action="version", version=__version__)
-    for row in SETTINGS:
-        if row.flag:
-            default = f" [{row.default}]" if row.default else ""
-            parser.add_argument(row.flag, dest=row.name, metavar=row.name.upper(), help=row.meaning + default)
-    return parser
-
-
-def detach(home: str, words: list[str], port: str | None, umask: int) -> Json:
-    """Starts `taud` in the background and returns its pid and socket when it is ready.
-
-    If the home has a daemon already, returns its pid and socket, with `"changed": false`; Conflict if it does not
-    listen on the port that is asked for.
-    """
-    try:
-        os.close(take_lock(home))
-    except Conflict as owned:
-        if port and not any(address.endswith(f":{port}") for address in owned.detail.get("addresses", ())):
-            owned.hint = shell_line("tau", "shutdown") + "; " + shell_line("taud", *words)
-            raise Conflict(f"{owned}, and does not listen on port {port}", owned.hint, **owned.detail) from None
-        return {"changed": False, "home": home} | owned.detail
-    log_path = os.path.join(home, "taud.log")
-    rotate_log(log_path)
-    answer, child_end = os.pipe()
-    with open(log_path, "a+b") as log, open(answer, "rb") as ready:
-        start = log.seek(0, os.SEEK_END)
-        with open(os.devnull) as null, open(child_end, "wb") as written:
-            files = {0: null.fileno(), 1: written.fileno(), 2: log.fileno()}
-            os.umask(umask)  # it is that of its runs
-            pid = start_python("taud", [*words, "--detached", "--json"], files, dict(os.environ))
-        if line := ready.readline():
-            return {"changed": True} | dict(json.loads(line))
-        os.waitpid(pid, 0)
-        log.seek(start)
-        said = log.read().decode("utf-8", "replace").strip().splitlines() or ["it said nothing"]
-    raise printed_error(said[-1:]) or Internal(f"taud did not start: {said[-1]}", f"see {log_path}")
-
-
-def restore(home: str, settings: Json, file: str, replace: bool) -> Json:
-    """Puts a backup in the home's place; Conflict if a daemon serves it."""
-    with os.fdopen(take_lock(home)):
-        store = Store(home, settings)
-        restored = restore_copy(store, os.path.abspath(file), replace)
-        return restored | {"deploy_again": asyncio.run(build_again(home, settings, store.database.path))}
-
-
-async def build_again(home: str, settings: Json, database: str) -> list[str]:
-    """Builds the environments of the restored pipelines; returns the pipelines whose build failed."""
-    venvs, failed, db = Venvs(home, settings), [], read_only(database)
-    for row in Questions(db).rows("SELECT * FROM live JOIN sources USING (sha256) WHERE path = entry"):
-        built: Json | None = None
-        with contextlib.suppress(TauError):
-            header = read_header(row["content"].decode("utf-8", "replace"), row["entry"])
-            built = {} if header is None else await venvs.build(header, row["entry"])
-        if built is None or built.get("digest") != row["options"].get("environment"):
-            failed.append(row["pipeline"])
-    db.close()
-    return failed
-
-
-def take_lock(home: str) -> int:
-    """Locks the home until the descriptor is closed; Conflict if another daemon has the lock.
-
-    Makes a missing home.  Forbidden if it is another user's.
-    """
-    make_directory(home)
-    if os.stat(home).st_uid != os.geteuid():
-        raise Forbidden(f"{home} belongs to another user", "choose another --home")
-    path = os.path.join(home, "tau.lock")
-    until = time.monotonic() + 2.0
-    while (lock := lock_file(path, wait=False, create=True)) < 0:
-        owner = json.loads(peek(path) or "{}")  # pid and socket; empty while that daemon starts
-        # A child of a killed daemon keeps the lock until it executes, a moment longer.
-        if process_started(owner.get("pid", os.getpid())) is not None or time.monotonic() > until:
-            hint = "tau status; tau shutdown"
-            raise Conflict(f"taud {owner.get('pid', '')} already serves {home}", hint, **owner)
-        time.sleep(0.02)
-    os.truncate(lock, 0)  # what the last owner wrote
-    return lock
-
-
-def announce(ready: Json, words: Sequence[str]) -> bool:
-    """Prints a document; returns whether a person reads it."""
-    people = people_read(sys.stdout, words)
-    text = aligned((key, [spoken(value)]) for key, value in printable(ready).items())
-    write_out(text if people else json_text(ready, sys.stdout))
-    return people
-
-
-LOOK_AFTER_S = 5.0
-
-
-class Daemon:
-    """One home and everything that serves it; the first thing every operation is given."""
-
-    def __init__(
-        self, home: str, config: str | None, settings: Json, options: Json, manager: ServiceManager
-    ) -> None:  # fmt: skip
-        self.home, self.config, self.settings = home, config, settings
-        self.options = options  # from the command line; they win over the file
-        self.manager = manager
-        self.store = Store(home, settings)
-        self.feed = Feed(self.store)
-        self.store.database.on_commit = self.on_commit
-        self.venvs = Venvs(home, settings)
-        self.runner = Runner(home, settings, self.store, self.feed, self.venvs)
-        self.agenda = Agenda(self.store, settings["timezone"])
-        self.scheduler = Scheduler(self.agenda, self.runner)
-        self.connections: set[Connection] = set()
-        self.keys = Keys(home, settings, self.store)
-        self.listeners = Listeners(self)
-        self.started = time.time()
-        self.warnings: dict[str, str] = {}  # by subject, for `status`
-        self.copying = asyncio.Lock()  # held while a backup is written
-        self.retention = Retention(self.store, lambda: self.store.ask.totals()["running"], self.owns_home)
-        self.turns = Turns(3)  # of questions, which are answered beside the loop
-        self.ended = asyncio.Event()  # set when serve() may return
-        self.orphans: set[int] = set()  # ended children, as look_after() has seen them last
-        self.lock = -1  # descriptor of the home's lock
-
-    async def serve(self) -> None:
-        """Serves until the end; prints one document when it is ready."""
-        loop = asyncio.get_running_loop()
-        self.lock = take_lock(self.home)
-        try:
-            os.chmod(self.home, 0o700)
-            if os.geteuid() == 0:
-                self.warn("taud runs as root, and so does every pipeline")
-            if (kind := file_system(self.home)) in NETWORKS:
-                self.warn(f"the home is on {kind}, where locks cannot be trusted: keep it on a local disk")
-            for number in (signal.SIGTERM, signal.SIGINT):
-                loop.add_signal_handler(number, self.on_signal)
-            signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until we can reload
-            loop.set_exception_handler(self.note_failure)
-            self.store.open(loop)
-            self.agenda.open()
-            sweep_copies(self.home)
-            self.listeners.open()  # may fail, so it comes before any run
-            await self.runner.open()
-            self.scheduler.open()
-            repeat = self.runner.tasks.repeat
-            repeat(self.retention.watch, pause=PRUNE_EVERY_S)
-            repeat(self.scheduler.watch, pause=ALIVE_S)
-            repeat(self.look_after, pause=LOOK_AFTER_S)
-            repeat(self.manager.ping, pause=self.manager.ping_s or DAY_S)
-            self.listeners.start()
-            ready: Json = {"pid": os.getpid(), "socket": os.path.join(self.home, "tau.sock")}
-            ready |= {"home": self.home, "addresses": [*self.listeners.bound]}
-            os.pwrite(self.lock, encode(ready), 0)
-            logging.getLogger("tau").info("taud %s serves %s, pid %s", __version__, self.home, os.getpid())
-            loop.add_signal_handler(signal.SIGHUP, self.reload)
-            self.manager.tell(READY=1)
-            if not announce(ready, sys.argv):
-                leave_output(1)  # its reader may go, and later writes must not fail
-            await self.ended.wait()
-            if not self.owns_home():
-                raise Conflict(f"{self.home} was renamed or deleted while taud served it", "start taud where it is now")
-        finally:
-            await self.close()
-
-    def owns_home(self) -> bool:
-        """Whether our lock is still at its path: otherwise another daemon may serve there."""
-        try:
-            return os.path.samestat(os.fstat(self.lock), os.stat(os.path.join(self.home, "tau.lock")))
-        except OSError:
-            return False
-
-    async def look_after(self) -> None:
-        """Ends the daemon if its home is gone, and reaps ended children that nobody awaits.
-
-        The children of a killed fork server become ours if we are PID 1, as in a container.
-        """
-        if not self.owns_home():
-            self.stop()
-        children = {int(pid) for path in glob.glob("/proc/self/task/*/children") for pid in peek(path).split()}
-        before, self.orphans = self.orphans, {pid for pid in children if process_started(pid) is None}
-        for pid in self.orphans & before:
-            with contextlib.suppress(ChildProcessError):
-                os.waitpid(pid, os.WNOHANG)
-
-    def on_commit(self, run_ids: set[str], *due: Any) -> None:
-        """Stops and starts what is due; tells those who wait for these runs that changes are on disk."""
-        if due:  # first: the store says already that these runs go on
-            self.scheduler.begin(*due)
-        for run_id in run_ids:
-            self.feed.changed(run_id)
-
-    @property
-    def stopping(self) -> bool:
-        return self.runner.paused
-
-    def note_failure(self, loop: asyncio.AbstractEventLoop, context: Json) -> None:
-        self.store.metrics.failed("event loop", context.get("exception") or RuntimeError(context["message"]))
-
-    def warn(self, text: str, about: str = "") -> None:
-        """Logs a warning; `status` shows the last one *about* each subject."""
-        self.warnings[about or text] = text
-        logging.getLogger("tau").warning("%s", text)
-
-    def reload(self) -> None:
-        """On SIGHUP, reads the configuration file again; a wrong file changes only the warnings."""
-        if self.ended.is_set():
-            return
-        self.manager.tell(RELOADING=1, MONOTONIC_USEC=time.monotonic_ns() // 1000)
-        self.warnings.pop("configuration", None)
-        try:
-            config = find_config(self.options["config"], self.home)
-            self.apply(read_settings(self.options, config))
-            self.config = config
-        except TauError as problem:
-            self.warn(f"the configuration was not read again: {problem}; {problem.hint}", "configuration")
-        finally:
-            self.manager.tell(READY=1)
-
-    def apply(self, settings: Json) -> None:
-        """Changes what may change while we serve; logs what needs a restart."""
-        names = RELOADED if self.listeners.tls is None or not settings["tls_cert"] else (*RELOADED, *TLS_SETTINGS)
-        mixed = self.settings | {name: settings[name] for name in names}
-        tls, given = make_tls(mixed), configured_keys(mixed)  # if either is refused, nothing has changed
-        self.settings.update(mixed)
-        logging.getLogger().setLevel(mixed["log_level"].upper())
-        self.listeners.tls = tls
-        self.keys.configure(given, self.keys.public)
-        self.drop_revoked()
-        later = ", ".join(name for name in settings if settings[name] != mixed[name])
-        note = f"; after a restart {later} will hold too" if later else ""
-        logging.getLogger("tau").info("the configuration is read again%s", note)
-
-    def drop_revoked(self, answered: Connection | None = None) -> None:
-        """Drops connections whose key is revoked, except the one being *answered*."""
-        for connection in tuple(self.connections):
-            caller = connection.caller
-            if caller is not None and caller.digest and caller.digest not in self.keys.holders:
-                caller.revoked = True
-                if connection is not answered:
-                    connection.transport.abort()
-
-    def on_signal(self) -> None:
-        """Stops now, leaving live runs to the next daemon; a second signal ends the process at once."""
-        for number in (signal.SIGTERM, signal.SIGINT):
-            asyncio.get_running_loop().add_signal_handler(number, os._exit, 1)
-        self.stop()
-
-    def stop(self) -> None:
-        self.runner.paused = True
-        self.ended.set()
-
-    def obstacles(self) -> list[str]:
-        """Returns why no new work is taken just now; empty if work is taken."""
-        reasons = [SHUTTING_DOWN[0]] if self.stopping else []
-        if self.store.ask.totals()["queued"] >= self.settings["max_queued"]:
-            reasons.append("the queue is full")
-        if self.store.database.is_full:
-            reasons.append("the store cannot be written")
-        return reasons
-
-    def figures(self) -> Iterator[str]:
-        counts, disk = self.store.ask.totals(), os.statvfs(self.home)
-        info = f'tau_info{{version="{__version__}",protocol="{PROTOCOL}"}} 1'
-        yield family("tau_info", "gauge", "What serves.", info)
-        runs = [f'tau_runs{{status="{status}"}} {count}' for status, count in counts.items()]
-        yield family("tau_runs", "gauge", "Runs in the store.", *runs)
-        yield family("tau_queue_length", "gauge", "Runs that wait.", counts["queued"])
-        yield family("tau_slots", "gauge", "Runs that may go on at the same time.", self.settings["max_concurrent"])
-        yield family("tau_slots_used", "gauge", "Runs that go on.", counts["running"])
-        yield family("tau_pipelines", "gauge", "Pipelines deployed.", self.store.ask.pipeline_count())
-        yield family("tau_connections", "gauge", "Connections open.", len(self.connections))
-        yield family("tau_database_bytes", "gauge", "Size of the store's file.", self.store.ask.file_bytes())
-        yield family("tau_disk_free_bytes", "gauge", "Room where everything is kept.", disk.f_bavail * disk.f_frsize)
-        yield family("tau_uptime_seconds", "gauge", "Time since taud began.", round(time.time() - self.started, 1))
-        yield family("tau_auth_failures_total", "counter", "Wrong keys.", self.keys.failures)
-        yield from self.store.metrics.families()
-        yield from process_figures()
-
-    async def wind_up(self, drain: float, cancel: bool) -> None:
-        """Admits nothing more, waits for live runs, and stops the daemon once the answer is on its way.
-
-        Waits at most *drain* seconds; without a limit if *cancel* is set and *drain* is 0.
-        """
-        self.runner.paused = True
-        try:
-            for process in tuple(self.runner.live.values()) if cancel else ():
-                if process.run_id is not None:
-                    await self.runner.stop_process(process, "cancelled")
-        except TauError:  # the disk is full, say
-            self.runner.paused = False
-            self.store.database.ring()
-            raise
-        if cancel or drain:
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self.runner.drained(), drain or None)
-        asyncio.get_running_loop().call_later(0.02, self.stop)
-
-    async def close(self) -> None:
-        """Ends the daemon; live runs go on, and the next daemon adopts them."""
-        self.manager.tell(STOPPING=1)
-        self.runner.paused = True
-        self.listeners.close()
-        for connection in self.connections:
-            connection.last = True
-            connection.tasks.cancel()  # each waiting request gets an answer
-        if waiting := {task for connection in self.connections for task in connection.tasks}:
-            await asyncio.wait(waiting, timeout=1.0)
-        await self.scheduler.close()
-        await self.runner.close()
-        self.store.close()
-        for path in self.listeners.paths if self.owns_home() else ():  # before a client that waits for the end sees it
-            remove_file(path)
-        os.close(self.lock)  # who has seen the end may start the next daemon
-        for connection in tuple(self.connections):
-            connection.transport.close()
-        await asyncio.sleep(0)
-
-
-#: Settings that hold as soon as the configuration file is read again.
-RELOADED = ("log_level", "connections", "executors", "api_key", "api_key_file", "api_key_hash")
-#: Settings, with the files they name, that also hold then if the port speaks TLS already.
-TLS_SETTINGS = ("tls_cert", "tls_key", "tls_client_ca")
-
-
-def set_up_log(level: str, path: str | None = None) -> None:
-    """Logs to stderr: with times, or with priorities for the journal, which has its own times.
-
-    *path* is the file that stderr is, if it is ours.
-    """
-    handler, journal = logging.StreamHandler(), stderr_is_journal()
-    plain = logging.Formatter(None if journal else "%(asctime)s %(levelname)s %(message)s")
-
-    def layout(record: logging.LogRecord) -> str:
-        mark = f"<{PRIORITIES[record.levelname]}>" if journal else ""
-        return "\n".join(mark + line for line in printable(plain.format(record)).splitlines())
-
-    handler.format = layout  # type: ignore[method-assign]
-    handler.addFilter(LogFilter(path))
-    logging.basicConfig(level=level.upper(), handlers=[handler])
-
-
-#: A log that is larger is rotated; one old log stays.
-LOG_BYTES_MAX = 1 << 20
-#: A warning counts as repeated if it comes again within this time.
-REPEATED_S = 600.0
-REPEATS_MAX = 100
-
-
-class LogFilter:
-    """Bounds the log: of repeated warnings and errors it passes the 1st, 10th, 100th, …, and it rotates our file."""
-
-    def __init__(self, path: str | None) -> None:
-        self.path = path
-        self.repeats: dict[str, tuple[int, float]] = {}  # text → how often it has come, and when last
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        if self.path is not None and rotate_log(self.path):
-            with contextlib.suppress(OSError), open(self.path, "ab") as fresh:
-                os.dup2(fresh.fileno(), 2)
-        if record.levelno < logging.WARNING:
-            return True
-        text = record.getMessage()
-        count, last = self.repeats.pop(text, (0, 0.0))
-        count = count + 1 if record.created - last < REPEATED_S else 1
-        self.repeats[text] = count, record.created
-        if len(self.repeats) > REPEATS_MAX:
-            self.repeats.pop(next(iter(self.repeats)), None)  # another thread may have done it
-        if count > 1:
-            record.msg, record.args, record.exc_info = f"{text} ({count:,} times)", (), None
-        return str(count).strip("0") == "1"
-
-
-def rotate_log(path: str) -> bool:
-    """Moves a log aside if it is too large; returns whether there is none now."""
-    with contextlib.suppress(OSError):
-        if os.lstat(path).st_size > LOG_BYTES_MAX:  # lstat: the file that a link leads to is not ours
-            os.replace(path, f"{path}.1")
-    return not os.path.lexists(path)
-
-
-# --- 16. Listeners -----------------------------------------------------------------------
-# Owns where peers connect: the sockets of the home, of a service manager and of the network, and TLS.
-# Calls Service manager, Server and Callers.  Promises that no live socket is replaced, that no
-# network address is open without a key, and that a flood of peers does not burden connected ones.
-
-#: How many local peers, or network peers, may wait for accept().  We accept 256 in some 50 ms; more try again later.
-LOCAL_BACKLOG = 1024
-NETWORK_BACKLOG = 256
-
-
-class Listeners:
-    """The sockets at which peers come in: bound, then served, then closed.
-
-    We accept one peer in each turn of the loop, and give a network peer buffers after its first byte.  asyncio's own
-    server would accept all at once, with buffers for each.
-    """
-
-    def __init__(self, daemon: Daemon) -> None:
-        self.daemon = daemon
-        self.bound: dict[str, socket.socket] = {}  # by address
-        self.paths: list[str] = []  # sockets that we must remove
-        self.tls = make_tls(daemon.settings)
-        self.group: int | None = None  # the group whose members may connect too
-        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-        files = max(soft, 65_536 if hard == resource.RLIM_INFINITY else min(hard, 65_536))
-        resource.setrlimit(resource.RLIMIT_NOFILE, (files, hard))
-        self.room = files - DESCRIPTORS_KEPT  # descriptors for all peers
-        if self.room < PEERS_MIN:
-            message = f"taud may open only {files} files; it needs {DESCRIPTORS_KEPT + PEERS_MIN}"
-            raise Conflict(message, "ulimit -n 4096, or LimitNOFILE= of the service")
-        self.tasks = Tasks(daemon.store.metrics.failed)  # one for each listener, and each peer without a connection yet
-        self.silent: Peers = {}  # peers that have not sent a byte
-        self.shaking: Peers = {}  # peers in the middle of a TLS handshake
-        self.strangers: Peers = {}  # peers that have not shown a key
-
-    def open(self) -> None:
-        """Binds the Unix sockets and, if asked for, the TCP port; takes over the sockets that we were given."""
-        settings, given = self.daemon.settings, self.daemon.manager.sockets
-        try:
-            self.group = grp.getgrnam(settings["group"]).gr_gid if settings["group"] else None
-        except KeyError:
-            raise BadRequest(f"[daemon] group: there is no group '{settings['group']}'", "getent group") from None
-        taken = {os.path.realpath(socket_name(each)) for each in given}
-        for folder in filter(None, (self.daemon.home, runtime_directory())):
-            path = os.path.join(folder, "tau.sock")
-            if (real := os.path.realpath(path)) not in taken:
-                taken.add(real)
-                self.bound[f"unix://{path}"] = bind_unix(path, self.group)
-                self.paths.append(path)
-        network = bind_tcp(settings["host"], settings["port"] or 8400) if settings["port"] or settings["host"] else ()
-        for each in (*sorted(given, key=is_network), *network):
-            scheme = "tls" if self.tls else "tcp"
-            path = f"unix://{socket_name(each)}"
-            self.bound[f"{scheme}://{at_port(*each.getsockname()[:2])}" if is_network(each) else path] = each
-        if hosts := [socket_name(each) for each in self.bound.values() if is_network(each)]:
-            self.demand_key([host for host in hosts if not is_loopback(host)])
-
-    def demand_key(self, public: list[str]) -> None:
-        """Raises Forbidden if there are *public* addresses but no key; warns without TLS."""
-        self.daemon.keys.configure(configured_keys(self.daemon.settings), bool(public))
-        if public and not self.daemon.keys.holders:
-            hint = "`tau key create NAME` makes one, or set [auth] api_key; or listen on 127.0.0.1, by an SSH tunnel"
-            raise Forbidden(f"taud does not listen on {public[0]} without a configured key", hint)
-        if public and self.tls is None:
-            remedy = "set [daemon] tls_cert, or put TLS in front"
-            self.daemon.warn(f"what is sent to {public[0]} is not encrypted: {remedy}")
-
-    def most(self, bound: int) -> int:
-        """Returns how many peers of a kind there may be: *bound*, or fewer if descriptors are few."""
-        return max(min(bound, self.room // 4), 1)
-
-    def put_last(self, peers: Peers, peer: Any, drop: Callable[[], object], most: int) -> None:
-        """Adds a peer; if there are too many, drops the peer that has waited longest."""
-        peers[peer] = drop
-        if len(peers) > self.most(most):
-            peers.pop(next(iter(peers)))()
-
-    def start(self) -> None:
-        for bound in self.bound.values():
-            bound.setblocking(False)
-            bound.listen(NETWORK_BACKLOG if is_network(bound) else LOCAL_BACKLOG)
-            self.tasks.repeat(self.accept, bound)
-
-    def close(self) -> None:
-        self.tasks.cancel()
-        for bound in self.bound.values():
-            bound.close()
-
-    async def accept(self, bound: socket.socket) -> None:
-        loop = asyncio.get_running_loop()
-        while True:
-            try:
-                peer, _ = await loop.sock_accept(bound)
-            except OSError:  # no descriptors left, or the peer has gone already
-                await asyncio.sleep(0.05)
-                continue
-            self.tasks.spawn(self.meet(peer))
-            await asyncio.sleep(0)  # sock_accept() does not yield while a peer waits
-
-    async def meet(self, peer: socket.socket) -> None:
-        task: Any = asyncio.current_task()
-        tls, limits = None, {}
-        try:
-            if is_network(peer):
-                self.put_last(self.silent, task, task.cancel, SILENT_MAX)
-                first, tls = await first_byte(peer), self.tls
-                self.silent.pop(task, None)
-                if tls is not None and first != b"\x16":  # it is no handshake
-                    peer.recv(1 << 16)  # closing over unread input would lose the answer
-                    peer.send(refusal(None, BadRequest("this port speaks TLS", "tls:// or https://")))
-                    raise ConnectionAbortedError
-            if tls is not None:
-                self.put_last(self.shaking, task, task.cancel, SHAKING_MAX)
-                limits = {"ssl_handshake_timeout": HELLO_S, "ssl_shutdown_timeout": HELLO_S}
-            connect = asyncio.get_running_loop().connect_accepted_socket
-            await connect(lambda: Connection(self.daemon), peer, ssl=tls, **limits)
-        except (OSError, asyncio.CancelledError):  # TimeoutError too
-            peer.close()
-        finally:
-            self.silent.pop(task, None)
-            self.shaking.pop(task, None)
-
-
-def is_network(bound: socket.socket) -> bool:
-    return bound.family != socket.AF_UNIX
-
-
-async def first_byte(peer: socket.socket) -> bytes:
-    """Peeks at the first byte of a peer.  TimeoutError after HELLO_S, ConnectionError if it is gone."""
-    loop, ready = asyncio.get_running_loop(), asyncio.Event()
-    loop.add_reader(peer, ready.set)
-    try:
-        async with asyncio.timeout(HELLO_S):
-            await ready.wait()
-    finally:
-        loop.remove_reader(peer)
-    if not (first := peer.recv(1, socket.MSG_PEEK)):
-        raise ConnectionAbortedError
-    return first
-
-
-def socket_name(bound: socket.socket) -> str:
-    """Returns the path of a Unix socket (@name if abstract), or the host of a network socket."""
-    name = bound.getsockname()
-    return os.fsdecode(name if isinstance(name, (str, bytes)) else name[0]).replace("\0", "@")
-
-
-def bind_unix(path: str, group: int | None) -> socket.socket:
-    """Binds a socket at this path.  Replaces a stale socket of ours, never a live one or another file.
-
-    The home's lock is held.  asyncio would unlink a live socket without asking (cpython issue 121252).
-    """
-    bound = socket.socket(socket.AF_UNIX)
-    with SocketPath(path) as short:
-        if os.path.lexists(path):
-            status = os.lstat(path)
-            if not stat.S_ISSOCK(status.st_mode) or status.st_uid != os.geteuid():
-                raise Conflict(f"{path} is not a socket of ours", "remove it, or choose another --home")
-            with socket.socket(socket.AF_UNIX) as probe:
-                probe.settimeout(1.0)
-                # A socket that is only busy must not be replaced.
-                if probe.connect_ex(short.path) not in (errno.ECONNREFUSED, errno.ENOENT):
-                    raise Conflict(f"another process listens at {path} already", "tau status")
-            os.unlink(path)
-        bound.bind(short.path)  # its mode is 0600, by umask 077
-    if group is not None:
-        for shared, mode in ((os.path.dirname(path), 0o750), (path, 0o660)):
-            os.chown(shared, -1, group)
-            os.chmod(shared, mode)
-    return bound
-
-
-def bind_tcp(hosts: str, port: int) -> Iterator[socket.socket]:
-    """Binds a socket for each address; without *hosts*, for the addresses of loopback."""
-    for host in map(str.strip, (hosts or "127.0.0.1,::1").split(",")):
-        try:
-            for family, *_, address in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE):
-                yield socket.create_server(address, family=family)
-        except socket.gaierror as problem:
-            raise BadRequest(f"--host {host}: {problem.strerror}", "give addresses of this machine") from None
-        except OSError as problem:
-            if host != "::1" or hosts:  # ::1 is only our default, and there may be no IPv6
-                message = f"cannot listen on {host}:{port}: {os.strerror(problem.errno or 0)}"
-                raise Conflict(message, "choose another --port") from None
-
-
-def make_tls(settings: Json) -> ssl.SSLContext | None:
-    """Sets up TLS for the TCP port; None without a certificate, BadRequest if a file cannot be used."""
-    cert, key, authorities = settings["tls_cert"], settings["tls_key"] or None, settings["tls_client_ca"]
-    if not cert:
-        return None
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    context.set_alpn_protocols(["http/1.1"])
-    try:
-        check_private(key or cert)
-        context.load_cert_chain(cert, key, password=lambda: "")
-        if authorities:
-            context.verify_mode = ssl.CERT_REQUIRED
-            context.load_verify_locations(authorities)
-    except (OSError, ValueError) as problem:
-        raise BadRequest(f"[daemon] tls_cert {cert}: {problem}", "PEM files; see tls_key, tls_client_ca") from None
-    return context
-
-
-# --- 17. Service manager -----------------------------------------------------------------
-# Owns what systemd and taud tell each other: sockets handed over, ready, alive, reloading, stopping; the units.
-# Calls Part I.  Promises that nothing happens without a service manager, and that no child inherits its variables.
-
-LISTEN_HINT = "the socket unit needs ListenStream= and Accept=no"
-
-
-class ServiceManager:
-    """The service manager that started us, if any: sd_notify(3) and sd_listen_fds(3).
-
-    Takes its variables out of *environ*.  BadRequest if a socket that it hands over cannot be used.
-    """
-
-    def __init__(self, environ: MutableMapping[str, str]) -> None:
-        words = {name: environ.pop(name) for name in [*environ] if name.startswith(MANAGER_ENVIRONMENT)}
-        ours = str(os.getpid())
-        self.address = words.get("NOTIFY_SOCKET", "")
-        self.ping_s = 0.0  # between two pings; 0 without a watchdog
-        if words.get("WATCHDOG_PID", ours) == ours:
-            self.ping_s = digits(words.get("WATCHDOG_USEC", "")) / 2e6
-        self.sockets: list[socket.socket] = []  # handed over to us: we never remove or change them
-        if words.get("LISTEN_PID") == ours:
-            numbers = range(3, 3 + digits(words.get("LISTEN_FDS", "")))
-            names = words.get("LISTEN_FDNAMES", "").split(":") + [""] * len(numbers)
-            self.sockets += map(inherited_socket, numbers, names)
-
-    def tell(self, **words: int) -> None:
-        """Sends one notification; a failure is only logged."""
-        if not self.address.startswith(("/", "@")):
-            return
-        text = "\n".join(f"{name}={word}" for name, word in words.items())
-        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as channel:
-            channel.settimeout(1.0)
-            try:
-                channel.sendto(text.encode(), re.sub("^@", "\0", self.address))
-            except OSError as problem:
-                logging.getLogger("tau").warning("cannot notify %s: %s", self.address, problem)
-
-    async def ping(self) -> None:
-        """Sends a ping from within the event loop, which sends none while it is blocked."""
-        if self.ping_s:
-            self.tell(WATCHDOG=1)
-
-
-def digits(text: str) -> int:
-    return int(text) if text.isascii() and text.isdigit() else 0
-
-
-def inherited_socket(number: int, name: str) -> socket.socket:
-    """Makes a socket of a descriptor; no child inherits it.  BadRequest unless it listens for streams."""
-    title = f"descriptor {number} ({name})" if name else f"descriptor {number}"
-    try:
-        os.set_inheritable(number, False)
-        given = socket.socket(fileno=number)
-    except OSError as problem:
-        raise BadRequest(f"{title} is not a socket: {problem.strerror}", LISTEN_HINT) from None
-    known = given.family in (socket.AF_UNIX, socket.AF_INET, socket.AF_INET6)
-    if known and given.type == socket.SOCK_STREAM and given.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
-        return given
-    given.close()
-    wrong = "does not listen for streams" if known else "is neither a Unix nor an internet socket"
-    raise BadRequest(f"{title} {wrong}", LISTEN_HINT)
-
-
-def runtime_directory() -> str:
-    """Returns the first path in $RUNTIME_DIRECTORY, unless it is for a process that started us."""
-    ours = os.environ.get("SYSTEMD_EXEC_PID", str(os.getpid())) == str(os.getpid())
-    return os.environ.get("RUNTIME_DIRECTORY", "").partition(":")[0] if ours else ""
-
-
-def taud_path() -> str:
-    """Returns our executable, or the `taud` beside this interpreter; NotFound without either."""
-    for path in (sys.argv[0], os.path.join(os.path.dirname(sys.executable), "taud")):
-        if os.path.basename(path) == "taud" and os.path.isfile(path) and os.access(path, os.X_OK):
-            return os.path.abspath(path)
-    hint = "python3 -m venv /opt/tau && /opt/tau/bin/pip install ., then /opt/tau/bin/taud --print-unit"
-    raise NotFound("there is no executable `taud` that a unit could start", hint)
-
-
-def unit_text(kind: str, path: str) -> str:
-    demand({"enum": [*UNITS]}, kind, "unit")
-    # In a unit % begins a specifier; quotes keep a path with spaces one word.
-    word = path.replace("%", "%%")
-    if re.search(r"[\s\"'\\]", word):
-        word = '"' + re.sub(r'(["\\])', r"\\\1", word) + '"'
-    return UNITS[kind].strip("\n").replace("ExecStart=taud", f"ExecStart={word}")
-
-
-#: Template of both services; the system's has more in it.
-UNIT_SERVICE = """
-# Tau {whose}, in {where}/taud.service.
-# Change it with `systemctl edit`.
-
-[Unit]
-Description=Tau pipeline orchestration
-StartLimitIntervalSec=60
-StartLimitBurst=5
-{unit}
-[Service]
-Type=notify
-NotifyAccess=main
-ExecStart=taud
-ExecReload=/bin/kill -HUP $MAINPID
-# Only the daemon is stopped: its runs go on, and the next daemon adopts them.
-KillMode=process
-OOMPolicy=continue
-TimeoutStopSec=30
-# A new version copies the store before it migrates it.
-TimeoutStartSec=15min
-# The event loop pings; a blocked one writes where it is into the journal (SIGABRT), or is killed 5 s later.
-WatchdogSec=30
-TimeoutAbortSec=5
-Restart=on-failure
-RestartSec=1
-# A wrong configuration, or one that is not allowed, does not mend itself.
-RestartPreventExitStatus=2 4
-LimitCORE=0
-{service}
-[Install]
-WantedBy={target}
-"""
-UNITS = {
-    "user": UNIT_SERVICE.format(
-        whose="for one user", where="~/.config/systemd/user", unit="", service="", target="default.target"
-    ),
-    "service": UNIT_SERVICE.format(
-        whose="as a system service",
-        where="/etc/systemd/system",
-        unit="Wants=network-online.target\nAfter=network-online.target time-sync.target\n",
-        target="multi-user.target\nAlso=taud.socket",
-        service="""
-# The home is /var/lib/tau; people come in through /run/tau/tau.sock, the socket of taud.socket, which stays.
-User=tau
-Group=tau
-StateDirectory=tau
-StateDirectoryMode=0700
-RuntimeDirectory=tau
-RuntimeDirectoryMode=0750
-RuntimeDirectoryPreserve=yes
-LimitNOFILE=65536
-TasksMax=4096
-
-# No more than pipelines and runs that outlive the daemon can bear; the README says what is left out.
-NoNewPrivileges=yes
-CapabilityBoundingSet=
-ProtectSystem=full
-ProtectProc=invisible
-ProtectHostname=yes
-ProtectKernelTunables=yes
-ProtectKernelModules=yes
-ProtectKernelLogs=yes
-ProtectControlGroups=yes
-RestrictAddressFamilies=AF_UNIX AF_INET AF_INET6 AF_NETLINK
-RestrictNamespaces=yes
-RestrictRealtime=yes
-RestrictSUIDSGID=yes
-LockPersonality=yes
-SystemCallArchitectures=native
-""",
-    ),
-    "socket": """
-# The socket of Tau's system service, in /etc/systemd/system/taud.socket: the first connection starts taud.
-
-[Unit]
-Description=Tau pipeline orchestration, socket
-
-[Socket]
-ListenStream=/run/tau/tau.sock
-# taud admits root, itself, and members of the `[daemon] group` in /etc/tau/tau.toml.
-SocketUser=tau
-SocketGroup=tau
-SocketMode=0660
-DirectoryMode=0755
-RemoveOnStop=yes
-
-[Install]
-WantedBy=sockets.target
-""",
-}
-
-
-# --- 18. Server --------------------------------------------------------------------------
-# Owns a connection: who speaks, how much at once, requests in, answers out.  Calls HTTP, Callers and Operations.
-# Promises that nothing a peer sends costs another connection anything, and that no slow reader fills our memory.
-
-
-HELLO = json_bytes({"protocol": PROTOCOL, "version": __version__})
-SHUTTING_DOWN = ("taud is shutting down", "taud --detach starts it again")
-
-
-class Call:
-    """One request being answered, as an operation sees it."""
-
-    budget: Budget  # of what is done beside the loop
-
-    def __init__(self, connection: Connection, caller: Caller, request: Any, chosen: Operation, given: Json) -> None:
-        self.connection, self.caller, self.request, self.chosen = connection, caller, request, chosen
-        self.daemon, self.actor, self.arguments = connection.daemon, Actor(caller.name), given
-        self.actor.reason = given.get("reason")
-        self.ask = self.daemon.store.ask
-
-    async def write(self, work: Callable[..., Answer], *arguments: Any) -> Answer:
-        """Writes to the store; *work* gets the caller's name as its last argument."""
-        return await self.daemon.store.write(work, *arguments, self.actor)
-
-    def among(self) -> list[str] | None:
-        """The pipelines that the caller sees; None means all."""
-        return self.caller.sift(self.ask.known_names()) if self.caller.patterns else None
-
-    def only_waits(self) -> None:
-        """Lets other requests begin: from now on, this one only waits for a run."""
-        self.connection.free(asyncio.current_task())
-
-    async def emit(self, event: Json) -> None:
-        """Sends one event once the peer has read earlier ones.  Forbidden once its key has ended."""
-        self.caller.check_time()
-        await self.connection.writable.wait()
-        params = {"request": self.request, **event}
-        self.connection.speech.send(encode({"jsonrpc": "2.0", "method": "event", "params": params}))
-
-    async def beside(self, work: Callable[[Call], Answer]) -> Answer:
-        """Does what may take long in a thread, when it is the caller's turn and the peer has read earlier answers.
-
-        *work* gets a call like this one, whose `ask` raises TooMuch at the operation's bounds, or if the caller leaves.
-        """
-        while True:
-            await self.connection.writable.wait()
-            async with self.daemon.turns.each[self.actor], self.daemon.turns.all:
-                if self.connection.writable.is_set():
-                    self.connection.check_room(self.actor)
-                    return await self.think(work)
-
-    async def think(self, work: Callable[[Call], Answer]) -> Answer:
-        call = Call(self.connection, self.caller, self.request, self.chosen, self.arguments)
-        call.budget = budget = Budget(self.chosen.bounds)
-
-        def answer(db: sqlite3.Connection) -> Answer:
-            call.ask = BoundedQuestions(db, budget)
-            return work(call)
-
-        thread = asyncio.ensure_future(asyncio.to_thread(self.daemon.store.database.read_beside, budget, answer))
-        try:
-            return await asyncio.shield(thread)
-        finally:
-            budget.until = 0.0  # the caller may have left
-            await asyncio.wait([thread])
-
-    def encode(self, result: Json) -> bytes:
-        """Returns a result as JSON, made in pieces so that other threads run meanwhile; TooMuch if it is too large."""
-        pieces, size = [], 0
-        for piece in json_pieces(pick_fields(result, self.arguments.get("fields")), 3):
-            pieces.append(piece)
-            size += len(piece)
-            self.budget.check(size)
-        return "".join(pieces).encode("utf-8", "replace")
-
-
-class Connection(Protocol):
-    """One peer, as a protocol of asyncio.
-
-        from a Unix socket ───────────────────────────> Lines
-        from the network ─┬─ the first byte is [ or { ─> Lines
-                          └─ it is a letter ───────────> Exchange, HTTP
-
-    Input is read only while the conversation waits for it, so that no peer can fill a buffer.  A network peer is a
-    stranger until it shows a key, within HELLO_S.
-    """
-
-    transport: asyncio.Transport
-    socket: socket.socket
-    hello: asyncio.Future[Any]  # drops a stranger that does not show its key in time
-
-    def __init__(self, daemon: Daemon) -> None:
-        self.daemon, self.listeners = daemon, daemon.listeners
-        self.remote = ""  # the peer's address, empty on a Unix socket
-        self.caller: Caller | None = None  # None for a stranger
-        self.speech: Lines | Exchange = Lines(self)
-        self.tasks = Tasks(daemon.store.metrics.failed)  # the conversation, and requests not yet answered
-        self.last = False  # whether nothing is read after the request being answered
-        self.busy: set[Any] = set()  # tasks of requests, without those that only wait for a run
-        self.freed = asyncio.Event()  # set when a busy task is done, or only waits
-        self.buffer = bytearray()  # input not yet read
-        self.heard = asyncio.Event()  # set when there is more input, or it has ended
-        self.ended = self.lingering = False  # the peer sends no more; we send no more
-        self.writable = asyncio.Event()
-        self.writable.set()
-        self.blocked: asyncio.Future[Any] | None = None  # drops a peer that does not read
-        self.unsent = 0  # bytes of answers that are kept until their batch is complete
-
-    # asyncio calls these.
-
-    def connection_made(self, transport: Any) -> None:
-        self.transport, self.socket = transport, transport.get_extra_info("socket")
-        transport.set_write_buffer_limits(high=WRITE_BUFFER_BYTES)
-        self.daemon.connections.add(self)
-        if self.socket.family != socket.AF_UNIX:
-            self.remote = str((transport.get_extra_info("peername") or ("?",))[0])
-            self.listeners.put_last(self.listeners.strangers, self, transport.abort, STRANGERS_MAX)
-            self.hello = self.tasks.spawn(self.drop(HELLO_S))
-        self.tasks.spawn(self.converse())
-
-    def connection_lost(self, problem: Exception | None) -> None:
-        self.daemon.connections.discard(self)
-        self.listeners.strangers.pop(self, None)
-        self.writable.set()
-        self.tasks.cancel()
-
-    def data_received(self, data: bytes) -> None:
-        if self.lingering:
-            return
-        self.buffer += data
-        if self.heard.is_set():
-            self.transport.pause_reading()
-        self.heard.set()
-
-    def eof_received(self) -> bool:
-        """The peer sends no more; it still gets its answers, unless it is gone altogether."""
-        if self.lingering:
-            return False
-        self.ended = True
-        self.heard.set()
-        self.tasks.spawn(self.look_for_peer())
-        return self.transport.get_extra_info("sslcontext") is None  # TLS ends both ways at once
-
-    def pause_writing(self) -> None:
-        """The peer does not read: nothing more is sent, and after PATIENCE_S it is dropped."""
-        self.writable.clear()
-        self.blocked = self.tasks.spawn(self.drop(PATIENCE_S))
-
-    def resume_writing(self) -> None:
-        self.writable.set()
-        if self.blocked is not None:
-            self.blocked.cancel()
-
-    # Input.
-
-    async def listen(self) -> None:
-        """Waits for more input; EOFError if it has ended."""
-        if self.ended:
-            raise EOFError
-        self.heard.clear()
-        self.transport.resume_reading()
-        await self.heard.wait()
-
-    async def read_until(self, mark: bytes, most: int) -> bytes:
-        """Returns the input before a mark; InvalidRequest if it has more than *most* bytes."""
-        seen = 0
-        while (end := self.buffer.find(mark, seen)) < 0 and len(self.buffer) <= most:
-            seen = max(len(self.buffer) - len(mark) + 1, 0)
-            await self.listen()
-        if not 0 <= end <= most:
-            raise InvalidRequest("the line is too long", f"a line may have {most:,} bytes")
-        return self.take(end, len(mark))
-
-    def take(self, count: int, mark: int = 0) -> bytes:
-        """Takes the first bytes out of the buffer, and the *mark* bytes after them."""
-        taken = bytes(self.buffer[:count])
-        del self.buffer[: count + mark]
-        return taken
-
-    async def look_for_peer(self) -> None:
-        """Drops a peer that has closed both ways: asyncio tells only that it sends no more."""
-        poll = select.poll()
-        poll.register(self.socket, 0)
-        while not poll.poll(0):  # POLLHUP or POLLERR, which need not be asked for
-            await asyncio.sleep(LOOK_FOR_PEER_S)
-        self.transport.abort()
-
-    # The conversation.
-
-    async def converse(self) -> None:
-        with contextlib.suppress(EOFError, TimeoutError):
-            if self.remote:
-                if not self.buffer:
-                    await self.listen()
-                if re.match(rb"[A-Z\r]", self.buffer):
-                    self.speech = Exchange(self)
-            await self.speech.converse()
-        self.transport.close()
-
-    def admit(self, caller: Caller) -> None:
-        """Makes the peer known, no stranger any more; Unavailable if there are too many connections."""
-        strangers = self.listeners.strangers
-        strangers.pop(self, None)
-        if len(self.daemon.connections) - len(strangers) > self.listeners.most(CONNECTIONS_MAX):
-            raise Unavailable("too many connections", "close some, or try again later")
-        if self.caller is None and self.remote:
-            self.hello.cancel()
-            set_tcp_options(self.socket)
-        self.caller = caller
-
-    async def linger(self) -> None:
-        """Closes our side first: if we closed over unread input, the peer might lose our last error."""
-        self.lingering = True
-        self.transport.resume_reading()  # input is thrown away
-        if self.transport.can_write_eof():
-            try:
-                self.transport.write_eof()
-            except OSError:  # the peer has gone meanwhile
-                self.transport.abort()
-        await self.drop(LINGER_S)
-
-    async def drop(self, patience: float) -> None:
-        await asyncio.sleep(patience)
-        self.transport.abort()
-
-    def write(self, data: bytes) -> None:
-        if not self.transport.is_closing():
-            self.transport.write(data)
-
-    def free(self, task: asyncio.Future[Any] | None) -> None:
-        self.busy.discard(task)
-        self.freed.set()
-
-    # Requests.
-
-    async def answer(self, message: Any) -> bytes | None:
-        """The answer to a request or a batch; None if there were only notifications."""
-        if not isinstance(message, list):
-            return await self.reply(message)
-        if not 0 < len(message) <= IN_FLIGHT_MAX:
-            return refusal(None, InvalidRequest(f"a batch has 1 to {IN_FLIGHT_MAX} requests", "send fewer"))
-
-        async def reply(request: Any) -> bytes:
-            line = await self.reply(request) or b""
-            self.unsent += len(line)
-            return line
-
-        lines = await asyncio.gather(*map(reply, message))
-        self.unsent -= sum(map(len, lines))
-        answered = [line.rstrip() for line in lines if line]
-        return b"[%b]\n" % b",".join(answered) if answered else None
-
-    async def reply(self, message: Any) -> bytes | None:
-        """Returns the answer to a request, or its error, as a line."""
-        request = message if isinstance(message, dict) else {}
-        problem, number, began = None, request.get("id"), time.perf_counter()
-        try:
-            answer = response(number, await self.perform(request))
-        except TauError as refused:
-            problem = refused
-        except asyncio.CancelledError:
-            if self.transport.is_closing():
-                raise
-            problem = Unavailable(*SHUTTING_DOWN)
-        except Exception as bug:
-            logging.getLogger("tau").exception("while answering %.1000s", message)
-            problem = Internal(f"{type(bug).__name__}: {bug}", "the daemon's log has the traceback")
-        method, code = str(request.get("method")), ""
-        if problem is not None:
-            method, code = method if method in OPERATIONS else "other", problem.code
-            answer = refusal(number if isinstance(number, (str, int, float)) else None, problem)
-        self.daemon.store.metrics.request(method, time.perf_counter() - began, code)
-        return answer if "id" in request or isinstance(problem, InvalidRequest) else None
-
-    async def perform(self, message: Json) -> bytes:
-        """Returns the result of a request as JSON."""
-        method, params = message.get("method"), message.get("params", {})
-        if not isinstance(method, str):
-            raise InvalidRequest("not a request", '{"id": 1, "method": "status", "params": {}}')
-        if message.get("jsonrpc", "2.0") != "2.0":
-            raise InvalidRequest('jsonrpc must be "2.0"', "leave it out, or send 2.0")
-        if json_type(message.get("id")) not in ("string", "integer", "number", "null"):
-            raise InvalidRequest("id must be a string or a number", "send an id that answers can repeat")
-        if method in ("ping", "hello"):
-            return HELLO
-        if (chosen := OPERATIONS.get(method)) is None:
-            method = method[:WORD_MAX]
-            raise UnknownMethod(f"no method '{method}'", did_you_mean(method, OPERATIONS, "`schema` lists all"))
-        if not isinstance(params, dict):
-            raise BadRequest("params must be an object", f"`tau {method} --help`")
-        assert self.caller is not None  # a stranger's requests do not come here
-        self.caller.check(chosen)
-        arguments = chosen.check(params)
-        if self.daemon.stopping and chosen.effect != "reads":
-            raise Unavailable(*SHUTTING_DOWN)
-        return await perform(Call(self, self.caller, message.get("id"), chosen, arguments))
-
-    def check_room(self, name: str) -> None:
-        """Raises unless this caller has read most of its answers, and those that a batch keeps are not too long."""
-        if self.unsent > LINE_BYTES_MAX:
-            raise TooMuch("the answers of the batch are too long", "send fewer requests at once")
-        peers = (peer for peer in self.daemon.connections if peer.caller and peer.caller.name == name)
-        if sum(peer.unsent + peer.transport.get_write_buffer_size() for peer in peers) > UNREAD_BYTES_MAX:
-            raise Unavailable("too many answers to this caller are unread", "read them first")
-
-
-async def perform(call: Call) -> bytes:
-    """Calls an operation, and returns its result as JSON.  No hint names what the caller must not see."""
-    arguments = call.arguments
-
-    def answer(call: Call) -> bytes:
-        check_sight(call, arguments)
-        return call.encode(call.chosen.call(call, arguments))
-
-    try:
-        if call.chosen.is_question:
-            return await call.beside(answer)
-        check_sight(call, arguments)
-        result: Json | bytes = await call.chosen.call(call, arguments)
-        return result if isinstance(result, bytes) else json_bytes(pick_fields(result, arguments.get("fields")))
-    except NotFound as problem:
-        if call.caller.patterns:
-            problem.hint = SEEN_HINT
-        raise
-
-
-def json_pieces(value: Any, levels: int) -> Iterator[str]:
-    """Yields a document's JSON in pieces: the parts of objects and lists on the first levels, of lists on the last."""
-    is_list = isinstance(value, list)
-    if not value or levels < 2 - is_list or not (is_list or isinstance(value, dict)):
-        yield encode_json(value)
-        return
-    before = "[" if is_list else "{"
-    for key in value:
-        yield before if is_list else f"{before}{encode_json(key)}:"
-        yield from json_pieces(key if is_list else value[key], levels - 1)
-        before = ","
-    yield "]" if is_list else "}"
-
-
-class Lines:
-    """A peer that speaks in lines of JSON.
-
-        greet ──> wait for room ──> read a line ──> begin it ──> wait for room ──> …
-                                                     └─ its task answers, whenever that is
-
-    A line that is not JSON ends the conversation, like the end of input: the next line may begin anywhere.
-    Requests already begun are still answered.
-    """
-
-    def __init__(self, peer: Connection) -> None:
-        self.peer, self.send = peer, peer.write
-        self.begun: set[Any] = set()  # tasks of requests not yet answered
-
-    async def converse(self) -> None:
-        try:
-            await self.greet()
-            while True:
-                await self.wait_for_room()
-                if not self.peer.buffer:
-                    await self.peer.listen()
-                # The end of a line that has begun must come in time.
-                async with asyncio.timeout(None if b"\n" in self.peer.buffer else PATIENCE_S):
-                    line = await self.peer.read_until(b"\n", LINE_BYTES_MAX)
-                await self.begin(line)
-        except (TauError, EOFError) as end:
-            if isinstance(end, TauError):
-                self.send(refusal(None, end))
-            if self.begun:
-                await asyncio.wait(self.begun)
-            if not isinstance(end, (EOFError, Unavailable)):  # too many peers may leave no descriptors to spare
-                await self.peer.linger()
-
-    async def greet(self) -> None:
-        """Learns who the peer is: from the system, or by its first line, `hello` with a key."""
-        peer = self.peer
-        if not peer.remote:
-            if not (name := local_peer(peer.socket, peer.listeners.group)):
-                raise Forbidden("this socket belongs to another user", "see [daemon] group")
-            peer.admit(Caller(name, "admin"))
-            return
-        if not peer.buffer.startswith((b"{", b"[")):
-            raise BadRequest("this is neither JSON nor HTTP", f"TLS is set by [daemon] tls_cert; {HTTP_HINT}")
-        message = decode(await peer.read_until(b"\n", LINE_BYTES_STRANGER))
-        params = message.get("params") if isinstance(message, dict) else None
-        if not isinstance(params, dict) or message.get("method") != "hello":
-            raise Forbidden("hello with a key first", KEY_HINT)
-        if (spoken := params.get("protocol", PROTOCOL)) != PROTOCOL:
-            raise Conflict(f"this taud {__version__} speaks protocol {PROTOCOL}, not {spoken!r:.20}", SKEW_HINT)
-        peer.admit(await peer.daemon.keys.admit(params.get("api_key"), peer.remote))
-        self.send(response(message.get("id"), HELLO))
-
-    async def begin(self, line: bytes) -> None:
-        if not line.strip():
-            await asyncio.sleep(0)  # a peer may send millions of these
-            return
-        try:
-            message = decode(line)
-        except InvalidRequest as problem:
-            self.send(refusal(None, problem))
-            return
-        task = self.peer.tasks.spawn(self.handle(message))
-        self.begun.add(task)
-        self.peer.busy.add(task)
-        for done in (self.begun.discard, self.peer.free):
-            task.add_done_callback(done)
-
-    async def handle(self, message: Any) -> None:
-        await self.peer.writable.wait()
-        answer = await self.peer.answer(message)
-        if answer is not None:
-            self.send(answer)
-
-    async def wait_for_room(self) -> None:
-        while len(self.peer.busy) >= IN_FLIGHT_MAX or len(self.begun) >= WAITING_MAX:
-            self.peer.freed.clear()
-            await self.peer.freed.wait()
-        await self.peer.writable.wait()
-
-
-# --- 19. HTTP ----------------------------------------------------------------------------
-# Owns the TCP port's other protocol, HTTP/1.1: POST /rpc, and pages for monitoring.  Calls Server, Callers, Daemon.
-# Promises that a message whose end is ambiguous is refused (RFC 9112, 6.3 and 11.2).
-
-HTTP_HINT = "POST /rpc with a JSON-RPC document; GET /healthz, /readyz, /metrics"
-
-
-class Unreadable(BadRequest):
-    """A request that is refused with a status of its own, and maybe a header."""
-
-    def __init__(self, message: str, status: int = 400, *headers: str) -> None:
-        super().__init__(message, HTTP_HINT)
-        self.status = (status, *headers)
-        if status == 403:
-            self.code, self.number = Forbidden.code, Forbidden.number
-
-
-class Exchange:
-    """A peer that speaks HTTP: one request after the other."""
-
-    def __init__(self, peer: Connection) -> None:
-        self.peer = peer
-        self.head: Head | None = None  # head of the request being answered
-        self.streaming = False  # whether its answer is being sent in pieces
-
-    async def converse(self) -> None:
-        try:
-            while not self.peer.last:
-                await self.exchange()
-                await asyncio.sleep(0)  # reading a request that is here already yields to no other task
-                await self.peer.writable.wait()
-        except TauError as problem:
-            self.peer.last = True
-            self.respond(refusal(None, problem), "application/json", *problem.status)
-            await self.peer.linger()
-
-    async def exchange(self) -> None:
-        peer = self.peer
-        self.head, self.streaming = None, False
-        try:
-            async with asyncio.timeout(IDLE_S):
-                block = await peer.read_until(b"\r\n\r\n", HEAD_BYTES_MAX)
-        except InvalidRequest:
-            raise Unreadable("the head of the request is too long", 431) from None
-        self.head = head = Head(block.removeprefix(b"\r\n"))
-        head.check()
-        is_open, kind, write = PAGES.get(head.path, (False, "", None))
-        if not is_open:
-            scheme, _, key = head.get("authorization").partition(" ")
-            peer.admit(await peer.daemon.keys.admit(key.strip() if scheme.lower() == "bearer" else None, peer.remote))
-        # A stranger has one request.
-        peer.last |= peer.caller is None or head.old or "close" in head.get("connection").lower()
-        if write is not None:
-            head.demand("GET", "HEAD")
-            status, text = write(peer.daemon)
-            self.respond(text.encode("utf-8"), kind, status)
-        elif head.path == "/rpc":
-            head.demand("POST")
-            await self.call(head)
-        else:
-            raise NotFound(f"no page {head.path[:WORD_MAX]}", HTTP_HINT)
-
-    async def call(self, head: Head) -> None:
-        """Answers a JSON-RPC document: as a whole, or in pieces if there are events or it takes long."""
-        if head.expects:
-            self.peer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-        async with asyncio.timeout(PATIENCE_S):
-            while len(self.peer.buffer) < head.length:
-                await self.peer.listen()
-        message = decode(self.peer.take(head.length))
-        pulse = self.peer.tasks.spawn(self.beat())
-        try:
-            answer = await self.peer.answer(message)
-        finally:
-            pulse.cancel()
-        await self.peer.writable.wait()
-        if self.streaming:
-            if answer is not None:
-                self.send(answer)
-            self.send(b"")
-        elif answer is None:
-            self.write_head(204)
-        else:
-            self.respond(answer, "application/json", 200)
-
-    def send(self, piece: bytes) -> None:
-        """Sends a piece of an answer.  An empty piece ends it; in HTTP/1.0, closing does."""
-        in_chunks = self.head is not None and not self.head.old
-        if not self.streaming:
-            self.streaming = True
-            self.write_head(200, "Content-Type: application/x-ndjson", *["Transfer-Encoding: chunked"] * in_chunks)
-        self.peer.write(b"%x\r\n%b\r\n" % (len(piece), piece) if in_chunks else piece)
-
-    async def beat(self) -> None:
-        """While the answer is not ready, sends empty lines, which JSON ignores."""
-        while True:
-            await asyncio.sleep(PULSE_S)
-            if self.peer.writable.is_set():
-                self.send(b"\n")
-
-    def respond(self, body: bytes, kind: str, status: int, *headers: str) -> None:
-        self.write_head(status, f"Content-Type: {kind}", f"Content-Length: {len(body)}", *headers)
-        if self.head is None or self.head.method != "HEAD":
-            self.peer.write(body)
-
-    def write_head(self, status: int, *headers: str) -> None:
-        lines = [
-            f"HTTP/1.1 {status} {http.HTTPStatus(status).phrase}",
-            f"Date: {email.utils.formatdate(usegmt=True)}",
-            *headers,
-            f"Tau-Protocol: {PROTOCOL}",
-            "Cache-Control: no-store",
-            "X-Accel-Buffering: no",
-            "X-Content-Type-Options: nosniff",
-            *["Connection: close"] * self.peer.last,
-        ]
-        self.peer.write("\r\n".join([*lines, "", ""]).encode("latin-1"))
-
-
-TOKEN = r"([!#$%&'*+.^_`|~0-9A-Za-z-]+)"
-
-
-class Head:
-    """The head of an HTTP request; Unreadable if two readers could read it differently."""
-
-    def __init__(self, block: bytes) -> None:
-        first, *lines = block.decode("latin-1").split("\r\n")
-        request = re.fullmatch(TOKEN + r" (/[!-~]*) HTTP/1\.([01])", first)
-        if request is None:
-            raise Unreadable("this is neither JSON nor HTTP/1.1")
-        if len(lines) > 100:
-            raise Unreadable("too many headers", 431)
-        self.headers: dict[str, list[str]] = {}  # by name in small letters
-        for line in lines:
-            header = re.fullmatch(TOKEN + r":([\t -~\x80-\xff]*)", line)
-            if header is None:
-                raise Unreadable("a header is malformed")
-            self.headers.setdefault(header[1].lower(), []).append(header[2].strip("\t "))
-        self.method, self.path, self.old = request[1], request[2].partition("?")[0], request[3] == "0"
-        self.expects = "" if self.old else self.get("expect")
-        length = self.get("content-length", "0")
-        self.length = int(length) if re.fullmatch("[0-9]{1,12}", length) else -1  # bytes of the body, or -1
-
-    def get(self, name: str, missing: str = "") -> str:
-        return self.headers.get(name, [missing])[0]
-
-    def check(self) -> None:
-        """Raises Unreadable for a request that is not for us, or whose end is not certain."""
-        headers = self.headers
-        lengths = [*headers.get("content-length", ()), *headers.get("transfer-encoding", ())]
-        faults: tuple[tuple[Any, ...], ...] = (
-            (len(lengths) > 1, "the length of the body is told twice"),
-            (self.length < 0, "Content-Length is not a number"),
-            (len(headers.get("host", ())) != 1 and not self.old, "one Host header is wanted"),
-            ("origin" in headers, "requests of web pages are not answered: there is no CORS here", 403),
-            ("transfer-encoding" in headers, "a body must come whole, with its Content-Length", 411),
-            ("content-encoding" in headers, "the body must not be compressed", 415),
-            (self.length > LINE_BYTES_MAX, f"a request may have {LINE_BYTES_MAX:,} bytes", 413),
-            (self.expects.lower() not in ("", "100-continue"), "only 100-continue can be expected", 417),
-        )
-        for is_wrong, *fault in faults:
-            if is_wrong:
-                raise Unreadable(*fault)
-
-    def demand(self, *methods: str) -> None:
-        if self.method not in methods:
-            raise Unreadable(f"{self.path} takes {methods[0]}", 405, f"Allow: {', '.join(methods)}")
-        if self.length and methods[0] == "GET":
-            raise Unreadable(f"{self.path} is read without a body")
-
-
-def readiness(daemon: Daemon) -> tuple[int, str]:
-    reasons = daemon.obstacles()
-    return 503 if reasons else 200, "\n".join(reasons or ["ready"]) + "\n"
-
-
-PLAIN = "text/plain; charset=utf-8"
-#: Path of a page → whether strangers may see it, its content type, and what writes it.
-PAGES: dict[str, tuple[bool, str, Callable[[Daemon], tuple[int, str]]]] = {
-    "/healthz": (True, PLAIN, lambda daemon: (200, "ok\n")),
-    "/readyz": (True, PLAIN, readiness),
-    "/metrics": (False, "text/plain; version=0.0.4; charset=utf-8", lambda daemon: (200, "".join(daemon.figures()))),
-}
-
-
-# --- 20. Operations ----------------------------------------------------------------------
+# --- 15. Operations ----------------------------------------------------------------------
 # Owns everything Tau can do, one function each; the docstrings are the reference manual.
-# Calls every part of the daemon.  Promises that a repeated call does no harm, and that a cut list says how to get all.
+# Calls Part IV.  Promises that a repeated call does no harm, and that a cut list says how to get all.
 
 
 @sifts
@@ -8206,6 +6814,1450 @@ EMPTY = {
     "lines": "ctx.log(…) writes a line, and so does what a run prints",
     "keys": "`tau key create NAME` makes one",
     "secrets": "ctx.secret(NAME) asks for one, `tau secret set NAME` saves it",
+}
+
+
+# === Part IV: the daemon ===================================================================
+# Asynchronous, long-lived, one per home.  Never imports user code.
+
+# --- 16. Daemon --------------------------------------------------------------------------
+# Owns the home: its lock, start, recovery, reload and stop.
+# Calls the rest of Part IV.  Promises one daemon per home, and that runs outlive it.
+
+
+def taud() -> int:
+    """Runs the `taud` command until it is stopped; returns its exit code."""
+    open_standard_descriptors()
+    if not PACKED and pack():  # the first start after an installation
+        os.execv(sys.executable, [sys.executable, *python_words("taud", sys.argv[1:])])
+    PACKED.clear()  # the other part, which is never asked for
+    words = sys.argv[1:]
+    try:
+        obey(words, ServiceManager(os.environ))  # first, as no child may inherit its variables
+    except TauError as problem:
+        return complain(problem, words)
+    except OSError as problem:
+        refused = Conflict(f"taud cannot start: {problem}", "check --home, --port and the configuration")
+        return complain(refused, words)
+    except KeyboardInterrupt:
+        return 130
+    finally:
+        flush_outputs()
+    return 0
+
+
+def obey(words: list[str], manager: ServiceManager) -> None:
+    options = vars(taud_parser().parse_args(words))
+    if options["print_unit"]:
+        write_out(unit_text(options["print_unit"], taud_path()))
+        return
+    umask = os.umask(0o077)
+    home = find_home(options["home"])
+    try:
+        os.fsencode("é" + home).decode("utf-8")
+    except UnicodeError:
+        about = f"the encoding is {sys.getfilesystemencoding()}, the home {home!a}"
+        hint = "LC_ALL=C.UTF-8 without PYTHONUTF8=0, or another --home"
+        raise BadRequest(f"names of files must be UTF-8: {about}", hint) from None
+    config = find_config(options["config"], home)
+    settings = read_settings(options, config) | {"umask": umask}
+    if options["restore"]:
+        announce(restore(home, settings, options["restore"], options["replace"]), words)
+    elif options["detach"] and not options["detached"]:
+        announce(detach(home, words, options["port"], umask), words)
+    else:
+        if options["detached"]:
+            os.setsid()
+        faulthandler.enable(2)  # says where a blocked daemon is when its watchdog kills it
+        set_up_log(settings["log_level"], os.path.join(home, "taud.log") if options["detached"] else None)
+        sys.setswitchinterval(0.0005)  # the loop waits so long for a thread, several times a request; usual are 5 ms
+        asyncio.run(Daemon(home, config, settings, options, manager).serve())
+
+
+def taud_parser() -> argparse.ArgumentParser:
+    examples = (
+        "taud --detach  # in the background; prints pid and socket when it is ready",
+        "taud --port 8400 --log-level debug  # in the foreground, on loopback TCP too",
+    )
+    parser = make_parser("taud", "The Tau daemon: serves one home directory until it is stopped.", examples)
+    for flag, metavar, meaning in (
+        ("--home", "DIR", "where everything is kept (TAU_HOME)"),
+        ("--config", "FILE", "configuration (TAU_CONFIG, <home>/tau.toml)"),
+        ("--restore", "FILE", "put a backup in the home's place, and do not serve"),
+        ("--replace", "", "with --restore: move the present store aside"),
+        ("--detach", "", "return when it is ready, printing pid and socket"),
+        ("--detached", "", argparse.SUPPRESS),
+        ("--unscheduled", "", argparse.SUPPRESS),
+        ("--json", "", "JSON, on a terminal too"),
+    ):
+        value: Json = {"metavar": metavar} if metavar else {"action": "store_true"}
+        parser.add_argument(flag, help=meaning, **value)
+    units = f"print a systemd unit: {', '.join(UNITS)} [service]"
+    parser.add_argument("--print-unit", nargs="?", const="service", metavar="KIND", help=units)
+    parser.add_argument("--version", action="version", version=__version__)
+    for row in SETTINGS:
+        if row.flag:
+            default = f" [{row.default}]" if row.default else ""
+            parser.add_argument(row.flag, dest=row.name, metavar=row.name.upper(), help=row.meaning + default)
+    return parser
+
+
+def detach(home: str, words: list[str], port: str | None, umask: int) -> Json:
+    """Starts `taud` in the background and returns its pid and socket when it is ready.
+
+    If the home has a daemon already, returns its pid and socket, with `"changed": false`; Conflict if it does not
+    listen on the port that is asked for.
+    """
+    try:
+        os.close(take_lock(home))
+    except Conflict as owned:
+        if port and not any(address.endswith(f":{port}") for address in owned.detail.get("addresses", ())):
+            owned.hint = shell_line("tau", "shutdown") + "; " + shell_line("taud", *words)
+            raise Conflict(f"{owned}, and does not listen on port {port}", owned.hint, **owned.detail) from None
+        return {"changed": False, "home": home} | owned.detail
+    log_path = os.path.join(home, "taud.log")
+    rotate_log(log_path)
+    answer, child_end = os.pipe()
+    with open(log_path, "a+b") as log, open(answer, "rb") as ready:
+        start = log.seek(0, os.SEEK_END)
+        with open(os.devnull) as null, open(child_end, "wb") as written:
+            files = {0: null.fileno(), 1: written.fileno(), 2: log.fileno()}
+            os.umask(umask)  # it is that of its runs
+            pid = start_python("taud", [*words, "--detached", "--json"], files, dict(os.environ))
+        if line := ready.readline():
+            return {"changed": True} | dict(json.loads(line))
+        os.waitpid(pid, 0)
+        log.seek(start)
+        said = log.read().decode("utf-8", "replace").strip().splitlines() or ["it said nothing"]
+    raise printed_error(said[-1:]) or Internal(f"taud did not start: {said[-1]}", f"see {log_path}")
+
+
+def restore(home: str, settings: Json, file: str, replace: bool) -> Json:
+    """Puts a backup in the home's place; Conflict if a daemon serves it."""
+    with os.fdopen(take_lock(home)):
+        store = Store(home, settings)
+        restored = restore_copy(store, os.path.abspath(file), replace)
+        return restored | {"deploy_again": asyncio.run(build_again(home, settings, store.database.path))}
+
+
+async def build_again(home: str, settings: Json, database: str) -> list[str]:
+    """Builds the environments of the restored pipelines; returns the pipelines whose build failed."""
+    venvs, failed, db = Venvs(home, settings), [], read_only(database)
+    for row in Questions(db).rows("SELECT * FROM live JOIN sources USING (sha256) WHERE path = entry"):
+        built: Json | None = None
+        with contextlib.suppress(TauError):
+            header = read_header(row["content"].decode("utf-8", "replace"), row["entry"])
+            built = {} if header is None else await venvs.build(header, row["entry"])
+        if built is None or built.get("digest") != row["options"].get("environment"):
+            failed.append(row["pipeline"])
+    db.close()
+    return failed
+
+
+def take_lock(home: str) -> int:
+    """Locks the home until the descriptor is closed; Conflict if another daemon has the lock.
+
+    Makes a missing home.  Forbidden if it is another user's.
+    """
+    make_directory(home)
+    if os.stat(home).st_uid != os.geteuid():
+        raise Forbidden(f"{home} belongs to another user", "choose another --home")
+    path = os.path.join(home, "tau.lock")
+    until = time.monotonic() + 2.0
+    while (lock := lock_file(path, wait=False, create=True)) < 0:
+        owner = json.loads(peek(path) or "{}")  # pid and socket; empty while that daemon starts
+        # A child of a killed daemon keeps the lock until it executes, a moment longer.
+        if process_started(owner.get("pid", os.getpid())) is not None or time.monotonic() > until:
+            hint = "tau status; tau shutdown"
+            raise Conflict(f"taud {owner.get('pid', '')} already serves {home}", hint, **owner)
+        time.sleep(0.02)
+    os.truncate(lock, 0)  # what the last owner wrote
+    return lock
+
+
+def announce(ready: Json, words: Sequence[str]) -> bool:
+    """Prints a document; returns whether a person reads it."""
+    people = people_read(sys.stdout, words)
+    text = aligned((key, [spoken(value)]) for key, value in printable(ready).items())
+    write_out(text if people else json_text(ready, sys.stdout))
+    return people
+
+
+LOOK_AFTER_S = 5.0
+
+
+class Daemon:
+    """One home and everything that serves it; the first thing every operation is given."""
+
+    def __init__(
+        self, home: str, config: str | None, settings: Json, options: Json, manager: ServiceManager
+    ) -> None:  # fmt: skip
+        self.home, self.config, self.settings = home, config, settings
+        self.options = options  # from the command line; they win over the file
+        self.manager = manager
+        self.store = Store(home, settings)
+        self.feed = Feed(self.store)
+        self.store.database.on_commit = self.on_commit
+        self.venvs = Venvs(home, settings)
+        self.runner = Runner(home, settings, self.store, self.feed, self.venvs)
+        self.agenda = Agenda(self.store, settings["timezone"])
+        self.scheduler = Scheduler(self.agenda, self.runner)
+        self.connections: set[Connection] = set()
+        self.keys = Keys(home, settings, self.store)
+        self.listeners = Listeners(self)
+        self.started = time.time()
+        self.warnings: dict[str, str] = {}  # by subject, for `status`
+        self.copying = asyncio.Lock()  # held while a backup is written
+        self.retention = Retention(self.store, lambda: self.store.ask.totals()["running"], self.owns_home)
+        self.turns = Turns(3)  # of questions, which are answered beside the loop
+        self.ended = asyncio.Event()  # set when serve() may return
+        self.orphans: set[int] = set()  # ended children, as look_after() has seen them last
+        self.lock = -1  # descriptor of the home's lock
+
+    async def serve(self) -> None:
+        """Serves until the end; prints one document when it is ready."""
+        loop = asyncio.get_running_loop()
+        self.lock = take_lock(self.home)
+        try:
+            os.chmod(self.home, 0o700)
+            if os.geteuid() == 0:
+                self.warn("taud runs as root, and so does every pipeline")
+            if (kind := file_system(self.home)) in NETWORKS:
+                self.warn(f"the home is on {kind}, where locks cannot be trusted: keep it on a local disk")
+            for number in (signal.SIGTERM, signal.SIGINT):
+                loop.add_signal_handler(number, self.on_signal)
+            signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until we can reload
+            loop.set_exception_handler(self.note_failure)
+            self.store.open(loop)
+            self.agenda.open()
+            sweep_copies(self.home)
+            self.listeners.open()  # may fail, so it comes before any run
+            await self.runner.open()
+            self.scheduler.open()
+            repeat = self.runner.tasks.repeat
+            repeat(self.retention.watch, pause=PRUNE_EVERY_S)
+            repeat(self.scheduler.watch, pause=ALIVE_S)
+            repeat(self.look_after, pause=LOOK_AFTER_S)
+            repeat(self.manager.ping, pause=self.manager.ping_s or DAY_S)
+            self.listeners.start()
+            ready: Json = {"pid": os.getpid(), "socket": os.path.join(self.home, "tau.sock")}
+            ready |= {"home": self.home, "addresses": [*self.listeners.bound]}
+            os.pwrite(self.lock, encode(ready), 0)
+            logging.getLogger("tau").info("taud %s serves %s, pid %s", __version__, self.home, os.getpid())
+            loop.add_signal_handler(signal.SIGHUP, self.reload)
+            self.manager.tell(READY=1)
+            if not announce(ready, sys.argv):
+                leave_output(1)  # its reader may go, and later writes must not fail
+            await self.ended.wait()
+            if not self.owns_home():
+                raise Conflict(f"{self.home} was renamed or deleted while taud served it", "start taud where it is now")
+        finally:
+            await self.close()
+
+    def owns_home(self) -> bool:
+        """Whether our lock is still at its path: otherwise another daemon may serve there."""
+        try:
+            return os.path.samestat(os.fstat(self.lock), os.stat(os.path.join(self.home, "tau.lock")))
+        except OSError:
+            return False
+
+    async def look_after(self) -> None:
+        """Ends the daemon if its home is gone, and reaps ended children that nobody awaits.
+
+        The children of a killed fork server become ours if we are PID 1, as in a container.
+        """
+        if not self.owns_home():
+            self.stop()
+        children = {int(pid) for path in glob.glob("/proc/self/task/*/children") for pid in peek(path).split()}
+        before, self.orphans = self.orphans, {pid for pid in children if process_started(pid) is None}
+        for pid in self.orphans & before:
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(pid, os.WNOHANG)
+
+    def on_commit(self, run_ids: set[str], *due: Any) -> None:
+        """Stops and starts what is due; tells those who wait for these runs that changes are on disk."""
+        if due:  # first: the store says already that these runs go on
+            self.scheduler.begin(*due)
+        for run_id in run_ids:
+            self.feed.changed(run_id)
+
+    @property
+    def stopping(self) -> bool:
+        return self.runner.paused
+
+    def note_failure(self, loop: asyncio.AbstractEventLoop, context: Json) -> None:
+        self.store.metrics.failed("event loop", context.get("exception") or RuntimeError(context["message"]))
+
+    def warn(self, text: str, about: str = "") -> None:
+        """Logs a warning; `status` shows the last one *about* each subject."""
+        self.warnings[about or text] = text
+        logging.getLogger("tau").warning("%s", text)
+
+    def reload(self) -> None:
+        """On SIGHUP, reads the configuration file again; a wrong file changes only the warnings."""
+        if self.ended.is_set():
+            return
+        self.manager.tell(RELOADING=1, MONOTONIC_USEC=time.monotonic_ns() // 1000)
+        self.warnings.pop("configuration", None)
+        try:
+            config = find_config(self.options["config"], self.home)
+            self.apply(read_settings(self.options, config))
+            self.config = config
+        except TauError as problem:
+            self.warn(f"the configuration was not read again: {problem}; {problem.hint}", "configuration")
+        finally:
+            self.manager.tell(READY=1)
+
+    def apply(self, settings: Json) -> None:
+        """Changes what may change while we serve; logs what needs a restart."""
+        names = RELOADED if self.listeners.tls is None or not settings["tls_cert"] else (*RELOADED, *TLS_SETTINGS)
+        mixed = self.settings | {name: settings[name] for name in names}
+        tls, given = make_tls(mixed), configured_keys(mixed)  # if either is refused, nothing has changed
+        self.settings.update(mixed)
+        logging.getLogger().setLevel(mixed["log_level"].upper())
+        self.listeners.tls = tls
+        self.keys.configure(given, self.keys.public)
+        self.drop_revoked()
+        later = ", ".join(name for name in settings if settings[name] != mixed[name])
+        note = f"; after a restart {later} will hold too" if later else ""
+        logging.getLogger("tau").info("the configuration is read again%s", note)
+
+    def drop_revoked(self, answered: Connection | None = None) -> None:
+        """Drops connections whose key is revoked, except the one being *answered*."""
+        for connection in tuple(self.connections):
+            caller = connection.caller
+            if caller is not None and caller.digest and caller.digest not in self.keys.holders:
+                caller.revoked = True
+                if connection is not answered:
+                    connection.transport.abort()
+
+    def on_signal(self) -> None:
+        """Stops now, leaving live runs to the next daemon; a second signal ends the process at once."""
+        for number in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(number, os._exit, 1)
+        self.stop()
+
+    def stop(self) -> None:
+        self.runner.paused = True
+        self.ended.set()
+
+    def obstacles(self) -> list[str]:
+        """Returns why no new work is taken just now; empty if work is taken."""
+        reasons = [SHUTTING_DOWN[0]] if self.stopping else []
+        if self.store.ask.totals()["queued"] >= self.settings["max_queued"]:
+            reasons.append("the queue is full")
+        if self.store.database.is_full:
+            reasons.append("the store cannot be written")
+        return reasons
+
+    def figures(self) -> Iterator[str]:
+        counts, disk = self.store.ask.totals(), os.statvfs(self.home)
+        info = f'tau_info{{version="{__version__}",protocol="{PROTOCOL}"}} 1'
+        yield family("tau_info", "gauge", "What serves.", info)
+        runs = [f'tau_runs{{status="{status}"}} {count}' for status, count in counts.items()]
+        yield family("tau_runs", "gauge", "Runs in the store.", *runs)
+        yield family("tau_queue_length", "gauge", "Runs that wait.", counts["queued"])
+        yield family("tau_slots", "gauge", "Runs that may go on at the same time.", self.settings["max_concurrent"])
+        yield family("tau_slots_used", "gauge", "Runs that go on.", counts["running"])
+        yield family("tau_pipelines", "gauge", "Pipelines deployed.", self.store.ask.pipeline_count())
+        yield family("tau_connections", "gauge", "Connections open.", len(self.connections))
+        yield family("tau_database_bytes", "gauge", "Size of the store's file.", self.store.ask.file_bytes())
+        yield family("tau_disk_free_bytes", "gauge", "Room where everything is kept.", disk.f_bavail * disk.f_frsize)
+        yield family("tau_uptime_seconds", "gauge", "Time since taud began.", round(time.time() - self.started, 1))
+        yield family("tau_auth_failures_total", "counter", "Wrong keys.", self.keys.failures)
+        yield from self.store.metrics.families()
+        yield from process_figures()
+
+    async def wind_up(self, drain: float, cancel: bool) -> None:
+        """Admits nothing more, waits for live runs, and stops the daemon once the answer is on its way.
+
+        Waits at most *drain* seconds; without a limit if *cancel* is set and *drain* is 0.
+        """
+        self.runner.paused = True
+        try:
+            for process in tuple(self.runner.live.values()) if cancel else ():
+                if process.run_id is not None:
+                    await self.runner.stop_process(process, "cancelled")
+        except TauError:  # the disk is full, say
+            self.runner.paused = False
+            self.store.database.ring()
+            raise
+        if cancel or drain:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self.runner.drained(), drain or None)
+        asyncio.get_running_loop().call_later(0.02, self.stop)
+
+    async def close(self) -> None:
+        """Ends the daemon; live runs go on, and the next daemon adopts them."""
+        self.manager.tell(STOPPING=1)
+        self.runner.paused = True
+        self.listeners.close()
+        for connection in self.connections:
+            connection.last = True
+            connection.tasks.cancel()  # each waiting request gets an answer
+        if waiting := {task for connection in self.connections for task in connection.tasks}:
+            await asyncio.wait(waiting, timeout=1.0)
+        await self.scheduler.close()
+        await self.runner.close()
+        self.store.close()
+        for path in self.listeners.paths if self.owns_home() else ():  # before a client that waits for the end sees it
+            remove_file(path)
+        os.close(self.lock)  # who has seen the end may start the next daemon
+        for connection in tuple(self.connections):
+            connection.transport.close()
+        await asyncio.sleep(0)
+
+
+#: Settings that hold as soon as the configuration file is read again.
+RELOADED = ("log_level", "connections", "executors", "api_key", "api_key_file", "api_key_hash")
+#: Settings, with the files they name, that also hold then if the port speaks TLS already.
+TLS_SETTINGS = ("tls_cert", "tls_key", "tls_client_ca")
+
+
+def set_up_log(level: str, path: str | None = None) -> None:
+    """Logs to stderr: with times, or with priorities for the journal, which has its own times.
+
+    *path* is the file that stderr is, if it is ours.
+    """
+    handler, journal = logging.StreamHandler(), stderr_is_journal()
+    plain = logging.Formatter(None if journal else "%(asctime)s %(levelname)s %(message)s")
+
+    def layout(record: logging.LogRecord) -> str:
+        mark = f"<{PRIORITIES[record.levelname]}>" if journal else ""
+        return "\n".join(mark + line for line in printable(plain.format(record)).splitlines())
+
+    handler.format = layout  # type: ignore[method-assign]
+    handler.addFilter(LogFilter(path))
+    logging.basicConfig(level=level.upper(), handlers=[handler])
+
+
+#: A log that is larger is rotated; one old log stays.
+LOG_BYTES_MAX = 1 << 20
+#: A warning counts as repeated if it comes again within this time.
+REPEATED_S = 600.0
+REPEATS_MAX = 100
+
+
+class LogFilter:
+    """Bounds the log: of repeated warnings and errors it passes the 1st, 10th, 100th, …, and it rotates our file."""
+
+    def __init__(self, path: str | None) -> None:
+        self.path = path
+        self.repeats: dict[str, tuple[int, float]] = {}  # text → how often it has come, and when last
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if self.path is not None and rotate_log(self.path):
+            with contextlib.suppress(OSError), open(self.path, "ab") as fresh:
+                os.dup2(fresh.fileno(), 2)
+        if record.levelno < logging.WARNING:
+            return True
+        text = record.getMessage()
+        count, last = self.repeats.pop(text, (0, 0.0))
+        count = count + 1 if record.created - last < REPEATED_S else 1
+        self.repeats[text] = count, record.created
+        if len(self.repeats) > REPEATS_MAX:
+            self.repeats.pop(next(iter(self.repeats)), None)  # another thread may have done it
+        if count > 1:
+            record.msg, record.args, record.exc_info = f"{text} ({count:,} times)", (), None
+        return str(count).strip("0") == "1"
+
+
+def rotate_log(path: str) -> bool:
+    """Moves a log aside if it is too large; returns whether there is none now."""
+    with contextlib.suppress(OSError):
+        if os.lstat(path).st_size > LOG_BYTES_MAX:  # lstat: the file that a link leads to is not ours
+            os.replace(path, f"{path}.1")
+    return not os.path.lexists(path)
+
+
+# --- 17. Listeners -----------------------------------------------------------------------
+# Owns where peers connect: the sockets of the home, of a service manager and of the network, and TLS.
+# Calls Service manager, Server and Callers.  Promises that no live socket is replaced, that no
+# network address is open without a key, and that a flood of peers does not burden connected ones.
+
+#: How many local peers, or network peers, may wait for accept().  We accept 256 in some 50 ms; more try again later.
+LOCAL_BACKLOG = 1024
+NETWORK_BACKLOG = 256
+
+
+class Listeners:
+    """The sockets at which peers come in: bound, then served, then closed.
+
+    We accept one peer in each turn of the loop, and give a network peer buffers after its first byte.  asyncio's own
+    server would accept all at once, with buffers for each.
+    """
+
+    def __init__(self, daemon: Daemon) -> None:
+        self.daemon = daemon
+        self.bound: dict[str, socket.socket] = {}  # by address
+        self.paths: list[str] = []  # sockets that we must remove
+        self.tls = make_tls(daemon.settings)
+        self.group: int | None = None  # the group whose members may connect too
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        files = max(soft, 65_536 if hard == resource.RLIM_INFINITY else min(hard, 65_536))
+        resource.setrlimit(resource.RLIMIT_NOFILE, (files, hard))
+        self.room = files - DESCRIPTORS_KEPT  # descriptors for all peers
+        if self.room < PEERS_MIN:
+            message = f"taud may open only {files} files; it needs {DESCRIPTORS_KEPT + PEERS_MIN}"
+            raise Conflict(message, "ulimit -n 4096, or LimitNOFILE= of the service")
+        self.tasks = Tasks(daemon.store.metrics.failed)  # one for each listener, and each peer without a connection yet
+        self.silent: Peers = {}  # peers that have not sent a byte
+        self.shaking: Peers = {}  # peers in the middle of a TLS handshake
+        self.strangers: Peers = {}  # peers that have not shown a key
+
+    def open(self) -> None:
+        """Binds the Unix sockets and, if asked for, the TCP port; takes over the sockets that we were given."""
+        settings, given = self.daemon.settings, self.daemon.manager.sockets
+        try:
+            self.group = grp.getgrnam(settings["group"]).gr_gid if settings["group"] else None
+        except KeyError:
+            raise BadRequest(f"[daemon] group: there is no group '{settings['group']}'", "getent group") from None
+        taken = {os.path.realpath(socket_name(each)) for each in given}
+        for folder in filter(None, (self.daemon.home, runtime_directory())):
+            path = os.path.join(folder, "tau.sock")
+            if (real := os.path.realpath(path)) not in taken:
+                taken.add(real)
+                self.bound[f"unix://{path}"] = bind_unix(path, self.group)
+                self.paths.append(path)
+        network = bind_tcp(settings["host"], settings["port"] or 8400) if settings["port"] or settings["host"] else ()
+        for each in (*sorted(given, key=is_network), *network):
+            scheme = "tls" if self.tls else "tcp"
+            path = f"unix://{socket_name(each)}"
+            self.bound[f"{scheme}://{at_port(*each.getsockname()[:2])}" if is_network(each) else path] = each
+        if hosts := [socket_name(each) for each in self.bound.values() if is_network(each)]:
+            self.demand_key([host for host in hosts if not is_loopback(host)])
+
+    def demand_key(self, public: list[str]) -> None:
+        """Raises Forbidden if there are *public* addresses but no key; warns without TLS."""
+        self.daemon.keys.configure(configured_keys(self.daemon.settings), bool(public))
+        if public and not self.daemon.keys.holders:
+            hint = "`tau key create NAME` makes one, or set [auth] api_key; or listen on 127.0.0.1, by an SSH tunnel"
+            raise Forbidden(f"taud does not listen on {public[0]} without a configured key", hint)
+        if public and self.tls is None:
+            remedy = "set [daemon] tls_cert, or put TLS in front"
+            self.daemon.warn(f"what is sent to {public[0]} is not encrypted: {remedy}")
+
+    def most(self, bound: int) -> int:
+        """Returns how many peers of a kind there may be: *bound*, or fewer if descriptors are few."""
+        return max(min(bound, self.room // 4), 1)
+
+    def put_last(self, peers: Peers, peer: Any, drop: Callable[[], object], most: int) -> None:
+        """Adds a peer; if there are too many, drops the peer that has waited longest."""
+        peers[peer] = drop
+        if len(peers) > self.most(most):
+            peers.pop(next(iter(peers)))()
+
+    def start(self) -> None:
+        for bound in self.bound.values():
+            bound.setblocking(False)
+            bound.listen(NETWORK_BACKLOG if is_network(bound) else LOCAL_BACKLOG)
+            self.tasks.repeat(self.accept, bound)
+
+    def close(self) -> None:
+        self.tasks.cancel()
+        for bound in self.bound.values():
+            bound.close()
+
+    async def accept(self, bound: socket.socket) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            try:
+                peer, _ = await loop.sock_accept(bound)
+            except OSError:  # no descriptors left, or the peer has gone already
+                await asyncio.sleep(0.05)
+                continue
+            self.tasks.spawn(self.meet(peer))
+            await asyncio.sleep(0)  # sock_accept() does not yield while a peer waits
+
+    async def meet(self, peer: socket.socket) -> None:
+        task: Any = asyncio.current_task()
+        tls, limits = None, {}
+        try:
+            if is_network(peer):
+                self.put_last(self.silent, task, task.cancel, SILENT_MAX)
+                first, tls = await first_byte(peer), self.tls
+                self.silent.pop(task, None)
+                if tls is not None and first != b"\x16":  # it is no handshake
+                    peer.recv(1 << 16)  # closing over unread input would lose the answer
+                    peer.send(refusal(None, BadRequest("this port speaks TLS", "tls:// or https://")))
+                    raise ConnectionAbortedError
+            if tls is not None:
+                self.put_last(self.shaking, task, task.cancel, SHAKING_MAX)
+                limits = {"ssl_handshake_timeout": HELLO_S, "ssl_shutdown_timeout": HELLO_S}
+            connect = asyncio.get_running_loop().connect_accepted_socket
+            await connect(lambda: Connection(self.daemon), peer, ssl=tls, **limits)
+        except (OSError, asyncio.CancelledError):  # TimeoutError too
+            peer.close()
+        finally:
+            self.silent.pop(task, None)
+            self.shaking.pop(task, None)
+
+
+def is_network(bound: socket.socket) -> bool:
+    return bound.family != socket.AF_UNIX
+
+
+async def first_byte(peer: socket.socket) -> bytes:
+    """Peeks at the first byte of a peer.  TimeoutError after HELLO_S, ConnectionError if it is gone."""
+    loop, ready = asyncio.get_running_loop(), asyncio.Event()
+    loop.add_reader(peer, ready.set)
+    try:
+        async with asyncio.timeout(HELLO_S):
+            await ready.wait()
+    finally:
+        loop.remove_reader(peer)
+    if not (first := peer.recv(1, socket.MSG_PEEK)):
+        raise ConnectionAbortedError
+    return first
+
+
+def socket_name(bound: socket.socket) -> str:
+    """Returns the path of a Unix socket (@name if abstract), or the host of a network socket."""
+    name = bound.getsockname()
+    return os.fsdecode(name if isinstance(name, (str, bytes)) else name[0]).replace("\0", "@")
+
+
+def bind_unix(path: str, group: int | None) -> socket.socket:
+    """Binds a socket at this path.  Replaces a stale socket of ours, never a live one or another file.
+
+    The home's lock is held.  asyncio would unlink a live socket without asking (cpython issue 121252).
+    """
+    bound = socket.socket(socket.AF_UNIX)
+    with SocketPath(path) as short:
+        if os.path.lexists(path):
+            status = os.lstat(path)
+            if not stat.S_ISSOCK(status.st_mode) or status.st_uid != os.geteuid():
+                raise Conflict(f"{path} is not a socket of ours", "remove it, or choose another --home")
+            with socket.socket(socket.AF_UNIX) as probe:
+                probe.settimeout(1.0)
+                # A socket that is only busy must not be replaced.
+                if probe.connect_ex(short.path) not in (errno.ECONNREFUSED, errno.ENOENT):
+                    raise Conflict(f"another process listens at {path} already", "tau status")
+            os.unlink(path)
+        bound.bind(short.path)  # its mode is 0600, by umask 077
+    if group is not None:
+        for shared, mode in ((os.path.dirname(path), 0o750), (path, 0o660)):
+            os.chown(shared, -1, group)
+            os.chmod(shared, mode)
+    return bound
+
+
+def bind_tcp(hosts: str, port: int) -> Iterator[socket.socket]:
+    """Binds a socket for each address; without *hosts*, for the addresses of loopback."""
+    for host in map(str.strip, (hosts or "127.0.0.1,::1").split(",")):
+        try:
+            for family, *_, address in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE):
+                yield socket.create_server(address, family=family)
+        except socket.gaierror as problem:
+            raise BadRequest(f"--host {host}: {problem.strerror}", "give addresses of this machine") from None
+        except OSError as problem:
+            if host != "::1" or hosts:  # ::1 is only our default, and there may be no IPv6
+                message = f"cannot listen on {host}:{port}: {os.strerror(problem.errno or 0)}"
+                raise Conflict(message, "choose another --port") from None
+
+
+def make_tls(settings: Json) -> ssl.SSLContext | None:
+    """Sets up TLS for the TCP port; None without a certificate, BadRequest if a file cannot be used."""
+    cert, key, authorities = settings["tls_cert"], settings["tls_key"] or None, settings["tls_client_ca"]
+    if not cert:
+        return None
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.set_alpn_protocols(["http/1.1"])
+    try:
+        check_private(key or cert)
+        context.load_cert_chain(cert, key, password=lambda: "")
+        if authorities:
+            context.verify_mode = ssl.CERT_REQUIRED
+            context.load_verify_locations(authorities)
+    except (OSError, ValueError) as problem:
+        raise BadRequest(f"[daemon] tls_cert {cert}: {problem}", "PEM files; see tls_key, tls_client_ca") from None
+    return context
+
+
+# --- 18. Service manager -----------------------------------------------------------------
+# Owns what systemd and taud tell each other: sockets handed over, ready, alive, reloading, stopping; the units.
+# Calls Part I.  Promises that nothing happens without a service manager, and that no child inherits its variables.
+
+LISTEN_HINT = "the socket unit needs ListenStream= and Accept=no"
+
+
+class ServiceManager:
+    """The service manager that started us, if any: sd_notify(3) and sd_listen_fds(3).
+
+    Takes its variables out of *environ*.  BadRequest if a socket that it hands over cannot be used.
+    """
+
+    def __init__(self, environ: MutableMapping[str, str]) -> None:
+        words = {name: environ.pop(name) for name in [*environ] if name.startswith(MANAGER_ENVIRONMENT)}
+        ours = str(os.getpid())
+        self.address = words.get("NOTIFY_SOCKET", "")
+        self.ping_s = 0.0  # between two pings; 0 without a watchdog
+        if words.get("WATCHDOG_PID", ours) == ours:
+            self.ping_s = digits(words.get("WATCHDOG_USEC", "")) / 2e6
+        self.sockets: list[socket.socket] = []  # handed over to us: we never remove or change them
+        if words.get("LISTEN_PID") == ours:
+            numbers = range(3, 3 + digits(words.get("LISTEN_FDS", "")))
+            names = words.get("LISTEN_FDNAMES", "").split(":") + [""] * len(numbers)
+            self.sockets += map(inherited_socket, numbers, names)
+
+    def tell(self, **words: int) -> None:
+        """Sends one notification; a failure is only logged."""
+        if not self.address.startswith(("/", "@")):
+            return
+        text = "\n".join(f"{name}={word}" for name, word in words.items())
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as channel:
+            channel.settimeout(1.0)
+            try:
+                channel.sendto(text.encode(), re.sub("^@", "\0", self.address))
+            except OSError as problem:
+                logging.getLogger("tau").warning("cannot notify %s: %s", self.address, problem)
+
+    async def ping(self) -> None:
+        """Sends a ping from within the event loop, which sends none while it is blocked."""
+        if self.ping_s:
+            self.tell(WATCHDOG=1)
+
+
+def digits(text: str) -> int:
+    return int(text) if text.isascii() and text.isdigit() else 0
+
+
+def inherited_socket(number: int, name: str) -> socket.socket:
+    """Makes a socket of a descriptor; no child inherits it.  BadRequest unless it listens for streams."""
+    title = f"descriptor {number} ({name})" if name else f"descriptor {number}"
+    try:
+        os.set_inheritable(number, False)
+        given = socket.socket(fileno=number)
+    except OSError as problem:
+        raise BadRequest(f"{title} is not a socket: {problem.strerror}", LISTEN_HINT) from None
+    known = given.family in (socket.AF_UNIX, socket.AF_INET, socket.AF_INET6)
+    if known and given.type == socket.SOCK_STREAM and given.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+        return given
+    given.close()
+    wrong = "does not listen for streams" if known else "is neither a Unix nor an internet socket"
+    raise BadRequest(f"{title} {wrong}", LISTEN_HINT)
+
+
+def runtime_directory() -> str:
+    """Returns the first path in $RUNTIME_DIRECTORY, unless it is for a process that started us."""
+    ours = os.environ.get("SYSTEMD_EXEC_PID", str(os.getpid())) == str(os.getpid())
+    return os.environ.get("RUNTIME_DIRECTORY", "").partition(":")[0] if ours else ""
+
+
+def taud_path() -> str:
+    """Returns our executable, or the `taud` beside this interpreter; NotFound without either."""
+    for path in (sys.argv[0], os.path.join(os.path.dirname(sys.executable), "taud")):
+        if os.path.basename(path) == "taud" and os.path.isfile(path) and os.access(path, os.X_OK):
+            return os.path.abspath(path)
+    hint = "python3 -m venv /opt/tau && /opt/tau/bin/pip install ., then /opt/tau/bin/taud --print-unit"
+    raise NotFound("there is no executable `taud` that a unit could start", hint)
+
+
+def unit_text(kind: str, path: str) -> str:
+    demand({"enum": [*UNITS]}, kind, "unit")
+    # In a unit % begins a specifier; quotes keep a path with spaces one word.
+    word = path.replace("%", "%%")
+    if re.search(r"[\s\"'\\]", word):
+        word = '"' + re.sub(r'(["\\])', r"\\\1", word) + '"'
+    return UNITS[kind].strip("\n").replace("ExecStart=taud", f"ExecStart={word}")
+
+
+#: Template of both services; the system's has more in it.
+UNIT_SERVICE = """
+# Tau {whose}, in {where}/taud.service.
+# Change it with `systemctl edit`.
+
+[Unit]
+Description=Tau pipeline orchestration
+StartLimitIntervalSec=60
+StartLimitBurst=5
+{unit}
+[Service]
+Type=notify
+NotifyAccess=main
+ExecStart=taud
+ExecReload=/bin/kill -HUP $MAINPID
+# Only the daemon is stopped: its runs go on, and the next daemon adopts them.
+KillMode=process
+OOMPolicy=continue
+TimeoutStopSec=30
+# A new version copies the store before it migrates it.
+TimeoutStartSec=15min
+# The event loop pings; a blocked one writes where it is into the journal (SIGABRT), or is killed 5 s later.
+WatchdogSec=30
+TimeoutAbortSec=5
+Restart=on-failure
+RestartSec=1
+# A wrong configuration, or one that is not allowed, does not mend itself.
+RestartPreventExitStatus=2 4
+LimitCORE=0
+{service}
+[Install]
+WantedBy={target}
+"""
+UNITS = {
+    "user": UNIT_SERVICE.format(
+        whose="for one user", where="~/.config/systemd/user", unit="", service="", target="default.target"
+    ),
+    "service": UNIT_SERVICE.format(
+        whose="as a system service",
+        where="/etc/systemd/system",
+        unit="Wants=network-online.target\nAfter=network-online.target time-sync.target\n",
+        target="multi-user.target\nAlso=taud.socket",
+        service="""
+# The home is /var/lib/tau; people come in through /run/tau/tau.sock, the socket of taud.socket, which stays.
+User=tau
+Group=tau
+StateDirectory=tau
+StateDirectoryMode=0700
+RuntimeDirectory=tau
+RuntimeDirectoryMode=0750
+RuntimeDirectoryPreserve=yes
+LimitNOFILE=65536
+TasksMax=4096
+
+# No more than pipelines and runs that outlive the daemon can bear; the README says what is left out.
+NoNewPrivileges=yes
+CapabilityBoundingSet=
+ProtectSystem=full
+ProtectProc=invisible
+ProtectHostname=yes
+ProtectKernelTunables=yes
+ProtectKernelModules=yes
+ProtectKernelLogs=yes
+ProtectControlGroups=yes
+RestrictAddressFamilies=AF_UNIX AF_INET AF_INET6 AF_NETLINK
+RestrictNamespaces=yes
+RestrictRealtime=yes
+RestrictSUIDSGID=yes
+LockPersonality=yes
+SystemCallArchitectures=native
+""",
+    ),
+    "socket": """
+# The socket of Tau's system service, in /etc/systemd/system/taud.socket: the first connection starts taud.
+
+[Unit]
+Description=Tau pipeline orchestration, socket
+
+[Socket]
+ListenStream=/run/tau/tau.sock
+# taud admits root, itself, and members of the `[daemon] group` in /etc/tau/tau.toml.
+SocketUser=tau
+SocketGroup=tau
+SocketMode=0660
+DirectoryMode=0755
+RemoveOnStop=yes
+
+[Install]
+WantedBy=sockets.target
+""",
+}
+
+
+# --- 19. Server --------------------------------------------------------------------------
+# Owns a connection: who speaks, how much at once, requests in, answers out.  Calls HTTP, Callers and Operations.
+# Promises that nothing a peer sends costs another connection anything, and that no slow reader fills our memory.
+
+
+HELLO = json_bytes({"protocol": PROTOCOL, "version": __version__})
+SHUTTING_DOWN = ("taud is shutting down", "taud --detach starts it again")
+
+
+class Call:
+    """One request being answered, as an operation sees it."""
+
+    budget: Budget  # of what is done beside the loop
+
+    def __init__(self, connection: Connection, caller: Caller, request: Any, chosen: Operation, given: Json) -> None:
+        self.connection, self.caller, self.request, self.chosen = connection, caller, request, chosen
+        self.daemon, self.actor, self.arguments = connection.daemon, Actor(caller.name), given
+        self.actor.reason = given.get("reason")
+        self.ask = self.daemon.store.ask
+
+    async def write(self, work: Callable[..., Answer], *arguments: Any) -> Answer:
+        """Writes to the store; *work* gets the caller's name as its last argument."""
+        return await self.daemon.store.write(work, *arguments, self.actor)
+
+    def among(self) -> list[str] | None:
+        """The pipelines that the caller sees; None means all."""
+        return self.caller.sift(self.ask.known_names()) if self.caller.patterns else None
+
+    def only_waits(self) -> None:
+        """Lets other requests begin: from now on, this one only waits for a run."""
+        self.connection.free(asyncio.current_task())
+
+    async def emit(self, event: Json) -> None:
+        """Sends one event once the peer has read earlier ones.  Forbidden once its key has ended."""
+        self.caller.check_time()
+        await self.connection.writable.wait()
+        params = {"request": self.request, **event}
+        self.connection.speech.send(encode({"jsonrpc": "2.0", "method": "event", "params": params}))
+
+    async def beside(self, work: Callable[[Call], Answer]) -> Answer:
+        """Does what may take long in a thread, when it is the caller's turn and the peer has read earlier answers.
+
+        *work* gets a call like this one, whose `ask` raises TooMuch at the operation's bounds, or if the caller leaves.
+        """
+        while True:
+            await self.connection.writable.wait()
+            async with self.daemon.turns.each[self.actor], self.daemon.turns.all:
+                if self.connection.writable.is_set():
+                    self.connection.check_room(self.actor)
+                    return await self.think(work)
+
+    async def think(self, work: Callable[[Call], Answer]) -> Answer:
+        call = Call(self.connection, self.caller, self.request, self.chosen, self.arguments)
+        call.budget = budget = Budget(self.chosen.bounds)
+
+        def answer(db: sqlite3.Connection) -> Answer:
+            call.ask = BoundedQuestions(db, budget)
+            return work(call)
+
+        thread = asyncio.ensure_future(asyncio.to_thread(self.daemon.store.database.read_beside, budget, answer))
+        try:
+            return await asyncio.shield(thread)
+        finally:
+            budget.until = 0.0  # the caller may have left
+            await asyncio.wait([thread])
+
+    def encode(self, result: Json) -> bytes:
+        """Returns a result as JSON, made in pieces so that other threads run meanwhile; TooMuch if it is too large."""
+        pieces, size = [], 0
+        for piece in json_pieces(pick_fields(result, self.arguments.get("fields")), 3):
+            pieces.append(piece)
+            size += len(piece)
+            self.budget.check(size)
+        return "".join(pieces).encode("utf-8", "replace")
+
+
+class Connection(Protocol):
+    """One peer, as a protocol of asyncio.
+
+        from a Unix socket ───────────────────────────> Lines
+        from the network ─┬─ the first byte is [ or { ─> Lines
+                          └─ it is a letter ───────────> Exchange, HTTP
+
+    Input is read only while the conversation waits for it, so that no peer can fill a buffer.  A network peer is a
+    stranger until it shows a key, within HELLO_S.
+    """
+
+    transport: asyncio.Transport
+    socket: socket.socket
+    hello: asyncio.Future[Any]  # drops a stranger that does not show its key in time
+
+    def __init__(self, daemon: Daemon) -> None:
+        self.daemon, self.listeners = daemon, daemon.listeners
+        self.remote = ""  # the peer's address, empty on a Unix socket
+        self.caller: Caller | None = None  # None for a stranger
+        self.speech: Lines | Exchange = Lines(self)
+        self.tasks = Tasks(daemon.store.metrics.failed)  # the conversation, and requests not yet answered
+        self.last = False  # whether nothing is read after the request being answered
+        self.busy: set[Any] = set()  # tasks of requests, without those that only wait for a run
+        self.freed = asyncio.Event()  # set when a busy task is done, or only waits
+        self.buffer = bytearray()  # input not yet read
+        self.heard = asyncio.Event()  # set when there is more input, or it has ended
+        self.ended = self.lingering = False  # the peer sends no more; we send no more
+        self.writable = asyncio.Event()
+        self.writable.set()
+        self.blocked: asyncio.Future[Any] | None = None  # drops a peer that does not read
+        self.unsent = 0  # bytes of answers that are kept until their batch is complete
+
+    # asyncio calls these.
+
+    def connection_made(self, transport: Any) -> None:
+        self.transport, self.socket = transport, transport.get_extra_info("socket")
+        transport.set_write_buffer_limits(high=WRITE_BUFFER_BYTES)
+        self.daemon.connections.add(self)
+        if self.socket.family != socket.AF_UNIX:
+            self.remote = str((transport.get_extra_info("peername") or ("?",))[0])
+            self.listeners.put_last(self.listeners.strangers, self, transport.abort, STRANGERS_MAX)
+            self.hello = self.tasks.spawn(self.drop(HELLO_S))
+        self.tasks.spawn(self.converse())
+
+    def connection_lost(self, problem: Exception | None) -> None:
+        self.daemon.connections.discard(self)
+        self.listeners.strangers.pop(self, None)
+        self.writable.set()
+        self.tasks.cancel()
+
+    def data_received(self, data: bytes) -> None:
+        if self.lingering:
+            return
+        self.buffer += data
+        if self.heard.is_set():
+            self.transport.pause_reading()
+        self.heard.set()
+
+    def eof_received(self) -> bool:
+        """The peer sends no more; it still gets its answers, unless it is gone altogether."""
+        if self.lingering:
+            return False
+        self.ended = True
+        self.heard.set()
+        self.tasks.spawn(self.look_for_peer())
+        return self.transport.get_extra_info("sslcontext") is None  # TLS ends both ways at once
+
+    def pause_writing(self) -> None:
+        """The peer does not read: nothing more is sent, and after PATIENCE_S it is dropped."""
+        self.writable.clear()
+        self.blocked = self.tasks.spawn(self.drop(PATIENCE_S))
+
+    def resume_writing(self) -> None:
+        self.writable.set()
+        if self.blocked is not None:
+            self.blocked.cancel()
+
+    # Input.
+
+    async def listen(self) -> None:
+        """Waits for more input; EOFError if it has ended."""
+        if self.ended:
+            raise EOFError
+        self.heard.clear()
+        self.transport.resume_reading()
+        await self.heard.wait()
+
+    async def read_until(self, mark: bytes, most: int) -> bytes:
+        """Returns the input before a mark; InvalidRequest if it has more than *most* bytes."""
+        seen = 0
+        while (end := self.buffer.find(mark, seen)) < 0 and len(self.buffer) <= most:
+            seen = max(len(self.buffer) - len(mark) + 1, 0)
+            await self.listen()
+        if not 0 <= end <= most:
+            raise InvalidRequest("the line is too long", f"a line may have {most:,} bytes")
+        return self.take(end, len(mark))
+
+    def take(self, count: int, mark: int = 0) -> bytes:
+        """Takes the first bytes out of the buffer, and the *mark* bytes after them."""
+        taken = bytes(self.buffer[:count])
+        del self.buffer[: count + mark]
+        return taken
+
+    async def look_for_peer(self) -> None:
+        """Drops a peer that has closed both ways: asyncio tells only that it sends no more."""
+        poll = select.poll()
+        poll.register(self.socket, 0)
+        while not poll.poll(0):  # POLLHUP or POLLERR, which need not be asked for
+            await asyncio.sleep(LOOK_FOR_PEER_S)
+        self.transport.abort()
+
+    # The conversation.
+
+    async def converse(self) -> None:
+        with contextlib.suppress(EOFError, TimeoutError):
+            if self.remote:
+                if not self.buffer:
+                    await self.listen()
+                if re.match(rb"[A-Z\r]", self.buffer):
+                    self.speech = Exchange(self)
+            await self.speech.converse()
+        self.transport.close()
+
+    def admit(self, caller: Caller) -> None:
+        """Makes the peer known, no stranger any more; Unavailable if there are too many connections."""
+        strangers = self.listeners.strangers
+        strangers.pop(self, None)
+        if len(self.daemon.connections) - len(strangers) > self.listeners.most(CONNECTIONS_MAX):
+            raise Unavailable("too many connections", "close some, or try again later")
+        if self.caller is None and self.remote:
+            self.hello.cancel()
+            set_tcp_options(self.socket)
+        self.caller = caller
+
+    async def linger(self) -> None:
+        """Closes our side first: if we closed over unread input, the peer might lose our last error."""
+        self.lingering = True
+        self.transport.resume_reading()  # input is thrown away
+        if self.transport.can_write_eof():
+            try:
+                self.transport.write_eof()
+            except OSError:  # the peer has gone meanwhile
+                self.transport.abort()
+        await self.drop(LINGER_S)
+
+    async def drop(self, patience: float) -> None:
+        await asyncio.sleep(patience)
+        self.transport.abort()
+
+    def write(self, data: bytes) -> None:
+        if not self.transport.is_closing():
+            self.transport.write(data)
+
+    def free(self, task: asyncio.Future[Any] | None) -> None:
+        self.busy.discard(task)
+        self.freed.set()
+
+    # Requests.
+
+    async def answer(self, message: Any) -> bytes | None:
+        """The answer to a request or a batch; None if there were only notifications."""
+        if not isinstance(message, list):
+            return await self.reply(message)
+        if not 0 < len(message) <= IN_FLIGHT_MAX:
+            return refusal(None, InvalidRequest(f"a batch has 1 to {IN_FLIGHT_MAX} requests", "send fewer"))
+
+        async def reply(request: Any) -> bytes:
+            line = await self.reply(request) or b""
+            self.unsent += len(line)
+            return line
+
+        lines = await asyncio.gather(*map(reply, message))
+        self.unsent -= sum(map(len, lines))
+        answered = [line.rstrip() for line in lines if line]
+        return b"[%b]\n" % b",".join(answered) if answered else None
+
+    async def reply(self, message: Any) -> bytes | None:
+        """Returns the answer to a request, or its error, as a line."""
+        request = message if isinstance(message, dict) else {}
+        problem, number, began = None, request.get("id"), time.perf_counter()
+        try:
+            answer = response(number, await self.perform(request))
+        except TauError as refused:
+            problem = refused
+        except asyncio.CancelledError:
+            if self.transport.is_closing():
+                raise
+            problem = Unavailable(*SHUTTING_DOWN)
+        except Exception as bug:
+            logging.getLogger("tau").exception("while answering %.1000s", message)
+            problem = Internal(f"{type(bug).__name__}: {bug}", "the daemon's log has the traceback")
+        method, code = str(request.get("method")), ""
+        if problem is not None:
+            method, code = method if method in OPERATIONS else "other", problem.code
+            answer = refusal(number if isinstance(number, (str, int, float)) else None, problem)
+        self.daemon.store.metrics.request(method, time.perf_counter() - began, code)
+        return answer if "id" in request or isinstance(problem, InvalidRequest) else None
+
+    async def perform(self, message: Json) -> bytes:
+        """Returns the result of a request as JSON."""
+        method, params = message.get("method"), message.get("params", {})
+        if not isinstance(method, str):
+            raise InvalidRequest("not a request", '{"id": 1, "method": "status", "params": {}}')
+        if message.get("jsonrpc", "2.0") != "2.0":
+            raise InvalidRequest('jsonrpc must be "2.0"', "leave it out, or send 2.0")
+        if json_type(message.get("id")) not in ("string", "integer", "number", "null"):
+            raise InvalidRequest("id must be a string or a number", "send an id that answers can repeat")
+        if method in ("ping", "hello"):
+            return HELLO
+        if (chosen := OPERATIONS.get(method)) is None:
+            method = method[:WORD_MAX]
+            raise UnknownMethod(f"no method '{method}'", did_you_mean(method, OPERATIONS, "`schema` lists all"))
+        if not isinstance(params, dict):
+            raise BadRequest("params must be an object", f"`tau {method} --help`")
+        assert self.caller is not None  # a stranger's requests do not come here
+        self.caller.check(chosen)
+        arguments = chosen.check(params)
+        if self.daemon.stopping and chosen.effect != "reads":
+            raise Unavailable(*SHUTTING_DOWN)
+        return await perform(Call(self, self.caller, message.get("id"), chosen, arguments))
+
+    def check_room(self, name: str) -> None:
+        """Raises unless this caller has read most of its answers, and those that a batch keeps are not too long."""
+        if self.unsent > LINE_BYTES_MAX:
+            raise TooMuch("the answers of the batch are too long", "send fewer requests at once")
+        peers = (peer for peer in self.daemon.connections if peer.caller and peer.caller.name == name)
+        if sum(peer.unsent + peer.transport.get_write_buffer_size() for peer in peers) > UNREAD_BYTES_MAX:
+            raise Unavailable("too many answers to this caller are unread", "read them first")
+
+
+async def perform(call: Call) -> bytes:
+    """Calls an operation, and returns its result as JSON.  No hint names what the caller must not see."""
+    arguments = call.arguments
+
+    def answer(call: Call) -> bytes:
+        check_sight(call, arguments)
+        return call.encode(call.chosen.call(call, arguments))
+
+    try:
+        if call.chosen.is_question:
+            return await call.beside(answer)
+        check_sight(call, arguments)
+        result: Json | bytes = await call.chosen.call(call, arguments)
+        return result if isinstance(result, bytes) else json_bytes(pick_fields(result, arguments.get("fields")))
+    except NotFound as problem:
+        if call.caller.patterns:
+            problem.hint = SEEN_HINT
+        raise
+
+
+def json_pieces(value: Any, levels: int) -> Iterator[str]:
+    """Yields a document's JSON in pieces: the parts of objects and lists on the first levels, of lists on the last."""
+    is_list = isinstance(value, list)
+    if not value or levels < 2 - is_list or not (is_list or isinstance(value, dict)):
+        yield encode_json(value)
+        return
+    before = "[" if is_list else "{"
+    for key in value:
+        yield before if is_list else f"{before}{encode_json(key)}:"
+        yield from json_pieces(key if is_list else value[key], levels - 1)
+        before = ","
+    yield "]" if is_list else "}"
+
+
+class Lines:
+    """A peer that speaks in lines of JSON.
+
+        greet ──> wait for room ──> read a line ──> begin it ──> wait for room ──> …
+                                                     └─ its task answers, whenever that is
+
+    A line that is not JSON ends the conversation, like the end of input: the next line may begin anywhere.
+    Requests already begun are still answered.
+    """
+
+    def __init__(self, peer: Connection) -> None:
+        self.peer, self.send = peer, peer.write
+        self.begun: set[Any] = set()  # tasks of requests not yet answered
+
+    async def converse(self) -> None:
+        try:
+            await self.greet()
+            while True:
+                await self.wait_for_room()
+                if not self.peer.buffer:
+                    await self.peer.listen()
+                # The end of a line that has begun must come in time.
+                async with asyncio.timeout(None if b"\n" in self.peer.buffer else PATIENCE_S):
+                    line = await self.peer.read_until(b"\n", LINE_BYTES_MAX)
+                await self.begin(line)
+        except (TauError, EOFError) as end:
+            if isinstance(end, TauError):
+                self.send(refusal(None, end))
+            if self.begun:
+                await asyncio.wait(self.begun)
+            if not isinstance(end, (EOFError, Unavailable)):  # too many peers may leave no descriptors to spare
+                await self.peer.linger()
+
+    async def greet(self) -> None:
+        """Learns who the peer is: from the system, or by its first line, `hello` with a key."""
+        peer = self.peer
+        if not peer.remote:
+            if not (name := local_peer(peer.socket, peer.listeners.group)):
+                raise Forbidden("this socket belongs to another user", "see [daemon] group")
+            peer.admit(Caller(name, "admin"))
+            return
+        if not peer.buffer.startswith((b"{", b"[")):
+            raise BadRequest("this is neither JSON nor HTTP", f"TLS is set by [daemon] tls_cert; {HTTP_HINT}")
+        message = decode(await peer.read_until(b"\n", LINE_BYTES_STRANGER))
+        params = message.get("params") if isinstance(message, dict) else None
+        if not isinstance(params, dict) or message.get("method") != "hello":
+            raise Forbidden("hello with a key first", KEY_HINT)
+        if (spoken := params.get("protocol", PROTOCOL)) != PROTOCOL:
+            raise Conflict(f"this taud {__version__} speaks protocol {PROTOCOL}, not {spoken!r:.20}", SKEW_HINT)
+        peer.admit(await peer.daemon.keys.admit(params.get("api_key"), peer.remote))
+        self.send(response(message.get("id"), HELLO))
+
+    async def begin(self, line: bytes) -> None:
+        if not line.strip():
+            await asyncio.sleep(0)  # a peer may send millions of these
+            return
+        try:
+            message = decode(line)
+        except InvalidRequest as problem:
+            self.send(refusal(None, problem))
+            return
+        task = self.peer.tasks.spawn(self.handle(message))
+        self.begun.add(task)
+        self.peer.busy.add(task)
+        for done in (self.begun.discard, self.peer.free):
+            task.add_done_callback(done)
+
+    async def handle(self, message: Any) -> None:
+        await self.peer.writable.wait()
+        answer = await self.peer.answer(message)
+        if answer is not None:
+            self.send(answer)
+
+    async def wait_for_room(self) -> None:
+        while len(self.peer.busy) >= IN_FLIGHT_MAX or len(self.begun) >= WAITING_MAX:
+            self.peer.freed.clear()
+            await self.peer.freed.wait()
+        await self.peer.writable.wait()
+
+
+# --- 20. HTTP ----------------------------------------------------------------------------
+# Owns the TCP port's other protocol, HTTP/1.1: POST /rpc, and pages for monitoring.  Calls Server, Callers, Daemon.
+# Promises that a message whose end is ambiguous is refused (RFC 9112, 6.3 and 11.2).
+
+HTTP_HINT = "POST /rpc with a JSON-RPC document; GET /healthz, /readyz, /metrics"
+
+
+class Unreadable(BadRequest):
+    """A request that is refused with a status of its own, and maybe a header."""
+
+    def __init__(self, message: str, status: int = 400, *headers: str) -> None:
+        super().__init__(message, HTTP_HINT)
+        self.status = (status, *headers)
+        if status == 403:
+            self.code, self.number = Forbidden.code, Forbidden.number
+
+
+class Exchange:
+    """A peer that speaks HTTP: one request after the other."""
+
+    def __init__(self, peer: Connection) -> None:
+        self.peer = peer
+        self.head: Head | None = None  # head of the request being answered
+        self.streaming = False  # whether its answer is being sent in pieces
+
+    async def converse(self) -> None:
+        try:
+            while not self.peer.last:
+                await self.exchange()
+                await asyncio.sleep(0)  # reading a request that is here already yields to no other task
+                await self.peer.writable.wait()
+        except TauError as problem:
+            self.peer.last = True
+            self.respond(refusal(None, problem), "application/json", *problem.status)
+            await self.peer.linger()
+
+    async def exchange(self) -> None:
+        peer = self.peer
+        self.head, self.streaming = None, False
+        try:
+            async with asyncio.timeout(IDLE_S):
+                block = await peer.read_until(b"\r\n\r\n", HEAD_BYTES_MAX)
+        except InvalidRequest:
+            raise Unreadable("the head of the request is too long", 431) from None
+        self.head = head = Head(block.removeprefix(b"\r\n"))
+        head.check()
+        is_open, kind, write = PAGES.get(head.path, (False, "", None))
+        if not is_open:
+            scheme, _, key = head.get("authorization").partition(" ")
+            peer.admit(await peer.daemon.keys.admit(key.strip() if scheme.lower() == "bearer" else None, peer.remote))
+        # A stranger has one request.
+        peer.last |= peer.caller is None or head.old or "close" in head.get("connection").lower()
+        if write is not None:
+            head.demand("GET", "HEAD")
+            status, text = write(peer.daemon)
+            self.respond(text.encode("utf-8"), kind, status)
+        elif head.path == "/rpc":
+            head.demand("POST")
+            await self.call(head)
+        else:
+            raise NotFound(f"no page {head.path[:WORD_MAX]}", HTTP_HINT)
+
+    async def call(self, head: Head) -> None:
+        """Answers a JSON-RPC document: as a whole, or in pieces if there are events or it takes long."""
+        if head.expects:
+            self.peer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        async with asyncio.timeout(PATIENCE_S):
+            while len(self.peer.buffer) < head.length:
+                await self.peer.listen()
+        message = decode(self.peer.take(head.length))
+        pulse = self.peer.tasks.spawn(self.beat())
+        try:
+            answer = await self.peer.answer(message)
+        finally:
+            pulse.cancel()
+        await self.peer.writable.wait()
+        if self.streaming:
+            if answer is not None:
+                self.send(answer)
+            self.send(b"")
+        elif answer is None:
+            self.write_head(204)
+        else:
+            self.respond(answer, "application/json", 200)
+
+    def send(self, piece: bytes) -> None:
+        """Sends a piece of an answer.  An empty piece ends it; in HTTP/1.0, closing does."""
+        in_chunks = self.head is not None and not self.head.old
+        if not self.streaming:
+            self.streaming = True
+            self.write_head(200, "Content-Type: application/x-ndjson", *["Transfer-Encoding: chunked"] * in_chunks)
+        self.peer.write(b"%x\r\n%b\r\n" % (len(piece), piece) if in_chunks else piece)
+
+    async def beat(self) -> None:
+        """While the answer is not ready, sends empty lines, which JSON ignores."""
+        while True:
+            await asyncio.sleep(PULSE_S)
+            if self.peer.writable.is_set():
+                self.send(b"\n")
+
+    def respond(self, body: bytes, kind: str, status: int, *headers: str) -> None:
+        self.write_head(status, f"Content-Type: {kind}", f"Content-Length: {len(body)}", *headers)
+        if self.head is None or self.head.method != "HEAD":
+            self.peer.write(body)
+
+    def write_head(self, status: int, *headers: str) -> None:
+        lines = [
+            f"HTTP/1.1 {status} {http.HTTPStatus(status).phrase}",
+            f"Date: {email.utils.formatdate(usegmt=True)}",
+            *headers,
+            f"Tau-Protocol: {PROTOCOL}",
+            "Cache-Control: no-store",
+            "X-Accel-Buffering: no",
+            "X-Content-Type-Options: nosniff",
+            *["Connection: close"] * self.peer.last,
+        ]
+        self.peer.write("\r\n".join([*lines, "", ""]).encode("latin-1"))
+
+
+TOKEN = r"([!#$%&'*+.^_`|~0-9A-Za-z-]+)"
+
+
+class Head:
+    """The head of an HTTP request; Unreadable if two readers could read it differently."""
+
+    def __init__(self, block: bytes) -> None:
+        first, *lines = block.decode("latin-1").split("\r\n")
+        request = re.fullmatch(TOKEN + r" (/[!-~]*) HTTP/1\.([01])", first)
+        if request is None:
+            raise Unreadable("this is neither JSON nor HTTP/1.1")
+        if len(lines) > 100:
+            raise Unreadable("too many headers", 431)
+        self.headers: dict[str, list[str]] = {}  # by name in small letters
+        for line in lines:
+            header = re.fullmatch(TOKEN + r":([\t -~\x80-\xff]*)", line)
+            if header is None:
+                raise Unreadable("a header is malformed")
+            self.headers.setdefault(header[1].lower(), []).append(header[2].strip("\t "))
+        self.method, self.path, self.old = request[1], request[2].partition("?")[0], request[3] == "0"
+        self.expects = "" if self.old else self.get("expect")
+        length = self.get("content-length", "0")
+        self.length = int(length) if re.fullmatch("[0-9]{1,12}", length) else -1  # bytes of the body, or -1
+
+    def get(self, name: str, missing: str = "") -> str:
+        return self.headers.get(name, [missing])[0]
+
+    def check(self) -> None:
+        """Raises Unreadable for a request that is not for us, or whose end is not certain."""
+        headers = self.headers
+        lengths = [*headers.get("content-length", ()), *headers.get("transfer-encoding", ())]
+        faults: tuple[tuple[Any, ...], ...] = (
+            (len(lengths) > 1, "the length of the body is told twice"),
+            (self.length < 0, "Content-Length is not a number"),
+            (len(headers.get("host", ())) != 1 and not self.old, "one Host header is wanted"),
+            ("origin" in headers, "requests of web pages are not answered: there is no CORS here", 403),
+            ("transfer-encoding" in headers, "a body must come whole, with its Content-Length", 411),
+            ("content-encoding" in headers, "the body must not be compressed", 415),
+            (self.length > LINE_BYTES_MAX, f"a request may have {LINE_BYTES_MAX:,} bytes", 413),
+            (self.expects.lower() not in ("", "100-continue"), "only 100-continue can be expected", 417),
+        )
+        for is_wrong, *fault in faults:
+            if is_wrong:
+                raise Unreadable(*fault)
+
+    def demand(self, *methods: str) -> None:
+        if self.method not in methods:
+            raise Unreadable(f"{self.path} takes {methods[0]}", 405, f"Allow: {', '.join(methods)}")
+        if self.length and methods[0] == "GET":
+            raise Unreadable(f"{self.path} is read without a body")
+
+
+def readiness(daemon: Daemon) -> tuple[int, str]:
+    reasons = daemon.obstacles()
+    return 503 if reasons else 200, "\n".join(reasons or ["ready"]) + "\n"
+
+
+PLAIN = "text/plain; charset=utf-8"
+#: Path of a page → whether strangers may see it, its content type, and what writes it.
+PAGES: dict[str, tuple[bool, str, Callable[[Daemon], tuple[int, str]]]] = {
+    "/healthz": (True, PLAIN, lambda daemon: (200, "ok\n")),
+    "/readyz": (True, PLAIN, readiness),
+    "/metrics": (False, "text/plain; version=0.0.4; charset=utf-8", lambda daemon: (200, "".join(daemon.figures()))),
 }
 
 
@@ -12932,7 +12984,7 @@ def process_figures() -> Iterator[str]:
         yield family("process_open_fds", "gauge", "Open descriptors.", len(os.listdir("/proc/self/fd")))
 
 
-# === Part IV: the run process ==============================================================
+# === Part V: the run process ===============================================================
 # One per attempt; the only place where user code runs.  Speaks to nobody: it writes its journal.
 
 # --- 35. Fork server ---------------------------------------------------------------------
@@ -12952,6 +13004,7 @@ def fork_server() -> int:
     Forking it takes a millisecond and is safe: it has imported what runs need, and has one thread.
     """
     os.setsid()  # Ctrl-C in taud's terminal must reach taud alone
+    PACKED.clear()  # the other part, which is never asked for
     prepare_interpreter()
     rehearse(20)
     gc.collect()
@@ -18755,10 +18808,34 @@ def short_repr(value: Any, most: int, level: int = 0) -> str:
 # --- The door ------------------------------------------------------------------------------
 # As a script the file would be two modules, __main__ and tau, and each would have its own registries.
 
-gc.freeze()
-gc.unfreeze()  # all that has been made is old now, and is looked at less often
-if COLLECTED:
-    gc.enable()
+LOADING = _thread.RLock()
+
+
+def __getattr__(name: str) -> Any:
+    """Loads the packed part that defines a name, once."""
+    with LOADING:
+        for names, code in itertools.chain(*map(marshal.loads, PACKED)):
+            if name in names and name not in globals():
+                gc.disable()
+                part = marshal.loads(code)
+                # As an import does: the cache may have been copied.
+                _imp._fix_co_filename(part, __file__)  # type: ignore[attr-defined]
+                exec(part, globals())
+                end_import()
+    if name in globals():
+        return globals()[name]
+    raise AttributeError(f"module 'tau' has no attribute '{name}'", name=name, obj=sys.modules[__name__])
+
+
+def end_import() -> None:
+    """Makes all that has been made old, so that it is looked at less often, and lets garbage be collected again."""
+    gc.freeze()
+    gc.unfreeze()
+    if COLLECTED:
+        gc.enable()
+
+
+end_import()
 
 if __name__ == "__main__":
     from tau import main as enter

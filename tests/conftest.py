@@ -84,6 +84,12 @@ class Done:
         return json.loads(self.err)["error"]
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Packs the module's cache, which the first daemon would do otherwise, by starting anew in the midst of a test."""
+    if not hasattr(config, "workerinput"):
+        subprocess.run(python("pack"), env=ENVIRON, check=False)
+
+
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers() -> int:
     """Two workers a core: half of a test's time is a wait for processes."""

@@ -146,6 +146,8 @@ def finish(function: str, words: Sequence[str]) -> int:
     import tau
 
     sys.argv = ["-c", *words]
+    if function == "taud":
+        getattr(tau, "fork_server")  # noqa: B009 (its part is loaded now, for the process that is forked later)
     try:
         code: Any = getattr(tau, function)()
     except SystemExit as end:

@@ -310,7 +310,7 @@ def test_the_beginning_of_several_ids_lists_the_runs(tau: Tau) -> None:
     ids, common = [tau.call("run", name="it")["run_id"]], ""
     while len(common) < 8:  # two of one moment: a shorter beginning is also that of other tests' runs
         ids.append(tau.call("run", name="it")["run_id"])
-        common = os.path.commonprefix(ids[-2:])
+        common = os.path.commonprefix(ids[-2:])  # noqa: RUF071
     ids = ids[-2:]
     for words in (("inspect", common), ("logs", "--run", common), ("wait", common), ("cancel", common)):
         error = tau(*words, exit=2)

@@ -1,0 +1,98 @@
+"""The cached module has the parts of the daemon and of the run process apart: nothing but time and memory differs."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import REPOSITORY
+
+Script = Callable[..., "subprocess.Popen[str]"]
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Script:
+    """Starts Python with a copy of tau.py, whose cache is its own."""
+    copy = tmp_path / "tau.py"
+    copy.write_bytes((REPOSITORY / "tau.py").read_bytes())
+
+    def run(code: str, folder: Path = tmp_path, **environ: str) -> subprocess.Popen[str]:
+        given = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+        words = [sys.executable, "-P", "-c", f"import sys; sys.path.insert(0, {str(folder)!r}); import tau\n{code}"]
+        environ = given | {"TAU_HOME": str(tmp_path / "home")} | environ
+        return subprocess.Popen(words, env=environ, stdout=subprocess.PIPE, text=True)
+
+    return run
+
+
+@pytest.fixture
+def script(start: Script) -> Callable[..., str]:
+    """What such a Python prints."""
+
+    def run(code: str, **given: Any) -> str:
+        with start(code, **given) as process:
+            said = process.communicate(timeout=60)[0].strip()
+        assert process.returncode == 0
+        return said
+
+    return run
+
+
+LOADED = "print(*(name in vars(tau) for name in ('main', 'deploy', 'taud', 'PipelineContext')))"
+
+
+def test_what_nobody_asks_for_is_not_loaded(script: Callable[..., str]) -> None:
+    assert script(LOADED) == "True True True True"
+    assert script("print(tau.pack())") == "True"
+    assert script(LOADED) == "True True False False"
+    assert script(f"tau.taud; {LOADED}") == "True True True False"
+    assert script(f"from tau import pipeline; {LOADED}") == "True True False True"
+    assert script(f"import inspect; inspect.getsource(tau.Daemon); {LOADED}") == "True True True False"
+    assert script("print(hasattr(tau, 'nothing'), hasattr(tau, 'sys'))") == "False True"
+    both = "import threading; threads = [threading.Thread(target=lambda: tau.PipelineContext) for _ in range(8)]"
+    first = "[t.start() for t in threads]; [t.join() for t in threads]; print(issubclass(tau.Step, object))"
+    assert script(f"{both}; {first}") == "True"
+
+
+def test_another_source_makes_the_cache_void(script: Callable[..., str], tmp_path: Path) -> None:
+    assert script("print(tau.pack())") == "True"
+    (tmp_path / "tau.py").write_bytes((REPOSITORY / "tau.py").read_bytes() + b"\nNEWS = 1\n")
+    assert script(f"{LOADED}; print(tau.NEWS)") == "True True True True\n1"
+
+
+def test_a_copied_cache_says_where_the_copy_is(script: Callable[..., str], tmp_path: Path) -> None:
+    assert script("print(tau.pack())") == "True"
+    there = tmp_path / "there"
+    there.mkdir()
+    for name in ("tau.py", "__pycache__"):
+        (tmp_path / name).rename(there / name)
+    print_places = "print({tau.__file__, tau.main.__code__.co_filename, tau.taud.__code__.co_filename})"
+    assert script(f"{LOADED}; {print_places}", folder=there) == f"True True False False\n{ {str(there / 'tau.py')} }"
+
+
+def test_a_cache_that_may_not_be_written_stays(script: Callable[..., str], tmp_path: Path) -> None:
+    script("")
+    (cache,) = (tmp_path / "__pycache__").glob("tau.*.pyc")
+    before = cache.read_bytes()
+    assert script("print(tau.pack())", PYTHONDONTWRITEBYTECODE="1") == "False"
+    assert cache.read_bytes() == before
+    cache.unlink()
+    assert script("print(tau.pack())", PYTHONDONTWRITEBYTECODE="1") == "False"
+
+
+def test_the_first_start_packs_and_keeps_its_pid(start: Script, script: Callable[..., str]) -> None:
+    for _ in range(2):
+        with start("sys.argv = ['taud', '--json']; sys.exit(tau.taud())") as daemon:
+            try:
+                assert daemon.stdout is not None
+                assert json.loads(daemon.stdout.readline())["pid"] == daemon.pid
+                assert script(LOADED) == "True True False False"
+            finally:
+                daemon.terminate()
+        assert daemon.returncode == 0
