@@ -7,28 +7,28 @@ The file is laid out in the order a request travels.  Calls go down the page, or
     Part II   the client, `tau`   9 Command line   10 Arguments   11 Daemons elsewhere
                                   12 Doctor   13 Terminal   14 Client
                  │ one JSON document a line, over a socket
-    Part III  the operations      15 Operations
-    Part IV   the daemon, `taud`  16 Daemon   17 Listeners   18 Service manager   19 Server
-                                  20 HTTP   21 Cases   22 Callers   23 Deployment
-                                  24 Scheduler   25 Runner   26 Feed   27 Agenda
-                                  28 Retention   29 Backup   30 Store   31 Questions
-                                  32 Database   33 Versions   34 Metrics
+    Part III  the operations      15 Operations   16 MCP   17 Manual   18 Documents
+    Part IV   the daemon, `taud`  19 Daemon   20 Listeners   21 Service manager   22 Server
+                                  23 HTTP   24 Notifications   25 Cases   26 Callers
+                                  27 Deployment   28 Risk   29 Scheduler   30 Runner   31 Feed
+                                  32 Agenda   33 Retention   34 Backup   35 Store   36 Questions
+                                  37 Database   38 Versions   39 Metrics
                  │ one JSON document a line: jobs over a socket, the trace through a journal file
-    Part V    the run process     35 Fork server   36 Outpost   37 Relay   38 Run process
-                                  39 Control groups   40 Pipeline API   41 Parameters
-                                  42 Assertions   43 Memos   44 Places   45 Web   46 Warehouses
-                                  47 Formats   48 Rows   49 Trace
+    Part V    the run process     40 Fork server   41 Outpost   42 Relay   43 Run process
+                                  44 Control groups   45 Pipeline API   46 Parameters
+                                  47 Assertions   48 Memos   49 Places   50 Web   51 Warehouses
+                                  52 Rehearsal   53 Formats   54 Rows   55 Trace
 
 `tau run hello`, in one read:
   main §9 reads the words with parser_of §10, made from the signature of `run` §15, and calls Client.call §14;
-  the line reaches Connection §19, which checks it and calls the operation `run` §15;
-  Store §30 makes the run durable and, in the same commit, Scheduler.admit §24 moves it to running;
-  ForkServer §35 creates the journal (the permission to start) and forks;
-  run_process §38 loads the deployed file and calls your function with a PipelineContext §40;
-  (on another machine an outpost §36 does that; a relay §37 here feeds the command that leads there;)
-  its records go to the Journal §49; the fork server appends the end record when the process is gone;
-  Runner §25 reads the journal, `verdict` §25 turns it into an outcome, Store §30 keeps it;
-  Feed §26 wakes the waiting `run` §15; Connection §19 answers; main §9 prints and exits 0 or 1.
+  the line reaches Connection §22, which checks it and calls the operation `run` §15;
+  Store §35 makes the run durable and, in the same commit, Scheduler.admit §29 moves it to running;
+  ForkServer §40 creates the journal (the permission to start) and forks;
+  run_process §43 loads the deployed file and calls your function with a PipelineContext §45;
+  (on another machine an outpost §41 does that; a relay §42 here feeds the command that leads there;)
+  its records go to the Journal §55; the fork server appends the end record when the process is gone;
+  Runner §30 reads the journal, `verdict` §30 turns it into an outcome, Store §35 keeps it;
+  Feed §31 wakes the waiting `run` §15; Connection §22 answers; main §9 prints and exits 0 or 1.
 """
 
 from __future__ import annotations
@@ -233,7 +233,7 @@ __version__ = "0.1.0"
 # === Part I: the shared words ==============================================================
 # Read once, used everywhere.  No state, no heavy import.
 
-# --- 1. Words ----------------------------------------------------------------------------
+# --- 1. Words -----------------------------------------------------------------------------
 # Owns the vocabulary: statuses and their moves, limits, errors, names, ids, time.
 # Calls nothing.  Promises that a word means the same in Python, SQL, JSON and on the command line.
 
@@ -531,7 +531,7 @@ def id_at(seconds: float) -> str:
     return spell_id(int(max(seconds, 0.0) * 1000) << ID_SALT_BITS)
 
 
-# --- 2. Records --------------------------------------------------------------------------
+# --- 2. Records ---------------------------------------------------------------------------
 # Owns the shape of what is remembered: the SQL schema, the columns that are JSON, and how rows become documents.
 # Calls Words, Wire and System.  Promises that a column, a JSON key and an option for the same thing share one name.
 
@@ -1169,7 +1169,7 @@ def read_record(line: bytes, mask: Mask, *writers: str) -> Json:
     return fit_record(decode(line, RECORD_DECODER), mask, *writers)
 
 
-# --- 3. Signatures -----------------------------------------------------------------------
+# --- 3. Signatures ------------------------------------------------------------------------
 # Owns OPERATIONS: an operation's signature and docstring become dispatch, checks, JSON Schema, help.
 # Calls Words, Wire and Ticks.  Promises that an operation is declared once and that these cannot disagree.
 
@@ -1518,7 +1518,7 @@ def expected(schema: Json) -> str:
     return " or ".join(kind) if isinstance(kind, list) else str(kind)
 
 
-# --- 4. Wire -----------------------------------------------------------------------------
+# --- 4. Wire ------------------------------------------------------------------------------
 # Owns the line (one JSON-RPC 2.0 document in UTF-8, at most LINE_BYTES_MAX), files in it, and addresses.
 # Calls Words.  Promises that whatever decode() returns can be stored and encoded again.
 #
@@ -1739,7 +1739,7 @@ class SocketPath:
             os.close(self.directory)
 
 
-# --- 5. Settings -------------------------------------------------------------------------
+# --- 5. Settings --------------------------------------------------------------------------
 # Owns every setting as a row, and the search for the home, the configuration file, the daemon and its key.
 # Calls Words, Signatures, Wire and System.  Promises one precedence: flag, then environment, then file, then default.
 
@@ -2248,7 +2248,7 @@ def database_path(url: str, home: str) -> str:
     return os.path.join(home, path)
 
 
-# --- 6. Shell ----------------------------------------------------------------------------
+# --- 6. Shell -----------------------------------------------------------------------------
 # Owns what the commands `tau` and `taud` have in common: arguments, errors, commands to paste, who reads the output.
 # Calls Words and Wire.  Promises JSON for programs, text for people, that no text from outside drives a terminal, and
 # that a shell reads the commands we print as they are meant.
@@ -2458,7 +2458,7 @@ UNIT_WORDS: dict[str, tuple[Any, Callable[[Any], str]]] = {
 }
 
 
-# --- 7. System ---------------------------------------------------------------------------
+# --- 7. System ----------------------------------------------------------------------------
 # Owns what several parts ask of the operating system: the time, locks, processes, files, installed modules.
 # Calls Words.  Promises that no signal reaches another process that has got an old pid.
 
@@ -2953,7 +2953,7 @@ def names_below(folder: str) -> list[str]:
         return []
 
 
-# --- 8. Ticks ----------------------------------------------------------------------------
+# --- 8. Ticks -----------------------------------------------------------------------------
 # Owns the arithmetic of time: durations, instants, time zones, cron expressions, the ticks of a schedule.
 # Calls Words, Records and Settings.  Promises the rule of Debian's cron, distinct ticks after a given time, and no
 # look at a clock.  Instants are seconds since the epoch; a wall time is the instant when a clock in UTC shows it.
@@ -3369,7 +3369,7 @@ def delay_of(pipeline: str, jitter_s: float) -> int:
 # === Part II: the client ===================================================================
 # Short-lived, synchronous, light.  Speaks to the daemon in lines only.
 
-# --- 9. Command line ---------------------------------------------------------------------
+# --- 9. Command line ----------------------------------------------------------------------
 # Owns argv, stdout, stderr and the exit code of `tau`.  Calls Arguments, Terminal and Client.
 # Promises one JSON document (or one a line) on stdout, everything else on stderr, and never a traceback.
 
@@ -3701,7 +3701,7 @@ def test_NAME():
 }
 
 
-# --- 10. Arguments -----------------------------------------------------------------------
+# --- 10. Arguments ------------------------------------------------------------------------
 # Owns what words on a command line mean: argparse's parsers, their help, values, and what a shell offers on Tab.
 # Calls Part I, Terminal and Client.  Promises one grammar, and that Tab changes nothing, prints no error, and
 # takes a second at most.
@@ -4109,7 +4109,7 @@ complete -c tau -f -a '(__tau_complete)'
 }
 
 
-# --- 11. Daemons elsewhere ---------------------------------------------------------------
+# --- 11. Daemons elsewhere ----------------------------------------------------------------
 # Owns `tau env`: the daemons that a user knows by name.  Calls Part I.
 # Promises that a key is neither a word of a command line nor printed, and that nothing else in a user's file changes.
 
@@ -4297,7 +4297,7 @@ def change_file(path: str, edit: Callable[[str], str]) -> bool:
         raise system_error(problem, shell_line("ls", "-ld", os.path.dirname(path))) from None
 
 
-# --- 12. Doctor --------------------------------------------------------------------------
+# --- 12. Doctor ---------------------------------------------------------------------------
 # Owns `tau doctor`: its checks, and their remedies.  Calls Part I and Client.
 # Promises to change nothing except by its own pipeline, and to name a remedy for each trouble.
 
@@ -4591,7 +4591,7 @@ def check_end(run: Json, wanted: str) -> None:
     raise Conflict(f"it ended as {run['status']}, not {wanted}: {why}")
 
 
-# --- 13. Terminal ------------------------------------------------------------------------
+# --- 13. Terminal -------------------------------------------------------------------------
 # Owns how answers look: compact JSON for programs; screens, tables and a live view for people.
 # Calls Part I.  Promises that text from outside cannot control the terminal.
 
@@ -4974,7 +4974,7 @@ def shrink(widths: dict[str, int], room: int) -> None:
             widths[last] = width - over
 
 
-# --- 14. Client --------------------------------------------------------------------------
+# --- 14. Client ---------------------------------------------------------------------------
 # Owns one blocking connection, in lines or over HTTP.  Calls Part I.
 # Promises that an error comes back as its own class, that a request is sent again only where that does nothing twice,
 # that no silent daemon is waited for, and that a key goes in the clear to another machine only with a warning.
@@ -5406,7 +5406,7 @@ class ThrowAway(Client):
 # === Part III: the operations ==============================================================
 # Where the client and the daemon meet: the signature and docstring of an operation serve both, its body the daemon.
 
-# --- 15. Operations ----------------------------------------------------------------------
+# --- 15. Operations -----------------------------------------------------------------------
 # Owns everything Tau can do, one function each; the docstrings are the reference manual.
 # Calls Part IV.  Promises that a repeated call does no harm, and that a cut list says how to get all.
 
@@ -6817,10 +6817,25 @@ EMPTY = {
 }
 
 
+# --- 16. MCP ------------------------------------------------------------------------------
+# Owns the Model Context Protocol: the same operations as tools, on stdin, on the socket and over HTTP.
+# Calls Manual, Arguments and Client.  Promises at most ten tools in 12,000 bytes, and that data is fenced.
+
+
+# --- 17. Manual ---------------------------------------------------------------------------
+# Owns `tau help` and `tau skill`, made from the operations and from the source of the pipeline API.
+# Calls Documents.  Promises that a page has at most 6,000 bytes.
+
+
+# --- 18. Documents ------------------------------------------------------------------------
+# Owns the shapes of all answers: what `tau schema` says of them.  Calls nothing.
+# Promises that every answer of an operation fits the schema of its document.
+
+
 # === Part IV: the daemon ===================================================================
 # Asynchronous, long-lived, one per home.  Never imports user code.
 
-# --- 16. Daemon --------------------------------------------------------------------------
+# --- 19. Daemon ---------------------------------------------------------------------------
 # Owns the home: its lock, start, recovery, reload and stop.
 # Calls the rest of Part IV.  Promises one daemon per home, and that runs outlive it.
 
@@ -7270,7 +7285,7 @@ def rotate_log(path: str) -> bool:
     return not os.path.lexists(path)
 
 
-# --- 17. Listeners -----------------------------------------------------------------------
+# --- 20. Listeners ------------------------------------------------------------------------
 # Owns where peers connect: the sockets of the home, of a service manager and of the network, and TLS.
 # Calls Service manager, Server and Callers.  Promises that no live socket is replaced, that no
 # network address is open without a key, and that a flood of peers does not burden connected ones.
@@ -7475,7 +7490,7 @@ def make_tls(settings: Json) -> ssl.SSLContext | None:
     return context
 
 
-# --- 18. Service manager -----------------------------------------------------------------
+# --- 21. Service manager ------------------------------------------------------------------
 # Owns what systemd and taud tell each other: sockets handed over, ready, alive, reloading, stopping; the units.
 # Calls Part I.  Promises that nothing happens without a service manager, and that no child inherits its variables.
 
@@ -7656,7 +7671,7 @@ WantedBy=sockets.target
 }
 
 
-# --- 19. Server --------------------------------------------------------------------------
+# --- 22. Server ---------------------------------------------------------------------------
 # Owns a connection: who speaks, how much at once, requests in, answers out.  Calls HTTP, Callers and Operations.
 # Promises that nothing a peer sends costs another connection anything, and that no slow reader fills our memory.
 
@@ -8076,7 +8091,7 @@ class Lines:
         await self.peer.writable.wait()
 
 
-# --- 20. HTTP ----------------------------------------------------------------------------
+# --- 23. HTTP -----------------------------------------------------------------------------
 # Owns the TCP port's other protocol, HTTP/1.1: POST /rpc, and pages for monitoring.  Calls Server, Callers, Daemon.
 # Promises that a message whose end is ambiguous is refused (RFC 9112, 6.3 and 11.2).
 
@@ -8261,7 +8276,12 @@ PAGES: dict[str, tuple[bool, str, Callable[[Daemon], tuple[int, str]]]] = {
 }
 
 
-# --- 21. Cases ---------------------------------------------------------------------------
+# --- 24. Notifications --------------------------------------------------------------------
+# Owns the outbox: what is sent to which target, and when again.  Calls Cases, Feed and Store.
+# Promises at least once, in order for each target, and that a dead target delays nobody else.
+
+
+# --- 25. Cases ----------------------------------------------------------------------------
 # Owns the documents of runs: what happened, what differs from the last success, what to do next.
 # Calls Callers, Deployment, Runner and Questions.
 # Promises that what a repair needs comes first, and that a document which is cut says how to get all.
@@ -8628,7 +8648,7 @@ CUTS: dict[str, Callable[[Any, int], Any]] = {
 }
 
 
-# --- 22. Callers -------------------------------------------------------------------------
+# --- 26. Callers --------------------------------------------------------------------------
 # Owns who may do what: keys, their scopes, patterns and expiry, and the delay for wrong keys.
 # Calls Store and Questions.  Promises that only the digest of a key is stored, that it is compared
 # in constant time, and that what a key does not see does not exist for it.
@@ -8839,7 +8859,7 @@ def local_peer(peer: Any, group: int | None) -> str:
     return name if admitted else ""
 
 
-# --- 23. Deployment ----------------------------------------------------------------------
+# --- 27. Deployment -----------------------------------------------------------------------
 # Owns the way from files to pipelines: which files are loaded, in which virtual environment, what they hold, and
 # what differs from version to version.  Calls Runner, Agenda, Store and Versions.
 # Promises that nothing of a deployment stays unless an operation stores it.
@@ -9098,7 +9118,12 @@ def choose(pipelines: list[Json], name: str | None) -> list[Json]:
     return [by_name.get(name, pipelines[0]) | {"name": name}]
 
 
-# --- 24. Scheduler -----------------------------------------------------------------------
+# --- 28. Risk -----------------------------------------------------------------------------
+# Owns what may be dangerous about a change of a pipeline, read from its syntax trees.  Calls nothing of its part.
+# Promises that low is only what no rule names.
+
+
+# --- 29. Scheduler ------------------------------------------------------------------------
 # Owns the clock and the timer: what is due is done at the end of each group of writes.
 # Calls Runner, Agenda, Store, Questions and Database.
 # Promises each tick one decision and at most one run, whatever the clock does.
@@ -9248,7 +9273,7 @@ class Scheduler:
             self.runner.dispatch(job)
 
 
-# --- 25. Runner --------------------------------------------------------------------------
+# --- 30. Runner ---------------------------------------------------------------------------
 # Owns every isolated process from its job to its outcome, and the fork server that starts them.
 # Calls Feed, Store, Questions, Versions and Metrics.
 # Promises at most `max_concurrent` live runs, one outcome for each, and no run twice.
@@ -10032,7 +10057,7 @@ def kill_marked(process: Json) -> None:
                     os.kill(pid, signal.SIGKILL)
 
 
-# --- 26. Feed ----------------------------------------------------------------------------
+# --- 31. Feed -----------------------------------------------------------------------------
 # Owns who waits for which run.  Calls Questions.
 # Promises that whoever waits hears of every change, in order and at its own pace.
 
@@ -10079,7 +10104,7 @@ class Feed:
             await self.ending.setdefault(run_id, asyncio.Event()).wait()
 
 
-# --- 27. Agenda --------------------------------------------------------------------------
+# --- 32. Agenda ---------------------------------------------------------------------------
 # Owns schedules, pauses and chains: what is set, what is decided, and what follows the end of a run.
 # Calls Store and Questions.  Promises that a decision, its run and the next tick are one transaction.
 
@@ -10622,7 +10647,7 @@ class Plan:
         return {}
 
 
-# --- 28. Retention -----------------------------------------------------------------------
+# --- 33. Retention ------------------------------------------------------------------------
 # Owns what is deleted, and when.  Calls Store, Questions and Database.
 # Promises not to hold up other work: it deletes a little, lets that go first, and goes on.
 
@@ -10900,7 +10925,7 @@ def foresee(path: str, terms: Json, now: float) -> Json:
         return {"dry_run": True, **counts, "pipelines": pipelines, "forced": [], **sizes}
 
 
-# --- 29. Backup --------------------------------------------------------------------------
+# --- 34. Backup ---------------------------------------------------------------------------
 # Owns backup and restore: a copy of its database is a copy of the home.
 # Calls Store and Database.  Promises a backup of one moment, whole or not there, and that a restore deletes nothing.
 
@@ -11094,7 +11119,7 @@ def end_old_runs(store: Store) -> Json:
     return counts
 
 
-# --- 30. Store ---------------------------------------------------------------------------
+# --- 35. Store ----------------------------------------------------------------------------
 # Owns every change of the store.  Calls Questions, Database and Metrics.
 # Promises that a run's status changes only as MOVES allows, and that its event is in the same transaction.
 
@@ -11642,7 +11667,7 @@ WAITING_HEADS = (
 )
 
 
-# --- 31. Questions -----------------------------------------------------------------------
+# --- 36. Questions ------------------------------------------------------------------------
 # Owns the queries of the store, one method each.  Calls Records.
 # Promises documents with the columns' names, and to change nothing.
 
@@ -12281,7 +12306,7 @@ def decision_document(event: Json) -> Json:
     return document | {"run_id": run_id, "status": event["status"] or "forgotten"} if run_id else document
 
 
-# --- 32. Database ------------------------------------------------------------------------
+# --- 37. Database -------------------------------------------------------------------------
 # Owns the SQLite file: its two connections, its migrations, and the one thread that writes.  Calls Records.
 # Promises that an answered write is on disk, that writes share commits but not failures; and that only that thread's
 # connection writes or checkpoints: older SQLites lose commits when two do at the same moment.
@@ -12617,7 +12642,7 @@ def give_up(problem: Exception) -> typing.NoReturn:
     os._exit(1)
 
 
-# --- 33. Versions ------------------------------------------------------------------------
+# --- 38. Versions -------------------------------------------------------------------------
 # Owns what runs need on disk: in versions/ the files of a version, as the store has them, and in environments/ the
 # virtual environments that headers ask for (PEP 723).  Calls nothing of its part.
 # Promises that both are only caches: what is asked for is there, whole, and a failed build leaves nothing.
@@ -12867,7 +12892,7 @@ def build_commands(path: str, needed: list[str]) -> list[list[str]]:
     return [make, [*pip, "install", "--progress-bar", "off", *needed]]
 
 
-# --- 34. Metrics -------------------------------------------------------------------------
+# --- 39. Metrics --------------------------------------------------------------------------
 # Owns what is counted since the daemon began, and the page on which Prometheus reads it.
 # Calls nothing of its part.
 # Promises the text format 0.0.4 (prometheus.io/docs/instrumenting/exposition_formats), seconds and bytes as units,
@@ -12987,7 +13012,7 @@ def process_figures() -> Iterator[str]:
 # === Part V: the run process ===============================================================
 # One per attempt; the only place where user code runs.  Speaks to nobody: it writes its journal.
 
-# --- 35. Fork server ---------------------------------------------------------------------
+# --- 40. Fork server ----------------------------------------------------------------------
 # Owns the processes that run user code, from permission to end record.  Calls Relay, Run process, Control groups,
 # Pipeline API and Trace.  Promises that nothing a run started outlives it, and that each run gets an end record,
 # even without a daemon.
@@ -13280,7 +13305,7 @@ def attempt_process(job: Json, born: str | None) -> int:
     return run_process(job, born) if job["executor"] is None else relay(job, born)
 
 
-# --- 36. Outpost -------------------------------------------------------------------------
+# --- 41. Outpost --------------------------------------------------------------------------
 # Owns an attempt on another machine: a fork server of a single job, whose journal goes out on descriptor 1.
 # Calls Fork server, Relay, Run process and Trace.  Promises that no process and no file of the attempt outlives the
 # connection.
@@ -13415,7 +13440,7 @@ class Outpost(ForkServer):
             signal_group(pid, number)
 
 
-# --- 37. Relay ---------------------------------------------------------------------------
+# --- 42. Relay ----------------------------------------------------------------------------
 # Owns the near end of an attempt on another machine: the executor's command, what it is sent, and its silence.
 # Calls Run process and Trace.  Promises to end as the command ends, and to notice a dead connection.
 
@@ -13595,7 +13620,7 @@ class Relay:
         self.ending = Ending(self.command.send_signal, self.grace_s)
 
 
-# --- 38. Run process ---------------------------------------------------------------------
+# --- 43. Run process ----------------------------------------------------------------------
 # Owns an attempt from its first record to its last.  Calls Control groups, Pipeline API and Trace.
 # Promises an outcome (a returned or raised record) whenever Python itself lives to write it.
 
@@ -13843,7 +13868,7 @@ def flush_files() -> None:
                     file.flush()
 
 
-# --- 39. Control groups ------------------------------------------------------------------
+# --- 44. Control groups -------------------------------------------------------------------
 # Owns the counters of out-of-memory kills, and groups for runs with a memory limit, where systemd delegates one.
 # Calls nothing of its part.  Promises to touch no other group, and that a run also works without a group.
 
@@ -13921,7 +13946,7 @@ def write_text(path: str, text: str) -> None:
         file.write(text.encode())
 
 
-# --- 40. Pipeline API --------------------------------------------------------------------
+# --- 45. Pipeline API ---------------------------------------------------------------------
 # Owns what user code sees: @pipeline and PipelineContext.
 # Calls Parameters, Assertions, Memos, Places, Warehouses, Rows and Trace.
 # Promises that using it outside a run (a test, a REPL) does nothing surprising.
@@ -14619,7 +14644,7 @@ def target(name: str) -> Callable[[Function], Function]:
     return register_place(TARGETS, "target", name)
 
 
-# --- 41. Parameters ----------------------------------------------------------------------
+# --- 46. Parameters -----------------------------------------------------------------------
 # Owns how a pipeline's signature becomes a JSON Schema, and how JSON becomes values of its annotations.
 # Calls Rows and Trace.  Promises that what the schema admits can be converted.
 
@@ -14796,7 +14821,7 @@ def array_type(make: AnyFunction, inner: list[ParamType], is_tuple: bool) -> Par
     )
 
 
-# --- 42. Assertions ----------------------------------------------------------------------
+# --- 47. Assertions -----------------------------------------------------------------------
 # Owns ctx.check: assertions, their names, and the values with which they failed.  Calls Rows and Trace.
 # Promises that every assertion is evaluated and recorded before the first failure is raised.
 
@@ -14986,7 +15011,7 @@ async def is_true(condition: Any) -> bool:
     return all([await is_true(item) for item in items])
 
 
-# --- 43. Memos ---------------------------------------------------------------------------
+# --- 48. Memos ----------------------------------------------------------------------------
 # Owns ctx.memo: results that outlive the attempt that made them.  Calls Rows and Trace.
 # Promises that a memo is whole and equals the value returned, and that no memo holds a secret.
 
@@ -15040,7 +15065,7 @@ def save_memo(attempt: Attempt, key: str, data: bytes) -> str | None:
     return None
 
 
-# --- 44. Places --------------------------------------------------------------------------
+# --- 49. Places ---------------------------------------------------------------------------
 # Owns where data is: which place a name means, local and remote files, the author's own sources; and looks at it.
 # Calls Web, Warehouses, Formats, Rows and Trace.
 # Promises that a write is whole or did not happen, that no URL's password is shown, and that a look changes nothing.
@@ -15643,7 +15668,7 @@ def address_of(host: str) -> str:
     return str(min(known)[0])
 
 
-# --- 45. Web -----------------------------------------------------------------------------
+# --- 50. Web ------------------------------------------------------------------------------
 # Owns what is read over http(s): requests, pages, retries.  Extends Place; calls Formats and Trace.
 # Promises that a body cut short is never taken for a whole one, and that no header reaches another origin.
 
@@ -15981,7 +16006,7 @@ def retry_after(text: str) -> float:  # RFC 9110, 10.2.3
     return 0.0
 
 
-# --- 46. Warehouses ----------------------------------------------------------------------
+# --- 51. Warehouses -----------------------------------------------------------------------
 # Owns databases: SQLite by itself, all others through SQLAlchemy.  Extends Place; calls Formats, Rows and Trace.
 # Promises one transaction a load, values that are bound and that no column changes, and names that are quoted.
 
@@ -16649,7 +16674,12 @@ def cause_text(problem: BaseException) -> str:
     return clip(" ".join(text.partition("(Background on this error")[0].split()), 500)
 
 
-# --- 47. Formats -------------------------------------------------------------------------
+# --- 52. Rehearsal ------------------------------------------------------------------------
+# Owns runs that change nothing: their writes are withheld and told as effects.  Calls nothing of its part.
+# Promises that files and databases are afterwards as they were before.
+
+
+# --- 53. Formats --------------------------------------------------------------------------
 # Owns bytes ↔ rows: CSV, TSV, JSON, JSON lines, Parquet, and the types of text cells.  Calls Rows and Trace.
 # Promises an error with the line number for malformed data, never a row that is silently wrong.
 
@@ -17163,7 +17193,7 @@ def marked(kind: ValueKind, marks: tuple[str, str]) -> ValueKind:
     return ValueKind(kind.name, "", None, parse=parse, read=read)
 
 
-# --- 48. Rows ----------------------------------------------------------------------------
+# --- 54. Rows -----------------------------------------------------------------------------
 # Owns data on its way through a pipeline: lists of dicts, streams of batches, and the kinds of value in them.
 # Calls Trace.  Promises that a value is of one kind everywhere, and that a stream holds one batch at a time.
 
@@ -17783,7 +17813,7 @@ class Stream(Ready):
         return batch if batch is None else put_out(self.step, batch, is_whole=False)
 
 
-# --- 49. Trace ---------------------------------------------------------------------------
+# --- 55. Trace ----------------------------------------------------------------------------
 # Owns how a run is written down: the journal, values as JSON, errors as documents.  Calls nothing of its part.
 # Promises that records parse, are within limits and show no secret, whatever user objects do.
 
