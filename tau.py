@@ -12168,7 +12168,8 @@ LINEAGE = """
         SELECT 1 FROM asked a WHERE lower(coalesce(a.resource, l.resource)) = lower(l.resource) AND (l.place = a.place
         OR l.place GLOB a.place OR l.place GLOB a.place || '/*'
         OR (l.how = 'reads' AND (a.place GLOB l.place OR a.place GLOB l.place || '/*')))
-    )) ORDER BY l.place, lower(l.resource), at DESC
+    )) AND (:name IS NULL OR lower(l.resource) = lower(coalesce(:resource, l.resource)))
+    ORDER BY l.place, lower(l.resource), at DESC
 """
 
 
@@ -15158,8 +15159,8 @@ class Place:
         """Returns what is read or written there, as a record says it; a *query* tells that itself."""
         return [{"how": how, "place": self.name, "resource": str(self.options.get("resource", ""))}]
 
-    def fit(self, what: str, known: Iterable[str], own: Mapping[str, PlaceOption] = {}, hint: str = "") -> Json:
-        """Returns the options that are not in *own*.
+    def fit(self, what: str, known: Json, own: Mapping[str, PlaceOption] = {}, hint: str = "") -> Json:
+        """Returns the options that are not in *own*.  *known* has the others, each with its types in JSON.
 
         Raises BadRequest for an option that *what* does not take, that has another type, or that needs another option.
         """
@@ -15168,7 +15169,7 @@ class Place:
             if name not in every:
                 hint = did_you_mean(name, every, hint or f"{what} takes {', '.join(every) or 'none'}")
                 raise BadRequest(f"{what} has no option '{name}'", hint)
-            schema, _, needed, _ = own.get(name, ({}, None, "", ""))
+            schema, _, needed, _ = own.get(name) or (known[name], None, "", "")
             demand({"type": schema} if isinstance(schema, str) else schema, value, name)
             if needed and needed not in self.options:
                 raise BadRequest(f"{name} needs {needed}", f"{needed}='…': {own[needed][3]}")
@@ -15718,7 +15719,7 @@ class Web(Place):
             raise BadRequest(f"{bare_url(url)} is no URL of a host and a port", "https://host:443/path")
         label = parts.path.rstrip("/").rpartition("/")[2] or str(parts.hostname)
         super().__init__(label, options, around.name_of(url))
-        formats = itertools.chain.from_iterable(form.reads for form in FILE_FORMATS.values())
+        formats = dict(itertools.chain.from_iterable(form.reads.items() for form in FILE_FORMATS.values()))
         hint = f"it takes {', '.join(WEB_OPTIONS)}; an @source can do anything"
         self.fit("http(s)", formats, WEB_OPTIONS, hint=hint)
         self.around, self.pager = around, self.find_pager()
@@ -16079,7 +16080,7 @@ class Table(Place):
     def __init__(self, url: str, resource: str | None, around: Surroundings, options: Json) -> None:
         label = brief(resource) if resource else bare_url(url).rpartition("/")[2] or url.partition(":")[0]
         super().__init__(label, options, around.name_of(url))
-        self.fit("a database", ("params",))
+        self.fit("a database", {"params": {}})
         self.url, self.resource, self.around = url, resource, around
 
     def uses(self, how: str, query: str | None = None) -> list[Json]:
@@ -16693,7 +16694,12 @@ class FileFormat:
     def __init__(self, name: str, reader: Any, writer: Any, **fixed: Any) -> None:
         self.name, self.reader, self.writer, self.fixed = name, reader, writer, fixed
         self.reads, self.writes = (
-            [option for option in work.__kwdefaults__ or () if option not in fixed] + ["encoding"] * (name != "parquet")
+            {
+                option: option_schema(work.__annotations__[option])
+                for option in work.__kwdefaults__ or ()
+                if option not in fixed
+            }
+            | ({} if name == "parquet" else {"encoding": "string"})
             for work in (reader, writer)
         )
 
@@ -16718,6 +16724,15 @@ class FileFormat:
     def key(self, cell: Any) -> str:
         """Returns a text that is the same for cells that are the same key."""
         return str(csv_cell(cell)) if self.reader is read_csv else encode_json(to_json(cell, "key"))
+
+
+def option_schema(annotation: str) -> Json:
+    """Returns the schema of an option from its annotation; that of any value if it is not one of the simple ones."""
+    kinds = [OPTION_KINDS.get(kind) for kind in annotation.split(" | ")]
+    return {} if None in kinds else {"type": kinds, "items": {"type": "string"}}
+
+
+OPTION_KINDS = {"str": "string", "bool": "boolean", "int": "integer", "Sequence[str]": "array", "None": "null"}
 
 
 def text_layer(file: Any, encoding: str) -> io.TextIOWrapper:
@@ -16776,7 +16791,7 @@ def labelled(label: str, batches: Batches) -> Batches:
 def read_csv(
     text: io.TextIOWrapper, batch_rows: int | None, *, types: Any = None, delimiter: str = ",",
     columns: Sequence[str] | None = None, ragged: bool = False, skip_lines: int = 0, quote: str | None = None,
-    escape: str | None = None, skip_spaces: bool = False, nulls: Sequence[str] = (), decimal: str = ".",
+    escape: str | None = None, skip_spaces: bool = False, nulls: str | Sequence[str] = (), decimal: str = ".",
     thousands: str = "",
 ) -> Batches:  # fmt: skip
     """Reads CSV with a header, or *columns* instead.  Cells are text unless *types* says otherwise.
@@ -16974,7 +16989,7 @@ def first_columns(batches: Batches, named: Sequence[str] | None) -> tuple[list[s
 
 
 def read_json(
-    text: io.TextIOWrapper, batch_rows: int | None, *, records: str | None = None, meta: Sequence[str] = (),
+    text: io.TextIOWrapper, batch_rows: int | None, *, records: str | None = None, meta: Any = (),
     flatten: bool | str = False,
 ) -> Batches:  # fmt: skip
     document = json_document(text.read())
@@ -16990,9 +17005,7 @@ def json_document(
         raise SourceError(f"{place}not JSON: {problem}", "encoding='utf-16'" if "\0" in text else hint) from None
 
 
-def records_of(
-    document: Any, *, records: str | None = None, meta: Sequence[str] = (), flatten: bool | str = False
-) -> list[Any]:
+def records_of(document: Any, *, records: str | None = None, meta: Any = (), flatten: bool | str = False) -> list[Any]:
     """Returns the rows in a JSON document, or in the list at the path *records*, to which null means no rows.
 
     The path "." is the document itself.  Each row gets the values at the paths in *meta*.  With *flatten* the

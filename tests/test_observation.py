@@ -352,6 +352,7 @@ def test_lineage_shows_what_is_between_two_pipelines(tau: Tau, kind: str, reques
         (f"a_{kind}", 1, runs["a"]["run_id"])
     ]
     assert f"a_{kind}" in answer["unknown"]
+    assert tau.call("lineage", name=f"b_{kind}", resource="nothing")["lineage"] == []
     asked = uses(tau("lineage", url, *[resource] * bool(resource))["lineage"])
     if kind == "folder":  # a pattern, and a file in it
         assert uses(tau("lineage", url)["lineage"]) == {

@@ -477,6 +477,13 @@ FILE_WORDS: dict[str, tuple[Callable[[Context], Any], str]] = {
     "a pattern": (lambda ctx: ctx.load("in/*.csv", ROWS), r"in/\*.csv names many files"),
     "a folder": (lambda ctx: ctx.load("in/", ROWS, format="csv"), r"in/\* names many files"),
     "written": (lambda ctx: ctx.load("a.csv", ROWS, new_only=True), "writing csv has no option 'new_only'"),
+    "words for None": (lambda ctx: ctx.extract("a.csv", nulls=3), "nulls: expected string or array, given integer 3"),
+    "a word for None": (lambda ctx: ctx.extract("a.csv", nulls=["NA", 3]), "nulls.*expected string, given integer 3"),
+    "a delimiter": (lambda ctx: ctx.extract("a.csv", delimiter=3), "delimiter: expected string"),
+    "columns": (lambda ctx: ctx.extract("a.csv", columns="ab"), "columns: expected array or null"),
+    "lines": (lambda ctx: ctx.extract("a.csv", skip_lines="2"), "skip_lines: expected integer"),
+    "a JSON option": (lambda ctx: ctx.extract("a.json", flatten=2), "flatten: expected boolean or string"),
+    "a written one": (lambda ctx: ctx.load("a.csv", ROWS, delimiter=3), "delimiter: expected string"),
     "an empty name": (lambda ctx: ctx.extract("a.csv", **{"": 1}), "reading csv has no option ''"),
 }
 
