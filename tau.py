@@ -737,6 +737,23 @@ MIGRATIONS = (
     -- The last event that is deleted; of earlier times nobody knows.
     INSERT INTO memory SELECT 'pruned', coalesce(max(seq), 0) FROM events;
     """,
+    """
+    -- How far each target of notifications is: the events up to `seq` are delivered or dead.  `failures` are those since
+    -- the last delivery, the last with `problem`.  `told` are incidents that were reopened of late: when that was told,
+    -- and a later reopening that is not told yet.  Of events that are deleted up to `gap` it was told.
+    CREATE TABLE targets (
+        name TEXT PRIMARY KEY, seq INTEGER NOT NULL, gap INTEGER NOT NULL, told TEXT NOT NULL,
+        delivered_at TEXT, failures INTEGER NOT NULL, failing_at TEXT, next_at TEXT, problem TEXT
+    ) STRICT, WITHOUT ROWID;
+
+    -- Events that a target has refused, or has not taken in time; they are kept as long as their events.
+    CREATE TABLE dead_letters (
+        id TEXT PRIMARY KEY, target TEXT NOT NULL, seq INTEGER NOT NULL, type TEXT NOT NULL, pipeline TEXT,
+        at TEXT NOT NULL, attempts INTEGER NOT NULL, problem TEXT NOT NULL
+    ) STRICT, WITHOUT ROWID;
+    CREATE INDEX dead_letters_of_event ON dead_letters (seq);
+    CREATE TRIGGER event_removed AFTER DELETE ON events BEGIN DELETE FROM dead_letters WHERE seq = old.seq; END;
+    """,
 )
 
 
@@ -782,7 +799,7 @@ JSON_COLUMNS = frozenset(
     (
         *("params", "result", "error", "options", "data", "fields", "position", "process", "outcome", "ended"),
         *("columns", "state", "command", "upstream", "pipelines", "progress", "secrets"),
-        *("nulls", "places", "seen", "versions"),
+        *("nulls", "places", "seen", "versions", "told"),
     )
 )
 
