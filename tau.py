@@ -738,9 +738,9 @@ MIGRATIONS = (
     INSERT INTO memory SELECT 'pruned', coalesce(max(seq), 0) FROM events;
     """,
     """
-    -- How far each target of notifications is: the events up to `seq` are delivered or dead.  `failures` are those since
-    -- the last delivery, the last with `problem`.  `told` are incidents that were reopened of late: when that was told,
-    -- and a later reopening that is not told yet.  Of events that are deleted up to `gap` it was told.
+    -- How far each target of notifications is: the events up to `seq` are delivered or dead.  It has failed `failures`
+    -- times in a row, the last time with `problem`.  `told` are incidents that were reopened of late: when that was
+    -- told, and a later reopening that waits.  Of events that are deleted up to `gap`, the ledger tells.
     CREATE TABLE targets (
         name TEXT PRIMARY KEY, seq INTEGER NOT NULL, gap INTEGER NOT NULL, told TEXT NOT NULL,
         delivered_at TEXT, failures INTEGER NOT NULL, failing_at TEXT, next_at TEXT, problem TEXT

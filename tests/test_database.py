@@ -163,7 +163,9 @@ def test_an_old_store_is_migrated_and_its_schedule_goes_on(home: Tau, schema: in
     db.executescript(";".join(module.MIGRATIONS[:schema]) + ";" + rows)
     db.executescript(f"PRAGMA application_id = {module.APPLICATION_ID}; PRAGMA user_version = {schema}")
     before = dict(db.execute("SELECT type, count(*) FROM events GROUP BY type"))
-    statuses = [status for (status,) in db.execute("SELECT status FROM runs ORDER BY run_id DESC")]
+    statuses = [
+        status for (status,) in db.execute("SELECT status FROM runs WHERE pipeline = 'nightly' ORDER BY run_id DESC")
+    ]
     db.close()
     (home.home / "tau.db").chmod(0o600)
     (home.home / "data" / "nightly").mkdir(parents=True)
