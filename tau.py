@@ -4813,6 +4813,7 @@ PAINTERS: dict[str, Any] = {
     "secrets": "name found used_by",
     "versions": "version live deployed_at entry actor reason files lines_added lines_removed runs last_status",
     "attempts": lambda view, rows: view.table(rows, ATTEMPT) if rows[1:] else [],
+    "risks": "risk file line what",
     "source": View.numbered,
     "changed": View.changes,
     "samples": View.samples,
@@ -5994,7 +5995,7 @@ def inspect_(
 
 
 @reads
-def diff(call: Call, name: Subject, other: RunId | None = None, *, versions: list[int] | None = None) -> Json:
+async def diff(call: Call, name: Subject, other: RunId | None = None, *, versions: list[int] | None = None) -> Json:
     """Tell what differs between two runs of a pipeline: code, params, packages, secrets, rows, upstream.
 
     other         the other run; without it the last success before
@@ -6006,7 +6007,10 @@ def diff(call: Call, name: Subject, other: RunId | None = None, *, versions: lis
     if versions is not None:
         if len(versions) != 2 or other is not None:
             raise BadRequest("which versions? two, and no run", shell_line("tau", "diff", name, "--versions", "1", "2"))
-        return {"pipeline": name, **compare_versions(call, name, *versions)}
+        return {
+            "pipeline": name,
+            **await call.beside(lambda call: compare_versions(call, name, versions[0], versions[1], True)),
+        }
     run_id = call.ask.pick_run(name, None)
     run = call.ask.run(run_id)
     before = call.ask.success_before(run["pipeline"], run_id) if other is None else call.ask.find_run(other)
@@ -8960,6 +8964,7 @@ class Deployment:
             "version": version["version"],
             "changed": version["version"] != last["version"] or not last["deployed"],
             **compare_deployed(last, version | {"sources": self.sources}),
+            "risks": find_risks(last["sources"], self.sources) if last["version"] else [],
             "schedule": changed_items(before, after),
         }
 
@@ -9063,11 +9068,12 @@ def visible_sources(call: Call, digest: str) -> Sources:
     return sources
 
 
-def compare_versions(call: Call, name: str, before: int, now: int) -> Json:
-    """Returns what differs between two versions of a pipeline, as far as the caller sees it."""
+def compare_versions(call: Call, name: str, before: int, now: int, judge: bool = False) -> Json:
+    """Returns what differs between two versions of a pipeline, as far as the caller sees it; and the risks of that."""
     rows = [call.ask.version(name, number) for number in (before, now)]
     old, new = (row | {"sources": visible_sources(call, row["sha256"])} for row in rows)
-    return {"from": before, "to": now} | compare_deployed(old, new)
+    risks = {"risks": find_risks(old["sources"], new["sources"])} if judge else {}
+    return {"from": before, "to": now} | compare_deployed(old, new) | risks
 
 
 def compare_deployed(before: Json, now: Json) -> Json:
@@ -9137,7 +9143,400 @@ def choose(pipelines: list[Json], name: str | None) -> list[Json]:
 
 # --- 28. Risk -----------------------------------------------------------------------------
 # Owns what may be dangerous about a change of a pipeline, read from its syntax trees.  Calls nothing of its part.
-# Promises that low is only what no rule names.
+# Promises that low is only what no rule names, and that what cannot be read is a risk.
+
+#: Risk that the source shows → what it means.
+RISKS = {
+    "check_gone": "a check, or a failure that was raised, is gone",
+    "check_edited": "a check, or what decides about it, is another",
+    "check_warns": "a check only warns",
+    "check_skipped": "the function can end before its checks and loads",
+    "call_gone": "a function of its own is no longer called, or on another condition",
+    "except_wider": "more failures pass",
+    "value_made_up": "a constant stands in for a missing value",
+    "load_gone": "a load is gone",
+    "load_edited": "a load writes elsewhere, otherwise, or on another condition",
+    "place": "another place or host",
+    "secret": "another secret",
+    "dependency": "another dependency",
+    "limit": "a limit is raised or gone",
+    "pipeline": "a pipeline is gone, new or renamed",
+    "schedule": "it runs at other times",
+    **{name: f"another `{name}`" for name in ("heal", "expose", "executor", "after", "memory", "drift", "samples")},
+    "unreadable": "what this does cannot be read from the source",
+}
+#: Kind of fact → the risk if one is gone, if it is another, if it is new.
+RULES: dict[str, tuple[str | None, str | None, str | None]] = {
+    **{kind: (None, kind, kind) for kind in RISKS},
+    **{kind: (kind, kind, kind) for kind in [*RISKS][-10:-1]},
+    "check": ("check_gone", "check_edited", None),
+    "call": ("call_gone", "call_gone", None),
+    "load": ("load_gone", "load_edited", "load_edited"),
+}
+#: Options of @pipeline that have no risk of their own name.
+OPTION_RISKS: dict[str, str | None] = {
+    **dict.fromkeys(("description", "tags", "name")),
+    **dict.fromkeys(
+        ("every", "start", "end", "timezone", "overlap", "misfire", "catchup_window", "jitter"), "schedule"
+    ),
+}
+#: Arguments that limit any call: without one of the first there is none, without another infinitely much.
+LIMITS = r"(retries|retry_\w+|attempts)|\w*timeout|max_\w+|pause_after_failures|expect_success_within"
+INFINITE = float("inf")
+#: Modules that reach nothing outside the process.
+INNER_MODULES = frozenset(
+    (
+        *("__future__", "asyncio", "bisect", "collections", "contextlib", "copy", "csv", "dataclasses", "datetime"),
+        *("decimal", "enum", "fractions", "functools", "hashlib", "heapq", "itertools", "json", "math", "operator"),
+        *(
+            "random",
+            "re",
+            "statistics",
+            "string",
+            "tau",
+            "textwrap",
+            "time",
+            "typing",
+            "unicodedata",
+            "uuid",
+            "zoneinfo",
+        ),
+    )
+)
+#: Calls that go where their arguments say, and which of these do.
+REACHING_CALLS = (
+    "extract",
+    "load",
+    "sql",
+    "open",
+    "write_text",
+    "write_bytes",
+    "unlink",
+    "rmtree",
+    "connect",
+    "urlopen",
+)
+NAMING = ("source", "target", "resource", "connection", "query")
+#: What reaches around the syntax, or to another daemon.
+OPAQUE = (
+    *("getattr", "setattr", "delattr", "exec", "eval", "compile", "globals", "locals", "vars", "import_module"),
+    *("modules", "builtins", "Client", "run_local", "exit", "patch"),
+)
+WRITES_SQL = (
+    r"(?is)\s*(?:(insert|replace|merge)\s.*\binto|update\s.*\bset|delete\s+from|(copy|grant|attach|with)\s.*\b(to|as)"
+    r"|(drop|alter|create|truncate)\s.*\b(table|view|index|schema|trigger))\b"
+)
+READS_SQL = r"""(?is)['"]\s*select\b(?!.*\binto\b)"""
+TABLE_IN_SQL = r"""(?i)\b(?:from|join|into|update|table)\s+([\w."]+)"""
+PLACE_IN_TEXT = r"(?i)[a-z][a-z0-9+.-]*://[^/?#]*|^(?:[~.]{0,2}/.*|[\w-]+(?:\.[\w-]+)+(?::\d+)?)$"
+SOURCE_READ_MAX = 1 << 20
+FUNCTIONS = ("FunctionDef", "AsyncFunctionDef", "ClassDef")
+#: What only combines conditions.
+COMBINING = (
+    *("Expr", "Await", "Assert", "If", "While", "Tuple", "List", "Starred", "BoolOp", "UnaryOp", "GeneratorExp"),
+    *("ListComp", "IfExp"),
+)
+
+
+class Facts:
+    """What the source of a version does about checks, loads, places, secrets, failures and limits.
+
+    A fact is (kind, function, text).  Two versions are compared as bags of facts: unrelated code tells nothing.
+    """
+
+    def __init__(self, sources: Sources) -> None:
+        self.places: dict[tuple[str, str, str], list[tuple[str, int]]] = {}
+        #: Name → what gives it a value: expressions, functions, classes, imports.
+        self.names: dict[str, list[Any]] = {}
+        tops = {path.split("/")[0].removesuffix(".py") for path in sources if path.endswith(".py")}
+        self.inner, trees = INNER_MODULES | (tops - sys.stdlib_module_names), {}
+        for self.path, content in sorted(sources.items()):
+            try:
+                if not self.path.endswith(".py") or sum(map(len, sources.values())) > SOURCE_READ_MAX:
+                    raise ValueError("it is not read")
+                trees[self.path] = ast.parse(content)
+                self.bind(trees[self.path])
+            except (SyntaxError, ValueError, RecursionError, MemoryError):
+                self.add("unreadable", None, self.path + fingerprint(content.decode("latin-1")))
+        self.checks, self.loads = self.behind("check"), self.behind("load", "sql")
+        for self.path, tree in trees.items():
+            #: Of the node that is looked at: its function; the statements of that which it is in; the lines of the
+            #: first load in it and of the last check or load.
+            self.where, self.around, self.marks = "", (), (0, 0)
+            header = re.findall(rb"(?ms)^# /// script$.*?^# ///$", sources[self.path])
+            self.add("dependency", None, b"".join(header).decode("utf-8", "replace"))
+            try:
+                self.walk(tree)
+            except RecursionError:
+                self.add("unreadable", None, fingerprint(sources[self.path].decode("latin-1")))
+
+    where, around, marks = "", tuple["ast.AST", ...](), (0, 0)
+
+    def bind(self, tree: ast.AST) -> None:
+        node: Any
+        for node in ast.walk(tree):
+            fields = [getattr(node, name, None) for name in ("value", "iter", "context_expr")]
+            given: Any = next(filter(None, fields), node)
+            single = [getattr(node, name, None) for name in ("target", "optional_vars")]
+            targets: list[Any] = [*getattr(node, "targets", ()), *filter(None, single)]
+            names = {word_of(part) for target in targets for part in ast.walk(target)}
+            names |= {
+                (alias.asname or alias.name).split(".")[0] for alias in getattr(node, "names", ()) if node != alias
+            }
+            for name in (names | ({node.name} if type(node).__name__ in FUNCTIONS else set())) - {""}:
+                self.names.setdefault(name, []).append(given)
+
+    def behind(self, *words: str) -> set[str]:
+        """Returns these words, and the names of functions, classes and aliases behind which they are used."""
+        names, size = {*words}, 0
+        while size < len(names):
+            size = len(names)
+            names |= {name for name, values in self.names.items() if any(self.leads(it, names) for it in values)}
+        return names
+
+    def leads(self, node: Any, names: set[str]) -> bool:
+        called = {id(it.func) for it in ast.walk(node) if isinstance(it, ast.Call)}
+        is_code = type(node).__name__ in (*FUNCTIONS, "Lambda")
+        return any(self.uses(part, names) and (is_code or id(part) not in called) for part in ast.walk(node))
+
+    def uses(self, node: Any, names: Collection[str]) -> bool:
+        """Whether a node is one of these names, but not json.load."""
+        owner = word_of(node.value) if isinstance(node, ast.Attribute) else ""
+        imported = any(isinstance(it, (ast.Import, ast.ImportFrom)) for it in self.names.get(owner, ()))
+        return word_of(node) in names and not (imported and word_of(node) == "load")
+
+    def add(self, kind: str, node: Any, text: str, everywhere: bool = False) -> None:
+        fact = (kind, "" if everywhere else self.where, text)
+        self.places.setdefault(fact, []).append((self.path, getattr(node, "lineno", 1)))
+
+    def walk(self, node: Any) -> None:
+        """Notes the facts of a node and of all in it."""
+        before, name = (self.where, self.around, self.marks), type(node).__name__
+        if name in FUNCTIONS:
+            nodes: list[Any] = [*ast.walk(node)]
+            lines = [[it.lineno for it in nodes if self.uses(it, names)] for names in (self.loads, self.checks)]
+            self.marks = (min(lines[0], default=1 << 30), max(lines[0] + lines[1], default=0))
+            self.where, self.around = f"{self.where}/{face_of(node)}", ()
+        elif isinstance(node, (ast.stmt, ast.excepthandler, ast.match_case)):
+            self.around = (*self.around, node)
+        self.note(node, word_of(node), (self.around or (node,))[-1])
+        getattr(self, f"note_{name.lower().removeprefix('async')}", lambda node: None)(node)
+        for child in ast.iter_child_nodes(node):
+            self.walk(child)
+        self.where, self.around, self.marks = before
+
+    def note(self, node: Any, word: str, inside: ast.AST) -> None:
+        """Notes what a name, or the kind of a statement, tells."""
+        if self.uses(node, self.checks) or isinstance(node, ast.Assert):
+            self.add("check", node, f"{self.guarded()}{' after a load' * (node.lineno > self.marks[0])}")
+        if word not in ("load", "sql") and self.uses(node, self.loads):
+            self.add("load", node, self.condition() + text_of(inside))
+        if isinstance(node, ast.Raise):
+            self.add("check", node, self.condition() + text_of(node).split("(")[0])
+        if isinstance(node, (ast.Return, ast.Break, ast.Continue)) and node.lineno < self.marks[1]:
+            self.add("check_skipped", node, self.condition() + type(node).__name__)
+        stored = isinstance(getattr(node, "ctx", None), (ast.Store, ast.Del))
+        inner = word.startswith("__" if isinstance(node, ast.Name) else "_") and word not in ("__name__", "__file__")
+        inner = inner and word_of(getattr(node, "value", None)) not in ("self", "cls")
+        if word in OPAQUE or inner or (stored and word in ("ctx", "check", "load", "sql", "extract", "secret")):
+            self.add("unreadable", node, text_of(inside))
+        if word in ("environ", "getenv"):
+            self.add("secret", node, text_of(inside), everywhere=True)
+        if isinstance(node, (ast.IfExp, ast.BoolOp)):
+            self.note_default(node, node.orelse if isinstance(node, ast.IfExp) else node.values[-1])
+
+    def note_default(self, node: ast.AST, default: ast.AST) -> None:
+        if self.is_plain(default) and text_of(default) not in ("None", "True", "False"):
+            self.add("value_made_up", node, text_of(node))
+
+    def note_call(self, node: ast.Call) -> None:
+        word, given = word_of(node.func), {it.arg: it.value for it in node.keywords}
+        given |= {str(position): value for position, value in enumerate(node.args)}
+        if self.uses(node.func, REACHING_CALLS) or word == "secret":
+            where = [value for name, value in given.items() if name in ("0", "2" if word == "load" else "1", *NAMING)]
+            plain = all(map(self.is_plain, where))
+            reads = plain and re.search(READS_SQL, "".join(map(self.meaning, where)))
+            if word == "load" or (word == "sql" and not reads):
+                texts = (f"{name}={self.meaning(it)}" for name, it in given.items() if name not in ("1", "data"))
+                self.add("load", node, f"{self.condition()}{'; '.join(texts)}")
+            kind = "secret" if word == "secret" else "place"
+            self.add(kind if plain else "unreadable", node, f"{word} {'; '.join(map(self.meaning, where))}", True)
+        elif word in ("get", "pop", "setdefault", "fillna") and node.args[word != "fillna" :]:
+            self.note_default(node, node.args[-1])
+        elif word == "suppress" or "return_exceptions" in given:
+            self.add("except_wider", node, text_of(node))
+        for option, value in given.items():
+            risk = OPTION_RISKS.get(str(option), option) if word == "pipeline" else None
+            if re.fullmatch(LIMITS, str(option)):
+                self.add(f"limit {word} {option}", node, self.meaning(value))
+            elif risk is not None or option is None:
+                self.add(risk if risk in RISKS else "unreadable", node, f"{option}={self.meaning(value)}")
+
+    def note_functiondef(self, node: Any) -> None:
+        for part in (it for it in node.decorator_list if word_of(getattr(it, "func", it)) == "pipeline"):
+            names = [it.value for it in getattr(part, "keywords", ()) if it.arg == "name"]
+            self.add("pipeline", node, self.meaning(names[0]) if names else repr(node.name), everywhere=True)
+        if node.name in ("__exit__", "__aexit__"):
+            self.add("except_wider", node, text_of(node))
+
+    def note_expr(self, node: ast.Expr) -> None:
+        call = node.value.value if isinstance(node.value, ast.Await) else node.value
+        word = word_of(getattr(call, "func", None))
+        if any(type(it).__name__ in FUNCTIONS for it in self.names.get(word, ())):
+            self.add("call", node, self.condition() + word)
+
+    def note_try(self, node: Any) -> None:
+        inside = [it for part in node.body for it in ast.walk(part) if isinstance(it, ast.stmt)]
+        leaving = (it for part in node.finalbody for it in ast.walk(part) if isinstance(it, (ast.Return, ast.Break)))
+        for handler in node.handlers:
+            for kind in getattr(handler.type, "elts", [handler.type]):
+                text = f"{kind and text_of(kind)}: {[*map(text_of, handler.body)]}"
+                for _ in inside:  # with more statements, more failures pass
+                    self.add("except_wider", handler, text)
+        for leave in leaving:
+            self.add("except_wider", leave, text_of(leave))
+
+    note_trystar = note_try
+
+    def note_import(self, node: Any) -> None:
+        for alias in node.names:
+            top = (getattr(node, "module", None) or alias.name).split(".")[0]
+            if not getattr(node, "level", 0) and top not in self.inner:
+                self.add("dependency", node, top, everywhere=True)
+            elif alias.asname and (top == "tau" or top not in INNER_MODULES):
+                self.add("unreadable", node, text_of(node))
+
+    note_importfrom = note_import
+
+    def note_constant(self, node: ast.Constant) -> None:
+        value = node.value.decode("latin-1") if isinstance(node.value, bytes) else node.value
+        inside = self.around[-1] if self.around else None
+        if not isinstance(value, str) or (isinstance(inside, ast.Expr) and inside.value is node):
+            return  # a docstring is no value
+        tables = re.findall(TABLE_IN_SQL, value) if re.match(rf"{WRITES_SQL}|\s*select\b", value) else ()
+        for place in {*re.findall(PLACE_IN_TEXT, value), *tables} - {"data"}:
+            self.add("place", node, place, everywhere=True)
+        if re.match(WRITES_SQL, value):
+            self.add("load", node, self.condition() + repr(value))
+
+    def guarded(self) -> str:
+        """Returns the check looked at, the `if`, `try` or `for` around it, and what else decides about it."""
+        withs = [*itertools.takewhile(lambda it: isinstance(it, (ast.With, ast.AsyncWith)), self.around)]
+        texts = [*map(head_of, withs), *map(text_of, self.around[len(withs) :][:1])]
+        return "; ".join([*texts, *(self.meaning(node, decisive=True) for node in self.around[-1:])])
+
+    def condition(self) -> str:
+        """Returns on what the statement looked at depends: the heads of those around it, and their branches."""
+        text = ""
+        for outer, inner in itertools.pairwise(self.around):
+            if not isinstance(outer, (ast.With, ast.AsyncWith)):
+                branches = (
+                    name for name, value in ast.iter_fields(outer) if isinstance(value, list) and inner in value
+                )
+                text += f"{type(outer).__name__} {head_of(outer)} {next(branches)}: "
+        return text
+
+    def is_plain(self, node: ast.AST, deep: bool = True) -> bool:
+        """Whether a value is there to read: a literal, or a name for one."""
+        if isinstance(node, ast.Name):
+            values = self.names.get(node.id, ())
+            return deep and bool(values) and all(self.is_plain(value, False) for value in values)
+        if isinstance(node, (ast.JoinedStr, ast.FormattedValue)):
+            return all(self.is_plain(part, deep) for part in ast.iter_child_nodes(node))
+        try:
+            return bool(ast.literal_eval(node)) or True
+        except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
+            return False
+
+    def meaning(self, node: ast.AST, decisive: bool = False, seen: set[str] | None = None) -> str:
+        """Returns a node's text, and that of all that gives values to the names in it.
+
+        If only what is *decisive* for a check is wanted: to conditions, and of other names literals and functions.
+        """
+        seen = set() if seen is None else seen
+        text, bare = text_of(node), {*bare_names(node)} if decisive else set()
+        for name in dict.fromkeys(map(word_of, ast.walk(node))):
+            for value in self.names.get(name, ()) if name not in seen and len(seen) < 200 else ():
+                is_code = type(value).__name__ in (*FUNCTIONS, "Lambda")
+                if not decisive or is_code or name in bare or self.is_plain(value, False):
+                    seen.add(name)
+                    text += f"; {name} = {self.meaning(value, decisive, seen)}"
+        return text
+
+
+def word_of(node: ast.AST | None) -> str:
+    return str(getattr(node, "id", None) or getattr(node, "attr", None) or "")
+
+
+def text_of(node: ast.AST) -> str:
+    """Returns a node as source text, which is made once."""
+    known = vars(node)
+    if "text" not in known:
+        known["text"] = ast.unparse(node)
+    return str(known["text"])
+
+
+def face_of(node: Any) -> str:
+    """Returns what decides how the body of a function or class runs; @pipeline has rules of its own."""
+    others = [text_of(it) for it in node.decorator_list if word_of(getattr(it, "func", it)) != "pipeline"]
+    makes = any(isinstance(it, (ast.Yield, ast.YieldFrom)) for it in ast.walk(node))
+    return f"{type(node).__name__} {node.name} {others} {makes}"
+
+
+def head_of(node: ast.AST) -> str:
+    """Returns a compound statement without the statements in it."""
+    inner = (ast.stmt, ast.excepthandler, ast.match_case)
+    return " ".join(text_of(it) for it in ast.iter_child_nodes(node) if not isinstance(it, inner))
+
+
+def bare_names(node: ast.AST) -> Iterator[str]:
+    """Yields the names that are conditions themselves: `ok`, but not the rows in `len(rows) > 0`."""
+    if isinstance(node, ast.Name):
+        yield node.id
+    elif type(node).__name__ in COMBINING or word_of(getattr(node, "func", None)) == "check":
+        for child in ast.iter_child_nodes(node):
+            if not isinstance(child, ast.stmt):
+                yield from bare_names(child)
+
+
+def find_risks(before: Sources, now: Sources) -> list[Json]:
+    """Returns what is dangerous about a change of source, each with its line: in *before* if it is gone."""
+    old, new = Facts(before), Facts(now)
+    groups: dict[tuple[str, str], tuple[list[Any], list[Any]]] = {}
+    for side, (mine, other) in enumerate(((old, new), (new, old))):
+        for (kind, where, text), places in mine.places.items():
+            known = len(other.places.get((kind, where, text), ()))
+            fresh = places[known:] if kind not in ("place", "secret", "dependency") or not known else ()
+            groups.setdefault((kind, where), ([], []))[side].extend((text, place) for place in fresh)
+    risky: dict[tuple[str, str, int], str] = {}
+    for (kind, _), sides in groups.items():
+        for gone, come in itertools.zip_longest(*sides):
+            if risk := risk_of(kind, gone and gone[0], come and come[0]):
+                file, line = (come or gone)[1]
+                lines = (now if come else before)[file].decode("utf-8", "replace").splitlines()[line - 1 : line]
+                risky[risk, file, line] = f"{RISKS[risk]}: {cut_text(''.join(lines).strip(), 120) or file}"
+    for name in sorted(old.checks | old.loads):
+        if len(values := new.names.get(name, [])) > len(old.names.get(name, ())):
+            risky["unreadable", "", values[-1].lineno] = f"{RISKS['unreadable']}: `{name}` has another meaning"
+    rows = sorted(risky.items(), key=lambda row: row[0][1:])
+    return [dict(zip(("risk", "file", "line", "what"), (*about, what), strict=True)) for about, what in rows]
+
+
+def risk_of(kind: str, gone: str | None, come: str | None) -> str | None:
+    """Returns the risk of a fact that is gone, has come, or has become another."""
+    if kind.startswith("limit "):
+        usual = 0.0 if re.search(r" (retr\w+|attempts)$", kind) else INFINITE
+        return "limit" if amount_of(come, usual, INFINITE) > amount_of(gone, usual, 0.0) else None
+    risk = RULES[kind][2 if gone is None else 0 if come is None else 1]
+    warns = [side is not None and re.search(r"severity=(?!'error')", side) for side in (gone, come)]
+    return "check_warns" if risk == "check_edited" and warns[1] and not warns[0] else risk
+
+
+def amount_of(text: str | None, usual: float, unreadable: float) -> float:
+    try:
+        return usual if text is None else parse_duration(ast.literal_eval(text))
+    except (BadRequest, ValueError, SyntaxError):
+        return unreadable
 
 
 # --- 29. Scheduler ------------------------------------------------------------------------
