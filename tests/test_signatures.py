@@ -15,7 +15,14 @@ from conftest import Tau, python
 import tau as module
 
 NAMES = "deploy rollback versions check undeploy list lineage show code peek run wait retry cancel runs inspect diff logs errors events state status watch schedule ticks why backfill pause resume version shutdown prune backup schema secret_set secret_remove secret_list key_create key_list key_revoke".split()
-LOCAL = ["init", "try", "doctor", "completion", *(f"env_{verb}" for verb in ("list", "show", "use", "add", "remove"))]
+LOCAL = [
+    "init",
+    "try",
+    "doctor",
+    "completion",
+    "mcp",
+    *(f"env_{verb}" for verb in ("list", "show", "use", "add", "remove")),
+]
 COMMANDS = module.OPERATIONS | module.LOCAL_COMMANDS
 
 

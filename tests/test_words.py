@@ -40,11 +40,14 @@ def test_errors_have_their_code_number_and_exit() -> None:
         "unavailable": 6,
         "internal": 9,
         "too_much": 2,
+        "header_mismatch": 2,
+        "unknown_version": 2,
     }
     assert {code: kind.exit for code, kind in module.ERRORS.items()} == exits
     numbers = [kind.number for kind in module.ERRORS.values()]
     assert len(set(numbers)) == len(numbers)
-    assert all(-32019 <= number <= -32000 or number in (-32700, -32600, -32601, -32602, -32603) for number in numbers)
+    spoken = (-32700, -32600, -32601, -32602, -32603, -32020, -32022)  # of JSON-RPC and of MCP
+    assert all(-32019 <= number <= -32000 or number in spoken for number in numbers)
 
 
 @pytest.mark.parametrize("code", module.ERRORS)
