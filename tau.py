@@ -6865,8 +6865,7 @@ EMPTY = {
 
 #: The version without a handshake, which each request names in its _meta; and those that begin with `initialize`.
 MODERN, LEGACY = "2026-07-28", ("2025-11-25", "2025-06-18")
-META, VERSION_AND_CAPABILITIES = "io.modelcontextprotocol/", ("protocolVersion", "clientCapabilities")
-ME = {"name": "tau", "version": __version__}
+META, ME = "io.modelcontextprotocol/", {"name": "tau", "version": __version__}
 #: How long a tool waits for a run unless it is told, and how long the daemon is asked what there is.
 TOOL_WAIT_S, DISCOVER_S = 30.0, 0.5
 #: What clients may keep a list for, the longest answer that a model should read, and the longest command line.
@@ -6889,8 +6888,8 @@ class Mcp:
 
     def __init__(self, ask: Callable[[str, Json], Awaitable[Json]], head: Any = None) -> None:
         self.ask, self.head = ask, head
-        version = head.get("mcp-protocol-version") if head else ""
-        self.era = version if version in LEGACY else ""  # the version that was agreed on by `initialize`
+        self.header = head.get("mcp-protocol-version") if head else ""
+        self.era = self.header if self.header in LEGACY else ""  # the version that was agreed on by `initialize`
         self.live: dict[int | str, asyncio.Task[Any] | None] = {}  # id → task of a request that is not answered yet
 
     def speaks(self, method: str) -> bool:
@@ -6898,17 +6897,14 @@ class Mcp:
 
     async def result(self, message: Json) -> Json:
         """Returns the result of a request, {} for a notification; CancelledError if the peer withdraws it."""
-        number: Any = message.get("id")
-        method, params = message["method"], message.get("params", {})
+        number, method, params = message.get("id"), message["method"], message.get("params", {})
         if "id" not in message:
             wanted = params.get("requestId") if method == "notifications/cancelled" and type(params) is dict else None
             if isinstance(wanted, (int, str)) and (task := self.live.get(wanted)):
                 task.cancel("withdrawn")
             return {}
-        if type(number) not in (int, str):
-            raise InvalidRequest("the id of a request must be a string or an integer", "send another id")
-        if number in self.live:
-            raise InvalidRequest(f"the request {number!r:.40} is not answered yet", "send another id")
+        if not isinstance(number, (int, str)) or number is True or number is False or number in self.live:
+            raise InvalidRequest("the id must be a string or integer, of no request that goes on", "send another id")
         methods = self.choose(method, demand({"type": "object"}, params, "params"))
         self.live[number] = asyncio.current_task()
         try:
@@ -6922,20 +6918,19 @@ class Mcp:
     def choose(self, method: str, params: Json) -> Methods:
         """Returns the methods of the version that a request names, or that was agreed on; this one is among them."""
         meta: Any = params.get("_meta")
-        asked, can = (meta.get(META + key) if type(meta) is dict else None for key in VERSION_AND_CAPABILITIES)
+        asked = meta.get(f"{META}protocolVersion") if type(meta) is dict else None
         methods = LEGACY_METHODS if asked is None and (self.era or method == "initialize") else MODERN_METHODS
         if methods is MODERN_METHODS:
-            header = self.head.get("mcp-protocol-version") if self.head else ""
-            version = header if asked is None else asked
-            if self.head and (asked is not None or header in ("", MODERN)):
+            version = self.header if asked is None else asked
+            if self.head and (asked is not None or self.header in ("", MODERN)):
                 self.era = ""
                 self.check_head(method, params, version)
             if version and version != MODERN:
                 known, hint = {"supported": [MODERN, *LEGACY], "requested": version}, f"{MODERN}, or initialize first"
                 raise UnknownVersion(f"version {version!r:.40} is not spoken", hint, **known)
-            if asked is None or type(can) is not dict:
-                needs = " and ".join(META + key for key in VERSION_AND_CAPABILITIES)
-                raise BadRequest(f"params._meta needs {needs}", "send them in each request, or begin with initialize")
+            if asked is None or type(meta.get(f"{META}clientCapabilities")) is not dict:
+                needs = f"params._meta needs {META}protocolVersion and {META}clientCapabilities"
+                raise BadRequest(needs, "send them in each request, or begin with initialize")
         if method not in methods:
             raise UnknownMethod(f"no method '{method[:WORD_MAX]}'", f"there are {', '.join(methods)}")
         return methods
@@ -6945,41 +6940,39 @@ class Mcp:
         wanted = {"mcp-protocol-version": version or "a version", "mcp-method": method}
         for name, value in (wanted | ({"mcp-name": params.get("name")} if method == "tools/call" else {})).items():
             text = self.head.get(name)
-            if coded := re.fullmatch(r"=\?base64\?(.*)\?=", text):
+            if text.startswith("=?base64?") and text.endswith("?="):
                 with contextlib.suppress(ValueError):
-                    text = base64.b64decode(coded[1], validate=True).decode("utf-8")
+                    text = base64.b64decode(text[9:-2], validate=True).decode("utf-8")
             if text != value:
                 raise HeaderMismatch(f"the header {name} is {text!r:.60}, the body says {value!r:.60}", "send the same")
 
     async def initialize(self, params: Json) -> Json:
-        asked = params.get("protocolVersion")
+        asked, answer = params.get("protocolVersion"), await self.discover(params)
         self.era = asked if asked in LEGACY else LEGACY[0]
-        answer = await self.discover(params)
         return {"protocolVersion": self.era, **pick(answer, "capabilities", "instructions"), "serverInfo": ME}
 
     async def discover(self, params: Json) -> Json:
-        text, problem = INSTRUCTIONS, await self.exposed()
-        if isinstance(problem, TauError):
+        text = INSTRUCTIONS
+        try:
+            await self.exposed()
+        except TauError as problem:
             text += f"\nNo daemon answers now: {problem}. {problem.hint}"
         about = {"supportedVersions": [MODERN, *LEGACY], "capabilities": {"tools": {}}, "instructions": text}
         return about | {"ttlMs": LIST_TTL_MS, "cacheScope": "private"}
 
     async def list_tools(self, params: Json) -> Json:
-        if "cursor" in params:
-            raise BadRequest("there is one page", "leave out the cursor")
-        exposed = await self.exposed()
-        more = [] if isinstance(exposed, TauError) else [pipeline_tool(row) for row in exposed]
-        return {"tools": [*map(tool, TOOLS), *more], "ttlMs": LIST_TTL_MS, "cacheScope": "private"}
+        tools = [*map(tool, TOOLS)]
+        with contextlib.suppress(TauError):
+            tools += map(pipeline_tool, await self.exposed())
+        return {"tools": tools, "ttlMs": LIST_TTL_MS, "cacheScope": "private"}
 
-    async def exposed(self) -> list[Json] | TauError:
-        """Returns the pipelines that are tools, or why nobody knows."""
+    async def exposed(self) -> list[Json]:
+        """Returns the pipelines that are tools."""
         try:
             async with asyncio.timeout(DISCOVER_S):
                 return list((await self.ask("list", {"exposed": True, "limit": LIST_MAX}))["pipelines"])
         except TimeoutError:
-            return Unavailable("it does not answer in time", "try again")
-        except TauError as problem:
-            return problem
+            raise Unavailable("it does not answer in time", "try again") from None
 
     async def call_tool(self, params: Json) -> Json:
         name = demand({"type": "string"}, params.get("name"), "name")
@@ -6993,24 +6986,18 @@ class Mcp:
 
     async def perform(self, name: str, given: Any) -> tuple[str, bool]:
         """Returns what a tool answers, and whether that is a failure."""
+        method = name
         if name in TOOLS:
             given = demand(tool(name)["inputSchema"], given, "arguments", "see the tool's inputSchema")
-        if "topic" in given or name == "help":
-            return str(read_command(f"help {given.get('topic', '')}")), False
-        if "command" in given:
-            read = read_command(given["command"])
+        elif any(RUN_TOOL + row["name"] == name for row in await self.exposed()):
+            method, given = "run", {"name": name.removeprefix(RUN_TOOL), "params": given}
+        else:
+            raise NotFound(f"no tool '{name[:WORD_MAX]}'", "tools/list lists all")
+        if name not in OPERATIONS and method == name:
+            read = read_command(given["command"] if "command" in given else f"help {given.get('topic', '')}")
             if isinstance(read, str):
                 return read, False
             method, given = to_operation(*read, reads_only=name == "look")
-        elif name in OPERATIONS:
-            method = name
-        else:
-            method, given = "run", {"name": name.removeprefix(RUN_TOOL), "params": given}
-            exposed = await self.exposed()
-            if isinstance(exposed, TauError):
-                raise exposed
-            if not any(row["name"] == given["name"] for row in exposed):
-                raise NotFound(f"no tool '{name[:WORD_MAX]}'", "tools/list lists all")
         if "timeout" in OPERATIONS[method].arguments and given.get("timeout") is None:
             given = given | {"timeout": TOOL_WAIT_S}
         document = await self.ask(method, omit(given, ("fields",)))
@@ -7021,17 +7008,13 @@ class Mcp:
 
 
 #: Method → what answers it, in MODERN and in LEGACY.
-MODERN_METHODS: Methods = {"tools/list": Mcp.list_tools, "tools/call": Mcp.call_tool, "server/discover": Mcp.discover}
-LEGACY_METHODS = {**MODERN_METHODS, "initialize": Mcp.initialize, "ping": Mcp.pong}
-del LEGACY_METHODS["server/discover"]
+BOTH: Methods = {"tools/list": Mcp.list_tools, "tools/call": Mcp.call_tool}
+MODERN_METHODS, LEGACY_METHODS = {**BOTH, "server/discover": Mcp.discover}, {**BOTH, "initialize": Mcp.initialize}
+LEGACY_METHODS["ping"] = Mcp.pong
 DIALECTS.update(mcp=Mcp)
 
-SHELL = "as typed in a shell, for example: tau"
-#: An argument of tools that differs from that of the operation.
-FILES: Json = {"type": "array", "description": "the files as text", "items": {"type": "object"}}
-FILES["items"] |= {"properties": {key: {"type": "string"} for key in ("path", "text")}, "required": ["path", "text"]}
-#: Tool → the arguments of its operation, or its own; and what else to say of it.
-TOOLS: dict[str, tuple[str | Json, str]] = {
+#: Tool → the arguments that it takes, and what to say of it besides the summary of its operation.
+TOOLS: dict[str, tuple[str, str]] = {
     "inspect": ("name attempt budget full fields", ""),
     "errors": ("name all limit", ""),
     "check": ("files entry", "Its functions do not run, its module does."),
@@ -7039,20 +7022,18 @@ TOOLS: dict[str, tuple[str | Json, str]] = {
     "run": ("name params wait key timeout reason", f"Waits {TOOL_WAIT_S:.0f} s unless told; the run goes on."),
     "wait": ("run_id timeout", f"Waits {TOOL_WAIT_S:.0f} s unless told."),
     "schedule": ("name expr every at timezone overlap params disable enable clear reason", ""),
-    "help": (
-        {"topic": {"type": "string", "description": "authoring, api, scheduling, failures, or a command: key create"}},
-        "How to write a pipeline, the API, and every command; without a topic the list of commands.",
-    ),
-    "look": (
-        {"command": {"type": "string", "description": f"{SHELL} logs orders --tail 20"}},
-        "Do any command that only reads:",
-    ),
-    "change": (
-        {"command": {"type": "string", "description": f"{SHELL} retry orders --from-failure"}},
-        "Do any other command:",
-    ),
+    "help": ("topic", "How to write a pipeline, the API, and every command; without a topic the list of commands."),
+    "look": ("command", "Do any command that only reads: "),
+    "change": ("command", "Do any other command: "),
 }
-#: Tools that may do anything to systems that Tau does not know, because code of pipelines runs or data is read.
+FILE = {"path": {"type": "string"}, "text": {"type": "string"}}
+#: Arguments of tools that no operation has as they are.
+OWN_ARGUMENTS: dict[str, Json] = {
+    "files": {"type": "array", "description": "each file as text", "items": object_schema(FILE, *FILE)},
+    "topic": {"type": "string", "description": "authoring, api, scheduling, failures, or a command: key create"},
+    "command": {"type": "string", "description": "as typed in a shell, for example: tau logs orders --tail 20"},
+}
+#: Tools that may reach beyond Tau, because code of pipelines runs or data is read.
 FAR_TOOLS = ("check", "deploy", "run", "look", "change")
 #: The name of a tool that runs a pipeline, before the pipeline's.
 RUN_TOOL = "run_"
@@ -7061,17 +7042,21 @@ RUN_TOOL = "run_"
 @functools.cache
 def tool(name: str) -> Json:
     """Describes one of TOOLS as the protocol wants it."""
-    own, more = TOOLS[name]
-    if isinstance(own, str):
-        chosen = OPERATIONS[name]
-        arguments = [chosen.arguments[each] for each in own.split()]
-        schemas = {it.name: FILES if it.name == "files" else it.schema() for it in arguments}
-        schema = object_schema(schemas, *(it.name for it in arguments if it.required))
-        return described(name, f"{chosen.summary} {more}".strip(), schema, chosen.effect)
-    effect = "destroys" if name == "change" else "reads"
-    known = [it.words for it in OPERATIONS.values() if (it.effect == "reads") == (effect == "reads")]
-    text = f"{more} {', '.join(known)}." if "command" in own else more
-    return described(name, text, object_schema(own, *({"command"} & {*own})), effect)
+    (words, text), entry = TOOLS[name], OPERATIONS.get(name)
+    effect = entry.effect if entry else "destroys" if name == "change" else "reads"
+    known = entry.arguments if entry else {}
+    schemas = {each: OWN_ARGUMENTS.get(each) or known[each].schema() for each in words.split()}
+    required = [each for each in schemas if each == "command" or (each in known and known[each].required)]
+    if "command" in schemas:
+        text += ", ".join(it.words for it in OPERATIONS.values() if (it.effect == "reads") == (effect == "reads"))
+    return described(
+        name, f"{entry.summary if entry else ''} {text}".strip(), object_schema(schemas, *required), effect
+    )
+
+
+def pipeline_tool(row: Json) -> Json:
+    text = f"Run the pipeline {row['name']}. {spelled(cut_text(row['description'], 300))}".strip()
+    return described(RUN_TOOL + row["name"], text, row["params"], "writes")
 
 
 def described(name: str, text: str, schema: Json, effect: str) -> Json:
@@ -7080,11 +7065,6 @@ def described(name: str, text: str, schema: Json, effect: str) -> Json:
     if effect != "reads":
         hints |= {"destructiveHint": is_run or effect == "destroys", "idempotentHint": not is_run and name != "change"}
     return {"name": name, "description": text, "inputSchema": schema, "annotations": hints}
-
-
-def pipeline_tool(row: Json) -> Json:
-    text = f"Run the pipeline {row['name']}. {spelled(cut_text(row['description'], 300))}".strip()
-    return described(RUN_TOOL + row["name"], text, row["params"], "writes")
 
 
 def fence(document: Json) -> str:
@@ -7136,20 +7116,19 @@ def mcp(desk: Desk) -> Json:
     tau mcp
     tau --env production mcp
     """
-    asyncio.new_event_loop().run_until_complete(serve_tools(desk))  # asyncio.run() would wait for the threads
+    asyncio.new_event_loop().run_until_complete(serve_tools(*desk[:2]))  # asyncio.run() would wait for the threads
     return {}
 
 
-async def serve_tools(desk: Desk) -> None:
+async def serve_tools(asked: Json, view: View) -> None:
     """Answers each line of stdin.  A line that has no end is not obeyed, and nobody is waited for after the last."""
-    asked, view, _ = desk
     view.people = False
-    asking = {method: ASKING[method] for method in ("run", "retry", "check")}
 
     def call(method: str, params: Json) -> Json:
         refuse_writes(method, OPERATIONS[method].effect)
         with Client(**asked) as client:
-            return asking.get(method, ask_live)(client, method, params, view)
+            asking = ASKING[method] if method in ("run", "retry", "check") else ask_live
+            return asking(client, method, params, view)
 
     async def ask(method: str, params: Json) -> Json:
         return await asyncio.to_thread(call, method, params)
@@ -7162,8 +7141,8 @@ async def serve_tools(desk: Desk) -> None:
             task.add_done_callback(tasks.discard)
         if len(tasks) >= IN_FLIGHT_MAX:
             await asyncio.wait(tasks, return_when="FIRST_COMPLETED")
-    if len(line) == LINE_BYTES_MAX:
-        write_line(refusal(None, InvalidRequest("the line is too long", f"a line may have {LINE_BYTES_MAX:,} bytes")))
+    if len(line) == LINE_BYTES_MAX:  # too long: there will be no JSON in it
+        await answer_line(peer, line)
     if tasks:
         await asyncio.wait(tasks, timeout=LINGER_S)
 
@@ -7175,17 +7154,12 @@ async def answer_line(peer: Mcp, line: bytes) -> None:
         if type(message) is not dict or type(message.get("method")) is not str:
             raise InvalidRequest("not a request", "one request or notification a line")
         answer = response(message.get("id"), json_bytes(await peer.result(message)))
-    except TauError as problem:
-        answer = refusal(message.get("id") if type(message) is dict else None, problem)
-    except Exception as bug:
-        answer = refusal(message.get("id"), Internal(f"{type(bug).__name__}: {bug}", "please report this"))
+    except Exception as problem:
+        known = problem if isinstance(problem, TauError) else Internal(f"{problem!r}", "please report this")
+        answer = refusal(message.get("id") if type(message) is dict else None, known)
     if type(message) is not dict or "id" in message:
-        write_line(answer)
-
-
-def write_line(line: bytes) -> None:
-    sys.stdout.buffer.write(line)
-    sys.stdout.buffer.flush()
+        sys.stdout.buffer.write(answer)
+        sys.stdout.buffer.flush()
 
 
 # --- 17. Manual ---------------------------------------------------------------------------

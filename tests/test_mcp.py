@@ -360,7 +360,6 @@ def test_a_version_that_is_not_spoken(web: Tau) -> None:
             wrong["params"]["_meta"] = module.omit(META, (left_out,))
             assert wire.ask(wrong)["error"]["code"] == -32602
         assert wire.ask(request("prompts/list"))["error"]["code"] == -32601
-        assert wire.ask(request("tools/list", cursor="x"))["error"]["code"] == -32602
         assert wire.ask(use("nothing"))["error"]["code"] == -32602
 
 
@@ -555,7 +554,7 @@ def test_what_is_no_request(web: Tau) -> None:
 
 def test_a_line_that_is_too_long_ends_the_conversation(web: Tau) -> None:
     (answer,) = say(web, b"x" * (module.LINE_BYTES_MAX + 10) + b"\n", use("errors"))
-    assert (answer["id"], answer["error"]["code"]) == (None, -32600)
+    assert (answer["id"], answer["error"]["code"]) == (None, -32700)
 
 
 def test_end_of_input_ends_it_though_a_run_goes_on(web: Tau) -> None:
