@@ -25,7 +25,7 @@ def test_with_help_it_has_a_line_for_each_command(home: Tau) -> None:
         lines = done.out.splitlines()
         assert max(map(len, lines)) <= 80
         assert re.findall(r"^  tau (\w+) +\S", done.out.partition("\n\n  tau COMMAND")[0], re.MULTILINE) == sorted(
-            [*commands, "help"]
+            commands
         )
 
 
@@ -70,7 +70,7 @@ def test_a_group_alone_prints_its_commands(home: Tau) -> None:
 
 
 def test_no_group_is_a_command_too() -> None:
-    assert not {*module.COMMAND_GROUPS} & {*module.SHELL_COMMANDS, "help"}
+    assert not {*module.COMMAND_GROUPS} & {*module.SHELL_COMMANDS}
 
 
 def test_help_of_taud_has_examples(home: Tau) -> None:

@@ -41,10 +41,13 @@ def offered(tau: Tau, *words: str, **environ: str) -> list[str]:
 
 
 def test_commands_and_groups_are_offered(home: Tau) -> None:
-    assert set(offered(home, "")) == {*(words.partition(" ")[0] for words in module.SHELL_COMMANDS), "help"}
+    assert set(offered(home, "")) == {words.partition(" ")[0] for words in module.SHELL_COMMANDS}
     assert offered(home, "re") == ["retry", "resume"]
     assert offered(home, "--json", "--home", "/h", "statu") == ["status"]
     assert offered(home, "help", "statu") == ["status"]
+    assert offered(home, "help", "auth") == offered(home, "--json", "help", "auth") == ["authoring"]
+    assert "authoring" not in offered(home, "")
+    assert set(module.TOPICS) | {"run", "key"} <= {*offered(home, "help", "")}
     assert sorted(offered(home, "env", "")) == ["add", "list", "remove", "show", "use"]
     assert offered(home, "help", "env", "li") == ["list"]
     assert offered(home, "nonsense", "") == offered(home, "env", "nonsense", "") == offered(home, "status", "") == []
@@ -86,7 +89,7 @@ def test_choices_are_what_the_daemon_takes(tau: Tau) -> None:
     }
     tau("run", "tabbed_one")
     tau("schedule", "tabbed_one", "0 6 * * *")
-    for name in {*module.CHOICES} - {"shell", "scope"}:
+    for name in {*module.CHOICES} - {"shell", "scope", "topic"}:
         for words in commands[name]:
             for choice in module.CHOICES[name]:
                 assert tau.command(*words, f"--{name}", choice).exit == 0, (words, choice)

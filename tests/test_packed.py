@@ -52,6 +52,7 @@ def test_what_nobody_asks_for_is_not_loaded(script: Callable[..., str]) -> None:
     assert script("print(tau.pack())") == "True"
     assert script(LOADED) == "True True False False"
     assert script(f"tau.taud; {LOADED}") == "True True True False"
+    assert script(f"tau.main(['help', 'api']); {LOADED}").endswith("\nTrue True False False")
     assert script(f"from tau import pipeline; {LOADED}") == "True True False True"
     assert script(f"import inspect; inspect.getsource(tau.Daemon); {LOADED}") == "True True True False"
     assert script("print(hasattr(tau, 'nothing'), hasattr(tau, 'sys'))") == "False True"

@@ -95,6 +95,13 @@ def places() -> str:
     return "\n".join(lines) + "\n"
 
 
+def options() -> str:
+    """The table of the options of @pipeline."""
+    rows = module.pipeline_api()["options"]
+    lines = [f"| `{row['name']}` | `{row['call'].partition('=')[2]}` | {row['summary']} |" for row in rows]
+    return "\n".join(["| option | default | meaning |", "|---|---|---|", *lines]) + "\n"
+
+
 #: What user code calls.
 CALLS = {
     "@source": module.source,
@@ -105,7 +112,7 @@ CALLS = {
     **{
         f"ctx.{name}": method
         for name, method in vars(module.PipelineContext).items()
-        if inspect.isfunction(method) and not name.startswith("_") and name != "changed_state"
+        if inspect.isfunction(method) and not name.startswith("_")
     },
 }
 
@@ -179,7 +186,7 @@ def test_the_sample_configuration_is_derived_from_the_code() -> None:
 
 def with_tables(text: str) -> str:
     """The README with its derived parts as they must be."""
-    tables = {"commands": commands(), "settings": settings(), "places": places()}
+    tables = {"commands": commands(), "settings": settings(), "places": places(), "@pipeline": options()}
     for name, table in (tables | {name: call_of(name) for name in CALLS}).items():
         begin, end = rf"(<!-- {re.escape(name)}: .*? -->\n)", rf"(<!-- end of {re.escape(name)} -->)"
         text = re.sub(begin + ".*?" + end, lambda m, table=table: f"{m[1]}\n{table}\n{m[2]}", text, flags=re.DOTALL)
@@ -254,7 +261,7 @@ def test_every_snippet_of_the_api_runs_as_printed(tau: Tau, body: str) -> None:
 
 def test_every_method_of_the_context_has_a_snippet() -> None:
     shown = " ".join(BODIES)
-    names = [name for name in vars(module.PipelineContext) if not name.startswith("_") and name != "changed_state"]
+    names = [name for name in vars(module.PipelineContext) if not name.startswith("_")]
     assert [name for name in names if f"ctx.{name}" not in shown] == []
 
 

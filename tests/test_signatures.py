@@ -21,6 +21,8 @@ LOCAL = [
     "doctor",
     "completion",
     "mcp",
+    "help",
+    "skill",
     *(f"env_{verb}" for verb in ("list", "show", "use", "add", "remove")),
 ]
 COMMANDS = module.OPERATIONS | module.LOCAL_COMMANDS
