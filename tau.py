@@ -262,6 +262,7 @@ EVENT_TYPES = (
     *("incident.opened", "incident.reopened", "incident.closed", "chain.skipped", "success.overdue", "state.changed"),
     *("tick.fired", "tick.skipped", "tick.missed", "tick.dropped", "schedule.changed", "schedule.broken"),
     *("pipeline.deployed", "pipeline.rolled_back", "pipeline.undeployed", "pipeline.paused", "pipeline.resumed"),
+    "probation.failed",
     *("scheduler.gap", "clock.unset", "clock.set_back", "daemon.stopping", "retention.forced"),
     *("store.copied", "store.pruned", "store.restored", *SECRET_EVENTS),
 )
@@ -436,6 +437,10 @@ class Forbidden(TauError, code="forbidden", number=-32005, exit=4, status=(401, 
 
 class Conflict(TauError, code="conflict", number=-32006, exit=5):
     """Legal, but not now."""
+
+
+class Unproven(Conflict, code="unproven", number=-32011):
+    """A deployment that shows risks, or does not do what the last success did."""
 
 
 class QueueFull(TauError, code="queue_full", number=-32007, exit=5, retryable=True):
@@ -772,6 +777,14 @@ MIGRATIONS = (
     CREATE INDEX dead_letters_of_event ON dead_letters (seq);
     CREATE TRIGGER event_removed AFTER DELETE ON events BEGIN DELETE FROM dead_letters WHERE seq = old.seq; END;
     """,
+    """
+    -- What has shown that a version does what it should before it was live; and how many runs it is on probation.
+    ALTER TABLE versions ADD COLUMN proof TEXT;
+    ALTER TABLE versions ADD COLUMN probation INTEGER;
+
+    -- The columns in which a step has seen nothing but 0 and empty text.
+    ALTER TABLE steps ADD COLUMN blank TEXT;
+    """,
 )
 
 
@@ -817,7 +830,7 @@ JSON_COLUMNS = frozenset(
     (
         *("params", "result", "error", "options", "data", "fields", "position", "process", "outcome", "ended"),
         *("columns", "state", "command", "upstream", "pipelines", "progress", "secrets"),
-        *("nulls", "places", "seen", "versions", "told"),
+        *("nulls", "places", "seen", "versions", "told", "proof", "blank"),
     )
 )
 
@@ -910,7 +923,7 @@ def reads_and_writes(uses: list[Json], *shown: str) -> Json:
 
 #: What a step keeps of its rows besides their number.
 SEEN_COLUMNS = ("columns", "nulls", "places")
-DONE_COLUMNS = ("status", "duration_ms", "rows_in", "rows_out", *SEEN_COLUMNS, "error", "finished_at")
+DONE_COLUMNS = ("status", "duration_ms", "rows_in", "rows_out", *SEEN_COLUMNS, "blank", "error", "finished_at")
 NEW_STEP = {**dict.fromkeys(DONE_COLUMNS), "status": "running", "finished_n": None}
 
 
@@ -1013,7 +1026,8 @@ def baseline(before: Json, steps: list[Json]) -> Json:
         old = before.get(step["path"], {"rows": []})
         shape = step if step["rows"] else {**step, **old}  # no rows tell nothing of columns
         counts = [*old["rows"], step["rows"]][-COUNTS_MAX:]
-        one = made.setdefault(step["path"], {"columns": {}, "nulls": shape["nulls"], "rows": counts, "times": 0})
+        new = {"columns": {}, "nulls": shape["nulls"], "rows": counts, "times": 0}
+        one = made.setdefault(step["path"], new | ({"blank": shape["blank"]} if shape.get("blank") else {}))
         one["times"] += 1
         for name, kinds in shape["columns"].items():
             every = f"{one['columns'].get(name, '')}|{kinds}".split("|")
@@ -1063,7 +1077,7 @@ def fingerprint(*parts: str) -> str:
 
 # What a record may say.  A journal can also be written by user code, by a bug, or by strangers on another machine.
 
-ROWS = "rows_in:integer? rows_out:integer? columns:line%? nulls:share%? places:place*?"
+ROWS = "rows_in:integer? rows_out:integer? columns:line%? nulls:share%? places:place*? blank:line*?"
 PLACE = "file:path? line:integer? code:line?"
 DEATH = "at:time mono:amount exit_code:integer? signal:integer? reason:line? cpu_ms:amount? max_rss_bytes:amount?"
 #: Kind of a value → its JSON Schema, or the fields of an object: `name:kind`, which may be null if it ends with `?`,
@@ -1230,6 +1244,7 @@ KINDS: dict[str, Json] = {
     "Seq": {"type": "integer", "minimum": 0, "maximum": 1 << 53},
     "Json": {"type": "object"},
     "Texts": {"type": "object", "additionalProperties": {"type": "string"}},
+    "list[str]": {"type": "array", "items": {"type": "string"}},
     "list[RunId]": {"type": "array", "items": {"type": "string"}},
     "list[Json]": {"type": "array", "items": {"type": "object"}},
 }
@@ -3875,7 +3890,9 @@ def add_argument(parser: argparse._ActionsContainer, argument: Argument) -> None
     else:
         how["metavar"] = METAVARS.get(argument.kind, argument.name.strip("-").upper())
         how["help"] += f" [{argument.default}]" if argument.default not in (None, "") else ""
-    if argument.kind in ("list[RunId]", "list[int]") or (argument.kind == "list[Json]" and not argument.positional):
+    if argument.kind in ("list[RunId]", "list[int]", "list[str]") or (
+        argument.kind == "list[Json]" and not argument.positional
+    ):
         how |= {"nargs": "+", "action": "extend"}
     elif argument.positional and not argument.required:
         how["nargs"] = "?"
@@ -5472,6 +5489,7 @@ async def deploy(
     schedule: str | None = None,
     take_over: bool = False,
     expect: int | None = None,
+    probation: Limit | None = None,
     dry_run: bool = False,
     follow: bool = False,
 ) -> Json:
@@ -5481,6 +5499,7 @@ async def deploy(
     schedule      a cron expression for it, as `tau schedule NAME` takes it
     take_over     replace pipelines of these names that were deployed from another file
     expect        refuse unless this version is live now (0: none is); for a file with one pipeline
+    probation     back to the version before if one of so many runs fails as that did not
     dry_run       change nothing: only tell what would change
 
         tau deploy orders.py --schedule "0 6 * * *"
@@ -5502,11 +5521,14 @@ async def deploy(
             raise Conflict(f"deployed from another file: {spoken(previously)}", hint, previously=previously)
 
         def commit() -> list[Json]:
+            if probation is not None and not all(daemon.store.sql.live_version(row["name"]) for row in pipelines):
+                raise BadRequest("there is no version that could come back", "leave out --probation")
             if dry_run:
                 daemon.agenda.check(pipelines, call.caller, schedule, expect)
                 return []
             deployed = daemon.agenda.deploy(pipelines, digest, call.caller, call.actor, schedule, expect)
             daemon.store.add_sources(digest, deployment.sources)
+            daemon.store.add_proof(deployed, None, probation)
             return deployed
 
         deployed = await daemon.store.write(commit)
@@ -9812,10 +9834,10 @@ def choose(pipelines: list[Json], name: str | None) -> list[Json]:
 
 
 # --- 28. Risk -----------------------------------------------------------------------------
-# Owns what may be dangerous about a change of a pipeline, read from its syntax trees.  Calls nothing of its part.
-# Promises that low is only what no rule names, and that what cannot be read is a risk.
+# Owns what may be dangerous about a change of a pipeline: read from its syntax trees, and seen in a rehearsal.
+# Calls Questions.  Promises that low is only what no rule names, and that what cannot be read is a risk.
 
-#: Risk that the source shows → what it means.
+#: Risk → what it means; first those that the source shows, then those of a rehearsal.
 RISKS = {
     "check_gone": "a check, or a failure that was raised, is gone",
     "check_edited": "a check, or what decides about it, is another",
@@ -9834,11 +9856,20 @@ RISKS = {
     "schedule": "it runs at other times",
     **{name: f"another `{name}`" for name in ("heal", "expose", "executor", "after", "memory", "drift", "samples")},
     "unreadable": "what this does cannot be read from the source",
+    "no_success": "there is no success to compare with",
+    "columns": "other columns or kinds of values",
+    "nulls": "more values are missing",
+    "blank": "every value is 0 or empty",
+    "rows": "other numbers of rows",
+    "checks": "a check was not made, or fails",
+    "refused": "a rehearsal may not do this",
 }
+#: Risks of what is declared: any change is one.
+DECLARED = ("pipeline", "schedule", "heal", "expose", "executor", "after", "memory", "drift", "samples")
 #: Kind of fact → the risk if one is gone, if it is another, if it is new.
 RULES: dict[str, tuple[str | None, str | None, str | None]] = {
     **{kind: (None, kind, kind) for kind in RISKS},
-    **{kind: (kind, kind, kind) for kind in [*RISKS][-10:-1]},
+    **{kind: (kind, kind, kind) for kind in DECLARED},
     "check": ("check_gone", "check_edited", None),
     "call": ("call_gone", "call_gone", None),
     "load": ("load_gone", "load_edited", "load_edited"),
@@ -11232,12 +11263,13 @@ class Agenda:
     def follow_live(self, pipeline: Json, answer: Json, actor: str, cron: str | None = None) -> None:
         """Brings the chain and the schedule of a pipeline to its live version; *answer* says what holds it."""
         name, command = pipeline["name"], self.command(pipeline["name"], cron)
+        self.sql.set("versions", {"pipeline": name}, probation=None)
         self.save_chain(name, pipeline.get("after") or [])
         self.sync(name, actor, command)
         if wrong := self.fault(name, pipeline, command):
             answer["held"] = {"by": "invalid", "reason": str(wrong), "hint": wrong.hint}
 
-    def roll_back(self, name: str, to: int | None, caller: Caller, actor: str) -> Json:
+    def roll_back(self, name: str, to: int | None, caller: Caller | None, actor: str, **why: Any) -> Json:
         """Makes another version of a pipeline live: *to*, else the one that the live one has replaced."""
         if (live := self.sql.live_version(name)) is None:
             raise self.sql.unknown(name)
@@ -11251,11 +11283,32 @@ class Agenda:
                 raise Conflict(f"the environment of version {number} is gone: deploy its files again", hint)
             self.check([pipeline], caller)
             self.sql.set("pipelines", {"name": name}, version=number, updated_at=self.store.now())
-            self.store.event("pipeline.rolled_back", name, None, {"version": number, "previous": live}, actor)
+            self.store.event("pipeline.rolled_back", name, None, {"version": number, "previous": live, **why}, actor)
             self.follow_live(pipeline, answer, actor)
         return answer
 
-    def check(self, pipelines: list[Json], caller: Caller, cron: str | None = None, expect: int | None = None) -> None:
+    def count_probation(self, name: str, run_id: str, status: str) -> None:
+        """Counts a run of a version on probation; if it failed as the version before did not, that comes back."""
+        run = self.sql.row(ON_PROBATION, run_id)
+        if run is None or status not in ("success", *FAILURES):
+            return
+        self.sql.set("versions", pick(run, "pipeline", "version"), probation=run["probation"] - 1 or None)
+        incident = self.sql.row("SELECT * FROM incidents WHERE last_run = ? AND status = 'open'", run_id)
+        if incident is None or run["replaces"] in incident["versions"]:
+            return
+        why = pick(incident, "incident", "type", "message") | {"run_id": run_id, "probation": run["probation"]}
+        fixed = self.sql.fixed_by(name, run["version"])
+        try:
+            self.roll_back(name, None, None, "taud", **why, reopened=[row["incident"] for row in fixed])
+        except TauError as problem:
+            self.store.event("probation.failed", name, None, why | {"problem": str(problem), "hint": problem.hint})
+            return
+        for row in fixed:
+            self.store.reopen(row, run)
+
+    def check(
+        self, pipelines: list[Json], caller: Caller | None, cron: str | None = None, expect: int | None = None
+    ) -> None:
         """Raises BadRequest unless these can be deployed, and Conflict unless version *expect* of the first is live.
 
         A schedule of the command line that no longer fits is held: it must not prevent a deployment.
@@ -11510,6 +11563,7 @@ class Agenda:
 
     def follow(self, name: str, run_id: str, status: str) -> None:
         """After the end of a run, follows its chains, or pauses a pipeline that failed too often."""
+        self.count_probation(name, run_id, status)
         row = self.row(name)
         if row["held"] == "undeployed":
             return
@@ -11564,15 +11618,16 @@ class Agenda:
         self.sql.db.execute(old, (name, *after))
         self.sql.put("chains", *({"pipeline": name, "comes_after": upstream} for upstream in after), clash="IGNORE")
 
-    def check_chains(self, pipelines: list[Json], caller: Caller) -> None:
+    def check_chains(self, pipelines: list[Json], caller: Caller | None) -> None:
         """Raises BadRequest if a pipeline comes after an unknown one, or after itself in a circle.
 
-        The message names only pipelines that the caller sees.
+        The message names only pipelines that the caller sees; None is taud itself.
         """
         after = {pipeline["name"]: pipeline.get("after") or [] for pipeline in pipelines}
         if not any(after.values()):
             return
-        known = {*caller.sift(self.sql.values("SELECT pipeline FROM live")), *after}
+        live = self.sql.values("SELECT pipeline FROM live")
+        known = {*(live if caller is None else caller.sift(live)), *after}
         for name, upstream in [(name, other) for name, some in after.items() for other in some if other not in known]:
             hint = did_you_mean(upstream, known, f"deploy '{upstream}' first, or with it")
             raise BadRequest(f"'{name}' comes after '{upstream}': no such pipeline", hint)
@@ -11583,7 +11638,9 @@ class Agenda:
         try:
             sorter.prepare()
         except graphlib.CycleError as problem:
-            shown = " → ".join(name if caller.sees(name) else "…" for name in reversed(problem.args[1]))
+            shown = " → ".join(
+                name if caller is None or caller.sees(name) else "…" for name in reversed(problem.args[1])
+            )
             raise BadRequest(f"pipelines come after each other in a circle: {shown}", "take one `after` away") from None
 
     # What the scheduler remembers.
@@ -12314,6 +12371,11 @@ class Store:
             self.sql.set("incidents", pick(row, "incident"), status="closed", **fixed)
             self.incident_event("closed", row, run)
 
+    def reopen(self, incident: Json, run: Json) -> None:
+        """Opens an incident again, because the version that fixed it is no longer live; *run* says why."""
+        self.sql.set("incidents", pick(incident, "incident"), status="open", closed_at=None)
+        self.incident_event("reopened", incident, run)
+
     def incident_event(self, what: str, incident: Json, run: Json) -> None:
         """Adds an event that outlives the run which caused it."""
         data = pick(incident, "incident", "count", "step", "type", "message") | pick(run, "run_id", "version")
@@ -12334,6 +12396,13 @@ class Store:
             self.event("pipeline.deployed", name, None, {"version": number, "sha256": digest}, actor)
         self.sql.set("versions", pick(version, "pipeline", "version"), **pick(version, "options", "secrets"))
         return {"name": name, "version": number, "changed": changed}
+
+    def add_proof(self, deployed: list[Json], proof: Json | None, probation: int | None) -> None:
+        """Saves what has proven versions before they were live, and on how many runs new ones are on probation."""
+        for row in deployed:
+            columns = without_empty({"proof": proof, "probation": probation if row["changed"] else None})
+            if columns:
+                self.sql.set("versions", {"pipeline": row["name"], "version": row["version"]}, **columns)
 
     def add_sources(self, digest: str, sources: Sources) -> None:
         rows = [{"sha256": digest, "path": path, "content": content} for path, content in sources.items()]
@@ -12661,7 +12730,8 @@ CUT_LINEAGE = """
     AND at <= (SELECT at FROM lineage WHERE pipeline = :pipeline ORDER BY at DESC LIMIT 1 OFFSET 100)
 """
 SEEN_STEPS = """
-    SELECT path, coalesce(rows_out, rows_in, 0) AS rows, columns, coalesce(nulls, '{}') AS nulls FROM steps
+    SELECT path, coalesce(rows_out, rows_in, 0) AS rows, columns, coalesce(nulls, '{}') AS nulls,
+    coalesce(blank, '[]') AS blank FROM steps
     WHERE run_id = :run_id AND attempt = :attempt AND length(columns) < 20000 ORDER BY step LIMIT 500
 """
 JOB = f"""
@@ -12861,7 +12931,7 @@ class Questions(Sql):
         runs = "FROM runs r WHERE r.pipeline = v.pipeline AND r.version = v.version"
         columns = (
             f"v.version, v.version = p.version AND deployed AS live, v.deployed_at, v.actor, ({WHY_DEPLOYED}) AS reason"
-            f", v.entry, v.sha256, o.sha256 AS replaced_sha256, (SELECT count(*) {runs}) AS runs,"
+            f", v.entry, v.proof, v.probation, v.sha256, o.sha256 AS replaced_sha256, (SELECT count(*) {runs}) AS runs,"
             f" (SELECT status {runs} ORDER BY run_id DESC LIMIT 1) AS last_status"
         )
         source = "versions v JOIN pipelines p ON p.name = v.pipeline"
@@ -13050,6 +13120,12 @@ class Questions(Sql):
         """Returns the incidents that a success has closed."""
         closed = "SELECT incident FROM incidents WHERE pipeline = ? AND fixed_run = ? AND status = 'closed'"
         return self.values(closed, run["pipeline"], run["run_id"])
+
+    def fixed_by(self, name: str, version: int) -> list[Json]:
+        """Returns the incidents that a version has closed."""
+        return self.rows(
+            "SELECT * FROM incidents WHERE pipeline = ? AND status = 'closed' AND fixed_by = ?", name, version
+        )
 
     def incident_of(self, name: str, mark: str) -> Json | None:
         return self.row("SELECT * FROM incidents WHERE pipeline = ? AND fingerprint = ?", name, mark)
@@ -13305,6 +13381,8 @@ UNENDED = """(SELECT r.*, (SELECT data FROM observations o WHERE kind = 'progres
     AND o.attempt = r.attempt) AS progress FROM runs r WHERE status IN ('running', 'retrying')
     UNION ALL SELECT *, NULL FROM runs WHERE status = 'queued')"""
 #: The version of a pipeline that is or was live, and what there is before the first.
+ON_PROBATION = """SELECT v.pipeline, v.version, v.probation, v.replaces, r.run_id FROM runs r
+    JOIN live v ON v.pipeline = r.pipeline AND v.version = r.version WHERE r.run_id = ? AND v.probation IS NOT NULL"""
 LAST_VERSION = """SELECT v.*, deployed, (SELECT max(version) FROM versions WHERE pipeline = p.name) AS newest
     FROM pipelines p JOIN versions v ON v.pipeline = p.name AND v.version = p.version WHERE p.name = ?"""
 NO_VERSION: Json = {"version": None, "deployed": 0, "newest": 0, "sha256": "", "entry": None, "options": {"params": {}}}
@@ -18793,11 +18871,16 @@ def columns_of(rows: Rows) -> list[str]:
     return [*dict.fromkeys(itertools.chain(rows.columns if not rows else (), *shapes))]
 
 
+#: Types of cells that can be asked whether they are empty.
+BLANK_TYPES = {int, float, bool, str, type(None)}
+
+
 class Seen:
     """What a step has seen of its rows: in how many of them each column has values of each kind."""
 
     def __init__(self) -> None:
         self.columns: dict[str, dict[str, float]] = {}
+        self.filled: set[str] = set()  # the columns that have something other than 0 and empty text
         self.rows = 0
 
     def add(self, rows: Rows) -> None:
@@ -18809,7 +18892,10 @@ class Seen:
             short = clip(name, WORD_MAX)
             if len(self.columns) < OBSERVED_COLUMNS or short in self.columns:
                 known = self.columns.setdefault(short, {})
-                types = [*map(type, cells)]
+                values = [*cells]
+                types = [*map(type, values)]
+                if short not in self.filled and (not {*types} <= BLANK_TYPES or any(values)):
+                    self.filled.add(short)
                 for cell_type in {*types}:
                     kind = kind_of(cell_type).name or "null"
                     known[kind] = known.get(kind, 0) + types.count(cell_type) * weight
@@ -18823,7 +18909,8 @@ class Seen:
             filled = sum(counts.values()) - counts.get("null", 0)
             if self.rows and (share := round(1 - filled / self.rows, 4)) > 0:
                 nulls[SECRETS.text(name)] = share
-        return {"columns": columns, "nulls": nulls}
+        blank = [SECRETS.text(name) for name in self.columns if name not in self.filled]
+        return {"columns": columns, "nulls": nulls} | ({"blank": blank} if blank else {})
 
 
 # Streams, and the steps that count rows.

@@ -142,7 +142,7 @@ def test_ids_grow_whatever_the_clock_does(tmp_path: Path, monkeypatch: pytest.Mo
 def test_a_step_that_began_and_ended_apart_is_one_row(tmp_path: Path) -> None:
     begin = {"t": "step", "n": 1, "started_at": "T", "step": 1, "parent": None, "name": "s", "path": "s"}
     done = {"status": "success", "duration_ms": 1.0, "rows_in": None, "rows_out": 2, "error": None}
-    done |= dict.fromkeys(module.SEEN_COLUMNS)
+    done |= dict.fromkeys((*module.SEEN_COLUMNS, "blank"))
     end = {"t": "done", "n": 2, "finished_at": "U", "step": 1, **done}
 
     async def story(store: module.Store) -> None:

@@ -35,6 +35,7 @@ def test_errors_have_their_code_number_and_exit() -> None:
         "not_found": 3,
         "forbidden": 4,
         "conflict": 5,
+        "unproven": 5,
         "queue_full": 5,
         "storage_full": 5,
         "unavailable": 6,
