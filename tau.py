@@ -16,8 +16,8 @@ The file is laid out in the order a request travels.  Calls go down the page, or
                  │ one JSON document a line: jobs over a socket, the trace through a journal file
     Part V    the run process     40 Fork server   41 Outpost   42 Relay   43 Run process
                                   44 Control groups   45 Pipeline API   46 Parameters
-                                  47 Assertions   48 Memos   49 Places   50 Web   51 Warehouses
-                                  52 Rehearsal   53 Formats   54 Rows   55 Trace
+                                  47 Assertions   48 Memos   49 Rehearsal   50 Places   51 Web
+                                  52 Warehouses   53 Formats   54 Rows   55 Trace
 
 `tau run hello`, in one read:
   main §9 reads the words with parser_of §10, made from the signature of `run` §15, and calls Client.call §14;
@@ -1129,6 +1129,8 @@ VALUES: dict[str, Json | str] = {
     "difference": "column:line? what:what before:any now:any",
     "drift": "changes:difference*",
     "sample": "way:way rows:object*",
+    "against": "added:count changed:count removed:count same:count",
+    "effect": "place:path resource:path mode:line rows:count? columns:line%? against:against? digest:line?",
     # What the process that loads a deployed file says of it.
     "pipeline": "name:pipeline_name function:line params:object description:line tags:line* schedule:line?"
     " every:amount? start:line? end:line? timezone:line? timeout:amount? retries:count retry_delay:amount"
@@ -1161,6 +1163,7 @@ RECORDS: dict[str, tuple[str, str]] = {
     "step": ("run", "at:time step:integer parent:integer? name:path path:path"),
     "done": ("run", f"at:time step:integer status:status duration_ms:amount? {ROWS} error:brief?"),
     **{kind: ("run", f"at:time step:path? name:line data:{kind}") for kind in OBSERVATIONS},
+    "rehearsal": ("run", "at:time effects:effect* unobserved:line* refused:line*"),
 }
 ITEMS_MAX = 1000
 
@@ -3475,7 +3478,8 @@ def command(words: list[str]) -> int:
     view = View(words)
     common = {option: options.pop(option, None) for option in COMMON}
     asked = {name: common[f"--{name}"] for name in ("host", "env", "home")}
-    refuse_writes(chosen.words, chosen.effect)
+    if chosen.name != "try":  # which may need no daemon: else the client refuses it
+        refuse_writes(chosen.words, chosen.effect)
     try:
         params = chosen.check({name: read_value(chosen.arguments[name], options[name], options) for name in options})
         fields = params.pop("fields", None)
@@ -3526,6 +3530,8 @@ def exit_of(name: str, document: Json) -> int:
         return LoadFailed.exit if name == "check" else 1
     if name == "events":
         return 0 if document["events"] or "gap" in document else 8
+    if document.get("agree") is False:
+        return 1
     runs = document.get("runs", [document]) if name in ("run", "retry", "wait", "try") else ()
     if any(run.get("waited") is False for run in runs):
         return 7
@@ -3584,6 +3590,39 @@ def ask_for_check(client: Client, name: str, params: Json, view: View) -> Json:
             raise
         with ThrowAway(client.home) as own:
             return ask_live(own, name, params, view)
+
+
+def ask_for_try(client: Client, name: str, params: Json, view: View) -> Json:
+    """Has the daemon rehearse the files, or runs or rehearses them in a throw-away one."""
+    if "like" in params:
+        return {**ask_live(client, name, params, view), "next": next_of_try(params)}
+    with ThrowAway(client.home) as own:
+        if "dry_run" in params:
+            return {**ask_live(own, name, params, view), "next": next_of_try(params)}
+        deployed = ask_live(
+            own, "deploy", {key: params[key] for key in ("files", "include", "entry") if key in params}, view
+        )
+        names = [pipeline["name"] for pipeline in deployed["pipelines"]]
+        if "name" not in params and len(names) > 1:
+            raise BadRequest("the file has several pipelines", f"--name: one of {', '.join(names)}")
+        order: Json = {key: params[key] for key in ("params", "texts", "timeout") if key in params}
+        document = ask_for_run(own, "run", order | {"name": params.get("name", names[0])}, view)
+        run = {"run_id": document["run_id"]}
+        if document.get("waited") is False:
+            own.call("cancel", run)
+            document = own.call("inspect", run)
+        # The log is removed with the home.
+        document["trace"]["log_tail"] = [message_of(line) for line in own.call("logs", run)["lines"]]
+    again = [shell_line("tau", *sys.argv[1:])]
+    return document | {"next": next_of_try(params) if document["status"] == "success" else again}
+
+
+def next_of_try(params: Json) -> list[str]:
+    """Returns the command that deploys what was tried."""
+    words = [*dict.fromkeys(file["from"] for file in params["files"])]
+    words += [f"--{option}={params[option]}" for option in ("entry", "name") if option in params]
+    words += ["--include", *dict.fromkeys(file["from"] for file in params["include"])] if "include" in params else []
+    return [near(shell_line("tau", "deploy", *words))]
 
 
 def ask_for_backup(client: Client, name: str, params: Json, view: View) -> Json:
@@ -3666,6 +3705,7 @@ ASKING: dict[str, Callable[[Client, str, Json, View], Json]] = {
     "logs": ask_for_logs,
     "events": ask_for_events,
     "check": ask_for_check,
+    "try": ask_for_try,
     "code": ask_for_code,
     "backup": ask_for_backup,
     "version": ask_for_version,
@@ -3673,48 +3713,6 @@ ASKING: dict[str, Callable[[Client, str, Json, View], Json]] = {
     "secret_set": ask_for_secret,
     "shutdown": lambda client, name, params, view: client.shut_down(params),
 }
-
-
-@reads_here
-def try_(
-    desk: Desk,
-    files: list[Json],
-    *,
-    include: list[Json] | None = None,
-    entry: str | None = None,
-    name: str | None = None,
-    params: Json | None = None,
-    texts: Texts | None = None,
-    timeout: float | None = None,
-) -> Json:
-    """Run a file without deploying it and without a daemon, in a home that is thrown away.
-
-    name          which pipeline, if there are several
-    timeout       seconds it may take at most
-
-        tau try orders.py -p day=2026-01-01
-        tau try shop --entry main.py --timeout 60
-    """
-    asked, view, given = desk
-    with ThrowAway(find_daemon(**asked).home) as own:
-        deployed = ask_live(own, "deploy", {"files": files, "include": include, "entry": entry}, view)
-        names = [pipeline["name"] for pipeline in deployed["pipelines"]]
-        if name is None and len(names) > 1:
-            raise BadRequest("the file has several pipelines", f"--name: one of {', '.join(names)}")
-        order = {"name": name or names[0], "params": params, "texts": texts, "timeout": timeout}
-        document = ask_for_run(own, "run", order, view)
-        run = {"run_id": document["run_id"]}
-        if document.get("waited") is False:
-            own.call("cancel", run)
-            document = own.call("inspect", run)
-        # The log is removed with the home.
-        document["trace"]["log_tail"] = [message_of(line) for line in own.call("logs", run)["lines"]]
-    if document["status"] != "success":
-        return document | {"next": [shell_line("tau", *sys.argv[1:])]}
-    words = ["deploy", file_word(given["files"])]
-    words += [f"--{option}={given[option]}" for option in ("entry", "name") if option in given]
-    words += ["--include", *map(file_word, given["include"])] if include else []
-    return document | {"next": [shell_line("tau", *words)]}
 
 
 @writes_here
@@ -5890,6 +5888,58 @@ def describe_ended(call: Call, run_id: str) -> Json:
     if (status := call.ask.status_of(run_id)) in FINAL:
         return describe(call, run_id)
     return {"run_id": run_id, "status": status, "waited": False, "next": [shell_line("tau", "wait", run_id)]}
+
+
+@mark(added=(FIELDS, REASON))
+@sifts
+@writes
+async def try_(
+    call: Call,
+    files: list[Json],
+    *,
+    include: list[Json] | None = None,
+    entry: str | None = None,
+    name: str | None = None,
+    params: Json | None = None,
+    texts: Texts | None = None,
+    timeout: float | None = None,
+    like: RunId | None = None,
+    times: int = 1,
+    dry_run: bool = False,
+) -> Json:
+    """Run a file without deploying it: in a home that is thrown away, or with the data of a run, changing nothing.
+
+    name          which pipeline, if there are several
+    timeout       seconds it may take at most
+    like          rehearse it in the daemon, with what this run had: params, time, upstream
+    times         rehearse it so often and tell whether the effects agree: 1 to 5
+    dry_run       withhold what it writes and tell what that would change
+
+        tau try orders.py -p day=2026-01-01
+        tau try orders.py --like 1m82 --times 2
+    """
+    if like is None and not (dry_run and call.daemon.options["unscheduled"]):
+        raise BadRequest("the daemon rehearses like a run", "tau try FILE --like RUN")
+    if like is not None and (params or texts):
+        raise BadRequest("it has the params of the run", "leave them out, or leave --like out")
+    demand({"type": "integer", "minimum": 1, "maximum": 5}, times, "times")
+    deployment = Deployment(call, files, include, entry)
+    try:
+        # Here the risks that the source shows are to be judged, before anything of it is built or loaded.
+        await deployment.prepare(None)
+        name = name if like is None else call.ask.owner(like)
+        await deployment.like(call, name, like)
+        pipelines = await deployment.load(name)
+        if len(pipelines) > 1:
+            raise BadRequest("the file has several pipelines", "--name says which")
+        wanted = pipelines[0]["params"]
+        fitted = {key: fit_text(wanted["properties"].get(key, {}), text) for key, text in (texts or {}).items()}
+        given = {} if timeout is None else {"timeout": timeout}
+        if like is None:
+            given["params"] = demand(wanted, (params or {}) | fitted, "params")
+        return await deployment.rehearse(pipelines[0], times, given)
+    finally:
+        await deployment.close()
 
 
 @reads
@@ -9590,6 +9640,7 @@ class Deployment:
         self.origin = origin_of(files, include or [], entry)
         self.entries = find_entries(self.sources, [file["path"] for file in files], entry)
         self.secrets = dict(itertools.islice(secrets_asked(self.sources).items(), SECRETS_MAX))
+        self.trial: Json = {}  # after like(): the job of a rehearsal
         self.venvs: dict[str, str] = {}  # entry → digest of the virtual environment that it needs
         self.folder = os.path.join(self.daemon.home, "versions", f".staged-{os.urandom(8).hex()}")
         self.daemon.retention.deploying += 1
@@ -9628,6 +9679,33 @@ class Deployment:
                 message = f"the key '{self.caller.name}' is for {', '.join(self.caller.patterns)}, not '{row['name']}'"
                 raise Forbidden(message, "`tau list` shows what this key sees")
         return pipelines
+
+    async def like(self, call: Call, name: str | None, run_id: str | None) -> None:
+        """From now on files are loaded and rehearsed as if the run *run_id* of the pipeline were theirs."""
+        self.trial = await call.beside(lambda call: rehearsal_of(call, name, run_id))
+
+    async def rehearse(self, pipeline: Json, times: int = 1, given: Json | None = None) -> Json:
+        """Runs a pipeline that is not deployed, with what an earlier run had; nothing changes, and no run is stored.
+
+        *given* are other values of the job.  Who deploys the file, judges its risks before.
+        """
+        job, entry = {**self.trial, "kind": "rehearse"}, pipeline["entry"]
+        job |= {"pipeline": pipeline["name"], "function": pipeline["function"], "memory_bytes": pipeline["memory"]}
+        job["timeout"] = pipeline["timeout"] or job["timeout"]
+        job |= {"python": self.daemon.venvs.python(self.venvs.get(entry)), **(given or {})}
+        load = self.daemon.runner.load
+        done = [rehearsal_document(await load(self.folder, entry, job, self.caller.name)) for _ in range(times)]
+        answer = done[-1] | {"memos": "not used"}
+        if pipeline["executor"]:
+            answer["unobserved"].append(f"executor {pipeline['executor']}: this was done on the daemon's machine")
+        signs = [
+            encode_json([one["status"], [omit(effect, ("against",)) for effect in one["effects"]]]) for one in done
+        ]
+        for effect in answer["effects"]:
+            del effect["digest"]
+        return {"like": self.trial.get("like"), **answer} | (
+            {"agree": signs.count(signs[0]) == times} if times > 1 else {}
+        )
 
     def compare(self, call: Call, pipelines: list[Json], digest: str) -> Json:
         """Returns the live pipelines that these files no longer have, and where those that they replace came from."""
@@ -9674,6 +9752,8 @@ class Deployment:
     async def ask(self, entry: str, job: Json) -> Any:
         """Loads an entry, or scans all files, in a process; returns its result or raises LoadFailed."""
         job["python"] = self.daemon.venvs.python(self.venvs.get(entry))
+        if self.trial:
+            job["rehearsal"] = self.trial["rehearsal"] | {"data": os.path.join(self.folder, "data")}
         outcome = await self.daemon.runner.load(self.folder, entry, job, self.caller.name)
         if outcome.error is not None:
             raise load_error(entry, outcome.error)
@@ -9682,6 +9762,57 @@ class Deployment:
         except BadRequest as problem:
             message = f"{entry} does not load: what it says of itself is wrong: {problem}"
             raise LoadFailed(message, "change nothing in tau from a pipeline's file", kind="load", file=entry) from None
+
+
+#: How long a rehearsal may take without a time limit of its pipeline, or five times as long as the last success took.
+REHEARSAL_S = 300.0
+
+
+def rehearsal_of(call: Call, name: str | None, like: str | None) -> Json:
+    """Returns the job of a rehearsal: what a run had, the state of today, and what the last success has used."""
+    home = call.daemon.home
+    about: Json = {"places": None, "secrets": None, "home": home, "data": os.path.join(home, "data", name or "")}
+    job: Json = {"timeout": REHEARSAL_S, "version": 0, "params": {}, "upstream": {}}
+    if like is not None:
+        (job,) = call.ask.rows(JOB, like)
+        upstream = {
+            it: call.ask.row("SELECT run_id, result FROM runs WHERE run_id = ?", job["upstream"][it])
+            for it in job["upstream"] or {}
+        }
+        success = "SELECT run_id, duration_ms FROM runs WHERE pipeline = ? AND status = 'success'"
+        last = call.ask.row(f"{success} ORDER BY run_id DESC LIMIT 1", name) or {"run_id": like, "duration_ms": 0}
+        steps = call.ask.rows("SELECT places FROM steps WHERE run_id = ? AND places IS NOT NULL", last["run_id"])
+        processes = call.ask.rows("SELECT process FROM attempts WHERE run_id = ?", last["run_id"])
+        about["places"] = sorted({use["place"] for step in steps for use in step["places"] if "://" in use["place"]})
+        about["secrets"] = [secret for row in processes for secret in row["process"].get("secrets", ())]
+        job = omit(job, ("sha256", "entry", "resume_from", "executor", "environment"))
+        job |= {"upstream": upstream, "timeout": max(REHEARSAL_S, 5 * (last["duration_ms"] or 0) / 1000)}
+    return job | {"rehearsal": about, "run_id": like or LOCAL_RUN, "attempt": 1, "like": like}
+
+
+def rehearsal_document(outcome: Outcome) -> Json:
+    """Returns how a rehearsal went."""
+    process, status = outcome.process, outcome.status
+    assert process is not None
+    steps: dict[int, Json] = {}
+    for record in process.kept:
+        if record["t"] == "step":
+            steps[record["step"]] = {**NEW_STEP, **record}
+        elif record["t"] == "done" and record["step"] in steps:
+            steps[record["step"]] |= record
+    began, ended = (
+        record["mono"] if record else None for record in (process.start, process.last_record or process.ended)
+    )
+    return {
+        "status": status if status in ("success", "timed_out") else "failed",
+        "error": outcome.error,
+        "duration_ms": round((ended - began) * 1000, 3) if began and ended else None,
+        "effects": process.effects.get("effects", []),
+        "checks": [pick(record, "name", "step") | record["data"] for record in process.kept if record["t"] == "check"],
+        "steps": [omit(step, ("t", "n", "at", "finished_n")) for step in steps.values()],
+        "unobserved": process.effects.get("unobserved", ["what has changed: the rehearsal did not reach its end"]),
+        "refused": process.effects.get("refused", []),
+    }
 
 
 def read_sources(files: list[Json]) -> Sources:
@@ -10413,7 +10544,7 @@ SWEEP_S = 3600.0
 class Outcome:
     """How an attempt ended: all that the runner tells the rest of Tau."""
 
-    __slots__ = ("error", "result", "retry", "state", "status")
+    __slots__ = ("error", "process", "result", "retry", "state", "status")
 
     def __init__(
         self, status: str, result: Any, error: Json | None, state: Json | None = None, retry: bool | None = None
@@ -10421,6 +10552,7 @@ class Outcome:
         self.status, self.result, self.error = status, result, error
         self.state = state  # the state for the next run, if the attempt changed it
         self.retry = retry  # whether retry_on names its exception; False if it is never to be retried
+        self.process: Process | None = None  # of what is no run
 
 
 def verdict(
@@ -10506,6 +10638,8 @@ class Process:
         self.logged = self.dropped = 0  # numbers of log lines
         self.skipped = 0  # lines of its journal that are not counted in the metrics yet
         self.unsaved: list[Json] = []  # trace records that have been read and are not stored yet
+        self.kept: list[Json] = []  # steps and checks of what is no run
+        self.effects: Json = {}  # what a rehearsal has told
         self.tails: dict[str, list[bytes]] = {}  # last lines of an output beyond the limit, logged at its end
         self.lock = asyncio.Lock()  # held for reading and storing, which keeps the order
         self.closed = asyncio.Event()  # set once its outcome is stored
@@ -10645,6 +10779,8 @@ class Process:
             self.mask.learn(record["name"], self.secrets, record["found"])
         elif kind == "stop":
             self.position["stop"] = 1
+        elif kind == "rehearsal":
+            self.effects = record
         elif kind in ("returned", "raised"):
             self.last_record = record | {"stopped": "stop" in self.position}
             self.told_at = time.monotonic()
@@ -10780,7 +10916,8 @@ class Runner:
         self.tasks = Tasks(store.metrics.failed)
         self.spawn = self.tasks.spawn
         self.paused = False  # nothing is decided or admitted any more
-        self.loads, self.looks = (Turns((os.cpu_count() or 1) + 1) for _ in range(2))  # one does not wait for the other
+        # One kind does not wait for another.
+        self.turns = {kind: Turns((os.cpu_count() or 1) + 1) for kind in ("load", "scan", "peek", "rehearse")}
         self.busy = asyncio.Event()  # set while anything is live
 
     async def open(self) -> None:
@@ -10855,7 +10992,7 @@ class Runner:
 
     async def load_now(self, folder: str, entry: str, job: Json, actor: str) -> Outcome:
         """If the fork server dies meanwhile, the next one tries again: the file is not to blame."""
-        turns = self.looks if job["kind"] == "peek" else self.loads
+        turns = self.turns[job["kind"]]
         async with turns.each[actor], turns.all:
             while True:
                 process = Process(self.folder, f"load-{os.urandom(8).hex()}", None, 1, self.starter.server)
@@ -10871,6 +11008,7 @@ class Runner:
                 finally:
                     await asyncio.to_thread(remove_tree, directory)
                 assert process.outcome is not None
+                process.outcome.process = process
                 if process.outcome.status == "success" or process.server == self.starter.server:
                     return process.outcome
 
@@ -10991,6 +11129,7 @@ class Runner:
     async def store_trace(self, process: Process, work: Callable[..., None], *outcome: Outcome) -> None:
         """Stores what was read of a run; if a bug makes that fail, stores all except its trace records."""
         if process.run_id is None:
+            process.kept += [record for record in process.unsaved if record["t"] in ("step", "done", "check")]
             return
         run = process.run_id, process.attempt
         try:
@@ -14199,19 +14338,19 @@ def fork_server() -> int:
     os.setsid()  # Ctrl-C in taud's terminal must reach taud alone
     PACKED.clear()  # the other part, which is never asked for
     prepare_interpreter()
-    rehearse(20)
+    warm_up(20)
     gc.collect()
     gc.freeze()  # the pages of these objects stay shared with every child
     ForkServer().serve()
     return 0
 
 
-def rehearse(times: int) -> None:
+def warm_up(times: int) -> None:
     """Does what every run does, often enough for the interpreter to specialise that code.
 
     Otherwise each child would, and would copy the memory pages that this changes.
     """
-    job = local_job("rehearsal", os.sep, os.sep) | {"params": {}}
+    job = local_job("warm_up", os.sep, os.sep) | {"params": {}}
     attempt = Attempt(job, Journal(os.devnull, job["limits"]))
 
     async def act(ctx: PipelineContext) -> dict[str, int]:
@@ -14224,8 +14363,8 @@ def rehearse(times: int) -> None:
         process_started(os.getpid())
         signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM))
         captured(Output(attempt.journal, "stdout", 1)).write("line\n")
-        exec(marshal.loads(marshal.dumps(compile("rows = 1", "rehearsal", "exec"))), {})
-        pipeline(name="rehearsal")(act)  # compiles regular expressions
+        exec(marshal.loads(marshal.dumps(compile("rows = 1", "warm_up", "exec"))), {})
+        pipeline(name="warm_up")(act)  # compiles regular expressions
         attempt.journal.write(returned_by(PIPELINES.pop(), PipelineContext(attempt)))
     attempt.journal.close()
 
@@ -14259,9 +14398,16 @@ class ForkServer:
                 os.read(self.wake, 4096)
             if 0 in ready:
                 self.receive()
+            if not self.open:
+                self.end_unwanted()
             if self.wake in ready or self.dead or self.orphans:
                 self.sweep()
             self.proceed()
+
+    def end_unwanted(self) -> None:
+        """Kills what only the daemon that is gone was waiting for: rehearsals, looks, loads."""
+        for pid in [pid for pid, job in self.jobs.items() if job["kind"] != "run"]:
+            signal_group(pid, signal.SIGKILL)
 
     def patience(self) -> float | None:
         """Seconds until something is due, or None."""
@@ -14347,7 +14493,7 @@ class ForkServer:
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             born = settle_in()
             if ahead and not self.jobs:  # use the idle time to copy the pages that a run will write
-                rehearse(1)
+                warm_up(1)
             with open(source, "rb") as file:
                 job = file.read()
             # A pipe that was closed without a job means that this child is not needed.
@@ -14405,6 +14551,8 @@ class ForkServer:
         size = usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
         reason = self.why_killed(job) if code == -signal.SIGKILL else None
         self.write_end(job, code, reason, cpu_ms=cpu_ms, max_rss_bytes=size)
+        if not self.open and job.get("rehearsal"):
+            remove_tree(job["directory"])
 
     def why_killed(self, job: Json) -> str | None:
         """Why a run got SIGKILL: lack of memory, if the kernel counts a kill that is not explained yet.
@@ -14845,7 +14993,8 @@ def run_process(job: Json, born: str | None) -> int:
     code: object = 0
     try:
         prepare(attempt)
-        record = WORK[job["kind"]](attempt)
+        work = WORK[job["kind"]]
+        record = Rehearsal(attempt).perform(work) if job.get("rehearsal") else work(attempt)
         attempt.on_stop = None  # from here on it is too late to stop
     except BaseException as problem:  # SystemExit too: whatever ends a run is its outcome
         attempt.on_stop = None
@@ -14877,7 +15026,7 @@ def prepare(attempt: Attempt) -> None:
     os.chdir(job["directory"])
     os.umask(job["umask"])
     os.environ["PWD"] = job["directory"]
-    if job["kind"] == "run":
+    if job["kind"] in ("run", "rehearse"):
         os.environ["TAU_RUN_ID"] = job["run_id"]
     sys.argv = [os.path.join(job["folder"], job["entry"])]
     sys.stdout, sys.stderr = map(captured, attempt.outputs)
@@ -15003,6 +15152,7 @@ def call_pipeline(attempt: Attempt) -> Json:
 
 #: The kind of a job → what does its work and returns the outcome.
 WORK: dict[str, Callable[[Attempt], Json]] = {"run": call_pipeline, "load": load_pipelines, "scan": scan_files}
+WORK["rehearse"] = call_pipeline
 WORK["peek"] = lambda attempt: attempt.returned(look_at(Surroundings(PipelineContext(attempt))), LINE_BYTES_MAX)
 
 
@@ -15524,6 +15674,8 @@ class PipelineContext:
                 step.places += [{"how": "reads", "place": "", "resource": ""}]  # who knows where they are from
             said = await settle(place.write(counted(step, batches_of(data), keys * (mode == "upsert")), mode, keys))
             step.rows_out = step.rows_in if said is None else int(said)
+            if (rehearsal := self._attempt.rehearsal) is not None:
+                rehearsal.note(step, mode, keys)
             return Count(step.rows_out or 0)
 
     @eagerly
@@ -15537,10 +15689,11 @@ class PipelineContext:
             step.places = place.uses("reads", query)
             result = place.run(query, dict(params or {}))
             self._attempt.has_read |= isinstance(result, Rows)
-            if isinstance(result, Rows):
-                return put_out(step, result)
-            step.rows_out = max(result, 0)
-            return Count(step.rows_out)
+            step.rows_out = None if isinstance(result, Rows) else max(result, 0)
+            answer = put_out(step, result) if isinstance(result, Rows) else Count(max(result, 0))
+            if (rehearsal := self._attempt.rehearsal) is not None:
+                rehearsal.note(step, "sql", [])
+            return answer
 
     @eagerly
     async def check(self, *assertions: Any, name: str | None = None, severity: str = "error") -> Any:
@@ -16248,7 +16401,511 @@ def save_memo(attempt: Attempt, key: str, data: bytes) -> str | None:
     return None
 
 
-# --- 49. Places ---------------------------------------------------------------------------
+# --- 49. Rehearsal ------------------------------------------------------------------------
+# Owns runs that change nothing: what they must not do, where their writes go, and what those would have changed.
+# Calls Places, Warehouses, Rows and Trace.
+# Promises that files and databases are afterwards as they were before, unless code means to break out.
+
+#: The most bytes of a file or directory that are copied, and the most rows of a table that are compared.
+COPIED_MAX, COMPARED_MAX = 1 << 30, 1_000_000
+#: How long a rehearsal waits for another's lock.
+LOCK_S = 5.0
+TOLD_MAX = 100
+#: Files that belong to a database beside them.
+BESIDE = r"(-wal|-shm|-journal|\.wal)$"
+#: Events of Python's audit that begin a child process.
+CHILDREN = ("subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "os.spawn", "os.fork", "os.forkpty")
+#: Events that change a file → where among their arguments its path is, and the directory to which it is relative.
+CHANGES: dict[str, tuple[tuple[int, int | None], ...]] = {
+    **dict.fromkeys(("os.remove", "os.rmdir"), ((0, 1),)),
+    **dict.fromkeys(("os.mkdir", "os.chmod"), ((0, 2),)),
+    **dict.fromkeys(("os.chown", "os.utime"), ((0, 3),)),
+    **dict.fromkeys(("os.truncate", "os.setxattr", "os.removexattr"), ((0, None),)),
+    "os.rename": ((0, 2), (1, 3)),
+    "os.link": ((1, 3),),
+    "os.symlink": ((1, 2),),
+}
+#: Drivers that open databases by themselves, unseen by the audit.
+NATIVE = ("psycopg", "psycopg2", "duckdb", "MySQLdb", "oracledb", "pyodbc", "pymssql", "snowflake")
+#: Scheme of a store of files → where its servers are.
+CLOUDS = {"s3": ".amazonaws.com", **dict.fromkeys(("gs", "gcs"), ".googleapis.com")}
+CLOUDS |= dict.fromkeys(("az", "abfs"), ".core.windows.net")
+#: In SQL: what ends a transaction, and a file that is opened.
+ENDS_TRANSACTION = r"(?:^|;)\s*(begin|start|commit|end|rollback|abort|prepare\s+transaction|savepoint|release)\b"
+OPENS_FILE = r"\b(?:attach|to|database|into)\s+(?:if\s+not\s+exists\s+)?'([^']*)'"
+#: The tables of a database in a file, without views.
+TABLES = {
+    "sqlite": "SELECT '' AS schema, name FROM sqlite_master WHERE type = 'table' AND substr(name, 1, 7) != 'sqlite_'",
+    "duckdb": "SELECT table_schema AS schema, table_name AS name FROM information_schema.tables"
+    " WHERE table_type = 'BASE TABLE'",
+}
+
+
+class Refused(Forbidden, PermissionError):
+    """What a rehearsal must not do; to code that is ready for it, an error of the system."""
+
+
+class Rehearsal:
+    """A run that writes to copies, and is watched by a hook of Python's audit.
+
+    The copy of a file has its path below `now`; how it was before is below `before`.
+    """
+
+    only_looks, rehearsal = False, None  # to read copies, it serves as Surroundings
+
+    def __init__(self, attempt: Attempt) -> None:
+        job = attempt.job
+        self.attempt, self.about = attempt, job["rehearsal"]
+        self.engines: Json = {}
+        self.around: Any = self
+        places = [urllib.parse.urlsplit(place) for place in self.about["places"] or ()]
+        self.servers = {parts.netloc for parts in places}
+        self.hosts = {parts.hostname for parts in places if parts.scheme not in PORTS or parts.scheme[:4] == "http"}
+        self.clouds = tuple(CLOUDS[parts.scheme] for parts in places if parts.scheme in CLOUDS)
+        self.names: dict[str, str] = {}  # path of the copy of a remote file → its place
+        self.guarded: set[str] = set()
+        self.scratch = os.path.realpath(job["directory"])
+        self.before, self.now, self.temporary = (os.path.join(self.scratch, name) for name in ("before", "now", "tmp"))
+        self.data, self.home = (os.path.realpath(self.about[name]) for name in ("data", "home"))
+        self.known = [self.data]  # what has a copy, if it exists
+        self.writable = [self.scratch, os.devnull, f"{job['folder']}.code", f"{job['journal']}.journal"]
+        free = (os.path.join(self.home, name) for name in ("data", "versions", "environments"))
+        self.readable = [*self.writable, *free, os.path.realpath(job["folder"])]
+        self.doing = threading.local()  # .what: Tau itself reads a secret, asks a web server, or opens a database
+        self.effects: dict[tuple[str, str], Json] = {}  # by place and resource
+        self.keys: dict[tuple[str, str], list[str]] = {}  # that loads have named
+        self.told: dict[str, list[str]] = {"unobserved": [], "refused": []}
+        self.held: dict[str, Any] = {}  # URL → the connection to a PostgreSQL, in one transaction
+        self.tables: dict[tuple[str, str], tuple[Any, list[str], Any]] = {}  # of it: how each was before
+
+    def perform(self, work: Callable[[Attempt], Json]) -> Json:
+        """Returns the outcome of *work*, and tells what it would have changed."""
+        self.begin()
+        try:
+            return work(self.attempt)
+        finally:
+            try:
+                if not self.attempt.stopped:
+                    self.compare()
+            except Exception as problem:
+                self.tell("unobserved", f"what has changed: {safe_text(problem)}")
+            effects = [*self.effects.values()][:TOLD_MAX]
+            self.attempt.journal.write({"t": "rehearsal", "at": now(), "effects": effects, **self.told})
+            for connection in self.held.values():
+                vars(connection).pop("close")
+                connection.close()  # which rolls back
+
+    def begin(self) -> None:
+        """Copies the pipeline's directory, takes out of the environment what leads to taud, and begins to watch."""
+        job, connect = self.attempt.job, sqlite3.connect
+        self.attempt.rehearsal = self
+        for path in (self.before, self.now + self.data, self.temporary):
+            make_directory(path)
+        self.copy_directory()
+        for name in [name for name in os.environ if name.startswith("TAU_") and name != "TAU_RUN_ID"]:
+            del os.environ[name]
+        job |= {"directory": self.now + self.data, "memos": os.path.join(self.scratch, "memos"), "old_memos": None}
+        os.environ |= {"TMPDIR": self.temporary, "PWD": job["directory"]}
+        os.chdir(job["directory"])
+        tempfile.tempdir, sys.dont_write_bytecode = self.temporary, True
+
+        def connect_copy(database: Any, *more: Any, **options: Any) -> Any:
+            path = os.fsdecode(database)
+            made = connect(path if re.match("$|file:|:memory:", path) else self.copied(path), *more, **options)
+            made.set_authorizer(self.authorize)
+            return made
+
+        sqlite3.connect = sqlite3.dbapi2.connect = connect_copy
+        sys.addaudithook(self.judge)
+
+    @contextlib.contextmanager
+    def working(self, what: str) -> Iterator[None]:
+        """Marks what Tau itself does in this thread."""
+        before, self.doing.what = self.does(), what
+        try:
+            yield
+        finally:
+            self.doing.what = before
+
+    def does(self) -> str:
+        return getattr(self.doing, "what", "")
+
+    def reading(self, name: str) -> Any:
+        """For `with`: a secret is read, if the last success has read it."""
+        if self.about["secrets"] is not None and name not in self.about["secrets"]:
+            self.refuse(f"secret '{name}', which the last success did not use")
+        return self.working("secret")
+
+    def tell(self, kind: str, what: str) -> None:
+        if what not in self.told[kind] and len(self.told[kind]) < TOLD_MAX:
+            self.told[kind].append(what)
+
+    def refuse(self, what: str, hint: str = "a rehearsal must not reach further than the last success") -> None:
+        folder, frames = self.attempt.job["folder"], traceback.walk_stack(sys._getframe(1))
+        own = ((frame.f_code.co_filename, line) for frame, line in frames)
+        lines = (f"{path.removeprefix(folder)[1:]}:{line}: " for path, line in own if path.startswith(f"{folder}/"))
+        self.tell("refused", f"{next(lines, '')}{what}")
+        raise Refused(what, hint)
+
+    # Copies of files.
+
+    def real(self, path: str) -> str:
+        return path.removeprefix(self.now)
+
+    def name_of(self, url: str) -> str:
+        return self.names.get(url) or place_name(url.replace(self.now, ""), self.data)
+
+    def copied(self, path: str, writing: bool = True) -> str:
+        """Returns the path of a file's copy, which is made now if it is *writing*; else the path itself."""
+        path = os.path.realpath(path if is_within(path, self.scratch) else os.path.join(self.data, path))
+        if is_within(path, self.scratch):
+            return path
+        if not any(is_within(path, known) for known in self.known):
+            if not writing:
+                return path
+            self.known.append(path)
+            make_directory(os.path.dirname(self.now + path))
+            if os.path.exists(path):
+                self.copy_file(path)
+        return self.now + path
+
+    def overlaid(self, paths: list[str], pattern: str) -> list[str]:
+        """Returns the files that match a pattern, with their copies instead of those that have one."""
+        copies = [] if pattern.startswith(self.now) else glob.glob(self.now + os.path.abspath(pattern))
+        ours = {path.removeprefix(self.now): path for path in copies}
+        return [*({os.path.abspath(path): path for path in paths} | ours).values()]
+
+    def copy_directory(self) -> None:
+        total = 0
+        for folder, folders, names in os.walk(self.data):
+            for name in folders:
+                make_directory(os.path.join(self.now + folder, name))
+            for path in (os.path.join(folder, name) for name in names if re.search(BESIDE, name) is None):
+                if os.path.islink(path):
+                    os.symlink(os.readlink(path), self.now + path)
+                elif os.path.isfile(path):
+                    self.copy_file(path, total)
+                    total += os.path.getsize(self.now + path)
+
+    def copy_file(self, path: str, total: int = 0) -> None:
+        """Copies a file as it is at one moment, to `before` and `now`."""
+        before = self.before + path
+        make_directory(os.path.dirname(before))
+        for _ in range(3):  # until nobody has written meanwhile
+            about = os.stat(path)
+            if total + about.st_size > COPIED_MAX:
+                large = f"{path}: a rehearsal copies at most {COPIED_MAX:,} bytes"
+                self.refuse(large, "move what the pipeline need not have in its directory elsewhere")
+            if file_kind(path) == "sqlite":
+                copy_sqlite(path, before)
+            else:
+                copy_bytes(path, before)
+            again = os.stat(path)
+            if (again.st_mtime_ns, again.st_size) == (about.st_mtime_ns, about.st_size):
+                break
+        for suffix in filter(lambda suffix: os.path.exists(before + suffix), ("", ".wal")):
+            shutil.copystat(path, before + suffix)
+            shutil.copy2(before + suffix, self.now + path + suffix)
+
+    # Databases.
+
+    def database(self, url: str, name: str) -> str:
+        """Returns the URL of a copy of a database, or that of a PostgreSQL, which can take everything back."""
+        head, _, path = url.partition(":///")
+        path, mark, options = path.partition("?")
+        if re.match(r"(sqlite|duckdb)[+:]", url):
+            return url if path in ("", ":memory:") else f"{head}:///{self.copied(path)}{mark}{options}"
+        if re.match(r"postgres(ql)?[+:]", url) is None:
+            self.refuse(f"{name}: only SQLite, DuckDB and PostgreSQL can take back what is written")
+        if self.about["places"] is not None and urllib.parse.urlsplit(name).netloc not in self.servers:
+            self.refuse(f"the database {name}, which the last success did not use")
+        return url
+
+    def connection_to(self, house: Any) -> Any:
+        """Returns the one connection to a PostgreSQL.  Its commit and rollback end a savepoint only."""
+        url = str(house.engine.url)
+        if url not in self.held:
+            made = self.held[url] = house.engine.connect().execution_options(isolation_level="REPEATABLE READ")
+            made.execute(house.alchemy.text(f"SET lock_timeout = '{LOCK_S:g}s'"))
+        connection = self.held[url]
+        part = connection.begin_nested()
+        connection.commit, connection.rollback, connection.close = part.commit, part.rollback, lambda: None
+        return connection
+
+    def guard(self) -> None:
+        """Lets only Tau connect with the drivers that it has loaded."""
+
+        def guarded(name: str, connect: Callable[..., Any]) -> Callable[..., Any]:
+            def connect_as_tau(*arguments: Any, **options: Any) -> Any:
+                if self.does() != "database":
+                    self.refuse(
+                        f"{name}.connect(): a rehearsal could not take back what it writes", "ctx.sql, ctx.load"
+                    )
+                return connect(*arguments, **options)
+
+            return connect_as_tau
+
+        for name in [name for name in NATIVE if name in sys.modules and name not in self.guarded]:
+            self.guarded.add(name)
+            driver: Any = sys.modules[name]
+            driver.connect = guarded(name, driver.connect)
+
+    def check_statement(self, statement: str) -> None:
+        """Refuses what would end the transaction, or open a file that is no copy."""
+        text = re.sub(r"\$(\w*)\$.*?\$\1\$", " ", statement, flags=re.DOTALL)
+        for path in re.findall(OPENS_FILE, text, re.IGNORECASE):
+            self.check_change(path)
+        text = re.sub(NO_TABLES, " ", text, flags=re.DOTALL | re.IGNORECASE)
+        if found := re.search(ENDS_TRANSACTION, text, re.IGNORECASE):
+            self.refuse(f"{found[1].upper()} in a statement", "the rehearsal is one transaction, which ends with it")
+
+    def remember(self, house: Any, place: str, tables: Iterable[str], keys: list[str]) -> None:
+        """Keeps how tables of a PostgreSQL are before the first write to them; of files there are copies."""
+        for table in tables if house.dialect == "postgresql" else ():
+            if (place, table) not in self.tables:
+                key = keys or key_of_table(house, table)
+                self.tables[place, table] = house, key, self.marks(f"{place} {table}", rows_of_table(house, table), key)
+
+    # What was written.
+
+    def note(self, step: Step, mode: str, keys: list[str]) -> None:
+        """Adds what a load or statement has written to the effects on its places."""
+        written = [use for use in step.places if use["how"] == "writes" and (use["resource"] or mode != "sql")]
+        for place, resource in ((use["place"], use["resource"]) for use in written):
+            effect = self.effect(place, resource, mode)
+            effect["rows"] = (effect["rows"] or 0) + (step.rows_out or 0)
+            if mode != "sql":
+                effect["columns"] = (effect["columns"] or {}) | (step.seen.document()["columns"] if step.seen else {})
+            if keys:
+                self.keys[place, resource.lower()] = keys
+        if not written and mode == "sql" and step.seen is None and step.places[0]["place"].startswith("postgresql:"):
+            self.tell("unobserved", f"which tables this changes: {step.name}")
+
+    def effect(self, place: str, resource: str, mode: str) -> Json:
+        made = {"place": place, "resource": resource, "mode": mode, "rows": None, "columns": None}
+        effect = self.effects.setdefault((place, resource.lower()), made | {"against": None, "digest": None})
+        if mode not in effect["mode"].split("+"):
+            effect["mode"] += f"+{mode}"
+        return effect
+
+    def compare(self) -> None:
+        """Compares each copy with how it was before, and the tables of a PostgreSQL likewise."""
+        paths = {path.removeprefix(tree) for tree in (self.before, self.now) for path in files_below(tree)}
+        for path in sorted(paths):
+            trees = (self.before + path, self.now + path)
+            kind = next(filter(None, map(file_kind, trees)), None)
+            if kind is not None:
+                self.compare_tables(kind, path, *trees)
+            elif (self.name_of(path), "") in self.effects or file_digest(trees[0]) != file_digest(trees[1]):
+                self.compare_files(path, *trees)
+        for (place, table), (house, key, before) in self.tables.items():
+            self.settle(place, table, before, self.marks(f"{place} {table}", rows_of_table(house, table), key))
+
+    def compare_tables(self, kind: str, path: str, *trees: str) -> None:
+        place, (old, new) = self.name_of(f"{kind}:///{path}"), [self.opened(kind, tree) for tree in trees]
+        with old as before, new as after:
+            for table in dict.fromkeys(itertools.chain(*(tables_of(kind, house) for house in (before, after)))):
+                key, what = self.keys.get((place, table.lower())) or key_of_table(after, table), f"{place} {table}"
+                sides = [self.marks(what, rows_of_table(house, table), key) for house in (before, after)]
+                self.settle(place, table, *sides)
+
+    def opened(self, kind: str, path: str) -> Any:
+        if not os.path.exists(path):
+            return contextlib.nullcontext()
+        return SQLite(path, "BEGIN") if kind == "sqlite" else Alchemy(f"duckdb:///{path}", self.around)
+
+    def compare_files(self, path: str, *trees: str) -> None:
+        place = self.name_of(path)
+        key = self.keys.get((place, ""), [])
+        try:
+            batches = [LocalFile(tree, self.around, {}).read(BATCH_ROWS) for tree in trees if os.path.exists(tree)]
+            sides = [self.marks(place, some, key) for some in batches]
+            absent: list[Any] = [collections.Counter()] * (2 - len(sides))
+            self.settle(place, "", *(absent + sides if os.path.exists(trees[1]) else sides + absent))
+        except (TauError, ValueError):  # it has no rows that we can read
+            self.effects.get((place, "")) or self.effect(place, "", "code")
+
+    def marks(self, what: str, batches: Batches, key: list[str]) -> Any:
+        """Returns how often each row is there, by its key and a digest; None for too many rows."""
+        found: Any = collections.Counter()
+        for batch in batches:
+            for row in batch:
+                digest = digest_of_row(row)
+                found[tuple(str(row.get(name)) for name in key) if key else digest, digest] += 1
+            if found.total() > COMPARED_MAX:
+                self.tell("unobserved", f"what changes in {what}: it has more than {COMPARED_MAX:,} rows")
+                return None
+        return found
+
+    def settle(self, place: str, resource: str, before: Any, after: Any) -> None:
+        """Tells what differs between two states of the same rows."""
+        known = self.effects.get((place, resource.lower()))
+        if known is None and before == after:
+            return
+        effect = known or self.effect(place, resource, "code")
+        if before is None or after is None:
+            return
+        gone, fresh = before - after, after - before
+        changed = (keys_in(gone) & keys_in(fresh)).total()
+        against = {"added": fresh.total() - changed, "changed": changed, "removed": gone.total() - changed}
+        effect["against"] = against | {"same": (before & after).total()}
+        effect["digest"] = f"{sum(digest * count for (_, digest), count in fresh.items()) % (1 << 64):016x}"
+        effect["rows"] = fresh.total() if effect["rows"] is None else effect["rows"]
+
+    # What Python's audit sees.
+
+    def judge(self, event: str, arguments: tuple[Any, ...]) -> None:
+        """Refuses what would reach out of the rehearsal.  It sees what Python does, and no library in C."""
+        if event in CHANGES:
+            for place, folder in CHANGES[event]:
+                base = -1 if folder is None or len(arguments) <= folder else arguments[folder]
+                self.check_change(arguments[place], base, event not in ("os.truncate", "os.chmod", "os.utime"))
+        elif event == "open" and isinstance(arguments[0], (str, bytes)):
+            is_write = arguments[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND)
+            (self.check_change if is_write else self.check_look)(arguments[0])
+        elif event in ("os.listdir", "os.scandir") and isinstance(arguments[0], (str, bytes)):
+            self.check_look(arguments[0])
+        elif event in CHILDREN or (event in ("os.kill", "os.killpg") and arguments[0] != os.getpid()):
+            self.refuse(f"{event}: another process")
+        elif event in ("socket.connect", "socket.sendto", "socket.sendmsg") and self.does() != "database":
+            address = arguments[1]
+            if isinstance(address, (str, bytes)):
+                self.refuse("a connection to a socket of this machine")
+            elif isinstance(address, tuple):
+                self.check_host(str(address[0]))
+        elif event in ("socket.getaddrinfo", "socket.gethostbyname") and arguments[0]:
+            self.check_host(arguments[0] if isinstance(arguments[0], str) else os.fsdecode(arguments[0]))
+        elif event == "http.client.send" and self.does() != "web" and isinstance(arguments[1], bytes):
+            if found := re.match(rb"(?!GET |HEAD |OPTIONS |CONNECT )([A-Z]+) \S+ HTTP/", arguments[1]):
+                self.refuse(f"a {found[1].decode()} over HTTP: it may change something")
+        elif event == "sqlite3.connect" and not re.match("$|:memory:|file:.*[?&]mode=ro", os.fsdecode(arguments[0])):
+            self.check_change(arguments[0])
+        elif event == "import" and arguments[0].partition(".")[0] in NATIVE and self.does() != "database":
+            self.refuse(f"import {arguments[0]}: it may write where nothing can be taken back", "ctx.sql, ctx.load")
+        elif event == "ctypes.dlopen":
+            self.tell("unobserved", f"native code: {safe_text(arguments[0])}")
+
+    def check_change(self, path: Any, folder: int = -1, is_entry: bool = False) -> None:
+        base = os.getcwd() if folder == -1 else os.readlink(f"/proc/self/fd/{folder}")
+        whole = os.path.join(base, f"/proc/self/fd/{path}" if isinstance(path, int) else os.fsdecode(path))
+        at, name = os.path.split(whole.rstrip("/"))
+        real = os.path.join(os.path.realpath(at), name) if is_entry else os.path.realpath(whole)
+        if not any(is_within(real, free) for free in self.writable):
+            self.refuse(f"a change of {real}", "what a rehearsal writes goes to ctx.data_dir, ctx.load or ctx.sql")
+
+    def check_look(self, path: Any) -> None:
+        real = os.path.realpath(os.fsdecode(path))
+        is_free = self.does() == "secret" or any(is_within(real, free) for free in self.readable)
+        if is_within(real, self.home) and not is_free:
+            self.refuse(f"a look at {real}: {OF_TAUD}")
+
+    def check_host(self, host: str) -> None:
+        if self.about["places"] is None or self.does() == "database" or host in self.hosts | self.addresses:
+            return
+        if not host.endswith(self.clouds or "/"):
+            self.refuse(f"a connection to {host}, which the last success did not use")
+
+    @functools.cached_property
+    def addresses(self) -> set[str]:
+        """The addresses of the hosts; while they are asked for, none is known."""
+        self.addresses = set[str]()
+        for host in self.hosts - {None}:
+            with contextlib.suppress(OSError):
+                self.addresses |= {str(row[4][0]) for row in socket.getaddrinfo(host, None)}
+        return self.addresses
+
+    def authorize(self, action: int, file: str | None, *where: str | None) -> int:
+        """As an authorizer of SQLite, refuses to attach a file that is no copy."""
+        if action == sqlite3.SQLITE_ATTACH and file not in ("", ":memory:"):
+            self.check_change(file or "/")
+        return sqlite3.SQLITE_OK
+
+
+def file_kind(path: str) -> str | None:
+    """Which database a file is, if it is one."""
+    if not os.path.isfile(path):
+        return None
+    with open(path, "rb") as file:
+        head = file.read(16)
+    return "sqlite" if head == b"SQLite format 3\0" else "duckdb" if head[8:12] == b"DUCK" else None
+
+
+def copy_sqlite(path: str, target: str) -> None:
+    house = SQLite(path, "")
+    house.only_looks = True
+    with contextlib.closing(house.open()) as old, contextlib.closing(sqlite3.connect(target)) as new:
+        old.backup(new)
+
+
+def copy_bytes(path: str, target: str) -> None:
+    """Copies a file.  A DuckDB that another process writes to is locked; its log lies beside it."""
+    until = monotonic() + LOCK_S
+    with open(path, "rb") as file:
+        is_locked = file.read(12)[8:] == b"DUCK"
+        while is_locked:
+            try:
+                fcntl.lockf(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+                break
+            except OSError:
+                if monotonic() > until:
+                    raise SourceError(f"{path} is locked: another process writes to it", "run again later") from None
+                time.sleep(0.05)
+        shutil.copyfile(path, target)
+        if is_locked and os.path.exists(f"{path}.wal"):
+            shutil.copyfile(f"{path}.wal", f"{target}.wal")
+
+
+def files_below(tree: str) -> Iterator[str]:
+    for folder, _, names in os.walk(tree):
+        paths = (os.path.join(folder, name) for name in names if re.search(BESIDE, name) is None)
+        yield from itertools.filterfalse(os.path.islink, paths)
+
+
+def file_digest(path: str) -> bytes:
+    if not os.path.exists(path):
+        return b""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "blake2b").digest()
+
+
+def tables_of(kind: str, house: Any) -> list[str]:
+    rows = [] if house is None else collect(house.ask(TABLES[kind]))
+    return [row["name"] if row["schema"] in ("", "main") else f"{row['schema']}.{row['name']}" for row in rows]
+
+
+def rows_of_table(house: Any, table: str) -> Batches:
+    """Yields the rows of a table, none if there is no such table.  PostgreSQL folds names without quotes."""
+    for name in (table, table.lower()):
+        if house is not None and house.columns_of(name) is not None:
+            yield from house.ask(f"SELECT * FROM {house.quoted(name)}", {}, BATCH_ROWS)
+            return
+
+
+def key_of_table(house: Any, table: str) -> list[str]:
+    known = {"primary": [], "unique": []} if house is None else house.keys_of(table)
+    return known["primary"] or next(iter(known["unique"]), [])
+
+
+def digest_of_row(row: Json) -> int:
+    """Returns a number for a row, the same for equal rows.  A column without a value is no column."""
+    numbers = (int, float, decimal.Decimal)
+    cells = [
+        (str(name), hash(cell) if isinstance(cell, numbers) and cell == cell else repr(cell))
+        for name, cell in row.items()
+        if cell is not None
+    ]
+    return int.from_bytes(hashlib.blake2b(repr(sorted(cells)).encode(errors="replace"), digest_size=8).digest(), "big")
+
+
+def keys_in(rows: Any) -> Any:
+    """Counts the keys of counted rows."""
+    counted_keys: Any = collections.Counter()
+    for (key, _), count in rows.items():
+        counted_keys[key] += count
+    return counted_keys
+
+
+# --- 50. Places ---------------------------------------------------------------------------
 # Owns where data is: which place a name means, local and remote files, the author's own sources; and looks at it.
 # Calls Web, Warehouses, Formats, Rows and Trace.
 # Promises that a write is whole or did not happen, that no URL's password is shown, and that a look changes nothing.
@@ -16284,6 +16941,9 @@ class Surroundings:
         self.engines: dict[str, Any] = {}  # URL → SQLAlchemy's engine, which keeps connections
         self.name_of = functools.partial(place_name, directory=context.data_dir)
         self.only_looks = job.get("kind") == "peek"  # whether nothing may change
+        self.rehearsal: Rehearsal | None = context._attempt.rehearsal
+        if self.rehearsal is not None:
+            self.name_of = self.rehearsal.name_of
 
     def url_of(self, name: str) -> str:
         """Fills the secrets into a URL, or that of a connection, and hides its password."""
@@ -16300,9 +16960,18 @@ class Surroundings:
             self.attempt.hide(password)
         return url
 
+    def working(self, what: str) -> contextlib.AbstractContextManager[None]:
+        """For `with`: in a rehearsal, lets Tau itself do what user code must not."""
+        return contextlib.nullcontext() if self.rehearsal is None else self.rehearsal.working(what)
+
+    def real(self, path: str) -> str:
+        """Returns the path of the file of which this is the copy, if it is one."""
+        return path if self.rehearsal is None else self.rehearsal.real(path)
+
     def secret(self, name: str, lacking: str, default: str | None = None) -> str:
         """Returns a secret and hides it.  MissingSecret says what is *lacking* and where to put it."""
-        found, place = read_secret(name, self.secrets)
+        with self.rehearsal.reading(name) if self.rehearsal is not None else contextlib.nullcontext():
+            found, place = read_secret(name, self.secrets)
         value = default if found is None else found
         if value is None:
             where = f"`{shell_line('tau', 'secret', 'set', name)}` reads it from stdin; or export {name}=… for taud"
@@ -16341,6 +17010,10 @@ class Place:
         """Returns what is read or written there, as a record says it; a *query* tells that itself."""
         return [{"how": how, "place": self.name, "resource": str(self.options.get("resource", ""))}]
 
+    def moved(self, rehearsal: Rehearsal, writing: bool) -> Place:
+        """Returns the place that is read, or is written to, in a rehearsal."""
+        return self
+
     def fit(self, what: str, known: Json, own: Mapping[str, PlaceOption] = {}, hint: str = "") -> Json:
         """Returns the options that are not in *own*.  *known* has the others, each with its types in JSON.
 
@@ -16364,7 +17037,8 @@ def find_place(source: Any, resource: str | None, around: Surroundings, options:
     if not isinstance(name, str) or not name:
         raise BadRequest(f"{safe_repr(source)} is no place", "a path, a URL, a connection, or the name of an @source")
     if name in registry:
-        return Registered(name, registry[name], resource, options)
+        withheld = writing and around.rehearsal is not None
+        return (Withheld if withheld else Registered)(name, registry[name], resource, options)
     options = without_none(options)
     url = around.url_of(name)
     scheme, marks, address = url.partition("://")
@@ -16380,13 +17054,16 @@ def find_place(source: Any, resource: str | None, around: Surroundings, options:
     elif scheme in ("http", "https"):
         make = Web
     elif kind in DATABASES or is_known(lambda: need("sqlalchemy", "sql", "").dialects.registry.load(dialect)):
-        return Table(url, resource, around, options)
+        place: Place = Table(url, resource, around, options)
+        return place if around.rehearsal is None else place.moved(around.rehearsal, writing)
     elif kind in REMOTE_FILES or is_known(lambda: scheme in need("fsspec", "files", "").available_protocols()):
         make = RemoteFile
     else:
         near = did_you_mean(kind, ("file", "http", "https", *DATABASES, *REMOTE_FILES))
         raise BadRequest(f"unknown scheme '{scheme}://'", near or install_hint("tau-pipelines[sql,files]"))
-    return make(url if resource is None else f"{url.rstrip('/')}/{str(resource).lstrip('/')}", around, options)
+    url = url if resource is None else f"{url.rstrip('/')}/{str(resource).lstrip('/')}"
+    place = make(url, around, options)
+    return place if around.rehearsal is None else place.moved(around.rehearsal, writing)
 
 
 def find_warehouse(connection: str | None, around: Surroundings) -> Table:
@@ -16471,6 +17148,14 @@ class Registered(Place):
         return self.call(collect(batches), mode=mode, key=keys)
 
 
+class Withheld(Registered):
+    """A target in a rehearsal, which is not called: nobody knows what it would do."""
+
+    def write(self, batches: Batches, mode: str, keys: list[str]) -> None:
+        for _ in batches:
+            pass
+
+
 # Local and remote files.
 
 
@@ -16490,6 +17175,11 @@ class LocalFile(Place):
         self.path, self.around = path + "*" * path.endswith("/"), around
         super().__init__(os.path.basename(path.rstrip("/")) or path, options, around.name_of(path))
 
+    def moved(self, rehearsal: Rehearsal, writing: bool) -> Place:
+        path = rehearsal.copied(self.path, writing)
+        self.path = self.path if os.path.abspath(self.path) == path else path
+        return self
+
     def read(self, batch_rows: int | None) -> Batches:
         """Yields the rows of all files in the order of their names.  A file counts as read after its last batch."""
         files: dict[str, str] = self.find()
@@ -16497,7 +17187,7 @@ class LocalFile(Place):
             if glob.has_magic(self.path):
                 raise SourceError(f"there is no file {self.path}", f"{path_hint(self.path)}; missing='ok': no rows")
             files = {self.path: ""}  # to open it says what is wrong
-        marks = {path: fingerprint(path, stamp) for path, stamp in sorted(files.items())}
+        marks = {path: fingerprint(self.around.real(path), stamp) for path, stamp in sorted(files.items())}
         read: list[str] = []
         if self.options.get("new_only"):
             # Else the run would fail after its rows were loaded.
@@ -16505,7 +17195,8 @@ class LocalFile(Place):
                 wrong = f"{self.path}: {len(files):,} files are too many for new_only"
                 raise SourceError(wrong, "move those that were read to another folder")
             places = self.around.context.state.setdefault("files_read", {})  # → fingerprints of path, size and time
-            places[self.path] = read = sorted({*marks.values()} & {*places.get(self.path, ())})
+            pattern = self.around.real(self.path)
+            places[pattern] = read = sorted({*marks.values()} & {*places.get(pattern, ())})
         known = {*read}
         for path, mark in marks.items():
             if mark not in known:
@@ -16573,6 +17264,8 @@ class LocalFile(Place):
         if os.path.isdir(self.path):
             self.path = os.path.join(glob.escape(self.path), "*")
         paths = [self.path] if os.path.exists(self.path) else glob.glob(self.path, recursive=True)
+        if self.around.rehearsal is not None and os.path.isabs(self.path):
+            paths = self.around.rehearsal.overlaid(paths, self.path)
         stats = {path: os.stat(path) for path in paths if not os.path.isdir(path)}
         return {path: f"{about.st_size} {about.st_mtime_ns}" for path, about in stats.items()}
 
@@ -16632,6 +17325,10 @@ class NewFile(Replacement):
             super().put()  # a file system without links
 
 
+def download(path: str, store: Any, name: str) -> None:
+    store.get_file(name, path)
+
+
 class RemoteFile(LocalFile):
     """Files in a store that fsspec knows."""
 
@@ -16644,6 +17341,19 @@ class RemoteFile(LocalFile):
             return core.url_to_fs(self.path, **self.options.get("storage_options", {}))  # type: ignore[no-any-return]
         except ImportError as problem:
             raise MissingExtra(f"{scheme}: {problem}", install_hint(str(problem.name or "fsspec"))) from None
+
+    def moved(self, rehearsal: Rehearsal, writing: bool) -> Place:
+        below = "/" + self.path.replace("://", "/")
+        copy = rehearsal.now + below
+        if writing and copy not in rehearsal.names:
+            for path in (rehearsal.before + below, copy):
+                make_directory(os.path.dirname(path))
+                if self.ask(lambda store, path: store.exists(path)):
+                    self.ask(functools.partial(download, path))
+            rehearsal.names |= dict.fromkeys((copy, below), self.name)
+        if copy not in rehearsal.names:
+            return self
+        return LocalFile(copy, self.around, omit(self.options, ("storage_options",)))
 
     def ask(self, question: Callable[[Any, str], Any]) -> Any:
         store, path = self.store
@@ -16851,7 +17561,7 @@ def address_of(host: str) -> str:
     return str(min(known)[0])
 
 
-# --- 50. Web ------------------------------------------------------------------------------
+# --- 51. Web ------------------------------------------------------------------------------
 # Owns what is read over http(s): requests, pages, retries.  Extends Place; calls Formats and Trace.
 # Promises that a body cut short is never taken for a whole one, and that no header reaches another origin.
 
@@ -17078,7 +17788,7 @@ class Web(Place):
         try:
             body = None if self.body is None else encode_json(self.body).encode()
             request = urllib.request.Request(url, body, headers, method=self.method)
-            with opener.open(request, timeout=self.asked["timeout"]) as answer:
+            with self.around.working("web"), opener.open(request, timeout=self.asked["timeout"]) as answer:
                 target = answer.headers.get("Location") if answer.status in (301, 302, 303, 307, 308) else None
                 if target is None:
                     return self.receive(answer, url)
@@ -17189,7 +17899,7 @@ def retry_after(text: str) -> float:  # RFC 9110, 10.2.3
     return 0.0
 
 
-# --- 51. Warehouses -----------------------------------------------------------------------
+# --- 52. Warehouses -----------------------------------------------------------------------
 # Owns databases: SQLite by itself, all others through SQLAlchemy.  Extends Place; calls Formats, Rows and Trace.
 # Promises one transaction a load, values that are bound and that no column changes, and names that are quoted.
 
@@ -17265,6 +17975,10 @@ class Table(Place):
         self.fit("a database", {"params": {}})
         self.url, self.resource, self.around = url, resource, around
 
+    def moved(self, rehearsal: Rehearsal, writing: bool) -> Place:
+        self.url = rehearsal.database(self.url, self.name)
+        return self
+
     def uses(self, how: str, query: str | None = None) -> list[Json]:
         words = query or self.resource or ""
         is_table = query is None and (how == "writes" or re.match(QUERY, words, re.IGNORECASE) is None)
@@ -17292,6 +18006,11 @@ class Table(Place):
         return house
 
     def read(self, batch_rows: int | None) -> Batches:
+        """Yields rows; in a transaction that a rehearsal holds, only once all are read: its parts end as they began."""
+        batches = self.read_batches(batch_rows)
+        return batches if self.around.rehearsal is None else [*batches]
+
+    def read_batches(self, batch_rows: int | None) -> Batches:
         if self.resource is None:
             raise BadRequest("which table or query?", 'ctx.extract("sqlite:///shop.db", "orders")')
         with self.connect("BEGIN") as house:
@@ -17326,6 +18045,8 @@ class Table(Place):
         if self.resource is None:
             raise BadRequest("which table?", 'ctx.load("sqlite:///shop.db", rows, "orders")')
         with self.connect("BEGIN IMMEDIATE", makes=True) as house:
+            if (rehearsal := self.around.rehearsal) is not None:
+                rehearsal.remember(house, self.name, [use["resource"] for use in self.uses("writes")], keys)
             loading = Loading(house, self.resource, mode, keys)
             for batch in batches:
                 loading.add(batch)
@@ -17334,6 +18055,9 @@ class Table(Place):
         """Executes outside of a transaction, as VACUUM needs.  Returns rows, or how many changed."""
         makes = re.match(r"\s*(--|/\*|create|pragma|vacuum|attach)", statement, re.IGNORECASE) is not None
         with self.connect("", makes) as house:
+            if (rehearsal := self.around.rehearsal) is not None:
+                written = (use["resource"] for use in self.uses("reads", statement) if use["how"] == "writes")
+                rehearsal.remember(house, self.name, written, [])
             answer = house.execute(statement, params)
             return answer if isinstance(answer, int) else collect(answer)
 
@@ -17716,8 +18440,9 @@ class Alchemy(Warehouse):
     def __init__(self, url: str, around: Surroundings) -> None:
         self.alchemy = need("sqlalchemy", "sql", url.partition(":")[0])
         self.errors = (self.alchemy.exc.SQLAlchemyError, UnicodeEncodeError)
-        self.only_looks = around.only_looks
-        self.engine = around.engines[url] = around.engines.get(url) or self.make_engine(url)
+        self.only_looks, self.around = around.only_looks, around
+        with around.working("database"):
+            self.engine = around.engines[url] = around.engines.get(url) or self.make_engine(url)
         self.dialect = self.label = self.engine.dialect.name
 
     def make_engine(self, url: str) -> Any:
@@ -17736,7 +18461,12 @@ class Alchemy(Warehouse):
 
     def __enter__(self) -> Alchemy:
         try:
-            self.connection = self.engine.connect()
+            with self.around.working("database"):
+                rehearsal = self.around.rehearsal
+                is_held = rehearsal is not None and self.dialect == "postgresql"
+                self.connection = rehearsal.connection_to(self) if rehearsal and is_held else self.engine.connect()
+            if rehearsal is not None:
+                rehearsal.guard()
             for statement in LOOKING.get(self.dialect, ()) if self.only_looks else ():
                 self.execute(statement)
         except self.errors as problem:
@@ -17839,6 +18569,8 @@ class Alchemy(Warehouse):
 
     def execute(self, query: str, params: Mapping[str, Any] = {}, batch_rows: int | None = None) -> Batches | int:
         self.statement = query
+        if self.around.rehearsal is not None:
+            self.around.rehearsal.check_statement(query)
         connection = self.connection.execution_options(stream_results=batch_rows is not None)
         done = connection.execute(self.alchemy.text(query), params)
         return rows_of([*done.keys()], done, batch_rows) if done.returns_rows else int(done.rowcount)
@@ -17846,7 +18578,8 @@ class Alchemy(Warehouse):
     def change(self, statement: str, rows: Cells) -> int:
         self.statement = statement
         values = [{f"c{i}": value for i, value in enumerate(row)} for row in rows]
-        return int(self.connection.execute(self.alchemy.text(statement), values).rowcount) if values else 0
+        connection = self.connection.execution_options(stream_results=False)
+        return int(connection.execute(self.alchemy.text(statement), values).rowcount) if values else 0
 
 
 def cause_text(problem: BaseException) -> str:
@@ -17855,11 +18588,6 @@ def cause_text(problem: BaseException) -> str:
         return "an integer has more than 64 bits"
     text = str(getattr(problem, "orig", None) or problem).partition("\n[SQL")[0]
     return clip(" ".join(text.partition("(Background on this error")[0].split()), 500)
-
-
-# --- 52. Rehearsal ------------------------------------------------------------------------
-# Owns runs that change nothing: their writes are withheld and told as effects.  Calls nothing of its part.
-# Promises that files and databases are afterwards as they were before.
 
 
 # --- 53. Formats --------------------------------------------------------------------------
@@ -19070,6 +19798,7 @@ class Attempt:
         self.steps = itertools.count(1)
         self.failed: tuple[BaseException | None, str | None] = (None, None)  # the exception, its innermost step
         self.outputs: list[Output] = []  # what captures descriptors 1 and 2
+        self.rehearsal: Any = None  # a Rehearsal, if nothing may change
         self.has_read = False  # whether an extract or a query has returned rows
         self.drift, self.sample_rows = "ignore", 0  # as the pipeline says, once it is known
         self.told: list[Json] = []  # the drift that steps have told

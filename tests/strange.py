@@ -65,6 +65,7 @@ GOOD: dict[str, dict[str, Any]] = {
         "data": {"changes": [{"column": "a", "what": "retyped", "before": "text", "now": "real"}]},
     },
     "sample": {"at": 1.0, "name": "", "step": "a", "data": {"way": "in", "rows": [{"a": 1}]}},
+    "rehearsal": {"at": 1.0, "effects": [], "unobserved": ["a"], "refused": []},
 }
 DEEP: Any = 0
 for _ in range(70):

@@ -52,6 +52,10 @@ REQUESTS: dict[str, dict[str, Any]] = {
     "versions": {"name": "{name}"},
     "rollback": {"name": "{name}", "to": 1},
     "run": {"name": "{name}", "wait": False},
+    "try": {
+        "files": [{"path": "x.py", "text": "from tau import pipeline\n@pipeline\ndef {name}(ctx): ...\n"}],
+        "like": "{run}",
+    },
     "wait": {"run_id": ["{run}"]},
     "retry": {"run_id": "{run}", "wait": False},
     "cancel": {"run_id": "{run}"},

@@ -14,10 +14,9 @@ from conftest import Tau, python
 
 import tau as module
 
-NAMES = "deploy rollback versions check undeploy list lineage show code peek run wait retry cancel runs inspect diff logs errors events state status watch schedule ticks why backfill pause resume version shutdown prune backup schema secret_set secret_remove secret_list key_create key_list key_revoke".split()
+NAMES = "deploy rollback versions check undeploy list lineage show code peek run try wait retry cancel runs inspect diff logs errors events state status watch schedule ticks why backfill pause resume version shutdown prune backup schema secret_set secret_remove secret_list key_create key_list key_revoke".split()
 LOCAL = [
     "init",
-    "try",
     "doctor",
     "completion",
     "mcp",
