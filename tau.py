@@ -5891,7 +5891,6 @@ def describe_ended(call: Call, run_id: str) -> Json:
 
 
 @mark(added=(FIELDS, REASON))
-@sifts
 @writes
 async def try_(
     call: Call,
