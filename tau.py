@@ -7445,7 +7445,7 @@ All options of @pipeline (durations are seconds or text: "15m"), and the context
 <decorator>
 <api context>
 
-- Params come after ctx, by name, with annotations.  A schedule runs with their defaults, or with `tau schedule -p`.
+- Params come after ctx, by name, with annotations.  With a schedule each needs a default, which its runs have.
 - Relative paths, also sqlite:///shop.db, are in ctx.data_dir, data/NAME of the daemon's home.
 - Extract, transform, load and sql are steps with rows: do not write csv, sqlite3 or urllib by hand.  A place is a
   path, a URL of files, http or a database, a connection of tau.toml, or an @source: `tau help places`.
@@ -7490,14 +7490,15 @@ Options of @pipeline that say when.  `tau schedule` takes most of them too, and 
 
 <options when>
 
-An expression has five fields: minute, hour, day of month, month, day of week (0 and 7 are Sunday); with six the last is
-seconds.  A field is *, a number, a name (jan, mon), a list, a rising range, or a step after * or a range.  @daily and
-its like work.  If either day field begins with *, both must match, else one is enough.  L is the last day of the
-month, L5 its last Friday, 5#2 its second.  `|` stands between several expressions.  What other crons read differently
-is refused: ? W H @reboot, 5/10, fri-mon.
+An expression has five fields: minute, hour, day of month, month, day of week (0 and 7 are Sunday).  With six fields
+*the last is seconds*.  A field is `*`, a number, a name (`jan`, `mon`), a list, a rising range, or a step after `*` or
+a range.  `@daily` and its like work.  If either day field begins with `*`, both must match, else one is enough.  `L` is
+the last day of the month, `L5` its last Friday, `5#2` its second.  What other crons read differently is refused, and so
+is what never comes: `? W H @reboot`, `5/10`, `fri-mon`, seconds in front, 30 February.
 
-When clocks change, a fixed time that is skipped is due once, at the change, and one that comes twice the first time
-only; an expression whose minute or hour begins with * follows the clock.
+When clocks are set Tau follows Debian's cron.  A *fixed* time that the clock skips is due once, when the clock is set;
+a time that the clock shows twice is due the first time.  A *wildcard* expression, whose minute or hour begins with `*`,
+follows the clock: `0 * * * *` runs 25 times on the long day.
 
 Each tick has one decision and at most one run: tick.fired, tick.skipped (the earlier run was unfinished, or it was
 paused or disabled), tick.missed (the daemon was down, and misfire or catchup_window says no), tick.dropped (more than

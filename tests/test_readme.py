@@ -102,6 +102,13 @@ def options() -> str:
     return "\n".join(["| option | default | meaning |", "|---|---|---|", *lines]) + "\n"
 
 
+def expressions() -> str:
+    """What the page on scheduling says of expressions and of clocks that are set."""
+    return re.findall(r"An expression .*?\n\n.*?\n(?=\n)", module.MANUAL["scheduling"], re.DOTALL)[0].replace(
+        ".  ", ". "
+    )
+
+
 #: What user code calls.
 CALLS = {
     "@source": module.source,
@@ -187,6 +194,7 @@ def test_the_sample_configuration_is_derived_from_the_code() -> None:
 def with_tables(text: str) -> str:
     """The README with its derived parts as they must be."""
     tables = {"commands": commands(), "settings": settings(), "places": places(), "@pipeline": options()}
+    tables["expressions"] = expressions()
     for name, table in (tables | {name: call_of(name) for name in CALLS}).items():
         begin, end = rf"(<!-- {re.escape(name)}: .*? -->\n)", rf"(<!-- end of {re.escape(name)} -->)"
         text = re.sub(begin + ".*?" + end, lambda m, table=table: f"{m[1]}\n{table}\n{m[2]}", text, flags=re.DOTALL)
