@@ -89,6 +89,7 @@ if TYPE_CHECKING:
     import importlib.machinery
     import importlib.util
     import inspect
+    import ipaddress
     import linecache
     import logging
     import operator
@@ -205,8 +206,21 @@ else:
         *("argparse", "ast", "asyncio", "atexit", "base64", "bisect", "collections", "concurrent.futures"),
         *("contextlib", "contextvars", "croniter", "csv", "ctypes", "datetime", "decimal", "difflib", "email.utils"),
         *("faulthandler", "fcntl", "fnmatch", "functools", "getpass", "glob", "graphlib", "grp", "gzip", "hashlib"),
-        *("heapq", "hmac", "http.client", "importlib.util", "inspect", "linecache", "logging", "operator", "pickle"),
-        *("pwd", "queue", "random", "re", "resource", "select", "shlex", "shutil", "signal", "socket", "sqlite3"),
+        *("heapq", "hmac", "http.client", "importlib.util", "inspect", "ipaddress", "linecache", "logging", "operator"),
+        *(
+            "pickle",
+            "pwd",
+            "queue",
+            "random",
+            "re",
+            "resource",
+            "select",
+            "shlex",
+            "shutil",
+            "signal",
+            "socket",
+            "sqlite3",
+        ),
         *("ssl", "struct", "subprocess", "tarfile", "tempfile", "textwrap", "threading", "tomllib", "traceback"),
         *("typing", "urllib.parse", "uuid", "zlib", "zoneinfo"),
     ):
@@ -264,7 +278,7 @@ EVENT_TYPES = (
     *("pipeline.deployed", "pipeline.rolled_back", "pipeline.undeployed", "pipeline.paused", "pipeline.resumed"),
     "probation.failed",
     *("scheduler.gap", "clock.unset", "clock.set_back", "daemon.stopping", "retention.forced"),
-    *("store.copied", "store.pruned", "store.restored", *SECRET_EVENTS),
+    *("store.copied", "store.pruned", "store.restored", "notify.failed", *SECRET_EVENTS),
 )
 TRIGGERS = ("manual", "schedule", "catchup", "retry", "chain", "backfill", "webhook", "heal")
 LEVELS = ("debug", "info", "warning", "error")
@@ -529,6 +543,13 @@ def utc_text(second: int) -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
 
 
+def retry_after(text: str) -> float:  # RFC 9110, 10.2.3
+    with contextlib.suppress(ValueError, OverflowError):
+        is_number = text.strip()[:1].isdigit()
+        return float(text) if is_number else email.utils.parsedate_to_datetime(text).timestamp() - time.time()
+    return 0.0
+
+
 #: Crockford's base 32: a text sorts like its number, and no letter is mistaken for a digit.
 ID_LETTERS = "0123456789abcdefghjkmnpqrstvwxyz"
 ID_LENGTH = 14
@@ -761,17 +782,17 @@ MIGRATIONS = (
     INSERT INTO memory SELECT 'pruned', coalesce(max(seq), 0) FROM events;
     """,
     """
-    -- How far each target of notifications is: the events up to `seq` are delivered or dead.  It has failed `failures`
+    -- How far each recipient of notifications is: the events up to `seq` are delivered or dead.  It has failed `failures`
     -- times in a row, the last time with `problem`.  `told` are incidents that were reopened of late: when that was
     -- told, and a later reopening that waits.  Of events that are deleted up to `gap`, the ledger tells.
-    CREATE TABLE targets (
+    CREATE TABLE recipients (
         name TEXT PRIMARY KEY, seq INTEGER NOT NULL, gap INTEGER NOT NULL, told TEXT NOT NULL,
         delivered_at TEXT, failures INTEGER NOT NULL, failing_at TEXT, next_at TEXT, problem TEXT
     ) STRICT, WITHOUT ROWID;
 
-    -- Events that a target has refused, or has not taken in time; they are kept as long as their events.
+    -- Events that a recipient has refused, or has not taken in time; they are kept as long as their events.
     CREATE TABLE dead_letters (
-        id TEXT PRIMARY KEY, target TEXT NOT NULL, seq INTEGER NOT NULL, type TEXT NOT NULL, pipeline TEXT,
+        id TEXT PRIMARY KEY, recipient TEXT NOT NULL, seq INTEGER NOT NULL, type TEXT NOT NULL, pipeline TEXT,
         at TEXT NOT NULL, attempts INTEGER NOT NULL, problem TEXT NOT NULL
     ) STRICT, WITHOUT ROWID;
     CREATE INDEX dead_letters_of_event ON dead_letters (seq);
@@ -2097,7 +2118,8 @@ def read_settings(flags: Mapping[str, Any], config: str | None) -> Json:
         settings["api_key"] = read_text(path, "see LoadCredential= of the unit", missing="").strip()
     check_zone(settings["timezone"])
     executors = {name: EXECUTOR_DEFAULTS | table for name, table in file.get("executors", {}).items()}
-    return settings | {"connections": file.get("connections", {}), "executors": executors}
+    recipients = {name: NOTIFY_DEFAULTS | table for name, table in file.get("notify", {}).items()}
+    return settings | {"connections": file.get("connections", {}), "executors": executors, "notify": recipients}
 
 
 def check_zone(name: str) -> str:
@@ -2133,6 +2155,17 @@ EXECUTOR_KEYS = {
 }
 EXECUTOR_DEFAULTS = {"python": "python3", "lost_after_s": 60.0, "has_dependencies": False}
 EXECUTOR_HINT = '[executors.worker1] command = ["ssh", "worker1"]'
+#: A recipient of notifications has a URL or a command.
+NOTIFY_KEYS: Json = {
+    **dict.fromkeys(("url", "secret"), WORD),
+    "command": EXECUTOR_KEYS["command"],
+    **dict.fromkeys(("events", "pipelines"), STRINGS),
+    "format": {"enum": ["json", "slack"]},
+    **{option: {"type": "boolean"} for option in ("data", "private", "redirects")},
+}
+NOTIFY_DEFAULTS: Json = {"events": ["incident.*"], "pipelines": [], "format": "json"}
+NOTIFY_DEFAULTS |= dict.fromkeys(("data", "private", "redirects"), False)
+NOTIFY_HINT = '[notify.agent] url = "https://example.com/hook", or command = ["/path/to/script"]'
 #: section of named tables → the schema of each table, and an example.
 NAMED_TABLES = {
     "connections": (
@@ -2140,6 +2173,7 @@ NAMED_TABLES = {
         '[connections.shop] url = "postgresql://tau:${PG_PASSWORD}@db/shop"',
     ),
     "executors": (object_schema(EXECUTOR_KEYS, "command"), EXECUTOR_HINT),
+    "notify": (object_schema(NOTIFY_KEYS), NOTIFY_HINT),
 }
 
 
@@ -2163,7 +2197,8 @@ def read_config(path: str) -> Json:
             demand(schema, table[name], f"{path}: [{section}.{name}]", hint)
     if LOCAL_EXECUTOR in tables.get("executors", {}):
         raise BadRequest(f"{path}: [executors.{LOCAL_EXECUTOR}] is this machine", EXECUTOR_HINT)
-    if "api_key" in tables.get("auth", {}):
+    written = [table.get("secret", "") for table in tables.get("notify", {}).values()]
+    if "api_key" in tables.get("auth", {}) or any(secret.startswith(SIGNING_KEY) for secret in written):
         check_private(path)
     return tables
 
@@ -2180,6 +2215,8 @@ def demand_executor(name: str, executors: Json, environment: str | None) -> None
         raise BadRequest(f"Tau does not install the file's dependencies on executor '{name}'", hint)
 
 
+#: How a key for signatures begins, by Standard Webhooks; after it comes base64.
+SIGNING_KEY = "whsec_"
 SECRET_BYTES_MAX = 64 << 10
 #: How Python code asks for a secret: its name, and the beginning of a second argument, with which it may be missing.
 SECRET_ASKED = rb"""\.secret\(\s*(?:name\s*=\s*)?["']([A-Za-z_][\w.-]{0,127})["']\s*(?:,\s*([^\s)])|[,)])"""
@@ -6217,9 +6254,8 @@ async def events(
     again: Json = {"since": page["next"], "wait": None if page["events"] else 60, "follow": False}
     if "more" in page or not page["events"]:
         page["hint"] = f"`{call.chosen.line(call.arguments | again)}` tells the next"
-    for event in page["events"] if call.caller.patterns else ():
-        upstream = event["data"].get("upstream", {})
-        event["data"] |= {"upstream": pick(upstream, *call.caller.sift(upstream))} if upstream else {}
+    for event in page["events"]:
+        sift_event(call.caller, event)
     return page
 
 
@@ -6916,6 +6952,75 @@ async def key_revoke(call: Call, name: KeyName) -> Json:
     return {"name": name, "changed": changed}
 
 
+@reads
+def notify_list(call: Call, *, limit: Limit = 20) -> Json:
+    """List the recipients of notifications, how far each is, and the events that they have not taken.
+
+    limit         how many of these events at most
+
+        tau notify list
+        tau notify list --json
+    """
+    recipients, shown = [], ("failures", "failing_at", "next_at", "problem", "delivered_at")
+    for name, recipient in call.daemon.outbox.recipients.items():
+        row = call.ask.row("SELECT * FROM recipients WHERE name = ?", name) or {}
+        waiting = recipient.news(call.ask, row["seq"], LIST_MAX)["events"] if row else []
+        dead = call.ask.value("SELECT count(*) FROM dead_letters WHERE recipient = ?", name)
+        about: Json = {"name": name, "to": recipient.address()} | pick(recipient.table, "events", "pipelines")
+        about |= {"waiting": len(waiting), "waiting_since_at": waiting[0]["at"] if waiting else None}
+        recipients.append(about | {key: row.get(key) for key in shown} | {"dead_letters": dead})
+    letters = call.ask.rows("SELECT * FROM dead_letters ORDER BY seq DESC, recipient LIMIT ?", limit)
+    for letter in letters:
+        letter["next"] = [shell_line("tau", "notify", "retry", letter["id"])]
+    return listing(call, "recipients", recipients, len(recipients), {}) | {"dead_letters": letters}
+
+
+@admin
+@writes
+async def notify_test(call: Call, name: str) -> Json:
+    """Send a test event to a recipient now, and tell what it said; exit code 1 says that it was not taken.
+
+    name          which recipient: the NAME of [notify.NAME] in tau.toml
+
+        tau notify test agent
+        tau notify test agent --json
+    """
+    event: Json = dict.fromkeys(EVENT_COLUMNS.split(", "))
+    event |= {"seq": 0, "at": rfc3339(time.time()), "type": "notify.test"}
+    event = event | {"actor": call.actor, "data": {"type": "test", "message": "it arrives"}}
+    return await send_now(call, name, event)
+
+
+@admin
+@writes
+async def notify_retry(call: Call, id_: str) -> Json:
+    """Send an event again that a recipient has not taken; exit code 1 says that it has not taken it now either.
+
+    id            which: an id of `tau notify list`
+
+        tau notify retry msg_4711_0f3c9d1e2b4a
+        tau notify retry msg_4711_0f3c9d1e2b4a --json
+    """
+    letter = call.ask.row("SELECT * FROM dead_letters WHERE id = ?", id_)
+    if letter is None:
+        raise NotFound(f"no event with the id '{id_[:WORD_MAX]}' waits", "tau notify list")
+    event = call.ask.row(f"SELECT {EVENT_COLUMNS} FROM events WHERE seq = ?", letter["seq"])
+    done = await send_now(call, letter["recipient"], event)
+    if done["ok"]:
+        await call.daemon.store.write(call.daemon.outbox.delete_letter, id_)
+    return done
+
+
+async def send_now(call: Call, name: str, event: Any) -> Json:
+    recipients = call.daemon.outbox.recipients
+    if name not in recipients:
+        raise NotFound(
+            f"there is no recipient '{name[:WORD_MAX]}'", did_you_mean(name, recipients, "`tau notify list`")
+        )
+    call.only_waits()
+    return {"recipient": name, **omit(await call.daemon.outbox.send(recipients[name], event), ("refused", "wait_s"))}
+
+
 def listing(call: Call, key: str, rows: list[Json], total: int, given: Json) -> Json:
     """Returns the answer for a list: how many there are, and how to get more with these arguments if it is cut."""
     answer: Json = {key: rows, "total": total}
@@ -6938,6 +7043,7 @@ EMPTY = {
     "lineage": "no run has read or written there",
     "lines": "ctx.log(…) writes a line, and so does what a run prints",
     "keys": "`tau key create NAME` makes one",
+    "recipients": "[notify.NAME] in tau.toml makes one",
     "secrets": "ctx.secret(NAME) asks for one, `tau secret set NAME` saves it",
 }
 
@@ -7761,6 +7867,7 @@ class Daemon:
         self.connections: set[Connection] = set()
         self.keys = Keys(home, settings, self.store)
         self.listeners = Listeners(self)
+        self.outbox = Outbox(self)
         self.started = time.time()
         self.warnings: dict[str, str] = {}  # by subject, for `status`
         self.copying = asyncio.Lock()  # held while a backup is written
@@ -7787,7 +7894,8 @@ class Daemon:
             self.store.open(loop)
             self.agenda.open()
             sweep_copies(self.home)
-            self.listeners.open()  # may fail, so it comes before any run
+            self.listeners.open()  # may fail, so it comes before any run, as may what follows
+            self.outbox.configure(self.outbox.read(self.settings))
             await self.runner.open()
             self.scheduler.open()
             repeat = self.runner.tasks.repeat
@@ -7868,11 +7976,13 @@ class Daemon:
         """Changes what may change while we serve; logs what needs a restart."""
         names = RELOADED if self.listeners.tls is None or not settings["tls_cert"] else (*RELOADED, *TLS_SETTINGS)
         mixed = self.settings | {name: settings[name] for name in names}
-        tls, given = make_tls(mixed), configured_keys(mixed)  # if either is refused, nothing has changed
+        # If one of these is refused, nothing has changed.
+        tls, given, recipients = make_tls(mixed), configured_keys(mixed), self.outbox.read(mixed)
         self.settings.update(mixed)
         logging.getLogger().setLevel(mixed["log_level"].upper())
         self.listeners.tls = tls
         self.keys.configure(given, self.keys.public)
+        self.outbox.configure(recipients)
         self.drop_revoked()
         later = ", ".join(name for name in settings if settings[name] != mixed[name])
         note = f"; after a restart {later} will hold too" if later else ""
@@ -7896,6 +8006,12 @@ class Daemon:
     def stop(self) -> None:
         self.runner.paused = True
         self.ended.set()
+
+    async def ask_as(self, caller: Caller, work: Callable[[Call], Answer]) -> Answer:
+        """Asks the store, beside the loop, what somebody without a connection may see."""
+        asker: Any = self.outbox  # it has a daemon, as a connection has
+        async with self.turns.each[caller.name], self.turns.all:
+            return await Call(asker, caller, None, OPERATIONS["inspect"], {}).think(work)
 
     def obstacles(self) -> list[str]:
         """Returns why no new work is taken just now; empty if work is taken."""
@@ -7954,6 +8070,7 @@ class Daemon:
         if waiting := {task for connection in self.connections for task in connection.tasks}:
             await asyncio.wait(waiting, timeout=1.0)
         await self.scheduler.close()
+        await self.outbox.close()
         await self.runner.close()
         self.store.close()
         for path in self.listeners.paths if self.owns_home() else ():  # before a client that waits for the end sees it
@@ -7965,7 +8082,7 @@ class Daemon:
 
 
 #: Settings that hold as soon as the configuration file is read again.
-RELOADED = ("log_level", "connections", "executors", "api_key", "api_key_file", "api_key_hash")
+RELOADED = ("log_level", "connections", "executors", "notify", "api_key", "api_key_file", "api_key_hash")
 #: Settings, with the files they name, that also hold then if the port speaks TLS already.
 TLS_SETTINGS = ("tls_cert", "tls_key", "tls_client_ca")
 
@@ -9040,8 +9157,346 @@ PAGES: dict[str, tuple[bool, str, Callable[[Daemon], tuple[int, str]]]] = {
 
 
 # --- 24. Notifications --------------------------------------------------------------------
-# Owns the outbox: what is sent to which target, and when again.  Calls Cases, Feed and Store.
-# Promises at least once, in order for each target, and that a dead target delays nobody else.
+# Owns the outbox: what is sent to which recipient, and when again.  Calls Cases, Callers, Feed, Store and Versions.
+# Promises at least once, in order for each recipient, and that a dead recipient delays nobody else.
+
+#: The pause after a failure, which doubles with each up to the longest; how long one attempt may take.
+RETRY_FIRST_S, RETRY_MOST_S, DELIVERY_S = 1.0, 3600.0, 20.0
+#: An older event is not tried again.  That an incident is open again is told once in this time.
+DELIVERED_WITHIN_S, REOPENED_S = 86_400.0, 3600.0
+#: Who has failed for so long is warned of.
+TROUBLE_S = 900.0
+#: Statuses from 400 to 499 that may pass: after another one the message is not sent again.
+PASSING = (408, 425, 429)
+REDIRECTS_MAX = 3
+#: How many events that are not for a recipient it may have to look at again after a restart.
+SEEN_MOST = 1000
+#: A reopening that was told of late waits, and is told if the incident is still open then.
+WAITED = """SELECT e.* FROM events e JOIN incidents i ON i.incident = json_extract(e.data, '$.incident')
+    WHERE seq = ? AND i.status = 'open'"""
+
+
+class Recipient:
+    """A table [notify.NAME]."""
+
+    def __init__(self, name: str, table: Json) -> None:
+        self.name, self.table = name, table
+        if ("url" in table) == ("command" in table):
+            raise BadRequest(f"[notify.{name}] must have either url or command", NOTIFY_HINT)
+        types = types_seen(Caller(name, "admin"), ",".join(table["events"]))
+        self.types = [kind for kind in types if not kind.startswith("notify.")]  # a message about messages never ends
+        self.caller = Caller(f"notify.{name}", "operate" if table["data"] else "read", table["pipelines"])
+        self.seen = 0  # none of the events up to here is for it; its row may say less
+
+    def address(self) -> str:
+        """Returns where it sends to, without what may be secret."""
+        return re.sub(r"(://)(?:[^/?#]*@)?([^/?#]*).*", r"\1\2/…", self.table.get("url") or self.table["command"][0])
+
+    def event_id(self, event: Json) -> str:
+        """Returns the same for each attempt, and another for an event of another daemon."""
+        return f"msg_{event['seq']}_{fingerprint(self.name, event['at'])}"
+
+    def news(self, ask: Questions, since: int, limit: int) -> Json:
+        """Returns the first events after *since* that are for it."""
+        among = self.caller.sift(ask.known_names()) if self.caller.patterns else None
+        return ask.events(since, limit, among, self.types, None)
+
+
+class Outbox:
+    """Sends events to recipients, each at its own pace.  It keeps no event: a recipient has a place in the ledger."""
+
+    def __init__(self, daemon: Daemon) -> None:
+        self.daemon, self.store = daemon, daemon.store
+        self.recipients: dict[str, Recipient] = {}
+        self.tasks = Tasks(self.store.metrics.failed)
+
+    def read(self, settings: Json) -> dict[str, Recipient]:
+        """Returns the recipients that the settings name; a daemon that only tries a file has none."""
+        tables = {} if self.daemon.options["unscheduled"] else settings["notify"]
+        return {name: Recipient(name, table) for name, table in tables.items()}
+
+    def configure(self, recipients: dict[str, Recipient]) -> None:
+        """Serves these recipients from now on; one that is failing is tried at once."""
+        self.recipients = recipients
+        self.tasks.cancel()
+        self.tasks.spawn(self.store.write(self.begin, [*recipients]))
+        for recipient in recipients.values():
+            self.tasks.repeat(self.watch, recipient)
+
+    async def close(self) -> None:
+        self.tasks.cancel()
+        if self.tasks:
+            await asyncio.wait(self.tasks)
+
+    async def watch(self, recipient: Recipient) -> None:
+        """Sends what there is for a recipient, and waits for more."""
+        while True:
+            change = self.daemon.feed.next_change(LEDGER)  # then the store is read, so that no event is missed
+            if (pause := await self.step(recipient)) is not None:
+                await asyncio.sleep(pause)
+                continue
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(PULSE_S):
+                    await change.wait()
+
+    async def step(self, recipient: Recipient) -> float | None:
+        """Sends the next event if it is time; returns after how many seconds there is more, None: if there is news."""
+        one, now = "SELECT * FROM recipients WHERE name = ?", self.store.clock.time()
+        row = self.store.ask.row(one, recipient.name)
+        if row is None:
+            await self.store.write(self.begin, [*self.recipients])
+            return 0.0
+        told, since = row["told"], max(row["seq"], recipient.seen)
+        waiting = (seq for at, seq in told.values() if seq > 0 and now - instant_of(at) >= REOPENED_S)
+        waited = min(waiting, default=0)
+        page = await self.daemon.ask_as(recipient.caller, lambda call: self.page(call, recipient, told, since, waited))
+        # What may be deleted within a day is of runs, and no incident.
+        if page.get("first", 0) > row["gap"] and not all(kind.startswith("incident.") for kind in recipient.types):
+            await self.store.write(self.tell_gap, recipient, page["first"])
+        if not page["events"]:
+            recipient.seen = page["next"]
+            if waited or page["next"] > row["seq"] + SEEN_MOST:
+                await self.store.write(self.save, recipient, {"seq": page["next"], "told": told})
+            return None
+        (event,) = page["events"]
+        if event["seq"] > row["seq"] and is_early(told, event):
+            await self.store.write(self.save, recipient, {"seq": event["seq"], "told": told})
+            return 0.0
+        is_old, receipt = now - instant_of(event["at"]) > DELIVERED_WITHIN_S, None
+        if not (is_old and row["failures"]):
+            left = instant_ms(row["next_at"]) / 1000 - now if row["next_at"] else 0.0
+            if left > 0 or self.store.database.is_full:  # what came of an attempt could not be kept
+                return min(left or PULSE_S, RETRY_MOST_S)
+            receipt = await self.send(recipient, event)
+        trouble = await self.store.write(self.settle, recipient, row, event, receipt, is_old)
+        if receipt and receipt["ok"]:
+            self.daemon.warnings.pop(f"notify.{recipient.name}", None)
+        elif trouble:
+            text = f"[notify.{recipient.name}] {trouble}; `tau notify list` tells more"
+            self.daemon.warn(text, f"notify.{recipient.name}")
+        return 0.0
+
+    def page(self, call: Call, recipient: Recipient, told: Json, since: int, waited: int) -> Json:
+        if waited:
+            (incident,) = (name for name, pair in told.items() if pair[1] == waited)
+            event = call.ask.row(WAITED, waited)
+            told[incident] = [self.store.now(), 0] if event else [told[incident][0], -1]
+            if event:
+                return {"events": [event]}
+        return recipient.news(call.ask, since, 1)
+
+    async def send(self, recipient: Recipient, event: Json) -> Json:
+        """Tries once to deliver an event; returns what came of it."""
+        at, mask = int(self.store.clock.time()), Mask()
+        event_id = recipient.event_id(event)
+        receipt: Json = {"id": event_id, "ok": False, "refused": False, "status": None, "wait_s": 0.0}
+
+        def secret(name: str) -> str:
+            value: str | None = name
+            if not name.startswith(SIGNING_KEY):
+                value, _ = read_secret(name, os.path.join(self.daemon.home, "secrets"))
+            if value is None:
+                raise MissingSecret(f"there is no secret '{name}'")
+            mask.add(value)
+            return value
+
+        try:
+            body, table = await self.message(recipient, event), recipient.table
+            if "command" in table:
+                receipt["ok"], said = await give_to_command(table["command"], body)
+            else:
+                url = re.sub(SECRET_IN_URL, lambda match: secret(match[1]), table["url"])
+                headers = {"webhook-id": event_id, "webhook-timestamp": str(at)}
+                if "secret" in table:
+                    signed = f"{event_id}.{at}.".encode() + body
+                    headers["webhook-signature"] = signature(secret(table["secret"]), signed)
+                async with asyncio.timeout(DELIVERY_S):
+                    status, said, receipt["wait_s"] = await post(url, headers, body, table)
+                receipt |= {"ok": status < 300, "status": status}
+                receipt["refused"] = 400 <= status < 500 and status not in PASSING
+        except TimeoutError:
+            said = f"no answer within {DELIVERY_S:g} s"
+        except (OSError, EOFError, ValueError, asyncio.LimitOverrunError, http.client.HTTPException) as problem:
+            said = str(problem)
+        except TauError as problem:
+            said = f"{problem}; {problem.hint}" if problem.hint else str(problem)
+        return receipt | {"said": cut_text(printable(mask.text(said)), 300)}
+
+    async def message(self, recipient: Recipient, event: Json) -> bytes:
+        """Returns the event with the case of its run, as far as the recipient may see them."""
+        run_id = event["run_id"] or event["data"].get("run_id")
+        document = {"id": recipient.event_id(event), **pick(event, *EVENT_COLUMNS.split(", ")), "case": None}
+        sift_event(recipient.caller, document)
+        with contextlib.suppress(TauError):  # the run is deleted, or its document takes too long
+            if run_id:
+                document["case"] = await self.daemon.ask_as(recipient.caller, lambda call: describe(call, run_id))
+        return json_bytes({"text": chat_text(document)} if recipient.table["format"] == "slack" else document)
+
+    # These run on the writer's thread.
+
+    def begin(self, names: list[str]) -> None:
+        """Forgets other recipients; a new one begins at the end of the ledger."""
+        others = "DELETE FROM recipients WHERE name NOT IN (SELECT value FROM json_each(?))"
+        self.store.db.execute(others, [encode_json(names)])
+        self.store.db.execute("UPDATE recipients SET next_at = NULL")
+        last = self.store.sql.last_event()
+        rows = [{"name": name, "seq": last, "gap": 0, "told": {}, "failures": 0} for name in names]
+        self.store.sql.put("recipients", *rows, clash="IGNORE")
+
+    def delete_letter(self, event_id: str) -> None:
+        self.store.db.execute("DELETE FROM dead_letters WHERE id = ?", [event_id])
+
+    def save(self, recipient: Recipient, columns: Json) -> None:
+        self.store.sql.set("recipients", {"name": recipient.name}, **columns)
+
+    def tell_gap(self, recipient: Recipient, first: int) -> None:
+        self.save(recipient, {"gap": first})
+        problem = f"events before {first} were deleted, and may not have been told"
+        self.store.event("notify.failed", None, None, {"recipient": recipient.name, "first": first, "problem": problem})
+
+    def settle(self, recipient: Recipient, row: Json, event: Json, receipt: Json | None, is_old: bool) -> str | None:
+        """Keeps what came of an attempt, None: an old event was not tried any more.  Returns what to warn of."""
+        now, fine = self.store.now(), {"failures": 0, "failing_at": None, "next_at": None}
+        recent = self.store.now(-REOPENED_S)
+        told = {name: pair for name, pair in row["told"].items() if pair[1] > 0 or pair[0] > recent}
+        past, receipt = {"seq": max(row["seq"], event["seq"]), "told": told}, receipt or {"said": row["problem"]}
+        if receipt.get("ok"):
+            self.save(recipient, {**past, **fine, "problem": None, "delivered_at": now})
+            return None
+        if receipt.get("refused"):
+            self.save(recipient, {**past, **fine, "problem": receipt["said"]})
+        elif "ok" in receipt:
+            pause = min(max(RETRY_FIRST_S * 2 ** min(row["failures"], 12), receipt["wait_s"]), RETRY_MOST_S)
+            row |= {"failures": row["failures"] + 1, "failing_at": row["failing_at"] or now}
+            again = {"next_at": self.store.now(pause), "problem": receipt["said"]}
+            self.save(recipient, pick(row, "failures", "failing_at") | again | (past if is_old else {}))
+        else:
+            self.save(recipient, past)
+        if is_old or receipt.get("refused"):
+            letter = pick(event, "seq", "type") | {"recipient": recipient.name, "attempts": row["failures"] or 1}
+            letter |= {"id": recipient.event_id(event), "problem": receipt["said"]}
+            self.store.sql.put("dead_letters", letter | {"pipeline": event["pipeline"], "at": now}, clash="REPLACE")
+            self.store.event("notify.failed", event["pipeline"], None, letter)
+            return f"has not taken an event: {receipt['said']}"
+        return f"fails: {receipt['said']}" if row["failing_at"] < self.store.now(-TROUBLE_S) else None
+
+
+def is_early(told: Json, event: Json) -> bool:
+    """Whether a reopening comes too soon after the last that was told, or a closing after one that waits."""
+    incident, kind = event["data"].get("incident"), event["type"]
+    at, waits = told.get(incident, ("", 0))
+    if kind == "incident.reopened":
+        is_soon = bool(at) and instant_of(event["at"]) - instant_of(at) < REOPENED_S
+        told[incident] = [at, event["seq"]] if is_soon else [event["at"], 0]
+        return is_soon
+    if kind == "incident.closed" and waits:
+        told[incident] = [at, 0]
+        return True
+    return False
+
+
+def chat_text(event: Json) -> str:
+    """Returns what a person reads in a chat: what happened to which pipeline, when, why, and the command to go on."""
+    data, name = event["data"], event["pipeline"]
+    error = data if "message" in data else data.get("error") or {}
+    what = f"run {data['status']}" if event["type"] == "run.finished" else event["type"].replace(".", " ")
+    lines = [f"{name or 'Tau'}: {what} at {event['at']}"]
+    if "message" in error:
+        place = f" in step {error['step']}" if error.get("step") else ""
+        lines.append(f"{error.get('type')}{place}: {error['message']}")
+    subject = data.get("incident") or event["run_id"]
+    command = ["inspect", subject] if subject else ["events", "--since", event["seq"] - 1, "--limit", 1]
+    text = "\n".join([*lines, f"`{shell_line('tau', *command)}`"])
+    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+
+
+async def give_to_command(words: list[str], body: bytes) -> tuple[bool, str]:
+    """Runs a command with a document on stdin; returns whether it succeeded, and what it said last."""
+    log: list[str] = []
+    with tempfile.TemporaryFile() as stdin:
+        stdin.write(body)
+        stdin.seek(0)
+        code = await run_to_end(words, log, "the most", DELIVERY_S, stdin=stdin)
+    return code == 0, f"exit code {code}: {log[-1]}" if log else f"exit code {code}"
+
+
+def signature(key: str, text: bytes) -> str:
+    """Returns a signature as Standard Webhooks has it; BadRequest if the key is not written so."""
+    if not re.fullmatch(SIGNING_KEY + "[A-Za-z0-9+/]{22,}={0,2}", key):
+        raise BadRequest(f"the key for signatures is not {SIGNING_KEY} and base64 of at least 16 bytes")
+    digest = hmac.digest(base64.b64decode(key.removeprefix(SIGNING_KEY)), text, "sha256")
+    return "v1," + base64.b64encode(digest).decode("ascii")
+
+
+async def post(url: str, headers: Json, body: bytes, table: Json) -> tuple[int, str, float]:
+    """Posts JSON; returns the status, what was said, and the seconds to wait then.  Follows redirects to the same host.
+
+    Forbidden if it would lead to another host, or from a public address to a private one, and the *table* does not
+    allow that.
+    """
+    first = urllib.parse.urlsplit(url)
+    private = table["private"] or is_private(first.hostname or "")
+    for _ in range(REDIRECTS_MAX):
+        status, fields, said = await exchange(url, headers, body, private)
+        place = fields.get("Location")
+        if status not in (301, 302, 307, 308) or place is None:
+            break
+        url = urllib.parse.urljoin(url, place)
+        there = urllib.parse.urlsplit(url)
+        if not table["redirects"] and (there.hostname != first.hostname or there.scheme < first.scheme):
+            place = f"{there.scheme}://{there.hostname}"
+            raise Forbidden(f"{first.hostname} leads to {place}", "redirects = true allows it")
+    said = f"HTTP {status} {said}".strip()
+    return status, said, retry_after(fields.get("Retry-After") or "")
+
+
+def is_private(address: str) -> bool:
+    """Whether an address, or `localhost`, is none of the public network."""
+    with contextlib.suppress(ValueError):
+        ip = ipaddress.ip_address(address.partition("%")[0])
+        return not (getattr(ip, "ipv4_mapped", None) or ip).is_global
+    return address == "localhost"
+
+
+async def exchange(url: str, headers: Json, body: bytes, private: bool) -> tuple[int, Any, str]:
+    """Sends one request of HTTP; returns status, fields and the beginning of the answer.
+
+    It connects to the very address that was looked at: another question could have another answer.
+    """
+    parts = urllib.parse.urlsplit(url)
+    secure, host = parts.scheme == "https", parts.hostname or ""
+    if parts.scheme not in ("http", "https") or not host or not re.fullmatch("[!-~]+", url):
+        raise BadRequest("the URL is none of http or https")
+    port = parts.port or (443 if secure else 80)
+    found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    addresses = [str(place[0]) for *_, place in sorted(found, key=operator.itemgetter(0))]  # first those of IPv4
+    address = next((one for one in addresses if private or not is_private(one)), None)
+    if address is None:
+        raise Forbidden(f"{host} is {addresses[0]}, a private address", "private = true allows it")
+    tls: Json = {"ssl": await asyncio.to_thread(ssl.create_default_context), "server_hostname": host} if secure else {}
+    reader, writer = await asyncio.open_connection(address, port, **tls)
+    headers = {"Host": parts.netloc.rpartition("@")[2], "User-Agent": f"tau/{__version__}", **headers}
+    headers |= {"Content-Type": "application/json", "Content-Length": len(body), "Connection": "close"}
+    if parts.username is not None:
+        user = urllib.parse.unquote(f"{parts.username}:{parts.password or ''}")
+        headers["Authorization"] = "Basic " + base64.b64encode(user.encode()).decode()
+    path = (parts.path or "/") + ("?" + parts.query if parts.query else "")
+    lines = [f"POST {path} HTTP/1.1", *(f"{name}: {value}" for name, value in headers.items()), "", ""]
+    try:
+        writer.write("\r\n".join(lines).encode("ascii") + body)
+        await writer.drain()
+        head = b"HTTP/1.1 1"
+        while head[9:10] == b"1":  # another answer comes after it
+            head = await reader.readuntil(b"\r\n\r\n")
+        fields = http.client.parse_headers(io.BytesIO(head.partition(b"\n")[2]))
+        said = b""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(1.0):
+                said = await reader.read(500)
+        text = said.partition(b"\n")[2] if fields.get("Transfer-Encoding") else said
+        return int(head[9:12]), fields, " ".join(text.decode("utf-8", "replace").split())
+    finally:
+        writer.transport.abort()
 
 
 # --- 25. Cases ----------------------------------------------------------------------------
@@ -9569,6 +10024,12 @@ def types_seen(caller: Caller, asked: str | None) -> list[str]:
             raise BadRequest(f"no event has the type '{word[:WORD_MAX]}'", hint)
         types += [one for name in found for one in TYPES_OF[name]]
     return types
+
+
+def sift_event(caller: Caller, event: Json) -> None:
+    """Leaves out of an event what its caller does not see."""
+    if caller.patterns and (upstream := event["data"].get("upstream")):
+        event["data"]["upstream"] = pick(upstream, *caller.sift(upstream))
 
 
 def check_peek(call: Call, place: str, resource: str | None, directory: str) -> None:
@@ -14119,7 +14580,7 @@ class Venvs:
         try:
             for words in build_commands(path, needed):
                 log.append("$ " + " ".join(words))
-                if await run_to_end(words, log, self.settings["build_timeout_s"], emit):
+                if await run_to_end(words, log, "build_timeout_s", self.settings["build_timeout_s"], emit):
                     wrong = (line for line in reversed(log) if re.search("(?i)error|conflict|took longer", line))
                     why = next(wrong, log[-1]).strip()[:300]
                     message = f"the dependencies of {entry} cannot be installed: {why}"
@@ -14163,27 +14624,33 @@ def packages_in(folders: list[str]) -> dict[str, str]:
     return {match[1].lower().replace("_", "-"): match[2] for match in found if match}
 
 
-async def run_to_end(words: list[str], log: list[str], patience: float, emit: AnyFunction | None) -> int:
-    """Runs a command, adds its output to the log, and returns its exit code.  No process of it is left."""
+async def run_to_end(
+    words: list[str], log: list[str], limit: str, patience: float, emit: AnyFunction | None = None, stdin: Any = None
+) -> int:
+    """Runs a command, adds its output to the log, and returns its exit code.  No process of it is left.
+
+    *limit* names the longest time that it may take; *stdin* is the file that it reads.
+    """
     environ = public_environment() | {"PIP_DISABLE_PIP_VERSION_CHECK": "1", "PIP_NO_INPUT": "1"}
     pipe, null, both = asyncio.subprocess.PIPE, asyncio.subprocess.DEVNULL, asyncio.subprocess.STDOUT
-    given: Json = {"stdin": null, "stdout": pipe, "stderr": both, "env": environ, "start_new_session": True}
+    given: Json = {"stdin": stdin or null, "stdout": pipe, "stderr": both, "env": environ, "start_new_session": True}
     starting = asyncio.ensure_future(asyncio.create_subprocess_exec(*words, **given, limit=FILE_BYTES_MAX))
     try:
         process = await asyncio.shield(starting)
         async with asyncio.timeout(patience):
             async for line in process.stdout:  # type: ignore[union-attr]
                 log.append(line.decode("utf-8", "replace").rstrip())
+                del log[:-LOG_TAIL]
                 if emit and log[-1]:
                     await emit({"type": "building", "seq": time.time_ns(), "message": log[-1]})
             await process.wait()
     except TimeoutError:
-        log.append(f"it took longer than [daemon] build_timeout_s = {patience:g}")
+        log.append(f"it took longer than {limit} = {patience:g}")
     finally:
         process = await starting  # cancelling the start would kill the command, but not its children
-        if process.returncode is None:
+        with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
-            await process.wait()
+        await process.wait()
     return process.returncode or 0
 
 
@@ -17890,13 +18357,6 @@ def with_member(document: Json, path: str, value: Any) -> Json:
     word, _, inner = path.partition(".")
     demand({"type": "object"}, document, f"what has '{word}' in json")
     return document | {word: with_member(document.get(word) or {}, inner, value) if inner else value}
-
-
-def retry_after(text: str) -> float:  # RFC 9110, 10.2.3
-    with contextlib.suppress(ValueError, OverflowError):
-        is_number = text.strip()[:1].isdigit()
-        return float(text) if is_number else email.utils.parsedate_to_datetime(text).timestamp() - time.time()
-    return 0.0
 
 
 # --- 52. Warehouses -----------------------------------------------------------------------

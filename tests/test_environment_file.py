@@ -425,6 +425,8 @@ WRITING = {
     "run": ["x", "--params", "-"],
     "key_create": ["x"],
     "key_revoke": ["x"],
+    "notify_test": ["x"],
+    "notify_retry": ["x"],
 }
 
 

@@ -83,6 +83,9 @@ REQUESTS: dict[str, dict[str, Any]] = {
     "secret_remove": {"name": "A_SECRET"},
     "secret_list": {},
     "key_create": {"name": "another"},
+    "notify_list": {},
+    "notify_test": {"name": "agent"},
+    "notify_retry": {"id": "msg_1_0f3c9d1e2b4a"},
     "key_list": {},
     "key_revoke": {"name": "another"},
 }
@@ -162,7 +165,8 @@ def test_a_read_key_cannot_write_by_any_operation(net: Tau) -> None:
 def test_what_operators_and_admins_may_do_is_one_table() -> None:
     scopes = {name: one.scope for name, one in module.OPERATIONS.items()}
     assert {name for name, scope in scopes.items() if scope == "admin"} == {
-        *("prune", "backup", "shutdown", "key_create", "key_list", "key_revoke", "secret_set", "secret_remove")
+        *("prune", "backup", "shutdown", "key_create", "key_list", "key_revoke", "secret_set", "secret_remove"),
+        *("notify_test", "notify_retry"),
     }
     assert all(scope == "operate" for name, scope in scopes.items() if name in ("deploy", "run", "undeploy", "pause"))
 
