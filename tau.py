@@ -782,7 +782,7 @@ MIGRATIONS = (
     INSERT INTO memory SELECT 'pruned', coalesce(max(seq), 0) FROM events;
     """,
     """
-    -- How far each recipient of notifications is: the events up to `seq` are delivered or dead.  It has failed `failures`
+    -- How far each recipient of notifications is: events up to `seq` are delivered or dead.  It has failed `failures`
     -- times in a row, the last time with `problem`.  `told` are incidents that were reopened of late: when that was
     -- told, and a later reopening that waits.  Of events that are deleted up to `gap`, the ledger tells.
     CREATE TABLE recipients (
