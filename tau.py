@@ -7460,7 +7460,9 @@ WHEN = ["schedule", "every", "start", "end", "timezone", "overlap", "misfire", "
 WHEN += ["pause_after_failures", "expect_success_within"]
 #: Name of a part of a page → what makes it, from the words after the name: a text, or words and their meanings.
 PARTS: dict[str, Callable[..., str | list[tuple[str, str]]]] = {
-    "api": lambda kind, text="summary": [(it["call"], it[text]) for it in pipeline_api()[kind]],
+    "api": lambda kind, text="summary", *names: [
+        (it["call"], it[text]) for it in pipeline_api()[kind] if not names or it["name"] in names
+    ],
     "options": lambda when="": [
         (it["call"], it["summary"]) for it in pipeline_api()["options"] if (it["name"] in WHEN) == bool(when)
     ],
@@ -7574,7 +7576,7 @@ successful run leaves to the next.
 
 Also from tau:
 
-<api others>
+<api others summary @per_row run_local>
 <errors>
 """,
     "places": """
@@ -7590,6 +7592,10 @@ Of CSV and TSV, of JSON, and of http(s), which is read page after page:
 <format csv read_csv>
 <format json records_of>
 <table WEB_OPTIONS>
+
+Places of your own:
+
+<api others manual @source @target>
 """,
     "scheduling": """
 Options of @pipeline that say when.  `tau schedule` takes most of them too, and wins over the file until --clear.
@@ -7625,8 +7631,9 @@ incident, which stays open until the pipeline succeeds.
    changed since the last success, rows of the failing step, and `next`: commands that work as they are.
 3. Find the cause.  What changed: `tau diff NAME`.  The data: `tau peek PLACE RESOURCE --in NAME --profile`.  Who
    writes it: `tau lineage PLACE`.  Who deployed what, and why: `tau versions NAME`.
-4. Mend.  `tau code NAME --out fix`, edit, `tau check fix/FILE.py`, `tau deploy fix/FILE.py --take-over --reason "why"`.
-   Is it worse than before?  `tau rollback NAME`.  Is the source down?  `tau pause NAME --reason "why"`, later resume.
+4. Mend.  `tau code NAME --out fix`, edit, and rehearse it with what the failed run had: `tau try fix/FILE.py --like
+   RUN` changes nothing and tells what it would change.  `tau deploy fix/FILE.py --take-over --probation 3 --reason
+   "why"` goes back by itself if it fails anew.  Is the source down?  `tau pause NAME --reason "why"`, later resume.
 5. Prove.  `tau retry RUN` runs it again with the same params on the live version.  Success closes the incident.
    `tau backfill NAME --from TIME --only failed --dry-run` finds the ticks whose run has failed.
 

@@ -171,8 +171,8 @@ def test_the_way_through_a_failure_leads_out_of_it(fresh: Tau) -> None:
     fresh("code", "broken", "--out", "fix")
     mended = fresh.work / "fix" / "broken.py"
     mended.write_text(mended.read_text().replace("rows: int = 0", "rows: int = 1"))
-    assert fresh("check", mended)["ok"]
-    fresh("deploy", mended, "--take-over", "--reason", "the default was wrong")
+    assert fresh("try", mended, "--like", run_id)["status"] == "success"
+    fresh("deploy", mended, "--take-over", "--probation", 3, "--reason", "the default was wrong")
     assert fresh("retry", run_id)["status"] == "success"
     assert [row["status"] for row in fresh("errors")["incidents"]] == ["closed"]
 
