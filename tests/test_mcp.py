@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import http.server
 import json
 import os
 import re
+import shutil
 import subprocess
+import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from typing import Any
 
 import anyio
 import httpx2
 import mcp_types
 import pytest
-from conftest import Tau, eventually, make_home, python, started
+from conftest import REPOSITORY, Tau, eventually, make_home, python, started
 from mcp import Client, StdioServerParameters
 from mcp.client.streamable_http import streamable_http_client
 from mcp.shared.message import SessionMessage
@@ -579,3 +582,70 @@ def test_an_answer_that_no_model_could_read_is_refused(web: Tau) -> None:
         answer = document(wire.ask(use("look", command="logs it --tail 900"))["result"])
         assert answer["code"] == "too_much"
         assert len(document(wire.ask(use("look", command="logs it --tail 3"))["result"])["lines"]) == 3
+
+
+# The protocol's own suite.
+
+SUITE = "@modelcontextprotocol/conformance@0.2.0-alpha.12"
+
+
+class Keyed(http.server.BaseHTTPRequestHandler):
+    """Passes requests on with the key, which the suite cannot send."""
+
+    protocol_version = "HTTP/1.1"
+    web: Tau
+
+    def log_message(self, *about: Any) -> None:
+        """Says nothing."""
+
+    def do_POST(self) -> None:
+        """A request and its answer, as they are."""
+        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        with closing(connect(self.web)) as beyond:
+            beyond.putrequest(self.command, self.path, skip_host=True, skip_accept_encoding=True)
+            for name, value in [*self.headers.items(), ("Authorization", f"Bearer {key_of(self.web)}")]:
+                beyond.putheader(name, value)
+            beyond.endheaders(body)
+            response = beyond.getresponse()
+            text = response.read()
+        self.send_response(response.status)
+        for name in ("Content-Type", "Allow"):
+            if name in response.headers:
+                self.send_header(name, response.headers[name])
+        self.send_header("Content-Length", str(len(text)))
+        self.end_headers()
+        self.wfile.write(text)
+
+    do_GET = do_DELETE = do_POST  # noqa: N815
+
+
+@pytest.fixture(scope="module")
+def suite(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """The command of the suite, and a Node that is new enough for it."""
+    if not os.environ.get("TAU_CONFORMANCE"):
+        pytest.skip("TAU_CONFORMANCE=1 installs the suite with npm")
+    if not shutil.which("npm"):
+        pytest.skip("npm is not installed")
+    folder = tmp_path_factory.mktemp("suite")
+    install = ["npm", "install", "--no-fund", "--no-audit", "--prefix", folder, SUITE, "node@22"]
+    subprocess.run(install, check=True, capture_output=True, timeout=600)
+    return [
+        f"{folder}/node_modules/.bin/node",
+        f"{folder}/node_modules/@modelcontextprotocol/conformance/dist/index.js",
+    ]
+
+
+@pytest.mark.parametrize("version", [MODERN, LEGACY[0]])
+def test_the_protocols_own_suite_finds_no_more_than_what_is_not_offered(
+    web: Tau, suite: list[str], version: str
+) -> None:
+    handler = type("Handler", (Keyed,), {"web": web})
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as proxy:
+        threading.Thread(target=proxy.serve_forever, daemon=True).start()
+        baseline = REPOSITORY / "tests" / "data" / f"conformance-{version}.yaml"
+        words = ["--url", f"http://127.0.0.1:{proxy.server_port}/mcp", "--suite", "all", "--spec-version", version]
+        done = subprocess.run(
+            [*suite, "server", *words, "--expected-failures", baseline], capture_output=True, text=True, timeout=600
+        )
+        proxy.shutdown()
+    assert done.returncode == 0, done.stdout[-5000:] + done.stderr
