@@ -148,6 +148,8 @@ def test_the_official_client_deploys_runs_reads_a_failure_and_mends_it(web: Tau,
             assert document(await call("errors", name=name))["incidents"][0]["type"] == "ZeroDivisionError"
             assert document(await call("look", command=f"tau code {name}"))["source"] == broken
             files[0]["text"] = broken.replace("n - 1", "n")
+            tried = document(await call("try", files=files, like=document(failed)["run_id"]))
+            assert tried["status"] == "success"
             assert document(await call("deploy", files=files, reason="n may be 1"))["changed"]
             mended = await call("run", name=name, params={"n": 1})
             assert (mended.is_error, document(mended)["result"]) == (False, {"n": 1})
@@ -206,7 +208,7 @@ def test_annotations_are_true(web: Tau) -> None:
         assert ("destructiveHint" in hints) == (not hints["readOnlyHint"])
         assert "outputSchema" not in tool
     reading = {name for name, tool in tools.items() if tool["annotations"]["readOnlyHint"]}
-    assert reading == {"inspect", "errors", "wait", "help", "look"}
+    assert reading == {"inspect", "errors", "help", "look"}
     assert tools["change"]["annotations"]["destructiveHint"]
     assert tools["deploy"]["annotations"]["idempotentHint"]
     assert not tools["run"]["annotations"]["idempotentHint"]
@@ -227,7 +229,8 @@ def test_annotations_are_true(web: Tau) -> None:
         ("change", "tau run it --params @/etc/passwd", "write the object itself"),
         ("change", "tau run it --params -", "write the object itself"),
         ("change", "tau secret set X", "a person's shell"),
-        ("change", "tau try it.py", "a person's shell"),
+        ("change", "tau init it", "a person's shell"),
+        ("change", "tau try it.py --like it", "the tool try takes them as text"),
         ("change", "tau pause --all --reason 'by an agent'", {"pipeline", "all", "paused", "reason", "changed"}),
         ("change", "tau resume --all", {"pipeline", "all", "paused", "reason", "changed"}),
     ],
@@ -247,6 +250,9 @@ def test_help_is_a_page(web: Tau, words: str) -> None:
         assert text.startswith("usage: tau")
         assert wire.ask(use("help", topic="runs"))["result"]["content"][0]["text"].startswith("usage: tau runs")
         assert wire.ask(use("help", topic="rusn"))["result"]["isError"]
+        for topic in module.TOPICS:
+            page = wire.ask(use("help", topic=topic))["result"]["content"][0]["text"]
+            assert page == module.manual_page(topic)
 
 
 def test_hints_work_when_they_are_given_back(web: Tau) -> None:
