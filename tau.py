@@ -6791,25 +6791,43 @@ async def shutdown(call: Call, *, drain: float = 0.0, cancel: bool = False) -> J
 
 @sifts
 @reads
-def schema(call: Call) -> Json:
-    """Print every operation with its arguments as JSON Schema, and the words of the interface.
+def schema(
+    call: Call, operation: str | None = None, word: str | None = None, *, document: str | None = None
+) -> Json:  # fmt: skip
+    """Print each operation and document as JSON Schema, and the words of the interface; or one of them.
 
-    tau schema
-    tau schema --json > schema.json
+    operation     which operation: its name, or its words
+    word          its second word
+    document      a document instead: run, incident, error, event, followed (by --follow), or another
+
+        tau schema key create
+        tau schema --document run
     """
+    if operation and document:
+        raise BadRequest("an operation, or a document?", "ask for one of them")
+    known: dict[str, Any] = ANSWERS | shapes() if document else SHELL_COMMANDS | LOCAL_COMMANDS | OPERATIONS
+    asked = document or " ".join(filter(None, (operation, word)))
+    if asked and asked not in known:
+        raise NotFound(f"nothing is called '{asked[:WORD_MAX]}'", did_you_mean(asked, known, "`tau schema` has all"))
+    if document:
+        return document_schema(asked if asked in shapes() else ANSWERS[asked])
+    if asked:
+        return operation_schema(known[asked], document_schema(answer_of(known[asked])))
     return {
         "protocol": PROTOCOL,
-        "operations": [
-            {"name": name, "command": f"tau {entry.words}", "summary": entry.summary, "effect": entry.effect}
-            | {"params": entry.schema(), "bounds": entry.bounds, "examples": entry.examples}
-            for name, entry in OPERATIONS.items()
-        ],
+        "operations": [operation_schema(entry, schema_of(answer_of(entry), {})) for entry in OPERATIONS.values()],
         "errors": [
             {key: getattr(kind, key) for key in ("code", "number", "exit", "retryable")} for kind in ERRORS.values()
         ],
         "moves": MOVES,
         "triggers": TRIGGERS,
+        "documents": document_schema(*every_document()),
     }
+
+
+def operation_schema(entry: Operation, answer: Json) -> Json:
+    about = {"name": entry.name, "command": f"tau {entry.words}", "summary": entry.summary, "effect": entry.effect}
+    return about | {"params": entry.schema(), "answer": answer, "bounds": entry.bounds, "examples": entry.examples}
 
 
 @admin
@@ -7685,8 +7703,261 @@ things are, `tau COMMAND --help` explains a command. Before you write a pipeline
 
 
 # --- 18. Documents ------------------------------------------------------------------------
-# Owns the shapes of all answers: what `tau schema` says of them.  Calls nothing.
+# Owns the shapes of all answers: what `tau schema` says of them.  Calls Part I.
 # Promises that every answer of an operation fits the schema of its document.
+
+#: Kind → the words of this kind, wherever a document says nothing else.
+WORD_KINDS = {
+    "integer": "version total shown count attempt seq pid protocol bytes runs sources log_lines log_dropped",
+    "integer?": "line fixed_by rows_in rows_out",
+    "integer*": "versions",
+    "number": "seconds",
+    "flag": "changed ok all enabled live deduplicated waited dry_run stopping gap more at_least retryable moved",
+    "text?": "step held held_by executor key source fixed_run in_use reason stream file code cron at start end",
+    "text*": "tags next upstream downstream missing_secrets log_tail addresses",
+    "time": "queued_at deployed_at created_at first_at last_at asked_at watermark_at paused_at from until",
+    "time?": "scheduled_for",
+    "object": "params data",
+    "object?": "fields facts",
+    "any": "result value before now",
+    "failure?": "error",
+    "paused?": "paused",
+    "truncated": "truncated",
+}
+#: The end of a word → the kind of other words that end so.  Whatever is left is a text.
+END_KINDS = {"_at": "time?", "_ms": "number?", "_s": "number?", "_bytes": "integer?"}
+#: Document → its fields, as in VALUES.  A word without a kind has its usual one, a word with `?` may be absent, and
+#: `&document` stands for the fields of a document.  A kind may be `a|b`, one of two, `=word`, just this, or `{fields}`.
+SHAPES = """
+    error: code:text message hint retryable reason?:text kind? type? file? line? source_line?:text? frames?:frame*
+        cause?:cause? facts? include? previously?:text% live?:integer diff? versions? log?:text* field? supported?:text*
+        requested?;
+    warning: message hint?; truncated: shown total get at_least?; listed: total truncated? hint?;
+
+    run: run_id pipeline version status trigger executor attempt params key scheduled_for queued_at started_at
+        finished_at duration_ms result partial_result?:any waiting? error retry_of:text? retry_at attempts:{attempt
+        status started_at finished_at duration_ms error:{kind type message step}? log_lines}* trace:{steps:step*
+        checks:checked* metrics:any% progress:progress? drift:drifted* log_lines log_dropped log_tail}
+        resources:{cpu_ms max_rss_bytes exit_code:integer? signal:integer?} source?:{file line deployed_from:text*?
+        lines:text*}? changed?:changes samples?:{step way rows:object*|text}? incident?:{incident status count
+        first_at last_at versions fixed_by fixed_run}? closed_incidents?:text* next held_by cut?:{path bytes get}*
+        deduplicated? waited?;
+    run_started: run_id status waited? next? deduplicated?; waited_runs: runs:run|run_started*;
+    failure: kind type message step file line code frames:frame* cause:cause? fingerprint hint:text? facts;
+    cause: type? message? file? line? code? cause?:cause?;
+    step: name status started_at duration_ms rows_in rows_out columns:text%? error:brief? nulls?:number%
+        places?:place* steps:step*;
+    checked: name step passed:flag severity values:object error:text?; drifted: step &drift;
+    cancel: run_id status changed;
+    runs: runs:{run_id pipeline version status trigger scheduled_for queued_at started_at duration_ms}* &listed;
+    logs: run_id lines:{at:time level step stream message fields repeated?:integer at_least?}* &listed log_dropped;
+    logs_followed: run_id status;
+    errors: incidents?:{&incident_facts next}* errors?:{run_id pipeline version status finished_at error:{kind type
+        message step file line code fingerprint} next}* &listed;
+    incident: &incident_facts fingerprint closed_at fixed_run runs:{run_id version status finished_at}* run:run?;
+    incident_facts: incident status count first_at last_at pipeline step type message last_run versions fixed_by;
+
+    diff: pipeline run_id? status? from?:integer to?:integer risks?:risk* &changes; risk: risk file line:integer what;
+    changes: since?:{run_id version finished_at}? &changed_files packages?:any*% variables?:any*% python?:any*
+        daemon_started_at?:any* columns?:difference*% rows?:any*% duration_ms?:any*% upstream?:{pipeline place
+        resource run_id finished_at version?:integer* code?:text reason? columns?:difference* rows:any*}*;
+    changed_files: code?:text options?:any*% params?:any*% secrets?:any*%;
+
+    deploy: changed pipelines:{name version changed next_at? held?:blocker risks?:risk* &changed_files
+        schedule?:any*%}* dry_run? environments?:built* previously?:text% no_longer_in_file?:text* next?;
+    built: entry digest dependencies:text* built:flag log:text*;
+    check: ok error:error? pipelines:{&pipeline function? entry environment:text? origin:text* ticks:time*}*
+        environments:built* secrets:text?% missing_imports:text* missing_secrets;
+    undeploy: name changed cancelled_runs:text*; rollback: name version previous:integer changed next;
+    versions: versions:{version live deployed_at actor reason entry runs last_status:text? files:integer
+        lines_added:integer lines_removed:integer}* &listed;
+    list: pipelines:{name version last_run_id:text? last_status:text? last_run_at next_at held upstream description
+        tags params?}* &listed;
+    show: name description tags version params schedule:{&timing paused}? upstream downstream options:{&pipeline?
+        environment?:text? origin?:text*} created_at updated_at:time versions:{version sha256 entry deployed_at
+        actor}* last_run:{run_id status queued_at finished_at duration_ms}? lineage:{reads:use*|text writes:use*};
+    use: place resource version run_id at:time;
+    lineage: lineage:{place resource reads:user* writes:user*}* &listed unknown:text*;
+    user: pipeline version run_id at:time; code: pipeline version sha256 entry deployed_at files:text* source:text;
+    code_sent: pipeline version sha256 entry deployed_at files:{path base64}*;
+    code_written: version written:text* unchanged:text* next;
+    peek: place resource?:text tables?:text* columns?:{name? kind? declared?:text?}* keys?:object row_count?:integer
+        counted? rows?:object* profile?:object cut?:text;
+
+    timing: source cron every_s at timezone misfire catchup_window_s overlap enabled next_at;
+    schedule: &timing pipeline start end jitter_s params pause_after_failures:integer? expect_success_within_s
+        kind:text? paused held watermark_at &coming changed run_id? scheduled_for? hint?;
+    coming: ticks:time* local:text* moved:flag*; ticks: &coming kind:text? timezone;
+    why: pipeline answer asked_at tick:decision held:blocker* next:{tick:time? local:text? moved:flag?}
+        schedule:timing upstream:{pipeline run_id:text?}* downstream recent:decision*;
+    blocker: by reason? hint? paused_at? actor? all? overlap? run_ids?:text* queued?:integer max_concurrent?:integer
+        waiting_for?:text*;
+    decision: scheduled_for decision decided_at? status? last_run?:{run_id trigger status}? before?:decision?
+        &decided;
+    decided: trigger? moved? reason? message? from? ticks?:integer at_least? cause?:{what from until} run_id?;
+    backfill: pipeline dry_run ticks:integer runs:{scheduled_for:time run_id:text?}* &listed;
+    pause,resume: pipeline:text? all paused:flag reason changed; paused: paused_at reason:text actor;
+    state: pipeline state:object run_id:text? updated_at changed;
+
+    status: pid version:text protocol uptime_s:number home config:text? addresses start_method processes:{role
+        pid:integer? run_id?:text? executor?:text}* pipelines:integer runs:integer% queued:integer slots:{total
+        used:integer} executors:{command?:any live:integer}% scheduler:{schedules:integer next_at paused}
+        start_latency:{count p50_ms p99_ms} missing_secrets connections:integer strangers:integer
+        storage:{free_bytes:integer refused_at:any} stopping warnings:text* task_failures:any*;
+    watch: at:time daemon:{version:text pipelines:integer open_incidents:integer} runs:integer% paused live:{run_id
+        pipeline status attempt queued_at started_at retry_at progress:progress? elapsed_ms held_by}* ended:{run_id
+        pipeline status attempt queued_at started_at finished_at duration_ms error:{&failure? kind}?}*
+        incidents:{incident pipeline count last_at type message}* ticks:{pipeline tick_at:time}* missing_secrets
+        next;
+    version: version:text protocol? python daemon?:text?; prune: dry_run &pruned pipelines:{name runs}*;
+    pruned: runs log_lines events:integer versions:integer incidents:integer forced:text* bytes_before:integer
+        bytes_after:integer?;
+    backup: file:text runs sources bytes; shutdown: pid stopping live_runs:integer queued_runs:integer;
+    ping,hello: protocol version:text; taud: changed pid socket home addresses;
+    doctor: ok checks:{name status found remedy}*; init: files:text* next;
+    schema: protocol operations:operation* errors:{code:text number:integer exit:integer retryable}* moves:text*%
+        triggers:text* documents:object;
+    operation: name command summary effect params answer:object bounds:object examples:text*;
+
+    secret_set,secret_remove: name changed found:text?; secret_list: secrets:{name found:text? used_by:text*}*
+        &listed;
+    key_create: &key_facts key:text;
+    key_list: keys:{&key_facts used_at revoked_at actor status}* &listed configured:integer;
+    key_facts: name scope pipelines:text* created_at expires_at; key_revoke,env_remove: name changed;
+    env_list: environments:{name host key in_use}* daemon:{env:text? host:text? from:text? error?:text} file:text;
+    env_show: name host api_key? api_key_file? ca_file? cert_file? cert_key_file? in_use;
+    env_use: name:text? host:text? changed overridden_by?; env_add: name host key changed;
+
+    events: events:event* next:integer gap? first?:integer more? hint?;
+    event: seq at:time type pipeline:text? run_id:text? scheduled_for actor reason data;
+    run.queued: version trigger scheduled_for? retry_of? resume_from? executor?; run.started: attempt;
+    run.retrying: attempt status retry_at error:event_error; run.cancelling: run_id; run.drifted: attempt step
+        message;
+    run.finished: status duration_ms error?:event_error; event_error: kind type fingerprint message;
+    incident.opened,incident.reopened,incident.closed: incident count step type message run_id version;
+    chain.skipped: reason:text upstream:text% message?; success.overdue: within_s last_success_at expected_at;
+    state.changed: bytes; tick.fired,tick.skipped,tick.missed,tick.dropped: &decided;
+    schedule.changed: source enabled held cron? every_s? at? start? end? timezone? misfire? catchup_window_s?
+        overlap? jitter_s? params? pause_after_failures?:integer expect_success_within_s?;
+    schedule.broken: message; pipeline.deployed: version sha256; pipeline.rolled_back: version previous:integer;
+    pipeline.undeployed: cancelled_runs:integer; pipeline.paused: reason:text; pipeline.resumed: ;
+    scheduler.gap: cause from until seconds; clock.unset: shows:time; clock.set_back: from to:time seconds;
+    daemon.stopping: drain:number cancel:flag; retention.forced: what older_than_s bytes most_bytes;
+    store.copied: &backup; store.pruned: &pruned; store.restored: file:text lost:integer cancelled:integer;
+    secret.set,secret.removed,key.revoked: name; key.created: name scope pipelines:text* expires_at;
+    auth.failed: address failures_in_all:integer;
+    followed.log: type:=log &told level step stream message fields; followed.check: type:=check &told &checked;
+    followed.metric: type:=metric &told step name value:number;
+    followed.progress: type:=progress &told step name &progress; followed.drift: type:=drift &told &drifted name;
+    followed.step.started: type:=step.started &told step;
+    followed.step.finished: type:=step.finished &told step status duration_ms rows_in rows_out error:brief?;
+    followed.run.queued: type:=run.queued &told &run.queued run_id pipeline held_by?;
+    followed.run.started: type:=run.started &told &run.started run_id pipeline;
+    followed.run.retrying: type:=run.retrying &told &run.retrying run_id pipeline;
+    followed.run.finished: type:=run.finished &told &run.finished run_id pipeline;
+    followed.tick.fired: type:=tick.fired &told &tick.fired run_id pipeline;
+    followed.building: type:=building seq message; told: seq at:time;
+"""
+#: Operation → its answer, unless that is the document of its name.
+ANSWERS = {
+    **dict.fromkeys(("run", "retry", "try"), "run|run_started"),
+    "wait": "run|run_started|waited_runs",
+    "inspect": "run|incident",
+    "logs": "logs|logs_followed",
+    "code": "code|code_sent|code_written",
+    "schema": "schema|operation|object",
+    "followed": "|".join(word[:-1] for word in SHAPES.split() if word.startswith("followed.")),
+}
+
+
+@functools.cache
+def shapes() -> dict[str, Any]:
+    """Returns kind → its fields, or its schema: what VALUES says of texts bounds what is written, not what is shown."""
+    plain = {kind: {"type": it.get("type", "string")} if it else it for kind, it in VALUES.items() if type(it) is dict}
+    found = VALUES | plain | {"text": {"type": "string"}, "time": {"type": "string", "format": "date-time"}}
+    for names, fields in re.findall(r"(\S+):\s([^;]*);", SHAPES):
+        owner, *others = names.split(",")
+        while inner := re.search(r"(\w+)(\??:)\{([^{}]*)\}", fields):
+            found[part := f"{owner}.{inner[1]}"] = inner[3]
+            fields = fields.replace(inner[0], f"{inner[1]}{inner[2]}{part}")
+        found |= dict.fromkeys((owner, *others), fields)
+    return found
+
+
+def usual_kind(word: str) -> str:
+    """Returns the kind of a field that has only its word."""
+    kinds = [kind for kind, words in WORD_KINDS.items() if word in words.split()]
+    return next(iter(kinds + [kind for end, kind in END_KINDS.items() if word.endswith(end)]), "text")
+
+
+def fields_of(document: str) -> dict[str, tuple[str, bool]]:
+    """Returns word → its kind, and whether it is always there."""
+    found: dict[str, tuple[str, bool]] = {}
+    for field in shapes()[document].split():
+        name, _, kind = field.partition(":")
+        word = name.rstrip("?")
+        if word[0] == "&":
+            others = fields_of(word[1:])
+            found |= {other: (kind, always and name == word) for other, (kind, always) in others.items()}
+        else:
+            found[word] = kind or usual_kind(word), name == word
+    return found
+
+
+def schema_of(kind: str, parts: Json) -> Json:
+    """Returns the schema of a kind.  It refers to documents, which go to *parts*."""
+    if kind[-1] == "?":
+        inner = schema_of(kind[:-1], parts)
+        return inner | {"type": [inner["type"], "null"]} if "type" in inner else {"anyOf": [inner, {"type": "null"}]}
+    if kind[-1] == "*":
+        return {"type": "array", "items": schema_of(kind[:-1], parts)}
+    if kind[-1] == "%":
+        return {"type": "object", "additionalProperties": schema_of(kind[:-1], parts)}
+    if "|" in kind:
+        return {"anyOf": [schema_of(one, parts) for one in kind.split("|")]}
+    if kind[0] == "=":
+        return {"const": kind[1:]}
+    if isinstance(shape := shapes()[kind], dict):
+        return shape
+    if kind not in parts:
+        parts[kind] = {}  # a document may hold others of its kind
+        parts[kind] = object_of(kind, parts)
+    return {"$ref": f"#/$defs/{kind}"}
+
+
+def object_of(document: str, parts: Json) -> Json:
+    """Returns the schema of a document.  It forbids no other fields: documents grow."""
+    fields = fields_of(document)
+    properties = {word: schema_of(kind, parts) for word, (kind, _) in fields.items()}
+    made: Json = {"type": "object", "properties": properties, "required": [word for word in fields if fields[word][1]]}
+    if document == "event":  # its type says what its data are
+        properties["type"] = {"enum": [*EVENT_TYPES]}
+        made["allOf"] = [case_of(name, schema_of(name, parts)) for name in EVENT_TYPES if name in shapes()]
+    return made
+
+
+def case_of(event_type: str, data: Json) -> Json:
+    return {"if": {"properties": {"type": {"const": event_type}}}, "then": {"properties": {"data": data}}}
+
+
+def document_schema(*kinds: str) -> Json:
+    """Returns the schema of a kind, with all that it refers to; for several kinds, only these parts."""
+    parts: Json = {}
+    schemas = [schema_of(kind, parts) for kind in kinds]
+    return {"$schema": DIALECT, **(schemas[0] if len(schemas) == 1 else {}), "$defs": parts}
+
+
+DIALECT = "https://json-schema.org/draft/2020-12/schema"
+
+
+def answer_of(entry: Operation) -> str:
+    return ANSWERS.get(entry.name, entry.name if entry.name in shapes() else "object")
+
+
+def every_document() -> list[str]:
+    """Returns all that Tau tells: answers, errors and warnings on stderr, events that are followed."""
+    answers = map(answer_of, (OPERATIONS | LOCAL_COMMANDS).values())
+    return [*answers, "error", "warning", ANSWERS["followed"], "taud", "hello"]
 
 
 # === Part IV: the daemon ===================================================================
@@ -10531,7 +10802,7 @@ WRITES_SQL = (
 )
 READS_SQL = r"""(?is)['"]\s*select\b(?!.*\binto\b)"""
 TABLE_IN_SQL = r"""(?i)\b(?:from|join|into|update|table)\s+([\w."]+)"""
-PLACE_IN_TEXT = r"(?i)[a-z][a-z0-9+.-]*://[^/?#]*|^(?:[~.]{0,2}/.*|[\w-]+(?:\.[\w-]+)+(?::\d+)?)$"
+PLACE_IN_TEXT = r"(?i)(?<![a-z0-9+.-])[a-z][a-z0-9+.-]*://[^/?#]*|^(?:[~.]{0,2}/.*|[\w-]+(?:\.[\w-]+)+(?::\d+)?)$"
 SOURCE_READ_MAX = 1 << 20
 FUNCTIONS = ("FunctionDef", "AsyncFunctionDef", "ClassDef")
 #: What only combines conditions.

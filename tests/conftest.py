@@ -20,6 +20,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import answers
 import pytest
 from nursery import Nursery, process_name
 
@@ -193,7 +194,9 @@ class Tau:
 
     def command(self, *words: Any, stdin: str = "", timeout: float = 60.0, **environ: str) -> Done:
         """Runs `tau` to its end, whatever that is."""
-        return run("main", *words, stdin=stdin, timeout=timeout, cwd=self.work, environ=self.environ | environ)
+        done = run("main", *words, stdin=stdin, timeout=timeout, cwd=self.work, environ=self.environ | environ)
+        answers.validate_output(words, done.out, done.err)
+        return done
 
     def __call__(self, *words: Any, exit: int = 0, **more: Any) -> Any:
         """The document that `tau` prints, or the error if a failure is expected."""
@@ -207,6 +210,7 @@ class Tau:
             words = (*words, "--port", str(self.port))
         done = run("taud", "--detach", *words, cwd=self.work, environ=self.environ)
         assert done.exit == 0, done.err
+        answers.validate("taud", done.json)
         return done.json
 
     def write(self, text: str, name: str = "pipelines.py") -> Path:
@@ -309,6 +313,7 @@ class Wire:
         finally:
             os.close(descriptor)
         self.file = self.socket.makefile("rb")
+        self.asked: dict[Any, Any] = {}  # requests by id
 
     def __enter__(self) -> Wire:
         return self
@@ -319,12 +324,16 @@ class Wire:
 
     def send(self, line: Any) -> None:
         """Sends bytes as they are, anything else as a line of JSON."""
+        if isinstance(line, dict):
+            self.asked[repr(line.get("id"))] = line
         self.socket.sendall(line if isinstance(line, bytes) else json.dumps(line).encode() + b"\n")
 
     def receive(self) -> Any:
         """The next document; None at the end."""
         line = self.file.readline()
-        return json.loads(line) if line else None
+        message = json.loads(line) if line else None
+        answers.validate_message(message, self.asked)
+        return message
 
     def ask(self, line: Any) -> Any:
         """Sends a line and returns the next."""

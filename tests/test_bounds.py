@@ -78,7 +78,7 @@ def params_of(spied: Tau, method: str) -> Any:
 
 QUESTIONS = [name for name, entry in module.OPERATIONS.items() if entry.is_question]
 #: Operations that ask beside the loop when they have done their own work.
-ASKING = ("wait", "logs", "schedule", "backfill", "check")
+ASKING = ("wait", "logs", "schedule", "backfill", "check", "diff")
 
 
 @pytest.mark.parametrize("method", module.OPERATIONS)
@@ -289,6 +289,7 @@ WORST: dict[str, str] = {
     "split_cron": "tau.split_cron('* ' * N)",
     "retry": "tau.re.fullmatch('[0-9]{1,9}', '1' * N)",
     "fault_stacks": "tau.fault_stacks([b'Current thread', b'File \"/versions/0/' * (N // 18)])",
+    "Facts": "tau.Facts({'a.py': b'x = \"' + b'a.' * (N // 3) + b'\"'})",
     "decode": "tau.decode(b'[' * N)",
     "has_form": "tau.has_form(tau.VALUES['base64'], 'A' * N + '!')",
     "did_you_mean": "tau.did_you_mean('a' * N, ['a' * N] * 10)",
@@ -307,11 +308,12 @@ def test_no_text_takes_more_than_linear_time(name: str) -> None:
 
 
 #: What has patterns that go through a text once, or see few characters of it.
-SHORT = {"spell_field", "cron_hint", "Operation", "Connection"}
+SHORT = {"spell_field", "cron_hint", "Operation", "Connection", "risk_of"}
 #: What reads only what the owner of the daemon has written, or a program that they have chosen.
 TRUSTED = {
     "read_secret",
     "secret_list",
+    "shapes",
     "spellings",
     "Address",
     "ServiceManager",

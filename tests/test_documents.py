@@ -1,4 +1,5 @@
 """Golden documents: what a program reads keeps its keys and their types; the files are in tests/data/documents.
+What `tau schema` publishes is golden too; that every answer is so, every test tests (answers.py).
 
 `python tests/test_documents.py` writes them anew.
 """
@@ -6,6 +7,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sqlite3
 import sys
 from collections.abc import Callable
@@ -13,10 +15,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from jsonschema import Draft202012Validator
 
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent.parent)]
 
+from answers import close
 from conftest import REPOSITORY, Tau, make_home, running
+
+import tau as module
 
 FOLDER = REPOSITORY / "tests" / "data" / "documents"
 PIPELINES = """
@@ -129,6 +135,108 @@ def test_a_key_that_is_removed_or_retyped_is_noticed() -> None:
         assert missing(golden, shape({"a": 1, "rows": [{"x": None, "y": ""}], "b": {"c": [1]}} | changed)), changed
 
 
+def promises(schema: Any) -> Any:
+    """What a schema promises, by document: the schema of each field, marked if it may be absent."""
+    made = {}
+    for name, part in schema["$defs"].items():
+        texts = {word: json.dumps(one, sort_keys=True) for word, one in part["properties"].items()}
+        made[name] = {word: text if word in part["required"] else f"? {text}" for word, text in texts.items()}
+    return made
+
+
+def published() -> Any:
+    return promises(module.document_schema(*module.every_document()))
+
+
+def is_kept(golden: str, now: str | None) -> bool:
+    """Whether a field is as it was; it may have come to be always there, and to have one more of several values."""
+    if now is None or "enum" not in golden:
+        return now in (golden, golden.removeprefix("? "))
+    return {*json.loads(golden)["enum"]} <= {*json.loads(now)["enum"]}
+
+
+def test_what_is_published_of_a_field_stays_true() -> None:
+    golden, now = json.loads((FOLDER / "schemas.json").read_text(encoding="utf-8")), published()
+    gone = [f"{name}.{word}" for name in golden for word in golden[name] if word not in now.get(name, {})]
+    kept = [(name, word) for name in golden for word in golden[name] if f"{name}.{word}" not in gone]
+    assert gone + [f"{at}.{word}" for at, word in kept if not is_kept(golden[at][word], now[at][word])] == []
+
+
+def test_a_field_that_is_removed_or_retyped_is_noticed_in_a_schema() -> None:
+    text, number = ('{"type": "string"}', '{"type": "number"}')
+    for golden, now, kept in (
+        *((text, text, True), (text, number, False), (text, None, False), (text, f"? {text}", False)),
+        *((f"? {text}", text, True), (f"? {text}", f"? {text}", True), (f"? {text}", number, False)),
+        *(('{"enum": ["a"]}', '{"enum": ["b", "a"]}', True), ('{"enum": ["a", "b"]}', '{"enum": ["b"]}', False)),
+    ):
+        assert is_kept(golden, now) is kept, (golden, now)
+
+
+def test_each_operation_has_the_schema_of_its_answer(told: Tau) -> None:
+    whole = told("schema")
+    assert {row["name"] for row in whole["operations"]} == module.OPERATIONS.keys()
+    for row in whole["operations"]:
+        kinds = [one["$ref"].rpartition("/")[2] for one in row["answer"].get("anyOf", [row["answer"]]) if "$ref" in one]
+        assert kinds, f"{row['name']}: write its document into SHAPES"
+        assert all(kind in whole["documents"]["$defs"] for kind in kinds)
+    Draft202012Validator.check_schema(whole["documents"])
+    own = [entry.name for entry in module.LOCAL_COMMANDS.values() if module.answer_of(entry) == "object"]
+    assert own == ["completion", "mcp"]  # which print no document of their own
+
+
+def test_each_type_of_event_says_what_its_data_are() -> None:
+    parts = module.document_schema("event")["$defs"]
+    assert [name for name in module.EVENT_TYPES if name not in parts] == []
+    event = {"seq": 1, "at": "2026-01-01T00:00:00.000Z", "type": "run.started", "pipeline": "p", "run_id": "r"}
+    event |= {"scheduled_for": None, "actor": "taud", "reason": None}
+    validator = Draft202012Validator(module.document_schema("event"))
+    assert validator.is_valid(event | {"data": {"attempt": 1}})
+    assert not validator.is_valid(event | {"data": {"attempt": "first"}})
+    assert not validator.is_valid(event | {"type": "run.queued", "data": {"attempt": 1}})
+
+
+@pytest.mark.parametrize("name", ["run", "incident", "error", "event", "followed", "wait", "step", "warning"])
+def test_the_schema_of_a_document_has_all_that_it_refers_to(told: Tau, name: str) -> None:
+    schema = told("schema", "--document", name)
+    Draft202012Validator.check_schema(schema)
+    text = json.dumps(schema)
+    for part in text.split('"#/$defs/')[1:]:
+        assert part.partition('"')[0] in schema["$defs"]
+
+
+def test_documents_fit_their_schemas_which_allow_them_to_grow(told: Tau) -> None:
+    schema, document = told("schema", "--document", "run"), told("inspect", "bad")
+    assert Draft202012Validator(schema).is_valid(document | {"new": 1})
+    assert not Draft202012Validator(close(schema, False)).is_valid(document | {"new": 1})
+    assert not Draft202012Validator(schema).is_valid(document | {"attempt": "1"})
+    del document["trace"]
+    assert not Draft202012Validator(schema).is_valid(document)
+
+
+@pytest.mark.parametrize("words", ["key create", "'key create'", "key_create"])
+def test_an_operation_is_found_by_its_words_and_by_its_name(told: Tau, words: str) -> None:
+    one = told("schema", *shlex.split(words))
+    assert (one["name"], one["command"], one["params"]["required"]) == ("key_create", "tau key create", ["name"])
+    assert "key" in one["answer"]["$defs"]["key_create"]["required"]
+
+
+def test_commands_of_the_client_alone_are_found_too(told: Tau) -> None:
+    assert "run" in told("schema", "try")["answer"]["$defs"]
+
+
+@pytest.mark.parametrize(
+    ("words", "exit", "hint"),
+    [
+        ("inspct", 3, "did you mean 'inspect'?"),
+        ("key crate", 3, "did you mean 'key create'?"),
+        ("--document incidnet", 3, "did you mean 'incident'?"),
+        ("run --document run", 2, "ask for one of them"),
+    ],
+)
+def test_an_unknown_word_is_refused_with_the_nearest(told: Tau, words: str, exit: int, hint: str) -> None:
+    assert hint in told("schema", *words.split(), exit=exit)["hint"]
+
+
 if __name__ == "__main__":
     FOLDER.mkdir(exist_ok=True)
     with running(make_home()) as home:
@@ -136,4 +244,5 @@ if __name__ == "__main__":
         for file, get in DOCUMENTS.items():
             text = json.dumps(shape(get(home)), indent=1, ensure_ascii=False)
             (FOLDER / f"{file}.json").write_text(text + "\n", encoding="utf-8")
+    (FOLDER / "schemas.json").write_text(json.dumps(published(), indent=1) + "\n", encoding="utf-8")
     print(f"wrote {len(DOCUMENTS)} shapes")

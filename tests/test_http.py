@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import closing
 from typing import Any
 
+import answers
 import pytest
 from conftest import Tau, eventually, make_home, served, started
 
@@ -60,9 +61,14 @@ def ask(web: Tau, document: Any, **headers: str) -> tuple[int, list[Any]]:
     try:
         connection.request("POST", "/rpc", json.dumps(document), {"Authorization": f"Bearer {key_of(web)}", **headers})
         response = connection.getresponse()
-        return response.status, [json.loads(line) for line in response.read().splitlines() if line.strip()]
+        documents = [json.loads(line) for line in response.read().splitlines() if line.strip()]
     finally:
         connection.close()
+    for one in documents:
+        for message in one if isinstance(one, list) else [one]:
+            asked = document if isinstance(document, list) else [document]
+            answers.validate_message(message, {repr(request.get("id")): request for request in asked})
+    return response.status, documents
 
 
 def test_a_document_is_answered_by_a_document(web: Tau) -> None:
