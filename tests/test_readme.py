@@ -29,7 +29,7 @@ import pytest
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent.parent)]
 
 import record
-from conftest import REPOSITORY, Tau, free_port, python
+from conftest import ENVIRON, REPOSITORY, Tau, free_port, python
 from test_terminal import on_terminal
 
 import tau as module
@@ -454,7 +454,7 @@ def test_the_pictures_show_commands_that_exist() -> None:
 def test_a_session_at_a_terminal_becomes_a_picture(tmp_path: Path) -> None:
     sessions = {"picture.svg": (60, 8, ["echo '<&>'", "tau version"])}
     code = f"import pathlib, record; record.record(pathlib.Path({str(tmp_path)!r}), {sessions!r})"
-    subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY / "tests", check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY / "tests", env=ENVIRON, check=True, timeout=60)
     picture = ElementTree.parse(tmp_path / "picture.svg")
     texts = [element.text for element in picture.iter("{http://www.w3.org/2000/svg}text")]
     assert {"$ tau version", "<&>"} <= {*texts}
