@@ -6822,6 +6822,7 @@ def schema(
         "moves": MOVES,
         "triggers": TRIGGERS,
         "documents": document_schema(*every_document()),
+        **pipeline_api(),
     }
 
 
@@ -7730,8 +7731,8 @@ END_KINDS = {"_at": "time?", "_ms": "number?", "_s": "number?", "_bytes": "integ
 #: `&document` stands for the fields of a document.  A kind may be `a|b`, one of two, `=word`, just this, or `{fields}`.
 SHAPES = """
     error: code:text message hint retryable reason?:text kind? type? file? line? source_line?:text? frames?:frame*
-        cause?:cause? facts? include? previously?:text% live?:integer diff? versions? log?:text* field? supported?:text*
-        requested?;
+        cause?:cause? facts? include? previously?:text% live?:integer diff? versions? log?:text* field?
+        supported?:text* requested?;
     warning: message hint?; truncated: shown total get at_least?; listed: total truncated? hint?;
 
     run: run_id pipeline version status trigger executor attempt params key scheduled_for queued_at started_at
@@ -7743,6 +7744,9 @@ SHAPES = """
         first_at last_at versions fixed_by fixed_run}? closed_incidents?:text* next held_by cut?:{path bytes get}*
         deduplicated? waited?;
     run_started: run_id status waited? next? deduplicated?; waited_runs: runs:run|run_started*;
+    rehearsal: like:text? status error duration_ms effects:{&effect digest?}* checks:checked* steps:{step:integer
+        parent:integer? name path status started_at? duration_ms rows_in rows_out columns:text%? nulls:number%?
+        places:place*? blank:text*? error:brief? finished_at}* unobserved:text* refused:text* memos agree?:flag next?;
     failure: kind type message step file line code frames:frame* cause:cause? fingerprint hint:text? facts;
     cause: type? message? file? line? code? cause?:cause?;
     step: name status started_at duration_ms rows_in rows_out columns:text%? error:brief? nulls?:number%
@@ -7769,8 +7773,8 @@ SHAPES = """
     check: ok error:error? pipelines:{&pipeline function? entry environment:text? origin:text* ticks:time*}*
         environments:built* secrets:text?% missing_imports:text* missing_secrets;
     undeploy: name changed cancelled_runs:text*; rollback: name version previous:integer changed next;
-    versions: versions:{version live deployed_at actor reason entry runs last_status:text? files:integer
-        lines_added:integer lines_removed:integer}* &listed;
+    versions: versions:{version probation:integer? proof:any live deployed_at actor reason entry runs
+        last_status:text? files:integer lines_added:integer lines_removed:integer}* &listed;
     list: pipelines:{name version last_run_id:text? last_status:text? last_run_at next_at held upstream description
         tags params?}* &listed;
     show: name description tags version params schedule:{&timing paused}? upstream downstream options:{&pipeline?
@@ -7807,14 +7811,13 @@ SHAPES = """
     watch: at:time daemon:{version:text pipelines:integer open_incidents:integer} runs:integer% paused live:{run_id
         pipeline status attempt queued_at started_at retry_at progress:progress? elapsed_ms held_by}* ended:{run_id
         pipeline status attempt queued_at started_at finished_at duration_ms error:{&failure? kind}?}*
-        incidents:{incident pipeline count last_at type message}* ticks:{pipeline tick_at:time}* missing_secrets
-        next;
+        incidents:{incident pipeline count last_at type message}* ticks:{pipeline tick_at:time}* missing_secrets next;
     version: version:text protocol? python daemon?:text?; prune: dry_run &pruned pipelines:{name runs}*;
     pruned: runs log_lines events:integer versions:integer incidents:integer forced:text* bytes_before:integer
         bytes_after:integer?;
     backup: file:text runs sources bytes; shutdown: pid stopping live_runs:integer queued_runs:integer;
     ping,hello: protocol version:text; taud: changed pid socket home addresses;
-    doctor: ok checks:{name status found remedy}*; init: files:text* next;
+    doctor: ok checks:{name status found remedy}*; init: files:text* next; skill: written:text* unchanged:text*;
     schema: protocol operations:operation* errors:{code:text number:integer exit:integer retryable}* moves:text*%
         triggers:text* documents:object;
     operation: name command summary effect params answer:object bounds:object examples:text*;
@@ -7837,17 +7840,19 @@ SHAPES = """
     incident.opened,incident.reopened,incident.closed: incident count step type message run_id version;
     chain.skipped: reason:text upstream:text% message?; success.overdue: within_s last_success_at expected_at;
     state.changed: bytes; tick.fired,tick.skipped,tick.missed,tick.dropped: &decided;
-    schedule.changed: source enabled held cron? every_s? at? start? end? timezone? misfire? catchup_window_s?
-        overlap? jitter_s? params? pause_after_failures?:integer expect_success_within_s?;
-    schedule.broken: message; pipeline.deployed: version sha256; pipeline.rolled_back: version previous:integer;
+    schedule.changed: source enabled held cron? every_s? at? start? end? timezone? misfire? catchup_window_s? overlap?
+        jitter_s? params? pause_after_failures?:integer expect_success_within_s?;
+    schedule.broken: message; pipeline.deployed: version sha256;
+    pipeline.rolled_back: version previous:integer incident? type? message? run_id? probation?:integer
+        reopened?:text*;
+    probation.failed: incident type message run_id probation:integer problem hint;
     pipeline.undeployed: cancelled_runs:integer; pipeline.paused: reason:text; pipeline.resumed: ;
     scheduler.gap: cause from until seconds; clock.unset: shows:time; clock.set_back: from to:time seconds;
     daemon.stopping: drain:number cancel:flag; retention.forced: what older_than_s bytes most_bytes;
     store.copied: &backup; store.pruned: &pruned; store.restored: file:text lost:integer cancelled:integer;
     secret.set,secret.removed,key.revoked: name; key.created: name scope pipelines:text* expires_at;
-    auth.failed: address failures_in_all:integer;
-    followed.log: type:=log &told level step stream message fields; followed.check: type:=check &told &checked;
-    followed.metric: type:=metric &told step name value:number;
+    auth.failed: address failures_in_all:integer; followed.log: type:=log &told level step stream message fields;
+    followed.check: type:=check &told &checked; followed.metric: type:=metric &told step name value:number;
     followed.progress: type:=progress &told step name &progress; followed.drift: type:=drift &told &drifted name;
     followed.step.started: type:=step.started &told step;
     followed.step.finished: type:=step.finished &told step status duration_ms rows_in rows_out error:brief?;
@@ -7860,7 +7865,8 @@ SHAPES = """
 """
 #: Operation → its answer, unless that is the document of its name.
 ANSWERS = {
-    **dict.fromkeys(("run", "retry", "try"), "run|run_started"),
+    **dict.fromkeys(("run", "retry"), "run|run_started"),
+    "try": "run|run_started|rehearsal",
     "wait": "run|run_started|waited_runs",
     "inspect": "run|incident",
     "logs": "logs|logs_followed",
