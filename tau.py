@@ -6822,7 +6822,7 @@ def schema(
         "moves": MOVES,
         "triggers": TRIGGERS,
         "documents": document_schema(*every_document()),
-        **pipeline_api(),
+        "pipeline": pipeline_api(),
     }
 
 
@@ -7819,7 +7819,7 @@ SHAPES = """
     ping,hello: protocol version:text; taud: changed pid socket home addresses;
     doctor: ok checks:{name status found remedy}*; init: files:text* next; skill: written:text* unchanged:text*;
     schema: protocol operations:operation* errors:{code:text number:integer exit:integer retryable}* moves:text*%
-        triggers:text* documents:object;
+        triggers:text* documents:object pipeline:object;
     operation: name command summary effect params answer:object bounds:object examples:text*;
 
     secret_set,secret_remove: name changed found:text?; secret_list: secrets:{name found:text? used_by:text*}*
@@ -7831,6 +7831,11 @@ SHAPES = """
     env_show: name host api_key? api_key_file? ca_file? cert_file? cert_key_file? in_use;
     env_use: name:text? host:text? changed overridden_by?; env_add: name host key changed;
 
+    notify_list: recipients:{name to events:text* pipelines:text* waiting:integer waiting_since_at failures:integer?
+        failing_at next_at problem:text? delivered_at dead_letters:integer}* &listed dead_letters:{&dead_letter
+        pipeline:text? at:time next}*;
+    dead_letter: id recipient seq type attempts:integer problem;
+    notify_test,notify_retry: recipient id ok status:any said? ms?:number;
     events: events:event* next:integer gap? first?:integer more? hint?;
     event: seq at:time type pipeline:text? run_id:text? scheduled_for actor reason data;
     run.queued: version trigger scheduled_for? retry_of? resume_from? executor?; run.started: attempt;
@@ -7851,8 +7856,9 @@ SHAPES = """
     daemon.stopping: drain:number cancel:flag; retention.forced: what older_than_s bytes most_bytes;
     store.copied: &backup; store.pruned: &pruned; store.restored: file:text lost:integer cancelled:integer;
     secret.set,secret.removed,key.revoked: name; key.created: name scope pipelines:text* expires_at;
-    auth.failed: address failures_in_all:integer; followed.log: type:=log &told level step stream message fields;
-    followed.check: type:=check &told &checked; followed.metric: type:=metric &told step name value:number;
+    auth.failed: address failures_in_all:integer; notify.failed: &dead_letter? first?:integer recipient problem;
+    followed.log: type:=log &told level step stream message fields; followed.check: type:=check &told &checked;
+    followed.metric: type:=metric &told step name value:number;
     followed.progress: type:=progress &told step name &progress; followed.drift: type:=drift &told &drifted name;
     followed.step.started: type:=step.started &told step;
     followed.step.finished: type:=step.finished &told step status duration_ms rows_in rows_out error:brief?;
