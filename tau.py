@@ -6891,6 +6891,9 @@ def secret_list(call: Call) -> Json:
     if not limited:
         kept = [name for name in names_below(os.path.join(home, "secrets")) if re.fullmatch(SECRET_NAME, name)]
         urls = {f"connection {name}": table["url"] for name, table in call.daemon.settings["connections"].items()}
+        for name, table in call.daemon.settings["notify"].items():
+            key = table.get("secret", SIGNING_KEY)
+            urls[f"notify {name}"] = table.get("url", "") + f"${{{key}}}" * (not key.startswith(SIGNING_KEY))
         asking += [(dict.fromkeys(re.findall(SECRET_IN_URL, url), True), [user]) for user, url in urls.items()]
         asking += [(dict.fromkeys(kept, False), [])]
     needed, users = dict[str, bool](), dict[str, list[str]]()

@@ -9,6 +9,7 @@ import http.server
 import json
 import os
 import signal
+import ssl
 import subprocess
 import sys
 import threading
@@ -21,7 +22,7 @@ from typing import Any
 
 import pytest
 import standardwebhooks
-from conftest import Tau, eventually, free_port, is_running
+from conftest import Tau, eventually, free_port, is_running, make_certificate
 from test_scheduler import FakeClock
 from test_store import with_store
 
@@ -52,11 +53,15 @@ class Endpoint(http.server.ThreadingHTTPServer):
     daemon_threads = True
     block_on_close = False
 
-    def __init__(self, port: int = 0) -> None:
+    def __init__(self, port: int = 0, tls: tuple[Path, Path] | None = None) -> None:
         self.calls: list[tuple[dict[str, str], bytes]] = []
         self.answers: list[Any] = []  # status, headers; or an event to wait for
         super().__init__(("127.0.0.1", port), Handler)
-        self.url = f"http://127.0.0.1:{self.server_port}/hook"
+        if tls:
+            context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+            context.load_cert_chain(*tls)
+            self.socket = context.wrap_socket(self.socket, server_side=True)
+        self.url = f"http{'s' * bool(tls)}://127.0.0.1:{self.server_port}/hook"
         self.thread = threading.Thread(target=self.serve_forever, args=(0.01,))
         self.thread.start()
 
@@ -487,6 +492,25 @@ def test_redirects_are_followed_on_the_same_host_only(
     tell(tmp_path, endpoint, story)
 
 
+@pytest.mark.parametrize("trusted", [False, True])
+def test_a_certificate_must_be_trusted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trusted: bool) -> None:
+    cert, key = make_certificate(tmp_path)
+    endpoint = Endpoint(tls=(cert, key))
+    if trusted:
+        monkeypatch.setenv("SSL_CERT_FILE", str(cert))
+
+    async def story(made: Story) -> None:
+        await made.event()
+        await made.outbox.step(made.recipient)
+        assert len(endpoint.calls) == trusted
+        assert trusted or "certificate verify failed" in made.row()["problem"]
+
+    try:
+        tell(tmp_path, endpoint, story)
+    finally:
+        endpoint.close()
+
+
 @pytest.mark.parametrize("private", [False, True])
 def test_a_public_name_must_not_lead_to_a_private_address(
     tmp_path: Path, endpoint: Endpoint, private: bool, monkeypatch: pytest.MonkeyPatch
@@ -613,7 +637,9 @@ def test_a_wrong_table_is_refused(home: Tau, options: Any, message: str) -> None
 def test_a_dead_letter_can_be_sent_again(home: Tau, endpoint: Endpoint) -> None:
     serve(home, table("agent", url=endpoint.url, secret="HOOK_KEY"))
     eventually(lambda: is_ready(home))
+    assert home.call("status")["missing_secrets"] == ["HOOK_KEY"]
     home("secret", "set", "HOOK_KEY", stdin=SIGNING_KEY)
+    assert home.call("secret_list")["secrets"] == [{"name": "HOOK_KEY", "found": "home", "used_by": ["notify agent"]}]
     endpoint.answers += [(410, {}), (410, {})]
     fail(home)
     letter = eventually(lambda: home.call("notify_list")["dead_letters"])[0]

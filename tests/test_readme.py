@@ -163,6 +163,31 @@ has_dependencies = false
 
 [executors.slurm]
 command = ["srun", "--job-name={pipeline}", "--mem=4G"]
+
+# Notifications: who is told of events, by a POST to a URL or by a command that gets the document on stdin.
+[notify.agent]
+url = "https://agent.example.com/hook"
+# name of a secret that holds whsec_ and base64: messages are signed with it as Standard Webhooks says
+secret = "HOOK_KEY"
+events = ["incident.*"]
+# only of pipelines with such names; an empty list means all
+pipelines = []
+# json, or slack: a text that chat services show
+format = "json"
+# whether rows and variables of failures are sent too
+data = false
+# whether the name in the URL may be that of a private address; whether redirects may lead to other hosts
+private = false
+redirects = false
+
+[notify.chat]
+url = "https://hooks.example.com/${CHAT_TOKEN}"
+format = "slack"
+
+[notify.script]
+command = ["/usr/local/bin/wake-the-agent"]
+events = ["run.failed", "success.overdue"]
+pipelines = ["etl_*"]
 """
 
 

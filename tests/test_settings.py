@@ -135,6 +135,10 @@ def test_the_sample_configuration_has_every_setting_with_its_default(monkeypatch
     found = module.read_settings({}, str(path))
     assert {row.name: found[row.name] for row in module.SETTINGS} == {row.name: row.default for row in module.SETTINGS}
     assert set(found["connections"]) == {"default", "shop", "api"}
+    agent = found["notify"]["agent"]
+    assert agent == module.NOTIFY_DEFAULTS | {"url": agent["url"], "secret": "HOOK_KEY"}
+    assert set(agent) | {"command"} == set(module.NOTIFY_KEYS)
+    assert [module.Recipient(*one).name for one in found["notify"].items()] == ["agent", "chat", "script"]
 
 
 CONNECTIONS = [
