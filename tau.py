@@ -7259,7 +7259,8 @@ def tool(name: str) -> Json:
     schemas = {each: OWN_ARGUMENTS.get(each) or known[each].schema() for each in words.split()}
     required = [each for each in schemas if each == "command" or (each in known and known[each].required)]
     if "command" in schemas:
-        text += ", ".join(it.words for it in OPERATIONS.values() if (it.effect == "reads") == (effect == "reads"))
+        same = [it for it in OPERATIONS.values() if (it.effect == "reads") == (effect == "reads") and is_for_models(it)]
+        text += ", ".join(it.words for it in same)
     return described(
         name, f"{entry.summary if entry else ''} {text}".strip(), object_schema(schemas, *required), effect
     )
@@ -7303,19 +7304,23 @@ def read_command(text: str) -> tuple[str, Json] | str:
     return manual_page(options["topic"]) if "topic" in options else page("")
 
 
+def is_for_models(entry: Operation) -> bool:
+    """Whether a command reads neither files nor a secret from stdin."""
+    return "files" not in entry.arguments and entry.name != "secret_set"
+
+
 def to_operation(name: str, options: Json, reads_only: bool) -> tuple[str, Json]:
     """Returns the operation of a command and its arguments; no file of this machine is touched."""
     entry = SHELL_COMMANDS.get(name)
-    if entry is None or entry.name not in OPERATIONS or entry.name == "secret_set":
-        raise BadRequest(f"'{name}' is for a person's shell", "the tool help lists what there is")
+    if entry is None or entry.name not in OPERATIONS or not is_for_models(entry):
+        hint = f"the tool {entry.name} takes files as text" if entry and entry.name in TOOLS else "the tool help"
+        raise BadRequest(f"'{name}' is for a person's shell", hint)
     if reads_only and entry.effect != "reads":
         raise Forbidden(f"`tau {entry.words}` does not only read", "give it to the tool change")
     if elsewhere := [flag for flag in ("--env", "--host", "--home") if flag in options]:
         raise BadRequest(f"{elsewhere[0]}: this speaks to one daemon", "leave it out, or configure a second server")
-    if "files" in entry.arguments:
-        raise BadRequest(f"`tau {entry.words}` reads your files", f"the tool {entry.name} takes them as text")
     arguments = {}
-    for key in options.keys() - {*COMMON, "follow", "raw"}:
+    for key in options.keys() - {*COMMON, "follow", "raw", "out"}:  # which say where a shell puts the answer
         argument, value = entry.arguments[key], options[key]
         if argument.kind == "Json" and value.startswith(("@", "-")):
             raise BadRequest(f"{argument.flags[0]}: write the object itself", argument.meaning)
