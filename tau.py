@@ -7072,7 +7072,7 @@ EMPTY = {
 
 # --- 16. MCP ------------------------------------------------------------------------------
 # Owns the Model Context Protocol: the same operations as tools, on stdin, on the socket and over HTTP.
-# Calls Manual, Arguments and Client.  Promises at most ten tools in 12,000 bytes, and that data is fenced.
+# Calls Manual, Command line, Arguments, Client.  Promises at most ten tools in 12,000 bytes, and that data is fenced.
 
 #: The version without a handshake, which each request names in its _meta; and those that begin with `initialize`.
 MODERN, LEGACY = "2026-07-28", ("2025-11-25", "2025-06-18")
