@@ -46,7 +46,7 @@ def validate(kind: str, document: Any, is_part: bool = False) -> None:
     mark = kind, is_part, shape(document)
     if mark not in SEEN:
         wrong = best_match(validator(kind, is_part).iter_errors(document))
-        assert wrong is None, (kind, [*wrong.absolute_path], wrong.message[-500:])
+        assert wrong is None, (kind, [*wrong.absolute_path], wrong.message[-500:], "tau.SHAPES says what it should be")
         SEEN.add(mark)
 
 

@@ -7,6 +7,7 @@ What `tau schema` publishes is golden too; that every answer is so, every test t
 from __future__ import annotations
 
 import json
+import re
 import shlex
 import sqlite3
 import sys
@@ -182,6 +183,15 @@ def test_each_operation_has_the_schema_of_its_answer(told: Tau) -> None:
     Draft202012Validator.check_schema(whole["documents"])
     own = [entry.name for entry in module.LOCAL_COMMANDS.values() if module.answer_of(entry) == "object"]
     assert sorted(own) == ["completion", "help", "mcp"]  # which print no document
+
+
+def test_the_tables_say_nothing_twice() -> None:
+    words = [word for some in module.WORD_KINDS.values() for word in some.split()]
+    assert [word for word in {*words} if words.count(word) > 1] == []
+    heads = [name for names in re.findall(r"(\S+):\s", module.SHAPES) for name in names.split(",")]
+    assert [name for name in heads if heads.count(name) > 1] == []
+    made = [name for name in module.shapes() if name not in heads and name not in module.VALUES]
+    assert len(made) == module.SHAPES.count("{") + len(["text"])  # the parts of documents
 
 
 def test_each_type_of_event_says_what_its_data_are() -> None:
