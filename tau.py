@@ -9674,7 +9674,10 @@ class Outbox:
         else:
             self.save(recipient, past)
         if is_old or receipt.get("refused"):
-            letter = pick(event, "seq", "type") | {"recipient": recipient.name, "attempts": row["failures"] or 1}
+            letter = pick(event, "seq", "type") | {
+                "recipient": recipient.name,
+                "attempts": row["failures"] + bool(receipt.get("refused")),
+            }
             letter |= {"id": recipient.event_id(event), "problem": receipt["said"]}
             self.store.sql.put("dead_letters", letter | {"pipeline": event["pipeline"], "at": now}, clash="REPLACE")
             self.store.event("notify.failed", event["pipeline"], None, letter)

@@ -322,17 +322,19 @@ def test_what_is_refused_is_dead_at_once_and_told_in_the_ledger(
     tmp_path: Path, endpoint: Endpoint, status: int
 ) -> None:
     async def story(made: Story) -> None:
-        endpoint.answers.append((status, {}))
+        endpoint.answers += [(500, {}), (status, {})]
         await made.event()
         await made.event("incident.closed")
-        await made.go_on()
-        assert [told["type"] for told in endpoint.documents] == ["incident.opened", "incident.closed"]
+        await made.go_on(60.0)
+        assert [told["type"].partition(".")[2] for told in endpoint.documents] == ["opened", "opened", "closed"]
         (letter,) = made.dead()
-        assert (letter["id"], letter["attempts"], letter["recipient"]) == (endpoint.ids[0], 1, "agent")
+        assert (letter["id"], letter["attempts"], letter["recipient"]) == (endpoint.ids[0], 2, "agent")
         assert letter["problem"] == f"HTTP {status} so it is"
         (event,) = made.store.ask.events(0, 100, None, ["notify.failed"], None)["events"]
         assert event["data"] == {name: letter[name] for name in "seq type recipient attempts id problem".split()}
         assert event["pipeline"] == "p"
+        await made.store.write(made.store.db.execute, "DELETE FROM events WHERE type = 'incident.opened'")
+        assert made.dead() == []  # it lives as long as its event
 
     tell(tmp_path, endpoint, story)
 
