@@ -15,6 +15,7 @@ from typing import Any
 import postgres as postgresql
 import pytest
 from conftest import Tau, eventually, is_running, make_home, running
+from test_web import Server, serving
 
 import tau as module
 
@@ -43,6 +44,12 @@ def shop() -> Iterator[Tau]:
     made = make_home("[daemon]\nstop_grace_s = 0.5\n")
     with running(made):
         yield made
+
+
+@pytest.fixture(scope="module")
+def web() -> Iterator[Server]:
+    """A web server."""
+    yield from serving()
 
 
 @pytest.fixture(scope="module")
@@ -245,6 +252,18 @@ REFUSED = {
     "mysql": ("", "ctx.load('mysql://localhost/db', [{'id': 1}], 't')", "mysql://localhost:3306/db"),
     "database": ("", "ctx.load('postgresql://elsewhere/db', [{'id': 1}], 't')", "postgresql://elsewhere"),
     "psycopg": ("", "import psycopg", "import psycopg"),
+    "web": ("", "ctx.extract('WEB/rows')", "a connection to localhost"),
+    "commit": ("", "ctx.sql('/* */ commit', connection='duckdb:///a.duckdb')", "COMMIT in"),
+    "copy": (
+        "",
+        "ctx.sql(\"COPY (SELECT 1) TO 'OUTSIDE/x'\", connection='duckdb:///a.duckdb')",
+        "a change of OUTSIDE/x",
+    ),
+    "duckdb": (
+        "",
+        "ctx.sql('SELECT 1', connection='duckdb:///a.duckdb'); import duckdb; duckdb.connect('OUTSIDE/x')",
+        "duckdb.connect()",
+    ),
 }
 
 
@@ -277,6 +296,51 @@ def test_what_reaches_further_is_refused_and_told(case: str, shop: Tau, tmp_path
     assert told in done["refused"][0]
     assert tree_of(outside) == files
     assert shop.call("ping")
+
+
+def test_what_the_last_success_used_is_allowed_to_be_read(shop: Tau, web: Server) -> None:
+    web.tell("/rows", [{"id": 1}])
+    shop.call("secret_set", name="MINE", value="my-0wn-5ecret")
+    read = f"ctx.secret('MINE'); ctx.extract('{web.url}/rows')"
+    like = run_of(shop, pipeline_of(read))
+    more = "urllib.request.urlopen('WEB/rows').close(); urllib.request.urlopen('WEB/rows', b'x')"
+    done = rehearse(shop, pipeline_of(f"{read}; {more.replace('WEB', web.url)}", "import urllib.request"), like)
+    told = [text.partition(": ")[2] for text in done["refused"]]
+    assert (done["status"], told) == ("failed", ["a POST over HTTP: it may change something"])
+    assert [step["rows_out"] for step in done["steps"]] == [1]
+
+
+def test_a_target_of_the_authors_is_not_called(shop: Tau, tmp_path: Path) -> None:
+    before = f"import tau\n@tau.target('mine')\ndef mine(rows):\n    open('{tmp_path}/file', 'w').close()"
+    like = run_of(shop, pipeline_of("pass"))
+    (effect,) = rehearse(shop, pipeline_of("ctx.load('mine', [{'id': 1}, {'id': 2}])", before), like)["effects"]
+    about = {"place": "@mine", "resource": "", "mode": "append", "rows": 2}
+    assert effect == {**about, "columns": {"id": "integer"}, "against": None}
+    assert not [*tmp_path.iterdir()]
+
+
+TABLES = """
+CREATE TABLE audit (id INTEGER);
+CREATE TABLE one (id INTEGER PRIMARY KEY);
+CREATE TABLE two (id INTEGER REFERENCES one DEFERRABLE INITIALLY DEFERRED);
+CREATE FUNCTION note() RETURNS integer LANGUAGE sql AS 'INSERT INTO audit VALUES (1) RETURNING 1'
+"""
+
+
+def test_what_postgresql_does_by_itself_is_told(shop: Tau, database: str) -> None:
+    begin = f"[ctx.sql(text, connection=place) for text in {TABLES.strip()!r}.split(';')]"
+    run_of(shop, pipeline_of(begin), place=database)
+    like = run_of(shop, pipeline_of("ctx.sql('SELECT 1', connection=place)"), place=database)
+    done = rehearse(shop, pipeline_of("ctx.sql('SELECT note()', connection=place)"), like)
+    assert (done["status"], len(done["unobserved"])) == ("success", 1), done
+    assert done["unobserved"][0].endswith("audit")
+    done = rehearse(shop, pipeline_of("ctx.sql('INSERT INTO two VALUES (7)', connection=place)"), like)
+    assert (done["status"], "foreign key" in done["error"]["message"]) == ("failed", True)
+    for statement in ("COMMIT", "INSERT INTO one VALUES (1); COMMIT", "DO $$ BEGIN COMMIT; END $$"):
+        done = rehearse(shop, pipeline_of(f"ctx.sql({statement!r}, connection=place)"), like)
+        assert done["status"] == "failed", statement
+    kept = rows_of(shop, database)
+    assert kept["audit"] == kept["one"] == kept["two"] == []
 
 
 def test_what_is_caught_is_told_all_the_same(shop: Tau, tmp_path: Path) -> None:
