@@ -10539,8 +10539,6 @@ class Deployment:
 REHEARSAL_S = 300.0
 #: How often it begins again because another transaction is in its way.
 CLASHES_MAX = 3
-#: Where the copies of a rehearsal are.
-COPIES = r"/[^\s']*/\.load-[^/\s]+/(?:now|before)(?=/)"
 
 
 def rehearsal_of(call: Call, name: str | None, like: str | None) -> Json:
@@ -10570,7 +10568,8 @@ def rehearsal_document(outcome: Outcome) -> Json:
     process, status, error = outcome.process, outcome.status, outcome.error
     assert process is not None
     if error is not None:
-        error |= {key: re.sub(COPIES, "", error[key]) for key in ("message", "hint") if error[key]}
+        copies = os.path.join(process.directory, "now")
+        error |= {key: error[key].replace(copies, "") for key in ("message", "hint") if error[key]}
     steps: dict[int, Json] = {}
     for record in process.kept:
         if record["t"] == "step":
@@ -11417,6 +11416,7 @@ class Process:
         self.unsaved: list[Json] = []  # trace records that have been read and are not stored yet
         self.kept: list[Json] = []  # steps and checks of what is no run
         self.effects: Json = {}  # what a rehearsal has told
+        self.directory = ""  # the scratch directory of what is no run
         self.tails: dict[str, list[bytes]] = {}  # last lines of an output beyond the limit, logged at its end
         self.lock = asyncio.Lock()  # held for reading and storing, which keeps the order
         self.closed = asyncio.Event()  # set once its outcome is stored
@@ -11775,6 +11775,7 @@ class Runner:
                 process = Process(self.folder, f"load-{os.urandom(8).hex()}", None, 1, self.starter.server)
                 process.timeout_s = job.get("timeout") or self.settings["load_timeout_s"]
                 directory = tempfile.mkdtemp(prefix=".load-", dir=self.folder)  # where nobody tidies up meanwhile
+                process.directory = directory
                 try:
                     self.watch_over(process)
                     self.starter.send({"folder": folder, "entry": entry, "directory": directory, **job}, process)
@@ -17419,7 +17420,11 @@ class Rehearsal:
         connection.execute(text("SET CONSTRAINTS ALL DEFERRED"))
 
         def commit() -> None:
-            connection.execute(text("SET CONSTRAINTS ALL IMMEDIATE"))  # a commit would check them
+            try:
+                connection.execute(text("SET CONSTRAINTS ALL IMMEDIATE"))  # a commit would check them
+            except Exception:
+                part.rollback()
+                raise
             part.commit()
 
         connection.commit, connection.rollback, connection.close = commit, part.rollback, lambda: None
@@ -17581,8 +17586,8 @@ class Rehearsal:
             self.check_change(arguments[0])
         elif event == "import" and arguments[0].partition(".")[0] in NATIVE and self.does() != "database":
             self.refuse(f"import {arguments[0]}: it may write where nothing can be taken back", "ctx.sql, ctx.load")
-        elif event == "ctypes.dlopen":
-            self.tell("unobserved", f"native code: {safe_text(arguments[0])}")
+        elif event == "ctypes.dlopen" and arguments[0]:
+            self.tell("unobserved", f"what native code does: {safe_text(arguments[0])}")
 
     def check_change(self, path: Any, folder: int = -1, is_entry: bool = False) -> None:
         base = os.getcwd() if folder == -1 else os.readlink(f"/proc/self/fd/{folder}")
@@ -17649,9 +17654,9 @@ def copy_bytes(path: str, target: str) -> None:
                 if monotonic() > until:
                     raise SourceError(f"{path} is locked: another process writes to it", "run again later") from None
                 time.sleep(0.05)
-        shutil.copyfile(path, target)
         if is_locked and os.path.exists(f"{path}.wal"):
             shutil.copyfile(f"{path}.wal", f"{target}.wal")
+        shutil.copyfile(path, target)  # its end would end the lock
 
 
 def files_below(tree: str) -> Iterator[str]:
