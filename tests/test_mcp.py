@@ -528,6 +528,25 @@ def test_a_cancelled_call_of_the_command_has_no_answer(web: Tau) -> None:
     web.go.touch()
 
 
+def test_a_client_that_goes_away_leaves_its_run_alone(web: Tau) -> None:
+    web.deploy_held()
+    connection = connect(web)
+    headers = {"Authorization": f"Bearer {key_of(web)}", "MCP-Protocol-Version": MODERN}
+    headers |= {"Mcp-Method": "tools/call", "Mcp-Name": "run"}
+    connection.request("POST", "/mcp", json.dumps(use("run", name="it")), headers)
+    (run,) = eventually(lambda: web.call("runs", name="it", status="running")["runs"])
+    connection.close()
+    web.go.touch()
+    assert web.call("wait", run_id=run["run_id"])["status"] == "success"
+
+
+def test_a_batch_is_one_of_the_socket_not_of_the_protocol(web: Tau) -> None:
+    batch = [request("server/discover", 1), request("tools/list", 2)]
+    with web.connect() as wire:
+        assert [one["result"]["resultType"] for one in wire.ask(batch)] == ["complete"] * 2
+    assert post(web, json.dumps(batch).encode())[1]["error"]["code"] == -32600
+
+
 def test_two_requests_with_one_id(web: Tau) -> None:
     web.deploy_held()
     with web.connect() as wire:
