@@ -10837,7 +10837,8 @@ WRITES_SQL = (
 READS_SQL = r"""(?is)['"]\s*select\b(?!.*\binto\b)"""
 TABLE_IN_SQL = r"""(?i)\b(?:from|join|into|update|table)\s+([\w."]+)"""
 PLACE_IN_TEXT = r"(?i)(?<![a-z0-9+.-])[a-z][a-z0-9+.-]*://[^/?#]*|^(?:[~.]{0,2}/.*|[\w-]+(?:\.[\w-]+)+(?::\d+)?)$"
-SOURCE_READ_MAX = 1 << 20
+SOURCE_READ_MAX = 128 << 10
+NAMES_READ_MAX = 200
 FUNCTIONS = ("FunctionDef", "AsyncFunctionDef", "ClassDef")
 #: What only combines conditions.
 COMBINING = (
@@ -10853,14 +10854,16 @@ class Facts:
     """
 
     def __init__(self, sources: Sources) -> None:
+        self.sources = sources
         self.places: dict[tuple[str, str, str], list[tuple[str, int]]] = {}
         #: Name → what gives it a value: expressions, functions, classes, imports.
         self.names: dict[str, list[Any]] = {}
         tops = {path.split("/")[0].removesuffix(".py") for path in sources if path.endswith(".py")}
+        size = sum(len(content) for path, content in sources.items() if path.endswith(".py"))
         self.inner, trees = INNER_MODULES | (tops - sys.stdlib_module_names), {}
         for self.path, content in sorted(sources.items()):
             try:
-                if not self.path.endswith(".py") or sum(map(len, sources.values())) > SOURCE_READ_MAX:
+                if not self.path.endswith(".py") or size > SOURCE_READ_MAX:
                     raise ValueError("it is not read")
                 trees[self.path] = ast.parse(content)
                 self.bind(trees[self.path])
@@ -10903,9 +10906,14 @@ class Facts:
         return names
 
     def leads(self, node: Any, names: set[str]) -> bool:
+        return not known_once(node, "leads", self.aliases).isdisjoint(names)
+
+    def aliases(self, node: Any) -> set[str]:
+        """Returns what stands behind a value: the words of code, and of other values those that are not called."""
         called = {id(it.func) for it in ast.walk(node) if isinstance(it, ast.Call)}
         is_code = type(node).__name__ in (*FUNCTIONS, "Lambda")
-        return any(self.uses(part, names) and (is_code or id(part) not in called) for part in ast.walk(node))
+        parts = (part for part in ast.walk(node) if is_code or id(part) not in called)
+        return {word_of(part) for part in parts if self.uses(part, {word_of(part)})}
 
     def uses(self, node: Any, names: Collection[str]) -> bool:
         """Whether a node is one of these names, but not json.load."""
@@ -10914,6 +10922,7 @@ class Facts:
         return word_of(node) in names and not (imported and word_of(node) == "load")
 
     def add(self, kind: str, node: Any, text: str, everywhere: bool = False) -> None:
+        text = text if len(text) < 1_000 else text[:500] + fingerprint(text)
         fact = (kind, "" if everywhere else self.where, text)
         self.places.setdefault(fact, []).append((self.path, getattr(node, "lineno", 1)))
 
@@ -10961,7 +10970,8 @@ class Facts:
         word, given = word_of(node.func), {it.arg: it.value for it in node.keywords}
         given |= {str(position): value for position, value in enumerate(node.args)}
         if self.uses(node.func, REACHING_CALLS) or word == "secret":
-            where = [value for name, value in given.items() if name in ("0", "2" if word == "load" else "1", *NAMING)]
+            second = "1" if word not in ("load", "sql") else "2"
+            where = [value for name, value in given.items() if name in ("0", second, *NAMING)]
             plain = all(map(self.is_plain, where))
             reads = plain and re.search(READS_SQL, "".join(map(self.meaning, where)))
             if word == "load" or (word == "sql" and not reads):
@@ -10977,13 +10987,14 @@ class Facts:
             risk = OPTION_RISKS.get(str(option), option) if word == "pipeline" else None
             if re.fullmatch(LIMITS, str(option)):
                 self.add(f"limit {word} {option}", node, self.meaning(value))
-            elif risk is not None or option is None:
+            elif risk is not None or (option is None and word in ("pipeline", *REACHING_CALLS)):
                 self.add(risk if risk in RISKS else "unreadable", node, f"{option}={self.meaning(value)}")
 
     def note_functiondef(self, node: Any) -> None:
         for part in (it for it in node.decorator_list if word_of(getattr(it, "func", it)) == "pipeline"):
             names = [it.value for it in getattr(part, "keywords", ()) if it.arg == "name"]
-            self.add("pipeline", node, self.meaning(names[0]) if names else repr(node.name), everywhere=True)
+            name = self.meaning(names[0]) if names else repr(node.name)
+            self.add("pipeline", node, f"{name} {face_of(node).replace(node.name, '', 1)}", everywhere=True)
         if node.name in ("__exit__", "__aexit__"):
             self.add("except_wider", node, text_of(node))
 
@@ -11056,39 +11067,53 @@ class Facts:
         except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
             return False
 
-    def meaning(self, node: ast.AST, decisive: bool = False, seen: set[str] | None = None) -> str:
+    def meaning(self, node: ast.AST, decisive: bool = False) -> str:
         """Returns a node's text, and that of all that gives values to the names in it.
 
         If only what is *decisive* for a check is wanted: to conditions, and of other names literals and functions.
         """
-        seen = set() if seen is None else seen
-        text, bare = text_of(node), {*bare_names(node)} if decisive else set()
-        for name in dict.fromkeys(map(word_of, ast.walk(node))):
-            for value in self.names.get(name, ()) if name not in seen and len(seen) < 200 else ():
-                is_code = type(value).__name__ in (*FUNCTIONS, "Lambda")
-                if not decisive or is_code or name in bare or self.is_plain(value, False):
+        texts, seen, nodes = [text_of(node)], set[str](), [node]
+        for node in nodes:
+            bare = {*bare_names(node)} if decisive else set()
+            for name in known_once(node, "words", lambda node: [*dict.fromkeys(map(word_of, ast.walk(node)))]):
+                values = self.names.get(name, []) if name not in seen else []
+                is_code = any(type(value).__name__ in (*FUNCTIONS, "Lambda") for value in values)
+                if values and (
+                    not decisive or is_code or name in bare or all(self.is_plain(it, False) for it in values)
+                ):
                     seen.add(name)
-                    text += f"; {name} = {self.meaning(value, decisive, seen)}"
-        return text
+                    nodes += values[:NAMES_READ_MAX]
+                    texts += [
+                        f"{name} = {text_of(it) if len(text_of(it)) < 500 else fingerprint(text_of(it))}"
+                        for it in values
+                    ]
+            if len(nodes) > NAMES_READ_MAX:  # any change is one of it
+                texts += [fingerprint(*(text.decode("latin-1") for text in self.sources.values()))]
+                break
+        return "; ".join(texts)
 
 
 def word_of(node: ast.AST | None) -> str:
     return str(getattr(node, "id", None) or getattr(node, "attr", None) or "")
 
 
-def text_of(node: ast.AST) -> str:
-    """Returns a node as source text, which is made once."""
+def known_once(node: ast.AST, about: str, make: Callable[[Any], Any]) -> Any:
+    """Returns what *make* says of a node, which it is asked once."""
     known = vars(node)
-    if "text" not in known:
-        known["text"] = ast.unparse(node)
-    return str(known["text"])
+    if about not in known:
+        known[about] = make(node)
+    return known[about]
+
+
+def text_of(node: ast.AST) -> str:
+    return str(known_once(node, "text", ast.unparse))
 
 
 def face_of(node: Any) -> str:
     """Returns what decides how the body of a function or class runs; @pipeline has rules of its own."""
     others = [text_of(it) for it in node.decorator_list if word_of(getattr(it, "func", it)) != "pipeline"]
     makes = any(isinstance(it, (ast.Yield, ast.YieldFrom)) for it in ast.walk(node))
-    return f"{type(node).__name__} {node.name} {others} {makes}"
+    return f"{node.name} {type(node).__name__} {others} {makes}"
 
 
 def head_of(node: ast.AST) -> str:

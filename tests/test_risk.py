@@ -138,6 +138,8 @@ CHECK = '    ctx.check(ok, name="enough")\n'
         ("tags=", "novel='x', tags=", "unreadable"),
         ("tags=", "**{'retries': 9}, tags=", "unreadable"),
         ("tags=", "name='others', tags=", "pipeline"),
+        ("@pipeline", "@fetch\n@pipeline", "pipeline"),
+        (FETCH, FETCH + "    ctx.extract(**ctx.params)\n", "unreadable"),
         ("def orders(", "def others(", "pipeline"),
         # What it needs.
         (FETCH, FETCH + "    ctx.secret('TOKEN')\n", "secret"),
@@ -166,6 +168,7 @@ def test_a_rule_names_what_is_dangerous(old: str, new: str, name: str) -> None:
         ("retries=1", "retries=0"),
         ('timeout="5m"', 'timeout="1m"'),
         ("tags=", "description='All', tags="),
+        (FETCH, FETCH + "    dict(**ctx.params)\n"),
         ("import json", "# A comment.\nimport json, math"),
         ("except KeyError:", "except KeyError:  # nothing extra"),
     ],
@@ -202,6 +205,8 @@ def test_no_source_breaks_the_judge(depth: int) -> None:
     assert all(risk["risk"] in module.RISKS for risk in risks({"a.py": BASE}, {"a.py": BASE + deep}))
     assert risks({"a.py": BASE}, {"a.py": "\0"})
     risks({"a.py": ""}, {"a.py": "a = b\nb = a\ndef f(): return f()\n" * 300})
+    many = "".join(f"a{number} = a{number - 1}\nopen(a{number})\n" for number in range(1, 2_000))
+    assert risks({"a.py": many}, {"a.py": many + "print(1)\n"})
 
 
 def test_every_rule_has_its_words() -> None:
