@@ -5524,6 +5524,8 @@ async def deploy(
     schedule: str | None = None,
     take_over: bool = False,
     expect: int | None = None,
+    verify: RunId | None = None,
+    allow: list[str] | None = None,
     probation: Limit | None = None,
     dry_run: bool = False,
     follow: bool = False,
@@ -5534,6 +5536,8 @@ async def deploy(
     schedule      a cron expression for it, as `tau schedule NAME` takes it
     take_over     replace pipelines of these names that were deployed from another file
     expect        refuse unless this version is live now (0: none is); for a file with one pipeline
+    verify        only if it shows no risk and, rehearsed with this run, does what the last success did
+    allow         a risk that is meant; may be repeated
     probation     back to the version before if one of so many runs fails as that did not
     dry_run       change nothing: only tell what would change
 
@@ -5542,7 +5546,12 @@ async def deploy(
     """
     daemon = call.daemon
     deployment = Deployment(call, files, include, entry)
+    proof = Proof(call, deployment, verify, allow or []) if verify is not None else None
     try:
+        if proof is not None:
+            await proof.judge()
+            await deployment.like(call, proof.name, proof.run_id)
+            expect = proof.live if expect is None else expect
         built = await deployment.prepare(call.emit if follow else None)
         pipelines = await deployment.load(name)
         if daemon.options["unscheduled"]:
@@ -5554,6 +5563,7 @@ async def deploy(
         if not take_over and (previously := others["previously"]):
             hint = shell_line("tau", "deploy", *pipelines[0]["origin"], "--take-over")
             raise Conflict(f"deployed from another file: {spoken(previously)}", hint, previously=previously)
+        proven = await proof.rehearse(pipelines) if proof is not None else None
 
         def commit() -> list[Json]:
             if probation is not None and not all(daemon.store.sql.live_version(row["name"]) for row in pipelines):
@@ -5563,7 +5573,7 @@ async def deploy(
                 return []
             deployed = daemon.agenda.deploy(pipelines, digest, call.caller, call.actor, schedule, expect)
             daemon.store.add_sources(digest, deployment.sources)
-            daemon.store.add_proof(deployed, None, probation)
+            daemon.store.add_proof(deployed, proven, probation)
             return deployed
 
         deployed = await daemon.store.write(commit)
@@ -5581,7 +5591,7 @@ async def deploy(
     finally:
         await deployment.close()
     answer: Json = {"changed": any(row["changed"] for row in deployed), "pipelines": deployed}
-    return answer | without_empty({"dry_run": dry_run, "environments": built, **others})
+    return answer | without_empty({"dry_run": dry_run, "environments": built, "proof": proven, **others})
 
 
 @writes
@@ -5941,6 +5951,7 @@ async def try_(
     timeout: float | None = None,
     like: RunId | None = None,
     times: int = 1,
+    allow: list[str] | None = None,
     dry_run: bool = False,
 ) -> Json:
     """Run a file without deploying it: in a home that is thrown away, or with the data of a run, changing nothing.
@@ -5949,6 +5960,7 @@ async def try_(
     timeout       seconds it may take at most
     like          rehearse it in the daemon, with what this run had: params, time, upstream
     times         rehearse it so often and tell whether the effects agree: 1 to 5
+    allow         a risk of its source that is meant; may be repeated
     dry_run       withhold what it writes and tell what that would change
 
         tau try orders.py -p day=2026-01-01
@@ -5961,10 +5973,12 @@ async def try_(
     demand({"type": "integer", "minimum": 1, "maximum": 5}, times, "times")
     deployment = Deployment(call, files, include, entry)
     try:
-        # Here the risks that the source shows are to be judged, before anything of it is built or loaded.
-        await deployment.prepare(None)
-        name = name if like is None else call.ask.owner(like)
+        if like is not None:
+            proof = Proof(call, deployment, like, allow or [])
+            await proof.judge()
+            name, like = proof.name, proof.run_id
         await deployment.like(call, name, like)
+        await deployment.prepare(None)
         pipelines = await deployment.load(name)
         if len(pipelines) > 1:
             raise BadRequest("the file has several pipelines", "--name says which")
@@ -7740,7 +7754,7 @@ END_KINDS = {"_at": "time?", "_ms": "number?", "_s": "number?", "_bytes": "integ
 SHAPES = """
     error: code:text message hint retryable reason?:text kind? type? file? line? source_line?:text? frames?:frame*
         cause?:cause? facts? include? previously?:text% live?:integer diff? versions? log?:text* field?
-        supported?:text* requested?;
+        supported?:text* requested? risks?:risk* status? error?:failure?;
     warning: message hint?; truncated: shown total get at_least?; listed: total truncated? hint?;
 
     run: run_id pipeline version status trigger executor attempt params key scheduled_for queued_at started_at
@@ -7769,19 +7783,21 @@ SHAPES = """
     incident: &incident_facts fingerprint closed_at fixed_run runs:{run_id version status finished_at}* run:run?;
     incident_facts: incident status count first_at last_at pipeline step type message last_run versions fixed_by;
 
-    diff: pipeline run_id? status? from?:integer to?:integer risks?:risk* &changes; risk: risk file line:integer what;
+    diff: pipeline run_id? status? from?:integer to?:integer risks?:risk* &changes; risk: risk file? line?:integer what;
     changes: since?:{run_id version finished_at}? &changed_files packages?:any*% variables?:any*% python?:any*
         daemon_started_at?:any* columns?:difference*% rows?:any*% duration_ms?:any*% upstream?:{pipeline place
         resource run_id finished_at version?:integer* code?:text reason? columns?:difference* rows:any*}*;
     changed_files: code?:text options?:any*% params?:any*% secrets?:any*%;
 
     deploy: changed pipelines:{name version changed next_at? held?:blocker risks?:risk* &changed_files
-        schedule?:any*%}* dry_run? environments?:built* previously?:text% no_longer_in_file?:text* next?;
+        schedule?:any*%}* dry_run? environments?:built* proof?:proof previously?:text% no_longer_in_file?:text* next?;
+    proof: compared_with:integer? checks:integer duration_ms unobserved:text*
+        effects:{place resource mode rows:integer? against:against?}* run_id allowed:risk*;
     built: entry digest dependencies:text* built:flag log:text*;
     check: ok error:error? pipelines:{&pipeline function? entry environment:text? origin:text* ticks:time*}*
         environments:built* secrets:text?% missing_imports:text* missing_secrets;
     undeploy: name changed cancelled_runs:text*; rollback: name version previous:integer changed next;
-    versions: versions:{version probation:integer? proof:any live deployed_at actor reason entry runs
+    versions: versions:{version probation:integer? proof:proof? live deployed_at actor reason entry runs
         last_status:text? files:integer lines_added:integer lines_removed:integer}* &listed;
     list: pipelines:{name version last_run_id:text? last_status:text? last_run_at next_at held upstream description
         tags params?}* &listed;
@@ -10740,6 +10756,51 @@ def choose(pipelines: list[Json], name: str | None) -> list[Json]:
     return [by_name.get(name, pipelines[0]) | {"name": name}]
 
 
+class Proof:
+    """What shows, before files are deployed, that their pipeline does what it should with the data of a run."""
+
+    def __init__(self, call: Call, deployment: Deployment, run_id: str, allow: list[str]) -> None:
+        self.call, self.deployment, self.allow = call, deployment, allow
+        self.run_id = call.ask.find_run(run_id)
+        self.name = call.ask.owner(self.run_id)
+        self.risks: list[Json] = []
+        if wrong := next((risk for risk in allow if risk not in RISKS), None):
+            raise BadRequest(f"there is no risk '{wrong[:WORD_MAX]}'", did_you_mean(wrong, RISKS, ", ".join(RISKS)))
+
+    async def judge(self) -> None:
+        """Compares the source with that of the live version.  Raises Unproven before anything of it is built or run."""
+        version = self.call.ask.row(LAST_VERSION, self.name) or NO_VERSION
+        self.live = version["version"] if version["deployed"] else 0
+        sources = self.deployment.sources
+        self.add(await self.call.beside(lambda call: find_risks(visible_sources(call, version["sha256"]), sources)))
+
+    async def rehearse(self, pipelines: list[Json]) -> Json:
+        """Rehearses the pipeline and compares its effects with the last success; returns the proof, in numbers."""
+        pipeline = next((row for row in pipelines if row["name"] == self.name), None)
+        if pipeline is None:
+            raise Unproven(f"there is no pipeline '{self.name}', whose run {self.run_id} is", "give it its name back")
+        done = await self.deployment.rehearse(pipeline)
+        if done["status"] != "success":
+            why = (done["error"] or {}).get("message") or done["status"]
+            raise Unproven(
+                f"with the data of {self.run_id} it fails: {why}",
+                shell_line("tau", "inspect", self.run_id),
+                **pick(done, "status", "error"),
+            )
+        self.add(await self.call.beside(lambda call: find_deviations(call.ask, self.name, done)))
+        about = {"run_id": self.run_id, "compared_with": self.live or None, "checks": len(done["checks"])}
+        effects = [pick(effect, "place", "resource", "mode", "rows", "against") for effect in done["effects"]]
+        return about | pick(done, "duration_ms", "unobserved") | {"effects": effects, "allowed": self.risks}
+
+    def add(self, risks: list[Json]) -> None:
+        """Raises Unproven if one of these risks is not allowed."""
+        self.risks += risks
+        if refused := [risk for risk in self.risks if risk["risk"] not in self.allow]:
+            told = "; ".join(f"{risk['what']} ({risk['risk']})" for risk in refused[:3])
+            hint = "mend that, or say with --allow NAME what is meant"
+            raise Unproven(f"it shows risks: {told}", hint, risks=refused)
+
+
 # --- 28. Risk -----------------------------------------------------------------------------
 # Owns what may be dangerous about a change of a pipeline: read from its syntax trees, and seen in a rehearsal.
 # Calls Questions.  Promises that low is only what no rule names, and that what cannot be read is a risk.
@@ -10838,7 +10899,7 @@ READS_SQL = r"""(?is)['"]\s*select\b(?!.*\binto\b)"""
 TABLE_IN_SQL = r"""(?i)\b(?:from|join|into|update|table)\s+([\w."]+)"""
 PLACE_IN_TEXT = r"(?i)(?<![a-z0-9+.-])[a-z][a-z0-9+.-]*://[^/?#]*|^(?:[~.]{0,2}/.*|[\w-]+(?:\.[\w-]+)+(?::\d+)?)$"
 SOURCE_READ_MAX = 128 << 10
-NAMES_READ_MAX = 200
+NAMES_READ_MAX = 50
 FUNCTIONS = ("FunctionDef", "AsyncFunctionDef", "ClassDef")
 #: What only combines conditions.
 COMBINING = (
@@ -10854,7 +10915,7 @@ class Facts:
     """
 
     def __init__(self, sources: Sources) -> None:
-        self.sources = sources
+        self.whole = fingerprint(*(content.decode("latin-1") for content in sources.values()))
         self.places: dict[tuple[str, str, str], list[tuple[str, int]]] = {}
         #: Name → what gives it a value: expressions, functions, classes, imports.
         self.names: dict[str, list[Any]] = {}
@@ -11088,7 +11149,7 @@ class Facts:
                         for it in values
                     ]
             if len(nodes) > NAMES_READ_MAX:  # any change is one of it
-                texts += [fingerprint(*(text.decode("latin-1") for text in self.sources.values()))]
+                texts += [self.whole]
                 break
         return "; ".join(texts)
 
@@ -11170,6 +11231,80 @@ def amount_of(text: str | None, usual: float, unreadable: float) -> float:
         return usual if text is None else parse_duration(ast.literal_eval(text))
     except (BadRequest, ValueError, SyntaxError):
         return unreadable
+
+
+# What a rehearsal shows.
+
+#: By which share the rows written for each row read may differ from the last success.
+ROWS_SHARE = 0.1
+
+
+def find_deviations(ask: Questions, name: str, done: Json) -> list[Json]:
+    """Returns how a rehearsal differs from the last success of its pipeline, in its effects and its checks.
+
+    What it has read may differ: that is the world's, and may be why a pipeline is mended.
+    """
+    if (last := ask.success_before(name, "~")) is None:
+        return [{"risk": "no_success", "what": RISKS["no_success"]}]
+    seen = (ask.row("SELECT seen FROM baselines WHERE pipeline = ?", name) or {"seen": {}})["seen"]
+    made = "attempt = (SELECT attempt FROM runs r WHERE r.run_id = s.run_id)"
+    steps = ask.rows(f"SELECT * FROM steps s WHERE run_id = ? AND {made} ORDER BY step", last)
+    checks = ask.rows(f"SELECT name, data FROM observations s WHERE run_id = ? AND kind = 'check' AND {made}", last)
+    pairs = [("refused", text) for text in done["refused"]]
+    pairs += written_deviations(seen, steps, done["steps"])
+    pairs += check_deviations([pick(row, "name") | row["data"] for row in checks], done["checks"])
+    return [{"risk": risk, "what": f"{RISKS[risk]}: {text}"} for risk, text in pairs]
+
+
+def written_deviations(seen: Json, before: list[Json], now: list[Json]) -> Iterator[tuple[str, str]]:
+    (read, old), (read_now, new) = written_by(before), written_by(now)
+    for target in old.keys() | new.keys():
+        text = " ".join(target).strip()
+        if target not in new or target not in old:
+            yield ("place" if target in new else "load_gone"), text
+            continue
+        was, told = seen.get(old[target]["path"]), new[target]
+        share = (told["rows"] / max(read_now, 1)) / max(old[target]["rows"] / max(read, 1), 1e-9)
+        if read and not 1 - ROWS_SHARE <= share <= 1 + ROWS_SHARE:
+            yield "rows", f"{text}: {old[target]['rows']} of {read} → {told['rows']} of {read_now}"
+        elif not read and not 0.5 < told["rows"] / max(old[target]["rows"], 1) < 2:
+            yield "rows", f"{text}: {old[target]['rows']} → {told['rows']}"
+        for change in differences(was, told) if was else ():
+            risk = change["what"] if change["what"] in RISKS else "columns"
+            yield risk, f"{text}: {difference_text([change])}"
+        for column in told.get("blank", ()):
+            if was and column in was["columns"] and column not in was.get("blank", ()):
+                yield "blank", f"{text}: {column}"
+
+
+def written_by(steps: list[Json]) -> tuple[int, dict[tuple[str, str], Json]]:
+    """Returns how many rows these steps have read, and what they have written, by place and resource."""
+    read = 0
+    written: dict[tuple[str, str], Json] = {}
+    for step in steps:
+        uses = [(use["how"], use["place"], use["resource"]) for use in step["places"] or ()]
+        rows = step["rows_in"] or 0 if step["rows_out"] is None else step["rows_out"]
+        targets = [(place, resource) for how, place, resource in uses if how == "writes"]
+        read += rows if not targets and any(place for _, place, _ in uses) else 0
+        for target in targets:
+            shape = baseline({}, [{"columns": {}, "nulls": {}, "blank": [], **without_empty(step), "rows": rows}])
+            rows += written.get(target, {"rows": 0})["rows"]
+            written[target] = shape.get(step["path"], {"columns": {}, "nulls": {}, "blank": []})
+            written[target] |= {"path": step["path"], "rows": rows}
+    return read, written
+
+
+def check_deviations(before: list[Json], now: list[Json]) -> Iterator[tuple[str, str]]:
+    (old, strict, failing), (new, strict_now, failing_now) = (
+        (
+            {row["name"] for row in rows},
+            {row["name"] for row in rows if row["severity"] == "error"},
+            {row["name"] for row in rows if not row["passed"]},
+        )
+        for rows in (before, now)
+    )
+    yield from (("checks", name) for name in sorted((old - new) | (failing_now - failing)))
+    yield from (("check_warns", name) for name in sorted(strict & new - strict_now))
 
 
 # --- 29. Scheduler ------------------------------------------------------------------------

@@ -76,7 +76,7 @@ def run_of(tau: Tau, source: str, **params: Any) -> str:
 
 
 def rehearse(tau: Tau, source: str, like: str, **more: Any) -> Any:
-    return tau.call("try", files=files_of(source), like=like, **more)
+    return tau.call("try", files=files_of(source), like=like, **{"allow": [*module.RISKS], **more})
 
 
 def rows_of(tau: Tau, place: str) -> Any:
@@ -278,9 +278,8 @@ def test_what_reaches_further_is_refused_and_told(case: str, shop: Tau, tmp_path
     if case == "module code":
         files_sent = files_of(pipeline_of(line, before))
         with shop.connect() as wire:
-            error = wire.ask(
-                {"jsonrpc": "2.0", "id": 1, "method": "try", "params": {"files": files_sent, "like": like}}
-            )
+            params = {"files": files_sent, "like": like, "allow": [*module.RISKS]}
+            error = wire.ask({"jsonrpc": "2.0", "id": 1, "method": "try", "params": params})
         assert told in error["error"]["message"]
         assert tree_of(outside) == files
         return
@@ -386,7 +385,9 @@ def test_two_rehearsals_that_differ_do_not_agree(shop: Tau) -> None:
     line = "ctx.load('random.csv', [{'id': random.random()}], mode='replace')"
     like = run_of(shop, pipeline_of("pass"))
     path = shop.write("from tau import pipeline\n" + pipeline_of(line, "import random"))
-    assert shop("try", path, "--like", like, "--times", 2, exit=1)["agree"] is False
+    assert shop("try", path, "--like", like, exit=5)["code"] == "unproven"
+    words = ["--like", like, "--times", 2, "--allow", "place", "load_edited"]
+    assert shop("try", path, *words, exit=1)["agree"] is False
 
 
 def test_a_rehearsal_ends_with_its_time_its_memory_and_its_request(shop: Tau) -> None:
