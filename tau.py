@@ -4833,7 +4833,7 @@ class View:
     def tree(self, steps: list[Json], depth: int = 0) -> list[str]:
         lines = []
         for step in steps:
-            lines += ["  " * depth + self.step_line(step["name"], step), *self.tree(step["steps"], depth + 1)]
+            lines += ["  " * depth + self.step_line(step["name"], step), *self.tree(step.get("steps", []), depth + 1)]
         return lines
 
     def step_line(self, name: str, step: Json) -> str:

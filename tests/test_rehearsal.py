@@ -388,6 +388,8 @@ def test_two_rehearsals_that_differ_do_not_agree(shop: Tau) -> None:
     assert shop("try", path, "--like", like, exit=5)["code"] == "unproven"
     words = ["--like", like, "--times", 2, "--allow", "place", "load_edited"]
     assert shop("try", path, *words, exit=1)["agree"] is False
+    shown = shop.command("try", path, *words, "--text")
+    assert (shown.exit, shown.err, "random.csv" in shown.out) == (1, "", True)
 
 
 def test_a_rehearsal_ends_with_its_time_its_memory_and_its_request(shop: Tau) -> None:
