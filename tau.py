@@ -4897,6 +4897,7 @@ PAINTERS: dict[str, Any] = {
     "versions": "version live deployed_at entry actor reason files lines_added lines_removed runs last_status",
     "attempts": lambda view, rows: view.table(rows, ATTEMPT) if rows[1:] else [],
     "risks": "risk file line what",
+    "effects": "place resource mode rows against",
     "source": View.numbered,
     "changed": View.changes,
     "samples": View.samples,
