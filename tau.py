@@ -10406,7 +10406,7 @@ def local_peer(peer: Any, group: int | None) -> str:
 
 # --- 27. Deployment -----------------------------------------------------------------------
 # Owns the way from files to pipelines: which files are loaded, in which virtual environment, what they hold, and
-# what differs from version to version.  Calls Runner, Agenda, Store and Versions.
+# what differs from version to version, and what proves one.  Calls Risk, Runner, Agenda, Store and Versions.
 # Promises that nothing of a deployment stays unless an operation stores it.
 
 

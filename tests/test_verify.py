@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from conftest import Tau, eventually, make_home, running
+from test_keys import ask, key_for
 
 import tau as module
 
@@ -223,3 +224,12 @@ def test_kill_9_in_the_midst_leaves_one_live_version() -> None:
         eventually(lambda: not [*(tau.home / "versions").glob(".staged-*")])
         assert shop.verify(FIXED)["changed"]
         assert shop.state()[1] == [2]
+
+
+def test_who_does_not_see_the_pipeline_cannot_verify_with_its_run() -> None:
+    with running(make_home(transport="tcp")) as tau:
+        shop = Shop(tau)
+        key = key_for(tau, "narrow", "--scope", "operate", "--pipelines", "others")
+        files = [{"path": "sales.py", "text": edited(CHECK, "")}]
+        for method, word in (("deploy", "verify"), ("try", "like")):
+            assert ask(tau, key, method, {"files": files, word: shop.run_id}) == "not_found"
