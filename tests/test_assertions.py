@@ -196,6 +196,12 @@ def test_what_can_be_no_condition_is_refused_by_name(call: str, ctx: Context) ->
     assert "ctx.check(len(rows) > 0)" in problem.hint
 
 
+def test_what_fails_is_told_although_another_has_nothing_to_say(ctx: Context) -> None:
+    problem = asserted(ctx, "ctx.check(('there are rows', False), ('each is right', (row for row in [])))")
+    assert isinstance(problem, module.CheckFailed)
+    assert str(problem) == "1 of 2 checks failed: there are rows"
+
+
 def test_a_refused_one_does_not_hide_those_beside_it(ctx: Context) -> None:
     values = [1]
     with pytest.raises(module.BadRequest, match="'values'"):

@@ -321,6 +321,8 @@ TRUSTED = {
     "configured_keys",
     "Venvs",
     "packages_in",
+    *("Recipient", "Outbox", "exchange", "signature"),  # URLs and keys of [notify]
+    *("filled", "pipeline_api", "tree_of"),  # the source of Tau itself
 }
 
 

@@ -169,7 +169,7 @@ command = ["srun", "--job-name={pipeline}", "--mem=4G"]
 url = "https://agent.example.com/hook"
 # name of a secret that holds whsec_ and base64: messages are signed with it as Standard Webhooks says
 secret = "HOOK_KEY"
-events = ["incident.*"]
+events = ["incident.*", "heal.escalated", "heal.exhausted"]
 # only of pipelines with such names; an empty list means all
 pipelines = []
 # json, or slack: a text that chat services show
@@ -188,6 +188,24 @@ format = "slack"
 command = ["/usr/local/bin/wake-the-agent"]
 events = ["run.failed", "success.overdue"]
 pipelines = ["etl_*"]
+
+# The agent that mends and writes pipelines: any program that reads a document on stdin; see examples/heal.
+[heal]
+command = ["/path/to/examples/heal/agent.sh"]
+# variables of taud that it gets besides PATH, HOME and LANG
+env = ["AGENT"]
+# whether incidents heal by themselves; whether it sees rows and variables
+auto = false
+data = false
+# of an incident; in a day; at the same time; answers of one attempt; seconds of one attempt, and between two
+attempts = 3
+per_day = 10
+at_once = 1
+rounds = 3
+time_s = 900.0
+cool_down_s = 600.0
+# runs after which a fix is trusted
+probation = 3
 """
 
 

@@ -444,3 +444,10 @@ def test_a_file_that_is_too_large_is_refused(shop: Tau, tmp_path: Path) -> None:
     like = run_of(shop, pipeline_of("pass"))
     done = rehearse(shop, pipeline_of(f"ctx.load('{tmp_path}/large.csv', {NEW})"), like)
     assert "1,073,741,824" in done["refused"][0]
+
+
+def test_in_an_interpreter_that_has_imported_nothing_yet_it_is_the_same(home: Tau) -> None:
+    home.environ["PYTHONHASHSEED"] = "1"  # so its processes are no forks of one that has
+    file = home.write("from tau import pipeline\n@pipeline\ndef it(ctx):\n    open('out.txt', 'w').write('1')\n")
+    tried = home("try", file, "--dry-run")
+    assert (tried["status"], len(tried["effects"])) == ("success", 1), tried

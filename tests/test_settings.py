@@ -139,6 +139,9 @@ def test_the_sample_configuration_has_every_setting_with_its_default(monkeypatch
     assert agent == module.NOTIFY_DEFAULTS | {"url": agent["url"], "secret": "HOOK_KEY"}
     assert set(agent) | {"command"} == set(module.NOTIFY_KEYS)
     assert [module.Recipient(*one).name for one in found["notify"].items()] == ["agent", "chat", "script"]
+    heal = found["heal"]
+    assert heal == module.HEAL_DEFAULTS | {"command": heal["command"], "env": ["AGENT"]}
+    assert set(heal) == set(module.HEAL_KEYS)
 
 
 CONNECTIONS = [
