@@ -338,7 +338,7 @@ TOPICS = {
     "places": "where data is: options of ctx.extract and ctx.load",
     "scheduling": "cron, intervals, time zones, late and past ticks, chains",
     "failures": "why a run failed, and how to mend it; exit codes",
-    "verify": "prove a change on a run before it is live; let an agent mend",
+    "verify": "prove a change before it is live; let an agent mend",
 }
 
 #: The longest request line of a known peer, and of a stranger, who has not shown a key.
@@ -3729,6 +3729,7 @@ def next_of_try(params: Json) -> list[str]:
     """Returns the command that deploys what was tried."""
     words = [*dict.fromkeys(file["from"] for file in params["files"])]
     words += [f"--{option}={params[option]}" for option in ("entry", "name") if option in params]
+    words += [f"--verify={params['like']}"] if "like" in params else []
     words += ["--include", *dict.fromkeys(file["from"] for file in params["include"])] if "include" in params else []
     return [near(shell_line("tau", "deploy", *words))]
 
@@ -6006,7 +6007,9 @@ def describe_ended(call: Call, run_id: str) -> Json:
     """Returns the document of a run; that of a live run says how to wait for it."""
     if (status := call.ask.status_of(run_id)) in FINAL:
         return describe(call, run_id)
-    return {"run_id": run_id, "status": status, "waited": False, "next": [shell_line("tau", "wait", run_id)]}
+    words = [["inspect", run_id]] if status == "retrying" else []  # an attempt has failed: why?
+    commands = [shell_line("tau", *each) for each in [*words, ["wait", run_id]]]
+    return {"run_id": run_id, "status": status, "waited": False, "next": commands}
 
 
 @mark(added=(FIELDS, REASON))
@@ -6026,14 +6029,14 @@ async def try_(
     allow: list[str] | None = None,
     dry_run: bool = False,
 ) -> Json:
-    """Run a file without deploying it: in a home that is thrown away, or with the data of a run, changing nothing.
+    """Run a file that is not deployed: in a home that is thrown away, or, with --like or --dry-run, changing nothing.
 
     name          which pipeline, if there are several
     timeout       seconds it may take at most
     like          rehearse it in the daemon, with what this run had: params, time, upstream
     times         rehearse it so often and tell whether the effects agree: 1 to 5
     allow         a risk of its source that is meant; may be repeated
-    dry_run       withhold what it writes and tell what that would change
+    dry_run       withhold what it writes, which else goes to absolute places, and tell what that would change
 
         tau try orders.py -p day=2026-01-01
         tau try orders.py --like 1m82 --times 2
@@ -6963,7 +6966,8 @@ async def set_pause(call: Call, name: str | None, everything: bool, healing: boo
     else:
         changed = await call.write(call.daemon.agenda.pause, name or "", reason)
     kept = call.ask.remembered(HEALING) if healing else call.ask.pause(name or "")  # a second pause does not change it
-    about = {"pipeline": name, "all": everything, "healing": healing, "paused": reason is not None}
+    about: Json = {"pipeline": name, "all": everything, "paused": reason is not None}
+    about |= {"healing": True} if healing else {}
     return about | {"reason": (kept or {"reason": None})["reason"], "changed": changed}
 
 
@@ -7827,7 +7831,7 @@ exit code; hints are commands that work as they are.
     taud --detach                              # if no daemon runs
     tau peek /srv/orders.csv --profile         # the data: columns, keys, odd cells
     tau check daily_orders.py                  # what the file has, needs, lacks
-    tau try daily_orders.py -p path=/srv/orders.csv  # its home goes
+    tau try daily_orders.py -p path=/srv/orders.csv  # writes to absolute places
     tau deploy daily_orders.py                 # its schedule holds from now on
     tau run daily_orders -p path=/srv/orders.csv  # waits for the end; run it twice
     tau peek sqlite:///shop.db orders --in daily_orders  # nothing has doubled
@@ -7915,7 +7919,8 @@ A failed run ends `tau run` with exit code 1, and its document is the whole case
 incident, which stays open until the pipeline succeeds.
 
 1. Hear of it.  `tau errors` lists the incidents, open ones first.  `tau events --since N --wait 300 --type
-   'run.failed,incident.*'` sleeps until something happens; N is the `next` of the last answer.
+   'run.failed,incident.*'` sleeps until something happens; N is the `next` of the last answer.  A run that is
+   retrying is no incident yet; its attempts keep their version, so once it is mended `tau cancel` and `tau retry` it.
 2. Look.  `tau inspect NAME` (or a run, or an incident) tells the error with its facts and source lines, what has
    changed since the last success, rows of the failing step, and `next`: commands that work as they are.
 3. Find the cause.  What changed: `tau diff NAME`.  The data: `tau peek PLACE RESOURCE --in NAME --profile`.  Who
@@ -8102,7 +8107,7 @@ SHAPES = """
         &decided;
     decided: trigger? moved? reason? message? from? ticks?:integer at_least? cause?:{what from until} run_id?;
     backfill: pipeline dry_run ticks:integer runs:{scheduled_for:time run_id:text?}* &listed;
-    pause,resume: pipeline:text? all healing:flag paused:flag reason changed; paused: paused_at reason:text actor;
+    pause,resume: pipeline:text? all healing?:flag paused:flag reason changed; paused: paused_at reason:text actor;
     state: pipeline state:object run_id:text? updated_at changed;
 
     status: pid version:text protocol uptime_s:number home config:text? addresses start_method processes:{role

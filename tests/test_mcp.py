@@ -231,12 +231,8 @@ def test_annotations_are_true(web: Tau) -> None:
         ("change", "tau secret set X", "a person's shell"),
         ("change", "tau init it", "a person's shell"),
         ("change", "tau try it.py --like it", "the tool try takes files as text"),
-        (
-            "change",
-            "tau pause --all --reason 'by an agent'",
-            {"pipeline", "all", "healing", "paused", "reason", "changed"},
-        ),
-        ("change", "tau resume --all", {"pipeline", "all", "healing", "paused", "reason", "changed"}),
+        ("change", "tau pause --all --reason 'by an agent'", {"pipeline", "all", "paused", "reason", "changed"}),
+        ("change", "tau resume --all", {"pipeline", "all", "paused", "reason", "changed"}),
     ],
 )
 def test_a_command_is_read_as_a_shell_reads_it(web: Tau, tool: str, command: str, wanted: str | set[str]) -> None:

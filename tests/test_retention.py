@@ -148,7 +148,7 @@ def test_the_last_run_the_last_success_and_what_is_referred_to_stay(tmp_path: Pa
 def test_runs_go_by_number_but_nothing_young(tmp_path: Path) -> None:
     def fill(past: Past) -> set[str]:
         past.db.execute("INSERT INTO pipelines SELECT 'q', 1, 1, created_at, updated_at FROM pipelines")
-        past.db.execute("INSERT INTO versions SELECT 'q', 1, sha256, entry, function, options, deployed_at, actor, NULL, NULL FROM versions")  # fmt: skip
+        past.db.execute("INSERT INTO versions SELECT 'q', 1, sha256, entry, function, options, deployed_at, actor, NULL, NULL, NULL, NULL FROM versions")  # fmt: skip
         young = {past.run(0.9 - n / 100) for n in range(8)}
         failed = [past.run(10 - n, "failed") for n in range(8)]
         past.run(5)  # eight younger ones are enough
@@ -215,7 +215,7 @@ def test_versions_that_nothing_needs_go_with_their_directories(tmp_path: Path) -
             digest, environment = str(number) * 64, {3: "e3", 2: "e2"}.get(number)
             options = json.dumps({"params": {}, "environment": environment})
             values = ("p", number, digest, "p.py", "p", options, module.rfc3339(NOW - days * DAY), "me")
-            past.db.execute("INSERT INTO versions VALUES (?, ?, ?, ?, ?, ?, ?, ?, NULL, NULL)", values)
+            past.db.execute("INSERT INTO versions VALUES (?, ?, ?, ?, ?, ?, ?, ?, NULL, NULL, NULL, NULL)", values)
             (tmp_path / "versions" / digest / "sub").mkdir(parents=True)
         past.db.execute("UPDATE versions SET sha256 = ? WHERE version = 5", ("6" * 64,))
         for name in ("e2", "e3"):
@@ -308,7 +308,7 @@ def test_what_is_foreseen_is_what_happens(tmp_path: Path) -> None:
             for number in range(1, 10):
                 at = module.rfc3339(NOW - chance.uniform(50, 200) * DAY)
                 past.db.execute(
-                    "INSERT INTO versions VALUES (?, ?, 'x', 'p.py', 'p', '{}', ?, 'me', NULL, NULL)",
+                    "INSERT INTO versions VALUES (?, ?, 'x', 'p.py', 'p', '{}', ?, 'me', NULL, NULL, NULL, NULL)",
                     (name, number, at),
                 )
         for _ in range(600):
