@@ -8555,7 +8555,7 @@ class Daemon:
         healing = self.settings["heal"]
         if not healing["command"] or self.stopping or self.store.ask.remembered(HEALING):
             return
-        names = self.store.ask.to_heal(healing, self.store.now(-healing["cool_down_s"]))
+        names = self.store.ask.to_heal(healing, self.store.now(), self.store.now(-healing["cool_down_s"]))
         words = [
             [sys.executable, *python_words("main", ["heal", name, "--auto", "--home", self.home])] for name in names
         ]
@@ -14631,9 +14631,9 @@ class Questions(Sql):
         told = "incident, status, count, first_at, last_at, pipeline, step, type, message, last_run, versions, fixed_by"
         return self.page(told, "incidents", conditions, "status DESC, last_at DESC, incident", limit)
 
-    def to_heal(self, healing: Json, cooled: str) -> list[str]:
+    def to_heal(self, healing: Json, now: str, cooled: str) -> list[str]:
         """Returns pipelines with an open incident that may be healed by itself, and was not tried of late."""
-        rows = self.rows(TO_HEAL, auto=healing["auto"], most=healing["attempts"], cooled=cooled)
+        rows = self.rows(TO_HEAL, auto=healing["auto"], most=healing["attempts"], now=now, cooled=cooled)
         return [row["pipeline"] for row in rows][: healing["at_once"]]
 
     def incident_runs(self, incident: Json) -> list[Json]:
@@ -14837,7 +14837,7 @@ TO_HEAL = """
     SELECT DISTINCT i.pipeline FROM incidents i JOIN live l ON l.pipeline = i.pipeline
     LEFT JOIN (SELECT incident, count(*) AS n, max(began_at) AS last FROM heals GROUP BY incident) h USING (incident)
     WHERE i.status = 'open' AND coalesce(json_extract(l.options, '$.heal'), iif(:auto, 'auto', '')) = 'auto'
-    AND i.claimed_until IS NULL AND coalesce(h.n, 0) < :most
+    AND coalesce(i.claimed_until, '') < :now AND coalesce(h.n, 0) < :most
     AND (h.last IS NULL OR (h.last < i.last_at AND h.last < :cooled)) ORDER BY i.last_at
 """
 

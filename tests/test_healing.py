@@ -231,11 +231,17 @@ def test_an_agent_gets_no_more_than_it_is_given(home: Home) -> None:
 
 @pytest.mark.parametrize("home", [{"auto": True, "cool_down_s": 1}], indirect=True)
 def test_incidents_heal_by_themselves(home: Home) -> None:
-    home.say(MEND)
+    home.say("sys.exit(1)")
     home.break_it()
-    eventually(lambda: home.events("heal.fixed"), 60)
-    assert home.tau("run", "orders")["closed_incidents"]
-    assert "heal" in str(home.tau("versions", "orders")["versions"][0])
+    eventually(lambda: home.events("heal.rejected"), 60)
+    home.say(MEND)
+    home.tau("claim", home.tau("errors")["incidents"][0]["incident"], "--for", "0.01")  # which soon ends
+    eventually(lambda: home.tau.command("run", "orders").exit == 0, 60)  # each failure calls for another attempt
+    assert [event["type"] for event in home.events("heal.fixed", "incident.closed")] == [
+        "heal.fixed",
+        "incident.closed",
+    ]
+    assert "heal-" in home.tau("versions", "orders")["versions"][0]["reason"]
 
 
 @pytest.mark.parametrize("home", [{"auto": True, "cool_down_s": 1}], indirect=True)
