@@ -3640,6 +3640,8 @@ def exit_of(name: str, document: Json) -> int:
         return 0 if document["events"] or "gap" in document else 8
     if document.get("agree") is False:
         return 1
+    if name == "heal":
+        return int(document["verdict"] not in ("fixed", "proven", "no_change"))
     runs = document.get("runs", [document]) if name in ("run", "retry", "wait", "try") else ()
     if any(run.get("waited") is False for run in runs):
         return 7
@@ -3734,6 +3736,18 @@ def next_of_try(params: Json) -> list[str]:
     return [near(shell_line("tau", "deploy", *words))]
 
 
+def ask_for_heal(client: Client, name: str, params: Json, view: View) -> Json:
+    """Has the agent mend a pipeline; writes a fix that is only shown into a directory named after the attempt."""
+    document = client.call(name, params)
+    files = {file["path"]: file["text"].encode() for file in document.pop("files", ())}
+    if document["verdict"] == "proven":
+        write_files(document["attempt"], files, False)
+        path = file_word(os.path.join(document["attempt"], document["entry"]))
+        proof = ["--verify", document["run_id"], "--probation", document["probation"], "--take-over"]
+        document["next"] = [shell_line("tau", "deploy", path, "--name", document["pipeline"], *proof)]
+    return document
+
+
 def ask_for_backup(client: Client, name: str, params: Json, view: View) -> Json:
     if "file" in params and (not client.host or client.host.startswith("unix://")):
         params["file"] = os.path.abspath(params["file"])
@@ -3811,6 +3825,7 @@ def write_files(folder: str, files: Sources, force: bool) -> Json:
 ASKING: dict[str, Callable[[Client, str, Json, View], Json]] = {
     "run": ask_for_run,
     "retry": ask_for_run,
+    "heal": ask_for_heal,
     "logs": ask_for_logs,
     "events": ask_for_events,
     "check": ask_for_check,
@@ -6638,7 +6653,9 @@ async def heal(call: Call, name: PipelineName, *, auto: bool = False) -> Json:
         raise
     finally:
         done = attempt | done | {"duration_s": round(time.monotonic() - began, 3)}
-        await asyncio.shield(asyncio.ensure_future(call.write(store.end_heal, omit(done, ("files",)), healing)))
+        await asyncio.shield(
+            asyncio.ensure_future(call.write(store.end_heal, omit(done, ("files", "entry", "probation")), healing))
+        )
     return done
 
 
@@ -6754,7 +6771,8 @@ async def mend(call: Call, attempt: Json, healing: Json, auto: bool) -> Json:
                 raise BadRequest(f"the answer has no pipeline '{name}'", "keep its name")
             proof = {"verify": run_id, "probation": healing["probation"], "expect": attempt["version"]}
             deployed = await deploy(call, files, entry=entry, name=name, dry_run=not auto, **proof)
-            done |= {"verdict": "fixed" if auto else "proven", "files": files, "proof": deployed["proof"], "risks": []}
+            done |= {"verdict": "fixed" if auto else "proven", "proof": deployed["proof"], "risks": []}
+            done |= {"files": files, "entry": entry, "probation": healing["probation"]} if not auto else {}
             return done | pick(deployed["pipelines"][0], "version")
         except TauError as wrong:
             problem = refusal_of(wrong)
@@ -8138,7 +8156,8 @@ SHAPES = """
     env_show: name host api_key? api_key_file? ca_file? cert_file? cert_key_file? in_use;
     env_use: name:text? host:text? changed overridden_by?; env_add: name host key changed;
 
-    claim: incident pipeline claimed_by:text? claimed_until:time?; heal: &healing pipeline verdict files?:object*;
+    claim: incident pipeline claimed_by:text? claimed_until:time?; heal: &healing pipeline verdict files?:object*
+        entry? probation?:integer;
     healing: attempt:text incident run_id? version? duration_s?:number rounds?:integer hypothesis?:text?
         reason?:text? cost?:any diff?:text risks?:risk* proof?:any error?:error retried_as?:text next?;
     create: pipeline rounds:integer hypothesis:text? files:object* rehearsal:rehearsal deployed:flag version?

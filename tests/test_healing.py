@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 import sys
 import textwrap
 from collections.abc import Iterator
@@ -54,6 +56,12 @@ class Home:
         self.data(RENAMED)
         return str(self.tau.command("run", "orders").json["run_id"])
 
+    def heal(self, *words: str) -> Any:
+        """What an attempt has come to; the exit code says whether that helps."""
+        done = self.tau.command("heal", "orders", *words, timeout=120)
+        assert done.exit == int(done.json["verdict"] not in ("fixed", "proven", "no_change")), done.err
+        return done.json
+
     def events(self, *kinds: str) -> list[Any]:
         found = self.tau("events", "--since", 0, "--limit", 1000)["events"]
         return [event for event in found if event["type"].startswith(kinds)]
@@ -80,11 +88,14 @@ MEND = f"print(source.replace({FIX!r}, {RIGHT!r}))\n"
 def test_a_proven_fix_is_shown_and_with_auto_deployed(home: Home) -> None:
     run_id = home.break_it()
     home.say(MEND)
-    shown = home.tau("heal", "orders")
+    shown = home.heal()
     assert (shown["verdict"], shown["run_id"]) == ("proven", run_id)
     assert RIGHT in shown["diff"]
     assert home.tau("show", "orders")["version"] == 1
-    done = home.tau("heal", "orders", "--auto")
+    assert RIGHT in (home.tau.work / shown["attempt"] / "orders.py").read_text()
+    (command,) = shown["next"]
+    assert home.tau(*shlex.split(command)[1:], "--dry-run")["proof"]["run_id"] == run_id
+    done = home.heal("--auto")
     assert (done["verdict"], done["version"]) == ("fixed", 2)
     incident = done["incident"]
     assert home.tau("run", "orders")["closed_incidents"] == [incident]
@@ -135,7 +146,7 @@ def test_a_bad_fix_never_becomes_live(home: Home) -> None:
     home.break_it()
     for case, (code, verdict) in BAD.items():
         home.say(code)
-        done = home.tau("heal", "orders", "--auto", timeout=120)
+        done = home.heal("--auto")
         assert done["verdict"] in ((verdict,) if verdict != "x" else ("rejected", "escalated")), (case, done)
         assert home.tau("show", "orders")["version"] == 1, case
 
@@ -150,7 +161,7 @@ def test_nothing_of_an_agent_is_left(home: Home) -> None:
         fork + "if not pid: os.setsid(); time.sleep(600)",  # leaves a child that hides
     ):
         home.say(code)
-        done = home.tau("heal", "orders", "--auto")
+        done = home.heal("--auto")
         assert done["verdict"] in ("given_up", "rejected")
     pids = [int(pid) for pid in mark.read_text().split()]
     assert pids
@@ -161,7 +172,7 @@ def test_an_outage_is_retried_not_patched(home: Home) -> None:
     home.break_it()
     home.say("print(json.dumps({'verdict': 'no_change', 'reason': 'the file is of yesterday'}))")
     home.data(ROWS)
-    done = home.tau("heal", "orders", "--auto")
+    done = home.heal("--auto")
     assert (done["verdict"], done["reason"]) == ("no_change", "the file is of yesterday")
     assert home.tau("wait", done["retried_as"])["status"] == "success"
     assert home.tau("show", "orders")["version"] == 1
@@ -170,7 +181,7 @@ def test_an_outage_is_retried_not_patched(home: Home) -> None:
 def test_who_escalates_says_why(home: Home) -> None:
     home.break_it()
     home.say("print(json.dumps({'verdict': 'escalate', 'reason': 'which column is meant?'}))")
-    assert home.tau("heal", "orders", "--auto")["verdict"] == "escalated"
+    assert home.heal("--auto")["verdict"] == "escalated"
     assert home.events("heal.escalated")[0]["data"]["reason"] == "which column is meant?"
 
 
@@ -197,7 +208,7 @@ def test_bounds_hold_and_a_person_is_told(home: Home) -> None:
     home.break_it()
     home.say("print('no source')")
     for _ in range(2):
-        home.tau("heal", "orders", "--auto")
+        home.heal("--auto")
     assert home.tau("heal", "orders", exit=5)["bound"] == "attempts"
     assert home.events("heal.exhausted")[0]["data"]["attempts"] == 2
     home.tau("pause", "--healing")
@@ -212,7 +223,7 @@ def test_what_data_says_is_fenced_and_people_are_left_out(home: Home) -> None:
     home.data(RENAMED)
     home.tau.command("run", "orders")
     home.say(f"open({str(home.tau.home / 'asked')!r}, 'w').write(json.dumps(asked)); print(source)")
-    home.tau("heal", "orders")
+    home.heal()
     asked = json.loads((home.tau.home / "asked").read_text())
     first, *_, last = asked["case"].splitlines()
     assert first.removeprefix("<data ") == last.removeprefix("</data ")
@@ -224,7 +235,7 @@ def test_what_data_says_is_fenced_and_people_are_left_out(home: Home) -> None:
 def test_an_agent_gets_no_more_than_it_is_given(home: Home) -> None:
     home.break_it()
     home.say(f"open({str(home.tau.home / 'env')!r}, 'w').write(json.dumps(dict(os.environ))); print(source)")
-    home.tau("heal", "orders")
+    home.heal()
     environ = json.loads((home.tau.home / "env").read_text())
     assert environ.keys() - {"LC_CTYPE", "PWD"} <= {"PATH", "HOME", "LANG"}
 
@@ -271,7 +282,7 @@ def test_a_killed_daemon_gives_up_and_leaves_nothing(home: Home, phase: str) -> 
     eventually(lambda: not Path(f"/proc/{mark.read_text()}").exists())
     assert home.tau("show", "orders")["version"] == 1
     home.say(MEND)
-    assert home.tau("heal", "orders", "--auto")["verdict"] == "fixed"
+    assert home.heal("--auto")["verdict"] == "fixed"
 
 
 def test_the_example_speaks_to_any_program_that_reads_a_prompt(home: Home) -> None:
@@ -286,7 +297,7 @@ def test_the_example_speaks_to_any_program_that_reads_a_prompt(home: Home) -> No
     home.tau("shutdown")
     home.tau.environ["AGENT"] = f"{sys.executable} {program}"
     home.tau.start()
-    assert home.tau("heal", "orders")["verdict"] == "proven"
+    assert home.heal()["verdict"] == "proven"
 
 
 NEW = """
@@ -325,3 +336,41 @@ def test_a_pipeline_is_made_from_an_intent(home: Home, wrong: int) -> None:
     assert (made["deployed"], made["paused"], made["next"]) == (True, True, ["tau resume sales"])
     assert home.tau("schedule", "sales")["paused"]
     assert home.tau("run", "sales")["result"] == {"written": 2}
+
+
+def test_at_night_with_nobody_there(home: Home) -> None:
+    """A scheduled pipeline, a renamed column, an incident, a message, a proven fix on probation, the next tick."""
+    told = home.tau.home / "told"
+    pager = home.tau.home / "pager.py"
+    pager.write_text(f"import json, sys\nopen({str(told)!r}, 'a').write(json.load(sys.stdin)['type'] + '\\n')\n")
+    agent = [sys.executable, str(home.agent)]
+    notify = (
+        f'[notify.pager]\ncommand = {json.dumps([sys.executable, str(pager)])}\nevents = ["incident.*", "heal.*"]\n'
+    )
+    (home.tau.home / "tau.toml").write_text(config(command=agent, auto=True, cool_down_s=1) + notify)
+    home.say(
+        """
+        run = json.loads(asked["case"].partition("\\n")[2].rpartition("\\n")[0])["run"]
+        old, (new,) = run["error"]["message"].strip("'"), {"id", "total"} - {"id"}
+        assert new in json.dumps(run["error"])  # the case alone says what the column is called now
+        print(json.dumps({"source": source.replace(f'row["{old}"]', f'row["{new}"]'), "hypothesis": f"{old} is {new}"}))
+        """
+    )
+    home.tau("shutdown")
+    home.tau.start()
+    home.tau.deploy(SOURCE.replace("timeout=5", 'timeout=5, every="1s"'), "orders.py")
+    home.data(ROWS)
+    eventually(lambda: home.tau("runs", "orders", "--status", "success")["runs"])
+    home.data(RENAMED)
+    eventually(lambda: home.events("incident.closed"), 60)
+    story = [event["type"] for event in home.events("incident.", "heal.", "pipeline.deployed")]
+    assert story == [
+        *("pipeline.deployed", "incident.opened", "heal.began", "pipeline.deployed", "heal.fixed", "incident.closed")
+    ]
+    shown = re.findall(r"^\d\d:\d\d:\d\dZ (\S+)", (REPOSITORY / "README.md").read_text(), re.MULTILINE)
+    assert shown == [kind for kind in story if kind != "pipeline.deployed"]
+    fixed, closed = home.events("heal.fixed")[0]["data"], home.events("incident.closed")[0]["data"]
+    assert (fixed["hypothesis"], fixed["version"], closed["version"]) == ("amount is total", 2, 2)
+    assert home.tau("why", "orders")["tick"]["status"] == "success"
+    eventually(lambda: len(told.read_text().split()) == 4)
+    assert told.read_text().split() == ["incident.opened", "heal.began", "heal.fixed", "incident.closed"]
