@@ -8189,8 +8189,8 @@ SHAPES = """
     daemon.stopping: drain:number cancel:flag; retention.forced: what older_than_s bytes most_bytes;
     store.copied: &backup; store.pruned: &pruned; store.restored: file:text lost:integer cancelled:integer;
     secret.set,secret.removed,key.revoked: name; key.created: name scope pipelines:text* expires_at;
-    claim.begun,claim.ended: incident claimed_by:text? claimed_until:time?; heal.exhausted: incident attempts:integer;
-    heal.began: attempt:text incident run_id version;
+    claim.begun,claim.ended: incident claimed_by:text? claimed_until:time?;
+    heal.exhausted: incident bound attempts:integer; heal.began: attempt:text incident run_id version;
     heal.fixed,heal.proven,heal.rejected,heal.no_change,heal.escalated,heal.given_up: &healing;
     auth.failed: address failures_in_all:integer; notify.failed: &dead_letter? first?:integer recipient problem;
     followed.log: type:=log &told level step stream message fields; followed.check: type:=check &told &checked;
@@ -13880,9 +13880,12 @@ class Store:
         self.sql.set("heals", key, ended_at=self.now(), verdict=done["verdict"])
         self.event(f"heal.{done['verdict']}", done["pipeline"], None, omit(done, ("pipeline", "verdict")), actor)
         self.sql.set("incidents", pick(done, "incident") | {"claimed_by": key["attempt"]}, **dict.fromkeys(CLAIM))
-        tried = self.sql.value("SELECT count(*) FROM heals WHERE incident = ?", done["incident"])
-        if done["verdict"] not in ("fixed", "proven") and tried >= healing["attempts"]:
-            self.event("heal.exhausted", done["pipeline"], None, pick(done, "incident") | {"attempts": tried}, actor)
+        counted = {"attempts": ("incident = ?", done["incident"]), "per_day": ("began_at > ?", self.now(-DAY_S))}
+        for bound, (condition, value) in counted.items() if done["verdict"] not in ("fixed", "proven") else ():
+            tried = self.sql.value(f"SELECT count(*) FROM heals WHERE {condition}", value)
+            if tried >= healing[bound]:
+                data = {**pick(done, "incident"), "bound": bound, "attempts": tried}
+                self.event("heal.exhausted", done["pipeline"], None, data, actor)
 
     def give_up_heals(self, healing: Json) -> None:
         """Ends the attempts that the last daemon has left: their agents died with it."""

@@ -203,14 +203,15 @@ def test_two_healers_never_work_on_one_incident(home: Home) -> None:
     eventually(lambda: home.events("heal.given_up"))  # its caller has left
 
 
-@pytest.mark.parametrize("home", [{"attempts": 2, "rounds": 1}], indirect=True)
+@pytest.mark.parametrize("home", [{"attempts": 2, "per_day": 2, "rounds": 1}], indirect=True)
 def test_bounds_hold_and_a_person_is_told(home: Home) -> None:
     home.break_it()
     home.say("print('no source')")
     for _ in range(2):
         home.heal("--auto")
     assert home.tau("heal", "orders", exit=5)["bound"] == "attempts"
-    assert home.events("heal.exhausted")[0]["data"]["attempts"] == 2
+    told = [event["data"] for event in home.events("heal.exhausted")]
+    assert [(data["bound"], data["attempts"]) for data in told] == [("attempts", 2), ("per_day", 2)]
     home.tau("pause", "--healing")
     assert home.tau("heal", "orders", exit=5)["hint"] == "tau resume --healing"
     home.tau("resume", "--healing")
@@ -264,6 +265,17 @@ def test_a_pipeline_may_be_left_to_people(home: Home) -> None:
     home.tau.command("run", "orders")
     home.tau.call("ping")
     assert not home.events("heal.")
+
+
+@pytest.mark.parametrize("home", [{"cool_down_s": 1}], indirect=True)
+def test_a_pipeline_may_ask_for_it(home: Home) -> None:
+    home.say(MEND)
+    home.tau.deploy(SOURCE.replace("timeout=5", 'timeout=5, heal="auto"'), "orders.py")
+    home.data(ROWS)
+    home.tau("run", "orders")
+    home.data(RENAMED)
+    home.tau.command("run", "orders")
+    eventually(lambda: home.events("heal.fixed"), 60)
 
 
 @pytest.mark.parametrize("phase", ["asking", "proving"])

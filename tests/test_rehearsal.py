@@ -7,11 +7,13 @@ import json
 import os
 import sqlite3
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import duckdb
 import postgres as postgresql
 import pytest
 from conftest import Tau, eventually, is_running, make_home, running
@@ -184,12 +186,12 @@ def test_later_reads_see_what_was_withheld(shop: Tau, database: str, tmp_path: P
     assert not [*tmp_path.iterdir()]
 
 
-@pytest.mark.parametrize("kind", ["sqlite", "postgresql"])
+@pytest.mark.parametrize("kind", ["sqlite", "duckdb", "postgresql"])
 def test_production_writes_the_same_table_meanwhile(
     kind: str, shop: Tau, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
     path = tmp_path / "busy.db"
-    place = f"sqlite:///{path}" if kind == "sqlite" else request.getfixturevalue("database")
+    place = request.getfixturevalue("database") if kind == "postgresql" else f"{kind}:///{path}"
     begin = f"ctx.load(place, {OLD}, table, mode='replace', key='id')"
     run_of(shop, pipeline_of(begin), place=place, table="busy")
     line = "ctx.load(place, [{'id': n, 'name': 'x'} for n in range(4, 5000)], table, mode='upsert', key='id')"
@@ -197,12 +199,17 @@ def test_production_writes_the_same_table_meanwhile(
     stop, written = threading.Event(), list[int]()
 
     def write() -> None:
-        connect = (lambda: sqlite3.connect(path, timeout=60)) if kind == "sqlite" else (lambda: connected(place, path))
+        connect = {
+            "sqlite": lambda: sqlite3.connect(path, timeout=60),
+            "duckdb": lambda: duckdb.connect(str(path)),
+            "postgresql": lambda: connected(place, path),
+        }[kind]
         while not stop.is_set():
             with closing(connect()) as db:
                 db.execute(f"INSERT INTO busy (id, name) VALUES ({10_000 + len(written)}, 'production')")
                 db.commit()
             written.append(1)
+            time.sleep(0.01 if kind == "duckdb" else 0)  # one process alone has the file open
 
     writer = threading.Thread(target=write)
     writer.start()
@@ -231,7 +238,8 @@ REFUSED = {
     "fork": ("import os", "os.fork() or os._exit(0)", "os.fork"),
     "kill": ("import os", "os.kill(os.getppid(), 9)", "os.kill"),
     "urllib": ("import urllib.request", "urllib.request.urlopen('WEB/rows')", "a connection to localhost"),
-    "requests": ("import http.client", "http.client.HTTPConnection('127.0.0.1', 1).connect()", "127.0.0.1"),
+    "requests": ("import requests", "requests.get('WEB/rows')", "a connection to localhost"),
+    "http.client": ("import http.client", "http.client.HTTPConnection('127.0.0.1', 1).connect()", "127.0.0.1"),
     "Client": ("import tau", "tau.Client(home='HOME').call('shutdown', {})", "socket of this machine"),
     "unix": ("import socket", "socket.socket(socket.AF_UNIX).connect('HOME/tau.sock')", "socket of this machine"),
     "secret": ("", "ctx.secret('OTHER')", "secret 'OTHER'"),
