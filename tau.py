@@ -6705,6 +6705,9 @@ async def rehearse_new(call: Call, name: str, files: list[Json]) -> Json:
     """Rehearses a pipeline that is not deployed.  Raises BadRequest if it fails, or is another."""
     deployment = Deployment(call, files, None, None)
     try:
+        for entry in deployment.entries:  # to build an environment runs what somebody has written
+            if read_header(deployment.sources[entry].decode(), entry):
+                raise BadRequest("the answer asks for packages", "write it without, or install them for taud")
         await deployment.prepare(None)
         await deployment.like(call, name, None)
         rows = {row["name"]: row for row in await deployment.load()}
@@ -6767,8 +6770,6 @@ async def mend(call: Call, attempt: Json, healing: Json, auto: bool) -> Json:
                 return done | {"verdict": answer["verdict"].replace("escalate", "escalated")}
             files = as_files(texts | answer["files"])
             done["diff"] = compare_sources(sources, {file["path"]: file["text"].encode() for file in files})
-            if name not in [row["name"] for row in (await check(call, files, entry=entry))["pipelines"]]:
-                raise BadRequest(f"the answer has no pipeline '{name}'", "keep its name")
             proof = {"verify": run_id, "probation": healing["probation"], "expect": attempt["version"]}
             deployed = await deploy(call, files, entry=entry, name=name, dry_run=not auto, **proof)
             done |= {"verdict": "fixed" if auto else "proven", "proof": deployed["proof"], "risks": []}
@@ -10194,11 +10195,14 @@ async def ask_agent(call: Call, asked: Json, healing: Json) -> Json:
     if outcome.error is not None:
         raise BadRequest(f"the agent gave no answer: {outcome.error['message']}", "answer as the rules say")
     answer = read_answer(demand({"type": "string"}, outcome.result, "the answer"), asked)
+    check_python(answer.get("files", {}))
     return {"verdict": "change", "files": {}} | answer
 
 
 def read_answer(text: str, asked: Json) -> Json:
     """Reads what an agent has said: JSON, or else the new source of the entry."""
+    if not text.strip():
+        raise BadRequest("the answer is empty", "answer as the rules say")
     if not text.lstrip().startswith("{"):
         return {"files": {asked["entry"]: text}}
     answer: Json = demand(ANSWER_SCHEMA, read_number(text), "the answer")
@@ -10210,6 +10214,15 @@ def read_answer(text: str, asked: Json) -> Json:
     if wrong := [path for path, content in files.items() if not isinstance(content, str)]:
         raise BadRequest(f"{wrong[0]} is no text", "files: path → its whole text")
     return answer | {"files": files}
+
+
+def check_python(files: Mapping[str, str]) -> None:
+    """Raises BadRequest unless these are Python; nothing of them is run."""
+    for path, text in files.items():
+        try:
+            ast.parse(text if path.endswith(".py") else "")
+        except (SyntaxError, ValueError, RecursionError, MemoryError) as problem:
+            raise BadRequest(f"{path} is no Python: {problem}", "answer with the whole source") from None
 
 
 # --- 26. Cases ----------------------------------------------------------------------------

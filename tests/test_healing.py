@@ -119,7 +119,7 @@ BAD: dict[str, tuple[str, str]] = {
         "print(source.replace('    rows =', '    try:\\n        rows = 1/0\\n    except: return {}\\n    rows ='))",
         "x",
     ),
-    "another name": (MEND.replace("print(source", "print(source.replace('def orders', 'def other')"), "rejected"),
+    "another name": (MEND.replace("print(source", "print(source.replace('def orders', 'def other')"), "escalated"),
     "a new secret": (
         MEND.replace("print(source", "print(source.replace('    rows =', '    ctx.secret(\"K\", \"\")\\n    rows =')"),
         "x",
@@ -132,6 +132,8 @@ BAD: dict[str, tuple[str, str]] = {
         MEND.replace("print(source", "print(source.replace('resource=\"paid\"', 'resource=\"other\"')"),
         "x",
     ),
+    "module code": ('print(\'open("/tmp/tau-heal-ran", "w")\\n\' + source)', "escalated"),
+    "a package": ("print('# /// script\\n# dependencies = [\"evil\"]\\n# ///\\n' + source)", "escalated"),
     "garbage": ("print('I think you should look at the logs.')", "rejected"),
     "nothing": ("", "rejected"),
     "a failure": ("sys.exit(3)", "rejected"),
@@ -149,6 +151,7 @@ def test_a_bad_fix_never_becomes_live(home: Home) -> None:
         done = home.heal("--auto")
         assert done["verdict"] in ((verdict,) if verdict != "x" else ("rejected", "escalated")), (case, done)
         assert home.tau("show", "orders")["version"] == 1, case
+        assert not Path("/tmp/tau-heal-ran").exists(), case  # what shows a risk is not even loaded
 
 
 @pytest.mark.parametrize("home", [{"rounds": 1, "time_s": 3, "attempts": 1000}], indirect=True)
