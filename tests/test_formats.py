@@ -485,3 +485,12 @@ def test_rows_are_added_to_a_file_of_none(name: str, ctx: Context) -> None:
     Path("new.csv").touch()
     ctx.load("new.csv", [{"a": "1"}], mode="upsert", key="a")
     assert ctx.extract("new.csv") == [{"a": "1"}]
+
+
+@pytest.mark.parametrize("other", [7, 7.5, Decimal("2.25")])
+def test_a_number_among_durations_is_not_taken_for_microseconds(other: Any, ctx: Context) -> None:
+    rows = [{"a": datetime.timedelta(seconds=90)}, {"a": None}, {"a": other}]
+    with pytest.raises(module.SourceError, match=r"column 'a' is duration\[us\], which .* is not"):
+        ctx.load("durations.parquet", rows)
+    ctx.load("durations.parquet", rows[:2])
+    assert ctx.extract("durations.parquet") == rows[:2]

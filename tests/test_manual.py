@@ -55,10 +55,14 @@ def test_without_a_topic_all_pages_and_commands_are_listed(home: Tau) -> None:
     assert home("help", "authring", exit=2)["hint"] == "`tau --help` lists them"
 
 
+#: Heavy modules that a page does without; `ast` needs contextlib.
+LATE = [name for name in HEAVY if name != "contextlib"]
+
+
 @pytest.mark.parametrize("words", [["help", "api"], ["help", "places"], ["skill"]])
 def test_a_page_imports_nothing_heavy(home: Tau, words: list[str]) -> None:
     code = f"import sys\nbefore = {{*sys.modules}}\nimport tau\ntau.main({words!r})\n"
-    code += f"print(*({{*sys.modules}} - before) & {{*{HEAVY!r}}}, file=sys.stderr)"
+    code += f"print(*({{*sys.modules}} - before) & {{*{LATE!r}}}, file=sys.stderr)"
     done = subprocess.run([*python("main")[:-1], code], env=home.environ, capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stderr) == (0, "\n")
 
