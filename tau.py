@@ -3913,7 +3913,7 @@ def read_line(words: list[str], parse: Callable[[str, list[str]], Json]) -> tupl
         if "command" not in given:
             return name, given
         word, words = given.pop("command"), given.pop("after")
-        if word == "help" and not name and words and words[0][0] != "-" and words[0] not in TOPICS:
+        if word == "help" and not name and words and words[0][:1] != "-" and words[0] not in TOPICS:
             words = [*words, "--help"]
             continue
         known, page = {*SHELL_COMMANDS, *COMMAND_GROUPS}, f"tau {name}" if name else "tau --help"

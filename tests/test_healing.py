@@ -373,9 +373,12 @@ def test_at_night_with_nobody_there(home: Home) -> None:
     )
     home.tau("shutdown")
     home.tau.start()
-    home.tau.deploy(SOURCE.replace("timeout=5", 'timeout=5, every="1s"'), "orders.py")
     home.data(ROWS)
-    eventually(lambda: home.tau("runs", "orders", "--status", "success")["runs"])
+    made = '[{"id": row["id"], "amount": row["amount"]} for row in rows]'  # since 3.12 its row is gone after an error
+    loop = '[]\n        for row in rows:\n            paid.append({"id": row["id"], "amount": row["amount"]})'
+    source = SOURCE.replace("timeout=5", 'timeout=5, every="1s"').replace(made, loop)
+    home.tau.deploy(source, "orders.py")
+    eventually(lambda: home.tau("runs", "orders", "--status", "success")["runs"], 60)
     home.data(RENAMED)
     eventually(lambda: home.events("incident.closed"), 60)
     story = [event["type"] for event in home.events("incident.", "heal.", "pipeline.deployed")]
@@ -387,5 +390,5 @@ def test_at_night_with_nobody_there(home: Home) -> None:
     fixed, closed = home.events("heal.fixed")[0]["data"], home.events("incident.closed")[0]["data"]
     assert (fixed["hypothesis"], fixed["version"], closed["version"]) == ("amount is total", 2, 2)
     assert home.tau("why", "orders")["tick"]["status"] == "success"
-    eventually(lambda: len(told.read_text().split()) == 4)
+    eventually(lambda: len(told.read_text().split()) == 4, 60)
     assert told.read_text().split() == ["incident.opened", "heal.began", "heal.fixed", "incident.closed"]
