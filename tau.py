@@ -207,20 +207,8 @@ else:
         *("contextlib", "contextvars", "croniter", "csv", "ctypes", "datetime", "decimal", "difflib", "email.utils"),
         *("faulthandler", "fcntl", "fnmatch", "functools", "getpass", "glob", "graphlib", "grp", "gzip", "hashlib"),
         *("heapq", "hmac", "http.client", "importlib.util", "inspect", "ipaddress", "linecache", "logging", "operator"),
-        *(
-            "pickle",
-            "pwd",
-            "queue",
-            "random",
-            "re",
-            "resource",
-            "select",
-            "shlex",
-            "shutil",
-            "signal",
-            "socket",
-            "sqlite3",
-        ),
+        *("pickle", "pwd", "queue", "random", "re", "resource"),
+        *("select", "shlex", "shutil", "signal", "socket", "sqlite3"),
         *("ssl", "struct", "subprocess", "tarfile", "tempfile", "textwrap", "threading", "tomllib", "traceback"),
         *("typing", "urllib.parse", "uuid", "zlib", "zoneinfo"),
     ):
@@ -271,6 +259,7 @@ FAILURES = ("failed", "timed_out", "lost")
 OBSERVATIONS = ("check", "metric", "progress", "drift", "sample")
 #: The types of events in the ledger; of some only admins learn.
 SECRET_EVENTS = ("secret.set", "secret.removed", "key.created", "key.revoked", "auth.failed")
+#: Whether the agent may mend a pipeline by itself; else the settings say it.
 HEALS = ("auto", "never")
 #: What the store calls the pause of healing.
 HEALING = "healing_paused"
@@ -2226,7 +2215,7 @@ NOTIFY_DEFAULTS |= dict.fromkeys(("data", "private", "redirects"), False)
 NOTIFY_HINT = '[notify.agent] url = "https://example.com/hook", or command = ["/path/to/script"]'
 #: The agent that heals, and what it may take.
 HEAL_KEYS = {
-    "command": {"type": "array", "items": WORD, "minItems": 1},
+    "command": EXECUTOR_KEYS["command"],
     "env": {"type": "array", "items": WORD},
     **{key: {"type": "boolean"} for key in ("auto", "data")},
     **{key: {"type": "integer", "minimum": 1, "maximum": 1000} for key in ("attempts", "per_day", "at_once", "rounds")},
@@ -11237,33 +11226,14 @@ INNER_MODULES = frozenset(
     (
         *("__future__", "asyncio", "bisect", "collections", "contextlib", "copy", "csv", "dataclasses", "datetime"),
         *("decimal", "enum", "fractions", "functools", "hashlib", "heapq", "itertools", "json", "math", "operator"),
-        *(
-            "random",
-            "re",
-            "statistics",
-            "string",
-            "tau",
-            "textwrap",
-            "time",
-            "typing",
-            "unicodedata",
-            "uuid",
-            "zoneinfo",
-        ),
+        *("random", "re", "statistics", "string", "tau"),
+        *("textwrap", "time", "typing", "unicodedata", "uuid", "zoneinfo"),
     )
 )
 #: Calls that go where their arguments say, and which of these do.
 REACHING_CALLS = (
-    "extract",
-    "load",
-    "sql",
-    "open",
-    "write_text",
-    "write_bytes",
-    "unlink",
-    "rmtree",
-    "connect",
-    "urlopen",
+    *("extract", "load", "sql", "open", "write_text"),
+    *("write_bytes", "unlink", "rmtree", "connect", "urlopen"),
 )
 NAMING = ("source", "target", "resource", "connection", "query")
 #: What reaches around the syntax, or to another daemon.
