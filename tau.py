@@ -19586,18 +19586,21 @@ class Loading:
         return ", ".join(map(self.house.spell, names))
 
     def insert(self, scan: Scan, shape: list[str], cells: Cells) -> None:
-        house, marks = self.house, ", ".join(map(self.house.mark.format, range(len(shape))))
-        statement = f"INSERT INTO {self.table} ({self.listed(shape)}) VALUES ({marks})"
+        house, into, ending = self.house, f"INSERT INTO {self.table} ({self.listed(shape)})", ""
+        columns = [(self.columns or {})[house.fold(name)] for name in shape]
         if self.mode == "upsert" and house.dialect not in ON_CONFLICT:
-            self.replace(cells, shape, statement)
+            self.replace(cells, shape, f"{into} {house.source(columns)}")
             return
         if self.mode == "upsert":
             others = map(house.spell, (name for name in shape if name not in self.keys))
             changes = ", ".join(f"{name} = excluded.{name}" for name in others)
             change = f"UPDATE SET {changes}" if changes else "NOTHING"
-            statement += f" ON CONFLICT ({self.listed(self.keys)}) DO {change}"
+            ending = f" ON CONFLICT ({self.listed(self.keys)}) DO {change}"
+            if house.is_columnar(columns):  # one statement must not change a row twice
+                places = [shape.index(name) for name in self.keys]
+                cells = {tuple(row[place] for place in places): row for row in cells}.values()
         try:
-            house.change(statement, cells)
+            house.change(f"{into} {house.source(columns)}{ending}", cells, house.is_columnar(columns))
         except house.errors as problem:
             is_text = re.search(r"NUL\b|0x00|surrogate|utf-?8", cause_text(problem), re.IGNORECASE) is not None
             where = odd_text(scan.rows, scan.before + 1) if is_text else ""
@@ -19686,6 +19689,18 @@ class Warehouse:
         rows = collect(self.ask(SQLITE_TABLES if self.dialect == "sqlite" else SCHEMA_TABLES))
         usual = ("", "main", "public")
         return [row["name"] if row["schema"] in usual else f"{row['schema']}.{row['name']}" for row in rows]
+
+    def is_columnar(self, columns: Sequence[Column]) -> bool:
+        """Whether an INSERT takes all values of each column at once: DuckDB needs 3 ms for a row on its own."""
+        return self.dialect == "duckdb" and all(column.kind is not None for column in columns)
+
+    def source(self, columns: Sequence[Column]) -> str:
+        """Returns what an INSERT takes its rows from."""
+        marks = [self.mark.format(number) for number in range(len(columns))]
+        if not self.is_columnar(columns):
+            return f"VALUES ({', '.join(marks)})"
+        pairs = zip(marks, columns, strict=True)
+        return f"SELECT {', '.join(f'unnest(CAST({mark} AS {column.declared}[]))' for mark, column in pairs)}"
 
     def fold(self, name: str) -> str:
         """Maps all names of a column to one."""
@@ -19803,7 +19818,7 @@ class SQLite(Warehouse):
             return int(cursor.rowcount)
         return rows_of([column[0] for column in cursor.description], cursor, batch_rows)
 
-    def change(self, statement: str, rows: Cells) -> int:
+    def change(self, statement: str, rows: Cells, is_columnar: bool = False) -> int:
         """Executes a statement with the values of each row and returns how many rows it changed.
 
         While a stream reads this file, nothing can be written to it before the commit: changes stay in memory.
@@ -19996,9 +20011,10 @@ class Alchemy(Warehouse):
         done = connection.execute(self.alchemy.text(query), params)
         return rows_of([*done.keys()], done, batch_rows) if done.returns_rows else int(done.rowcount)
 
-    def change(self, statement: str, rows: Cells) -> int:
-        self.statement = statement
-        values = [{f"c{i}": value for i, value in enumerate(row)} for row in rows]
+    def change(self, statement: str, rows: Cells, is_columnar: bool = False) -> int:
+        self.statement, values = statement, [{f"c{i}": value for i, value in enumerate(row)} for row in rows]
+        if is_columnar and values:
+            values = [{name: [row[name] for row in values] for name in values[0]}]
         connection = self.connection.execution_options(stream_results=False)
         return int(connection.execute(self.alchemy.text(statement), values).rowcount) if values else 0
 
