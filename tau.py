@@ -266,7 +266,7 @@ HEALING = "healing_paused"
 CLAIM = ("claimed_by", "claimed_until")
 #: How much an agent may say.
 AGENT_BYTES_MAX = 1 << 20
-DAY_S = 86_400.0
+DAY_S = 86_400
 #: How an attempt to heal may end: the fix is live; it is proven and shown; it is not proven; there is nothing to fix;
 #: a person must look; it came to no end.
 VERDICTS = ("fixed", "proven", "rejected", "no_change", "escalated", "given_up")
@@ -367,6 +367,8 @@ LIST_MAX = 10_000
 WAIT_MAX = 1_000
 LOGS_MAX = 100_000
 TICKS_MAX = 1_000
+#: A tick is late when it is not decided so long after it is due.
+LATE_S = 15
 #: The size of all files of a deployment (in base64 they fit into a line), and their number.
 DEPLOYMENT_BYTES_MAX = 5 << 20
 DEPLOYMENT_FILES_MAX = 1_000
@@ -1318,6 +1320,7 @@ KINDS: dict[str, Json] = {
 CHOICES: dict[str, Sequence[str]] = {
     "status": tuple(MOVES),
     "level": LEVELS,
+    "trigger": TRIGGERS,
     "misfire": MISFIRES,
     "overlap": OVERLAPS,
     "only": ("missing", "failed", "all"),
@@ -5796,7 +5799,7 @@ def show(call: Call, name: PipelineName) -> Json:
     """
     document, schedule = call.ask.pipeline(name), find_schedule(call, name)
     if schedule["kind"] is not None:
-        document["schedule"] = pick(schedule, *SCHEDULE_SHOWN, "paused")
+        document["schedule"] = pick(schedule, *SCHEDULE_SHOWN, "paused", "held", "ticks", "local", "moved")
     upstream, document["downstream"] = chains_seen(call, name)
     document["upstream"] = [row["pipeline"] for row in upstream]
     if after := document["options"].get("after"):
@@ -6173,6 +6176,7 @@ def runs(
     *,
     limit: Limit = 20,
     status: str | None = None,
+    trigger: str | None = None,
     since: str | None = None,
     until: str | None = None,
 ) -> Json:
@@ -6181,25 +6185,28 @@ def runs(
     name          which pipeline; without it, all of them
     limit --last --limit  how many at most
     status        only those with this status
+    trigger       only those that this has started
     since         only those queued at this time or after it: 2026-01-01T06:00, or 24h ago
-    until         only those queued before this time
+    until         only those queued before this time, or before the run with this whole id
 
         tau runs orders --last 10
         tau runs --status failed --since 24h
     """
     call.ask.known(name)
     zone = Zone(call.daemon.settings["timezone"])
-    ids = [text and id_at(parse_past(text, zone)) for text in (since, until)]
-    given = {"name": name, "status": status, "since": since, "until": until}
-    return listing(call, "runs", *call.ask.runs(name, status, limit, call.among(), ids), given)
+    ids = [text and past_id(text, zone) for text in (since, until)]
+    given = {"name": name, "status": status, "trigger": trigger, "since": since, "until": until}
+    return listing(call, "runs", *call.ask.runs(name, status, limit, call.among(), ids, trigger), given)
 
 
-def parse_past(text: str, zone: Zone) -> float:
-    """The instant that a text names: a time, or how long ago it was."""
+def past_id(text: str, zone: Zone) -> str:
+    """The lowest run id of the instant that a text names: a time, how long ago it was, or a run by its id."""
+    if len(text) == ID_LENGTH and text.isalnum():
+        return text
     try:
-        return time.time() - parse_duration(text)
+        return id_at(time.time() - parse_duration(text))
     except BadRequest:
-        return parse_time(text, zone)
+        return id_at(parse_time(text, zone))
 
 
 @reads
@@ -6266,6 +6273,8 @@ async def logs(
     step: str | None = None,
     grep: str | None = None,
     attempt: int | None = None,
+    since: Seq | None = None,
+    until: Seq | None = None,
     follow: bool = False,
 ) -> Json | bytes:
     """Print the log of a run: what it logged, printed, or wrote; lines in a row that say the same are one.
@@ -6275,6 +6284,8 @@ async def logs(
     step          only lines of this step and the steps in it
     grep          only lines with this text in them, in upper or lower case
     attempt       only lines of this attempt; without it the last
+    since         only lines after this one, the `next` of an earlier answer: the first of them, not the last
+    until         only lines before this one, the `first` of an earlier answer
     follow        then print each new line until the run ends
 
         tau logs orders --follow --level warning
@@ -6284,10 +6295,14 @@ async def logs(
     run_id = call.ask.pick_run(name, run_id)
 
     def answer(call: Call) -> bytes:
-        lines, total, dropped = call.ask.logs(run_id, levels if level else (), step, tail, attempt, grep)
+        window = (since, until)
+        lines, total, dropped = call.ask.logs(run_id, levels if level else (), step, tail, attempt, grep, window)
         given = {"run_id": run_id, "level": level, "step": step, "grep": grep, "attempt": attempt}
+        given |= {"since": since, "until": until}
+        ends = {"first": lines[0]["n"], "next": lines[-1]["n"]} if lines else {"first": until, "next": since}
+        lines = [omit(line, ("n",)) for line in lines]
         shown = listing(call, "lines", lines, total, given) | {"lines": fold(lines)}
-        return call.encode({"run_id": run_id, **shown, "log_dropped": dropped})
+        return call.encode({"run_id": run_id, **shown, "log_dropped": dropped, **ends})
 
     if not follow:
         return await call.beside(answer)
@@ -6460,10 +6475,59 @@ def watch(call: Call, *, limit: Limit = 5) -> Json:
         "live": live,
         "ended": ended,
         "incidents": [pick(row, *shown) | {"message": cut_text(row["message"], 80)} for row in rows],
+        "late": call.ask.late(limit, among),
         "ticks": ticks,
         "missing_secrets": missing[:limit],
         "next": [shell_line("tau", *words) for words in commands or (["list"], ["runs"])],
     }
+
+
+@sifts
+@reads
+def calendar(
+    call: Call,
+    name: PipelineName | None = None,
+    *,
+    days: TickLimit = 14,
+    timezone: str | None = None,
+    failures: bool = False,
+    limit: Limit = 100,
+) -> Json:
+    """Tell how the runs of each day ended, pipeline by pipeline, and what is due in the coming 24 hours.
+
+    name          which pipeline; without it, all of them
+    days          how many days, the last of them today
+    timezone      whose midnight parts the days, for example Europe/London; without it the configured one
+    failures      only the days with runs that failed, timed out or were lost, and only those runs
+
+        tau calendar
+        tau calendar orders --days 60 --timezone Europe/London
+    """
+    call.ask.known(name)
+    zone, now = Zone(timezone or call.daemon.settings["timezone"]), int(time.time())
+    first = (now + zone.offset(now)) // DAY_S - days + 1
+    begins = [zone.instant(day * DAY_S) for day in range(first, first + days + 1)]
+    rows, total = call.ask.calendar(limit, call.among(), name)
+    past: Json = {row["pipeline"]: [{} for _ in range(days)] for row in rows}
+    statuses = FAILURES if failures else (*MOVES,)
+    for count in call.ask.daily([*past], statuses, [*map(id_at, begins)]):
+        past[count["pipeline"]][count["day"]][count["status"]] = count["runs"]
+    shown = [row for row in rows if not failures or any(past[row["pipeline"]])]
+    pipelines = [{"pipeline": row["pipeline"], "past": past[row["pipeline"]]} | coming(call, row, now) for row in shown]
+    given = {"name": name, "days": days, "timezone": timezone, "failures": failures}
+    about = {"timezone": zone.name, "days": [{"day": zone.local(at)[:10], "at": rfc3339(at)} for at in begins[:-1]]}
+    return about | listing(call, "pipelines", pipelines, total if len(rows) < total else len(shown), given)
+
+
+def coming(call: Call, row: Json, now: int) -> Json:
+    """Returns the first ticks of a schedule in the coming 24 hours, and whether there are more."""
+    times, zone = timing(row, call.daemon.agenda)
+    begin = max(now, instant_of(row["watermark_at"]))
+    due = times.ticks(begin, now + DAY_S) if times and row["due_at"] else iter(())
+    first = [rfc3339(at) for at, _ in itertools.islice(due, DAY_S // 3600 + 1)]
+    call.budget.check()
+    shown = pick(row["options"], "cron", "every_s") | {"timezone": zone.name, "held": row["held"]}
+    return shown | {"coming": first[:24], "more": len(first) > 24}
 
 
 @sifts
@@ -8065,8 +8129,10 @@ SHAPES = """
         places?:place* steps:step*;
     checked: name step passed:flag severity values:object error:text?; drifted: step &drift;
     cancel: run_id status changed;
-    runs: runs:{run_id pipeline version status trigger scheduled_for queued_at started_at duration_ms}* &listed;
-    logs: run_id lines:{at:time level step stream message fields repeated?:integer at_least?}* &listed log_dropped;
+    runs: runs:{run_id pipeline version status trigger scheduled_for queued_at started_at duration_ms
+        rows:integer?}* &listed;
+    logs: run_id lines:{at:time level step stream message fields repeated?:integer at_least?}* &listed
+        log_dropped first?:integer? next?:integer?;
     logs_followed: run_id status;
     errors: incidents?:{&incident_facts next}* errors?:{run_id pipeline version status finished_at error:{kind type
         message step file line code fingerprint} next}* &listed;
@@ -8092,9 +8158,10 @@ SHAPES = """
         last_status:text? files:integer lines_added:integer lines_removed:integer}* &listed;
     list: pipelines:{name version last_run_id:text? last_status:text? last_run_at next_at held upstream description
         tags params?}* &listed;
-    show: name description tags version params schedule:{&timing paused}? upstream downstream options:{&pipeline?
-        environment?:text? origin?:text*} created_at updated_at:time versions:{version sha256 entry deployed_at
-        actor}* last_run:{run_id status queued_at finished_at duration_ms}? lineage:{reads:use*|text writes:use*};
+    show: name description tags version params schedule:{&timing paused held &coming}? upstream downstream
+        options:{&pipeline? environment?:text? origin?:text*} created_at updated_at:time versions:{version
+        sha256 entry deployed_at actor}* last_run:{run_id status queued_at finished_at duration_ms}?
+        lineage:{reads:use*|text writes:use*};
     use: place resource version run_id at:time;
     lineage: lineage:{place resource reads:user* writes:user*}* &listed unknown:text*;
     user: pipeline version run_id at:time; code: pipeline version sha256 entry deployed_at files:text* source:text;
@@ -8126,7 +8193,10 @@ SHAPES = """
     watch: at:time daemon:{version:text pipelines:integer open_incidents:integer} runs:integer% paused live:{run_id
         pipeline status attempt queued_at started_at retry_at progress:progress? elapsed_ms held_by}* ended:{run_id
         pipeline status attempt queued_at started_at finished_at duration_ms error:{&failure? kind}?}*
-        incidents:{incident pipeline count last_at type message}* ticks:{pipeline tick_at:time}* missing_secrets next;
+        incidents:{incident pipeline count last_at type message}* late:{pipeline what at:time}*
+        ticks:{pipeline tick_at:time}* missing_secrets next;
+    calendar: timezone days:{day at:time}* pipelines:{pipeline held cron every_s timezone past:integer%* coming:time*
+        more:flag}* &listed;
     version: version:text protocol? python daemon?:text?; prune: dry_run &pruned pipelines:{name runs}*;
     pruned: runs log_lines events:integer versions:integer incidents:integer forced:text* bytes_before:integer
         bytes_after:integer?;
@@ -14557,11 +14627,13 @@ class Questions(Sql):
         return {status: counts[status] for status in MOVES}
 
     def runs(
-        self, name: str | None, status: str | None, limit: int, among: list[str] | None = None, ids: Any = (None, None)
-    ) -> Page:
+        self, name: str | None, status: str | None, limit: int, among: list[str] | None = None,
+        ids: Any = (None, None), trigger: str | None = None,
+    ) -> Page:  # fmt: skip
         """Returns the newest runs, of one pipeline and status and with *ids* from one to another, and how many."""
         columns = "run_id, pipeline, version, status, trigger, scheduled_for, queued_at, started_at, duration_ms"
-        conditions = {"pipeline = ?": name, "status = ?": status, AMONG: among}
+        columns += f", ({MOST_ROWS}) AS rows"
+        conditions = {"pipeline = ?": name, "status = ?": status, AMONG: among, "trigger = ?": trigger}
         conditions |= {"run_id >= ?": ids[0], "run_id < ?": ids[1]}
         return self.page(columns, "runs", conditions, "run_id DESC", limit)
 
@@ -14574,6 +14646,22 @@ class Questions(Sql):
         ended = self.page(shown, newest, {"finished_at > ''": (), **seen}, "finished_at DESC", limit)
         due, shown = {"due_at > ''": (), **seen}, "pipeline, next_at AS tick_at"
         return live[0], ended[0], self.page(shown, "schedules", due, "due_at, pipeline", limit)[0]
+
+    def late(self, limit: int, among: list[str] | None) -> list[Json]:
+        """Returns the pipelines of which less has happened than should."""
+        what = "what IN ('invalid', 'late', 'overdue', 'missed', 'dropped', 'skipped')"
+        source = LATE.replace(":now", repr(rfc3339(time.time() - LATE_S)))
+        return self.page("pipeline, what, at", source, {what: (), AMONG: among}, "at DESC", limit)[0]
+
+    def calendar(self, limit: int, among: list[str] | None, name: str | None) -> Page:
+        """Returns the schedules of deployed pipelines, and how many there are."""
+        conditions = {"held IS NOT 'undeployed'": (), AMONG: among, "pipeline = ?": name}
+        return self.page("*", "schedules", conditions, "pipeline", limit)
+
+    def daily(self, names: list[str], statuses: Sequence[str], begins: list[str]) -> list[Json]:
+        """Returns how many runs of pipelines were queued between each two ids, by status."""
+        days = encode_json([*itertools.pairwise(begins)])
+        return self.rows(DAILY, names=encode_json(names), statuses=encode_json([*statuses]), days=days)
 
     def failures(self, limit: int, among: list[str] | None = None, name: str | None = None) -> Page:
         """Returns the latest broken runs, of one pipeline if given, with their errors, and how many there are."""
@@ -14659,22 +14747,27 @@ class Questions(Sql):
 
     def logs(
         self, run_id: str, levels: Sequence[str], step: str | None, tail: int, attempt: int | None,
-        grep: str | None = None,
+        grep: str | None = None, window: Sequence[int | None] = (None, None),
     ) -> tuple[list[Json], int, int]:  # fmt: skip
-        """Returns the last log lines of those wanted, how many these are, and how many the run dropped."""
+        """Returns the last log lines of those wanted, how many these are, and how many the run dropped.
+
+        Of those in a *window* that has a beginning, it returns the first.
+        """
         conditions = {
             "run_id = ?": run_id,
             "attempt = ?": self.run(run_id)["attempt"] if attempt is None else attempt,
             "level IN (SELECT value FROM json_each(?))": [*levels] or None,
             "instr(step || '/', ? || '/') = 1": step,
             "instr(lower(message), lower(?)) > 0": grep,
+            "n > ?": window[0],
+            "n < ?": window[1],
         }
-        columns = "at, level, step, stream, message, fields"
-        lines, total = self.page(columns, "logs", conditions, "n DESC", tail, LOGS_MAX)
+        columns, first = "n, at, level, step, stream, message, fields", window[0] is not None
+        lines, total = self.page(columns, "logs", conditions, "n" if first else "n DESC", tail, LOGS_MAX)
         if step is not None and not lines:
             self.demand_step(run_id, step)
         dropped = self.value("SELECT sum(log_dropped) FROM attempts WHERE run_id = ?", run_id)
-        return lines[::-1], total, dropped or 0
+        return lines if first else lines[::-1], total, dropped or 0
 
     def demand_step(self, run_id: str, step: str) -> None:
         """Raises NotFound, with the steps that there are, if a run has no such step."""
@@ -14812,6 +14905,23 @@ class Questions(Sql):
         return int(self.value(live, name))
 
 
+#: The most rows that a step of a run had.
+MOST_ROWS = """SELECT max(coalesce(rows_out, rows_in)) FROM steps s
+    WHERE s.run_id = runs.run_id AND s.attempt = runs.attempt"""
+#: How many runs ended on which day and how: each count from an index, as there may be many days.
+DAILY = """
+    WITH days AS MATERIALIZED (SELECT key, value ->> 0 AS begin, value ->> 1 AS until FROM json_each(:days))
+    SELECT p.value AS pipeline, days.key AS day, s.value AS status, (SELECT count(*) FROM runs r INDEXED BY
+        runs_by_status WHERE r.pipeline = p.value AND r.status = s.value AND r.run_id >= begin AND r.run_id < until)
+        AS runs FROM json_each(:names) p, json_each(:statuses) s, days WHERE runs > 0
+"""
+#: Pipelines of which less has happened than should: a tick that nobody decides or that did not run, no success in time.
+LATE = """(
+    SELECT pipeline, coalesce(next_at, watermark_at) AS at, CASE WHEN held = 'invalid' THEN held
+        WHEN due_at < :now THEN 'late'
+        WHEN held IS NULL AND expect_at IS NULL AND json_extract(options, '$.expect_success_within_s') > 0
+        THEN 'overdue' ELSE (SELECT substr(type, 6) FROM events e WHERE e.pipeline = s.pipeline AND scheduled_for > ''
+        ORDER BY scheduled_for DESC, seq DESC LIMIT 1) END AS what FROM schedules s WHERE held IS NOT 'undeployed')"""
 #: What the steps of an attempt have seen, the last ones first; cut, as one run must not fill the answer about another.
 EVIDENCE = """
     WITH seen AS (

@@ -82,6 +82,7 @@ def test_choices_are_what_the_daemon_takes(tau: Tau) -> None:
     tau.deploy(TWO)
     commands: dict[str, list[list[str]]] = {
         "status": [["runs"]],
+        "trigger": [["runs"]],
         "level": [["logs", "tabbed_one"]],
         "misfire": [["schedule", "tabbed_one", "0 6 * * *"]],
         "overlap": [["schedule", "tabbed_one", "0 6 * * *"]],

@@ -67,6 +67,7 @@ REQUESTS: dict[str, dict[str, Any]] = {
     "events": {},
     "status": {},
     "watch": {},
+    "calendar": {},
     "state": {"name": "{name}", "set": {"seen": 1}},
     "ticks": {"expr": "0 6 * * *"},
     "schedule": {"name": "{name}", "every": 3600},

@@ -8,6 +8,7 @@ import shlex
 import shutil
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import Tau, eventually
@@ -879,3 +880,60 @@ def test_too_many_files_are_refused_before_they_are_compared(tau: Tau) -> None:
         for params in ({"files": files}, {"files": files[:1], "include": files[1:]}):
             answer = wire.ask({"id": 1, "method": "deploy", "params": params})
             assert "or 1,000 files" in answer["error"]["message"]
+
+
+# Windows, cursors and days.
+
+
+def test_logs_come_in_windows_from_any_place(tau: Tau) -> None:
+    run = tau.run_it("def it(ctx):\n    for n in range(7):\n        ctx.log(f'line {n}')\n")["run_id"]
+
+    def window(**given: Any) -> tuple[list[str], Any]:
+        answer = tau.call("logs", run_id=run, tail=3, **given)
+        return [line["message"][-1] for line in answer["lines"]], answer
+
+    texts, last = window()
+    assert texts == ["4", "5", "6"]
+    texts, before = window(until=last["first"])
+    assert texts == ["1", "2", "3"]
+    assert window(since=before["next"])[0] == ["4", "5", "6"]
+    assert window(since=0)[0] == ["0", "1", "2"]
+    texts, end = window(since=last["next"])
+    assert (texts, end["next"]) == ([], last["next"])  # the cursor stays where it is
+
+
+def test_runs_page_by_their_ids_and_are_told_by_trigger(tau: Tau) -> None:
+    tau.deploy_it("def it(ctx):\n    with ctx.step('s') as step:\n        step.rows_out = 5\n")
+    ids = [tau("run", "it")["run_id"] for _ in range(3)]
+    assert [row["run_id"] for row in tau("runs", "it", "--until", ids[2], "--last", "1")["runs"]] == [ids[1]]
+    again = tau("retry", ids[0])["run_id"]
+    assert [row["run_id"] for row in tau("runs", "it", "--trigger", "retry")["runs"]] == [again]
+    assert {row["rows"] for row in tau("runs", "it", "--since", ids[0])["runs"]} == {5}
+
+
+def test_the_calendar_counts_days_and_coming_ticks(tau: Tau) -> None:
+    tau.deploy_it("def it(ctx, bad: bool = False):\n    assert not bad\n")
+    tau("schedule", "it", "0 * * * *")
+    tau("run", "it")
+    tau("run", "it", "-p", "bad=true", exit=1)
+    answer = tau("calendar", "it", "--days", "3", "--timezone", "Pacific/Auckland")
+    (row,) = answer["pipelines"]
+    assert len(answer["days"]) == len(row["past"]) == 3
+    assert row["past"][:2] == [{}, {}]
+    assert row["past"][2]["success"] >= 1
+    assert row["past"][2]["failed"] >= 1
+    assert (len(row["coming"]), row["more"], row["cron"]) == (24, False, "0 * * * *")
+    failures = tau("calendar", "it", "--failures", "--days", "1")
+    assert [{*row["past"][0]} for row in failures["pipelines"]] == [{"failed"}]
+
+
+def test_watch_tells_what_is_late(tau: Tau) -> None:
+    tau.deploy("from tau import pipeline\n@pipeline(expect_success_within=1)\ndef late(ctx): ...\n")
+
+    def late() -> list[str]:
+        return [row["what"] for row in tau.call("watch", limit=1000)["late"] if row["pipeline"] == "late"]
+
+    eventually(lambda: late() == ["overdue"])
+    tau("run", "late")
+    assert late() == []
+    tau("undeploy", "late")

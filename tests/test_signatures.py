@@ -14,7 +14,7 @@ from conftest import Tau, python
 
 import tau as module
 
-NAMES = "deploy rollback versions check undeploy list lineage show code peek run try wait retry cancel runs inspect diff logs errors events state status watch schedule claim heal create ticks why backfill pause resume version shutdown prune backup schema secret_set secret_remove secret_list key_create key_list key_revoke notify_list notify_test notify_retry".split()
+NAMES = "deploy rollback versions check undeploy list lineage show code peek run try wait retry cancel runs inspect diff logs errors events state status watch calendar schedule claim heal create ticks why backfill pause resume version shutdown prune backup schema secret_set secret_remove secret_list key_create key_list key_revoke notify_list notify_test notify_retry".split()
 LOCAL = [
     "init",
     "doctor",
