@@ -18,6 +18,8 @@ The file is laid out in the order a request travels.  Calls go down the page, or
                                   45 Control groups   46 Pipeline API   47 Parameters
                                   48 Assertions   49 Memos   50 Rehearsal   51 Places   52 Web
                                   53 Warehouses   54 Formats   55 Rows   56 Trace
+                 │ in the daemon, once a browser asks for it
+    Part VI   the page            57 Page
 
 `tau run hello`, in one read:
   main §9 reads the words with parser_of §10, made from the signature of `run` §15, and calls Client.call §14;
@@ -119,6 +121,7 @@ if TYPE_CHECKING:
     import urllib.parse
     import urllib.request
     import uuid
+    import webbrowser
     import zlib
     import zoneinfo
     from asyncio import Protocol
@@ -210,7 +213,7 @@ else:
         *("pickle", "pwd", "queue", "random", "re", "resource"),
         *("select", "shlex", "shutil", "signal", "socket", "sqlite3"),
         *("ssl", "struct", "subprocess", "tarfile", "tempfile", "textwrap", "threading", "tomllib", "traceback"),
-        *("typing", "urllib.parse", "uuid", "zlib", "zoneinfo"),
+        *("typing", "urllib.parse", "uuid", "webbrowser", "zlib", "zoneinfo"),
     ):
         globals()[name.partition(".")[0]] = Later(name)
 
@@ -1846,6 +1849,10 @@ def is_loopback(address: Any) -> bool:
     return text == "::1" or text.startswith("127.")
 
 
+#: Host at which taud may listen → how a browser on this machine gets there.
+LOOPBACK_HOSTS = {"127.0.0.1": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::1": "::1", "::": "::1"}
+
+
 class SocketPath:
     """Use `with`: on Linux the `.path` has at most 103 bytes, if need be through a descriptor."""
 
@@ -1914,6 +1921,12 @@ SETTINGS = (
     Setting("daemon", "port", 0, "TCP port; 0 means the Unix socket only", "--port", "TAU_PORT", maximum=65_535),
     Setting("daemon", "log_level", "info", "lowest level that taud logs", "--log-level", "TAU_LOG_LEVEL", enum=LEVELS),
     Setting("daemon", "group", "", "group that may use the socket besides the owner"),
+    Setting(
+        "daemon", "hosts", "", "names by which browsers reach the dashboard, with commas between; loopback's always"
+    ),
+    Setting(
+        "daemon", "public_url", "", "address of the dashboard behind a proxy", pattern=r"(https?://[^/?#]+(/.*)?)?"
+    ),
     Setting("daemon", "tls_cert", "", "file with the certificate, and its chain, for the TCP port: only TLS then"),
     Setting("daemon", "tls_key", "", "file with the certificate's private key"),
     Setting("daemon", "tls_client_ca", "", "file with the authorities that must have signed a client's certificate"),
@@ -2855,17 +2868,18 @@ def start_python(
     return os.posix_spawn(python, [python, *python_words(function, words)], environ, file_actions=actions)
 
 
-#: Parts IV and V as bytecode, if the cached module has them apart (see `pack`): their names and code, marshalled.
+#: Parts IV, V and VI as bytecode, if the cached module has them apart (see `pack`): names and code of each, marshalled.
 PACKED: list[bytes] = []
 #: The last bytes of such a module, which nothing reads.
 PACKED_END = b"packed"
 
 
 def pack() -> bool:
-    """Writes this module's cached bytecode anew, with Parts IV and V apart; returns whether it did.
+    """Writes this module's cached bytecode anew, with Parts IV, V and VI apart; returns whether it did.
 
-    The client needs neither part, which saves half of its time; taud and the fork server need one each.  Parts refer
-    to themselves and to what stands above them, so only who comes from outside looks for a name that is not there.
+    The client needs none of them, which saves half of its time; taud and the fork server need one each, and Part VI
+    only a taud that a browser asks.  Parts refer to themselves and to what stands above them, so only who comes from
+    outside looks for a name that is not there.
     """
     spec, source = sys.modules[__name__].__spec__, read_bytes(__file__, sys.maxsize) or b""
     size, modified = len(source), int(os.stat(__file__).st_mtime)
@@ -2875,16 +2889,16 @@ def pack() -> bool:
     is_ours = cached.startswith(header) and not cached.endswith(PACKED_END) and os.access(cache, os.W_OK)
     if sys.dont_write_bytecode or not is_ours:
         return False
-    banners = (b"# === Part IV", b"# === Part V", b"# --- The door")
+    banners = (b"# === Part IV", b"# === Part V", b"# --- The door")  # Part VI too
     cuts = [number for number, line in enumerate(source.splitlines(), 1) if line.startswith(banners)]
-    body, packed = ast.parse(source).body, []
+    body, packed = ast.parse(source).body, list[ast.expr]()
     for start, end in itertools.pairwise(cuts):
         code = compile(ast.Module([node for node in body if start < node.lineno < end], []), __file__, "exec")
-        packed.append((code.co_names, marshal.dumps(code)))
+        packed.append(ast.Constant(marshal.dumps((code.co_names, marshal.dumps(code)))))
     rest = [node for node in body if not cuts[0] < node.lineno < cuts[-1]]
     for node in rest:
         if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and node.target.id == "PACKED":
-            node.value = ast.List([ast.Constant(marshal.dumps(packed))], ast.Load())
+            node.value = ast.List(packed, ast.Load())
     code = compile(ast.fix_missing_locations(ast.Module(rest, [])), __file__, "exec")
     with contextlib.suppress(OSError), Replacement(cache, stat.S_IMODE(os.stat(cache).st_mode), durable=False) as file:
         file.write(header + marshal.dumps(code) + PACKED_END)
@@ -3746,6 +3760,22 @@ def ask_for_backup(client: Client, name: str, params: Json, view: View) -> Json:
     return client.call(name, params)
 
 
+def ask_to_open(client: Client, name: str, params: Json, view: View) -> Json:
+    """Returns the page's address as it is from here; a person's browser is opened, if there is one."""
+    is_silent = params.pop("print", False) or not view.people or not sys.stdout.isatty()
+    document = client.call(name, params | ({"scope": "read"} if client.read_only else {}))
+    at = Address(client.peer.address)
+    if at.scheme != "unix":
+        front = f"{'https' if at.secure else 'http'}://{at.where}{at.path}/"
+        document["address"] = front + document["address"][document["address"].index("#") :]
+    has_screen = sys.platform == "darwin" or any(map(os.environ.get, ("DISPLAY", "WAYLAND_DISPLAY")))
+    if document.setdefault("opened", has_screen and not is_silent):
+        path = os.path.join(client.home, "open.html")  # the words of the browser's command line are for all to see
+        replace_file(path, f'<meta http-equiv="refresh" content="0;url={document["address"]}">'.encode())
+        document["opened"] = webbrowser.open(f"file://{urllib.parse.quote(path)}")
+    return document
+
+
 def ask_to_watch(client: Client, name: str, params: Json, view: View) -> Json:
     """Draws the answer anew each second until Ctrl-C, in no mode that must be restored; no terminal gets it once."""
     begin = ""
@@ -3826,6 +3856,7 @@ ASKING: dict[str, Callable[[Client, str, Json, View], Json]] = {
     "backup": ask_for_backup,
     "version": ask_for_version,
     "watch": ask_to_watch,
+    "open": ask_to_open,
     "secret_set": ask_for_secret,
     "shutdown": lambda client, name, params, view: client.shut_down(params),
 }
@@ -7244,6 +7275,32 @@ def missing_secrets(call: Call) -> list[str]:
     return [row["name"] for row in secret_list(call)["secrets"] if row["found"] is None]
 
 
+@sifts
+@reads
+async def open_(call: Call, *, scope: str | None = None, print_: bool = False) -> Json:
+    """Print the dashboard's address with a word that logs in once, on this machine and within a minute.
+
+    scope         all that the page may do; without it, what you may do
+    print         open no browser
+
+        tau open
+        tau open --scope read --print
+    """
+    bound, caller, scope = map(Address, call.daemon.listeners.bound), call.caller, scope or call.caller.scope
+    at = next((each for each in bound if each.host in LOOPBACK_HOSTS), None)
+    if at is None:
+        stop, home = shell_line("tau", "shutdown"), call.daemon.home
+        start = shell_line("taud", *(() if home == find_home(None) else ("--home", home)), "--detach", "--port", 8400)
+        raise Conflict("this daemon has no TCP port on loopback, which browsers need", f"{stop}; {start}")
+    if type(caller) is not Caller or SCOPES.index(scope) > SCOPES.index(caller.scope):
+        raise Forbidden(
+            f"'{caller.name}' opens no page of scope {scope}", "`tau open` beside the daemon, or ask for less"
+        )
+    word, until = call.daemon.keys.new_word(caller, scope, time.time())
+    front = f"{'https' if at.secure else 'http'}://{at_port(LOOPBACK_HOSTS[at.host], at.port)}/"
+    return {"address": f"{front}#word={word}", "scope": scope, "expires_at": rfc3339(until)}
+
+
 @admin
 @writes
 async def key_create(
@@ -7639,8 +7696,8 @@ def read_command(text: str) -> tuple[str, Json] | str:
 
 
 def is_for_models(entry: Operation) -> bool:
-    """Whether a command reads neither files nor a secret from stdin."""
-    return "files" not in entry.arguments and entry.name != "secret_set"
+    """Whether a command reads neither files nor a secret from stdin, and opens nothing for a person."""
+    return "files" not in entry.arguments and entry.name not in ("secret_set", "open")
 
 
 def to_operation(name: str, options: Json, reads_only: bool) -> tuple[str, Json]:
@@ -8211,6 +8268,7 @@ SHAPES = """
         &listed;
     key_create: &key_facts key:text;
     key_list: keys:{&key_facts used_at revoked_at actor status}* &listed configured:integer;
+    open: address scope expires_at opened?:flag;
     key_facts: name scope pipelines:text* created_at expires_at; key_revoke,env_remove: name changed;
     env_list: environments:{name host key in_use}* daemon:{env:text? host:text? from:text? error?:text} file:text;
     env_show: name host api_key? api_key_file? ca_file? cert_file? cert_key_file? in_use;
@@ -8381,7 +8439,7 @@ def taud() -> int:
     open_standard_descriptors()
     if not PACKED and pack():  # the first start after an installation
         os.execv(sys.executable, [sys.executable, *python_words("taud", sys.argv[1:])])
-    PACKED.clear()  # the other part, which is never asked for
+    del PACKED[:-1]  # the run process, which is never asked for
     words = sys.argv[1:]
     try:
         obey(words, ServiceManager(os.environ))  # first, as no child may inherit its variables
@@ -8557,6 +8615,7 @@ class Daemon:
         self.keys = Keys(home, settings, self.store)
         self.listeners = Listeners(self)
         self.outbox = Outbox(self)
+        self.page: Any = None  # made when a browser first asks for it
         self.started = time.time()
         self.warnings: dict[str, str] = {}  # by subject, for `status`
         self.copying = asyncio.Lock()  # held while a backup is written
@@ -8697,8 +8756,9 @@ class Daemon:
             caller = connection.caller
             if caller is not None and caller.digest and caller.digest not in self.keys.holders:
                 caller.revoked = True
-                if connection is not answered:
+                if connection is not answered and type(caller) is Caller:
                     connection.transport.abort()
+        self.feed.changed(LEDGER)  # streams of the page look whether they may go on
 
     def on_signal(self) -> None:
         """Stops now, leaving live runs to the next daemon; a second signal ends the process at once."""
@@ -8785,7 +8845,10 @@ class Daemon:
 
 
 #: Settings that hold as soon as the configuration file is read again.
-RELOADED = ("log_level", "connections", "executors", "notify", "heal", "api_key", "api_key_file", "api_key_hash")
+RELOADED = (
+    *("log_level", "connections", "executors", "notify", "heal", "hosts", "public_url"),
+    *("api_key", "api_key_file", "api_key_hash"),
+)
 #: Settings, with the files they name, that also hold then if the port speaks TLS already.
 TLS_SETTINGS = ("tls_cert", "tls_key", "tls_client_ca")
 
@@ -8902,6 +8965,8 @@ class Listeners:
             self.bound[f"{scheme}://{at_port(*each.getsockname()[:2])}" if is_network(each) else path] = each
         if hosts := [socket_name(each) for each in self.bound.values() if is_network(each)]:
             self.demand_key([host for host in hosts if not is_loopback(host)])
+        else:
+            PACKED.clear()  # no browser will ask for the page
 
     def demand_key(self, public: list[str]) -> None:
         """Raises Forbidden if there are *public* addresses but no key; warns without TLS."""
@@ -9476,22 +9541,36 @@ class Connection(Protocol):
         if not 0 < len(message) <= IN_FLIGHT_MAX:
             return refusal(None, InvalidRequest(f"a batch has 1 to {IN_FLIGHT_MAX} requests", "send fewer"))
 
-        async def reply(request: Any) -> bytes:
-            line = await self.reply(request) or b""
-            self.unsent += len(line)
-            return line
-
-        lines = await asyncio.gather(*map(reply, message))
-        self.unsent -= sum(map(len, lines))
-        answered = [line.rstrip() for line in lines if line]
+        answered = [line.rstrip() for line in await self.together(map(self.reply, message)) if line]
         return b"[%b]\n" % b",".join(answered) if answered else None
+
+    async def together(self, replies: Iterable[Awaitable[bytes | None]]) -> list[bytes]:
+        """Returns the answers of a batch, which count as unread until all are there."""
+
+        async def count_unread(reply: Awaitable[bytes | None]) -> bytes:
+            answer = await reply or b""
+            self.unsent += len(answer)
+            return answer
+
+        answers = await asyncio.gather(*map(count_unread, replies))
+        self.unsent -= sum(map(len, answers))
+        return answers
 
     async def reply(self, message: Any) -> bytes | None:
         """Returns the answer to a request, or its error, as a line."""
         request = message if isinstance(message, dict) else {}
-        problem, number, began = None, request.get("id"), time.perf_counter()
+        number, outcome = request.get("id"), await self.attempt(self.perform(request), request)
+        self.problem = None if isinstance(outcome, bytes) else outcome
+        if isinstance(outcome, bytes):
+            return response(number, outcome) if "id" in request else None
+        answer = refusal(number if isinstance(number, (str, int, float)) else None, outcome)
+        return answer if "id" in request or isinstance(outcome, InvalidRequest) else None
+
+    async def attempt(self, work: Awaitable[bytes], request: Json) -> bytes | TauError:
+        """Returns the result of a request as JSON, or why there is none."""
+        problem, began = None, time.perf_counter()
         try:
-            answer = response(number, await self.perform(request))
+            result = await work
         except TauError as refused:
             problem = refused
         except asyncio.CancelledError as end:
@@ -9499,15 +9578,12 @@ class Connection(Protocol):
                 raise
             problem = Unavailable(*SHUTTING_DOWN)
         except Exception as bug:
-            logging.getLogger("tau").exception("while answering %.1000s", message)
+            logging.getLogger("tau").exception("while answering %.1000s", request)
             problem = Internal(f"{type(bug).__name__}: {bug}", "the daemon's log has the traceback")
-        method, code, self.problem = str(request.get("method")), "", problem
+        method = str(request.get("method"))
         method = method if method in OPERATIONS or ("id" in request and problem is None) else "other"
-        if problem is not None:
-            code = problem.code
-            answer = refusal(number if isinstance(number, (str, int, float)) else None, problem)
-        self.daemon.store.metrics.request(method, time.perf_counter() - began, code)
-        return answer if "id" in request or isinstance(problem, InvalidRequest) else None
+        self.daemon.store.metrics.request(method, time.perf_counter() - began, problem.code if problem else "")
+        return problem or result
 
     async def perform(self, message: Json) -> bytes:
         """Returns the result of a request as JSON."""
@@ -9664,7 +9740,7 @@ class Lines:
 
 
 # --- 23. HTTP -----------------------------------------------------------------------------
-# Owns the TCP port's other protocol, HTTP/1.1: POST /rpc and /mcp, and pages for monitoring.
+# Owns the TCP port's other protocol, HTTP/1.1: POST /rpc and /mcp, pages for monitoring, and the way to the page.
 # Calls Server, Callers, Daemon.
 # Promises that a message whose end is ambiguous is refused (RFC 9112, 6.3 and 11.2).
 
@@ -9697,7 +9773,9 @@ class Exchange:
                 await self.peer.writable.wait()
         except TauError as problem:
             self.peer.last = True
-            self.respond(refusal(None, problem), "application/json", *problem.status)
+            is_browser = self.head is not None and self.head.path in BROWSED
+            document = encode({"error": problem.to_json()}) if is_browser else refusal(None, problem)
+            self.respond(document, "application/json", *problem.status)
             await self.peer.linger()
 
     async def exchange(self) -> None:
@@ -9710,12 +9788,16 @@ class Exchange:
             raise Unreadable("the head of the request is too long", 431) from None
         self.head = head = Head(block.removeprefix(b"\r\n"))
         head.check()
+        peer.last |= head.old or "close" in head.get("connection").lower()
+        if head.path in BROWSED:
+            page = peer.daemon.page = peer.daemon.page or sys.modules[__name__].Dashboard(peer.daemon)
+            await page.answer(self, head)
+            return
         is_open, kind, write = PAGES.get(head.path, (False, "", None))
         if not is_open:
             scheme, _, key = head.get("authorization").partition(" ")
             peer.admit(await peer.daemon.keys.admit(key.strip() if scheme.lower() == "bearer" else None, peer.remote))
-        # A stranger has one request.
-        peer.last |= peer.caller is None or head.old or "close" in head.get("connection").lower()
+        peer.last |= peer.caller is None  # a stranger has one request
         if write is not None:
             head.demand("GET", "HEAD")
             status, text = write(peer.daemon)
@@ -9730,27 +9812,41 @@ class Exchange:
         """Answers a JSON-RPC document: as a whole, or in pieces if there are events or it takes long."""
         peer, self.kind = self.peer, "application/json" if is_mcp else "application/x-ndjson"
         peer.mcp = DIALECTS["mcp"](peer.ask, head if is_mcp else None)
+        message = await self.read(head)
+        answer = await self.beating((peer.reply if is_mcp else peer.answer)(message))
+        if answer is None and not self.streaming:
+            self.write_head(*((202, "Content-Length: 0") if is_mcp else (204,)))
+        else:
+            failed = is_mcp and peer.problem is not None and not peer.mcp.era
+            self.finish(answer or b"", *(peer.problem.status if failed and peer.problem else (200,)))
+
+    async def read(self, head: Head) -> Any:
+        """Returns the document that the request brings."""
         if head.expects:
             self.peer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         async with asyncio.timeout(PATIENCE_S):
             while len(self.peer.buffer) < head.length:
                 await self.peer.listen()
-        message = decode(self.peer.take(head.length))
+        return decode(self.peer.take(head.length))
+
+    async def beating(self, work: Awaitable[Answer]) -> Answer:
+        """Returns an answer when the peer can read it, and beats meanwhile."""
         pulse = self.peer.tasks.spawn(self.beat())
         try:
-            answer = await (peer.reply if is_mcp else peer.answer)(message)
+            answer = await work
         finally:
             pulse.cancel()
         await self.peer.writable.wait()
-        if self.streaming:
-            if answer is not None:
-                self.send(answer)
-            self.send(b"")
-        elif answer is None:
-            self.write_head(*((202, "Content-Length: 0") if is_mcp else (204,)))
-        else:
-            failed = is_mcp and peer.problem is not None and not peer.mcp.era
-            self.respond(answer, "application/json", *(peer.problem.status if failed and peer.problem else (200,)))
+        return answer
+
+    def finish(self, answer: bytes, *status: Any) -> None:
+        """Sends an answer whole, or as the last piece."""
+        if not self.streaming:
+            self.respond(answer, "application/json", *status)
+            return
+        if answer:
+            self.send(answer)
+        self.send(b"")
 
     def send(self, piece: bytes) -> None:
         """Sends a piece of an answer.  An empty piece ends it; in HTTP/1.0, closing does."""
@@ -9805,7 +9901,8 @@ class Head:
             if header is None:
                 raise Unreadable("a header is malformed")
             self.headers.setdefault(header[1].lower(), []).append(header[2].strip("\t "))
-        self.method, self.path, self.old = request[1], request[2].partition("?")[0], request[3] == "0"
+        self.method, self.old = request[1], request[3] == "0"
+        self.path, _, self.query = str(request[2]).partition("?")
         self.expects = "" if self.old else self.get("expect")
         length = self.get("content-length", "0")
         self.length = int(length) if re.fullmatch("[0-9]{1,12}", length) else -1  # bytes of the body, or -1
@@ -9832,7 +9929,9 @@ class Head:
                 raise Unreadable(*fault)
 
     def is_ours(self) -> bool:
-        """Whether no web page sends it; MCP is answered to one of this very address of this machine."""
+        """Whether no web page sends it, or our own, which looks itself; MCP also answers one of this very address."""
+        if self.path in BROWSED:
+            return True
         same = self.path == "/mcp" and self.get("origin") == f"http://{self.get('host')}"
         return "origin" not in self.headers or bool(
             same and re.fullmatch(r"(localhost|127\.0\.0\.1|\[::1])(:\d+)?", self.get("host"))
@@ -9850,6 +9949,8 @@ def readiness(daemon: Daemon) -> tuple[int, str]:
     return 503 if reasons else 200, "\n".join(reasons or ["ready"]) + "\n"
 
 
+#: What browsers ask for: see `Dashboard`.
+BROWSED = ("/", "/login", "/logout", "/who", "/ask", "/stream")
 PLAIN = "text/plain; charset=utf-8"
 #: Path of a page → whether strangers may see it, its content type, and what writes it.
 PAGES: dict[str, tuple[bool, str, Callable[[Daemon], tuple[int, str]]]] = {
@@ -10659,6 +10760,8 @@ CUTS: dict[str, Callable[[Any, int], Any]] = {
 
 #: A wrong key is refused after this time.
 WRONG_KEY_S = 0.2
+#: How long a word logs in, and how many wait for that.
+LOGIN_S, WORDS_MAX = 60.0, 100
 KEY_HINT = (
     "`tau key create NAME` beside the daemon makes one; show it with TAU_API_KEY, `tau env add NAME HOST -`,"
     " or over HTTP with `Authorization: Bearer KEY`"
@@ -10707,6 +10810,7 @@ class Keys:
         self.given: list[bytes] = []  # digests of the configured keys, or of the home's key
         self.holders: dict[bytes, Caller] = {}  # digest of a key → its holder
         self.failures = 0  # wrong keys so far
+        self.words: dict[bytes, tuple[Caller, float]] = {}  # digest of a word → for whom it logs in, and until when
         self.recorded_at = -60.0  # when wrong keys were last recorded
         self.writing = Tasks(store.metrics.failed)
 
@@ -10735,6 +10839,26 @@ class Keys:
                 caller.used_at = now
                 self.writing.spawn(self.store.write(self.store.note_key_use, caller.name))
             return caller
+        raise await self.refuse("the key is not right" if given else "a key is needed", KEY_HINT, remote)
+
+    def new_word(self, caller: Caller, scope: str, now: float) -> tuple[str, float]:
+        """Returns a word by which a browser becomes this caller, with a scope, and until when it does so."""
+        word, until = new_key(), now + LOGIN_S
+        known = Caller(caller.name, scope, caller.patterns, caller.expires_at, caller.digest)
+        self.words[digest_key(word)] = known, until
+        for digest in [*self.words][:-WORDS_MAX]:
+            del self.words[digest]
+        return word, until
+
+    async def redeem(self, word: str, remote: str, now: float) -> Caller:
+        """Returns whom a word makes its sender; Forbidden at the second time, too late, and from another machine."""
+        caller, until = self.words.pop(digest_key(word), (None, 0.0))
+        if caller is None or now >= until or not is_loopback(remote):
+            raise await self.refuse("this word does not log in, or no more", "`tau open` makes another", remote)
+        return caller
+
+    async def refuse(self, why: str, hint: str, remote: str) -> Forbidden:
+        """Returns an error after WRONG_KEY_S, and counts it."""
         self.failures += 1
         if time.monotonic() - self.recorded_at > 60.0:
             self.recorded_at = time.monotonic()
@@ -10742,7 +10866,7 @@ class Keys:
             data = {"address": remote, "failures_in_all": self.failures}
             self.writing.spawn(self.store.write(self.store.event, "auth.failed", None, None, data))
         await asyncio.sleep(WRONG_KEY_S)
-        raise Forbidden("the key is not right" if given else "a key is needed", KEY_HINT)
+        return Forbidden(why, hint)
 
 
 def configured_keys(settings: Json) -> list[bytes]:
@@ -13722,6 +13846,7 @@ def settle_copy(store: Store, copy: sqlite3.Connection, schema: int, path: str, 
     gaps = (store.sql.row("SELECT data FROM memory WHERE name = 'gaps'") or {"data": []})["data"]
     gaps += [{"from": 0, "until": int(store.clock.time()), "cause": "restored"}]
     store.remember("gaps", gaps)
+    store.remember("sessions", [])
     last = store.sql.last_event()
     ended = end_old_runs(store)
     revoke = "UPDATE keys SET revoked_at = ? WHERE sha256 = ? AND revoked_at IS NULL"
@@ -22319,6 +22444,274 @@ def short_repr(value: Any, most: int, level: int = 0) -> str:
     return CONTAINERS[kind] % (", ".join(texts) + "," * (kind is tuple and len(value) == 1))
 
 
+# === Part VI: the page =====================================================================
+# What a browser is given and may ask.  taud loads it when a browser first asks for it.
+
+# --- 57. Page -----------------------------------------------------------------------------
+# Owns what BROWSED names: the page, and its sessions, requests and stream.  Calls HTTP, Server and Callers.
+# Promises that nothing but the cookie of a session opens anything here, and that no other web page can use it.
+
+#: A session ends when it was idle for so long, or is so old; a key has at most so many.
+SESSION_IDLE_S, SESSION_MOST_S, SESSIONS_MAX = 8 * 3600.0, 7 * DAY_S, 50
+#: A use that much later than the last one is saved.
+SESSION_SAVED_S = 600.0
+#: How many requests a batch of the page has.
+CALLS_MAX = 20
+#: What the page sends to log in: a key, or a word of `tau open`; and below which path its proxy has it.
+LOGIN = object_schema({"key": {"type": "string"}, "word": {"type": "string"}, "path": {"type": "string"}})
+CALLS = object_schema({"calls": {"type": "array", "items": {"type": "array", "minItems": 2, "maxItems": 2}}}, "calls")
+COOKIE_PATH = r"/(?:[\w.~%-]+/){0,20}"
+
+
+class Foreign(Forbidden, status=(403,)):
+    """A request that our page has not sent, or not to us."""
+
+
+class Session(Caller):
+    """A browser that has logged in, as the holder of a key or as a user of this machine."""
+
+    def __init__(self, keys: Keys, row: Json) -> None:
+        self.keys, self.row, digest = keys, row, bytes.fromhex(row["key"])
+        holder = keys.holders.get(digest) or Caller(row["name"], row["scope"])
+        super().__init__(row["name"], row["scope"], holder.patterns, holder.expires_at, digest)
+
+    def lives(self, now: float) -> bool:
+        ends_at = min(self.row["used"] + SESSION_IDLE_S, self.row["began"] + SESSION_MOST_S)
+        return bool(now < ends_at and (not self.digest or self.digest in self.keys.holders))
+
+    def check_time(self) -> None:
+        """Raises Forbidden once the session has ended, or its key opens nothing any more."""
+        super().check_time()
+        if not self.lives(time.time()):
+            raise Forbidden("the session has ended", "log in again: `tau open`, or a key")
+
+    def to_json(self) -> Json:
+        return {"name": self.name, "scope": self.scope, "pipelines": [*self.patterns]}
+
+
+class Dashboard:
+    """What the browsers of a daemon share: the text of the page, and their sessions, which outlive the daemon."""
+
+    def __init__(self, daemon: Daemon) -> None:
+        self.daemon, self.keys, self.store = daemon, daemon.keys, daemon.store
+        # Cookies do not know of ports: other daemons of this machine have other names.
+        self.cookie = f"tau_{hashlib.sha256(os.fsencode(daemon.home)).hexdigest()[:12]}"
+        rows = self.store.ask.remembered("sessions") or []
+        self.sessions = {
+            bytes.fromhex(row["sha256"]): Session(self.keys, row) for row in rows
+        }  # by the cookie's digest
+        script, style = (
+            base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in (PAGE_JS, PAGE_CSS)
+        )
+        policy = POLICY.format(script=script, style=style)
+        self.head = (f"Content-Security-Policy: {policy}", *PAGE_HEADERS)
+        text = PAGE_HTML.replace("<style>", f"<style>{PAGE_CSS}", 1).replace("<script>", f"<script>{PAGE_JS}", 1)
+        self.text = text.encode()
+
+    async def answer(self, exchange: Exchange, head: Head) -> None:
+        """Answers a browser."""
+        peer, session = exchange.peer, self.find(exchange, head)
+        methods, work = ROUTES[head.path]
+        self.check_origin(head, is_secure(peer))
+        head.demand(*methods)
+        if session is not None:
+            peer.admit(session)
+        elif head.path in ("/who", "/ask", "/stream"):
+            raise Forbidden("log in first", "`tau open`, or a key")
+        elif head.length > LINE_BYTES_STRANGER:
+            raise Unreadable("a request without a session may be short only", 413)
+        peer.last |= session is None
+        await work(self, exchange, head, session)
+
+    # Who asks.
+
+    def check_origin(self, head: Head, secure: bool) -> None:
+        """Raises Foreign unless the browser means us, by a name that is ours, and no other web page has sent it.
+
+        Another name may lead to this machine for a moment only, for a page that wants to be taken for ours.
+        """
+        settings, host = self.daemon.settings, head.get("host").lower()
+        public = urllib.parse.urlsplit(settings["public_url"])
+        name = re.sub(r":\d{1,5}$", "", host)
+        names = {*LOOPBACK_NAMES, public.hostname, *settings["hosts"].lower().replace(",", " ").split()}
+        if name not in names:
+            raise Foreign(
+                f"there is no page at '{name[:WORD_MAX]}'", f'[daemon] hosts = "{name[:WORD_MAX]}", if it is ours'
+            )
+        origins = {f"https://{host}", f"{public.scheme}://{public.netloc}", *([] if secure else [f"http://{host}"])}
+        site, origin = head.get("sec-fetch-site"), head.get("origin")
+        unsaid = head.method == "POST" and not site and not origin
+        elsewhere = head.path != "/" and site not in ("", "none", "same-origin")
+        if unsaid or elsewhere or (origin and origin.lower() not in origins):
+            raise Foreign("only the page itself may ask this", "set [daemon] public_url if a proxy changes Host")
+
+    def find(self, exchange: Exchange, head: Head) -> Session | None:
+        """Returns the session whose cookie the browser shows, if it has not ended."""
+        now, session = time.time(), self.sessions.get(digest_key(self.cookie_of(exchange, head)))
+        if session is None:
+            return None
+        try:
+            session.check_time()
+        except Forbidden:
+            return None
+        if now - session.row["used"] > SESSION_SAVED_S:
+            self.keys.writing.spawn(self.save())
+        session.row["used"] = now
+        return session
+
+    def cookie_of(self, exchange: Exchange, head: Head) -> str:
+        pairs = [pair.strip().partition("=")[::2] for pair in head.get("cookie").split(";")]
+        given = dict(pairs[::-1])  # the browser shows that of the longest path first
+        return given.get(f"__Secure-{self.cookie}") or (not is_secure(exchange.peer) and given.get(self.cookie)) or ""
+
+    def set_cookie(self, exchange: Exchange, head: Head, value: str, path: str) -> str:
+        if not re.fullmatch(COOKIE_PATH, path):
+            raise BadRequest("path is that of the page: it begins and ends with /", "/")
+        seen = head.get("origin") or self.daemon.settings["public_url"]  # the address as the browser has it
+        secure = is_secure(exchange.peer) or seen.startswith("https:")
+        name, ends = f"{'__Secure-' * secure}{self.cookie}", "; Secure" * secure + "; Max-Age=0" * (not value)
+        return f"Set-Cookie: {name}={value}; Path={path}; HttpOnly; SameSite=Strict{ends}"
+
+    async def save(self) -> None:
+        """Saves the sessions that go on, of each key the newest; without room on the disk they end with the daemon."""
+        now, counts = time.time(), collections.Counter[bytes]()
+        for digest, session in sorted(self.sessions.items(), key=lambda pair: -pair[1].row["began"]):
+            counts[session.digest] += 1
+            if not session.lives(now) or counts[session.digest] > SESSIONS_MAX:
+                del self.sessions[digest]
+        with contextlib.suppress(TauError):
+            rows = [dict(session.row) for session in self.sessions.values()]
+            await self.store.write(self.store.remember, "sessions", rows)
+
+    # What it asks.
+
+    async def show(self, exchange: Exchange, head: Head, session: Session | None) -> None:
+        exchange.respond(self.text, "text/html; charset=utf-8", 200, *self.head)
+
+    async def log_in(self, exchange: Exchange, head: Head, session: Session | None) -> None:
+        given, remote, now = await exchange.read(head), exchange.peer.remote, time.time()
+        demand(LOGIN, given, "login", "a key, or a word")
+        value = new_key()
+        header = self.set_cookie(exchange, head, value, given.get("path", "/"))
+        if "word" in given:
+            caller = await self.keys.redeem(given["word"], remote, now)
+        else:
+            caller = await self.keys.admit(given.get("key"), remote)
+        digest = digest_key(value)
+        row = {"sha256": digest.hex(), "key": caller.digest.hex(), **pick(vars(caller), "name", "scope")}
+        made = Session(self.keys, row | {"began": now, "used": now})
+        made.check_time()
+        self.sessions.pop(digest_key(self.cookie_of(exchange, head)), None)
+        self.sessions[digest] = made
+        await self.save()
+        exchange.respond(encode(made.to_json()), "application/json", 200, header)
+
+    async def log_out(self, exchange: Exchange, head: Head, session: Session | None) -> None:
+        given = demand(LOGIN, await exchange.read(head), "logout")
+        header = self.set_cookie(exchange, head, "", given.get("path", "/"))
+        if session is not None:
+            self.sessions.pop(bytes.fromhex(session.row["sha256"]), None)
+            session.row["used"] = 0.0
+            self.daemon.feed.changed(LEDGER)  # its streams look whether they may go on
+            await self.save()
+        exchange.write_head(204, header)
+
+    async def tell_who(self, exchange: Exchange, head: Head, session: Session) -> None:
+        exchange.respond(encode(session.to_json()), "application/json", 200)
+
+    async def ask(self, exchange: Exchange, head: Head, session: Session) -> None:
+        """Answers the calls of one screen together; one that fails spoils no other."""
+        peer, exchange.kind = exchange.peer, "application/json"
+        calls = demand(CALLS, await exchange.read(head), "ask")["calls"]
+        if not 0 < len(calls) <= CALLS_MAX:
+            raise BadRequest(f"a batch has 1 to {CALLS_MAX} calls", "ask for less at once")
+
+        async def call(method: Any, params: Any) -> bytes:
+            if not isinstance(method, str) or (isinstance(params, dict) and params.get("follow")):
+                raise BadRequest("a call is an operation and its arguments, without follow", "/stream has the events")
+            return await peer.operate(method, params)
+
+        async def reply(method: Any, params: Any) -> bytes:
+            outcome = await peer.attempt(call(method, params), {"method": method})
+            if isinstance(outcome, TauError):
+                return json_bytes({"error": outcome.to_json()})
+            return b'{"result":%b}' % outcome
+
+        answers = await exchange.beating(peer.together(itertools.starmap(reply, calls)))
+        exchange.finish(b'{"answers":[%b],"at":%b}' % (b",".join(answers), json_bytes(rfc3339(time.time()))), 200)
+
+    async def stream(self, exchange: Exchange, head: Head, session: Session) -> None:
+        """Sends the events that the session sees, as they come; each says where to go on."""
+        peer, exchange.kind = exchange.peer, "text/event-stream"
+        asked = dict(urllib.parse.parse_qsl(head.query)).get("since", "")
+        since = head.get("last-event-id") or asked
+        at: Json = {"since": int(since)} if re.fullmatch("[0-9]{1,15}", since) else {}
+        exchange.send(b":\n\n")
+        try:
+            while True:
+                page = json.loads(await peer.operate("events", at | {"wait": PULSE_S}))
+                at = {"since": page["next"]}
+                said = [sent_event("gap", {"first": page["first"]})] if "gap" in page else []
+                said += [sent_event("message", event, event["seq"]) for event in page["events"]]
+                await peer.writable.wait()
+                exchange.send(b"".join([*said, b":\nid: %d\n\n" % page["next"]]))
+        except TauError as end:  # for any other reason the browser asks again
+            if isinstance(end, Forbidden):
+                exchange.send(sent_event("gone", end.to_json()))
+        finally:
+            peer.last = True
+            exchange.send(b"")
+
+
+#: Path → the methods that it takes, and what answers it.
+ROUTES: dict[str, tuple[tuple[str, ...], Callable[..., Awaitable[None]]]] = {
+    "/": (("GET", "HEAD"), Dashboard.show),
+    "/login": (("POST",), Dashboard.log_in),
+    "/logout": (("POST",), Dashboard.log_out),
+    "/who": (("GET",), Dashboard.tell_who),
+    "/ask": (("POST",), Dashboard.ask),
+    "/stream": (("GET",), Dashboard.stream),
+}
+LOOPBACK_NAMES = ("localhost", "127.0.0.1", "[::1]")
+
+
+def is_secure(peer: Connection) -> bool:
+    return peer.transport.get_extra_info("sslcontext") is not None
+
+
+def sent_event(kind: str, document: Json, seq: int | None = None) -> bytes:
+    """Returns an event as a stream sends it; its number is where the browser goes on."""
+    number = b"" if seq is None else b"id: %d\n" % seq
+    return b"event: %b\n%bdata: %b\n\n" % (kind.encode(), number, json_bytes(document))
+
+
+#: What the page may do: run its own script, use its own style, and ask where it came from.
+POLICY = (
+    "default-src 'none'; script-src 'sha256-{script}'; style-src 'sha256-{style}'; img-src data:; connect-src 'self'; "
+    "frame-ancestors 'none'; base-uri 'none'; form-action 'none'; require-trusted-types-for 'script'; trusted-types"
+)
+PAGE_HEADERS = (
+    "Referrer-Policy: no-referrer",
+    "Cross-Origin-Opener-Policy: same-origin",
+    "Cross-Origin-Resource-Policy: same-origin",
+)
+
+PAGE_HTML = """<!doctype html>
+<html lang="en">
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width">
+<title>Tau</title>
+<style></style>
+<body>
+<script></script>
+</html>
+"""
+
+PAGE_CSS = ""
+
+PAGE_JS = ""
+
+
 # --- The door ------------------------------------------------------------------------------
 # As a script the file would be two modules, __main__ and tau, and each would have its own registries.
 
@@ -22328,7 +22721,7 @@ LOADING = _thread.RLock()
 def __getattr__(name: str) -> Any:
     """Loads the packed part that defines a name, once."""
     with LOADING:
-        for names, code in itertools.chain(*map(marshal.loads, PACKED)):
+        for names, code in map(marshal.loads, PACKED):
             if name in names and name not in globals():
                 gc.disable()
                 part = marshal.loads(code)

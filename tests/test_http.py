@@ -392,7 +392,7 @@ def test_a_web_page_cannot_reach_a_later_line(web: Tau) -> None:
     request = b"POST / HTTP/1.1\r\nHost: 127.0.0.1\r\nOrigin: http://evil.example\r\nContent-Type: text/plain\r\n"
     answer = say(web, request + b"Content-Length: %d\r\n\r\n" % len(deploy) + deploy)
     assert answer.startswith(b"HTTP/1.1 403 ")
-    assert json.loads(answer.partition(b"\r\n\r\n")[2])["error"]["data"]["code"] == "forbidden"
+    assert json.loads(answer.partition(b"\r\n\r\n")[2])["error"]["code"] == "forbidden"
     assert web("status")["stopping"] is False
 
 

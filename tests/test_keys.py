@@ -86,6 +86,7 @@ REQUESTS: dict[str, dict[str, Any]] = {
     "secret_set": {"name": "A_SECRET", "value": "of no use"},
     "secret_remove": {"name": "A_SECRET"},
     "secret_list": {},
+    "open": {},
     "key_create": {"name": "another"},
     "notify_list": {},
     "notify_test": {"name": "agent"},

@@ -14,7 +14,7 @@ from conftest import Tau, python
 
 import tau as module
 
-NAMES = "deploy rollback versions check undeploy list lineage show code peek run try wait retry cancel runs inspect diff logs errors events state status watch calendar schedule claim heal create ticks why backfill pause resume version shutdown prune backup schema secret_set secret_remove secret_list key_create key_list key_revoke notify_list notify_test notify_retry".split()
+NAMES = "deploy rollback versions check undeploy list lineage show code peek run try wait retry cancel runs inspect diff logs errors events state status watch calendar schedule claim heal create ticks why backfill pause resume version shutdown prune backup schema secret_set secret_remove secret_list open key_create key_list key_revoke notify_list notify_test notify_retry".split()
 LOCAL = [
     "init",
     "doctor",
@@ -145,6 +145,7 @@ def test_the_examples_are_two_command_lines_of_the_command(name: str, files: Pat
 ENDS = {"status": (0, 6), "shutdown": (0, 6)}  # there is no other daemon; it can be stopped only once
 ENDS["diff"] = (0, 3)  # there may be one version
 ENDS["events"] = (0, 8)  # nothing may be new
+ENDS["open"] = (5,)  # there is no TCP port
 ENDS |= {"claim": (3,), "heal": (2,), "create": (2,)}  # there is no incident and no agent
 ENDS |= dict.fromkeys(("notify_test", "notify_retry"), (3,))  # there is no recipient
 
