@@ -16317,7 +16317,8 @@ class Outpost(ForkServer):
         ended = not self.jobs and not self.more
         if ended:
             self.journal.finish()
-        self.forward()
+        if self.open:  # else the run would be said to have failed that a lost connection has ended
+            self.forward()
         self.watch_over()
         if ended and self.position["journal"] == os.fstat(self.source).st_size:
             self.open = False

@@ -44,7 +44,11 @@ def python(function: str) -> list[str]:
     return [sys.executable, "-P", "-W", "error", "-c", f"import sys, tau; sys.exit(tau.{function}())"]
 
 
-def eventually(question: Callable[[], Any], patience: float = 10.0) -> Any:
+#: How long to wait for what must come.  No test that passes takes it: a slow or busy machine is not to fail one.
+PATIENCE_S = 120.0
+
+
+def eventually(question: Callable[[], Any], patience: float = PATIENCE_S) -> Any:
     """The first true answer to a question; fails after *patience* seconds."""
     until = time.monotonic() + patience
     while True:
@@ -106,7 +110,7 @@ def nursery() -> Nursery:
 
 
 def run(
-    function: str, *words: Any, cwd: Path, environ: dict[str, str], stdin: str = "", timeout: float = 60.0
+    function: str, *words: Any, cwd: Path, environ: dict[str, str], stdin: str = "", timeout: float = PATIENCE_S
 ) -> Done:  # fmt: skip
     """Runs a function of tau as its console script would, to the end."""
     command = list(map(str, words))
@@ -192,7 +196,7 @@ class Tau:
             lines = f'[daemon]\ntls_cert = "{cert}"\ntls_key = "{key}"\n'
             path.write_text(text.replace("[daemon]\n", lines) if "[daemon]\n" in text else lines + text)
 
-    def command(self, *words: Any, stdin: str = "", timeout: float = 60.0, **environ: str) -> Done:
+    def command(self, *words: Any, stdin: str = "", timeout: float = PATIENCE_S, **environ: str) -> Done:
         """Runs `tau` to its end, whatever that is."""
         done = run("main", *words, stdin=stdin, timeout=timeout, cwd=self.work, environ=self.environ | environ)
         answers.validate_output(words, done.out, done.err)
@@ -303,7 +307,7 @@ class Wire:
 
     def __init__(self, path: str) -> None:
         self.socket = socket.socket(socket.AF_UNIX)
-        self.socket.settimeout(30)
+        self.socket.settimeout(PATIENCE_S)
         descriptor = os.open(os.path.dirname(path), os.O_RDONLY)  # the path may be too long for an address
         try:
             self.socket.connect(f"/proc/self/fd/{descriptor}/{os.path.basename(path)}")
@@ -366,7 +370,7 @@ def served(made: Tau, *words: str, code: str = "", files: int = 0) -> Iterator[s
             yield daemon
         finally:
             daemon.terminate()
-            daemon.wait(20)
+            daemon.wait(PATIENCE_S)
             daemon.stdout.close()
 
 

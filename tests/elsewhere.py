@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from conftest import ENVIRON, eventually, is_running
+from conftest import ENVIRON, PATIENCE_S, eventually, is_running
 
 #: The interpreter itself, not that of the virtual environment: it has nothing installed.
 PYTHON = str(Path(sys.executable).resolve())
@@ -54,7 +54,7 @@ def end(processes: list[subprocess.Popen[bytes]]) -> None:
     for one in reversed(processes):
         one.terminate()
         try:
-            one.wait(20)
+            one.wait(PATIENCE_S)
         except subprocess.TimeoutExpired:
             one.kill()
             one.wait()
@@ -159,7 +159,7 @@ def slurm() -> Iterator[list[str]]:
             start(1, "-D", "-c", "-f", str(config))
             start(2, "-D", "-f", str(config))
             asked = [sinfo, "-h", "-o", "%T"]
-            eventually(lambda: subprocess.run(asked, env=environ, capture_output=True).stdout.strip() == b"idle", 30)
+            eventually(lambda: subprocess.run(asked, env=environ, capture_output=True).stdout.strip() == b"idle")
         except AssertionError:
             said = b"".join((home / f"out{number}").read_bytes()[-300:] for number in range(len(running)))
             pytest.skip(f"Slurm does not start here: {said.decode('utf-8', 'replace')}")

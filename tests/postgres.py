@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from conftest import eventually, is_running
+from conftest import PATIENCE_S, eventually, is_running
 
 
 def binaries() -> Path | None:
@@ -66,7 +66,7 @@ def running() -> Iterator[str]:
         yield f"postgresql://tau:pw-of-postgres@127.0.0.1:{port}/postgres"
     finally:
         server.send_signal(2)
-        server.wait(30)
+        server.wait(PATIENCE_S)
         assert not is_running(server.pid)
         shutil.rmtree(home)
 

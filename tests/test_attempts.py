@@ -422,7 +422,7 @@ def test_many_runs_wait_for_ten_slots_and_all_run_once(home: Tau) -> None:
         for number in range(count):
             wire.send({"id": number, "method": "run", "params": {"name": "flaky", "wait": False}})
         ids = [wire.receive()["result"]["run_id"] for _ in range(count)]
-    eventually(lambda: home("status")["runs"]["success"] == count, patience=60)
+    eventually(lambda: home("status")["runs"]["success"] == count)
     lines = (home.home / "data" / "flaky" / "tried").read_text().splitlines()
     assert sorted(line.split()[0] for line in lines) == sorted(ids)
 

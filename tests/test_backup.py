@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import ENVIRON, SEED, THOROUGH, Tau, eventually, make_home, python
+from conftest import ENVIRON, PATIENCE_S, SEED, THOROUGH, Tau, eventually, make_home, python
 from test_database import contents, golden, next_schema, opened, version_of  # noqa: F401
 
 import tau as module
@@ -37,7 +37,7 @@ def taud(tau: Tau, *words: Any) -> tuple[int, Any]:
     """`taud` with words that make it return: its exit code, and what it prints or refuses with."""
     done = subprocess.run(
         [*python("taud"), "--json", *map(str, words)], env=tau.environ, cwd=tau.work, capture_output=True, text=True,
-        timeout=60,
+        timeout=PATIENCE_S,
     )  # fmt: skip
     assert "Traceback" not in done.stderr
     return done.returncode, json.loads((done.stdout or done.stderr).splitlines()[-1])

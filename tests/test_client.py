@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Tau, free_port
+from conftest import PATIENCE_S, Tau, free_port
 
 import tau as module
 
@@ -175,7 +175,7 @@ def speaking(answer: Callable[[socket.socket], None]) -> Iterator[int]:
             except OSError:
                 return
             kept.append(connection)
-            connection.settimeout(10)
+            connection.settimeout(PATIENCE_S)
             try:
                 answer(connection)
             except OSError:

@@ -12,7 +12,7 @@ import subprocess
 import sys
 
 import pytest
-from conftest import Tau, eventually, free_port, python, run
+from conftest import PATIENCE_S, Tau, eventually, free_port, python, run
 
 import tau as module
 
@@ -74,7 +74,9 @@ def test_no_group_is_a_command_too() -> None:
 
 
 def test_help_of_taud_has_examples(home: Tau) -> None:
-    done = subprocess.run([*python("taud"), "--help"], env=home.environ, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        [*python("taud"), "--help"], env=home.environ, capture_output=True, text=True, timeout=PATIENCE_S
+    )
     examples = done.stdout.partition("\nexamples:\n")[2].splitlines()
     assert done.returncode == 0
     assert len(examples) == 2
@@ -177,7 +179,7 @@ def test_a_reader_that_goes_away_is_no_error(tau: Tau) -> None:
         env=tau.environ,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=PATIENCE_S,
     )
     assert "Traceback" not in done.stderr
     assert done.stdout.startswith('{"protocol')
@@ -186,7 +188,9 @@ def test_a_reader_that_goes_away_is_no_error(tau: Tau) -> None:
 def test_a_reader_that_goes_away_does_not_hide_that_the_run_failed(tau: Tau) -> None:
     tau.deploy_it("def it(ctx):\n    1 / 0")
     words = " ".join(f"'{word}'" for word in [*python("main"), "run", "it"])
-    done = subprocess.run(["bash", "-c", f"{words} | true; exit ${{PIPESTATUS[0]}}"], env=tau.environ, timeout=60)
+    done = subprocess.run(
+        ["bash", "-c", f"{words} | true; exit ${{PIPESTATUS[0]}}"], env=tau.environ, timeout=PATIENCE_S
+    )
     assert done.returncode == 1
 
 
@@ -212,7 +216,7 @@ def test_answers_are_utf_8_whatever_the_locale(tau: Tau) -> None:
     tau.deploy_it("def it(ctx):\n    return 'grün ✓'")
     for encoding in ("ascii", "latin-1"):
         environ = tau.environ | {"PYTHONIOENCODING": encoding}
-        done = subprocess.run([*python("main"), "run", "it"], env=environ, capture_output=True, timeout=60)
+        done = subprocess.run([*python("main"), "run", "it"], env=environ, capture_output=True, timeout=PATIENCE_S)
         assert json.loads(done.stdout.decode("utf-8"))["result"] == "grün ✓"
 
 
@@ -220,7 +224,7 @@ def test_closed_or_full_outputs_are_no_bug(tau: Tau) -> None:
     words = " ".join(f"'{word}'" for word in python("main"))
     for redirection, code in ((">&-", 0), ("<&-", 0), (">/dev/full", 5)):
         done = subprocess.run(
-            ["sh", "-c", f"{words} list {redirection}"], env=tau.environ, capture_output=True, timeout=60
+            ["sh", "-c", f"{words} list {redirection}"], env=tau.environ, capture_output=True, timeout=PATIENCE_S
         )
         assert done.returncode == code, (redirection, done.stderr)
         assert b"Traceback" not in done.stderr
@@ -234,7 +238,7 @@ def test_interruption_is_exit_130_and_the_run_goes_on(tau: Tau) -> None:
     signal.signal(signal.SIGINT, ignored)
     eventually(lambda: tau.call("status")["runs"]["running"] == live + 1)
     running.send_signal(2)
-    assert running.communicate(timeout=30)[1] == ""
+    assert running.communicate(timeout=PATIENCE_S)[1] == ""
     assert running.returncode == 130
     tau.go.touch()
     assert tau("wait", tau("runs", "it", "--last", 1)["runs"][0]["run_id"])["status"] == "success"
@@ -331,7 +335,7 @@ def test_a_first_pipeline_is_written_with_a_test_that_passes(home: Tau) -> None:
     }
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_orders.py"],
-        env=home.environ, cwd=home.work, capture_output=True, text=True, timeout=60,
+        env=home.environ, cwd=home.work, capture_output=True, text=True, timeout=PATIENCE_S,
     )  # fmt: skip
     assert "1 passed" in done.stdout
     home.start()
@@ -417,7 +421,7 @@ def test_a_terminal_that_has_been_closed_changes_no_exit_code(home: Tau) -> None
     ours, theirs = pty.openpty()
     os.close(ours)
     done = subprocess.run(
-        [*python("main"), "version"], env=home.environ, stdout=theirs, stderr=subprocess.PIPE, timeout=60
+        [*python("main"), "version"], env=home.environ, stdout=theirs, stderr=subprocess.PIPE, timeout=PATIENCE_S
     )
     os.close(theirs)
     assert (done.returncode, done.stderr) == (0, b"")
@@ -460,7 +464,9 @@ def refused_command(
     words = [path if word == "file" else word for word in words]
     bare = {name: value for name, value in home.environ.items() if name != "TAU_HOME"} | environ
     bare = {name: value for name, value in bare.items() if value}
-    return subprocess.run([*program, *words], env=bare, cwd=home.work, capture_output=True, text=True, timeout=60)
+    return subprocess.run(
+        [*program, *words], env=bare, cwd=home.work, capture_output=True, text=True, timeout=PATIENCE_S
+    )
 
 
 @pytest.mark.parametrize(("code", "environ", "words", "exit", "told"), REFUSED)

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import Tau, eventually, python
+from conftest import PATIENCE_S, Tau, eventually, python
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -215,7 +215,7 @@ def environ_of(tau: Tau) -> dict[str, str]:
 def said_by(tau: Tau, program: str, *words: str) -> list[str]:
     """The lines that a shell prints."""
     done = subprocess.run(
-        [program, *words], env=environ_of(tau), cwd=tau.work, capture_output=True, text=True, timeout=60
+        [program, *words], env=environ_of(tau), cwd=tau.work, capture_output=True, text=True, timeout=PATIENCE_S
     )
     assert (done.returncode, done.stderr) == (0, ""), done.stderr
     return done.stdout.splitlines()
@@ -267,11 +267,11 @@ def on_tab(tau: Tau, command: list[str], setup: str, typed: str, expected: str) 
 
     try:
         os.write(screen, f"{setup}; echo rea''dy\n".encode())
-        eventually(lambda: shows(r"ready\r"), 30)
-        eventually(lambda: shows(r"ready\r[^>]*> "), 30)
+        eventually(lambda: shows(r"ready\r"))
+        eventually(lambda: shows(r"ready\r[^>]*> "))
         seen = ""
         os.write(screen, f"{typed}\t".encode())
-        eventually(lambda: shows(re.escape(expected)), 30)
+        eventually(lambda: shows(re.escape(expected)))
     finally:
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)

@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import THOROUGH, Tau, eventually, free_port, is_running, python, served
+from conftest import PATIENCE_S, THOROUGH, Tau, eventually, free_port, is_running, python, served
 
 import tau as module
 
@@ -46,7 +46,7 @@ def test_detach_prints_pid_and_socket_when_it_is_ready(home: Tau) -> None:
 
 def test_a_second_daemon_is_refused_and_told_the_owner(home: Tau) -> None:
     pid = home.start()["pid"]
-    second = subprocess.run(python("taud"), env=home.environ, capture_output=True, text=True, timeout=30)
+    second = subprocess.run(python("taud"), env=home.environ, capture_output=True, text=True, timeout=PATIENCE_S)
     assert second.returncode == 5
     error = json.loads(second.stderr.splitlines()[-1])["error"]
     assert (error["code"], error["pid"]) == ("conflict", pid)
@@ -58,7 +58,7 @@ def test_of_simultaneous_starts_exactly_one_serves(home: Tau) -> None:
         subprocess.Popen([*python("taud"), "--detach"], env=home.environ, stdout=subprocess.PIPE, text=True)
         for _ in range(6)
     ]
-    answers = [json.loads(start.communicate(timeout=60)[0] or "null") for start in starts]
+    answers = [json.loads(start.communicate(timeout=PATIENCE_S)[0] or "null") for start in starts]
     pid = home.call("status")["pid"]
     assert [answer["pid"] for answer in answers if answer and answer["changed"]] == [pid]
 
@@ -184,7 +184,7 @@ def test_sigterm_leaves_live_runs_to_the_next_daemon(fresh: Tau) -> None:
     eventually(lambda: not is_running(pid), 4.0)
     fresh.start()
     (fresh.home / "data/it/go").touch()
-    out, _ = waiting.communicate(timeout=30)  # the client came back by itself
+    out, _ = waiting.communicate(timeout=PATIENCE_S)  # the client came back by itself
     assert json.loads(out)["status"] == "success"
     assert waiting.returncode == 0
 
@@ -213,13 +213,13 @@ def test_an_upgrade_under_a_live_run_and_the_way_back(fresh: Tau, tmp_path: Path
     fresh("shutdown")
 
     fresh.environ["PYTHONPATH"] = path
-    refused = subprocess.run(python("taud"), env=fresh.environ, capture_output=True, text=True, timeout=30)
+    refused = subprocess.run(python("taud"), env=fresh.environ, capture_output=True, text=True, timeout=PATIENCE_S)
     error = json.loads(refused.stderr.splitlines()[-1])["error"]
     copy = f"{fresh.home}/tau.db.before-v{new}"
     assert f"schema {new}, not {old}" in error["message"]
     assert f"`taud --restore {copy} --replace`" in error["hint"]
     back = [*python("taud"), "--json", "--restore", copy, "--replace"]
-    assert subprocess.run(back, env=fresh.environ, capture_output=True, timeout=30).returncode == 0
+    assert subprocess.run(back, env=fresh.environ, capture_output=True, timeout=PATIENCE_S).returncode == 0
     fresh.start()
     run = fresh("inspect", run_id)  # it was live when the copy was made, and its journal is gone
     assert (run["status"], "what became of it" in run["error"]["message"]) == ("lost", True)
@@ -261,7 +261,7 @@ def test_an_upgrade_while_runs_are_live_and_queued(home: Tau, newer: Path, way: 
             assert home("wait", early)["status"] == "success"
             assert home.call("status")["slots"]["used"] == 1
             (home.home / "data/it/b").touch()
-        told = json.loads(stopping.communicate(timeout=30)[0])
+        told = json.loads(stopping.communicate(timeout=PATIENCE_S)[0])
         assert told["live_runs"] == (0 if way == "--drain 60" else 2)
     eventually(lambda: not is_running(pid))
 
@@ -272,7 +272,9 @@ def test_an_upgrade_while_runs_are_live_and_queued(home: Tau, newer: Path, way: 
     assert states == (["success"] * 2 if way == "--drain 60" else ["running"] * 2)
     for go in "abc":
         (home.home / "data/it" / go).touch()
-    told = json.loads(waiting.communicate(timeout=60)[0])  # a client of the old version, which came back by itself
+    told = json.loads(
+        waiting.communicate(timeout=PATIENCE_S)[0]
+    )  # a client of the old version, which came back by itself
     assert [run["status"] for run in told["runs"]] == ["success"] * 4
     assert home("wait", early)["result"] == "done"
     ran = (home.home / "data/it/runs").read_text().split()
@@ -294,7 +296,7 @@ def test_shutdown_can_wait_for_runs_or_cancel_them(fresh: Tau) -> None:
         refused = wire.ask({"id": 1, "method": "run", "params": {"name": "it", "wait": False}})["error"]["data"]
         assert (refused["code"], refused["retryable"]) == ("unavailable", True)
     (fresh.home / "data/it/go").touch()
-    draining.communicate(timeout=30)
+    draining.communicate(timeout=PATIENCE_S)
     fresh.start()
     assert fresh("inspect", run_id)["status"] == "success"
     (fresh.home / "data/it/go").unlink()
@@ -330,7 +332,9 @@ def test_only_a_stale_socket_is_replaced(home: Tau, what: str) -> None:
         other.bind(str(home.socket))
         if what == "live":
             other.listen()
-    done = subprocess.run([*python("taud"), "--detach"], env=home.environ, capture_output=True, text=True, timeout=30)
+    done = subprocess.run(
+        [*python("taud"), "--detach"], env=home.environ, capture_output=True, text=True, timeout=PATIENCE_S
+    )
     other.close()
     if what == "stale":
         assert done.returncode == 0
@@ -343,16 +347,20 @@ def test_only_a_stale_socket_is_replaced(home: Tau, what: str) -> None:
 def test_a_home_too_deep_for_a_socket_address_works(home: Tau) -> None:
     deep = home.home / ("deep" * 20) / ("er" * 20)
     environ = home.environ | {"TAU_HOME": str(deep)}
-    started = subprocess.run([*python("taud"), "--detach"], env=environ, capture_output=True, text=True, timeout=30)
+    started = subprocess.run(
+        [*python("taud"), "--detach"], env=environ, capture_output=True, text=True, timeout=PATIENCE_S
+    )
     assert started.returncode == 0, started.stderr
     assert json.loads(started.stdout)["addresses"] == [f"unix://{deep}/tau.sock"]
-    answer = subprocess.run([*python("main"), "shutdown"], env=environ, capture_output=True, text=True, timeout=30)
+    answer = subprocess.run(
+        [*python("main"), "shutdown"], env=environ, capture_output=True, text=True, timeout=PATIENCE_S
+    )
     assert answer.returncode == 0, answer.stderr
 
 
 def test_closed_standard_descriptors_do_no_harm(home: Tau) -> None:
     command = " ".join(f"'{word}'" for word in python("taud"))
-    subprocess.run(["sh", "-c", f"{command} <&- >&- 2>&- &"], env=home.environ, timeout=30, check=True)
+    subprocess.run(["sh", "-c", f"{command} <&- >&- 2>&- &"], env=home.environ, timeout=PATIENCE_S, check=True)
     eventually(lambda: home.command("status").exit == 0)
     home.deploy_it("def it(ctx):\n    return 1")
     assert home("run", "it")["result"] == 1
@@ -362,7 +370,7 @@ def test_a_home_of_somebody_else_is_refused(home: Tau) -> None:
     if os.geteuid() != 0:
         pytest.skip("needs root to give a directory away")
     os.chown(home.home, 65534, -1)
-    done = subprocess.run(python("taud"), env=home.environ, capture_output=True, text=True, timeout=30)
+    done = subprocess.run(python("taud"), env=home.environ, capture_output=True, text=True, timeout=PATIENCE_S)
     assert (done.returncode, json.loads(done.stderr)["error"]["code"]) == (4, "forbidden")
 
 
@@ -376,7 +384,9 @@ def test_another_user_cannot_speak_to_it(home: Tau) -> None:
         "import os, socket, sys; os.setuid(65534); s = socket.socket(socket.AF_UNIX); s.connect(sys.argv[1]);"
         's.sendall(b\'{"id":1,"method":"list"}\\n\'); print(s.recv(9999).decode())'
     )
-    done = subprocess.run(["/usr/bin/python3", "-c", code, home.socket], capture_output=True, text=True, timeout=30)
+    done = subprocess.run(
+        ["/usr/bin/python3", "-c", code, home.socket], capture_output=True, text=True, timeout=PATIENCE_S
+    )
     assert json.loads(done.stdout)["error"]["data"]["code"] == "forbidden"
 
 
@@ -394,7 +404,7 @@ def test_a_group_may_be_admitted(home: Tau) -> None:
     )
     gid = str(home.socket.stat().st_gid)
     done = subprocess.run(
-        ["/usr/bin/python3", "-c", code, home.socket, gid], capture_output=True, text=True, timeout=30
+        ["/usr/bin/python3", "-c", code, home.socket, gid], capture_output=True, text=True, timeout=PATIENCE_S
     )
     assert json.loads(done.stdout)["result"]["total"] == 0
 
@@ -443,7 +453,7 @@ def test_a_stranger_says_one_line_whatever_it_is(home: Tau, line: bytes) -> None
 
 def test_a_public_address_without_a_configured_key_is_forbidden(home: Tau) -> None:
     done = subprocess.run(
-        [*python("taud"), "--host", "0.0.0.0"], env=home.environ, capture_output=True, text=True, timeout=30
+        [*python("taud"), "--host", "0.0.0.0"], env=home.environ, capture_output=True, text=True, timeout=PATIENCE_S
     )
     assert (done.returncode, json.loads(done.stderr.splitlines()[-1])["error"]["code"]) == (4, "forbidden")
 
@@ -467,7 +477,7 @@ def test_a_configured_key_opens_tcp_and_is_nowhere_to_be_found(home: Tau) -> Non
         env=home.environ | {"TAU_API_KEY": key},
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=PATIENCE_S,
     )
     assert started.returncode == 0, started.stderr
     assert any("not encrypted" in warning for warning in home.call("status")["warnings"])
@@ -478,14 +488,14 @@ def test_a_database_of_a_newer_tau_is_refused_untouched(home: Tau) -> None:
     db.execute("PRAGMA user_version = 99")
     db.close()
     before = (home.home / "tau.db").read_bytes()
-    done = subprocess.run(python("taud"), env=home.environ, capture_output=True, text=True, timeout=30)
+    done = subprocess.run(python("taud"), env=home.environ, capture_output=True, text=True, timeout=PATIENCE_S)
     assert (done.returncode, json.loads(done.stderr.splitlines()[-1])["error"]["code"]) == (5, "conflict")
     assert (home.home / "tau.db").read_bytes() == before
 
 
 def test_what_is_no_database_is_refused(home: Tau) -> None:
     (home.home / "tau.db").write_bytes(b"this is no database" * 1000)
-    done = subprocess.run(python("taud"), env=home.environ, capture_output=True, text=True, timeout=30)
+    done = subprocess.run(python("taud"), env=home.environ, capture_output=True, text=True, timeout=PATIENCE_S)
     assert (done.returncode, json.loads(done.stderr.splitlines()[-1])["error"]["code"]) == (5, "conflict")
 
 
@@ -554,7 +564,7 @@ def test_a_home_for_a_group_stays_so_when_a_second_daemon_is_refused(home: Tau) 
 def test_a_key_that_is_none_opens_nothing(home: Tau) -> None:
     (home.home / "key").touch()
     done = subprocess.run(
-        [*python("taud"), "--port", "1"], env=home.environ, capture_output=True, text=True, timeout=30
+        [*python("taud"), "--port", "1"], env=home.environ, capture_output=True, text=True, timeout=PATIENCE_S
     )
     assert (done.returncode, json.loads(done.stderr.splitlines()[-1])["error"]["code"]) == (4, "forbidden")
 
@@ -604,4 +614,4 @@ def test_who_has_seen_the_end_can_start_the_next_daemon(home: Tau) -> None:
         started = home.start()
         assert (started["changed"], started["pid"] != daemon.pid) == (True, True)
         assert home("status")["pid"] == started["pid"]
-        daemon.wait(30)
+        daemon.wait(PATIENCE_S)

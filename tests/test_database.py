@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import ENVIRON, Tau, eventually, make_home, python
+from conftest import ENVIRON, PATIENCE_S, Tau, eventually, make_home, python
 
 import tau as module
 
@@ -385,7 +385,7 @@ def test_what_cannot_be_used_is_refused_untouched(
 
 def refusal_of(home: Tau) -> Any:
     """The error that `taud` ends with."""
-    done = subprocess.run(python("taud"), env=home.environ, capture_output=True, text=True, timeout=30)
+    done = subprocess.run(python("taud"), env=home.environ, capture_output=True, text=True, timeout=PATIENCE_S)
     assert (done.returncode, "Traceback" in done.stderr) == (5, False), done.stderr
     return json.loads(done.stderr.splitlines()[-1])["error"]
 
@@ -444,7 +444,7 @@ def test_a_place_that_cannot_be_written_is_refused_by_name(tmp_path: Path, place
             parent.chmod(0o755)
     (home / place).chmod(mode)
     code = [sys.executable, "-P", "-c", UNPRIVILEGED, home]
-    done = subprocess.run(code, env=ENVIRON, capture_output=True, text=True, timeout=30)
+    done = subprocess.run(code, env=ENVIRON, capture_output=True, text=True, timeout=PATIENCE_S)
     (home / place).chmod(0o700)
     assert f"{home}/tau.db cannot be written" in done.stdout, done.stderr
     assert "denied" in done.stdout or "unable to open" in done.stdout or "readonly" in done.stdout

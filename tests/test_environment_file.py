@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Tau, eventually, python
+from conftest import PATIENCE_S, Tau, eventually, python
 from hypothesis import given
 from hypothesis import strategies as st
 from test_terminal import on_terminal
@@ -361,7 +361,7 @@ def test_two_at_once_lose_nothing_and_a_link_stays_one(home: Tau) -> None:
         subprocess.Popen([*command, f"e{i}", f"tcp://e:{i + 1}"], env=home.environ, stdout=subprocess.DEVNULL)
         for i in range(6)
     ]
-    assert [one.wait(60) for one in several] == [0] * 6
+    assert [one.wait(PATIENCE_S) for one in several] == [0] * 6
     assert path.is_symlink()
     assert sorted(tomllib.loads(real.read_text())) == [f"e{i}" for i in range(6)]
     assert real.read_text().startswith("# mine\n")

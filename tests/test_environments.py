@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Tau, eventually, is_running
+from conftest import PATIENCE_S, Tau, eventually, is_running
 from test_terminal import typed
 
 import tau as module
@@ -206,7 +206,7 @@ def test_a_terminal_says_that_an_environment_is_being_built(home: Tau, command: 
         read_until(r"  \d+s  building the environment: Downloading \\x1b\[2J it\x1b")
         home.go.touch()
         assert "cannot be installed" in read_until(None)
-        assert child.wait(30) == 2
+        assert child.wait(PATIENCE_S) == 2
 
 
 def test_who_gives_up_waiting_for_a_build_ends_it(home: Tau) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import THOROUGH, Tau, eventually, python, run
+from conftest import PATIENCE_S, THOROUGH, Tau, eventually, python, run
 from test_keys import ask, key_for, net
 from test_retention import NOW, TERMS, Past, told
 from test_terminal import on_terminal
@@ -207,8 +207,8 @@ def test_who_follows_is_told_each_event_once_over_restarts_until_ctrl_c(ran: Tau
         ran.start()
     eventually(lambda: len(seen) == len(ran.call("events", type="run.finished")["events"]) >= 6)
     follower.send_signal(signal.SIGINT)
-    assert follower.wait(30) == 130
-    reading.join(30)
+    assert follower.wait(PATIENCE_S) == 130
+    reading.join(PATIENCE_S)
     follower.stdout.close()
     assert seen == ran.call("events", type="run.finished")["events"]
 
@@ -261,12 +261,12 @@ def test_fifty_clients_see_each_of_their_events_once_while_the_daemon_is_killed(
             wire.receive()
             fresh.kill()
         fresh.start()
-    eventually(lambda: not {*fresh.call("status")["runs"]} - {*module.MOVES} and not fresh.call("watch")["live"], 60)
+    eventually(lambda: not {*fresh.call("status")["runs"]} - {*module.MOVES} and not fresh.call("watch")["live"])
     last = fresh("events")["next"]
     for reader in readers:
         reader.until = last
     for reader in readers:
-        reader.join(60)
+        reader.join(PATIENCE_S)
     db = sqlite3.connect(f"file:{fresh.home}/tau.db?mode=ro", uri=True)
     ledger = [
         (seq, name, kind) for seq, name, kind in db.execute("SELECT seq, pipeline, type FROM events ORDER BY seq")

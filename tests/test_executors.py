@@ -71,7 +71,7 @@ def start_far(tau: Tau, text: str, executor: str = "far") -> tuple[str, list[int
     """Starts such a run, which logs the pids of its processes; its id and those."""
     tau.deploy_it(text)
     run_id = tau("run", "it", "--executor", executor, "--detach")["run_id"]
-    lines = eventually(lambda: tau.call("logs", run_id=run_id)["lines"], 30)
+    lines = eventually(lambda: tau.call("logs", run_id=run_id)["lines"])
     return run_id, [int(pid) for pid in lines[0]["message"].split()]
 
 
@@ -365,7 +365,7 @@ def test_a_flood_does_not_keep_a_run_from_being_cancelled(far: Tau) -> None:
         f"import os\ndef it(ctx):\n    open({str(path)!r}, 'w').write(str(os.getpid()))\n    os.system('yes')"
     )
     run_id = far("run", "it", "--executor", "quiet", "--detach")["run_id"]
-    eventually(lambda: far("inspect", run_id)["trace"]["log_lines"] > 200_000, 30)
+    eventually(lambda: far("inspect", run_id)["trace"]["log_lines"] > 200_000)
     assert far("cancel", run_id)["status"] == "cancelled"
     assert not is_running(int(path.read_text()))
     assert far("inspect", run_id)["trace"]["log_lines"] > 200_000
@@ -443,7 +443,7 @@ def test_an_orphan_there_lives_as_long_as_its_run(far: Tau) -> None:
 def test_cancelling_by_force_leaves_nothing(far: Tau) -> None:
     run_id, pids = start_far(far, STUBBORN)
     assert far("cancel", run_id, "--force")["status"] == "cancelled"
-    eventually(lambda: not any(map(is_running, pids)), 30)
+    eventually(lambda: not any(map(is_running, pids)))
 
 
 def test_a_scheduler_that_takes_its_place_back_is_obeyed(far: Tau) -> None:
@@ -500,14 +500,22 @@ def test_a_connection_that_is_cut_is_a_lost_run_and_nothing_goes_on_there(far: T
     run = far("wait", run_id, exit=1)
     assert (run["status"], run["error"]["kind"], run["error"]["type"]) == ("lost", "lost", "ConnectionLost")
     assert run["error"]["message"] == "the connection to executor 'far' was lost; its command was killed by SIGKILL"
-    eventually(lambda: not any(map(is_running, pids)), 30)
+    eventually(lambda: not any(map(is_running, pids)))
 
 
 def test_a_relay_that_is_killed_takes_the_run_with_it(far: Tau) -> None:
     run_id, pids = start_far(far, STUBBORN)
     os.kill(next(one["pid"] for one in far("status")["processes"] if one.get("run_id") == run_id), signal.SIGKILL)
     assert far("wait", run_id, exit=1)["status"] == "lost"
-    eventually(lambda: not any(map(is_running, pids)), 30)
+    eventually(lambda: not any(map(is_running, pids)))
+
+
+@pytest.mark.parametrize("lone", [config_of(["sh", "-c", 'trap "" TERM; "$@"', "sh"])], indirect=True)
+def test_how_a_run_ends_that_its_killed_relay_takes_with_it_is_not_its_own_end(lone: Tau) -> None:
+    run_id, _ = start_far(lone, SLEEPING)
+    os.kill(next(one["pid"] for one in lone("status")["processes"] if one.get("run_id") == run_id), signal.SIGKILL)
+    run = lone("wait", run_id, exit=1)
+    assert (run["status"], run["error"]["type"]) == ("lost", "ConnectionLost")
 
 
 def test_a_connection_that_falls_silent_is_a_lost_run(far: Tau) -> None:
@@ -516,7 +524,7 @@ def test_a_connection_that_falls_silent_is_a_lost_run(far: Tau) -> None:
     run = far("wait", run_id, exit=1)
     assert run["status"] == "lost"
     assert run["trace"]["log_tail"][-1] == f"nothing was heard of executor 'quiet' for {LOST_AFTER_S:g} s"
-    eventually(lambda: not any(map(is_running, pids)), 30)
+    eventually(lambda: not any(map(is_running, pids)))
 
 
 def test_a_quiet_run_is_not_a_silent_connection(far: Tau) -> None:
@@ -529,7 +537,7 @@ def test_a_lost_run_may_be_tried_again(far: Tau) -> None:
     text += "    ctx.log(os.getpid())\n    if ctx.attempt == 1:\n        time.sleep(600)\n    return ctx.attempt"
     far.deploy("from tau import pipeline\n" + text)
     run_id = far("run", "it", "--executor", "far", "--detach")["run_id"]
-    eventually(lambda: far.call("logs", run_id=run_id)["lines"], 30)
+    eventually(lambda: far.call("logs", run_id=run_id)["lines"])
     os.kill(command_of(far, run_id), signal.SIGKILL)
     assert far("wait", run_id)["result"] == 2
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Tau, make_home, started
+from conftest import PATIENCE_S, Tau, make_home, started
 
 import tau as module
 
@@ -73,7 +73,7 @@ def stopping() -> Iterator[Tau]:
 
 def stopped(tau: Tau, name: str) -> tuple[Any, Any, dict[str, list[str]]]:
     """The run, its facts, and its stacks by name of thread or task."""
-    run = tau.call("run", name=name, timeout=30)
+    run = tau.call("run", name=name, timeout=PATIENCE_S)
     facts = run["error"]["facts"]
     assert (run["status"], facts["limit_s"]) == ("timed_out", 0.3)
     return run, facts, {stack["name"]: stack["frames"] for stack in facts["stacks"]}
@@ -360,7 +360,7 @@ TOLD: dict[str, tuple[str, Any, str]] = {
 def test_an_error_tells_what_its_kind_needs(failing: tuple[Tau, str], name: str) -> None:
     tau, base = failing
     path, expected, hint = TOLD[name]
-    error = tau.call("run", name=name, params={"url": base + path} if path else {}, timeout=30)["error"]
+    error = tau.call("run", name=name, params={"url": base + path} if path else {}, timeout=PATIENCE_S)["error"]
     facts = error["facts"]
     if expected is None:
         assert facts is None
@@ -373,17 +373,17 @@ def test_an_error_tells_what_its_kind_needs(failing: tuple[Tau, str], name: str)
 
 
 def test_both_sides_of_a_comparison_are_among_the_values_of_its_check(failing: tuple[Tau, str]) -> None:
-    (check,) = failing[0].call("run", name="check", timeout=30)["trace"]["checks"]
+    (check,) = failing[0].call("run", name="check", timeout=PATIENCE_S)["trace"]["checks"]
     assert check["values"] == {"left": "3", "right": "4", "comparison": "3 == 4", "rows": "[1, 2, 3]"}
 
 
 def test_the_other_rows_are_tried_only_if_the_error_ends_the_run(failing: tuple[Tau, str]) -> None:
-    assert failing[0].call("run", name="row_handled", timeout=30)["result"] == 6
+    assert failing[0].call("run", name="row_handled", timeout=PATIENCE_S)["result"] == 6
 
 
 def test_where_a_secret_was_found_is_kept_with_the_attempt(failing: tuple[Tau, str]) -> None:
     tau, _ = failing
-    run_id = tau.call("run", name="secret_found", timeout=30)["run_id"]
+    run_id = tau.call("run", name="secret_found", timeout=PATIENCE_S)["run_id"]
     with contextlib.closing(sqlite3.connect(tau.home / "tau.db")) as db:
         (text,) = db.execute("SELECT process FROM attempts WHERE run_id = ?", (run_id,)).fetchone()
     assert json.loads(text)["secrets"] == {"SHOP_KEYS": "home"}

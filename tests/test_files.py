@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import THOROUGH, Tau, eventually, is_running, run, served
+from conftest import PATIENCE_S, THOROUGH, Tau, eventually, is_running, run, served
 
 import tau as module
 
@@ -108,7 +108,7 @@ def test_a_daemon_whose_home_was_renamed_leaves_the_next_one_alone(home: Tau) ->
 def test_a_daemon_whose_home_is_deleted_ends_and_says_so(home: Tau) -> None:
     with served(home, code="tau.LOOK_AFTER_S = 0.05") as daemon:
         shutil.rmtree(home.home)
-        assert daemon.wait(20) == 5
+        assert daemon.wait(PATIENCE_S) == 5
     assert "renamed or deleted" in (home.work / "taud.log").read_text()
     home.home.mkdir()
 
@@ -168,7 +168,7 @@ def test_a_home_with_odd_files_everywhere_serves(home: Tau, turn: int) -> None:
 @pytest.mark.parametrize("place", NEEDED)
 def test_a_place_that_taud_needs_is_refused_and_named_if_something_else_is_there(home: Tau, place: str) -> None:
     os.mkfifo(home.home / place)
-    done = run("taud", "--detach", cwd=home.work, environ=home.environ, timeout=30)
+    done = run("taud", "--detach", cwd=home.work, environ=home.environ, timeout=PATIENCE_S)
     (home.home / place).unlink()
     assert (done.exit, done.error["code"]) in ((5, "conflict"), (5, "storage_full"), (2, "bad_request"))
     assert place in done.error["message"]
@@ -202,11 +202,11 @@ def it(ctx, place: str = "", kind: str = ""):
 def test_what_a_run_does_to_its_files_holds_nobody_up(fresh: Tau, place: str) -> None:
     fresh.deploy_it(SPOILING)
     for kind in ("fifo", "directory", "socket", "nowhere", "x: a fifo", ""):
-        run = fresh.call("run", name="it", params={"place": place, "kind": kind}, timeout=30)
+        run = fresh.call("run", name="it", params={"place": place, "kind": kind}, timeout=PATIENCE_S)
         assert run["status"] in ("success", "failed", "lost"), kind
         path = fresh.home / place.format(run["run_id"])
         if "{" not in place and not path.is_dir():
             path.unlink(missing_ok=True)
-        assert fresh.call("run", name="it", timeout=30)["result"] == 1, kind
+        assert fresh.call("run", name="it", timeout=PATIENCE_S)["result"] == 1, kind
         fresh.call("prune")
     assert "Traceback" not in (fresh.home / "taud.log").read_text()

@@ -248,10 +248,10 @@ def test_an_agent_gets_no_more_than_it_is_given(home: Home) -> None:
 def test_incidents_heal_by_themselves(home: Home) -> None:
     home.say("sys.exit(1)")
     home.break_it()
-    eventually(lambda: home.events("heal.rejected"), 60)
+    eventually(lambda: home.events("heal.rejected"))
     home.say(MEND)
     home.tau("claim", home.tau("errors")["incidents"][0]["incident"], "--for", "0.01")  # which soon ends
-    eventually(lambda: home.tau.command("run", "orders").exit == 0, 60)  # each failure calls for another attempt
+    eventually(lambda: home.tau.command("run", "orders").exit == 0)  # each failure calls for another attempt
     assert [event["type"] for event in home.events("heal.fixed", "incident.closed")] == [
         "heal.fixed",
         "incident.closed",
@@ -278,7 +278,7 @@ def test_a_pipeline_may_ask_for_it(home: Home) -> None:
     home.tau("run", "orders")
     home.data(RENAMED)
     home.tau.command("run", "orders")
-    eventually(lambda: home.events("heal.fixed"), 60)
+    eventually(lambda: home.events("heal.fixed"))
 
 
 @pytest.mark.parametrize("phase", ["asking", "proving"])
@@ -378,9 +378,9 @@ def test_at_night_with_nobody_there(home: Home) -> None:
     loop = '[]\n        for row in rows:\n            paid.append({"id": row["id"], "amount": row["amount"]})'
     source = SOURCE.replace("timeout=5", 'timeout=5, every="1s"').replace(made, loop)
     home.tau.deploy(source, "orders.py")
-    eventually(lambda: home.tau("runs", "orders", "--status", "success")["runs"], 60)
+    eventually(lambda: home.tau("runs", "orders", "--status", "success")["runs"])
     home.data(RENAMED)
-    eventually(lambda: home.events("incident.closed"), 60)
+    eventually(lambda: home.events("incident.closed"))
     story = [event["type"] for event in home.events("incident.", "heal.", "pipeline.deployed")]
     assert story == [
         *("pipeline.deployed", "incident.opened", "heal.began", "pipeline.deployed", "heal.fixed", "incident.closed")
@@ -390,5 +390,5 @@ def test_at_night_with_nobody_there(home: Home) -> None:
     fixed, closed = home.events("heal.fixed")[0]["data"], home.events("incident.closed")[0]["data"]
     assert (fixed["hypothesis"], fixed["version"], closed["version"]) == ("amount is total", 2, 2)
     assert home.tau("why", "orders")["tick"]["status"] == "success"
-    eventually(lambda: len(told.read_text().split()) == 4, 60)
+    eventually(lambda: len(told.read_text().split()) == 4)
     assert told.read_text().split() == ["incident.opened", "heal.began", "heal.fixed", "incident.closed"]

@@ -15,7 +15,7 @@ from typing import Any
 
 import answers
 import pytest
-from conftest import Tau, eventually, make_home, served, started
+from conftest import PATIENCE_S, Tau, eventually, make_home, served, started
 
 import tau as module
 
@@ -52,7 +52,7 @@ def post(web: Tau, body: bytes, *headers: str, version: str = "1.1", key: str | 
 
 def connect(web: Tau) -> http.client.HTTPConnection:
     """The library's own client."""
-    return http.client.HTTPConnection("127.0.0.1", web.port, timeout=20)
+    return http.client.HTTPConnection("127.0.0.1", web.port, timeout=PATIENCE_S)
 
 
 def ask(web: Tau, document: Any, **headers: str) -> tuple[int, list[Any]]:
@@ -125,7 +125,9 @@ def test_a_large_body_is_asked_for_first(web: Tau) -> None:
 
 def test_curl_works(web: Tau) -> None:
     word = ["curl", "-sS", "-H", f"Authorization: Bearer {key_of(web)}", f"http://127.0.0.1:{web.port}/rpc"]
-    done = subprocess.run([*word, "-d", '{"id":1,"method":"status"}'], capture_output=True, timeout=20, check=True)
+    done = subprocess.run(
+        [*word, "-d", '{"id":1,"method":"status"}'], capture_output=True, timeout=PATIENCE_S, check=True
+    )
     assert json.loads(done.stdout)["result"]["pid"] == web.pid()
 
 

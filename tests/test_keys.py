@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import THOROUGH, TRANSPORTS, Tau, eventually, free_port, make_home, python, running
+from conftest import PATIENCE_S, THOROUGH, TRANSPORTS, Tau, eventually, free_port, make_home, python, running
 
 import tau as module
 
@@ -497,7 +497,7 @@ def start(made: Tau, *words: str, **environ: str) -> subprocess.CompletedProcess
     """Tries to start a daemon that listens on a port."""
     command = [*python("taud"), "--detach", "--port", str(free_port()), *words]
     environ = made.environ | environ
-    return subprocess.run(command, env=environ, capture_output=True, text=True, timeout=30, check=False)
+    return subprocess.run(command, env=environ, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
 
 
 def refusal_of(done: subprocess.CompletedProcess[str]) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Tau, eventually, python
+from conftest import PATIENCE_S, Tau, eventually, python
 from test_shape import HEAVY
 from test_terminal import on_terminal
 
@@ -63,7 +63,9 @@ LATE = [name for name in HEAVY if name != "contextlib"]
 def test_a_page_imports_nothing_heavy(home: Tau, words: list[str]) -> None:
     code = f"import sys\nbefore = {{*sys.modules}}\nimport tau\ntau.main({words!r})\n"
     code += f"print(*({{*sys.modules}} - before) & {{*{LATE!r}}}, file=sys.stderr)"
-    done = subprocess.run([*python("main")[:-1], code], env=home.environ, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        [*python("main")[:-1], code], env=home.environ, capture_output=True, text=True, timeout=PATIENCE_S
+    )
     assert (done.returncode, done.stderr) == (0, "\n")
 
 

@@ -20,7 +20,7 @@ import anyio
 import httpx2
 import mcp_types
 import pytest
-from conftest import REPOSITORY, Tau, eventually, make_home, python, started
+from conftest import PATIENCE_S, REPOSITORY, Tau, eventually, make_home, python, started
 from mcp import Client, StdioServerParameters
 from mcp.client.streamable_http import streamable_http_client
 from mcp.shared.message import SessionMessage
@@ -114,7 +114,7 @@ async def by_http(tau: Tau, key: str = "") -> AsyncIterator[Any]:
     """POST /mcp with the key."""
     headers = {"Authorization": f"Bearer {key or key_of(tau)}"}
     async with (
-        httpx2.AsyncClient(headers=headers, timeout=60) as web,
+        httpx2.AsyncClient(headers=headers, timeout=PATIENCE_S) as web,
         streamable_http_client(f"http://127.0.0.1:{tau.port}/mcp", http_client=web) as streams,
     ):
         yield streams
@@ -170,7 +170,7 @@ def say(tau: Tau, *messages: Any, ends: bool = True, **environ: str) -> list[Any
     lines = [one if isinstance(one, bytes) else json.dumps(one).encode() + b"\n" for one in messages]
     done = subprocess.run(
         [*python("main"), "mcp"], input=b"".join(lines), env=tau.environ | {"TAU_HOST": ""} | environ,
-        capture_output=True, timeout=60,
+        capture_output=True, timeout=PATIENCE_S,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     return sorted(map(json.loads, done.stdout.splitlines()), key=lambda one: str(one["id"]))
@@ -330,7 +330,7 @@ def test_without_a_daemon_it_answers_at_once_and_says_so(home: Tau) -> None:
         request("tools/list", 3),
         use("errors", 4),
     )
-    assert time.monotonic() - begun < 30
+    assert time.monotonic() - begun < PATIENCE_S
     assert "taud --detach" in first["result"]["instructions"]
     assert "taud --detach" in legacy["result"]["instructions"]
     assert len(tools["result"]["tools"]) == len(module.TOOLS)
@@ -595,7 +595,7 @@ def test_end_of_input_ends_it_though_a_run_goes_on(web: Tau) -> None:
     child.stdin.flush()
     (run,) = eventually(lambda: web.call("runs", name="it", status="running")["runs"])
     child.stdin.close()
-    assert child.wait(20) == 0
+    assert child.wait(PATIENCE_S) == 0
     assert child.stdout.read() == b""
     child.stdout.close()
     web.go.touch()

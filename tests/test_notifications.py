@@ -22,7 +22,7 @@ from typing import Any
 
 import pytest
 import standardwebhooks
-from conftest import Tau, eventually, free_port, is_running, make_certificate
+from conftest import PATIENCE_S, Tau, eventually, free_port, is_running, make_certificate
 from test_scheduler import FakeClock
 from test_store import with_store
 
@@ -93,7 +93,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.server.calls.append(({name.lower(): value for name, value in self.headers.items()}, body))
         answer = self.server.answers.pop(0) if self.server.answers else (200, {})
         if isinstance(answer, threading.Event):
-            answer.wait(20)
+            answer.wait(PATIENCE_S)
             return
         self.send_response(answer[0])
         for name, value in answer[1].items():
@@ -592,7 +592,7 @@ def test_a_daemon_that_dies_between_commit_and_sending_tells_it_later(home: Tau,
     with shy.stdout:
         shy.stdout.readline()
     home.command("run", "etl_orders", "-p", "bad=true", "--detach")
-    assert shy.wait(20) == -signal.SIGKILL
+    assert shy.wait(PATIENCE_S) == -signal.SIGKILL
     assert endpoint.calls == []
     home.start()
     eventually(lambda: endpoint.calls)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import REPOSITORY
+from conftest import PATIENCE_S, REPOSITORY
 
 Script = Callable[..., "subprocess.Popen[str]"]
 
@@ -37,7 +37,7 @@ def script(start: Script) -> Callable[..., str]:
 
     def run(code: str, **given: Any) -> str:
         with start(code, **given) as process:
-            said = process.communicate(timeout=60)[0].strip()
+            said = process.communicate(timeout=PATIENCE_S)[0].strip()
         assert process.returncode == 0
         return said
 

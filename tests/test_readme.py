@@ -29,7 +29,7 @@ import pytest
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent.parent)]
 
 import record
-from conftest import ENVIRON, REPOSITORY, Tau, free_port, python
+from conftest import ENVIRON, PATIENCE_S, REPOSITORY, Tau, free_port, python
 from test_terminal import on_terminal
 
 import tau as module
@@ -290,7 +290,7 @@ def terminal_of(tau: Tau, program: str, words: list[str]) -> str:
     if program == "taud":
         quoted = " ".join(f"'{word}'" for word in [*python("taud"), *words])
         done = subprocess.run(
-            ["script", "-qec", quoted, "/dev/null"], env=tau.environ, capture_output=True, text=True, timeout=60
+            ["script", "-qec", quoted, "/dev/null"], env=tau.environ, capture_output=True, text=True, timeout=PATIENCE_S
         )
         return done.stdout.replace("\r\n", "\n")
     screen = on_terminal(tau, *words, NO_COLOR="1")[1]
@@ -356,7 +356,9 @@ def test_every_python_snippet_runs(tau: Tau, number: int) -> None:
         assert tau.command("run", name).json["error"]["type"] == "KeyError"
     else:
         path = tau.write(snippet, "snippet.py")
-        done = subprocess.run([sys.executable, path], env=tau.environ, capture_output=True, text=True, timeout=60)
+        done = subprocess.run(
+            [sys.executable, path], env=tau.environ, capture_output=True, text=True, timeout=PATIENCE_S
+        )
         assert done.returncode == 0, done.stderr
         assert done.stdout.strip() in ("", module.__version__)
 
@@ -368,7 +370,7 @@ def test_the_shell_snippets_get_an_answer(tau: Tau, program: str) -> None:
     lines = [line for block in blocks("bash") for line in block.splitlines() if f"| {program} " in line]
     assert len(lines) == 1
     line = re.sub(r"(~|\$HOME)/\.local/state/tau/tau\.sock", str(tau.socket), lines[0])
-    done = subprocess.run(["sh", "-c", line], capture_output=True, text=True, timeout=20)
+    done = subprocess.run(["sh", "-c", line], capture_output=True, text=True, timeout=PATIENCE_S)
     assert '"result"' in done.stdout, done
 
 
@@ -378,7 +380,9 @@ def test_the_commands_about_the_network_work(home: Tau) -> None:
     port = str(free_port())
     (block,) = [block for block in blocks("bash") if "taud --detach --port 8400" in block]
     for line in block.replace("8400", port).replace("~/.local/state/tau", str(home.home)).splitlines():
-        done = subprocess.run(["sh", "-c", line], env=with_programs(home), capture_output=True, text=True, timeout=30)
+        done = subprocess.run(
+            ["sh", "-c", line], env=with_programs(home), capture_output=True, text=True, timeout=PATIENCE_S
+        )
         assert (done.returncode, done.stderr) == (0, ""), line
         assert done.stdout.strip() == "ready" or json.loads(done.stdout), line
     (block,) = [block for block in blocks("bash") if "tau key create" in block]
@@ -497,7 +501,7 @@ def test_the_pictures_show_commands_that_exist() -> None:
 def test_a_session_at_a_terminal_becomes_a_picture(tmp_path: Path) -> None:
     sessions = {"picture.svg": (60, 8, ["echo '<&>'", "tau version"])}
     code = f"import pathlib, record; record.record(pathlib.Path({str(tmp_path)!r}), {sessions!r})"
-    subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY / "tests", env=ENVIRON, check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY / "tests", env=ENVIRON, check=True, timeout=PATIENCE_S)
     picture = ElementTree.parse(tmp_path / "picture.svg")
     texts = [element.text for element in picture.iter("{http://www.w3.org/2000/svg}text")]
     assert {"$ tau version", "<&>"} <= {*texts}

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Tau, eventually, python
+from conftest import PATIENCE_S, Tau, eventually, python
 from test_store import with_store
 
 import tau as module
@@ -436,7 +436,7 @@ def test_a_daemon_killed_while_it_removes_goes_on_later(home: Tau) -> None:
     )
     eventually(lambda: home.call("status")["runs"]["success"] < 9_500)
     home.kill()
-    pruning.communicate(timeout=30)
+    pruning.communicate(timeout=PATIENCE_S)
     db = sqlite3.connect(home.home / "tau.db")
     left = db.execute("SELECT count(*) FROM runs").fetchone()[0]
     assert 1 < left < 9_500

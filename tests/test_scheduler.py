@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import THOROUGH, Tau, eventually
+from conftest import PATIENCE_S, THOROUGH, Tau, eventually
 
 import tau as module
 
@@ -1465,8 +1465,8 @@ def test_a_kill_in_the_middle_of_many_schedules_runs_none_twice(home: Tau) -> No
     before = queued()
     assert before < count
     home.start("--max-concurrent", "1")
-    eventually(lambda: queued() == count, 120)
-    assert home("status", timeout=10)["queued"] > 0
+    eventually(lambda: queued() == count)
+    assert home("status", timeout=PATIENCE_S)["queued"] > 0
     assert db.execute("SELECT max(n) FROM (SELECT count(*) AS n FROM runs GROUP BY pipeline)").fetchone() == (1,)
     fired = db.execute("SELECT count(*), count(DISTINCT pipeline) FROM events WHERE type = 'tick.fired'").fetchone()
     assert fired == (count, count)

@@ -20,13 +20,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import REPOSITORY, Tau, eventually, is_running, python
+from conftest import PATIENCE_S, REPOSITORY, Tau, eventually, is_running, python
 from test_daemon import WAITING
 
 import tau as module
 
 #: So long may a daemon be silent: the watchdog is promised less than half a second, the machine may be busy.
-PATIENCE_S = 3.0
+SILENCE_S = 3.0
 #: Becomes the service's process: the sockets at descriptor 3 and on, and a word to whom they belong.
 LAUNCH = """
 import fcntl, os, resource, sys
@@ -107,7 +107,7 @@ class Supervisor(threading.Thread):
         if self.process is not None:
             self.process.send_signal(signal.SIGCONT)
             self.process.terminate()
-            self.process.wait(30)
+            self.process.wait(PATIENCE_S)
         for one in (*self.given, self.channel):
             one.close()
 
@@ -146,11 +146,11 @@ class Supervisor(threading.Thread):
             self.process = None
             if code and self.restart:
                 self.launch()
-        elif self.watchdog_s and self.alive_at is not None and time.monotonic() > self.alive_at + PATIENCE_S:
+        elif self.watchdog_s and self.alive_at is not None and time.monotonic() > self.alive_at + SILENCE_S:
             again = self.process.pid in self.silent
             self.silent += [] if again else [self.process.pid]
             self.process.send_signal(signal.SIGKILL if again else signal.SIGABRT)
-            self.alive_at += PATIENCE_S
+            self.alive_at += SILENCE_S
 
     def heard(self, name: str) -> list[str]:
         """What was told under a name, oldest first."""
@@ -202,7 +202,7 @@ def test_systemd_socket_activate_starts_it_upon_the_first_command(home: Tau) -> 
         assert home.call("status")["addresses"] == [f"unix://{home.socket}", f"unix://{path}"]
     finally:
         activator.terminate()
-        activator.wait(30)
+        activator.wait(PATIENCE_S)
     assert path.exists()
 
 
@@ -230,7 +230,7 @@ def test_a_frozen_daemon_stops_pinging_and_is_replaced_while_its_run_goes_on(hom
         assert service.exits == []
         frozen = home.pid()
         os.kill(frozen, signal.SIGSTOP)
-        eventually(lambda: service.exits, 30)
+        eventually(lambda: service.exits)
         assert (service.silent, service.exits) == ([frozen], [-signal.SIGKILL])
         assert home("inspect", run_id, TAU_HOST=service.host)["status"] == "running"
         assert_run_is_whole(home, run_id)
@@ -247,7 +247,7 @@ def test_a_blocked_event_loop_stops_pinging_and_says_where_it_is(home: Tau) -> N
         os.mkfifo(config)
         blocked = home.pid()
         os.kill(blocked, signal.SIGHUP)
-        eventually(lambda: service.exits, 30)
+        eventually(lambda: service.exits)
         assert (service.silent, service.exits) == ([blocked], [-signal.SIGABRT])
         assert "in read_config" in service.log
         config.unlink()
@@ -288,7 +288,7 @@ def test_a_service_manager_that_does_not_listen_does_no_harm(home: Tau) -> None:
     eventually(lambda: "cannot notify" in (home.work / "log").read_text())
     assert home("list")["pipelines"] == []
     home("shutdown")
-    assert running.wait(30) == 0
+    assert running.wait(PATIENCE_S) == 0
 
 
 def test_what_is_meant_for_this_process_is_taken_out_of_the_environment(tmp_path: Path) -> None:
@@ -350,7 +350,7 @@ def test_a_flag_holds_over_a_configuration_that_is_read_again(home: Tau) -> None
     eventually(lambda: "the configuration is read again" in (home.work / "log").read_text())
     assert home("status")["config"] == str(home.home / "tau.toml")
     home("shutdown")
-    assert running.wait(30) == 0
+    assert running.wait(PATIENCE_S) == 0
 
 
 def signal_bits(pid: int, name: str) -> int:
@@ -373,7 +373,7 @@ def test_a_terminal_that_closes_does_not_end_it(home: Tau) -> None:
     assert home.run_it("def it(ctx):\n    return 1")["result"] == 1
     assert home.pid() == running.pid
     home("shutdown")
-    running.wait(30)
+    running.wait(PATIENCE_S)
 
 
 # Sockets that are handed over.
@@ -430,7 +430,7 @@ def test_what_cannot_be_served_is_refused(home: Tau, what: str) -> None:
     make, code, message = REFUSED[what]
     given = make()
     running = launch(home, [given], LISTEN_FDNAMES="tau")
-    assert running.wait(30) == code
+    assert running.wait(PATIENCE_S) == code
     os.close(given) if isinstance(given, int) else given.close()
     error = json.loads((home.work / "log").read_text().splitlines()[-1])["error"]
     assert message in error["message"]
@@ -522,7 +522,7 @@ def test_in_the_journal_each_line_has_its_priority(home: Tau, journal: bool) -> 
     eventually(lambda: "the fork server died" in (home.work / "log").read_text())
     assert launch(home, [], JOURNAL_STREAM=named).wait(30) == 5  # refused: it serves already
     home("shutdown")
-    running.wait(30)
+    running.wait(PATIENCE_S)
     lines = (home.work / "log").read_text().splitlines()
     found_priorities = {
         text: [line[:3] for line in lines if text in line]
@@ -547,7 +547,7 @@ def test_in_the_journal_each_line_of_a_traceback_has_its_priority(tmp_path: Path
     with path.open("wb") as log:
         found = os.fstat(log.fileno())
         environ = {"PYTHONPATH": str(REPOSITORY), "JOURNAL_STREAM": f"{found.st_dev}:{found.st_ino}"}
-        subprocess.run([*python("main")[:-1], code], env=environ, stderr=log, timeout=30, check=True)
+        subprocess.run([*python("main")[:-1], code], env=environ, stderr=log, timeout=PATIENCE_S, check=True)
     lines = path.read_text().splitlines()
     assert len(lines) > 4
     assert all(line.startswith("<3>") for line in lines)
@@ -569,7 +569,9 @@ def taud(tmp_path: Path) -> Path:
 def printed(taud: Path, *words: str, exit: int = 0) -> str:
     """What `taud --print-unit` prints, or the error."""
     environ = {"PYTHONPATH": str(REPOSITORY), "PATH": os.environ["PATH"]}
-    done = subprocess.run([taud, "--print-unit", *words], env=environ, capture_output=True, text=True, timeout=30)
+    done = subprocess.run(
+        [taud, "--print-unit", *words], env=environ, capture_output=True, text=True, timeout=PATIENCE_S
+    )
     assert done.returncode == exit, done.stderr
     return done.stdout or done.stderr
 
@@ -592,7 +594,7 @@ def test_a_unit_that_there_is_not_and_a_taud_that_is_not_installed_are_refused(t
         env={"PYTHONPATH": str(REPOSITORY)},
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=PATIENCE_S,
     )
     assert (done.returncode, json.loads(done.stderr)["error"]["code"]) == (3, "not_found")
 
@@ -602,7 +604,11 @@ def analyze(*words: Any, **environ: str) -> str:
     if not shutil.which("systemd-analyze"):
         pytest.skip("systemd-analyze is not installed")
     done = subprocess.run(
-        ["systemd-analyze", *map(str, words)], env=os.environ | environ, capture_output=True, text=True, timeout=60
+        ["systemd-analyze", *map(str, words)],
+        env=os.environ | environ,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_S,
     )
     assert (done.returncode, done.stderr) == (0, "")
     return done.stdout
@@ -678,12 +684,12 @@ class Systemd:
     def __enter__(self) -> Systemd:
         children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children")
         self.first = int(eventually(lambda: children.read_text().split())[0])
-        eventually(lambda: self("systemctl", "--user", "is-active", "default.target").returncode == 0, 30)
+        eventually(lambda: self("systemctl", "--user", "is-active", "default.target").returncode == 0)
         return self
 
     def __exit__(self, *exception: object) -> None:
         self.process.kill()  # and with it all that is in the namespaces
-        self.process.wait(30)
+        self.process.wait(PATIENCE_S)
         eventually(lambda: not self.tau.remains())
         for path in {*self.find_slices()} - self.slices:
             for folder, _, _ in os.walk(path, topdown=False):
@@ -701,7 +707,7 @@ class Systemd:
             env=self.tau.environ | {"XDG_RUNTIME_DIR": "/run/user/0"},
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=PATIENCE_S,
         )
 
     def systemctl(self, *words: str) -> str:
@@ -756,7 +762,7 @@ def test_under_systemd_itself(home: Tau, taud: Path) -> None:
 
         frozen = systemd.main_pid()
         assert systemd("kill", "-STOP", frozen).returncode == 0
-        eventually(lambda: systemd.main_pid() not in (0, frozen), 60)  # the watchdog has killed it
+        eventually(lambda: systemd.main_pid() not in (0, frozen))  # the watchdog has killed it
         assert systemd.systemctl("show", "--property=NRestarts", "--value", "taud").strip() == "1"
         assert systemd.status()["slots"]["used"] == 1
 

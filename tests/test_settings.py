@@ -8,7 +8,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from conftest import REPOSITORY, Tau, python
+from conftest import PATIENCE_S, REPOSITORY, Tau, python
 
 import tau as module
 
@@ -96,7 +96,7 @@ BAD = {
 @pytest.mark.parametrize("text", BAD)
 def test_a_wrong_configuration_is_refused_at_start(home: Tau, text: str) -> None:
     (home.home / "tau.toml").write_text(text)
-    done = subprocess.run(python("taud"), env=home.environ, capture_output=True, text=True, timeout=30)
+    done = subprocess.run(python("taud"), env=home.environ, capture_output=True, text=True, timeout=PATIENCE_S)
     error = json.loads(done.stderr.splitlines()[-1])["error"]
     assert (done.returncode, error["code"]) == (2, "bad_request")
     assert BAD[text][0] in error["message"]
@@ -123,7 +123,11 @@ def test_a_home_that_cannot_be_one_is_refused_without_a_traceback(home: Tau) -> 
     for place in (home.work / "file", home.work / "file" / "below", Path("/proc/1/nothing")):
         for more in ([], ["--detach"]):
             done = subprocess.run(
-                [*python("taud"), "--home", place, *more], env=home.environ, capture_output=True, text=True, timeout=30
+                [*python("taud"), "--home", place, *more],
+                env=home.environ,
+                capture_output=True,
+                text=True,
+                timeout=PATIENCE_S,
             )
             assert done.returncode in (4, 5), place
             assert "Traceback" not in done.stderr

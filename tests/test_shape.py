@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import REPOSITORY, Tau, python
+from conftest import PATIENCE_S, REPOSITORY, Tau, python
 
 import tau as module
 
@@ -217,7 +217,9 @@ def test_the_client_imports_nothing_heavy(tau: Tau, words: list[str]) -> None:
         f"import sys\nbefore = set(sys.modules)\nimport tau\ntry:\n    tau.main({words!r})\nexcept SystemExit:\n    pass\n"
         f"print(*sorted(set({HEAVY!r}) & set(sys.modules) - before), file=sys.stderr)"
     )
-    done = subprocess.run([*python("main")[:-1], code], env=tau.environ, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        [*python("main")[:-1], code], env=tau.environ, capture_output=True, text=True, timeout=PATIENCE_S
+    )
     assert done.returncode == 0
     assert done.stderr.strip() == ""
 
@@ -231,7 +233,7 @@ def test_importing_tau_starts_opens_and_compiles_nothing(tmp_path: Path) -> None
     )
     environ = {"PYTHONPATH": str(REPOSITORY), "HOME": str(tmp_path)}
     done = subprocess.run(
-        [*python("main")[:-1], code], cwd=tmp_path, env=environ, capture_output=True, text=True, timeout=60
+        [*python("main")[:-1], code], cwd=tmp_path, env=environ, capture_output=True, text=True, timeout=PATIENCE_S
     )
     assert done.stdout.strip() == "True 1 [] False"
 
@@ -247,7 +249,7 @@ def test_as_a_script_the_module_exists_once(tau: Tau) -> None:
         env=tau.environ,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=PATIENCE_S,
     )
     assert f'"version":"{module.__version__}"' in done.stdout
 

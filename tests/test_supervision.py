@@ -9,7 +9,7 @@ import signal
 from pathlib import Path
 
 import pytest
-from conftest import Tau, eventually, served
+from conftest import PATIENCE_S, Tau, eventually, served
 
 import tau as module
 
@@ -133,4 +133,4 @@ tau.Store.note_stopping = lambda *given: note_stopping(*given) if os.path.exists
         assert home.call("status")["stopping"] is False
         (home.work / "room").touch()
         assert home("shutdown", "--cancel")["live_runs"] == 0
-        daemon.wait(20)
+        daemon.wait(PATIENCE_S)

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Tau, eventually, nursery
+from conftest import PATIENCE_S, Tau, eventually, nursery
 
 import tau as module
 
@@ -25,7 +25,7 @@ def on_terminal(tau: Tau, *words: Any, columns: int = 0, **environ: str) -> tupl
     """Exit code and screen text of a command whose stdout and stderr are a terminal, of so many columns if it says."""
     with typed(tau, *words, columns=columns, **environ) as (child, read_until):
         screen = read_until(None)
-        return child.wait(30), screen
+        return child.wait(PATIENCE_S), screen
 
 
 @contextmanager
@@ -122,7 +122,7 @@ def test_a_run_under_way_is_shown_with_one_line_that_is_drawn_anew(tau: Tau, wor
         screen = read_until(DRAWN)
         tau.go.touch()
         screen = read_until(None)
-        assert child.wait(30) == 0
+        assert child.wait(PATIENCE_S) == 0
     assert "\x1b[33m  [load] careful\x1b[0m\n" in screen
     assert all(len(drawn) < columns for drawn in re.findall(DRAWN, screen))
     plain = re.sub(r"\x1b\[[0-9;]*[mK]|[^\n]*\r", "", screen)
@@ -159,7 +159,7 @@ def test_a_run_that_waits_says_for_what(tau: Tau) -> None:
         assert re.search(r"held_by +max_concurrent=1\n", on_terminal(tau, "inspect", "one_at_once", columns=80)[1])
         tau.go.touch()
         assert "success" in read_until(None)
-        assert child.wait(30) == 0
+        assert child.wait(PATIENCE_S) == 0
     assert tau("wait", first)["status"] == "success"
     tau("undeploy", "one_at_once")
 
@@ -194,7 +194,7 @@ def test_what_goes_on_is_watched_on_a_screen_that_needs_no_restoring(home: Tau, 
         home.go.touch()
         screen = read_until(r"runs +running 0, retrying 0, queued 0")
         os.kill(child.pid, number)
-        assert child.wait(30) == (130 if number == signal.SIGINT else -signal.SIGTERM)
+        assert child.wait(PATIENCE_S) == (130 if number == signal.SIGINT else -signal.SIGTERM)
         screen = read_until(None)
     assert {*re.findall(r"\x1b\[[^A-Za-z]*[A-Za-z]", screen)} == {"\x1b[H", "\x1b[K", "\x1b[J"}
     assert max(len(line) for line in re.sub(r"\x1b\[[HKJ]", "", screen).splitlines()) <= columns
@@ -353,7 +353,7 @@ def test_who_interrupts_a_run_is_told_that_it_goes_on(tau: Tau) -> None:
     with typed(tau, "run", "it") as (child, read_until):
         read_until("begun")
         os.kill(child.pid, signal.SIGINT)
-        assert child.wait(30) == 130
+        assert child.wait(PATIENCE_S) == 130
         screen = read_until(None)
     run_id = screen.split()[1]
     assert screen.endswith(f"\n{run_id} goes on\nnext  tau wait {run_id}\n      tau cancel {run_id}\n")
@@ -365,7 +365,7 @@ def test_who_interrupts_a_trial_is_told_that_it_was_stopped(home: Tau) -> None:
     with typed(home, "try", home.write(text), "--timeout", "50", TMPDIR=str(home.work)) as (child, read_until):
         read_until("begun")
         os.kill(child.pid, signal.SIGINT)
-        assert child.wait(30) == 130
+        assert child.wait(PATIENCE_S) == 130
         screen = read_until(None)
     assert screen.endswith(f"\nthe trial was stopped\nnext  tau try {home.work}/pipelines.py --timeout 50\n")
     assert "goes on" not in screen
@@ -654,7 +654,7 @@ def read_by_shell(command: str, folder: Path) -> list[str]:
     (folder / "bin" / "tau").write_text(f"#!/bin/sh\nprintf '%s\\0' \"$@\" > {folder}/words\n")
     (folder / "bin" / "tau").chmod(0o700)
     environ = {"PATH": f"{folder}/bin:{os.environ['PATH']}", "HOME": str(folder / "empty")}
-    subprocess.run(["sh", "-c", command], cwd=folder / "empty", env=environ, check=True, timeout=30)
+    subprocess.run(["sh", "-c", command], cwd=folder / "empty", env=environ, check=True, timeout=PATIENCE_S)
     assert os.listdir(folder / "empty") == []
     return (folder / "words").read_bytes().decode().split("\0")[:-1]
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Tau, eventually, free_port, make_certificate, make_home, python, running, started
+from conftest import PATIENCE_S, Tau, eventually, free_port, make_certificate, make_home, python, running, started
 
 import tau as module
 
@@ -76,7 +76,7 @@ def test_old_tls_is_refused(secure: Tau) -> None:
 
 def shown(made: Tau) -> str:
     """The certificate that is shown just now."""
-    return ssl.get_server_certificate(("127.0.0.1", made.port), timeout=10)
+    return ssl.get_server_certificate(("127.0.0.1", made.port), timeout=PATIENCE_S)
 
 
 def test_a_renewed_certificate_is_picked_up_without_a_restart() -> None:
@@ -160,7 +160,7 @@ def nginx(made: Tau, folder: Path, extra: str) -> Iterator[str]:
         yield f"https://127.0.0.1:{port}/tau"
     finally:
         proxy.terminate()
-        proxy.wait(20)
+        proxy.wait(PATIENCE_S)
         assert proxy.stderr is not None
         proxy.stderr.close()
 
@@ -186,7 +186,7 @@ def stream(made: Tau, go: Path, ways: dict[str, str], *words: str) -> list[Any]:
             found.append(json.loads(line))
             if found[-1].get("message") == "begun":
                 go.touch()
-    assert command.wait(20) == 0
+    assert command.wait(PATIENCE_S) == 0
     go.unlink()
     return found
 

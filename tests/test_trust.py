@@ -6,7 +6,6 @@ import contextlib
 import re
 import socket
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -155,6 +154,5 @@ def test_looks_at_what_hangs_hold_up_no_deployment(net: Tau) -> None:
         stack.callback(hanging.shutdown, socket.SHUT_RDWR)
         for _ in range(3):
             stack.callback(hanging.accept()[0].close)  # as many look at once
-        began = time.monotonic()
         net.deploy("from tau import pipeline\n@pipeline\ndef meanwhile(ctx): ...\n")
-        assert time.monotonic() - began < 5
+        assert all(look.is_alive() for look in looks)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import ENVIRON, Context, Tau
+from conftest import ENVIRON, PATIENCE_S, Context, Tau
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from postgres import importable
@@ -506,7 +506,7 @@ def test_a_missing_library_is_named_with_its_extra(tmp_path: Path) -> None:
         env=environ,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=PATIENCE_S,
         check=True,
     )
     database, remote, parquet, unknown = done.stdout.splitlines()

@@ -11,7 +11,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
-from conftest import Context, Tau
+from conftest import PATIENCE_S, Context, Tau
 
 import tau as module
 
@@ -249,7 +249,7 @@ def test_a_server_that_does_not_answer_is_not_waited_for(server: Server, ctx: Co
     going = threading.Event()
 
     def hang(path: str) -> Any:
-        going.wait(30)
+        going.wait(PATIENCE_S)
         return plain([])
 
     with pytest.raises(module.SourceError, match="timed out"):
@@ -261,7 +261,7 @@ def test_a_step_that_is_over_is_no_failure_of_the_server(server: Server, ctx: Co
     going = threading.Event()
 
     def hang(path: str) -> Any:
-        going.wait(30)
+        going.wait(PATIENCE_S)
         return plain([])
 
     with pytest.raises(module.StepTimeout), ctx.step("fetch", timeout=0.2):

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Tau, Wire, eventually, free_port, served
+from conftest import PATIENCE_S, Tau, Wire, eventually, free_port, served
 
 import tau as module
 
@@ -234,7 +234,7 @@ def test_a_daemon_with_many_connections_stops_without_a_word(home: Tau) -> None:
             wire.send({"id": 1, "method": "run", "params": {"name": "it"}})
         eventually(lambda: home.call("status")["queued"] >= 150)
         assert home("shutdown", "--cancel")["stopping"] is True
-        assert daemon.wait(30) == 0
+        assert daemon.wait(PATIENCE_S) == 0
         for wire in wires:
             wire.__exit__()
     warning = "taud runs as root"

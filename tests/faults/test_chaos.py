@@ -257,7 +257,7 @@ def compare(chaos: Chaos) -> Counter[str]:
     """The books against the record of the pipelines; how the runs ended."""
     tau = chaos.tau
     tau("schedule", "ticking", "--disable")
-    eventually(lambda: settled(tau), patience=120)
+    eventually(lambda: settled(tau))
     db = sqlite3.connect(f"file:{tau.home / 'tau.db'}?mode=ro", uri=True)
     db.row_factory = sqlite3.Row
     runs = {row["run_id"]: dict(row) for row in db.execute("SELECT * FROM runs")}
@@ -272,7 +272,7 @@ def compare(chaos: Chaos) -> Counter[str]:
     assert db.execute("PRAGMA integrity_check").fetchone()[0] == "ok"
     assert db.execute("PRAGMA foreign_key_check").fetchall() == []
     db.close()
-    eventually(lambda: not strays(tau), patience=30)
+    eventually(lambda: not strays(tau))
     return Counter(run["status"] for run in runs.values())
 
 

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import THOROUGH, Tau, eventually
+from conftest import PATIENCE_S, THOROUGH, Tau, eventually
 
 #: A daemon that dies at an event, counted from its start, or from when the file `armed` appears; at 0 it never dies,
 #: and leaves in the files `ready` and `over` how many there were until then.
@@ -88,7 +88,7 @@ class Mortal:
         assert self.daemon is not None
         if self.daemon.poll() is None:
             self.daemon.send_signal(signal.SIGTERM)
-        return self.daemon.wait(30)
+        return self.daemon.wait(PATIENCE_S)
 
     def places(self, until: str, most: int) -> list[int]:
         """Where to die, of the places that the life of a daemon has had until it was `ready` or `over`."""

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Tau, eventually, is_running, python
+from conftest import PATIENCE_S, Tau, eventually, is_running, python
 from disk import disk  # noqa: F401
 
 PIPELINES = """
@@ -39,7 +39,9 @@ def start(tau: Tau, **files: Any) -> subprocess.Popen[str]:
 
 def refusal(tau: Tau) -> Any:
     """The error with which a daemon does not start."""
-    done = subprocess.run([*python("taud"), "--json"], env=tau.environ, capture_output=True, text=True, timeout=30)
+    done = subprocess.run(
+        [*python("taud"), "--json"], env=tau.environ, capture_output=True, text=True, timeout=PATIENCE_S
+    )
     assert (done.returncode, "Traceback" in done.stderr) == (5, False), done.stderr
     return json.loads(done.stderr.splitlines()[-1])["error"]
 
@@ -70,7 +72,7 @@ def test_after_a_failed_sync_nothing_is_tried_again_and_nothing_is_lost(home: Ta
     with home.connect() as wire:
         wire.send({"id": 1, "method": "run", "params": {"name": "quick", "key": "k", "wait": False}})
         assert wire.receive() is None  # no answer that might be wrong
-    assert daemon.wait(30) == 1
+    assert daemon.wait(PATIENCE_S) == 1
     assert "the disk has failed to keep the store" in log.read_text()
     assert "disk I/O error" in refusal(home)["message"]
     trouble.unlink()
@@ -134,7 +136,7 @@ def test_a_log_that_nobody_takes_harms_nobody(home: Tau, log: str) -> None:
     assert home("run", "quick", "-p", "n=1")["result"] == {"n": 1}
     assert home("status")["pid"] == daemon.pid
     daemon.send_signal(signal.SIGTERM)
-    assert daemon.wait(30) == 0
+    assert daemon.wait(PATIENCE_S) == 0
 
 
 def test_a_full_disk_below_the_log_harms_nobody(home: Tau) -> None:

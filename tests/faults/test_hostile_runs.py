@@ -14,7 +14,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from conftest import REPOSITORY, Tau, eventually, is_running
+from conftest import PATIENCE_S, REPOSITORY, Tau, eventually, is_running
 
 import tau as module
 
@@ -167,7 +167,9 @@ def test_a_fork_bomb_meets_the_limit_of_processes_and_can_be_cancelled(home: Tau
     code = [pythons[0], "-P", "-c", "import sys, tau; sys.exit(tau.taud())", "--detach"]
     as_other = {"user": NOBODY_ELSE, "group": NOBODY_ELSE, "extra_groups": []}
     environ = home.environ | {"PYTHONDONTWRITEBYTECODE": "1"}
-    done = subprocess.run(code, env=environ, cwd=home.work, capture_output=True, text=True, timeout=60, **as_other)
+    done = subprocess.run(
+        code, env=environ, cwd=home.work, capture_output=True, text=True, timeout=PATIENCE_S, **as_other
+    )
     assert done.returncode == 0, done.stderr
     home.deploy(
         """

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from conftest import SEED, THOROUGH, Tau, eventually, make_home, running
+from conftest import PATIENCE_S, SEED, THOROUGH, Tau, eventually, make_home, running
 
 sys.path.append(str(Path(__file__).parent.parent))
 
@@ -92,7 +92,7 @@ def test_whatever_runs_say_nobody_else_is_hurt() -> None:
             for run_id in hostile:
                 if run_id.endswith("0"):  # a few are cancelled
                     tau.call("cancel", run_id=run_id, force=True)
-            told = tau.call("wait", run_id=hostile, timeout=60.0)
+            told = tau.call("wait", run_id=hostile, timeout=PATIENCE_S)
             ended += told.get("runs", [told])
             for run_id in hostile:
                 tau.call("inspect", run_id=run_id, full=True)

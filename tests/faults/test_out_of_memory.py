@@ -12,7 +12,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from conftest import Tau, eventually, python
+from conftest import PATIENCE_S, Tau, eventually, python
 
 import tau as module
 
@@ -79,7 +79,7 @@ def group() -> Iterator[Path]:
 
 def test_a_run_that_takes_too_much_memory_says_so_and_the_daemon_lives(home: Tau, group: Path) -> None:
     inside = ["sh", "-c", f'echo $$ > {group}/cgroup.procs; exec "$@"', "sh", *python("taud"), "--detach"]
-    subprocess.run(inside, env=home.environ, cwd=home.work, stdout=subprocess.DEVNULL, timeout=60, check=True)
+    subprocess.run(inside, env=home.environ, cwd=home.work, stdout=subprocess.DEVNULL, timeout=PATIENCE_S, check=True)
     try:
         home.deploy(PIPELINES)
         assert home("run", "modest")["result"] == module.OOM_SCORE
@@ -150,7 +150,9 @@ def test_a_limit_of_memory_is_a_control_group_where_ours_is_delegated(home: Tau,
 
     def start() -> None:
         inside = ["sh", "-c", f'echo $$ > {unit}/taud/cgroup.procs; exec "$@"', "sh", *python("taud"), "--detach"]
-        subprocess.run(inside, env=home.environ, cwd=home.work, stdout=subprocess.DEVNULL, timeout=60, check=True)
+        subprocess.run(
+            inside, env=home.environ, cwd=home.work, stdout=subprocess.DEVNULL, timeout=PATIENCE_S, check=True
+        )
 
     start()
     try:

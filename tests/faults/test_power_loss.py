@@ -11,7 +11,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from conftest import THOROUGH, Tau, Wire, eventually, make_home
+from conftest import PATIENCE_S, THOROUGH, Tau, Wire, eventually, make_home
 from disk import disk  # noqa: F401
 
 EVERY = 1 if THOROUGH else 12
@@ -141,7 +141,7 @@ class Power:
                 assert self.tau.call("run", name="quick")["result"] == "done"
         finally:
             daemon.send_signal(signal.SIGTERM)
-            assert daemon.wait(30) == 0
+            assert daemon.wait(PATIENCE_S) == 0
 
     def began(self) -> list[str]:
         """The runs that have begun, as they say themselves."""
@@ -181,7 +181,7 @@ def test_this_disk_does_lose_what_was_not_synced(disk: Path) -> None:  # noqa: F
         daemon = power.serve(ANOTHER_BOOT)
         assert power.lost() == power.acknowledged
         daemon.send_signal(signal.SIGTERM)
-        assert daemon.wait(30) == 0
+        assert daemon.wait(PATIENCE_S) == 0
     finally:
         power.tau.stop()
         power.tau.home.parent.rmdir()

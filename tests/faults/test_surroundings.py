@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Tau, eventually, is_running, python, run, running, served
+from conftest import PATIENCE_S, Tau, eventually, is_running, python, run, running, served
 
 import tau as module
 
@@ -56,7 +56,7 @@ def test_hangups_broken_pipes_and_a_closed_terminal_end_no_daemon(home: Tau) -> 
     assert home("run", "quick")["status"] == "success"
     assert home.call("status")["pid"] == daemon.pid
     daemon.send_signal(signal.SIGTERM)
-    assert daemon.wait(30) == 0
+    assert daemon.wait(PATIENCE_S) == 0
 
 
 def test_ctrl_c_in_its_terminal_ends_the_daemon_and_no_run(home: Tau) -> None:
@@ -66,7 +66,7 @@ def test_ctrl_c_in_its_terminal_ends_the_daemon_and_no_run(home: Tau) -> None:
     live = home("run", "it", "--detach")["run_id"]
     eventually(lambda: home.call("logs", run_id=live)["lines"])
     os.write(terminal, b"\x03")
-    assert daemon.wait(30) in (0, 130)
+    assert daemon.wait(PATIENCE_S) in (0, 130)
     os.close(terminal)
     home.start()
     assert home("inspect", live)["status"] == "running"
@@ -113,7 +113,7 @@ def test_an_empty_environment_and_a_directory_that_cannot_be_written_will_do(hom
 @pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
 def test_the_first_files_of_a_daemon_do_not_become_its_outputs(home: Tau, closed: str) -> None:
     command = " ".join(f"'{word}'" for word in python("taud"))
-    subprocess.run(["sh", "-c", f"{command} {closed} &"], env=home.environ, timeout=30, check=True,
+    subprocess.run(["sh", "-c", f"{command} {closed} &"], env=home.environ, timeout=PATIENCE_S, check=True,
                    stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)  # fmt: skip
     eventually(lambda: reachable(home))
     home.deploy("import os, sys\n" + QUICK.replace("return ", "print('out')\n    os.write(2, b'err\\n')\n    return "))
@@ -136,7 +136,7 @@ def test_a_home_on_a_network_disk_is_warned_of(home: Tau) -> None:
         f"the home is on {kind}, where locks cannot be trusted: keep it on a local disk" in home("status")["warnings"]
     )
     daemon.send_signal(signal.SIGTERM)
-    assert "cannot be trusted" in daemon.communicate(timeout=30)[1]
+    assert "cannot be trusted" in daemon.communicate(timeout=PATIENCE_S)[1]
 
 
 def test_a_file_system_is_known_by_the_longest_mount(tmp_path: Path) -> None:
