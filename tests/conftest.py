@@ -18,11 +18,11 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import answers
 import pytest
-from nursery import Nursery, process_name
+from nursery import Child, Nursery, process_name
 
 import tau as module
 
@@ -128,6 +128,16 @@ def run(
         for file in (out, err):
             file.seek(0)
         return Done(code, out.read().decode(), err.read().decode())
+
+
+def forked(made: Tau, program: str, *words: Any) -> tuple[Child, IO[str]]:
+    """A daemon of a home that a program serves in its own way, in a process of its own; and its stdout."""
+    reading, writing = os.pipe()
+    with open(os.devnull, "r+b") as null:
+        files = [null.fileno(), writing, null.fileno()]
+        child = nursery().start(program, [*map(str, words)], files, cwd=made.work, environ=made.environ)
+    os.close(writing)
+    return child, open(reading)
 
 
 #: How `tau` reaches the daemon in tests of the command line: always by the first, with TAU_TRANSPORTS=all by each.

@@ -17,6 +17,7 @@ import select
 import socket
 import subprocess
 import sys
+import threading
 import time
 import traceback
 import warnings
@@ -50,7 +51,7 @@ class Nursery:
     def start(
         self, function: str, words: Sequence[str], files: Sequence[int], *, cwd: Path, environ: Mapping[str, str]
     ) -> Child:
-        """`tau.function()` in a process of its own, with these three standard descriptors."""
+        """`tau.function()`, or a program that is given instead, in a process of its own with these descriptors."""
         reading, writing = os.pipe()
         try:
             request = {"function": function, "words": [*words], "cwd": str(cwd), "environ": dict(environ)}
@@ -72,19 +73,35 @@ class Child:
     """A process that the nursery has started."""
 
     def __init__(self, reading: int) -> None:
-        self.report = open(reading, "rb", buffering=0)  # noqa: SIM115 (closed by wait)
+        self.report = open(reading, "rb", buffering=0)  # noqa: SIM115 (closed by poll)
+        self.code: int | None = None
+        self.lock = threading.Lock()  # one thread may wait while another asks
         self.pid = int.from_bytes(self.report.read(4), "little")
         assert self.pid, "the nursery has ended"
 
     def wait(self, timeout: float) -> int:
         """Its exit code, negative for a signal; TimeoutError if it does not end in time, and then it is killed."""
-        try:
-            if not select.select([self.report], [], [], timeout)[0]:
-                os.kill(self.pid, 9)
-                raise TimeoutError(f"process {self.pid} has not ended after {timeout} s")
-            return int.from_bytes(self.report.read(4), "little", signed=True)
-        finally:
+        with contextlib.suppress(ValueError):  # another thread has read how it ended
+            select.select([self.report], [], [], timeout)
+        if (code := self.poll()) is None:
+            os.kill(self.pid, 9)
             self.report.close()
+            raise TimeoutError(f"process {self.pid} has not ended after {timeout} s")
+        return code
+
+    def poll(self) -> int | None:
+        """Its exit code, or None while it lives."""
+        with self.lock:
+            if self.code is None and select.select([self.report], [], [], 0)[0]:
+                self.code = int.from_bytes(self.report.read(4), "little", signed=True)
+                self.report.close()
+            return self.code
+
+    def send_signal(self, number: int) -> None:
+        """Signals it, unless it has ended."""
+        if self.poll() is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, number)
 
 
 def tend(control: socket.socket) -> None:
@@ -142,14 +159,14 @@ def stand_on(files: Mapping[int, int]) -> None:
 
 
 def finish(function: str, words: Sequence[str]) -> int:
-    """The exit code of `tau.function()`, which may also end this process by itself."""
+    """The exit code of `tau.function()`, or of a program's text; it may also end this process by itself."""
     import tau
 
     sys.argv = ["-c", *words]
-    if function == "taud":
+    if function not in ("main", "fork_server"):
         getattr(tau, "fork_server")  # noqa: B009 (its part is loaded now, for the process that is forked later)
     try:
-        code: Any = getattr(tau, function)()
+        code: Any = getattr(tau, function)() if function.isidentifier() else exec(function, {"__name__": "__main__"})
     except SystemExit as end:
         code = end.code
     sys.stdout.flush()

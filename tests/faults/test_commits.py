@@ -9,14 +9,12 @@ from __future__ import annotations
 import json
 import signal
 import sqlite3
-import subprocess
-import sys
 import threading
 from collections import Counter
 from typing import Any
 
 import pytest
-from conftest import THOROUGH, Tau, eventually, make_home
+from conftest import PATIENCE_S, THOROUGH, Tau, eventually, forked, make_home
 
 import tau as module
 
@@ -89,19 +87,15 @@ class Story:
 
     def __init__(self, tau: Tau, mode: str, wanted: int) -> None:
         self.tau = tau
-        self.daemon = subprocess.Popen(
-            [sys.executable, "-P", "-c", FAULTY, mode, str(wanted)],
-            env=tau.environ, cwd=tau.work, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
-        )  # fmt: skip
-        assert self.daemon.stdout is not None
-        self.ready = bool(self.daemon.stdout.readline())
+        self.daemon, self.out = forked(tau, FAULTY, mode, wanted)
+        self.ready = bool(self.out.readline())
         self.over = False
         self.watcher = threading.Thread(target=self.replace)
         self.watcher.start()
 
     def replace(self) -> None:
         """A daemon that dies has an heir."""
-        self.daemon.wait()
+        self.daemon.wait(PATIENCE_S)
         if not self.over:
             self.tau.start()
 
@@ -135,11 +129,9 @@ class Story:
     def end(self) -> int:
         """How many commits there were; the daemon is gone."""
         self.over = True
-        if self.daemon.poll() is None:
-            self.daemon.send_signal(signal.SIGTERM)
+        self.daemon.send_signal(signal.SIGTERM)
         self.watcher.join()
-        assert self.daemon.stdout is not None
-        self.daemon.stdout.close()
+        self.out.close()
         path = self.tau.work / "commits"
         return int(path.read_text()) if path.exists() else 0
 

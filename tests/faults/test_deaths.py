@@ -9,22 +9,23 @@ from __future__ import annotations
 import itertools
 import os
 import signal
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import PATIENCE_S, THOROUGH, Tau, eventually
+from conftest import PATIENCE_S, THOROUGH, Tau, eventually, forked
+from nursery import Child
 
 #: A daemon that dies at an event, counted from its start, or from when the file `armed` appears; at 0 it never dies,
 #: and leaves in the files `ready` and `over` how many there were until then.
 MORTAL = """
 import os, signal, sys, tau
 fatal, armed = int(sys.argv[1]), sys.argv[2]
-count = 0
+count, daemon = 0, os.getpid()
 def on_event(name, arguments):
     global count
+    if os.getpid() != daemon:  # what it has forked lives on
+        return
     if name.startswith(("import", "compile", "exec", "marshal", "object", "sys.", "code.", "cpython")):
         return
     if armed and not os.path.exists(armed):
@@ -70,24 +71,19 @@ class Mortal:
     def __init__(self, tau: Tau) -> None:
         self.tau = tau
         self.armed = tau.work / "armed"
-        self.daemon: subprocess.Popen[str] | None = None
+        self.daemon: Child | None = None
 
     def serve(self, fatal: int, armed: bool = False) -> bool:
         """Starts a daemon; whether it became ready before it died."""
         place = str(self.armed) if armed else ""
-        self.daemon = subprocess.Popen(
-            [sys.executable, "-P", "-c", MORTAL, str(fatal), place], env=self.tau.environ, cwd=self.tau.work,
-            stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
-        )  # fmt: skip
-        assert self.daemon.stdout is not None
-        with self.daemon.stdout:
-            return bool(self.daemon.stdout.readline())
+        self.daemon, out = forked(self.tau, MORTAL, fatal, place)
+        with out:
+            return bool(out.readline())
 
     def end(self) -> int:
         """How it ended; it is told to if it did not die by itself."""
         assert self.daemon is not None
-        if self.daemon.poll() is None:
-            self.daemon.send_signal(signal.SIGTERM)
+        self.daemon.send_signal(signal.SIGTERM)
         return self.daemon.wait(PATIENCE_S)
 
     def places(self, until: str, most: int) -> list[int]:
@@ -101,9 +97,9 @@ def mortal(home: Tau) -> Iterator[Mortal]:
     """Such a home; its last daemon has ended."""
     made = Mortal(home)
     yield made
-    if made.daemon is not None and made.daemon.poll() is None:
-        made.daemon.kill()
-        made.daemon.wait()
+    if made.daemon is not None:
+        made.daemon.send_signal(signal.SIGKILL)
+        made.daemon.wait(PATIENCE_S)
 
 
 def test_deaths_in_a_row_while_starting_change_nothing(mortal: Mortal) -> None:
