@@ -16,7 +16,6 @@ from conftest import PATIENCE_S, REPOSITORY, Tau, python
 import tau as module
 
 SOURCE = (REPOSITORY / "tau.py").read_text(encoding="utf-8")
-TREE = ast.parse(SOURCE)
 LINES = SOURCE.splitlines()
 #: What the client must never import: together they cost more than the answer may.
 HEAVY = (
@@ -45,6 +44,11 @@ HEAVY = (
 
 
 @functools.cache
+def tree() -> ast.Module:
+    return ast.parse(SOURCE)
+
+
+@functools.cache
 def banners() -> list[tuple[int, str, int, str]]:
     """(line, part, number, name) of every section banner."""
     found, part = [], ""
@@ -59,7 +63,7 @@ def banners() -> list[tuple[int, str, int, str]]:
 def definitions() -> dict[str, int]:
     """Top-level name → line of its definition."""
     found: dict[str, int] = {}
-    for node in TREE.body:
+    for node in tree().body:
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
             found[node.name] = node.lineno
         elif isinstance(node, ast.Assign | ast.AnnAssign):
@@ -114,7 +118,7 @@ def test_the_docstrings_journey_names_what_is_where() -> None:
 def test_calls_go_down_the_page_or_up_into_part_one() -> None:
     defined = definitions()
     wrong = []
-    for node in TREE.body:
+    for node in tree().body:
         if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
             continue
         part, number, section = place(node.lineno)
@@ -133,18 +137,18 @@ def test_calls_go_down_the_page_or_up_into_part_one() -> None:
 def test_a_name_means_one_thing() -> None:
     targets = [
         target
-        for node in TREE.body
+        for node in tree().body
         if isinstance(node, ast.Assign | ast.AnnAssign)
         for target in (node.targets if isinstance(node, ast.Assign) else [node.target])
     ]
     names = [target.id for target in targets if isinstance(target, ast.Name)]
-    names += [node.name for node in TREE.body if isinstance(node, ast.FunctionDef | ast.ClassDef)]
+    names += [node.name for node in tree().body if isinstance(node, ast.FunctionDef | ast.ClassDef)]
     assert [name for name in set(names) if names.count(name) > 1] == []
 
 
 def test_what_a_signature_does_not_say_is_explained() -> None:
     """Classes, operations and what is public have a docstring; every function says what it returns."""
-    for node in ast.walk(TREE):
+    for node in ast.walk(tree()):
         if isinstance(node, ast.ClassDef):
             assert place(node.lineno)[1] == 0 or ast.get_docstring(node), node.name
         elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
@@ -161,7 +165,9 @@ TAKEN = {"Executor": "another machine", "Environments": "named daemons", "Target
 
 def test_names_are_plain_words() -> None:
     names = {
-        node.name for node in ast.walk(TREE) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)
+        node.name
+        for node in ast.walk(tree())
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)
     }
     assert sorted(name for name in names if VAGUE.search(name)) == []
     assert sorted(names & TAKEN.keys()) == []
@@ -175,7 +181,7 @@ def test_each_section_says_what_it_owns_calls_and_promises() -> None:
 
 
 def test_no_globals_and_no_pile_called_misc() -> None:
-    assert not [node for node in ast.walk(TREE) if isinstance(node, ast.Global)]
+    assert not [node for node in ast.walk(tree()) if isinstance(node, ast.Global)]
     assert not [name for _, _, _, name in banners() if re.search("misc|util|common|helper", name, re.IGNORECASE)]
 
 
@@ -186,7 +192,7 @@ COMMANDS = re.compile(r"(^|`)(tau|taud --|chmod|ls|mkdir|mv|rm) [^`]*$")
 def test_commands_that_are_printed_are_quoted_by_one_function() -> None:
     """Names of commands may stand in them; what comes from outside goes through shell_line()."""
     wrong = []
-    for node in ast.walk(TREE):
+    for node in ast.walk(tree()):
         parts = node.values if isinstance(node, ast.JoinedStr) else []
         for before, part in itertools.pairwise(parts):
             text = before.value if isinstance(before, ast.Constant) else ""
@@ -200,7 +206,7 @@ def test_commands_that_are_printed_are_quoted_by_one_function() -> None:
 def test_functions_are_small() -> None:
     sizes = sorted(
         (node.end_lineno or 0) - node.lineno + 1
-        for node in ast.walk(TREE)
+        for node in ast.walk(tree())
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
     )
     assert sizes[len(sizes) // 2] <= 12
