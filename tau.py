@@ -37,7 +37,8 @@ from __future__ import annotations
 
 import _imp
 
-# What `socket` adds to it (enums, selectors) would take a tenth of the client's time.
+# What Python's own modules add to these two (enums, selectors) would take a tenth of the client's time, and of a run's.
+import _signal  # type: ignore[import-not-found]
 import _socket
 import _thread
 import errno
@@ -102,6 +103,7 @@ if TYPE_CHECKING:
     import re
     import resource
     import select
+    import selectors
     import shlex
     import shutil
     import signal
@@ -211,7 +213,7 @@ else:
         *("faulthandler", "fcntl", "fnmatch", "functools", "getpass", "glob", "graphlib", "grp", "gzip", "hashlib"),
         *("heapq", "hmac", "http.client", "importlib.util", "inspect", "ipaddress", "linecache", "logging", "operator"),
         *("pickle", "pwd", "queue", "random", "re", "resource"),
-        *("select", "shlex", "shutil", "signal", "socket", "sqlite3"),
+        *("select", "selectors", "shlex", "shutil", "signal", "socket", "sqlite3"),
         *("ssl", "struct", "subprocess", "tarfile", "tempfile", "textwrap", "threading", "tomllib", "traceback"),
         *("typing", "urllib.parse", "uuid", "webbrowser", "zlib", "zoneinfo"),
     ):
@@ -12349,8 +12351,9 @@ class Starter:
     async def open(self) -> None:
         """Starts and connects a fork server, which outlives the daemon while it has children."""
         ours, theirs = socket.socketpair()
+        environ = public_environment() | {"TAU_HOME": self.home, "LD_BIND_NOW": "1"}
         with theirs:
-            pid = start_python("fork_server", (), {0: theirs.fileno()}, public_environment() | {"TAU_HOME": self.home})
+            pid = start_python("fork_server", (), {0: theirs.fileno()}, environ)
         self.server = identity(pid)
         self.reader, self.writer = await asyncio.open_unix_connection(sock=ours, limit=LINE_BYTES_MAX)
 
@@ -15949,10 +15952,13 @@ def fork_server() -> int:
     os.setsid()  # Ctrl-C in taud's terminal must reach taud alone
     PACKED.clear()  # the other part, which is never asked for
     prepare_interpreter()
+    os.environ.pop("LD_BIND_NOW", None)  # it has had C functions linked, which each child would do otherwise
+    moved = gather()
     warm_up(20)
     gc.collect()
     gc.freeze()  # the pages of these objects stay shared with every child
     ForkServer().serve()
+    moved.clear()
     return 0
 
 
@@ -15961,8 +15967,11 @@ def warm_up(times: int) -> None:
 
     Otherwise each child would, and would copy the memory pages that this changes.
     """
-    job = local_job("warm_up", os.sep, os.sep) | {"params": {}}
-    attempt = Attempt(job, Journal(os.devnull, job["limits"]))
+    folder, entry = os.path.split(os.devnull)  # an empty file is loaded
+    job = local_job("warm_up", folder, os.curdir) | {"params": {}, "kind": "load", "folder": folder, "entry": entry}
+    job |= {"umask": os.umask(0o077), "journal": os.devnull, "boot": ""}
+    attempt, streams = Attempt(job, Journal(os.devnull, job["limits"])), (sys.stdout, sys.stderr)
+    attempt.outputs = [Output(attempt.journal, "stdout", 1), Output(attempt.journal, "stderr", 2)]
 
     async def act(ctx: PipelineContext) -> dict[str, int]:
         with ctx.step("step") as step:
@@ -15971,13 +15980,32 @@ def warm_up(times: int) -> None:
         return {"rows": 1}
 
     for _ in range(times):
-        process_started(os.getpid())
-        signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM))
-        captured(Output(attempt.journal, "stdout", 1)).write("line\n")
-        exec(marshal.loads(marshal.dumps(compile("rows = 1", "warm_up", "exec"))), {})
+        attempt.journal.write(start_record(job, process_started(os.getpid())))
+        _signal.signal(_signal.SIGTERM, _signal.getsignal(_signal.SIGTERM))
+        prepare(attempt)
+        print("line")
+        load_module(folder, entry)
+        del sys.modules[entry], sys.path_hooks[0], sys.path[0]
         pipeline(name="warm_up")(act)  # compiles regular expressions
         attempt.journal.write(returned_by(PIPELINES.pop(), PipelineContext(attempt)))
     attempt.journal.close()
+    sys.stdout, sys.stderr = streams
+
+
+def gather() -> list[CodeType]:
+    """Copies the code that every run executes to one place, as each call writes a reference count beside the code.
+
+    Returns the old code, which must be kept: what filled its place later would lie here and there.
+    """
+    others = (run_process, settle_in, take_over, wind_down, *vars(ForkServer).values())
+    codes = {code: None for other in others if (code := getattr(other, "__code__", None))}
+    sys.setprofile(lambda frame, event, _: codes.setdefault(frame.f_code))
+    warm_up(1)
+    sys.setprofile(None)
+    for function in gc.get_objects():
+        if type(function) is type(gather) and function.__code__ in codes:
+            function.__code__ = function.__code__.replace()
+    return [*codes]
 
 
 class ForkServer:
@@ -16101,7 +16129,7 @@ class ForkServer:
             signal.set_wakeup_fd(-1)
             for descriptor in (pipe, self.wake, self.waker):
                 os.close(descriptor)
-            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            _signal.signal(_signal.SIGCHLD, _signal.SIG_DFL)
             born = settle_in()
             if ahead and not self.jobs:  # use the idle time to copy the pages that a run will write
                 warm_up(1)
@@ -16563,6 +16591,7 @@ def prepare_interpreter() -> None:
     write_faults(2)
     for module in (asyncio, fcntl, hashlib, linecache, resource, signal, threading):
         _ = module.__name__  # reading an attribute imports it
+    logging_handler()
 
 
 def wake_on(*numbers: int) -> tuple[int, int]:
@@ -16578,11 +16607,12 @@ def wake_on(*numbers: int) -> tuple[int, int]:
 
 def settle_in() -> str | None:
     """Makes this process lead a session and marks it as a run.  Returns when it was started."""
-    with open(os.devnull, "rb") as null:
-        os.dup2(null.fileno(), 0)  # was the fork server's channel, or the job
+    null = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(null, 0)  # was the fork server's channel, or the job
+    os.close(null)
     with contextlib.suppress(PermissionError):  # it leads one already
         os.setsid()
-    signal.pthread_sigmask(signal.SIG_SETMASK, ())  # WELCOME has blocked some
+    _signal.pthread_sigmask(_signal.SIG_SETMASK, ())  # WELCOME has blocked some
     born = process_started(os.getpid())
     with contextlib.suppress(OSError, ValueError):  # not Linux, or a stricter system
         resource.setrlimit(RUN_MARK, (run_mark(os.getpid(), born or ""), resource.getrlimit(RUN_MARK)[1]))
@@ -16604,6 +16634,7 @@ def run_process(job: Json, born: str | None) -> int:
     attempt.journal.write(start_record(job, born))
     code: object = 0
     try:
+        take_over(attempt)
         prepare(attempt)
         work = WORK[job["kind"]]
         record = Rehearsal(attempt).perform(work) if job.get("rehearsal") else work(attempt)
@@ -16625,26 +16656,34 @@ def prctl(option: int, value: int) -> None:
         libc().prctl(option, value, 0, 0, 0)
 
 
-def prepare(attempt: Attempt) -> None:
-    """Sets up what user code needs: directory, environment, captured output, limits, a stop signal."""
-    job = attempt.job
+def take_over(attempt: Attempt) -> None:
+    """Makes this process the attempt's for good: its output, its limits, its children, its end."""
     for number, stream in ((1, "stdout"), (2, "stderr")):
-        file = open_file(f"{job['journal']}.{stream}", os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW)
+        path = f"{attempt.job['journal']}.{stream}"
+        file = open_file(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW)
         os.dup2(file, number)
         os.close(file)
         attempt.outputs.append(Output(attempt.journal, stream, number))
-    limit_process(job["limits"], job.get("group"))
-    make_directory(job["directory"])
-    os.chdir(job["directory"])
+    limit_process(attempt.job["limits"], attempt.job.get("group"))
+    os.register_at_fork(before=attempt.fork, after_in_parent=attempt.forked, after_in_child=attempt.leave)
+    _signal.signal(_signal.SIGTERM, attempt.stop)
+
+
+def prepare(attempt: Attempt) -> None:
+    """Sets up what user code needs: directory, environment, captured output."""
+    job = attempt.job
+    try:
+        os.chdir(job["directory"])
+    except FileNotFoundError:
+        make_directory(job["directory"])
+        os.chdir(job["directory"])
     os.umask(job["umask"])
     os.environ["PWD"] = job["directory"]
     if job["kind"] in ("run", "rehearse"):
         os.environ["TAU_RUN_ID"] = job["run_id"]
     sys.argv = [os.path.join(job["folder"], job["entry"])]
     sys.stdout, sys.stderr = map(captured, attempt.outputs)
-    record_logging(attempt.journal)
-    os.register_at_fork(before=attempt.fork, after_in_parent=attempt.forked, after_in_child=attempt.leave)
-    signal.signal(signal.SIGTERM, attempt.stop)
+    logging_handler().journal = attempt.journal
 
 
 def limit_process(limits: Json, group: str | None) -> None:
@@ -16798,7 +16837,7 @@ def wind_down(record: Json, attempt: Attempt) -> None:
     threads = [thread.name for thread in threading.enumerate() if not thread.daemon][1:]  # the first is ours
     waits_for = clip(f"thread {', '.join(threads)}" if threads else "its exit handlers", 500)
     journal.write_outcome(record | {"at": now(), "mono": monotonic(), "waits_for": waits_for})
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # the outcome counts: whoever is tired of waiting may end us
+    _signal.signal(_signal.SIGTERM, _signal.SIG_DFL)  # the outcome counts: whoever is tired of waiting may end us
     try:
         threading._shutdown()  # type: ignore[attr-defined]
         atexit._run_exitfuncs()
@@ -16811,12 +16850,11 @@ def wind_down(record: Json, attempt: Attempt) -> None:
 
 def flush_files() -> None:
     """Flushes the files that user code did not close, text layers before byte layers."""
-    objects = gc.get_objects()  # without the fork server's, which are frozen
-    for kind in (io.TextIOWrapper, io.BufferedWriter, io.BufferedRandom):
-        for file in objects:
-            if issubclass(type(file), kind):
-                with contextlib.suppress(OSError, ValueError):  # closed, or a pipe without a reader
-                    file.flush()
+    kinds = io.TextIOWrapper, io.BufferedWriter, io.BufferedRandom
+    files = [thing for thing in gc.get_objects() if issubclass(type(thing), kinds)]  # the fork server's are frozen
+    for file in sorted(files, key=lambda file: not issubclass(type(file), io.TextIOWrapper)):
+        with contextlib.suppress(OSError, ValueError):  # closed, or a pipe without a reader
+            file.flush()
 
 
 # --- 45. Control groups -------------------------------------------------------------------
@@ -16998,7 +17036,7 @@ def check_function(function: Any) -> None:
     kinds = {
         " is a class": isinstance(function, type),
         " is not a function": not callable(function),
-        "() is a generator": inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function),
+        "() is a generator": code is not None and code.co_flags & 0x220 != 0,  # or an async generator
         "() is a method": code is not None and code.co_varnames[:1] in (("self",), ("cls",)),
         "() must take its context first": code is not None and "ctx" in code.co_varnames[1 : code.co_argcount],
     }
@@ -17088,19 +17126,28 @@ def check_pipeline(options: Json) -> Json:
     """Returns the options of @pipeline as JSON.  BadRequest names the one that is wrong."""
     if options["schedule"] is not None and options["every"] is not None:
         raise BadRequest("@pipeline: schedule and every are two ways to say when", "choose one of them")
-    checked = dict(options)
-    for name, wanted in PIPELINE_OPTIONS.items():
-        place = f"@pipeline({name}=…)"
-        if options[name] is None:
-            continue
-        if isinstance(wanted, dict):
-            demand(wanted, options[name], place)
-            continue
-        try:
-            checked[name] = wanted(options[name])
-        except BadRequest as problem:
-            raise BadRequest(f"{place}: {problem}", problem.hint, **problem.detail) from None
-    return checked
+    defaults, usual = pipeline.__kwdefaults__ or {}, usual_options()
+    return {
+        name: usual[name] if value is defaults[name] else None if value is None else check_option(name, value)
+        for name, value in options.items()
+    }
+
+
+@functools.cache
+def usual_options() -> Json:
+    """The options of a pipeline that gives none: no run checks them anew."""
+    defaults = pick(pipeline.__kwdefaults__ or {}, *PIPELINE_OPTIONS)
+    return {name: value if value is None else check_option(name, value) for name, value in defaults.items()}
+
+
+def check_option(name: str, value: Any) -> Any:
+    wanted, place = PIPELINE_OPTIONS[name], f"@pipeline({name}=…)"
+    if isinstance(wanted, dict):
+        return demand(wanted, value, place)
+    try:
+        return wanted(value)
+    except BadRequest as problem:
+        raise BadRequest(f"{place}: {problem}", problem.hint, **problem.detail) from None
 
 
 def eager(work: Coroutine[Any, Any, Any]) -> Any:
@@ -17594,7 +17641,71 @@ def call_function(chosen: Pipeline, context: PipelineContext) -> Any:
         finally:
             attempt.on_stop = before
 
-    return asyncio.run(awaited())
+    return run_in_loop(awaited())
+
+
+def run_in_loop(work: Coroutine[Any, Any, Any]) -> Any:
+    """Does what asyncio.run() does, and no more than *work* needs, unless user code has chosen another event loop."""
+    if asyncio._get_running_loop() or type(asyncio.get_event_loop_policy()) is not asyncio.DefaultEventLoopPolicy:
+        return asyncio.run(work)
+    loop = lazy_loop()()
+    try:
+        asyncio.set_event_loop(loop)
+        return loop.run_until_complete(work)
+    finally:
+        try:
+            asyncio.runners._cancel_all_tasks(loop)  # type: ignore[attr-defined]
+            if loop._asyncgens or loop._default_executor:
+                loop.run_until_complete(loop.shutdown_asyncgens())
+                loop.run_until_complete(loop.shutdown_default_executor())
+        finally:
+            asyncio.set_event_loop(None)
+            loop.close()
+
+
+@functools.cache
+def lazy_loop() -> Any:
+    """The class of Python's event loop, but its selector, and the pipe that wakes it, are made when it needs them."""
+    usual: Any = asyncio.SelectorEventLoop
+
+    class LazySelector:
+        """What a loop has instead of a selector at first."""
+
+        def __init__(self, loop: Any) -> None:
+            self.loop = loop
+
+        def __getattr__(self, name: str) -> Any:
+            self.loop._selector = selectors.DefaultSelector()
+            usual._make_self_pipe(self.loop)
+            return getattr(self.loop._selector, name)
+
+        def select(self, timeout: float | None) -> Any:
+            # A thread that called before there was a pipe has woken nobody.
+            return [] if timeout == 0 else self.__getattr__("select")(0 if self.loop._ready else timeout)
+
+        def close(self) -> None:
+            """There is nothing to close."""
+
+    class LazyLoop(usual):  # type: ignore[misc]
+        """Has no pipe at first."""
+
+        _csock = None
+
+        def __init__(self) -> None:
+            super().__init__(LazySelector(self))
+
+        def _make_self_pipe(self) -> None:
+            self._internal_fds = 0
+
+        def _close_self_pipe(self) -> None:
+            if self._csock is not None:
+                super()._close_self_pipe()
+
+        def add_signal_handler(self, *arguments: Any) -> None:
+            _ = self._selector.register  # makes the pipe, into which signals write
+            super().add_signal_handler(*arguments)
+
+    return LazyLoop
 
 
 def source(name: str) -> Callable[[Function], Function]:
@@ -21893,8 +22004,12 @@ def current_path() -> str | None:
     return getattr(open_step(), "path", None)
 
 
-def record_logging(journal: Journal) -> None:
-    """Has records of `logging` arrive with their levels, from INFO on, unless user code sets up handlers."""
+@functools.cache
+def logging_handler() -> Any:
+    """Has records of `logging` arrive with their levels, from INFO on, unless user code sets up handlers.
+
+    They go to the `journal` of the handler that this returns: a fork server makes it once for all runs.
+    """
     handler, configure = logging.Handler(logging.INFO), logging.basicConfig
 
     def basic_config(**options: Any) -> None:
@@ -21905,7 +22020,7 @@ def record_logging(journal: Journal) -> None:
     def emit(record: logging.LogRecord) -> None:
         try:
             level = LEVELS[max(0, min(record.levelno // 10 - 1, 3))]
-            journal.log(handler.format(record), level, {"logger": record.name})
+            handler.journal.log(handler.format(record), level, {"logger": record.name})  # type: ignore[attr-defined]
         except Exception:
             handler.handleError(record)
 
@@ -21913,6 +22028,8 @@ def record_logging(journal: Journal) -> None:
     logging.lastResort, logging.basicConfig = handler, basic_config
     logging.root.handlers.clear()  # those of the process that has forked this one
     logging.root.setLevel(logging.INFO)
+    logging._handlerList.clear()  # type: ignore[attr-defined]  # neither has what a run would flush at its end
+    return handler
 
 
 def captured(output: Output) -> io.TextIOWrapper:

@@ -650,6 +650,89 @@ def test_logging_that_user_code_configures_is_its_own(tau: Tau) -> None:
     assert lines == [("info", "mine: one", "stdout")]
 
 
+#: What async code may ask of its event loop as the first thing that it does.
+LOOPS = {
+    "nothing": "",
+    "a timer": "await asyncio.sleep(0.001)",
+    "a thread that wakes it": """
+        for _ in range(100):
+            done = loop.create_future()
+            threading.Thread(target=lambda: loop.call_soon_threadsafe(done.set_result, 1)).start()
+            await done""",
+    "an executor": "assert await loop.run_in_executor(None, os.getpid) == os.getpid()",
+    "a descriptor": """
+        done, (source, end) = loop.create_future(), os.pipe()
+        loop.add_reader(source, done.set_result, 1)
+        os.write(end, b"x")
+        await done
+        assert loop.remove_reader(source)""",
+    "a signal": """
+        done = loop.create_future()
+        loop.add_signal_handler(signal.SIGUSR1, done.set_result, 1)
+        os.kill(os.getpid(), signal.SIGUSR1)
+        await done
+        assert loop.remove_signal_handler(signal.SIGUSR1)""",
+    "a subprocess": """
+        echo = await asyncio.create_subprocess_exec("echo", "one", stdout=asyncio.subprocess.PIPE)
+        assert await echo.communicate() == (b"one\\n", None)""",
+    "a server": """
+        server = await asyncio.start_server(lambda reader, writer: writer.close(), "127.0.0.1", 0)
+        reader, writer = await asyncio.open_connection(*server.sockets[0].getsockname())
+        assert await reader.read() == b""
+        writer.close()
+        server.close()""",
+}
+
+
+@pytest.mark.parametrize("case", LOOPS)
+def test_async_code_has_a_whole_event_loop(tau: Tau, case: str) -> None:
+    """At its end tasks are cancelled and generators closed, as by asyncio.run()."""
+    work = textwrap.indent(textwrap.dedent(LOOPS[case]).strip("\n"), " " * 12).lstrip()
+    run = tau.run_it(
+        f"""
+        import asyncio, os, signal, threading
+        async def forever():
+            try:
+                await asyncio.sleep(60)
+            finally:
+                print("cancelled")
+        async def numbers():
+            try:
+                yield 1
+                yield 2
+            finally:
+                print("closed")
+        async def it(ctx):
+            loop = asyncio.get_running_loop()
+            assert isinstance(loop, asyncio.SelectorEventLoop) and loop is asyncio.get_event_loop()
+            assert asyncio.current_task() in asyncio.all_tasks()
+            {work}
+            asyncio.create_task(forever()).add_done_callback(lambda task: None)
+            await asyncio.sleep(0)
+            global left
+            left = numbers()
+            return await anext(left)
+        """
+    )
+    assert run["result"] == 1
+    assert [line["message"] for line in tau("logs", "it")["lines"]] == ["cancelled", "closed"]
+
+
+def test_user_code_may_choose_another_event_loop(tau: Tau) -> None:
+    run = tau.run_it(
+        """
+        import asyncio
+        class Loop(asyncio.SelectorEventLoop): ...
+        class Policy(asyncio.DefaultEventLoopPolicy):
+            _loop_factory = Loop
+        asyncio.set_event_loop_policy(Policy())
+        async def it(ctx):
+            return type(asyncio.get_running_loop()) is Loop
+        """
+    )
+    assert run["result"] is True
+
+
 #: What is done after `print("processing file 17 ... ", end="", flush=True)` in a step, and the last lines then.
 UNFINISHED = {
     "killed": ("os.kill(os.getpid(), signal.SIGKILL)", ["processing file 17 ... "]),
