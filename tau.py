@@ -1562,8 +1562,9 @@ def mismatches(schema: Json, value: Any, place: str) -> Iterator[BadRequest]:
     elif isinstance(value, (list, tuple)):
         count, least = len(value), schema.get("minItems", 0)
         if not least <= count <= schema.get("maxItems", count):
-            more = "" if "maxItems" in schema else "at least "
-            yield BadRequest(f"{place}: expected {more}{least} items, given {count}")
+            most = schema.get("maxItems")
+            wanted = least if least == most else f"at least {least}" if most is None else f"{least} to {most}"
+            yield BadRequest(f"{place}: expected {wanted} items, given {count}")
         schemas = schema.get("prefixItems") or itertools.repeat(schema.get("items", {}), count)
         for number, (inner_schema, item) in enumerate(zip(schemas, value, strict=True)):
             yield from mismatches(inner_schema, item, f"{place}[{number}]")
@@ -9413,6 +9414,7 @@ class Connection(Protocol):
 
     def connection_made(self, transport: Any) -> None:
         self.transport, self.socket = transport, transport.get_extra_info("socket")
+        self.secure = transport.get_extra_info("sslcontext") is not None
         transport.set_write_buffer_limits(high=WRITE_BUFFER_BYTES)
         self.daemon.connections.add(self)
         if self.socket.family != socket.AF_UNIX:
@@ -9442,7 +9444,7 @@ class Connection(Protocol):
         self.ended = True
         self.heard.set()
         self.tasks.spawn(self.look_for_peer())
-        return self.transport.get_extra_info("sslcontext") is None  # TLS ends both ways at once
+        return not self.secure  # TLS ends both ways at once
 
     def pause_writing(self) -> None:
         """The peer does not read: nothing more is sent, and after PATIENCE_S it is dropped."""
@@ -9806,49 +9808,40 @@ class Exchange:
             self.respond(text.encode("utf-8"), kind, status)
         elif head.path in ("/rpc", "/mcp"):
             head.demand("POST")
-            await self.call(head, head.path == "/mcp")
+            work, kind = (peer.reply, "json") if head.path == "/mcp" else (peer.answer, "x-ndjson")
+            await self.call(head, work, f"application/{kind}")
         else:
             raise NotFound(f"no page {head.path[:WORD_MAX]}", HTTP_HINT)
 
-    async def call(self, head: Head, is_mcp: bool) -> None:
-        """Answers a JSON-RPC document: as a whole, or in pieces if there are events or it takes long."""
-        peer, self.kind = self.peer, "application/json" if is_mcp else "application/x-ndjson"
+    async def call(self, head: Head, work: Callable[[Any], Awaitable[bytes | None]], kind: str) -> None:
+        """Answers a document: as a whole, or in pieces if there are events or it takes long."""
+        peer, self.kind, is_mcp = self.peer, kind, head.path == "/mcp"
         peer.mcp = DIALECTS["mcp"](peer.ask, head if is_mcp else None)
         message = await self.read(head)
-        answer = await self.beating((peer.reply if is_mcp else peer.answer)(message))
-        if answer is None and not self.streaming:
+        pulse = self.peer.tasks.spawn(self.beat())
+        try:
+            answer = await work(message)
+        finally:
+            pulse.cancel()
+        await self.peer.writable.wait()
+        if self.streaming:
+            if answer is not None:
+                self.send(answer)
+            self.send(b"")
+        elif answer is None:
             self.write_head(*((202, "Content-Length: 0") if is_mcp else (204,)))
         else:
             failed = is_mcp and peer.problem is not None and not peer.mcp.era
-            self.finish(answer or b"", *(peer.problem.status if failed and peer.problem else (200,)))
+            self.respond(answer, "application/json", *(peer.problem.status if failed and peer.problem else (200,)))
 
     async def read(self, head: Head) -> Any:
-        """Returns the document that the request brings."""
+        """Returns the document that a request brings."""
         if head.expects:
             self.peer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         async with asyncio.timeout(PATIENCE_S):
             while len(self.peer.buffer) < head.length:
                 await self.peer.listen()
         return decode(self.peer.take(head.length))
-
-    async def beating(self, work: Awaitable[Answer]) -> Answer:
-        """Returns an answer when the peer can read it, and beats meanwhile."""
-        pulse = self.peer.tasks.spawn(self.beat())
-        try:
-            answer = await work
-        finally:
-            pulse.cancel()
-        await self.peer.writable.wait()
-        return answer
-
-    def finish(self, answer: bytes, *status: Any) -> None:
-        """Sends an answer whole, or as the last piece."""
-        if not self.streaming:
-            self.respond(answer, "application/json", *status)
-            return
-        if answer:
-            self.send(answer)
-        self.send(b"")
 
     def send(self, piece: bytes) -> None:
         """Sends a piece of an answer.  An empty piece ends it; in HTTP/1.0, closing does."""
@@ -10848,8 +10841,8 @@ class Keys:
         word, until = new_key(), now + LOGIN_S
         known = Caller(caller.name, scope, caller.patterns, caller.expires_at, caller.digest)
         self.words[digest_key(word)] = known, until
-        for digest in [*self.words][:-WORDS_MAX]:
-            del self.words[digest]
+        if len(self.words) > WORDS_MAX:
+            self.words.pop(next(iter(self.words)))
         return word, until
 
     async def redeem(self, word: str, remote: str, now: float) -> Caller:
@@ -22571,14 +22564,14 @@ def short_repr(value: Any, most: int, level: int = 0) -> str:
 
 #: A session ends when it was idle for so long, or is so old; a key has at most so many.
 SESSION_IDLE_S, SESSION_MOST_S, SESSIONS_MAX = 8 * 3600.0, 7 * DAY_S, 50
-#: A use that much later than the last one is saved.
+#: A use that comes so long after the last one is saved.
 SESSION_SAVED_S = 600.0
-#: How many requests a batch of the page has.
-CALLS_MAX = 20
-#: What the page sends to log in: a key, or a word of `tau open`; and below which path its proxy has it.
-LOGIN = object_schema({"key": {"type": "string"}, "word": {"type": "string"}, "path": {"type": "string"}})
-CALLS = object_schema({"calls": {"type": "array", "items": {"type": "array", "minItems": 2, "maxItems": 2}}}, "calls")
-COOKIE_PATH = r"/(?:[\w.~%-]+/){0,20}"
+#: What the page sends to log in, a key or a word of `tau open`, and below which path its proxy has it.
+LOGIN = object_schema(dict.fromkeys(("key", "word"), WORD) | {"path": {"type": "string", "pattern": r"/([\w.~%-]+/)*"}})
+#: What it asks for together: operations with their arguments.
+CALL = [{"type": "string"}, {"type": "object", "properties": {"follow": {"enum": [False]}}}]
+CALLS: Json = {"type": "array", "items": {"type": "array", "prefixItems": CALL, "minItems": 2, "maxItems": 2}}
+CALLS = object_schema({"calls": CALLS | {"minItems": 1, "maxItems": 20}}, "calls")
 
 
 class Foreign(Forbidden, status=(403,)):
@@ -22590,8 +22583,9 @@ class Session(Caller):
 
     def __init__(self, keys: Keys, row: Json) -> None:
         self.keys, self.row, digest = keys, row, bytes.fromhex(row["key"])
-        holder = keys.holders.get(digest) or Caller(row["name"], row["scope"])
+        holder = keys.holders.get(digest) or Caller("", "")
         super().__init__(row["name"], row["scope"], holder.patterns, holder.expires_at, digest)
+        self.about = encode({"name": self.name, "scope": self.scope, "pipelines": self.patterns})
 
     def lives(self, now: float) -> bool:
         ends_at = min(self.row["used"] + SESSION_IDLE_S, self.row["began"] + SESSION_MOST_S)
@@ -22601,174 +22595,142 @@ class Session(Caller):
         """Raises Forbidden once the session has ended, or its key opens nothing any more."""
         super().check_time()
         if not self.lives(time.time()):
-            raise Forbidden("the session has ended", "log in again: `tau open`, or a key")
-
-    def to_json(self) -> Json:
-        return {"name": self.name, "scope": self.scope, "pipelines": [*self.patterns]}
+            raise Forbidden("the session has ended", LOGIN_HINT)
 
 
 class Dashboard:
     """What the browsers of a daemon share: the text of the page, and their sessions, which outlive the daemon."""
 
     def __init__(self, daemon: Daemon) -> None:
-        self.daemon, self.keys, self.store = daemon, daemon.keys, daemon.store
+        self.daemon, self.keys = daemon, daemon.keys
         # Cookies do not know of ports: other daemons of this machine have other names.
-        self.cookie = f"tau_{hashlib.sha256(os.fsencode(daemon.home)).hexdigest()[:12]}"
-        rows = self.store.ask.remembered("sessions") or []
-        self.sessions = {
-            bytes.fromhex(row["sha256"]): Session(self.keys, row) for row in rows
-        }  # by the cookie's digest
-        script, style = (
-            base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in (PAGE_JS, PAGE_CSS)
-        )
-        policy = POLICY.format(script=script, style=style)
-        self.head = (f"Content-Security-Policy: {policy}", *PAGE_HEADERS)
+        self.cookie = f"tau_{digest_key(daemon.home).hex()[:12]}"
+        rows = daemon.store.ask.remembered("sessions") or []
+        self.sessions = {row["sha256"]: Session(self.keys, row) for row in rows}  # by the digest of the cookie
+        digests = (base64.b64encode(digest_key(text)).decode() for text in (PAGE_JS, PAGE_CSS))
+        self.policy = "Content-Security-Policy: " + POLICY.format(*digests)
         text = PAGE_HTML.replace("<style>", f"<style>{PAGE_CSS}", 1).replace("<script>", f"<script>{PAGE_JS}", 1)
         self.text = text.encode()
 
     async def answer(self, exchange: Exchange, head: Head) -> None:
         """Answers a browser."""
-        peer, session = exchange.peer, self.find(exchange, head)
-        methods, work = ROUTES[head.path]
-        self.check_origin(head, is_secure(peer))
+        peer, (work, *methods) = exchange.peer, ROUTES[head.path]
+        self.check_origin(head, peer.secure)
         head.demand(*methods)
-        if session is not None:
-            peer.admit(session)
-        elif head.path in ("/who", "/ask", "/stream"):
-            raise Forbidden("log in first", "`tau open`, or a key")
+        pairs = (pair.strip().partition("=") for pair in reversed(head.get("cookie").split(";")))
+        cookies = {name: value for name, _, value in pairs}  # the browser begins with that of the longest path
+        shown = cookies.get(f"__Secure-{self.cookie}") or ("" if peer.secure else cookies.get(self.cookie, ""))
+        session = self.sessions.get(digest_key(shown).hex())
+        if head.path in ("/who", "/ask", "/stream"):
+            peer.admit(self.use(session, time.time()))
         elif head.length > LINE_BYTES_STRANGER:
-            raise Unreadable("a request without a session may be short only", 413)
-        peer.last |= session is None
+            raise Unreadable("without a session a request may be short only", 413)
+        peer.last |= peer.caller is None
         await work(self, exchange, head, session)
 
-    # Who asks.
-
-    def check_origin(self, head: Head, secure: bool) -> None:
+    def check_origin(self, head: Head, is_secure: bool) -> None:
         """Raises Foreign unless the browser means us, by a name that is ours, and no other web page has sent it.
 
-        Another name may lead to this machine for a moment only, for a page that wants to be taken for ours.
+        Another name may lead here for a moment only, so that a foreign page passes for ours.
         """
-        settings, host = self.daemon.settings, head.get("host").lower()
-        public = urllib.parse.urlsplit(settings["public_url"])
-        name = re.sub(r":\d{1,5}$", "", host)
-        names = {*LOOPBACK_NAMES, public.hostname, *settings["hosts"].lower().replace(",", " ").split()}
-        if name not in names:
+        host, site, origin = (head.get(name).lower() for name in ("host", "sec-fetch-site", "origin"))
+        public, name = urllib.parse.urlsplit(self.daemon.settings["public_url"]), re.sub(r":\d{1,5}$", "", host)
+        names = self.daemon.settings["hosts"].lower().replace(",", " ").split()
+        if name not in ("localhost", "127.0.0.1", "[::1]", public.hostname, *names):
             raise Foreign(
-                f"there is no page at '{name[:WORD_MAX]}'", f'[daemon] hosts = "{name[:WORD_MAX]}", if it is ours'
+                f"no page is at '{name[:WORD_MAX]}'", f'[daemon] hosts = "{name[:WORD_MAX]}", if that is here'
             )
-        origins = {f"https://{host}", f"{public.scheme}://{public.netloc}", *([] if secure else [f"http://{host}"])}
-        site, origin = head.get("sec-fetch-site"), head.get("origin")
-        unsaid = head.method == "POST" and not site and not origin
-        elsewhere = head.path != "/" and site not in ("", "none", "same-origin")
-        if unsaid or elsewhere or (origin and origin.lower() not in origins):
+        ours = {f"https://{host}", f"http{'s' * is_secure}://{host}", f"{public.scheme}://{public.netloc}"}
+        said = [value in good for value, good in ((origin, ours), (site, ("same-origin",))) if value]
+        if head.path != "/" and not all(said or [head.method == "GET"]):
             raise Foreign("only the page itself may ask this", "set [daemon] public_url if a proxy changes Host")
 
-    def find(self, exchange: Exchange, head: Head) -> Session | None:
-        """Returns the session whose cookie the browser shows, if it has not ended."""
-        now, session = time.time(), self.sessions.get(digest_key(self.cookie_of(exchange, head)))
+    def use(self, session: Session | None, now: float) -> Session:
+        """Notes that a session is used, and returns it; Forbidden if it has ended."""
         if session is None:
-            return None
-        try:
-            session.check_time()
-        except Forbidden:
-            return None
+            raise Forbidden("log in first", LOGIN_HINT)
+        session.check_time()
         if now - session.row["used"] > SESSION_SAVED_S:
             self.keys.writing.spawn(self.save())
         session.row["used"] = now
         return session
 
-    def cookie_of(self, exchange: Exchange, head: Head) -> str:
-        pairs = [pair.strip().partition("=")[::2] for pair in head.get("cookie").split(";")]
-        given = dict(pairs[::-1])  # the browser shows that of the longest path first
-        return given.get(f"__Secure-{self.cookie}") or (not is_secure(exchange.peer) and given.get(self.cookie)) or ""
-
-    def set_cookie(self, exchange: Exchange, head: Head, value: str, path: str) -> str:
-        if not re.fullmatch(COOKIE_PATH, path):
-            raise BadRequest("path is that of the page: it begins and ends with /", "/")
-        seen = head.get("origin") or self.daemon.settings["public_url"]  # the address as the browser has it
-        secure = is_secure(exchange.peer) or seen.startswith("https:")
-        name, ends = f"{'__Secure-' * secure}{self.cookie}", "; Secure" * secure + "; Max-Age=0" * (not value)
-        return f"Set-Cookie: {name}={value}; Path={path}; HttpOnly; SameSite=Strict{ends}"
-
     async def save(self) -> None:
-        """Saves the sessions that go on, of each key the newest; without room on the disk they end with the daemon."""
-        now, counts = time.time(), collections.Counter[bytes]()
-        for digest, session in sorted(self.sessions.items(), key=lambda pair: -pair[1].row["began"]):
-            counts[session.digest] += 1
-            if not session.lives(now) or counts[session.digest] > SESSIONS_MAX:
-                del self.sessions[digest]
+        """Saves the sessions that go on; without room on the disk they end with the daemon."""
+        rows = [dict(session.row) for session in self.sessions.values() if session.lives(time.time())]
         with contextlib.suppress(TauError):
-            rows = [dict(session.row) for session in self.sessions.values()]
-            await self.store.write(self.store.remember, "sessions", rows)
-
-    # What it asks.
+            await self.daemon.store.write(self.daemon.store.remember, "sessions", rows)
 
     async def show(self, exchange: Exchange, head: Head, session: Session | None) -> None:
-        exchange.respond(self.text, "text/html; charset=utf-8", 200, *self.head)
+        exchange.respond(self.text, "text/html; charset=utf-8", 200, self.policy, *PAGE_HEADERS)
 
     async def log_in(self, exchange: Exchange, head: Head, session: Session | None) -> None:
-        given, remote, now = await exchange.read(head), exchange.peer.remote, time.time()
-        demand(LOGIN, given, "login", "a key, or a word")
-        value = new_key()
-        header = self.set_cookie(exchange, head, value, given.get("path", "/"))
+        given, remote, now = await self.end(exchange, head, session), exchange.peer.remote, time.time()
         if "word" in given:
             caller = await self.keys.redeem(given["word"], remote, now)
         else:
             caller = await self.keys.admit(given.get("key"), remote)
-        digest = digest_key(value)
-        row = {"sha256": digest.hex(), "key": caller.digest.hex(), **pick(vars(caller), "name", "scope")}
-        made = Session(self.keys, row | {"began": now, "used": now})
+        value = new_key()
+        row = {"sha256": digest_key(value).hex(), "key": caller.digest.hex(), "began": now, "used": now}
+        made = Session(self.keys, row | {"name": caller.name, "scope": caller.scope})
         made.check_time()
-        self.sessions.pop(digest_key(self.cookie_of(exchange, head)), None)
-        self.sessions[digest] = made
+        self.sessions[row["sha256"]] = made
+        for old in [key for key, one in self.sessions.items() if one.digest == made.digest][:-SESSIONS_MAX]:
+            del self.sessions[old]
         await self.save()
-        exchange.respond(encode(made.to_json()), "application/json", 200, header)
+        exchange.respond(made.about, "application/json", 200, self.set_cookie(exchange, head, given, value))
 
     async def log_out(self, exchange: Exchange, head: Head, session: Session | None) -> None:
-        given = demand(LOGIN, await exchange.read(head), "logout")
-        header = self.set_cookie(exchange, head, "", given.get("path", "/"))
+        given = await self.end(exchange, head, session)
+        await self.save()
+        exchange.write_head(204, self.set_cookie(exchange, head, given, "; Max-Age=0"))
+
+    async def end(self, exchange: Exchange, head: Head, session: Session | None) -> Json:
+        """Ends the session that the browser has; returns what it sends."""
+        given: Json = demand(LOGIN, await exchange.read(head), "it", "send a key or a word")
         if session is not None:
-            self.sessions.pop(bytes.fromhex(session.row["sha256"]), None)
+            self.sessions.pop(session.row["sha256"], None)
             session.row["used"] = 0.0
             self.daemon.feed.changed(LEDGER)  # its streams look whether they may go on
-            await self.save()
-        exchange.write_head(204, header)
+        return given
+
+    def set_cookie(self, exchange: Exchange, head: Head, given: Json, value: str) -> str:
+        # The origin is the address as the browser has it, whatever is between.
+        seen = head.get("origin") or self.daemon.settings["public_url"]
+        is_secure = exchange.peer.secure or seen.startswith("https:")
+        name, end = f"{'__Secure-' * is_secure}{self.cookie}", "; Secure" * is_secure
+        return f"Set-Cookie: {name}={value}; Path={given.get('path', '/')}; HttpOnly; SameSite=Strict{end}"
 
     async def tell_who(self, exchange: Exchange, head: Head, session: Session) -> None:
-        exchange.respond(encode(session.to_json()), "application/json", 200)
+        exchange.respond(session.about, "application/json", 200)
 
     async def ask(self, exchange: Exchange, head: Head, session: Session) -> None:
         """Answers the calls of one screen together; one that fails spoils no other."""
-        peer, exchange.kind = exchange.peer, "application/json"
-        calls = demand(CALLS, await exchange.read(head), "ask")["calls"]
-        if not 0 < len(calls) <= CALLS_MAX:
-            raise BadRequest(f"a batch has 1 to {CALLS_MAX} calls", "ask for less at once")
+        peer = exchange.peer
 
-        async def call(method: Any, params: Any) -> bytes:
-            if not isinstance(method, str) or (isinstance(params, dict) and params.get("follow")):
-                raise BadRequest("a call is an operation and its arguments, without follow", "/stream has the events")
-            return await peer.operate(method, params)
-
-        async def reply(method: Any, params: Any) -> bytes:
-            outcome = await peer.attempt(call(method, params), {"method": method})
+        async def reply(method: str, params: Json) -> bytes:
+            outcome = await peer.attempt(peer.operate(method, params), {"method": method})
             if isinstance(outcome, TauError):
                 return json_bytes({"error": outcome.to_json()})
             return b'{"result":%b}' % outcome
 
-        answers = await exchange.beating(peer.together(itertools.starmap(reply, calls)))
-        exchange.finish(b'{"answers":[%b],"at":%b}' % (b",".join(answers), json_bytes(rfc3339(time.time()))), 200)
+        async def answer(message: Any) -> bytes:
+            replies = itertools.starmap(reply, demand(CALLS, message, "it")["calls"])
+            answers = b",".join(await peer.together(replies))
+            return b'{"answers":[%b],"at":%b}' % (answers, json_bytes(rfc3339(time.time())))
+
+        await exchange.call(head, answer, "application/json")
 
     async def stream(self, exchange: Exchange, head: Head, session: Session) -> None:
         """Sends the events that the session sees, as they come; each says where to go on."""
         peer, exchange.kind = exchange.peer, "text/event-stream"
-        asked = dict(urllib.parse.parse_qsl(head.query)).get("since", "")
-        since = head.get("last-event-id") or asked
-        at: Json = {"since": int(since)} if re.fullmatch("[0-9]{1,15}", since) else {}
+        since = head.get("last-event-id") or dict(urllib.parse.parse_qsl(head.query)).get("since", "")
+        asked: Json = {"since": int(since)} if re.fullmatch("[0-9]{1,15}", since) else {}
         exchange.send(b":\n\n")
         try:
             while True:
-                page = json.loads(await peer.operate("events", at | {"wait": PULSE_S}))
-                at = {"since": page["next"]}
+                page = json.loads(await peer.operate("events", asked | {"wait": PULSE_S}))
+                asked = {"since": page["next"]}
                 said = [sent_event("gap", {"first": page["first"]})] if "gap" in page else []
                 said += [sent_event("message", event, event["seq"]) for event in page["events"]]
                 await peer.writable.wait()
@@ -22781,20 +22743,16 @@ class Dashboard:
             exchange.send(b"")
 
 
-#: Path → the methods that it takes, and what answers it.
-ROUTES: dict[str, tuple[tuple[str, ...], Callable[..., Awaitable[None]]]] = {
-    "/": (("GET", "HEAD"), Dashboard.show),
-    "/login": (("POST",), Dashboard.log_in),
-    "/logout": (("POST",), Dashboard.log_out),
-    "/who": (("GET",), Dashboard.tell_who),
-    "/ask": (("POST",), Dashboard.ask),
-    "/stream": (("GET",), Dashboard.stream),
+LOGIN_HINT = "log in: `tau open`, or a key"
+#: Path → what answers it, and the methods that it takes.
+ROUTES: dict[str, tuple[Any, ...]] = {
+    "/": (Dashboard.show, "GET", "HEAD"),
+    "/login": (Dashboard.log_in, "POST"),
+    "/logout": (Dashboard.log_out, "POST"),
+    "/who": (Dashboard.tell_who, "GET"),
+    "/ask": (Dashboard.ask, "POST"),
+    "/stream": (Dashboard.stream, "GET"),
 }
-LOOPBACK_NAMES = ("localhost", "127.0.0.1", "[::1]")
-
-
-def is_secure(peer: Connection) -> bool:
-    return peer.transport.get_extra_info("sslcontext") is not None
 
 
 def sent_event(kind: str, document: Json, seq: int | None = None) -> bytes:
@@ -22805,7 +22763,7 @@ def sent_event(kind: str, document: Json, seq: int | None = None) -> bytes:
 
 #: What the page may do: run its own script, use its own style, and ask where it came from.
 POLICY = (
-    "default-src 'none'; script-src 'sha256-{script}'; style-src 'sha256-{style}'; img-src data:; connect-src 'self'; "
+    "default-src 'none'; script-src 'sha256-{}'; style-src 'sha256-{}'; img-src data:; connect-src 'self'; "
     "frame-ancestors 'none'; base-uri 'none'; form-action 'none'; require-trusted-types-for 'script'; trusted-types"
 )
 PAGE_HEADERS = (
